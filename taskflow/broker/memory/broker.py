@@ -1,0 +1,114 @@
+"""The memory broker: the store behind a lock, for any thread and any event loop of one process."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
+
+from taskflow.broker.console import JobFilter, Metrics, QueueRecord, Redone
+from taskflow.broker.memory.console import OpenStore
+from taskflow.broker.nudges import Bell, Nudges
+from taskflow.broker.protocol import Added, Refused, Upkept
+from taskflow.model.envelope import Envelope, Lease
+from taskflow.model.record import Record, Status
+from taskflow.model.rules import Rules
+from taskflow.model.seams import Seams
+from taskflow.model.session import Beat, BeatAnswer, Session, SessionRecord
+from taskflow.model.verdict import Settled, Settlement
+
+T = TypeVar("T")
+
+
+class _Atomically(Protocol):
+    def __call__(self, verb: Callable[[], T]) -> T: ...
+
+
+class MemoryBroker:
+    """Jobs in this process's memory: for tests, and for work that may be lost with the process.
+
+    `capacity` is the most live jobs that it takes, without one as many as memory holds.
+    """
+
+    def __init__(
+        self, *, seams: Seams | None = None, rules: Rules | None = None, capacity: int | None = None, store: OpenStore | None = None
+    ) -> None:
+        seams = seams or Seams()
+        self._store = store or OpenStore(seams.clock, rules or Rules(), capacity)
+        self._lock = threading.Lock()
+        self._bell = Bell()
+
+    @property
+    def console(self) -> MemoryConsole:
+        return MemoryConsole(self._store, self._atomically)
+
+    async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
+        return self._atomically(lambda: self._store.enqueue(envelopes))
+
+    async def register(self, session: Session) -> None:
+        self._atomically(lambda: self._store.register(session))
+
+    async def claim(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
+        return self._atomically(lambda: self._store.claim(session, request, queues, limit))
+
+    async def beat(self, beat: Beat) -> BeatAnswer:
+        return self._atomically(lambda: self._store.beat(beat))
+
+    async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
+        return self._atomically(lambda: self._store.settle(settlements))
+
+    async def cancel(self, ids: Sequence[bytes]) -> list[Status | None]:
+        return self._atomically(lambda: self._store.cancel(ids))
+
+    async def read(self, ids: Sequence[bytes]) -> list[Record | None]:
+        return self._atomically(lambda: self._store.read(ids))
+
+    async def upkeep(self, limit: int) -> Upkept:
+        return self._atomically(lambda: self._store.upkeep(limit))
+
+    def listen(self, topics: Sequence[str]) -> Nudges:
+        return self._bell.listen(topics)
+
+    def sibling(self) -> MemoryBroker:
+        """Itself: it has no connection that a thread could wait for."""
+        return self
+
+    async def close(self) -> None:
+        """Nothing to let go of; the jobs live as long as the object."""
+
+    def _atomically(self, verb: Callable[[], T]) -> T:
+        with self._lock:
+            answer = verb()
+            rung, self._store.rung = self._store.rung, set()
+        self._bell.ring(rung)
+        return answer
+
+
+class MemoryConsole:
+    def __init__(self, store: OpenStore, atomically: _Atomically) -> None:
+        self._store = store
+        self._atomically = atomically
+
+    async def queues(self) -> list[QueueRecord]:
+        return self._atomically(self._store.queue_records)
+
+    async def browse(self, chosen: JobFilter, *, before: bytes | None = None, limit: int = 100) -> list[Record]:
+        return self._atomically(lambda: self._store.browse(chosen, before, limit))
+
+    async def workers(self) -> list[SessionRecord]:
+        return self._atomically(self._store.session_records)
+
+    async def retry(self, ids: Sequence[bytes]) -> list[Redone]:
+        return self._atomically(lambda: self._store.redo(ids))
+
+    async def purge(self, chosen: JobFilter, *, limit: int = 1_000) -> int:
+        return self._atomically(lambda: self._store.purge(chosen, limit))
+
+    async def pause(self, queue: str) -> None:
+        self._atomically(lambda: self._store.pause(queue))
+
+    async def resume(self, queue: str) -> None:
+        self._atomically(lambda: self._store.resume(queue))
+
+    async def metrics(self) -> Metrics:
+        return self._atomically(self._store.metrics)

@@ -1,0 +1,92 @@
+"""The memory broker's console, as plain methods."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+
+from taskflow.broker import topics
+from taskflow.broker.console import JobFilter, Metrics, QueueRecord, Redone
+from taskflow.broker.memory.job import Job
+from taskflow.broker.memory.upkeep import KeptStore
+from taskflow.model.clock import to_microseconds, to_seconds
+from taskflow.model.record import ENDED, WAITING, Event, Record, Status
+from taskflow.model.session import SessionRecord
+
+
+class OpenStore(KeptStore):
+    """A store that an operator can look into and act upon."""
+
+    def queue_records(self) -> list[QueueRecord]:
+        names = sorted(set(self.counts) | self.paused)
+        return [
+            QueueRecord(
+                name=name,
+                is_paused=name in self.paused,
+                counts={status: self.counts[name][status] for status in Status},
+                oldest_ready_for=self._oldest_ready_for(name),
+            )
+            for name in names
+        ]
+
+    def _oldest_ready_for(self, queue: str) -> float | None:
+        due = [job.due_at for job in self.jobs.values() if job.status is Status.READY and job.queue == queue]
+        return to_seconds(self.clock.wall() - min(due)) if due else None
+
+    def browse(self, chosen: JobFilter, before: bytes | None, limit: int) -> list[Record]:
+        found = (job for job in self.jobs.values() if self._is_chosen(job, chosen) and (before is None or job.id < before))
+        return [job.to_record() for job in heapq.nlargest(limit, found, key=lambda job: job.id)]
+
+    def _is_chosen(self, job: Job, chosen: JobFilter) -> bool:
+        now = self.clock.wall()
+        return (
+            job.is_kept(now)
+            and chosen.queue in (None, job.queue)
+            and chosen.job in (None, job.envelope.job)
+            and (not chosen.statuses or job.status in chosen.statuses)
+            and (chosen.ended_before is None or (job.ended_at is not None and job.ended_at <= now - to_microseconds(chosen.ended_before)))
+            and (not chosen.poison or job.is_poison)
+        )
+
+    def session_records(self) -> list[SessionRecord]:
+        shown = [state for state in self.sessions.values() if state.dead_at is None or state.leases]
+        return sorted(
+            (state.to_record(self.clock.steady()) for state in shown), key=lambda record: (record.session.name, record.session.id)
+        )
+
+    def redo(self, ids: Sequence[bytes]) -> list[Redone]:
+        return [self._redo_one(self.jobs.get(job_id)) for job_id in ids]
+
+    def _redo_one(self, job: Job | None) -> Redone:
+        if job is None or not job.is_kept(self.clock.wall()):
+            return Redone.UNKNOWN
+        if job.status not in ENDED:
+            return Redone.LIVE
+        if job.status is Status.SUCCEEDED:
+            return Redone.SUCCEEDED
+        if self.keys.get(job.envelope.key or b""):
+            return Redone.KEY_TAKEN
+        job.make_fresh(self.clock.wall())
+        if job.envelope.key is not None:
+            self.keys[job.envelope.key] = [job]
+        self.enter(job, Event.REDO)
+        return Redone.OK
+
+    def purge(self, chosen: JobFilter, limit: int) -> int:
+        purged = [job for job in self.jobs.values() if job.status is not Status.RUNNING and self._is_chosen(job, chosen)][:limit]
+        for job in purged:
+            if job.status in WAITING:
+                self.end(job, Event.CANCEL, Status.CANCELLED, "purged")
+            if job.status in ENDED:
+                self.bury(job)
+        return len(purged)
+
+    def pause(self, queue: str) -> None:
+        self.paused.add(queue)
+
+    def resume(self, queue: str) -> None:
+        self.paused.discard(queue)
+        self.rung |= {topics.queue(queue), topics.ANY_QUEUE}
+
+    def metrics(self) -> Metrics:
+        return Metrics(totals={queue: {str(event): count for event, count in events.items()} for queue, events in self.totals.items()})

@@ -1,0 +1,140 @@
+"""A job as the memory broker keeps it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from taskflow.model.clock import instant_of, to_microseconds
+from taskflow.model.envelope import ClaimId, Envelope, Lease
+from taskflow.model.record import Progress, Record, Status
+from taskflow.model.session import Session
+from taskflow.model.verdict import RunError
+
+
+class Fence(NamedTuple):
+    """Tells one lease from every other, also after the store has lost its tail and counts epochs again."""
+
+    epoch: int
+    claim: ClaimId
+
+
+class Job:
+    """One envelope and all that became of it. Instants are microseconds since 1970."""
+
+    __slots__ = (
+        "awaits", "behind", "cancel_requested", "claim", "claimed_at", "claimed_steady", "crashes", "created_at", "due_at", "ended_at",
+        "envelope", "epoch", "errors", "expires_at", "failures", "hand_backs", "is_poison", "joins", "keep_until", "parked_at", "payload",
+        "progress", "reason", "result", "seq", "settled", "snoozes", "started_at", "status", "waiting_for", "worker",
+    )  # fmt: skip
+
+    def __init__(self, envelope: Envelope, seq: int, now: int) -> None:
+        self.envelope = envelope
+        self.seq = seq
+        self.status: Status | None = None
+        self.created_at = now
+        self.due_at = max(now, envelope.at) if envelope.at is not None else now + to_microseconds(envelope.after)
+        self.expires_at = None if envelope.expires is None else now + to_microseconds(envelope.expires)
+        self.payload: bytes | None = envelope.payload
+        self.awaits = envelope.awaits
+        self.joins = envelope.joins
+        self.behind: bytes | None = None
+        self.epoch = 0
+        self.claim: ClaimId | None = None
+        self.claimed_at: int | None = None
+        self.claimed_steady = 0
+        self.started_at: int | None = None
+        self.settled: Fence | None = None
+        self.failures = self.crashes = self.snoozes = self.hand_backs = 0
+        self.parked_at: int | None = None
+        self.errors: list[RunError] = []
+        self.progress: Progress | None = None
+        self.worker: str | None = None
+        self.cancel_requested: str | None = None
+        self.result: bytes | None = None
+        self.reason: str | None = None
+        self.waiting_for: str | None = None
+        self.is_poison = False
+        self.ended_at: int | None = None
+        self.keep_until = 0
+
+    @property
+    def id(self) -> bytes:
+        return self.envelope.id
+
+    @property
+    def queue(self) -> str:
+        return self.envelope.queue
+
+    @property
+    def place(self) -> tuple[int, int, int]:
+        """Where it stands among the ready jobs of its queue: the least is claimed first."""
+        return (-self.envelope.priority, self.due_at, self.seq)
+
+    def is_expired(self, now: int) -> bool:
+        return self.expires_at is not None and self.expires_at <= now
+
+    def is_kept(self, now: int) -> bool:
+        return self.status is not None and (self.ended_at is None or self.keep_until > now)
+
+    def lease_to(self, session: Session, claim: ClaimId, now: int, steady: int) -> None:
+        self.epoch += 1
+        self.claim = claim
+        self.claimed_at, self.claimed_steady = now, steady
+        self.started_at = self.progress = None
+        self.waiting_for = None
+        self.worker = session.name
+
+    def make_fresh(self, now: int) -> None:
+        """As if it had just been enqueued; what happened to it before stays in its errors."""
+        self.due_at = now
+        self.failures = self.crashes = self.snoozes = self.hand_backs = 0
+        self.awaits = 0
+        self.expires_at = self.ended_at = self.parked_at = self.started_at = None
+        self.cancel_requested = self.reason = self.progress = self.worker = None
+        self.is_poison = False
+
+    def to_lease(self, now: int) -> Lease:
+        assert self.claim is not None
+        return Lease(
+            envelope=self.envelope,
+            epoch=self.epoch,
+            claim=self.claim,
+            created_at=self.created_at,
+            failures=self.failures,
+            crashes=self.crashes,
+            snoozes=self.snoozes,
+            hand_backs=self.hand_backs,
+            parked_for=0.0 if self.parked_at is None else (now - self.parked_at) / 1_000_000,
+        )
+
+    def to_record(self) -> Record:
+        assert self.status is not None
+        envelope = self.envelope
+        return Record(
+            id=envelope.id,
+            job=envelope.job,
+            queue=envelope.queue,
+            status=self.status,
+            priority=envelope.priority,
+            max_attempts=envelope.max_attempts,
+            created_at=instant_of(self.created_at),
+            due_at=instant_of(self.due_at),
+            claimed_at=None if self.claimed_at is None else instant_of(self.claimed_at),
+            started_at=None if self.started_at is None else instant_of(self.started_at),
+            ended_at=None if self.ended_at is None else instant_of(self.ended_at),
+            expires_at=None if self.expires_at is None else instant_of(self.expires_at),
+            failures=self.failures,
+            crashes=self.crashes,
+            snoozes=self.snoozes,
+            hand_backs=self.hand_backs,
+            epoch=self.epoch,
+            worker=self.worker,
+            progress=self.progress,
+            result=self.result,
+            payload=self.payload,
+            reason=self.reason,
+            waiting_for=self.waiting_for,
+            errors=tuple(self.errors),
+            cancel_requested=self.cancel_requested is not None,
+            headers=envelope.headers,
+        )

@@ -1,0 +1,196 @@
+"""The jobs of a memory store, their order, keys and moves. Not locked: its owner is."""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter, defaultdict
+
+from taskflow.broker import topics
+from taskflow.broker.memory.job import Job
+from taskflow.model.clock import Clock, to_microseconds
+from taskflow.model.ids import id_text
+from taskflow.model.record import LIVE, MOVES, WAITING, Event, Status
+from taskflow.model.rules import Rules
+
+Place = tuple[int, int, int]
+
+
+class Shelf:
+    """Heaps are cleaned lazily: an entry counts only while it still says where its job stands."""
+
+    def __init__(self, clock: Clock, rules: Rules) -> None:
+        self.clock = clock
+        self.rules = rules
+        self.jobs: dict[bytes, Job] = {}
+        self.ready: defaultdict[str, list[tuple[Place, bytes]]] = defaultdict(list)
+        self.due: list[tuple[int, int, bytes]] = []
+        self.expiring: list[tuple[int, bytes]] = []
+        self.fading: list[tuple[int, bytes]] = []
+        self.kept: defaultdict[tuple[str, bool], list[tuple[int, int, bytes]]] = defaultdict(list)
+        self.keys: dict[bytes, list[Job]] = {}
+        self.paused: set[str] = set()
+        self.counts: defaultdict[str, Counter[Status]] = defaultdict(Counter)
+        self.totals: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        self.rung: set[str] = set()
+        self._seq = 0
+
+    # --- moves: every change of status goes through here --------------------------------------------
+
+    def move(self, job: Job, event: Event, to: Status | None) -> None:
+        """One legal move, counted."""
+        if to not in MOVES.get((job.status, event), ()):
+            raise AssertionError(f"{id_text(job.id)}: {job.status} may not become {to} by {event}")
+        if job.status is not None:
+            self.counts[job.queue][job.status] -= 1
+        if to is not None:
+            self.counts[job.queue][to] += 1
+        job.status = to
+        self.totals[job.queue][event] += 1
+
+    def add(self, job: Job, behind: Job | None) -> None:
+        """Take in a new job; `behind` is the running holder of its key that it replaces afterwards."""
+        self.jobs[job.id] = job
+        if behind is not None:
+            job.awaits += 1
+            job.behind = behind.id
+            job.waiting_for = f"job {id_text(behind.id)}, which runs with its key"
+        if job.envelope.key is not None:
+            self.keys.setdefault(job.envelope.key, []).append(job)
+        self.enter(job, Event.ENQUEUE)
+
+    def next_seq(self) -> int:
+        self._seq += 1
+        return self._seq
+
+    def enter(self, job: Job, event: Event) -> None:
+        """Wait in the place that its due time and what it awaits give it."""
+        if job.expires_at is not None:
+            heapq.heappush(self.expiring, (job.expires_at, job.id))
+        if job.awaits > 0:
+            self.move(job, event, Status.HELD)
+        elif job.due_at > self.clock.wall():
+            self.move(job, event, Status.SCHEDULED)
+            heapq.heappush(self.due, (job.due_at, job.seq, job.id))
+            self.rung.add(topics.DUE)
+        else:
+            self.move(job, event, Status.READY)
+            heapq.heappush(self.ready[job.queue], (job.place, job.id))
+            self.rung |= {topics.queue(job.queue), topics.ANY_QUEUE}
+
+    def wait_again(self, job: Job, event: Event, due_at: int) -> None:
+        """After a run that did not end the job; its cancellation and a replacement behind it come first."""
+        successor = self.waiting_behind(job)
+        if job.cancel_requested is not None:
+            self.end(job, event, Status.CANCELLED, job.cancel_requested)
+        elif successor is not None:
+            self.end(job, event, Status.CANCELLED, replaced_by(successor.id))
+        else:
+            job.claim = None
+            job.due_at = due_at
+            self.enter(job, event)
+
+    def end(self, job: Job, event: Event, status: Status, reason: str | None = None, *, keep: float | None = None) -> None:
+        """End a job: nobody holds it any more, its key is free, and those that awaited it know."""
+        now = self.clock.wall()
+        self.move(job, event, status)
+        job.claim = None
+        job.reason = reason
+        job.waiting_for = None
+        job.ended_at = now
+        job.keep_until = now + to_microseconds(self._keep(status) if keep is None else keep)
+        heapq.heappush(self.fading, (job.keep_until, job.id))
+        heapq.heappush(self.kept[job.queue, status is Status.FAILED], (now, job.seq, job.id))
+        self.release_key(job)
+        joins, job.joins = job.joins, ()
+        for joined in joins:
+            self._count_in(self.jobs.get(joined))
+        self.rung.add(topics.job(job.id))
+
+    def bury(self, job: Job) -> None:
+        """Drop what is kept of an ended job, all but its id and fence: somebody may still resend a call that names it."""
+        assert job.ended_at is not None
+        self.move(job, Event.DROP, None)
+        job.payload = job.result = None
+        job.errors = []
+        heapq.heappush(self.fading, (job.ended_at + to_microseconds(self.rules.repeat_for), job.id))
+
+    # --- keys and joins ---------------------------------------------------------------------------------
+
+    def holders(self, key: bytes | None) -> tuple[Job | None, Job | None]:
+        """The waiting and the running live job of a key."""
+        live = self.keys.get(key, ()) if key is not None else ()
+        waiting = next((job for job in live if job.status in WAITING), None)
+        running = next((job for job in live if job.status is Status.RUNNING), None)
+        return waiting, running
+
+    def waiting_behind(self, job: Job) -> Job | None:
+        waiting, _ = self.holders(job.envelope.key)
+        return waiting if waiting is not None and waiting.behind == job.id else None
+
+    def release_key(self, job: Job) -> None:
+        key = job.envelope.key
+        if key is None:
+            return
+        live = self.keys.get(key, [])
+        if job in live:
+            live.remove(job)
+        for other in live:
+            if other.behind == job.id:
+                other.behind = other.waiting_for = None
+                self._count_in(other)
+        if not live:
+            self.keys.pop(key, None)
+
+    def _count_in(self, held: Job | None) -> None:
+        if held is None or held.status is not Status.HELD:
+            return
+        held.awaits -= 1
+        if held.awaits == 0:
+            self.enter(held, Event.RELEASE)
+
+    def _keep(self, status: Status) -> float:
+        return self.rules.keep_failed if status is Status.FAILED else self.rules.keep_cancelled
+
+    # --- looking ---------------------------------------------------------------------------------------------
+
+    def take_ready(self, queue: str, limit: int) -> list[Job]:
+        """The first of a queue that may run now, taken out of its heap."""
+        now = self.clock.wall()
+        taken, passed_over = list[Job](), list[Job]()
+        while len(taken) < limit and (job := self.first_ready(queue)) is not None:
+            heapq.heappop(self.ready[queue])
+            (passed_over if job.is_expired(now) else taken).append(job)
+        for job in passed_over:
+            heapq.heappush(self.ready[queue], (job.place, job.id))
+        return taken
+
+    def first_ready(self, queue: str) -> Job | None:
+        """The head of a queue; entries that no longer say where their job stands, or say it twice, are taken off."""
+        heap = self.ready[queue]
+        while heap:
+            place, job_id = heap[0]
+            job = self.jobs.get(job_id)
+            is_twice = len(heap) > 1 and heap[0] in heap[1:3]
+            if job is not None and job.status is Status.READY and job.place == place and not is_twice:
+                return job
+            heapq.heappop(heap)
+        return None
+
+    def ready_queues(self) -> list[str]:
+        return sorted(name for name, counts in self.counts.items() if counts[Status.READY] and name not in self.paused)
+
+    def next_due(self) -> int | None:
+        while self.due:
+            due_at, _, job_id = self.due[0]
+            job = self.jobs.get(job_id)
+            if job is not None and job.status is Status.SCHEDULED and job.due_at == due_at:
+                return due_at
+            heapq.heappop(self.due)
+        return None
+
+    def live_count(self) -> int:
+        return sum(counts[status] for counts in self.counts.values() for status in LIVE)
+
+
+def replaced_by(job_id: bytes) -> str:
+    return f"replaced by {id_text(job_id)}"

@@ -1,0 +1,296 @@
+"""The verbs of the memory broker, as plain methods. Small ones say the rules: what each decides is what the contract names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from taskflow.broker import topics
+from taskflow.broker.memory.job import Fence, Job
+from taskflow.broker.memory.shelf import Shelf, replaced_by
+from taskflow.broker.protocol import Added, Refused
+from taskflow.model.clock import Clock, instant_of, to_microseconds, to_seconds
+from taskflow.model.envelope import ClaimId, Envelope, Lease, OnConflict
+from taskflow.model.errors import SessionLost, StoreFull
+from taskflow.model.record import WAITING, Event, Record, Status
+from taskflow.model.rules import Rules
+from taskflow.model.session import Beat, BeatAnswer, Report, Session, SessionRecord
+from taskflow.model.verdict import (
+    Cancelled,
+    Discarded,
+    Failed,
+    HandedBack,
+    Parked,
+    Retried,
+    RunError,
+    Settled,
+    Settlement,
+    Snoozed,
+    Succeeded,
+    append_error,
+    unpack_errors,
+)
+
+
+class SessionState:
+    """A session and what it holds. `answer` is the memory of its last claim."""
+
+    def __init__(self, session: Session, now: int, steady: int, boot_id: str) -> None:
+        self.session = session
+        self.registered_at = now
+        self.beat_at = steady
+        self.boot_id = boot_id
+        self.is_spared = False
+        self.dead_at: int | None = None
+        self.request = 0
+        self.answer: list[tuple[bytes, Fence]] = []
+        self.leases: dict[ClaimId, Job] = {}
+
+    @property
+    def ttl(self) -> int:
+        return to_microseconds(self.session.ttl)
+
+    def to_record(self, steady: int) -> SessionRecord:
+        return SessionRecord(
+            session=self.session,
+            registered_at=instant_of(self.registered_at),
+            seconds_since_beat=max(0.0, to_seconds(steady - self.beat_at)),
+            leases=len(self.leases),
+            is_dying=self.dead_at is not None,
+        )
+
+
+class Store(Shelf):
+    """What a broker does, in one process and without a lock."""
+
+    def __init__(self, clock: Clock, rules: Rules, capacity: int | None = None) -> None:
+        super().__init__(clock, rules)
+        self.sessions: dict[bytes, SessionState] = {}
+        self.pulse = clock.steady()
+        self._capacity = capacity
+
+    # --- enqueue -----------------------------------------------------------------------------------------
+
+    def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
+        if self._capacity is not None and self.live_count() + len(envelopes) > self._capacity:
+            raise StoreFull(f"the memory broker holds {self.live_count()} live jobs of at most {self._capacity}: let workers catch up")
+        return [self._enqueue_one(envelope) for envelope in envelopes]
+
+    def _enqueue_one(self, envelope: Envelope) -> Added | Refused:
+        if envelope.id in self.jobs:
+            return Refused(envelope.id, envelope.id, "id")
+        waiting, running = self.holders(envelope.key)
+        standing = waiting or running
+        if standing is not None and envelope.on_conflict is OnConflict.KEEP:
+            return Refused(envelope.id, standing.id, "key")
+        if waiting is not None:
+            self.end(waiting, Event.REPLACE, Status.CANCELLED, replaced_by(envelope.id))
+        self.add(Job(envelope, self.next_seq(), self.clock.wall()), behind=running)
+        return Added(envelope.id, None if waiting is None else waiting.id)
+
+    # --- sessions and claims -----------------------------------------------------------------------------
+
+    def register(self, session: Session) -> None:
+        self._spare_after_outage()
+        known = self.sessions.get(session.id)
+        if known is None:
+            self.sessions[session.id] = SessionState(session, self.clock.wall(), self.clock.steady(), self.clock.boot_id())
+        elif known.dead_at is not None:
+            raise SessionLost(f"session {session.name} was reaped: register a new one, with a fresh id")
+        self.pulse = self.clock.steady()
+
+    def claim(self, session_id: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
+        state = self._living(session_id)
+        if request <= state.request:
+            return self._answer_again(state, request)
+        state.request, state.answer = request, []
+        for queue in self._order(queues, request):
+            for job in self.take_ready(queue, limit - len(state.answer)):
+                self._lease(state, job, ClaimId(session_id, request, len(state.answer)))
+        return self._answer_again(state, request)
+
+    def _living(self, session_id: bytes) -> SessionState:
+        state = self.sessions.get(session_id)
+        if state is None or not self._lives(state):
+            raise SessionLost("the session was reaped or never registered: register a new one, with a fresh id")
+        return state
+
+    def _lives(self, state: SessionState) -> bool:
+        return state.dead_at is None
+
+    def _order(self, queues: Sequence[str], request: int) -> Sequence[str]:
+        if queues:
+            return [queue for queue in queues if queue not in self.paused]
+        names = self.ready_queues()
+        turn = request % len(names) if names else 0
+        return names[turn:] + names[:turn]
+
+    def _lease(self, state: SessionState, job: Job, claim: ClaimId) -> None:
+        self.move(job, Event.CLAIM, Status.RUNNING)
+        job.lease_to(state.session, claim, self.clock.wall(), self.clock.steady())
+        state.leases[claim] = job
+        state.answer.append((job.id, Fence(job.epoch, claim)))
+
+    def _answer_again(self, state: SessionState, request: int) -> list[Lease]:
+        """The leases of the last request that are still the session's; none for an older one, whose asker has moved on."""
+        if request < state.request:
+            return []
+        now = self.clock.wall()
+        jobs = [(self.jobs.get(job_id), fence) for job_id, fence in state.answer]
+        return [job.to_lease(now) for job, fence in jobs if job is not None and self._holds(job, fence)]
+
+    def _holds(self, job: Job, fence: Fence) -> bool:
+        """The fence. Every settlement goes by it."""
+        return job.status is Status.RUNNING and job.epoch == fence.epoch and job.claim == fence.claim
+
+    def _spare_after_outage(self) -> None:
+        """When nobody has beaten for a session's whole ttl, the store was away, not the workers: one more ttl, once."""
+        steady = self.clock.steady()
+        for state in self.sessions.values():
+            if self._lives(state) and not state.is_spared and steady - self.pulse > state.ttl:
+                state.is_spared = True
+                state.beat_at = steady
+
+    # --- beat ------------------------------------------------------------------------------------------------
+
+    def beat(self, beat: Beat) -> BeatAnswer:
+        self._spare_after_outage()
+        state = self._living(beat.session)
+        state.beat_at = self.pulse = self.clock.steady()
+        state.is_spared = False
+        for report in beat.reports:
+            self._take_report(state.leases.get(report.claim), report)
+        ghosts = [job for claim, job in state.leases.items() if claim not in set(beat.claims) and self._is_ghost(job, claim, beat)]
+        for job in ghosts:
+            self._let_go(job)
+            self.wait_again(job, Event.GHOST, job.due_at)
+        if beat.leaving:
+            self._leave(state)
+        return BeatAnswer(
+            lost=tuple(claim for claim in beat.claims if claim not in state.leases),
+            stopping=tuple(claim for claim in beat.claims if claim in state.leases and state.leases[claim].cancel_requested is not None),
+            ghosts=len(ghosts),
+        )
+
+    def _take_report(self, job: Job | None, report: Report) -> None:
+        if job is not None:
+            job.started_at = self.clock.wall() - to_microseconds(report.running_for)
+            job.progress = report.progress or job.progress
+
+    def _is_ghost(self, job: Job, claim: ClaimId, beat: Beat) -> bool:
+        age = self.clock.steady() - job.claimed_steady
+        return claim.request <= beat.seen and age >= to_microseconds(self.rules.ghost_after)
+
+    def _leave(self, state: SessionState) -> None:
+        self._kill(state)
+        for job in list(state.leases.values()):
+            self._let_go(job)
+            self._hand_back(job, counts=True)
+
+    def _kill(self, state: SessionState) -> None:
+        state.dead_at = self.clock.wall()
+
+    def _let_go(self, job: Job) -> None:
+        """Take the lease off its session; what becomes of the job is the next step of the same verb."""
+        assert job.claim is not None
+        state = self.sessions.get(job.claim.session)
+        if state is not None:
+            state.leases.pop(job.claim, None)
+
+    # --- settle ----------------------------------------------------------------------------------------------
+
+    def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
+        return [self._settle_one(settlement) for settlement in settlements]
+
+    def _settle_one(self, settlement: Settlement) -> Settled:
+        job = self.jobs.get(settlement.id)
+        fence = Fence(settlement.epoch, settlement.claim)
+        if job is None:
+            return Settled.STALE
+        if not self._holds(job, fence):
+            return Settled.OK if self._took_effect(job, fence) else Settled.STALE
+        job.settled = fence
+        job.started_at = self.clock.wall() - to_microseconds(settlement.ran_for)
+        self._let_go(job)
+        self._apply(job, settlement)
+        for follow_up in settlement.follow_ups:
+            self._enqueue_one(follow_up)
+        return Settled.OK
+
+    def _took_effect(self, job: Job, fence: Fence) -> bool:
+        return job.settled == fence
+
+    def _apply(self, job: Job, settlement: Settlement) -> None:
+        verdict, now = settlement.verdict, self.clock.wall()
+        if not isinstance(verdict, HandedBack | Parked):
+            self._progressed(job)
+        match verdict:
+            case Succeeded(result):
+                job.result, job.payload = result, None
+                self.end(job, Event.SUCCEED, Status.SUCCEEDED, keep=settlement.keep_for)
+            case Failed(error):
+                self._fail_once(job, error)
+                self.end(job, Event.FAIL, Status.FAILED, f"{error.type}: {error.message}")
+            case Discarded(reason):
+                self.end(job, Event.DISCARD, Status.FAILED, reason)
+            case Cancelled(reason):
+                self.end(job, Event.CANCEL, Status.CANCELLED, reason)
+            case Retried(error, after):
+                self._fail_once(job, error)
+                self.wait_again(job, Event.RETRY, now + to_microseconds(after))
+            case Snoozed(after):
+                job.snoozes += 1
+                self.wait_again(job, Event.SNOOZE, now + to_microseconds(after))
+            case Parked(waiting_for, after):
+                job.parked_at = now if job.parked_at is None else job.parked_at
+                job.waiting_for = waiting_for
+                self.wait_again(job, Event.PARK, now + to_microseconds(after))
+            case HandedBack(counts):
+                self._hand_back(job, counts=counts)
+            case _:
+                raise TypeError(f"{verdict!r} is no verdict that a store knows")
+
+    def _progressed(self, job: Job) -> None:
+        """A run came to something: what counts lost leases in a row begins again."""
+        job.crashes = job.hand_backs = 0
+        job.parked_at = None
+
+    def _fail_once(self, job: Job, error: RunError) -> None:
+        job.failures += 1
+        self._note(job, error)
+
+    def _note(self, job: Job, error: RunError) -> None:
+        packed = b"".join(append_error(None, noted, noted.at) for noted in job.errors)
+        job.errors = list(unpack_errors(append_error(packed, error, self.clock.wall())))
+
+    def _hand_back(self, job: Job, *, counts: bool) -> None:
+        job.hand_backs += counts
+        if job.hand_backs > self.rules.max_hand_backs and job.cancel_requested is None:
+            self._poison(job, Event.HAND_BACK, f"handed back {job.hand_backs} times without an outcome")
+        else:
+            self.wait_again(job, Event.HAND_BACK, job.due_at)
+
+    def _poison(self, job: Job, event: Event, why: str) -> None:
+        job.is_poison = True
+        self.end(job, event, Status.FAILED, f"poison: {why}")
+
+    # --- cancel, read ------------------------------------------------------------------------------------------
+
+    def cancel(self, ids: Sequence[bytes]) -> list[Status | None]:
+        return [self._cancel_one(self.jobs.get(job_id)) for job_id in ids]
+
+    def _cancel_one(self, job: Job | None) -> Status | None:
+        if job is None or not job.is_kept(self.clock.wall()):
+            return None
+        found = job.status
+        if found in WAITING:
+            self.end(job, Event.CANCEL, Status.CANCELLED, "cancelled")
+        elif found is Status.RUNNING:
+            job.cancel_requested = "cancelled"
+            if job.claim is not None:
+                self.rung.add(topics.session(job.claim.session))
+        return found
+
+    def read(self, ids: Sequence[bytes]) -> list[Record | None]:
+        now = self.clock.wall()
+        found = [self.jobs.get(job_id) for job_id in ids]
+        return [job.to_record() if job is not None and job.is_kept(now) else None for job in found]

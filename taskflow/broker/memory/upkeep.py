@@ -1,0 +1,133 @@
+"""What time brings, in the memory broker: due jobs, dead sessions, expiry, the end of keeping."""
+
+from __future__ import annotations
+
+import heapq
+from typing import Final
+
+from taskflow.broker.memory.job import Job
+from taskflow.broker.memory.store import SessionState, Store
+from taskflow.broker.protocol import Upkept
+from taskflow.model.clock import to_microseconds, to_seconds
+from taskflow.model.record import ENDED, WAITING, Event, Status
+from taskflow.model.verdict import RunError
+
+CRASHED: Final = "taskflow.WorkerLost"
+DROPPED_OVER_CAP: Final = "dropped over the cap"
+
+
+class KeptStore(Store):
+    """A store with its upkeep."""
+
+    def upkeep(self, limit: int) -> Upkept:
+        self._spare_after_outage()
+        reaped = self._reap()
+        left = limit
+        moves = list[int]()
+        for duty in (self._ready_due, self._release_leases, self._expire, self._drop):
+            moves.append(duty(left))
+            left -= moves[-1]
+        readied, released, expired, dropped = moves
+        next_in = 0.0 if left <= 0 else self._next_in()
+        return Upkept(readied=readied, reaped=reaped, released=released, expired=expired, dropped=dropped, next_in=next_in)
+
+    def _next_in(self) -> float:
+        """The fleet's share: each of n sessions comes once in n turns, all of them when something falls due before."""
+        turn = self.rules.upkeep_every * max(1, sum(self._lives(state) for state in self.sessions.values()))
+        due_at = self.next_due()
+        return turn if due_at is None else min(turn, max(0.0, to_seconds(due_at - self.clock.wall())))
+
+    def _ready_due(self, limit: int) -> int:
+        now, moved = self.clock.wall(), 0
+        while moved < limit and (due_at := self.next_due()) is not None and due_at <= now:
+            _, _, job_id = heapq.heappop(self.due)
+            self.enter(self.jobs[job_id], Event.DUE)
+            moved += 1
+        return moved
+
+    # --- dead sessions ------------------------------------------------------------------------------------
+
+    def _reap(self) -> int:
+        """Dead first, released after: a claim that comes in between finds the session gone, and no lease is forgotten."""
+        lapsed = [state for state in self.sessions.values() if self._lives(state) and self._has_lapsed(state)]
+        for state in lapsed:
+            self._kill(state)
+        return len(lapsed)
+
+    def _has_lapsed(self, state: SessionState) -> bool:
+        return self._is_of_another_boot(state) or self.clock.steady() - state.beat_at > state.ttl
+
+    def _is_of_another_boot(self, state: SessionState) -> bool:
+        """The machine has started again since: its workers are gone, and their steady times mean nothing now."""
+        return state.boot_id != self.clock.boot_id()
+
+    def _release_leases(self, limit: int) -> int:
+        dying = [state for state in self.sessions.values() if state.dead_at is not None]
+        released = [(state, job) for state in dying for job in state.leases.values()][:limit]
+        for state, job in released:
+            self._let_go(job)
+            if state.is_spared or self._is_of_another_boot(state):
+                self._hand_back(job, counts=True)
+            else:
+                self._crash(job)
+        self._forget_sessions(dying)
+        return len(released)
+
+    def _forget_sessions(self, dying: list[SessionState]) -> None:
+        long_ago = self.clock.wall() - to_microseconds(self.rules.repeat_for)
+        for state in dying:
+            if not state.leases and state.dead_at is not None and state.dead_at < long_ago:
+                del self.sessions[state.session.id]
+
+    def _crash(self, job: Job) -> None:
+        job.crashes += 1
+        most = self.rules.max_crashes
+        self._note(
+            job, RunError(CRASHED, f"worker {job.worker} was lost while it had this job (crash {job.crashes})", "", job.failures + 1)
+        )
+        if job.crashes > most and job.cancel_requested is None:
+            self._poison(job, Event.CRASH, f"its worker was lost {job.crashes} times in a row while it had this job")
+        else:
+            wait = to_microseconds(self.rules.crash_wait(job.crashes))
+            self.wait_again(job, Event.CRASH, self.clock.wall() + wait if wait else job.due_at)
+
+    # --- expiry and keeping --------------------------------------------------------------------------------
+
+    def _expire(self, limit: int) -> int:
+        now, moved = self.clock.wall(), 0
+        while self.expiring and self.expiring[0][0] <= now and moved < limit:
+            job = self.jobs.get(heapq.heappop(self.expiring)[1])
+            if job is not None and job.status in WAITING and job.is_expired(now):
+                self.end(job, Event.EXPIRE, Status.CANCELLED, "expired")
+                moved += 1
+        return moved
+
+    def _drop(self, limit: int) -> int:
+        """First to be nothing but an id, when its keep is over; then, when no call can be resent any more, nothing at all."""
+        now, moved = self.clock.wall(), self._drop_over_cap(limit)
+        while self.fading and self.fading[0][0] <= now and moved < limit:
+            job = self.jobs.get(heapq.heappop(self.fading)[1])
+            if job is None:
+                continue
+            if job.status in ENDED and job.keep_until <= now:
+                self.bury(job)
+                moved += 1
+            elif job.status is None and self._is_forgettable(job, now):
+                del self.jobs[job.id]
+        return moved
+
+    def _is_forgettable(self, job: Job, now: int) -> bool:
+        return job.ended_at is not None and job.ended_at + to_microseconds(self.rules.repeat_for) <= now
+
+    def _drop_over_cap(self, limit: int) -> int:
+        moved = 0
+        for (queue, are_failed), oldest in self.kept.items():
+            statuses = (Status.FAILED,) if are_failed else (Status.SUCCEEDED, Status.CANCELLED)
+            while moved < limit and oldest and sum(self.counts[queue][status] for status in statuses) > self.rules.kept_per_queue:
+                ended_at, _, job_id = heapq.heappop(oldest)
+                job = self.jobs.get(job_id)
+                if job is not None and job.status in statuses and job.ended_at == ended_at:
+                    self.bury(job)
+                    self.totals[queue][DROPPED_OVER_CAP] += 1
+                    moved += 1
+        return moved

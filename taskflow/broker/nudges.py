@@ -1,0 +1,113 @@
+"""Wake-up hints within a process, for any thread and any event loop. Other processes ring the same bell through a store's own means."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import Self
+
+
+class Bell:
+    """Who listens for what. Ringing is cheap when nobody does, and may be done from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._listeners: dict[str, set[Nudges]] = {}
+
+    def listen(self, topics: Sequence[str]) -> Nudges:
+        return Nudges(self, topics)
+
+    def ring(self, topics: Iterable[str]) -> None:
+        if not self._listeners:
+            return
+        with self._lock:
+            woken = {nudges for topic in topics for nudges in self._listeners.get(topic, ())}
+        for nudges in woken:
+            nudges.nudge()
+
+    def ring_all(self) -> None:
+        """When it is not known what happened: everybody looks."""
+        with self._lock:
+            woken = {nudges for listeners in self._listeners.values() for nudges in listeners}
+        for nudges in woken:
+            nudges.nudge()
+
+    @property
+    def is_heard(self) -> bool:
+        return bool(self._listeners)
+
+    def join(self, nudges: Nudges, topics: Sequence[str]) -> None:
+        with self._lock:
+            for topic in topics:
+                self._listeners.setdefault(topic, set()).add(nudges)
+
+    def leave(self, nudges: Nudges, topics: Sequence[str]) -> None:
+        with self._lock:
+            for topic in topics:
+                listeners = self._listeners.get(topic, set())
+                listeners.discard(nudges)
+                if not listeners:
+                    self._listeners.pop(topic, None)
+
+
+class Nudges:
+    """One listener, from its making until it is closed; a context manager. One task waits at a time.
+
+    A nudge that comes between two waits ends the second at once: look, then wait, and nothing is missed.
+    """
+
+    def __init__(self, bell: Bell, topics: Sequence[str]) -> None:
+        self._bell = bell
+        self._topics = tuple(topics)
+        self._lock = threading.Lock()
+        self._is_nudged = False
+        self._waiter: tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None = None
+        bell.join(self, self._topics)
+
+    async def wait(self, timeout: float | None = None) -> bool:
+        """True when nudged, False when `timeout` seconds have passed."""
+        loop = asyncio.get_running_loop()
+        with self._lock:
+            if self._is_nudged:
+                self._is_nudged = False
+                return True
+            waiter: asyncio.Future[None] = loop.create_future()
+            self._waiter = (loop, waiter)
+        timer = loop.call_later(timeout, _finish, waiter) if timeout is not None else None
+        try:
+            await waiter
+        finally:
+            if timer is not None:
+                timer.cancel()
+            with self._lock:
+                self._waiter = None
+                nudged, self._is_nudged = self._is_nudged, False
+        return nudged
+
+    def nudge(self) -> None:
+        """Wake whoever waits here, now or next."""
+        with self._lock:
+            self._is_nudged = True
+            waiting = self._waiter
+        if waiting is not None:
+            loop, waiter = waiting
+            try:
+                loop.call_soon_threadsafe(_finish, waiter)
+            except RuntimeError:  # its loop has been closed meanwhile: nobody waits there any more
+                return
+
+    def close(self) -> None:
+        self._bell.leave(self, self._topics)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def _finish(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)

@@ -1,0 +1,161 @@
+"""The broker's contract. Each clause (a name in brackets) is a test of that name in the conformance suite, run on every broker.
+
+Every verb is atomic: it takes effect as a whole or not at all. Every verb may be sent again after `BrokerUnavailable`,
+up to 60 s later, without harm. Time is the store's: clients send durations. All methods may be called from any
+running event loop of the process; several processes may share a store (memory excepted).
+
+**enqueue** adds envelopes in order and answers one by one.
+  [enqueue_adds] a new id is Added: READY when it is due, else SCHEDULED until its time, HELD while it awaits others.
+  [enqueue_repeat] an id that is known, ended or not, adds nothing: Refused with that id, because of "id".
+  [enqueue_order] ready jobs are claimed by priority, higher first, then by the time they became ready, then in order of arrival.
+  [enqueue_past] an instant in the past means now.
+  [key_keeps] while a live job has the key, another is Refused with the standing id, because of "key"; the waiting holder is named
+    before the running one.
+  [key_neighbours] a refused item leaves the others of its batch alone.
+  [key_released] an ended job holds no key, however it ended.
+  [key_survives_retry] a job that waits for its retry still holds its key.
+  [key_replaces] on REPLACE the waiting holder becomes CANCELLED, "replaced by ID", and the new job is Added under its own id.
+  [key_waits_behind] on REPLACE while the holder runs, the new job is HELD until that run's job has left RUNNING.
+  [key_gives_way] a run that would wait again while a replacement waits behind it becomes CANCELLED, "replaced by ID".
+  [enqueue_full] a store without room raises StoreFull and adds nothing of the batch; all other verbs go on.
+  [joins] a HELD job is released when as many jobs that name it in `joins` have ended, however they ended, as it awaits.
+
+**register** makes a session known.
+  [register_repeat] registering a living session again changes nothing.
+  [register_dead] a session that was reaped, or has left, stays dead: SessionLost.
+
+**claim** leases up to `limit` ready jobs to a session; `queues` in that order, or every queue, starting from another one at each
+request, when it is empty.
+  [claim_eligible] never a job that is paused, expired, held, or not yet due.
+  [claim_fence] each lease has an epoch one above the job's last and a claim id that never existed before.
+  [claim_session] an unknown, reaped or departed session gets SessionLost, and nothing is leased.
+  [claim_exclusive] a leased job is not leased to another until it was settled, handed back or released by upkeep.
+  [claim_memory] the same request number again gets the same leases, less those that are no longer its own; nothing new is leased.
+  [claim_old_request] a request number below the last one gets nothing.
+
+**beat** is a session's sign of life, one write whatever it holds.
+  [beat_extends] a session that beats within its ttl is not reaped.
+  [beat_dead] a reaped or departed session is not revived: SessionLost.
+  [beat_late] a session past its ttl that nobody has reaped yet lives on.
+  [beat_lost] claims named that are not leased under that very fence are answered as lost.
+  [beat_stopping] claims whose jobs were asked to stop are answered as stopping, each time.
+  [beat_ghosts] a lease older than `ghost_after` that the session does not name, of a request that it has `seen`, goes back to its old
+    place; no counter is raised.
+  [beat_young] a lease younger than that, or of a request not yet seen, is left alone.
+  [beat_reports] start and progress of runs that it reports are in the record.
+  [beat_leaving] a leaving session's remaining leases are handed back at once, and it is dead.
+
+**settle** ends or turns a run, if the fence (RUNNING, epoch, claim id) holds.
+  [settle_outcomes] each verdict leads where the table of moves says, with its counters, times, error, result and reason.
+  [settle_stale] another fence than the job's present one changes nothing: STALE. So does an unknown job.
+  [settle_repeat] the settlement that took effect last, sent again, is OK and changes nothing.
+  [settle_batch] items of one batch are independent of each other.
+  [settle_follow_ups] follow-ups are added if and only if the settlement takes effect, once.
+  [settle_late] a lapsed session's settlement counts until its lease is released.
+  [settle_resets] an outcome of a run resets the counts of crashes and of hand-backs.
+  [settle_marked] a run that would wait again after its cancellation was asked for becomes CANCELLED.
+  [hand_back_place] a job handed back stands where it stood.
+  [hand_back_bounded] more than `max_hand_backs` counted hand-backs without an outcome between: FAILED as poison.
+  [settle_forgets_payload] a success keeps its result and no payload; a failure keeps its payload.
+
+**cancel** answers the status that it found, None for an unknown job.
+  [cancel_waiting] what waits is CANCELLED at once.
+  [cancel_running] what runs is marked, goes on, and its session hears of it.
+  [cancel_ended] what has ended stays as it is.
+
+**read** gives records, None for what is unknown or no longer kept.
+  [read_kept] an ended job is there for as long as it is kept, and not after.
+
+**upkeep** does up to `limit` moves of what time has brought and says when to come again; any worker, any order, any number of times.
+  [upkeep_due] what is due becomes READY with its due time as its place.
+  [upkeep_reaps] a session past its ttl is dead for good, and its leases are released, each a crash.
+  [upkeep_bounded] no call makes more than `limit` moves; `next_in` is 0 when there is more; a session is dead before its first lease is
+    released.
+  [crash_backoff] no wait after the first crash, then as `crash_backoff` says; a crash is no failure.
+  [crash_poison] more than `max_crashes` crashes in a row, whatever attempts are left or used: FAILED as poison.
+  [crash_marked] a job that was asked to stop does not run again after a crash: CANCELLED.
+  [outage] when no session has beaten for a session's whole ttl, that was the store's outage: it gets one more ttl, and its leases, if
+    it does not come back, count as handed back, not as crashed.
+  [upkeep_expires] a waiting job past its expiry is CANCELLED, "expired".
+  [upkeep_drops] what outlived its keep is dropped, its id only after `repeat_for`.
+  [upkeep_caps] beyond `kept_per_queue` ended, and apart from them failed, jobs of a queue the oldest are dropped, and counted.
+
+**listen** gives hints, never promises.
+  [listen_ready] a nudge for the queue when a job becomes READY, for every queue under `topics.ANY_QUEUE`.
+  [listen_session] a nudge for the session when one of its runs is asked to stop.
+  [listen_ended] a nudge for the job when it ends.
+  [listen_due] a nudge under `topics.DUE` when a job is SCHEDULED.
+  [listen_sticky] a nudge between two waits is not missed by the second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+import msgspec
+
+from taskflow.broker.console import Console
+from taskflow.broker.nudges import Nudges
+from taskflow.model.envelope import Envelope, Lease
+from taskflow.model.record import Record, Status
+from taskflow.model.session import Beat, BeatAnswer, Session
+from taskflow.model.verdict import Settled, Settlement
+
+
+class Added(msgspec.Struct, frozen=True):
+    """The job is in the store. `replaced` is the id of the waiting job that gave way to it."""
+
+    id: bytes
+    replaced: bytes | None = None
+
+
+class Refused(msgspec.Struct, frozen=True):
+    """The job was not added: `standing` is the id of the job that stands in its way, itself when it was sent before."""
+
+    id: bytes
+    standing: bytes
+    because: Literal["id", "key"]
+
+
+class Upkept(msgspec.Struct, frozen=True, kw_only=True):
+    """What a call of upkeep did, and in how many seconds the caller should come again."""
+
+    readied: int = 0
+    reaped: int = 0
+    released: int = 0
+    expired: int = 0
+    dropped: int = 0
+    next_in: float = 1.0
+
+
+class Broker(Protocol):
+    """Where jobs wait. See the module for the contract."""
+
+    @property
+    def console(self) -> Console:
+        """What the command line and the dashboard ask."""
+
+    async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]: ...
+
+    async def register(self, session: Session) -> None: ...
+
+    async def claim(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]: ...
+
+    async def beat(self, beat: Beat) -> BeatAnswer: ...
+
+    async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]: ...
+
+    async def cancel(self, ids: Sequence[bytes]) -> list[Status | None]: ...
+
+    async def read(self, ids: Sequence[bytes]) -> list[Record | None]: ...
+
+    async def upkeep(self, limit: int) -> Upkept: ...
+
+    def listen(self, topics: Sequence[str]) -> Nudges: ...
+
+    def sibling(self) -> Broker:
+        """Another broker of the same store, with connections of its own, for a thread of its own."""
+
+    async def close(self) -> None:
+        """Let go of connections, threads and files. Closing twice is harmless; a sibling is closed apart."""

@@ -1,0 +1,41 @@
+"""How long to wait before the next attempt."""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+
+from taskflow.model.rules import DAY
+from taskflow.model.seams import Chance
+
+
+class Backoff(msgspec.Struct, frozen=True, kw_only=True):
+    """Exponential back-off with full jitter: ``uniform(0, min(max, base * factor ** failures))`` seconds.
+
+    `failures` counts from 0 at the first retry. Full jitter spreads a herd of retries over the whole span
+    ("Exponential Backoff And Jitter", AWS Architecture Blog, 2015). With ``jitter=False`` the span itself is waited.
+    """
+
+    base: float = 1.0
+    factor: float = 2.0
+    max: float = DAY
+    jitter: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("base", "factor", "max"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"Backoff({name}={value!r}): it must be a finite number, 0 or more")
+
+    def span(self, failures: int) -> float:
+        """The longest wait after so many failures before this one, in seconds."""
+        try:
+            return min(self.max, self.base * self.factor**failures)
+        except OverflowError:
+            return self.max
+
+    def wait(self, failures: int, chance: Chance) -> float:
+        """Seconds to wait before the next attempt."""
+        span = self.span(failures)
+        return span * chance.random() if self.jitter else span

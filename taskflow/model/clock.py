@@ -1,0 +1,108 @@
+"""Time, as stores see it: a wall clock for instants, a steady one for leases, both in microseconds."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final, Protocol
+
+MICROSECONDS: Final = 1_000_000
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_BOOT_ID_FILE: Final = Path("/proc/sys/kernel/random/boot_id")
+
+
+class Clock(Protocol):
+    """What a store that has no clock of its own (memory, SQLite) takes its time from."""
+
+    def wall(self) -> int:
+        """Microseconds since 1970 in UTC. May be set back or forth by an operator."""
+
+    def steady(self) -> int:
+        """Microseconds since the machine booted, sleep included; comparable between its processes."""
+
+    def boot_id(self) -> str:
+        """Names the boot that `steady` counts from: readings under another name cannot be compared."""
+
+
+class SystemClock:
+    """The machine's clocks."""
+
+    def wall(self) -> int:
+        return time.time_ns() // 1_000
+
+    def steady(self) -> int:
+        return time.clock_gettime_ns(_STEADY) // 1_000
+
+    def boot_id(self) -> str:
+        return _BOOT_ID
+
+
+class ManualClock:
+    """A clock that moves when told to: thirty seconds lapse in none.
+
+    `advance` moves both clocks, `skew` the wall clock alone, `reboot` starts the steady one again.
+    """
+
+    def __init__(self, start: datetime = datetime(2026, 1, 1, tzinfo=UTC)) -> None:
+        self._wall = microseconds_of(start)
+        self._steady = 1_000 * MICROSECONDS
+        self._boots = 0
+
+    def wall(self) -> int:
+        return self._wall
+
+    def steady(self) -> int:
+        return self._steady
+
+    def boot_id(self) -> str:
+        return f"manual-{self._boots}"
+
+    def advance(self, seconds: float) -> None:
+        if seconds < 0:
+            raise ValueError("time moves on only: use skew() to set the wall clock back")
+        self._wall += to_microseconds(seconds)
+        self._steady += to_microseconds(seconds)
+
+    def skew(self, seconds: float) -> None:
+        self._wall += to_microseconds(seconds)
+
+    def reboot(self) -> None:
+        self._boots += 1
+        self._steady = 5 * MICROSECONDS
+
+
+def to_microseconds(seconds: float) -> int:
+    return round(seconds * MICROSECONDS)
+
+
+def to_seconds(microseconds: int) -> float:
+    return microseconds / MICROSECONDS
+
+
+def microseconds_of(instant: datetime) -> int:
+    """Microseconds since 1970 of an aware datetime; ValueError for a naive one, which names no instant."""
+    if instant.tzinfo is None:
+        raise ValueError(f"{instant!r} is naive: give it a time zone, for example datetime.now(UTC)")
+    return (instant - _EPOCH) // timedelta(microseconds=1)
+
+
+def instant_of(microseconds: int) -> datetime:
+    """The aware UTC datetime of so many microseconds since 1970."""
+    return _EPOCH + timedelta(microseconds=microseconds)
+
+
+def _read_boot_id() -> str:
+    """Linux tells it; elsewhere the boot's own time, to the ten seconds, names it well enough."""
+    try:
+        return _BOOT_ID_FILE.read_text().strip()
+    except OSError:
+        booted = time.time() - time.clock_gettime(_STEADY)
+        return str(uuid.UUID(int=round(booted / 10)))
+
+
+# CLOCK_BOOTTIME goes on while the machine sleeps, so that a lease lapses over a closed lid; macOS counts sleep in its monotonic clock.
+_STEADY: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+_BOOT_ID: Final = _read_boot_id()

@@ -1,0 +1,169 @@
+"""One serialized call of a job, on its way; and the same call leased to a session."""
+
+from __future__ import annotations
+
+import re
+from enum import IntEnum
+from typing import Any, Final, NamedTuple
+
+import msgpack
+import msgspec
+
+from taskflow.model.backoff import Backoff
+
+QUEUE_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,100}")
+MAX_JOB_NAME: Final = 200
+PRIORITIES: Final = range(-100, 101)
+MAX_HEADER_BYTES: Final = 4096
+OWN_HEADERS: Final = "tf-"
+DEFAULT_QUEUE: Final = "default"
+
+
+class OnConflict(IntEnum):
+    """What becomes of an envelope whose key a live job has already."""
+
+    KEEP = 0
+    """The standing job is kept, and named to the caller."""
+    REPLACE = 1
+    """The waiting job is cancelled in favour of the new one; behind a running one the new one waits."""
+
+
+class Envelope(msgspec.Struct, frozen=True, kw_only=True):
+    """One call of a job, immutable. Build user input with `check_envelope`; stores build it unchecked.
+
+    `id`           16 bytes, made by the client
+    `after`, `at`  seconds from now, or microseconds since 1970 in UTC, which wins; the past means now
+    `expires`      seconds from now after which no run begins
+    `key`          a digest (`ids.key_digest`); at most one live job has it
+    `awaits`       held until so many jobs that name this one in their `joins` have ended
+    `joins`        ids of held jobs that count this one's end, however it ends
+    """
+
+    id: bytes
+    job: str
+    payload: bytes
+    queue: str = DEFAULT_QUEUE
+    priority: int = 0
+    after: float = 0.0
+    at: int | None = None
+    expires: float | None = None
+    key: bytes | None = None
+    on_conflict: OnConflict = OnConflict.KEEP
+    max_attempts: int = 10
+    timeout: float | None = None
+    retry: Backoff | None = None
+    keep_result: float = 300.0
+    headers: dict[str, str] = {}
+    awaits: int = 0
+    joins: tuple[bytes, ...] = ()
+
+
+class ClaimId(NamedTuple):
+    """Names one lease for ever: the session's id, the number of its claim request, its number in the answer."""
+
+    session: bytes
+    request: int
+    number: int
+
+
+class Lease(msgspec.Struct, frozen=True, kw_only=True):
+    """An envelope held by a session. `epoch` and `claim` together are the fence; the counters are the store's.
+
+    `created_at` is in microseconds since 1970; `parked_for` in seconds since the job was first parked without a run since.
+    """
+
+    envelope: Envelope
+    epoch: int
+    claim: ClaimId
+    created_at: int
+    failures: int = 0
+    crashes: int = 0
+    snoozes: int = 0
+    hand_backs: int = 0
+    parked_for: float = 0.0
+
+    @property
+    def attempt(self) -> int:
+        """Failures so far + 1: crashes, snoozes and hand-backs cost none."""
+        return self.failures + 1
+
+    @property
+    def is_last_attempt(self) -> bool:
+        return self.attempt >= self.envelope.max_attempts
+
+
+def check_envelope(envelope: Envelope) -> Envelope:
+    """The envelope itself, when a user may send it; ValueError naming field, value and what is allowed."""
+    check_queue(envelope.queue)
+    check_job_name(envelope.job)
+    check_headers(envelope.headers)
+    if envelope.priority not in PRIORITIES:
+        raise ValueError(f"priority={envelope.priority!r}: allowed are whole numbers from -100 to 100, higher runs first")
+    if envelope.max_attempts < 1:
+        raise ValueError(f"max_attempts={envelope.max_attempts!r}: a job has at least one attempt")
+    for name, least in (("after", "0"), ("keep_result", "0"), ("timeout", "0"), ("expires", "0")):
+        seconds = getattr(envelope, name)
+        if seconds is not None and not 0 <= seconds < float("inf"):
+            raise ValueError(f"{name}={seconds!r}: it is in seconds, {least} or more")
+    return envelope
+
+
+def check_queue(name: str) -> str:
+    if not QUEUE_NAME.fullmatch(name):
+        raise ValueError(f"queue {name!r}: a queue's name has 1 to 100 of the characters A-Z a-z 0-9 _ . -")
+    return name
+
+
+def check_job_name(name: str) -> str:
+    if not 0 < len(name) <= MAX_JOB_NAME or not name.isprintable():
+        raise ValueError(f"job name {name!r}: a job's name has 1 to {MAX_JOB_NAME} printable characters")
+    return name
+
+
+def check_headers(headers: dict[str, str]) -> dict[str, str]:
+    for name, value in headers.items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise TypeError(f"header {name!r}: {value!r}: headers are str to str")
+    size = sum(len(name.encode()) + len(value.encode()) for name, value in headers.items())
+    if size > MAX_HEADER_BYTES:
+        raise ValueError(f"headers are {size} bytes in all, allowed are {MAX_HEADER_BYTES}")
+    return headers
+
+
+# --- what stores keep of an envelope without looking into it ------------------------------------------
+
+# Field, its one-letter name in the stored map; defaults are left out, so that a plain envelope costs nothing.
+_EXTRAS: Final = (("max_attempts", "m"), ("timeout", "t"), ("keep_result", "k"), ("headers", "h"))
+_PLAIN: Final = Envelope(id=b"", job="", payload=b"")
+_NAMES: Final = {letter: name for name, letter in _EXTRAS}
+
+
+def _extras_of(envelope: Envelope) -> tuple[object, ...]:
+    return (envelope.max_attempts, envelope.timeout, envelope.keep_result, envelope.headers)
+
+
+_PLAIN_EXTRAS: Final = _extras_of(_PLAIN)
+
+
+def pack_extras(envelope: Envelope) -> bytes | None:
+    """The fields that no store decides by, as a msgpack map, or None when all have their defaults."""
+    if envelope.retry is None and _extras_of(envelope) == _PLAIN_EXTRAS:
+        return None
+    values = zip(_EXTRAS, _extras_of(envelope), _PLAIN_EXTRAS, strict=True)
+    extras: dict[str, Any] = {letter: value for (_, letter), value, default in values if value != default}
+    if envelope.retry is not None:
+        extras["r"] = [envelope.retry.base, envelope.retry.factor, envelope.retry.max, envelope.retry.jitter]
+    packed: bytes = msgpack.packb(extras)
+    return packed
+
+
+def unpack_extras(packed: bytes | None) -> dict[str, Any]:
+    """Keyword arguments of `Envelope` from what `pack_extras` made; letters of a newer version are passed over."""
+    if packed is None:
+        return {}
+    raw: dict[str, Any] = msgpack.unpackb(packed)
+    extras = {_NAMES[letter]: value for letter, value in raw.items() if letter in _NAMES}
+    if "r" in raw:
+        base, factor, longest, jitter = raw["r"][:4]
+        extras["retry"] = Backoff(base=base, factor=factor, max=longest, jitter=jitter)
+    return extras

@@ -1,0 +1,49 @@
+"""Where tests take hold: time, chance and the starting of threads come from here and nowhere else."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from taskflow.model.clock import Clock, SystemClock
+
+
+class StartThread(Protocol):
+    def __call__(self, target: Callable[[], None], name: str) -> threading.Thread:
+        """Start a daemon thread that runs `target`."""
+
+
+class Chance(Protocol):
+    """The part of `random.Random` that taskflow draws from."""
+
+    def random(self) -> float:
+        """A float from 0 to 1, 1 excluded."""
+
+    def getrandbits(self, k: int, /) -> int:
+        """An integer of k random bits."""
+
+
+class _Module:
+    """The random module's own generator: seeded by the system, and again after a fork."""
+
+    def __init__(self) -> None:
+        self.random = random.random
+        self.getrandbits = random.getrandbits
+
+
+def start_thread(target: Callable[[], None], name: str) -> threading.Thread:
+    thread = threading.Thread(target=target, name=name, daemon=True)
+    thread.start()
+    return thread
+
+
+@dataclass(frozen=True, slots=True)
+class Seams:
+    """What a part needs from the world besides its broker."""
+
+    clock: Clock = field(default_factory=SystemClock)
+    chance: Chance = field(default_factory=_Module)
+    start_thread: StartThread = start_thread

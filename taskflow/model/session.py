@@ -1,0 +1,65 @@
+"""One incarnation of a worker process, as stores know it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import msgspec
+
+from taskflow.model.envelope import ClaimId
+from taskflow.model.record import Progress
+
+
+class Session(msgspec.Struct, frozen=True, kw_only=True):
+    """`id` is 16 random bytes, fresh for every incarnation; `name` is for people ("host:pid") and no part of any fence.
+
+    `ttl` in seconds: without a beat for so long the session may be reaped.
+    """
+
+    id: bytes
+    name: str
+    ttl: float = 20.0
+    queues: tuple[str, ...] = ()
+    concurrency: int = 0
+
+
+class SessionRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A session read back. `is_dying`: reaped, with leases of it still to be released."""
+
+    session: Session
+    registered_at: datetime
+    seconds_since_beat: float
+    leases: int
+    is_dying: bool
+
+
+class Report(msgspec.Struct, frozen=True):
+    """What a beat carries up about one run: seconds since it began, and its progress if that changed."""
+
+    claim: ClaimId
+    running_for: float
+    progress: Progress | None = None
+
+
+class Beat(msgspec.Struct, frozen=True, kw_only=True):
+    """A session's sign of life.
+
+    `claims`    every lease that it holds, whatever became of the run: only a settlement's answer takes one off
+    `seen`      the highest claim request whose answer it has taken in or given up; younger leases are no ghosts,
+                so a beat that was long under way cannot take back what a later claim gave
+    `leaving`   the last beat: what is still leased goes back, and the session is dead
+    """
+
+    session: bytes
+    claims: tuple[ClaimId, ...] = ()
+    seen: int = 0
+    reports: tuple[Report, ...] = ()
+    leaving: bool = False
+
+
+class BeatAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """`lost`: leases named in the beat that are not the session's; `stopping`: jobs asked to stop; `ghosts`: how many went back."""
+
+    lost: tuple[ClaimId, ...] = ()
+    stopping: tuple[ClaimId, ...] = ()
+    ghosts: int = 0

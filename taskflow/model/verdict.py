@@ -1,0 +1,155 @@
+"""What a run came to, and the same addressed to its lease. One class an outcome, so that no illegal mix can be written."""
+
+from __future__ import annotations
+
+import math
+from enum import Enum
+from typing import ClassVar, Final
+
+import msgpack
+import msgspec
+
+from taskflow.model.envelope import ClaimId, Envelope
+
+MAX_TRACEBACK: Final = 16_384
+MAX_MESSAGE: Final = 4_096
+MAX_ERRORS_BYTES: Final = 65_536
+
+
+class RunError(msgspec.Struct, frozen=True):
+    """Why a run did not succeed, as text: the exception's type by its full name, its message and traceback."""
+
+    type: str
+    message: str
+    traceback: str = ""
+    attempt: int = 1
+    at: int = 0
+    """Microseconds since 1970, the store's: 0 until it is stored."""
+
+    @classmethod
+    def trimmed(cls, kind: str, message: str, traceback: str = "", attempt: int = 1) -> RunError:
+        """With the message's head and the traceback's tail: where it began matters less than where it broke."""
+        return cls(kind[:MAX_MESSAGE], message[:MAX_MESSAGE], traceback[-MAX_TRACEBACK:], attempt)
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """What a run came to. `is_final` claims that the job has ended by it."""
+
+    is_final: ClassVar[bool] = True
+
+
+class Succeeded(Verdict, frozen=True):
+    """Done; `result` is the encoded return value."""
+
+    result: bytes
+
+
+class Failed(Verdict, frozen=True):
+    """Failed for good: attempts used up, an error that is not retried, or input that no run can use."""
+
+    error: RunError
+
+
+class Discarded(Verdict, frozen=True):
+    """The job gave itself up (`raise Discard`): FAILED, without another attempt."""
+
+    reason: str
+
+
+class Cancelled(Verdict, frozen=True):
+    """The run ended because it was asked to, or the job said so itself (`raise Cancel`)."""
+
+    reason: str
+
+
+class _Waits(Verdict, frozen=True):
+    is_final: ClassVar[bool] = False
+
+
+class Retried(_Waits, frozen=True):
+    """A failed attempt with another to come after so many seconds."""
+
+    error: RunError
+    after: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_wait(self.after)
+
+
+class Snoozed(_Waits, frozen=True):
+    """Come back in so many seconds; costs no attempt."""
+
+    after: float
+
+    def __post_init__(self) -> None:
+        _check_wait(self.after)
+
+
+class Parked(_Waits, frozen=True):
+    """This worker cannot run it (yet): an unknown job, a newer version. Costs no attempt."""
+
+    waiting_for: str
+    after: float
+
+    def __post_init__(self) -> None:
+        _check_wait(self.after)
+
+
+class HandedBack(_Waits, frozen=True):
+    """Given back to its old place: the worker winds down, or held it in reserve, which does not count."""
+
+    counts: bool = True
+
+
+class Settlement(msgspec.Struct, frozen=True, kw_only=True):
+    """A verdict addressed to one lease, with what follows from it; all of it takes effect, or none.
+
+    `ran_for`    seconds from the run's start to its end
+    `keep_for`   seconds that a success is kept
+    `follow_ups` envelopes that are added in the same step
+    """
+
+    id: bytes
+    epoch: int
+    claim: ClaimId
+    verdict: Verdict
+    ran_for: float = 0.0
+    keep_for: float = 300.0
+    follow_ups: tuple[Envelope, ...] = ()
+
+
+class Settled(Enum):
+    """What a store answers to a settlement."""
+
+    OK = "ok"
+    """It took effect, now or when it was sent before."""
+    STALE = "stale"
+    """The lease is not the job's any more: nothing changed."""
+
+
+# --- errors as stores keep them: msgpack arrays, one after the other ---------------------------------------
+
+
+def pack_error(error: RunError, at: int) -> bytes:
+    packed: bytes = msgpack.packb([error.type, error.message, error.traceback, error.attempt, at], unicode_errors="surrogatepass")
+    return packed
+
+
+def append_error(errors: bytes | None, error: RunError, at: int) -> bytes:
+    """The history with one more error; it starts again with the newest when it grows past `MAX_ERRORS_BYTES`."""
+    packed = pack_error(error, at)
+    whole = (errors or b"") + packed
+    return whole if len(whole) <= MAX_ERRORS_BYTES else packed
+
+
+def unpack_errors(errors: bytes | None) -> tuple[RunError, ...]:
+    if not errors:
+        return ()
+    unpacker = msgpack.Unpacker(unicode_errors="surrogatepass")
+    unpacker.feed(errors)
+    return tuple(RunError(*fields) for fields in unpacker)
+
+
+def _check_wait(seconds: float) -> None:
+    if not (math.isfinite(seconds) and seconds >= 0):
+        raise ValueError(f"a wait of {seconds!r} seconds: it must be a finite number, 0 or more")
