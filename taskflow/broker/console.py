@@ -13,12 +13,17 @@ from taskflow.model.session import SessionRecord
 
 
 class QueueRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """A queue as it stands. `oldest_ready_for` in seconds: how long its longest-waiting ready job has been ready."""
+    """A queue as it stands.
+
+    `oldest_ready_for`  seconds that its longest-waiting ready job has been ready
+    `next_due_in`       seconds until its first scheduled job is due, negative when upkeep is late
+    """
 
     name: str
     is_paused: bool
     counts: dict[Status, int]
     oldest_ready_for: float | None = None
+    next_due_in: float | None = None
 
 
 class JobFilter(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,27 +57,35 @@ class Console(Protocol):
 
     async def queues(self) -> list[QueueRecord]:
         """Every queue that has or had jobs, or is paused, by name. [console_queues]"""
+        ...
 
     async def browse(self, chosen: JobFilter, *, before: bytes | None = None, limit: int = 100) -> list[Record]:
         """The newest first (by id), those below the id `before`; only what `read` would give. [console_browse]"""
+        ...
 
     async def workers(self) -> list[SessionRecord]:
         """The sessions that are not dead, or dying with leases, by name. [console_workers]"""
+        ...
 
     async def retry(self, ids: Sequence[bytes]) -> list[Redone]:
         """Failed and cancelled jobs become READY now, with fresh counters, no expiry, their errors kept. [console_retry]"""
+        ...
 
     async def purge(self, chosen: JobFilter, *, limit: int = 1_000) -> int:
         """Drops ended jobs and cancels and drops waiting ones; what runs is left alone. How many. [console_purge]
 
         Their ids stay known for `repeat_for`, so that a resent enqueue does not bring one back.
         """
+        ...
 
     async def pause(self, queue: str) -> None:
         """Nothing of the queue is claimed until `resume`; what runs goes on. Pausing twice is once. [console_pause]"""
+        ...
 
     async def resume(self, queue: str) -> None:
         """Ends a pause, and nudges the queue. [console_pause]"""
+        ...
 
     async def metrics(self) -> Metrics:
         """[console_metrics]"""
+        ...

@@ -135,6 +135,7 @@ class Broker(Protocol):
     @property
     def console(self) -> Console:
         """What the command line and the dashboard ask."""
+        ...
 
     async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]: ...
 
@@ -156,6 +157,8 @@ class Broker(Protocol):
 
     def sibling(self) -> Broker:
         """Another broker of the same store, with connections of its own, for a thread of its own."""
+        ...
 
     async def close(self) -> None:
         """Let go of connections, threads and files. Closing twice is harmless; a sibling is closed apart."""
+        ...

@@ -19,12 +19,15 @@ class Clock(Protocol):
 
     def wall(self) -> int:
         """Microseconds since 1970 in UTC. May be set back or forth by an operator."""
+        ...
 
     def steady(self) -> int:
         """Microseconds since the machine booted, sleep included; comparable between its processes."""
+        ...
 
     def boot_id(self) -> str:
         """Names the boot that `steady` counts from: readings under another name cannot be compared."""
+        ...
 
 
 class SystemClock:

@@ -153,8 +153,9 @@ def pack_extras(envelope: Envelope) -> bytes | None:
     extras: dict[str, Any] = {letter: value for (_, letter), value, default in values if value != default}
     if envelope.retry is not None:
         extras["r"] = [envelope.retry.base, envelope.retry.factor, envelope.retry.max, envelope.retry.jitter]
-    packed: bytes = msgpack.packb(extras)
-    return packed
+    packed = msgpack.packb(extras)
+    assert packed is not None
+    return bytes(packed)
 
 
 def unpack_extras(packed: bytes | None) -> dict[str, Any]:

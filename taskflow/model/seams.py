@@ -14,6 +14,7 @@ from taskflow.model.clock import Clock, SystemClock
 class StartThread(Protocol):
     def __call__(self, target: Callable[[], None], name: str) -> threading.Thread:
         """Start a daemon thread that runs `target`."""
+        ...
 
 
 class Chance(Protocol):
@@ -21,9 +22,11 @@ class Chance(Protocol):
 
     def random(self) -> float:
         """A float from 0 to 1, 1 excluded."""
+        ...
 
     def getrandbits(self, k: int, /) -> int:
         """An integer of k random bits."""
+        ...
 
 
 class _Module:

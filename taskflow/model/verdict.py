@@ -131,8 +131,9 @@ class Settled(Enum):
 
 
 def pack_error(error: RunError, at: int) -> bytes:
-    packed: bytes = msgpack.packb([error.type, error.message, error.traceback, error.attempt, at], unicode_errors="surrogatepass")
-    return packed
+    packed = msgpack.packb([error.type, error.message, error.traceback, error.attempt, at], unicode_errors="surrogatepass")
+    assert packed is not None
+    return bytes(packed)
 
 
 def append_error(errors: bytes | None, error: RunError, at: int) -> bytes:

@@ -25,6 +25,7 @@ class OpenStore(KeptStore):
                 is_paused=name in self.paused,
                 counts={status: self.counts[name][status] for status in Status},
                 oldest_ready_for=self._oldest_ready_for(name),
+                next_due_in=self._next_due_in(name),
             )
             for name in names
         ]
@@ -32,6 +33,10 @@ class OpenStore(KeptStore):
     def _oldest_ready_for(self, queue: str) -> float | None:
         due = [job.due_at for job in self.jobs.values() if job.status is Status.READY and job.queue == queue]
         return to_seconds(self.clock.wall() - min(due)) if due else None
+
+    def _next_due_in(self, queue: str) -> float | None:
+        due = [job.due_at for job in self.jobs.values() if job.status is Status.SCHEDULED and job.queue == queue]
+        return to_seconds(min(due) - self.clock.wall()) if due else None
 
     def browse(self, chosen: JobFilter, before: bytes | None, limit: int) -> list[Record]:
         found = (job for job in self.jobs.values() if self._is_chosen(job, chosen) and (before is None or job.id < before))
