@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 
 class TaskflowError(Exception):
     """The root: catch this to catch all that taskflow raises by itself."""
@@ -85,3 +88,53 @@ class StoreFull(BrokerError):
 
 class SessionLost(BrokerError):
     """The session was reaped, or never registered: all its leases are gone. Register a new one."""
+
+
+# --- what callers of jobs see ------------------------------------------------------------------------
+
+
+class JobError(TaskflowError):
+    """What became of a job, told to whoever asked for its result."""
+
+    def __init__(self, message: str, *, job_id: str) -> None:
+        super().__init__(message)
+        self.job_id = job_id
+
+
+class JobFailed(JobError):
+    """The job has failed for good: `type`, `message` and `traceback` are its last error's, as text."""
+
+    def __init__(self, message: str, *, job_id: str, type: str, error_message: str, traceback: str) -> None:
+        super().__init__(message, job_id=job_id)
+        self.type = type
+        self.message = error_message
+        self.traceback = traceback
+
+
+class JobCancelled(JobError):
+    """The job was cancelled; `reason` says by what: "cancelled", "expired", "replaced by ID", or the job's own word."""
+
+    def __init__(self, message: str, *, job_id: str, reason: str) -> None:
+        super().__init__(message, job_id=job_id)
+        self.reason = reason
+
+
+class ResultExpired(JobError):
+    """The job has ended, and what it came to is no longer kept: raise `keep_result=`, or ask sooner."""
+
+
+class UnknownJob(JobError, LookupError):
+    """The store knows no such job, or no longer."""
+
+
+class KeyConflict(JobError):
+    """`on_conflict="raise"`: a live job has the key already; `job_id` names it."""
+
+
+class EnqueueFailed(TaskflowError):
+    """Not all of an `enqueue([...])` was sent. `handles` are those of the calls that were, in order; the cause is chained."""
+
+    def __init__(self, message: str, *, handles: Sequence[Any], conflicts: Sequence[Any] = ()) -> None:
+        super().__init__(message)
+        self.handles = list(handles)
+        self.conflicts = list(conflicts)

@@ -1,0 +1,6 @@
+"""`python -m taskflow` is the command `taskflow`."""
+
+from taskflow.cli.main import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())

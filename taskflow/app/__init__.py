@@ -1,0 +1,1 @@
+"""Floor 3: declaring jobs and sending them."""

@@ -1,0 +1,25 @@
+"""A call of a job, bound and encoded, not sent yet."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from taskflow.app.job import Declared
+    from taskflow.model.envelope import Envelope
+
+R_co = TypeVar("R_co", covariant=True)
+
+
+class Call(Generic[R_co]):
+    """Made by `bind`, sent by `enqueue`, once: its id is the job's."""
+
+    __slots__ = ("envelope", "job", "raises_on_conflict")
+
+    def __init__(self, job: Declared[..., Any], envelope: Envelope, *, raises_on_conflict: bool) -> None:
+        self.job = job
+        self.envelope = envelope
+        self.raises_on_conflict = raises_on_conflict
+
+    def __repr__(self) -> str:
+        return f"<Call {self.job.name}>"

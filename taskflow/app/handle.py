@@ -1,0 +1,180 @@
+"""A job that was sent, as its sender holds it."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+
+import msgspec
+
+from taskflow.app.current import default_app
+from taskflow.broker import topics
+from taskflow.model.codec import decode_value
+from taskflow.model.errors import JobCancelled, JobFailed, ResultExpired, UnknownJob
+from taskflow.model.ids import id_text, parse_id
+from taskflow.model.record import Progress, Record, Status
+from taskflow.model.verdict import RunError
+
+if TYPE_CHECKING:
+    from taskflow.app.app import App
+    from taskflow.app.job import Declared
+
+T = TypeVar("T")
+R_co = TypeVar("R_co", covariant=True)
+
+# Nudges are hints that may be missed: a waiter looks for itself as often as this, in seconds.
+LOOK_AGAIN = 5.0
+
+
+class JobInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """The record of a job. Instants are aware, in UTC, by the store's clock.
+
+    `attempt`      the number of the present or next attempt, of the last one when it has ended
+    `errors`       of each run that failed or was lost, oldest first
+    `due_at`       when it may start; `started_at` and `ended_at` of its last run
+    `waiting_for`  why it waits, when that is neither a time nor a worker
+    `reason`       why it ended, where there is one
+    `worker`       "host:pid" of the worker that has it or had it last
+    `result`       the decoded return value, None until it has succeeded
+    """
+
+    id: str
+    job: str
+    queue: str
+    status: Status
+    priority: int
+    attempt: int
+    max_attempts: int
+    created_at: datetime
+    due_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+    expires_at: datetime | None
+    failures: int
+    crashes: int
+    snoozes: int
+    worker: str | None
+    progress: Progress | None
+    reason: str | None
+    waiting_for: str | None
+    errors: tuple[RunError, ...]
+    headers: dict[str, str]
+    cancel_requested: bool
+    result: Any = None
+
+
+class JobHandle(Generic[R_co]):
+    """Names one job in the store. Handles of the same job are equal.
+
+    `id`      the job's id as text
+    `is_new`  False when an `enqueue` found a live job with its key, and this is that one's handle
+    """
+
+    __slots__ = ("_app", "_id", "_is_own", "_job", "is_new")
+
+    def __init__(self, app: App, job_id: bytes, job: Declared[..., Any] | None, *, is_new: bool = True, is_own: bool = True) -> None:
+        self._app = app
+        self._id = job_id
+        self._job = job
+        self._is_own = is_own
+        self.is_new = is_new
+
+    @overload
+    @staticmethod
+    def of(job_id: str, job: Declared[..., T]) -> JobHandle[T]: ...
+
+    @overload
+    @staticmethod
+    def of(job_id: str) -> JobHandle[Any]: ...
+
+    @staticmethod
+    def of(job_id: str, job: Declared[..., Any] | None = None) -> JobHandle[Any]:
+        """The handle of a job whose id was kept elsewhere; with its job, results are decoded as it is annotated."""
+        app = default_app() if job is None else job.app
+        return JobHandle(app, parse_id(job_id), job, is_new=False, is_own=False)
+
+    @property
+    def id(self) -> str:
+        return id_text(self._id)
+
+    async def status(self) -> Status | None:
+        """Where the job stands; None when the store does not know it (any more)."""
+        record = await self._read()
+        return None if record is None else record.status
+
+    async def info(self) -> JobInfo | None:
+        """The record; None when the store does not know the job (any more)."""
+        record = await self._read()
+        return None if record is None else self._to_info(record)
+
+    async def cancel(self) -> Status | None:
+        """Ask it to stop: what waits is CANCELLED at once, what runs is cancelled by its worker. The status that was found."""
+        [found] = await self._app.connection().broker.cancel([self._id])
+        return found
+
+    async def result(self, timeout: float | None = None) -> R_co:
+        """What the job returned, waiting for it up to `timeout` seconds.
+
+        Raises JobFailed, JobCancelled, ResultExpired when it is no longer kept, UnknownJob for an id that the store
+        does not know, TimeoutError.
+        """
+        connection = self._app.connection()
+        give_up_at = None if timeout is None else time.monotonic() + timeout
+        with connection.broker.listen([topics.job(self._id)]) as nudges:
+            while True:
+                record = await connection.read(self._id)
+                if record is None or record.status.is_ended:
+                    return self._outcome(record)
+                left = LOOK_AGAIN if give_up_at is None else min(LOOK_AGAIN, give_up_at - time.monotonic())
+                if left <= 0:
+                    raise TimeoutError(f"{self!r} is {record.status} still, after {timeout:g} s")
+                await nudges.wait(left)
+
+    def _outcome(self, record: Record | None) -> R_co:
+        if record is None:
+            raise self._missing()
+        if record.status is Status.FAILED:
+            raise self._failure(record)
+        if record.status is Status.CANCELLED:
+            reason = record.reason or "cancelled"
+            raise JobCancelled(f"{self!r} was cancelled: {reason}", job_id=self.id, reason=reason)
+        value: R_co = self._decode(record)
+        return value
+
+    def _missing(self) -> ResultExpired | UnknownJob:
+        if self._is_own:
+            return ResultExpired(f"{self!r} has ended and is no longer kept: ask sooner, or raise keep_result=", job_id=self.id)
+        return UnknownJob(f"the store knows no job {self.id}, or no longer", job_id=self.id)
+
+    def _failure(self, record: Record) -> JobFailed:
+        last = record.errors[-1] if record.errors else RunError("taskflow.Discarded", record.reason or "")
+        return JobFailed(
+            f"{self!r} failed after {record.attempt} attempt(s): {record.reason}",
+            job_id=self.id,
+            type=last.type,
+            error_message=last.message,
+            traceback=last.traceback,
+        )
+
+    def _decode(self, record: Record) -> Any:
+        if record.result is None:
+            return None
+        return decode_value(record.result) if self._job is None else self._job.codec.decode_result(record.result)
+
+    async def _read(self) -> Record | None:
+        return await self._app.connection().read(self._id)
+
+    def _to_info(self, record: Record) -> JobInfo:
+        fields = {name: getattr(record, name) for name in JobInfo.__struct_fields__ if name not in ("id", "result")}
+        return JobInfo(id=self.id, result=self._decode(record), **fields)
+
+    def __repr__(self) -> str:
+        name = self._job.name if self._job is not None else "?"
+        return f"<JobHandle {name} {self.id}>"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, JobHandle) and other._id == self._id
+
+    def __hash__(self) -> int:
+        return hash(self._id)

@@ -1,0 +1,253 @@
+"""The decorator, and what it makes of a function."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Coroutine, Sequence
+from datetime import timedelta
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar, cast, overload
+
+import msgspec
+from typing_extensions import Unpack
+
+from taskflow.app import portal
+from taskflow.app.app import App
+from taskflow.app.call import Call
+from taskflow.app.context import JobContext, running
+from taskflow.app.current import default_app
+from taskflow.app.handle import JobHandle
+from taskflow.app.options import EnqueueOptions, Options, plain_options
+from taskflow.app.registry import name_of, place
+from taskflow.model.backoff import Backoff
+from taskflow.model.codec import FunctionCodec, Limits
+from taskflow.model.envelope import Envelope, check_envelope, check_job_name
+from taskflow.model.errors import DeclarationError
+from taskflow.model.ids import key_digest
+
+P = ParamSpec("P")
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+
+Errors = tuple[type[BaseException], ...]
+
+
+class Policy(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker makes of errors: retried are those of `retry_on`, never those of `discard_on`, which wins."""
+
+    retry: Backoff = Backoff()
+    retry_on: Errors = (Exception,)
+    discard_on: Errors = ()
+
+
+class Declared(Generic[P, R_co]):
+    """A job type: the function, its name, how its calls are carried out. Immutable; `options` makes a changed copy."""
+
+    def __init__(
+        self, app: App, function: Callable[..., Any], name: str, options: Options, policy: Policy, aliases: tuple[str, ...]
+    ) -> None:
+        self.app = app
+        self.function = function
+        self.name = name
+        self.policy = policy
+        self.aliases = aliases
+        self.takes_context = _takes_context(function)
+        self.codec = FunctionCodec(function, name=name, skip=int(self.takes_context), limits=Limits(size=app.settings.max_payload))
+        self._with(options)
+
+    @property
+    def queue(self) -> str:
+        return self._options.queue
+
+    def options(self, **options: Unpack[EnqueueOptions]) -> Self:
+        """A copy whose calls are carried out so; see `EnqueueOptions`. TypeError and ValueError name the option that is wrong."""
+        changed = copy.copy(self)
+        changed._with(self._options.replaced(options))
+        return changed
+
+    async def delay(self, *args: P.args, **kwargs: P.kwargs) -> JobHandle[R_co]:
+        """Send a call. The arguments are bound, checked and encoded here: what is wrong with them is raised here.
+
+        Raises EncodeError (a TypeError) naming the argument, BrokerUnavailable when the store does not answer in
+        time, StoreFull, KeyConflict with ``on_conflict="raise"``. When it is cancelled, the job may have been sent.
+        """
+        return await self.app.send(self._call(args, kwargs))
+
+    def delay_sync(self, *args: P.args, **kwargs: P.kwargs) -> JobHandle[R_co]:
+        """The same from code without an event loop, from any thread; RuntimeError inside of a running loop."""
+        portal.refuse_inside_a_loop("delay_sync()", "await .delay()")
+        return portal.run_sync(self.app.send(self._call(args, kwargs)))
+
+    def bind(self, *args: P.args, **kwargs: P.kwargs) -> Call[R_co]:
+        """A call to be sent later, by `enqueue`; its arguments are checked and encoded here."""
+        return self._call(args, kwargs)
+
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call[R_co]:
+        payload = self.codec.encode_arguments(args, kwargs)
+        envelope = Envelope(id=self.app.new_id(), job=self.name, payload=payload, **self._fields)
+        return Call(self, envelope, raises_on_conflict=self._options.raises_on_conflict)
+
+    def _with(self, options: Options) -> None:
+        self._options = options
+        self._fields = _envelope_fields(self.name, options)
+
+    def _arguments(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """With a context before them where the function takes one: the running job's, else an inert one."""
+        if not self.takes_context:
+            return args
+        return (running.get() or JobContext(job_name=self.name, queue=self.queue), *args)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name}>"
+
+
+class Job(Declared[P, R_co]):
+    """A job whose function is async. Calling it runs the function right here."""
+
+    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
+        result: R_co = await self.function(*self._arguments(args), **kwargs)
+        return result
+
+
+class SyncJob(Declared[P, R_co]):
+    """A job whose function is plain: workers run it in a thread. Calling it runs the function right here."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
+        result: R_co = self.function(*self._arguments(args), **kwargs)
+        return result
+
+
+AnyJob = Declared[..., Any]
+
+
+class _Anything:
+    """Nobody's argument type. A function whose first parameter takes this takes anything: Any, object, unannotated.
+
+    Without an overload of their own such functions would match the one for JobContext and lose their first parameter.
+    """
+
+
+# A coroutine function is a plain function too: the overloads overlap on purpose, and the async ones come first.
+class _Decorator(Protocol):
+    @overload
+    def __call__(self, function: Callable[Concatenate[_Anything, P], Coroutine[Any, Any, R]], /) -> Job[Concatenate[Any, P], R]: ...  # type: ignore[overload-overlap]
+    @overload
+    def __call__(self, function: Callable[Concatenate[JobContext, P], Coroutine[Any, Any, R]], /) -> Job[P, R]: ...  # type: ignore[overload-overlap]
+    @overload
+    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Job[P, R]: ...  # type: ignore[overload-overlap]
+    @overload
+    def __call__(self, function: Callable[Concatenate[_Anything, P], R], /) -> SyncJob[Concatenate[Any, P], R]: ...
+    @overload
+    def __call__(self, function: Callable[Concatenate[JobContext, P], R], /) -> SyncJob[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> SyncJob[P, R]: ...
+
+
+@overload
+def job(function: Callable[Concatenate[_Anything, P], Coroutine[Any, Any, R]], /) -> Job[Concatenate[Any, P], R]: ...  # type: ignore[overload-overlap]
+@overload
+def job(function: Callable[Concatenate[JobContext, P], Coroutine[Any, Any, R]], /) -> Job[P, R]: ...  # type: ignore[overload-overlap]
+@overload
+def job(function: Callable[P, Coroutine[Any, Any, R]], /) -> Job[P, R]: ...  # type: ignore[overload-overlap]
+@overload
+def job(function: Callable[Concatenate[_Anything, P], R], /) -> SyncJob[Concatenate[Any, P], R]: ...
+@overload
+def job(function: Callable[Concatenate[JobContext, P], R], /) -> SyncJob[P, R]: ...
+@overload
+def job(function: Callable[P, R], /) -> SyncJob[P, R]: ...
+@overload
+def job(
+    *,
+    name: str | None = None,
+    queue: str = "default",
+    priority: int = 0,
+    max_attempts: int = 10,
+    retry: Backoff = ...,
+    retry_on: Sequence[type[BaseException]] = (Exception,),
+    discard_on: Sequence[type[BaseException]] = (),
+    timeout: float | timedelta | None = None,
+    expires: float | timedelta | None = None,
+    keep_result: float | timedelta = 300.0,
+    aliases: Sequence[str] = (),
+) -> _Decorator: ...
+def job(function: Callable[..., Any] | None = None, /, **declared: Any) -> Any:
+    """Make a job of a function, and record it in the global registry.
+
+    `name`          how workers know it; by default module and qualified name
+    `queue`, `priority`, `timeout`, `expires`, `keep_result`   as in `EnqueueOptions`, for every call
+    `max_attempts`  runs that may end in failure, 10 by default
+    `retry`         the wait between attempts
+    `retry_on`      the errors that are retried; any other fails the job at once
+    `discard_on`    errors that fail the job at once, whatever `retry_on` says
+    `aliases`       former names, so that jobs which wait under them are still run
+
+    An async function becomes a `Job`, a plain one a `SyncJob`. DeclarationError when it is declared wrongly.
+    """
+    if function is not None:
+        return _declare(default_app(), function, declared)
+    return lambda decorated: _declare(default_app(), decorated, declared)
+
+
+_POLICY = ("retry", "retry_on", "discard_on")
+_OPTIONS = ("queue", "priority", "max_attempts", "timeout", "expires", "keep_result")
+
+
+def _declare(app: App, function: Callable[..., Any], declared: dict[str, Any]) -> AnyJob:
+    if not inspect.isroutine(function) or inspect.isbuiltin(function):
+        raise DeclarationError(f"@job takes a function, not {function!r}")
+    try:
+        name = declared.get("name") or name_of(function)
+        options = Options(**plain_options(cast(EnqueueOptions, {key: declared[key] for key in _OPTIONS if declared.get(key) is not None})))
+        policy = Policy(**{key: _policy_field(key, declared[key]) for key in _POLICY if key in declared})
+        aliases = tuple(check_job_name(alias) for alias in declared.get("aliases", ()))
+        kind = Job if inspect.iscoroutinefunction(function) else SyncJob
+        _refuse_unknown(declared)
+        made: AnyJob = kind(app, function, check_job_name(name), options, policy, aliases)
+    except DeclarationError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise DeclarationError(f"@job on {place(function)}: {error}") from error
+    app.registry.add(made)
+    return made
+
+
+def _refuse_unknown(declared: dict[str, Any]) -> None:
+    known = {*_POLICY, *_OPTIONS, "name", "aliases"}
+    for key in declared:
+        if key not in known:
+            raise TypeError(f"unknown option {key}=; it takes {', '.join(sorted(known))}")
+
+
+def _policy_field(name: str, value: Any) -> Any:
+    if name == "retry":
+        if not isinstance(value, Backoff):
+            raise TypeError(f"retry={value!r}: it takes a Backoff")
+        return value
+    errors = tuple(value) if isinstance(value, Sequence) else (value,)
+    for error in errors:
+        if not (isinstance(error, type) and issubclass(error, BaseException)):
+            raise TypeError(f"{name}={value!r}: it takes a tuple of exception classes")
+    return errors
+
+
+def _takes_context(function: Callable[..., Any]) -> bool:
+    """Whether the first parameter is annotated JobContext, also as text that cannot be resolved yet."""
+    first = next(iter(inspect.signature(function).parameters.values()), None)
+    if first is None or first.kind not in (first.POSITIONAL_ONLY, first.POSITIONAL_OR_KEYWORD):
+        return False
+    annotation = first.annotation
+    if isinstance(annotation, str):
+        namespace = getattr(inspect.unwrap(function), "__globals__", {})
+        head, _, rest = annotation.strip("'\" ").partition(".")
+        annotation = namespace.get(head, JobContext if head == JobContext.__name__ else None)
+        for attribute in rest.split(".") if rest else ():
+            annotation = getattr(annotation, attribute, None)
+    return annotation is JobContext
+
+
+def _envelope_fields(name: str, options: Options) -> dict[str, Any]:
+    """What every call's envelope has of its options, checked once; ValueError naming the option."""
+    fields = {field: getattr(options, field) for field in Options.__struct_fields__ if field not in ("key", "raises_on_conflict")}
+    fields["key"] = None if options.key is None else key_digest(options.queue, name, options.key)
+    check_envelope(Envelope(id=b"", job=name, payload=b"", **fields))
+    return fields

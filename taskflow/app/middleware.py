@@ -1,0 +1,87 @@
+"""Middleware: an onion round the sending and round the running of jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from taskflow.app.context import JobContext
+from taskflow.model.envelope import Envelope
+from taskflow.model.ids import id_text
+from taskflow.model.verdict import Verdict
+
+
+class EnqueueCall:
+    """A call about to be sent. `headers` may be changed and travel with the job; `job`, `queue` and `job_id` are for reading."""
+
+    __slots__ = ("_envelope", "headers")
+
+    def __init__(self, envelope: Envelope) -> None:
+        self._envelope = envelope
+        self.headers: dict[str, str] = dict(envelope.headers)
+
+    @property
+    def job(self) -> str:
+        return self._envelope.job
+
+    @property
+    def queue(self) -> str:
+        return self._envelope.queue
+
+    @property
+    def job_id(self) -> str:
+        return id_text(self._envelope.id)
+
+    def to_envelope(self) -> Envelope:
+        """What is to be sent: as it was built, with the headers as they are now."""
+        return msgspec.structs.replace(self._envelope, headers=dict(self.headers))
+
+
+EnqueueNext = Callable[[EnqueueCall], Awaitable[None]]
+RunNext = Callable[[JobContext], Awaitable[Verdict]]
+
+
+class Middleware:
+    """Override one or both. What is not passed on to `call_next` is not sent, or not run."""
+
+    async def enqueue(self, call: EnqueueCall, call_next: EnqueueNext) -> None:
+        """Round the sending of a call, in the sender's process."""
+        await call_next(call)
+
+    async def run(self, context: JobContext, call_next: RunNext) -> Verdict:
+        """Round one run, in the worker; it sees the verdict that is about to be settled, and may return another."""
+        return await call_next(context)
+
+
+def enqueue_chain(middleware: Sequence[Middleware], innermost: EnqueueNext) -> EnqueueNext:
+    """The first of the sequence is the outermost."""
+    chain: Any = innermost
+    for layer in reversed(middleware):
+        if type(layer).enqueue is not Middleware.enqueue:
+            chain = _enqueue_layer(layer, chain)
+    return chain  # type: ignore[no-any-return]  # the loop's variable changes its type at each turn
+
+
+def run_chain(middleware: Sequence[Middleware], innermost: RunNext) -> RunNext:
+    """The first of the sequence is the outermost."""
+    chain: Any = innermost
+    for layer in reversed(middleware):
+        if type(layer).run is not Middleware.run:
+            chain = _run_layer(layer, chain)
+    return chain  # type: ignore[no-any-return]  # the loop's variable changes its type at each turn
+
+
+def _enqueue_layer(layer: Middleware, inner: EnqueueNext) -> EnqueueNext:
+    async def call_layer(call: EnqueueCall) -> None:
+        await layer.enqueue(call, inner)
+
+    return call_layer
+
+
+def _run_layer(layer: Middleware, inner: RunNext) -> RunNext:
+    async def call_layer(context: JobContext) -> Verdict:
+        return await layer.run(context, inner)
+
+    return call_layer

@@ -1,0 +1,131 @@
+"""How a call is to be carried out: what the decorator declares, and what `.options()` changes of it."""
+
+from __future__ import annotations
+
+import difflib
+from datetime import datetime, timedelta
+from typing import Any, Literal, TypedDict
+
+import msgspec
+
+from taskflow.model.backoff import Backoff
+from taskflow.model.clock import microseconds_of
+from taskflow.model.envelope import DEFAULT_QUEUE, OnConflict
+
+Conflict = Literal["keep", "replace", "raise"]
+
+
+class EnqueueOptions(TypedDict, total=False):
+    """What `.options()` takes.
+
+    `queue`         the queue's name
+    `priority`      -100 to 100, higher first
+    `after`, `at`   seconds or a timedelta from now, or an aware datetime; the past means now
+    `expires`       seconds or a timedelta from now, after which no run begins
+    `max_attempts`  runs that may end in failure
+    `retry`         the wait between attempts
+    `timeout`       seconds or a timedelta that one run may take
+    `key`           dedupes against live jobs of the same queue and name, up to 200 bytes
+    `on_conflict`   what becomes of a key that is taken: "keep" the standing job (default), "replace" it, or "raise" KeyConflict
+    `keep_result`   seconds or a timedelta that a success is kept
+    `headers`       str to str, 4 KiB in all; they travel with the job
+    """
+
+    queue: str
+    priority: int
+    after: float | timedelta
+    at: datetime
+    expires: float | timedelta
+    max_attempts: int
+    retry: Backoff
+    timeout: float | timedelta
+    key: str
+    on_conflict: Conflict
+    keep_result: float | timedelta
+    headers: dict[str, str]
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """The same, checked and in plain units: seconds, microseconds since 1970."""
+
+    queue: str = DEFAULT_QUEUE
+    priority: int = 0
+    after: float = 0.0
+    at: int | None = None
+    expires: float | None = None
+    max_attempts: int = 10
+    retry: Backoff | None = None
+    timeout: float | None = None
+    key: str | None = None
+    on_conflict: OnConflict = OnConflict.KEEP
+    raises_on_conflict: bool = False
+    keep_result: float = 300.0
+    headers: dict[str, str] = {}
+
+    def replaced(self, given: EnqueueOptions) -> Options:
+        """A copy with what is given; TypeError or ValueError that names the option when it is wrong."""
+        return msgspec.structs.replace(self, **plain_options(given))
+
+
+_CONFLICTS: dict[str, tuple[OnConflict, bool]] = {
+    "keep": (OnConflict.KEEP, False),
+    "replace": (OnConflict.REPLACE, False),
+    "raise": (OnConflict.KEEP, True),
+}
+_DURATIONS = ("after", "expires", "timeout", "keep_result")
+
+
+def plain_options(given: EnqueueOptions) -> dict[str, Any]:
+    """Fields of `Options` from what a user wrote, each checked by type here and by range in the envelope."""
+    fields: dict[str, Any] = dict(given)
+    for name in fields:
+        if name not in EnqueueOptions.__annotations__:
+            raise TypeError(_unknown(name))
+    for name in _DURATIONS:
+        if fields.get(name) is not None:
+            fields[name] = seconds_of(name, fields[name])
+    if fields.get("at") is not None:
+        fields["at"] = _instant(fields["at"])
+    if "at" in fields and "after" in fields:
+        raise ValueError("after= and at= are two ways to say one thing: give one of them")
+    if "on_conflict" in fields:
+        fields["on_conflict"], fields["raises_on_conflict"] = _conflict(fields["on_conflict"])
+    for name, kind in (("priority", int), ("max_attempts", int), ("queue", str), ("key", str), ("headers", dict), ("retry", Backoff)):
+        if name in fields and (not isinstance(fields[name], kind) or isinstance(fields[name], bool)):
+            raise TypeError(f"{name}={fields[name]!r}: it takes {_article(kind.__name__)}")
+    return fields
+
+
+def seconds_of(name: str, value: object) -> float:
+    """Seconds from a number or a timedelta, finite and 0 or more; else TypeError or ValueError naming the option."""
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise TypeError(f"{name}={value!r}: it takes seconds, as a number or a timedelta")
+    if not 0 <= seconds < float("inf"):
+        raise ValueError(f"{name}={value!r}: it takes seconds, finite and 0 or more")
+    return float(seconds)
+
+
+def _instant(value: object) -> int:
+    if not isinstance(value, datetime):
+        raise TypeError(f"at={value!r}: it takes an aware datetime; for seconds from now there is after=")
+    try:
+        return microseconds_of(value)
+    except ValueError as error:
+        raise ValueError(f"at={error}") from None
+
+
+def _conflict(value: object) -> tuple[OnConflict, bool]:
+    if not isinstance(value, str) or value not in _CONFLICTS:
+        raise ValueError(f'on_conflict={value!r}: it takes "keep", "replace" or "raise"')
+    return _CONFLICTS[value]
+
+
+def _unknown(name: str) -> str:
+    near = difflib.get_close_matches(name, EnqueueOptions.__annotations__, n=1)
+    hint = f"; did you mean {near[0]}=?" if near else ""
+    return f"unknown option {name}={hint or '; options are ' + ', '.join(EnqueueOptions.__annotations__)}"
+
+
+def _article(kind: str) -> str:
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"

@@ -1,0 +1,88 @@
+"""Which names stand for which jobs."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from taskflow.model.envelope import check_job_name
+from taskflow.model.errors import DeclarationError
+
+if TYPE_CHECKING:
+    from taskflow.app.job import AnyJob
+
+
+class Registry:
+    """Job types by name and alias. The same function declared again (a reload, `__main__` then its import) replaces itself."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[str, AnyJob] = {}
+
+    def add(self, job: AnyJob) -> None:
+        for name in (job.name, *job.aliases):
+            standing = self._jobs.get(name)
+            if standing is not None and _owner(standing) != _owner(job):
+                raise DeclarationError(
+                    f"two jobs are called {name!r}: {place(standing.function)} and {place(job.function)}; give one of them another name="
+                )
+        for name in [name for name, standing in self._jobs.items() if _owner(standing) == _owner(job) and standing.name == job.name]:
+            del self._jobs[name]
+        for name in (job.name, *job.aliases):
+            self._jobs[name] = job
+
+    def get(self, name: str) -> AnyJob | None:
+        return self._jobs.get(name)
+
+    def nearest(self, name: str) -> str | None:
+        near = difflib.get_close_matches(name, self._jobs, n=1)
+        return near[0] if near else None
+
+    def __iter__(self) -> Iterator[AnyJob]:
+        """Each job once, by name."""
+        return iter(sorted(set(self._jobs.values()), key=lambda job: job.name))
+
+    def __len__(self) -> int:
+        return len(set(self._jobs.values()))
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """Module and qualified name, as a worker that imports the module sees it; DeclarationError for a function in a function."""
+    if "<locals>" in function.__qualname__ or "<lambda>" in function.__qualname__:
+        raise DeclarationError(
+            f"{place(function)}: a function inside a function has no name that a worker could import it by; give it one with name="
+        )
+    return check_job_name(f"{_module_of(function)}.{function.__qualname__}")
+
+
+def place(function: Callable[..., Any]) -> str:
+    """Where a function stands, for people: file and line."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return f"{code.co_filename}:{code.co_firstlineno} ({function.__qualname__})" if code else repr(function)
+
+
+def _owner(job: AnyJob) -> tuple[str, str]:
+    code = getattr(inspect.unwrap(job.function), "__code__", None)
+    return (str(Path(code.co_filename).resolve()) if code else job.function.__module__, job.function.__qualname__)
+
+
+def _module_of(function: Callable[..., Any]) -> str:
+    if function.__module__ != "__main__":
+        return function.__module__
+    main = sys.modules["__main__"]
+    spec = getattr(main, "__spec__", None)
+    if spec is not None:  # python -m package.module, or python -m package
+        return str(spec.name.removesuffix(".__main__"))
+    return _dotted(Path(getattr(main, "__file__", None) or "__main__.py").resolve())
+
+
+def _dotted(file: Path) -> str:
+    """A script's module name for a worker started in the current folder, which stands first on its path."""
+    try:
+        relative = file.relative_to(Path.cwd().resolve())
+    except ValueError:
+        relative = Path(file.name)
+    return ".".join(relative.with_suffix("").parts)

@@ -1,0 +1,98 @@
+"""Settings in layers: a flag comes before configure(), that before TASKFLOW_* in the environment, then [tool.taskflow] in pyproject.toml."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from taskflow.app.middleware import Middleware
+from taskflow.model.errors import ConfigurationError
+
+DEFAULT_BROKER: Final = "sqlite:///taskflow.db"
+
+Lifespan = Callable[[], AbstractAsyncContextManager[Any]]
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What holds for a process.
+
+    `broker`            the broker's URL; None means the default, whose path is told once
+    `enqueue_timeout`   seconds after which a `delay()` that the store does not answer gives up
+    `max_payload`       bytes that arguments, and results, may take
+    `middleware`        the outermost first
+    `lifespan`          an async context manager per worker; what it yields is `ctx.state`
+    """
+
+    broker: str | None = None
+    enqueue_timeout: float = 5.0
+    max_payload: int = 1 << 20
+    middleware: tuple[Middleware, ...] = ()
+    lifespan: Lifespan | None = None
+
+
+# The settings that the environment and pyproject.toml may give, and how their text is read.
+_TEXTUAL: Final[Mapping[str, Callable[[str], Any]]] = {"broker": str, "enqueue_timeout": float, "max_payload": int}
+
+
+def layered(configured: Mapping[str, Any], *, environ: Mapping[str, str] | None = None, folder: Path | None = None) -> Settings:
+    """The settings in force; ConfigurationError that names layer and setting when one is wrong."""
+    layers = (_of_pyproject(folder or Path.cwd()), _of_environment(os.environ if environ is None else environ), configured)
+    merged = {name: value for layer in layers for name, value in layer.items() if value is not None}
+    merged["middleware"] = tuple(merged.get("middleware", ()))
+    return Settings(**merged)
+
+
+def check_configured(given: Mapping[str, Any]) -> None:
+    """What configure() was given; ConfigurationError naming the setting."""
+    middleware = given.get("middleware")
+    if middleware is not None:
+        if not isinstance(middleware, Sequence):
+            raise ConfigurationError(f"configure(middleware={middleware!r}): it takes a list of Middleware instances")
+        for layer in middleware:
+            if not isinstance(layer, Middleware):
+                raise ConfigurationError(
+                    f"configure(middleware=[... {layer!r} ...]): each is an instance of a subclass of taskflow.Middleware"
+                )
+    for name, least in (("enqueue_timeout", 0), ("max_payload", 1)):
+        value = given.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value < least):
+            raise ConfigurationError(f"configure({name}={value!r}): it takes a number, {least} or more")
+    if given.get("broker") is not None and not isinstance(given["broker"], str):
+        raise ConfigurationError(f"configure(broker={given['broker']!r}): it takes a URL, for example {DEFAULT_BROKER!r}")
+
+
+def _of_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    return {name: _read(f"TASKFLOW_{name.upper()}", name, text) for name in _TEXTUAL if (text := environ.get(f"TASKFLOW_{name.upper()}"))}
+
+
+def _of_pyproject(folder: Path) -> dict[str, Any]:
+    """[tool.taskflow] of the folder's pyproject.toml, or of the nearest parent's that has one."""
+    for candidate in (folder, *folder.parents):
+        file = candidate / "pyproject.toml"
+        if file.is_file():
+            return _of_file(file)
+    return {}
+
+
+def _of_file(file: Path) -> dict[str, Any]:
+    try:
+        table = tomllib.loads(file.read_text(encoding="utf-8")).get("tool", {}).get("taskflow", {})
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{file} cannot be read: {error}") from error
+    for name in table:
+        if name not in _TEXTUAL:
+            raise ConfigurationError(f"[tool.taskflow] in {file} has an unknown setting {name!r}; it takes {', '.join(_TEXTUAL)}")
+    return {name: _read(f"{name} in [tool.taskflow] of {file}", name, str(value)) for name, value in table.items()}
+
+
+def _read(where: str, name: str, text: str) -> Any:
+    try:
+        return _TEXTUAL[name](text)
+    except ValueError:
+        raise ConfigurationError(f"{where} is {text!r}: it takes {_TEXTUAL[name].__name__}") from None

@@ -1,0 +1,19 @@
+"""Sending from code without an event loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TypeVar
+
+from taskflow.app.app import app
+from taskflow.app.call import Call
+from taskflow.app.handle import JobHandle
+from taskflow.app.portal import refuse_inside_a_loop, run_sync
+
+R = TypeVar("R")
+
+
+def enqueue_sync(calls: Iterable[Call[R]]) -> list[JobHandle[R]]:
+    """`enqueue` for code without an event loop; RuntimeError inside of a running one."""
+    refuse_inside_a_loop("enqueue_sync()", "await enqueue()")
+    return run_sync(app.enqueue(calls))

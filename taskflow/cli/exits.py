@@ -1,0 +1,27 @@
+"""Exit codes of every command: the one table, which help and README show."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Final
+
+
+class Exit(IntEnum):
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    BROKER = 3
+    NOT_FOUND = 4
+    FORCED = 124
+
+
+MEANINGS: Final = {
+    Exit.OK: "all went well",
+    Exit.FAILED: "a job failed, or a check did",
+    Exit.USAGE: "the command was written wrongly, or what it names cannot be imported",
+    Exit.BROKER: "the broker cannot be reached, or refuses",
+    Exit.NOT_FOUND: "what was asked for is not there",
+    Exit.FORCED: "ended by force after the grace time",
+}
+
+TABLE: Final = "\n".join(f"  {code:>3}  {meaning}" for code, meaning in MEANINGS.items()) + "\n  128+n  ended by signal n"

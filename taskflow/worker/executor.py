@@ -1,0 +1,204 @@
+"""Turns a lease into a settlement. Knows no broker: the same code runs in a worker and in tests."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import time
+import traceback
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Executor as Pool
+from typing import Any, Final
+
+from taskflow.app.context import JobContext, running
+from taskflow.app.job import AnyJob, Job
+from taskflow.app.middleware import Middleware, run_chain
+from taskflow.app.registry import Registry
+from taskflow.app.signals import Cancel, Discard, Retry, Snooze
+from taskflow.model.errors import CodecError, DecodeError, EncodeError, NewerFormat, UnknownArgument
+from taskflow.model.record import Progress
+from taskflow.model.rules import DAY
+from taskflow.model.seams import Seams
+from taskflow.model.verdict import (
+    Cancelled,
+    Discarded,
+    Failed,
+    HandedBack,
+    Parked,
+    Retried,
+    RunError,
+    Settlement,
+    Snoozed,
+    Succeeded,
+    Verdict,
+)
+from taskflow.worker.holdings import Holding
+
+CANCELLED: Final = "cancelled"
+TIMED_OUT: Final = "timed out"
+WINDING_DOWN: Final = "winding down"
+LOST: Final = "lost"
+
+PARK_FOR_AT_MOST: Final = 7 * DAY
+PARK_SHORTEST: Final = 5.0
+PARK_LONGEST: Final = 300.0
+
+
+class Executor:
+    """Runs one job after the other's manner: find, decode, run, judge, encode."""
+
+    def __init__(self, registry: Registry, *, middleware: Sequence[Middleware], pool: Pool, seams: Seams, state: Any = None) -> None:
+        self._registry = registry
+        self._middleware = middleware
+        self._pool = pool
+        self._seams = seams
+        self._state = state
+
+    async def run(self, holding: Holding) -> Settlement:
+        """Never raises but for a bug of ours: whatever the job does becomes a verdict."""
+        begun = holding.started = time.monotonic()
+        verdict = await self._verdict(holding)
+        lease = holding.lease
+        return Settlement(
+            id=lease.envelope.id,
+            epoch=lease.epoch,
+            claim=lease.claim,
+            verdict=verdict,
+            ran_for=time.monotonic() - begun,
+            keep_for=lease.envelope.keep_result,
+        )
+
+    async def _verdict(self, holding: Holding) -> Verdict:
+        lease = holding.lease
+        job = self._registry.get(lease.envelope.job)
+        if job is None:
+            return self._park(holding, f"a worker that knows the job {lease.envelope.job!r}")
+        try:
+            args, kwargs = job.codec.decode_arguments(lease.envelope.payload)
+        except (NewerFormat, UnknownArgument) as error:
+            return self._park(holding, f"a newer worker: {error}")
+        except CodecError as error:
+            return Failed(_error(error, lease.attempt))
+        return await self._run(holding, job, args, kwargs)
+
+    def _park(self, holding: Holding, waiting_for: str) -> Verdict:
+        lease = holding.lease
+        if lease.parked_for >= PARK_FOR_AT_MOST:
+            return Failed(RunError("taskflow.NeverKnown", f"waited 7 days for {waiting_for}", "", lease.attempt))
+        # As long again as it has waited already: exponential, without a counter.
+        return Parked(waiting_for, min(PARK_LONGEST, max(PARK_SHORTEST, lease.parked_for)))
+
+    async def _run(self, holding: Holding, job: AnyJob, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Verdict:
+        context = JobContext(holding.lease, state=self._state, on_progress=_report_to(holding))
+
+        async def call(context: JobContext) -> Verdict:
+            return await self._call(holding, job, context, args, kwargs)
+
+        chain = run_chain(self._middleware, call) if self._middleware else call
+        token = running.set(context)
+        try:
+            return await _within(holding, context, chain(context))
+        except BaseException as error:  # a middleware's own
+            return self._judge(holding, job, error)
+        finally:
+            running.reset(token)
+
+    async def _call(self, holding: Holding, job: AnyJob, context: JobContext, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Verdict:
+        arguments = (context, *args) if job.takes_context else args
+        try:
+            value = await self._invoke(job, arguments, kwargs)
+        except BaseException as error:
+            return self._judge(holding, job, error)
+        try:
+            return Succeeded(job.codec.encode_result(value))
+        except EncodeError as error:
+            # Its effects have happened: another attempt would repeat them and fail the same way.
+            return Failed(_error(error, context.attempt))
+
+    async def _invoke(self, job: AnyJob, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if isinstance(job, Job):
+            return await job.function(*args, **kwargs)
+        scope = contextvars.copy_context()
+        return await asyncio.get_running_loop().run_in_executor(self._pool, lambda: scope.run(job.function, *args, **kwargs))
+
+    def _judge(self, holding: Holding, job: AnyJob, error: BaseException) -> Verdict:
+        """What a raised error comes to: the worker's own reasons first, then what the job says, then its policy."""
+        why, lease = holding.why_stopped, holding.lease
+        if isinstance(error, asyncio.CancelledError) and why is not None:
+            if why == CANCELLED:
+                return Cancelled("cancelled")
+            if why in (WINDING_DOWN, LOST):
+                return HandedBack()
+            error = TimeoutError(f"{job.name} ran longer than its timeout of {lease.envelope.timeout:g} s")
+        match error:
+            case Snooze(after=after):
+                return Snoozed(after)
+            case Discard(reason=reason):
+                return Discarded(reason)
+            case Cancel(reason=reason):
+                return Cancelled(reason)
+        return self._retry_or_fail(holding, job, error)
+
+    def _retry_or_fail(self, holding: Holding, job: AnyJob, error: BaseException) -> Verdict:
+        lease, policy = holding.lease, job.policy
+        noted = _error(error, lease.attempt)
+        asked = isinstance(error, Retry)
+        # SystemExit, KeyboardInterrupt and a cancellation that is not ours are failures like others.
+        is_retried = asked or isinstance(error, policy.retry_on) or not isinstance(error, Exception)
+        if lease.is_last_attempt or isinstance(error, policy.discard_on) or not is_retried:
+            return Failed(noted)
+        wait = error.after if isinstance(error, Retry) else None
+        if wait is None:
+            wait = (lease.envelope.retry or policy.retry).wait(lease.failures, self._seams.chance)
+        return Retried(noted, wait)
+
+
+async def _within(holding: Holding, context: JobContext, run: Awaitable[Verdict]) -> Verdict:
+    """The run with its timeout, which covers middleware too, and with an ear for being asked to stop."""
+    task = asyncio.current_task()
+    assert task is not None
+
+    def stop() -> None:
+        context.cancelled.set()
+        task.cancel()
+
+    holding.stop = stop
+    timeout = holding.lease.envelope.timeout
+    timer = asyncio.get_running_loop().call_later(timeout, holding.ask_to_stop, TIMED_OUT) if timeout is not None else None
+    try:
+        if holding.why_stopped is not None:
+            stop()
+        return await run
+    finally:
+        holding.stop = None
+        if timer is not None:
+            timer.cancel()
+
+
+def _report_to(holding: Holding) -> Callable[[Progress], None]:
+    def report(progress: Progress) -> None:
+        holding.progress = progress
+
+    return report
+
+
+def _error(error: BaseException, attempt: int) -> RunError:
+    kind = type(error)
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    is_ours = isinstance(error, DecodeError | EncodeError)
+    return RunError.trimmed(name, _message(error), "" if is_ours else _traceback(error), attempt)
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as broken:
+        return f"<its message cannot be shown: {type(broken).__name__}>"
+
+
+def _traceback(error: BaseException) -> str:
+    """From the job's own first line on: our frames above it tell the user nothing."""
+    frames = error.__traceback__
+    while frames is not None and frames.tb_next is not None and frames.tb_frame.f_code.co_filename == __file__:
+        frames = frames.tb_next
+    return "".join(traceback.format_exception(type(error), error, frames))

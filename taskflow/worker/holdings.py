@@ -1,0 +1,82 @@
+"""What a worker holds: every lease from its claim to its settlement's answer. The beat speaks from it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from taskflow.model.envelope import ClaimId, Lease
+from taskflow.model.record import Progress
+from taskflow.model.session import Report
+
+
+class Holding:
+    """One lease. `why_stopped` says why its run is being cancelled, once it is."""
+
+    __slots__ = ("lease", "progress", "started", "stop", "why_stopped")
+
+    def __init__(self, lease: Lease) -> None:
+        self.lease = lease
+        self.started: float | None = None
+        self.progress: Progress | None = None
+        self.stop: Callable[[], None] | None = None
+        self.why_stopped: str | None = None
+
+    def ask_to_stop(self, why: str) -> None:
+        """Cancel the run, once; the first reason stands."""
+        if self.why_stopped is None:
+            self.why_stopped = why
+            if self.stop is not None:
+                self.stop()
+
+
+class Holdings:
+    """Written by the worker's loop, read by its keeper's thread: reads take a copy in one step."""
+
+    def __init__(self, slots: int) -> None:
+        self._held: dict[ClaimId, Holding] = {}
+        self._slots = slots
+        self._changed = asyncio.Event()
+        self._reported: dict[ClaimId, object] = {}
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    @property
+    def free(self) -> int:
+        return max(0, self._slots - len(self._held))
+
+    def add(self, lease: Lease) -> Holding:
+        holding = self._held[lease.claim] = Holding(lease)
+        return holding
+
+    def remove(self, claim: ClaimId) -> None:
+        """Only once the store has answered its settlement, or the lease is lost."""
+        self._held.pop(claim, None)
+        self._reported.pop(claim, None)
+        self._changed.set()
+
+    async def wait_for_change(self) -> None:
+        """Until a lease has left."""
+        self._changed.clear()
+        await self._changed.wait()
+
+    def get(self, claim: ClaimId) -> Holding | None:
+        return self._held.get(claim)
+
+    def all(self) -> list[Holding]:
+        return list(self._held.values())
+
+    def claims(self) -> tuple[ClaimId, ...]:
+        return tuple(self._held)
+
+    def reports(self) -> tuple[Report, ...]:
+        """Of runs that have begun, or said something new, since the last reports."""
+        now = time.monotonic()
+        reports: list[Report] = []
+        for claim, holding in list(self._held.items()):
+            if holding.started is not None and self._reported.get(claim, self) is not holding.progress:
+                self._reported[claim] = holding.progress
+                reports.append(Report(claim, now - holding.started, holding.progress))
+        return tuple(reports)

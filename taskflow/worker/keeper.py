@@ -1,0 +1,93 @@
+"""Keeps the session alive from a thread of its own, with a connection of its own: a job that blocks the loop does not lose its lease."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from taskflow.broker import topics
+from taskflow.broker.protocol import Broker
+from taskflow.model.errors import BrokerUnavailable, SessionLost
+from taskflow.model.seams import StartThread
+from taskflow.model.session import Beat, BeatAnswer, Session
+from taskflow.worker.holdings import Holdings
+
+log: Final = logging.getLogger("taskflow.worker")
+
+BEATS_PER_TTL: Final = 4
+RETRY_PAUSE: Final = 0.5
+
+
+class Keeper:
+    """Beats until it is stopped, and passes on what it hears by calling back from its own thread.
+
+    `on_answer`   with every beat's answer
+    `on_lost`     when the session is dead, or when it has not beaten for its whole ttl and must be taken for dead
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        session: Session,
+        holdings: Holdings,
+        *,
+        seen: Callable[[], int],
+        on_answer: Callable[[BeatAnswer], None],
+        on_lost: Callable[[str], None],
+        start_thread: StartThread,
+    ) -> None:
+        self._broker = broker
+        self._session = session
+        self._holdings = holdings
+        self._seen = seen
+        self._on_answer = on_answer
+        self._on_lost = on_lost
+        self._start_thread = start_thread
+        self._stopping = threading.Event()
+        self._nudge: Callable[[], None] = lambda: None
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        self._thread = self._start_thread(lambda: asyncio.run(self._main()), "taskflow-keeper")
+
+    async def stop(self) -> None:
+        """Ends the thread; a beat that is under way is waited for, a store that is away is not waited for long."""
+        self._stopping.set()
+        self._nudge()
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join, 5.0)
+
+    async def _main(self) -> None:
+        try:
+            with self._broker.listen([topics.session(self._session.id)]) as nudges:
+                self._nudge = nudges.nudge
+                await self._beat_on(nudges.wait)
+        finally:
+            await self._broker.close()
+
+    async def _beat_on(self, wait: Callable[[float], Awaitable[object]]) -> None:
+        interval = self._session.ttl / BEATS_PER_TTL
+        beaten_at = time.monotonic()
+        while not self._stopping.is_set():
+            try:
+                self._on_answer(await self._beat())
+                beaten_at = time.monotonic()
+                pause = interval
+            except SessionLost as error:
+                self._on_lost(str(error))
+                return
+            except BrokerUnavailable as error:
+                if time.monotonic() - beaten_at > self._session.ttl:
+                    self._on_lost(f"no beat has reached the broker for {self._session.ttl:g} s: {error}")
+                    return
+                log.warning("a beat did not reach the broker: %s", error)
+                pause = min(RETRY_PAUSE, interval)
+            await wait(pause)
+
+    async def _beat(self) -> BeatAnswer:
+        beat = Beat(session=self._session.id, claims=self._holdings.claims(), seen=self._seen(), reports=self._holdings.reports())
+        return await self._broker.beat(beat)

@@ -1,0 +1,49 @@
+"""Which queues a worker works, and in which order it asks for their jobs."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+
+from taskflow.model.envelope import check_queue
+from taskflow.model.seams import Chance
+
+
+class QueueChoice:
+    """``a,b`` is strict, ``a=3,b=1`` weighted, nothing given is every queue in turn.
+
+    Weighted, a queue comes first in so many of all claims as its share of the weights is, and none starves.
+    """
+
+    def __init__(self, weights: Mapping[str, int | None] | None = None, chance: Chance = random.Random()) -> None:  # noqa: B008  # a default chance
+        weights = dict(weights or {})
+        self.names: tuple[str, ...] = tuple(weights)
+        self._weights = {name: weight for name, weight in weights.items() if weight is not None}
+        self._chance = chance
+        if self._weights and len(self._weights) != len(weights):
+            raise ValueError(f"queues {', '.join(weights)}: give every queue a weight (a=3,b=1), or none (a,b: strictly in that order)")
+
+    @classmethod
+    def parse(cls, text: str) -> QueueChoice:
+        """From the text of `--queues`; ValueError that names the part."""
+        weights: dict[str, int | None] = {}
+        for part in text.split(","):
+            name, separator, weight = part.strip().partition("=")
+            check_queue(name)
+            if name in weights:
+                raise ValueError(f"queue {name!r} is named twice")
+            if separator and not (weight.isascii() and weight.isdigit() and int(weight) > 0):
+                raise ValueError(f"queue {name!r} has the weight {weight!r}: it takes a whole number, 1 or more")
+            weights[name] = int(weight) if separator else None
+        return cls(weights)
+
+    def order(self) -> Sequence[str]:
+        """Weighted: a draw without replacement (Efraimidis and Spirakis 2006: the largest of u ** (1 / weight) comes first)."""
+        if not self._weights:
+            return self.names
+        return sorted(self.names, key=lambda name: self._chance.random() ** (1 / self._weights[name]), reverse=True)
+
+    def __str__(self) -> str:
+        if not self.names:
+            return "every queue"
+        return ", ".join(f"{name}={self._weights[name]}" if name in self._weights else name for name in self.names)
