@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import threading
-from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -188,7 +188,7 @@ class App:
         return JobHandle(self, answer.standing, call.job, is_new=False)
 
 
-async def _batches(calls: Iterable[Call[R]] | AsyncIterable[Call[R]]) -> Any:
+async def _batches(calls: Iterable[Call[R]] | AsyncIterable[Call[R]]) -> AsyncIterator[list[Call[R]]]:
     """Lists of at most 1,000 calls or 1 MiB, taken from the iterable as they are sent: a generator may be endless."""
     if isinstance(calls, AsyncIterable):
         batch: list[Call[R]] = []
@@ -240,7 +240,8 @@ def configure(
 async def enqueue(calls: Iterable[Call[R]] | AsyncIterable[Call[R]]) -> list[JobHandle[R]]:
     """Send many calls: ``enqueue(add.bind(n, n) for n in range(10_000))``.
 
-    They are streamed in batches of at most 1,000 calls or 1 MiB; each batch is added as a whole or not at all. The handles come in the calls' order. Raises EnqueueFailed, which carries the handles of what was sent before.
+    They are streamed in batches of at most 1,000 calls or 1 MiB; each batch is added as a whole or not at all.
+    The handles come in the calls' order. Raises EnqueueFailed, which carries the handles of what was sent before.
     """
     return await app.enqueue(calls)
 

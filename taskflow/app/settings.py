@@ -1,4 +1,4 @@
-"""Settings in layers: a flag comes before configure(), that before TASKFLOW_* in the environment, then [tool.taskflow] in pyproject.toml."""
+"""Settings in layers: a flag comes before configure(), then TASKFLOW_* in the environment, then [tool.taskflow] in pyproject.toml."""
 
 from __future__ import annotations
 

@@ -24,8 +24,8 @@ running event loop of the process; several processes may share a store (memory e
   [register_repeat] registering a living session again changes nothing.
   [register_dead] a session that was reaped, or has left, stays dead: SessionLost.
 
-**claim** leases up to `limit` ready jobs to a session; `queues` in that order, or every queue, starting from another one at each
-request, when it is empty.
+**claim** leases up to `limit` ready jobs to a session.
+  [claim_queues] from `queues` in that order, or, when it is empty, from every queue, starting from another one at each request.
   [claim_eligible] never a job that is paused, expired, held, or not yet due.
   [claim_fence] each lease has an epoch one above the job's last and a claim id that never existed before.
   [claim_session] an unknown, reaped or departed session gets SessionLost, and nothing is leased.

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import traceback
-from typing import Final
+from typing import Any, Final
 
 from taskflow.app.app import App
 from taskflow.app.current import default_app
@@ -45,9 +45,9 @@ async def _work(app: App, options: WorkerOptions, *, is_draining: bool) -> int:
     worker = Worker(app=app, options=options)
     try:
         async with worker:
-            waits: list[asyncio.Future[object]] = [asyncio.ensure_future(stopped.wait())]
+            waits: list[asyncio.Task[Any]] = [asyncio.create_task(stopped.wait())]
             if is_draining:
-                waits.append(asyncio.ensure_future(worker.drained()))
+                waits.append(asyncio.create_task(worker.drained()))
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             for wait in waits:
                 wait.cancel()

@@ -104,8 +104,8 @@ class Worker:
 
     async def drained(self) -> None:
         """Until its queues have nothing READY or RUNNING anywhere, and nothing SCHEDULED within the horizon."""
-        while not await self._is_drained():
-            await asyncio.sleep(DRAIN_LOOK)  # what other workers do is seen only by looking
+        while not await self._is_drained():  # noqa: ASYNC110  # what other workers do is seen only by looking
+            await asyncio.sleep(DRAIN_LOOK)
 
     async def _is_drained(self) -> bool:
         names = self.options.queues.names

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 
-from taskflow.broker import topics
+from taskflow.broker import topics, words
 from taskflow.broker.console import JobFilter, Metrics, QueueRecord, Redone
 from taskflow.broker.memory.job import Job
 from taskflow.broker.memory.upkeep import KeptStore
@@ -23,7 +23,7 @@ class OpenStore(KeptStore):
             QueueRecord(
                 name=name,
                 is_paused=name in self.paused,
-                counts={status: self.counts[name][status] for status in Status},
+                counts={status: self.counts.get(name, {}).get(status, 0) for status in Status},
                 oldest_ready_for=self._oldest_ready_for(name),
                 next_due_in=self._next_due_in(name),
             )
@@ -81,7 +81,7 @@ class OpenStore(KeptStore):
         purged = [job for job in self.jobs.values() if job.status is not Status.RUNNING and self._is_chosen(job, chosen)][:limit]
         for job in purged:
             if job.status in WAITING:
-                self.end(job, Event.CANCEL, Status.CANCELLED, "purged")
+                self.end(job, Event.CANCEL, Status.CANCELLED, words.PURGED)
             if job.status in ENDED:
                 self.bury(job)
         return len(purged)

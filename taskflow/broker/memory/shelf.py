@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from collections import Counter, defaultdict
 
-from taskflow.broker import topics
+from taskflow.broker import topics, words
 from taskflow.broker.memory.job import Job
 from taskflow.model.clock import Clock, to_microseconds
 from taskflow.model.ids import id_text
@@ -53,7 +53,7 @@ class Shelf:
         if behind is not None:
             job.awaits += 1
             job.behind = behind.id
-            job.waiting_for = f"job {id_text(behind.id)}, which runs with its key"
+            job.waiting_for = words.waits_behind(behind.id)
         if job.envelope.key is not None:
             self.keys.setdefault(job.envelope.key, []).append(job)
         self.enter(job, Event.ENQUEUE)
@@ -64,26 +64,40 @@ class Shelf:
 
     def enter(self, job: Job, event: Event) -> None:
         """Wait in the place that its due time and what it awaits give it."""
-        if job.expires_at is not None:
-            heapq.heappush(self.expiring, (job.expires_at, job.id))
         if job.awaits > 0:
+            self._watch_expiry(job)
             self.move(job, event, Status.HELD)
         elif job.due_at > self.clock.wall():
+            self._watch_expiry(job)
             self.move(job, event, Status.SCHEDULED)
             heapq.heappush(self.due, (job.due_at, job.seq, job.id))
             self.rung.add(topics.DUE)
         else:
-            self.move(job, event, Status.READY)
-            heapq.heappush(self.ready[job.queue], (job.place, job.id))
-            self.rung |= {topics.queue(job.queue), topics.ANY_QUEUE}
+            self._stand_ready(job, event)
 
-    def wait_again(self, job: Job, event: Event, due_at: int) -> None:
-        """After a run that did not end the job; its cancellation and a replacement behind it come first."""
+    def _stand_ready(self, job: Job, event: Event) -> None:
+        self._watch_expiry(job)
+        self.move(job, event, Status.READY)
+        heapq.heappush(self.ready[job.queue], (job.place, job.id))
+        self.rung |= {topics.queue(job.queue), topics.ANY_QUEUE}
+
+    def _watch_expiry(self, job: Job) -> None:
+        if job.expires_at is not None:
+            heapq.heappush(self.expiring, (job.expires_at, job.id))
+
+    def wait_again(self, job: Job, event: Event, due_at: int | None = None) -> None:
+        """After a run that did not end the job; its cancellation and a replacement behind it come first.
+
+        Without a new time it is READY where it stood, also when the wall clock has been set back before its due time meanwhile.
+        """
         successor = self.waiting_behind(job)
         if job.cancel_requested is not None:
             self.end(job, event, Status.CANCELLED, job.cancel_requested)
         elif successor is not None:
-            self.end(job, event, Status.CANCELLED, replaced_by(successor.id))
+            self.end(job, event, Status.CANCELLED, words.replaced_by(successor.id))
+        elif due_at is None:
+            job.claim = None
+            self._stand_ready(job, event)
         else:
             job.claim = None
             job.due_at = due_at
@@ -146,6 +160,7 @@ class Shelf:
             return
         held.awaits -= 1
         if held.awaits == 0:
+            held.due_at = max(held.due_at, self.clock.wall())
             self.enter(held, Event.RELEASE)
 
     def _keep(self, status: Status) -> float:
@@ -190,7 +205,3 @@ class Shelf:
 
     def live_count(self) -> int:
         return sum(counts[status] for counts in self.counts.values() for status in LIVE)
-
-
-def replaced_by(job_id: bytes) -> str:
-    return f"replaced by {id_text(job_id)}"

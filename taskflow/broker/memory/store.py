@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from taskflow.broker import topics
+from taskflow.broker import topics, words
 from taskflow.broker.memory.job import Fence, Job
-from taskflow.broker.memory.shelf import Shelf, replaced_by
+from taskflow.broker.memory.shelf import Shelf
 from taskflow.broker.protocol import Added, Refused
 from taskflow.model.clock import Clock, instant_of, to_microseconds, to_seconds
 from taskflow.model.envelope import ClaimId, Envelope, Lease, OnConflict
@@ -71,7 +71,8 @@ class Store(Shelf):
     # --- enqueue -----------------------------------------------------------------------------------------
 
     def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
-        if self._capacity is not None and self.live_count() + len(envelopes) > self._capacity:
+        fresh = sum(envelope.id not in self.jobs for envelope in envelopes)
+        if self._capacity is not None and fresh and self.live_count() + fresh > self._capacity:
             raise StoreFull(f"the memory broker holds {self.live_count()} live jobs of at most {self._capacity}: let workers catch up")
         return [self._enqueue_one(envelope) for envelope in envelopes]
 
@@ -83,7 +84,7 @@ class Store(Shelf):
         if standing is not None and envelope.on_conflict is OnConflict.KEEP:
             return Refused(envelope.id, standing.id, "key")
         if waiting is not None:
-            self.end(waiting, Event.REPLACE, Status.CANCELLED, replaced_by(envelope.id))
+            self.end(waiting, Event.REPLACE, Status.CANCELLED, words.replaced_by(envelope.id))
         self.add(Job(envelope, self.next_seq(), self.clock.wall()), behind=running)
         return Added(envelope.id, None if waiting is None else waiting.id)
 
@@ -95,7 +96,7 @@ class Store(Shelf):
         if known is None:
             self.sessions[session.id] = SessionState(session, self.clock.wall(), self.clock.steady(), self.clock.boot_id())
         elif known.dead_at is not None:
-            raise SessionLost(f"session {session.name} was reaped: register a new one, with a fresh id")
+            raise SessionLost(words.session_reaped(session.name))
         self.pulse = self.clock.steady()
 
     def claim(self, session_id: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
@@ -111,7 +112,7 @@ class Store(Shelf):
     def _living(self, session_id: bytes) -> SessionState:
         state = self.sessions.get(session_id)
         if state is None or not self._lives(state):
-            raise SessionLost("the session was reaped or never registered: register a new one, with a fresh id")
+            raise SessionLost(words.SESSION_LOST)
         return state
 
     def _lives(self, state: SessionState) -> bool:
@@ -162,7 +163,7 @@ class Store(Shelf):
         ghosts = [job for claim, job in state.leases.items() if claim not in set(beat.claims) and self._is_ghost(job, claim, beat)]
         for job in ghosts:
             self._let_go(job)
-            self.wait_again(job, Event.GHOST, job.due_at)
+            self.wait_again(job, Event.GHOST)
         if beat.leaving:
             self._leave(state)
         return BeatAnswer(
@@ -265,13 +266,13 @@ class Store(Shelf):
     def _hand_back(self, job: Job, *, counts: bool) -> None:
         job.hand_backs += counts
         if job.hand_backs > self.rules.max_hand_backs and job.cancel_requested is None:
-            self._poison(job, Event.HAND_BACK, f"handed back {job.hand_backs} times without an outcome")
+            self._poison(job, Event.HAND_BACK, words.handed_back_in_vain(job.hand_backs))
         else:
-            self.wait_again(job, Event.HAND_BACK, job.due_at)
+            self.wait_again(job, Event.HAND_BACK)
 
     def _poison(self, job: Job, event: Event, why: str) -> None:
         job.is_poison = True
-        self.end(job, event, Status.FAILED, f"poison: {why}")
+        self.end(job, event, Status.FAILED, words.poison(why))
 
     # --- cancel, read ------------------------------------------------------------------------------------------
 
@@ -283,9 +284,9 @@ class Store(Shelf):
             return None
         found = job.status
         if found in WAITING:
-            self.end(job, Event.CANCEL, Status.CANCELLED, "cancelled")
+            self.end(job, Event.CANCEL, Status.CANCELLED, words.CANCELLED)
         elif found is Status.RUNNING:
-            job.cancel_requested = "cancelled"
+            job.cancel_requested = words.CANCELLED
             if job.claim is not None:
                 self.rung.add(topics.session(job.claim.session))
         return found

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import heapq
-from typing import Final
 
+from taskflow.broker import words
 from taskflow.broker.memory.job import Job
 from taskflow.broker.memory.store import SessionState, Store
 from taskflow.broker.protocol import Upkept
 from taskflow.model.clock import to_microseconds, to_seconds
 from taskflow.model.record import ENDED, WAITING, Event, Status
 from taskflow.model.verdict import RunError
-
-CRASHED: Final = "taskflow.WorkerLost"
-DROPPED_OVER_CAP: Final = "dropped over the cap"
 
 
 class KeptStore(Store):
@@ -82,14 +79,12 @@ class KeptStore(Store):
     def _crash(self, job: Job) -> None:
         job.crashes += 1
         most = self.rules.max_crashes
-        self._note(
-            job, RunError(CRASHED, f"worker {job.worker} was lost while it had this job (crash {job.crashes})", "", job.failures + 1)
-        )
+        self._note(job, RunError(words.CRASHED, words.worker_lost(job.worker, job.crashes), "", job.failures + 1))
         if job.crashes > most and job.cancel_requested is None:
-            self._poison(job, Event.CRASH, f"its worker was lost {job.crashes} times in a row while it had this job")
+            self._poison(job, Event.CRASH, words.lost_in_a_row(job.crashes))
         else:
             wait = to_microseconds(self.rules.crash_wait(job.crashes))
-            self.wait_again(job, Event.CRASH, self.clock.wall() + wait if wait else job.due_at)
+            self.wait_again(job, Event.CRASH, self.clock.wall() + wait if wait else None)
 
     # --- expiry and keeping --------------------------------------------------------------------------------
 
@@ -98,7 +93,7 @@ class KeptStore(Store):
         while self.expiring and self.expiring[0][0] <= now and moved < limit:
             job = self.jobs.get(heapq.heappop(self.expiring)[1])
             if job is not None and job.status in WAITING and job.is_expired(now):
-                self.end(job, Event.EXPIRE, Status.CANCELLED, "expired")
+                self.end(job, Event.EXPIRE, Status.CANCELLED, words.EXPIRED)
                 moved += 1
         return moved
 
@@ -121,13 +116,13 @@ class KeptStore(Store):
 
     def _drop_over_cap(self, limit: int) -> int:
         moved = 0
-        for (queue, are_failed), oldest in self.kept.items():
+        for (queue, are_failed), oldest in sorted(self.kept.items()):  # by queue, failed ones after the others
             statuses = (Status.FAILED,) if are_failed else (Status.SUCCEEDED, Status.CANCELLED)
             while moved < limit and oldest and sum(self.counts[queue][status] for status in statuses) > self.rules.kept_per_queue:
                 ended_at, _, job_id = heapq.heappop(oldest)
                 job = self.jobs.get(job_id)
                 if job is not None and job.status in statuses and job.ended_at == ended_at:
                     self.bury(job)
-                    self.totals[queue][DROPPED_OVER_CAP] += 1
+                    self.totals[queue][words.DROPPED_OVER_CAP] += 1
                     moved += 1
         return moved

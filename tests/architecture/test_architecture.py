@@ -1,0 +1,158 @@
+"""The floors, the circles, the sizes, and what an import loads."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+import taskflow
+from tests.architecture.imports import ROOT, Imported, all_imported_names, imports_of, modules
+
+MODULES = modules()
+KNOWN = frozenset(MODULES)
+FLOORS = {"model": 1, "broker": 2, "app": 3, "worker": 4, "testing": 5, "telemetry": 5, "cli": 5, "dashboard": 5, "integrations": 5}
+TOP = 5
+
+# Files that are longer than 400 lines, or functions than 60, each with its reason. Empty is best.
+LONG_FILES: dict[str, str] = {}
+LONG_FUNCTIONS: dict[str, str] = {}
+
+
+def floor_of(module: str) -> int | None:
+    parts = module.split(".")
+    return FLOORS.get(parts[1]) if len(parts) > 1 else None
+
+
+def test_every_module_stands_on_a_floor() -> None:
+    """A new folder of the package must be given its floor here, and in the design."""
+    homeless = [module for module in MODULES if floor_of(module) is None and module not in ("taskflow", "taskflow.__main__")]
+    assert homeless == []
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_an_import_never_runs_up(module: str) -> None:
+    """Nor sideways between surfaces; what is imported for types alone may."""
+    floor = floor_of(module)
+    if floor is None:
+        return
+    for imported in imports_of(MODULES[module], KNOWN):
+        target = floor_of(imported.module)
+        if imported.is_for_types or target is None:
+            continue
+        assert target <= floor, f"{module} (floor {floor}) imports {imported.module} (floor {target})"
+        if floor == target == TOP:
+            assert module.split(".")[1] == imported.module.split(".")[1], f"{module} imports another surface, {imported.module}"
+
+
+def test_there_is_no_circle() -> None:
+    """Not even one that is held together by late imports."""
+    graph = {module: {i.module for i in imports_of(file, KNOWN) if not i.is_for_types} - {module} for module, file in MODULES.items()}
+    graph["taskflow"] = set()  # it loads its names when they are used, never when it is imported
+    while leaves := [module for module, targets in graph.items() if not targets & graph.keys()]:
+        for leaf in leaves:
+            del graph[leaf]
+    assert graph == {}
+
+
+def test_a_circle_would_be_found() -> None:
+    """The reader of imports sees what stands in functions and under TYPE_CHECKING, and tells them apart."""
+    found = imports_of(MODULES["taskflow.app.handle"], KNOWN)
+    assert Imported("taskflow.app.job", is_for_types=True) in found
+    assert Imported("taskflow.broker.topics", is_for_types=False) in found
+
+
+def test_only_the_url_module_imports_a_broker() -> None:
+    for module, file in MODULES.items():
+        for imported in imports_of(file, KNOWN):
+            parts = imported.module.split(".")
+            is_concrete = parts[:2] == ["taskflow", "broker"] and len(parts) > 2 and parts[2] in ("memory", "sqlite", "redis", "postgres")
+            if is_concrete and not module.startswith(".".join(parts[:3])) and not module.startswith("taskflow.testing"):
+                assert module in ("taskflow.broker.url", *_shares_constants(module, imported.module)), f"{module} imports {imported.module}"
+
+
+def _shares_constants(module: str, imported: str) -> tuple[str, ...]:
+    return ()
+
+
+def test_the_model_does_nothing_by_itself() -> None:
+    """Floor 1: no event loop, no socket, no store, no process."""
+    for module, file in MODULES.items():
+        if floor_of(module) == 1:
+            assert all_imported_names(file).isdisjoint({"asyncio", "anyio", "socket", "sqlite3", "redis", "asyncpg", "subprocess"}), module
+
+
+def functions() -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    for module, file in MODULES.items():
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield f"{module}:{node.name}", node
+
+
+def test_files_and_functions_are_small() -> None:
+    long_files = {module for module, file in MODULES.items() if file.read_text().count("\n") > 400}
+    long_functions = {name for name, node in functions() if (node.end_lineno or 0) - node.lineno + 1 > 60}
+    assert long_files == set(LONG_FILES)
+    assert long_functions == set(LONG_FUNCTIONS)
+
+
+def test_the_median_function_has_under_ten_lines() -> None:
+    lengths = sorted((node.end_lineno or 0) - node.lineno + 1 for _, node in functions())
+    assert lengths[len(lengths) // 2] < 10
+
+
+def test_functions_take_few_parameters() -> None:
+    """More than nine want a frozen struct of options. The decorator's are its public face."""
+    many = {name for name, node in functions() if len(node.args.args) + len(node.args.kwonlyargs) > 9}
+    assert many <= {"taskflow.app.job:job"}
+
+
+def test_names_that_say_nothing_are_not_used() -> None:
+    for module in MODULES:
+        assert module.rpartition(".")[2] not in ("utils", "helpers", "common", "misc", "manager"), module
+
+
+@pytest.mark.parametrize("name", taskflow.__all__)
+def test_every_public_name_is_there(name: str) -> None:
+    assert getattr(taskflow, name) is not None
+    assert name in dir(taskflow)
+
+
+def test_an_unknown_public_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        getattr(taskflow, "nonsense")  # noqa: B009  # no checker would let it pass otherwise
+
+
+def loaded_by(statement: str) -> set[str]:
+    """The modules that are loaded once a fresh interpreter has run a statement, and were not before it."""
+    program = f"import sys; before = set(sys.modules)\n{statement}\nprint(*sorted(set(sys.modules) - before))"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    return set(ran.stdout.splitlines()[-1].split())
+
+
+DRIVERS = {"sqlite3", "redis", "asyncpg", "psycopg", "rich", "starlette", "fastapi", "django", "uvloop"}
+
+
+def test_importing_taskflow_loads_next_to_nothing() -> None:
+    """No driver, no web framework, no rich, no event loop."""
+    loaded = loaded_by("import taskflow")
+    assert loaded.isdisjoint(DRIVERS | {"asyncio", "anyio", "msgspec", "msgpack"})
+    assert {name for name in loaded if name.startswith("taskflow")} == {"taskflow"}
+
+
+def test_declaring_a_job_loads_no_driver() -> None:
+    loaded = loaded_by("from taskflow import job; job(name='a')(lambda: None)")
+    assert loaded.isdisjoint(DRIVERS)
+
+
+def test_help_loads_no_asyncio() -> None:
+    loaded = loaded_by("from taskflow.cli.main import main\ntry: main(['--help'])\nexcept SystemExit: pass\n")
+    assert loaded.isdisjoint(DRIVERS | {"asyncio", "anyio", "msgspec"})
+
+
+def test_a_broker_loads_only_its_own_driver() -> None:
+    loaded = loaded_by("from taskflow.broker.url import connect; connect('memory://')")
+    assert loaded.isdisjoint(DRIVERS)
