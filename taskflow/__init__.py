@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from taskflow.model.verdict import RunError as RunError
     from taskflow.model.verdict import Verdict as Verdict
     from taskflow.worker.worker import Worker as Worker
+    from taskflow.worker.worker import worker_lifespan as worker_lifespan
 
 _HOMES = {
     "taskflow.app.app": ("configure", "enqueue"),
@@ -93,7 +94,7 @@ _HOMES = {
     ),
     "taskflow.model.record": ("Progress", "Status"),
     "taskflow.model.verdict": ("RunError", "Verdict"),
-    "taskflow.worker.worker": ("Worker",),
+    "taskflow.worker.worker": ("Worker", "worker_lifespan"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -37,6 +37,11 @@ class Registry:
     def get(self, name: str) -> AnyJob | None:
         return self._jobs.get(name)
 
+    def resolve(self) -> None:
+        """Every job's annotations, also those that named what was not there yet; DeclarationError naming the parameter."""
+        for job in self:
+            job.codec.resolve()
+
     def nearest(self, name: str) -> str | None:
         near = difflib.get_close_matches(name, self._jobs, n=1)
         return near[0] if near else None

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
+import inspect
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import Executor as Pool
+from functools import partial
 from typing import Any, Final
 
 from taskflow.app.context import JobContext, running
-from taskflow.app.job import AnyJob, Job
+from taskflow.app.job import AnyJob, Job, SyncJob
 from taskflow.app.middleware import Middleware, run_chain
 from taskflow.app.registry import Registry
 from taskflow.app.signals import Cancel, Discard, Retry, Snooze
@@ -33,6 +33,7 @@ from taskflow.model.verdict import (
     Verdict,
 )
 from taskflow.worker.holdings import Holding
+from taskflow.worker.threads import Threads
 
 CANCELLED: Final = "cancelled"
 TIMED_OUT: Final = "timed out"
@@ -47,10 +48,10 @@ PARK_LONGEST: Final = 300.0
 class Executor:
     """Runs one job after the other's manner: find, decode, run, judge, encode."""
 
-    def __init__(self, registry: Registry, *, middleware: Sequence[Middleware], pool: Pool, seams: Seams, state: Any = None) -> None:
+    def __init__(self, registry: Registry, *, middleware: Sequence[Middleware], threads: Threads, seams: Seams, state: Any = None) -> None:
         self._registry = registry
         self._middleware = middleware
-        self._pool = pool
+        self._threads = threads
         self._seams = seams
         self._state = state
 
@@ -97,7 +98,7 @@ class Executor:
         chain = run_chain(self._middleware, call) if self._middleware else call
         token = running.set(context)
         try:
-            return await _within(holding, context, chain(context))
+            return await _within(holding, context, chain(context), is_stopped_by_word=isinstance(job, SyncJob))
         except BaseException as error:  # a middleware's own
             return self._judge(holding, job, error)
         finally:
@@ -107,6 +108,8 @@ class Executor:
         arguments = (context, *args) if job.takes_context else args
         try:
             value = await self._invoke(job, arguments, kwargs)
+            if holding.why_stopped == TIMED_OUT and isinstance(job, SyncJob):
+                raise _timeout_of(holding)  # an async function that swallows our cancellation and returns has succeeded
         except BaseException as error:
             return self._judge(holding, job, error)
         try:
@@ -118,18 +121,17 @@ class Executor:
     async def _invoke(self, job: AnyJob, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if isinstance(job, Job):
             return await job.function(*args, **kwargs)
-        scope = contextvars.copy_context()
-        return await asyncio.get_running_loop().run_in_executor(self._pool, lambda: scope.run(job.function, *args, **kwargs))
+        return await self._threads.run(partial(job.function, *args, **kwargs))
 
     def _judge(self, holding: Holding, job: AnyJob, error: BaseException) -> Verdict:
         """What a raised error comes to: the worker's own reasons first, then what the job says, then its policy."""
-        why, lease = holding.why_stopped, holding.lease
+        why = holding.why_stopped
         if isinstance(error, asyncio.CancelledError) and why is not None:
             if why == CANCELLED:
                 return Cancelled("cancelled")
             if why in (WINDING_DOWN, LOST):
                 return HandedBack()
-            error = TimeoutError(f"{job.name} ran longer than its timeout of {lease.envelope.timeout:g} s")
+            error = _timeout_of(holding)
         match error:
             case Snooze(after=after):
                 return Snoozed(after)
@@ -141,7 +143,7 @@ class Executor:
 
     def _retry_or_fail(self, holding: Holding, job: AnyJob, error: BaseException) -> Verdict:
         lease, policy = holding.lease, job.policy
-        noted = _error(error, lease.attempt)
+        noted = _error(error, lease.attempt, job.function)
         asked = isinstance(error, Retry)
         # SystemExit, KeyboardInterrupt and a cancellation that is not ours are failures like others.
         is_retried = asked or isinstance(error, policy.retry_on) or not isinstance(error, Exception)
@@ -153,14 +155,18 @@ class Executor:
         return Retried(noted, wait)
 
 
-async def _within(holding: Holding, context: JobContext, run: Awaitable[Verdict]) -> Verdict:
-    """The run with its timeout, which covers middleware too, and with an ear for being asked to stop."""
+async def _within(holding: Holding, context: JobContext, run: Awaitable[Verdict], *, is_stopped_by_word: bool) -> Verdict:
+    """The run with its timeout, which covers middleware too, and with an ear for being asked to stop.
+
+    A thread is stopped by word only: its lease and its slot stay until it ends.
+    """
     task = asyncio.current_task()
     assert task is not None
 
     def stop() -> None:
         context.cancelled.set()
-        task.cancel()
+        if not is_stopped_by_word:
+            task.cancel()
 
     holding.stop = stop
     timeout = holding.lease.envelope.timeout
@@ -175,6 +181,11 @@ async def _within(holding: Holding, context: JobContext, run: Awaitable[Verdict]
             timer.cancel()
 
 
+def _timeout_of(holding: Holding) -> TimeoutError:
+    envelope = holding.lease.envelope
+    return TimeoutError(f"{envelope.job} ran longer than its timeout of {envelope.timeout:g} s")
+
+
 def _report_to(holding: Holding) -> Callable[[Progress], None]:
     def report(progress: Progress) -> None:
         holding.progress = progress
@@ -182,11 +193,11 @@ def _report_to(holding: Holding) -> Callable[[Progress], None]:
     return report
 
 
-def _error(error: BaseException, attempt: int) -> RunError:
+def _error(error: BaseException, attempt: int, function: Callable[..., Any] | None = None) -> RunError:
     kind = type(error)
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
     is_ours = isinstance(error, DecodeError | EncodeError)
-    return RunError.trimmed(name, _message(error), "" if is_ours else _traceback(error), attempt)
+    return RunError.trimmed(name, _message(error), "" if is_ours else _traceback(error, function), attempt)
 
 
 def _message(error: BaseException) -> str:
@@ -196,9 +207,10 @@ def _message(error: BaseException) -> str:
         return f"<its message cannot be shown: {type(broken).__name__}>"
 
 
-def _traceback(error: BaseException) -> str:
-    """From the job's own first line on: our frames above it tell the user nothing."""
+def _traceback(error: BaseException, function: Callable[..., Any] | None) -> str:
+    """From the job's own first line on, where it is in it: our frames above tell the user nothing."""
+    code = getattr(inspect.unwrap(function), "__code__", None) if function is not None else None
     frames = error.__traceback__
-    while frames is not None and frames.tb_next is not None and frames.tb_frame.f_code.co_filename == __file__:
+    while frames is not None and frames.tb_frame.f_code is not code:
         frames = frames.tb_next
-    return "".join(traceback.format_exception(type(error), error, frames))
+    return "".join(traceback.format_exception(type(error), error, frames or error.__traceback__))

@@ -12,9 +12,9 @@ from taskflow.model.session import Report
 
 
 class Holding:
-    """One lease. `why_stopped` says why its run is being cancelled, once it is."""
+    """One lease. `why_stopped` says why its run is being cancelled, once it is; `is_offered` that its settlement is on its way."""
 
-    __slots__ = ("lease", "progress", "started", "stop", "why_stopped")
+    __slots__ = ("is_offered", "lease", "progress", "started", "stop", "why_stopped")
 
     def __init__(self, lease: Lease) -> None:
         self.lease = lease
@@ -22,6 +22,7 @@ class Holding:
         self.progress: Progress | None = None
         self.stop: Callable[[], None] | None = None
         self.why_stopped: str | None = None
+        self.is_offered = False
 
     def ask_to_stop(self, why: str) -> None:
         """Cancel the run, once; the first reason stands."""
@@ -57,10 +58,14 @@ class Holdings:
         self._reported.pop(claim, None)
         self._changed.set()
 
-    async def wait_for_change(self) -> None:
-        """Until a lease has left."""
+    async def wait_for_change(self, timeout: float | None = None) -> None:
+        """Until a lease has left, or `timeout` seconds have passed."""
         self._changed.clear()
-        await self._changed.wait()
+        try:
+            async with asyncio.timeout(timeout):
+                await self._changed.wait()
+        except TimeoutError:
+            return
 
     def get(self, claim: ClaimId) -> Holding | None:
         return self._held.get(claim)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -16,8 +15,6 @@ from taskflow.model.seams import StartThread
 from taskflow.model.session import Beat, BeatAnswer, Session
 from taskflow.worker.holdings import Holdings
 
-log: Final = logging.getLogger("taskflow.worker")
-
 BEATS_PER_TTL: Final = 4
 RETRY_PAUSE: Final = 0.5
 
@@ -26,6 +23,7 @@ class Keeper:
     """Beats until it is stopped, and passes on what it hears by calling back from its own thread.
 
     `on_answer`   with every beat's answer
+    `on_trouble`  when a beat has not reached the broker, with how many in a row
     `on_lost`     when the session is dead, or when it has not beaten for its whole ttl and must be taken for dead
     """
 
@@ -38,6 +36,7 @@ class Keeper:
         seen: Callable[[], int],
         on_answer: Callable[[BeatAnswer], None],
         on_lost: Callable[[str], None],
+        on_trouble: Callable[[str, int], None],
         start_thread: StartThread,
     ) -> None:
         self._broker = broker
@@ -46,6 +45,7 @@ class Keeper:
         self._seen = seen
         self._on_answer = on_answer
         self._on_lost = on_lost
+        self._on_trouble = on_trouble
         self._start_thread = start_thread
         self._stopping = threading.Event()
         self._nudge: Callable[[], None] = lambda: None
@@ -71,11 +71,11 @@ class Keeper:
 
     async def _beat_on(self, wait: Callable[[float], Awaitable[object]]) -> None:
         interval = self._session.ttl / BEATS_PER_TTL
-        beaten_at = time.monotonic()
+        beaten_at, troubles = time.monotonic(), 0
         while not self._stopping.is_set():
             try:
                 self._on_answer(await self._beat())
-                beaten_at = time.monotonic()
+                beaten_at, troubles = time.monotonic(), 0
                 pause = interval
             except SessionLost as error:
                 self._on_lost(str(error))
@@ -84,7 +84,8 @@ class Keeper:
                 if time.monotonic() - beaten_at > self._session.ttl:
                     self._on_lost(f"no beat has reached the broker for {self._session.ttl:g} s: {error}")
                     return
-                log.warning("a beat did not reach the broker: %s", error)
+                troubles += 1
+                self._on_trouble(str(error), troubles)
                 pause = min(RETRY_PAUSE, interval)
             await wait(pause)
 

@@ -7,8 +7,9 @@ from collections import deque
 from typing import Final
 
 from taskflow.broker.protocol import Broker
-from taskflow.model.errors import BrokerUnavailable, StoreFull
+from taskflow.model.errors import BrokerError
 from taskflow.model.verdict import Settlement
+from taskflow.worker.events import BrokerBack, BrokerTrouble, Events
 from taskflow.worker.holdings import Holdings
 
 MAX_BATCH: Final = 500
@@ -22,14 +23,18 @@ class Settler:
     A settlement is offered until the store has answered it or its lease is lost: it is worse to lose a job than to run it twice.
     """
 
-    def __init__(self, broker: Broker, holdings: Holdings) -> None:
+    def __init__(self, broker: Broker, holdings: Holdings, events: Events) -> None:
         self._broker = broker
         self._holdings = holdings
+        self._events = events
+        self._troubles = 0
         self._inbox: deque[Settlement] = deque()
         self._arrived = asyncio.Event()
-        self._pause = 0.0
 
     def offer(self, settlement: Settlement) -> None:
+        if (holding := self._holdings.get(settlement.claim)) is None:
+            return  # lost meanwhile: the store would answer STALE
+        holding.is_offered = True
         self._inbox.append(settlement)
         self._arrived.set()
 
@@ -54,11 +59,14 @@ class Settler:
             return
         try:
             await self._broker.settle(batch)
-        except (BrokerUnavailable, StoreFull):
+        except BrokerError as error:
             self._inbox.extendleft(reversed(batch))
-            self._pause = min(LONGEST_PAUSE, 2 * self._pause or FIRST_PAUSE)
-            await asyncio.sleep(self._pause)
+            self._troubles += 1
+            self._events.tell(BrokerTrouble("settling", str(error), self._troubles))
+            await asyncio.sleep(min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(self._troubles, 10)))
             return
-        self._pause = 0.0
+        if self._troubles:
+            self._troubles = 0
+            self._events.tell(BrokerBack("settling"))
         for settlement in batch:
             self._holdings.remove(settlement.claim)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import Final
 
 from taskflow.broker import topics
 from taskflow.broker.protocol import Broker
 from taskflow.model.errors import BrokerError
 from taskflow.model.seams import Chance
-
-log: Final = logging.getLogger("taskflow.worker")
+from taskflow.worker.events import BrokerTrouble, Events
 
 LIMIT: Final = 1_000
 LONGEST_PAUSE: Final = 5.0
@@ -20,9 +18,11 @@ AT_LEAST: Final = 0.005
 
 
 class Upkeep:
-    def __init__(self, broker: Broker, chance: Chance) -> None:
+    def __init__(self, broker: Broker, chance: Chance, events: Events) -> None:
         self._broker = broker
         self._chance = chance
+        self._events = events
+        self._troubles = 0
 
     async def run(self) -> None:
         with self._broker.listen([topics.DUE]) as nudges:
@@ -35,7 +35,9 @@ class Upkeep:
         try:
             next_in = (await self._broker.upkeep(LIMIT)).next_in
         except BrokerError as error:
-            log.warning("upkeep did not reach the broker: %s", error)
-            return LONGEST_PAUSE * self._chance.random()
+            self._troubles += 1
+            self._events.tell(BrokerTrouble("upkeep", str(error), self._troubles))
+            return LONGEST_PAUSE * (0.1 + self._chance.random())
+        self._troubles = 0
         # Workers that were told the same time come a little apart; what is due soon is not kept waiting for that.
         return min(next_in * (1.0 + 0.2 * self._chance.random()) if next_in >= 1.0 else next_in, LONGEST_PAUSE)

@@ -1,115 +1,133 @@
-"""A worker: the pipe from claim to settlement, and its attendants."""
+"""A worker: lives one session after another until its block ends."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import os
-import secrets
-import socket
-import time
-from collections.abc import Coroutine
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from types import TracebackType
 from typing import Any, Final, Self
 
 from taskflow.app.app import App
 from taskflow.app.current import default_app
-from taskflow.broker.protocol import Broker
-from taskflow.model.envelope import Lease
-from taskflow.model.errors import BrokerError
+from taskflow.model.errors import BrokerError, ConfigurationError
 from taskflow.model.record import Status
 from taskflow.model.seams import Seams
-from taskflow.model.session import Beat, BeatAnswer, Session
-from taskflow.model.verdict import Failed, HandedBack, Settlement
-from taskflow.worker.executor import CANCELLED, LOST, WINDING_DOWN, Executor
-from taskflow.worker.fetcher import Fetcher
-from taskflow.worker.holdings import Holdings
-from taskflow.worker.keeper import Keeper
+from taskflow.model.verdict import Discarded, Failed
+from taskflow.worker.events import BrokerTrouble, Ended, Event, Events
+from taskflow.worker.executor import Executor
+from taskflow.worker.life import Life
+from taskflow.worker.options import WorkerOptions
 from taskflow.worker.queues import QueueChoice
-from taskflow.worker.settler import Settler
-from taskflow.worker.upkeep import Upkeep
-
-log: Final = logging.getLogger("taskflow.worker")
+from taskflow.worker.threads import Threads
 
 DRAIN_LOOK: Final = 0.05
+LONGEST_PAUSE: Final = 5.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class WorkerOptions:
-    """`grace`: seconds that runs have to finish when winding down. `ttl`: seconds without a beat after which others may take the jobs."""
-
-    queues: QueueChoice = field(default_factory=QueueChoice)
-    concurrency: int = 100
-    grace: float = 25.0
-    ttl: float = 20.0
-    drain_horizon: float = 60.0
-
-
-@dataclass
 class Tally:
-    """What a worker's runs came to."""
+    """What a worker's runs have come to: a subscriber to its events."""
 
-    ended: int = 0
-    failed: int = 0
-    retried: int = 0
+    def __init__(self) -> None:
+        self.runs = 0
+        self.ended = 0
+        self.failed = 0
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Ended):
+            self.runs += 1
+            self.ended += event.verdict.is_final
+            self.failed += isinstance(event.verdict, Failed | Discarded)
 
 
 class Worker:
-    """Works jobs while its block lasts, then winds down: ``async with Worker(concurrency=50): ...``"""
+    """Works jobs while its block lasts, then winds down: ``async with Worker(concurrency=50): ...``
+
+    `queues`       as on the command line: "mail,default" strictly in that order, "mail=3,default=1" weighted; None is every queue
+    `concurrency`  jobs at one time
+    `grace`        seconds that runs have to finish when the block ends
+
+    Installs no signal handlers and never ends the process. Raises BrokerUnavailable when the broker does not answer at the start.
+    """
 
     def __init__(
-        self, *, queues: str | None = None, concurrency: int = 100, app: App | None = None, options: WorkerOptions | None = None
+        self,
+        *,
+        queues: str | None = None,
+        concurrency: int = 100,
+        grace: float = 25.0,
+        app: App | None = None,
+        options: WorkerOptions | None = None,
+        seams: Seams | None = None,
     ) -> None:
-        choice = QueueChoice.parse(queues) if queues else QueueChoice()
-        self.options = options or WorkerOptions(queues=choice, concurrency=concurrency)
+        self.options = options or WorkerOptions(queues=_choice(queues), concurrency=concurrency, grace=grace)
         self.tally = Tally()
+        self.has_forced = False
         self._app = app or default_app()
-        self._seams = Seams()
-        self._lives: _Life | None = None
+        self._seams = seams or Seams()
+        self._events = Events(self.tally, *self.options.subscribers)
+        self._hurry = asyncio.Event()
         self._stack = AsyncExitStack()
+        self._life: Life | None = None
+        self._rebirth: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        broker = self._app.broker()
-        lifespan = self._app.settings.lifespan
-        state = await self._stack.enter_async_context(lifespan()) if lifespan is not None else None
-        self._pool = ThreadPoolExecutor(self.options.concurrency, thread_name_prefix="taskflow-job")
-        executor = Executor(self._app.registry, middleware=self._app.settings.middleware, pool=self._pool, seams=self._seams, state=state)
-        self._broker = broker
-        self._executor = executor
-        await self._begin()
+        async with AsyncExitStack() as stack:
+            lifespan = self._app.settings.lifespan
+            state = await stack.enter_async_context(lifespan()) if lifespan is not None else None
+            self._threads = Threads(self.options.concurrency, self._seams.start_thread)
+            stack.callback(self._threads.close)
+            self._app.registry.resolve()
+            self._state = state
+            self._life = await self._begin()
+            self._stack = stack.pop_all()
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._lives is not None:
-            await self._lives.wind_down(self.options.grace)
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        await self._stack.aclose()
+        async with self._stack:
+            if self._rebirth is not None:
+                self._rebirth.cancel()
+                await asyncio.gather(self._rebirth, return_exceptions=True)
+            if self._life is not None:
+                self.has_forced = not await self._life.wind_down(self._hurry)
 
-    async def _begin(self) -> None:
-        self._lives = _Life(self._broker, self._executor, self.options, self._seams, self.tally, on_lost=self._begin_again)
-        await self._lives.begin()
-
-    def _begin_again(self) -> None:
-        """The session is dead: what it held belongs to others now. A new one takes its place."""
-        self._rebirth = asyncio.get_running_loop().create_task(self._reborn())
-
-    async def _reborn(self) -> None:
-        lost = self._lives
-        if lost is not None:
-            await lost.abandon()
-        await self._begin()
+    def hurry(self) -> None:
+        """Cut the grace time short: cancel what runs, now or as soon as the worker winds down."""
+        self._hurry.set()
 
     async def drained(self) -> None:
         """Until its queues have nothing READY or RUNNING anywhere, and nothing SCHEDULED within the horizon."""
         while not await self._is_drained():  # noqa: ASYNC110  # what other workers do is seen only by looking
             await asyncio.sleep(DRAIN_LOOK)
 
+    async def _begin(self) -> Life:
+        executor = Executor(
+            self._app.registry, middleware=self._app.settings.middleware, threads=self._threads, seams=self._seams, state=self._state
+        )
+        life = Life(self._app.broker(), executor, self.options, self._seams, self._events, on_lost=self._on_lost)
+        await life.begin()
+        return life
+
+    def _on_lost(self) -> None:
+        """The session is dead, and what it held belongs to others: another session takes its place."""
+        self._rebirth = asyncio.get_running_loop().create_task(self._begin_again())
+
+    async def _begin_again(self) -> None:
+        lost, self._life = self._life, None
+        if lost is not None:
+            await lost.abandon()
+        times = 0
+        while self._life is None:
+            try:
+                self._life = await self._begin()
+            except BrokerError as error:
+                times += 1
+                self._events.tell(BrokerTrouble("a new session", str(error), times))
+                await asyncio.sleep(min(LONGEST_PAUSE, 0.1 * 2**times) * (0.5 + self._seams.chance.random()))
+
     async def _is_drained(self) -> bool:
         names = self.options.queues.names
-        for queue in await self._broker.console.queues():
+        for queue in await self._app.broker().console.queues():
             if names and queue.name not in names:
                 continue
             if queue.counts[Status.READY] or queue.counts[Status.RUNNING]:
@@ -119,135 +137,30 @@ class Worker:
         return True
 
 
-class _Life:
-    """One session of a worker, from its registration to its end."""
+def worker_lifespan(
+    *,
+    own: Callable[[Any], AbstractAsyncContextManager[Any]] | None = None,
+    queues: str | None = None,
+    concurrency: int = 100,
+    grace: float = 25.0,
+) -> Callable[[Any], AbstractAsyncContextManager[Any]]:
+    """A worker in the lifespan of a Starlette or FastAPI application, inside of the application's own, whose state is passed on.
 
-    def __init__(self, broker: Broker, executor: Executor, options: WorkerOptions, seams: Seams, tally: Tally, *, on_lost: Any) -> None:
-        self._broker = broker
-        self._executor = executor
-        self._options = options
-        self._seams = seams
-        self._tally = tally
-        self._on_lost = on_lost
-        self._session = Session(
-            id=secrets.token_bytes(16),
-            name=f"{socket.gethostname()}:{os.getpid()}",
-            ttl=options.ttl,
-            queues=options.queues.names,
-            concurrency=options.concurrency,
-        )
-        self._holdings = Holdings(options.concurrency)
-        self._settler = Settler(broker, self._holdings)
-        self._fetcher = Fetcher(broker, self._session.id, options.queues, self._holdings, self._start)
-        self._runs: set[asyncio.Task[None]] = set()
-        self._attendants: list[asyncio.Task[None]] = []
+    ``Starlette(lifespan=worker_lifespan(own=lifespan, concurrency=50))``
+    """
 
-    async def begin(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        await self._broker.register(self._session)
-        self._keeper = Keeper(
-            self._broker.sibling(),
-            self._session,
-            self._holdings,
-            seen=lambda: self._fetcher.request,
-            on_answer=lambda answer: self._in_loop(self._heed, answer),
-            on_lost=lambda why: self._in_loop(self._lose, why),
-            start_thread=self._seams.start_thread,
-        )
-        self._keeper.start()
-        upkeep = Upkeep(self._broker, self._seams.chance)
-        self._attendants = [self._attend(self._settler.run()), self._attend(upkeep.run()), self._attend(self._fetcher.run())]
+    @asynccontextmanager
+    async def lifespan(application: Any) -> Any:
+        async with AsyncExitStack() as stack:
+            state = await stack.enter_async_context(own(application)) if own is not None else None
+            await stack.enter_async_context(Worker(queues=queues, concurrency=concurrency, grace=grace))
+            yield state
 
-    async def wind_down(self, grace: float) -> None:
-        """Stop claiming, let runs finish for the grace time, cancel and hand back what is left, leave."""
-        settling, *others = self._attendants
-        await _end(others)
-        if self._runs:
-            await asyncio.wait(self._runs, timeout=grace)
-        for holding in self._holdings.all():
-            holding.ask_to_stop(WINDING_DOWN)
-        if self._runs:
-            await asyncio.wait(self._runs, timeout=5.0)
-        await self._until_settled(5.0)
-        await _end([settling])
-        await self._keeper.stop()
-        await self._leave()
-
-    async def abandon(self) -> None:
-        """The session is dead: cancel what runs; what had ended is still offered, and the store decides."""
-        settling, *others = self._attendants
-        await _end(others)
-        for holding in self._holdings.all():
-            holding.ask_to_stop(LOST)
-        if self._runs:
-            await asyncio.wait(self._runs, timeout=5.0)
-        await self._until_settled(5.0)
-        await _end([settling])
-        await self._keeper.stop()
-
-    def _start(self, lease: Lease) -> None:
-        holding = self._holdings.add(lease)
-        task = self._loop.create_task(self._run(holding))
-        self._runs.add(task)
-        task.add_done_callback(self._runs.discard)
-
-    async def _run(self, holding: Any) -> None:
-        settlement: Settlement | None = None
-        try:
-            settlement = await self._executor.run(holding)
-        finally:
-            # A cancellation that arrives outside of the executor's care still gives the job back.
-            settlement = settlement or _handed_back(holding.lease)
-            self._count(settlement)
-            self._settler.offer(settlement)
-
-    def _count(self, settlement: Settlement) -> None:
-        self._tally.ended += settlement.verdict.is_final
-        self._tally.failed += isinstance(settlement.verdict, Failed)
-
-    def _heed(self, answer: BeatAnswer) -> None:
-        for claim in answer.stopping:
-            if (holding := self._holdings.get(claim)) is not None:
-                holding.ask_to_stop(CANCELLED)
-        for claim in answer.lost:
-            if (holding := self._holdings.get(claim)) is not None:
-                holding.ask_to_stop(LOST)
-                self._holdings.remove(claim)
-
-    def _lose(self, why: str) -> None:
-        log.error("the session is lost: %s", why)
-        self._on_lost()
-
-    def _in_loop(self, function: Any, *args: Any) -> None:
-        try:
-            self._loop.call_soon_threadsafe(function, *args)
-        except RuntimeError:
-            log.debug("the worker's loop is closed")
-
-    def _attend(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        return self._loop.create_task(coroutine)
-
-    async def _until_settled(self, patience: float) -> None:
-        give_up_at = time.monotonic() + patience
-        while len(self._holdings) and time.monotonic() < give_up_at:
-            try:
-                async with asyncio.timeout(max(0.0, give_up_at - time.monotonic())):
-                    await self._holdings.wait_for_change()
-            except TimeoutError:
-                return
-
-    async def _leave(self) -> None:
-        try:
-            await self._broker.beat(Beat(session=self._session.id, leaving=True))
-        except BrokerError as error:
-            log.warning("the session could not take its leave, and will lapse: %s", error)
+    return lifespan
 
 
-def _handed_back(lease: Lease) -> Settlement:
-    return Settlement(id=lease.envelope.id, epoch=lease.epoch, claim=lease.claim, verdict=HandedBack())
-
-
-async def _end(tasks: list[asyncio.Task[None]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+def _choice(queues: str | None) -> QueueChoice:
+    try:
+        return QueueChoice.parse(queues) if queues else QueueChoice()
+    except ValueError as error:
+        raise ConfigurationError(f"queues={queues!r}: {error}") from error

@@ -1,0 +1,61 @@
+"""The bare loop on SQLite: the least that any worker on a SQLite file must do, to compare with.
+
+One connection, one transaction that settles the batch that was run and takes the next, msgpack for arguments and results,
+an increment as the job. No leases, fences, retries, keys, counters, wake-ups or errors.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from pathlib import Path
+
+import msgpack
+
+SCHEMA = """
+CREATE TABLE jobs (seq INTEGER PRIMARY KEY, id BLOB NOT NULL, payload BLOB, result BLOB, state INTEGER NOT NULL DEFAULT 0);
+CREATE INDEX ready ON jobs (seq) WHERE state = 0;
+"""
+
+
+def open_file(path: Path, synchronous: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute(f"PRAGMA synchronous = {synchronous}")
+    connection.executescript(SCHEMA)
+    return connection
+
+
+def enqueue(connection: sqlite3.Connection, jobs: int, batch: int, payload: bytes) -> float:
+    """Jobs per second, added in batches."""
+    began = time.perf_counter()
+    for start in range(0, jobs, batch):
+        rows = [(os.urandom(16), payload) for _ in range(min(batch, jobs - start))]
+        connection.execute("BEGIN IMMEDIATE")
+        connection.executemany("INSERT INTO jobs (id, payload) VALUES (?, ?)", rows)
+        connection.execute("COMMIT")
+    return jobs / (time.perf_counter() - began)
+
+
+def drain(connection: sqlite3.Connection, batch: int) -> tuple[int, float]:
+    """How many jobs were run, and how many a second."""
+    began, done = time.perf_counter(), 0
+    settled: list[tuple[bytes, int]] = []
+    while True:
+        connection.execute("BEGIN IMMEDIATE")
+        if settled:
+            connection.executemany("UPDATE jobs SET state = 2, result = ?, payload = NULL WHERE seq = ?", settled)
+        taken = connection.execute("SELECT seq, payload FROM jobs WHERE state = 0 ORDER BY seq LIMIT ?", (batch,)).fetchall()
+        connection.executemany("UPDATE jobs SET state = 1 WHERE seq = ?", [(seq,) for seq, _ in taken])
+        connection.execute("COMMIT")
+        if not taken:
+            return done, done / (time.perf_counter() - began)
+        settled = [(_pack(len(msgpack.unpackb(payload))), seq) for seq, payload in taken]
+        done += len(taken)
+
+
+def _pack(value: int) -> bytes:
+    packed = msgpack.packb(value)
+    assert packed is not None
+    return bytes(packed)

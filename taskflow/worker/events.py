@@ -1,0 +1,96 @@
+"""What happens in a worker, told to whoever subscribes: logs today, metrics and traces by the same events."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from taskflow.model.envelope import Lease
+from taskflow.model.verdict import Verdict
+
+log: Final = logging.getLogger("taskflow.worker")
+
+
+class Event(msgspec.Struct, frozen=True):
+    """The root of all that follows."""
+
+
+class Started(Event, frozen=True):
+    """A run begins."""
+
+    lease: Lease
+
+
+class Ended(Event, frozen=True):
+    """A run has come to a verdict, which is about to be settled. `ran_for` in seconds."""
+
+    lease: Lease
+    verdict: Verdict
+    ran_for: float
+
+
+class LeaseLost(Event, frozen=True):
+    """The job belongs to another worker now, or was ended: what its run here comes to will not count."""
+
+    lease: Lease
+
+
+class SessionOpened(Event, frozen=True):
+    """The worker is known to the broker, by that name."""
+
+    name: str
+
+
+class SessionEnded(Event, frozen=True):
+    """The broker, or the worker itself, has given the session up; a new one follows."""
+
+    name: str
+    why: str
+
+
+class BrokerTrouble(Event, frozen=True):
+    """A verb did not reach the broker; it is tried again. `times` in a row, the first is 1."""
+
+    doing: str
+    why: str
+    times: int
+
+
+class BrokerBack(Event, frozen=True):
+    """The verb reached the broker again."""
+
+    doing: str
+
+
+class WindingDown(Event, frozen=True):
+    """No more jobs are claimed; so many run still, for at most `grace` seconds."""
+
+    running: int
+    grace: float
+
+
+class StillRunning(Event, frozen=True):
+    """A run has not ended although it was asked to, `asked_for` seconds ago: its slot stays taken."""
+
+    lease: Lease
+    asked_for: float
+
+
+Subscriber = Callable[[Event], None]
+
+
+class Events:
+    """Tells every subscriber, in the order of subscription. One that raises is reported, and does not hold up work."""
+
+    def __init__(self, *subscribers: Subscriber) -> None:
+        self._subscribers = subscribers
+
+    def tell(self, event: Event) -> None:
+        for subscriber in self._subscribers:
+            try:
+                subscriber(event)
+            except Exception:
+                log.exception("a subscriber to the worker's events failed on %r", type(event).__name__)

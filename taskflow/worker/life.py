@@ -1,0 +1,196 @@
+"""One session of a worker, from its registration to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from taskflow.broker.protocol import Broker
+from taskflow.model.envelope import Lease
+from taskflow.model.errors import BrokerError
+from taskflow.model.seams import Seams
+from taskflow.model.session import Beat, BeatAnswer, Session
+from taskflow.model.verdict import HandedBack, Settlement
+from taskflow.worker.events import BrokerTrouble, Ended, Events, LeaseLost, SessionEnded, SessionOpened, StillRunning, WindingDown
+from taskflow.worker.executor import CANCELLED, LOST, WINDING_DOWN, Executor
+from taskflow.worker.fetcher import Fetcher
+from taskflow.worker.holdings import Holding, Holdings
+from taskflow.worker.keeper import Keeper
+from taskflow.worker.options import WorkerOptions
+from taskflow.worker.settler import Settler
+from taskflow.worker.upkeep import Upkeep
+
+
+class Life:
+    """Once it is over it stays over: a worker that goes on begins another, with another session.
+
+    `on_lost` is called once, in the loop, when the session is dead while the worker is not.
+    """
+
+    def __init__(
+        self, broker: Broker, executor: Executor, options: WorkerOptions, seams: Seams, events: Events, on_lost: Callable[[], None]
+    ) -> None:
+        self._broker = broker
+        self._executor = executor
+        self._options = options
+        self._seams = seams
+        self._events = events
+        self._on_lost = on_lost
+        self._session = _a_session(options)
+        self._loop = asyncio.get_running_loop()
+        self._holdings = Holdings(options.concurrency)
+        self._settler = Settler(broker, self._holdings, events)
+        self._fetcher = Fetcher(broker, self._session.id, options.queues, self._holdings, events, start=self._start, on_lost=self._lose)
+        self._upkeep = Upkeep(broker, seams.chance, events)
+        self._runs: dict[asyncio.Task[None], Holding] = {}
+        self._attendants: list[asyncio.Task[None]] = []
+        self._settling: asyncio.Task[None] | None = None
+        self._keeper: Keeper | None = None
+        self._is_over = False
+
+    async def begin(self) -> None:
+        """Raises what the broker raises when it cannot be reached."""
+        await self._broker.register(self._session)
+        self._events.tell(SessionOpened(self._session.name))
+        self._keeper = Keeper(
+            self._broker.sibling(),
+            self._session,
+            self._holdings,
+            seen=lambda: self._fetcher.request,
+            on_answer=lambda answer: self._in_loop(self._heed, answer),
+            on_lost=lambda why: self._in_loop(self._lose, why),
+            on_trouble=lambda why, times: self._in_loop(self._events.tell, BrokerTrouble("a beat", why, times)),
+            start_thread=self._seams.start_thread,
+        )
+        self._keeper.start()
+        self._settling = self._attend(self._settler.run())
+        self._attendants = [self._attend(self._upkeep.run()), self._attend(self._fetcher.run())]
+
+    async def wind_down(self, hurry: asyncio.Event) -> bool:
+        """Stop claiming, let runs finish for the grace time (or until `hurry`), cancel and hand back what is left, leave.
+
+        Whether every run had ended by itself.
+        """
+        self._is_over = True
+        await _end(self._attendants)
+        self._events.tell(WindingDown(len(self._runs), self._options.grace))
+        await self._until_runs_end(self._options.grace, hurry)
+        all_ended = not self._runs
+        await self._stop_runs(WINDING_DOWN)
+        await self._settle_rest()
+        await self._leave()
+        return all_ended
+
+    async def abandon(self) -> None:
+        """The session is dead: cancel what runs. What had ended before is still offered, and the store decides."""
+        self._is_over = True
+        await _end(self._attendants)
+        await self._stop_runs(LOST)
+        await self._settle_rest()
+
+    # --- runs ------------------------------------------------------------------------------------------
+
+    def _start(self, lease: Lease) -> None:
+        holding = self._holdings.add(lease)
+        task = self._loop.create_task(self._run(holding))
+        self._runs[task] = holding
+        task.add_done_callback(self._runs.pop)
+
+    async def _run(self, holding: Holding) -> None:
+        settlement = _handed_back(holding.lease)  # what stands when a cancellation comes past the executor
+        try:
+            settlement = await self._executor.run(holding)
+        finally:
+            self._events.tell(Ended(holding.lease, settlement.verdict, settlement.ran_for))
+            self._settler.offer(settlement)
+
+    async def _until_runs_end(self, patience: float, hurry: asyncio.Event) -> None:
+        if not self._runs:
+            return
+        hurried = self._loop.create_task(hurry.wait())
+        runs = self._loop.create_task(_wait_for(list(self._runs)))
+        await asyncio.wait([hurried, runs], timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+        await _end([hurried, runs])
+
+    async def _stop_runs(self, why: str) -> None:
+        """Ask; after a while cut off what has not reacted, so that its job is given back. A thread goes on until it ends."""
+        for holding in self._runs.values():
+            holding.ask_to_stop(why)
+        if self._runs:
+            await asyncio.wait(list(self._runs), timeout=self._options.last_words)
+        for holding in self._runs.values():
+            self._events.tell(StillRunning(holding.lease, self._options.last_words))
+        for task in list(self._runs):
+            task.cancel()
+        if self._runs:
+            await asyncio.wait(list(self._runs), timeout=1.0)
+
+    async def _settle_rest(self) -> None:
+        """Bounded: what the store does not answer now, it learns from the lapse of the session."""
+        give_up_at = time.monotonic() + self._options.last_words
+        while len(self._holdings) and (left := give_up_at - time.monotonic()) > 0:
+            await self._holdings.wait_for_change(left)
+        if self._settling is not None:
+            await _end([self._settling])
+        if self._keeper is not None:
+            await self._keeper.stop()
+
+    async def _leave(self) -> None:
+        try:
+            async with asyncio.timeout(self._options.last_words):
+                await self._broker.beat(Beat(session=self._session.id, leaving=True))
+        except (BrokerError, TimeoutError) as error:
+            self._events.tell(BrokerTrouble("the session's leave", str(error), 1))
+
+    # --- what the keeper hears, told in the loop --------------------------------------------------------
+
+    def _heed(self, answer: BeatAnswer) -> None:
+        for claim in answer.stopping:
+            if (holding := self._holdings.get(claim)) is not None:
+                holding.ask_to_stop(CANCELLED)
+        for claim in answer.lost:
+            # Not when its settlement is under way: that took it off the session, and its answer follows.
+            if (holding := self._holdings.get(claim)) is not None and not holding.is_offered:
+                self._events.tell(LeaseLost(holding.lease))
+                holding.ask_to_stop(LOST)
+                self._holdings.remove(claim)
+
+    def _lose(self, why: str) -> None:
+        if not self._is_over:
+            self._is_over = True
+            self._events.tell(SessionEnded(self._session.name, why))
+            self._on_lost()
+
+    def _in_loop(self, function: Callable[..., None], *args: Any) -> None:
+        try:
+            self._loop.call_soon_threadsafe(function, *args)
+        except RuntimeError:  # the loop is closed: the worker is gone
+            return
+
+    def _attend(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        return self._loop.create_task(coroutine)
+
+
+def _a_session(options: WorkerOptions) -> Session:
+    name = f"{socket.gethostname()}:{os.getpid()}"
+    queues = options.queues.names
+    return Session(id=secrets.token_bytes(16), name=name, ttl=options.ttl, queues=queues, concurrency=options.concurrency)
+
+
+def _handed_back(lease: Lease) -> Settlement:
+    return Settlement(id=lease.envelope.id, epoch=lease.epoch, claim=lease.claim, verdict=HandedBack())
+
+
+async def _wait_for(tasks: list[asyncio.Task[None]]) -> None:
+    await asyncio.wait(tasks)
+
+
+async def _end(tasks: list[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,38 @@
+"""What a worker is told at its start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from taskflow.model.errors import ConfigurationError
+from taskflow.worker.events import Subscriber
+from taskflow.worker.log import log_event
+from taskflow.worker.queues import QueueChoice
+
+MOST_CONCURRENCY: Final = 100_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerOptions:
+    """`concurrency`    jobs at one time
+    `grace`          seconds that runs have to finish when the worker winds down
+    `last_words`     seconds after that to react to being cancelled, and to tell the broker
+    `ttl`            seconds without a beat after which other workers may take the jobs
+    `drain_horizon`  `drained` waits for what is due within so many seconds
+    """
+
+    queues: QueueChoice = field(default_factory=QueueChoice)
+    concurrency: int = 100
+    grace: float = 25.0
+    last_words: float = 5.0
+    ttl: float = 20.0
+    drain_horizon: float = 60.0
+    subscribers: tuple[Subscriber, ...] = (log_event,)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.concurrency <= MOST_CONCURRENCY:
+            raise ConfigurationError(f"concurrency={self.concurrency}: a worker runs 1 to {MOST_CONCURRENCY:,} jobs at one time")
+        for name in ("grace", "last_words", "ttl", "drain_horizon"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ConfigurationError(f"{name}={getattr(self, name)!r}: it is in seconds, 0 or more")

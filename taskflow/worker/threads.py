@@ -1,0 +1,119 @@
+"""Threads for plain functions. They pull from one deque, and results travel back to the loop in bundles: a hop a job costs too much."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+from taskflow.model.seams import StartThread
+
+# An idle thread goes home after so many seconds, so that a burst does not leave a hundred behind.
+IDLE_FOR: Final = 30.0
+
+
+class _Work(NamedTuple):
+    function: Callable[[], Any]
+    scope: contextvars.Context
+    outcome: asyncio.Future[Any]
+
+
+class Threads:
+    """At most `size` daemon threads, started when there is work and nobody idle. Belongs to one event loop.
+
+    Daemons, because a function that never returns must not hold up the end of the process.
+    """
+
+    def __init__(self, size: int, start_thread: StartThread) -> None:
+        self._size = size
+        self._start_thread = start_thread
+        self._loop = asyncio.get_running_loop()
+        self._waiting: deque[_Work] = deque()
+        self._wake = threading.Condition(threading.Lock())
+        self._idle = 0
+        self._alive = 0
+        self._is_closed = False
+        self._done: deque[tuple[asyncio.Future[Any], Any, BaseException | None]] = deque()
+        self._is_delivering = False
+
+    def run(self, function: Callable[[], Any]) -> asyncio.Future[Any]:
+        """Call it in a thread, with this task's context variables; the future is its outcome.
+
+        Cancelling the future does not stop the function: nothing can.
+        """
+        outcome: asyncio.Future[Any] = self._loop.create_future()
+        with self._wake:
+            self._waiting.append(_Work(function, contextvars.copy_context(), outcome))
+            if self._idle >= len(self._waiting):
+                self._wake.notify()
+            elif self._alive < self._size:
+                self._alive += 1
+                self._start_thread(self._work, "taskflow-job")
+        return outcome
+
+    def close(self) -> None:
+        """No more work; a thread that is at work ends after it."""
+        with self._wake:
+            self._is_closed = True
+            self._wake.notify_all()
+
+    def _work(self) -> None:
+        while (work := self._next()) is not None:
+            value, error = None, None
+            try:
+                value = work.scope.run(work.function)
+            except BaseException as raised:
+                error = raised
+            self._deliver(work.outcome, value, error)
+            del work, value, error
+
+    def _next(self) -> _Work | None:
+        with self._wake:
+            while True:
+                if self._waiting:
+                    return self._waiting.popleft()
+                if self._is_closed:
+                    break
+                self._idle += 1
+                is_woken = self._wake.wait(IDLE_FOR)
+                self._idle -= 1
+                if not is_woken and not self._waiting:
+                    break
+            self._alive -= 1
+            return None
+
+    def _deliver(self, outcome: asyncio.Future[Any], value: Any, error: BaseException | None) -> None:
+        """One call into the loop brings all that is done by then."""
+        self._done.append((outcome, value, error))
+        if not self._is_delivering:
+            self._is_delivering = True
+            try:
+                self._loop.call_soon_threadsafe(self._take_in)
+            except RuntimeError:  # the loop is closed: nobody waits any more
+                self._done.clear()
+
+    def _take_in(self) -> None:
+        self._is_delivering = False
+        while self._done:
+            outcome, value, error = self._done.popleft()
+            if outcome.cancelled():
+                continue
+            if error is None:
+                outcome.set_result(value)
+            else:
+                outcome.set_exception(_carried(error))
+
+
+class StoppedInThread(Exception):
+    """Carries a StopIteration, which a future refuses, out of a thread."""
+
+
+def _carried(error: BaseException) -> BaseException:
+    if isinstance(error, StopIteration):
+        carried = StoppedInThread("StopIteration was raised by the job's function")
+        carried.__cause__ = error
+        return carried
+    return error
