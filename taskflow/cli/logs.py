@@ -1,0 +1,56 @@
+"""The worker's log on stderr, as text or as JSON lines. A job's own lines carry its ids."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from taskflow.app.context import running
+
+FIELDS: Final = ("job", "job_id", "attempt", "queue")
+
+
+def set_up(level: str, form: str) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines() if form == "json" else TextLines())
+    handler.addFilter(add_ids)
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(level.upper())
+
+
+def add_ids(record: logging.LogRecord) -> bool:
+    """To lines written inside a job: whose they are."""
+    context = running.get()
+    if context is not None and not hasattr(record, "job_id"):
+        record.job, record.job_id, record.attempt, record.queue = context.job_name, context.job_id, context.attempt, context.queue
+        record.is_inside = True
+    return True
+
+
+class TextLines(logging.Formatter):
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
+        line = super().formatMessage(record)
+        return f"{line}  [{record.job} {record.job_id}]" if getattr(record, "is_inside", False) else line  # type: ignore[attr-defined]
+
+
+class JsonLines(logging.Formatter):
+    """One object a line: time (UTC), level, logger, message, the job's fields, and the error where there is one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        shown: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        shown |= {name: getattr(record, name) for name in FIELDS if hasattr(record, name)}
+        if record.exc_info:
+            shown["error"] = self.formatException(record.exc_info)
+        return json.dumps(shown, default=str)

@@ -1,0 +1,175 @@
+"""`taskflow status | queues | jobs`: what stands in the store."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+from datetime import datetime
+from typing import Any
+
+from taskflow.app.app import App
+from taskflow.app.current import default_app
+from taskflow.broker.console import JobFilter, QueueRecord
+from taskflow.broker.protocol import Broker
+from taskflow.broker.url import masked
+from taskflow.cli.exits import Exit
+from taskflow.model.errors import ConfigurationError
+from taskflow.model.ids import id_text, parse_id
+from taskflow.model.record import Record, Status
+from taskflow.model.session import SessionRecord
+
+
+def run(arguments: argparse.Namespace) -> int:
+    app = default_app()
+    app.flag(broker=arguments.broker)
+    return asyncio.run(_look(app, arguments))
+
+
+def a_filter(arguments: argparse.Namespace, default: tuple[Status, ...] = ()) -> JobFilter:
+    """From the filter options, which all commands that choose jobs share."""
+    statuses = tuple(Status(status) for status in arguments.status) if arguments.status else default
+    return JobFilter(
+        queue=arguments.queue, job=arguments.job, statuses=statuses, ended_before=arguments.ended_before, poison=arguments.poison
+    )
+
+
+def ids_of(texts: list[str]) -> list[bytes]:
+    try:
+        return [parse_id(text) for text in texts]
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from error
+
+
+async def _look(app: App, arguments: argparse.Namespace) -> int:
+    try:
+        look = {"status": _status, "queues": _queues, "jobs": _jobs}[arguments.command]
+        return await look(app.broker(), arguments, app)
+    finally:
+        await app.close()
+
+
+async def _status(broker: Broker, arguments: argparse.Namespace, app: App) -> int:
+    queues, workers = await broker.console.queues(), await broker.console.workers()
+    metrics = await broker.console.metrics()
+    if arguments.json:
+        _print_json(
+            {
+                "broker": masked(app.broker_url()),
+                "queues": [_queue_json(queue) for queue in queues],
+                "workers": [_worker_json(worker) for worker in workers],
+                "totals": metrics.totals,
+            }
+        )
+        return Exit.OK
+    print(f"broker   {masked(app.broker_url())}")
+    print(f"workers  {len(workers)}")
+    for worker in workers:
+        dying = ", dying" if worker.is_dying else ""
+        print(f"  {worker.session.name}: {worker.leases} leased, beat {worker.seconds_since_beat:.0f} s ago{dying}")
+    _print_queues(queues)
+    return Exit.OK
+
+
+async def _queues(broker: Broker, arguments: argparse.Namespace, app: App) -> int:
+    queues = await broker.console.queues()
+    if arguments.json:
+        _print_json([_queue_json(queue) for queue in queues])
+    else:
+        _print_queues(queues)
+    return Exit.OK
+
+
+async def _jobs(broker: Broker, arguments: argparse.Namespace, app: App) -> int:
+    if arguments.ids:
+        return await _show(broker, arguments)
+    [before] = ids_of([arguments.before]) if arguments.before else [None]
+    records = await broker.console.browse(a_filter(arguments), before=before, limit=arguments.limit)
+    if arguments.json:
+        _print_json([_record_json(record) for record in records])
+        return Exit.OK
+    for record in records:
+        print(f"{id_text(record.id)}  {_colored(record.status):9}  {record.queue:12}  {record.job}  {_brief(record)}".rstrip())
+    if len(records) == arguments.limit:
+        print(f"there may be more: --before {id_text(records[-1].id)}", file=sys.stderr)
+    return Exit.OK
+
+
+async def _show(broker: Broker, arguments: argparse.Namespace) -> int:
+    ids = ids_of(arguments.ids)
+    records = await broker.read(ids)
+    if arguments.json:
+        _print_json([None if record is None else _record_json(record) for record in records])
+    else:
+        for job_id, record in zip(ids, records, strict=True):
+            _print_record(job_id, record)
+    return Exit.OK if all(record is not None for record in records) else Exit.NOT_FOUND
+
+
+def _print_record(job_id: bytes, record: Record | None) -> None:
+    if record is None:
+        print(f"taskflow: no job {id_text(job_id)} is known, or no longer", file=sys.stderr)
+        return
+    for name, value in _record_json(record).items():
+        if name != "errors" and value not in (None, {}, False, ""):
+            print(f"{name:16} {value}")
+    for error in record.errors:
+        print(f"\nattempt {error.attempt}: {error.type}: {error.message}\n{error.traceback}".rstrip())
+    print()
+
+
+def _print_queues(queues: list[QueueRecord]) -> None:
+    print(f"{'queue':20} " + " ".join(f"{status:>10}" for status in Status))
+    for queue in queues:
+        name = f"{queue.name} (paused)" if queue.is_paused else queue.name
+        print(f"{name:20} " + " ".join(f"{queue.counts.get(status, 0):>10,}" for status in Status))
+
+
+def _brief(record: Record) -> str:
+    return record.reason or record.waiting_for or (record.progress.note if record.progress else "")
+
+
+def _queue_json(queue: QueueRecord) -> dict[str, Any]:
+    return {
+        "name": queue.name,
+        "paused": queue.is_paused,
+        "counts": {str(status): queue.counts.get(status, 0) for status in Status},
+        "oldest_ready_for": queue.oldest_ready_for,
+        "next_due_in": queue.next_due_in,
+    }
+
+
+def _worker_json(worker: SessionRecord) -> dict[str, Any]:
+    return {
+        "name": worker.session.name,
+        "queues": list(worker.session.queues),
+        "concurrency": worker.session.concurrency,
+        "leases": worker.leases,
+        "seconds_since_beat": worker.seconds_since_beat,
+        "dying": worker.is_dying,
+    }
+
+
+def _record_json(record: Record) -> dict[str, Any]:
+    """Arguments and results are left out: they may hold what a log or a screen must not."""
+    fields = {
+        name: getattr(record, name) for name in Record.__struct_fields__ if name not in ("id", "payload", "result", "errors", "progress")
+    }
+    shown: dict[str, Any] = {"id": id_text(record.id), "attempt": record.attempt}
+    shown |= {name: value.isoformat() if isinstance(value, datetime) else value for name, value in fields.items()}
+    shown["progress"] = None if record.progress is None else {"fraction": record.progress.fraction, "note": record.progress.note}
+    shown["errors"] = [{"type": e.type, "message": e.message, "traceback": e.traceback, "attempt": e.attempt} for e in record.errors]
+    return shown
+
+
+_COLORS = {Status.FAILED: 31, Status.SUCCEEDED: 32, Status.RUNNING: 36, Status.CANCELLED: 33}
+
+
+def _colored(status: Status) -> str:
+    color = _COLORS.get(status)
+    return f"\033[{color}m{status:9}\033[0m" if color and sys.stdout.isatty() else str(status)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, default=str))

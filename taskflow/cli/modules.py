@@ -1,0 +1,82 @@
+"""Importing what the user names, and saying what is wrong with it in the user's terms."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import pkgutil
+import sys
+import traceback
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import ModuleType, TracebackType
+
+
+class TargetFailed(Exception):
+    """A module could not be imported; what the user needs to see has been printed."""
+
+
+def import_targets(names: Iterable[str], *, all_submodules: bool) -> None:
+    """With the current folder first on the path. TargetFailed after the user's own traceback, without our frames."""
+    if sys.path[:1] != [os.getcwd()]:
+        sys.path.insert(0, os.getcwd())
+    for name in names:
+        module = _import(name)
+        if all_submodules:
+            for submodule in _submodules(module):
+                _import(submodule)
+
+
+def _import(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
+            raise _shown(name, error) from error  # the module is there; one that it imports is not
+        print(f"taskflow: there is no module {name!r} here{_hint(name)}", file=sys.stderr)
+        raise TargetFailed(name) from error
+    except (Exception, SystemExit) as error:
+        raise _shown(name, error) from error
+
+
+def _shown(name: str, error: BaseException) -> TargetFailed:
+    traceback.print_exception(type(error), error, _own_frames(error.__traceback__))
+    print(f"taskflow: {name} cannot be imported: {type(error).__name__}: {error}", file=sys.stderr)
+    return TargetFailed(name)
+
+
+def _own_frames(frames: TracebackType | None) -> TracebackType | None:
+    """From the user's first line on."""
+    while frames is not None:
+        file = frames.tb_frame.f_code.co_filename
+        if file != __file__ and "importlib" not in file:
+            break
+        frames = frames.tb_next
+    return frames
+
+
+def _hint(name: str) -> str:
+    if name.endswith(".py") or "/" in name:
+        return f"; a module is named with dots: {name.removesuffix('.py').strip('./').replace('/', '.')}"
+    near = difflib.get_close_matches(name, _modules_here(), n=1)
+    return f"; did you mean {near[0]}?" if near else f"; looked in {os.getcwd()} and where Python is installed"
+
+
+def _modules_here() -> list[str]:
+    """Dotted names of the files in the current folder and two levels below."""
+    here = Path.cwd()
+    files = [file for pattern in ("*.py", "*/*.py", "*/*/*.py") for file in here.glob(pattern)]
+    return [".".join(file.relative_to(here).with_suffix("").parts).removesuffix(".__init__") for file in files]
+
+
+def _submodules(package: ModuleType) -> Iterator[str]:
+    paths = getattr(package, "__path__", None)
+    if paths is not None:
+        for found in pkgutil.walk_packages(paths, f"{package.__name__}.", onerror=_fail):
+            if not found.name.endswith(".__main__"):
+                yield found.name
+
+
+def _fail(name: str) -> None:
+    raise _shown(name, sys.exception() or ImportError(name))

@@ -1,0 +1,162 @@
+"""What the command line takes. Loads nothing but argparse, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Final
+
+from taskflow.cli.exits import TABLE
+
+STATUSES: Final = ("held", "scheduled", "ready", "running", "succeeded", "failed", "cancelled")
+
+
+def a_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="taskflow",
+        description="Background jobs for Python.",
+        epilog=f"exit codes:\n{TABLE}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and end")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _worker(commands.add_parser("worker", help="work the jobs of modules", description="Work the jobs that the modules declare."))
+    _demo(
+        commands.add_parser(
+            "demo", help="index the standard library, as jobs", description="Index Python's standard library, a job for each file."
+        )
+    )
+    _status(commands.add_parser("status", help="the store at a glance", description="Queues, workers and totals."))
+    _queues(commands.add_parser("queues", help="queues and their counts", description="Every queue with its counts."))
+    _jobs(
+        commands.add_parser(
+            "jobs", help="list jobs, or show some", description="List jobs, the newest first, or show those with the given ids."
+        )
+    )
+    _retry(
+        commands.add_parser("retry", help="run failed or cancelled jobs again", description="Failed and cancelled jobs become ready again.")
+    )
+    _cancel(commands.add_parser("cancel", help="cancel jobs", description="What waits is cancelled at once, what runs is asked to stop."))
+    _purge(
+        commands.add_parser(
+            "purge", help="drop jobs", description="Drop ended jobs, cancel and drop waiting ones; what runs is left alone."
+        )
+    )
+    for verb, meaning in (("pause", "claim nothing more of queues"), ("resume", "end a pause")):
+        _pause(commands.add_parser(verb, help=meaning, description=f"{meaning[0].upper()}{meaning[1:]}."), verb)
+    return parser
+
+
+def _worker(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(module="worker")
+    parser.add_argument("modules", nargs="+", metavar="MODULE", help="a module that declares jobs, for example app.tasks")
+    parser.add_argument("--all-submodules", action="store_true", help="of packages, import every module")
+    _broker(parser)
+    parser.add_argument("--queues", metavar="Q[=W],...", help="a,b: strictly in that order; a=3,b=1: weighted; every queue by default")
+    parser.add_argument("--concurrency", type=_positive, default=100, metavar="N", help="jobs at one time (default: 100)")
+    parser.add_argument("--drain", action="store_true", help="end when the queues are empty; 1 if a job that it ran has failed")
+    parser.add_argument(
+        "--drain-horizon", type=_seconds, default=60.0, metavar="S", help="with --drain, wait for what is due in S seconds (60)"
+    )
+    parser.add_argument(
+        "--grace", type=_seconds, default=25.0, metavar="S", help="seconds that runs have to finish when stopping (default: 25)"
+    )
+    parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"), help="default: info")
+    parser.add_argument("--log-format", default="text", choices=("text", "json"), help="default: text")
+
+
+def _demo(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(module="demo")
+    parser.add_argument("--folder", metavar="DIR", help="where the queue's file goes and stays (default: a temporary folder)")
+    parser.add_argument("--limit", type=_positive, metavar="N", help="only the first N files")
+
+
+def _status(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(module="look")
+    _reads(parser)
+
+
+def _queues(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(module="look")
+    _reads(parser)
+
+
+def _jobs(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(module="look")
+    parser.add_argument("ids", nargs="*", metavar="ID", help="show these, with their errors")
+    _chosen(parser)
+    parser.add_argument("--limit", type=_positive, default=50, metavar="N", help="at most N (default: 50)")
+    parser.add_argument("--before", metavar="ID", help="those older than this one: the next page")
+    _reads(parser)
+
+
+def _retry(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(module="act")
+    _acts(parser, default="failed")
+
+
+def _cancel(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(module="act")
+    _acts(parser, default="held, scheduled, ready and running")
+
+
+def _purge(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(module="act")
+    parser.add_argument("ids", nargs="*", metavar="ID", help=argparse.SUPPRESS)
+    _acts(parser, default="ended", with_ids=False)
+
+
+def _pause(parser: argparse.ArgumentParser, verb: str) -> None:
+    parser.set_defaults(module="act")
+    parser.add_argument("names", nargs="+", metavar="QUEUE", help=f"the queues to {verb}")
+    _broker(parser)
+
+
+def _reads(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="JSON, for programs")
+    _broker(parser)
+
+
+def _acts(parser: argparse.ArgumentParser, *, default: str, with_ids: bool = True) -> None:
+    if with_ids:
+        parser.add_argument("ids", nargs="*", metavar="ID", help="these jobs; without ids those that the filters choose")
+    _chosen(parser, default)
+    parser.add_argument("--dry-run", action="store_true", help="only say how many it would be")
+    _broker(parser)
+
+
+def _chosen(parser: argparse.ArgumentParser, default: str = "all") -> None:
+    parser.add_argument("--queue", metavar="Q", help="only of this queue")
+    parser.add_argument("--job", metavar="NAME", help="only of this job type")
+    parser.add_argument("--status", action="append", choices=STATUSES, help=f"only with this status; may be repeated (default: {default})")
+    parser.add_argument("--ended-before", type=_seconds, metavar="S", help="only those that ended S seconds ago or earlier")
+    parser.add_argument("--poison", action="store_true", help="only those that ended as poison")
+
+
+def _broker(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--broker", metavar="URL", help="where the jobs wait (default: TASKFLOW_BROKER, else sqlite:///taskflow.db)")
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        print(f"taskflow {version('taskflow-jobs')}")
+        parser.exit()
+
+
+def _positive(text: str) -> int:
+    if not (text.isascii() and text.isdigit()) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 1 or more")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds, 0 or more")
+    return seconds
