@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from taskflow.model.record import Status as Status
     from taskflow.model.verdict import RunError as RunError
     from taskflow.model.verdict import Verdict as Verdict
+    from taskflow.testing.jobs import TaskflowJobs as TaskflowJobs
     from taskflow.worker.worker import Worker as Worker
     from taskflow.worker.worker import worker_lifespan as worker_lifespan
 
@@ -94,6 +95,7 @@ _HOMES = {
     ),
     "taskflow.model.record": ("Progress", "Status"),
     "taskflow.model.verdict": ("RunError", "Verdict"),
+    "taskflow.testing.jobs": ("TaskflowJobs",),
     "taskflow.worker.worker": ("Worker", "worker_lifespan"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -68,13 +68,15 @@ class App:
 
     @contextmanager
     def using(self, broker: Broker) -> Iterator[None]:
-        """Everything goes to this broker for a while, whatever the settings say."""
-        before, self._given_broker = self._given_broker, broker
+        """Everything goes to this broker for a while, whatever the settings say; what is configured meanwhile is undone after."""
+        before = (self._given_broker, self._configured.copy(), self._flags.copy())
+        self._given_broker = broker
         self._connections.clear()
         try:
             yield
         finally:
-            self._given_broker = before
+            self._given_broker, self._configured, self._flags = before
+            self._settings = None
             self._connections.clear()
 
     # --- connections -------------------------------------------------------------------------------

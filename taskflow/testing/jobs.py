@@ -1,0 +1,176 @@
+"""Jobs in memory under a virtual clock, run through the real executor."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
+from datetime import datetime, timedelta
+from typing import Any, ParamSpec
+
+from taskflow.app.app import App
+from taskflow.app.current import default_app
+from taskflow.app.job import Declared
+from taskflow.broker import topics
+from taskflow.broker.console import JobFilter
+from taskflow.broker.protocol import Broker
+from taskflow.broker.url import connect
+from taskflow.model.clock import ManualClock, instant_of
+from taskflow.model.errors import CodecError
+from taskflow.model.record import LIVE, Record
+from taskflow.model.seams import Seams
+from taskflow.model.session import Session
+from taskflow.worker.executor import Executor
+from taskflow.worker.holdings import Holding
+from taskflow.worker.threads import Threads
+
+P = ParamSpec("P")
+
+CONCURRENCY = 100
+# No job of a test is so late that nothing falls due within this many steps of an advance: more is a loop without end.
+MOST_STEPS = 100_000
+
+
+@contextmanager
+def jobs_in_memory(app: App | None = None) -> Iterator[TaskflowJobs]:
+    """For other test runners than pytest: the same as the fixture, as a context manager."""
+    app = app or default_app()
+    seams = Seams(clock=ManualClock())
+    broker = connect("memory://", seams=seams)
+    with app.using(broker):
+        yield TaskflowJobs(app, broker, seams)
+
+
+class TaskflowJobs:
+    """What the code under test has sent, and the means to run it and to let time pass."""
+
+    def __init__(self, app: App, broker: Broker, seams: Seams) -> None:
+        assert isinstance(seams.clock, ManualClock)
+        self._app = app
+        self._broker = broker
+        self._seams = seams
+        self._clock = seams.clock
+
+    @property
+    def now(self) -> datetime:
+        """The virtual time, aware, in UTC."""
+        return instant_of(self._clock.wall())
+
+    async def enqueued(self, job: Declared[..., Any] | None = None) -> list[Record]:
+        """The records of jobs that have not ended, oldest first; only those of one job type when it is given."""
+        chosen = JobFilter(job=None if job is None else job.name, statuses=tuple(LIVE))
+        return list(reversed(await self._broker.console.browse(chosen, limit=1_000_000)))
+
+    def assert_enqueued(self, job: Declared[P, Any], *args: P.args, **kwargs: P.kwargs) -> None:
+        """That a call of the job with just these arguments waits or runs; else an AssertionError that lists what does."""
+        if job.codec.encode_arguments(args, kwargs) not in [record.payload for record in self._live(job)]:
+            raise AssertionError(f"{_call(job, args, kwargs)} was not enqueued; {self._waiting()}")
+
+    def assert_not_enqueued(self, job: Declared[..., Any]) -> None:
+        """That no call of the job waits or runs."""
+        if self._live(job):
+            raise AssertionError(f"{job.name} was enqueued; {self._waiting()}")
+
+    async def run_all(self) -> int:
+        """Run what is ready, and what that makes ready, until nothing is: through the real executor, with decoding,
+        middleware, lifespan and retries. How many runs there were. What waits for a time is not run: see `advance`."""
+        async with AsyncExitStack() as stack:
+            lifespan = self._app.settings.lifespan
+            state = await stack.enter_async_context(lifespan()) if lifespan is not None else None
+            threads = Threads(CONCURRENCY, self._seams.start_thread)
+            stack.callback(threads.close)
+            executor = Executor(
+                self._app.registry, middleware=self._app.settings.middleware, threads=threads, seams=self._seams, state=state
+            )
+            return await _Pass(self._broker, executor).run()
+
+    async def advance(self, seconds: float = 0.0, *, minutes: float = 0.0, hours: float = 0.0, days: float = 0.0) -> int:
+        """Let time pass, and run what falls due on the way, each at its time. How many runs there were."""
+        until = self.now + timedelta(seconds=seconds, minutes=minutes, hours=hours, days=days)
+        runs = 0
+        for _ in range(MOST_STEPS):
+            await self._upkeep()
+            runs += await self.run_all()
+            due_in = await self._next_due_in()
+            left = (until - self.now).total_seconds()
+            if due_in is None or due_in > left:
+                self._clock.advance(max(0.0, left))
+                await self._upkeep()
+                return runs + await self.run_all()
+            self._clock.advance(max(0.0, due_in))
+        raise AssertionError(f"after {MOST_STEPS:,} steps jobs still fall due: is there one that snoozes for no time?")
+
+    async def _upkeep(self) -> None:
+        while (await self._broker.upkeep(10_000)).next_in <= 0:
+            pass
+
+    async def _next_due_in(self) -> float | None:
+        return min((queue.next_due_in for queue in await self._broker.console.queues() if queue.next_due_in is not None), default=None)
+
+    def _live(self, job: Declared[..., Any] | None = None) -> list[Record]:
+        records: list[Record] = _finished(self.enqueued(job))
+        return records
+
+    def _waiting(self) -> str:
+        calls = [self._shown(record) for record in self._live()]
+        return "these were: " + ", ".join(calls) if calls else "nothing was"
+
+    def _shown(self, record: Record) -> str:
+        job = self._app.registry.get(record.job)
+        if job is None or record.payload is None:
+            return f"{record.job}(?)"
+        try:
+            args, kwargs = job.codec.decode_arguments(record.payload)
+        except CodecError as error:
+            return f"{record.job}(undecodable: {error})"
+        return _call(job, args, kwargs)
+
+
+class _Pass:
+    """One run of everything that is ready, as a worker of its own session."""
+
+    def __init__(self, broker: Broker, executor: Executor) -> None:
+        self._broker = broker
+        self._executor = executor
+        self._session = Session(id=secrets.token_bytes(16), name="run_all")
+        self._request = 0
+        self._runs = 0
+        self._running: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> int:
+        await self._broker.register(self._session)
+        with self._broker.listen([topics.ANY_QUEUE]) as nudges:
+            while await self._claim() or self._running:
+                nudged = asyncio.ensure_future(nudges.wait())
+                await asyncio.wait({nudged, *self._running}, return_when=asyncio.FIRST_COMPLETED)
+                nudged.cancel()
+                await asyncio.gather(nudged, return_exceptions=True)
+        return self._runs
+
+    async def _claim(self) -> bool:
+        self._request += 1
+        leases = await self._broker.claim(self._session.id, self._request, (), CONCURRENCY)
+        for lease in leases:
+            task = asyncio.get_running_loop().create_task(self._run(Holding(lease)))
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+        self._runs += len(leases)
+        return bool(leases)
+
+    async def _run(self, holding: Holding) -> None:
+        await self._broker.settle([await self._executor.run(holding)])
+
+
+def _finished(coroutine: Any) -> Any:
+    """The value of a coroutine that never waits, as the memory broker's do: assertions need no await."""
+    try:
+        coroutine.send(None)
+    except StopIteration as done:
+        return done.value
+    raise AssertionError("the memory broker waited")
+
+
+def _call(job: Declared[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    shown = [*map(repr, args), *(f"{name}={value!r}" for name, value in kwargs.items())]
+    return f"{job.name}({', '.join(shown)})"
