@@ -3,69 +3,122 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, TypeVar
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Final, Generic, NamedTuple, TypeVar
+
+from taskflow.app.patience import NO_ANSWER, gave_up, pause_after
+from taskflow.model.errors import BrokerUnavailable
 
 Q = TypeVar("Q")
 A = TypeVar("A")
 
-MAX_ITEMS = 1_000
-MAX_BYTES = 1 << 20
+MAX_ITEMS: Final = 1_000
+MAX_BYTES: Final = 1 << 20
+
+
+class _Asked(NamedTuple, Generic[Q, A]):
+    question: Q
+    answer: asyncio.Future[A]
+    give_up_at: float
 
 
 class Coalescer(Generic[Q, A]):
     """Turns single questions of one event loop into calls with many; answers come one for one, in order.
 
-    Alone, a question goes out at once. A question whose asker has been cancelled may have gone out.
+    Alone, a question goes out at once. While the store is away the questions are sent again, together with what has come meanwhile; each
+    gets BrokerUnavailable `patience` seconds after it was asked. A question whose asker has been cancelled may have gone out.
     """
 
-    def __init__(self, call: Callable[[list[Q]], Awaitable[Sequence[A]]], *, size_of: Callable[[Q], int] | None = None) -> None:
+    def __init__(
+        self, call: Callable[[list[Q]], Awaitable[Sequence[A]]], *, patience: float, size_of: Callable[[Q], int] | None = None
+    ) -> None:
         self._call = call
+        self._patience = patience
         self._size_of = size_of
-        self._waiting: deque[tuple[Q, asyncio.Future[A]]] = deque()
+        self._waiting: deque[_Asked[Q, A]] = deque()
         self._flushing: asyncio.Task[None] | None = None
+        self._troubles = 0
 
     async def __call__(self, question: Q) -> A:
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[A] = loop.create_future()
-        self._waiting.append((question, answer))
+        self._waiting.append(_Asked(question, answer, time.monotonic() + self._patience))
         if self._flushing is None:
             self._flushing = loop.create_task(self._flush())
         return await answer
 
     async def _flush(self) -> None:
+        batch: list[_Asked[Q, A]] = []
         try:
             while self._waiting:
-                batch = self._take()
-                try:
-                    answers = await self._call([question for question, _ in batch])
-                except Exception as error:
-                    _fail(batch, error)
-                else:
-                    for (_, future), answer in zip(batch, answers, strict=True):
-                        if not future.done():
-                            future.set_result(answer)
+                if batch := self._take():
+                    await self._ask(batch)
         finally:
             self._flushing = None
-            _fail(self._waiting, asyncio.CancelledError())  # only a closing loop cancels this task
+            _cancel(batch)  # these two only when this task was cancelled, as a closing loop does
+            _cancel(self._waiting)
 
-    def _take(self) -> list[tuple[Q, asyncio.Future[A]]]:
-        """As much as one call may carry, at least one; what nobody waits for any more is left out."""
-        batch: list[tuple[Q, asyncio.Future[A]]] = []
+    def _take(self) -> list[_Asked[Q, A]]:
+        """As much as one call may carry; what nobody waits for any more is left out, so there may be nothing."""
+        batch: list[_Asked[Q, A]] = []
         size = 0
         while self._waiting and len(batch) < MAX_ITEMS:
-            question, future = self._waiting[0]
-            size += self._size_of(question) if self._size_of else 0
-            if batch and size > MAX_BYTES:
-                break
+            asked = self._waiting[0]
+            if not asked.answer.done():
+                size += self._size_of(asked.question) if self._size_of else 0
+                if batch and size > MAX_BYTES:
+                    break
+                batch.append(asked)
             self._waiting.popleft()
-            if not future.done():
-                batch.append((question, future))
         return batch
 
+    async def _ask(self, batch: list[_Asked[Q, A]]) -> None:
+        try:
+            # The first has waited longest.
+            async with asyncio.timeout(max(0.0, batch[0].give_up_at - time.monotonic())):
+                answers = await self._call([asked.question for asked in batch])
+        except (TimeoutError, BrokerUnavailable) as error:
+            await self._ask_again(batch, error)
+        except Exception as error:
+            _fail(batch, error)
+        else:
+            self._troubles = 0
+            for asked, answer in zip(batch, answers, strict=True):
+                if not asked.answer.done():
+                    asked.answer.set_result(answer)
 
-def _fail(batch: Sequence[tuple[Q, asyncio.Future[A]]] | deque[tuple[Q, asyncio.Future[A]]], error: BaseException) -> None:
-    for _, future in batch:
-        if not future.done():
-            future.set_exception(error)
+    async def _ask_again(self, batch: list[_Asked[Q, A]], error: Exception) -> None:
+        """After a pause, those whose patience lasts as long, before all that came later."""
+        self._troubles += 1
+        pause = pause_after(self._troubles)
+        again_at = time.monotonic() + pause
+        too_late = gave_up(self._patience, str(error) or NO_ANSWER)
+        too_late.__cause__ = error
+        _fail((asked for asked in batch if asked.give_up_at <= again_at), too_late)
+        self._waiting.extendleft(asked for asked in reversed(batch) if asked.give_up_at > again_at)
+        if self._waiting:
+            await asyncio.sleep(pause)
+
+
+def _fail(batch: Iterable[_Asked[Q, A]], error: Exception) -> None:
+    """Each asker gets an error of its own: one that many tasks raise would gather the tracebacks of them all."""
+    for asked in batch:
+        if not asked.answer.done():
+            asked.answer.set_exception(_another(error))
+
+
+def _another(error: Exception) -> Exception:
+    try:
+        copied = copy.copy(error)
+    except Exception:
+        return error  # of a class that cannot be made again from its arguments
+    copied.__cause__ = error.__cause__
+    return copied.with_traceback(error.__traceback__)
+
+
+def _cancel(batch: Iterable[_Asked[Q, A]]) -> None:
+    for asked in batch:
+        asked.answer.cancel()

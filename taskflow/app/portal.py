@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import inspect
 import os
 import threading
 from collections.abc import Awaitable
-from contextlib import AbstractContextManager
+from concurrent.futures import Future
 from typing import Final, TypeVar
 
-from anyio.from_thread import BlockingPortal, start_blocking_portal
-
 T = TypeVar("T")
+
+# At the process's end, what is still under way in the loop has so many seconds to end.
+LAST_WORDS: Final = 5.0
 
 
 def run_sync(awaitable: Awaitable[T]) -> T:
     """Wait for an awaitable from code without an event loop, from any thread: ``run_sync(handle.result(timeout=10))``.
 
-    RuntimeError inside of a running loop, which it would block: await there.
+    It sees the caller's context variables. RuntimeError inside of a running loop, which it would block: await there.
     """
-    refuse_inside_a_loop("run_sync()", "await")
-    return _holder.portal().call(_await, awaitable)
+    try:
+        refuse_inside_a_loop("run_sync()", "await")
+    except RuntimeError:
+        if inspect.iscoroutine(awaitable):
+            awaitable.close()  # else Python complains, on top, that nobody has awaited it
+        raise
+    return _holder.portal().wait_for(awaitable)
 
 
 def refuse_inside_a_loop(name: str, instead: str) -> None:
@@ -30,6 +37,34 @@ def refuse_inside_a_loop(name: str, instead: str) -> None:
     except RuntimeError:
         return
     raise RuntimeError(f"{name} was called inside of a running event loop, which it would block: use {instead} there")
+
+
+class _Portal:
+    """A daemon thread with a loop. anyio's portal would do, but a forked child that lets go of it waits for ever for its thread."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
+        self._loop = self._runner.get_loop()
+        self._thread = threading.Thread(target=self._work, name="taskflow-portal", daemon=True)
+        self._thread.start()
+
+    def wait_for(self, awaitable: Awaitable[T]) -> T:
+        future: Future[T] = asyncio.run_coroutine_threadsafe(_await(awaitable), self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()  # of no effect unless it is the waiting that was interrupted
+            raise
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(LAST_WORDS)
+
+    def _work(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_forever()
+        self._runner.close()
 
 
 async def _await(awaitable: Awaitable[T]) -> T:
@@ -41,27 +76,28 @@ class _Holder:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._pid = 0
-        self._open: AbstractContextManager[BlockingPortal] | None = None
-        self._portal: BlockingPortal | None = None
+        self._portal: _Portal | None = None
+        self._of_parents: list[_Portal] = []
 
-    def portal(self) -> BlockingPortal:
+    def portal(self) -> _Portal:
         with self._lock:
-            if self._portal is None or self._pid != os.getpid():
-                self._pid = os.getpid()
-                self._open = start_blocking_portal("asyncio")
-                self._portal = self._open.__enter__()
-                atexit.register(self._close, self._pid)
+            if self._portal is None:
+                self._portal = _Portal()
             return self._portal
 
-    def _close(self, pid: int) -> None:
-        if self._open is not None and pid == self._pid == os.getpid():
-            opened, self._open, self._portal = self._open, None, None
-            opened.__exit__(None, None, None)
+    def close(self) -> None:
+        portal, self._portal = self._portal, None
+        if portal is not None and portal.pid == os.getpid():
+            portal.close()
 
     def after_fork(self) -> None:
+        """The parent's portal is kept, never closed: its selector is shared, and to close it here would deafen the parent."""
         self._lock = threading.Lock()
+        if self._portal is not None:
+            self._of_parents.append(self._portal)
+            self._portal = None
 
 
 _holder: Final = _Holder()
+atexit.register(_holder.close)
 os.register_at_fork(after_in_child=_holder.after_fork)

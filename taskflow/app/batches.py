@@ -1,0 +1,79 @@
+"""Calls of an `enqueue`, in the bounded portions that one verb carries."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from typing import Any, Generic, TypeVar
+
+from taskflow.app.call import Call
+from taskflow.app.coalesce import MAX_BYTES, MAX_ITEMS
+from taskflow.app.handle import JobHandle
+
+R = TypeVar("R")
+
+
+class Batch(Generic[R]):
+    """At most 1,000 calls or, but for a single one, 1 MiB. `error` is what the iterable raised after them."""
+
+    def __init__(self) -> None:
+        self.calls: list[Call[R]] = []
+        self.error: Exception | None = None
+        self._size = 0
+
+    def add(self, call: Call[R]) -> None:
+        if not isinstance(call, Call):
+            raise TypeError(f"enqueue() got {call!r} among its calls: it takes what .bind(...) makes")
+        self.calls.append(call)
+        self._size += len(call.envelope.payload)
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.calls) >= MAX_ITEMS or self._size >= MAX_BYTES
+
+    @property
+    def is_of_use(self) -> bool:
+        return bool(self.calls) or self.error is not None
+
+
+class Sent(Generic[R]):
+    """What has come of an `enqueue` so far."""
+
+    def __init__(self) -> None:
+        self.handles: list[JobHandle[R]] = []
+        self.conflicts: list[JobHandle[R]] = []
+
+
+def batches(calls: Iterable[Call[R]]) -> Iterator[Batch[R]]:
+    """They are taken from the iterable as they are sent: a generator may be endless. What it raises ends the last batch."""
+    check_calls(calls)
+    batch = Batch[R]()
+    try:
+        for call in calls:
+            batch.add(call)
+            if batch.is_full:
+                yield batch
+                batch = Batch()
+    except Exception as error:
+        batch.error = error
+    if batch.is_of_use:
+        yield batch
+
+
+async def async_batches(calls: AsyncIterable[Call[R]]) -> AsyncIterator[Batch[R]]:
+    batch = Batch[R]()
+    try:
+        async for call in calls:
+            batch.add(call)
+            if batch.is_full:
+                yield batch
+                batch = Batch()
+    except Exception as error:
+        batch.error = error
+    if batch.is_of_use:
+        yield batch
+
+
+def check_calls(calls: Any) -> None:
+    if not isinstance(calls, Iterable):
+        hint = "[...] round a single one, or .delay(...)" if isinstance(calls, Call) else "job.bind(...) for each call"
+        raise TypeError(f"enqueue() got {calls!r}: it takes an iterable of calls; write {hint}")

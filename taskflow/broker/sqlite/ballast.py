@@ -1,0 +1,54 @@
+"""Room kept for settlements: on a full disk even a DELETE fails, for it too must be written to the log first."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from taskflow.broker.sqlite.place import Place
+
+
+class Ballast:
+    """A file beside the database that stands for its size. While it is gone, nothing new is taken in.
+
+    Several processes share it: whoever finds the disk full deletes it, and whoever would enqueue makes it anew first.
+    """
+
+    def __init__(self, place: Place) -> None:
+        self._path = place.beside("-ballast")
+        self._folder = os.path.dirname(place.path)
+        self._size = place.room.ballast
+
+    def is_there(self) -> bool:
+        return self._size == 0 or os.path.exists(self._path)
+
+    def release(self) -> bool:
+        """Give it up; False when there was none to give."""
+        try:
+            os.unlink(self._path)
+        except OSError:
+            return False
+        return True
+
+    def restore(self) -> bool:
+        """Set it aside, if as much again stays free: the last of the room is for settlements too."""
+        if self.is_there():
+            return True
+        try:
+            return self._has_room() and self._make()
+        except OSError:
+            self.release()
+            return False
+
+    def _has_room(self) -> bool:
+        disk = os.statvfs(self._folder)
+        return disk.f_bavail * disk.f_frsize >= 2 * self._size
+
+    def _make(self) -> bool:
+        with contextlib.suppress(FileExistsError):
+            file = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+            try:
+                os.posix_fallocate(file, 0, self._size)
+            finally:
+                os.close(file)
+        return True

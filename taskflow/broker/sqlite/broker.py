@@ -1,0 +1,157 @@
+"""The SQLite broker: verbs on the way to the writer's thread, wake-ups on the way back."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from taskflow.broker.nudges import Bell, Nudges
+from taskflow.broker.protocol import Added, Refused, Upkept
+from taskflow.broker.sqlite import enqueue, sessions, settling, upkeep
+from taskflow.broker.sqlite.console import SqliteConsole
+from taskflow.broker.sqlite.durability import Durability
+from taskflow.broker.sqlite.place import Place, Room
+from taskflow.broker.sqlite.shelf import Shelf
+from taskflow.broker.sqlite.transactions import Transactions
+from taskflow.broker.sqlite.wake import Listener, Sender
+from taskflow.broker.sqlite.writer import CLOSED, Writer
+from taskflow.model.envelope import Envelope, Lease, check_queue
+from taskflow.model.errors import BrokerUnavailable
+from taskflow.model.record import Record, Status
+from taskflow.model.rules import Rules
+from taskflow.model.seams import Seams
+from taskflow.model.session import Beat, BeatAnswer, Session
+from taskflow.model.verdict import Settled, Settlement
+
+T = TypeVar("T")
+
+
+class SqliteBroker:
+    """Jobs in a file, for all processes of one machine. See `taskflow.broker.protocol.Broker`.
+
+    `path`       of the file, made when it is not there; its folder must be
+    `namespace`  the prefix of the tables: several applications may share a file
+    `shared`     adopt a file that has tables of other programs
+    `timeout`    the longest wait for a lock that another process holds, in seconds
+    `capacity`   the most live jobs that it takes, without one as many as there is room for
+    `room`       how much of the disk
+
+    Nothing is opened before the first verb, whose errors say what is wrong with the file: BrokerRefused, BrokerUnavailable.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        namespace: str = "taskflow",
+        shared: bool = False,
+        seams: Seams | None = None,
+        rules: Rules | None = None,
+        timeout: float = 5.0,
+        capacity: int | None = None,
+        room: Room | None = None,
+    ) -> None:
+        # Made real now: a change of folder later does not lead elsewhere.
+        real = os.path.realpath(os.fspath(path))
+        self._place = Place(real, check_queue(namespace), shared, timeout, room or Room())
+        self._seams = seams or Seams()
+        self._rules = rules or Rules()
+        self._capacity = capacity
+        self._parts: _Parts | None = None
+        self._is_closed = False
+
+    def __repr__(self) -> str:
+        return f"<SqliteBroker {self._place.path} {self._place.namespace!r}>"
+
+    @property
+    def console(self) -> SqliteConsole:
+        return SqliteConsole(self._call)
+
+    async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
+        return await self._call(Durability.FULL_AND_NEW, lambda shelf: enqueue.enqueue(shelf, envelopes, self._capacity))
+
+    async def register(self, session: Session) -> None:
+        await self._call(Durability.NORMAL, lambda shelf: sessions.register(shelf, session))
+
+    async def claim(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
+        return await self._call(Durability.NORMAL, lambda shelf: sessions.claim(shelf, session, request, queues, limit))
+
+    async def beat(self, beat: Beat) -> BeatAnswer:
+        return await self._call(Durability.NORMAL, lambda shelf: sessions.beat(shelf, beat))
+
+    async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
+        return await self._call(Durability.FULL, lambda shelf: settling.settle(shelf, settlements))
+
+    async def cancel(self, ids: Sequence[bytes]) -> list[Status | None]:
+        return await self._call(Durability.FULL, lambda shelf: settling.cancel(shelf, ids))
+
+    async def read(self, ids: Sequence[bytes]) -> list[Record | None]:
+        return await self._call(Durability.READ, lambda shelf: settling.read(shelf, ids))
+
+    async def upkeep(self, limit: int) -> Upkept:
+        return await self._call(Durability.NORMAL, lambda shelf: upkeep.upkeep(shelf, limit))
+
+    def listen(self, topics: Sequence[str]) -> Nudges:
+        return self._running().listener.listen(topics)
+
+    def sibling(self) -> SqliteBroker:
+        """Another broker on the same file, with a thread and a connection of its own."""
+        place = self._place
+        return SqliteBroker(
+            place.path,
+            namespace=place.namespace,
+            shared=place.shared,
+            seams=self._seams,
+            rules=self._rules,
+            timeout=place.timeout,
+            capacity=self._capacity,
+            room=place.room,
+        )
+
+    async def close(self) -> None:
+        self._is_closed = True
+        parts, self._parts = self._parts, None
+        if parts is not None:
+            parts.close()
+
+    async def _call(self, durability: Durability, verb: Callable[[Shelf], T]) -> T:
+        return await self._running().writer.call(durability, verb)
+
+    def _running(self) -> _Parts:
+        """The parts of this process: a child after a fork starts afresh, and does not touch what was its parent's."""
+        if self._is_closed:
+            raise BrokerUnavailable(CLOSED)
+        parts = self._parts
+        if parts is None or parts.writer.pid != os.getpid():
+            if parts is not None:
+                parts.abandon()
+            self._parts = parts = _Parts(self._place, self._seams, self._rules)
+            weakref.finalize(self, parts.close)
+        return parts
+
+
+class _Parts:
+    """What a broker has in one process: its writer, and its ears."""
+
+    def __init__(self, place: Place, seams: Seams, rules: Rules) -> None:
+        self._bell = Bell()
+        self._sender = Sender(place)
+        self._transactions = Transactions(place, seams.clock, rules, self._announce)
+        self.writer = Writer(self._transactions, seams.start_thread)
+        self.listener = Listener(place, self._bell, seams.start_thread)
+
+    def _announce(self, topics: set[str], /) -> None:
+        self._bell.ring(topics)
+        self._sender.send(topics, but_not_to=self.listener.name)
+
+    def close(self) -> None:
+        if self.writer.pid == os.getpid():
+            self.writer.close_and_wait()
+            self._sender.close()
+            self.listener.close()
+
+    def abandon(self) -> None:
+        self._transactions.abandon()
+        self.listener.abandon()

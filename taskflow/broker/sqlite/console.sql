@@ -1,0 +1,66 @@
+-- What the command line and the dashboard ask.
+
+-- name: queue_records
+-- Parameters: none. Reply: number, name, is_paused and the counts by status of each queue that has or had jobs or is paused, by name.
+SELECT number, name, is_paused, held, scheduled, ready, running, succeeded, failed, cancelled
+FROM "~queues"
+WHERE is_used OR is_paused
+ORDER BY name;
+
+-- name: oldest_ready
+-- From priority to priority, the first of each. Parameters: queue. Reply: the least due_at of its ready jobs, or NULL.
+WITH RECURSIVE priorities (queue, priority) AS (
+  SELECT queue, max(priority) FROM "~jobs" WHERE status = 2 AND queue = ?
+  UNION ALL
+  SELECT queue, (SELECT max(j.priority) FROM "~jobs" AS j WHERE j.status = 2 AND j.queue = p.queue AND j.priority < p.priority)
+  FROM priorities AS p
+  WHERE p.priority IS NOT NULL
+)
+SELECT min((SELECT min(j.due_at) FROM "~jobs" AS j WHERE j.status = 2 AND j.queue = p.queue AND j.priority = p.priority))
+FROM priorities AS p
+WHERE p.priority IS NOT NULL;
+
+-- name: next_due_of_queue
+-- Parameters: queue. Reply: when its next scheduled job is due, none without one.
+SELECT due_at FROM "~jobs" WHERE status = 1 AND queue = ? ORDER BY due_at LIMIT 1;
+
+-- name: browse
+-- Parameters: now; queue, job, before, ended_before, poison, statuses each twice, the first telling by NULL that it does not matter; limit.
+-- `statuses` is a JSON array of codes. Reply: rows, the newest first.
+SELECT * FROM "~jobs"
+WHERE status IS NOT NULL
+  AND (status < 4 OR fade_at > ?)
+  AND (? IS NULL OR queue = ?)
+  AND (? IS NULL OR name = ?)
+  AND (? IS NULL OR id < ?)
+  AND (? IS NULL OR ended_at <= ?)
+  AND (? IS NULL OR is_poison = ?)
+  AND (? IS NULL OR status IN (SELECT value FROM json_each(?)))
+ORDER BY id DESC
+LIMIT ?;
+
+-- name: to_purge
+-- Parameters: as browse. Reply: the ids of the jobs that may be purged, in order of arrival.
+SELECT id FROM "~jobs"
+WHERE status IS NOT NULL AND status != 3
+  AND (status < 4 OR fade_at > ?)
+  AND (? IS NULL OR queue = ?)
+  AND (? IS NULL OR name = ?)
+  AND (? IS NULL OR id < ?)
+  AND (? IS NULL OR ended_at <= ?)
+  AND (? IS NULL OR is_poison = ?)
+  AND (? IS NULL OR status IN (SELECT value FROM json_each(?)))
+ORDER BY seq
+LIMIT ?;
+
+-- name: pause_queue
+-- Parameters: name. Reply: none.
+INSERT INTO "~queues" (name, is_paused) VALUES (?, 1) ON CONFLICT (name) DO UPDATE SET is_paused = 1;
+
+-- name: resume_queue
+-- Parameters: name. Reply: none.
+UPDATE "~queues" SET is_paused = 0 WHERE name = ?;
+
+-- name: totals
+-- Parameters: none. Reply: queue's name, event, how many.
+SELECT q.name, t.event, t.number FROM "~totals" AS t JOIN "~queues" AS q ON q.number = t.queue;

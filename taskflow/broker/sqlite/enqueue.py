@@ -1,0 +1,140 @@
+"""enqueue: plain envelopes as one batch, those with a key or something to await one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from typing import Final
+
+from taskflow.broker import topics, words
+from taskflow.broker.protocol import Added, Refused
+from taskflow.broker.sqlite.row import Job
+from taskflow.broker.sqlite.shelf import Shelf
+from taskflow.model.clock import to_microseconds
+from taskflow.model.envelope import Envelope, OnConflict, pack_extras
+from taskflow.model.errors import StoreFull
+from taskflow.model.record import CODES, Event, Status
+
+_READY: Final = CODES[Status.READY]
+_SCHEDULED: Final = CODES[Status.SCHEDULED]
+
+
+def enqueue(shelf: Shelf, envelopes: Sequence[Envelope], capacity: int | None = None) -> list[Added | Refused]:
+    if capacity is not None:
+        _check_room(shelf, sum(shelf.job(envelope.id) is None for envelope in envelopes), capacity)
+    return add_all(shelf, envelopes)
+
+
+def _check_room(shelf: Shelf, wanted: int, capacity: int) -> None:
+    shelf.tally.flush()
+    [(live,)] = shelf.connection.execute(shelf.sql["live_count"])
+    if wanted and live + wanted > capacity:
+        raise StoreFull(f"the store holds {live} live jobs of at most {capacity}: let workers catch up")
+
+
+def add_all(shelf: Shelf, envelopes: Iterable[Envelope]) -> list[Added | Refused]:
+    """In order: neighbours of the same kind go together."""
+    answers = list[Added | Refused]()
+    for are_plain, alike in groupby(envelopes, _is_plain):
+        answers += _add_plain(shelf, list(alike)) if are_plain else [_add_one(shelf, envelope) for envelope in alike]
+    return answers
+
+
+def _is_plain(envelope: Envelope) -> bool:
+    return envelope.key is None and envelope.awaits <= 0
+
+
+# --- as a batch ------------------------------------------------------------------------------------------------
+
+
+def _add_plain(shelf: Shelf, envelopes: list[Envelope]) -> list[Added | Refused]:
+    [(last_seq,)] = shelf.connection.execute(shelf.sql["last_seq"])
+    rows = [_plain_row(shelf, envelope) for envelope in envelopes]
+    added = shelf.connection.executemany(shelf.sql["add_plain_job"], rows).rowcount
+    if added == len(rows):
+        _count_in_all(shelf, rows)
+        return [Added(envelope.id) for envelope in envelopes]
+    fresh = {job_id for (job_id,) in shelf.connection.execute(shelf.sql["ids_after"], (last_seq,))}
+    answers = list[Added | Refused]()
+    for row in rows:
+        job_id = row[0]
+        if job_id in fresh:
+            fresh.discard(job_id)  # so that its second coming in the same batch is refused
+            _count_in_all(shelf, [row])
+            answers.append(Added(job_id))
+        else:
+            answers.append(Refused(job_id, job_id, "id"))
+    return answers
+
+
+_Row = tuple[bytes, int, int, int, int, int, int, int | None, bytes, bytes | None, bytes | None]
+
+
+def _plain_row(shelf: Shelf, envelope: Envelope) -> _Row:
+    now = shelf.now
+    due_at = _due_at(envelope, now)
+    return (
+        envelope.id,
+        _SCHEDULED if due_at > now else _READY,
+        shelf.queues.number(envelope.queue),
+        shelf.job_names.number(envelope.job),
+        envelope.priority,
+        now,
+        due_at,
+        _expires_at(envelope, now),
+        envelope.payload,
+        pack_extras(envelope),
+        b"".join(envelope.joins) or None,
+    )
+
+
+def _count_in_all(shelf: Shelf, rows: list[_Row]) -> None:
+    for (status, queue), alike in groupby(rows, lambda row: row[1:3]):
+        shelf.tally.move(queue, Event.ENQUEUE, None, status, sum(1 for _ in alike))
+        if status == _READY:
+            shelf.ring_queue(queue)
+        else:
+            shelf.rung.add(topics.DUE)
+
+
+# --- one by one ------------------------------------------------------------------------------------------------
+
+
+def _add_one(shelf: Shelf, envelope: Envelope) -> Added | Refused:
+    if shelf.job(envelope.id) is not None:
+        return Refused(envelope.id, envelope.id, "id")
+    waiting, running = shelf.holders(envelope.key)
+    standing = waiting or running
+    if standing is not None and envelope.on_conflict is OnConflict.KEEP:
+        return Refused(envelope.id, standing.id, "key")
+    if waiting is not None:
+        shelf.end(waiting, Event.REPLACE, Status.CANCELLED, words.replaced_by(envelope.id))
+    shelf.add(_job_of(shelf, envelope), behind=running)
+    return Added(envelope.id, None if waiting is None else waiting.id)
+
+
+def _job_of(shelf: Shelf, envelope: Envelope) -> Job:
+    return Job(
+        seq=0,
+        id=envelope.id,
+        code=None,
+        queue=shelf.queues.number(envelope.queue),
+        name=shelf.job_names.number(envelope.job),
+        priority=envelope.priority,
+        created_at=shelf.now,
+        due_at=_due_at(envelope, shelf.now),
+        expires_at=_expires_at(envelope, shelf.now),
+        payload=envelope.payload,
+        key=envelope.key,
+        extras=pack_extras(envelope),
+        awaits=envelope.awaits,
+        joins=b"".join(envelope.joins) or None,
+    )
+
+
+def _due_at(envelope: Envelope, now: int) -> int:
+    return max(now, envelope.at) if envelope.at is not None else now + to_microseconds(envelope.after)
+
+
+def _expires_at(envelope: Envelope, now: int) -> int | None:
+    return None if envelope.expires is None else now + to_microseconds(envelope.expires)

@@ -1,0 +1,43 @@
+"""Which file a broker keeps its jobs in, and on what terms."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Final
+
+MIB: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """How much room a store may take.
+
+    `ballast`    bytes set aside beside the file and given up when the disk is full, so that settlements still find room; 0 for none
+    `max_pages`  pages of the file beyond which `enqueue` is refused; None for as many as the disk holds
+    """
+
+    ballast: int = 4 * MIB
+    max_pages: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """`path` is real: absolute, and no link. `timeout` is in seconds, the longest wait for another process's lock."""
+
+    path: str
+    namespace: str
+    shared: bool
+    timeout: float
+    room: Room
+
+    def beside(self, ending: str) -> str:
+        return self.path + ending
+
+    def identity(self) -> tuple[int, int] | None:
+        """Tells this file from another one that has taken its name; None when there is none."""
+        try:
+            found = os.stat(self.path)
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino

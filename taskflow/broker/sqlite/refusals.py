@@ -1,0 +1,74 @@
+"""What sqlite3 raises, in our words: nothing of it leaves this package."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+
+from taskflow.broker.sqlite.place import Place
+from taskflow.model.errors import BrokerError, BrokerRefused, BrokerUnavailable, StoreFull
+
+
+def is_full(error: BaseException) -> bool:
+    """Also some I/O errors: the shared memory beside the WAL is files too, and cannot say why it did not grow."""
+    if not isinstance(error, sqlite3.Error):
+        return isinstance(error, StoreFull)
+    return _code(error) == sqlite3.SQLITE_FULL or getattr(error, "sqlite_errorcode", 0) in _NO_ROOM
+
+
+_NO_ROOM = frozenset({sqlite3.SQLITE_IOERR_SHMSIZE, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMMAP})
+
+
+def is_busy(error: BaseException) -> bool:
+    return isinstance(error, sqlite3.Error) and _code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+def is_about_the_file(error: BaseException) -> bool:
+    """After such an error the connection is not to be trusted: the next call opens the file anew."""
+    return isinstance(error, sqlite3.Error) and _code(error) in (
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_NOTADB,
+        sqlite3.SQLITE_PROTOCOL,
+    )
+
+
+def in_our_words(error: sqlite3.Error, place: Place) -> BrokerError:
+    """The error to raise instead; it names the file and what to do."""
+    path = place.path
+    code = _code(error)
+    if is_full(error):
+        return StoreFull(f"{path}: no room for new jobs ({error}): let workers catch up, or make room on the disk")
+    if is_busy(error):
+        return BrokerUnavailable(
+            f"{path} is locked by another process, for longer than {place.timeout:g} s: "
+            "look for a program that keeps a transaction open on it (a database browser, a backup), and end it"
+        )
+    if code == sqlite3.SQLITE_NOTADB:
+        return BrokerRefused(f"{path} is not an SQLite database: name another file, or move this one away")
+    if code == sqlite3.SQLITE_CORRUPT:
+        return BrokerRefused(
+            f"{path} is damaged ({error}): stop all that uses it, keep a copy, then restore a backup or try `sqlite3 FILE .recover`"
+        )
+    if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH):
+        return BrokerRefused(f"{path} cannot be written by {whoami()} ({error}): give it write access to the file and its folder")
+    if code == sqlite3.SQLITE_CANTOPEN:
+        return BrokerUnavailable(f"{path} cannot be opened by {whoami()} ({error}): see that its folder is there and may be written")
+    if code == sqlite3.SQLITE_IOERR:
+        return BrokerUnavailable(f"{path}: the disk does not answer as it should ({error}): see to the disk, or to the file's removal")
+    if isinstance(error, sqlite3.IntegrityError):
+        return BrokerRefused(f"{path}: a rule of the store stopped this step, which is a bug in taskflow: please report it ({error})")
+    if code == sqlite3.SQLITE_ERROR:
+        return BrokerRefused(f"{path}: its tables are not as this version of taskflow makes them ({error})")
+    return BrokerUnavailable(f"{path}: {error}")
+
+
+def whoami() -> str:
+    return f"uid {os.geteuid()}" if hasattr(os, "geteuid") else "this user"
+
+
+def _code(error: sqlite3.Error) -> int:
+    """The primary result code; the byte above tells variants apart (https://sqlite.org/rescode.html)."""
+    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF

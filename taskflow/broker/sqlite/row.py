@@ -1,0 +1,229 @@
+"""A job as a row of the table, and what of it goes out: records and leases."""
+
+from __future__ import annotations
+
+import struct
+from operator import attrgetter
+from typing import Any, Final
+
+import msgpack
+import msgspec
+
+from taskflow.model.clock import instant_of
+from taskflow.model.envelope import ClaimId, Envelope, Lease, unpack_extras
+from taskflow.model.record import BY_CODE, Progress, Record, Status
+from taskflow.model.verdict import unpack_errors
+
+_CLAIM_TAIL: Final = struct.Struct(">QI")
+_EPOCH: Final = struct.Struct(">Q")
+_ID_BYTES: Final = 16
+
+_CHANGING: Final = (
+    "code", "due_at", "expires_at", "payload", "awaits", "joins", "behind", "epoch", "failures", "crashes", "snoozes", "hand_backs", "claim",
+    "started_at", "worker", "progress", "settled", "parked_at", "errors", "cancel_requested", "result", "reason", "waiting_for", "is_poison",
+    "ended_at", "fade_at", "seq",
+)  # fmt: skip
+
+
+class Job(msgspec.Struct):
+    """One row, in the order of the table's columns; `schema.sql` says what they hold. Changed here, then saved."""
+
+    seq: int
+    id: bytes
+    code: int | None
+    queue: int
+    name: int
+    priority: int
+    created_at: int
+    due_at: int
+    expires_at: int | None = None
+    payload: bytes | None = None
+    key: bytes | None = None
+    extras: bytes | None = None
+    awaits: int = 0
+    joins: bytes | None = None
+    behind: bytes | None = None
+    epoch: int = 0
+    failures: int = 0
+    crashes: int = 0
+    snoozes: int = 0
+    hand_backs: int = 0
+    claim: bytes | None = None
+    claimed_at: int | None = None
+    claimed_steady: int = 0
+    started_at: int | None = None
+    worker: str | bytes | None = None
+    progress: bytes | None = None
+    settled: bytes | None = None
+    parked_at: int | None = None
+    errors: bytes | None = None
+    cancel_requested: str | None = None
+    result: bytes | None = None
+    reason: str | bytes | None = None
+    waiting_for: str | bytes | None = None
+    is_poison: int = 0
+    ended_at: int | None = None
+    fade_at: int | None = None
+
+    @property
+    def status(self) -> Status | None:
+        """None for what was dropped."""
+        return None if self.code is None else BY_CODE[self.code]
+
+    def is_kept(self, now: int) -> bool:
+        """While an ended job is kept, `fade_at` says until when."""
+        return self.code is not None and (self.ended_at is None or (self.fade_at or 0) > now)
+
+    def joined_ids(self) -> list[bytes]:
+        joins = self.joins or b""
+        return [joins[start : start + _ID_BYTES] for start in range(0, len(joins), _ID_BYTES)]
+
+    def make_fresh(self, now: int) -> None:
+        """As if it had just been enqueued; what happened to it before stays in its errors."""
+        self.due_at = now
+        self.failures = self.crashes = self.snoozes = self.hand_backs = 0
+        self.awaits = self.is_poison = 0
+        self.expires_at = self.ended_at = self.fade_at = self.parked_at = self.started_at = None
+        self.cancel_requested = self.reason = self.progress = self.worker = None
+
+
+changing_columns: Final = attrgetter(*_CHANGING)
+"""What `save_job` takes."""
+
+all_columns: Final = attrgetter(*Job.__struct_fields__[1:])
+"""What `add_job` takes."""
+
+
+def record_of(job: Job, queue: str, name: str) -> Record:
+    status = job.status
+    assert status is not None
+    extras = unpack_extras(job.extras)
+    return Record(
+        id=job.id,
+        job=name,
+        queue=queue,
+        status=status,
+        priority=job.priority,
+        max_attempts=extras.get("max_attempts", _PLAIN.max_attempts),
+        created_at=instant_of(job.created_at),
+        due_at=instant_of(job.due_at),
+        claimed_at=None if job.claimed_at is None else instant_of(job.claimed_at),
+        started_at=None if job.started_at is None else instant_of(job.started_at),
+        ended_at=None if job.ended_at is None else instant_of(job.ended_at),
+        expires_at=None if job.expires_at is None else instant_of(job.expires_at),
+        failures=job.failures,
+        crashes=job.crashes,
+        snoozes=job.snoozes,
+        hand_backs=job.hand_backs,
+        epoch=job.epoch,
+        worker=text_of(job.worker),
+        progress=unpack_progress(job.progress),
+        result=job.result,
+        payload=job.payload,
+        reason=text_of(job.reason),
+        waiting_for=text_of(job.waiting_for),
+        errors=unpack_errors(job.errors),
+        cancel_requested=job.cancel_requested is not None,
+        headers=extras.get("headers", {}),
+    )
+
+
+_PLAIN: Final = Envelope(id=b"", job="", payload=b"")
+
+
+def lease_of(job: Job, queue: str, name: str, now: int) -> Lease:
+    """A lease given before, told again."""
+    assert job.claim is not None
+    return make_lease(
+        Envelope(
+            id=job.id,
+            job=name,
+            queue=queue,
+            payload=job.payload or b"",
+            priority=job.priority,
+            key=job.key,
+            **unpack_extras(job.extras),
+        ),
+        job.epoch, unpack_claim(job.claim), job.created_at, job.failures, job.crashes, job.snoozes, job.hand_backs, job.parked_at, now,
+    )  # fmt: skip
+
+
+def make_lease(
+    envelope: Envelope,
+    epoch: int,
+    claim: ClaimId,
+    created_at: int,
+    failures: int,
+    crashes: int,
+    snoozes: int,
+    hand_backs: int,
+    parked_at: int | None,
+    now: int,
+) -> Lease:
+    return Lease(
+        envelope=envelope,
+        epoch=epoch,
+        claim=claim,
+        created_at=created_at,
+        failures=failures,
+        crashes=crashes,
+        snoozes=snoozes,
+        hand_backs=hand_backs,
+        parked_for=0.0 if parked_at is None else (now - parked_at) / 1_000_000,
+    )
+
+
+# --- fences as bytes ---------------------------------------------------------------------------------------
+
+
+def pack_claim(claim: ClaimId) -> bytes:
+    """28 bytes that sort as the claim does: session, then request, then number."""
+    return claim.session + _CLAIM_TAIL.pack(claim.request, claim.number)
+
+
+def unpack_claim(packed: bytes) -> ClaimId:
+    request, number = _CLAIM_TAIL.unpack(packed[-_CLAIM_TAIL.size :])
+    return ClaimId(packed[: -_CLAIM_TAIL.size], request, number)
+
+
+def claims_of(session: bytes, request: int | None = None) -> tuple[bytes, bytes]:
+    """The least and the greatest claim that the session can have, or can have by that request."""
+    first, last = (0, 0xFFFF_FFFF_FFFF_FFFF) if request is None else (request, request)
+    return session + _CLAIM_TAIL.pack(first, 0), session + _CLAIM_TAIL.pack(last, 0xFFFF_FFFF)
+
+
+def pack_fence(epoch: int, claim: bytes) -> bytes:
+    return claim + _EPOCH.pack(epoch)
+
+
+# --- progress ---------------------------------------------------------------------------------------------------
+
+
+def pack_progress(progress: Progress | None) -> bytes | None:
+    if progress is None:
+        return None
+    packed: bytes = msgpack.packb([progress.fraction, progress.note], unicode_errors="surrogatepass")
+    return packed
+
+
+def unpack_progress(packed: bytes | None) -> Progress | None:
+    if packed is None:
+        return None
+    fields: list[Any] = msgpack.unpackb(packed, unicode_errors="surrogatepass")
+    return Progress(*fields)
+
+
+# --- text ---------------------------------------------------------------------------------------------------------
+
+
+def storable(text: str) -> str | bytes:
+    """SQLite's text is UTF-8: what has no such form (a lone surrogate in an exception's message) is kept as bytes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode(errors="surrogatepass")
+    return text
+
+
+def text_of(stored: str | bytes | None) -> str | None:
+    return stored.decode(errors="surrogatepass") if isinstance(stored, bytes) else stored

@@ -1,0 +1,112 @@
+-- The tables of one namespace. In every statement of this folder "~x" stands for the namespace's table x.
+--
+-- Instants are microseconds since 1970 by the wall clock; `..._steady` and `beat_at` are microseconds of the boot clock.
+-- A status is a code of `record.CODES`; NULL means dropped: only the id and the last fence stay, until `fade_at`.
+
+-- name: schema
+-- Makes the tables. Parameters: none. Refuses (an error) when one of them is there.
+CREATE TABLE "~meta" (
+  name TEXT NOT NULL PRIMARY KEY, -- version, pulse
+  value INTEGER NOT NULL
+) WITHOUT ROWID;
+
+-- Queues and their counts. `is_used` says that a job has ever been in it.
+CREATE TABLE "~queues" (
+  number INTEGER PRIMARY KEY,
+  name TEXT NOT NULL UNIQUE,
+  is_paused INTEGER NOT NULL DEFAULT 0,
+  is_used INTEGER NOT NULL DEFAULT 0,
+  held INTEGER NOT NULL DEFAULT 0 CHECK (held >= 0),
+  scheduled INTEGER NOT NULL DEFAULT 0 CHECK (scheduled >= 0),
+  ready INTEGER NOT NULL DEFAULT 0 CHECK (ready >= 0),
+  running INTEGER NOT NULL DEFAULT 0 CHECK (running >= 0),
+  succeeded INTEGER NOT NULL DEFAULT 0 CHECK (succeeded >= 0),
+  failed INTEGER NOT NULL DEFAULT 0 CHECK (failed >= 0),
+  cancelled INTEGER NOT NULL DEFAULT 0 CHECK (cancelled >= 0)
+);
+
+-- A claim of every queue looks only at those that have something: a thousand empty ones cost nothing.
+CREATE INDEX "~queues_ready" ON "~queues" (name) WHERE ready > 0 AND is_paused = 0;
+
+CREATE TABLE "~job_names" (
+  number INTEGER PRIMARY KEY,
+  name TEXT NOT NULL UNIQUE
+);
+
+CREATE TABLE "~totals" (
+  queue INTEGER NOT NULL,
+  event TEXT NOT NULL,
+  number INTEGER NOT NULL,
+  PRIMARY KEY (queue, event)
+) WITHOUT ROWID;
+
+-- `about` is what only people ask for: queues and concurrency, packed.
+CREATE TABLE "~sessions" (
+  number INTEGER PRIMARY KEY,
+  id BLOB NOT NULL UNIQUE CHECK (length(id) = 16),
+  name TEXT NOT NULL,
+  ttl REAL NOT NULL,
+  about BLOB NOT NULL,
+  registered_at INTEGER NOT NULL,
+  boot_id TEXT NOT NULL,
+  beat_at INTEGER NOT NULL,
+  is_spared INTEGER NOT NULL DEFAULT 0,
+  dead_at INTEGER,
+  request INTEGER NOT NULL DEFAULT 0
+);
+
+-- `seq` only orders, and is never named outside a transaction: that SQLite gives the number of a dropped last row again does no harm.
+-- `claim` is (session, request, number) as 28 bytes that sort like it; `settled` is the claim and the epoch of the last settlement.
+-- `joins` are ids one after the other, `errors` as in `verdict.append_error`, `extras` as in `envelope.pack_extras`.
+CREATE TABLE "~jobs" (
+  seq INTEGER PRIMARY KEY,
+  id BLOB NOT NULL UNIQUE CHECK (length(id) = 16),
+  status INTEGER,
+  queue INTEGER NOT NULL,
+  name INTEGER NOT NULL,
+  priority INTEGER NOT NULL,
+  created_at INTEGER NOT NULL,
+  due_at INTEGER NOT NULL,
+  expires_at INTEGER,
+  payload BLOB,
+  key BLOB,
+  extras BLOB,
+  awaits INTEGER NOT NULL DEFAULT 0,
+  joins BLOB,
+  behind BLOB,
+  epoch INTEGER NOT NULL DEFAULT 0,
+  failures INTEGER NOT NULL DEFAULT 0,
+  crashes INTEGER NOT NULL DEFAULT 0,
+  snoozes INTEGER NOT NULL DEFAULT 0,
+  hand_backs INTEGER NOT NULL DEFAULT 0,
+  claim BLOB,
+  claimed_at INTEGER,
+  claimed_steady INTEGER NOT NULL DEFAULT 0,
+  started_at INTEGER,
+  worker TEXT,
+  progress BLOB,
+  settled BLOB,
+  parked_at INTEGER,
+  errors BLOB,
+  cancel_requested TEXT,
+  result BLOB,
+  reason TEXT,
+  waiting_for TEXT,
+  is_poison INTEGER NOT NULL DEFAULT 0,
+  ended_at INTEGER,
+  fade_at INTEGER,
+  -- What a bug in the protocol would break; each turns it into an error.
+  CHECK ((status IS 3) = (claim IS NOT NULL)),
+  CHECK ((status IS NULL OR status >= 4) = (ended_at IS NOT NULL)),
+  CHECK (status IS NOT 0 OR awaits > 0)
+);
+
+-- Each is partial: a job stands in the indexes of its status and in no other. seq comes last in each by itself.
+CREATE INDEX "~jobs_ready" ON "~jobs" (queue, priority DESC, due_at) WHERE status = 2;
+CREATE INDEX "~jobs_due" ON "~jobs" (due_at, queue) WHERE status = 1;
+CREATE INDEX "~jobs_expiring" ON "~jobs" (expires_at) WHERE expires_at IS NOT NULL AND status < 3;
+CREATE UNIQUE INDEX "~jobs_leased" ON "~jobs" (claim) WHERE claim IS NOT NULL;
+CREATE INDEX "~jobs_key" ON "~jobs" (key) WHERE key IS NOT NULL AND status < 4;
+CREATE INDEX "~jobs_fading" ON "~jobs" (fade_at) WHERE fade_at IS NOT NULL;
+CREATE INDEX "~jobs_failed" ON "~jobs" (queue, ended_at) WHERE status = 5;
+CREATE INDEX "~jobs_done" ON "~jobs" (queue, ended_at) WHERE status IN (4, 6);

@@ -1,0 +1,190 @@
+"""The jobs of a store as one transaction sees them: their moves, keys and joins, one job at a time.
+
+The rules are the memory broker's, `memory/shelf.py`; what heaps do there, partial indexes do here. Verbs that can treat a batch as one
+do so beside it and count their moves in the same tally.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable
+
+from taskflow.broker import topics, words
+from taskflow.broker.sqlite.names import job_names, queue_names
+from taskflow.broker.sqlite.row import Job, all_columns, changing_columns, record_of, storable
+from taskflow.broker.sqlite.statements import Statements
+from taskflow.broker.sqlite.tally import Tally
+from taskflow.model.clock import Clock, to_microseconds
+from taskflow.model.ids import id_text
+from taskflow.model.record import CODES, MOVES, Event, Record, Status
+from taskflow.model.rules import Rules
+
+
+class Shelf:
+    """Lives as long as its connection; `begin` once a verb, `finish` before a commit, `forget` after a rollback."""
+
+    def __init__(self, connection: sqlite3.Connection, sql: Statements, clock: Clock, rules: Rules) -> None:
+        self.connection = connection
+        self.sql = sql
+        self.clock = clock
+        self.rules = rules
+        self.queues = queue_names(connection, sql)
+        self.job_names = job_names(connection, sql)
+        self.tally = Tally(connection, sql)
+        self.rung = set[str]()
+        self.now = self.steady = 0
+
+    def begin(self) -> None:
+        """One reading of the clocks a verb: inside the transaction, so that a later commit has a later time."""
+        self.now = self.clock.wall()
+        self.steady = self.clock.steady()
+
+    def finish(self) -> None:
+        self.tally.flush()
+
+    def forget(self) -> None:
+        """What was counted, rung or named since the last commit has not happened."""
+        self.tally.forget()
+        self.queues.forget()
+        self.job_names.forget()
+        self.rung.clear()
+
+    def take_rung(self) -> set[str]:
+        rung, self.rung = self.rung, set()
+        return rung
+
+    # --- rows -------------------------------------------------------------------------------------------------
+
+    def job(self, job_id: bytes) -> Job | None:
+        return self._first("job_by_id", job_id)
+
+    def jobs(self, statement: str, *parameters: object) -> list[Job]:
+        return [Job(*row) for row in self.connection.execute(self.sql[statement], parameters)]
+
+    def save(self, job: Job) -> None:
+        self.connection.execute(self.sql["save_job"], changing_columns(job))
+
+    def record(self, job: Job) -> Record:
+        return record_of(job, self.queues.name(job.queue), self.job_names.name(job.name))
+
+    def _first(self, statement: str, *parameters: object) -> Job | None:
+        row = self.connection.execute(self.sql[statement], parameters).fetchone()
+        return None if row is None else Job(*row)
+
+    # --- moves: every change of a single job's status goes through here -----------------------------------------
+
+    def move(self, job: Job, event: Event, to: Status | None) -> None:
+        """One legal move, counted. The caller saves the job."""
+        if to not in MOVES.get((job.status, event), ()):
+            raise AssertionError(f"{id_text(job.id)}: {job.status} may not become {to} by {event}")
+        code = None if to is None else CODES[to]
+        self.tally.move(job.queue, event, job.code, code)
+        job.code = code
+
+    def add(self, job: Job, behind: Job | None) -> None:
+        """Take in a new job; `behind` is the running holder of its key that it replaces afterwards."""
+        if behind is not None:
+            job.awaits += 1
+            job.behind = behind.id
+            job.waiting_for = words.waits_behind(behind.id)
+        self._place(job, Event.ENQUEUE)
+        self.connection.execute(self.sql["add_job"], all_columns(job))
+
+    def enter(self, job: Job, event: Event) -> None:
+        """Wait in the place that its due time and what it awaits give it."""
+        self._place(job, event)
+        self.save(job)
+
+    def _place(self, job: Job, event: Event) -> None:
+        if job.awaits > 0:
+            self.move(job, event, Status.HELD)
+        elif job.due_at > self.now:
+            self.move(job, event, Status.SCHEDULED)
+            self.rung.add(topics.DUE)
+        else:
+            self._place_ready(job, event)
+
+    def _place_ready(self, job: Job, event: Event) -> None:
+        self.move(job, event, Status.READY)
+        self.ring_queue(job.queue)
+
+    def wait_again(self, job: Job, event: Event, due_at: int | None = None) -> None:
+        """After a run that did not end the job; its cancellation and a replacement behind it come first.
+
+        Without a new time it is READY where it stood, also when the wall clock has been set back before its due time meanwhile.
+        """
+        successor = self.waiting_behind(job)
+        if job.cancel_requested is not None:
+            self.end(job, event, Status.CANCELLED, job.cancel_requested)
+        elif successor is not None:
+            self.end(job, event, Status.CANCELLED, words.replaced_by(successor.id))
+        elif due_at is None:
+            job.claim = None
+            self._place_ready(job, event)
+            self.save(job)
+        else:
+            job.claim = None
+            job.due_at = due_at
+            self.enter(job, event)
+
+    def end(self, job: Job, event: Event, status: Status, reason: str | None = None, *, keep: float | None = None) -> None:
+        """End a job: nobody holds it any more, its key is free, and those that awaited it know."""
+        self.move(job, event, status)
+        joined, job.joins = job.joined_ids(), None
+        job.claim = job.waiting_for = None
+        job.reason = None if reason is None else storable(reason)
+        job.ended_at = self.now
+        job.fade_at = self.now + to_microseconds(self._keep(status) if keep is None else keep)
+        self.save(job)
+        self._release_key(job)
+        for job_id in joined:
+            self._count_in(self.job(job_id))
+        self.rung.add(topics.job(job.id))
+
+    def bury(self, job: Job) -> None:
+        """Drop what is kept of an ended job, all but its id and fence: somebody may still resend a call that names it."""
+        assert job.ended_at is not None
+        self.move(job, Event.DROP, None)
+        self.connection.execute(self.sql["bury_job"], (self.forgettable_at(job.ended_at), job.seq))
+
+    def forgettable_at(self, ended_at: int) -> int:
+        return ended_at + to_microseconds(self.rules.repeat_for)
+
+    def ring_queue(self, queue: int) -> None:
+        self.rung |= {topics.queue(self.queues.name(queue)), topics.ANY_QUEUE}
+
+    def ring_jobs(self, ids: Iterable[bytes]) -> None:
+        self.rung.update(map(topics.job, ids))
+
+    # --- keys and joins -----------------------------------------------------------------------------------------
+
+    def holders(self, key: bytes | None) -> tuple[Job | None, Job | None]:
+        """The waiting and the running live job of a key."""
+        if key is None:
+            return None, None
+        return self._first("waiting_holder", key), self._first("running_holder", key)
+
+    def waiting_behind(self, job: Job) -> Job | None:
+        waiting = None if job.key is None else self._first("waiting_holder", job.key)
+        return waiting if waiting is not None and waiting.behind == job.id else None
+
+    def _release_key(self, job: Job) -> None:
+        if job.key is None:
+            return
+        for other in self.jobs("waiting_behind", job.key, job.id):
+            other.behind = other.waiting_for = None
+            self.save(other)
+            self._count_in(other)
+
+    def _count_in(self, held: Job | None) -> None:
+        if held is None or held.status is not Status.HELD:
+            return
+        held.awaits -= 1
+        if held.awaits == 0:
+            held.due_at = max(held.due_at, self.now)
+            self.enter(held, Event.RELEASE)
+        else:
+            self.save(held)
+
+    def _keep(self, status: Status) -> float:
+        return self.rules.keep_failed if status is Status.FAILED else self.rules.keep_cancelled

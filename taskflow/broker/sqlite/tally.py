@@ -1,0 +1,46 @@
+"""What queues have and had, counted in memory while a transaction runs and written once at its end."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter
+from typing import Final
+
+from taskflow.broker.sqlite.statements import Statements
+from taskflow.model.record import CODES
+
+_CODES: Final = sorted(CODES.values())
+
+
+class Tally:
+    """Moves not yet written. Whoever reads counts flushes first."""
+
+    def __init__(self, connection: sqlite3.Connection, sql: Statements) -> None:
+        self._connection = connection
+        self._count_moves = sql["count_moves"]
+        self._count_events = sql["count_events"]
+        self._moves = Counter[tuple[int, int]]()
+        self._events = Counter[tuple[int, str]]()
+
+    def move(self, queue: int, event: str, before: int | None, after: int | None, number: int = 1) -> None:
+        if before is not None:
+            self._moves[queue, before] -= number
+        if after is not None:
+            self._moves[queue, after] += number
+        self._events[queue, event] += number
+
+    def count(self, queue: int, event: str) -> None:
+        self._events[queue, event] += 1
+
+    def flush(self) -> None:
+        if not self._events:
+            return
+        moves, events = self._moves, self._events
+        queues = sorted({queue for queue, _ in moves})
+        self._connection.executemany(self._count_moves, [(*(moves[queue, code] for code in _CODES), queue) for queue in queues])
+        self._connection.executemany(self._count_events, [(queue, event, number) for (queue, event), number in events.items()])
+        self.forget()
+
+    def forget(self) -> None:
+        self._moves.clear()
+        self._events.clear()

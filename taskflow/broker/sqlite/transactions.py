@@ -1,0 +1,220 @@
+"""Groups of verbs in one transaction each: together when all goes well, else one by one, so that each fails for itself alone."""
+
+from __future__ import annotations
+
+import ctypes
+import sqlite3
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Protocol
+
+from taskflow.broker.sqlite.ballast import Ballast
+from taskflow.broker.sqlite.checkpoint import Checkpointer
+from taskflow.broker.sqlite.connection import open_file
+from taskflow.broker.sqlite.durability import Durability
+from taskflow.broker.sqlite.place import Place
+from taskflow.broker.sqlite.refusals import in_our_words, is_about_the_file, is_busy, is_full
+from taskflow.broker.sqlite.shelf import Shelf
+from taskflow.broker.sqlite.statements import pragma, statements
+from taskflow.model.clock import Clock
+from taskflow.model.errors import BrokerError, BrokerUnavailable, SessionLost, StoreFull
+from taskflow.model.rules import Rules
+
+_NORMAL, _FULL = 1, 2
+"""https://sqlite.org/pragma.html#pragma_synchronous"""
+
+_UNLIMITED: Final = 4_294_967_294
+_LEAST_WAIT: Final = 0.05
+
+
+class Work(Protocol):
+    """The part of a writer's call that is looked at here."""
+
+    verb: Callable[[Shelf], Any]
+    durability: Durability
+    accepted_at: float
+    answer: Any
+    error: BaseException | None
+
+
+class Announce(Protocol):
+    def __call__(self, topics: set[str], /) -> None:
+        """Tell whoever listens, here and in other processes."""
+
+
+class Transactions:
+    """Belongs to the writer's thread. Opens the file when it is first needed, and again when it was lost."""
+
+    def __init__(self, place: Place, clock: Clock, rules: Rules, announce: Announce) -> None:
+        self.place = place
+        self._clock = clock
+        self._rules = rules
+        self._announce = announce
+        self._sql = statements(place.namespace)
+        self._ballast = Ballast(place)
+        self._file: _File | None = None
+
+    def run(self, group: Sequence[Work]) -> None:
+        """Give every call its answer or its error."""
+        try:
+            file = self._opened()
+        except BrokerError as error:
+            _refuse(group, error)
+            return
+        admitted = [work for work in group if self._admits(work)]
+        self._run_admitted(file, admitted)
+        if rung := file.shelf.take_rung():
+            self._announce(rung)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def abandon(self) -> None:
+        """In a child after a fork: the connection is the parent's. It is kept for ever, since even closing it could harm the file."""
+        if self._file is not None:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._file.shelf.connection))
+
+    # --- the file --------------------------------------------------------------------------------------------------
+
+    def _opened(self) -> _File:
+        if self._file is not None and self._file.identity != self.place.identity():
+            self.close()
+            raise BrokerUnavailable(f"{self.place.path} was removed or replaced while it was open: a new one is opened at the next call")
+        if self._file is None:
+            connection = open_file(self.place, self._sql, self._clock.steady())
+            self._file = _File(self.place, Shelf(connection, self._sql, self._clock, self._rules))
+        return self._file
+
+    def _admits(self, work: Work) -> bool:
+        """While the ballast is gone the room that is left belongs to settlements, however much an enqueue would find."""
+        if work.durability is not Durability.FULL_AND_NEW or self._ballast.is_there() or self._ballast.restore():
+            return True
+        work.error = StoreFull(f"{self.place.path}: the disk is full: let workers catch up, or make room on the disk")
+        return False
+
+    # --- groups ----------------------------------------------------------------------------------------------------
+
+    def _run_admitted(self, file: _File, group: Sequence[Work]) -> None:
+        if not group:
+            return
+        error = file.attempt(group)
+        if error is None:
+            return
+        if is_busy(error) and file.is_idle:
+            _refuse(group, self._in_our_words(error))
+            return
+        for work in group:
+            self._run_alone(file, work)
+
+    def _run_alone(self, file: _File, work: Work) -> None:
+        error = file.attempt([work])
+        if error is not None and is_full(error) and work.durability is not Durability.FULL_AND_NEW and self._ballast.release():
+            error = file.attempt([work])
+        if error is None:
+            return
+        work.error = self._in_our_words(error)
+        if is_about_the_file(error):
+            self.close()
+
+    def _in_our_words(self, error: BaseException) -> BaseException:
+        if not isinstance(error, sqlite3.Error):
+            return error
+        told = in_our_words(error, self.place)
+        told.__cause__ = error
+        return told
+
+
+class _File:
+    """An open file: a connection, what is known of it, and its one transaction."""
+
+    def __init__(self, place: Place, shelf: Shelf) -> None:
+        self.shelf = shelf
+        self.identity = place.identity()
+        self._place = place
+        self._connection = shelf.connection
+        self._checkpointer = Checkpointer(shelf.connection, place)
+        self._synchronous = -1
+        self._max_pages = -1
+        self._busy_ms = round(place.timeout * 1_000)
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._connection.in_transaction
+
+    def attempt(self, group: Sequence[Work]) -> BaseException | None:
+        """All of them in one transaction; None, or what has kept it from happening."""
+        try:
+            self._begin(group)
+            for work in group:
+                self._run(work)
+            self.shelf.finish()
+            self._connection.execute("COMMIT")
+        except Exception as error:
+            self._roll_back()
+            return error
+        self._checkpointer.after_commit()
+        return None
+
+    def _begin(self, group: Sequence[Work]) -> None:
+        durability = max(work.durability for work in group)
+        if durability is Durability.READ:
+            self._connection.execute("BEGIN")
+            return
+        self._set_synchronous(_NORMAL if durability is Durability.NORMAL else _FULL)
+        self._set_max_pages(durability is Durability.FULL_AND_NEW)
+        self._set_busy(min(work.accepted_at for work in group))
+        self._connection.execute("BEGIN IMMEDIATE")
+
+    def _run(self, work: Work) -> None:
+        """A refusal comes before anything is changed, and is an answer like others; any other error undoes the whole group."""
+        self.shelf.begin()
+        work.answer = work.error = None
+        try:
+            work.answer = work.verb(self.shelf)
+        except (SessionLost, StoreFull) as refused:
+            work.error = refused
+
+    def _roll_back(self) -> None:
+        self.shelf.forget()
+        try:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+        except sqlite3.Error:  # SQLite has done it by itself
+            return
+
+    def close(self) -> None:
+        self._checkpointer.close()
+        try:
+            self._connection.close()
+        except sqlite3.Error:
+            return
+
+    # --- what is set between transactions, when it changes --------------------------------------------------------------
+
+    def _set_synchronous(self, value: int) -> None:
+        if value != self._synchronous:
+            self._connection.execute(pragma("synchronous", value))
+            self._synchronous = value
+
+    def _set_max_pages(self, is_limited: bool) -> None:
+        if self._place.room.max_pages is None:
+            return
+        value = self._place.room.max_pages if is_limited else _UNLIMITED
+        if value != self._max_pages:
+            self._connection.execute(pragma("max_page_count", value)).fetchall()
+            self._max_pages = value
+
+    def _set_busy(self, accepted_at: float) -> None:
+        """`timeout` bounds a call's wait in all: what it spent waiting for the group before it is taken off."""
+        left = max(_LEAST_WAIT, self._place.timeout - (time.monotonic() - accepted_at))
+        wanted = round(left * 1_000)
+        if wanted < self._busy_ms * 0.9 or wanted > self._busy_ms * 1.1:
+            self._connection.execute(pragma("busy_timeout", wanted)).fetchall()
+            self._busy_ms = wanted
+
+
+def _refuse(group: Sequence[Work], error: BaseException) -> None:
+    for work in group:
+        work.error = error

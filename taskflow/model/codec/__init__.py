@@ -1,0 +1,8 @@
+"""Arguments and results as bytes, exact and bounded: `FORMAT.md` describes the bytes, `FunctionCodec` the way there and back."""
+
+from taskflow.model.codec.body import decode_value, encode_value
+from taskflow.model.codec.function import FunctionCodec
+from taskflow.model.codec.limits import Limits
+from taskflow.model.codec.payload import Content, open_payload, seal_json
+
+__all__ = ["Content", "FunctionCodec", "Limits", "decode_value", "encode_value", "open_payload", "seal_json"]

@@ -1,0 +1,114 @@
+"""Shapes of annotations that list their values: Enum, Flag, Literal."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Sequence
+from enum import Enum, Flag
+from typing import Any
+
+from taskflow.model.codec.misfit import Misfit, one_of, type_name, unexpected
+from taskflow.model.codec.scalars import NONE
+from taskflow.model.codec.shape import Shape, Unsupported
+from taskflow.model.codec.untyped import write_any
+from taskflow.model.codec.wire import form_of, named, pack
+
+_LEVELS = 8
+"""How deep the value of an Enum's member may be."""
+
+
+def enum_of(kind: type[Enum]) -> Shape:
+    """Members by value. Raises Unsupported if a value has no form of its own."""
+    if issubclass(kind, Flag):
+        return _flag_of(kind)
+    return _choice(type_name(kind), kind, list(kind.__members__.values()))
+
+
+def literals_of(values: Sequence[Any]) -> list[Shape]:
+    """`Literal[...]` as one shape per type of value; a union of them is the whole."""
+    by_type: dict[type, list[Any]] = {}
+    for value in values:
+        by_type.setdefault(type(value), []).append(value)
+    label = f"Literal[{', '.join(_shown(value) for value in values)}]"
+    return [NONE if kind is type(None) else _choice(label, kind, group) for kind, group in by_type.items()]
+
+
+def _choice(label: str, kind: type, values: Sequence[Any]) -> Shape:
+    """One of `values`, all of exactly that type; by its own value if plain, by its `.value` if a member of an Enum."""
+    wires = {value: _wire_of(label, value) for value in values}
+    by_wire = {_key(wire): value for value, wire in wires.items()}
+    by_text = {str(_plain(value)): value for value in values}
+    expected = f"one of {one_of([_shown(value) for value in values])}"
+
+    def write(value: Any, _levels: int) -> Any:
+        if type(value) is not kind:
+            raise unexpected(label, value)
+        if value not in wires:
+            raise Misfit(f"expected {expected}")
+        return wires[value]
+
+    def read(wire: Any, _levels: int) -> Any:
+        key = _key(wire)
+        if key not in by_wire:
+            raise Misfit(f"expected {expected}")
+        return by_wire[key]
+
+    def read_json(wire: Any, levels: int) -> Any:
+        """Values that JSON has no form of, a date say, are known by their text."""
+        return by_text[wire] if type(wire) is str and wire in by_text else read(wire, levels)
+
+    forms = frozenset(form_of(wire) for wire in wires.values())
+    return Shape(label, write, read, read_json, types=frozenset((kind,)), forms=forms, tag=kind.__name__ if issubclass(kind, Enum) else "")
+
+
+def _flag_of(kind: type[Flag]) -> Shape:
+    label = type_name(kind)
+    known = _all_bits(member.value for member in kind.__members__.values())
+
+    def checked(bits: int) -> int:
+        """A Flag remembers every combination it ever made: with bits that nobody named, bytes could fill the memory."""
+        if bits & ~known:
+            raise Misfit(f"expected {label}, got bits that it does not have")
+        return bits
+
+    def write(value: Any, _levels: int) -> int:
+        if type(value) is not kind:
+            raise unexpected(label, value)
+        return checked(value.value)
+
+    def read(wire: Any, _levels: int) -> Flag:
+        if type(wire) is not int:
+            raise Misfit(f"expected {label} as an int, got {named(wire)}")
+        try:
+            return kind(checked(wire))
+        except ValueError:
+            raise Misfit(f"expected {label}, got a combination of bits that it does not have") from None
+
+    return Shape(label, write, read, read, types=frozenset((kind,)), forms=frozenset((int,)), tag=kind.__name__)
+
+
+def _all_bits(values: Iterable[int]) -> int:
+    bits = 0
+    for value in values:
+        bits |= value
+    return bits
+
+
+def _plain(value: Any) -> Any:
+    return value.value if isinstance(value, Enum) else value
+
+
+def _wire_of(label: str, value: Any) -> Any:
+    try:
+        return write_any(_plain(value), _LEVELS)
+    except Misfit as misfit:
+        raise Unsupported(f"{label} has a value that cannot be sent ({misfit.message}); give its members plain values") from None
+
+
+def _key(wire: Any) -> Hashable:
+    """Equal for equal wire values of the same type only: 1, True and 1.0 stay apart."""
+    kind = type(wire)
+    return (kind, wire) if kind in (str, int, bool, bytes, type(None)) else pack(wire)
+
+
+def _shown(value: Any) -> str:
+    return f"{type(value).__name__}.{value.name}" if isinstance(value, Enum) else repr(value)

@@ -1,0 +1,130 @@
+"""What kinds of classes with fields there are, and the `Record` of each: dataclass, TypedDict, NamedTuple, Struct, attrs, pydantic.
+
+attrs and pydantic are known by the attributes that they leave on a class; neither is imported here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NotRequired, Required, get_origin
+
+import msgspec
+from typing_extensions import ReadOnly, is_typeddict
+
+from taskflow.model.codec.hints import hints_of_class
+from taskflow.model.codec.models import is_model, record_of_model
+from taskflow.model.codec.records import Field, Record
+from taskflow.model.codec.shape import Unsupported
+
+
+def record_for(kind: type, arguments: tuple[Any, ...]) -> Record | None:
+    """The record of `kind[arguments]`, or None if it is no class of a kind that is known.
+
+    Raises Unsupported for one that cannot be rebuilt from its fields, Unresolved if its annotations cannot be resolved yet.
+    """
+    for is_one, build in _KINDS:
+        if is_one(kind):
+            return build(kind, arguments)
+    return None
+
+
+def _is_named_tuple(kind: type) -> bool:
+    return issubclass(kind, tuple) and hasattr(kind, "_fields")
+
+
+def _is_attrs(kind: type) -> bool:
+    return "__attrs_attrs__" in vars(kind)
+
+
+def _is_struct(kind: type) -> bool:
+    return issubclass(kind, msgspec.Struct)
+
+
+def _of_typed_dict(kind: Any, arguments: tuple[Any, ...]) -> Record:
+    hints = hints_of_class(kind, arguments)
+    fields = tuple(Field(name, hint, _is_required(kind, name, hint)) for name, hint in hints.items())
+    return Record(dict, fields, make=dict, parts=lambda value: value if isinstance(value, dict) else None, has_tag=False)
+
+
+def _is_required(kind: Any, name: str, hint: Any) -> bool:
+    """The annotation's own word first: under postponed evaluation the class did not see it."""
+    while (origin := get_origin(hint)) is not None:
+        if origin in (Required, NotRequired):
+            return origin is Required
+        if origin is not ReadOnly:
+            break
+        [hint] = hint.__args__
+    return name in kind.__required_keys__
+
+
+def _of_named_tuple(kind: Any, arguments: tuple[Any, ...]) -> Record:
+    hints = hints_of_class(kind, arguments)
+    fields = tuple(Field(name, hints.get(name, Any), name not in kind._field_defaults) for name in kind._fields)
+    return Record(kind, fields, make=lambda values: kind(**values), may_refuse=kind.__bases__ != (tuple,))
+
+
+def _of_struct(kind: Any, arguments: tuple[Any, ...]) -> Record:
+    hints = hints_of_class(kind, arguments)
+    fields = tuple(Field(field.name, hints[field.name], field.required) for field in msgspec.structs.fields(kind))
+    return Record(kind, fields, make=lambda values: kind(**values), may_refuse=hasattr(kind, "__post_init__"))
+
+
+def _of_dataclass(kind: Any, arguments: tuple[Any, ...]) -> Record:
+    _refuse_init_vars(kind)
+    hints = hints_of_class(kind, arguments)
+    declared = dataclasses.fields(kind)
+    fields = tuple(Field(field.name, hints[field.name], _dataclass_requires(field)) for field in declared)
+    late = [field.name for field in declared if not field.init]
+    may_refuse = any(hasattr(kind, name) for name in ("__post_init__", "__pydantic_validator__")) or not kind.__dataclass_params__.init
+    return Record(kind, fields, make=_maker(kind, {}, late), may_refuse=may_refuse)
+
+
+def _refuse_init_vars(kind: Any) -> None:
+    for name, field in kind.__dataclass_fields__.items():
+        if repr(field._field_type) == "_FIELD_INITVAR":
+            raise Unsupported(f"{kind.__qualname__}.{name} is an InitVar, which an instance does not keep; make it a field, or drop it")
+
+
+def _dataclass_requires(field: dataclasses.Field[Any]) -> bool:
+    return field.init and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _of_attrs(kind: Any, arguments: tuple[Any, ...]) -> Record:
+    hints = hints_of_class(kind, arguments)
+    attributes = kind.__attrs_attrs__
+    fields = tuple(Field(each.name, hints.get(each.name, Any), each.init and not _has_default(each)) for each in attributes)
+    aliases = {each.name: each.alias for each in attributes if each.init and each.alias != each.name}
+    late = [each.name for each in attributes if not each.init]
+    checks = any(each.validator or each.converter for each in attributes) or hasattr(kind, "__attrs_post_init__")
+    return Record(kind, fields, make=_maker(kind, aliases, late), may_refuse=checks)
+
+
+def _has_default(attribute: Any) -> bool:
+    return attribute.default is not sys.modules["attr"].NOTHING
+
+
+def _maker(kind: Any, aliases: dict[str, str], late: Sequence[str]) -> Callable[[dict[str, Any]], Any]:
+    """Calls the class with its fields; those that its constructor does not take are set on the instance, as they were."""
+    if not aliases and not late:
+        return lambda values: kind(**values)
+
+    def make(values: dict[str, Any]) -> Any:
+        after = [(name, values.pop(name)) for name in late if name in values]
+        instance = kind(**{aliases.get(name, name): value for name, value in values.items()})
+        for name, value in after:
+            object.__setattr__(instance, name, value)
+        return instance
+
+    return make
+
+
+_KINDS: tuple[tuple[Callable[[type], bool], Callable[[Any, tuple[Any, ...]], Record]], ...] = (
+    (is_typeddict, _of_typed_dict),
+    (is_model, record_of_model),
+    (_is_struct, _of_struct),
+    (_is_attrs, _of_attrs),
+    (dataclasses.is_dataclass, _of_dataclass),
+    (_is_named_tuple, _of_named_tuple),
+)

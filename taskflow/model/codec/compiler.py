@@ -1,0 +1,239 @@
+"""From an annotation to its shape."""
+
+from __future__ import annotations
+
+import collections.abc as abc
+import datetime
+import typing
+from collections.abc import Callable, Sequence
+from enum import Enum
+from inspect import Parameter
+from types import NoneType, UnionType
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Final,
+    Literal,
+    NewType,
+    NotRequired,
+    ParamSpecArgs,
+    ParamSpecKwargs,
+    Required,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+)
+
+import typing_extensions
+from typing_extensions import ReadOnly, TypeAliasType
+
+from taskflow.model.codec.choices import enum_of, literals_of
+from taskflow.model.codec.classes import record_for
+from taskflow.model.codec.containers import abstract_collection, collection_of, fixed_tuple, mapping_of
+from taskflow.model.codec.hints import stands_for, substitute
+from taskflow.model.codec.misfit import type_name
+from taskflow.model.codec.moments import MOMENTS
+from taskflow.model.codec.records import Field, Record, promise_of, record_of
+from taskflow.model.codec.scalars import SCALARS
+from taskflow.model.codec.shape import Shape, Unsupported
+from taskflow.model.codec.unions import union_of
+from taskflow.model.codec.untyped import ANY
+
+
+class Compiler:
+    """Compiles annotations, each class once; `must_decode` tells afterwards whether encoding alone proves that decoding will do.
+
+    Raises Unsupported for an annotation without a shape, Unresolved for one that names what does not exist yet.
+    """
+
+    def __init__(self) -> None:
+        self.must_decode = False
+        self._finished: dict[Any, Shape] = {}
+        self._promised: dict[Any, Shape] = {}
+
+    def shape(self, annotation: Any) -> Shape:
+        if _alias_value(annotation) is not None:
+            return self._once(annotation, _promise_of_alias, lambda: self._unaliased(annotation))
+        return self._unaliased(annotation)
+
+    def _unaliased(self, annotation: Any) -> Shape:
+        members = _members(annotation)
+        return self._single(members[0]) if len(members) == 1 else self._union(members)
+
+    def _union(self, members: Sequence[Any]) -> Shape:
+        shapes = [self._single(member) for member in members if get_origin(member) is not Literal]
+        choices = literals_of(_literal_values(members))
+        return union_of([*shapes, *(choice for choice in choices if not _covers(shapes, choice))])
+
+    def _single(self, annotation: Any) -> Shape:
+        """The shape of an annotation that is neither a union nor a wrapper."""
+        if any(annotation is each for each in _UNTYPED):
+            return ANY
+        origin, arguments = get_origin(annotation) or annotation, get_args(annotation)
+        if origin is Literal:
+            return union_of(literals_of(_literal_values([annotation])))
+        if not isinstance(origin, type):
+            raise Unsupported(f"{annotation!r} has no form to be sent in; {_ADVICE}")
+        return _LEAVES.get(origin) or self._container(annotation, origin, arguments) or self._class(annotation, origin, arguments)
+
+    def _container(self, annotation: Any, origin: type, arguments: tuple[Any, ...]) -> Shape | None:
+        if origin is tuple:
+            return self._tuple(annotation, arguments)
+        if origin in _COLLECTIONS or origin in _ABSTRACT:
+            build = collection_of if origin in _COLLECTIONS else abstract_collection
+            return build(origin, self.shape(arguments[0] if arguments else Any))
+        if origin in _MAPPINGS:
+            key, value = arguments or (Any, Any)
+            return mapping_of(self.shape(key), self.shape(value), abstract=origin is not dict)
+        return None
+
+    def _tuple(self, annotation: Any, arguments: tuple[Any, ...]) -> Shape:
+        if annotation is tuple or annotation is typing.Tuple:  # noqa: UP006  # the bare one, which has no arguments, unlike tuple[()]
+            arguments = (Any, ...)
+        if len(arguments) == 2 and arguments[1] is ...:
+            return collection_of(tuple, self.shape(arguments[0]))
+        return fixed_tuple([self.shape(argument) for argument in arguments])
+
+    def _class(self, annotation: Any, origin: type, arguments: tuple[Any, ...]) -> Shape:
+        if issubclass(origin, Enum) and origin.__members__:
+            return enum_of(origin)
+        record = record_for(origin, arguments)
+        if record is None:
+            raise Unsupported(f"{type_name(origin)} has no form to be sent in; {_ADVICE}")
+        label = type_name(origin)
+        self.must_decode |= record.may_refuse
+        return self._once(
+            annotation,
+            lambda finished: promise_of(record, label, finished),
+            lambda: record_of(record, label, {field.name: self._field(record, field) for field in record.fields}),
+        )
+
+    def _field(self, record: Record, field: Field) -> Shape:
+        try:
+            return self._field_of_any_kind(record, field)
+        except Unsupported as unsupported:
+            unsupported.within(f".{field.name}")
+            raise
+
+    def _field_of_any_kind(self, record: Record, field: Field) -> Shape:
+        try:
+            return self.shape(field.annotation)
+        except Unsupported:
+            if record.foreign is None:
+                raise
+            return record.foreign(field.annotation)
+
+    def _once(self, key: Any, promise: Callable[[Callable[[], Shape]], Shape], build: Callable[[], Shape]) -> Shape:
+        """The shape of `key`, built the first time; inside itself it is what `promise` makes of the way to find it later."""
+        known = self._finished.get(key) or self._promised.get(key)
+        if known is not None:
+            return known
+        self._promised[key] = promise(lambda: self._finished[key])
+        try:
+            self._finished[key] = build()
+        finally:
+            del self._promised[key]
+        return self._finished[key]
+
+
+def _members(annotation: Any) -> list[Any]:
+    """The annotation without what only wraps it: several if it is a union, each once."""
+    while (inner := _unwrapped(annotation)) is not annotation:
+        annotation = inner
+    if get_origin(annotation) not in (Union, UnionType):
+        return [annotation]
+    members: list[Any] = []
+    for each in get_args(annotation):
+        members += [member for member in _members(each) if member not in members]
+    return members
+
+
+def _unwrapped(annotation: Any) -> Any:
+    """One layer less, or the same if there is none."""
+    if get_origin(annotation) in _WRAPPERS:
+        return get_args(annotation)[0]
+    if isinstance(annotation, NewType):
+        return stands_for(annotation, lambda: annotation.__supertype__)
+    if isinstance(annotation, TypeVar):
+        return _of_type_variable(annotation)
+    if isinstance(annotation, _VARIADIC) or get_origin(annotation) in UNPACK:
+        return Any
+    value = _alias_value(annotation)
+    if value is not None:
+        return value
+    return next((plain for special, plain in _PLAINLY if annotation is special), annotation)
+
+
+def _of_type_variable(variable: Any) -> Any:
+    """What an unsolved type variable stands for: its default, its bound, one of its constraints, anything."""
+    if getattr(variable, "has_default", lambda: False)():
+        return stands_for(variable, lambda: variable.__default__)
+    if variable.__constraints__:
+        return stands_for(variable, lambda: Union[variable.__constraints__])  # noqa: UP007  # made of a tuple
+    return Any if variable.__bound__ is None else stands_for(variable, lambda: variable.__bound__)
+
+
+def _alias_value(annotation: Any) -> Any:
+    """What a `type` statement's name stands for; None for anything else."""
+    alias: Any = get_origin(annotation) or annotation
+    if not isinstance(alias, _ALIASES):
+        return None
+    return substitute(stands_for(alias, lambda: alias.__value__), dict(zip(alias.__type_params__, get_args(annotation), strict=False)))
+
+
+def _promise_of_alias(finished: Callable[[], Shape]) -> Shape:
+    return Shape(
+        "...",
+        lambda value, levels: finished().write(value, levels),
+        lambda wire, levels: finished().read(wire, levels),
+        lambda wire, levels: finished().read_json(wire, levels),
+        types=frozenset(),
+        forms=frozenset(),
+    )
+
+
+def _literal_values(members: Sequence[Any]) -> list[Any]:
+    """What all Literals among `members` list. Raises Unsupported if two list the same."""
+    values: list[Any] = []
+    for member in members:
+        for value in get_args(member) if get_origin(member) is Literal else ():
+            if any(type(value) is type(other) and value == other for other in values):
+                raise Unsupported(f"the union of Literals is ambiguous: {value!r} is in two of them; write one Literal")
+            values.append(value)
+    return values
+
+
+def _covers(shapes: Sequence[Shape], choice: Shape) -> bool:
+    """Whether one of `shapes` takes each value of a Literal's part anyway: `Literal["a"] | str` is str."""
+    return any(choice.types <= shape.types for shape in shapes)
+
+
+_ADVICE = "make it a dataclass, TypedDict, NamedTuple, Enum, msgspec Struct, attrs class or pydantic model, or send plain data"
+_UNTYPED = (Any, object, Parameter.empty)
+UNPACK = (typing.Unpack, typing_extensions.Unpack)
+"""Both: on Python 3.11 they are two."""
+_VARIADIC = (ParamSpecArgs, ParamSpecKwargs, typing.TypeVarTuple, typing_extensions.TypeVarTuple)
+_ALIASES: tuple[Any, ...] = (TypeAliasType, getattr(typing, "TypeAliasType", TypeAliasType))
+_WRAPPERS = (Annotated, Required, NotRequired, ReadOnly, Final, ClassVar)
+_PLAINLY: tuple[tuple[Any, Any], ...] = (
+    (None, NoneType),
+    (typing.NoReturn, NoneType),
+    (typing.Never, NoneType),
+    (typing.LiteralString, str),
+    (typing_extensions.Any, Any),
+)
+_LEAVES = {**SCALARS, **MOMENTS, datetime.tzinfo: union_of([MOMENTS[each] for each in MOMENTS if issubclass(each, datetime.tzinfo)])}
+_COLLECTIONS = (list, set, frozenset)
+_MAPPINGS = (dict, abc.Mapping, abc.MutableMapping)
+_ABSTRACT = (
+    abc.Sequence,
+    abc.MutableSequence,
+    abc.Collection,
+    abc.Iterable,
+    abc.Container,
+    abc.Reversible,
+    abc.Set,
+    abc.MutableSet,
+)

@@ -1,0 +1,162 @@
+"""The codec of one function: its arguments and its result, as annotated."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from inspect import Parameter
+from typing import Any, get_args, get_origin
+
+from typing_extensions import is_typeddict
+
+from taskflow.model.codec.body import DEFAULT_LIMITS, decode, encode
+from taskflow.model.codec.classes import record_for
+from taskflow.model.codec.compiler import UNPACK, Compiler
+from taskflow.model.codec.hints import hints_of_function
+from taskflow.model.codec.limits import Limits
+from taskflow.model.codec.shape import Shape, Unresolved, Unsupported
+from taskflow.model.codec.signature import Arguments, Call
+from taskflow.model.errors import DeclarationError
+
+
+@dataclass(frozen=True, slots=True)
+class _Compiled:
+    """A shape and whether encoding by it alone does not prove that decoding will succeed."""
+
+    shape: Shape
+    must_decode: bool
+
+
+class FunctionCodec:
+    """Encodes and decodes the calls of one function, and what it returns, by its signature and annotations.
+
+    `name` is the job's, for messages. `skip` parameters at the front are injected when the function runs, and are no arguments. Raises
+    DeclarationError for a signature that cannot work; if it names what is not defined yet, that is found out at `resolve` or first use.
+    Threads may share it.
+    """
+
+    def __init__(self, function: Callable[..., Any], *, name: str = "", skip: int = 0, limits: Limits = DEFAULT_LIMITS) -> None:
+        self.name = name or getattr(function, "__qualname__", repr(function))
+        self.limits = limits
+        self._function = function
+        self._parameters = self._own_parameters(skip)
+        self._in_call = f" (in a call of {self.name})"
+        self._in_result = f" (in the result of {self.name})"
+        self._arguments: _Compiled | None = None
+        self._result: _Compiled | None = None
+        self._try_to_compile()
+
+    def __repr__(self) -> str:
+        return f"<FunctionCodec of {self.name}{'' if self.is_resolved else ', not resolved'}>"
+
+    @property
+    def is_resolved(self) -> bool:
+        """Whether all names in the annotations have been found."""
+        return self._arguments is not None
+
+    def resolve(self) -> None:
+        """Find the names that were not defined at construction. Raises DeclarationError, naming the parameter, if one still is not."""
+        unresolved = self._try_to_compile() if self._arguments is None else None
+        if unresolved is not None:
+            raise DeclarationError(
+                f"{self.name}, {unresolved}: define or import it where the function is defined, outside `if TYPE_CHECKING:`"
+            ) from unresolved
+
+    def encode_arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
+        """A payload of these arguments, which `decode_arguments` is certain to accept.
+
+        Raises EncodeError, with the path of what is wrong: too many, unknown or missing arguments, values that do not fit their
+        annotation or have no exact form; TooLarge beyond the limits.
+        """
+        arguments = self._arguments or self._ready()[0]
+        return encode(arguments.shape, (args, kwargs), self.limits, must_decode=arguments.must_decode, where=self._in_call)
+
+    def decode_arguments(self, payload: bytes) -> Call:
+        """Positional and keyword arguments to call the function with, without the skipped ones.
+
+        Raises UnknownArgument, MissingArgument, NewerFormat, DecodeError; nothing else, whatever the bytes.
+        """
+        arguments = self._arguments or self._ready()[0]
+        call: Call = decode(arguments.shape, payload, self.limits, where=self._in_call)
+        return call
+
+    def encode_result(self, value: Any) -> bytes:
+        """A payload of what the function returned; raises EncodeError, TooLarge."""
+        result = self._result or self._ready()[1]
+        return encode(result.shape, value, self.limits, must_decode=result.must_decode, where=self._in_result)
+
+    def decode_result(self, payload: bytes) -> Any:
+        """What the function returned; raises DecodeError."""
+        return decode((self._result or self._ready()[1]).shape, payload, self.limits, where=self._in_result)
+
+    def _ready(self) -> tuple[_Compiled, _Compiled]:
+        self.resolve()
+        assert self._arguments is not None
+        assert self._result is not None
+        return self._arguments, self._result
+
+    def _own_parameters(self, skip: int) -> list[Parameter]:
+        try:
+            parameters = list(inspect.signature(self._function).parameters.values())
+        except (TypeError, ValueError) as error:
+            raise DeclarationError(f"{self.name} has no signature that can be read: {error}; wrap it in a function") from error
+        if len(parameters) < skip or any(each.kind not in _BY_POSITION for each in parameters[:skip]):
+            raise DeclarationError(f"{self.name} has no first parameter to inject: give it one that is not keyword-only")
+        return parameters[skip:]
+
+    def _try_to_compile(self) -> Unresolved | None:
+        """Compiles, unless a name is missing, which is returned. Raises DeclarationError for what will never work."""
+        try:
+            hints = hints_of_function(self._function, ("return", *(each.name for each in self._parameters)))
+            result = self._compile_result(hints.get("return", Any))
+            arguments = self._compile_arguments(hints)
+        except Unresolved as unresolved:
+            return unresolved
+        except Unsupported as unsupported:
+            raise DeclarationError(f"{self.name}: {unsupported}") from unsupported
+        self._result = result
+        self._arguments = arguments  # last: that it is there tells other threads that all is
+        return None
+
+    def _compile_arguments(self, hints: Mapping[str, Any]) -> _Compiled:
+        compiler = Compiler()
+        annotated = [parameter.replace(annotation=hints.get(parameter.name, Any)) for parameter in self._parameters]
+        parameters = [each for parameter in annotated for each in _expanded(parameter)]
+        shapes = {each.name: _shape(compiler, each.annotation, each.name) for each in parameters}
+        return _Compiled(Arguments(parameters, shapes).shape, compiler.must_decode)
+
+    def _compile_result(self, annotation: Any) -> _Compiled:
+        compiler = Compiler()
+        return _Compiled(_shape(compiler, annotation, "return"), compiler.must_decode)
+
+
+_BY_POSITION = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+
+
+def _expanded(parameter: Parameter) -> list[Parameter]:
+    """``**options: Unpack[Options]`` as the keyword-only parameters that it stands for; any other as it is."""
+    if parameter.kind is not Parameter.VAR_KEYWORD or get_origin(parameter.annotation) not in UNPACK:
+        return [parameter]
+    [options] = get_args(parameter.annotation)
+    origin = get_origin(options) or options
+    record = record_for(origin, get_args(options)) if is_typeddict(origin) else None
+    if record is None:
+        raise Unsupported("Unpack takes a TypedDict here").within(parameter.name)
+    return [
+        Parameter(each.name, Parameter.KEYWORD_ONLY, default=Parameter.empty if each.required else None, annotation=each.annotation)
+        for each in record.fields
+    ]
+
+
+def _shape(compiler: Compiler, annotation: Any, name: str) -> Shape:
+    """The shape of a parameter, or of the result; Unsupported and Unresolved come out naming it."""
+    try:
+        return compiler.shape(annotation)
+    except Unsupported as unsupported:
+        unsupported.within(name)
+        raise
+    except Unresolved as unresolved:
+        raise Unresolved(unresolved.name, f"{name}: {unresolved.where}") from unresolved
+    except (RecursionError, TypeError) as error:
+        raise Unsupported(f"{annotation!r} cannot be understood: {type(error).__name__}: {error}").within(name) from error

@@ -1,0 +1,120 @@
+"""Annotations of functions and classes, resolved: forward references, type variables, inheritance of generics."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Container, Mapping
+from types import SimpleNamespace
+from typing import Any, Generic, Protocol, TypeVar, get_args, get_origin, get_type_hints
+
+from taskflow.model.codec.shape import Unresolved, Unsupported
+
+
+def hints_of_function(function: Callable[..., Any], names: Container[str]) -> dict[str, Any]:
+    """Annotations by parameter name, of the parameters in `names`. Raises Unresolved for a name in them that does not exist (yet)."""
+    source = _annotated(function)
+    annotations = {name: annotation for name, annotation in getattr(source, "__annotations__", {}).items() if name in names}
+    annotated = SimpleNamespace(__annotations__=annotations, __type_params__=getattr(source, "__type_params__", ()))
+    try:
+        return get_type_hints(annotated, getattr(source, "__globals__", {}), _closure(source), include_extras=True)
+    except (NameError, AttributeError) as error:
+        raise _unresolved(error, annotations, "") from error
+    except Exception as error:
+        raise Unsupported(f"an annotation cannot be evaluated: {type(error).__name__}: {error}") from error
+
+
+def _annotated(function: Any) -> Any:
+    """The function that carries the annotations of what may be a partial, a decorated function or an instance with `__call__`."""
+    while True:
+        if isinstance(function, functools.partial):
+            function = function.func
+        elif hasattr(function, "__wrapped__"):
+            function = function.__wrapped__
+        else:
+            break
+    return function if hasattr(function, "__annotations__") and not isinstance(function, type) else type(function).__call__
+
+
+def _closure(function: Any) -> dict[str, Any] | None:
+    """The variables of enclosing functions that it uses, for annotations as strings."""
+    code = getattr(function, "__code__", None)
+    cells = getattr(function, "__closure__", None) or ()
+    names = code.co_freevars if code else ()
+    found: dict[str, Any] = {name: cell.cell_contents for name, cell in zip(names, cells, strict=True) if _is_filled(cell)}
+    return found or None
+
+
+def _is_filled(cell: Any) -> bool:
+    try:
+        return cell.cell_contents is not cell
+    except ValueError:
+        return False
+
+
+def hints_of_class(kind: type, arguments: tuple[Any, ...]) -> dict[str, Any]:
+    """Annotations by field name of `kind[arguments]`, its type variables and those of its bases replaced."""
+    hints = _class_hints(kind)
+    owners = _owners(kind, arguments)
+    return {name: substitute(hint, _owner_of(name, kind, owners)) for name, hint in hints.items()}
+
+
+def _class_hints(kind: type) -> dict[str, Any]:
+    try:
+        try:
+            return get_type_hints(kind, include_extras=True)
+        except NameError:  # a class inside a function that names itself
+            return get_type_hints(kind, localns={**vars(kind), kind.__name__: kind}, include_extras=True)
+    except (NameError, AttributeError) as error:
+        raise _unresolved(error, inspect.get_annotations(kind), f"{kind.__qualname__}.") from error
+    except Exception as error:
+        raise Unsupported(f"an annotation of {kind.__qualname__} cannot be evaluated: {type(error).__name__}: {error}") from error
+
+
+def stands_for(name: Any, annotation: Callable[[], Any]) -> Any:
+    """What an alias, a NewType or a type variable stands for; names that it holds as strings are those of its module."""
+    namespace = getattr(sys.modules.get(name.__module__), "__dict__", {})
+    try:
+        hints = get_type_hints(SimpleNamespace(__annotations__={"value": annotation()}), namespace, include_extras=True)
+    except (NameError, AttributeError) as error:
+        raise _unresolved(error, {}, f"{name.__name__}, ") from error
+    return hints["value"]
+
+
+def _unresolved(error: NameError | AttributeError, annotations: Mapping[str, Any], prefix: str) -> Unresolved:
+    """Which of the annotations holds the missing name; all that is known of a reference is its text."""
+    missing = error.name or str(error)
+    owners = [name for name, annotation in annotations.items() if missing in str(annotation)]
+    return Unresolved(missing, prefix + (owners[0] if owners else "signature"))
+
+
+_Bindings = Mapping[Any, Any]
+
+
+def _owners(kind: type, arguments: tuple[Any, ...]) -> dict[type, _Bindings]:
+    """What each class in the ancestry of `kind[arguments]` has its type variables bound to, bases first."""
+    bindings: _Bindings = dict(zip(getattr(kind, "__parameters__", ()), arguments, strict=False))
+    found: dict[type, _Bindings] = {}
+    for base in kind.__dict__.get("__orig_bases__", kind.__bases__):
+        origin = get_origin(base) or base
+        if isinstance(origin, type) and origin not in (object, Generic, Protocol):
+            found |= _owners(origin, tuple(substitute(argument, bindings) for argument in get_args(base)))
+    found.pop(kind, None)
+    return {**found, kind: bindings}
+
+
+def _owner_of(name: str, kind: type, owners: Mapping[type, _Bindings]) -> _Bindings:
+    """The bindings of the class that declares a field: the last, or for a TypedDict, which repeats its bases' fields, the first."""
+    declaring = [bindings for owner, bindings in owners.items() if name in inspect.get_annotations(owner)]
+    return next(iter(declaring if hasattr(kind, "__total__") else reversed(declaring)), {})
+
+
+def substitute(annotation: Any, bindings: _Bindings) -> Any:
+    """The annotation with its type variables replaced as far as they are bound."""
+    if isinstance(annotation, TypeVar):
+        return bindings.get(annotation, annotation)
+    parameters = getattr(annotation, "__parameters__", ())
+    if not bindings or not parameters or isinstance(annotation, type):
+        return annotation
+    return annotation[tuple(bindings.get(parameter, parameter) for parameter in parameters)]

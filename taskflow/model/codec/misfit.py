@@ -1,0 +1,79 @@
+"""A value or a piece of wire that does not fit: how it is noted on the way up, and what the caller sees of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from taskflow.model.errors import CodecError, DecodeError, EncodeError, TooLarge
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_E = TypeVar("_E", bound=CodecError)
+_LONGEST = 60
+
+
+class Misfit(Exception):
+    """Raised where something does not fit; every container it passes adds its step with `within`.
+
+    Never leaves this package: the codec turns it into the error that `error` asks for, or into the usual one of its direction.
+    """
+
+    def __init__(self, message: str, error: type[CodecError] | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self._error = error
+        self._steps: list[str] = []
+
+    def within(self, step: str) -> Misfit:
+        """Note that it happened inside `step` of what is outside; gives itself, to be raised on."""
+        self._steps.append(step)
+        return self
+
+    @property
+    def path(self) -> str:
+        """Where, from the outside in, as code would say it: ``data.lines[2]``."""
+        return "".join(reversed(self._steps)).removeprefix(".")
+
+    def as_encode_error(self, where: str = "") -> EncodeError:
+        return self._as(EncodeError, where)
+
+    def as_decode_error(self, where: str = "") -> DecodeError:
+        return self._as(DecodeError, where)
+
+    def _as(self, usual: type[_E], where: str) -> _E:
+        error = self._error if self._error is not None and issubclass(self._error, usual) else usual
+        return error(f"{self.message}{where}", path=self.path)
+
+
+def too_deep() -> Misfit:
+    return Misfit("is nested deeper than the limit allows; send less, or raise Limits(depth=...)", TooLarge)
+
+
+def unexpected(expected: str, value: object) -> Misfit:
+    """The misfit of a value of the wrong type; tells types only, since values may be secret."""
+    return Misfit(f"expected {expected}, got {type_name(type(value))}")
+
+
+def type_name(kind: type) -> str:
+    """A type as its author calls it: ``int``, ``app.models.User``."""
+    module = kind.__module__
+    return kind.__qualname__ if module in ("builtins", "datetime", "uuid", "decimal", "zoneinfo") else f"{module}.{kind.__qualname__}"
+
+
+def field_step(name: str) -> str:
+    return f".{name}"
+
+
+def key_step(key: Any) -> str:
+    """The step into a mapping's value, short whatever the key is."""
+    if isinstance(key, str | bytes) and len(key) > _LONGEST:
+        return f"[{key[:_LONGEST]!r}...]"
+    if isinstance(key, str | bytes | bool | None) or (isinstance(key, int) and key.bit_length() < 64):
+        return f"[{key!r}]"
+    return f"[<{type(key).__name__}>]"
+
+
+def one_of(names: Sequence[str]) -> str:
+    """The last part of a message that lists what was allowed."""
+    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")

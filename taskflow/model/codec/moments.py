@@ -1,0 +1,246 @@
+"""The datetime family: date, time, datetime, timedelta, timezone, ZoneInfo.
+
+A zone is written as text after the moment: ``+02:00`` alone for a fixed offset, ``+02:00[=CEST]`` for a named one,
+``+02:00[Europe/Paris]`` for a zone by key, with the offset that held there, so that a reader whose zone data differ keeps the instant.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
+from typing import Any, Final
+from zoneinfo import ZoneInfo
+
+from taskflow.model.codec import wire as codes
+from taskflow.model.codec.misfit import Misfit, unexpected
+from taskflow.model.codec.scalars import encodable, read_str, scalar, signed_bytes
+from taskflow.model.codec.wire import Ext, data_of
+
+MICROSECOND: Final = timedelta(microseconds=1)
+_LATER_FOLD: Final = "~"
+"""Before the text when fold is 1: the second of two equal wall times."""
+
+
+def write_date(value: Any, _levels: int) -> Ext:
+    """A datetime is refused, although a subclass: its time would be lost."""
+    if isinstance(value, date) and not isinstance(value, datetime):
+        return Ext(codes.DATE, value.isoformat().encode())
+    raise unexpected("date", value)
+
+
+def read_date(wire: Any, _levels: int) -> date:
+    return _date(_text(data_of(wire, codes.DATE, "date")))
+
+
+def read_json_date(wire: Any, levels: int) -> date:
+    return _date(read_str(wire, levels))
+
+
+def _date(text: str) -> date:
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise Misfit("expected a date as YYYY-MM-DD") from None
+
+
+def write_datetime(value: Any, _levels: int) -> Ext:
+    if not isinstance(value, datetime):
+        raise unexpected("datetime", value)
+    return Ext(codes.DATETIME, _with_fold(value.fold, datetime.isoformat(value) + _zone_suffix(value.tzinfo, value)).encode())
+
+
+def read_datetime(wire: Any, _levels: int) -> datetime:
+    return _datetime(_text(data_of(wire, codes.DATETIME, "datetime")))
+
+
+def read_json_datetime(wire: Any, levels: int) -> datetime:
+    return _datetime(read_str(wire, levels))
+
+
+def _datetime(text: str) -> datetime:
+    moment, _, name = text.removeprefix(_LATER_FOLD).partition("[")
+    try:
+        value = datetime.fromisoformat(moment)
+        if value.tzinfo is UTC and (zone := _short_of_utc(moment)):
+            value = value.replace(tzinfo=zone)
+        if text.startswith(_LATER_FOLD):
+            value = value.replace(fold=1)
+        return _placed(value, name) if name else value
+    except (ValueError, OverflowError) as error:
+        raise Misfit(f"expected a datetime as ISO 8601 has it: {error}") from None
+
+
+def _placed(value: datetime, name: str) -> datetime:
+    """The same instant, in the zone or under the name that was written after the offset."""
+    offset = value.utcoffset()
+    if offset is None:
+        raise Misfit("expected an offset before the zone of a datetime")
+    zone = _zone_of(offset, name)
+    there = value.replace(tzinfo=zone)
+    if there.utcoffset() == offset:
+        return there
+    return (value.replace(tzinfo=None) - offset).replace(tzinfo=UTC).astimezone(zone)
+
+
+def write_time(value: Any, _levels: int) -> Ext:
+    if not isinstance(value, time):
+        raise unexpected("time", value)
+    return Ext(codes.TIME, _with_fold(value.fold, value.isoformat() + _zone_suffix(value.tzinfo, value)).encode())
+
+
+def read_time(wire: Any, _levels: int) -> time:
+    return _time(_text(data_of(wire, codes.TIME, "time")))
+
+
+def read_json_time(wire: Any, levels: int) -> time:
+    return _time(read_str(wire, levels))
+
+
+def _time(text: str) -> time:
+    moment, _, name = text.removeprefix(_LATER_FOLD).partition("[")
+    try:
+        value = time.fromisoformat(moment)
+    except ValueError as error:
+        raise Misfit(f"expected a time as ISO 8601 has it: {error}") from None
+    if value.tzinfo is UTC and (zone := _short_of_utc(moment)):
+        value = value.replace(tzinfo=zone)
+    if name:
+        value = value.replace(tzinfo=_zone_of(value.utcoffset(), name))
+    return value.replace(fold=1) if text.startswith(_LATER_FOLD) else value
+
+
+def write_timedelta(value: Any, _levels: int) -> Ext:
+    if isinstance(value, timedelta):
+        return Ext(codes.TIMEDELTA, signed_bytes(value // MICROSECOND))
+    raise unexpected("timedelta", value)
+
+
+def read_timedelta(wire: Any, _levels: int) -> timedelta:
+    data = data_of(wire, codes.TIMEDELTA, "timedelta")
+    return _timedelta(int.from_bytes(data[:16], "big", signed=True) if len(data) <= 16 else 1 << 127)
+
+
+def read_json_timedelta(wire: Any, _levels: int) -> timedelta:
+    """A number of seconds."""
+    if type(wire) is int or type(wire) is float:
+        return _timedelta(wire, unit=timedelta(seconds=1))
+    raise Misfit("expected a timedelta as a number of seconds")
+
+
+def _timedelta(count: float, unit: timedelta = MICROSECOND) -> timedelta:
+    try:
+        return count * unit
+    except (OverflowError, ValueError):
+        raise Misfit("expected a timedelta, got one beyond a billion days") from None
+
+
+def write_timezone(value: Any, _levels: int) -> Ext:
+    if type(value) is not timezone:
+        raise unexpected("timezone", value)
+    return Ext(codes.TIMEZONE, (time(tzinfo=value).isoformat()[len("00:00:00") :] + _zone_suffix(value, None)).encode())
+
+
+def read_timezone(wire: Any, _levels: int) -> timezone:
+    return _timezone(_text(data_of(wire, codes.TIMEZONE, "timezone")))
+
+
+def read_json_timezone(wire: Any, levels: int) -> timezone:
+    return _timezone(read_str(wire, levels))
+
+
+def _timezone(text: str) -> timezone:
+    offset, _, name = text.partition("[")
+    delta = _time("00:00:00" + offset).utcoffset() if offset.startswith(("+", "-")) else None
+    if delta is None:
+        raise Misfit("expected the offset of a timezone")
+    zone = _zone_of(delta, name) if name else timezone(delta)
+    if type(zone) is not timezone:
+        raise Misfit("expected a timezone of fixed offset")
+    return zone
+
+
+def write_zoneinfo(value: Any, _levels: int) -> Ext:
+    if not isinstance(value, ZoneInfo):
+        raise unexpected("ZoneInfo", value)
+    if value.key is None:
+        raise Misfit("is a ZoneInfo without a key, which no other process can find")
+    return Ext(codes.ZONEINFO, value.key.encode())
+
+
+def read_zoneinfo(wire: Any, _levels: int) -> ZoneInfo:
+    return _zone_by_key(_text(data_of(wire, codes.ZONEINFO, "ZoneInfo")))
+
+
+def read_json_zoneinfo(wire: Any, levels: int) -> ZoneInfo:
+    return _zone_by_key(read_str(wire, levels))
+
+
+def _short_of_utc(moment: str) -> timezone | None:
+    """The zone of an offset below a second, which `fromisoformat` takes for UTC."""
+    found = _SHORT_OFFSET.search(moment)
+    if found is None:
+        return None
+    delta = timedelta(microseconds=int(found[2]))
+    return timezone(-delta if found[1] == "-" else delta)
+
+
+def _text(data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise Misfit(f"is not UTF-8: {error}") from None
+
+
+def _with_fold(fold: int, text: str) -> str:
+    return _LATER_FOLD + text if fold else text
+
+
+def _zone_suffix(zone: tzinfo | None, moment: datetime | time | None) -> str:
+    """What follows the ISO text of `moment` to keep its zone; "" when the offset in the text says all, or there is none.
+
+    A zone that is neither a `timezone` nor a ZoneInfo with a key (pytz, dateutil) is kept as its fixed offset.
+    """
+    if zone is None:
+        return ""
+    if isinstance(zone, ZoneInfo) and zone.key is not None:
+        return f"[{zone.key}]"
+    if type(zone) is timezone:
+        name = zone.tzname(None)
+        return "" if name == timezone(zone.utcoffset(None)).tzname(None) else f"[={encodable(name)}]"
+    if moment is not None and moment.utcoffset() is None:
+        raise Misfit(f"has a tzinfo without an offset, {type(zone).__name__}; use a timezone or a ZoneInfo")
+    return ""
+
+
+def _zone_of(offset: timedelta | None, name: str) -> tzinfo:
+    """The zone of what stood in brackets, `name` with its closing one."""
+    if not name.endswith("]"):
+        raise Misfit("expected a zone in brackets")
+    if not name.startswith("="):
+        return _zone_by_key(name[:-1])
+    if offset is None:
+        raise Misfit("expected an offset before the name of a timezone")
+    return timezone(offset, name[1:-1])
+
+
+def _zone_by_key(key: str) -> ZoneInfo:
+    """The key is checked first, since ZoneInfo opens a file of that name: no dots, no leading slash, nothing but names of zones."""
+    if not _ZONE_KEY.fullmatch(key) or len(key) > 100:
+        raise Misfit("expected the key of a time zone")
+    try:
+        return ZoneInfo(key)
+    except (KeyError, ValueError, OSError):
+        raise Misfit(f"the time zone {key!r} is not known here; install tzdata") from None
+
+
+_SHORT_OFFSET: Final = re.compile(r"([+-])00:00:00\.([0-9]{6})\Z")
+_ZONE_KEY: Final = re.compile(r"[A-Za-z0-9_+-]+(?:/[A-Za-z0-9_+-]+)*")
+
+MOMENTS: Final = {
+    date: scalar(date, codes.DATE, write_date, read_date, read_json_date),
+    time: scalar(time, codes.TIME, write_time, read_time, read_json_time),
+    datetime: scalar(datetime, codes.DATETIME, write_datetime, read_datetime, read_json_datetime),
+    timedelta: scalar(timedelta, codes.TIMEDELTA, write_timedelta, read_timedelta, read_json_timedelta),
+    timezone: scalar(timezone, codes.TIMEZONE, write_timezone, read_timezone, read_json_timezone),
+    ZoneInfo: scalar(ZoneInfo, codes.ZONEINFO, write_zoneinfo, read_zoneinfo, read_json_zoneinfo),
+}

@@ -1,0 +1,128 @@
+"""Loops over the parts of containers, each noting where inside it something did not fit.
+
+All take the levels that are left *inside* the container. Maps with str keys are msgpack maps; any other mapping is an array of
+keys and values in turn behind the marker PAIRS, so that keys of every type stay exact and nothing depends on how a map compares them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+from taskflow.model.codec import wire as codes
+from taskflow.model.codec.misfit import Misfit, key_step
+from taskflow.model.codec.scalars import encodable
+from taskflow.model.codec.shape import Read, Write
+from taskflow.model.codec.wire import marker, marker_of, named
+
+_T = TypeVar("_T")
+
+
+def write_items(values: Iterable[Any], write: Write, levels: int, wires: list[Any]) -> list[Any]:
+    """`wires` with the items of an ordered collection put behind what it holds."""
+    offset = len(wires)
+    try:
+        for value in values:
+            wires.append(write(value, levels))  # noqa: PERF401  # how many there are tells where it failed
+    except Misfit as misfit:
+        misfit.within(f"[{len(wires) - offset}]")
+        raise
+    return wires
+
+
+def read_items(wires: Iterable[Any], read: Read, levels: int) -> list[Any]:
+    values: list[Any] = []
+    try:
+        for wire in wires:
+            values.append(read(wire, levels))  # noqa: PERF401  # how many there are tells where it failed
+    except Misfit as misfit:
+        misfit.within(f"[{len(values)}]")
+        raise
+    return values
+
+
+def write_unordered(values: Iterable[Any], write: Write, levels: int, wires: list[Any]) -> list[Any]:
+    """As `write_items`, for a set, whose items have no index."""
+    try:
+        for value in values:
+            wires.append(write(value, levels))  # noqa: PERF401  # how many there are tells where it failed
+    except Misfit as misfit:
+        misfit.within(".<item>")
+        raise
+    return wires
+
+
+def write_map(mapping: Mapping[Any, Any], write: Write, levels: int) -> dict[str, Any]:
+    """A mapping whose keys are known to be str."""
+    wires: dict[str, Any] = {}
+    for key, value in mapping.items():
+        try:
+            wires[key if key.isascii() else encodable(key)] = write(value, levels)
+        except Misfit as misfit:
+            misfit.within(key_step(key))
+            raise
+    return wires
+
+
+def read_map(wires: Mapping[str, Any], read: Read, levels: int) -> dict[str, Any]:
+    """A msgpack map; a key that is no str is refused, as we write none."""
+    values: dict[str, Any] = {}
+    for key, wire in wires.items():
+        if type(key) is not str:
+            raise Misfit(f"expected the key of a map to be str, got {named(key)}")
+        try:
+            values[key] = read(wire, levels)
+        except Misfit as misfit:
+            misfit.within(key_step(key))
+            raise
+    return values
+
+
+def write_pairs(mapping: Mapping[Any, Any], write_key: Write, write: Write, levels: int) -> list[Any]:
+    wires: list[Any] = [marker(codes.PAIRS)]
+    for key, value in mapping.items():
+        wires.append(_keyed(write_key, key, levels, ".<key>"))
+        wires.append(_keyed(write, value, levels, key_step(key)))
+    return wires
+
+
+def read_pairs(wires: Iterable[tuple[Any, Any]], read_key: Read, read: Read, levels: int) -> dict[Any, Any]:
+    pairs: list[tuple[Any, Any]] = []
+    for wire_key, wire in wires:
+        key = _keyed(read_key, wire_key, levels, ".<key>")
+        pairs.append((key, _keyed(read, wire, levels, key_step(key))))
+    return hashed(dict, pairs)
+
+
+def pairs_of(wires: list[Any]) -> Iterator[tuple[Any, Any]]:
+    """Keys and values of an array behind the marker PAIRS."""
+    if len(wires) % 2 == 0:
+        raise Misfit("has a key without a value")
+    parts = iter(wires[1:])
+    return zip(parts, parts, strict=True)
+
+
+def hashed(build: Callable[[list[Any]], _T], values: list[Any]) -> _T:
+    """A set or dict of `values`; Misfit if one cannot be hashed or compared (a signalling NaN, a list, a class that refuses)."""
+    try:
+        return build(values)
+    except Exception as error:
+        raise Misfit(f"cannot be a key or an item of a set: {error}") from error
+
+
+def elements(wire: Any, expected: str) -> list[Any]:
+    """What an array of any kind holds, without its marker: a list written before its annotation became a tuple still reads."""
+    if type(wire) is not list:
+        raise Misfit(f"expected {expected}, got {named(wire)}")
+    code = marker_of(wire)
+    if code >= codes.PAIRS:
+        raise Misfit(f"expected {expected}, got {named(wire)}")
+    return wire[1:] if code else wire
+
+
+def _keyed(convert: Write, value: Any, levels: int, step: str) -> Any:
+    try:
+        return convert(value, levels)
+    except Misfit as misfit:
+        misfit.within(step)
+        raise

@@ -1,0 +1,175 @@
+"""Shapes of classes with named fields, written as maps by field name: one shape for all kinds, told apart by a `Record`.
+
+Values are made by calling the class, with all that its constructor checks. A payload names no class: only the annotation's is called.
+A field that the class does not know is UnknownArgument (a newer worker has it), one that it requires and misses is MissingArgument.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from taskflow.model.codec.misfit import Misfit, field_step, key_step, one_of, too_deep, unexpected
+from taskflow.model.codec.shape import Read, Shape, Write
+from taskflow.model.codec.wire import named
+from taskflow.model.errors import MissingArgument, UnknownArgument
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One field of a record, not compiled yet."""
+
+    name: str
+    annotation: Any
+    required: bool = True
+    """False if the class fills it when the wire has none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What is to be known of a class with fields to write and read its instances."""
+
+    kind: type
+    fields: tuple[Field, ...]
+    make: Callable[[dict[str, Any]], Any]
+    """An instance of its fields by name; may raise anything."""
+    parts: Callable[[Any], Mapping[str, Any] | None] | None = None
+    """Gives the fields of an instance by name, and None for what is no instance; without it they are its attributes."""
+    may_refuse: bool = False
+    """Its constructor checks or changes something: only decoding shows that it takes what was encoded."""
+    has_tag: bool = True
+    """False for a TypedDict: its values are plain dicts."""
+    foreign: Callable[[Any], Shape] | None = None
+    """Makes the shape of a field whose annotation has none here, where the class's own library knows it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    name: str
+    shape: Shape
+    required: bool
+
+
+def record_of(record: Record, label: str, shapes: Mapping[str, Shape]) -> Shape:
+    """The shape of a class, given the shapes of its fields by name."""
+    parts = [_Part(field.name, shapes[field.name], field.required) for field in record.fields]
+    return Shape(
+        label,
+        _mapping_writer(record.parts, label, parts) if record.parts else _attribute_writer(record.kind, label, parts),
+        _reader(record, label, parts, [part.shape.read for part in parts]),
+        _reader(record, label, parts, [part.shape.read_json for part in parts]),
+        types=frozenset((record.kind if record.has_tag else dict,)),
+        forms=frozenset((dict,)),
+        tag=record.kind.__name__ if record.has_tag else "",
+        fits_json=_fits(parts),
+    )
+
+
+def promise_of(record: Record, label: str, finished: Callable[[], Shape]) -> Shape:
+    """The shape of a class whose fields are being compiled: what stands inside a recursive class for the class itself."""
+    return Shape(
+        label,
+        lambda value, levels: finished().write(value, levels),
+        lambda wire, levels: finished().read(wire, levels),
+        lambda wire, levels: finished().read_json(wire, levels),
+        types=frozenset((record.kind if record.has_tag else dict,)),
+        forms=frozenset((dict,)),
+        tag=record.kind.__name__ if record.has_tag else "",
+        fits_json=lambda wire: finished().fits_json(wire),
+    )
+
+
+def _attribute_writer(kind: type, label: str, parts: list[_Part]) -> Write:
+    writes = [(part.name, part.shape.write) for part in parts]
+
+    def write(value: Any, levels: int) -> dict[str, Any]:
+        if type(value) is not kind:
+            raise unexpected(label, value)
+        if levels < 1:
+            raise too_deep()
+        levels -= 1
+        wires: dict[str, Any] = {}
+        name = ""
+        try:
+            for name, write_part in writes:
+                wires[name] = write_part(getattr(value, name), levels)
+        except Misfit as misfit:
+            misfit.within(field_step(name))
+            raise
+        except AttributeError:
+            raise Misfit("has no value").within(field_step(name)) from None
+        return wires
+
+    return write
+
+
+def _mapping_writer(parts_of: Callable[[Any], Mapping[str, Any] | None], label: str, parts: list[_Part]) -> Write:
+    by_name = {part.name: part.shape.write for part in parts}
+    required = frozenset(part.name for part in parts if part.required)
+
+    def write(value: Any, levels: int) -> dict[str, Any]:
+        fields = parts_of(value)
+        if fields is None:
+            raise unexpected(label, value)
+        if levels < 1:
+            raise too_deep()
+        if not fields.keys() >= required:
+            raise Misfit(f"lacks {_names(required - fields.keys())}, which {label} requires")
+        if not by_name.keys() >= fields.keys():
+            raise Misfit(f"has {_names(fields.keys() - by_name.keys())}, which {label} does not know")
+        return {name: _written(by_name[name], name, field, levels - 1) for name, field in fields.items()}
+
+    return write
+
+
+def _written(write: Write, name: str, value: Any, levels: int) -> Any:
+    try:
+        return write(value, levels)
+    except Misfit as misfit:
+        misfit.within(key_step(name))
+        raise
+
+
+def _reader(record: Record, label: str, parts: list[_Part], reads: list[Read]) -> Read:
+    read_by_name = {part.name: read for part, read in zip(parts, reads, strict=True)}
+    required = frozenset(part.name for part in parts if part.required)
+    make = record.make
+
+    def read_fields(wire: Any, levels: int) -> dict[str, Any]:
+        fields: dict[str, Any] = {}
+        name = ""
+        try:
+            for name, part in wire.items():
+                fields[name] = read_by_name[name](part, levels)
+        except Misfit as misfit:
+            misfit.within(field_step(name))
+            raise
+        return fields
+
+    def read(wire: Any, levels: int) -> Any:
+        if type(wire) is not dict:
+            raise Misfit(f"expected {label}, got {named(wire)}")
+        if levels < 1:
+            raise too_deep()
+        if not wire.keys() <= read_by_name.keys():
+            raise Misfit(f"has {_names(wire.keys() - read_by_name.keys())}, which {label} does not know", UnknownArgument)
+        if not wire.keys() >= required:
+            raise Misfit(f"lacks {_names(required - wire.keys())}, which {label} requires", MissingArgument)
+        fields = read_fields(wire, levels - 1)
+        try:
+            return make(fields)
+        except Exception as error:
+            raise Misfit(f"{label} refuses its fields: {type(error).__name__}: {error}") from error
+
+    return read
+
+
+def _names(names: Iterable[Any]) -> str:
+    return one_of(sorted(repr(name)[:60] for name in names))
+
+
+def _fits(parts: list[_Part]) -> Callable[[Any], bool]:
+    known = frozenset(part.name for part in parts)
+    required = frozenset(part.name for part in parts if part.required)
+    return lambda wire: type(wire) is dict and required <= wire.keys() <= known

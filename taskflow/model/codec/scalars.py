@@ -1,0 +1,233 @@
+"""Values without parts: None, bool, int, float, str, bytes, bytearray, Decimal, UUID."""
+
+from __future__ import annotations
+
+import binascii
+import re
+from base64 import b64decode
+from decimal import Decimal
+from typing import Any, Final
+from uuid import UUID
+
+from taskflow.model.codec import wire as codes
+from taskflow.model.codec.misfit import Misfit, type_name, unexpected
+from taskflow.model.codec.shape import Read, Shape, Write
+from taskflow.model.codec.wire import Ext, data_of, named
+
+LEAST: Final = -(1 << 63)
+MOST: Final = (1 << 64) - 1
+"""What msgpack's own integers hold; beyond, an extension carries two's complement."""
+
+
+def write_none(value: Any, _levels: int) -> None:
+    if value is not None:
+        raise unexpected("None", value)
+
+
+def read_none(wire: Any, _levels: int) -> None:
+    if wire is not None:
+        raise Misfit(f"expected None, got {named(wire)}")
+
+
+def write_bool(value: Any, _levels: int) -> bool:
+    if type(value) is bool:
+        return value
+    raise unexpected("bool", value)
+
+
+def read_bool(wire: Any, _levels: int) -> bool:
+    if type(wire) is bool:
+        return wire
+    raise Misfit(f"expected bool, got {named(wire)}")
+
+
+def write_int(value: Any, levels: int) -> Any:
+    if type(value) is int:
+        return value if LEAST <= value <= MOST else Ext(codes.INT, signed_bytes(value))
+    if isinstance(value, int) and type(value) is not bool:
+        return write_int(int(value), levels)
+    raise unexpected("int", value)
+
+
+def read_int(wire: Any, _levels: int) -> int:
+    if type(wire) is int:
+        return wire
+    return int.from_bytes(data_of(wire, codes.INT, "int"), "big", signed=True)
+
+
+def read_json_int(wire: Any, _levels: int) -> int:
+    """A float without fraction passes, since some languages know no other numbers."""
+    if type(wire) is int:
+        return wire
+    if type(wire) is float and wire.is_integer():
+        return int(wire)
+    raise Misfit(f"expected int, got {named(wire)}")
+
+
+def write_float(value: Any, levels: int) -> float:
+    if type(value) is float:
+        return value
+    if isinstance(value, float):
+        return float(value)
+    if isinstance(value, int) and type(value) is not bool:
+        return exact_float(value)
+    raise unexpected("float", value)
+
+
+def read_float(wire: Any, levels: int) -> float:
+    if type(wire) is float:
+        return wire
+    if type(wire) is int:
+        return exact_float(wire)
+    raise Misfit(f"expected float, got {named(wire)}")
+
+
+def read_json_float(wire: Any, levels: int) -> float:
+    """JSON has no words for what is not finite: the strings "NaN", "Infinity" and "-Infinity" stand for them."""
+    if type(wire) is str and wire in ("NaN", "Infinity", "-Infinity"):
+        return float(wire)
+    return read_float(wire, levels)
+
+
+def exact_float(value: int) -> float:
+    """An int as a float, if one is exactly that."""
+    try:
+        result = float(value)
+    except OverflowError:
+        raise Misfit("is an int beyond the range of a float") from None
+    if result != value:
+        raise Misfit("is an int that no float holds exactly; pass float(...) if rounding is meant")
+    return result
+
+
+def write_str(value: Any, levels: int) -> str:
+    if type(value) is str:
+        return value if value.isascii() else encodable(value)
+    if isinstance(value, str):
+        return write_str(str.__str__(value), levels)
+    raise unexpected("str", value)
+
+
+def encodable(value: str) -> str:
+    """The text itself; Misfit if UTF-8 cannot say it."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise Misfit(f"has a lone surrogate at index {error.start}, which UTF-8 cannot say; decode it properly, or pass bytes") from None
+    return value
+
+
+def read_str(wire: Any, _levels: int) -> str:
+    if type(wire) is str:
+        return wire
+    raise Misfit(f"expected str, got {named(wire)}")
+
+
+def write_bytes(value: Any, _levels: int) -> bytes:
+    if type(value) is bytes:
+        return value
+    if isinstance(value, bytes):
+        return bytes(value)
+    raise unexpected("bytes", value)
+
+
+def read_bytes(wire: Any, _levels: int) -> bytes:
+    if type(wire) is bytes:
+        return wire
+    raise Misfit(f"expected bytes, got {named(wire)}")
+
+
+def read_json_bytes(wire: Any, levels: int) -> bytes:
+    try:
+        return b64decode(read_str(wire, levels), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise Misfit(f"expected bytes in base64: {error}") from None
+
+
+def write_bytearray(value: Any, _levels: int) -> Ext:
+    if isinstance(value, bytearray):
+        return Ext(codes.BYTEARRAY, bytes(value))
+    raise unexpected("bytearray", value)
+
+
+def read_bytearray(wire: Any, _levels: int) -> bytearray:
+    return bytearray(data_of(wire, codes.BYTEARRAY, "bytearray"))
+
+
+def read_json_bytearray(wire: Any, levels: int) -> bytearray:
+    return bytearray(read_json_bytes(wire, levels))
+
+
+def write_decimal(value: Any, _levels: int) -> Ext:
+    """Its text: sign, digits and exponent are exact, and NaN keeps its payload."""
+    if isinstance(value, Decimal):
+        return Ext(codes.DECIMAL, Decimal.__str__(value).encode())
+    raise unexpected("Decimal", value)
+
+
+def read_decimal(wire: Any, _levels: int) -> Decimal:
+    return _decimal(data_of(wire, codes.DECIMAL, "Decimal").decode("ascii", "replace"))
+
+
+def read_json_decimal(wire: Any, _levels: int) -> Decimal:
+    if type(wire) is str:
+        return _decimal(wire)
+    if type(wire) is int or type(wire) is float:
+        return _decimal(str(wire))
+    raise Misfit(f"expected Decimal as a string or number, got {named(wire)}")
+
+
+def _decimal(text: str) -> Decimal:
+    """Time and memory go with the length of the text, whatever its exponent: nothing is expanded."""
+    if not _DECIMAL.fullmatch(text):
+        raise Misfit("expected a Decimal, got other text")
+    try:
+        return Decimal(text)
+    except ArithmeticError:
+        raise Misfit("expected a Decimal, got one beyond every exponent") from None
+
+
+def write_uuid(value: Any, _levels: int) -> Ext:
+    if isinstance(value, UUID):
+        return Ext(codes.UUID, value.bytes)
+    raise unexpected("UUID", value)
+
+
+def read_uuid(wire: Any, _levels: int) -> UUID:
+    data = data_of(wire, codes.UUID, "UUID")
+    if len(data) != 16:
+        raise Misfit(f"expected the 16 bytes of a UUID, got {len(data)}")
+    return UUID(bytes=data)
+
+
+def read_json_uuid(wire: Any, levels: int) -> UUID:
+    try:
+        return UUID(read_str(wire, levels))
+    except ValueError:
+        raise Misfit("expected a UUID, got other text") from None
+
+
+def signed_bytes(value: int) -> bytes:
+    """Two's complement, most significant byte first, as short as it can be."""
+    return value.to_bytes(value.bit_length() // 8 + 1, "big", signed=True)
+
+
+def scalar(kind: type, form: object, write: Write, read: Read, read_json: Read | None = None, *more_forms: object) -> Shape:
+    """The shape of a type without parts, whose wire values all have that form (or one of `more_forms`)."""
+    forms = frozenset((form, *more_forms))
+    return Shape(type_name(kind), write, read, read_json or read, types=frozenset((kind,)), forms=forms)
+
+
+NONE: Final = Shape("None", write_none, read_none, read_none, types=frozenset((type(None),)), forms=frozenset((type(None),)))
+SCALARS: Final[dict[type, Shape]] = {
+    type(None): NONE,
+    bool: scalar(bool, bool, write_bool, read_bool),
+    int: scalar(int, int, write_int, read_int, read_json_int, codes.INT),
+    float: scalar(float, float, write_float, read_float, read_json_float),
+    str: scalar(str, str, write_str, read_str),
+    bytes: scalar(bytes, bytes, write_bytes, read_bytes, read_json_bytes),
+    bytearray: scalar(bytearray, codes.BYTEARRAY, write_bytearray, read_bytearray, read_json_bytearray),
+    Decimal: scalar(Decimal, codes.DECIMAL, write_decimal, read_decimal, read_json_decimal),
+    UUID: scalar(UUID, codes.UUID, write_uuid, read_uuid, read_json_uuid),
+}
+_DECIMAL: Final = re.compile(r"[+-]?(?:(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:E[+-]?[0-9]{1,20})?|s?NaN[0-9]*|Infinity)", re.IGNORECASE)

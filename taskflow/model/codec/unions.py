@@ -1,0 +1,154 @@
+"""Unions: which member a value is written as, and which member a wire value is read as; never by trial and error.
+
+Members are told apart by the exact type of a value and by the form of its wire value. Where two would look alike on the wire (two
+dataclasses, an Enum and str), those that are classes are written in an array behind the marker TAGGED, with their name. Where that does
+not help, the union is ambiguous and refused when it is declared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import combinations
+from typing import Any
+
+from taskflow.model.codec import wire as codes
+from taskflow.model.codec.misfit import Misfit, type_name, unexpected
+from taskflow.model.codec.scalars import NONE
+from taskflow.model.codec.shape import Read, Shape, Unsupported, Write
+from taskflow.model.codec.wire import form_of, marker, named
+
+
+def union_of(members: Sequence[Shape]) -> Shape:
+    """The shape of a union of at least one member, none itself a union. Raises Unsupported if it is ambiguous."""
+    told_apart = _told_apart(_without_covered(members))
+    if len(told_apart) == 1:
+        return told_apart[0]
+    if len(told_apart) == 2 and NONE in told_apart:
+        [member] = [each for each in told_apart if each is not NONE]
+        return _optional(member)
+    return _union(told_apart)
+
+
+def _without_covered(members: Sequence[Shape]) -> list[Shape]:
+    """Those that `Any` does not write just as exactly itself: all but the classes, and what may contain some."""
+    wide = next((member for member in members if member.wide), None)
+    if wide is None:
+        return list(members)
+    return [wide, *(member for member in members if member.tag or not (member.types <= _LEAVES or member is wide))]
+
+
+_LEAVES = frozenset((type(None), bool, int, float, str, bytes))
+
+
+def _told_apart(members: list[Shape]) -> list[Shape]:
+    """The same members, tagged where they need it. Raises Unsupported where that does not help."""
+    told_apart = [_tagged(member) if member.tag and _looks_like_another(member, members) else member for member in members]
+    for one, other in combinations(told_apart, 2):
+        if one.forms & other.forms:
+            raise Unsupported(
+                f"the union of {one.label} and {other.label} is ambiguous: their values look alike when sent; "
+                "use one of them, or give each a class of its own name"
+            )
+    return told_apart
+
+
+def _looks_like_another(member: Shape, members: list[Shape]) -> bool:
+    return any(member.forms & other.forms for other in members if other is not member)
+
+
+def _tagged(member: Shape) -> Shape:
+    """The same values, written with the name of their class."""
+
+    def write(value: Any, levels: int) -> list[Any]:
+        return [marker(codes.TAGGED), member.tag, member.write(value, levels)]
+
+    def read(wire: Any, levels: int) -> Any:
+        return member.read(wire[2], levels)
+
+    return replace(member, write=write, read=read, forms=frozenset((("tag", member.tag),)))
+
+
+def _optional(member: Shape) -> Shape:
+    """`member | None`, the most frequent union, without a table."""
+
+    def around(convert: Callable[[Any, int], Any]) -> Callable[[Any, int], Any]:
+        return lambda value, levels: None if value is None else convert(value, levels)
+
+    return replace(
+        member,
+        label=f"{member.label} | None",
+        write=around(member.write),
+        read=around(member.read),
+        read_json=around(member.read_json),
+        types=member.types | NONE.types,
+        forms=member.forms | NONE.forms,
+        tag="",
+    )
+
+
+def _union(members: Sequence[Shape]) -> Shape:
+    label = " | ".join(member.label for member in members)
+    return Shape(
+        label,
+        _writer(label, members),
+        _reader(label, members),
+        _json_reader(label, members),
+        types=frozenset().union(*(member.types for member in members)),
+        forms=frozenset().union(*(member.forms for member in members)),
+    )
+
+
+def _writer(label: str, members: Sequence[Shape]) -> Write:
+    by_type = {kind: member.write for member in members for kind in member.types}
+    if float in by_type:
+        by_type.setdefault(int, by_type[float])
+
+    def write(value: Any, levels: int) -> Any:
+        chosen = by_type.get(type(value)) or write_of_base(value)
+        return chosen(value, levels)
+
+    def write_of_base(value: Any) -> Write:
+        """For an instance of a subclass: the first member that it belongs to decides, alone."""
+        for kind, chosen in by_type.items():
+            if isinstance(value, kind) and type(value) is not bool:
+                return chosen
+        raise unexpected(label, value)
+
+    return write
+
+
+def _reader(label: str, members: Sequence[Shape]) -> Read:
+    by_form = {form: member.read for member in members for form in member.forms}
+    if float in by_form:
+        by_form.setdefault(int, by_form[float])
+
+    def read(wire: Any, levels: int) -> Any:
+        chosen = by_form.get(form_of(wire))
+        if chosen is None:
+            raise Misfit(f"expected {label}, got {named(wire)}")
+        return chosen(wire, levels)
+
+    return read
+
+
+def _json_reader(label: str, members: Sequence[Shape]) -> Read:
+    """An array or object is read as the first member that it fits: to try them in turn would cost 2**depth for hostile bytes."""
+
+    def read_parts(wire: Any, levels: int) -> Any:
+        for member in members:
+            if member.fits_json(wire):
+                return member.read_json(wire, levels)
+        raise Misfit(f"expected {label}, got {type_name(type(wire))}")
+
+    def read_json(wire: Any, levels: int) -> Any:
+        if type(wire) in (list, dict):
+            return read_parts(wire, levels)
+        for member in sorted(members, key=lambda each: type(wire) not in each.types):
+            try:
+                return member.read_json(wire, levels)
+            except Misfit:
+                continue
+        raise Misfit(f"expected {label}, got {type_name(type(wire))}")
+
+    return read_json

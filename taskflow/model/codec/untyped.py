@@ -1,0 +1,141 @@
+"""Values without an annotation: every type that says itself what it is, exactly; instances of classes are refused."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from taskflow.model.codec import wire as codes
+from taskflow.model.codec.misfit import Misfit, too_deep, type_name
+from taskflow.model.codec.moments import MOMENTS
+from taskflow.model.codec.parts import (
+    hashed,
+    pairs_of,
+    read_items,
+    read_map,
+    read_pairs,
+    write_items,
+    write_map,
+    write_pairs,
+    write_unordered,
+)
+from taskflow.model.codec.scalars import SCALARS, encodable
+from taskflow.model.codec.shape import Read, Shape, Write
+from taskflow.model.codec.wire import Ext, marker, marker_of, named
+
+
+def write_any(value: Any, levels: int) -> Any:
+    write = _WRITERS.get(type(value))
+    if write is None:
+        raise _refusal(value)
+    return write(value, levels)
+
+
+def read_any(wire: Any, levels: int) -> Any:
+    kind = type(wire)
+    if kind in _PLAIN:
+        return wire
+    if kind is list:
+        return _read_array(wire, levels)
+    if kind is dict:
+        return read_map(wire, read_any, _inside(levels))
+    read = _READERS.get(wire.code) if kind is Ext else None
+    if read is None:
+        raise Misfit(f"{named(wire)} is nothing that a value without an annotation can be")
+    return read(wire, levels)
+
+
+def read_json_any(wire: Any, levels: int) -> Any:
+    """JSON's own values, as they are."""
+    if type(wire) is list:
+        return read_items(wire, read_json_any, _inside(levels))
+    if type(wire) is dict:
+        return read_map(wire, read_json_any, _inside(levels))
+    return wire
+
+
+def _inside(levels: int) -> int:
+    """The levels left inside a container."""
+    if levels < 1:
+        raise too_deep()
+    return levels - 1
+
+
+def _write_str(value: str, _levels: int) -> str:
+    return value if value.isascii() else encodable(value)
+
+
+def _write_list(value: list[Any], levels: int) -> list[Any]:
+    return write_items(value, write_any, _inside(levels), [])
+
+
+def _write_tuple(value: tuple[Any, ...], levels: int) -> list[Any]:
+    return write_items(value, write_any, _inside(levels), [marker(codes.TUPLE)])
+
+
+def _write_set(value: set[Any], levels: int) -> list[Any]:
+    return write_unordered(value, write_any, _inside(levels), [marker(codes.SET)])
+
+
+def _write_frozenset(value: frozenset[Any], levels: int) -> list[Any]:
+    return write_unordered(value, write_any, _inside(levels), [marker(codes.FROZENSET)])
+
+
+def write_any_dict(value: dict[Any, Any], levels: int) -> Any:
+    inside = _inside(levels)
+    if all(type(key) is str for key in value):
+        return write_map(value, write_any, inside)
+    return write_pairs(value, write_any, write_any, inside)
+
+
+def _read_array(wire: list[Any], levels: int) -> Any:
+    inside = _inside(levels)
+    code = marker_of(wire)
+    if not code:
+        return read_items(wire, read_any, inside)
+    if code == codes.PAIRS:
+        return read_pairs(pairs_of(wire), read_any, read_any, inside)
+    if code == codes.TAGGED and len(wire) == 3 and not _is_tagged(wire[2]):
+        return read_any(wire[2], levels)
+    build = _ARRAYS.get(code)
+    if build is None:
+        raise Misfit(f"{named(wire)} is nothing that a value without an annotation can be")
+    return hashed(build, read_items(wire[1:], read_any, inside))
+
+
+def _is_tagged(wire: Any) -> bool:
+    """A tag takes no level of its own, so one straight inside another, which nobody writes, would have no bound."""
+    return type(wire) is list and marker_of(wire) == codes.TAGGED
+
+
+def _refusal(value: Any) -> Misfit:
+    name = type_name(type(value))
+    return Misfit(f"{name} has no form of its own to be sent in: annotate the parameter (or field) with its class, or send plain data")
+
+
+_PLAIN: Final = frozenset((type(None), bool, int, float, str, bytes))
+_ARRAYS: Final[dict[int, type[tuple[Any, ...]] | type[set[Any]] | type[frozenset[Any]]]] = {
+    codes.TUPLE: tuple,
+    codes.SET: set,
+    codes.FROZENSET: frozenset,
+}
+_LEAVES: Final = {**SCALARS, **MOMENTS}
+_WRITERS: Final[dict[type, Write]] = {
+    **{kind: shape.write for kind, shape in _LEAVES.items()},
+    str: _write_str,
+    list: _write_list,
+    tuple: _write_tuple,
+    set: _write_set,
+    frozenset: _write_frozenset,
+    dict: write_any_dict,
+}
+_READERS: Final[dict[object, Read]] = {form: shape.read for shape in _LEAVES.values() for form in shape.forms if type(form) is int}
+ANY: Final = Shape(
+    "Any",
+    write_any,
+    read_any,
+    read_json_any,
+    types=frozenset(_WRITERS),
+    forms=frozenset((*_PLAIN, *_READERS, list, dict, *_ARRAYS, codes.PAIRS)),
+    wide=True,
+    fits_json=lambda wire: True,
+)

@@ -1,0 +1,190 @@
+"""A broker and, beside it, the memory broker as its model: each verb is sent to both, and all that they answer and show is compared."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, TypeVar
+
+from taskflow.broker.console import JobFilter
+from taskflow.broker.protocol import Broker
+from taskflow.model.clock import ManualClock
+from taskflow.model.envelope import Envelope, Lease
+from taskflow.model.errors import SessionLost
+from taskflow.model.rules import Rules
+from taskflow.model.session import Beat, Session
+from taskflow.model.verdict import Settlement
+from tests.support.homes import Home, MemoryHome, Power
+from tests.support.invariants import Shown, Witness
+from tests.support.world import World
+
+T = TypeVar("T")
+
+# Short enough for every bound to be met within a few dozen steps.
+TIGHT: Final = Rules(
+    session_ttl=20.0,
+    ghost_after=10.0,
+    max_crashes=2,
+    crash_backoff=(0.0, 5.0),
+    max_hand_backs=2,
+    repeat_for=30.0,
+    keep_failed=90.0,
+    keep_cancelled=15.0,
+    kept_per_queue=3,
+)
+
+
+class Difference(AssertionError):
+    """The broker does otherwise than its model."""
+
+
+class Bench:
+    """The memory broker itself has no model: it is judged by the witness alone."""
+
+    def __init__(self, home: type[Home], *, rules: Rules = TIGHT, is_compared: bool | None = None) -> None:
+        self.clock = ManualClock()
+        self.world = World(home, clock=self.clock, rules=rules)
+        compared = home is not MemoryHome if is_compared is None else is_compared
+        self._model = World(MemoryHome, clock=self.clock, rules=rules) if compared else None
+        self._witness = Witness(self.clock)
+        self._ids: list[bytes] = []
+        self.steps = 0
+
+    def can(self, power: Power) -> bool:
+        return power not in self.world.home.lacks
+
+    # --- verbs ---------------------------------------------------------------------------------------------------------
+
+    async def enqueue(self, envelopes: Sequence[Envelope]) -> None:
+        self._expect(envelopes)
+        await self._ask("enqueue", lambda broker: broker.enqueue(envelopes))
+
+    def _expect(self, envelopes: Sequence[Envelope]) -> None:
+        self._witness.knows(envelopes)
+        self._ids += [envelope.id for envelope in envelopes if envelope.id not in self._ids]
+
+    async def register(self, session: Session) -> bool:
+        return await self._ask("register", lambda broker: broker.register(session), lost="no") != "no"
+
+    async def claim(self, session: Session, request: int, queues: Sequence[str], limit: int, *, is_fresh: bool) -> list[Lease] | None:
+        """None when the session is lost. `is_fresh` claims that the request was never sent before."""
+        leases = await self._ask("claim", lambda broker: broker.claim(session.id, request, queues, limit), see=False)
+        if leases is not None:
+            self._witness.claimed(leases, is_fresh=is_fresh)
+        await self._look("claim")
+        return leases
+
+    async def beat(self, beat: Beat) -> bool:
+        return await self._ask("beat", lambda broker: broker.beat(beat)) is not None
+
+    async def settle(self, settlements: Sequence[Settlement]) -> None:
+        for settlement in settlements:
+            self._expect(settlement.follow_ups)
+        answers = await self._ask("settle", lambda broker: broker.settle(settlements), see=False)
+        self._witness.settled(settlements, answers)
+        await self._look("settle")
+
+    async def cancel(self, ids: Sequence[bytes]) -> None:
+        await self._ask("cancel", lambda broker: broker.cancel(ids))
+
+    async def upkeep(self, limit: int) -> None:
+        await self._ask("upkeep", lambda broker: broker.upkeep(limit))
+
+    async def retry(self, ids: Sequence[bytes]) -> None:
+        for job_id in ids:
+            self._witness.redone(job_id)
+        await self._ask("retry", lambda broker: broker.console.retry(ids))
+
+    async def purge(self, chosen: JobFilter) -> None:
+        await self._ask("purge", lambda broker: broker.console.purge(chosen))
+
+    async def pause(self, queue: str) -> None:
+        await self._ask("pause", lambda broker: broker.console.pause(queue))
+
+    async def resume(self, queue: str) -> None:
+        await self._ask("resume", lambda broker: broker.console.resume(queue))
+
+    async def browse(self, chosen: JobFilter, before: bytes | None, limit: int) -> None:
+        await self._ask("browse", lambda broker: broker.console.browse(chosen, before=before, limit=limit))
+
+    # --- mishaps -------------------------------------------------------------------------------------------------------
+
+    async def restart(self) -> None:
+        await self.world.restart()
+        await self._look("restart")
+
+    def snapshot(self) -> tuple[Any, Any]:
+        return self.world.snapshot(), None if self._model is None else self._model.snapshot()
+
+    async def restore(self, snapshot: tuple[Any, Any]) -> None:
+        await self.world.restore(snapshot[0])
+        if self._model is not None:
+            await self._model.restore(snapshot[1])
+        self._witness.fresh_history()
+        await self._look("restore")
+
+    async def close(self) -> None:
+        await self.world.close()
+        if self._model is not None:
+            await self._model.close()
+
+    # --- comparing -----------------------------------------------------------------------------------------------------
+
+    async def _ask(self, verb: str, call: Callable[[Broker], Awaitable[T]], *, lost: Any = None, see: bool = True) -> T | Any:
+        """The broker's answer; `lost` stands for SessionLost."""
+        self.steps += 1
+        answer = await _answer(call(self.world.broker), lost)
+        if self._model is not None:
+            _same(f"the answer to {verb}", _plain(answer), _plain(await _answer(call(self._model.broker), lost)))
+        if see:
+            await self._look(verb)
+        return answer
+
+    async def _look(self, verb: str) -> None:
+        shown = await _show(self.world.broker, self._ids)
+        if self._model is not None:
+            model = await _show(self._model.broker, self._ids)
+            for job_id in self._ids:
+                _same(f"a record after {verb}", shown.records[job_id], model.records[job_id])
+            _same(f"the queues after {verb}", shown.queues, model.queues)
+            _same(f"the totals after {verb}", shown.metrics, model.metrics)
+            _same(f"the workers after {verb}", shown.workers, model.workers)
+        self._witness.sees(verb, shown)
+
+
+async def _answer(call: Awaitable[T], lost: Any) -> T | Any:
+    try:
+        return await call
+    except SessionLost:
+        return lost
+
+
+def _same(what: str, found: object, expected: object) -> None:
+    if found != expected:
+        raise Difference(f"{what}:\n  the broker: {found}\n  its model:  {expected}")
+
+
+def _plain(answer: Any) -> Any:
+    """Of a lease's envelope only what a worker reads: a store need not keep how long it was to wait when it came."""
+    if isinstance(answer, list) and answer and isinstance(answer[0], Lease):
+        return [_plain_lease(lease) for lease in answer]
+    return answer
+
+
+def _plain_lease(lease: Lease) -> tuple[Any, ...]:
+    envelope = lease.envelope
+    return (
+        lease.epoch, lease.claim, lease.created_at, lease.failures, lease.crashes, lease.snoozes, lease.hand_backs, lease.parked_for,
+        envelope.id, envelope.job, envelope.payload, envelope.queue, envelope.priority, envelope.key, envelope.max_attempts,
+        envelope.timeout, envelope.retry, envelope.keep_result, envelope.headers,
+    )  # fmt: skip
+
+
+async def _show(broker: Broker, ids: Sequence[bytes]) -> Shown:
+    records = await broker.read(ids)
+    totals = (await broker.console.metrics()).totals
+    return Shown(
+        records=dict(zip(ids, records, strict=True)),
+        queues=await broker.console.queues(),
+        metrics={queue: {event: count for event, count in events.items() if count} for queue, events in totals.items() if any(events.values())},
+        workers=await broker.console.workers(),
+    )

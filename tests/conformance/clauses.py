@@ -1,0 +1,90 @@
+"""The clauses of the contract, the tests that claim them, and how to run those on any world without pytest around."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import inspect
+import itertools
+import re
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, Final, NamedTuple
+
+import pytest
+
+from taskflow.broker import console, protocol
+from tests.support.homes import Home
+from tests.support.world import World
+
+MODULES: Final = ("enqueue", "keys", "joins", "claim", "beat", "settle", "cancel_read", "upkeep", "outage", "listen", "console")
+"""Where clauses are claimed: `test_<module>.py` each."""
+
+_BRACKETED: Final = re.compile(r"\[([a-z]+(?:_[a-z]+)*)\]")
+
+
+def clauses() -> frozenset[str]:
+    """The names in brackets in the contract's own words."""
+    texts = [protocol.__doc__, *(method.__doc__ for _, method in inspect.getmembers(console.Console, inspect.isfunction))]
+    return frozenset(name for text in texts for name in _BRACKETED.findall(text or ""))
+
+
+class ClauseTest(NamedTuple):
+    """One test with one set of parameters. `name` is as pytest says it, without the broker."""
+
+    name: str
+    clause: str
+    claim: str
+    call: Callable[[World], Awaitable[None]]
+
+
+def clause_tests() -> list[ClauseTest]:
+    """Every test of a clause, once for each of its parameters."""
+    return [test for module in MODULES for test in _tests_in(f"tests.conformance.test_{module}")]
+
+
+def _tests_in(module: str) -> Iterator[ClauseTest]:
+    for name, function in inspect.getmembers(importlib.import_module(module), inspect.iscoroutinefunction):
+        if name.startswith("test_") and function.__module__ == module:
+            clause = name.removeprefix("test_").split("__")[0]
+            for label, arguments in _parameters(function):
+                yield ClauseTest(name + label, clause, function.__doc__ or "", _bound(function, arguments))
+
+
+def _bound(function: Callable[..., Awaitable[None]], arguments: dict[str, Any]) -> Callable[[World], Awaitable[None]]:
+    return lambda world: function(world, **arguments)
+
+
+def _parameters(function: Callable[..., Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """All that `pytest.mark.parametrize` asks for; nothing else of pytest is used by these tests."""
+    marks = [mark for mark in getattr(function, "pytestmark", ()) if mark.name == "parametrize"]
+    for chosen in itertools.product(*(_rows(*mark.args) for mark in marks)):
+        arguments = {name: value for row in chosen for name, value in row.items()}
+        yield "".join(f"[{_label(value)}]" for value in arguments.values()), arguments
+
+
+def _rows(names: str | tuple[str, ...], values: Any) -> list[dict[str, Any]]:
+    if isinstance(names, str):
+        return [{names: value} for value in values]
+    return [dict(zip(names, value, strict=True)) for value in values]
+
+
+def _label(value: Any) -> str:
+    return getattr(value, "__name__", None) or str(value)
+
+
+def run_all(home: type[Home]) -> Iterator[tuple[ClauseTest, BaseException | None]]:
+    """Each test on a fresh world of that kind, with what it failed with: None when it passed, or skipped itself."""
+    with asyncio.Runner() as runner:
+        for test in clause_tests():
+            yield test, runner.run(_outcome(test, home))
+
+
+async def _outcome(test: ClauseTest, home: type[Home]) -> BaseException | None:
+    try:
+        async with World(home) as world:
+            await test.call(world)
+    except pytest.skip.Exception:
+        return None
+    except (Exception, pytest.fail.Exception) as error:
+        return error
+    return None

@@ -1,0 +1,532 @@
+"""Random orders of verbs, mishaps and the passing of time, on any broker beside its model.
+
+`python -m tests.conformance.machine --broker sqlite --steps 10000 --seed 1` goes on until so many verbs were sent, prints how often each
+rule was taken, and ends with "without a difference", or with the shortest way to the first one that hypothesis finds.
+
+Rules that put several steps together are there because single steps hardly ever meet: a lapse, its reaping and the next lease have to follow
+one another before a zombie can do harm.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from collections import Counter
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeVar
+
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import seed as seeded
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+
+from taskflow.broker.console import JobFilter
+from taskflow.model.envelope import ClaimId, Envelope, Lease, OnConflict
+from taskflow.model.record import Progress, Status
+from taskflow.model.session import Beat, Report, Session
+from taskflow.model.verdict import Settlement
+from tests.conformance.bench import TIGHT, Bench
+from tests.support.homes import BROKERS, Home, Power
+from tests.support.verdicts import cancelled, discarded, failed, handed_back, parked, retried, snoozed, succeeded
+
+T = TypeVar("T")
+
+QUEUES = ("a", "b")
+PICK = st.integers(0, 30)
+LIMITS = st.sampled_from((1, 2, 5))
+
+
+@dataclass
+class Life:
+    """A session as its worker sees it: what it holds, what it has asked and whose answer it has taken in."""
+
+    session: Session
+    asked: int = 0
+    seen: int = 0
+    asked_for: tuple[Sequence[str], int] = ((), 1)
+    holds: dict[ClaimId, Lease] = field(default_factory=dict)
+
+
+# --- what is drawn --------------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def envelope_fields(draw: st.DrawFn) -> dict[str, Any]:
+    """Most are plain, so that there is something to run."""
+    queue = draw(st.sampled_from(QUEUES))
+    fields: dict[str, Any] = {"queue": queue, "priority": draw(st.sampled_from((0, 0, 0, 1, -1)))}
+    match draw(st.integers(0, 7)):
+        case 0:
+            fields["after"] = draw(st.sampled_from((0.5, 3.0, 30.0)))
+        case 1:
+            fields["ago"] = draw(st.sampled_from((-100.0, 0.0, 5.0)))
+        case 2:
+            fields["expires"] = draw(st.sampled_from((1.0, 7.0, 40.0)))
+        case 3 | 4:
+            fields["key"] = draw(st.sampled_from(("k1", "k2")))
+            fields["on_conflict"] = draw(st.sampled_from(OnConflict))
+        case 5:
+            fields["awaits"] = draw(st.integers(1, 2))
+        case 6:
+            fields["join"] = draw(PICK)
+        case _:
+            pass
+    return fields
+
+
+@st.composite
+def verdicts(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
+    name = draw(st.sampled_from(tuple(_SETTLEMENTS)))
+    after = draw(st.sampled_from((0.0, 2.0, 15.0)))
+    arguments: dict[str, Any] = {"ran_for": draw(st.sampled_from((0.0, 1.5)))}
+    if name in ("retried", "snoozed", "parked"):
+        arguments["after"] = after
+    if name == "succeeded":
+        arguments["keep_for"] = draw(st.sampled_from((0.0, 25.0, 300.0)))
+    if name == "handed_back":
+        arguments["counts"] = draw(st.booleans())
+    return name, arguments
+
+
+_SETTLEMENTS = {
+    "succeeded": succeeded,
+    "failed": failed,
+    "discarded": discarded,
+    "cancelled": cancelled,
+    "retried": retried,
+    "snoozed": snoozed,
+    "parked": parked,
+    "handed_back": handed_back,
+}
+
+FILTERS = st.builds(
+    JobFilter,
+    queue=st.sampled_from((None, *QUEUES)),
+    statuses=st.sampled_from(((), (Status.READY,), (Status.FAILED, Status.CANCELLED), (Status.SUCCEEDED,))),
+    ended_before=st.sampled_from((None, None, 5.0)),
+    poison=st.sampled_from((False, False, False, True)),
+)
+
+
+class BrokerMachine(RuleBasedStateMachine):
+    """One example is one store, from empty on. `home` says of which kind; `is_compared` whether it has a model beside it."""
+
+    home: ClassVar[type[Home]]
+    is_compared: ClassVar[bool | None] = None
+    taken: ClassVar[Counter[str]] = Counter()
+    sent: ClassVar[int] = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._runner = asyncio.Runner()
+        self._bench = self._run(self._opened())
+        self._lives: list[Life] = []
+        self._envelopes: list[Envelope] = []
+        self._leases: list[Lease] = []
+        self._settlements: list[Settlement] = []
+        self._snapshot: tuple[Any, Any] | None = None
+
+    async def _opened(self) -> Bench:
+        return Bench(self.home, rules=TIGHT, is_compared=self.is_compared)
+
+    def teardown(self) -> None:
+        type(self).sent += self._bench.steps
+        self._run(self._bench.close())
+        self._runner.close()
+
+    def _run(self, steps: Coroutine[Any, Any, T]) -> T:
+        return self._runner.run(steps)
+
+    def _take(self, steps: Coroutine[Any, Any, None]) -> None:
+        """One rule: what it does, counted under its name."""
+        self.taken[steps.__name__.lstrip("_")] += 1
+        self._run(steps)
+
+    @initialize()
+    def two_workers(self) -> None:
+        self._run(self._register("w0"))
+        self._run(self._register("w1"))
+
+    @invariant()
+    def somebody_could_register(self) -> None:
+        """Kept small: the dead are forgotten by the test once they are many."""
+        if len(self._lives) > 6:
+            del self._lives[0]
+
+    # --- enqueue -------------------------------------------------------------------------------------------------------
+
+    @rule(batch=st.lists(envelope_fields(), min_size=1, max_size=3))
+    def enqueue(self, batch: list[dict[str, Any]]) -> None:
+        self._take(self._enqueue([self._an_envelope(fields) for fields in batch]))
+
+    async def _enqueue(self, envelopes: list[Envelope]) -> None:
+        self._envelopes += envelopes
+        await self._bench.enqueue(envelopes)
+
+    def _an_envelope(self, fields: dict[str, Any]) -> Envelope:
+        given = dict(fields)
+        if "ago" in given:
+            given["at"] = self._bench.clock.wall() + round(given.pop("ago") * 1_000_000)
+        if "join" in given:
+            held = [envelope for envelope in self._envelopes if envelope.awaits]
+            pick = given.pop("join")
+            given["joins"] = (held[pick % len(held)].id,) if held else ()
+        return self._bench.world.an_envelope(**given)
+
+    @precondition(lambda self: self._envelopes)
+    @rule(pick=PICK)
+    def resend_enqueue(self, pick: int) -> None:
+        self._take(self._resend_enqueue(self._envelopes[-1 - pick % len(self._envelopes)]))
+
+    async def _resend_enqueue(self, envelope: Envelope) -> None:
+        await self._bench.enqueue([envelope])
+
+    @rule(queue=st.sampled_from(QUEUES), members=st.integers(1, 3))
+    def join(self, queue: str, members: int) -> None:
+        """A held job and all that it awaits, in one batch."""
+        held = self._an_envelope({"queue": queue, "awaits": members})
+        joiners = [self._bench.world.an_envelope(queue=queue, joins=(held.id,)) for _ in range(members)]
+        self._take(self._join([held, *joiners]))
+
+    async def _join(self, envelopes: list[Envelope]) -> None:
+        await self._enqueue(envelopes)
+
+    # --- sessions ------------------------------------------------------------------------------------------------------
+
+    @precondition(lambda self: len(self._lives) < 5)
+    @rule(name=st.sampled_from(("w0", "w1", "w2")))
+    def register(self, name: str) -> None:
+        self._take(self._register(name))
+
+    async def _register(self, name: str) -> None:
+        session = self._bench.world.an_unregistered_session(name)
+        self._lives.append(Life(session))
+        await self._bench.register(session)
+
+    @precondition(lambda self: self._lives)
+    @rule(pick=PICK)
+    def register_again(self, pick: int) -> None:
+        self._take(self._register_again(self._life(pick)))
+
+    async def _register_again(self, life: Life) -> None:
+        await self._bench.register(life.session)
+
+    def _life(self, pick: int) -> Life:
+        return self._lives[pick % len(self._lives)]
+
+    # --- claim ---------------------------------------------------------------------------------------------------------
+
+    @precondition(lambda self: self._lives)
+    @rule(pick=PICK, queues=st.sampled_from(((), ("a",), ("b", "a"))), limit=LIMITS, is_received=st.sampled_from((True, True, False)))
+    def claim(self, pick: int, queues: Sequence[str], limit: int, is_received: bool) -> None:
+        self._take(self._claim(self._life(pick), queues, limit, is_received=is_received))
+
+    async def _claim(self, life: Life, queues: Sequence[str] = (), limit: int = 5, *, is_received: bool = True) -> None:
+        life.asked += 1
+        life.asked_for = (queues, limit)
+        leases = await self._bench.claim(life.session, life.asked, queues, limit, is_fresh=True)
+        self._receive(life, leases, is_received=is_received)
+
+    def _receive(self, life: Life, leases: list[Lease] | None, *, is_received: bool) -> None:
+        if leases is not None:
+            self._leases += leases
+        if leases is not None and is_received:
+            life.seen = life.asked
+            life.holds.update((lease.claim, lease) for lease in leases)
+
+    @precondition(lambda self: any(life.asked for life in self._lives))
+    @rule(pick=PICK)
+    def resend_claim(self, pick: int) -> None:
+        asked = [life for life in self._lives if life.asked]
+        self._take(self._resend_claim(asked[pick % len(asked)]))
+
+    async def _resend_claim(self, life: Life) -> None:
+        # A store that lost its tail may not remember the request: then it is a new one there, under the same claim ids.
+        leases = await self._bench.claim(life.session, life.asked, *life.asked_for, is_fresh=False)
+        self._receive(life, leases, is_received=True)
+
+    @precondition(lambda self: any(life.asked > 1 for life in self._lives))
+    @rule(pick=PICK)
+    def late_claim(self, pick: int) -> None:
+        asked = [life for life in self._lives if life.asked > 1]
+        self._take(self._late_claim(asked[pick % len(asked)]))
+
+    async def _late_claim(self, life: Life) -> None:
+        leases = await self._bench.claim(life.session, life.asked - 1, (), 5, is_fresh=False)
+        self._leases += leases or []
+
+    # --- beat ----------------------------------------------------------------------------------------------------------
+
+    @precondition(lambda self: self._lives)
+    @rule(pick=PICK, progress=st.sampled_from((None, Progress(0.5, "half"))), is_stale=st.booleans())
+    def beat(self, pick: int, progress: Progress | None, is_stale: bool) -> None:
+        self._take(self._beat(self._life(pick), progress, is_stale=is_stale))
+
+    async def _beat(self, life: Life, progress: Progress | None = None, *, is_stale: bool = False) -> None:
+        """A stale one was sent before the last answers came: it names less, and says so."""
+        claims = tuple(life.holds)
+        reports = tuple(Report(claim, 0.5, progress) for claim in claims[:1])
+        seen = max(0, life.seen - is_stale)
+        named = tuple(claim for claim in claims if claim.request <= seen)
+        await self._bench.beat(Beat(session=life.session.id, claims=named, seen=seen, reports=reports))
+
+    @precondition(lambda self: self._lives)
+    @rule(pick=PICK)
+    def beat_of_the_unknowing(self, pick: int) -> None:
+        """It has given up on all answers and names nothing: what it has is ghosts, once they are old enough."""
+        self._take(self._beat_of_the_unknowing(self._life(pick)))
+
+    async def _beat_of_the_unknowing(self, life: Life) -> None:
+        life.holds.clear()
+        life.seen = life.asked
+        await self._bench.beat(Beat(session=life.session.id, seen=life.asked))
+
+    @precondition(lambda self: len(self._lives) > 1)
+    @rule(pick=PICK)
+    def leave(self, pick: int) -> None:
+        self._take(self._leave(self._life(pick)))
+
+    async def _leave(self, life: Life) -> None:
+        await self._bench.beat(Beat(session=life.session.id, claims=tuple(life.holds), seen=life.seen, leaving=True))
+
+    # --- settle --------------------------------------------------------------------------------------------------------
+
+    @precondition(lambda self: self._leases)
+    @rule(picks=st.lists(PICK, min_size=1, max_size=3), verdict=verdicts(), follow_up=st.one_of(st.none(), envelope_fields()))
+    def settle(self, picks: list[int], verdict: tuple[str, dict[str, Any]], follow_up: dict[str, Any] | None) -> None:
+        """Of any lease that ever was, the latest first: zombies settle too."""
+        leases = {self._leases[-1 - pick % len(self._leases)].claim: self._leases[-1 - pick % len(self._leases)] for pick in picks}
+        self._take(self._settle([self._settlement(lease, verdict, follow_up) for lease in leases.values()]))
+
+    def _settlement(self, lease: Lease, verdict: tuple[str, dict[str, Any]], follow_up: dict[str, Any] | None = None) -> Settlement:
+        name, arguments = verdict
+        follow_ups = () if follow_up is None else (self._an_envelope(follow_up),)
+        return _SETTLEMENTS[name](lease, follow_ups=follow_ups, **arguments)
+
+    async def _settle(self, settlements: list[Settlement]) -> None:
+        self._settlements += settlements
+        self._envelopes += [follow_up for settlement in settlements for follow_up in settlement.follow_ups]
+        await self._bench.settle(settlements)
+        for life in self._lives:
+            for settlement in settlements:
+                life.holds.pop(settlement.claim, None)
+
+    @precondition(lambda self: self._lives)
+    @rule(pick=PICK, limit=LIMITS, verdict=verdicts())
+    def work(self, pick: int, limit: int, verdict: tuple[str, dict[str, Any]]) -> None:
+        """Claim, and settle all that it holds."""
+        self._take(self._work(self._life(pick), limit, verdict))
+
+    async def _work(self, life: Life, limit: int, verdict: tuple[str, dict[str, Any]]) -> None:
+        await self._claim(life, limit=limit)
+        if life.holds:
+            await self._settle([self._settlement(lease, verdict) for lease in life.holds.values()])
+
+    @precondition(lambda self: self._settlements)
+    @rule(pick=PICK)
+    def resend_settle(self, pick: int) -> None:
+        self._take(self._resend_settle(self._settlements[-1 - pick % len(self._settlements)]))
+
+    async def _resend_settle(self, settlement: Settlement) -> None:
+        await self._bench.settle([settlement])
+
+    # --- operators -----------------------------------------------------------------------------------------------------
+
+    @precondition(lambda self: self._envelopes)
+    @rule(picks=st.lists(PICK, min_size=1, max_size=2))
+    def cancel(self, picks: list[int]) -> None:
+        self._take(self._cancel([self._envelopes[-1 - pick % len(self._envelopes)].id for pick in picks]))
+
+    async def _cancel(self, ids: list[bytes]) -> None:
+        await self._bench.cancel(ids)
+
+    @rule(queue=st.sampled_from(QUEUES), is_pause=st.booleans())
+    def pause_or_resume(self, queue: str, is_pause: bool) -> None:
+        self._take(self._pause(queue) if is_pause else self._resume(queue))
+
+    async def _pause(self, queue: str) -> None:
+        await self._bench.pause(queue)
+
+    async def _resume(self, queue: str) -> None:
+        await self._bench.resume(queue)
+
+    @precondition(lambda self: self._envelopes)
+    @rule(picks=st.lists(PICK, min_size=1, max_size=3))
+    def retry(self, picks: list[int]) -> None:
+        self._take(self._retry([self._envelopes[-1 - pick % len(self._envelopes)].id for pick in picks]))
+
+    async def _retry(self, ids: list[bytes]) -> None:
+        await self._bench.retry(ids)
+
+    @rule(chosen=FILTERS)
+    def purge(self, chosen: JobFilter) -> None:
+        self._take(self._purge(chosen))
+
+    async def _purge(self, chosen: JobFilter) -> None:
+        await self._bench.purge(chosen)
+
+    @rule(chosen=FILTERS, pick=PICK, limit=st.sampled_from((1, 3, 100)))
+    def browse(self, chosen: JobFilter, pick: int, limit: int) -> None:
+        before = self._envelopes[pick].id if pick < len(self._envelopes) else None
+        self._take(self._browse(chosen, before, limit))
+
+    async def _browse(self, chosen: JobFilter, before: bytes | None, limit: int) -> None:
+        await self._bench.browse(chosen, before, limit)
+
+    # --- time and mishaps ----------------------------------------------------------------------------------------------
+
+    @rule(limit=st.sampled_from((0, 1, 3, 1_000, 1_000)))
+    def upkeep(self, limit: int) -> None:
+        self._take(self._upkeep(limit))
+
+    async def _upkeep(self, limit: int = 1_000) -> None:
+        await self._bench.upkeep(limit)
+
+    @rule(seconds=st.sampled_from((0.001, 1.0, 5.0, 11.0, 35.0)), is_tended=st.booleans())
+    def pass_time(self, seconds: float, is_tended: bool) -> None:
+        self._take(self._pass_time(seconds, is_tended=is_tended))
+
+    async def _pass_time(self, seconds: float, *, is_tended: bool) -> None:
+        self._bench.clock.advance(seconds)
+        if is_tended:
+            await self._bench.upkeep(1_000)
+
+    @rule(seconds=st.sampled_from((-3_600.0, -10.0, -1.0, 1.0, 10.0)))
+    def set_the_clock(self, seconds: float) -> None:
+        self._take(self._set_the_clock(seconds))
+
+    async def _set_the_clock(self, seconds: float) -> None:
+        self._bench.clock.skew(seconds)
+
+    @precondition(lambda self: self._lives)
+    @rule(pick=PICK, other=PICK, verdict=verdicts(), is_bounded=st.booleans())
+    def lapse_reap_reclaim(self, pick: int, other: int, verdict: tuple[str, dict[str, Any]], is_bounded: bool) -> None:
+        """A worker sleeps, is reaped, another takes over what it had; then it wakes and settles as if nothing had been."""
+        self._take(self._lapse_reap_reclaim(self._life(pick), self._life(other), verdict, is_bounded))
+
+    async def _lapse_reap_reclaim(self, life: Life, other: Life, verdict: tuple[str, dict[str, Any]], is_bounded: bool) -> None:
+        await self._claim(life)
+        awake = [each for each in self._lives if each is not life]
+        for _ in range(2):
+            self._bench.clock.advance(life.session.ttl * 0.6)
+            for each in awake:
+                await self._beat(each)
+        await self._bench.upkeep(1 if is_bounded else 1_000)
+        await self._claim(other)
+        if life.holds:
+            await self._settle([self._settlement(lease, verdict) for lease in life.holds.values()])
+
+    @precondition(lambda self: self._lives)
+    @rule(pick=PICK)
+    def outage(self, pick: int) -> None:
+        """Nobody beats for long; then one comes back."""
+        self._take(self._outage(self._life(pick)))
+
+    async def _outage(self, life: Life) -> None:
+        self._bench.clock.advance(50.0)
+        await self._beat(life)
+        await self._bench.upkeep(1_000)
+
+    @rule(mishap=st.sampled_from(("save", "save", "lose", "lose", "restart", "reboot")))
+    def mishap(self, mishap: str) -> None:
+        if mishap == "save":
+            self._take(self._save())
+        if mishap == "lose" and self._snapshot is not None:
+            self._take(self._lose_the_tail(self._snapshot))
+        if mishap == "restart" and self._bench.can(Power.RESTART):
+            self._take(self._restart())
+        if mishap == "reboot" and self._bench.can(Power.BOOT):
+            self._take(self._reboot())
+
+    async def _save(self) -> None:
+        self._snapshot = self._bench.snapshot()
+
+    async def _lose_the_tail(self, snapshot: tuple[Any, Any]) -> None:
+        await self._bench.restore(snapshot)
+
+    async def _restart(self) -> None:
+        await self._bench.restart()
+
+    async def _reboot(self) -> None:
+        self._bench.clock.reboot()
+        await self._register("w9")
+        await self._bench.upkeep(1_000)
+
+    @precondition(lambda self: self._lives)
+    @rule(pick=PICK, other=PICK, verdict=verdicts(), is_settled=st.booleans())
+    def lose_a_claim(self, pick: int, other: int, verdict: tuple[str, dict[str, Any]], is_settled: bool) -> None:
+        """The store forgets that it gave jobs out, gives them out again, and the first worker settles."""
+        self._take(self._lose_a_claim(self._life(pick), self._life(other), verdict, is_settled))
+
+    async def _lose_a_claim(self, life: Life, other: Life, verdict: tuple[str, dict[str, Any]], is_settled: bool) -> None:
+        snapshot = self._bench.snapshot()
+        await self._claim(life)
+        settlements = [self._settlement(lease, verdict) for lease in life.holds.values()]
+        if is_settled and settlements:
+            await self._settle(settlements)
+        await self._bench.restore(snapshot)
+        await self._claim(other)
+        if settlements:
+            await self._settle(settlements)
+
+    @precondition(lambda self: self._lives)
+    @rule(pick=PICK, queue=st.sampled_from(QUEUES), verdict=verdicts(), is_cancelled=st.booleans())
+    def replace_behind_a_run(self, pick: int, queue: str, verdict: tuple[str, dict[str, Any]], is_cancelled: bool) -> None:
+        """A job runs with a key, two replacements come one after the other, and the run comes to something."""
+        self._take(self._replace_behind_a_run(self._life(pick), queue, verdict, is_cancelled))
+
+    async def _replace_behind_a_run(self, life: Life, queue: str, verdict: tuple[str, dict[str, Any]], is_cancelled: bool) -> None:
+        first, *others = (self._bench.world.an_envelope(queue=queue, key="k1", on_conflict=OnConflict.REPLACE) for _ in range(3))
+        await self._enqueue([first])
+        await self._claim(life, (queue,))
+        for other in others:
+            await self._enqueue([other])
+        if is_cancelled:
+            await self._bench.cancel([first.id])
+        held = [lease for lease in life.holds.values() if lease.envelope.id == first.id]
+        if held:
+            await self._settle([self._settlement(lease, verdict) for lease in held])
+
+
+# --- running it -----------------------------------------------------------------------------------------------------------
+
+
+def machine_for(home: type[Home], *, is_compared: bool | None = None) -> type[BrokerMachine]:
+    """The machine on that kind of store, with counts of its own."""
+    return type(f"{home.name.title()}Machine", (BrokerMachine,), {"home": home, "is_compared": is_compared, "taken": Counter(), "sent": 0})
+
+
+def run_machine(machine: type[BrokerMachine], *, examples: int, steps: int, seed: int | None = None) -> None:
+    """Raises what it finds, with the shortest way to it. Without a seed the examples are always the same."""
+    shape = settings(
+        max_examples=examples,
+        stateful_step_count=steps,
+        deadline=None,
+        database=None,
+        derandomize=seed is None,
+        phases=(Phase.generate, Phase.shrink),
+        suppress_health_check=list(HealthCheck),
+    )
+    run_state_machine_as_test(machine if seed is None else seeded(seed)(machine), settings=shape)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.conformance.machine", description=__doc__)
+    parser.add_argument("--broker", choices=[home.name for home in BROKERS], default="memory")
+    parser.add_argument("--steps", type=int, default=10_000, help="verbs to send at least")
+    parser.add_argument("--seed", type=int, default=0)
+    chosen = parser.parse_args()
+    machine = machine_for(next(home for home in BROKERS if home.name == chosen.broker))
+    seed = chosen.seed
+    while machine.sent < chosen.steps:
+        run_machine(machine, examples=50, steps=60, seed=seed)
+        seed += 1_000_003
+    for name, count in machine.taken.most_common():
+        print(f"{count:8}  {name.replace('_', ' ')}")
+    beside = "by the invariants" if machine.home.name == "memory" else "and by its model"
+    print(f"{machine.sent:8}  verbs sent to {chosen.broker} and judged {beside}: without a difference")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,317 @@
+"""beat: a session's sign of life, and what it is told in return."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from taskflow.model.clock import instant_of
+from taskflow.model.envelope import ClaimId
+from taskflow.model.errors import SessionLost
+from taskflow.model.record import Progress, Status
+from taskflow.model.session import Beat, BeatAnswer, Report
+from taskflow.model.verdict import Settled
+from tests.support.verdicts import handed_back, succeeded
+from tests.support.world import World, ids_of
+
+NOTHING = BeatAnswer()
+
+
+# --- beat_extends, beat_dead, beat_late ---------------------------------------------------------------------------------
+
+
+async def test_beat_extends(world: World) -> None:
+    """Whoever beats within its ttl is not reaped, however long that goes on."""
+    session = await world.a_session()
+    lease = await world.running(session)
+    for _ in range(5):
+        world.clock.advance(session.ttl)
+        assert await world.beat(session, lease) == NOTHING
+        assert (await world.upkeep()).reaped == 0
+
+    assert await world.settle(succeeded(lease)) == [Settled.OK]
+
+
+async def test_beat_extends__each_for_itself(world: World) -> None:
+    """A beat extends its own session's life, and nobody else's of the same name."""
+    session, other = await world.a_session("host:1"), await world.a_session("host:1")
+
+    await world.lapse(session, beside=[other])
+
+    assert (await world.upkeep()).reaped == 1
+    await world.beat(other)
+
+
+async def test_beat_extends__by_its_own_ttl(world: World) -> None:
+    """The ttl is each session's own."""
+    short, long = await world.a_session(ttl=5.0), await world.a_session(ttl=500.0)
+
+    assert (await world.reap(short)).reaped == 1
+    await world.beat(long)
+
+
+async def test_beat_dead__reaped(world: World) -> None:
+    """A session that was reaped is not revived, before its leases are released and after."""
+    session = await world.a_session()
+    lease = await world.running(session)
+    await world.lapse(session)
+    await world.upkeep(limit=0)
+    with pytest.raises(SessionLost):
+        await world.beat(session, lease)
+    await world.upkeep()
+
+    with pytest.raises(SessionLost):
+        await world.beat(session, lease)
+    assert [record for record in await world.broker.console.workers() if record.session == session] == []
+
+
+async def test_beat_dead__departed(world: World) -> None:
+    """A session that has left does not come back by a beat that was long under way."""
+    session = await world.a_session()
+    await world.beat(session, leaving=True)
+
+    with pytest.raises(SessionLost):
+        await world.beat(session)
+
+
+async def test_beat_dead__unknown(world: World) -> None:
+    """A session that never registered is told so: a store that lost its tail does not know who it is."""
+    with pytest.raises(SessionLost):
+        await world.beat(world.an_unregistered_session())
+
+
+async def test_beat_late(world: World) -> None:
+    """A session past its ttl that nobody has reaped yet lives on, with all its leases, for a whole ttl."""
+    session = await world.a_session()
+    lease = await world.running(session)
+    await world.lapse(session)
+
+    assert await world.beat(session, lease) == NOTHING
+    assert (await world.upkeep()).reaped == 0
+    world.clock.advance(session.ttl * 0.9)
+    assert (await world.upkeep()).reaped == 0
+    assert await world.settle(succeeded(lease)) == [Settled.OK]
+
+
+# --- beat_lost, beat_stopping ---------------------------------------------------------------------------------------------
+
+
+async def test_beat_lost(world: World) -> None:
+    """Each claim that is not the session's any more is named, and no other: settled, handed back, or never its own."""
+    session, other = await world.a_session(), await world.a_session()
+    held, ended, back = [await world.running(session) for _ in range(3)]
+    foreign = await world.running(other)
+    await world.settle(succeeded(ended), handed_back(back))
+
+    answer = await world.beat(session, ended, held, back, foreign)
+
+    assert answer == BeatAnswer(lost=(ended.claim, back.claim, foreign.claim))
+
+
+async def test_beat_lost__leased_to_it_anew(world: World) -> None:
+    """The old claim of a job that the session has again under a new one is lost."""
+    session = await world.a_session()
+    old = await world.running(session)
+    await world.settle(handed_back(old))
+    [new] = await world.claim(session)
+
+    assert await world.beat(session, old, new) == BeatAnswer(lost=(old.claim,))
+
+
+async def test_beat_lost__never_given(world: World) -> None:
+    """A claim id that the store never gave is lost: it may have given it before it lost its tail."""
+    session = await world.a_session()
+    invented = ClaimId(session.id, 7, 0)
+
+    answer = await world.broker.beat(Beat(session=session.id, claims=(invented,)))
+
+    assert answer.lost == (invented,)
+
+
+async def test_beat_lost__after_the_tail_was_lost(world: World) -> None:
+    """So is the old claim of a job that went back to waiting because the store lost its tail."""
+    session = await world.a_session()
+    await world.add()
+    snapshot = world.snapshot()
+    [old] = await world.claim(session)
+    await world.restore(snapshot)
+
+    assert await world.beat(session, old) == BeatAnswer(lost=(old.claim,))
+
+
+async def test_beat_stopping(world: World) -> None:
+    """A run that was asked to stop is named at every beat until it ends; others are not."""
+    session = await world.a_session()
+    asked, other = await world.running(session), await world.running(session)
+    await world.cancel(asked)
+
+    for _ in range(2):
+        assert await world.beat(session, other, asked) == BeatAnswer(stopping=(asked.claim,))
+    await world.settle(succeeded(asked))
+    assert await world.beat(session, other, asked) == BeatAnswer(lost=(asked.claim,))
+
+
+async def test_beat_stopping__only_what_it_names(world: World) -> None:
+    """What the session does not name, it is not told of."""
+    session = await world.a_session()
+    asked = await world.running(session)
+    await world.cancel(asked)
+
+    assert await world.beat(session) == NOTHING
+
+
+# --- beat_ghosts, beat_young ----------------------------------------------------------------------------------------------
+
+
+async def test_beat_ghosts(world: World) -> None:
+    """A lease that its session does not know goes back where it stood, and costs the job nothing."""
+    session = await world.a_session()
+    first, held = await world.running(session, queue="default"), await world.running(session, queue="default")
+    due_at = (await world.record(first)).due_at
+    world.clock.advance(world.rules.ghost_after + 0.001)
+    second = await world.add()
+
+    assert await world.beat(session, held) == BeatAnswer(ghosts=1)
+
+    record = await world.record(first)
+    assert (record.status, record.due_at) == (Status.READY, due_at)
+    assert (record.failures, record.crashes, record.snoozes, record.hand_backs, record.errors) == (0, 0, 0, 0, ())
+    assert ids_of(await world.claim(session)) == ids_of([first, second])
+    assert await world.settle(succeeded(held)) == [Settled.OK]
+
+
+async def test_beat_ghosts__once(world: World) -> None:
+    """A beat sent again finds no ghost where there was one."""
+    session = await world.a_session()
+    await world.running(session)
+    world.clock.advance(world.rules.ghost_after + 1.0)
+
+    assert (await world.beat(session)).ghosts == 1
+    assert (await world.beat(session)).ghosts == 0
+
+
+async def test_beat_ghosts__when_the_clock_was_set_back(world: World) -> None:
+    """A lease's age is told by the steady clock: a wall clock that was set changes nothing."""
+    session = await world.a_session()
+    lease = await world.running(session)
+    world.clock.advance(world.rules.ghost_after + 1.0)
+    world.clock.skew(-86_400.0)
+
+    assert (await world.beat(session)).ghosts == 1
+    assert await world.status(lease) is Status.READY
+
+
+async def test_beat_young__too_young(world: World) -> None:
+    """A lease whose answer may still be under way is left alone."""
+    session = await world.a_session()
+    lease = await world.running(session)
+    world.clock.advance(world.rules.ghost_after - 0.001)
+
+    assert await world.beat(session) == NOTHING
+    assert await world.settle(succeeded(lease)) == [Settled.OK]
+
+
+async def test_beat_young__not_yet_seen(world: World) -> None:
+    """However old, a lease of a request whose answer the beat did not know of is left alone: the beat was sent before it."""
+    session = await world.a_session()
+    await world.claim(session)
+    lease = await world.running(session)
+    world.clock.advance(world.rules.ghost_after + 1.0)
+
+    assert await world.beat(session, seen=1) == NOTHING
+    assert await world.settle(succeeded(lease)) == [Settled.OK]
+
+
+async def test_beat_young__set_forward(world: World) -> None:
+    """A wall clock set forward makes no lease older."""
+    session = await world.a_session()
+    lease = await world.running(session)
+    world.clock.skew(86_400.0)
+
+    assert await world.beat(session) == NOTHING
+    assert await world.settle(succeeded(lease)) == [Settled.OK]
+
+
+# --- beat_reports ---------------------------------------------------------------------------------------------------------
+
+
+async def test_beat_reports(world: World) -> None:
+    """When a run began and how far it is stands in its record, by the store's clock."""
+    session = await world.a_session("host:1")
+    lease, other = await world.running(session), await world.running(session)
+    assert (await world.record(lease)).started_at is None
+    world.clock.advance(3.0)
+
+    await world.beat(session, lease, other, reports=[Report(lease.claim, 2.5, Progress(0.25, "a quarter"))])
+
+    record = await world.record(lease)
+    assert record.started_at == instant_of(world.clock.wall()) - timedelta(seconds=2.5)
+    assert (record.progress, record.worker) == (Progress(0.25, "a quarter"), "host:1")
+    other_record = await world.record(other)
+    assert (other_record.started_at, other_record.progress) == (None, None)
+
+
+async def test_beat_reports__what_has_not_changed_stays(world: World) -> None:
+    """A report without progress leaves the last one; the next one takes its place."""
+    session = await world.a_session()
+    lease = await world.running(session)
+    await world.beat(session, lease, reports=[Report(lease.claim, 0.0, Progress(0.5))])
+
+    await world.beat(session, lease, reports=[Report(lease.claim, 1.0)])
+    assert (await world.record(lease)).progress == Progress(0.5)
+    await world.beat(session, lease, reports=[Report(lease.claim, 1.0, Progress(0.0, "again"))])
+    assert (await world.record(lease)).progress == Progress(0.0, "again")
+
+
+async def test_beat_reports__only_of_its_own(world: World) -> None:
+    """A report on a lease that is not the session's own any more is passed over."""
+    session = await world.a_session()
+    old = await world.running(session)
+    await world.settle(handed_back(old))
+    [new] = await world.claim(session)
+    before = await world.record(new)
+
+    await world.beat(session, new, reports=[Report(old.claim, 5.0, Progress(1.0))])
+
+    assert await world.record(new) == before
+
+
+async def test_beat_reports__the_next_run_begins_afresh(world: World) -> None:
+    """A new lease has not started and has no progress."""
+    session = await world.a_session()
+    lease = await world.running(session)
+    await world.beat(session, lease, reports=[Report(lease.claim, 1.0, Progress(0.5))])
+    await world.settle(handed_back(lease))
+
+    await world.claim(session)
+
+    record = await world.record(lease)
+    assert (record.started_at, record.progress, record.claimed_at) == (None, None, instant_of(world.clock.wall()))
+
+
+# --- beat_leaving ---------------------------------------------------------------------------------------------------------
+
+
+async def test_beat_leaving(world: World) -> None:
+    """Who leaves gives back at once what it still has, named or not, and is no worker any more."""
+    session = await world.a_session()
+    leases = [await world.running(session) for _ in range(3)]
+    await world.settle(succeeded(leases[0]))
+
+    await world.beat(session, leases[1], leaving=True)
+
+    assert [await world.status(lease) for lease in leases] == [Status.SUCCEEDED, Status.READY, Status.READY]
+    assert [(await world.record(lease)).crashes for lease in leases[1:]] == [0, 0]
+    assert await world.broker.console.workers() == []
+
+
+async def test_beat_leaving__counts_as_a_hand_back(world: World) -> None:
+    """What it gives back counts as handed back: a job that no worker ever keeps must end some day."""
+    session = await world.a_session()
+    lease = await world.running(session)
+
+    await world.beat(session, lease, leaving=True)
+
+    record = await world.record(lease)
+    assert (record.hand_backs, record.crashes, record.failures) == (1, 0, 0)

@@ -1,0 +1,101 @@
+"""What the contract says of every verb at once: loops, threads, siblings, closing."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from taskflow.broker.protocol import Added
+from taskflow.model.envelope import Envelope
+from taskflow.model.errors import BrokerError
+from taskflow.model.record import Status
+from tests.support.homes import Home, Power
+from tests.support.verdicts import succeeded
+from tests.support.world import World, ids_of
+
+
+async def test_closing_twice_is_harmless(world: World) -> None:
+    """As the fixture closes it once more."""
+    await world.add()
+    await world.broker.close()
+    await world.broker.close()
+
+
+async def test_closing_unused_is_harmless(world: World) -> None:
+    """A broker that was opened and never asked anything lets go of what it has not got."""
+    await world.broker.close()
+
+
+async def test_a_closed_broker_says_so(world: World) -> None:
+    """After its end a broker refuses by an error of ours, and does not hang."""
+    world.needs(Power.RESTART)
+    await world.add()
+    await world.broker.close()
+
+    with pytest.raises(BrokerError):
+        await world.add()
+
+
+async def test_a_sibling_outlives_the_broker_and_sees_the_same(world: World) -> None:
+    """A sibling is another broker of the same store, closed apart."""
+    world.needs(Power.RESTART)
+    sibling = world.broker.sibling()
+    envelope = await world.add()
+    await world.broker.close()
+
+    [record] = await sibling.read([envelope.id])
+    await sibling.close()
+
+    assert record is not None
+    assert record.status is Status.READY
+
+
+async def test_a_restart_loses_nothing(world: World) -> None:
+    """What was answered is there after the broker was closed and opened again: jobs, leases, sessions, pauses, totals."""
+    world.needs(Power.RESTART)
+    session = await world.a_session("host:1", queues=("a",), concurrency=3)
+    lease = await world.running(session)
+    waiting, scheduled = await world.add(key="k", headers={"a": "b"}), await world.add(after=60.0)
+    await world.broker.console.pause("b")
+    ids = ids_of([lease, waiting, scheduled])
+    console = world.broker.console
+    before = (await world.broker.read(ids), await console.workers(), await console.queues(), await console.metrics())
+
+    await world.restart()
+
+    console = world.broker.console
+    assert (await world.broker.read(ids), await console.workers(), await console.queues(), await console.metrics()) == before
+    assert [str(settled) for settled in await world.settle(succeeded(lease))] == ["Settled.OK"]
+
+
+def test_any_running_loop_of_the_process(any_home: type[Home]) -> None:
+    """A broker serves one loop after another, and eight of them at once, each in its thread."""
+
+    world = World(any_home)
+    asyncio.run(world.add())
+    envelopes = [[world.an_envelope() for _ in range(20)] for _ in range(8)]
+    answers = list[object]()
+
+    def send(batch: list[Envelope]) -> None:
+        async def all_of_them() -> None:
+            for envelope in batch:
+                answers.extend(await world.enqueue(envelope))
+
+        asyncio.run(all_of_them())
+
+    threads = [threading.Thread(target=send, args=(batch,)) for batch in envelopes]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+
+    async def rest() -> int:
+        leases = await world.claim(await world.a_session())
+        await world.close()
+        return len(leases)
+
+    assert len(answers) == 160
+    assert all(isinstance(answer, Added) for answer in answers)
+    assert asyncio.run(rest()) == 161

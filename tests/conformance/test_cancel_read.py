@@ -1,0 +1,176 @@
+"""cancel and read: asking a job to stop, and how it stands."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from taskflow.model.clock import instant_of
+from taskflow.model.record import Status
+from taskflow.model.verdict import Settled
+from tests.support.verdicts import SettlementOf, cancelled, failed, retried, succeeded
+from tests.support.world import World, ids_of
+
+
+@pytest.mark.parametrize(
+    ("fields", "found"),
+    [({}, Status.READY), ({"after": 60.0}, Status.SCHEDULED), ({"awaits": 1}, Status.HELD)],
+    ids=["ready", "scheduled", "held"],
+)
+async def test_cancel_waiting(world: World, fields: dict[str, object], found: Status) -> None:
+    """What waits is CANCELLED at once, and never runs."""
+    envelope = await world.add(**fields)
+
+    assert await world.cancel(envelope) is found
+
+    record = await world.record(envelope)
+    assert (record.status, record.reason, record.ended_at) == (Status.CANCELLED, "cancelled", instant_of(world.clock.wall()))
+    await world.pass_time(60.0)
+    assert await world.claim(await world.a_session()) == []
+
+
+async def test_cancel_waiting__each_by_itself(world: World) -> None:
+    """Of a batch, each is answered in its place: what it was, None for what nobody knows."""
+    session = await world.a_session()
+    running, ended = await world.running(session), await world.running(session)
+    await world.settle(succeeded(ended))
+    waiting, untouched = await world.add(), await world.add()
+
+    found = await world.broker.cancel([waiting.id, world.an_id(), running.envelope.id, ended.envelope.id, waiting.id])
+
+    assert found == [Status.READY, None, Status.RUNNING, Status.SUCCEEDED, Status.CANCELLED]
+    assert await world.status(untouched) is Status.READY
+
+
+async def test_cancel_running(world: World) -> None:
+    """What runs goes on, marked, and its session hears of it with its next beat."""
+    session = await world.a_session()
+    lease = await world.running(session)
+
+    assert await world.cancel(lease) is Status.RUNNING
+
+    record = await world.record(lease)
+    assert (record.status, record.cancel_requested) == (Status.RUNNING, True)
+    assert (await world.beat(session, lease)).stopping == (lease.claim,)
+    assert await world.settle(cancelled(lease, "as asked")) == [Settled.OK]
+    record = await world.record(lease)
+    assert (record.status, record.reason) == (Status.CANCELLED, "as asked")
+
+
+async def test_cancel_running__twice(world: World) -> None:
+    """Asked twice is asked."""
+    lease = await world.running()
+    await world.cancel(lease)
+    before = await world.record(lease)
+
+    assert await world.cancel(lease) is Status.RUNNING
+    assert await world.record(lease) == before
+
+
+@pytest.mark.parametrize("settlement", [succeeded, failed, cancelled])
+async def test_cancel_ended(world: World, settlement: SettlementOf) -> None:
+    """What has ended stays as it is, to the last field."""
+    lease = await world.running()
+    await world.settle(settlement(lease))
+    before = await world.record(lease)
+    world.clock.advance(1.0)
+
+    assert await world.cancel(lease) is before.status
+    assert await world.record(lease) == before
+
+
+async def test_cancel_ended__no_longer_kept(world: World) -> None:
+    """What is no longer kept is as unknown to cancel as it is to read."""
+    lease = await world.running()
+    await world.settle(succeeded(lease, keep_for=10.0))
+    world.clock.advance(10.0)
+
+    assert await world.cancel(lease) is None
+
+
+# --- read_kept ------------------------------------------------------------------------------------------------------------
+
+
+async def test_read_kept__a_success_as_long_as_it_says(world: World) -> None:
+    """A success is there for its own keep, to the microsecond, and then for nobody, upkeep or not."""
+    lease = await world.running(await world.a_session(ttl=1_000.0))
+    await world.settle(succeeded(lease, keep_for=10.0))
+
+    await world.pass_time(9.999_999)
+    assert await world.status(lease) is Status.SUCCEEDED
+    world.clock.advance(0.000_001)
+    assert await world.read(lease) is None
+    await world.upkeep()
+    assert await world.read(lease) is None
+
+
+async def test_read_kept__not_at_all(world: World) -> None:
+    """A success with no keep is gone at once."""
+    lease = await world.running()
+
+    await world.settle(succeeded(lease, keep_for=0.0))
+
+    assert await world.read(lease) is None
+
+
+async def test_read_kept__failures_and_cancellations_by_the_rules(world: World) -> None:
+    """Failed and cancelled jobs are there as long as the rules say."""
+    world = world.under(keep_failed=50.0, keep_cancelled=20.0)
+    session = await world.a_session(ttl=1_000.0)
+    lease = await world.running(session)
+    await world.settle(failed(lease, keep_for=1.0))
+    called_off = await world.add()
+    await world.cancel(called_off)
+
+    await world.pass_time(19.9)
+    assert await world.status(called_off) is Status.CANCELLED
+    await world.pass_time(0.1)
+    assert await world.read(called_off) is None
+    await world.pass_time(29.9)
+    assert await world.status(lease) is Status.FAILED
+    await world.pass_time(0.1)
+    assert await world.read(lease) is None
+
+
+async def test_read_kept__live_jobs_for_ever(world: World) -> None:
+    """What has not ended is kept, however long it waits."""
+    envelope = await world.add(after=86_400.0 * 365)
+    ready = await world.add()
+    for _ in range(3):
+        await world.pass_time(86_400.0 * 100)
+
+    assert await world.status(envelope) is Status.SCHEDULED
+    assert await world.status(ready) is Status.READY
+
+
+async def test_read_kept__in_the_order_asked(world: World) -> None:
+    """Records come in the order of the ids, None for an unknown one, twice for one asked twice."""
+    first, second = await world.add(), await world.add()
+
+    records = await world.broker.read([second.id, world.an_id(), first.id, second.id])
+
+    assert [record and record.id for record in records] == [second.id, None, first.id, second.id]
+    assert await world.broker.read([]) == []
+
+
+async def test_read_kept__the_whole_life(world: World) -> None:
+    """A record tells when a job came, was claimed, started and ended, and who had it."""
+    envelope = await world.add()
+    created_at = instant_of(world.clock.wall())
+    world.clock.advance(1.0)
+    session = await world.a_session("host:1")
+    [lease] = await world.claim(session)
+    world.clock.advance(5.0)
+    await world.settle(retried(lease))
+    [lease] = await world.claim(await world.a_session("host:2"))
+    claimed_at = instant_of(world.clock.wall())
+    world.clock.advance(2.0)
+    await world.settle(succeeded(lease, ran_for=1.5))
+
+    record = await world.record(envelope)
+    assert (record.created_at, record.claimed_at) == (created_at, claimed_at)
+    assert record.ended_at == claimed_at + timedelta(seconds=2)
+    assert record.started_at == claimed_at + timedelta(seconds=0.5)
+    assert (record.worker, record.epoch, record.attempt) == ("host:2", 2, 2)
+    assert ids_of([envelope]) == [record.id]

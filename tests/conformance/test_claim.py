@@ -1,0 +1,400 @@
+"""register and claim: who may lease what, and what a resent request gets."""
+
+from __future__ import annotations
+
+import pytest
+
+from taskflow.broker.protocol import Broker
+from taskflow.model.errors import SessionLost
+from taskflow.model.record import Status
+from taskflow.model.session import Session
+from taskflow.model.verdict import Settled
+from tests.support.homes import Power
+from tests.support.verdicts import SettlementOf, handed_back, parked, retried, snoozed, succeeded
+from tests.support.world import World, fences_of, ids_of
+
+# --- register ------------------------------------------------------------------------------------------------------
+
+
+async def test_register_repeat(world: World) -> None:
+    """Registering again what lives changes nothing: it has been there as long, and its leases stand."""
+    session = await world.a_session()
+    await world.add()
+    leases = await world.claim(session)
+
+    before = await world.broker.console.workers()
+
+    await world.broker.register(session)
+
+    assert await world.broker.console.workers() == before
+    assert before[0].leases == 1
+    assert await world.settle(succeeded(leases[0])) == [Settled.OK]
+
+
+async def test_register_dead__reaped(world: World) -> None:
+    """A session that was reaped does not live again by registering."""
+    session = await world.a_session()
+    await world.reap(session)
+
+    with pytest.raises(SessionLost):
+        await world.broker.register(session)
+
+
+async def test_register_dead__with_leases_still_to_be_released(world: World) -> None:
+    """Nor does one that was reaped and whose leases are not released yet."""
+    session = await world.a_session()
+    await world.add()
+    await world.claim(session)
+    await world.lapse(session)
+    await world.upkeep(limit=0)
+
+    with pytest.raises(SessionLost):
+        await world.broker.register(session)
+
+
+async def test_register_dead__departed(world: World) -> None:
+    """A session that has left stays away; its worker's next incarnation, of the same name, is another one."""
+    session = await world.a_session("host:1")
+    await world.beat(session, leaving=True)
+
+    with pytest.raises(SessionLost):
+        await world.broker.register(session)
+    await world.add()
+    assert len(await world.claim(await world.a_session("host:1"))) == 1
+
+
+# --- claim_eligible ---------------------------------------------------------------------------------------------------
+
+
+async def test_claim_eligible__not_paused(world: World) -> None:
+    """Nothing of a paused queue is leased, whether the queue is named or not."""
+    await world.add(queue="paused")
+    other = await world.add(queue="other")
+    await world.broker.console.pause("paused")
+    session = await world.a_session()
+
+    assert await world.claim(session, ["paused"]) == []
+    assert ids_of(await world.claim(session)) == [other.id]
+
+
+async def test_claim_eligible__not_expired(world: World) -> None:
+    """A job past its expiry is not leased, though no upkeep has come by; those behind it are."""
+    await world.add(expires=10.0)
+    other = await world.add(expires=10.1)
+    world.clock.advance(10.0)
+
+    assert ids_of(await world.claim(await world.a_session())) == [other.id]
+
+
+async def test_claim_eligible__not_held(world: World) -> None:
+    """A job that awaits others is not leased."""
+    await world.add(awaits=1)
+
+    assert await world.claim(await world.a_session()) == []
+
+
+async def test_claim_eligible__not_before_it_is_due(world: World) -> None:
+    """A scheduled job is not leased a microsecond early."""
+    envelope = await world.add(after=10.0)
+    session = await world.a_session(ttl=100.0)
+    await world.pass_time(9.999_999)
+    assert await world.claim(session) == []
+
+    await world.pass_time(0.000_001)
+
+    assert ids_of(await world.claim(session)) == [envelope.id]
+
+
+@pytest.mark.parametrize("settlement", [retried, snoozed, parked])
+async def test_claim_eligible__not_while_it_waits_to_come_again(world: World, settlement: SettlementOf) -> None:
+    """Nor is a job that waits for its retry, snoozes or is parked."""
+    lease = await world.running()
+
+    await world.settle(settlement(lease, 10.0))
+
+    assert await world.claim(await world.a_session()) == []
+
+
+# --- claim_queues -------------------------------------------------------------------------------------------------------
+
+
+async def test_claim_queues__in_the_order_given(world: World) -> None:
+    """The first queue named is emptied before the next one is looked at, whatever the priorities."""
+    second = await world.add(queue="b", priority=100)
+    first = [await world.add(queue="a") for _ in range(2)]
+    await world.add(queue="c")
+    session = await world.a_session()
+
+    assert ids_of(await world.claim(session, ["a", "b"], limit=3)) == ids_of([*first, second])
+    assert await world.claim(session, ["a", "b"]) == []
+
+
+async def test_claim_queues__every_one(world: World) -> None:
+    """No queue named means every queue."""
+    envelopes = [await world.add(queue=queue) for queue in ("a", "b", "c")]
+
+    assert sorted(ids_of(await world.claim(await world.a_session()))) == sorted(ids_of(envelopes))
+
+
+async def test_claim_queues__each_has_its_turn(world: World) -> None:
+    """Where every queue is meant, one that never runs dry does not keep the others waiting."""
+    for queue in ("a", "b", "c"):
+        for _ in range(10):
+            await world.add(queue=queue)
+    session = await world.a_session()
+
+    claimed = [(await world.claim(session, limit=1))[0].envelope.queue for _ in range(6)]
+
+    assert sorted(claimed) == ["a", "a", "b", "b", "c", "c"]
+
+
+async def test_claim_queues__up_to_the_limit(world: World) -> None:
+    """Never more than asked for, over all the queues together; and none at all when none is asked for."""
+    for queue in ("a", "a", "b", "b"):
+        await world.add(queue=queue)
+    session = await world.a_session()
+
+    assert await world.claim(session, ["a", "b"], limit=0) == []
+    assert len(await world.claim(session, ["a", "b"], limit=3)) == 3
+    assert len(await world.claim(session, ["a", "b"], limit=3)) == 1
+
+
+async def test_claim_queues__unknown(world: World) -> None:
+    """A queue that nobody ever wrote to is empty."""
+    assert await world.claim(await world.a_session(), ["nobody.knows"]) == []
+
+
+# --- claim_fence --------------------------------------------------------------------------------------------------------
+
+
+async def test_claim_fence__the_epoch_rises(world: World) -> None:
+    """Each lease of a job has an epoch one above the last, however the last one ended."""
+    session = await world.a_session()
+    lease = await world.running(session)
+    assert lease.epoch == 1
+    ends: tuple[SettlementOf, ...] = (handed_back, retried, snoozed)
+    for number, settlement in enumerate(ends, 2):
+        await world.settle(settlement(lease))
+        [lease] = await world.claim(session)
+        assert lease.epoch == number
+    await world.reap(session)
+    [lease] = await world.claim(await world.a_session())
+
+    assert lease.epoch == 5
+    assert (await world.record(lease)).epoch == 5
+
+
+async def test_claim_fence__claim_ids_are_unique(world: World) -> None:
+    """No claim id comes twice: not in an answer, nor in the next one, nor to another session of that name."""
+    sessions = [await world.a_session("host:1") for _ in range(2)]
+    for _ in range(12):
+        await world.add()
+
+    claims = [lease.claim for _ in range(2) for session in sessions for lease in await world.claim(session, limit=3)]
+
+    assert len(set(claims)) == len(claims) == 12
+    assert {claim.session for claim in claims} == {session.id for session in sessions}
+
+
+async def test_claim_fence__names_the_request(world: World) -> None:
+    """A claim id is the session, the request and the number in its answer: a beat can name them in ranges."""
+    session = await world.a_session()
+    for _ in range(4):
+        await world.add()
+    await world.claim(session, limit=1)
+
+    leases = await world.claim(session)
+
+    assert [tuple(lease.claim) for lease in leases] == [(session.id, 2, number) for number in range(3)]
+
+
+async def test_claim_fence__new_after_the_tail_is_lost(world: World) -> None:
+    """A store that goes back in time counts epochs again, but gives no claim id again."""
+    session = await world.a_session()
+    await world.add()
+    snapshot = world.snapshot()
+    [before] = await world.claim(session)
+    await world.restore(snapshot)
+    [after] = await world.claim(session)
+
+    assert before.epoch == after.epoch
+    assert before.claim != after.claim
+
+
+async def test_claim_fence__carries_what_was_before(world: World) -> None:
+    """A lease tells its worker what became of the job's earlier ones."""
+    session = await world.a_session()
+    lease = await world.running(session)
+    assert (lease.failures, lease.crashes, lease.snoozes, lease.hand_backs, lease.parked_for) == (0, 0, 0, 0, 0.0)
+    created_at = world.clock.wall()
+    await world.settle(retried(lease))
+    [lease] = await world.claim(session)
+    await world.settle(snoozed(lease))
+    [lease] = await world.claim(session)
+    await world.settle(handed_back(lease))
+    [lease] = await world.claim(session)
+    await world.settle(parked(lease))
+    world.clock.advance(2.5)
+    [lease] = await world.claim(session)
+
+    assert (lease.failures, lease.snoozes, lease.hand_backs, lease.parked_for) == (1, 1, 1, 2.5)
+    assert (lease.attempt, lease.created_at) == (2, created_at)
+
+
+# --- claim_session ------------------------------------------------------------------------------------------------------
+
+
+async def _leases_nothing(world: World, session: Session) -> None:
+    envelope = await world.add()
+    with pytest.raises(SessionLost):
+        await world.claim(session)
+    assert await world.status(envelope) is Status.READY
+
+
+async def test_claim_session__unknown(world: World) -> None:
+    """A session that never registered gets nothing."""
+    await _leases_nothing(world, world.an_unregistered_session())
+
+
+async def test_claim_session__reaped(world: World) -> None:
+    """A session that was reaped gets nothing, however long it slept before it asked."""
+    session = await world.a_session()
+    await world.reap(session)
+
+    await _leases_nothing(world, session)
+
+
+async def test_claim_session__departed(world: World) -> None:
+    """A session that has left gets nothing."""
+    session = await world.a_session()
+    await world.beat(session, leaving=True)
+
+    await _leases_nothing(world, session)
+
+
+async def test_claim_session__dying(world: World) -> None:
+    """A session that is dead already gets nothing, though its leases are not released yet."""
+    session = await world.a_session()
+    await world.running(session)
+    await world.lapse(session)
+    await world.upkeep(limit=0)
+
+    await _leases_nothing(world, session)
+
+
+# --- claim_exclusive ------------------------------------------------------------------------------------------------------
+
+
+async def test_claim_exclusive__while_it_beats(world: World) -> None:
+    """A leased job is not leased to another, nor to its own session once more, however long it runs."""
+    session, other = await world.a_session(), await world.a_session(ttl=1_000.0)
+    lease = await world.running(session)
+    for _ in range(10):
+        world.clock.advance(session.ttl * 0.5)
+        await world.beat(session, lease)
+        await world.upkeep()
+        assert await world.claim(other) == []
+        assert await world.claim(session) == []
+
+    assert await world.settle(succeeded(lease)) == [Settled.OK]
+
+
+async def test_claim_exclusive__one_of_many(world: World) -> None:
+    """Of sessions that ask in turn, each job goes to one."""
+    sessions = [await world.a_session(f"w{number}") for number in range(4)]
+    envelopes = [await world.add() for _ in range(10)]
+
+    claimed = [job_id for _ in range(3) for session in sessions for job_id in ids_of(await world.claim(session, limit=1))]
+
+    assert claimed == ids_of(envelopes)
+
+
+async def test_claim_exclusive__from_two_brokers(world: World) -> None:
+    """A sibling, with connections of its own, sees the same leases."""
+    sibling: Broker = world.broker.sibling()
+    try:
+        session, other = await world.a_session(), await world.a_session()
+        await world.add()
+        leases = await world.claim(session)
+
+        assert len(leases) == 1
+        assert await sibling.claim(other.id, 1, (), 10) == []
+    finally:
+        await sibling.close()
+
+
+# --- claim_memory -----------------------------------------------------------------------------------------------------------
+
+
+async def test_claim_memory__the_same_again(world: World) -> None:
+    """A request whose answer was lost gets the same leases again, and nothing that has come since."""
+    session = await world.a_session()
+    for _ in range(3):
+        await world.add()
+    leases = await world.claim(session, limit=2)
+    await world.add(priority=100)
+
+    again = await world.claim_again(session, limit=100)
+
+    assert fences_of(again) == fences_of(leases)
+    assert len(leases) == 2
+
+
+async def test_claim_memory__less_what_is_no_longer_its_own(world: World) -> None:
+    """What was settled or handed back meanwhile is not answered again."""
+    session, other = await world.a_session(), await world.a_session()
+    for _ in range(4):
+        await world.add()
+    leases = await world.claim(session)
+    await world.settle(succeeded(leases[0]), handed_back(leases[1]))
+    await world.claim(other)
+
+    assert fences_of(await world.claim_again(session)) == fences_of(leases[2:])
+
+
+async def test_claim_memory__of_nothing(world: World) -> None:
+    """A request that got nothing gets nothing again, though there is something now."""
+    session = await world.a_session()
+    await world.claim(session)
+    await world.add()
+
+    assert await world.claim_again(session) == []
+    assert len(await world.claim(session)) == 1
+
+
+async def test_claim_memory__leased_to_it_anew(world: World) -> None:
+    """A lease of the same job under another fence is not the old answer's."""
+    session, other = await world.a_session(), await world.a_session()
+    lease = await world.running(session)
+    await world.settle(handed_back(lease))
+    await world.claim(other)
+
+    assert await world.claim_again(session) == []
+
+
+async def test_claim_memory__over_a_restart(world: World) -> None:
+    """The memory is the store's, not the process's."""
+    world.needs(Power.RESTART)
+    session = await world.a_session()
+    await world.add()
+    leases = await world.claim(session)
+    await world.restart()
+
+    assert fences_of(await world.claim_again(session)) == fences_of(leases)
+
+
+# --- claim_old_request ------------------------------------------------------------------------------------------------------
+
+
+async def test_claim_old_request(world: World) -> None:
+    """A request that comes late, after the next one was answered, gets nothing and changes nothing."""
+    session = await world.a_session()
+    for _ in range(2):
+        await world.add()
+    await world.claim(session, limit=1)
+    second = await world.claim(session, limit=1)
+    waiting = await world.add()
+
+    assert await world.broker.claim(session.id, 1, (), 10) == []
+    assert await world.status(waiting) is Status.READY
+    assert await world.settle(succeeded(second[0])) == [Settled.OK]

@@ -1,0 +1,36 @@
+"""The suite claims what the contract says: no clause without a test, no test without a clause."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.conformance import clauses
+from tests.support.homes import BROKERS, KINDS
+
+
+def test_every_clause_is_claimed_and_nothing_else() -> None:
+    """The bracketed names of `protocol` and `console` are those that tests are named for."""
+    assert {test.clause for test in clauses.clause_tests()} == clauses.clauses()
+
+
+def test_every_test_says_its_claim() -> None:
+    """The docstring of a clause's test is its claim."""
+    assert [test.name for test in clauses.clause_tests() if not test.claim] == []
+
+
+def test_no_module_of_clauses_is_left_out() -> None:
+    """Each test module here that takes a world is looked through for clauses, or says of itself that it has none."""
+    others = {"brokers", "clauses", "machine", "moves", "mutants", "traces", "failpoints"}
+    found = {path.stem.removeprefix("test_") for path in Path(__file__).parent.glob("test_*.py")}
+
+    assert found - others == set(clauses.MODULES)
+
+
+def test_every_broker_has_joined() -> None:
+    """A broker's package is tested as soon as it is there: none is left out because it does not import."""
+    import taskflow.broker
+
+    packages = {path.parent.name for folder in taskflow.broker.__path__ for path in Path(folder).glob("*/__init__.py")}
+
+    assert {kind.name for kind in BROKERS} == packages
+    assert packages <= {kind.name for kind in KINDS}

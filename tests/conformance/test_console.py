@@ -1,0 +1,435 @@
+"""The console: what an operator sees, and what he can do."""
+
+from __future__ import annotations
+
+import pytest
+
+from taskflow.broker import topics
+from taskflow.broker.console import JobFilter, QueueRecord, Redone
+from taskflow.broker.protocol import Refused
+from taskflow.model.clock import instant_of
+from taskflow.model.envelope import Envelope, Lease, OnConflict
+from taskflow.model.record import Event, Status
+from taskflow.model.session import SessionRecord
+from taskflow.model.verdict import Settled
+from tests.support.verdicts import SettlementOf, cancelled, discarded, failed, handed_back, retried, snoozed, succeeded
+from tests.support.world import World, id_of, ids_of
+
+LONG = 1_000_000.0
+
+
+async def queue(world: World, name: str) -> QueueRecord:
+    [record] = [record for record in await world.broker.console.queues() if record.name == name]
+    return record
+
+
+# --- console_queues -------------------------------------------------------------------------------------------------------
+
+
+async def test_console_queues(world: World) -> None:
+    """Each queue by name, with how many of its jobs stand where; nought is said too."""
+    session = await world.a_session()
+    for settlement in (succeeded, failed, failed, cancelled):
+        await world.settle(settlement(await world.running(session, queue="b")))
+    await world.running(session, queue="b")
+    await world.add(queue="b")
+    await world.add(queue="b", after=60.0)
+    await world.add(queue="b", awaits=1)
+    await world.add(queue="a")
+
+    records = await world.broker.console.queues()
+
+    assert [record.name for record in records] == ["a", "b"]
+    assert records[0].counts == {**dict.fromkeys(Status, 0), Status.READY: 1}
+    assert records[1].counts == {**dict.fromkeys(Status, 1), Status.FAILED: 2}
+
+
+async def test_console_queues__one_that_had_jobs(world: World) -> None:
+    """A queue is not forgotten when its last job is."""
+    envelope = await world.add(queue="mail")
+    await world.cancel(envelope)
+    for _ in range(3):
+        await world.pass_time(1_000.0)
+
+    assert (await queue(world, "mail")).counts == dict.fromkeys(Status, 0)
+
+
+async def test_console_queues__one_that_is_paused(world: World) -> None:
+    """A queue that is paused before it ever had a job is shown."""
+    await world.broker.console.pause("mail")
+
+    assert await world.broker.console.queues() == [QueueRecord(name="mail", is_paused=True, counts=dict.fromkeys(Status, 0))]
+
+
+async def test_console_queues__how_long_the_oldest_has_been_ready(world: World) -> None:
+    """Seconds since the longest-waiting ready job became ready, and until the first scheduled one is due; None without such."""
+    await world.add(queue="mail", after=60.0)
+    record = await queue(world, "mail")
+    assert (record.oldest_ready_for, record.next_due_in) == (None, 60.0)
+    await world.add(queue="mail", priority=-1)
+    world.clock.advance(2.5)
+    await world.add(queue="mail")
+    world.clock.advance(1.0)
+
+    record = await queue(world, "mail")
+    assert (record.oldest_ready_for, record.next_due_in) == (3.5, 56.5)
+
+
+async def test_console_queues__none(world: World) -> None:
+    """A new store has no queues."""
+    assert await world.broker.console.queues() == []
+
+
+# --- console_browse -------------------------------------------------------------------------------------------------------
+
+
+async def _a_few(world: World) -> list[Envelope]:
+    """Five jobs, a second apart, oldest first: ready mail, scheduled mail, ready default, failed default, poisoned default."""
+    session = await world.a_session(ttl=LONG)
+    jobs = list[Envelope]()
+    for fields in ({"queue": "mail"}, {"queue": "mail", "after": 60.0}, {"job": "other"}):
+        jobs.append(await world.add(**fields))
+        world.clock.advance(1.0)
+    for settle in (failed, None):
+        lease = await world.running(session, queue="x", priority=1)
+        jobs.append(lease.envelope)
+        if settle is not None:
+            await world.settle(settle(lease))
+        for _ in range(0 if settle else world.rules.max_hand_backs + 1):
+            await world.settle(handed_back(lease))
+            for lease in await world.claim(session, ["x"]):
+                assert lease.envelope == jobs[-1]
+        world.clock.advance(1.0)
+    return jobs
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [
+        (JobFilter(), [4, 3, 2, 1, 0]),
+        (JobFilter(queue="mail"), [1, 0]),
+        (JobFilter(queue="nobody"), []),
+        (JobFilter(job="other"), [2]),
+        (JobFilter(statuses=(Status.READY,)), [2, 0]),
+        (JobFilter(statuses=(Status.SCHEDULED, Status.FAILED)), [4, 3, 1]),
+        (JobFilter(queue="mail", statuses=(Status.READY,)), [0]),
+        (JobFilter(poison=True), [4]),
+        (JobFilter(ended_before=1.5), [3]),
+        (JobFilter(ended_before=0.5, statuses=(Status.FAILED,)), [4, 3]),
+    ],
+)
+async def test_console_browse(world: World, chosen: JobFilter, expected: list[int]) -> None:
+    """The newest first, of those that the filter admits, with all that `read` gives."""
+    jobs = await _a_few(world)
+
+    records = await world.broker.console.browse(chosen)
+
+    assert [record.id for record in records] == ids_of([jobs[index] for index in expected])
+    assert records == await world.broker.read([record.id for record in records])
+
+
+async def test_console_browse__page_by_page(world: World) -> None:
+    """Each page begins below the last id of the one before; nothing comes twice and nothing is left out."""
+    jobs, pages, before = await _a_few(world), list[bytes](), None
+    while records := await world.broker.console.browse(JobFilter(), before=before, limit=2):
+        assert len(records) <= 2
+        pages += [record.id for record in records]
+        before = pages[-1]
+
+    assert pages == ids_of(jobs)[::-1]
+
+
+async def test_console_browse__only_what_is_kept(world: World) -> None:
+    """What read does not give any more is not shown, whether upkeep has come by or not."""
+    lease = await world.running()
+    await world.settle(succeeded(lease, keep_for=1.0))
+    world.clock.advance(1.0)
+
+    assert await world.broker.console.browse(JobFilter()) == []
+
+
+# --- console_workers ------------------------------------------------------------------------------------------------------
+
+
+async def test_console_workers(world: World) -> None:
+    """The living sessions by name: since when, how long silent, how many leases."""
+    second = await world.a_session("host:2", queues=("mail",), concurrency=7)
+    first = await world.a_session("host:1", ttl=33.0)
+    registered_at = instant_of(world.clock.wall())
+    await world.running(second)
+    world.clock.advance(4.0)
+    await world.beat(first)
+    world.clock.advance(1.5)
+
+    assert await world.broker.console.workers() == [
+        SessionRecord(session=first, registered_at=registered_at, seconds_since_beat=1.5, leases=0, is_dying=False),
+        SessionRecord(session=second, registered_at=registered_at, seconds_since_beat=5.5, leases=1, is_dying=False),
+    ]
+
+
+async def test_console_workers__the_dying(world: World) -> None:
+    """A dead session is shown, as dying, as long as there are leases of it to be released."""
+    session = await world.a_session("host:1")
+    await world.running(session)
+    await world.lapse(session)
+    await world.upkeep(limit=0)
+
+    [record] = [record for record in await world.broker.console.workers() if record.session == session]
+    assert (record.is_dying, record.leases) == (True, 1)
+    await world.upkeep()
+    assert session not in [record.session for record in await world.broker.console.workers()]
+
+
+async def test_console_workers__not_the_departed(world: World) -> None:
+    """Who has left is not shown."""
+    session = await world.a_session("host:1")
+    await world.running(session)
+    await world.beat(session, leaving=True)
+
+    assert await world.broker.console.workers() == []
+
+
+# --- console_retry --------------------------------------------------------------------------------------------------------
+
+
+async def redo(world: World, job: Envelope | Lease) -> Redone:
+    [redone] = await world.broker.console.retry([id_of(job)])
+    return redone
+
+
+@pytest.mark.parametrize("settlement", [failed, discarded, cancelled])
+async def test_console_retry(world: World, settlement: SettlementOf) -> None:
+    """A failed or cancelled job is READY now, as good as new, with its payload; its errors are kept."""
+    session = await world.a_session(ttl=LONG)
+    lease = await world.running(session, expires=50.0, max_attempts=2)
+    await world.settle(snoozed(lease))
+    [lease] = await world.claim(session)
+    await world.settle(retried(lease))
+    [lease] = await world.claim(session)
+    await world.cancel(lease)
+    await world.settle(settlement(lease))
+    before = await world.record(lease)
+    world.clock.advance(100.0)
+
+    assert await redo(world, lease) is Redone.OK
+
+    record = await world.record(lease)
+    assert (record.status, record.due_at) == (Status.READY, instant_of(world.clock.wall()))
+    assert (record.failures, record.crashes, record.snoozes, record.hand_backs) == (0, 0, 0, 0)
+    assert (record.expires_at, record.ended_at, record.reason, record.cancel_requested) == (None, None, None, False)
+    assert (record.errors, record.payload, record.created_at) == (before.errors, lease.envelope.payload, before.created_at)
+    assert record.errors
+    [again] = await world.claim(session)
+    assert (again.epoch, again.failures, again.envelope.payload) == (lease.epoch + 1, 0, lease.envelope.payload)
+    assert await world.settle(succeeded(again)) == [Settled.OK]
+
+
+async def test_console_retry__what_never_ran(world: World) -> None:
+    """Also a job that was cancelled while it was held or scheduled."""
+    for fields in ({"awaits": 1}, {"after": 60.0}, {}):
+        envelope = await world.add(**fields)
+        await world.cancel(envelope)
+        assert await redo(world, envelope) is Redone.OK
+        assert await world.status(envelope) is Status.READY
+
+
+async def test_console_retry__poison(world: World) -> None:
+    """A poisoned job may be tried again, and is no poison any more."""
+    world = world.under(max_hand_backs=0)
+    session = await world.a_session()
+    lease = await world.running(session)
+    await world.settle(handed_back(lease))
+
+    assert await redo(world, lease) is Redone.OK
+
+    assert await world.broker.console.browse(JobFilter(poison=True)) == []
+    [lease] = await world.claim(session)
+    assert lease.hand_backs == 0
+    await world.settle(failed(lease))
+    assert await world.broker.console.browse(JobFilter(poison=True)) == []
+
+
+async def test_console_retry__refusals(world: World) -> None:
+    """What lives, has succeeded, is unknown or not kept any more is left as it is, each with its reason, in its place."""
+    session = await world.a_session(ttl=LONG)
+    waiting, running, done, gone, good = await world.add(), *[await world.running(session) for _ in range(4)]
+    await world.settle(succeeded(done), failed(good), succeeded(gone, keep_for=0.0))
+    jobs = (waiting.id, running.envelope.id, done.envelope.id, gone.envelope.id, world.an_id(), good.envelope.id)
+
+    redone = await world.broker.console.retry(jobs)
+
+    assert redone == [Redone.LIVE, Redone.LIVE, Redone.SUCCEEDED, Redone.UNKNOWN, Redone.UNKNOWN, Redone.OK]
+    assert [await world.status(job) for job in (waiting, running, done)] == [Status.READY, Status.RUNNING, Status.SUCCEEDED]
+
+
+async def test_console_retry__its_key_is_taken(world: World) -> None:
+    """A job whose key another live one has stays ended; else it takes the key again."""
+    session = await world.a_session()
+    lease = await world.running(session, queue="default", key="k")
+    await world.settle(failed(lease))
+    holder = await world.add(key="k")
+    assert await redo(world, lease) is Redone.KEY_TAKEN
+    assert await world.status(lease) is Status.FAILED
+
+    await world.cancel(holder)
+
+    assert await redo(world, lease) is Redone.OK
+    other = world.an_envelope(key="k")
+    assert await world.enqueue(other) == [Refused(other.id, lease.envelope.id, "key")]
+
+
+async def test_console_retry__within_a_batch_of_one_key(world: World) -> None:
+    """Of two ended jobs with the same key one is retried, the other finds it taken."""
+    first = await world.add(key="k")
+    second = world.an_envelope(key="k", on_conflict=OnConflict.REPLACE)
+    await world.enqueue(second)
+    await world.cancel(second)
+
+    assert await world.broker.console.retry([first.id, second.id]) == [Redone.OK, Redone.KEY_TAKEN]
+
+
+async def test_console_retry__is_kept_while_it_lives(world: World) -> None:
+    """A retried job does not go when its old keep is over."""
+    envelope = await world.add()
+    await world.cancel(envelope)
+    await redo(world, envelope)
+
+    await world.pass_time(10 * world.rules.keep_cancelled)
+
+    assert await world.status(envelope) is Status.READY
+
+
+# --- console_purge --------------------------------------------------------------------------------------------------------
+
+
+async def test_console_purge(world: World) -> None:
+    """Ended and waiting jobs go, what runs is left alone; it is said how many went."""
+    session = await world.a_session()
+    running, ended = await world.running(session), await world.running(session)
+    await world.settle(succeeded(ended))
+    waiting = [await world.add(), await world.add(after=60.0), await world.add(awaits=1)]
+
+    assert await world.broker.console.purge(JobFilter()) == 4
+
+    assert await world.broker.read(ids_of([ended, *waiting])) == [None] * 4
+    assert await world.status(running) is Status.RUNNING
+    assert await world.settle(succeeded(running)) == [Settled.OK]
+    assert await world.claim(session) == []
+
+
+async def test_console_purge__only_what_is_chosen(world: World) -> None:
+    """The filter decides, and the limit."""
+    fields = ({"queue": "mail"}, {"queue": "mail", "after": 60.0}, {}, {}, {})
+    jobs = [await world.add(**given) for given in fields]
+
+    assert await world.broker.console.purge(JobFilter(queue="mail", statuses=(Status.READY,))) == 1
+    assert [await world.status(job) for job in jobs[:3]] == [None, Status.SCHEDULED, Status.READY]
+    assert await world.broker.console.purge(JobFilter(), limit=3) == 3
+    assert await world.broker.console.purge(JobFilter()) == 1
+
+
+async def test_console_purge__their_ids_stay_known(world: World) -> None:
+    """A resent enqueue brings no purged job back, as long as one may be resent."""
+    lease = await world.running()
+    await world.settle(succeeded(lease))
+    waiting = await world.add()
+    await world.broker.console.purge(JobFilter())
+    await world.pass_time(world.rules.repeat_for - 1.0)
+
+    assert await world.enqueue(waiting, lease.envelope) == [Refused(id_of(job), id_of(job), "id") for job in (waiting, lease)]
+
+
+async def test_console_purge__others_hear_of_it(world: World) -> None:
+    """A purged job has ended: what was held for it is released."""
+    held = await world.add(awaits=1, queue="joined")
+    await world.add(joins=(held.id,))
+
+    await world.broker.console.purge(JobFilter(queue="default"))
+
+    assert await world.status(held) is Status.READY
+
+
+# --- console_pause --------------------------------------------------------------------------------------------------------
+
+
+async def test_console_pause(world: World) -> None:
+    """A paused queue gives nothing, takes what comes, and what runs goes on; afterwards all of it is there, in order."""
+    session = await world.a_session()
+    running = await world.running(session, queue="mail")
+    first = await world.add(queue="mail")
+    await world.broker.console.pause("mail")
+    second = await world.add(queue="mail")
+    assert (await queue(world, "mail")).is_paused
+    assert await world.claim(session) == []
+    assert await world.settle(succeeded(running)) == [Settled.OK]
+
+    await world.broker.console.resume("mail")
+
+    assert not (await queue(world, "mail")).is_paused
+    assert ids_of(await world.claim(session)) == ids_of([first, second])
+
+
+async def test_console_pause__twice_is_once(world: World) -> None:
+    """Pausing again changes nothing: one resume ends it. So does resuming what is not paused."""
+    await world.add(queue="mail")
+    await world.broker.console.pause("mail")
+    await world.broker.console.pause("mail")
+    await world.broker.console.resume("mail")
+    await world.broker.console.resume("mail")
+
+    assert len(await world.claim(await world.a_session(), ["mail"])) == 1
+
+
+async def test_console_pause__resume_nudges(world: World) -> None:
+    """Workers that wait hear that a pause is over."""
+    await world.add(queue="mail")
+    await world.broker.console.pause("mail")
+    with world.broker.listen([topics.queue("mail")]) as one, world.broker.listen([topics.ANY_QUEUE]) as every:
+        await world.broker.console.resume("mail")
+
+        assert await one.wait(3.0)
+        assert await every.wait(3.0)
+
+
+# --- console_metrics ------------------------------------------------------------------------------------------------------
+
+
+async def test_console_metrics(world: World) -> None:
+    """How often each kind of move was made, by queue, since the store was made."""
+    session = await world.a_session()
+    lease = await world.running(session, queue="mail")
+    await world.settle(retried(lease))
+    [lease] = await world.claim(session)
+    await world.settle(succeeded(lease))
+    await world.cancel(await world.add(queue="other"))
+
+    totals = (await world.broker.console.metrics()).totals
+
+    assert totals == {
+        "mail": {str(Event.ENQUEUE): 1, str(Event.CLAIM): 2, str(Event.RETRY): 1, str(Event.SUCCEED): 1},
+        "other": {str(Event.ENQUEUE): 1, str(Event.CANCEL): 1},
+    }
+
+
+async def test_console_metrics__stay_when_jobs_go(world: World) -> None:
+    """Totals are of all that ever was: dropping jobs takes nothing off."""
+    lease = await world.running(queue="mail")
+    await world.settle(succeeded(lease, keep_for=0.0))
+    await world.pass_time(1_000.0)
+
+    totals = (await world.broker.console.metrics()).totals["mail"]
+
+    assert (totals[Event.SUCCEED], totals[Event.DROP]) == (1, 1)
+
+
+async def test_console_metrics__a_repeat_is_not_counted(world: World) -> None:
+    """Nothing is counted for a call that changed nothing."""
+    lease = await world.running(queue="mail")
+    await world.settle(succeeded(lease))
+    before = await world.broker.console.metrics()
+
+    await world.settle(succeeded(lease))
+    await world.enqueue(lease.envelope)
+    await world.cancel(lease)
+
+    assert await world.broker.console.metrics() == before

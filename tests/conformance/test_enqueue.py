@@ -1,0 +1,337 @@
+"""enqueue: what is added, what is not, and in which order it is claimed."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from taskflow.broker.protocol import Added, Refused
+from taskflow.model.clock import instant_of
+from taskflow.model.envelope import Envelope
+from taskflow.model.errors import StoreFull
+from taskflow.model.record import Status
+from tests.support.verdicts import failed, retried, snoozed, succeeded
+from tests.support.world import World, ids_of
+
+SECOND = 1_000_000
+
+
+# --- enqueue_adds ------------------------------------------------------------------------------------------------
+
+
+async def test_enqueue_adds__ready(world: World) -> None:
+    """A job that is due and awaits nothing is READY, due since now."""
+    envelope = world.an_envelope()
+
+    assert await world.enqueue(envelope) == [Added(envelope.id)]
+
+    record = await world.record(envelope)
+    assert record.status is Status.READY
+    assert record.due_at == record.created_at == instant_of(world.clock.wall())
+
+
+async def test_enqueue_adds__scheduled_after(world: World) -> None:
+    """A job with a wait is SCHEDULED for that many seconds of the store's time from now."""
+    envelope = await world.add(after=90.5)
+
+    record = await world.record(envelope)
+    assert record.status is Status.SCHEDULED
+    assert record.due_at == instant_of(world.clock.wall()) + timedelta(seconds=90.5)
+    assert record.created_at == instant_of(world.clock.wall())
+
+
+async def test_enqueue_adds__scheduled_at(world: World) -> None:
+    """A job for an instant is SCHEDULED until it, to the microsecond; the instant wins over a wait."""
+    at = world.clock.wall() + 3_600 * SECOND + 1
+    envelope = await world.add(at=at, after=5.0)
+
+    record = await world.record(envelope)
+    assert record.status is Status.SCHEDULED
+    assert record.due_at == instant_of(at)
+
+
+async def test_enqueue_adds__held(world: World) -> None:
+    """A job that awaits others is HELD."""
+    assert await world.status(await world.add(awaits=2)) is Status.HELD
+
+
+async def test_enqueue_adds__held_and_scheduled(world: World) -> None:
+    """A job that awaits others and has a wait is HELD first."""
+    assert await world.status(await world.add(awaits=1, after=60.0)) is Status.HELD
+
+
+async def test_enqueue_adds__what_it_was_given(world: World) -> None:
+    """The record and the lease tell what was sent."""
+    envelope = world.an_envelope(
+        job="mail.send",
+        queue="mail",
+        payload=bytes(range(256)),
+        priority=-100,
+        max_attempts=3,
+        timeout=1.5,
+        keep_result=7.0,
+        expires=60.0,
+        headers={"tenant": "blå", "": "empty"},
+    )
+    await world.enqueue(envelope)
+
+    record = await world.record(envelope)
+    assert (record.id, record.job, record.queue, record.priority, record.max_attempts, record.payload, record.headers) == (
+        envelope.id,
+        "mail.send",
+        "mail",
+        -100,
+        3,
+        bytes(range(256)),
+        {"tenant": "blå", "": "empty"},
+    )
+    assert record.expires_at == record.created_at + timedelta(seconds=60)
+    [lease] = await world.claim(await world.a_session())
+    assert _as_leased(lease.envelope) == _as_leased(envelope)
+
+
+def _as_leased(envelope: Envelope) -> tuple[object, ...]:
+    """What a worker reads of an envelope."""
+    return (
+        envelope.id, envelope.job, envelope.payload, envelope.queue, envelope.priority, envelope.key, envelope.max_attempts,
+        envelope.timeout, envelope.retry, envelope.keep_result, envelope.headers,
+    )  # fmt: skip
+
+
+async def test_enqueue_adds__nothing(world: World) -> None:
+    """An empty batch is answered by an empty list."""
+    assert await world.enqueue() == []
+
+
+async def test_enqueue_adds__a_full_batch(world: World) -> None:
+    """A thousand envelopes are added in one call, answered one by one in order."""
+    envelopes = [world.an_envelope() for _ in range(1_000)]
+
+    assert await world.enqueue(*envelopes) == [Added(envelope.id) for envelope in envelopes]
+
+
+async def test_enqueue_adds__an_empty_payload(world: World) -> None:
+    """No bytes are bytes too."""
+    assert (await world.record(await world.add(payload=b""))).payload == b""
+
+
+# --- enqueue_repeat ------------------------------------------------------------------------------------------------
+
+
+async def _adds_nothing(world: World, envelope: Envelope) -> None:
+    before = await world.read(envelope)
+    assert await world.enqueue(envelope) == [Refused(envelope.id, envelope.id, "id")]
+    assert await world.read(envelope) == before
+
+
+async def test_enqueue_repeat__waiting(world: World) -> None:
+    """A waiting job's id adds nothing, READY, SCHEDULED or HELD."""
+    for fields in ({}, {"after": 60.0}, {"awaits": 1}):
+        await _adds_nothing(world, await world.add(**fields))
+
+    assert len(await world.claim(await world.a_session())) == 1
+
+
+async def test_enqueue_repeat__running(world: World) -> None:
+    """A running job's id adds nothing."""
+    lease = await world.running()
+
+    await _adds_nothing(world, lease.envelope)
+
+
+async def test_enqueue_repeat__ended(world: World) -> None:
+    """An ended job's id adds nothing: it does not run again."""
+    session = await world.a_session()
+    for settlement in (succeeded, failed):
+        lease = await world.running(session)
+        await world.settle(settlement(lease))
+        await _adds_nothing(world, lease.envelope)
+
+    assert await world.claim(session) == []
+
+
+async def test_enqueue_repeat__within_a_batch(world: World) -> None:
+    """The second of two same ids in one batch adds nothing, and leaves its neighbours alone."""
+    envelope, neighbour = world.an_envelope(), world.an_envelope()
+
+    answers = await world.enqueue(envelope, envelope, neighbour)
+
+    assert answers == [Added(envelope.id), Refused(envelope.id, envelope.id, "id"), Added(neighbour.id)]
+
+
+async def test_enqueue_repeat__with_another_content(world: World) -> None:
+    """The id decides, whatever else is sent under it."""
+    envelope = await world.add(payload=b"first")
+
+    assert await world.enqueue(world.an_envelope(id=envelope.id, payload=b"second", queue="other")) == [
+        Refused(envelope.id, envelope.id, "id")
+    ]
+    assert (await world.record(envelope)).payload == b"first"
+
+
+async def test_enqueue_repeat__by_id_before_key(world: World) -> None:
+    """A job's own resend is refused because of its id, not because of the key that it holds itself."""
+    envelope = await world.add(key="k")
+
+    assert await world.enqueue(envelope) == [Refused(envelope.id, envelope.id, "id")]
+
+
+# --- enqueue_order ------------------------------------------------------------------------------------------------
+
+
+async def _claimed_order(world: World) -> list[bytes]:
+    """One at a time, so that the store's order is seen and not that of an answer."""
+    session, order = await world.a_session(), list[bytes]()
+    while leases := await world.claim(session, ["default"], limit=1):
+        order += ids_of(leases)
+    return order
+
+
+async def test_enqueue_order__arrival(world: World) -> None:
+    """Of the same priority and instant, the first to arrive is claimed first, whatever the ids are."""
+    envelopes = [world.an_envelope(id=world.an_id()) for _ in range(20)]
+    envelopes.sort(key=lambda envelope: envelope.id, reverse=True)
+    await world.enqueue(*envelopes[:10])
+    await world.enqueue(*envelopes[10:])
+
+    assert await _claimed_order(world) == ids_of(envelopes)
+
+
+async def test_enqueue_order__in_one_answer(world: World) -> None:
+    """The leases of one answer stand in the same order."""
+    envelopes = [await world.add(priority=priority) for priority in (0, 5, -5, 5, 0)]
+
+    leases = await world.claim(await world.a_session())
+
+    assert ids_of(leases) == ids_of([envelopes[index] for index in (1, 3, 0, 4, 2)])
+
+
+async def test_enqueue_order__priority(world: World) -> None:
+    """A higher priority is claimed first, later arrival or not."""
+    envelopes = [await world.add(priority=priority) for priority in (-100, 0, 100, 1)]
+
+    assert await _claimed_order(world) == ids_of([envelopes[index] for index in (2, 3, 1, 0)])
+
+
+async def test_enqueue_order__ready_time(world: World) -> None:
+    """Who became ready earlier is claimed first: a scheduled job by its due time, whenever it was sent or upkeep came by."""
+    late = await world.add(after=10.0)
+    early = await world.add(after=5.0)
+    world.clock.advance(7.0)
+    between = await world.add()
+    world.clock.advance(7.0)
+    last = await world.add()
+    await world.upkeep()
+
+    assert await _claimed_order(world) == ids_of([early, between, late, last])
+
+
+async def test_enqueue_order__after_a_retry(world: World) -> None:
+    """A job that comes again stands where its new due time puts it."""
+    session = await world.a_session()
+    lease = await world.running(session, queue="default")
+    other = await world.running(session, queue="default")
+    before = await world.add()
+    world.clock.advance(1.0)
+    await world.settle(retried(lease), snoozed(other, 1.0))
+    world.clock.advance(2.0)
+    after = await world.add()
+    await world.upkeep()
+
+    assert await _claimed_order(world) == ids_of([before, lease, other, after])
+
+
+async def test_enqueue_order__after_a_release(world: World) -> None:
+    """A job that was held became ready when it was released, not when it was sent."""
+    held = await world.add(awaits=1)
+    joiner = await world.add(queue="other", joins=(held.id,))
+    world.clock.advance(1.0)
+    sent_meanwhile = await world.add()
+    world.clock.advance(1.0)
+    await world.cancel(joiner)
+
+    assert await _claimed_order(world) == ids_of([sent_meanwhile, held])
+    assert (await world.record(held)).due_at == instant_of(world.clock.wall())
+
+
+# --- enqueue_past -------------------------------------------------------------------------------------------------
+
+
+async def test_enqueue_past(world: World) -> None:
+    """A job for an instant gone by, or for this very one, is READY, and stands where one sent now would."""
+    before = await world.add()
+    world.clock.advance(1.0)
+    past = await world.add(at=world.clock.wall() - 3_600 * SECOND)
+    now = await world.add(at=world.clock.wall())
+
+    for envelope in (past, now):
+        record = await world.record(envelope)
+        assert record.status is Status.READY
+        assert record.due_at == instant_of(world.clock.wall())
+    assert await _claimed_order(world) == ids_of([before, past, now])
+
+
+# --- enqueue_full -------------------------------------------------------------------------------------------------
+
+ROOM = 40
+
+
+async def _full(world: World) -> tuple[World, list[Envelope]]:
+    """A store that refuses one more, and what it holds."""
+    limited, held = world.limited(ROOM), list[Envelope]()
+    big = bytes(4_096)
+    while len(held) < 10 * ROOM:
+        envelope = limited.an_envelope(payload=big, key=f"k{len(held)}")
+        try:
+            await limited.enqueue(envelope)
+        except StoreFull:
+            return limited, held
+        held.append(envelope)
+    raise AssertionError("the store is never full")
+
+
+async def test_enqueue_full__adds_nothing_of_the_batch(world: World) -> None:
+    """A store without room refuses a batch as a whole, by name."""
+    limited, held = await _full(world)
+    batch = [limited.an_envelope(payload=bytes(4_096)) for _ in range(3)]
+
+    with pytest.raises(StoreFull):
+        await limited.enqueue(*batch)
+
+    assert held
+    assert await limited.broker.read(ids_of(batch)) == [None] * 3
+
+
+async def test_enqueue_full__other_verbs_go_on(world: World) -> None:
+    """What is queued in a full store is worked off, and then there is room again."""
+    limited, held = await _full(world)
+    session = await limited.a_session()
+
+    leases = await limited.claim(session, limit=10)
+    await limited.beat(session, *leases)
+    answers = await limited.settle(*(succeeded(lease) for lease in leases))
+    await limited.cancel(held[-1])
+    await limited.pass_time(400.0)
+
+    assert {str(answer) for answer in answers} == {"Settled.OK"}
+    assert await limited.status(held[-1]) is not Status.READY
+    assert isinstance((await limited.enqueue(limited.an_envelope()))[0], Added)
+
+
+async def test_enqueue_full__follow_ups_go_through(world: World) -> None:
+    """A settlement's follow-ups are taken in by a full store: refusing them would undo what the run has done."""
+    limited, _ = await _full(world)
+    [lease] = await limited.claim(await limited.a_session(), limit=1)
+    follow_up = limited.an_envelope()
+
+    await limited.settle(succeeded(lease, follow_ups=(follow_up,)))
+
+    assert await limited.status(follow_up) is Status.READY
+
+
+async def test_enqueue_full__a_resend_is_answered(world: World) -> None:
+    """Who resends what filled the store up hears that it is there, not that there is no room for it."""
+    limited, held = await _full(world)
+
+    assert await limited.enqueue(held[-1]) == [Refused(held[-1].id, held[-1].id, "id")]

@@ -1,0 +1,176 @@
+"""listen: nudges for whoever waits. They are hints: what is claimed here is that they come, never that nothing else does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+import pytest
+
+from taskflow.broker import topics
+from tests.support.verdicts import SettlementOf, cancelled, failed, handed_back, retried, snoozed, succeeded
+from tests.support.world import World
+
+PATIENCE = 3.0  # seconds: a nudge comes at once, and this is spent only where one is missing
+Deed = Callable[[], Awaitable[object]]
+
+
+async def nudges(world: World, topic: str | Sequence[str], deed: Awaitable[object]) -> bool:
+    """Whether somebody who listens is woken by the deed."""
+    with world.broker.listen([topic] if isinstance(topic, str) else topic) as listener:
+        await deed
+        return await listener.wait(PATIENCE)
+
+
+# --- listen_ready ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("topic", [topics.queue("mail"), topics.ANY_QUEUE])
+async def test_listen_ready__when_it_is_added(world: World, topic: str) -> None:
+    """A new READY job is told of under its queue, and to those who listen to every queue."""
+    assert await nudges(world, topic, world.add(queue="mail"))
+
+
+async def test_listen_ready__one_of_several_topics(world: World) -> None:
+    """Who listens for several things is woken by any of them."""
+    assert await nudges(world, [topics.queue("a"), topics.queue("b")], world.add(queue="b"))
+
+
+async def test_listen_ready__when_it_is_due(world: World) -> None:
+    """A job that upkeep readies is told of."""
+    await world.add(queue="mail", after=10.0)
+
+    assert await nudges(world, topics.queue("mail"), world.pass_time(10.0))
+
+
+@pytest.mark.parametrize("settlement", [retried, snoozed, handed_back])
+async def test_listen_ready__when_it_comes_again(world: World, settlement: SettlementOf) -> None:
+    """A job that is READY again after a run is told of: another worker may have a slot."""
+    lease = await world.running(queue="mail")
+
+    assert await nudges(world, topics.queue("mail"), world.settle(settlement(lease)))
+
+
+async def test_listen_ready__when_its_worker_is_lost(world: World) -> None:
+    """A job that upkeep takes from a dead session is told of."""
+    session = await world.a_session()
+    await world.running(session, queue="mail")
+    await world.lapse(session)
+
+    assert await nudges(world, topics.queue("mail"), world.upkeep())
+
+
+async def test_listen_ready__when_it_is_released(world: World) -> None:
+    """A held job that is released, and a follow-up, are told of with the settlement that they come with."""
+    held = await world.add(queue="joined", awaits=1)
+    lease = await world.running(joins=(held.id,))
+
+    follow_up = world.an_envelope(queue="next")
+    with world.broker.listen([topics.queue("joined")]) as joined, world.broker.listen([topics.queue("next")]) as following:
+        await world.settle(succeeded(lease, follow_ups=(follow_up,)))
+        assert await joined.wait(PATIENCE)
+        assert await following.wait(PATIENCE)
+
+
+async def test_listen_ready__by_an_operator(world: World) -> None:
+    """A job that an operator retries is told of."""
+    lease = await world.running(queue="mail")
+    await world.settle(failed(lease))
+
+    assert await nudges(world, topics.queue("mail"), world.broker.console.retry([lease.envelope.id]))
+
+
+async def test_listen_ready__from_a_sibling(world: World) -> None:
+    """What another broker of the store does is told of here too."""
+    sibling = world.broker.sibling()
+    try:
+        assert await nudges(world, topics.queue("mail"), sibling.enqueue([world.an_envelope(queue="mail")]))
+    finally:
+        await sibling.close()
+
+
+# --- listen_session, listen_ended, listen_due -----------------------------------------------------------------------------
+
+
+async def test_listen_session(world: World) -> None:
+    """A worker is woken when one of its runs is asked to stop, and need not wait for its next beat."""
+    session = await world.a_session()
+    lease = await world.running(session)
+
+    assert await nudges(world, topics.session(session.id), world.cancel(lease))
+
+
+@pytest.mark.parametrize("settlement", [succeeded, failed, cancelled])
+async def test_listen_ended__by_a_verdict(world: World, settlement: SettlementOf) -> None:
+    """Who waits for a result is woken when the job ends."""
+    lease = await world.running()
+
+    assert await nudges(world, topics.job(lease.envelope.id), world.settle(settlement(lease)))
+
+
+async def test_listen_ended__without_having_run(world: World) -> None:
+    """Also when it ends cancelled or expired."""
+    first, second = await world.add(), await world.add(expires=5.0)
+
+    assert await nudges(world, topics.job(first.id), world.cancel(first))
+    assert await nudges(world, topics.job(second.id), world.pass_time(5.0))
+
+
+async def test_listen_due__when_it_is_added(world: World) -> None:
+    """Who waits for the next due time is woken when a new one may come before it."""
+    assert await nudges(world, topics.DUE, world.add(after=10.0))
+
+
+async def test_listen_due__when_it_is_to_come_again(world: World) -> None:
+    """So also for a retry's wait."""
+    lease = await world.running()
+
+    assert await nudges(world, topics.DUE, world.settle(retried(lease, 10.0)))
+
+
+# --- listen_sticky --------------------------------------------------------------------------------------------------------
+
+
+async def test_listen_sticky(world: World) -> None:
+    """Look, then wait, and nothing is missed: a nudge that came while nobody waited ends the next wait."""
+    with world.broker.listen([topics.queue("mail")]) as listener:
+        for _ in range(2):
+            await world.add(queue="mail")
+            assert await listener.wait(PATIENCE)
+
+
+async def test_listen_sticky__while_it_waits(world: World) -> None:
+    """A nudge ends a wait under way."""
+    with world.broker.listen([topics.queue("mail")]) as listener:
+        waiting = asyncio.create_task(listener.wait(PATIENCE))
+        await asyncio.sleep(0)
+        await world.add(queue="mail")
+
+        assert await waiting
+
+
+async def test_listen_sticky__a_wait_given_up_loses_nothing(world: World) -> None:
+    """A wait that was cancelled leaves the next nudge to the next wait."""
+    with world.broker.listen([topics.queue("mail")]) as listener:
+        waiting = asyncio.create_task(listener.wait())
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        await world.add(queue="mail")
+
+        assert await listener.wait(PATIENCE)
+
+
+async def test_listen_sticky__each_listener_for_itself(world: World) -> None:
+    """Two who listen for the same are both woken."""
+    with world.broker.listen([topics.queue("mail")]) as first, world.broker.listen([topics.queue("mail")]) as second:
+        await world.add(queue="mail")
+
+        assert await first.wait(PATIENCE)
+        assert await second.wait(PATIENCE)
+
+
+async def test_listen_sticky__quiet_when_nothing_happens(world: World) -> None:
+    """Without a nudge a wait ends when its time is over, and says so."""
+    with world.broker.listen([topics.queue("mail")]) as listener:
+        assert not await listener.wait(0.01)

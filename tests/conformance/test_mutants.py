@@ -1,0 +1,37 @@
+"""The suite catches what it should, and only there: a broken broker fails the clauses that its defect is named for, and passes all others."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.conformance import clauses
+from tests.conformance.mutants import MUTANTS, Mutant, home_of
+from tests.support.homes import MemoryHome
+
+
+def failing(mutant: type[Mutant]) -> dict[str, list[str]]:
+    """The clauses that notice the defect, with the tests of each that do."""
+    noticed = dict[str, list[str]]()
+    for test, error in clauses.run_all(home_of(mutant)):
+        if error is not None:
+            noticed.setdefault(test.clause, []).append(test.name)
+    return noticed
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
+def test_a_mutant_fails_its_clauses_and_no_other(mutant: type[Mutant]) -> None:
+    """At least one test of each clause named fails, and no test of any other."""
+    noticed = failing(mutant)
+
+    assert {clause: noticed.get(clause) for clause in noticed.keys() - mutant.breaks} == {}, "clauses that it should not break"
+    assert mutant.breaks - noticed.keys() == set(), "clauses that should have noticed"
+
+
+def test_the_whole_broker_passes() -> None:
+    """Run this way, without pytest around each test, the unbroken broker fails nothing: what mutants fail is their own doing."""
+    assert [(test.name, error) for test, error in clauses.run_all(MemoryHome) if error is not None] == []
+
+
+def test_every_mutant_breaks_a_clause_of_the_contract() -> None:
+    """Each names clauses that there are, and says why it is worth trying."""
+    assert all(mutant.breaks and mutant.breaks <= clauses.clauses() and mutant.because for mutant in MUTANTS)

@@ -1,0 +1,104 @@
+"""When nobody beats it is the store that was away: the workers are not dead, and their jobs have not crashed."""
+
+from __future__ import annotations
+
+from taskflow.model.record import Status
+from taskflow.model.verdict import Settled
+from tests.support.homes import Power
+from tests.support.verdicts import succeeded
+from tests.support.world import World
+
+
+async def test_outage__everybody_gets_one_more_ttl(world: World) -> None:
+    """After a silence of all, nobody is reaped until one more ttl has passed: each has time to come back with its runs."""
+    sessions = [await world.a_session(f"w{number}") for number in range(2)]
+    leases = [await world.running(session) for session in sessions]
+    world.clock.advance(3_600.0)
+
+    assert (await world.upkeep()).reaped == 0
+    world.clock.advance(19.0)
+    assert (await world.upkeep()).reaped == 0
+    for session, lease in zip(sessions, leases, strict=True):
+        assert (await world.beat(session, lease)).lost == ()
+        assert await world.settle(succeeded(lease)) == [Settled.OK]
+
+
+async def test_outage__the_first_to_come_back_dooms_nobody(world: World) -> None:
+    """One that beats again at once does not make the others look dead."""
+    quick, slow = await world.a_session("quick"), await world.a_session("slow")
+    lease = await world.running(slow)
+    world.clock.advance(60.0)
+    await world.beat(quick)
+
+    assert (await world.upkeep()).reaped == 0
+    world.clock.advance(10.0)
+    await world.beat(quick)
+    await world.beat(slow, lease)
+
+    assert await world.settle(succeeded(lease)) == [Settled.OK]
+
+
+async def test_outage__a_newcomer_dooms_nobody(world: World) -> None:
+    """Nor does a worker that starts after it."""
+    session = await world.a_session("old")
+    lease = await world.running(session)
+    world.clock.advance(60.0)
+    await world.a_session("new")
+
+    assert (await world.upkeep()).reaped == 0
+    assert (await world.beat(session, lease)).lost == ()
+
+
+async def test_outage__who_does_not_come_back_has_not_crashed(world: World) -> None:
+    """What a session held that never came back counts as handed back: the outage may have ended its worker, the job did not."""
+    session = await world.a_session()
+    lease = await world.running(session)
+    world.clock.advance(60.0)
+    await world.upkeep()
+
+    upkept = await world.reap(session)
+
+    assert (upkept.reaped, upkept.released) == (1, 1)
+    record = await world.record(lease)
+    assert (record.status, record.crashes, record.hand_backs, record.errors) == (Status.READY, 0, 1, ())
+
+
+async def test_outage__once(world: World) -> None:
+    """One more ttl, not one more each time: a fleet that is gone for good is reaped by the next one's first worker."""
+    session = await world.a_session()
+    lease = await world.running(session)
+    world.clock.advance(60.0)
+    await world.upkeep()
+    world.clock.advance(60.0)
+
+    assert (await world.upkeep()).reaped == 1
+    assert await world.status(lease) is Status.READY
+
+
+async def test_outage__ends_with_a_beat(world: World) -> None:
+    """Who has come back is lost like anybody else the next time, and its run has crashed."""
+    session = await world.a_session()
+    lease = await world.running(session)
+    world.clock.advance(60.0)
+    await world.beat(session, lease)
+
+    await world.reap(session)
+
+    record = await world.record(lease)
+    assert (record.crashes, record.hand_backs) == (1, 0)
+
+
+async def test_outage__the_machine_has_booted_again(world: World) -> None:
+    """Nobody lives through the boot of its machine: sessions from before it are dead at once, and their jobs have not crashed."""
+    world.needs(Power.BOOT)
+    session = await world.a_session()
+    lease = await world.running(session)
+    world.clock.reboot()
+    newcomer = await world.a_session()
+
+    upkept = await world.upkeep()
+
+    assert (upkept.reaped, upkept.released) == (1, 1)
+    record = await world.record(lease)
+    assert (record.status, record.crashes, record.hand_backs) == (Status.READY, 0, 1)
+    assert [record.session for record in await world.broker.console.workers()] == [newcomer]

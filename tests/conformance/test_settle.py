@@ -1,0 +1,536 @@
+"""settle: what a run comes to, and whose word on it counts."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from taskflow.model.clock import instant_of
+from taskflow.model.envelope import ClaimId, Lease
+from taskflow.model.record import Status
+from taskflow.model.verdict import RunError, Settled, Settlement
+from tests.conformance.outcomes import ENDING, MARKED, OUTCOMES, PLAIN, REPLACED, Outcome, check_outcome
+from tests.support.homes import Power
+from tests.support.verdicts import A_RESULT, SettlementOf, cancelled, discarded, failed, handed_back, parked, retried, snoozed, succeeded
+from tests.support.world import World, ids_of
+
+OK, STALE = Settled.OK, Settled.STALE
+ALL = (succeeded, failed, discarded, cancelled, retried, snoozed, parked, handed_back)
+
+
+# --- settle_outcomes ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("outcome", OUTCOMES, ids=str)
+async def test_settle_outcomes(world: World, outcome: Outcome) -> None:
+    """The record after a verdict is the one of the table, field by field."""
+    await check_outcome(world, outcome, PLAIN)
+
+
+@pytest.mark.parametrize("outcome", ENDING, ids=str)
+async def test_settle_outcomes__asked_to_stop(world: World, outcome: Outcome) -> None:
+    """A verdict that ends the job counts though its cancellation was asked for: the run came to it all the same."""
+    await check_outcome(world, outcome, MARKED)
+
+
+@pytest.mark.parametrize("outcome", ENDING, ids=str)
+async def test_settle_outcomes__with_a_replacement_behind(world: World, outcome: Outcome) -> None:
+    """So does one of a run whose replacement waits."""
+    await check_outcome(world, outcome, REPLACED)
+
+
+async def test_settle_outcomes__errors_add_up(world: World) -> None:
+    """Each failed attempt leaves its error, oldest first, with the store's time and the attempt that its worker named."""
+    session = await world.a_session()
+    lease = await world.running(session)
+    first = RunError("a.B", "one", "trace", attempt=1)
+    second = RunError("c.D", "two \ud800 ünï", "", attempt=2)
+    await world.settle(retried(lease, error=first))
+    first_at = world.clock.wall()
+    world.clock.advance(1.0)
+    [lease] = await world.claim(session)
+    await world.settle(failed(lease, error=second))
+
+    record = await world.record(lease)
+    assert record.errors == (msgspec.structs.replace(first, at=first_at), msgspec.structs.replace(second, at=world.clock.wall()))
+    assert record.failures == 2
+
+
+async def test_settle_outcomes__a_long_history_begins_anew(world: World) -> None:
+    """Errors are kept up to a bound; beyond it the newest is kept."""
+    session = await world.a_session()
+    lease = await world.running(session)
+    for number in range(6):
+        await world.settle(retried(lease, error=RunError("a.B", str(number), "x" * 16_000)))
+        [lease] = await world.claim(session)
+
+    errors = (await world.record(lease)).errors
+    assert 0 < len(errors) < 6
+    assert errors[-1].message == "5"
+    assert (await world.record(lease)).failures == 6
+
+
+async def test_settle_outcomes__parked_for(world: World) -> None:
+    """A job that is parked again has been so since the first time."""
+    session = await world.a_session(ttl=1_000.0)
+    lease = await world.running(session)
+    for _ in range(2):
+        await world.settle(parked(lease, 10.0))
+        await world.pass_time(10.0)
+        [lease] = await world.claim(session)
+    assert lease.parked_for == 20.0
+
+    await world.settle(retried(lease))
+    [lease] = await world.claim(session)
+
+    assert lease.parked_for == 0.0
+    assert (await world.record(lease)).waiting_for is None
+
+
+async def test_settle_outcomes__a_large_result(world: World) -> None:
+    """A result of a mebibyte comes back byte for byte."""
+    lease = await world.running()
+    result = bytes(range(256)) * 4_096
+
+    await world.settle(succeeded(lease, result))
+
+    assert (await world.record(lease)).result == result
+
+
+# --- settle_stale ---------------------------------------------------------------------------------------------------
+
+
+async def _changes_nothing(world: World, settlement: Settlement) -> None:
+    """STALE, and the job stands as before; its follow-ups are a clause of their own."""
+    before = await world.read(settlement.id)
+    assert await world.settle(settlement) == [STALE]
+    assert await world.read(settlement.id) == before
+
+
+@pytest.mark.parametrize("settlement", ALL)
+async def test_settle_stale__after_the_lease_was_lost(world: World, settlement: SettlementOf) -> None:
+    """A worker that lost its lease cannot end or turn the job while it waits, nor under its successor, nor after that has ended."""
+    slow = await world.a_session("slow")
+    old = await world.running(slow)
+    await world.reap(slow)
+    await _changes_nothing(world, settlement(old))
+    [new] = await world.claim(await world.a_session("quick"))
+    await _changes_nothing(world, settlement(old))
+
+    assert await world.settle(succeeded(new)) == [OK]
+    await _changes_nothing(world, settlement(old))
+
+
+async def test_settle_stale__within_one_session(world: World) -> None:
+    """A fence is one lease's, not its session's: the same session's earlier lease of the job counts no more."""
+    session = await world.a_session()
+    first = await world.running(session)
+    await world.settle(retried(first))
+    [second] = await world.claim(session)
+    await world.settle(handed_back(second))
+    [third] = await world.claim(session)
+
+    await _changes_nothing(world, succeeded(first))
+    assert await world.settle(succeeded(third)) == [OK]
+
+
+async def test_settle_stale__another_epoch(world: World) -> None:
+    """The right claim id with another epoch is not the fence."""
+    lease = await world.running()
+
+    for epoch in (0, lease.epoch + 1):
+        await _changes_nothing(world, succeeded(msgspec.structs.replace(lease, epoch=epoch)))
+
+
+async def test_settle_stale__another_claim(world: World) -> None:
+    """The right epoch with another claim id is not the fence."""
+    lease = await world.running()
+    session, request, number = lease.claim
+    other = await world.a_session()
+
+    for claim in (ClaimId(other.id, request, number), ClaimId(session, request + 1, number), ClaimId(session, request, number + 1)):
+        await _changes_nothing(world, succeeded(msgspec.structs.replace(lease, claim=claim)))
+
+
+async def test_settle_stale__after_the_tail_was_lost(world: World) -> None:
+    """An epoch that the store hands out again, having lost its tail, is no fence by itself."""
+    slow, quick = await world.a_session("slow"), await world.a_session("quick")
+    await world.add()
+    snapshot = world.snapshot()
+    [old] = await world.claim(slow)
+    await world.restore(snapshot)
+    [new] = await world.claim(quick)
+    assert old.epoch == new.epoch
+
+    await _changes_nothing(world, succeeded(old))
+    assert await world.settle(succeeded(new)) == [OK]
+
+
+async def test_settle_stale__a_waiting_job(world: World) -> None:
+    """A job that nobody runs cannot be settled."""
+    envelope = await world.add()
+    session = await world.a_session()
+
+    await _changes_nothing(
+        world, Settlement(id=envelope.id, epoch=0, claim=ClaimId(session.id, 0, 0), verdict=succeeded(_a_lease(world)).verdict)
+    )
+
+
+async def test_settle_stale__an_unknown_job(world: World) -> None:
+    """A job that the store does not know, or no longer, is settled by nobody."""
+    assert await world.settle(succeeded(_a_lease(world))) == [STALE]
+
+
+def _a_lease(world: World) -> Lease:
+    return Lease(envelope=world.an_envelope(), epoch=1, claim=ClaimId(bytes(16), 1, 0), created_at=0)
+
+
+# --- settle_repeat --------------------------------------------------------------------------------------------------
+
+
+async def _is_repeatable(world: World, settlement: Settlement) -> None:
+    before = await world.read(settlement.id)
+    assert await world.settle(settlement) == [OK]
+    assert await world.read(settlement.id) == before
+
+
+@pytest.mark.parametrize("settlement", ALL)
+async def test_settle_repeat(world: World, settlement: SettlementOf) -> None:
+    """A settlement whose answer was lost, sent again later, is OK and counts once."""
+    lease = await world.running()
+    assert await world.settle(settlement(lease)) == [OK]
+    world.clock.advance(5.0)
+
+    await _is_repeatable(world, settlement(lease))
+    await _is_repeatable(world, settlement(lease))
+
+
+async def test_settle_repeat__while_it_runs_again(world: World) -> None:
+    """The repeat of a retry does not touch the next run, whoever has it."""
+    session = await world.a_session()
+    first = await world.running(session)
+    await world.settle(retried(first))
+    [second] = await world.claim(await world.a_session())
+
+    await _is_repeatable(world, retried(first))
+    assert await world.settle(succeeded(second)) == [OK]
+
+
+async def test_settle_repeat__after_its_worker_was_lost(world: World) -> None:
+    """What took effect last stays known though a later run came to nothing."""
+    session = await world.a_session()
+    first = await world.running(session)
+    await world.settle(retried(first))
+    await world.claim(session)
+    await world.reap(session)
+
+    await _is_repeatable(world, retried(first))
+
+
+async def test_settle_repeat__within_a_batch(world: World) -> None:
+    """Twice in one batch is once."""
+    lease = await world.running()
+
+    assert await world.settle(retried(lease), retried(lease)) == [OK, OK]
+    assert (await world.record(lease)).failures == 1
+
+
+async def test_settle_repeat__only_the_last_one(world: World) -> None:
+    """A settlement that took effect before the last one is stale: nobody resends it for so long."""
+    session = await world.a_session()
+    first = await world.running(session)
+    await world.settle(retried(first))
+    [second] = await world.claim(session)
+    await world.settle(retried(second))
+
+    assert await world.settle(retried(first), retried(second)) == [STALE, OK]
+    assert (await world.record(second)).failures == 2
+
+
+async def test_settle_repeat__of_a_dropped_job(world: World) -> None:
+    """A job that is no longer kept still knows what ended it, as long as a client may resend."""
+    lease = await world.running()
+    await world.settle(succeeded(lease, keep_for=0.0))
+    await world.pass_time(world.rules.repeat_for - 1.0)
+
+    assert await world.settle(succeeded(lease)) == [OK]
+
+
+async def test_settle_repeat__over_a_restart(world: World) -> None:
+    """What took effect is known to the store, not to the process."""
+    world.needs(Power.RESTART)
+    lease = await world.running()
+    await world.settle(succeeded(lease))
+    await world.restart()
+
+    await _is_repeatable(world, succeeded(lease))
+
+
+# --- settle_batch ---------------------------------------------------------------------------------------------------
+
+
+async def test_settle_batch(world: World) -> None:
+    """Each item is judged by itself, and answered in its place."""
+    session = await world.a_session()
+    leases = [await world.running(session) for _ in range(4)]
+    unknown = _a_lease(world)
+
+    answers = await world.settle(
+        succeeded(leases[0]), succeeded(unknown), retried(leases[1], 5.0), failed(leases[2]), succeeded(unknown), cancelled(leases[3])
+    )
+
+    assert answers == [OK, STALE, OK, OK, STALE, OK]
+    statuses = [await world.status(lease) for lease in leases]
+    assert statuses == [Status.SUCCEEDED, Status.SCHEDULED, Status.FAILED, Status.CANCELLED]
+
+
+async def test_settle_batch__of_hundreds(world: World) -> None:
+    """A large batch lands as a whole, every item in its place."""
+    session = await world.a_session()
+    await world.enqueue(*(world.an_envelope() for _ in range(500)))
+    leases = await world.claim(session)
+
+    assert await world.settle(*(succeeded(lease, lease.envelope.id) for lease in leases)) == [OK] * 500
+    records = await world.broker.read(ids_of(leases))
+    assert [record and record.result for record in records] == ids_of(leases)
+
+
+async def test_settle_batch__nothing(world: World) -> None:
+    """An empty batch is answered by an empty list."""
+    assert await world.settle() == []
+
+
+# --- settle_follow_ups ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settlement", ALL)
+async def test_settle_follow_ups(world: World, settlement: SettlementOf) -> None:
+    """Follow-ups come with any verdict, in order, and wait like jobs of their own."""
+    lease = await world.running()
+    chain = (world.an_envelope(queue="next"), world.an_envelope(queue="next", after=60.0), world.an_envelope(queue="next"))
+
+    assert await world.settle(settlement(lease, follow_ups=chain)) == [OK]
+
+    assert [await world.status(job) for job in chain] == [Status.READY, Status.SCHEDULED, Status.READY]
+    assert ids_of(await world.claim(await world.a_session(), ["next"])) == [chain[0].id, chain[2].id]
+
+
+async def test_settle_follow_ups__not_when_it_is_stale(world: World) -> None:
+    """A zombie's follow-ups are not sent: its successor sends its own."""
+    session = await world.a_session()
+    lease = await world.running(session)
+    await world.reap(session)
+    follow_up = world.an_envelope()
+
+    await world.settle(succeeded(lease, follow_ups=(follow_up,)))
+
+    assert await world.read(follow_up) is None
+
+
+async def test_settle_follow_ups__once(world: World) -> None:
+    """A repeat adds none again, and none that it did not bring the first time."""
+    lease = await world.running()
+    first, second = world.an_envelope(), world.an_envelope()
+    await world.settle(succeeded(lease, follow_ups=(first,)))
+
+    await world.settle(succeeded(lease, follow_ups=(first, second)))
+
+    assert await world.read(second) is None
+    assert ids_of(await world.claim(await world.a_session(), ["default"])) == [first.id]
+
+
+async def test_settle_follow_ups__already_there(world: World) -> None:
+    """A follow-up whose id is known is not added again, and does not stand in the settlement's way."""
+    lease = await world.running()
+    known = await world.add()
+
+    assert await world.settle(succeeded(lease, follow_ups=(known,))) == [OK]
+    assert len(await world.claim(await world.a_session(), ["default"])) == 1
+
+
+# --- settle_late, settle_resets, settle_marked -------------------------------------------------------------------------
+
+
+async def test_settle_late__lapsed(world: World) -> None:
+    """A run that ended counts though its session is past its ttl: nobody else has the job yet."""
+    session = await world.a_session()
+    lease = await world.running(session)
+    await world.lapse(session)
+
+    assert await world.settle(succeeded(lease)) == [OK]
+
+
+async def test_settle_late__dead_with_its_lease(world: World) -> None:
+    """It counts even though the session is dead, until the lease is released."""
+    session = await world.a_session()
+    lease = await world.running(session)
+    await world.lapse(session)
+    await world.upkeep(limit=0)
+
+    assert await world.settle(succeeded(lease)) == [OK]
+    await world.upkeep()
+    assert await world.status(lease) is Status.SUCCEEDED
+
+
+async def _crash_and_hand_back(world: World) -> Lease:
+    """A run of a job that was lost once, and handed back once, since the last outcome."""
+    session = await world.a_session()
+    lease = await world.running(session, queue="default")
+    await world.settle(handed_back(lease))
+    await world.claim(session)
+    await world.reap(session)
+    [lease] = await world.claim(await world.a_session(ttl=1_000.0))
+    record = await world.record(lease)
+    assert (record.crashes, record.hand_backs) == (1, 1)
+    return lease
+
+
+@pytest.mark.parametrize("settlement", [succeeded, failed, discarded, cancelled, retried, snoozed])
+async def test_settle_resets(world: World, settlement: SettlementOf) -> None:
+    """A run that came to something starts the counts of crashes and hand-backs again."""
+    lease = await _crash_and_hand_back(world)
+
+    await world.settle(settlement(lease))
+
+    record = await world.record(lease)
+    assert (record.crashes, record.hand_backs) == (0, 0)
+
+
+@pytest.mark.parametrize("settlement", [parked, handed_back])
+async def test_settle_resets__no_outcome(world: World, settlement: SettlementOf) -> None:
+    """Parked and handed back are not outcomes: nothing was run."""
+    lease = await _crash_and_hand_back(world)
+
+    await world.settle(settlement(lease))
+
+    record = await world.record(lease)
+    assert record.crashes == 1
+    assert record.hand_backs >= 1
+
+
+@pytest.mark.parametrize("outcome", [outcome for outcome in OUTCOMES if outcome not in ENDING], ids=str)
+async def test_settle_marked(world: World, outcome: Outcome) -> None:
+    """A run that would wait again ends CANCELLED when that was asked for, with what its verdict counts."""
+    await check_outcome(world, outcome, MARKED)
+
+
+async def test_settle_marked__as_a_ghost(world: World) -> None:
+    """So does one whose lease goes back because its session does not know it."""
+    session = await world.a_session()
+    lease = await world.running(session)
+    await world.cancel(lease)
+    world.clock.advance(world.rules.ghost_after + 1.0)
+
+    assert (await world.beat(session)).ghosts == 1
+    assert await world.status(lease) is Status.CANCELLED
+
+
+# --- hand_back_place, hand_back_bounded, settle_forgets_payload ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("counts", [True, False])
+async def test_hand_back_place(world: World, *, counts: bool) -> None:
+    """A job handed back comes before those that came after it, and keeps its due time."""
+    session = await world.a_session()
+    first = await world.running(session, queue="default")
+    due_at = (await world.record(first)).due_at
+    world.clock.advance(1.0)
+    second = await world.add()
+
+    await world.settle(handed_back(first, counts=counts))
+
+    assert (await world.record(first)).due_at == due_at
+    assert ids_of(await world.claim(session)) == ids_of([first, second])
+
+
+async def test_hand_back_place__when_the_clock_was_set_back(world: World) -> None:
+    """It is READY at once, though its due time lies ahead by a wall clock that was set back meanwhile."""
+    session = await world.a_session()
+    lease = await world.running(session)
+    world.clock.skew(-3_600.0)
+
+    assert await world.settle(handed_back(lease)) == [OK]
+
+    assert await world.status(lease) is Status.READY
+    assert ids_of(await world.claim(session)) == ids_of([lease])
+
+
+async def test_hand_back_place__after_a_retry(world: World) -> None:
+    """Where it stood is where its last wait had put it."""
+    session = await world.a_session(ttl=100.0)
+    lease = await world.running(session, queue="default")
+    await world.settle(retried(lease, 10.0))
+    world.clock.advance(5.0)
+    before = await world.add()
+    await world.pass_time(10.0)
+    [first, second] = await world.claim(session)
+    assert ids_of([first, second]) == ids_of([before, lease])
+
+    await world.settle(handed_back(second), handed_back(first))
+
+    assert ids_of(await world.claim(session)) == ids_of([before, lease])
+
+
+async def test_hand_back_bounded(world: World) -> None:
+    """One more than allowed, and the job is FAILED as poison and says so: it does not cycle for ever."""
+    world = world.under(max_hand_backs=2)
+    session = await world.a_session()
+    lease = await world.running(session)
+    for number in range(2):
+        await world.settle(handed_back(lease))
+        assert await world.status(lease) is Status.READY
+        [lease] = await world.claim(session)
+        assert lease.hand_backs == number + 1
+
+    assert await world.settle(handed_back(lease)) == [OK]
+
+    record = await world.record(lease)
+    assert record.status is Status.FAILED
+    assert record.reason is not None
+    assert record.reason.startswith("poison: ")
+    assert (record.ended_at, record.payload) == (instant_of(world.clock.wall()), lease.envelope.payload)
+
+
+async def test_hand_back_bounded__uncounted_ones_are_free(world: World) -> None:
+    """What a worker held in reserve and gives back does not count, however often."""
+    world = world.under(max_hand_backs=2)
+    session = await world.a_session()
+    lease = await world.running(session)
+    for _ in range(5):
+        await world.settle(handed_back(lease, counts=False))
+        [lease] = await world.claim(session)
+
+    assert lease.hand_backs == 0
+
+
+async def test_hand_back_bounded__an_outcome_between(world: World) -> None:
+    """Hand-backs are counted since the last outcome."""
+    world = world.under(max_hand_backs=2)
+    session = await world.a_session()
+    lease = await world.running(session)
+    for settlement in (handed_back, handed_back, retried, handed_back, handed_back):
+        await world.settle(settlement(lease))
+        [lease] = await world.claim(session)
+
+    assert await world.status(lease) is Status.RUNNING
+
+
+async def test_settle_forgets_payload__a_success(world: World) -> None:
+    """A success keeps its result, and its payload goes: it may be large, and secret."""
+    lease = await world.running()
+
+    await world.settle(succeeded(lease))
+
+    record = await world.record(lease)
+    assert (record.result, record.payload) == (A_RESULT, None)
+
+
+@pytest.mark.parametrize("settlement", [failed, discarded, cancelled, retried])
+async def test_settle_forgets_payload__others_keep_it(world: World, settlement: SettlementOf) -> None:
+    """What may run again, by itself or by an operator's hand, keeps its payload and has no result."""
+    lease = await world.running()
+
+    await world.settle(settlement(lease))
+
+    record = await world.record(lease)
+    assert (record.result, record.payload) == (None, lease.envelope.payload)

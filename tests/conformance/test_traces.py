@@ -1,0 +1,44 @@
+"""What the protocol's model found out about broken rules, put to every real broker."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.conformance import mutants
+from tests.conformance.mutants import Mutant, home_of
+from tests.conformance.traces import replay
+from tests.protocol_model import traces
+from tests.protocol_model.traces import TRACES, Trace
+from tests.support.world import World
+
+CONVICTED: tuple[tuple[Trace, type[Mutant]], ...] = (
+    (traces.FENCE_BY_ID, mutants.SettlesById),
+    (traces.FENCE_BY_ID_AND_STATE, mutants.SettlesByIdAndState),
+    (traces.FENCE_BY_EPOCH, mutants.SettlesByEpoch),
+    (traces.FENCE_BY_CLAIM_ID, mutants.SettlesByClaimId),
+    (traces.CLAIM_WITHOUT_SESSION_CHECK, mutants.ClaimsForTheDead),
+    (traces.NO_GHOSTS, mutants.FindsNoGhosts),
+    (traces.GHOSTS_BY_NAME_ALONE, mutants.TakesTheUnseenForGhosts),
+    (traces.SETTLE_WITHOUT_REPEAT, mutants.RepeatIsStale),
+    (traces.BEAT_REVIVES, mutants.BeatRevives),
+)
+
+
+@pytest.mark.parametrize("trace", TRACES, ids=lambda trace: trace.rules)
+async def test_a_broker_answers_as_the_correct_rules_do(world: World, trace: Trace) -> None:
+    """At every step of every counterexample."""
+    await replay(world, trace)
+
+
+@pytest.mark.parametrize(("trace", "mutant"), CONVICTED, ids=lambda value: getattr(value, "rules", ""))
+def test_a_trace_convicts_the_broker_that_is_broken_so(trace: Trace, mutant: type[Mutant]) -> None:
+    """The replay can tell: a broker with the trace's own defect answers otherwise."""
+
+    async def put_to_it() -> None:
+        async with World(home_of(mutant)) as world:
+            await replay(world, trace)
+
+    with pytest.raises(AssertionError):
+        asyncio.run(put_to_it())

@@ -1,0 +1,399 @@
+"""upkeep: what time brings, in bounded steps that anyone may take in any order."""
+
+from __future__ import annotations
+
+import pytest
+
+from taskflow.broker.protocol import Refused, Upkept
+from taskflow.model.clock import instant_of
+from taskflow.model.envelope import Envelope, Lease
+from taskflow.model.record import Record, Status
+from taskflow.model.session import Session
+from taskflow.model.verdict import Settled
+from tests.support.verdicts import SettlementOf, failed, handed_back, retried, succeeded
+from tests.support.world import World, ids_of
+
+LONG = 1_000_000.0
+
+
+async def crash(world: World, job: Envelope | Lease, session: Session | None = None) -> Record:
+    """Lease the waiting job to a session, lose that, and see what became of the job."""
+    session = session or await world.a_session("lost")
+    assert len(await world.claim(session)) == 1
+    await world.reap(session)
+    return await world.record(job)
+
+
+# --- upkeep_due -----------------------------------------------------------------------------------------------------------
+
+
+async def test_upkeep_due(world: World) -> None:
+    """What is due becomes READY, not a microsecond before, with its due time as its place however late upkeep comes."""
+    envelope = await world.add(after=10.0)
+    due_at = (await world.record(envelope)).due_at
+
+    assert (await world.pass_time(9.999_999)).readied == 0
+    assert await world.status(envelope) is Status.SCHEDULED
+    assert (await world.pass_time(5.0)).readied == 1
+
+    record = await world.record(envelope)
+    assert (record.status, record.due_at) == (Status.READY, due_at)
+    assert (await world.upkeep()).readied == 0
+
+
+async def test_upkeep_due__after_a_retry(world: World) -> None:
+    """A retry's wait ends like any other."""
+    lease = await world.running(await world.a_session(ttl=LONG))
+    await world.settle(retried(lease, 10.0))
+
+    await world.pass_time(10.0)
+
+    assert await world.status(lease) is Status.READY
+
+
+async def test_upkeep_due__says_when_to_come_again(world: World) -> None:
+    """The caller is told to come no later than the next job is due, and after a while when none is."""
+    assert 0.0 < (await world.upkeep()).next_in < 60.0
+    await world.add(after=0.25)
+
+    assert 0.0 < (await world.upkeep()).next_in <= 0.25
+
+
+async def test_upkeep_due__a_large_fleet_comes_seldom(world: World) -> None:
+    """Each of many comes once in many turns, so that the store sees about one call a second."""
+    alone = (await world.upkeep()).next_in
+    for number in range(50):
+        await world.a_session(f"w{number}")
+
+    assert (await world.upkeep()).next_in >= 10 * alone
+
+
+# --- upkeep_reaps ---------------------------------------------------------------------------------------------------------
+
+
+async def test_upkeep_reaps(world: World) -> None:
+    """A session past its ttl is dead, and its jobs run again under others; each has crashed once, and its record says so."""
+    session = await world.a_session("host:1")
+    leases = [await world.running(session, queue="default") for _ in range(2)]
+
+    upkept = await world.reap(session)
+
+    assert (upkept.reaped, upkept.released) == (1, 2)
+    for lease in leases:
+        record = await world.record(lease)
+        assert (record.status, record.crashes, record.hand_backs) == (Status.READY, 1, 0)
+        [error] = record.errors
+        assert (error.type, error.at) == ("taskflow.WorkerLost", world.clock.wall())
+        assert "host:1" in error.message
+    assert sorted(ids_of(await world.claim(await world.a_session()))) == sorted(ids_of(leases))
+
+
+async def test_upkeep_reaps__not_before_its_ttl(world: World) -> None:
+    """A session is not reaped as long as its ttl has not passed, to the microsecond."""
+    session = await world.a_session(ttl=20.0)
+    witness = await world.a_session(ttl=LONG)
+    world.clock.advance(10.0)
+    await world.beat(witness)
+    world.clock.advance(10.0)
+    assert (await world.upkeep()).reaped == 0
+    await world.beat(session)
+    world.clock.advance(10.0)
+    await world.beat(witness)
+    world.clock.advance(10.000_001)
+
+    assert (await world.upkeep()).reaped == 1
+
+
+async def test_upkeep_reaps__for_good(world: World) -> None:
+    """The dead stay dead: no beat, claim or registration brings a reaped session back."""
+    session = await world.a_session()
+    await world.reap(session)
+    await world.upkeep()
+
+    assert (await world.upkeep()).reaped == 0
+    assert session not in [record.session for record in await world.broker.console.workers()]
+
+
+async def test_upkeep_reaps__by_the_steady_clock(world: World) -> None:
+    """A wall clock set back or forth reaps nobody and keeps nobody."""
+    session = await world.a_session()
+    lease = await world.running(session)
+    for seconds in (86_400.0, -2 * 86_400.0):
+        world.clock.skew(seconds)
+        assert (await world.upkeep()).reaped == 0
+
+    assert (await world.reap(session)).reaped == 1
+    assert await world.status(lease) is Status.READY
+
+
+async def test_upkeep_reaps__where_it_stood(world: World) -> None:
+    """A job that runs again at once after a crash stands before those that came after it."""
+    session = await world.a_session()
+    lease = await world.running(session, queue="default")
+    world.clock.advance(1.0)
+    later = await world.add()
+
+    await world.reap(session)
+
+    assert ids_of(await world.claim(await world.a_session())) == ids_of([lease, later])
+
+
+async def test_upkeep_reaps__any_number_of_times(world: World) -> None:
+    """Again is nothing: a released lease is released once, and its new run is left alone."""
+    session = await world.a_session()
+    lease = await world.running(session)
+    await world.reap(session)
+    [new] = await world.claim(await world.a_session())
+
+    assert (await world.upkeep()).released == 0
+    assert (await world.record(lease)).crashes == 1
+    assert await world.settle(succeeded(new)) == [Settled.OK]
+
+
+# --- upkeep_bounded -------------------------------------------------------------------------------------------------------
+
+
+async def _much_to_do(world: World) -> int:
+    """Three moves for each of upkeep's duties; how many in all."""
+    session = await world.a_session()
+    for _ in range(3):
+        await world.running(session)
+    for _ in range(3):
+        await world.settle(succeeded(await world.running(session), keep_for=1.0))
+        await world.add(after=1.0)
+        await world.add(after=600.0, expires=1.0)
+    await world.lapse(session)
+    return 12
+
+
+@pytest.mark.parametrize("limit", [1, 2, 5])
+async def test_upkeep_bounded(world: World, limit: int) -> None:
+    """No call moves more jobs than its limit, over all its duties together; it asks to be called again while there is more."""
+    expected, calls = await _much_to_do(world), list[Upkept]()
+    while len(calls) <= expected and (not calls or calls[-1].next_in == 0.0):
+        calls.append(await world.upkeep(limit))
+
+    assert max(_moved(upkept) for upkept in calls) <= limit
+    assert sum(_moved(upkept) for upkept in calls) == expected
+    assert _moved(await world.upkeep()) == 0
+
+
+def _moved(upkept: Upkept) -> int:
+    return upkept.readied + upkept.released + upkept.expired + upkept.dropped
+
+
+async def test_upkeep_bounded__dead_before_its_first_lease_is_released(world: World) -> None:
+    """A session whose leases are released in steps is dying between them, and no lease is left behind."""
+    session = await world.a_session("host:1")
+    leases = [await world.running(session) for _ in range(3)]
+    await world.lapse(session)
+
+    for left in (3, 2, 1):
+        await world.upkeep(limit=left < 3)
+        [record] = [record for record in await world.broker.console.workers() if record.session == session]
+        assert (record.is_dying, record.leases) == (True, left)
+    await world.upkeep()
+
+    assert [await world.status(lease) for lease in leases] == [Status.READY] * 3
+
+
+# --- crash_backoff, crash_poison, crash_marked ----------------------------------------------------------------------------
+
+
+async def test_crash_backoff(world: World) -> None:
+    """No wait after the first crash, then longer ones, the last of which goes on; a crash costs no attempt."""
+    world = world.under(max_crashes=10, crash_backoff=(0.0, 5.0, 30.0))
+    envelope = await world.add()
+    for crashes, wait in enumerate((0.0, 5.0, 30.0, 30.0), 1):
+        record = await crash(world, envelope)
+        assert (record.crashes, record.failures, record.errors[-1].attempt) == (crashes, 0, 1)
+        assert record.status is (Status.SCHEDULED if wait else Status.READY)
+        if wait:
+            assert record.due_at == instant_of(world.clock.wall() + round(wait * 1_000_000))
+        await world.pass_time(wait)
+        assert await world.status(envelope) is Status.READY
+
+
+async def test_crash_backoff__begins_again_after_an_outcome(world: World) -> None:
+    """Crashes are counted in a row: a run that came to something between starts the waits again."""
+    envelope = await world.add()
+    for _ in range(2):
+        record = await crash(world, envelope)
+        await world.pass_time(5.0)
+    assert record.crashes == 2
+    [lease] = await world.claim(await world.a_session(ttl=LONG))
+    await world.settle(retried(lease))
+
+    record = await crash(world, envelope)
+
+    assert (record.crashes, record.status) == (1, Status.READY)
+
+
+async def test_crash_poison(world: World) -> None:
+    """One crash more than allowed, and the job is FAILED, says that it is poison, and keeps its payload for whoever looks into it."""
+    world = world.under(max_crashes=2, crash_backoff=(0.0,))
+    envelope = await world.add()
+    for _ in range(2):
+        assert (await crash(world, envelope)).status is Status.READY
+
+    record = await crash(world, envelope)
+
+    assert (record.status, record.crashes, len(record.errors)) == (Status.FAILED, 3, 3)
+    assert record.reason is not None
+    assert record.reason.startswith("poison: ")
+    assert (record.payload, record.ended_at) == (envelope.payload, instant_of(world.clock.wall()))
+    assert await world.claim(await world.a_session()) == []
+
+
+@pytest.mark.parametrize("max_attempts", [1, 3])
+async def test_crash_poison__whatever_attempts_are_used(world: World, max_attempts: int) -> None:
+    """A worker lost in the job's last attempt is a crash like any other: the job is not stuck, and comes again."""
+    world = world.under(max_crashes=1, crash_backoff=(0.0,))
+    envelope = await world.add(max_attempts=max_attempts)
+    for _ in range(max_attempts - 1):
+        [lease] = await world.claim(await world.a_session(ttl=LONG))
+        await world.settle(retried(lease))
+    assert (await crash(world, envelope)).status is Status.READY
+
+    assert (await crash(world, envelope)).status is Status.FAILED
+
+
+async def test_crash_marked(world: World) -> None:
+    """A job that was asked to stop does not run again when its worker is lost."""
+    session = await world.a_session()
+    lease = await world.running(session)
+    await world.cancel(lease)
+
+    await world.reap(session)
+
+    record = await world.record(lease)
+    assert (record.status, record.reason, record.crashes) == (Status.CANCELLED, "cancelled", 1)
+
+
+async def test_crash_marked__beyond_its_crashes(world: World) -> None:
+    """It is CANCELLED, not poison, even with the last crash that it may have."""
+    world = world.under(max_crashes=0)
+    session = await world.a_session()
+    lease = await world.running(session)
+    await world.cancel(lease)
+
+    await world.reap(session)
+
+    assert await world.status(lease) is Status.CANCELLED
+
+
+# --- upkeep_expires -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fields", [{}, {"after": 60.0}, {"awaits": 1}], ids=["ready", "scheduled", "held"])
+async def test_upkeep_expires(world: World, fields: dict[str, object]) -> None:
+    """A job that waits past its expiry is CANCELLED, "expired", whatever it waits for; not a microsecond before."""
+    envelope = await world.add(expires=10.0, **fields)
+
+    assert (await world.pass_time(9.999_999)).expired == 0
+    assert (await world.pass_time(0.000_001)).expired == 1
+
+    record = await world.record(envelope)
+    assert (record.status, record.reason) == (Status.CANCELLED, "expired")
+
+
+async def test_upkeep_expires__not_what_runs(world: World) -> None:
+    """A run that began in time goes on past the expiry; should it wait again, it has expired."""
+    lease = await world.running(await world.a_session(ttl=LONG), expires=10.0)
+    assert (await world.pass_time(20.0)).expired == 0
+    assert await world.status(lease) is Status.RUNNING
+
+    await world.settle(handed_back(lease))
+    assert (await world.upkeep()).expired == 1
+    assert await world.status(lease) is Status.CANCELLED
+
+
+async def test_upkeep_expires__a_retry_too_late(world: World) -> None:
+    """A retry planned beyond the expiry never runs."""
+    lease = await world.running(await world.a_session(ttl=LONG), expires=10.0)
+    await world.settle(retried(lease, 60.0))
+
+    await world.pass_time(10.0)
+
+    assert (await world.record(lease)).reason == "expired"
+
+
+# --- upkeep_drops, upkeep_caps --------------------------------------------------------------------------------------------
+
+
+async def _ended(world: World, settlement: SettlementOf = succeeded, **more: object) -> Lease:
+    lease = await world.running(await world.a_session(ttl=LONG))
+    await world.settle(settlement(lease, **more))
+    return lease
+
+
+async def test_upkeep_drops(world: World) -> None:
+    """What outlived its keep is dropped once, and counted."""
+    lease = await _ended(world, keep_for=200.0)
+
+    assert (await world.pass_time(199.0)).dropped == 0
+    assert (await world.pass_time(1.0)).dropped == 1
+    assert (await world.upkeep()).dropped == 0
+    [record] = [record for record in await world.broker.console.queues() if record.name == lease.envelope.queue]
+    assert record.counts[Status.SUCCEEDED] == 0
+
+
+async def test_upkeep_drops__its_id_stays_known(world: World) -> None:
+    """For as long as a client may resend, a dropped job's id adds nothing."""
+    lease = await _ended(world, keep_for=0.0)
+    await world.pass_time(world.rules.repeat_for - 0.001)
+
+    assert await world.enqueue(lease.envelope) == [Refused(lease.envelope.id, lease.envelope.id, "id")]
+    assert await world.read(lease) is None
+
+
+async def test_upkeep_drops__and_not_for_ever(world: World) -> None:
+    """Then it is forgotten wholly: a store does not grow with all that ever ran."""
+    lease = await _ended(world, keep_for=0.0)
+    await world.upkeep()
+    for _ in range(3):
+        await world.pass_time(world.rules.repeat_for)
+
+    assert await world.settle(succeeded(lease)) == [Settled.STALE]
+
+
+async def test_upkeep_caps(world: World) -> None:
+    """Beyond the cap of a queue the oldest go first, and it is counted how many."""
+    world = world.under(kept_per_queue=2)
+    session = await world.a_session(ttl=LONG)
+    leases = list[Lease]()
+    for _ in range(4):
+        leases.append(await world.running(session, queue="busy"))
+        await world.settle(succeeded(leases[-1], keep_for=LONG))
+        world.clock.advance(1.0)
+    other = await world.running(session)
+    await world.settle(succeeded(other, keep_for=LONG))
+
+    assert (await world.upkeep()).dropped == 2
+
+    assert [await world.status(lease) for lease in leases] == [None, None, Status.SUCCEEDED, Status.SUCCEEDED]
+    assert await world.status(other) is Status.SUCCEEDED
+    assert (await world.broker.console.metrics()).totals["busy"]["dropped over the cap"] == 2
+
+
+async def test_upkeep_caps__failed_ones_apart(world: World) -> None:
+    """Many successes push no failure out, nor the other way round: somebody still has to look into those."""
+    world = world.under(kept_per_queue=1)
+    session = await world.a_session(ttl=LONG)
+    for settlement in (failed, succeeded, failed, succeeded):
+        await world.settle(settlement(await world.running(session, queue="busy"), keep_for=LONG))
+        world.clock.advance(1.0)
+
+    assert (await world.upkeep()).dropped == 2
+
+    [record] = [record for record in await world.broker.console.queues() if record.name == "busy"]
+    assert (record.counts[Status.SUCCEEDED], record.counts[Status.FAILED]) == (1, 1)
+
+
+async def test_upkeep_caps__never_what_lives(world: World) -> None:
+    """However many wait, none is dropped."""
+    world = world.under(kept_per_queue=0)
+    envelopes = [await world.add() for _ in range(3)]
+
+    assert (await world.upkeep()).dropped == 0
+    assert [await world.status(envelope) for envelope in envelopes] == [Status.READY] * 3

@@ -1,0 +1,150 @@
+"""Where the jobs of a test lie: one class a kind of broker. A new broker joins the suite by one more class here."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import sqlite3
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from enum import Enum
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+import taskflow.broker
+from taskflow.broker.memory import MemoryBroker
+from taskflow.broker.memory.console import OpenStore
+from taskflow.broker.protocol import Broker
+from taskflow.model.rules import Rules
+from taskflow.model.seams import Seams
+
+
+class Power(Enum):
+    """What not every kind of store can do. A kind that lacks one says why, in words that its user would accept."""
+
+    RESTART = "the store outlives the process that opened it"
+    SHARING = "several processes open the same store"
+    BOOT = "its sessions live on its own machine, and end when that boots"
+
+
+class Home(ABC):
+    """One store of one kind. `open` may be called again once the broker that it gave is closed."""
+
+    name: ClassVar[str]
+    lacks: ClassVar[Mapping[Power, str]] = {}
+
+    def __init__(self, seams: Seams, rules: Rules, capacity: int | None = None) -> None:
+        self.seams = seams
+        self.rules = rules
+        self.capacity = capacity
+
+    @abstractmethod
+    def open(self) -> Broker:
+        """A broker on the store."""
+
+    @abstractmethod
+    def save(self) -> Any:
+        """A copy of all that the store holds, taken while the broker is open."""
+
+    @abstractmethod
+    def put_back(self, saved: Any) -> None:
+        """Make the store what it was: power was cut, and the tail is lost. No broker is open meanwhile."""
+
+    @abstractmethod
+    def remove(self) -> None:
+        """Leave nothing behind."""
+
+
+class MemoryHome(Home):
+    """`store_class` may be a broken one: the mutants are made so."""
+
+    name = "memory"
+    store_class: ClassVar[type[OpenStore]] = OpenStore
+    lacks = {
+        Power.RESTART: "jobs in a process's memory end with the process",
+        Power.SHARING: "a process's memory is its own",
+    }
+
+    def __init__(self, seams: Seams, rules: Rules, capacity: int | None = None) -> None:
+        super().__init__(seams, rules, capacity)
+        self._store = self.store_class(seams.clock, rules, capacity)
+
+    def open(self) -> Broker:
+        return MemoryBroker(store=self._store)
+
+    def save(self) -> OpenStore:
+        return self._copy(self._store)
+
+    def put_back(self, saved: OpenStore) -> None:
+        self._store = self._copy(saved)
+
+    def remove(self) -> None:
+        """It goes with the process."""
+
+    def _copy(self, store: OpenStore) -> OpenStore:
+        """The clock is the world's, not the store's: it is shared, and time goes on over the loss of a tail."""
+        return copy.deepcopy(store, {id(self.seams.clock): self.seams.clock})
+
+
+class SqliteHome(Home):
+    """A file in a folder of its own, on a file system in memory where there is one: what fsync costs is not the suite's to measure.
+
+    A limited one is full as a disk is full: it has so many pages and no more.
+    """
+
+    name = "sqlite"
+
+    def __init__(self, seams: Seams, rules: Rules, capacity: int | None = None) -> None:
+        super().__init__(seams, rules, capacity)
+        self.folder = Path(tempfile.mkdtemp(prefix="taskflow-", dir=_fast_folder()))
+        self.path = self.folder / "jobs.db"
+
+    def open(self) -> Broker:
+        from taskflow.broker.sqlite import SqliteBroker
+        from taskflow.broker.sqlite.place import Room
+
+        room = None if self.capacity is None else Room(max_pages=_PAGES_OF_TABLES + 2 * self.capacity)
+        return SqliteBroker(self.path, seams=self.seams, rules=self.rules, room=room)
+
+    def save(self) -> bytes:
+        """By SQLite's own backup: a plain copy of the files could catch a checkpoint half way."""
+        with _connected(self.path) as source:
+            return source.serialize()
+
+    def put_back(self, saved: bytes) -> None:
+        for file in self.folder.glob("jobs.db*"):
+            file.unlink()
+        self.path.write_bytes(saved)
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class _connected:  # noqa: N801 - reads as a word in a with statement
+    """A connection that is closed at the end, which sqlite3's own context manager does not do."""
+
+    def __init__(self, path: Path) -> None:
+        self._connection = sqlite3.connect(path, timeout=30)
+
+    def __enter__(self) -> sqlite3.Connection:
+        return self._connection
+
+    def __exit__(self, *error: object) -> None:
+        self._connection.close()
+
+
+_PAGES_OF_TABLES: Final = 40
+
+
+def _fast_folder() -> str | None:
+    return "/dev/shm" if Path("/dev/shm").is_dir() else None
+
+
+def _has_joined(kind: str) -> bool:
+    """Once its package is there the broker is tested; should it not import, its tests fail."""
+    return any((Path(folder) / kind / "__init__.py").exists() for folder in taskflow.broker.__path__)
+
+
+KINDS: Final[tuple[type[Home], ...]] = (MemoryHome, SqliteHome)
+BROKERS: Final[tuple[type[Home], ...]] = tuple(kind for kind in KINDS if _has_joined(kind.name))

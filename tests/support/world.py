@@ -1,0 +1,217 @@
+"""A broker, the clock that it reads, and the makers of what it is fed. Nothing in it is left to chance or to real time."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections import Counter
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+import pytest
+
+from taskflow.broker.protocol import Added, Broker, Refused, Upkept
+from taskflow.model.clock import ManualClock
+from taskflow.model.envelope import ClaimId, Envelope, Lease
+from taskflow.model.errors import SessionLost
+from taskflow.model.ids import IdFactory, key_digest
+from taskflow.model.record import Record, Status
+from taskflow.model.rules import Rules
+from taskflow.model.seams import Seams
+from taskflow.model.session import Beat, BeatAnswer, Report, Session
+from taskflow.model.verdict import Settled, Settlement
+from tests.support.homes import Home, Power
+
+Job = Envelope | Lease | bytes
+"""What names a job in a test."""
+
+EVERYTHING = 10_000
+
+
+class World:
+    """An opened broker of one kind. Close it, or use it as an async context manager."""
+
+    def __init__(
+        self, home: type[Home], *, clock: ManualClock | None = None, rules: Rules | None = None, capacity: int | None = None, seed: int = 0
+    ) -> None:
+        self.clock = clock or ManualClock()
+        self.rules = rules or Rules()
+        self._seed = seed
+        self._chance = random.Random(seed)
+        self.an_id = IdFactory(Seams(self.clock, self._chance))
+        self.seams = Seams(self.clock, random.Random(seed))
+        self.home = home(self.seams, self.rules, capacity)
+        self.broker: Broker = self.home.open()
+        self._requests = Counter[bytes]()
+        self._bystander: Session | None = None
+        self._others = list[World]()
+
+    def under(self, *, capacity: int | None = None, **rules: Any) -> World:
+        """A new, empty world of the same kind with other rules. It is closed together with this one."""
+        changed = msgspec.structs.replace(self.rules, **rules)
+        other = World(type(self.home), clock=self.clock, rules=changed, capacity=capacity, seed=self._seed)
+        self._others.append(other)
+        return other
+
+    def limited(self, capacity: int) -> World:
+        """A new world whose store takes about so many live jobs and no more."""
+        return self.under(capacity=capacity)
+
+    def needs(self, power: Power) -> None:
+        """Skip the test where the store lacks the power, for the reason that its kind gives."""
+        if power in self.home.lacks:
+            pytest.skip(f"{self.home.name}: {self.home.lacks[power]}")
+
+    # --- makers ----------------------------------------------------------------------------------------------
+
+    def an_envelope(self, *, key: str | None = None, **fields: Any) -> Envelope:
+        """One call of the job "work" in the queue "default", unless the fields say otherwise. `key` is a user's, not a digest."""
+        given: dict[str, Any] = {"job": "work", "payload": b"\x01payload", **fields}
+        given.setdefault("id", self.an_id())
+        digest = None if key is None else key_digest(given.get("queue", "default"), given["job"], key)
+        return Envelope(key=digest, **given)
+
+    def an_unregistered_session(self, name: str = "worker", **fields: Any) -> Session:
+        return Session(id=self._chance.randbytes(16), name=name, **{"ttl": self.rules.session_ttl, **fields})
+
+    async def a_session(self, name: str = "worker", **fields: Any) -> Session:
+        session = self.an_unregistered_session(name, **fields)
+        await self.broker.register(session)
+        return session
+
+    async def add(self, **fields: Any) -> Envelope:
+        """One envelope, made and enqueued."""
+        envelope = self.an_envelope(**fields)
+        [answer] = await self.enqueue(envelope)
+        assert isinstance(answer, Added), answer
+        return envelope
+
+    async def running(self, session: Session | None = None, **fields: Any) -> Lease:
+        """One job, enqueued and leased, in a queue of its own, so that nothing else is claimed instead."""
+        session = session or await self.a_session()
+        envelope = await self.add(**{"queue": f"queue-{self._chance.getrandbits(48)}", **fields})
+        [lease] = await self.claim(session, [envelope.queue])
+        return lease
+
+    # --- verbs -------------------------------------------------------------------------------------------------
+
+    async def enqueue(self, *envelopes: Envelope) -> list[Added | Refused]:
+        return await self.broker.enqueue(envelopes)
+
+    async def claim(self, session: Session, queues: Sequence[str] = (), limit: int = EVERYTHING) -> list[Lease]:
+        """The session's next claim request."""
+        self._requests[session.id] += 1
+        return await self.claim_again(session, queues, limit)
+
+    async def claim_again(self, session: Session, queues: Sequence[str] = (), limit: int = EVERYTHING) -> list[Lease]:
+        """The session's last claim request, sent once more."""
+        return await self.broker.claim(session.id, self.last_request(session), queues, limit)
+
+    def last_request(self, session: Session) -> int:
+        return self._requests[session.id]
+
+    async def beat(
+        self, session: Session, *leases: Lease, seen: int | None = None, reports: Sequence[Report] = (), leaving: bool = False
+    ) -> BeatAnswer:
+        """A beat that names these leases and has seen the answers of all requests, unless told otherwise."""
+        claims = tuple(lease.claim for lease in leases)
+        seen = self.last_request(session) if seen is None else seen
+        return await self.broker.beat(Beat(session=session.id, claims=claims, seen=seen, reports=tuple(reports), leaving=leaving))
+
+    async def settle(self, *settlements: Settlement) -> list[Settled]:
+        return await self.broker.settle(settlements)
+
+    async def cancel(self, job: Job) -> Status | None:
+        [found] = await self.broker.cancel([id_of(job)])
+        return found
+
+    async def read(self, job: Job) -> Record | None:
+        [record] = await self.broker.read([id_of(job)])
+        return record
+
+    async def record(self, job: Job) -> Record:
+        """The record of a job that must be there."""
+        record = await self.read(job)
+        assert record is not None, "the job is not there"
+        return record
+
+    async def status(self, job: Job) -> Status | None:
+        record = await self.read(job)
+        return None if record is None else record.status
+
+    async def upkeep(self, limit: int = EVERYTHING) -> Upkept:
+        return await self.broker.upkeep(limit)
+
+    # --- time and mishaps ----------------------------------------------------------------------------------------
+
+    async def pass_time(self, seconds: float) -> Upkept:
+        """Let time pass, and upkeep do what it has brought. Who does not beat meanwhile lapses."""
+        self.clock.advance(seconds)
+        return await self.upkeep()
+
+    async def lapse(self, session: Session, *, beside: Sequence[Session] = ()) -> None:
+        """Let the session's ttl pass while others beat: were it silent all around, it would be the store's outage."""
+        for _ in range(2):
+            await self.let_others_beat(beside)
+            self.clock.advance(session.ttl * 0.6)
+        await self.let_others_beat(beside)
+
+    async def reap(self, session: Session, *, beside: Sequence[Session] = ()) -> Upkept:
+        """Let the session lapse, and its leases be released."""
+        await self.lapse(session, beside=beside)
+        return await self.upkeep()
+
+    async def let_others_beat(self, beside: Sequence[Session] = ()) -> None:
+        """These, as far as they live, and a bystander, so that the store is seen to be there."""
+        if self._bystander is None:
+            self._bystander = await self.a_session("bystander", ttl=1_000_000.0)
+        for session in (self._bystander, *beside):
+            with contextlib.suppress(SessionLost):
+                await self.beat(session, seen=0)
+
+    async def restart(self) -> None:
+        """Close the broker, and open another on the same store."""
+        self.needs(Power.RESTART)
+        await self.broker.close()
+        self.broker = self.home.open()
+
+    def snapshot(self) -> Any:
+        return self.home.save()
+
+    async def restore(self, snapshot: Any) -> None:
+        """The store has lost all that came after the snapshot; time and clients have not gone back."""
+        await self.broker.close()
+        self.home.put_back(snapshot)
+        self.broker = self.home.open()
+        self._bystander = None
+
+    # --- the end ---------------------------------------------------------------------------------------------------
+
+    async def close(self) -> None:
+        for other in self._others:
+            await other.close()
+        await self.broker.close()
+        self.home.remove()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.close()
+
+
+def id_of(job: Job) -> bytes:
+    if isinstance(job, Lease):
+        return job.envelope.id
+    return job.id if isinstance(job, Envelope) else job
+
+
+def ids_of(jobs: Sequence[Job]) -> list[bytes]:
+    return [id_of(job) for job in jobs]
+
+
+def fences_of(leases: Sequence[Lease]) -> list[tuple[bytes, int, ClaimId]]:
+    """Which jobs under which fences: what makes two answers to a claim the same."""
+    return [(lease.envelope.id, lease.epoch, lease.claim) for lease in leases]
