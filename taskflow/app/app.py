@@ -6,14 +6,13 @@ import asyncio
 import logging
 import os
 import threading
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from taskflow.app.batches import Batch, Sent, async_batches, batches
 from taskflow.app.call import Call
-from taskflow.app.coalesce import MAX_BYTES, MAX_ITEMS
 from taskflow.app.connection import Connection
 from taskflow.app.current import set_default_app
 from taskflow.app.handle import JobHandle
@@ -22,6 +21,7 @@ from taskflow.app.registry import Registry
 from taskflow.app.settings import DEFAULT_BROKER, Lifespan, Settings, check_configured, layered
 from taskflow.broker.protocol import Added, Broker, Refused
 from taskflow.broker.url import connect
+from taskflow.model.codec import Limits
 from taskflow.model.envelope import check_headers
 from taskflow.model.errors import EnqueueFailed, KeyConflict, TaskflowError
 from taskflow.model.ids import IdFactory, id_text
@@ -37,6 +37,7 @@ class App:
     def __init__(self) -> None:
         self.registry = Registry()
         self.new_id: Callable[[], bytes] = IdFactory()
+        self.limits = Limits()
         self._configured: dict[str, Any] = {}
         self._flags: dict[str, Any] = {}
         self._settings: Settings | None = None
@@ -45,14 +46,25 @@ class App:
         self._brokers: dict[str, Broker] = {}
         self._connections: dict[asyncio.AbstractEventLoop, Connection] = {}
         self._given_broker: Broker | None = None
+        self._of_parents: list[object] = []
+        self._has_told_default = False
 
     # --- settings ----------------------------------------------------------------------------------
 
     @property
     def settings(self) -> Settings:
-        if self._settings is None:
-            self._settings = layered({**self._configured, **self._flags})
-        return self._settings
+        """Those in force. They are read at their first use, not at import: jobs are declared before they are configured."""
+        return self._settings or self.read_settings()
+
+    def read_settings(self) -> Settings:
+        """Once, and again after a change: jobs that are declared already take up the limits."""
+        settings = self._settings
+        if settings is None:
+            self._settings = settings = layered({**self._configured, **self._flags})
+            self.limits = Limits(size=settings.max_payload)
+            for job in self.registry:
+                job.codec.limits = self.limits
+        return settings
 
     def configure(self, **given: Any) -> None:
         check_configured(given)
@@ -99,12 +111,13 @@ class App:
         """The broker of the settings; a URL has one in a process."""
         if self._given_broker is not None:
             return self._given_broker
+        if self._pid != os.getpid():
+            self._forget_parents()
         url = self.broker_url()
         with self._lock:
             if url not in self._brokers:
                 self._brokers[url] = connect(url)
-                if self.settings.broker is None:
-                    log.warning("no broker is configured: using the SQLite file %s", Path("taskflow.db").absolute())
+                self._tell_default()
             return self._brokers[url]
 
     async def close(self) -> None:
@@ -115,16 +128,25 @@ class App:
             await broker.close()
 
     def _connect(self, loop: asyncio.AbstractEventLoop) -> Connection:
-        for other in [other for other in self._connections if other.is_closed()]:
-            del self._connections[other]
-        connection = Connection(self.broker(), enqueue_timeout=self.settings.enqueue_timeout)
+        for other in list(self._connections):  # a copy: other threads connect loops of their own
+            if other.is_closed():
+                self._connections.pop(other, None)
+        connection = Connection(self.broker(), patience=self.settings.enqueue_timeout)
         self._connections[loop] = connection
         return connection
 
+    def _tell_default(self) -> None:
+        """Once: a web process and a worker in two folders have two files, and nobody would see it."""
+        if self.settings.broker is None and not self._has_told_default:
+            self._has_told_default = True
+            path = Path(DEFAULT_BROKER.removeprefix("sqlite:///")).absolute()
+            log.warning("no broker is configured: using the SQLite file %s; set TASKFLOW_BROKER, or configure(broker=...)", path)
+
     def _forget_parents(self) -> None:
-        """After a fork: the parent's connections are the parent's."""
+        """After a fork: the parent's loops and brokers are the parent's. They are kept, since even their end could harm what is shared."""
         self._pid = os.getpid()
         self._lock = threading.Lock()
+        self._of_parents += [self._connections, self._brokers]
         self._connections = {}
         self._brokers = {url: broker for url, broker in self._brokers.items() if url.startswith("memory:")}
 
@@ -134,37 +156,45 @@ class App:
         """One call, sharing its round trip with others under way."""
         connection = self.connection()
         answer = await self._through_middleware(call, connection.send)
-        if isinstance(answer, Refused) and answer.because == "key" and call.raises_on_conflict:
-            raise _conflict(call, answer)
+        if _is_conflict(call, answer):
+            raise _conflict(call, self._handle(call, answer).id)
         return self._handle(call, answer)
 
     async def enqueue(self, calls: Iterable[Call[R]] | AsyncIterable[Call[R]]) -> list[JobHandle[R]]:
-        handles: list[JobHandle[R]] = []
-        conflicts: list[JobHandle[R]] = []
-        async for batch in _batches(calls):
-            try:
-                answers = await self._send_batch(batch)
-            except TaskflowError as error:
-                raise EnqueueFailed(f"{len(handles)} job(s) were sent, then: {error}", handles=handles) from error
-            handles += [self._handle(call, answer) for call, answer in zip(batch, answers, strict=True)]
-            conflicts += [
-                self._handle(call, answer)
-                for call, answer in zip(batch, answers, strict=True)
-                if call.raises_on_conflict and isinstance(answer, Refused) and answer.because == "key"
-            ]
-            if conflicts:
-                raise EnqueueFailed(
-                    f"{len(conflicts)} call(s) found a live job with their key, for example {conflicts[0]!r}",
-                    handles=handles,
-                    conflicts=conflicts,
-                )
-        return handles
+        sent = Sent[R]()
+        if isinstance(calls, AsyncIterable):
+            async for batch in async_batches(calls):
+                await self.send_batch(batch, sent)
+        else:
+            for batch in batches(calls):
+                await self.send_batch(batch, sent)
+        return sent.handles
 
-    async def _send_batch(self, batch: list[Call[Any]]) -> list[Added | Refused]:
+    async def send_batch(self, batch: Batch[R], sent: Sent[R]) -> None:
+        """Adds to what was sent; EnqueueFailed, with that, when it is not the whole batch."""
+        answers = await self._answers(batch.calls)
+        errors = [answer for answer in (*answers, batch.error) if isinstance(answer, BaseException)]
+        for call, answer in zip(batch.calls, answers, strict=True):
+            if not isinstance(answer, BaseException):
+                sent.handles.append(self._handle(call, answer))
+                if _is_conflict(call, answer):
+                    sent.conflicts.append(sent.handles[-1])
+        if errors:
+            raise _failed(sent, f"{type(errors[0]).__name__}: {errors[0]}") from errors[0]
+        if sent.conflicts:
+            raise _failed(sent, f"{len(sent.conflicts)} call(s) found a live job with their key, for example {sent.conflicts[0]!r}")
+
+    async def _answers(self, calls: list[Call[Any]]) -> list[Added | Refused | BaseException]:
+        """One for each call: one that fails leaves its neighbours alone, unless it is the broker that fails."""
         connection = self.connection()
+        if not calls:
+            return []
         if self._has_enqueue_middleware():
-            return [await self._through_middleware(call, connection.send) for call in batch]
-        return await connection.enqueue([call.envelope for call in batch])
+            return await asyncio.gather(*(self._through_middleware(call, connection.send) for call in calls), return_exceptions=True)
+        try:
+            return [*await connection.enqueue([call.envelope for call in calls])]
+        except TaskflowError as error:
+            return [error] * len(calls)
 
     def _has_enqueue_middleware(self) -> bool:
         return any(type(layer).enqueue is not Middleware.enqueue for layer in self.settings.middleware)
@@ -190,41 +220,21 @@ class App:
         return JobHandle(self, answer.standing, call.job, is_new=False)
 
 
-async def _batches(calls: Iterable[Call[R]] | AsyncIterable[Call[R]]) -> AsyncIterator[list[Call[R]]]:
-    """Lists of at most 1,000 calls or 1 MiB, taken from the iterable as they are sent: a generator may be endless."""
-    if isinstance(calls, AsyncIterable):
-        batch: list[Call[R]] = []
-        async for call in calls:
-            batch.append(call)
-            if _is_full(batch):
-                yield batch
-                batch = []
-        if batch:
-            yield batch
-        return
-    source = iter(calls)
-    while batch := _take(source):
-        yield batch
+def _is_conflict(call: Call[Any], answer: Added | Refused) -> bool:
+    return call.raises_on_conflict and isinstance(answer, Refused) and answer.because == "key"
 
 
-def _take(source: Iterator[Call[R]]) -> list[Call[R]]:
-    batch: list[Call[R]] = []
-    size = 0
-    for call in islice(source, MAX_ITEMS):
-        batch.append(call)
-        size += len(call.envelope.payload)
-        if size >= MAX_BYTES:
-            break
-    return batch
+def _conflict(call: Call[Any], standing: str) -> KeyConflict:
+    return KeyConflict(
+        f"{call!r} was not sent: the live job {standing} has its key {call.key!r}; "
+        'with on_conflict="keep" its handle would come back, with "replace" it would give way',
+        job_id=standing,
+    )
 
 
-def _is_full(batch: Sequence[Call[Any]]) -> bool:
-    return len(batch) >= MAX_ITEMS or sum(len(call.envelope.payload) for call in batch) >= MAX_BYTES
-
-
-def _conflict(call: Call[Any], answer: Refused) -> KeyConflict:
-    standing = id_text(answer.standing)
-    return KeyConflict(f"{call!r} was not sent: the live job {standing} has its key", job_id=standing)
+def _failed(sent: Sent[Any], why: str) -> EnqueueFailed:
+    message = f"{len(sent.handles)} handle(s) came of it, then: {why}; those are in .handles, in order, and the rest was not sent"
+    return EnqueueFailed(message, handles=sent.handles, conflicts=sent.conflicts)
 
 
 def configure(
@@ -243,7 +253,8 @@ async def enqueue(calls: Iterable[Call[R]] | AsyncIterable[Call[R]]) -> list[Job
     """Send many calls: ``enqueue(add.bind(n, n) for n in range(10_000))``.
 
     They are streamed in batches of at most 1,000 calls or 1 MiB; each batch is added as a whole or not at all.
-    The handles come in the calls' order. Raises EnqueueFailed, which carries the handles of what was sent before.
+    The handles come in the calls' order. Raises EnqueueFailed, which carries the handles of what was sent before,
+    also when the iterable itself raises: what it had given by then is sent.
     """
     return await app.enqueue(calls)
 

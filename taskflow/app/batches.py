@@ -20,15 +20,16 @@ class Batch(Generic[R]):
         self.error: Exception | None = None
         self._size = 0
 
-    def add(self, call: Call[R]) -> None:
+    def add(self, call: Call[R]) -> bool:
+        """Whether there was room for it."""
         if not isinstance(call, Call):
             raise TypeError(f"enqueue() got {call!r} among its calls: it takes what .bind(...) makes")
+        size = self._size + len(call.envelope.payload)
+        if self.calls and (size > MAX_BYTES or len(self.calls) >= MAX_ITEMS):
+            return False
         self.calls.append(call)
-        self._size += len(call.envelope.payload)
-
-    @property
-    def is_full(self) -> bool:
-        return len(self.calls) >= MAX_ITEMS or self._size >= MAX_BYTES
+        self._size = size
+        return True
 
     @property
     def is_of_use(self) -> bool:
@@ -49,10 +50,10 @@ def batches(calls: Iterable[Call[R]]) -> Iterator[Batch[R]]:
     batch = Batch[R]()
     try:
         for call in calls:
-            batch.add(call)
-            if batch.is_full:
+            if not batch.add(call):
                 yield batch
                 batch = Batch()
+                batch.add(call)
     except Exception as error:
         batch.error = error
     if batch.is_of_use:
@@ -63,10 +64,10 @@ async def async_batches(calls: AsyncIterable[Call[R]]) -> AsyncIterator[Batch[R]
     batch = Batch[R]()
     try:
         async for call in calls:
-            batch.add(call)
-            if batch.is_full:
+            if not batch.add(call):
                 yield batch
                 batch = Batch()
+                batch.add(call)
     except Exception as error:
         batch.error = error
     if batch.is_of_use:

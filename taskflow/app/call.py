@@ -21,5 +21,9 @@ class Call(Generic[R_co]):
         self.envelope = envelope
         self.raises_on_conflict = raises_on_conflict
 
+    @property
+    def key(self) -> str | None:
+        return self.job.key
+
     def __repr__(self) -> str:
         return f"<Call {self.job.name}>"

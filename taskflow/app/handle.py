@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import time
+import asyncio
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, overload
 
 import msgspec
 
 from taskflow.app.current import default_app
-from taskflow.broker import topics
+from taskflow.broker import topics, words
 from taskflow.model.codec import decode_value
 from taskflow.model.errors import JobCancelled, JobFailed, ResultExpired, UnknownJob
 from taskflow.model.ids import id_text, parse_id
@@ -24,7 +24,10 @@ T = TypeVar("T")
 R_co = TypeVar("R_co", covariant=True)
 
 # Nudges are hints that may be missed: a waiter looks for itself as often as this, in seconds.
-LOOK_AGAIN = 5.0
+LOOK_AGAIN: Final = 5.0
+
+# The type of the error of a job that discarded itself, which left no other.
+DISCARDED: Final = "taskflow.Discard"
 
 
 class JobInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,8 +113,7 @@ class JobHandle(Generic[R_co]):
 
     async def cancel(self) -> Status | None:
         """Ask it to stop: what waits is CANCELLED at once, what runs is cancelled by its worker. The status that was found."""
-        [found] = await self._app.connection().broker.cancel([self._id])
-        return found
+        return await self._app.connection().cancel(self._id)
 
     async def result(self, timeout: float | None = None) -> R_co:
         """What the job returned, waiting for it up to `timeout` seconds.
@@ -120,16 +122,16 @@ class JobHandle(Generic[R_co]):
         does not know, TimeoutError.
         """
         connection = self._app.connection()
-        give_up_at = None if timeout is None else time.monotonic() + timeout
-        with connection.broker.listen([topics.job(self._id)]) as nudges:
-            while True:
-                record = await connection.read(self._id)
-                if record is None or record.status.is_ended:
-                    return self._outcome(record)
-                left = LOOK_AGAIN if give_up_at is None else min(LOOK_AGAIN, give_up_at - time.monotonic())
-                if left <= 0:
-                    raise TimeoutError(f"{self!r} is {record.status} still, after {timeout:g} s")
-                await nudges.wait(left)
+        record: Record | None = None
+        try:
+            async with asyncio.timeout(timeout):
+                with connection.broker.listen([topics.job(self._id)]) as nudges:
+                    while (record := await connection.read(self._id)) is not None and not record.status.is_ended:
+                        await nudges.wait(LOOK_AGAIN)
+        except TimeoutError:
+            stands = "was not told of by the broker" if record is None else f"is {record.status} still"
+            raise TimeoutError(f"{self!r} {stands} after {timeout} s: ask again later, the job goes on") from None
+        return self._outcome(record)
 
     def _outcome(self, record: Record | None) -> R_co:
         if record is None:
@@ -148,9 +150,9 @@ class JobHandle(Generic[R_co]):
         return UnknownJob(f"the store knows no job {self.id}, or no longer", job_id=self.id)
 
     def _failure(self, record: Record) -> JobFailed:
-        last = record.errors[-1] if record.errors else RunError("taskflow.Discarded", record.reason or "")
+        last = _last_error(record) or RunError(DISCARDED, record.reason or "", attempt=record.attempt)
         return JobFailed(
-            f"{self!r} failed after {record.attempt} attempt(s): {record.reason}",
+            f"{self!r} failed in attempt {last.attempt} of {record.max_attempts}: {record.reason}",
             job_id=self.id,
             type=last.type,
             error_message=last.message,
@@ -166,8 +168,9 @@ class JobHandle(Generic[R_co]):
         return await self._app.connection().read(self._id)
 
     def _to_info(self, record: Record) -> JobInfo:
-        fields = {name: getattr(record, name) for name in JobInfo.__struct_fields__ if name not in ("id", "result")}
-        return JobInfo(id=self.id, result=self._decode(record), **fields)
+        fields = {name: getattr(record, name) for name in JobInfo.__struct_fields__ if name not in ("id", "result", "attempt")}
+        last = _last_error(record)
+        return JobInfo(id=self.id, result=self._decode(record), attempt=last.attempt if last else record.attempt, **fields)
 
     def __repr__(self) -> str:
         name = self._job.name if self._job is not None else "?"
@@ -178,3 +181,11 @@ class JobHandle(Generic[R_co]):
 
     def __hash__(self) -> int:
         return hash(self._id)
+
+
+def _last_error(record: Record) -> RunError | None:
+    """What a failed job ended by; None for one that discarded itself, whose errors, if any, are of runs before its last."""
+    if record.status is not Status.FAILED or not record.errors:
+        return None
+    last, reason = record.errors[-1], record.reason or ""
+    return last if reason == f"{last.type}: {last.message}" or reason.startswith(words.poison("")) else None

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import inspect
 from collections.abc import Callable, Coroutine, Sequence
 from datetime import timedelta
-from typing import Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar, cast, overload
+from typing import Any, Generic, ParamSpec, Protocol, Self, TypeAlias, TypeVar, cast, overload
 
 import msgspec
 from typing_extensions import Unpack
@@ -20,7 +21,7 @@ from taskflow.app.handle import JobHandle
 from taskflow.app.options import EnqueueOptions, Options, plain_options
 from taskflow.app.registry import name_of, place
 from taskflow.model.backoff import Backoff
-from taskflow.model.codec import FunctionCodec, Limits
+from taskflow.model.codec import FunctionCodec
 from taskflow.model.envelope import Envelope, check_envelope, check_job_name
 from taskflow.model.errors import DeclarationError
 from taskflow.model.ids import key_digest
@@ -52,12 +53,16 @@ class Declared(Generic[P, R_co]):
         self.policy = policy
         self.aliases = aliases
         self.takes_context = _takes_context(function)
-        self.codec = FunctionCodec(function, name=name, skip=int(self.takes_context), limits=Limits(size=app.settings.max_payload))
+        self.codec = FunctionCodec(function, name=name, skip=int(self.takes_context), limits=app.limits)
         self._with(options)
 
     @property
     def queue(self) -> str:
         return self._options.queue
+
+    @property
+    def key(self) -> str | None:
+        return self._options.key
 
     def options(self, **options: Unpack[EnqueueOptions]) -> Self:
         """A copy whose calls are carried out so; see `EnqueueOptions`. TypeError and ValueError name the option that is wrong."""
@@ -83,6 +88,7 @@ class Declared(Generic[P, R_co]):
         return self._call(args, kwargs)
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call[R_co]:
+        self.app.read_settings()
         payload = self.codec.encode_arguments(args, kwargs)
         envelope = Envelope(id=self.app.new_id(), job=self.name, payload=payload, **self._fields)
         return Call(self, envelope, raises_on_conflict=self._options.raises_on_conflict)
@@ -120,56 +126,123 @@ class SyncJob(Declared[P, R_co]):
 AnyJob = Declared[..., Any]
 
 
+# --- what the decorator makes of which function -------------------------------------------------------------------
+#
+# A function may match several overloads of `_Decorator`; the first should win, in both checkers:
+# - a first parameter of Any, object or no annotation takes a JobContext too, and is not one: such functions are met by the
+#   overloads of `_Free` before those of `_Context` can take the parameter away;
+# - mypy gives up and answers Any when an argument that contains an Any (say, a dict[str, Any] anywhere in the signature) matches
+#   several overloads, unless their formals, once solved, are subtypes of each other, the Any's included. So a formal here
+#   always ends up as the function's whole signature, names included, and its type variables are solved with Any by an Any;
+# - a type variable with two constraints is not solved by a foreign type variable: a generic function goes on to the last
+#   overload of its group, which keeps it generic;
+# - a plain function that returns Any, or its caller's type variable, would pass for one that returns a coroutine: it is met first.
+# tests/typing says what each checker makes of each signature.
+
+
 class _Anything:
-    """Nobody's argument type. A function whose first parameter takes this takes anything: Any, object, unannotated.
-
-    Without an overload of their own such functions would match the one for JobContext and lose their first parameter.
-    """
+    """Nobody's type: who takes or returns this takes or returns anything."""
 
 
-# A coroutine function is a plain function too: the overloads overlap on purpose, and the async ones come first.
+class _Nothing:
+    """Nobody's either, and no relation of the other."""
+
+
+class _OwnContext(JobContext):
+    """Never made: a second constraint for `_Context`."""
+
+
+_Free = TypeVar("_Free", object, _Anything)
+_Context = TypeVar("_Context", JobContext, _OwnContext)
+_Odd = TypeVar("_Odd", bound=_Anything)
+_Odder = TypeVar("_Odder", bound=_Nothing)
+First_contra = TypeVar("First_contra", contravariant=True)
+Q = ParamSpec("Q")
+S_co = TypeVar("S_co", covariant=True)
+
+
+class _Function(Protocol[First_contra, P, Q, R_co, S_co]):
+    """Q is the whole signature, P what follows the first parameter; `R_co` and `S_co` are both what is returned."""
+
+    @overload
+    def __call__(self, first: First_contra, /, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
+    @overload
+    def __call__(self, *args: Q.args, **kwargs: Q.kwargs) -> S_co: ...
+
+
+class _WithCtx(Protocol[First_contra, P, R_co]):
+    """For mypy, which refuses a nameless first parameter where **kwargs follow: they might name it. `ctx` it is, then."""
+
+    def __call__(self, ctx: First_contra, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
+
+
+class _Whole(Protocol[Q, R_co, S_co]):
+    @overload
+    def __call__(self, *args: Q.args, **kwargs: Q.kwargs) -> R_co: ...
+    @overload
+    def __call__(self, *args: Q.args, **kwargs: Q.kwargs) -> S_co: ...
+
+
+_Async: TypeAlias = Coroutine[Any, Any, R]
+
+
 class _Decorator(Protocol):
+    """`job`, and what ``job(...)`` returns."""
+
+    # Plain functions that return Any, or a type variable of their own.
     @overload
-    def __call__(self, function: Callable[Concatenate[_Anything, P], Coroutine[Any, Any, R]], /) -> Job[Concatenate[Any, P], R]: ...  # type: ignore[overload-overlap]
+    def __call__(self, function: _Function[_Free, P, Q, _Odd, _Odder], /) -> SyncJob[Q, _Odd]: ...
     @overload
-    def __call__(self, function: Callable[Concatenate[JobContext, P], Coroutine[Any, Any, R]], /) -> Job[P, R]: ...  # type: ignore[overload-overlap]
+    def __call__(self, function: _Function[_Context, P, Q, _Odd, _Odder], /) -> SyncJob[P, _Odd]: ...
     @overload
-    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Job[P, R]: ...  # type: ignore[overload-overlap]
+    def __call__(self, function: _Whole[Q, _Odd, _Odder], /) -> SyncJob[Q, _Odd]: ...
     @overload
-    def __call__(self, function: Callable[Concatenate[_Anything, P], R], /) -> SyncJob[Concatenate[Any, P], R]: ...
+    def __call__(self, function: Callable[..., _Anything], /) -> SyncJob[..., Any]: ...
+
+    # Async functions.
     @overload
-    def __call__(self, function: Callable[Concatenate[JobContext, P], R], /) -> SyncJob[P, R]: ...
+    def __call__(self, function: _Function[_Free, P, Q, _Async[R], _Async[R]], /) -> Job[Q, R]: ...
     @overload
-    def __call__(self, function: Callable[P, R], /) -> SyncJob[P, R]: ...
+    def __call__(self, function: _Function[_Context, P, Q, _Async[R], _Async[R]], /) -> Job[P, R]: ...
+    @overload
+    def __call__(self, function: _WithCtx[_Context, P, _Async[R]], /) -> Job[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[Q, _Async[R]], /) -> Job[Q, R]: ...
+
+    # Plain functions.
+    @overload
+    def __call__(self, function: _Function[_Free, P, Q, R, R], /) -> SyncJob[Q, R]: ...
+    @overload
+    def __call__(self, function: _Function[_Context, P, Q, R, R], /) -> SyncJob[P, R]: ...
+    @overload
+    def __call__(self, function: _WithCtx[_Context, P, R], /) -> SyncJob[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[Q, R], /) -> SyncJob[Q, R]: ...
+
+    @overload
+    def __call__(
+        self,
+        *,
+        name: str | None = None,
+        queue: str = "default",
+        priority: int = 0,
+        max_attempts: int = 10,
+        retry: Backoff = ...,
+        retry_on: Sequence[type[BaseException]] = (Exception,),
+        discard_on: Sequence[type[BaseException]] = (),
+        timeout: float | timedelta | None = None,
+        expires: float | timedelta | None = None,
+        keep_result: float | timedelta = 300.0,
+        aliases: Sequence[str] = (),
+    ) -> _Decorator: ...
 
 
-@overload
-def job(function: Callable[Concatenate[_Anything, P], Coroutine[Any, Any, R]], /) -> Job[Concatenate[Any, P], R]: ...  # type: ignore[overload-overlap]
-@overload
-def job(function: Callable[Concatenate[JobContext, P], Coroutine[Any, Any, R]], /) -> Job[P, R]: ...  # type: ignore[overload-overlap]
-@overload
-def job(function: Callable[P, Coroutine[Any, Any, R]], /) -> Job[P, R]: ...  # type: ignore[overload-overlap]
-@overload
-def job(function: Callable[Concatenate[_Anything, P], R], /) -> SyncJob[Concatenate[Any, P], R]: ...
-@overload
-def job(function: Callable[Concatenate[JobContext, P], R], /) -> SyncJob[P, R]: ...
-@overload
-def job(function: Callable[P, R], /) -> SyncJob[P, R]: ...
-@overload
-def job(
-    *,
-    name: str | None = None,
-    queue: str = "default",
-    priority: int = 0,
-    max_attempts: int = 10,
-    retry: Backoff = ...,
-    retry_on: Sequence[type[BaseException]] = (Exception,),
-    discard_on: Sequence[type[BaseException]] = (),
-    timeout: float | timedelta | None = None,
-    expires: float | timedelta | None = None,
-    keep_result: float | timedelta = 300.0,
-    aliases: Sequence[str] = (),
-) -> _Decorator: ...
+def _typed(decorator: Callable[..., Any]) -> _Decorator:
+    """One list of overloads serves both ``@job`` and ``@job(...)``."""
+    return cast(_Decorator, decorator)
+
+
+@_typed
 def job(function: Callable[..., Any] | None = None, /, **declared: Any) -> Any:
     """Make a job of a function, and record it in the global registry.
 
@@ -193,16 +266,15 @@ _OPTIONS = ("queue", "priority", "max_attempts", "timeout", "expires", "keep_res
 
 
 def _declare(app: App, function: Callable[..., Any], declared: dict[str, Any]) -> AnyJob:
-    if not inspect.isroutine(function) or inspect.isbuiltin(function):
-        raise DeclarationError(f"@job takes a function, not {function!r}")
+    _check_function(function)
     try:
-        name = declared.get("name") or name_of(function)
+        _refuse_unknown(declared)
+        name = declared["name"] if declared.get("name") is not None else name_of(function)
         options = Options(**plain_options(cast(EnqueueOptions, {key: declared[key] for key in _OPTIONS if declared.get(key) is not None})))
         policy = Policy(**{key: _policy_field(key, declared[key]) for key in _POLICY if key in declared})
-        aliases = tuple(check_job_name(alias) for alias in declared.get("aliases", ()))
+        aliases = _aliases(declared.get("aliases", ()))
         kind = Job if inspect.iscoroutinefunction(function) else SyncJob
-        _refuse_unknown(declared)
-        made: AnyJob = kind(app, function, check_job_name(name), options, policy, aliases)
+        made: AnyJob = kind(app, function, _job_name("name", name), options, policy, aliases)
     except DeclarationError:
         raise
     except (TypeError, ValueError) as error:
@@ -211,11 +283,32 @@ def _declare(app: App, function: Callable[..., Any], declared: dict[str, Any]) -
     return made
 
 
+def _check_function(function: object) -> None:
+    if not inspect.isroutine(function) or inspect.isbuiltin(function):
+        hint = f"; for a name write @job(name={function!r})" if isinstance(function, str) else ""
+        raise DeclarationError(f"@job takes a function, not {function!r}{hint}")
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise DeclarationError(f"@job on {place(function)}: a job does not yield; return a list, or report by ctx.progress()")
+
+
 def _refuse_unknown(declared: dict[str, Any]) -> None:
     known = {*_POLICY, *_OPTIONS, "name", "aliases"}
     for key in declared:
         if key not in known:
-            raise TypeError(f"unknown option {key}=; it takes {', '.join(sorted(known))}")
+            near = difflib.get_close_matches(key, known, n=1)
+            raise TypeError(f"unknown option {key}={f'; did you mean {near[0]}=?' if near else '; it takes ' + ', '.join(sorted(known))}")
+
+
+def _job_name(option: str, name: object) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"{option}={name!r}: it takes a str")
+    return check_job_name(name)
+
+
+def _aliases(value: object) -> tuple[str, ...]:
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise TypeError(f"aliases={value!r}: it takes a tuple of names, as in aliases=({value!r},)")
+    return tuple(_job_name("aliases", alias) for alias in value)
 
 
 def _policy_field(name: str, value: Any) -> Any:

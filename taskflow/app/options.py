@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import difflib
 from datetime import datetime, timedelta
-from typing import Any, Literal, TypedDict
+from typing import Any, Final, Literal, TypedDict
 
 import msgspec
 
 from taskflow.model.backoff import Backoff
 from taskflow.model.clock import microseconds_of
-from taskflow.model.envelope import DEFAULT_QUEUE, OnConflict
+from taskflow.model.envelope import DEFAULT_QUEUE, OWN_HEADERS, OnConflict
+from taskflow.model.rules import DAY
 
 Conflict = Literal["keep", "replace", "raise"]
+
+# A hundred years of 365.25 days: instants beyond what datetimes and stores can hold would break whoever reads them.
+LONGEST: Final = 100 * 365.25 * DAY
+MOST_ATTEMPTS: Final = 1_000_000
 
 
 class EnqueueOptions(TypedDict, total=False):
@@ -64,7 +69,10 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
     def replaced(self, given: EnqueueOptions) -> Options:
         """A copy with what is given; TypeError or ValueError that names the option when it is wrong."""
-        return msgspec.structs.replace(self, **plain_options(given))
+        fields = plain_options(given)
+        if "after" in fields:
+            fields.setdefault("at", None)  # the later word on when it may start takes the place of the earlier
+        return msgspec.structs.replace(self, **fields)
 
 
 _CONFLICTS: dict[str, tuple[OnConflict, bool]] = {
@@ -73,36 +81,42 @@ _CONFLICTS: dict[str, tuple[OnConflict, bool]] = {
     "raise": (OnConflict.KEEP, True),
 }
 _DURATIONS = ("after", "expires", "timeout", "keep_result")
+_MAY_BE_NONE = ("expires", "timeout")
+_KINDS: dict[str, type] = {"priority": int, "max_attempts": int, "queue": str, "key": str, "headers": dict, "retry": Backoff}
 
 
 def plain_options(given: EnqueueOptions) -> dict[str, Any]:
     """Fields of `Options` from what a user wrote, each checked by type here and by range in the envelope."""
     fields: dict[str, Any] = dict(given)
-    for name in fields:
+    for name, value in fields.items():
         if name not in EnqueueOptions.__annotations__:
             raise TypeError(_unknown(name))
-    for name in _DURATIONS:
-        if fields.get(name) is not None:
-            fields[name] = seconds_of(name, fields[name])
-    if fields.get("at") is not None:
-        fields["at"] = _instant(fields["at"])
+        if name in _DURATIONS:
+            fields[name] = None if value is None and name in _MAY_BE_NONE else seconds_of(name, value)
+        elif name in _KINDS and (not isinstance(value, _KINDS[name]) or isinstance(value, bool)):
+            raise TypeError(f"{name}={value!r}: it takes {_article(_KINDS[name].__name__)}")
     if "at" in fields and "after" in fields:
         raise ValueError("after= and at= are two ways to say one thing: give one of them")
+    if "at" in fields:
+        fields["at"] = _instant(fields["at"])
     if "on_conflict" in fields:
         fields["on_conflict"], fields["raises_on_conflict"] = _conflict(fields["on_conflict"])
-    for name, kind in (("priority", int), ("max_attempts", int), ("queue", str), ("key", str), ("headers", dict), ("retry", Backoff)):
-        if name in fields and (not isinstance(fields[name], kind) or isinstance(fields[name], bool)):
-            raise TypeError(f"{name}={fields[name]!r}: it takes {_article(kind.__name__)}")
+    if "headers" in fields:
+        fields["headers"] = _headers(fields["headers"])
+    if "key" in fields:
+        _check_text("key", fields["key"])
+    if fields.get("max_attempts", 1) > MOST_ATTEMPTS:
+        raise ValueError(f"max_attempts={fields['max_attempts']!r}: it takes 1 to {MOST_ATTEMPTS:,}")
     return fields
 
 
 def seconds_of(name: str, value: object) -> float:
-    """Seconds from a number or a timedelta, finite and 0 or more; else TypeError or ValueError naming the option."""
+    """Seconds from a number or a timedelta, up to a hundred years; else TypeError or ValueError naming the option."""
     seconds = value.total_seconds() if isinstance(value, timedelta) else value
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
         raise TypeError(f"{name}={value!r}: it takes seconds, as a number or a timedelta")
-    if not 0 <= seconds < float("inf"):
-        raise ValueError(f"{name}={value!r}: it takes seconds, finite and 0 or more")
+    if not 0 <= seconds <= LONGEST:
+        raise ValueError(f"{name}={value!r}: it takes 0 to {LONGEST:,.0f} seconds, a hundred years")
     return float(seconds)
 
 
@@ -113,6 +127,24 @@ def _instant(value: object) -> int:
         return microseconds_of(value)
     except ValueError as error:
         raise ValueError(f"at={error}") from None
+
+
+def _headers(given: dict[str, str]) -> dict[str, str]:
+    """A copy: the dict is the caller's, and may change."""
+    for name, value in given.items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise TypeError(f"headers={{{name!r}: {value!r}}}: headers are str to str")
+        if name.startswith(OWN_HEADERS):
+            raise ValueError(f"headers={{{name!r}: ...}}: names that begin with {OWN_HEADERS!r} are taskflow's own")
+        _check_text("headers", name + value)
+    return dict(given)
+
+
+def _check_text(option: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{option}= has a lone surrogate, which is no text: {text!r}") from None
 
 
 def _conflict(value: object) -> tuple[OnConflict, bool]:

@@ -7,7 +7,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from taskflow.model.envelope import check_job_name
 from taskflow.model.errors import DeclarationError
@@ -75,19 +75,26 @@ def _owner(job: AnyJob) -> tuple[str, str]:
 
 
 def _module_of(function: Callable[..., Any]) -> str:
-    if function.__module__ != "__main__":
+    if function.__module__ not in _RUN_AS_MAIN:
         return function.__module__
-    main = sys.modules["__main__"]
-    spec = getattr(main, "__spec__", None)
-    if spec is not None:  # python -m package.module, or python -m package
-        return str(spec.name.removesuffix(".__main__"))
-    return _dotted(Path(getattr(main, "__file__", None) or "__main__.py").resolve())
+    scope = getattr(inspect.unwrap(function), "__globals__", {})
+    spec = scope.get("__spec__")
+    if spec is not None and spec.name not in _RUN_AS_MAIN:  # python -m package.module
+        return str(spec.name)
+    return _dotted(Path(scope.get("__file__") or "__main__.py").resolve())
 
 
 def _dotted(file: Path) -> str:
-    """A script's module name for a worker started in the current folder, which stands first on its path."""
-    try:
-        relative = file.relative_to(Path.cwd().resolve())
-    except ValueError:
-        relative = Path(file.name)
+    """A script's module name for a worker: below the nearest folder that modules are imported from, among them the current one.
+
+    The script's own folder, which Python put there for its sake, is none of them, unless it is the current one.
+    """
+    here = Path.cwd().resolve()
+    folders = {Path(entry).resolve() for entry in sys.path if entry} - {file.parent} | {here}
+    above = [folder for folder in folders if file.is_relative_to(folder)]
+    relative = file.relative_to(max(above, key=lambda folder: len(folder.parts))) if above else Path(file.name)
     return ".".join(relative.with_suffix("").parts)
+
+
+# The second is what multiprocessing calls the first in a child that it spawns.
+_RUN_AS_MAIN: Final = ("__main__", "__mp_main__")

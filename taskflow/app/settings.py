@@ -36,8 +36,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     lifespan: Lifespan | None = None
 
 
-# The settings that the environment and pyproject.toml may give, and how their text is read.
-_TEXTUAL: Final[Mapping[str, Callable[[str], Any]]] = {"broker": str, "enqueue_timeout": float, "max_payload": int}
+# The settings that the environment and pyproject.toml may give; of those that are numbers, their kind and the least that is allowed.
+_TEXTUAL: Final = ("broker", "enqueue_timeout", "max_payload")
+_NUMBERS: Final[Mapping[str, tuple[type[int] | type[float], int]]] = {"enqueue_timeout": (float, 0), "max_payload": (int, 1)}
 
 
 def layered(configured: Mapping[str, Any], *, environ: Mapping[str, str] | None = None, folder: Path | None = None) -> Settings:
@@ -59,12 +60,22 @@ def check_configured(given: Mapping[str, Any]) -> None:
                 raise ConfigurationError(
                     f"configure(middleware=[... {layer!r} ...]): each is an instance of a subclass of taskflow.Middleware"
                 )
-    for name, least in (("enqueue_timeout", 0), ("max_payload", 1)):
-        value = given.get(name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value < least):
-            raise ConfigurationError(f"configure({name}={value!r}): it takes a number, {least} or more")
+    for name in _NUMBERS:
+        if given.get(name) is not None:
+            _check_number(f"configure({name}={given[name]!r})", name, given[name])
     if given.get("broker") is not None and not isinstance(given["broker"], str):
         raise ConfigurationError(f"configure(broker={given['broker']!r}): it takes a URL, for example {DEFAULT_BROKER!r}")
+    if given.get("lifespan") is not None and not callable(given["lifespan"]):
+        raise ConfigurationError(
+            f"configure(lifespan={given['lifespan']!r}): it takes a function that gives an async context manager, called once per worker"
+        )
+
+
+def _check_number(where: str, name: str, value: object) -> None:
+    kind, least = _NUMBERS[name]
+    is_one = isinstance(value, int | kind) and not isinstance(value, bool)
+    if not is_one or not value >= least:  # not a number is not above anything
+        raise ConfigurationError(f"{where}: it takes {'a whole number' if kind is int else 'a number'}, {least} or more")
 
 
 def _of_environment(environ: Mapping[str, str]) -> dict[str, Any]:
@@ -92,7 +103,11 @@ def _of_file(file: Path) -> dict[str, Any]:
 
 
 def _read(where: str, name: str, text: str) -> Any:
+    if name not in _NUMBERS:
+        return text
     try:
-        return _TEXTUAL[name](text)
+        value = _NUMBERS[name][0](text)
     except ValueError:
-        raise ConfigurationError(f"{where} is {text!r}: it takes {_TEXTUAL[name].__name__}") from None
+        value = None
+    _check_number(f"{where} is {text!r}", name, value)
+    return value

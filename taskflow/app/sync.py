@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TypeVar
 
 from taskflow.app.app import app
+from taskflow.app.batches import Sent, batches
 from taskflow.app.call import Call
 from taskflow.app.handle import JobHandle
 from taskflow.app.portal import refuse_inside_a_loop, run_sync
@@ -14,6 +15,9 @@ R = TypeVar("R")
 
 
 def enqueue_sync(calls: Iterable[Call[R]]) -> list[JobHandle[R]]:
-    """`enqueue` for code without an event loop; RuntimeError inside of a running one."""
+    """`enqueue` for code without an event loop; RuntimeError inside of a running one. The iterable is read in this thread."""
     refuse_inside_a_loop("enqueue_sync()", "await enqueue()")
-    return run_sync(app.enqueue(calls))
+    sent = Sent[R]()
+    for batch in batches(calls):
+        run_sync(app.send_batch(batch, sent))
+    return sent.handles

@@ -27,7 +27,8 @@ running event loop of the process; several processes may share a store (memory e
 **claim** leases up to `limit` ready jobs to a session.
   [claim_queues] from `queues` in that order, or, when it is empty, from every queue, starting from another one at each request.
   [claim_eligible] never a job that is paused, expired, held, or not yet due.
-  [claim_fence] each lease has an epoch one above the job's last and a claim id that never existed before.
+  [claim_fence] each lease has an epoch one above the job's last, and with its claim id a pair that never existed before:
+    either of them alone may come again after a store has lost its tail.
   [claim_session] an unknown, reaped or departed session gets SessionLost, and nothing is leased.
   [claim_exclusive] a leased job is not leased to another until it was settled, handed back or released by upkeep.
   [claim_memory] the same request number again gets the same leases, less those that are no longer its own; nothing new is leased.

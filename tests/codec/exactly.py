@@ -56,10 +56,10 @@ def same(one: Any, other: Any) -> bool:
     if isinstance(one, Mapping):
         return same(list(one.keys()), list(other.keys())) and same(list(one.values()), list(other.values()))
     parts = _parts(one)
-    return one == other if parts is None else same(parts, _parts(other))
+    return one == other if parts is None else same(dict(parts), dict(_parts(other) or {}))
 
 
-def _parts(value: Any) -> dict[str, Any] | None:
+def _parts(value: Any) -> Mapping[str, Any] | None:
     if isinstance(value, pydantic.BaseModel):
         return value.__dict__
     if isinstance(value, msgspec.Struct):

@@ -22,14 +22,14 @@ Usual = typing_extensions.TypeVar("Usual", default="date")
 Branch = TypeVar("Branch", bound="Tree")
 Either = TypeVar("Either", int, str)
 UserId = NewType("UserId", int)
-Json = TypeAliasType("Json", "None | bool | int | float | str | list[Json] | dict[str, Json]")
+Json = TypeAliasType("Json", "bool | int | float | str | list[Json] | dict[str, Json] | None")
 Pair = TypeAliasType("Pair", "tuple[T, T]", type_params=(T,))
 
 
 class Color(Enum):
     RED = "red"
     BLUE = "blue"
-    CRIMSON = "red"
+    CRIMSON = "red"  # noqa: PIE796  # another name for the same member
 
 
 class Holiday(Enum):

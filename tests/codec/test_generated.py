@@ -1,4 +1,4 @@
-"""Generated values, with and without annotations: what encodes decodes to the same; what does not encode is no instance of its annotation."""
+"""Generated values, with and without annotations: what encodes decodes to the same, and what encodes always decodes."""
 
 from __future__ import annotations
 
@@ -62,9 +62,13 @@ def test_any_nested_value_comes_back_the_same(value: Any) -> None:
     assert same(there_and_back(list[Any], [value]), [value])
 
 
-atoms = st.sampled_from([*BY_TYPE, k.Color, k.Level, k.Mode, k.Rights, k.Point, k.Pin, k.Lamp, k.Wire, k.User, Literal["a", 1, True]])
-key_types = st.sampled_from([bool, int, float, str, bytes, UUID, timedelta, k.Color, k.Mode, k.Pin, tuple[int, str], Literal["a", 1, True]])
-annotations = st.recursive(
+atoms: st.SearchStrategy[Any] = st.sampled_from(
+    [*BY_TYPE, k.Color, k.Level, k.Mode, k.Rights, k.Point, k.Pin, k.Lamp, k.Wire, k.User, Literal["a", 1, True]]
+)
+key_types: st.SearchStrategy[Any] = st.sampled_from(
+    [bool, int, float, str, bytes, UUID, timedelta, k.Color, k.Mode, k.Pin, tuple[int, str], Literal["a", 1, True]]
+)
+generated: st.SearchStrategy[Any] = st.recursive(
     atoms,
     lambda inner: (
         st.builds(lambda each: list[each], inner)  # type: ignore[valid-type]
@@ -115,7 +119,7 @@ BUILDERS: dict[Any, Callable[..., st.SearchStrategy[Any]]] = {
 @settings(quick, max_examples=400)
 @given(st.data())
 def test_instances_of_generated_annotations_come_back_the_same(data: st.DataObject) -> None:
-    annotation = data.draw(annotations)
+    annotation = data.draw(generated)
     try:
         codec = codec_of(annotation)
     except DeclarationError as error:
@@ -130,14 +134,14 @@ def test_instances_of_generated_annotations_come_back_the_same(data: st.DataObje
 @given(st.data())
 def test_what_encodes_decodes_without_being_asked_to(data: st.DataObject) -> None:
     """The checking encoder is as good as really decoding: for a value of any type under any annotation, both agree."""
-    annotation = data.draw(annotations)
+    annotation = data.draw(generated)
     compiler = Compiler()
     try:
         codec_of(annotation)
     except DeclarationError:
         return
     shape = compiler.shape(annotation)
-    value = data.draw(values | instances(data.draw(annotations)))
+    value = data.draw(values | instances(data.draw(generated)))
     try:
         written = shape.write(value, 64)
     except Misfit:

@@ -120,7 +120,7 @@ BAD: list[tuple[Any, Any, str, str]] = [
     (bytes, "!", "value", "base64"),
     (bytes, "é", "value", "base64"),
     (Decimal, "1_0", "value", "expected a Decimal"),
-    (Decimal, "١", "value", "expected a Decimal"),
+    (Decimal, "\u0661", "value", "expected a Decimal"),
     (Decimal, " 1", "value", "expected a Decimal"),
     (Decimal, "1E99999999999999999999", "value", "beyond every exponent"),
     (Decimal, None, "value", "expected Decimal as a string or number"),
@@ -174,23 +174,14 @@ def test_json_carries_every_kind_of_parameter() -> None:
 
 
 NO_JSON = [
-    b"",
-    b"[]",
-    b"1",
-    b"{",
-    b'{"a": NaN}',
-    b'{"a": 1e999}',
-    b'{"a": "\\ud800"}',
-    b"\xff",
-    b'{"a": 1} x',
-    b"[" * 100_000,
-    b'"' + b"\\" * 9999,
+    *(b"", b"[]", b"1", b"{", b'{"a": NaN}', b'{"a": 1e999}', b'{"a": "\\ud800"}', b"\xff", b'{"a": 1} x'),
+    *(b"[" * 100_000, b'"' + b"\\" * 9999),
 ]
 
 
 @pytest.mark.parametrize("body", NO_JSON, ids=lambda body: repr(body[:20]))
 def test_what_is_no_json_object_is_a_decode_error(body: bytes) -> None:
-    with pytest.raises(DecodeError, match="is not JSON|expected a map by parameter name"):
+    with pytest.raises(DecodeError, match=r"is not JSON|expected a map by parameter name"):
         FunctionCodec(function, name="app.job").decode_arguments(seal_json(body))
 
 

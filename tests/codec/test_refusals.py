@@ -22,6 +22,8 @@ class NoOffset(tzinfo):
     def utcoffset(self, moment: datetime | None) -> None:
         return None
 
+    tzname = dst = utcoffset
+
 
 def nested(depth: int) -> list[Any]:
     value: list[Any] = []
@@ -208,7 +210,8 @@ def test_size_is_bounded() -> None:
 def test_the_number_of_values_is_bounded() -> None:
     limits = Limits(items=10)
     encode_value([1] * 9, limits=limits)
-    for value in ([1] * 10, [[]] * 10, {str(key): 1 for key in range(5)}, (1, "a" * 300, b"b" * 300, 1 << 100, 1.5, *range(5))):
+    values: list[Any] = [[1] * 10, [[]] * 10, {str(key): 1 for key in range(5)}, (1, "a" * 300, b"b" * 300, 1 << 100, 1.5, *range(5))]
+    for value in values:
         with pytest.raises(TooLarge, match="more than 10 values"):
             encode_value(value, limits=limits)
     encode_value("x" * 1000, limits=limits)

@@ -6,6 +6,7 @@ import collections.abc as abc
 import math
 from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, LiteralString
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -134,9 +135,10 @@ def test_what_a_type_writes_does_not_depend_on_the_annotation(value: Any) -> Non
 
 @pytest.mark.parametrize("value", [value for value in SELF_DESCRIBING if type(value) in SCALARS], ids=lambda value: repr(value)[:40])
 def test_annotated_scalars_are_exact(value: Any) -> None:
-    for annotation in (type(value), type(value) | None, type(value) | int | str, Annotated[type(value), "why"], list[type(value)]):
-        given = [value] if annotation == list[type(value)] else value
-        assert same(there_and_back(annotation, given), given)
+    kind: Any = type(value)
+    for annotation in (kind, kind | None, kind | int | str, Annotated[kind, "why"]):
+        assert same(there_and_back(annotation, value), value)
+    assert same(there_and_back(list[kind], [value]), [value])
 
 
 ANNOTATED: list[tuple[Any, Any]] = [
@@ -177,7 +179,6 @@ ANNOTATED: list[tuple[Any, Any]] = [
     (k.N, 2**70),
     (k.Usual, date(2024, 1, 1)),
     (k.Either, "a"),
-    (list[k.Either], [1, "a"]),
     (k.Json, {"a": [1, None, {"b": 1.5}]}),
     (list[k.Json], [[[[1]]]]),
     (k.Pair[int], (1, 2)),
@@ -230,7 +231,7 @@ CONVERTED: list[tuple[Any, Any, Any]] = [
     (abc.Sequence[int], range(3), [0, 1, 2]),
     (abc.Set[str], {"a": 1}.keys(), {"a"}),
     (abc.Iterable[str], {"a": 1}.keys(), ["a"]),
-    (abc.Mapping[str, int], type(k.Color.__members__)({"a": 1}), {"a": 1}),
+    (abc.Mapping[str, int], MappingProxyType({"a": 1}), {"a": 1}),
     (datetime, type("Later", (datetime,), {})(2024, 1, 1), datetime(2024, 1, 1)),
 ]
 

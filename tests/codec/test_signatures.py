@@ -61,12 +61,18 @@ def unannotated(a, *b, c=None, **d):  # type: ignore[no-untyped-def]
     return locals()
 
 
-def variadic(*args: P.args, **kwargs: P.kwargs) -> Any:
+def variadic(*args: Any, **kwargs: Any) -> Any:
     return locals()
 
 
-def many(*items: Unpack[Ts]) -> Any:
+variadic.__annotations__ = {"args": "P.args", "kwargs": "P.kwargs"}
+
+
+def many(*items: Any) -> Any:
     return locals()
+
+
+many.__annotations__ = {"items": "Unpack[Ts]"}
 
 
 def codec_of_function(function: Any, skip: int = 0) -> FunctionCodec:
@@ -214,7 +220,7 @@ def test_a_missing_argument_is_told_as_such() -> None:
     def strict(a: int, b: int, c: int) -> None: ...
 
     payload = codec_of_function(plain).encode_arguments((1,), {})
-    with pytest.raises(MissingArgument, match="b: is a required argument and was not given .and c.") as caught:
+    with pytest.raises(MissingArgument, match=r"b: is a required argument and was not given \(and c\)") as caught:
         codec_of_function(strict).decode_arguments(payload)
     assert caught.value.path == "b"
 
@@ -273,7 +279,7 @@ def decorated(function: Any) -> Any:
     return wrapper
 
 
-class Callable_:
+class Calls:
     def __call__(self, a: int, b: int = 2) -> None: ...
     def method(self, a: int, b: int = 2) -> None: ...
     @staticmethod
@@ -288,10 +294,10 @@ class Callable_:
         decorated(plain),
         functools.partial(newer, c=1),
         functools.partial(decorated(newer)),
-        Callable_(),
-        Callable_().method,
-        Callable_.static,
-        Callable_.of_class,
+        Calls(),
+        Calls().method,
+        Calls.static,
+        Calls.of_class,
     ],
     ids=repr,
 )

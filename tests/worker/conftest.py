@@ -1,0 +1,22 @@
+"""A worker on each broker, in this process."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from taskflow.app.current import default_app
+from taskflow.broker.protocol import Broker
+from taskflow.broker.url import connect
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+async def broker(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Broker]:
+    """Everything that the test sends and works goes through it."""
+    url = "memory://" if request.param == "memory" else f"sqlite:///{tmp_path / 'queue.db'}"
+    opened = connect(url)
+    with default_app().using(opened):
+        yield opened
+    await opened.close()

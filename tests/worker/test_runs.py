@@ -1,0 +1,356 @@
+"""What a run can come to, through a real worker."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import sys
+import threading
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import anyio
+import pytest
+
+from taskflow import (
+    Backoff,
+    Cancel,
+    Discard,
+    JobCancelled,
+    JobContext,
+    JobFailed,
+    Progress,
+    Retry,
+    Snooze,
+    Status,
+    Worker,
+    current_job,
+    enqueue,
+    job,
+)
+from taskflow.broker.protocol import Broker
+
+AT_ONCE = Backoff(base=0.0)
+
+
+class Gate:
+    """What jobs and tests of this file tell each other."""
+
+    started = asyncio.Event()
+    release = asyncio.Event()
+    seen: list[Any] = []
+
+
+@pytest.fixture(autouse=True)
+def _fresh_gate() -> None:
+    Gate.started, Gate.release, Gate.seen = asyncio.Event(), asyncio.Event(), []
+
+
+@job(name="tests.worker.add")
+async def add(x: int, y: int = 1) -> int:
+    return x + y
+
+
+@job(name="tests.worker.upper")
+def upper(text: str) -> str:
+    assert threading.current_thread() is not threading.main_thread()
+    return text.upper()
+
+
+@job(name="tests.worker.fail", max_attempts=3, retry=AT_ONCE)
+async def fail(ctx: JobContext) -> None:
+    raise ValueError(f"attempt {ctx.attempt}")
+
+
+@job(name="tests.worker.third_time", max_attempts=5, retry=AT_ONCE)
+async def third_time(ctx: JobContext) -> int:
+    if ctx.attempt < 3:
+        raise OSError("not yet")
+    return ctx.attempt
+
+
+@job(name="tests.worker.picky", retry=AT_ONCE, retry_on=(OSError,), discard_on=(ConnectionError,))
+async def picky(which: str) -> None:
+    raise {"value": ValueError, "connection": ConnectionResetError}[which]("no")
+
+
+@job(name="tests.worker.says", max_attempts=4)
+async def says(ctx: JobContext, what: str) -> str:
+    if ctx.epoch == 1:
+        match what:
+            case "retry":
+                raise Retry(after=0)
+            case "snooze":
+                raise Snooze(after=0)
+            case "discard":
+                raise Discard("no use")
+            case "cancel":
+                raise Cancel("not any more")
+    return f"attempt {ctx.attempt}"
+
+
+@job(name="tests.worker.waits")
+async def waits() -> str:
+    Gate.started.set()
+    await Gate.release.wait()
+    return "released"
+
+
+@job(name="tests.worker.stubborn")
+async def stubborn() -> str:
+    Gate.started.set()
+    try:
+        await Gate.release.wait()
+    except asyncio.CancelledError:
+        return "finished all the same"
+    return "released"
+
+
+@job(name="tests.worker.base_error", max_attempts=2, retry=AT_ONCE)
+async def base_error(which: str) -> None:
+    if which == "exit":
+        sys.exit(3)
+    if which == "interrupt":
+        raise KeyboardInterrupt
+    raise asyncio.CancelledError("its own")
+
+
+@job(name="tests.worker.returns")
+async def returns(what: str) -> Any:
+    return object() if what == "object" else "x" * (2 << 20)
+
+
+@job(name="tests.worker.progress")
+async def reports(ctx: JobContext) -> None:
+    await ctx.progress(0.5, "half way")
+    Gate.started.set()
+    await Gate.release.wait()
+
+
+@job(name="tests.worker.slow_thread", timeout=0.05, max_attempts=1)
+def slow_thread(ctx: JobContext) -> str:
+    ctx.cancelled.wait(10)
+    return "late"
+
+
+async def test_async_and_plain_functions_are_run(broker: Broker) -> None:
+    async with Worker():
+        assert await (await add.delay(1, y=2)).result(10) == 3
+        assert await (await upper.delay("a")).result(10) == "A"
+
+
+async def test_many_are_each_run_once(broker: Broker) -> None:
+    handles = await enqueue(add.bind(n, n) for n in range(2_500))
+    async with Worker(concurrency=50) as worker:
+        assert [await handle.result(60) for handle in handles] == [2 * n for n in range(2_500)]
+    assert worker.tally.runs == 2_500
+
+
+async def test_a_failing_job_is_retried_to_its_last_attempt_and_kept(broker: Broker) -> None:
+    handle = await fail.delay()
+    async with Worker():
+        with pytest.raises(JobFailed, match="attempt 3") as failure:
+            await handle.result(10)
+    assert (failure.value.type, failure.value.message) == ("ValueError", "attempt 3")
+    assert 'raise ValueError(f"attempt {ctx.attempt}")' in failure.value.traceback
+    assert "executor.py" not in failure.value.traceback
+    info = await handle.info()
+    assert info is not None
+    assert [(error.message, error.attempt) for error in info.errors] == [("attempt 1", 1), ("attempt 2", 2), ("attempt 3", 3)]
+
+
+async def test_a_job_that_recovers_succeeds(broker: Broker) -> None:
+    handle = await third_time.delay()
+    async with Worker():
+        assert await handle.result(10) == 3
+
+
+@pytest.mark.parametrize("which", ["value", "connection"])
+async def test_errors_that_are_not_retried_fail_at_once(broker: Broker, which: str) -> None:
+    """What retry_on does not name, and what discard_on names although retry_on does."""
+    handle = await picky.delay(which)
+    async with Worker():
+        with pytest.raises(JobFailed):
+            await handle.result(10)
+    info = await handle.info()
+    assert info is not None
+    assert len(info.errors) == 1
+
+
+async def test_signals_turn_the_run(broker: Broker) -> None:
+    async with Worker():
+        assert await (await says.delay("retry")).result(10) == "attempt 2"
+        assert await (await says.delay("snooze")).result(10) == "attempt 1"
+        with pytest.raises(JobFailed, match="no use"):
+            await (await says.delay("discard")).result(10)
+        with pytest.raises(JobCancelled, match="not any more"):
+            await (await says.delay("cancel")).result(10)
+
+
+@pytest.mark.parametrize(
+    ("which", "kind"), [("exit", "SystemExit"), ("interrupt", "KeyboardInterrupt"), ("cancel", "asyncio.exceptions.CancelledError")]
+)
+async def test_base_exceptions_are_failures_like_others(broker: Broker, which: str, kind: str) -> None:
+    """The worker goes on after them."""
+    handle = await base_error.delay(which)
+    async with Worker():
+        with pytest.raises(JobFailed) as failure:
+            await handle.result(10)
+        assert await (await add.delay(1)).result(10) == 2
+    assert failure.value.type == kind
+    info = await handle.info()
+    assert info is not None
+    assert info.failures == 2
+
+
+@pytest.mark.parametrize("what", ["object", "large"])
+async def test_a_result_that_cannot_be_kept_fails_without_a_retry(broker: Broker, what: str) -> None:
+    """Its effects have happened: another attempt would repeat them."""
+    handle = await returns.delay(what)
+    async with Worker():
+        with pytest.raises(JobFailed):
+            await handle.result(10)
+    info = await handle.info()
+    assert info is not None
+    assert info.failures == 1
+
+
+async def test_an_async_job_past_its_timeout_fails_and_is_retried(broker: Broker) -> None:
+    handle = await waits.options(timeout=0.05, max_attempts=2, retry=AT_ONCE).delay()
+    async with Worker():
+        with pytest.raises(JobFailed, match=r"longer than its timeout of 0\.05 s"):
+            await handle.result(10)
+    info = await handle.info()
+    assert info is not None
+    assert info.failures == 2
+
+
+async def test_a_thread_past_its_timeout_hears_of_it_and_fails_when_it_ends(broker: Broker) -> None:
+    handle = await slow_thread.delay()
+    async with Worker():
+        with pytest.raises(JobFailed, match="longer than its timeout"):
+            await handle.result(10)
+
+
+async def test_a_running_job_is_cancelled_by_a_nudge(broker: Broker) -> None:
+    """Long before the next beat would bring it."""
+    handle = await waits.delay()
+    async with Worker():
+        await Gate.started.wait()
+        asked = time.monotonic()
+        assert await handle.cancel() is Status.RUNNING
+        with pytest.raises(JobCancelled):
+            await handle.result(10)
+        assert time.monotonic() - asked < 4.0, "a beat comes every 5 s: it was not the nudge"
+
+
+async def test_a_job_that_swallows_its_cancellation_and_returns_has_succeeded(broker: Broker) -> None:
+    handle = await stubborn.delay()
+    async with Worker():
+        await Gate.started.wait()
+        await handle.cancel()
+        assert await handle.result(10) == "finished all the same"
+
+
+async def test_a_waiting_job_is_cancelled_at_once(broker: Broker) -> None:
+    handle = await add.options(after=3600).delay(1)
+    assert await handle.cancel() is Status.SCHEDULED
+    assert await handle.status() is Status.CANCELLED
+
+
+async def test_a_delayed_job_is_not_early(broker: Broker) -> None:
+    due = datetime.now(UTC) + timedelta(seconds=0.3)
+    soon, planned = await add.options(after=0.3).delay(1), await add.options(at=due).delay(1)
+    async with Worker():
+        assert await soon.result(10) == await planned.result(10) == 2
+    for handle in (soon, planned):
+        info = await handle.info()
+        assert info is not None
+        assert info.started_at is not None
+        assert info.started_at >= info.due_at
+
+
+async def test_higher_priority_comes_first(broker: Broker) -> None:
+    @job(name="tests.worker.note")
+    async def note(name: str) -> None:
+        Gate.seen.append(name)
+
+    for name, priority in (("low", -1), ("normal", 0), ("high", 5)):
+        await note.options(priority=priority).delay(name)
+    async with Worker(concurrency=1) as worker:
+        await worker.drained()
+    assert Gate.seen == ["high", "normal", "low"]
+
+
+async def test_strict_queues_are_worked_in_their_order_and_others_not_at_all(broker: Broker) -> None:
+    @job(name="tests.worker.where")
+    async def where(ctx: JobContext) -> None:
+        Gate.seen.append(ctx.queue)
+
+    for queue in ("other", "second", "first", "second", "first"):
+        await where.options(queue=queue).delay()
+    async with Worker(concurrency=1, queues="first,second") as worker:
+        await worker.drained()
+    assert Gate.seen == ["first", "first", "second", "second"]
+
+
+async def test_progress_is_seen_while_it_runs(broker: Broker) -> None:
+    handle = await reports.delay()
+    async with Worker(options=quick_beats()):
+        await Gate.started.wait()
+        async with asyncio.timeout(10):
+            while (info := await handle.info()) is None or info.progress is None:  # noqa: ASYNC110  # it is for a person to look
+                await asyncio.sleep(0.01)
+        Gate.release.set()
+        assert info.progress == Progress(0.5, "half way")
+        assert info.worker is not None
+
+
+async def test_structured_concurrency_works_in_the_first_step_of_a_job(broker: Broker) -> None:
+    """asyncio.timeout, TaskGroup and an anyio scope belong to the job's own task."""
+
+    @job(name="tests.worker.structured", max_attempts=1)
+    async def structured() -> list[str]:
+        done: list[str] = []
+        try:
+            async with asyncio.timeout(0.01):
+                await asyncio.sleep(10)
+        except TimeoutError:
+            done.append("timeout")
+        async with asyncio.TaskGroup() as group:
+            group.create_task(asyncio.sleep(0))
+        done.append("group")
+        with anyio.move_on_after(0.01):
+            await anyio.sleep(10)
+        done.append("scope")
+        return done
+
+    handle = await structured.delay()
+    async with Worker():
+        assert await handle.result(10) == ["timeout", "group", "scope"]
+
+
+async def test_each_run_has_context_variables_of_its_own(broker: Broker) -> None:
+    variable = contextvars.ContextVar("variable", default=0)
+
+    @job(name="tests.worker.variable")
+    async def count() -> int:
+        variable.set(variable.get() + 1)
+        assert current_job().job_name == "tests.worker.variable"
+        return variable.get()
+
+    @job(name="tests.worker.variable_in_a_thread")
+    def count_in_a_thread() -> str:
+        variable.set(variable.get() + 1)
+        return f"{variable.get()} {current_job().job_name}"
+
+    async with Worker():
+        assert [await (await count.delay()).result(10) for _ in range(3)] == [1, 1, 1]
+        assert await (await count_in_a_thread.delay()).result(10) == "1 tests.worker.variable_in_a_thread"
+
+
+def quick_beats() -> Any:
+    from taskflow.worker.options import WorkerOptions
+
+    return WorkerOptions(ttl=0.4)
