@@ -1,0 +1,47 @@
+"""What the README shows is what is there."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from taskflow.cli.exits import MEANINGS
+from tests.readme.diagram import diagram
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def test_the_state_diagram_is_the_table_of_moves() -> None:
+    assert [block.strip() for block in blocks("mermaid")] == [diagram()]
+
+
+def test_the_exit_codes_are_those_of_the_code() -> None:
+    shown = dict(re.findall(r"^\| (\d+) \| (.+?) \|$", README, re.MULTILINE))
+    assert shown == {str(int(code)): meaning for code, meaning in MEANINGS.items()}
+
+
+def test_the_second_command_is_what_ci_runs() -> None:
+    """The first two bash blocks are one command each; CI runs the second's test command on both Pythons."""
+    demo, tests = (block.strip() for block in blocks("bash")[:2])
+    assert demo.endswith("taskflow demo")
+    assert "\n" not in demo
+    assert "\n" not in tests
+    command = tests.rpartition(".venv/bin/python ")[2]
+    assert command == "-m pytest"
+    ci = (ROOT / ".ci" / "run").read_text()
+    assert ci.count(command) == 2
+
+
+@pytest.mark.parametrize("block", blocks("python"))
+def test_python_blocks_run(block: str) -> None:
+    """Each by itself, in a fresh interpreter."""
+    subprocess.run([sys.executable, "-W", "error", "-c", block], check=True, cwd=ROOT)
