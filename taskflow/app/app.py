@@ -24,7 +24,7 @@ from taskflow.broker.url import connect
 from taskflow.model.codec import Limits
 from taskflow.model.envelope import check_headers
 from taskflow.model.errors import EnqueueFailed, KeyConflict, TaskflowError
-from taskflow.model.ids import IdFactory, id_text
+from taskflow.model.ids import IdFactory
 
 R = TypeVar("R")
 
@@ -233,7 +233,7 @@ def _conflict(call: Call[Any], standing: str) -> KeyConflict:
 
 
 def _failed(sent: Sent[Any], why: str) -> EnqueueFailed:
-    message = f"{len(sent.handles)} handle(s) came of it, then: {why}; those are in .handles, in order, and the rest was not sent"
+    message = f"not all was sent: {why}; {len(sent.handles)} call(s) were, whose handles are in .handles, in order"
     return EnqueueFailed(message, handles=sent.handles, conflicts=sent.conflicts)
 
 

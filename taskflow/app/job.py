@@ -161,7 +161,7 @@ Q = ParamSpec("Q")
 S_co = TypeVar("S_co", covariant=True)
 
 
-class _Function(Protocol[First_contra, P, Q, R_co, S_co]):
+class _Function(Protocol[First_contra, P, Q, R_co, S_co]):  # pyright: ignore[reportInvalidTypeVarUse]  # P hides its variance
     """Q is the whole signature, P what follows the first parameter; `R_co` and `S_co` are both what is returned."""
 
     @overload
@@ -180,7 +180,7 @@ class _Whole(Protocol[Q, R_co, S_co]):
     @overload
     def __call__(self, *args: Q.args, **kwargs: Q.kwargs) -> R_co: ...
     @overload
-    def __call__(self, *args: Q.args, **kwargs: Q.kwargs) -> S_co: ...
+    def __call__(self, *args: Q.args, **kwargs: Q.kwargs) -> S_co: ...  # type: ignore[overload-cannot-match]  # both must hold
 
 
 _Async: TypeAlias = Coroutine[Any, Any, R]
@@ -191,29 +191,29 @@ class _Decorator(Protocol):
 
     # Plain functions that return Any, or a type variable of their own.
     @overload
-    def __call__(self, function: _Function[_Free, P, Q, _Odd, _Odder], /) -> SyncJob[Q, _Odd]: ...
+    def __call__(self, function: _Function[_Free, P, Q, _Odd, _Odder], /) -> SyncJob[Q, _Odd]: ...  # type: ignore[overload-overlap]
     @overload
-    def __call__(self, function: _Function[_Context, P, Q, _Odd, _Odder], /) -> SyncJob[P, _Odd]: ...
+    def __call__(self, function: _Function[_Context, P, Q, _Odd, _Odder], /) -> SyncJob[P, _Odd]: ...  # type: ignore[overload-overlap]
     @overload
-    def __call__(self, function: _Whole[Q, _Odd, _Odder], /) -> SyncJob[Q, _Odd]: ...
+    def __call__(self, function: _Whole[Q, _Odd, _Odder], /) -> SyncJob[Q, _Odd]: ...  # type: ignore[overload-overlap]
     @overload
     def __call__(self, function: Callable[..., _Anything], /) -> SyncJob[..., Any]: ...
 
     # Async functions.
     @overload
-    def __call__(self, function: _Function[_Free, P, Q, _Async[R], _Async[R]], /) -> Job[Q, R]: ...
+    def __call__(self, function: _Function[_Free, P, Q, _Async[R], _Async[R]], /) -> Job[Q, R]: ...  # type: ignore[overload-overlap]
     @overload
-    def __call__(self, function: _Function[_Context, P, Q, _Async[R], _Async[R]], /) -> Job[P, R]: ...
+    def __call__(self, function: _Function[_Context, P, Q, _Async[R], _Async[R]], /) -> Job[P, R]: ...  # type: ignore[overload-overlap]
     @overload
-    def __call__(self, function: _WithCtx[_Context, P, _Async[R]], /) -> Job[P, R]: ...
+    def __call__(self, function: _WithCtx[_Context, P, _Async[R]], /) -> Job[P, R]: ...  # type: ignore[overload-overlap]
     @overload
-    def __call__(self, function: Callable[Q, _Async[R]], /) -> Job[Q, R]: ...
+    def __call__(self, function: Callable[Q, _Async[R]], /) -> Job[Q, R]: ...  # type: ignore[overload-overlap]
 
     # Plain functions.
     @overload
     def __call__(self, function: _Function[_Free, P, Q, R, R], /) -> SyncJob[Q, R]: ...
     @overload
-    def __call__(self, function: _Function[_Context, P, Q, R, R], /) -> SyncJob[P, R]: ...
+    def __call__(self, function: _Function[_Context, P, Q, R, R], /) -> SyncJob[P, R]: ...  # pyright: ignore[reportOverlappingOverload]
     @overload
     def __call__(self, function: _WithCtx[_Context, P, R], /) -> SyncJob[P, R]: ...
     @overload

@@ -82,6 +82,9 @@ def _enqueue_layer(layer: Middleware, inner: EnqueueNext) -> EnqueueNext:
 
 def _run_layer(layer: Middleware, inner: RunNext) -> RunNext:
     async def call_layer(context: JobContext) -> Verdict:
-        return await layer.run(context, inner)
+        verdict: object = await layer.run(context, inner)
+        if not isinstance(verdict, Verdict):
+            raise TypeError(f"{type(layer).__name__}.run() returned {verdict!r}: it returns a verdict, as `await call_next(context)` gives it")
+        return verdict
 
     return call_layer

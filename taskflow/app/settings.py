@@ -71,7 +71,7 @@ def check_configured(given: Mapping[str, Any]) -> None:
         )
 
 
-def _check_number(where: str, name: str, value: object) -> None:
+def _check_number(where: str, name: str, value: Any) -> None:
     kind, least = _NUMBERS[name]
     is_one = isinstance(value, int | kind) and not isinstance(value, bool)
     if not is_one or not value >= least:  # not a number is not above anything

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -23,7 +24,10 @@ LONGEST_PAUSE: Final = 2.0
 
 
 class Fetcher:
-    """One claim under way at a time, numbered: a claim whose answer was lost is asked again under its number."""
+    """One claim under way at a time, numbered: a claim whose answer was lost is asked again under its number.
+
+    `start` takes a lease to its run; `give_back` takes one whose answer came later than `too_old` seconds after it was asked for.
+    """
 
     def __init__(
         self,
@@ -34,6 +38,8 @@ class Fetcher:
         events: Events,
         *,
         start: Callable[[Lease], None],
+        give_back: Callable[[Lease], None],
+        too_old: float,
         on_lost: Callable[[str], None],
     ) -> None:
         self._broker = broker
@@ -42,6 +48,8 @@ class Fetcher:
         self._holdings = holdings
         self._events = events
         self._start = start
+        self._give_back = give_back
+        self._too_old = too_old
         self._on_lost = on_lost
         self.request = 0
 
@@ -57,9 +65,12 @@ class Fetcher:
         if not self._holdings.free:
             await self._holdings.wait_for_change()
             return
+        asked_at = time.monotonic()
         leases = await self._claim(self._queues.order(), self._holdings.free)
+        # An answer that was long under way may be taken for a ghost's any moment, and run elsewhere.
+        take = self._start if time.monotonic() - asked_at < self._too_old else self._give_back
         for lease in leases:
-            self._start(lease)
+            take(lease)
         if leases:
             await asyncio.sleep(0)
         else:

@@ -45,7 +45,17 @@ class Life:
         self._loop = asyncio.get_running_loop()
         self._holdings = Holdings(options.concurrency)
         self._settler = Settler(broker, self._holdings, events)
-        self._fetcher = Fetcher(broker, self._session.id, options.queues, self._holdings, events, start=self._start, on_lost=self._lose)
+        self._fetcher = Fetcher(
+            broker,
+            self._session.id,
+            options.queues,
+            self._holdings,
+            events,
+            start=self._start,
+            give_back=self._give_back,
+            too_old=options.ttl / 4,  # half the ghost time, which is half the ttl
+            on_lost=self._lose,
+        )
         self._upkeep = Upkeep(broker, seams.chance, events)
         self._runs: dict[asyncio.Task[None], Holding] = {}
         self._attendants: list[asyncio.Task[None]] = []
@@ -87,11 +97,22 @@ class Life:
         return all_ended
 
     async def abandon(self) -> None:
-        """The session is dead: cancel what runs. What had ended before is still offered, and the store decides."""
+        """The session is dead, or must be taken for dead: cancel what runs, beat no more."""
         self._is_over = True
         await _end(self._attendants)
         await self._stop_runs(LOST)
-        await self._settle_rest()
+        if self._keeper is not None:
+            await self._keeper.stop()
+
+    async def settle_verdicts(self) -> None:
+        """After `abandon`: what had ended is offered for as long as it takes. The store decides whether it still counts."""
+        while len(self._holdings):
+            await self._holdings.wait_for_change()
+        await self.end_settling()
+
+    async def end_settling(self) -> None:
+        if self._settling is not None:
+            await _end([self._settling])
 
     # --- runs ------------------------------------------------------------------------------------------
 
@@ -100,6 +121,10 @@ class Life:
         task = self._loop.create_task(self._run(holding))
         self._runs[task] = holding
         task.add_done_callback(self._runs.pop)
+
+    def _give_back(self, lease: Lease) -> None:
+        self._holdings.add(lease)
+        self._settler.offer(_handed_back(lease, counts=False))
 
     async def _run(self, holding: Holding) -> None:
         settlement = _handed_back(holding.lease)  # what stands when a cancellation comes past the executor
@@ -135,8 +160,7 @@ class Life:
         give_up_at = time.monotonic() + self._options.last_words
         while len(self._holdings) and (left := give_up_at - time.monotonic()) > 0:
             await self._holdings.wait_for_change(left)
-        if self._settling is not None:
-            await _end([self._settling])
+        await self.end_settling()
         if self._keeper is not None:
             await self._keeper.stop()
 
@@ -182,8 +206,8 @@ def _a_session(options: WorkerOptions) -> Session:
     return Session(id=secrets.token_bytes(16), name=name, ttl=options.ttl, queues=queues, concurrency=options.concurrency)
 
 
-def _handed_back(lease: Lease) -> Settlement:
-    return Settlement(id=lease.envelope.id, epoch=lease.epoch, claim=lease.claim, verdict=HandedBack())
+def _handed_back(lease: Lease, *, counts: bool = True) -> Settlement:
+    return Settlement(id=lease.envelope.id, epoch=lease.epoch, claim=lease.claim, verdict=HandedBack(counts))
 
 
 async def _wait_for(tasks: list[asyncio.Task[None]]) -> None:

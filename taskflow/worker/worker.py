@@ -70,6 +70,7 @@ class Worker:
         self._stack = AsyncExitStack()
         self._life: Life | None = None
         self._rebirth: asyncio.Task[None] | None = None
+        self._past_lives: dict[asyncio.Task[None], Life] = {}
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
@@ -90,6 +91,7 @@ class Worker:
                 await asyncio.gather(self._rebirth, return_exceptions=True)
             if self._life is not None:
                 self.has_forced = not await self._life.wind_down(self._hurry)
+            await self._end_past_lives()
 
     def hurry(self) -> None:
         """Cut the grace time short: cancel what runs, now or as soon as the worker winds down."""
@@ -116,6 +118,9 @@ class Worker:
         lost, self._life = self._life, None
         if lost is not None:
             await lost.abandon()
+            settling = asyncio.get_running_loop().create_task(lost.settle_verdicts())
+            self._past_lives[settling] = lost
+            settling.add_done_callback(self._past_lives.pop)
         times = 0
         while self._life is None:
             try:
@@ -124,6 +129,13 @@ class Worker:
                 times += 1
                 self._events.tell(BrokerTrouble("a new session", str(error), times))
                 await asyncio.sleep(min(LONGEST_PAUSE, 0.1 * 2**times) * (0.5 + self._seams.chance.random()))
+
+    async def _end_past_lives(self) -> None:
+        """Their last verdicts have had all the time of this life; what the store has not answered by now, it decides by the lapse."""
+        for settling, life in list(self._past_lives.items()):
+            settling.cancel()
+            await asyncio.gather(settling, return_exceptions=True)
+            await life.end_settling()
 
     async def _is_drained(self) -> bool:
         names = self.options.queues.names

@@ -53,6 +53,7 @@ class Witness:
         self._envelopes: dict[bytes, Envelope] = {}
         self._claims = set[ClaimId]()
         self._fences: dict[bytes, set[tuple[int, ClaimId]]] = {}
+        self._effective = set[tuple[bytes, int, ClaimId]]()
         self.fresh_history()
 
     def fresh_history(self) -> None:
@@ -92,7 +93,9 @@ class Witness:
                 continue
             fence = (settlement.epoch, settlement.claim)
             _hold(fence in self._fences.get(settlement.id, ()), settlement.id, "settled under a fence that was never given")
-            if settlement.verdict.is_final:
+            is_repeat = (settlement.id, *fence) in self._effective  # whatever it says this time
+            self._effective.add((settlement.id, *fence))
+            if settlement.verdict.is_final and not is_repeat:
                 _hold(self._finals.setdefault(settlement.id, fence) == fence, settlement.id, "ended twice by settlements")
 
     def redone(self, job_id: bytes) -> None:

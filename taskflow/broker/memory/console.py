@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Sequence
 
 from taskflow.broker import topics, words
@@ -23,12 +24,16 @@ class OpenStore(KeptStore):
             QueueRecord(
                 name=name,
                 is_paused=name in self.paused,
-                counts={status: self.counts.get(name, {}).get(status, 0) for status in Status},
+                counts={status: self.counts.get(name, Counter())[status] for status in Status},
                 oldest_ready_for=self._oldest_ready_for(name),
                 next_due_in=self._next_due_in(name),
             )
             for name in names
         ]
+
+    def _count(self, queue: str, status: Status) -> int:
+        """Without making an entry for a queue that is only paused."""
+        return self.counts[queue][status] if queue in self.counts else 0
 
     def _oldest_ready_for(self, queue: str) -> float | None:
         due = [job.due_at for job in self.jobs.values() if job.status is Status.READY and job.queue == queue]

@@ -35,8 +35,9 @@ def _check_room(shelf: Shelf, wanted: int, capacity: int) -> None:
 def add_all(shelf: Shelf, envelopes: Iterable[Envelope]) -> list[Added | Refused]:
     """In order: neighbours of the same kind go together."""
     answers = list[Added | Refused]()
-    for are_plain, alike in groupby(envelopes, _is_plain):
-        answers += _add_plain(shelf, list(alike)) if are_plain else [_add_one(shelf, envelope) for envelope in alike]
+    for are_plain, grouped in groupby(envelopes, _is_plain):
+        alike = list(grouped)
+        answers += _add_plain(shelf, alike) if are_plain else [_add_one(shelf, envelope) for envelope in alike]
     return answers
 
 
@@ -50,7 +51,7 @@ def _is_plain(envelope: Envelope) -> bool:
 def _add_plain(shelf: Shelf, envelopes: list[Envelope]) -> list[Added | Refused]:
     [(last_seq,)] = shelf.connection.execute(shelf.sql["last_seq"])
     rows = [_plain_row(shelf, envelope) for envelope in envelopes]
-    added = shelf.connection.executemany(shelf.sql["add_plain_job"], rows).rowcount
+    added = shelf.execute_rows("add_plain_jobs", rows)
     if added == len(rows):
         _count_in_all(shelf, rows)
         return [Added(envelope.id) for envelope in envelopes]

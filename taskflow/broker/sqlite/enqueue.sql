@@ -1,9 +1,10 @@
 -- Taking in jobs, and the names that they go by.
 
--- name: add_plain_job
--- Parameters: id, status, queue, name, priority, created_at, due_at, expires_at, payload, extras, joins. Reply: none; a known id adds nothing.
+-- name: add_plain_jobs
+-- Parameters: rows of id, status, queue, name, priority, created_at, due_at, expires_at, payload, extras, joins.
+-- Reply: none; a known id adds nothing.
 INSERT INTO "~jobs" (id, status, queue, name, priority, created_at, due_at, expires_at, payload, extras, joins)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ...
 ON CONFLICT (id) DO NOTHING;
 
 -- name: last_seq

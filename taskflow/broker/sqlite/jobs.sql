@@ -24,10 +24,6 @@ UPDATE "~jobs" SET
   result = ?, reason = ?, waiting_for = ?, is_poison = ?, ended_at = ?, fade_at = ?
 WHERE seq = ?;
 
--- name: save_report
--- Parameters: started_at, progress or NULL to keep what is there, seq. Reply: none.
-UPDATE "~jobs" SET started_at = ?, progress = coalesce(?, progress) WHERE seq = ?;
-
 -- name: waiting_holder
 -- Parameters: key. Reply: the row of the waiting live job that has it.
 SELECT * FROM "~jobs" WHERE key = ? AND status < 3 ORDER BY seq LIMIT 1;

@@ -9,7 +9,8 @@ from typing import Any, Final
 import msgpack
 import msgspec
 
-from taskflow.model.clock import instant_of
+from taskflow.broker.sqlite.bulk import slices
+from taskflow.model.clock import instant_of, to_seconds
 from taskflow.model.envelope import ClaimId, Envelope, Lease, unpack_extras
 from taskflow.model.record import BY_CODE, Progress, Record, Status
 from taskflow.model.verdict import unpack_errors
@@ -17,11 +18,12 @@ from taskflow.model.verdict import unpack_errors
 _CLAIM_TAIL: Final = struct.Struct(">QI")
 _EPOCH: Final = struct.Struct(">Q")
 _ID_BYTES: Final = 16
+CLAIM_BYTES: Final = _ID_BYTES + _CLAIM_TAIL.size
 
 _CHANGING: Final = (
-    "code", "due_at", "expires_at", "payload", "awaits", "joins", "behind", "epoch", "failures", "crashes", "snoozes", "hand_backs", "claim",
-    "started_at", "worker", "progress", "settled", "parked_at", "errors", "cancel_requested", "result", "reason", "waiting_for", "is_poison",
-    "ended_at", "fade_at", "seq",
+    "code", "due_at", "expires_at", "payload", "awaits", "joins", "behind", "epoch", "failures", "crashes", "snoozes", "hand_backs",
+    "claim", "started_at", "worker", "progress", "settled", "parked_at", "errors", "cancel_requested", "result", "reason", "waiting_for",
+    "is_poison", "ended_at", "fade_at", "seq",
 )  # fmt: skip
 
 
@@ -75,8 +77,7 @@ class Job(msgspec.Struct):
         return self.code is not None and (self.ended_at is None or (self.fade_at or 0) > now)
 
     def joined_ids(self) -> list[bytes]:
-        joins = self.joins or b""
-        return [joins[start : start + _ID_BYTES] for start in range(0, len(joins), _ID_BYTES)]
+        return slices(self.joins, _ID_BYTES)
 
     def make_fresh(self, now: int) -> None:
         """As if it had just been enqueued; what happened to it before stays in its errors."""
@@ -89,6 +90,12 @@ class Job(msgspec.Struct):
 
 changing_columns: Final = attrgetter(*_CHANGING)
 """What `save_job` takes."""
+
+columns_of_run: Final = attrgetter(
+    "seq", "code", "due_at", "failures", "crashes", "snoozes", "hand_backs", "started_at", "settled", "parked_at", "errors", "reason",
+    "waiting_for", "is_poison", "ended_at", "fade_at",
+)  # fmt: skip
+"""What `save_runs` takes."""
 
 all_columns: Final = attrgetter(*Job.__struct_fields__[1:])
 """What `add_job` takes."""
@@ -134,8 +141,8 @@ _PLAIN: Final = Envelope(id=b"", job="", payload=b"")
 def lease_of(job: Job, queue: str, name: str, now: int) -> Lease:
     """A lease given before, told again."""
     assert job.claim is not None
-    return make_lease(
-        Envelope(
+    return Lease(
+        envelope=Envelope(
             id=job.id,
             job=name,
             queue=queue,
@@ -144,33 +151,19 @@ def lease_of(job: Job, queue: str, name: str, now: int) -> Lease:
             key=job.key,
             **unpack_extras(job.extras),
         ),
-        job.epoch, unpack_claim(job.claim), job.created_at, job.failures, job.crashes, job.snoozes, job.hand_backs, job.parked_at, now,
-    )  # fmt: skip
-
-
-def make_lease(
-    envelope: Envelope,
-    epoch: int,
-    claim: ClaimId,
-    created_at: int,
-    failures: int,
-    crashes: int,
-    snoozes: int,
-    hand_backs: int,
-    parked_at: int | None,
-    now: int,
-) -> Lease:
-    return Lease(
-        envelope=envelope,
-        epoch=epoch,
-        claim=claim,
-        created_at=created_at,
-        failures=failures,
-        crashes=crashes,
-        snoozes=snoozes,
-        hand_backs=hand_backs,
-        parked_for=0.0 if parked_at is None else (now - parked_at) / 1_000_000,
+        epoch=job.epoch,
+        claim=unpack_claim(job.claim),
+        created_at=job.created_at,
+        failures=job.failures,
+        crashes=job.crashes,
+        snoozes=job.snoozes,
+        hand_backs=job.hand_backs,
+        parked_for=parked_for(job.parked_at, now),
     )
+
+
+def parked_for(parked_at: int | None, now: int) -> float:
+    return 0.0 if parked_at is None else to_seconds(now - parked_at)
 
 
 # --- fences as bytes ---------------------------------------------------------------------------------------
@@ -202,8 +195,9 @@ def pack_fence(epoch: int, claim: bytes) -> bytes:
 def pack_progress(progress: Progress | None) -> bytes | None:
     if progress is None:
         return None
-    packed: bytes = msgpack.packb([progress.fraction, progress.note], unicode_errors="surrogatepass")
-    return packed
+    packed = msgpack.packb([progress.fraction, progress.note], unicode_errors="surrogatepass")
+    assert packed is not None
+    return bytes(packed)
 
 
 def unpack_progress(packed: bytes | None) -> Progress | None:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Sequence
-from datetime import datetime
-from typing import Any
+from itertools import groupby
+from operator import attrgetter
+from typing import Any, Final
 
 import msgpack
 import msgspec
 
 from taskflow.broker import words
 from taskflow.broker.sqlite import settling
+from taskflow.broker.sqlite.bulk import slices
 from taskflow.broker.sqlite.row import (
-    Job,
+    CLAIM_BYTES,
     claims_of,
     lease_of,
-    make_lease,
     pack_claim,
     pack_progress,
+    parked_for,
     storable,
     text_of,
     unpack_claim,
@@ -57,8 +60,8 @@ class SessionRow(msgspec.Struct, frozen=True):
         return self.boot_id != boot_id
 
 
-def session_rows(shelf: Shelf, statement: str) -> list[SessionRow]:
-    return [SessionRow(*row) for row in shelf.connection.execute(shelf.sql[statement])]
+def session_rows(shelf: Shelf, statement: str, *parameters: object) -> list[SessionRow]:
+    return [SessionRow(*row) for row in shelf.connection.execute(shelf.sql[statement], parameters)]
 
 
 # --- life ----------------------------------------------------------------------------------------------------
@@ -82,8 +85,8 @@ def spare_after_outage(shelf: Shelf) -> None:
     silence = shelf.steady - pulse
     if silence <= 0:
         return
-    for row in session_rows(shelf, "living_sessions"):
-        if not row.is_spared and silence > row.ttl:
+    for row in session_rows(shelf, "silent_sessions", silence):
+        if silence > row.ttl:
             shelf.connection.execute(shelf.sql["spare_session"], (shelf.steady, row.number))
 
 
@@ -111,12 +114,12 @@ def claim(shelf: Shelf, session: bytes, request: int, queues: Sequence[str], lim
     if request <= row.request:
         return _answer_again(shelf, row, request)
     shelf.connection.execute(shelf.sql["take_request"], (request, row.number))
-    leases = list[Lease]()
-    for number, name in _order(shelf, queues, request):
-        if len(leases) >= limit:
+    found = list[_Ready]()
+    for queue, name in _order(shelf, queues, request):
+        if len(found) >= limit:
             break
-        leases += _lease_from(shelf, row, request, number, name, len(leases), limit - len(leases))
-    return leases
+        found += _first_ready(shelf, queue, name, limit - len(found))
+    return _lease_all(shelf, row, request, found) if found else []
 
 
 def _answer_again(shelf: Shelf, row: SessionRow, request: int) -> list[Lease]:
@@ -127,34 +130,101 @@ def _answer_again(shelf: Shelf, row: SessionRow, request: int) -> list[Lease]:
     return [lease_of(job, shelf.queues.name(job.queue), shelf.job_names.name(job.name), shelf.now) for job in jobs]
 
 
-def _order(shelf: Shelf, queues: Sequence[str], request: int) -> list[tuple[int, str]]:
+def _order(shelf: Shelf, queues: Sequence[str], request: int) -> Sequence[tuple[int, str]]:
     """Number and name of the queues to look into, those that are paused left out."""
     shelf.tally.flush()
     if queues:
         open_queue = shelf.sql["open_queue"]
         found = [(shelf.connection.execute(open_queue, (name,)).fetchone(), name) for name in queues]
         return [(row[0], name) for row, name in found if row is not None]
-    ready: list[tuple[int, str]] = shelf.connection.execute(shelf.sql["ready_queues"]).fetchall()
+    [(packed,)] = shelf.connection.execute(shelf.sql["ready_queues"])
+    ready = _QUEUES.decode(packed)
     turn = request % len(ready) if ready else 0
     return ready[turn:] + ready[:turn]
 
 
-def _lease_from(shelf: Shelf, row: SessionRow, request: int, queue: int, queue_name: str, first: int, limit: int) -> list[Lease]:
-    leases, changes = list[Lease](), list[tuple[object, ...]]()
-    now, steady = shelf.now, shelf.steady
-    ready = shelf.connection.execute(shelf.sql["ready_jobs"], (queue, now, limit)).fetchall()
-    for number, found in enumerate(ready, first):
-        seq, job_id, name, priority, created_at, payload, key, extras, epoch, failures, crashes, snoozes, hand_backs, parked_at = found
-        claim_id = ClaimId(row.id, request, number)
-        changes.append((pack_claim(claim_id), now, steady, row.name, seq))
-        job_name = shelf.job_names.name(name)
-        more = unpack_extras(extras) if extras is not None else {}
-        envelope = Envelope(id=job_id, job=job_name, payload=payload, queue=queue_name, priority=priority, key=key, **more)
-        leases.append(make_lease(envelope, epoch + 1, claim_id, created_at, failures, crashes, snoozes, hand_backs, parked_at, now))
-    if leases:
-        shelf.connection.executemany(shelf.sql["lease_job"], changes)
-        shelf.tally.move(queue, Event.CLAIM, CODES[Status.READY], CODES[Status.RUNNING], len(leases))
-    return leases
+_QUEUES: Final = msgspec.json.Decoder(list[tuple[int, str]])
+
+
+class _Ready(msgspec.Struct, array_like=True):
+    """A job to be leased, as `ready_jobs` tells of it; its queue, id and payload come beside."""
+
+    seq: int
+    name: int
+    priority: int
+    created_at: int
+    due_at: int
+    epoch: int
+    failures: int
+    crashes: int
+    snoozes: int
+    hand_backs: int
+    parked_at: int | None
+    payload_bytes: int
+    key: str
+    extras: str
+    queue: int = 0
+    queue_name: str = ""
+    id: bytes = b""
+    payload: bytes = b""
+
+    @property
+    def place(self) -> tuple[int, int, int]:
+        return (-self.priority, self.due_at, self.seq)
+
+
+_READY: Final = msgspec.json.Decoder(list[_Ready])
+
+
+def _first_ready(shelf: Shelf, queue: int, queue_name: str, limit: int) -> list[_Ready]:
+    try:
+        [(packed, ids, payloads)] = shelf.connection.execute(shelf.sql["ready_jobs"], (queue, shelf.now, limit))
+    except sqlite3.DataError:  # their payloads together are more than SQLite holds as one value (1 GB): less will do
+        if limit == 1:
+            raise
+        return _first_ready(shelf, queue, queue_name, limit // 2)
+    found = _READY.decode(packed)
+    start = 0
+    for ready, job_id in zip(found, slices(ids, 16), strict=True):
+        ready.queue, ready.queue_name, ready.id = queue, queue_name, job_id
+        ready.payload = payloads[start : start + ready.payload_bytes]
+        start += ready.payload_bytes
+    found.sort(key=_place)  # aggregates promise no order
+    return found
+
+
+_place: Final = attrgetter("place")
+
+
+def _lease_all(shelf: Shelf, row: SessionRow, request: int, found: list[_Ready]) -> list[Lease]:
+    claims = [ClaimId(row.id, request, number) for number in range(len(found))]
+    changes = [(ready.seq, pack_claim(claim)) for ready, claim in zip(found, claims, strict=True)]
+    shelf.execute_rows("lease_jobs", changes, shelf.now, shelf.steady, row.name)
+    for queue, alike in groupby(found, lambda ready: ready.queue):
+        shelf.tally.move(queue, Event.CLAIM, CODES[Status.READY], CODES[Status.RUNNING], sum(1 for _ in alike))
+    return [_lease(shelf, ready, claim) for ready, claim in zip(found, claims, strict=True)]
+
+
+def _lease(shelf: Shelf, ready: _Ready, claim: ClaimId) -> Lease:
+    return Lease(
+        envelope=Envelope(
+            id=ready.id,
+            job=shelf.job_names.name(ready.name),
+            payload=ready.payload,
+            queue=ready.queue_name,
+            priority=ready.priority,
+            key=bytes.fromhex(ready.key) if ready.key else None,
+            **(unpack_extras(bytes.fromhex(ready.extras)) if ready.extras else {}),
+        ),
+        epoch=ready.epoch + 1,
+        claim=claim,
+        created_at=ready.created_at,
+        failures=ready.failures,
+        crashes=ready.crashes,
+        snoozes=ready.snoozes,
+        hand_backs=ready.hand_backs,
+        parked_for=parked_for(ready.parked_at, shelf.now),
+    )
 
 
 # --- beat ----------------------------------------------------------------------------------------------------
@@ -165,49 +235,55 @@ def beat(shelf: Shelf, beat: Beat) -> BeatAnswer:
     row = _living(shelf, beat.session)
     shelf.connection.execute(shelf.sql["take_beat"], (shelf.steady, row.number))
     _take_pulse(shelf)
-    leases = leases_of(shelf, row)
-    _take_reports(shelf, leases, beat)
-    ghosts = _take_back_ghosts(shelf, leases, beat)
+    held, stopping = _held(shelf, row)
+    _take_reports(shelf, held, beat)
+    ghosts = _take_back_ghosts(shelf, held, beat)
     if beat.leaving:
-        _leave(shelf, row, leases)
+        _leave(shelf, row)
+        held.clear()
     return BeatAnswer(
-        lost=tuple(claim for claim in beat.claims if claim not in leases),
-        stopping=tuple(claim for claim in beat.claims if claim in leases and leases[claim].cancel_requested is not None),
+        lost=tuple(claim for claim in beat.claims if claim not in held),
+        stopping=tuple(claim for claim in beat.claims if claim in held and claim in stopping),
         ghosts=ghosts,
     )
 
 
-def leases_of(shelf: Shelf, row: SessionRow) -> dict[ClaimId, Job]:
-    """What the session holds, in the order in which it was claimed."""
-    jobs = shelf.jobs("jobs_by_claim", *claims_of(row.id))
-    return {unpack_claim(job.claim): job for job in jobs if job.claim is not None}
+def _held(shelf: Shelf, row: SessionRow) -> tuple[set[ClaimId], set[ClaimId]]:
+    """The claims of the session, and those of them whose jobs were asked to stop."""
+    [(held, stopping)] = shelf.connection.execute(shelf.sql["held_claims"], claims_of(row.id))
+    return set(map(unpack_claim, slices(held, CLAIM_BYTES))), set(map(unpack_claim, slices(stopping, CLAIM_BYTES)))
 
 
-def _take_reports(shelf: Shelf, leases: dict[ClaimId, Job], beat: Beat) -> None:
-    for report in beat.reports:
-        job = leases.get(report.claim)
-        if job is not None:
-            job.started_at = shelf.now - to_microseconds(report.running_for)
-            job.progress = pack_progress(report.progress) or job.progress
-            shelf.connection.execute(shelf.sql["save_report"], (job.started_at, job.progress, job.seq))
+def _take_reports(shelf: Shelf, held: set[ClaimId], beat: Beat) -> None:
+    """The last one of a claim counts."""
+    now = shelf.now
+    reports = {report.claim: report for report in beat.reports if report.claim in held}
+    progress = {report.claim: report.progress for report in beat.reports if report.progress is not None}
+    rows = [
+        (pack_claim(claim), now - to_microseconds(report.running_for), pack_progress(progress.get(claim)))
+        for claim, report in reports.items()
+    ]
+    shelf.execute_rows("save_reports", rows)
 
 
-def _take_back_ghosts(shelf: Shelf, leases: dict[ClaimId, Job], beat: Beat) -> int:
-    """Leases old enough that the session does not name go back to their place; they are taken out of `leases`."""
-    named = frozenset(beat.claims)
+def _take_back_ghosts(shelf: Shelf, held: set[ClaimId], beat: Beat) -> int:
+    """Leases old enough that the session does not name go back to their place; they are taken out of `held`."""
     old = shelf.steady - to_microseconds(shelf.rules.ghost_after)
-    ghosts = [claim for claim, job in leases.items() if claim not in named and claim.request <= beat.seen and job.claimed_steady <= old]
-    for claim in ghosts:
-        job = leases.pop(claim)
-        shelf.wait_again(job, Event.GHOST)
-    return len(ghosts)
+    ghosts = 0
+    for claim in sorted(claim for claim in held.difference(beat.claims) if claim.request <= beat.seen):
+        packed = pack_claim(claim)
+        for job in shelf.jobs("jobs_by_claim", packed, packed):
+            if job.claimed_steady <= old:
+                held.discard(claim)
+                shelf.wait_again(job, Event.GHOST)
+                ghosts += 1
+    return ghosts
 
 
-def _leave(shelf: Shelf, row: SessionRow, leases: dict[ClaimId, Job]) -> None:
+def _leave(shelf: Shelf, row: SessionRow) -> None:
     shelf.connection.execute(shelf.sql["kill_session"], (shelf.now, row.number))
-    for job in leases.values():
+    for job in shelf.jobs("jobs_by_claim", *claims_of(row.id)):
         settling.hand_back(shelf, job, counts=True)
-    leases.clear()
 
 
 # --- records ---------------------------------------------------------------------------------------------------
@@ -228,7 +304,7 @@ def _to_record(row: SessionRow, leases: int, steady: int) -> SessionRecord:
     queues, concurrency, *_ = _about(row)
     return SessionRecord(
         session=Session(id=row.id, name=text_of(row.name) or "", ttl=row.ttl_seconds, queues=tuple(queues), concurrency=concurrency),
-        registered_at=_instant(row.registered_at),
+        registered_at=instant_of(row.registered_at),
         seconds_since_beat=max(0.0, to_seconds(steady - row.beat_at)),
         leases=leases,
         is_dying=row.dead_at is not None,
@@ -238,7 +314,3 @@ def _to_record(row: SessionRow, leases: int, steady: int) -> SessionRecord:
 def _about(row: SessionRow) -> list[Any]:
     about: list[Any] = msgpack.unpackb(row.about)
     return about
-
-
-def _instant(microseconds: int) -> datetime:
-    return instant_of(microseconds)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from typing import Final
+
+import msgspec
 
 from taskflow.broker import topics, words
 from taskflow.broker.sqlite.enqueue import add_all
 from taskflow.broker.sqlite.row import Job, pack_claim, pack_fence, storable, unpack_claim
 from taskflow.broker.sqlite.shelf import Shelf
 from taskflow.model.clock import to_microseconds
-from taskflow.model.record import Event, Record, Status
+from taskflow.model.record import CODES, Event, Record, Status
 from taskflow.model.verdict import (
     Cancelled,
     Discarded,
@@ -27,7 +31,108 @@ from taskflow.model.verdict import (
 
 
 def settle(shelf: Shelf, settlements: Sequence[Settlement]) -> list[Settled]:
-    return [_settle_one(shelf, settlement) for settlement in settlements]
+    """Runs that concern no other job go together, the rest one by one: what order they go in makes no difference then."""
+    claims = [pack_claim(settlement.claim) for settlement in settlements]
+    if len(set(claims)) < len(claims):  # the second of a kind is a repeat, and finds what the first has left
+        return [_settle_one(shelf, settlement) for settlement in settlements]
+    if _settle_successes(shelf, settlements, claims):
+        return [Settled.OK] * len(settlements)
+    settled = _settle_plain_runs(shelf, settlements, claims)
+    return [
+        Settled.OK if is_settled else _settle_one(shelf, settlement) for settlement, is_settled in zip(settlements, settled, strict=True)
+    ]
+
+
+# --- as a batch --------------------------------------------------------------------------------------------------
+
+
+def _settle_successes(shelf: Shelf, settlements: Sequence[Settlement], claims: list[bytes]) -> bool:
+    """All of them, when all are plain runs under their fence that have succeeded; else none of them."""
+    if not all(type(settlement.verdict) is Succeeded and not settlement.follow_ups for settlement in settlements):
+        return False
+    fences = [(claim, settlement.id, settlement.epoch) for settlement, claim in zip(settlements, claims, strict=True)]
+    by_queue = Counter[int]()
+    for queue, number in shelf.fetch_rows("plain_runs", fences):
+        by_queue[queue] += number
+    if by_queue.total() < len(settlements):
+        return False
+    shelf.execute_rows("settle_plain_successes", [_success(shelf, *pair) for pair in zip(settlements, claims, strict=True)], shelf.now)
+    for queue, number in by_queue.items():
+        shelf.tally.move(queue, Event.SUCCEED, CODES[Status.RUNNING], CODES[Status.SUCCEEDED], number)
+    shelf.ring_jobs(settlement.id for settlement in settlements)
+    return True
+
+
+def _success(shelf: Shelf, settlement: Settlement, claim: bytes) -> tuple[object, ...]:
+    """A row for `settle_plain_successes`."""
+    assert isinstance(settlement.verdict, Succeeded)
+    now = shelf.now
+    fence = pack_fence(settlement.epoch, claim)
+    started_at, fade_at = now - to_microseconds(settlement.ran_for), now + to_microseconds(settlement.keep_for)
+    return (claim, fence, started_at, settlement.verdict.result, fade_at)
+
+
+def _settle_plain_runs(shelf: Shelf, settlements: Sequence[Settlement], claims: list[bytes]) -> list[bool]:
+    """Those that are plain runs under their fence and have come to something without follow-ups. Which they were."""
+    together = [not settlement.follow_ups for settlement in settlements]
+    fences = [
+        (number, claims[number], settlement.id, settlement.epoch) for number, settlement in enumerate(settlements) if together[number]
+    ]
+    states = {state.number: state for (packed,) in shelf.fetch_rows("states_of_plain_runs", fences) for state in _STATES.decode(packed)}
+    succeeded = [number for number in states if isinstance(settlements[number].verdict, Succeeded)]
+    for number in succeeded:
+        shelf.tally.move(states[number].queue, Event.SUCCEED, CODES[Status.RUNNING], CODES[Status.SUCCEEDED])
+    shelf.execute_rows("settle_plain_successes", [_success(shelf, settlements[number], claims[number]) for number in succeeded], shelf.now)
+    shelf.ring_jobs(settlements[number].id for number in succeeded)
+    with shelf.saving_together():
+        for number in sorted(states.keys() - set(succeeded)):
+            job = states[number].to_job(settlements[number], claims[number])
+            _end_run(shelf, job, settlements[number], claims[number])
+    return [number in states for number in range(len(settlements))]
+
+
+class _State(msgspec.Struct, array_like=True):
+    """A plain run as `states_of_plain_runs` tells of it."""
+
+    number: int
+    seq: int
+    queue: int
+    due_at: int
+    failures: int
+    crashes: int
+    snoozes: int
+    hand_backs: int
+    parked_at: int | None
+    errors: str
+    cancel_requested: str | None
+
+    def to_job(self, settlement: Settlement, claim: bytes) -> Job:
+        """With all that the end of its run may look at; the rest is not read, and not saved."""
+        return Job(
+            seq=self.seq,
+            id=settlement.id,
+            code=CODES[Status.RUNNING],
+            queue=self.queue,
+            name=0,
+            priority=0,
+            created_at=0,
+            due_at=self.due_at,
+            epoch=settlement.epoch,
+            claim=claim,
+            failures=self.failures,
+            crashes=self.crashes,
+            snoozes=self.snoozes,
+            hand_backs=self.hand_backs,
+            parked_at=self.parked_at,
+            errors=bytes.fromhex(self.errors) or None,
+            cancel_requested=self.cancel_requested,
+        )
+
+
+_STATES: Final = msgspec.json.Decoder(list[_State])
+
+
+# --- one by one --------------------------------------------------------------------------------------------------
 
 
 def _settle_one(shelf: Shelf, settlement: Settlement) -> Settled:
@@ -35,14 +140,17 @@ def _settle_one(shelf: Shelf, settlement: Settlement) -> Settled:
     if job is None:
         return Settled.STALE
     claim = pack_claim(settlement.claim)
-    fence = pack_fence(settlement.epoch, claim)
     if job.status is not Status.RUNNING or job.claim != claim or job.epoch != settlement.epoch:
-        return Settled.OK if job.settled == fence else Settled.STALE
-    job.settled = fence
-    job.started_at = shelf.now - to_microseconds(settlement.ran_for)
-    _apply(shelf, job, settlement)
+        return Settled.OK if job.settled == pack_fence(settlement.epoch, claim) else Settled.STALE
+    _end_run(shelf, job, settlement, claim)
     add_all(shelf, settlement.follow_ups)
     return Settled.OK
+
+
+def _end_run(shelf: Shelf, job: Job, settlement: Settlement, claim: bytes) -> None:
+    job.settled = pack_fence(settlement.epoch, claim)
+    job.started_at = shelf.now - to_microseconds(settlement.ran_for)
+    _apply(shelf, job, settlement)
 
 
 def _apply(shelf: Shelf, job: Job, settlement: Settlement) -> None:

@@ -1,12 +1,46 @@
--- Settling as a batch what can be settled so.
+-- Settling as a batch what can be settled so: runs that nobody waits for by a key or a join.
 
--- name: settle_plain_success
--- Ends a run whose end concerns no other job. Parameters: settled, started_at, result, ended_at, fade_at, seq. Reply: none.
+-- name: plain_runs
+-- Parameters: rows of claim, id, epoch. Reply: queue, and how many of these runs are of it and plain.
+WITH run (claim, id, epoch) AS (VALUES (?, ?, ?) ...)
+SELECT j.queue, count(*)
+FROM run JOIN "~jobs" AS j ON j.claim = run.claim
+WHERE j.id = run.id AND j.epoch = run.epoch AND j.key IS NULL AND j.joins IS NULL
+GROUP BY j.queue;
+
+-- name: settle_plain_successes
+-- Parameters: rows of claim, settled, started_at, result, fade_at; ended_at. Reply: none.
+WITH run (claim, settled, started_at, result, fade_at) AS (VALUES (?, ?, ?, ?, ?) ...)
 UPDATE "~jobs" SET
-  status = 4, claim = NULL, settled = ?, started_at = ?, result = ?, ended_at = ?, fade_at = ?, payload = NULL, crashes = 0, hand_backs = 0,
-  parked_at = NULL, reason = NULL
-WHERE seq = ?;
+  status = 4, claim = NULL, settled = run.settled, started_at = run.started_at, result = run.result, ended_at = ?, fade_at = run.fade_at,
+  payload = NULL, crashes = 0, hand_backs = 0, parked_at = NULL
+FROM run
+WHERE "~jobs".claim = run.claim;
 
--- name: plain_run
--- Parameters: claim. Reply: seq, queue, id, epoch of the run with that claim, when nobody waits for its end by a key or a join.
-SELECT seq, queue, id, epoch FROM "~jobs" WHERE claim = ? AND key IS NULL AND joins IS NULL;
+-- name: states_of_plain_runs
+-- Parameters: rows of number, claim, id, epoch. Reply: as JSON, of those of these runs that are plain: number, seq, queue, due_at,
+-- failures, crashes, snoozes, hand_backs, parked_at, errors in hexadecimal, cancel_requested.
+WITH run (number, claim, id, epoch) AS (VALUES (?, ?, ?, ?) ...)
+SELECT
+  json_group_array(
+    json_array(
+      run.number, seq, queue, due_at, failures, crashes, snoozes, hand_backs, parked_at, hex(errors), cancel_requested
+    )
+  )
+FROM run JOIN "~jobs" AS j ON j.claim = run.claim
+WHERE j.id = run.id AND j.epoch = run.epoch AND j.key IS NULL AND j.joins IS NULL;
+
+-- name: save_runs
+-- Parameters: rows of seq, status, due_at, failures, crashes, snoozes, hand_backs, started_at, settled, parked_at, errors, reason,
+-- waiting_for, is_poison, ended_at, fade_at. Reply: none; their runs are over.
+WITH run (
+  seq, status, due_at, failures, crashes, snoozes, hand_backs, started_at, settled, parked_at, errors, reason, waiting_for, is_poison,
+  ended_at, fade_at
+) AS (VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ...)
+UPDATE "~jobs" SET
+  status = run.status, due_at = run.due_at, failures = run.failures, crashes = run.crashes, snoozes = run.snoozes,
+  hand_backs = run.hand_backs, started_at = run.started_at, settled = run.settled, parked_at = run.parked_at, errors = run.errors,
+  reason = run.reason, waiting_for = run.waiting_for, is_poison = run.is_poison, ended_at = run.ended_at, fade_at = run.fade_at,
+  claim = NULL
+FROM run
+WHERE "~jobs".seq = run.seq;

@@ -7,11 +7,14 @@ do so beside it and count their moves in the same tally.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 from taskflow.broker import topics, words
+from taskflow.broker.sqlite.bulk import execute_rows, fetch_rows
 from taskflow.broker.sqlite.names import job_names, queue_names
-from taskflow.broker.sqlite.row import Job, all_columns, changing_columns, record_of, storable
+from taskflow.broker.sqlite.row import Job, all_columns, changing_columns, columns_of_run, record_of, storable
 from taskflow.broker.sqlite.statements import Statements
 from taskflow.broker.sqlite.tally import Tally
 from taskflow.model.clock import Clock, to_microseconds
@@ -32,6 +35,7 @@ class Shelf:
         self.job_names = job_names(connection, sql)
         self.tally = Tally(connection, sql)
         self.rung = set[str]()
+        self._put_off: list[Job] | None = None
         self.now = self.steady = 0
 
     def begin(self) -> None:
@@ -62,10 +66,29 @@ class Shelf:
         return [Job(*row) for row in self.connection.execute(self.sql[statement], parameters)]
 
     def save(self, job: Job) -> None:
-        self.connection.execute(self.sql["save_job"], changing_columns(job))
+        if self._put_off is not None:
+            self._put_off.append(job)
+        else:
+            self.connection.execute(self.sql["save_job"], changing_columns(job))
+
+    @contextmanager
+    def saving_together(self) -> Iterator[None]:
+        """For runs that concern no other job, of which only what `save_runs` writes changes: they are saved at the end, in one step."""
+        put_off = self._put_off = list[Job]()
+        try:
+            yield
+        finally:
+            self._put_off = None
+        self.execute_rows("save_runs", [columns_of_run(job) for job in put_off])
 
     def record(self, job: Job) -> Record:
         return record_of(job, self.queues.name(job.queue), self.job_names.name(job.name))
+
+    def execute_rows(self, statement: str, rows: Sequence[tuple[object, ...]], *shared: object) -> int:
+        return execute_rows(self.connection, self.sql, statement, rows, shared)
+
+    def fetch_rows(self, statement: str, rows: Sequence[tuple[object, ...]]) -> list[tuple[Any, ...]]:
+        return fetch_rows(self.connection, self.sql, statement, rows)
 
     def _first(self, statement: str, *parameters: object) -> Job | None:
         row = self.connection.execute(self.sql[statement], parameters).fetchone()
@@ -145,10 +168,7 @@ class Shelf:
         """Drop what is kept of an ended job, all but its id and fence: somebody may still resend a call that names it."""
         assert job.ended_at is not None
         self.move(job, Event.DROP, None)
-        self.connection.execute(self.sql["bury_job"], (self.forgettable_at(job.ended_at), job.seq))
-
-    def forgettable_at(self, ended_at: int) -> int:
-        return ended_at + to_microseconds(self.rules.repeat_for)
+        self.connection.execute(self.sql["bury_job"], (job.ended_at + to_microseconds(self.rules.repeat_for), job.seq))
 
     def ring_queue(self, queue: int) -> None:
         self.rung |= {topics.queue(self.queues.name(queue)), topics.ANY_QUEUE}

@@ -29,8 +29,8 @@ class Tally:
             self._moves[queue, after] += number
         self._events[queue, event] += number
 
-    def count(self, queue: int, event: str) -> None:
-        self._events[queue, event] += 1
+    def count(self, queue: int, event: str, number: int) -> None:
+        self._events[queue, event] += number
 
     def flush(self) -> None:
         if not self._events:

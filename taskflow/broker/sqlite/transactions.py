@@ -6,6 +6,7 @@ import ctypes
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from taskflow.broker.sqlite.ballast import Ballast
@@ -15,7 +16,7 @@ from taskflow.broker.sqlite.durability import Durability
 from taskflow.broker.sqlite.place import Place
 from taskflow.broker.sqlite.refusals import in_our_words, is_about_the_file, is_busy, is_full
 from taskflow.broker.sqlite.shelf import Shelf
-from taskflow.broker.sqlite.statements import pragma, statements
+from taskflow.broker.sqlite.statements import Statements, pragma
 from taskflow.model.clock import Clock
 from taskflow.model.errors import BrokerError, BrokerUnavailable, SessionLost, StoreFull
 from taskflow.model.rules import Rules
@@ -27,14 +28,15 @@ _UNLIMITED: Final = 4_294_967_294
 _LEAST_WAIT: Final = 0.05
 
 
-class Work(Protocol):
-    """The part of a writer's call that is looked at here."""
+@dataclass(eq=False, slots=True)
+class Work:
+    """A verb, and what came of it. `accepted_at` is monotonic time."""
 
     verb: Callable[[Shelf], Any]
     durability: Durability
     accepted_at: float
-    answer: Any
-    error: BaseException | None
+    answer: Any = field(default=None, init=False)
+    error: BaseException | None = field(default=None, init=False)
 
 
 class Announce(Protocol):
@@ -50,7 +52,7 @@ class Transactions:
         self._clock = clock
         self._rules = rules
         self._announce = announce
-        self._sql = statements(place.namespace)
+        self._sql = Statements(place.namespace)
         self._ballast = Ballast(place)
         self._file: _File | None = None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from typing import Final, Literal
 
 from taskflow.broker import words
 from taskflow.broker.protocol import Upkept
@@ -14,7 +14,7 @@ from taskflow.model.clock import to_microseconds, to_seconds
 from taskflow.model.record import CODES, Event, Status
 from taskflow.model.verdict import RunError, append_error
 
-MOST_FORGOTTEN = 10_000
+MOST_FORGOTTEN: Final = 10_000
 """Ids that one call forgets at most: they are no moves, and take no time worth counting, but not no time at all."""
 
 
@@ -39,12 +39,14 @@ def _next_in(shelf: Shelf) -> float:
 
 
 def _ready_due(shelf: Shelf, limit: int) -> int:
-    due = shelf.connection.execute(shelf.sql["due_jobs"], (shelf.now, max(0, limit))).fetchall()
-    shelf.connection.executemany(shelf.sql["ready_job"], [(seq,) for seq, _ in due])
-    for queue, number in Counter(queue for _, queue in due).items():
+    bounds = (shelf.now, max(0, limit))
+    by_queue = shelf.connection.execute(shelf.sql["due_jobs"], bounds).fetchall()
+    if by_queue:
+        shelf.connection.execute(shelf.sql["ready_due_jobs"], bounds)
+    for queue, number in by_queue:
         shelf.tally.move(queue, Event.DUE, CODES[Status.SCHEDULED], CODES[Status.READY], number)
         shelf.ring_queue(queue)
-    return len(due)
+    return sum(number for _, number in by_queue)
 
 
 # --- dead sessions ---------------------------------------------------------------------------------------------
@@ -114,30 +116,48 @@ def _drop(shelf: Shelf, limit: int) -> int:
     moved = _drop_over_cap(shelf, limit)
     left = max(0, limit - moved)
     faded = shelf.connection.execute(shelf.sql["faded_jobs"], (shelf.now, left)).fetchall()
-    for seq, _, queue, code, ended_at, _ in faded:
-        _bury(shelf, seq, queue, code, ended_at)
-    if len(faded) < left:
-        shelf.connection.execute(shelf.sql["forget_jobs"], (shelf.now, MOST_FORGOTTEN))
-    elif faded:
-        _, last_id, _, _, _, fade_at = faded[-1]
-        shelf.connection.execute(shelf.sql["forget_jobs_before"], (fade_at, last_id, last_id, MOST_FORGOTTEN))
-    return moved + len(faded)
+    for queue, code, number in faded:
+        shelf.tally.move(queue, Event.DROP, code, None, number)
+    dropped: int = sum(number for _, _, number in faded)
+    if dropped < left:
+        _drop_all_faded(shelf, dropped)
+    elif dropped:
+        _drop_first_faded(shelf, dropped)
+    return moved + dropped
+
+
+def _drop_all_faded(shelf: Shelf, number: int) -> None:
+    if number:
+        shelf.connection.execute(shelf.sql["drop_faded_jobs"], (shelf.now, shelf.now - _known_for(shelf)))
+        shelf.connection.execute(shelf.sql["bury_faded_jobs"], (_known_for(shelf), shelf.now, number))
+    shelf.connection.execute(shelf.sql["forget_jobs"], (shelf.now, MOST_FORGOTTEN))
+
+
+def _drop_first_faded(shelf: Shelf, number: int) -> None:
+    """The limit is used up by them: of the ids only those go whose turn would have come before the last of them."""
+    [(fade_at, last_id)] = shelf.connection.execute(shelf.sql["last_faded_job"], (shelf.now, number - 1))
+    shelf.connection.execute(shelf.sql["bury_faded_jobs"], (_known_for(shelf), shelf.now, number))
+    shelf.connection.execute(shelf.sql["forget_jobs_before"], (fade_at, last_id, last_id, MOST_FORGOTTEN))
 
 
 def _drop_over_cap(shelf: Shelf, limit: int) -> int:
     shelf.tally.flush()
     most, moved = shelf.rules.kept_per_queue, 0
     for queue, _, done, failed in shelf.connection.execute(shelf.sql["crowded_queues"], (most, most)).fetchall():
-        for statement, kept in (("oldest_done", done), ("oldest_failed", failed)):
-            excess = max(0, min(kept - most, limit - moved))
-            oldest = shelf.connection.execute(shelf.sql[statement], (queue, excess)).fetchall() if excess else []
-            for seq, code, ended_at in oldest:
-                _bury(shelf, seq, queue, code, ended_at)
-                shelf.tally.count(queue, words.DROPPED_OVER_CAP)
-            moved += len(oldest)
+        moved += _drop_oldest(shelf, queue, "done", max(0, min(done - most, limit - moved)))
+        moved += _drop_oldest(shelf, queue, "failed", max(0, min(failed - most, limit - moved)))
     return moved
 
 
-def _bury(shelf: Shelf, seq: int, queue: int, code: int, ended_at: int) -> None:
-    shelf.tally.move(queue, Event.DROP, code, None)
-    shelf.connection.execute(shelf.sql["bury_job"], (shelf.forgettable_at(ended_at), seq))
+def _drop_oldest(shelf: Shelf, queue: int, kind: Literal["done", "failed"], number: int) -> int:
+    if not number:
+        return 0
+    for code, count in shelf.connection.execute(shelf.sql["oldest_" + kind], (queue, number)).fetchall():
+        shelf.tally.move(queue, Event.DROP, code, None, count)
+    shelf.connection.execute(shelf.sql["bury_oldest_" + kind], (_known_for(shelf), queue, number))
+    shelf.tally.count(queue, words.DROPPED_OVER_CAP, number)
+    return number
+
+
+def _known_for(shelf: Shelf) -> int:
+    return to_microseconds(shelf.rules.repeat_for)

@@ -5,12 +5,15 @@
 SELECT min(due_at) FROM "~jobs" WHERE status = 1;
 
 -- name: due_jobs
--- Parameters: now, limit. Reply: seq and queue of scheduled jobs that are due, the earliest first.
-SELECT seq, queue FROM "~jobs" WHERE status = 1 AND due_at <= ? ORDER BY due_at, seq LIMIT ?;
+-- Parameters: now, limit. Reply: queue, and how many of the first scheduled jobs that are due are of it.
+SELECT queue, count(*)
+FROM (SELECT queue FROM "~jobs" WHERE status = 1 AND due_at <= ? ORDER BY due_at, seq LIMIT ?)
+GROUP BY queue;
 
--- name: ready_job
--- Parameters: seq. Reply: none.
-UPDATE "~jobs" SET status = 2 WHERE seq = ?;
+-- name: ready_due_jobs
+-- Parameters: as due_jobs. Reply: none.
+UPDATE "~jobs" SET status = 2
+WHERE seq IN (SELECT seq FROM "~jobs" WHERE status = 1 AND due_at <= ? ORDER BY due_at, seq LIMIT ?);
 
 -- name: some_leases
 -- Parameters: the least and the greatest claim of a session, limit. Reply: the rows of its jobs in the order of their claims.
@@ -25,19 +28,55 @@ SELECT id FROM "~jobs" WHERE expires_at IS NOT NULL AND status < 3 AND expires_a
 SELECT number, name, succeeded + cancelled, failed FROM "~queues" WHERE succeeded + cancelled > ? OR failed > ? ORDER BY name;
 
 -- name: oldest_failed
--- Parameters: queue, limit. Reply: seq, status, ended_at of the failed jobs that ended first.
-SELECT seq, status, ended_at FROM "~jobs" WHERE status = 5 AND queue = ? ORDER BY ended_at, seq LIMIT ?;
+-- Parameters: queue, limit. Reply: status, and how many of the failed jobs of the queue that ended first have it.
+SELECT status, count(*)
+FROM (SELECT status FROM "~jobs" WHERE status = 5 AND queue = ? ORDER BY ended_at, seq LIMIT ?)
+GROUP BY status;
+
+-- name: bury_oldest_failed
+-- Parameters: how long an id stays known; queue, limit. Reply: none.
+UPDATE "~jobs" SET
+  status = NULL, payload = NULL, result = NULL, errors = NULL, extras = NULL, progress = NULL, reason = NULL, worker = NULL,
+  fade_at = ended_at + ?
+WHERE seq IN (SELECT seq FROM "~jobs" WHERE status = 5 AND queue = ? ORDER BY ended_at, seq LIMIT ?);
 
 -- name: oldest_done
--- Parameters: queue, limit. Reply: seq, status, ended_at of the succeeded and cancelled jobs that ended first.
-SELECT seq, status, ended_at FROM "~jobs" WHERE status IN (4, 6) AND queue = ? ORDER BY ended_at, seq LIMIT ?;
+-- Parameters: queue, limit. Reply: status, and how many of the succeeded and cancelled jobs of the queue that ended first have it.
+SELECT status, count(*)
+FROM (SELECT status FROM "~jobs" WHERE status IN (4, 6) AND queue = ? ORDER BY ended_at, seq LIMIT ?)
+GROUP BY status;
+
+-- name: bury_oldest_done
+-- Parameters: how long an id stays known; queue, limit. Reply: none.
+UPDATE "~jobs" SET
+  status = NULL, payload = NULL, result = NULL, errors = NULL, extras = NULL, progress = NULL, reason = NULL, worker = NULL,
+  fade_at = ended_at + ?
+WHERE seq IN (SELECT seq FROM "~jobs" WHERE status IN (4, 6) AND queue = ? ORDER BY ended_at, seq LIMIT ?);
 
 -- name: faded_jobs
--- Parameters: now, limit. Reply: seq, id, queue, status, ended_at, fade_at of ended jobs whose keep is over, the earliest first.
-SELECT seq, id, queue, status, ended_at, fade_at FROM "~jobs"
-WHERE fade_at IS NOT NULL AND fade_at <= ? AND status >= 4
-ORDER BY fade_at, id
-LIMIT ?;
+-- Parameters: now, limit. Reply: queue, status, and how many of the first ended jobs whose keep is over have these.
+SELECT queue, status, count(*)
+FROM (
+  SELECT queue, status FROM "~jobs" WHERE fade_at IS NOT NULL AND fade_at <= ? AND status >= 4 ORDER BY fade_at, id LIMIT ?
+)
+GROUP BY queue, status;
+
+-- name: last_faded_job
+-- Parameters: now, how many come before it. Reply: fade_at and id of the last of the faded jobs.
+SELECT fade_at, id FROM "~jobs" WHERE fade_at IS NOT NULL AND fade_at <= ? AND status >= 4 ORDER BY fade_at, id LIMIT 1 OFFSET ?;
+
+-- name: bury_faded_jobs
+-- Parameters: how long an id stays known; now, limit. Reply: none.
+UPDATE "~jobs" SET
+  status = NULL, payload = NULL, result = NULL, errors = NULL, extras = NULL, progress = NULL, reason = NULL, worker = NULL,
+  fade_at = ended_at + ?
+WHERE seq IN (
+  SELECT seq FROM "~jobs" WHERE fade_at IS NOT NULL AND fade_at <= ? AND status >= 4 ORDER BY fade_at, id LIMIT ?
+);
+
+-- name: drop_faded_jobs
+-- Drops whole what need not even be known by its id any more. Parameters: now; the latest end of such a job. Reply: none.
+DELETE FROM "~jobs" WHERE fade_at IS NOT NULL AND fade_at <= ? AND status >= 4 AND ended_at <= ?;
 
 -- name: forget_jobs
 -- Parameters: now, limit. Reply: none; of what was dropped no id stays that nobody can send again.

@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar
 
 from taskflow.broker.sqlite.durability import Durability
 from taskflow.broker.sqlite.shelf import Shelf
-from taskflow.broker.sqlite.transactions import Transactions
+from taskflow.broker.sqlite.transactions import Transactions, Work
 from taskflow.model.errors import BrokerUnavailable
 from taskflow.model.seams import StartThread
 
@@ -30,16 +30,11 @@ CLOSED: Final = "the broker is closed: make another one"
 
 
 @dataclass(eq=False, slots=True)
-class Call:
-    """A verb and who waits for its answer. `answer` and `error` are the thread's until they are delivered."""
+class Call(Work):
+    """Work and who waits for it. Its outcome is the thread's until it is delivered."""
 
-    verb: Callable[[Shelf], Any]
-    durability: Durability
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[Any]
-    accepted_at: float
-    answer: Any = None
-    error: BaseException | None = None
 
 
 class Writer:
@@ -57,7 +52,7 @@ class Writer:
     async def call(self, durability: Durability, verb: Callable[[Shelf], T]) -> T:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        self._put(Call(verb, durability, loop, future, time.monotonic()))
+        self._put(Call(verb, durability, time.monotonic(), loop, future))
         return await future
 
     def _put(self, call: Call) -> None:

@@ -16,6 +16,9 @@ from taskflow.model.codec.shape import Read, Write
 from taskflow.model.codec.wire import marker, marker_of, named
 
 _T = TypeVar("_T")
+MANY = 1_000
+"""So many keys may hash alike without harm: half a million comparisons."""
+ALIKE = 100
 
 
 def write_items(values: Iterable[Any], write: Write, levels: int, wires: list[Any]) -> list[Any]:
@@ -103,11 +106,28 @@ def pairs_of(wires: list[Any]) -> Iterator[tuple[Any, Any]]:
 
 
 def hashed(build: Callable[[list[Any]], _T], values: list[Any]) -> _T:
-    """A set or dict of `values`; Misfit if one cannot be hashed or compared (a signalling NaN, a list, a class that refuses)."""
+    """A set, a dict (of pairs) or a tuple of `values`; Misfit if one cannot be hashed or compared (a signalling NaN, a list)."""
     try:
+        if len(values) > MANY and build is not tuple:
+            _refuse_collisions(key for key, _ in values) if build is dict else _refuse_collisions(values)
         return build(values)
+    except Misfit:
+        raise
     except Exception as error:
         raise Misfit(f"cannot be a key or an item of a set: {error}") from error
+
+
+def _refuse_collisions(keys: Iterable[Any]) -> None:
+    """Misfit for many unequal keys of the same hash: the hash of a number is no secret, and 32,000 integers chosen so take 4 s to compare."""
+    first_of: dict[int, Any] = {}
+    alike: dict[int, int] = {}
+    for key in keys:
+        number = hash(key)
+        first = first_of.setdefault(number, key)
+        if first is not key and first != key:
+            alike[number] = alike.get(number, 0) + 1
+            if alike[number] > ALIKE:
+                raise Misfit(f"has more than {ALIKE} keys or items of the same hash, as if to keep a worker busy")
 
 
 def elements(wire: Any, expected: str) -> list[Any]:

@@ -1,0 +1,51 @@
+"""Many rows by few steps.
+
+sqlite3 lets go of the interpreter's lock at every step of a statement, which is every row of an `executemany` and every row fetched.
+Beside a busy event loop each time may cost a switch of threads: a hundred jobs claimed and settled row by row took 440 us a job, by
+single steps 40, where both took 11 on an idle loop. So rows go in as VALUES lists and come out as one row of aggregates.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import Any, Final
+
+from taskflow.broker.sqlite.statements import Statements
+
+_MOST_ROWS: Final = 128
+"""In one statement. Lists are cut into powers of two, so that a handful of prepared statements serves every length."""
+
+
+def execute_rows(
+    connection: sqlite3.Connection, sql: Statements, name: str, rows: Sequence[tuple[object, ...]], shared: tuple[object, ...] = ()
+) -> int:
+    """Run a statement over all the rows, with the parameters that they share after them. How many rows of the table it changed."""
+    changed = 0
+    for chunk in _chunks(rows):
+        parameters = (*chain.from_iterable(chunk), *shared)
+        changed += connection.execute(sql.of_rows(name, len(chunk)), parameters).rowcount
+    return changed
+
+
+def fetch_rows(connection: sqlite3.Connection, sql: Statements, name: str, rows: Sequence[tuple[object, ...]]) -> list[tuple[Any, ...]]:
+    """As `execute_rows`; all that the statement replies."""
+    found = list[tuple[Any, ...]]()
+    for chunk in _chunks(rows):
+        found += connection.execute(sql.of_rows(name, len(chunk)), tuple(chain.from_iterable(chunk)))
+    return found
+
+
+def _chunks(rows: Sequence[tuple[object, ...]]) -> Iterator[Sequence[tuple[object, ...]]]:
+    start = 0
+    while start < len(rows):
+        size = min(_MOST_ROWS, 1 << (len(rows) - start).bit_length() - 1)
+        yield rows[start : start + size]
+        start += size
+
+
+def slices(joined: bytes | None, size: int) -> list[bytes]:
+    """Values of one size out of their concatenation."""
+    joined = joined or b""
+    return [joined[start : start + size] for start in range(0, len(joined), size)]

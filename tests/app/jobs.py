@@ -1,0 +1,45 @@
+"""Jobs that many tests send."""
+
+from __future__ import annotations
+
+from taskflow import JobContext, current_job, job
+
+
+@job
+async def add(x: int, y: int = 1) -> int:
+    return x + y
+
+
+@job
+def double(n: int) -> int:
+    return 2 * n
+
+
+@job
+async def nothing() -> None:
+    return None
+
+
+@job
+async def total(numbers: list[int], *more: int, scale: int = 1, **rest: int) -> int:
+    return scale * (sum(numbers) + sum(more) + sum(rest.values()))
+
+
+@job(max_attempts=3)
+async def fail(word: str) -> int:
+    raise ValueError(word)
+
+
+@job
+async def about_itself(ctx: JobContext, word: str) -> list[str | int]:
+    return [ctx.job_id, ctx.job_name, ctx.queue, ctx.attempt, ctx.max_attempts, ctx.epoch, word]
+
+
+@job
+def id_seen_from_a_thread() -> str:
+    return current_job().job_id
+
+
+@job
+async def blob(data: bytes) -> int:
+    return len(data)

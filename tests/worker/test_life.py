@@ -1,0 +1,251 @@
+"""A worker's session: what becomes of runs when it is lost, when the broker is away, and when the worker winds down."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from taskflow import BrokerUnavailable, JobContext, Status, Worker, job
+from taskflow.app.current import default_app
+from taskflow.broker.memory import MemoryBroker
+from taskflow.broker.protocol import Broker
+from taskflow.model.envelope import Lease
+from taskflow.model.session import Beat, BeatAnswer
+from taskflow.model.verdict import HandedBack, Settled, Settlement
+from taskflow.worker.events import BrokerBack, BrokerTrouble, Ended, Event, LeaseLost, SessionEnded, SessionOpened, WindingDown
+from taskflow.worker.options import WorkerOptions
+
+
+class Heard:
+    """The worker's events, and a way to wait for one."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self._changed = asyncio.Event()
+
+    def __call__(self, event: Event) -> None:
+        self.events.append(event)
+        self._changed.set()
+
+    async def wait_for(self, kind: type[Event], times: int = 1) -> None:
+        async with asyncio.timeout(20):
+            while sum(isinstance(event, kind) for event in self.events) < times:
+                self._changed.clear()
+                await self._changed.wait()
+
+
+class FaultyBroker(MemoryBroker):
+    """Memory that can be away: every verb named in `away` raises, and what was to be done is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.away: set[str] = set()
+        self.delay_claims = 0.0
+
+    async def claim(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
+        self._check("claim")
+        leases = await super().claim(session, request, queues, limit)
+        await asyncio.sleep(self.delay_claims)
+        return leases
+
+    async def beat(self, beat: Beat) -> BeatAnswer:
+        self._check("beat")
+        return await super().beat(beat)
+
+    async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
+        self._check("settle")
+        return await super().settle(settlements)
+
+    def _check(self, verb: str) -> None:
+        if verb in self.away:
+            raise BrokerUnavailable("it is away, for this test")
+
+
+class Run:
+    started: asyncio.Event
+    release: asyncio.Event
+
+
+@pytest.fixture(autouse=True)
+def _fresh_run() -> None:
+    Run.started, Run.release = asyncio.Event(), asyncio.Event()
+
+
+@job(name="tests.life.waits")
+async def waits(ctx: JobContext) -> str:
+    Run.started.set()
+    await Run.release.wait()
+    return f"epoch {ctx.epoch}"
+
+
+@asynccontextmanager
+async def a_faulty_broker() -> AsyncIterator[FaultyBroker]:
+    broker = FaultyBroker()
+    with default_app().using(broker):
+        yield broker
+
+
+def options(heard: Heard, **more: Any) -> WorkerOptions:
+    return WorkerOptions(subscribers=(heard,), **{"ttl": 0.4, "grace": 5.0, "last_words": 0.5, **more})
+
+
+async def test_a_session_that_was_reaped_is_followed_by_another(broker: Broker) -> None:
+    """The run under it is cancelled and does not count; the job runs again under the new session."""
+    heard = Heard()
+    handle = await waits.delay()
+    async with Worker(options=options(heard)):
+        await Run.started.wait()
+        [worker] = await broker.console.workers()
+        await broker.beat(Beat(session=worker.session.id, leaving=True))
+        Run.started.clear()
+        await heard.wait_for(SessionEnded)
+        await heard.wait_for(SessionOpened, times=2)
+        await Run.started.wait()
+        Run.release.set()
+        assert await handle.result(10) == "epoch 2"
+    verdicts = [type(event.verdict) for event in heard.events if isinstance(event, Ended)]
+    assert verdicts[0] is HandedBack
+
+
+async def test_without_a_beat_for_its_ttl_a_worker_takes_itself_for_dead() -> None:
+    """It cancels what runs and goes on under a new session when the broker is back."""
+    async with a_faulty_broker() as broker:
+        heard = Heard()
+        handle = await waits.delay()
+        async with Worker(options=options(heard)):
+            await Run.started.wait()
+            Run.started.clear()
+            broker.away = {"beat"}
+            await heard.wait_for(SessionEnded)
+            broker.away = set()
+            await Run.started.wait()
+            Run.release.set()
+            assert await handle.result(10) == "epoch 2"
+
+
+async def test_what_ended_during_an_outage_is_settled_after_it() -> None:
+    """The verdict is kept over the loss of the session, and the job does not run again."""
+    async with a_faulty_broker() as broker:
+        heard = Heard()
+        handle = await waits.delay()
+        async with Worker(options=options(heard)):
+            await Run.started.wait()
+            broker.away = {"beat", "settle", "claim"}
+            Run.release.set()
+            await heard.wait_for(Ended)
+            await heard.wait_for(SessionEnded)
+            await heard.wait_for(BrokerTrouble)
+            broker.away = set()
+            assert await handle.result(10) == "epoch 1"
+            await heard.wait_for(BrokerBack)
+
+
+async def test_a_broker_that_is_away_is_told_once_and_worked_with_again() -> None:
+    async with a_faulty_broker() as broker:
+        heard = Heard()
+        Run.release.set()
+        async with Worker(options=options(heard, ttl=20.0)):
+            broker.away = {"claim"}
+            handle = await waits.delay()
+            await heard.wait_for(BrokerTrouble, times=2)
+            broker.away = set()
+            assert await handle.result(10) == "epoch 1"
+            await heard.wait_for(BrokerBack)
+
+
+async def test_an_answer_that_was_long_under_way_is_given_back_and_not_run() -> None:
+    async with a_faulty_broker() as broker:
+        heard = Heard()
+        Run.release.set()
+        broker.delay_claims = 0.15
+        handle = await waits.delay()
+        async with Worker(options=options(heard)):
+            async with asyncio.timeout(10):
+                while (info := await handle.info()) is None or await epoch_of(broker, handle) < 2:  # noqa: ASYNC110  # no event tells it
+                    await asyncio.sleep(0.01)
+            assert not Run.started.is_set()
+            broker.delay_claims = 0.0
+            assert await handle.result(10) is not None
+        info = await handle.info()
+        assert info is not None
+        assert info.failures == 0
+
+
+async def epoch_of(broker: Broker, handle: Any) -> int:
+    from taskflow.model.ids import parse_id
+
+    [record] = await broker.read([parse_id(handle.id)])
+    assert record is not None
+    return record.epoch
+
+
+async def test_winding_down_lets_runs_finish(broker: Broker) -> None:
+    heard = Heard()
+    handle = await waits.delay()
+    worker = Worker(options=options(heard))
+    async with worker:
+        await Run.started.wait()
+        asyncio.get_running_loop().call_later(0.05, Run.release.set)
+    assert await handle.status() is Status.SUCCEEDED
+    assert not worker.has_forced
+
+
+async def test_after_the_grace_time_runs_are_handed_back(broker: Broker) -> None:
+    """No attempt is used up, and the job is ready at once."""
+    handle = await waits.delay()
+    worker = Worker(options=options(Heard(), grace=0.05))
+    async with worker:
+        await Run.started.wait()
+    assert worker.has_forced
+    info = await handle.info()
+    assert info is not None
+    assert (info.status, info.attempt, info.failures) == (Status.READY, 1, 0)
+    assert await broker.console.workers() == []
+
+
+async def test_hurry_cuts_the_grace_time_short(broker: Broker) -> None:
+    heard = Heard()
+    handle = await waits.delay()
+    worker = Worker(options=options(heard, grace=3600.0))
+    async with worker:
+        await Run.started.wait()
+        asyncio.get_running_loop().call_later(0.05, worker.hurry)
+    assert await handle.status() is Status.READY
+    assert any(isinstance(event, WindingDown) for event in heard.events)
+
+
+async def test_a_lost_lease_cancels_its_run_only() -> None:
+    """Its job was ended by somebody else: the worker hears it at its beat, and goes on."""
+    async with a_faulty_broker() as broker:
+        heard = Heard()
+        handle = await waits.delay()
+        async with Worker(options=options(heard)):
+            await Run.started.wait()
+            [worker] = await broker.console.workers()
+            store = broker._store
+            [(claim, lost)] = store.sessions[worker.session.id].leases.items()
+            store._let_go(lost)
+            store.wait_again(lost, _hand_back(), lost.due_at)
+            await heard.wait_for(LeaseLost)
+            Run.release.set()
+            assert await handle.result(10) == "epoch 2"
+            assert claim.request == 1
+
+
+def _hand_back() -> Any:
+    from taskflow.model.record import Event as RecordEvent
+
+    return RecordEvent.HAND_BACK
+
+
+async def test_the_first_registration_must_succeed() -> None:
+    class Away(MemoryBroker):
+        async def register(self, session: Any) -> None:
+            raise BrokerUnavailable("nobody there")
+
+    with default_app().using(Away()), pytest.raises(BrokerUnavailable, match="nobody there"):
+        await Worker().__aenter__()
