@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import msgpack
 
 from benchmarks import bare_sqlite
+from benchmarks.report import Row, a_pair
 from taskflow.broker.sqlite import SqliteBroker
 from taskflow.model.envelope import Envelope, Lease
 from taskflow.model.ids import IdFactory
@@ -28,25 +28,12 @@ SIZED_JOBS = 100_000
 PAYLOAD = msgpack.packb({"data": "x" * 190}) or b""
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of the table: jobs per second of each, medians of the repeats, and the ratio of each pair's median."""
-
-    what: str
-    ours: float
-    bare: float
-
-    @property
-    def ratio(self) -> float:
-        return self.ours / self.bare
-
-
 def measure(repeats: int) -> list[Row]:
     """Ours and the bare loop in turn, so that the machine's mood touches both."""
-    rows = [_pair("enqueue in batches of 1,000", repeats, _enqueue_ours, _enqueue_bare)]
+    rows = [a_pair("enqueue in batches of 1,000", repeats, _enqueue_ours, _enqueue_bare)]
     for batch in BATCHES:
         what = f"claim + settle, batch {batch}"
-        rows.append(_pair(what, repeats, lambda batch=batch: asyncio.run(_drain_ours(batch)), lambda batch=batch: _drain_bare(batch)))
+        rows.append(a_pair(what, repeats, partial(_run_ours, batch), partial(_drain_bare, batch)))
     return rows
 
 
@@ -60,11 +47,6 @@ def bytes_a_job() -> float:
             [pages] = connection.execute("PRAGMA page_count").fetchone()
             [size] = connection.execute("PRAGMA page_size").fetchone()
     return float(pages * size / SIZED_JOBS)
-
-
-def _pair(what: str, repeats: int, ours: Callable[[], float], bare: Callable[[], float]) -> Row:
-    pairs = [(ours(), bare()) for _ in range(repeats)]
-    return Row(what, statistics.median(pair[0] for pair in pairs), statistics.median(pair[1] for pair in pairs))
 
 
 # --- ours ------------------------------------------------------------------------------------------------
@@ -84,6 +66,10 @@ async def _fill(path: Path, jobs: int) -> float:
     rate = jobs / (time.perf_counter() - began)
     await broker.close()
     return rate
+
+
+def _run_ours(batch: int) -> float:
+    return asyncio.run(_drain_ours(batch))
 
 
 async def _drain_ours(batch: int) -> float:

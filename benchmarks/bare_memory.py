@@ -1,0 +1,55 @@
+"""The bare loop in memory: a deque of packed arguments, a plain task for each, at most so many at one time, results packed."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+
+import msgpack
+
+
+async def noop(arguments: object) -> object:
+    return arguments
+
+
+async def drain(jobs: int, concurrency: int) -> float:
+    """Jobs per second."""
+    payload = msgpack.packb({"x": 1}) or b""
+    waiting = deque([payload] * jobs)
+    results: list[bytes | None] = []
+
+    async def run(packed: bytes) -> None:
+        results.append(msgpack.packb(await noop(msgpack.unpackb(packed))))
+
+    began = time.perf_counter()
+    loop = asyncio.get_running_loop()
+    while waiting:
+        batch = [loop.create_task(run(waiting.popleft())) for _ in range(min(concurrency, len(waiting)))]
+        for task in batch:
+            await task
+    rate = jobs / (time.perf_counter() - began)
+    if len(results) != jobs:
+        raise AssertionError(f"{len(results)} of {jobs} jobs were run")
+    return rate
+
+
+async def wake_up(times: int) -> list[float]:
+    """Seconds from setting an event to the first line of the task that waits for it."""
+    taken: list[float] = []
+    event = asyncio.Event()
+    began = 0.0
+
+    async def waiter() -> None:
+        for _ in range(times):
+            await event.wait()
+            event.clear()
+            taken.append(time.perf_counter() - began)
+
+    waiting = asyncio.create_task(waiter())
+    for _ in range(times):
+        await asyncio.sleep(0.002)
+        began = time.perf_counter()
+        event.set()
+    await waiting
+    return taken

@@ -1,0 +1,18 @@
+"""The jobs that are measured."""
+
+from __future__ import annotations
+
+import time
+
+from taskflow import job
+
+
+@job(name="benchmarks.noop")
+async def noop() -> None:
+    return None
+
+
+@job(name="benchmarks.stamp")
+async def stamp() -> float:
+    """The monotonic clock at its first line: all processes of a machine share it."""
+    return time.monotonic()
