@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument("only", nargs="*", choices=[[], *WORKLOADS], metavar="WORKLOAD", help=f"of {', '.join(WORKLOADS)}; all by default")
     arguments = parser.parse_args()
     print(
-        f"CPython {platform.python_version()}, SQLite {sqlite3.sqlite_version}, {platform.machine()}; SQLite: synchronous=FULL on both sides"
+        f"CPython {platform.python_version()}, SQLite {sqlite3.sqlite_version}, {platform.machine()}; SQLite syncs each commit"
     )
     for name in arguments.only or WORKLOADS:
         WORKLOADS[name](arguments.repeats)
