@@ -7,6 +7,7 @@ import asyncio
 import logging
 import os
 import signal
+from collections.abc import Callable
 from typing import Any, Final
 
 from taskflow.app.app import App
@@ -36,7 +37,17 @@ def run(arguments: argparse.Namespace) -> int:
     if not len(app.registry):
         raise ConfigurationError(f"{', '.join(arguments.modules)} declares no job: decorate a function with @job")
     _announce(app, options)
-    return asyncio.run(_work(app, options, is_draining=arguments.drain))
+    with asyncio.Runner(loop_factory=_fastest_loop()) as runner:
+        return runner.run(_work(app, options, is_draining=arguments.drain))
+
+
+def _fastest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop's, where the extra `fast` is installed."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
 
 
 def _options(arguments: argparse.Namespace) -> WorkerOptions:

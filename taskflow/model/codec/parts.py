@@ -118,7 +118,7 @@ def hashed(build: Callable[[list[Any]], _T], values: list[Any]) -> _T:
 
 
 def _refuse_collisions(keys: Iterable[Any]) -> None:
-    """Misfit for many unequal keys of the same hash: the hash of a number is no secret, and 32,000 integers chosen so take 4 s to compare."""
+    """Misfit for many unequal keys of the same hash: a number's hash is no secret, and 32,000 chosen so take 4 s to compare."""
     first_of: dict[int, Any] = {}
     alike: dict[int, int] = {}
     for key in keys:

@@ -1,0 +1,131 @@
+"""SIGTERM and SIGINT in a worker's process, from before its modules are imported until it is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import queue
+import signal
+import threading
+import time
+from types import FrameType, TracebackType
+from typing import Final, Self
+
+from taskflow.cli.exits import Exit
+from taskflow.model.seams import start_thread
+from taskflow.worker.worker import Worker
+
+log: Final = logging.getLogger("taskflow.worker")
+
+# A worker that winds down has so many of its `last_words`, after the grace time: for runs to react, for settlements, for the
+# keeper's last beat, for its leave.
+WORDS_AT_MOST: Final = 4
+# Runs that had to be cut off have had all that: what else there is may take so many seconds.
+AFTER_FORCE: Final = 1.0
+
+
+class Told(KeyboardInterrupt):
+    """A signal has come while there is nothing yet to wind down."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+class LastResort:
+    """Ends the process from a thread of its own when what is left in it does not end: a run that swallows every cancellation,
+    a thread that never returns, a loop that a job blocks. Off again when its block is left."""
+
+    def __init__(self) -> None:
+        self._deadlines = queue.SimpleQueue[float]()  # may be put to by a signal handler, whatever that has interrupted
+        self._thread: threading.Thread | None = None
+
+    def end_within(self, seconds: float) -> None:
+        """The process has so long. Of several deadlines the first counts."""
+        self._deadlines.put(time.monotonic() + seconds)
+
+    def end_now(self) -> None:
+        os._exit(Exit.FORCED)
+
+    def __enter__(self) -> Self:
+        self._thread = start_thread(self._watch, "taskflow-last-resort")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._deadlines.put(_OFF)
+        if self._thread is not None:
+            self._thread.join()
+
+    def _watch(self) -> None:
+        ends_at: float | None = None
+        while True:
+            try:
+                told = self._deadlines.get(timeout=None if ends_at is None else max(0.0, ends_at - time.monotonic()))
+            except queue.Empty:
+                log.error("what is left in this process does not end: it is ended by force")
+                self.end_now()
+                return
+            if told == _OFF:
+                return
+            ends_at = told if ends_at is None else min(ends_at, told)
+
+
+_OFF: Final = float("-inf")
+
+
+class Signals:
+    """The first winds down, the second cancels what runs now, the third ends the process at once.
+
+    While modules are imported the first raises `Told`. From `begin` on the handler only notes and wakes: an exception at any
+    bytecode would be worse than the signal. It is Python's own and not the loop's, so that a third signal is heard when a job
+    blocks the loop; and it stays to the end, so that none comes too late to be clear.
+    """
+
+    def __init__(self, last_resort: LastResort, *, grace: float, last_words: float) -> None:
+        self._last_resort = last_resort
+        self._grace = grace
+        self._bound = WORDS_AT_MOST * last_words
+        self._has_begun = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._worker: Worker | None = None
+        self._stopped = asyncio.Event()
+        self._count = 0
+        self._name = ""
+        self._told = 0
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._heed)
+
+    def begin(self) -> None:
+        """From now on there is something to wind down."""
+        self._has_begun = True
+
+    async def wait(self, worker: Worker) -> None:
+        """In the worker's loop: until it is to wind down. Later signals hurry it."""
+        self._worker, self._loop = worker, asyncio.get_running_loop()
+        self._tell()
+        await self._stopped.wait()
+
+    def _heed(self, number: int, frame: FrameType | None) -> None:
+        self._count += 1
+        self._name = signal.Signals(number).name
+        if self._count > 2 or (self._count > 1 and not self._has_begun):
+            os._exit(128 + number)
+        if not self._has_begun:
+            raise Told(number)
+        self._last_resort.end_within(self._bound + (self._grace if self._count == 1 else 0.0))
+        if self._loop is not None:
+            try:
+                self._loop.call_soon_threadsafe(self._tell)
+            except RuntimeError:  # it is closed: the worker has ended already
+                return
+
+    def _tell(self) -> None:
+        while self._told < self._count:
+            self._told += 1
+            if self._told == 1:
+                log.info("%s: winding down; once more cancels what runs, a third time ends at once", self._name)
+                self._stopped.set()
+            elif self._worker is not None:
+                log.warning("%s again: cancelling what runs", self._name)
+                self._worker.hurry()

@@ -1,0 +1,34 @@
+"""The user's tracebacks, without our frames."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import traceback
+from pathlib import Path
+from typing import Final
+
+_OURS: Final = str(Path(__file__).parents[1])
+
+
+def print_users(error: BaseException) -> None:
+    """To stderr: the error and its causes, each with what happened in the user's own files."""
+    print("".join(_of(traceback.TracebackException.from_exception(error)).format()), end="", file=sys.stderr)
+
+
+def is_ours(error: BaseException) -> bool:
+    """Whether it was raised by our own code: then it is a bug, or one of our errors."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and _is_machinery(frames[-1].filename)
+
+
+def _of(told: traceback.TracebackException) -> traceback.TracebackException:
+    told.stack = traceback.StackSummary.from_list([frame for frame in told.stack if not _is_machinery(frame.filename)])
+    for cause in (told.__cause__, told.__context__, *(told.exceptions or ())):
+        if cause is not None:
+            _of(cause)
+    return told
+
+
+def _is_machinery(file: str) -> bool:
+    return file.startswith((_OURS, "<frozen importlib")) or file == importlib.__file__
