@@ -1,0 +1,286 @@
+"""Plain data and pure rules."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+import uuid
+from datetime import UTC, datetime, timedelta, timezone
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from taskflow.model import clock as clocks
+from taskflow.model.backoff import Backoff
+from taskflow.model.clock import ManualClock, SystemClock, instant_of, microseconds_of, to_microseconds, to_seconds
+from taskflow.model.envelope import Envelope, check_envelope, pack_extras, unpack_extras
+from taskflow.model.ids import IdFactory, id_text, key_digest, parse_id, shard_of
+from taskflow.model.record import BY_CODE, CODES, ENDED, LIVE, MOVES, WAITING, Event, Status
+from taskflow.model.rules import Rules
+from taskflow.model.seams import Seams
+from taskflow.model.verdict import (
+    MAX_ERRORS_BYTES,
+    MAX_MESSAGE,
+    MAX_TRACEBACK,
+    Parked,
+    Retried,
+    RunError,
+    Snoozed,
+    append_error,
+    unpack_errors,
+)
+
+PLAIN = Envelope(id=bytes(16), job="a", payload=b"x")
+
+
+def envelope(**fields: object) -> Envelope:
+    return Envelope(**{"id": bytes(16), "job": "a", "payload": b"x", **fields})  # type: ignore[arg-type]
+
+
+# --- clocks ---------------------------------------------------------------------------------------------
+
+
+def test_a_manual_clock_moves_when_told_and_only_on() -> None:
+    clock = ManualClock()
+    wall, steady = clock.wall(), clock.steady()
+    clock.advance(1.5)
+    assert (clock.wall() - wall, clock.steady() - steady) == (1_500_000, 1_500_000)
+    with pytest.raises(ValueError, match="time moves on only"):
+        clock.advance(-1)
+
+
+def test_a_skew_moves_the_wall_clock_alone() -> None:
+    clock = ManualClock()
+    wall, steady = clock.wall(), clock.steady()
+    clock.skew(-3600)
+    assert (clock.wall() - wall, clock.steady() - steady) == (-3_600_000_000, 0)
+
+
+def test_a_reboot_has_another_name_and_starts_the_steady_clock_again() -> None:
+    clock = ManualClock()
+    before, name = clock.steady(), clock.boot_id()
+    clock.reboot()
+    assert clock.steady() < before
+    assert clock.boot_id() != name
+
+
+def test_the_system_clock_is_the_machines() -> None:
+    clock = SystemClock()
+    assert abs(to_seconds(clock.wall()) - time.time()) < 60
+    first = clock.steady()
+    assert clock.steady() >= first
+    assert clock.boot_id() == SystemClock().boot_id() != ""
+
+
+def test_where_the_system_has_no_boot_id_the_boots_own_time_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clocks, "_BOOT_ID_FILE", clocks._BOOT_ID_FILE / "not there")
+    assert uuid.UUID(clocks._read_boot_id())
+
+
+@given(st.datetimes(min_value=datetime(1970, 1, 2), max_value=datetime(2200, 1, 1), timezones=st.just(timezone(timedelta(hours=5)))))
+def test_instants_come_back_to_the_microsecond(instant: datetime) -> None:
+    assert instant_of(microseconds_of(instant)) == instant
+
+
+def test_a_naive_datetime_names_no_instant() -> None:
+    with pytest.raises(ValueError, match="is naive: give it a time zone"):
+        microseconds_of(datetime(2026, 1, 1))
+
+
+@given(st.floats(min_value=0, max_value=1e9))
+def test_seconds_come_back_to_the_microsecond(seconds: float) -> None:
+    assert math.isclose(to_seconds(to_microseconds(seconds)), seconds, abs_tol=1e-6)
+
+
+# --- ids ------------------------------------------------------------------------------------------------
+
+
+def test_ids_are_uuids_of_version_7_that_tell_time_and_shard() -> None:
+    clock = ManualClock(datetime(2026, 5, 6, 7, 8, 9, tzinfo=UTC))
+    new_id = IdFactory(Seams(clock=clock, chance=random.Random(1)))
+    made = uuid.UUID(bytes=new_id(0xABC))
+    assert (made.version, made.variant) == (7, uuid.RFC_4122)
+    assert made.int >> 80 == clock.wall() // 1000
+    assert shard_of(made.bytes) == 0xABC
+
+
+def test_ids_differ_and_come_in_the_order_of_their_milliseconds() -> None:
+    clock = ManualClock()
+    new_id = IdFactory(Seams(clock=clock))
+    assert len({new_id() for _ in range(10_000)}) == 10_000
+    first = new_id()
+    clock.advance(0.001)
+    assert first < new_id()
+
+
+def test_an_ids_text_comes_back_and_others_are_refused() -> None:
+    made = IdFactory()()
+    assert parse_id(id_text(made)) == made
+    for text in ("", "nonsense", id_text(made)[:-1]):
+        with pytest.raises(ValueError, match="is not a job id"):
+            parse_id(text)
+
+
+def test_a_keys_digest_is_of_queue_job_and_key() -> None:
+    digests = {key_digest(*parts) for parts in (("q", "j", "k"), ("q2", "j", "k"), ("q", "j2", "k"), ("q", "j", "k2"))}
+    assert len(digests) == 4
+    assert all(len(digest) == 16 for digest in digests)
+
+
+@pytest.mark.parametrize("key", ["", "x" * 201, "ä" * 101])
+def test_a_key_has_1_to_200_bytes(key: str) -> None:
+    with pytest.raises(ValueError, match=r"key= is \d+ bytes of UTF-8, allowed are 1 to 200"):
+        key_digest("q", "j", key)
+
+
+# --- back-off ---------------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 3_000), st.floats(0, 1e6), st.floats(0, 1e3), st.floats(0, 1e6), st.integers())
+def test_a_wait_lies_within_the_formula(failures: int, base: float, factor: float, longest: float, seed: int) -> None:
+    wait = Backoff(base=base, factor=factor, max=longest).wait(failures, random.Random(seed))
+    assert 0 <= wait <= longest
+    if failures < 50:
+        assert wait <= base * factor**failures
+
+
+def test_without_jitter_the_span_itself_is_waited() -> None:
+    backoff = Backoff(base=1, factor=3, max=100, jitter=False)
+    assert [backoff.wait(failures, random.Random()) for failures in range(6)] == [1, 3, 9, 27, 81, 100]
+
+
+def test_jitter_is_over_the_whole_span() -> None:
+    waits = [Backoff(base=10).wait(0, random.Random(seed)) for seed in range(200)]
+    assert min(waits) < 1
+    assert max(waits) > 9
+
+
+@pytest.mark.parametrize("field", ["base", "factor", "max"])
+@pytest.mark.parametrize("value", [-1.0, math.inf, math.nan])
+def test_a_backoff_of_nonsense_is_refused(field: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"Backoff\({field}="):
+        Backoff(**{field: value})  # type: ignore[arg-type]
+
+
+def test_crashes_wait_longer_and_longer() -> None:
+    assert [Rules().crash_wait(crashes) for crashes in (1, 2, 3, 4, 5, 50)] == [0.0, 5.0, 30.0, 300.0, 300.0, 300.0]
+
+
+# --- envelopes --------------------------------------------------------------------------------------------
+
+
+def test_a_plain_envelope_has_no_extras() -> None:
+    assert pack_extras(PLAIN) is None
+    assert unpack_extras(None) == {}
+
+
+def test_extras_come_back() -> None:
+    full = envelope(max_attempts=3, timeout=1.5, keep_result=0.0, headers={"a": "b"}, retry=Backoff(base=2, factor=5, max=9, jitter=False))
+    extras = unpack_extras(pack_extras(full))
+    assert envelope(**extras) == full
+
+
+def test_extras_of_a_newer_version_are_passed_over() -> None:
+    assert unpack_extras(msgpack.packb({"m": 4, "Z": "new"})) == {"max_attempts": 4}
+
+
+BAD_FIELDS: list[tuple[dict[str, object], str]] = [
+    ({"queue": ""}, "queue ''"),
+    ({"queue": "a b"}, "queue 'a b'"),
+    ({"queue": "x" * 101}, "1 to 100"),
+    ({"job": ""}, "job name ''"),
+    ({"job": "x" * 201}, "1 to 200"),
+    ({"job": "a\nb"}, "printable"),
+    ({"priority": 101}, "priority=101: allowed are whole numbers from -100 to 100"),
+    ({"priority": -101}, "priority=-101"),
+    ({"max_attempts": 0}, "at least one attempt"),
+    ({"after": -1.0}, "after=-1.0: it is in seconds"),
+    ({"after": math.inf}, "after=inf"),
+    ({"expires": math.nan}, "expires=nan"),
+    ({"timeout": -0.1}, "timeout=-0.1"),
+    ({"keep_result": -1.0}, "keep_result=-1.0"),
+    ({"headers": {"a": "x" * 4096}}, "headers are 4097 bytes in all, allowed are 4096"),
+]
+
+
+@pytest.mark.parametrize(("fields", "said"), BAD_FIELDS)
+def test_an_envelope_that_a_user_may_not_send(fields: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        check_envelope(envelope(**fields))
+
+
+def test_headers_are_text() -> None:
+    with pytest.raises(TypeError, match="headers are str to str"):
+        check_envelope(envelope(headers={"a": 1}))
+
+
+def test_an_envelope_at_the_bounds_may_be_sent() -> None:
+    at_bounds = envelope(queue="x" * 100, job="y" * 200, priority=-100, max_attempts=1, headers={"a": "x" * 4095})
+    assert check_envelope(at_bounds) is at_bounds
+
+
+# --- verdicts and errors -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wait", [-1.0, math.inf, math.nan])
+def test_a_verdict_does_not_wait_for_nonsense(wait: float) -> None:
+    error = RunError("E", "m")
+    for make in (lambda: Retried(error, wait), lambda: Snoozed(wait), lambda: Parked("w", wait)):
+        with pytest.raises(ValueError, match="it must be a finite number, 0 or more"):
+            make()
+
+
+def test_an_error_keeps_the_messages_head_and_the_tracebacks_tail() -> None:
+    error = RunError.trimmed("E", "m" * 10_000 + "end", "begin" + "t" * 100_000, 2)
+    assert error.message == "m" * MAX_MESSAGE
+    assert error.traceback == "t" * MAX_TRACEBACK
+    assert error.attempt == 2
+
+
+def test_a_history_comes_back_in_order() -> None:
+    packed = append_error(append_error(None, RunError("A", "\ud800", "t", 1), 5), RunError("B", "n", "", 2), 6)
+    assert unpack_errors(packed) == (RunError("A", "\ud800", "t", 1, 5), RunError("B", "n", "", 2, 6))
+    assert unpack_errors(None) == unpack_errors(b"") == ()
+
+
+def test_a_history_that_grows_too_large_starts_again_with_the_newest() -> None:
+    packed: bytes | None = None
+    for number in range(10):
+        packed = append_error(packed, RunError("E", str(number), "t" * MAX_TRACEBACK), number)
+        assert len(packed) <= MAX_ERRORS_BYTES
+    assert unpack_errors(packed)[-1].message == "9"
+
+
+# --- the table of moves -------------------------------------------------------------------------------------
+
+
+def test_codes_name_each_status_once() -> None:
+    assert sorted(CODES.values()) == list(range(len(Status)))
+    assert {BY_CODE[CODES[status]] for status in Status} == set(Status)
+
+
+def test_every_status_is_waiting_running_or_ended() -> None:
+    assert WAITING | {Status.RUNNING} == LIVE
+    assert set(Status) == LIVE | ENDED
+    assert not LIVE & ENDED
+    assert all(status.is_waiting == (status in WAITING) and status.is_ended == (status in ENDED) for status in Status)
+
+
+def test_only_an_operator_brings_an_ended_job_back() -> None:
+    for (before, event), afters in MOVES.items():
+        if before in ENDED:
+            assert event in (Event.REDO, Event.DROP)
+            assert afters <= {Status.READY, None}
+
+
+def test_only_a_claim_makes_a_job_run() -> None:
+    assert {key for key, afters in MOVES.items() if Status.RUNNING in afters} == {(Status.READY, Event.CLAIM)}
+
+
+def test_every_status_can_be_reached_and_left() -> None:
+    reached = {after for afters in MOVES.values() for after in afters}
+    left = {before for before, _ in MOVES}
+    assert reached == left == {*Status, None}
