@@ -93,7 +93,7 @@ class Coalescer(Generic[Q, A]):
     async def _ask_again(self, batch: list[_Asked[Q, A]], error: Exception) -> None:
         """After a pause, those whose patience lasts as long, before all that came later."""
         self._troubles += 1
-        pause = pause_after(self._troubles)
+        pause = pause_after(self._troubles, self._patience)
         again_at = time.monotonic() + pause
         too_late = gave_up(self._patience, str(error) or NO_ANSWER)
         too_late.__cause__ = error

@@ -116,17 +116,20 @@ class JobHandle(Generic[R_co]):
         return await self._app.connection().cancel(self._id)
 
     async def result(self, timeout: float | None = None) -> R_co:
-        """What the job returned, waiting for it up to `timeout` seconds.
+        """What the job returned, waiting for it up to `timeout` seconds; 0 looks once.
 
         Raises JobFailed, JobCancelled, ResultExpired when it is no longer kept, UnknownJob for an id that the store
         does not know, TimeoutError.
         """
         connection = self._app.connection()
         record: Record | None = None
+        looks_once = timeout is not None and timeout <= 0
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(None if looks_once else timeout):
                 with connection.broker.listen([topics.job(self._id)]) as nudges:
                     while (record := await connection.read(self._id)) is not None and not record.status.is_ended:
+                        if looks_once:
+                            raise TimeoutError
                         await nudges.wait(LOOK_AGAIN)
         except TimeoutError:
             stands = "was not told of by the broker" if record is None else f"is {record.status} still"

@@ -16,9 +16,9 @@ LONGEST_PAUSE: Final = 0.5
 NO_ANSWER: Final = "it does not answer"
 
 
-def pause_after(troubles: int) -> float:
-    """Seconds before the next try, after so many in a row that failed (at least one)."""
-    return min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(troubles - 1, 10))
+def pause_after(troubles: int, patience: float) -> float:
+    """Seconds before the next try, after so many in a row that failed (at least one); there are several within one's patience."""
+    return min(LONGEST_PAUSE, patience / 4, FIRST_PAUSE * 2.0 ** min(troubles - 1, 10))
 
 
 def gave_up(patience: float, why: str) -> BrokerUnavailable:
@@ -40,6 +40,6 @@ async def insist(verb: Callable[[], Awaitable[T]], patience: float) -> T:
             raise gave_up(patience, why) from error
         except BrokerUnavailable as error:
             troubles, why = troubles + 1, str(error)
-            if time.monotonic() + pause_after(troubles) >= give_up_at:
+            if time.monotonic() + pause_after(troubles, patience) >= give_up_at:
                 raise gave_up(patience, why) from error
-        await asyncio.sleep(pause_after(troubles))
+        await asyncio.sleep(pause_after(troubles, patience))

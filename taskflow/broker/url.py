@@ -4,69 +4,123 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from taskflow.broker.protocol import Broker
+from taskflow.model.envelope import QUEUE_NAME
 from taskflow.model.errors import BrokerUrlError, ConfigurationError
 from taskflow.model.rules import Rules
 from taskflow.model.seams import Seams
 
-SCHEMES: Final = ("memory", "sqlite")
+SCHEMES: Final[Mapping[str, tuple[str, ...]]] = {"memory": ("namespace",), "sqlite": ("namespace", "shared")}
+"""What this version connects to, and the parameters that each takes."""
+
+DEFAULT_NAMESPACE: Final = "taskflow"
+
 _LATER: Final = ("redis", "rediss", "redis+sentinel", "redis+cluster", "postgresql", "postgres")
-_NAMESPACE: Final = re.compile(r"[A-Za-z0-9_.-]{1,100}")
+
+_Open = Callable[[SplitResult, dict[str, str], Seams | None, Rules | None], Broker]
 
 
 def connect(url: str, *, seams: Seams | None = None, rules: Rules | None = None) -> Broker:
-    """The broker that a URL names; nothing is opened yet. BrokerUrlError naming the part that is wrong, never a password."""
+    """The broker that a URL names; nothing is opened yet.
+
+    Raises BrokerUrlError naming the part that is wrong, ConfigurationError for a broker that this version does not have. Neither tells
+    a password.
+    """
     scheme = _scheme(url)
-    options = _options(url, {"memory": ("namespace",), "sqlite": ("namespace", "shared")}[scheme])
-    if scheme == "memory":
-        from taskflow.broker.memory import MemoryBroker
-
-        return MemoryBroker(seams=seams, rules=rules)
-    from taskflow.broker.sqlite import SqliteBroker
-
-    shared = options.get("shared", "0") == "1"
-    return SqliteBroker(_path(url), namespace=options.get("namespace", "taskflow"), shared=shared, seams=seams, rules=rules)
+    parts = _split(url)
+    options = _options(parts, SCHEMES[scheme])
+    return _OPENERS[scheme](parts, options, seams, rules)
 
 
 def masked(url: str) -> str:
-    """The URL as it may be shown: without its password."""
-    return re.sub(r"(?<=://)([^/@:]*):[^/@]*@", r"\1:***@", url)
+    """The URL as it may be shown: without its password, and without parameters that look like one."""
+    before = "://" if "://" in url else "^"
+    without = re.sub(rf"({before}[^:@/?#]*):.*@", r"\1:***@", url)
+    return re.sub(r"([?&][^=&#]*(?:pass|secret|token)[^=&#]*=)[^&#]*", r"\1***", without, flags=re.IGNORECASE)
+
+
+# --- the brokers --------------------------------------------------------------------------------------------------
+
+
+def _open_memory(parts: SplitResult, options: dict[str, str], seams: Seams | None, rules: Rules | None) -> Broker:
+    if parts.netloc or parts.path:
+        raise BrokerUrlError("broker URL memory:// goes on after it: it has neither host nor path")
+    from taskflow.broker.memory import MemoryBroker
+
+    return MemoryBroker(seams=seams, rules=rules)
+
+
+def _open_sqlite(parts: SplitResult, options: dict[str, str], seams: Seams | None, rules: Rules | None) -> Broker:
+    path = _path(parts)
+    shared = options.get("shared", "0")
+    if shared not in ("0", "1"):
+        raise BrokerUrlError(f"broker URL has shared={shared!r}: it is 0 or 1")
+    from taskflow.broker.sqlite import SqliteBroker
+
+    return SqliteBroker(path, namespace=options.get("namespace", DEFAULT_NAMESPACE), shared=shared == "1", seams=seams, rules=rules)
+
+
+_OPENERS: Final[Mapping[str, _Open]] = {"memory": _open_memory, "sqlite": _open_sqlite}
+
+
+# --- the parts of a URL --------------------------------------------------------------------------------------------
 
 
 def _scheme(url: str) -> str:
     scheme, separator, _ = url.partition("://")
-    if not separator:
+    if not separator or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):
         raise BrokerUrlError(f"broker URL {masked(url)!r} has no scheme: it reads like sqlite:///taskflow.db")
+    scheme = scheme.lower()
     if scheme in _LATER:
         raise ConfigurationError(f"{scheme}:// brokers are not part of this version of taskflow: use sqlite:///taskflow.db")
     if scheme not in SCHEMES:
         near = difflib.get_close_matches(scheme, SCHEMES, n=1)
-        hint = f"did you mean {near[0]}://?" if near else f"there are {', '.join(SCHEMES)}"
+        hint = f"did you mean {near[0]}://?" if near else f"there are {', '.join(f'{known}://' for known in SCHEMES)}"
         raise BrokerUrlError(f"broker URL of unknown scheme {scheme!r}: {hint}")
     return scheme
 
 
-def _options(url: str, known: tuple[str, ...]) -> dict[str, str]:
-    options = dict(parse_qsl(urlsplit(url).query, keep_blank_values=True))
-    for name, value in options.items():
+def _split(url: str) -> SplitResult:
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # its message may repeat what stands where the password does
+        raise BrokerUrlError(f"broker URL {masked(url)!r} has a malformed host") from None
+    if parts.fragment or url.endswith("#"):
+        raise BrokerUrlError(f"broker URL {masked(url)!r} has a '#': where it belongs to a name it is written %23")
+    return parts
+
+
+def _options(parts: SplitResult, known: tuple[str, ...]) -> dict[str, str]:
+    options: dict[str, str] = {}
+    for name, value in parse_qsl(parts.query, keep_blank_values=True):
         if name not in known:
-            raise BrokerUrlError(f"broker URL has an unknown parameter {name!r}: it takes {', '.join(known)}")
-        if name == "namespace" and not _NAMESPACE.fullmatch(value):
-            raise BrokerUrlError(f"broker URL has the namespace {value!r}: it has 1 to 100 of the characters A-Z a-z 0-9 _ . -")
-        if name == "shared" and value not in ("0", "1"):
-            raise BrokerUrlError(f"broker URL has shared={value!r}: it is 0 or 1")
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}=?" if near else f"it takes {', '.join(known)}"
+            raise BrokerUrlError(f"broker URL has an unknown parameter {name!r}: {hint}")
+        if name in options:
+            raise BrokerUrlError(f"broker URL has the parameter {name!r} twice")
+        options[name] = value
+    namespace = options.get("namespace", DEFAULT_NAMESPACE)
+    if not QUEUE_NAME.fullmatch(namespace):
+        raise BrokerUrlError(f"broker URL has the namespace {namespace!r}: it has 1 to 100 of the characters A-Z a-z 0-9 _ . -")
     return options
 
 
-def _path(url: str) -> Path:
-    parts = urlsplit(url)
+def _path(parts: SplitResult) -> Path:
     if parts.netloc:
-        raise BrokerUrlError(f"broker URL {masked(url)!r} names a host: a file has three slashes, sqlite:///queue.db, or four")
+        raise BrokerUrlError(
+            f"broker URL {masked(parts.geturl())!r} names a host: a file has three slashes, sqlite:///queue.db, or four, sqlite:////var/queue.db"
+        )
     path = unquote(parts.path.removeprefix("/"))
-    if not path or path == ":memory:":
-        raise BrokerUrlError(f"broker URL {masked(url)!r} names no file, as sqlite:///taskflow.db does; for tests there is memory://")
+    if not path or path == ":memory:" or path.endswith("/"):
+        raise BrokerUrlError(
+            f"broker URL {masked(parts.geturl())!r} names no file, as sqlite:///taskflow.db does; for tests there is memory://"
+        )
+    if "\0" in path:
+        raise BrokerUrlError(f"broker URL {masked(parts.geturl())!r} has a zero byte in its path")
     return Path(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
@@ -12,16 +13,18 @@ from taskflow.app.app import App
 from taskflow.app.current import default_app
 from taskflow.broker.console import Console, JobFilter, Redone
 from taskflow.broker.protocol import Broker
+from taskflow.cli.chosen import a_filter, doubt_queue, ids_of, ids_or_filters
 from taskflow.cli.exits import Exit
-from taskflow.cli.look import a_filter, ids_of
 from taskflow.cli.progress import Bar
 from taskflow.model.envelope import check_queue
 from taskflow.model.errors import ConfigurationError
 from taskflow.model.ids import id_text
-from taskflow.model.record import ENDED, LIVE, Status
+from taskflow.model.record import ENDED, LIVE, WAITING, Status
 
 PAGE: Final = 500
-DEFAULTS: Final = {"retry": (Status.FAILED,), "cancel": tuple(sorted(LIVE)), "purge": tuple(sorted(ENDED))}
+# What each command acts upon: without --status the first, with it no more than the second.
+DEFAULTS: Final = {"retry": {Status.FAILED}, "cancel": LIVE, "purge": ENDED}
+POSSIBLE: Final = {"retry": {Status.FAILED, Status.CANCELLED}, "cancel": LIVE, "purge": ENDED | WAITING}
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -34,6 +37,7 @@ async def _act(app: App, arguments: argparse.Namespace) -> int:
     try:
         if arguments.command in ("pause", "resume"):
             return await _pause(app.broker().console, arguments)
+        ids_or_filters(arguments)
         if arguments.ids:
             return await _on_ids(app.broker(), arguments)
         return await _on_chosen(app.broker(), arguments)
@@ -42,11 +46,13 @@ async def _act(app: App, arguments: argparse.Namespace) -> int:
 
 
 async def _pause(console: Console, arguments: argparse.Namespace) -> int:
-    for name in arguments.names:
-        try:
-            check_queue(name)
-        except ValueError as error:
-            raise ConfigurationError(str(error)) from error
+    """A queue may be paused before its first job; that it had none yet is said, since more often its name is mistyped."""
+    try:
+        names = [check_queue(name) for name in arguments.names]
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from error
+    for name in names:
+        await doubt_queue(console, name)
         await (console.pause(name) if arguments.command == "pause" else console.resume(name))
         print(f"{arguments.command}d {name}")
     return Exit.OK
@@ -55,58 +61,81 @@ async def _pause(console: Console, arguments: argparse.Namespace) -> int:
 async def _on_ids(broker: Broker, arguments: argparse.Namespace) -> int:
     ids = ids_of(arguments.ids)
     if arguments.dry_run:
-        found = sum(record is not None for record in await broker.read(ids))
+        records = await broker.read(ids)
+        found = sum(record is not None and record.status in POSSIBLE[arguments.command] for record in records)
         print(f"would {arguments.command} {found:,}")
-        return Exit.OK if found == len(ids) else Exit.NOT_FOUND
-    done, unknown = await _apply(broker, arguments.command, ids, is_told=True)
-    print(f"{_past(arguments.command)} {done:,}")
-    return Exit.NOT_FOUND if unknown else Exit.OK if done == len(ids) else Exit.FAILED
+        return Exit.NOT_FOUND if None in records else Exit.OK if found == len(ids) else Exit.FAILED
+    refused = await _apply(broker, arguments.command, ids)
+    for job_id, why in refused.items():
+        print(f"taskflow: {id_text(job_id)} was not {_past(arguments.command)}: {why}", file=sys.stderr)
+    print(f"{_past(arguments.command)} {len(ids) - len(refused):,}")
+    return Exit.NOT_FOUND if UNKNOWN in refused.values() else Exit.FAILED if refused else Exit.OK
 
 
 async def _on_chosen(broker: Broker, arguments: argparse.Namespace) -> int:
-    chosen = a_filter(arguments, DEFAULTS[arguments.command])
-    total = await _count(broker.console, chosen)
+    chosen = _a_possible_filter(arguments)
+    if not await doubt_queue(broker.console, chosen.queue):
+        return Exit.NOT_FOUND
+    total = sum([len(ids) async for ids in _pages(broker.console, chosen)])
     if arguments.dry_run:
         print(f"would {arguments.command} {total:,}")
         return Exit.OK
-    bar, done, seen = Bar(total), 0, 0
-    if arguments.command == "purge":
-        while (dropped := await broker.console.purge(chosen, limit=PAGE)) > 0:
-            done += dropped
-            bar.show(min(done, total))
-    else:
-        async for ids in _pages(broker.console, chosen):
-            done += (await _apply(broker, arguments.command, ids, is_told=False))[0]
-            seen += len(ids)
-            bar.show(min(seen, total))
+    bar = Bar(total)
+    done, refused = await (_purge(broker, chosen, bar) if arguments.command == "purge" else _go_through(broker, chosen, bar, arguments))
     bar.close()
+    for why, count in refused.items():
+        print(f"taskflow: {count:,} were not {_past(arguments.command)}: {why}", file=sys.stderr)
     print(f"{_past(arguments.command)} {done:,}")
-    return Exit.OK
+    return Exit.FAILED if Redone.KEY_TAKEN.value in refused else Exit.OK
 
 
-async def _apply(broker: Broker, command: str, ids: Sequence[bytes], *, is_told: bool) -> tuple[int, int]:
-    """How many it was done to, and how many are unknown; with `is_told` each refusal is a line on stderr."""
+def _a_possible_filter(arguments: argparse.Namespace) -> JobFilter:
+    command = arguments.command
+    chosen = a_filter(arguments, DEFAULTS[command])
+    for status in chosen.statuses:
+        if status not in POSSIBLE[command]:
+            able = ", ".join(sorted(POSSIBLE[command]))
+            raise ConfigurationError(f"{command} --status {status}: it can be done to jobs that are {able}")
+    return chosen
+
+
+async def _purge(broker: Broker, chosen: JobFilter, bar: Bar) -> tuple[int, Counter[str]]:
+    """As many as there were at the start: what others add meanwhile does not make it endless."""
+    done = 0
+    while (left := bar.total - done) > 0 and (dropped := await broker.console.purge(chosen, limit=min(PAGE, left))) > 0:
+        done += dropped
+        bar.show(done)
+    return done, Counter()
+
+
+async def _go_through(broker: Broker, chosen: JobFilter, bar: Bar, arguments: argparse.Namespace) -> tuple[int, Counter[str]]:
+    done, refused = 0, Counter[str]()
+    async for ids in _pages(broker.console, chosen):
+        not_done = await _apply(broker, arguments.command, ids)
+        refused.update(not_done.values())
+        done += len(ids) - len(not_done)
+        bar.show(min(bar.total, done + refused.total()))
+    return done, refused
+
+
+async def _apply(broker: Broker, command: str, ids: Sequence[bytes]) -> dict[bytes, str]:
+    """Do it; those that it was not done to, and why."""
     if command == "retry":
         answers = await broker.console.retry(ids)
-        refused = {
-            job_id: f"was not retried: {answer.value}" for job_id, answer in zip(ids, answers, strict=True) if answer is not Redone.OK
-        }
-        unknown = sum(answer is Redone.UNKNOWN for answer in answers)
-    else:
-        found = await broker.cancel(ids)
-        refused = {job_id: _uncancelled(status) for job_id, status in zip(ids, found, strict=True) if status is None or status.is_ended}
-        unknown = sum(status is None for status in found)
-    for job_id, why in refused.items() if is_told else ():
-        print(f"taskflow: {id_text(job_id)} {why}", file=sys.stderr)
-    return len(ids) - len(refused), unknown
+        return {job_id: _unretried(answer) for job_id, answer in zip(ids, answers, strict=True) if answer is not Redone.OK}
+    found = await broker.cancel(ids)
+    return {job_id: _uncancelled(status) for job_id, status in zip(ids, found, strict=True) if status is None or status.is_ended}
+
+
+UNKNOWN: Final = "it is unknown, or no longer kept"
+
+
+def _unretried(answer: Redone) -> str:
+    return UNKNOWN if answer is Redone.UNKNOWN else answer.value
 
 
 def _uncancelled(status: Status | None) -> str:
-    return "is unknown, or no longer kept" if status is None else f"was not cancelled: it has {status} already"
-
-
-async def _count(console: Console, chosen: JobFilter) -> int:
-    return sum([len(ids) async for ids in _pages(console, chosen)])
+    return UNKNOWN if status is None else f"it has {status} already" if status is not Status.CANCELLED else "it was cancelled before"
 
 
 async def _pages(console: Console, chosen: JobFilter) -> AsyncIterator[list[bytes]]:

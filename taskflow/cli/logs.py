@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -13,13 +15,24 @@ from taskflow.app.context import running
 FIELDS: Final = ("job", "job_id", "attempt", "queue")
 
 
-def set_up(level: str, form: str) -> None:
+@contextmanager
+def logging_to_stderr(level: str, form: str) -> Iterator[None]:
+    """What is logged in the block, warnings included, goes there; the loggers are left as they were found."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines() if form == "json" else TextLines())
     handler.addFilter(add_ids)
     root = logging.getLogger()
+    before = root.level
     root.addHandler(handler)
     root.setLevel(level.upper())
+    if form == "json":
+        logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        root.setLevel(before)
+        root.removeHandler(handler)
 
 
 def add_ids(record: logging.LogRecord) -> bool:
@@ -48,9 +61,16 @@ class JsonLines(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": _message(record),
         }
         shown |= {name: getattr(record, name) for name in FIELDS if hasattr(record, name)}
         if record.exc_info:
             shown["error"] = self.formatException(record.exc_info)
         return json.dumps(shown, default=str)
+
+
+def _message(record: logging.LogRecord) -> str:
+    try:
+        return record.getMessage()
+    except Exception as error:  # a user's line whose arguments do not fit it is a line all the same
+        return f"{record.msg!r}, and its arguments do not fit: {error}"

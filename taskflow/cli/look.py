@@ -5,18 +5,19 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import sys
 from datetime import datetime
 from typing import Any
 
 from taskflow.app.app import App
 from taskflow.app.current import default_app
-from taskflow.broker.console import JobFilter, QueueRecord
+from taskflow.broker.console import QueueRecord
 from taskflow.broker.protocol import Broker
 from taskflow.broker.url import masked
+from taskflow.cli.chosen import a_filter, doubt_queue, ids_of, ids_or_filters
 from taskflow.cli.exits import Exit
-from taskflow.model.errors import ConfigurationError
-from taskflow.model.ids import id_text, parse_id
+from taskflow.model.ids import id_text
 from taskflow.model.record import Record, Status
 from taskflow.model.session import SessionRecord
 
@@ -25,21 +26,6 @@ def run(arguments: argparse.Namespace) -> int:
     app = default_app()
     app.flag(broker=arguments.broker)
     return asyncio.run(_look(app, arguments))
-
-
-def a_filter(arguments: argparse.Namespace, default: tuple[Status, ...] = ()) -> JobFilter:
-    """From the filter options, which all commands that choose jobs share."""
-    statuses = tuple(Status(status) for status in arguments.status) if arguments.status else default
-    return JobFilter(
-        queue=arguments.queue, job=arguments.job, statuses=statuses, ended_before=arguments.ended_before, poison=arguments.poison
-    )
-
-
-def ids_of(texts: list[str]) -> list[bytes]:
-    try:
-        return [parse_id(text) for text in texts]
-    except ValueError as error:
-        raise ConfigurationError(str(error)) from error
 
 
 async def _look(app: App, arguments: argparse.Namespace) -> int:
@@ -82,18 +68,21 @@ async def _queues(broker: Broker, arguments: argparse.Namespace, app: App) -> in
 
 
 async def _jobs(broker: Broker, arguments: argparse.Namespace, app: App) -> int:
+    ids_or_filters(arguments)
     if arguments.ids:
         return await _show(broker, arguments)
+    chosen = a_filter(arguments)
+    is_known = await doubt_queue(broker.console, chosen.queue)
     [before] = ids_of([arguments.before]) if arguments.before else [None]
-    records = await broker.console.browse(a_filter(arguments), before=before, limit=arguments.limit)
+    records = await broker.console.browse(chosen, before=before, limit=arguments.limit)
     if arguments.json:
         _print_json([_record_json(record) for record in records])
-        return Exit.OK
+        return Exit.OK if is_known else Exit.NOT_FOUND
     for record in records:
         print(f"{id_text(record.id)}  {_colored(record.status):9}  {record.queue:12}  {record.job}  {_brief(record)}".rstrip())
     if len(records) == arguments.limit:
         print(f"there may be more: --before {id_text(records[-1].id)}", file=sys.stderr)
-    return Exit.OK
+    return Exit.OK if is_known else Exit.NOT_FOUND
 
 
 async def _show(broker: Broker, arguments: argparse.Namespace) -> int:
@@ -168,7 +157,12 @@ _COLORS = {Status.FAILED: 31, Status.SUCCEEDED: 32, Status.RUNNING: 36, Status.C
 
 def _colored(status: Status) -> str:
     color = _COLORS.get(status)
-    return f"\033[{color}m{status:9}\033[0m" if color and sys.stdout.isatty() else str(status)
+    return f"\033[{color}m{status:9}\033[0m" if color and _is_for_people() else str(status)
+
+
+def _is_for_people() -> bool:
+    """On a terminal that knows colours, unless its owner wants none (https://no-color.org)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def _print_json(value: Any) -> None:

@@ -7,10 +7,11 @@ import importlib
 import os
 import pkgutil
 import sys
-import traceback
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import ModuleType
+
+from taskflow.cli.tracebacks import print_users
 
 
 class TargetFailed(Exception):
@@ -28,6 +29,11 @@ def import_targets(names: Iterable[str], *, all_submodules: bool) -> None:
                 _import(submodule)
 
 
+def packages_of(names: Iterable[str]) -> list[str]:
+    """Those of the imported modules that have submodules."""
+    return [name for name in names if hasattr(sys.modules.get(name), "__path__")]
+
+
 def _import(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
@@ -41,19 +47,9 @@ def _import(name: str) -> ModuleType:
 
 
 def _shown(name: str, error: BaseException) -> TargetFailed:
-    traceback.print_exception(type(error), error, _own_frames(error.__traceback__))
+    print_users(error)
     print(f"taskflow: {name} cannot be imported: {type(error).__name__}: {error}", file=sys.stderr)
     return TargetFailed(name)
-
-
-def _own_frames(frames: TracebackType | None) -> TracebackType | None:
-    """From the user's first line on."""
-    while frames is not None:
-        file = frames.tb_frame.f_code.co_filename
-        if file != __file__ and "importlib" not in file:
-            break
-        frames = frames.tb_next
-    return frames
 
 
 def _hint(name: str) -> str:

@@ -3,15 +3,43 @@
 from __future__ import annotations
 
 import argparse
-from typing import Final
+import re
+from collections.abc import Mapping
+from typing import Any, Final, NoReturn
 
 from taskflow.cli.exits import TABLE
 
+# A quarter of it lies between two beats.
+SHORTEST_TTL: Final = 1.0
 STATUSES: Final = ("held", "scheduled", "ready", "running", "succeeded", "failed", "cancelled")
 
 
-def a_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+class Parser(argparse.ArgumentParser):
+    """Says what an unknown command or flag was perhaps meant to be.
+
+    Flags cannot be abbreviated: a later version's could make an abbreviation mean something else.
+    """
+
+    commands: Mapping[str, Parser] = {}
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(allow_abbrev=False, **given)
+
+    def error(self, message: str) -> NoReturn:
+        """As argparse does: the usage and the message on stderr, exit code 2."""
+        slip = re.search(r"unrecognized arguments: (--[\w-]+)|COMMAND: invalid choice: '([^']*)'", message)
+        super().error(message + self._hint(slip[1] or slip[2]) if slip else message)
+
+    def _hint(self, slip: str) -> str:
+        import difflib
+
+        flags = {flag for command in self.commands.values() for flag in re.findall(r"--[a-z-]+", command.format_help())}
+        near = difflib.get_close_matches(slip, sorted({*self.commands, *flags}), n=1)
+        return f"; did you mean {near[0]}?" if near else ""
+
+
+def a_parser() -> Parser:
+    parser = Parser(
         prog="taskflow",
         description="Background jobs for Python.",
         epilog=f"exit codes:\n{TABLE}",
@@ -19,6 +47,7 @@ def a_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and end")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parser.commands = commands.choices
     _worker(commands.add_parser("worker", help="work the jobs of modules", description="Work the jobs that the modules declare."))
     _demo(
         commands.add_parser(
@@ -60,6 +89,9 @@ def _worker(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--grace", type=_seconds, default=25.0, metavar="S", help="seconds that runs have to finish when stopping (default: 25)"
     )
+    parser.add_argument(
+        "--ttl", type=_ttl, default=20.0, metavar="S", help="seconds without a sign of life after which others take its jobs (default: 20)"
+    )
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"), help="default: info")
     parser.add_argument("--log-format", default="text", choices=("text", "json"), help="default: text")
 
@@ -100,8 +132,7 @@ def _cancel(parser: argparse.ArgumentParser) -> None:
 
 
 def _purge(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(module="act")
-    parser.add_argument("ids", nargs="*", metavar="ID", help=argparse.SUPPRESS)
+    parser.set_defaults(module="act", ids=[])
     _acts(parser, default="ended", with_ids=False)
 
 
@@ -159,4 +190,11 @@ def _seconds(text: str) -> float:
         seconds = -1.0
     if not 0 <= seconds < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds, 0 or more")
+    return seconds
+
+
+def _ttl(text: str) -> float:
+    seconds = _seconds(text)
+    if seconds < SHORTEST_TTL:
+        raise argparse.ArgumentTypeError(f"{text!r} is too short: a busy machine would be taken for a dead one; {SHORTEST_TTL:g} or more")
     return seconds

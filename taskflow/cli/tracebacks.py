@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import traceback
 from pathlib import Path
 from typing import Final
 
-_OURS: Final = str(Path(__file__).parents[1])
+_OURS: Final = f"{Path(__file__).parents[1]}{os.sep}"
 
 
 def print_users(error: BaseException) -> None:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import difflib
+import errno
 import logging
-import os
-import signal
-from collections.abc import Callable
 from typing import Any, Final
+from urllib.parse import parse_qsl, urlsplit
 
 from taskflow.app.app import App
 from taskflow.app.current import default_app
-from taskflow.broker.url import masked
+from taskflow.broker.console import QueueRecord
+from taskflow.broker.url import DEFAULT_NAMESPACE, masked
 from taskflow.cli.exits import Exit
-from taskflow.cli.logs import set_up
-from taskflow.cli.modules import TargetFailed, import_targets
+from taskflow.cli.logs import logging_to_stderr
+from taskflow.cli.modules import TargetFailed, import_targets, packages_of
+from taskflow.cli.signals import AFTER_FORCE, LastResort, Signals
+from taskflow.cli.tracebacks import is_ours, print_users
 from taskflow.model.errors import ConfigurationError
 from taskflow.model.record import Status
 from taskflow.worker.options import WorkerOptions
@@ -24,103 +27,122 @@ from taskflow.worker.worker import Worker
 
 log: Final = logging.getLogger("taskflow.worker")
 
+_LEFT: Final = (Status.HELD, Status.SCHEDULED, Status.READY, Status.RUNNING)
+
 
 def run(arguments: argparse.Namespace) -> int:
     options = _options(arguments)
-    set_up(arguments.log_level, arguments.log_format)
-    app = default_app()
-    app.flag(broker=arguments.broker)
-    try:
-        import_targets(arguments.modules, all_submodules=arguments.all_submodules)
-    except TargetFailed:
-        return Exit.USAGE
-    if not len(app.registry):
-        raise ConfigurationError(f"{', '.join(arguments.modules)} declares no job: decorate a function with @job")
-    _announce(app, options)
-    with asyncio.Runner(loop_factory=_fastest_loop()) as runner:
-        return runner.run(_work(app, options, is_draining=arguments.drain))
-
-
-def _fastest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop's, where the extra `fast` is installed."""
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    return uvloop.new_event_loop
+    with logging_to_stderr(arguments.log_level, arguments.log_format), LastResort() as last_resort:
+        signals = Signals(last_resort, grace=options.grace, last_words=options.last_words)
+        app = default_app()
+        app.flag(broker=arguments.broker)
+        try:
+            import_targets(arguments.modules, all_submodules=arguments.all_submodules)
+        except TargetFailed:
+            return Exit.USAGE
+        if not len(app.registry):
+            raise ConfigurationError(_no_job(arguments.modules))
+        _announce(app, options)
+        signals.begin()
+        return _run(Shift(app, options, signals, last_resort), is_draining=arguments.drain)
 
 
 def _options(arguments: argparse.Namespace) -> WorkerOptions:
     try:
-        queues = QueueChoice.parse(arguments.queues) if arguments.queues else QueueChoice()
+        queues = QueueChoice() if arguments.queues is None else QueueChoice.parse(arguments.queues)
     except ValueError as error:
         raise ConfigurationError(f"--queues: {error}") from error
-    return WorkerOptions(queues=queues, concurrency=arguments.concurrency, grace=arguments.grace, drain_horizon=arguments.drain_horizon)
+    return WorkerOptions(
+        queues=queues,
+        concurrency=arguments.concurrency,
+        grace=arguments.grace,
+        ttl=arguments.ttl,
+        drain_horizon=arguments.drain_horizon,
+    )
+
+
+def _no_job(modules: list[str]) -> str:
+    packages = packages_of(modules)
+    hint = f"; {packages[0]} is a package: name its modules, or add --all-submodules" if packages else ""
+    return f"{', '.join(modules)} declares no job: decorate a function with @job{hint}"
 
 
 def _announce(app: App, options: WorkerOptions) -> None:
-    log.info("broker %s", masked(app.broker_url()))
+    url = app.broker_url()
+    log.info("broker %s, namespace %s", masked(url), dict(parse_qsl(urlsplit(url).query)).get("namespace", DEFAULT_NAMESPACE))
     log.info("queues: %s; %d jobs at one time", options.queues, options.concurrency)
     log.info("jobs: %s", ", ".join(job.name for job in app.registry))
 
 
-async def _work(app: App, options: WorkerOptions, *, is_draining: bool) -> int:
-    worker = Worker(app=app, options=options)
-    signals = Signals(worker)
+def _run(shift: Shift, *, is_draining: bool) -> int:
     try:
-        async with worker:
-            await _until_told(signals, worker, is_draining=is_draining)
-            if is_draining:
-                await _tell_what_is_left(app, options)
-    finally:
-        await app.close()
-    if worker.has_forced:
+        return asyncio.run(shift.work(is_draining=is_draining))
+    except OSError as error:
+        if error.errno != errno.EBADF:
+            raise
+        log.critical("the event loop has failed: a job has closed file descriptors that were not its own (%s)", error)
+        log.critical("what ran here starts elsewhere when the session lapses, in %g s at the latest", shift.options.ttl)
+        shift.last_resort.end_now()
         return Exit.FORCED
-    return Exit.FAILED if is_draining and worker.tally.failed else Exit.OK
+    except Exception as error:
+        if is_ours(error):
+            raise
+        print_users(error)  # the application's lifespan
+        return Exit.FAILED
 
 
-async def _until_told(signals: Signals, worker: Worker, *, is_draining: bool) -> None:
-    waits: list[asyncio.Task[Any]] = [asyncio.create_task(signals.stopped.wait())]
-    if is_draining:
-        waits.append(asyncio.create_task(worker.drained()))
-    done, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    for wait in pending:
-        wait.cancel()
-    await asyncio.gather(*pending, return_exceptions=True)
-    for wait in done:
-        wait.result()
+class Shift:
+    """A worker from its start to its end."""
 
+    def __init__(self, app: App, options: WorkerOptions, signals: Signals, last_resort: LastResort) -> None:
+        self.options = options
+        self.last_resort = last_resort
+        self._app = app
+        self._signals = signals
 
-async def _tell_what_is_left(app: App, options: WorkerOptions) -> None:
-    for queue in await app.broker().console.queues():
-        if options.queues.names and queue.name not in options.queues.names:
-            continue
-        left = {status: queue.counts.get(status, 0) for status in (Status.HELD, Status.SCHEDULED, Status.READY, Status.RUNNING)}
-        if any(left.values()):
-            log.info("left in %s: %s", queue.name, ", ".join(f"{count} {status}" for status, count in left.items() if count))
+    async def work(self, *, is_draining: bool) -> int:
+        worker = Worker(app=self._app, options=self.options)
+        try:
+            async with worker:
+                await self._doubt_queues()
+                await self._until_told(worker, is_draining=is_draining)
+                if is_draining:
+                    await self._tell_what_is_left()
+        finally:
+            await self._app.close()
+            # What jobs have left behind, tasks and threads, is ended next, and may not want to.
+            self.last_resort.end_within(AFTER_FORCE if worker.has_forced else self.options.last_words)
+        if worker.has_forced:
+            return Exit.FORCED
+        return Exit.FAILED if is_draining and worker.tally.failed else Exit.OK
 
+    async def _until_told(self, worker: Worker, *, is_draining: bool) -> None:
+        waits: list[asyncio.Task[Any]] = [asyncio.create_task(self._signals.wait(worker))]
+        if is_draining:
+            waits.append(asyncio.create_task(worker.drained()))
+        done, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in pending:
+            wait.cancel()
+        await asyncio.gather(*pending, return_exceptions=True)
+        for wait in done:
+            wait.result()
 
-class Signals:
-    """SIGTERM and SIGINT: the first winds down, the second cancels what runs now, the third ends the process at once.
+    async def _doubt_queues(self) -> None:
+        """A queue that no job here names, and that the store does not know, may come yet. More often it is a slip of the pen."""
+        if not self.options.queues.names:
+            return
+        known = {job.queue for job in self._app.registry} | {queue.name for queue in await self._queues()}
+        for name in self.options.queues.names:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                log.warning("no job has been in queue %s, and none here names it%s", name, f"; did you mean {near[0]}?" if near else "")
 
-    The handlers only set events: an exception at any bytecode would be worse than the signal.
-    """
+    async def _tell_what_is_left(self) -> None:
+        for queue in await self._queues():
+            left = {status: queue.counts.get(status, 0) for status in _LEFT}
+            if any(left.values()) and (not self.options.queues.names or queue.name in self.options.queues.names):
+                paused = " (paused)" if queue.is_paused else ""
+                print(f"left in {queue.name}{paused}: {', '.join(f'{count:,} {status}' for status, count in left.items() if count)}")
 
-    def __init__(self, worker: Worker) -> None:
-        self.stopped = asyncio.Event()
-        self._worker = worker
-        self._count = 0
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._heed, number)
-
-    def _heed(self, number: signal.Signals) -> None:
-        self._count += 1
-        if self._count == 1:
-            log.info("%s: winding down; once more cancels what runs, a third time ends at once", number.name)
-            self.stopped.set()
-        elif self._count == 2:
-            log.warning("%s again: cancelling what runs", number.name)
-            self._worker.hurry()
-        else:
-            os._exit(128 + number)
+    async def _queues(self) -> list[QueueRecord]:
+        return await self._app.broker().console.queues()

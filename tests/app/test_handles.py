@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from datetime import UTC
 from typing import Any
@@ -43,7 +44,7 @@ async def unsendable() -> Any:
 @job
 async def half_way(ctx: JobContext) -> None:
     await ctx.progress(0.5, "half way")
-    raise ValueError("stop")
+    await asyncio.Event().wait()
 
 
 async def test_the_result_is_there_after_the_end(bench: Bench) -> None:
@@ -144,15 +145,16 @@ async def test_a_result_that_is_no_longer_kept(bench: Bench) -> None:
 
 async def test_a_result_that_does_not_come_in_time(bench: Bench) -> None:
     handle = await add.delay(1)
-    for timeout in (0, 0.01):
-        with pytest.raises(TimeoutError, match=f"{handle.id}.*ready still after {timeout} s"):
-            await handle.result(timeout=timeout)
+    with pytest.raises(TimeoutError, match=f"{handle.id}.*ready still after 0.2 s"):
+        await handle.result(timeout=0.2)
 
 
-async def test_a_result_in_time_is_not_late(bench: Bench) -> None:
+async def test_a_timeout_of_zero_looks_once(bench: Bench) -> None:
     handle = await add.delay(1)
+    with pytest.raises(TimeoutError, match=f"{handle.id}.*ready still after 0 s"):
+        await handle.result(timeout=0)
     await bench.run_all()
-    assert await handle.result(timeout=10) == 2
+    assert await handle.result(timeout=0) == 2
 
 
 async def test_a_store_that_does_not_answer_does_not_outlast_the_timeout(bench: Bench) -> None:
@@ -184,14 +186,15 @@ async def test_info_is_the_record(bench: Bench) -> None:
 
 
 async def test_info_has_the_progress_of_a_run(bench: Bench) -> None:
-    """Carried up by the worker's beat."""
-    handle = await half_way.options(max_attempts=1).delay()
+    """The worker's beat carries it up while the job runs."""
+    handle = await half_way.delay()
     async with Worker(options=WorkerOptions(ttl=0.2, subscribers=())):
-        with pytest.raises(JobFailed):
+        while (info := await handle.info()) is None or info.progress is None:
+            await asyncio.sleep(0.01)  # a beat rings no bell for the job
+        assert (info.status, info.progress) == (Status.RUNNING, Progress(0.5, "half way"))
+        assert await handle.cancel() is Status.RUNNING
+        with pytest.raises(JobCancelled):
             await handle.result(timeout=30)
-    info = await handle.info()
-    assert info is not None
-    assert info.progress in (None, Progress(0.5, "half way")), "a short run may end before a beat"
 
 
 async def test_a_handle_from_an_id(bench: Bench) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from taskflow.broker.console import JobFilter
 from taskflow.broker.protocol import Broker
@@ -14,7 +14,7 @@ from taskflow.model.rules import Rules
 from taskflow.model.session import Beat, Session
 from taskflow.model.verdict import Settlement
 from tests.support.homes import Home, MemoryHome, Power
-from tests.support.invariants import Shown, Witness
+from tests.support.invariants import History, Shown, Witness
 from tests.support.world import World
 
 T = TypeVar("T")
@@ -31,6 +31,15 @@ TIGHT: Final = Rules(
     keep_cancelled=15.0,
     kept_per_queue=3,
 )
+
+
+_LOST: Any = "the session is lost"
+
+
+class Snapshot(NamedTuple):
+    store: Any
+    model: Any
+    history: History
 
 
 class Difference(AssertionError):
@@ -63,18 +72,25 @@ class Bench:
         self._ids += [envelope.id for envelope in envelopes if envelope.id not in self._ids]
 
     async def register(self, session: Session) -> bool:
-        return await self._ask("register", lambda broker: broker.register(session), lost="no") != "no"
+        answer = await self._ask("register", lambda broker: broker.register(session), lost=_LOST, see=False)
+        return await self._told("register", session.id, answer)
 
     async def claim(self, session: Session, request: int, queues: Sequence[str], limit: int, *, is_fresh: bool) -> list[Lease] | None:
         """None when the session is lost. `is_fresh` claims that the request was never sent before."""
-        leases = await self._ask("claim", lambda broker: broker.claim(session.id, request, queues, limit), see=False)
-        if leases is not None:
-            self._witness.claimed(leases, is_fresh=is_fresh)
-        await self._look("claim")
-        return leases
+        leases: Any = await self._ask("claim", lambda broker: broker.claim(session.id, request, queues, limit), lost=_LOST, see=False)
+        if leases is not _LOST:
+            self._witness.claimed(session.id, request, leases, is_fresh=is_fresh)
+        return leases if await self._told("claim", session.id, leases) else None
 
     async def beat(self, beat: Beat) -> bool:
-        return await self._ask("beat", lambda broker: broker.beat(beat)) is not None
+        answer = await self._ask("beat", lambda broker: broker.beat(beat), lost=_LOST, see=False)
+        return await self._told("beat", beat.session, answer)
+
+    async def _told(self, verb: str, session: bytes, answer: object) -> bool:
+        """Whether the session is alive."""
+        self._witness.told(verb, session, is_lost=answer is _LOST)
+        await self._look(verb)
+        return answer is not _LOST
 
     async def settle(self, settlements: Sequence[Settlement]) -> None:
         for settlement in settlements:
@@ -112,14 +128,14 @@ class Bench:
         await self.world.restart()
         await self._look("restart")
 
-    def snapshot(self) -> tuple[Any, Any]:
-        return self.world.snapshot(), None if self._model is None else self._model.snapshot()
+    def snapshot(self) -> Snapshot:
+        return Snapshot(self.world.snapshot(), None if self._model is None else self._model.snapshot(), self._witness.history())
 
-    async def restore(self, snapshot: tuple[Any, Any]) -> None:
-        await self.world.restore(snapshot[0])
+    async def restore(self, snapshot: Snapshot) -> None:
+        await self.world.restore(snapshot.store)
         if self._model is not None:
-            await self._model.restore(snapshot[1])
-        self._witness.fresh_history()
+            await self._model.restore(snapshot.model)
+        self._witness.goes_back(snapshot.history)
         await self._look("restore")
 
     async def close(self) -> None:
@@ -185,6 +201,8 @@ async def _show(broker: Broker, ids: Sequence[bytes]) -> Shown:
     return Shown(
         records=dict(zip(ids, records, strict=True)),
         queues=await broker.console.queues(),
-        metrics={queue: {event: count for event, count in events.items() if count} for queue, events in totals.items() if any(events.values())},
+        metrics={
+            queue: {event: count for event, count in events.items() if count} for queue, events in totals.items() if any(events.values())
+        },
         workers=await broker.console.workers(),
     )

@@ -72,8 +72,11 @@ def _label(value: Any) -> str:
     return getattr(value, "__name__", None) or str(value)
 
 
+Skipped = pytest.skip.Exception
+
+
 def run_all(home: type[Home]) -> Iterator[tuple[ClauseTest, BaseException | None]]:
-    """Each test on a fresh world of that kind, with what it failed with: None when it passed, or skipped itself."""
+    """Each test on a fresh world of that kind, with what it failed with: None when it passed, `Skipped` when it skipped itself."""
     with asyncio.Runner() as runner:
         for test in clause_tests():
             yield test, runner.run(_outcome(test, home))
@@ -83,8 +86,6 @@ async def _outcome(test: ClauseTest, home: type[Home]) -> BaseException | None:
     try:
         async with World(home) as world:
             await test.call(world)
-    except pytest.skip.Exception:
-        return None
-    except (Exception, pytest.fail.Exception) as error:
+    except (Exception, pytest.fail.Exception, Skipped) as error:
         return error
     return None

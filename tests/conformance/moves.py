@@ -205,5 +205,3 @@ async def set_up(world: World, move: Move) -> Stage:
     stage = Stage(world, world.an_envelope(queue="stage", **fields_for(move)), await world.a_session())
     await BEGINNINGS[move[0]](stage)
     return stage
-
-

@@ -329,7 +329,12 @@ class KeyOutlivesItsJob(Mutant):
 
     def _enqueue_one(self, envelope: Envelope) -> Added | Refused:
         dead = next((job for job in self.jobs.values() if envelope.key is not None and job.envelope.key == envelope.key), None)
-        if dead is not None and dead.id != envelope.id and envelope.on_conflict is OnConflict.KEEP and self.holders(envelope.key) == (None, None):
+        if (
+            dead is not None
+            and dead.id != envelope.id
+            and envelope.on_conflict is OnConflict.KEEP
+            and self.holders(envelope.key) == (None, None)
+        ):
             return Refused(envelope.id, dead.id, "key")
         return super()._enqueue_one(envelope)
 

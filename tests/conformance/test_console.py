@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from taskflow.broker import topics
@@ -319,7 +321,7 @@ async def test_console_purge(world: World) -> None:
 
 async def test_console_purge__only_what_is_chosen(world: World) -> None:
     """The filter decides, and the limit."""
-    fields = ({"queue": "mail"}, {"queue": "mail", "after": 60.0}, {}, {}, {})
+    fields: tuple[dict[str, Any], ...] = ({"queue": "mail"}, {"queue": "mail", "after": 60.0}, {}, {}, {})
     jobs = [await world.add(**given) for given in fields]
 
     assert await world.broker.console.purge(JobFilter(queue="mail", statuses=(Status.READY,))) == 1

@@ -1,4 +1,4 @@
-"""The suite catches what it should, and only there: a broken broker fails the clauses that its defect is named for, and passes all others."""
+"""The suite catches what it should, and only there: a broken broker fails the clauses named for its defect, and passes all others."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def failing(mutant: type[Mutant]) -> dict[str, list[str]]:
     """The clauses that notice the defect, with the tests of each that do."""
     noticed = dict[str, list[str]]()
     for test, error in clauses.run_all(home_of(mutant)):
-        if error is not None:
+        if error is not None and not isinstance(error, clauses.Skipped):
             noticed.setdefault(test.clause, []).append(test.name)
     return noticed
 
@@ -29,7 +29,9 @@ def test_a_mutant_fails_its_clauses_and_no_other(mutant: type[Mutant]) -> None:
 
 def test_the_whole_broker_passes() -> None:
     """Run this way, without pytest around each test, the unbroken broker fails nothing: what mutants fail is their own doing."""
-    assert [(test.name, error) for test, error in clauses.run_all(MemoryHome) if error is not None] == []
+    failed = [(test.name, error) for test, error in clauses.run_all(MemoryHome) if error is not None]
+
+    assert [each for each in failed if not isinstance(each[1], clauses.Skipped)] == []
 
 
 def test_every_mutant_breaks_a_clause_of_the_contract() -> None:

@@ -68,16 +68,15 @@ async def wrong_arguments_after_options() -> None:
 
 
 async def the_context_is_not_for_callers(ctx: JobContext) -> None:
-    await report.delay(ctx, date(2026, 1, 1))  # E: mypy[call-arg] pyright[reportCallIssue]
+    await report.delay(ctx, date(2026, 1, 1))  # E: mypy[call-arg] mypy[arg-type] pyright[reportCallIssue]
     await report.delay(ctx=ctx, day=date(2026, 1, 1))  # E: mypy[call-arg] pyright[reportCallIssue]
-    await report(ctx, date(2026, 1, 1))  # E: mypy[call-arg] pyright[reportCallIssue]
+    await report(ctx, date(2026, 1, 1))  # E: mypy[call-arg] mypy[arg-type] pyright[reportCallIssue]
     await report.delay("2026-01-01")  # E: mypy[arg-type] pyright[reportArgumentType]
     report.options(queue="q").bind()  # E: mypy[call-arg] pyright[reportCallIssue]
 
 
 def wrong_options() -> None:
     add.options(quue="math")  # E: mypy[call-arg] pyright[reportCallIssue]
-    add.options("math")  # E: mypy[call-arg] pyright[reportCallIssue]
     add.options(queue=1)  # E: mypy[arg-type] pyright[reportArgumentType]
     add.options(priority="high")  # E: mypy[arg-type] pyright[reportArgumentType]
     add.options(after="1 min")  # E: mypy[arg-type] pyright[reportArgumentType]
@@ -98,7 +97,7 @@ async def wrong_results() -> None:
     _seven: JobHandle[int] = add.delay(1)  # E: mypy[assignment] pyright[reportAssignmentType]
     _eight: int = add(1)  # E: mypy[assignment] pyright[reportAssignmentType]
     await resize("a")  # E: mypy[misc] pyright[reportGeneralTypeIssues]
-    _nine: str = run_sync(add.delay_sync(1).result())  # E: mypy[arg-type] pyright[reportAssignmentType]
+    _nine: str = run_sync(add.delay_sync(1).result())  # E: mypy[assignment] pyright[reportAssignmentType]
     run_sync(resize("a"))  # E: mypy[arg-type] pyright[reportArgumentType]
     _ten: SyncJob[[str], int] = resize  # E: mypy[assignment] pyright[reportAssignmentType]
     _eleven: SyncJob[[int], int] = add  # E: mypy[assignment] pyright[reportAssignmentType]
@@ -106,7 +105,7 @@ async def wrong_results() -> None:
 
 async def wrong_handles(handle: JobHandle[int], job_id: str) -> None:
     _one: str = await handle.result()  # E: mypy[assignment] pyright[reportAssignmentType]
-    _two: str = await JobHandle.of(job_id, job=add).result()  # E: mypy[arg-type] pyright[reportArgumentType]
+    _two: str = await JobHandle.of(job_id, job=add).result()  # E: mypy[assignment] pyright[reportAssignmentType]
     JobHandle.of(1)  # E: mypy[call-overload] pyright[reportArgumentType]
     JobHandle.of(job_id, job="add")  # E: mypy[call-overload] pyright[reportArgumentType]
     await handle.result(timeout="1")  # E: mypy[arg-type] pyright[reportArgumentType]
@@ -117,35 +116,36 @@ async def wrong_handles(handle: JobHandle[int], job_id: str) -> None:
 async def wrong_batches() -> None:
     await enqueue(add.bind(n) for n in "ab")  # E: mypy[arg-type] pyright[reportArgumentType]
     await enqueue(add.bind(1))  # E: mypy[arg-type] pyright[reportArgumentType]
-    await enqueue([add.delay(1)])  # E: mypy[list-item] pyright[reportArgumentType]
-    _one: list[JobHandle[str]] = await enqueue([add.bind(1)])  # E: mypy[list-item] pyright[reportArgumentType]
-    _two: list[JobHandle[str]] = enqueue_sync([add.bind(1)])  # E: mypy[list-item] pyright[reportArgumentType]
-    enqueue_sync([1])  # E: mypy[list-item] pyright[reportArgumentType]
+    await enqueue([add.delay(1)])  # E: mypy[arg-type] pyright[reportArgumentType]
+    _one: list[JobHandle[str]] = await enqueue([add.bind(1)])  # E: mypy[list-item] pyright[reportAssignmentType]
+    _two: list[JobHandle[str]] = enqueue_sync([add.bind(1)])  # E: mypy[list-item] pyright[reportAssignmentType]
+    _three: list[JobHandle[int]] = await enqueue([add.bind(1), resize.bind("a")])  # E: mypy[list-item] pyright[reportAssignmentType]
+    enqueue_sync([1])  # E: mypy[arg-type] pyright[reportArgumentType]
 
 
-@job(queues="q")  # E: mypy[call-overload] pyright[reportCallIssue]
+@job(queues="q")  # E: mypy[call-overload] mypy[untyped-decorator] pyright[reportCallIssue]
 async def with_a_wrong_option() -> None: ...
 
 
-@job(retry=3)  # E: mypy[call-overload] pyright[reportArgumentType]
+@job(retry=3)  # E: mypy[call-overload] mypy[untyped-decorator] pyright[reportArgumentType]
 async def with_a_wrong_retry() -> None: ...
 
 
-@job(retry_on=("OSError",))  # E: mypy[list-item] pyright[reportArgumentType]
+@job(retry_on=("OSError",))  # E: mypy[arg-type] pyright[reportArgumentType]
 async def with_a_wrong_error() -> None: ...
 
 
-@job(timeout="1 min")  # E: mypy[call-overload] pyright[reportArgumentType]
+@job(timeout="1 min")  # E: mypy[call-overload] mypy[untyped-decorator] pyright[reportArgumentType]
 def with_a_wrong_timeout() -> None: ...
 
 
-@job("name")  # E: mypy[call-overload] pyright[reportArgumentType]
+@job("name")  # E: mypy[call-overload] mypy[untyped-decorator] pyright[reportArgumentType] pyright[reportCallIssue]
 def with_a_name() -> None: ...
 
 
 def wrong_signals() -> Iterator[Exception]:
     yield Snooze()  # E: mypy[call-arg] pyright[reportCallIssue]
-    yield Snooze(3600)  # E: mypy[arg-type] pyright[reportArgumentType]
+    yield Snooze(3600)  # E: mypy[arg-type] mypy[call-arg] pyright[reportCallIssue]
     yield Retry(after="soon")  # E: mypy[arg-type] pyright[reportArgumentType]
     yield Discard(404)  # E: mypy[arg-type] pyright[reportArgumentType]
 
@@ -157,7 +157,7 @@ class Wrong(Middleware):
         await call_next()  # E: mypy[call-arg] pyright[reportCallIssue]
 
     async def run(self, context: JobContext, call_next: RunNext) -> Verdict:
-        return await call_next  # E: mypy[misc] pyright[reportGeneralTypeIssues]
+        return await call_next  # E: mypy[misc] mypy[no-any-return] pyright[reportGeneralTypeIssues]
 
 
 def the_rest(jobs: TaskflowJobs) -> None:

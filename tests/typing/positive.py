@@ -140,7 +140,7 @@ async def the_calls() -> None:
     assert_type(await enqueue(some_calls()), list[JobHandle[int]])
     assert_type(enqueue_sync(add.bind(n, n) for n in range(10)), list[JobHandle[int]])
 
-    mixed: list[Call[int] | Call[str]] = [add.bind(1), resize.bind("a")]
+    mixed: list[Call[int | str]] = [add.bind(1), resize.bind("a")]
     assert_type(await enqueue(mixed), list[JobHandle[int | str]])
     wider: Call[object] = add.bind(1)
     handles: list[JobHandle[object]] = await enqueue([wider, send_welcome_email.bind(WelcomeEmail("u", "a@example.com"))])

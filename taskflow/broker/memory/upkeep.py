@@ -116,13 +116,23 @@ class KeptStore(Store):
 
     def _drop_over_cap(self, limit: int) -> int:
         moved = 0
-        for (queue, are_failed), oldest in sorted(self.kept.items()):  # by queue, failed ones after the others
+        for queue, are_failed in sorted(self.kept):  # by queue, failed ones after the others
             statuses = (Status.FAILED,) if are_failed else (Status.SUCCEEDED, Status.CANCELLED)
-            while moved < limit and oldest and sum(self.counts[queue][status] for status in statuses) > self.rules.kept_per_queue:
-                ended_at, _, job_id = heapq.heappop(oldest)
-                job = self.jobs.get(job_id)
-                if job is not None and job.status in statuses and job.ended_at == ended_at:
-                    self.bury(job)
-                    self.totals[queue][words.DROPPED_OVER_CAP] += 1
-                    moved += 1
+            while (job := self._oldest_kept(queue, are_failed)) is not None and moved < limit:
+                if sum(self.counts[queue][status] for status in statuses) <= self.rules.kept_per_queue:
+                    break
+                self.bury(job)
+                self.totals[queue][words.DROPPED_OVER_CAP] += 1
+                moved += 1
         return moved
+
+    def _oldest_kept(self, queue: str, are_failed: bool) -> Job | None:
+        """The first that ended of those still kept; entries of jobs that are gone, or live again, are taken off."""
+        oldest = self.kept[queue, are_failed]
+        while oldest:
+            ended_at, _, job_id = oldest[0]
+            job = self.jobs.get(job_id)
+            if job is not None and job.status in ENDED and (job.status is Status.FAILED) == are_failed and job.ended_at == ended_at:
+                return job
+            heapq.heappop(oldest)
+        return None

@@ -48,7 +48,15 @@ class Ballast:
         with contextlib.suppress(FileExistsError):
             file = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
             try:
-                os.posix_fallocate(file, 0, self._size)
+                _allocate(file, self._size)
             finally:
                 os.close(file)
         return True
+
+
+def _allocate(file: int, size: int) -> None:
+    """Room on the disk, and not only a length."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, 0, size)
+    else:
+        os.write(file, bytes(size))

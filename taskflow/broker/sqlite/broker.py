@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import weakref
 from collections.abc import Callable, Sequence
@@ -114,7 +115,7 @@ class SqliteBroker:
         self._is_closed = True
         parts, self._parts = self._parts, None
         if parts is not None:
-            parts.close()
+            await asyncio.to_thread(parts.close)  # it waits for what was accepted, and for the file
 
     async def _call(self, durability: Durability, verb: Callable[[Shelf], T]) -> T:
         return await self._running().writer.call(durability, verb)

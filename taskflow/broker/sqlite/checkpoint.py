@@ -2,8 +2,8 @@
 
 SQLite before 3.51.3 can corrupt a file when one connection begins a checkpoint while another's commit starts the log anew
 (https://sqlite.org/wal.html#walresetbug), and distributions ship older ones. So `wal_autocheckpoint` is off, a lock on a side file
-keeps checkpoints of different connections apart, and the mode is RESTART, which holds the write lock all the while: no commit can start
-the log anew under it. (PASSIVE would not hold it.)
+keeps checkpoints of different connections apart, and the mode is RESTART or TRUNCATE, which hold the write lock all the while: no commit
+can start the log anew under them. (PASSIVE would not hold it.)
 """
 
 from __future__ import annotations
@@ -12,23 +12,28 @@ import contextlib
 import fcntl
 import os
 import sqlite3
-from typing import Final
+from typing import Final, Literal
 
-from taskflow.broker.sqlite.place import MIB, Place
+from taskflow.broker.sqlite.place import LOG_LIMIT, MIB, Place
 from taskflow.broker.sqlite.statements import pragma
 
-MOST_COMMITS: Final = 400
-MOST_CHANGES: Final = 20_000
-"""After so many commits or changed rows of its own a connection makes a checkpoint: the log stays at some 10 MiB for each process."""
+MOST_COMMITS: Final = 128
+MOST_CHANGES: Final = 3_000
+"""After so many commits or changed rows of its own, some 4 MiB of log, a connection makes a checkpoint."""
 
-SMALL: Final = 4 * MIB
+SMALL: Final = 2 * MIB
 """A log that has never grown beyond this is left alone."""
 
 _PATIENCE_MS: Final = 100
 
 
 class Checkpointer:
-    """Belongs to one connection and its thread. `after_commit` is called after every commit."""
+    """Belongs to one connection and its thread. `after_commit` is called after every commit.
+
+    A log that is carried over begins anew in the same file, whose size therefore tells little: that is why changes are counted. Cutting
+    it off each time would tell more, and cost: a flush takes twice as long where the file grows by it. So it is cut off only
+    when it has become larger than it should.
+    """
 
     def __init__(self, connection: sqlite3.Connection, place: Place) -> None:
         self._connection = connection
@@ -37,26 +42,35 @@ class Checkpointer:
         self._lock = os.open(place.beside("-checkpoint"), os.O_CREAT | os.O_RDWR, 0o666)
         self._commits = 0
         self._changes = connection.total_changes
+        self._put_off_until = 0
 
     def after_commit(self) -> None:
         self._commits += 1
-        if self._commits >= MOST_COMMITS or self._connection.total_changes - self._changes >= MOST_CHANGES:
-            self._commits = 0
-            self._changes = self._connection.total_changes
-            if self._size() > SMALL:
-                self.checkpoint()
+        size = self._size()
+        if size > LOG_LIMIT and size > self._put_off_until:
+            self._put_off_until = 0 if self.checkpoint("TRUNCATE") else size + LOG_LIMIT
+        elif size > SMALL and (self._commits >= MOST_COMMITS or self._connection.total_changes - self._changes >= MOST_CHANGES):
+            self.checkpoint("RESTART")
 
-    def checkpoint(self) -> None:
-        """Now, unless another connection is at it. One that cannot be completed (a long reader) is tried again later."""
-        with contextlib.suppress(OSError), contextlib.suppress(sqlite3.Error):
+    def checkpoint(self, mode: Literal["RESTART", "TRUNCATE"]) -> bool:
+        """Now, unless another connection is at it. False when it could not be completed (a long reader): try again later."""
+        self._commits = 0
+        self._changes = self._connection.total_changes
+        try:
             # flock and not lockf: POSIX locks are the process's, and would not keep two brokers of one process apart.
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            try:
-                self._wait_at_most(_PATIENCE_MS)
-                self._connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
-            finally:
+        except OSError:
+            return False
+        try:
+            self._wait_at_most(_PATIENCE_MS)
+            [(is_busy, _, _)] = self._connection.execute(_STATEMENTS[mode])
+            return not is_busy
+        except sqlite3.Error:  # the disk: whoever writes next hears of it
+            return False
+        finally:
+            with contextlib.suppress(sqlite3.Error):
                 self._wait_at_most(self._timeout_ms)
-                fcntl.flock(self._lock, fcntl.LOCK_UN)
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
 
     def close(self) -> None:
         os.close(self._lock)
@@ -68,4 +82,7 @@ class Checkpointer:
             return 0
 
     def _wait_at_most(self, milliseconds: int) -> None:
-        self._connection.execute(pragma("busy_timeout", milliseconds))
+        self._connection.execute(pragma("busy_timeout", milliseconds)).fetchall()
+
+
+_STATEMENTS: Final = {"RESTART": "PRAGMA wal_checkpoint(RESTART)", "TRUNCATE": "PRAGMA wal_checkpoint(TRUNCATE)"}

@@ -26,15 +26,16 @@ WHERE seq = ?;
 
 -- name: waiting_holder
 -- Parameters: key. Reply: the row of the waiting live job that has it.
-SELECT * FROM "~jobs" WHERE key = ? AND status < 3 ORDER BY seq LIMIT 1;
+-- (`status < 4` is the index's own word, which SQLite does not infer from another; +seq, lest it walk the table in the order of seq.)
+SELECT * FROM "~jobs" WHERE key = ? AND status < 4 AND status < 3 ORDER BY +seq LIMIT 1;
 
 -- name: running_holder
 -- Parameters: key. Reply: the row of the running job that has it.
-SELECT * FROM "~jobs" WHERE key = ? AND status = 3 ORDER BY seq LIMIT 1;
+SELECT * FROM "~jobs" WHERE key = ? AND status < 4 AND status = 3 ORDER BY +seq LIMIT 1;
 
 -- name: waiting_behind
 -- Parameters: key, id of a job. Reply: the rows of the live jobs that wait behind that job.
-SELECT * FROM "~jobs" WHERE key = ? AND status < 4 AND behind = ? ORDER BY seq;
+SELECT * FROM "~jobs" WHERE key = ? AND status < 4 AND behind = ? ORDER BY +seq;
 
 -- name: bury_job
 -- Drops all but the id and the fence. Parameters: fade_at, seq. Reply: none.

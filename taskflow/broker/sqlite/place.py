@@ -8,16 +8,20 @@ from typing import Final
 
 MIB: Final = 1 << 20
 
+LOG_LIMIT: Final = 6 * MIB
+"""Beyond this the write-ahead log is carried over into the file and cut off."""
+
 
 @dataclass(frozen=True, slots=True)
 class Room:
     """How much room a store may take.
 
-    `ballast`    bytes set aside beside the file and given up when the disk is full, so that settlements still find room; 0 for none
+    `ballast`    bytes set aside beside the file and given up when the disk is full, so that settlements still find room: as much as the
+                 log may take when it is carried over into the file, and as much again; 0 for none
     `max_pages`  pages of the file beyond which `enqueue` is refused; None for as many as the disk holds
     """
 
-    ballast: int = 4 * MIB
+    ballast: int = 2 * LOG_LIMIT
     max_pages: int | None = None
 
 

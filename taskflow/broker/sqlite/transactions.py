@@ -112,13 +112,24 @@ class Transactions:
 
     def _run_alone(self, file: _File, work: Work) -> None:
         error = file.attempt([work])
-        if error is not None and is_full(error) and work.durability is not Durability.FULL_AND_NEW and self._ballast.release():
-            error = file.attempt([work])
+        if error is not None and is_full(error) and work.durability is not Durability.FULL_AND_NEW:
+            error = self._run_on_ballast(file, work)
         if error is None:
             return
         work.error = self._in_our_words(error)
         if is_about_the_file(error):
             self.close()
+
+    def _run_on_ballast(self, file: _File, work: Work) -> BaseException | None:
+        """The checkpoint lets the log begin anew, so that it need not grow: the ballast is for the file then."""
+        self._ballast.release()
+        file.checkpoint()
+        error = file.attempt([work])
+        if error is None or not is_full(error):
+            return error
+        full = BrokerUnavailable(f"{self.place.path}: the disk is full, and what was set aside for this is used up: make room on the disk")
+        full.__cause__ = error
+        return full
 
     def _in_our_words(self, error: BaseException) -> BaseException:
         if not isinstance(error, sqlite3.Error):
@@ -158,6 +169,9 @@ class _File:
             return error
         self._checkpointer.after_commit()
         return None
+
+    def checkpoint(self) -> None:
+        self._checkpointer.checkpoint("RESTART")
 
     def _begin(self, group: Sequence[Work]) -> None:
         durability = max(work.durability for work in group)

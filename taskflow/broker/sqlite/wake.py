@@ -75,6 +75,10 @@ class Sender:
         self._socket: socket.socket | None = None
 
     def send(self, topics: Collection[str], *, but_not_to: str | None) -> None:
+        with contextlib.suppress(OSError):  # no descriptors left, for one: a hint is not worth an error
+            self._send(topics, but_not_to)
+
+    def _send(self, topics: Collection[str], but_not_to: str | None) -> None:
         names = [name for name in self._folder.names() if name != but_not_to]
         if not names:
             return

@@ -84,10 +84,18 @@ class Writer:
     def _work(self) -> None:
         try:
             while group := self._next_group():
-                self._transactions.run(group)
+                self._run(group)
                 _deliver(group)
+                del group  # not to be kept while there is nothing to do: verbs hold payloads, and their broker
         finally:
             self._transactions.close()
+
+    def _run(self, group: list[Call]) -> None:
+        try:
+            self._transactions.run(group)
+        except Exception as error:  # a bug, or no memory: nobody is to wait for ever because of it
+            for call in group:
+                call.error = error
 
     def _next_group(self) -> list[Call]:
         """All that waits, once there is something; nothing when it is time to go."""

@@ -1,0 +1,66 @@
+"""Which jobs a command is about: by ids, or by the filter options that all commands share."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from collections.abc import Iterable
+
+from taskflow.broker.console import Console, JobFilter
+from taskflow.model.envelope import check_queue
+from taskflow.model.errors import ConfigurationError
+from taskflow.model.ids import parse_id
+from taskflow.model.record import Status
+
+
+def a_filter(arguments: argparse.Namespace, default: Iterable[Status] = ()) -> JobFilter:
+    statuses = [Status(status) for status in arguments.status] if arguments.status else default
+    try:
+        queue = None if arguments.queue is None else check_queue(arguments.queue)
+    except ValueError as error:
+        raise ConfigurationError(f"--queue: {error}") from error
+    return JobFilter(
+        queue=queue,
+        job=arguments.job,
+        statuses=tuple(sorted(set(statuses))),
+        ended_before=arguments.ended_before,
+        poison=arguments.poison,
+    )
+
+
+def ids_or_filters(arguments: argparse.Namespace) -> None:
+    """Ids name jobs, filters choose them: together one of them would be passed over in silence."""
+    if not arguments.ids:
+        return
+    given = {
+        "--queue": arguments.queue,
+        "--job": arguments.job,
+        "--status": arguments.status,
+        "--ended-before": arguments.ended_before,
+        "--poison": arguments.poison or None,
+    }
+    for flag, value in given.items():
+        if value is not None:
+            raise ConfigurationError(f"{arguments.command} takes ids or filters, not both: leave out {flag}, or the ids")
+
+
+def ids_of(texts: Iterable[str]) -> list[bytes]:
+    """Each once, in their order."""
+    try:
+        return list(dict.fromkeys(parse_id(text) for text in texts))
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from error
+
+
+async def doubt_queue(console: Console, name: str | None) -> bool:
+    """Whether the store knows the queue; if not, stderr says so, and which one was perhaps meant."""
+    if name is None:
+        return True
+    known = [queue.name for queue in await console.queues()]
+    if name in known:
+        return True
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    print(f"taskflow: no job has ever been in queue {name!r}{hint}", file=sys.stderr)
+    return False

@@ -1,0 +1,44 @@
+"""`python -m tests.conformance`: what the suite holds, run on every broker and against every mutant, in numbers."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection
+
+from tests.conformance import clauses
+from tests.conformance.mutants import MUTANTS
+from tests.conformance.test_mutants import failing
+from tests.support.homes import BROKERS, Home
+
+
+def main() -> int:
+    tests = clauses.clause_tests()
+    print(
+        f"{len(clauses.clauses()):5} clauses in the contract, {len({test.clause for test in tests})} of them claimed by {len(tests)} tests"
+    )
+    failures = sum(_report(home) for home in BROKERS)
+    caught = sum(_is_caught_exactly(mutant.__name__, failing(mutant).keys(), mutant.breaks) for mutant in MUTANTS)
+    print(f"{caught:5} of {len(MUTANTS)} mutants caught, each by the clauses named for it and no other")
+    return 1 if failures or caught < len(MUTANTS) else 0
+
+
+def _report(home: type[Home]) -> int:
+    """How many of the tests fail on that kind of store."""
+    outcomes = list(clauses.run_all(home))
+    failed = [(test, error) for test, error in outcomes if error is not None]
+    skipped = sum(isinstance(error, clauses.Skipped) for _, error in failed)
+    for test, error in failed:
+        print(f"      {'skipped' if isinstance(error, clauses.Skipped) else 'FAILED'} on {home.name}: {test.name}: {error}")
+    print(f"{len(outcomes) - len(failed):5} tests passed on {home.name}, {skipped} skipped, {len(failed) - skipped} failed")
+    return len(failed) - skipped
+
+
+def _is_caught_exactly(name: str, noticed: Collection[str], breaks: frozenset[str]) -> bool:
+    if set(noticed) == breaks:
+        return True
+    print(f"      {name}: noticed by {sorted(noticed)}, named are {sorted(breaks)}")
+    return False
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,157 @@
+"""The failpoint matrix: whatever verb a reply is lost of, a process killed or held up at, no job is lost and none is settled twice."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from taskflow.model.envelope import Lease
+from taskflow.model.record import Event, Record, Status
+from taskflow.model.seams import Seams
+from taskflow.model.session import Beat
+from taskflow.model.verdict import Settled
+from tests.support import child
+from tests.support.failpoints import Act, FailingBroker, Failpoint, When
+from tests.support.fileclock import FileClock
+from tests.support.homes import BROKERS
+from tests.support.world import World
+
+VERBS = ("register", "enqueue", "claim", "beat", "settle", "upkeep")
+POINTS = [(verb, when, number) for verb, when, number in itertools.product(VERBS, When, (1, 2)) if (verb, number) != ("register", 2)]
+ROOT = Path(__file__).parents[2]
+
+needs_sqlite = pytest.mark.skipif("sqlite" not in {home.name for home in BROKERS}, reason="two processes need a store that they share")
+
+
+def named(point: Failpoint) -> str:
+    return f"{point.verb}-{point.when}-{point.number}"
+
+
+# --- lost replies ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("point", [Failpoint(*point, Act.RAISE) for point in POINTS], ids=named)
+async def test_a_lost_reply_and_a_resend_are_as_if_nothing_had_been(world: World, point: Failpoint) -> None:
+    """Each verb, sent again after BrokerUnavailable, whether it had taken effect or not: every job is added once and ends once."""
+    broker, said = FailingBroker(world.broker, point), list[str]()
+
+    await child.work(broker, said.append)
+
+    assert broker.is_reached
+    assert said[-1] == "done"
+    records = await world.broker.read(_all_ids())
+    assert [record and (record.status, record.epoch, record.crashes) for record in records] == [(Status.SUCCEEDED, 1, 0)] * len(records)
+    assert (await world.broker.console.metrics()).totals["default"] == {
+        Event.ENQUEUE: len(records),
+        Event.CLAIM: len(records),
+        Event.SUCCEED: len(records),
+    }
+    assert not [line for line in said if line.endswith("stale")]
+
+
+def _all_ids() -> list[bytes]:
+    return [job.id for envelope in child.envelopes() for job in (envelope, child.follow_up(envelope))]
+
+
+# --- a killed process, and one held up --------------------------------------------------------------------------------------
+
+
+class Survivor:
+    """The other process on the same file: this one. It takes over what the child leaves."""
+
+    def __init__(self, path: Path, clock: FileClock) -> None:
+        from taskflow.broker.sqlite import SqliteBroker
+
+        self.broker = SqliteBroker(path, seams=Seams(clock))
+        self._clock = clock
+        self._session = child.a_session("survivor")
+        self._requests = itertools.count(1)
+        self.settled: list[bytes] = []
+
+    async def start(self) -> None:
+        await self.broker.register(self._session)
+
+    async def take_over(self) -> None:
+        """Beat while the other lapses, then do all that there is to do."""
+        for _ in range(3):
+            self._clock.advance(child.TTL * 0.6)
+            await self.broker.beat(Beat(session=self._session.id))
+        while (await self.broker.upkeep(3)).next_in == 0.0 or await self._work():
+            pass
+
+    async def _work(self) -> bool:
+        leases: list[Lease] = await self.broker.claim(self._session.id, next(self._requests), (), 3)
+        answers = await self.broker.settle([child.settled_with_follow_up(lease) for lease in leases])
+        assert answers == [Settled.OK] * len(leases)
+        self.settled += [lease.envelope.id for lease in leases]
+        return bool(leases)
+
+    async def records(self) -> list[Record]:
+        return [record for record in await self.broker.read(_all_ids()) if record is not None]
+
+
+@pytest.fixture
+async def survivor(tmp_path: Path) -> AsyncIterator[Survivor]:
+    clock = FileClock(tmp_path / "clock")
+    survivor = Survivor(tmp_path / "jobs.db", clock)
+    await survivor.start()
+    yield survivor
+    await survivor.broker.close()
+    clock.close()
+
+
+def _start(folder: Path, point: Failpoint) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "tests.support.child", str(folder / "jobs.db"), str(folder / "clock"), str(point)]
+    return subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+@needs_sqlite
+@pytest.mark.parametrize("point", [Failpoint(*point, Act.KILL) for point in POINTS], ids=named)
+async def test_a_killed_process_loses_nothing(tmp_path: Path, survivor: Survivor, point: Failpoint) -> None:
+    """SIGKILL at each verb: what it was told is added is there, what it had leased runs again, and what it had settled does not."""
+    with _start(tmp_path, point) as process:
+        said, _ = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+
+    await survivor.take_over()
+
+    await _check_the_ledger(survivor, said.splitlines())
+
+
+@needs_sqlite
+@pytest.mark.parametrize("point", [Failpoint(*point, Act.PAUSE) for point in POINTS if point[1] is not When.DURING], ids=named)
+async def test_a_process_held_up_settles_nothing_twice(tmp_path: Path, survivor: Survivor, point: Failpoint) -> None:
+    """It stands still at each verb until it was reaped and another has done its work; then it goes on, and does no harm."""
+    with _start(tmp_path, point) as process:
+        assert process.stdout is not None
+        before = list(iter(process.stdout.readline, "paused\n"))
+        await survivor.take_over()
+        rest, _ = process.communicate("go on\n", timeout=60)
+    assert process.returncode == 0
+    await survivor.take_over()
+
+    said = [line.strip() for line in before] + rest.splitlines()
+    assert said[-1] == ("done" if point.verb == "register" and point.when is When.BEFORE else "lost")
+    await _check_the_ledger(survivor, said)
+
+
+async def _check_the_ledger(survivor: Survivor, said: list[str]) -> None:
+    added = {bytes.fromhex(line.split()[1]) for line in said if line.startswith("added")}
+    by_child = {bytes.fromhex(line.split()[1]) for line in said if line.startswith("settled") and line.endswith("ok")}
+    records = await survivor.records()
+    there = {record.id for record in records}
+    assert added <= there, "an acknowledged job is lost"
+    assert {record.status for record in records} <= {Status.SUCCEEDED}, "a job is stuck"
+    assert all(child.follow_up(envelope).id in there for envelope in child.envelopes() if envelope.id in there), "a follow-up is lost"
+    assert len(survivor.settled) == len(set(survivor.settled))
+    assert by_child.isdisjoint(survivor.settled), "a job was settled twice"
+    totals = (await survivor.broker.console.metrics()).totals.get("default", {})
+    counted = (totals.get(Event.ENQUEUE, 0), totals.get(Event.SUCCEED, 0))
+    assert counted == (len(there), len(there)), "a job was added or settled more than once"
+    assert all(record.epoch == 1 + len(record.errors) for record in records), "a job ran again that no worker was lost with"

@@ -1,0 +1,78 @@
+"""What the tests of the SQLite broker share."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from taskflow.broker.protocol import Broker
+from taskflow.broker.sqlite import SqliteBroker
+from taskflow.model.envelope import Envelope, Lease
+from taskflow.model.ids import IdFactory
+from taskflow.model.session import Session
+from taskflow.model.verdict import Settlement, Succeeded
+
+_an_id = IdFactory()
+
+NOBODY = 65_534
+
+
+class Open(Protocol):
+    def __call__(self, at: Path = ..., **options: Any) -> SqliteBroker: ...
+
+
+def an_envelope(**fields: Any) -> Envelope:
+    return Envelope(**{"id": _an_id(), "job": "work", "payload": b"payload", **fields})
+
+
+def envelopes(number: int, **fields: Any) -> list[Envelope]:
+    return [an_envelope(**fields) for _ in range(number)]
+
+
+def a_session(name: str = "worker", **fields: Any) -> Session:
+    return Session(id=os.urandom(16), name=name, **fields)
+
+
+async def registered(broker: Broker) -> Session:
+    session = a_session()
+    await broker.register(session)
+    return session
+
+
+def succeeded(lease: Lease) -> Settlement:
+    return Settlement(id=lease.envelope.id, epoch=lease.epoch, claim=lease.claim, verdict=Succeeded(b"result"))
+
+
+@contextmanager
+def connected(path: Path, **options: Any) -> Iterator[sqlite3.Connection]:
+    """A stranger's connection."""
+    connection = sqlite3.connect(path, isolation_level=None, **options)
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[sqlite3.Connection]:
+    """Somebody holds the write lock."""
+    with connected(path, check_same_thread=False) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        yield connection
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+
+
+def run_script(script: str, *arguments: object, timeout: float = 30, **options: Any) -> str:
+    """What the script prints, in a Python of its own, which must end well and say nothing on stderr."""
+    command = [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, **options)
+    assert (run.returncode, run.stderr) == (0, ""), run.stderr
+    return run.stdout

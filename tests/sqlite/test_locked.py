@@ -1,0 +1,58 @@
+"""The file is another process's for a while."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from taskflow.broker.sqlite import SqliteBroker
+from taskflow.model.errors import BrokerUnavailable
+from tests.sqlite.support import Open, an_envelope, locked
+
+
+async def test_a_lock_is_waited_for(broker: SqliteBroker, path: Path) -> None:
+    await broker.enqueue([an_envelope()])
+    with locked(path) as stranger:
+        threading.Timer(0.2, lambda: stranger.execute("ROLLBACK")).start()
+        assert await broker.enqueue([an_envelope()])
+
+
+async def test_but_not_for_ever(open_broker: Open, path: Path) -> None:
+    """It says what the matter is, and goes on as soon as it can."""
+    broker = open_broker(timeout=0.2)
+    await broker.enqueue([an_envelope()])
+    job = an_envelope()
+    with locked(path):
+        began = time.monotonic()
+        with pytest.raises(BrokerUnavailable, match="is locked by another process") as unavailable:
+            await broker.enqueue([job])
+        assert 0.15 < time.monotonic() - began < 1.5
+    assert str(path) in str(unavailable.value)
+    assert await broker.enqueue([job])
+
+
+async def test_the_wait_is_bounded_in_all(open_broker: Open, path: Path) -> None:
+    """Who comes while another waits does not wait for both."""
+    broker = open_broker(timeout=0.6)
+    await broker.enqueue([an_envelope()])
+    with locked(path):
+        first = asyncio.create_task(broker.enqueue([an_envelope()]))
+        await asyncio.sleep(0.3)
+        began = time.monotonic()
+        with pytest.raises(BrokerUnavailable):
+            await broker.enqueue([an_envelope()])
+        assert time.monotonic() - began < 1.0
+        with pytest.raises(BrokerUnavailable):
+            await first
+
+
+async def test_opening_waits_too(open_broker: Open, path: Path) -> None:
+    first = open_broker()
+    await first.enqueue([an_envelope()])
+    with locked(path) as stranger:
+        threading.Timer(0.2, lambda: stranger.execute("ROLLBACK")).start()
+        assert await open_broker().enqueue([an_envelope()])

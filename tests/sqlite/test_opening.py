@@ -1,0 +1,188 @@
+"""Which files are opened, which are refused, and what is said then."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from taskflow.broker.sqlite import SqliteBroker
+from taskflow.model.errors import BrokerError, BrokerRefused, BrokerUnavailable
+from tests.sqlite.support import NOBODY, Open, an_envelope, connected, envelopes, run_script
+
+
+async def refusal(broker: SqliteBroker, kind: type[BrokerError] = BrokerRefused) -> str:
+    with pytest.raises(kind) as refused:
+        await broker.enqueue([an_envelope()])
+    assert type(refused.value) is kind
+    return str(refused.value)
+
+
+async def test_nothing_is_opened_before_the_first_verb(open_broker: Open, path: Path) -> None:
+    open_broker()
+    assert not path.exists()
+
+
+async def test_an_empty_file_is_adopted(open_broker: Open, path: Path) -> None:
+    path.touch()
+    await open_broker().enqueue([an_envelope()])
+
+
+async def test_a_missing_folder(open_broker: Open, tmp_path: Path) -> None:
+    said = await refusal(open_broker(tmp_path / "no" / "queue.db"))
+    assert str(tmp_path / "no") in said
+    assert "does not exist: create it" in said
+
+
+async def test_a_file_in_the_place_of_a_folder(open_broker: Open, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert "is not a folder" in await refusal(open_broker(tmp_path / "file" / "queue.db"))
+
+
+async def test_a_folder_in_the_place_of_the_file(open_broker: Open, tmp_path: Path) -> None:
+    assert f"{tmp_path} is a folder: name a file" in await refusal(open_broker(tmp_path))
+
+
+async def test_not_a_database(open_broker: Open, path: Path) -> None:
+    text = b"Dear diary, today I was mistaken for a database. " * 100
+    path.write_bytes(text)
+
+    said = await refusal(open_broker())
+
+    assert f"{path} is not an SQLite database" in said
+    assert path.read_bytes() == text
+
+
+async def test_tables_of_another_program(open_broker: Open, path: Path) -> None:
+    """They are left as they are, unless the file is to be shared; once it is, that need not be said again."""
+    with connected(path) as stranger:
+        stranger.execute("CREATE TABLE orders (id)")
+    before = path.read_bytes()
+
+    said = await refusal(open_broker())
+    assert "orders" in said
+    assert "?shared=1" in said
+    assert path.read_bytes() == before
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+    await open_broker(shared=True).enqueue([an_envelope()])
+    await open_broker().enqueue([an_envelope()])
+    with connected(path) as stranger:
+        assert stranger.execute("SELECT count(*) FROM orders").fetchall() == [(0,)]
+        assert stranger.execute("PRAGMA user_version").fetchall() == [(0,)]
+
+
+async def test_tables_of_another_namespace_are_no_strangers(open_broker: Open) -> None:
+    await open_broker(namespace="one").enqueue([an_envelope()])
+    await open_broker(namespace="two").enqueue([an_envelope()])
+
+
+async def test_tables_that_only_look_like_ours(open_broker: Open, path: Path) -> None:
+    with connected(path) as stranger:
+        stranger.execute("CREATE TABLE taskflow_jobs (id)")
+    assert "are not taskflow's" in await refusal(open_broker())
+
+
+async def test_tables_of_a_newer_version(open_broker: Open, path: Path) -> None:
+    first = open_broker()
+    await first.enqueue([an_envelope()])
+    await first.close()
+    with connected(path) as future:
+        future.execute("UPDATE taskflow_meta SET value = 7 WHERE name = 'version'")
+
+    said = await refusal(open_broker())
+
+    assert "version 7" in said
+    assert "upgrade taskflow" in said
+
+
+async def test_a_damaged_file(open_broker: Open, path: Path) -> None:
+    """It says so, and what to do; the file is not touched."""
+    first = open_broker()
+    await first.enqueue(envelopes(2_000))
+    await first.close()
+    whole = path.read_bytes()
+    damaged = bytearray(whole)
+    damaged[8_192:] = b"\xa5" * (len(whole) - 8_192)
+    path.write_bytes(damaged)
+
+    said = await refusal(open_broker())
+
+    assert f"{path} is damaged" in said
+    assert "restore a backup" in said
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="to be another user than oneself takes root")
+@pytest.mark.parametrize(
+    ("file_mode", "folder_mode", "says"),
+    [
+        (0o644, 0o777, "is read-only for uid 65534"),
+        (0o200, 0o777, "cannot be read for uid 65534"),
+        (0o666, 0o755, "where SQLite keeps files beside it, is read-only for uid 65534"),
+        (None, 0o755, "where SQLite keeps files beside it, is read-only for uid 65534"),
+    ],
+)
+def test_what_may_not_be_written(file_mode: int | None, folder_mode: int, says: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """As another user: root may do everything."""
+    folder = Path("/tmp") / f"taskflow-{os.getpid()}-{os.urandom(4).hex()}"
+    folder.mkdir()
+    try:
+        file = folder / "queue.db"
+        if file_mode is not None:
+            file.touch()
+            file.chmod(file_mode)
+        folder.chmod(folder_mode)
+        script = """
+            import asyncio, concurrent.futures.thread, os, sys  # no more imports as nobody: it may not read them
+            from taskflow.broker.sqlite import SqliteBroker
+            from taskflow.model.errors import BrokerRefused
+
+            async def main():
+                broker = SqliteBroker(sys.argv[1])
+                try:
+                    await broker.read([bytes(16)])
+                except BrokerRefused as refused:
+                    print(refused)
+                await broker.close()
+
+            os.setgid(65534), os.setuid(65534)
+            asyncio.run(main())
+        """
+        said = run_script(script, file)
+        assert says in said
+        assert str(file) in said
+    finally:
+        for file in folder.iterdir():
+            file.unlink()
+        folder.rmdir()
+
+
+async def test_a_closed_broker_says_so(broker: SqliteBroker) -> None:
+    await broker.enqueue([an_envelope()])
+    await broker.close()
+    await broker.close()
+    assert "the broker is closed" in await refusal(broker, BrokerUnavailable)
+
+
+async def test_a_link_and_its_file_are_one_store(open_broker: Open, path: Path, tmp_path: Path) -> None:
+    (tmp_path / "link.db").symlink_to(path)
+    job = an_envelope()
+    await open_broker(tmp_path / "link.db").enqueue([job])
+
+    [record] = await open_broker(path).read([job.id])
+
+    assert record is not None
+
+
+async def test_a_path_is_not_led_elsewhere_by_a_change_of_folder(
+    open_broker: Open, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    broker = open_broker(Path("queue.db"))
+    monkeypatch.chdir("/")
+    await broker.enqueue([an_envelope()])
+    assert path.exists()
+
+
+assert NOBODY == 65_534

@@ -1,0 +1,88 @@
+"""What goes in comes out, also where SQLite has no place for it."""
+
+from __future__ import annotations
+
+import pytest
+
+from taskflow.broker.sqlite import SqliteBroker
+from taskflow.model.backoff import Backoff
+from taskflow.model.record import Progress
+from taskflow.model.session import Beat, Report
+from taskflow.model.verdict import Discarded, Failed, Parked, Retried, RunError, Settled, Settlement, Verdict
+from tests.sqlite.support import a_session, an_envelope, envelopes, registered, succeeded
+
+ODD = "lone \udc80 surrogate, \0 zero, \U0001f600"
+
+
+@pytest.mark.parametrize(
+    ("verdict", "reason"),
+    [
+        (Discarded(ODD), ODD),
+        (Failed(RunError(ODD, ODD, ODD)), f"{ODD}: {ODD}"),
+    ],
+)
+async def test_any_text(broker: SqliteBroker, verdict: Verdict, reason: str) -> None:
+    """Exceptions say what they like: a lone surrogate has no UTF-8, which is all that SQLite's text is."""
+    session = a_session(ODD)
+    await broker.register(session)
+    await broker.enqueue([an_envelope()])
+    [lease] = await broker.claim(session.id, 1, [], 1)
+    await broker.beat(Beat(session=session.id, claims=(lease.claim,), seen=1, reports=(Report(lease.claim, 1.0, Progress(0.25, ODD)),)))
+
+    assert await broker.settle([Settlement(id=lease.envelope.id, epoch=1, claim=lease.claim, verdict=verdict)]) == [Settled.OK]
+
+    [record] = await broker.read([lease.envelope.id])
+    assert record is not None
+    assert (record.reason, record.worker, record.progress) == (reason, ODD, Progress(0.25, ODD))
+    [worker] = await broker.console.workers()
+    assert worker.session == session
+
+
+async def test_any_text_while_it_waits(broker: SqliteBroker) -> None:
+    session = await registered(broker)
+    await broker.enqueue(envelopes(2))
+    first, second = await broker.claim(session.id, 1, [], 2)
+    verdicts = [(first, Parked(ODD, 5.0)), (second, Retried(RunError("E", ODD), 5.0))]
+
+    await broker.settle([Settlement(id=lease.envelope.id, epoch=1, claim=lease.claim, verdict=verdict) for lease, verdict in verdicts])
+
+    parked, retried = await broker.read([first.envelope.id, second.envelope.id])
+    assert parked is not None
+    assert retried is not None
+    assert parked.waiting_for == ODD
+    assert retried.errors[0].message == ODD
+
+
+async def test_a_lease_brings_what_was_sent(broker: SqliteBroker) -> None:
+    """In the first answer, and in the same one again; the store keeps what it decides by to itself."""
+    sent = an_envelope(
+        queue="mail",
+        job="app.tasks.send",
+        payload=bytes(range(256)) * 3,
+        priority=-7,
+        key=b"k" * 16,
+        max_attempts=3,
+        timeout=1.5,
+        keep_result=7.0,
+        retry=Backoff(base=2.0, jitter=False),
+        headers={"tenant": "blå", "": "\0"},
+    )
+    await broker.enqueue([sent])
+    session = await registered(broker)
+
+    [lease] = await broker.claim(session.id, 1, ["mail"], 10)
+
+    assert lease.envelope == sent
+    assert await broker.claim(session.id, 1, ["mail"], 10) == [lease]
+
+
+async def test_payloads_of_all_sizes_in_one_claim(broker: SqliteBroker) -> None:
+    """They come out of SQLite as one value and are cut apart again."""
+    sent = [an_envelope(payload=bytes([number]) * (number * number)) for number in range(60)]
+    await broker.enqueue(sent)
+    session = await registered(broker)
+
+    leases = await broker.claim(session.id, 1, [], 100)
+
+    assert [lease.envelope for lease in leases] == sent
+    assert await broker.settle([succeeded(lease) for lease in leases]) == [Settled.OK] * 60

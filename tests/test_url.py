@@ -1,0 +1,130 @@
+"""Broker URLs: what each names, and what is said of a wrong one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from taskflow.broker.memory import MemoryBroker
+from taskflow.broker.sqlite import SqliteBroker
+from taskflow.broker.url import connect, masked
+from taskflow.model.errors import BrokerUrlError, ConfigurationError
+
+
+def test_memory() -> None:
+    assert isinstance(connect("memory://"), MemoryBroker)
+    assert isinstance(connect("memory://?namespace=mine"), MemoryBroker)
+
+
+@pytest.mark.parametrize(
+    ("url", "path"),
+    [
+        ("sqlite:///queue.db", "{here}/queue.db"),
+        ("sqlite:///./data/queue.db", "{here}/data/queue.db"),
+        ("sqlite:////var/lib/queue.db", "/var/lib/queue.db"),
+        ("SQLite:////var/queue.db", "/var/queue.db"),
+        ("sqlite:////var/a%20b%3Fc%23d.db", "/var/a b?c#d.db"),
+        ("sqlite:////var/queue.db?shared=1&namespace=Shop.eu-1", "/var/queue.db"),
+    ],
+)
+def test_sqlite(url: str, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three slashes are relative to the folder at that moment, four absolute; nothing is opened yet."""
+    monkeypatch.chdir(tmp_path)
+
+    broker = connect(url)
+
+    assert isinstance(broker, SqliteBroker)
+    namespace = "'Shop.eu-1'" if "namespace" in url else "'taskflow'"
+    assert repr(broker) == f"<SqliteBroker {path.format(here=tmp_path.resolve())} {namespace}>"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("", "no scheme"),
+        ("queue.db", "no scheme"),
+        ("sqlite:queue.db", "no scheme"),
+        ("://x", "no scheme"),
+        ("sqlight:///queue.db", "did you mean sqlite://"),
+        ("memmory://", "did you mean memory://"),
+        ("amqp://host", "there are memory://, sqlite://"),
+        ("memory://queue", "neither host nor path"),
+        ("memory:///queue", "neither host nor path"),
+        ("sqlite://", "names no file"),
+        ("sqlite:///", "names no file"),
+        ("sqlite:////", "names no file"),
+        ("sqlite:///folder/", "names no file"),
+        ("sqlite:///:memory:", "memory://"),
+        ("sqlite://queue.db", "three slashes"),
+        ("sqlite://[::1/queue.db", "malformed host"),
+        ("sqlite:///a%00b", "zero byte"),
+        ("sqlite:///queue.db#x", "%23"),
+        ("sqlite:///queue.db?shard=1", "unknown parameter 'shard': did you mean shared=?"),
+        ("sqlite:///queue.db?timeout=5", "it takes namespace, shared"),
+        ("memory://?shared=1", "it takes namespace"),
+        ("sqlite:///queue.db?shared=yes", "shared='yes': it is 0 or 1"),
+        ("sqlite:///queue.db?shared", "shared=''"),
+        ("sqlite:///queue.db?shared=1&shared=0", "'shared' twice"),
+        ("sqlite:///queue.db?namespace=a/b", "namespace 'a/b'"),
+        ("sqlite:///queue.db?namespace=", "namespace ''"),
+        ("sqlite:///queue.db?namespace=" + "a" * 101, "1 to 100"),
+    ],
+)
+def test_malformed(url: str, says: str) -> None:
+    with pytest.raises(BrokerUrlError) as refused:
+        connect(url)
+    assert says in str(refused.value)
+
+
+@pytest.mark.parametrize("scheme", ["redis", "rediss", "redis+sentinel", "redis+cluster", "postgresql"])
+def test_brokers_to_come(scheme: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"not part of this version"):
+        connect(f"{scheme}://user:hunter2@host/0")
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://user:hunter2@host:6379/0", "redis://user:***@host:6379/0"),
+        ("redis://:hunter2@host", "redis://:***@host"),
+        ("redis://user:hun@ter2@host", "redis://user:***@host"),
+        ("redis://user:hun/ter2@host", "redis://user:***@host"),
+        ("postgresql://host/db?user=me&password=hunter2&x=1", "postgresql://host/db?user=me&password=***&x=1"),
+        ("postgresql://host/db?sslPassword=hunter2", "postgresql://host/db?sslPassword=***"),
+        ("sqlite:////home/me/queue.db?namespace=a", "sqlite:////home/me/queue.db?namespace=a"),
+        ("redis://host:6379/0", "redis://host:6379/0"),
+        ("user:hunter2@host", "user:***@host"),
+        ("sqlite:////home/me@home/queue.db", "sqlite:////home/me@home/queue.db"),
+    ],
+)
+def test_masked(url: str, shown: str) -> None:
+    assert masked(url) == shown
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "sqlite://user:hunter2@host/queue.db",
+        "redos://user:hunter2@host",
+        "redis://user:hunter2@host",
+        "sqlite://u:hunter2@[::1/x",
+        "u:hunter2@host",
+    ],
+)
+def test_no_error_tells_a_password(url: str) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        connect(url)
+    assert "hunter2" not in str(refused.value)
+
+
+def test_only_the_broker_asked_for_is_imported() -> None:
+    """`memory://` loads no sqlite3."""
+    script = "import sys; from taskflow.broker.url import connect; connect('memory://'); print('sqlite3' in sys.modules)"
+
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+
+    assert run.stdout.strip() == "False"

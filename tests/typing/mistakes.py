@@ -1,0 +1,235 @@
+"""Deliberate mistakes in the public signatures. The typing tests must notice each, in every checker that can see it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+BOTH = ("mypy", "pyright")
+
+
+class Mistake(NamedTuple):
+    """`old`, which stands in the file once, is replaced by `new`."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    seen_by: tuple[str, ...] = BOTH
+
+    def make(self, tree: Path) -> None:
+        file = tree / self.file
+        right = file.read_text()
+        times = right.count(self.old)
+        assert times == 1, f"{self.name}: {self.file} has {self.old!r} {times} times: bring the mistake up to date"
+        file.write_text(right.replace(self.old, self.new))
+
+    @contextmanager
+    def made(self, tree: Path) -> Iterator[None]:
+        """Made for a while."""
+        file = tree / self.file
+        right = file.read_text()
+        self.make(tree)
+        try:
+            yield
+        finally:
+            file.write_text(right)
+
+
+APP = "taskflow/app/app.py"
+CALL = "taskflow/app/call.py"
+CONTEXT = "taskflow/app/context.py"
+HANDLE = "taskflow/app/handle.py"
+JOB = "taskflow/app/job.py"
+OPTIONS = "taskflow/app/options.py"
+PORTAL = "taskflow/app/portal.py"
+SIGNALS = "taskflow/app/signals.py"
+SYNC = "taskflow/app/sync.py"
+
+# What the decorator makes of a function.
+OF_THE_DECORATOR = (
+    Mistake(
+        "an async job takes its context",
+        JOB,
+        "_Function[_Context, P, Q, _Async[R], _Async[R]], /) -> Job[P, R]",
+        "_Function[_Context, P, Q, _Async[R], _Async[R]], /) -> Job[Q, R]",
+    ),
+    Mistake(
+        "a plain job takes its context",
+        JOB,
+        "_Function[_Context, P, Q, R, R], /) -> SyncJob[P, R]",
+        "_Function[_Context, P, Q, R, R], /) -> SyncJob[Q, R]",
+    ),
+    Mistake(
+        "an async job loses a first Any",
+        JOB,
+        "_Function[_Free, P, Q, _Async[R], _Async[R]], /) -> Job[Q, R]",
+        "_Function[_Free, P, Q, _Async[R], _Async[R]], /) -> Job[P, R]",
+    ),
+    Mistake(
+        "a plain job loses a first Any",
+        JOB,
+        "_Function[_Free, P, Q, R, R], /) -> SyncJob[Q, R]",
+        "_Function[_Free, P, Q, R, R], /) -> SyncJob[P, R]",
+    ),
+    Mistake(
+        "a free first parameter is solved for generic functions",
+        JOB,
+        '_Free = TypeVar("_Free", object, _Anything)',
+        '_Free = TypeVar("_Free", bound=_Anything)',
+    ),
+    Mistake(
+        "a context is solved for generic functions",
+        JOB,
+        '_Context = TypeVar("_Context", JobContext, _OwnContext)',
+        '_Context = TypeVar("_Context", bound=JobContext)',
+        ("mypy",),
+    ),
+    Mistake(
+        "a context before **kwargs is not seen", JOB, "self, ctx: First_contra, *args", "self, context: First_contra, *args", ("mypy",)
+    ),
+    Mistake(
+        "the whole signature is forgotten",
+        JOB,
+        "def __call__(self, *args: Q.args, **kwargs: Q.kwargs) -> S_co: ...\n\n\nclass _WithCtx",
+        "def __call__(self, *args: Any, **kwargs: Any) -> S_co: ...\n\n\nclass _WithCtx",
+    ),
+    Mistake("an async job gives its coroutine", JOB, "Callable[Q, _Async[R]], /) -> Job[Q, R]", "Callable[Q, R], /) -> Job[Q, R]"),
+    Mistake(
+        "a plain job is an async one", JOB, "function: Callable[Q, R], /) -> SyncJob[Q, R]", "function: Callable[Q, R], /) -> Job[Q, R]"
+    ),
+    Mistake(
+        "a plain job that returns Any is an async one",
+        JOB,
+        "_Whole[Q, _Odd, _Odder], /) -> SyncJob[Q, _Odd]",
+        "_Whole[Q, _Odd, _Odder], /) -> Job[Q, _Odd]",
+        ("pyright",),
+    ),
+    Mistake(
+        "a plain generic job is an async one",
+        JOB,
+        "Callable[..., _Anything], /) -> SyncJob[..., Any]",
+        "Callable[..., _Anything], /) -> Job[..., Any]",
+    ),
+    Mistake("options make a decorator without types", JOB, "    ) -> _Decorator: ...", "    ) -> Callable[..., Any]: ..."),
+    Mistake("the decorator takes any errors", JOB, "retry_on: Sequence[type[BaseException]]", "retry_on: Any"),
+    Mistake(
+        "the decorator takes no timedelta",
+        JOB,
+        "        timeout: float | timedelta | None = None,",
+        "        timeout: float | None = None,",
+    ),
+    Mistake(
+        "the decorator takes any option",
+        JOB,
+        "        aliases: Sequence[str] = (),\n",
+        "        aliases: Sequence[str] = (),\n        **more: Any,\n",
+    ),
+)
+
+# A job's methods, handles, batches, options, signals.
+OF_THE_REST = (
+    Mistake(
+        "delay takes anything",
+        JOB,
+        "async def delay(self, *args: P.args, **kwargs: P.kwargs)",
+        "async def delay(self, *args: Any, **kwargs: Any)",
+    ),
+    Mistake(
+        "delay forgets the result's type",
+        JOB,
+        "async def delay(self, *args: P.args, **kwargs: P.kwargs) -> JobHandle[R_co]",
+        "async def delay(self, *args: P.args, **kwargs: P.kwargs) -> JobHandle[Any]",
+    ),
+    Mistake("delay is no coroutine", JOB, "async def delay(", "def delay("),
+    Mistake(
+        "delay_sync takes anything",
+        JOB,
+        "def delay_sync(self, *args: P.args, **kwargs: P.kwargs)",
+        "def delay_sync(self, *args: Any, **kwargs: Any)",
+    ),
+    Mistake(
+        "delay_sync gives the result",
+        JOB,
+        "def delay_sync(self, *args: P.args, **kwargs: P.kwargs) -> JobHandle[R_co]",
+        "def delay_sync(self, *args: P.args, **kwargs: P.kwargs) -> R_co",
+    ),
+    Mistake("bind takes anything", JOB, "def bind(self, *args: P.args, **kwargs: P.kwargs)", "def bind(self, *args: Any, **kwargs: Any)"),
+    Mistake(
+        "bind forgets the result's type",
+        JOB,
+        "def bind(self, *args: P.args, **kwargs: P.kwargs) -> Call[R_co]",
+        "def bind(self, *args: P.args, **kwargs: P.kwargs) -> Call[Any]",
+    ),
+    Mistake("options takes any option", JOB, "def options(self, **options: Unpack[EnqueueOptions])", "def options(self, **options: Any)"),
+    Mistake(
+        "options forgets the signature",
+        JOB,
+        "**options: Unpack[EnqueueOptions]) -> Self",
+        "**options: Unpack[EnqueueOptions]) -> Declared[..., R_co]",
+    ),
+    Mistake(
+        "options forgets that a job can be called",
+        JOB,
+        "**options: Unpack[EnqueueOptions]) -> Self",
+        "**options: Unpack[EnqueueOptions]) -> Declared[P, R_co]",
+    ),
+    Mistake(
+        "a call forgets the result's type",
+        JOB,
+        "async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co",
+        "async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any",
+    ),
+    Mistake(
+        "a plain call takes anything",
+        JOB,
+        "    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:\n        result: R_co = self",
+        "    def __call__(self, *args: Any, **kwargs: Any) -> R_co:\n        result: R_co = self",
+    ),
+    Mistake(
+        "a handle of a job forgets the result's type",
+        HANDLE,
+        "job: Declared[..., T]) -> JobHandle[T]",
+        "job: Declared[..., T]) -> JobHandle[Any]",
+    ),
+    Mistake(
+        "a handle of an id knows the result", HANDLE, "def of(job_id: str) -> JobHandle[Any]", "def of(job_id: str) -> JobHandle[None]"
+    ),
+    Mistake("result forgets its type", HANDLE, "timeout: float | None = None) -> R_co", "timeout: float | None = None) -> Any"),
+    Mistake("there is always a status", HANDLE, "async def status(self) -> Status | None", "async def status(self) -> Status"),
+    Mistake("there is always a record", HANDLE, "async def info(self) -> JobInfo | None", "async def info(self) -> JobInfo"),
+    Mistake("handles are invariant", HANDLE, 'R_co = TypeVar("R_co", covariant=True)', 'R_co = TypeVar("R_co")'),
+    Mistake("calls are invariant", CALL, 'R_co = TypeVar("R_co", covariant=True)', 'R_co = TypeVar("R_co")'),
+    Mistake(
+        "enqueue forgets the results' type",
+        APP,
+        "\nasync def enqueue(calls: Iterable[Call[R]] | AsyncIterable[Call[R]]) -> list[JobHandle[R]]",
+        "\nasync def enqueue(calls: Iterable[Call[R]] | AsyncIterable[Call[R]]) -> list[JobHandle[Any]]",
+    ),
+    Mistake(
+        "enqueue takes no async generator",
+        APP,
+        "\nasync def enqueue(calls: Iterable[Call[R]] | AsyncIterable[Call[R]])",
+        "\nasync def enqueue(calls: Iterable[Call[R]])",
+    ),
+    Mistake("enqueue_sync takes anything", SYNC, "def enqueue_sync(calls: Iterable[Call[R]])", "def enqueue_sync(calls: Any)"),
+    Mistake(
+        "configure takes any middleware",
+        APP,
+        "middleware: Sequence[Middleware] | None = None,\n    lifespan",
+        "middleware: Any = None,\n    lifespan",
+    ),
+    Mistake(
+        "run_sync forgets the type", PORTAL, "def run_sync(awaitable: Awaitable[T]) -> T", "def run_sync(awaitable: Awaitable[T]) -> Any"
+    ),
+    Mistake("after takes no timedelta", OPTIONS, "    after: float | timedelta\n", "    after: float\n"),
+    Mistake("on_conflict takes any text", OPTIONS, "    on_conflict: Conflict\n", "    on_conflict: str\n"),
+    Mistake("headers take any value", OPTIONS, "    headers: dict[str, str]\n\n\n", "    headers: dict[str, Any]\n\n\n"),
+    Mistake("there may be no current job", CONTEXT, "def current_job() -> JobContext:", "def current_job() -> JobContext | None:"),
+    Mistake("progress cannot be awaited", CONTEXT, 'note: str = "") -> Done', 'note: str = "") -> None'),
+    Mistake("a snooze needs no time", SIGNALS, "after: float | timedelta) -> None", "after: float | timedelta = 1) -> None"),
+)
+
+MISTAKES = OF_THE_DECORATOR + OF_THE_REST
