@@ -84,7 +84,9 @@ def _run_layer(layer: Middleware, inner: RunNext) -> RunNext:
     async def call_layer(context: JobContext) -> Verdict:
         verdict: object = await layer.run(context, inner)
         if not isinstance(verdict, Verdict):
-            raise TypeError(f"{type(layer).__name__}.run() returned {verdict!r}: it returns a verdict, as `await call_next(context)` gives it")
+            raise TypeError(
+                f"{type(layer).__name__}.run() returned {verdict!r}: it returns a verdict, as `await call_next(context)` gives it"
+            )
         return verdict
 
     return call_layer

@@ -21,7 +21,7 @@ class Bar:
             tenth = int(share * 10)
             if tenth != self._shown:
                 self._shown = tenth
-                print(f"{done:,} of {self.total:,} done")
+                print(f"{done:,} of {self.total:,} done", flush=True)
             return
         filled = int(share * WIDTH)
         rate = done / max(1e-9, time.monotonic() - self._began)

@@ -23,6 +23,8 @@ log: Final = logging.getLogger("taskflow.worker")
 WORDS_AT_MOST: Final = 4
 # Runs that had to be cut off have had all that: what else there is may take so many seconds.
 AFTER_FORCE: Final = 1.0
+# Some parents send a signal to the process and to its group (`timeout`, `npm`): what comes within so many seconds is one signal.
+SAME_SIGNAL: Final = 0.1
 
 
 class Told(KeyboardInterrupt):
@@ -91,6 +93,7 @@ class Signals:
         self._worker: Worker | None = None
         self._stopped = asyncio.Event()
         self._count = 0
+        self._heeded_at = float("-inf")
         self._name = ""
         self._told = 0
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -107,6 +110,10 @@ class Signals:
         await self._stopped.wait()
 
     def _heed(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if now - self._heeded_at < SAME_SIGNAL:
+            return
+        self._heeded_at = now
         self._count += 1
         self._name = signal.Signals(number).name
         if self._count > 2 or (self._count > 1 and not self._has_begun):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import difflib
-import errno
 import logging
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlsplit
 
@@ -21,6 +22,7 @@ from taskflow.cli.signals import AFTER_FORCE, LastResort, Signals
 from taskflow.cli.tracebacks import is_ours, print_users
 from taskflow.model.errors import ConfigurationError
 from taskflow.model.record import Status
+from taskflow.worker.events import Broken, Event
 from taskflow.worker.options import WorkerOptions
 from taskflow.worker.queues import QueueChoice
 from taskflow.worker.worker import Worker
@@ -44,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise ConfigurationError(_no_job(arguments.modules))
         _announce(app, options)
         signals.begin()
-        return _run(Shift(app, options, signals, last_resort), is_draining=arguments.drain)
+        return _run(Shift(app, options, signals, last_resort, is_draining=arguments.drain))
 
 
 def _options(arguments: argparse.Namespace) -> WorkerOptions:
@@ -74,51 +76,67 @@ def _announce(app: App, options: WorkerOptions) -> None:
     log.info("jobs: %s", ", ".join(job.name for job in app.registry))
 
 
-def _run(shift: Shift, *, is_draining: bool) -> int:
+def _run(shift: Shift) -> int:
     try:
-        return asyncio.run(shift.work(is_draining=is_draining))
-    except OSError as error:
-        if error.errno != errno.EBADF:
-            raise
-        log.critical("the event loop has failed: a job has closed file descriptors that were not its own (%s)", error)
-        log.critical("what ran here starts elsewhere when the session lapses, in %g s at the latest", shift.options.ttl)
-        shift.last_resort.end_now()
-        return Exit.FORCED
+        with asyncio.Runner(loop_factory=_fastest_loop()) as runner:
+            return runner.run(shift.work())
     except Exception as error:
+        if not shift.has_ended:  # it is the loop that has failed
+            shift.heed(Broken(str(error)))
         if is_ours(error):
             raise
         print_users(error)  # the application's lifespan
         return Exit.FAILED
 
 
+def _fastest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop's, where the extra `fast` is installed."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
 class Shift:
     """A worker from its start to its end."""
 
-    def __init__(self, app: App, options: WorkerOptions, signals: Signals, last_resort: LastResort) -> None:
-        self.options = options
-        self.last_resort = last_resort
+    def __init__(self, app: App, options: WorkerOptions, signals: Signals, last_resort: LastResort, *, is_draining: bool) -> None:
+        self.has_ended = False
         self._app = app
+        self._options = replace(options, subscribers=(*options.subscribers, self.heed))
         self._signals = signals
+        self._last_resort = last_resort
+        self._is_draining = is_draining
 
-    async def work(self, *, is_draining: bool) -> int:
-        worker = Worker(app=self._app, options=self.options)
+    def heed(self, event: Event) -> None:
+        """To go on with descriptors that are others' by now could harm their files: better to be a worker that has died."""
+        if isinstance(event, Broken):
+            log.critical(
+                "this worker ends now (%s); what ran here starts elsewhere when it has been silent for %g s", event.why, self._options.ttl
+            )
+            self._last_resort.end_now()
+
+    async def work(self) -> int:
+        worker = Worker(app=self._app, options=self._options)
         try:
             async with worker:
                 await self._doubt_queues()
-                await self._until_told(worker, is_draining=is_draining)
-                if is_draining:
+                await self._until_told(worker)
+                if self._is_draining:
                     await self._tell_what_is_left()
         finally:
             await self._app.close()
+            self.has_ended = True
             # What jobs have left behind, tasks and threads, is ended next, and may not want to.
-            self.last_resort.end_within(AFTER_FORCE if worker.has_forced else self.options.last_words)
+            self._last_resort.end_within(AFTER_FORCE if worker.has_forced else self._options.last_words)
         if worker.has_forced:
             return Exit.FORCED
-        return Exit.FAILED if is_draining and worker.tally.failed else Exit.OK
+        return Exit.FAILED if self._is_draining and worker.tally.failed else Exit.OK
 
-    async def _until_told(self, worker: Worker, *, is_draining: bool) -> None:
+    async def _until_told(self, worker: Worker) -> None:
         waits: list[asyncio.Task[Any]] = [asyncio.create_task(self._signals.wait(worker))]
-        if is_draining:
+        if self._is_draining:
             waits.append(asyncio.create_task(worker.drained()))
         done, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         for wait in pending:
@@ -129,10 +147,10 @@ class Shift:
 
     async def _doubt_queues(self) -> None:
         """A queue that no job here names, and that the store does not know, may come yet. More often it is a slip of the pen."""
-        if not self.options.queues.names:
+        if not self._options.queues.names:
             return
         known = {job.queue for job in self._app.registry} | {queue.name for queue in await self._queues()}
-        for name in self.options.queues.names:
+        for name in self._options.queues.names:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
                 log.warning("no job has been in queue %s, and none here names it%s", name, f"; did you mean {near[0]}?" if near else "")
@@ -140,7 +158,7 @@ class Shift:
     async def _tell_what_is_left(self) -> None:
         for queue in await self._queues():
             left = {status: queue.counts.get(status, 0) for status in _LEFT}
-            if any(left.values()) and (not self.options.queues.names or queue.name in self.options.queues.names):
+            if any(left.values()) and (not self._options.queues.names or queue.name in self._options.queues.names):
                 paused = " (paused)" if queue.is_paused else ""
                 print(f"left in {queue.name}{paused}: {', '.join(f'{count:,} {status}' for status, count in left.items() if count)}")
 

@@ -79,6 +79,13 @@ class StillRunning(Event, frozen=True):
     asked_for: float
 
 
+class Broken(Event, frozen=True):
+    """The file descriptors that the worker stands on are not its own any more: a job has closed them, and what is written to them
+    now may end up in a stranger's file. Told from whichever thread sees it, since the loop may not be there to tell it."""
+
+    why: str
+
+
 Subscriber = Callable[[Event], None]
 
 

@@ -12,7 +12,7 @@ from taskflow.broker import topics
 from taskflow.broker.nudges import Nudges
 from taskflow.broker.protocol import Broker
 from taskflow.model.envelope import Lease
-from taskflow.model.errors import BrokerUnavailable, SessionLost
+from taskflow.model.errors import BrokerError, SessionLost
 from taskflow.worker.events import BrokerBack, BrokerTrouble, Events
 from taskflow.worker.holdings import Holdings
 from taskflow.worker.queues import QueueChoice
@@ -81,7 +81,9 @@ class Fetcher:
         while True:
             try:
                 leases = await self._broker.claim(self._session, number, queues, limit)
-            except BrokerUnavailable as error:
+            except SessionLost:
+                raise
+            except BrokerError as error:
                 times += 1
                 self._events.tell(BrokerTrouble("claiming", str(error), times))
                 await asyncio.sleep(min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(times, 10)) * (0.5 + random.random()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -17,6 +18,8 @@ from taskflow.worker.holdings import Holdings
 
 BEATS_PER_TTL: Final = 4
 RETRY_PAUSE: Final = 0.5
+# What a loop's selector says when its number has been closed, and when it stands for something else since.
+LOST_DESCRIPTORS: Final = (errno.EBADF, errno.EINVAL)
 
 
 class Keeper:
@@ -25,6 +28,7 @@ class Keeper:
     `on_answer`   with every beat's answer
     `on_trouble`  when a beat has not reached the broker, with how many in a row
     `on_lost`     when the session is dead, or when it has not beaten for its whole ttl and must be taken for dead
+    `on_broken`   when the thread's own file descriptors are gone
     """
 
     def __init__(
@@ -37,6 +41,7 @@ class Keeper:
         on_answer: Callable[[BeatAnswer], None],
         on_lost: Callable[[str], None],
         on_trouble: Callable[[str, int], None],
+        on_broken: Callable[[str], None],
         start_thread: StartThread,
     ) -> None:
         self._broker = broker
@@ -46,13 +51,14 @@ class Keeper:
         self._on_answer = on_answer
         self._on_lost = on_lost
         self._on_trouble = on_trouble
+        self._on_broken = on_broken
         self._start_thread = start_thread
         self._stopping = threading.Event()
         self._nudge: Callable[[], None] = lambda: None
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        self._thread = self._start_thread(lambda: asyncio.run(self._main()), "taskflow-keeper")
+        self._thread = self._start_thread(self._keep, "taskflow-keeper")
 
     async def stop(self) -> None:
         """Ends the thread; a beat that is under way is waited for, a store that is away is not waited for long."""
@@ -60,6 +66,14 @@ class Keeper:
         self._nudge()
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join, 5.0)
+
+    def _keep(self) -> None:
+        try:
+            asyncio.run(self._main())
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in LOST_DESCRIPTORS:
+                self._on_broken(str(error))
+            self._on_lost(f"nobody beats for it any more: {type(error).__name__}: {error}")
 
     async def _main(self) -> None:
         try:

@@ -16,7 +16,7 @@ from taskflow.model.errors import BrokerError
 from taskflow.model.seams import Seams
 from taskflow.model.session import Beat, BeatAnswer, Session
 from taskflow.model.verdict import HandedBack, Settlement
-from taskflow.worker.events import BrokerTrouble, Ended, Events, LeaseLost, SessionEnded, SessionOpened, StillRunning, WindingDown
+from taskflow.worker.events import Broken, BrokerTrouble, Ended, Events, LeaseLost, SessionEnded, SessionOpened, StillRunning, WindingDown
 from taskflow.worker.executor import CANCELLED, LOST, WINDING_DOWN, Executor
 from taskflow.worker.fetcher import Fetcher
 from taskflow.worker.holdings import Holding, Holdings
@@ -75,6 +75,7 @@ class Life:
             on_answer=lambda answer: self._in_loop(self._heed, answer),
             on_lost=lambda why: self._in_loop(self._lose, why),
             on_trouble=lambda why, times: self._in_loop(self._events.tell, BrokerTrouble("a beat", why, times)),
+            on_broken=lambda why: self._events.tell(Broken(why)),
             start_thread=self._seams.start_thread,
         )
         self._keeper.start()
@@ -156,9 +157,12 @@ class Life:
             await asyncio.wait(list(self._runs), timeout=1.0)
 
     async def _settle_rest(self) -> None:
-        """Bounded: what the store does not answer now, it learns from the lapse of the session."""
+        """Bounded: what the store does not answer now, it learns from the lapse of the session.
+
+        What runs still, against its cancellation, is not waited for: the session's leave hands it back.
+        """
         give_up_at = time.monotonic() + self._options.last_words
-        while len(self._holdings) and (left := give_up_at - time.monotonic()) > 0:
+        while any(holding.is_offered for holding in self._holdings.all()) and (left := give_up_at - time.monotonic()) > 0:
             await self._holdings.wait_for_change(left)
         await self.end_settling()
         if self._keeper is not None:
@@ -197,7 +201,14 @@ class Life:
             return
 
     def _attend(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        return self._loop.create_task(coroutine)
+        task = self._loop.create_task(coroutine)
+        task.add_done_callback(self._note_end)
+        return task
+
+    def _note_end(self, attendant: asyncio.Task[None]) -> None:
+        """One that has failed would leave a worker alive that does nothing: a new session begins with new ones."""
+        if not attendant.cancelled() and (error := attendant.exception()) is not None:
+            self._lose(f"a part of the worker has failed: {type(error).__name__}: {error}")
 
 
 def _a_session(options: WorkerOptions) -> Session:

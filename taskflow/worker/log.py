@@ -9,6 +9,7 @@ from taskflow.model.envelope import Lease
 from taskflow.model.ids import id_text
 from taskflow.model.verdict import Cancelled, Discarded, Failed, HandedBack, Parked, Retried, RunError, Snoozed, Succeeded, Verdict
 from taskflow.worker.events import (
+    Broken,
     BrokerBack,
     BrokerTrouble,
     Ended,
@@ -50,6 +51,8 @@ def _log_own(event: Event) -> None:
             log.warning("%s did not reach the broker, and is tried again: %s", doing, why)
         case BrokerBack(doing):
             log.info("%s reaches the broker again", doing)
+        case Broken(why):
+            log.critical("a job has closed file descriptors that were not its own: %s", why)
         case WindingDown(running, grace):
             log.info("winding down: %d running, for at most %g s", running, grace)
         case _:

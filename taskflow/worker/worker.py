@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from types import TracebackType
 from typing import Any, Final, Self
 
 from taskflow.app.app import App
 from taskflow.app.current import default_app
-from taskflow.model.errors import BrokerError, ConfigurationError
+from taskflow.model.errors import BrokerError, BrokerUnavailable, ConfigurationError
 from taskflow.model.record import Status
 from taskflow.model.seams import Seams
 from taskflow.model.verdict import Discarded, Failed
@@ -98,9 +98,20 @@ class Worker:
         self._hurry.set()
 
     async def drained(self) -> None:
-        """Until its queues have nothing READY or RUNNING anywhere, and nothing SCHEDULED within the horizon."""
-        while not await self._is_drained():  # noqa: ASYNC110  # what other workers do is seen only by looking
-            await asyncio.sleep(DRAIN_LOOK)
+        """Until its queues have nothing READY or RUNNING anywhere, and nothing SCHEDULED within the horizon.
+
+        What waits in a paused queue is left there: nobody may take it. While the broker is away it is asked again.
+        """
+        times = 0
+        while True:
+            try:
+                if await self._is_drained():
+                    return
+                times = 0
+            except BrokerUnavailable as error:
+                times += 1
+                self._events.tell(BrokerTrouble("a look at the queues", str(error), times))
+            await asyncio.sleep(DRAIN_LOOK if not times else min(LONGEST_PAUSE, 0.1 * 2**times))
 
     async def _begin(self) -> Life:
         executor = Executor(
@@ -142,9 +153,9 @@ class Worker:
         for queue in await self._app.broker().console.queues():
             if names and queue.name not in names:
                 continue
-            if queue.counts[Status.READY] or queue.counts[Status.RUNNING]:
+            if queue.counts[Status.RUNNING] or (queue.counts[Status.READY] and not queue.is_paused):
                 return False
-            if queue.next_due_in is not None and queue.next_due_in <= self.options.drain_horizon:
+            if not queue.is_paused and queue.next_due_in is not None and queue.next_due_in <= self.options.drain_horizon:
                 return False
         return True
 
@@ -162,7 +173,7 @@ def worker_lifespan(
     """
 
     @asynccontextmanager
-    async def lifespan(application: Any) -> Any:
+    async def lifespan(application: Any) -> AsyncIterator[Any]:
         async with AsyncExitStack() as stack:
             state = await stack.enter_async_context(own(application)) if own is not None else None
             await stack.enter_async_context(Worker(queues=queues, concurrency=concurrency, grace=grace))

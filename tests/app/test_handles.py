@@ -48,10 +48,9 @@ async def half_way(ctx: JobContext) -> None:
 
 
 async def test_the_result_is_there_after_the_end(bench: Bench) -> None:
-    handle, silent = await add.delay(1, 2), await nothing.delay()
+    handles: list[JobHandle[Any]] = [await add.delay(1, 2), await nothing.delay()]
     await bench.run_all()
-    assert await handle.result() == 3
-    assert await silent.result() is None
+    assert [await handle.result() for handle in handles] == [3, None]
 
 
 async def test_a_failure_tells_type_message_and_traceback(bench: Bench) -> None:
@@ -98,7 +97,7 @@ async def test_a_discarded_job_tells_its_own_reason(bench: Bench) -> None:
     await bench.run_all()
     await bench.pass_time(10)
     await bench.run_all()
-    with pytest.raises(JobFailed, match="attempt 2 of 3.*enough") as caught:
+    with pytest.raises(JobFailed, match=r"attempt 2 of 3.*enough") as caught:
         await handle.result()
     assert (caught.value.type, caught.value.message) == ("taskflow.Discard", "enough")
 
@@ -189,7 +188,7 @@ async def test_info_has_the_progress_of_a_run(bench: Bench) -> None:
     """The worker's beat carries it up while the job runs."""
     handle = await half_way.delay()
     async with Worker(options=WorkerOptions(ttl=0.2, subscribers=())):
-        while (info := await handle.info()) is None or info.progress is None:
+        while (info := await handle.info()) is None or info.progress is None:  # noqa: ASYNC110
             await asyncio.sleep(0.01)  # a beat rings no bell for the job
         assert (info.status, info.progress) == (Status.RUNNING, Progress(0.5, "half way"))
         assert await handle.cancel() is Status.RUNNING

@@ -28,7 +28,7 @@ A_WHILE = 4.0
 async def waiters_of(handles: list[JobHandle[int]], watched: Watched) -> list[asyncio.Task[int]]:
     """Tasks that have looked once, and wait."""
     tasks = [asyncio.ensure_future(handle.result(timeout=60)) for handle in handles]
-    while sum(len(ids) for ids in watched.reads) < len(set(handles)):
+    while sum(len(ids) for ids in watched.reads) < len(set(handles)):  # noqa: ASYNC110
         await asyncio.sleep(0)
     await asyncio.sleep(0.05)  # the answers are on their way back from the writer's thread
     return tasks

@@ -16,7 +16,10 @@ from taskflow.broker import console, protocol
 from tests.support.homes import Home
 from tests.support.world import World
 
-MODULES: Final = ("enqueue", "keys", "joins", "claim", "beat", "settle", "cancel_read", "upkeep", "outage", "listen", "console")
+MODULES: Final = (
+    *("enqueue", "keys", "joins", "claim", "beat", "settle", "turns"),
+    *("cancel_read", "upkeep", "outage", "listen", "console", "console_acts"),
+)
 """Where clauses are claimed: `test_<module>.py` each."""
 
 _BRACKETED: Final = re.compile(r"\[([a-z]+(?:_[a-z]+)*)\]")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Sequence
 
 import pytest
 
@@ -11,15 +11,12 @@ from taskflow.broker import topics
 from tests.support.verdicts import SettlementOf, cancelled, failed, handed_back, retried, snoozed, succeeded
 from tests.support.world import World
 
-PATIENCE = 3.0  # seconds: a nudge comes at once, and this is spent only where one is missing
-Deed = Callable[[], Awaitable[object]]
-
 
 async def nudges(world: World, topic: str | Sequence[str], deed: Awaitable[object]) -> bool:
     """Whether somebody who listens is woken by the deed."""
     with world.broker.listen([topic] if isinstance(topic, str) else topic) as listener:
         await deed
-        return await listener.wait(PATIENCE)
+        return await listener.wait(world.home.patience)
 
 
 # --- listen_ready ---------------------------------------------------------------------------------------------------------
@@ -68,8 +65,8 @@ async def test_listen_ready__when_it_is_released(world: World) -> None:
     follow_up = world.an_envelope(queue="next")
     with world.broker.listen([topics.queue("joined")]) as joined, world.broker.listen([topics.queue("next")]) as following:
         await world.settle(succeeded(lease, follow_ups=(follow_up,)))
-        assert await joined.wait(PATIENCE)
-        assert await following.wait(PATIENCE)
+        assert await joined.wait(world.home.patience)
+        assert await following.wait(world.home.patience)
 
 
 async def test_listen_ready__by_an_operator(world: World) -> None:
@@ -136,13 +133,13 @@ async def test_listen_sticky(world: World) -> None:
     with world.broker.listen([topics.queue("mail")]) as listener:
         for _ in range(2):
             await world.add(queue="mail")
-            assert await listener.wait(PATIENCE)
+            assert await listener.wait(world.home.patience)
 
 
 async def test_listen_sticky__while_it_waits(world: World) -> None:
     """A nudge ends a wait under way."""
     with world.broker.listen([topics.queue("mail")]) as listener:
-        waiting = asyncio.create_task(listener.wait(PATIENCE))
+        waiting = asyncio.create_task(listener.wait(world.home.patience))
         await asyncio.sleep(0)
         await world.add(queue="mail")
 
@@ -158,7 +155,7 @@ async def test_listen_sticky__a_wait_given_up_loses_nothing(world: World) -> Non
         await asyncio.wait([waiting])
         await world.add(queue="mail")
 
-        assert await listener.wait(PATIENCE)
+        assert await listener.wait(world.home.patience)
 
 
 async def test_listen_sticky__each_listener_for_itself(world: World) -> None:
@@ -166,8 +163,8 @@ async def test_listen_sticky__each_listener_for_itself(world: World) -> None:
     with world.broker.listen([topics.queue("mail")]) as first, world.broker.listen([topics.queue("mail")]) as second:
         await world.add(queue="mail")
 
-        assert await first.wait(PATIENCE)
-        assert await second.wait(PATIENCE)
+        assert await first.wait(world.home.patience)
+        assert await second.wait(world.home.patience)
 
 
 async def test_listen_sticky__quiet_when_nothing_happens(world: World) -> None:

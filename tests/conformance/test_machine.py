@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from tests.conformance import mutants
 from tests.conformance.machine import machine_for, run_machine
-from tests.conformance.mutants import Mutant, home_of
+from tests.conformance.mutants import Mutant, beats, claims, fences, home_of, settling, upkeep
 from tests.support.homes import Home
 
 # What single verbs in a random order find, and what only steps put together do.
 FOUND: tuple[type[Mutant], ...] = (
-    mutants.SettlesByIdAndState,
-    mutants.SettlesByEpoch,
-    mutants.RepeatIsStale,
-    mutants.ForgetsItsClaims,
-    mutants.ClaimsForTheDead,
-    mutants.BeatRevives,
-    mutants.ForgetsTombstones,
+    fences.SettlesByIdAndState,
+    fences.SettlesByEpoch,
+    settling.RepeatIsStale,
+    claims.ForgetsItsClaims,
+    claims.ClaimsForTheDead,
+    beats.BeatRevives,
+    upkeep.ForgetsTombstones,
 )
 
 

@@ -6,23 +6,22 @@ import asyncio
 
 import pytest
 
-from tests.conformance import mutants
-from tests.conformance.mutants import Mutant, home_of
+from tests.conformance.mutants import Mutant, beats, claims, fences, home_of, settling
 from tests.conformance.traces import replay
 from tests.protocol_model import traces
 from tests.protocol_model.traces import TRACES, Trace
 from tests.support.world import World
 
 CONVICTED: tuple[tuple[Trace, type[Mutant]], ...] = (
-    (traces.FENCE_BY_ID, mutants.SettlesById),
-    (traces.FENCE_BY_ID_AND_STATE, mutants.SettlesByIdAndState),
-    (traces.FENCE_BY_EPOCH, mutants.SettlesByEpoch),
-    (traces.FENCE_BY_CLAIM_ID, mutants.SettlesByClaimId),
-    (traces.CLAIM_WITHOUT_SESSION_CHECK, mutants.ClaimsForTheDead),
-    (traces.NO_GHOSTS, mutants.FindsNoGhosts),
-    (traces.GHOSTS_BY_NAME_ALONE, mutants.TakesTheUnseenForGhosts),
-    (traces.SETTLE_WITHOUT_REPEAT, mutants.RepeatIsStale),
-    (traces.BEAT_REVIVES, mutants.BeatRevives),
+    (traces.FENCE_BY_ID, fences.SettlesById),
+    (traces.FENCE_BY_ID_AND_STATE, fences.SettlesByIdAndState),
+    (traces.FENCE_BY_EPOCH, fences.SettlesByEpoch),
+    (traces.FENCE_BY_CLAIM_ID, fences.SettlesByClaimId),
+    (traces.CLAIM_WITHOUT_SESSION_CHECK, claims.ClaimsForTheDead),
+    (traces.NO_GHOSTS, beats.FindsNoGhosts),
+    (traces.GHOSTS_BY_NAME_ALONE, beats.TakesTheUnseenForGhosts),
+    (traces.SETTLE_WITHOUT_REPEAT, settling.RepeatIsStale),
+    (traces.BEAT_REVIVES, beats.BeatRevives),
 )
 
 

@@ -93,12 +93,12 @@ async def test_new_jobs_wait_until_the_ballast_is_back(open_broker: Open, path: 
 
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="a small disk takes unshare")
 def test_a_full_disk(tmp_path: Path) -> None:
-    """A disk of 64 MB: jobs until it is full, other files until nothing is left at all, and all jobs are worked off."""
+    """A disk of 80 MB, 16 of them another's: jobs until it is full, and what is left is the other's too. All jobs are worked off."""
     script = """
         import asyncio, os, subprocess, sys
         from pathlib import Path
 
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", sys.argv[1]], check=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=80m", "tmpfs", sys.argv[1]], check=True)
         sys.path.insert(0, sys.argv[2])
         from taskflow.broker.sqlite import SqliteBroker
         from tests.sqlite.support import an_envelope
@@ -107,9 +107,10 @@ def test_a_full_disk(tmp_path: Path) -> None:
 
         async def main():
             folder = Path(sys.argv[1])
+            (folder / "other").write_bytes(bytes(16 << 20))
             broker = SqliteBroker(folder / "queue.db")
             added = await fill(broker)
-            with open(folder / "other", "wb", buffering=0) as other:
+            with open(folder / "other", "ab", buffering=0) as other:
                 try:
                     while True:
                         other.write(bytes(4096))

@@ -32,7 +32,7 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             self.set_trace_callback(statements.append)
 
     def connect(*args: Any, **options: Any) -> sqlite3.Connection:
-        return sqlite3.Connection.__new__(Telling) if False else Telling(*args, **options)
+        return Telling(*args, **options)
 
     monkeypatch.setattr(connection_module.sqlite3, "connect", connect)
     return statements

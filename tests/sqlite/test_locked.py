@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import statistics
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 from pathlib import Path
@@ -56,3 +61,38 @@ async def test_opening_waits_too(open_broker: Open, path: Path) -> None:
     with locked(path) as stranger:
         threading.Timer(0.2, lambda: stranger.execute("ROLLBACK")).start()
         assert await open_broker().enqueue([an_envelope()])
+
+
+async def test_a_process_that_writes_without_a_pause_leaves_room_for_others(broker: SqliteBroker, path: Path) -> None:
+    """SQLite's own waiting naps for up to 100 ms a time, and then hardly ever finds the lock free."""
+    await broker.enqueue([an_envelope()])
+    script = """
+        import asyncio, sys
+        from taskflow.broker.sqlite import SqliteBroker
+        from tests.sqlite.support import envelopes
+
+        async def main():
+            broker = SqliteBroker(sys.argv[1])
+            await broker.read([bytes(16)])
+            print("ready", flush=True)
+            while True:
+                await broker.enqueue(envelopes(50))
+
+        asyncio.run(main())
+    """
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-c", textwrap.dedent(script), str(path)]
+    writer = subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(root)})  # noqa: ASYNC220 - it runs beside
+    try:
+        assert writer.stdout is not None
+        writer.stdout.readline()
+        waits = list[float]()
+        for _ in range(20):
+            began = time.monotonic()
+            await broker.enqueue([an_envelope()])
+            waits.append(time.monotonic() - began)
+    finally:
+        writer.kill()
+        writer.communicate()
+    assert statistics.median(waits) < 0.1
+    assert max(waits) < 1

@@ -1,5 +1,6 @@
 """What a job takes of the disk, and that statements go by their indexes however much there is."""
 
+# ruff: noqa: ASYNC240 - a look at the disk holds up nothing but this test
 from __future__ import annotations
 
 import re
@@ -81,7 +82,8 @@ def filled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
             """
             WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?1)
             INSERT INTO taskflow_jobs (id, status, queue, name, priority, created_at, due_at, awaits, claim, ended_at, fade_at)
-            SELECT randomblob(16), ?2, i % 10, 1, 0, i, i, ?2 = 0, iif(?2 = 3, randomblob(28), NULL), iif(?2 > 3, i, NULL), iif(?2 > 3, i, NULL)
+            SELECT
+              randomblob(16), ?2, i % 10, 1, 0, i, i, ?2 = 0, iif(?2 = 3, randomblob(28), NULL), iif(?2 > 3, i, NULL), iif(?2 > 3, i, NULL)
             FROM n WHERE ?1 > 0
             """.replace("?1", str(number // 7)).replace("?2", str(status))
         )

@@ -33,6 +33,8 @@ class Home(ABC):
 
     name: ClassVar[str]
     lacks: ClassVar[Mapping[Power, str]] = {}
+    patience: ClassVar[float] = 3.0
+    """Seconds to wait for a nudge: it comes at once, so that they are spent only where one is missing."""
 
     def __init__(self, seams: Seams, rules: Rules, capacity: int | None = None) -> None:
         self.seams = seams
@@ -60,6 +62,7 @@ class MemoryHome(Home):
     """`store_class` may be a broken one: the mutants are made so."""
 
     name = "memory"
+    patience = 0.05  # its nudges come before the verb returns
     store_class: ClassVar[type[OpenStore]] = OpenStore
     lacks = {
         Power.RESTART: "jobs in a process's memory end with the process",

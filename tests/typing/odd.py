@@ -1,7 +1,7 @@
 """The odd signatures: a table of them, and the module that it makes, each as a job in eight forms.
 
-A form is async or plain, with a JobContext before the rest or without, with a bare ``@job`` or ``@job(...)``. What a checker
-cannot have stands in `LIMITS`, with the reason.
+A form is async or plain, with a JobContext before the rest or without, with a bare ``@job`` or ``@job(...)``. What cannot be had
+of a checker stands in `limit_of`, with the reason.
 """
 
 from __future__ import annotations
@@ -16,7 +16,13 @@ KIND = "mypy[arg-type] pyright[reportArgumentType]"
 
 
 class Signature(NamedTuple):
-    """`right` are the arguments of calls that are taken, `wrong` of those that are not, with the errors."""
+    """`right` are the arguments of calls that are taken, `wrong` of those that are not, with the errors.
+
+    `gives`            the result's type, where it is not `returns`
+    `ignored`          mypy's complaint of the function itself
+    `has_own_context`  the parameters begin with a JobContext
+    `refusal`          mypy's complaint of a right call, at a limit
+    """
 
     name: str
     parameters: str

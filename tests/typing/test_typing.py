@@ -39,22 +39,28 @@ def of_pyright(folder: Path, tree: Path) -> Iterator[Future[Found]]:
         yield pool.submit(_ask_pyright, folder, tree)
 
 
-def test_mypy_reports_what_is_expected_and_nothing_else(tree: Path, cache: Path, of_pyright: Future[Found]) -> None:
-    assert checkers.mypy(tree, cache) == checkers.expected(tree, "mypy")
+@pytest.fixture(scope="module")
+def of_mypy(tree: Path, cache: Path, of_pyright: Future[Found]) -> set[Error]:
+    """What mypy says of the right tree; its cache is filled, and pyright at work."""
+    return checkers.mypy(tree, cache)
+
+
+def test_mypy_reports_what_is_expected_and_nothing_else(tree: Path, of_mypy: set[Error]) -> None:
+    assert of_mypy == checkers.expected(tree, "mypy")
 
 
 @pytest.mark.parametrize("mistake", [each for each in MISTAKES if "mypy" in each.seen_by], ids=lambda mistake: mistake.name)
-def test_mypy_notices_a_mistake(mistake: Mistake, tree: Path, cache: Path, tmp_path: Path) -> None:
+def test_mypy_notices_a_mistake(mistake: Mistake, tree: Path, cache: Path, of_mypy: set[Error], tmp_path: Path) -> None:
     with mistake.made(tree):
-        assert checkers.mypy(tree, _copied(cache, tmp_path)) != checkers.expected(tree, "mypy")
+        assert checkers.mypy(tree, _copied(cache, tmp_path)) != of_mypy
 
 
 @pytest.mark.parametrize("file", sorted({mistake.file for mistake in MISTAKES}))
-def test_mypy_notices_nothing_where_there_is_no_mistake(file: str, tree: Path, cache: Path, tmp_path: Path) -> None:
+def test_mypy_notices_nothing_where_there_is_no_mistake(file: str, tree: Path, cache: Path, of_mypy: set[Error], tmp_path: Path) -> None:
     """Else the tests above would not mean anything: an answer that takes up from a cache is that of a whole run."""
     innocent = Mistake("none", file, "from __future__ import annotations\n", "from __future__ import annotations\n\nINNOCENT = 1\n")
     with innocent.made(tree):
-        assert checkers.mypy(tree, _copied(cache, tmp_path)) == checkers.expected(tree, "mypy")
+        assert checkers.mypy(tree, _copied(cache, tmp_path)) == of_mypy
 
 
 def test_pyright_reports_what_is_expected_and_nothing_else(tree: Path, of_pyright: Future[Found]) -> None:

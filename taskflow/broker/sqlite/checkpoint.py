@@ -38,7 +38,6 @@ class Checkpointer:
     def __init__(self, connection: sqlite3.Connection, place: Place) -> None:
         self._connection = connection
         self._log = place.beside("-wal")
-        self._timeout_ms = round(place.timeout * 1_000)
         self._lock = os.open(place.beside("-checkpoint"), os.O_CREAT | os.O_RDWR, 0o666)
         self._commits = 0
         self._changes = connection.total_changes
@@ -69,7 +68,7 @@ class Checkpointer:
             return False
         finally:
             with contextlib.suppress(sqlite3.Error):
-                self._wait_at_most(self._timeout_ms)
+                self._wait_at_most(0)
             fcntl.flock(self._lock, fcntl.LOCK_UN)
 
     def close(self) -> None:

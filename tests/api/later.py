@@ -1,0 +1,38 @@
+"""What of the promise belongs to later issues, by name. Whoever builds one takes its line away here, and puts it into its block."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+
+class Later(NamedTuple):
+    """`text` stands in the promise word by word. `absent` is Python that does not work yet: it fails, or the line is overdue."""
+
+    text: str
+    owner: str
+    absent: str
+
+
+LATER: Final = (
+    Later(
+        '@job(runs_in="process")                 # CPU-bound: a child process, killed on timeout or cancel\n'
+        "def crunch(n: int) -> int:\n"
+        "    return sum(range(n))",
+        owner="processes",
+        absent='job(runs_in="process")(lambda n: n)',
+    ),
+    Later(
+        "async with session.begin():                                              # the job exists if and only if this commits\n"
+        "    session.add(order)\n"
+        "    await charge.options(connection=session).delay(order.id)              # SQLAlchemy (a)sync, psycopg, asyncpg, sqlite3, Django",
+        owner="transactions",
+        absent="add.options(connection=object())",
+    ),
+    Later("headers, connection`", owner="transactions", absent="EnqueueOptions.__annotations__['connection']"),
+    Later("await ctx.complete_in(connection, result=...)", owner="transactions", absent="JobContext.complete_in"),
+    Later("[`debounce=5` (last wins), `throttle=60` (first wins)]", owner="debounce and throttle", absent="add.options(debounce=5)"),
+    Later("[`debounce, throttle`]", owner="debounce and throttle", absent="add.options(throttle=60)"),
+    Later("[`async for event in handle.events()`", owner="events", absent="JobHandle.events"),
+    Later("[`raise RateLimited(retry_after=30)`]", owner="limits", absent="taskflow.RateLimited"),
+    Later("[Dependencies: `db: Session = depends(get_session)`", owner="dependencies", absent="taskflow.depends"),
+)

@@ -1,0 +1,223 @@
+"""The promise stands in this folder as it was made, and does what it says."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import AsyncIterator
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import taskflow
+from taskflow import EnqueueOptions, JobCancelled, JobContext, JobFailed, JobHandle, Status, configure, current_job, job
+from taskflow.app.current import default_app
+from taskflow.broker.protocol import Broker
+from taskflow.model.ids import parse_id
+from taskflow.worker.options import WorkerOptions
+from taskflow.worker.worker import Worker
+from tests.api import around, ask, define, promise, say, send
+from tests.api.later import LATER, Later
+from tests.support.homes import BROKERS
+from tests.support.world import World
+
+MODULES = {"define.py": ["1.1"], "send.py": ["2.1", "2.2"], "ask.py": ["3.1"], "around.py": ["9.1"]}
+
+
+# --- as it stands there ---------------------------------------------------------------------------------------------
+
+
+def test_every_block_is_here_or_owned_by_a_later_issue() -> None:
+    here = {name for names in MODULES.values() for name in names}
+    assert {name for name, block in promise.blocks().items() if promise.due_now(block)} == here
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_block_is_here_word_by_word(module: str) -> None:
+    found = promise.written(module)
+    assert list(found) == MODULES[module]
+    for name, block in found.items():
+        assert block == promise.due_now(promise.blocks()[name])
+
+
+def test_the_lines_of_section_4_are_here() -> None:
+    lines = [span for span in promise.spans(4) if span.startswith(("raise ", "@job", "await ")) and not is_later(span)]
+    assert len(lines) == 5
+    text = Path(say.__file__).read_text()
+    assert [line for line in lines if line not in text] == []
+
+
+def is_later(span: str) -> bool:
+    return any(span in later.text for later in LATER)
+
+
+@pytest.mark.parametrize("later", LATER, ids=lambda later: f"{later.owner}: {later.text[:30]}")
+def test_what_is_later_stands_in_the_promise_and_is_not_there_yet(later: Later) -> None:
+    """When it is there, its line leaves the list and joins its block."""
+    assert later.text in promise.FACE
+    scope: dict[str, Any] = {**vars(define), "taskflow": taskflow, "EnqueueOptions": EnqueueOptions, "JobHandle": JobHandle, "job": job}
+    with pytest.raises((AttributeError, KeyError, TypeError)):
+        eval(later.absent, scope)
+
+
+def test_every_option_is_there() -> None:
+    [options] = [span for span in promise.spans(2) if span.startswith("queue, priority")]
+    promised = set(options.split(", ")) - {"connection"}
+    assert promised == set(EnqueueOptions.__annotations__)
+
+
+# --- and does what it says ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=BROKERS, ids=lambda home: home.name)
+async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
+    async with World(request.param) as world:
+        with default_app().using(world.broker):
+            yield world
+
+
+@pytest.fixture
+async def worker(world: World) -> AsyncIterator[Worker]:
+    async with Worker(options=WorkerOptions(subscribers=())) as worker:
+        yield worker
+
+
+async def names_in(block: str, **scope: Any) -> dict[str, Any]:
+    """Run a block as the body of an async function; the names that it made."""
+    body = textwrap.indent(promise.due_now(promise.blocks()[block]), "    ")
+    exec(f"async def run():\n{body}\n    return locals()", scope)
+    names: dict[str, Any] = await scope["run"]()
+    return names
+
+
+def test_block_1_1_as_the_file_that_it_names(tmp_path: Path) -> None:
+    """app/tasks.py, imported by somebody else."""
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "tasks.py").write_text(promise.due_now(promise.blocks()["1.1"]))
+    script = """
+        import asyncio
+        from app.tasks import add, report, resize, send_welcome_email
+        print(add.name, send_welcome_email.name, report.queue)
+        print(asyncio.run(add(1, 2)), resize("a"))
+    """
+    environment = {**os.environ, "PYTHONPATH": "."}
+    command = [sys.executable, "-W", "error", "-c", textwrap.dedent(script)]
+    ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=True)
+    assert ran.stdout.splitlines() == ["app.tasks.add send_welcome_email reports", "3 a.small"]
+
+
+async def test_block_1_1_runs(worker: Worker, capsys: pytest.CaptureFixture[str]) -> None:
+    handles: list[JobHandle[Any]] = [
+        await define.send_welcome_email.delay(define.WelcomeEmail("user_123", "a@example.com")),
+        await define.add.delay(1, y=2),
+        await define.report.delay(date(2026, 1, 2)),
+        await define.resize.delay("a"),
+    ]
+    results = [await handle.result(timeout=30) for handle in handles]
+    info = await handles[2].info()
+    assert info is not None
+    expected = f"{handles[2].id} attempt 1 of 10, made {info.created_at}, queue reports, 2026-01-02"
+    assert results == [None, 3, expected, "a.small"]
+    assert capsys.readouterr().out == "to a@example.com\n"
+
+
+async def test_section_1_in_words() -> None:
+    assert await define.add(1, 2) == 3
+    assert define.resize("a") == "a.small"
+    assert await define.add.function(1, 2) == 3
+    assert "attempt 1 of 1" in await define.report(date(2026, 1, 2))
+    with pytest.raises(taskflow.TaskflowError):
+        current_job()
+    with pytest.raises(TypeError, match="x"):
+        await define.add.delay("one")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+async def test_block_2_1(world: World) -> None:
+    names = await names_in("2.1", **vars(send))
+
+    assert (names["handle"].is_new, await names["handle"].status()) == (True, Status.READY)
+    assert len(names["handles"]) == len(set(names["handles"])) == 10_000
+    session = await world.a_session()
+    [math] = await world.claim(session, ["math"])
+    assert (math.envelope.priority, math.envelope.timeout, math.envelope.keep_result) == (5, 10.0, 300.0)
+    [queue] = [queue for queue in await world.broker.console.queues() if queue.name == "default"]
+    assert (queue.counts[Status.SCHEDULED], queue.counts[Status.READY]) == (1, 10_001)
+
+
+async def test_block_2_2(worker: Worker, capsys: pytest.CaptureFixture[str]) -> None:
+    names = await names_in("2.2", **vars(send))
+    await asyncio.to_thread(names["view"])
+    assert capsys.readouterr().out == "3\n"
+
+
+async def test_section_2_in_words(world: World) -> None:
+    first = await define.add.options(key="k").delay(1)
+    again = await define.add.options(key="k").delay(1)
+    assert (again == first, again.is_new) == (True, False)
+    with pytest.raises(TypeError, match="max_attempt"):
+        define.add.options(max_attempt=5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    assert asyncio.iscoroutinefunction(define.add.delay)
+
+
+async def test_block_3_1(worker: Worker) -> None:
+    handle = await define.add.delay(1, 2)
+    names = await names_in("3.1", **vars(ask), handle=handle, job_id=handle.id)
+
+    assert names["value"] == names["info"].result == 3
+    assert names["status"] is names["found"] is Status.SUCCEEDED
+    assert names["other"] == handle
+    promised = "attempt, errors, progress, queue, worker, result, created_at, due_at, started_at, ended_at"
+    assert all(hasattr(names["info"], name) for name in promised.split(", "))
+
+
+async def test_section_4(worker: Worker, world: World) -> None:
+    async def due_in(handle: JobHandle[None]) -> float:
+        while await handle.status() is not Status.SCHEDULED:  # noqa: ASYNC110  # what waits again rings no bell for its sender
+            await asyncio.sleep(0.01)
+        record = await world.record(parse_id(handle.id))
+        return record.due_at.timestamp() - world.clock.wall() / 1_000_000
+
+    again, in_an_hour = await say.again.delay(), await say.in_an_hour.delay()
+    assert [round(await due_in(handle)) for handle in (again, in_an_hour)] == [30, 3600]
+    with pytest.raises(JobFailed, match="why"):
+        await (await say.never.delay()).result(timeout=30)
+    with pytest.raises(JobCancelled, match="why"):
+        await (await say.no_more.delay()).result(timeout=30)
+    for error in ("ValueError", "KeyError"):
+        with pytest.raises(JobFailed, match=error):
+            await (await say.choosy.delay(error)).result(timeout=30)
+    assert 0 <= await due_in(await say.choosy.delay("OSError")) <= 1
+    handle = await say.fences.delay()
+    assert await handle.result(timeout=30) == (handle.id, 1)
+
+
+async def test_block_9_1(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    """Before a worker begins, as an application does."""
+    await names_in("9.1", **vars(around))
+    handle = await reads_state.delay()
+    async with Worker(options=WorkerOptions(subscribers=())):
+        assert await handle.result(timeout=30) == "a resource"
+    info = await handle.info()
+    assert info is not None
+    assert info.headers == {"sent-by": "web"}
+    assert capsys.readouterr().out.startswith("Succeeded(")
+
+
+@job
+async def reads_state(ctx: JobContext) -> str:
+    state: str = ctx.state
+    return state
+
+
+def test_configure_is_undone_after_a_test(tmp_path: Path) -> None:
+    """What a block configures is not left for the next."""
+    assert default_app().settings.middleware == ()
+    broker: Broker = World(BROKERS[0]).broker
+    with default_app().using(broker):
+        configure(max_payload=10)
+    assert default_app().settings.max_payload == 1 << 20

@@ -1,0 +1,16 @@
+"""Broken brokers, to test the suite: each is the memory broker with one rule wrong, and must fail the clauses named for it and no other.
+
+Most are mistakes of real queues; `because` names one that made it, or says how it comes about. Where a defect shows in two clauses
+whatever one does, both are named.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tests.conformance.mutants import acts, beats, claims, fences, keys, settling, upkeep
+from tests.conformance.mutants.mutant import Mutant, home_of
+
+__all__ = ["MUTANTS", "Mutant", "acts", "beats", "claims", "fences", "home_of", "keys", "settling", "upkeep"]
+
+MUTANTS: Final[tuple[type[Mutant], ...]] = tuple(Mutant.__subclasses__())

@@ -1,0 +1,104 @@
+"""Cancelling, and what an operator does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from taskflow.broker import topics
+from taskflow.broker.console import JobFilter, Redone
+from taskflow.broker.memory.job import Job
+from taskflow.model.record import Event, Record, Status
+from tests.conformance.mutants.mutant import Mutant
+
+
+class CancelsTheEnded(Mutant):
+    breaks = frozenset({"cancel_ended"})
+    because = "a finished job turns CANCELLED, and its result is taken for nothing"
+
+    def _cancel_one(self, job: Job | None) -> Status | None:
+        found = None if job is None else job.status
+        answer = super()._cancel_one(job)
+        if job is not None and found in (Status.SUCCEEDED, Status.FAILED):
+            job.status = Status.CANCELLED
+        return answer
+
+
+class CancelDoesNotNudge(Mutant):
+    breaks = frozenset({"listen_session"})
+    because = "a run goes on until its worker's next beat"
+
+    def _cancel_one(self, job: Job | None) -> Status | None:
+        found = super()._cancel_one(job)
+        if found is Status.RUNNING:
+            self.rung.clear()
+        return found
+
+
+class PurgesWhatRuns(Mutant):
+    breaks = frozenset({"console_purge"})
+    because = "DELETE FROM jobs: a worker settles what is not there"
+
+    def purge(self, chosen: JobFilter, limit: int) -> int:
+        purged = super().purge(chosen, limit)
+        for job in list(self.jobs.values()):
+            if job.status is Status.RUNNING and self._is_chosen(job, chosen):
+                self._let_go(job)
+                self.end(job, Event.CANCEL, Status.CANCELLED, "purged")
+                self.bury(job)
+        return purged
+
+
+class RedoTakesTheKeyTwice(Mutant):
+    breaks = frozenset({"console_retry"})
+    because = "an operator's retry brings back a job whose key another has taken meanwhile"
+
+    def _redo_one(self, job: Job | None) -> Redone:
+        if job is not None and job.envelope.key is not None and job.status in (Status.FAILED, Status.CANCELLED):
+            self.keys.pop(job.envelope.key, None)
+        return super()._redo_one(job)
+
+
+class CancelSaysNothing(Mutant):
+    breaks = frozenset({"cancel_running", "cancel_waiting"})
+    because = "only what was ended is answered, and the caller takes a running job for unknown"
+
+    def _cancel_one(self, job: Job | None) -> Status | None:
+        found = super()._cancel_one(job)
+        return None if found is Status.RUNNING else found
+
+
+class CancelsNoHeldJob(Mutant):
+    breaks = frozenset({"cancel_waiting", "console_retry", "joins", "key_waits_behind"})
+    because = "a state that came later is forgotten in one statement"
+
+    def _cancel_one(self, job: Job | None) -> Status | None:
+        return Status.HELD if job is not None and job.status is Status.HELD else super()._cancel_one(job)
+
+
+class ReadsWhatIsOver(Mutant):
+    breaks = frozenset({"read_kept"})
+    because = "what is kept depends on when upkeep came by"
+
+    def read(self, ids: Sequence[bytes]) -> list[Record | None]:
+        jobs = [self.jobs.get(job_id) for job_id in ids]
+        return [None if job is None or job.status is None else job.to_record() for job in jobs]
+
+
+class NudgesOnlyForTheNew(Mutant):
+    breaks = frozenset({"listen_ready"})
+    because = "a retry that is READY at once waits for the next poll"
+
+    def _stand_ready(self, job: Job, event: Event) -> None:
+        rung = set(self.rung)
+        super()._stand_ready(job, event)
+        if event is not Event.ENQUEUE:
+            self.rung = rung
+
+
+class DueIsNotTold(Mutant):
+    breaks = frozenset({"listen_due"})
+    because = "who sleeps until the next due time sleeps over one that was added before it"
+
+    def enter(self, job: Job, event: Event) -> None:
+        super().enter(job, event)
+        self.rung.discard(topics.DUE)

@@ -1,0 +1,74 @@
+"""The fence: whose word on a run counts."""
+
+from __future__ import annotations
+
+import msgspec
+
+from taskflow.broker.memory.job import Job
+from taskflow.model.record import Event, Status
+from taskflow.model.verdict import Settled, Settlement
+from tests.conformance.mutants.mutant import Mutant
+
+
+def _readdressed(settlement: Settlement, job: Job) -> Settlement:
+    """As if the settlement had named the job's present fence."""
+    assert job.claim is not None
+    return msgspec.structs.replace(settlement, epoch=job.epoch, claim=job.claim)
+
+
+class SettlesById(Mutant):
+    breaks = frozenset({"settle_stale", "settle_repeat", "settle_follow_ups"})
+    because = "UPDATE ... WHERE id = $1, whatever its state: a zombie ends its successor's run (river#1302, solid_queue#589)"
+
+    def _settle_one(self, settlement: Settlement) -> Settled:
+        job = self.jobs.get(settlement.id)
+        if job is not None and job.status is Status.READY:
+            self.move(job, Event.CLAIM, Status.RUNNING)
+            job.claim = settlement.claim
+        if job is not None and job.status is Status.RUNNING:
+            settlement = _readdressed(settlement, job)
+        return super()._settle_one(settlement)
+
+
+class SettlesByIdAndState(Mutant):
+    breaks = frozenset({"settle_stale", "settle_repeat"})
+    because = "WHERE id = $1 AND state = 'running': it runs, so it must be mine (Oban, Chancy, Procrastinate)"
+
+    def _settle_one(self, settlement: Settlement) -> Settled:
+        job = self.jobs.get(settlement.id)
+        if job is not None and job.status is Status.RUNNING:
+            settlement = _readdressed(settlement, job)
+        return super()._settle_one(settlement)
+
+
+class SettlesByEpoch(Mutant):
+    breaks = frozenset({"settle_stale"})
+    because = "a store that lost its tail hands the same epoch out again"
+
+    def _settle_one(self, settlement: Settlement) -> Settled:
+        job = self.jobs.get(settlement.id)
+        if job is not None and job.status is Status.RUNNING and job.epoch == settlement.epoch:
+            settlement = _readdressed(settlement, job)
+        return super()._settle_one(settlement)
+
+
+class SettlesByClaimId(Mutant):
+    breaks = frozenset({"settle_stale"})
+    because = "the epoch is not compared"
+
+    def _settle_one(self, settlement: Settlement) -> Settled:
+        job = self.jobs.get(settlement.id)
+        if job is not None and job.status is Status.RUNNING and job.claim == settlement.claim:
+            settlement = _readdressed(settlement, job)
+        return super()._settle_one(settlement)
+
+
+class RefusesTheLate(Mutant):
+    breaks = frozenset({"settle_late"})
+    because = "a run that has ended is thrown away because its session is past its ttl, though nobody else has the job"
+
+    def _settle_one(self, settlement: Settlement) -> Settled:
+        state = self.sessions.get(settlement.claim.session)
+        if state is not None and (state.dead_at is not None or self._has_lapsed(state)) and settlement.claim in state.leases:
+            return Settled.STALE
+        return super()._settle_one(settlement)

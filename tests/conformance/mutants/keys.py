@@ -1,0 +1,143 @@
+"""Keys, replacements and joins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from taskflow.broker.memory.job import Job
+from taskflow.broker.protocol import Added, Refused
+from taskflow.model.envelope import Envelope, OnConflict
+from taskflow.model.errors import StoreFull
+from taskflow.model.record import WAITING, Event, Status
+from tests.conformance.mutants.mutant import Mutant
+
+
+class KeyOutlivesItsJob(Mutant):
+    breaks = frozenset({"key_released", "console_retry"})
+    because = "a unique lock outlives its job (sidekiq-unique-jobs#379)"
+
+    def _enqueue_one(self, envelope: Envelope) -> Added | Refused:
+        dead = next((job for job in self.jobs.values() if envelope.key is not None and job.envelope.key == envelope.key), None)
+        if (
+            dead is not None
+            and dead.id != envelope.id
+            and envelope.on_conflict is OnConflict.KEEP
+            and self.holders(envelope.key) == (None, None)
+        ):
+            return Refused(envelope.id, dead.id, "key")
+        return super()._enqueue_one(envelope)
+
+
+class KeyIsLostByARetry(Mutant):
+    breaks = frozenset({"key_survives_retry"})
+    because = "the lock is released at the end of the run, not of the job"
+
+    def wait_again(self, job: Job, event: Event, due_at: int | None = None) -> None:
+        super().wait_again(job, event, due_at)
+        if job.status in WAITING and job.envelope.key is not None:
+            self.keys.pop(job.envelope.key, None)
+
+
+class KeepsWhatShouldBeReplaced(Mutant):
+    breaks = frozenset({"key_replaces", "joins", "console_retry", "key_waits_behind"})
+    because = "the first one wins, whatever was asked"
+
+    def _enqueue_one(self, envelope: Envelope) -> Added | Refused:
+        waiting, _ = self.holders(envelope.key)
+        if waiting is not None:
+            envelope = msgspec.structs.replace(envelope, on_conflict=OnConflict.KEEP)
+        return super()._enqueue_one(envelope)
+
+
+class RunsBesideItsHolder(Mutant):
+    breaks = frozenset({"key_waits_behind", "key_gives_way"})
+    because = "two of one key run at once when the first is replaced as it runs"
+
+    def add(self, job: Job, behind: Job | None) -> None:
+        super().add(job, behind=None)
+
+
+class BlocksItsOwnRetry(Mutant):
+    breaks = frozenset({"key_gives_way"})
+    because = "a retry and the replacement that waits behind it both live on"
+
+    def waiting_behind(self, job: Job) -> Job | None:
+        return None
+
+
+class CountsSuccessesOnly(Mutant):
+    breaks = frozenset({"joins", "console_purge", "enqueue_order", "key_waits_behind"})
+    because = "one failed member, and the workflow waits for ever"
+
+    def end(self, job: Job, event: Event, status: Status, reason: str | None = None, *, keep: float | None = None) -> None:
+        if status is not Status.SUCCEEDED:
+            job.joins = ()
+        super().end(job, event, status, reason, keep=keep)
+
+
+class AddsWhatHasEnded(Mutant):
+    breaks = frozenset({"enqueue_repeat", "console_metrics"})
+    because = "the id is looked up among live jobs only, and a resend runs it twice"
+
+    def _enqueue_one(self, envelope: Envelope) -> Added | Refused:
+        job = self.jobs.get(envelope.id)
+        if job is not None and job.status in (Status.SUCCEEDED, Status.FAILED):
+            del self.jobs[envelope.id]
+        return super()._enqueue_one(envelope)
+
+
+class KeyOfARunIsFree(Mutant):
+    breaks = frozenset({"key_keeps", "key_survives_retry"})
+    because = "the lock is taken until the job starts, and two of one key run"
+
+    def _enqueue_one(self, envelope: Envelope) -> Added | Refused:
+        waiting, running = self.holders(envelope.key)
+        if waiting is None and running is not None and envelope.on_conflict is OnConflict.KEEP and envelope.id not in self.jobs:
+            self.add(Job(envelope, self.next_seq(), self.clock.wall()), behind=None)
+            return Added(envelope.id)
+        return super()._enqueue_one(envelope)
+
+
+class ARefusalEndsTheBatch(Mutant):
+    breaks = frozenset({"key_neighbours"})
+    because = "one bad item fails its neighbours"
+
+    def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
+        answers = list[Added | Refused]()
+        for envelope in envelopes:
+            last = answers[-1] if answers else None
+            is_over = isinstance(last, Refused) and last.because == "key"
+            answers.append(Refused(envelope.id, envelope.id, "key") if is_over else super().enqueue([envelope])[0])
+        return answers
+
+
+class FillsUpToTheBrim(Mutant):
+    breaks = frozenset({"enqueue_full"})
+    because = "a batch is added in part, and refused as a whole"
+
+    def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
+        try:
+            return super().enqueue(envelopes)
+        except StoreFull:
+            self._enqueue_one(envelopes[0])
+            raise
+
+
+class RoundsInstants(Mutant):
+    breaks = frozenset({"enqueue_adds"})
+    because = "instants are kept in seconds, and a job starts early"
+
+    def _enqueue_one(self, envelope: Envelope) -> Added | Refused:
+        at = None if envelope.at is None else envelope.at // 1_000_000 * 1_000_000
+        return super()._enqueue_one(msgspec.structs.replace(envelope, at=at))
+
+
+class ThePastComesFirst(Mutant):
+    breaks = frozenset({"enqueue_past"})
+    because = "a clock that is slow by an hour jumps every queue"
+
+    def add(self, job: Job, behind: Job | None) -> None:
+        job.due_at = min(job.due_at, job.envelope.at or job.due_at)
+        super().add(job, behind)

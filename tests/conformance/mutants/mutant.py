@@ -1,0 +1,21 @@
+"""What every mutant is."""
+
+from __future__ import annotations
+
+from abc import ABC
+from typing import ClassVar
+
+from taskflow.broker.memory.console import OpenStore
+from tests.support.homes import MemoryHome
+
+
+class Mutant(OpenStore, ABC):
+    """A store with one rule broken. `breaks` names the clauses that must notice."""
+
+    breaks: ClassVar[frozenset[str]]
+    because: ClassVar[str]
+
+
+def home_of(mutant: type[Mutant]) -> type[MemoryHome]:
+    """The kind of store that has this defect."""
+    return type(f"{mutant.__name__}Home", (MemoryHome,), {"name": mutant.__name__, "store_class": mutant})

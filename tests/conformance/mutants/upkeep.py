@@ -1,0 +1,137 @@
+"""What time brings."""
+
+from __future__ import annotations
+
+import msgspec
+
+from taskflow.broker.memory.job import Job
+from taskflow.model.record import Event, Status
+from tests.conformance.mutants.mutant import Mutant
+
+
+class SkipsTheExhausted(Mutant):
+    breaks = frozenset({"crash_poison"})
+    because = "the crash happens in the last attempt, and the reaper only looks at jobs with attempts left (liteque#4)"
+
+    def _release_leases(self, limit: int) -> int:
+        exhausted = [job for job in self.jobs.values() if job.status is Status.RUNNING and job.failures + 1 >= job.envelope.max_attempts]
+        held = [(self.sessions[job.claim.session], job.claim, job) for job in exhausted if job.claim is not None]
+        for state, claim, _ in held:
+            state.leases.pop(claim, None)
+        released = super()._release_leases(limit)
+        for state, claim, job in held:
+            state.leases[claim] = job
+        return released
+
+
+class ForgetsTheSessionFirst(Mutant):
+    breaks = frozenset({"upkeep_bounded", "console_workers"})
+    because = "its row goes in one step, its leases in the next: a crash between them, and they are looked up nowhere (procrastinate#307)"
+
+    def _release_leases(self, limit: int) -> int:
+        released = super()._release_leases(limit)
+        for state in self.sessions.values():
+            if state.dead_at is not None:
+                state.leases.clear()
+        return released
+
+
+class DiesLast(Mutant):
+    breaks = frozenset({"upkeep_bounded", "claim_session", "register_dead", "beat_dead", "console_workers"})
+    because = "leases are released first, and what the session claims in between is nobody's"
+
+    def _release_leases(self, limit: int) -> int:
+        released = super()._release_leases(limit)
+        for state in self.sessions.values():
+            if state.dead_at is not None and state.leases:
+                state.dead_at = None
+        return released
+
+
+class CrashIsAFailure(Mutant):
+    breaks = frozenset({"crash_backoff"})
+    because = "a deploy or a full memory uses up attempts of jobs that did nothing wrong"
+
+    def _crash(self, job: Job) -> None:
+        job.failures += 1
+        super()._crash(job)
+
+
+class CrashesForEver(Mutant):
+    breaks = frozenset({"crash_poison", "key_released", "key_waits_behind", "joins"})
+    because = "the counter lives in the process that is killed (sidekiq#3400, faktory#99)"
+
+    def _crash(self, job: Job) -> None:
+        rules, self.rules = self.rules, msgspec.structs.replace(self.rules, max_crashes=1_000_000)
+        super()._crash(job)
+        self.rules = rules
+
+
+class CrashForgetsTheMark(Mutant):
+    breaks = frozenset({"crash_marked"})
+    because = "a cancelled job comes back with its worker's end"
+
+    def _crash(self, job: Job) -> None:
+        job.cancel_requested = None
+        super()._crash(job)
+
+
+class OutageIsADeath(Mutant):
+    breaks = frozenset({"outage"})
+    because = "a failover of half a minute, and the whole fleet is reaped"
+
+    def _spare_after_outage(self) -> None:
+        pass
+
+
+class ReadiesAtTheEnd(Mutant):
+    breaks = frozenset({"upkeep_due", "enqueue_order"})
+    because = "a job's place depends on when upkeep came by"
+
+    def enter(self, job: Job, event: Event) -> None:
+        if event is Event.DUE:
+            job.due_at = self.clock.wall()
+        super().enter(job, event)
+
+
+class ForgetsTombstones(Mutant):
+    breaks = frozenset({"upkeep_drops", "console_purge", "settle_repeat"})
+    because = "a job that is not kept is forgotten at once, and a resent enqueue runs it twice"
+
+    def _is_forgettable(self, job: Job, now: int) -> bool:
+        return True
+
+    def bury(self, job: Job) -> None:
+        super().bury(job)
+        self.jobs.pop(job.id, None)
+
+
+class DropsNothing(Mutant):
+    breaks = frozenset({"upkeep_drops", "upkeep_bounded", "console_metrics", "console_queues"})
+    because = "keys that never expire (bull#416, celery#436)"
+
+    def _drop(self, limit: int) -> int:
+        return self._drop_over_cap(limit)
+
+
+class CapsAllTogether(Mutant):
+    breaks = frozenset({"upkeep_caps"})
+    because = "a flood of successes pushes the failures out that somebody has to look into"
+
+    def _drop_over_cap(self, limit: int) -> int:
+        moved = 0
+        for job in sorted(self.jobs.values(), key=lambda job: job.ended_at or 0):
+            ended = self.counts[job.queue][Status.SUCCEEDED] + self.counts[job.queue][Status.FAILED]
+            if moved < limit and job.status in (Status.SUCCEEDED, Status.FAILED) and ended > self.rules.kept_per_queue:
+                self.bury(job)
+                self.totals[job.queue]["dropped over the cap"] += 1
+                moved += 1
+        return moved
+
+
+class NeverExpires(Mutant):
+    breaks = frozenset({"upkeep_expires", "upkeep_bounded", "key_released", "joins", "listen_ended"})
+    because = "an expired job is passed over, and kept for ever"
+
+    def _expire(self, limit: int) -> int:
+        return 0

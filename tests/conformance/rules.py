@@ -1,0 +1,428 @@
+"""The rules of the state machine: what may happen to a broker next.
+
+Those that put several steps together are there because single steps hardly ever meet: a lapse, its reaping and the next lease have to
+follow one another before a zombie can do harm.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Coroutine, Sequence
+from typing import Any, ClassVar, TypeVar
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from taskflow.broker.console import JobFilter
+from taskflow.model.envelope import Envelope, Lease, OnConflict
+from taskflow.model.record import Progress
+from taskflow.model.session import Beat, Report
+from taskflow.model.verdict import Settlement
+from tests.conformance.bench import TIGHT, Bench, Snapshot
+from tests.conformance.draws import FILTERS, LIMITS, PICK, QUEUES, SETTLEMENTS, Life, envelope_fields, verdicts
+from tests.support.homes import Home, Power
+from tests.support.verdicts import handed_back
+
+T = TypeVar("T")
+
+
+class BrokerMachine(RuleBasedStateMachine):
+    """One example is one store, from empty on. `home` says of which kind; `is_compared` whether it has a model beside it."""
+
+    home: ClassVar[type[Home]]
+    is_compared: ClassVar[bool | None] = None
+    taken: ClassVar[Counter[str]] = Counter()
+    sent: ClassVar[int] = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._runner = asyncio.Runner()
+        self._bench = self._run(self._opened())
+        self._lives: list[Life] = []
+        self._envelopes: list[Envelope] = []
+        self._leases: list[Lease] = []
+        self._settlements: list[Settlement] = []
+        self._snapshot: Snapshot | None = None
+
+    async def _opened(self) -> Bench:
+        return Bench(self.home, rules=TIGHT, is_compared=self.is_compared)
+
+    def teardown(self) -> None:
+        type(self).sent += self._bench.steps
+        self._run(self._bench.close())
+        self._runner.close()
+
+    def _run(self, steps: Coroutine[Any, Any, T]) -> T:
+        return self._runner.run(steps)
+
+    def _take(self, steps: Coroutine[Any, Any, None]) -> None:
+        """One rule: what it does, counted under its name."""
+        self.taken[str(getattr(steps, "__name__", steps)).lstrip("_")] += 1
+        self._run(steps)
+
+    @initialize()
+    def two_workers(self) -> None:
+        self._run(self._register("w0"))
+        self._run(self._register("w1"))
+
+    # --- enqueue -------------------------------------------------------------------------------------------------------
+
+    @rule(batch=st.lists(envelope_fields(), min_size=1, max_size=3))
+    def enqueue(self, batch: list[dict[str, Any]]) -> None:
+        self._take(self._enqueue([self._an_envelope(fields) for fields in batch]))
+
+    async def _enqueue(self, envelopes: list[Envelope]) -> None:
+        self._envelopes += envelopes
+        await self._bench.enqueue(envelopes)
+
+    def _an_envelope(self, fields: dict[str, Any]) -> Envelope:
+        given = dict(fields)
+        if "ago" in given:
+            given["at"] = self._bench.clock.wall() + round(given.pop("ago") * 1_000_000)
+        if "join" in given:
+            held = [envelope for envelope in self._envelopes if envelope.awaits]
+            pick = given.pop("join")
+            given["joins"] = (held[pick % len(held)].id,) if held else ()
+        return self._bench.world.an_envelope(**given)
+
+    @precondition(lambda self: self._envelopes)
+    @rule(pick=PICK)
+    def resend_enqueue(self, pick: int) -> None:
+        self._take(self._resend_enqueue(self._envelopes[-1 - pick % len(self._envelopes)]))
+
+    async def _resend_enqueue(self, envelope: Envelope) -> None:
+        await self._bench.enqueue([envelope])
+
+    @rule(queue=st.sampled_from(QUEUES), members=st.integers(1, 3))
+    def join(self, queue: str, members: int) -> None:
+        """A held job and all that it awaits, in one batch."""
+        held = self._an_envelope({"queue": queue, "awaits": members})
+        joiners = [self._bench.world.an_envelope(queue=queue, joins=(held.id,)) for _ in range(members)]
+        self._take(self._join([held, *joiners]))
+
+    async def _join(self, envelopes: list[Envelope]) -> None:
+        await self._enqueue(envelopes)
+
+    # --- sessions ------------------------------------------------------------------------------------------------------
+
+    @rule(name=st.sampled_from(("w0", "w1", "w2")))
+    def register(self, name: str) -> None:
+        self._take(self._register(name))
+
+    async def _register(self, name: str) -> None:
+        session = self._bench.world.an_unregistered_session(name)
+        self._lives = [*self._lives[-5:], Life(session)]  # kept small: of many, the oldest is forgotten here, as it is by its process
+        await self._bench.register(session)
+
+    @precondition(lambda self: self._lives)
+    @rule(pick=PICK)
+    def register_again(self, pick: int) -> None:
+        self._take(self._register_again(self._life(pick)))
+
+    async def _register_again(self, life: Life) -> None:
+        await self._bench.register(life.session)
+
+    def _life(self, pick: int) -> Life:
+        return self._lives[pick % len(self._lives)]
+
+    # --- claim ---------------------------------------------------------------------------------------------------------
+
+    @precondition(lambda self: self._lives)
+    @rule(pick=PICK, queues=st.sampled_from(((), ("a",), ("b", "a"))), limit=LIMITS, is_received=st.sampled_from((True, True, False)))
+    def claim(self, pick: int, queues: Sequence[str], limit: int, is_received: bool) -> None:
+        self._take(self._claim(self._life(pick), queues, limit, is_received=is_received))
+
+    async def _claim(self, life: Life, queues: Sequence[str] = (), limit: int = 5, *, is_received: bool = True) -> None:
+        life.asked += 1
+        life.asked_for = (queues, limit)
+        leases = await self._bench.claim(life.session, life.asked, queues, limit, is_fresh=True)
+        self._receive(life, leases, is_received=is_received)
+
+    def _receive(self, life: Life, leases: list[Lease] | None, *, is_received: bool) -> None:
+        if leases is not None:
+            self._leases += leases
+        if leases is not None and is_received:
+            life.seen = life.asked
+            life.holds.update((lease.claim, lease) for lease in leases)
+
+    @precondition(lambda self: any(life.asked for life in self._lives))
+    @rule(pick=PICK)
+    def resend_claim(self, pick: int) -> None:
+        asked = [life for life in self._lives if life.asked]
+        self._take(self._resend_claim(asked[pick % len(asked)]))
+
+    async def _resend_claim(self, life: Life) -> None:
+        # A store that lost its tail may not remember the request: then it is a new one there, under the same claim ids.
+        leases = await self._bench.claim(life.session, life.asked, *life.asked_for, is_fresh=False)
+        self._receive(life, leases, is_received=True)
+
+    @precondition(lambda self: any(life.asked > 1 for life in self._lives))
+    @rule(pick=PICK)
+    def late_claim(self, pick: int) -> None:
+        asked = [life for life in self._lives if life.asked > 1]
+        self._take(self._late_claim(asked[pick % len(asked)]))
+
+    async def _late_claim(self, life: Life) -> None:
+        leases = await self._bench.claim(life.session, life.asked - 1, (), 5, is_fresh=False)
+        self._leases += leases or []
+
+    # --- beat ----------------------------------------------------------------------------------------------------------
+
+    @precondition(lambda self: self._lives)
+    @rule(pick=PICK, progress=st.sampled_from((None, Progress(0.5, "half"))), what=st.sampled_from(("all", "all", "some", "nothing")))
+    def beat(self, pick: int, progress: Progress | None, what: str) -> None:
+        """It names all that it holds; or less, having been sent before the last answers came; or nothing, having given up on them all."""
+        life = self._life(pick)
+        self._take(self._beat_of_the_unknowing(life) if what == "nothing" else self._beat(life, progress, is_stale=what == "some"))
+
+    async def _beat(self, life: Life, progress: Progress | None = None, *, is_stale: bool = False) -> None:
+        claims = tuple(life.holds)
+        reports = tuple(Report(claim, 0.5, progress) for claim in claims[:1])
+        seen = max(0, life.seen - is_stale)
+        named = tuple(claim for claim in claims if claim.request <= seen)
+        await self._bench.beat(Beat(session=life.session.id, claims=named, seen=seen, reports=reports))
+
+    async def _beat_of_the_unknowing(self, life: Life) -> None:
+        life.holds.clear()
+        life.seen = life.asked
+        await self._bench.beat(Beat(session=life.session.id, seen=life.asked))
+
+    @precondition(lambda self: len(self._lives) > 1)
+    @rule(pick=PICK)
+    def leave(self, pick: int) -> None:
+        self._take(self._leave(self._life(pick)))
+
+    async def _leave(self, life: Life) -> None:
+        await self._bench.beat(Beat(session=life.session.id, claims=tuple(life.holds), seen=life.seen, leaving=True))
+
+    # --- settle --------------------------------------------------------------------------------------------------------
+
+    @precondition(lambda self: self._leases)
+    @rule(picks=st.lists(PICK, min_size=1, max_size=3), verdict=verdicts(), follow_up=st.one_of(st.none(), envelope_fields()))
+    def settle(self, picks: list[int], verdict: tuple[str, dict[str, Any]], follow_up: dict[str, Any] | None) -> None:
+        """Of any lease that ever was, the latest first: zombies settle too."""
+        leases = {self._leases[-1 - pick % len(self._leases)].claim: self._leases[-1 - pick % len(self._leases)] for pick in picks}
+        self._take(self._settle([self._settlement(lease, verdict, follow_up) for lease in leases.values()]))
+
+    def _settlement(self, lease: Lease, verdict: tuple[str, dict[str, Any]], follow_up: dict[str, Any] | None = None) -> Settlement:
+        name, arguments = verdict
+        follow_ups = () if follow_up is None else (self._an_envelope(follow_up),)
+        return SETTLEMENTS[name](lease, follow_ups=follow_ups, **arguments)
+
+    async def _settle(self, settlements: list[Settlement]) -> None:
+        self._settlements += settlements
+        self._envelopes += [follow_up for settlement in settlements for follow_up in settlement.follow_ups]
+        await self._bench.settle(settlements)
+        for life in self._lives:
+            for settlement in settlements:
+                life.holds.pop(settlement.claim, None)
+
+    @precondition(lambda self: self._lives)
+    @rule(pick=PICK, limit=LIMITS, verdict=verdicts(), is_resent=st.booleans())
+    def work(self, pick: int, limit: int, verdict: tuple[str, dict[str, Any]], is_resent: bool) -> None:
+        """Claim, and settle all that it holds, twice when the reply is lost."""
+        self._take(self._work(self._life(pick), limit, verdict, is_resent))
+
+    async def _work(self, life: Life, limit: int, verdict: tuple[str, dict[str, Any]], is_resent: bool) -> None:
+        await self._claim(life, limit=limit)
+        settlements = [self._settlement(lease, verdict) for lease in life.holds.values()]
+        if settlements:
+            await self._settle(settlements)
+        if settlements and is_resent:
+            await self._bench.settle(settlements)
+
+    @precondition(lambda self: self._settlements)
+    @rule(pick=PICK)
+    def resend_settle(self, pick: int) -> None:
+        self._take(self._resend_settle(self._settlements[-1 - pick % len(self._settlements)]))
+
+    async def _resend_settle(self, settlement: Settlement) -> None:
+        await self._bench.settle([settlement])
+
+    # --- operators -----------------------------------------------------------------------------------------------------
+
+    @precondition(lambda self: self._envelopes)
+    @rule(picks=st.lists(PICK, min_size=1, max_size=2))
+    def cancel(self, picks: list[int]) -> None:
+        self._take(self._cancel([self._envelopes[-1 - pick % len(self._envelopes)].id for pick in picks]))
+
+    async def _cancel(self, ids: list[bytes]) -> None:
+        await self._bench.cancel(ids)
+
+    @rule(queue=st.sampled_from(QUEUES), is_pause=st.booleans())
+    def pause_or_resume(self, queue: str, is_pause: bool) -> None:
+        self._take(self._pause(queue) if is_pause else self._resume(queue))
+
+    async def _pause(self, queue: str) -> None:
+        await self._bench.pause(queue)
+
+    async def _resume(self, queue: str) -> None:
+        await self._bench.resume(queue)
+
+    @precondition(lambda self: self._envelopes)
+    @rule(picks=st.lists(PICK, min_size=1, max_size=3))
+    def retry(self, picks: list[int]) -> None:
+        self._take(self._retry([self._envelopes[-1 - pick % len(self._envelopes)].id for pick in picks]))
+
+    async def _retry(self, ids: list[bytes]) -> None:
+        await self._bench.retry(ids)
+
+    @rule(chosen=FILTERS)
+    def purge(self, chosen: JobFilter) -> None:
+        self._take(self._purge(chosen))
+
+    async def _purge(self, chosen: JobFilter) -> None:
+        await self._bench.purge(chosen)
+
+    @rule(chosen=FILTERS, pick=PICK, limit=st.sampled_from((1, 3, 100)))
+    def browse(self, chosen: JobFilter, pick: int, limit: int) -> None:
+        before = self._envelopes[pick].id if pick < len(self._envelopes) else None
+        self._take(self._browse(chosen, before, limit))
+
+    async def _browse(self, chosen: JobFilter, before: bytes | None, limit: int) -> None:
+        await self._bench.browse(chosen, before, limit)
+
+    # --- time and mishaps ----------------------------------------------------------------------------------------------
+
+    @rule(limit=st.sampled_from((0, 1, 3, 1_000, 1_000)))
+    def upkeep(self, limit: int) -> None:
+        self._take(self._upkeep(limit))
+
+    async def _upkeep(self, limit: int = 1_000) -> None:
+        await self._bench.upkeep(limit)
+
+    @rule(seconds=st.sampled_from((0.001, 1.0, 5.0, 11.0, 35.0)), is_tended=st.booleans())
+    def pass_time(self, seconds: float, is_tended: bool) -> None:
+        self._take(self._pass_time(seconds, is_tended=is_tended))
+
+    async def _pass_time(self, seconds: float, *, is_tended: bool) -> None:
+        self._bench.clock.advance(seconds)
+        if is_tended:
+            await self._bench.upkeep(1_000)
+
+    @rule(seconds=st.sampled_from((-3_600.0, -10.0, -1.0, 1.0, 10.0)))
+    def set_the_clock(self, seconds: float) -> None:
+        self._take(self._set_the_clock(seconds))
+
+    async def _set_the_clock(self, seconds: float) -> None:
+        self._bench.clock.skew(seconds)
+
+    @precondition(lambda self: self._lives)
+    @rule(pick=PICK, other=PICK, verdict=verdicts(), is_bounded=st.booleans())
+    def lapse_reap_reclaim(self, pick: int, other: int, verdict: tuple[str, dict[str, Any]], is_bounded: bool) -> None:
+        """A worker sleeps, is reaped, another takes over what it had; then it wakes and settles as if nothing had been."""
+        self._take(self._lapse_reap_reclaim(self._life(pick), self._life(other), verdict, is_bounded))
+
+    async def _lapse_reap_reclaim(self, life: Life, other: Life, verdict: tuple[str, dict[str, Any]], is_bounded: bool) -> None:
+        await self._enqueue([self._bench.world.an_envelope(queue="a") for _ in range(2)])
+        await self._claim(life)
+        await self._sleep(life)
+        await self._bench.upkeep(1 if is_bounded else 1_000)
+        await self._claim(other)
+        if life.holds:
+            await self._settle([self._settlement(lease, verdict) for lease in life.holds.values()])
+
+    async def _sleep(self, life: Life) -> None:
+        """Past its ttl, while the others beat."""
+        for _ in range(2):
+            self._bench.clock.advance(life.session.ttl * 0.6)
+            for each in self._lives:
+                if each is not life:
+                    await self._beat(each)
+
+    @rule(queue=st.sampled_from(QUEUES), times=st.integers(1, 4), is_cancelled=st.booleans(), is_handed_back=st.booleans())
+    def lose_workers(self, queue: str, times: int, is_cancelled: bool, is_handed_back: bool) -> None:
+        """One worker after the other is lost, or gives back, with the same job."""
+        self._take(self._lose_workers(queue, times, is_cancelled, is_handed_back))
+
+    async def _lose_workers(self, queue: str, times: int, is_cancelled: bool, is_handed_back: bool) -> None:
+        envelope = self._an_envelope({"queue": queue, "priority": 5, "max_attempts": 1})
+        await self._enqueue([envelope])
+        for number in range(times):
+            await self._register("w1")
+            life = self._lives[-1]
+            await self._claim(life, (queue,), 1)
+            if is_cancelled and number == times - 1:
+                await self._bench.cancel([envelope.id])
+            if is_handed_back and life.holds:
+                await self._settle([handed_back(lease) for lease in life.holds.values()])
+            else:
+                await self._sleep(life)
+            await self._bench.upkeep(1_000)
+            self._bench.clock.advance(5.0)
+            await self._bench.upkeep(1_000)
+
+    @precondition(lambda self: self._lives)
+    @rule(pick=PICK)
+    def outage(self, pick: int) -> None:
+        """Nobody beats for long; then one comes back."""
+        self._take(self._outage(self._life(pick)))
+
+    async def _outage(self, life: Life) -> None:
+        self._bench.clock.advance(50.0)
+        await self._beat(life)
+        await self._bench.upkeep(1_000)
+
+    @rule(mishap=st.sampled_from(("save", "save", "lose", "lose", "restart", "reboot")))
+    def mishap(self, mishap: str) -> None:
+        if mishap == "save":
+            self._take(self._save())
+        if mishap == "lose" and self._snapshot is not None:
+            self._take(self._lose_the_tail(self._snapshot))
+        if mishap == "restart" and self._bench.can(Power.RESTART):
+            self._take(self._restart())
+        if mishap == "reboot" and self._bench.can(Power.BOOT):
+            self._take(self._reboot())
+
+    async def _save(self) -> None:
+        self._snapshot = self._bench.snapshot()
+
+    async def _lose_the_tail(self, snapshot: Snapshot) -> None:
+        await self._bench.restore(snapshot)
+
+    async def _restart(self) -> None:
+        await self._bench.restart()
+
+    async def _reboot(self) -> None:
+        self._bench.clock.reboot()
+        await self._register("w9")
+        await self._bench.upkeep(1_000)
+
+    @precondition(lambda self: self._lives)
+    @rule(pick=PICK, other=PICK, verdict=verdicts(), is_settled=st.booleans())
+    def lose_a_claim(self, pick: int, other: int, verdict: tuple[str, dict[str, Any]], is_settled: bool) -> None:
+        """The store forgets that it gave jobs out, gives them out again, and the first worker settles."""
+        self._take(self._lose_a_claim(self._life(pick), self._life(other), verdict, is_settled))
+
+    async def _lose_a_claim(self, life: Life, other: Life, verdict: tuple[str, dict[str, Any]], is_settled: bool) -> None:
+        snapshot = self._bench.snapshot()
+        await self._claim(life)
+        settlements = [self._settlement(lease, verdict) for lease in life.holds.values()]
+        if is_settled and settlements:
+            await self._settle(settlements)
+        await self._bench.restore(snapshot)
+        await self._claim(other)
+        if settlements:
+            await self._settle(settlements)
+
+    @precondition(lambda self: self._lives)
+    @rule(pick=PICK, queue=st.sampled_from(QUEUES), verdict=verdicts(), is_cancelled=st.booleans())
+    def replace_behind_a_run(self, pick: int, queue: str, verdict: tuple[str, dict[str, Any]], is_cancelled: bool) -> None:
+        """A job runs with a key, two replacements come one after the other, and the run comes to something."""
+        self._take(self._replace_behind_a_run(self._life(pick), queue, verdict, is_cancelled))
+
+    async def _replace_behind_a_run(self, life: Life, queue: str, verdict: tuple[str, dict[str, Any]], is_cancelled: bool) -> None:
+        first, *others = (self._bench.world.an_envelope(queue=queue, key="k1", on_conflict=OnConflict.REPLACE) for _ in range(3))
+        await self._enqueue([first])
+        await self._claim(life, (queue,))
+        for other in others:
+            await self._enqueue([other])
+        if is_cancelled:
+            await self._bench.cancel([first.id])
+            await self._beat(life)
+            await self._beat(life)
+        held = [lease for lease in life.holds.values() if lease.envelope.id == first.id]
+        if held:
+            await self._settle([self._settlement(lease, verdict) for lease in held])
+        await self._enqueue([self._bench.world.an_envelope(queue=queue, key="k1")])

@@ -1,0 +1,156 @@
+"""The console, continued: purging, pausing, and totals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from taskflow.broker import topics
+from taskflow.broker.console import JobFilter, QueueRecord
+from taskflow.broker.protocol import Refused
+from taskflow.model.record import Event, Status
+from taskflow.model.verdict import Settled
+from tests.support.verdicts import retried, succeeded
+from tests.support.world import World, id_of, ids_of
+
+LONG = 1_000_000.0
+
+
+async def _queue(world: World, name: str) -> QueueRecord:
+    [record] = [record for record in await world.broker.console.queues() if record.name == name]
+    return record
+
+
+# --- console_purge --------------------------------------------------------------------------------------------------------
+
+
+async def test_console_purge(world: World) -> None:
+    """Ended and waiting jobs go, what runs is left alone; it is said how many went."""
+    session = await world.a_session()
+    running, ended = await world.running(session), await world.running(session)
+    await world.settle(succeeded(ended))
+    waiting = [await world.add(), await world.add(after=60.0), await world.add(awaits=1)]
+
+    assert await world.broker.console.purge(JobFilter()) == 4
+
+    assert await world.broker.read(ids_of([ended, *waiting])) == [None] * 4
+    assert await world.status(running) is Status.RUNNING
+    assert await world.settle(succeeded(running)) == [Settled.OK]
+    assert await world.claim(session) == []
+
+
+async def test_console_purge__only_what_is_chosen(world: World) -> None:
+    """The filter decides, and the limit."""
+    fields: tuple[dict[str, Any], ...] = ({"queue": "mail"}, {"queue": "mail", "after": 60.0}, {}, {}, {})
+    jobs = [await world.add(**given) for given in fields]
+
+    assert await world.broker.console.purge(JobFilter(queue="mail", statuses=(Status.READY,))) == 1
+    assert [await world.status(job) for job in jobs[:3]] == [None, Status.SCHEDULED, Status.READY]
+    assert await world.broker.console.purge(JobFilter(), limit=3) == 3
+    assert await world.broker.console.purge(JobFilter()) == 1
+
+
+async def test_console_purge__their_ids_stay_known(world: World) -> None:
+    """A resent enqueue brings no purged job back, as long as one may be resent."""
+    lease = await world.running()
+    await world.settle(succeeded(lease))
+    waiting = await world.add()
+    await world.broker.console.purge(JobFilter())
+    await world.pass_time(world.rules.repeat_for - 1.0)
+
+    assert await world.enqueue(waiting, lease.envelope) == [Refused(id_of(job), id_of(job), "id") for job in (waiting, lease)]
+
+
+async def test_console_purge__others_hear_of_it(world: World) -> None:
+    """A purged job has ended: what was held for it is released."""
+    held = await world.add(awaits=1, queue="joined")
+    await world.add(joins=(held.id,))
+
+    await world.broker.console.purge(JobFilter(queue="default"))
+
+    assert await world.status(held) is Status.READY
+
+
+# --- console_pause --------------------------------------------------------------------------------------------------------
+
+
+async def test_console_pause(world: World) -> None:
+    """A paused queue gives nothing, takes what comes, and what runs goes on; afterwards all of it is there, in order."""
+    session = await world.a_session()
+    running = await world.running(session, queue="mail")
+    first = await world.add(queue="mail")
+    await world.broker.console.pause("mail")
+    second = await world.add(queue="mail")
+    assert (await _queue(world, "mail")).is_paused
+    assert await world.claim(session) == []
+    assert await world.settle(succeeded(running)) == [Settled.OK]
+
+    await world.broker.console.resume("mail")
+
+    assert not (await _queue(world, "mail")).is_paused
+    assert ids_of(await world.claim(session)) == ids_of([first, second])
+
+
+async def test_console_pause__twice_is_once(world: World) -> None:
+    """Pausing again changes nothing: one resume ends it. So does resuming what is not paused."""
+    await world.add(queue="mail")
+    await world.broker.console.pause("mail")
+    await world.broker.console.pause("mail")
+    await world.broker.console.resume("mail")
+    await world.broker.console.resume("mail")
+
+    assert len(await world.claim(await world.a_session(), ["mail"])) == 1
+
+
+async def test_console_pause__resume_nudges(world: World) -> None:
+    """Workers that wait hear that a pause is over."""
+    await world.add(queue="mail")
+    await world.broker.console.pause("mail")
+    with world.broker.listen([topics.queue("mail")]) as one, world.broker.listen([topics.ANY_QUEUE]) as every:
+        await world.broker.console.resume("mail")
+
+        assert await one.wait(world.home.patience)
+        assert await every.wait(world.home.patience)
+
+
+# --- console_metrics ------------------------------------------------------------------------------------------------------
+
+
+async def test_console_metrics(world: World) -> None:
+    """How often each kind of move was made, by queue, since the store was made."""
+    session = await world.a_session()
+    lease = await world.running(session, queue="mail")
+    await world.settle(retried(lease))
+    [lease] = await world.claim(session)
+    await world.settle(succeeded(lease))
+    await world.cancel(await world.add(queue="other"))
+
+    totals = (await world.broker.console.metrics()).totals
+
+    assert totals == {
+        "mail": {str(Event.ENQUEUE): 1, str(Event.CLAIM): 2, str(Event.RETRY): 1, str(Event.SUCCEED): 1},
+        "other": {str(Event.ENQUEUE): 1, str(Event.CANCEL): 1},
+    }
+
+
+async def test_console_metrics__stay_when_jobs_go(world: World) -> None:
+    """Totals are of all that ever was: dropping jobs takes nothing off."""
+    lease = await world.running(queue="mail")
+    await world.settle(succeeded(lease, keep_for=0.0))
+    await world.pass_time(1_000.0)
+
+    totals = (await world.broker.console.metrics()).totals["mail"]
+
+    assert (totals[Event.SUCCEED], totals[Event.DROP]) == (1, 1)
+
+
+async def test_console_metrics__a_repeat_is_not_counted(world: World) -> None:
+    """Nothing is counted for a call that changed nothing."""
+    lease = await world.running(queue="mail")
+    await world.settle(succeeded(lease))
+    before = await world.broker.console.metrics()
+
+    await world.settle(succeeded(lease))
+    await world.enqueue(lease.envelope)
+    await world.cancel(lease)
+
+    assert await world.broker.console.metrics() == before

@@ -1,0 +1,204 @@
+"""settle, continued: what happens late, under a mark, and to what is handed back."""
+
+from __future__ import annotations
+
+import pytest
+
+from taskflow.model.clock import instant_of
+from taskflow.model.envelope import Lease
+from taskflow.model.record import Status
+from taskflow.model.verdict import Settled
+from tests.conformance.outcomes import ENDING, MARKED, OUTCOMES, Outcome, check_outcome
+from tests.support.verdicts import A_RESULT, SettlementOf, cancelled, discarded, failed, handed_back, parked, retried, snoozed, succeeded
+from tests.support.world import World, ids_of
+
+OK, STALE = Settled.OK, Settled.STALE
+ALL = (succeeded, failed, discarded, cancelled, retried, snoozed, parked, handed_back)
+
+
+# --- settle_late, settle_resets, settle_marked -------------------------------------------------------------------------
+
+
+async def test_settle_late__lapsed(world: World) -> None:
+    """A run that ended counts though its session is past its ttl: nobody else has the job yet."""
+    session = await world.a_session()
+    lease = await world.running(session)
+    await world.lapse(session)
+
+    assert await world.settle(succeeded(lease)) == [OK]
+
+
+async def test_settle_late__dead_with_its_lease(world: World) -> None:
+    """It counts even though the session is dead, until the lease is released."""
+    session = await world.a_session()
+    lease = await world.running(session)
+    await world.lapse(session)
+    await world.upkeep(limit=0)
+
+    assert await world.settle(succeeded(lease)) == [OK]
+    await world.upkeep()
+    assert await world.status(lease) is Status.SUCCEEDED
+
+
+async def _crash_and_hand_back(world: World) -> Lease:
+    """A run of a job that was lost once, and handed back once, since the last outcome."""
+    session = await world.a_session()
+    lease = await world.running(session, queue="default")
+    await world.settle(handed_back(lease))
+    await world.claim(session)
+    await world.reap(session)
+    [lease] = await world.claim(await world.a_session(ttl=1_000.0))
+    record = await world.record(lease)
+    assert (record.crashes, record.hand_backs) == (1, 1)
+    return lease
+
+
+@pytest.mark.parametrize("settlement", [succeeded, failed, discarded, cancelled, retried, snoozed])
+async def test_settle_resets(world: World, settlement: SettlementOf) -> None:
+    """A run that came to something starts the counts of crashes and hand-backs again."""
+    lease = await _crash_and_hand_back(world)
+
+    await world.settle(settlement(lease))
+
+    record = await world.record(lease)
+    assert (record.crashes, record.hand_backs) == (0, 0)
+
+
+@pytest.mark.parametrize("settlement", [parked, handed_back])
+async def test_settle_resets__no_outcome(world: World, settlement: SettlementOf) -> None:
+    """Parked and handed back are not outcomes: nothing was run."""
+    lease = await _crash_and_hand_back(world)
+
+    await world.settle(settlement(lease))
+
+    record = await world.record(lease)
+    assert record.crashes == 1
+    assert record.hand_backs >= 1
+
+
+@pytest.mark.parametrize("outcome", [outcome for outcome in OUTCOMES if outcome not in ENDING], ids=str)
+async def test_settle_marked(world: World, outcome: Outcome) -> None:
+    """A run that would wait again ends CANCELLED when that was asked for, with what its verdict counts."""
+    await check_outcome(world, outcome, MARKED)
+
+
+async def test_settle_marked__as_a_ghost(world: World) -> None:
+    """So does one whose lease goes back because its session does not know it."""
+    session = await world.a_session()
+    lease = await world.running(session)
+    await world.cancel(lease)
+    world.clock.advance(world.rules.ghost_after + 1.0)
+
+    assert (await world.beat(session)).ghosts == 1
+    assert await world.status(lease) is Status.CANCELLED
+
+
+# --- hand_back_place, hand_back_bounded, settle_forgets_payload ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("counts", [True, False])
+async def test_hand_back_place(world: World, *, counts: bool) -> None:
+    """A job handed back comes before those that came after it, and keeps its due time."""
+    session = await world.a_session()
+    first = await world.running(session, queue="default")
+    due_at = (await world.record(first)).due_at
+    world.clock.advance(1.0)
+    second = await world.add()
+
+    await world.settle(handed_back(first, counts=counts))
+
+    assert (await world.record(first)).due_at == due_at
+    assert ids_of(await world.claim(session)) == ids_of([first, second])
+
+
+async def test_hand_back_place__when_the_clock_was_set_back(world: World) -> None:
+    """It is READY at once, though its due time lies ahead by a wall clock that was set back meanwhile."""
+    session = await world.a_session()
+    lease = await world.running(session)
+    world.clock.skew(-3_600.0)
+
+    assert await world.settle(handed_back(lease)) == [OK]
+
+    assert await world.status(lease) is Status.READY
+    assert ids_of(await world.claim(session)) == ids_of([lease])
+
+
+async def test_hand_back_place__after_a_retry(world: World) -> None:
+    """Where it stood is where its last wait had put it."""
+    session = await world.a_session(ttl=100.0)
+    lease = await world.running(session, queue="default")
+    await world.settle(retried(lease, 10.0))
+    world.clock.advance(5.0)
+    before = await world.add()
+    await world.pass_time(10.0)
+    [first, second] = await world.claim(session)
+    assert ids_of([first, second]) == ids_of([before, lease])
+
+    await world.settle(handed_back(second), handed_back(first))
+
+    assert ids_of(await world.claim(session)) == ids_of([before, lease])
+
+
+async def test_hand_back_bounded(world: World) -> None:
+    """One more than allowed, and the job is FAILED as poison and says so: it does not cycle for ever."""
+    world = world.under(max_hand_backs=2)
+    session = await world.a_session()
+    lease = await world.running(session)
+    for number in range(2):
+        await world.settle(handed_back(lease))
+        assert await world.status(lease) is Status.READY
+        [lease] = await world.claim(session)
+        assert lease.hand_backs == number + 1
+
+    assert await world.settle(handed_back(lease)) == [OK]
+
+    record = await world.record(lease)
+    assert record.status is Status.FAILED
+    assert record.reason is not None
+    assert record.reason.startswith("poison: ")
+    assert (record.ended_at, record.payload) == (instant_of(world.clock.wall()), lease.envelope.payload)
+
+
+async def test_hand_back_bounded__uncounted_ones_are_free(world: World) -> None:
+    """What a worker held in reserve and gives back does not count, however often."""
+    world = world.under(max_hand_backs=2)
+    session = await world.a_session()
+    lease = await world.running(session)
+    for _ in range(5):
+        await world.settle(handed_back(lease, counts=False))
+        [lease] = await world.claim(session)
+
+    assert lease.hand_backs == 0
+
+
+async def test_hand_back_bounded__an_outcome_between(world: World) -> None:
+    """Hand-backs are counted since the last outcome."""
+    world = world.under(max_hand_backs=2)
+    session = await world.a_session()
+    lease = await world.running(session)
+    for settlement in (handed_back, handed_back, retried, handed_back, handed_back):
+        await world.settle(settlement(lease))
+        [lease] = await world.claim(session)
+
+    assert await world.status(lease) is Status.RUNNING
+
+
+async def test_settle_forgets_payload__a_success(world: World) -> None:
+    """A success keeps its result, and its payload goes: it may be large, and secret."""
+    lease = await world.running()
+
+    await world.settle(succeeded(lease))
+
+    record = await world.record(lease)
+    assert (record.result, record.payload) == (A_RESULT, None)
+
+
+@pytest.mark.parametrize("settlement", [failed, discarded, cancelled, retried])
+async def test_settle_forgets_payload__others_keep_it(world: World, settlement: SettlementOf) -> None:
+    """What may run again, by itself or by an operator's hand, keeps its payload and has no result."""
+    lease = await world.running()
+
+    await world.settle(settlement(lease))
+
+    record = await world.record(lease)
+    assert (record.result, record.payload) == (None, lease.envelope.payload)
