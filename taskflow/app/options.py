@@ -26,10 +26,10 @@ class EnqueueOptions(TypedDict, total=False):
     `queue`         the queue's name
     `priority`      -100 to 100, higher first
     `after`, `at`   seconds or a timedelta from now, or an aware datetime; the past means now
-    `expires`       seconds or a timedelta from now, after which no run begins
+    `expires`       seconds or a timedelta from now, after which no run begins; None undoes the job's own
     `max_attempts`  runs that may end in failure
     `retry`         the wait between attempts
-    `timeout`       seconds or a timedelta that one run may take
+    `timeout`       seconds or a timedelta that one run may take; None undoes the job's own
     `key`           dedupes against live jobs of the same queue and name, up to 200 bytes
     `on_conflict`   what becomes of a key that is taken: "keep" the standing job (default), "replace" it, or "raise" KeyConflict
     `keep_result`   seconds or a timedelta that a success is kept
@@ -40,10 +40,10 @@ class EnqueueOptions(TypedDict, total=False):
     priority: int
     after: float | timedelta
     at: datetime
-    expires: float | timedelta
+    expires: float | timedelta | None
     max_attempts: int
     retry: Backoff
-    timeout: float | timedelta
+    timeout: float | timedelta | None
     key: str
     on_conflict: Conflict
     keep_result: float | timedelta

@@ -22,7 +22,7 @@ running event loop of the process; several processes may share a store (memory e
 
 **register** makes a session known.
   [register_repeat] registering a living session again changes nothing.
-  [register_dead] a session that was reaped, or has left, stays dead: SessionLost.
+  [register_dead] a session that was reaped, or has left, stays dead: SessionLost, for `repeat_for` at least, and then is forgotten.
 
 **claim** leases up to `limit` ready jobs to a session.
   [claim_queues] from `queues` in that order, or, when it is empty, from every queue, starting from another one at each request.

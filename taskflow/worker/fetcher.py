@@ -6,6 +6,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from taskflow.broker import topics
@@ -23,34 +24,30 @@ FIRST_PAUSE: Final = 0.05
 LONGEST_PAUSE: Final = 2.0
 
 
-class Fetcher:
-    """One claim under way at a time, numbered: a claim whose answer was lost is asked again under its number.
+@dataclass(frozen=True)
+class Hands:
+    """Where a claim's leases go.
 
-    `start` takes a lease to its run; `give_back` takes one whose answer came later than `too_old` seconds after it was asked for.
+    `start` takes one to its run; `give_back` takes one whose answer came later than `too_old` seconds after it was asked for;
+    `on_lost` hears that the session is dead.
     """
 
-    def __init__(
-        self,
-        broker: Broker,
-        session: bytes,
-        queues: QueueChoice,
-        holdings: Holdings,
-        events: Events,
-        *,
-        start: Callable[[Lease], None],
-        give_back: Callable[[Lease], None],
-        too_old: float,
-        on_lost: Callable[[str], None],
-    ) -> None:
+    start: Callable[[Lease], None]
+    give_back: Callable[[Lease], None]
+    too_old: float
+    on_lost: Callable[[str], None]
+
+
+class Fetcher:
+    """One claim under way at a time, numbered: a claim whose answer was lost is asked again under its number."""
+
+    def __init__(self, broker: Broker, session: bytes, queues: QueueChoice, holdings: Holdings, events: Events, hands: Hands) -> None:
         self._broker = broker
         self._session = session
         self._queues = queues
         self._holdings = holdings
         self._events = events
-        self._start = start
-        self._give_back = give_back
-        self._too_old = too_old
-        self._on_lost = on_lost
+        self._hands = hands
         self.request = 0
 
     async def run(self) -> None:
@@ -59,7 +56,7 @@ class Fetcher:
                 while True:
                     await self._fetch(nudges)
         except SessionLost as error:
-            self._on_lost(str(error))
+            self._hands.on_lost(str(error))
 
     async def _fetch(self, nudges: Nudges) -> None:
         if not self._holdings.free:
@@ -68,7 +65,7 @@ class Fetcher:
         asked_at = time.monotonic()
         leases = await self._claim(self._queues.order(), self._holdings.free)
         # An answer that was long under way may be taken for a ghost's any moment, and run elsewhere.
-        take = self._start if time.monotonic() - asked_at < self._too_old else self._give_back
+        take = self._hands.start if time.monotonic() - asked_at < self._hands.too_old else self._hands.give_back
         for lease in leases:
             take(lease)
         if leases:

@@ -7,6 +7,7 @@ import errno
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Final
 
 from taskflow.broker import topics
@@ -22,14 +23,24 @@ RETRY_PAUSE: Final = 0.5
 LOST_DESCRIPTORS: Final = (errno.EBADF, errno.EINVAL)
 
 
-class Keeper:
-    """Beats until it is stopped, and passes on what it hears by calling back from its own thread.
+@dataclass(frozen=True)
+class Ears:
+    """Who hears what the keeper hears. It calls from its own thread.
 
-    `on_answer`   with every beat's answer
-    `on_trouble`  when a beat has not reached the broker, with how many in a row
-    `on_lost`     when the session is dead, or when it has not beaten for its whole ttl and must be taken for dead
-    `on_broken`   when the thread's own file descriptors are gone
+    `answer`   every beat's answer
+    `lost`     the session is dead, or has not beaten for its whole ttl and must be taken for dead
+    `trouble`  a beat has not reached the broker, with how many in a row
+    `broken`   the thread's own file descriptors are gone
     """
+
+    answer: Callable[[BeatAnswer], None]
+    lost: Callable[[str], None]
+    trouble: Callable[[str, int], None]
+    broken: Callable[[str], None]
+
+
+class Keeper:
+    """Beats until it is stopped. `seen` tells the highest claim request that has been answered."""
 
     def __init__(
         self,
@@ -38,20 +49,14 @@ class Keeper:
         holdings: Holdings,
         *,
         seen: Callable[[], int],
-        on_answer: Callable[[BeatAnswer], None],
-        on_lost: Callable[[str], None],
-        on_trouble: Callable[[str, int], None],
-        on_broken: Callable[[str], None],
+        ears: Ears,
         start_thread: StartThread,
     ) -> None:
         self._broker = broker
         self._session = session
         self._holdings = holdings
         self._seen = seen
-        self._on_answer = on_answer
-        self._on_lost = on_lost
-        self._on_trouble = on_trouble
-        self._on_broken = on_broken
+        self._ears = ears
         self._start_thread = start_thread
         self._stopping = threading.Event()
         self._nudge: Callable[[], None] = lambda: None
@@ -72,8 +77,8 @@ class Keeper:
             asyncio.run(self._main())
         except Exception as error:
             if isinstance(error, OSError) and error.errno in LOST_DESCRIPTORS:
-                self._on_broken(str(error))
-            self._on_lost(f"nobody beats for it any more: {type(error).__name__}: {error}")
+                self._ears.broken(str(error))
+            self._ears.lost(f"nobody beats for it any more: {type(error).__name__}: {error}")
 
     async def _main(self) -> None:
         try:
@@ -88,18 +93,18 @@ class Keeper:
         beaten_at, troubles = time.monotonic(), 0
         while not self._stopping.is_set():
             try:
-                self._on_answer(await self._beat())
+                self._ears.answer(await self._beat())
                 beaten_at, troubles = time.monotonic(), 0
                 pause = interval
             except SessionLost as error:
-                self._on_lost(str(error))
+                self._ears.lost(str(error))
                 return
             except BrokerUnavailable as error:
                 if time.monotonic() - beaten_at > self._session.ttl:
-                    self._on_lost(f"no beat has reached the broker for {self._session.ttl:g} s: {error}")
+                    self._ears.lost(f"no beat has reached the broker for {self._session.ttl:g} s: {error}")
                     return
                 troubles += 1
-                self._on_trouble(str(error), troubles)
+                self._ears.trouble(str(error), troubles)
                 pause = min(RETRY_PAUSE, interval)
             await wait(pause)
 

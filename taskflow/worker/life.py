@@ -18,9 +18,9 @@ from taskflow.model.session import Beat, BeatAnswer, Session
 from taskflow.model.verdict import HandedBack, Settlement
 from taskflow.worker.events import Broken, BrokerTrouble, Ended, Events, LeaseLost, SessionEnded, SessionOpened, StillRunning, WindingDown
 from taskflow.worker.executor import CANCELLED, LOST, WINDING_DOWN, Executor
-from taskflow.worker.fetcher import Fetcher
+from taskflow.worker.fetcher import Fetcher, Hands
 from taskflow.worker.holdings import Holding, Holdings
-from taskflow.worker.keeper import Keeper
+from taskflow.worker.keeper import Ears, Keeper
 from taskflow.worker.options import WorkerOptions
 from taskflow.worker.settler import Settler
 from taskflow.worker.upkeep import Upkeep
@@ -45,17 +45,9 @@ class Life:
         self._loop = asyncio.get_running_loop()
         self._holdings = Holdings(options.concurrency)
         self._settler = Settler(broker, self._holdings, events)
-        self._fetcher = Fetcher(
-            broker,
-            self._session.id,
-            options.queues,
-            self._holdings,
-            events,
-            start=self._start,
-            give_back=self._give_back,
-            too_old=options.ttl / 4,  # half the ghost time, which is half the ttl
-            on_lost=self._lose,
-        )
+        # An answer is too old after half the ghost time, which is half the ttl.
+        hands = Hands(self._start, self._give_back, options.ttl / 4, self._lose)
+        self._fetcher = Fetcher(broker, self._session.id, options.queues, self._holdings, events, hands)
         self._upkeep = Upkeep(broker, seams.chance, events)
         self._runs: dict[asyncio.Task[None], Holding] = {}
         self._attendants: list[asyncio.Task[None]] = []
@@ -72,15 +64,20 @@ class Life:
             self._session,
             self._holdings,
             seen=lambda: self._fetcher.request,
-            on_answer=lambda answer: self._in_loop(self._heed, answer),
-            on_lost=lambda why: self._in_loop(self._lose, why),
-            on_trouble=lambda why, times: self._in_loop(self._events.tell, BrokerTrouble("a beat", why, times)),
-            on_broken=lambda why: self._events.tell(Broken(why)),
+            ears=self._ears(),
             start_thread=self._seams.start_thread,
         )
         self._keeper.start()
         self._settling = self._attend(self._settler.run())
         self._attendants = [self._attend(self._upkeep.run()), self._attend(self._fetcher.run())]
+
+    def _ears(self) -> Ears:
+        return Ears(
+            answer=lambda answer: self._in_loop(self._heed, answer),
+            lost=lambda why: self._in_loop(self._lose, why),
+            trouble=lambda why, times: self._in_loop(self._events.tell, BrokerTrouble("a beat", why, times)),
+            broken=lambda why: self._events.tell(Broken(why)),
+        )
 
     async def wind_down(self, hurry: asyncio.Event) -> bool:
         """Stop claiming, let runs finish for the grace time (or until `hurry`), cancel and hand back what is left, leave.

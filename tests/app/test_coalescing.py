@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import time
 import traceback
 from collections.abc import Awaitable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from taskflow import BrokerUnavailable, JobHandle, Status, StoreFull, configure
 from taskflow.app.coalesce import MAX_BYTES, Coalescer
+from taskflow.app.current import default_app
 from taskflow.app.patience import pause_after
+from taskflow.broker.sqlite import SqliteBroker
 from tests.app.bench import Bench
 from tests.app.jobs import add, blob
 from tests.app.watched import Watched
@@ -186,6 +190,26 @@ async def test_a_store_that_does_not_answer_is_given_up(watched: Watched) -> Non
     watched.gate.clear()
     with pytest.raises(BrokerUnavailable, match=r"away for 0.1 s: it does not answer"):
         await add.delay(1)
+
+
+async def test_a_file_that_somebody_has_locked_is_given_up(tmp_path: Path) -> None:
+    """For real, on SQLite; and what was asked may have been done: here it is, once the lock is gone."""
+    path = tmp_path / "jobs.db"
+    broker = SqliteBroker(path)
+    with default_app().using(broker):
+        await add.delay(1)
+        stranger = sqlite3.connect(path, isolation_level=None)
+        stranger.execute("BEGIN IMMEDIATE")
+        configure(enqueue_timeout=0.2)
+        with pytest.raises(BrokerUnavailable, match=r"away for 0.2 s: it does not answer"):
+            await add.delay(2)
+        stranger.execute("ROLLBACK")
+        stranger.close()
+        configure(enqueue_timeout=30)
+        assert (await add.delay(3)).is_new
+        [queue] = await broker.console.queues()
+        assert queue.counts[Status.READY] == 3
+    await broker.close()
 
 
 async def test_nobody_waits_longer_for_those_who_came_before(watched: Watched) -> None:

@@ -92,12 +92,13 @@ async def test_a_limit_holds_for_jobs_that_are_declared_already(bench: Bench) ->
     await blob.delay(bytes(2_000))
 
 
-def test_the_implicit_default_is_told_once_by_its_absolute_path(app: App, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_implicit_default_is_told_once_by_its_absolute_path(app: App, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Not for each use, nor for each connection."""
     with caplog.at_level(logging.INFO, "taskflow"):
         first = app.broker()
         assert app.broker() is first
-        app.configure(enqueue_timeout=1)
-        app.broker()
+        await app.close()
+        assert app.broker() is not first
     [record] = caplog.records
     assert str(folder / "taskflow.db") in record.getMessage()
     assert "TASKFLOW_BROKER" in record.getMessage()

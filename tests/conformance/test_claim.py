@@ -52,6 +52,16 @@ async def test_register_dead__with_leases_still_to_be_released(world: World) -> 
         await world.broker.register(session)
 
 
+async def test_register_dead__as_long_as_calls_are_resent(world: World) -> None:
+    """A registration that was long under way does not revive it, leases or none."""
+    session = await world.a_session()
+    await world.reap(session)
+    await world.pass_time(world.rules.repeat_for - 1.0)
+
+    with pytest.raises(SessionLost):
+        await world.broker.register(session)
+
+
 async def test_register_dead__departed(world: World) -> None:
     """A session that has left stays away; its worker's next incarnation, of the same name, is another one."""
     session = await world.a_session("host:1")

@@ -3,11 +3,14 @@
 # ruff: noqa: ASYNC240 - a look at the disk holds up nothing but this test
 from __future__ import annotations
 
+import asyncio
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
+from taskflow.broker import topics
 from taskflow.broker.sqlite import SqliteBroker
 from taskflow.model.errors import BrokerError, BrokerRefused, BrokerUnavailable
 from tests.sqlite.support import NOBODY, Open, an_envelope, connected, envelopes, run_script
@@ -184,3 +187,42 @@ async def test_a_path_is_not_led_elsewhere_by_a_change_of_folder(
     monkeypatch.chdir("/")
     await broker.enqueue([an_envelope()])
     assert path.exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="to be another user than oneself takes root")
+async def test_two_users_share_a_file() -> None:
+    """Whoever may write the file may use all that lies beside it: both work, and wake each other."""
+    folder = Path("/tmp") / f"taskflow-{os.getpid()}-{os.urandom(4).hex()}"
+    folder.mkdir()
+    folder.chmod(0o777)
+    file = folder / "queue.db"
+    broker = SqliteBroker(file)
+    try:
+        file.touch()
+        file.chmod(0o666)
+        await broker.enqueue([an_envelope()])
+        script = """
+            import asyncio, concurrent.futures.thread, ctypes, os, sys
+            from taskflow.broker.sqlite import SqliteBroker
+            from tests.sqlite.support import an_envelope
+
+            async def main():
+                broker = SqliteBroker(sys.argv[1])
+                with broker.listen(["queues"]) as nudges:
+                    await nudges.wait(1.5)
+                    print(await broker.enqueue([an_envelope()]) != [])
+                await broker.close()
+
+            os.setgid(int(sys.argv[2])), os.setuid(int(sys.argv[2]))
+            asyncio.run(main())
+        """
+        with broker.listen([topics.ANY_QUEUE]) as nudges:
+            await nudges.wait(1.5)
+            environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+            said = asyncio.create_task(asyncio.to_thread(run_script, script, file, NOBODY, env=environment))
+            woken = await nudges.wait(10)
+            assert await said == "True\n"
+            assert woken
+    finally:
+        await broker.close()
+        shutil.rmtree(folder)

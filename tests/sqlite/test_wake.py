@@ -150,7 +150,7 @@ async def test_without_sockets_the_file_is_looked_at(broker: SqliteBroker, open_
     await broker.enqueue([an_envelope()])
     other = open_broker()
     await other.enqueue([an_envelope()])
-    monkeypatch.setattr(wake.Folder, "make", no_socket)
+    monkeypatch.setattr(wake.Folder, "bind", no_socket)
     with broker.listen([topics.ANY_QUEUE]) as nudges:
         await nudges.wait(0.5)
         await other.enqueue([an_envelope()])

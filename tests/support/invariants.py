@@ -94,11 +94,14 @@ class Witness:
         if is_lost:
             self._history.dead.add(session)
             self._changes_nothing = True
-        elif verb == "register" and session in self._history.dead:  # it has been dead for so long that it is forgotten
+        elif verb == "register" and session not in self._living():  # new, or dead for so long that it is forgotten
             self._history.dead.discard(session)
             self._history.answers.pop(session, None)
         elif verb != "register":
             assert session not in self._history.dead, f"a dead session may {verb}"
+
+    def _living(self) -> set[bytes]:
+        return set() if self._last is None else {worker.session.id for worker in self._last.workers if not worker.is_dying}
 
     def claimed(self, session: bytes, request: int, leases: Sequence[Lease], *, is_fresh: bool) -> None:
         """A new request gets what stands READY, under the next epoch and claim ids that never were; one sent again nothing more."""

@@ -126,6 +126,7 @@ async def the_options(moment: datetime) -> None:
     assert_type(resize.options(priority=5).options(timeout=1).delay_sync("a"), JobHandle[str])
     add.options(queue="math", priority=5, key="sum:1:2", expires=3600, timeout=10, keep_result=300, headers={"sent-by": "web"})
     add.options(after=timedelta(1), expires=timedelta(2), timeout=timedelta(3), keep_result=timedelta(4))
+    add.options(expires=None, timeout=None)
     add.options(at=moment, retry=Backoff(), on_conflict="keep").options(on_conflict="replace").options(on_conflict="raise")
     kept: EnqueueOptions = {"queue": "math", "key": "one"}
     assert_type(add.options(**kept).bind(1), Call[int])

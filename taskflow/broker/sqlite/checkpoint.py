@@ -38,7 +38,7 @@ class Checkpointer:
     def __init__(self, connection: sqlite3.Connection, place: Place) -> None:
         self._connection = connection
         self._log = place.beside("-wal")
-        self._lock = os.open(place.beside("-checkpoint"), os.O_CREAT | os.O_RDWR, 0o666)
+        self._lock = os.open(place.beside("-checkpoint"), os.O_CREAT | os.O_RDONLY, 0o666)
         self._commits = 0
         self._changes = connection.total_changes
         self._put_off_until = 0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import stat
 from dataclasses import dataclass
 from typing import Final
 
@@ -37,6 +39,13 @@ class Place:
 
     def beside(self, ending: str) -> str:
         return self.path + ending
+
+    def share(self, path: str) -> None:
+        """Let whoever may write the file use what we made beside it, as SQLite does with its own; else it is done without."""
+        with contextlib.suppress(OSError):
+            mode = stat.S_IMODE(os.stat(self.path).st_mode) & 0o666
+            is_folder = os.path.isdir(path)
+            os.chmod(path, mode | (mode & 0o444) >> 2 if is_folder else mode)
 
     def identity(self) -> tuple[int, int] | None:
         """Tells this file from another one that has taken its name; None when there is none."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
@@ -81,6 +80,8 @@ class Transactions:
     def abandon(self) -> None:
         """In a child after a fork: the connection is the parent's. It is kept for ever, since even closing it could harm the file."""
         if self._file is not None:
+            import ctypes  # ten milliseconds that only such a child pays
+
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._file.shelf.connection))
 
     # --- the file --------------------------------------------------------------------------------------------------
@@ -90,9 +91,16 @@ class Transactions:
             self.close()
             raise BrokerUnavailable(f"{self.place.path} was removed or replaced while it was open: a new one is opened at the next call")
         if self._file is None:
-            connection = open_file(self.place, self._sql, self._clock.steady())
-            self._file = _File(self.place, Shelf(connection, self._sql, self._clock, self._rules))
+            self._file = self._open()
         return self._file
+
+    def _open(self) -> _File:
+        connection = open_file(self.place, self._sql, self._clock.steady())
+        try:
+            return _File(self.place, Shelf(connection, self._sql, self._clock, self._rules))
+        except OSError as error:
+            connection.close()
+            raise BrokerUnavailable(f"{self.place.path}: {error}") from error
 
     def _admits(self, work: Work) -> bool:
         """While the ballast is gone the room that is left belongs to settlements, however much an enqueue would find."""

@@ -36,11 +36,23 @@ class Folder:
     """Where the listeners of a file have their sockets."""
 
     def __init__(self, place: Place) -> None:
+        self._place = place
         self._path = place.beside("-wake")
         self._descriptor: int | None = None
 
-    def make(self) -> None:
-        os.makedirs(self._path, exist_ok=True)
+    def bind(self, name: str) -> socket.socket:
+        """A new socket in it. OSError where there can be none."""
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(self._path)
+            self._place.share(self._path)
+        bound = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            bound.bind(self.address(name))
+        except OSError:
+            bound.close()
+            raise
+        self._place.share(os.path.join(self._path, name))
+        return bound
 
     def names(self) -> list[str]:
         try:
@@ -134,12 +146,9 @@ class Listener:
     def _bind(self) -> socket.socket | None:
         """Without one (a file system that has no sockets) the file is looked at more often."""
         name = f"{os.getpid()}-{os.urandom(6).hex()}"
-        bound = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
-            self._folder.make()
-            bound.bind(self._folder.address(name))
+            bound = self._folder.bind(name)
         except OSError:
-            bound.close()
             return None
         bound.settimeout(POLL_EVERY)
         self.name = name

@@ -1,0 +1,138 @@
+"""Commands as processes, whose output is waited for line by line."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+# For a machine with much else to do. What takes this long has hung.
+PATIENCE = 60.0
+
+# Frames of what the user has not written. A Ctrl-C while Python itself, or the bare package, is being loaded is Python's to tell.
+OUR_FRAMES = re.compile(r'File ".*/taskflow/(?:cli|worker|app|broker|model)/')
+
+
+class Running:
+    """A process; `said` is its output so far, standard output and error together."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self._lines: list[str] = []
+        self._arrived = threading.Condition()
+        streams = [stream for stream in (process.stdout, process.stderr) if stream is not None]
+        self._readers = [threading.Thread(target=self._read, args=(stream,), daemon=True) for stream in streams]
+        for reader in self._readers:
+            reader.start()
+
+    @property
+    def said(self) -> str:
+        return "".join(self._lines)
+
+    def wait_for(self, pattern: str, times: int = 1) -> None:
+        """Until lines with the pattern have come so often."""
+        give_up_at = time.monotonic() + PATIENCE
+        with self._arrived:
+            while sum(bool(re.search(pattern, line)) for line in self._lines) < times:
+                left = give_up_at - time.monotonic()
+                assert left > 0, f"{pattern!r} was not said: {self.said}"
+                assert self.process.poll() is None or any(reader.is_alive() for reader in self._readers), (
+                    f"ended with {self.process.returncode} before it said {pattern!r}: {self.said}"
+                )
+                self._arrived.wait(min(left, 0.1))
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def end(self) -> int:
+        """Its exit code, once it has ended."""
+        code = self.process.wait(PATIENCE)
+        for reader in self._readers:
+            reader.join(PATIENCE)
+        return code
+
+    def _read(self, stream: IO[str]) -> None:
+        with stream:
+            for line in stream:
+                with self._arrived:
+                    self._lines.append(line)
+                    self._arrived.notify_all()
+
+
+class Shell:
+    """A folder and the processes started in it. Their broker is the file queue.db there, unless the environment says otherwise."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.environment = {**os.environ, "TASKFLOW_BROKER": "sqlite:///queue.db", "PYTHONPATH": "", "PYTHONUNBUFFERED": "1"}
+        self._started: list[Running] = []
+
+    def write(self, path: str, source: str) -> None:
+        file = self.folder / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(textwrap.dedent(source))
+
+    def start(self, *arguments: str, **more: Any) -> Running:
+        """`python ARGUMENTS`, not waited for."""
+        command = [sys.executable, *arguments]
+        process = subprocess.Popen(
+            command, cwd=self.folder, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more
+        )
+        self._started.append(Running(process))
+        return self._started[-1]
+
+    def taskflow(self, *arguments: str) -> Running:
+        return self.start("-m", "taskflow", *arguments)
+
+    def worker(self, *arguments: str) -> Running:
+        """One of the module `tasks`, once it works."""
+        started = self.taskflow("worker", "tasks", *arguments)
+        started.wait_for("working as")
+        return started
+
+    def run(self, *arguments: str, code: int = 0) -> str:
+        """`python ARGUMENTS` to its end; what it said."""
+        running = self.start(*arguments)
+        ended = running.end()
+        assert ended == code, f"exit code {ended}: {running.said}"
+        return running.said
+
+    def send(self, *calls: str) -> None:
+        """Calls of jobs of the module `tasks`, sent from a process of its own: `shell.send("add.bind(1)")`."""
+        self.run("-c", f"import tasks\nfrom tasks import *\nfrom taskflow import enqueue_sync\nenqueue_sync([{', '.join(calls)}])")
+
+    def counts(self) -> dict[str, int]:
+        """How many jobs are in each state, of those states that have any."""
+        queues = json.loads(self.run("-m", "taskflow", "queues", "--json"))
+        totals: dict[str, int] = {}
+        for queue in queues:
+            for status, count in queue["counts"].items():
+                totals[status] = totals.get(status, 0) + count
+        return {status: count for status, count in totals.items() if count}
+
+    def ledger(self) -> list[str]:
+        """What jobs have written down, a line a run."""
+        file = self.folder / "ledger"
+        return file.read_text().splitlines() if file.exists() else []
+
+    def kill_all(self) -> None:
+        for running in self._started:
+            if running.process.poll() is None:
+                running.process.kill()
+            running.end()
+
+
+def ended_clearly(running: Running, codes: Sequence[int]) -> None:
+    """With one of these exit codes, and without a traceback of ours."""
+    code = running.end()
+    assert code in codes, f"exit code {code}: {running.said}"
+    assert not OUR_FRAMES.search(running.said), running.said

@@ -1,0 +1,90 @@
+"""A store with jobs in every state, made by the broker's own verbs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from taskflow.broker.protocol import Broker
+from taskflow.model.envelope import Envelope, Lease
+from taskflow.model.ids import IdFactory, id_text
+from taskflow.model.session import Session
+from tests.support.verdicts import AN_ERROR, cancelled, failed, handed_back, retried, succeeded
+
+HAND_BACKS_TO_POISON = 11
+
+
+@dataclass(frozen=True)
+class Stock:
+    """Ids as text. Two jobs are ready in the queue "mail", all others are in "default"."""
+
+    ready: list[str]
+    scheduled: str
+    running: str
+    succeeded: str
+    failed: str
+    poison: str
+    cancelled: str
+
+    @property
+    def all(self) -> list[str]:
+        """The newest first: in the order of their ids."""
+        return sorted([*self.ready, self.scheduled, self.running, self.succeeded, self.failed, self.poison, self.cancelled], reverse=True)
+
+
+async def a_stock(broker: Broker) -> Stock:
+    worker = _Worker(broker)
+    await worker.begin()
+    [won] = await worker.take(await worker.add(job="good"))
+    await broker.settle([succeeded(won)])
+    [lost] = await worker.take(await worker.add(job="bad", max_attempts=2))
+    await broker.settle([retried(lost)])
+    [lost] = await worker.take([lost.envelope])
+    await broker.settle([failed(lost)])
+    poisoned = await worker.add(job="bad")
+    for _ in range(HAND_BACKS_TO_POISON):
+        [back] = await worker.take(poisoned)
+        await broker.settle([handed_back(back)])
+    [given_up] = await worker.take(await worker.add(job="bad"))
+    await broker.settle([cancelled(given_up, "no longer needed")])
+    [later] = await worker.add(job="late", after=3600.0)
+    [busy] = await worker.take(await worker.add(job="long", headers={"from": "web"}))
+    ready = [*await worker.add(job="send", queue="mail"), *await worker.add(job="send", queue="mail", priority=5)]
+    return Stock(
+        ready=[id_text(envelope.id) for envelope in ready],
+        scheduled=id_text(later.id),
+        running=id_text(busy.envelope.id),
+        succeeded=id_text(won.envelope.id),
+        failed=id_text(lost.envelope.id),
+        poison=id_text(poisoned[0].id),
+        cancelled=id_text(given_up.envelope.id),
+    )
+
+
+class _Worker:
+    """Takes one job at a time, by hand."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self._session = Session(id=b"somebody's worker"[:16], name="somewhere:1", queues=("default",), concurrency=7, ttl=3600.0)
+        self._request = 0
+        self._new_id = IdFactory()
+
+    async def begin(self) -> None:
+        await self._broker.register(self._session)
+
+    async def add(self, **fields: Any) -> list[Envelope]:
+        envelope = Envelope(**{"id": self._new_id(), "payload": SECRET_ARGUMENTS, **fields})
+        await self._broker.enqueue([envelope])
+        return [envelope]
+
+    async def take(self, expected: Sequence[Envelope]) -> list[Lease]:
+        self._request += 1
+        leases = await self._broker.claim(self._session.id, self._request, ["default"], 1)
+        assert [lease.envelope.id for lease in leases] == [envelope.id for envelope in expected]
+        return leases
+
+
+SECRET_ARGUMENTS = b"\x01the arguments, which nobody is to see"
+ERROR = AN_ERROR

@@ -1,0 +1,195 @@
+"""`taskflow retry | cancel | purge | pause | resume`: what an operator does to a store."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from taskflow.broker.protocol import Broker
+from taskflow.cli import act
+from taskflow.model.envelope import Envelope
+from taskflow.model.ids import IdFactory, id_text, key_digest
+from taskflow.model.session import Session
+from tests.cli.inprocess import Cli
+from tests.cli.stock import Stock
+from tests.support.verdicts import failed
+
+NOBODY = id_text(bytes(16))
+
+
+def statuses(cli: Cli, *ids: str) -> list[Any]:
+    records = cli.json("jobs", *ids) if all(ids) else []
+    return [record and record["status"] for record in records]
+
+
+def everything(cli: Cli) -> dict[str, str]:
+    return {job["id"]: job["status"] for job in cli.json("jobs")}
+
+
+# --- retry -----------------------------------------------------------------------------------------------------------
+
+
+def test_retry_takes_every_failed_job(cli: Cli, stock: Stock) -> None:
+    assert cli("retry").out.splitlines()[-1] == "retried 2"
+    assert statuses(cli, stock.failed, stock.poison, stock.cancelled) == ["ready", "ready", "cancelled"]
+    [again] = cli.json("jobs", stock.failed)
+    assert (again["failures"], again["attempt"], len(again["errors"])) == (0, 1, 2)
+
+
+def test_retry_takes_what_the_filters_choose(cli: Cli, stock: Stock) -> None:
+    cli("retry", "--poison")
+    assert statuses(cli, stock.failed, stock.poison) == ["failed", "ready"]
+    cli("retry", "--status", "cancelled", "--job", "bad", "--queue", "default")
+    assert statuses(cli, stock.failed, stock.cancelled) == ["failed", "ready"]
+    assert cli("retry", "--ended-before", "3600").out.splitlines()[-1] == "retried 0"
+
+
+def test_retry_by_id_tells_of_each_that_it_cannot(cli: Cli, stock: Stock) -> None:
+    said = cli("retry", stock.failed, stock.succeeded, stock.running, code=1)
+    assert said.out == "retried 1\n"
+    assert said.err.splitlines() == [
+        f"taskflow: {stock.succeeded} was not retried: it has succeeded, and its payload is gone",
+        f"taskflow: {stock.running} was not retried: it has not ended",
+    ]
+    said = cli("retry", stock.poison, NOBODY, code=4)
+    assert said.out == "retried 1\n"
+    assert f"{NOBODY} was not retried: it is unknown" in said.err
+    assert cli("retry", stock.cancelled, stock.cancelled).out == "retried 1\n"
+
+
+def test_retry_tells_of_a_key_that_is_taken(cli: Cli) -> None:
+    """In bulk too: exit code 1, since not all that was asked for is done."""
+    job_id = cli.with_broker(_failed_with_its_key_taken)
+    said = cli("retry", code=1)
+    assert said.out.splitlines()[-1] == "retried 0"
+    assert said.err == "taskflow: 1 were not retried: another live job has its key\n"
+    assert "another live job has its key" in cli("retry", job_id, code=1).err
+
+
+async def _failed_with_its_key_taken(broker: Broker) -> str:
+    new_id, session = IdFactory(), Session(id=bytes(16), name="a worker")
+    first, second = (Envelope(id=new_id(), job="work", payload=b"", key=key_digest("default", "work", "k")) for _ in range(2))
+    await broker.register(session)
+    await broker.enqueue([first])
+    [lease] = await broker.claim(session.id, 1, [], 1)
+    await broker.settle([failed(lease)])
+    await broker.enqueue([second])
+    return id_text(first.id)
+
+
+# --- cancel ----------------------------------------------------------------------------------------------------------
+
+
+def test_cancel_takes_all_that_lives(cli: Cli, stock: Stock) -> None:
+    """What waits is cancelled, what runs is asked to stop."""
+    assert cli("cancel").out.splitlines()[-1] == "cancelled 4"
+    assert statuses(cli, *stock.ready, stock.scheduled, stock.running) == ["cancelled", "cancelled", "cancelled", "running"]
+    [asked] = cli.json("jobs", stock.running)
+    assert asked["cancel_requested"] is True
+
+
+def test_cancel_takes_what_the_filters_choose(cli: Cli, stock: Stock) -> None:
+    assert cli("cancel", "--queue", "mail").out.splitlines()[-1] == "cancelled 2"
+    assert statuses(cli, stock.scheduled) == ["scheduled"]
+    assert cli("cancel", "--status", "scheduled", "--job", "late").out.splitlines()[-1] == "cancelled 1"
+
+
+def test_cancel_by_id_tells_of_each_that_it_cannot(cli: Cli, stock: Stock) -> None:
+    said = cli("cancel", stock.scheduled, stock.failed, code=1)
+    assert said.out == "cancelled 1\n"
+    assert said.err == f"taskflow: {stock.failed} was not cancelled: it has failed already\n"
+    assert f"{NOBODY} was not cancelled: it is unknown" in cli("cancel", NOBODY, code=4).err
+
+
+# --- purge -----------------------------------------------------------------------------------------------------------
+
+
+def test_purge_drops_what_has_ended(cli: Cli, stock: Stock) -> None:
+    assert cli("purge").out.splitlines()[-1] == "purged 4"
+    assert set(everything(cli).values()) == {"ready", "scheduled", "running"}
+
+
+def test_purge_drops_what_the_filters_choose(cli: Cli, stock: Stock) -> None:
+    cli("purge", "--status", "ready", "--status", "failed", "--queue", "mail")
+    assert set(stock.all) - set(everything(cli)) == set(stock.ready)
+    cli("purge", "--poison")
+    assert stock.poison not in everything(cli)
+    assert stock.failed in everything(cli)
+    assert cli("purge", "--ended-before", "3600").out.splitlines()[-1] == "purged 0"
+
+
+def test_purge_takes_no_ids(cli: Cli, stock: Stock) -> None:
+    """It once took them, and cancelled the jobs."""
+    cli("purge", stock.scheduled, code=2)
+    assert everything(cli)[stock.scheduled] == "scheduled"
+
+
+# --- what they have in common ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("command", "would"), [(["retry"], 2), (["cancel"], 4), (["purge"], 4), (["purge", "--queue", "mail", "--status", "ready"], 2)]
+)
+def test_a_dry_run_counts_and_changes_nothing(cli: Cli, stock: Stock, command: list[str], would: int) -> None:
+    before = everything(cli)
+    assert cli(*command, "--dry-run").out == f"would {command[0]} {would}\n"
+    assert everything(cli) == before
+    assert cli(*command).out.splitlines()[-1].split()[-1] == str(would)
+
+
+def test_a_dry_run_by_id_counts_those_that_it_could_be_done_to(cli: Cli, stock: Stock) -> None:
+    assert cli("retry", stock.failed, "--dry-run").out == "would retry 1\n"
+    assert cli("retry", stock.failed, stock.succeeded, "--dry-run", code=1).out == "would retry 1\n"
+    assert cli("cancel", stock.scheduled, NOBODY, "--dry-run", code=4).out == "would cancel 1\n"
+    assert statuses(cli, stock.failed, stock.scheduled) == ["failed", "scheduled"]
+
+
+@pytest.mark.parametrize(("command", "status"), [("retry", "succeeded"), ("retry", "ready"), ("cancel", "failed"), ("purge", "running")])
+def test_what_cannot_be_done_to_a_status_is_refused(cli: Cli, stock: Stock, command: str, status: str) -> None:
+    before = everything(cli)
+    assert f"{command} --status {status}: it can be done to jobs that are" in cli(command, "--status", status, code=2).err
+    assert everything(cli) == before
+
+
+@pytest.mark.parametrize("command", ["retry", "cancel", "purge"])
+def test_a_queue_that_never_was_is_not_found(cli: Cli, stock: Stock, command: str) -> None:
+    assert "no job has ever been in queue 'mial'; did you mean mail?" in cli(command, "--queue", "mial", code=4).err
+
+
+def test_ids_and_filters_together_are_refused(cli: Cli, stock: Stock) -> None:
+    for command in ("retry", "cancel"):
+        for filters in (["--queue", "mail"], ["--job", "x"], ["--status", "failed"], ["--ended-before", "1"], ["--poison"]):
+            assert f"leave out {filters[0]}" in cli(command, stock.failed, *filters, code=2).err
+    assert "is not a job id" in cli("cancel", "x", code=2).err
+
+
+def test_progress_is_told_page_by_page(cli: Cli, stock: Stock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(act, "PAGE", 1)
+    assert cli("cancel").out.splitlines() == ["1 of 4 done", "2 of 4 done", "3 of 4 done", "4 of 4 done", "cancelled 4"]
+    assert cli("purge", "--status", "cancelled").out.splitlines()[-2:] == ["4 of 4 done", "purged 4"]
+    assert cli("retry").out.splitlines() == ["1 of 2 done", "2 of 2 done", "retried 2"]
+
+
+# --- pause, resume -----------------------------------------------------------------------------------------------------
+
+
+def test_a_paused_queue_is_worked_again_once_it_is_resumed(cli: Cli, stock: Stock) -> None:
+    assert cli("pause", "mail", "default").out == "paused mail\npaused default\n"
+    assert {queue["name"]: queue["paused"] for queue in cli.json("queues")} == {"default": True, "mail": True}
+    assert "mail (paused)" in cli("queues").out
+    assert cli("resume", "mail").out == "resumed mail\n"
+    assert {queue["name"]: queue["paused"] for queue in cli.json("queues")} == {"default": True, "mail": False}
+
+
+def test_a_queue_may_be_paused_before_its_first_job(cli: Cli, stock: Stock) -> None:
+    """It is said all the same: more often the name is mistyped."""
+    said = cli("pause", "mial")
+    assert said.out == "paused mial\n"
+    assert "did you mean mail?" in said.err
+    assert cli("pause", "mial").err == ""
+
+
+def test_nothing_is_paused_when_one_of_the_names_cannot_be(cli: Cli, stock: Stock) -> None:
+    assert "queue 'a b'" in cli("pause", "mail", "a b", code=2).err
+    assert not any(queue["paused"] for queue in cli.json("queues"))

@@ -1,0 +1,126 @@
+"""The worker's log: for people, and a JSON object a line for programs."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.cli.inprocess import Cli
+
+TASKS = """
+import logging, warnings
+from taskflow import JobContext, job
+
+log = logging.getLogger("shop")
+
+@job(queue="mail", max_attempts=1)
+async def greet(ctx: JobContext, secret: str) -> str:
+    log.info("in the async job %s", ctx.job_id)
+    return "the result, secret too"
+
+@job(max_attempts=1)
+def greet_in_a_thread(secret: str) -> str:
+    log.warning("in the thread")
+    try:
+        raise OSError("a detail")
+    except OSError:
+        log.exception("with its error")
+    log.info("%d does not fit", "this")
+    warnings.warn("an old way", DeprecationWarning)
+    return "the result, secret too"
+
+@job(max_attempts=1)
+def fail(secret: str) -> None:
+    raise ValueError("as asked")
+"""
+
+SECRET = "4711-not-for-logs"
+
+
+@pytest.fixture
+def lines(cli: Cli) -> list[dict[str, Any]]:
+    """What a draining worker logs as JSON."""
+    tasks = _sent(cli)
+    del tasks
+    said = cli("worker", "tasks", "--drain", "--log-format", "json", "--log-level", "debug", code=1)
+    return [json.loads(line) for line in said.err.splitlines()]
+
+
+def _sent(cli: Cli) -> Any:
+    cli.write("tasks.py", TASKS)
+    tasks = cli.load("tasks")
+    for job in (tasks.greet, tasks.greet_in_a_thread, tasks.fail):
+        job.delay_sync(SECRET)
+    return tasks
+
+
+def of_job(lines: list[dict[str, Any]], job: str, logger: str) -> list[dict[str, Any]]:
+    return [line for line in lines if line.get("job") == job and line["logger"] == logger]
+
+
+@pytest.mark.filterwarnings("default::DeprecationWarning")
+def test_every_line_is_an_object_that_says_when_what_and_where_from(lines: list[dict[str, Any]]) -> None:
+    for line in lines:
+        assert {"time", "level", "logger", "message"} <= line.keys()
+        assert line["time"].endswith("+00:00")
+    assert any(line["logger"] == "py.warnings" and "an old way" in line["message"] for line in lines)
+    assert any("does not fit" in line["message"] and "'this'" not in line["message"] for line in lines)
+
+
+@pytest.mark.filterwarnings("default::DeprecationWarning")
+def test_lines_about_a_job_carry_its_fields(lines: list[dict[str, Any]]) -> None:
+    for job, queue, words in (
+        ("tasks.greet", "mail", "succeeded"),
+        ("tasks.greet_in_a_thread", "default", "succeeded"),
+        ("tasks.fail", "default", "failed for good: ValueError: as asked"),
+    ):
+        [ended] = [line for line in of_job(lines, job, "taskflow.worker") if words in line["message"]]
+        assert (ended["queue"], ended["attempt"]) == (queue, 1)
+        assert ended["job_id"] in ended["message"]
+
+
+@pytest.mark.filterwarnings("default::DeprecationWarning")
+def test_a_jobs_own_lines_carry_its_fields_too(lines: list[dict[str, Any]]) -> None:
+    """From the loop and from a thread; through the root logger's own format, without the job's doing."""
+    [inside] = of_job(lines, "tasks.greet", "shop")
+    assert inside["message"] == f"in the async job {inside['job_id']}"
+    assert (inside["queue"], inside["attempt"]) == ("mail", 1)
+    in_thread = of_job(lines, "tasks.greet_in_a_thread", "shop")
+    assert [line["message"] for line in in_thread[:2]] == ["in the thread", "with its error"]
+    assert "OSError: a detail" in in_thread[1]["error"]
+    assert len({line["job_id"] for line in in_thread}) == 1
+
+
+@pytest.mark.filterwarnings("default::DeprecationWarning")
+def test_lines_of_no_job_carry_none(lines: list[dict[str, Any]]) -> None:
+    [first] = [line for line in lines if line["message"].startswith("broker ")]
+    assert first.keys() == {"time", "level", "logger", "message"}
+
+
+@pytest.mark.filterwarnings("default::DeprecationWarning")
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_neither_arguments_nor_results_are_logged(cli: Cli, form: str) -> None:
+    _sent(cli)
+    said = cli("worker", "tasks", "--drain", "--log-format", form, "--log-level", "debug", code=1)
+    assert SECRET not in said.err + said.out
+    assert "secret too" not in said.err + said.out
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_text_lines_of_a_job_end_with_whose_they_are(cli: Cli) -> None:
+    _sent(cli)
+    said = cli("worker", "tasks", "--drain", code=1)
+    [record] = [job for job in cli.json("jobs") if job["job"] == "tasks.greet"]
+    assert f"in the async job {record['id']}  [tasks.greet {record['id']}]\n" in said.err
+    assert f"tasks.greet {record['id']} (attempt 1, queue mail) succeeded after " in said.err
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_level_leaves_out_what_is_below_it(cli: Cli) -> None:
+    _sent(cli)
+    said = cli("worker", "tasks", "--drain", "--log-level", "error", code=1)
+    assert "failed for good" in said.err
+    assert "WARNING" not in said.err
+    assert "INFO" not in said.err

@@ -1,0 +1,231 @@
+"""`taskflow worker`: what it imports, works, says and comes to."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from typing import Any
+
+import pytest
+
+from tests.cli.inprocess import Cli
+
+TASKS = """
+import asyncio
+from taskflow import Backoff, Discard, JobContext, job
+
+ran: list[str] = []
+
+class Slots:
+    taken = 0
+    most = 0
+    barrier: asyncio.Barrier | None = None
+
+@job
+async def note(ctx: JobContext, text: str = "") -> None:
+    ran.append(text or ctx.queue)
+
+@job(queue="mail")
+def send(to: str) -> None:
+    ran.append(to)
+
+@job(max_attempts=1)
+async def fail() -> None:
+    raise ValueError("as asked")
+
+@job
+async def discard() -> None:
+    raise Discard("no use")
+
+@job(retry=Backoff(base=0))
+async def recover(ctx: JobContext) -> None:
+    if ctx.attempt == 1:
+        raise OSError("once")
+
+@job
+async def meet(at_one_time: int) -> None:
+    Slots.barrier = Slots.barrier or asyncio.Barrier(at_one_time)
+    Slots.taken += 1
+    Slots.most = max(Slots.most, Slots.taken)
+    await Slots.barrier.wait()
+    Slots.taken -= 1
+"""
+
+
+@pytest.fixture
+def tasks(cli: Cli) -> Any:
+    cli.write("app/tasks.py", TASKS)
+    return cli.load("app.tasks")
+
+
+# --- modules -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_jobs_of_several_modules_are_worked(cli: Cli) -> None:
+    for name in ("first", "second"):
+        cli.write(f"{name}.py", f"from taskflow import job\nran = []\n@job\nasync def work(): ran.append({name!r})")
+    first, second = cli.load("first"), cli.load("second")
+    first.work.delay_sync()
+    second.work.delay_sync()
+    said = cli("worker", "first", "second", "--drain")
+    assert (first.ran, second.ran) == (["first"], ["second"])
+    assert "jobs: first.work, second.work" in said.err
+
+
+def test_all_submodules_of_a_package_are_imported(cli: Cli) -> None:
+    cli.write("app/__init__.py", "")
+    cli.write("app/a.py", "from taskflow import job\n@job\ndef one(): pass")
+    cli.write("app/deep/b.py", "from taskflow import job\n@job\ndef two(): pass")
+    cli.write("app/__main__.py", "raise SystemExit('a package is not run')")
+    assert "jobs: app.a.one, app.deep.b.two\n" in cli("worker", "app", "--all-submodules", "--drain").err
+
+
+def test_the_current_folder_is_where_modules_are_looked_for_first(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when Python was started elsewhere, and has another module of that name on its path."""
+    cli.write("elsewhere/tasks.py", "")
+    monkeypatch.syspath_prepend(cli.folder / "elsewhere")
+    cli.write("tasks.py", "from taskflow import job\n@job\ndef here(): pass")
+    assert "jobs: tasks.here\n" in cli("worker", "tasks", "--drain").err
+
+
+def test_the_first_lines_tell_where_and_what(cli: Cli, tasks: Any) -> None:
+    said = cli("worker", "app.tasks", "--queues", "mail=3,default=1", "--concurrency", "7", "--drain")
+    told = [line.split("INFO", 1)[1].strip() for line in said.err.splitlines()]
+    assert told[:3] == [
+        "broker sqlite:///queue.db, namespace taskflow",
+        "queues: mail=3, default=1; 7 jobs at one time",
+        "jobs: app.tasks.discard, app.tasks.fail, app.tasks.meet, app.tasks.note, app.tasks.recover, app.tasks.send",
+    ]
+    assert told[3].startswith("working as ")
+
+
+def test_the_namespace_told_is_the_urls(cli: Cli, tasks: Any) -> None:
+    said = cli("worker", "app.tasks", "--broker", "sqlite:///queue.db?namespace=shop", "--drain")
+    assert "broker sqlite:///queue.db?namespace=shop, namespace shop\n" in said.err
+
+
+# --- queues and slots --------------------------------------------------------------------------------------------------
+
+
+def test_strict_queues_are_worked_in_order_and_others_are_left(cli: Cli, tasks: Any) -> None:
+    for queue in ("other", "second", "first", "second", "first"):
+        tasks.note.options(queue=queue).delay_sync()
+    said = cli("worker", "app.tasks", "--queues", "first,second", "--concurrency", "1", "--drain")
+    assert tasks.ran == ["first", "first", "second", "second"]
+    assert said.out == "", "what is in other queues is not its business"
+    assert cli.json("queues")[1]["counts"]["ready"] == 1
+
+
+def test_weighted_queues_get_their_shares_and_none_starves(cli: Cli, tasks: Any) -> None:
+    """Of the first 100 draws about 75 are the heavier queue's: more than 20 off happens once in 200,000 times."""
+    for queue in ("heavy", "light"):
+        for _ in range(100):
+            tasks.note.options(queue=queue).delay_sync()
+    cli("worker", "app.tasks", "--queues", "heavy=3,light=1", "--concurrency", "1", "--drain")
+    assert 55 <= tasks.ran[:100].count("heavy") <= 95
+    assert len(tasks.ran) == 200
+
+
+def test_so_many_jobs_run_at_one_time_and_no_more(cli: Cli, tasks: Any) -> None:
+    for _ in range(9):
+        tasks.meet.delay_sync(3)
+    cli("worker", "app.tasks", "--concurrency", "3", "--drain")
+    assert tasks.Slots.most == 3
+
+
+def test_a_queue_that_nobody_knows_is_doubted_and_worked(cli: Cli, tasks: Any) -> None:
+    """It may come yet."""
+    said = cli("worker", "app.tasks", "--queues", "mial", "--drain")
+    assert "no job has been in queue mial, and none here names it; did you mean mail?" in said.err
+    tasks.note.options(queue="own").delay_sync()
+    assert "none here names it" not in cli("worker", "app.tasks", "--queues", "own,mail", "--drain").err
+
+
+# --- drain -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_drained_worker_ends_with_0(cli: Cli, tasks: Any) -> None:
+    """Also when a job has failed on its way to success."""
+    tasks.recover.delay_sync()
+    tasks.send.delay_sync("you")
+    said = cli("worker", "app.tasks", "--drain")
+    assert "failed, again in 0.0 s: OSError: once" in said.err
+    assert {job["status"] for job in cli.json("jobs")} == {"succeeded"}
+
+
+@pytest.mark.parametrize("which", ["fail", "discard"])
+def test_a_drained_worker_ends_with_1_when_a_job_that_it_ran_has_failed(cli: Cli, tasks: Any, which: str) -> None:
+    getattr(tasks, which).delay_sync()
+    tasks.note.delay_sync()
+    cli("worker", "app.tasks", "--drain", code=1)
+    assert cli("worker", "app.tasks", "--drain").out == "", "it was another worker's"
+
+
+def test_drain_waits_for_what_is_due_within_the_horizon(cli: Cli, tasks: Any) -> None:
+    tasks.note.options(after=0.3).delay_sync("soon")
+    tasks.note.options(after=3600).delay_sync("late")
+    said = cli("worker", "app.tasks", "--drain")
+    assert tasks.ran == ["soon"]
+    assert said.out == "left in default: 1 scheduled\n"
+
+
+def test_drain_waits_no_longer_than_it_is_told_to(cli: Cli, tasks: Any) -> None:
+    tasks.note.options(after=50).delay_sync("within the default horizon")
+    said = cli("worker", "app.tasks", "--drain", "--drain-horizon", "10")
+    assert tasks.ran == []
+    assert said.out == "left in default: 1 scheduled\n"
+
+
+def test_drain_leaves_what_waits_in_a_paused_queue(cli: Cli, tasks: Any) -> None:
+    """Nobody may take it: to wait for it could be for ever."""
+    tasks.send.delay_sync("nobody")
+    tasks.send.options(after=1).delay_sync("nobody")
+    cli("pause", "mail")
+    assert cli("worker", "app.tasks", "--drain").out == "left in mail (paused): 1 scheduled, 1 ready\n"
+    assert tasks.ran == []
+
+
+# --- what it leaves behind in a process that calls it --------------------------------------------------------------------
+
+
+def test_logging_is_left_as_it_was(cli: Cli, tasks: Any) -> None:
+    root = logging.getLogger()
+    before = (root.level, list(root.handlers))
+    cli("worker", "app.tasks", "--drain", "--log-level", "debug")
+    assert (root.level, list(root.handlers)) == before
+
+
+def test_a_jobs_own_lifespan_error_is_the_users_traceback(cli: Cli) -> None:
+    """The application's lifespan fails: what is shown is where, in its own file."""
+    source = """
+        from contextlib import asynccontextmanager
+        from taskflow import configure, job
+
+        @asynccontextmanager
+        async def resources():
+            raise OSError("the pool is not there")
+            yield
+
+        configure(lifespan=resources)
+
+        @job
+        def work() -> None: ...
+    """
+    cli.write("tasks.py", source)
+    said = cli("worker", "tasks", "--drain", code=1)
+    shown = said.err[said.err.index("Traceback") :]
+    assert 'raise OSError("the pool is not there")' in shown
+    assert "taskflow/" not in shown
+    cli.load("taskflow.app.current").default_app().configure()
+
+
+def test_a_signal_before_there_is_work_ends_it(cli: Cli) -> None:
+    """While modules are imported, which may take long: 128 and the signal's number, and not a word."""
+    source = """
+        import os, signal
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("not reached")
+    """
+    cli.write("tasks.py", source)
+    said = cli("worker", "tasks", code=128 + signal.SIGTERM)
+    assert said.err == said.out == ""
