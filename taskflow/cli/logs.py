@@ -30,7 +30,8 @@ def logging_to_stderr(level: str, form: str) -> Iterator[None]:
     try:
         yield
     finally:
-        logging.captureWarnings(False)
+        if form == "json":
+            logging.captureWarnings(False)
         root.setLevel(before)
         root.removeHandler(handler)
 

@@ -36,7 +36,7 @@ def packages_of(names: Iterable[str]) -> list[str]:
 
 def _import(name: str) -> ModuleType:
     try:
-        return importlib.import_module(name)
+        return importlib.import_module(_absolute(name))
     except ModuleNotFoundError as error:
         if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
             raise _shown(name, error) from error  # the module is there; one that it imports is not
@@ -44,6 +44,12 @@ def _import(name: str) -> ModuleType:
         raise TargetFailed(name) from error
     except (Exception, SystemExit) as error:
         raise _shown(name, error) from error
+
+
+def _absolute(name: str) -> str:
+    if name.startswith("."):  # importlib would ask which package it is relative to
+        raise ModuleNotFoundError(name=name)
+    return name
 
 
 def _shown(name: str, error: BaseException) -> TargetFailed:

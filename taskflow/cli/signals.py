@@ -24,7 +24,7 @@ WORDS_AT_MOST: Final = 4
 # Runs that had to be cut off have had all that: what else there is may take so many seconds.
 AFTER_FORCE: Final = 1.0
 # Some parents send a signal to the process and to its group (`timeout`, `npm`): what comes within so many seconds is one signal.
-SAME_SIGNAL: Final = 0.1
+SAME_SIGNAL: Final = 0.05
 
 
 class Told(KeyboardInterrupt):

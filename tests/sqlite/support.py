@@ -70,6 +70,11 @@ def locked(path: Path) -> Iterator[sqlite3.Connection]:
             connection.execute("ROLLBACK")
 
 
+def unmeasured(**more: str) -> dict[str, str]:
+    """The environment for a script that becomes another user: it could not write what a measurement of coverage is to write."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")} | more
+
+
 def run_script(script: str, *arguments: object, timeout: float = 30, **options: Any) -> str:
     """What the script prints, in a Python of its own, which must end well and say nothing on stderr."""
     command = [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)]

@@ -13,7 +13,7 @@ import pytest
 from taskflow.broker import topics
 from taskflow.broker.sqlite import SqliteBroker
 from taskflow.model.errors import BrokerError, BrokerRefused, BrokerUnavailable
-from tests.sqlite.support import NOBODY, Open, an_envelope, connected, envelopes, run_script
+from tests.sqlite.support import NOBODY, Open, an_envelope, connected, envelopes, run_script, unmeasured
 
 
 async def refusal(broker: SqliteBroker, kind: type[BrokerError] = BrokerRefused) -> str:
@@ -153,7 +153,7 @@ def test_what_may_not_be_written(file_mode: int | None, folder_mode: int, says: 
             os.setgid(int(sys.argv[2])), os.setuid(int(sys.argv[2]))
             asyncio.run(main())
         """
-        said = run_script(script, file, NOBODY)
+        said = run_script(script, file, NOBODY, env=unmeasured())
         assert says in said
         assert str(file) in said
     finally:
@@ -218,7 +218,7 @@ async def test_two_users_share_a_file() -> None:
         """
         with broker.listen([topics.ANY_QUEUE]) as nudges:
             await nudges.wait(1.5)
-            environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+            environment = unmeasured(PYTHONPATH=str(Path(__file__).parents[2]))
             said = asyncio.create_task(asyncio.to_thread(run_script, script, file, NOBODY, env=environment))
             woken = await nudges.wait(10)
             assert await said == "True\n"

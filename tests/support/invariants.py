@@ -212,6 +212,7 @@ class Witness:
             self._history.effective.pop(job_id, None)
         if now is not None and not (was is None and now in ENDED):  # it had outlived its keep, and the clock was set back
             _hold(now in reachable(was, EVENTS.get(verb, frozenset())), job_id, f"went from {was} to {now} by {verb}")
+        _hold(verb != "purge" or was is not Status.RUNNING or now is was, job_id, "ran, and was purged")
         if before is not None and after is not None:
             self._went_on(verb, before, after)
         if after is not None:
@@ -225,7 +226,6 @@ class Witness:
         _hold(after.crashes <= before.crashes or verb == "upkeep", after.id, f"{verb} counted a crash")
         if before.status is Status.RUNNING:
             _hold(not before.cancel_requested or after.status not in WAITING, after.id, "was asked to stop, and waits again")
-            _hold(after.status is Status.RUNNING or verb != "purge", after.id, "ran, and was purged")
 
     def _nothing_is_lost(self, verb: str, last: Shown, shown: Shown) -> None:
         """A live job is gone at once only when it was purged, ended with no keep, or was over the cap as soon as it had ended."""

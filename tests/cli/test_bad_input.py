@@ -1,0 +1,211 @@
+"""What bad input gets: a clear end with the exit code of the table, in the user's own terms, and no traceback of ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli.inprocess import Cli, Said
+
+A_JOB = "from taskflow import job\n@job(queue='mail')\ndef send(): pass\n"
+
+
+def refused(cli: Cli, *argv: str, code: int = 2) -> Said:
+    """Without frames of ours, and without having begun to work."""
+    said = cli(*argv, code=code)
+    assert "taskflow/" not in said.err
+    assert "importlib" not in said.err
+    assert "working as" not in said.err
+    assert said.out == ""
+    return said
+
+
+# --- targets -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_module_that_raises_shows_where(cli: Cli) -> None:
+    cli.write("app/settings.py", "def read():\n    return {}['DATABASE']\n")
+    cli.write("app/tasks.py", "from app.settings import read\n\nDATABASE = read()\n")
+    said = refused(cli, "worker", "app.tasks")
+    traceback, last = said.err.strip().rsplit("\n", 1)
+    assert traceback.splitlines()[0] == "Traceback (most recent call last):"
+    assert f'File "{cli.folder}/app/tasks.py", line 3' in traceback
+    assert f'File "{cli.folder}/app/settings.py", line 2' in traceback
+    assert traceback.splitlines()[-1] == "KeyError: 'DATABASE'"
+    assert last == "taskflow: app.tasks cannot be imported: KeyError: 'DATABASE'"
+
+
+def test_a_module_that_lacks_what_it_imports_is_not_called_missing(cli: Cli) -> None:
+    cli.write("tasks.py", "import nowhere_to_be_found\n")
+    said = refused(cli, "worker", "tasks")
+    assert "No module named 'nowhere_to_be_found'" in said.err
+    assert f'File "{cli.folder}/tasks.py", line 1' in said.err
+    assert "there is no module" not in said.err
+
+
+def test_a_chained_error_shows_both_of_the_users_tracebacks(cli: Cli) -> None:
+    cli.write("tasks.py", "try:\n    {}['first']\nexcept KeyError as error:\n    raise RuntimeError('second') from error\n")
+    said = refused(cli, "worker", "tasks")
+    assert "KeyError: 'first'" in said.err
+    assert "direct cause" in said.err
+    assert f'File "{cli.folder}/tasks.py", line 2' in said.err
+    assert f'File "{cli.folder}/tasks.py", line 4' in said.err
+
+
+def test_a_syntax_error_shows_the_line(cli: Cli) -> None:
+    cli.write("tasks.py", "def broken(:\n")
+    said = refused(cli, "worker", "tasks")
+    assert f'File "{cli.folder}/tasks.py", line 1' in said.err
+    assert "def broken(:" in said.err
+    assert "SyntaxError" in said.err
+
+
+def test_a_module_that_exits_is_a_module_that_does_not_import(cli: Cli) -> None:
+    cli.write("tasks.py", "import sys\nsys.exit('not like this')\n")
+    assert "SystemExit: not like this" in refused(cli, "worker", "tasks").err
+
+
+def test_a_wrong_declaration_shows_the_users_line(cli: Cli) -> None:
+    """The error is ours; the frames are not shown."""
+    cli.write("tasks.py", "from taskflow import job\n\n@job(max_atempts=3)\ndef send(): pass\n")
+    said = refused(cli, "worker", "tasks")
+    assert f'File "{cli.folder}/tasks.py", line 3' in said.err
+    assert "did you mean max_attempts=?" in said.err
+
+
+def test_annotations_that_stay_unknown_are_refused_at_the_start(cli: Cli) -> None:
+    cli.write("tasks.py", "from __future__ import annotations\nfrom taskflow import job\n@job\ndef send(to: Adress): pass\n")
+    said = refused(cli, "worker", "tasks")
+    assert "to" in said.err
+    assert "Adress" in said.err
+
+
+@pytest.mark.parametrize(
+    ("target", "hint"),
+    [
+        ("app.taks", "did you mean app.tasks?"),
+        ("ap.tasks", "did you mean app.tasks?"),
+        ("app.tasks.send", "did you mean app.tasks?"),
+        ("app.tasks:send", "did you mean app.tasks?"),
+        ("app/tasks.py", "a module is named with dots: app.tasks"),
+        ("./app/tasks.py", "a module is named with dots: app.tasks"),
+        ("tasks.py", "a module is named with dots: tasks"),
+        ("something.else.entirely", "looked in "),
+    ],
+)
+def test_a_target_whose_name_is_nearly_right_is_suggested(cli: Cli, target: str, hint: str) -> None:
+    cli.write("app/tasks.py", A_JOB)
+    said = refused(cli, "worker", target)
+    assert said.err.startswith(f"taskflow: there is no module '{target}' here; {hint}")
+    assert said.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("target", ["", ".tasks", "app..tasks"])
+def test_a_target_that_is_no_name_is_refused(cli: Cli, target: str) -> None:
+    cli.write("app/tasks.py", A_JOB)
+    assert "taskflow: " in refused(cli, "worker", target).err
+
+
+def test_a_target_without_jobs_is_refused(cli: Cli) -> None:
+    cli.write("tasks.py", "def forgotten(): pass\n")
+    assert refused(cli, "worker", "tasks").err == "taskflow: tasks declares no job: decorate a function with @job\n"
+
+
+def test_a_package_without_jobs_is_told_of_its_submodules(cli: Cli) -> None:
+    cli.write("app/tasks.py", A_JOB)
+    assert "app is a package: name its modules, or add --all-submodules" in refused(cli, "worker", "app").err
+
+
+def test_a_submodule_that_does_not_import_is_named(cli: Cli) -> None:
+    cli.write("app/tasks.py", A_JOB)
+    cli.write("app/deep/__init__.py", "1 / 0\n")
+    said = refused(cli, "worker", "app", "--all-submodules")
+    assert f'File "{cli.folder}/app/deep/__init__.py", line 1' in said.err
+    assert "taskflow: app.deep cannot be imported: ZeroDivisionError" in said.err
+
+
+def test_two_jobs_of_one_name_name_both_places(cli: Cli) -> None:
+    for name in ("one", "two"):
+        cli.write(f"{name}.py", f"from taskflow import job\n@job(name='same')\ndef {name}(): pass\n")
+    said = refused(cli, "worker", "one", "two")
+    assert f"{cli.folder}/one.py:2" in said.err
+    assert f"{cli.folder}/two.py:2" in said.err
+
+
+# --- flags ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["--concurency", "3"], "did you mean --concurrency?"),
+        (["--conc", "3"], "unrecognized arguments: --conc 3"),
+        (["--concurrency", "0"], "'0' is not a whole number, 1 or more"),
+        (["--concurrency", "1000000"], "a worker runs 1 to 100,000 jobs at one time"),
+        (["--concurrency", "many"], "'many' is not a whole number"),
+        (["--grace", "-1"], "'-1'"),
+        (["--grace", "nan"], "'nan' is not a number of seconds, 0 or more"),
+        (["--drain-horizon", "inf"], "'inf' is not a number of seconds"),
+        (["--ttl", "0.5"], "'0.5' is too short"),
+        (["--queues", "a=3,b"], "--queues: queues a, b: give every queue a weight (a=3,b=1), or none"),
+        (["--queues", "a=0"], "queue 'a' has the weight '0'"),
+        (["--queues", "a,a"], "queue 'a' is named twice"),
+        (["--queues", "a b"], "queue 'a b'"),
+        (["--queues", ""], "queue ''"),
+        (["--queues", "a,"], "queue ''"),
+        (["--log-level", "loud"], "invalid choice: 'loud'"),
+        (["--log-format", "xml"], "invalid choice: 'xml'"),
+    ],
+)
+def test_a_flag_that_is_wrong_is_named(cli: Cli, flags: list[str], complaint: str) -> None:
+    cli.write("tasks.py", A_JOB)
+    assert complaint in cli("worker", "tasks", *flags, code=2).err
+
+
+def test_a_worker_without_a_target_is_told_so(cli: Cli) -> None:
+    assert "the following arguments are required: MODULE" in cli("worker", code=2).err
+
+
+# --- brokers -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", [["status"], ["jobs"], ["retry"], ["pause", "mail"], ["worker", "tasks"]])
+@pytest.mark.parametrize(
+    ("url", "complaint"),
+    [
+        ("queue.db", "has no scheme: it reads like sqlite:///taskflow.db"),
+        ("sqlit:///queue.db", "did you mean sqlite://?"),
+        ("sqlite://queue.db", "names a host: a file has three slashes"),
+        ("sqlite:///", "names no file"),
+        ("sqlite:///:memory:", "for tests there is memory://"),
+        ("sqlite:///queue.db?namespac=x", "unknown parameter 'namespac'"),
+        ("sqlite:///queue.db?namespace=a/b", "the namespace 'a/b'"),
+        ("redis://app:hunter2@localhost", "not part of this version"),
+    ],
+)
+def test_a_malformed_url_is_a_usage_error(cli: Cli, command: list[str], url: str, complaint: str) -> None:
+    cli.write("tasks.py", A_JOB)
+    said = cli(*command, "--broker", url, code=2)
+    assert complaint in said.err
+    assert "hunter2" not in said.err
+    assert "Traceback" not in said.err
+
+
+@pytest.mark.parametrize("command", [["status"], ["jobs", "--json"], ["cancel"], ["resume", "mail"], ["worker", "tasks"]])
+def test_a_broker_that_cannot_be_reached_is_3(cli: Cli, command: list[str]) -> None:
+    cli.write("tasks.py", A_JOB)
+    said = cli(*command, "--broker", "sqlite:///no/such/folder/queue.db", code=3)
+    assert said.err.splitlines()[-1].startswith(f"taskflow: {cli.folder}/no/such/folder/queue.db: its folder ")
+    assert "Traceback" not in said.err
+
+
+@pytest.mark.parametrize("command", [["status"], ["purge"], ["worker", "tasks"]])
+def test_a_broker_that_refuses_is_3(cli: Cli, command: list[str]) -> None:
+    """The file is somebody else's. It is left as it is."""
+    cli.write("tasks.py", A_JOB)
+    file = Path("letter.txt")
+    file.write_text("Dear reader, " * 1000)
+    said = cli(*command, "--broker", "sqlite:///letter.txt", code=3)
+    assert "letter.txt is not an SQLite database" in said.err
+    assert file.read_text() == "Dear reader, " * 1000

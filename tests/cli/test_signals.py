@@ -1,0 +1,315 @@
+"""SIGTERM and SIGINT, at any moment: a clear end, nothing lost, no traceback of ours."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections import Counter
+
+import pytest
+
+from taskflow.cli import signals
+from taskflow.cli.signals import LastResort
+from tests.cli.processes import Running, Shell, ended_clearly
+
+TASKS = """
+import asyncio, os, threading, time
+from pathlib import Path
+from taskflow import JobContext, job
+
+def write(line: str) -> None:
+    file = os.open("ledger", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(file, f"{line}\\n".encode())
+    os.close(file)
+
+async def release() -> None:
+    while not Path("release").exists():
+        await asyncio.sleep(0.005)
+
+@job
+async def wait(ctx: JobContext) -> None:
+    print(f"begun, attempt {ctx.attempt}", flush=True)
+    await release()
+    write("ended")
+
+@job
+async def brief(n: int) -> None:
+    await asyncio.sleep(0.01)
+    write(str(n))
+
+@job
+def brief_in_a_thread(n: int) -> None:
+    time.sleep(0.01)
+    write(str(n))
+
+@job
+async def swallow() -> None:
+    print("begun", flush=True)
+    while True:
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            pass
+
+@job
+def never_return() -> None:
+    print("begun", flush=True)
+    threading.Event().wait()
+
+@job
+async def leave_a_thread() -> None:
+    print("begun", flush=True)
+    await asyncio.to_thread(threading.Event().wait)
+
+@job
+async def block() -> None:
+    print("begun", flush=True)
+    time.sleep(3600)
+
+@job
+async def close_descriptors(ctx: JobContext) -> None:
+    if ctx.epoch == 1:
+        os.closerange(3, 300)
+    write("ended")
+
+@job
+def close_descriptors_in_a_thread(ctx: JobContext) -> None:
+    if ctx.epoch == 1:
+        os.closerange(3, 300)
+        threading.Event().wait()
+    write("ended")
+"""
+
+# What Python itself does with a SIGINT before our first line is run: die of it, or fail to load.
+PYTHONS_OWN = (-signal.SIGINT, 1)
+
+
+@pytest.fixture
+def tasks(shell: Shell) -> Shell:
+    shell.write("tasks.py", TASKS)
+    return shell
+
+
+def a_little_later() -> None:
+    """What comes closer together is one signal, sent twice."""
+    time.sleep(2 * signals.SAME_SIGNAL)
+
+
+# --- once, twice, three times ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_first_lets_runs_finish_and_starts_nothing_new(tasks: Shell, number: signal.Signals) -> None:
+    tasks.send("wait.bind()")
+    worker = tasks.worker("--concurrency", "1")
+    worker.wait_for("begun")
+    tasks.send("brief.bind(1)")
+    worker.signal(number)
+    worker.wait_for(f"{number.name}: winding down")
+    tasks.write("release", "")
+    ended_clearly(worker, [0])
+    assert tasks.ledger() == ["ended"]
+    assert tasks.counts() == {"succeeded": 1, "ready": 1}
+
+
+def test_the_second_hands_back_what_runs_and_another_starts_it_at_once(tasks: Shell) -> None:
+    """Long before the session would lapse, which takes an hour here; and no attempt is used up."""
+    tasks.send("wait.bind()")
+    first = tasks.worker("--ttl", "3600")
+    first.wait_for("begun, attempt 1")
+    second = tasks.worker()
+    first.signal(signal.SIGTERM)
+    first.wait_for("winding down: 1 running")
+    a_little_later()
+    first.signal(signal.SIGTERM)
+    second.wait_for("begun, attempt 1")
+    ended_clearly(first, [124])
+    tasks.write("release", "")
+    second.wait_for("succeeded")
+    second.signal(signal.SIGTERM)
+    ended_clearly(second, [0])
+
+
+def test_what_outlasts_the_grace_time_is_handed_back_too(tasks: Shell) -> None:
+    tasks.send("wait.bind()")
+    worker = tasks.worker("--grace", "0.1")
+    worker.wait_for("begun")
+    worker.signal(signal.SIGTERM)
+    ended_clearly(worker, [124])
+    assert tasks.counts() == {"ready": 1}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_third_ends_the_process_even_when_a_job_blocks_the_loop(tasks: Shell, number: signal.Signals) -> None:
+    tasks.send("block.bind()")
+    worker = tasks.worker()
+    worker.wait_for("begun")
+    for _ in range(3):
+        worker.signal(number)
+        a_little_later()
+    ended_clearly(worker, [128 + number])
+
+
+def test_what_a_parent_sends_twice_at_once_is_one_signal(tasks: Shell) -> None:
+    """`timeout` and `npm` signal the process, and its group."""
+    tasks.send("wait.bind()")
+    worker = tasks.worker()
+    worker.wait_for("begun")
+    worker.signal(signal.SIGTERM)
+    worker.signal(signal.SIGTERM)
+    worker.wait_for("winding down: 1 running")
+    tasks.write("release", "")
+    ended_clearly(worker, [0])
+    assert "again" not in worker.said
+
+
+def test_an_idle_worker_ends_at_once(tasks: Shell) -> None:
+    worker = tasks.worker("--grace", "3600")
+    worker.signal(signal.SIGINT)
+    ended_clearly(worker, [0])
+
+
+# --- at any moment ---------------------------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_at_any_moment_of_start_and_work(tasks: Shell) -> None:
+    """Eleven workers, each interrupted a little later in its life than the one before. At the end every job has run, once."""
+    tasks.send("*[brief.bind(n) for n in range(200)]", "*[brief_in_a_thread.bind(n) for n in range(200, 400)]")
+    for tenth in range(11):
+        worker = tasks.taskflow("worker", "tasks", "--concurrency", "4")
+        time.sleep(0.05 * tenth)
+        worker.signal(signal.SIGINT)
+        ended_clearly(worker, [0, 128 + signal.SIGINT, *PYTHONS_OWN])
+        if worker.process.returncode in PYTHONS_OWN:
+            assert "broker" not in worker.said
+    ended_clearly(tasks.taskflow("worker", "tasks", "--drain"), [0])
+    assert Counter(tasks.ledger()) == Counter(map(str, range(400)))
+    assert tasks.counts() == {"succeeded": 400}
+
+
+def test_ctrl_c_at_any_moment_of_the_end(tasks: Shell) -> None:
+    """A worker that ends by itself is interrupted as it does so."""
+    for step in range(5):
+        tasks.send(f"brief.bind({step})")
+        worker = tasks.taskflow("worker", "tasks", "--drain")
+        worker.wait_for("winding down: 0 running")
+        time.sleep(0.01 * step)
+        worker.signal(signal.SIGINT)
+        ended_clearly(worker, [0, *PYTHONS_OWN[:1]])
+    assert tasks.ledger() == ["0", "1", "2", "3", "4"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_modules_are_imported_ends_it(shell: Shell, number: signal.Signals) -> None:
+    shell.write("tasks.py", "import time\nprint('importing', flush=True)\ntime.sleep(3600)\n")
+    worker = shell.taskflow("worker", "tasks")
+    worker.wait_for("importing")
+    worker.signal(number)
+    ended_clearly(worker, [128 + number])
+    assert "Traceback" not in worker.said
+
+
+def test_a_module_that_swallows_the_first_does_not_swallow_the_second(shell: Shell) -> None:
+    source = """
+        import time
+        try:
+            print("importing", flush=True)
+            time.sleep(3600)
+        except BaseException:
+            print("swallowed", flush=True)
+        time.sleep(3600)
+    """
+    shell.write("tasks.py", source)
+    worker = shell.taskflow("worker", "tasks")
+    worker.wait_for("importing")
+    worker.signal(signal.SIGINT)
+    worker.wait_for("swallowed")
+    a_little_later()
+    worker.signal(signal.SIGINT)
+    ended_clearly(worker, [128 + signal.SIGINT])
+
+
+def test_other_commands_end_by_ctrl_c(shell: Shell) -> None:
+    """The store is locked by a stranger, so that the command waits."""
+    shell.run("-m", "taskflow", "status")
+    stranger = shell.start(
+        "-c",
+        "import sqlite3, time\n"
+        "file = sqlite3.connect('queue.db', isolation_level=None)\n"
+        "file.execute('BEGIN EXCLUSIVE')\n"
+        "print('locked', flush=True)\n"
+        "time.sleep(3600)\n",
+    )
+    stranger.wait_for("locked")
+    command = shell.taskflow("pause", "mail")
+    time.sleep(0.5)
+    command.signal(signal.SIGINT)
+    # A verb that the store's thread has begun is waited for, up to its timeout: then it may be said that the store is locked.
+    ended_clearly(command, [128 + signal.SIGINT, 3])
+    assert "Traceback" not in command.said
+
+
+# --- jobs that do not end --------------------------------------------------------------------------------------------------
+
+
+def test_a_worker_ends_whatever_its_jobs_do(shell: Shell) -> None:
+    """A job that swallows every cancellation, one that never returns from its thread, one that leaves a thread of its own: 124, and
+    the job is ready again, with no attempt used up. The three at the same time, since each takes its last words' seconds."""
+    shell.write("tasks.py", TASKS)
+    workers: dict[str, Running] = {}
+    for name in ("swallow", "never_return", "leave_a_thread"):
+        shell.environment["TASKFLOW_BROKER"] = f"sqlite:///{name}.db"
+        shell.send(f"{name}.bind()")
+        workers[name] = shell.worker("--grace", "0.1")
+    for worker in workers.values():
+        worker.wait_for("begun")
+        worker.signal(signal.SIGTERM)
+    for name, worker in workers.items():
+        ended_clearly(worker, [124])
+        assert "Traceback" not in worker.said
+        shell.environment["TASKFLOW_BROKER"] = f"sqlite:///{name}.db"
+        assert shell.counts() == {"ready": 1}, name
+
+
+def test_a_worker_whose_descriptors_a_job_has_closed_ends_and_loses_nothing(shell: Shell) -> None:
+    """It could harm strangers' files if it went on. What ran there runs elsewhere when its session has lapsed.
+
+    On uvloop it is libuv that ends the process, by SIGABRT.
+    """
+    shell.write("tasks.py", TASKS)
+    workers: dict[str, Running] = {}
+    for name in ("close_descriptors", "close_descriptors_in_a_thread"):
+        shell.environment["TASKFLOW_BROKER"] = f"sqlite:///{name}.db"
+        shell.send(f"{name}.bind()")
+        workers[name] = shell.taskflow("worker", "tasks", "--ttl", "1")
+    for worker in workers.values():
+        ended_clearly(worker, [124, -signal.SIGABRT])
+        assert "Traceback" not in worker.said
+    for name in workers:
+        shell.environment["TASKFLOW_BROKER"] = f"sqlite:///{name}.db"
+        ended_clearly(shell.taskflow("worker", "tasks", "--ttl", "1", "--drain"), [0])
+        assert shell.counts() == {"succeeded": 1}
+
+
+# --- the last resort -------------------------------------------------------------------------------------------------------
+
+
+def test_the_last_resort_ends_the_process_at_the_first_of_its_deadlines(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends: list[int] = []
+    monkeypatch.setattr(signals.os, "_exit", ends.append)
+    with LastResort() as last_resort:
+        last_resort.end_within(3600)
+        last_resort.end_within(0.01)
+        last_resort.end_within(7200)
+        deadline = time.monotonic() + 30
+        while not ends and time.monotonic() < deadline:
+            time.sleep(0.001)
+    assert ends == [124]
+
+
+def test_the_last_resort_is_off_when_its_block_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends: list[int] = []
+    monkeypatch.setattr(signals.os, "_exit", ends.append)
+    with LastResort() as last_resort:
+        last_resort.end_within(3600)
+    assert ends == []

@@ -1,0 +1,74 @@
+"""What is shown on a terminal, and only there: colour and a bar that moves."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.inprocess import Cli
+from tests.cli.stock import Stock
+
+
+def on_a_terminal(*argv: str, **environment: str) -> str:
+    """What a command writes to its standard output when that is a terminal."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "taskflow", *argv]
+    given = {name: value for name, value in os.environ.items() if name != "NO_COLOR"} | {"TERM": "xterm"} | environment
+    with subprocess.Popen(command, stdout=theirs, stderr=subprocess.PIPE, env=given) as process:
+        os.close(theirs)
+        written = b""
+        while chunk := _read(ours):
+            written += chunk
+        assert process.wait(60) == 0, process.stderr and process.stderr.read()
+    os.close(ours)
+    return written.decode()
+
+
+def _read(file: int) -> bytes:
+    try:
+        return os.read(file, 65536)
+    except OSError:  # EIO: nobody has the other end open any more
+        return b""
+
+
+def test_statuses_are_coloured_on_a_terminal(cli: Cli, stock: Stock) -> None:
+    written = on_a_terminal("jobs")
+    assert f"{stock.failed}  \033[31mfailed   \033[0m  default" in written
+    assert "\033[" not in cli("jobs").out
+
+
+@pytest.mark.parametrize("environment", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
+def test_who_wants_no_colour_gets_none(cli: Cli, stock: Stock, environment: dict[str, str]) -> None:
+    assert "\033[" not in on_a_terminal("jobs", **environment)
+
+
+def test_json_is_never_coloured(cli: Cli, stock: Stock) -> None:
+    assert "\033[" not in on_a_terminal("jobs", "--json")
+
+
+def test_a_bar_moves_on_a_terminal(cli: Cli, stock: Stock) -> None:
+    written = on_a_terminal("cancel")
+    assert "\r[" in written
+    assert "4/4" in written
+    assert written.endswith("cancelled 4\r\n")
+
+
+def test_the_workers_log_is_plain_even_there(cli: Cli) -> None:
+    Path("tasks.py").write_text("from taskflow import job\n@job\ndef work(): pass\n")
+    assert "\033" not in on_a_terminal("worker", "tasks", "--drain")
+
+
+def test_a_reader_that_goes_away_is_no_error(cli: Cli, stock: Stock) -> None:
+    """`taskflow jobs | head -1`"""
+    command = [sys.executable, "-m", "taskflow", "jobs", "--json", *stock.all]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(60) == 0
