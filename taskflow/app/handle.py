@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, overload
 import msgspec
 
 from taskflow.app.current import default_app
-from taskflow.broker import topics, words
+from taskflow.broker import topics
 from taskflow.model.codec import decode_value
 from taskflow.model.errors import JobCancelled, JobFailed, ResultExpired, UnknownJob
 from taskflow.model.ids import id_text, parse_id
@@ -153,7 +153,7 @@ class JobHandle(Generic[R_co]):
         return UnknownJob(f"the store knows no job {self.id}, or no longer", job_id=self.id)
 
     def _failure(self, record: Record) -> JobFailed:
-        last = _last_error(record) or RunError(DISCARDED, record.reason or "", attempt=record.attempt)
+        last = record.last_error or RunError(DISCARDED, record.reason or "", attempt=record.attempt)
         return JobFailed(
             f"{self!r} failed in attempt {last.attempt} of {record.max_attempts}: {record.reason}",
             job_id=self.id,
@@ -171,9 +171,8 @@ class JobHandle(Generic[R_co]):
         return await self._app.connection().read(self._id)
 
     def _to_info(self, record: Record) -> JobInfo:
-        fields = {name: getattr(record, name) for name in JobInfo.__struct_fields__ if name not in ("id", "result", "attempt")}
-        last = _last_error(record)
-        return JobInfo(id=self.id, result=self._decode(record), attempt=last.attempt if last else record.attempt, **fields)
+        fields = {name: getattr(record, name) for name in JobInfo.__struct_fields__ if name not in ("id", "result")}
+        return JobInfo(id=self.id, result=self._decode(record), **fields)
 
     def __repr__(self) -> str:
         name = self._job.name if self._job is not None else "?"
@@ -184,11 +183,3 @@ class JobHandle(Generic[R_co]):
 
     def __hash__(self) -> int:
         return hash(self._id)
-
-
-def _last_error(record: Record) -> RunError | None:
-    """What a failed job ended by; None for one that discarded itself, whose errors, if any, are of runs before its last."""
-    if record.status is not Status.FAILED or not record.errors:
-        return None
-    last, reason = record.errors[-1], record.reason or ""
-    return last if reason == f"{last.type}: {last.message}" or reason.startswith(words.poison("")) else None

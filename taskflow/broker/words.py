@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from taskflow.model.ids import id_text
+from taskflow.model.record import POISON
 
 CANCELLED: Final = "cancelled"
 EXPIRED: Final = "expired"
@@ -35,7 +36,7 @@ def worker_lost(worker: str | None, crashes: int) -> str:
 
 
 def poison(why: str) -> str:
-    return f"poison: {why}"
+    return f"{POISON}{why}"
 
 
 def handed_back_in_vain(hand_backs: int) -> str:

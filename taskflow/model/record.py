@@ -97,6 +97,10 @@ MOVES: Final[dict[tuple[Status | None, Event], frozenset[Status | None]]] = {
 }
 
 
+# How the reason begins of a job that was set aside because it kept losing its workers.
+POISON: Final = "poison: "
+
+
 class Progress(msgspec.Struct, frozen=True):
     """How far a run says it is: `fraction` from 0 to 1, and a word on it."""
 
@@ -144,5 +148,13 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def attempt(self) -> int:
         """The number of the present or next attempt; of the last one when the job has ended."""
-        tried = self.failures + 1
-        return min(tried, self.max_attempts)
+        last = self.last_error
+        return last.attempt if last is not None else min(self.failures + 1, self.max_attempts)
+
+    @property
+    def last_error(self) -> RunError | None:
+        """What a failed job ended by; None for one that discarded itself, whose errors, if any, are of runs before its last."""
+        if self.status is not Status.FAILED or not self.errors:
+            return None
+        last, reason = self.errors[-1], self.reason or ""
+        return last if reason == f"{last.type}: {last.message}" or reason.startswith(POISON) else None

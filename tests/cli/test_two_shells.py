@@ -21,9 +21,9 @@ async def note(ctx: JobContext, n: int) -> None:
     global mine
     os.write(ledger, f"{n} {ctx.epoch}\\n".encode())
     mine += 1
-    if mine == 4_000:
+    if "STOPS_HALF_WAY" in os.environ and mine >= 4_000:
         print("half-way", flush=True)
-    await asyncio.sleep(0)
+        await asyncio.Event().wait()
 """
 
 SEND = """
@@ -65,10 +65,12 @@ def test_two_workers_do_each_job_once(sent: Shell) -> None:
 
 def test_a_killed_worker_loses_nothing(sent: Shell) -> None:
     """What it held, another starts again; what it had settled is not repeated. A session that lapses in 20 s: see tests.long."""
+    sent.environment["STOPS_HALF_WAY"] = "1"
     first = sent.taskflow("worker", "tasks", "--concurrency", str(CONCURRENCY), "--ttl", "2", "--log-level", "warning")
     first.wait_for("half-way")
     first.signal(signal.SIGKILL)
     first.end()
+    del sent.environment["STOPS_HALF_WAY"]
     held = sent.counts().get("running", 0)
     assert 0 < held <= CONCURRENCY
     ended_clearly(sent.taskflow("worker", "tasks", "--drain", "--ttl", "2", "--log-level", "warning"), [0])

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def check_size(size: int, limits: Limits) -> None:
     """Misfit if a payload of `size` bytes is larger than allowed."""
     if size > limits.size:
-        raise Misfit(f"has {size:,} bytes, the limit is {limits.size:,}; send a reference, or raise Limits(size=...)", TooLarge)
+        raise Misfit(f"has {size:,} bytes, the limit is {limits.size:,}; send a reference to the data, or raise max_payload=", TooLarge)
 
 
 def check_items(body: bytes, content: Content, limits: Limits) -> None:
@@ -25,7 +25,7 @@ def check_items(body: bytes, content: Content, limits: Limits) -> None:
         return
     found = _items_in_json(body) if content is Content.JSON else _items_in_msgpack(body, limits.items)
     if found > limits.items:
-        raise Misfit(f"holds more than {limits.items:,} values; send fewer, or raise Limits(items=...)", TooLarge)
+        raise Misfit(f"holds more than {limits.items:,} values; send fewer", TooLarge)
 
 
 def _items_in_json(body: bytes) -> int:

@@ -47,7 +47,7 @@ class Misfit(Exception):
 
 
 def too_deep() -> Misfit:
-    return Misfit("is nested deeper than the limit allows; send less, or raise Limits(depth=...)", TooLarge)
+    return Misfit("is nested deeper than the limit allows; send a flatter value", TooLarge)
 
 
 def unexpected(expected: str, value: object) -> Misfit:
