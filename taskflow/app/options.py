@@ -11,12 +11,11 @@ import msgspec
 from taskflow.model.backoff import Backoff
 from taskflow.model.clock import microseconds_of
 from taskflow.model.envelope import DEFAULT_QUEUE, OWN_HEADERS, OnConflict
-from taskflow.model.rules import DAY
+from taskflow.model.rules import LONGEST
 
 Conflict = Literal["keep", "replace", "raise"]
 
 # A hundred years of 365.25 days: instants beyond what datetimes and stores can hold would break whoever reads them.
-LONGEST: Final = 100 * 365.25 * DAY
 MOST_ATTEMPTS: Final = 1_000_000
 
 

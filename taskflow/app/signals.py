@@ -32,7 +32,7 @@ class Discard(Signal):
 
     def __init__(self, reason: str = "discarded") -> None:
         super().__init__(reason)
-        self.reason = reason
+        self.reason = str(reason)  # users hand in exceptions too
 
 
 class Cancel(Signal):
@@ -40,4 +40,4 @@ class Cancel(Signal):
 
     def __init__(self, reason: str = "cancelled by the job itself") -> None:
         super().__init__(reason)
-        self.reason = reason
+        self.reason = str(reason)  # users hand in exceptions too

@@ -6,7 +6,7 @@ import math
 
 import msgspec
 
-from taskflow.model.rules import DAY
+from taskflow.model.rules import DAY, LONGEST
 from taskflow.model.seams import Chance
 
 
@@ -31,9 +31,9 @@ class Backoff(msgspec.Struct, frozen=True, kw_only=True):
     def span(self, failures: int) -> float:
         """The longest wait after so many failures before this one, in seconds."""
         try:
-            return min(self.max, self.base * self.factor**failures)
+            return min(self.max, LONGEST, self.base * self.factor**failures)
         except OverflowError:
-            return self.max
+            return min(self.max, LONGEST)
 
     def wait(self, failures: int, chance: Chance) -> float:
         """Seconds to wait before the next attempt."""

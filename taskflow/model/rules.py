@@ -7,6 +7,8 @@ from typing import Final
 import msgspec
 
 DAY: Final = 86_400.0
+LONGEST: Final = 100 * 365.25 * DAY
+"""The longest time that anything waits or is kept, in seconds: stores hold instants in 64 bits of microseconds."""
 
 
 class Rules(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,6 +10,7 @@ import msgpack
 import msgspec
 
 from taskflow.model.envelope import ClaimId, Envelope
+from taskflow.model.rules import LONGEST
 
 MAX_TRACEBACK: Final = 16_384
 MAX_MESSAGE: Final = 4_096
@@ -43,11 +44,17 @@ class Succeeded(Verdict, frozen=True):
 
     result: bytes
 
+    def __post_init__(self) -> None:
+        _check("result", self.result, bytes)
+
 
 class Failed(Verdict, frozen=True):
     """Failed for good: attempts used up, an error that is not retried, or input that no run can use."""
 
     error: RunError
+
+    def __post_init__(self) -> None:
+        _check("error", self.error, RunError)
 
 
 class Discarded(Verdict, frozen=True):
@@ -55,11 +62,17 @@ class Discarded(Verdict, frozen=True):
 
     reason: str
 
+    def __post_init__(self) -> None:
+        _check("reason", self.reason, str)
+
 
 class Cancelled(Verdict, frozen=True):
     """The run ended because it was asked to, or the job said so itself (`raise Cancel`)."""
 
     reason: str
+
+    def __post_init__(self) -> None:
+        _check("reason", self.reason, str)
 
 
 class _Waits(Verdict, frozen=True):
@@ -73,6 +86,7 @@ class Retried(_Waits, frozen=True):
     after: float = 0.0
 
     def __post_init__(self) -> None:
+        _check("error", self.error, RunError)
         _check_wait(self.after)
 
 
@@ -92,6 +106,7 @@ class Parked(_Waits, frozen=True):
     after: float
 
     def __post_init__(self) -> None:
+        _check("waiting_for", self.waiting_for, str)
         _check_wait(self.after)
 
 
@@ -152,5 +167,11 @@ def unpack_errors(errors: bytes | None) -> tuple[RunError, ...]:
 
 
 def _check_wait(seconds: float) -> None:
-    if not (math.isfinite(seconds) and seconds >= 0):
-        raise ValueError(f"a wait of {seconds!r} seconds: it must be a finite number, 0 or more")
+    if not (math.isfinite(seconds) and 0 <= seconds <= LONGEST):
+        raise ValueError(f"a wait of {seconds!r} seconds: it must be a finite number, 0 or more, and a hundred years at most")
+
+
+def _check(name: str, value: object, kind: type) -> None:
+    """Middleware makes verdicts too: what no store could write is refused where it is made."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name}={value!r}: a verdict takes {kind.__name__} here")

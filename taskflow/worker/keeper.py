@@ -109,5 +109,6 @@ class Keeper:
             await wait(pause)
 
     async def _beat(self) -> BeatAnswer:
-        beat = Beat(session=self._session.id, claims=self._holdings.claims(), seen=self._seen(), reports=self._holdings.reports())
+        seen = self._seen()  # first: a claim that is answered between the two is then younger than what was seen
+        beat = Beat(session=self._session.id, claims=self._holdings.claims(), seen=seen, reports=self._holdings.reports())
         return await self._broker.beat(beat)

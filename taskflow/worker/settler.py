@@ -6,15 +6,18 @@ import asyncio
 from collections import deque
 from typing import Final
 
+import msgspec
+
 from taskflow.broker.protocol import Broker
 from taskflow.model.errors import BrokerError
-from taskflow.model.verdict import Settlement
+from taskflow.model.verdict import Failed, RunError, Settlement
 from taskflow.worker.events import BrokerBack, BrokerTrouble, Events
 from taskflow.worker.holdings import Holdings
 
 MAX_BATCH: Final = 500
 FIRST_PAUSE: Final = 0.05
 LONGEST_PAUSE: Final = 2.0
+UNWRITABLE: Final = "taskflow.VerdictNotWritable"
 
 
 class Settler:
@@ -60,13 +63,34 @@ class Settler:
         try:
             await self._broker.settle(batch)
         except BrokerError as error:
-            self._inbox.extendleft(reversed(batch))
-            self._troubles += 1
-            self._events.tell(BrokerTrouble("settling", str(error), self._troubles))
-            await asyncio.sleep(min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(self._troubles, 10)))
+            await self._offer_again(batch, error)
+            return
+        except Exception as error:
+            await self._settle_apart(batch, error)
             return
         if self._troubles:
             self._troubles = 0
             self._events.tell(BrokerBack("settling"))
         for settlement in batch:
             self._holdings.remove(settlement.claim)
+
+    async def _offer_again(self, batch: list[Settlement], error: Exception) -> None:
+        self._inbox.extendleft(reversed(batch))
+        self._troubles += 1
+        self._events.tell(BrokerTrouble("settling", str(error), self._troubles))
+        await asyncio.sleep(min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(self._troubles, 10)))
+
+    async def _settle_apart(self, batch: list[Settlement], error: Exception) -> None:
+        """Something in the batch cannot be written. It must not stand in the way of its neighbours: it alone fails, and says why."""
+        if len(batch) > 1:
+            for settlement in batch:
+                await self._settle([settlement])
+            return
+        [unwritable] = batch
+        if isinstance(unwritable.verdict, Failed) and unwritable.verdict.error.type == UNWRITABLE:
+            await self._offer_again(batch, error)
+            return
+        why = RunError.trimmed(
+            UNWRITABLE, f"its verdict {type(unwritable.verdict).__name__} cannot be written: {type(error).__name__}: {error}"
+        )
+        await self._settle([msgspec.structs.replace(unwritable, verdict=Failed(why), follow_ups=())])

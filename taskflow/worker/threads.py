@@ -51,7 +51,13 @@ class Threads:
                 self._wake.notify()
             elif self._alive < self._size:
                 self._alive += 1
-                self._start_thread(self._work, "taskflow-job")
+                try:
+                    self._start_thread(self._work, "taskflow-job")
+                except RuntimeError:  # the system has no more threads: those that are alive do the work, else nobody could
+                    self._alive -= 1
+                    if not self._alive:
+                        self._waiting.pop()
+                        raise
         return outcome
 
     def close(self) -> None:

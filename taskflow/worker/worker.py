@@ -8,6 +8,8 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from types import TracebackType
 from typing import Any, Final, Self
 
+import anyio
+
 from taskflow.app.app import App
 from taskflow.app.current import default_app
 from taskflow.model.errors import BrokerError, BrokerUnavailable, ConfigurationError
@@ -70,6 +72,7 @@ class Worker:
         self._stack = AsyncExitStack()
         self._life: Life | None = None
         self._rebirth: asyncio.Task[None] | None = None
+        self._abandoning: asyncio.Task[None] | None = None
         self._past_lives: dict[asyncio.Task[None], Life] = {}
 
     async def __aenter__(self) -> Self:
@@ -85,13 +88,16 @@ class Worker:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        async with self._stack:
-            if self._rebirth is not None:
-                self._rebirth.cancel()
-                await asyncio.gather(self._rebirth, return_exceptions=True)
-            if self._life is not None:
-                self.has_forced = not await self._life.wind_down(self._hurry)
-            await self._end_past_lives()
+        # Shielded, since half a winding down would leave a session that beats and works nothing. A cancellation that comes
+        # meanwhile cuts the grace time short; all the rest of it is bounded.
+        with anyio.CancelScope(shield=True):
+            closing = asyncio.get_running_loop().create_task(self._close())
+            try:
+                await asyncio.shield(closing)
+            except asyncio.CancelledError:
+                self.hurry()
+                await closing
+                raise
 
     def hurry(self) -> None:
         """Cut the grace time short: cancel what runs, now or as soon as the worker winds down."""
@@ -128,10 +134,8 @@ class Worker:
     async def _begin_again(self) -> None:
         lost, self._life = self._life, None
         if lost is not None:
-            await lost.abandon()
-            settling = asyncio.get_running_loop().create_task(lost.settle_verdicts())
-            self._past_lives[settling] = lost
-            settling.add_done_callback(self._past_lives.pop)
+            self._abandoning = asyncio.get_running_loop().create_task(self._abandon(lost))
+            await asyncio.shield(self._abandoning)
         times = 0
         while self._life is None:
             try:
@@ -140,6 +144,23 @@ class Worker:
                 times += 1
                 self._events.tell(BrokerTrouble("a new session", str(error), times))
                 await asyncio.sleep(min(LONGEST_PAUSE, 0.1 * 2**times) * (0.5 + self._seams.chance.random()))
+
+    async def _abandon(self, lost: Life) -> None:
+        await lost.abandon()
+        settling = asyncio.get_running_loop().create_task(lost.settle_verdicts())
+        self._past_lives[settling] = lost
+        settling.add_done_callback(self._past_lives.pop)
+
+    async def _close(self) -> None:
+        async with self._stack:
+            if self._rebirth is not None:
+                self._rebirth.cancel()
+                await asyncio.gather(self._rebirth, return_exceptions=True)
+            if self._abandoning is not None:
+                await self._abandoning
+            if self._life is not None:
+                self.has_forced = not await self._life.wind_down(self._hurry)
+            await self._end_past_lives()
 
     async def _end_past_lives(self) -> None:
         """Their last verdicts have had all the time of this life; what the store has not answered by now, it decides by the lapse."""

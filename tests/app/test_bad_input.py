@@ -424,7 +424,7 @@ TABLE = [
     case(a_function, EncodeError, "anything", "builtin_function_or_method", take.name),
     case(a_lone_surrogate, EncodeError, "anything['name'][0]", "surrogate", take.name),
     case(a_value_too_large, TooLarge, "2,097,", "the limit is 1,048,576", "send a reference", take.name),
-    case(a_value_too_deep, TooLarge, "anything", "deeper than the limit allows", "send less", take.name),
+    case(a_value_too_deep, TooLarge, "anything", "deeper than the limit allows", "send a flatter value", take.name),
     case(a_value_without_an_end, TooLarge, "anything", "deeper than the limit allows", take.name),
     case(an_ambiguous_annotation, DeclarationError, "ambiguous", "x: ", "list"),
     case(an_annotation_without_a_form, DeclarationError, "formless", "user: ", "Unknown", "make it a dataclass"),

@@ -18,8 +18,9 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     """The command line as a fresh process would find it: no jobs, no settings, nothing connected."""
     app = default_app()
     monkeypatch.setattr(app, "registry", Registry())
-    for state, value in {"_configured": {}, "_flags": {}, "_settings": None, "_brokers": {}, "_connections": {}}.items():
-        monkeypatch.setattr(app, state, value)
+    monkeypatch.setattr(app, "_settings", None)
+    for state in ("_configured", "_flags", "_brokers", "_connections"):
+        monkeypatch.setattr(app, state, {})
     monkeypatch.setenv("TASKFLOW_BROKER", URL)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +111,6 @@ def test_two_namespaces_share_a_file(cli: Cli, tasks: Any) -> None:
 
 def test_a_worker_in_another_process_works_what_comes_until_it_is_told_to_stop(shell: Shell) -> None:
     """`taskflow worker app.tasks`"""
-    import signal
-
     shell.write("app/tasks.py", TASKS)
     worker = shell.taskflow("worker", "app.tasks")
     worker.wait_for("working as")

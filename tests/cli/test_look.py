@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from taskflow.model.ids import id_text
@@ -80,8 +82,7 @@ def test_jobs_are_listed_the_newest_first(cli: Cli, stock: Stock) -> None:
         (["--job", "unheard-of"], lambda stock: []),
     ],
 )
-def test_jobs_are_filtered(cli: Cli, stock: Stock, filters: list[str], expected: object) -> None:
-    assert callable(expected)
+def test_jobs_are_filtered(cli: Cli, stock: Stock, filters: list[str], expected: Callable[[Stock], list[str]]) -> None:
     assert ids(cli.json("jobs", *filters)) == sorted(expected(stock), reverse=True)
 
 

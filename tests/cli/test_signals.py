@@ -296,7 +296,7 @@ def test_a_worker_whose_descriptors_a_job_has_closed_ends_and_loses_nothing(shel
 
 def test_the_last_resort_ends_the_process_at_the_first_of_its_deadlines(monkeypatch: pytest.MonkeyPatch) -> None:
     ends: list[int] = []
-    monkeypatch.setattr(signals.os, "_exit", ends.append)
+    monkeypatch.setattr("os._exit", ends.append)
     with LastResort() as last_resort:
         last_resort.end_within(3600)
         last_resort.end_within(0.01)
@@ -309,7 +309,7 @@ def test_the_last_resort_ends_the_process_at_the_first_of_its_deadlines(monkeypa
 
 def test_the_last_resort_is_off_when_its_block_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     ends: list[int] = []
-    monkeypatch.setattr(signals.os, "_exit", ends.append)
+    monkeypatch.setattr("os._exit", ends.append)
     with LastResort() as last_resort:
         last_resort.end_within(3600)
     assert ends == []

@@ -7,15 +7,16 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+import anyio
 import pytest
 
-from taskflow import BrokerUnavailable, JobContext, Status, Worker, job
+from taskflow import Backoff, BrokerUnavailable, Cancel, Discard, JobCancelled, JobContext, JobFailed, Status, Worker, job
 from taskflow.app.current import default_app
 from taskflow.broker.memory import MemoryBroker
 from taskflow.broker.protocol import Broker
 from taskflow.model.envelope import Lease
 from taskflow.model.session import Beat, BeatAnswer
-from taskflow.model.verdict import HandedBack, Settled, Settlement
+from taskflow.model.verdict import HandedBack, Settled, Settlement, Succeeded
 from taskflow.worker.events import BrokerBack, BrokerTrouble, Ended, Event, LeaseLost, SessionEnded, SessionOpened, WindingDown
 from taskflow.worker.options import WorkerOptions
 
@@ -249,3 +250,80 @@ async def test_the_first_registration_must_succeed() -> None:
 
     with default_app().using(Away()), pytest.raises(BrokerUnavailable, match="nobody there"):
         await Worker().__aenter__()
+
+
+async def test_a_verdict_that_cannot_be_written_fails_its_own_job_alone(broker: Broker) -> None:
+    """Its neighbours in the batch are settled, and the session lives on."""
+
+    class Picky(MemoryBroker):
+        async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
+            if any(isinstance(settlement.verdict, Succeeded) and b"bad" in settlement.verdict.result for settlement in settlements):
+                raise OverflowError("too large for a column")
+            return await super().settle(settlements)
+
+    @job(name="tests.life.echo")
+    async def echo(word: str) -> str:
+        return word
+
+    heard = Heard()
+    with default_app().using(Picky()):
+        handles = [await echo.delay(word) for word in ("good", "bad", "better")]
+        async with Worker(options=options(heard)):
+            assert await handles[0].result(10) == "good"
+            assert await handles[2].result(10) == "better"
+            with pytest.raises(JobFailed, match="Succeeded cannot be written: OverflowError: too large"):
+                await handles[1].result(10)
+    assert not any(isinstance(event, SessionEnded) for event in heard.events)
+
+
+@job(name="tests.life.odd_reasons", max_attempts=2, retry=Backoff(base=1e300, max=1e308))
+async def odd_reasons(what: str) -> None:
+    if what == "discard":
+        raise Discard(ValueError("as an exception"))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    if what == "cancel":
+        raise Cancel(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    raise ValueError("to be retried in the far future")
+
+
+async def test_odd_reasons_and_endless_waits_can_be_written(broker: Broker) -> None:
+    heard = Heard()
+    discarded, cancelled, postponed = [await odd_reasons.delay(what) for what in ("discard", "cancel", "retry")]
+    async with Worker(options=options(heard)):
+        with pytest.raises(JobFailed, match="as an exception"):
+            await discarded.result(10)
+        with pytest.raises(JobCancelled, match="5"):
+            await cancelled.result(10)
+        await heard.wait_for(Ended, times=3)
+    assert await postponed.status() is Status.SCHEDULED
+    assert not any(isinstance(event, SessionEnded) for event in heard.events)
+
+
+async def test_a_worker_in_a_cancelled_scope_winds_down_all_the_same(broker: Broker) -> None:
+    """anyio cancels every await again: half a winding down would leave a session that beats for ever."""
+    handle = await waits.delay()
+    with anyio.move_on_after(0.2):
+        async with Worker(options=options(Heard(), grace=0.1)):
+            await anyio.sleep_forever()
+    assert await handle.status() is Status.READY
+    assert await broker.console.workers() == []
+
+
+async def test_a_second_cancellation_cuts_the_grace_time_short(broker: Broker) -> None:
+    handle = await waits.delay()
+    entered = asyncio.Event()
+
+    async def host() -> None:
+        async with Worker(options=options(Heard(), grace=3600.0)):
+            entered.set()
+            await asyncio.Event().wait()
+
+    hosting = asyncio.create_task(host())
+    await entered.wait()
+    await Run.started.wait()
+    hosting.cancel()
+    await asyncio.sleep(0.05)
+    hosting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await hosting
+    assert await handle.status() is Status.READY
+    assert await broker.console.workers() == []
