@@ -16,9 +16,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="medians of so many (default: 3)")
     parser.add_argument("only", nargs="*", choices=[[], *WORKLOADS], metavar="WORKLOAD", help=f"of {', '.join(WORKLOADS)}; all by default")
     arguments = parser.parse_args()
-    print(
-        f"CPython {platform.python_version()}, SQLite {sqlite3.sqlite_version}, {platform.machine()}; SQLite syncs each commit"
-    )
+    print(f"CPython {platform.python_version()}, SQLite {sqlite3.sqlite_version}, {platform.machine()}; SQLite syncs each commit")
     for name in arguments.only or WORKLOADS:
         WORKLOADS[name](arguments.repeats)
 

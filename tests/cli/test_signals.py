@@ -90,6 +90,16 @@ def tasks(shell: Shell) -> Shell:
     return shell
 
 
+@pytest.fixture(params=["uvloop", "asyncio"])
+def on_each_loop(request: pytest.FixtureRequest, tasks: Shell) -> Shell:
+    """On uvloop, where it is installed, and without it: the current folder's `uvloop` is found first."""
+    if request.param == "asyncio":
+        tasks.write("uvloop.py", "raise ImportError('not in this test')")
+    else:
+        pytest.importorskip("uvloop")
+    return tasks
+
+
 def a_little_later() -> None:
     """What comes closer together is one signal, sent twice."""
     time.sleep(2 * signals.SAME_SIGNAL)
@@ -140,7 +150,8 @@ def test_what_outlasts_the_grace_time_is_handed_back_too(tasks: Shell) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_third_ends_the_process_even_when_a_job_blocks_the_loop(tasks: Shell, number: signal.Signals) -> None:
+def test_the_third_ends_the_process_even_when_a_job_blocks_the_loop(on_each_loop: Shell, number: signal.Signals) -> None:
+    tasks = on_each_loop
     tasks.send("block.bind()")
     worker = tasks.worker()
     worker.wait_for("begun")
@@ -172,8 +183,9 @@ def test_an_idle_worker_ends_at_once(tasks: Shell) -> None:
 # --- at any moment ---------------------------------------------------------------------------------------------------------
 
 
-def test_ctrl_c_at_any_moment_of_start_and_work(tasks: Shell) -> None:
+def test_ctrl_c_at_any_moment_of_start_and_work(on_each_loop: Shell) -> None:
     """Eleven workers, each interrupted a little later in its life than the one before. At the end every job has run, once."""
+    tasks = on_each_loop
     tasks.send("*[brief.bind(n) for n in range(200)]", "*[brief_in_a_thread.bind(n) for n in range(200, 400)]")
     for tenth in range(11):
         worker = tasks.taskflow("worker", "tasks", "--concurrency", "4")
@@ -271,12 +283,12 @@ def test_a_worker_ends_whatever_its_jobs_do(shell: Shell) -> None:
         assert shell.counts() == {"ready": 1}, name
 
 
-def test_a_worker_whose_descriptors_a_job_has_closed_ends_and_loses_nothing(shell: Shell) -> None:
+def test_a_worker_whose_descriptors_a_job_has_closed_ends_and_loses_nothing(on_each_loop: Shell) -> None:
     """It could harm strangers' files if it went on. What ran there runs elsewhere when its session has lapsed.
 
     On uvloop it is libuv that ends the process, by SIGABRT.
     """
-    shell.write("tasks.py", TASKS)
+    shell = on_each_loop
     workers: dict[str, Running] = {}
     for name in ("close_descriptors", "close_descriptors_in_a_thread"):
         shell.environment["TASKFLOW_BROKER"] = f"sqlite:///{name}.db"

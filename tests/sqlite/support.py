@@ -80,4 +80,5 @@ def run_script(script: str, *arguments: object, timeout: float = 30, **options: 
     command = [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)]
     run = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, **options)
     assert (run.returncode, run.stderr) == (0, ""), run.stderr
-    return run.stdout
+    said: str = run.stdout
+    return said

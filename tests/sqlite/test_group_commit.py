@@ -14,7 +14,6 @@ import pytest
 
 from taskflow.broker.protocol import Added
 from taskflow.broker.sqlite import SqliteBroker
-from taskflow.broker.sqlite import connection as connection_module
 from taskflow.model.errors import BrokerUnavailable, SessionLost
 from taskflow.model.seams import Seams, start_thread
 from taskflow.model.verdict import Settled, Settlement, Verdict
@@ -34,7 +33,7 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def connect(*args: Any, **options: Any) -> sqlite3.Connection:
         return Telling(*args, **options)
 
-    monkeypatch.setattr(connection_module.sqlite3, "connect", connect)
+    monkeypatch.setattr(sqlite3, "connect", connect)
     return statements
 
 
@@ -176,7 +175,7 @@ def test_a_loop_that_is_gone_stops_nobody(path: Path) -> None:
         assert await broker.enqueue([an_envelope()])
         await broker.close()
 
-    asyncio.run(broker.enqueue([an_envelope()]))  # type: ignore[arg-type]
+    asyncio.run(broker.enqueue([an_envelope()]))
     asyncio.run(leave_behind())
     asyncio.run(finish())
 
