@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import difflib
+import importlib
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -92,10 +93,10 @@ def _run(shift: Shift) -> int:
 def _fastest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
     """uvloop's, where the extra `fast` is installed."""
     try:
-        import uvloop
+        factory: Callable[[], asyncio.AbstractEventLoop] = importlib.import_module("uvloop").new_event_loop
     except ImportError:
         return None
-    return uvloop.new_event_loop
+    return factory
 
 
 class Shift:
