@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; its exit code. Errors of ours are one line on stderr, never a traceback."""
+    from taskflow.cli.interrupts import interrupts
+
+    interrupts.watch()
     try:
         code = _run(argv)
         sys.stdout.flush()
@@ -21,6 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except Exception as error:
         return _explain(error)
+    finally:
+        interrupts.forget()
     return code
 
 

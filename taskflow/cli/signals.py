@@ -13,6 +13,7 @@ from types import FrameType, TracebackType
 from typing import Final, Self
 
 from taskflow.cli.exits import Exit
+from taskflow.cli.interrupts import interrupts
 from taskflow.model.seams import start_thread
 from taskflow.worker.worker import Worker
 
@@ -98,6 +99,8 @@ class Signals:
         self._told = 0
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._heed)
+        if interrupts.have_come:  # while modules were loaded, and it was lost in a callback of the interpreter
+            raise Told(signal.SIGINT)
 
     def begin(self) -> None:
         """From now on there is something to wind down."""

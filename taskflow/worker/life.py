@@ -54,6 +54,12 @@ class Life:
         self._settling: asyncio.Task[None] | None = None
         self._keeper: Keeper | None = None
         self._is_over = False
+        self._made_at = time.monotonic()
+
+    @property
+    def age(self) -> float:
+        """Seconds since it was made."""
+        return time.monotonic() - self._made_at
 
     async def begin(self) -> None:
         """Raises what the broker raises when it cannot be reached."""

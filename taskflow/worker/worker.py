@@ -25,6 +25,7 @@ from taskflow.worker.threads import Threads
 
 DRAIN_LOOK: Final = 0.05
 LONGEST_PAUSE: Final = 5.0
+SHORT_LIFE: Final = 0.25
 
 
 class Tally:
@@ -136,6 +137,8 @@ class Worker:
         if lost is not None:
             self._abandoning = asyncio.get_running_loop().create_task(self._abandon(lost))
             await asyncio.shield(self._abandoning)
+            if lost.age < SHORT_LIFE:  # what ended it at once, no descriptors left for example, will not have changed yet
+                await asyncio.sleep(SHORT_LIFE)
         times = 0
         while self._life is None:
             try:

@@ -1,0 +1,140 @@
+"""What a worker makes of a store, and of a system, that refuses it what it stands on."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import pytest
+
+from taskflow import BrokerRefused, BrokerUnavailable, Worker, job
+from taskflow.app.current import default_app
+from taskflow.broker.memory import MemoryBroker
+from taskflow.broker.nudges import Nudges
+from taskflow.broker.url import connect
+from taskflow.model.envelope import Lease
+from taskflow.worker.events import Broken, BrokerBack, BrokerTrouble, Event, SessionOpened
+from taskflow.worker.options import WorkerOptions
+from taskflow.worker.worker import SHORT_LIFE
+
+
+@job(name="tests.cli.add")
+async def add(x: int) -> int:
+    return x + 1
+
+
+class Heard:
+    """A subscriber that can be waited for."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[float, Event]] = []
+        self._arrived = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+
+    def __call__(self, event: Event) -> None:
+        self.events.append((time.monotonic(), event))
+        self._loop.call_soon_threadsafe(self._arrived.set)
+
+    def times_of(self, kind: type[Event]) -> list[float]:
+        return [at for at, event in self.events if isinstance(event, kind)]
+
+    async def wait_for(self, kind: type[Event], count: int = 1) -> None:
+        async with asyncio.timeout(60):
+            while len(self.times_of(kind)) < count:
+                self._arrived.clear()
+                await self._arrived.wait()
+
+
+@pytest.fixture
+async def broker() -> AsyncIterator[MemoryBroker]:
+    opened = connect("memory://")
+    assert isinstance(opened, MemoryBroker)
+    with default_app().using(opened):
+        yield opened
+    await opened.close()
+
+
+def deaf(broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """The keeper's own connection gets an OSError from the system."""
+    sibling = broker.sibling()
+
+    def listen(topics: Sequence[str]) -> Nudges:
+        raise OSError(number, "as the system says")
+
+    monkeypatch.setattr(sibling, "listen", listen)
+    monkeypatch.setattr(broker, "sibling", lambda: sibling)
+
+
+async def test_without_descriptors_for_its_keeper_a_worker_does_not_spin(broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Session after session, but with a pause between them, and without a word that its descriptors are not its own."""
+    deaf(broker, monkeypatch, errno.EMFILE)
+    heard = Heard()
+    async with Worker(options=WorkerOptions(subscribers=(heard,))):
+        await heard.wait_for(SessionOpened, 3)
+    first, second, third = heard.times_of(SessionOpened)[:3]
+    assert second - first >= SHORT_LIFE
+    assert third - second >= SHORT_LIFE
+    assert not heard.times_of(Broken)
+
+
+async def test_a_keeper_whose_descriptors_are_gone_says_so(broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    deaf(broker, monkeypatch, errno.EBADF)
+    heard = Heard()
+    async with Worker(options=WorkerOptions(subscribers=(heard,))):
+        await heard.wait_for(Broken)
+
+
+async def test_claims_that_the_store_refuses_are_tried_again(broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that lives and does nothing would be worse than one that complains."""
+    claim, refusals = broker.claim, iter([BrokerRefused("not now"), BrokerUnavailable("not now either")])
+
+    async def refusing(session: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
+        if (refusal := next(refusals, None)) is not None:
+            raise refusal
+        return await claim(session, request, queues, limit)
+
+    monkeypatch.setattr(broker, "claim", refusing)
+    heard = Heard()
+    handle = await add.delay(1)
+    async with Worker(options=WorkerOptions(subscribers=(heard,))):
+        assert await handle.result(60) == 2
+    assert [event.times for _, event in heard.events if isinstance(event, BrokerTrouble)] == [1, 2]
+    assert len(heard.times_of(BrokerBack)) == 1
+
+
+async def test_a_part_that_fails_by_a_bug_is_replaced(broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a new session with new parts; what waits is worked."""
+    claim, bugs = broker.claim, iter([ZeroDivisionError("a bug")])
+
+    async def failing(session: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
+        if (bug := next(bugs, None)) is not None:
+            raise bug
+        return await claim(session, request, queues, limit)
+
+    monkeypatch.setattr(broker, "claim", failing)
+    heard = Heard()
+    handle = await add.delay(1)
+    async with Worker(options=WorkerOptions(subscribers=(heard,))):
+        assert await handle.result(60) == 2
+    assert len(heard.times_of(SessionOpened)) == 2
+
+
+async def test_drained_asks_again_while_the_broker_is_away(broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    console, outages = broker.console, iter([BrokerUnavailable("away"), BrokerUnavailable("away")])
+    queues = console.queues
+
+    async def away_at_first() -> Any:
+        if (outage := next(outages, None)) is not None:
+            raise outage
+        return await queues()
+
+    monkeypatch.setattr(console, "queues", away_at_first)
+    monkeypatch.setattr(type(broker), "console", property(lambda self: console))
+    heard = Heard()
+    async with Worker(options=WorkerOptions(subscribers=(heard,))) as worker:
+        async with asyncio.timeout(60):
+            await worker.drained()
+    assert [event.doing for _, event in heard.events if isinstance(event, BrokerTrouble)] == ["a look at the queues"] * 2
