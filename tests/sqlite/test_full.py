@@ -18,13 +18,13 @@ from taskflow.model.verdict import Settled
 from tests.sqlite.support import Open, a_session, an_envelope, envelopes, run_script, succeeded
 
 
-async def fill(broker: SqliteBroker) -> int:
+async def fill(broker: SqliteBroker, payload: int = 3_000) -> int:
     """Until not one more goes in. How many jobs it has taken."""
     added = 0
     for size in (50, 5, 1):
         with contextlib.suppress(StoreFull):
             for _ in range(1_000):
-                answers = await broker.enqueue(envelopes(size, payload=bytes(3_000)))
+                answers = await broker.enqueue(envelopes(size, payload=bytes(payload)))
                 added += sum(isinstance(answer, Added) for answer in answers)
             raise AssertionError("it is never full")
     return added
@@ -91,14 +91,24 @@ async def test_new_jobs_wait_until_the_ballast_is_back(open_broker: Open, path: 
     assert ballast.stat().st_size == size
 
 
+async def test_the_refusal_says_what_is_needed(open_broker: Open) -> None:
+    broker = open_broker(room=Room(ballast=1 << 60))
+    with pytest.raises(StoreFull, match=r"new jobs need .* MiB free"):
+        await broker.enqueue([an_envelope()])
+
+
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="a small disk takes unshare")
-def test_a_full_disk(tmp_path: Path) -> None:
-    """A disk of 80 MB, 16 of them another's: jobs until it is full, and what is left is the other's too. All jobs are worked off."""
+@pytest.mark.parametrize(("size", "payload"), [("10m", 3_000), ("64m", 3_000), ("64m", 10_000)])
+def test_a_full_disk(tmp_path: Path, size: str, payload: int) -> None:
+    """Jobs until it is full, and what is left is another program's. All jobs are worked off, and when that is gone new ones come in.
+
+    A job's row stays as long as its result is kept: only a payload that had pages of its own (beyond some 4,000 bytes) is room at once.
+    """
     script = """
         import asyncio, os, subprocess, sys
         from pathlib import Path
 
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=80m", "tmpfs", sys.argv[1]], check=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=" + sys.argv[3], "tmpfs", sys.argv[1]], check=True)
         sys.path.insert(0, sys.argv[2])
         from taskflow.broker.sqlite import SqliteBroker
         from tests.sqlite.support import an_envelope
@@ -107,16 +117,15 @@ def test_a_full_disk(tmp_path: Path) -> None:
 
         async def main():
             folder = Path(sys.argv[1])
-            (folder / "other").write_bytes(bytes(16 << 20))
             broker = SqliteBroker(folder / "queue.db")
-            added = await fill(broker)
+            added = await fill(broker, int(sys.argv[4]))
             with open(folder / "other", "ab", buffering=0) as other:
                 try:
                     while True:
                         other.write(bytes(4096))
                 except OSError:
                     pass
-            print("full", added > 1_000, os.statvfs(folder).f_bavail)
+            print("full", added > 400, os.statvfs(folder).f_bavail)
             try:
                 await broker.enqueue([an_envelope()])
             except StoreFull as full:
@@ -124,22 +133,26 @@ def test_a_full_disk(tmp_path: Path) -> None:
             print("drained", await drain(broker) == added)
             try:
                 await broker.enqueue([an_envelope()])
+                print("taken: room inside the file", await drain(broker) == 1)
             except StoreFull as full:
                 print("refused: ballast is gone", not (folder / "queue.db-ballast").exists())
             (folder / "other").unlink()
             await broker.enqueue([an_envelope()])
             print("room again", (folder / "queue.db-ballast").exists())
+            again = await fill(broker, int(sys.argv[4]))
+            print("much room", again > added // 2, await drain(broker) == again + 1)
             await broker.close()
 
         asyncio.run(main())
     """
     root = Path(__file__).parents[2]
-    command = ["unshare", "-Urm", sys.executable, "-c", textwrap.dedent(script), str(tmp_path), str(root)]
+    command = ["unshare", "-Urm", sys.executable, "-c", textwrap.dedent(script), str(tmp_path), str(root), size, str(payload)]
     said = run_script("import os, sys; os.execvp(sys.argv[1], sys.argv[1:])", *command)
     assert said.splitlines() == [
         "full True 0",
         "refused",
         "drained True",
-        "refused: ballast is gone True",
+        "taken: room inside the file True" if payload > 4_096 else "refused: ballast is gone True",
         "room again True",
+        f"much room {payload > 4_096} True",
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 import statistics
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from taskflow.app.settings import Settings
 from taskflow.broker.sqlite import SqliteBroker
 from taskflow.model.errors import BrokerUnavailable
 from tests.sqlite.support import Open, an_envelope, locked
@@ -38,6 +40,10 @@ async def test_but_not_for_ever(open_broker: Open, path: Path) -> None:
         assert 0.15 < time.monotonic() - began < 1.5
     assert str(path) in str(unavailable.value)
     assert await broker.enqueue([job])
+
+
+def test_it_is_heard_of_before_the_application_loses_patience() -> None:
+    assert inspect.signature(SqliteBroker).parameters["timeout"].default <= Settings().enqueue_timeout - 1
 
 
 async def test_the_wait_is_bounded_in_all(open_broker: Open, path: Path) -> None:

@@ -77,6 +77,19 @@ async def test_tables_of_another_program(open_broker: Open, path: Path) -> None:
         assert stranger.execute("PRAGMA user_version").fetchall() == [(0,)]
 
 
+async def test_text_that_is_not_utf_8(open_broker: Open, path: Path) -> None:
+    with connected(path) as stranger:
+        stranger.execute("PRAGMA encoding='UTF-16'")
+        stranger.execute("CREATE TABLE orders (id)")
+    before = path.read_bytes()
+
+    said = await refusal(open_broker(shared=True))
+
+    assert f"{path} keeps its text in UTF-16" in said
+    assert "use another one" in said
+    assert path.read_bytes() == before
+
+
 async def test_tables_of_another_namespace_are_no_strangers(open_broker: Open) -> None:
     await open_broker(namespace="one").enqueue([an_envelope()])
     await open_broker(namespace="two").enqueue([an_envelope()])

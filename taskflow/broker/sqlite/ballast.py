@@ -15,8 +15,8 @@ class Ballast:
     """
 
     def __init__(self, place: Place) -> None:
+        self._place = place
         self._path = place.beside("-ballast")
-        self._folder = os.path.dirname(place.path)
         self._size = place.room.ballast
 
     def is_there(self) -> bool:
@@ -30,19 +30,32 @@ class Ballast:
             return False
         return True
 
-    def restore(self) -> bool:
-        """Set it aside, if as much again stays free: the last of the room is for settlements too."""
+    def restore(self, free_inside: int) -> bool:
+        """Set it aside, if as much again stays free, on the disk or inside the file: the last of the room is for settlements too."""
         if self.is_there():
             return True
         try:
-            return self._has_room() and self._make()
+            return self._place.free_room() + free_inside >= self.needs and self._make()
         except OSError:
             self.release()
             return False
 
-    def _has_room(self) -> bool:
-        disk = os.statvfs(self._folder)
-        return disk.f_bavail * disk.f_frsize >= 2 * self._size
+    @property
+    def needs(self) -> int:
+        """Bytes that must be free for it to be restored."""
+        return 2 * self._size
+
+    def most_bytes(self) -> int | None:
+        """How large new jobs may make the file, so that the log, where they are first, can still be carried over; None: as they like.
+
+        Free pages inside the file are room too: it need not grow for them.
+        """
+        try:
+            if not self._place.is_scarce():
+                return None
+            return os.stat(self._place.path).st_size + max(0, self._place.free_room() - self._size) // 2
+        except OSError:  # the file is gone: the next call hears of it
+            return None
 
     def _make(self) -> bool:
         with contextlib.suppress(FileExistsError):

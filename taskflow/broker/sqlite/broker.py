@@ -6,7 +6,7 @@ import asyncio
 import os
 import weakref
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from taskflow.broker.nudges import Bell, Nudges
 from taskflow.broker.protocol import Added, Refused, Upkept
@@ -27,6 +27,9 @@ from taskflow.model.session import Beat, BeatAnswer, Session
 from taskflow.model.verdict import Settled, Settlement
 
 T = TypeVar("T")
+
+_TIMEOUT: Final = 4.0
+"""Less than an application's own patience with an enqueue (5 s): it is to hear of the lock from here, not of silence from there."""
 
 
 class SqliteBroker:
@@ -50,7 +53,7 @@ class SqliteBroker:
         shared: bool = False,
         seams: Seams | None = None,
         rules: Rules | None = None,
-        timeout: float = 5.0,
+        timeout: float = _TIMEOUT,
         capacity: int | None = None,
         room: Room | None = None,
     ) -> None:

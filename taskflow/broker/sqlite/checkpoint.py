@@ -14,7 +14,8 @@ import os
 import sqlite3
 from typing import Final, Literal
 
-from taskflow.broker.sqlite.place import LOG_LIMIT, MIB, Place
+from taskflow.broker.sqlite.companions import SIDE
+from taskflow.broker.sqlite.place import LOG_LIMIT, MIB, SMALL_LOG_LIMIT, Place
 from taskflow.broker.sqlite.statements import pragma
 
 MOST_COMMITS: Final = 128
@@ -37,8 +38,9 @@ class Checkpointer:
 
     def __init__(self, connection: sqlite3.Connection, place: Place) -> None:
         self._connection = connection
+        self._place = place
         self._log = place.beside("-wal")
-        self._lock = os.open(place.beside("-checkpoint"), os.O_CREAT | os.O_RDONLY, 0o666)
+        self._lock = _side_file(place)
         self._commits = 0
         self._changes = connection.total_changes
         self._put_off_until = 0
@@ -46,13 +48,16 @@ class Checkpointer:
     def after_commit(self) -> None:
         self._commits += 1
         size = self._size()
-        if size > LOG_LIMIT and size > self._put_off_until:
-            self._put_off_until = 0 if self.checkpoint("TRUNCATE") else size + LOG_LIMIT
+        limit = SMALL_LOG_LIMIT if size > SMALL_LOG_LIMIT and self._is_scarce() else LOG_LIMIT
+        if size > limit and size > self._put_off_until:
+            self._put_off_until = 0 if self.checkpoint("TRUNCATE") else size + limit
         elif size > SMALL and (self._commits >= MOST_COMMITS or self._connection.total_changes - self._changes >= MOST_CHANGES):
             self.checkpoint("RESTART")
 
     def checkpoint(self, mode: Literal["RESTART", "TRUNCATE"]) -> bool:
         """Now, unless another connection is at it. False when it could not be completed (a long reader): try again later."""
+        if self._lock < 0:
+            return False
         self._commits = 0
         self._changes = self._connection.total_changes
         try:
@@ -72,7 +77,16 @@ class Checkpointer:
             fcntl.flock(self._lock, fcntl.LOCK_UN)
 
     def close(self) -> None:
-        os.close(self._lock)
+        """No checkpoint is made afterwards."""
+        if self._lock >= 0:
+            os.close(self._lock)
+        self._lock = -1
+
+    def _is_scarce(self) -> bool:
+        try:
+            return self._place.is_scarce()
+        except OSError:  # the folder is gone: whoever writes next hears of it
+            return False
 
     def _size(self) -> int:
         try:
@@ -82,6 +96,15 @@ class Checkpointer:
 
     def _wait_at_most(self, milliseconds: int) -> None:
         self._connection.execute(pragma("busy_timeout", milliseconds)).fetchall()
+
+
+def _side_file(place: Place) -> int:
+    path = place.beside(SIDE)
+    is_new = not os.path.exists(path)
+    file = os.open(path, os.O_CREAT | os.O_RDONLY, 0o666)
+    if is_new:
+        place.share(path)
+    return file
 
 
 _STATEMENTS: Final = {"RESTART": "PRAGMA wal_checkpoint(RESTART)", "TRUNCATE": "PRAGMA wal_checkpoint(TRUNCATE)"}

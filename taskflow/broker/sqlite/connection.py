@@ -42,6 +42,7 @@ def open_file(place: Place, sql: Statements, steady: int) -> sqlite3.Connection:
 
 def _prepare(connection: sqlite3.Connection, place: Place, sql: Statements, steady: int) -> None:
     _check_tables(connection, place, sql)  # before anything is written: a file that is refused stays as it is
+    _check_encoding(connection, place)
     _use_wal(connection, place)
     # Checkpoints are ours to make: see checkpoint.py.
     connection.execute(pragma("wal_autocheckpoint", 0))
@@ -87,6 +88,16 @@ def _check_tables(connection: sqlite3.Connection, place: Place, sql: Statements)
         raise BrokerRefused(
             f"{place.path} holds tables of another program ({', '.join(strangers[:3])}{', ...' if strangers[3:] else ''}): "
             "use another file, or add ?shared=1 to keep jobs beside them"
+        )
+
+
+def _check_encoding(connection: sqlite3.Connection, place: Place) -> None:
+    """Payloads are put together by `group_concat`, which takes bytes for text: in UTF-16 it changes them."""
+    [(encoding,)] = connection.execute("PRAGMA encoding")
+    if encoding != "UTF-8":
+        raise BrokerRefused(
+            f"{place.path} keeps its text in {encoding}, and jobs need UTF-8: "
+            "this cannot be changed in a file that has tables, so use another one"
         )
 
 

@@ -14,6 +14,12 @@ LOG_LIMIT: Final = 6 * MIB
 """Beyond this the write-ahead log is carried over into the file and cut off."""
 
 
+SMALL_LOG_LIMIT: Final = MIB
+"""The same on a disk that is nearly full, where the ballast must be enough to carry it over."""
+
+_AMPLE: Final = 64 * MIB
+
+
 @dataclass(frozen=True, slots=True)
 class Room:
     """How much room a store may take.
@@ -23,7 +29,7 @@ class Room:
     `max_pages`  pages of the file beyond which `enqueue` is refused; None for as many as the disk holds
     """
 
-    ballast: int = 2 * LOG_LIMIT
+    ballast: int = 2 * SMALL_LOG_LIMIT
     max_pages: int | None = None
 
 
@@ -47,10 +53,19 @@ class Place:
             is_folder = os.path.isdir(path)
             os.chmod(path, mode | (mode & 0o444) >> 2 if is_folder else mode)
 
-    def identity(self) -> tuple[int, int] | None:
-        """Tells this file from another one that has taken its name; None when there is none."""
+    def free_room(self) -> int:
+        """Bytes on the disk that this user may still take."""
+        disk = os.statvfs(os.path.dirname(self.path))
+        return disk.f_bavail * disk.f_frsize
+
+    def is_scarce(self) -> bool:
+        """The disk is nearly full: somebody else may take the rest at any time."""
+        return self.room.ballast > 0 and self.free_room() < _AMPLE
+
+    def identity(self, ending: str = "") -> tuple[int, int] | None:
+        """Tells this file, or one beside it, from another one that has taken its name; None when there is none."""
         try:
-            found = os.stat(self.path)
+            found = os.stat(self.beside(ending))
         except OSError:
             return None
         return found.st_dev, found.st_ino

@@ -6,13 +6,14 @@ import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from taskflow.broker.sqlite.ballast import Ballast
 from taskflow.broker.sqlite.checkpoint import Checkpointer
+from taskflow.broker.sqlite.companions import note_companions, own_companions
 from taskflow.broker.sqlite.connection import open_file
 from taskflow.broker.sqlite.durability import Durability
-from taskflow.broker.sqlite.place import Place
+from taskflow.broker.sqlite.place import MIB, Place
 from taskflow.broker.sqlite.refusals import in_our_words, is_about_the_file, is_busy, is_full
 from taskflow.broker.sqlite.shelf import Shelf
 from taskflow.broker.sqlite.statements import Statements, pragma
@@ -67,15 +68,21 @@ class Transactions:
         except BrokerError as error:
             _refuse(group, error)
             return
-        admitted = [work for work in group if self._admits(work)]
+        admitted = [work for work in group if self._admits(file, work)]
         self._run_admitted(file, admitted)
         if rung := file.shelf.take_rung():
             self._announce(rung)
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        """What lies beside the file is sorted out before: until then the connection keeps inodes from being used again."""
+        file, self._file = self._file, None
+        if file is None:
+            return
+        try:
+            with own_companions(self.place):
+                file.close()
+        except BrokerUnavailable:  # the next opening sees to it
+            file.close()
 
     def abandon(self) -> None:
         """In a child after a fork: the connection is the parent's. It is kept for ever, since even closing it could harm the file."""
@@ -95,18 +102,29 @@ class Transactions:
         return self._file
 
     def _open(self) -> _File:
-        connection = open_file(self.place, self._sql, self._clock.steady())
-        try:
-            return _File(self.place, Shelf(connection, self._sql, self._clock, self._rules))
-        except OSError as error:
-            connection.close()
-            raise BrokerUnavailable(f"{self.place.path}: {error}") from error
+        with own_companions(self.place):
+            before = self.place.identity()
+            connection = open_file(self.place, self._sql, self._clock.steady())
+            try:
+                file = _File(self.place, self._ballast, Shelf(connection, self._sql, self._clock, self._rules))
+            except OSError as error:
+                connection.close()
+                raise BrokerUnavailable(f"{self.place.path}: {error}") from error
+            if before not in (None, file.identity):
+                file.close()
+                raise BrokerUnavailable(f"{self.place.path} was replaced while it was opened: it is opened again at the next call")
+            note_companions(self.place)
+            return file
 
-    def _admits(self, work: Work) -> bool:
+    def _admits(self, file: _File, work: Work) -> bool:
         """While the ballast is gone the room that is left belongs to settlements, however much an enqueue would find."""
-        if work.durability is not Durability.FULL_AND_NEW or self._ballast.is_there() or self._ballast.restore():
+        if work.durability is not Durability.FULL_AND_NEW or self._ballast.is_there() or self._ballast.restore(0):
             return True
-        work.error = StoreFull(f"{self.place.path}: the disk is full: let workers catch up, or make room on the disk")
+        file.checkpoint("TRUNCATE")  # what the log has taken is room again
+        if self._ballast.restore(file.free_inside()):
+            return True
+        needed = f"new jobs need {self._ballast.needs / MIB:g} MiB free on it, or half of that and as much inside the file"
+        work.error = StoreFull(f"{self.place.path}: the disk is full, {needed}: let workers catch up, or make room on the disk")
         return False
 
     # --- groups ----------------------------------------------------------------------------------------------------
@@ -120,7 +138,12 @@ class Transactions:
         if is_busy(error):
             _refuse(group, self._in_our_words(error))
             return
-        for work in group:
+        for number, work in enumerate(group):
+            if self._file is not file:
+                _refuse(
+                    group[number:], BrokerUnavailable(f"{self.place.path} was closed after an error: it is opened anew at the next call")
+                )
+                return
             self._run_alone(file, work)
 
     def _attempt(self, file: _File, group: Sequence[Work]) -> BaseException | None:
@@ -149,7 +172,7 @@ class Transactions:
     def _run_on_ballast(self, file: _File, work: Work) -> BaseException | None:
         """The checkpoint lets the log begin anew, so that it need not grow: the ballast is for the file then."""
         self._ballast.release()
-        file.checkpoint()
+        file.checkpoint("RESTART")
         error = self._attempt(file, [work])
         if error is None or not is_full(error):
             return error
@@ -168,14 +191,16 @@ class Transactions:
 class _File:
     """An open file: a connection, what is known of it, and its one transaction."""
 
-    def __init__(self, place: Place, shelf: Shelf) -> None:
+    def __init__(self, place: Place, ballast: Ballast, shelf: Shelf) -> None:
         self.shelf = shelf
         self.identity = place.identity()
         self._place = place
+        self._ballast = ballast
         self._connection = shelf.connection
         self._checkpointer = Checkpointer(shelf.connection, place)
         self._synchronous = -1
-        self._max_pages = -1
+        self._max_pages = _UNLIMITED
+        [(self._page_size,)] = shelf.connection.execute("PRAGMA page_size")
         self._connection.execute(pragma("busy_timeout", 0)).fetchall()  # waiting is done by whoever attempts
 
     def attempt(self, group: Sequence[Work]) -> BaseException | None:
@@ -192,8 +217,16 @@ class _File:
         self._checkpointer.after_commit()
         return None
 
-    def checkpoint(self) -> None:
-        self._checkpointer.checkpoint("RESTART")
+    def checkpoint(self, mode: Literal["RESTART", "TRUNCATE"]) -> None:
+        self._checkpointer.checkpoint(mode)
+
+    def free_inside(self) -> int:
+        """Bytes of the file that hold nothing any more."""
+        try:
+            [(pages,)] = self._connection.execute("PRAGMA freelist_count")
+        except sqlite3.Error:  # whoever writes next hears of it
+            return 0
+        return int(pages) * int(self._page_size)
 
     def _begin(self, group: Sequence[Work]) -> None:
         durability = max(work.durability for work in group)
@@ -236,12 +269,14 @@ class _File:
             self._synchronous = value
 
     def _set_max_pages(self, is_limited: bool) -> None:
-        if self._place.room.max_pages is None:
-            return
-        value = self._place.room.max_pages if is_limited else _UNLIMITED
+        value = self._most_pages() if is_limited else _UNLIMITED
         if value != self._max_pages:
             self._connection.execute(pragma("max_page_count", value)).fetchall()
             self._max_pages = value
+
+    def _most_pages(self) -> int:
+        most = self._ballast.most_bytes()
+        return min(self._place.room.max_pages or _UNLIMITED, _UNLIMITED if most is None else max(1, most // self._page_size))
 
 
 def _refuse(group: Sequence[Work], error: BaseException) -> None:

@@ -1,0 +1,102 @@
+"""The log and its index belong to one file: they must not be taken for those of another one that has taken its name.
+
+After `mv backup.db queue.db` SQLite would replay the former file's log onto the backup, which ruins it. So every opening notes, in the
+side file that also keeps checkpoints apart, which file the log and the index are of. Whoever then opens or closes a file looks there
+first, under that side file's lock, and removes what is another's. Whoever still works on the former file has it all open, and keeps it:
+SQLite leaves the names alone when such a connection is closed (SQLITE_FCNTL_HAS_MOVED).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from taskflow.broker.sqlite.place import Place
+from taskflow.model.errors import BrokerUnavailable
+
+SIDE: Final = "-checkpoint"
+_LOG, _INDEX = "-wal", "-shm"
+_NAP: Final = 0.002
+
+_RECORD: Final = struct.Struct(">6Q")
+"""Device and inode of the file, its log, and its index."""
+
+
+@contextmanager
+def own_companions(place: Place) -> Iterator[None]:
+    """What lies beside the file is its own, and nobody else opens or closes it meanwhile. BrokerUnavailable when that cannot be had."""
+    side = _open_side(place)
+    try:
+        if side is not None:
+            _lock(side, place)
+            _remove_strangers(side, place)
+        yield
+    finally:
+        if side is not None:
+            os.close(side)  # and with it the lock
+
+
+def note_companions(place: Place) -> None:
+    """After an opening. Where it cannot be noted (a full disk, another user's side file) it is done without."""
+    found = (place.identity(), place.identity(_LOG), place.identity(_INDEX))
+    if None in found:
+        return
+    with contextlib.suppress(OSError):
+        side = os.open(place.beside(SIDE), os.O_RDWR)
+        try:
+            os.pwrite(side, _RECORD.pack(*(number for one in found if one is not None for number in one)), 0)
+        finally:
+            os.close(side)
+
+
+def _open_side(place: Place) -> int | None:
+    try:
+        return os.open(place.beside(SIDE), os.O_RDONLY)
+    except (FileNotFoundError, NotADirectoryError):  # nobody has opened the file yet, or all was removed
+        return None
+    except OSError as error:
+        raise BrokerUnavailable(f"{place.path}: {error}") from error
+
+
+def _lock(side: int, place: Place) -> None:
+    deadline = time.monotonic() + place.timeout
+    while True:
+        try:
+            fcntl.flock(side, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() > deadline:
+                text = (
+                    f"{place.beside(SIDE)} is locked by another process, for longer than {place.timeout:g} s: see what holds it, and end it"
+                )
+                raise BrokerUnavailable(text) from error
+            time.sleep(_NAP)
+        else:
+            return
+
+
+def _remove_strangers(side: int, place: Place) -> None:
+    """Both or neither: one that is new was made by somebody who uses the other one too."""
+    noted = os.pread(side, _RECORD.size, 0)
+    if len(noted) < _RECORD.size:
+        return
+    numbers = _RECORD.unpack(noted)
+    file, log, index = (numbers[at : at + 2] for at in (0, 2, 4))
+    if place.identity() == file or place.identity(_LOG) not in (None, log) or place.identity(_INDEX) not in (None, index):
+        return
+    for ending in (_LOG, _INDEX):
+        _remove(place, place.beside(ending))
+
+
+def _remove(place: Place, path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise BrokerUnavailable(f"{place.path} was replaced, and {path} is the former file's: remove it ({error})") from error
