@@ -133,7 +133,10 @@ def _worker(url: str) -> Iterator[None]:
 def _folder(given: str | None) -> Iterator[Path]:
     if given is not None:
         folder = Path(given)
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise TaskflowError(f"--folder {given}: {error.strerror}; name a folder that can be made or written") from error
         yield folder
         return
     with tempfile.TemporaryDirectory(prefix="taskflow-demo-") as folder_name:

@@ -86,6 +86,15 @@ def test_the_demo_counts_what_is_there(tmp_path: Path) -> None:
     assert figure(said, "failed") == 0
 
 
+def test_a_folder_that_cannot_be_made_is_said_so(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    command = [sys.executable, "-m", "taskflow", "demo", "--limit", "1", "--folder", str(tmp_path / "file" / "inside")]
+    ran = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 1
+    assert ran.stderr.startswith("taskflow: --folder ")
+    assert "Traceback" not in ran.stderr
+
+
 def the_first_files(count: int) -> list[Path]:
     """In the demo's order: folder by folder from the top, names sorted."""
     found: list[Path] = []
