@@ -1,4 +1,7 @@
-"""The words that every store says alike: reasons, messages, and what a queue's totals are counted under."""
+"""The words that every store says alike: reasons, messages, and what a queue's totals are counted under.
+
+Those with a value in them are templates, which Python and a store's own scripts fill in alike.
+"""
 
 from __future__ import annotations
 
@@ -19,20 +22,27 @@ DROPPED_OVER_CAP: Final = "dropped over the cap"
 SESSION_LOST: Final = "the session was reaped or never registered: register a new one, with a fresh id"
 
 
+REPLACED_BY: Final = "replaced by %s"
+WAITS_BEHIND: Final = "job %s, which runs with its key"
+WORKER_LOST: Final = "worker %s was lost while it had this job (crash %d)"
+HANDED_BACK_IN_VAIN: Final = "handed back %d times without an outcome"
+LOST_IN_A_ROW: Final = "its worker was lost %d times in a row while it had this job"
+
+
 def session_reaped(name: str) -> str:
     return f"session {name} was reaped: register a new one, with a fresh id"
 
 
 def replaced_by(job_id: bytes) -> str:
-    return f"replaced by {id_text(job_id)}"
+    return REPLACED_BY % id_text(job_id)
 
 
 def waits_behind(job_id: bytes) -> str:
-    return f"job {id_text(job_id)}, which runs with its key"
+    return WAITS_BEHIND % id_text(job_id)
 
 
 def worker_lost(worker: str | None, crashes: int) -> str:
-    return f"worker {worker} was lost while it had this job (crash {crashes})"
+    return WORKER_LOST % (worker, crashes)
 
 
 def poison(why: str) -> str:
@@ -40,8 +50,8 @@ def poison(why: str) -> str:
 
 
 def handed_back_in_vain(hand_backs: int) -> str:
-    return f"handed back {hand_backs} times without an outcome"
+    return HANDED_BACK_IN_VAIN % hand_backs
 
 
 def lost_in_a_row(crashes: int) -> str:
-    return f"its worker was lost {crashes} times in a row while it had this job"
+    return LOST_IN_A_ROW % crashes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import shutil
 import sqlite3
 import tempfile
@@ -18,6 +19,7 @@ from taskflow.broker.memory.console import OpenStore
 from taskflow.broker.protocol import Broker
 from taskflow.model.rules import Rules
 from taskflow.model.seams import Seams
+from tests.support.servers import shared_redis
 
 
 class Power(Enum):
@@ -35,6 +37,9 @@ class Home(ABC):
     lacks: ClassVar[Mapping[Power, str]] = {}
     patience: ClassVar[float] = 3.0
     """Seconds to wait for a nudge: it comes at once, so that they are spent only where one is missing."""
+
+    much: ClassVar[int] = 4_096
+    """Bytes of a payload beside which all else that a store needs room for is little."""
 
     def __init__(self, seams: Seams, rules: Rules, capacity: int | None = None) -> None:
         self.seams = seams
@@ -124,6 +129,57 @@ class SqliteHome(Home):
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+class RedisHome(Home):
+    """A namespace of its own on a server that all tests share. A limited one makes the server's memory scarce while it is there."""
+
+    name = "redis"
+    much = 65_536
+    lacks = {Power.BOOT: "its workers run on many machines, and none of their boots is the server's"}
+
+    def __init__(self, seams: Seams, rules: Rules, capacity: int | None = None) -> None:
+        super().__init__(seams, rules, capacity)
+        self.server = shared_redis()
+        self.namespace = f"test-{next(_NUMBERS)}"
+        self._client = self.server.client()
+        if capacity is not None:
+            self._client.config_set("maxmemory", self._used() + capacity * self.much)
+
+    def open(self) -> Broker:
+        from taskflow.broker.redis import RedisBroker, Server
+
+        return RedisBroker(
+            Server(host="127.0.0.1", port=self.server.port), namespace=self.namespace, rules=self.rules, clock=self.seams.clock
+        )
+
+    def save(self) -> dict[bytes, bytes]:
+        copies = {key: self._client.dump(key) for key in self._keys()}
+        return {key: copy for key, copy in copies.items() if copy is not None}
+
+    def put_back(self, saved: dict[bytes, bytes]) -> None:
+        self._forget()
+        for key, copy in saved.items():
+            self._client.restore(key, 0, copy)
+
+    def remove(self) -> None:
+        self._client.config_set("maxmemory", 0)
+        self._forget()
+        self._client.close()
+
+    def _keys(self) -> list[bytes]:
+        return list(self._client.scan_iter(match=f"{{{self.namespace}:*}}:*", count=1_000))
+
+    def _forget(self) -> None:
+        keys = self._keys()
+        if keys:
+            self._client.delete(*keys)
+
+    def _used(self) -> int:
+        return int(self._client.info("memory")["used_memory"])
+
+
+_NUMBERS: Final = itertools.count(1)
+
+
 class _connected:  # noqa: N801 - reads as a word in a with statement
     """A connection that is closed at the end, which sqlite3's own context manager does not do."""
 
@@ -149,5 +205,5 @@ def _has_joined(kind: str) -> bool:
     return any((Path(folder) / kind / "__init__.py").exists() for folder in taskflow.broker.__path__)
 
 
-KINDS: Final[tuple[type[Home], ...]] = (MemoryHome, SqliteHome)
+KINDS: Final[tuple[type[Home], ...]] = (MemoryHome, SqliteHome, RedisHome)
 BROKERS: Final[tuple[type[Home], ...]] = tuple(kind for kind in KINDS if _has_joined(kind.name))

@@ -1,0 +1,218 @@
+"""The Redis broker: each verb one script call, atomic on the server. The scripts in lua/ are where the rules are."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Sequence
+from typing import Any, Final
+
+from taskflow.broker import topics as names
+from taskflow.broker import words
+from taskflow.broker.nudges import Nudges
+from taskflow.broker.protocol import Added, Refused, Upkept
+from taskflow.broker.redis import packing
+from taskflow.broker.redis.console import RedisConsole
+from taskflow.broker.redis.ears import Ears
+from taskflow.broker.redis.link import CLOSED, Link
+from taskflow.broker.redis.scripts import Scripts
+from taskflow.broker.redis.server import Server
+from taskflow.broker.redis.survey import Survey
+from taskflow.model.clock import Clock, to_microseconds, to_seconds
+from taskflow.model.envelope import Envelope, Lease, check_queue
+from taskflow.model.errors import BrokerRefused, BrokerUnavailable, SessionLost, StoreFull
+from taskflow.model.record import BY_CODE, Record, Status
+from taskflow.model.rules import Rules
+from taskflow.model.session import Beat, BeatAnswer, Session
+from taskflow.model.verdict import Settled, Settlement
+
+AWAITED_FOR: Final = 3600.0
+"""Seconds for which the server knows that somebody waits for a job's end; who waits longer looks for itself every few seconds."""
+
+ON_DISK_WITHIN: Final = 2500
+"""Milliseconds that an enqueue waits for the server's disk, with fsync."""
+
+
+class RedisBroker:
+    """Jobs in a Redis or Valkey server. See `taskflow.broker.protocol.Broker`.
+
+    `namespace`  the keys begin with "{namespace:0}:": several applications may share a server
+    `clock`      instead of the server's own, for tests
+
+    Nothing is opened before the first verb, whose errors say what is wrong with the server: BrokerRefused, BrokerUnavailable.
+    """
+
+    def __init__(
+        self, server: Server | None = None, *, namespace: str = "taskflow", rules: Rules | None = None, clock: Clock | None = None
+    ) -> None:
+        self._server = server or Server()
+        self._namespace = check_queue(namespace)
+        self._prefix = f"{{{namespace}:0}}:"
+        self._rules = rules or Rules()
+        self._clock = clock
+        self._scripts = Scripts(self._rules)
+        self._lock = threading.Lock()
+        self._lines: dict[asyncio.AbstractEventLoop, _Line] = {}
+        self._of_parents: list[object] = []
+        self._pid = os.getpid()
+        self._survey: Survey | None = None
+        self._is_closed = False
+
+    def __repr__(self) -> str:
+        return f"<RedisBroker {self._server} {self._namespace!r}>"
+
+    @property
+    def console(self) -> RedisConsole:
+        return RedisConsole(self.call, self._ask, self._prefix)
+
+    async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
+        then = ("WAITAOF", 1, 0, ON_DISK_WITHIN) if self._server.fsync else ()
+        try:
+            answers = await self.call("enqueue", packing.pack_envelopes(envelopes), then=then)
+        except StoreFull:
+            if not await self._are_known(envelopes):
+                raise
+            return [Refused(envelope.id, envelope.id, "id") for envelope in envelopes]  # sent again: what filled it up is there
+        if answers is None:
+            return [Added(envelope.id) for envelope in envelopes]
+        return [packing.added_or_refused(*pair) for pair in zip(envelopes, answers, strict=True)]
+
+    async def register(self, session: Session) -> None:
+        about = packing.pack([session.queues, session.concurrency])
+        ttl = to_microseconds(session.ttl)
+        if await self.call("register", packing.pack([session.id, session.name, ttl, about])) == b"LOST":
+            raise SessionLost(words.session_reaped(session.name))
+
+    async def claim(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
+        ears = self._line().ears
+        times = ears.times
+        reply = await self.call("claim", packing.pack([session, request, list(queues), limit]))
+        if reply == b"LOST":
+            raise SessionLost(words.SESSION_LOST)
+        leases = packing.leases_of(reply)
+        if not leases:
+            ears.armed([names.queue(queue) for queue in queues] or [names.ANY_QUEUE], times)
+        return leases
+
+    async def beat(self, beat: Beat) -> BeatAnswer:
+        reply = await self.call("beat", packing.pack_beat(beat))
+        if reply == b"LOST":
+            raise SessionLost(words.SESSION_LOST)
+        ghosts, *packed = reply
+        lost, stopping = (packing.tails_in(tails, beat.session) for tails in packed)
+        return BeatAnswer(
+            lost=tuple(claim for claim in beat.claims if claim in lost or not packing.can_be(claim, beat.session)),
+            stopping=tuple(claim for claim in beat.claims if claim in stopping),
+            ghosts=ghosts,
+        )
+
+    async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
+        return packing.settled_of(await self.call("settle", packing.pack_settlements(settlements)))
+
+    async def cancel(self, ids: Sequence[bytes]) -> list[Status | None]:
+        return [BY_CODE.get(code) for code in await self.call("cancel", packing.pack([list(ids)]))]
+
+    async def read(self, ids: Sequence[bytes]) -> list[Record | None]:
+        records = packing.records_of(await self.call("read", packing.pack([list(ids)])))
+        return [records.get(job_id) for job_id in ids]
+
+    async def upkeep(self, limit: int) -> Upkept:
+        ears = self._line().ears
+        times = ears.times
+        readied, reaped, released, expired, dropped, next_in = await self.call("upkeep", packing.pack([int(limit)]))
+        ears.armed([names.DUE], times)
+        return Upkept(
+            readied=readied, reaped=reaped, released=released, expired=expired, dropped=dropped, next_in=to_seconds(next_in)
+        )
+
+    def listen(self, topics: Sequence[str]) -> Nudges:
+        return self._line().ears.listen(topics)
+
+    def sibling(self) -> RedisBroker:
+        """Another broker on the same server, with connections of its own."""
+        return RedisBroker(self._server, namespace=self._namespace, rules=self._rules, clock=self._clock)
+
+    async def close(self) -> None:
+        self._is_closed = True
+        with self._lock:
+            lines, self._lines = self._lines, {}
+        for loop, line in lines.items():
+            await line.close(loop)
+
+    async def survey(self) -> Survey:
+        """What the server tells of itself now."""
+        return Survey.of(await self._line().link.ask("INFO"))
+
+    async def _are_known(self, envelopes: Sequence[Envelope]) -> bool:
+        ids = [envelope.id for envelope in envelopes]
+        return bool(await self.call("known", packing.pack([ids])) == len(ids))
+
+    # --- calls ------------------------------------------------------------------------------------------------------
+
+    async def call(self, name: str, arguments: bytes, *, then: Sequence[Any] = ()) -> Any:
+        """A script's reply, from a server that was looked at first."""
+        if self._survey is None:
+            await self._look_at_server()
+        return await self._line().link.run(self._scripts[name], self._prefix, self._time(), arguments, then=then)
+
+    async def _ask(self, *command: Any) -> Any:
+        return await self._line().link.ask(*command)
+
+    async def _look_at_server(self) -> None:
+        survey = await self.survey()
+        survey.check(str(self._server), may_evict=self._server.evicting)
+        if self._server.fsync and not survey.has_aof:
+            raise BrokerRefused(
+                f"{survey.name} at {self._server} has no append-only file, which durability=fsync asks to wait for: set appendonly yes"
+            )
+        self._survey = survey
+
+    def _time(self) -> str:
+        return "" if self._clock is None else f"{self._clock.wall()}:{self._clock.steady()}"
+
+    async def _arm(self, topics: list[str], ids: list[bytes]) -> tuple[list[str], list[bytes]]:
+        there, ended = await self.call("arm", packing.pack([topics, ids, to_microseconds(AWAITED_FOR)]))
+        return [topic.decode() for topic in there], packing.ids_in(ended)
+
+    def _line(self) -> _Line:
+        """The running loop's; a child after a fork starts afresh, and does not touch what was its parent's."""
+        if self._is_closed:
+            raise BrokerUnavailable(CLOSED)
+        loop = asyncio.get_running_loop()
+        if self._pid != os.getpid():
+            self._forget_parents()
+        found = self._lines.get(loop)
+        return found if found is not None else self._begin(loop)
+
+    def _begin(self, loop: asyncio.AbstractEventLoop) -> _Line:
+        with self._lock:
+            self._lines = {other: line for other, line in self._lines.items() if not other.is_closed()}
+            link = Link(self._server)
+            self._lines[loop] = line = _Line(link, Ears(link, self._prefix, self._arm))
+        return line
+
+    def _forget_parents(self) -> None:
+        """They are kept, since even their end could harm what is shared with the parent."""
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._of_parents.append(self._lines)
+        self._lines = {}
+
+
+class _Line:
+    """What a broker has in one event loop."""
+
+    def __init__(self, link: Link, ears: Ears) -> None:
+        self.link = link
+        self.ears = ears
+
+    async def close(self, loop: asyncio.AbstractEventLoop) -> None:
+        if loop is asyncio.get_running_loop():
+            await self._close()
+        elif loop.is_running():
+            asyncio.run_coroutine_threadsafe(self._close(), loop)
+
+    async def _close(self) -> None:
+        await self.ears.close()
+        await self.link.close()

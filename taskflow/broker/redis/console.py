@@ -1,0 +1,202 @@
+"""The console of the Redis broker."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Final, Protocol
+
+from taskflow.broker.console import JobFilter, Metrics, QueueRecord, Redone
+from taskflow.broker.redis import packing
+from taskflow.broker.redis.fields import ID_BYTES
+from taskflow.model.clock import instant_of, to_microseconds, to_seconds
+from taskflow.model.record import BY_CODE, CODES, ENDED, Record, Status
+from taskflow.model.session import Session, SessionRecord
+
+PAGE: Final = 500
+"""Jobs that one script looks at: a few milliseconds of the server's time at most."""
+
+
+class Call(Protocol):
+    """How a broker runs a script."""
+
+    async def __call__(self, name: str, arguments: bytes) -> Any: ...
+
+
+class Ask(Protocol):
+    """How a broker sends a command."""
+
+    async def __call__(self, *command: Any) -> Any: ...
+
+
+class RedisConsole:
+    """See `taskflow.broker.console.Console`.
+
+    There is no index of all jobs, which would cost each of them a third of its size again: to browse is to scan the keys, a thousand at
+    a time, or the indexes of the statuses asked for.
+    """
+
+    def __init__(self, call: Call, ask: Ask, prefix: str) -> None:
+        self._call = call
+        self._ask = ask
+        self._prefix = prefix.encode()
+
+    async def queues(self) -> list[QueueRecord]:
+        rows, wall = packing.unpack(await self._call("queues", packing.pack([])))
+        return sorted((_queue_record(row, wall) for row in rows or ()), key=lambda record: record.name)
+
+    async def browse(self, chosen: JobFilter, *, before: bytes | None = None, limit: int = 100) -> list[Record]:
+        candidates = [job_id async for job_id in self._candidates(chosen) if before is None or job_id < before]
+        heapq.heapify(newest := [_Newest(job_id) for job_id in set(candidates)])
+        found: list[Record] = []
+        while newest and len(found) < limit:
+            ids = [heapq.heappop(newest).id for _ in range(min(len(newest), PAGE))]
+            reply = await self._call("browse", packing.pack([ids, _filter(chosen), limit - len(found)]))
+            records = packing.records_of(reply)
+            found += [records[job_id] for job_id in ids if job_id in records]
+        return found
+
+    async def workers(self) -> list[SessionRecord]:
+        rows = packing.unpack(await self._call("workers", packing.pack([])))
+        return sorted((_session_record(row) for row in rows or ()), key=lambda record: (record.session.name, record.session.id))
+
+    async def retry(self, ids: Sequence[bytes]) -> list[Redone]:
+        return [_REDONE[answer] for answer in await self._call("redo", packing.pack([list(ids)]))]
+
+    async def purge(self, chosen: JobFilter, *, limit: int = 1_000) -> int:
+        purged, page = 0, list[bytes]()
+        async for job_id in self._candidates(chosen):
+            page.append(job_id)
+            if len(page) == PAGE:
+                purged += await self._purge(page, chosen, limit - purged)
+                page = []
+            if purged >= limit:
+                return purged
+        return purged + await self._purge(page, chosen, limit - purged)
+
+    async def pause(self, queue: str) -> None:
+        await self._call("pause", packing.pack([queue, True]))
+
+    async def resume(self, queue: str) -> None:
+        await self._call("pause", packing.pack([queue, False]))
+
+    async def metrics(self) -> Metrics:
+        stored, texts = packing.unpack(await self._call("metrics", packing.pack([])))
+        names = {texts[i]: texts[i + 1].decode()[2:] for i in range(0, len(texts), 2)}
+        totals: dict[str, dict[str, int]] = {}
+        for i in range(0, len(stored), 2):
+            queue, _, event = stored[i].decode().partition(":")
+            totals.setdefault(names[int(queue)], {})[event] = stored[i + 1]
+        return Metrics(totals=totals)
+
+    # --- which jobs there are ---------------------------------------------------------------------------------------
+
+    async def _candidates(self, chosen: JobFilter) -> AsyncIterator[bytes]:
+        """Ids of all that the filter may admit, some of them twice."""
+        statuses = _statuses(chosen)
+        indexes = [index for index, of in _INDEXES.items() if of & statuses]
+        if Status.READY in statuses:
+            pages = self._scan()
+        else:
+            pages = self._indexed(indexes)
+        async for page in pages:
+            for job_id in page:
+                yield job_id
+
+    async def _scan(self) -> AsyncIterator[list[bytes]]:
+        prefix = self._prefix + b"j:"
+        cursor: Any = 0
+        while True:
+            cursor, keys = await self._ask("SCAN", cursor, "MATCH", prefix + b"*", "COUNT", 2 * PAGE)
+            yield [key[len(prefix) :] for key in keys if len(key) == len(prefix) + ID_BYTES]
+            if int(cursor) == 0:
+                return
+
+    async def _indexed(self, indexes: list[str]) -> AsyncIterator[list[bytes]]:
+        for index in indexes:
+            place = 0
+            while place >= 0:
+                place, *ids = await self._call("candidates", packing.pack([index, place, PAGE]))
+                yield ids
+
+    async def _purge(self, ids: list[bytes], chosen: JobFilter, limit: int) -> int:
+        if not ids or limit <= 0:
+            return 0
+        purged: int = await self._call("purge", packing.pack([ids, _filter(chosen), limit]))
+        return purged
+
+
+_INDEXES: Final = {
+    "held": frozenset({Status.HELD}),
+    "due": frozenset({Status.SCHEDULED}),
+    "leases": frozenset({Status.RUNNING}),
+    "ended": ENDED,
+}
+
+_REDONE: Final = {
+    b"ok": Redone.OK,
+    b"unknown": Redone.UNKNOWN,
+    b"live": Redone.LIVE,
+    b"succeeded": Redone.SUCCEEDED,
+    b"key taken": Redone.KEY_TAKEN,
+}
+
+
+class _Newest:
+    """Sorts the greatest id first."""
+
+    __slots__ = ("id",)
+
+    def __init__(self, job_id: bytes) -> None:
+        self.id = job_id
+
+    def __lt__(self, other: _Newest) -> bool:
+        return self.id > other.id
+
+
+def _statuses(chosen: JobFilter) -> frozenset[Status]:
+    asked = frozenset(chosen.statuses or Status)
+    if chosen.poison or chosen.ended_before is not None:
+        asked &= ENDED
+    return asked
+
+
+def _filter(chosen: JobFilter) -> list[object]:
+    """See choose.lua."""
+    return [
+        chosen.queue or False,
+        chosen.job or False,
+        [CODES[status] for status in chosen.statuses] or False,
+        False if chosen.ended_before is None else to_microseconds(chosen.ended_before),
+        chosen.poison,
+    ]
+
+
+def _queue_record(row: list[Any], wall: int) -> QueueRecord:
+    name, is_paused, counts, ready_since, next_due = row
+    return QueueRecord(
+        name=name.decode(),
+        is_paused=is_paused,
+        counts={BY_CODE[code]: number for code, number in enumerate(counts)},
+        oldest_ready_for=to_seconds(wall - ready_since) if ready_since is not False else None,
+        next_due_in=to_seconds(next_due - wall) if next_due is not False else None,
+    )
+
+
+def _session_record(row: list[Any]) -> SessionRecord:
+    session_id, name, ttl, about, registered_at, silent, leases, is_dying = row
+    queues, concurrency, *_ = packing.unpack(about)
+    session = Session(
+        id=session_id,
+        name=name.decode(),
+        ttl=to_seconds(ttl),
+        queues=tuple(queue.decode() for queue in queues),
+        concurrency=concurrency,
+    )
+    return SessionRecord(
+        session=session,
+        registered_at=instant_of(registered_at),
+        seconds_since_beat=to_seconds(silent),
+        leases=leases,
+        is_dying=is_dying,
+    )

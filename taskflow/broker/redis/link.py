@@ -1,0 +1,153 @@
+"""An event loop's connections to a server, and the scripts sent over them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any, Final
+
+from redis import exceptions
+from redis.asyncio.connection import AbstractConnection
+
+from taskflow.broker.redis.refusals import in_our_words
+from taskflow.broker.redis.scripts import Script
+from taskflow.broker.redis.server import ANSWER_WITHIN, Server
+from taskflow.model.errors import BrokerUnavailable
+
+CLOSED: Final = "this broker is closed"
+
+MOST_CONNECTIONS: Final = 16
+"""In use at a time by one loop; what comes beyond waits for one of them."""
+
+ERRORS: Final = (exceptions.RedisError, OSError, EOFError)
+"""What the driver raises; a timeout is an OSError."""
+
+
+class Link:
+    """Connections are taken up and laid down again; one that failed, or was left in the middle of a reply, is not used again."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self._idle: list[AbstractConnection] = []
+        self._in_use: set[AbstractConnection] = set()
+        self._turns = asyncio.Semaphore(MOST_CONNECTIONS)
+        self._is_closed = False
+        self._end: AsyncGenerator[None] | None = None
+
+    async def run(self, script: Script, *arguments: bytes | str, then: Sequence[Any] = ()) -> Any:
+        """A script's reply. `then` is a command that goes with it on the same connection; of its reply only a failure is told."""
+        try:
+            return await self._ask(("EVALSHA", script.sha, 1, *arguments), then)
+        except exceptions.NoScriptError:  # a server that was restarted, or whose scripts were flushed: it learns it again by this
+            return await self.ask("EVAL", script.text, 1, *arguments, then=then)
+        except ERRORS as error:
+            raise in_our_words(error, str(self.server)) from error
+
+    async def ask(self, *command: Any, then: Sequence[Any] = ()) -> Any:
+        try:
+            return await self._ask(command, then)
+        except ERRORS as error:
+            raise in_our_words(error, str(self.server)) from error
+
+    async def open(self) -> AbstractConnection:
+        """A connection for the caller alone, who drops it."""
+        if self._is_closed:
+            raise BrokerUnavailable(CLOSED)
+        if self._end is None:
+            self._end = self._until_the_loop_ends()
+            await anext(self._end)
+        connection = self.server.connection()
+        try:
+            async with asyncio.timeout(ANSWER_WITHIN):
+                await connection.connect()
+        except BaseException:
+            await drop(connection)
+            raise
+        return connection
+
+    async def close(self) -> None:
+        self._is_closed = True
+        if self._end is not None:
+            await self._end.aclose()
+
+    def abandon(self) -> None:
+        """Its loop is gone, or another process's: nothing of it can be awaited any more."""
+        self._is_closed = True
+
+    # --- one command ------------------------------------------------------------------------------------------
+
+    async def _ask(self, command: Sequence[Any], then: Sequence[Any]) -> Any:
+        """A connection that lay idle may have been cut meanwhile: then once more, on a new one. Any verb may be sent twice."""
+        async with self._turns:
+            if self._idle:
+                try:
+                    return await self._over(self._idle.pop(), command, then)
+                except ERRORS as error:
+                    if not _is_cut(error):
+                        raise
+                    await self._drop_idle()
+            return await self._over(await self.open(), command, then)
+
+    async def _over(self, connection: AbstractConnection, command: Sequence[Any], then: Sequence[Any]) -> Any:
+        if self._is_closed:
+            await drop(connection)
+            raise BrokerUnavailable(CLOSED)
+        self._in_use.add(connection)
+        reply: Any = None
+        is_clean = False
+        try:
+            async with asyncio.timeout(ANSWER_WITHIN):
+                reply = await _exchange(connection, command, then)
+            is_clean = not isinstance(reply, exceptions.ReadOnlyError)  # a demoted primary: the next one may find the new
+        finally:
+            self._in_use.discard(connection)
+            if is_clean and not self._is_closed:
+                self._idle.append(connection)
+            else:
+                await drop(connection)
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    async def _drop_idle(self) -> None:
+        while self._idle:
+            await drop(self._idle.pop())
+
+    async def _until_the_loop_ends(self) -> AsyncGenerator[None]:
+        """asyncio.run() and the like end a loop's asynchronous generators before they close it: the connections go with it."""
+        try:
+            yield
+        finally:
+            self._is_closed = True
+            for connection in [*self._idle, *self._in_use]:
+                await drop(connection)
+            self._idle.clear()
+
+
+async def drop(connection: AbstractConnection) -> None:
+    with contextlib.suppress(*ERRORS, RuntimeError):
+        await connection.disconnect(nowait=True)
+
+
+def _is_cut(error: Exception) -> bool:
+    """The connection was gone before the command got anywhere, as far as can be told; not a refusal, and not a silence."""
+    is_answer = isinstance(error, exceptions.ResponseError | exceptions.AuthenticationError | exceptions.BusyLoadingError)
+    is_silence = isinstance(error, TimeoutError | exceptions.TimeoutError)
+    return not is_answer and not is_silence
+
+
+async def _exchange(connection: AbstractConnection, command: Sequence[Any], then: Sequence[Any]) -> Any:
+    """The reply, also when it is an error: the connection is as good as before after one."""
+    commands = [command, then] if then else [command]
+    await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+    replies = [await _reply(connection) for _ in commands]
+    failure = next((reply for reply in replies if isinstance(reply, Exception)), None)
+    return failure or replies[0]
+
+
+async def _reply(connection: AbstractConnection) -> Any:
+    try:
+        return await connection.read_response(disable_decoding=True)
+    except exceptions.ResponseError as error:
+        return error

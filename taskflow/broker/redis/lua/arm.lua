@@ -1,0 +1,43 @@
+-- Asks to be told. Arguments: topics; ids of jobs whose end is waited for; until when (microseconds from now) for these.
+-- The reply: {the topics, the ids (one string) that need not be waited for: there is something already}.
+
+local topics, ids, patience = given[1], given[2], given[3]
+
+local function has_ready(name)
+  local queue = call('HGET', P .. 'names', 'q:' .. name)
+  return queue and tonumber(call('HGET', P .. 'counts', queue .. ':' .. S.READY) or 0) > 0
+end
+
+local function is_there(topic)
+  if topic == 'queues' then
+    return call('EXISTS', P .. 'ready') == 1
+  elseif topic == 'due' then
+    return call('EXISTS', P .. 'due') == 1
+  elseif string.sub(topic, 1, 6) == 'queue:' then
+    return has_ready(string.sub(topic, 7))
+  elseif string.sub(topic, 1, 8) == 'session:' then
+    local id = string.gsub(string.sub(topic, 9), '%x%x', function(byte)
+      return string.char(tonumber(byte, 16))
+    end)
+    return call('EXISTS', P .. 'x:' .. id) == 1
+  end
+end
+
+local there, ended = {}, {}
+for _, topic in ipairs(topics) do
+  if is_there(topic) then
+    there[#there + 1] = topic
+  else
+    call('SADD', P .. 'armed', topic)
+  end
+end
+prefetch(ids)
+for _, id in ipairs(ids) do
+  local job = load(id)
+  if job and job[F.status] <= S.RUNNING then
+    call('ZADD', P .. 'awaited', wall + patience, id)
+  else
+    ended[#ended + 1] = id
+  end
+end
+return { there, table.concat(ended) }

@@ -1,0 +1,70 @@
+-- A queue of entries in order, taken from the front: a list, for what comes in order, as nearly all does, and beside it a
+-- sorted set (all of one score, so ordered by its members' bytes) for what comes out of order. An entry is a time and the
+-- job's number of arrival, 8 and 6 bytes, then its id. It counts only while the job still says that it stands there: one
+-- that does not any more is left behind, and passed over when its turn comes.
+
+local function entry_of(time, seq, id)
+  return struct.pack('>I8I6', time, seq) .. id
+end
+
+local function time_of(entry)
+  return (struct.unpack('>I8', entry))
+end
+
+local function id_in(entry)
+  return string.sub(entry, 15)
+end
+
+-- By the numbers: Lua compares strings as the server's locale does.
+local function is_before(one, other)
+  local time, seq = struct.unpack('>I8I6', one)
+  local other_time, other_seq = struct.unpack('>I8I6', other)
+  return time < other_time or (time == other_time and seq < other_seq)
+end
+
+-- Adds entries to the list where they are in order, else to the set.
+local function push(list, returned, entries)
+  local tail = call('LINDEX', list, -1)
+  local in_order, out_of_order = {}, {}
+  for _, entry in ipairs(entries) do
+    if tail and is_before(entry, tail) then
+      out_of_order[#out_of_order + 1] = 0
+      out_of_order[#out_of_order + 1] = entry
+    else
+      in_order[#in_order + 1] = entry
+      tail = entry
+    end
+  end
+  in_portions('RPUSH', list, in_order)
+  in_portions('ZADD', returned, out_of_order)
+end
+
+-- The first entries of both, in order; `from_list` of them stand in the list.
+local function peek(list, returned, number)
+  local one = call('LRANGE', list, 0, number - 1)
+  local other = call('ZRANGE', returned, 0, number - 1)
+  if #other == 0 then
+    return one, #one
+  end
+  local merged, i, k = {}, 1, 1
+  while #merged < number and (one[i] or other[k]) do
+    if one[i] and (not other[k] or is_before(one[i], other[k])) then
+      merged[#merged + 1] = one[i]
+      i = i + 1
+    else
+      merged[#merged + 1] = other[k]
+      k = k + 1
+    end
+  end
+  return merged, i - 1
+end
+
+-- Takes off what `peek` gave.
+local function drop_first(list, returned, number, from_list)
+  if from_list > 0 then
+    call('LTRIM', list, from_list, -1)
+  end
+  if number > from_list then
+    call('ZREMRANGEBYRANK', returned, 0, number - from_list - 1)
+  end
+end

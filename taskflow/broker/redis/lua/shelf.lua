@@ -1,0 +1,260 @@
+-- Where jobs wait and end, and the moves between. Deferred lists are written by flush().
+
+local ready, scheduled, kept, fading = {}, {}, {}, {}
+
+local function ready_keys(place)
+  return P .. 'r:' .. place, P .. 'z:' .. place
+end
+
+local function kept_keys(place)
+  return P .. 'e:' .. place, P .. 'y:' .. place
+end
+
+-- Among the scheduled: by time, then by arrival.
+local function due_member(id, job)
+  return struct.pack('>I6I4', job[F.seq], job[F.queue]) .. id
+end
+
+local function add_to(groups, place, entry)
+  local group = groups[place]
+  if group then
+    group[#group + 1] = entry
+  else
+    groups[place] = { entry }
+  end
+end
+
+local function write_ready()
+  for place, entries in pairs(ready) do
+    local list, returned = ready_keys(place)
+    push(list, returned, entries)
+    local queue, priority = string.match(place, '(.*):(.*)')
+    call('ZADD', P .. 'p:' .. queue, -priority, priority)
+    ring_queue(queue)
+  end
+  ready = {}
+end
+
+local function write_scheduled()
+  in_portions('ZADD', P .. 'due', scheduled)
+  scheduled = {}
+end
+
+-- Writes all that is deferred. Whoever reads an index after a change flushes first.
+local function flush()
+  write_jobs()
+  write_ready()
+  for place, entries in pairs(kept) do
+    local list, returned = kept_keys(place)
+    push(list, returned, entries)
+  end
+  kept = {}
+  write_scheduled()
+  in_portions('ZADD', P .. 'fade', fading)
+  fading = {}
+  write_counts()
+  tell_armed()
+  tell_awaited()
+end
+
+-- --- to wait ------------------------------------------------------------------------------------------
+
+local function stand_ready(id, job, event)
+  move(job, event, S.READY)
+  add_to(ready, job[F.queue] .. ':' .. job[F.priority], entry_of(due_of(job), job[F.seq], id))
+end
+
+-- Waits in the place that its due time and what it awaits give it.
+local function enter(id, job, event)
+  if job[F.expires] then
+    call('ZADD', P .. 'exp', job[F.expires], id)
+  end
+  if (job[F.awaits] or 0) > 0 then
+    move(job, event, S.HELD)
+    call('SADD', P .. 'held', id)
+  elseif due_of(job) > wall then
+    move(job, event, S.SCHEDULED)
+    scheduled[#scheduled + 1] = job[F.due]
+    scheduled[#scheduled + 1] = due_member(id, job)
+    rung['due'] = true
+  else
+    stand_ready(id, job, event)
+  end
+  save(id, job)
+end
+
+-- Out of its place, but for a ready one, whose entry is passed over when its turn comes.
+local function leave_place(id, job)
+  if job[F.status] == S.HELD then
+    call('SREM', P .. 'held', id)
+  elseif job[F.status] == S.SCHEDULED then
+    write_scheduled()
+    call('ZREM', P .. 'due', due_member(id, job))
+  end
+end
+
+-- --- keys and joins -----------------------------------------------------------------------------------
+
+-- k: key -> the ids of its live jobs, at most one that waits and one that runs.
+local function ids_with_key(key)
+  local ids = {}
+  local stored = call('HGET', P .. 'k', key) or ''
+  for first = 1, #stored, 16 do
+    ids[#ids + 1] = string.sub(stored, first, first + 15)
+  end
+  return ids
+end
+
+-- The ids of the waiting and of the running holder, or nil.
+local function holders(key)
+  local waiting, running
+  for _, id in ipairs(ids_with_key(key)) do
+    local job = load(id)
+    if job and is_waiting(job) then
+      waiting = waiting or id
+    elseif job and job[F.status] == S.RUNNING then
+      running = running or id
+    end
+  end
+  return waiting, running
+end
+
+local function count_in(id)
+  local job = load(id)
+  if not job or job[F.status] ~= S.HELD then
+    return
+  end
+  set(job, F.awaits, job[F.awaits] - 1)
+  save(id, job)
+  if job[F.awaits] <= 0 then
+    leave_place(id, job)
+    set(job, F.due, math.max(due_of(job), wall))
+    enter(id, job, E.RELEASE)
+  end
+end
+
+local function release_key(id, job)
+  local left = {}
+  for _, other in ipairs(ids_with_key(job[F.key])) do
+    if other ~= id then
+      left[#left + 1] = other
+    end
+  end
+  if #left > 0 then
+    call('HSET', P .. 'k', job[F.key], table.concat(left))
+  else
+    call('HDEL', P .. 'k', job[F.key])
+  end
+  for _, other_id in ipairs(left) do
+    local other = load(other_id)
+    if other and other[F.behind] == id then
+      other[F.behind], other[F.waiting_for] = false, false
+      save(other_id, other)
+      count_in(other_id)
+    end
+  end
+end
+
+-- --- to end -------------------------------------------------------------------------------------------
+
+-- Nobody holds it any more, its key is free, and those that awaited it know. `keep_for` in microseconds.
+local function finish(id, job, event, status, reason, keep_for)
+  leave_place(id, job)
+  move(job, event, status)
+  if not keep_for then
+    keep_for = status == S.FAILED and R.keep_failed or R.keep_cancelled
+  end
+  job[F.claim] = job[F.claim] and false
+  set(job, F.ended, wall)
+  set(job, F.keep_until, wall + keep_for)
+  if reason or job[F.reason] then
+    set(job, F.reason, reason or false)
+  end
+  if job[F.waiting_for] then
+    job[F.waiting_for] = false
+  end
+  if job[F.expires] then
+    call('ZREM', P .. 'exp', id)
+  end
+  fading[#fading + 1] = job[F.keep_until]
+  fading[#fading + 1] = id
+  add_to(kept, job[F.queue] .. ':' .. (status == S.FAILED and 1 or 0), entry_of(wall, job[F.seq], id))
+  save(id, job)
+  if job[F.key] then
+    release_key(id, job)
+  end
+  local joins = job[F.joins]
+  if joins then
+    job[F.joins] = false
+    for first = 1, #joins, 16 do
+      count_in(string.sub(joins, first, first + 15))
+    end
+  end
+  rung_jobs[#rung_jobs + 1] = id
+end
+
+-- After a run that did not end the job; its cancellation and a replacement behind it come first.
+-- Without a new time it is ready where it stood, also when the clock has been set back before its due time meanwhile.
+local function wait_again(id, job, event, due)
+  local successor
+  if job[F.key] then
+    local waiting = holders(job[F.key])
+    if waiting and load(waiting)[F.behind] == id then
+      successor = waiting
+    end
+  end
+  if job[F.cancel_requested] then
+    finish(id, job, event, S.CANCELLED, job[F.cancel_requested])
+  elseif successor then
+    finish(id, job, event, S.CANCELLED, string.format(W.REPLACED_BY, id_text(successor)))
+  else
+    job[F.claim] = false
+    if due then
+      set(job, F.due, due)
+      enter(id, job, event)
+    else
+      if job[F.expires] then
+        call('ZADD', P .. 'exp', job[F.expires], id)
+      end
+      stand_ready(id, job, event)
+      save(id, job)
+    end
+  end
+end
+
+local function poison(id, job, event, why)
+  set(job, F.poison, 1)
+  finish(id, job, event, S.FAILED, W.POISON .. why)
+end
+
+local function hand_back(id, job, counts)
+  local hand_backs = (job[F.hand_backs] or 0) + (counts and 1 or 0)
+  if hand_backs > 0 then
+    set(job, F.hand_backs, hand_backs)
+  end
+  if hand_backs > R.max_hand_backs and not job[F.cancel_requested] then
+    poison(id, job, E.HAND_BACK, string.format(W.HANDED_BACK_IN_VAIN, hand_backs))
+  else
+    wait_again(id, job, E.HAND_BACK)
+  end
+end
+
+-- Drops what is kept of an ended job, all but its id and fence: somebody may still resend a call that names it.
+local function bury(id, job)
+  move(job, E.DROP, S.GONE)
+  for field = F.payload, #job do
+    if field ~= F.settled and field ~= F.ended then
+      job[field] = false
+    end
+  end
+  fading[#fading + 1] = job[F.ended] + R.repeat_for
+  fading[#fading + 1] = id
+  save(id, job)
+end
+
+-- The errors of its runs: msgpack arrays one after the other, beginning again with the newest when they grow too large.
+local function note(job, kind, message, traceback, attempt)
+  local one = cmsgpack.pack({ kind, message, traceback, attempt, wall })
+  local whole = (job[F.errors] or '') .. one
+  set(job, F.errors, #whole <= R.max_errors_bytes and whole or one)
+end

@@ -1,0 +1,274 @@
+-- What time brings, in at most so many moves. Arguments: limit.
+-- The reply: readied, reaped, released, expired, dropped, microseconds until the next call.
+
+local limit = given[1]
+
+-- --- what is due --------------------------------------------------------------------------------------
+
+local function ready_due(left)
+  local members = call('ZRANGEBYSCORE', P .. 'due', '-inf', wall, 'LIMIT', 0, left)
+  local ids = {}
+  for i, member in ipairs(members) do
+    ids[i] = string.sub(member, 11)
+  end
+  in_portions('ZREM', P .. 'due', members)
+  prefetch(ids)
+  local moved = 0
+  for _, id in ipairs(ids) do
+    local job = load(id)
+    if job and job[F.status] == S.SCHEDULED then
+      enter(id, job, E.DUE)
+      moved = moved + 1
+    end
+  end
+  flush()
+  return moved
+end
+
+-- --- dead sessions ------------------------------------------------------------------------------------
+
+-- Dead first, released after: a claim that comes in between finds the session gone, and no lease is forgotten.
+local function reap()
+  local lapsed = call('ZRANGEBYSCORE', P .. 'alive', '-inf', '(' .. string.format('%.0f', steady))
+  for _, id in ipairs(lapsed) do
+    kill(id)
+  end
+  return #lapsed
+end
+
+local function crash(id, job)
+  local crashes = (job[F.crashes] or 0) + 1
+  set(job, F.crashes, crashes)
+  local lost = string.format(W.WORKER_LOST, job[F.worker], crashes)
+  note(job, W.CRASHED, lost, '', (job[F.failures] or 0) + 1)
+  if crashes > R.max_crashes and not job[F.cancel_requested] then
+    poison(id, job, E.CRASH, string.format(W.LOST_IN_A_ROW, crashes))
+  else
+    local waits = R.crash_backoff
+    local wait = waits[math.min(crashes, #waits)]
+    wait_again(id, job, E.CRASH, wait > 0 and wall + wait or nil)
+  end
+end
+
+local function release(session, left)
+  local was_spared = call('HGET', session_key(session), 'spared')
+  local released = 0
+  for _, lease in ipairs(leases_of(session)) do
+    if released >= left then
+      break
+    end
+    local job = leased(session, lease[1], lease[2])
+    if job then
+      let_go(job)
+      if was_spared then
+        hand_back(lease[2], job, true)
+      else
+        crash(lease[2], job)
+      end
+      released = released + 1
+    end
+  end
+  return released
+end
+
+local function forget_session(session)
+  local dead_at = tonumber(call('HGET', session_key(session), 'dead_at') or 0)
+  if dead_at < wall - R.repeat_for and call('EXISTS', P .. 'l:' .. session) == 0 then
+    call('ZREM', P .. 'dead', session)
+    call('DEL', session_key(session), P .. 'x:' .. session)
+  end
+end
+
+local function release_leases(left)
+  local released = 0
+  for _, session in ipairs(call('ZRANGE', P .. 'dead', 0, -1)) do
+    released = released + release(session, left - released)
+    forget_session(session)
+  end
+  flush()
+  return released
+end
+
+-- --- expiry -------------------------------------------------------------------------------------------
+
+local function expire(left)
+  local moved = 0
+  while moved < left do
+    local ids = call('ZRANGEBYSCORE', P .. 'exp', '-inf', wall, 'LIMIT', 0, left - moved)
+    if #ids == 0 then
+      break
+    end
+    in_portions('ZREM', P .. 'exp', ids)
+    prefetch(ids)
+    for _, id in ipairs(ids) do
+      local job = load(id)
+      if job and is_waiting(job) and job[F.expires] and job[F.expires] <= wall then
+        finish(id, job, E.EXPIRE, S.CANCELLED, W.EXPIRED)
+        moved = moved + 1
+      end
+    end
+  end
+  flush()
+  return moved
+end
+
+-- --- the end of keeping -------------------------------------------------------------------------------
+
+local function place_of(job)
+  return job[F.queue] .. ':' .. (job[F.status] == S.FAILED and 1 or 0)
+end
+
+-- Whether an ended job still stands at this entry of what its queue has kept.
+local function is_kept_there(entry, failed)
+  local job = load(id_in(entry))
+  return job and has_ended(job) and (job[F.status] == S.FAILED) == failed and job[F.ended] == time_of(entry)
+end
+
+-- Takes off what stands at the front for nobody any more. The first entry that counts, or nil.
+local function first_kept(place)
+  local list, returned = kept_keys(place)
+  local failed = string.sub(place, -2) == ':1'
+  while true do
+    local entries, from_list = peek(list, returned, 100)
+    if #entries == 0 then
+      return nil
+    end
+    local ids = {}
+    for i, entry in ipairs(entries) do
+      ids[i] = id_in(entry)
+    end
+    prefetch(ids)
+    local stale, stale_in_list = 0, 0
+    local in_list = {}
+    for _, entry in ipairs(from_list > 0 and call('LRANGE', list, 0, from_list - 1) or {}) do
+      in_list[entry] = true
+    end
+    for _, entry in ipairs(entries) do
+      if is_kept_there(entry, failed) then
+        break
+      end
+      stale = stale + 1
+      stale_in_list = stale_in_list + (in_list[entry] and 1 or 0)
+    end
+    drop_first(list, returned, stale, stale_in_list)
+    if stale < #entries then
+      return entries[stale + 1]
+    end
+  end
+end
+
+local function drop_over_cap(left)
+  local moved = 0
+  for _, member in ipairs(call('ZRANGE', P .. 'crowded', 0, -1)) do
+    local name, failed = string.sub(member, 1, -3), string.sub(member, -1)
+    local queue = tonumber(call('HGET', P .. 'names', 'q:' .. name))
+    local place = queue .. ':' .. failed
+    local counted = 0
+    for _, code in ipairs(failed == '1' and { S.FAILED } or { S.SUCCEEDED, S.CANCELLED }) do
+      counted = counted + (call('HGET', P .. 'counts', queue .. ':' .. code) or 0)
+    end
+    local over = counted - R.kept_per_queue
+    while over > 0 and moved < left do
+      local entry = first_kept(place)
+      if not entry then
+        break
+      end
+      bury(id_in(entry), load(id_in(entry)))
+      tally(queue, W.DROPPED_OVER_CAP)
+      over, moved = over - 1, moved + 1
+    end
+    if over <= 0 then
+      call('ZREM', P .. 'crowded', member)
+    end
+  end
+  flush()
+  return moved
+end
+
+local function forget(ids)
+  local keys = {}
+  for i, id in ipairs(ids) do
+    keys[i] = P .. 'j:' .. id
+    cache[id] = false
+    changed[id] = nil
+  end
+  for first = 1, #keys, MOST do
+    call('UNLINK', unpack(keys, first, math.min(first + MOST - 1, #keys)))
+  end
+  in_portions('ZREM', P .. 'fade', ids)
+end
+
+-- First to be nothing but an id, when its keep is over; then, when no call can be resent any more, nothing at all. When the
+-- limit is used up, of the ids only those go whose turn would have come before the last job that was dropped.
+local function drop_faded(left, places)
+  local moved, is_last = 0, false
+  while not is_last and moved < left do
+    local found = call('ZRANGEBYSCORE', P .. 'fade', '-inf', wall, 'WITHSCORES', 'LIMIT', 0, left - moved)
+    is_last = #found < 2 * (left - moved)
+    local ids, forgotten, again = {}, {}, {}
+    for i = 1, #found, 2 do
+      ids[#ids + 1] = found[i]
+    end
+    prefetch(ids)
+    local last_score, last_id
+    for i, id in ipairs(ids) do
+      local job = load(id)
+      if job and has_ended(job) and job[F.keep_until] <= wall then
+        places[place_of(job)] = true
+        bury(id, job)
+        moved = moved + 1
+        last_score, last_id = tonumber(found[2 * i]), id
+        if job[F.ended] + R.repeat_for <= wall then
+          again[#again + 1] = id
+        end
+      elseif not job or (job[F.status] == S.GONE and job[F.ended] + R.repeat_for <= wall) then
+        forgotten[#forgotten + 1] = id
+      else
+        call('ZREM', P .. 'fade', id)
+      end
+    end
+    for _, id in ipairs(again) do
+      local forget_at = load(id)[F.ended] + R.repeat_for
+      if moved < left or forget_at < last_score then
+        forgotten[#forgotten + 1] = id
+      end
+    end
+    flush()
+    forget(forgotten)
+  end
+  return moved
+end
+
+local function drop(left)
+  local places = {}
+  local moved = drop_over_cap(left)
+  moved = moved + drop_faded(left - moved, places)
+  for place in pairs(places) do
+    first_kept(place)
+  end
+  return moved
+end
+
+-- --- all of it ----------------------------------------------------------------------------------------
+
+-- The fleet's share: each of n sessions comes once in n turns, all of them when something falls due before.
+local function next_in()
+  local turn = R.upkeep_every * math.max(1, call('ZCARD', P .. 'alive'))
+  local first = call('ZRANGE', P .. 'due', 0, 0, 'WITHSCORES')
+  if first[2] then
+    return math.min(turn, math.max(0, tonumber(first[2]) - wall))
+  end
+  return turn
+end
+
+spare_after_outage()
+local reaped = reap()
+local done = {}
+local left = limit
+for i, duty in ipairs({ ready_due, release_leases, expire, drop }) do
+  done[i] = duty(math.max(0, left))
+  left = left - done[i]
+end
+call('SADD', P .. 'armed', 'due')
+call('ZREMRANGEBYSCORE', P .. 'awaited', '-inf', wall)
+return { done[1], reaped, done[2], done[3], done[4], left <= 0 and 0 or next_in() }

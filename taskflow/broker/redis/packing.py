@@ -1,0 +1,320 @@
+"""What goes to the scripts and comes from them: envelopes, settlements and beats as msgpack arrays, jobs as records and leases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import msgpack
+
+from taskflow.broker.protocol import Added, Refused
+from taskflow.broker.redis.fields import FIELDS, ID_BYTES, SESSION_BYTES, TAIL_BYTES
+from taskflow.model.clock import instant_of, to_microseconds, to_seconds
+from taskflow.model.envelope import ClaimId, Envelope, Lease, pack_extras, unpack_extras
+from taskflow.model.record import BY_CODE, Progress, Record
+from taskflow.model.session import Beat
+from taskflow.model.verdict import (
+    Cancelled,
+    Discarded,
+    Failed,
+    HandedBack,
+    Parked,
+    Retried,
+    RunError,
+    Settled,
+    Settlement,
+    Snoozed,
+    Succeeded,
+    unpack_errors,
+)
+
+Item = tuple[object, ...]
+
+
+def pack(arguments: Sequence[object]) -> bytes:
+    """Text may hold lone surrogates: an exception's message is not always what UTF-8 allows. Bytes go as strings: Lua knows no other."""
+    packed = msgpack.packb(arguments, use_bin_type=False, unicode_errors="surrogatepass")
+    assert packed is not None
+    return bytes(packed)
+
+
+def unpack(packed: bytes) -> Any:
+    """Strings come as bytes."""
+    return msgpack.unpackb(packed, raw=True, strict_map_key=False)
+
+
+# --- enqueue --------------------------------------------------------------------------------------------------
+
+
+class Texts:
+    """The distinct texts of a call, each told once, and named by its place."""
+
+    def __init__(self) -> None:
+        self._places: dict[str, int] = {}
+
+    def place(self, text: str) -> int:
+        return self._places.setdefault(text, len(self._places) + 1)
+
+    def all(self) -> list[str]:
+        return list(self._places)
+
+
+def pack_envelopes(envelopes: Sequence[Envelope]) -> bytes:
+    texts = Texts()
+    items = [item_of(envelope, texts) for envelope in envelopes]
+    return pack([texts.all(), items])
+
+
+def item_of(envelope: Envelope, texts: Texts) -> Item:
+    """See adding.lua."""
+    return (
+        envelope.id,
+        texts.place("q:" + envelope.queue),
+        texts.place("j:" + envelope.job),
+        envelope.priority,
+        to_microseconds(envelope.after) if envelope.after else 0,
+        envelope.at if envelope.at is not None else False,
+        False if envelope.expires is None else to_microseconds(envelope.expires),
+        envelope.key or False,
+        int(envelope.on_conflict),
+        envelope.payload,
+        pack_extras(envelope) or False,
+        envelope.awaits,
+        b"".join(envelope.joins) or False,
+    )
+
+
+def added_or_refused(envelope: Envelope, answer: bytes) -> Added | Refused:
+    match answer[:1]:
+        case b"i":
+            return Refused(envelope.id, envelope.id, "id")
+        case b"k":
+            return Refused(envelope.id, answer[1:], "key")
+        case _:
+            return Added(envelope.id, answer[1:] or None)
+
+
+# --- claims, beats ----------------------------------------------------------------------------------------------
+
+
+def pack_tail(claim: ClaimId) -> bytes:
+    """What tells a session's claims apart. They sort as requests and numbers do."""
+    return claim.request.to_bytes(6, "big") + claim.number.to_bytes(2, "big")
+
+
+def pack_claim(claim: ClaimId) -> bytes:
+    return claim.session + pack_tail(claim)
+
+
+def unpack_claim(packed: bytes) -> ClaimId:
+    return claim_of(packed[:SESSION_BYTES], packed[SESSION_BYTES:])
+
+
+def claim_of(session: bytes, tail: bytes) -> ClaimId:
+    return ClaimId(session, int.from_bytes(tail[:6], "big"), int.from_bytes(tail[6:], "big"))
+
+
+def can_be(claim: ClaimId, session: bytes) -> bool:
+    """Whether a claim is one that a store could have given to the session."""
+    return claim.session == session and 0 <= claim.request < 1 << 48 and 0 <= claim.number < 1 << 16
+
+
+def pack_beat(beat: Beat) -> bytes:
+    own = [claim for claim in beat.claims if can_be(claim, beat.session)]
+    reports = [
+        (pack_tail(report.claim), to_microseconds(report.running_for), pack_progress(report.progress))
+        for report in beat.reports
+        if can_be(report.claim, beat.session)
+    ]
+    return pack([beat.session, b"".join(map(pack_tail, own)), beat.seen, reports, beat.leaving])
+
+
+def tails_in(packed: bytes, session: bytes) -> set[ClaimId]:
+    return {claim_of(session, packed[first : first + TAIL_BYTES]) for first in range(0, len(packed), TAIL_BYTES)}
+
+
+def pack_progress(progress: Progress | None) -> bytes | bool:
+    return False if progress is None else pack([progress.fraction, progress.note])
+
+
+# --- settle ---------------------------------------------------------------------------------------------------
+
+
+def pack_settlements(settlements: Sequence[Settlement]) -> bytes:
+    texts = Texts()
+    items = [_settlement_item(settlement, texts) for settlement in settlements]
+    return pack([items, texts.all()])
+
+
+def _settlement_item(settlement: Settlement, texts: Texts) -> Item:
+    """See settle.lua."""
+    kind, value, error, after = _verdict(settlement.verdict)
+    return (
+        settlement.id,
+        settlement.epoch,
+        pack_claim(settlement.claim),
+        kind,
+        to_microseconds(settlement.ran_for),
+        to_microseconds(settlement.keep_for),
+        value,
+        error,
+        after,
+        [item_of(follow_up, texts) for follow_up in settlement.follow_ups] or False,
+    )
+
+
+def _verdict(verdict: object) -> tuple[int, object, object, object]:
+    """Kind, value, error, wait."""
+    match verdict:
+        case Succeeded(result):
+            return 1, result, False, False
+        case Failed(error):
+            return 2, f"{error.type}: {error.message}", _error(error), False
+        case Discarded(reason):
+            return 3, reason, False, False
+        case Cancelled(reason):
+            return 4, reason, False, False
+        case Retried(error, after):
+            return 5, False, _error(error), to_microseconds(after)
+        case Snoozed(after):
+            return 6, False, False, to_microseconds(after)
+        case Parked(waiting_for, after):
+            return 7, waiting_for, False, to_microseconds(after)
+        case HandedBack(counts):
+            return 8, counts, False, False
+        case _:
+            raise TypeError(f"{verdict!r} is no verdict that a store knows")
+
+
+def _error(error: RunError) -> Item:
+    return (error.type, error.message, error.traceback, error.attempt)
+
+
+def settled_of(answers: bytes) -> list[Settled]:
+    return [Settled.OK if answer == _OK else Settled.STALE for answer in answers]
+
+
+_OK: Final = ord("o")
+
+
+# --- jobs -----------------------------------------------------------------------------------------------------
+
+
+def _defaults() -> list[Any]:
+    numbers = {"epoch", "failures", "crashes", "snoozes", "hand_backs", "awaits"}
+    return [0 if field in numbers else None for field in FIELDS]
+
+
+_DEFAULTS: Final = _defaults()
+_PLAIN: Final = Envelope(id=b"", job="", payload=b"")
+
+
+def job_rows(reply: Sequence[bytes]) -> tuple[int, dict[int, str], list[tuple[bytes, list[Any]]]]:
+    """The store's time, the texts, and each id with its job's fields: what claim.lua, read.lua and browse.lua answer."""
+    wall, texts = unpack(reply[0])
+    names = {texts[i]: texts[i + 1].decode()[2:] for i in range(0, len(texts), 2)}
+    rows = [(reply[i], unpack(reply[i + 1])) for i in range(1, len(reply), 2)]
+    return int(wall), names, rows
+
+
+def leases_of(reply: Sequence[bytes]) -> list[Lease]:
+    wall, names, rows = job_rows(reply)
+    return [_lease(job_id, fields, names, wall) for job_id, fields in rows]
+
+
+def records_of(reply: Sequence[bytes]) -> dict[bytes, Record]:
+    _, names, rows = job_rows(reply)
+    return {job_id: _record(job_id, fields, names) for job_id, fields in rows}
+
+
+def _completed(fields: list[Any]) -> list[Any]:
+    """Of full length, absent fields with their defaults."""
+    told = [default if field is False else field for field, default in zip(fields, _DEFAULTS, strict=False)]
+    return told + _DEFAULTS[len(fields) :]
+
+
+def _lease(job_id: bytes, fields: list[Any], names: dict[int, str], wall: int) -> Lease:
+    if len(fields) <= _PLAIN_FIELDS:  # as nearly all are, at their first run: nothing of it but its call
+        return Lease(
+            envelope=Envelope(id=job_id, job=names[fields[2]], payload=fields[7] or b"", queue=names[fields[1]], priority=fields[3]),
+            epoch=fields[8],
+            claim=unpack_claim(fields[9]),
+            created_at=fields[5],
+        )
+    return _full_lease(job_id, fields, names, wall)
+
+
+_PLAIN_FIELDS: Final = FIELDS.index("extras")
+
+
+def _full_lease(job_id: bytes, fields: list[Any], names: dict[int, str], wall: int) -> Lease:
+    job = dict(zip(FIELDS, _completed(fields), strict=True))
+    return Lease(
+        envelope=Envelope(
+            id=job_id,
+            job=names[job["name"]],
+            payload=job["payload"] or b"",
+            queue=names[job["queue"]],
+            priority=job["priority"],
+            key=job["key"],
+            **unpack_extras(job["extras"]),
+        ),
+        epoch=job["epoch"],
+        claim=unpack_claim(job["claim"]),
+        created_at=job["created"],
+        failures=job["failures"],
+        crashes=job["crashes"],
+        snoozes=job["snoozes"],
+        hand_backs=job["hand_backs"],
+        parked_for=0.0 if job["parked"] is None else to_seconds(wall - job["parked"]),
+    )
+
+
+def _record(job_id: bytes, fields: list[Any], names: dict[int, str]) -> Record:
+    job = dict(zip(FIELDS, _completed(fields), strict=True))
+    extras = unpack_extras(job["extras"])
+    return Record(
+        id=job_id,
+        job=names[job["name"]],
+        queue=names[job["queue"]],
+        status=BY_CODE[job["status"]],
+        priority=job["priority"],
+        max_attempts=extras.get("max_attempts", _PLAIN.max_attempts),
+        created_at=instant_of(job["created"]),
+        due_at=instant_of(job["created"] if job["due"] is None else job["due"]),
+        claimed_at=_maybe(instant_of, job["claimed"]),
+        started_at=_maybe(instant_of, job["started"]),
+        ended_at=_maybe(instant_of, job["ended"]),
+        expires_at=_maybe(instant_of, job["expires"]),
+        failures=job["failures"],
+        crashes=job["crashes"],
+        snoozes=job["snoozes"],
+        hand_backs=job["hand_backs"],
+        epoch=job["epoch"],
+        worker=_maybe(_text, job["worker"]),
+        progress=_maybe(_progress, job["progress"]),
+        result=job["result"],
+        payload=job["payload"],
+        reason=_maybe(_text, job["reason"]),
+        waiting_for=_maybe(_text, job["waiting_for"]),
+        errors=unpack_errors(job["errors"]),
+        cancel_requested=job["cancel_requested"] is not None,
+        headers=extras.get("headers", {}),
+    )
+
+
+def _maybe(make: Callable[[Any], Any], value: Any) -> Any:
+    return None if value is None else make(value)
+
+
+def _text(stored: bytes) -> str:
+    return stored.decode(errors="surrogatepass")
+
+
+def _progress(packed: bytes) -> Progress:
+    fraction, note = msgpack.unpackb(packed, unicode_errors="surrogatepass")
+    return Progress(fraction, note)
+
+
+def ids_in(packed: bytes) -> list[bytes]:
+    return [packed[first : first + ID_BYTES] for first in range(0, len(packed), ID_BYTES)]

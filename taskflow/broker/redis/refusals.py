@@ -1,0 +1,53 @@
+"""What a server, or the way to it, says no with, as errors of ours."""
+
+from __future__ import annotations
+
+import ssl
+from typing import Final
+
+from redis import exceptions
+
+from taskflow.model.errors import BrokerError, BrokerRefused, BrokerUnavailable, StoreFull
+
+# The first word of a server's error, when it may well be gone soon.
+_PASSING: Final = frozenset({"READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "NOREPLICAS", "MISCONF", "BUSY", "UNKILLABLE"})
+
+
+def in_our_words(error: Exception, place: str) -> BrokerError:
+    """The error to raise from it. `place` names the server, without secrets."""
+    if isinstance(error, BrokerError):
+        return error
+    if isinstance(error, exceptions.AuthenticationError | exceptions.AuthorizationError):
+        return BrokerRefused(f"Redis at {place} does not take this user and password: {error}")
+    if isinstance(error, exceptions.NoPermissionError):
+        return BrokerRefused(f"Redis at {place} does not let this user do what taskflow needs: {error}; see the README's ACL line")
+    if isinstance(error, exceptions.ResponseError):
+        return _of_answer(str(error), place)
+    if _is_about_certificates(error):
+        return BrokerRefused(f"no TLS with Redis at {place}: {error}; ?tls_ca= names the authority's certificate")
+    return BrokerUnavailable(f"Redis at {place} does not answer: {_reason(error)}")
+
+
+def _of_answer(text: str, place: str) -> BrokerError:
+    if "OOM" in text.split(":")[0] or "used memory > 'maxmemory'" in text:
+        return StoreFull(f"Redis at {place} has used up its maxmemory, and takes no new jobs: let workers catch up, or raise it")
+    word = text.split(" ", 1)[0].strip("-:")
+    if word in _PASSING or any(f"{passing} " in text[:60] for passing in _PASSING):
+        return BrokerUnavailable(f"Redis at {place} cannot do it now: {text}")
+    if word in ("NOAUTH", "WRONGPASS", "ERR") and "AUTH" in text.upper():
+        return BrokerRefused(f"Redis at {place} does not take this user and password: {text}")
+    if "NOPERM" in text:
+        return BrokerRefused(f"Redis at {place} does not let this user do what taskflow needs: {text}; see the README's ACL line")
+    return BrokerRefused(f"Redis at {place} refuses: {text}")
+
+
+def _is_about_certificates(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, ssl.SSLError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__

@@ -1,0 +1,110 @@
+"""The scripts: read from their files, with the names of fields, statuses, events, words and rules written into them as values."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from functools import cache
+from importlib import resources
+from typing import Final, NamedTuple
+
+from taskflow.broker import words
+from taskflow.broker.redis.fields import FIELDS, GONE
+from taskflow.model.clock import to_microseconds
+from taskflow.model.record import CODES, POISON, Event
+from taskflow.model.rules import Rules
+from taskflow.model.verdict import MAX_ERRORS_BYTES
+
+
+class Script(NamedTuple):
+    """A script's text, and the hash that the server knows it by once it has seen it."""
+
+    name: str
+    text: bytes
+    sha: bytes
+
+
+_JOBS: Final = ("base", "names", "jobs")
+_SHELF: Final = (*_JOBS, "ordered", "shelf")
+
+# What each verb is made of, before its own file.
+_PARTS: Final[Mapping[str, tuple[str, ...]]] = {
+    "enqueue": (*_SHELF, "adding"),
+    "register": (*_JOBS, "living"),
+    "claim": (*_SHELF, "living"),
+    "beat": (*_SHELF, "living"),
+    "settle": (*_SHELF, "adding", "living"),
+    "cancel": (*_SHELF, "living"),
+    "read": _JOBS,
+    "known": _JOBS,
+    "upkeep": (*_SHELF, "living"),
+    "arm": _JOBS,
+    "queues": _SHELF,
+    "workers": (*_JOBS, "living"),
+    "metrics": ("base", "names"),
+    "browse": (*_JOBS, "choose"),
+    "purge": (*_SHELF, "choose"),
+    "redo": _SHELF,
+    "pause": ("base",),
+    "candidates": ("base",),
+}
+
+# Without it the server refuses a script that writes when its memory is full: so are new jobs refused, and nothing else is.
+_REFUSED_WHEN_FULL: Final = frozenset({"enqueue"})
+
+_NAME: Final = re.compile(r"\b([FSEWR])\.(\w+)\b")
+
+
+class Scripts:
+    """The scripts of a store that goes by these rules."""
+
+    def __init__(self, rules: Rules) -> None:
+        values = _values(rules)
+        self._by_name = {name: _script(name, parts, values) for name, parts in _PARTS.items()}
+
+    def __getitem__(self, name: str) -> Script:
+        return self._by_name[name]
+
+
+def _script(name: str, parts: tuple[str, ...], values: Mapping[str, str]) -> Script:
+    flags = "#!lua" if name in _REFUSED_WHEN_FULL else "#!lua flags=allow-oom"
+    body = "\n".join(_without_comments(_source(part)) for part in (*parts, name))
+    text = f"{flags}\n{_NAME.sub(lambda found: values[found[0]], body)}".encode()
+    return Script(name, text, hashlib.sha1(text, usedforsecurity=False).hexdigest().encode())
+
+
+@cache
+def _source(name: str) -> str:
+    return (resources.files("taskflow.broker.redis") / "lua" / f"{name}.lua").read_text(encoding="utf-8")
+
+
+def _without_comments(source: str) -> str:
+    return "\n".join(line for line in source.splitlines() if line.strip() and not line.lstrip().startswith("--"))
+
+
+def _values(rules: Rules) -> dict[str, str]:
+    """Name to Lua literal."""
+    values = {f"F.{field}": str(number) for number, field in enumerate(FIELDS, 1)}
+    values |= {f"S.{status.name}": str(code) for status, code in CODES.items()} | {"S.GONE": str(GONE)}
+    values |= {f"E.{event.name}": _text(event.value) for event in Event}
+    values |= {f"W.{name}": _text(text) for name, text in vars(words).items() if name.isupper() and isinstance(text, str)}
+    values["W.POISON"] = _text(POISON)
+    backoff = ", ".join(str(to_microseconds(seconds)) for seconds in rules.crash_backoff)
+    return values | {
+        "R.ghost_after": str(to_microseconds(rules.ghost_after)),
+        "R.max_crashes": str(rules.max_crashes),
+        "R.crash_backoff": f"{{ {backoff} }}",
+        "R.max_hand_backs": str(rules.max_hand_backs),
+        "R.repeat_for": str(to_microseconds(rules.repeat_for)),
+        "R.keep_failed": str(to_microseconds(rules.keep_failed)),
+        "R.keep_cancelled": str(to_microseconds(rules.keep_cancelled)),
+        "R.kept_per_queue": str(rules.kept_per_queue),
+        "R.upkeep_every": str(to_microseconds(rules.upkeep_every)),
+        "R.max_errors_bytes": str(MAX_ERRORS_BYTES),
+    }
+
+
+def _text(text: str) -> str:
+    """A Lua string. Ours are printable ASCII; quotes and backslashes are escaped alike in both languages."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

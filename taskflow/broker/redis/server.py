@@ -1,0 +1,81 @@
+"""Where a server is and how it is spoken to: the driver's defaults that would hurt are set on purpose here."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
+from redis.backoff import NoBackoff
+from redis.asyncio.retry import Retry
+
+ANSWER_WITHIN: Final = 3.0
+"""Seconds for one command. Less than an application's patience with an enqueue (5 s), so that it can be sent once more."""
+
+CONNECT_WITHIN: Final = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """One server. `password` is never shown.
+
+    `path`      of a unix socket, instead of host and port
+    `tls`       speak TLS; `ca_file`, `cert_file`, `key_file` as paths; `check_hostname` and the certificate's chain unless told otherwise
+    `fsync`     every enqueue waits until the server has it on its disk (WAITAOF)
+    `evicting`  start although the server evicts keys when its memory is full, and with them jobs
+    """
+
+    host: str = "localhost"
+    port: int = 6379
+    db: int = 0
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    path: str | None = None
+    tls: bool = False
+    ca_file: str | None = None
+    cert_file: str | None = None
+    key_file: str | None = None
+    check_certificate: bool = True
+    fsync: bool = False
+    evicting: bool = False
+
+    def __str__(self) -> str:
+        return self.path or f"{self.host}:{self.port}"
+
+    def connection(self) -> AbstractConnection:
+        """Not connected yet.
+
+        No retries: the driver would send a command again by itself, ten times, and a script that took effect would run twice; whoever
+        asks sends again, and knows that he does. No timeouts: they are set around a command as a whole. RESP2: the scripts' replies are
+        strings, numbers and arrays, which it parses fastest.
+        """
+        common: dict[str, Any] = {
+            "db": self.db,
+            "username": self.username,
+            "password": self.password,
+            "retry": Retry(NoBackoff(), 0),
+            "socket_timeout": None,
+            "socket_connect_timeout": CONNECT_WITHIN,
+            "health_check_interval": 0,
+            "protocol": 2,
+        }
+        if self.path is not None:
+            return UnixDomainSocketConnection(path=self.path, **common)
+        place = {"host": self.host, "port": self.port, "socket_keepalive": True}
+        if not self.tls:
+            return Connection(**place, **common)
+        return SSLConnection(
+            **place,
+            **common,
+            ssl_ca_certs=self.ca_file,
+            ssl_certfile=self.cert_file,
+            ssl_keyfile=self.key_file,
+            ssl_cert_reqs="required" if self.check_certificate else "none",
+            ssl_check_hostname=self.check_certificate,
+            ssl_min_version=ssl.TLSVersion.TLSv1_2,
+        )
+
+
+Command = Sequence[Any]

@@ -1,0 +1,474 @@
+"""A TCP proxy before a server, that loses, holds back and spoils what passes, command by command."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections import Counter, defaultdict, deque
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from itertools import islice
+from typing import Any, Final, Protocol, Self, TypeVar
+
+from tests.support.servers import HOST, free_port
+
+T = TypeVar("T")
+
+_CHUNK: Final = 65_536
+
+_PATIENCE: Final = 10.0
+"""Seconds that an act may take in the proxy's thread. What takes this long has hung."""
+
+
+class Kind(Enum):
+    PASS = "pass"
+    DELAY = "delay"
+    DELAY_REPLY = "delay reply"
+    DROP_COMMAND = "drop command"
+    DROP_REPLY = "drop reply"
+    GARBLE = "garble"
+    BLACKHOLE = "blackhole"
+
+
+@dataclass(frozen=True)
+class Fate:
+    """What becomes of one command. It befalls the command in its turn: the replies of those before it have reached the client."""
+
+    kind: Kind
+    seconds: float = 0.0
+
+
+PASS: Final = Fate(Kind.PASS)
+
+DROP_COMMAND: Final = Fate(Kind.DROP_COMMAND)
+"""The server never sees it, nor what was sent behind it: the client's connection is cut."""
+
+DROP_REPLY: Final = Fate(Kind.DROP_REPLY)
+"""It takes effect: the server's reply comes whole, and then the client's connection is cut. What was sent behind it is lost."""
+
+GARBLE: Final = Fate(Kind.GARBLE)
+"""It takes effect, and its reply begins with a byte that no reply begins with. The connection stays."""
+
+BLACKHOLE: Final = Fate(Kind.BLACKHOLE)
+"""The server never sees it, and the connection never carries anything again, though it stays open until the client closes it."""
+
+
+def delay(seconds: float) -> Fate:
+    """It waits so long on its way to the server, and what was sent behind it waits too."""
+    return Fate(Kind.DELAY, seconds)
+
+
+def delay_reply(seconds: float) -> Fate:
+    """It takes effect at once; the reply waits so long on its way to the client, and those behind it wait too."""
+    return Fate(Kind.DELAY_REPLY, seconds)
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command as a client sent it: `name` in capitals, and `number` from 1 over all connections of the proxy."""
+
+    name: bytes
+    args: tuple[bytes, ...]
+    number: int
+
+
+Rule = Callable[[Command], Fate]
+"""Asked once for each command, in the proxy's thread, in the order of arrival."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a client sent: its bytes, and the words in it. One without words is passed on, and no rule is asked."""
+
+    raw: bytes
+    words: tuple[bytes, ...] = ()
+
+
+class Share(Enum):
+    """What a part of the server's stream is to the oldest request without an answer."""
+
+    NONE = "it comes of itself"
+    PART = "it belongs to the answer, and more will come"
+    WHOLE = "it completes the answer"
+
+
+class Dialect(Protocol):
+    """How the streams of one connection are taken apart. What is incomplete is kept until the rest comes."""
+
+    def requests(self, data: bytes) -> Iterator[Request]: ...
+
+    def replies(self, data: bytes) -> Iterator[bytes]: ...
+
+    def share(self, reply: bytes, oldest: Request) -> Share: ...
+
+
+class Raw:
+    """Of no protocol is anything known: what comes is passed on as it comes."""
+
+    def requests(self, data: bytes) -> Iterator[Request]:
+        yield Request(data)
+
+    def replies(self, data: bytes) -> Iterator[bytes]:
+        yield data
+
+    def share(self, reply: bytes, oldest: Request) -> Share:
+        return Share.NONE
+
+
+class Resp:
+    """Redis's protocol, versions 2 and 3 (https://redis.io/docs/latest/develop/reference/protocol-spec/).
+
+    It knows the pushes of subscriptions from replies, and how many confirmations a SUBSCRIBE or UNSUBSCRIBE has. It does not know
+    what else unsettles that a command has one reply: CLIENT REPLY, MONITOR, SYNC and PSYNC.
+    """
+
+    def __init__(self) -> None:
+        self._sent = b""
+        self._received = b""
+        self._has_pushes = False
+        self._channels: defaultdict[bytes, set[bytes]] = defaultdict(set)
+        self._to_confirm = 0
+
+    def requests(self, data: bytes) -> Iterator[Request]:
+        frames, self._sent = _frames(self._sent + data)
+        for frame in frames:
+            # What is no array is a line as one types it.
+            yield Request(frame, tuple(_items(frame) if frame.startswith(b"*") else frame.split()))
+
+    def replies(self, data: bytes) -> Iterator[bytes]:
+        frames, self._received = _frames(self._received + data)
+        yield from frames
+
+    def share(self, reply: bytes, oldest: Request) -> Share:
+        is_push = reply.startswith(b">")
+        self._has_pushes |= is_push
+        kind, channel = _head(reply)
+        if kind in _CONFIRMATIONS and kind == oldest.words[0].lower():
+            return self._confirmed(kind, channel, oldest)
+        # Version 2 has no pushes: there a message looks as an array does that begins so, but comes to subscribers alone.
+        if is_push or (kind in _MESSAGES and not self._has_pushes and any(self._channels.values())):
+            return Share.NONE
+        return Share.WHOLE
+
+    def _confirmed(self, kind: bytes, channel: bytes, oldest: Request) -> Share:
+        """One confirmation comes for each channel named, or where none is, for each that was subscribed to, but at least one."""
+        channels = self._channels[kind.removesuffix(b"subscribe").removesuffix(b"un")]
+        if not self._to_confirm:
+            self._to_confirm = len(oldest.words) - 1 or len(channels) or 1
+        if kind.endswith(b"unsubscribe"):
+            channels.discard(channel)
+        else:
+            channels.add(channel)
+        self._to_confirm -= 1
+        return Share.PART if self._to_confirm else Share.WHOLE
+
+
+_CONFIRMATIONS: Final = frozenset(prefix + verb for prefix in (b"", b"p", b"s") for verb in (b"subscribe", b"unsubscribe"))
+_MESSAGES: Final = frozenset((b"message", b"pmessage", b"smessage"))
+_ENDING: Final = b"\r\n"
+
+
+def _frames(data: bytes) -> tuple[list[bytes], bytes]:
+    """The whole values that it begins with, and the rest."""
+    frames, at = [], 0
+    while (end := _end(data, at)) is not None:
+        frames.append(data[at:end])
+        at = end
+    return frames, data[at:]
+
+
+def _end(data: bytes, at: int) -> int | None:
+    """Where the value ends that begins there, None where it is not whole."""
+    line_end = data.find(_ENDING, at)
+    if line_end < 0:
+        return None
+    kind, end = data[at : at + 1], line_end + len(_ENDING)
+    if kind in _SIZED:
+        size = int(data[at + 1 : line_end])
+        end += size + len(_ENDING) if size >= 0 else 0  # a null has no content
+        return end if end <= len(data) else None
+    if kind in _ITEMS_OF_EACH:
+        return _end_of_items(data, end, _ITEMS_OF_EACH[kind] * int(data[at + 1 : line_end]) + (kind == b"|"))
+    return end
+
+
+def _end_of_items(data: bytes, at: int, number: int) -> int | None:
+    end: int | None = at
+    for _ in range(number):
+        if end is None:
+            return None
+        end = _end(data, end)
+    return end
+
+
+_SIZED: Final = (b"$", b"=", b"!")
+_ITEMS_OF_EACH: Final = {b"*": 1, b"~": 1, b">": 1, b"%": 2, b"|": 2}
+"""Values within one of an aggregate. Attributes (|) are followed by the value that they are about."""
+
+
+def _head(frame: bytes) -> tuple[bytes, bytes]:
+    """The first two items of an array or push; empty where it is none, or has fewer."""
+    first, second, *_ = [*(islice(_items(frame), 2) if frame.startswith((b"*", b">")) else ()), b"", b""]
+    return first, second
+
+
+def _items(frame: bytes) -> Iterator[bytes]:
+    at = frame.index(_ENDING) + len(_ENDING)
+    while at < len(frame) and (end := _end(frame, at)) is not None:
+        item, at = frame[at:end], end
+        yield item.partition(_ENDING)[2][: -len(_ENDING)] if item.startswith(_SIZED) else item[1 : -len(_ENDING)]
+
+
+class Proxy:
+    """Stands before the server at `host` and `port`, in a thread of its own, on a port of its own of 127.0.0.1.
+
+    As a context manager it listens inside. All its methods may be called from any thread, and have taken effect when they return.
+    What a rule raised is raised at the end; the connection that it was asked for is cut.
+
+    Args:
+        rule: decides what becomes of each command; may be replaced at any time. By default all pass.
+        parse: makes the dialect of a connection, by default Redis's. None knows none: no rule is asked, and what is sent can
+            only be cut, blackholed, and slowed down by `latency`.
+    """
+
+    def __init__(self, host: str, port: int, *, rule: Rule = lambda _command: PASS, parse: Callable[[], Dialect] | None = Resp) -> None:
+        self.rule = rule
+        self.latency = 0.0
+        """Seconds that each request, or each packet where no dialect is known, waits on its way to the server."""
+        self.counts: Counter[tuple[bytes, Fate]] = Counter()
+        """How often a command of that name was given that fate."""
+        self.port = free_port()
+        self._server_at = (host, port)
+        self._parse = parse or Raw
+        self._numbers = 0
+        self._links: set[_Link] = set()
+        self._road = asyncio.Event()
+        self._road.set()
+        self._troubles: list[BaseException] = []
+        self._listener: asyncio.Server | None = None
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self.listen_again()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._do(self._wind_up())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+        if self._troubles and error[0] is None:
+            raise self._troubles[0]
+
+    def url(self, scheme: str = "redis", *, credentials: str = "", path: str = "") -> str:
+        """The server's address by way of the proxy; `credentials` are "user:password"."""
+        return f"{scheme}://{credentials}{'@' if credentials else ''}{HOST}:{self.port}{path}"
+
+    def cut_all(self) -> None:
+        """Close all connections. What was held back is lost."""
+        self._do(self._cut_all())
+
+    def blackhole(self) -> None:
+        """Swallow all that is sent either way, on old connections and new ones, and also that one side has closed, until healed."""
+        self._do(self._set_road(is_open=False))
+
+    def heal(self) -> None:
+        """Carry again. A connection that has lost anything never does, as TCP carries nothing beyond a hole."""
+        self._do(self._set_road(is_open=True))
+
+    def refuse(self) -> None:
+        """Accept no new connections. The old ones stay."""
+        self._do(self._refuse())
+
+    def listen_again(self) -> None:
+        """Accept connections, on the same port as ever."""
+        self._do(self._listen())
+
+    def fate_of(self, words: tuple[bytes, ...]) -> Fate:
+        """What the rule says of the next command. For the proxy's own connections, which cut themselves where it raises."""
+        self._numbers += 1
+        command = Command(words[0].upper(), words[1:], self._numbers)
+        fate = self.rule(command)
+        self.counts[command.name, fate] += 1
+        return fate
+
+    def _do(self, act: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(act, self._loop).result(_PATIENCE)
+
+    async def _listen(self) -> None:
+        if self._listener is None:
+            self._listener = await asyncio.start_server(self._accepted, HOST, self.port)
+
+    async def _refuse(self) -> None:
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+
+    async def _set_road(self, *, is_open: bool) -> None:
+        if is_open:
+            self._road.set()
+        else:
+            self._road.clear()
+
+    async def _cut_all(self) -> None:
+        for link in self._links:
+            link.abort()
+        # They close their sockets in their own time, which is the next turns of the loop.
+        while self._links:
+            await asyncio.sleep(0)
+
+    async def _wind_up(self) -> None:
+        """Nothing runs any more: neither the connections nor what was being accepted."""
+        await self._refuse()
+        while tasks := asyncio.all_tasks() - {asyncio.current_task()}:
+            await self._cut_all()
+            await asyncio.wait(tasks, timeout=0.01)
+        await asyncio.sleep(0)
+
+    async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        link = _Link(self, self._parse(), self._road, reader, writer)
+        self._links.add(link)
+        try:
+            await link.run(*self._server_at)
+        except Exception as trouble:
+            self._troubles.append(trouble)
+        finally:
+            self._links.discard(link)
+
+
+class _Link:
+    """One client's connection and the one to the server that belongs to it."""
+
+    def __init__(
+        self, proxy: Proxy, dialect: Dialect, road: asyncio.Event, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        self._proxy = proxy
+        self._dialect = dialect
+        self._road = road
+        self._reader = reader
+        self._writer = writer
+        self._unanswered: deque[tuple[Request, Fate]] = deque()
+        self._all_answered = asyncio.Event()
+        self._all_answered.set()
+        self._sends_no_more = False
+        self._is_dead = False
+        self._over = asyncio.Event()
+
+    async def run(self, host: str, port: int) -> None:
+        """Carry until either side ends it, or it is cut.
+
+        Raises:
+            Exception: what the rule raised.
+        """
+        try:
+            await self._carry(*await asyncio.open_connection(host, port))
+        except OSError:
+            # While the road is closed nobody hears of it that the server is away.
+            await self._until_over(self._road.wait())
+        finally:
+            self._writer.close()
+
+    def abort(self) -> None:
+        """Cut it now, whether or not the client has taken all that was sent to it."""
+        self._over.set()
+        self._writer.transport.abort()
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await self._until_over(self._to_server(writer), self._to_client(reader))
+        finally:
+            # Not aborted: the kernel would throw away what the server has not read yet, and it was sent.
+            writer.close()
+
+    async def _until_over(self, *works: Coroutine[Any, Any, object]) -> None:
+        """Until one of them ends, or the link is over."""
+        tasks = [asyncio.create_task(work) for work in (*works, self._over.wait())]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _to_server(self, writer: asyncio.StreamWriter) -> None:
+        async for data in _chunks(self._reader):
+            for request in () if self._is_lost() else self._dialect.requests(data):
+                if not self._sends_no_more and not self._is_lost():
+                    await self._send(request, writer)
+        # The server does not hear of a client's end while the road is closed.
+        await self._road.wait()
+
+    async def _send(self, request: Request, writer: asyncio.StreamWriter) -> None:
+        fate = self._proxy.fate_of(request.words) if request.words else PASS
+        await asyncio.sleep(self._proxy.latency + (fate.seconds if fate.kind is Kind.DELAY else 0.0))
+        if fate in (DROP_COMMAND, BLACKHOLE):
+            await self._lose(fate)
+        elif not self._is_lost():
+            self._sends_no_more = fate == DROP_REPLY
+            self._expect(request, fate)
+            writer.write(request.raw)
+            await writer.drain()
+
+    async def _lose(self, fate: Fate) -> None:
+        await self._all_answered.wait()
+        if fate == BLACKHOLE:
+            self._is_dead = True
+        elif not self._is_lost():
+            self._over.set()
+
+    def _expect(self, request: Request, fate: Fate) -> None:
+        if request.words:
+            self._unanswered.append((request, fate))
+            self._all_answered.clear()
+
+    async def _to_client(self, reader: asyncio.StreamReader) -> None:
+        async for data in _chunks(reader):
+            for reply in self._dialect.replies(data):
+                await self._answer(reply)
+            await self._writer.drain()
+        if self._is_lost():
+            await self._over.wait()
+
+    async def _answer(self, reply: bytes) -> None:
+        fate, share = self._cause_of(reply)
+        if fate.kind is Kind.DELAY_REPLY:
+            await asyncio.sleep(fate.seconds)
+        if not self._is_lost():
+            self._deliver(reply, fate, share)
+        if share is Share.WHOLE:
+            self._answered()
+
+    def _cause_of(self, reply: bytes) -> tuple[Fate, Share]:
+        """The fate of the command that it answers, and how far it does."""
+        if not self._unanswered:
+            return PASS, Share.NONE
+        request, fate = self._unanswered[0]
+        share = self._dialect.share(reply, request)
+        return (PASS if share is Share.NONE else fate), share
+
+    def _deliver(self, reply: bytes, fate: Fate, share: Share) -> None:
+        if fate != DROP_REPLY:
+            self._writer.write(b"?" + reply[1:] if fate == GARBLE else reply)
+        elif share is Share.WHOLE:
+            self._over.set()
+
+    def _answered(self) -> None:
+        self._unanswered.popleft()
+        if not self._unanswered:
+            self._all_answered.set()
+
+    def _is_lost(self) -> bool:
+        """Whether what comes now is swallowed, and with it all that comes after."""
+        self._is_dead = self._is_dead or not self._road.is_set()
+        return self._is_dead
+
+
+async def _chunks(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
+    while data := await reader.read(_CHUNK):
+        yield data
