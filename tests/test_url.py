@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from taskflow.broker.memory import MemoryBroker
+from taskflow.broker.redis import RedisBroker, Server
 from taskflow.broker.sqlite import SqliteBroker
 from taskflow.broker.url import connect, masked
 from taskflow.model.errors import BrokerUrlError, ConfigurationError
@@ -43,6 +44,32 @@ def test_sqlite(url: str, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(
+    ("url", "server"),
+    [
+        ("redis://", Server()),
+        ("redis://host", Server(host="host")),
+        ("redis://host:6380/3", Server(host="host", port=6380, db=3)),
+        ("REDIS://:secret@host", Server(host="host", password="secret")),
+        ("redis://me:p%40ss@[::1]:1/", Server(host="::1", port=1, username="me", password="p@ss")),
+        ("redis://host?durability=fsync&evicting=1&namespace=shop", Server(host="host", fsync=True, evicting=True)),
+        ("rediss://host", Server(host="host", tls=True)),
+        (
+            "rediss://host?tls_ca=/ca.pem&tls_cert=/me.pem&tls_key=/me.key&tls_check=0",
+            Server(host="host", tls=True, ca_file="/ca.pem", cert_file="/me.pem", key_file="/me.key", check_certificate=False),
+        ),
+    ],
+)
+def test_redis(url: str, server: Server) -> None:
+    """Host, port, database, user and what stands after the question mark; nothing is opened yet."""
+    broker = connect(url)
+
+    assert isinstance(broker, RedisBroker)
+    assert broker.server == server
+    assert "p@ss" not in repr(broker)
+    assert "p@ss" not in repr(server)
+
+
+@pytest.mark.parametrize(
     ("url", "says"),
     [
         ("", "no scheme"),
@@ -72,6 +99,14 @@ def test_sqlite(url: str, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("sqlite:///queue.db?namespace=a/b", "namespace 'a/b'"),
         ("sqlite:///queue.db?namespace=", "namespace ''"),
         ("sqlite:///queue.db?namespace=" + "a" * 101, "1 to 100"),
+        ("redis://host:99999", "port"),
+        ("redis://host:six", "port"),
+        ("redis://host/queue", "the database 'queue': it is a number"),
+        ("redis://host?durability=disk", "durability='disk': it is server or fsync"),
+        ("redis://host?evicting=yes", "evicting='yes': it is 0 or 1"),
+        ("redis://host?tls_ca=ca.pem", "tls_ca= without TLS: it begins with rediss://"),
+        ("rediss://host?tls_check=no", "tls_check='no': it is 0 or 1"),
+        ("redis://host?db=1", "unknown parameter 'db'"),
     ],
 )
 def test_malformed(url: str, says: str) -> None:
@@ -80,7 +115,7 @@ def test_malformed(url: str, says: str) -> None:
     assert says in str(refused.value)
 
 
-@pytest.mark.parametrize("scheme", ["redis", "rediss", "redis+sentinel", "redis+cluster", "postgresql"])
+@pytest.mark.parametrize("scheme", ["redis+sentinel", "redis+cluster", "postgresql"])
 def test_brokers_to_come(scheme: str) -> None:
     with pytest.raises(ConfigurationError, match=r"not part of this version"):
         connect(f"{scheme}://user:hunter2@host/0")
@@ -110,7 +145,10 @@ def test_masked(url: str, shown: str) -> None:
     [
         "sqlite://user:hunter2@host/queue.db",
         "redos://user:hunter2@host",
-        "redis://user:hunter2@host",
+        "redis://user:hunter2@host:port",
+        "redis://user:hunter2@host/queue",
+        "rediss://user:hunter2@host?tls=1",
+        "redis+cluster://user:hunter2@host",
         "sqlite://u:hunter2@[::1/x",
         "u:hunter2@host",
     ],

@@ -105,7 +105,8 @@ class App:
         return found if found is not None else self._connect(loop)
 
     def broker_url(self) -> str:
-        return self.settings.broker or DEFAULT_BROKER
+        configured = self.settings.broker
+        return DEFAULT_BROKER if configured is None else configured
 
     def broker(self) -> Broker:
         """The broker of the settings; a URL has one in a process."""

@@ -165,7 +165,7 @@ class JobHandle(Generic[R_co]):
     def _decode(self, record: Record) -> Any:
         if record.result is None:
             return None
-        return decode_value(record.result) if self._job is None else self._job.codec.decode_result(record.result)
+        return decode_value(record.result, limits=self._app.limits) if self._job is None else self._job.codec.decode_result(record.result)
 
     async def _read(self) -> Record | None:
         return await self._app.connection().read(self._id)

@@ -37,7 +37,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 # The settings that the environment and pyproject.toml may give; of those that are numbers, their kind and the least that is allowed.
-_TEXTUAL: Final = ("broker", "enqueue_timeout", "max_payload")
+TEXTUAL: Final = ("broker", "enqueue_timeout", "max_payload")
 _NUMBERS: Final[Mapping[str, tuple[type[int] | type[float], int]]] = {"enqueue_timeout": (float, 0), "max_payload": (int, 1)}
 
 
@@ -63,12 +63,18 @@ def check_configured(given: Mapping[str, Any]) -> None:
     for name in _NUMBERS:
         if given.get(name) is not None:
             _check_number(f"configure({name}={given[name]!r})", name, given[name])
-    if given.get("broker") is not None and not isinstance(given["broker"], str):
-        raise ConfigurationError(f"configure(broker={given['broker']!r}): it takes a URL, for example {DEFAULT_BROKER!r}")
+    if given.get("broker") is not None:
+        _check_url(f"configure(broker={given['broker']!r})", given["broker"])
     if given.get("lifespan") is not None and not callable(given["lifespan"]):
         raise ConfigurationError(
             f"configure(lifespan={given['lifespan']!r}): it takes a function that gives an async context manager, called once per worker"
         )
+
+
+def _check_url(where: str, value: object) -> None:
+    """What is in it, the broker's own module says."""
+    if not isinstance(value, str) or not value:
+        raise ConfigurationError(f"{where}: it takes a URL, for example {DEFAULT_BROKER!r}")
 
 
 def _check_number(where: str, name: str, value: Any) -> None:
@@ -79,7 +85,7 @@ def _check_number(where: str, name: str, value: Any) -> None:
 
 
 def _of_environment(environ: Mapping[str, str]) -> dict[str, Any]:
-    return {name: _read(f"TASKFLOW_{name.upper()}", name, text) for name in _TEXTUAL if (text := environ.get(f"TASKFLOW_{name.upper()}"))}
+    return {name: _read(f"TASKFLOW_{name.upper()}", name, text) for name in TEXTUAL if (text := environ.get(f"TASKFLOW_{name.upper()}"))}
 
 
 def _of_pyproject(folder: Path) -> dict[str, Any]:
@@ -93,21 +99,26 @@ def _of_pyproject(folder: Path) -> dict[str, Any]:
 
 def _of_file(file: Path) -> dict[str, Any]:
     try:
-        table = tomllib.loads(file.read_text(encoding="utf-8")).get("tool", {}).get("taskflow", {})
+        tool = tomllib.loads(file.read_text(encoding="utf-8")).get("tool", {})
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{file} cannot be read: {error}") from error
+    table = tool.get("taskflow", {}) if isinstance(tool, dict) else tool
+    if not isinstance(table, dict):
+        raise ConfigurationError(f"{file}: [tool.taskflow] is no table, but {table!r}")
     for name in table:
-        if name not in _TEXTUAL:
-            raise ConfigurationError(f"[tool.taskflow] in {file} has an unknown setting {name!r}; it takes {', '.join(_TEXTUAL)}")
-    return {name: _read(f"{name} in [tool.taskflow] of {file}", name, str(value)) for name, value in table.items()}
+        if name not in TEXTUAL:
+            raise ConfigurationError(f"[tool.taskflow] in {file} has an unknown setting {name!r}; it takes {', '.join(TEXTUAL)}")
+    return {name: _read(f"{name} in [tool.taskflow] of {file}", name, value) for name, value in table.items()}
 
 
-def _read(where: str, name: str, text: str) -> Any:
+def _read(where: str, name: str, given: object) -> Any:
+    """A setting as the environment has it, as text, or pyproject.toml, which knows numbers too."""
     if name not in _NUMBERS:
-        return text
+        _check_url(f"{where} is {given!r}", given)
+        return given
     try:
-        value = _NUMBERS[name][0](text)
+        value = _NUMBERS[name][0](str(given))
     except ValueError:
         value = None
-    _check_number(f"{where} is {text!r}", name, value)
+    _check_number(f"{where} is {given!r}", name, value)
     return value

@@ -15,12 +15,19 @@ from taskflow.model.errors import BrokerUrlError, ConfigurationError
 from taskflow.model.rules import Rules
 from taskflow.model.seams import Seams
 
-SCHEMES: Final[Mapping[str, tuple[str, ...]]] = {"memory": ("namespace",), "sqlite": ("namespace", "shared")}
+_REDIS_OPTIONS: Final = ("namespace", "durability", "evicting", "tls_ca", "tls_cert", "tls_key", "tls_check")
+
+SCHEMES: Final[Mapping[str, tuple[str, ...]]] = {
+    "memory": ("namespace",),
+    "sqlite": ("namespace", "shared"),
+    "redis": _REDIS_OPTIONS,
+    "rediss": _REDIS_OPTIONS,
+}
 """What this version connects to, and the parameters that each takes."""
 
 DEFAULT_NAMESPACE: Final = "taskflow"
 
-_LATER: Final = ("redis", "rediss", "redis+sentinel", "redis+cluster", "postgresql", "postgres")
+_LATER: Final = ("redis+sentinel", "redis+cluster", "postgresql", "postgres")
 
 _Open = Callable[[SplitResult, dict[str, str], Seams | None, Rules | None], Broker]
 
@@ -65,7 +72,14 @@ def _open_sqlite(parts: SplitResult, options: dict[str, str], seams: Seams | Non
     return SqliteBroker(path, namespace=options.get("namespace", DEFAULT_NAMESPACE), shared=shared == "1", seams=seams, rules=rules)
 
 
-_OPENERS: Final[Mapping[str, _Open]] = {"memory": _open_memory, "sqlite": _open_sqlite}
+def _open_redis(parts: SplitResult, options: dict[str, str], seams: Seams | None, rules: Rules | None) -> Broker:
+    from taskflow.broker.redis import RedisBroker
+    from taskflow.broker.redis.address import server_of
+
+    return RedisBroker(server_of(parts, options), namespace=options.get("namespace", DEFAULT_NAMESPACE), rules=rules)
+
+
+_OPENERS: Final[Mapping[str, _Open]] = {"memory": _open_memory, "sqlite": _open_sqlite, "redis": _open_redis, "rediss": _open_redis}
 
 
 # --- the parts of a URL --------------------------------------------------------------------------------------------
@@ -77,7 +91,7 @@ def _scheme(url: str) -> str:
         raise BrokerUrlError(f"broker URL {masked(url)!r} has no scheme: it reads like sqlite:///taskflow.db")
     scheme = scheme.lower()
     if scheme in _LATER:
-        raise ConfigurationError(f"{scheme}:// brokers are not part of this version of taskflow: use sqlite:///taskflow.db")
+        raise ConfigurationError(f"{scheme}:// brokers are not part of this version of taskflow: use redis:// or sqlite:///taskflow.db")
     if scheme not in SCHEMES:
         near = difflib.get_close_matches(scheme, SCHEMES, n=1)
         hint = f"did you mean {near[0]}://?" if near else f"there are {', '.join(f'{known}://' for known in SCHEMES)}"

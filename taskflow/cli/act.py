@@ -76,7 +76,7 @@ async def _on_chosen(broker: Broker, arguments: argparse.Namespace) -> int:
     chosen = _a_possible_filter(arguments)
     if not await doubt_queue(broker.console, chosen.queue):
         return Exit.NOT_FOUND
-    total = sum([len(ids) async for ids in _pages(broker.console, chosen)])
+    total = await _count(broker.console, chosen)
     if arguments.dry_run:
         print(f"would {arguments.command} {total:,}")
         return Exit.OK
@@ -87,6 +87,14 @@ async def _on_chosen(broker: Broker, arguments: argparse.Namespace) -> int:
         print(f"taskflow: {count:,} were not {_past(arguments.command)}: {why}", file=sys.stderr)
     print(f"{_past(arguments.command)} {done:,}")
     return Exit.FAILED if Redone.KEY_TAKEN.value in refused else Exit.OK
+
+
+async def _count(console: Console, chosen: JobFilter) -> int:
+    """How many jobs are chosen, by the queues' own counts where these tell: among ended jobs they count what is kept no longer."""
+    if LIVE.issuperset(chosen.statuses) and chosen == JobFilter(queue=chosen.queue, statuses=chosen.statuses):
+        queues = [queue for queue in await console.queues() if chosen.queue in (None, queue.name)]
+        return sum(queue.counts[status] for queue in queues for status in chosen.statuses)
+    return sum([len(ids) async for ids in _pages(console, chosen)])
 
 
 def _a_possible_filter(arguments: argparse.Namespace) -> JobFilter:

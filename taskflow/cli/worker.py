@@ -23,6 +23,7 @@ from taskflow.cli.signals import AFTER_FORCE, LastResort, Signals
 from taskflow.cli.tracebacks import is_ours, print_users
 from taskflow.model.errors import ConfigurationError
 from taskflow.model.record import Status
+from taskflow.worker.drain import Drain
 from taskflow.worker.events import Broken, Event
 from taskflow.worker.options import WorkerOptions
 from taskflow.worker.queues import QueueChoice
@@ -157,11 +158,15 @@ class Shift:
                 log.warning("no job has been in queue %s, and none here names it%s", name, f"; did you mean {near[0]}?" if near else "")
 
     async def _tell_what_is_left(self) -> None:
-        for queue in await self._queues():
+        drain = Drain(self._app.broker(), self._app.registry, self._options)
+        for queue in await drain.queues():
             left = {status: queue.counts.get(status, 0) for status in _LEFT}
-            if any(left.values()) and (not self._options.queues.names or queue.name in self._options.queues.names):
+            if any(left.values()):
                 paused = " (paused)" if queue.is_paused else ""
                 print(f"left in {queue.name}{paused}: {', '.join(f'{count:,} {status}' for status, count in left.items() if count)}")
+            if parked := await drain.parked(queue):
+                named = ", ".join(f"{count:,} {name}" for name, count in sorted(parked.items()))
+                print(f"parked in {queue.name}, for a worker that knows more: {named}")
 
     async def _queues(self) -> list[QueueRecord]:
         return await self._app.broker().console.queues()

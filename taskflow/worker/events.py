@@ -38,6 +38,13 @@ class LeaseLost(Event, frozen=True):
     lease: Lease
 
 
+class VerdictsLost(Event, frozen=True):
+    """The part of the worker that tells the broker has failed: what the runs of these leases came to is not told, and they run again."""
+
+    leases: tuple[Lease, ...]
+    why: str
+
+
 class SessionOpened(Event, frozen=True):
     """The worker is known to the broker, by that name."""
 

@@ -40,6 +40,9 @@ TIMED_OUT: Final = "timed out"
 WINDING_DOWN: Final = "winding down"
 LOST: Final = "lost"
 
+PARKED_ON: Final = (NewerFormat, UnknownArgument)
+"""What a newer sender's payload says to an older worker."""
+
 PARK_FOR_AT_MOST: Final = 7 * DAY
 PARK_SHORTEST: Final = 5.0
 PARK_LONGEST: Final = 300.0
@@ -76,7 +79,7 @@ class Executor:
             return self._park(holding, f"a worker that knows the job {lease.envelope.job!r}")
         try:
             args, kwargs = job.codec.decode_arguments(lease.envelope.payload)
-        except (NewerFormat, UnknownArgument) as error:
+        except PARKED_ON as error:
             return self._park(holding, f"a newer worker: {error}")
         except CodecError as error:
             return Failed(_error(error, lease.attempt))

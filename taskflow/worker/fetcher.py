@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from taskflow.broker.nudges import Nudges
 from taskflow.broker.protocol import Broker
 from taskflow.model.envelope import Lease
 from taskflow.model.errors import BrokerError, SessionLost
+from taskflow.model.seams import Chance
 from taskflow.worker.events import BrokerBack, BrokerTrouble, Events
 from taskflow.worker.holdings import Holdings
 from taskflow.worker.queues import QueueChoice
@@ -41,13 +41,16 @@ class Hands:
 class Fetcher:
     """One claim under way at a time, numbered: a claim whose answer was lost is asked again under its number."""
 
-    def __init__(self, broker: Broker, session: bytes, queues: QueueChoice, holdings: Holdings, events: Events, hands: Hands) -> None:
+    def __init__(
+        self, broker: Broker, session: bytes, queues: QueueChoice, holdings: Holdings, events: Events, hands: Hands, chance: Chance
+    ) -> None:
         self._broker = broker
         self._session = session
         self._queues = queues
         self._holdings = holdings
         self._events = events
         self._hands = hands
+        self._chance = chance
         self.request = 0
 
     async def run(self) -> None:
@@ -83,7 +86,7 @@ class Fetcher:
             except BrokerError as error:
                 times += 1
                 self._events.tell(BrokerTrouble("claiming", str(error), times))
-                await asyncio.sleep(min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(times, 10)) * (0.5 + random.random()))
+                await asyncio.sleep(min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(times, 10)) * (0.5 + self._chance.random()))
                 continue
             if times:
                 self._events.tell(BrokerBack("claiming"))

@@ -56,10 +56,14 @@ class Holdings:
         """Only once the store has answered its settlement, or the lease is lost."""
         self._held.pop(claim, None)
         self._reported.pop(claim, None)
+        self.nudge()
+
+    def nudge(self) -> None:
+        """Whoever waits for a change is to look again."""
         self._changed.set()
 
     async def wait_for_change(self, timeout: float | None = None) -> None:
-        """Until a lease has left, or `timeout` seconds have passed."""
+        """Until a lease has left, or somebody nudges, or `timeout` seconds have passed."""
         self._changed.clear()
         try:
             async with asyncio.timeout(timeout):

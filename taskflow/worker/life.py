@@ -16,7 +16,18 @@ from taskflow.model.errors import BrokerError
 from taskflow.model.seams import Seams
 from taskflow.model.session import Beat, BeatAnswer, Session
 from taskflow.model.verdict import HandedBack, Settlement
-from taskflow.worker.events import Broken, BrokerTrouble, Ended, Events, LeaseLost, SessionEnded, SessionOpened, StillRunning, WindingDown
+from taskflow.worker.events import (
+    Broken,
+    BrokerTrouble,
+    Ended,
+    Events,
+    LeaseLost,
+    SessionEnded,
+    SessionOpened,
+    StillRunning,
+    VerdictsLost,
+    WindingDown,
+)
 from taskflow.worker.executor import CANCELLED, LOST, WINDING_DOWN, Executor
 from taskflow.worker.fetcher import Fetcher, Hands
 from taskflow.worker.holdings import Holding, Holdings
@@ -47,7 +58,7 @@ class Life:
         self._settler = Settler(broker, self._holdings, events)
         # An answer is too old after half the ghost time, which is half the ttl.
         hands = Hands(self._start, self._give_back, options.ttl / 4, self._lose)
-        self._fetcher = Fetcher(broker, self._session.id, options.queues, self._holdings, events, hands)
+        self._fetcher = Fetcher(broker, self._session.id, options.queues, self._holdings, events, hands, seams.chance)
         self._upkeep = Upkeep(broker, seams.chance, events)
         self._runs: dict[asyncio.Task[None], Holding] = {}
         self._attendants: list[asyncio.Task[None]] = []
@@ -109,9 +120,17 @@ class Life:
             await self._keeper.stop()
 
     async def settle_verdicts(self) -> None:
-        """After `abandon`: what had ended is offered for as long as it takes. The store decides whether it still counts."""
-        while len(self._holdings):
+        """After `abandon`: what had ended is offered for as long as it takes, and the store decides whether it still counts.
+
+        When the settler itself has failed nobody is left to offer it: that is told, and the session's lapse gives the jobs to others.
+        """
+        settling = self._settling
+        if settling is None:
+            return
+        while len(self._holdings) and not settling.done():
             await self._holdings.wait_for_change()
+        if held := self._holdings.all():
+            self._events.tell(VerdictsLost(tuple(holding.lease for holding in held), _why_ended(settling)))
         await self.end_settling()
 
     async def end_settling(self) -> None:
@@ -210,8 +229,14 @@ class Life:
 
     def _note_end(self, attendant: asyncio.Task[None]) -> None:
         """One that has failed would leave a worker alive that does nothing: a new session begins with new ones."""
-        if not attendant.cancelled() and (error := attendant.exception()) is not None:
-            self._lose(f"a part of the worker has failed: {type(error).__name__}: {error}")
+        self._holdings.nudge()
+        if not attendant.cancelled() and attendant.exception() is not None:
+            self._lose(f"a part of the worker has failed: {_why_ended(attendant)}")
+
+
+def _why_ended(attendant: asyncio.Task[None]) -> str:
+    error = None if attendant.cancelled() else attendant.exception()
+    return "it was cancelled" if error is None else f"{type(error).__name__}: {error}"
 
 
 def _a_session(options: WorkerOptions) -> Session:

@@ -19,6 +19,7 @@ from taskflow.worker.events import (
     SessionOpened,
     Started,
     StillRunning,
+    VerdictsLost,
     WindingDown,
 )
 
@@ -35,6 +36,9 @@ def log_event(event: Event) -> None:
             _log_verdict(lease, verdict, ran_for)
         case LeaseLost(lease):
             _say(logging.WARNING, lease, "lost: another worker has it now, or it was ended; this run will not count")
+        case VerdictsLost(leases, why):
+            for lease in leases:
+                _say(logging.ERROR, lease, f"cannot be settled, since the settler has failed ({why}): it runs again elsewhere")
         case StillRunning(lease, asked_for):
             _say(logging.WARNING, lease, f"was asked to stop {asked_for:.0f} s ago and runs still: its slot stays taken")
         case _:

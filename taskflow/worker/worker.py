@@ -13,9 +13,9 @@ import anyio
 from taskflow.app.app import App
 from taskflow.app.current import default_app
 from taskflow.model.errors import BrokerError, BrokerUnavailable, ConfigurationError
-from taskflow.model.record import Status
 from taskflow.model.seams import Seams
 from taskflow.model.verdict import Discarded, Failed
+from taskflow.worker.drain import Drain
 from taskflow.worker.events import BrokerTrouble, Ended, Event, Events
 from taskflow.worker.executor import Executor
 from taskflow.worker.life import Life
@@ -107,12 +107,13 @@ class Worker:
     async def drained(self) -> None:
         """Until its queues have nothing READY or RUNNING anywhere, and nothing SCHEDULED within the horizon.
 
-        What waits in a paused queue is left there: nobody may take it. While the broker is away it is asked again.
+        What waits in a paused queue, or is parked for a worker that knows it, is left there. While the broker is away it is asked again.
         """
+        drain = Drain(self._app.broker(), self._app.registry, self.options)
         times = 0
         while True:
             try:
-                if await self._is_drained():
+                if await drain.is_over():
                     return
                 times = 0
             except BrokerUnavailable as error:
@@ -171,17 +172,6 @@ class Worker:
             settling.cancel()
             await asyncio.gather(settling, return_exceptions=True)
             await life.end_settling()
-
-    async def _is_drained(self) -> bool:
-        names = self.options.queues.names
-        for queue in await self._app.broker().console.queues():
-            if names and queue.name not in names:
-                continue
-            if queue.counts[Status.RUNNING] or (queue.counts[Status.READY] and not queue.is_paused):
-                return False
-            if not queue.is_paused and queue.next_due_in is not None and queue.next_due_in <= self.options.drain_horizon:
-                return False
-        return True
 
 
 def worker_lifespan(

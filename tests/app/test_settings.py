@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from taskflow import ConfigurationError, TooLarge, configure, job
+from taskflow import ConfigurationError, JobHandle, TooLarge, configure, job
 from taskflow.app.app import App
 from taskflow.app.settings import layered
 from tests.app.bench import Bench, loaded
@@ -141,7 +141,10 @@ async def test_using_a_broker_is_undone(app: App, bench: Bench) -> None:
         ({"max_payload": 0}, ["max_payload=0", "a whole number, 1 or more"]),
         ({"max_payload": 1.5}, ["max_payload=1.5"]),
         ({"max_payload": True}, ["max_payload=True"]),
-        ({"broker": 7}, ["broker=7", "a URL"]),
+        ({"broker": 7}, ["broker=7", "a URL, for example 'sqlite:///taskflow.db'"]),
+        ({"broker": Path("queue.db")}, ["queue.db", "a URL"]),
+        ({"broker": b"memory://"}, ["broker=b'memory://'", "a URL"]),
+        ({"broker": ""}, ["broker=''", "a URL"]),
         ({"lifespan": "resources"}, ["lifespan='resources'", "context manager"]),
     ],
     ids=str,
@@ -178,6 +181,9 @@ def test_a_wrong_variable_is_named(folder: Path, name: str, text: str, fragment:
         ("borker = 'memory://'", ["unknown setting 'borker'", "broker"]),
         ("max_payload = 'many'", ["max_payload", "'many'", "a whole number"]),
         ("broker = ", ["cannot be read"]),
+        ("broker = 7", ["broker", "is 7", "a URL, for example 'sqlite:///taskflow.db'"]),
+        ("broker = ['memory://']", ["broker", "is ['memory://']", "a URL"]),
+        ("max_payload = true", ["max_payload", "is True", "a whole number"]),
     ],
 )
 def test_a_wrong_pyproject_is_named(folder: Path, table: str, fragments: list[str]) -> None:
@@ -186,3 +192,36 @@ def test_a_wrong_pyproject_is_named(folder: Path, table: str, fragments: list[st
         layered({}, environ={}, folder=folder)
     for fragment in (str(folder / "pyproject.toml"), *fragments):
         assert fragment in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["tool = 7", "[tool]\ntaskflow = 'memory://'"])
+def test_a_pyproject_without_a_table_for_us_is_named(folder: Path, text: str) -> None:
+    (folder / "pyproject.toml").write_text(text)
+    with pytest.raises(ConfigurationError, match=r"pyproject.toml: \[tool.taskflow\] is no table"):
+        layered({}, environ={}, folder=folder)
+
+
+def test_an_empty_flag_is_no_broker(app: App) -> None:
+    """It is refused as a URL, not taken for a setting that is left out."""
+    app.flag(broker="")
+    with pytest.raises(ConfigurationError):
+        app.broker()
+
+
+async def test_more_than_the_default_may_be_sent_and_returned(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`max_payload` counts for arguments and results, and for whoever reads a result without its job."""
+
+    @job(name="sends back")
+    async def back(data: bytes) -> bytes:
+        return data
+
+    large = bytes(2 << 20)
+    with bench.app.using(bench.broker):
+        with pytest.raises(TooLarge, match="raise max_payload="):
+            await back.delay(large)
+        monkeypatch.setenv("TASKFLOW_MAX_PAYLOAD", str(3 << 20))
+        configure()
+        handle = await back.delay(large)
+        await bench.run_all()
+        assert await handle.result() == large
+        assert await JobHandle.of(handle.id).result() == large

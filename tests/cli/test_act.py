@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 
 from taskflow.broker.protocol import Broker
+from taskflow.broker.sqlite.console import SqliteConsole
 from taskflow.cli import act
 from taskflow.model.envelope import Envelope
 from taskflow.model.ids import IdFactory, id_text, key_digest
 from taskflow.model.session import Session
 from tests.cli.inprocess import Cli
 from tests.cli.stock import Stock
-from tests.support.verdicts import failed
+from tests.support.verdicts import failed, succeeded
 
 NOBODY = id_text(bytes(16))
 
@@ -136,6 +137,29 @@ def test_a_dry_run_counts_and_changes_nothing(cli: Cli, stock: Stock, command: l
     assert cli(*command, "--dry-run").out == f"would {command[0]} {would}\n"
     assert everything(cli) == before
     assert cli(*command).out.splitlines()[-1].split()[-1] == str(would)
+
+
+@pytest.mark.parametrize("command", ["retry", "cancel", "purge"])
+def test_a_dry_run_does_not_count_what_is_no_longer_kept(cli: Cli, command: str) -> None:
+    """Though it lies in the store until a worker's upkeep comes by: the number is that of the jobs that it would be done to."""
+    cli.with_broker(_ended_and_not_kept)
+    assert cli(command, "--dry-run").out == f"would {command} 0\n"
+
+
+async def _ended_and_not_kept(broker: Broker) -> None:
+    session = Session(id=bytes(16), name="a worker")
+    await broker.register(session)
+    await broker.enqueue([Envelope(id=IdFactory()(), job="work", payload=b"", keep_result=0.0)])
+    [lease] = await broker.claim(session.id, 1, [], 1)
+    await broker.settle([succeeded(lease, keep_for=0.0)])
+
+
+@pytest.mark.parametrize(("command", "would"), [(["cancel"], 4), (["cancel", "--queue", "mail"], 2), (["cancel", "--status", "ready"], 2)])
+def test_what_lives_is_counted_without_a_look_at_the_jobs(
+    cli: Cli, stock: Stock, monkeypatch: pytest.MonkeyPatch, command: list[str], would: int
+) -> None:
+    monkeypatch.setattr(SqliteConsole, "browse", None)
+    assert cli(*command, "--dry-run").out == f"would cancel {would}\n"
 
 
 def test_a_dry_run_by_id_counts_those_that_it_could_be_done_to(cli: Cli, stock: Stock) -> None:

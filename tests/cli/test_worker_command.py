@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import logging
 import signal
+import time
 from typing import Any
 
 import pytest
 
+from taskflow.app.current import default_app
+from taskflow.app.registry import Registry
+from taskflow.model.codec.payload import seal
+from taskflow.model.codec.wire import pack
+from taskflow.model.envelope import Envelope
+from taskflow.model.ids import IdFactory
+from taskflow.worker import drain, executor
 from tests.cli.inprocess import Cli
 
 TASKS = """
@@ -183,6 +191,53 @@ def test_drain_leaves_what_waits_in_a_paused_queue(cli: Cli, tasks: Any) -> None
     cli("pause", "mail")
     assert cli("worker", "app.tasks", "--drain").out == "left in mail (paused): 1 scheduled, 1 ready\n"
     assert tasks.ran == []
+
+
+def test_drain_does_not_wait_for_what_is_parked_for_a_newer_worker(cli: Cli, tasks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This one can never run it, and says so; what it does know and is due soon is waited for all the same."""
+    monkeypatch.setattr(executor, "PARK_SHORTEST", 30.0)
+    louder = seal(pack({"to": "you", "loud": True}))
+    send_raw(cli, ("app.tasks.newer", b""), ("app.tasks.newest", b""), ("app.tasks.newer", b""), ("app.tasks.send", louder))
+    tasks.note.options(after=0.5).delay_sync("soon")
+    began = time.monotonic()
+    said = cli("worker", "app.tasks", "--drain")
+    assert tasks.ran == ["soon"]
+    assert said.out.splitlines() == [
+        "left in default: 4 scheduled",
+        "parked in default, for a worker that knows more: 2 app.tasks.newer, 1 app.tasks.newest, 1 app.tasks.send",
+    ]
+    assert cli("worker", "app.tasks", "--drain").out == said.out, "also when another one has parked it"
+    assert time.monotonic() - began < 30.0
+
+
+def test_drain_waits_for_what_an_older_worker_has_parked(cli: Cli, tasks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This one knows it."""
+    monkeypatch.setattr(executor, "PARK_SHORTEST", 0.5)
+    cli.write("older.py", "from taskflow import job\n@job\ndef work() -> None: ...\n")
+    tasks.send.options(queue="default").delay_sync("later")
+    registry = default_app().registry
+    monkeypatch.setattr(default_app(), "registry", Registry())
+    assert "parked in default, for a worker that knows more: 1 app.tasks.send\n" in cli("worker", "older", "--drain").out
+    monkeypatch.setattr(default_app(), "registry", registry)
+    assert cli("worker", "app.tasks", "--drain").out == ""
+    assert tasks.ran == ["later"]
+
+
+def test_drain_waits_for_more_than_it_looks_through(cli: Cli, tasks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing that it may have missed is left behind."""
+    monkeypatch.setattr(drain, "LOOKED_AT", 1)
+    send_raw(cli, ("app.tasks.newer", b""))
+    cli("worker", "app.tasks", "--drain")
+    for text in ("one", "two"):
+        tasks.note.options(after=0.3).delay_sync(text)
+    cli("worker", "app.tasks", "--drain", "--drain-horizon", "1")
+    assert sorted(tasks.ran) == ["one", "two"]
+
+
+def send_raw(cli: Cli, *jobs: tuple[str, bytes]) -> None:
+    """What another version of the application has sent."""
+    new_id = IdFactory()
+    cli.with_broker(lambda broker: broker.enqueue([Envelope(id=new_id(), job=name, payload=payload) for name, payload in jobs]))
 
 
 # --- what it leaves behind in a process that calls it --------------------------------------------------------------------

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from taskflow.app.settings import DEFAULT_BROKER, TEXTUAL, Settings
 from taskflow.cli.exits import MEANINGS
 from tests.readme.diagram import diagram
 
@@ -27,6 +28,14 @@ def test_the_state_diagram_is_the_table_of_moves() -> None:
 def test_the_exit_codes_are_those_of_the_code() -> None:
     shown = dict(re.findall(r"^\| (\d+) \| (.+?) \|$", README, re.MULTILINE))
     assert shown == {str(int(code)): meaning for code, meaning in MEANINGS.items()}
+
+
+def test_the_settings_are_those_of_the_code() -> None:
+    rows = re.findall(r"^\| (`[a-z_`, ]+`) \| (?:`(TASKFLOW_\w+)`)? ?\| `?([^|`]+)`? \|", README, re.MULTILINE)
+    assert {name for names, *_ in rows for name in re.findall(r"\w+", names)} == set(Settings.__struct_fields__)
+    shown = {variable: default.replace(",", "") for _, variable, default in rows if variable}
+    plain = Settings(broker=DEFAULT_BROKER)
+    assert shown == {f"TASKFLOW_{name.upper()}": str(getattr(plain, name)) for name in TEXTUAL}
 
 
 def test_the_second_command_is_what_ci_runs() -> None:

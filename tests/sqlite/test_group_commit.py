@@ -106,7 +106,7 @@ async def test_a_broken_verb_undoes_itself_and_nothing_else(broker: SqliteBroker
 
 async def test_a_name_that_was_rolled_back_is_given_again(broker: SqliteBroker) -> None:
     """Names get numbers when they are first used: a number of an undone step must not be believed."""
-    broken = an_envelope(queue="new", job="new", payload=object())
+    broken = an_envelope(queue="new", job="new", priority=object())
     with pytest.raises(Exception, match="not supported"):
         await broker.enqueue([broken])
     job = an_envelope(queue="new", job="new")

@@ -6,6 +6,8 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,11 @@ async def refusal(broker: SqliteBroker, kind: type[BrokerError] = BrokerRefused)
         await broker.enqueue([an_envelope()])
     assert type(refused.value) is kind
     return str(refused.value)
+
+
+def socket_at(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as opened:
+        opened.bind(str(path))
 
 
 async def test_nothing_is_opened_before_the_first_verb(open_broker: Open, path: Path) -> None:
@@ -46,6 +53,17 @@ async def test_a_file_in_the_place_of_a_folder(open_broker: Open, tmp_path: Path
 
 async def test_a_folder_in_the_place_of_the_file(open_broker: Open, tmp_path: Path) -> None:
     assert f"{tmp_path} is a folder: name a file" in await refusal(open_broker(tmp_path))
+
+
+@pytest.mark.parametrize(("kind", "make"), [("pipe", os.mkfifo), ("socket", socket_at)])
+async def test_something_else_in_the_place_of_the_file(open_broker: Open, path: Path, kind: str, make: Callable[[Path], None]) -> None:
+    """SQLite would call it an I/O error, which would be tried again and again."""
+    make(path)
+    assert f"{path} is a {kind}, and no file" in await refusal(open_broker())
+
+
+async def test_a_device_in_the_place_of_the_file(open_broker: Open) -> None:
+    assert "/dev/null is a device, and no file" in await refusal(open_broker(Path("/dev/null")))
 
 
 async def test_not_a_database(open_broker: Open, path: Path) -> None:
@@ -112,6 +130,20 @@ async def test_tables_of_a_newer_version(open_broker: Open, path: Path) -> None:
 
     assert "version 7" in said
     assert "upgrade taskflow" in said
+
+
+@pytest.mark.parametrize("value", ["'two'", "1.5", "x'0102'"])
+async def test_a_version_that_is_no_number(open_broker: Open, path: Path, value: str) -> None:
+    first = open_broker()
+    await first.enqueue([an_envelope()])
+    await first.close()
+    with connected(path) as stranger:
+        stranger.execute(f"UPDATE taskflow_meta SET value = {value} WHERE name = 'version'")
+
+    said = await refusal(open_broker())
+
+    assert "which is no number" in said
+    assert "cannot be read by this version of taskflow" in said
 
 
 async def test_a_damaged_file(open_broker: Open, path: Path) -> None:

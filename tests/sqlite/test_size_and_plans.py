@@ -12,6 +12,7 @@ import pytest
 
 from taskflow.broker.sqlite import SqliteBroker
 from taskflow.broker.sqlite.connection import open_file
+from taskflow.broker.sqlite.console import ID_AFTER_ALL
 from taskflow.broker.sqlite.place import Place, Room
 from taskflow.broker.sqlite.statements import Statements
 from tests.sqlite.support import a_session, connected, envelopes
@@ -116,6 +117,28 @@ async def test_an_empty_claim_does_not_see_what_is_scheduled(broker: SqliteBroke
         await broker.console.resume(f"queue-{number}")
 
     assert await steps_of_claims(path) <= empty + 10
+
+
+def test_a_later_page_costs_no_more_than_the_first(filled: sqlite3.Connection) -> None:
+    """It begins where the one before has ended: else whoever turns all pages pays by the square of their number."""
+    any_job = (0, *(None,) * 10)
+    first = steps_of(filled, "browse", (*any_job, ID_AFTER_ALL, 10))
+    last = steps_of(filled, "browse", (*any_job, b"\x01", 10))
+    assert last <= first + 10
+
+
+def steps_of(connection: sqlite3.Connection, name: str, parameters: tuple[object, ...]) -> int:
+    steps = 0
+
+    def count() -> int:
+        nonlocal steps
+        steps += 1
+        return 0
+
+    connection.set_progress_handler(count, 1)
+    connection.execute(SQL[name], parameters).fetchall()
+    connection.set_progress_handler(None, 1)
+    return steps
 
 
 async def steps_of_claims(path: Path) -> int:

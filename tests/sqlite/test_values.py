@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sqlite3
+from typing import Any
+
 import pytest
 
 from taskflow.broker.sqlite import SqliteBroker
 from taskflow.model.backoff import Backoff
+from taskflow.model.errors import TooLarge
 from taskflow.model.record import Progress
 from taskflow.model.session import Beat, Report
-from taskflow.model.verdict import Discarded, Failed, Parked, Retried, RunError, Settled, Settlement, Verdict
+from taskflow.model.verdict import Discarded, Failed, Parked, Retried, RunError, Settled, Settlement, Succeeded, Verdict
 from tests.sqlite.support import a_session, an_envelope, envelopes, registered, succeeded
 
 ODD = "lone \udc80 surrogate, \0 zero, \U0001f600"
@@ -86,3 +90,42 @@ async def test_payloads_of_all_sizes_in_one_claim(broker: SqliteBroker) -> None:
 
     assert [lease.envelope for lease in leases] == sent
     assert await broker.settle([succeeded(lease) for lease in leases]) == [Settled.OK] * 60
+
+
+# --- more than SQLite holds -------------------------------------------------------------------------------------------
+
+
+async def test_a_payload_that_is_too_large_is_refused_with_its_size(broker: SqliteBroker) -> None:
+    """At once, not as a store that is away; it costs no memory, since nothing copies it."""
+    small = an_envelope()
+    with pytest.raises(TooLarge, match=r"payload of 1,100,000,000 bytes.* at most 900,000,000"):
+        await broker.enqueue([an_envelope(payload=bytes(1_100_000_000))])
+    await broker.enqueue([small])
+    assert await broker.read([small.id]) != [None]
+
+
+@pytest.fixture
+def small_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite's own limit, lowered from 1 GB so that it can be reached."""
+    connect = sqlite3.connect
+
+    def connect_with_limit(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        opened: sqlite3.Connection = connect(*arguments, **options)
+        opened.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 50_000)
+        return opened
+
+    monkeypatch.setattr(sqlite3, "connect", connect_with_limit)
+
+
+@pytest.mark.usefixtures("small_values")
+async def test_a_result_that_is_too_large_is_refused_by_itself(broker: SqliteBroker) -> None:
+    """Not as a store that is away, which a worker would wait for without end; its job can be settled otherwise."""
+    await broker.enqueue([an_envelope()])
+    session = await registered(broker)
+    [lease] = await broker.claim(session.id, 1, [], 1)
+    too_large = Settlement(id=lease.envelope.id, epoch=lease.epoch, claim=lease.claim, verdict=Succeeded(bytes(60_000)))
+
+    with pytest.raises(TooLarge, match="SQLite holds no value of more than 1,000,000,000 bytes"):
+        await broker.settle([too_large])
+
+    assert await broker.settle([succeeded(lease)]) == [Settled.OK]

@@ -152,13 +152,13 @@ class RedisHome(Home):
         )
 
     def save(self) -> dict[bytes, bytes]:
-        copies = {key: self._client.dump(key) for key in self._keys()}
-        return {key: copy for key, copy in copies.items() if copy is not None}
+        dumps = {key: self._client.dump(key) for key in self._keys()}
+        return {key: dump for key, dump in dumps.items() if dump is not None}
 
     def put_back(self, saved: dict[bytes, bytes]) -> None:
         self._forget()
-        for key, copy in saved.items():
-            self._client.restore(key, 0, copy)
+        for key, dump in saved.items():
+            self._client.restore(key, 0, dump)
 
     def remove(self) -> None:
         self._client.config_set("maxmemory", 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import threading
 from collections import Counter, defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -210,8 +211,8 @@ _ITEMS_OF_EACH: Final = {b"*": 1, b"~": 1, b">": 1, b"%": 2, b"|": 2}
 
 def _head(frame: bytes) -> tuple[bytes, bytes]:
     """The first two items of an array or push; empty where it is none, or has fewer."""
-    first, second, *_ = [*(islice(_items(frame), 2) if frame.startswith((b"*", b">")) else ()), b"", b""]
-    return first, second
+    items = islice(_items(frame), 2) if frame.startswith((b"*", b">")) else iter(())
+    return next(items, b""), next(items, b"")
 
 
 def _items(frame: bytes) -> Iterator[bytes]:
@@ -243,11 +244,12 @@ class Proxy:
         self._server_at = (host, port)
         self._parse = parse or Raw
         self._numbers = 0
-        self._links: set[_Link] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._links: dict[asyncio.Task[Any] | None, _Link] = {}
         self._road = asyncio.Event()
         self._road.set()
         self._troubles: list[BaseException] = []
-        self._listener: asyncio.Server | None = None
+        self._listener: socket.socket | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
 
@@ -301,12 +303,33 @@ class Proxy:
 
     async def _listen(self) -> None:
         if self._listener is None:
-            self._listener = await asyncio.start_server(self._accepted, HOST, self.port)
+            self._listener = socket.create_server((HOST, self.port))
+            self._listener.setblocking(False)
+            self._loop.add_reader(self._listener, self._accept, self._listener)
 
     async def _refuse(self) -> None:
         if self._listener is not None:
+            self._loop.remove_reader(self._listener)
             self._listener.close()
             self._listener = None
+
+    def _accept(self, listener: socket.socket) -> None:
+        """In one step. An asyncio.Server takes two, and leaves a socket open where it is closed between them."""
+        with contextlib.suppress(BlockingIOError):
+            connection, _ = listener.accept()
+            task = self._loop.create_task(self._serve(connection))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, connection: socket.socket) -> None:
+        link = _Link(self, self._parse(), self._road, *await asyncio.open_connection(sock=connection))
+        self._links[asyncio.current_task()] = link
+        try:
+            await link.run(*self._server_at)
+        except Exception as trouble:
+            self._troubles.append(trouble)
+        finally:
+            del self._links[asyncio.current_task()]
 
     async def _set_road(self, *, is_open: bool) -> None:
         if is_open:
@@ -315,29 +338,17 @@ class Proxy:
             self._road.clear()
 
     async def _cut_all(self) -> None:
-        for link in self._links:
+        links = dict(self._links)
+        for link in links.values():
             link.abort()
-        # They close their sockets in their own time, which is the next turns of the loop.
-        while self._links:
-            await asyncio.sleep(0)
+        if tasks := [task for task in links if task is not None]:
+            await asyncio.wait(tasks)
+        await asyncio.sleep(0)  # the sockets are closed in the loop's next turn
 
     async def _wind_up(self) -> None:
-        """Nothing runs any more: neither the connections nor what was being accepted."""
         await self._refuse()
-        while tasks := asyncio.all_tasks() - {asyncio.current_task()}:
+        while self._tasks:
             await self._cut_all()
-            await asyncio.wait(tasks, timeout=0.01)
-        await asyncio.sleep(0)
-
-    async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        link = _Link(self, self._parse(), self._road, reader, writer)
-        self._links.add(link)
-        try:
-            await link.run(*self._server_at)
-        except Exception as trouble:
-            self._troubles.append(trouble)
-        finally:
-            self._links.discard(link)
 
 
 class _Link:
@@ -407,10 +418,10 @@ class _Link:
     async def _send(self, request: Request, writer: asyncio.StreamWriter) -> None:
         fate = self._proxy.fate_of(request.words) if request.words else PASS
         await asyncio.sleep(self._proxy.latency + (fate.seconds if fate.kind is Kind.DELAY else 0.0))
+        self._sends_no_more = fate in (DROP_COMMAND, DROP_REPLY, BLACKHOLE)
         if fate in (DROP_COMMAND, BLACKHOLE):
             await self._lose(fate)
         elif not self._is_lost():
-            self._sends_no_more = fate == DROP_REPLY
             self._expect(request, fate)
             writer.write(request.raw)
             await writer.drain()

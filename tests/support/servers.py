@@ -8,7 +8,6 @@ import os
 import random
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import tempfile
@@ -18,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from signal import SIGCONT, SIGKILL, SIGSTOP, SIGTERM, Signals
 from typing import Final, Self
 
 import redis
@@ -72,10 +72,12 @@ def redis_binaries() -> list[Found]:
     Raises:
         ServerFailed: a path of TASKFLOW_REDIS_SERVER is no server that runs here.
     """
-    named = [_required(Path(path)) for path in _NAMED.split(os.pathsep) if path]
-    others = [found for path in (*_on_path(), *_in_wheels()) if (found := _asked(path)) is not None]
-    first_of_each = {found.name: found for found in reversed(named + others)}
-    return list(reversed(first_of_each.values()))
+    first_of_each: dict[str, Found] = {}
+    named = (_required(Path(path)) for path in _NAMED.split(os.pathsep) if path)
+    others = (found for path in (*_on_path(), *_in_wheels()) if (found := _asked(path)) is not None)
+    for found in (*named, *others):
+        first_of_each.setdefault(found.name, found)
+    return list(first_of_each.values())
 
 
 def the_redis_binary() -> Found:
@@ -95,7 +97,7 @@ def the_redis_binary() -> Found:
 @cache
 def has_tls(binary: Path) -> bool:
     """Whether that server was built with TLS. Asked for TLS without a certificate one that was misses the certificate, another one TLS."""
-    asked = [binary, "--port", "0", "--tls-port", "1", "--save", "", "--daemonize", "no"]
+    asked = [str(binary), "--port", "0", "--tls-port", "1", "--save", "", "--daemonize", "no"]
     run = subprocess.run(asked, capture_output=True, text=True, timeout=_PATIENCE, check=False, cwd=tempfile.gettempdir())
     return "No tls-cert-file configured" in run.stdout + run.stderr
 
@@ -215,11 +217,11 @@ class RedisServer:
 
     def stop(self) -> None:
         """End it in good order: what it keeps is on disk. Nothing where it does not run."""
-        self._end(signal.SIGTERM)
+        self._end(SIGTERM)
 
     def kill(self) -> None:
         """End it as a crash does. Nothing where it does not run."""
-        self._end(signal.SIGKILL)
+        self._end(SIGKILL)
 
     def restart(self) -> Self:
         """End it in good order unless it is down, and run it again on the same port and folder."""
@@ -231,7 +233,7 @@ class RedisServer:
         self._running().suspend()
 
     def resume(self) -> None:
-        self._running().signal(signal.SIGCONT)
+        self._running().signal(SIGCONT)
 
     def copy_aof(self) -> dict[str, bytes]:
         """The append-only files as they are now, by name, whether it runs or not: all that it has acknowledged."""
@@ -315,7 +317,7 @@ class RedisServer:
             raise RuntimeError(f"{self!r} is not running")
         return self._process
 
-    def _end(self, how: signal.Signals) -> None:
+    def _end(self, how: Signals) -> None:
         process, self._process = self._process, None
         if process is not None:
             process.end(how)
@@ -334,6 +336,7 @@ class _Watched:
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            env={"PATH": os.defpath},  # a test may have taken PATH away
             start_new_session=True,
         )
         with (folder / "server.log").open("ab") as log:
@@ -348,16 +351,16 @@ class _Watched:
     def is_alive(self) -> bool:
         return self._process.poll() is None
 
-    def signal(self, number: signal.Signals) -> None:
+    def signal(self, number: Signals) -> None:
         self._process.send_signal(number)
 
     def suspend(self) -> None:
-        self.signal(signal.SIGSTOP)
+        self.signal(SIGSTOP)
         os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
-    def end(self, how: signal.Signals) -> None:
+    def end(self, how: Signals) -> None:
         self.signal(how)
-        self.signal(signal.SIGCONT)
+        self.signal(SIGCONT)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_PATIENCE)
         self._finalizer()

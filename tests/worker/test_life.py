@@ -15,10 +15,25 @@ from taskflow.app.current import default_app
 from taskflow.broker.memory import MemoryBroker
 from taskflow.broker.protocol import Broker
 from taskflow.model.envelope import Lease
+from taskflow.model.ids import parse_id
 from taskflow.model.session import Beat, BeatAnswer
 from taskflow.model.verdict import HandedBack, Settled, Settlement, Succeeded
-from taskflow.worker.events import BrokerBack, BrokerTrouble, Ended, Event, LeaseLost, SessionEnded, SessionOpened, WindingDown
+from taskflow.worker.events import (
+    BrokerBack,
+    BrokerTrouble,
+    Ended,
+    Event,
+    Events,
+    LeaseLost,
+    SessionEnded,
+    SessionOpened,
+    VerdictsLost,
+    WindingDown,
+)
+from taskflow.worker.fetcher import Fetcher, Hands
+from taskflow.worker.holdings import Holdings
 from taskflow.worker.options import WorkerOptions
+from taskflow.worker.queues import QueueChoice
 
 
 class Heard:
@@ -158,6 +173,29 @@ async def test_a_broker_that_is_away_is_told_once_and_worked_with_again() -> Non
             await heard.wait_for(BrokerBack)
 
 
+async def test_the_pauses_of_a_worker_without_a_broker_are_drawn_from_its_chance() -> None:
+    """So that a simulated fleet can be repeated."""
+
+    class Drawn:
+        draws = 0
+
+        def random(self) -> float:
+            self.draws += 1
+            return 0.0
+
+        def getrandbits(self, k: int, /) -> int:
+            raise AssertionError("not asked for")
+
+    broker, heard, chance = FaultyBroker(), Heard(), Drawn()
+    broker.away = {"claim"}
+    hands = Hands(start=lambda _: None, give_back=lambda _: None, too_old=1.0, on_lost=lambda _: None)
+    fetcher = Fetcher(broker, bytes(16), QueueChoice(), Holdings(1), Events(heard), hands, chance)
+    fetching = asyncio.create_task(fetcher.run())
+    await heard.wait_for(BrokerTrouble, times=3)
+    fetching.cancel()
+    assert chance.draws >= 2
+
+
 async def test_an_answer_that_was_long_under_way_is_given_back_and_not_run() -> None:
     async with a_faulty_broker() as broker:
         heard = Heard()
@@ -177,8 +215,6 @@ async def test_an_answer_that_was_long_under_way_is_given_back_and_not_run() -> 
 
 
 async def epoch_of(broker: Broker, handle: Any) -> int:
-    from taskflow.model.ids import parse_id
-
     [record] = await broker.read([parse_id(handle.id)])
     assert record is not None
     return record.epoch
@@ -283,6 +319,34 @@ async def odd_reasons(what: str) -> None:
     if what == "cancel":
         raise Cancel(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     raise ValueError("to be retried in the far future")
+
+
+class Hard(BaseException):
+    """What no part of the worker expects."""
+
+
+async def test_verdicts_of_a_worker_whose_settling_has_failed_are_not_waited_for() -> None:
+    """It says so, and goes on with a new session, under which the job runs again."""
+
+    class Broken(FaultyBroker):
+        is_broken = True
+
+        async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
+            if self.is_broken:
+                raise Hard("as no broker does")
+            return await super().settle(settlements)
+
+    broker, heard = Broken(), Heard()
+    with default_app().using(broker):
+        handle = await waits.delay()
+        Run.release.set()
+        async with Worker(options=options(heard)):
+            await heard.wait_for(VerdictsLost)
+            broker.is_broken = False
+            assert await handle.result(10) == "epoch 2"
+    [lost] = [event for event in heard.events if isinstance(event, VerdictsLost)]
+    assert [lease.envelope.id for lease in lost.leases] == [parse_id(handle.id)]
+    assert "Hard: as no broker does" in lost.why
 
 
 async def test_odd_reasons_and_endless_waits_can_be_written(broker: Broker) -> None:

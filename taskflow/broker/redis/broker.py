@@ -46,7 +46,7 @@ class RedisBroker:
     def __init__(
         self, server: Server | None = None, *, namespace: str = "taskflow", rules: Rules | None = None, clock: Clock | None = None
     ) -> None:
-        self._server = server or Server()
+        self.server = server or Server()
         self._namespace = check_queue(namespace)
         self._prefix = f"{{{namespace}:0}}:"
         self._rules = rules or Rules()
@@ -60,14 +60,14 @@ class RedisBroker:
         self._is_closed = False
 
     def __repr__(self) -> str:
-        return f"<RedisBroker {self._server} {self._namespace!r}>"
+        return f"<RedisBroker {self.server} {self._namespace!r}>"
 
     @property
     def console(self) -> RedisConsole:
         return RedisConsole(self.call, self._ask, self._prefix)
 
     async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
-        then = ("WAITAOF", 1, 0, ON_DISK_WITHIN) if self._server.fsync else ()
+        then = ("WAITAOF", 1, 0, ON_DISK_WITHIN) if self.server.fsync else ()
         try:
             answers = await self.call("enqueue", packing.pack_envelopes(envelopes), then=then)
         except StoreFull:
@@ -122,16 +122,14 @@ class RedisBroker:
         times = ears.times
         readied, reaped, released, expired, dropped, next_in = await self.call("upkeep", packing.pack([int(limit)]))
         ears.armed([names.DUE], times)
-        return Upkept(
-            readied=readied, reaped=reaped, released=released, expired=expired, dropped=dropped, next_in=to_seconds(next_in)
-        )
+        return Upkept(readied=readied, reaped=reaped, released=released, expired=expired, dropped=dropped, next_in=to_seconds(next_in))
 
     def listen(self, topics: Sequence[str]) -> Nudges:
         return self._line().ears.listen(topics)
 
     def sibling(self) -> RedisBroker:
         """Another broker on the same server, with connections of its own."""
-        return RedisBroker(self._server, namespace=self._namespace, rules=self._rules, clock=self._clock)
+        return RedisBroker(self.server, namespace=self._namespace, rules=self._rules, clock=self._clock)
 
     async def close(self) -> None:
         self._is_closed = True
@@ -161,10 +159,10 @@ class RedisBroker:
 
     async def _look_at_server(self) -> None:
         survey = await self.survey()
-        survey.check(str(self._server), may_evict=self._server.evicting)
-        if self._server.fsync and not survey.has_aof:
+        survey.check(str(self.server), may_evict=self.server.evicting)
+        if self.server.fsync and not survey.has_aof:
             raise BrokerRefused(
-                f"{survey.name} at {self._server} has no append-only file, which durability=fsync asks to wait for: set appendonly yes"
+                f"{survey.name} at {self.server} has no append-only file, which durability=fsync asks to wait for: set appendonly yes"
             )
         self._survey = survey
 
@@ -188,7 +186,7 @@ class RedisBroker:
     def _begin(self, loop: asyncio.AbstractEventLoop) -> _Line:
         with self._lock:
             self._lines = {other: line for other, line in self._lines.items() if not other.is_closed()}
-            link = Link(self._server)
+            link = Link(self.server)
             self._lines[loop] = line = _Line(link, Ears(link, self._prefix, self._arm))
         return line
 

@@ -95,10 +95,7 @@ class RedisConsole:
         """Ids of all that the filter may admit, some of them twice."""
         statuses = _statuses(chosen)
         indexes = [index for index, of in _INDEXES.items() if of & statuses]
-        if Status.READY in statuses:
-            pages = self._scan()
-        else:
-            pages = self._indexed(indexes)
+        pages = self._scan() if Status.READY in statuses else self._indexed(indexes)
         async for page in pages:
             for job_id in page:
                 yield job_id

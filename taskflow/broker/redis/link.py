@@ -58,9 +58,10 @@ class Link:
             self._end = self._until_the_loop_ends()
             await anext(self._end)
         connection = self.server.connection()
+        connect: Any = connection.connect  # untyped in some versions of the driver
         try:
             async with asyncio.timeout(ANSWER_WITHIN):
-                await connection.connect()
+                await connect()
         except BaseException:
             await drop(connection)
             raise

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
-from redis.backoff import NoBackoff
 from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 
 ANSWER_WITHIN: Final = 3.0
 """Seconds for one command. Less than an application's patience with an enqueue (5 s), so that it can be sent once more."""
@@ -63,7 +62,7 @@ class Server:
         }
         if self.path is not None:
             return UnixDomainSocketConnection(path=self.path, **common)
-        place = {"host": self.host, "port": self.port, "socket_keepalive": True}
+        place: dict[str, Any] = {"host": self.host, "port": self.port, "socket_keepalive": True}
         if not self.tls:
             return Connection(**place, **common)
         return SSLConnection(
@@ -76,6 +75,3 @@ class Server:
             ssl_check_hostname=self.check_certificate,
             ssl_min_version=ssl.TLSVersion.TLSv1_2,
         )
-
-
-Command = Sequence[Any]

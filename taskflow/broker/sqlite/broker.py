@@ -14,6 +14,7 @@ from taskflow.broker.sqlite import enqueue, sessions, settling, upkeep
 from taskflow.broker.sqlite.console import SqliteConsole
 from taskflow.broker.sqlite.durability import Durability
 from taskflow.broker.sqlite.place import Place, Room
+from taskflow.broker.sqlite.refusals import check_payloads
 from taskflow.broker.sqlite.shelf import Shelf
 from taskflow.broker.sqlite.transactions import Transactions
 from taskflow.broker.sqlite.wake import Listener, Sender
@@ -74,6 +75,7 @@ class SqliteBroker:
         return SqliteConsole(self._call)
 
     async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
+        check_payloads(envelopes)
         return await self._call(Durability.FULL_AND_NEW, lambda shelf: enqueue.enqueue(shelf, envelopes, self._capacity))
 
     async def register(self, session: Session) -> None:

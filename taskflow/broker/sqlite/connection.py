@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import stat
 import time
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from taskflow.broker.sqlite.place import Place
@@ -66,9 +68,24 @@ def _check_path(place: Place) -> None:
     if os.path.isdir(path):
         raise BrokerRefused(f"{path} is a folder: name a file, for example {os.path.join(path, 'taskflow.db')}")
     if os.path.exists(path):
+        _check_kind(path)
         _check_access(path, os.R_OK, f"{path} cannot be read")
         _check_access(path, os.W_OK, f"{path} is read-only")
     _check_access(folder, os.W_OK | os.X_OK, f"{path}: its folder {folder}, where SQLite keeps files beside it, is read-only")
+
+
+def _check_kind(path: str) -> None:
+    mode = os.stat(path).st_mode
+    for kind, is_one in _NO_FILES.items():
+        if is_one(mode):
+            raise BrokerRefused(f"{path} is a {kind}, and no file: name a file, which is made when it is not there")
+
+
+_NO_FILES: Final[Mapping[str, Callable[[int], bool]]] = {
+    "pipe": stat.S_ISFIFO,
+    "socket": stat.S_ISSOCK,
+    "device": lambda mode: stat.S_ISCHR(mode) or stat.S_ISBLK(mode),
+}
 
 
 def _check_access(path: str, mode: int, problem: str) -> None:
@@ -152,10 +169,16 @@ def _check_version(connection: sqlite3.Connection, place: Place, sql: Statements
         raise _not_ours(place) from error
     if row is None:
         raise _not_ours(place)
-    if row[0] > VERSION:
+    [version] = row
+    if not isinstance(version, int):
+        raise BrokerRefused(
+            f"{place.path}: namespace {place.namespace!r} says of its tables that they are of version {version!r}, which is no number: "
+            "it cannot be read by this version of taskflow, so use another file or a backup"
+        )
+    if version > VERSION:
         raise BrokerRefused(
             f"{place.path}: namespace {place.namespace!r} was made by a newer taskflow "
-            f"(tables of version {row[0]}, this one knows {VERSION}): upgrade taskflow here, or use another file"
+            f"(tables of version {version}, this one knows {VERSION}): upgrade taskflow here, or use another file"
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from taskflow.broker import topics, words
 from taskflow.broker.console import JobFilter, Metrics, QueueRecord, Redone
@@ -17,6 +17,9 @@ from taskflow.model.record import BY_CODE, CODES, Event, Record, Status
 from taskflow.model.session import SessionRecord
 
 T = TypeVar("T")
+
+ID_AFTER_ALL: Final = b"\xff" * 17
+"""Greater than any id."""
 
 
 class Call(Protocol):
@@ -85,14 +88,14 @@ def _next_due_in(shelf: Shelf, queue: int) -> float | None:
 
 
 def browse(shelf: Shelf, chosen: JobFilter, before: bytes | None, limit: int) -> list[Record]:
-    parameters = _parameters(shelf, chosen, before)
+    parameters = _parameters(shelf, chosen)
     if parameters is None:
         return []
-    return [shelf.record(job) for job in shelf.jobs("browse", *parameters, max(0, limit))]
+    return [shelf.record(job) for job in shelf.jobs("browse", *parameters, ID_AFTER_ALL if before is None else before, max(0, limit))]
 
 
-def _parameters(shelf: Shelf, chosen: JobFilter, before: bytes | None = None) -> tuple[object, ...] | None:
-    """What `browse` and `to_purge` take before their limit; None when a name is unknown, so that nothing can be found."""
+def _parameters(shelf: Shelf, chosen: JobFilter) -> tuple[object, ...] | None:
+    """What `browse` and `to_purge` begin with; None when a name is unknown, so that nothing can be found."""
     queue = None if chosen.queue is None else shelf.queues.find(chosen.queue)
     job = None if chosen.job is None else shelf.job_names.find(chosen.job)
     if (chosen.queue is not None and queue is None) or (chosen.job is not None and job is None):
@@ -100,7 +103,7 @@ def _parameters(shelf: Shelf, chosen: JobFilter, before: bytes | None = None) ->
     ended_at = None if chosen.ended_before is None else shelf.now - to_microseconds(chosen.ended_before)
     poison = 1 if chosen.poison else None
     statuses = json.dumps([CODES[status] for status in chosen.statuses]) if chosen.statuses else None
-    twice = [value for each in (queue, job, before, ended_at, poison, statuses) for value in (each, each)]
+    twice = [value for each in (queue, job, ended_at, poison, statuses) for value in (each, each)]
     return (shelf.now, *twice)
 
 

@@ -25,28 +25,27 @@ WHERE p.priority IS NOT NULL;
 SELECT due_at FROM "~jobs" WHERE status = 1 AND queue = ? ORDER BY due_at LIMIT 1;
 
 -- name: browse
--- Parameters: now; queue, job, before, ended_before, poison, statuses each twice, the first telling by NULL that it does not matter; limit.
+-- Parameters: now; queue, job, ended_before, poison, statuses each twice, the first telling by NULL that it does not matter; before; limit.
 -- `statuses` is a JSON array of codes. Reply: rows, the newest first.
 SELECT * FROM "~jobs"
 WHERE status IS NOT NULL
   AND (status < 4 OR fade_at > ?)
   AND (? IS NULL OR queue = ?)
   AND (? IS NULL OR name = ?)
-  AND (? IS NULL OR id < ?)
   AND (? IS NULL OR ended_at <= ?)
   AND (? IS NULL OR is_poison = ?)
   AND (? IS NULL OR status IN (SELECT value FROM json_each(?)))
+  AND id < ? -- always, so that a page begins where the one before has ended
 ORDER BY id DESC
 LIMIT ?;
 
 -- name: to_purge
--- Parameters: as browse. Reply: the ids of the jobs that may be purged, in order of arrival.
+-- Parameters: as browse, without before. Reply: the ids of the jobs that may be purged, in order of arrival.
 SELECT id FROM "~jobs"
 WHERE status IS NOT NULL AND status != 3
   AND (status < 4 OR fade_at > ?)
   AND (? IS NULL OR queue = ?)
   AND (? IS NULL OR name = ?)
-  AND (? IS NULL OR id < ?)
   AND (? IS NULL OR ended_at <= ?)
   AND (? IS NULL OR is_poison = ?)
   AND (? IS NULL OR status IN (SELECT value FROM json_each(?)))

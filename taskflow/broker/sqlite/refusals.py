@@ -4,9 +4,28 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from collections.abc import Iterable
+from typing import Final
 
 from taskflow.broker.sqlite.place import Place
-from taskflow.model.errors import BrokerError, BrokerRefused, BrokerUnavailable, StoreFull
+from taskflow.model.envelope import Envelope
+from taskflow.model.errors import BrokerRefused, BrokerUnavailable, StoreFull, TaskflowError, TooLarge
+
+LARGEST_VALUE: Final = 1_000_000_000
+"""Bytes that SQLite holds in one value or row, as it is commonly built (https://sqlite.org/limits.html)."""
+
+LARGEST_PAYLOAD: Final = 900_000_000
+"""What the runs of a job leave in its row, errors for example, needs room as well."""
+
+
+def check_payloads(envelopes: Iterable[Envelope]) -> None:
+    """TooLarge, naming job and size, before anything is copied."""
+    for envelope in envelopes:
+        if len(envelope.payload) > LARGEST_PAYLOAD:
+            raise TooLarge(
+                f"job {envelope.job} was not sent: it has a payload of {len(envelope.payload):,} bytes, "
+                f"and SQLite takes at most {LARGEST_PAYLOAD:,}; send a reference to the data"
+            )
 
 
 def is_full(error: BaseException) -> bool:
@@ -35,8 +54,11 @@ def is_about_the_file(error: BaseException) -> bool:
     )
 
 
-def in_our_words(error: sqlite3.Error, place: Place) -> BrokerError:
-    """The error to raise instead; it names the file and what to do."""
+def in_our_words(error: sqlite3.Error, place: Place) -> TaskflowError:
+    """The error to raise instead; it names the file and what to do.
+
+    A value that is too large is no BrokerError: the store is well, and to try again is of no use.
+    """
     path = place.path
     code = _code(error)
     if is_full(error):
@@ -46,6 +68,8 @@ def in_our_words(error: sqlite3.Error, place: Place) -> BrokerError:
             f"{path} is locked by another process, for longer than {place.timeout:g} s: "
             "look for a program that keeps a transaction open on it (a database browser, a backup), and end it"
         )
+    if code == sqlite3.SQLITE_TOOBIG:
+        return TooLarge(f"{path}: SQLite holds no value of more than {LARGEST_VALUE:,} bytes ({error}): keep a reference to the data")
     if code == sqlite3.SQLITE_NOTADB:
         return BrokerRefused(f"{path} is not an SQLite database: name another file, or move this one away")
     if code == sqlite3.SQLITE_CORRUPT:

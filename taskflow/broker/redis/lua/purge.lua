@@ -1,9 +1,14 @@
--- Drops those of the jobs that a filter admits (choose.lua), up to a limit. Arguments: ids, filter, limit. The reply: how many.
+-- Drops those of the jobs that a filter admits (choose.lua), in order of arrival, up to a limit. Arguments: ids, filter, limit.
+-- The reply: how many.
 
+local ids = chosen(given[1], given[2])
+table.sort(ids, function(one, other)
+  return load(one)[F.seq] < load(other)[F.seq]
+end)
 local purged = 0
-for _, id in ipairs(chosen(given[1], given[2])) do
+for _, id in ipairs(ids) do
   local job = load(id)
-  if purged < given[3] and is_kept(job) and job[F.status] ~= S.RUNNING then
+  if purged < given[3] and job[F.status] ~= S.RUNNING then
     if is_waiting(job) then
       finish(id, job, E.CANCEL, S.CANCELLED, W.PURGED)
     end

@@ -1,0 +1,51 @@
+"""From a broker URL to a server."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from urllib.parse import SplitResult, unquote
+
+from taskflow.broker.redis.server import Server
+from taskflow.model.errors import BrokerUrlError
+
+
+def server_of(parts: SplitResult, options: Mapping[str, str]) -> Server:
+    """The server that ``redis://user:password@host:6379/0?durability=fsync`` names. BrokerUrlError, which tells no password."""
+    if parts.scheme != "rediss" and (tls := next((name for name in options if name.startswith("tls_")), None)):
+        raise BrokerUrlError(f"broker URL has {tls}= without TLS: it begins with rediss://")
+    return Server(
+        host=parts.hostname or "localhost",
+        port=_port(parts),
+        db=_db(parts.path),
+        username=unquote(parts.username) if parts.username else None,
+        password=unquote(parts.password) if parts.password else None,
+        tls=parts.scheme == "rediss",
+        ca_file=options.get("tls_ca"),
+        cert_file=options.get("tls_cert"),
+        key_file=options.get("tls_key"),
+        check_certificate=_choice(options, "tls_check", ("0", "1"), "1") == "1",
+        fsync=_choice(options, "durability", ("server", "fsync"), "server") == "fsync",
+        evicting=_choice(options, "evicting", ("0", "1"), "0") == "1",
+    )
+
+
+def _port(parts: SplitResult) -> int:
+    try:
+        port = parts.port
+    except ValueError as error:
+        raise BrokerUrlError(f"broker URL has a port that is none: {error}") from None
+    return 6379 if port is None else port
+
+
+def _db(path: str) -> int:
+    number = path.strip("/")
+    if number and not number.isdecimal():
+        raise BrokerUrlError(f"broker URL has the database {number!r}: it is a number, as in redis://localhost:6379/0")
+    return int(number or 0)
+
+
+def _choice(options: Mapping[str, str], name: str, allowed: tuple[str, ...], default: str) -> str:
+    value = options.get(name, default)
+    if value not in allowed:
+        raise BrokerUrlError(f"broker URL has {name}={value!r}: it is {' or '.join(allowed)}")
+    return value

@@ -1,0 +1,94 @@
+"""When a worker that drains its queues has done so, and what it leaves there."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Final
+
+from taskflow.app.registry import Registry
+from taskflow.broker.console import JobFilter, QueueRecord
+from taskflow.broker.protocol import Broker
+from taskflow.model.errors import CodecError
+from taskflow.model.record import Record, Status
+from taskflow.worker.executor import PARKED_ON
+from taskflow.worker.options import WorkerOptions
+
+LOOKED_AT: Final = 1_000
+"""Scheduled jobs of a queue among which parked ones are looked for: to look through more each time would be a load of its own."""
+
+
+class Drain:
+    """A look at the worker's queues, one after the other."""
+
+    def __init__(self, broker: Broker, registry: Registry, options: WorkerOptions) -> None:
+        self._broker = broker
+        self._registry = registry
+        self._names = options.queues.names
+        self._horizon = options.drain_horizon
+        self._awaited: Record | None = None
+
+    async def is_over(self) -> bool:
+        """Nothing is READY or RUNNING anywhere in the queues, and nothing SCHEDULED within the horizon that this worker can run.
+
+        What waits in a paused queue is left there: nobody may take it.
+        """
+        for queue in await self.queues():
+            if queue.counts[Status.RUNNING] or (queue.counts[Status.READY] and not queue.is_paused):
+                return False
+            if not queue.is_paused and await self._has_something_due(queue):
+                return False
+        return True
+
+    async def queues(self) -> list[QueueRecord]:
+        """Those that the worker works."""
+        return [queue for queue in await self._broker.console.queues() if not self._names or queue.name in self._names]
+
+    async def parked(self, queue: QueueRecord) -> Counter[str]:
+        """How many jobs of each name wait for a worker that knows more than this one, among the newest scheduled ones."""
+        if not queue.counts[Status.SCHEDULED]:
+            return Counter()
+        return Counter(record.job for record in await self._scheduled(queue) if not self._can_run(record))
+
+    async def _has_something_due(self, queue: QueueRecord) -> bool:
+        """In a queue with too many scheduled jobs to look through, a parked one counts too."""
+        if queue.next_due_in is None or queue.next_due_in > self._horizon:
+            return False
+        if queue.counts[Status.SCHEDULED] > LOOKED_AT or await self._waits_still(queue):
+            return True
+        scheduled = await self._scheduled(queue)
+        if len(scheduled) != queue.counts[Status.SCHEDULED]:  # one has become ready meanwhile, or is new
+            return True
+        # The first of them tells the store's time, in which they are due.
+        until = min(record.due_at for record in scheduled).timestamp() + self._horizon - queue.next_due_in
+        self._awaited = self._first_of(record for record in scheduled if record.due_at.timestamp() <= until)
+        return self._awaited is not None
+
+    async def _waits_still(self, queue: QueueRecord) -> bool:
+        """What was found at an earlier look, which is quicker to see than to find."""
+        awaited = self._awaited
+        if awaited is None or awaited.queue != queue.name:
+            return False
+        [record] = await self._broker.read([awaited.id])
+        return record is not None and (record.status, record.due_at) == (awaited.status, awaited.due_at)
+
+    async def _scheduled(self, queue: QueueRecord) -> list[Record]:
+        return await self._broker.console.browse(JobFilter(queue=queue.name, statuses=(Status.SCHEDULED,)), limit=LOOKED_AT)
+
+    def _first_of(self, due: Iterable[Record]) -> Record | None:
+        return min(filter(self._can_run, due), key=lambda record: record.due_at, default=None)
+
+    def _can_run(self, record: Record) -> bool:
+        """What some worker has parked may be known here."""
+        if record.waiting_for is None:
+            return True
+        job = self._registry.get(record.job)
+        if job is None:
+            return False
+        try:
+            job.codec.decode_arguments(record.payload or b"")
+        except PARKED_ON:
+            return False
+        except CodecError:  # it fails, which is an end too
+            pass
+        return True
