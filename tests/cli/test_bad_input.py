@@ -181,7 +181,7 @@ def test_a_worker_without_a_target_is_told_so(cli: Cli) -> None:
         ("sqlite:///:memory:", "for tests there is memory://"),
         ("sqlite:///queue.db?namespac=x", "unknown parameter 'namespac'"),
         ("sqlite:///queue.db?namespace=a/b", "the namespace 'a/b'"),
-        ("redis://app:hunter2@localhost", "not part of this version"),
+        ("redis+cluster://app:hunter2@localhost", "not part of this version"),
     ],
 )
 def test_a_malformed_url_is_a_usage_error(cli: Cli, command: list[str], url: str, complaint: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from taskflow.broker.redis import packing
 from taskflow.broker.redis.console import RedisConsole
 from taskflow.broker.redis.ears import Ears
 from taskflow.broker.redis.link import CLOSED, Link
+from taskflow.broker.redis.refusals import WrongType
 from taskflow.broker.redis.scripts import Scripts
 from taskflow.broker.redis.server import Server
 from taskflow.broker.redis.survey import Survey
@@ -27,11 +29,10 @@ from taskflow.model.rules import Rules
 from taskflow.model.session import Beat, BeatAnswer, Session
 from taskflow.model.verdict import Settled, Settlement
 
+log: Final = logging.getLogger("taskflow")
+
 AWAITED_FOR: Final = 3600.0
 """Seconds for which the server knows that somebody waits for a job's end; who waits longer looks for itself every few seconds."""
-
-ON_DISK_WITHIN: Final = 2500
-"""Milliseconds that an enqueue waits for the server's disk, with fsync."""
 
 
 class RedisBroker:
@@ -67,9 +68,8 @@ class RedisBroker:
         return RedisConsole(self.call, self._ask, self._prefix)
 
     async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
-        then = ("WAITAOF", 1, 0, ON_DISK_WITHIN) if self.server.fsync else ()
         try:
-            answers = await self.call("enqueue", packing.pack_envelopes(envelopes), then=then)
+            answers = await self.call("enqueue", packing.pack_envelopes(envelopes), on_disk=self.server.fsync)
         except StoreFull:
             if not await self._are_known(envelopes):
                 raise
@@ -148,11 +148,19 @@ class RedisBroker:
 
     # --- calls ------------------------------------------------------------------------------------------------------
 
-    async def call(self, name: str, arguments: bytes, *, then: Sequence[Any] = ()) -> Any:
-        """A script's reply, from a server that was looked at first."""
+    async def call(self, name: str, arguments: bytes, *, on_disk: bool = False) -> Any:
+        """A script's reply, from a server that was looked at first, and whose keys are put in order when they are found not to be."""
         if self._survey is None:
             await self._look_at_server()
-        return await self._line().link.run(self._scripts[name], self._prefix, self._time(), arguments, then=then)
+        try:
+            return await self._run(name, arguments, on_disk)
+        except WrongType as error:
+            aside = await self._run("reindex", packing.pack([]), False)
+            log.error("%s; %d key(s) put aside under %sbad:, and all indexes made anew from the jobs", error, aside, self._prefix)
+            return await self._run(name, arguments, on_disk)
+
+    async def _run(self, name: str, arguments: bytes, on_disk: bool) -> Any:
+        return await self._line().link.run(self._scripts[name], self._prefix, self._time(), arguments, on_disk=on_disk)
 
     async def _ask(self, *command: Any) -> Any:
         return await self._line().link.ask(*command)

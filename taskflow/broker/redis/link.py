@@ -20,6 +20,9 @@ CLOSED: Final = "this broker is closed"
 MOST_CONNECTIONS: Final = 16
 """In use at a time by one loop; what comes beyond waits for one of them."""
 
+ON_DISK_WITHIN: Final = 2_500
+"""Milliseconds."""
+
 ERRORS: Final = (exceptions.RedisError, OSError, EOFError)
 """What the driver raises; a timeout is an OSError."""
 
@@ -35,18 +38,18 @@ class Link:
         self._is_closed = False
         self._end: AsyncGenerator[None] | None = None
 
-    async def run(self, script: Script, *arguments: bytes | str, then: Sequence[Any] = ()) -> Any:
-        """A script's reply. `then` is a command that goes with it on the same connection; of its reply only a failure is told."""
+    async def run(self, script: Script, *arguments: bytes | str, on_disk: bool = False) -> Any:
+        """A script's reply. `on_disk`: not before the server has what it wrote on its disk; BrokerUnavailable when that takes long."""
         try:
-            return await self._ask(("EVALSHA", script.sha, 1, *arguments), then)
+            return await self._ask(("EVALSHA", script.sha, 1, *arguments), on_disk)
         except exceptions.NoScriptError:  # a server that was restarted, or whose scripts were flushed: it learns it again by this
-            return await self.ask("EVAL", script.text, 1, *arguments, then=then)
+            return await self.ask("EVAL", script.text, 1, *arguments, on_disk=on_disk)
         except ERRORS as error:
             raise in_our_words(error, str(self.server)) from error
 
-    async def ask(self, *command: Any, then: Sequence[Any] = ()) -> Any:
+    async def ask(self, *command: Any, on_disk: bool = False) -> Any:
         try:
-            return await self._ask(command, then)
+            return await self._ask(command, on_disk)
         except ERRORS as error:
             raise in_our_words(error, str(self.server)) from error
 
@@ -78,19 +81,19 @@ class Link:
 
     # --- one command ------------------------------------------------------------------------------------------
 
-    async def _ask(self, command: Sequence[Any], then: Sequence[Any]) -> Any:
+    async def _ask(self, command: Sequence[Any], on_disk: bool) -> Any:
         """A connection that lay idle may have been cut meanwhile: then once more, on a new one. Any verb may be sent twice."""
         async with self._turns:
             if self._idle:
                 try:
-                    return await self._over(self._idle.pop(), command, then)
+                    return await self._over(self._idle.pop(), command, on_disk)
                 except ERRORS as error:
                     if not _is_cut(error):
                         raise
                     await self._drop_idle()
-            return await self._over(await self.open(), command, then)
+            return await self._over(await self.open(), command, on_disk)
 
-    async def _over(self, connection: AbstractConnection, command: Sequence[Any], then: Sequence[Any]) -> Any:
+    async def _over(self, connection: AbstractConnection, command: Sequence[Any], on_disk: bool) -> Any:
         if self._is_closed:
             await drop(connection)
             raise BrokerUnavailable(CLOSED)
@@ -99,7 +102,7 @@ class Link:
         is_clean = False
         try:
             async with asyncio.timeout(ANSWER_WITHIN):
-                reply = await _exchange(connection, command, then)
+                reply = await _exchange(connection, command, on_disk)
             is_clean = not isinstance(reply, exceptions.ReadOnlyError)  # a demoted primary: the next one may find the new
         finally:
             self._in_use.discard(connection)
@@ -138,13 +141,22 @@ def _is_cut(error: Exception) -> bool:
     return not is_answer and not is_silence
 
 
-async def _exchange(connection: AbstractConnection, command: Sequence[Any], then: Sequence[Any]) -> Any:
+async def _exchange(connection: AbstractConnection, command: Sequence[Any], on_disk: bool) -> Any:
     """The reply, also when it is an error: the connection is as good as before after one."""
-    commands = [command, then] if then else [command]
+    commands = [command, ("WAITAOF", 1, 0, ON_DISK_WITHIN)] if on_disk else [command]
     await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
-    replies = [await _reply(connection) for _ in commands]
-    failure = next((reply for reply in replies if isinstance(reply, Exception)), None)
-    return failure or replies[0]
+    reply, *waited = [await _reply(connection) for _ in commands]
+    if waited and not isinstance(reply, Exception):
+        return _unless_not_on_disk(reply, waited[0])
+    return reply
+
+
+def _unless_not_on_disk(reply: Any, waited: Any) -> Any:
+    if isinstance(waited, Exception):
+        return waited
+    if not waited[0]:
+        return BrokerUnavailable(f"the server has not written it to its disk within {ON_DISK_WITHIN / 1000:g} s")
+    return reply
 
 
 async def _reply(connection: AbstractConnection) -> Any:

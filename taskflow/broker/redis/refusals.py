@@ -13,6 +13,10 @@ from taskflow.model.errors import BrokerError, BrokerRefused, BrokerUnavailable,
 _PASSING: Final = frozenset({"READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "NOREPLICAS", "MISCONF", "BUSY", "UNKILLABLE"})
 
 
+class WrongType(BrokerRefused):
+    """A key of ours holds what none of our scripts wrote there."""
+
+
 def in_our_words(error: Exception, place: str) -> BrokerError:
     """The error to raise from it. `place` names the server, without secrets."""
     if isinstance(error, BrokerError):
@@ -34,6 +38,8 @@ def _of_answer(text: str, place: str) -> BrokerError:
     word = text.split(" ", 1)[0].strip("-:")
     if word in _PASSING or any(f"{passing} " in text[:60] for passing in _PASSING):
         return BrokerUnavailable(f"Redis at {place} cannot do it now: {text}")
+    if "WRONGTYPE" in text:
+        return WrongType(f"Redis at {place} has a key of taskflow's that something else has written: {text}")
     if word in ("NOAUTH", "WRONGPASS", "ERR") and "AUTH" in text.upper():
         return BrokerRefused(f"Redis at {place} does not take this user and password: {text}")
     if "NOPERM" in text:

@@ -48,6 +48,7 @@ _PARTS: Final[Mapping[str, tuple[str, ...]]] = {
     "redo": _SHELF,
     "pause": ("base",),
     "candidates": ("base",),
+    "reindex": (*_SHELF, "living"),
 }
 
 # Without it the server refuses a script that writes when its memory is full: so are new jobs refused, and nothing else is.
