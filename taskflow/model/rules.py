@@ -23,7 +23,8 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     `keep_failed`       how long a failed job is kept
     `keep_cancelled`    how long a cancelled job is kept
     `kept_per_queue`    ended, and apart from them failed, jobs kept in a queue; the oldest go first
-    `upkeep_every`      upkeep of the whole fleet, when nothing falls due before
+    `upkeep_every`      upkeep of the whole fleet, when nothing falls due before: seldom enough for an idle worker to send less than
+                        one command a second, often enough for a dead one's jobs to run again within 25 s
     """
 
     session_ttl: float = 20.0
@@ -35,7 +36,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     keep_failed: float = 30 * DAY
     keep_cancelled: float = 300.0
     kept_per_queue: int = 100_000
-    upkeep_every: float = 1.0
+    upkeep_every: float = 2.0
 
     def crash_wait(self, crashes: int) -> float:
         """Seconds before the next run, after so many crashes in a row (at least one)."""

@@ -33,19 +33,19 @@ local function lease(id, job)
   local tail = struct.pack('>I6I2', request, asked)
   asked = asked + 1
   job[F.status] = S.RUNNING
-  set(job, F.epoch, (job[F.epoch] or 0) + 1)
-  set(job, F.claim, session .. tail)
-  set(job, F.claimed, wall)
-  set(job, F.claimed_steady, steady)
-  set(job, F.worker, name)
-  if job[F.started] then
-    job[F.started] = false
-  end
-  if job[F.progress] then
-    job[F.progress] = false
-  end
-  if job[F.waiting_for] then
-    job[F.waiting_for] = false
+  if #job == F.payload then -- its first run: five fields more
+    job[F.epoch], job[F.claim], job[F.claimed], job[F.claimed_steady], job[F.worker] = 1, session .. tail, wall, steady, name
+  else
+    set(job, F.epoch, (job[F.epoch] or 0) + 1)
+    set(job, F.claim, session .. tail)
+    set(job, F.claimed, wall)
+    set(job, F.claimed_steady, steady)
+    set(job, F.worker, name)
+    for _, field in ipairs({ F.started, F.progress, F.waiting_for }) do
+      if job[field] then
+        job[field] = false
+      end
+    end
   end
   local stored = cmsgpack.pack(job)
   leases[#leases + 1] = tail

@@ -109,8 +109,12 @@ local function count(queue, status, number)
 end
 
 local function tally(queue, event, number)
-  local field = queue .. ':' .. event
-  events[field] = (events[field] or 0) + (number or 1)
+  local of_queue = events[queue]
+  if not of_queue then
+    of_queue = {}
+    events[queue] = of_queue
+  end
+  of_queue[event] = (of_queue[event] or 0) + (number or 1)
 end
 
 -- Every change of status goes through here. GONE and false are not counted: nobody is there.
@@ -167,8 +171,10 @@ local function write_counts()
       index_crowded(queue, 0)
     end
   end
-  for field, number in pairs(events) do
-    call('HINCRBY', P .. 'totals', field, number)
+  for queue, of_queue in pairs(events) do
+    for event, number in pairs(of_queue) do
+      call('HINCRBY', P .. 'totals', queue .. ':' .. event, number)
+    end
   end
   moves, events = {}, {}
 end

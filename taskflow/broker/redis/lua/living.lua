@@ -62,15 +62,6 @@ local function kill(id)
   call('ZADD', P .. 'dead', number, id)
 end
 
--- Takes the lease off its session; what becomes of the job is the next step of the same verb.
-local function let_go(job)
-  local session, tail = string.sub(job[F.claim], 1, 16), tail_of(job[F.claim])
-  call('HDEL', P .. 'l:' .. session, tail)
-  if job[F.cancel_requested] then
-    call('SREM', P .. 'x:' .. session, tail)
-  end
-end
-
 -- The leases of a session as {tail, job's id}, in the order in which they were given.
 local function leases_of(session)
   local stored, leases = call('HGETALL', P .. 'l:' .. session), {}

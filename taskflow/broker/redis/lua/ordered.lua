@@ -25,14 +25,19 @@ end
 -- Adds entries to the list where they are in order, else to the set.
 local function push(list, returned, entries)
   local tail = call('LINDEX', list, -1)
+  local last_time, last_seq = -1, -1
+  if tail then
+    last_time, last_seq = struct.unpack('>I8I6', tail)
+  end
   local in_order, out_of_order = {}, {}
   for _, entry in ipairs(entries) do
-    if tail and is_before(entry, tail) then
+    local time, seq = struct.unpack('>I8I6', entry)
+    if time > last_time or (time == last_time and seq >= last_seq) then
+      in_order[#in_order + 1] = entry
+      last_time, last_seq = time, seq
+    else
       out_of_order[#out_of_order + 1] = 0
       out_of_order[#out_of_order + 1] = entry
-    else
-      in_order[#in_order + 1] = entry
-      tail = entry
     end
   end
   in_portions('RPUSH', list, in_order)

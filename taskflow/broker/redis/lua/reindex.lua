@@ -108,7 +108,7 @@ local function take_up(id, job)
     call('HSET', P .. 'k', job[F.key], (call('HGET', P .. 'k', job[F.key]) or '') .. id)
   end
   if status == S.READY then
-    add_to(ready, job[F.queue] .. ':' .. job[F.priority], entry_of(due_of(job), job[F.seq], id))
+    add_to(ready, job[F.queue], job[F.priority], entry_of(due_of(job), job[F.seq], id))
   elseif status == S.SCHEDULED then
     scheduled[#scheduled + 1] = job[F.due]
     scheduled[#scheduled + 1] = due_member(id, job)
@@ -119,13 +119,15 @@ local function take_up(id, job)
   else
     fading[#fading + 1] = job[F.keep_until]
     fading[#fading + 1] = id
-    add_to(kept, job[F.queue] .. ':' .. (status == S.FAILED and 1 or 0), entry_of(job[F.ended], job[F.seq], id))
+    add_to(kept, job[F.queue], status == S.FAILED and 1 or 0, entry_of(job[F.ended], job[F.seq], id))
   end
 end
 
 local function sort_all(groups)
-  for _, entries in pairs(groups) do
-    table.sort(entries, is_before)
+  for _, of_queue in pairs(groups) do
+    for _, entries in pairs(of_queue) do
+      table.sort(entries, is_before)
+    end
   end
 end
 

@@ -9,10 +9,13 @@
 
 local settlements, texts = given[1], given[2]
 
-local function forget(job, ...)
-  for _, field in ipairs({ ... }) do
-    if job[field] then
-      job[field] = false
+-- A run came to something: what counts lost leases in a row begins again.
+local function progressed(job)
+  if #job >= F.crashes then
+    for _, field in ipairs({ F.crashes, F.hand_backs, F.parked }) do
+      if job[field] then
+        job[field] = false
+      end
     end
   end
 end
@@ -24,8 +27,8 @@ end
 
 local endings = {
   function(id, job, settlement)
-    set(job, F.result, settlement[7])
     job[F.payload] = false
+    set(job, F.result, settlement[7])
     finish(id, job, E.SUCCEED, S.SUCCEEDED, false, settlement[6])
   end,
   function(id, job, settlement)
@@ -58,6 +61,23 @@ local endings = {
   end,
 }
 
+-- A success at the first run, of a job that nobody waits for by key or join: most are.
+local succeeded = {}
+
+local function succeed_plainly(id, job, settlement, fence)
+  let_go(job)
+  local keep_until, queue = wall + settlement[6], job[F.queue]
+  job[F.status], job[F.payload], job[F.claim] = S.SUCCEEDED, false, false
+  job[F.started], job[F.settled], job[F.result] = wall - settlement[5], fence, settlement[7]
+  job[F.ended], job[F.keep_until] = wall, keep_until
+  fading[#fading + 1] = keep_until
+  fading[#fading + 1] = id
+  add_to(kept, queue, 0, entry_of(wall, job[F.seq], id))
+  rung_jobs[#rung_jobs + 1] = id
+  save(id, job)
+  succeeded[queue] = (succeeded[queue] or 0) + 1
+end
+
 local function settle(settlement)
   local id, kind = settlement[1], settlement[4]
   local job = load(id)
@@ -68,11 +88,15 @@ local function settle(settlement)
   if job[F.status] ~= S.RUNNING or job[F.epoch] ~= settlement[2] or job[F.claim] ~= settlement[3] then
     return job[F.settled] == fence and 'o' or 's'
   end
+  if kind == 1 and #job == F.worker and not settlement[10] then
+    succeed_plainly(id, job, settlement, fence)
+    return 'o'
+  end
   set(job, F.settled, fence)
   set(job, F.started, wall - settlement[5])
   let_go(job)
   if kind < 7 then
-    forget(job, F.crashes, F.hand_backs, F.parked)
+    progressed(job)
   end
   endings[kind](id, job, settlement)
   if settlement[10] then
@@ -88,6 +112,11 @@ end
 prefetch(ids)
 for i, settlement in ipairs(settlements) do
   answers[i] = settle(settlement)
+end
+for queue, number in pairs(succeeded) do
+  count(queue, S.RUNNING, -number)
+  count(queue, S.SUCCEEDED, number)
+  tally(queue, E.SUCCEED, number)
 end
 flush()
 return table.concat(answers)

@@ -1,6 +1,6 @@
 -- Where jobs wait and end, and the moves between. Deferred lists are written by flush().
 
-local ready, scheduled, kept, fading = {}, {}, {}, {}
+local ready, scheduled, kept, fading, released = {}, {}, {}, {}, {}
 
 local function ready_keys(place)
   return P .. 'r:' .. place, P .. 'z:' .. place
@@ -15,21 +15,28 @@ local function due_member(id, job)
   return struct.pack('>I6I4', job[F.seq], job[F.queue]) .. id
 end
 
-local function add_to(groups, place, entry)
-  local group = groups[place]
+-- Groups by a queue's number and a second one, its priority or whether it keeps the failed.
+local function add_to(groups, queue, second, entry)
+  local of_queue = groups[queue]
+  if not of_queue then
+    of_queue = {}
+    groups[queue] = of_queue
+  end
+  local group = of_queue[second]
   if group then
     group[#group + 1] = entry
   else
-    groups[place] = { entry }
+    of_queue[second] = { entry }
   end
 end
 
 local function write_ready()
-  for place, entries in pairs(ready) do
-    local list, returned = ready_keys(place)
-    push(list, returned, entries)
-    local queue, priority = string.match(place, '(.*):(.*)')
-    call('ZADD', P .. 'p:' .. queue, -priority, priority)
+  for queue, of_queue in pairs(ready) do
+    for priority, entries in pairs(of_queue) do
+      local list, returned = ready_keys(queue .. ':' .. priority)
+      push(list, returned, entries)
+      call('ZADD', P .. 'p:' .. queue, -priority, priority)
+    end
     ring_queue(queue)
   end
   ready = {}
@@ -40,13 +47,23 @@ local function write_scheduled()
   scheduled = {}
 end
 
+local function write_released()
+  for session, tails in pairs(released) do
+    in_portions('HDEL', P .. 'l:' .. session, tails)
+  end
+  released = {}
+end
+
 -- Writes all that is deferred. Whoever reads an index after a change flushes first.
 local function flush()
   write_jobs()
+  write_released()
   write_ready()
-  for place, entries in pairs(kept) do
-    local list, returned = kept_keys(place)
-    push(list, returned, entries)
+  for queue, of_queue in pairs(kept) do
+    for failed, entries in pairs(of_queue) do
+      local list, returned = kept_keys(queue .. ':' .. failed)
+      push(list, returned, entries)
+    end
   end
   kept = {}
   write_scheduled()
@@ -61,7 +78,7 @@ end
 
 local function stand_ready(id, job, event)
   move(job, event, S.READY)
-  add_to(ready, job[F.queue] .. ':' .. job[F.priority], entry_of(due_of(job), job[F.seq], id))
+  add_to(ready, job[F.queue], job[F.priority], entry_of(due_of(job), job[F.seq], id))
 end
 
 -- Waits in the place that its due time and what it awaits give it.
@@ -155,6 +172,22 @@ local function release_key(id, job)
   end
 end
 
+-- --- leases -------------------------------------------------------------------------------------------
+
+-- Takes the lease off its session; what becomes of the job is the next step of the same verb.
+local function let_go(job)
+  local session, tail = string.sub(job[F.claim], 1, 16), string.sub(job[F.claim], 17)
+  local tails = released[session]
+  if tails then
+    tails[#tails + 1] = tail
+  else
+    released[session] = { tail }
+  end
+  if job[F.cancel_requested] then
+    call('SREM', P .. 'x:' .. session, tail)
+  end
+end
+
 -- --- to end -------------------------------------------------------------------------------------------
 
 -- Nobody holds it any more, its key is free, and those that awaited it know. `keep_for` in microseconds.
@@ -178,7 +211,7 @@ local function finish(id, job, event, status, reason, keep_for)
   end
   fading[#fading + 1] = job[F.keep_until]
   fading[#fading + 1] = id
-  add_to(kept, job[F.queue] .. ':' .. (status == S.FAILED and 1 or 0), entry_of(wall, job[F.seq], id))
+  add_to(kept, job[F.queue], status == S.FAILED and 1 or 0, entry_of(wall, job[F.seq], id))
   save(id, job)
   if job[F.key] then
     release_key(id, job)

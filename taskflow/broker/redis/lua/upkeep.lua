@@ -83,6 +83,7 @@ local function release_leases(left)
   local released = 0
   for _, session in ipairs(call('ZRANGE', P .. 'dead', 0, -1)) do
     released = released + release(session, left - released)
+    write_released()
     forget_session(session)
   end
   flush()
