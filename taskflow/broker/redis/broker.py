@@ -35,6 +35,13 @@ AWAITED_FOR: Final = 3600.0
 """Seconds for which the server knows that somebody waits for a job's end; who waits longer looks for itself every few seconds."""
 
 
+REINDEXED_WITHIN: Final = 120.0
+"""Seconds: about twelve millions of jobs."""
+
+MOST_AT_ONCE: Final = 300
+"""Jobs that one claim or one upkeep moves: two or three milliseconds in which the server does nothing else. Who gets so many comes again."""
+
+
 class RedisBroker:
     """Jobs in a Redis or Valkey server. See `taskflow.broker.protocol.Broker`.
 
@@ -87,7 +94,7 @@ class RedisBroker:
     async def claim(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
         ears = self._line().ears
         times = ears.times
-        reply = await self.call("claim", packing.pack([session, request, list(queues), limit]))
+        reply = await self.call("claim", packing.pack([session, request, list(queues), min(limit, MOST_AT_ONCE)]))
         if reply == b"LOST":
             raise SessionLost(words.SESSION_LOST)
         leases = packing.leases_of(reply)
@@ -120,7 +127,7 @@ class RedisBroker:
     async def upkeep(self, limit: int) -> Upkept:
         ears = self._line().ears
         times = ears.times
-        readied, reaped, released, expired, dropped, next_in = await self.call("upkeep", packing.pack([int(limit)]))
+        readied, reaped, released, expired, dropped, next_in = await self.call("upkeep", packing.pack([min(int(limit), MOST_AT_ONCE)]))
         ears.armed([names.DUE], times)
         return Upkept(readied=readied, reaped=reaped, released=released, expired=expired, dropped=dropped, next_in=to_seconds(next_in))
 
@@ -155,7 +162,9 @@ class RedisBroker:
         try:
             return await self._run(name, arguments, on_disk)
         except WrongType as error:
-            aside = await self._run("reindex", packing.pack([]), False)
+            aside = await self._line().link.run(
+                self._scripts["reindex"], self._prefix, self._time(), packing.pack([]), within=REINDEXED_WITHIN
+            )
             log.error("%s; %d key(s) put aside under %sbad:, and all indexes made anew from the jobs", error, aside, self._prefix)
             return await self._run(name, arguments, on_disk)
 

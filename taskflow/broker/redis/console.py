@@ -17,6 +17,9 @@ PAGE: Final = 500
 """Jobs that one script looks at: a few milliseconds of the server's time at most."""
 
 
+PURGED_AT_ONCE: Final = 200
+
+
 class Call(Protocol):
     """How a broker runs a script."""
 
@@ -67,7 +70,7 @@ class RedisConsole:
         purged, page = 0, list[bytes]()
         async for job_id in self._candidates(chosen):
             page.append(job_id)
-            if len(page) == PAGE:
+            if len(page) == PURGED_AT_ONCE:
                 purged += await self._purge(page, chosen, limit - purged)
                 page = []
             if purged >= limit:

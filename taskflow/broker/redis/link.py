@@ -38,18 +38,18 @@ class Link:
         self._is_closed = False
         self._end: AsyncGenerator[None] | None = None
 
-    async def run(self, script: Script, *arguments: bytes | str, on_disk: bool = False) -> Any:
+    async def run(self, script: Script, *arguments: bytes | str, on_disk: bool = False, within: float = ANSWER_WITHIN) -> Any:
         """A script's reply. `on_disk`: not before the server has what it wrote on its disk; BrokerUnavailable when that takes long."""
         try:
-            return await self._ask(("EVALSHA", script.sha, 1, *arguments), on_disk)
+            return await self._ask(("EVALSHA", script.sha, 1, *arguments), on_disk, within)
         except exceptions.NoScriptError:  # a server that was restarted, or whose scripts were flushed: it learns it again by this
-            return await self.ask("EVAL", script.text, 1, *arguments, on_disk=on_disk)
+            return await self.ask("EVAL", script.text, 1, *arguments, on_disk=on_disk, within=within)
         except ERRORS as error:
             raise in_our_words(error, str(self.server)) from error
 
-    async def ask(self, *command: Any, on_disk: bool = False) -> Any:
+    async def ask(self, *command: Any, on_disk: bool = False, within: float = ANSWER_WITHIN) -> Any:
         try:
-            return await self._ask(command, on_disk)
+            return await self._ask(command, on_disk, within)
         except ERRORS as error:
             raise in_our_words(error, str(self.server)) from error
 
@@ -81,19 +81,19 @@ class Link:
 
     # --- one command ------------------------------------------------------------------------------------------
 
-    async def _ask(self, command: Sequence[Any], on_disk: bool) -> Any:
+    async def _ask(self, command: Sequence[Any], on_disk: bool, within: float) -> Any:
         """A connection that lay idle may have been cut meanwhile: then once more, on a new one. Any verb may be sent twice."""
         async with self._turns:
             if self._idle:
                 try:
-                    return await self._over(self._idle.pop(), command, on_disk)
+                    return await self._over(self._idle.pop(), command, on_disk, within)
                 except ERRORS as error:
                     if not _is_cut(error):
                         raise
                     await self._drop_idle()
-            return await self._over(await self.open(), command, on_disk)
+            return await self._over(await self.open(), command, on_disk, within)
 
-    async def _over(self, connection: AbstractConnection, command: Sequence[Any], on_disk: bool) -> Any:
+    async def _over(self, connection: AbstractConnection, command: Sequence[Any], on_disk: bool, within: float) -> Any:
         if self._is_closed:
             await drop(connection)
             raise BrokerUnavailable(CLOSED)
@@ -101,7 +101,7 @@ class Link:
         reply: Any = None
         is_clean = False
         try:
-            async with asyncio.timeout(ANSWER_WITHIN):
+            async with asyncio.timeout(within):
                 reply = await _exchange(connection, command, on_disk)
             is_clean = not isinstance(reply, exceptions.ReadOnlyError)  # a demoted primary: the next one may find the new
         finally:

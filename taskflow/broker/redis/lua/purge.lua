@@ -5,17 +5,19 @@ local ids = chosen(given[1], given[2])
 table.sort(ids, function(one, other)
   return load(one)[F.seq] < load(other)[F.seq]
 end)
-local purged = 0
+local purged = {}
 for _, id in ipairs(ids) do
   local job = load(id)
-  if purged < given[3] and job[F.status] ~= S.RUNNING then
+  if #purged < given[3] and job[F.status] ~= S.RUNNING then
     if is_waiting(job) then
       finish(id, job, E.CANCEL, S.CANCELLED, W.PURGED)
     end
-    flush()
-    bury(id, job)
-    flush()
-    purged = purged + 1
+    purged[#purged + 1] = id
   end
 end
-return purged
+flush()
+for _, id in ipairs(purged) do
+  bury(id, load(id))
+end
+flush()
+return #purged
