@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import Enum
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -52,6 +52,14 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True):
     totals: dict[str, dict[str, int]]
 
 
+class Finding(msgspec.Struct, frozen=True):
+    """One thing that was looked at: what, how it stands, and in words. A `problem` may lose jobs; a `note` is good to know."""
+
+    topic: str
+    level: Literal["ok", "note", "problem"]
+    says: str
+
+
 class Console(Protocol):
     """Each clause in brackets is a conformance test, as in `protocol`."""
 
@@ -88,4 +96,8 @@ class Console(Protocol):
 
     async def metrics(self) -> Metrics:
         """[console_metrics]"""
+        ...
+
+    async def examine(self) -> list[Finding]:
+        """What an operator should know of the store: how safe jobs are in it, and what room it has. [console_examine]"""
         ...

@@ -55,6 +55,13 @@ def a_parser() -> Parser:
         )
     )
     _status(commands.add_parser("status", help="the store at a glance", description="Queues, workers and totals."))
+    _doctor(
+        commands.add_parser(
+            "doctor",
+            help="whether jobs are safe in the store",
+            description="Looks at the store's settings; exit 1 when there is a problem.",
+        )
+    )
     _queues(commands.add_parser("queues", help="queues and their counts", description="Every queue with its counts."))
     _jobs(
         commands.add_parser(
@@ -104,6 +111,11 @@ def _demo(parser: argparse.ArgumentParser) -> None:
 
 def _status(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(module="look")
+    _reads(parser)
+
+
+def _doctor(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(module="doctor")
     _reads(parser)
 
 

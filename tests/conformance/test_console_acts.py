@@ -112,6 +112,21 @@ async def test_console_pause__resume_nudges(world: World) -> None:
         assert await every.wait(world.home.patience)
 
 
+# --- console_examine ------------------------------------------------------------------------------------------------------
+
+
+async def test_console_examine(world: World) -> None:
+    """Each store tells how safe jobs are in it, whether it holds any or not, and changes nothing by it."""
+    before = await world.broker.console.examine()
+    await world.add()
+    findings = await world.broker.console.examine()
+
+    assert [finding.topic for finding in findings] == [finding.topic for finding in before]
+    assert "persistence" in {finding.topic for finding in findings}
+    assert all(finding.says for finding in findings)
+    assert (await world.broker.console.metrics()).totals == {"default": {"enqueue": 1}}
+
+
 # --- console_metrics ------------------------------------------------------------------------------------------------------
 
 

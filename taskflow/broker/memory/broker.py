@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
-from taskflow.broker.console import JobFilter, Metrics, QueueRecord, Redone
+from taskflow.broker.console import Finding, JobFilter, Metrics, QueueRecord, Redone
 from taskflow.broker.memory.console import OpenStore
 from taskflow.broker.nudges import Bell, Nudges
 from taskflow.broker.protocol import Added, Refused, Upkept
@@ -112,3 +112,6 @@ class MemoryConsole:
 
     async def metrics(self) -> Metrics:
         return self._atomically(self._store.metrics)
+
+    async def examine(self) -> list[Finding]:
+        return self._atomically(self._store.findings)

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from taskflow.broker import topics, words
-from taskflow.broker.console import JobFilter, Metrics, QueueRecord, Redone
+from taskflow.broker.console import Finding, JobFilter, Metrics, QueueRecord, Redone
 from taskflow.broker.memory.job import Job
 from taskflow.broker.memory.upkeep import KeptStore
 from taskflow.model.clock import to_microseconds, to_seconds
@@ -100,3 +100,6 @@ class OpenStore(KeptStore):
 
     def metrics(self) -> Metrics:
         return Metrics(totals={queue: {str(event): count for event, count in events.items()} for queue, events in self.totals.items()})
+
+    def findings(self) -> list[Finding]:
+        return [Finding("persistence", "note", "jobs are in this process's memory, and end with it: for tests, and for work that may be lost")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import threading
@@ -11,6 +12,7 @@ from typing import Any, Final
 
 from taskflow.broker import topics as names
 from taskflow.broker import words
+from taskflow.broker.console import Finding
 from taskflow.broker.nudges import Nudges
 from taskflow.broker.protocol import Added, Refused, Upkept
 from taskflow.broker.redis import packing
@@ -72,7 +74,7 @@ class RedisBroker:
 
     @property
     def console(self) -> RedisConsole:
-        return RedisConsole(self.call, self._ask, self._prefix)
+        return RedisConsole(self.call, self._ask, self._prefix, self._examine)
 
     async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
         try:
@@ -173,6 +175,13 @@ class RedisBroker:
 
     async def _ask(self, *command: Any) -> Any:
         return await self._line().link.ask(*command)
+
+    async def _examine(self) -> list[Finding]:
+        settings = dict[str, str]()
+        with contextlib.suppress(BrokerRefused):  # hosts that rent servers out let nobody see them
+            told = await self._ask("CONFIG", "GET", "append*", "save")
+            settings = {told[i].decode(): told[i + 1].decode() for i in range(0, len(told), 2)}
+        return (await self.survey()).findings(str(self.server), settings=settings, is_fsync=self.server.fsync)
 
     async def _look_at_server(self) -> None:
         survey = await self.survey()

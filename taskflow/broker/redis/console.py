@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Final, Protocol
 
-from taskflow.broker.console import JobFilter, Metrics, QueueRecord, Redone
+from taskflow.broker.console import Finding, JobFilter, Metrics, QueueRecord, Redone
 from taskflow.broker.redis import packing
 from taskflow.broker.redis.fields import ID_BYTES
 from taskflow.model.clock import instant_of, to_microseconds, to_seconds
@@ -39,9 +39,10 @@ class RedisConsole:
     a time, or the indexes of the statuses asked for.
     """
 
-    def __init__(self, call: Call, ask: Ask, prefix: str) -> None:
+    def __init__(self, call: Call, ask: Ask, prefix: str, examine: Callable[[], Awaitable[list[Finding]]]) -> None:
         self._call = call
         self._ask = ask
+        self._examine = examine
         self._prefix = prefix.encode()
 
     async def queues(self) -> list[QueueRecord]:
@@ -91,6 +92,9 @@ class RedisConsole:
             queue, _, event = stored[i].decode().partition(":")
             totals.setdefault(names[int(queue)], {})[event] = stored[i + 1]
         return Metrics(totals=totals)
+
+    async def examine(self) -> list[Finding]:
+        return await self._examine()
 
     # --- which jobs there are ---------------------------------------------------------------------------------------
 

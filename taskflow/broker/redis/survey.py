@@ -6,10 +6,15 @@ from typing import Final
 
 import msgspec
 
+from taskflow.broker.console import Finding
 from taskflow.model.errors import BrokerRefused
 
 OLDEST: Final = (7, 2)
 """Redis 7.2; Valkey tells that it is compatible with it by the same field. Older ones lack WAITAOF."""
+
+
+_LITTLE_ROOM: Final = 0.9
+"""Of maxmemory, in use."""
 
 
 class Survey(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,7 +27,7 @@ class Survey(msgspec.Struct, frozen=True, kw_only=True):
     maxmemory: int
     used_memory: int
     has_aof: bool
-    saves_snapshots: bool
+    replicas: int
     is_cluster: bool
 
     @classmethod
@@ -39,7 +44,7 @@ class Survey(msgspec.Struct, frozen=True, kw_only=True):
             maxmemory=int(told.get("maxmemory", 0)),
             used_memory=int(told.get("used_memory", 0)),
             has_aof=told.get("aof_enabled") == "1",
-            saves_snapshots=told.get("rdb_last_save_time", "0") != "0" and told.get("rdb_saves", "1") != "0",
+            replicas=int(told.get("connected_slaves", 0)),
             is_cluster=told.get("cluster_enabled") == "1",
         )
 
@@ -56,6 +61,52 @@ class Survey(msgspec.Struct, frozen=True, kw_only=True):
                 f"{self.name} at {place} has maxmemory-policy {self.policy}: when its memory is full it throws jobs away. "
                 "Set it to noeviction, or add ?evicting=1 to the broker URL if jobs may be lost"
             )
+
+    def findings(self, place: str, *, settings: dict[str, str], is_fsync: bool) -> list[Finding]:
+        """`settings` are those of the server that could be read: some hosts show none."""
+        return [
+            Finding("server", "ok" if self.version >= OLDEST else "problem", f"{self.name} at {place}"),
+            self._eviction(),
+            self._room(),
+            self._persistence(settings, is_fsync=is_fsync),
+            self._replication(),
+        ]
+
+    def _eviction(self) -> Finding:
+        if self.evicts:
+            return Finding("eviction", "problem", f"maxmemory-policy is {self.policy}: a full server throws jobs away; set noeviction")
+        return Finding("eviction", "ok", f"maxmemory-policy is {self.policy}: a full server refuses new jobs, and loses none")
+
+    def _room(self) -> Finding:
+        if not self.maxmemory:
+            return Finding(
+                "room", "note", f"{self.used_memory:,} bytes in use; there is no maxmemory, so that the system may kill a full server"
+            )
+        is_tight = self.used_memory > _LITTLE_ROOM * self.maxmemory
+        return Finding("room", "problem" if is_tight else "ok", f"{self.used_memory:,} of {self.maxmemory:,} bytes in use")
+
+    def _persistence(self, settings: dict[str, str], *, is_fsync: bool) -> Finding:
+        if self.has_aof:
+            how = settings.get("appendfsync", "everysec")
+            if how == "always" or is_fsync:
+                return Finding(
+                    "persistence", "ok", f"append-only file, appendfsync {how}: what was answered to an enqueue survives a power cut"
+                )
+            return Finding(
+                "persistence",
+                "note",
+                f"append-only file, appendfsync {how}: a power cut may lose the last second or more; see ?durability=fsync",
+            )
+        if settings.get("save", ""):
+            return Finding(
+                "persistence", "problem", f"snapshots only (save {settings['save']}): a crash loses all since the last; set appendonly yes"
+            )
+        return Finding("persistence", "problem", "no append-only file: when the server ends, jobs end with it; set appendonly yes")
+
+    def _replication(self) -> Finding:
+        if not self.replicas:
+            return Finding("replication", "note", "no replica: when the machine is lost, jobs are lost with it")
+        return Finding("replication", "ok", f"{self.replicas} replica(s); a failover may lose what they had not got yet")
 
     @property
     def evicts(self) -> bool:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import sqlite3
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol, TypeVar
 
 from taskflow.broker import topics, words
-from taskflow.broker.console import JobFilter, Metrics, QueueRecord, Redone
+from taskflow.broker.console import Finding, JobFilter, Metrics, QueueRecord, Redone
 from taskflow.broker.sqlite.durability import Durability
 from taskflow.broker.sqlite.row import Job
 from taskflow.broker.sqlite.sessions import session_records
@@ -57,6 +60,9 @@ class SqliteConsole:
 
     async def metrics(self) -> Metrics:
         return await self._call(Durability.READ, metrics)
+
+    async def examine(self) -> list[Finding]:
+        return await self._call(Durability.READ, examine)
 
 
 # --- looking ---------------------------------------------------------------------------------------------------
@@ -113,6 +119,21 @@ def metrics(shelf: Shelf) -> Metrics:
     for queue, event, number in shelf.connection.execute(shelf.sql["totals"]):
         totals.setdefault(queue, {})[event] = number
     return Metrics(totals=totals)
+
+
+def examine(shelf: Shelf) -> list[Finding]:
+    [(_, _, path)] = [row for row in shelf.connection.execute("PRAGMA database_list") if row[1] == "main"]
+    [(pages,)], [(page_size,)] = shelf.connection.execute("PRAGMA page_count"), shelf.connection.execute("PRAGMA page_size")
+    free = shutil.disk_usage(os.path.dirname(path)).free
+    size = pages * page_size
+    return [
+        Finding("file", "ok", f"{path}: {size:,} bytes, SQLite {sqlite3.sqlite_version}"),
+        Finding("persistence", "ok", "an enqueue and an outcome are on the disk before they are answered"),
+        Finding("room", "ok" if free > max(size, _LITTLE_ROOM) else "problem", f"{free:,} bytes are free on its disk"),
+    ]
+
+
+_LITTLE_ROOM: Final = 100 * 1024 * 1024
 
 
 # --- acting ----------------------------------------------------------------------------------------------------

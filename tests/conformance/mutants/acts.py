@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from taskflow.broker import topics
-from taskflow.broker.console import JobFilter, Redone
+from taskflow.broker.console import Finding, JobFilter, Redone
 from taskflow.broker.memory.job import Job
 from taskflow.model.record import Event, Record, Status
 from tests.conformance.mutants.mutant import Mutant
@@ -102,3 +102,11 @@ class DueIsNotTold(Mutant):
     def enter(self, job: Job, event: Event) -> None:
         super().enter(job, event)
         self.rung.discard(topics.DUE)
+
+
+class SaysNothingOfPersistence(Mutant):
+    breaks = frozenset({"console_examine"})
+    because = "nobody is told that the jobs end with the process"
+
+    def findings(self) -> list[Finding]:
+        return []

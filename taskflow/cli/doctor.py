@@ -1,0 +1,35 @@
+"""`taskflow doctor`: whether jobs are safe in the store."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+
+import msgspec
+
+from taskflow.app.app import App
+from taskflow.app.current import default_app
+from taskflow.broker.url import masked
+from taskflow.cli.exits import Exit
+
+
+def run(arguments: argparse.Namespace) -> int:
+    app = default_app()
+    app.flag(broker=arguments.broker)
+    return asyncio.run(_examine(app, as_json=arguments.json))
+
+
+async def _examine(app: App, *, as_json: bool) -> int:
+    """1 when there is a problem, as a check has failed then."""
+    try:
+        findings = await app.broker().console.examine()
+    finally:
+        await app.close()
+    if as_json:
+        print(json.dumps({"broker": masked(app.broker_url()), "findings": msgspec.to_builtins(findings)}, indent=2))
+    else:
+        print(f"broker       {masked(app.broker_url())}")
+        for finding in findings:
+            print(f"{finding.level:<8} {finding.topic}: {finding.says}")
+    return Exit.FAILED if any(finding.level == "problem" for finding in findings) else Exit.OK
