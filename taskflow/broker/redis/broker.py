@@ -40,8 +40,8 @@ AWAITED_FOR: Final = 3600.0
 REINDEXED_WITHIN: Final = 120.0
 """Seconds: about twelve millions of jobs."""
 
-MOST_AT_ONCE: Final = 300
-"""Jobs that one claim or one upkeep moves: two or three milliseconds in which the server does nothing else. Who gets so many comes again."""
+MOST_AT_ONCE: Final = 500
+"""Jobs that one claim or one upkeep moves: four milliseconds or so in which the server does nothing else. Who gets so many comes again."""
 
 
 class RedisBroker:
