@@ -10,6 +10,7 @@ import msgspec
 
 from taskflow.app.current import default_app
 from taskflow.broker import topics
+from taskflow.model.clock import instant_of
 from taskflow.model.codec import decode_value
 from taskflow.model.errors import JobCancelled, JobFailed, ResultExpired, UnknownJob
 from taskflow.model.ids import id_text, parse_id
@@ -28,6 +29,20 @@ LOOK_AGAIN: Final = 5.0
 
 # The type of the error of a job that discarded itself, which left no other.
 DISCARDED: Final = "taskflow.Discard"
+
+
+class ErrorInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """Why one run of a job did not succeed: the exception's type by its full name, its message and traceback as text.
+
+    `attempt`  which attempt it was
+    `at`       when it was stored: aware, in UTC, by the store's clock
+    """
+
+    type: str
+    message: str
+    traceback: str
+    attempt: int
+    at: datetime
 
 
 class JobInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,7 +76,7 @@ class JobInfo(msgspec.Struct, frozen=True, kw_only=True):
     progress: Progress | None
     reason: str | None
     waiting_for: str | None
-    errors: tuple[RunError, ...]
+    errors: tuple[ErrorInfo, ...]
     headers: dict[str, str]
     cancel_requested: bool
     result: Any = None
@@ -171,8 +186,8 @@ class JobHandle(Generic[R_co]):
         return await self._app.connection().read(self._id)
 
     def _to_info(self, record: Record) -> JobInfo:
-        fields = {name: getattr(record, name) for name in JobInfo.__struct_fields__ if name not in ("id", "result")}
-        return JobInfo(id=self.id, result=self._decode(record), **fields)
+        fields = {name: getattr(record, name) for name in JobInfo.__struct_fields__ if name not in ("id", "errors", "result")}
+        return JobInfo(id=self.id, errors=tuple(map(_error_info, record.errors)), result=self._decode(record), **fields)
 
     def __repr__(self) -> str:
         name = self._job.name if self._job is not None else "?"
@@ -183,3 +198,7 @@ class JobHandle(Generic[R_co]):
 
     def __hash__(self) -> int:
         return hash(self._id)
+
+
+def _error_info(error: RunError) -> ErrorInfo:
+    return ErrorInfo(type=error.type, message=error.message, traceback=error.traceback, attempt=error.attempt, at=instant_of(error.at))

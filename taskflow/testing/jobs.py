@@ -4,39 +4,44 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
-from datetime import datetime, timedelta
-from typing import Any, ParamSpec
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, ParamSpec
 
 from taskflow.app.app import App
 from taskflow.app.current import default_app
 from taskflow.app.job import Declared
 from taskflow.broker import topics
 from taskflow.broker.console import JobFilter
+from taskflow.broker.nudges import Nudges
 from taskflow.broker.protocol import Broker
 from taskflow.broker.url import connect
 from taskflow.model.clock import ManualClock, instant_of
 from taskflow.model.errors import CodecError
 from taskflow.model.record import LIVE, Record
 from taskflow.model.seams import Seams
-from taskflow.model.session import Session
-from taskflow.worker.executor import Executor
+from taskflow.model.session import Beat, Session
+from taskflow.worker.executor import CANCELLED, LOST, WINDING_DOWN, Executor
 from taskflow.worker.holdings import Holding
 from taskflow.worker.threads import Threads
 
 P = ParamSpec("P")
 
-CONCURRENCY = 100
-# No job of a test is so late that nothing falls due within this many steps of an advance: more is a loop without end.
+CONCURRENCY: Final = 100
+# No test has so many runs in one go, and so many times at which something falls due in one advance: more is a loop without end.
+MOST_RUNS = 50_000
 MOST_STEPS = 100_000
+# Seconds that runs have to end when a test gives them up.
+LAST_WORDS: Final = 1.0
 
 
 @contextmanager
 def jobs_in_memory(app: App | None = None) -> Iterator[TaskflowJobs]:
     """For other test runners than pytest: the same as the fixture, as a context manager."""
     app = app or default_app()
-    seams = Seams(clock=ManualClock())
+    seams = Seams(clock=ManualClock(datetime.now(UTC)))
     broker = connect("memory://", seams=seams)
     with app.using(broker):
         yield TaskflowJobs(app, broker, seams)
@@ -54,7 +59,7 @@ class TaskflowJobs:
 
     @property
     def now(self) -> datetime:
-        """The virtual time, aware, in UTC."""
+        """The virtual time, aware, in UTC: the real time when the test began, and since then what `advance` has added."""
         return instant_of(self._clock.wall())
 
     async def enqueued(self, job: Declared[..., Any] | None = None) -> list[Record]:
@@ -74,7 +79,36 @@ class TaskflowJobs:
 
     async def run_all(self) -> int:
         """Run what is ready, and what that makes ready, until nothing is: through the real executor, with decoding,
-        middleware, lifespan and retries. How many runs there were. What waits for a time is not run: see `advance`."""
+        middleware, lifespan and retries. How many runs there were. What waits for a time is not run: see `advance`.
+
+        Raises AssertionError naming the job when there is no end to it: one that sends itself, or snoozes for no time.
+        """
+        return (await self._run_ready()).total()
+
+    async def advance(self, seconds: float = 0.0, *, minutes: float = 0.0, hours: float = 0.0, days: float = 0.0) -> int:
+        """Let time pass, and run what falls due on the way, each at its time. How many runs there were.
+
+        All that time brings comes: results are dropped when `keep_result` (300 s unless the call says otherwise) has passed since their
+        job ended, and `status()` is None then, as in production. Raises ValueError for a time that is less than nothing, AssertionError
+        as `run_all` does.
+        """
+        span = timedelta(seconds=seconds, minutes=minutes, hours=hours, days=days)
+        if span < timedelta():
+            raise ValueError(f"advance() by {span.total_seconds():g} s: time moves on only")
+        until, runs = self.now + span, Counter[str]()
+        for _ in range(MOST_STEPS):
+            await self._upkeep()
+            runs += await self._run_ready()
+            due_in = await self._next_due_in()
+            left = (until - self.now).total_seconds()
+            if due_in is None or due_in > left:
+                self._clock.advance(max(0.0, left))
+                await self._upkeep()
+                return (runs + await self._run_ready()).total()
+            self._clock.advance(max(0.0, due_in))
+        raise _endless(f"{MOST_STEPS:,} steps", runs)
+
+    async def _run_ready(self) -> Counter[str]:
         async with AsyncExitStack() as stack:
             lifespan = self._app.settings.lifespan
             state = await stack.enter_async_context(lifespan()) if lifespan is not None else None
@@ -84,22 +118,6 @@ class TaskflowJobs:
                 self._app.registry, middleware=self._app.settings.middleware, threads=threads, seams=self._seams, state=state
             )
             return await _Pass(self._broker, executor).run()
-
-    async def advance(self, seconds: float = 0.0, *, minutes: float = 0.0, hours: float = 0.0, days: float = 0.0) -> int:
-        """Let time pass, and run what falls due on the way, each at its time. How many runs there were."""
-        until = self.now + timedelta(seconds=seconds, minutes=minutes, hours=hours, days=days)
-        runs = 0
-        for _ in range(MOST_STEPS):
-            await self._upkeep()
-            runs += await self.run_all()
-            due_in = await self._next_due_in()
-            left = (until - self.now).total_seconds()
-            if due_in is None or due_in > left:
-                self._clock.advance(max(0.0, left))
-                await self._upkeep()
-                return runs + await self.run_all()
-            self._clock.advance(max(0.0, due_in))
-        raise AssertionError(f"after {MOST_STEPS:,} steps jobs still fall due: is there one that snoozes for no time?")
 
     async def _upkeep(self) -> None:
         while (await self._broker.upkeep(10_000)).next_in <= 0:
@@ -135,31 +153,67 @@ class _Pass:
         self._executor = executor
         self._session = Session(id=secrets.token_bytes(16), name="run_all")
         self._request = 0
-        self._runs = 0
-        self._running: set[asyncio.Task[None]] = set()
+        self._runs = Counter[str]()
+        self._running: dict[asyncio.Task[None], Holding] = {}
 
-    async def run(self) -> int:
+    async def run(self) -> Counter[str]:
+        """How many runs there were, by the job's name."""
         await self._broker.register(self._session)
-        with self._broker.listen([topics.ANY_QUEUE]) as nudges:
-            while await self._claim() or self._running:
-                nudged = asyncio.ensure_future(nudges.wait())
-                await asyncio.wait({nudged, *self._running}, return_when=asyncio.FIRST_COMPLETED)
-                nudged.cancel()
-                await asyncio.gather(nudged, return_exceptions=True)
+        try:
+            with self._broker.listen([topics.ANY_QUEUE, topics.session(self._session.id)]) as nudges:
+                while await self._claim() or self._running:
+                    await self._next_news(nudges)
+                    await self._beat()
+        finally:
+            await self._leave()
         return self._runs
 
     async def _claim(self) -> bool:
         self._request += 1
         leases = await self._broker.claim(self._session.id, self._request, (), CONCURRENCY)
+        if leases and self._runs.total() >= MOST_RUNS:
+            raise _endless(f"{MOST_RUNS:,} runs", self._runs)
         for lease in leases:
-            task = asyncio.get_running_loop().create_task(self._run(Holding(lease)))
-            self._running.add(task)
-            task.add_done_callback(self._running.discard)
-        self._runs += len(leases)
+            holding = Holding(lease)
+            task = asyncio.get_running_loop().create_task(self._run(holding))
+            self._running[task] = holding
+            task.add_done_callback(self._running.pop)
+            self._runs[lease.envelope.job] += 1
         return bool(leases)
+
+    async def _next_news(self, nudges: Nudges) -> None:
+        """Until a run has ended, a job has become ready, or a running one was asked to stop."""
+        nudged = asyncio.ensure_future(nudges.wait())
+        try:
+            await asyncio.wait({nudged, *self._running}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            nudged.cancel()
+            await asyncio.gather(nudged, return_exceptions=True)
+
+    async def _beat(self) -> None:
+        held = {holding.lease.claim: holding for holding in self._running.values()}
+        answer = await self._broker.beat(Beat(session=self._session.id, claims=tuple(held), seen=self._request))
+        for why, claims in ((CANCELLED, answer.stopping), (LOST, answer.lost)):
+            for claim in claims:
+                held[claim].ask_to_stop(why)
 
     async def _run(self, holding: Holding) -> None:
         await self._broker.settle([await self._executor.run(holding)])
+
+    async def _leave(self) -> None:
+        """Nothing runs any more, unless the test has given up: then what does is stopped, and its jobs are ready again."""
+        for holding in self._running.values():
+            holding.ask_to_stop(WINDING_DOWN)
+        if self._running:
+            await asyncio.wait(self._running, timeout=LAST_WORDS)
+        await self._broker.beat(Beat(session=self._session.id, leaving=True))
+
+
+def _endless(after: str, runs: Counter[str]) -> AssertionError:
+    [(job, count)] = runs.most_common(1)
+    return AssertionError(
+        f"after {after} there is still something to run, {count:,} of {job}: does it send itself, or snooze for (almost) no time?"
+    )
 
 
 def _finished(coroutine: Any) -> Any:

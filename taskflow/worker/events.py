@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 
 from taskflow.model.envelope import Lease
-from taskflow.model.verdict import Verdict
+from taskflow.model.verdict import Failed, Verdict
 
 log: Final = logging.getLogger("taskflow.worker")
 
@@ -36,6 +36,21 @@ class LeaseLost(Event, frozen=True):
     """The job belongs to another worker now, or was ended: what its run here comes to will not count."""
 
     lease: Lease
+
+
+class NotCounted(Event, frozen=True):
+    """What a run came to, told by `Ended`, did not count: the job belonged to another worker by then, or had been ended."""
+
+    lease: Lease
+    verdict: Verdict
+
+
+class Unwritable(Event, frozen=True):
+    """What a run came to, told by `Ended`, is nothing that the store can write: the job has failed by that, `instead`."""
+
+    lease: Lease
+    verdict: Verdict
+    instead: Failed
 
 
 class VerdictsLost(Event, frozen=True):
@@ -72,6 +87,14 @@ class BrokerBack(Event, frozen=True):
     doing: str
 
 
+class NotLeft(Event, frozen=True):
+    """A worker that has wound down could not tell the broker so: what it holds still is free when it has been silent for `ttl` seconds."""
+
+    name: str
+    why: str
+    ttl: float
+
+
 class WindingDown(Event, frozen=True):
     """No more jobs are claimed; so many run still, for at most `grace` seconds."""
 
@@ -80,10 +103,14 @@ class WindingDown(Event, frozen=True):
 
 
 class StillRunning(Event, frozen=True):
-    """A run has not ended although it was asked to, `asked_for` seconds ago: its slot stays taken."""
+    """A run has not ended although it was asked to, `asked_for` seconds ago, because it was `why`: "timed out", for example.
+
+    Told when it has had its time to end, and then each time it has taken ten times as long.
+    """
 
     lease: Lease
     asked_for: float
+    why: str
 
 
 class Broken(Event, frozen=True):

@@ -12,9 +12,12 @@ from taskflow.model.session import Report
 
 
 class Holding:
-    """One lease. `why_stopped` says why its run is being cancelled, once it is; `is_offered` that its settlement is on its way."""
+    """One lease. `why_stopped` says why its run is being cancelled, once it is; `is_offered` that its settlement is on its way.
 
-    __slots__ = ("is_offered", "lease", "progress", "started", "stop", "why_stopped")
+    `started` and `asked_at` are of the monotonic clock; `reminders` counts how often it was told that the run has not stopped.
+    """
+
+    __slots__ = ("asked_at", "is_offered", "lease", "progress", "reminders", "started", "stop", "why_stopped")
 
     def __init__(self, lease: Lease) -> None:
         self.lease = lease
@@ -22,12 +25,15 @@ class Holding:
         self.progress: Progress | None = None
         self.stop: Callable[[], None] | None = None
         self.why_stopped: str | None = None
+        self.asked_at: float | None = None
+        self.reminders = 0
         self.is_offered = False
 
     def ask_to_stop(self, why: str) -> None:
         """Cancel the run, once; the first reason stands."""
         if self.why_stopped is None:
             self.why_stopped = why
+            self.asked_at = time.monotonic()
             if self.stop is not None:
                 self.stop()
 

@@ -8,6 +8,7 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 from taskflow.broker.protocol import Broker
@@ -22,9 +23,9 @@ from taskflow.worker.events import (
     Ended,
     Events,
     LeaseLost,
+    NotLeft,
     SessionEnded,
     SessionOpened,
-    StillRunning,
     VerdictsLost,
     WindingDown,
 )
@@ -35,6 +36,9 @@ from taskflow.worker.keeper import Ears, Keeper
 from taskflow.worker.options import WorkerOptions
 from taskflow.worker.settler import Settler
 from taskflow.worker.upkeep import Upkeep
+from taskflow.worker.watch import Watch, tell_of
+
+Duty = Callable[[], Coroutine[Any, Any, None]]
 
 
 class Life:
@@ -61,8 +65,8 @@ class Life:
         self._fetcher = Fetcher(broker, self._session.id, options.queues, self._holdings, events, hands, seams.chance)
         self._upkeep = Upkeep(broker, seams.chance, events)
         self._runs: dict[asyncio.Task[None], Holding] = {}
-        self._attendants: list[asyncio.Task[None]] = []
-        self._settling: asyncio.Task[None] | None = None
+        self._watch = Watch(self._runs.values, options.last_words, events)
+        self._attendants: dict[Duty, asyncio.Task[None]] = {}
         self._keeper: Keeper | None = None
         self._is_over = False
         self._made_at = time.monotonic()
@@ -85,8 +89,8 @@ class Life:
             start_thread=self._seams.start_thread,
         )
         self._keeper.start()
-        self._settling = self._attend(self._settler.run())
-        self._attendants = [self._attend(self._upkeep.run()), self._attend(self._fetcher.run())]
+        for duty in (self._settler.run, self._watch.run, self._upkeep.run, self._fetcher.run):
+            self._attend(duty)
 
     def _ears(self) -> Ears:
         return Ears(
@@ -102,7 +106,7 @@ class Life:
         Whether every run had ended by itself.
         """
         self._is_over = True
-        await _end(self._attendants)
+        await self._dismiss(self._upkeep.run, self._fetcher.run)
         self._events.tell(WindingDown(len(self._runs), self._options.grace))
         await self._until_runs_end(self._options.grace, hurry)
         all_ended = not self._runs
@@ -114,7 +118,7 @@ class Life:
     async def abandon(self) -> None:
         """The session is dead, or must be taken for dead: cancel what runs, beat no more."""
         self._is_over = True
-        await _end(self._attendants)
+        await self._dismiss(self._upkeep.run, self._fetcher.run)
         await self._stop_runs(LOST)
         if self._keeper is not None:
             await self._keeper.stop()
@@ -124,7 +128,7 @@ class Life:
 
         When the settler itself has failed nobody is left to offer it: that is told, and the session's lapse gives the jobs to others.
         """
-        settling = self._settling
+        settling = self._attendants.get(self._settler.run)
         if settling is None:
             return
         while len(self._holdings) and not settling.done():
@@ -134,8 +138,7 @@ class Life:
         await self.end_settling()
 
     async def end_settling(self) -> None:
-        if self._settling is not None:
-            await _end([self._settling])
+        await self._dismiss(self._settler.run)
 
     # --- runs ------------------------------------------------------------------------------------------
 
@@ -146,8 +149,7 @@ class Life:
         task.add_done_callback(self._runs.pop)
 
     def _give_back(self, lease: Lease) -> None:
-        self._holdings.add(lease)
-        self._settler.offer(_handed_back(lease, counts=False))
+        self._settler.offer(self._holdings.add(lease), _handed_back(lease, counts=False))
 
     async def _run(self, holding: Holding) -> None:
         settlement = _handed_back(holding.lease)  # what stands when a cancellation comes past the executor
@@ -155,7 +157,7 @@ class Life:
             settlement = await self._executor.run(holding)
         finally:
             self._events.tell(Ended(holding.lease, settlement.verdict, settlement.ran_for))
-            self._settler.offer(settlement)
+            self._settler.offer(holding, settlement)
 
     async def _until_runs_end(self, patience: float, hurry: asyncio.Event) -> None:
         if not self._runs:
@@ -167,12 +169,13 @@ class Life:
 
     async def _stop_runs(self, why: str) -> None:
         """Ask; after a while cut off what has not reacted, so that its job is given back. A thread goes on until it ends."""
+        await self._dismiss(self._watch.run)
         for holding in self._runs.values():
             holding.ask_to_stop(why)
         if self._runs:
             await asyncio.wait(list(self._runs), timeout=self._options.last_words)
         for holding in self._runs.values():
-            self._events.tell(StillRunning(holding.lease, self._options.last_words))
+            tell_of(holding, time.monotonic(), self._events)
         for task in list(self._runs):
             task.cancel()
         if self._runs:
@@ -195,7 +198,7 @@ class Life:
             async with asyncio.timeout(self._options.last_words):
                 await self._broker.beat(Beat(session=self._session.id, leaving=True))
         except (BrokerError, TimeoutError) as error:
-            self._events.tell(BrokerTrouble("the session's leave", str(error), 1))
+            self._events.tell(NotLeft(self._session.name, str(error) or "no answer in time", self._session.ttl))
 
     # --- what the keeper hears, told in the loop --------------------------------------------------------
 
@@ -222,15 +225,23 @@ class Life:
         except RuntimeError:  # the loop is closed: the worker is gone
             return
 
-    def _attend(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = self._loop.create_task(coroutine)
-        task.add_done_callback(self._note_end)
-        return task
+    # --- the attendants ---------------------------------------------------------------------------------
 
-    def _note_end(self, attendant: asyncio.Task[None]) -> None:
-        """One that has failed would leave a worker alive that does nothing: a new session begins with new ones."""
+    def _attend(self, duty: Duty) -> None:
+        self._attendants[duty] = attendant = self._loop.create_task(duty())
+        attendant.add_done_callback(partial(self._note_end, duty))
+
+    async def _dismiss(self, *duties: Duty) -> None:
+        await _end([self._attendants.pop(duty) for duty in duties if duty in self._attendants])
+
+    def _note_end(self, duty: Duty, attendant: asyncio.Task[None]) -> None:
+        """Without it the worker would be alive and do nothing. Failed, a new session begins with new ones; cancelled by a stranger, a job
+        that cancels every task there is or one that stops the loop, it begins again."""
         self._holdings.nudge()
-        if not attendant.cancelled() and attendant.exception() is not None:
+        if attendant.cancelled():
+            if self._attendants.get(duty) is attendant:  # it was not dismissed
+                self._attend(duty)
+        elif attendant.exception() is not None:
             self._lose(f"a part of the worker has failed: {_why_ended(attendant)}")
 
 

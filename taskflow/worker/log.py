@@ -15,10 +15,13 @@ from taskflow.worker.events import (
     Ended,
     Event,
     LeaseLost,
+    NotCounted,
+    NotLeft,
     SessionEnded,
     SessionOpened,
     Started,
     StillRunning,
+    Unwritable,
     VerdictsLost,
     WindingDown,
 )
@@ -39,8 +42,13 @@ def log_event(event: Event) -> None:
         case VerdictsLost(leases, why):
             for lease in leases:
                 _say(logging.ERROR, lease, f"cannot be settled, since the settler has failed ({why}): it runs again elsewhere")
-        case StillRunning(lease, asked_for):
-            _say(logging.WARNING, lease, f"was asked to stop {asked_for:.0f} s ago and runs still: its slot stays taken")
+        case NotCounted(lease, verdict):
+            _, words = _words(verdict)
+            _say(logging.WARNING, lease, f"was another worker's by then, or had been ended: that its run here {words} does not count")
+        case Unwritable(lease, _, instead):
+            _say(logging.ERROR, lease, f"failed for good: {_of(instead.error)}")
+        case StillRunning(lease, asked_for, why):
+            _say(logging.WARNING, lease, f"was asked to stop {asked_for:.0f} s ago ({why}) and runs still: its slot stays taken")
         case _:
             _log_own(event)
 
@@ -55,6 +63,8 @@ def _log_own(event: Event) -> None:
             log.warning("%s did not reach the broker, and is tried again: %s", doing, why)
         case BrokerBack(doing):
             log.info("%s reaches the broker again", doing)
+        case NotLeft(name, why, ttl):
+            log.warning("%s could not tell the broker that it leaves, what it holds still runs again after %g s: %s", name, ttl, why)
         case Broken(why):
             log.critical("a job has closed file descriptors that were not its own: %s", why)
         case WindingDown(running, grace):

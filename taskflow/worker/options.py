@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from types import UnionType
 from typing import Final
 
 from taskflow.model.errors import ConfigurationError
@@ -31,8 +32,13 @@ class WorkerOptions:
     subscribers: tuple[Subscriber, ...] = (log_event,)
 
     def __post_init__(self) -> None:
-        if not 1 <= self.concurrency <= MOST_CONCURRENCY:
-            raise ConfigurationError(f"concurrency={self.concurrency}: a worker runs 1 to {MOST_CONCURRENCY:,} jobs at one time")
+        if not _is_number(self.concurrency, int) or not 1 <= self.concurrency <= MOST_CONCURRENCY:
+            raise ConfigurationError(f"concurrency={self.concurrency!r}: a worker runs 1 to {MOST_CONCURRENCY:,} jobs at one time, an int")
         for name in ("grace", "last_words", "ttl", "drain_horizon"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ConfigurationError(f"{name}={getattr(self, name)!r}: it is in seconds, 0 or more")
+            seconds = getattr(self, name)
+            if not _is_number(seconds, int | float) or not 0 <= seconds < float("inf"):
+                raise ConfigurationError(f"{name}={seconds!r}: it is a number of seconds, 0 or more")
+
+
+def _is_number(given: object, kind: type[int] | UnionType) -> bool:
+    return isinstance(given, kind) and not isinstance(given, bool)

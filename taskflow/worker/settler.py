@@ -9,10 +9,11 @@ from typing import Final
 import msgspec
 
 from taskflow.broker.protocol import Broker
+from taskflow.model.envelope import Lease
 from taskflow.model.errors import BrokerError
-from taskflow.model.verdict import Failed, RunError, Settlement
-from taskflow.worker.events import BrokerBack, BrokerTrouble, Events
-from taskflow.worker.holdings import Holdings
+from taskflow.model.verdict import Failed, HandedBack, RunError, Settled, Settlement
+from taskflow.worker.events import BrokerBack, BrokerTrouble, Events, NotCounted, Unwritable
+from taskflow.worker.holdings import Holding, Holdings
 
 MAX_BATCH: Final = 500
 FIRST_PAUSE: Final = 0.05
@@ -34,9 +35,11 @@ class Settler:
         self._inbox: deque[Settlement] = deque()
         self._arrived = asyncio.Event()
 
-    def offer(self, settlement: Settlement) -> None:
-        if (holding := self._holdings.get(settlement.claim)) is None:
-            return  # lost meanwhile: the store would answer STALE
+    def offer(self, holding: Holding, settlement: Settlement) -> None:
+        """Settle it; what was lost meanwhile is only told of, since the store would answer STALE."""
+        if self._holdings.get(settlement.claim) is not holding:
+            self._tell_stale(holding.lease, settlement)
+            return
         holding.is_offered = True
         self._inbox.append(settlement)
         self._arrived.set()
@@ -46,7 +49,13 @@ class Settler:
             await self._arrived.wait()
             self._arrived.clear()
             while self._inbox:
-                await self._settle(self._take())
+                batch = self._take()
+                try:
+                    await self._settle(batch)
+                except asyncio.CancelledError:  # not always the end: see Life. What had been settled is not taken again.
+                    self._inbox.extendleft(reversed(batch))
+                    self._arrived.set()
+                    raise
 
     def _take(self) -> list[Settlement]:
         """What is still ours to settle: a lease that was lost meanwhile has left the holdings."""
@@ -61,7 +70,7 @@ class Settler:
         if not batch:
             return
         try:
-            await self._broker.settle(batch)
+            answers = await self._broker.settle(batch)
         except BrokerError as error:
             await self._offer_again(batch, error)
             return
@@ -71,8 +80,14 @@ class Settler:
         if self._troubles:
             self._troubles = 0
             self._events.tell(BrokerBack("settling"))
-        for settlement in batch:
+        for settlement, answer in zip(batch, answers, strict=True):
+            if answer is Settled.STALE and (holding := self._holdings.get(settlement.claim)) is not None:
+                self._tell_stale(holding.lease, settlement)
             self._holdings.remove(settlement.claim)
+
+    def _tell_stale(self, lease: Lease, settlement: Settlement) -> None:
+        if not isinstance(settlement.verdict, HandedBack):  # whoever has the job now has it back already
+            self._events.tell(NotCounted(lease, settlement.verdict))
 
     async def _offer_again(self, batch: list[Settlement], error: Exception) -> None:
         self._inbox.extendleft(reversed(batch))
@@ -93,4 +108,6 @@ class Settler:
         why = RunError.trimmed(
             UNWRITABLE, f"its verdict {type(unwritable.verdict).__name__} cannot be written: {type(error).__name__}: {error}"
         )
+        if (holding := self._holdings.get(unwritable.claim)) is not None:
+            self._events.tell(Unwritable(holding.lease, unwritable.verdict, Failed(why)))
         await self._settle([msgspec.structs.replace(unwritable, verdict=Failed(why), follow_ups=())])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from types import TracebackType
 from typing import Any, Final, Self
@@ -14,9 +14,9 @@ from taskflow.app.app import App
 from taskflow.app.current import default_app
 from taskflow.model.errors import BrokerError, BrokerUnavailable, ConfigurationError
 from taskflow.model.seams import Seams
-from taskflow.model.verdict import Discarded, Failed
+from taskflow.model.verdict import Discarded, Failed, Verdict
 from taskflow.worker.drain import Drain
-from taskflow.worker.events import BrokerTrouble, Ended, Event, Events
+from taskflow.worker.events import BrokerTrouble, Ended, Event, Events, NotCounted, Unwritable
 from taskflow.worker.executor import Executor
 from taskflow.worker.life import Life
 from taskflow.worker.options import WorkerOptions
@@ -29,7 +29,11 @@ SHORT_LIFE: Final = 0.25
 
 
 class Tally:
-    """What a worker's runs have come to: a subscriber to its events."""
+    """What a worker's runs have come to: a subscriber to its events.
+
+    `runs`    how many there were
+    `ended`   how many of them ended their job, `failed` how many ended it FAILED; as far as the store has taken their verdicts
+    """
 
     def __init__(self) -> None:
         self.runs = 0
@@ -37,26 +41,37 @@ class Tally:
         self.failed = 0
 
     def __call__(self, event: Event) -> None:
-        if isinstance(event, Ended):
-            self.runs += 1
-            self.ended += event.verdict.is_final
-            self.failed += isinstance(event.verdict, Failed | Discarded)
+        match event:
+            case Ended(_, verdict):
+                self.runs += 1
+                self._count(verdict, 1)
+            case NotCounted(_, verdict):
+                self._count(verdict, -1)
+            case Unwritable(_, verdict, instead):
+                self._count(verdict, -1)
+                self._count(instead, 1)
+
+    def _count(self, verdict: Verdict, times: int) -> None:
+        self.ended += times * verdict.is_final
+        self.failed += times * isinstance(verdict, Failed | Discarded)
 
 
 class Worker:
     """Works jobs while its block lasts, then winds down: ``async with Worker(concurrency=50): ...``
 
-    `queues`       as on the command line: "mail,default" strictly in that order, "mail=3,default=1" weighted; None is every queue
+    `queues`       as on the command line: "mail,default" strictly in that order, "mail=3,default=1" weighted; or a list of such names; None
+                   is every queue
     `concurrency`  jobs at one time
     `grace`        seconds that runs have to finish when the block ends
 
-    Installs no signal handlers and never ends the process. Raises BrokerUnavailable when the broker does not answer at the start.
+    Installs no signal handlers and never ends the process. Raises ConfigurationError for what it cannot be told, BrokerUnavailable when the
+    broker does not answer at the start, and what the application's lifespan raises, as it is.
     """
 
     def __init__(
         self,
         *,
-        queues: str | None = None,
+        queues: str | Sequence[str] | None = None,
         concurrency: int = 100,
         grace: float = 25.0,
         app: App | None = None,
@@ -89,16 +104,11 @@ class Worker:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        # Shielded, since half a winding down would leave a session that beats and works nothing. A cancellation that comes
-        # meanwhile cuts the grace time short; all the rest of it is bounded.
-        with anyio.CancelScope(shield=True):
-            closing = asyncio.get_running_loop().create_task(self._close())
-            try:
-                await asyncio.shield(closing)
-            except asyncio.CancelledError:
-                self.hurry()
-                await closing
-                raise
+        # The lifespan ends in the task that began it, and outside of our scope: task groups and scopes of its own want that.
+        try:
+            await self._wind_down()
+        finally:
+            await self._stack.aclose()
 
     def hurry(self) -> None:
         """Cut the grace time short: cancel what runs, now or as soon as the worker winds down."""
@@ -155,16 +165,27 @@ class Worker:
         self._past_lives[settling] = lost
         settling.add_done_callback(self._past_lives.pop)
 
+    async def _wind_down(self) -> None:
+        """Shielded, since half of it would leave a session that beats and works nothing. A cancellation that comes meanwhile cuts the grace
+        time short; all the rest of it is bounded."""
+        with anyio.CancelScope(shield=True):
+            closing = asyncio.get_running_loop().create_task(self._close())
+            try:
+                await asyncio.shield(closing)
+            except asyncio.CancelledError:
+                self.hurry()
+                await closing
+                raise
+
     async def _close(self) -> None:
-        async with self._stack:
-            if self._rebirth is not None:
-                self._rebirth.cancel()
-                await asyncio.gather(self._rebirth, return_exceptions=True)
-            if self._abandoning is not None:
-                await self._abandoning
-            if self._life is not None:
-                self.has_forced = not await self._life.wind_down(self._hurry)
-            await self._end_past_lives()
+        if self._rebirth is not None:
+            self._rebirth.cancel()
+            await asyncio.gather(self._rebirth, return_exceptions=True)
+        if self._abandoning is not None:
+            await self._abandoning
+        if self._life is not None:
+            self.has_forced = not await self._life.wind_down(self._hurry)
+        await self._end_past_lives()
 
     async def _end_past_lives(self) -> None:
         """Their last verdicts have had all the time of this life; what the store has not answered by now, it decides by the lapse."""
@@ -177,7 +198,7 @@ class Worker:
 def worker_lifespan(
     *,
     own: Callable[[Any], AbstractAsyncContextManager[Any]] | None = None,
-    queues: str | None = None,
+    queues: str | Sequence[str] | None = None,
     concurrency: int = 100,
     grace: float = 25.0,
 ) -> Callable[[Any], AbstractAsyncContextManager[Any]]:
@@ -196,8 +217,14 @@ def worker_lifespan(
     return lifespan
 
 
-def _choice(queues: str | None) -> QueueChoice:
+def _choice(queues: str | Sequence[str] | None) -> QueueChoice:
+    if queues is None:
+        return QueueChoice()
+    if not isinstance(queues, Sequence) or not all(isinstance(name, str) for name in queues):
+        raise ConfigurationError(
+            f'queues={queues!r}: it takes names, in strict order ("mail,default", ["mail", "default"]) or weighted ("mail=3,default=1")'
+        )
     try:
-        return QueueChoice.parse(queues) if queues else QueueChoice()
+        return QueueChoice.parse(queues if isinstance(queues, str) else ",".join(queues))
     except ValueError as error:
         raise ConfigurationError(f"queues={queues!r}: {error}") from error

@@ -32,6 +32,19 @@ LATER: Final = (
     Later("await ctx.complete_in(connection, result=...)", owner="transactions", absent="JobContext.complete_in"),
     Later("[`debounce=5` (last wins), `throttle=60` (first wins)]", owner="debounce and throttle", absent="add.options(debounce=5)"),
     Later("[`debounce, throttle`]", owner="debounce and throttle", absent="add.options(throttle=60)"),
+    *(
+        Later(f"`{url}`", owner=owner, absent=f"SCHEMES[{url.partition('://')[0]!r}]")
+        for url, owner in (
+            ("redis+sentinel://h1:26379,h2:26379/mymaster", "Sentinel"),
+            ("redis+cluster://h1:7000,h2:7001", "Cluster"),
+            ("postgresql://", "Postgres"),
+        )
+    ),
+    Later("`taskflow move sqlite:///taskflow.db redis://...`", owner="move", absent="a_parser().commands['move']"),
+    *(
+        Later(f" {flag}", owner=owner, absent=f"a_parser().commands['worker']._option_string_actions[{flag.split()[0]!r}]")
+        for flag, owner in (("--processes 4", "processes"), ("--reload", "reload"), ("--health-port 8080", "health"))
+    ),
     Later("[`async for event in handle.events()`", owner="events", absent="JobHandle.events"),
     Later("[`raise RateLimited(retry_after=30)`]", owner="limits", absent="taskflow.RateLimited"),
     Later("[Dependencies: `db: Session = depends(get_session)`", owner="dependencies", absent="taskflow.depends"),

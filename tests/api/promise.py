@@ -36,8 +36,17 @@ def due_now(block: str) -> str:
 def written(module: str) -> dict[str, str]:
     """The blocks in a module of this folder, between their markers, as they would stand at the left margin."""
     text = (HERE / module).read_text()
-    found = re.findall(r"^ *# block (\d\.\d)\n(.*?)^ *# end of block$", text, re.MULTILINE | re.DOTALL)
+    found = re.findall(r"^ *# block (\d+\.\d)\n(.*?)^ *# end of block$", text, re.MULTILINE | re.DOTALL)
     return {name: textwrap.dedent(body).strip("\n") for name, body in found}
+
+
+def commands(section: int) -> list[str]:
+    """The lines of its blocks for a shell, without the flags that later issues own."""
+    blocks: list[str] = re.findall(r"^```\n(.*?)^```", sections()[section], re.MULTILINE | re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines()]
+    for later in LATER:
+        lines = [line.replace(later.text, "") for line in lines]
+    return lines
 
 
 def spans(section: int) -> list[str]:

@@ -12,21 +12,33 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 import taskflow
 from taskflow import EnqueueOptions, JobCancelled, JobContext, JobFailed, JobHandle, Status, configure, current_job, job
 from taskflow.app.current import default_app
+from taskflow.app.settings import DEFAULT_BROKER
 from taskflow.broker.protocol import Broker
+from taskflow.broker.url import SCHEMES, connect
+from taskflow.cli.parser import a_parser
 from taskflow.model.ids import parse_id
 from taskflow.worker.options import WorkerOptions
 from taskflow.worker.worker import Worker
-from tests.api import around, ask, define, promise, say, send
+from tests.api import around, ask, define, promise, say, send, work
 from tests.api.later import LATER, Later
+from tests.api.testing import test_signup as test_signup  # block 10.1 is itself a test
 from tests.support.homes import BROKERS
 from tests.support.world import World
 
-MODULES = {"define.py": ["1.1"], "send.py": ["2.1", "2.2"], "ask.py": ["3.1"], "around.py": ["9.1"]}
+MODULES = {
+    "define.py": ["1.1"],
+    "send.py": ["2.1", "2.2"],
+    "ask.py": ["3.1"],
+    "work.py": ["6.1", "6.2"],
+    "around.py": ["9.1"],
+    "testing.py": ["10.1"],
+}
 
 
 # --- as it stands there ---------------------------------------------------------------------------------------------
@@ -60,9 +72,26 @@ def is_later(span: str) -> bool:
 def test_what_is_later_stands_in_the_promise_and_is_not_there_yet(later: Later) -> None:
     """When it is there, its line leaves the list and joins its block."""
     assert later.text in promise.FACE
-    scope: dict[str, Any] = {**vars(define), "taskflow": taskflow, "EnqueueOptions": EnqueueOptions, "JobHandle": JobHandle, "job": job}
+    names = {"EnqueueOptions": EnqueueOptions, "JobHandle": JobHandle, "SCHEMES": SCHEMES, "a_parser": a_parser, "job": job}
+    scope: dict[str, Any] = {**vars(define), "taskflow": taskflow, **names}
     with pytest.raises((AttributeError, KeyError, TypeError)):
         eval(later.absent, scope)
+
+
+@pytest.mark.parametrize("url", [span for span in promise.spans(5) if "://" in span and not is_later(span)])
+def test_a_url_of_section_5_names_a_broker(url: str) -> None:
+    assert connect(url) is not None
+
+
+def test_section_5_names_the_default() -> None:
+    assert f"without one: `{DEFAULT_BROKER}` in the current folder" in promise.sections()[5]
+
+
+@pytest.mark.parametrize("command", promise.commands(6))
+def test_a_command_of_section_6_is_taken(command: str) -> None:
+    """What it does then is tested with the command line."""
+    arguments = a_parser().parse_args(command.split()[1:])
+    assert (arguments.command, arguments.modules) == ("worker", ["app.tasks"])
 
 
 def test_every_option_is_there() -> None:
@@ -194,6 +223,22 @@ async def test_section_4(worker: Worker, world: World) -> None:
     assert 0 <= await due_in(await say.choosy.delay("OSError")) <= 1
     handle = await say.fences.delay()
     assert await handle.result(timeout=30) == (handle.id, 1)
+
+
+async def test_block_6_1(world: World) -> None:
+    async def serve() -> None:
+        assert await (await define.add.delay(1, 2)).result(timeout=30) == 3
+
+    await names_in("6.1", **vars(work), serve=serve)
+    assert await world.broker.console.workers() == []
+
+
+async def test_block_6_2(world: World) -> None:
+    async with work.app.router.lifespan_context(work.app) as state:
+        assert state == {"name": "the application's own"}
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=work.app), base_url="http://testing") as client:
+            assert (await client.get("/")).text == "3"
+    assert await world.broker.console.workers() == []
 
 
 async def test_block_9_1(world: World, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from types import ModuleType
 from typing import Any
 
@@ -11,6 +12,7 @@ import taskflow.app.job  # noqa: F401  # fills the slot of the default applicati
 from taskflow.app.app import App
 from taskflow.app.current import default_app, set_default_app
 from taskflow.app.handle import JobHandle
+from taskflow.model.clock import instant_of
 from taskflow.model.envelope import Lease
 from taskflow.model.ids import parse_id
 from taskflow.model.verdict import Verdict
@@ -50,6 +52,11 @@ class Bench:
         settlement = await executor.run(Holding(lease))
         await self.broker.settle([settlement])
         return settlement.verdict
+
+    @property
+    def now(self) -> datetime:
+        """The store's, to the microsecond."""
+        return instant_of(self.clock.wall())
 
     async def pass_time(self, seconds: float) -> None:
         await self.world.pass_time(seconds)

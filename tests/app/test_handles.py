@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from taskflow import (
+    Backoff,
     Discard,
     EncodeError,
     JobCancelled,
@@ -182,6 +183,19 @@ async def test_info_is_the_record(bench: Bench) -> None:
     for instant in (info.created_at, info.due_at, info.started_at, info.ended_at):
         assert instant is not None
         assert instant.tzinfo is UTC
+
+
+async def test_each_error_in_info_has_its_time(bench: Bench) -> None:
+    """An instant as the others are, so that they can be set beside each other."""
+    handle = await discard_at_last.options(max_attempts=2, retry=Backoff(base=0.0)).delay()
+    await bench.run_all()
+    info = await handle.info()
+    assert info is not None
+    [error] = info.errors
+    assert (error.type, error.message, error.attempt) == ("ValueError", "not yet", 1)
+    assert 'raise ValueError("not yet")' in error.traceback
+    assert error.at.tzinfo is UTC
+    assert info.created_at <= error.at <= bench.now
 
 
 async def test_info_has_the_progress_of_a_run(bench: Bench) -> None:

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
-from taskflow import JobContext, JobFailed, Middleware, RunNext, Snooze, Status, TaskflowJobs, Verdict, configure, job
+from taskflow import (
+    JobCancelled,
+    JobContext,
+    JobFailed,
+    JobHandle,
+    Middleware,
+    RunNext,
+    Snooze,
+    Status,
+    TaskflowJobs,
+    Verdict,
+    configure,
+    job,
+)
 from taskflow.app.current import default_app
+from taskflow.testing import jobs as testing_jobs
 
 pytest_plugins = ["pytester"]
 
@@ -48,6 +65,28 @@ async def sleepy(ctx: JobContext) -> str:
 @job(name="tests.plugin.stateful")
 async def stateful(ctx: JobContext) -> str:
     return str(ctx.state)
+
+
+@job(name="tests.plugin.sleeps")
+async def sleeps() -> None:
+    await asyncio.sleep(3600)
+
+
+@job(name="tests.plugin.waits_in_a_thread")
+def waits_in_a_thread(ctx: JobContext) -> bool:
+    return ctx.cancelled.wait(60)
+
+
+@job(name="tests.plugin.cancels")
+async def cancels(job_id: str) -> None:
+    await JobHandle.of(job_id).cancel()
+
+
+@job(name="tests.plugin.never_sated")
+async def never_sated(ctx: JobContext, how: str) -> None:
+    if how == "snoozes":
+        raise Snooze(after=0)
+    await never_sated.delay(how)
 
 
 async def test_what_was_sent_is_found_by_its_arguments(taskflow_jobs: TaskflowJobs) -> None:
@@ -102,6 +141,64 @@ async def test_each_job_runs_at_its_time(taskflow_jobs: TaskflowJobs) -> None:
     assert info.ended_at is not None
     assert info.ended_at - began == timedelta(days=3)
     assert info.snoozes == 3
+
+
+async def test_the_clock_starts_at_the_real_time(taskflow_jobs: TaskflowJobs) -> None:
+    """So that an instant that the code under test takes from the real clock is due when as much time has passed."""
+    handle = await send.options(at=datetime.now(UTC) + timedelta(days=1)).delay(Mail("a"))
+    assert await taskflow_jobs.advance(hours=23) == 0
+    assert await taskflow_jobs.advance(hours=1, seconds=5) == 1
+    assert await handle.result() == "a False"
+
+
+@pytest.mark.parametrize("back", [{"seconds": -5}, {"days": 1, "hours": -25}])
+async def test_time_does_not_go_back(taskflow_jobs: TaskflowJobs, back: dict[str, float]) -> None:
+    before = taskflow_jobs.now
+    with pytest.raises(ValueError, match=r"advance\(\) by -.* time moves on only"):
+        await taskflow_jobs.advance(**back)
+    assert taskflow_jobs.now == before
+
+
+async def test_a_running_job_hears_that_another_job_cancels_it(taskflow_jobs: TaskflowJobs) -> None:
+    handle = await sleeps.delay()
+    await cancels.delay(handle.id)
+    async with asyncio.timeout(10):
+        assert await taskflow_jobs.run_all() == 2
+    with pytest.raises(JobCancelled):
+        await handle.result()
+
+
+async def test_a_running_job_hears_that_the_test_cancels_it(taskflow_jobs: TaskflowJobs) -> None:
+    """One in a thread too, by word."""
+    handles = [await sleeps.delay(), await waits_in_a_thread.delay()]
+    running = asyncio.create_task(taskflow_jobs.run_all())
+    async with asyncio.timeout(10):
+        while [await handle.status() for handle in handles] != [Status.RUNNING, Status.RUNNING]:  # noqa: ASYNC110  # no event tells it
+            await asyncio.sleep(0)
+        for handle in handles:
+            await handle.cancel()
+        assert await running == 2
+    assert await handles[0].status() is Status.CANCELLED
+    assert await handles[1].result() is True
+
+
+@pytest.mark.parametrize("how", ["snoozes", "sends itself"])
+async def test_a_job_that_has_no_end_is_named(taskflow_jobs: TaskflowJobs, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    monkeypatch.setattr(testing_jobs, "MOST_RUNS", 500)
+    await send.delay(Mail("a"))
+    await never_sated.delay(how)
+    with pytest.raises(AssertionError, match=r"500 runs .* \d\d\d of tests\.plugin\.never_sated: does it send itself, or snooze"):
+        await taskflow_jobs.run_all()
+
+
+async def test_runs_end_with_run_all(taskflow_jobs: TaskflowJobs) -> None:
+    """Nothing of them is left for the next test, and their jobs are ready again, when it is given up."""
+    handle = await sleeps.delay()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await taskflow_jobs.run_all()
+    assert len(asyncio.all_tasks()) == 1
+    assert await handle.status() is Status.READY
 
 
 async def test_expiry_comes_with_time(taskflow_jobs: TaskflowJobs) -> None:
@@ -165,3 +262,40 @@ def test_it_works_in_a_project_of_its_own(pytester: pytest.Pytester) -> None:
         """,
     )
     pytester.runpytest_subprocess("-p", "no:cacheprovider", "-p", "no:asyncio", "-W", "error").assert_outcomes(passed=2)
+
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+
+
+def test_the_example_in_the_readme_is_a_test_that_passes(pytester: pytest.Pytester) -> None:
+    """With the setting that stands beside it, and nothing else."""
+    [example] = [block for block in re.findall(r"^```python\n(.*?)^```", README, re.M | re.S) if "taskflow_jobs" in block]
+    [settings] = [block for block in re.findall(r"^```toml\n(.*?)^```", README, re.M | re.S) if "pytest" in block]
+    pytester.makepyfile(test_greeting=example)
+    pytester.makefile(".toml", pyproject=settings)
+    pytester.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(passed=1)
+
+
+def test_anyios_own_plugin_serves_too(pytester: pytest.Pytester) -> None:
+    """It is there wherever taskflow is."""
+    pytester.makepyfile(
+        test_greeting="""
+        import pytest
+        from taskflow import job
+
+        @job(name="greet")
+        async def greet(name: str) -> str:
+            return f"hello {name}"
+
+        @pytest.fixture
+        def anyio_backend():
+            return "asyncio"
+
+        @pytest.mark.anyio
+        async def test_greeting(taskflow_jobs):
+            await greet.options(after=60).delay("you")
+            taskflow_jobs.assert_enqueued(greet, "you")
+            assert await taskflow_jobs.advance(minutes=1) == 1
+        """,
+    )
+    pytester.runpytest_subprocess("-p", "no:cacheprovider", "-p", "no:asyncio").assert_outcomes(passed=1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 from taskflow.app.current import default_app
 from taskflow.broker.protocol import Broker
 from taskflow.broker.url import connect
+from tests.worker.scene import Run
 
 
 @pytest.fixture(params=["memory", "sqlite"])
@@ -20,3 +23,8 @@ async def broker(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
     with default_app().using(opened):
         yield opened
     await opened.close()
+
+
+@pytest.fixture(autouse=True)
+def _fresh_run() -> None:
+    Run.started, Run.release, Run.release_thread = asyncio.Event(), asyncio.Event(), threading.Event()

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import anyio
 import pytest
 
-from taskflow import Backoff, BrokerUnavailable, Cancel, Discard, JobCancelled, JobContext, JobFailed, Status, Worker, job
+from taskflow import Backoff, BrokerUnavailable, Cancel, Discard, JobCancelled, JobFailed, Status, Worker, job
 from taskflow.app.current import default_app
 from taskflow.broker.memory import MemoryBroker
 from taskflow.broker.protocol import Broker
-from taskflow.model.envelope import Lease
 from taskflow.model.ids import parse_id
-from taskflow.model.session import Beat, BeatAnswer
+from taskflow.model.session import Beat
 from taskflow.model.verdict import HandedBack, Settled, Settlement, Succeeded
 from taskflow.worker.events import (
     BrokerBack,
     BrokerTrouble,
     Ended,
-    Event,
     Events,
     LeaseLost,
     SessionEnded,
@@ -32,81 +29,8 @@ from taskflow.worker.events import (
 )
 from taskflow.worker.fetcher import Fetcher, Hands
 from taskflow.worker.holdings import Holdings
-from taskflow.worker.options import WorkerOptions
 from taskflow.worker.queues import QueueChoice
-
-
-class Heard:
-    """The worker's events, and a way to wait for one."""
-
-    def __init__(self) -> None:
-        self.events: list[Event] = []
-        self._changed = asyncio.Event()
-
-    def __call__(self, event: Event) -> None:
-        self.events.append(event)
-        self._changed.set()
-
-    async def wait_for(self, kind: type[Event], times: int = 1) -> None:
-        async with asyncio.timeout(20):
-            while sum(isinstance(event, kind) for event in self.events) < times:
-                self._changed.clear()
-                await self._changed.wait()
-
-
-class FaultyBroker(MemoryBroker):
-    """Memory that can be away: every verb named in `away` raises, and what was to be done is not."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.away: set[str] = set()
-        self.delay_claims = 0.0
-
-    async def claim(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
-        self._check("claim")
-        leases = await super().claim(session, request, queues, limit)
-        await asyncio.sleep(self.delay_claims)
-        return leases
-
-    async def beat(self, beat: Beat) -> BeatAnswer:
-        self._check("beat")
-        return await super().beat(beat)
-
-    async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
-        self._check("settle")
-        return await super().settle(settlements)
-
-    def _check(self, verb: str) -> None:
-        if verb in self.away:
-            raise BrokerUnavailable("it is away, for this test")
-
-
-class Run:
-    started: asyncio.Event
-    release: asyncio.Event
-
-
-@pytest.fixture(autouse=True)
-def _fresh_run() -> None:
-    Run.started, Run.release = asyncio.Event(), asyncio.Event()
-
-
-@job(name="tests.life.waits")
-async def waits(ctx: JobContext) -> str:
-    Run.started.set()
-    await Run.release.wait()
-    return f"epoch {ctx.epoch}"
-
-
-@asynccontextmanager
-async def a_faulty_broker() -> AsyncIterator[FaultyBroker]:
-    broker = FaultyBroker()
-    with default_app().using(broker):
-        yield broker
-
-
-def options(heard: Heard, **more: Any) -> WorkerOptions:
-    return WorkerOptions(subscribers=(heard,), **{"ttl": 0.4, "grace": 5.0, "last_words": 0.5, **more})
+from tests.worker.scene import FaultyBroker, Heard, Run, a_faulty_broker, options, waits
 
 
 async def test_a_session_that_was_reaped_is_followed_by_another(broker: Broker) -> None:
@@ -262,21 +186,11 @@ async def test_a_lost_lease_cancels_its_run_only() -> None:
         handle = await waits.delay()
         async with Worker(options=options(heard)):
             await Run.started.wait()
-            [worker] = await broker.console.workers()
-            store = broker._store
-            [(claim, lost)] = store.sessions[worker.session.id].leases.items()
-            store._let_go(lost)
-            store.wait_again(lost, _hand_back(), lost.due_at)
+            claim = await broker.take_back()
             await heard.wait_for(LeaseLost)
             Run.release.set()
             assert await handle.result(10) == "epoch 2"
             assert claim.request == 1
-
-
-def _hand_back() -> Any:
-    from taskflow.model.record import Event as RecordEvent
-
-    return RecordEvent.HAND_BACK
 
 
 async def test_the_first_registration_must_succeed() -> None:
@@ -304,11 +218,12 @@ async def test_a_verdict_that_cannot_be_written_fails_its_own_job_alone(broker: 
     heard = Heard()
     with default_app().using(Picky()):
         handles = [await echo.delay(word) for word in ("good", "bad", "better")]
-        async with Worker(options=options(heard)):
+        async with Worker(options=options(heard)) as worker:
             assert await handles[0].result(10) == "good"
             assert await handles[2].result(10) == "better"
             with pytest.raises(JobFailed, match="Succeeded cannot be written: OverflowError: too large"):
                 await handles[1].result(10)
+    assert (worker.tally.runs, worker.tally.ended, worker.tally.failed) == (3, 3, 1)
     assert not any(isinstance(event, SessionEnded) for event in heard.events)
 
 

@@ -1,0 +1,43 @@
+"""Watches over runs that were asked to stop: a thread, or a job that swallows its cancellation, might go on for ever unseen."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from taskflow.worker.events import Events, StillRunning
+from taskflow.worker.holdings import Holding
+
+RARER: Final = 10
+"""A run is told of again when it has taken so many times as long."""
+
+SHORTEST_PAUSE: Final = 0.05
+LONGEST_PAUSE: Final = 5.0
+
+
+class Watch:
+    """Looks at all of `runs()` every few seconds. `patience` is how many of them a run has to stop before it is told of."""
+
+    def __init__(self, runs: Callable[[], Iterable[Holding]], patience: float, events: Events) -> None:
+        self._runs = runs
+        self._patience = max(SHORTEST_PAUSE, patience)
+        self._events = events
+
+    async def run(self) -> None:
+        while True:
+            await asyncio.sleep(min(LONGEST_PAUSE, self._patience))
+            self._look(time.monotonic())
+
+    def _look(self, now: float) -> None:
+        for holding in self._runs():
+            if holding.asked_at is not None and now - holding.asked_at >= self._patience * RARER**holding.reminders:
+                holding.reminders += 1
+                tell_of(holding, now, self._events)
+
+
+def tell_of(holding: Holding, now: float, events: Events) -> None:
+    """A run that was asked to stop, by now."""
+    if holding.asked_at is not None and holding.why_stopped is not None:
+        events.tell(StillRunning(holding.lease, now - holding.asked_at, holding.why_stopped))

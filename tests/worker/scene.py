@@ -1,0 +1,96 @@
+"""What the tests of a worker's life share: a broker that can be away, a job that waits, and an ear for events."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from taskflow import BrokerUnavailable, JobContext, job
+from taskflow.app.current import default_app
+from taskflow.broker.memory import MemoryBroker
+from taskflow.model.envelope import ClaimId, Lease
+from taskflow.model.record import Event as Move
+from taskflow.model.session import Beat, BeatAnswer
+from taskflow.model.verdict import Settled, Settlement
+from taskflow.worker.events import Event
+from taskflow.worker.options import WorkerOptions
+
+
+class Heard:
+    """The worker's events, and a way to wait for one."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self._changed = asyncio.Event()
+
+    def __call__(self, event: Event) -> None:
+        self.events.append(event)
+        self._changed.set()
+
+    async def wait_for(self, kind: type[Event], times: int = 1) -> None:
+        async with asyncio.timeout(20):
+            while sum(isinstance(event, kind) for event in self.events) < times:
+                self._changed.clear()
+                await self._changed.wait()
+
+
+class FaultyBroker(MemoryBroker):
+    """Memory that can be away: every verb named in `away` raises, and what was to be done is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.away: set[str] = set()
+        self.delay_claims = 0.0
+
+    async def claim(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
+        self._check("claim")
+        leases = await super().claim(session, request, queues, limit)
+        await asyncio.sleep(self.delay_claims)
+        return leases
+
+    async def beat(self, beat: Beat) -> BeatAnswer:
+        self._check("beat")
+        return await super().beat(beat)
+
+    async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
+        self._check("settle")
+        return await super().settle(settlements)
+
+    async def take_back(self) -> ClaimId:
+        """The one lease of the one worker is its own no more, and its job is ready."""
+        [worker] = await self.console.workers()
+        [(claim, lost)] = self._store.sessions[worker.session.id].leases.items()
+        self._store._let_go(lost)
+        self._store.wait_again(lost, Move.HAND_BACK, lost.due_at)
+        return claim
+
+    def _check(self, verb: str) -> None:
+        if verb in self.away:
+            raise BrokerUnavailable("it is away, for this test")
+
+
+class Run:
+    started: asyncio.Event
+    release: asyncio.Event
+    release_thread: threading.Event
+
+
+@job(name="tests.life.waits")
+async def waits(ctx: JobContext) -> str:
+    Run.started.set()
+    await Run.release.wait()
+    return f"epoch {ctx.epoch}"
+
+
+@asynccontextmanager
+async def a_faulty_broker() -> AsyncIterator[FaultyBroker]:
+    broker = FaultyBroker()
+    with default_app().using(broker):
+        yield broker
+
+
+def options(heard: Heard, **more: Any) -> WorkerOptions:
+    return WorkerOptions(subscribers=(heard,), **{"ttl": 0.4, "grace": 5.0, "last_words": 0.5, **more})

@@ -1,0 +1,145 @@
+"""What a worker tells of runs that do not end, that do not count, and of what it could not do."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+import pytest
+
+from taskflow import Backoff, JobFailed, Worker, job
+from taskflow.app.current import default_app
+from taskflow.broker.protocol import Broker
+from taskflow.model.session import Beat
+from taskflow.model.verdict import Settled, Settlement, Succeeded
+from taskflow.worker.events import (
+    BrokerTrouble,
+    LeaseLost,
+    NotCounted,
+    NotLeft,
+    SessionEnded,
+    StillRunning,
+)
+from taskflow.worker.log import log_event
+from taskflow.worker.options import WorkerOptions
+from tests.worker.scene import FaultyBroker, Heard, Run, a_faulty_broker, options, waits
+
+
+@job(name="tests.life.deaf", max_attempts=1)
+async def deaf() -> str:
+    Run.started.set()
+    while True:
+        try:
+            await Run.release.wait()
+        except asyncio.CancelledError:
+            continue
+        return "in its own time"
+
+
+@job(name="tests.life.deaf_thread", timeout=0.05, max_attempts=1)
+def deaf_thread() -> None:
+    Run.release_thread.wait(20)
+
+
+async def test_a_thread_that_runs_on_past_its_timeout_is_told_of_while_it_runs(caplog: pytest.LogCaptureFixture) -> None:
+    """By name, once it has had its time to stop, and then ever more rarely."""
+    heard = Heard()
+    async with a_faulty_broker():
+        handle = await deaf_thread.delay()
+        async with Worker(options=options(heard, last_words=0.1)):
+            await heard.wait_for(StillRunning, times=2)
+            Run.release_thread.set()
+            with pytest.raises(JobFailed, match="longer than its timeout"):
+                await handle.result(10)
+    first, second = [event for event in heard.events if isinstance(event, StillRunning)]
+    assert (first.lease.envelope.job, first.why) == ("tests.life.deaf_thread", "timed out")
+    assert second.asked_for >= 1.0
+    with caplog.at_level(logging.WARNING, "taskflow.worker"):
+        log_event(StillRunning(first.lease, 5.2, first.why))
+    assert f"tests.life.deaf_thread {handle.id}" in caplog.text
+    assert "was asked to stop 5 s ago (timed out) and runs still" in caplog.text
+
+
+async def test_a_job_that_swallows_its_cancellation_is_told_of_too(broker: Broker) -> None:
+    heard = Heard()
+    handle = await deaf.delay()
+    async with Worker(options=options(heard, last_words=0.1)):
+        await Run.started.wait()
+        await handle.cancel()
+        await heard.wait_for(StillRunning)
+        Run.release.set()
+        assert await handle.result(10) == "in its own time"
+    assert [event.why for event in heard.events if isinstance(event, StillRunning)] == ["cancelled"]
+
+
+async def test_what_the_store_refuses_is_told_and_does_not_count(caplog: pytest.LogCaptureFixture) -> None:
+    """As after a worker was stopped for longer than its ttl: its run ends, and its job has been another's for long."""
+
+    class Slow(FaultyBroker):
+        async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
+            if not Run.started.is_set():
+                return await super().settle(settlements)
+            Run.started.clear()
+            [worker] = await self.console.workers()
+            await self.beat(Beat(session=worker.session.id, leaving=True))  # as if it had been reaped
+            return await super().settle(settlements)
+
+    heard, broker = Heard(), Slow()
+    Run.release.set()
+    with default_app().using(broker), caplog.at_level(logging.INFO, "taskflow.worker"):
+        handle = await waits.delay()
+        worker = Worker(options=WorkerOptions(subscribers=(heard, log_event), ttl=20.0))
+        async with worker:
+            await heard.wait_for(NotCounted)
+            assert (worker.tally.runs, worker.tally.ended, worker.tally.failed) == (1, 0, 0)
+    [refused] = [event for event in heard.events if isinstance(event, NotCounted)]
+    assert isinstance(refused.verdict, Succeeded)
+    [warning] = [record for record in caplog.records if "does not count" in record.getMessage()]
+    assert warning.levelno == logging.WARNING
+    assert warning.getMessage().startswith(f"tests.life.waits {handle.id} ")
+
+
+async def test_what_ends_after_its_lease_was_lost_does_not_count() -> None:
+    """A run that would not be cancelled: the worker knows that it has lost the job, and asks the store nothing."""
+    async with a_faulty_broker() as broker:
+        heard = Heard()
+        await deaf.delay()
+        async with Worker(options=options(heard)) as worker:
+            await Run.started.wait()
+            await broker.console.pause("default")
+            await broker.take_back()
+            await heard.wait_for(LeaseLost)
+            Run.release.set()
+            await heard.wait_for(NotCounted)
+            assert (worker.tally.runs, worker.tally.ended) == (1, 0)
+
+
+async def test_a_worker_outlives_a_job_that_cancels_every_task(broker: Broker) -> None:
+    """Its own parts begin again, under the same session; the other job has failed an attempt, and is run again."""
+
+    @job(name="tests.life.cancels_all")
+    async def cancels_all() -> None:
+        for task in asyncio.all_tasks():
+            if task not in (asyncio.current_task(), the_test):
+                task.cancel()
+
+    heard, the_test = Heard(), asyncio.current_task()
+    neighbour = await waits.options(retry=Backoff(base=0.0)).delay()
+    async with Worker(options=options(heard)):
+        await Run.started.wait()
+        await (await cancels_all.delay()).result(10)
+        Run.release.set()
+        assert await neighbour.result(10) == "epoch 2"
+    assert not any(isinstance(event, SessionEnded) for event in heard.events)
+
+
+async def test_a_leave_that_the_broker_did_not_hear_is_not_said_to_be_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+    async with a_faulty_broker() as broker:
+        heard = Heard()
+        with caplog.at_level(logging.WARNING, "taskflow.worker"):
+            async with Worker(options=WorkerOptions(subscribers=(heard, log_event), ttl=60.0, last_words=0.2)):
+                broker.away = {"beat"}
+    assert [type(event) for event in heard.events if isinstance(event, BrokerTrouble | NotLeft)][-1] is NotLeft
+    assert "could not tell the broker that it leaves, what it holds still runs again after 60 s" in caplog.text
+    assert "leave did not reach" not in caplog.text
