@@ -16,3 +16,9 @@ async def noop() -> None:
 async def stamp() -> float:
     """The monotonic clock at its first line: all processes of a machine share it."""
     return time.monotonic()
+
+
+@job(name="benchmarks.wall")
+async def wall() -> float:
+    """Seconds since 1970 at its first line."""
+    return time.time()

@@ -6,16 +6,18 @@ import argparse
 import asyncio
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 from taskflow.app.app import App
 from taskflow.app.current import default_app
 from taskflow.broker.console import Console, JobFilter, Redone
 from taskflow.broker.protocol import Broker
-from taskflow.cli.chosen import a_filter, doubt_queue, ids_of, ids_or_filters
+from taskflow.cli.chosen import a_filter, all_or_filters, doubt_queue, ids_of, ids_or_filters
 from taskflow.cli.exits import Exit
 from taskflow.cli.progress import Bar
+from taskflow.cli.store import what_is_there
 from taskflow.model.envelope import check_queue
 from taskflow.model.errors import ConfigurationError
 from taskflow.model.ids import id_text
@@ -25,6 +27,22 @@ PAGE: Final = 500
 # What each command acts upon: without --status the first, with it no more than the second.
 DEFAULTS: Final = {"retry": {Status.FAILED}, "cancel": LIVE, "purge": ENDED}
 POSSIBLE: Final = {"retry": {Status.FAILED, Status.CANCELLED}, "cancel": LIVE, "purge": ENDED | WAITING}
+
+
+@dataclass(frozen=True)
+class Done:
+    """To how many jobs it was done, how many running ones were only asked to stop, and to which it was not done, and why."""
+
+    count: int = 0
+    asked: int = 0
+    refused: Mapping[bytes, str] = field(default_factory=dict)
+
+    @property
+    def seen(self) -> int:
+        return self.count + self.asked + len(self.refused)
+
+    def __add__(self, more: Done) -> Done:
+        return Done(self.count + more.count, self.asked + more.asked, {**self.refused, **more.refused})
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -39,8 +57,9 @@ async def _act(app: App, arguments: argparse.Namespace) -> int:
             return await _pause(app.broker().console, arguments)
         ids_or_filters(arguments)
         if arguments.ids:
-            return await _on_ids(app.broker(), arguments)
-        return await _on_chosen(app.broker(), arguments)
+            return await _on_ids(app, arguments)
+        all_or_filters(arguments)
+        return await _on_chosen(app, arguments)
     finally:
         await app.close()
 
@@ -58,22 +77,24 @@ async def _pause(console: Console, arguments: argparse.Namespace) -> int:
     return Exit.OK
 
 
-async def _on_ids(broker: Broker, arguments: argparse.Namespace) -> int:
+async def _on_ids(app: App, arguments: argparse.Namespace) -> int:
     ids = ids_of(arguments.ids)
+    broker = what_is_there(app)
     if arguments.dry_run:
         records = await broker.read(ids)
         found = sum(record is not None and record.status in POSSIBLE[arguments.command] for record in records)
         print(f"would {arguments.command} {found:,}")
         return Exit.NOT_FOUND if None in records else Exit.OK if found == len(ids) else Exit.FAILED
-    refused = await _apply(broker, arguments.command, ids)
-    for job_id, why in refused.items():
+    done = await _apply(broker, arguments.command, ids)
+    for job_id, why in done.refused.items():
         print(f"taskflow: {id_text(job_id)} was not {_past(arguments.command)}: {why}", file=sys.stderr)
-    print(f"{_past(arguments.command)} {len(ids) - len(refused):,}")
-    return Exit.NOT_FOUND if UNKNOWN in refused.values() else Exit.FAILED if refused else Exit.OK
+    _print_done(arguments.command, done)
+    return Exit.NOT_FOUND if UNKNOWN in done.refused.values() else Exit.FAILED if done.refused else Exit.OK
 
 
-async def _on_chosen(broker: Broker, arguments: argparse.Namespace) -> int:
+async def _on_chosen(app: App, arguments: argparse.Namespace) -> int:
     chosen = _a_possible_filter(arguments)
+    broker = what_is_there(app)
     if not await doubt_queue(broker.console, chosen.queue):
         return Exit.NOT_FOUND
     total = await _count(broker.console, chosen)
@@ -81,12 +102,18 @@ async def _on_chosen(broker: Broker, arguments: argparse.Namespace) -> int:
         print(f"would {arguments.command} {total:,}")
         return Exit.OK
     bar = Bar(total)
-    done, refused = await (_purge(broker, chosen, bar) if arguments.command == "purge" else _go_through(broker, chosen, bar, arguments))
+    done = await (_purge(broker, chosen, bar) if arguments.command == "purge" else _go_through(broker, chosen, bar, arguments))
     bar.close()
-    for why, count in refused.items():
+    refusals = Counter(done.refused.values())
+    for why, count in refusals.items():
         print(f"taskflow: {count:,} were not {_past(arguments.command)}: {why}", file=sys.stderr)
-    print(f"{_past(arguments.command)} {done:,}")
-    return Exit.FAILED if Redone.KEY_TAKEN.value in refused else Exit.OK
+    _print_done(arguments.command, done)
+    return Exit.FAILED if Redone.KEY_TAKEN.value in refusals else Exit.OK
+
+
+def _print_done(command: str, done: Done) -> None:
+    asked = f", asked {done.asked:,} running to stop" if done.asked else ""
+    print(f"{_past(command)} {done.count:,}{asked}")
 
 
 async def _count(console: Console, chosen: JobFilter) -> int:
@@ -107,32 +134,32 @@ def _a_possible_filter(arguments: argparse.Namespace) -> JobFilter:
     return chosen
 
 
-async def _purge(broker: Broker, chosen: JobFilter, bar: Bar) -> tuple[int, Counter[str]]:
+async def _purge(broker: Broker, chosen: JobFilter, bar: Bar) -> Done:
     """As many as there were at the start: what others add meanwhile does not make it endless."""
     done = 0
     while (left := bar.total - done) > 0 and (dropped := await broker.console.purge(chosen, limit=min(PAGE, left))) > 0:
         done += dropped
         bar.show(done)
-    return done, Counter()
+    return Done(done)
 
 
-async def _go_through(broker: Broker, chosen: JobFilter, bar: Bar, arguments: argparse.Namespace) -> tuple[int, Counter[str]]:
-    done, refused = 0, Counter[str]()
+async def _go_through(broker: Broker, chosen: JobFilter, bar: Bar, arguments: argparse.Namespace) -> Done:
+    done = Done()
     async for ids in _pages(broker.console, chosen):
-        not_done = await _apply(broker, arguments.command, ids)
-        refused.update(not_done.values())
-        done += len(ids) - len(not_done)
-        bar.show(min(bar.total, done + refused.total()))
-    return done, refused
+        done += await _apply(broker, arguments.command, ids)
+        bar.show(min(bar.total, done.seen))
+    return done
 
 
-async def _apply(broker: Broker, command: str, ids: Sequence[bytes]) -> dict[bytes, str]:
-    """Do it; those that it was not done to, and why."""
+async def _apply(broker: Broker, command: str, ids: Sequence[bytes]) -> Done:
     if command == "retry":
         answers = await broker.console.retry(ids)
-        return {job_id: _unretried(answer) for job_id, answer in zip(ids, answers, strict=True) if answer is not Redone.OK}
+        refused = {job_id: _unretried(answer) for job_id, answer in zip(ids, answers, strict=True) if answer is not Redone.OK}
+        return Done(len(ids) - len(refused), refused=refused)
     found = await broker.cancel(ids)
-    return {job_id: _uncancelled(status) for job_id, status in zip(ids, found, strict=True) if status is None or status.is_ended}
+    refused = {job_id: _uncancelled(status) for job_id, status in zip(ids, found, strict=True) if status is None or status.is_ended}
+    asked = found.count(Status.RUNNING)
+    return Done(len(ids) - len(refused) - asked, asked, refused)
 
 
 UNKNOWN: Final = "it is unknown, or no longer kept"

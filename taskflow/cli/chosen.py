@@ -31,8 +31,22 @@ def a_filter(arguments: argparse.Namespace, default: Iterable[Status] = ()) -> J
 
 def ids_or_filters(arguments: argparse.Namespace) -> None:
     """Ids name jobs, filters choose them: together one of them would be passed over in silence."""
-    if not arguments.ids:
-        return
+    if arguments.ids and (flags := [*_filters(arguments), *["--all"] * arguments.all]):
+        raise ConfigurationError(f"{arguments.command} takes ids or filters, not both: leave out {flags[0]}, or the ids")
+
+
+def all_or_filters(arguments: argparse.Namespace) -> None:
+    """To act on everything takes a word of its own: a forgotten filter, or a shell variable that is empty, does not do it."""
+    filters = _filters(arguments)
+    if filters and arguments.all:
+        raise ConfigurationError(f"{arguments.command} takes filters or --all, not both: leave out {filters[0]}, or --all")
+    if not filters and not arguments.all:
+        ways = "filters or --all" if arguments.command == "purge" else "ids, filters or --all"
+        raise ConfigurationError(f"{arguments.command} has to be told which jobs: {ways}")
+
+
+def _filters(arguments: argparse.Namespace) -> list[str]:
+    """Those that are given, as they are written."""
     given = {
         "--queue": arguments.queue,
         "--job": arguments.job,
@@ -40,9 +54,7 @@ def ids_or_filters(arguments: argparse.Namespace) -> None:
         "--ended-before": arguments.ended_before,
         "--poison": arguments.poison or None,
     }
-    for flag, value in given.items():
-        if value is not None:
-            raise ConfigurationError(f"{arguments.command} takes ids or filters, not both: leave out {flag}, or the ids")
+    return [flag for flag, value in given.items() if value is not None]
 
 
 def ids_of(texts: Iterable[str]) -> list[bytes]:

@@ -1,4 +1,4 @@
-"""`taskflow demo`: the main job on real input. Every file of the standard library becomes a job in a SQLite file;
+"""`taskflow demo`: the main job on real input. Python files of this machine become jobs in a SQLite file;
 a worker in another process does them; the summary is computed from the stored results."""
 
 from __future__ import annotations
@@ -6,78 +6,126 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import shlex
+import shutil
+import signal
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
+from typing import Final
+from urllib.parse import quote
 
 from taskflow.app.app import App, enqueue
 from taskflow.app.current import default_app
 from taskflow.app.handle import JobHandle
+from taskflow.cli.demo_files import source_files
 from taskflow.cli.demo_jobs import SourceFile, index
 from taskflow.cli.exits import Exit
 from taskflow.cli.progress import Bar
-from taskflow.model.errors import TaskflowError
+from taskflow.model.errors import BrokerRefused, TaskflowError
 from taskflow.model.record import ENDED
 
-BATCH = 200
+BATCH: Final = 200
 
 
 def run(arguments: argparse.Namespace) -> int:
-    files = list(source_files())[: arguments.limit]
+    files = list(islice(source_files(), arguments.limit))
     if not files:
-        raise TaskflowError(f"there is no .py file in {sysconfig.get_path('stdlib')}: this Python has no standard library on disk")
-    with _folder(arguments.folder) as folder:
-        file = (folder / "demo.db").absolute()
-        return asyncio.run(_demo(files, file, is_kept=arguments.folder is not None))
+        raise TaskflowError("there is no .py file to be read: this Python has no standard library on disk")
+    return asyncio.run(_demo(files, _a_fresh_file(arguments.folder)))
 
 
-def source_files() -> Iterator[str]:
-    """Every .py file of the standard library, without what was installed beside it."""
-    root = Path(sysconfig.get_path("stdlib"))
-    for folder, subfolders, names in os.walk(root):
-        subfolders[:] = sorted(name for name in subfolders if name not in ("site-packages", "dist-packages", "__pycache__"))
-        for name in sorted(names):
-            if name.endswith(".py"):
-                yield os.path.join(folder, name)
-
-
-async def _demo(files: list[str], file: Path, *, is_kept: bool) -> int:
+async def _demo(files: list[str], file: Path) -> int:
     app = default_app()
-    url = f"sqlite:///{file}"
+    url = f"sqlite:///{quote(str(file))}"
     app.flag(broker=url)
     try:
         began = time.monotonic()
         handles = await enqueue(index.bind(path, fails_once=number == 0) for number, path in enumerate(files))
-        print(f"{len(handles):,} files of the standard library are queued in {file}, {time.monotonic() - began:.2f} s")
-        with _worker(url):
+        print(f"{len(handles):,} Python files of this machine are queued in {file}, {time.monotonic() - began:.2f} s")
+        with _worker(url) as worker:
             began = time.monotonic()
-            await _watch(app, handles)
+            await _watch(app, len(handles), worker)
             took = time.monotonic() - began
-        return await _summarize(handles, took, url if is_kept else None)
+        failed = await _summarize(handles, took)
+        _tell_next(url, handles[0].id)
+        return Exit.FAILED if failed else Exit.OK
     finally:
         await app.close()
 
 
-async def _watch(app: App, handles: list[JobHandle[SourceFile]]) -> None:
-    """Until all have ended: the queue's counts are asked for ten times a second, whatever their number."""
-    bar = Bar(len(handles))
+def _a_fresh_file(given: str | None) -> Path:
+    """In that folder, or in a temporary one: demo.db, or demo-2.db where a demo has been before. It stays."""
+    try:
+        folder = Path(given if given is not None else tempfile.mkdtemp(prefix="taskflow-demo-")).absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        number = 1
+        while True:
+            file = folder / (f"demo-{number}.db" if number > 1 else "demo.db")
+            with suppress(FileExistsError):
+                file.touch(exist_ok=False)
+                return file
+            number += 1
+    except OSError as error:
+        where = f"--folder {given}" if given is not None else "no temporary folder"
+        raise BrokerRefused(f"{where}: {error.strerror}; name a folder that can be made and written, by --folder") from error
+
+
+# --- the worker -----------------------------------------------------------------------------------------------------
+
+# The package is found at the end of the path if nowhere else: in a clone, where nothing is installed.
+_START: Final = "import sys; sys.path.append(sys.argv.pop(1)); from taskflow.cli.main import main; raise SystemExit(main())"
+
+
+@contextmanager
+def _worker(url: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A real one, in a process of its own, and in an empty folder: a `queue.py` where the user is does not hide Python's own."""
+    here = str(Path(__file__).parents[2])
+    command = [sys.executable, "-P", "-c", _START, here, "worker", "taskflow.cli.demo_jobs", "--broker", url]
+    command += ["--queues", index.queue, "--log-level", "warning"]
+    with tempfile.TemporaryDirectory() as empty, subprocess.Popen(command, stdin=subprocess.DEVNULL, cwd=empty) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+async def _watch(app: App, total: int, worker: subprocess.Popen[bytes]) -> None:
+    """Until all have ended: the queue's counts are asked for ten times a second, whatever their number.
+
+    TaskflowError when the worker ends before.
+    """
+    bar = Bar(total)
     while True:
+        code = worker.poll()  # before the count, which has all that it did then
         queues = await app.broker().console.queues()
         done = sum(queue.counts[status] for queue in queues if queue.name == index.queue for status in ENDED)
         bar.show(done)
-        if done >= len(handles):
+        if done >= total:
             bar.close()
             return
+        if code is not None:
+            bar.close()
+            how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+            raise TaskflowError(f"the worker has ended too soon ({how}): {done:,} of {total:,} jobs are done, the others wait for another")
         await asyncio.sleep(0.1)
 
 
-async def _summarize(handles: list[JobHandle[SourceFile]], took: float, url: str | None) -> int:
+# --- what it has come to --------------------------------------------------------------------------------------------
+
+
+async def _summarize(handles: list[JobHandle[SourceFile]], took: float) -> int:
+    """How many have failed."""
     results: list[SourceFile] = []
     retries = failed = 0
     for start in range(0, len(handles), BATCH):
@@ -88,56 +136,31 @@ async def _summarize(handles: list[JobHandle[SourceFile]], took: float, url: str
             results.append(info.result)
             retries += info.failures
     imports = Counter(name for result in results for name in result.imports)
+    most_imported = sorted(imports.items(), key=lambda found: (-found[1], found[0]))[:5]
     print(f"files        {len(results):,}")
     print(f"lines        {sum(result.lines for result in results):,}")
     print(f"definitions  {sum(result.definitions or 0 for result in results):,}")
     print(f"not parsed   {sum(result.definitions is None for result in results):,}")
     print(f"distinct     {len({result.sha256 for result in results}):,}")
-    print(f"imported     {', '.join(f'{name} ({count:,})' for name, count in imports.most_common(5))}")
+    print(f"imported     {', '.join(f'{name} ({count:,})' for name, count in most_imported)}")
     print(f"retries      {retries:,}")
     print(f"failed       {failed:,}")
     print(f"jobs/s       {len(handles) / took:,.0f}")
-    if url is not None:
-        print(f"The queue is kept: taskflow worker taskflow.cli.demo_jobs --broker {url} --drain")
-    return Exit.FAILED if failed else Exit.OK
+    return failed
 
 
-@contextmanager
-def _worker(url: str) -> Iterator[None]:
-    """A real worker, in a process of its own."""
-    command = [
-        sys.executable,
-        "-m",
-        "taskflow",
-        "worker",
-        "taskflow.cli.demo_jobs",
-        "--broker",
-        url,
-        "--queues",
-        index.queue,
-        "--log-level",
-        "warning",
-    ]
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL) as process:
-        try:
-            yield
-        finally:
-            process.terminate()
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
+def _tell_next(url: str, failed_once: str) -> None:
+    command, broker = _as_called(), f"--broker {shlex.quote(url)}"
+    print("\nThe queue is kept. To go on:")
+    print(f"  {command} status {broker}")
+    print(f"  {command} jobs {broker} --limit 10")
+    print(f"  {command} jobs {failed_once} {broker}    # the one that failed once")
 
 
-@contextmanager
-def _folder(given: str | None) -> Iterator[Path]:
-    if given is not None:
-        folder = Path(given)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise TaskflowError(f"--folder {given}: {error.strerror}; name a folder that can be made or written") from error
-        yield folder
-        return
-    with tempfile.TemporaryDirectory(prefix="taskflow-demo-") as folder_name:
-        yield Path(folder_name)
+def _as_called() -> str:
+    """How the user can call this command again, from where he is."""
+    script = sys.argv[0]
+    if Path(script).name != "taskflow":
+        return f"{shlex.quote(sys.executable)} -m taskflow"
+    found = shutil.which("taskflow")
+    return "taskflow" if found is not None and os.path.realpath(found) == os.path.realpath(script) else shlex.quote(script)

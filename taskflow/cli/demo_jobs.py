@@ -15,7 +15,7 @@ from taskflow import Backoff, JobContext, job
 class SourceFile:
     """What is known of one file: its SHA-256, lines, definitions and the modules that it imports.
 
-    `definitions` is None for a file that does not parse: the library's tests have some on purpose.
+    `definitions` is None for a file that does not parse: tests have some on purpose.
     """
 
     path: str
@@ -38,10 +38,10 @@ def _parsed(content: bytes) -> tuple[int | None, list[str]]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            tree = ast.parse(content)
+            nodes = list(ast.walk(ast.parse(content)))
     except (SyntaxError, ValueError, RecursionError):
         return None, []
-    definitions = sum(isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) for node in ast.walk(tree))
-    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module and not node.level}
+    definitions = sum(isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) for node in nodes)
+    imported = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level}
     return definitions, sorted({name.partition(".")[0] for name in imported})

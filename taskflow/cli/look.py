@@ -13,10 +13,10 @@ from typing import Any
 from taskflow.app.app import App
 from taskflow.app.current import default_app
 from taskflow.broker.console import QueueRecord
-from taskflow.broker.protocol import Broker
 from taskflow.broker.url import masked
 from taskflow.cli.chosen import a_filter, doubt_queue, ids_of, ids_or_filters
 from taskflow.cli.exits import Exit
+from taskflow.cli.store import what_is_there
 from taskflow.model.ids import id_text
 from taskflow.model.record import Record, Status
 from taskflow.model.session import SessionRecord
@@ -31,12 +31,13 @@ def run(arguments: argparse.Namespace) -> int:
 async def _look(app: App, arguments: argparse.Namespace) -> int:
     try:
         look = {"status": _status, "queues": _queues, "jobs": _jobs}[arguments.command]
-        return await look(app.broker(), arguments, app)
+        return await look(app, arguments)
     finally:
         await app.close()
 
 
-async def _status(broker: Broker, arguments: argparse.Namespace, app: App) -> int:
+async def _status(app: App, arguments: argparse.Namespace) -> int:
+    broker = what_is_there(app)
     queues, workers = await broker.console.queues(), await broker.console.workers()
     metrics = await broker.console.metrics()
     if arguments.json:
@@ -58,8 +59,8 @@ async def _status(broker: Broker, arguments: argparse.Namespace, app: App) -> in
     return Exit.OK
 
 
-async def _queues(broker: Broker, arguments: argparse.Namespace, app: App) -> int:
-    queues = await broker.console.queues()
+async def _queues(app: App, arguments: argparse.Namespace) -> int:
+    queues = await what_is_there(app).console.queues()
     if arguments.json:
         _print_json([_queue_json(queue) for queue in queues])
     else:
@@ -67,13 +68,14 @@ async def _queues(broker: Broker, arguments: argparse.Namespace, app: App) -> in
     return Exit.OK
 
 
-async def _jobs(broker: Broker, arguments: argparse.Namespace, app: App) -> int:
+async def _jobs(app: App, arguments: argparse.Namespace) -> int:
     ids_or_filters(arguments)
     if arguments.ids:
-        return await _show(broker, arguments)
+        return await _show(app, arguments)
     chosen = a_filter(arguments)
-    is_known = await doubt_queue(broker.console, chosen.queue)
     [before] = ids_of([arguments.before]) if arguments.before else [None]
+    broker = what_is_there(app)
+    is_known = await doubt_queue(broker.console, chosen.queue)
     records = await broker.console.browse(chosen, before=before, limit=arguments.limit)
     if arguments.json:
         _print_json([_record_json(record) for record in records])
@@ -85,9 +87,9 @@ async def _jobs(broker: Broker, arguments: argparse.Namespace, app: App) -> int:
     return Exit.OK if is_known else Exit.NOT_FOUND
 
 
-async def _show(broker: Broker, arguments: argparse.Namespace) -> int:
+async def _show(app: App, arguments: argparse.Namespace) -> int:
     ids = ids_of(arguments.ids)
-    records = await broker.read(ids)
+    records = await what_is_there(app).read(ids)
     if arguments.json:
         _print_json([None if record is None else _record_json(record) for record in records])
     else:

@@ -11,12 +11,8 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; its exit code. Errors of ours are one line on stderr, never a traceback."""
-    from taskflow.cli.interrupts import interrupts
-
-    interrupts.watch()
     try:
-        code = _run(argv)
-        sys.stdout.flush()
+        return _heedfully(argv)
     except KeyboardInterrupt as told:
         return _interrupted(told)
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
@@ -24,9 +20,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except Exception as error:
         return _explain(error)
+
+
+def _heedfully(argv: Sequence[str] | None) -> int:
+    """Run it so that no Ctrl-C is lost."""
+    from taskflow.cli.interrupts import interrupts
+
+    interrupts.watch()
+    try:
+        _make_output_safe()
+        code = _run(argv)
+        sys.stdout.flush()
+        return code
     finally:
         interrupts.forget()
-    return code
+
+
+def _make_output_safe() -> None:
+    """What it cannot encode is escaped, a job's error for example; where the process has none, what is printed goes nowhere."""
+    import os
+    from io import TextIOWrapper
+
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  # the process's own, to its end
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as Python's own stderr has it
 
 
 def _run(argv: Sequence[str] | None) -> int:
@@ -54,12 +72,21 @@ def _forget_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def _write_or_forget_output() -> None:
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _forget_output()
+
+
 def _explain(error: Exception) -> int:
     from taskflow.cli.exits import Exit
     from taskflow.model.errors import BrokerError, ConfigurationError, TaskflowError
 
-    if not isinstance(error, TaskflowError):
+    if not isinstance(error, TaskflowError | OSError):
         raise error
+    if not isinstance(error, TaskflowError):  # as a rule it is our output that cannot be written: the store's errors are ours
+        _write_or_forget_output()
     print(f"taskflow: {error}", file=sys.stderr)
     if isinstance(error, BrokerError):
         return Exit.BROKER

@@ -42,12 +42,14 @@ def _import(name: str) -> ModuleType:
             raise _shown(name, error) from error  # the module is there; one that it imports is not
         print(f"taskflow: there is no module {name!r} here{_hint(name)}", file=sys.stderr)
         raise TargetFailed(name) from error
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit, or one of the module's own
         raise _shown(name, error) from error
 
 
 def _absolute(name: str) -> str:
-    if name.startswith("."):  # importlib would ask which package it is relative to
+    if not name or name.startswith("."):  # importlib would ask which package it is relative to
         raise ModuleNotFoundError(name=name)
     return name
 

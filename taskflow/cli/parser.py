@@ -51,7 +51,9 @@ def a_parser() -> Parser:
     _worker(commands.add_parser("worker", help="work the jobs of modules", description="Work the jobs that the modules declare."))
     _demo(
         commands.add_parser(
-            "demo", help="index the standard library, as jobs", description="Index Python's standard library, a job for each file."
+            "demo",
+            help="index this machine's Python files, as jobs",
+            description="Index the Python files of this machine, the standard library's first, a job for each; a worker does them.",
         )
     )
     _status(commands.add_parser("status", help="the store at a glance", description="Queues, workers and totals."))
@@ -105,8 +107,8 @@ def _worker(parser: argparse.ArgumentParser) -> None:
 
 def _demo(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(module="demo")
-    parser.add_argument("--folder", metavar="DIR", help="where the queue's file goes and stays (default: a temporary folder)")
-    parser.add_argument("--limit", type=_positive, metavar="N", help="only the first N files")
+    parser.add_argument("--folder", metavar="DIR", help="where the queue's file goes and stays (default: a new temporary folder)")
+    parser.add_argument("--limit", type=_positive, default=3000, metavar="N", help="no more than the first N files (default: 3000)")
 
 
 def _status(parser: argparse.ArgumentParser) -> None:
@@ -125,7 +127,7 @@ def _queues(parser: argparse.ArgumentParser) -> None:
 
 
 def _jobs(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(module="look")
+    parser.set_defaults(module="look", all=False)
     parser.add_argument("ids", nargs="*", metavar="ID", help="show these, with their errors")
     _chosen(parser)
     parser.add_argument("--limit", type=_positive, default=50, metavar="N", help="at most N (default: 50)")
@@ -161,8 +163,9 @@ def _reads(parser: argparse.ArgumentParser) -> None:
 
 def _acts(parser: argparse.ArgumentParser, *, default: str, with_ids: bool = True) -> None:
     if with_ids:
-        parser.add_argument("ids", nargs="*", metavar="ID", help="these jobs; without ids those that the filters choose")
+        parser.add_argument("ids", nargs="*", metavar="ID", help="these jobs, or those that the filters choose")
     _chosen(parser, default)
+    parser.add_argument("--all", action="store_true", help=f"instead of ids and filters: all that are {default}")
     parser.add_argument("--dry-run", action="store_true", help="only say how many it would be")
     _broker(parser)
 

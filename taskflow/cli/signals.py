@@ -9,8 +9,9 @@ import queue
 import signal
 import threading
 import time
+from collections.abc import Awaitable
 from types import FrameType, TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from taskflow.cli.exits import Exit
 from taskflow.cli.interrupts import interrupts
@@ -80,9 +81,10 @@ _OFF: Final = float("-inf")
 class Signals:
     """The first winds down, the second cancels what runs now, the third ends the process at once.
 
-    While modules are imported the first raises `Told`. From `begin` on the handler only notes and wakes: an exception at any
-    bytecode would be worse than the signal. It is Python's own and not the loop's, so that a third signal is heard when a job
-    blocks the loop; and it stays to the end, so that none comes too late to be clear.
+    While modules are imported the first raises `Told`, while the worker starts it cancels the start, and either way the second ends
+    the process. From `begin` on the handler only notes and wakes: an exception at any bytecode would be worse than the signal. It
+    is Python's own and not the loop's, so that a third signal is heard when a job blocks the loop; and it stays to the end, so that
+    none comes too late to be clear.
     """
 
     def __init__(self, last_resort: LastResort, *, grace: float, last_words: float) -> None:
@@ -90,12 +92,14 @@ class Signals:
         self._grace = grace
         self._bound = WORDS_AT_MOST * last_words
         self._has_begun = False
+        self._has_started = False
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._start: asyncio.Task[Any] | None = None
         self._worker: Worker | None = None
         self._stopped = asyncio.Event()
         self._count = 0
         self._heeded_at = float("-inf")
-        self._name = ""
+        self._number = 0
         self._told = 0
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._heed)
@@ -103,12 +107,34 @@ class Signals:
             raise Told(signal.SIGINT)
 
     def begin(self) -> None:
-        """From now on there is something to wind down."""
+        """From now on no signal raises: a loop is made, which heeds them."""
         self._has_begun = True
 
+    @property
+    def code(self) -> int:
+        """The exit code of what a signal has cut short."""
+        return 128 + self._number
+
+    async def start(self, starting: Awaitable[object]) -> bool:
+        """In the worker's loop: await what starts it, in this task. Whether it has started: the first signal cancels it."""
+        self._loop, self._start = asyncio.get_running_loop(), asyncio.current_task()
+        self._loop.call_soon(self._tell)  # of what has come before there was a loop
+        try:
+            await starting
+        except asyncio.CancelledError:
+            if not self._told:
+                raise
+            return False
+        finally:
+            if self._told and self._start is not None:
+                self._start.uncancel()
+            self._start = None
+        self._has_started = True
+        return True
+
     async def wait(self, worker: Worker) -> None:
-        """In the worker's loop: until it is to wind down. Later signals hurry it."""
-        self._worker, self._loop = worker, asyncio.get_running_loop()
+        """After the start: until the worker is to wind down. Later signals hurry it."""
+        self._worker = worker
         self._tell()
         await self._stopped.wait()
 
@@ -118,8 +144,8 @@ class Signals:
             return
         self._heeded_at = now
         self._count += 1
-        self._name = signal.Signals(number).name
-        if self._count > 2 or (self._count > 1 and not self._has_begun):
+        self._number = number
+        if self._count > 2 or (self._count > 1 and not self._has_started):
             os._exit(128 + number)
         if not self._has_begun:
             raise Told(number)
@@ -131,11 +157,16 @@ class Signals:
                 return
 
     def _tell(self) -> None:
+        name = signal.Signals(self._number).name if self._count else ""
         while self._told < self._count:
             self._told += 1
-            if self._told == 1:
-                log.info("%s: winding down; once more cancels what runs, a third time ends at once", self._name)
+            if self._told == 1 and self._start is not None:
+                log.info("%s: the start is given up; once more ends at once", name)
+                self._stopped.set()
+                self._start.cancel()
+            elif self._told == 1:
+                log.info("%s: winding down; once more cancels what runs, a third time ends at once", name)
                 self._stopped.set()
             elif self._worker is not None:
-                log.warning("%s again: cancelling what runs", self._name)
+                log.warning("%s again: cancelling what runs", name)
                 self._worker.hurry()

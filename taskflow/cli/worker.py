@@ -8,6 +8,7 @@ import difflib
 import importlib
 import logging
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlsplit
@@ -45,9 +46,9 @@ def run(arguments: argparse.Namespace) -> int:
         except TargetFailed:
             return Exit.USAGE
         if not len(app.registry):
-            raise ConfigurationError(_no_job(arguments.modules))
-        _announce(app, options)
+            raise ConfigurationError(_no_job(arguments.modules, all_submodules=arguments.all_submodules))
         signals.begin()
+        _announce(app, options)
         return _run(Shift(app, options, signals, last_resort, is_draining=arguments.drain))
 
 
@@ -65,13 +66,14 @@ def _options(arguments: argparse.Namespace) -> WorkerOptions:
     )
 
 
-def _no_job(modules: list[str]) -> str:
-    packages = packages_of(modules)
+def _no_job(modules: list[str], *, all_submodules: bool) -> str:
+    packages = [] if all_submodules else packages_of(modules)
     hint = f"; {packages[0]} is a package: name its modules, or add --all-submodules" if packages else ""
     return f"{', '.join(modules)} declares no job: decorate a function with @job{hint}"
 
 
 def _announce(app: App, options: WorkerOptions) -> None:
+    app.broker()  # a URL that is wrong is refused here
     url = app.broker_url()
     log.info("broker %s, namespace %s", masked(url), dict(parse_qsl(urlsplit(url).query)).get("namespace", DEFAULT_NAMESPACE))
     log.info("queues: %s; %d jobs at one time", options.queues, options.concurrency)
@@ -82,12 +84,14 @@ def _run(shift: Shift) -> int:
     try:
         with asyncio.Runner(loop_factory=_fastest_loop()) as runner:
             return runner.run(shift.work())
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         if not shift.has_ended:  # it is the loop that has failed
             shift.heed(Broken(str(error)))
         if is_ours(error):
             raise
-        print_users(error)  # the application's lifespan
+        print_users(error)  # the application's lifespan, which may exit too
         return Exit.FAILED
 
 
@@ -122,11 +126,12 @@ class Shift:
     async def work(self) -> int:
         worker = Worker(app=self._app, options=self._options)
         try:
-            async with worker:
-                await self._doubt_queues()
-                await self._until_told(worker)
-                if self._is_draining:
-                    await self._tell_what_is_left()
+            async with AsyncExitStack() as stack:
+                if not await self._signals.start(self._start(worker, stack)):
+                    return self._signals.code
+                is_drained = await self._until_told(worker)
+            if self._is_draining:
+                await self._tell_what_is_left()
         finally:
             await self._app.close()
             self.has_ended = True
@@ -134,10 +139,18 @@ class Shift:
             self._last_resort.end_within(AFTER_FORCE if worker.has_forced else self._options.last_words)
         if worker.has_forced:
             return Exit.FORCED
+        if self._is_draining and not is_drained:
+            return self._signals.code
         return Exit.FAILED if self._is_draining and worker.tally.failed else Exit.OK
 
-    async def _until_told(self, worker: Worker) -> None:
-        waits: list[asyncio.Task[Any]] = [asyncio.create_task(self._signals.wait(worker))]
+    async def _start(self, worker: Worker, stack: AsyncExitStack) -> None:
+        await self._doubt_queues()
+        await stack.enter_async_context(worker)
+
+    async def _until_told(self, worker: Worker) -> bool:
+        """By a signal, or by the queues, which are drained then: whether it was these."""
+        told = asyncio.create_task(self._signals.wait(worker))
+        waits: list[asyncio.Task[Any]] = [told]
         if self._is_draining:
             waits.append(asyncio.create_task(worker.drained()))
         done, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -146,6 +159,7 @@ class Shift:
         await asyncio.gather(*pending, return_exceptions=True)
         for wait in done:
             wait.result()
+        return done != {told}
 
     async def _doubt_queues(self) -> None:
         """A queue that no job here names, and that the store does not know, may come yet. More often it is a slip of the pen."""

@@ -32,7 +32,7 @@ def everything(cli: Cli) -> dict[str, str]:
 
 
 def test_retry_takes_every_failed_job(cli: Cli, stock: Stock) -> None:
-    assert cli("retry").out.splitlines()[-1] == "retried 2"
+    assert cli("retry", "--all").out.splitlines()[-1] == "retried 2"
     assert statuses(cli, stock.failed, stock.poison, stock.cancelled) == ["ready", "ready", "cancelled"]
     [again] = cli.json("jobs", stock.failed)
     assert (again["failures"], again["attempt"], len(again["errors"])) == (0, 1, 2)
@@ -62,7 +62,7 @@ def test_retry_by_id_tells_of_each_that_it_cannot(cli: Cli, stock: Stock) -> Non
 def test_retry_tells_of_a_key_that_is_taken(cli: Cli) -> None:
     """In bulk too: exit code 1, since not all that was asked for is done."""
     job_id = cli.with_broker(_failed_with_its_key_taken)
-    said = cli("retry", code=1)
+    said = cli("retry", "--all", code=1)
     assert said.out.splitlines()[-1] == "retried 0"
     assert said.err == "taskflow: 1 were not retried: another live job has its key\n"
     assert "another live job has its key" in cli("retry", job_id, code=1).err
@@ -84,7 +84,7 @@ async def _failed_with_its_key_taken(broker: Broker) -> str:
 
 def test_cancel_takes_all_that_lives(cli: Cli, stock: Stock) -> None:
     """What waits is cancelled, what runs is asked to stop."""
-    assert cli("cancel").out.splitlines()[-1] == "cancelled 4"
+    assert cli("cancel", "--all").out.splitlines()[-1] == "cancelled 3, asked 1 running to stop"
     assert statuses(cli, *stock.ready, stock.scheduled, stock.running) == ["cancelled", "cancelled", "cancelled", "running"]
     [asked] = cli.json("jobs", stock.running)
     assert asked["cancel_requested"] is True
@@ -97,8 +97,8 @@ def test_cancel_takes_what_the_filters_choose(cli: Cli, stock: Stock) -> None:
 
 
 def test_cancel_by_id_tells_of_each_that_it_cannot(cli: Cli, stock: Stock) -> None:
-    said = cli("cancel", stock.scheduled, stock.failed, code=1)
-    assert said.out == "cancelled 1\n"
+    said = cli("cancel", stock.scheduled, stock.failed, stock.running, code=1)
+    assert said.out == "cancelled 1, asked 1 running to stop\n"
     assert said.err == f"taskflow: {stock.failed} was not cancelled: it has failed already\n"
     assert f"{NOBODY} was not cancelled: it is unknown" in cli("cancel", NOBODY, code=4).err
 
@@ -107,7 +107,7 @@ def test_cancel_by_id_tells_of_each_that_it_cannot(cli: Cli, stock: Stock) -> No
 
 
 def test_purge_drops_what_has_ended(cli: Cli, stock: Stock) -> None:
-    assert cli("purge").out.splitlines()[-1] == "purged 4"
+    assert cli("purge", "--all").out.splitlines()[-1] == "purged 4"
     assert set(everything(cli).values()) == {"ready", "scheduled", "running"}
 
 
@@ -130,7 +130,13 @@ def test_purge_takes_no_ids(cli: Cli, stock: Stock) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "would"), [(["retry"], 2), (["cancel"], 4), (["purge"], 4), (["purge", "--queue", "mail", "--status", "ready"], 2)]
+    ("command", "would"),
+    [
+        (["retry", "--all"], 2),
+        (["cancel", "--status", "ready", "--status", "scheduled"], 3),
+        (["purge", "--all"], 4),
+        (["purge", "--queue", "mail", "--status", "ready"], 2),
+    ],
 )
 def test_a_dry_run_counts_and_changes_nothing(cli: Cli, stock: Stock, command: list[str], would: int) -> None:
     before = everything(cli)
@@ -143,7 +149,7 @@ def test_a_dry_run_counts_and_changes_nothing(cli: Cli, stock: Stock, command: l
 def test_a_dry_run_does_not_count_what_is_no_longer_kept(cli: Cli, command: str) -> None:
     """Though it lies in the store until a worker's upkeep comes by: the number is that of the jobs that it would be done to."""
     cli.with_broker(_ended_and_not_kept)
-    assert cli(command, "--dry-run").out == f"would {command} 0\n"
+    assert cli(command, "--all", "--dry-run").out == f"would {command} 0\n"
 
 
 async def _ended_and_not_kept(broker: Broker) -> None:
@@ -154,7 +160,9 @@ async def _ended_and_not_kept(broker: Broker) -> None:
     await broker.settle([succeeded(lease, keep_for=0.0)])
 
 
-@pytest.mark.parametrize(("command", "would"), [(["cancel"], 4), (["cancel", "--queue", "mail"], 2), (["cancel", "--status", "ready"], 2)])
+@pytest.mark.parametrize(
+    ("command", "would"), [(["cancel", "--all"], 4), (["cancel", "--queue", "mail"], 2), (["cancel", "--status", "ready"], 2)]
+)
 def test_what_lives_is_counted_without_a_look_at_the_jobs(
     cli: Cli, stock: Stock, monkeypatch: pytest.MonkeyPatch, command: list[str], would: int
 ) -> None:
@@ -185,14 +193,37 @@ def test_ids_and_filters_together_are_refused(cli: Cli, stock: Stock) -> None:
     for command in ("retry", "cancel"):
         for filters in (["--queue", "mail"], ["--job", "x"], ["--status", "failed"], ["--ended-before", "1"], ["--poison"]):
             assert f"leave out {filters[0]}" in cli(command, stock.failed, *filters, code=2).err
+        assert "leave out --all" in cli(command, stock.failed, "--all", code=2).err
     assert "is not a job id" in cli("cancel", "x", code=2).err
+
+
+@pytest.mark.parametrize(
+    ("command", "complaint"),
+    [
+        (["retry"], "retry has to be told which jobs: ids, filters or --all"),
+        (["cancel"], "cancel has to be told which jobs: ids, filters or --all"),
+        (["cancel", "--dry-run"], "cancel has to be told which jobs: ids, filters or --all"),
+        (["purge"], "purge has to be told which jobs: filters or --all"),
+        (["purge", "--all", "--queue", "mail"], "purge takes filters or --all, not both: leave out --queue, or --all"),
+    ],
+)
+def test_nothing_is_done_to_all_jobs_unasked(cli: Cli, stock: Stock, command: list[str], complaint: str) -> None:
+    before = everything(cli)
+    assert cli(*command, code=2).err == f"taskflow: {complaint}\n"
+    assert everything(cli) == before
+
+
+@pytest.mark.parametrize("command", [["retry", "--all"], ["cancel", "--queue", "mail"], ["purge", "--all"], ["cancel", NOBODY]])
+def test_a_file_that_is_not_there_is_not_made_to_be_acted_on(cli: Cli, command: list[str]) -> None:
+    assert f"there is no file {cli.folder}/queue.db" in cli(*command, code=3).err
+    assert list(cli.folder.iterdir()) == []
 
 
 def test_progress_is_told_page_by_page(cli: Cli, stock: Stock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(act, "PAGE", 1)
-    assert cli("cancel").out.splitlines() == ["1 of 4 done", "2 of 4 done", "3 of 4 done", "4 of 4 done", "cancelled 4"]
+    assert cli("cancel", "--all").out.splitlines()[:-1] == ["1 of 4 done", "2 of 4 done", "3 of 4 done", "4 of 4 done"]
     assert cli("purge", "--status", "cancelled").out.splitlines()[-2:] == ["4 of 4 done", "purged 4"]
-    assert cli("retry").out.splitlines() == ["1 of 2 done", "2 of 2 done", "retried 2"]
+    assert cli("retry", "--all").out.splitlines() == ["1 of 2 done", "2 of 2 done", "retried 2"]
 
 
 # --- pause, resume -----------------------------------------------------------------------------------------------------

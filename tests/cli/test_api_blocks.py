@@ -50,7 +50,7 @@ def test_without_a_broker_it_is_a_file_in_the_current_folder(cli: Cli, tasks: An
 
 def test_the_default_is_told_with_its_absolute_path(shell: Shell) -> None:
     del shell.environment["TASKFLOW_BROKER"]
-    said = shell.run("-m", "taskflow", "status")
+    said = shell.run("-m", "taskflow", "pause", "mail")
     assert said.count(f"no broker is configured: using the SQLite file {shell.folder}/taskflow.db") == 1
 
 
@@ -69,14 +69,17 @@ def test_configure_comes_before_the_environment(cli: Cli) -> None:
 
 def test_the_environment_comes_before_the_project(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("pyproject.toml").write_text('[tool.taskflow]\nbroker = "sqlite:///project.db"\n')
+    cli("pause", "mail")
     assert cli.json("status")["broker"] == "sqlite:///queue.db"
     monkeypatch.delenv("TASKFLOW_BROKER")
+    cli("pause", "mail", "--broker", "sqlite:///flag.db")
     assert cli.json("status", "--broker", "sqlite:///flag.db")["broker"] == "sqlite:///flag.db"
 
 
 def test_the_project_comes_before_the_default(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("pyproject.toml").write_text('[tool.taskflow]\nbroker = "sqlite:///project.db"\n')
     monkeypatch.delenv("TASKFLOW_BROKER")
+    cli("pause", "mail")
     assert cli.json("status")["broker"] == "sqlite:///project.db"
 
 
@@ -94,9 +97,9 @@ def test_memory_is_a_broker_for_one_process(cli: Cli, tasks: Any) -> None:
 
 
 def test_a_relative_file_and_an_absolute_one(cli: Cli, tmp_path: Path) -> None:
-    cli("status", "--broker", "sqlite:///relative.db")
+    cli("pause", "mail", "--broker", "sqlite:///relative.db")
     assert Path("relative.db").exists()
-    cli("status", "--broker", f"sqlite:///{tmp_path}/absolute.db")
+    cli("pause", "mail", "--broker", f"sqlite:///{tmp_path}/absolute.db")
     assert (tmp_path / "absolute.db").exists()
 
 

@@ -66,6 +66,13 @@ def test_a_module_that_exits_is_a_module_that_does_not_import(cli: Cli) -> None:
     assert "SystemExit: not like this" in refused(cli, "worker", "tasks").err
 
 
+def test_a_module_that_raises_what_is_no_exception_does_not_import_either(cli: Cli) -> None:
+    cli.write("tasks.py", "class Stop(BaseException): pass\n\nraise Stop('not like this')\n")
+    said = refused(cli, "worker", "tasks")
+    assert f'File "{cli.folder}/tasks.py", line 3' in said.err
+    assert said.err.endswith("taskflow: tasks cannot be imported: Stop: not like this\n")
+
+
 def test_a_wrong_declaration_shows_the_users_line(cli: Cli) -> None:
     """The error is ours; the frames are not shown."""
     cli.write("tasks.py", "from taskflow import job\n\n@job(max_atempts=3)\ndef send(): pass\n")
@@ -104,7 +111,7 @@ def test_a_target_whose_name_is_nearly_right_is_suggested(cli: Cli, target: str,
 @pytest.mark.parametrize("target", ["", ".tasks", "app..tasks"])
 def test_a_target_that_is_no_name_is_refused(cli: Cli, target: str) -> None:
     cli.write("app/tasks.py", A_JOB)
-    assert "taskflow: " in refused(cli, "worker", target).err
+    assert f"taskflow: there is no module {target!r} here" in refused(cli, "worker", target).err
 
 
 def test_a_target_without_jobs_is_refused(cli: Cli) -> None:
@@ -115,6 +122,12 @@ def test_a_target_without_jobs_is_refused(cli: Cli) -> None:
 def test_a_package_without_jobs_is_told_of_its_submodules(cli: Cli) -> None:
     cli.write("app/tasks.py", A_JOB)
     assert "app is a package: name its modules, or add --all-submodules" in refused(cli, "worker", "app").err
+
+
+def test_all_submodules_without_a_job_are_not_told_to_add_them(cli: Cli) -> None:
+    cli.write("app/tasks.py", "")
+    said = refused(cli, "worker", "app", "--all-submodules")
+    assert said.err == "taskflow: app declares no job: decorate a function with @job\n"
 
 
 def test_a_submodule_that_does_not_import_is_named(cli: Cli) -> None:
@@ -170,7 +183,7 @@ def test_a_worker_without_a_target_is_told_so(cli: Cli) -> None:
 # --- brokers -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", [["status"], ["jobs"], ["retry"], ["pause", "mail"], ["worker", "tasks"]])
+@pytest.mark.parametrize("command", [["status"], ["jobs"], ["retry", "--all"], ["pause", "mail"], ["worker", "tasks"]])
 @pytest.mark.parametrize(
     ("url", "complaint"),
     [
@@ -179,6 +192,8 @@ def test_a_worker_without_a_target_is_told_so(cli: Cli) -> None:
         ("sqlite://queue.db", "names a host: a file has three slashes"),
         ("sqlite:///", "names no file"),
         ("sqlite:///:memory:", "for tests there is memory://"),
+        ("sqlite://[x", "has a malformed host"),
+        ("redis://app:hunter2@[h", "has a malformed host"),
         ("sqlite:///queue.db?namespac=x", "unknown parameter 'namespac'"),
         ("sqlite:///queue.db?namespace=a/b", "the namespace 'a/b'"),
         ("redis+cluster://app:hunter2@localhost", "not part of this version"),
@@ -192,7 +207,7 @@ def test_a_malformed_url_is_a_usage_error(cli: Cli, command: list[str], url: str
     assert "Traceback" not in said.err
 
 
-@pytest.mark.parametrize("command", [["status"], ["jobs", "--json"], ["cancel"], ["resume", "mail"], ["worker", "tasks"]])
+@pytest.mark.parametrize("command", [["status"], ["jobs", "--json"], ["cancel", "--all"], ["resume", "mail"], ["worker", "tasks"]])
 def test_a_broker_that_cannot_be_reached_is_3(cli: Cli, command: list[str]) -> None:
     cli.write("tasks.py", A_JOB)
     said = cli(*command, "--broker", "sqlite:///no/such/folder/queue.db", code=3)
@@ -200,7 +215,7 @@ def test_a_broker_that_cannot_be_reached_is_3(cli: Cli, command: list[str]) -> N
     assert "Traceback" not in said.err
 
 
-@pytest.mark.parametrize("command", [["status"], ["purge"], ["worker", "tasks"]])
+@pytest.mark.parametrize("command", [["status"], ["purge", "--all"], ["worker", "tasks"]])
 def test_a_broker_that_refuses_is_3(cli: Cli, command: list[str]) -> None:
     """The file is somebody else's. It is left as it is."""
     cli.write("tasks.py", A_JOB)

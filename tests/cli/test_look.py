@@ -50,7 +50,17 @@ def test_status_tells_broker_workers_queues_and_totals(cli: Cli, stock: Stock) -
     assert "mail" in text
 
 
+@pytest.mark.parametrize("command", [["status"], ["status", "--json"], ["queues"], ["jobs"], ["jobs", id_text(bytes(16))]])
+def test_to_look_makes_no_file(cli: Cli, command: list[str]) -> None:
+    """It is said that there is none: more often the command is given in another folder than the worker's."""
+    said = cli(*command, code=3)
+    assert said.err.startswith(f"taskflow: there is no file {cli.folder}/queue.db: ")
+    assert said.out == ""
+    assert list(cli.folder.iterdir()) == []
+
+
 def test_an_empty_store_has_nothing_to_tell(cli: Cli) -> None:
+    cli("resume", "default")
     assert cli.json("queues") == cli.json("jobs") == []
     assert cli.json("status")["workers"] == []
     assert cli("jobs").out == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import time
 from collections import Counter
@@ -78,6 +79,44 @@ def close_descriptors_in_a_thread(ctx: JobContext) -> None:
         os.closerange(3, 300)
         threading.Event().wait()
     write("ended")
+"""
+
+SLOW_START = """
+import asyncio
+from contextlib import asynccontextmanager
+from taskflow import configure, job
+
+@asynccontextmanager
+async def resources():
+    print("starting", flush=True)
+    try:
+        await asyncio.sleep(3600)
+        yield
+    finally:
+        await asyncio.sleep(0)
+        print("let go of", flush=True)
+
+configure(lifespan=resources)
+
+@job
+async def work() -> None: ...
+"""
+
+SWALLOW = """
+async def swallow():
+    while True:
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            print("swallowed", flush=True)
+"""
+
+LOCK = """
+import sqlite3, time
+file = sqlite3.connect("queue.db", isolation_level=None)
+file.execute("BEGIN EXCLUSIVE")
+print("locked", flush=True)
+time.sleep(3600)
 """
 
 # What Python itself does with a SIGINT before our first line is run: die of it, or fail to load.
@@ -242,18 +281,81 @@ def test_a_module_that_swallows_the_first_does_not_swallow_the_second(shell: She
     ended_clearly(worker, [128 + signal.SIGINT])
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_the_lifespan_starts_cancels_the_start(on_each_loop: Shell, number: signal.Signals) -> None:
+    """It is said at once, the lifespan lets go of what it has, and no session is opened."""
+    shell = on_each_loop
+    shell.write("tasks.py", SLOW_START)
+    worker = shell.taskflow("worker", "tasks")
+    worker.wait_for("starting")
+    worker.signal(number)
+    worker.wait_for(f"{number.name}: the start is given up")
+    worker.wait_for("let go of")
+    ended_clearly(worker, [128 + number])
+    assert "working as" not in worker.said
+    assert "Traceback" not in worker.said
+
+
+def test_a_second_signal_ends_a_start_that_does_not_give_up(on_each_loop: Shell) -> None:
+    shell = on_each_loop
+    shell.write("tasks.py", SLOW_START.replace("await asyncio.sleep(3600)", "await swallow()") + SWALLOW)
+    worker = shell.taskflow("worker", "tasks")
+    worker.wait_for("starting")
+    worker.signal(signal.SIGINT)
+    worker.wait_for("swallowed")
+    a_little_later()
+    worker.signal(signal.SIGINT)
+    ended_clearly(worker, [128 + signal.SIGINT])
+
+
+def test_a_signal_while_the_store_is_locked_cancels_the_start(tasks: Shell) -> None:
+    """A verb that the store's thread has begun is waited for, up to its timeout."""
+    lock(tasks)
+    worker = tasks.taskflow("worker", "tasks")
+    worker.wait_for("jobs: tasks.block")
+    time.sleep(0.3)
+    worker.signal(signal.SIGINT)
+    worker.wait_for("SIGINT: the start is given up")
+    ended_clearly(worker, [128 + signal.SIGINT])
+    assert "working as" not in worker.said
+
+
+def test_a_second_signal_ends_a_start_that_waits_for_a_locked_store(tasks: Shell) -> None:
+    lock(tasks)
+    worker = tasks.taskflow("worker", "tasks")
+    worker.wait_for("jobs: tasks.block")
+    time.sleep(0.3)
+    worker.signal(signal.SIGTERM)
+    worker.wait_for("SIGTERM: the start is given up")
+    a_little_later()
+    began = time.monotonic()
+    worker.signal(signal.SIGTERM)
+    ended_clearly(worker, [128 + signal.SIGTERM])
+    assert time.monotonic() - began < 3.0, "the store's own patience is 4 s"
+
+
+def lock(shell: Shell) -> None:
+    """The store is made, and locked by a stranger."""
+    shell.run("-m", "taskflow", "resume", "default")
+    shell.start("-c", LOCK).wait_for("locked")
+
+
+def test_a_drain_that_is_stopped_before_its_end_is_not_taken_for_done(tasks: Shell) -> None:
+    """`taskflow worker --drain && next` does not go on. What is left is told as it is after the winding down."""
+    tasks.send("wait.bind()")
+    worker = tasks.worker("--drain", "--concurrency", "1")
+    worker.wait_for("begun")
+    tasks.send("brief.bind(1)")
+    worker.signal(signal.SIGTERM)
+    worker.wait_for("winding down: 1 running")
+    tasks.write("release", "")
+    ended_clearly(worker, [128 + signal.SIGTERM])
+    assert re.findall("left in .*", worker.said) == ["left in default: 1 ready"]
+
+
 def test_other_commands_end_by_ctrl_c(shell: Shell) -> None:
     """The store is locked by a stranger, so that the command waits."""
-    shell.run("-m", "taskflow", "status")
-    stranger = shell.start(
-        "-c",
-        "import sqlite3, time\n"
-        "file = sqlite3.connect('queue.db', isolation_level=None)\n"
-        "file.execute('BEGIN EXCLUSIVE')\n"
-        "print('locked', flush=True)\n"
-        "time.sleep(3600)\n",
-    )
-    stranger.wait_for("locked")
+    lock(shell)
     command = shell.taskflow("pause", "mail")
     time.sleep(0.5)
     command.signal(signal.SIGINT)

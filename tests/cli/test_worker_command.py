@@ -250,15 +250,16 @@ def test_logging_is_left_as_it_was(cli: Cli, tasks: Any) -> None:
     assert (root.level, list(root.handlers)) == before
 
 
-def test_a_jobs_own_lifespan_error_is_the_users_traceback(cli: Cli) -> None:
+@pytest.mark.parametrize("error", ['OSError("the pool is not there")', "SystemExit(7)", 'BaseException("neither")'])
+def test_a_jobs_own_lifespan_error_is_the_users_traceback(cli: Cli, error: str) -> None:
     """The application's lifespan fails: what is shown is where, in its own file."""
-    source = """
+    source = f"""
         from contextlib import asynccontextmanager
         from taskflow import configure, job
 
         @asynccontextmanager
         async def resources():
-            raise OSError("the pool is not there")
+            raise {error}
             yield
 
         configure(lifespan=resources)
@@ -269,7 +270,7 @@ def test_a_jobs_own_lifespan_error_is_the_users_traceback(cli: Cli) -> None:
     cli.write("tasks.py", source)
     said = cli("worker", "tasks", "--drain", code=1)
     shown = said.err[said.err.index("Traceback") :]
-    assert 'raise OSError("the pool is not there")' in shown
+    assert f"raise {error}" in shown
     assert "taskflow/" not in shown
     cli.load("taskflow.app.current").default_app().configure()
 

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
+import json
 import os
 import re
+import shlex
+import signal
 import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from typing import Any
+
+import pytest
+
+from taskflow.cli.demo_files import source_files
 
 TASKS = """
 from taskflow import job
@@ -46,8 +55,9 @@ def an_application(folder: Path) -> None:
     (folder / "send.py").write_text(SEND)
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, "TASKFLOW_BROKER": "sqlite:///queue.db", "PYTHONPATH": ""}
+def environment(temporary: Path | None = None) -> dict[str, str]:
+    given = {"TASKFLOW_BROKER": "sqlite:///queue.db", "PYTHONPATH": ""}
+    return {**os.environ, **given} | ({} if temporary is None else {"TMPDIR": str(temporary)})
 
 
 def run(folder: Path, *command: str, code: int = 0) -> str:
@@ -75,33 +85,129 @@ def test_a_draining_worker_ends_by_itself_and_tells_of_failures(tmp_path: Path) 
     run(tmp_path, "-m", "taskflow", "worker", "app.tasks", "--drain")
 
 
+# --- the demo --------------------------------------------------------------------------------------------------------
+
+
 def test_the_demo_counts_what_is_there(tmp_path: Path) -> None:
-    """Its figures are those of an independent count of the same files."""
-    said = run(tmp_path, "-m", "taskflow", "demo", "--limit", "60", "--folder", str(tmp_path / "demo"))
+    """Its figures are those of an independent count of the same files; so are those of the queue that it keeps."""
+    said = demo(tmp_path, "--limit", "60")
     contents = [file.read_bytes() for file in the_first_files(60)]
     assert figure(said, "files") == 60
     assert figure(said, "lines") == sum(content.count(b"\n") for content in contents)
+    assert figure(said, "definitions") == sum(len(found(content, *DEFINITIONS)) for content in contents)
     assert figure(said, "distinct") == len({hashlib.sha256(content).digest() for content in contents})
     assert figure(said, "retries") == 1
     assert figure(said, "failed") == 0
+    assert re.findall("^imported +(.+)$", said, re.MULTILINE) == [the_most_imported(contents)]
+    assert "60 of 60 done" in said.splitlines()
+    assert done_in(tmp_path / "demo" / "demo.db") == 60
 
 
-def test_a_folder_that_cannot_be_made_is_said_so(tmp_path: Path) -> None:
+def test_the_demo_does_as_well_where_one_has_been(tmp_path: Path) -> None:
+    """The first one's queue is left alone."""
+    demo(tmp_path, "--limit", "3")
+    said = demo(tmp_path, "--limit", "2")
+    assert figure(said, "files") == 2
+    assert figure(said, "failed") == 0
+    assert (done_in(tmp_path / "demo" / "demo.db"), done_in(tmp_path / "demo" / "demo-2.db")) == (3, 2)
+
+
+def test_what_the_demo_says_to_type_next_works(tmp_path: Path) -> None:
+    """Pasted into the shell it was called from; also when no folder is named, and when the folder's name is odd."""
+    script = shlex.quote(str(Path(sys.executable).with_name("taskflow")))
+    python = f"{shlex.quote(sys.executable)} -m taskflow"
+    for command in (f"{script} demo --limit 2", f"{python} demo --limit 2 --folder 'a b%20?#&c'"):
+        status, jobs, one = (shell(tmp_path, line) for line in shell(tmp_path, command).splitlines()[-3:])
+        assert re.search(r"^demo +0 +0 +0 +0 +2 +0 +0$", status, re.MULTILINE)
+        assert jobs.count("succeeded") == 2
+        assert "attempt 1: OSError: " in one
+        assert "on purpose" in one
+
+
+def test_the_demo_is_not_confused_by_modules_in_the_current_folder(tmp_path: Path) -> None:
+    for name in ("taskflow", "queue", "hashlib", "ast"):
+        (tmp_path / f"{name}.py").write_text("raise AssertionError('not this one')\n")
+    shell(tmp_path, f"{shlex.quote(str(Path(sys.executable).with_name('taskflow')))} demo --limit 2")
+
+
+@pytest.mark.parametrize("moment", ["at its start", "half way"])
+def test_a_demo_whose_worker_dies_ends(tmp_path: Path, moment: str) -> None:
+    command = [sys.executable, "-m", "taskflow", "demo", "--folder", "demo"]
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0)
+    assert process.stdout is not None
+    awaited = b"0 of " if moment == "at its start" else b"[1-9][0-9,]* of "
+    while not re.match(awaited, process.stdout.readline()):
+        assert process.poll() is None
+    for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        os.kill(int(child), signal.SIGKILL)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert b"taskflow: the worker has ended too soon (SIGKILL): " in said
+
+
+@pytest.mark.parametrize("folder", ["file/inside", "/proc"])
+def test_a_folder_that_cannot_be_made_or_written_is_said_so(tmp_path: Path, folder: str) -> None:
     (tmp_path / "file").touch()
-    command = [sys.executable, "-m", "taskflow", "demo", "--limit", "1", "--folder", str(tmp_path / "file" / "inside")]
+    command = [sys.executable, "-m", "taskflow", "demo", "--limit", "1", "--folder", folder]
     ran = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120)
-    assert ran.returncode == 1
+    assert ran.returncode == 3
     assert ran.stderr.startswith("taskflow: --folder ")
     assert "Traceback" not in ran.stderr
 
 
+def test_the_demo_goes_on_to_what_else_is_installed() -> None:
+    """The standard library first, then this environment, then the machine's other Pythons; no file twice, the same each time."""
+    files = list(source_files())
+    libraries = the_first_files(10_000)
+    assert files[: len(libraries)] == [os.path.realpath(file.parent) + "/" + file.name for file in libraries]
+    assert os.path.realpath(str(pytest.__file__)) in files[len(libraries) :]
+    assert len(set(files)) == len(files) > 2_000
+    assert list(source_files()) == files
+
+
+def demo(folder: Path, *flags: str) -> str:
+    return run(folder, "-m", "taskflow", "demo", "--folder", "demo", *flags)
+
+
+def shell(folder: Path, line: str) -> str:
+    ran = subprocess.run(line, shell=True, cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return ran.stdout
+
+
+def done_in(file: Path) -> int:
+    [queue] = json.loads(run(file.parent, "-m", "taskflow", "queues", "--json", "--broker", f"sqlite:///{file}"))
+    counts = {status: count for status, count in queue["counts"].items() if count}
+    assert list(counts) == ["succeeded"]
+    return int(counts["succeeded"])
+
+
 def the_first_files(count: int) -> list[Path]:
-    """In the demo's order: folder by folder from the top, names sorted."""
-    found: list[Path] = []
+    """Of the standard library, in the demo's order: folder by folder from the top, names sorted."""
+    files: list[Path] = []
     for folder, subfolders, names in os.walk(sysconfig.get_path("stdlib")):
         subfolders[:] = sorted(set(subfolders) - {"site-packages", "dist-packages", "__pycache__"})
-        found += [Path(folder, name) for name in sorted(names) if name.endswith(".py")]
-    return found[:count]
+        files += [Path(folder, name) for name in sorted(names) if name.endswith(".py")]
+    return files[:count]
+
+
+DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+
+
+def found(content: bytes, *kinds: type[ast.AST]) -> list[Any]:
+    return [node for node in ast.walk(ast.parse(content)) if isinstance(node, kinds)]
+
+
+def the_most_imported(contents: list[bytes]) -> str:
+    """In how many files each module is imported, whatever is imported of it."""
+    files: dict[str, set[int]] = {}
+    for number, content in enumerate(contents):
+        names = [alias.name for node in found(content, ast.Import) for alias in node.names]
+        names += [node.module for node in found(content, ast.ImportFrom) if node.level == 0]
+        for name in names:
+            files.setdefault(name.split(".")[0], set()).add(number)
+    first = sorted(files, key=lambda name: (-len(files[name]), name))[:5]
+    return ", ".join(f"{name} ({len(files[name]):,})" for name in first)
 
 
 def figure(said: str, name: str) -> int:

@@ -1,0 +1,141 @@
+"""What jobs cost on Redis: bytes while they wait, keys when they have gone, commands and CPU while there are none."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from functools import partial
+from typing import Any, Final
+
+import msgpack
+
+from benchmarks.loops import run_in_fastest_loop
+from benchmarks.processes import a_worker, cpu_of, memory_of, using
+from benchmarks.report import Row, in_turn
+from benchmarks.servers import HOST, RedisServer
+from benchmarks.tasks import noop
+from taskflow import Worker, enqueue
+from taskflow.app.current import default_app
+from taskflow.broker.redis import RedisBroker
+from taskflow.broker.redis.server import Server
+from taskflow.model.envelope import Envelope
+from taskflow.model.ids import IdFactory
+from taskflow.model.rules import Rules
+from taskflow.worker.options import WorkerOptions
+
+SIZED_JOBS: Final = 100_000
+PAYLOAD: Final = msgpack.packb({"data": "x" * 192}) or b""
+"""200 bytes."""
+
+ROUND: Final = 50_000
+IDLE_FOR: Final = 20.0
+SETTLED_IN: Final = 6.0
+FLEET: Final = 4
+
+
+def sizes(repeats: int) -> list[Row]:
+    return in_turn(f"{SIZED_JOBS:,} queued, payload {len(PAYLOAD)} bytes", repeats, lambda: run_in_fastest_loop(_bytes_a_job()))
+
+
+def leftovers(jobs: int) -> None:
+    """Prints which keys there are after so many jobs that were not kept, beside those after one."""
+    run_in_fastest_loop(_pass_through(jobs))
+
+
+def idleness(repeats: int) -> list[Row]:
+    rows: list[Row] = []
+    for workers in (1, FLEET):
+        what = f"{workers} idle worker{'s' if workers > 1 else ''}"
+        rows += in_turn(what, repeats, partial(_idle, workers))
+    return rows
+
+
+async def _bytes_a_job() -> Mapping[str, float]:
+    with RedisServer() as server:
+        async with using(server.url) as broker:
+            new_id = IdFactory()
+
+            async def fill(jobs: int) -> None:
+                for _ in range(0, jobs, 1_000):
+                    await broker.enqueue([Envelope(id=new_id(), job="benchmark", payload=PAYLOAD) for _ in range(min(jobs, 1_000))])
+
+            await fill(1)  # the script, and names of queue and job
+            empty = server.used_memory()
+            await fill(SIZED_JOBS)
+            return {"bytes/job": (server.used_memory() - empty) / SIZED_JOBS}
+
+
+# --- after many jobs ---------------------------------------------------------------------------------------------
+
+
+async def _pass_through(jobs: int) -> None:
+    """Ids stay known for `repeat_for`, which is made short here, so that their end can be waited for."""
+    rules = Rules(repeat_for=0.5)
+    with RedisServer() as server:
+        broker = RedisBroker(Server(host=HOST, port=server.port), rules=rules)
+        with default_app().using(broker):
+            await _run_all(1)
+            await _forget_all(broker, rules)
+            before, keys = server.used_memory(), _keys(server)
+            began = time.perf_counter()
+            done = 0
+            while done < jobs:
+                done += await _run_all(min(ROUND, jobs - done))
+            await _forget_all(broker, rules)
+            print(f"\n{done:,} jobs through in {time.perf_counter() - began:.0f} s, keep_result=0")
+            print(f"used memory {before:,} bytes before, {server.used_memory():,} after; keys before and after, by kind:")
+            after = _keys(server)
+            for kind in sorted({*keys, *after}):
+                print(f"  {kind:12} {keys[kind]:>8,} {after[kind]:>8,}")
+        await broker.close()
+
+
+async def _run_all(jobs: int) -> int:
+    await enqueue(noop.options(keep_result=0).bind() for _ in range(jobs))
+    async with Worker(options=WorkerOptions(subscribers=())) as worker:
+        await worker.drained()
+    return worker.tally.runs
+
+
+async def _forget_all(broker: RedisBroker, rules: Rules) -> None:
+    """Twice: when the first round has dropped what was kept, and when the ids' time is over too."""
+    for _ in range(2):
+        await asyncio.sleep(rules.repeat_for + 0.1)
+        while True:
+            upkept = await broker.upkeep(1_000)
+            if not upkept.dropped and upkept.next_in > 0:
+                break
+
+
+def _keys(server: RedisServer) -> Counter[str]:
+    """By what stands after the shard's prefix, up to the next colon."""
+    return Counter(key.partition(b"}:")[2].split(b":")[0].decode() for key in server.client.scan_iter(count=1_000))
+
+
+# --- nothing to do -----------------------------------------------------------------------------------------------
+
+
+def _idle(workers: int) -> Mapping[str, float]:
+    return run_in_fastest_loop(_idle_beside(workers))
+
+
+async def _idle_beside(workers: int) -> Mapping[str, float]:
+    """Commands are those that clients send; what their scripts call is part of them."""
+    with RedisServer() as server:
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(using(server.url))
+            pids = [await stack.enter_async_context(a_worker(server.url)) for _ in range(workers)]
+            await asyncio.sleep(SETTLED_IN)
+            load, cpu = server.load(), sum(map(cpu_of, pids))
+            await asyncio.sleep(IDLE_FOR)
+            done, spent = server.load().since(load), sum(map(cpu_of, pids)) - cpu
+            figures: dict[str, Any] = {
+                "commands/s": done.sent / IDLE_FOR,
+                "CPU of a worker, %": 100 * spent / IDLE_FOR / workers,
+                "CPU of the server, %": 100 * done.cpu / IDLE_FOR,
+                "RSS of a worker, MB": sum(map(memory_of, pids)) / workers,
+            }
+    return figures

@@ -1,0 +1,175 @@
+"""How soon: an idle worker process starts a job, a sender has a result, planned jobs begin. Milliseconds."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import statistics
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Final
+
+from redis.asyncio import Redis
+
+from benchmarks import bare_redis
+from benchmarks.loops import run_in_fastest_loop
+from benchmarks.processes import ROOT, a_worker, using
+from benchmarks.report import Row, in_turn, percentile
+from benchmarks.servers import RedisServer
+from benchmarks.tasks import noop, stamp, wall
+from taskflow import JobHandle, enqueue
+
+TIMES: Final = 300
+EVERY: Final = 0.02
+ROUND_TRIPS: Final = 500
+WAITERS: Final = 100
+WAITED: Final = 10_000
+PLANNED: Final = 2_000
+SCATTERED: Final = 200
+PLANNED_IN: Final = 3.0
+SPAN: Final = 4.0
+LOAD: Final = 2.0
+
+
+def latencies(repeats: int) -> list[Row]:
+    """Beside the bare notification loop: told by a publication, it takes the job and runs it."""
+    return [
+        *in_turn("an idle worker's first line", repeats, _starts, _bare_starts),
+        *in_turn("one delay() and its result", repeats, _results),
+        *in_turn(f"{WAITERS} waiters at once", repeats, _waiters),
+        *in_turn(f"{PLANNED:,} planned for one instant", repeats, _planned_for_one_instant),
+        *in_turn(f"{SCATTERED} planned at random instants", repeats, _scattered),
+    ]
+
+
+def loaded(repeats: int, rate: float) -> list[Row]:
+    """Under a steady load of so many jobs a second, sent every 10 ms."""
+    return in_turn(f"{rate:,.0f} jobs/s", repeats, lambda: run_in_fastest_loop(_under_load(rate)))
+
+
+# --- an idle worker ------------------------------------------------------------------------------------------
+
+
+def _starts() -> Mapping[str, float]:
+    return run_in_fastest_loop(_start_one_by_one())
+
+
+async def _start_one_by_one() -> Mapping[str, float]:
+    """The results, which tell when each began, are read afterwards: a waiting sender would be in the way."""
+    with RedisServer() as server:
+        async with using(server.url), a_worker(server.url):
+            began, handles = [], []
+            for _ in range(TIMES):
+                await asyncio.sleep(EVERY)
+                began.append(time.monotonic())
+                handles.append(await stamp.delay())
+            await asyncio.sleep(0.5)
+            started = [await handle.result(1) for handle in handles]
+    return _of([start - begin for start, begin in zip(started, began, strict=True)])
+
+
+def _bare_starts() -> Mapping[str, float]:
+    return run_in_fastest_loop(_bare_one_by_one())
+
+
+async def _bare_one_by_one() -> Mapping[str, float]:
+    with RedisServer() as server:
+        command = [sys.executable, "-m", "benchmarks.bare_redis", "wake", server.url, str(TIMES + 1)]
+        worker = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=asyncio.subprocess.PIPE)
+        assert worker.stdout is not None
+        await worker.stdout.readline()  # it is subscribed
+        async with Redis.from_url(server.url, protocol=2) as client:
+            add = client.register_script(bare_redis.ADD)
+            began = []
+            for _ in range(TIMES + 1):
+                await asyncio.sleep(EVERY)
+                began.append(time.monotonic())
+                await add(args=[bare_redis.pack([random.randbytes(16), bare_redis.pack(["stamp", []])])])
+        started = json.loads(await asyncio.wait_for(worker.stdout.read(), 10))
+        await worker.wait()
+    return _of([start - begin for start, begin in zip(started, began, strict=True)][1:])  # the first one sent the script
+
+
+def _of(seconds: Sequence[float]) -> Mapping[str, float]:
+    return {"p50 ms": 1e3 * statistics.median(seconds), "p99 ms": 1e3 * percentile(seconds, 0.99)}
+
+
+# --- results ---------------------------------------------------------------------------------------------------
+
+
+def _results() -> Mapping[str, float]:
+    return run_in_fastest_loop(_one_after_the_other())
+
+
+async def _one_after_the_other() -> Mapping[str, float]:
+    with RedisServer() as server:
+        async with using(server.url), a_worker(server.url):
+            taken = []
+            for _ in range(ROUND_TRIPS):
+                began = time.perf_counter()
+                await (await noop.delay()).result(10)
+                taken.append(time.perf_counter() - began)
+    return _of(taken)
+
+
+def _waiters() -> Mapping[str, float]:
+    return run_in_fastest_loop(_at_once())
+
+
+async def _at_once() -> Mapping[str, float]:
+    async def waiter() -> None:
+        for _ in range(WAITED // WAITERS):
+            await (await noop.delay()).result(10)
+
+    with RedisServer() as server:
+        async with using(server.url), a_worker(server.url):
+            began = time.perf_counter()
+            await asyncio.gather(*(waiter() for _ in range(WAITERS)))
+            return {"round trips/s": WAITED / (time.perf_counter() - began)}
+
+
+# --- planned jobs ------------------------------------------------------------------------------------------------
+
+
+def _planned_for_one_instant() -> Mapping[str, float]:
+    instant = time.time() + PLANNED_IN
+    return run_in_fastest_loop(_lags([instant] * PLANNED))
+
+
+def _scattered() -> Mapping[str, float]:
+    first = time.time() + PLANNED_IN
+    return run_in_fastest_loop(_lags([first + SPAN * random.random() for _ in range(SCATTERED)]))
+
+
+async def _lags(instants: Sequence[float]) -> Mapping[str, float]:
+    """From the planned instant to the first line. One that began before its time is an error."""
+    with RedisServer() as server:
+        async with using(server.url), a_worker(server.url):
+            handles = await enqueue(wall.options(at=datetime.fromtimestamp(instant, UTC)).bind() for instant in instants)
+            await asyncio.sleep(max(instants) - time.time() + 1.0)
+            started = await asyncio.gather(*(handle.result(10) for handle in handles))
+    lags = [start - instant for start, instant in zip(started, instants, strict=True)]
+    if min(lags) < -1e-6:  # instants are kept to the microsecond
+        raise AssertionError(f"{len([lag for lag in lags if lag < 0])} jobs began before their time, one by {-1e3 * min(lags):.3f} ms")
+    return {**_of(lags), "max ms": 1e3 * max(lags)}
+
+
+# --- under load --------------------------------------------------------------------------------------------------
+
+
+async def _under_load(rate: float) -> Mapping[str, float]:
+    with RedisServer() as server:
+        async with using(server.url), a_worker(server.url):
+            sent: list[tuple[float, list[JobHandle[float]]]] = []
+            began, total = time.monotonic(), 0
+            while (now := time.monotonic()) < began + LOAD:
+                due = int((now - began) * rate) - total
+                sent.append((now, await enqueue(stamp.bind() for _ in range(due))))
+                total += due
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(1.0)
+            started = [await asyncio.gather(*(handle.result(10) for handle in handles)) for _, handles in sent]
+    return _of([start - now for (now, _), starts in zip(sent, started, strict=True) for start in starts])

