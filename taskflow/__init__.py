@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from taskflow.app.call import Call as Call
     from taskflow.app.context import JobContext as JobContext
     from taskflow.app.context import current_job as current_job
+    from taskflow.app.handle import ErrorInfo as ErrorInfo
     from taskflow.app.handle import JobHandle as JobHandle
     from taskflow.app.handle import JobInfo as JobInfo
     from taskflow.app.job import Job as Job
@@ -63,7 +64,7 @@ _HOMES = {
     "taskflow.app.app": ("configure", "enqueue"),
     "taskflow.app.call": ("Call",),
     "taskflow.app.context": ("JobContext", "current_job"),
-    "taskflow.app.handle": ("JobHandle", "JobInfo"),
+    "taskflow.app.handle": ("ErrorInfo", "JobHandle", "JobInfo"),
     "taskflow.app.job": ("Job", "SyncJob", "job"),
     "taskflow.app.middleware": ("EnqueueCall", "EnqueueNext", "Middleware", "RunNext"),
     "taskflow.app.options": ("EnqueueOptions",),

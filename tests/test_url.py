@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from taskflow.broker.memory import MemoryBroker
+from taskflow.broker.postgres import PostgresBroker
+from taskflow.broker.postgres import Server as Postgres
 from taskflow.broker.redis import RedisBroker, Server
 from taskflow.broker.sqlite import SqliteBroker
 from taskflow.broker.url import connect, masked
-from taskflow.model.errors import BrokerUrlError, ConfigurationError
+from taskflow.model.errors import BrokerUrlError, ConfigurationError, DriverMissing
 
 
 def test_memory() -> None:
@@ -70,6 +72,47 @@ def test_redis(url: str, server: Server) -> None:
 
 
 @pytest.mark.parametrize(
+    ("url", "server"),
+    [
+        ("postgresql://", Postgres()),
+        ("postgres://me:p%40ss@db:6543/app", Postgres(host="db", port=6543, database="app", user="me", password="p@ss")),
+        ("postgresql://db/app?tls=require&namespace=shop", Postgres(host="db", database="app", tls="require")),
+        ("postgresql://db/app?tls_ca=/ca.pem", Postgres(host="db", database="app", tls="verify-full", ca_file="/ca.pem")),
+        (
+            "postgresql://pooler:6432/app?pooled=1&listen=[::1]:5432",
+            Postgres(host="pooler", port=6432, database="app", is_pooled=True, listen_host="[::1]", listen_port=5432),
+        ),
+    ],
+)
+def test_postgres(url: str, server: Postgres) -> None:
+    """Host, port, database, user and what stands after the question mark; nothing is opened yet."""
+    broker = connect(url)
+
+    assert isinstance(broker, PostgresBroker)
+    assert broker.server == server
+    assert "p@ss" not in repr(broker)
+    assert "p@ss" not in repr(server)
+
+
+def test_a_driver_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the extra that brings it."""
+    monkeypatch.setattr("taskflow.broker.url.find_spec", lambda name: None)
+
+    with pytest.raises(DriverMissing, match=r"pip install 'taskflow-jobs\[postgres\]'"):
+        connect("postgresql://host/db")
+
+
+def test_a_namespace_longer_than_a_schemas_name() -> None:
+    with pytest.raises(ConfigurationError, match="63 characters"):
+        connect("postgresql://host/db?namespace=" + "a" * 64)
+
+
+def test_what_is_no_text() -> None:
+    with pytest.raises(BrokerUrlError, match="None is no text"):
+        connect(None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
     ("url", "says"),
     [
         ("", "no scheme"),
@@ -106,6 +149,12 @@ def test_redis(url: str, server: Server) -> None:
         ("redis://host?evicting=yes", "evicting='yes': it is 0 or 1"),
         ("redis://host?tls_ca=ca.pem", "tls_ca= without TLS: it begins with rediss://"),
         ("rediss://host?tls_check=no", "tls_check='no': it is 0 or 1"),
+        ("postgresql://host:99999/db", "port"),
+        ("postgresql://host/db?tls=on", "tls='on': it is one of disable, prefer"),
+        ("postgresql://host/db?pooled=yes", "pooled='yes': it is 0 or 1"),
+        ("postgresql://host/db?listen=5432", "listen='5432': it is a host and a port"),
+        ("postgresql://host/db?sslmode=require", "unknown parameter 'sslmode'"),
+        ("sqlite:////:memory:/", "sqlite:////:memory:/"),
         ("redis://host?db=1", "unknown parameter 'db'"),
     ],
 )
@@ -115,7 +164,7 @@ def test_malformed(url: str, says: str) -> None:
     assert says in str(refused.value)
 
 
-@pytest.mark.parametrize("scheme", ["redis+sentinel", "redis+cluster", "postgresql"])
+@pytest.mark.parametrize("scheme", ["redis+sentinel", "redis+cluster"])
 def test_brokers_to_come(scheme: str) -> None:
     with pytest.raises(ConfigurationError, match=r"not part of this version"):
         connect(f"{scheme}://user:hunter2@host/0")

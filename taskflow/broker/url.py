@@ -5,29 +5,33 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from taskflow.broker.protocol import Broker
 from taskflow.model.envelope import QUEUE_NAME
-from taskflow.model.errors import BrokerUrlError, ConfigurationError
+from taskflow.model.errors import BrokerUrlError, ConfigurationError, DriverMissing
 from taskflow.model.rules import Rules
 from taskflow.model.seams import Seams
 
 _REDIS_OPTIONS: Final = ("namespace", "durability", "evicting", "tls_ca", "tls_cert", "tls_key", "tls_check")
+_POSTGRES_OPTIONS: Final = ("namespace", "tls", "tls_ca", "listen", "pooled")
 
 SCHEMES: Final[Mapping[str, tuple[str, ...]]] = {
     "memory": ("namespace",),
     "sqlite": ("namespace", "shared"),
     "redis": _REDIS_OPTIONS,
     "rediss": _REDIS_OPTIONS,
+    "postgresql": _POSTGRES_OPTIONS,
+    "postgres": _POSTGRES_OPTIONS,
 }
 """What this version connects to, and the parameters that each takes."""
 
 DEFAULT_NAMESPACE: Final = "taskflow"
 
-_LATER: Final = ("redis+sentinel", "redis+cluster", "postgresql", "postgres")
+_LATER: Final = ("redis+sentinel", "redis+cluster")
 
 _Open = Callable[[SplitResult, dict[str, str], Seams | None, Rules | None], Broker]
 
@@ -38,6 +42,8 @@ def connect(url: str, *, seams: Seams | None = None, rules: Rules | None = None)
     Raises BrokerUrlError naming the part that is wrong, ConfigurationError for a broker that this version does not have. Neither tells
     a password.
     """
+    if not isinstance(url, str):
+        raise BrokerUrlError(f"broker URL {url!r} is no text: it reads like sqlite:///taskflow.db")
     scheme = _scheme(url)
     parts = _split(url)
     options = _options(parts, SCHEMES[scheme])
@@ -79,7 +85,23 @@ def _open_redis(parts: SplitResult, options: dict[str, str], seams: Seams | None
     return RedisBroker(server_of(parts, options), namespace=options.get("namespace", DEFAULT_NAMESPACE), rules=rules)
 
 
-_OPENERS: Final[Mapping[str, _Open]] = {"memory": _open_memory, "sqlite": _open_sqlite, "redis": _open_redis, "rediss": _open_redis}
+def _open_postgres(parts: SplitResult, options: dict[str, str], seams: Seams | None, rules: Rules | None) -> Broker:
+    if find_spec("asyncpg") is None:
+        raise DriverMissing("postgresql:// brokers need asyncpg: pip install 'taskflow-jobs[postgres]'")
+    from taskflow.broker.postgres import PostgresBroker
+    from taskflow.broker.postgres.address import server_of
+
+    return PostgresBroker(server_of(parts, options), namespace=options.get("namespace", DEFAULT_NAMESPACE), rules=rules)
+
+
+_OPENERS: Final[Mapping[str, _Open]] = {
+    "memory": _open_memory,
+    "sqlite": _open_sqlite,
+    "redis": _open_redis,
+    "rediss": _open_redis,
+    "postgresql": _open_postgres,
+    "postgres": _open_postgres,
+}
 
 
 # --- the parts of a URL --------------------------------------------------------------------------------------------
@@ -125,16 +147,21 @@ def _options(parts: SplitResult, known: tuple[str, ...]) -> dict[str, str]:
     return options
 
 
+def _shown(parts: SplitResult) -> str:
+    """As it was written: geturl() loses slashes of a URL without a host."""
+    return masked(f"{parts.scheme}://{parts.netloc}{parts.path}")
+
+
 def _path(parts: SplitResult) -> Path:
     if parts.netloc:
         raise BrokerUrlError(
-            f"broker URL {masked(parts.geturl())!r} names a host: a file has three slashes, sqlite:///queue.db, or four, sqlite:////var/queue.db"
+            f"broker URL {_shown(parts)!r} names a host: a file has three slashes, sqlite:///queue.db, or four, sqlite:////var/queue.db"
         )
     path = unquote(parts.path.removeprefix("/"))
     if not path or path == ":memory:" or path.endswith("/"):
         raise BrokerUrlError(
-            f"broker URL {masked(parts.geturl())!r} names no file, as sqlite:///taskflow.db does; for tests there is memory://"
+            f"broker URL {_shown(parts)!r} names no file, as sqlite:///taskflow.db does; for tests there is memory://"
         )
     if "\0" in path:
-        raise BrokerUrlError(f"broker URL {masked(parts.geturl())!r} has a zero byte in its path")
+        raise BrokerUrlError(f"broker URL {_shown(parts)!r} has a zero byte in its path")
     return Path(path)

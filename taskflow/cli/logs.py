@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import sys
@@ -48,6 +49,12 @@ def add_ids(record: logging.LogRecord) -> bool:
 class TextLines(logging.Formatter):
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(message)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        """A line stays one, and is one whatever its arguments are."""
+        safe = copy.copy(record)
+        safe.msg, safe.args = "\\n".join(_message(record).splitlines()), None
+        return super().format(safe)
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
         line = super().formatMessage(record)

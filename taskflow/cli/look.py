@@ -17,6 +17,7 @@ from taskflow.broker.url import masked
 from taskflow.cli.chosen import a_filter, doubt_queue, ids_of, ids_or_filters
 from taskflow.cli.exits import Exit
 from taskflow.cli.store import what_is_there
+from taskflow.model.clock import instant_of
 from taskflow.model.ids import id_text
 from taskflow.model.record import Record, Status
 from taskflow.model.session import SessionRecord
@@ -150,7 +151,10 @@ def _record_json(record: Record) -> dict[str, Any]:
     shown: dict[str, Any] = {"id": id_text(record.id), "attempt": record.attempt}
     shown |= {name: value.isoformat() if isinstance(value, datetime) else value for name, value in fields.items()}
     shown["progress"] = None if record.progress is None else {"fraction": record.progress.fraction, "note": record.progress.note}
-    shown["errors"] = [{"type": e.type, "message": e.message, "traceback": e.traceback, "attempt": e.attempt} for e in record.errors]
+    shown["errors"] = [
+        {"type": e.type, "message": e.message, "traceback": e.traceback, "attempt": e.attempt, "at": instant_of(e.at).isoformat()}
+        for e in record.errors
+    ]
     return shown
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import importlib
 import os
 import sys
@@ -9,6 +11,7 @@ import traceback
 from pathlib import Path
 from typing import Final
 
+_LOOPS: Final = f"{Path(asyncio.__file__).parent}{os.sep}"
 _OURS: Final = f"{Path(__file__).parents[1]}{os.sep}"
 
 
@@ -32,4 +35,4 @@ def _of(told: traceback.TracebackException) -> traceback.TracebackException:
 
 
 def _is_machinery(file: str) -> bool:
-    return file.startswith((_OURS, "<frozen importlib")) or file == importlib.__file__
+    return file.startswith((_OURS, _LOOPS, "<frozen importlib", "uvloop/")) or file in (importlib.__file__, contextlib.__file__)

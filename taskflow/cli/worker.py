@@ -7,7 +7,7 @@ import asyncio
 import difflib
 import importlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import Any, Final
@@ -83,7 +83,7 @@ def _announce(app: App, options: WorkerOptions) -> None:
 def _run(shift: Shift) -> int:
     try:
         with asyncio.Runner(loop_factory=_fastest_loop()) as runner:
-            return runner.run(shift.work())
+            return _through_stops(runner.get_loop(), shift.work())
     except KeyboardInterrupt:
         raise
     except BaseException as error:
@@ -93,6 +93,18 @@ def _run(shift: Shift) -> int:
             raise
         print_users(error)  # the application's lifespan, which may exit too
         return Exit.FAILED
+
+
+def _through_stops(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, int]) -> int:
+    """The loop is the worker's: a job that stops it is told of, and the loop goes on."""
+    task = loop.create_task(work)
+    while True:
+        try:
+            return loop.run_until_complete(task)
+        except RuntimeError:
+            if task.done() or loop.is_closed():
+                raise
+            log.error("a job has stopped the event loop (loop.stop()), which is the worker's: it goes on")
 
 
 def _fastest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:

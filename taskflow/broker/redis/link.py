@@ -125,13 +125,13 @@ class Link:
         finally:
             self._is_closed = True
             for connection in [*self._idle, *self._in_use]:
-                await drop(connection)
+                await drop(connection, nowait=not self.server.tls)  # TLS takes leave of the server first: two seconds at most
             self._idle.clear()
 
 
-async def drop(connection: AbstractConnection) -> None:
+async def drop(connection: AbstractConnection, *, nowait: bool = True) -> None:
     with contextlib.suppress(*ERRORS, RuntimeError):
-        await connection.disconnect(nowait=True)
+        await connection.disconnect(nowait=nowait)
 
 
 def _is_cut(error: Exception) -> bool:

@@ -9,8 +9,10 @@ from redis import exceptions
 
 from taskflow.model.errors import BrokerError, BrokerRefused, BrokerUnavailable, StoreFull
 
-# The first word of a server's error, when it may well be gone soon.
+# The first word of a server's error, when it may well be gone soon; and the driver's errors that have had theirs taken off.
 _PASSING: Final = frozenset({"READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "NOREPLICAS", "MISCONF", "BUSY", "UNKILLABLE"})
+
+_PASSING_ERRORS: Final = (exceptions.ReadOnlyError, exceptions.MasterDownError, exceptions.ClusterDownError, exceptions.TryAgainError)
 
 
 class WrongType(BrokerRefused):
@@ -24,12 +26,18 @@ def in_our_words(error: Exception, place: str) -> BrokerError:
     if isinstance(error, exceptions.AuthenticationError | exceptions.AuthorizationError):
         return BrokerRefused(f"Redis at {place} does not take this user and password: {error}")
     if isinstance(error, exceptions.NoPermissionError):
-        return BrokerRefused(f"Redis at {place} does not let this user do what taskflow needs: {error}; see the README's ACL line")
+        return not_permitted(str(error), place)
+    if isinstance(error, _PASSING_ERRORS):
+        return BrokerUnavailable(f"Redis at {place} cannot do it now: {error}")
     if isinstance(error, exceptions.ResponseError):
         return _of_answer(str(error), place)
     if _is_about_certificates(error):
-        return BrokerRefused(f"no TLS with Redis at {place}: {error}; ?tls_ca= names the authority's certificate")
+        return BrokerRefused(f"Redis at {place} cannot be trusted: {error}; ?tls_ca= names the authority's certificate")
     return BrokerUnavailable(f"Redis at {place} does not answer: {_reason(error)}")
+
+
+def not_permitted(what: str, place: str) -> BrokerRefused:
+    return BrokerRefused(f"Redis at {place} does not let this user do what taskflow needs: {what}; see the README's ACL line")
 
 
 def _of_answer(text: str, place: str) -> BrokerError:
@@ -42,8 +50,8 @@ def _of_answer(text: str, place: str) -> BrokerError:
         return WrongType(f"Redis at {place} has a key of taskflow's that something else has written: {text}")
     if word in ("NOAUTH", "WRONGPASS", "ERR") and "AUTH" in text.upper():
         return BrokerRefused(f"Redis at {place} does not take this user and password: {text}")
-    if "NOPERM" in text:
-        return BrokerRefused(f"Redis at {place} does not let this user do what taskflow needs: {text}; see the README's ACL line")
+    if "NOPERM" in text or "ACL failure" in text:
+        return not_permitted(text, place)
     return BrokerRefused(f"Redis at {place} refuses: {text}")
 
 

@@ -49,12 +49,15 @@ _PARTS: Final[Mapping[str, tuple[str, ...]]] = {
     "pause": ("base",),
     "candidates": ("base",),
     "reindex": (*_SHELF, "living"),
+    "permitted": ("base",),
 }
 
 # Without it the server refuses a script that writes when its memory is full: so are new jobs refused, and nothing else is.
 _REFUSED_WHEN_FULL: Final = frozenset({"enqueue"})
 
 _NAME: Final = re.compile(r"\b([FSEWR])\.(\w+)\b")
+_COMMAND: Final = re.compile(r"\b(?:call|in_portions)\('([A-Z]+)'")
+_SENT: Final = ("EVALSHA", "EVAL", "SUBSCRIBE", "PING", "SCAN", "INFO")
 
 
 class Scripts:
@@ -66,6 +69,10 @@ class Scripts:
 
     def __getitem__(self, name: str) -> Script:
         return self._by_name[name]
+
+    def commands(self) -> list[str]:
+        """All that the server is told to do: by the scripts, and beside them."""
+        return sorted({*_SENT, *(name for script in self._by_name.values() for name in _COMMAND.findall(script.text.decode()))})
 
 
 def _script(name: str, parts: tuple[str, ...], values: Mapping[str, str]) -> Script:

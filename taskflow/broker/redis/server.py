@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -9,6 +10,8 @@ from typing import Any, Final
 from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+
+from taskflow.model.errors import BrokerRefused
 
 ANSWER_WITHIN: Final = 3.0
 """Seconds for one command. Less than an application's patience with an enqueue (5 s), so that it can be sent once more."""
@@ -41,7 +44,7 @@ class Server:
     evicting: bool = False
 
     def __str__(self) -> str:
-        return self.path or f"{self.host}:{self.port}"
+        return self.path or f"{self.host}:{self.port}{' over TLS' if self.tls else ''}"
 
     def connection(self) -> AbstractConnection:
         """Not connected yet.
@@ -65,6 +68,7 @@ class Server:
         place: dict[str, Any] = {"host": self.host, "port": self.port, "socket_keepalive": True}
         if not self.tls:
             return Connection(**place, **common)
+        self._check_files()
         return SSLConnection(
             **place,
             **common,
@@ -75,3 +79,9 @@ class Server:
             ssl_check_hostname=self.check_certificate,
             ssl_min_version=ssl.TLSVersion.TLSv1_2,
         )
+
+    def _check_files(self) -> None:
+        """The driver would say that it is the server that is not there."""
+        for file in (self.ca_file, self.cert_file, self.key_file):
+            if file is not None and not os.path.isfile(file):
+                raise BrokerRefused(f"no TLS with Redis at {self.host}:{self.port}: the broker URL names {file}, which is no file")

@@ -6,13 +6,34 @@ local rung, rung_jobs = {}, {}
 
 -- --- reading and writing ------------------------------------------------------------------------------
 
+-- The fields that are strings, where there are any; all others are numbers.
+local STRINGS = {}
+for _, field in ipairs({ F.payload, F.claim, F.worker, F.settled, F.result, F.extras, F.key, F.joins, F.behind, F.errors, F.progress,
+  F.cancel_requested, F.reason, F.waiting_for }) do
+  STRINGS[field] = true
+end
+
+-- So that no step that follows stumbles over a value of a kind that it does not know, and stops with it the claims of all.
+local function is_job(job)
+  if type(job) ~= 'table' then
+    return false
+  end
+  for field = 1, #job do
+    local value = job[field]
+    if value and type(value) ~= (STRINGS[field] and 'string' or 'number') then
+      return false
+    end
+  end
+  return job[F.status] and job[F.queue] and job[F.name] and job[F.priority] and job[F.seq] and job[F.created]
+end
+
 -- What does not read as a job is put aside, once, and is not there any more: one bad value stops nobody.
 local function parse(id, stored)
   if not stored then
     return false
   end
   local is_whole, job = pcall(cmsgpack.unpack, stored)
-  if is_whole and type(job) == 'table' and type(job[F.status]) == 'number' and type(job[F.created]) == 'number' then
+  if is_whole and is_job(job) then
     return job
   end
   call('HSET', P .. 'bad', id, stored)
@@ -159,6 +180,9 @@ local function write_counts()
     for status, number in pairs(of_queue) do
       if number ~= 0 then
         local now = call('HINCRBY', P .. 'counts', queue .. ':' .. status, number)
+        if now < 0 then  -- some have been lost: as a wrong type it makes the caller have all counted again (broker.py)
+          error('WRONGTYPE the counts of jobs have been lost')
+        end
         if status == S.READY then
           index_ready(queue, number, now)
         end

@@ -1,13 +1,27 @@
 -- Names of queues ("q:mail") and jobs ("j:work") are kept as numbers in every job. names: text -> number; texts: back.
 
--- The numbers of these texts, made where there are none.
+-- What one of them has lost the other tells: a wrong type is what makes the caller look at all keys (broker.py).
+local function lost(what)
+  error('WRONGTYPE nothing tells any more what ' .. what .. ' stands for')
+end
+
+-- The numbers of these texts, made where there are none; never one that stands for another text already.
 local function intern(texts)
   local numbers = call('HMGET', P .. 'names', unpack(texts))
   for i, text in ipairs(texts) do
     if not numbers[i] then
-      numbers[i] = call('HGET', P .. 'names', text) or call('HINCRBY', P .. 'meta', 'names', 1)
+      numbers[i] = call('HGET', P .. 'names', text)
+      if i == 1 and call('EXISTS', P .. 'names') == 0 and call('EXISTS', P .. 'texts') == 1 then
+        lost(text)
+      end
+      while not numbers[i] do
+        local free = call('HINCRBY', P .. 'meta', 'names', 1)
+        numbers[i] = call('HSETNX', P .. 'texts', free, text) == 1 and free
+        if numbers[i] == 1 then
+          call('HSET', P .. 'counts', 'whole', 1)
+        end
+      end
       call('HSET', P .. 'names', text, numbers[i])
-      call('HSET', P .. 'texts', numbers[i], text)
     end
     numbers[i] = tonumber(numbers[i])
   end
@@ -23,7 +37,7 @@ local function texts_of(numbers)
   if #asked > 0 then
     for i, text in ipairs(call('HMGET', P .. 'texts', unpack(asked))) do
       told[#told + 1] = asked[i]
-      told[#told + 1] = text
+      told[#told + 1] = text or lost(asked[i])
     end
   end
   return told
@@ -31,5 +45,5 @@ end
 
 -- Without its "q:" or "j:".
 local function name_of(number)
-  return string.sub(call('HGET', P .. 'texts', number) or '?:?', 3)
+  return string.sub(call('HGET', P .. 'texts', number) or lost(number), 3)
 end

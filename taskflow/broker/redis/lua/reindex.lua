@@ -147,6 +147,7 @@ for _, id in ipairs(ids) do
   end
 end
 call('HSET', P .. 'meta', 'seq', seq)
+call('HSET', P .. 'counts', 'whole', 1)
 table.sort(jobs, function(one, other)
   return load(one)[F.seq] < load(other)[F.seq]
 end)

@@ -158,6 +158,32 @@ local function first_kept(place)
   end
 end
 
+-- Buries the first `number` that are kept at the place, a page at a time. How many it were.
+local function drop_oldest(place, number)
+  local list, returned = kept_keys(place)
+  local failed = string.sub(place, -2) == ':1'
+  local dropped = 0
+  while dropped < number do
+    local entries, from_list = peek(list, returned, number - dropped)
+    if #entries == 0 then
+      break
+    end
+    drop_first(list, returned, #entries, from_list)
+    local ids = {}
+    for i, entry in ipairs(entries) do
+      ids[i] = id_in(entry)
+    end
+    prefetch(ids)
+    for _, entry in ipairs(entries) do
+      if is_kept_there(entry, failed) then
+        bury(id_in(entry), load(id_in(entry)))
+        dropped = dropped + 1
+      end
+    end
+  end
+  return dropped
+end
+
 local function drop_over_cap(left)
   local moved = 0
   for _, member in ipairs(call('ZRANGE', P .. 'crowded', 0, -1)) do
@@ -169,16 +195,12 @@ local function drop_over_cap(left)
       counted = counted + (call('HGET', P .. 'counts', queue .. ':' .. code) or 0)
     end
     local over = counted - R.kept_per_queue
-    while over > 0 and moved < left do
-      local entry = first_kept(place)
-      if not entry then
-        break
-      end
-      bury(id_in(entry), load(id_in(entry)))
-      tally(queue, W.DROPPED_OVER_CAP)
-      over, moved = over - 1, moved + 1
+    local dropped = drop_oldest(place, math.min(over, left - moved))
+    if dropped > 0 then
+      tally(queue, W.DROPPED_OVER_CAP, dropped)
     end
-    if over <= 0 then
+    moved = moved + dropped
+    if over - dropped <= 0 then
       call('ZREM', P .. 'crowded', member)
     end
   end
@@ -250,6 +272,29 @@ local function drop(left)
   return moved
 end
 
+-- counts has the field "whole" from the first name on: where it has lost that, it has lost more. As a wrong type it makes the
+-- caller have all counted again (broker.py).
+local function miss_counts()
+  if call('HEXISTS', P .. 'counts', 'whole') == 0 and call('EXISTS', P .. 'names') == 1 then
+    error('WRONGTYPE the counts of jobs have been lost')
+  end
+end
+
+-- Where the whole index is gone although jobs are ready, workers of every queue would not find them.
+local function find_lost_queues()
+  if call('EXISTS', P .. 'ready') == 1 then
+    return
+  end
+  local stored = call('HGETALL', P .. 'counts')
+  for i = 1, #stored, 2 do
+    local queue, status = string.match(stored[i], '^(%d+):(%d+)$')
+    local number = tonumber(stored[i + 1])
+    if queue and tonumber(status) == S.READY and number > 0 then
+      index_ready(queue, number, number)
+    end
+  end
+end
+
 -- --- all of it ----------------------------------------------------------------------------------------
 
 -- The fleet's share: each of n sessions comes once in n turns, all of them when something falls due before.
@@ -263,6 +308,8 @@ local function next_in()
 end
 
 spare_after_outage()
+miss_counts()
+find_lost_queues()
 local reaped = reap()
 local done = {}
 local left = limit

@@ -1,0 +1,135 @@
+"""Wake-ups from a server: who waits asks to be told first, and hears what is there already. One for each event loop and broker.
+
+Nothing falls between the look and the asking: a topic is asked for once the subscription is on, and the answer says what has
+happened before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Final
+
+from taskflow.broker import topics as names
+from taskflow.broker.nudges import Bell, Nudges
+from taskflow.model.errors import BrokerError
+
+FIRST_PAUSE: Final = 0.05
+LONGEST_PAUSE: Final = 2.0
+
+_JOB: Final = names.job(b"")
+
+Arm = Callable[[list[str], list[bytes]], Awaitable[tuple[list[str], list[bytes]]]]
+"""Asks to be told of topics and of the end of jobs; answers those of both that need not be waited for."""
+
+
+class AskingNudges(Nudges):
+    """Asks to be told before it waits."""
+
+    def __init__(self, ears: Ears, topics: Sequence[str]) -> None:
+        super().__init__(ears.bell, topics)
+        self._ears = ears
+
+    async def wait(self, timeout: float | None = None) -> bool:
+        self._ears.want(self._topics)
+        return await super().wait(timeout)
+
+
+class Ears(ABC):
+    """Listens for one event loop. `errors` are those of the driver: after one the subscription is made anew.
+
+    `armed` are the topics that the server knows to tell of. `times` counts how often it has been subscribed: what was armed before the
+    last time may not have been heard.
+    """
+
+    def __init__(self, arm: Arm, errors: tuple[type[Exception], ...]) -> None:
+        self.bell = Bell()
+        self.times = 0
+        self._arm = arm
+        self._errors: tuple[type[Exception], ...] = (*errors, BrokerError)
+        self._armed: set[str] = set()
+        self._wanted: set[str] = set()
+        self._is_on = asyncio.Event()
+        self._has_wants = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def listen(self, topics: Sequence[str]) -> Nudges:
+        if not self._tasks:
+            self._tasks = [asyncio.create_task(self._stay_subscribed()), asyncio.create_task(self._keep_asking())]
+        return AskingNudges(self, topics)
+
+    def want(self, topics: Iterable[str]) -> None:
+        wanted = {topic for topic in topics if topic not in self._armed}
+        if wanted:
+            self._wanted |= wanted
+            self._has_wants.set()
+
+    def armed(self, topics: Iterable[str], times: int) -> None:
+        """The server was asked by other means, in a call that was begun when the subscription was the one numbered `times`."""
+        if self._is_on.is_set() and times == self.times:
+            self._armed.update(topics)
+
+    async def close(self) -> None:
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # --- the subscription ---------------------------------------------------------------------------------------
+
+    @abstractmethod
+    async def hear(self, goes_on: Callable[[], None]) -> None:
+        """Subscribe, call `goes_on` when that is done, and tell what is heard by `told`, until the connection is cut."""
+
+    def told(self, topics: Iterable[str], *, disarms: bool) -> None:
+        """`disarms`: the server tells of these but once."""
+        heard = set(topics)
+        if disarms:
+            self._armed -= heard
+        self.bell.ring(heard)
+
+    async def _stay_subscribed(self) -> None:
+        failures = 0
+        while True:
+            before = self.times
+            try:
+                await self.hear(self._goes_on)
+            except self._errors:
+                pass
+            finally:
+                self._is_on.clear()
+                self._armed.clear()
+            failures = 0 if self.times > before else failures + 1
+            pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(failures, 10))
+            await asyncio.sleep(pause * (0.5 + random.random()))
+
+    def _goes_on(self) -> None:
+        self.times += 1
+        self._is_on.set()
+        if self.times > 1:
+            self.bell.ring_all()  # nobody knows what happened meanwhile
+
+    # --- asking to be told ----------------------------------------------------------------------------------------
+
+    async def _keep_asking(self) -> None:
+        while True:
+            await self._has_wants.wait()
+            await self._is_on.wait()
+            self._has_wants.clear()
+            wanted, self._wanted = self._wanted, set()
+            try:
+                await self._ask(wanted)
+            except self._errors:
+                self._wanted |= wanted
+                self._has_wants.set()
+                await asyncio.sleep(FIRST_PAUSE)
+
+    async def _ask(self, wanted: set[str]) -> None:
+        times = self.times
+        ids = [bytes.fromhex(topic.removeprefix(_JOB)) for topic in wanted if topic.startswith(_JOB)]
+        there, ended = await self._arm([topic for topic in wanted if not topic.startswith(_JOB)], ids)
+        found = {*there, *map(names.job, ended)}
+        self.armed(wanted - found, times)
+        self.bell.ring(found)

@@ -1,0 +1,238 @@
+"""The Postgres broker: each verb one statement, which calls one of the functions in sql/. They are where the rules are."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Sequence
+from typing import Any, Final
+
+import asyncpg
+
+from taskflow.broker import topics as names
+from taskflow.broker import words
+from taskflow.broker.nudges import Nudges
+from taskflow.broker.postgres import packing
+from taskflow.broker.postgres.console import PostgresConsole
+from taskflow.broker.postgres.ears import PostgresEars, Telling
+from taskflow.broker.postgres.link import CLOSED, Link
+from taskflow.broker.postgres.schema import prepare
+from taskflow.broker.postgres.server import Server
+from taskflow.broker.protocol import Added, Refused, Upkept
+from taskflow.model.clock import Clock, to_microseconds, to_seconds
+from taskflow.model.envelope import Envelope, Lease, check_queue
+from taskflow.model.errors import BrokerUnavailable, ConfigurationError, SessionLost
+from taskflow.model.record import BY_CODE, Record, Status
+from taskflow.model.rules import Rules
+from taskflow.model.session import Beat, BeatAnswer, Session
+from taskflow.model.verdict import Settled, Settlement
+
+MOST_NAME_BYTES: Final = 63
+"""Of a schema's name, PostgreSQL's limit."""
+
+AWAITED_FOR: Final = 3600.0
+"""Seconds for which the server knows that somebody waits for a job's end; who waits longer looks for itself every few seconds."""
+
+
+class PostgresBroker:
+    """Jobs in a schema of a PostgreSQL database. See `taskflow.broker.protocol.Broker`.
+
+    `namespace`  the schema: several applications may share a database
+    `clock`      instead of the server's own, for tests
+    `capacity`   the most live jobs that it takes, without one as many as there is room for
+
+    Nothing is opened before the first verb, whose errors say what is wrong with the server: BrokerRefused, BrokerUnavailable.
+    """
+
+    def __init__(
+        self,
+        server: Server | None = None,
+        *,
+        namespace: str = "taskflow",
+        rules: Rules | None = None,
+        clock: Clock | None = None,
+        capacity: int | None = None,
+    ) -> None:
+        if len(check_queue(namespace)) > MOST_NAME_BYTES:
+            raise ConfigurationError(f"namespace {namespace!r} is longer than a schema's name may be: {MOST_NAME_BYTES} characters")
+        self.server = server or Server()
+        self._namespace = namespace
+        self._rules = rules or Rules()
+        self._clock = clock
+        self._capacity = capacity
+        self._lock = threading.Lock()
+        self._lines: dict[asyncio.AbstractEventLoop, _Line] = {}
+        self._of_parents: list[object] = []
+        self._pid = os.getpid()
+        self._is_prepared = False
+        self._is_closed = False
+
+    def __repr__(self) -> str:
+        return f"<PostgresBroker {self.server} {self._namespace!r}>"
+
+    @property
+    def console(self) -> PostgresConsole:
+        return PostgresConsole(self)
+
+    async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
+        if not envelopes:
+            return []
+        row = await self.call_one("enqueue", self.wall(), self._capacity, *packing.envelope_columns(envelopes))
+        if row["answers"] is None:
+            return [Added(envelope.id) for envelope in envelopes]
+        return [packing.added_or_refused(*pair) for pair in zip(envelopes, row["answers"], strict=True)]
+
+    async def register(self, session: Session) -> None:
+        about = packing.pack([session.queues, session.concurrency])
+        arguments = (session.id, session.name, to_microseconds(session.ttl), about)
+        if not (await self.call_one("register", *self.times(), *arguments))["register"]:
+            raise SessionLost(words.session_reaped(session.name))
+
+    async def claim(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
+        try:
+            rows = await self.call("claim", *self.times(), session, request, list(queues), limit)
+        except SessionLost:
+            raise SessionLost(words.SESSION_LOST) from None
+        now = self.wall()
+        rows.sort(key=lambda row: row["number"])
+        return [packing.lease_of(row, row["claimed_at"] if now is None else now) for row in rows]
+
+    async def beat(self, beat: Beat) -> BeatAnswer:
+        row = await self.call_one("beat", *self.times(), beat.session, *packing.beat_columns(beat), beat.leaving)
+        if row["is_lost"]:
+            raise SessionLost(words.SESSION_LOST)
+        held, stopping = set(row["held"] or ()), set(row["stopping"] or ())
+        return BeatAnswer(
+            lost=tuple(claim for place, claim in enumerate(beat.claims, 1) if place not in held),
+            stopping=tuple(claim for place, claim in enumerate(beat.claims, 1) if place in stopping),
+            ghosts=row["ghosts"],
+        )
+
+    async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
+        if not settlements:
+            return []
+        row = await self.call_one("settle", self.wall(), *packing.settlement_columns(settlements))
+        return [Settled.OK if is_ok else Settled.STALE for is_ok in row["answers"]]
+
+    async def cancel(self, ids: Sequence[bytes]) -> list[Status | None]:
+        if not ids:
+            return []
+        row = await self.call_one("cancel", self.wall(), list(ids))
+        return [BY_CODE.get(code) for code in row["statuses"]]
+
+    async def read(self, ids: Sequence[bytes]) -> list[Record | None]:
+        records = {row["id"]: packing.record_of(row) for row in await self.call("read", self.wall(), list(ids))}
+        return [records.get(job_id) for job_id in ids]
+
+    async def upkeep(self, limit: int) -> Upkept:
+        row = await self.call_one("upkeep", *self.times(), int(limit))
+        return Upkept(
+            readied=row["readied"],
+            reaped=row["reaped"],
+            released=row["released"],
+            expired=row["expired"],
+            dropped=row["dropped"],
+            next_in=to_seconds(row["next_in"]),
+        )
+
+    def listen(self, topics: Sequence[str]) -> Nudges:
+        return self._line().ears.listen(topics)
+
+    def sibling(self) -> PostgresBroker:
+        """Another broker on the same database, with connections of its own."""
+        return PostgresBroker(self.server, namespace=self._namespace, rules=self._rules, clock=self._clock, capacity=self._capacity)
+
+    async def close(self) -> None:
+        self._is_closed = True
+        with self._lock:
+            lines, self._lines = self._lines, {}
+        for loop, line in lines.items():
+            await line.close(loop)
+
+    # --- calls ------------------------------------------------------------------------------------------------------
+
+    async def call(self, name: str, *arguments: Any) -> list[asyncpg.Record]:
+        """The rows of a function of ours, from a schema that was looked at first."""
+        if not self._is_prepared:
+            await prepare(self._line().link, self._namespace, self._rules)
+            self._is_prepared = True
+        places = ", ".join(f"${number}" for number in range(1, len(arguments) + 1))
+        return await self._line().link.fetch(f'SELECT * FROM "{self._namespace}".{name}({places})', *arguments)
+
+    async def call_one(self, name: str, *arguments: Any) -> asyncpg.Record:
+        """The one row of a function, of whose effect others are told: in this process at once, elsewhere by a notification."""
+        [row] = await self.call(name, *arguments)
+        rung = row.get("rung")
+        if rung:
+            self.tell(rung.split("\n"))
+        return row
+
+    def tell(self, topics: Sequence[str]) -> None:
+        line = self._line()
+        told = set(topics)
+        if any(topic.startswith("queue:") for topic in told):
+            told.add(names.ANY_QUEUE)
+        line.ears.told(told, disarms=False)
+        line.telling.add(told)
+
+    def wall(self) -> int | None:
+        return None if self._clock is None else self._clock.wall()
+
+    def times(self) -> tuple[int | None, int | None]:
+        return (None, None) if self._clock is None else (self._clock.wall(), self._clock.steady())
+
+    async def _arm(self, topics: list[str], ids: list[bytes]) -> tuple[list[str], list[bytes]]:
+        there = [row["there"] for row in await self.call("there", topics)] if topics else []
+        ended: list[bytes] = []
+        if ids:
+            await self.call("await", self.wall(), ids, to_microseconds(AWAITED_FOR))
+            ended = [row["already"] for row in await self.call("already", ids)]
+        return there, ended
+
+    async def _tell(self, topics: list[str], ended: list[bytes]) -> None:
+        await self.call("tell", self._namespace, topics, ended)
+
+    def _line(self) -> _Line:
+        """The running loop's; a child after a fork starts afresh, and does not touch what was its parent's."""
+        if self._is_closed:
+            raise BrokerUnavailable(CLOSED)
+        loop = asyncio.get_running_loop()
+        if self._pid != os.getpid():
+            self._forget_parents()
+        found = self._lines.get(loop)
+        return found if found is not None else self._begin(loop)
+
+    def _begin(self, loop: asyncio.AbstractEventLoop) -> _Line:
+        with self._lock:
+            self._lines = {other: line for other, line in self._lines.items() if not other.is_closed()}
+            link = Link(self.server)
+            self._lines[loop] = line = _Line(link, PostgresEars(link, self._namespace, self._arm), Telling(self._tell))
+        return line
+
+    def _forget_parents(self) -> None:
+        """They are kept, since even their end could harm what is shared with the parent."""
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._of_parents.append(self._lines)
+        self._lines = {}
+
+
+class _Line:
+    """What a broker has in one event loop."""
+
+    def __init__(self, link: Link, ears: PostgresEars, telling: Telling) -> None:
+        self.link = link
+        self.ears = ears
+        self.telling = telling
+
+    async def close(self, loop: asyncio.AbstractEventLoop) -> None:
+        if loop is asyncio.get_running_loop():
+            await self._close()
+        elif loop.is_running():
+            asyncio.run_coroutine_threadsafe(self._close(), loop)
+
+    async def _close(self) -> None:
+        await self.telling.close()
+        await self.ears.close()
+        await self.link.close()

@@ -1,0 +1,130 @@
+"""The console of the Postgres broker."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final, Protocol
+
+import asyncpg
+
+from taskflow.broker import topics as names
+from taskflow.broker.console import Finding, JobFilter, Metrics, QueueRecord, Redone
+from taskflow.broker.postgres import packing
+from taskflow.model.clock import instant_of, to_microseconds, to_seconds
+from taskflow.model.record import BY_CODE, CODES, Record
+from taskflow.model.session import Session, SessionRecord
+
+
+class Calls(Protocol):
+    """What the console needs of its broker."""
+
+    async def call(self, name: str, *arguments: Any) -> list[asyncpg.Record]: ...
+
+    async def call_one(self, name: str, *arguments: Any) -> asyncpg.Record: ...
+
+    def tell(self, topics: Sequence[str]) -> None: ...
+
+    def wall(self) -> int | None: ...
+
+    def times(self) -> tuple[int | None, int | None]: ...
+
+
+class PostgresConsole:
+    """See `taskflow.broker.console.Console`."""
+
+    def __init__(self, broker: Calls) -> None:
+        self._broker = broker
+
+    async def queues(self) -> list[QueueRecord]:
+        wall = self._broker.wall() or (await self._broker.call_one("wall", None))["wall"]
+        rows = await self._broker.call("queues")
+        return sorted((_queue_record(row, wall) for row in rows), key=lambda record: record.name)
+
+    async def browse(self, chosen: JobFilter, *, before: bytes | None = None, limit: int = 100) -> list[Record]:
+        rows = await self._broker.call("browse", self._broker.wall(), *_filter(chosen), before, max(0, limit))
+        return [packing.record_of(row) for row in rows]
+
+    async def workers(self) -> list[SessionRecord]:
+        rows = await self._broker.call("workers", *self._broker.times())
+        return sorted((_session_record(row) for row in rows), key=lambda record: (record.session.name, record.session.id))
+
+    async def retry(self, ids: Sequence[bytes]) -> list[Redone]:
+        if not ids:
+            return []
+        row = await self._broker.call_one("redo", self._broker.wall(), list(ids))
+        return [_REDONE[answer] for answer in row["answers"]]
+
+    async def purge(self, chosen: JobFilter, *, limit: int = 1_000) -> int:
+        row = await self._broker.call_one("purge", self._broker.wall(), *_filter(chosen), max(0, limit))
+        purged: int = row["purged"]
+        return purged
+
+    async def pause(self, queue: str) -> None:
+        await self._broker.call("pause", queue)
+
+    async def resume(self, queue: str) -> None:
+        await self._broker.call("resume", queue)
+        self._broker.tell([names.queue(queue)])
+
+    async def metrics(self) -> Metrics:
+        totals: dict[str, dict[str, int]] = {}
+        for row in await self._broker.call("events"):
+            totals.setdefault(row["queue"], {})[row["what"]] = row["n"]
+        return Metrics(totals=totals)
+
+    async def examine(self) -> list[Finding]:
+        [row] = await self._broker.call("examined")
+        fsync = row["fsync"] == "on" and row["synchronous_commit"] not in ("off",)
+        return [
+            Finding("server", "ok", f"PostgreSQL {row['version']}"),
+            Finding(
+                "persistence",
+                "ok" if fsync else "problem",
+                "what is answered is on the disk"
+                if fsync
+                else f"fsync is {row['fsync']}: a crash of the machine may lose or spoil everything",
+            ),
+            Finding("room", "ok", f"the queue takes {row['size']:,} bytes"),
+        ]
+
+
+_REDONE: Final = {
+    "ok": Redone.OK,
+    "unknown": Redone.UNKNOWN,
+    "live": Redone.LIVE,
+    "succeeded": Redone.SUCCEEDED,
+    "key taken": Redone.KEY_TAKEN,
+}
+
+
+def _filter(chosen: JobFilter) -> list[object]:
+    return [
+        chosen.queue,
+        chosen.job,
+        [CODES[status] for status in chosen.statuses] or None,
+        None if chosen.ended_before is None else to_microseconds(chosen.ended_before),
+        chosen.poison,
+    ]
+
+
+def _queue_record(row: asyncpg.Record, wall: int) -> QueueRecord:
+    return QueueRecord(
+        name=row["name"],
+        is_paused=row["is_paused"],
+        counts={BY_CODE[code]: number for code, number in enumerate(row["counts"])},
+        oldest_ready_for=None if row["ready_since"] is None else to_seconds(wall - row["ready_since"]),
+        next_due_in=None if row["next_due"] is None else to_seconds(row["next_due"] - wall),
+    )
+
+
+def _session_record(row: asyncpg.Record) -> SessionRecord:
+    queues, concurrency, *_ = packing.unpack(row["session_about"])
+    return SessionRecord(
+        session=Session(
+            id=row["session"], name=row["session_name"], ttl=to_seconds(row["session_ttl"]), queues=tuple(queues), concurrency=concurrency
+        ),
+        registered_at=instant_of(row["registered"]),
+        seconds_since_beat=to_seconds(row["silent_for"]),
+        leases=row["leases"],
+        is_dying=row["is_dying"],
+    )

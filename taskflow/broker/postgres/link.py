@@ -1,0 +1,130 @@
+"""An event loop's connections to a server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from functools import partial
+from typing import Any, Final
+
+import asyncpg
+
+from taskflow.broker.postgres.refusals import ERRORS, in_our_words, is_cut
+from taskflow.broker.postgres.server import ANSWER_WITHIN, Server
+from taskflow.model.errors import BrokerUnavailable
+
+CLOSED: Final = "this broker is closed"
+
+MOST_CONNECTIONS: Final = 8
+"""In use at a time by one loop; what comes beyond waits for one of them."""
+
+MOST_TRIES: Final = 5
+
+
+class Link:
+    """Connections are taken up and laid down again; one that failed, or was left in the middle of an answer, is not used again."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self._idle: list[asyncpg.Connection] = []
+        self._in_use: set[asyncpg.Connection] = set()
+        self._turns = asyncio.Semaphore(MOST_CONNECTIONS)
+        self._is_closed = False
+        self._end: AsyncGenerator[None] | None = None
+
+    async def fetch(self, statement: str, *arguments: Any, within: float = ANSWER_WITHIN) -> list[asyncpg.Record]:
+        """A statement's rows. It may be sent twice: any verb may."""
+        try:
+            return await self._fetch(statement, arguments, within)
+        except ERRORS as error:
+            raise in_our_words(error, str(self.server)) from error
+
+    async def run(self, script: str, *, within: float = ANSWER_WITHIN) -> None:
+        """Statements without arguments, as one transaction."""
+        try:
+            async with self._turns:
+                connection = await self._take_up()
+                await self._over(connection, partial(connection.execute, script), within)
+        except ERRORS as error:
+            raise in_our_words(error, str(self.server)) from error
+
+    async def open(self, *, for_listening: bool = False) -> asyncpg.Connection:
+        """A connection for the caller alone, who drops it."""
+        if self._is_closed:
+            raise BrokerUnavailable(CLOSED)
+        if self._end is None:
+            self._end = self._until_the_loop_ends()
+            await anext(self._end)
+        return await self.server.connect(for_listening=for_listening)
+
+    async def close(self) -> None:
+        self._is_closed = True
+        if self._end is not None:
+            await self._end.aclose()
+
+    # --- one statement ------------------------------------------------------------------------------------------
+
+    async def _fetch(self, statement: str, arguments: tuple[Any, ...], within: float) -> list[asyncpg.Record]:
+        async with self._turns:
+            for tries in range(1, MOST_TRIES + 1):
+                connection = await self._take_up()
+                try:
+                    rows: list[asyncpg.Record] = await self._over(connection, partial(connection.fetch, statement, *arguments), within)
+                    return rows
+                except ERRORS as error:
+                    if tries == MOST_TRIES or not is_cut(error):
+                        raise
+                    if not isinstance(error, asyncpg.PostgresError):
+                        self._drop_idle()  # the server was away: the others lead nowhere either
+        raise AssertionError("unreachable")
+
+    async def _take_up(self) -> asyncpg.Connection:
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.is_closed():
+                return connection
+        return await self.open()
+
+    async def _over(self, connection: asyncpg.Connection, ask: Callable[[], Awaitable[Any]], within: float) -> Any:
+        if self._is_closed:
+            drop(connection)
+            raise BrokerUnavailable(CLOSED)
+        self._in_use.add(connection)
+        is_clean = False
+        try:
+            async with asyncio.timeout(within):
+                answer = await ask()
+            is_clean = True
+            return answer
+        except asyncpg.PostgresError as error:
+            is_clean = not connection.is_closed() and (error.sqlstate or "")[:2] not in ("57", "25", "08")
+            raise
+        finally:
+            self._in_use.discard(connection)
+            if is_clean and not self._is_closed:
+                self._idle.append(connection)
+            else:
+                drop(connection)
+
+    def _drop_idle(self) -> None:
+        while self._idle:
+            drop(self._idle.pop())
+
+    async def _until_the_loop_ends(self) -> AsyncGenerator[None]:
+        """asyncio.run() and the like end a loop's asynchronous generators before they close it: the connections go with it."""
+        try:
+            yield
+        finally:
+            self._is_closed = True
+            idle, self._idle = self._idle, []
+            for connection in self._in_use:
+                drop(connection)
+            for connection in idle:
+                with contextlib.suppress(*ERRORS, TimeoutError):
+                    await connection.close(timeout=1.0)
+
+
+def drop(connection: asyncpg.Connection) -> None:
+    with contextlib.suppress(*ERRORS, RuntimeError):
+        connection.terminate()

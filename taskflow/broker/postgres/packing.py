@@ -1,0 +1,247 @@
+"""Envelopes, settlements and beats as arrays of columns, as the functions take them; rows as leases and records."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgpack
+
+from taskflow.broker.protocol import Added, Refused
+from taskflow.model.clock import instant_of, to_microseconds, to_seconds
+from taskflow.model.envelope import ClaimId, Envelope, Lease, pack_extras, unpack_extras
+from taskflow.model.record import BY_CODE, Progress, Record
+from taskflow.model.session import Beat
+from taskflow.model.verdict import (
+    Cancelled,
+    Discarded,
+    Failed,
+    HandedBack,
+    Parked,
+    Retried,
+    RunError,
+    Settlement,
+    Snoozed,
+    Succeeded,
+    unpack_errors,
+)
+
+Row = Any
+"""asyncpg's Record: a column by its name."""
+
+
+# --- enqueue --------------------------------------------------------------------------------------------------
+
+
+def envelope_columns(envelopes: Sequence[Envelope]) -> list[list[Any]]:
+    """See enqueue.sql: ids, queues, jobs, priorities, afters, ats, expiries, keys, conflicts, payloads, extras, awaited, joined."""
+    rows = [_envelope_row(envelope) for envelope in envelopes]
+    return [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in range(_COLUMNS)]
+
+
+_COLUMNS: Final = 13
+
+
+def _envelope_row(envelope: Envelope) -> tuple[Any, ...]:
+    return (
+        envelope.id,
+        envelope.queue,
+        envelope.job,
+        envelope.priority,
+        to_microseconds(envelope.after) if envelope.after else 0,
+        envelope.at,
+        None if envelope.expires is None else to_microseconds(envelope.expires),
+        envelope.key,
+        int(envelope.on_conflict),
+        envelope.payload,
+        pack_extras(envelope),
+        envelope.awaits or None,
+        b"".join(envelope.joins) or None,
+    )
+
+
+def added_or_refused(envelope: Envelope, answer: bytes) -> Added | Refused:
+    match answer[:1]:
+        case b"i":
+            return Refused(envelope.id, envelope.id, "id")
+        case b"k":
+            return Refused(envelope.id, answer[1:], "key")
+        case _:
+            return Added(envelope.id, answer[1:] or None)
+
+
+# --- beats ------------------------------------------------------------------------------------------------------
+
+
+def beat_columns(beat: Beat) -> list[Any]:
+    """See sessions.sql: requests, numbers, seen, and of the reports requests, numbers, microseconds, progress."""
+    reports = [report for report in beat.reports if can_be(report.claim, beat.session)]
+    own = [claim if can_be(claim, beat.session) else _NONE for claim in beat.claims]
+    return [
+        [claim.request for claim in own],
+        [claim.number for claim in own],
+        beat.seen,
+        [report.claim.request for report in reports],
+        [report.claim.number for report in reports],
+        [to_microseconds(report.running_for) for report in reports],
+        [pack_progress(report.progress) for report in reports],
+    ]
+
+
+_NONE: Final = ClaimId(b"", -1, -1)
+
+
+def can_be(claim: ClaimId, session: bytes) -> bool:
+    """Whether a claim is one that a store could have given to the session."""
+    return claim.session == session and 0 <= claim.request < 1 << 63 and 0 <= claim.number < 1 << 31
+
+
+def unpack(packed: bytes) -> Any:
+    return msgpack.unpackb(packed)
+
+
+def pack_progress(progress: Progress | None) -> bytes | None:
+    return None if progress is None else pack([progress.fraction, progress.note])
+
+
+def pack(value: object) -> bytes:
+    packed = msgpack.packb(value, unicode_errors="surrogatepass")
+    assert packed is not None
+    return bytes(packed)
+
+
+# --- settle ---------------------------------------------------------------------------------------------------
+
+
+def settlement_columns(settlements: Sequence[Settlement]) -> list[list[Any]]:
+    """See settling.sql: what is settled, then the follow-ups with the place, from 1, of the settlement that each belongs to."""
+    rows = [_settlement_row(settlement) for settlement in settlements]
+    follow_ups = [(place, envelope) for place, settlement in enumerate(settlements, 1) for envelope in settlement.follow_ups]
+    return [
+        *([list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in range(11)]),
+        [place for place, _ in follow_ups],
+        *envelope_columns([envelope for _, envelope in follow_ups]),
+    ]
+
+
+def _settlement_row(settlement: Settlement) -> tuple[Any, ...]:
+    kind, content, error, after = _verdict(settlement.verdict)
+    claim = settlement.claim if can_be(settlement.claim, settlement.claim.session) else _NONE
+    return (
+        settlement.id,
+        settlement.epoch,
+        claim.session,
+        claim.request,
+        claim.number,
+        kind,
+        to_microseconds(settlement.ran_for),
+        to_microseconds(settlement.keep_for),
+        content,
+        error,
+        after,
+    )
+
+
+def _verdict(verdict: object) -> tuple[int, bytes | None, bytes | None, int | None]:
+    """Kind, content, error, wait."""
+    match verdict:
+        case Succeeded(result):
+            return 1, result, None, None
+        case Failed(error):
+            return 2, _utf8(f"{error.type}: {error.message}"), _pack_error(error), None
+        case Discarded(reason):
+            return 3, _utf8(reason), None, None
+        case Cancelled(reason):
+            return 4, _utf8(reason), None, None
+        case Retried(error, after):
+            return 5, None, _pack_error(error), to_microseconds(after)
+        case Snoozed(after):
+            return 6, None, None, to_microseconds(after)
+        case Parked(waiting_for, after):
+            return 7, _utf8(waiting_for), None, to_microseconds(after)
+        case HandedBack(counts):
+            return 8, b"" if counts else None, None, None
+        case _:
+            raise TypeError(f"{verdict!r} is no verdict that a store knows")
+
+
+def _pack_error(error: RunError) -> bytes:
+    """The array of five without its last, the time, which the store adds."""
+    return b"\x95" + pack(error.type) + pack(error.message) + pack(error.traceback) + pack(error.attempt)
+
+
+def _utf8(text: str) -> bytes:
+    return text.encode(errors="surrogatepass")
+
+
+# --- rows -----------------------------------------------------------------------------------------------------
+
+
+def lease_of(row: Row, now: int) -> Lease:
+    parked_at = row["parked_at"]
+    return Lease(
+        envelope=Envelope(
+            id=row["id"],
+            job=row["job"],
+            payload=row["payload"] or b"",
+            queue=row["queue"],
+            priority=row["priority"],
+            key=row["key"],
+            **unpack_extras(row["extras"]),
+        ),
+        epoch=row["epoch"],
+        claim=ClaimId(row["session"], row["request"], row["number"]),
+        created_at=row["created_at"],
+        failures=row["failures"],
+        crashes=row["crashes"],
+        snoozes=row["snoozes"],
+        hand_backs=row["hand_backs"],
+        parked_for=0.0 if parked_at is None else to_seconds(now - parked_at),
+    )
+
+
+_PLAIN: Final = Envelope(id=b"", job="", payload=b"")
+
+
+def record_of(row: Row) -> Record:
+    extras = unpack_extras(row["extras"])
+    return Record(
+        id=row["id"],
+        job=row["job"],
+        queue=row["queue"],
+        status=BY_CODE[row["status"]],
+        priority=row["priority"],
+        max_attempts=extras.get("max_attempts", _PLAIN.max_attempts),
+        created_at=instant_of(row["created_at"]),
+        due_at=instant_of(row["due_at"]),
+        claimed_at=_instant(row["claimed_at"]),
+        started_at=_instant(row["started_at"]),
+        ended_at=_instant(row["ended_at"]),
+        expires_at=_instant(row["expires_at"]),
+        failures=row["failures"],
+        crashes=row["crashes"],
+        snoozes=row["snoozes"],
+        hand_backs=row["hand_backs"],
+        epoch=row["epoch"],
+        worker=_text(row["worker"]),
+        progress=_progress(row["progress"]),
+        result=row["result"],
+        payload=row["payload"],
+        reason=_text(row["reason"]),
+        waiting_for=_text(row["waiting_for"]),
+        errors=unpack_errors(row["errors"]),
+        cancel_requested=row["cancel_requested"] is not None,
+        headers=extras.get("headers", {}),
+    )
+
+
+def _instant(at: int | None) -> Any:
+    return None if at is None else instant_of(at)
+
+
+def _text(stored: bytes | None) -> str | None:
+    return None if stored is None else stored.decode(errors="surrogatepass")
+
+
+def _progress(packed: bytes | None) -> Progress | None:
+    return None if packed is None else Progress(*msgpack.unpackb(packed, unicode_errors="surrogatepass"))

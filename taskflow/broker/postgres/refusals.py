@@ -1,0 +1,43 @@
+"""What a server, or the way to it, says no with, as errors of ours."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import asyncpg
+
+from taskflow.model.errors import BrokerError, BrokerRefused, BrokerUnavailable, SessionLost, StoreFull
+
+ERRORS: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
+"""What the driver raises; a timeout is an OSError."""
+
+_LOST: Final = "TF001"
+
+# Classes of errors, and single ones, that may well be gone soon: connection, resources, operator intervention, transaction rollback, locks.
+_PASSING_CLASSES: Final = ("08", "53", "57", "40", "55")
+_PASSING: Final = frozenset({"25006", "25P03", "XX000"})
+
+
+def in_our_words(error: Exception, place: str) -> BrokerError:
+    """The error to raise from it. `place` names the server, without secrets."""
+    if isinstance(error, BrokerError):
+        return error
+    if not isinstance(error, asyncpg.PostgresError):
+        return BrokerUnavailable(f"PostgreSQL at {place} does not answer: {error or type(error).__name__}")
+    state = error.sqlstate or ""
+    if state == _LOST:
+        return SessionLost(str(error))
+    if state == "53100":
+        return StoreFull(f"PostgreSQL at {place} has no room for new jobs: {error}")
+    if state in _PASSING or state[:2] in _PASSING_CLASSES:
+        return BrokerUnavailable(f"PostgreSQL at {place} cannot do it now: {error}")
+    return BrokerRefused(f"PostgreSQL at {place} refuses: {error}")
+
+
+def is_cut(error: Exception) -> bool:
+    """The connection was gone before the statement got anywhere, as far as can be told; or two verbs got in each other's way."""
+    if isinstance(error, TimeoutError):
+        return False
+    if isinstance(error, asyncpg.PostgresError):
+        return (error.sqlstate or "") in ("57P01", "40001", "40P01", "23505")
+    return True

@@ -1,0 +1,148 @@
+-- What stands in each queue: name, whether it is paused, counts by status, due time of the oldest ready and of the next scheduled job.
+CREATE FUNCTION @.queues() RETURNS TABLE (name text, is_paused boolean, counts bigint[], ready_since bigint, next_due bigint) LANGUAGE sql AS $$
+    SELECT known.queue, EXISTS (SELECT 1 FROM @.paused WHERE paused.queue = known.queue),
+        (SELECT array_agg(coalesce(counted.n, 0) ORDER BY code) FROM generate_series(S.HELD, S.CANCELLED) AS code
+            LEFT JOIN @.counted ON counted.queue = known.queue AND counted.what = '=' || code),
+        (SELECT min(due_at) FROM @.jobs WHERE status = S.READY AND jobs.queue = known.queue),
+        (SELECT min(due_at) FROM @.jobs WHERE status = S.SCHEDULED AND jobs.queue = known.queue)
+    FROM (SELECT queue FROM @.counted UNION SELECT queue FROM @.paused) AS known
+$$;
+
+CREATE FUNCTION @.is_chosen(
+    j @.jobs, now_at bigint, of_queue text, of_job text, statuses integer[], ended_before bigint, only_poison boolean
+) RETURNS boolean LANGUAGE sql STABLE AS $$
+    SELECT j.status < S.GONE AND (j.ended_at IS NULL OR j.fade_at > now_at)
+        AND (of_queue IS NULL OR j.queue = of_queue)
+        AND (of_job IS NULL OR j.job = of_job)
+        AND (statuses IS NULL OR j.status = ANY (statuses))
+        AND (ended_before IS NULL OR j.ended_at <= now_at - ended_before)
+        AND (NOT only_poison OR j.is_poison)
+$$;
+
+CREATE FUNCTION @.browse(
+    wall bigint, of_queue text, of_job text, statuses integer[], ended_before bigint, only_poison boolean, before_id bytea, most integer
+) RETURNS SETOF @.jobs LANGUAGE sql AS $$
+    SELECT * FROM @.jobs
+    WHERE (before_id IS NULL OR id < before_id)
+        AND @.is_chosen(jobs, @.wall(wall), of_queue, of_job, statuses, ended_before, only_poison)
+    ORDER BY id DESC LIMIT most
+$$;
+
+CREATE FUNCTION @.purge(
+    wall bigint, of_queue text, of_job text, statuses integer[], ended_before bigint, only_poison boolean, most integer,
+    OUT purged integer, OUT rung text
+) LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    now_at bigint := @.wall(wall);
+    ids bytea[];
+    j @.jobs;
+    each bytea;
+BEGIN
+    purged := 0;
+    SELECT array_agg(id ORDER BY seq) INTO ids FROM (
+        SELECT id, seq FROM @.jobs
+        WHERE status <> S.RUNNING AND @.is_chosen(jobs, now_at, of_queue, of_job, statuses, ended_before, only_poison)
+        ORDER BY seq LIMIT most
+    ) AS chosen;
+    PERFORM @.lock_jobs(ids);
+    FOREACH each IN ARRAY coalesce(ids, '{}') LOOP
+        SELECT * INTO j FROM @.jobs WHERE id = each AND status <> S.RUNNING;
+        CONTINUE WHEN NOT FOUND;
+        IF j.status < S.RUNNING THEN
+            PERFORM @.finish(j, E.CANCEL, S.CANCELLED, @.utf8(W.PURGED), now_at);
+        END IF;
+        PERFORM @.bury(each);
+        purged := purged + 1;
+    END LOOP;
+    rung := current_setting('taskflow.rung', true);
+END
+$$;
+
+-- An operator's retry. For each: "ok", "unknown", "live", "succeeded" or "key taken".
+CREATE FUNCTION @.redo(wall bigint, ids bytea[], OUT answers text[], OUT rung text) LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    now_at bigint := @.wall(wall);
+    j @.jobs;
+BEGIN
+    PERFORM @.lock_jobs(ids);
+    FOR i IN 1 .. cardinality(ids) LOOP
+        SELECT * INTO j FROM @.jobs WHERE id = ids[i] AND status < S.GONE AND (ended_at IS NULL OR fade_at > now_at);
+        IF NOT FOUND THEN
+            answers[i] := 'unknown';
+        ELSIF j.ended_at IS NULL THEN
+            answers[i] := 'live';
+        ELSIF j.status = S.SUCCEEDED THEN
+            answers[i] := 'succeeded';
+        ELSIF j.key IS NOT NULL AND EXISTS (SELECT 1 FROM @.jobs WHERE key = j.key AND status <= S.RUNNING) THEN
+            answers[i] := 'key taken';
+        ELSE
+            j.due_at := now_at;
+            j.failures := 0; j.crashes := 0; j.snoozes := 0; j.hand_backs := 0;
+            j.awaits := NULL; j.behind := NULL; j.expires_at := NULL; j.ended_at := NULL; j.fade_at := NULL; j.parked_at := NULL;
+            j.started_at := NULL; j.cancel_requested := NULL; j.reason := NULL; j.progress := NULL; j.worker := NULL; j.is_poison := NULL;
+            PERFORM @.enter(j, E.REDO, now_at);
+            answers[i] := 'ok';
+        END IF;
+    END LOOP;
+    rung := current_setting('taskflow.rung', true);
+END
+$$;
+
+CREATE FUNCTION @.pause(of_queue text) RETURNS void LANGUAGE sql AS $$
+    INSERT INTO @.paused (queue) VALUES (of_queue) ON CONFLICT DO NOTHING
+$$;
+
+CREATE FUNCTION @.resume(of_queue text) RETURNS void LANGUAGE sql AS $$
+    DELETE FROM @.paused WHERE queue = of_queue
+$$;
+
+-- Tells listeners, once what they are told of is committed. Of the jobs that have ended only those that somebody waits for.
+CREATE FUNCTION @.tell(channel text, topics text[], ended bytea[]) RETURNS void LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    words text;
+BEGIN
+    PERFORM set_config('synchronous_commit', 'off', true);
+    WITH awaited AS (DELETE FROM @.awaited WHERE id = ANY (ended) RETURNING 'job:' || encode(id, 'hex') AS topic)
+    SELECT string_agg(topic, E'\n') INTO words FROM (SELECT topic FROM awaited UNION ALL SELECT unnest(topics)) AS every (topic);
+    IF words IS NOT NULL THEN
+        PERFORM pg_notify(channel, CASE WHEN length(words) < 7000 THEN words ELSE '*' END);
+    END IF;
+END
+$$;
+
+-- Somebody waits for these to end. The ids of those that need not be waited for.
+CREATE FUNCTION @.await(wall bigint, ids bytea[], patience bigint) RETURNS void LANGUAGE sql AS $$
+    INSERT INTO @.awaited (id, until_when) SELECT DISTINCT id, @.wall(wall) + patience FROM unnest(ids) AS id
+    ON CONFLICT (id) DO UPDATE SET until_when = excluded.until_when
+$$;
+
+CREATE FUNCTION @.already(ids bytea[]) RETURNS SETOF bytea LANGUAGE sql AS $$
+    SELECT given.id FROM unnest(ids) AS given (id)
+    WHERE NOT EXISTS (SELECT 1 FROM @.jobs WHERE jobs.id = given.id AND status <= S.RUNNING)
+$$;
+
+-- Of these topics those under which there is something already.
+CREATE FUNCTION @.there(topics text[]) RETURNS SETOF text LANGUAGE sql SET enable_seqscan = off AS $$
+    SELECT topic FROM unnest(topics) AS topic
+    WHERE CASE
+        WHEN topic = 'queues' THEN EXISTS (SELECT 1 FROM @.jobs WHERE status = S.READY)
+        WHEN topic = 'due' THEN EXISTS (SELECT 1 FROM @.jobs WHERE status = S.SCHEDULED)
+        WHEN topic LIKE 'queue:%' THEN EXISTS (SELECT 1 FROM @.jobs WHERE status = S.READY AND queue = substr(topic, 7))
+        WHEN topic LIKE 'session:%' THEN EXISTS (
+            SELECT 1 FROM @.jobs WHERE status = S.RUNNING AND session = decode(substr(topic, 9), 'hex') AND cancel_requested IS NOT NULL
+        )
+        ELSE false
+    END
+$$;
+
+CREATE FUNCTION @.events() RETURNS TABLE (queue text, what text, n bigint) LANGUAGE sql AS $$
+    SELECT queue, what, n FROM @.counted WHERE what NOT LIKE '=%'
+$$;
+
+CREATE FUNCTION @.examined() RETURNS TABLE (version text, fsync text, synchronous_commit text, size bigint) LANGUAGE sql AS $$
+    SELECT current_setting('server_version'), current_setting('fsync'), current_setting('synchronous_commit'),
+        pg_total_relation_size('@.jobs'::regclass)
+$$;

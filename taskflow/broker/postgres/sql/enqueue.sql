@@ -1,0 +1,119 @@
+-- Adds one call that has a key, or awaits or joins others. The answer: "" for added, "r" and the id that gave way, "i" for an id that is
+-- known, "k" and the id that has the key.
+CREATE FUNCTION @.add(j @.jobs, on_conflict integer, now_at bigint) RETURNS bytea LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    waiting @.jobs;
+    running bytea;
+BEGIN
+    IF EXISTS (SELECT 1 FROM @.jobs WHERE id = j.id) THEN
+        RETURN 'i';
+    END IF;
+    IF j.key IS NOT NULL THEN
+        SELECT * INTO waiting FROM @.jobs WHERE key = j.key AND status < S.RUNNING FOR UPDATE;
+        SELECT id INTO running FROM @.jobs WHERE key = j.key AND status = S.RUNNING FOR UPDATE;
+        IF on_conflict = 0 AND coalesce(waiting.id, running) IS NOT NULL THEN
+            RETURN 'k'::bytea || coalesce(waiting.id, running);
+        END IF;
+        IF waiting.id IS NOT NULL THEN
+            PERFORM @.finish(waiting, E.REPLACE, S.CANCELLED, @.utf8(format(W.REPLACED_BY, @.id_text(j.id))), now_at);
+        END IF;
+        IF running IS NOT NULL THEN
+            j.awaits := coalesce(j.awaits, 0) + 1;
+            j.behind := running;
+            j.waiting_for := @.utf8(format(W.WAITS_BEHIND, @.id_text(running)));
+        END IF;
+    END IF;
+    j.seq := nextval('@.arrivals');
+    PERFORM @.enter(j, E.ENQUEUE, now_at, true);
+    RETURN CASE WHEN waiting.id IS NULL THEN ''::bytea ELSE 'r'::bytea || waiting.id END;
+END
+$$;
+
+-- Adds calls in order. NULL when all were added, else an answer for each.
+CREATE FUNCTION @.add_all(
+    now_at bigint, ids bytea[], queues text[], jobs text[], priorities integer[], afters bigint[], ats bigint[], expiries bigint[], keys bytea[],
+    conflicts integer[], payloads bytea[], extras bytea[], awaited integer[], joined bytea[]
+) RETURNS bytea[] LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    answers bytea[];
+    j @.jobs;
+    added bigint;
+    of record;
+BEGIN
+    PERFORM @.lock_keys(keys);
+    IF NOT EXISTS (SELECT 1 FROM unnest(keys) AS key WHERE key IS NOT NULL) AND NOT EXISTS (SELECT 1 FROM @.jobs WHERE id = ANY (ids))
+        AND (SELECT count(DISTINCT id) FROM unnest(ids) AS id) = cardinality(ids)
+    THEN
+        WITH given AS (
+            SELECT * FROM unnest(ids, queues, jobs, priorities, afters, ats, expiries, payloads, extras, awaited, joined) WITH ORDINALITY
+                AS given (id, queue, job, priority, after, at, expiry, payload, extras, awaits, joins, place)
+        ), added AS (
+            INSERT INTO @.jobs (id, created_at, due_at, status, priority, queue, job, payload, extras, expires_at, awaits, joins)
+            SELECT id, now_at, greatest(now_at, coalesce(at, now_at + after)),
+                CASE WHEN awaits > 0 THEN S.HELD WHEN greatest(now_at, coalesce(at, now_at + after)) > now_at THEN S.SCHEDULED ELSE S.READY END,
+                priority, queue, job, payload, extras, now_at + expiry, awaits, joins
+            FROM given ORDER BY place
+            ON CONFLICT (id) DO NOTHING
+            RETURNING queue, status
+        ), counted AS (
+            SELECT queue, status, count(*) AS number FROM added GROUP BY queue, status
+        ), moved AS (
+            SELECT @.count_move(queue, E.ENQUEUE, NULL, status, number), @.tell_place(status, queue), number FROM counted
+        )
+        SELECT coalesce(sum(number), 0) INTO added FROM moved;
+        IF added = cardinality(ids) THEN
+            RETURN NULL;
+        END IF;
+        RAISE EXCEPTION 'another call has added one of these at the same moment' USING ERRCODE = 'serialization_failure';
+    END IF;
+    FOR of IN
+        SELECT * FROM unnest(ids, queues, jobs, priorities, afters, ats, expiries, keys, conflicts, payloads, extras, awaited, joined) WITH ORDINALITY
+            AS given (id, queue, job, priority, after, at, expiry, key, conflict, payload, extras, awaits, joins, place)
+        ORDER BY place
+    LOOP
+        j := NULL;
+        j.id := of.id;
+        j.created_at := now_at;
+        j.due_at := greatest(now_at, coalesce(of.at, now_at + of.after));
+        j.epoch := 0;
+        j.priority := of.priority;
+        j.queue := of.queue;
+        j.job := of.job;
+        j.payload := of.payload;
+        j.extras := of.extras;
+        j.expires_at := now_at + of.expiry;
+        j.key := of.key;
+        j.awaits := of.awaits;
+        j.joins := of.joins;
+        j.failures := 0;
+        j.crashes := 0;
+        j.snoozes := 0;
+        j.hand_backs := 0;
+        answers := answers || @.add(j, of.conflict, now_at);
+    END LOOP;
+    RETURN answers;
+END
+$$;
+
+-- The verb. `capacity`: the most live jobs, or NULL.
+CREATE FUNCTION @.enqueue(
+    wall bigint, capacity bigint, ids bytea[], queues text[], jobs text[], priorities integer[], afters bigint[], ats bigint[], expiries bigint[],
+    keys bytea[], conflicts integer[], payloads bytea[], extras bytea[], awaited integer[], joined bytea[],
+    OUT answers bytea[], OUT rung text
+) LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    fresh bigint;
+BEGIN
+    IF capacity IS NOT NULL THEN
+        SELECT count(*) INTO fresh FROM unnest(ids) AS given (id) WHERE NOT EXISTS (SELECT 1 FROM @.jobs WHERE jobs.id = given.id);
+        IF fresh > 0 AND fresh + (SELECT count(*) FROM @.jobs WHERE status <= S.RUNNING) > capacity THEN
+            RAISE EXCEPTION 'the store holds % live jobs at most', capacity USING ERRCODE = 'disk_full';
+        END IF;
+    END IF;
+    answers := @.add_all(@.wall(wall), ids, queues, jobs, priorities, afters, ats, expiries, keys, conflicts, payloads, extras, awaited, joined);
+    rung := current_setting('taskflow.rung', true);
+END
+$$;

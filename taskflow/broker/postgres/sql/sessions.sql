@@ -1,0 +1,189 @@
+-- When nobody has beaten for a session's whole ttl, the store was away, not the workers: one more ttl, once.
+CREATE FUNCTION @.spare_after_outage(steady bigint) RETURNS void LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    pulse bigint;
+BEGIN
+    SELECT value INTO pulse FROM @.meta WHERE name = 'pulse';
+    IF pulse > steady THEN -- the server's clock was set back: nobody has beaten in the future
+        UPDATE @.meta SET value = steady WHERE name = 'pulse';
+        UPDATE @.sessions SET beat_at = steady WHERE dead_at IS NULL AND beat_at > steady;
+    ELSE
+        UPDATE @.sessions SET is_spared = true, beat_at = steady
+        WHERE dead_at IS NULL AND NOT is_spared AND steady - pulse > ttl;
+    END IF;
+END
+$$;
+
+CREATE FUNCTION @.take_pulse(steady bigint) RETURNS void LANGUAGE sql AS $$
+    INSERT INTO @.meta (name, value) VALUES ('pulse', steady) ON CONFLICT (name) DO UPDATE SET value = excluded.value
+$$;
+
+-- Makes a session known. False when it is dead.
+CREATE FUNCTION @.register(wall bigint, steady bigint, new_id bytea, new_name text, new_ttl bigint, new_about bytea) RETURNS boolean
+LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    now_at bigint := @.wall(wall);
+    died_at bigint;
+BEGIN
+    steady := coalesce(steady, now_at);
+    PERFORM @.spare_after_outage(steady);
+    INSERT INTO @.sessions (id, name, ttl, about, registered_at, beat_at) VALUES (new_id, new_name, new_ttl, new_about, now_at, steady)
+    ON CONFLICT (id) DO NOTHING;
+    SELECT dead_at INTO died_at FROM @.sessions WHERE id = new_id;
+    IF died_at IS NOT NULL THEN
+        RETURN false;
+    END IF;
+    PERFORM @.take_pulse(steady);
+    RETURN true;
+END
+$$;
+
+-- --- claim --------------------------------------------------------------------------------------------
+
+CREATE FUNCTION @.take(
+    of_queue text, most integer, of_session bytea, of_request bigint, first_number integer, of_name bytea, now_at bigint, steady bigint
+) RETURNS integer LANGUAGE plpgsql SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+#variable_conflict use_column
+DECLARE
+    taken integer;
+BEGIN
+    WITH picked AS MATERIALIZED (
+        SELECT id, priority, due_at, seq FROM @.jobs
+        WHERE status = S.READY AND queue = of_queue AND (expires_at IS NULL OR expires_at > now_at)
+        ORDER BY priority DESC, due_at, seq
+        LIMIT most
+        FOR UPDATE SKIP LOCKED
+    ), numbered AS (
+        SELECT id, row_number() OVER (ORDER BY priority DESC, due_at, seq) - 1 AS place FROM picked
+    )
+    UPDATE @.jobs SET
+        status = S.RUNNING, epoch = epoch + 1, session = of_session, request = of_request, number = first_number + place,
+        claimed_at = now_at, claimed_steady = steady, worker = of_name, started_at = NULL, progress = NULL, waiting_for = NULL
+    FROM numbered WHERE jobs.id = numbered.id;
+    GET DIAGNOSTICS taken = ROW_COUNT;
+    IF taken > 0 THEN
+        PERFORM @.count_move(of_queue, E.CLAIM, S.READY, S.RUNNING, taken);
+    END IF;
+    RETURN taken;
+END
+$$;
+
+-- The queues that have ready jobs and are not paused, by name: each is found by one step in the index.
+CREATE FUNCTION @.ready_queues() RETURNS text[] LANGUAGE sql SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+    WITH RECURSIVE found AS (
+        (SELECT queue FROM @.jobs WHERE status = S.READY ORDER BY queue LIMIT 1)
+        UNION ALL
+        SELECT (SELECT queue FROM @.jobs WHERE status = S.READY AND queue > found.queue ORDER BY queue LIMIT 1)
+        FROM found WHERE found.queue IS NOT NULL
+    )
+    SELECT coalesce(array_agg(queue ORDER BY queue), '{}') FROM found
+    WHERE queue IS NOT NULL AND queue NOT IN (SELECT queue FROM @.paused)
+$$;
+
+-- Leases ready jobs to a session. The rows of the leases of this request; an error of the class TF001 when the session is lost.
+CREATE FUNCTION @.claim(wall bigint, steady bigint, of_session bytea, of_request bigint, queues text[], most integer) RETURNS SETOF @.jobs
+LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    now_at bigint := @.wall(wall);
+    s @.sessions;
+    each text;
+    taken integer := 0;
+    turn integer;
+BEGIN
+    SELECT * INTO s FROM @.sessions WHERE id = of_session FOR UPDATE;
+    IF s.id IS NULL OR s.dead_at IS NOT NULL THEN
+        RAISE EXCEPTION 'the session is lost' USING ERRCODE = 'TF001';
+    END IF;
+    IF of_request < s.request THEN
+        RETURN;
+    END IF;
+    IF of_request > s.request THEN
+        UPDATE @.sessions SET request = of_request WHERE id = of_session;
+        IF cardinality(queues) = 0 THEN
+            queues := @.ready_queues();
+            IF cardinality(queues) > 0 THEN
+                turn := of_request % cardinality(queues);
+                queues := queues[turn + 1 :] || queues[: turn];
+            END IF;
+        END IF;
+        FOREACH each IN ARRAY queues LOOP
+            EXIT WHEN taken >= most;
+            IF NOT EXISTS (SELECT 1 FROM @.paused WHERE queue = each) THEN
+                taken := taken + @.take(each, most - taken, of_session, of_request, taken, @.utf8(s.name), now_at, coalesce(steady, now_at));
+            END IF;
+        END LOOP;
+    END IF;
+    RETURN QUERY SELECT * FROM @.jobs WHERE session = of_session AND request = of_request AND status = S.RUNNING;
+END
+$$;
+
+-- --- beat ---------------------------------------------------------------------------------------------
+
+-- `requests` and `numbers` name claims; `reported_` and `running_for`, `progress` are the reports. The answer: whether it is lost, how many
+-- ghosts there were, which of the named are held (their places, from 1), and which of those are asked to stop.
+CREATE FUNCTION @.beat(
+    wall bigint, steady bigint, of_session bytea, requests bigint[], numbers integer[], seen bigint,
+    reported_requests bigint[], reported_numbers integer[], running_for bigint[], progresses bytea[], leaving boolean,
+    OUT is_lost boolean, OUT ghosts integer, OUT held integer[], OUT stopping integer[], OUT rung text
+) LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    now_at bigint := @.wall(wall);
+    s @.sessions;
+    j @.jobs;
+BEGIN
+    steady := coalesce(steady, now_at);
+    ghosts := 0;
+    PERFORM @.spare_after_outage(steady);
+    SELECT * INTO s FROM @.sessions WHERE id = of_session FOR UPDATE;
+    is_lost := s.id IS NULL OR s.dead_at IS NOT NULL;
+    IF is_lost THEN
+        RETURN;
+    END IF;
+    UPDATE @.sessions SET beat_at = steady, is_spared = false WHERE id = of_session;
+    PERFORM @.take_pulse(steady);
+    FOR i IN 1 .. cardinality(reported_requests) LOOP
+        UPDATE @.jobs SET started_at = now_at - running_for[i], progress = coalesce(progresses[i], progress)
+        WHERE session = of_session AND request = reported_requests[i] AND number = reported_numbers[i] AND status = S.RUNNING;
+    END LOOP;
+    FOR j IN
+        SELECT * FROM @.jobs
+        WHERE session = of_session AND status = S.RUNNING AND request <= seen AND steady - claimed_steady >= R.ghost_after
+            AND NOT EXISTS (SELECT 1 FROM unnest(requests, numbers) AS named (request, number)
+                WHERE named.request = jobs.request AND named.number = jobs.number)
+        ORDER BY request, number
+    LOOP
+        PERFORM @.lock_jobs(ARRAY [j.id]);
+        SELECT * INTO j FROM @.jobs WHERE id = j.id AND session = of_session AND status = S.RUNNING;
+        IF FOUND THEN
+            PERFORM @.wait_again(j, E.GHOST, now_at);
+            ghosts := ghosts + 1;
+        END IF;
+    END LOOP;
+    IF leaving THEN
+        UPDATE @.sessions SET dead_at = now_at WHERE id = of_session;
+        FOR j IN SELECT * FROM @.jobs WHERE session = of_session AND status = S.RUNNING ORDER BY request, number LOOP
+            PERFORM @.lock_jobs(ARRAY [j.id]);
+            SELECT * INTO j FROM @.jobs WHERE id = j.id AND session = of_session AND status = S.RUNNING;
+            IF FOUND THEN
+                PERFORM @.hand_back(j, true, now_at);
+            END IF;
+        END LOOP;
+    END IF;
+    SELECT array_agg(named.place), array_agg(named.place) FILTER (WHERE jobs.cancel_requested IS NOT NULL) INTO held, stopping
+    FROM unnest(requests, numbers) WITH ORDINALITY AS named (request, number, place)
+    JOIN @.jobs ON jobs.session = of_session AND jobs.request = named.request AND jobs.number = named.number AND jobs.status = S.RUNNING;
+    rung := current_setting('taskflow.rung', true);
+END
+$$;
+
+CREATE FUNCTION @.workers(wall bigint, steady bigint) RETURNS TABLE (
+    session bytea, session_name text, session_ttl bigint, session_about bytea, registered bigint, silent_for bigint, leases bigint, is_dying boolean
+) LANGUAGE sql AS $$
+    SELECT id, name, ttl, about, registered_at, greatest(0, coalesce(steady, @.wall(wall)) - beat_at), count_of.leases, dead_at IS NOT NULL
+    FROM @.sessions, LATERAL (SELECT count(*) AS leases FROM @.jobs WHERE jobs.session = sessions.id AND status = S.RUNNING) AS count_of
+    WHERE dead_at IS NULL OR count_of.leases > 0
+$$;

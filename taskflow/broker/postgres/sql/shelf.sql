@@ -1,0 +1,216 @@
+-- Where jobs wait and end, and the moves between, one job at a time. Whoever calls these has locked the job, and its key.
+
+-- Microseconds since 1970: a test's, else the server's own.
+CREATE FUNCTION @.wall(given bigint) RETURNS bigint LANGUAGE sql AS $$
+    SELECT coalesce(given, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint)
+$$;
+
+CREATE FUNCTION @.id_text(id bytea) RETURNS text LANGUAGE sql IMMUTABLE AS $$
+    SELECT encode(id, 'hex')::uuid::text
+$$;
+
+CREATE FUNCTION @.utf8(words text) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
+    SELECT convert_to(words, 'UTF8')
+$$;
+
+-- What is to be told once this is committed: gathered in a setting of the transaction.
+CREATE FUNCTION @.ring(topic text) RETURNS void LANGUAGE sql AS $$
+    SELECT set_config('taskflow.rung', concat_ws(E'\n', nullif(current_setting('taskflow.rung', true), ''), topic), true)
+$$;
+
+CREATE FUNCTION @.count_move(of_queue text, event text, from_status integer, to_status integer, number bigint DEFAULT 1) RETURNS void LANGUAGE sql AS $$
+    INSERT INTO @.tally (queue, what, n)
+    SELECT of_queue, each.what, each.n
+    FROM (VALUES ('=' || nullif(from_status, S.GONE), -number), ('=' || nullif(to_status, S.GONE), number), (event, number)) AS each (what, n)
+    WHERE each.what IS NOT NULL
+$$;
+
+CREATE FUNCTION @.save(j @.jobs) RETURNS void LANGUAGE sql AS $$
+    UPDATE @.jobs SET
+        due_at = j.due_at, epoch = j.epoch, status = j.status, payload = j.payload, extras = j.extras, expires_at = j.expires_at,
+        awaits = j.awaits, joins = j.joins, behind = j.behind, session = j.session, request = j.request, number = j.number,
+        claimed_at = j.claimed_at, claimed_steady = j.claimed_steady, worker = j.worker, started_at = j.started_at, settled = j.settled,
+        failures = j.failures, crashes = j.crashes, snoozes = j.snoozes, hand_backs = j.hand_backs, parked_at = j.parked_at,
+        errors = j.errors, progress = j.progress, cancel_requested = j.cancel_requested, result = j.result, reason = j.reason,
+        waiting_for = j.waiting_for, is_poison = j.is_poison, ended_at = j.ended_at, fade_at = j.fade_at
+    WHERE id = j.id
+$$;
+
+-- Locks keys in order, so that no two verbs wait for each other.
+CREATE FUNCTION @.lock_keys(keys bytea[]) RETURNS void LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    each bytea;
+BEGIN
+    FOR each IN SELECT DISTINCT key FROM unnest(keys) AS key WHERE key IS NOT NULL ORDER BY key LOOP
+        PERFORM pg_advisory_xact_lock(('x' || encode(substr(each, 1, 8), 'hex'))::bit(64)::bigint);
+    END LOOP;
+END
+$$;
+
+-- Locks jobs and their keys: keys first, then rows by id.
+CREATE FUNCTION @.lock_jobs(ids bytea[]) RETURNS void LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+BEGIN
+    PERFORM @.lock_keys(array_agg(key)) FROM @.jobs WHERE id = ANY (ids) AND key IS NOT NULL;
+    PERFORM 1 FROM @.jobs WHERE id = ANY (ids) ORDER BY id FOR UPDATE;
+END
+$$;
+
+-- --- to wait ------------------------------------------------------------------------------------------
+
+CREATE FUNCTION @.tell_place(status integer, queue text) RETURNS void LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+BEGIN
+    IF status = S.SCHEDULED THEN
+        PERFORM @.ring('due');
+    ELSIF status = S.READY THEN
+        PERFORM @.ring('queue:' || queue);
+    END IF;
+END
+$$;
+
+-- Waits in the place that its due time and what it awaits give it. `is_new`: it is not in the table yet.
+CREATE FUNCTION @.enter(j @.jobs, event text, now_at bigint, is_new boolean DEFAULT false) RETURNS void LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    before smallint := CASE WHEN is_new THEN NULL ELSE j.status END;
+BEGIN
+    j.status := CASE WHEN coalesce(j.awaits, 0) > 0 THEN S.HELD WHEN j.due_at > now_at THEN S.SCHEDULED ELSE S.READY END;
+    IF is_new THEN
+        INSERT INTO @.jobs SELECT j.*;
+    ELSE
+        PERFORM @.save(j);
+    END IF;
+    PERFORM @.count_move(j.queue, event, before, j.status);
+    PERFORM @.tell_place(j.status, j.queue);
+END
+$$;
+
+CREATE FUNCTION @.count_in(held bytea, now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    j @.jobs;
+BEGIN
+    SELECT * INTO j FROM @.jobs WHERE id = held AND status = S.HELD FOR UPDATE;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    j.awaits := j.awaits - 1;
+    IF j.awaits > 0 THEN
+        PERFORM @.save(j);
+    ELSE
+        j.due_at := greatest(j.due_at, now_at);
+        PERFORM @.enter(j, E.RELEASE, now_at);
+    END IF;
+END
+$$;
+
+-- --- to end -------------------------------------------------------------------------------------------
+
+-- Nobody holds it any more, its key is free, and those that awaited it know. `keep_for` in microseconds, NULL for the status's own.
+CREATE FUNCTION @.finish(j @.jobs, event text, to_status integer, why bytea, now_at bigint, keep_for bigint DEFAULT NULL)
+RETURNS void LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    before smallint := j.status;
+    joined bytea := j.joins;
+    each @.jobs;
+BEGIN
+    j.status := to_status;
+    j.session := NULL;
+    j.request := NULL;
+    j.number := NULL;
+    j.reason := why;
+    j.waiting_for := NULL;
+    j.ended_at := now_at;
+    j.fade_at := now_at + coalesce(keep_for, CASE WHEN to_status = S.FAILED THEN R.keep_failed ELSE R.keep_cancelled END);
+    j.joins := NULL;
+    PERFORM @.save(j);
+    PERFORM @.count_move(j.queue, event, before, to_status);
+    PERFORM @.ring('job:' || encode(j.id, 'hex'));
+    IF j.key IS NOT NULL THEN
+        FOR each IN SELECT * FROM @.jobs WHERE key = j.key AND status < S.RUNNING AND behind = j.id FOR UPDATE LOOP
+            each.behind := NULL;
+            each.waiting_for := NULL;
+            PERFORM @.save(each);
+            PERFORM @.count_in(each.id, now_at);
+        END LOOP;
+    END IF;
+    FOR i IN 0 .. coalesce(length(joined), 0) / 16 - 1 LOOP
+        PERFORM @.count_in(substr(joined, 16 * i + 1, 16), now_at);
+    END LOOP;
+END
+$$;
+
+-- After a run that did not end the job; its cancellation and a replacement behind it come first. Without a new time it is ready where it
+-- stood, also when the clock has been set back before its due time meanwhile.
+CREATE FUNCTION @.wait_again(j @.jobs, event text, now_at bigint, due bigint DEFAULT NULL) RETURNS void LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    successor bytea;
+    before smallint := j.status;
+BEGIN
+    IF j.key IS NOT NULL THEN
+        SELECT id INTO successor FROM @.jobs WHERE key = j.key AND status < S.RUNNING AND behind = j.id;
+    END IF;
+    IF j.cancel_requested IS NOT NULL THEN
+        PERFORM @.finish(j, event, S.CANCELLED, @.utf8(j.cancel_requested), now_at);
+        RETURN;
+    ELSIF successor IS NOT NULL THEN
+        PERFORM @.finish(j, event, S.CANCELLED, @.utf8(format(W.REPLACED_BY, @.id_text(successor))), now_at);
+        RETURN;
+    END IF;
+    j.session := NULL;
+    j.request := NULL;
+    j.number := NULL;
+    IF due IS NOT NULL THEN
+        j.due_at := due;
+        PERFORM @.enter(j, event, now_at);
+    ELSE
+        j.status := S.READY;
+        PERFORM @.save(j);
+        PERFORM @.count_move(j.queue, event, before, S.READY);
+        PERFORM @.ring('queue:' || j.queue);
+    END IF;
+END
+$$;
+
+CREATE FUNCTION @.poison(j @.jobs, event text, why text, now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+BEGIN
+    j.is_poison := true;
+    PERFORM @.finish(j, event, S.FAILED, @.utf8(W.POISON || why), now_at);
+END
+$$;
+
+CREATE FUNCTION @.hand_back(j @.jobs, counts boolean, now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+BEGIN
+    j.hand_backs := j.hand_backs + counts::integer;
+    IF j.hand_backs > R.max_hand_backs AND j.cancel_requested IS NULL THEN
+        PERFORM @.poison(j, E.HAND_BACK, format(W.HANDED_BACK_IN_VAIN, j.hand_backs), now_at);
+    ELSE
+        PERFORM @.wait_again(j, E.HAND_BACK, now_at);
+    END IF;
+END
+$$;
+
+-- Drops what is kept of an ended job, all but its id and fence: somebody may still resend a call that names it.
+CREATE FUNCTION @.bury(buried bytea) RETURNS void LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    j @.jobs;
+BEGIN
+    SELECT * INTO j FROM @.jobs WHERE id = buried FOR UPDATE;
+    PERFORM @.count_move(j.queue, E.DROP, j.status, NULL);
+    UPDATE @.jobs SET status = S.GONE, payload = NULL, result = NULL, errors = NULL, extras = NULL, reason = NULL, progress = NULL,
+        waiting_for = NULL, fade_at = ended_at + R.repeat_for
+    WHERE id = buried;
+END
+$$;
+
+-- The history of errors with one more; it begins again with the newest when it grows too large.
+CREATE FUNCTION @.noted(errors bytea, one bytea) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
+    SELECT CASE WHEN coalesce(length(errors), 0) + length(one) <= R.max_errors_bytes THEN coalesce(errors, '') || one ELSE one END
+$$;

