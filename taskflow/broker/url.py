@@ -159,9 +159,7 @@ def _path(parts: SplitResult) -> Path:
         )
     path = unquote(parts.path.removeprefix("/"))
     if not path or path == ":memory:" or path.endswith("/"):
-        raise BrokerUrlError(
-            f"broker URL {_shown(parts)!r} names no file, as sqlite:///taskflow.db does; for tests there is memory://"
-        )
+        raise BrokerUrlError(f"broker URL {_shown(parts)!r} names no file, as sqlite:///taskflow.db does; for tests there is memory://")
     if "\0" in path:
         raise BrokerUrlError(f"broker URL {_shown(parts)!r} has a zero byte in its path")
     return Path(path)

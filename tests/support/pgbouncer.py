@@ -39,6 +39,13 @@ def the_pgbouncer_binary() -> Path:
     raise ServerFailed("no pgbouncer to test with: apt-get install pgbouncer, or set TASKFLOW_PGBOUNCER to the path of one")
 
 
+def is_there() -> bool:
+    try:
+        return the_pgbouncer_binary().exists()
+    except ServerFailed:
+        return False
+
+
 class PgBouncer(OwnServer):
     """A pgbouncer of the test's own in transaction mode, on a port that stays the same. It lets everyone in, as the superuser.
 

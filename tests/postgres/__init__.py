@@ -1,0 +1,1 @@
+"""The Postgres broker: what is its own, beside the conformance suite."""
