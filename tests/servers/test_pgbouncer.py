@@ -22,7 +22,6 @@ from tests.support.pgbouncer import PgBouncer, is_there, the_pgbouncer_binary
 from tests.support.postgres import PostgresServer, shared_postgres
 from tests.support.processes import ServerFailed
 
-
 pytestmark = pytest.mark.skipif(
     not os.environ.get("CI") and not is_there(),
     reason="there is no pgbouncer on this machine: apt-get install pgbouncer (where CI is set, that is a failure)",
