@@ -15,8 +15,10 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION @.take_pulse(steady bigint) RETURNS void LANGUAGE sql AS $$
-    INSERT INTO @.meta (name, value) VALUES ('pulse', steady) ON CONFLICT (name) DO UPDATE SET value = excluded.value
+CREATE FUNCTION @.take_pulse(steady bigint) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO @.meta (name, value) VALUES ('pulse', steady) ON CONFLICT (name) DO UPDATE SET value = excluded.value;
+END
 $$;
 
 -- Makes a session known. False when it is dead.
@@ -71,15 +73,20 @@ END
 $$;
 
 -- The queues that have ready jobs and are not paused, by name: each is found by one step in the index.
-CREATE FUNCTION @.ready_queues() RETURNS text[] LANGUAGE sql SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+CREATE FUNCTION @.ready_queues() RETURNS text[] LANGUAGE plpgsql SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+DECLARE
+    names text[];
+BEGIN
     WITH RECURSIVE found AS (
         (SELECT queue FROM @.jobs WHERE status = S.READY ORDER BY queue LIMIT 1)
         UNION ALL
         SELECT (SELECT queue FROM @.jobs WHERE status = S.READY AND queue > found.queue ORDER BY queue LIMIT 1)
         FROM found WHERE found.queue IS NOT NULL
     )
-    SELECT coalesce(array_agg(queue ORDER BY queue), '{}') FROM found
-    WHERE queue IS NOT NULL AND queue NOT IN (SELECT queue FROM @.paused)
+    SELECT coalesce(array_agg(queue ORDER BY queue), '{}') INTO names FROM found
+    WHERE queue IS NOT NULL AND queue NOT IN (SELECT queue FROM @.paused);
+    RETURN names;
+END
 $$;
 
 -- Leases ready jobs to a session. The rows of the leases of this request; an error of the class TF001 when the session is lost.

@@ -59,27 +59,38 @@ $$;
 CREATE FUNCTION @.settle_plainly(
     now_at bigint, ids bytea[], epochs integer[], sessions bytea[], requests bigint[], numbers integer[], kinds integer[], ran_for bigint[],
     keep_for bigint[], contents bytea[], followed integer[]
-) RETURNS bytea[] LANGUAGE sql SET enable_seqscan = off AS $$
+) RETURNS bytea[] LANGUAGE plpgsql SET enable_seqscan = off AS $$
+#variable_conflict use_column
+DECLARE
+    settled_ids bytea[];
+BEGIN
     WITH given AS (
         SELECT * FROM unnest(ids, epochs, sessions, requests, numbers, kinds, ran_for, keep_for, contents) WITH ORDINALITY
             AS given (id, epoch, session, request, number, kind, ran_for, keep_for, result, place)
         WHERE kind = 1 AND place <> ALL (followed)
+    ), matching AS MATERIALIZED ( -- each found by its id: the planner would else compare every lease with every settlement
+        SELECT given.* FROM given
+        CROSS JOIN LATERAL (SELECT * FROM @.jobs WHERE jobs.id = given.id OFFSET 0) AS found
+        WHERE found.status = S.RUNNING AND found.epoch = given.epoch AND found.session = given.session
+            AND found.request = given.request AND found.number = given.number AND found.key IS NULL AND found.joins IS NULL
     ), done AS (
         UPDATE @.jobs SET
-            status = S.SUCCEEDED, payload = NULL, result = given.result, session = NULL, request = NULL, number = NULL, reason = NULL,
-            crashes = 0, hand_backs = 0, parked_at = NULL, started_at = now_at - given.ran_for, ended_at = now_at,
-            fade_at = now_at + given.keep_for,
-            settled = int4send(given.epoch) || given.session || int8send(given.request) || int4send(given.number)
-        FROM given
-        WHERE jobs.id = given.id AND jobs.status = S.RUNNING AND jobs.epoch = given.epoch AND jobs.session = given.session
-            AND jobs.request = given.request AND jobs.number = given.number AND jobs.key IS NULL AND jobs.joins IS NULL
+            status = S.SUCCEEDED, payload = NULL, result = matching.result, session = NULL, request = NULL, number = NULL, reason = NULL,
+            crashes = 0, hand_backs = 0, parked_at = NULL, started_at = now_at - matching.ran_for, ended_at = now_at,
+            fade_at = now_at + matching.keep_for,
+            settled = int4send(matching.epoch) || matching.session || int8send(matching.request) || int4send(matching.number)
+        FROM matching
+        WHERE jobs.id = matching.id
         RETURNING jobs.id, jobs.queue
     ), counted AS (
         SELECT @.count_move(queue, E.SUCCEED, S.RUNNING, S.SUCCEEDED, count(*)) FROM done GROUP BY queue
     ), told AS (
         SELECT @.ring(string_agg('job:' || encode(id, 'hex'), E'\n')) FROM done HAVING count(*) > 0
     )
-    SELECT coalesce(array_agg(id), '{}') FROM done WHERE (SELECT count(*) FROM counted) >= 0 AND (SELECT count(*) FROM told) >= 0
+    SELECT coalesce(array_agg(id), '{}') INTO settled_ids FROM done
+    WHERE (SELECT count(*) FROM counted) >= 0 AND (SELECT count(*) FROM told) >= 0;
+    RETURN settled_ids;
+END
 $$;
 
 CREATE FUNCTION @.end_run(j @.jobs, kind integer, keep_for bigint, content bytea, error bytea, after bigint, now_at bigint)
@@ -142,6 +153,10 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION @.read(wall bigint, ids bytea[]) RETURNS SETOF @.jobs LANGUAGE sql AS $$
-    SELECT * FROM @.jobs WHERE id = ANY (ids) AND status < S.GONE AND (ended_at IS NULL OR fade_at > @.wall(wall))
+CREATE FUNCTION @.read(wall bigint, ids bytea[]) RETURNS SETOF @.jobs LANGUAGE plpgsql AS $$
+DECLARE
+    now_at bigint := @.wall(wall);
+BEGIN
+    RETURN QUERY SELECT * FROM @.jobs WHERE id = ANY (ids) AND status < S.GONE AND (ended_at IS NULL OR fade_at > now_at);
+END
 $$;

@@ -1,5 +1,7 @@
 -- Where jobs wait and end, and the moves between, one job at a time. Whoever calls these has locked the job, and its key.
 
+-- Functions that change anything are plpgsql, which keeps its plans: those of SQL functions are made at every call.
+
 -- Microseconds since 1970: a test's, else the server's own.
 CREATE FUNCTION @.wall(given bigint) RETURNS bigint LANGUAGE sql AS $$
     SELECT coalesce(given, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint)
@@ -14,18 +16,24 @@ CREATE FUNCTION @.utf8(words text) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
 $$;
 
 -- What is to be told once this is committed: gathered in a setting of the transaction.
-CREATE FUNCTION @.ring(topic text) RETURNS void LANGUAGE sql AS $$
-    SELECT set_config('taskflow.rung', concat_ws(E'\n', nullif(current_setting('taskflow.rung', true), ''), topic), true)
+CREATE FUNCTION @.ring(topic text) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM set_config('taskflow.rung', concat_ws(E'\n', nullif(current_setting('taskflow.rung', true), ''), topic), true);
+END
 $$;
 
-CREATE FUNCTION @.count_move(of_queue text, event text, from_status integer, to_status integer, number bigint DEFAULT 1) RETURNS void LANGUAGE sql AS $$
+CREATE FUNCTION @.count_move(of_queue text, event text, from_status integer, to_status integer, number bigint DEFAULT 1) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
     INSERT INTO @.tally (queue, what, n)
     SELECT of_queue, each.what, each.n
     FROM (VALUES ('=' || nullif(from_status, S.GONE), -number), ('=' || nullif(to_status, S.GONE), number), (event, number)) AS each (what, n)
-    WHERE each.what IS NOT NULL
+    WHERE each.what IS NOT NULL;
+END
 $$;
 
-CREATE FUNCTION @.save(j @.jobs) RETURNS void LANGUAGE sql AS $$
+CREATE FUNCTION @.save(j @.jobs) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
     UPDATE @.jobs SET
         due_at = j.due_at, epoch = j.epoch, status = j.status, payload = j.payload, extras = j.extras, expires_at = j.expires_at,
         awaits = j.awaits, joins = j.joins, behind = j.behind, session = j.session, request = j.request, number = j.number,
@@ -33,7 +41,8 @@ CREATE FUNCTION @.save(j @.jobs) RETURNS void LANGUAGE sql AS $$
         failures = j.failures, crashes = j.crashes, snoozes = j.snoozes, hand_backs = j.hand_backs, parked_at = j.parked_at,
         errors = j.errors, progress = j.progress, cancel_requested = j.cancel_requested, result = j.result, reason = j.reason,
         waiting_for = j.waiting_for, is_poison = j.is_poison, ended_at = j.ended_at, fade_at = j.fade_at
-    WHERE id = j.id
+    WHERE id = j.id;
+END
 $$;
 
 -- Locks keys in order, so that no two verbs wait for each other.

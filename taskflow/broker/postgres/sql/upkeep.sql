@@ -40,10 +40,12 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION @.sum_up() RETURNS void LANGUAGE sql AS $$
+CREATE FUNCTION @.sum_up() RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
     WITH taken AS (DELETE FROM @.tally RETURNING queue, what, n)
     INSERT INTO @.totals (queue, what, n) SELECT queue, what, sum(n) FROM taken GROUP BY queue, what
-    ON CONFLICT (queue, what) DO UPDATE SET n = totals.n + excluded.n
+    ON CONFLICT (queue, what) DO UPDATE SET n = totals.n + excluded.n;
+END
 $$;
 
 CREATE FUNCTION @.ready_due(now_at bigint, most integer) RETURNS integer LANGUAGE plpgsql SET enable_seqscan = off AS $$
