@@ -8,8 +8,8 @@ import asyncpg
 
 from taskflow.model.errors import BrokerError, BrokerRefused, BrokerUnavailable, SessionLost, StoreFull
 
-ERRORS: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
-"""What the driver raises; a timeout is an OSError."""
+ERRORS: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
+"""What the driver raises, the third when a connection is cut under its hands; a timeout is an OSError."""
 
 _LOST: Final = "TF001"
 

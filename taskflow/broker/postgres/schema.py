@@ -48,10 +48,18 @@ async def _check_server(connection: asyncpg.Connection, place: str) -> None:
 
 
 async def _version(connection: asyncpg.Connection, schema: str) -> int | None:
-    if await connection.fetchval("SELECT to_regclass($1)", f'"{schema}".meta') is None:
+    if not await _exists(connection, schema):
         return None
     version = await connection.fetchval(f"SELECT value FROM \"{schema}\".meta WHERE name = 'version'")
     return None if version is None else int(version)
+
+
+async def _exists(connection: asyncpg.Connection, schema: str) -> bool:
+    """By a look at the catalog itself: to_regclass() goes by a cache, which does not hear of what others did while it waited for a lock."""
+    found = await connection.fetchval(
+        "SELECT true FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace WHERE nspname = $1 AND relname = 'meta'", schema
+    )
+    return found is not None
 
 
 def _check_version(version: int | None, schema: str, place: str) -> None:
@@ -64,7 +72,7 @@ def _check_version(version: int | None, schema: str, place: str) -> None:
 async def _make(connection: asyncpg.Connection, schema: str, rules: Rules) -> None:
     async with connection.transaction():
         await connection.execute(f"SELECT pg_advisory_xact_lock({_LOCK})")
-        if await _version(connection, schema) is not None:
+        if await _exists(connection, schema):
             return
         await connection.execute("SET LOCAL check_function_bodies = off")  # they call each other
         await connection.execute(f'CREATE SCHEMA IF NOT EXISTS "{schema}"')
