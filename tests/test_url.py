@@ -144,7 +144,7 @@ def test_what_is_no_text() -> None:
         ("sqlite:///queue.db?namespace=" + "a" * 101, "1 to 100"),
         ("redis://host:99999", "port"),
         ("redis://host:six", "port"),
-        ("redis://host/queue", "the database 'queue': it is a number"),
+        ("redis://host/queue", "a database that is no number"),
         ("redis://host?durability=disk", "durability='disk': it is server or fsync"),
         ("redis://host?evicting=yes", "evicting='yes': it is 0 or 1"),
         ("redis://host?tls_ca=ca.pem", "tls_ca= without TLS: it begins with rediss://"),
@@ -196,6 +196,11 @@ def test_masked(url: str, shown: str) -> None:
         "redos://user:hunter2@host",
         "redis://user:hunter2@host:port",
         "redis://user:hunter2@host/queue",
+        "redis://user:hun/ter2@host:6379/0",
+        "redis://:123/hunter2@host:6379/0",
+        "redis://:ab?hunter2@host",
+        "postgresql://user:hun/ter2@host/db",
+        "postgresql://user:ab?hunter2=1@host/db",
         "rediss://user:hunter2@host?tls=1",
         "redis+cluster://user:hunter2@host",
         "sqlite://u:hunter2@[::1/x",
@@ -206,6 +211,8 @@ def test_no_error_tells_a_password(url: str) -> None:
     with pytest.raises(ConfigurationError) as refused:
         connect(url)
     assert "hunter2" not in str(refused.value)
+    assert "hun" not in str(refused.value)
+    assert "ter2" not in str(refused.value)
 
 
 def test_only_the_broker_asked_for_is_imported() -> None:

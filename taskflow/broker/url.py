@@ -11,6 +11,7 @@ from typing import Final
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from taskflow.broker.protocol import Broker
+from taskflow.broker.words import IN_PASSWORDS
 from taskflow.model.envelope import QUEUE_NAME
 from taskflow.model.errors import BrokerUrlError, ConfigurationError, DriverMissing
 from taskflow.model.rules import Rules
@@ -134,6 +135,8 @@ def _split(url: str) -> SplitResult:
 def _options(parts: SplitResult, known: tuple[str, ...]) -> dict[str, str]:
     options: dict[str, str] = {}
     for name, value in parse_qsl(parts.query, keep_blank_values=True):
+        if "@" in name or "@" in value:  # it may be a part of the password, and is not repeated
+            raise BrokerUrlError(f"broker URL has an '@' behind its '?'; {IN_PASSWORDS}")
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]}=?" if near else f"it takes {', '.join(known)}"

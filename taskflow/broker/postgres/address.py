@@ -7,6 +7,7 @@ from typing import Final
 from urllib.parse import SplitResult, unquote
 
 from taskflow.broker.postgres.server import Server
+from taskflow.broker.words import IN_PASSWORDS
 from taskflow.model.errors import BrokerUrlError
 
 _TLS: Final = ("disable", "prefer", "require", "verify-ca", "verify-full")
@@ -38,8 +39,8 @@ def server_of(parts: SplitResult, options: Mapping[str, str]) -> Server:
 def _port(parts: SplitResult) -> int:
     try:
         port = parts.port
-    except ValueError as error:
-        raise BrokerUrlError(f"broker URL has a port that is none: {error}") from None
+    except ValueError:  # its message repeats what stands there: a part of the password, where that has a '/' or a '?'
+        raise BrokerUrlError(f"broker URL has a port that is no number up to 65535; {IN_PASSWORDS}") from None
     return 5432 if port is None else port
 
 

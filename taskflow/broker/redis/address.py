@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from urllib.parse import SplitResult, unquote
 
 from taskflow.broker.redis.server import Server
+from taskflow.broker.words import IN_PASSWORDS
 from taskflow.model.errors import BrokerUrlError
 
 
@@ -32,15 +33,15 @@ def server_of(parts: SplitResult, options: Mapping[str, str]) -> Server:
 def _port(parts: SplitResult) -> int:
     try:
         port = parts.port
-    except ValueError as error:
-        raise BrokerUrlError(f"broker URL has a port that is none: {error}") from None
+    except ValueError:  # its message repeats what stands there: a part of the password, where that has a '/' or a '?'
+        raise BrokerUrlError(f"broker URL has a port that is no number up to 65535; {IN_PASSWORDS}") from None
     return 6379 if port is None else port
 
 
 def _db(path: str) -> int:
     number = path.strip("/")
     if number and not number.isdecimal():
-        raise BrokerUrlError(f"broker URL has the database {number!r}: it is a number, as in redis://localhost:6379/0")
+        raise BrokerUrlError(f"broker URL has a database that is no number, as in redis://localhost:6379/0; {IN_PASSWORDS}")
     return int(number or 0)
 
 

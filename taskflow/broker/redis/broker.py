@@ -37,6 +37,9 @@ AWAITED_FOR: Final = 3600.0
 """Seconds for which the server knows that somebody waits for a job's end; who waits longer looks for itself every few seconds."""
 
 
+MENDED_BY_OTHERS_IN: Final = 0.5
+"""Seconds. The server answers nobody meanwhile, so that others ask only when it is done, or nearly."""
+
 REINDEXED_WITHIN: Final = 120.0
 """Seconds: about twelve millions of jobs."""
 
@@ -100,7 +103,7 @@ class RedisBroker:
         if reply == b"LOST":
             raise SessionLost(words.SESSION_LOST)
         leases = packing.leases_of(reply)
-        if not leases:
+        if packing.will_be_told(reply):
             ears.armed([names.queue(queue) for queue in queues] or [names.ANY_QUEUE], times)
         return leases
 
@@ -117,7 +120,11 @@ class RedisBroker:
         )
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
-        return packing.settled_of(await self.call("settle", packing.pack_settlements(settlements)))
+        """In portions, none of which holds the server for long; each item is for itself."""
+        answers: list[Settled] = []
+        for portion in packing.portions(settlements):
+            answers += packing.settled_of(await self.call("settle", packing.pack_settlements(portion)))
+        return answers
 
     async def cancel(self, ids: Sequence[bytes]) -> list[Status | None]:
         return [BY_CODE.get(code) for code in await self.call("cancel", packing.pack([list(ids)]))]
@@ -153,7 +160,7 @@ class RedisBroker:
 
     async def _are_known(self, envelopes: Sequence[Envelope]) -> bool:
         ids = [envelope.id for envelope in envelopes]
-        return bool(await self.call("known", packing.pack([ids])) == len(ids))
+        return bool(await self.call("known", packing.pack([ids]), on_disk=self.server.fsync) == len(ids))
 
     # --- calls ------------------------------------------------------------------------------------------------------
 
@@ -164,11 +171,18 @@ class RedisBroker:
         try:
             return await self._run(name, arguments, on_disk)
         except WrongType as error:
-            aside = await self._line().link.run(
-                self._scripts["reindex"], self._prefix, self._time(), packing.pack([]), within=REINDEXED_WITHIN
-            )
-            log.error("%s; %d key(s) put aside under %sbad:, and all indexes made anew from the jobs", error, aside, self._prefix)
+            await self._put_in_order(error)
             return await self._run(name, arguments, on_disk)
+
+    async def _put_in_order(self, error: WrongType) -> None:
+        """By one of all who have come upon it: it takes long, and the others are to wait."""
+        lock = f"{self._prefix}mending"
+        if not await self._ask("SET", lock, "1", "NX", "PX", int(1_000 * REINDEXED_WITHIN)):
+            await asyncio.sleep(MENDED_BY_OTHERS_IN)
+            return
+        aside = await self._line().link.run(self._scripts["reindex"], self._prefix, self._time(), packing.pack([]), within=REINDEXED_WITHIN)
+        log.error("%s; %d key(s) put aside under %sbad:, and all indexes made anew from the jobs", error, aside, self._prefix)
+        await self._ask("PEXPIRE", lock, int(1_000 * MENDED_BY_OTHERS_IN))  # for those who failed meanwhile
 
     async def _run(self, name: str, arguments: bytes, on_disk: bool) -> Any:
         return await self._line().link.run(self._scripts[name], self._prefix, self._time(), arguments, on_disk=on_disk)

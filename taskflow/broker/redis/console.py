@@ -68,8 +68,12 @@ class RedisConsole:
         return [_REDONE[answer] for answer in await self._call("redo", packing.pack([list(ids)]))]
 
     async def purge(self, chosen: JobFilter, *, limit: int = 1_000) -> int:
+        """By pages. Those of an index are all found before the first is dropped, since they move up in it."""
         purged, page = 0, list[bytes]()
-        async for job_id in self._candidates(chosen):
+        candidates = self._candidates(chosen)
+        if Status.READY not in _statuses(chosen):
+            candidates = _each([job_id async for job_id in candidates])
+        async for job_id in candidates:
             page.append(job_id)
             if len(page) == PURGED_AT_ONCE:
                 purged += await self._purge(page, chosen, limit - purged)
@@ -144,6 +148,11 @@ _REDONE: Final = {
     b"succeeded": Redone.SUCCEEDED,
     b"key taken": Redone.KEY_TAKEN,
 }
+
+
+async def _each(ids: list[bytes]) -> AsyncIterator[bytes]:
+    for job_id in ids:
+        yield job_id
 
 
 class _Newest:

@@ -89,6 +89,8 @@ class Link:
                     return await self._over(self._idle.pop(), command, on_disk, within)
                 except ERRORS as error:
                     if not _is_cut(error):
+                        if not isinstance(error, exceptions.ResponseError):  # silence: the others may be as dead
+                            await self._drop_idle()
                         raise
                     await self._drop_idle()
             return await self._over(await self.open(), command, on_disk, within)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import msgpack
@@ -140,6 +140,23 @@ def pack_progress(progress: Progress | None) -> bytes | bool:
 # --- settle ---------------------------------------------------------------------------------------------------
 
 
+MOST_SETTLED: Final = 200
+MOST_BYTES_SETTLED: Final = 1024 * 1024
+
+
+def portions(settlements: Sequence[Settlement]) -> Iterator[list[Settlement]]:
+    """What goes to one script: so many, or so many bytes of results."""
+    portion, size = list[Settlement](), 0
+    for settlement in settlements:
+        if portion and (len(portion) == MOST_SETTLED or size >= MOST_BYTES_SETTLED):
+            yield portion
+            portion, size = [], 0
+        portion.append(settlement)
+        size += len(settlement.verdict.result) if isinstance(settlement.verdict, Succeeded) else 0
+    if portion:
+        yield portion
+
+
 def pack_settlements(settlements: Sequence[Settlement]) -> bytes:
     texts = Texts()
     items = [_settlement_item(settlement, texts) for settlement in settlements]
@@ -211,7 +228,7 @@ _PLAIN: Final = Envelope(id=b"", job="", payload=b"")
 
 def job_rows(reply: Sequence[bytes]) -> tuple[int, dict[int, str], list[tuple[bytes, list[Any]]]]:
     """The store's time, the texts, and each id with its job's fields: what claim.lua, read.lua and browse.lua answer."""
-    wall, texts = unpack(reply[0])
+    wall, texts, *_ = unpack(reply[0])
     names = {texts[i]: texts[i + 1].decode()[2:] for i in range(0, len(texts), 2)}
     rows = [(reply[i], unpack(reply[i + 1])) for i in range(1, len(reply), 2)]
     return int(wall), names, rows
@@ -220,6 +237,12 @@ def job_rows(reply: Sequence[bytes]) -> tuple[int, dict[int, str], list[tuple[by
 def leases_of(reply: Sequence[bytes]) -> list[Lease]:
     wall, names, rows = job_rows(reply)
     return [_lease(job_id, fields, names, wall) for job_id, fields in rows]
+
+
+def will_be_told(reply: Sequence[bytes]) -> bool:
+    """Whether the server tells the session of jobs to come: so it is when it has found none for it."""
+    _, _, is_armed = unpack(reply[0])
+    return bool(is_armed)
 
 
 def records_of(reply: Sequence[bytes]) -> dict[bytes, Record]:

@@ -15,6 +15,10 @@ _PASSING: Final = frozenset({"READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN",
 _PASSING_ERRORS: Final = (exceptions.ReadOnlyError, exceptions.MasterDownError, exceptions.ClusterDownError, exceptions.TryAgainError)
 
 
+# What a script of ours fails with when a key holds what none of them wrote: an entry that is too short, a number that is none.
+_SPOILT: Final = ("user_script:", "not an integer", "not a valid float", "not a float", "hash value is not")
+
+
 class WrongType(BrokerRefused):
     """A key of ours holds what none of our scripts wrote there."""
 
@@ -46,7 +50,7 @@ def _of_answer(text: str, place: str) -> BrokerError:
     word = text.split(" ", 1)[0].strip("-:")
     if word in _PASSING or any(f"{passing} " in text[:60] for passing in _PASSING):
         return BrokerUnavailable(f"Redis at {place} cannot do it now: {text}")
-    if "WRONGTYPE" in text:
+    if "WRONGTYPE" in text or any(sign in text for sign in _SPOILT):
         return WrongType(f"Redis at {place} has a key of taskflow's that something else has written: {text}")
     if word in ("NOAUTH", "WRONGPASS", "ERR") and "AUTH" in text.upper():
         return BrokerRefused(f"Redis at {place} does not take this user and password: {text}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import ssl
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -17,6 +18,14 @@ ANSWER_WITHIN: Final = 3.0
 """Seconds for one command. Less than an application's patience with an enqueue (5 s), so that it can be sent once more."""
 
 CONNECT_WITHIN: Final = 2.0
+
+
+# A connection that a firewall has forgotten is noticed within a minute, also when it lies idle.
+_KEEPALIVE: Final = {
+    getattr(socket, name): seconds
+    for name, seconds in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
+    if hasattr(socket, name)
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +74,7 @@ class Server:
         }
         if self.path is not None:
             return UnixDomainSocketConnection(path=self.path, **common)
-        place: dict[str, Any] = {"host": self.host, "port": self.port, "socket_keepalive": True}
+        place: dict[str, Any] = {"host": self.host, "port": self.port, "socket_keepalive": True, "socket_keepalive_options": _KEEPALIVE}
         if not self.tls:
             return Connection(**place, **common)
         self._check_files()

@@ -27,7 +27,7 @@ local there, ended = {}, {}
 for _, topic in ipairs(topics) do
   if is_there(topic) then
     there[#there + 1] = topic
-  else
+  elseif string.sub(topic, 1, 8) ~= 'session:' then -- of a session all is told
     call('SADD', P .. 'armed', topic)
   end
 end

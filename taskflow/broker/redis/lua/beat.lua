@@ -47,14 +47,15 @@ end
 -- Leases old enough that it does not name go back to their place.
 local function take_back_ghosts(is_named)
   local ghosts = 0
-  for _, lease in ipairs(leases_of(session)) do
-    if not is_named[lease[1]] and request_of(lease[1]) <= seen then
-      local job = leased(session, lease[1], lease[2])
-      if job and steady - job[F.claimed_steady] >= R.ghost_after then
-        let_go(job)
-        wait_again(lease[2], job, E.GHOST)
-        ghosts = ghosts + 1
-      end
+  local unnamed = leases_of(session, nil, function(tail)
+    return not is_named[tail] and request_of(tail) <= seen
+  end)
+  for _, lease in ipairs(unnamed) do
+    local job = leased(session, lease[1], lease[2])
+    if job and steady - job[F.claimed_steady] >= R.ghost_after then
+      let_go(job)
+      wait_again(lease[2], job, E.GHOST)
+      ghosts = ghosts + 1
     end
   end
   return ghosts

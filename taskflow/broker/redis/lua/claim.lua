@@ -1,13 +1,22 @@
 -- Leases ready jobs to a session.
 --
 -- arguments  session, request, the names of queues in order (none: all), limit
--- reply      "LOST", or: {the server's time and the texts of the numbers in the jobs, as msgpack; id, job, id, job, ...}
+-- reply      "LOST", or: {the server's time, the texts of the numbers in the jobs, and whether the session will be told of new
+--            jobs, as msgpack; id, job, id, job, ...}
 
 local session, request, queues, limit = given[1], given[2], given[3], given[4]
 local reply, numbers = { '' }, {}
 local asked = 0
 -- Entries that nobody stands at any more which one call passes over at most.
 local patience = 5000
+
+-- What one answer holds at most, about: a worker that asks for hundreds of large jobs gets them in portions.
+local MOST_BYTES = 1048576
+local bytes = 0
+
+local function is_going_on()
+  return asked < limit and patience > 0 and bytes < MOST_BYTES
+end
 
 local function tell(id, stored, job)
   reply[#reply + 1] = id
@@ -16,12 +25,13 @@ local function tell(id, stored, job)
 end
 
 local function answer_again()
-  for _, lease in ipairs(leases_of(session)) do
-    if request_of(lease[1]) == request then
-      local job = leased(session, lease[1], lease[2])
-      if job then
-        tell(lease[2], cmsgpack.pack(job), job)
-      end
+  local given_then = leases_of(session, nil, function(tail)
+    return request_of(tail) == request
+  end)
+  for _, lease in ipairs(given_then) do
+    local job = leased(session, lease[1], lease[2])
+    if job then
+      tell(lease[2], cmsgpack.pack(job), job)
     end
   end
 end
@@ -52,11 +62,13 @@ local function lease(id, job)
   leases[#leases + 1] = id
   values[#values + 1] = P .. 'j:' .. id
   values[#values + 1] = stored
+  bytes = bytes + #stored
   cache[id] = job
   tell(id, stored, job)
 end
 
--- Leases what stands at these entries; those that have expired are given back, and left to upkeep.
+-- Leases what stands at these entries, until there are bytes enough; those that have expired are given back, and left to upkeep.
+-- How many entries were looked at, and how many of them leased.
 local function lease_all(entries, passed_over)
   local ids, taken = {}, 0
   for i, entry in ipairs(entries) do
@@ -68,25 +80,32 @@ local function lease_all(entries, passed_over)
     if not job or job[F.status] ~= S.READY or due_of(job) ~= time_of(entry) then
       patience = patience - 1
     elseif job[F.expires] and job[F.expires] <= wall then
+      patience = patience - 10
       passed_over[#passed_over + 1] = entry
     else
       lease(ids[i], job)
       taken = taken + 1
+      if bytes >= MOST_BYTES then
+        return i, taken
+      end
     end
   end
-  return taken
+  return #entries, taken
 end
 
+-- Small pages first: what they hold may be large.
 local function take_place(queue, place, passed_over)
   local list, returned = ready_keys(place)
-  local taken = 0
-  while asked < limit and patience > 0 do
-    local entries, from_list = peek(list, returned, limit - asked)
+  local taken, page = 0, 10
+  while is_going_on() do
+    local entries, is_listed = peek(list, returned, math.min(page, limit - asked))
     if #entries == 0 then
       break
     end
-    drop_first(list, returned, #entries, from_list)
-    taken = taken + lease_all(entries, passed_over)
+    local looked_at, leased_now = lease_all(entries, passed_over)
+    drop_first(list, returned, looked_at, is_listed)
+    taken = taken + leased_now
+    page = math.min(4 * page, 200)
   end
   return taken
 end
@@ -103,7 +122,7 @@ local function take(queue)
     if call('EXISTS', list, returned) == 0 then
       call('ZREM', P .. 'p:' .. queue, priority)
     end
-    if asked >= limit or patience <= 0 then
+    if not is_going_on() then
       break
     end
   end
@@ -120,7 +139,7 @@ end
 
 local function take_named()
   for _, queue_name in ipairs(queues) do
-    local number = asked < limit and patience > 0 and number_of(queue_name)
+    local number = is_going_on() and number_of(queue_name)
     if number and call('SISMEMBER', P .. 'paused', queue_name) == 0 then
       take(tonumber(number))
     end
@@ -133,9 +152,9 @@ local function take_any()
   local turn = names > 0 and request % names or 0
   for _, span in ipairs({ { turn, names - 1 }, { 0, turn - 1 } }) do
     local first = span[1]
-    while first <= span[2] and asked < limit and patience > 0 do
+    while first <= span[2] and is_going_on() do
       for _, queue_name in ipairs(call('ZRANGE', P .. 'ready', first, math.min(first + 63, span[2]))) do
-        if asked < limit and patience > 0 then
+        if is_going_on() then
           take(tonumber(number_of(queue_name)))
         end
       end
@@ -145,7 +164,10 @@ local function take_any()
 end
 
 -- Who has found nothing is told when there is something again.
+local is_armed = false
+
 local function arm()
+  is_armed = true
   if #queues == 0 then
     call('SADD', P .. 'armed', 'queues')
   end
@@ -182,5 +204,5 @@ if request > last then
 elseif request == last then
   answer_again()
 end
-reply[1] = cmsgpack.pack({ wall, texts_of(numbers) })
+reply[1] = cmsgpack.pack({ wall, texts_of(numbers), is_armed })
 return reply

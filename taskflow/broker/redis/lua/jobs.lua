@@ -24,7 +24,11 @@ local function is_job(job)
       return false
     end
   end
-  return job[F.status] and job[F.queue] and job[F.name] and job[F.priority] and job[F.seq] and job[F.created]
+  local status = job[F.status]
+  return status and job[F.queue] and job[F.name] and job[F.priority] and job[F.seq] and job[F.created]
+    and (status ~= S.RUNNING or (job[F.epoch] and job[F.claim] and #job[F.claim] == 24 and job[F.claimed_steady] and job[F.worker]))
+    and (status ~= S.SCHEDULED or job[F.due])
+    and (status < S.SUCCEEDED or (job[F.ended] and (status == S.GONE or job[F.keep_until])))
 end
 
 -- What does not read as a job is put aside, once, and is not there any more: one bad value stops nobody.
@@ -212,7 +216,11 @@ local function tell_armed()
   for topic in pairs(rung) do
     topics[#topics + 1] = topic
   end
-  if #topics > 0 and call('SREM', P .. 'armed', unpack(topics)) > 0 then
+  local told = 0
+  for first = 1, #topics, MOST do
+    told = told + call('SREM', P .. 'armed', unpack(topics, first, math.min(first + MOST - 1, #topics)))
+  end
+  if told > 0 then
     call('PUBLISH', P .. 'nudges', table.concat(topics, '\n'))
   end
   rung = {}

@@ -29,7 +29,7 @@ end
 local function mend_clock(pulse)
   take_pulse()
   for _, id in ipairs(call('ZRANGE', P .. 'alive', 0, -1)) do
-    local latest = steady + call('HGET', session_key(id), 'ttl')
+    local latest = steady + (tonumber(call('HGET', session_key(id), 'ttl')) or 0)
     call('ZADD', P .. 'alive', 'LT', latest, id)
   end
 end
@@ -62,20 +62,26 @@ local function kill(id)
   call('ZADD', P .. 'dead', number, id)
 end
 
--- The leases of a session as {tail, job's id}, in the order in which they were given.
-local function leases_of(session)
+-- The leases of a session as {tail, job's id}, in the order in which they were given: the first `most`, of those that `is_wanted`
+-- (both may be nil). Their jobs are read.
+local function leases_of(session, most, is_wanted)
   local stored, leases = call('HGETALL', P .. 'l:' .. session), {}
   for i = 1, #stored, 2 do
-    leases[#leases + 1] = { stored[i], stored[i + 1] }
+    if not is_wanted or is_wanted(stored[i]) then
+      leases[#leases + 1] = { stored[i], stored[i + 1] }
+    end
   end
+  table.sort(leases, function(one, other)
+    return struct.unpack('>I8', one[1]) < struct.unpack('>I8', other[1])
+  end)
   local ids = {}
+  for i = #leases, (most or #leases) + 1, -1 do
+    leases[i] = nil
+  end
   for i, lease in ipairs(leases) do
     ids[i] = lease[2]
   end
   prefetch(ids)
-  table.sort(leases, function(one, other)
-    return struct.unpack('>I8', one[1]) < struct.unpack('>I8', other[1])
-  end)
   return leases
 end
 

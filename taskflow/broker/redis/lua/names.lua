@@ -5,9 +5,19 @@ local function lost(what)
   error('WRONGTYPE nothing tells any more what ' .. what .. ' stands for')
 end
 
+local function get_all(hash, fields)
+  local values = {}
+  for first = 1, #fields, MOST do
+    for _, value in ipairs(call('HMGET', P .. hash, unpack(fields, first, math.min(first + MOST - 1, #fields)))) do
+      values[#values + 1] = value
+    end
+  end
+  return values
+end
+
 -- The numbers of these texts, made where there are none; never one that stands for another text already.
 local function intern(texts)
-  local numbers = call('HMGET', P .. 'names', unpack(texts))
+  local numbers = get_all('names', texts)
   for i, text in ipairs(texts) do
     if not numbers[i] then
       numbers[i] = call('HGET', P .. 'names', text)
@@ -35,7 +45,7 @@ local function texts_of(numbers)
     asked[#asked + 1] = number
   end
   if #asked > 0 then
-    for i, text in ipairs(call('HMGET', P .. 'texts', unpack(asked))) do
+    for i, text in ipairs(get_all('texts', asked)) do
       told[#told + 1] = asked[i]
       told[#told + 1] = text or lost(asked[i])
     end

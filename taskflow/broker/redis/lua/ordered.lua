@@ -44,28 +44,26 @@ local function push(list, returned, entries)
   in_portions('ZADD', returned, out_of_order)
 end
 
--- The first entries of both, in order; `from_list` of them stand in the list.
+-- The first entries of both, in order, and for each whether it stands in the list.
 local function peek(list, returned, number)
   local one = call('LRANGE', list, 0, number - 1)
   local other = call('ZRANGE', returned, 0, number - 1)
-  if #other == 0 then
-    return one, #one
-  end
-  local merged, i, k = {}, 1, 1
+  local merged, is_listed, i, k = {}, {}, 1, 1
   while #merged < number and (one[i] or other[k]) do
-    if one[i] and (not other[k] or is_before(one[i], other[k])) then
-      merged[#merged + 1] = one[i]
-      i = i + 1
-    else
-      merged[#merged + 1] = other[k]
-      k = k + 1
-    end
+    local is_first = one[i] and (not other[k] or is_before(one[i], other[k])) or false
+    merged[#merged + 1] = is_first and one[i] or other[k]
+    is_listed[#merged] = is_first
+    i, k = i + (is_first and 1 or 0), k + (is_first and 0 or 1)
   end
-  return merged, i - 1
+  return merged, is_listed
 end
 
--- Takes off what `peek` gave.
-local function drop_first(list, returned, number, from_list)
+-- Takes off the first `number` of what `peek` gave.
+local function drop_first(list, returned, number, is_listed)
+  local from_list = 0
+  for i = 1, number do
+    from_list = from_list + (is_listed[i] and 1 or 0)
+  end
   if from_list > 0 then
     call('LTRIM', list, from_list, -1)
   end

@@ -29,12 +29,12 @@ local function counts_of(queue)
   return counts
 end
 
--- Of what stands at the front of each priority, looked for among the first thousand entries.
+-- Of what stands at the front of each priority, looked for among the first hundred entries.
 local function oldest_ready(queue)
   local oldest = false
   for _, priority in ipairs(call('ZRANGE', P .. 'p:' .. queue, 0, -1)) do
     local list, returned = ready_keys(queue .. ':' .. priority)
-    local entries = peek(list, returned, 1000)
+    local entries = peek(list, returned, 100)
     for _, entry in ipairs(entries) do
       local job = load(id_in(entry))
       if job and job[F.status] == S.READY and due_of(job) == time_of(entry) then

@@ -10,6 +10,12 @@ local function make_fresh(id, job)
     end
   end
   call('ZREM', P .. 'fade', id)
+  leave_kept(id, job)
+end
+
+local function is_taken(key)
+  local waiting, running = holders(key)
+  return waiting or running
 end
 
 local answers = {}
@@ -22,7 +28,7 @@ for i, id in ipairs(given[1]) do
     answers[i] = 'live'
   elseif job[F.status] == S.SUCCEEDED then
     answers[i] = 'succeeded'
-  elseif job[F.key] and #ids_with_key(job[F.key]) > 0 then
+  elseif job[F.key] and is_taken(job[F.key]) then
     answers[i] = 'key taken'
   else
     make_fresh(id, job)

@@ -6,8 +6,8 @@
 local ZSETS = { ready = 1, due = 1, exp = 1, fade = 1, crowded = 1, alive = 1, dead = 1, awaited = 1, p = 1, z = 1, y = 1 }
 local HASHES = { names = 1, texts = 1, meta = 1, counts = 1, totals = 1, k = 1, bad = 1, s = 1, l = 1 }
 local SETS = { armed = 1, held = 1, paused = 1, x = 1 }
-local LISTS = { r = 1, e = 1 }
-local MADE_ANEW = { r = 1, z = 1, p = 1, e = 1, y = 1, l = 1, x = 1, due = 1, exp = 1, fade = 1, held = 1, ready = 1, crowded = 1, k = 1, counts = 1 }
+local LISTS = { r = 1 }
+local MADE_ANEW = { r = 1, z = 1, p = 1, y = 1, l = 1, x = 1, due = 1, exp = 1, fade = 1, held = 1, ready = 1, crowded = 1, k = 1, counts = 1 }
 
 local function expected(kind)
   return kind == 'j' and 'string' or ZSETS[kind] and 'zset' or HASHES[kind] and 'hash' or SETS[kind] and 'set' or LISTS[kind] and 'list'
@@ -50,8 +50,21 @@ local function clear()
   return ids, aside
 end
 
+-- Fields of a hash whose values are to be numbers, and are not.
+local function drop_what_is_no_number(name)
+  local stored = call('HGETALL', P .. name)
+  for i = 1, #stored, 2 do
+    if not tonumber(stored[i + 1]) then
+      call('HDEL', P .. name, stored[i])
+    end
+  end
+end
+
 -- Each of the two tells what the other has lost.
 local function mend_names()
+  for _, name in ipairs({ 'names', 'meta', 'totals' }) do
+    drop_what_is_no_number(name)
+  end
   local names, texts = call('HGETALL', P .. 'names'), call('HGETALL', P .. 'texts')
   local highest = tonumber(call('HGET', P .. 'meta', 'names') or 0)
   for i = 1, #names, 2 do
@@ -59,8 +72,10 @@ local function mend_names()
     highest = math.max(highest, tonumber(names[i + 1]))
   end
   for i = 1, #texts, 2 do
-    call('HSET', P .. 'names', texts[i + 1], texts[i])
-    highest = math.max(highest, tonumber(texts[i]))
+    if tonumber(texts[i]) then
+      call('HSET', P .. 'names', texts[i + 1], texts[i])
+      highest = math.max(highest, tonumber(texts[i]))
+    end
   end
   call('HSET', P .. 'meta', 'names', highest)
 end
@@ -119,7 +134,7 @@ local function take_up(id, job)
   else
     fading[#fading + 1] = job[F.keep_until]
     fading[#fading + 1] = id
-    add_to(kept, job[F.queue], status == S.FAILED and 1 or 0, entry_of(job[F.ended], job[F.seq], id))
+    call('ZADD', kept_key(job[F.queue], status == S.FAILED and 1 or 0), job[F.ended], kept_member(id, job))
   end
 end
 
@@ -155,6 +170,5 @@ for _, id in ipairs(jobs) do
   take_up(id, load(id))
 end
 sort_all(ready)
-sort_all(kept)
 flush()
 return aside

@@ -72,7 +72,7 @@ local function succeed_plainly(id, job, settlement, fence)
   job[F.ended], job[F.keep_until] = wall, keep_until
   fading[#fading + 1] = keep_until
   fading[#fading + 1] = id
-  add_to(kept, queue, 0, entry_of(wall, job[F.seq], id))
+  add_to(kept, queue, 0, kept_member(id, job))
   rung_jobs[#rung_jobs + 1] = id
   save(id, job)
   succeeded[queue] = (succeeded[queue] or 0) + 1

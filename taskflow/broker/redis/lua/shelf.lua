@@ -6,8 +6,17 @@ local function ready_keys(place)
   return P .. 'r:' .. place, P .. 'z:' .. place
 end
 
-local function kept_keys(place)
-  return P .. 'e:' .. place, P .. 'y:' .. place
+-- What a queue has kept, apart from it what has failed: a sorted set by the end's time, then by arrival.
+local function kept_key(queue, failed)
+  return P .. 'y:' .. queue .. ':' .. failed
+end
+
+local function kept_member(id, job)
+  return struct.pack('>I6', job[F.seq]) .. id
+end
+
+local function leave_kept(id, job)
+  call('ZREM', kept_key(job[F.queue], job[F.status] == S.FAILED and 1 or 0), kept_member(id, job))
 end
 
 -- Among the scheduled: by time, then by arrival.
@@ -54,18 +63,26 @@ local function write_released()
   released = {}
 end
 
+local function write_kept()
+  for queue, of_queue in pairs(kept) do
+    for failed, members in pairs(of_queue) do
+      local scored = {}
+      for _, member in ipairs(members) do
+        scored[#scored + 1] = wall
+        scored[#scored + 1] = member
+      end
+      in_portions('ZADD', kept_key(queue, failed), scored)
+    end
+  end
+  kept = {}
+end
+
 -- Writes all that is deferred. Whoever reads an index after a change flushes first.
 local function flush()
   write_jobs()
   write_released()
   write_ready()
-  for queue, of_queue in pairs(kept) do
-    for failed, entries in pairs(of_queue) do
-      local list, returned = kept_keys(queue .. ':' .. failed)
-      push(list, returned, entries)
-    end
-  end
-  kept = {}
+  write_kept()
   write_scheduled()
   in_portions('ZADD', P .. 'fade', fading)
   fading = {}
@@ -211,7 +228,7 @@ local function finish(id, job, event, status, reason, keep_for)
   end
   fading[#fading + 1] = job[F.keep_until]
   fading[#fading + 1] = id
-  add_to(kept, job[F.queue], status == S.FAILED and 1 or 0, entry_of(wall, job[F.seq], id))
+  add_to(kept, job[F.queue], status == S.FAILED and 1 or 0, kept_member(id, job))
   save(id, job)
   if job[F.key] then
     release_key(id, job)
@@ -274,6 +291,8 @@ end
 
 -- Drops what is kept of an ended job, all but its id and fence: somebody may still resend a call that names it.
 local function bury(id, job)
+  write_kept()
+  leave_kept(id, job)
   move(job, E.DROP, S.GONE)
   for field = F.payload, #job do
     if field ~= F.settled and field ~= F.ended then

@@ -53,10 +53,7 @@ end
 local function release(session, left)
   local was_spared = call('HGET', session_key(session), 'spared')
   local released = 0
-  for _, lease in ipairs(leases_of(session)) do
-    if released >= left then
-      break
-    end
+  for _, lease in ipairs(leases_of(session, left)) do
     local job = leased(session, lease[1], lease[2])
     if job then
       let_go(job)
@@ -115,70 +112,25 @@ end
 
 -- --- the end of keeping -------------------------------------------------------------------------------
 
-local function place_of(job)
-  return job[F.queue] .. ':' .. (job[F.status] == S.FAILED and 1 or 0)
-end
+-- Ids that one call looks at, beside those of its moves: they take no time worth counting, but not no time at all.
+local patience = 2000
 
--- Whether an ended job still stands at this entry of what its queue has kept.
-local function is_kept_there(entry, failed)
-  local job = load(id_in(entry))
-  return job and has_ended(job) and (job[F.status] == S.FAILED) == failed and job[F.ended] == time_of(entry)
-end
-
--- Takes off what stands at the front for nobody any more. The first entry that counts, or nil.
-local function first_kept(place)
-  local list, returned = kept_keys(place)
-  local failed = string.sub(place, -2) == ':1'
-  while true do
-    local entries, from_list = peek(list, returned, 100)
-    if #entries == 0 then
-      return nil
-    end
-    local ids = {}
-    for i, entry in ipairs(entries) do
-      ids[i] = id_in(entry)
-    end
-    prefetch(ids)
-    local stale, stale_in_list = 0, 0
-    local in_list = {}
-    for _, entry in ipairs(from_list > 0 and call('LRANGE', list, 0, from_list - 1) or {}) do
-      in_list[entry] = true
-    end
-    for _, entry in ipairs(entries) do
-      if is_kept_there(entry, failed) then
-        break
-      end
-      stale = stale + 1
-      stale_in_list = stale_in_list + (in_list[entry] and 1 or 0)
-    end
-    drop_first(list, returned, stale, stale_in_list)
-    if stale < #entries then
-      return entries[stale + 1]
-    end
+-- Buries the first `number` that are kept there. How many it were.
+local function drop_oldest(queue, failed, number)
+  local members = call('ZRANGE', kept_key(queue, failed), 0, number - 1)
+  local ids = {}
+  for i, member in ipairs(members) do
+    ids[i] = string.sub(member, 7)
   end
-end
-
--- Buries the first `number` that are kept at the place, a page at a time. How many it were.
-local function drop_oldest(place, number)
-  local list, returned = kept_keys(place)
-  local failed = string.sub(place, -2) == ':1'
+  prefetch(ids)
   local dropped = 0
-  while dropped < number do
-    local entries, from_list = peek(list, returned, number - dropped)
-    if #entries == 0 then
-      break
-    end
-    drop_first(list, returned, #entries, from_list)
-    local ids = {}
-    for i, entry in ipairs(entries) do
-      ids[i] = id_in(entry)
-    end
-    prefetch(ids)
-    for _, entry in ipairs(entries) do
-      if is_kept_there(entry, failed) then
-        bury(id_in(entry), load(id_in(entry)))
-        dropped = dropped + 1
-      end
+  for i, id in ipairs(ids) do
+    local job = load(id)
+    if job and has_ended(job) then
+      bury(id, job)
+      dropped = dropped + 1
+    else
+      call('ZREM', kept_key(queue, failed), members[i])
     end
   end
   return dropped
@@ -188,14 +140,14 @@ local function drop_over_cap(left)
   local moved = 0
   for _, member in ipairs(call('ZRANGE', P .. 'crowded', 0, -1)) do
     local name, failed = string.sub(member, 1, -3), string.sub(member, -1)
-    local queue = tonumber(call('HGET', P .. 'names', 'q:' .. name))
-    local place = queue .. ':' .. failed
+    local queue = tonumber(call('HGET', P .. 'names', 'q:' .. name) or -1)
     local counted = 0
     for _, code in ipairs(failed == '1' and { S.FAILED } or { S.SUCCEEDED, S.CANCELLED }) do
       counted = counted + (call('HGET', P .. 'counts', queue .. ':' .. code) or 0)
     end
     local over = counted - R.kept_per_queue
-    local dropped = drop_oldest(place, math.min(over, left - moved))
+    local wanted = math.min(over, left - moved)
+    local dropped = wanted > 0 and drop_oldest(queue, failed, wanted) or 0
     if dropped > 0 then
       tally(queue, W.DROPPED_OVER_CAP, dropped)
     end
@@ -223,11 +175,13 @@ end
 
 -- First to be nothing but an id, when its keep is over; then, when no call can be resent any more, nothing at all. When the
 -- limit is used up, of the ids only those go whose turn would have come before the last job that was dropped.
-local function drop_faded(left, places)
+local function drop_faded(left)
   local moved, is_last = 0, false
-  while not is_last and moved < left do
-    local found = call('ZRANGEBYSCORE', P .. 'fade', '-inf', wall, 'WITHSCORES', 'LIMIT', 0, left - moved)
-    is_last = #found < 2 * (left - moved)
+  while not is_last and moved < left and patience > 0 do
+    local wanted = left - moved
+    local found = call('ZRANGEBYSCORE', P .. 'fade', '-inf', wall, 'WITHSCORES', 'LIMIT', 0, wanted)
+    is_last = #found < 2 * wanted
+    patience = patience - #found / 2
     local ids, forgotten, again = {}, {}, {}
     for i = 1, #found, 2 do
       ids[#ids + 1] = found[i]
@@ -237,7 +191,6 @@ local function drop_faded(left, places)
     for i, id in ipairs(ids) do
       local job = load(id)
       if job and has_ended(job) and job[F.keep_until] <= wall then
-        places[place_of(job)] = true
         bury(id, job)
         moved = moved + 1
         last_score, last_id = tonumber(found[2 * i]), id
@@ -263,13 +216,8 @@ local function drop_faded(left, places)
 end
 
 local function drop(left)
-  local places = {}
   local moved = drop_over_cap(left)
-  moved = moved + drop_faded(left - moved, places)
-  for place in pairs(places) do
-    first_kept(place)
-  end
-  return moved
+  return moved + drop_faded(left - moved)
 end
 
 -- counts has the field "whole" from the first name on: where it has lost that, it has lost more. As a wrong type it makes the
@@ -319,4 +267,4 @@ for i, duty in ipairs({ ready_due, release_leases, expire, drop }) do
 end
 call('SADD', P .. 'armed', 'due')
 call('ZREMRANGEBYSCORE', P .. 'awaited', '-inf', wall)
-return { done[1], reaped, done[2], done[3], done[4], left <= 0 and 0 or next_in() }
+return { done[1], reaped, done[2], done[3], done[4], (left <= 0 or patience <= 0) and 0 or next_in() }
