@@ -20,7 +20,7 @@ PREFIX: Final = b"{taskflow:0}:"
 
 ONE_OF_EACH: Final = ("names", "texts", "meta", "counts", "totals", "alive", "dead", "ready", "due", "exp", "fade", "crowded", "k", "held")
 OTHERS: Final = ("armed", "awaited", "paused", "bad")
-OF_THE_QUEUE: Final = ("r:1:0", "z:1:0", "p:1", "e:1:0", "y:1:0")
+OF_THE_QUEUE: Final = ("r:1:0", "z:1:0", "p:1", "y:1:0", "y:1:1")
 OF_THE_SESSION: Final = ("s:", "l:", "x:")
 
 INDEXES: Final = (*ONE_OF_EACH, *OTHERS, *OF_THE_QUEUE, *OF_THE_SESSION)

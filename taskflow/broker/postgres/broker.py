@@ -17,12 +17,13 @@ from taskflow.broker.postgres import packing
 from taskflow.broker.postgres.console import PostgresConsole
 from taskflow.broker.postgres.ears import PostgresEars, Telling
 from taskflow.broker.postgres.link import CLOSED, Link
+from taskflow.broker.postgres.refusals import NoRoom
 from taskflow.broker.postgres.schema import prepare
 from taskflow.broker.postgres.server import Server
 from taskflow.broker.protocol import Added, Refused, Upkept
 from taskflow.model.clock import Clock, to_microseconds, to_seconds
 from taskflow.model.envelope import Envelope, Lease, check_queue
-from taskflow.model.errors import BrokerUnavailable, ConfigurationError, SessionLost
+from taskflow.model.errors import BrokerUnavailable, ConfigurationError, SessionLost, StoreFull
 from taskflow.model.record import BY_CODE, Record, Status
 from taskflow.model.rules import Rules
 from taskflow.model.session import Beat, BeatAnswer, Session
@@ -78,7 +79,10 @@ class PostgresBroker:
     async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
         if not envelopes:
             return []
-        row = await self.call_one("enqueue", self.wall(), self._capacity, *packing.envelope_columns(envelopes))
+        try:
+            row = await self.call_one("enqueue", self.wall(), self._capacity, *packing.envelope_columns(envelopes))
+        except NoRoom as error:
+            raise StoreFull(f"{error}; no new jobs are taken until there is some") from error
         if row["answers"] is None:
             return [Added(envelope.id) for envelope in envelopes]
         return [packing.added_or_refused(*pair) for pair in zip(envelopes, row["answers"], strict=True)]

@@ -6,7 +6,7 @@ from typing import Final
 
 import asyncpg
 
-from taskflow.model.errors import BrokerError, BrokerRefused, BrokerUnavailable, SessionLost, StoreFull
+from taskflow.model.errors import BrokerError, BrokerRefused, BrokerUnavailable, SessionLost
 
 ERRORS: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
 """What the driver raises, the third when a connection is cut under its hands; a timeout is an OSError."""
@@ -16,6 +16,10 @@ _LOST: Final = "TF001"
 # Classes of errors, and single ones, that may well be gone soon: connection, resources, operator intervention, transaction rollback, locks.
 _PASSING_CLASSES: Final = ("08", "53", "57", "40", "55")
 _PASSING: Final = frozenset({"25006", "25P03", "XX000"})
+
+
+class NoRoom(BrokerUnavailable):
+    """The disk is full. Whoever enqueues is told StoreFull; to all others the store is away until there is room: no session ends by it."""
 
 
 def in_our_words(error: Exception, place: str) -> BrokerError:
@@ -28,7 +32,7 @@ def in_our_words(error: Exception, place: str) -> BrokerError:
     if state == _LOST:
         return SessionLost(str(error))
     if state == "53100":
-        return StoreFull(f"PostgreSQL at {place} has no room for new jobs: {error}")
+        return NoRoom(f"PostgreSQL at {place} has no room: {error}")
     if state in _PASSING or state[:2] in _PASSING_CLASSES:
         return BrokerUnavailable(f"PostgreSQL at {place} cannot do it now: {error}")
     return BrokerRefused(f"PostgreSQL at {place} refuses: {error}")

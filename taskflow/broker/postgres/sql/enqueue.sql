@@ -34,7 +34,7 @@ $$;
 CREATE FUNCTION @.add_all(
     now_at bigint, ids bytea[], queues text[], jobs text[], priorities integer[], afters bigint[], ats bigint[], expiries bigint[], keys bytea[],
     conflicts integer[], payloads bytea[], extras bytea[], awaited integer[], joined bytea[]
-) RETURNS bytea[] LANGUAGE plpgsql AS $$
+) RETURNS bytea[] LANGUAGE plpgsql SET enable_seqscan = off AS $$
 #variable_conflict use_column
 DECLARE
     answers bytea[];

@@ -57,8 +57,9 @@ BEGIN
 END
 $$;
 
--- Locks jobs and their keys: keys first, then rows by id.
-CREATE FUNCTION @.lock_jobs(ids bytea[]) RETURNS void LANGUAGE plpgsql AS $$
+-- Locks jobs and their keys: keys first, then rows by id. Here and wherever many ids are given: a plan that was made when the table was
+-- empty, and is kept, must not read it from end to end when it is full.
+CREATE FUNCTION @.lock_jobs(ids bytea[]) RETURNS void LANGUAGE plpgsql SET enable_seqscan = off AS $$
 #variable_conflict use_column
 BEGIN
     PERFORM @.lock_keys(array_agg(key)) FROM @.jobs WHERE id = ANY (ids) AND key IS NOT NULL;

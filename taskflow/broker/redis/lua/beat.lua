@@ -6,10 +6,20 @@
 
 local session, named, seen, reports, leaving = given[1], given[2], given[3], given[4], given[5]
 local key = P .. 'l:' .. session
+local MOST_AT_ONCE = 500
 
 local function take_reports()
-  for _, report in ipairs(reports) do
-    local id = call('HGET', key, report[1])
+  local ids = {}
+  for i, report in ipairs(reports) do
+    ids[i] = call('HGET', key, report[1])
+  end
+  local known = {}
+  for i = 1, #reports do
+    known[#known + 1] = ids[i] or nil
+  end
+  prefetch(known)
+  for i, report in ipairs(reports) do
+    local id = ids[i]
     local job = id and leased(session, report[1], id)
     if job then
       set(job, F.started, wall - report[2])
@@ -63,7 +73,10 @@ end
 
 local function leave()
   kill(session)
-  for _, lease in ipairs(leases_of(session)) do
+  if call('HLEN', key) > MOST_AT_ONCE then -- the rest is upkeep's, which hands back what a spared session had
+    call('HSET', session_key(session), 'spared', 1)
+  end
+  for _, lease in ipairs(leases_of(session, MOST_AT_ONCE)) do
     local job = leased(session, lease[1], lease[2])
     if job then
       let_go(job)

@@ -198,7 +198,7 @@ if not is_alive(session) then
 end
 local about = call('HMGET', session_key(session), 'request', 'name')
 local last = tonumber(about[1] or 0)
-name = about[2]
+name = about[2] or '?' -- where what was told of the session has been lost
 if request > last then
   claim()
 elseif request == last then

@@ -26,7 +26,7 @@ local function is_job(job)
   end
   local status = job[F.status]
   return status and job[F.queue] and job[F.name] and job[F.priority] and job[F.seq] and job[F.created]
-    and (status ~= S.RUNNING or (job[F.epoch] and job[F.claim] and #job[F.claim] == 24 and job[F.claimed_steady] and job[F.worker]))
+    and (status ~= S.RUNNING or (job[F.epoch] and job[F.claim] and #job[F.claim] == 24 and job[F.claimed_steady]))
     and (status ~= S.SCHEDULED or job[F.due])
     and (status < S.SUCCEEDED or (job[F.ended] and (status == S.GONE or job[F.keep_until])))
 end
@@ -159,6 +159,10 @@ end
 local function index_ready(queue, number, now_ready)
   if now_ready == 0 then
     call('ZREM', P .. 'ready', name_of(queue))
+    for _, priority in ipairs(call('ZRANGE', P .. 'p:' .. queue, 0, -1)) do -- entries at which nobody stands any more
+      call('UNLINK', P .. 'r:' .. queue .. ':' .. priority, P .. 'z:' .. queue .. ':' .. priority)
+    end
+    call('DEL', P .. 'p:' .. queue)
   elseif now_ready == number then
     local name = name_of(queue)
     if call('SISMEMBER', P .. 'paused', name) == 0 then

@@ -39,7 +39,7 @@ end
 local function crash(id, job)
   local crashes = (job[F.crashes] or 0) + 1
   set(job, F.crashes, crashes)
-  local lost = string.format(W.WORKER_LOST, job[F.worker], crashes)
+  local lost = string.format(W.WORKER_LOST, job[F.worker] or '?', crashes)
   note(job, W.CRASHED, lost, '', (job[F.failures] or 0) + 1)
   if crashes > R.max_crashes and not job[F.cancel_requested] then
     poison(id, job, E.CRASH, string.format(W.LOST_IN_A_ROW, crashes))
@@ -79,7 +79,7 @@ end
 local function release_leases(left)
   local released = 0
   for _, session in ipairs(call('ZRANGE', P .. 'dead', 0, -1)) do
-    released = released + release(session, left - released)
+    released = released + (left > released and release(session, left - released) or 0)
     write_released()
     forget_session(session)
   end
@@ -113,7 +113,7 @@ end
 -- --- the end of keeping -------------------------------------------------------------------------------
 
 -- Ids that one call looks at, beside those of its moves: they take no time worth counting, but not no time at all.
-local patience = 2000
+local patience = 600
 
 -- Buries the first `number` that are kept there. How many it were.
 local function drop_oldest(queue, failed, number)
