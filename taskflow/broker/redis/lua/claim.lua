@@ -177,7 +177,6 @@ local function arm()
 end
 
 local function claim()
-  call('HSET', session_key(session), 'request', request)
   if #queues > 0 then
     take_named()
   else
@@ -186,6 +185,7 @@ local function claim()
   if asked == 0 and limit > 0 and patience > 0 then
     arm()
   end
+  call('HSET', session_key(session), 'request', request)
   in_portions('HSET', P .. 'l:' .. session, leases)
   for first = 1, #values, MOST do
     call('MSET', unpack(values, first, math.min(first + MOST - 1, #values)))

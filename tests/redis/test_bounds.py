@@ -1,0 +1,160 @@
+"""No call does more than so much, whatever lies in the store; nothing is left behind; spoilt values are put in order."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+import redis
+
+from taskflow.broker import topics
+from taskflow.broker.console import JobFilter
+from taskflow.model.envelope import Lease
+from taskflow.model.record import Status
+from taskflow.model.verdict import Settled
+from tests.support.homes import RedisHome
+from tests.support.verdicts import succeeded
+from tests.support.world import World, ids_of
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    async with World(RedisHome) as opened:
+        yield opened
+
+
+@pytest.fixture
+def client(world: World) -> redis.Redis:
+    assert isinstance(world.home, RedisHome)
+    return world.home.server.client()
+
+
+def key(world: World, name: str) -> str:
+    assert isinstance(world.home, RedisHome)
+    return f"{{{world.home.namespace}:0}}:{name}"
+
+
+async def fill(world: World, number: int, **fields: Any) -> None:
+    for first in range(0, number, 500):
+        await world.enqueue(*(world.an_envelope(**fields) for _ in range(min(500, number - first))))
+
+
+async def test_a_claim_passes_over_so_many_expired_jobs_and_no_more(world: World, client: redis.Redis) -> None:
+    """They are upkeep's to end: a backlog of them does not hold the server at each claim."""
+    await fill(world, 3_000, expires=1.0)
+    world.clock.advance(2.0)
+
+    assert await world.claim(await world.a_session()) == []
+
+    assert client.zcard(key(world, "z:1:0")) < 1_000
+    assert client.llen(key(world, "r:1:0")) > 2_000
+
+
+async def test_large_jobs_come_in_portions(world: World) -> None:
+    """A claim, however many it asks for, is answered with a megabyte or so."""
+    envelopes = [await world.add(payload=bytes(300_000)) for _ in range(12)]
+    session, portions = await world.a_session(), list[int]()
+    leases = list[Lease]()
+    while len(leases) < 12:
+        got = await world.claim(session, limit=100)
+        portions.append(len(got))
+        leases += got
+
+    assert max(portions) <= 4
+    assert ids_of(leases) == ids_of(envelopes)
+    assert await world.settle(*(succeeded(lease, bytes(300_000)) for lease in leases)) == [Settled.OK] * 12
+
+
+async def test_what_is_dropped_leaves_no_entry_behind_one_that_is_kept_for_long(world: World, client: redis.Redis) -> None:
+    await world.settle(succeeded(await world.running(queue="q"), keep_for=86_400.0))
+    for _ in range(20):
+        await world.settle(succeeded(await world.running(queue="q"), keep_for=0.0))
+    await world.upkeep()
+    await world.pass_time(world.rules.repeat_for + 1.0)
+
+    assert client.zcard(key(world, "y:1:0")) == 1
+    assert client.zcard(key(world, "fade")) == 1
+
+
+async def test_ids_are_forgotten_in_portions(world: World, client: redis.Redis) -> None:
+    """Upkeep asks to be called again while there are more, and in the end nothing is there."""
+    await fill(world, 2_000)
+    assert await world.broker.console.purge(JobFilter(), limit=10_000) == 2_000
+    upkept = await world.pass_time(world.rules.repeat_for + 1.0)
+    assert upkept.next_in == 0.0
+    assert client.zcard(key(world, "fade")) >= 500
+
+    while upkept.next_in == 0.0:
+        upkept = await world.upkeep()
+
+    assert client.exists(key(world, "fade"), key(world, "r:1:0"), key(world, "p:1")) == 0
+    assert list(client.scan_iter(key(world, "j:*"))) == []
+
+
+async def test_a_job_is_found_behind_thousands_that_were_cancelled(world: World) -> None:
+    envelopes = [world.an_envelope() for _ in range(6_000)]
+    for first in range(0, 6_000, 500):
+        await world.enqueue(*envelopes[first : first + 500])
+    await world.broker.cancel(ids_of(envelopes))
+    last = await world.add()
+
+    assert ids_of(await world.claim(await world.a_session())) == [last.id]
+
+
+async def test_all_pages_of_what_is_scheduled_are_purged(world: World) -> None:
+    await fill(world, 1_500, after=60.0)
+
+    assert await world.broker.console.purge(JobFilter(statuses=(Status.SCHEDULED,)), limit=10_000) == 1_500
+
+
+async def test_a_session_that_listens_leaves_nothing_behind(world: World, client: redis.Redis) -> None:
+    session = await world.a_session()
+    with world.broker.listen([topics.session(session.id)]) as nudges:
+        await nudges.wait(0.2)
+    await world.beat(session, leaving=True)
+
+    assert client.smembers(key(world, "armed")) == set()
+
+
+async def test_nine_thousand_queues_in_one_call(world: World) -> None:
+    """More than Lua unpacks at once."""
+    answers = await world.enqueue(*(world.an_envelope(queue=f"q{number}") for number in range(9_000)))
+
+    assert len(answers) == 9_000
+    assert len((await world.broker.console.metrics()).totals) == 9_000
+
+
+Spoil = Callable[[redis.Redis, str], object]
+
+SPOILT: dict[str, Spoil] = {
+    "a short entry among the ready": lambda client, prefix: client.rpush(f"{prefix}r:1:0", "short"),
+    "a short entry among the returned": lambda client, prefix: client.zadd(f"{prefix}z:1:0", {"short": 0}),
+    "a short member among the scheduled": lambda client, prefix: client.zadd(f"{prefix}due", {"short": 0}),
+    "a count that is no number": lambda client, prefix: client.hset(f"{prefix}counts", "1:2", "many"),
+    "a total that is no number": lambda client, prefix: client.hset(f"{prefix}totals", "1:claim", "many"),
+    "arrivals that are no number": lambda client, prefix: client.hset(f"{prefix}meta", "seq", "last"),
+    "a pulse that is no number": lambda client, prefix: client.hset(f"{prefix}meta", "pulse", "weak"),
+    "a queue's number that is none": lambda client, prefix: client.hset(f"{prefix}names", "q:default", "one"),
+    "a crowded queue that nobody knows": lambda client, prefix: client.zadd(f"{prefix}crowded", {"nobody\x010": 0}),
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILT.values(), ids=SPOILT.keys())
+async def test_a_spoilt_value_loses_no_job_and_stops_no_verb(world: World, client: redis.Redis, spoil: Spoil) -> None:
+    session = await world.a_session()
+    await world.add(), await world.add(after=5.0)
+    [running] = await world.claim(session)
+    before = await world.add()
+    spoil(client, key(world, ""))
+
+    after = world.an_envelope()
+    await world.enqueue(after)
+    leases = await world.claim(session)
+    await world.beat(session, running, *leases)
+    answers = await world.settle(succeeded(running), *(succeeded(lease) for lease in leases))
+    await world.pass_time(6.0)
+
+    assert set(ids_of(leases)) == {before.id, after.id}
+    assert answers == [Settled.OK] * 3
+    assert len(await world.claim(session)) == 1
