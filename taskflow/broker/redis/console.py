@@ -44,20 +44,28 @@ class RedisConsole:
         self._ask = ask
         self._examine = examine
         self._prefix = prefix.encode()
+        self._rest: dict[tuple[JobFilter, bytes | None], list[_Newest]] = {}
 
     async def queues(self) -> list[QueueRecord]:
         rows, wall = packing.unpack(await self._call("queues", packing.pack([])))
         return sorted((_queue_record(row, wall) for row in rows or ()), key=lambda record: record.name)
 
     async def browse(self, chosen: JobFilter, *, before: bytes | None = None, limit: int = 100) -> list[Record]:
-        candidates = [job_id async for job_id in self._candidates(chosen) if before is None or job_id < before]
-        heapq.heapify(newest := [_Newest(job_id) for job_id in set(candidates)])
+        """Who goes on where the last page ended, with the same console, is spared another scan."""
+        newest = self._rest.pop((chosen, before), None)
+        if newest is None:
+            ids = {job_id async for job_id in self._candidates(chosen) if before is None or job_id < before}
+            heapq.heapify(newest := [_Newest(job_id) for job_id in ids])
         found: list[Record] = []
         while newest and len(found) < limit:
             ids = [heapq.heappop(newest).id for _ in range(min(len(newest), PAGE))]
             reply = await self._call("browse", packing.pack([ids, _filter(chosen), limit - len(found)]))
             records = packing.records_of(reply)
             found += [records[job_id] for job_id in ids if job_id in records]
+            for job_id in reversed(ids):  # those beyond the limit belong to the next page
+                if len(found) == limit and job_id < found[-1].id:
+                    heapq.heappush(newest, _Newest(job_id))
+        self._rest = {(chosen, found[-1].id): newest} if found else {}
         return found
 
     async def workers(self) -> list[SessionRecord]:
