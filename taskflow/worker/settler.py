@@ -40,7 +40,7 @@ class Settler:
         if self._holdings.get(settlement.claim) is not holding:
             self._tell_stale(holding.lease, settlement)
             return
-        holding.is_offered = True
+        self._holdings.offer(holding)
         self._inbox.append(settlement)
         self._arrived.set()
 
