@@ -143,7 +143,8 @@ SPOILT: dict[str, Spoil] = {
 @pytest.mark.parametrize("spoil", SPOILT.values(), ids=SPOILT.keys())
 async def test_a_spoilt_value_loses_no_job_and_stops_no_verb(world: World, client: redis.Redis, spoil: Spoil) -> None:
     session = await world.a_session()
-    await world.add(), await world.add(after=5.0)
+    await world.add()
+    await world.add(after=5.0)
     [running] = await world.claim(session)
     before = await world.add()
     spoil(client, key(world, ""))

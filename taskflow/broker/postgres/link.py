@@ -38,6 +38,8 @@ class Link:
         try:
             return await self._fetch(statement, arguments, within)
         except ERRORS as error:
+            if isinstance(error, ValueError):  # a value that has no form as a column: no store will ever take it
+                raise
             raise in_our_words(error, str(self.server)) from error
 
     async def run(self, script: str, *, within: float = ANSWER_WITHIN) -> None:

@@ -54,8 +54,8 @@ class RedisConsole:
         """Who goes on where the last page ended, with the same console, is spared another scan."""
         newest = self._rest.pop((chosen, before), None)
         if newest is None:
-            ids = {job_id async for job_id in self._candidates(chosen) if before is None or job_id < before}
-            heapq.heapify(newest := [_Newest(job_id) for job_id in ids])
+            candidates = {job_id async for job_id in self._candidates(chosen) if before is None or job_id < before}
+            heapq.heapify(newest := [_Newest(job_id) for job_id in candidates])
         found: list[Record] = []
         while newest and len(found) < limit:
             ids = [heapq.heappop(newest).id for _ in range(min(len(newest), PAGE))]

@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from tests.postgres.scene import Scene
+from tests.support.postgres import PostgresServer, shared_postgres
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("TASKFLOW_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def server() -> Iterator[PostgresServer]:
+    """One that the test may harm."""
+    with PostgresServer(fsync=False) as server:
+        yield server
+
+
+@pytest.fixture
+async def scene() -> AsyncIterator[Scene]:
+    """An application straight on the shared server, in a database of its own."""
+    async with Scene(shared_postgres()) as scene:
+        yield scene
