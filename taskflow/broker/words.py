@@ -19,6 +19,8 @@ CRASHED: Final = "taskflow.WorkerLost"
 
 DROPPED_OVER_CAP: Final = "dropped over the cap"
 
+CLOSED: Final = "the broker is closed: make another one"
+
 IN_PASSWORDS: Final = "in a password / is written %2F, ? is %3F, @ is %40, # is %23"
 
 SESSION_LOST: Final = "the session was reaped or never registered: register a new one, with a fresh id"

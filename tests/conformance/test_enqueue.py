@@ -320,7 +320,19 @@ async def test_enqueue_full__other_verbs_go_on(world: World) -> None:
 
     assert {str(answer) for answer in answers} == {"Settled.OK"}
     assert await limited.status(held[-1]) is not Status.READY
-    assert isinstance((await limited.enqueue(limited.an_envelope()))[0], Added)
+    assert isinstance(await _added_in_the_end(limited), Added)
+
+
+async def _added_in_the_end(limited: World) -> object:
+    """Room comes with the verbs that make it, though not with each: a server tidies up after some dozens of calls."""
+    for _ in range(200):
+        try:
+            [answer] = await limited.enqueue(limited.an_envelope())
+        except StoreFull:
+            await limited.upkeep()
+        else:
+            return answer
+    return None
 
 
 async def test_enqueue_full__follow_ups_go_through(world: World) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-import threading
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -12,18 +9,19 @@ import asyncpg
 
 from taskflow.broker import topics as names
 from taskflow.broker import words
+from taskflow.broker.loops import PerLoop
 from taskflow.broker.nudges import Nudges
 from taskflow.broker.postgres import packing
 from taskflow.broker.postgres.console import PostgresConsole
 from taskflow.broker.postgres.ears import PostgresEars, Telling
-from taskflow.broker.postgres.link import CLOSED, Link
+from taskflow.broker.postgres.link import Link
 from taskflow.broker.postgres.refusals import NoRoom
 from taskflow.broker.postgres.schema import prepare
 from taskflow.broker.postgres.server import Server
 from taskflow.broker.protocol import Added, Refused, Upkept
 from taskflow.model.clock import Clock, to_microseconds, to_seconds
 from taskflow.model.envelope import Envelope, Lease, check_queue
-from taskflow.model.errors import BrokerUnavailable, ConfigurationError, SessionLost, StoreFull
+from taskflow.model.errors import ConfigurationError, SessionLost, StoreFull
 from taskflow.model.record import BY_CODE, Record, Status
 from taskflow.model.rules import Rules
 from taskflow.model.session import Beat, BeatAnswer, Session
@@ -62,12 +60,8 @@ class PostgresBroker:
         self._rules = rules or Rules()
         self._clock = clock
         self._capacity = capacity
-        self._lock = threading.Lock()
-        self._lines: dict[asyncio.AbstractEventLoop, _Line] = {}
-        self._of_parents: list[object] = []
-        self._pid = os.getpid()
+        self._lines = PerLoop(self._a_line)
         self._is_prepared = False
-        self._is_closed = False
 
     def __repr__(self) -> str:
         return f"<PostgresBroker {self.server} {self._namespace!r}>"
@@ -141,28 +135,24 @@ class PostgresBroker:
         )
 
     def listen(self, topics: Sequence[str]) -> Nudges:
-        return self._line().ears.listen(topics)
+        return self._lines.here().ears.listen(topics)
 
     def sibling(self) -> PostgresBroker:
         """Another broker on the same database, with connections of its own."""
         return PostgresBroker(self.server, namespace=self._namespace, rules=self._rules, clock=self._clock, capacity=self._capacity)
 
     async def close(self) -> None:
-        self._is_closed = True
-        with self._lock:
-            lines, self._lines = self._lines, {}
-        for loop, line in lines.items():
-            await line.close(loop)
+        await self._lines.close()
 
     # --- calls ------------------------------------------------------------------------------------------------------
 
     async def call(self, name: str, *arguments: Any) -> list[asyncpg.Record]:
         """The rows of a function of ours, from a schema that was looked at first."""
         if not self._is_prepared:
-            await prepare(self._line().link, self._namespace, self._rules)
+            await prepare(self._lines.here().link, self._namespace, self._rules)
             self._is_prepared = True
         places = ", ".join(f"${number}" for number in range(1, len(arguments) + 1))
-        return await self._line().link.fetch(f'SELECT * FROM "{self._namespace}".{name}({places})', *arguments)
+        return await self._lines.here().link.fetch(f'SELECT * FROM "{self._namespace}".{name}({places})', *arguments)
 
     async def call_one(self, name: str, *arguments: Any) -> asyncpg.Record:
         """The one row of a function, of whose effect others are told: in this process at once, elsewhere by a notification."""
@@ -173,7 +163,7 @@ class PostgresBroker:
         return row
 
     def tell(self, topics: Sequence[str]) -> None:
-        line = self._line()
+        line = self._lines.here()
         told = set(topics)
         if any(topic.startswith("queue:") for topic in told):
             told.add(names.ANY_QUEUE)
@@ -197,29 +187,9 @@ class PostgresBroker:
     async def _tell(self, topics: list[str], ended: list[bytes]) -> None:
         await self.call("tell", self._namespace, topics, ended)
 
-    def _line(self) -> _Line:
-        """The running loop's; a child after a fork starts afresh, and does not touch what was its parent's."""
-        if self._is_closed:
-            raise BrokerUnavailable(CLOSED)
-        loop = asyncio.get_running_loop()
-        if self._pid != os.getpid():
-            self._forget_parents()
-        found = self._lines.get(loop)
-        return found if found is not None else self._begin(loop)
-
-    def _begin(self, loop: asyncio.AbstractEventLoop) -> _Line:
-        with self._lock:
-            self._lines = {other: line for other, line in self._lines.items() if not other.is_closed()}
-            link = Link(self.server)
-            self._lines[loop] = line = _Line(link, PostgresEars(link, self._namespace, self._arm), Telling(self._tell))
-        return line
-
-    def _forget_parents(self) -> None:
-        """They are kept, since even their end could harm what is shared with the parent."""
-        self._pid = os.getpid()
-        self._lock = threading.Lock()
-        self._of_parents.append(self._lines)
-        self._lines = {}
+    def _a_line(self) -> _Line:
+        link = Link(self.server)
+        return _Line(link, PostgresEars(link, self._namespace, self._arm), Telling(self._tell))
 
 
 class _Line:
@@ -230,13 +200,7 @@ class _Line:
         self.ears = ears
         self.telling = telling
 
-    async def close(self, loop: asyncio.AbstractEventLoop) -> None:
-        if loop is asyncio.get_running_loop():
-            await self._close()
-        elif loop.is_running():
-            asyncio.run_coroutine_threadsafe(self._close(), loop)
-
-    async def _close(self) -> None:
+    async def close(self) -> None:
         await self.telling.close()
         await self.ears.close()
         await self.link.close()

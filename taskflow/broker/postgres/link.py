@@ -10,11 +10,10 @@ from typing import Any, Final
 
 import asyncpg
 
+from taskflow.broker import words
 from taskflow.broker.postgres.refusals import ERRORS, in_our_words, is_cut
 from taskflow.broker.postgres.server import ANSWER_WITHIN, Server
 from taskflow.model.errors import BrokerUnavailable
-
-CLOSED: Final = "this broker is closed"
 
 MOST_CONNECTIONS: Final = 8
 """In use at a time by one loop; what comes beyond waits for one of them."""
@@ -54,7 +53,7 @@ class Link:
     async def open(self, *, for_listening: bool = False) -> asyncpg.Connection:
         """A connection for the caller alone, who drops it."""
         if self._is_closed:
-            raise BrokerUnavailable(CLOSED)
+            raise BrokerUnavailable(words.CLOSED)
         if self._end is None:
             self._end = self._until_the_loop_ends()
             await anext(self._end)
@@ -91,7 +90,7 @@ class Link:
     async def _over(self, connection: asyncpg.Connection, ask: Callable[[], Awaitable[Any]], within: float) -> Any:
         if self._is_closed:
             drop(connection)
-            raise BrokerUnavailable(CLOSED)
+            raise BrokerUnavailable(words.CLOSED)
         self._in_use.add(connection)
         is_clean = False
         try:

@@ -5,27 +5,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import threading
 from collections.abc import Sequence
 from typing import Any, Final
 
 from taskflow.broker import topics as names
 from taskflow.broker import words
 from taskflow.broker.console import Finding
+from taskflow.broker.loops import PerLoop
 from taskflow.broker.nudges import Nudges
 from taskflow.broker.protocol import Added, Refused, Upkept
 from taskflow.broker.redis import packing
 from taskflow.broker.redis.console import RedisConsole
 from taskflow.broker.redis.ears import RedisEars
-from taskflow.broker.redis.link import CLOSED, Link
+from taskflow.broker.redis.link import Link
 from taskflow.broker.redis.refusals import WrongType, not_permitted
 from taskflow.broker.redis.scripts import Scripts
 from taskflow.broker.redis.server import Server
 from taskflow.broker.redis.survey import Survey
 from taskflow.model.clock import Clock, to_microseconds, to_seconds
 from taskflow.model.envelope import Envelope, Lease, check_queue
-from taskflow.model.errors import BrokerRefused, BrokerUnavailable, SessionLost, StoreFull
+from taskflow.model.errors import BrokerRefused, SessionLost, StoreFull
 from taskflow.model.record import BY_CODE, Record, Status
 from taskflow.model.rules import Rules
 from taskflow.model.session import Beat, BeatAnswer, Session
@@ -65,12 +64,8 @@ class RedisBroker:
         self._rules = rules or Rules()
         self._clock = clock
         self._scripts = Scripts(self._rules)
-        self._lock = threading.Lock()
-        self._lines: dict[asyncio.AbstractEventLoop, _Line] = {}
-        self._of_parents: list[object] = []
-        self._pid = os.getpid()
+        self._lines = PerLoop(self._a_line)
         self._survey: Survey | None = None
-        self._is_closed = False
 
     def __repr__(self) -> str:
         return f"<RedisBroker {self.server} {self._namespace!r}>"
@@ -97,7 +92,7 @@ class RedisBroker:
             raise SessionLost(words.session_reaped(session.name))
 
     async def claim(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
-        ears = self._line().ears
+        ears = self._lines.here().ears
         times = ears.times
         reply = await self.call("claim", packing.pack([session, request, list(queues), min(limit, MOST_AT_ONCE)]))
         if reply == b"LOST":
@@ -134,29 +129,25 @@ class RedisBroker:
         return [records.get(job_id) for job_id in ids]
 
     async def upkeep(self, limit: int) -> Upkept:
-        ears = self._line().ears
+        ears = self._lines.here().ears
         times = ears.times
         readied, reaped, released, expired, dropped, next_in = await self.call("upkeep", packing.pack([min(int(limit), MOST_AT_ONCE)]))
         ears.armed([names.DUE], times)
         return Upkept(readied=readied, reaped=reaped, released=released, expired=expired, dropped=dropped, next_in=to_seconds(next_in))
 
     def listen(self, topics: Sequence[str]) -> Nudges:
-        return self._line().ears.listen(topics)
+        return self._lines.here().ears.listen(topics)
 
     def sibling(self) -> RedisBroker:
         """Another broker on the same server, with connections of its own."""
         return RedisBroker(self.server, namespace=self._namespace, rules=self._rules, clock=self._clock)
 
     async def close(self) -> None:
-        self._is_closed = True
-        with self._lock:
-            lines, self._lines = self._lines, {}
-        for loop, line in lines.items():
-            await line.close(loop)
+        await self._lines.close()
 
     async def survey(self) -> Survey:
         """What the server tells of itself now."""
-        return Survey.of(await self._line().link.ask("INFO"))
+        return Survey.of(await self._lines.here().link.ask("INFO"))
 
     async def _are_known(self, envelopes: Sequence[Envelope]) -> bool:
         ids = [envelope.id for envelope in envelopes]
@@ -180,15 +171,17 @@ class RedisBroker:
         if not await self._ask("SET", lock, "1", "NX", "PX", int(1_000 * REINDEXED_WITHIN)):
             await asyncio.sleep(MENDED_BY_OTHERS_IN)
             return
-        aside = await self._line().link.run(self._scripts["reindex"], self._prefix, self._time(), packing.pack([]), within=REINDEXED_WITHIN)
+        aside = await self._lines.here().link.run(
+            self._scripts["reindex"], self._prefix, self._time(), packing.pack([]), within=REINDEXED_WITHIN
+        )
         log.error("%s; %d key(s) put aside under %sbad:, and all indexes made anew from the jobs", error, aside, self._prefix)
         await self._ask("PEXPIRE", lock, int(1_000 * MENDED_BY_OTHERS_IN))  # for those who failed meanwhile
 
     async def _run(self, name: str, arguments: bytes, on_disk: bool) -> Any:
-        return await self._line().link.run(self._scripts[name], self._prefix, self._time(), arguments, on_disk=on_disk)
+        return await self._lines.here().link.run(self._scripts[name], self._prefix, self._time(), arguments, on_disk=on_disk)
 
     async def _ask(self, *command: Any) -> Any:
-        return await self._line().link.ask(*command)
+        return await self._lines.here().link.ask(*command)
 
     async def _examine(self) -> list[Finding]:
         settings = dict[str, str]()
@@ -215,29 +208,9 @@ class RedisBroker:
         there, ended = await self.call("arm", packing.pack([topics, ids, to_microseconds(AWAITED_FOR)]))
         return [topic.decode() for topic in there], packing.ids_in(ended)
 
-    def _line(self) -> _Line:
-        """The running loop's; a child after a fork starts afresh, and does not touch what was its parent's."""
-        if self._is_closed:
-            raise BrokerUnavailable(CLOSED)
-        loop = asyncio.get_running_loop()
-        if self._pid != os.getpid():
-            self._forget_parents()
-        found = self._lines.get(loop)
-        return found if found is not None else self._begin(loop)
-
-    def _begin(self, loop: asyncio.AbstractEventLoop) -> _Line:
-        with self._lock:
-            self._lines = {other: line for other, line in self._lines.items() if not other.is_closed()}
-            link = Link(self.server)
-            self._lines[loop] = line = _Line(link, RedisEars(link, self._prefix, self._arm))
-        return line
-
-    def _forget_parents(self) -> None:
-        """They are kept, since even their end could harm what is shared with the parent."""
-        self._pid = os.getpid()
-        self._lock = threading.Lock()
-        self._of_parents.append(self._lines)
-        self._lines = {}
+    def _a_line(self) -> _Line:
+        link = Link(self.server)
+        return _Line(link, RedisEars(link, self._prefix, self._arm))
 
 
 class _Line:
@@ -247,12 +220,6 @@ class _Line:
         self.link = link
         self.ears = ears
 
-    async def close(self, loop: asyncio.AbstractEventLoop) -> None:
-        if loop is asyncio.get_running_loop():
-            await self._close()
-        elif loop.is_running():
-            asyncio.run_coroutine_threadsafe(self._close(), loop)
-
-    async def _close(self) -> None:
+    async def close(self) -> None:
         await self.ears.close()
         await self.link.close()

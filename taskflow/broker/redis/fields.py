@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 FIELDS: Final = (
-    "status",  # a code of record.CODES, or GONE
+    "status",  # a code of record.CODES, or literals.GONE
     "queue",  # numbers that stand for texts
     "name",
     "priority",
@@ -45,9 +45,6 @@ FIELDS: Final = (
     "waiting_for",
     "poison",
 )
-
-GONE: Final = 7
-"""The code of a job of which only the id and the fence are known any more."""
 
 SESSION_BYTES: Final = 16
 ID_BYTES: Final = 16

@@ -10,12 +10,11 @@ from typing import Any, Final
 from redis import exceptions
 from redis.asyncio.connection import AbstractConnection
 
+from taskflow.broker import words
 from taskflow.broker.redis.refusals import in_our_words
 from taskflow.broker.redis.scripts import Script
 from taskflow.broker.redis.server import ANSWER_WITHIN, Server
 from taskflow.model.errors import BrokerUnavailable
-
-CLOSED: Final = "this broker is closed"
 
 MOST_CONNECTIONS: Final = 16
 """In use at a time by one loop; what comes beyond waits for one of them."""
@@ -56,7 +55,7 @@ class Link:
     async def open(self) -> AbstractConnection:
         """A connection for the caller alone, who drops it."""
         if self._is_closed:
-            raise BrokerUnavailable(CLOSED)
+            raise BrokerUnavailable(words.CLOSED)
         if self._end is None:
             self._end = self._until_the_loop_ends()
             await anext(self._end)
@@ -98,7 +97,7 @@ class Link:
     async def _over(self, connection: AbstractConnection, command: Sequence[Any], on_disk: bool, within: float) -> Any:
         if self._is_closed:
             await drop(connection)
-            raise BrokerUnavailable(CLOSED)
+            raise BrokerUnavailable(words.CLOSED)
         self._in_use.add(connection)
         reply: Any = None
         is_clean = False

@@ -9,12 +9,9 @@ from functools import cache
 from importlib import resources
 from typing import Final, NamedTuple
 
-from taskflow.broker import words
-from taskflow.broker.redis.fields import FIELDS, GONE
-from taskflow.model.clock import to_microseconds
-from taskflow.model.record import CODES, POISON, Event
+from taskflow.broker.literals import literals
+from taskflow.broker.redis.fields import FIELDS
 from taskflow.model.rules import Rules
-from taskflow.model.verdict import MAX_ERRORS_BYTES
 
 
 class Script(NamedTuple):
@@ -57,7 +54,7 @@ _REFUSED_WHEN_FULL: Final = frozenset({"enqueue"})
 
 _NAME: Final = re.compile(r"\b([FSEWR])\.(\w+)\b")
 _COMMAND: Final = re.compile(r"\b(?:call|in_portions)\('([A-Z]+)'")
-_SENT: Final = ("EVALSHA", "EVAL", "SUBSCRIBE", "PING", "SCAN", "INFO")
+_SENT: Final = ("EVALSHA", "EVAL", "SUBSCRIBE", "PING", "SCAN", "INFO", "SET", "PEXPIRE")
 
 
 class Scripts:
@@ -93,24 +90,8 @@ def _without_comments(source: str) -> str:
 
 def _values(rules: Rules) -> dict[str, str]:
     """Name to Lua literal."""
-    values = {f"F.{field}": str(number) for number, field in enumerate(FIELDS, 1)}
-    values |= {f"S.{status.name}": str(code) for status, code in CODES.items()} | {"S.GONE": str(GONE)}
-    values |= {f"E.{event.name}": _text(event.value) for event in Event}
-    values |= {f"W.{name}": _text(text) for name, text in vars(words).items() if name.isupper() and isinstance(text, str)}
-    values["W.POISON"] = _text(POISON)
-    backoff = ", ".join(str(to_microseconds(seconds)) for seconds in rules.crash_backoff)
-    return values | {
-        "R.ghost_after": str(to_microseconds(rules.ghost_after)),
-        "R.max_crashes": str(rules.max_crashes),
-        "R.crash_backoff": f"{{ {backoff} }}",
-        "R.max_hand_backs": str(rules.max_hand_backs),
-        "R.repeat_for": str(to_microseconds(rules.repeat_for)),
-        "R.keep_failed": str(to_microseconds(rules.keep_failed)),
-        "R.keep_cancelled": str(to_microseconds(rules.keep_cancelled)),
-        "R.kept_per_queue": str(rules.kept_per_queue),
-        "R.upkeep_every": str(to_microseconds(rules.upkeep_every)),
-        "R.max_errors_bytes": str(MAX_ERRORS_BYTES),
-    }
+    fields = {f"F.{field}": str(number) for number, field in enumerate(FIELDS, 1)}
+    return fields | literals(rules, text=_text, numbers=lambda numbers: f"{{ {', '.join(map(str, numbers))} }}")
 
 
 def _text(text: str) -> str:

@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
 
+from taskflow.broker import words
 from taskflow.broker.nudges import Bell, Nudges
 from taskflow.broker.protocol import Added, Refused, Upkept
 from taskflow.broker.sqlite import enqueue, sessions, settling, upkeep
@@ -18,7 +19,7 @@ from taskflow.broker.sqlite.refusals import check_payloads
 from taskflow.broker.sqlite.shelf import Shelf
 from taskflow.broker.sqlite.transactions import Transactions
 from taskflow.broker.sqlite.wake import Listener, Sender
-from taskflow.broker.sqlite.writer import CLOSED, Writer
+from taskflow.broker.sqlite.writer import Writer
 from taskflow.model.envelope import Envelope, Lease, check_queue
 from taskflow.model.errors import BrokerUnavailable
 from taskflow.model.record import Record, Status
@@ -128,7 +129,7 @@ class SqliteBroker:
     def _running(self) -> _Parts:
         """The parts of this process: a child after a fork starts afresh, and does not touch what was its parent's."""
         if self._is_closed:
-            raise BrokerUnavailable(CLOSED)
+            raise BrokerUnavailable(words.CLOSED)
         parts = self._parts
         if parts is None or parts.writer.pid != os.getpid():
             if parts is not None:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
+from taskflow.broker import words
 from taskflow.broker.sqlite.durability import Durability
 from taskflow.broker.sqlite.shelf import Shelf
 from taskflow.broker.sqlite.transactions import Transactions, Work
@@ -58,7 +59,7 @@ class Writer:
     def _put(self, call: Call) -> None:
         with self._lock:  # so that nothing comes after the None that ends the thread
             if self._is_closed:
-                raise BrokerUnavailable(CLOSED)
+                raise BrokerUnavailable(words.CLOSED)
             if self._thread is None:
                 self._thread = self._start_thread(self._work, "taskflow-sqlite-writer")
             self._queue.put(call)

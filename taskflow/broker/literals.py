@@ -1,0 +1,38 @@
+"""Statuses, events, words and rules as values in a store's own scripts: names there, written into the text before the server sees it.
+
+S.READY, E.CLAIM, W.CANCELLED, R.repeat_for: each has one place, in Python.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from taskflow.broker import words
+from taskflow.model.clock import to_microseconds
+from taskflow.model.record import CODES, POISON, Event
+from taskflow.model.rules import Rules
+from taskflow.model.verdict import MAX_ERRORS_BYTES
+
+GONE: Final = 7
+"""The code of a job of which only the id and the fence are known any more."""
+
+
+def literals(rules: Rules, *, text: Callable[[str], str], numbers: Callable[[Iterable[int]], str]) -> dict[str, str]:
+    """Name to literal: `text` and `numbers` write a string and a list as the script's language has them. Times are microseconds."""
+    values = {f"S.{status.name}": str(code) for status, code in CODES.items()} | {"S.GONE": str(GONE)}
+    values |= {f"E.{event.name}": text(event.value) for event in Event}
+    values |= {f"W.{name}": text(word) for name, word in vars(words).items() if name.isupper() and isinstance(word, str)}
+    values["W.POISON"] = text(POISON)
+    return values | {
+        "R.ghost_after": str(to_microseconds(rules.ghost_after)),
+        "R.max_crashes": str(rules.max_crashes),
+        "R.crash_backoff": numbers(to_microseconds(seconds) for seconds in rules.crash_backoff),
+        "R.max_hand_backs": str(rules.max_hand_backs),
+        "R.repeat_for": str(to_microseconds(rules.repeat_for)),
+        "R.keep_failed": str(to_microseconds(rules.keep_failed)),
+        "R.keep_cancelled": str(to_microseconds(rules.keep_cancelled)),
+        "R.kept_per_queue": str(rules.kept_per_queue),
+        "R.upkeep_every": str(to_microseconds(rules.upkeep_every)),
+        "R.max_errors_bytes": str(MAX_ERRORS_BYTES),
+    }
