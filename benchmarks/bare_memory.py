@@ -53,3 +53,26 @@ async def wake_up(times: int) -> list[float]:
         event.set()
     await waiting
     return taken
+
+
+def enqueue(jobs: int) -> float:
+    """Jobs per second: arguments packed and laid in a deque."""
+    waiting: deque[bytes | None] = deque()
+    began = time.perf_counter()
+    for number in range(jobs):
+        waiting.append(msgpack.packb({"x": number}))
+    return jobs / (time.perf_counter() - began)
+
+
+async def send(jobs: int, callers: int) -> float:
+    """Jobs per second from so many tasks, each of which lets the others go on after each job."""
+    waiting: deque[bytes | None] = deque()
+
+    async def caller() -> None:
+        for number in range(jobs // callers):
+            waiting.append(msgpack.packb({"x": number}))
+            await asyncio.sleep(0)
+
+    began = time.perf_counter()
+    await asyncio.gather(*(caller() for _ in range(callers)))
+    return len(waiting) / (time.perf_counter() - began)

@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks import bare_memory, bare_sqlite
+from benchmarks import bare_memory, bare_sqlite, bare_wake
 from benchmarks.report import Row, a_pair
 from benchmarks.tasks import noop, stamp
 from taskflow import Worker, enqueue
@@ -26,7 +26,6 @@ JOBS = 20_000
 CALLERS = 32
 LATENCIES = 200
 CONCURRENCY = 100
-BROKERS = ("memory", "sqlite")
 
 
 def drains(repeats: int) -> list[Row]:
@@ -39,15 +38,13 @@ def drains(repeats: int) -> list[Row]:
 
 def enqueues(repeats: int) -> list[Row]:
     """With arguments checked and encoded, from this process."""
-    rows = []
-    for broker in BROKERS:
-        rows.append(a_pair(f"{broker}, {CALLERS} callers of delay()", repeats, _ran(partial(_delay_concurrently, broker))))
-        rows.append(
-            a_pair(
-                f"{broker}, enqueue() of {JOBS:,}", repeats, _ran(partial(_bulk, broker)), _bare_sqlite_bulk if broker == "sqlite" else None
-            )
-        )
-    return rows
+    callers, bulk = f"{CALLERS} callers of delay()", f"enqueue() of {JOBS:,}"
+    return [
+        a_pair(f"memory, {callers}", repeats, _ran(partial(_delay_concurrently, "memory")), _ran(partial(bare_memory.send, JOBS, CALLERS))),
+        a_pair(f"memory, {bulk}", repeats, _ran(partial(_bulk, "memory")), partial(bare_memory.enqueue, JOBS)),
+        a_pair(f"sqlite, {callers}", repeats, _ran(partial(_delay_concurrently, "sqlite")), _bare_sqlite_sending),
+        a_pair(f"sqlite, {bulk}", repeats, _ran(partial(_bulk, "sqlite")), _bare_sqlite_bulk),
+    ]
 
 
 def latencies(repeats: int) -> list[Row]:
@@ -55,17 +52,18 @@ def latencies(repeats: int) -> list[Row]:
     samples = [asyncio.run(_latency_in_process()) for _ in range(repeats)]
     bare = [asyncio.run(bare_memory.wake_up(LATENCIES)) for _ in range(repeats)]
     between = [asyncio.run(_latency_between_processes()) for _ in range(repeats)]
+    bare_between = [_bare_wake_ups() for _ in range(repeats)]
     return [
         _percentile_row("memory, one process, p50", samples, 0.5, bare),
         _percentile_row("memory, one process, p99", samples, 0.99, bare),
-        _percentile_row("sqlite, two processes, p50", between, 0.5, None),
-        _percentile_row("sqlite, two processes, p99", between, 0.99, None),
+        _percentile_row("sqlite, two processes, p50", between, 0.5, bare_between),
+        _percentile_row("sqlite, two processes, p99", between, 0.99, bare_between),
     ]
 
 
-def _percentile_row(what: str, samples: list[list[float]], share: float, bare: list[list[float]] | None) -> Row:
+def _percentile_row(what: str, samples: list[list[float]], share: float, bare: list[list[float]]) -> Row:
     mine = [1_000 * _percentile(sample, share) for sample in samples]
-    theirs = None if bare is None else statistics.median(1_000 * _percentile(sample, share) for sample in bare)
+    theirs = statistics.median(1_000 * _percentile(sample, share) for sample in bare)
     return Row(what, statistics.median(mine), min(mine), max(mine), theirs)
 
 
@@ -132,6 +130,16 @@ def _bare_sqlite_drain() -> float:
 def _bare_sqlite_bulk() -> float:
     with TemporaryDirectory() as folder, closing(bare_sqlite.open_file(Path(folder, "bare.db"), "FULL")) as connection:
         return bare_sqlite.enqueue(connection, JOBS, 1_000, b"\x80")
+
+
+def _bare_sqlite_sending() -> float:
+    with TemporaryDirectory() as folder, closing(bare_sqlite.open_file(Path(folder, "bare.db"), "FULL", any_thread=True)) as connection:
+        return asyncio.run(bare_sqlite.send(connection, JOBS, CALLERS, b"\x80"))
+
+
+def _bare_wake_ups() -> list[float]:
+    with TemporaryDirectory() as folder:
+        return bare_wake.wake_ups(Path(folder), LATENCIES)
 
 
 async def _latency_in_process() -> list[float]:
