@@ -44,7 +44,6 @@ class Holdings:
     def __init__(self, slots: int) -> None:
         self._held: dict[ClaimId, Holding] = {}
         self._slots = slots
-        self._offered = 0
         self._changed = asyncio.Event()
         self._reported: dict[ClaimId, object] = {}
 
@@ -53,10 +52,7 @@ class Holdings:
 
     @property
     def free(self) -> int:
-        """Runs that may begin. One that has ended takes no slot while its settlement is under way: the next claim goes beside it. Of
-        those there are as many as slots at most, so that what a store that is away has not been told stays bounded."""
-        settling = min(self._offered, self._slots)
-        return max(0, self._slots + settling - len(self._held))
+        return max(0, self._slots - len(self._held))
 
     def add(self, lease: Lease) -> Holding:
         holding = self._held[lease.claim] = Holding(lease)
@@ -64,15 +60,8 @@ class Holdings:
 
     def remove(self, claim: ClaimId) -> None:
         """Only once the store has answered its settlement, or the lease is lost."""
-        holding = self._held.pop(claim, None)
-        self._offered -= holding is not None and holding.is_offered
+        self._held.pop(claim, None)
         self._reported.pop(claim, None)
-        self.nudge()
-
-    def offer(self, holding: Holding) -> None:
-        """Its run has ended, and its settlement is on its way."""
-        self._offered += not holding.is_offered
-        holding.is_offered = True
         self.nudge()
 
     def nudge(self) -> None:

@@ -40,7 +40,7 @@ class Settler:
         if self._holdings.get(settlement.claim) is not holding:
             self._tell_stale(holding.lease, settlement)
             return
-        self._holdings.offer(holding)
+        holding.is_offered = True
         self._inbox.append(settlement)
         self._arrived.set()
 
