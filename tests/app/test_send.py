@@ -231,7 +231,7 @@ async def test_a_store_that_goes_away_leaves_the_handles_so_far(bench: Bench) ->
             yield add.bind(n)
 
     with bench.app.using(watched.as_broker):
-        configure(enqueue_timeout=0.05)
+        configure(enqueue_timeout=1.0)
         with pytest.raises(EnqueueFailed, match=r"BrokerUnavailable: .*the store is away") as caught:
             await enqueue(calls())
     assert len(caught.value.handles) == 1_000

@@ -39,6 +39,9 @@ AWAITED_FOR: Final = 3600.0
 MENDED_BY_OTHERS_IN: Final = 0.5
 """Seconds. The server answers nobody meanwhile, so that others ask only when it is done, or nearly."""
 
+MOST_MENDINGS: Final = 10
+"""Of one call, by itself or by others that it waits for, before what is wrong is told."""
+
 REINDEXED_WITHIN: Final = 120.0
 """Seconds: about twelve millions of jobs."""
 
@@ -159,11 +162,12 @@ class RedisBroker:
         """A script's reply, from a server that was looked at first, and whose keys are put in order when they are found not to be."""
         if self._survey is None:
             await self._look_at_server()
-        try:
-            return await self._run(name, arguments, on_disk)
-        except WrongType as error:
-            await self._put_in_order(error)
-            return await self._run(name, arguments, on_disk)
+        for _ in range(MOST_MENDINGS):
+            try:
+                return await self._run(name, arguments, on_disk)
+            except WrongType as error:
+                await self._put_in_order(error)
+        return await self._run(name, arguments, on_disk)
 
     async def _put_in_order(self, error: WrongType) -> None:
         """By one of all who have come upon it: it takes long, and the others are to wait."""
