@@ -28,6 +28,9 @@ class Interrupts:
 
     def _heed(self, number: int, frame: object) -> None:
         self.have_come = True
+        code = getattr(frame, "f_code", None)
+        if code is not None and code.co_name == "cb" and code.co_filename.startswith("<frozen importlib"):
+            return  # a module lock's callback: the exception would be dropped there, and shown as an error of ours
         raise KeyboardInterrupt
 
 
