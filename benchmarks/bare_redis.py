@@ -1,27 +1,27 @@
-"""The bare loop on Redis: the least that any worker there must do, to compare with.
+"""The bare loop on Redis: one script settles up to so many jobs and takes up to so many. See `bare_loop`.
 
-One script that settles up to so many jobs and takes up to so many, the next one under way while a batch runs; msgpack; a plain task per
-job with its context, a table of deadlines, error handling and the packing of its result. What is taken stands in a hash with its
-deadline, so a killed worker's jobs are not lost. No fences, sessions, keys, priorities, counts, retries, wake-ups or keeping.
+What is taken stands in a hash with its deadline, so a killed worker's jobs are not lost.
 
 `python -m benchmarks.bare_redis drain URL JOBS BATCH` and `... wake URL TIMES` are the worker processes, which tell on stdout.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import sys
 import time
-from collections.abc import Callable, Coroutine
-from contextvars import ContextVar
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import msgpack
 import redis
 from redis.asyncio import Redis
+from redis.asyncio.connection import Connection
 
+from benchmarks.bare_loop import NOOP, STAMP, Loop, SettleAndTake, Taken, pack
 from benchmarks.loops import run_in_fastest_loop
 
 SETTLE_AND_TAKE: Final = """
@@ -61,113 +61,80 @@ redis.call('RPUSH', 'waiting', unpack(ids))
 redis.call('PUBLISH', 'nudges', '')
 """
 
-TIMEOUT: Final = 60.0
+BATCH: Final = 1_000
+PAYLOAD: Final = b"\x80" * 40
 
 
-async def noop() -> None:
-    return None
+def add(url: str, jobs: int) -> float:
+    """Jobs per second, added by the thousand."""
+    with redis.Redis.from_url(url) as client:
+        script = client.register_script(ADD)
+        began = time.perf_counter()
+        for start in range(0, jobs, BATCH):
+            script(args=[pack([part for _ in range(min(BATCH, jobs - start)) for part in (os.urandom(16), NOOP)])])
+        return jobs / (time.perf_counter() - began)
 
 
-async def stamp() -> float:
-    return time.monotonic()
+@asynccontextmanager
+async def adding(url: str) -> AsyncIterator[Callable[[], Awaitable[object]]]:
+    """Adds a job that tells when it began, and nudges."""
+    async with Redis.from_url(url, protocol=2) as client:
+        script = client.register_script(ADD)
+        yield lambda: script(args=[pack([os.urandom(16), STAMP])])
 
 
-JOBS: Final[dict[str, Callable[..., Coroutine[Any, Any, Any]]]] = {"noop": noop, "stamp": stamp}
-
-running_job: Final[ContextVar[bytes]] = ContextVar("running_job")
-
-
-def pack(value: object) -> bytes:
-    packed = msgpack.packb(value, use_bin_type=False)
-    assert packed is not None
-    return bytes(packed)
+@asynccontextmanager
+async def commands(url: str, callers: int) -> AsyncIterator[Callable[[], Awaitable[object]]]:
+    """One command through the driver's client."""
+    async with Redis.from_url(url, protocol=2) as client:
+        yield lambda: client.rpush("waiting", PAYLOAD)
 
 
-def add(client: redis.Redis, jobs: int, batch: int, payload: bytes = pack(["noop", []])) -> float:
-    """Jobs per second, added in batches."""
-    script = client.register_script(ADD)
-    began = time.perf_counter()
-    for start in range(0, jobs, batch):
-        script(args=[pack([part for _ in range(min(batch, jobs - start)) for part in (os.urandom(16), payload)])])
-    return jobs / (time.perf_counter() - began)
+@asynccontextmanager
+async def lone_command(url: str) -> AsyncIterator[Callable[[], Awaitable[object]]]:
+    """The least that the driver can do: a command packed, sent, and its reply parsed."""
+    parts = urlsplit(url)
+    assert parts.hostname is not None
+    assert parts.port is not None
+    connection = Connection(host=parts.hostname, port=parts.port, protocol=2)
+    connect: Any = connection.connect  # untyped in some versions of the driver
+    await connect()
+
+    async def send() -> None:
+        await connection.send_command("RPUSH", "waiting", PAYLOAD, check_health=False)
+        await connection.read_response(disable_decoding=True)
+
+    try:
+        yield send
+    finally:
+        await connection.disconnect()
 
 
-class Loop:
-    """A worker."""
+# --- the worker process ----------------------------------------------------------------------------------------
 
-    def __init__(self, client: Redis, batch: int) -> None:
-        self._script = client.register_script(SETTLE_AND_TAKE)
-        self._batch = batch
-        self._settled: list[bytes] = []
-        self._deadlines: dict[bytes, float] = {}
-        self.done = 0
 
-    async def take(self) -> list[tuple[bytes, bytes]]:
-        """Settles what has ended meanwhile."""
-        settled, self._settled = self._settled, []
-        reply = await self._script(args=[pack([settled, self._batch, int(time.time() + TIMEOUT)])])
-        taken = msgpack.unpackb(reply, raw=True)
+def _taking(client: Redis) -> SettleAndTake:
+    script = client.register_script(SETTLE_AND_TAKE)
+
+    async def settle_and_take(settled: list[bytes], number: int, until: int) -> Taken:
+        taken = msgpack.unpackb(await script(args=[pack([settled, number, until])]), raw=True)
         return list(zip(*taken, strict=True)) if taken else []
 
-    async def run(self, taken: list[tuple[bytes, bytes]]) -> None:
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + TIMEOUT
-        tasks = []
-        for job_id, payload in taken:
-            self._deadlines[job_id] = deadline
-            tasks.append(loop.create_task(self._run_one(job_id, payload)))
-        for task in tasks:
-            await task
-        self.done += len(taken)
-
-    async def _run_one(self, job_id: bytes, payload: bytes) -> None:
-        token = running_job.set(job_id)
-        try:
-            name, arguments = msgpack.unpackb(payload)
-            result = pack([True, await JOBS[name](*arguments)])
-        except Exception as error:
-            result = pack([False, repr(error)])
-        finally:
-            del self._deadlines[job_id]
-            running_job.reset(token)
-        self._settled += (job_id, result)
+    return settle_and_take
 
 
 async def drain(url: str, jobs: int, batch: int) -> dict[str, float]:
     async with Redis.from_url(url, protocol=2) as client:
-        worker = Loop(client, batch)
         await client.ping()
-        began, cpu = time.perf_counter(), time.process_time()
-        taken = await worker.take()
-        while taken:
-            under_way = asyncio.create_task(worker.take())
-            await asyncio.sleep(0)
-            await worker.run(taken)
-            taken = await under_way
-        await worker.take()
-        spent = time.process_time() - cpu
-        rate = worker.done / (time.perf_counter() - began)
-    if worker.done != jobs:
-        raise AssertionError(f"{worker.done} of {jobs} jobs were run")
-    return {"rate": rate, "cpu": 1e6 * spent / jobs}
+        return await Loop(_taking(client), batch).drain(jobs)
 
 
 async def wake(url: str, times: int) -> list[float]:
-    """The bare notification loop: told of each job, it takes and runs it. The instants of their first lines."""
-    stamps: list[float] = []
+    """Told by a publication."""
     async with Redis.from_url(url, protocol=2) as client, client.pubsub(ignore_subscribe_messages=True) as told:
-        worker = Loop(client, 100)
-        await worker.take()
         await told.subscribe("nudges")
         await told.get_message(timeout=5.0)
-        print("ready", flush=True)
-        async for _ in told.listen():
-            for job_id, payload in await worker.take():
-                stamps.append(time.monotonic())
-                await worker.run([(job_id, payload)])
-            if len(stamps) >= times:
-                return stamps
-    return stamps
+        return await Loop(_taking(client), 100).wake(told.listen(), times)
 
 
 def main(what: str, url: str, *numbers: str) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -28,23 +30,53 @@ async def using(url: str) -> AsyncIterator[Broker]:
 
 
 @asynccontextmanager
-async def a_worker(url: str, concurrency: int = 100) -> AsyncIterator[int]:
-    """`taskflow worker` with its logs off, its pid, once it has run a job."""
+async def a_worker(url: str, concurrency: int = 100, program: Sequence[str] = ("taskflow",)) -> AsyncIterator[int]:
+    """`taskflow worker` with its logs off, its pid, once it has run a job; or the same command of another program."""
     flags = ["--concurrency", str(concurrency), "--log-level", "warning", "--grace", "0"]
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "taskflow", "worker", "benchmarks.tasks", "--broker", url, *flags, cwd=ROOT
+        sys.executable, "-m", *program, "worker", "benchmarks.tasks", "--broker", url, *flags, cwd=ROOT
     )
     try:
         await (await stamp.options(priority=100).delay()).result(60)  # before all that may be queued
         yield process.pid
     finally:
-        process.terminate()
+        with contextlib.suppress(ProcessLookupError):  # it has failed, and said why
+            process.terminate()
         await process.wait()
 
 
 def cpu_of(pid: int) -> float:
     """Seconds, of all its threads, to the nanosecond: Linux alone tells them so."""
     return sum(int(path.read_text().split()[0]) for path in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e9
+
+
+def cpu_of_family(pid: int) -> float:
+    """Seconds of a process and its children, those included that have ended."""
+    spent = cpu_of(pid) + _cpu_of_the_ended(pid)
+    for child in _children_of(pid):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            spent += cpu_of(child)
+    return spent
+
+
+def _cpu_of_the_ended(parent: int) -> float:
+    """To the clock's tick."""
+    user, system = _stat_of(parent)[13:15]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
+def _children_of(parent: int) -> list[int]:
+    found = list[int]()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended
+            if int(_stat_of(int(folder.name))[1]) == parent:
+                found.append(int(folder.name))
+    return found
+
+
+def _stat_of(pid: int) -> list[str]:
+    """What follows the process's name, which may hold anything: state, parent, and so on, see proc(5)."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
 def memory_of(pid: int) -> float:

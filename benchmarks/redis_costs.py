@@ -1,4 +1,4 @@
-"""What jobs cost on Redis: bytes while they wait, keys when they have gone, commands and CPU while there are none."""
+"""What is left of jobs on Redis when they have gone, and commands and CPU while there are none."""
 
 from __future__ import annotations
 
@@ -10,34 +10,23 @@ from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any, Final
 
-import msgpack
-
 from benchmarks.loops import run_in_fastest_loop
+from benchmarks.ports import HOST
 from benchmarks.processes import a_worker, cpu_of, memory_of, using
 from benchmarks.report import Row, in_turn
-from benchmarks.servers import HOST, RedisServer
+from benchmarks.servers import RedisServer
 from benchmarks.tasks import noop
 from taskflow import Worker, enqueue
 from taskflow.app.current import default_app
 from taskflow.broker.redis import RedisBroker
 from taskflow.broker.redis.server import Server
-from taskflow.model.envelope import Envelope
-from taskflow.model.ids import IdFactory
 from taskflow.model.rules import Rules
 from taskflow.worker.options import WorkerOptions
-
-SIZED_JOBS: Final = 100_000
-PAYLOAD: Final = msgpack.packb({"data": "x" * 192}) or b""
-"""200 bytes."""
 
 ROUND: Final = 50_000
 IDLE_FOR: Final = 20.0
 SETTLED_IN: Final = 6.0
 FLEET: Final = 4
-
-
-def sizes(repeats: int) -> list[Row]:
-    return in_turn(f"{SIZED_JOBS:,} queued, payload {len(PAYLOAD)} bytes", repeats, lambda: run_in_fastest_loop(_bytes_a_job()))
 
 
 def leftovers(jobs: int) -> None:
@@ -53,21 +42,6 @@ def idleness(repeats: int) -> list[Row]:
     return rows
 
 
-async def _bytes_a_job() -> Mapping[str, float]:
-    with RedisServer() as server:
-        async with using(server.url) as broker:
-            new_id = IdFactory()
-
-            async def fill(jobs: int) -> None:
-                for _ in range(0, jobs, 1_000):
-                    await broker.enqueue([Envelope(id=new_id(), job="benchmark", payload=PAYLOAD) for _ in range(min(jobs, 1_000))])
-
-            await fill(1)  # the script, and names of queue and job
-            empty = server.used_memory()
-            await fill(SIZED_JOBS)
-            return {"bytes/job": (server.used_memory() - empty) / SIZED_JOBS}
-
-
 # --- after many jobs ---------------------------------------------------------------------------------------------
 
 
@@ -79,14 +53,14 @@ async def _pass_through(jobs: int) -> None:
         with default_app().using(broker):
             await _run_all(1)
             await _forget_all(broker, rules)
-            before, keys = server.used_memory(), _keys(server)
+            before, keys = server.occupied(), _keys(server)
             began = time.perf_counter()
             done = 0
             while done < jobs:
                 done += await _run_all(min(ROUND, jobs - done))
             await _forget_all(broker, rules)
             print(f"\n{done:,} jobs through in {time.perf_counter() - began:.0f} s, keep_result=0")
-            print(f"used memory {before:,} bytes before, {server.used_memory():,} after; keys before and after, by kind:")
+            print(f"used memory {before:,} bytes before, {server.occupied():,} after; keys before and after, by kind:")
             after = _keys(server)
             for kind in sorted({*keys, *after}):
                 print(f"  {kind:12} {keys[kind]:>8,} {after[kind]:>8,}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import statistics
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -46,21 +48,30 @@ def _figure_row(what: str, name: str, pairs: list[tuple[Measured, Measured]]) ->
     return Row(what, statistics.median(mine), min(mine), max(mine), statistics.median(theirs) if theirs else None)
 
 
+def machine() -> str:
+    return f"CPython {platform.python_version()}, {platform.machine()}, {os.cpu_count()} CPUs"
+
+
 def percentile(sample: Iterable[float], share: float) -> float:
     ordered = sorted(sample)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
-def print_table(title: str, unit: str, rows: Iterable[Row], digits: int | None = 0) -> None:
-    """With `digits` None each figure has as many as its size wants."""
+def print_table(title: str, unit: str, rows: Iterable[Row], digits: int | None = 0) -> str:
+    """What it has printed. With `digits` None each figure has as many as its size wants."""
     rows = list(rows)
     width = max([44, *(len(row.what) for row in rows)])
-    print(f"\n{title:{width}} {f'ours, {unit}' if unit else 'ours':>16} {'min-max':>23} {'bare':>12} {'ratio':>6}")
-    for row in rows:
-        span = f"{_figure(row.least, digits)}-{_figure(row.most, digits)}"
-        bare = "" if row.bare is None else _figure(row.bare, digits)
-        ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
-        print(f"{row.what:{width}} {_figure(row.ours, digits):>16} {span:>23} {bare:>12} {ratio:>6}", flush=True)
+    heading = f"{title:{width}} {f'ours, {unit}' if unit else 'ours':>16} {'min-max':>23} {'bare':>12} {'ratio':>6}"
+    table = "\n".join([heading, *(_line(row, width, digits) for row in rows)])
+    print(f"\n{table}", flush=True)
+    return table
+
+
+def _line(row: Row, width: int, digits: int | None) -> str:
+    span = f"{_figure(row.least, digits)}-{_figure(row.most, digits)}"
+    bare = "" if row.bare is None else _figure(row.bare, digits)
+    ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
+    return f"{row.what:{width}} {_figure(row.ours, digits):>16} {span:>23} {bare:>12} {ratio:>6}".rstrip()
 
 
 def _figure(value: float, digits: int | None) -> str:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import random
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, ClassVar, Final, Self
 
 import redis
 
-HOST: Final = "127.0.0.1"
+from benchmarks.cost import Cost
+from benchmarks.ports import HOST, free_port
+
 PATIENCE: Final = 20.0
 
 _COMMANDS: Final = ("redis-server", "valkey-server")
@@ -55,8 +55,10 @@ class ServerLoad:
 class RedisServer:
     """Running inside its block. The first of TASKFLOW_REDIS_SERVER, redis-server and valkey-server on PATH, and those in wheels."""
 
+    trip: ClassVar[str] = "scripts/job"
+
     def __init__(self, **settings: str) -> None:
-        self.port = _free_port()
+        self.port = free_port()
         self._folder = tempfile.TemporaryDirectory(prefix="taskflow-benchmark-")
         given = {"port": str(self.port), "bind": HOST, "save": "", "appendonly": "no", "dir": self._folder.name, **settings}
         arguments = [part for name, value in given.items() for part in (f"--{name}", value)]
@@ -95,7 +97,14 @@ class RedisServer:
             {name: float(told["usec"]) for name, told in stats.items()},
         )
 
-    def used_memory(self) -> int:
+    def cost(self) -> Cost:
+        load = self.load()
+        return Cost(load.cpu, load.calls.get("evalsha", 0) + load.calls.get("eval", 0))
+
+    def rest(self) -> None:
+        """Nothing: all is in memory."""
+
+    def occupied(self) -> int:
         return int(self.info()["used_memory"])
 
     def info(self) -> dict[str, Any]:
@@ -124,12 +133,3 @@ def _in_wheels() -> Iterator[Path]:
         spec = importlib.util.find_spec(package)
         for folder in (spec and spec.submodule_search_locations) or ():
             yield from Path(folder).glob(pattern)
-
-
-def _free_port() -> int:
-    """Below those that the kernel gives to whoever connects."""
-    while True:
-        port = random.randrange(15_000, 32_000)
-        with socket.socket() as probe:
-            if probe.connect_ex((HOST, port)):
-                return port

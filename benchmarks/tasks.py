@@ -22,3 +22,9 @@ async def stamp() -> float:
 async def wall() -> float:
     """Seconds since 1970 at its first line."""
     return time.time()
+
+
+@job(name="benchmarks.waited")
+async def waited(since: float) -> float:
+    """Seconds from that instant of the monotonic clock to its first line."""
+    return time.monotonic() - since

@@ -11,6 +11,7 @@ import pytest
 from taskflow.broker.memory import MemoryBroker
 from taskflow.broker.postgres import PostgresBroker
 from taskflow.broker.postgres import Server as Postgres
+from taskflow.broker.postgres.server import Place
 from taskflow.broker.redis import RedisBroker, Server
 from taskflow.broker.sqlite import SqliteBroker
 from taskflow.broker.url import connect, masked
@@ -80,8 +81,29 @@ def test_redis(url: str, server: Server) -> None:
         ("postgresql://db/app?tls_ca=/ca.pem", Postgres(host="db", database="app", tls="verify-full", ca_file="/ca.pem")),
         (
             "postgresql://pooler:6432/app?pooled=1&listen=[::1]:5432",
-            Postgres(host="pooler", port=6432, database="app", is_pooled=True, listen_host="[::1]", listen_port=5432),
+            Postgres(host="pooler", port=6432, database="app", is_pooled=True, listen_at=(Place("::1", 5432),)),
         ),
+        ("postgresql://[::1]/app", Postgres(host="::1", database="app")),
+        ("postgresql://:5433/app", Postgres(port=5433, database="app")),
+        (
+            "postgresql://me:p%40ss@db1:5433,db2/app?listen=db1:5432,[::2]:5432",
+            Postgres(
+                host="db1",
+                port=5433,
+                others=(Place("db2"),),
+                database="app",
+                user="me",
+                password="p@ss",
+                listen_at=(Place("db1"), Place("::2")),
+            ),
+        ),
+        (
+            "postgresql://[::1],[::2]:1,db,127.0.0.1:2/app",
+            Postgres(host="::1", others=(Place("::2", 1), Place("db"), Place("127.0.0.1", 2)), database="app"),
+        ),
+        ("postgresql://db,[::1]:2", Postgres(host="db", others=(Place("::1", 2),))),
+        ("postgresql://me:p%2C@db", Postgres(host="db", user="me", password="p,")),
+        ("postgresql://me:p,q@db", Postgres(host="db", user="me", password="p,q")),
     ],
 )
 def test_postgres(url: str, server: Postgres) -> None:
@@ -92,6 +114,11 @@ def test_postgres(url: str, server: Postgres) -> None:
     assert broker.server == server
     assert "p@ss" not in repr(broker)
     assert "p@ss" not in repr(server)
+
+
+def test_all_addresses_are_shown() -> None:
+    """And the port of each."""
+    assert repr(connect("postgresql://me:p%40ss@db1,[::1]:5433/app?namespace=shop")) == "<PostgresBroker db1:5432,[::1]:5433 'shop'>"
 
 
 def test_a_driver_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,6 +179,15 @@ def test_what_is_no_text() -> None:
         ("postgresql://host:99999/db", "port"),
         ("postgresql://host/db?tls=on", "tls='on': it is one of disable, prefer"),
         ("postgresql://host/db?pooled=yes", "pooled='yes': it is 0 or 1"),
+        ("postgresql://db1,,db2/db", "an empty one: it reads like db1:5432,db2:5432"),
+        ("postgresql://db1,/db", "an empty one"),
+        ("postgresql://db1,db2:99999/db", "port"),
+        ("postgresql://db1:5432:5433,db2/db", "a port that is no number"),
+        ("postgresql://db1,[::1/db", "malformed host"),
+        ("postgresql://db1,::1/db", "malformed host"),
+        ("postgresql://db1,db2/d@b", "@ is %40"),
+        ("postgresql://host/db?listen=a:1,b", "listen='a:1,b': it is a host and a port"),
+        ("postgresql://host/db?listen=a:99999", "listen='a:99999'"),
         ("postgresql://host/db?listen=5432", "listen='5432': it is a host and a port"),
         ("postgresql://host/db?sslmode=require", "unknown parameter 'sslmode'"),
         ("sqlite:////:memory:/", "sqlite:////:memory:/"),
@@ -200,6 +236,12 @@ def test_masked(url: str, shown: str) -> None:
         "redis://:123/hunter2@host:6379/0",
         "redis://:ab?hunter2@host",
         "postgresql://user:hun/ter2@host/db",
+        "postgresql://user:hun/ter2@host,host2:5432/db",
+        "postgresql://user:1,hunter2/x@host/db",
+        "postgresql://user:1,hun:ter2/x@host/db",
+        "postgresql://user:hunter2@host,,host2/db",
+        "postgresql://user:hunter2@host,[::1/db",
+        "postgresql://user:hunter2@host,host2:x/db",
         "postgresql://user:ab?hunter2=1@host/db",
         "rediss://user:hunter2@host?tls=1",
         "redis+cluster://user:hunter2@host",

@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Final
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
 
 from taskflow.broker import topics as names
 from taskflow.broker.nudges import Bell, Nudges
@@ -21,8 +23,11 @@ LONGEST_PAUSE: Final = 2.0
 
 _JOB: Final = names.job(b"")
 
-Arm = Callable[[list[str], list[bytes]], Awaitable[tuple[list[str], list[bytes]]]]
-"""Asks to be told of topics and of the end of jobs; answers those of both that need not be waited for."""
+Look = Callable[[list[str], list[bytes]], Awaitable[tuple[list[str], list[bytes]]]]
+"""Of topics and of jobs whose end is waited for, those that need not be waited for: there is something already."""
+
+Arm = Look
+"""Asks to be told of them too."""
 
 
 class AskingNudges(Nudges):
@@ -34,19 +39,21 @@ class AskingNudges(Nudges):
 
     async def wait(self, timeout: float | None = None) -> bool:
         self._ears.want(self._topics)
-        return await super().wait(timeout)
+        with self._ears.waiting(self._topics):
+            return await super().wait(timeout)
 
 
 class Ears(ABC):
     """Listens for one event loop. `errors` are those of the driver: after one the subscription is made anew.
 
     `armed` are the topics that the server knows to tell of. `times` counts how often it has been subscribed: what was armed before the
-    last time may not have been heard.
+    last time may not have been heard. `waited` are the topics that somebody waits for at this moment, with how many do.
     """
 
     def __init__(self, arm: Arm, errors: tuple[type[Exception], ...]) -> None:
         self.bell = Bell()
         self.times = 0
+        self.waited: Counter[str] = Counter()
         self._arm = arm
         self._errors: tuple[type[Exception], ...] = (*errors, BrokerError)
         self._armed: set[str] = set()
@@ -57,7 +64,7 @@ class Ears(ABC):
 
     def listen(self, topics: Sequence[str]) -> Nudges:
         if not self._tasks:
-            self._tasks = [asyncio.create_task(self._stay_subscribed()), asyncio.create_task(self._keep_asking())]
+            self._tasks = [asyncio.create_task(duty()) for duty in self._duties()]
         return AskingNudges(self, topics)
 
     def want(self, topics: Iterable[str]) -> None:
@@ -68,8 +75,21 @@ class Ears(ABC):
 
     def armed(self, topics: Iterable[str], times: int) -> None:
         """The server was asked by other means, in a call that was begun when the subscription was the one numbered `times`."""
-        if self._is_on.is_set() and times == self.times:
+        if self.is_on and times == self.times:
             self._armed.update(topics)
+
+    @contextmanager
+    def waiting(self, topics: Sequence[str]) -> Iterator[None]:
+        self.waited.update(topics)
+        try:
+            yield
+        finally:
+            self.waited -= Counter(topics)
+
+    @property
+    def is_on(self) -> bool:
+        """It is subscribed, and what is told is heard."""
+        return self._is_on.is_set()
 
     async def close(self) -> None:
         tasks, self._tasks = self._tasks, []
@@ -77,11 +97,19 @@ class Ears(ABC):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    def _duties(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
+        """What is done as long as somebody may listen."""
+        return [self._stay_subscribed, self._keep_asking]
+
     # --- the subscription ---------------------------------------------------------------------------------------
 
     @abstractmethod
     async def hear(self, goes_on: Callable[[], None]) -> None:
         """Subscribe, call `goes_on` when that is done, and tell what is heard by `told`, until the connection is cut."""
+
+    def stays_armed(self, topic: str) -> bool:
+        """The server tells of it again and again, once it has been asked: there need not be nothing at that moment."""
+        return False
 
     def told(self, topics: Iterable[str], *, disarms: bool) -> None:
         """`disarms`: the server tells of these but once."""
@@ -128,8 +156,14 @@ class Ears(ABC):
 
     async def _ask(self, wanted: set[str]) -> None:
         times = self.times
-        ids = [bytes.fromhex(topic.removeprefix(_JOB)) for topic in wanted if topic.startswith(_JOB)]
-        there, ended = await self._arm([topic for topic in wanted if not topic.startswith(_JOB)], ids)
-        found = {*there, *map(names.job, ended)}
-        self.armed(wanted - found, times)
+        found = await look_for(wanted, self._arm)
+        self.armed((topic for topic in wanted if topic not in found or self.stays_armed(topic)), times)
         self.bell.ring(found)
+
+
+async def look_for(topics: Iterable[str], look: Look) -> set[str]:
+    """Those of the topics under which there is something already."""
+    wanted = set(topics)
+    ids = [bytes.fromhex(topic.removeprefix(_JOB)) for topic in wanted if topic.startswith(_JOB)]
+    there, ended = await look([topic for topic in wanted if not topic.startswith(_JOB)], ids)
+    return {*there, *map(names.job, ended)}

@@ -18,7 +18,7 @@ from taskflow.model.rules import Rules
 from taskflow.model.seams import Seams
 
 _REDIS_OPTIONS: Final = ("namespace", "durability", "evicting", "tls_ca", "tls_cert", "tls_key", "tls_check")
-_POSTGRES_OPTIONS: Final = ("namespace", "tls", "tls_ca", "listen", "pooled")
+_POSTGRES_OPTIONS: Final = ("namespace", "tls", "tls_ca", "listen", "pooled", "migrate")
 
 SCHEMES: Final[Mapping[str, tuple[str, ...]]] = {
     "memory": ("namespace",),
@@ -92,7 +92,11 @@ def _open_postgres(parts: SplitResult, options: dict[str, str], seams: Seams | N
     from taskflow.broker.postgres import PostgresBroker
     from taskflow.broker.postgres.address import server_of
 
-    return PostgresBroker(server_of(parts, options), namespace=options.get("namespace", DEFAULT_NAMESPACE), rules=rules)
+    migrate = options.get("migrate", "1")
+    if migrate not in ("0", "1"):
+        raise BrokerUrlError(f"broker URL has migrate={migrate!r}: it is 0 or 1")
+    namespace = options.get("namespace", DEFAULT_NAMESPACE)
+    return PostgresBroker(server_of(parts, options), namespace=namespace, rules=rules, migrates=migrate == "1")
 
 
 _OPENERS: Final[Mapping[str, _Open]] = {
@@ -124,12 +128,23 @@ def _scheme(url: str) -> str:
 
 def _split(url: str) -> SplitResult:
     try:
-        parts = urlsplit(url)
+        parts = urlsplit(_with_one_host(url))
     except ValueError:  # its message may repeat what stands where the password does
         raise BrokerUrlError(f"broker URL {masked(url)!r} has a malformed host") from None
     if parts.fragment or url.endswith("#"):
         raise BrokerUrlError(f"broker URL {masked(url)!r} has a '#': where it belongs to a name it is written %23")
     return parts
+
+
+def _with_one_host(url: str) -> str:
+    """urlsplit() takes no brackets in a list of hosts, as in postgresql://[::1]:5432,db2/app: there they are written %5B and %5D."""
+    scheme, separator, rest = url.partition("://")
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    hosts = authority.rpartition("@")[2]
+    if "," not in hosts:
+        return url
+    before = authority.removesuffix(hosts)
+    return f"{scheme}{separator}{before}{hosts.replace('[', '%5B').replace(']', '%5D')}{rest.removeprefix(authority)}"
 
 
 def _options(parts: SplitResult, known: tuple[str, ...]) -> dict[str, str]:

@@ -64,6 +64,13 @@ def a_parser() -> Parser:
             description="Looks at the store's settings; exit 1 when there is a problem.",
         )
     )
+    _migrate(
+        commands.add_parser(
+            "migrate",
+            help="bring the store's tables to this version",
+            description="Apply what the store's tables are short of for this version of taskflow. PostgreSQL alone needs it.",
+        )
+    )
     _queues(commands.add_parser("queues", help="queues and their counts", description="Every queue with its counts."))
     _jobs(
         commands.add_parser(
@@ -119,6 +126,14 @@ def _status(parser: argparse.ArgumentParser) -> None:
 def _doctor(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(module="doctor")
     _reads(parser)
+
+
+def _migrate(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(module="migrate")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--plan", action="store_true", help="only say what is pending")
+    instead.add_argument("--sql", action="store_true", help="only print it, for an administrator to run with psql")
+    _broker(parser)
 
 
 def _queues(parser: argparse.ArgumentParser) -> None:

@@ -46,8 +46,8 @@ def parse_id(text: str) -> bytes:
 
 
 def key_digest(queue: str, job: str, key: str) -> bytes:
-    """What stores keep of a deduplication key: 16 bytes of BLAKE2b over queue, job and key."""
+    """What stores keep of a deduplication key: the first 16 bytes of SHA-256 over queue, job and key."""
     encoded = key.encode()
     if not 0 < len(encoded) <= MAX_KEY_BYTES:
         raise ValueError(f"key= is {len(encoded)} bytes of UTF-8, allowed are 1 to {MAX_KEY_BYTES}: {key[:40]!r}")
-    return hashlib.blake2b(b"\0".join((queue.encode(), job.encode(), encoded)), digest_size=16).digest()
+    return hashlib.sha256(b"\0".join((queue.encode(), job.encode(), encoded))).digest()[:16]

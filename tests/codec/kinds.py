@@ -44,6 +44,10 @@ class Level(IntEnum):
     HIGH = 2
 
 
+class Ratio(Enum):
+    HALF = 0.5
+
+
 class Mode(StrEnum):
     FAST = auto()
     SLOW = auto()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import collections.abc as abc
 import json
 from dataclasses import dataclass
@@ -42,13 +43,19 @@ READ: list[tuple[Any, Any, Any]] = [
     (int, 1e300, int(1e300)),
     (float, 1, 1.0),
     (float, 1.5, 1.5),
+    (float, 2**63 + 1, 2.0**63),
+    (float, 10**300, 1e300),
     (float, "Infinity", float("inf")),
     (float, "NaN", float("nan")),
     (bool, True, True),
     (None, None, None),
     (str, "é", "é"),
     (bytes, "AP8=", b"\x00\xff"),
+    (bytes, base64.encodebytes(bytes(100)).decode(), bytes(100)),
+    (bytes, "\\x00fF", b"\x00\xff"),
+    (bytes, "\\x", b""),
     (bytearray, "AA==", bytearray(b"\x00")),
+    (bytearray, "\\x01", bytearray(b"\x01")),
     (Decimal, "1.10", Decimal("1.10")),
     (Decimal, 1, Decimal(1)),
     (Decimal, 1.5, Decimal("1.5")),
@@ -61,6 +68,12 @@ READ: list[tuple[Any, Any, Any]] = [
     (datetime, "2024-07-01T12:30:00+02:00[Europe/Paris]", datetime(2024, 7, 1, 12, 30, tzinfo=ZoneInfo("Europe/Paris"))),
     (timedelta, 1.5, timedelta(seconds=1.5)),
     (timedelta, 90, timedelta(seconds=90)),
+    (timedelta, "01:30:00", timedelta(hours=1.5)),
+    (timedelta, "100:00:00.5", timedelta(hours=100, seconds=0.5)),
+    (timedelta, "-00:00:01.000001", -timedelta(seconds=1, microseconds=1)),
+    (timedelta, "1 day", timedelta(days=1)),
+    (timedelta, "-3 days +02:03:04.12", timedelta(days=-3, hours=2, minutes=3, seconds=4.12)),
+    (timedelta, "3 days -02:03:04", timedelta(days=3) - timedelta(hours=2, minutes=3, seconds=4)),
     (timezone, "+02:00", timezone(timedelta(hours=2))),
     (ZoneInfo, "Europe/Paris", ZoneInfo("Europe/Paris")),
     (tzinfo, "+02:00", timezone(timedelta(hours=2))),
@@ -117,7 +130,10 @@ BAD: list[tuple[Any, Any, str, str]] = [
     (int, True, "value", "expected int, got bool"),
     (float, "inf", "value", "expected float, got str"),
     (str, 1, "value", "expected str"),
+    (float, 10**400, "value", "beyond the range of a float"),
     (bytes, "!", "value", "base64"),
+    (bytes, "\\x0", "value", "base64"),
+    (bytes, "A A==", "value", "base64"),
     (bytes, "é", "value", "base64"),
     (Decimal, "1_0", "value", "expected a Decimal"),
     (Decimal, "\u0661", "value", "expected a Decimal"),
@@ -129,6 +145,11 @@ BAD: list[tuple[Any, Any, str, str]] = [
     (datetime, "x", "value", "expected a datetime"),
     (time, "x", "value", "expected a time"),
     (timedelta, "1", "value", "number of seconds"),
+    (timedelta, "", "value", "number of seconds"),
+    (timedelta, "1 mon", "value", "number of seconds"),
+    (timedelta, "1 day ", "value", "number of seconds"),
+    (timedelta, "1 day02:00:00", "value", "number of seconds"),
+    (timedelta, "999999999 days 24:00:00", "value", "beyond a billion days"),
     (timedelta, 1e300, "value", "beyond a billion days"),
     (timezone, "Europe/Paris", "value", "expected the offset"),
     (timezone, "", "value", "expected the offset"),
@@ -160,6 +181,47 @@ def test_json_that_does_not_fit_is_a_decode_error(annotation: Any, value: Any, p
     assert message in str(caught.value)
 
 
+WRITTEN: list[tuple[Any, str, Any]] = [
+    (Decimal, "1.10", Decimal("1.10")),
+    (Decimal, "0.12345678901234567890123", Decimal("0.12345678901234567890123")),
+    (Decimal, "-1e2", Decimal("-1e2")),
+    (Decimal, "1e-400", Decimal("1e-400")),
+    (Decimal, "1" + "0" * 400, Decimal("1" + "0" * 400)),
+    (float, "1.10", 1.1),
+    (float, "0.12345678901234567890123", 0.12345678901234568),
+    (float, "1e-400", 0.0),
+    (float, "1e-99999999999999999999", 0.0),
+    (float, "-0.00", -0.0),
+    (int, "1.00", 1),
+    (int, "1E2", 100),
+    (int, "100000000000000000001.0", 10**20 + 1),
+    (timedelta, "1.50", timedelta(seconds=1.5)),
+    (Any, "[1.10, 1e2]", [1.1, 100.0]),
+    (dict[str, Any], '{"a": 1.10}', {"a": 1.1}),
+    (float | None, "1.10", 1.1),
+    (int | float, "1.0", 1.0),
+    (int | float, "1.00", 1.0),
+    (float | Decimal, "1.10", 1.1),
+    (str | Decimal, "1.10", Decimal("1.10")),
+    (dict[str, Decimal] | None, '{"a": 1.10}', {"a": Decimal("1.10")}),
+    (k.Ratio, "0.50", k.Ratio.HALF),
+]
+
+
+@pytest.mark.parametrize(("annotation", "text", "expected"), WRITTEN, ids=lambda each: repr(each)[:40])
+def test_a_number_is_read_by_what_is_written(annotation: Any, text: str, expected: Any) -> None:
+    """A Decimal keeps every digit; to all others it is what a float would be."""
+    [decoded], _ = codec_of(annotation).decode_arguments(seal_json(b'{"value": %s}' % text.encode()))
+    assert same(decoded, expected)
+
+
+def test_a_number_that_does_not_fit_is_called_by_what_json_calls_it() -> None:
+    with pytest.raises(DecodeError, match="expected str, got float"):
+        codec_of(str).decode_arguments(seal_json(b'{"value": 1.10}'))
+    with pytest.raises(DecodeError, match=r"expected int \| date, got float"):
+        codec_of(int | date).decode_arguments(seal_json(b'{"value": 1.10}'))
+
+
 def function(a: int, b: date | None = None, /, *numbers: Decimal, **options: bytes) -> None: ...
 
 
@@ -174,7 +236,7 @@ def test_json_carries_every_kind_of_parameter() -> None:
 
 
 NO_JSON = [
-    *(b"", b"[]", b"1", b"{", b'{"a": NaN}', b'{"a": 1e999}', b'{"a": "\\ud800"}', b"\xff", b'{"a": 1} x'),
+    *(b"", b"[]", b"1", b"{", b'{"a": NaN}', b'{"a": 1e999}', b'{"a": %s}' % (b"1" * 5000), b'{"a": "\\ud800"}', b"\xff", b'{"a": 1} x'),
     *(b"[" * 100_000, b'"' + b"\\" * 9999),
 ]
 

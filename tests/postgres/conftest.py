@@ -3,8 +3,12 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Iterator
 
+import asyncpg
 import pytest
 
+from taskflow.broker.url import connect
+from taskflow.model.session import Session
+from tests.postgres.counts import SESSION, Store
 from tests.postgres.scene import Scene
 from tests.support.postgres import PostgresServer, shared_postgres
 
@@ -27,3 +31,15 @@ async def scene() -> AsyncIterator[Scene]:
     """An application straight on the shared server, in a database of its own."""
     async with Scene(shared_postgres()) as scene:
         yield scene
+
+
+@pytest.fixture
+async def store() -> AsyncIterator[Store]:
+    server = shared_postgres()
+    database = server.new_database()
+    broker = connect(server.url(database))
+    await broker.register(Session(id=SESSION, name="worker"))
+    await broker.close()
+    connection = await asyncpg.connect(server.url(database))
+    yield Store(server, database, connection)
+    await connection.close()

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from taskflow.broker.postgres.migrations import VERSION
 from taskflow.broker.protocol import Added
 from taskflow.broker.url import connect
 from taskflow.model.envelope import Envelope
@@ -43,7 +44,7 @@ async def test_a_newer_schema_is_refused() -> None:
     server.execute("UPDATE taskflow.meta SET value = 99 WHERE name = 'version'", database=database)
     broker = connect(server.url(database))
 
-    with pytest.raises(BrokerRefused, match="of version 99, this taskflow knows 1: update it"):
+    with pytest.raises(BrokerRefused, match=f"of version 99, this taskflow knows {VERSION}: update it"):
         await broker.enqueue([an_envelope()])
     await broker.close()
 

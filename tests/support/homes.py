@@ -16,10 +16,11 @@ from typing import Any, ClassVar, Final
 import taskflow.broker
 from taskflow.broker.memory import MemoryBroker
 from taskflow.broker.memory.console import OpenStore
+from taskflow.broker.postgres.migrations import VERSION
 from taskflow.broker.protocol import Broker
 from taskflow.model.rules import Rules
 from taskflow.model.seams import Seams
-from tests.support.postgres import shared_postgres
+from tests.support.postgres import PostgresServer, shared_postgres, the_newest_postgres_binary, the_postgres_binary
 from tests.support.servers import shared_redis
 
 
@@ -189,9 +190,13 @@ class PostgresHome(Home):
 
     def __init__(self, seams: Seams, rules: Rules, capacity: int | None = None) -> None:
         super().__init__(seams, rules, capacity)
-        self.server = shared_postgres()
-        emptied = _SCHEMAS.setdefault(rules, [])
-        self.namespace = emptied.pop() if emptied else f"test-{next(_NUMBERS)}"
+        self.server = self.shared_server()
+        self._emptied = _SCHEMAS.setdefault((self.name, rules), [])
+        self.namespace = self._emptied.pop() if self._emptied else f"test-{next(_NUMBERS)}"
+
+    @classmethod
+    def shared_server(cls) -> PostgresServer:
+        return shared_postgres()
 
     def open(self) -> Broker:
         from taskflow.broker.postgres import PostgresBroker, Server
@@ -213,8 +218,8 @@ class PostgresHome(Home):
     def remove(self) -> None:
         if self._asked(f"SELECT to_regclass('{self._table('meta')}')") is not None:
             self._empty()
-            self._execute(f"INSERT INTO {self._table('meta')} (name, value) VALUES ('version', 1)")
-            _SCHEMAS[self.rules].append(self.namespace)
+            self._execute(f"INSERT INTO {self._table('meta')} (name, value) VALUES ('version', {VERSION})")
+            self._emptied.append(self.namespace)
 
     def _empty(self) -> None:
         self._execute("TRUNCATE " + ", ".join(map(self._table, _TABLES)))
@@ -230,8 +235,18 @@ class PostgresHome(Home):
         self.server.execute(script)
 
 
-_SCHEMAS: Final[dict[Rules, list[str]]] = {}
-_TABLES: Final = ("meta", "sessions", "jobs", "paused", "tally", "totals", "awaited")
+class NewestPostgresHome(PostgresHome):
+    """The same on the newest major version that this machine has."""
+
+    name = "newest-postgres"
+
+    @classmethod
+    def shared_server(cls) -> PostgresServer:
+        return shared_postgres(the_newest_postgres_binary().path)
+
+
+_SCHEMAS: Final[dict[tuple[str, Rules], list[str]]] = {}
+_TABLES: Final = ("meta", "sessions", "requests", "jobs", "paused", "marks", "tally", "totals", "awaited")
 
 
 class _connected:  # noqa: N801 - reads as a word in a with statement
@@ -261,3 +276,8 @@ def _has_joined(kind: str) -> bool:
 
 KINDS: Final[tuple[type[Home], ...]] = (MemoryHome, SqliteHome, RedisHome, PostgresHome)
 BROKERS: Final[tuple[type[Home], ...]] = tuple(kind for kind in KINDS if _has_joined(kind.name))
+
+
+def homes_of_the_suite() -> tuple[type[Home], ...]:
+    """What the conformance suite runs on: every kind of broker, and of one whose servers differ by version the newest too."""
+    return (*BROKERS, NewestPostgresHome) if the_newest_postgres_binary() != the_postgres_binary() else BROKERS

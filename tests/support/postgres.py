@@ -87,10 +87,14 @@ def the_postgres_binary() -> Found:
     )
 
 
+def the_newest_postgres_binary() -> Found:
+    return max(postgres_binaries(), key=lambda found: found.version, default=None) or the_postgres_binary()
+
+
 @cache
-def shared_postgres() -> PostgresServer:
+def shared_postgres(binary: Path | None = None) -> PostgresServer:
     """One server for the whole run, without fsync, started when first asked for. It ends with the run; nobody stops it before."""
-    return PostgresServer(fsync=False).start()
+    return PostgresServer(binary, fsync=False).start()
 
 
 class PostgresServer(OwnServer):
@@ -121,7 +125,7 @@ class PostgresServer(OwnServer):
     ) -> None:
         super().__init__(binary or the_postgres_binary().path, user=ordinary_user(), under=under)
         self._databases = itertools.count(1)
-        _checked(run_as(self.user, ["cp", "-a", _template(self.binary), self.data]))
+        self._fill()
         without_fsync = {} if fsync else {"fsync": "off", "full_page_writes": "off"}
         self._configure({**self._place(), **without_fsync, **(settings or {})}, access)
 
@@ -211,6 +215,14 @@ class PostgresServer(OwnServer):
         if self.is_running:
             self.resume()
 
+    def _fill(self) -> None:
+        """Make its data folder."""
+        self._run("cp", "-a", _template(self.binary), self.data)
+
+    def _run(self, *command: str | Path) -> None:
+        """As the user that it runs as."""
+        _checked(run_as(self.user, command))
+
     def _command(self) -> Sequence[str]:
         return [str(self.binary), "-D", str(self.data)]
 
@@ -232,7 +244,7 @@ class PostgresServer(OwnServer):
     def _answers(self) -> bool:
         """As pg_ctl asks: the server says in this file that it is ready. A connection could be refused for many a reason."""
         lines = self._status()
-        return len(lines) > 7 and lines[0] == str(self.pid) and lines[7].strip() == "ready"
+        return len(lines) > 7 and lines[0] == str(self.pid) and lines[7].strip() in ("ready", "standby")
 
     def _status(self) -> list[str]:
         try:

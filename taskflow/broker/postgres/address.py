@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Final
 from urllib.parse import SplitResult, unquote
 
-from taskflow.broker.postgres.server import Server
+from taskflow.broker.postgres.server import DEFAULT_PORT, Place, Server
 from taskflow.broker.words import IN_PASSWORDS
 from taskflow.model.errors import BrokerUrlError
 
+_HIGHEST_PORT: Final = 65535
+_HOST: Final = re.compile(r"(?:\[(?P<bracketed>[^\[\]]+)\]|(?P<plain>[^:\[\]]*))(?::(?P<port>[0-9]{0,5}))?")
 _TLS: Final = ("disable", "prefer", "require", "verify-ca", "verify-full")
 
 
@@ -21,33 +24,48 @@ def server_of(parts: SplitResult, options: Mapping[str, str]) -> Server:
     pooled = options.get("pooled", "0")
     if pooled not in ("0", "1"):
         raise BrokerUrlError(f"broker URL has pooled={pooled!r}: it is 0 or 1")
-    listen_host, listen_port = _listen(options.get("listen"))
+    if "@" in parts.path:  # a part of the password may have been taken for an address
+        raise BrokerUrlError(f"broker URL has an '@' behind its address; {IN_PASSWORDS}")
+    first, *others = _places(parts.netloc.rpartition("@")[2])
     return Server(
-        host=parts.hostname or "localhost",
-        port=_port(parts),
+        host=first.host,
+        port=first.port,
+        others=tuple(others),
         database=unquote(parts.path.strip("/")) or None,
         user=unquote(parts.username) if parts.username else None,
         password=unquote(parts.password) if parts.password else None,
         tls=tls,
         ca_file=options.get("tls_ca"),
-        listen_host=listen_host,
-        listen_port=listen_port,
+        listen_at=_listen(options["listen"]) if "listen" in options else (),
         is_pooled=pooled == "1",
     )
 
 
-def _port(parts: SplitResult) -> int:
-    try:
-        port = parts.port
-    except ValueError:  # its message repeats what stands there: a part of the password, where that has a '/' or a '?'
-        raise BrokerUrlError(f"broker URL has a port that is no number up to 65535; {IN_PASSWORDS}") from None
-    return 5432 if port is None else port
+def _places(text: str) -> list[Place]:
+    """Of ``db1:5432,db2``, or ``[::1]:5432``. What stands there is not repeated: it is a part of the password, where that has a '/'."""
+    hosts = [_split(host) for host in text.split(",")]
+    if len(hosts) > 1 and not all(host for host, _ in hosts):
+        raise BrokerUrlError(f"broker URL has a list of hosts with an empty one: it reads like db1:5432,db2:5432; {IN_PASSWORDS}")
+    return [Place(host or "localhost", _port(port) if port else DEFAULT_PORT) for host, port in hosts]
 
 
-def _listen(place: str | None) -> tuple[str | None, int | None]:
-    if place is None:
-        return None, None
-    host, _, port = place.rpartition(":")
-    if not host or not port.isdecimal():
-        raise BrokerUrlError(f"broker URL has listen={place!r}: it is a host and a port, as in listen=db.internal:5432")
-    return host, int(port)
+def _split(text: str) -> tuple[str, str]:
+    """Host and port, as they are written."""
+    found = _HOST.fullmatch(unquote(text))
+    if found is None:
+        raise BrokerUrlError(f"broker URL has a malformed host, or a port that is no number up to 65535; {IN_PASSWORDS}")
+    return found["bracketed"] or found["plain"] or "", found["port"] or ""
+
+
+def _port(text: str) -> int:
+    if int(text) > _HIGHEST_PORT:
+        raise BrokerUrlError(f"broker URL has a port that is no number up to 65535; {IN_PASSWORDS}")
+    return int(text)
+
+
+def _listen(text: str) -> tuple[Place, ...]:
+    found = [_HOST.fullmatch(host) for host in text.split(",")]
+    places = [(host["bracketed"] or host["plain"], host["port"]) for host in found if host is not None]
+    if len(places) < len(found) or not all(host and port and int(port) <= _HIGHEST_PORT for host, port in places):
+        raise BrokerUrlError(f"broker URL has listen={text!r}: it is a host and a port, as in listen=db.internal:5432, or several of them")
+    return tuple(Place(host, int(port)) for host, port in places)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -10,18 +11,20 @@ import asyncpg
 from taskflow.broker import topics as names
 from taskflow.broker import words
 from taskflow.broker.loops import PerLoop
+from taskflow.broker.migrations import Upgrade
 from taskflow.broker.nudges import Nudges
-from taskflow.broker.postgres import packing
+from taskflow.broker.postgres import packing, schema
+from taskflow.broker.postgres.behind import LookBehind
 from taskflow.broker.postgres.console import PostgresConsole
-from taskflow.broker.postgres.ears import PostgresEars, Telling
+from taskflow.broker.postgres.ears import PostgresEars, Telling, trouble_with_listening
 from taskflow.broker.postgres.link import Link
+from taskflow.broker.postgres.migrations import script, was_overtaken
 from taskflow.broker.postgres.refusals import NoRoom
-from taskflow.broker.postgres.schema import prepare
 from taskflow.broker.postgres.server import Server
 from taskflow.broker.protocol import Added, Refused, Upkept
 from taskflow.model.clock import Clock, to_microseconds, to_seconds
 from taskflow.model.envelope import Envelope, Lease, check_queue
-from taskflow.model.errors import ConfigurationError, SessionLost, StoreFull
+from taskflow.model.errors import BrokerError, ConfigurationError, SessionLost, StoreFull
 from taskflow.model.record import BY_CODE, Record, Status
 from taskflow.model.rules import Rules
 from taskflow.model.session import Beat, BeatAnswer, Session
@@ -40,6 +43,7 @@ class PostgresBroker:
     `namespace`  the schema: several applications may share a database
     `clock`      instead of the server's own, for tests
     `capacity`   the most live jobs that it takes, without one as many as there is room for
+    `migrates`   the first verb makes the schema, or brings it to this version; False: it is refused until `migrate` has been called
 
     Nothing is opened before the first verb, whose errors say what is wrong with the server: BrokerRefused, BrokerUnavailable.
     """
@@ -52,6 +56,7 @@ class PostgresBroker:
         rules: Rules | None = None,
         clock: Clock | None = None,
         capacity: int | None = None,
+        migrates: bool = True,
     ) -> None:
         if len(check_queue(namespace)) > MOST_NAME_BYTES:
             raise ConfigurationError(f"namespace {namespace!r} is longer than a schema's name may be: {MOST_NAME_BYTES} characters")
@@ -60,6 +65,7 @@ class PostgresBroker:
         self._rules = rules or Rules()
         self._clock = clock
         self._capacity = capacity
+        self._migrates = migrates
         self._lines = PerLoop(self._a_line)
         self._is_prepared = False
 
@@ -139,27 +145,54 @@ class PostgresBroker:
 
     def sibling(self) -> PostgresBroker:
         """Another broker on the same database, with connections of its own."""
-        return PostgresBroker(self.server, namespace=self._namespace, rules=self._rules, clock=self._clock, capacity=self._capacity)
+        return PostgresBroker(
+            self.server,
+            namespace=self._namespace,
+            rules=self._rules,
+            clock=self._clock,
+            capacity=self._capacity,
+            migrates=self._migrates,
+        )
 
     async def close(self) -> None:
         await self._lines.close()
+
+    # --- migrations: see taskflow.broker.migrations.Migrating -------------------------------------------------------
+
+    async def pending(self) -> Upgrade:
+        return await schema.pending(self._lines.here().link, self._namespace)
+
+    async def migrate(self) -> Upgrade:
+        return await schema.migrate(self._lines.here().link, self._namespace, self._rules)
+
+    async def sql(self) -> str:
+        return script(await self.pending(), self._namespace, self._rules)
 
     # --- calls ------------------------------------------------------------------------------------------------------
 
     async def call(self, name: str, *arguments: Any) -> list[asyncpg.Record]:
         """The rows of a function of ours, from a schema that was looked at first."""
+        link = self._lines.here().link
         if not self._is_prepared:
-            await prepare(self._lines.here().link, self._namespace, self._rules)
+            await schema.prepare(link, self._namespace, self._rules, migrates=self._migrates)
             self._is_prepared = True
         places = ", ".join(f"${number}" for number in range(1, len(arguments) + 1))
-        return await self._lines.here().link.fetch(f'SELECT * FROM "{self._namespace}".{name}({places})', *arguments)
+        statement = f'SELECT * FROM "{self._namespace}".{name}({places})'
+        try:
+            return await link.fetch(statement, *arguments)
+        except BrokerError as error:
+            if not was_overtaken(error):
+                raise
+        return await link.fetch(statement, *arguments)
 
     async def call_one(self, name: str, *arguments: Any) -> asyncpg.Record:
         """The one row of a function, of whose effect others are told: in this process at once, elsewhere by a notification."""
+        began_at = time.monotonic()
         [row] = await self.call(name, *arguments)
         rung = row.get("rung")
         if rung:
             self.tell(rung.split("\n"))
+            self._lines.here().behind.after(time.monotonic() - began_at)
         return row
 
     def tell(self, topics: Sequence[str]) -> None:
@@ -170,6 +203,9 @@ class PostgresBroker:
         line.ears.told(told, disarms=False)
         line.telling.add(told)
 
+    async def trouble_with_listening(self) -> str | None:
+        return await trouble_with_listening(self._lines.here().link, self._namespace)
+
     def wall(self) -> int | None:
         return None if self._clock is None else self._clock.wall()
 
@@ -177,30 +213,38 @@ class PostgresBroker:
         return (None, None) if self._clock is None else (self._clock.wall(), self._clock.steady())
 
     async def _arm(self, topics: list[str], ids: list[bytes]) -> tuple[list[str], list[bytes]]:
-        there = [row["there"] for row in await self.call("there", topics)] if topics else []
-        ended: list[bytes] = []
         if ids:
             await self.call("await", self.wall(), ids, to_microseconds(AWAITED_FOR))
-            ended = [row["already"] for row in await self.call("already", ids)]
+        return await self._look(topics, ids)
+
+    async def _look(self, topics: list[str], ids: list[bytes]) -> tuple[list[str], list[bytes]]:
+        there = [row["there"] for row in await self.call("there", topics)] if topics else []
+        ended = [row["already"] for row in await self.call("already", ids)] if ids else []
         return there, ended
 
     async def _tell(self, topics: list[str], ended: list[bytes]) -> None:
         await self.call("tell", self._namespace, topics, ended)
 
+    async def _look_behind(self) -> None:
+        [row] = await self.call("look_behind", self.wall())
+        self.tell((row["look_behind"] or "").split("\n"))
+
     def _a_line(self) -> _Line:
         link = Link(self.server)
-        return _Line(link, PostgresEars(link, self._namespace, self._arm), Telling(self._tell))
+        return _Line(link, PostgresEars(link, self._namespace, self._arm, self._look), Telling(self._tell), LookBehind(self._look_behind))
 
 
 class _Line:
     """What a broker has in one event loop."""
 
-    def __init__(self, link: Link, ears: PostgresEars, telling: Telling) -> None:
+    def __init__(self, link: Link, ears: PostgresEars, telling: Telling, behind: LookBehind) -> None:
         self.link = link
         self.ears = ears
         self.telling = telling
+        self.behind = behind
 
     async def close(self) -> None:
+        await self.behind.close()
         await self.telling.close()
         await self.ears.close()
         await self.link.close()

@@ -24,6 +24,8 @@ class Calls(Protocol):
 
     def tell(self, topics: Sequence[str]) -> None: ...
 
+    async def trouble_with_listening(self) -> str | None: ...
+
     def wall(self) -> int | None: ...
 
     def times(self) -> tuple[int | None, int | None]: ...
@@ -74,6 +76,7 @@ class PostgresConsole:
 
     async def examine(self) -> list[Finding]:
         [row] = await self._broker.call("examined")
+        trouble = await self._broker.trouble_with_listening()
         fsync = row["fsync"] == "on" and row["synchronous_commit"] not in ("off",)
         return [
             Finding("server", "ok", f"PostgreSQL {row['version']}"),
@@ -84,6 +87,7 @@ class PostgresConsole:
                 if fsync
                 else f"fsync is {row['fsync']}: a crash of the machine may lose or spoil everything",
             ),
+            Finding("wake-ups", "ok", "notifications are heard") if trouble is None else Finding("wake-ups", "note", trouble),
             Finding("room", "ok", f"the queue takes {row['size']:,} bytes"),
         ]
 

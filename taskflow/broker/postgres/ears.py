@@ -1,17 +1,30 @@
-"""LISTEN and NOTIFY: one listening connection for each event loop, and the telling of what has been committed."""
+"""LISTEN and NOTIFY: one listening connection for each event loop, and the telling of what has been committed.
+
+A pooler in transaction mode takes a LISTEN, says that all is well, and loses every notification. So ears count as open only once they
+have heard a word of their own that went the way of all others; as long as they have not, they look once a second.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, Final
+import logging
+import random
+import secrets
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from types import TracebackType
+from typing import Any, Final, Self
+
+import asyncpg
 
 from taskflow.broker import topics as names
-from taskflow.broker.asking import Arm, Ears
-from taskflow.broker.postgres.link import Link, drop
+from taskflow.broker.asking import Ears, Look, look_for
+from taskflow.broker.postgres.link import Link
 from taskflow.broker.postgres.refusals import ERRORS
+from taskflow.broker.postgres.server import ANSWER_WITHIN, Server, drop, shown
 from taskflow.model.errors import BrokerError
+
+log: Final = logging.getLogger("taskflow")
 
 EVERYTHING: Final = "*"
 """What a notification says when it would be too long: everybody looks."""
@@ -22,38 +35,214 @@ LOOK_EVERY: Final = 25.0
 AT_MOST_EVERY: Final = 0.005
 """Seconds between two notifications of one process that is busy: each takes a lock that all who notify share."""
 
+HEARD_WITHIN: Final = 2.0
+"""Seconds that a notification may be on its way. It takes about a millisecond."""
+
+TESTS: Final = 2
+"""Words of which none has been heard: then notifications are lost, and not merely late."""
+
+TEST_AGAIN: Final = 30.0
+"""Seconds after which a way that loses notifications is tried anew."""
+
+POLL_EVERY: Final = 1.0
+"""Seconds between two looks while nothing is heard."""
+
+MISSES: Final = 2
+"""Vain attempts to listen at a server that answers otherwise, before it is said."""
+
 _JOB: Final = names.job(b"")
+_SESSION: Final = names.session(b"")
+
+_TEST: Final = "test:"
+"""What the word of a self-test begins with. No topic does: nobody else, of whatever version, waits for it."""
+
+_SAY: Final = "SELECT set_config('synchronous_commit', 'off', true), pg_notify($1, $2)"
 
 
 class PostgresEars(Ears):
-    def __init__(self, link: Link, channel: str, arm: Arm) -> None:
+    """While nothing is heard, `look` asks for all that wait here in one, and who finds something is woken.
+
+    A session's own topic is not looked for: what it would bring comes with the next beat.
+    """
+
+    def __init__(self, link: Link, channel: str, arm: Look, look: Look) -> None:
         super().__init__(arm, ERRORS)
         self._link = link
         self._channel = channel
+        self._look = look
+        self._is_off = asyncio.Event()
+        self._is_off.set()
+        self._has_looked = False
+        self._misses = 0
+        self._trouble: str | None = None
+        self._has_said = False
 
     async def hear(self, goes_on: Callable[[], None]) -> None:
-        connection = await self._link.open(for_listening=True)
-        cut = asyncio.Event()
+        # The last look, if it was answered: a server that is away as a whole is no trouble of the ears.
+        server_is_there = self._has_looked
         try:
-            connection.add_termination_listener(lambda _: cut.set())
-            await connection.add_listener(self._channel, self._take)
-            goes_on()
-            while not cut.is_set():
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(cut.wait(), LOOK_EVERY)
+            async with Listener(self._link, self._channel, self._take) as listener:
+                if await listener.hears():
+                    self._hears_again()
+                    goes_on()
+                    await listener.stay()
                     return
-                await connection.execute("SELECT 1", timeout=3.0)
+        except self._errors as error:
+            self._misses += server_is_there
+            if self._misses >= MISSES:
+                self._trouble = in_vain(self._link.server, error)
+            raise
         finally:
-            drop(connection)
+            self._is_off.set()
+        self._trouble = deaf(self._link.server)
+        await asyncio.sleep(_about(TEST_AGAIN))
 
-    def _take(self, connection: object, pid: int, channel: str, payload: object) -> None:
-        words = str(payload)
+    def stays_armed(self, topic: str) -> bool:
+        """All is told of but the end of a job that nobody waits for."""
+        return not topic.startswith(_JOB)
+
+    def _duties(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
+        return [*super()._duties(), self._keep_polling]
+
+    def _take(self, words: str) -> None:
         if words == EVERYTHING:
             self.bell.ring_all()
             return
         topics = words.split("\n")
         self.told((topic for topic in topics if topic.startswith(_JOB)), disarms=True)
         self.told((topic for topic in topics if not topic.startswith(_JOB)), disarms=False)
+
+    def _hears_again(self) -> None:
+        self._is_off.clear()
+        if self._has_said:
+            log.info("PostgreSQL at %s: notifications are heard, nothing is polled any more", self._link.server)
+        self._has_looked, self._misses, self._trouble, self._has_said = False, 0, None, False
+
+    # --- instead of hearing ---------------------------------------------------------------------------------------
+
+    async def _keep_polling(self) -> None:
+        while True:
+            await self._is_off.wait()
+            await asyncio.sleep(_about(POLL_EVERY))
+            topics = [topic for topic in self.waited if not topic.startswith(_SESSION)]
+            if topics and not self.is_on:
+                await self._poll(topics)
+
+    async def _poll(self, topics: list[str]) -> None:
+        try:
+            self.bell.ring(await look_for(topics, self._look))
+        except self._errors:
+            self._has_looked, self._misses = False, 0
+            return
+        self._has_looked = True
+        if self._trouble is not None and not self._has_said:
+            self._has_said = True
+            log.warning(self._trouble)
+
+
+class Listener:
+    """A connection that listens, inside. `take` is given the words of each notification but those of its own test."""
+
+    def __init__(self, link: Link, channel: str, take: Callable[[str], None]) -> None:
+        self._link = link
+        self._channel = channel
+        self._take = take
+        self._test = f"{_TEST}{secrets.token_hex(8)}"
+        self._has_heard = False
+        self._is_cut = False
+        self._stirs = asyncio.Event()
+
+    async def __aenter__(self) -> Self:
+        self._connection: asyncpg.Connection = await self._link.open(for_listening=True)
+        try:
+            self._connection.add_termination_listener(self._cut)
+            async with asyncio.timeout(ANSWER_WITHIN):
+                await self._connection.add_listener(self._channel, self._heard)
+        except BaseException:
+            drop(self._connection)
+            raise
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            if kind is None and not self._has_heard:  # behind a pooler another's connection would go on listening
+                with contextlib.suppress(*ERRORS):
+                    async with asyncio.timeout(1.0):
+                        await self._connection.remove_listener(self._channel, self._heard)
+        finally:
+            drop(self._connection)
+
+    async def hears(self, *, tests: int = TESTS) -> bool:
+        """Whether it hears what is told in the way that all is told. OSError when it is cut."""
+        for _ in range(tests):
+            await self._link.fetch(_SAY, self._channel, self._test)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stirs.wait(), HEARD_WITHIN)
+                break
+        if self._is_cut:
+            raise ConnectionError("the connection that listens was cut")
+        return self._has_heard
+
+    async def stay(self) -> None:
+        """Until it is cut, or does not answer."""
+        while not self._is_cut:
+            self._stirs.clear()
+            try:
+                await asyncio.wait_for(self._stirs.wait(), LOOK_EVERY)
+            except TimeoutError:
+                try:
+                    await self._connection.execute("SELECT 1", timeout=3.0)
+                except ERRORS:
+                    return
+
+    def _heard(self, connection: object, pid: int, channel: str, payload: object) -> None:
+        words = str(payload)
+        if words == self._test:
+            self._has_heard = True
+            self._stirs.set()
+        else:
+            self._take(words)
+
+    def _cut(self, connection: object) -> None:
+        self._is_cut = True
+        self._stirs.set()
+
+
+async def trouble_with_listening(link: Link, channel: str) -> str | None:
+    """In words, or None when what is told on that channel is heard here."""
+    try:
+        async with Listener(link, channel, lambda words: None) as listener:
+            return None if await listener.hears(tests=1) else deaf(link.server)
+    except (*ERRORS, BrokerError) as error:
+        return in_vain(link.server, error)
+
+
+def deaf(server: Server) -> str:
+    if server.listen_at:
+        return (
+            f"PostgreSQL at {shown(server.listen_at)} (listen= in the broker URL) hears nothing of what is told at {server}: {_POLLED}. "
+            "It has to be the same database, without a pooler in between"
+        )
+    return (
+        f"PostgreSQL at {server} loses notifications in silence, as a pooler in transaction mode does (pgbouncer): {_POLLED}. "
+        "Name the server itself in the broker URL, for the one connection that listens: listen=host:5432"
+    )
+
+
+def in_vain(server: Server, error: Exception) -> str:
+    option = " (listen= in the broker URL)" if server.listen_at else ""
+    return (
+        f"PostgreSQL at {shown(server.listening_places)}{option} takes no connection that listens, though {server} answers: {_POLLED}. "
+        f"It says: {str(error) or type(error).__name__}"
+    )
+
+
+_POLLED: Final = f"new jobs are looked for every {POLL_EVERY:g} s instead, and start that much later"
+
+
+def _about(seconds: float) -> float:
+    """Many workers that began together do not come together."""
+    return seconds * (0.75 + 0.5 * random.random())
 
 
 class Telling:

@@ -7,12 +7,14 @@ import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from functools import partial
 from typing import Any, Final
+from weakref import WeakSet
 
 import asyncpg
 
 from taskflow.broker import words
-from taskflow.broker.postgres.refusals import ERRORS, in_our_words, is_cut
-from taskflow.broker.postgres.server import ANSWER_WITHIN, Server
+from taskflow.broker.postgres.refusals import ERRORS, in_our_words, is_cut, is_lost, is_read_only
+from taskflow.broker.postgres.server import ANSWER_WITHIN, Place, Server, is_only_read
+from taskflow.broker.postgres.server import drop as drop
 from taskflow.model.errors import BrokerUnavailable
 
 MOST_CONNECTIONS: Final = 8
@@ -22,12 +24,17 @@ MOST_TRIES: Final = 5
 
 
 class Link:
-    """Connections are taken up and laid down again; one that failed, or was left in the middle of an answer, is not used again."""
+    """Connections are taken up and laid down again; one that failed, or was left in the middle of an answer, is not used again.
+
+    Of several addresses it goes to the one that was the primary's last, and when another one is, leaves those that lead elsewhere.
+    """
 
     def __init__(self, server: Server) -> None:
         self.server = server
         self._idle: list[asyncpg.Connection] = []
         self._in_use: set[asyncpg.Connection] = set()
+        self._listening: WeakSet[asyncpg.Connection] = WeakSet()
+        self._primary: Place | None = None
         self._turns = asyncio.Semaphore(MOST_CONNECTIONS)
         self._is_closed = False
         self._end: AsyncGenerator[None] | None = None
@@ -57,7 +64,15 @@ class Link:
         if self._end is None:
             self._end = self._until_the_loop_ends()
             await anext(self._end)
-        return await self.server.connect(for_listening=for_listening)
+        if for_listening and self.server.listen_at:
+            connection, _ = await self.server.connect(self.server.listen_at)
+            return connection
+        connection, place = await self.server.connect(self._places())
+        if place != self._primary:
+            self._move_to(place)
+        if for_listening:
+            self._listening.add(connection)
+        return connection
 
     async def close(self) -> None:
         self._is_closed = True
@@ -74,9 +89,11 @@ class Link:
                     rows: list[asyncpg.Record] = await self._over(connection, partial(connection.fetch, statement, *arguments), within)
                     return rows
                 except ERRORS as error:
-                    if tries == MOST_TRIES or not is_cut(error):
+                    if is_read_only(error):
+                        self._drop_idle()  # it is no primary any more: the others lead to the same
+                    if tries == MOST_TRIES or not (is_cut(error) or (is_read_only(error) and self.server.others)):
                         raise
-                    if not isinstance(error, asyncpg.PostgresError):
+                    if is_lost(error):
                         self._drop_idle()  # the server was away: the others lead nowhere either
         raise AssertionError("unreachable")
 
@@ -96,6 +113,8 @@ class Link:
         try:
             async with asyncio.timeout(within):
                 answer = await ask()
+            if self.server.others and is_only_read(connection):
+                raise asyncpg.ReadOnlySQLTransactionError("it has become read-only: another one may be the primary")
             is_clean = True
             return answer
         except asyncpg.PostgresError as error:
@@ -107,6 +126,17 @@ class Link:
                 self._idle.append(connection)
             else:
                 drop(connection)
+
+    def _places(self) -> list[Place]:
+        """The likeliest first."""
+        return sorted(self.server.places, key=lambda place: place != self._primary)
+
+    def _move_to(self, place: Place) -> None:
+        """What listens elsewhere would hear nothing any more of what is told here."""
+        self._primary = place
+        self._drop_idle()
+        for connection in list(self._listening):
+            drop(connection)
 
     def _drop_idle(self) -> None:
         while self._idle:
@@ -124,8 +154,3 @@ class Link:
             for connection in idle:
                 with contextlib.suppress(*ERRORS, TimeoutError):
                     await connection.close(timeout=1.0)
-
-
-def drop(connection: asyncpg.Connection) -> None:
-    with contextlib.suppress(*ERRORS, RuntimeError):
-        connection.terminate()

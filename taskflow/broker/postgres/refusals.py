@@ -27,15 +27,33 @@ def in_our_words(error: Exception, place: str) -> BrokerError:
     if isinstance(error, BrokerError):
         return error
     if not isinstance(error, asyncpg.PostgresError):
-        return BrokerUnavailable(f"PostgreSQL at {place} does not answer: {error or type(error).__name__}")
+        return BrokerUnavailable(f"PostgreSQL at {place} does not answer: {str(error) or type(error).__name__}")
     state = error.sqlstate or ""
     if state == _LOST:
         return SessionLost(str(error))
     if state == "53100":
         return NoRoom(f"PostgreSQL at {place} has no room: {error}")
-    if state in _PASSING or state[:2] in _PASSING_CLASSES:
+    if may_pass(error):
         return BrokerUnavailable(f"PostgreSQL at {place} cannot do it now: {error}")
     return BrokerRefused(f"PostgreSQL at {place} refuses: {error}")
+
+
+def may_pass(error: Exception) -> bool:
+    """The same, tried again in a while, may well be done."""
+    if not isinstance(error, asyncpg.PostgresError):
+        return True
+    state = error.sqlstate or ""
+    return state in _PASSING or state[:2] in _PASSING_CLASSES
+
+
+def is_read_only(error: Exception) -> bool:
+    """The server behind the connection is no primary any more: what was sent has had no effect."""
+    return isinstance(error, asyncpg.PostgresError) and error.sqlstate == "25006"
+
+
+def is_lost(error: Exception) -> bool:
+    """The way to the server has failed, and with it most likely the other connections."""
+    return not isinstance(error, asyncpg.PostgresError) or isinstance(error, asyncpg.PostgresConnectionError)
 
 
 def is_cut(error: Exception) -> bool:
@@ -43,5 +61,5 @@ def is_cut(error: Exception) -> bool:
     if isinstance(error, TimeoutError):
         return False
     if isinstance(error, asyncpg.PostgresError):
-        return (error.sqlstate or "") in ("57P01", "40001", "40P01", "23505")
+        return (error.sqlstate or "") in ("57P01", "40001", "40P01", "23505") or is_lost(error)
     return True

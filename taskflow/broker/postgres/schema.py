@@ -1,40 +1,65 @@
-"""The schema: made when it is not there, and looked at when it is."""
+"""The schema: made when it is not there, migrated when it is of an older version, and looked at when it is of ours."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Final
 
 import asyncpg
 
+from taskflow.broker.migrations import Upgrade
+from taskflow.broker.postgres import migrations
 from taskflow.broker.postgres.link import Link, drop
+from taskflow.broker.postgres.migrations import VERSION
 from taskflow.broker.postgres.refusals import ERRORS, in_our_words
-from taskflow.broker.postgres.texts import FUNCTIONS, TABLES, script
-from taskflow.model.errors import BrokerRefused
+from taskflow.model.errors import BrokerError, BrokerRefused
 from taskflow.model.rules import Rules
 
-VERSION: Final = 1
 OLDEST_SERVER: Final = 140_000
 
 MADE_WITHIN: Final = 30.0
-
-# Whoever makes a schema holds this lock meanwhile: a number that nobody else uses.
-_LOCK: Final = 0x7461_736B_666C_6F77
+"""Seconds for the first use, a migration included. One that takes longer is for `taskflow migrate`, which takes the time that it needs."""
 
 
-async def prepare(link: Link, schema: str, rules: Rules) -> None:
-    """Leaves a schema that this version can work with. BrokerRefused when a newer one made it, or the server is too old."""
+async def prepare(link: Link, schema: str, rules: Rules, *, migrates: bool) -> None:
+    """Leaves a schema that this version can work with.
+
+    Raises BrokerRefused when a newer one made it, when the server is too old, or when there is something to do and it is not to `migrate`.
+    """
+    async with _opened(link, within=MADE_WITHIN) as connection:
+        found = await migrations.pending(connection, schema, str(link.server))
+        if found.migrations and not migrates:
+            raise BrokerRefused(_unmigrated(found, schema, str(link.server)))
+        if found.migrations:
+            await migrations.upgrade(connection, schema, rules, str(link.server))
+
+
+async def pending(link: Link, schema: str) -> Upgrade:
+    async with _opened(link, within=MADE_WITHIN) as connection:
+        return await migrations.pending(connection, schema, str(link.server))
+
+
+async def migrate(link: Link, schema: str, rules: Rules) -> Upgrade:
+    async with _opened(link, within=None) as connection:
+        return await migrations.upgrade(connection, schema, rules, str(link.server))
+
+
+@asynccontextmanager
+async def _opened(link: Link, *, within: float | None) -> AsyncIterator[asyncpg.Connection]:
+    """A connection to a server that will do, for so many seconds; what it raises inside is told in our words."""
     place = str(link.server)
     try:
         connection = await link.open()
         try:
-            async with asyncio.timeout(MADE_WITHIN):
+            async with asyncio.timeout(within):
                 await _check_server(connection, place)
-                if await _version(connection, schema) is None:
-                    await _make(connection, schema, rules)
-                _check_version(await _version(connection, schema), schema, place)
+                yield connection
         finally:
             drop(connection)
+    except BrokerError:
+        raise
     except ERRORS as error:
         raise in_our_words(error, place) from error
 
@@ -47,35 +72,9 @@ async def _check_server(connection: asyncpg.Connection, place: str) -> None:
         raise BrokerRefused(f"PostgreSQL at {place} is a read-only standby: name the primary in the broker URL")
 
 
-async def _version(connection: asyncpg.Connection, schema: str) -> int | None:
-    if not await _exists(connection, schema):
-        return None
-    version = await connection.fetchval(f"SELECT value FROM \"{schema}\".meta WHERE name = 'version'")
-    return None if version is None else int(version)
-
-
-async def _exists(connection: asyncpg.Connection, schema: str) -> bool:
-    """By a look at the catalog itself: to_regclass() goes by a cache, which does not hear of what others did while it waited for a lock."""
-    found = await connection.fetchval(
-        "SELECT true FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace WHERE nspname = $1 AND relname = 'meta'", schema
+def _unmigrated(found: Upgrade, schema: str, place: str) -> str:
+    stands = f"is of version {found.version}" if found.version else "is not there"
+    return (
+        f"the schema {schema!r} of PostgreSQL at {place} {stands}, this taskflow needs version {VERSION}, "
+        "and is told not to migrate by itself (migrate=0): run `taskflow migrate`"
     )
-    return found is not None
-
-
-def _check_version(version: int | None, schema: str, place: str) -> None:
-    if version is None or version > VERSION:
-        raise BrokerRefused(
-            f"the schema {schema!r} of PostgreSQL at {place} is of version {version}, this taskflow knows {VERSION}: update it"
-        )
-
-
-async def _make(connection: asyncpg.Connection, schema: str, rules: Rules) -> None:
-    async with connection.transaction():
-        await connection.execute(f"SELECT pg_advisory_xact_lock({_LOCK})")
-        if await _exists(connection, schema):
-            return
-        await connection.execute("SET LOCAL check_function_bodies = off")  # they call each other
-        await connection.execute(f'CREATE SCHEMA IF NOT EXISTS "{schema}"')
-        for name in (TABLES, *FUNCTIONS):
-            await connection.execute(script(name, schema, rules))
-        await connection.execute(f"INSERT INTO \"{schema}\".meta (name, value) VALUES ('version', {VERSION})")

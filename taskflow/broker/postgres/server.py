@@ -2,47 +2,80 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import ssl
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import asyncpg
+
+from taskflow.broker.postgres.refusals import ERRORS, may_pass
 
 ANSWER_WITHIN: Final = 4.0
 """Seconds for one statement. Less than an application's patience with an enqueue (5 s), so that it hears of the trouble from here."""
 
 CONNECT_WITHIN: Final = 3.0
+"""Seconds for a connection, however many addresses there are."""
+
+DEFAULT_PORT: Final = 5432
+
+
+class Place(NamedTuple):
+    host: str
+    port: int = DEFAULT_PORT
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Server:
-    """One database of one server. `password` is never shown.
+    """One database. `password` is never shown.
 
-    `listen_host`, `listen_port`  where to listen for wake-ups, when the rest goes through a pooler that loses them
-    `tls`                         "disable", "prefer", "require", "verify-ca" or "verify-full", as libpq has them
-    `is_pooled`                   a pooler in between takes no prepared statements
+    `others`     further addresses, when there are standbys: one of them all is the primary's, and which one may change
+    `listen_at`  where to listen for wake-ups, when the rest goes through a pooler that loses them; again of several the primary
+    `tls`        "disable", "prefer", "require", "verify-ca" or "verify-full", as libpq has them
+    `is_pooled`  a pooler in between takes no prepared statements
     """
 
     host: str = "localhost"
-    port: int = 5432
+    port: int = DEFAULT_PORT
+    others: tuple[Place, ...] = ()
     database: str | None = None
     user: str | None = None
     password: str | None = field(default=None, repr=False)
     tls: str = "prefer"
     ca_file: str | None = None
-    listen_host: str | None = None
-    listen_port: int | None = None
+    listen_at: tuple[Place, ...] = ()
     is_pooled: bool = False
 
     def __str__(self) -> str:
-        return f"{self.host}:{self.port}"
+        return shown(self.places)
 
-    async def connect(self, *, for_listening: bool = False) -> asyncpg.Connection:
-        host = self.listen_host or self.host if for_listening else self.host
-        port = self.listen_port or self.port if for_listening else self.port
+    @property
+    def places(self) -> tuple[Place, ...]:
+        return (Place(self.host, self.port), *self.others)
+
+    @property
+    def listening_places(self) -> tuple[Place, ...]:
+        return self.listen_at or self.places
+
+    async def connect(self, places: Sequence[Place]) -> tuple[asyncpg.Connection, Place]:
+        """A connection, and where it leads: to the only one of these places, or to the primary, of which the first is likeliest."""
+        if len(places) == 1:
+            return await self._connect_to(places[0]), places[0]
+        return await _Search(self, places).run()
+
+    async def connect_to_primary(self, place: Place) -> asyncpg.Connection:
+        """Raises asyncpg.TargetServerAttributeNotMatched where one may only read."""
+        return await self._connect_to(place, target_session_attrs="read-write")
+
+    async def _connect_to(self, place: Place, **more: Any) -> asyncpg.Connection:
         return await asyncpg.connect(
-            host=host,
-            port=port,
+            host=place.host,
+            port=place.port,
             database=self.database,
             user=self.user,
             password=self.password,
@@ -51,6 +84,7 @@ class Server:
             command_timeout=None,
             statement_cache_size=0 if self.is_pooled else 100,
             server_settings={} if self.is_pooled else {"application_name": "taskflow"},
+            **more,
         )
 
     def _tls(self) -> Any:
@@ -59,3 +93,83 @@ class Server:
         context = ssl.create_default_context(cafile=self.ca_file)
         context.check_hostname = self.tls == "verify-full"
         return context
+
+
+def shown(places: Sequence[Place]) -> str:
+    return ",".join(map(str, places))
+
+
+def drop(connection: asyncpg.Connection) -> None:
+    with contextlib.suppress(*ERRORS, RuntimeError):
+        connection.terminate()
+
+
+def is_only_read(connection: asyncpg.Connection) -> bool:
+    """The server has said so, with its last answer: what was read there may be long out of date."""
+    settings = connection.get_settings()
+    return "on" in (getattr(settings, "default_transaction_read_only", ""), getattr(settings, "in_hot_standby", ""))
+
+
+class _Search:
+    """For the primary among several addresses.
+
+    Each gets a head start before the next is tried beside it: one that is dead in silence costs a fraction of the patience. The driver
+    would try them one after the other, and never come to the second.
+    """
+
+    def __init__(self, server: Server, places: Sequence[Place]) -> None:
+        self._server = server
+        self._untried = list(places)
+        self._head_start = CONNECT_WITHIN / (2 * len(places))
+        self._trying: dict[asyncio.Task[asyncpg.Connection], Place] = {}
+        self._failures: dict[Place, Exception] = {}
+
+    async def run(self) -> tuple[asyncpg.Connection, Place]:
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CONNECT_WITHIN):
+                    while self._untried or self._trying:
+                        self._try_next()
+                        if found := await self._first_to_succeed():
+                            return found
+            raise self._failure()
+        finally:
+            for task in self._trying:
+                task.add_done_callback(_drop_unwanted)
+                task.cancel()
+
+    def _try_next(self) -> None:
+        if self._untried:
+            place = self._untried.pop(0)
+            self._trying[asyncio.create_task(self._server.connect_to_primary(place))] = place
+
+    async def _first_to_succeed(self) -> tuple[asyncpg.Connection, Place] | None:
+        """None when it is another one's turn."""
+        timeout = self._head_start if self._untried else None
+        done, _ = await asyncio.wait(self._trying, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            place = self._trying.pop(task)
+            try:
+                return task.result(), place
+            except ERRORS as error:
+                self._failures[place] = error
+        return None
+
+    def _failure(self) -> Exception:
+        """What all refuse is refused; what one of them may soon do may soon be done."""
+        failures = list(self._failures.values())
+        if not self._trying and not any(may_pass(error) for error in failures):
+            return failures[0]
+        silent = (f"{place} does not answer" for place in self._trying.values())
+        return ConnectionError("; ".join([*(f"{place} {_said(error)}" for place, error in self._failures.items()), *silent]))
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, asyncpg.TargetServerAttributeNotMatched):
+        return "is read-only"
+    return f"says: {str(error) or type(error).__name__}"
+
+
+def _drop_unwanted(task: asyncio.Task[asyncpg.Connection]) -> None:
+    if not task.cancelled() and task.exception() is None:
+        drop(task.result())

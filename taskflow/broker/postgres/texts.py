@@ -5,13 +5,11 @@ from __future__ import annotations
 import re
 from functools import cache
 from importlib import resources
+from importlib.resources.abc import Traversable
 from typing import Final
 
 from taskflow.broker.literals import literals
 from taskflow.model.rules import Rules
-
-TABLES: Final = "tables"
-FUNCTIONS: Final = ("shelf", "enqueue", "sessions", "settling", "upkeep", "console")
 
 _NAME: Final = re.compile(r"\b([SEWR])\.([A-Za-z_]+)\b")
 
@@ -19,13 +17,29 @@ _NAME: Final = re.compile(r"\b([SEWR])\.([A-Za-z_]+)\b")
 def script(name: str, schema: str, rules: Rules) -> str:
     """The statements of a file, for a schema and a store that goes by these rules."""
     values = _values(rules)
-    text = _NAME.sub(lambda found: values[found[0]], _source(name))
+    text = _NAME.sub(lambda found: values[found[0]], source(name))
+    return placed(text, schema)
+
+
+def placed(text: str, schema: str) -> str:
+    """SQL in which "@." stands for the schema, for this one."""
     return text.replace("@.", f'"{schema}".')
 
 
+def names(folder: str = "") -> list[str]:
+    """Of the files in the folder of SQL, or in one inside it, as `script` takes them."""
+    found = (file.name.removesuffix(".sql") for file in _folder().joinpath(folder).iterdir() if file.name.endswith(".sql"))
+    return sorted(f"{folder}/{name}" if folder else name for name in found)
+
+
 @cache
-def _source(name: str) -> str:
-    return (resources.files("taskflow.broker.postgres") / "sql" / f"{name}.sql").read_text(encoding="utf-8")
+def source(name: str) -> str:
+    """A file as it is written."""
+    return _folder().joinpath(f"{name}.sql").read_text(encoding="utf-8")
+
+
+def _folder() -> Traversable:
+    return resources.files("taskflow.broker.postgres") / "sql"
 
 
 def _values(rules: Rules) -> dict[str, str]:

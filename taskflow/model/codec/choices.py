@@ -10,7 +10,7 @@ from taskflow.model.codec.misfit import Misfit, one_of, type_name, unexpected
 from taskflow.model.codec.scalars import NONE
 from taskflow.model.codec.shape import Shape, Unsupported
 from taskflow.model.codec.untyped import write_any
-from taskflow.model.codec.wire import form_of, named, pack
+from taskflow.model.codec.wire import form_of, named, pack, plain_number
 
 _LEVELS = 8
 """How deep the value of an Enum's member may be."""
@@ -54,7 +54,7 @@ def _choice(label: str, kind: type, values: Sequence[Any]) -> Shape:
 
     def read_json(wire: Any, levels: int) -> Any:
         """Values that JSON has no form of, a date say, are known by their text."""
-        return by_text[wire] if type(wire) is str and wire in by_text else read(wire, levels)
+        return by_text[wire] if type(wire) is str and wire in by_text else read(plain_number(wire), levels)
 
     forms = frozenset(form_of(wire) for wire in wires.values())
     return Shape(label, write, read, read_json, types=frozenset((kind,)), forms=forms, tag=kind.__name__ if issubclass(kind, Enum) else "")

@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 from taskflow.model.codec import wire as codes
 from taskflow.model.codec.misfit import Misfit, unexpected
 from taskflow.model.codec.scalars import encodable, read_str, scalar, signed_bytes
-from taskflow.model.codec.wire import Ext, data_of
+from taskflow.model.codec.wire import Ext, data_of, plain_number
 
 MICROSECOND: Final = timedelta(microseconds=1)
 _LATER_FOLD: Final = "~"
@@ -121,9 +121,14 @@ def read_timedelta(wire: Any, _levels: int) -> timedelta:
 
 
 def read_json_timedelta(wire: Any, _levels: int) -> timedelta:
-    """A number of seconds."""
-    if type(wire) is int or type(wire) is float:
-        return _timedelta(wire, unit=timedelta(seconds=1))
+    """A number of seconds; or days, hours, minutes and seconds, as PostgreSQL writes an interval: "-1 days +02:03:04.5"."""
+    number = plain_number(wire)
+    if type(number) is int or type(number) is float:
+        return _timedelta(number, unit=timedelta(seconds=1))
+    if type(wire) is str and (found := _INTERVAL.fullmatch(wire)):
+        days, sign, hours, minutes, seconds, fraction = found.groups(default="")
+        of_day = (int(hours or 0) * 3600 + int(minutes or 0) * 60 + int(seconds or 0)) * 1_000_000 + int(fraction.ljust(6, "0"))
+        return _timedelta(int(days or 0) * 86_400_000_000 + (-of_day if sign == "-" else of_day))
     raise Misfit("expected a timedelta as a number of seconds")
 
 
@@ -234,6 +239,9 @@ def _zone_by_key(key: str) -> ZoneInfo:
 
 
 _SHORT_OFFSET: Final = re.compile(r"([+-])00:00:00\.([0-9]{6})\Z")
+_INTERVAL: Final = re.compile(
+    r"(?=.)(?:([+-]?[0-9]{1,12}) days?)?(?:(?:^|(?<=.) )([+-]?)([0-9]{1,12}):([0-9]{2}):([0-9]{2})(?:\.([0-9]{1,6}))?)?"
+)
 _ZONE_KEY: Final = re.compile(r"[A-Za-z0-9_+-]+(?:/[A-Za-z0-9_+-]+)*")
 
 MOMENTS: Final = {

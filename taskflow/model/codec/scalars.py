@@ -12,7 +12,7 @@ from uuid import UUID
 from taskflow.model.codec import wire as codes
 from taskflow.model.codec.misfit import Misfit, type_name, unexpected
 from taskflow.model.codec.shape import Read, Shape, Write
-from taskflow.model.codec.wire import Ext, data_of, named
+from taskflow.model.codec.wire import Ext, data_of, named, plain_number
 
 LEAST: Final = -(1 << 63)
 MOST: Final = (1 << 64) - 1
@@ -56,10 +56,10 @@ def read_int(wire: Any, _levels: int) -> int:
 
 
 def read_json_int(wire: Any, _levels: int) -> int:
-    """A float without fraction passes, since some languages know no other numbers."""
+    """A number without fraction passes however it is written, since some languages know no integers."""
     if type(wire) is int:
         return wire
-    if type(wire) is float and wire.is_integer():
+    if (type(wire) is float and wire.is_integer()) or (type(wire) is Decimal and wire == wire.to_integral_value()):
         return int(wire)
     raise Misfit(f"expected int, got {named(wire)}")
 
@@ -83,21 +83,30 @@ def read_float(wire: Any, levels: int) -> float:
 
 
 def read_json_float(wire: Any, levels: int) -> float:
-    """JSON has no words for what is not finite: the strings "NaN", "Infinity" and "-Infinity" stand for them."""
+    """The nearest one of any number: JSON's have no type, and 1e300 comes from a database with all its digits.
+
+    JSON has no words for what is not finite: the strings "NaN", "Infinity" and "-Infinity" stand for them.
+    """
     if type(wire) is str and wire in ("NaN", "Infinity", "-Infinity"):
         return float(wire)
-    return read_float(wire, levels)
+    if type(wire) is int:
+        return _nearest_float(wire)
+    return read_float(plain_number(wire), levels)
 
 
 def exact_float(value: int) -> float:
     """An int as a float, if one is exactly that."""
-    try:
-        result = float(value)
-    except OverflowError:
-        raise Misfit("is an int beyond the range of a float") from None
+    result = _nearest_float(value)
     if result != value:
         raise Misfit("is an int that no float holds exactly; pass float(...) if rounding is meant")
     return result
+
+
+def _nearest_float(value: int) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        raise Misfit("is an int beyond the range of a float") from None
 
 
 def write_str(value: Any, levels: int) -> str:
@@ -138,8 +147,12 @@ def read_bytes(wire: Any, _levels: int) -> bytes:
 
 
 def read_json_bytes(wire: Any, levels: int) -> bytes:
+    """Base64, in lines or not; or hexadecimal behind ``\\x``, as PostgreSQL writes a bytea."""
+    text = read_str(wire, levels)
     try:
-        return b64decode(read_str(wire, levels), validate=True)
+        if text.startswith("\\x"):
+            return bytes.fromhex(text[2:])
+        return b64decode("".join(text.splitlines()), validate=True)
     except (binascii.Error, ValueError) as error:
         raise Misfit(f"expected bytes in base64: {error}") from None
 
@@ -172,6 +185,8 @@ def read_decimal(wire: Any, _levels: int) -> Decimal:
 def read_json_decimal(wire: Any, _levels: int) -> Decimal:
     if type(wire) is str:
         return _decimal(wire)
+    if type(wire) is Decimal:
+        return wire
     if type(wire) is int or type(wire) is float:
         return _decimal(str(wire))
     raise Misfit(f"expected Decimal as a string or number, got {named(wire)}")

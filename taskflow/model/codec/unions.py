@@ -16,7 +16,7 @@ from taskflow.model.codec import wire as codes
 from taskflow.model.codec.misfit import Misfit, type_name, unexpected
 from taskflow.model.codec.scalars import NONE
 from taskflow.model.codec.shape import Read, Shape, Unsupported, Write
-from taskflow.model.codec.wire import form_of, marker, named
+from taskflow.model.codec.wire import form_of, marker, named, plain_number
 
 
 def union_of(members: Sequence[Shape]) -> Shape:
@@ -144,11 +144,12 @@ def _json_reader(label: str, members: Sequence[Shape]) -> Read:
     def read_json(wire: Any, levels: int) -> Any:
         if type(wire) in (list, dict):
             return read_parts(wire, levels)
-        for member in sorted(members, key=lambda each: type(wire) not in each.types):
+        own_type = type(plain_number(wire))
+        for member in sorted(members, key=lambda each: own_type not in each.types):
             try:
                 return member.read_json(wire, levels)
             except Misfit:
                 continue
-        raise Misfit(f"expected {label}, got {type_name(type(wire))}")
+        raise Misfit(f"expected {label}, got {named(wire)}")
 
     return read_json

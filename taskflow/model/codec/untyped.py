@@ -20,7 +20,7 @@ from taskflow.model.codec.parts import (
 )
 from taskflow.model.codec.scalars import SCALARS, encodable
 from taskflow.model.codec.shape import Read, Shape, Write
-from taskflow.model.codec.wire import Ext, marker, marker_of, named
+from taskflow.model.codec.wire import Ext, marker, marker_of, named, plain_number
 
 
 def write_any(value: Any, levels: int) -> Any:
@@ -50,7 +50,7 @@ def read_json_any(wire: Any, levels: int) -> Any:
         return read_items(wire, read_json_any, _inside(levels))
     if type(wire) is dict:
         return read_map(wire, read_json_any, _inside(levels))
-    return wire
+    return plain_number(wire)
 
 
 def _inside(levels: int) -> int:

@@ -1,11 +1,30 @@
 -- What stands in each queue: name, whether it is paused, counts by status, due time of the oldest ready and of the next scheduled job.
-CREATE FUNCTION @.queues() RETURNS TABLE (name text, is_paused boolean, counts bigint[], ready_since bigint, next_due bigint) LANGUAGE sql AS $$
-    SELECT known.queue, EXISTS (SELECT 1 FROM @.paused WHERE paused.queue = known.queue),
-        (SELECT array_agg(coalesce(counted.n, 0) ORDER BY code) FROM generate_series(S.HELD, S.CANCELLED) AS code
-            LEFT JOIN @.counted ON counted.queue = known.queue AND counted.what = '=' || code),
-        (SELECT min(due_at) FROM @.jobs WHERE status = S.READY AND jobs.queue = known.queue),
-        (SELECT min(due_at) FROM @.jobs WHERE status = S.SCHEDULED AND jobs.queue = known.queue)
-    FROM (SELECT queue FROM @.counted UNION SELECT queue FROM @.paused) AS known
+CREATE FUNCTION @.queues() RETURNS TABLE (name text, is_paused boolean, counts bigint[], ready_since bigint, next_due bigint)
+LANGUAGE plpgsql SET jit = off AS $$
+BEGIN
+    RETURN QUERY
+    WITH counted AS MATERIALIZED (
+        SELECT queue, what, n FROM @.counted
+        UNION ALL
+        SELECT queue, '=', 0 FROM @.paused
+    ), numbers AS (
+        SELECT queue, code, coalesce(sum(n) FILTER (WHERE what = '=' || code), 0)::bigint AS n
+        FROM counted CROSS JOIN generate_series(S.HELD, S.CANCELLED) AS code GROUP BY queue, code
+    )
+    SELECT queue, EXISTS (SELECT 1 FROM @.paused WHERE paused.queue = numbers.queue), array_agg(n ORDER BY code),
+        (SELECT min(@.first_ready(m)) FROM @.ready_marks(@.wall(NULL), numbers.queue) AS m),
+        (SELECT min(due_at) FROM @.jobs WHERE status = S.SCHEDULED AND jobs.queue = numbers.queue)
+    FROM numbers GROUP BY queue;
+END
+$$;
+
+CREATE FUNCTION @.first_ready(m @.marks) RETURNS bigint LANGUAGE plpgsql SET enable_seqscan = off SET jit = off SET enable_bitmapscan = off AS $$
+BEGIN
+    RETURN (
+        SELECT due_at FROM @.jobs WHERE status = S.READY AND queue = m.queue AND priority = m.priority AND (due_at, seq) >= (m.at, m.seq)
+        ORDER BY due_at, seq LIMIT 1
+    );
+END
 $$;
 
 CREATE FUNCTION @.is_chosen(
@@ -52,7 +71,7 @@ BEGIN
         IF j.status < S.RUNNING THEN
             PERFORM @.finish(j, E.CANCEL, S.CANCELLED, @.utf8(W.PURGED), now_at);
         END IF;
-        PERFORM @.bury(each);
+        PERFORM @.bury(each, now_at);
         purged := purged + 1;
     END LOOP;
     rung := current_setting('taskflow.rung', true);
@@ -125,14 +144,14 @@ CREATE FUNCTION @.already(ids bytea[]) RETURNS SETOF bytea LANGUAGE sql AS $$
 $$;
 
 -- Of these topics those under which there is something already.
-CREATE FUNCTION @.there(topics text[]) RETURNS SETOF text LANGUAGE sql SET enable_seqscan = off AS $$
+CREATE FUNCTION @.there(topics text[]) RETURNS SETOF text LANGUAGE sql SET enable_seqscan = off SET jit = off AS $$
     SELECT topic FROM unnest(topics) AS topic
     WHERE CASE
-        WHEN topic = 'queues' THEN EXISTS (SELECT 1 FROM @.jobs WHERE status = S.READY)
-        WHEN topic = 'due' THEN EXISTS (SELECT 1 FROM @.jobs WHERE status = S.SCHEDULED)
-        WHEN topic LIKE 'queue:%' THEN EXISTS (SELECT 1 FROM @.jobs WHERE status = S.READY AND queue = substr(topic, 7))
+        WHEN topic = 'queues' THEN EXISTS (SELECT 1 FROM @.ready_marks(@.wall(NULL)) AS m WHERE @.has_ready(m))
+        WHEN topic = 'due' THEN EXISTS (SELECT 1 FROM @.jobs WHERE status = S.SCHEDULED AND due_at >= (SELECT (@.mark('due', '', 0, @.wall(NULL))).at))
+        WHEN topic LIKE 'queue:%' THEN EXISTS (SELECT 1 FROM @.ready_marks(@.wall(NULL), substr(topic, 7)) AS m WHERE @.has_ready(m))
         WHEN topic LIKE 'session:%' THEN EXISTS (
-            SELECT 1 FROM @.jobs WHERE status = S.RUNNING AND session = decode(substr(topic, 9), 'hex') AND cancel_requested IS NOT NULL
+            SELECT 1 FROM @.sessions AS s, LATERAL @.leases_of(s) AS lease WHERE s.id = decode(substr(topic, 9), 'hex') AND lease.is_asked_to_stop
         )
         ELSE false
     END

@@ -34,7 +34,7 @@ $$;
 CREATE FUNCTION @.add_all(
     now_at bigint, ids bytea[], queues text[], jobs text[], priorities integer[], afters bigint[], ats bigint[], expiries bigint[], keys bytea[],
     conflicts integer[], payloads bytea[], extras bytea[], awaited integer[], joined bytea[]
-) RETURNS bytea[] LANGUAGE plpgsql SET enable_seqscan = off AS $$
+) RETURNS bytea[] LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
     answers bytea[];
@@ -56,11 +56,13 @@ BEGIN
                 priority, queue, job, payload, extras, now_at + expiry, awaits, joins
             FROM given ORDER BY place
             ON CONFLICT (id) DO NOTHING
-            RETURNING queue, status
+            RETURNING queue, status, priority, due_at, seq
         ), counted AS (
-            SELECT queue, status, count(*) AS number FROM added GROUP BY queue, status
+            SELECT queue, status, priority, count(*) AS number, min(due_at) AS due_at, min(seq) AS seq FROM added
+            GROUP BY queue, status, priority
         ), moved AS (
-            SELECT @.count_move(queue, E.ENQUEUE, NULL, status, number), @.tell_place(status, queue), number FROM counted
+            SELECT @.count_move(queue, E.ENQUEUE, NULL, status, number), @.be_found(status, queue, priority, due_at, seq, now_at), number
+            FROM counted
         )
         SELECT coalesce(sum(number), 0) INTO added FROM moved;
         IF added = cardinality(ids) THEN

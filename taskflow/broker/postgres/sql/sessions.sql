@@ -45,47 +45,40 @@ $$;
 -- --- claim --------------------------------------------------------------------------------------------
 
 CREATE FUNCTION @.take(
-    of_queue text, most integer, of_session bytea, of_request bigint, first_number integer, of_name bytea, now_at bigint, steady bigint
-) RETURNS integer LANGUAGE plpgsql SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+    m @.marks, most integer, of_session bytea, of_request bigint, first_number integer, of_name bytea, now_at bigint, steady bigint
+) RETURNS integer LANGUAGE plpgsql SET enable_seqscan = off SET jit = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_column
 DECLARE
     taken integer;
+    last_due bigint := now_at;
+    last_seq bigint := 0;
+    raised bigint := @.number_to_raise(m, now_at);
 BEGIN
     WITH picked AS MATERIALIZED (
-        SELECT id, priority, due_at, seq FROM @.jobs
-        WHERE status = S.READY AND queue = of_queue AND (expires_at IS NULL OR expires_at > now_at)
-        ORDER BY priority DESC, due_at, seq
+        SELECT id, due_at, seq FROM @.jobs
+        WHERE status = S.READY AND queue = m.queue AND priority = m.priority AND (due_at, seq) >= (m.at, m.seq)
+            AND (expires_at IS NULL OR expires_at > now_at)
+        ORDER BY due_at, seq
         LIMIT most
         FOR UPDATE SKIP LOCKED
     ), numbered AS (
-        SELECT id, row_number() OVER (ORDER BY priority DESC, due_at, seq) - 1 AS place FROM picked
+        SELECT id, row_number() OVER (ORDER BY due_at, seq) - 1 AS place FROM picked
+    ), leased AS (
+        UPDATE @.jobs SET
+            status = S.RUNNING, epoch = epoch + 1, session = of_session, request = of_request, number = first_number + place,
+            claimed_at = now_at, claimed_steady = steady, worker = of_name, started_at = NULL, progress = NULL, waiting_for = NULL
+        FROM numbered WHERE jobs.id = numbered.id
     )
-    UPDATE @.jobs SET
-        status = S.RUNNING, epoch = epoch + 1, session = of_session, request = of_request, number = first_number + place,
-        claimed_at = now_at, claimed_steady = steady, worker = of_name, started_at = NULL, progress = NULL, waiting_for = NULL
-    FROM numbered WHERE jobs.id = numbered.id;
-    GET DIAGNOSTICS taken = ROW_COUNT;
+    SELECT count(*) INTO taken FROM picked;
     IF taken > 0 THEN
-        PERFORM @.count_move(of_queue, E.CLAIM, S.READY, S.RUNNING, taken);
+        PERFORM @.count_move(m.queue, E.CLAIM, S.READY, S.RUNNING, taken);
     END IF;
+    IF taken = most AND raised IS NOT NULL THEN -- there may be more: it has been read up to the last of them, which is the newest that is leased
+        SELECT due_at, seq INTO last_due, last_seq FROM @.jobs
+        WHERE status = S.RUNNING AND session = of_session AND request = of_request AND number = first_number + taken - 1;
+    END IF;
+    PERFORM @.raise(m, raised, last_due, last_seq, now_at);
     RETURN taken;
-END
-$$;
-
--- The queues that have ready jobs and are not paused, by name: each is found by one step in the index.
-CREATE FUNCTION @.ready_queues() RETURNS text[] LANGUAGE plpgsql SET enable_seqscan = off SET enable_bitmapscan = off AS $$
-DECLARE
-    names text[];
-BEGIN
-    WITH RECURSIVE found AS (
-        (SELECT queue FROM @.jobs WHERE status = S.READY ORDER BY queue LIMIT 1)
-        UNION ALL
-        SELECT (SELECT queue FROM @.jobs WHERE status = S.READY AND queue > found.queue ORDER BY queue LIMIT 1)
-        FROM found WHERE found.queue IS NOT NULL
-    )
-    SELECT coalesce(array_agg(queue ORDER BY queue), '{}') INTO names FROM found
-    WHERE queue IS NOT NULL AND queue NOT IN (SELECT queue FROM @.paused);
-    RETURN names;
 END
 $$;
 
@@ -96,34 +89,33 @@ LANGUAGE plpgsql AS $$
 DECLARE
     now_at bigint := @.wall(wall);
     s @.sessions;
-    each text;
+    place @.marks;
+    newest bigint;
     taken integer := 0;
-    turn integer;
 BEGIN
     SELECT * INTO s FROM @.sessions WHERE id = of_session FOR UPDATE;
     IF s.id IS NULL OR s.dead_at IS NOT NULL THEN
         RAISE EXCEPTION 'the session is lost' USING ERRCODE = 'TF001';
     END IF;
-    IF of_request < s.request THEN
+    newest := @.newest_request(of_session);
+    IF of_request < newest THEN
         RETURN;
     END IF;
-    IF of_request > s.request THEN
-        UPDATE @.sessions SET request = of_request WHERE id = of_session;
-        IF cardinality(queues) = 0 THEN
-            queues := @.ready_queues();
-            IF cardinality(queues) > 0 THEN
-                turn := of_request % cardinality(queues);
-                queues := queues[turn + 1 :] || queues[: turn];
-            END IF;
-        END IF;
-        FOREACH each IN ARRAY queues LOOP
+    IF of_request > newest THEN
+        INSERT INTO @.requests (session, request) VALUES (of_session, of_request);
+        FOR place IN SELECT * FROM @.ready_places(queues, of_request, now_at) LOOP
             EXIT WHEN taken >= most;
-            IF NOT EXISTS (SELECT 1 FROM @.paused WHERE queue = each) THEN
-                taken := taken + @.take(each, most - taken, of_session, of_request, taken, @.utf8(s.name), now_at, coalesce(steady, now_at));
-            END IF;
+            taken := taken + @.take(place, most - taken, of_session, of_request, taken, @.utf8(s.name), now_at, coalesce(steady, now_at));
         END LOOP;
     END IF;
     RETURN QUERY SELECT * FROM @.jobs WHERE session = of_session AND request = of_request AND status = S.RUNNING;
+END
+$$;
+
+-- Of the last claim, 0 when there was none.
+CREATE FUNCTION @.newest_request(of_session bytea) RETURNS bigint LANGUAGE plpgsql SET enable_seqscan = off SET jit = off SET enable_bitmapscan = off AS $$
+BEGIN
+    RETURN coalesce((SELECT request FROM @.requests WHERE session = of_session ORDER BY request DESC LIMIT 1), 0);
 END
 $$;
 
@@ -140,6 +132,8 @@ CREATE FUNCTION @.beat(
 DECLARE
     now_at bigint := @.wall(wall);
     s @.sessions;
+    new_floor bigint;
+    lease record;
     j @.jobs;
 BEGIN
     steady := coalesce(steady, now_at);
@@ -150,21 +144,24 @@ BEGIN
     IF is_lost THEN
         RETURN;
     END IF;
-    UPDATE @.sessions SET beat_at = steady, is_spared = false WHERE id = of_session;
+    new_floor := greatest(s.floor, least(seen, @.newest_request(of_session)) + 1);
+    s.older := (SELECT coalesce(array_agg(DISTINCT request), '{}') FROM @.leases_of(s) WHERE request < new_floor);
+    s.floor := new_floor;
+    UPDATE @.sessions SET beat_at = steady, is_spared = false, floor = s.floor, older = s.older WHERE id = of_session;
     PERFORM @.take_pulse(steady);
     FOR i IN 1 .. cardinality(reported_requests) LOOP
         UPDATE @.jobs SET started_at = now_at - running_for[i], progress = coalesce(progresses[i], progress)
         WHERE session = of_session AND request = reported_requests[i] AND number = reported_numbers[i] AND status = S.RUNNING;
     END LOOP;
-    FOR j IN
-        SELECT * FROM @.jobs
-        WHERE session = of_session AND status = S.RUNNING AND request <= seen AND steady - claimed_steady >= R.ghost_after
+    FOR lease IN
+        SELECT id FROM @.leases_of(s) AS held
+        WHERE request <= seen AND steady - claimed_steady >= R.ghost_after
             AND NOT EXISTS (SELECT 1 FROM unnest(requests, numbers) AS named (request, number)
-                WHERE named.request = jobs.request AND named.number = jobs.number)
+                WHERE named.request = held.request AND named.number = held.number)
         ORDER BY request, number
     LOOP
-        PERFORM @.lock_jobs(ARRAY [j.id]);
-        SELECT * INTO j FROM @.jobs WHERE id = j.id AND session = of_session AND status = S.RUNNING;
+        PERFORM @.lock_jobs(ARRAY [lease.id]);
+        SELECT * INTO j FROM @.jobs WHERE id = lease.id AND session = of_session AND status = S.RUNNING;
         IF FOUND THEN
             PERFORM @.wait_again(j, E.GHOST, now_at);
             ghosts := ghosts + 1;
@@ -172,18 +169,33 @@ BEGIN
     END LOOP;
     IF leaving THEN
         UPDATE @.sessions SET dead_at = now_at WHERE id = of_session;
-        FOR j IN SELECT * FROM @.jobs WHERE session = of_session AND status = S.RUNNING ORDER BY request, number LOOP
-            PERFORM @.lock_jobs(ARRAY [j.id]);
-            SELECT * INTO j FROM @.jobs WHERE id = j.id AND session = of_session AND status = S.RUNNING;
+        FOR lease IN SELECT id FROM @.leases_of(s) ORDER BY request, number LOOP
+            PERFORM @.lock_jobs(ARRAY [lease.id]);
+            SELECT * INTO j FROM @.jobs WHERE id = lease.id AND session = of_session AND status = S.RUNNING;
             IF FOUND THEN
                 PERFORM @.hand_back(j, true, now_at);
             END IF;
         END LOOP;
     END IF;
-    SELECT array_agg(named.place), array_agg(named.place) FILTER (WHERE jobs.cancel_requested IS NOT NULL) INTO held, stopping
+    SELECT array_agg(named.place), array_agg(named.place) FILTER (WHERE lease.is_asked_to_stop) INTO held, stopping
     FROM unnest(requests, numbers) WITH ORDINALITY AS named (request, number, place)
-    JOIN @.jobs ON jobs.session = of_session AND jobs.request = named.request AND jobs.number = named.number AND jobs.status = S.RUNNING;
+    JOIN @.leases_of(s) AS lease ON lease.request = named.request AND lease.number = named.number;
     rung := current_setting('taskflow.rung', true);
+END
+$$;
+
+CREATE FUNCTION @.leases_of(s @.sessions) RETURNS TABLE (id bytea, request bigint, number integer, claimed_steady bigint, is_asked_to_stop boolean)
+LANGUAGE plpgsql SET enable_seqscan = off SET jit = off SET enable_bitmapscan = off AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+    SELECT jobs.id, jobs.request, jobs.number, jobs.claimed_steady, jobs.cancel_requested IS NOT NULL
+    FROM @.jobs WHERE status = S.RUNNING AND session = s.id AND jobs.request >= s.floor;
+    RETURN QUERY
+    SELECT jobs.id, jobs.request, jobs.number, jobs.claimed_steady, jobs.cancel_requested IS NOT NULL
+    FROM unnest(s.older) AS held (request)
+    JOIN @.jobs ON jobs.status = S.RUNNING AND jobs.session = s.id AND jobs.request = held.request
+    WHERE held.request < s.floor;
 END
 $$;
 
@@ -191,6 +203,6 @@ CREATE FUNCTION @.workers(wall bigint, steady bigint) RETURNS TABLE (
     session bytea, session_name text, session_ttl bigint, session_about bytea, registered bigint, silent_for bigint, leases bigint, is_dying boolean
 ) LANGUAGE sql AS $$
     SELECT id, name, ttl, about, registered_at, greatest(0, coalesce(steady, @.wall(wall)) - beat_at), count_of.leases, dead_at IS NOT NULL
-    FROM @.sessions, LATERAL (SELECT count(*) AS leases FROM @.jobs WHERE jobs.session = sessions.id AND status = S.RUNNING) AS count_of
-    WHERE dead_at IS NULL OR count_of.leases > 0
+    FROM @.sessions, LATERAL (SELECT count(*) AS leases FROM @.leases_of(sessions)) AS count_of
+    WHERE NOT is_released AND (dead_at IS NULL OR count_of.leases > 0)
 $$;

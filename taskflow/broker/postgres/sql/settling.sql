@@ -4,7 +4,7 @@ CREATE FUNCTION @.settle(
     keep_for bigint[], contents bytea[], errors bytea[], afters bigint[], followed integer[], f_ids bytea[], f_queues text[], f_jobs text[],
     f_priorities integer[], f_afters bigint[], f_ats bigint[], f_expiries bigint[], f_keys bytea[], f_conflicts integer[], f_payloads bytea[],
     f_extras bytea[], f_awaited integer[], f_joined bytea[], OUT answers boolean[], OUT rung text
-) LANGUAGE plpgsql SET enable_seqscan = off AS $$
+) LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
     now_at bigint := @.wall(wall);
@@ -59,7 +59,7 @@ $$;
 CREATE FUNCTION @.settle_plainly(
     now_at bigint, ids bytea[], epochs integer[], sessions bytea[], requests bigint[], numbers integer[], kinds integer[], ran_for bigint[],
     keep_for bigint[], contents bytea[], followed integer[]
-) RETURNS bytea[] LANGUAGE plpgsql SET enable_seqscan = off AS $$
+) RETURNS bytea[] LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
     settled_ids bytea[];
@@ -153,7 +153,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION @.read(wall bigint, ids bytea[]) RETURNS SETOF @.jobs LANGUAGE plpgsql SET enable_seqscan = off AS $$
+CREATE FUNCTION @.read(wall bigint, ids bytea[]) RETURNS SETOF @.jobs LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 DECLARE
     now_at bigint := @.wall(wall);
 BEGIN

@@ -25,10 +25,7 @@ $$;
 CREATE FUNCTION @.count_move(of_queue text, event text, from_status integer, to_status integer, number bigint DEFAULT 1) RETURNS void
 LANGUAGE plpgsql AS $$
 BEGIN
-    INSERT INTO @.tally (queue, what, n)
-    SELECT of_queue, each.what, each.n
-    FROM (VALUES ('=' || nullif(from_status, S.GONE), -number), ('=' || nullif(to_status, S.GONE), number), (event, number)) AS each (what, n)
-    WHERE each.what IS NOT NULL;
+    INSERT INTO @.tally (queue, event, before, after, n) VALUES (of_queue, event, nullif(from_status, S.GONE), nullif(to_status, S.GONE), number);
 END
 $$;
 
@@ -59,7 +56,7 @@ $$;
 
 -- Locks jobs and their keys: keys first, then rows by id. Here and wherever many ids are given: a plan that was made when the table was
 -- empty, and is kept, must not read it from end to end when it is full.
-CREATE FUNCTION @.lock_jobs(ids bytea[]) RETURNS void LANGUAGE plpgsql SET enable_seqscan = off AS $$
+CREATE FUNCTION @.lock_jobs(ids bytea[]) RETURNS void LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 #variable_conflict use_column
 BEGIN
     PERFORM @.lock_keys(array_agg(key)) FROM @.jobs WHERE id = ANY (ids) AND key IS NOT NULL;
@@ -69,12 +66,15 @@ $$;
 
 -- --- to wait ------------------------------------------------------------------------------------------
 
-CREATE FUNCTION @.tell_place(status integer, queue text) RETURNS void LANGUAGE plpgsql AS $$
-#variable_conflict use_column
+-- One or more, of which the first is at (due, of_seq), have come to wait with this status.
+CREATE FUNCTION @.be_found(status integer, queue text, priority integer, due bigint, of_seq bigint, now_at bigint) RETURNS void
+LANGUAGE plpgsql AS $$
 BEGIN
     IF status = S.SCHEDULED THEN
+        PERFORM @.lower('due', '', 0, due, 0, now_at);
         PERFORM @.ring('due');
     ELSIF status = S.READY THEN
+        PERFORM @.lower('ready', queue, priority, due, of_seq, now_at);
         PERFORM @.ring('queue:' || queue);
     END IF;
 END
@@ -93,7 +93,7 @@ BEGIN
         PERFORM @.save(j);
     END IF;
     PERFORM @.count_move(j.queue, event, before, j.status);
-    PERFORM @.tell_place(j.status, j.queue);
+    PERFORM @.be_found(j.status, j.queue, j.priority, j.due_at, j.seq, now_at);
 END
 $$;
 
@@ -174,6 +174,9 @@ BEGIN
     j.session := NULL;
     j.request := NULL;
     j.number := NULL;
+    IF j.expires_at <= now_at THEN
+        PERFORM @.lower('expiry', '', 0, j.expires_at, 0, now_at);
+    END IF;
     IF due IS NOT NULL THEN
         j.due_at := due;
         PERFORM @.enter(j, event, now_at);
@@ -181,7 +184,7 @@ BEGIN
         j.status := S.READY;
         PERFORM @.save(j);
         PERFORM @.count_move(j.queue, event, before, S.READY);
-        PERFORM @.ring('queue:' || j.queue);
+        PERFORM @.be_found(S.READY, j.queue, j.priority, j.due_at, j.seq, now_at);
     END IF;
 END
 $$;
@@ -207,7 +210,7 @@ END
 $$;
 
 -- Drops what is kept of an ended job, all but its id and fence: somebody may still resend a call that names it.
-CREATE FUNCTION @.bury(buried bytea) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION @.bury(buried bytea, now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
     j @.jobs;
@@ -217,6 +220,7 @@ BEGIN
     UPDATE @.jobs SET status = S.GONE, payload = NULL, result = NULL, errors = NULL, extras = NULL, reason = NULL, progress = NULL,
         waiting_for = NULL, fade_at = ended_at + R.repeat_for
     WHERE id = buried;
+    PERFORM @.lower('fade', '', 0, j.ended_at + R.repeat_for, 0, now_at);
 END
 $$;
 

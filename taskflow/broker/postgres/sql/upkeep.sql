@@ -15,6 +15,7 @@ BEGIN
     IF NOT pg_try_advisory_xact_lock(hashtextextended('@.upkeep', 0)) THEN
         RETURN;
     END IF;
+    PERFORM @.look_behind_in_time(now_at);
     PERFORM @.spare_after_outage(steady);
     UPDATE @.sessions SET dead_at = now_at WHERE dead_at IS NULL AND steady - beat_at > ttl;
     GET DIAGNOSTICS reaped = ROW_COUNT;
@@ -24,13 +25,12 @@ BEGIN
     left_over := greatest(0, left_over - released);
     expired := @.expire(now_at, left_over);
     left_over := greatest(0, left_over - expired);
-    PERFORM @.sum_up();
+    PERFORM @.sum_up(now_at);
     dropped := @.drop_over_cap(now_at, left_over);
     dropped := dropped + @.drop_faded(now_at, left_over - dropped);
     left_over := left_over - dropped;
-    DELETE FROM @.awaited WHERE until_when < now_at;
     SELECT greatest(1, count(*)) * R.upkeep_every INTO next_in FROM @.sessions WHERE dead_at IS NULL;
-    SELECT due_at INTO first_due FROM @.jobs WHERE status = S.SCHEDULED ORDER BY due_at, seq, id LIMIT 1;
+    first_due := @.first_due(now_at);
     IF left_over <= 0 THEN
         next_in := 0;
     ELSIF first_due IS NOT NULL THEN
@@ -40,28 +40,73 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION @.sum_up() RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION @.look_behind_in_time(now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    looked_at bigint := (SELECT value FROM @.meta WHERE name = 'looked_behind_at');
 BEGIN
-    WITH taken AS (DELETE FROM @.tally RETURNING queue, what, n)
-    INSERT INTO @.totals (queue, what, n) SELECT queue, what, sum(n) FROM taken GROUP BY queue, what
-    ON CONFLICT (queue, what) DO UPDATE SET n = totals.n + excluded.n;
+    IF now_at - looked_at BETWEEN 0 AND 10000000 THEN
+        RETURN;
+    END IF;
+    INSERT INTO @.meta (name, value) VALUES ('looked_behind_at', now_at) ON CONFLICT (name) DO UPDATE SET value = excluded.value;
+    PERFORM @.look_behind(now_at);
 END
 $$;
 
-CREATE FUNCTION @.ready_due(now_at bigint, most integer) RETURNS integer LANGUAGE plpgsql SET enable_seqscan = off AS $$
+CREATE FUNCTION @.sum_up(now_at bigint) RETURNS void LANGUAGE plpgsql SET enable_seqscan = off SET jit = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_column
 DECLARE
+    m @.marks := @.mark('tally', '', 0, now_at);
+    raised bigint := @.number_to_raise(m, now_at);
+    last_id bigint;
+BEGIN
+    WITH taken AS (
+        DELETE FROM @.tally WHERE id >= m.at RETURNING id, queue, event, before, after, n
+    ), summed AS (
+        SELECT queue, each.what, sum(each.n) AS n
+        FROM taken, LATERAL (VALUES ('=' || before, -taken.n), ('=' || after, taken.n), (event, taken.n)) AS each (what, n)
+        WHERE each.what IS NOT NULL GROUP BY queue, each.what
+    ), added AS (
+        INSERT INTO @.totals (queue, what, n) SELECT queue, what, n FROM summed ORDER BY queue, what
+        ON CONFLICT (queue, what) DO UPDATE SET n = totals.n + excluded.n
+    )
+    SELECT max(id) INTO last_id FROM taken;
+    IF last_id IS NOT NULL THEN
+        PERFORM @.raise(m, raised, last_id, 0, now_at);
+    END IF;
+END
+$$;
+
+CREATE FUNCTION @.ready_due(now_at bigint, most integer) RETURNS integer LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
+#variable_conflict use_column
+DECLARE
+    from_at bigint := (@.mark('due', '', 0, now_at)).at;
     moved integer;
 BEGIN
     WITH due AS MATERIALIZED (
-        SELECT id FROM @.jobs WHERE status = S.SCHEDULED AND due_at <= now_at ORDER BY due_at, seq, id LIMIT most FOR UPDATE SKIP LOCKED
+        SELECT id FROM @.jobs WHERE status = S.SCHEDULED AND due_at >= from_at AND due_at <= now_at
+        ORDER BY due_at, seq, id LIMIT most FOR UPDATE SKIP LOCKED
     ), readied AS (
-        UPDATE @.jobs SET status = S.READY FROM due WHERE jobs.id = due.id RETURNING queue
+        UPDATE @.jobs SET status = S.READY FROM due WHERE jobs.id = due.id RETURNING queue, priority, due_at, seq
     ), counted AS (
-        SELECT @.count_move(queue, E.DUE, S.SCHEDULED, S.READY, count(*)), @.ring('queue:' || queue), count(*) AS number FROM readied GROUP BY queue
+        SELECT queue, priority, count(*) AS number, min(due_at) AS due_at FROM readied GROUP BY queue, priority
+    ), moved AS (
+        SELECT @.count_move(queue, E.DUE, S.SCHEDULED, S.READY, number), @.be_found(S.READY, queue, priority, due_at, 0, now_at), number FROM counted
     )
-    SELECT coalesce(sum(number), 0) INTO moved FROM counted;
+    SELECT coalesce(sum(number), 0) INTO moved FROM moved;
     RETURN moved;
+END
+$$;
+
+-- Of the scheduled, NULL when there are none.
+CREATE FUNCTION @.first_due(now_at bigint) RETURNS bigint LANGUAGE plpgsql SET enable_seqscan = off SET jit = off SET enable_bitmapscan = off AS $$
+DECLARE
+    m @.marks := @.mark('due', '', 0, now_at);
+    raised bigint := @.number_to_raise(m, now_at);
+    first bigint;
+BEGIN
+    SELECT due_at INTO first FROM @.jobs WHERE status = S.SCHEDULED AND due_at >= m.at ORDER BY due_at, seq, id LIMIT 1;
+    PERFORM @.raise(m, raised, coalesce(first, now_at), 0, now_at);
+    RETURN first;
 END
 $$;
 
@@ -69,13 +114,14 @@ CREATE FUNCTION @.release_leases(now_at bigint, most integer) RETURNS integer LA
 #variable_conflict use_column
 DECLARE
     s @.sessions;
+    lease record;
     j @.jobs;
     moved integer := 0;
 BEGIN
     FOR s IN SELECT * FROM @.sessions WHERE dead_at IS NOT NULL ORDER BY number LOOP
-        FOR j IN SELECT * FROM @.jobs WHERE session = s.id AND status = S.RUNNING ORDER BY request, number LIMIT most - moved LOOP
-            PERFORM @.lock_jobs(ARRAY [j.id]);
-            SELECT * INTO j FROM @.jobs WHERE id = j.id AND session = s.id AND status = S.RUNNING;
+        FOR lease IN SELECT id FROM @.leases_of(s) WHERE NOT s.is_released ORDER BY request, number LIMIT most - moved LOOP
+            PERFORM @.lock_jobs(ARRAY [lease.id]);
+            SELECT * INTO j FROM @.jobs WHERE id = lease.id AND session = s.id AND status = S.RUNNING;
             CONTINUE WHEN NOT FOUND;
             IF s.is_spared THEN
                 PERFORM @.hand_back(j, true, now_at);
@@ -84,7 +130,10 @@ BEGIN
             END IF;
             moved := moved + 1;
         END LOOP;
-        IF s.dead_at < now_at - R.repeat_for AND NOT EXISTS (SELECT 1 FROM @.jobs WHERE session = s.id AND status = S.RUNNING) THEN
+        IF NOT s.is_released AND moved < most THEN
+            UPDATE @.sessions SET is_released = true WHERE id = s.id AND NOT EXISTS (SELECT 1 FROM @.leases_of(s)) RETURNING true INTO s.is_released;
+        END IF;
+        IF s.is_released AND s.dead_at < now_at - R.repeat_for THEN
             DELETE FROM @.sessions WHERE id = s.id;
         END IF;
     END LOOP;
@@ -123,14 +172,18 @@ CREATE FUNCTION @.packed_text(utf8 bytea) RETURNS bytea LANGUAGE sql IMMUTABLE A
     SELECT '\xdb'::bytea || int4send(length(utf8)) || utf8
 $$;
 
-CREATE FUNCTION @.expire(now_at bigint, most integer) RETURNS integer LANGUAGE plpgsql SET enable_seqscan = off AS $$
+CREATE FUNCTION @.expire(now_at bigint, most integer) RETURNS integer LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
+    m @.marks := @.mark('expiry', '', 0, now_at);
+    raised bigint := @.number_to_raise(m, now_at);
     j @.jobs;
     moved integer := 0;
+    first bigint;
 BEGIN
     FOR j IN
-        SELECT * FROM @.jobs WHERE expires_at IS NOT NULL AND status < S.RUNNING AND expires_at <= now_at ORDER BY expires_at, id LIMIT most
+        SELECT * FROM @.jobs WHERE expires_at IS NOT NULL AND status < S.RUNNING AND expires_at >= m.at AND expires_at <= now_at
+        ORDER BY expires_at, id LIMIT most
     LOOP
         PERFORM @.lock_jobs(ARRAY [j.id]);
         SELECT * INTO j FROM @.jobs WHERE id = j.id AND status < S.RUNNING;
@@ -139,15 +192,21 @@ BEGIN
             moved := moved + 1;
         END IF;
     END LOOP;
+    SELECT expires_at INTO first FROM @.jobs WHERE expires_at IS NOT NULL AND status < S.RUNNING AND expires_at >= m.at
+    ORDER BY expires_at, id LIMIT 1;
+    PERFORM @.raise(m, raised, coalesce(first, now_at), 0, now_at);
     RETURN moved;
 END
 $$;
 
-CREATE FUNCTION @.drop_over_cap(now_at bigint, most integer) RETURNS integer LANGUAGE plpgsql SET enable_seqscan = off AS $$
+CREATE FUNCTION @.drop_over_cap(now_at bigint, most integer) RETURNS integer LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
     crowded record;
-    each bytea;
+    each record;
+    m @.marks;
+    raised bigint;
+    last record;
     moved integer := 0;
 BEGIN
     FOR crowded IN
@@ -155,34 +214,46 @@ BEGIN
         WHERE what IN ('=' || S.SUCCEEDED, '=' || S.CANCELLED, '=' || S.FAILED)
         GROUP BY 1, 2 HAVING sum(n) > R.kept_per_queue ORDER BY 1, 2
     LOOP
+        m := @.mark('kept', crowded.queue, crowded.failed::integer, now_at);
+        raised := @.number_to_raise(m, now_at);
         FOR each IN
-            SELECT id FROM @.jobs
+            SELECT id, ended_at, seq FROM @.jobs
             WHERE queue = crowded.queue AND (status = S.FAILED) = crowded.failed AND status BETWEEN S.SUCCEEDED AND S.CANCELLED
+                AND (ended_at, seq) >= (m.at, m.seq)
             ORDER BY ended_at, seq LIMIT least(crowded.over, most - moved)
         LOOP
-            PERFORM @.bury(each);
-            INSERT INTO @.tally (queue, what, n) VALUES (crowded.queue, W.DROPPED_OVER_CAP, 1);
+            PERFORM @.bury(each.id, now_at);
+            PERFORM @.count_move(crowded.queue, W.DROPPED_OVER_CAP, NULL, NULL);
             moved := moved + 1;
+            last := each;
         END LOOP;
+        IF last IS NOT NULL THEN
+            PERFORM @.raise(m, raised, last.ended_at, last.seq, now_at);
+        END IF;
+        last := NULL;
     END LOOP;
     RETURN moved;
 END
 $$;
 
 -- First to be nothing but an id, when its keep is over; then, when no call can be resent any more, nothing at all.
-CREATE FUNCTION @.drop_faded(now_at bigint, most integer) RETURNS integer LANGUAGE plpgsql SET enable_seqscan = off AS $$
+CREATE FUNCTION @.drop_faded(now_at bigint, most integer) RETURNS integer LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
     faded record;
     moved integer := 0;
+    m @.marks := @.mark('fade', '', 0, now_at);
+    raised bigint := @.number_to_raise(m, now_at);
     last_at bigint;
     last_id bytea;
+    buried_ids bytea[];
 BEGIN
     IF most <= 0 THEN
         RETURN 0;
     END IF;
     WITH first AS MATERIALIZED (
-        SELECT id, fade_at FROM @.jobs WHERE fade_at <= now_at AND status < S.GONE ORDER BY fade_at, id LIMIT most FOR UPDATE SKIP LOCKED
+        SELECT id, fade_at FROM @.jobs WHERE fade_at >= m.at AND fade_at <= now_at AND status < S.GONE
+        ORDER BY fade_at, id LIMIT most FOR UPDATE SKIP LOCKED
     ), buried AS (
         UPDATE @.jobs SET status = S.GONE, payload = NULL, result = NULL, errors = NULL, extras = NULL, reason = NULL, progress = NULL,
             waiting_for = NULL, fade_at = jobs.ended_at + R.repeat_for
@@ -193,14 +264,18 @@ BEGIN
         SELECT @.count_move(queue, E.DROP, status, NULL, count(*)), count(*) AS number FROM buried GROUP BY queue, status
     )
     SELECT coalesce(sum(number), 0), (SELECT faded_at FROM buried ORDER BY faded_at DESC, id DESC LIMIT 1),
-        (SELECT id FROM buried ORDER BY faded_at DESC, id DESC LIMIT 1)
-    INTO moved, last_at, last_id FROM counted;
+        (SELECT id FROM buried ORDER BY faded_at DESC, id DESC LIMIT 1), (SELECT array_agg(id) FROM buried)
+    INTO moved, last_at, last_id, buried_ids FROM counted;
     -- When the limit is used up, of the ids only those go whose turn would have come before the last of them.
     IF moved < most THEN
-        DELETE FROM @.jobs WHERE status = S.GONE AND fade_at <= now_at;
-    ELSE
-        DELETE FROM @.jobs WHERE status = S.GONE AND (fade_at, id) < (last_at, last_id);
+        last_at := now_at + 1;
+        last_id := '';
     END IF;
+    DELETE FROM @.jobs WHERE status = S.GONE AND fade_at >= m.at AND (fade_at, id) < (last_at, last_id);
+    DELETE FROM @.jobs WHERE id = ANY (buried_ids) AND (fade_at, id) < (last_at, last_id);
+    SELECT fade_at INTO last_at FROM @.jobs WHERE fade_at >= m.at ORDER BY fade_at, id LIMIT 1;
+    PERFORM @.raise(m, raised, coalesce(last_at, now_at), 0, now_at);
+    PERFORM @.lower('fade', '', 0, min(fade_at), 0, now_at) FROM @.jobs WHERE id = ANY (buried_ids) HAVING count(*) > 0;
     RETURN moved;
 END
 $$;

@@ -1,3 +1,5 @@
+-- 1: The tables.
+
 -- The tables. "@." stands for the schema, S.READY and the like for a status's code: both are written in before the server sees it.
 -- Times are microseconds since 1970. Ids, sessions and keys are 16 bytes.
 

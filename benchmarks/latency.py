@@ -1,4 +1,4 @@
-"""How soon: an idle worker process starts a job, a sender has a result, planned jobs begin. Milliseconds."""
+"""How soon, on a server: an idle worker process starts a job, a sender has a result, planned jobs begin. Milliseconds."""
 
 from __future__ import annotations
 
@@ -10,15 +10,13 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Final
 
-from redis.asyncio import Redis
-
-from benchmarks import bare_redis
 from benchmarks.loops import run_in_fastest_loop
 from benchmarks.processes import ROOT, a_worker, using
 from benchmarks.report import Row, in_turn, percentile
-from benchmarks.servers import RedisServer
+from benchmarks.stores import Store
 from benchmarks.tasks import noop, stamp, wall
 from taskflow import JobHandle, enqueue
 
@@ -34,32 +32,33 @@ SPAN: Final = 4.0
 LOAD: Final = 2.0
 
 
-def latencies(repeats: int) -> list[Row]:
-    """Beside the bare notification loop: told by a publication, it takes the job and runs it."""
+def latencies(store: Store, repeats: int) -> list[Row]:
+    """Beside the bare notification loop: told of a job, it takes it and runs it."""
+    starts, bare_starts = partial(_starts, store), partial(_bare_starts, store)
     return [
-        *in_turn("an idle worker's first line", repeats, _starts, _bare_starts),
-        *in_turn("one delay() and its result", repeats, _results),
-        *in_turn(f"{WAITERS} waiters at once", repeats, _waiters),
-        *in_turn(f"{PLANNED:,} planned for one instant", repeats, _planned_for_one_instant),
-        *in_turn(f"{SCATTERED} planned at random instants", repeats, _scattered),
+        *in_turn("an idle worker's first line", repeats, starts, bare_starts),
+        *in_turn("one delay() and its result", repeats, partial(_results, store)),
+        *in_turn(f"{WAITERS} waiters at once", repeats, partial(_waiters, store)),
+        *in_turn(f"{PLANNED:,} planned for one instant", repeats, partial(_planned_for_one_instant, store)),
+        *in_turn(f"{SCATTERED} planned at random instants", repeats, partial(_scattered, store)),
     ]
 
 
-def loaded(repeats: int, rate: float) -> list[Row]:
+def loaded(store: Store, repeats: int, rate: float) -> list[Row]:
     """Under a steady load of so many jobs a second, sent every 10 ms."""
-    return in_turn(f"{rate:,.0f} jobs/s", repeats, lambda: run_in_fastest_loop(_under_load(rate)))
+    return in_turn(f"{rate:,.0f} jobs/s", repeats, lambda: run_in_fastest_loop(_under_load(store, rate)))
 
 
 # --- an idle worker ------------------------------------------------------------------------------------------
 
 
-def _starts() -> Mapping[str, float]:
-    return run_in_fastest_loop(_start_one_by_one())
+def _starts(store: Store) -> Mapping[str, float]:
+    return run_in_fastest_loop(_start_one_by_one(store))
 
 
-async def _start_one_by_one() -> Mapping[str, float]:
+async def _start_one_by_one(store: Store) -> Mapping[str, float]:
     """The results, which tell when each began, are read afterwards: a waiting sender would be in the way."""
-    with RedisServer() as server:
+    with store.start() as server:
         async with using(server.url), a_worker(server.url):
             began, handles = [], []
             for _ in range(TIMES):
@@ -71,26 +70,27 @@ async def _start_one_by_one() -> Mapping[str, float]:
     return _of([start - begin for start, begin in zip(started, began, strict=True)])
 
 
-def _bare_starts() -> Mapping[str, float]:
-    return run_in_fastest_loop(_bare_one_by_one())
+def _bare_starts(store: Store) -> Mapping[str, float]:
+    return run_in_fastest_loop(_bare_one_by_one(store))
 
 
-async def _bare_one_by_one() -> Mapping[str, float]:
-    with RedisServer() as server:
-        command = [sys.executable, "-m", "benchmarks.bare_redis", "wake", server.url, str(TIMES + 1)]
+async def _bare_one_by_one(store: Store) -> Mapping[str, float]:
+    with store.start() as server:
+        command = [sys.executable, "-m", store.program, "wake", server.url, str(TIMES + 1)]
         worker = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=asyncio.subprocess.PIPE)
         assert worker.stdout is not None
         await worker.stdout.readline()  # it is subscribed
-        async with Redis.from_url(server.url, protocol=2) as client:
-            add = client.register_script(bare_redis.ADD)
+        async with store.bare.adding(server.url) as add:
             began = []
             for _ in range(TIMES + 1):
                 await asyncio.sleep(EVERY)
                 began.append(time.monotonic())
-                await add(args=[bare_redis.pack([random.randbytes(16), bare_redis.pack(["stamp", []])])])
+                await add()
         started = json.loads(await asyncio.wait_for(worker.stdout.read(), 10))
         await worker.wait()
-    return _of([start - begin for start, begin in zip(started, began, strict=True)][1:])  # the first one sent the script
+    return _of(
+        [start - begin for start, begin in zip(started, began, strict=True)][1:]
+    )  # the first one sent the script, or prepared the statement
 
 
 def _of(seconds: Sequence[float]) -> Mapping[str, float]:
@@ -100,12 +100,12 @@ def _of(seconds: Sequence[float]) -> Mapping[str, float]:
 # --- results ---------------------------------------------------------------------------------------------------
 
 
-def _results() -> Mapping[str, float]:
-    return run_in_fastest_loop(_one_after_the_other())
+def _results(store: Store) -> Mapping[str, float]:
+    return run_in_fastest_loop(_one_after_the_other(store))
 
 
-async def _one_after_the_other() -> Mapping[str, float]:
-    with RedisServer() as server:
+async def _one_after_the_other(store: Store) -> Mapping[str, float]:
+    with store.start() as server:
         async with using(server.url), a_worker(server.url):
             taken = []
             for _ in range(ROUND_TRIPS):
@@ -115,16 +115,16 @@ async def _one_after_the_other() -> Mapping[str, float]:
     return _of(taken)
 
 
-def _waiters() -> Mapping[str, float]:
-    return run_in_fastest_loop(_at_once())
+def _waiters(store: Store) -> Mapping[str, float]:
+    return run_in_fastest_loop(_at_once(store))
 
 
-async def _at_once() -> Mapping[str, float]:
+async def _at_once(store: Store) -> Mapping[str, float]:
     async def waiter() -> None:
         for _ in range(WAITED // WAITERS):
             await (await noop.delay()).result(10)
 
-    with RedisServer() as server:
+    with store.start() as server:
         async with using(server.url), a_worker(server.url):
             began = time.perf_counter()
             await asyncio.gather(*(waiter() for _ in range(WAITERS)))
@@ -134,19 +134,19 @@ async def _at_once() -> Mapping[str, float]:
 # --- planned jobs ------------------------------------------------------------------------------------------------
 
 
-def _planned_for_one_instant() -> Mapping[str, float]:
+def _planned_for_one_instant(store: Store) -> Mapping[str, float]:
     instant = time.time() + PLANNED_IN
-    return run_in_fastest_loop(_lags([instant] * PLANNED))
+    return run_in_fastest_loop(_lags(store, [instant] * PLANNED))
 
 
-def _scattered() -> Mapping[str, float]:
+def _scattered(store: Store) -> Mapping[str, float]:
     first = time.time() + PLANNED_IN
-    return run_in_fastest_loop(_lags([first + SPAN * random.random() for _ in range(SCATTERED)]))
+    return run_in_fastest_loop(_lags(store, [first + SPAN * random.random() for _ in range(SCATTERED)]))
 
 
-async def _lags(instants: Sequence[float]) -> Mapping[str, float]:
+async def _lags(store: Store, instants: Sequence[float]) -> Mapping[str, float]:
     """From the planned instant to the first line. One that began before its time is an error."""
-    with RedisServer() as server:
+    with store.start() as server:
         async with using(server.url), a_worker(server.url):
             handles = await enqueue(wall.options(at=datetime.fromtimestamp(instant, UTC)).bind() for instant in instants)
             await asyncio.sleep(max(instants) - time.time() + 1.0)
@@ -160,8 +160,8 @@ async def _lags(instants: Sequence[float]) -> Mapping[str, float]:
 # --- under load --------------------------------------------------------------------------------------------------
 
 
-async def _under_load(rate: float) -> Mapping[str, float]:
-    with RedisServer() as server:
+async def _under_load(store: Store, rate: float) -> Mapping[str, float]:
+    with store.start() as server:
         async with using(server.url), a_worker(server.url):
             sent: list[tuple[float, list[JobHandle[float]]]] = []
             began, total = time.monotonic(), 0

@@ -1,0 +1,166 @@
+"""A worker process drains what is queued on a server, beside the bare loop: jobs a second, and microseconds of CPU a job."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from functools import partial
+from typing import Any, Final
+
+from benchmarks.loops import run_in_fastest_loop
+from benchmarks.processes import ROOT, a_worker, cpu_of, using
+from benchmarks.report import Row, in_turn
+from benchmarks.stores import Server, Store
+from benchmarks.tasks import noop, stamp
+from taskflow import JobHandle, enqueue
+from taskflow.broker.protocol import Broker
+
+JOBS: Final = 20_000
+CONCURRENCIES: Final = (100, 32)
+FIRST: Final = 5_000
+FEW: Final = 10_000
+MANY: Final = 500_000
+SCHEDULED: Final = 1_000_000
+QUEUES: Final = 1_000
+
+BULK: Final = 100_000
+"""Jobs whose handles are held at one time."""
+
+LOOK_EVERY: Final = 0.05
+"""Seconds between two looks at whether all is done, which cost the server next to nothing."""
+
+SETTLED_IN: Final = 0.3
+"""Seconds in which a server has closed connections that were laid down, and forgotten what filled it."""
+
+
+def drains(store: Store, repeats: int) -> list[Row]:
+    """No-op async jobs, one `taskflow worker`, leases, fences, retries and results on."""
+    rows: list[Row] = []
+    for concurrency in CONCURRENCIES:
+        ours, bare = partial(_drain, store, JOBS, concurrency), partial(_drain_bare, store, JOBS, concurrency)
+        rows += in_turn(f"{JOBS:,} queued, {concurrency} at a time", repeats, ours, bare)
+    return rows
+
+
+def depths(store: Store, repeats: int) -> list[Row]:
+    """The first few thousand of many queued, beside as many of few."""
+    of = partial(_first_of, store)
+    few = partial(of, FEW)
+    return [
+        *in_turn(f"first {FIRST:,} of {MANY:,} (beside: of {FEW:,})", repeats, partial(of, MANY), few),
+        *in_turn(f"of {FEW:,} beside {SCHEDULED:,} scheduled", repeats, partial(of, FEW, scheduled=SCHEDULED), few),
+        *in_turn(f"of {FEW:,} in {QUEUES:,} queues", repeats, partial(of, FEW, queues=QUEUES), few),
+    ]
+
+
+async def fill(jobs: int) -> None:
+    """With no-ops."""
+    for start in range(0, jobs, BULK):
+        await enqueue(noop.bind() for _ in range(min(BULK, jobs - start)))
+
+
+# --- ours ------------------------------------------------------------------------------------------------
+
+
+def _drain(store: Store, jobs: int, concurrency: int) -> Mapping[str, float]:
+    return run_in_fastest_loop(_drain_paused(store, jobs, concurrency))
+
+
+async def _drain_paused(store: Store, jobs: int, concurrency: int) -> Mapping[str, float]:
+    """The queue is paused until all is in it; its first job and its last tell when they were run."""
+    with store.start() as server:
+        async with AsyncExitStack() as working:
+            async with using(server.url) as broker:
+                worker = await working.enter_async_context(a_worker(server.url, concurrency))
+                await broker.console.pause("default")
+                first, last = await _between_stamps(jobs)
+            await asyncio.sleep(SETTLED_IN)
+            before, cpu = server.cost(), cpu_of(worker)
+            async with using(server.url) as broker:
+                took = await _took(broker, first, last)
+                spent, server_cpu = cpu_of(worker) - cpu, server.cost().since(before).cpu
+        await asyncio.sleep(SETTLED_IN)
+        return {
+            "jobs/s": jobs / took,
+            "worker CPU µs/job": 1e6 * spent / jobs,
+            "server CPU µs/job": 1e6 * server_cpu / jobs,
+            server.trip: server.cost().since(before).trips / jobs,
+        }
+
+
+async def _between_stamps(jobs: int) -> tuple[JobHandle[float], JobHandle[float]]:
+    """So many jobs, of which the first and the last tell when they began."""
+    [first] = await enqueue([stamp.bind()])
+    await fill(jobs - 2)
+    [last] = await enqueue([stamp.bind()])
+    return first, last
+
+
+async def _took(broker: Broker, first: JobHandle[float], last: JobHandle[float]) -> float:
+    """Seconds from the first line of the one to the first line of the other."""
+    await broker.console.resume("default")
+    await until_all_ended([last])
+    return await last.result(0) - await first.result(0)
+
+
+async def until_all_ended(handles: Sequence[JobHandle[object]]) -> None:
+    """By looking: a server that must tell of an end does more for each job."""
+    is_over = False
+    while not is_over:
+        await asyncio.sleep(LOOK_EVERY)
+        is_over = all(status and status.is_ended for status in await asyncio.gather(*(handle.status() for handle in handles)))
+
+
+def _first_of(store: Store, jobs: int, *, scheduled: int = 0, queues: int = 1) -> Mapping[str, float]:
+    return run_in_fastest_loop(_first_of_paused(store, jobs, scheduled, queues))
+
+
+async def _first_of_paused(store: Store, jobs: int, scheduled: int, queues: int) -> Mapping[str, float]:
+    """With many queues there is no order among them: the worker waits for them before they are filled, and runs all."""
+    with store.start() as server:
+        async with using(server.url) as broker:
+            later = noop.options(after=86_400)
+            for _ in range(0, scheduled, BULK):
+                await enqueue(later.bind() for _ in range(min(BULK, scheduled)))
+            if queues > 1:
+                return {"jobs/s": await _rate_over_queues(server, jobs, queues)}
+            async with a_worker(server.url):
+                await broker.console.pause("default")
+                first, last = await _between_stamps(FIRST)
+                await fill(jobs - FIRST)
+                server.rest()
+                await asyncio.sleep(SETTLED_IN)
+                return {"jobs/s": FIRST / await _took(broker, first, last)}
+
+
+async def _rate_over_queues(server: Server, jobs: int, queues: int) -> float:
+    """From the first job's first line to the last one's, whichever they are."""
+    kinds = [stamp.options(queue=f"q{number}") for number in range(queues)]
+    handles = await enqueue(kinds[i % queues].bind() for i in range(jobs))
+    server.rest()
+    async with a_worker(server.url):
+        await until_all_ended(handles)
+        stamps = sorted(await asyncio.gather(*(handle.result(0) for handle in handles)))
+    return FIRST / (stamps[FIRST - 1] - stamps[0])
+
+
+# --- the bare loop -----------------------------------------------------------------------------------------
+
+
+def _drain_bare(store: Store, jobs: int, batch: int) -> Mapping[str, float]:
+    with store.start() as server:
+        store.bare.add(server.url, jobs)
+        before = server.cost()
+        command: list[Any] = [sys.executable, "-m", store.program, "drain", server.url, str(jobs), str(batch)]
+        told = json.loads(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=120).stdout)
+        done = server.cost().since(before)
+        return {
+            "jobs/s": told["rate"],
+            "worker CPU µs/job": told["cpu"],
+            "server CPU µs/job": 1e6 * done.cpu / jobs,
+            server.trip: done.trips / jobs,
+        }

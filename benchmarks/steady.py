@@ -1,0 +1,65 @@
+"""A sender process that sends so many jobs a second, come what may: `python -m benchmarks.steady URL RATE SECONDS FILE`.
+
+Each job carries the instant at which it was due to be sent, so what waits for a slow enqueue counts as waiting too. A line of the file
+is an enqueue: the instant of its answer by the monotonic clock, the seconds that it took, how many jobs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TextIO
+
+from benchmarks.loops import run_in_fastest_loop
+from benchmarks.processes import using
+from benchmarks.tasks import waited
+from taskflow import enqueue
+
+EVERY: Final = 0.01
+"""Seconds between two enqueues: jobs of one such span are sent together."""
+
+MOST: Final = 1_000
+
+
+@dataclass(frozen=True)
+class Sending:
+    """`at` the answer's instant, `took` seconds."""
+
+    at: float
+    took: float
+    jobs: int
+
+
+async def send(url: str, rate: float, seconds: float, file: TextIO) -> None:
+    """Says "began" and the instant, so that others know."""
+    async with using(url) as broker:
+        await broker.console.queues()  # it is connected
+        began, sent = time.monotonic(), 0
+        print(began, flush=True)
+        while sent < int(rate * seconds):
+            now = time.monotonic()
+            due = min(int((min(now - began, seconds)) * rate), sent + MOST)
+            if due > sent:
+                await enqueue(waited.bind(began + number / rate) for number in range(sent + 1, due + 1))
+                answered = time.monotonic()
+                file.write(f"{answered:.6f},{answered - now:.6f},{due - sent}\n")
+                sent = due
+            await asyncio.sleep(max(0.0, now + EVERY - time.monotonic()))
+
+
+def read_sendings(path: Path) -> list[Sending]:
+    with path.open() as lines:
+        parts = [line.split(",") for line in lines if line.endswith("\n")]
+    return [Sending(float(at), float(took), int(jobs)) for at, took, jobs in parts]
+
+
+def main(url: str, rate: str, seconds: str, path: str) -> None:
+    with Path(path).open("w", buffering=1) as file:
+        run_in_fastest_loop(send(url, float(rate), float(seconds), file))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

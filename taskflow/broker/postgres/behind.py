@@ -1,0 +1,45 @@
+"""After a verb that took long: what it has made ready may lie behind the marks by which others read. See sql/marks.sql."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from taskflow.model.errors import BrokerError
+
+LATE_AFTER: Final = 0.25
+"""Seconds. No mark goes beyond half a second ago; this leaves as much for what the commit takes beside."""
+
+AT_MOST_EVERY: Final = 1.0
+"""Seconds between two looks of one process: a server on which all verbs take long is not helped by more of them."""
+
+
+class LookBehind:
+    """One look at a time; what was late while it went on is looked for by the next."""
+
+    def __init__(self, look: Callable[[], Awaitable[None]]) -> None:
+        self._look = look
+        self._is_wanted = False
+        self._task: asyncio.Task[None] | None = None
+
+    def after(self, seconds: float) -> None:
+        """A verb has made something ready, and took so long."""
+        if seconds < LATE_AFTER:
+            return
+        self._is_wanted = True
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._run())
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        while self._is_wanted:
+            self._is_wanted = False
+            with contextlib.suppress(BrokerError):  # upkeep looks too, every ten seconds
+                await self._look()
+            await asyncio.sleep(AT_MOST_EVERY)

@@ -1,0 +1,266 @@
+"""From the version that a schema has to the one that this taskflow works with: its tables step by step, then all functions anew.
+
+All is one transaction. Whoever is in the midst of a verb is waited for; whoever begins one meanwhile waits, and while somebody else's
+transaction keeps the tables from us, no longer than LOCKED_WITHIN at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+import asyncpg
+
+from taskflow.broker.migrations import Migration, Upgrade
+from taskflow.broker.postgres import texts
+from taskflow.model.errors import BrokerRefused, BrokerUnavailable
+from taskflow.model.rules import Rules
+
+LOCKED_WITHIN: Final = 2.0
+"""Seconds for which a migration waits for the tables, and others behind it. Less than a verb's patience: see ANSWER_WITHIN."""
+
+MOST_TRIES: Final = 3
+PAUSE: Final = 1.0
+"""Seconds between two of them, for those that have waited behind it."""
+
+# Whoever makes or migrates a schema holds this lock meanwhile: a number that nobody else uses.
+_TURN: Final = 0x7461_736B_666C_6F77
+
+_FOLDER: Final = "migrations"
+
+_HELD_UP: Final = (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError, asyncpg.QueryCanceledError)
+
+# Of a verb in which a migration has come: the rest of the old function met new tables, or a function that is gone.
+_OVERTAKEN: Final = frozenset({"0A000", "42703", "42804", "42883", "42P01", "42P13", "XX000"})
+
+
+def _found() -> tuple[Migration, ...]:
+    numbers = sorted(int(name.rpartition("/")[2]) for name in texts.names(_FOLDER))
+    return tuple(Migration(number, _description(number)) for number in numbers)
+
+
+def _description(number: int) -> str:
+    """The first line reads ``-- 2: What it changes.``"""
+    return texts.source(f"{_FOLDER}/{number}").partition("\n")[0].partition(": ")[2]
+
+
+MIGRATIONS: Final = _found()
+"""Every one there is, in order."""
+
+VERSION: Final = MIGRATIONS[-1].version
+"""Of the schema that this taskflow works with."""
+
+
+def was_overtaken(error: BaseException) -> bool:
+    """Whether a verb may have failed since a migration came in the midst of it. Nothing of it has taken effect; it may be sent again."""
+    return isinstance(error.__cause__, asyncpg.PostgresError) and error.__cause__.sqlstate in _OVERTAKEN
+
+
+async def pending(connection: asyncpg.Connection, schema: str, place: str) -> Upgrade:
+    """What the schema is short of. BrokerRefused when it is newer than we are, or not ours; `place` names the server in messages."""
+    version = await _version(connection, schema)
+    if version is None:
+        raise BrokerRefused(f"the schema {schema!r} of PostgreSQL at {place} has a table meta without a version: it is not taskflow's")
+    if version > VERSION:
+        raise BrokerRefused(
+            f"the schema {schema!r} of PostgreSQL at {place} is of version {version}, this taskflow knows {VERSION}: update it"
+        )
+    return Upgrade(place=f"schema {schema!r}", version=version, migrations=tuple(each for each in MIGRATIONS if each.version > version))
+
+
+async def upgrade(connection: asyncpg.Connection, schema: str, rules: Rules, place: str) -> Upgrade:
+    """Brings the schema to VERSION, unless somebody else has by the time that it is our turn."""
+    async with connection.transaction():
+        await connection.execute(_MY_TURN)
+        found = await pending(connection, schema, place)
+        if not found.migrations:
+            return found
+        if found.version:
+            await _check_owner(connection, schema, place, found)
+            await _lock(connection, schema, place, found)
+        await connection.execute(_changes(found, schema, rules))
+        return found
+
+
+def script(found: Upgrade, schema: str, rules: Rules) -> str:
+    """What `upgrade` does, as a text for psql. It does nothing to a schema of another version."""
+    if not found.migrations:
+        return f"-- {found.place} is up to date (version {found.version})\n"
+    locked = f"{_LIMITS}\n{_locking(schema)}\n{_NO_LIMITS}" if found.version else ""
+    parts = (
+        f"-- taskflow, {found.place}: from version {found.version} to {found.target}. To be run by the owner of its tables.",
+        "BEGIN;",
+        _MY_TURN,
+        _guard(found, schema),
+        locked,
+        _changes(found, schema, rules),
+        "COMMIT;\n",
+    )
+    return "\n\n".join(part for part in parts if part)
+
+
+# --- the version -----------------------------------------------------------------------------------------------------
+
+
+async def _version(connection: asyncpg.Connection, schema: str) -> int | None:
+    """0 where there is nothing yet, None where there is something else.
+
+    By a look at the catalog itself: to_regclass() goes by a cache, which does not hear of what others did while it waited for a lock.
+    """
+    found = await connection.fetchval(
+        "SELECT true FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace WHERE nspname = $1 AND relname = 'meta'", schema
+    )
+    if found is None:
+        return 0
+    version = await connection.fetchval(texts.placed("SELECT value FROM @.meta WHERE name = 'version'", schema))
+    return None if version is None else int(version)
+
+
+# --- locks -----------------------------------------------------------------------------------------------------------
+
+
+async def _check_owner(connection: asyncpg.Connection, schema: str, place: str, found: Upgrade) -> None:
+    """Before anybody has to wait for us: who may not change the tables could still lock them."""
+    owner = await connection.fetchval(
+        "SELECT pg_get_userbyid(relowner) FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace "
+        "WHERE nspname = $1 AND relkind IN ('r', 'S', 'v') AND NOT pg_has_role(relowner, 'USAGE') LIMIT 1",
+        schema,
+    )
+    if owner is not None:
+        raise BrokerRefused(
+            f"the schema {schema!r} of PostgreSQL at {place} is of version {found.version}, this taskflow needs {VERSION}, "
+            f"and this user may not change its tables: run `taskflow migrate` as their owner, {owner}"
+        )
+
+
+async def _lock(connection: asyncpg.Connection, schema: str, place: str, found: Upgrade) -> None:
+    """All tables at once: a verb that has begun to change some ends with the functions and tables that it began with."""
+    for tries in range(1, MOST_TRIES + 1):
+        try:
+            async with connection.transaction():  # a savepoint: it stays our turn when this fails
+                await connection.execute(f"{_LIMITS}\n{_locking(schema)}\n{_NO_LIMITS}")
+            return
+        except _HELD_UP as error:
+            holder = await _holder(connection, schema)
+            if tries == MOST_TRIES:
+                raise BrokerUnavailable(
+                    f"the schema {schema!r} of PostgreSQL at {place} could not be migrated from version {found.version} to {VERSION}: "
+                    f"{holder} holds locks on its tables; end it, or wait for its end, and try again"
+                ) from error
+        await asyncio.sleep(PAUSE)
+
+
+async def _holder(connection: asyncpg.Connection, schema: str) -> str:
+    """Whose transaction it is that holds locks on tables of ours, the oldest first."""
+    row = await connection.fetchrow(
+        "SELECT activity.pid, application_name, extract(epoch FROM clock_timestamp() - xact_start)::bigint AS lasts FROM pg_locks "
+        "JOIN pg_class ON pg_class.oid = relation JOIN pg_namespace ON pg_namespace.oid = relnamespace "
+        "JOIN pg_stat_activity AS activity USING (pid) "
+        "WHERE nspname = $1 AND granted AND pid <> pg_backend_pid() AND activity.datname = current_database() "
+        "ORDER BY xact_start LIMIT 1",
+        schema,
+    )
+    if row is None:
+        return "a transaction"
+    name = f" ({row['application_name']})" if row["application_name"] else ""
+    lasts = "" if row["lasts"] is None else f" has a transaction of {row['lasts']} s, which"
+    return f"process {row['pid']} of the server{name}{lasts}"
+
+
+# --- the statements --------------------------------------------------------------------------------------------------
+
+# Whatever limits the role or the database has: a turn may take long to come, and a large table to change.
+_MY_TURN: Final = f"""\
+SET LOCAL lock_timeout = 0;
+SET LOCAL statement_timeout = 0;
+SET LOCAL idle_in_transaction_session_timeout = 0;
+SELECT pg_advisory_xact_lock({_TURN});"""
+
+# A statement's limit too: the one of locks is for each table anew.
+_LIMITS: Final = f"""\
+SET LOCAL lock_timeout = {round(LOCKED_WITHIN * 1000)};
+SET LOCAL statement_timeout = {round(LOCKED_WITHIN * 1000)};"""
+
+_NO_LIMITS: Final = "SET LOCAL statement_timeout = 0;"
+
+
+def _guard(found: Upgrade, schema: str) -> str:
+    text = _GUARD_OF_SOME if found.version else _GUARD_OF_NONE
+    return texts.placed(text, schema).replace("%version", str(found.version)).replace("%schema", schema)
+
+
+_GUARD_OF_SOME: Final = """\
+DO $$
+BEGIN
+    IF (SELECT value FROM @.meta WHERE name = 'version') IS DISTINCT FROM %version THEN
+        RAISE EXCEPTION 'the schema %schema is not of version %version any more: let `taskflow migrate --sql` print this script anew';
+    END IF;
+END
+$$;"""
+
+_GUARD_OF_NONE: Final = """\
+DO $$
+BEGIN
+    IF EXISTS (SELECT FROM pg_tables WHERE schemaname = '%schema' AND tablename = 'meta') THEN
+        RAISE EXCEPTION 'the schema %schema is there already: let `taskflow migrate --sql` print this script anew';
+    END IF;
+END
+$$;"""
+
+
+def _locking(schema: str) -> str:
+    return _LOCK_TABLES.replace("%schema", schema)
+
+
+# In the order in which most verbs come to them.
+_LOCK_TABLES: Final = """\
+DO $$
+DECLARE
+    tables text;
+BEGIN
+    SELECT string_agg(format('%I.%I', schemaname, tablename), ', ' ORDER BY array_position(
+        '{meta,sessions,requests,paused,marks,jobs,tally,totals,awaited}', tablename::text
+    ), tablename) INTO tables
+    FROM pg_tables WHERE schemaname = '%schema';
+    EXECUTE 'LOCK TABLE ' || tables || ' IN ACCESS EXCLUSIVE MODE';
+END
+$$;"""
+
+
+def _changes(found: Upgrade, schema: str, rules: Rules) -> str:
+    """The functions go first: an old one must not keep a table, or a type, from being changed."""
+    begun = _DROP_FUNCTIONS.replace("%schema", schema) if found.version else _MAKE_SCHEMA.replace("%schema", schema)
+    tables = (texts.script(f"{_FOLDER}/{migration.version}", schema, rules) for migration in found.migrations)
+    functions = (texts.script(name, schema, rules) for name in texts.names())
+    ended = texts.placed(_SET_VERSION, schema).replace("%version", str(found.target))
+    return "\n\n".join([_UNCHECKED, begun, *tables, *functions, ended])
+
+
+_UNCHECKED: Final = "SET LOCAL check_function_bodies = off; -- they call each other"
+
+_MAKE_SCHEMA: Final = 'CREATE SCHEMA IF NOT EXISTS "%schema";'
+
+# All, also those that come again, whose parameters or result may be others; with the triggers by which our tables call them. What belongs
+# to an extension is somebody else's; and on the enqueue() of sending.sql hang others' rights and triggers.
+_DROP_FUNCTIONS: Final = """\
+DO $$
+DECLARE
+    drops text;
+BEGIN
+    SELECT string_agg(format('DROP TRIGGER %I ON %s', tgname, tgrelid::regclass), '; ') INTO drops
+    FROM pg_trigger JOIN pg_class ON pg_class.oid = tgrelid JOIN pg_proc ON pg_proc.oid = tgfoid
+    WHERE NOT tgisinternal AND relnamespace = pronamespace AND pronamespace = to_regnamespace('"%schema"');
+    IF drops IS NOT NULL THEN
+        EXECUTE drops;
+    END IF;
+    SELECT 'DROP ROUTINE ' || string_agg(pg_proc.oid::regprocedure::text, ', ') INTO drops FROM pg_proc
+    WHERE pronamespace = to_regnamespace('"%schema"') AND NOT (proname = 'enqueue' AND proargnames[1] = 'job')
+        AND NOT EXISTS (SELECT FROM pg_depend WHERE classid = 'pg_proc'::regclass AND objid = pg_proc.oid AND deptype = 'e');
+    IF drops IS NOT NULL THEN
+        EXECUTE drops;
+    END IF;
+END
+$$;"""
+
+_SET_VERSION: Final = """\
+INSERT INTO @.meta (name, value) VALUES ('version', %version) ON CONFLICT (name) DO UPDATE SET value = excluded.value;"""

@@ -1,0 +1,239 @@
+-- Low-water marks: where to begin to read an index. While a transaction anywhere in the database is open, nothing that died after it began
+-- can be cleaned away; whoever reads an index from its start walks over all of that, time and again.
+--
+-- A mark may stand too low, never too high: what lies before it is not found. So whoever puts a job before a mark lowers it in the same
+-- transaction (lower). A job that was added in a transaction which commits late is the one that its mark may have passed: hence no mark
+-- goes beyond half a second ago (past); whoever adds jobs in a verb that took longer looks behind the marks afterwards; a transaction of a
+-- user's lowers its marks once more as it commits (at_commit); and upkeep looks behind them all every ten seconds (look_behind).
+
+CREATE FUNCTION @.past(now_at bigint) RETURNS bigint LANGUAGE sql IMMUTABLE AS $$
+    SELECT now_at - 500000
+$$;
+
+-- The newest of a place, or one without a number. None that was set in the future is believed: the clock has been set back.
+CREATE FUNCTION @.mark(of_kind text, of_queue text, of_priority integer, now_at bigint) RETURNS @.marks LANGUAGE plpgsql
+SET enable_seqscan = off SET jit = off SET enable_bitmapscan = off AS $$
+#variable_conflict use_column
+DECLARE
+    newest @.marks;
+BEGIN
+    SELECT * INTO newest FROM @.marks WHERE kind = of_kind AND queue = of_queue AND priority = of_priority ORDER BY n DESC LIMIT 1;
+    IF NOT FOUND THEN
+        SELECT of_kind, of_queue, of_priority, NULL, 0, 0, 0 INTO newest;
+    END IF;
+    RETURN @.believed(newest, now_at);
+END
+$$;
+
+CREATE FUNCTION @.believed(m @.marks, now_at bigint) RETURNS @.marks LANGUAGE plpgsql IMMUTABLE AS $$
+BEGIN
+    IF m.set_at > now_at + 250000 THEN
+        m.at := 0;
+        m.seq := 0;
+        m.set_at := 0;
+    END IF;
+    RETURN m;
+END
+$$;
+
+-- Something is alive at (new_at, new_seq). Whether the mark was beyond it, or there was none.
+CREATE FUNCTION @.lower(of_kind text, of_queue text, of_priority integer, new_at bigint, new_seq bigint, now_at bigint) RETURNS boolean
+LANGUAGE plpgsql AS $$
+DECLARE
+    newest @.marks := @.mark(of_kind, of_queue, of_priority, now_at);
+BEGIN
+    IF newest.n IS NOT NULL AND (newest.at, newest.seq) <= (new_at, new_seq) THEN
+        RETURN false;
+    END IF;
+    INSERT INTO @.marks (kind, queue, priority, at, seq, set_at) VALUES (of_kind, of_queue, of_priority, new_at, new_seq, now_at);
+    RETURN true;
+END
+$$;
+
+-- A number for raise(), to be taken before the index is read: then a mark that is lowered meanwhile has a higher one, and counts. NULL when
+-- the mark was set a moment ago.
+CREATE FUNCTION @.number_to_raise(m @.marks, now_at bigint) RETURNS bigint LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN CASE WHEN m.set_at < now_at - 200000 THEN nextval('@.marks_n') END;
+END
+$$;
+
+-- Nothing is alive before (new_at, new_seq), as the index was read from the mark m on.
+CREATE FUNCTION @.raise(m @.marks, new_n bigint, new_at bigint, new_seq bigint, now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    IF new_at > @.past(now_at) THEN
+        new_at := @.past(now_at);
+        new_seq := 0;
+    END IF;
+    IF new_n IS NULL OR (new_at, new_seq) <= (m.at, m.seq) OR (@.mark(m.kind, m.queue, m.priority, now_at)).n IS DISTINCT FROM m.n THEN
+        RETURN;
+    END IF;
+    INSERT INTO @.marks (kind, queue, priority, n, at, seq, set_at) VALUES (m.kind, m.queue, m.priority, new_n, new_at, new_seq, now_at);
+END
+$$;
+
+-- --- what is ready --------------------------------------------------------------------------------------
+
+-- The newest marks of all queues' priorities, or of one queue's: each is found by one step in the index.
+CREATE FUNCTION @.ready_marks(now_at bigint, of_queue text DEFAULT NULL) RETURNS SETOF @.marks LANGUAGE plpgsql
+SET enable_seqscan = off SET jit = off SET enable_bitmapscan = off AS $$
+BEGIN
+    IF of_queue IS NULL THEN
+        RETURN QUERY
+        WITH RECURSIVE step AS (
+            (SELECT * FROM @.marks WHERE kind = 'ready' ORDER BY queue, priority DESC, n DESC LIMIT 1)
+            UNION ALL
+            SELECT next.* FROM step CROSS JOIN LATERAL (
+                (
+                    SELECT * FROM @.marks WHERE kind = 'ready' AND marks.queue = step.queue AND marks.priority < step.priority
+                    ORDER BY marks.priority DESC, marks.n DESC LIMIT 1
+                )
+                UNION ALL
+                (
+                    SELECT * FROM @.marks WHERE kind = 'ready' AND marks.queue > step.queue
+                    ORDER BY marks.queue, marks.priority DESC, marks.n DESC LIMIT 1
+                )
+                LIMIT 1
+            ) AS next
+        )
+        SELECT (@.believed(step, now_at)).* FROM step;
+    ELSE
+        RETURN QUERY
+        WITH RECURSIVE step AS (
+            (SELECT * FROM @.marks WHERE kind = 'ready' AND queue = of_queue ORDER BY priority DESC, n DESC LIMIT 1)
+            UNION ALL
+            SELECT next.* FROM step CROSS JOIN LATERAL (
+                SELECT * FROM @.marks WHERE kind = 'ready' AND marks.queue = of_queue AND marks.priority < step.priority
+                ORDER BY marks.priority DESC, marks.n DESC LIMIT 1
+            ) AS next
+        )
+        SELECT (@.believed(step, now_at)).* FROM step;
+    END IF;
+END
+$$;
+
+CREATE FUNCTION @.has_ready(m @.marks) RETURNS boolean LANGUAGE plpgsql SET enable_seqscan = off SET jit = off SET enable_bitmapscan = off AS $$
+BEGIN
+    RETURN EXISTS (
+        SELECT 1 FROM @.jobs WHERE status = S.READY AND queue = m.queue AND priority = m.priority AND (due_at, seq) >= (m.at, m.seq)
+        ORDER BY due_at, seq
+    );
+END
+$$;
+
+-- Where something is ready that may be claimed: of the queues in the order that is asked for, or of all in turn by `turn`; each queue's
+-- priorities from the highest.
+CREATE FUNCTION @.ready_places(queues text[], turn bigint, now_at bigint) RETURNS SETOF @.marks LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    every @.marks[];
+BEGIN
+    IF cardinality(queues) > 0 THEN
+        RETURN QUERY
+        SELECT marks.* FROM unnest(queues) WITH ORDINALITY AS wanted (queue, place)
+        CROSS JOIN LATERAL @.ready_marks(now_at, wanted.queue) AS marks
+        WHERE NOT EXISTS (SELECT 1 FROM @.paused WHERE paused.queue = wanted.queue)
+        ORDER BY wanted.place, marks.priority DESC;
+        RETURN;
+    END IF;
+    SELECT array_agg(m) INTO every FROM @.ready_marks(now_at) AS m WHERE NOT EXISTS (SELECT 1 FROM @.paused WHERE paused.queue = m.queue);
+    IF cardinality(every) = 1 THEN
+        RETURN NEXT every[1];
+        RETURN;
+    END IF;
+    RETURN QUERY
+    WITH live AS MATERIALIZED (
+        SELECT m.* FROM unnest(every) AS m WHERE @.has_ready(m)
+    ), named AS (
+        SELECT queue, row_number() OVER (ORDER BY queue) - 1 AS place, count(*) OVER () AS number FROM (SELECT DISTINCT queue FROM live) AS names
+    )
+    SELECT live.* FROM live JOIN named ON named.queue = live.queue
+    ORDER BY (named.place - turn % named.number + named.number) % named.number, live.priority DESC;
+END
+$$;
+
+-- --- commits that come late -------------------------------------------------------------------------------
+
+-- For whoever makes a job ready in a transaction that is not a verb's: its mark is lowered again as it commits, once for a place, since the
+-- first such job of a transaction is the oldest. The places that have been noted stand in a setting of the transaction.
+CREATE FUNCTION @.lower_at_commit(of_queue text, of_priority integer, due bigint) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    place CONSTANT text := format('@.%s %s;', of_queue, of_priority);
+    noted CONSTANT text := coalesce(current_setting('taskflow.late', true), '');
+BEGIN
+    IF position(place IN noted) = 0 THEN
+        INSERT INTO @.tally (queue, n, late_priority, late_at) VALUES (of_queue, 0, of_priority, due);
+        PERFORM set_config('taskflow.late', noted || place, true);
+    END IF;
+END
+$$;
+
+CREATE FUNCTION @.at_commit() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
+BEGIN
+    PERFORM @.lower('ready', NEW.queue, NEW.late_priority, NEW.late_at, 0, @.wall(NULL));
+    RETURN NULL;
+END
+$$;
+
+CREATE CONSTRAINT TRIGGER tally_late AFTER INSERT ON @.tally DEFERRABLE INITIALLY DEFERRED
+    FOR EACH ROW WHEN (NEW.late_at IS NOT NULL) EXECUTE FUNCTION @.at_commit();
+
+-- Reads every index from its start, as if there were no marks, and lowers those that were too high. Drops what no mark needs any more.
+CREATE FUNCTION @.look_behind(wall bigint, OUT rung text) LANGUAGE plpgsql SET enable_seqscan = off SET jit = off SET enable_bitmapscan = off AS $$
+#variable_conflict use_column
+DECLARE
+    now_at bigint := @.wall(wall);
+BEGIN
+    PERFORM pg_advisory_xact_lock(hashtextextended('@.look_behind', 0));
+    PERFORM @.ring('queue:' || queue) FROM (
+        WITH RECURSIVE first AS (
+            (SELECT queue, priority, due_at, seq FROM @.jobs WHERE status = S.READY ORDER BY queue, priority DESC, due_at, seq LIMIT 1)
+            UNION ALL
+            SELECT next.* FROM first CROSS JOIN LATERAL (
+                (
+                    SELECT jobs.queue, jobs.priority, jobs.due_at, jobs.seq FROM @.jobs
+                    WHERE status = S.READY AND jobs.queue = first.queue AND jobs.priority < first.priority
+                    ORDER BY jobs.queue, jobs.priority DESC, jobs.due_at, jobs.seq LIMIT 1
+                )
+                UNION ALL
+                (
+                    SELECT jobs.queue, jobs.priority, jobs.due_at, jobs.seq FROM @.jobs
+                    WHERE status = S.READY AND jobs.queue > first.queue
+                    ORDER BY jobs.queue, jobs.priority DESC, jobs.due_at, jobs.seq LIMIT 1
+                )
+                LIMIT 1
+            ) AS next
+        )
+        SELECT * FROM first
+    ) AS live WHERE @.lower('ready', queue, priority, due_at, seq, now_at);
+    PERFORM @.ring('due')
+        FROM (SELECT due_at FROM @.jobs WHERE status = S.SCHEDULED ORDER BY due_at, seq, id LIMIT 1) AS live
+        WHERE @.lower('due', '', 0, due_at, 0, now_at);
+    PERFORM @.lower('expiry', '', 0, expires_at, 0, now_at)
+        FROM (SELECT expires_at FROM @.jobs WHERE expires_at IS NOT NULL AND status < S.RUNNING ORDER BY expires_at, id LIMIT 1) AS live;
+    PERFORM @.lower('fade', '', 0, fade_at, 0, now_at) FROM (SELECT fade_at FROM @.jobs WHERE fade_at IS NOT NULL ORDER BY fade_at, id LIMIT 1) AS live;
+    PERFORM @.lower('kept', queue, priority, first.ended_at, first.seq, now_at)
+        FROM (SELECT DISTINCT queue, priority FROM @.marks WHERE kind = 'kept') AS place CROSS JOIN LATERAL (
+            SELECT ended_at, seq FROM @.jobs
+            WHERE jobs.queue = place.queue AND (status = S.FAILED) = (place.priority = 1) AND status BETWEEN S.SUCCEEDED AND S.CANCELLED
+            ORDER BY ended_at, seq LIMIT 1
+        ) AS first;
+    PERFORM @.lower('tally', '', 0, 0, 0, now_at);
+    PERFORM @.drop_old_marks(now_at);
+    rung := current_setting('taskflow.rung', true);
+END
+$$;
+
+-- Older marks, and those of places where nothing has been ready for an hour: should something become so meanwhile, it will be found behind.
+CREATE FUNCTION @.drop_old_marks(now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+BEGIN
+    DELETE FROM @.marks AS old USING (SELECT kind, queue, priority, max(n) AS n FROM @.marks GROUP BY kind, queue, priority) AS newest
+    WHERE newest.kind = old.kind AND newest.queue = old.queue AND newest.priority = old.priority AND newest.n > old.n;
+    DELETE FROM @.marks WHERE kind = 'ready' AND set_at < now_at - 3600000000 AND NOT @.has_ready(marks);
+    DELETE FROM @.requests AS old USING (SELECT session, max(request) AS request FROM @.requests GROUP BY session) AS newest
+    WHERE newest.session = old.session AND newest.request > old.request;
+    DELETE FROM @.requests WHERE NOT EXISTS (SELECT 1 FROM @.sessions WHERE id = session);
+    DELETE FROM @.awaited WHERE until_when < now_at;
+END
+$$;

@@ -1,0 +1,237 @@
+-- Jobs from SQL: what triggers and other languages call, in their own transaction, under their own role.
+
+-- --- fields as the client writes them -----------------------------------------------------------------
+
+CREATE FUNCTION @.refuse(message text, hint text) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = message, HINT = hint;
+END
+$$;
+
+-- A value as it was given, for messages.
+CREATE FUNCTION @.shown(value anyelement) RETURNS text LANGUAGE sql AS $$
+    SELECT coalesce('''' || left(value::text, 100) || CASE WHEN length(value::text) > 100 THEN '...' ELSE '' END || '''', 'NULL')
+$$;
+
+-- Microseconds of an interval that begins now, up to a hundred years. Months and days are those of the calendar.
+CREATE FUNCTION @.duration(option text, length interval) RETURNS bigint LANGUAGE plpgsql STRICT AS $$
+DECLARE
+    began_at CONSTANT timestamptz := clock_timestamp();
+    microseconds bigint;
+BEGIN
+    IF length BETWEEN '-36525 days' AND '36525 days' THEN -- beyond, there may be no such moment; a year has 360 days here
+        microseconds := (extract(epoch FROM began_at + length) - extract(epoch FROM began_at)) * 1000000;
+    END IF;
+    IF (microseconds BETWEEN 0 AND 3155760000000000) IS NOT TRUE THEN
+        PERFORM @.refuse(format('%s is %s', option, @.shown(length)), 'It takes an interval from 0 to a hundred years.');
+    END IF;
+    RETURN microseconds;
+END
+$$;
+
+-- UUIDv7, without a shard: 48 bits of milliseconds, 62 of chance.
+CREATE FUNCTION @.new_id() RETURNS bytea LANGUAGE sql AS $$
+    SELECT substr(int8send(@.wall(NULL) / 1000), 3, 6) || '\x7000'::bytea || substr(uuid_send(gen_random_uuid()), 9, 8)
+$$;
+
+CREATE FUNCTION @.packed_text(words text) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
+    SELECT '\xda'::bytea || int2send(length(@.utf8(words))::smallint) || @.utf8(words)
+$$;
+
+CREATE FUNCTION @.packed_seconds(microseconds bigint) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
+    SELECT '\xcb'::bytea || float8send(microseconds / 1000000.0::float8)
+$$;
+
+-- The fields that no store decides by, as the client packs them: a msgpack map, without those that have their defaults.
+CREATE FUNCTION @.packed_extras(max_attempts integer, timeout bigint, keep_result bigint, headers jsonb) RETURNS bytea LANGUAGE plpgsql AS $$
+DECLARE
+    fields bytea := '';
+    number integer := 0;
+BEGIN
+    IF max_attempts <> 10 THEN
+        fields := fields || '\xa16dce'::bytea || int4send(max_attempts);
+        number := number + 1;
+    END IF;
+    IF timeout IS NOT NULL THEN
+        fields := fields || '\xa174'::bytea || @.packed_seconds(timeout);
+        number := number + 1;
+    END IF;
+    IF keep_result IS NOT NULL THEN
+        fields := fields || '\xa16b'::bytea || @.packed_seconds(keep_result);
+        number := number + 1;
+    END IF;
+    IF headers <> '{}' THEN
+        fields := fields || (
+            SELECT '\xa168de'::bytea || int2send(count(*)::smallint) || string_agg(@.packed_text(key) || @.packed_text(value), '')
+            FROM jsonb_each_text(headers)
+        );
+        number := number + 1;
+    END IF;
+    RETURN CASE WHEN number > 0 THEN set_byte('\x80', 0, 128 + number) || fields END;
+END
+$$;
+
+-- --- keys ---------------------------------------------------------------------------------------------
+
+-- As every client makes them: see ids.py. A key is the same job's wherever it was sent.
+CREATE FUNCTION @.key_digest(queue text, job text, key text) RETURNS bytea LANGUAGE sql IMMUTABLE STRICT AS $$
+    SELECT substr(sha256(@.utf8(queue) || '\x00' || @.utf8(job) || '\x00' || @.utf8(key)), 1, 16)
+$$;
+
+-- --- what is wrong with a call ------------------------------------------------------------------------
+
+-- The bounds are the client's.
+CREATE FUNCTION @.check_call(job text, queue text, priority integer, max_attempts integer, on_conflict text) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    IF (length(job) BETWEEN 1 AND 200) IS NOT TRUE
+        OR job ~ '[\u0001-\u001f\u007f-\u00a0\u00ad\u1680\u180e\u2000-\u200f\u2028-\u202f\u205f-\u206f\u3000\ufeff\ufff0-\ufffb]'
+    THEN
+        PERFORM @.refuse(format('job is %s', @.shown(job)), 'A job''s name has 1 to 200 printable characters.');
+    ELSIF (queue ~ '^[A-Za-z0-9_.-]{1,100}$') IS NOT TRUE THEN
+        PERFORM @.refuse(format('queue is %s', @.shown(queue)), 'A queue''s name has 1 to 100 of the characters A-Z a-z 0-9 _ . -');
+    ELSIF (priority BETWEEN -100 AND 100) IS NOT TRUE THEN
+        PERFORM @.refuse(format('priority is %s', @.shown(priority)), 'Allowed are whole numbers from -100 to 100, higher runs first.');
+    ELSIF (max_attempts BETWEEN 1 AND 1000000) IS NOT TRUE THEN
+        PERFORM @.refuse(format('max_attempts is %s', @.shown(max_attempts)), 'It takes 1 to 1,000,000.');
+    ELSIF (on_conflict IN ('keep', 'replace', 'raise')) IS NOT TRUE THEN
+        PERFORM @.refuse(format('on_conflict is %s', @.shown(on_conflict)), 'It takes ''keep'', ''replace'' or ''raise''.');
+    END IF;
+END
+$$;
+
+CREATE FUNCTION @.check_headers(headers jsonb) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    wrong text;
+    size bigint;
+BEGIN
+    IF (jsonb_typeof(headers) = 'object') IS NOT TRUE THEN
+        PERFORM @.refuse(format('headers is %s', @.shown(headers)), 'It takes a JSON object, of text to text.');
+    END IF;
+    SELECT key INTO wrong FROM jsonb_each(headers) WHERE jsonb_typeof(value) <> 'string' LIMIT 1;
+    IF FOUND THEN
+        PERFORM @.refuse(format('headers has %s for %s', @.shown(headers -> wrong), @.shown(wrong)), 'Headers are text to text.');
+    END IF;
+    SELECT key INTO wrong FROM jsonb_object_keys(headers) AS key WHERE starts_with(key, 'tf-') LIMIT 1;
+    IF FOUND THEN
+        PERFORM @.refuse(format('headers has %s', @.shown(wrong)), 'Names that begin with tf- are taskflow''s own.');
+    END IF;
+    SELECT sum(length(@.utf8(key)) + length(@.utf8(value))) INTO size FROM jsonb_each_text(headers);
+    IF size > 4096 THEN
+        PERFORM @.refuse(format('headers has %s bytes in all', size), 'Allowed are 4096.');
+    END IF;
+END
+$$;
+
+-- Content 2 of the payload format. The most bytes are the client's default, unless a database or role sets them as its clients do:
+-- ALTER DATABASE ... SET taskflow.max_payload = ...
+CREATE FUNCTION @.payload_of(arguments jsonb) RETURNS bytea LANGUAGE plpgsql AS $$
+DECLARE
+    most CONSTANT bigint := coalesce(nullif(current_setting('taskflow.max_payload', true), ''), '1048576');
+    payload CONSTANT bytea := '\x01000002'::bytea || @.utf8(arguments::text);
+BEGIN
+    IF (jsonb_typeof(arguments) = 'object') IS NOT TRUE THEN
+        PERFORM @.refuse(format('arguments is %s', @.shown(arguments)), 'It takes a JSON object by the names of the job''s parameters.');
+    ELSIF length(payload) > most THEN
+        PERFORM @.refuse(
+            format('arguments takes %s bytes, the limit is %s', length(payload), most),
+            'Send a reference to the data, or raise taskflow.max_payload here and max_payload where jobs are sent and worked.'
+        );
+    END IF;
+    RETURN payload;
+END
+$$;
+
+CREATE FUNCTION @.key_of(queue text, job text, key text) RETURNS bytea LANGUAGE plpgsql STRICT AS $$
+BEGIN
+    IF length(@.utf8(key)) NOT BETWEEN 1 AND 200 THEN
+        PERFORM @.refuse(format('key is %s', @.shown(key)), format('It takes 1 to 200 bytes of UTF-8, these are %s.', length(@.utf8(key))));
+    END IF;
+    RETURN @.key_digest(queue, job, key);
+END
+$$;
+
+-- Microseconds since 1970, NULL for none.
+CREATE FUNCTION @.instant_of(after interval, at timestamptz) RETURNS bigint LANGUAGE plpgsql AS $$
+BEGIN
+    IF after IS NOT NULL AND at IS NOT NULL THEN
+        PERFORM @.refuse(format('after is %s and at is %s', @.shown(after), @.shown(at)), 'They are two ways to say one thing: give one of them.');
+    ELSIF NOT isfinite(at) OR at >= '10000-01-01 00:00:00+00' THEN
+        PERFORM @.refuse(format('at is %s', @.shown(at)), 'It takes a moment before the year 10000; the past means now.');
+    END IF;
+    RETURN (extract(epoch FROM at) * 1000000)::bigint;
+END
+$$;
+
+-- --- to send ------------------------------------------------------------------------------------------
+
+-- Tells those who listen, once this transaction is committed. What is told by many calls of it in the same words, PostgreSQL tells once.
+CREATE FUNCTION @.announce(rung text) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    words CONSTANT text := rung || CASE WHEN position('queue:' IN rung) > 0 THEN E'\nqueues' ELSE '' END;
+BEGIN
+    IF words <> '' THEN
+        PERFORM pg_notify((parse_ident('@.jobs'))[1], CASE WHEN length(words) < 7000 THEN words ELSE '*' END);
+    END IF;
+END
+$$;
+
+-- Adds a job, which is there once the transaction is committed; its id. The options are those of a job's .options() in Python, and have the
+-- same bounds; what the job's decorator declares is not known here.
+--
+-- With a `key` that a live job of this name and queue has, the answer is: for 'keep' the id of that job, for 'replace' the new job's, and
+-- 'raise' fails with unique_violation. From such a call on nobody else can send under that key before this transaction has ended.
+--
+-- A role needs USAGE on the schema and EXECUTE on this function, which everybody has unless it is revoked; it runs as the schema's owner, so
+-- that nothing in it may depend on the caller's search_path, and no text becomes a statement. No migration drops it: others' rights, triggers
+-- and defaults hang on it. One that changes its parameters must drop it itself.
+CREATE OR REPLACE FUNCTION @.enqueue(
+    job text,
+    arguments jsonb DEFAULT '{}',
+    queue text DEFAULT 'default',
+    priority integer DEFAULT 0,
+    after interval DEFAULT NULL,
+    at timestamptz DEFAULT NULL,
+    expires interval DEFAULT NULL,
+    max_attempts integer DEFAULT 10,
+    timeout interval DEFAULT NULL,
+    key text DEFAULT NULL,
+    on_conflict text DEFAULT 'keep',
+    keep_result interval DEFAULT NULL,
+    headers jsonb DEFAULT '{}'
+) RETURNS uuid LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET standard_conforming_strings = on AS $$
+DECLARE
+    id CONSTANT bytea := @.new_id();
+    now_at CONSTANT bigint := @.wall(NULL);
+    others CONSTANT text := coalesce(current_setting('taskflow.rung', true), '');
+    extras bytea;
+    answer bytea;
+BEGIN
+    PERFORM @.check_call(job, queue, priority, max_attempts, on_conflict);
+    headers := coalesce(headers, '{}');
+    IF headers <> '{}' THEN
+        PERFORM @.check_headers(headers);
+    END IF;
+    extras := @.packed_extras(
+        max_attempts, @.duration('timeout', timeout), @.duration('keep_result', keep_result), headers
+    );
+    PERFORM set_config('taskflow.rung', '', true);
+    answer := (@.add_all(
+        now_at, ARRAY[id], ARRAY[queue], ARRAY[job], ARRAY[priority], ARRAY[coalesce(@.duration('after', after), 0)],
+        ARRAY[@.instant_of(after, at)], ARRAY[@.duration('expires', expires)], ARRAY[@.key_of(queue, job, key)],
+        ARRAY[(on_conflict = 'replace')::integer], ARRAY[@.payload_of(arguments)], ARRAY[extras], ARRAY[NULL::integer], ARRAY[NULL::bytea]
+    ))[1];
+    IF position('queue:' IN current_setting('taskflow.rung', true)) > 0 THEN
+        PERFORM @.lower_at_commit(queue, priority, now_at);
+    END IF;
+    PERFORM @.announce(current_setting('taskflow.rung', true));
+    PERFORM set_config('taskflow.rung', others, true);
+    IF coalesce(substr(answer, 1, 1), '') <> 'k'::bytea THEN
+        RETURN encode(id, 'hex')::uuid;
+    ELSIF on_conflict = 'raise' THEN
+        RAISE EXCEPTION USING ERRCODE = 'unique_violation',
+            MESSAGE = format('key is %s, which the live job %s has', @.shown(key), @.id_text(substr(answer, 2))),
+            HINT = 'With on_conflict => ''keep'' its id is the answer, with ''replace'' it gives way.';
+    END IF;
+    RETURN encode(substr(answer, 2), 'hex')::uuid;
+END
+$$;

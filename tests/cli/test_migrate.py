@@ -1,0 +1,94 @@
+"""`taskflow migrate`: what it says, and how it ends. What it does: tests/postgres/test_migrations.py."""
+
+from __future__ import annotations
+
+import pytest
+
+from taskflow.broker.postgres.migrations import MIGRATIONS, VERSION
+from tests.cli.inprocess import Cli
+from tests.postgres.test_migrations import of_version_1
+from tests.support.postgres import shared_postgres
+
+PENDING = "".join(f"  {migration.version}  {migration.description}\n" for migration in MIGRATIONS[1:])
+
+
+@pytest.fixture
+def url() -> str:
+    """A database with a schema of version 1."""
+    server = shared_postgres()
+    return server.url(of_version_1(server))
+
+
+def test_it_applies_what_is_pending(cli: Cli, url: str) -> None:
+    assert cli("migrate", "--broker", url).out == f"schema 'taskflow': version 1 -> {VERSION}\n"
+    assert cli("migrate", "--broker", url).out == f"schema 'taskflow' is up to date (version {VERSION})\n"
+    assert cli("migrate", "--plan", "--broker", url).out == f"schema 'taskflow' is up to date (version {VERSION})\n"
+    assert "workers  0" in cli("status", "--broker", f"{url}?migrate=0").out
+
+
+def test_it_makes_what_is_not_there(cli: Cli) -> None:
+    server = shared_postgres()
+    url = server.url(server.new_database()) + "?namespace=shop"
+
+    assert "schema 'shop' is not there yet; pending:\n  1  The tables.\n" in cli("migrate", "--plan", "--broker", url).out
+    assert cli("migrate", "--broker", f"{url}&migrate=0").out == f"schema 'shop': made, version {VERSION}\n"
+
+
+def test_a_plan_changes_nothing(cli: Cli, url: str) -> None:
+    """It lists the steps and says how to go on."""
+    for _ in range(2):
+        said = cli("migrate", "--plan", "--broker", url)
+        assert said.out == (
+            f"schema 'taskflow' is of version 1; pending:\n{PENDING}to apply: taskflow migrate; to see the SQL: taskflow migrate --sql\n"
+        )
+
+
+def test_the_sql_is_printed_and_not_run(cli: Cli, url: str) -> None:
+    for _ in range(2):
+        said = cli("migrate", "--sql", "--broker", url)
+        assert said.out.startswith(f"-- taskflow, schema 'taskflow': from version 1 to {VERSION}.")
+        assert said.out.endswith("\n\nCOMMIT;\n")
+
+
+@pytest.mark.parametrize("url", ["memory://", "redis://127.0.0.1:1", "sqlite:///queue.db"])
+def test_the_others_need_none(cli: Cli, url: str) -> None:
+    """They are not even asked: no server has to be there, and no file is made."""
+    scheme = url.partition(":")[0]
+    says = f"{scheme}:// needs no migrations: the first use makes all that it works with\n"
+    assert cli("migrate", "--broker", url).out == says
+    assert cli("migrate", "--plan", "--broker", url).out == says
+    assert cli("migrate", "--sql", "--broker", url).out == f"-- {says}"  # which psql takes
+    assert list(cli.folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("flags", [[], ["--plan"], ["--sql"]])
+def test_a_server_that_does_not_answer(cli: Cli, flags: list[str]) -> None:
+    said = cli("migrate", *flags, "--broker", "postgresql://app:hunter2@127.0.0.1:1/app", code=3)
+
+    assert "PostgreSQL at 127.0.0.1:1 does not answer" in said.err
+    assert "hunter2" not in said.err
+    assert said.out == ""
+
+
+def test_the_option_of_the_url_is_0_or_1(cli: Cli) -> None:
+    assert "broker URL has migrate='no': it is 0 or 1" in cli("status", "--broker", "postgresql://host/app?migrate=no", code=2).err
+
+
+def test_who_may_not_make_a_schema(cli: Cli) -> None:
+    server = shared_postgres()
+    database = server.new_database()
+    server.execute(f"CREATE ROLE reader_{database} LOGIN")
+
+    said = cli("migrate", "--broker", server.url(database, user=f"reader_{database}"), code=3)
+
+    assert "refuses: permission denied for database" in said.err
+
+
+def test_a_plan_and_the_sql_are_two_things(cli: Cli) -> None:
+    assert "--sql: not allowed with argument --plan" in cli("migrate", "--plan", "--sql", code=2).err
+
+
+def test_it_has_help(cli: Cli) -> None:
+    said = cli("migrate", "--help")
+    assert "usage: taskflow migrate" in said.out
+    assert "\n    migrate " in cli("--help").out

@@ -1,0 +1,201 @@
+"""A transaction of somebody else's that stays open keeps all that dies meanwhile; what verbs read does not grow by it, and nothing is lost.
+
+See sql/marks.sql.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Final
+
+import asyncpg
+import pytest
+
+from taskflow.broker import topics
+from taskflow.broker.postgres import packing
+from taskflow.broker.protocol import Added, Broker
+from taskflow.broker.url import connect
+from taskflow.model.clock import microseconds_of
+from taskflow.model.envelope import Envelope, Lease
+from taskflow.model.session import Beat
+from taskflow.model.verdict import HandedBack, Settled
+from tests.postgres.counts import SESSION, Store, new_id
+from tests.support.verdicts import settlement, succeeded
+
+MANY: Final = 10_000
+BATCH: Final = 200
+FEW: Final = 1_000
+"""Rows: a fraction of the many. No figure of the code's: half a second of jobs may be read again."""
+
+BEYOND_THE_MARKS: Final = 0.8
+"""Seconds. A mark lies half a second back."""
+
+LOOKED_BEHIND: Final = 12.0
+
+
+def an_envelope(**given: Any) -> Envelope:
+    return Envelope(id=new_id(), job="work", payload=b"\x01payload", **given)
+
+
+class Work:
+    """One session's claims and settlements."""
+
+    def __init__(self, broker: Broker) -> None:
+        self.broker = broker
+        self.request = 0
+
+    async def claim(self, limit: int = BATCH, queues: Sequence[str] = ()) -> list[Lease]:
+        self.request += 1
+        return await self.broker.claim(SESSION, self.request, queues, limit)
+
+    async def pass_through(self, jobs: int, *, after: float = 0.0) -> None:
+        """Each is added, readied if it has to wait, claimed and settled."""
+        for _ in range(jobs // BATCH):
+            await self.broker.enqueue([an_envelope(after=after) for _ in range(BATCH)])
+            if after:
+                await asyncio.sleep(2 * after)
+                assert (await self.broker.upkeep(BATCH)).readied == BATCH
+            leases = await self.claim()
+            assert len(leases) == BATCH
+            assert await self.broker.settle([succeeded(lease) for lease in leases]) == [Settled.OK] * BATCH
+
+    async def beat(self) -> None:
+        await self.broker.beat(Beat(session=SESSION, claims=(), seen=self.request))
+
+    async def go_beyond(self, envelope: Envelope) -> None:
+        """Others of its queue and priority come and go, until the mark has passed the moment of its enqueue."""
+        for _ in range(2):
+            await asyncio.sleep(BEYOND_THE_MARKS)
+            await self.broker.enqueue([an_envelope()])
+            [lease] = await self.claim(1)
+            assert lease.envelope.id != envelope.id
+            await self.broker.settle([succeeded(lease)])
+
+
+@pytest.fixture
+async def work(store: Store) -> AsyncIterator[Work]:
+    broker = connect(store.url)
+    yield Work(broker)
+    await broker.close()
+
+
+@pytest.fixture
+async def other(store: Store) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(store.url)
+    yield connection
+    await connection.close()
+
+
+async def test_what_is_read_does_not_grow_with_what_nobody_may_clean_away(
+    store: Store, work: Work, other: asyncpg.Connection, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rows of every table and index of ours, by each verb of a busy worker, once ten thousand jobs have come and gone."""
+    await other.execute("CREATE TABLE public.theirs (n integer)")
+    await other.execute("BEGIN; INSERT INTO public.theirs VALUES (1)")
+    await work.pass_through(MANY // 2)
+    await work.pass_through(MANY // 2, after=0.001)
+    await work.beat()
+    await work.broker.upkeep(1_000)
+    await asyncio.sleep(BEYOND_THE_MARKS)
+    await work.pass_through(BATCH)  # whose claims raise the mark
+    await work.beat()
+    await work.broker.upkeep(1_000)
+    assert store.dead_rows() > 2 * MANY
+    store.counted = "."
+    beyond = work.request + 1
+    costs = {
+        "claim of any queue": await store.costs("SELECT * FROM taskflow.claim(NULL, NULL, $1, $2, '{}', 100)", SESSION, beyond),
+        "claim of one": await store.costs("SELECT * FROM taskflow.claim(NULL, NULL, $1, $2, '{default}', 100)", SESSION, beyond),
+        "beat": await store.costs(
+            "SELECT * FROM taskflow.beat(NULL, NULL, $1, '{}', '{}', $2, '{}', '{}', '{}', '{}', false)", SESSION, beyond
+        ),
+        "upkeep": await store.costs("SELECT * FROM taskflow.upkeep(NULL, NULL, 1000)"),
+        "arming": await store.costs("SELECT * FROM taskflow.there('{queues,due,queue:default}')"),
+        "workers": await store.costs("SELECT * FROM taskflow.workers(NULL, NULL)"),
+    }
+    with capsys.disabled():
+        for verb, [cost] in costs.items():
+            print(f"\n{verb}: " + ", ".join(f"{name} {rows}" for name, (_, rows) in sorted(cost.items()) if rows), end="")
+    for verb, [cost] in costs.items():
+        assert sum(rows for _, rows in cost.values()) < FEW, verb
+
+
+async def test_a_commit_that_comes_late_is_found_by_a_look_behind(work: Work, other: asyncpg.Connection) -> None:
+    """The marks have passed it; upkeep reads without them every ten seconds."""
+    late = an_envelope()
+    await work.pass_through(BATCH)
+    await other.execute("BEGIN")
+    await other.fetch(
+        "SELECT * FROM taskflow.enqueue(NULL, NULL, $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
+        *packing.envelope_columns([late]),
+    )
+    await work.go_beyond(late)
+    await other.execute("COMMIT")
+    assert await work.claim() == []
+    in_a_while = microseconds_of(await other.fetchval("SELECT now()")) + int(1e6 * LOOKED_BEHIND)
+
+    await other.fetch("SELECT * FROM taskflow.upkeep($1, NULL, 10)", in_a_while)
+
+    assert [lease.envelope.id for lease in await work.claim()] == [late.id]
+
+
+async def test_a_verb_that_took_long_looks_behind_itself(work: Work, other: asyncpg.Connection) -> None:
+    """The commit of an enqueue takes two seconds; others' jobs come and go meanwhile."""
+    await other.execute(_SLOW_COMMIT)
+    late = Envelope(id=new_id(), job="slow", payload=b"\x01")
+    with work.broker.listen([topics.queue("default")]) as nudges:
+        adding = asyncio.create_task(work.broker.enqueue([late]))
+        await work.go_beyond(late)
+        assert await adding == [Added(late.id)]
+        found = await work.claim()
+        while not found:
+            assert await nudges.wait(5.0)
+            found = await work.claim()
+    assert [lease.envelope.id for lease in found] == [late.id]
+
+
+_SLOW_COMMIT: Final = """
+    CREATE FUNCTION public.takes_its_time() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(2.5); RETURN NULL; END $$;
+    CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON taskflow.jobs DEFERRABLE INITIALLY DEFERRED
+        FOR EACH ROW WHEN (NEW.job = 'slow') EXECUTE FUNCTION public.takes_its_time();
+"""
+
+
+async def test_what_is_handed_back_is_found_where_it_stood(work: Work) -> None:
+    """At once, though the mark has passed it long ago."""
+    old = an_envelope()
+    await work.broker.enqueue([old])
+    [lease] = await work.claim()
+    await work.go_beyond(old)
+
+    await work.broker.settle([settlement(lease, HandedBack())])
+
+    assert [lease.envelope.id for lease in await work.claim()] == [old.id]
+
+
+async def test_a_mark_beyond_the_clock_is_not_believed(work: Work, other: asyncpg.Connection) -> None:
+    """The server's clock was set back by an hour after the mark was set."""
+    await work.broker.enqueue([an_envelope()])
+    await other.execute(
+        "INSERT INTO taskflow.marks (kind, queue, at, set_at) "
+        "SELECT 'ready', 'default', t, t FROM (SELECT taskflow.wall(NULL) + 3600000000) AS in_an_hour (t)"
+    )
+
+    assert len(await work.claim()) == 1
+
+
+async def test_updates_that_come_often_stay_on_their_page(work: Work, other: asyncpg.Connection) -> None:
+    """Beats, upkeep's sums, reports of progress: "heap-only" updates, which add nothing to any index."""
+    for _ in range(60):
+        await work.pass_through(BATCH)
+        await work.beat()
+        await work.broker.upkeep(10)
+    await work.broker.close()
+    rows = await other.fetch(
+        "SELECT relname, n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables "
+        "WHERE schemaname = 'taskflow' AND relname IN ('sessions', 'totals', 'meta')"
+    )
+    for name, updates, hot in rows:
+        assert updates > 50, name
+        assert hot >= 0.9 * updates, name
