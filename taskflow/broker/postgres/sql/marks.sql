@@ -11,41 +11,34 @@ CREATE FUNCTION @.past(now_at bigint) RETURNS bigint LANGUAGE sql IMMUTABLE AS $
 $$;
 
 -- The newest of a place, or one without a number. None that was set in the future is believed: the clock has been set back.
-CREATE FUNCTION @.mark(of_kind text, of_queue text, of_priority integer, now_at bigint) RETURNS @.marks LANGUAGE plpgsql
+CREATE FUNCTION @.mark(of_kind text, of_queue text, of_rank integer, now_at bigint) RETURNS @.marks LANGUAGE plpgsql
 SET enable_seqscan = off SET jit = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_column
 DECLARE
     newest @.marks;
 BEGIN
-    SELECT * INTO newest FROM @.marks WHERE kind = of_kind AND queue = of_queue AND priority = of_priority ORDER BY n DESC LIMIT 1;
+    SELECT * INTO newest FROM @.marks WHERE kind = of_kind AND queue = of_queue AND rank = of_rank ORDER BY n DESC LIMIT 1;
     IF NOT FOUND THEN
-        SELECT of_kind, of_queue, of_priority, NULL, 0, 0, 0 INTO newest;
+        SELECT of_kind, of_queue, of_rank, NULL, 0, 0, 0 INTO newest;
+    ELSIF newest.set_at > now_at + 250000 THEN
+        newest.at := 0;
+        newest.seq := 0;
+        newest.set_at := 0;
     END IF;
-    RETURN @.believed(newest, now_at);
-END
-$$;
-
-CREATE FUNCTION @.believed(m @.marks, now_at bigint) RETURNS @.marks LANGUAGE plpgsql IMMUTABLE AS $$
-BEGIN
-    IF m.set_at > now_at + 250000 THEN
-        m.at := 0;
-        m.seq := 0;
-        m.set_at := 0;
-    END IF;
-    RETURN m;
+    RETURN newest;
 END
 $$;
 
 -- Something is alive at (new_at, new_seq). Whether the mark was beyond it, or there was none.
-CREATE FUNCTION @.lower(of_kind text, of_queue text, of_priority integer, new_at bigint, new_seq bigint, now_at bigint) RETURNS boolean
+CREATE FUNCTION @.lower(of_kind text, of_queue text, of_rank integer, new_at bigint, new_seq bigint, now_at bigint) RETURNS boolean
 LANGUAGE plpgsql AS $$
 DECLARE
-    newest @.marks := @.mark(of_kind, of_queue, of_priority, now_at);
+    newest @.marks := @.mark(of_kind, of_queue, of_rank, now_at);
 BEGIN
     IF newest.n IS NOT NULL AND (newest.at, newest.seq) <= (new_at, new_seq) THEN
         RETURN false;
     END IF;
-    INSERT INTO @.marks (kind, queue, priority, at, seq, set_at) VALUES (of_kind, of_queue, of_priority, new_at, new_seq, now_at);
+    INSERT INTO @.marks (kind, queue, rank, at, seq, set_at) VALUES (of_kind, of_queue, of_rank, new_at, new_seq, now_at);
     RETURN true;
 END
 $$;
@@ -65,10 +58,10 @@ BEGIN
         new_at := @.past(now_at);
         new_seq := 0;
     END IF;
-    IF new_n IS NULL OR (new_at, new_seq) <= (m.at, m.seq) OR (@.mark(m.kind, m.queue, m.priority, now_at)).n IS DISTINCT FROM m.n THEN
+    IF new_n IS NULL OR (new_at, new_seq) <= (m.at, m.seq) OR (@.mark(m.kind, m.queue, m.rank, now_at)).n IS DISTINCT FROM m.n THEN
         RETURN;
     END IF;
-    INSERT INTO @.marks (kind, queue, priority, n, at, seq, set_at) VALUES (m.kind, m.queue, m.priority, new_n, new_at, new_seq, now_at);
+    INSERT INTO @.marks (kind, queue, rank, n, at, seq, set_at) VALUES (m.kind, m.queue, m.rank, new_n, new_at, new_seq, now_at);
 END
 $$;
 
@@ -76,54 +69,39 @@ $$;
 
 -- The newest marks of all queues' priorities, or of one queue's: each is found by one step in the index.
 CREATE FUNCTION @.ready_marks(now_at bigint, of_queue text DEFAULT NULL) RETURNS SETOF @.marks LANGUAGE plpgsql
-SET enable_seqscan = off SET jit = off SET enable_bitmapscan = off AS $$
+SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
 BEGIN
-    IF of_queue IS NULL THEN
-        RETURN QUERY
-        WITH RECURSIVE step AS (
-            (SELECT * FROM @.marks WHERE kind = 'ready' ORDER BY queue, priority DESC, n DESC LIMIT 1)
-            UNION ALL
-            SELECT next.* FROM step CROSS JOIN LATERAL (
-                (
-                    SELECT * FROM @.marks WHERE kind = 'ready' AND marks.queue = step.queue AND marks.priority < step.priority
-                    ORDER BY marks.priority DESC, marks.n DESC LIMIT 1
-                )
-                UNION ALL
-                (
-                    SELECT * FROM @.marks WHERE kind = 'ready' AND marks.queue > step.queue
-                    ORDER BY marks.queue, marks.priority DESC, marks.n DESC LIMIT 1
-                )
-                LIMIT 1
-            ) AS next
+    RETURN QUERY
+    WITH RECURSIVE step AS (
+        (
+            SELECT * FROM @.marks WHERE kind = 'ready' AND queue >= coalesce(of_queue, '') AND (of_queue IS NULL OR queue = of_queue)
+            ORDER BY kind, queue, rank, n DESC LIMIT 1
         )
-        SELECT (@.believed(step, now_at)).* FROM step;
-    ELSE
-        RETURN QUERY
-        WITH RECURSIVE step AS (
-            (SELECT * FROM @.marks WHERE kind = 'ready' AND queue = of_queue ORDER BY priority DESC, n DESC LIMIT 1)
-            UNION ALL
-            SELECT next.* FROM step CROSS JOIN LATERAL (
-                SELECT * FROM @.marks WHERE kind = 'ready' AND marks.queue = of_queue AND marks.priority < step.priority
-                ORDER BY marks.priority DESC, marks.n DESC LIMIT 1
-            ) AS next
-        )
-        SELECT (@.believed(step, now_at)).* FROM step;
-    END IF;
+        UNION ALL
+        SELECT next.* FROM step CROSS JOIN LATERAL (
+            SELECT * FROM @.marks WHERE kind = 'ready' AND (marks.queue, marks.rank) > (step.queue, step.rank)
+            ORDER BY kind, marks.queue, marks.rank, marks.n DESC LIMIT 1
+        ) AS next
+        WHERE of_queue IS NULL OR next.queue = of_queue
+    )
+    SELECT kind, queue, rank, n, CASE WHEN is_believed THEN at ELSE 0 END, CASE WHEN is_believed THEN seq ELSE 0 END,
+        CASE WHEN is_believed THEN set_at ELSE 0 END
+    FROM (SELECT *, set_at <= now_at + 250000 AS is_believed FROM step) AS marked;
 END
 $$;
 
-CREATE FUNCTION @.has_ready(m @.marks) RETURNS boolean LANGUAGE plpgsql SET enable_seqscan = off SET jit = off SET enable_bitmapscan = off AS $$
+CREATE FUNCTION @.has_ready(m @.marks) RETURNS boolean LANGUAGE plpgsql SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
 BEGIN
     RETURN EXISTS (
-        SELECT 1 FROM @.jobs WHERE status = S.READY AND queue = m.queue AND priority = m.priority AND (due_at, seq) >= (m.at, m.seq)
-        ORDER BY due_at, seq
+        SELECT 1 FROM @.jobs WHERE status = S.READY AND queue = m.queue AND priority = -m.rank AND (due_at, seq) >= (m.at, m.seq)
     );
 END
 $$;
 
 -- Where something is ready that may be claimed: of the queues in the order that is asked for, or of all in turn by `turn`; each queue's
 -- priorities from the highest.
-CREATE FUNCTION @.ready_places(queues text[], turn bigint, now_at bigint) RETURNS SETOF @.marks LANGUAGE plpgsql AS $$
+CREATE FUNCTION @.ready_places(queues text[], turn bigint, now_at bigint) RETURNS SETOF @.marks LANGUAGE plpgsql
+SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
     every @.marks[];
@@ -133,7 +111,7 @@ BEGIN
         SELECT marks.* FROM unnest(queues) WITH ORDINALITY AS wanted (queue, place)
         CROSS JOIN LATERAL @.ready_marks(now_at, wanted.queue) AS marks
         WHERE NOT EXISTS (SELECT 1 FROM @.paused WHERE paused.queue = wanted.queue)
-        ORDER BY wanted.place, marks.priority DESC;
+        ORDER BY wanted.place, marks.rank;
         RETURN;
     END IF;
     SELECT array_agg(m) INTO every FROM @.ready_marks(now_at) AS m WHERE NOT EXISTS (SELECT 1 FROM @.paused WHERE paused.queue = m.queue);
@@ -143,12 +121,15 @@ BEGIN
     END IF;
     RETURN QUERY
     WITH live AS MATERIALIZED (
-        SELECT m.* FROM unnest(every) AS m WHERE @.has_ready(m)
+        SELECT m.* FROM unnest(every) AS m WHERE EXISTS (
+            SELECT 1 FROM @.jobs WHERE status = S.READY AND jobs.queue = m.queue AND jobs.priority = -m.rank AND (due_at, jobs.seq) >= (m.at, m.seq)
+            OFFSET 0 -- one step in the index for each, not a join
+        )
     ), named AS (
         SELECT queue, row_number() OVER (ORDER BY queue) - 1 AS place, count(*) OVER () AS number FROM (SELECT DISTINCT queue FROM live) AS names
     )
     SELECT live.* FROM live JOIN named ON named.queue = live.queue
-    ORDER BY (named.place - turn % named.number + named.number) % named.number, live.priority DESC;
+    ORDER BY (named.place - turn % named.number + named.number) % named.number, live.rank;
 END
 $$;
 
@@ -170,7 +151,7 @@ $$;
 
 CREATE FUNCTION @.at_commit() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
 BEGIN
-    PERFORM @.lower('ready', NEW.queue, NEW.late_priority, NEW.late_at, 0, @.wall(NULL));
+    PERFORM @.lower('ready', NEW.queue, -NEW.late_priority, NEW.late_at, 0, @.wall(NULL));
     RETURN NULL;
 END
 $$;
@@ -205,17 +186,17 @@ BEGIN
             ) AS next
         )
         SELECT * FROM first
-    ) AS live WHERE @.lower('ready', queue, priority, due_at, seq, now_at);
+    ) AS live WHERE @.lower('ready', queue, -priority, due_at, seq, now_at);
     PERFORM @.ring('due')
         FROM (SELECT due_at FROM @.jobs WHERE status = S.SCHEDULED ORDER BY due_at, seq, id LIMIT 1) AS live
         WHERE @.lower('due', '', 0, due_at, 0, now_at);
     PERFORM @.lower('expiry', '', 0, expires_at, 0, now_at)
         FROM (SELECT expires_at FROM @.jobs WHERE expires_at IS NOT NULL AND status < S.RUNNING ORDER BY expires_at, id LIMIT 1) AS live;
     PERFORM @.lower('fade', '', 0, fade_at, 0, now_at) FROM (SELECT fade_at FROM @.jobs WHERE fade_at IS NOT NULL ORDER BY fade_at, id LIMIT 1) AS live;
-    PERFORM @.lower('kept', queue, priority, first.ended_at, first.seq, now_at)
-        FROM (SELECT DISTINCT queue, priority FROM @.marks WHERE kind = 'kept') AS place CROSS JOIN LATERAL (
+    PERFORM @.lower('kept', queue, rank, first.ended_at, first.seq, now_at)
+        FROM (SELECT DISTINCT queue, rank FROM @.marks WHERE kind = 'kept') AS place CROSS JOIN LATERAL (
             SELECT ended_at, seq FROM @.jobs
-            WHERE jobs.queue = place.queue AND (status = S.FAILED) = (place.priority = 1) AND status BETWEEN S.SUCCEEDED AND S.CANCELLED
+            WHERE jobs.queue = place.queue AND (status = S.FAILED) = (place.rank = 1) AND status BETWEEN S.SUCCEEDED AND S.CANCELLED
             ORDER BY ended_at, seq LIMIT 1
         ) AS first;
     PERFORM @.lower('tally', '', 0, 0, 0, now_at);
@@ -228,8 +209,8 @@ $$;
 CREATE FUNCTION @.drop_old_marks(now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 BEGIN
-    DELETE FROM @.marks AS old USING (SELECT kind, queue, priority, max(n) AS n FROM @.marks GROUP BY kind, queue, priority) AS newest
-    WHERE newest.kind = old.kind AND newest.queue = old.queue AND newest.priority = old.priority AND newest.n > old.n;
+    DELETE FROM @.marks AS old USING (SELECT kind, queue, rank, max(n) AS n FROM @.marks GROUP BY kind, queue, rank) AS newest
+    WHERE newest.kind = old.kind AND newest.queue = old.queue AND newest.rank = old.rank AND newest.n > old.n;
     DELETE FROM @.marks WHERE kind = 'ready' AND set_at < now_at - 3600000000 AND NOT @.has_ready(marks);
     DELETE FROM @.requests AS old USING (SELECT session, max(request) AS request FROM @.requests GROUP BY session) AS newest
     WHERE newest.session = old.session AND newest.request > old.request;

@@ -56,7 +56,7 @@ DECLARE
 BEGIN
     WITH picked AS MATERIALIZED (
         SELECT id, due_at, seq FROM @.jobs
-        WHERE status = S.READY AND queue = m.queue AND priority = m.priority AND (due_at, seq) >= (m.at, m.seq)
+        WHERE status = S.READY AND queue = m.queue AND priority = -m.rank AND (due_at, seq) >= (m.at, m.seq)
             AND (expires_at IS NULL OR expires_at > now_at)
         ORDER BY due_at, seq
         LIMIT most

@@ -74,7 +74,7 @@ BEGIN
         PERFORM @.lower('due', '', 0, due, 0, now_at);
         PERFORM @.ring('due');
     ELSIF status = S.READY THEN
-        PERFORM @.lower('ready', queue, priority, due, of_seq, now_at);
+        PERFORM @.lower('ready', queue, -priority, due, of_seq, now_at);
         PERFORM @.ring('queue:' || queue);
     END IF;
 END

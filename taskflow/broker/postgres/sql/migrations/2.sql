@@ -5,7 +5,7 @@
 -- that is changed often all versions would have to be walked.
 --
 --   kind     place              order                 written by
---   ready    queue, priority    jobs_ready            every verb that makes a job ready, and claims
+--   ready    queue, -priority   jobs_ready            every verb that makes a job ready, and claims
 --   due                         jobs_due              upkeep
 --   expiry                      jobs_expiring         upkeep, and whoever puts an expired job back
 --   fade                        jobs_fading           upkeep, and whoever drops what is kept of a job
@@ -15,15 +15,15 @@ CREATE SEQUENCE @.marks_n;
 CREATE TABLE @.marks (
     kind text COLLATE "C" NOT NULL,
     queue text COLLATE "C" NOT NULL DEFAULT '',
-    priority smallint NOT NULL DEFAULT 0,
+    rank smallint NOT NULL DEFAULT 0,
     n bigint NOT NULL DEFAULT nextval('@.marks_n'),
     at bigint NOT NULL,
     seq bigint NOT NULL DEFAULT 0,
     set_at bigint NOT NULL
 );
-CREATE UNIQUE INDEX marks_newest ON @.marks (kind, queue, priority DESC, n DESC);
-INSERT INTO @.marks (kind, queue, priority, at, set_at)
-    SELECT DISTINCT 'ready', queue, priority, 0, 0 FROM @.jobs WHERE status = S.READY;
+CREATE UNIQUE INDEX marks_newest ON @.marks (kind, queue, rank, n DESC);
+INSERT INTO @.marks (kind, queue, rank, at, set_at)
+    SELECT DISTINCT 'ready', queue, -priority, 0, 0 FROM @.jobs WHERE status = S.READY;
 
 -- The requests by which a session has claimed: the newest counts. A row each, for the same reason.
 CREATE TABLE @.requests (session bytea NOT NULL, request bigint NOT NULL, PRIMARY KEY (session, request));
