@@ -10,10 +10,17 @@ BEGIN
     ), numbers AS (
         SELECT queue, code, coalesce(sum(n) FILTER (WHERE what = '=' || code), 0)::bigint AS n
         FROM counted CROSS JOIN generate_series(S.HELD, S.CANCELLED) AS code GROUP BY queue, code
+    ), next AS MATERIALIZED ( -- jobs_due knows no queues: once for all is the best there is, unless only one has any
+        SELECT queue, min(due_at) AS due_at FROM @.jobs WHERE status = S.SCHEDULED GROUP BY queue
     )
     SELECT queue, EXISTS (SELECT 1 FROM @.paused WHERE paused.queue = numbers.queue), array_agg(n ORDER BY code),
         (SELECT min(@.first_ready(m)) FROM @.ready_marks(@.wall(NULL), numbers.queue) AS m),
-        (SELECT min(due_at) FROM @.jobs WHERE status = S.SCHEDULED AND jobs.queue = numbers.queue)
+        CASE
+            WHEN sum(n) FILTER (WHERE code = S.SCHEDULED) = 0 THEN NULL
+            WHEN (SELECT count(*) FROM numbers WHERE code = S.SCHEDULED AND n > 0) = 1
+                THEN (SELECT due_at FROM @.jobs WHERE status = S.SCHEDULED ORDER BY due_at, seq, id LIMIT 1)
+            ELSE (SELECT due_at FROM next WHERE next.queue = numbers.queue)
+        END
     FROM numbers GROUP BY queue;
 END
 $$;
