@@ -23,7 +23,7 @@ PROBATION: Final = 0.5
 """Seconds that they have lived when others begin beside them. What kills its worker does so at once, as a rule."""
 
 UNTIL_ALONE: Final = 2.0
-"""Seconds for which runs that have begun before are waited for, and the store to take back the rest. What stays is at the suspects' risk."""
+"""Seconds for which runs that began before are waited for, and the store to take back the rest. What stays is at the suspects' risk."""
 
 
 class Suspects:
