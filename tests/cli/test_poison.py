@@ -28,7 +28,7 @@ async def poison() -> None:
 
 
 def test_a_poison_job_among_healthy_ones_takes_none_of_them_with_it(shell: Shell) -> None:
-    """Two workers that are started again whenever one dies. Each healthy job succeeds, most at once, the poison's neighbours at a later run."""
+    """Two workers, started again whenever one dies. Each healthy job succeeds, most at once, the poison's neighbours at a later run."""
     shell.write("tasks.py", TASKS)
     numbered = (
         f"*[healthy.bind(n) for n in range({HEALTHY // 2})], poison.bind(), *[healthy.bind(n) for n in range({HEALTHY // 2}, {HEALTHY})]"
