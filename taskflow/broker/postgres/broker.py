@@ -103,7 +103,7 @@ class PostgresBroker:
         return [packing.lease_of(row, row["claimed_at"] if now is None else now) for row in rows]
 
     async def beat(self, beat: Beat) -> BeatAnswer:
-        row = await self.call_one("beat", *self.times(), beat.session, *packing.beat_columns(beat), beat.leaving)
+        row = await self.call_one("beat", *self.times(), beat.session, *packing.beat_columns(beat))
         if row["is_lost"]:
             raise SessionLost(words.SESSION_LOST)
         held, stopping = set(row["held"] or ()), set(row["stopping"] or ())

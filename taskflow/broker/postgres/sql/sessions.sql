@@ -122,10 +122,12 @@ $$;
 -- --- beat ---------------------------------------------------------------------------------------------
 
 -- `requests` and `numbers` name claims; `reported_` and `running_for`, `progress` are the reports. The answer: whether it is lost, how many
--- ghosts there were, which of the named are held (their places, from 1), and which of those are asked to stop.
+-- ghosts there were, which of the named are held (their places, from 1), and which of those are asked to stop. `died_of` came later than
+-- the others: who has nothing to say of it leaves it out, as those did who did not know it.
 CREATE FUNCTION @.beat(
     wall bigint, steady bigint, of_session bytea, requests bigint[], numbers integer[], seen bigint,
     reported_requests bigint[], reported_numbers integer[], running_for bigint[], progresses bytea[], leaving boolean,
+    died_of bytea DEFAULT NULL,
     OUT is_lost boolean, OUT ghosts integer, OUT held integer[], OUT stopping integer[], OUT rung text
 ) LANGUAGE plpgsql AS $$
 #variable_conflict use_column
@@ -167,13 +169,16 @@ BEGIN
             ghosts := ghosts + 1;
         END IF;
     END LOOP;
-    IF leaving THEN
+    IF leaving OR died_of IS NOT NULL THEN
         UPDATE @.sessions SET dead_at = now_at WHERE id = of_session;
         FOR lease IN SELECT id FROM @.leases_of(s) ORDER BY request, number LOOP
             PERFORM @.lock_jobs(ARRAY [lease.id]);
             SELECT * INTO j FROM @.jobs WHERE id = lease.id AND session = of_session AND status = S.RUNNING;
-            IF FOUND THEN
+            CONTINUE WHEN NOT FOUND;
+            IF died_of IS NULL THEN
                 PERFORM @.hand_back(j, true, now_at);
+            ELSE
+                PERFORM @.crash(j, died_of, now_at);
             END IF;
         END LOOP;
     END IF;

@@ -189,11 +189,11 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION @.poison(j @.jobs, event text, why text, now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION @.poison(j @.jobs, event text, why bytea, now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 BEGIN
     j.is_poison := true;
-    PERFORM @.finish(j, event, S.FAILED, @.utf8(W.POISON || why), now_at);
+    PERFORM @.finish(j, event, S.FAILED, @.utf8(W.POISON) || why, now_at);
 END
 $$;
 
@@ -202,7 +202,7 @@ CREATE FUNCTION @.hand_back(j @.jobs, counts boolean, now_at bigint) RETURNS voi
 BEGIN
     j.hand_backs := j.hand_backs + counts::integer;
     IF j.hand_backs > R.max_hand_backs AND j.cancel_requested IS NULL THEN
-        PERFORM @.poison(j, E.HAND_BACK, format(W.HANDED_BACK_IN_VAIN, j.hand_backs), now_at);
+        PERFORM @.poison(j, E.HAND_BACK, @.utf8(format(W.HANDED_BACK_IN_VAIN, j.hand_backs)), now_at);
     ELSE
         PERFORM @.wait_again(j, E.HAND_BACK, now_at);
     END IF;

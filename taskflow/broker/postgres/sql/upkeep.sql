@@ -126,7 +126,7 @@ BEGIN
             IF s.is_spared THEN
                 PERFORM @.hand_back(j, true, now_at);
             ELSE
-                PERFORM @.crash(j, now_at);
+                PERFORM @.crash(j, NULL, now_at);
             END IF;
             moved := moved + 1;
         END LOOP;
@@ -141,7 +141,8 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION @.crash(j @.jobs, now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
+-- `cause` is NULL where nobody knows of what its worker was lost.
+CREATE FUNCTION @.crash(j @.jobs, cause bytea, now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
     waits bigint[] := R.crash_backoff;
@@ -149,9 +150,9 @@ DECLARE
 BEGIN
     j.crashes := j.crashes + 1;
     wait := waits[least(j.crashes, cardinality(waits))];
-    j.errors := @.noted(j.errors, @.packed_error(W.CRASHED, j.worker, j.crashes, j.failures + 1, now_at));
+    j.errors := @.noted(j.errors, @.packed_error(W.CRASHED, j.worker, j.crashes, cause, j.failures + 1, now_at));
     IF j.crashes > R.max_crashes AND j.cancel_requested IS NULL THEN
-        PERFORM @.poison(j, E.CRASH, format(W.LOST_IN_A_ROW, j.crashes), now_at);
+        PERFORM @.poison(j, E.CRASH, @.utf8(format(W.LOST_IN_A_ROW, j.crashes)) || coalesce(@.utf8(W.LAST_DIED_OF) || cause, ''), now_at);
     ELSE
         PERFORM @.wait_again(j, E.CRASH, now_at, CASE WHEN wait > 0 THEN now_at + wait END);
     END IF;
@@ -159,11 +160,12 @@ END
 $$;
 
 -- A msgpack array of type, message, traceback, attempt and time, as verdict.py reads it.
-CREATE FUNCTION @.packed_error(kind text, worker bytea, crashes integer, attempt integer, now_at bigint) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
+CREATE FUNCTION @.packed_error(kind text, worker bytea, crashes integer, cause bytea, attempt integer, now_at bigint) RETURNS bytea
+LANGUAGE sql IMMUTABLE AS $$
     SELECT '\x95'::bytea || @.packed_text(@.utf8(kind))
         || @.packed_text(
             @.utf8(split_part(W.WORKER_LOST, '%s', 1)) || worker || @.utf8(split_part(W.WORKER_LOST, '%s', 2) || crashes)
-            || @.utf8(split_part(W.WORKER_LOST, '%s', 3))
+            || @.utf8(split_part(W.WORKER_LOST, '%s', 3)) || coalesce(@.utf8(W.DIED_OF) || cause, '')
         )
         || @.packed_text('') || '\xce'::bytea || int4send(attempt) || '\xcf'::bytea || int8send(now_at)
 $$;
