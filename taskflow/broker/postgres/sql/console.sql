@@ -1,6 +1,6 @@
 -- What stands in each queue: name, whether it is paused, counts by status, due time of the oldest ready and of the next scheduled job.
-CREATE FUNCTION @.queues() RETURNS TABLE (name text, is_paused boolean, counts bigint[], ready_since bigint, next_due bigint)
-LANGUAGE plpgsql SET jit = off AS $$
+CREATE FUNCTION @.queues(wall bigint DEFAULT NULL)
+RETURNS TABLE (name text, is_paused boolean, counts bigint[], ready_since bigint, next_due bigint) LANGUAGE plpgsql SET jit = off AS $$
 BEGIN
     RETURN QUERY
     WITH counted AS MATERIALIZED (
@@ -14,7 +14,7 @@ BEGIN
         SELECT queue, min(due_at) AS due_at FROM @.jobs WHERE status = S.SCHEDULED GROUP BY queue
     )
     SELECT queue, EXISTS (SELECT 1 FROM @.paused WHERE paused.queue = numbers.queue), array_agg(n ORDER BY code),
-        (SELECT min(@.first_ready(m)) FROM @.ready_marks(@.wall(NULL), numbers.queue) AS m),
+        (SELECT min(@.first_ready(m)) FROM @.ready_marks(@.wall(wall), numbers.queue) AS m),
         CASE
             WHEN sum(n) FILTER (WHERE code = S.SCHEDULED) = 0 THEN NULL
             WHEN (SELECT count(*) FROM numbers WHERE code = S.SCHEDULED AND n > 0) = 1
