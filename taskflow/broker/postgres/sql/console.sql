@@ -57,7 +57,7 @@ $$;
 CREATE FUNCTION @.purge(
     wall bigint, of_queue text, of_job text, statuses integer[], ended_before bigint, only_poison boolean, most integer,
     OUT purged integer, OUT rung text
-) LANGUAGE plpgsql AS $$
+) LANGUAGE plpgsql SET lock_timeout = '3s' AS $$
 #variable_conflict use_column
 DECLARE
     now_at bigint := @.wall(wall);
@@ -78,15 +78,14 @@ BEGIN
         IF j.status < S.RUNNING THEN
             PERFORM @.finish(j, E.CANCEL, S.CANCELLED, @.utf8(W.PURGED), now_at);
         END IF;
-        PERFORM @.bury(each, now_at);
-        purged := purged + 1;
+        purged := purged + @.bury(each, now_at)::integer;
     END LOOP;
     rung := current_setting('taskflow.rung', true);
 END
 $$;
 
 -- An operator's retry. For each: "ok", "unknown", "live", "succeeded" or "key taken".
-CREATE FUNCTION @.redo(wall bigint, ids bytea[], OUT answers text[], OUT rung text) LANGUAGE plpgsql AS $$
+CREATE FUNCTION @.redo(wall bigint, ids bytea[], OUT answers text[], OUT rung text) LANGUAGE plpgsql SET lock_timeout = '3s' AS $$
 #variable_conflict use_column
 DECLARE
     now_at bigint := @.wall(wall);
