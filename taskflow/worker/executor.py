@@ -207,7 +207,11 @@ async def _turn(holding: Holding, job: AnyJob, children: Children) -> Turn:
     """Who waits for it may be asked to stop, and has not begun."""
     task = asyncio.current_task()
     assert task is not None
-    holding.started, holding.stop = None, task.cancel
+
+    def stop() -> None:
+        task.cancel()
+
+    holding.started, holding.stop = None, stop
     try:
         if holding.why_stopped is not None:
             raise asyncio.CancelledError

@@ -51,10 +51,9 @@ class Application:
     def find(self, name: str, module: str) -> AnyJob | Refused:
         self._log_to_stderr()
         default_app().read_settings()
-        job = default_app().registry.get(name)
-        if job is not None:
-            return job
-        return self._failures.get(module) or Refused(
+        if module in self._failures:  # though it may have declared the job before it failed
+            return self._failures[module]
+        return default_app().registry.get(name) or Refused(
             f"{module}, imported in a child process, declares no job {name!r}: declare it where the import comes by, "
             'not inside a function, nor under `if __name__ == "__main__":`',
             "",

@@ -60,10 +60,10 @@ class Conversation:
     def hold(self) -> None:
         try:
             asyncio.run(self._hold())
-        except BaseException:  # ours: the worker sees this process die, and its last lines
+        except BaseException:  # a job has closed this thread's descriptors, or it is our own fault: the worker hears of the last lines
             traceback.print_exc()
-        finally:
-            end_now()
+            os._exit(os.EX_SOFTWARE)
+        end_now()
 
     async def _hold(self) -> None:
         reader, self._writer = await asyncio.open_unix_connection(sock=self._wire)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Self, TypeVar
+from typing import Final, Self, TypeVar, cast
 
 from taskflow.model.envelope import Lease
 from taskflow.model.record import Progress
@@ -158,8 +158,9 @@ class Child(asyncio.Protocol):
             raise await self._why_dead(hung_up) from None
 
     async def _why_dead(self, hung_up: _HungUp) -> ChildDied:
-        await asyncio.wait([self.ended], timeout=_UNTIL_DEAD)
-        if self.ended.done():
+        if hung_up.is_its_own:
+            await asyncio.wait([self.ended], timeout=_UNTIL_DEAD)
+        if hung_up.is_its_own and self.ended.done():
             cause = cause_of(self.ended.result(), self._kills.since())
         else:
             self.kill()
@@ -174,19 +175,18 @@ class Child(asyncio.Protocol):
     # --- asyncio.Protocol --------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by its class
 
     def data_received(self, data: bytes) -> None:
         try:
             for message in self._unpacker.feed(data):
                 self._hear(message)
         except Garbled as garbled:
-            self._give_up(f"sent {garbled}")
+            self._give_up(_HungUp(f"sent {garbled}", is_its_own=False))
             self.kill()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._give_up("has closed its connection to the worker")
+        self._give_up(_HungUp("has closed its connection to the worker"))
 
     def _hear(self, message: Message) -> None:
         if not isinstance(message, Reported):
@@ -195,10 +195,10 @@ class Child(asyncio.Protocol):
         elif self._report is not None:
             self._report(Progress(message.fraction, message.note))
 
-    def _give_up(self, why: str) -> None:
+    def _give_up(self, why: _HungUp) -> None:
         self.is_spent = True
         if not self._answer.done():
-            self._answer.set_exception(_HungUp(why))
+            self._answer.set_exception(why)
             self._answer.exception()  # nobody may be waiting, which is no reason to complain
 
     def _hang_up(self) -> None:
@@ -234,12 +234,16 @@ class Child(asyncio.Protocol):
         if not self.ended.done():
             self.ended.set_result(code)
         # What it has said last may be on its way still.
-        self._loop.call_later(_LAST_WORDS, self._give_up, "has ended")
+        self._loop.call_later(_LAST_WORDS, self._give_up, _HungUp("has ended"))
         self._loop.call_later(_LAST_WORDS, self._hang_up)
 
 
 class _HungUp(Exception):
-    """Inside of here: there is no answer to come."""
+    """Inside of here: there is no answer to come. `is_its_own` when the child has done it, and may have died."""
+
+    def __init__(self, why: str, *, is_its_own: bool = True) -> None:
+        super().__init__(why)
+        self.is_its_own = is_its_own
 
 
 def _spawn(theirs: int, nursery: Nursery) -> tuple[subprocess.Popen[bytes], Output]:

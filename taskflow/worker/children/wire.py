@@ -111,7 +111,7 @@ def pack(message: Message) -> bytes:
     # An error's message may hold half of a surrogate pair, which is no UTF-8.
     body = msgpack.packb([message.kind, msgspec.to_builtins(fields, builtin_types=(bytes,))], unicode_errors="surrogatepass")
     assert body is not None
-    return _LENGTH.pack(len(body)) + body
+    return _LENGTH.pack(len(body)) + bytes(body)
 
 
 class Unpacker:
