@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -34,8 +35,13 @@ from taskflow import (
 )
 from taskflow.app.current import default_app
 from taskflow.broker.memory import MemoryBroker
+from taskflow.model.envelope import ClaimId, Envelope, Lease
+from taskflow.model.seams import start_thread
 from taskflow.model.verdict import Succeeded
+from taskflow.worker.children.death import ChildDied
 from taskflow.worker.children.options import ChildOptions
+from taskflow.worker.children.process import Child, Nursery
+from taskflow.worker.children.wire import Hello
 from taskflow.worker.events import Event, Printed
 from taskflow.worker.log import log_event
 from taskflow.worker.options import WorkerOptions
@@ -460,6 +466,7 @@ def shell(tmp_path: Path) -> Iterator[Shell]:
 
 
 TASKS = """
+import ctypes
 import os
 import time
 from pathlib import Path
@@ -477,10 +484,15 @@ def sends(text: str) -> None:
     note.delay_sync(text)
 
 @job(runs_in="process")
-def endless() -> None:
-    Path("pid").write_text(str(os.getpid()))
-    while True:
+def endless(how: str) -> None:
+    Path("pid.new").write_text(str(os.getpid()))
+    Path("pid.new").rename("pid")
+    while how == "computes":
         pass
+    while how == "holds the interpreter":
+        ctypes.PyDLL(None).sleep(60)
+    while how == "waits" and not Path("go").exists():
+        time.sleep(0.01)
 """
 
 
@@ -495,13 +507,47 @@ def test_a_job_of_the_command_line_runs_in_a_child_that_can_send(shell: Shell) -
     assert len(imported) == len(set(imported)), "each process has imported the application once"
 
 
-async def test_no_child_outlives_a_worker_that_is_killed(shell: Shell) -> None:
+@pytest.mark.parametrize("how", ["computes", "holds the interpreter", "is idle"])
+async def test_no_child_outlives_a_worker_that_is_killed(shell: Shell, how: str) -> None:
     shell.write("tasks.py", TASKS)
     worker = shell.worker()
-    shell.send("endless.bind()")
+    shell.send(f"endless.bind({how!r})")
     [pid] = await written(shell.folder / "pid")
+    if how == "is idle":
+        worker.wait_for("succeeded")
     worker.process.kill()
     await gone(pid)
+
+
+async def test_a_ctrl_c_in_the_terminal_is_the_workers_alone(shell: Shell) -> None:
+    """It comes to the whole group. The run ends in its time, and so does the worker."""
+    shell.write("tasks.py", TASKS)
+    started = shell.start("-m", "taskflow", "worker", "tasks", start_new_session=True)
+    started.wait_for("working as")
+    shell.send("endless.bind('waits')")
+    await written(shell.folder / "pid")
+    os.killpg(started.process.pid, signal.SIGINT)
+    started.wait_for("winding down: 1 running")
+    (shell.folder / "go").touch()
+    assert started.end() == 0
+    assert "succeeded" in started.said
+
+
+async def test_a_child_whose_worker_hangs_up_ends_at_once(tmp_path: Path) -> None:
+    """What the system may not see to: that the worker is gone is seen by the closed connection."""
+    hello = Hello(modules=(), arguments=(), settings={}, is_reachable=False, has_lifespan=False, log_level=0)
+    child = await Child.start(Nursery(hello, ChildOptions(goodbye=PATIENCE), lambda _: None, start_thread))
+    await child.prepare(jobs.__name__, None)
+    payload = jobs.endless.codec.encode_arguments((str(tmp_path / "note"),), {})
+    lease = Lease(envelope=Envelope(id=bytes(16), job=jobs.endless.name, payload=payload), epoch=1, claim=ClaimId(b"", 1, 1), created_at=0)
+    running = asyncio.create_task(child.run(lease, jobs.__name__, lambda _: None))
+    [pid] = await written(tmp_path / "note")
+    child.retire()
+    async with asyncio.timeout(5):
+        assert await child.ended == -signal.SIGKILL
+    assert (pid, is_alive(pid)) == (child.pid, False)
+    with pytest.raises(ChildDied):
+        await running
 
 
 SCRIPT = """
