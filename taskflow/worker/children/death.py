@@ -33,7 +33,7 @@ _CGROUPS: Final = Path("/sys/fs/cgroup")
 
 
 class OutOfMemory:
-    """How often the kernel has killed for want of memory, here and in all of the machine, up to now.
+    """How often the kernel has killed for want of memory, in this cgroup and in all of the machine, since `mark`.
 
     It says no names: a process that was killed while the count rose was killed by it, as far as anybody can tell.
     """
@@ -41,19 +41,22 @@ class OutOfMemory:
     def __init__(self, proc: Path = _PROC, cgroups: Path = _CGROUPS) -> None:
         self._proc = proc
         self._cgroups = cgroups
-        self._of_group = self._in_group()
-        self._of_machine = _count(proc / "vmstat")
+        self._of_group = next((file for file in self._files() if _count(file) is not None), None)
+        self.mark()
+
+    def mark(self) -> None:
+        self._marked = self._counts()
 
     def since(self) -> str | None:
-        """What has happened since this was made; None when nothing has, or the system does not tell."""
-        if self._of_group is not None and (self._in_group() or 0) > self._of_group:
+        """What has happened; None when nothing has, or the system does not tell."""
+        here, anywhere = (now > before for now, before in zip(self._counts(), self._marked, strict=True))
+        if here:
             return "out of memory: its cgroup's limit"
-        if self._of_machine is not None and (_count(self._proc / "vmstat") or 0) > self._of_machine:
-            return "perhaps out of memory: the kernel has killed for it on this machine"
-        return None
+        return "perhaps out of memory: the kernel has killed for it on this machine" if anywhere else None
 
-    def _in_group(self) -> int | None:
-        return next((count for file in self._files() if (count := _count(file)) is not None), None)
+    def _counts(self) -> tuple[int, int]:
+        of_group = _count(self._of_group) if self._of_group is not None else None
+        return of_group or 0, _count(self._proc / "vmstat") or 0
 
     def _files(self) -> Iterator[Path]:
         """Of version 2, then 1. Inside a container the path may be the host's, and the root is the container's own group."""

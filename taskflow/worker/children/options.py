@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 from typing import Final
 
@@ -41,7 +42,7 @@ class ChildOptions:
 
 def cores() -> int:
     """Those that this process may use."""
-    if hasattr(os, "process_cpu_count"):  # Python 3.13
+    if sys.version_info >= (3, 13):
         return os.process_cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0)) or 1

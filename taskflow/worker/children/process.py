@@ -96,7 +96,7 @@ class Child(asyncio.Protocol):
         """What the run comes to there. Raises ChildFailed when it comes to nothing; whoever cancels this kills the child."""
         self._runs += 1
         self._report = report
-        self._kills = OutOfMemory()
+        self._kills.mark()
         self._output.begin(lease)
         try:
             answer = await self._ask(Run(lease, module))
@@ -140,7 +140,7 @@ class Child(asyncio.Protocol):
             self.kill()
             what = ", ".join(message.modules) if isinstance(message, Hello) else message.module
             raise ChildFailed(
-                f"a child process has not imported {what or 'taskflow'} within {patience:g} s, and was killed: does that more than declare?"
+                f"a child process has not imported {what or 'taskflow'} within {patience:g} s, and was killed: has it more to do than declare?"
             ) from None
         if not isinstance(answer, Ready):
             raise self._out_of_turn(answer)
