@@ -257,10 +257,10 @@ async def test_want_of_memory_is_a_failure(worker: Worker) -> None:
 
 @pytest.mark.parametrize("which", [jobs.endless, jobs.endless_async], ids=["plain", "async"])
 async def test_the_timeout_kills(worker: Worker, tmp_path: Path, which: Any) -> None:
-    failed = await failure(await which.options(timeout=0.4).delay(str(tmp_path / "note")))
+    failed = await failure(await which.options(timeout=1.0).delay(str(tmp_path / "note")))
     [pid] = await written(tmp_path / "note")
     assert not is_alive(pid)
-    assert "longer than its timeout of 0.4 s" in failed.message
+    assert "longer than its timeout of 1 s" in failed.message
 
 
 async def test_a_cancel_kills_and_what_it_has_started_too(worker: Worker, tmp_path: Path) -> None:
@@ -295,14 +295,14 @@ async def test_winding_down_hands_back_what_runs_and_what_waits_for_its_turn(lin
 
 async def test_what_waits_for_its_turn_can_be_cancelled_and_its_timeout_has_not_begun(lines: Lines, tmp_path: Path) -> None:
     async with a_worker(lines, at_once=1):
-        first = await jobs.endless.options(timeout=1.0).delay(str(tmp_path / "note"))
+        first = await jobs.endless.options(timeout=2.0).delay(str(tmp_path / "note"))
         await written(tmp_path / "note")
         patient, cancelled = await jobs.pid.options(timeout=0.5, max_attempts=1).delay(), await jobs.pid.delay()
         while await cancelled.status() is not Status.RUNNING:  # noqa: ASYNC110  # nobody rings for it
             await asyncio.sleep(0.01)
         await cancelled.cancel()
         with pytest.raises(JobCancelled):
-            await cancelled.result(0.5)
+            await cancelled.result(1.5)
         await failure(first)
         assert await patient.result(PATIENCE) > 0
 

@@ -124,8 +124,8 @@ class Child(asyncio.Protocol):
         """And what it has started. It is gone when `ended` says so."""
         self.is_spent = True
         if not self.ended.done():
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, signal.SIGKILL)
+            self._kill_group()
+            self._process.kill()  # should it have left its group
         self._hang_up()
 
     # --- what is said ----------------------------------------------------------------------------------
@@ -140,7 +140,7 @@ class Child(asyncio.Protocol):
             self.kill()
             what = ", ".join(message.modules) if isinstance(message, Hello) else message.module
             raise ChildFailed(
-                f"a child process has not imported {what or 'taskflow'} within {patience:g} s, and was killed: has it more to do than declare?"
+                f"a child process has not imported {what or 'taskflow'} within {patience:g} s, and was killed; what does it do besides?"
             ) from None
         if not isinstance(answer, Ready):
             raise self._out_of_turn(answer)
@@ -220,9 +220,12 @@ class Child(asyncio.Protocol):
         self._loop.remove_reader(descriptor)
         os.close(descriptor)
         if not self._is_retired:  # before its number is given up: it may be another's after that
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, signal.SIGKILL)
+            self._kill_group()
         self._note_end(self._process.wait())
+
+    def _kill_group(self) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
 
     def _wait_in_a_thread(self) -> None:
         code = self._process.wait()

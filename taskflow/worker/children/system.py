@@ -12,6 +12,9 @@ from typing import Final, NoReturn
 # <sys/prctl.h>
 _PR_SET_PDEATHSIG: Final = 1
 
+# C's own, which the interpreter has loaded.
+_LIBRARY: Final = ctypes.CDLL(None)
+
 
 def end_with_parent() -> None:
     """The system kills this process when the thread that has started it has ended, also while C code holds the interpreter.
@@ -20,7 +23,7 @@ def end_with_parent() -> None:
     another system than Linux, is seen by the closed connection.
     """
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+        _LIBRARY.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
 
 
 def end_now() -> NoReturn:
@@ -32,7 +35,7 @@ def end_now() -> NoReturn:
 
 def flush_native() -> None:
     """What C code has printed, and its library keeps back because it is no terminal that it prints to."""
-    ctypes.CDLL(None).fflush(None)
+    _LIBRARY.fflush(None)
 
 
 def resident_memory() -> int:
