@@ -63,6 +63,7 @@ def _options(arguments: argparse.Namespace) -> WorkerOptions:
         grace=arguments.grace,
         ttl=arguments.ttl,
         drain_horizon=arguments.drain_horizon,
+        modules=tuple(arguments.modules),
     )
 
 

@@ -111,6 +111,9 @@ class Life:
         await self._dismiss(self._upkeep.run, self._fetcher.run, self._suspects.run)
         for holding in self._suspects.take_all():
             self._give_back_unrun(holding)
+        for holding in self._runs.values():
+            if holding.started is None and holding.stop is not None:  # it waits for a child process still, and need not wait here
+                holding.ask_to_stop(WINDING_DOWN)
         self._events.tell(WindingDown(len(self._runs), self._options.grace))
         await self._until_runs_end(self._options.grace, hurry)
         all_ended = not self._runs

@@ -7,6 +7,7 @@ from types import UnionType
 from typing import Final
 
 from taskflow.model.errors import ConfigurationError
+from taskflow.worker.children.options import ChildOptions
 from taskflow.worker.events import Subscriber
 from taskflow.worker.log import log_event
 from taskflow.worker.queues import QueueChoice
@@ -21,6 +22,8 @@ class WorkerOptions:
     `last_words`     seconds after that to react to being cancelled, and to tell the broker
     `ttl`            seconds without a beat after which other workers may take the jobs
     `drain_horizon`  `drained` waits for what is due within so many seconds
+    `modules`        what a child process imports first, by name; besides it, the module of each job that it runs
+    `children`       how child processes are kept
     """
 
     queues: QueueChoice = field(default_factory=QueueChoice)
@@ -29,6 +32,8 @@ class WorkerOptions:
     last_words: float = 5.0
     ttl: float = 20.0
     drain_horizon: float = 60.0
+    modules: tuple[str, ...] = ()
+    children: ChildOptions = field(default_factory=ChildOptions)
     subscribers: tuple[Subscriber, ...] = (log_event,)
 
     def __post_init__(self) -> None:
