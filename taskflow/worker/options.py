@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import UnionType
 from typing import Final
@@ -21,6 +22,9 @@ class WorkerOptions:
     `last_words`     seconds after that to react to being cancelled, and to tell the broker
     `ttl`            seconds without a beat after which other workers may take the jobs
     `drain_horizon`  `drained` waits for what is due within so many seconds
+    `stall_limit`    seconds that a job may block the event loop; then the worker beats no more, so that others take its jobs. 0: no limit
+    `on_stall_limit` what is called then besides, from a thread: whether the event could be told, `StalledForGood`. Its log may be
+                     what the loop hangs in
     """
 
     queues: QueueChoice = field(default_factory=QueueChoice)
@@ -29,12 +33,14 @@ class WorkerOptions:
     last_words: float = 5.0
     ttl: float = 20.0
     drain_horizon: float = 60.0
+    stall_limit: float = 300.0
+    on_stall_limit: Callable[[bool], None] | None = None
     subscribers: tuple[Subscriber, ...] = (log_event,)
 
     def __post_init__(self) -> None:
         if not _is_number(self.concurrency, int) or not 1 <= self.concurrency <= MOST_CONCURRENCY:
             raise ConfigurationError(f"concurrency={self.concurrency!r}: a worker runs 1 to {MOST_CONCURRENCY:,} jobs at one time, an int")
-        for name in ("grace", "last_words", "ttl", "drain_horizon"):
+        for name in ("grace", "last_words", "ttl", "drain_horizon", "stall_limit"):
             seconds = getattr(self, name)
             if not _is_number(seconds, int | float) or not 0 <= seconds < float("inf"):
                 raise ConfigurationError(f"{name}={seconds!r}: it is a number of seconds, 0 or more")

@@ -11,8 +11,10 @@ from typing import Any, Final, Self
 import anyio
 
 from taskflow.app.app import App
+from taskflow.app.context import JobContext
 from taskflow.app.current import default_app
-from taskflow.model.errors import BrokerError, BrokerUnavailable, ConfigurationError
+from taskflow.model.envelope import Lease
+from taskflow.model.errors import BrokerUnavailable, ConfigurationError
 from taskflow.model.seams import Seams
 from taskflow.model.verdict import Discarded, Failed, Verdict
 from taskflow.worker.drain import Drain
@@ -21,7 +23,9 @@ from taskflow.worker.executor import Executor
 from taskflow.worker.life import Life
 from taskflow.worker.options import WorkerOptions
 from taskflow.worker.queues import QueueChoice
+from taskflow.worker.stalls import Bounds, Eyes, StallWatch
 from taskflow.worker.threads import Threads
+from taskflow.worker.vitals import Signs, Vitals
 
 DRAIN_LOOK: Final = 0.05
 LONGEST_PAUSE: Final = 5.0
@@ -59,6 +63,8 @@ class Tally:
 class Worker:
     """Works jobs while its block lasts, then winds down: ``async with Worker(concurrency=50): ...``
 
+    `vitals` may be asked from any thread whether it is `live()` and `ready()`, for the application's own health checks.
+
     `queues`       as on the command line: "mail,default" strictly in that order, "mail=3,default=1" weighted; or a list of such names; None
                    is every queue
     `concurrency`  jobs at one time
@@ -87,6 +93,8 @@ class Worker:
         self._hurry = asyncio.Event()
         self._stack = AsyncExitStack()
         self._life: Life | None = None
+        self._watch: StallWatch | None = None
+        self.vitals = Vitals(lambda: self._watch, self._signs, self.options.ttl)
         self._rebirth: asyncio.Task[None] | None = None
         self._abandoning: asyncio.Task[None] | None = None
         self._past_lives: dict[asyncio.Task[None], Life] = {}
@@ -99,6 +107,9 @@ class Worker:
             stack.callback(self._threads.close)
             self._app.registry.resolve()
             self._state = state
+            stack.callback(self._end_watch)
+            self._watch = self._a_watch()
+            self._watch.start()
             self._life = await self._begin()
             self._stack = stack.pop_all()
         return self
@@ -131,6 +142,42 @@ class Worker:
                 self._events.tell(BrokerTrouble("a look at the queues", str(error), times))
             await asyncio.sleep(DRAIN_LOOK if not times else min(LONGEST_PAUSE, 0.1 * 2**times))
 
+    # --- what is seen from other threads ------------------------------------------------------------------
+
+    def _a_watch(self) -> StallWatch:
+        eyes = Eyes(lease_of=self._lease_of, beats=self._beats, on_silent=self._note_silence, on_limit=self._give_up)
+        return StallWatch(self._events, self._seams.start_thread, Bounds(self.options.stall_limit, self.options.ttl), eyes)
+
+    def _end_watch(self) -> None:
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.stop()
+
+    def _lease_of(self, run: JobContext) -> Lease | None:
+        lives = [life for life in (self._life, *self._past_lives.values()) if life is not None]
+        return next((lease for life in lives if (lease := life.lease_of(run)) is not None), None)
+
+    def _signs(self) -> Signs | None:
+        life = self._life
+        return None if life is None else life.signs()
+
+    def _beats(self) -> object:
+        signs = self._signs()
+        return object() if signs is None else (self._life, signs.beaten_at)
+
+    def _note_silence(self) -> None:
+        if (life := self._life) is not None:
+            life.fall_silent("its keeper has not beaten for longer than the ttl")
+
+    def _give_up(self, is_told: bool) -> None:
+        """Others take its jobs when the ttl is over; should the loop ever move again, it goes on under a new session."""
+        if (life := self._life) is not None:
+            life.fall_silent(f"the event loop stood still for {self.options.stall_limit:g} s")
+        if self.options.on_stall_limit is not None:
+            self.options.on_stall_limit(is_told)
+
+    # --- its sessions -----------------------------------------------------------------------------------
+
     async def _begin(self) -> Life:
         executor = Executor(
             self._app.registry, middleware=self._app.settings.middleware, threads=self._threads, seams=self._seams, state=self._state
@@ -147,14 +194,14 @@ class Worker:
         lost, self._life = self._life, None
         if lost is not None:
             self._abandoning = asyncio.get_running_loop().create_task(self._abandon(lost))
-            await asyncio.shield(self._abandoning)
+            await asyncio.wait([self._abandoning])  # whatever came of it: what follows must be
             if lost.age < SHORT_LIFE:  # what ended it at once, no descriptors left for example, will not have changed yet
                 await asyncio.sleep(SHORT_LIFE)
         times = 0
         while self._life is None:
             try:
                 self._life = await self._begin()
-            except BrokerError as error:
+            except Exception as error:  # no thread left for a keeper, for example: to give up would be to live on and do nothing
                 times += 1
                 self._events.tell(BrokerTrouble("a new session", str(error), times))
                 await asyncio.sleep(min(LONGEST_PAUSE, 0.1 * 2**times) * (0.5 + self._seams.chance.random()))
@@ -178,11 +225,12 @@ class Worker:
                 raise
 
     async def _close(self) -> None:
+        self.vitals.is_winding_down = True
         if self._rebirth is not None:
             self._rebirth.cancel()
             await asyncio.gather(self._rebirth, return_exceptions=True)
         if self._abandoning is not None:
-            await self._abandoning
+            await asyncio.wait([self._abandoning])
         if self._life is not None:
             self.has_forced = not await self._life.wind_down(self._hurry)
         await self._end_past_lives()
