@@ -9,7 +9,7 @@ import socket
 import time
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from taskflow.app.context import JobContext
 from taskflow.broker.protocol import Broker
@@ -40,6 +40,8 @@ from taskflow.worker.settler import Settler
 from taskflow.worker.upkeep import Upkeep
 from taskflow.worker.vitals import Signs
 from taskflow.worker.watch import Watch, tell_of
+
+SLOW: Final = 0.5
 
 Duty = Callable[[], Coroutine[Any, Any, None]]
 
@@ -73,17 +75,19 @@ class Life:
         self._keeper: Keeper | None = None
         self._is_over = False
         self._made_at = time.monotonic()
+        self.slow: tuple[Holding, float] | None = None
+        """The last run that took a while, and when it ended: it may be what nobody could see at work."""
 
     @property
     def age(self) -> float:
         """Seconds since it was made."""
         return time.monotonic() - self._made_at
 
-    def lease_of(self, run: JobContext) -> Lease | None:
+    def holding_of(self, run: JobContext) -> Holding | None:
         """Of a run of this life, as long as its lease is held; from any thread."""
         for holding in self._holdings.all():
             if holding.lease.epoch == run.epoch and id_text(holding.lease.envelope.id) == run.job_id:
-                return holding.lease
+                return holding
         return None
 
     def signs(self) -> Signs:
@@ -187,6 +191,8 @@ class Life:
         finally:
             self._events.tell(Ended(holding.lease, settlement.verdict, settlement.ran_for))
             self._settler.offer(holding, settlement)
+            if settlement.ran_for >= SLOW:
+                self.slow = (holding, time.monotonic())
 
     async def _until_runs_end(self, patience: float, hurry: asyncio.Event) -> None:
         if not self._runs:

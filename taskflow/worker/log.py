@@ -140,7 +140,7 @@ def _say_where(level: int, lease: Lease | None, words: str, stack: str) -> None:
     """The stack goes below the line, as logging's own `stack_info` does."""
     if log.isEnabledFor(level):
         name, fields = (_name(lease), _fields(lease)) if lease else ("what is no job", None)
-        log.handle(log.makeRecord(log.name, level, __file__, 0, "%s %s", (name, words), None, extra=fields, sinfo=stack))
+        log.handle(log.makeRecord(log.name, level, __file__, 0, "%s %s", (name, words), None, extra=fields, sinfo=stack or None))
 
 
 def _name(lease: Lease) -> str:

@@ -14,7 +14,8 @@ from taskflow.app.context import JobContext
 from taskflow.model.envelope import Lease
 from taskflow.model.seams import StartThread
 from taskflow.worker.events import Event, Events, InterpreterHeld, LoopMoves, LoopStalled, StalledForGood
-from taskflow.worker.stacks import lines_of, lines_of_all, run_in, run_in_loop, seconds_computed, shown, shown_all
+from taskflow.worker.holdings import Holding
+from taskflow.worker.stacks import Line, lines_of, lines_of_all, run_in, run_in_loop, seconds_computed, shown, shown_all
 
 LOOK: Final = 0.25
 FIRST_TOLD: Final = 1.0
@@ -58,13 +59,15 @@ class Bounds:
 class Eyes:
     """What the watch asks and whom it calls, from its own thread.
 
-    `lease_of`   the lease of a run, None when it is held no more
+    `holding_of` what a run holds, None when that is settled
+    `slow`       the last run that took a while, and when it ended
     `beats`      changes with every beat that is answered, and with every session
     `on_silent`  nobody has beaten for the session although the watch has seen time pass for longer than its ttl
     `on_limit`   the loop stands still for good; whether the event could be told
     """
 
-    lease_of: Callable[[JobContext], Lease | None]
+    holding_of: Callable[[JobContext], Holding | None]
+    slow: Callable[[], tuple[Holding, float] | None]
     beats: Callable[[], object]
     on_silent: Callable[[], None]
     on_limit: Callable[[bool], None]
@@ -100,6 +103,7 @@ class StallWatch:
 
     def start(self) -> None:
         self._tick()
+        self._computed = seconds_computed()
         self._start_thread(self._watch, "taskflow-watch")
 
     def stop(self) -> None:
@@ -130,8 +134,18 @@ class StallWatch:
         is_computed = spent.get(thread, 0.0) >= passed / 5  # others want the processor too
         if not is_computed:
             thread = self._thread
-        lease, lines = self._lease_in(thread), lines_of(thread)
+        lease, lines = self._run_since(thread, self.looked_at - passed)
         self._tell(lambda: InterpreterHeld(lease, passed - LOOK, self._bounds.ttl, is_computed, shown(lines)))
+
+    def _run_since(self, thread: int, begun_at: float) -> tuple[Lease | None, list[Line]]:
+        """The run that a thread has been in since then, and where it is. It may have gone on before it was looked at, to its end or into
+        another run: then nobody knows where it was."""
+        holding, slow = self._holding_in(thread), self._eyes.slow()
+        if holding is not None and (holding.started or 0.0) <= begun_at + 2 * LOOK:
+            return holding.lease, lines_of(thread)
+        if slow is not None and slow[1] > begun_at + LOOK:
+            return slow[0].lease, []
+        return None, lines_of(thread)
 
     def _look_at_loop(self, passed: float) -> None:
         lasted = self._loops.seconds
@@ -162,8 +176,12 @@ class StallWatch:
             self._eyes.on_silent()
 
     def _lease_in(self, thread: int) -> Lease | None:
+        holding = self._holding_in(thread)
+        return holding.lease if holding is not None else None
+
+    def _holding_in(self, thread: int) -> Holding | None:
         run = run_in_loop(self._loop, thread) if thread == self._thread else run_in(thread)
-        return self._eyes.lease_of(run) if run is not None else None
+        return self._eyes.holding_of(run) if run is not None else None
 
     def _tell(self, make: Callable[[], Event]) -> bool:
         """In a thread that may hang, where this one must not: whether it was done in time."""

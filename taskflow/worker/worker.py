@@ -13,13 +13,13 @@ import anyio
 from taskflow.app.app import App
 from taskflow.app.context import JobContext
 from taskflow.app.current import default_app
-from taskflow.model.envelope import Lease
 from taskflow.model.errors import BrokerUnavailable, ConfigurationError
 from taskflow.model.seams import Seams
 from taskflow.model.verdict import Discarded, Failed, Verdict
 from taskflow.worker.drain import Drain
 from taskflow.worker.events import BrokerTrouble, Ended, Event, Events, NotCounted, Unwritable
 from taskflow.worker.executor import Executor
+from taskflow.worker.holdings import Holding
 from taskflow.worker.life import Life
 from taskflow.worker.options import WorkerOptions
 from taskflow.worker.queues import QueueChoice
@@ -93,6 +93,7 @@ class Worker:
         self._hurry = asyncio.Event()
         self._stack = AsyncExitStack()
         self._life: Life | None = None
+        self._lost: Life | None = None
         self._watch: StallWatch | None = None
         self.vitals = Vitals(lambda: self._watch, self._signs, self.options.ttl)
         self._rebirth: asyncio.Task[None] | None = None
@@ -145,7 +146,13 @@ class Worker:
     # --- what is seen from other threads ------------------------------------------------------------------
 
     def _a_watch(self) -> StallWatch:
-        eyes = Eyes(lease_of=self._lease_of, beats=self._beats, on_silent=self._note_silence, on_limit=self._give_up)
+        eyes = Eyes(
+            holding_of=self._holding_of,
+            slow=self._slow,
+            beats=self._beats,
+            on_silent=self._note_silence,
+            on_limit=self._give_up,
+        )
         return StallWatch(self._events, self._seams.start_thread, Bounds(self.options.stall_limit, self.options.ttl), eyes)
 
     def _end_watch(self) -> None:
@@ -153,9 +160,14 @@ class Worker:
         if watch is not None:
             watch.stop()
 
-    def _lease_of(self, run: JobContext) -> Lease | None:
+    def _holding_of(self, run: JobContext) -> Holding | None:
         lives = [life for life in (self._life, *self._past_lives.values()) if life is not None]
-        return next((lease for life in lives if (lease := life.lease_of(run)) is not None), None)
+        return next((holding for life in lives if (holding := life.holding_of(run)) is not None), None)
+
+    def _slow(self) -> tuple[Holding, float] | None:
+        """What held up the interpreter may have cost the session too."""
+        found = [life.slow for life in (self._life, self._lost) if life is not None and life.slow is not None]
+        return max(found, key=lambda one: one[1], default=None)
 
     def _signs(self) -> Signs | None:
         life = self._life
@@ -192,6 +204,7 @@ class Worker:
 
     async def _begin_again(self) -> None:
         lost, self._life = self._life, None
+        self._lost = lost or self._lost
         if lost is not None:
             self._abandoning = asyncio.get_running_loop().create_task(self._abandon(lost))
             await asyncio.wait([self._abandoning])  # whatever came of it: what follows must be

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import time
 
 import pytest
 
@@ -159,6 +160,7 @@ def test_a_stopped_worker_loses_its_job_and_nothing_that_it_settles_counts(tasks
     second = tasks.worker("--ttl", "1")
     first.signal(signal.SIGSTOP)
     second.wait_for("succeeded")
+    time.sleep(1.5)  # so that it is worth a word
     tasks.write("release", "")
     first.signal(signal.SIGCONT)
     first.wait_for("does not count")

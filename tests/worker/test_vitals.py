@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from taskflow import Worker
-from taskflow.broker.protocol import Broker
 from taskflow.model.session import Beat
 from taskflow.worker import fetcher, keeper, vitals
 from taskflow.worker.events import SessionOpened
@@ -54,7 +53,7 @@ async def test_a_worker_is_ready_when_beats_and_claims_are_answered_and_not_befo
 @pytest.mark.parametrize(("verb", "named"), [("claim", "a claim"), ("beat", "a beat")])
 async def test_a_verb_that_the_broker_does_not_answer_ends_readiness_and_not_life(broker: FaultyBroker, verb: str, named: str) -> None:
     """To start the process again would not bring the broker back."""
-    async with Worker(options=options(Heard(), ttl=1.0 if verb == "claim" else 20.0)) as worker:
+    async with Worker(options=options(Heard(), ttl=4.0)) as worker:
         await until(worker.vitals.ready, is_well=True)
         broker.away = {verb}
         unready = await until(worker.vitals.ready, is_well=False)
@@ -109,11 +108,12 @@ async def test_between_two_sessions_a_worker_lives_and_is_not_ready(broker: Faul
         await until(worker.vitals.ready, is_well=True)
 
 
-async def test_a_worker_that_winds_down_lives_and_is_not_ready(broker: Broker) -> None:
+async def test_a_worker_that_winds_down_lives_and_is_not_ready(broker: FaultyBroker) -> None:
     worker = Worker(options=options(Heard(), ttl=20.0))
     async with worker:
         await waits.delay()
         await Run.started.wait()
+        await until(worker.vitals.ready, is_well=True)
         ending = asyncio.create_task(_see_end(worker))
     assert await ending == (True, "it winds down and claims nothing more")
 
