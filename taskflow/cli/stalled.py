@@ -23,6 +23,14 @@ def end_stalled(is_told: bool) -> None:
     os._exit(Exit.STALLED)
 
 
+def show_stacks_when_killed() -> None:
+    """A signal that is an error's writes the stacks of all threads first, even while C code keeps the interpreter: SIGSEGV, and SIGABRT, by
+    which systemd's watchdog ends what gives no sign of life. Unless somebody has seen to it already."""
+    if not faulthandler.is_enabled():
+        with suppress(OSError, ValueError):  # there is no stderr
+            faulthandler.enable(file=sys.stderr.fileno(), all_threads=True)
+
+
 def _dump() -> None:
-    with suppress(OSError, ValueError):  # there is no stderr
+    with suppress(OSError, ValueError):
         faulthandler.dump_traceback(file=sys.stderr.fileno(), all_threads=True)

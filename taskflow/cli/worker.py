@@ -22,7 +22,7 @@ from taskflow.cli.logs import logging_to_stderr
 from taskflow.cli.modules import TargetFailed, import_targets, packages_of
 from taskflow.cli.outside import Outside
 from taskflow.cli.signals import AFTER_FORCE, LastResort, Signals
-from taskflow.cli.stalled import end_stalled
+from taskflow.cli.stalled import end_stalled, show_stacks_when_killed
 from taskflow.cli.tracebacks import is_ours, print_users
 from taskflow.model.errors import ConfigurationError
 from taskflow.model.record import Status
@@ -39,6 +39,7 @@ _LEFT: Final = (Status.HELD, Status.SCHEDULED, Status.READY, Status.RUNNING)
 
 def run(arguments: argparse.Namespace) -> int:
     options = _options(arguments)
+    show_stacks_when_killed()
     with logging_to_stderr(arguments.log_level, arguments.log_format), LastResort() as last_resort, Outside(arguments) as outside:
         signals = Signals(last_resort, grace=options.grace, last_words=options.last_words)
         app = default_app()

@@ -89,7 +89,7 @@ def _log_standstill(event: LoopStalled | LoopMoves | InterpreterHeld | StalledFo
         case LoopMoves(seconds):
             log.warning("the event loop goes on after %.1f s", seconds)
         case InterpreterHeld(lease, seconds, ttl, is_computed, stack):
-            lapsed = f"; for longer than the ttl of {ttl:g} s, so that its leases have lapsed and count as crashes" if seconds > ttl else ""
+            lapsed = f"; after the ttl of {ttl:g} s others may take its jobs, which counts as a crash" if seconds > ttl else ""
             if is_computed:
                 words = f"kept the interpreter lock for {seconds:.1f} s in C code: no other thread could run, no beat went out{lapsed}"
                 _say_where(logging.ERROR if lapsed else logging.WARNING, lease, f"{words}. {IN_PROCESS}", stack)

@@ -157,8 +157,8 @@ class StallWatch:
         lasted = self._loops.seconds
         if lasted >= FIRST_TOLD * RARER**self._times_told:
             self._times_told += 1
-            lease = self.blocker = self._lease_in(self._thread)
-            lines = lines_of(self._thread)
+            lease, lines = self._run_since(self._thread, self.looked_at - lasted)
+            self.blocker = lease = lease or self._lease_in(self._thread)  # or one of many that have held it up together
             self._tell(lambda: LoopStalled(lease, lasted, shown(lines)))
         if 0 < self._bounds.stall_limit <= lasted and not self._has_given_up:
             self._give_up(lasted)

@@ -6,9 +6,11 @@ import json
 import re
 import signal
 import time
+from typing import Any
 
 import pytest
 
+from taskflow.broker import words
 from tests.cli.processes import Running, Shell, ended_clearly
 
 TASKS = """
@@ -71,7 +73,7 @@ def tasks(shell: Shell) -> Shell:
     return shell
 
 
-def the_job(tasks: Shell) -> dict[str, object]:
+def the_job(tasks: Shell) -> dict[str, Any]:
     [shown] = json.loads(tasks.run("-m", "taskflow", "jobs", "--json"))
     return dict(shown)
 
@@ -137,19 +139,32 @@ def ended_in(worker: Running, code: int) -> None:
     assert worker.end() == code, worker.said
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="POSIX")
 def test_c_code_that_keeps_the_interpreter_beyond_the_ttl_is_fenced_counted_as_a_crash_and_named(tasks: Shell) -> None:
     tasks.send("compute_in_c.bind(3.0)")
     first = tasks.worker("--ttl", "1")
     first.wait_for("begun")
     second = tasks.worker("--ttl", "1")
-    first.wait_for(r"tasks\.compute_in_c .* kept the interpreter lock for .* its leases have lapsed .*runs_in=.process.")
+    first.wait_for(r"tasks\.compute_in_c .* kept the interpreter lock for .* after the ttl of 1 s others may take .*runs_in=.process.")
     first.wait_for("working as", times=2)
     second.wait_for("tasks.compute_in_c .* succeeded")
     shown = the_job(tasks)
     let_end(first, second)
-    assert (shown["status"], shown["crashes"], shown["failures"]) == ("succeeded", 0, 0)
+    assert (shown["status"], shown["epoch"], shown["failures"]) == ("succeeded", 2, 0)
+    [crash] = shown["errors"]
+    assert crash["type"] == words.CRASHED
     assert "epoch 2" in tasks.ledger()
+
+
+def test_a_worker_that_is_aborted_shows_where_its_threads_were(tasks: Shell) -> None:
+    """As systemd's watchdog does it, to one whose interpreter C code keeps: no Python code can tell it any more."""
+    tasks.send("compute_in_c.bind(3600.0)")
+    worker = tasks.worker()
+    worker.wait_for("begun")
+    time.sleep(1.0)  # any moment will do, this one is in the midst of C code
+    worker.signal(signal.SIGABRT)
+    assert worker.end() == -signal.SIGABRT
+    assert "Fatal Python error: Aborted" in worker.said
+    assert "in compute_in_c" in worker.said
 
 
 def test_a_stopped_worker_loses_its_job_and_nothing_that_it_settles_counts(tasks: Shell) -> None:
