@@ -103,7 +103,7 @@ class StallWatch:
 
     def start(self) -> None:
         self._tick()
-        self._computed = seconds_computed()
+        self.looked_at, self._computed = _clocks()
         self._start_thread(self._watch, "taskflow-watch")
 
     def stop(self) -> None:
@@ -118,17 +118,16 @@ class StallWatch:
 
     def _watch(self) -> None:
         while not self._stopping.wait(LOOK):
-            now = time.monotonic()
+            now, computed = _clocks()
             passed, self.looked_at = now - self.looked_at, now
-            self._look_back(passed)
+            before, self._computed = self._computed, computed
+            if passed - LOOK >= FIRST_TOLD:
+                self._look_back(passed, before)
             self._look_at_loop(passed)
             self._look_at_keeper(passed)
 
-    def _look_back(self, passed: float) -> None:
-        """A look that comes much too late: nothing could run, nor be told, until now."""
-        before, self._computed = self._computed, seconds_computed()
-        if passed - LOOK < FIRST_TOLD:
-            return
+    def _look_back(self, passed: float, before: dict[int, float]) -> None:
+        """This look comes much too late: nothing could run, nor be told, until now."""
         spent = {thread: seconds - before.get(thread, 0.0) for thread, seconds in self._computed.items()}
         thread = max(spent, key=lambda one: spent[one], default=self._thread)
         is_computed = spent.get(thread, 0.0) >= passed / 5  # others want the processor too
@@ -191,6 +190,14 @@ class StallWatch:
             return False
         teller.join(TELLING)
         return not teller.is_alive()
+
+
+def _clocks() -> tuple[float, dict[int, float]]:
+    """The monotonic one, and those of the threads, read together: not with a long call of C code between the two."""
+    while True:
+        begun_at, computed, now = time.monotonic(), seconds_computed(), time.monotonic()
+        if now - begun_at < LOOK:
+            return now, computed
 
 
 def _make_and_tell(make: Callable[[], Event], events: Events) -> None:
