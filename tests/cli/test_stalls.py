@@ -100,7 +100,13 @@ def test_a_job_that_blocks_the_loop_beyond_the_ttl_runs_once_and_is_named(tasks:
     assert tasks.ledger() == ["epoch 1"]
 
 
-def test_in_json_the_stack_is_a_field_of_the_line(tasks: Shell) -> None:
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_in_json_the_stack_is_a_field_of_the_line(tasks: Shell, loop: str) -> None:
+    """On each loop that there is."""
+    if loop == "asyncio":
+        tasks.write("uvloop.py", "raise ImportError('not in this test')")  # the current folder's is found first
+    else:
+        pytest.importorskip("uvloop")
     tasks.send("block.bind()")
     worker = tasks.worker("--log-format", "json")
     worker.wait_for("blocks the event loop")
