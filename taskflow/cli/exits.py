@@ -12,6 +12,7 @@ class Exit(IntEnum):
     USAGE = 2
     BROKER = 3
     NOT_FOUND = 4
+    STALLED = 5
     FORCED = 124
 
 
@@ -21,6 +22,7 @@ MEANINGS: Final = {
     Exit.USAGE: "the command was written wrongly, or what it names cannot be imported",
     Exit.BROKER: "the broker cannot be reached, or refuses",
     Exit.NOT_FOUND: "what was asked for is not there",
+    Exit.STALLED: "a job has blocked the worker's event loop for as long as --stall-limit says",
     Exit.FORCED: "ended by force after the grace time",
 }
 

@@ -62,7 +62,7 @@ class TextLines(logging.Formatter):
 
 
 class JsonLines(logging.Formatter):
-    """One object a line: time (UTC), level, logger, message, the job's fields, and the error where there is one."""
+    """One object a line: time (UTC), level, logger, message, the job's fields, and the stack and the error where there are any."""
 
     def format(self, record: logging.LogRecord) -> str:
         shown: dict[str, Any] = {
@@ -72,6 +72,8 @@ class JsonLines(logging.Formatter):
             "message": _message(record),
         }
         shown |= {name: getattr(record, name) for name in FIELDS if hasattr(record, name)}
+        if record.stack_info:
+            shown["stack"] = record.stack_info
         if record.exc_info:
             shown["error"] = self.formatException(record.exc_info)
         return json.dumps(shown, default=str)

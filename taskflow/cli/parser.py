@@ -108,8 +108,27 @@ def _worker(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ttl", type=_ttl, default=20.0, metavar="S", help="seconds without a sign of life after which others take its jobs (default: 20)"
     )
+    parser.add_argument(
+        "--stall-limit",
+        type=_seconds,
+        default=300.0,
+        metavar="S",
+        help="seconds for which a job may block the event loop; after that the process ends with 5, and others take its jobs "
+        "(default: 300; 0: never)",
+    )
+    _health(parser)
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"), help="default: info")
     parser.add_argument("--log-format", default="text", choices=("text", "json"), help="default: text")
+
+
+def _health(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--health-port", type=_port, metavar="PORT", help="answer /live and /ready over HTTP (0: any free port)")
+    parser.add_argument(
+        "--health-host",
+        default="127.0.0.1",
+        metavar="HOST",
+        help="the address for it (default: 127.0.0.1, this machine alone; in a container 0.0.0.0 or ::, or no probe reaches it)",
+    )
 
 
 def _demo(parser: argparse.ArgumentParser) -> None:
@@ -210,6 +229,12 @@ class _Version(argparse.Action):
 def _positive(text: str) -> int:
     if not (text.isascii() and text.isdigit()) or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 1 or more")
+    return int(text)
+
+
+def _port(text: str) -> int:
+    if not (text.isascii() and text.isdigit()) or int(text) > 65_535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port, 0 to 65535")
     return int(text)
 
 

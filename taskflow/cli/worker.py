@@ -20,7 +20,9 @@ from taskflow.broker.url import DEFAULT_NAMESPACE, masked
 from taskflow.cli.exits import Exit
 from taskflow.cli.logs import logging_to_stderr
 from taskflow.cli.modules import TargetFailed, import_targets, packages_of
+from taskflow.cli.outside import Outside
 from taskflow.cli.signals import AFTER_FORCE, LastResort, Signals
+from taskflow.cli.stalled import end_stalled, show_stacks_when_killed
 from taskflow.cli.tracebacks import is_ours, print_users
 from taskflow.model.errors import ConfigurationError
 from taskflow.model.record import Status
@@ -37,7 +39,8 @@ _LEFT: Final = (Status.HELD, Status.SCHEDULED, Status.READY, Status.RUNNING)
 
 def run(arguments: argparse.Namespace) -> int:
     options = _options(arguments)
-    with logging_to_stderr(arguments.log_level, arguments.log_format), LastResort() as last_resort:
+    show_stacks_when_killed()
+    with logging_to_stderr(arguments.log_level, arguments.log_format), LastResort() as last_resort, Outside(arguments) as outside:
         signals = Signals(last_resort, grace=options.grace, last_words=options.last_words)
         app = default_app()
         app.flag(broker=arguments.broker)
@@ -49,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise ConfigurationError(_no_job(arguments.modules, all_submodules=arguments.all_submodules))
         signals.begin()
         _announce(app, options)
-        return _run(Shift(app, options, signals, last_resort, is_draining=arguments.drain))
+        return _run(Shift(app, options, signals, last_resort, outside, is_draining=arguments.drain))
 
 
 def _options(arguments: argparse.Namespace) -> WorkerOptions:
@@ -64,6 +67,8 @@ def _options(arguments: argparse.Namespace) -> WorkerOptions:
         ttl=arguments.ttl,
         drain_horizon=arguments.drain_horizon,
         modules=tuple(arguments.modules),
+        stall_limit=arguments.stall_limit,
+        on_stall_limit=end_stalled,
     )
 
 
@@ -120,12 +125,15 @@ def _fastest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
 class Shift:
     """A worker from its start to its end."""
 
-    def __init__(self, app: App, options: WorkerOptions, signals: Signals, last_resort: LastResort, *, is_draining: bool) -> None:
+    def __init__(
+        self, app: App, options: WorkerOptions, signals: Signals, last_resort: LastResort, outside: Outside, *, is_draining: bool
+    ) -> None:
         self.has_ended = False
         self._app = app
-        self._options = replace(options, subscribers=(*options.subscribers, self.heed))
+        self._options = replace(options, subscribers=(*options.subscribers, outside.heed, self.heed))
         self._signals = signals
         self._last_resort = last_resort
+        self._outside = outside
         self._is_draining = is_draining
 
     def heed(self, event: Event) -> None:
@@ -138,6 +146,7 @@ class Shift:
 
     async def work(self) -> int:
         worker = Worker(app=self._app, options=self._options)
+        self._outside.show(worker.vitals)
         try:
             async with AsyncExitStack() as stack:
                 if not await self._signals.start(self._start(worker, stack)):

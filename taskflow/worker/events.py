@@ -132,6 +132,50 @@ class Broken(Event, frozen=True):
     why: str
 
 
+class LoopStalled(Event, frozen=True):
+    """The worker's event loop has made no progress for `seconds`: it is in code that does not give it back.
+
+    `lease` is of the job whose code that is, None when it is no job's; `stack` the code's own lines. Told after 1 s, 10 s, 100 s.
+    This and the next three are told from a thread of their own, since the loop is not there to tell them.
+    """
+
+    lease: Lease | None
+    seconds: float
+    stack: str
+
+
+class LoopMoves(Event, frozen=True):
+    """It goes on, after `LoopStalled` was told of it."""
+
+    seconds: float
+
+
+class InterpreterHeld(Event, frozen=True):
+    """No Python code of this process has run for `seconds`, told when it was over: no beat went out either, and when that took longer
+    than the `ttl` the leases have lapsed.
+
+    `is_computed`  the time was spent by C code that kept the interpreter lock: `lease` and `stack` are of the thread that spent most.
+                   Otherwise the process was stopped, or C code waited with the lock kept, and they are what the loop was about.
+    """
+
+    lease: Lease | None
+    seconds: float
+    ttl: float
+    is_computed: bool
+    stack: str
+
+
+class StalledForGood(Event, frozen=True):
+    """The loop has made no progress for as long as `stall_limit` says: the worker beats no more, so that others take its jobs.
+
+    `stacks` are those of all threads. What follows is up to whoever runs the worker: the command ends its process.
+    """
+
+    lease: Lease | None
+    seconds: float
+    stacks: str
+
+
 Subscriber = Callable[[Event], None]
 
 

@@ -39,7 +39,10 @@ class Hands:
 
 
 class Fetcher:
-    """One claim under way at a time, numbered: a claim whose answer was lost is asked again under its number."""
+    """One claim under way at a time, numbered: a claim whose answer was lost is asked again under its number.
+
+    `answered_at` is when one was answered last, of the monotonic clock, None before the first.
+    """
 
     def __init__(
         self, broker: Broker, session: bytes, queues: QueueChoice, holdings: Holdings, events: Events, hands: Hands, chance: Chance
@@ -52,6 +55,7 @@ class Fetcher:
         self._hands = hands
         self._chance = chance
         self.request = 0
+        self.answered_at: float | None = None
 
     async def run(self) -> None:
         try:
@@ -67,8 +71,9 @@ class Fetcher:
             return
         asked_at = time.monotonic()
         leases = await self._claim(self._queues.order(), self._holdings.free)
+        self.answered_at = time.monotonic()
         # An answer that was long under way may be taken for a ghost's any moment, and run elsewhere.
-        take = self._hands.start if time.monotonic() - asked_at < self._hands.too_old else self._hands.give_back
+        take = self._hands.start if self.answered_at - asked_at < self._hands.too_old else self._hands.give_back
         for lease in leases:
             take(lease)
         if leases:

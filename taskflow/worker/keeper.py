@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import threading
 import time
@@ -19,6 +20,7 @@ from taskflow.worker.holdings import Holdings
 
 BEATS_PER_TTL: Final = 4
 RETRY_PAUSE: Final = 0.5
+STOPS_WITHIN: Final = 5.0
 # What a loop's selector says when its number has been closed, and when it stands for something else since.
 LOST_DESCRIPTORS: Final = (errno.EBADF, errno.EINVAL)
 
@@ -40,7 +42,11 @@ class Ears:
 
 
 class Keeper:
-    """Beats until it is stopped. `seen` tells the highest claim request that has been answered."""
+    """Beats until it is stopped. `seen` tells the highest claim request that has been answered.
+
+    `beaten_at` is when a beat was answered last, None before the first; `tried_at` when one was tried last, whatever came of it:
+    both of the monotonic clock, for any thread to read.
+    """
 
     def __init__(
         self,
@@ -60,25 +66,41 @@ class Keeper:
         self._start_thread = start_thread
         self._stopping = threading.Event()
         self._nudge: Callable[[], None] = lambda: None
-        self._thread: threading.Thread | None = None
+        self._loop = asyncio.get_running_loop()
+        self._ended = self._loop.create_future()
+        self.beaten_at: float | None = None
+        self.tried_at = time.monotonic()
 
     def start(self) -> None:
-        self._thread = self._start_thread(self._keep, "taskflow-keeper")
+        self._start_thread(self._keep, "taskflow-keeper")
 
     async def stop(self) -> None:
-        """Ends the thread; a beat that is under way is waited for, a store that is away is not waited for long."""
+        """Ends the thread; a beat that is under way is waited for, a store that is away is not waited for long.
+
+        Not by the loop's own threads (`asyncio.to_thread`): jobs may have taken all of them.
+        """
+        self.fall_silent()
+        await asyncio.wait([self._ended], timeout=STOPS_WITHIN)
+
+    def fall_silent(self) -> None:
+        """Beats no more, from any thread; waits for nothing."""
         self._stopping.set()
         self._nudge()
-        if self._thread is not None:
-            await asyncio.to_thread(self._thread.join, 5.0)
 
     def _keep(self) -> None:
         try:
             asyncio.run(self._main())
-        except Exception as error:
+        except BaseException as error:  # whatever ends the thread: a session without a keeper must not go on
             if isinstance(error, OSError) and error.errno in LOST_DESCRIPTORS:
                 self._ears.broken(str(error))
             self._ears.lost(f"nobody beats for it any more: {type(error).__name__}: {error}")
+        finally:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the worker is gone
+                self._loop.call_soon_threadsafe(self._note_end)
+
+    def _note_end(self) -> None:
+        if not self._ended.done():
+            self._ended.set_result(None)
 
     async def _main(self) -> None:
         try:
@@ -90,17 +112,19 @@ class Keeper:
 
     async def _beat_on(self, wait: Callable[[float], Awaitable[object]]) -> None:
         interval = self._session.ttl / BEATS_PER_TTL
-        beaten_at, troubles = time.monotonic(), 0
+        beaten_at, troubles = time.monotonic(), 0  # registered just now
         while not self._stopping.is_set():
             try:
                 self._ears.answer(await self._beat())
-                beaten_at, troubles = time.monotonic(), 0
+                beaten_at = self.beaten_at = self.tried_at = time.monotonic()
+                troubles = 0
                 pause = interval
             except SessionLost as error:
                 self._ears.lost(str(error))
                 return
             except BrokerError as error:  # refused, too: a right that was taken away, a migration
-                if time.monotonic() - beaten_at > self._session.ttl:
+                self.tried_at = time.monotonic()
+                if self.tried_at - beaten_at > self._session.ttl:
                     self._ears.lost(f"no beat has reached the broker for {self._session.ttl:g} s: {error}")
                     return
                 troubles += 1

@@ -9,11 +9,13 @@ import socket
 import time
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
+from taskflow.app.context import JobContext
 from taskflow.broker.protocol import Broker
 from taskflow.model.envelope import Lease
 from taskflow.model.errors import BrokerError
+from taskflow.model.ids import id_text
 from taskflow.model.seams import Seams
 from taskflow.model.session import Beat, BeatAnswer, Session
 from taskflow.model.verdict import HandedBack, Settlement
@@ -37,7 +39,10 @@ from taskflow.worker.options import WorkerOptions
 from taskflow.worker.settler import Settler
 from taskflow.worker.suspects import Suspects
 from taskflow.worker.upkeep import Upkeep
+from taskflow.worker.vitals import Signs
 from taskflow.worker.watch import Watch, tell_of
+
+SLOW: Final = 0.5
 
 Duty = Callable[[], Coroutine[Any, Any, None]]
 
@@ -72,11 +77,39 @@ class Life:
         self._keeper: Keeper | None = None
         self._is_over = False
         self._made_at = time.monotonic()
+        self.slow: tuple[Holding, float] | None = None
+        """The last run that took a while, and when it ended: it may be what nobody could see at work."""
 
     @property
     def age(self) -> float:
         """Seconds since it was made."""
         return time.monotonic() - self._made_at
+
+    def holding_of(self, run: JobContext) -> Holding | None:
+        """Of a run of this life, as long as its lease is held; from any thread."""
+        for holding in self._holdings.all():
+            if holding.lease.epoch == run.epoch and id_text(holding.lease.envelope.id) == run.job_id:
+                return holding
+        return None
+
+    def signs(self) -> Signs:
+        """From any thread."""
+        keeper = self._keeper
+        return Signs(
+            running=len(self._holdings),
+            free=self._holdings.free,
+            beaten_at=keeper.beaten_at if keeper else None,
+            tried_at=keeper.tried_at if keeper else self._made_at,
+            claimed_at=self._fetcher.answered_at,
+            settling_since=self._settler.waiting_since,
+            is_over=self._is_over,
+        )
+
+    def fall_silent(self, why: str) -> None:
+        """From any thread: beats no more, and is lost as soon as the loop hears of it."""
+        if self._keeper is not None:
+            self._keeper.fall_silent()
+        self._in_loop(self._lose, why)
 
     async def begin(self) -> None:
         """Raises what the broker raises when it cannot be reached."""
@@ -176,6 +209,8 @@ class Life:
         finally:
             self._events.tell(Ended(holding.lease, settlement.verdict, settlement.ran_for))
             self._settler.offer(holding, settlement)
+            if settlement.ran_for >= SLOW:
+                self.slow = (holding, time.monotonic())
 
     async def _until_runs_end(self, patience: float, hurry: asyncio.Event) -> None:
         if not self._runs:

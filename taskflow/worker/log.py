@@ -14,12 +14,16 @@ from taskflow.worker.events import (
     BrokerTrouble,
     Ended,
     Event,
+    InterpreterHeld,
     LeaseLost,
+    LoopMoves,
+    LoopStalled,
     NotCounted,
     NotLeft,
     Printed,
     SessionEnded,
     SessionOpened,
+    StalledForGood,
     Started,
     StillRunning,
     Unwritable,
@@ -28,6 +32,9 @@ from taskflow.worker.events import (
 )
 
 log: Final = logging.getLogger("taskflow.worker")
+
+BLOCKING: Final = "Make it a plain function, which runs in a thread, or use what can be awaited"
+IN_PROCESS: Final = 'With runs_in="process" it has an interpreter of its own'
 
 
 def log_event(event: Event) -> None:
@@ -73,10 +80,31 @@ def _log_own(event: Event) -> None:
             log.critical("a job has closed file descriptors that were not its own: %s", why)
         case Printed(_, pid, stream, line):
             log.info("child process %d, between two jobs, %s: %s", pid, stream, line)
+        case LoopStalled() | LoopMoves() | InterpreterHeld() | StalledForGood():
+            _log_standstill(event)
         case WindingDown(running, grace):
             log.info("winding down: %d running, for at most %g s", running, grace)
         case _:
             log.debug("%r", event)
+
+
+def _log_standstill(event: LoopStalled | LoopMoves | InterpreterHeld | StalledForGood) -> None:
+    match event:
+        case LoopStalled(lease, seconds, stack):
+            _say_where(logging.WARNING, lease, f"blocks the event loop for {seconds:.1f} s by now: nothing else goes on. {BLOCKING}", stack)
+        case LoopMoves(seconds):
+            log.warning("the event loop goes on after %.1f s", seconds)
+        case InterpreterHeld(lease, seconds, ttl, is_computed, stack):
+            lapsed = f"; after the ttl of {ttl:g} s others may take its jobs, which counts as a crash" if seconds > ttl else ""
+            if is_computed:
+                words = f"kept the interpreter lock for {seconds:.1f} s in C code: no other thread could run, no beat went out{lapsed}"
+                _say_where(logging.ERROR if lapsed else logging.WARNING, lease, f"{words}. {IN_PROCESS}", stack)
+            else:
+                words = f"stood still for {seconds:.1f} s: it was stopped, or C code waited with the interpreter lock kept{lapsed}"
+                log.warning("the process %s%s", words, f". Then ran {_name(lease)}" if lease else "")
+        case StalledForGood(lease, seconds, stacks):
+            words = f"has blocked the event loop for {seconds:.0f} s: this worker beats no more, and its jobs go to others"
+            _say_where(logging.CRITICAL, lease, f"{words}. All threads:", stacks)
 
 
 def _log_verdict(lease: Lease, verdict: Verdict, ran_for: float) -> None:
@@ -111,6 +139,21 @@ def _of(error: RunError) -> str:
 
 
 def _say(level: int, lease: Lease, words: str) -> None:
+    log.log(level, "%s %s", _name(lease), words, extra=_fields(lease))
+
+
+def _say_where(level: int, lease: Lease | None, words: str, stack: str) -> None:
+    """The stack goes below the line, as logging's own `stack_info` does."""
+    if log.isEnabledFor(level):
+        name, fields = (_name(lease), _fields(lease)) if lease else ("what is no job", None)
+        log.handle(log.makeRecord(log.name, level, __file__, 0, "%s %s", (name, words), None, extra=fields, sinfo=stack or None))
+
+
+def _name(lease: Lease) -> str:
     envelope = lease.envelope
-    fields: dict[str, Any] = {"job": envelope.job, "job_id": id_text(envelope.id), "attempt": lease.attempt, "queue": envelope.queue}
-    log.log(level, "%s %s (attempt %d, queue %s) %s", envelope.job, fields["job_id"], lease.attempt, envelope.queue, words, extra=fields)
+    return f"{envelope.job} {id_text(envelope.id)} (attempt {lease.attempt}, queue {envelope.queue})"
+
+
+def _fields(lease: Lease) -> dict[str, Any]:
+    envelope = lease.envelope
+    return {"job": envelope.job, "job_id": id_text(envelope.id), "attempt": lease.attempt, "queue": envelope.queue}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import UnionType
 from typing import Final
@@ -24,6 +25,9 @@ class WorkerOptions:
     `drain_horizon`  `drained` waits for what is due within so many seconds
     `modules`        what a child process imports first, by name; besides it, the module of each job that it runs
     `children`       how child processes are kept
+    `stall_limit`    seconds that a job may block the event loop; then the worker beats no more, so that others take its jobs. 0: no limit
+    `on_stall_limit` what is called then besides, from a thread: whether the event could be told, `StalledForGood`. Its log may be
+                     what the loop hangs in
     """
 
     queues: QueueChoice = field(default_factory=QueueChoice)
@@ -34,12 +38,14 @@ class WorkerOptions:
     drain_horizon: float = 60.0
     modules: tuple[str, ...] = ()
     children: ChildOptions = field(default_factory=ChildOptions)
+    stall_limit: float = 300.0
+    on_stall_limit: Callable[[bool], None] | None = None
     subscribers: tuple[Subscriber, ...] = (log_event,)
 
     def __post_init__(self) -> None:
         if not _is_number(self.concurrency, int) or not 1 <= self.concurrency <= MOST_CONCURRENCY:
             raise ConfigurationError(f"concurrency={self.concurrency!r}: a worker runs 1 to {MOST_CONCURRENCY:,} jobs at one time, an int")
-        for name in ("grace", "last_words", "ttl", "drain_horizon"):
+        for name in ("grace", "last_words", "ttl", "drain_horizon", "stall_limit"):
             seconds = getattr(self, name)
             if not _is_number(seconds, int | float) or not 0 <= seconds < float("inf"):
                 raise ConfigurationError(f"{name}={seconds!r}: it is a number of seconds, 0 or more")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from typing import Final
 
@@ -25,6 +26,7 @@ class Settler:
     """Group commit without a timer: what comes while a batch is under way gathers into the next.
 
     A settlement is offered until the store has answered it or its lease is lost: it is worse to lose a job than to run it twice.
+    `waiting_since` is since when no batch has been answered although one is to be, of the monotonic clock; None when nothing waits.
     """
 
     def __init__(self, broker: Broker, holdings: Holdings, events: Events) -> None:
@@ -34,6 +36,7 @@ class Settler:
         self._troubles = 0
         self._inbox: deque[Settlement] = deque()
         self._arrived = asyncio.Event()
+        self.waiting_since: float | None = None
 
     def offer(self, holding: Holding, settlement: Settlement) -> None:
         """Settle it; what was lost meanwhile is only told of, since the store would answer STALE."""
@@ -56,6 +59,7 @@ class Settler:
                     self._inbox.extendleft(reversed(batch))
                     self._arrived.set()
                     raise
+            self.waiting_since = None  # what waited may have been lost meanwhile
 
     def _take(self) -> list[Settlement]:
         """What is still ours to settle: a lease that was lost meanwhile has left the holdings."""
@@ -69,6 +73,8 @@ class Settler:
     async def _settle(self, batch: list[Settlement]) -> None:
         if not batch:
             return
+        if self.waiting_since is None:
+            self.waiting_since = time.monotonic()
         try:
             answers = await self._broker.settle(batch)
         except BrokerError as error:
@@ -77,6 +83,7 @@ class Settler:
         except Exception as error:
             await self._settle_apart(batch, error)
             return
+        self.waiting_since = None
         if self._troubles:
             self._troubles = 0
             self._events.tell(BrokerBack("settling"))

@@ -11,18 +11,22 @@ from typing import Any, Final, Self
 import anyio
 
 from taskflow.app.app import App
+from taskflow.app.context import JobContext
 from taskflow.app.current import default_app
-from taskflow.model.errors import BrokerError, BrokerUnavailable, ConfigurationError
+from taskflow.model.errors import BrokerUnavailable, ConfigurationError
 from taskflow.model.seams import Seams
 from taskflow.model.verdict import Discarded, Failed, Verdict
 from taskflow.worker.children.pool import Children
 from taskflow.worker.drain import Drain
 from taskflow.worker.events import BrokerTrouble, Ended, Event, Events, NotCounted, Unwritable
 from taskflow.worker.executor import Executor
+from taskflow.worker.holdings import Holding
 from taskflow.worker.life import Life
 from taskflow.worker.options import WorkerOptions
 from taskflow.worker.queues import QueueChoice
+from taskflow.worker.stalls import Bounds, Eyes, StallWatch
 from taskflow.worker.threads import Threads
+from taskflow.worker.vitals import Signs, Vitals
 
 DRAIN_LOOK: Final = 0.05
 LONGEST_PAUSE: Final = 5.0
@@ -60,6 +64,8 @@ class Tally:
 class Worker:
     """Works jobs while its block lasts, then winds down: ``async with Worker(concurrency=50): ...``
 
+    `vitals` may be asked from any thread whether it is `live()` and `ready()`, for the application's own health checks.
+
     `queues`       as on the command line: "mail,default" strictly in that order, "mail=3,default=1" weighted; or a list of such names; None
                    is every queue
     `concurrency`  jobs at one time
@@ -88,6 +94,9 @@ class Worker:
         self._hurry = asyncio.Event()
         self._stack = AsyncExitStack()
         self._life: Life | None = None
+        self._lost: Life | None = None
+        self._watch: StallWatch | None = None
+        self.vitals = Vitals(lambda: self._watch, self._signs, self.options.ttl)
         self._rebirth: asyncio.Task[None] | None = None
         self._abandoning: asyncio.Task[None] | None = None
         self._past_lives: dict[asyncio.Task[None], Life] = {}
@@ -107,6 +116,9 @@ class Worker:
             stack.push_async_callback(self._children.close)
             self._app.registry.resolve()
             self._state = state
+            stack.callback(self._end_watch)
+            self._watch = self._a_watch()
+            self._watch.start()
             self._life = await self._begin()
             self._stack = stack.pop_all()
         return self
@@ -143,6 +155,53 @@ class Worker:
         options = self.options
         return Children(self._app, options.children, modules=options.modules, tell=self._events.tell, start_thread=self._seams.start_thread)
 
+    # --- what is seen from other threads ------------------------------------------------------------------
+
+    def _a_watch(self) -> StallWatch:
+        eyes = Eyes(
+            holding_of=self._holding_of,
+            slow=self._slow,
+            beats=self._beats,
+            on_silent=self._note_silence,
+            on_limit=self._give_up,
+        )
+        return StallWatch(self._events, self._seams.start_thread, Bounds(self.options.stall_limit, self.options.ttl), eyes)
+
+    def _end_watch(self) -> None:
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.stop()
+
+    def _holding_of(self, run: JobContext) -> Holding | None:
+        lives = [life for life in (self._life, *self._past_lives.values()) if life is not None]
+        return next((holding for life in lives if (holding := life.holding_of(run)) is not None), None)
+
+    def _slow(self) -> tuple[Holding, float] | None:
+        """What held up the interpreter may have cost the session too."""
+        found = [life.slow for life in (self._life, self._lost) if life is not None and life.slow is not None]
+        return max(found, key=lambda one: one[1], default=None)
+
+    def _signs(self) -> Signs | None:
+        life = self._life
+        return None if life is None else life.signs()
+
+    def _beats(self) -> object:
+        signs = self._signs()
+        return object() if signs is None else (self._life, signs.beaten_at)
+
+    def _note_silence(self) -> None:
+        if (life := self._life) is not None:
+            life.fall_silent("its keeper has not beaten for longer than the ttl")
+
+    def _give_up(self, is_told: bool) -> None:
+        """Others take its jobs when the ttl is over; should the loop ever move again, it goes on under a new session."""
+        if (life := self._life) is not None:
+            life.fall_silent(f"the event loop stood still for {self.options.stall_limit:g} s")
+        if self.options.on_stall_limit is not None:
+            self.options.on_stall_limit(is_told)
+
+    # --- its sessions -----------------------------------------------------------------------------------
+
     async def _begin(self) -> Life:
         executor = Executor(
             self._app.registry,
@@ -162,16 +221,17 @@ class Worker:
 
     async def _begin_again(self) -> None:
         lost, self._life = self._life, None
+        self._lost = lost or self._lost
         if lost is not None:
             self._abandoning = asyncio.get_running_loop().create_task(self._abandon(lost))
-            await asyncio.shield(self._abandoning)
+            await asyncio.wait([self._abandoning])  # whatever came of it: what follows must be
             if lost.age < SHORT_LIFE:  # what ended it at once, no descriptors left for example, will not have changed yet
                 await asyncio.sleep(SHORT_LIFE)
         times = 0
         while self._life is None:
             try:
                 self._life = await self._begin()
-            except BrokerError as error:
+            except Exception as error:  # no thread left for a keeper, for example: to give up would be to live on and do nothing
                 times += 1
                 self._events.tell(BrokerTrouble("a new session", str(error), times))
                 await asyncio.sleep(min(LONGEST_PAUSE, 0.1 * 2**times) * (0.5 + self._seams.chance.random()))
@@ -195,11 +255,12 @@ class Worker:
                 raise
 
     async def _close(self) -> None:
+        self.vitals.is_winding_down = True
         if self._rebirth is not None:
             self._rebirth.cancel()
             await asyncio.gather(self._rebirth, return_exceptions=True)
         if self._abandoning is not None:
-            await self._abandoning
+            await asyncio.wait([self._abandoning])
         if self._life is not None:
             self.has_forced = not await self._life.wind_down(self._hurry)
         await self._end_past_lives()

@@ -1,0 +1,139 @@
+"""`--health-port`: /live and /ready over HTTP, from a thread of its own, so that a loop that stands still is told of."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+from typing import Final
+from urllib.parse import urlsplit
+
+from taskflow.model.errors import ConfigurationError
+from taskflow.model.seams import start_thread
+from taskflow.worker.vitals import Finding
+
+log: Final = logging.getLogger("taskflow.worker")
+
+LARGEST_REQUEST: Final = 8_192
+WITHIN: Final = 5.0
+"""Seconds that a request and its answer may take."""
+MOST_AT_ONCE: Final = 32
+"""Connections; what comes beyond is closed unheard."""
+
+Ask = Callable[[], Finding]
+Response = tuple[HTTPStatus, Mapping[str, object]]
+
+
+def listener(host: str, port: int) -> socket.socket:
+    """ConfigurationError when it cannot be had. Port 0 is any that is free."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server(address[:2], family=family)
+    except (OSError, UnicodeError) as error:
+        raise ConfigurationError(f"--health-port: nothing can listen on {host!r}, port {port}: {error}") from error
+
+
+class HealthServer:
+    """Answers GET and HEAD of the paths in `asks`, each with what it finds: 200 when that is well, else 503."""
+
+    def __init__(self, listener: socket.socket, asks: Mapping[str, Ask]) -> None:
+        self._listener = listener
+        self._asks = asks
+        self._open = 0
+        self._end: Callable[[], None] = lambda: None
+        self._thread: threading.Thread | None = None
+
+    @property
+    def url(self) -> str:
+        host, port = self._listener.getsockname()[:2]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    def start(self) -> None:
+        is_serving = threading.Event()
+        self._thread = start_thread(lambda: self._keep(is_serving), "taskflow-health")
+        is_serving.wait(WITHIN)
+
+    def stop(self) -> None:
+        self._end()
+        if self._thread is not None:
+            self._thread.join(WITHIN)
+        self._listener.close()
+
+    def _keep(self, is_serving: threading.Event) -> None:
+        try:
+            asyncio.run(self._serve(is_serving))
+        except Exception as error:  # a job has closed its descriptors, for example
+            log.error("the worker's health is not told any more: %s: %s", type(error).__name__, error)
+
+    async def _serve(self, is_serving: threading.Event) -> None:
+        loop, ending = asyncio.get_running_loop(), asyncio.Event()
+
+        def end() -> None:
+            with contextlib.suppress(RuntimeError):  # it has ended by itself
+                loop.call_soon_threadsafe(ending.set)
+
+        self._end = end
+        server = await asyncio.start_server(self._heed, sock=self._listener, limit=LARGEST_REQUEST)
+        is_serving.set()
+        await ending.wait()
+        server.close()
+
+    async def _heed(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._open >= MOST_AT_ONCE:
+            writer.transport.abort()
+            return
+        self._open += 1
+        try:
+            async with asyncio.timeout(WITHIN):
+                writer.write(await self._answer_to(reader))
+                await writer.drain()
+                writer.close()
+                await writer.wait_closed()
+        except (TimeoutError, OSError, asyncio.IncompleteReadError):
+            writer.transport.abort()
+        finally:
+            self._open -= 1
+
+    async def _answer_to(self, reader: asyncio.StreamReader) -> bytes:
+        try:
+            head = await reader.readuntil(b"\r\n\r\n")
+        except asyncio.LimitOverrunError:
+            return _written(_refused(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE))
+        parts = head.partition(b"\r\n")[0].decode("latin-1").split(" ")
+        if len(parts) != 3 or not parts[2].startswith("HTTP/1."):
+            return _written(_refused(HTTPStatus.BAD_REQUEST))
+        method, target, _ = parts
+        if method not in ("GET", "HEAD"):
+            return _written(_refused(HTTPStatus.METHOD_NOT_ALLOWED))
+        return _written(self._found(target), with_body=method == "GET")
+
+    def _found(self, target: str) -> Response:
+        try:
+            ask = self._asks.get(urlsplit(target).path)
+        except ValueError:
+            return _refused(HTTPStatus.BAD_REQUEST)
+        if ask is None:
+            return HTTPStatus.NOT_FOUND, {"why": f"there are {' and '.join(self._asks)}"}
+        found = ask()
+        status = HTTPStatus.OK if found.is_well else HTTPStatus.SERVICE_UNAVAILABLE
+        return status, {"ok": found.is_well, "why": found.why, **found.facts}
+
+
+def _refused(status: HTTPStatus) -> Response:
+    return status, {"why": status.phrase}
+
+
+def _written(response: Response, *, with_body: bool = True) -> bytes:
+    status, shown = response
+    body = json.dumps(shown).encode() + b"\n"
+    allow = "Allow: GET, HEAD\r\n" if status is HTTPStatus.METHOD_NOT_ALLOWED else ""
+    head = (
+        f"HTTP/1.1 {status.value} {status.phrase}\r\n{allow}Content-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n"
+    )
+    return head.encode() + (body if with_body else b"")

@@ -1,0 +1,115 @@
+"""systemd's notify protocol, sd_notify(3): that the worker is ready, stops, and is alive."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import socket
+import threading
+import time
+from collections.abc import Callable, MutableMapping
+from typing import Final, Self
+
+from taskflow.model.seams import start_thread
+from taskflow.worker.events import Event, SessionOpened, WindingDown
+from taskflow.worker.vitals import Finding
+
+log: Final = logging.getLogger("taskflow.worker")
+
+SENT_WITHIN: Final = 1.0
+AGAIN: Final = 1.0
+"""Seconds after which a worker that did not live is looked at again."""
+
+_OFF: Final[tuple[str, ...]] = ()
+
+
+class Notifier:
+    """Sends from a thread of its own: a socket that takes nothing holds nobody up.
+
+    `address` is NOTIFY_SOCKET's, `watchdog` the seconds within which systemd wants a sign of life, None when it wants none. `live` is
+    asked before each: a worker that stands still gives none, and systemd ends it.
+    """
+
+    def __init__(self, address: str, watchdog: float | None, live: Callable[[], Finding]) -> None:
+        self._address = f"\0{address[1:]}" if address.startswith("@") else address
+        self._period = watchdog / 2 if watchdog is not None else None
+        self._live = live
+        self._told = queue.SimpleQueue[tuple[str, ...]]()
+        self._thread: threading.Thread | None = None
+        self._has_failed = False
+        self._is_ready = False
+        self._is_stopping = False
+        self._is_unwell = False
+        self._status = "STATUS=starting"
+
+    @classmethod
+    def from_environment(cls, environment: MutableMapping[str, str], live: Callable[[], Finding]) -> Self | None:
+        """None without NOTIFY_SOCKET. Takes the variables out, as sd_notify(3) advises: the programs that jobs start are not the worker."""
+        address, microseconds, pid = (environment.pop(name, "") for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"))
+        if not address:
+            return None
+        if address[0] not in "/@":
+            log.warning("NOTIFY_SOCKET=%s is neither a path nor an abstract socket: systemd is told nothing", address)
+            return None
+        is_watched = microseconds.isascii() and microseconds.isdigit() and int(microseconds) > 0 and pid in ("", str(os.getpid()))
+        return cls(address, int(microseconds) / 1e6 if is_watched else None, live)
+
+    def heed(self, event: Event) -> None:
+        """Subscribe this to the worker's events."""
+        match event:
+            case SessionOpened(name):
+                self._status = f"STATUS=working as {name}"
+                self._told.put((*(["READY=1"] if not self._is_ready else []), self._status))
+                self._is_ready = True
+            case WindingDown(running):
+                self._stopping(f"STATUS=winding down: {running} running")
+            case _:
+                return
+
+    def start(self) -> None:
+        self._thread = start_thread(self._keep, "taskflow-notify")
+
+    def stop(self) -> None:
+        if not self._is_stopping:
+            self._stopping("STATUS=ending")
+        self._told.put(_OFF)
+        if self._thread is not None:
+            self._thread.join(2 * SENT_WITHIN)
+
+    def _stopping(self, status: str) -> None:
+        self._is_stopping, self._status = True, status
+        self._told.put(("STOPPING=1", status))
+
+    def _keep(self) -> None:
+        sign_at = time.monotonic() if self._period is not None else None
+        while True:
+            try:
+                told = self._told.get(timeout=None if sign_at is None else max(0.0, sign_at - time.monotonic()))
+            except queue.Empty:
+                sign_at = time.monotonic() + self._give_sign()
+                continue
+            if told == _OFF:
+                return
+            self._send(*told)
+
+    def _give_sign(self) -> float:
+        """Seconds until the next."""
+        found, period = self._live(), self._period or AGAIN
+        if not found.is_well:
+            self._is_unwell = True
+            self._send(f"STATUS={found.why}")
+            return min(AGAIN, period)
+        self._send("WATCHDOG=1", *([self._status] if self._is_unwell else []))
+        self._is_unwell = False
+        return period
+
+    def _send(self, *lines: str) -> None:
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+                sender.settimeout(SENT_WITHIN)
+                sender.sendto("\n".join(lines).encode(errors="replace"), self._address)
+        except OSError as error:
+            if not self._has_failed:
+                self._has_failed = True
+                log.warning("systemd cannot be told of this worker: NOTIFY_SOCKET: %s", error)

@@ -1,0 +1,36 @@
+"""The end of a worker's process whose event loop stands still for good."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import sys
+from contextlib import suppress
+from typing import Final
+
+from taskflow.cli.exits import Exit
+from taskflow.model.seams import start_thread
+
+DUMPED_WITHIN: Final = 2.0
+
+
+def end_stalled(is_told: bool) -> None:
+    """Called from the thread that has seen it. The stacks are in the log, unless that is where the loop hangs: then Python's own
+    fault handler writes them, which takes no lock. The process ends whether or not anybody reads them."""
+    if not is_told:
+        with suppress(RuntimeError):  # the system has no more threads
+            start_thread(_dump, "taskflow-dump").join(DUMPED_WITHIN)
+    os._exit(Exit.STALLED)
+
+
+def show_stacks_when_killed() -> None:
+    """A signal that is an error's writes the stacks of all threads first, even while C code keeps the interpreter: SIGSEGV, and SIGABRT, by
+    which systemd's watchdog ends what gives no sign of life. Unless somebody has seen to it already."""
+    if not faulthandler.is_enabled():
+        with suppress(OSError, ValueError):  # there is no stderr
+            faulthandler.enable(file=sys.stderr.fileno(), all_threads=True)
+
+
+def _dump() -> None:
+    with suppress(OSError, ValueError):
+        faulthandler.dump_traceback(file=sys.stderr.fileno(), all_threads=True)

@@ -1,0 +1,204 @@
+"""Watches that the worker moves: its event loop, and the thread that beats for it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+from taskflow.app.context import JobContext
+from taskflow.model.envelope import Lease
+from taskflow.model.seams import StartThread
+from taskflow.worker.events import Event, Events, InterpreterHeld, LoopMoves, LoopStalled, StalledForGood
+from taskflow.worker.holdings import Holding
+from taskflow.worker.stacks import Line, lines_of, lines_of_all, run_in, run_in_loop, seconds_computed, shown, shown_all
+
+LOOK: Final = 0.25
+FIRST_TOLD: Final = 1.0
+RARER: Final = 10
+"""A stall is told of again when it has lasted so many times as long."""
+
+TELLING: Final = 2.0
+"""Seconds that those who are told may take: the loop may stand still in the very log that is to tell of it."""
+
+
+class Standstill:
+    """How long something has stayed the same. What the looking thread has not lived through itself does not count: a process that was
+    stopped, or had no interpreter, is not one whose loop stands still."""
+
+    def __init__(self, read: Callable[[], object]) -> None:
+        self._read = read
+        self._seen = read()
+        self.seconds = 0.0
+
+    def look(self, passed: float) -> bool:
+        """`passed` seconds after the last look: whether it has changed since."""
+        seen = self._read()
+        if seen != self._seen:
+            self._seen, self.seconds = seen, 0.0
+            return True
+        self.seconds += min(passed, 2 * LOOK)
+        return False
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """`stall_limit`  seconds without progress of the loop after which `on_limit` is called; 0 is never
+    `ttl`          of the sessions, in seconds
+    """
+
+    stall_limit: float
+    ttl: float
+
+
+@dataclass(frozen=True)
+class Eyes:
+    """What the watch asks and whom it calls, from its own thread.
+
+    `holding_of` what a run holds, None when that is settled
+    `slow`       the last run that took a while, and when it ended
+    `beats`      changes with every beat that is answered, and with every session
+    `on_silent`  nobody has beaten for the session although the watch has seen time pass for longer than its ttl
+    `on_limit`   the loop stands still for good; whether the event could be told
+    """
+
+    holding_of: Callable[[JobContext], Holding | None]
+    slow: Callable[[], tuple[Holding, float] | None]
+    beats: Callable[[], object]
+    on_silent: Callable[[], None]
+    on_limit: Callable[[bool], None]
+
+
+class StallWatch:
+    """Started in the loop that it watches. Its thread never logs and never waits for the loop, so that neither can hold it up.
+
+    `stalled_for`  seconds without progress of the loop, 0.0 when it moves; `looked_at` of the monotonic clock, to see whether it is alive
+    `blocker`      the lease of the job that is told to block it
+    """
+
+    def __init__(self, events: Events, start_thread: StartThread, bounds: Bounds, eyes: Eyes) -> None:
+        self._events = events
+        self._start_thread = start_thread
+        self._bounds = bounds
+        self._eyes = eyes
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
+        self._stopping = threading.Event()
+        self._ticks = 0
+        self._loops = Standstill(lambda: self._ticks)
+        self._beats = Standstill(eyes.beats)
+        self._times_told = 0
+        self._has_given_up = False
+        self._computed = dict[int, float]()
+        self.looked_at = time.monotonic()
+        self.blocker: Lease | None = None
+
+    @property
+    def stalled_for(self) -> float:
+        return self._loops.seconds if self._times_told else 0.0
+
+    def start(self) -> None:
+        self._tick()
+        self.looked_at, self._computed = _clocks()
+        self._start_thread(self._watch, "taskflow-watch")
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._timer.cancel()
+
+    def _tick(self) -> None:
+        self._ticks += 1
+        self._timer = self._loop.call_later(LOOK, self._tick)
+
+    # --- in its thread ----------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        while not self._stopping.wait(LOOK):
+            now, computed = _clocks()
+            passed, self.looked_at = now - self.looked_at, now
+            before, self._computed = self._computed, computed
+            if passed - LOOK >= FIRST_TOLD:
+                self._look_back(passed, before)
+            self._look_at_loop(passed)
+            self._look_at_keeper(passed)
+
+    def _look_back(self, passed: float, before: dict[int, float]) -> None:
+        """This look comes much too late: nothing could run, nor be told, until now."""
+        spent = {thread: seconds - before.get(thread, 0.0) for thread, seconds in self._computed.items()}
+        thread = max(spent, key=lambda one: spent[one], default=self._thread)
+        is_computed = spent.get(thread, 0.0) >= passed / 5  # others want the processor too
+        if not is_computed:
+            thread = self._thread
+        lease, lines = self._run_since(thread, self.looked_at - passed)
+        self._tell(lambda: InterpreterHeld(lease, passed - LOOK, self._bounds.ttl, is_computed, shown(lines)))
+
+    def _run_since(self, thread: int, begun_at: float) -> tuple[Lease | None, list[Line]]:
+        """The run that a thread has been in since then, and where it is. It may have gone on before it was looked at, to its end or into
+        another run: then nobody knows where it was."""
+        holding, slow = self._holding_in(thread), self._eyes.slow()
+        if holding is not None and (holding.started or 0.0) <= begun_at + 2 * LOOK:
+            return holding.lease, lines_of(thread)
+        if slow is not None and slow[1] > begun_at + LOOK:
+            return slow[0].lease, []
+        return None, lines_of(thread)
+
+    def _look_at_loop(self, passed: float) -> None:
+        lasted = self._loops.seconds
+        if self._loops.look(passed):
+            if self._times_told:
+                self._times_told, self._has_given_up, self.blocker = 0, False, None
+                self._tell(lambda: LoopMoves(lasted))
+            return
+        lasted = self._loops.seconds
+        if lasted >= FIRST_TOLD * RARER**self._times_told:
+            self._times_told += 1
+            lease, lines = self._run_since(self._thread, self.looked_at - lasted)
+            self.blocker = lease = lease or self._lease_in(self._thread)  # or one of many that have held it up together
+            self._tell(lambda: LoopStalled(lease, lasted, shown(lines)))
+        if 0 < self._bounds.stall_limit <= lasted and not self._has_given_up:
+            self._give_up(lasted)
+
+    def _give_up(self, lasted: float) -> None:
+        self._has_given_up = True
+        lease, threads = self._lease_in(self._thread), lines_of_all()
+        self._eyes.on_limit(self._tell(lambda: StalledForGood(lease, lasted, shown_all(threads))))
+
+    def _look_at_keeper(self, passed: float) -> None:
+        """Its own word comes sooner, at the ttl; without any, its thread is dead or hangs."""
+        self._beats.look(passed)
+        if self._beats.seconds > self._bounds.ttl + 2 * FIRST_TOLD:
+            self._beats.seconds = 0.0
+            self._eyes.on_silent()
+
+    def _lease_in(self, thread: int) -> Lease | None:
+        holding = self._holding_in(thread)
+        return holding.lease if holding is not None else None
+
+    def _holding_in(self, thread: int) -> Holding | None:
+        run = run_in_loop(self._loop, thread) if thread == self._thread else run_in(thread)
+        return self._eyes.holding_of(run) if run is not None else None
+
+    def _tell(self, make: Callable[[], Event]) -> bool:
+        """In a thread that may hang, where this one must not: whether it was done in time."""
+        try:
+            teller = self._start_thread(partial(_make_and_tell, make, self._events), "taskflow-tells")
+        except RuntimeError:  # the system has no more threads
+            return False
+        teller.join(TELLING)
+        return not teller.is_alive()
+
+
+def _clocks() -> tuple[float, dict[int, float]]:
+    """The monotonic one, and those of the threads, read together: not with a long call of C code between the two."""
+    while True:
+        begun_at, computed, now = time.monotonic(), seconds_computed(), time.monotonic()
+        if now - begun_at < LOOK:
+            return now, computed
+
+
+def _make_and_tell(make: Callable[[], Event], events: Events) -> None:
+    events.tell(make())

@@ -1,0 +1,129 @@
+"""Whether a worker lives, and whether it works: read from any thread, so that a loop that stands still can be told of."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple, Protocol
+
+from taskflow.model.envelope import Lease
+from taskflow.model.ids import id_text
+
+LATE: Final = 12.0
+"""Seconds without an answer after which the broker does not answer: two of the fetcher's looks for jobs, and a little."""
+
+BLIND: Final = 5.0
+"""Seconds after which the thread that watches over the others has not moved itself."""
+
+
+class Signs(NamedTuple):
+    """Of one session, instants of the monotonic clock; None is never. `free` slots, and `running` those taken.
+
+    `beaten_at`, `claimed_at`  when the broker has answered last
+    `tried_at`                 when a beat was tried last, whatever came of it
+    `settling_since`           since when a verdict waits to be told
+    """
+
+    running: int
+    free: int
+    beaten_at: float | None
+    tried_at: float
+    claimed_at: float | None
+    settling_since: float | None
+    is_over: bool
+
+
+@dataclass(frozen=True)
+class Finding:
+    """`why` in words for people; `facts` for programs, of numbers and text."""
+
+    is_well: bool
+    why: str
+    facts: dict[str, float | int | str | None] = field(default_factory=dict)
+
+
+class Seen(Protocol):
+    """What the watch has seen, see StallWatch."""
+
+    @property
+    def stalled_for(self) -> float: ...
+    @property
+    def looked_at(self) -> float: ...
+    @property
+    def blocker(self) -> Lease | None: ...
+
+
+class Vitals:
+    """`seen` is the watch of the worker, None before its start and after its end; `signs` are the present session's, None between two."""
+
+    def __init__(self, seen: Callable[[], Seen | None], signs: Callable[[], Signs | None], ttl: float) -> None:
+        self._seen = seen
+        self._signs = signs
+        self._ttl = ttl
+        self.is_winding_down = False
+
+    def live(self) -> Finding:
+        """That its loop and its keeper's thread move. Says nothing about the broker: to start the process again would not bring it back."""
+        seen, signs, now = self._seen(), self._signs(), time.monotonic()
+        if seen is None:
+            return Finding(True, self._without_watch())
+        facts: dict[str, float | int | str | None] = {"stalled_for": round(seen.stalled_for, 3)}
+        if now - seen.looked_at > BLIND:
+            return Finding(False, f"the thread that watches has not moved for {now - seen.looked_at:.0f} s", facts)
+        if seen.stalled_for:
+            where = f" in {_name(seen.blocker)}" if seen.blocker else ""
+            return Finding(False, f"the event loop has stood still for {seen.stalled_for:.1f} s{where}", facts)
+        if signs is not None and not signs.is_over and now - signs.tried_at > self._ttl + BLIND:
+            return Finding(False, f"the thread that beats has not moved for {now - signs.tried_at:.0f} s", facts)
+        return Finding(True, "the event loop and the thread that beats move", facts)
+
+    def ready(self) -> Finding:
+        """That it lives, and the broker has answered its beats, its claims and its settlements lately."""
+        live = self.live()
+        if not live.is_well:
+            return live
+        if self._seen() is None:
+            return Finding(False, self._without_watch())
+        if self.is_winding_down:
+            return Finding(False, "it winds down and claims nothing more")
+        signs = self._signs()
+        if signs is None or signs.is_over:
+            return Finding(False, "its session has ended, and the next one has not begun")
+        return self._of(signs, time.monotonic())
+
+    def _without_watch(self) -> str:
+        return "it has ended" if self.is_winding_down else "it has not started yet"
+
+    def _of(self, signs: Signs, now: float) -> Finding:
+        beaten, claimed = _since(signs.beaten_at, now), _since(signs.claimed_at, now)
+        settling = _since(signs.settling_since, now)
+        facts: dict[str, float | int | str | None] = {
+            "running": signs.running,
+            "free": signs.free,
+            "since_beat": beaten,
+            "since_claim": claimed,
+            "settling_for": settling or 0.0,
+        }
+        if beaten is None or beaten > max(LATE, self._ttl / 2):
+            return Finding(False, _not_for("a beat", beaten), facts)
+        # With every slot taken it does not claim, and need not: what runs there must be told of when it ends, though.
+        if claimed is None or (signs.free and claimed > LATE):
+            return Finding(False, _not_for("a claim", claimed), facts)
+        if settling is not None and settling > LATE:
+            return Finding(False, _not_for("a settlement", settling), facts)
+        return Finding(True, "the broker answers its beats, claims and settlements", facts)
+
+
+def _since(at: float | None, now: float) -> float | None:
+    return None if at is None else round(max(0.0, now - at), 3)
+
+
+def _not_for(what: str, seconds: float | None) -> str:
+    if seconds is None:
+        return f"the broker has not answered {what} yet"
+    return f"the broker has not answered {what} for {seconds:.0f} s"
+
+
+def _name(lease: Lease) -> str:
+    return f"{lease.envelope.job} {id_text(lease.envelope.id)}"

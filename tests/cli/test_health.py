@@ -1,0 +1,268 @@
+"""`--health-port`: what probes are told, over real connections, of real processes."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import re
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+
+import pytest
+
+from taskflow.cli import health
+from taskflow.cli.health import HealthServer, listener
+from taskflow.model.errors import ConfigurationError
+from taskflow.worker.vitals import Finding
+from tests.cli.processes import PATIENCE, Running, Shell, ended_clearly
+
+TASKS = """
+import asyncio, time
+from pathlib import Path
+from taskflow import job
+
+@job
+async def block() -> None:
+    print("begun", flush=True)
+    while not Path("release").exists():
+        time.sleep(0.005)
+
+@job
+async def wait() -> None:
+    print("begun", flush=True)
+    while not Path("release").exists():
+        await asyncio.sleep(0.005)
+
+@job
+async def note() -> None: ...
+"""
+
+
+class Told(NamedTuple):
+    status: int
+    body: Any
+    headers: dict[str, str]
+
+
+def ask(port: int, path: str, method: str = "GET", host: str = "127.0.0.1") -> Told:
+    connection = http.client.HTTPConnection(host, port, timeout=PATIENCE)
+    try:
+        connection.request(method, path)
+        answer = connection.getresponse()
+        body = answer.read()
+        return Told(answer.status, json.loads(body) if body else None, {name.lower(): value for name, value in answer.getheaders()})
+    finally:
+        connection.close()
+
+
+def ask_until(port: int, path: str, status: int) -> Told:
+    give_up_at = time.monotonic() + PATIENCE
+    while (told := ask(port, path)).status != status:
+        assert time.monotonic() < give_up_at, told
+        time.sleep(0.05)
+    return told
+
+
+# --- a worker's process --------------------------------------------------------------------------------------------------
+
+
+def a_worker(shell: Shell, *arguments: str) -> tuple[Running, int]:
+    """And the port that it answers at."""
+    shell.write("tasks.py", TASKS)
+    worker = shell.worker("--health-port", "0", *arguments)
+    found = re.search(r"health: http://127\.0\.0\.1:(\d+)/live and /ready", worker.said)
+    assert found, worker.said
+    return worker, int(found[1])
+
+
+def test_a_worker_that_works_is_live_and_ready(shell: Shell) -> None:
+    worker, port = a_worker(shell)
+    ready = ask_until(port, "/ready", 200)
+    assert ready.body["ok"] is True
+    assert ready.body["why"] == "the broker answers its beats, claims and settlements"
+    assert ready.headers["content-type"] == "application/json"
+    assert ask(port, "/live").status == 200
+    worker.signal(signal.SIGTERM)
+    ended_clearly(worker, [0])
+
+
+def test_a_loop_that_stands_still_is_told_of_and_does_not_hang_the_probe(shell: Shell) -> None:
+    worker, port = a_worker(shell)
+    shell.send("block.bind()")
+    worker.wait_for("begun")
+    unwell = ask_until(port, "/live", 503)
+    assert re.search(r"the event loop has stood still for \d+\.\d s in tasks\.block [0-9a-f-]{36}", unwell.body["why"])
+    assert ask(port, "/ready").status == 503
+    shell.write("release", "")
+    ask_until(port, "/live", 200)
+    ask_until(port, "/ready", 200)
+    worker.signal(signal.SIGTERM)
+    ended_clearly(worker, [0])
+
+
+def test_a_worker_that_winds_down_lives_and_is_not_ready(shell: Shell) -> None:
+    worker, port = a_worker(shell)
+    shell.send("wait.bind()")
+    worker.wait_for("begun")
+    ask_until(port, "/ready", 200)
+    worker.signal(signal.SIGTERM)
+    assert "winds down" in ask_until(port, "/ready", 503).body["why"]
+    assert ask(port, "/live").status == 200
+    shell.write("release", "")
+    ended_clearly(worker, [0])
+
+
+def test_a_worker_that_starts_lives_and_is_not_ready(shell: Shell) -> None:
+    shell.write(
+        "tasks.py",
+        """
+        import asyncio
+        from contextlib import asynccontextmanager
+        from taskflow import configure, job
+
+        @asynccontextmanager
+        async def slow():
+            print("starting", flush=True)
+            await asyncio.sleep(3600)
+            yield
+
+        configure(lifespan=slow)
+
+        @job
+        async def note(): ...
+        """,
+    )
+    worker = shell.taskflow("worker", "tasks", "--health-port", "0")
+    worker.wait_for("starting")
+    found = re.search(r":(\d+)/live", worker.said)
+    assert found
+    assert ask(int(found[1]), "/live").status == 200
+    assert ask(int(found[1]), "/ready").body["why"] == "it has not started yet"
+    worker.signal(signal.SIGTERM)
+    ended_clearly(worker, [128 + signal.SIGTERM])
+
+
+def test_a_port_that_is_taken_is_said_and_nothing_is_begun(shell: Shell) -> None:
+    shell.write("tasks.py", TASKS)
+    with listener("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        worker = shell.taskflow("worker", "tasks", "--health-port", str(port))
+        ended_clearly(worker, [2])
+    assert f"--health-port: nothing can listen on '127.0.0.1', port {port}" in worker.said
+    assert "in use" in worker.said
+    assert "Traceback" not in worker.said
+    assert "working as" not in worker.said
+
+
+@pytest.mark.parametrize("port", ["-1", "65536", "http", ""])
+def test_what_is_no_port_is_refused(shell: Shell, port: str) -> None:
+    assert "is not a port, 0 to 65535" in shell.run("-m", "taskflow", "worker", "tasks", f"--health-port={port}", code=2)
+
+
+# --- the server itself ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def server() -> Iterator[HealthServer]:
+    asks: dict[str, Callable[[], Finding]] = {
+        "/live": lambda: Finding(True, "fine", {"seconds": 1.5}),
+        "/ready": lambda: Finding(False, "not yet"),
+    }
+    opened = HealthServer(listener("127.0.0.1", 0), asks)
+    opened.start()
+    yield opened
+    opened.stop()
+
+
+def port_of(server: HealthServer) -> int:
+    return int(server.url.rpartition(":")[2])
+
+
+def raw(server: HealthServer, request: bytes) -> bytes:
+    with socket.create_connection(("127.0.0.1", port_of(server)), timeout=PATIENCE) as connection:
+        connection.sendall(request)
+        return b"".join(iter(lambda: connection.recv(65_536), b""))
+
+
+def test_what_is_found_decides_the_status(server: HealthServer) -> None:
+    assert ask(port_of(server), "/live?verbose")[:2] == (200, {"ok": True, "why": "fine", "seconds": 1.5})
+    assert ask(port_of(server), "/ready")[:2] == (503, {"ok": False, "why": "not yet"})
+
+
+def test_head_is_answered_without_a_body(server: HealthServer) -> None:
+    told = ask(port_of(server), "/ready", "HEAD")
+    assert (told.status, told.body) == (503, None)
+    assert int(told.headers["content-length"]) > 0
+
+
+@pytest.mark.parametrize("path", ["/", "/metrics", "/live/", "//live", "/LIVE"])
+def test_other_paths_are_not_there(server: HealthServer, path: str) -> None:
+    assert ask(port_of(server), path)[:2] == (404, {"why": "there are /live and /ready"})
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "status"),
+    [
+        (b"POST /live HTTP/1.1\r\nHost: x\r\n\r\n", b"405 Method Not Allowed\r\nAllow: GET, HEAD"),
+        (b"GET /live\r\n\r\n", b"400"),
+        (b"GET /live SPDY/3\r\n\r\n", b"400"),
+        (b"GET http://[/live HTTP/1.1\r\n\r\n", b"400"),
+        (b"\x16\x03\x01\x00\xff\r\n\r\n", b"400"),
+        (b"GET /live HTTP/1.1\r\nX: " + b"x" * 2 * health.LARGEST_REQUEST + b"\r\n\r\n", b"431"),
+        (b"GET http://127.0.0.1/live HTTP/1.1\r\n\r\n", b"200"),
+        (b"GET /live HTTP/1.0\r\n\r\n", b"200"),
+    ],
+)
+def test_requests_of_all_kinds_get_an_answer(server: HealthServer, request_bytes: bytes, status: bytes) -> None:
+    assert raw(server, request_bytes).startswith(b"HTTP/1.1 " + status)
+
+
+def test_who_says_nothing_is_shut_out_and_nobody_else_is(server: HealthServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "WITHIN", 0.3)
+    with socket.create_connection(("127.0.0.1", port_of(server)), timeout=PATIENCE) as silent:
+        silent.sendall(b"GET /live")
+        assert ask(port_of(server), "/live").status == 200
+        with contextlib.suppress(ConnectionResetError):  # as good as closed
+            assert silent.recv(1) == b""
+
+
+def test_connections_beyond_the_bound_are_refused_and_it_recovers(server: HealthServer) -> None:
+    with ExitStack() as stack:
+        for _ in range(health.MOST_AT_ONCE):
+            stack.enter_context(socket.create_connection(("127.0.0.1", port_of(server)), timeout=PATIENCE))
+        with pytest.raises((OSError, http.client.HTTPException)):
+            ask(port_of(server), "/live")
+    give_up_at = time.monotonic() + PATIENCE
+    while True:
+        try:
+            assert ask(port_of(server), "/live").status == 200
+            return
+        except (OSError, http.client.HTTPException):
+            assert time.monotonic() < give_up_at
+
+
+def test_an_address_that_is_not_ours_is_said() -> None:
+    with pytest.raises(ConfigurationError, match=r"--health-port: nothing can listen on '192\.0\.2\.1', port 0: "):
+        listener("192.0.2.1", 0)
+    with pytest.raises(ConfigurationError, match="nothing can listen on 'no such host'"):
+        listener("no such host", 0)
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="there is no IPv6")
+def test_ipv6_is_as_good() -> None:
+    try:
+        opened = listener("::1", 0)
+    except ConfigurationError:
+        pytest.skip("this machine has no ::1")
+    server = HealthServer(opened, {"/live": lambda: Finding(True, "fine")})
+    server.start()
+    try:
+        assert server.url.startswith("http://[::1]:")
+        assert ask(opened.getsockname()[1], "/live", host="::1").status == 200
+    finally:
+        server.stop()

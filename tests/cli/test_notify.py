@@ -1,0 +1,178 @@
+"""What systemd is told, by a socket that stands for its own."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from taskflow.cli import notify
+from taskflow.cli.notify import Notifier
+from taskflow.worker.events import SessionOpened, WindingDown
+from taskflow.worker.vitals import Finding
+from tests.cli.processes import PATIENCE, Shell, ended_clearly
+
+TASKS = """
+import asyncio, os, time
+from pathlib import Path
+from taskflow import job
+
+@job
+async def block() -> None:
+    print("begun", flush=True)
+    while not Path("release").exists():
+        time.sleep(0.005)
+
+@job
+async def tell() -> None:
+    print("a job sees", os.environ.get("NOTIFY_SOCKET"), os.environ.get("WATCHDOG_USEC"), flush=True)
+"""
+
+
+class FakeSystemd:
+    def __init__(self, address: str) -> None:
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.socket.bind(f"\0{address[1:]}" if address.startswith("@") else address)
+        self.environment = {"NOTIFY_SOCKET": address}
+        self.lines: list[str] = []
+
+    def hear(self, within: float = PATIENCE) -> list[str]:
+        """The lines of the next message; none when there is no message in time."""
+        self.socket.settimeout(within)
+        try:
+            lines = self.socket.recv(4_096).decode().splitlines()
+        except TimeoutError:
+            return []
+        self.lines += lines
+        return lines
+
+    def wait_for(self, start: str) -> str:
+        give_up_at = time.monotonic() + PATIENCE
+        while time.monotonic() < give_up_at:
+            found = [line for line in self.hear() if line.startswith(start)]
+            if found:
+                return found[0]
+        raise AssertionError(f"{start!r} was not told: {self.lines}")
+
+
+@pytest.fixture(params=["path", "abstract"])
+def systemd(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FakeSystemd]:
+    if request.param == "abstract" and sys.platform != "linux":
+        pytest.skip("abstract sockets are Linux's")
+    opened = FakeSystemd(f"@taskflow-{secrets.token_hex(8)}" if request.param == "abstract" else str(tmp_path / "notify"))
+    with opened.socket:
+        yield opened
+
+
+def test_a_worker_tells_that_it_is_ready_alive_and_stopping(shell: Shell, systemd: FakeSystemd) -> None:
+    """Alive twice within the watchdog's time; and the programs that its jobs start do not speak for it."""
+    shell.write("tasks.py", TASKS)
+    shell.environment |= {**systemd.environment, "WATCHDOG_USEC": "2000000"}
+    worker = shell.taskflow("worker", "tasks")
+    assert "STATUS=working as " in "\n".join([systemd.wait_for("READY=1"), *systemd.lines])
+    worker.wait_for("working as")
+    for name in systemd.environment:
+        del shell.environment[name]
+    for _ in range(3):
+        systemd.wait_for("WATCHDOG=1")
+    shell.send("tell.bind()")
+    worker.wait_for("a job sees None None")
+    worker.signal(signal.SIGTERM)
+    systemd.wait_for("STOPPING=1")
+    ended_clearly(worker, [0])
+    assert systemd.lines.count("READY=1") == systemd.lines.count("STOPPING=1") == 1
+
+
+def test_a_worker_whose_loop_stands_still_gives_no_sign_of_life(shell: Shell, systemd: FakeSystemd) -> None:
+    shell.write("tasks.py", TASKS)
+    shell.send("block.bind()")
+    shell.environment |= {**systemd.environment, "WATCHDOG_USEC": "1000000"}
+    worker = shell.taskflow("worker", "tasks")
+    worker.wait_for("begun")
+    systemd.wait_for("STATUS=the event loop has stood still")
+    for _ in range(4):  # it says why, each half second, and nothing else
+        [line] = systemd.hear()
+        assert line.startswith("STATUS=the event loop has stood still")
+    shell.write("release", "")
+    systemd.wait_for("WATCHDOG=1")
+    worker.signal(signal.SIGTERM)
+    ended_clearly(worker, [0])
+
+
+def a_notifier(environment: dict[str, str], finding: Finding = Finding(True, "fine")) -> Notifier | None:  # noqa: B008  # it is frozen
+    return Notifier.from_environment(environment, lambda: finding)
+
+
+def test_without_a_socket_there_is_nothing_to_tell() -> None:
+    environment = {"WATCHDOG_USEC": "1000000", "OTHER": "stays"}
+    assert a_notifier(environment) is None
+    assert environment == {"OTHER": "stays"}
+
+
+def test_what_is_no_socket_is_told_and_not_used(caplog: pytest.LogCaptureFixture) -> None:
+    assert a_notifier({"NOTIFY_SOCKET": "vsock:2:1234"}) is None
+    assert "NOTIFY_SOCKET=vsock:2:1234 is neither a path nor an abstract socket" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("microseconds", "pid", "is_watched"),
+    [
+        ("200000", "", True),
+        ("200000", str(os.getpid()), True),
+        ("200000", str(os.getpid() + 1), False),
+        ("0", "", False),
+        ("soon", "", False),
+        ("", "", False),
+    ],
+)
+def test_signs_of_life_are_given_when_they_are_asked_of_this_process(
+    systemd: FakeSystemd, microseconds: str, pid: str, is_watched: bool
+) -> None:
+    notifier = a_notifier({**systemd.environment, "WATCHDOG_USEC": microseconds, "WATCHDOG_PID": pid})
+    assert notifier is not None
+    notifier.start()
+    notifier.heed(SessionOpened("a worker"))
+    heard = [systemd.hear(), systemd.hear(0.5), systemd.hear(0.5)]
+    notifier.stop()
+    assert (["WATCHDOG=1"] in heard) is is_watched
+    assert ["READY=1", "STATUS=working as a worker"] in heard
+
+
+def test_a_second_session_is_no_second_start(systemd: FakeSystemd) -> None:
+    notifier = a_notifier(dict(systemd.environment))
+    assert notifier is not None
+    notifier.start()
+    for event in (SessionOpened("first"), SessionOpened("second"), WindingDown(3, 25.0)):
+        notifier.heed(event)
+    notifier.stop()
+    told = [systemd.hear() for _ in range(3)]
+    assert told == [["READY=1", "STATUS=working as first"], ["STATUS=working as second"], ["STOPPING=1", "STATUS=winding down: 3 running"]]
+    assert systemd.hear(0.1) == []
+
+
+def test_an_end_without_winding_down_is_a_stop_too(systemd: FakeSystemd) -> None:
+    notifier = a_notifier(dict(systemd.environment))
+    assert notifier is not None
+    notifier.start()
+    notifier.stop()
+    assert systemd.hear() == ["STOPPING=1", "STATUS=ending"]
+
+
+def test_a_socket_that_nobody_reads_holds_nothing_up(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notify, "SENT_WITHIN", 0.2)
+    notifier = a_notifier({"NOTIFY_SOCKET": str(tmp_path / "nobody")})
+    assert notifier is not None
+    notifier.start()
+    for number in range(3):
+        notifier.heed(SessionOpened(str(number)))
+    notifier.stop()
+    assert caplog.text.count("systemd cannot be told of this worker") == 1

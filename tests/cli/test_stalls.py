@@ -1,0 +1,194 @@
+"""A worker's process that a job holds up, or that is stopped: what it says, what becomes of the job, and of the process."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import time
+from typing import Any
+
+import pytest
+
+from taskflow.broker import words
+from tests.cli.processes import Running, Shell, ended_clearly
+
+TASKS = """
+import asyncio, logging, os, re, time
+from pathlib import Path
+from taskflow import JobContext, job
+
+def write(line: str) -> None:
+    file = os.open("ledger", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(file, f"{line}\\n".encode())
+    os.close(file)
+
+def wait_for(name: str) -> None:
+    while not Path(name).exists():
+        time.sleep(0.005)
+
+@job
+async def block(ctx: JobContext) -> None:
+    print("begun", flush=True)
+    wait_for("release")
+    write(f"epoch {ctx.epoch}")
+
+@job
+async def block_at_first(ctx: JobContext) -> None:
+    if ctx.epoch == 1:
+        print("begun", flush=True)
+        time.sleep(3600)
+    write(f"epoch {ctx.epoch}")
+
+@job
+async def block_the_log() -> None:
+    for handler in logging.getLogger().handlers:
+        handler.acquire()
+    time.sleep(3600)
+
+@job
+async def compute_in_c(ctx: JobContext, seconds: float) -> None:
+    if ctx.epoch == 1:
+        print("begun", flush=True)
+        for length in range(18, 60):
+            began_at = time.monotonic()
+            re.match(r"(a+)+$", "a" * length + "b")
+            if time.monotonic() - began_at > seconds:
+                break
+    write(f"epoch {ctx.epoch}")
+
+@job
+def wait_in_a_thread(ctx: JobContext) -> str:
+    if ctx.epoch == 1:
+        print("begun", flush=True)
+        wait_for("release")
+    write(f"epoch {ctx.epoch}")
+    return f"epoch {ctx.epoch}"
+"""
+
+
+@pytest.fixture
+def tasks(shell: Shell) -> Shell:
+    shell.write("tasks.py", TASKS)
+    return shell
+
+
+def the_job(tasks: Shell) -> dict[str, Any]:
+    [shown] = json.loads(tasks.run("-m", "taskflow", "jobs", "--json"))
+    return dict(shown)
+
+
+def let_end(*workers: Running) -> None:
+    for worker in workers:
+        worker.signal(signal.SIGTERM)
+    for worker in workers:
+        ended_clearly(worker, [0])
+
+
+def test_a_job_that_blocks_the_loop_beyond_the_ttl_runs_once_and_is_named(tasks: Shell) -> None:
+    tasks.send("block.bind()")
+    first = tasks.worker("--ttl", "1")
+    first.wait_for("begun")
+    second = tasks.worker("--ttl", "1")
+    first.wait_for(r"WARNING tasks\.block [0-9a-f-]{36} .* blocks the event loop for 1\.")
+    first.wait_for(r"in wait_for")
+    first.wait_for(r"blocks the event loop for 10\.")  # ten lives of a session that nobody beats for
+    tasks.write("release", "")
+    first.wait_for("the event loop goes on")
+    first.wait_for("succeeded")
+    let_end(first, second)
+    assert tasks.ledger() == ["epoch 1"]
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_in_json_the_stack_is_a_field_of_the_line(tasks: Shell, loop: str) -> None:
+    """On each loop that there is."""
+    if loop == "asyncio":
+        tasks.write("uvloop.py", "raise ImportError('not in this test')")  # the current folder's is found first
+    else:
+        pytest.importorskip("uvloop")
+    tasks.send("block.bind()")
+    worker = tasks.worker("--log-format", "json")
+    worker.wait_for("blocks the event loop")
+    tasks.write("release", "")
+    worker.wait_for("succeeded")
+    let_end(worker)
+    [line] = [json.loads(line) for line in worker.said.splitlines() if "blocks the event loop" in line]
+    assert (line["job"], line["attempt"], line["level"]) == ("tasks.block", 1, "warning")
+    assert "in wait_for" in line["stack"]
+
+
+def test_a_loop_that_stands_still_for_good_ends_the_process_and_another_runs_the_job(tasks: Shell) -> None:
+    tasks.send("block_at_first.bind()")
+    first = tasks.worker("--ttl", "1", "--stall-limit", "2")
+    first.wait_for("begun")
+    second = tasks.worker("--ttl", "1")
+    ended_in(first, 5)
+    assert re.search(r"CRITICAL tasks\.block_at_first .* has blocked the event loop for 2 s", first.said)
+    assert "taskflow-keeper (" in first.said
+    second.wait_for("succeeded")
+    let_end(second)
+    assert tasks.ledger() == ["epoch 2"]
+
+
+def test_a_loop_that_stands_still_in_the_log_itself_ends_the_process_too(tasks: Shell) -> None:
+    """Whatever is logged waits for its lock; the stacks are written past it."""
+    tasks.send("block_the_log.bind()")
+    worker = tasks.worker("--stall-limit", "2")
+    ended_in(worker, 5)
+    assert "(most recent call first):" in worker.said
+    assert "in block_the_log" in worker.said
+
+
+def ended_in(worker: Running, code: int) -> None:
+    """With stacks in what it said, which have our frames too."""
+    assert worker.end() == code, worker.said
+
+
+def test_c_code_that_keeps_the_interpreter_beyond_the_ttl_is_fenced_counted_as_a_crash_and_named(tasks: Shell) -> None:
+    tasks.send("compute_in_c.bind(3.0)")
+    first = tasks.worker("--ttl", "1")
+    first.wait_for("begun")
+    second = tasks.worker("--ttl", "1")
+    first.wait_for(r"tasks\.compute_in_c .* kept the interpreter lock for .* after the ttl of 1 s others may take .*runs_in=.process.")
+    first.wait_for("working as", times=2)
+    second.wait_for("tasks.compute_in_c .* succeeded")
+    shown = the_job(tasks)
+    let_end(first, second)
+    assert (shown["status"], shown["epoch"], shown["failures"]) == ("succeeded", 2, 0)
+    [crash] = shown["errors"]
+    assert crash["type"] == words.CRASHED
+    assert "epoch 2" in tasks.ledger()
+
+
+def test_a_worker_that_is_aborted_shows_where_its_threads_were(tasks: Shell) -> None:
+    """As systemd's watchdog does it, to one whose interpreter C code keeps: no Python code can tell it any more."""
+    tasks.send("compute_in_c.bind(3600.0)")
+    worker = tasks.worker()
+    worker.wait_for("begun")
+    time.sleep(1.0)  # any moment will do, this one is in the midst of C code
+    worker.signal(signal.SIGABRT)
+    assert worker.end() == -signal.SIGABRT
+    assert "Fatal Python error: Aborted" in worker.said
+    assert "in compute_in_c" in worker.said
+
+
+def test_a_stopped_worker_loses_its_job_and_nothing_that_it_settles_counts(tasks: Shell) -> None:
+    """SIGSTOP for longer than its ttl. When it goes on its run has just ended, under a lease that is another's by now."""
+    tasks.send("wait_in_a_thread.bind()")
+    first = tasks.worker("--ttl", "1")
+    first.wait_for("begun")
+    second = tasks.worker("--ttl", "1")
+    first.signal(signal.SIGSTOP)
+    second.wait_for("succeeded")
+    time.sleep(1.5)  # so that it is worth a word
+    tasks.write("release", "")
+    first.signal(signal.SIGCONT)
+    first.wait_for("does not count")
+    first.wait_for("working as", times=2)
+    first.wait_for("the process stood still for")
+    tasks.send("wait_in_a_thread.bind()")
+    let_end(second)
+    first.wait_for("succeeded")
+    let_end(first)
+    assert tasks.counts() == {"succeeded": 2}

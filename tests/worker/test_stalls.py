@@ -1,0 +1,354 @@
+"""A worker that does not move: what it says of the job that holds it up, and what becomes of its session."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import re
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from taskflow import BrokerUnavailable, JobContext, Status, Worker, job
+from taskflow.app.current import default_app
+from taskflow.broker.memory import MemoryBroker
+from taskflow.broker.protocol import Broker
+from taskflow.model.seams import Seams, start_thread
+from taskflow.model.session import Beat, BeatAnswer
+from taskflow.worker import keeper, stalls
+from taskflow.worker.events import (
+    BrokerTrouble,
+    Event,
+    InterpreterHeld,
+    LoopMoves,
+    LoopStalled,
+    SessionEnded,
+    SessionOpened,
+    StalledForGood,
+)
+from taskflow.worker.options import WorkerOptions
+from tests.worker.scene import FaultyBroker, Run, waits
+
+PATIENCE = 60.0
+
+
+class Heard:
+    """Events of all threads, and what is to be done when one comes."""
+
+    def __init__(self, on: type[Event] | None = None, do: Callable[[], object] = lambda: None, times: int = 1) -> None:
+        self.events: list[Event] = []
+        self._on, self._do, self._times = on, do, times
+        self._loop = asyncio.get_running_loop()
+        self._changed = asyncio.Event()
+
+    def __call__(self, event: Event) -> None:
+        self.events.append(event)
+        if self._on is not None and len(self.of(self._on)) == self._times:
+            self._do()
+        self._loop.call_soon_threadsafe(self._changed.set)
+
+    def of(self, kind: type[Event]) -> list[Any]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+    async def wait_for(self, kind: type[Event], times: int = 1) -> None:
+        async with asyncio.timeout(PATIENCE):
+            while len(self.of(kind)) < times:
+                self._changed.clear()
+                await self._changed.wait()
+
+
+def options(heard: Heard, **more: Any) -> WorkerOptions:
+    return WorkerOptions(subscribers=(heard,), **{"ttl": 20.0, "grace": 5.0, "last_words": 0.5, **more})
+
+
+def block() -> None:
+    """Until the test lets it go, which it does when it has heard enough."""
+    assert Run.release_thread.wait(PATIENCE)
+
+
+def stand_still(seconds: float) -> None:
+    time.sleep(seconds)
+
+
+@job(name="tests.stalls.blocks")
+async def blocks(ctx: JobContext) -> str:
+    await asyncio.sleep(0)
+    block()
+    return f"epoch {ctx.epoch}"
+
+
+@job(name="tests.stalls.blocks_in_a_task")
+async def blocks_in_a_task() -> None:
+    async def inner() -> None:
+        block()
+
+    await asyncio.create_task(inner())
+
+
+@job(name="tests.stalls.leaves_a_callback")
+async def leaves_a_callback() -> None:
+    asyncio.get_running_loop().call_soon(block)
+
+
+# --- the loop ------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_job_that_blocks_the_loop_is_named_with_its_own_lines(broker: Broker) -> None:
+    heard = Heard(LoopStalled, Run.release_thread.set)
+    handle = await blocks.delay()
+    async with Worker(options=options(heard)):
+        assert await handle.result(PATIENCE) == "epoch 1"
+        await heard.wait_for(LoopMoves)
+    [stalled] = heard.of(LoopStalled)
+    assert stalled.lease is not None
+    assert stalled.lease.envelope.job == "tests.stalls.blocks"
+    assert stalled.seconds >= stalls.FIRST_TOLD
+    assert "in blocks\n    block()\n" in stalled.stack
+    assert "taskflow/worker" not in stalled.stack
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="a task's context cannot be read before")
+async def test_a_task_that_a_job_has_begun_is_the_jobs(broker: Broker) -> None:
+    heard = Heard(LoopStalled, Run.release_thread.set)
+    handle = await blocks_in_a_task.delay()
+    async with Worker(options=options(heard)):
+        await handle.result(PATIENCE)
+    [stalled] = heard.of(LoopStalled)
+    assert stalled.lease is not None
+    assert stalled.lease.envelope.job == "tests.stalls.blocks_in_a_task"
+    assert "in inner" in stalled.stack or "inner\n    block()" in stalled.stack
+
+
+async def test_what_is_no_jobs_code_is_shown_all_the_same(broker: Broker) -> None:
+    heard = Heard(LoopStalled, Run.release_thread.set)
+    await leaves_a_callback.delay()
+    async with Worker(options=options(heard)):
+        await heard.wait_for(LoopStalled)
+    [stalled] = heard.of(LoopStalled)
+    assert stalled.lease is None
+    assert "in block\n" in stalled.stack
+
+
+async def test_a_stall_is_told_ever_more_rarely(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After 1 s, 10 s, 100 s: here after a twentieth of that."""
+    monkeypatch.setattr(stalls, "LOOK", 0.01)
+    monkeypatch.setattr(stalls, "FIRST_TOLD", 0.05)
+    heard = Heard(LoopStalled, Run.release_thread.set, times=2)
+    handle = await blocks.delay()
+    async with Worker(options=options(heard)):
+        await handle.result(PATIENCE)
+    first, second = heard.of(LoopStalled)
+    assert 0.05 <= first.seconds < 0.5 <= second.seconds
+
+
+async def test_in_an_application_a_loop_that_stands_still_for_good_ends_the_session_and_not_the_process() -> None:
+    """Nobody beats for it any more. When the loop moves again after all, the worker goes on under a new session."""
+
+    class Counted(MemoryBroker):
+        beats = 0
+
+        async def beat(self, beat: Beat) -> BeatAnswer:
+            Counted.beats += 1
+            return await super().beat(beat)
+
+    @job(name="tests.stalls.blocks_for_good")
+    async def blocks_for_good() -> tuple[int, int]:
+        block()
+        stand_still(0.5)  # a beat may have been under way
+        before = Counted.beats
+        stand_still(1.0)
+        return before, Counted.beats
+
+    with default_app().using(Counted()):
+        heard = Heard(StalledForGood, Run.release_thread.set)
+        handle = await blocks_for_good.delay()
+        async with Worker(options=options(heard, stall_limit=1.5, ttl=1.0)):
+            before, after = await handle.result(PATIENCE)
+            assert before == after
+            await heard.wait_for(SessionOpened, times=2)
+            Run.release.set()
+            assert await (await waits.delay()).result(PATIENCE) == "epoch 1"
+    [told] = heard.of(StalledForGood)
+    assert told.lease is not None
+    assert told.lease.envelope.job == "tests.stalls.blocks_for_good"
+    assert "taskflow-keeper" in told.stacks
+    assert "in blocks_for_good" in told.stacks or "blocks_for_good\n" in told.stacks
+    assert "stood still for 1.5 s" in heard.of(SessionEnded)[0].why
+
+
+async def test_a_subscriber_that_hangs_does_not_keep_the_limit_from_being_heeded(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a log does whose lock the blocking job holds."""
+    monkeypatch.setattr(stalls, "TELLING", 0.1)
+    told = list[bool]()
+
+    def on_limit(is_told: bool) -> None:
+        told.append(is_told)
+        Run.release_thread.set()
+
+    heard = Heard(StalledForGood, block)
+    handle = await blocks.delay()
+    async with Worker(options=options(heard, stall_limit=1.5, on_stall_limit=on_limit)):
+        await handle.result(PATIENCE)
+    assert told == [False]
+
+
+# --- the keeper ----------------------------------------------------------------------------------------------------------
+
+
+BeatIt = Callable[[Beat], Awaitable[BeatAnswer]]
+
+
+class WithKeeper(FaultyBroker):
+    """Its keepers beat through `beats`, which is given the real beat."""
+
+    def __init__(self, beats: Callable[[BeatIt, Beat], Awaitable[BeatAnswer]]) -> None:
+        super().__init__()
+        self._beats = beats
+
+    async def beat(self, beat: Beat) -> BeatAnswer:
+        return await (super().beat(beat) if beat.leaving else self._beats(super().beat, beat))
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("a bug"), SystemExit("as no broker says")], ids=["exception", "base exception"])
+async def test_whatever_ends_the_keepers_thread_another_session_takes_its_place(error: BaseException) -> None:
+    errors = [error]
+
+    async def fails_once(beat: BeatIt, told: Beat) -> BeatAnswer:
+        if errors:
+            raise errors.pop()
+        return await beat(told)
+
+    Run.release.set()
+    with default_app().using(WithKeeper(fails_once)):
+        heard = Heard()
+        async with Worker(options=options(heard)):
+            await heard.wait_for(SessionOpened, times=2)
+            assert await (await waits.delay()).result(PATIENCE) is not None
+    assert "nobody beats for it any more" in heard.of(SessionEnded)[0].why
+
+
+async def test_a_keeper_that_hangs_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A beat whose answer never comes, and no error either."""
+    monkeypatch.setattr(keeper, "STOPS_WITHIN", 0.1)
+    beats, released = list[Beat](), threading.Event()
+
+    async def hangs_at_first(beat: BeatIt, told: Beat) -> BeatAnswer:
+        beats.append(told)
+        while told.session == beats[0].session:
+            if released.is_set():
+                raise BrokerUnavailable("the test is over")
+            await asyncio.sleep(0.01)
+        return await beat(told)
+
+    Run.release.set()
+    with default_app().using(WithKeeper(hangs_at_first)):
+        heard = Heard()
+        async with Worker(options=options(heard, ttl=0.4)):
+            await heard.wait_for(SessionOpened, times=2)
+            assert await (await waits.delay()).result(PATIENCE) is not None
+        released.set()
+    assert "has not beaten" in heard.of(SessionEnded)[0].why
+
+
+async def test_a_keeper_that_no_thread_can_be_had_for_is_tried_again(broker: Broker) -> None:
+    """The session before it has ended; to give up now would be to live on and do nothing."""
+    refusals, starts = [RuntimeError("can't start new thread")] * 2, list[str]()
+
+    def start(target: Callable[[], None], name: str) -> threading.Thread:
+        starts.append(name)
+        if refusals and starts.count("taskflow-keeper") > 1 and name == "taskflow-keeper":
+            raise refusals.pop()
+        return start_thread(target, name)
+
+    heard = Heard()
+    async with Worker(options=options(heard), seams=Seams(start_thread=start)):
+        [worker] = await broker.console.workers()
+        await broker.beat(Beat(session=worker.session.id, leaving=True))
+        await waits.delay()
+        await heard.wait_for(SessionEnded)
+        await Run.started.wait()
+        Run.release.set()
+    assert [event.why for event in heard.of(BrokerTrouble) if event.doing == "a new session"] == ["can't start new thread"] * 2
+
+
+async def test_a_worker_winds_down_when_jobs_have_taken_all_of_the_loops_own_threads(broker: Broker) -> None:
+    """Its keeper is not waited for in one of them."""
+
+    @job(name="tests.stalls.takes_threads")
+    async def takes_threads() -> None:
+        for _ in range(64):
+            asyncio.get_running_loop().run_in_executor(None, block)
+
+    handle = await takes_threads.delay()
+    async with Worker(options=options(Heard())):
+        await handle.result(PATIENCE)
+        began_at = time.monotonic()
+    assert time.monotonic() - began_at < keeper.STOPS_WITHIN
+    Run.release_thread.set()
+
+
+# --- the interpreter -----------------------------------------------------------------------------------------------------
+
+
+def compute_in_c() -> None:
+    """A regular expression that backtracks, for more than a second and a half in one call."""
+    for length in range(18, 60):
+        began_at = time.monotonic()
+        re.match(r"(a+)+$", "a" * length + "b")
+        if time.monotonic() - began_at > stalls.FIRST_TOLD + 2 * stalls.LOOK:
+            return
+
+
+@job(name="tests.stalls.computes")
+async def computes() -> None:
+    compute_in_c()
+    await asyncio.sleep(0)
+
+
+@job(name="tests.stalls.computes_in_a_thread")
+def computes_in_a_thread() -> None:
+    compute_in_c()
+    block()
+
+
+@job(name="tests.stalls.sleeps_in_c")
+async def sleeps_in_c() -> None:
+    ctypes.PyDLL(None).usleep(int((stalls.FIRST_TOLD + 4 * stalls.LOOK) * 1e6))  # a PyDLL's function keeps the lock
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell what a thread has computed")
+@pytest.mark.parametrize("culprit", [computes, computes_in_a_thread], ids=["in the loop", "in a thread"])
+async def test_c_code_that_keeps_the_interpreter_is_named_afterwards(broker: Broker, culprit: Any) -> None:
+    heard = Heard(InterpreterHeld, Run.release_thread.set)
+    handle = await culprit.delay()
+    async with Worker(options=options(heard)):
+        await handle.result(PATIENCE)
+        await heard.wait_for(InterpreterHeld)
+    [held, *_] = heard.of(InterpreterHeld)
+    assert held.is_computed
+    assert held.seconds >= stalls.FIRST_TOLD
+    assert held.lease is not None
+    assert held.lease.envelope.job == culprit.name
+
+
+async def test_a_process_that_stood_still_without_computing_accuses_nobody(broker: Broker) -> None:
+    heard = Heard()
+    handle = await sleeps_in_c.delay()
+    async with Worker(options=options(heard)):
+        await handle.result(PATIENCE)
+        await heard.wait_for(InterpreterHeld)
+        assert await handle.status() is Status.SUCCEEDED
+    [held, *_] = heard.of(InterpreterHeld)
+    assert not held.is_computed
+
+
+def test_time_that_the_watch_has_not_seen_is_no_stall() -> None:
+    """Ten minutes in a stopped process are two looks."""
+    still = stalls.Standstill(lambda: 1)
+    still.look(600.0)
+    still.look(600.0)
+    assert still.seconds <= 4 * stalls.LOOK

@@ -1,0 +1,125 @@
+"""What a worker's health checks go by: real answers of the broker, not the worker's good opinion of itself."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from taskflow import Worker
+from taskflow.model.session import Beat
+from taskflow.worker import fetcher, keeper, vitals
+from taskflow.worker.events import SessionOpened
+from taskflow.worker.vitals import Finding
+from tests.worker.scene import FaultyBroker, Heard, Run, a_faulty_broker, options, waits
+
+LATE = 0.5
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vitals, "LATE", LATE)
+    monkeypatch.setattr(fetcher, "LOOK_AGAIN", LATE / 5)
+    monkeypatch.setattr(keeper, "BEATS_PER_TTL", 200)
+
+
+@pytest.fixture
+async def broker() -> AsyncIterator[FaultyBroker]:
+    async with a_faulty_broker() as opened:
+        yield opened
+
+
+async def until(found: Callable[[], Finding], *, is_well: bool) -> Finding:
+    async with asyncio.timeout(30):
+        while (finding := found()).is_well is not is_well:  # noqa: ASYNC110  # no event tells it
+            await asyncio.sleep(0.02)
+    return finding
+
+
+async def test_a_worker_is_ready_when_beats_and_claims_are_answered_and_not_before(broker: FaultyBroker) -> None:
+    worker = Worker(options=options(Heard(), ttl=20.0))
+    assert (worker.vitals.live().is_well, worker.vitals.ready().is_well) == (True, False)
+    broker.away = {"claim"}
+    async with worker:
+        await asyncio.sleep(2 * LATE)
+        assert "a claim yet" in worker.vitals.ready().why
+        broker.away = set()
+        ready = await until(worker.vitals.ready, is_well=True)
+        assert ready.facts["running"] == 0
+    assert (worker.vitals.live().is_well, worker.vitals.ready()) == (True, Finding(False, "it has ended"))
+
+
+@pytest.mark.parametrize(("verb", "named"), [("claim", "a claim"), ("beat", "a beat")])
+async def test_a_verb_that_the_broker_does_not_answer_ends_readiness_and_not_life(broker: FaultyBroker, verb: str, named: str) -> None:
+    """To start the process again would not bring the broker back."""
+    async with Worker(options=options(Heard(), ttl=4.0)) as worker:
+        await until(worker.vitals.ready, is_well=True)
+        broker.away = {verb}
+        unready = await until(worker.vitals.ready, is_well=False)
+        assert f"has not answered {named} for" in unready.why
+        assert worker.vitals.live().is_well
+        broker.away = set()
+        await until(worker.vitals.ready, is_well=True)
+
+
+async def test_a_claim_that_hangs_ends_readiness_as_one_that_fails(broker: FaultyBroker) -> None:
+    """No error anywhere: the worker would consume nothing, and be green."""
+    async with Worker(options=options(Heard(), ttl=20.0)) as worker:
+        await until(worker.vitals.ready, is_well=True)
+        broker.delay_claims = 3600.0
+        await until(worker.vitals.ready, is_well=False)
+
+
+async def test_verdicts_that_cannot_be_told_end_readiness(broker: FaultyBroker) -> None:
+    async with Worker(options=options(Heard(), ttl=20.0, concurrency=1)) as worker:
+        await until(worker.vitals.ready, is_well=True)
+        broker.away = {"settle"}
+        handle = await waits.delay()
+        Run.release.set()
+        unready = await until(worker.vitals.ready, is_well=False)
+        assert "a settlement for" in unready.why
+        broker.away = set()
+        await handle.result(30)
+        await until(worker.vitals.ready, is_well=True)
+
+
+async def test_a_worker_with_every_slot_taken_is_ready(broker: FaultyBroker) -> None:
+    """It claims nothing, and need not."""
+    async with Worker(options=options(Heard(), ttl=20.0, concurrency=1)) as worker:
+        await waits.delay()
+        await Run.started.wait()
+        await asyncio.sleep(2 * LATE)
+        assert worker.vitals.ready().is_well
+        Run.release.set()
+
+
+async def test_between_two_sessions_a_worker_lives_and_is_not_ready(broker: FaultyBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard = Heard()
+    async with Worker(options=options(heard, ttl=20.0)) as worker:
+        await until(worker.vitals.ready, is_well=True)
+        [record] = await broker.console.workers()
+        broker.away = {"claim"}
+        await broker.beat(Beat(session=record.session.id, leaving=True))
+        await until(worker.vitals.ready, is_well=False)
+        assert worker.vitals.live().is_well
+        broker.away = set()
+        await heard.wait_for(SessionOpened, times=2)
+        await until(worker.vitals.ready, is_well=True)
+
+
+async def test_a_worker_that_winds_down_lives_and_is_not_ready(broker: FaultyBroker) -> None:
+    worker = Worker(options=options(Heard(), ttl=20.0))
+    async with worker:
+        await waits.delay()
+        await Run.started.wait()
+        await until(worker.vitals.ready, is_well=True)
+        ending = asyncio.create_task(_see_end(worker))
+    assert await ending == (True, "it winds down and claims nothing more")
+
+
+async def _see_end(worker: Worker) -> tuple[bool, str]:
+    finding = await until(worker.vitals.ready, is_well=False)
+    is_alive = worker.vitals.live().is_well
+    Run.release.set()
+    return is_alive, finding.why
