@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qsl, urlsplit
 
 from taskflow.app.app import App
@@ -22,6 +22,7 @@ from taskflow.cli.logs import logging_to_stderr
 from taskflow.cli.modules import TargetFailed, import_targets, packages_of
 from taskflow.cli.signals import AFTER_FORCE, LastResort, Signals
 from taskflow.cli.tracebacks import is_ours, print_users
+from taskflow.cli.whose import add_ids
 from taskflow.model.errors import ConfigurationError
 from taskflow.model.record import Status
 from taskflow.worker.drain import Drain
@@ -30,6 +31,9 @@ from taskflow.worker.options import WorkerOptions
 from taskflow.worker.queues import QueueChoice
 from taskflow.worker.worker import Worker
 
+if TYPE_CHECKING:
+    from taskflow.cli.line import Line
+
 log: Final = logging.getLogger("taskflow.worker")
 
 _LEFT: Final = (Status.HELD, Status.SCHEDULED, Status.READY, Status.RUNNING)
@@ -37,7 +41,8 @@ _LEFT: Final = (Status.HELD, Status.SCHEDULED, Status.READY, Status.RUNNING)
 
 def run(arguments: argparse.Namespace) -> int:
     options = _options(arguments)
-    with logging_to_stderr(arguments.log_level, arguments.log_format), LastResort() as last_resort:
+    line: Line | None = arguments.line
+    with logging_to_stderr(arguments.log_level, arguments.log_format, add_ids), LastResort() as last_resort:
         signals = Signals(last_resort, grace=options.grace, last_words=options.last_words)
         app = default_app()
         app.flag(broker=arguments.broker)
@@ -49,7 +54,9 @@ def run(arguments: argparse.Namespace) -> int:
             raise ConfigurationError(_no_job(arguments.modules, all_submodules=arguments.all_submodules))
         signals.begin()
         _announce(app, options)
-        return _run(Shift(app, options, signals, last_resort, is_draining=arguments.drain))
+        if line is not None:
+            line.say("loaded")
+        return _run(Shift(app, options, signals, last_resort, line, is_draining=arguments.drain))
 
 
 def _options(arguments: argparse.Namespace) -> WorkerOptions:
@@ -117,14 +124,18 @@ def _fastest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 class Shift:
-    """A worker from its start to its end."""
+    """A worker from its start to its end. `line` is to its supervisor, if it has one."""
 
-    def __init__(self, app: App, options: WorkerOptions, signals: Signals, last_resort: LastResort, *, is_draining: bool) -> None:
+    def __init__(
+        self, app: App, options: WorkerOptions, signals: Signals, last_resort: LastResort, line: Line | None, *, is_draining: bool
+    ) -> None:
         self.has_ended = False
         self._app = app
-        self._options = replace(options, subscribers=(*options.subscribers, self.heed))
+        lines = () if line is None else (line,)
+        self._options = replace(options, subscribers=(*options.subscribers, self.heed, *lines))
         self._signals = signals
         self._last_resort = last_resort
+        self._line = line
         self._is_draining = is_draining
 
     def heed(self, event: Event) -> None:
@@ -142,7 +153,7 @@ class Shift:
                 if not await self._signals.start(self._start(worker, stack)):
                     return self._signals.code
                 is_drained = await self._until_told(worker)
-            if self._is_draining:
+            if self._is_draining and (self._line is None or self._line.is_first):
                 await self._tell_what_is_left()
         finally:
             await self._app.close()
@@ -151,9 +162,15 @@ class Shift:
             self._last_resort.end_within(AFTER_FORCE if worker.has_forced else self._options.last_words)
         if worker.has_forced:
             return Exit.FORCED
-        if self._is_draining and not is_drained:
+        if self._is_draining and not (is_drained or self._is_replaced()):
             return self._signals.code
+        if is_drained and self._line is not None:
+            self._line.say("drained")
         return Exit.FAILED if self._is_draining and worker.tally.failed else Exit.OK
+
+    def _is_replaced(self) -> bool:
+        """It has run as many jobs as it may, and another worker goes on."""
+        return self._line is not None and self._line.is_leaving
 
     async def _start(self, worker: Worker, stack: AsyncExitStack) -> None:
         await self._doubt_queues()
