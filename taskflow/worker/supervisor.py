@@ -249,7 +249,7 @@ class Supervisor:
         return worker
 
     def _roll_on(self) -> None:
-        """Not before the first start is over: what starts then is new anyway."""
+        """Not before it is known whether the application can be started."""
         if not self._is_rolling or (not self._may_crowd and self._staying()):
             return
         if (change := self._change) is not None:

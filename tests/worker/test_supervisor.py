@@ -273,7 +273,7 @@ def test_what_comes_twice_at_once_is_one_signal() -> None:
 def test_two_that_come_close_are_passed_on_so_far_apart_that_they_stay_two() -> None:
     office = an_office(1)
     office.does(lambda: office.supervisor.stop(TERM))
-    office.now += SAME_SIGNAL
+    office.now += 1.1 * SAME_SIGNAL
     office.does(lambda: office.supervisor.stop(TERM))
     assert office.sent == [(1, TERM)]
     office.act(SPACING)
