@@ -167,9 +167,9 @@ class Processes:
             yield from ((pid, line) for line in self._listen(ear))
         while (reaped := _reap()) is not None:
             pid, status = reaped
-            if (ear := self._ears.pop(pid, None)) is not None:
-                yield from ((pid, line) for line in ear.take())
-                self._forget(ear)
+            if (worker := self._ears.pop(pid, None)) is not None:
+                yield from ((pid, line) for line in worker.take())
+                self._forget(worker)
             yield pid, Ending(status, self._out_of_memory.killed(status))
 
     def _listen(self, ear: Ear) -> list[str]:

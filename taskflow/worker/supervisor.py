@@ -135,7 +135,7 @@ class Supervisor:
     # --- what is told ------------------------------------------------------------------------------------
 
     def stop(self, number: int) -> None:
-        """A SIGTERM or SIGINT: the first winds down, the second cancels what runs, the third ends all at once."""
+        """By a SIGTERM, a SIGINT, or the terminal's end: the first winds down, the second cancels what runs, the third ends all at once."""
         now = self._clock()
         if now - self._stopped_at < SAME_SIGNAL:
             return
@@ -279,8 +279,8 @@ class Supervisor:
                 self._hands.signal(worker.pid, self._signal_for(worker))
 
     def _signal_for(self, worker: Worker) -> int:
-        """While Python is loaded a SIGINT would be shown as an error of ours."""
-        return self._number if self._stops and worker.loaded_at is not None else signal.SIGTERM
+        """Theirs are two. While Python is loaded a SIGINT would be shown as an error of ours."""
+        return signal.SIGINT if self._number == signal.SIGINT and worker.loaded_at is not None else signal.SIGTERM
 
     def _forced_at(self, worker: Worker) -> float:
         return worker.told_at + FORCED_AFTER + (self._plan.grace if worker.told == 1 else 0.0)
