@@ -160,13 +160,20 @@ class Shift:
             self.has_ended = True
             # What jobs have left behind, tasks and threads, is ended next, and may not want to.
             self._last_resort.end_within(AFTER_FORCE if worker.has_forced else self._options.last_words)
+        return self._told(self._code(worker, is_drained=is_drained), is_drained=is_drained)
+
+    def _code(self, worker: Worker, *, is_drained: bool) -> int:
         if worker.has_forced:
             return Exit.FORCED
         if self._is_draining and not (is_drained or self._is_replaced()):
             return self._signals.code
-        if is_drained and self._line is not None:
-            self._line.say("drained")
         return Exit.FAILED if self._is_draining and worker.tally.failed else Exit.OK
+
+    def _told(self, code: int, *, is_drained: bool) -> int:
+        """The supervisor: a signal that comes only now, while Python ends, ends it by that, and means nothing any more."""
+        if self._line is not None:
+            self._line.say(f"{'drained' if is_drained else 'ended'} {code:d}")
+        return code
 
     def _is_replaced(self) -> bool:
         """It has run as many jobs as it may, and another worker goes on."""

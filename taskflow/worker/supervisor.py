@@ -69,7 +69,7 @@ class Plan:
 
 @dataclass(eq=False)
 class Worker:
-    """A process. `told`: how many signals it has got, or has had itself."""
+    """A process. `told`: how many signals it has got; `came_to`: its exit code, once its session has left."""
 
     pid: int
     place: int
@@ -79,6 +79,7 @@ class Worker:
     sessions: list[bytes] = field(default_factory=list)
     is_leaving: bool = False
     has_drained: bool = False
+    came_to: int | None = None
     told: int = 0
     told_at: float = float("-inf")
 
@@ -167,7 +168,7 @@ class Supervisor:
             place.no_start, place.failures, place.free_at = None, 0, float("-inf")
 
     def heard(self, pid: int, line: str) -> None:
-        """What a worker has said: ``loaded``, ``session ID``, ``leaving``, ``drained``."""
+        """What a worker has said: ``loaded``, ``session ID``, ``leaving``, ``ended CODE``, ``drained CODE``."""
         worker = self._workers.get(pid)
         if worker is None:
             return
@@ -179,8 +180,9 @@ class Supervisor:
             case ["leaving"]:
                 worker.is_leaving = True
                 worker.told, worker.told_at = max(worker.told, 1), self._clock()
-            case ["drained"]:
-                worker.has_drained = True
+            case ["ended" | "drained" as how, code] if code.isdecimal():
+                worker.came_to = int(code)
+                worker.has_drained = how == "drained"
 
     def weighed(self, pid: int, size: int) -> None:
         """A worker has so many bytes of memory."""
@@ -200,8 +202,10 @@ class Supervisor:
         if worker is None:
             log.debug("process %d, no worker, has ended: %s", pid, ending.cause)
             return
+        if worker.came_to is not None and ending.status in (-signal.SIGTERM, -signal.SIGINT):
+            ending = Ending(worker.came_to)  # ours came while Python was ending already
         self._note_end(worker, ending)
-        if ending.status and not worker.has_drained:
+        if ending.status and worker.came_to is None:
             for session in worker.sessions:
                 self._on_crash(session, ending.cause)
 
@@ -273,7 +277,7 @@ class Supervisor:
             wanted = max(self._stops, int(worker.is_leaving))
             if wanted > 2 or (worker.told and now >= self._forced_at(worker)):
                 self._hands.signal(worker.pid, signal.SIGKILL)
-            elif worker.told < wanted and now >= worker.told_at + SPACING:
+            elif worker.came_to is None and worker.told < wanted and now >= worker.told_at + SPACING:
                 worker.told += 1
                 worker.told_at = now
                 self._hands.signal(worker.pid, self._signal_for(worker))

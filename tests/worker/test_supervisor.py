@@ -228,7 +228,7 @@ def test_a_process_that_is_no_worker_is_of_no_concern() -> None:
 
 def test_what_a_job_has_written_into_the_line_is_passed_over() -> None:
     office = an_office(2)
-    for nonsense in ("", "session", "session zz", "hello \x00", "session aa bb"):
+    for nonsense in ("", "session", "session zz", "hello \x00", "session aa bb", "ended", "ended x", "ended -1"):
         office.supervisor.heard(1, nonsense)
     office.supervisor.heard(4711, "loaded")
     office.act()
@@ -295,6 +295,19 @@ def test_a_signal_before_any_has_worked_ends_with_its_number() -> None:
     assert office.sent == [(1, TERM)], "Python itself would show a traceback at a SIGINT"
     office.ends(1, status=-TERM)
     assert office.code == 128 + INT
+
+
+def test_a_signal_that_comes_while_one_ends_already_is_not_its_end() -> None:
+    """Python has given its handlers back by then, and the process ends by the signal."""
+    office = an_office(2)
+    office.stops(TERM)
+    office.supervisor.heard(1, "ended 0")
+    office.stops(TERM)
+    assert (office.sent_to(1), office.sent_to(2)) == ([TERM], [TERM, TERM])
+    office.ends(1, status=-TERM)
+    office.supervisor.heard(2, "ended 124")
+    office.ends(2, status=124)
+    assert (office.code, office.crashes) == (124, [])
 
 
 def test_one_that_was_about_to_start_does_not_spoil_the_code() -> None:
@@ -454,7 +467,7 @@ def test_drained_workers_are_not_replaced_and_the_worst_code_is_ours() -> None:
     office = an_office(3, is_draining=True)
     for pid, status in enumerate((0, 1, 0), 1):
         assert office.code is None
-        office.supervisor.heard(pid, "drained")
+        office.supervisor.heard(pid, f"drained {status}")
         office.ends(pid, status=status)
     assert (office.code, office.started) == (1, 3)
     assert office.crashes == []
@@ -462,7 +475,7 @@ def test_drained_workers_are_not_replaced_and_the_worst_code_is_ours() -> None:
 
 def test_one_that_dies_before_it_has_drained_is_replaced() -> None:
     office = an_office(2, is_draining=True)
-    office.supervisor.heard(1, "drained")
+    office.supervisor.heard(1, "drained 0")
     office.ends(1)
     office.ends(2, status=-KILL)
     assert office.started == 3
@@ -473,7 +486,7 @@ def test_a_recycled_worker_that_saw_a_job_fail_counts() -> None:
     office.does(lambda: office.supervisor.heard(1, "leaving"))
     office.ends(1, status=1)
     office.works(2)
-    office.supervisor.heard(2, "drained")
+    office.supervisor.heard(2, "drained 0")
     office.ends(2)
     assert office.code == 1
 
