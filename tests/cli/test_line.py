@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
 import sys
 
 import pytest
@@ -68,15 +67,6 @@ def test_called_by_another_program_they_are_started_by_name(monkeypatch: pytest.
     monkeypatch.setattr(sys, "argv", ["manage.py", "work"])
     monkeypatch.setattr(sys, "orig_argv", ["python", "manage.py", "work"])
     assert _command(ARGV) == [sys.executable, "-m", "taskflow", *ARGV]
-
-
-def test_the_supervisor_loads_no_event_loop_and_nothing_of_the_application() -> None:
-    program = "import sys, taskflow.cli.main, taskflow.cli.parser, taskflow.cli.supervise\nprint(*sys.modules)"
-    loaded = set(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split())
-    assert "taskflow.worker.supervisor" in loaded
-    assert loaded.isdisjoint(
-        {"asyncio", "anyio", "msgspec", "msgpack", "sqlite3", "redis", "asyncpg", "uvloop", "ctypes", "taskflow.app.app"}
-    )
 
 
 # --- its flags -----------------------------------------------------------------------------------------------------------
