@@ -153,6 +153,8 @@ class Shift:
                 if not await self._signals.start(self._start(worker, stack)):
                     return self._signals.code
                 is_drained = await self._until_told(worker)
+                if not is_drained and self._line is not None:
+                    self._line.say("leaving")  # whoever has told it so
             if self._is_draining and (self._line is None or (self._line.is_first and not self._line.is_leaving)):
                 await self._tell_what_is_left()
         finally:

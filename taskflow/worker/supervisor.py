@@ -30,6 +30,8 @@ LOADED_PATIENCE: Final = 2.0
 # After the grace time a worker ends by itself, by force if it must. One that has not done so by then has lost its interpreter.
 FORCED_AFTER: Final = 30.0
 IDLE: Final = 5.0
+# The exit code of a worker whose runs had to be cut off.
+FORCED: Final = 124
 # What a worker that cannot start ends with by itself: a failed lifespan, an application that cannot be imported, a broker that is away.
 NO_STARTS: Final = (1, 2, 3)
 
@@ -178,8 +180,7 @@ class Supervisor:
             case ["session", session]:
                 self._note_session(worker, session)
             case ["leaving"]:
-                worker.is_leaving = True
-                worker.told, worker.told_at = max(worker.told, 1), self._clock()
+                self._note_leaving(worker)
             case ["ended" | "drained" as how, code] if code.isdecimal():
                 worker.came_to = int(code)
                 worker.has_drained = how == "drained"
@@ -318,6 +319,12 @@ class Supervisor:
                 for place in self._places:  # what could not be started at first may be now
                     place.no_start = None
 
+    def _note_leaving(self, worker: Worker) -> None:
+        """Somebody else may have told it to."""
+        worker.is_leaving = True
+        if not worker.told:
+            worker.told, worker.told_at = 1, self._clock()
+
     def _note_end(self, worker: Worker, ending: Ending) -> None:
         place = self._places[worker.place]
         if worker.has_drained:
@@ -347,10 +354,10 @@ class Supervisor:
     def _note_left(self, worker: Worker, ending: Ending) -> None:
         if self._plan.is_draining and ending.status == 1:
             self._codes.append(ending.code)
-        if ending.status in (0, 1) or worker.works_since is None:
+        if worker.works_since is None or (worker.came_to is not None and ending.code != FORCED):
             log.info("worker %d has wound down", worker.pid)
         else:
-            log.warning("worker %d, told to wind down, has ended: %s", worker.pid, ending.cause)
+            log.warning("worker %d has ended while it wound down: %s", worker.pid, ending.cause)
 
     def _give_up_rolling(self, why: str) -> None:
         log.error("the replacing of workers is given up, the others go on as they are: %s", why)

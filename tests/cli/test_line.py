@@ -9,8 +9,10 @@ import sys
 
 import pytest
 
+from taskflow.cli.exits import Exit
 from taskflow.cli.parser import a_parser
 from taskflow.cli.supervise import _command
+from taskflow.worker import supervisor
 from tests.cli.processes import Running, Shell
 
 ELSEWHERE = """
@@ -45,6 +47,12 @@ def test_a_worker_whose_supervisor_has_gone_before_it_began_ends(shell: Shell) -
     assert process.end() == -signal.SIGKILL
     assert "attached" not in process.said
     ours.close()
+
+
+def test_the_supervisor_knows_the_workers_exit_codes() -> None:
+    """It stands on a lower floor than their table."""
+    assert supervisor.FORCED == Exit.FORCED
+    assert supervisor.NO_STARTS == (Exit.FAILED, Exit.USAGE, Exit.BROKER)
 
 
 # --- the workers' command ------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import pytest
 
 from taskflow.worker.processes import memory_of
 from tests.cli.processes import PATIENCE, Running, Shell, ended_clearly
-from tests.cli.test_signals import a_little_later
+from tests.cli.test_signals import PYTHONS_OWN, a_little_later
 
 TASKS = """
 import asyncio, os, signal, subprocess, time
@@ -294,6 +294,19 @@ def test_a_signal_while_the_first_imports_ends_it_with_its_number(shell: Shell) 
     assert "Traceback" not in supervised.said
 
 
+def test_ctrl_c_at_any_moment_of_the_start(tasks: Shell) -> None:
+    """Of the supervisor's, of the first worker's, of the others': a clear end, and none is left."""
+    tasks.start_sooner()
+    for tenth in range(9):
+        supervised = tasks.taskflow("worker", "tasks", "--processes", "2")
+        time.sleep(0.1 * tenth)
+        supervised.signal(signal.SIGINT)
+        ended_clearly(supervised, [0, 128 + signal.SIGINT, *PYTHONS_OWN])
+        if supervised.process.returncode in PYTHONS_OWN:
+            assert pids(supervised) == []
+        none_is_left(supervised)
+
+
 ON_A_TERMINAL = "import os, sys; os.execvp('setsid', ['setsid', '--ctty', sys.executable, *sys.argv[1:]])"
 
 
@@ -384,6 +397,20 @@ def test_a_broken_application_is_not_rolled_out(tasks: Shell) -> None:
     supervised.wait_for("every worker has been replaced")
     supervised.signal(signal.SIGTERM)
     ended_clearly(supervised, [0])
+
+
+def test_a_worker_that_somebody_else_winds_down_has_a_successor_at_once(tasks: Shell) -> None:
+    """Not only when what it runs has finished, and without a pause: it has not crashed."""
+    tasks.send("wait.bind()")
+    supervised = workers(tasks, 1)
+    supervised.wait_for("begun by")
+    os.kill(pids(supervised)[0], signal.SIGTERM)
+    supervised.wait_for("working as", times=2)
+    tasks.write("release", "")
+    supervised.wait_for(f"worker {pids(supervised)[0]} has wound down")
+    supervised.signal(signal.SIGTERM)
+    ended_clearly(supervised, [0])
+    assert "has ended" not in supervised.said
 
 
 # --- recycling -----------------------------------------------------------------------------------------------------------

@@ -202,11 +202,22 @@ def test_a_worker_that_cannot_start_while_others_work_is_tried_again_and_again()
     assert office.code is None
 
 
-def test_a_worker_that_a_stranger_has_wound_down_is_replaced_too() -> None:
+def test_a_worker_that_ends_without_a_word_is_replaced_too() -> None:
     office = an_office(2)
     office.ends(1)
     assert office.started == 3
     assert office.crashes == []
+
+
+def test_a_worker_that_a_stranger_winds_down_has_a_successor_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    office = an_office(2)
+    office.does(lambda: office.supervisor.heard(1, "leaving"))
+    assert (office.started, office.sent) == (3, [])
+    office.supervisor.heard(1, "ended 0")
+    office.ends(1)
+    assert "worker 1 has wound down" in caplog.text
+    assert "has ended" not in caplog.text
 
 
 def test_a_system_that_has_no_process_to_give_is_asked_again(caplog: pytest.LogCaptureFixture) -> None:
