@@ -135,7 +135,7 @@ class PostgresBroker:
 
     async def upkeep(self, limit: int) -> Upkept:
         row = await self.call_one("upkeep", *self.times(), int(limit))
-        if row["looks_behind"]:
+        if row.get("looks_behind"):
             self._lines.here().behind.want()
         return Upkept(
             readied=row["readied"],
