@@ -352,7 +352,7 @@ async def test_children_end_with_the_block(lines: Lines) -> None:
 
 
 async def test_signals_to_all_processes_of_a_service_are_left_to_the_worker(worker: Worker) -> None:
-    assert await (await jobs.ignores_signals.delay()).result(PATIENCE) == "True"
+    assert await (await jobs.outlives_signals.delay()).result(PATIENCE)
 
 
 async def test_other_jobs_are_none_of_a_childs_business(worker: Worker) -> None:
