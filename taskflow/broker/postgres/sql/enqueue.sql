@@ -10,7 +10,9 @@ BEGIN
         RETURN 'i';
     END IF;
     IF j.key IS NOT NULL AND on_conflict = 0 THEN -- without a lock: whoever stands there, waiting or running, stands there
-        SELECT id INTO running FROM @.jobs WHERE key = j.key AND status <= S.RUNNING ORDER BY status = S.RUNNING LIMIT 1;
+        running := coalesce(
+            (SELECT id FROM @.jobs WHERE key = j.key AND status < S.RUNNING), (SELECT id FROM @.jobs WHERE key = j.key AND status = S.RUNNING)
+        );
         IF running IS NOT NULL THEN
             RETURN 'k'::bytea || running;
         END IF;
