@@ -6,22 +6,21 @@ import copy
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Final
-
-from taskflow.app.context import running
 
 FIELDS: Final = ("job", "job_id", "attempt", "queue")
 
 
 @contextmanager
-def logging_to_stderr(level: str, form: str) -> Iterator[None]:
+def logging_to_stderr(level: str, form: str, *filters: Callable[[logging.LogRecord], bool]) -> Iterator[None]:
     """What is logged in the block, warnings included, goes there; the loggers are left as they were found."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines() if form == "json" else TextLines())
-    handler.addFilter(add_ids)
+    for each in filters:
+        handler.addFilter(each)
     root = logging.getLogger()
     before = root.level
     root.addHandler(handler)
@@ -35,15 +34,6 @@ def logging_to_stderr(level: str, form: str) -> Iterator[None]:
             logging.captureWarnings(False)
         root.setLevel(before)
         root.removeHandler(handler)
-
-
-def add_ids(record: logging.LogRecord) -> bool:
-    """To lines written inside a job: whose they are."""
-    context = running.get()
-    if context is not None and not hasattr(record, "job_id"):
-        record.job, record.job_id, record.attempt, record.queue = context.job_name, context.job_id, context.attempt, context.queue
-        record.is_inside = True
-    return True
 
 
 class TextLines(logging.Formatter):

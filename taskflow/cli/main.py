@@ -53,6 +53,7 @@ def _run(argv: Sequence[str] | None) -> int:
     from taskflow.cli.parser import a_parser
 
     arguments = a_parser().parse_args(argv)
+    arguments.argv = list(sys.argv[1:] if argv is None else argv)
     code: int = import_module(f"taskflow.cli.{arguments.module}").run(arguments)
     return code
 

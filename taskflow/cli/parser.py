@@ -92,7 +92,7 @@ def a_parser() -> Parser:
 
 
 def _worker(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(module="worker")
+    parser.set_defaults(module="worker", line=None)
     parser.add_argument("modules", nargs="+", metavar="MODULE", help="a module that declares jobs, for example app.tasks")
     parser.add_argument("--all-submodules", action="store_true", help="of packages, import every module")
     _broker(parser)
@@ -117,6 +117,7 @@ def _worker(parser: argparse.ArgumentParser) -> None:
         "(default: 300; 0: never)",
     )
     _health(parser)
+    _supervised(parser)
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"), help="default: info")
     parser.add_argument("--log-format", default="text", choices=("text", "json"), help="default: text")
 
@@ -129,6 +130,17 @@ def _health(parser: argparse.ArgumentParser) -> None:
         metavar="HOST",
         help="the address for it (default: 127.0.0.1, this machine alone; in a container 0.0.0.0 or ::, or no probe reaches it)",
     )
+
+
+def _supervised(parser: argparse.ArgumentParser) -> None:
+    """Flags that put a supervisor above the worker."""
+    group = parser.add_argument_group("under a supervisor", "It replaces workers that die. SIGHUP replaces them one by one.")
+    group.add_argument("--processes", action=_Supervise, type=_positive, metavar="N", help="so many workers, each with --concurrency jobs")
+    group.add_argument("--max-jobs", action=_Supervise, type=_positive, metavar="N", help="replace a worker that has run N jobs")
+    group.add_argument(
+        "--max-memory", action=_Supervise, type=_size, metavar="BYTES", help="replace a worker that takes more memory: 512M, 1G"
+    )
+    group.add_argument("--reload", action=_Supervise, nargs=0, default=False, help="replace workers when a Python file here changes")
 
 
 def _demo(parser: argparse.ArgumentParser) -> None:
@@ -216,6 +228,14 @@ def _broker(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--broker", metavar="URL", help="where the jobs wait (default: TASKFLOW_BROKER, else sqlite:///taskflow.db)")
 
 
+class _Supervise(argparse.Action):
+    """Any of these flags asks for a supervisor. The worker without is the plain command."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
+        namespace.module = "supervise"
+        setattr(namespace, self.dest, True if self.nargs == 0 else values)
+
+
 class _Version(argparse.Action):
     """Looks the version up only when it is asked for."""
 
@@ -236,6 +256,14 @@ def _port(text: str) -> int:
     if not (text.isascii() and text.isdigit()) or int(text) > 65_535:
         raise argparse.ArgumentTypeError(f"{text!r} is not a port, 0 to 65535")
     return int(text)
+
+
+def _size(text: str) -> int:
+    """Bytes; K, M and G are powers of 1,024."""
+    written = re.fullmatch(r"([1-9][0-9]{0,18})([KMG]?)", text, re.IGNORECASE | re.ASCII)
+    if written is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes, such as 536870912, 512M or 1G")
+    return int(written[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[written[2].upper()]
 
 
 def _seconds(text: str) -> float:

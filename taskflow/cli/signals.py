@@ -16,6 +16,7 @@ from typing import Any, Final, Self
 from taskflow.cli.exits import Exit
 from taskflow.cli.interrupts import interrupts
 from taskflow.model.seams import start_thread
+from taskflow.worker.supervisor import SAME_SIGNAL as SAME_SIGNAL
 from taskflow.worker.worker import Worker
 
 log: Final = logging.getLogger("taskflow.worker")
@@ -25,8 +26,6 @@ log: Final = logging.getLogger("taskflow.worker")
 WORDS_AT_MOST: Final = 4
 # Runs that had to be cut off have had all that: what else there is may take so many seconds.
 AFTER_FORCE: Final = 1.0
-# Some parents send a signal to the process and to its group (`timeout`, `npm`): what comes within so many seconds is one signal.
-SAME_SIGNAL: Final = 0.05
 
 
 class Told(KeyboardInterrupt):

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qsl, urlsplit
 
 from taskflow.app.app import App
@@ -24,6 +24,7 @@ from taskflow.cli.outside import Outside
 from taskflow.cli.signals import AFTER_FORCE, LastResort, Signals
 from taskflow.cli.stalled import end_stalled, show_stacks_when_killed
 from taskflow.cli.tracebacks import is_ours, print_users
+from taskflow.cli.whose import add_ids
 from taskflow.model.errors import ConfigurationError
 from taskflow.model.record import Status
 from taskflow.worker.drain import Drain
@@ -31,6 +32,9 @@ from taskflow.worker.events import Broken, Event
 from taskflow.worker.options import WorkerOptions
 from taskflow.worker.queues import QueueChoice
 from taskflow.worker.worker import Worker
+
+if TYPE_CHECKING:
+    from taskflow.cli.line import Line
 
 log: Final = logging.getLogger("taskflow.worker")
 
@@ -40,7 +44,12 @@ _LEFT: Final = (Status.HELD, Status.SCHEDULED, Status.READY, Status.RUNNING)
 def run(arguments: argparse.Namespace) -> int:
     options = _options(arguments)
     show_stacks_when_killed()
-    with logging_to_stderr(arguments.log_level, arguments.log_format), LastResort() as last_resort, Outside(arguments) as outside:
+    line: Line | None = arguments.line
+    with (
+        logging_to_stderr(arguments.log_level, arguments.log_format, add_ids),
+        LastResort() as last_resort,
+        Outside(arguments, line) as outside,
+    ):
         signals = Signals(last_resort, grace=options.grace, last_words=options.last_words)
         app = default_app()
         app.flag(broker=arguments.broker)
@@ -52,7 +61,9 @@ def run(arguments: argparse.Namespace) -> int:
             raise ConfigurationError(_no_job(arguments.modules, all_submodules=arguments.all_submodules))
         signals.begin()
         _announce(app, options)
-        return _run(Shift(app, options, signals, last_resort, outside, is_draining=arguments.drain))
+        if line is not None:
+            line.say("loaded")
+        return _run(Shift(app, options, signals, last_resort, outside, line, is_draining=arguments.drain))
 
 
 def _options(arguments: argparse.Namespace) -> WorkerOptions:
@@ -122,17 +133,27 @@ def _fastest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 class Shift:
-    """A worker from its start to its end."""
+    """A worker from its start to its end. `line` is to its supervisor, if it has one."""
 
     def __init__(
-        self, app: App, options: WorkerOptions, signals: Signals, last_resort: LastResort, outside: Outside, *, is_draining: bool
+        self,
+        app: App,
+        options: WorkerOptions,
+        signals: Signals,
+        last_resort: LastResort,
+        outside: Outside,
+        line: Line | None,
+        *,
+        is_draining: bool,
     ) -> None:
         self.has_ended = False
         self._app = app
-        self._options = replace(options, subscribers=(*options.subscribers, outside.heed, self.heed))
+        lines = () if line is None else (line,)
+        self._options = replace(options, subscribers=(*options.subscribers, outside.heed, self.heed, *lines))
         self._signals = signals
         self._last_resort = last_resort
         self._outside = outside
+        self._line = line
         self._is_draining = is_draining
 
     def heed(self, event: Event) -> None:
@@ -151,18 +172,33 @@ class Shift:
                 if not await self._signals.start(self._start(worker, stack)):
                     return self._signals.code
                 is_drained = await self._until_told(worker)
-            if self._is_draining:
+                if not is_drained and self._line is not None:
+                    self._line.say("leaving")  # whoever has told it so
+            if self._is_draining and (self._line is None or (self._line.is_first and not self._line.is_leaving)):
                 await self._tell_what_is_left()
         finally:
             await self._app.close()
             self.has_ended = True
             # What jobs have left behind, tasks and threads, is ended next, and may not want to.
             self._last_resort.end_within(AFTER_FORCE if worker.has_forced else self._options.last_words)
+        return self._told(self._code(worker, is_drained=is_drained), is_drained=is_drained)
+
+    def _code(self, worker: Worker, *, is_drained: bool) -> int:
         if worker.has_forced:
             return Exit.FORCED
-        if self._is_draining and not is_drained:
+        if self._is_draining and not (is_drained or self._is_replaced()):
             return self._signals.code
         return Exit.FAILED if self._is_draining and worker.tally.failed else Exit.OK
+
+    def _told(self, code: int, *, is_drained: bool) -> int:
+        """The supervisor: a signal that comes only now, while Python ends, ends it by that, and means nothing any more."""
+        if self._line is not None:
+            self._line.say(f"{'drained' if is_drained else 'ended'} {code:d}")
+        return code
+
+    def _is_replaced(self) -> bool:
+        """It has run as many jobs as it may, and another worker goes on."""
+        return self._line is not None and self._line.is_leaving
 
     async def _start(self, worker: Worker, stack: AsyncExitStack) -> None:
         await self._doubt_queues()

@@ -61,9 +61,10 @@ class VerdictsLost(Event, frozen=True):
 
 
 class SessionOpened(Event, frozen=True):
-    """The worker is known to the broker, by that name."""
+    """The worker is known to the broker, by that name, and by the session's id."""
 
     name: str
+    id: bytes
 
 
 class SessionEnded(Event, frozen=True):

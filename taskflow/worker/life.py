@@ -112,7 +112,7 @@ class Life:
     async def begin(self) -> None:
         """Raises what the broker raises when it cannot be reached."""
         await self._broker.register(self._session)
-        self._events.tell(SessionOpened(self._session.name))
+        self._events.tell(SessionOpened(self._session.name, self._session.id))
         self._keeper = Keeper(
             self._broker.sibling(),
             self._session,

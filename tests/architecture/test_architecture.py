@@ -153,6 +153,13 @@ def test_help_loads_no_asyncio() -> None:
     assert loaded.isdisjoint(DRIVERS | {"asyncio", "anyio", "msgspec"})
 
 
+def test_the_supervisor_loads_no_event_loop_and_nothing_of_the_application() -> None:
+    loaded = loaded_by("import taskflow.cli.main, taskflow.cli.parser, taskflow.cli.supervise")
+    assert "taskflow.worker.processes" in loaded
+    assert loaded.isdisjoint(DRIVERS | {"asyncio", "anyio", "msgspec", "msgpack", "ctypes"})
+    assert not {name for name in loaded if name.startswith(("taskflow.app", "taskflow.broker"))}
+
+
 def test_a_broker_loads_only_its_own_driver() -> None:
     loaded = loaded_by("from taskflow.broker.url import connect; connect('memory://')")
     assert loaded.isdisjoint(DRIVERS)

@@ -73,7 +73,7 @@ class Shell:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.environment = {**os.environ, "TASKFLOW_BROKER": "sqlite:///queue.db", "PYTHONPATH": "", "PYTHONUNBUFFERED": "1"}
+        self.environment = {**os.environ, "TASKFLOW_BROKER": "sqlite:///queue.db", "PYTHONUNBUFFERED": "1"}
         self._started: list[Running] = []
 
     def start_sooner(self) -> None:

@@ -1,0 +1,78 @@
+"""A worker's line to its supervisor: what it says over it, and that it does not outlive it."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from typing import Final
+
+from taskflow.model.seams import start_thread
+from taskflow.worker.events import Ended, Event, SessionOpened
+
+log: Final = logging.getLogger("taskflow.worker")
+
+PR_SET_PDEATHSIG: Final = 1
+
+
+class Line:
+    """A subscriber to the worker's events.
+
+    `told`       what the supervisor has put into the environment
+    `max_jobs`   after so many runs the worker winds down by itself, as if it had got a SIGTERM
+    `is_first`   of the supervisor's workers it is the one in the first place
+    """
+
+    def __init__(self, told: str, *, max_jobs: int | None) -> None:
+        descriptor, supervisor, place = map(int, told.split())
+        self.is_leaving = False
+        self.is_first = place == 0
+        self._runs_left = max_jobs
+        self._end = socket.socket(fileno=descriptor)
+        self._end.set_inheritable(False)
+        _die_with(supervisor)
+        self._watch: threading.Thread = start_thread(self._until_closed, "taskflow-line")
+
+    def say(self, words: str) -> None:
+        """Not waited for: a supervisor that is stopped, or gone, holds nobody up."""
+        try:
+            self._end.send(f"{words}\n".encode(), socket.MSG_DONTWAIT)
+        except OSError:
+            log.debug("the supervisor could not be told: %s", words)
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case Ended():
+                self._count()
+            case SessionOpened(_, session):
+                self.say(f"session {session.hex()}")
+
+    def _count(self) -> None:
+        if self._runs_left is None:
+            return
+        self._runs_left -= 1
+        if self._runs_left == 0 and not self.is_leaving:
+            self.is_leaving = True
+            self.say("leaving")
+            log.info("this worker has run as many jobs as it may (--max-jobs): another one takes over")
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def _until_closed(self) -> None:
+        """Where the kernel does not end us with the supervisor, its end of the line does. It says nothing, so whatever comes is the end."""
+        try:
+            self._end.recv(1)
+        except OSError:  # a job has closed the descriptor
+            return
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _die_with(supervisor: int) -> None:
+    """With that process, which is the parent or was it until just now."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != supervisor:
+        os.kill(os.getpid(), signal.SIGKILL)

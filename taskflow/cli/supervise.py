@@ -1,0 +1,78 @@
+"""`taskflow worker --processes N`, and what else needs a supervisor. The workers that it starts run the same command, and come by here too.
+
+Neither loads the application here: the supervisor never does, a worker does afterwards.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import threading
+from collections.abc import Callable
+from typing import Final
+
+from taskflow.cli.interrupts import interrupts
+from taskflow.cli.logs import logging_to_stderr
+from taskflow.model.errors import ConfigurationError, DriverMissing
+from taskflow.worker.processes import TOLD, Watch, supervise
+from taskflow.worker.supervisor import Plan
+
+
+def run(arguments: argparse.Namespace) -> int:
+    told = os.environ.pop(TOLD, None)  # not for the jobs' own processes
+    if told is None:
+        return _supervise(arguments)
+    arguments.line = importlib.import_module("taskflow.cli.line").Line(told, max_jobs=arguments.max_jobs)
+    code: int = importlib.import_module("taskflow.cli.worker").run(arguments)
+    return code
+
+
+def _supervise(arguments: argparse.Namespace) -> int:
+    if arguments.reload and arguments.drain:
+        raise ConfigurationError("--reload and --drain: a worker that ends has nothing to reload; leave one of them out")
+    watch = _a_watch() if arguments.reload else None
+    plan = Plan(
+        processes=arguments.processes or 1,
+        grace=arguments.grace,
+        max_memory=arguments.max_memory,
+        is_draining=arguments.drain,
+        is_reloading=arguments.reload,
+    )
+    with logging_to_stderr(arguments.log_level, arguments.log_format):
+        if interrupts.have_come:
+            raise KeyboardInterrupt
+        if arguments.health_port is None and "NOTIFY_SOCKET" not in os.environ:
+            return supervise(plan, _command(arguments.argv), watch=watch)
+        with importlib.import_module("taskflow.cli.outside").OutsideOfFleet(arguments) as outside:
+            return supervise(plan, _command(arguments.argv), watch=watch, onlooker=outside)
+
+
+def _command(argv: list[str]) -> list[str]:
+    """As this process was started, with the same options of Python; or, when another program has called us, as `python -m taskflow`."""
+    how = sys.orig_argv[1 : len(sys.orig_argv) - len(argv)]
+    if argv != sys.orig_argv[len(sys.orig_argv) - len(argv) :] or argv != sys.argv[1:]:
+        how = ["-m", "taskflow"]
+    return [sys.executable, *how, *argv]
+
+
+def _a_watch() -> Watch:
+    """Of the Python files in the current folder and below, but for those of virtual environments and the like."""
+    try:
+        watchfiles = importlib.import_module("watchfiles")
+    except ImportError as error:
+        raise DriverMissing("--reload needs watchfiles: pip install 'taskflow-jobs[reload]'") from error
+
+    def watch(note_change: Callable[[], None]) -> None:
+        def look() -> None:
+            for _ in watchfiles.watch(os.getcwd(), watch_filter=watchfiles.PythonFilter(), debounce=DEBOUNCE, raise_interrupt=False):
+                note_change()
+
+        threading.Thread(target=look, name="taskflow-reload", daemon=True).start()
+
+    return watch
+
+
+DEBOUNCE: Final = 400
+"""Milliseconds in which an editor, or a checkout of another branch, writes what belongs together."""

@@ -1,0 +1,16 @@
+"""To lines that are logged inside a job: whose they are."""
+
+from __future__ import annotations
+
+import logging
+
+from taskflow.app.context import running
+
+
+def add_ids(record: logging.LogRecord) -> bool:
+    """A filter of logging's that lets everything pass."""
+    context = running.get()
+    if context is not None and not hasattr(record, "job_id"):
+        record.job, record.job_id, record.attempt, record.queue = context.job_name, context.job_id, context.attempt, context.queue
+        record.is_inside = True
+    return True

@@ -1,0 +1,265 @@
+"""The supervisor's hands: starts worker processes, hears them, reaps what has ended, and waits for signals meanwhile.
+
+Loads no event loop and no application: it stays as small as Python itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import selectors
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Final, Protocol, Self
+
+from taskflow.worker.endings import Ending, OutOfMemory
+from taskflow.worker.supervisor import OnCrash, Plan, Supervisor, log_crash
+
+log: Final = logging.getLogger("taskflow.supervisor")
+
+TOLD: Final = "TASKFLOW_SUPERVISED"
+"""The variable that tells a worker who its supervisor is: the descriptor of the line to it, its pid, and the worker's place."""
+
+WEIGH_EVERY: Final = 1.0
+LONGEST_LINE: Final = 4096
+
+Watch = Callable[[Callable[[], None]], None]
+"""Calls what it is given, from a thread of its own, when files have changed."""
+
+
+class Onlooker(Protocol):
+    """Hears what the supervisor hears: news of its workers, and that it is told to stop."""
+
+    def note(self, pid: int, news: str | Ending) -> None: ...
+    def stop(self) -> None: ...
+
+
+def supervise(
+    plan: Plan, command: Sequence[str], *, on_crash: OnCrash = log_crash, watch: Watch | None = None, onlooker: Onlooker | None = None
+) -> int:
+    """Keep the plan's workers going, each a process that runs `command`, until all have ended for good. The exit code."""
+    with Wakes() as wakes, Processes(command, wakes) as processes:
+        if watch is not None:
+            watch(wakes.note_change)
+        supervisor = Supervisor(plan, processes, on_crash)
+        weigh_at = 0.0 if plan.max_memory is not None else float("inf")
+        while True:
+            patience = supervisor.act()
+            if supervisor.code is not None:
+                return supervisor.code
+            processes.wait(min(patience, max(0.0, weigh_at - time.monotonic())))
+            _tell(supervisor, wakes, processes, onlooker)
+            if time.monotonic() >= weigh_at:
+                weigh_at = time.monotonic() + WEIGH_EVERY
+                for pid in processes.pids():
+                    supervisor.weighed(pid, memory_of(pid))
+
+
+def _tell(supervisor: Supervisor, wakes: Wakes, processes: Processes, onlooker: Onlooker | None) -> None:
+    for pid, said in processes.news():
+        if onlooker is not None:
+            onlooker.note(pid, said)
+        if isinstance(said, Ending):
+            supervisor.ended(pid, said)
+        else:
+            supervisor.heard(pid, said)
+    for number in wakes.take():
+        if number in (signal.SIGTERM, signal.SIGINT):
+            supervisor.stop(number)
+            if onlooker is not None:
+                onlooker.stop()
+        elif number == signal.SIGHUP:
+            supervisor.stop(number) if wakes.has_lost_terminal() else supervisor.roll()
+        elif number == CHANGED:
+            supervisor.reload()
+
+
+CHANGED: Final = 0
+"""No signal has this number."""
+
+
+class Wakes:
+    """Signals, and changes of files, as bytes in a pipe that can be waited for. No handler does more: no step is left half done."""
+
+    def __init__(self) -> None:
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._reader, False)
+        os.set_blocking(self._writer, False)
+        self._before: dict[int, Any] = {}
+        self._had_terminal = _has_terminal()
+
+    def fileno(self) -> int:
+        return self._reader
+
+    def take(self) -> bytes:
+        """Those that have come since the last time, in their order: signals' numbers, or CHANGED."""
+        try:
+            return os.read(self._reader, LONGEST_LINE)
+        except BlockingIOError:
+            return b""
+
+    def note_change(self) -> None:
+        """From any thread."""
+        os.write(self._writer, bytes([CHANGED]))
+
+    def has_lost_terminal(self) -> bool:
+        """The terminal that it was started on is gone: then a SIGHUP says so, and asks for nothing."""
+        return self._had_terminal and not _has_terminal()
+
+    def __enter__(self) -> Self:
+        signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # under nohup it stays ignored
+                self._before[number] = signal.signal(number, _note)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        signal.set_wakeup_fd(-1)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        os.close(self._reader)
+        os.close(self._writer)
+
+
+def _note(number: int, frame: FrameType | None) -> None:
+    """Python has written the number into the pipe already."""
+
+
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
+
+
+class Processes:
+    """Worker processes, each in a session of its own, so that a terminal's Ctrl-C is told to them by the supervisor alone."""
+
+    def __init__(self, command: Sequence[str], wakes: Wakes) -> None:
+        self._command = list(command)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(wakes, selectors.EVENT_READ)
+        self._ears: dict[int, Ear] = {}
+        self._out_of_memory = OutOfMemory()
+
+    def start(self, place: int) -> int:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            theirs.set_inheritable(True)
+            environment = os.environ | {TOLD: f"{theirs.fileno()} {os.getpid()} {place}"}
+            try:
+                pid = _spawn(self._command, environment)
+            except BaseException:
+                ours.close()
+                raise
+        self._ears[pid] = ear = Ear(ours)
+        self._selector.register(ear, selectors.EVENT_READ)
+        return pid
+
+    def signal(self, pid: int, number: int) -> None:
+        if pid in self._ears:  # not reaped, so that the pid is nobody else's yet
+            os.kill(pid, number)
+
+    def pids(self) -> list[int]:
+        return list(self._ears)
+
+    def wait(self, patience: float) -> None:
+        """Until there is something to hear or to reap, or a signal."""
+        self._selector.select(patience)
+        self._out_of_memory.look(time.monotonic())
+
+    def news(self) -> Iterator[tuple[int, str | Ending]]:
+        """Lines that workers have said, and whatever has ended, which is reaped by that: workers, after their last words, and as process 1
+        everybody's orphans."""
+        for pid, ear in self._ears.items():
+            yield from ((pid, line) for line in self._listen(ear))
+        while (reaped := _reap()) is not None:
+            pid, status = reaped
+            if (worker := self._ears.pop(pid, None)) is not None:
+                yield from ((pid, line) for line in worker.take())
+                self._forget(worker)
+            yield pid, Ending(status, self._out_of_memory.killed(status))
+
+    def _listen(self, ear: Ear) -> list[str]:
+        lines = ear.take()
+        if ear.is_deaf:
+            self._unregister(ear)  # else its end would wake us for ever
+        return lines
+
+    def _forget(self, ear: Ear) -> None:
+        self._unregister(ear)
+        ear.close()
+
+    def _unregister(self, ear: Ear) -> None:
+        if ear in self._selector.get_map():
+            self._selector.unregister(ear)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Workers that are left, after a bug of ours, see that the line is closed, and end."""
+        self._selector.close()
+        for ear in self._ears.values():
+            ear.close()
+
+
+class Ear:
+    """Our end of the line to a worker."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self.is_deaf = False
+        self._end = end
+        self._end.setblocking(False)
+        self._rest = b""
+
+    def fileno(self) -> int:
+        return self._end.fileno()
+
+    def take(self) -> list[str]:
+        """The lines that have come, without waiting."""
+        while not self.is_deaf and (chunk := self._read()) is not None:
+            self._rest += chunk
+            self.is_deaf = not chunk or len(self._rest) > LONGEST_LINE * 16
+        *lines, self._rest = self._rest.split(b"\n")
+        return [line.decode("ascii", "replace") for line in lines]
+
+    def close(self) -> None:
+        self._end.close()
+
+    def _read(self) -> bytes | None:
+        try:
+            return self._end.recv(LONGEST_LINE)
+        except BlockingIOError:
+            return None
+        except OSError:  # the other end was closed with something unread
+            return b""
+
+
+def _spawn(command: list[str], environment: dict[str, str]) -> int:
+    try:
+        return os.posix_spawn(command[0], command, environment, setsid=True)
+    except NotImplementedError:  # some systems have no such flag
+        return os.posix_spawn(command[0], command, environment, setpgroup=0)
+
+
+def _reap() -> tuple[int, int] | None:
+    try:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+    except ChildProcessError:
+        return None
+    return (pid, os.waitstatus_to_exitcode(status)) if pid else None
+
+
+def memory_of(pid: int) -> int:
+    """Bytes of a process that are in memory (its resident set); 0 when it has ended."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,385 @@
+"""Which worker processes there are to be: decisions alone, from what is told and from the time. `Hands` carry them out.
+
+A worker starts, says that its modules are `loaded`, opens a `session`, and works. It leaves when it is told to, or when it has run
+as many jobs as it may; its place is another's from then on. What ends otherwise has crashed, and is replaced after a pause.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from taskflow.worker.endings import Ending
+
+log: Final = logging.getLogger("taskflow.supervisor")
+
+# Some parents send a signal to the process and to its group (`timeout`, `npm`): what comes within so many seconds is one signal.
+SAME_SIGNAL: Final = 0.05
+# So far apart are a worker's signals, which must not be taken for one.
+SPACING: Final = 4 * SAME_SIGNAL
+# A worker that has worked for so many seconds was healthy: its crashes before do not count any more.
+HEALTHY_AFTER: Final = 30.0
+LONGEST_PAUSE: Final = 30.0
+# The first worker starts alone, so that what is wrong with the application is said once. The others wait for its session, or, when that
+# takes long, for so many seconds after its modules were loaded.
+LOADED_PATIENCE: Final = 2.0
+# After the grace time a worker ends by itself, by force if it must. One that has not done so by then has lost its interpreter.
+FORCED_AFTER: Final = 30.0
+IDLE: Final = 5.0
+# The exit code of a worker whose runs had to be cut off.
+FORCED: Final = 124
+# What a worker that cannot start ends with by itself: a failed lifespan, an application that cannot be imported, a broker that is away.
+NO_STARTS: Final = (1, 2, 3)
+
+OnCrash = Callable[[bytes, str], None]
+"""Told of a session (its id) whose process has ended without leaving, and by what: "SIGSEGV", "exit code 7", "out of memory (SIGKILL)"."""
+
+
+def log_crash(session: bytes, cause: str) -> None:
+    log.info("what session %s held runs again when it has lapsed; lost by: %s", session.hex(), cause)
+
+
+class Hands(Protocol):
+    def start(self, place: int) -> int:
+        """A new worker process; its pid. OSError when the system has none to give."""
+        ...
+
+    def signal(self, pid: int, number: int) -> None:
+        """To a process that may have ended already."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """`processes`     how many are to work
+    `grace`         seconds that a worker's runs have when it winds down
+    `max_memory`    bytes; a worker that has more is replaced
+    `is_draining`   a worker that has drained its queues is not replaced
+    `is_reloading`  what cannot start waits for the next change of a file
+    """
+
+    processes: int = 1
+    grace: float = 25.0
+    max_memory: int | None = None
+    is_draining: bool = False
+    is_reloading: bool = False
+
+
+@dataclass(eq=False)
+class Worker:
+    """A process. `told`: how many signals it has got; `came_to`: its exit code, once its session has left."""
+
+    pid: int
+    place: int
+    generation: int
+    loaded_at: float | None = None
+    works_since: float | None = None
+    sessions: list[bytes] = field(default_factory=list)
+    is_leaving: bool = False
+    has_drained: bool = False
+    came_to: int | None = None
+    told: int = 0
+    told_at: float = float("-inf")
+
+    def has_worked_for(self, now: float) -> float:
+        return 0.0 if self.works_since is None else now - self.works_since
+
+
+@dataclass(eq=False)
+class Place:
+    """Where one worker after another works. `failures`: deaths one after the other, none of them in good health."""
+
+    failures: int = 0
+    free_at: float = float("-inf")
+    has_drained: bool = False
+    no_start: Ending | None = None
+
+    def fail(self, worked_for: float, now: float) -> float:
+        """Seconds until the next may start: none, then 1, 2, 4 and so on."""
+        self.failures = 1 if worked_for >= HEALTHY_AFTER else self.failures + 1
+        pause = 0.0 if self.failures == 1 else min(LONGEST_PAUSE, 2.0 ** min(self.failures - 2, 10))
+        self.free_at = now + pause
+        return pause
+
+
+@dataclass(eq=False)
+class Change:
+    """One worker of a rolling restart: `new` works before `old` is told to leave, and the next change waits for its end."""
+
+    old: Worker
+    new: Worker
+
+
+class Supervisor:
+    """Tell it what happens, then let it `act`, which says how long it may be left alone. Over when `code` is no longer None."""
+
+    def __init__(self, plan: Plan, hands: Hands, on_crash: OnCrash = log_crash, clock: Callable[[], float] = time.monotonic) -> None:
+        self.code: int | None = None
+        self._plan = plan
+        self._hands = hands
+        self._on_crash = on_crash
+        self._clock = clock
+        self._workers: dict[int, Worker] = {}
+        self._places = [Place() for _ in range(plan.processes)]
+        self._generation = 0
+        self._is_rolling = False
+        self._change: Change | None = None
+        self._has_worked = False
+        self._may_crowd = False
+        self._stops = 0
+        self._stopped_at = float("-inf")
+        self._number = 0
+        self._codes: list[int] = []
+
+    # --- what is told ------------------------------------------------------------------------------------
+
+    def stop(self, number: int) -> None:
+        """By a SIGTERM, a SIGINT, or the terminal's end: the first winds down, the second cancels what runs, the third ends all at once."""
+        now = self._clock()
+        if now - self._stopped_at < SAME_SIGNAL:
+            return
+        self._stopped_at = now
+        self._stops += 1
+        self._number = number
+        name = signal.Signals(number).name
+        if self._stops == 1:
+            log.info("%s: %s; once more cancels what runs, a third time ends at once", name, _winding_down(len(self._workers)))
+        elif self._stops == 2:
+            log.warning("%s again: cancelling what runs", name)
+
+    def roll(self) -> None:
+        """Replace every worker, one by one, each when the next one works already."""
+        if self._stops:
+            return
+        log.info("SIGHUP: the workers are replaced, one by one")
+        self._generation += 1
+        self._is_rolling = True
+
+    def reload(self) -> None:
+        """Replace every worker now: what runs finishes where it runs, and nothing new starts there."""
+        self._generation += 1
+        self._may_crowd = self._is_rolling = False
+        self._change = None
+        for worker in self._workers.values():
+            worker.is_leaving = True
+        for place in self._places:
+            place.no_start, place.failures, place.free_at = None, 0, float("-inf")
+
+    def heard(self, pid: int, line: str) -> None:
+        """What a worker has said: ``loaded``, ``session ID``, ``leaving``, ``ended CODE``, ``drained CODE``."""
+        worker = self._workers.get(pid)
+        if worker is None:
+            return
+        match line.split():
+            case ["loaded"]:
+                worker.loaded_at = self._clock()
+            case ["session", session]:
+                self._note_session(worker, session)
+            case ["leaving"]:
+                self._note_leaving(worker)
+            case ["ended" | "drained" as how, code] if code.isdecimal():
+                worker.came_to = int(code)
+                worker.has_drained = how == "drained"
+
+    def weighed(self, pid: int, size: int) -> None:
+        """A worker has so many bytes of memory."""
+        worker, most = self._workers.get(pid), self._plan.max_memory
+        if worker is None or worker.is_leaving or worker.works_since is None or most is None or size <= most:
+            return
+        now = self._clock()
+        worked_for = worker.has_worked_for(now)
+        log.info("worker %d has %s of memory, more than %s (--max-memory): another one takes over", pid, _bytes(size), _bytes(most))
+        worker.is_leaving = True
+        if pause := self._places[worker.place].fail(worked_for, now):
+            log.warning("it had worked for %.0f s only, and so had the one before: the next starts in %g s", worked_for, pause)
+
+    def ended(self, pid: int, ending: Ending) -> None:
+        """A process has ended. Those that are no workers are of no concern: as process 1 of a container one reaps whatever ends there."""
+        worker = self._workers.pop(pid, None)
+        if worker is None:
+            log.debug("process %d, no worker, has ended: %s", pid, ending.cause)
+            return
+        if worker.came_to is not None and ending.status in (-signal.SIGTERM, -signal.SIGINT):
+            ending = Ending(worker.came_to)  # ours came while Python was ending already
+        self._note_end(worker, ending)
+        if ending.status and worker.came_to is None:
+            for session in worker.sessions:
+                self._on_crash(session, ending.cause)
+
+    # --- what is done ------------------------------------------------------------------------------------
+
+    def act(self) -> float:
+        """Does what is due. Seconds until there may be more to do, should nothing be told before."""
+        if not self._stops:
+            self._fill_places()
+            self._roll_on()
+        self._tell_workers()
+        self._judge()
+        return self._until_due()
+
+    def _fill_places(self) -> None:
+        now = self._clock()
+        for number, place in enumerate(self._places):
+            if self._is_vacant(number) and place.free_at <= now and self._may_start():
+                self._start(number)
+
+    def _is_vacant(self, number: int) -> bool:
+        place = self._places[number]
+        return not place.has_drained and place.no_start is None and not any(worker.place == number for worker in self._staying())
+
+    def _staying(self) -> list[Worker]:
+        return [worker for worker in self._workers.values() if not worker.is_leaving]
+
+    def _may_start(self) -> bool:
+        """One, while it is not known whether the application can be started at all; then as many as there are to be."""
+        first = self._staying()
+        if any(worker.loaded_at is not None and worker.loaded_at + LOADED_PATIENCE <= self._clock() for worker in first):
+            self._may_crowd = True
+        return self._may_crowd or not (first or any(place.no_start for place in self._places))
+
+    def _start(self, number: int) -> Worker | None:
+        try:
+            pid = self._hands.start(number)
+        except OSError as error:
+            pause = max(1.0, self._places[number].fail(0.0, self._clock()))
+            self._places[number].free_at = self._clock() + pause
+            log.error("no worker can be started now, and it is tried again in %g s: %s", pause, error)
+            return None
+        self._workers[pid] = worker = Worker(pid, number, self._generation)
+        log.info("worker %d starts, process %d of %d", pid, number + 1, self._plan.processes)
+        return worker
+
+    def _roll_on(self) -> None:
+        """Not before it is known whether the application can be started."""
+        if not self._is_rolling or (not self._may_crowd and self._staying()):
+            return
+        if (change := self._change) is not None:
+            if change.new.works_since is not None:
+                change.old.is_leaving = True
+            if change.old.pid in self._workers or change.new.works_since is None:
+                return
+            self._change = None
+        stale = next((worker for worker in self._staying() if worker.generation < self._generation), None)
+        if stale is None:
+            self._is_rolling = False
+            log.info("every worker has been replaced")
+        elif (new := self._start(stale.place)) is not None:
+            self._change = Change(stale, new)
+        else:
+            self._give_up_rolling("there is no process for it")
+
+    def _tell_workers(self) -> None:
+        now = self._clock()
+        for worker in self._workers.values():
+            wanted = max(self._stops, int(worker.is_leaving))
+            if wanted > 2 or (worker.told and now >= self._forced_at(worker)):
+                self._hands.signal(worker.pid, signal.SIGKILL)
+            elif worker.came_to is None and worker.told < wanted and now >= worker.told_at + SPACING:
+                worker.told += 1
+                worker.told_at = now
+                self._hands.signal(worker.pid, self._signal_for(worker))
+
+    def _signal_for(self, worker: Worker) -> int:
+        """Theirs are two. While Python is loaded a SIGINT would be shown as an error of ours."""
+        return signal.SIGINT if self._number == signal.SIGINT and worker.loaded_at is not None else signal.SIGTERM
+
+    def _forced_at(self, worker: Worker) -> float:
+        return worker.told_at + FORCED_AFTER + (self._plan.grace if worker.told == 1 else 0.0)
+
+    def _until_due(self) -> float:
+        now = self._clock()
+        return max(0.0, min((at for at in self._dues() if at > now), default=now + IDLE) - now)
+
+    def _dues(self) -> Iterator[float]:
+        yield self._clock() + IDLE
+        for place in self._places:
+            yield place.free_at
+        for worker in self._workers.values():
+            if worker.loaded_at is not None:
+                yield worker.loaded_at + LOADED_PATIENCE
+            if worker.told:
+                yield worker.told_at + SPACING
+                yield self._forced_at(worker)
+
+    # --- what it comes to --------------------------------------------------------------------------------
+
+    def _note_session(self, worker: Worker, session: str) -> None:
+        try:
+            worker.sessions.append(bytes.fromhex(session))
+        except ValueError:  # a job has written into a descriptor that is not its own
+            return
+        if worker.works_since is None:
+            worker.works_since = self._clock()
+            self._has_worked = self._may_crowd = True
+            if not self._plan.is_reloading:
+                for place in self._places:  # what could not be started at first may be now
+                    place.no_start = None
+
+    def _note_leaving(self, worker: Worker) -> None:
+        """Somebody else may have told it to."""
+        worker.is_leaving = True
+        if not worker.told:
+            worker.told, worker.told_at = 1, self._clock()
+
+    def _note_end(self, worker: Worker, ending: Ending) -> None:
+        place = self._places[worker.place]
+        if worker.has_drained:
+            place.has_drained = True
+            self._codes.append(ending.code)
+        elif self._stops:
+            self._note_stopped(worker, ending)
+        elif worker.is_leaving:
+            self._note_left(worker, ending)
+        elif self._change is not None and self._change.new is worker and worker.works_since is None:
+            self._give_up_rolling(f"the new worker {worker.pid} could not start ({ending.cause})")
+        elif worker.works_since is None and ending.status in NO_STARTS and (self._plan.is_reloading or not self._has_worked):
+            place.no_start = ending
+            if self._plan.is_reloading:
+                log.error("the application cannot be started (%s): waiting for the next change of a file", ending.cause)
+        else:
+            pause = place.fail(worker.has_worked_for(self._clock()), self._clock())
+            when = f"in {pause:g} s" if pause else "now"
+            log.error("worker %d has ended: %s; another one starts %s", worker.pid, ending.cause, when)
+
+    def _note_stopped(self, worker: Worker, ending: Ending) -> None:
+        """One that was about to start when others worked already has been told that it need not."""
+        if worker.works_since is not None or not self._has_worked:
+            by_us = worker.works_since is None and ending.code == 128 + signal.SIGTERM
+            self._codes.append(128 + self._number if by_us or self._stops > 2 else ending.code)
+
+    def _note_left(self, worker: Worker, ending: Ending) -> None:
+        if self._plan.is_draining and ending.status == 1:
+            self._codes.append(ending.code)
+        if worker.works_since is None or (worker.came_to is not None and ending.code != FORCED):
+            log.info("worker %d has wound down", worker.pid)
+        else:
+            log.warning("worker %d has ended while it wound down: %s", worker.pid, ending.cause)
+
+    def _give_up_rolling(self, why: str) -> None:
+        log.error("the replacing of workers is given up, the others go on as they are: %s", why)
+        self._is_rolling, self._change = False, None
+
+    def _judge(self) -> None:
+        """The worst of the workers' codes is ours. Where none has ever worked, a signal has cut us short."""
+        if self._workers:
+            return
+        failed = [place.no_start.code for place in self._places if place.no_start is not None]
+        if self._stops:
+            unworked = 0 if self._has_worked else 128 + self._number
+            self.code = max(self._codes, default=unworked) if self._stops < 3 else 128 + self._number
+        elif all(place.has_drained for place in self._places):
+            self.code = max(self._codes)
+        elif failed and not self._plan.is_reloading and (not self._may_crowd or len(failed) == len(self._places)):
+            self.code = max(failed)
+
+
+def _winding_down(workers: int) -> str:
+    return "winding down" if workers == 1 else f"winding down {workers} workers"
+
+
+def _bytes(size: int) -> str:
+    return f"{size / (1 << 20):,.0f} MiB"

@@ -1,0 +1,543 @@
+"""`taskflow worker` under a supervisor, with real processes: what dies is replaced, nothing is dropped, nothing is left behind."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import signal
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from taskflow.worker.processes import memory_of
+from tests.cli.processes import PATIENCE, Running, Shell, ended_clearly
+from tests.cli.test_signals import PYTHONS_OWN, a_little_later
+
+TASKS = """
+import asyncio, os, signal, subprocess, time
+from pathlib import Path
+from taskflow import JobContext, job
+
+print("imported", flush=True)
+
+def write(line: str) -> None:
+    file = os.open("ledger", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(file, f"{line}\\n".encode())
+    os.close(file)
+
+@job
+async def wait(ctx: JobContext) -> None:
+    print(f"begun by {os.getpid()}", flush=True)
+    while not Path("release").exists():
+        await asyncio.sleep(0.005)
+    write("ended")
+
+@job
+async def note(n: int, seconds: float = 0.05) -> None:
+    await asyncio.sleep(seconds)
+    write(f"{n} {os.getpid()}")
+
+@job(max_attempts=1)
+async def fail() -> None:
+    raise ValueError("as asked")
+
+@job
+async def block() -> None:
+    print("begun", flush=True)
+    time.sleep(3600)
+
+hoard: list[bytes] = []
+
+@job
+def grow(ctx: JobContext, megabytes: int) -> None:
+    if ctx.epoch == 1:
+        for _ in range(megabytes):
+            hoard.append(b"x" * (1 << 20))
+    write("grown")
+
+@job
+def leave_an_orphan() -> None:
+    said = subprocess.run(["sh", "-c", "sleep 0.1 >/dev/null & echo $!"], capture_output=True, text=True, check=True)
+    orphan = int(said.stdout)
+    give_up_at = time.monotonic() + 30
+    while time.monotonic() < give_up_at:
+        try:
+            os.kill(orphan, 0)  # a zombie takes signals too
+        except ProcessLookupError:
+            write("reaped")
+            break
+        time.sleep(0.01)
+    os.kill(os.getppid(), signal.SIGTERM)
+"""
+
+
+@pytest.fixture
+def tasks(shell: Shell) -> Shell:
+    shell.write("tasks.py", TASKS)
+    return shell
+
+
+def workers(shell: Shell, processes: int, *arguments: str) -> Running:
+    """So many of them, once they work."""
+    started = shell.taskflow("worker", "tasks", "--processes", str(processes), *arguments)
+    started.wait_for("working as", times=processes)
+    return started
+
+
+def pids(running: Running) -> list[int]:
+    """Of all workers that it has ever started, in their order."""
+    return [int(pid) for pid in re.findall(r"worker (\d+) starts", running.said)]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def until(condition: Callable[[], bool], running: Running | None = None) -> None:
+    give_up_at = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < give_up_at, running and running.said
+        time.sleep(0.01)
+
+
+def none_is_left(running: Running) -> None:
+    """Of its workers. What still ends at this moment may do so."""
+    until(lambda: not any(map(is_alive, pids(running))), running)
+
+
+# --- crashes -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_killed_worker_is_replaced_and_what_it_ran_runs_again(tasks: Shell) -> None:
+    tasks.send("wait.bind()", "wait.bind()")
+    supervised = workers(tasks, 2, "--concurrency", "1", "--ttl", "1")
+    supervised.wait_for("begun by", times=2)
+    victim = pids(supervised)[0]
+    os.kill(victim, signal.SIGKILL)
+    supervised.wait_for(f"worker {victim} has ended: SIGKILL; another one starts now")
+    supervised.wait_for("what session [0-9a-f]{32} held runs again when it has lapsed; lost by: SIGKILL")
+    supervised.wait_for("begun by", times=3)
+    tasks.write("release", "")
+    until(lambda: tasks.ledger() == ["ended", "ended"], supervised)
+    supervised.signal(signal.SIGTERM)
+    ended_clearly(supervised, [0])
+    assert tasks.counts() == {"succeeded": 2}
+    assert supervised.said.count("imported") == 3, "each has imported the application itself, once, and the supervisor has not"
+    none_is_left(supervised)
+
+
+def test_a_worker_that_dies_again_and_again_is_given_time(tasks: Shell) -> None:
+    tasks.write("tasks.py", TASKS + "\nif Path('crash').exists(): os.kill(os.getpid(), signal.SIGSEGV)\n")
+    supervised = workers(tasks, 1)
+    tasks.write("crash", "")
+    os.kill(pids(supervised)[0], signal.SIGKILL)
+    supervised.wait_for("has ended: SIGSEGV; another one starts in 1 s")
+    supervised.wait_for("has ended: SIGSEGV; another one starts in 2 s")
+    (tasks.folder / "crash").unlink()
+    supervised.wait_for("working as", times=2)
+    supervised.signal(signal.SIGTERM)
+    ended_clearly(supervised, [0])
+    assert len(pids(supervised)) == 4
+
+
+@pytest.fixture
+def small_cgroup() -> Iterator[Path]:
+    """A control group of 256 MiB, where we may make one."""
+    name = f"taskflow-test-{os.getpid()}"
+    for group, limit in (
+        (Path("/sys/fs/cgroup/memory", name), "memory.limit_in_bytes"),
+        (Path("/sys/fs/cgroup", name), "memory.max"),
+    ):
+        try:
+            group.mkdir()
+            (group / limit).write_text(str(256 << 20))
+        except OSError:
+            if group.is_dir():
+                group.rmdir()
+            continue
+        yield group
+        until(lambda group=group: not (group / "cgroup.procs").read_text())  # type: ignore[misc]
+        group.rmdir()
+        return
+    pytest.skip("no control group can be made here")
+
+
+ENTER = "import os, sys; open(sys.argv[1], 'w').write(str(os.getpid())); os.execv(sys.executable, [sys.executable, *sys.argv[2:]])"
+
+
+def test_out_of_memory_is_told_apart_from_other_kills(tasks: Shell, small_cgroup: Path) -> None:
+    tasks.send("grow.bind(1024)")
+    supervised = tasks.start(
+        "-c", ENTER, str(small_cgroup / "cgroup.procs"), "-m", "taskflow", "worker", "tasks", "--processes", "2", "--ttl", "1"
+    )
+    supervised.wait_for("has ended: out of memory .SIGKILL.; another one starts now")
+    until(lambda: tasks.ledger() == ["grown"], supervised)
+    os.kill(pids(supervised)[-1], signal.SIGKILL)
+    supervised.wait_for("has ended: SIGKILL; another")
+    supervised.signal(signal.SIGTERM)
+    ended_clearly(supervised, [0, 128 + signal.SIGTERM])
+
+
+# --- what cannot start ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "message"),
+    [
+        ("import nowhere_to_be_found", [], "taskflow: tasks cannot be imported: ModuleNotFoundError"),
+        ("def f(:", [], "SyntaxError: invalid syntax"),
+        ("", [], "taskflow: tasks declares no job"),
+        (TASKS, ["--broker", "mysql://there"], "taskflow: .*mysql"),
+        (TASKS, ["--queues", "a=b"], "taskflow: --queues: queue 'a' has the weight 'b'"),
+    ],
+)
+def test_a_usage_error_ends_it_and_is_said_once(shell: Shell, module: str, arguments: list[str], message: str) -> None:
+    shell.write("tasks.py", module)
+    supervised = shell.taskflow("worker", "tasks", "--processes", "3", *arguments)
+    ended_clearly(supervised, [2])
+    assert len(re.findall(f"^{message}", supervised.said, re.MULTILINE)) == 1, supervised.said
+
+
+def test_a_broker_that_is_not_there_ends_it_as_it_ends_a_single_worker(tasks: Shell) -> None:
+    supervised = tasks.taskflow("worker", "tasks", "--processes", "3", "--broker", "sqlite:////nowhere/at/all.db")
+    single = tasks.taskflow("worker", "tasks", "--broker", "sqlite:////nowhere/at/all.db")
+    assert supervised.end() == single.end() != 0
+    assert supervised.said.count("taskflow: ") == 1
+
+
+# --- the supervisor's own end --------------------------------------------------------------------------------------------
+
+
+def test_nothing_outlives_a_supervisor_that_is_killed(tasks: Shell) -> None:
+    tasks.send("wait.bind()", "block.bind()")
+    supervised = workers(tasks, 3, "--concurrency", "1")
+    supervised.wait_for("begun", times=2)
+    supervised.signal(signal.SIGKILL)
+    assert supervised.end() == -signal.SIGKILL
+    none_is_left(supervised)
+
+
+def test_nor_does_a_worker_that_imports_still(shell: Shell) -> None:
+    shell.write("tasks.py", "import time\nprint('importing', flush=True)\ntime.sleep(3600)\n")
+    supervised = shell.taskflow("worker", "tasks", "--processes", "2")
+    supervised.wait_for("importing")
+    supervised.signal(signal.SIGKILL)
+    supervised.end()
+    none_is_left(supervised)
+
+
+# --- signals -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_first_winds_all_down_and_what_runs_may_finish(tasks: Shell, number: signal.Signals) -> None:
+    tasks.send("wait.bind()", "wait.bind()")
+    supervised = workers(tasks, 2, "--concurrency", "1")
+    supervised.wait_for("begun by", times=2)
+    tasks.send("note.bind(1)")
+    supervised.signal(number)
+    supervised.wait_for("winding down: 1 running", times=2)
+    tasks.write("release", "")
+    ended_clearly(supervised, [0])
+    assert tasks.counts() == {"succeeded": 2, "ready": 1}
+    assert "again" not in supervised.said
+    none_is_left(supervised)
+
+
+def test_what_outlasts_the_grace_time_is_handed_back(tasks: Shell) -> None:
+    tasks.send("wait.bind()", "wait.bind()")
+    supervised = workers(tasks, 2, "--concurrency", "1", "--grace", "0.1")
+    supervised.wait_for("begun by", times=2)
+    supervised.signal(signal.SIGTERM)
+    ended_clearly(supervised, [124])
+    assert tasks.counts() == {"ready": 2}
+
+
+def test_the_second_cancels_what_runs(tasks: Shell) -> None:
+    tasks.send("wait.bind()")
+    supervised = workers(tasks, 2)
+    supervised.wait_for("begun by")
+    supervised.signal(signal.SIGTERM)
+    supervised.wait_for("winding down: 1 running")
+    a_little_later()
+    supervised.signal(signal.SIGTERM)
+    ended_clearly(supervised, [124])
+    assert tasks.counts() == {"ready": 1}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_third_ends_them_whatever_they_do(tasks: Shell, number: signal.Signals) -> None:
+    tasks.send("block.bind()")
+    supervised = workers(tasks, 2)
+    supervised.wait_for("begun")
+    for _ in range(3):
+        supervised.signal(number)
+        a_little_later()
+    ended_clearly(supervised, [128 + number])
+    none_is_left(supervised)
+
+
+def test_a_signal_while_the_first_imports_ends_it_with_its_number(shell: Shell) -> None:
+    shell.write("tasks.py", "import time\nprint('importing', flush=True)\ntime.sleep(3600)\n")
+    supervised = shell.taskflow("worker", "tasks", "--processes", "2")
+    supervised.wait_for("importing")
+    supervised.signal(signal.SIGINT)
+    ended_clearly(supervised, [128 + signal.SIGINT])
+    assert "Traceback" not in supervised.said
+
+
+def test_ctrl_c_at_any_moment_of_the_start(tasks: Shell) -> None:
+    """Of the supervisor's, of the first worker's, of the others': a clear end, and none is left."""
+    tasks.start_sooner()
+    for tenth in range(9):
+        supervised = tasks.taskflow("worker", "tasks", "--processes", "2")
+        time.sleep(0.1 * tenth)
+        supervised.signal(signal.SIGINT)
+        ended_clearly(supervised, [0, 128 + signal.SIGINT, *PYTHONS_OWN])
+        if supervised.process.returncode in PYTHONS_OWN:
+            assert pids(supervised) == []
+        none_is_left(supervised)
+
+
+ON_A_TERMINAL = "import os, sys; os.execvp('setsid', ['setsid', '--ctty', sys.executable, *sys.argv[1:]])"
+
+
+class Terminal:
+    """A supervisor of two workers, each with a run, on a terminal of its own."""
+
+    def __init__(self, shell: Shell) -> None:
+        shell.send("wait.bind()", "wait.bind()")
+        self.ours, theirs = pty.openpty()
+        arguments = ["-m", "taskflow", "worker", "tasks", "--processes", "2", "--concurrency", "1"]
+        self.supervised = shell.start("-c", ON_A_TERMINAL, *arguments, stdin=theirs)
+        os.close(theirs)
+        self.supervised.wait_for("begun by", times=2)
+
+
+def test_a_terminals_ctrl_c_counts_once(tasks: Shell) -> None:
+    """It goes to every process of the foreground: the workers are told by their supervisor alone."""
+    terminal = Terminal(tasks)
+    os.write(terminal.ours, b"\x03")
+    terminal.supervised.wait_for("winding down: 1 running", times=2)
+    tasks.write("release", "")
+    ended_clearly(terminal.supervised, [0])
+    assert "again" not in terminal.supervised.said
+    assert tasks.counts() == {"succeeded": 2}
+    os.close(terminal.ours)
+
+
+def test_a_terminal_that_goes_away_ends_it(tasks: Shell) -> None:
+    """Its SIGHUP is not meant as one that asks for new workers."""
+    terminal = Terminal(tasks)
+    os.close(terminal.ours)
+    terminal.supervised.wait_for("SIGHUP: winding down 2 workers")
+    tasks.write("release", "")
+    ended_clearly(terminal.supervised, [0])
+    assert len(pids(terminal.supervised)) == 2
+
+
+# --- rolling restart -----------------------------------------------------------------------------------------------------
+
+LOAD = """
+import time
+from tasks import note
+from taskflow import enqueue_sync
+
+began = time.monotonic()
+for tenth in range(TENTHS):
+    enqueue_sync([note.bind(10 * tenth + n) for n in range(10)])
+    time.sleep(max(0.0, began + 0.1 * tenth - time.monotonic()))
+"""
+
+
+def test_a_rolling_restart_under_load_loses_nothing_and_keeps_its_strength(tasks: Shell) -> None:
+    """About 100 jobs a second of 50 ms each, and every worker is replaced twice."""
+    supervised = workers(tasks, 2, "--concurrency", "10")
+    load = tasks.start("-c", LOAD.replace("TENTHS", "60"))
+    load.wait_for("imported")
+    for rounds in (1, 2):
+        supervised.signal(signal.SIGHUP)
+        supervised.wait_for("every worker has been replaced", times=rounds)
+    assert load.end() == 0
+    until(lambda: len(tasks.ledger()) >= 600, supervised)
+    supervised.signal(signal.SIGTERM)
+    ended_clearly(supervised, [0])
+    assert Counter(line.split()[0] for line in tasks.ledger()) == Counter(map(str, range(600)))
+    assert tasks.counts() == {"succeeded": 600}
+    assert len(pids(supervised)) == 6
+    assert fewest_at_work(supervised.said[: supervised.said.index("SIGTERM: winding down 2 workers")]) == 2
+    none_is_left(supervised)
+
+
+def fewest_at_work(said: str) -> int:
+    """From the moment on when two have worked."""
+    working, counts = 0, []
+    for line in said.splitlines():
+        working += ("working as" in line) - ("INFO    winding down: " in line)
+        counts.append(working)
+    return min(counts[counts.index(2) :])
+
+
+def test_a_broken_application_is_not_rolled_out(tasks: Shell) -> None:
+    supervised = workers(tasks, 2)
+    tasks.write("tasks.py", "def f(:")
+    supervised.signal(signal.SIGHUP)
+    supervised.wait_for("given up, the others go on as they are: the new worker .* could not start .exit code 2.")
+    assert all(map(is_alive, pids(supervised)[:2]))
+    tasks.write("tasks.py", TASKS)
+    supervised.signal(signal.SIGHUP)
+    supervised.wait_for("every worker has been replaced")
+    supervised.signal(signal.SIGTERM)
+    ended_clearly(supervised, [0])
+
+
+def test_a_worker_that_somebody_else_winds_down_has_a_successor_at_once(tasks: Shell) -> None:
+    """Not only when what it runs has finished, and without a pause: it has not crashed."""
+    tasks.send("wait.bind()")
+    supervised = workers(tasks, 1)
+    supervised.wait_for("begun by")
+    os.kill(pids(supervised)[0], signal.SIGTERM)
+    supervised.wait_for("working as", times=2)
+    tasks.write("release", "")
+    supervised.wait_for(f"worker {pids(supervised)[0]} has wound down")
+    supervised.signal(signal.SIGTERM)
+    ended_clearly(supervised, [0])
+    assert "has ended" not in supervised.said
+
+
+# --- recycling -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("processes", [["--processes", "2"], []])
+def test_a_worker_that_has_run_as_many_jobs_as_it_may_is_replaced(tasks: Shell, processes: list[str]) -> None:
+    """A few more than that it has begun by then."""
+    tasks.send("*[note.bind(n, seconds=0.005) for n in range(100)]")
+    supervised = tasks.taskflow("worker", "tasks", *processes, "--max-jobs", "20", "--concurrency", "2")
+    until(lambda: len(tasks.ledger()) >= 100, supervised)
+    supervised.signal(signal.SIGTERM)
+    ended_clearly(supervised, [0, 128 + signal.SIGTERM])  # it may be that none but a new one is there
+    assert Counter(line.split()[0] for line in tasks.ledger()) == Counter(map(str, range(100)))
+    ran = Counter(line.split()[1] for line in tasks.ledger())
+    assert max(ran.values()) < 40
+    assert tasks.counts() == {"succeeded": 100}
+    assert "has ended" not in supervised.said
+    none_is_left(supervised)
+
+
+def test_a_worker_that_takes_too_much_memory_is_replaced_and_finishes_what_it_runs(tasks: Shell) -> None:
+    tasks.send("wait.bind()")
+    supervised = tasks.taskflow("worker", "tasks", "--max-memory", "300M")
+    supervised.wait_for("begun by")
+    tasks.send("grow.bind(400)")
+    supervised.wait_for("MiB of memory, more than 300 MiB .--max-memory.: another one takes over")
+    supervised.wait_for("working as", times=2)
+    tasks.write("release", "")
+    supervised.wait_for("has wound down")
+    supervised.signal(signal.SIGTERM)
+    ended_clearly(supervised, [0])
+    assert Counter(tasks.ledger()) == {"grown": 1, "ended": 1}
+    assert tasks.counts() == {"succeeded": 2}
+
+
+def test_the_supervisor_is_smaller_than_its_workers(tasks: Shell) -> None:
+    supervised = workers(tasks, 1)
+    assert 0 < memory_of(supervised.process.pid) < 0.75 * memory_of(pids(supervised)[0])
+    supervised.signal(signal.SIGTERM)
+    ended_clearly(supervised, [0])
+
+
+# --- drain ---------------------------------------------------------------------------------------------------------------
+
+
+def test_drained_by_several_it_ends_and_tells_once_what_is_left(tasks: Shell) -> None:
+    tasks.send("*[note.bind(n) for n in range(50)]", "note.options(after=3600).bind(50)")
+    supervised = tasks.taskflow("worker", "tasks", "--processes", "2", "--concurrency", "5", "--drain", "--max-jobs", "15")
+    ended_clearly(supervised, [0])
+    assert tasks.counts() == {"succeeded": 50, "scheduled": 1}
+    assert supervised.said.count("left in default: 1 scheduled") == 1
+
+
+def test_drained_it_ends_with_1_when_a_job_has_failed_in_any_of_them(tasks: Shell) -> None:
+    tasks.send("fail.bind()", *[f"note.bind({n})" for n in range(10)])
+    ended_clearly(tasks.taskflow("worker", "tasks", "--processes", "2", "--drain", "--concurrency", "1"), [1])
+
+
+# --- reload --------------------------------------------------------------------------------------------------------------
+
+VERSION = """
+import os
+from taskflow import job
+
+@job
+async def tell() -> None:
+    file = os.open("ledger", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(file, b"{}\\n")
+    os.close(file)
+"""
+
+
+def test_a_changed_file_is_loaded_and_a_broken_one_is_waited_for(shell: Shell) -> None:
+    pytest.importorskip("watchfiles")
+    shell.write("tasks.py", VERSION.format("one"))
+    supervised = shell.taskflow("worker", "tasks", "--reload", "--processes", "2")
+    supervised.wait_for("working as", times=2)
+    shell.send("tell.bind()")
+    until(lambda: shell.ledger() == ["one"], supervised)
+    shell.write("tasks.py", "def f(:")
+    supervised.wait_for("SyntaxError: invalid syntax")
+    supervised.wait_for("waiting for the next change of a file")
+    shell.write("tasks.py", VERSION.format("two"))
+    supervised.wait_for("working as", times=4)
+    shell.send("tell.bind()")
+    until(lambda: shell.ledger() == ["one", "two"], supervised)
+    supervised.signal(signal.SIGINT)
+    ended_clearly(supervised, [0])
+    assert supervised.said.count("cannot be imported") == 1
+    none_is_left(supervised)
+
+
+def test_without_watchfiles_it_says_how_to_install_it(tasks: Shell) -> None:
+    """The current folder's is found first."""
+    tasks.write("watchfiles.py", "raise ImportError('not in this test')")
+    supervised = tasks.taskflow("worker", "tasks", "--reload")
+    ended_clearly(supervised, [2])
+    assert supervised.said == "taskflow: --reload needs watchfiles: pip install 'taskflow-jobs[reload]'\n"
+
+
+def test_to_reload_what_drains_makes_no_sense(tasks: Shell) -> None:
+    supervised = tasks.taskflow("worker", "tasks", "--reload", "--drain")
+    ended_clearly(supervised, [2])
+    assert "leave one of them out" in supervised.said
+
+
+# --- process 1 -----------------------------------------------------------------------------------------------------------
+
+IN_A_CONTAINER = "import os, sys; os.execvp('unshare', ['unshare', *sys.argv[1].split(), sys.executable, *sys.argv[2:]])"
+
+
+@pytest.fixture
+def unshare() -> str:
+    """Its flags for a space of process ids, where we may make one."""
+    for flags in ("--pid --fork --kill-child", "--user --map-root-user --pid --fork --kill-child"):
+        try:
+            if subprocess.run(["unshare", *flags.split(), "true"], capture_output=True).returncode == 0:
+                return flags
+        except OSError:
+            break
+    pytest.skip("no space of process ids can be made here")
+
+
+def test_as_process_1_it_reaps_what_others_leave_behind(tasks: Shell, unshare: str) -> None:
+    tasks.send("leave_an_orphan.bind()")
+    arguments = ["-m", "taskflow", "worker", "tasks", "--processes", "1"]
+    supervised = tasks.start("-c", IN_A_CONTAINER, unshare, *arguments)
+    ended_clearly(supervised, [0])
+    assert tasks.ledger() == ["reaped"]

@@ -1,0 +1,103 @@
+"""What a process has ended by, in words, and by the kernel's counters."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from taskflow.worker.endings import FORGOTTEN_AFTER, Ending, OutOfMemory
+
+
+@pytest.mark.parametrize(
+    ("status", "was_out_of_memory", "code", "cause"),
+    [
+        (0, False, 0, "exit code 0"),
+        (7, False, 7, "exit code 7"),
+        (-11, False, 139, "SIGSEGV"),
+        (-9, False, 137, "SIGKILL"),
+        (-9, True, 137, "out of memory (SIGKILL)"),
+        (-40, False, 168, "signal 40"),
+    ],
+)
+def test_an_ending_in_words_and_as_a_shell_has_it(status: int, was_out_of_memory: bool, code: int, cause: str) -> None:
+    ending = Ending(status, was_out_of_memory)
+    assert (ending.code, ending.cause) == (code, cause)
+
+
+class Cgroups:
+    """Files as the kernel has them, in a folder of their own."""
+
+    def __init__(self, folder: Path, membership: str) -> None:
+        self.root = folder / "cgroup"
+        self._membership = folder / "self"
+        self._membership.write_text(membership)
+
+    def write(self, path: str, text: str) -> None:
+        file = self.root / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+
+    def watched(self) -> OutOfMemory:
+        return OutOfMemory(self.root, self._membership)
+
+
+EVENTS = "low 0\nhigh 0\nmax 12\noom 1\noom_kill {}\n"
+CONTROL = "oom_kill_disable 0\nunder_oom 0\noom_kill {}\n"
+
+
+@pytest.mark.parametrize(
+    ("membership", "path", "text"),
+    [
+        ("0::/app.slice/web\n", "app.slice/web/memory.events", EVENTS),
+        ("0::/app.slice/web\n", "memory.events", EVENTS),  # a container that sees its own folder as the root
+        ("0::/../web\n3:cpu:/\n", "unified/memory.events", EVENTS),
+        ("4:memory:/docker/1\n1:cpu:/\n", "memory/docker/1/memory.oom_control", CONTROL),
+        ("4:cpu,memory:/docker/1\n0::/\n", "memory/memory.oom_control", CONTROL),
+    ],
+)
+def test_a_kill_that_the_kernel_has_counted_was_for_want_of_memory(tmp_path: Path, membership: str, path: str, text: str) -> None:
+    """Of each growth only one: the second SIGKILL was somebody's."""
+    cgroups = Cgroups(tmp_path, membership)
+    cgroups.write(path, text.format(3))
+    out_of_memory = cgroups.watched()
+    assert not out_of_memory.killed(-signal.SIGKILL)
+    cgroups.write(path, text.format(4))
+    assert not out_of_memory.killed(-signal.SIGTERM)
+    assert not out_of_memory.killed(0)
+    assert out_of_memory.killed(-signal.SIGKILL)
+    assert not out_of_memory.killed(-signal.SIGKILL)
+
+
+def test_an_old_kernel_counts_how_often_the_limit_was_hit(tmp_path: Path) -> None:
+    cgroups = Cgroups(tmp_path, "4:memory:/web\n")
+    cgroups.write("memory/web/memory.oom_control", "oom_kill_disable 0\nunder_oom 0\n")
+    cgroups.write("memory/web/memory.failcnt", "17\n")
+    out_of_memory = cgroups.watched()
+    cgroups.write("memory/web/memory.failcnt", "18\n")
+    assert out_of_memory.killed(-signal.SIGKILL)
+
+
+def test_what_was_counted_long_ago_is_nobodys_cause(tmp_path: Path) -> None:
+    """A job's own process was killed then, for example. What was counted since the last look may still be ours."""
+    cgroups = Cgroups(tmp_path, "0::/\n")
+    cgroups.write("memory.events", EVENTS.format(0))
+    out_of_memory = cgroups.watched()
+    cgroups.write("memory.events", EVENTS.format(1))
+    out_of_memory.look(0.0)
+    out_of_memory.look(0.9 * FORGOTTEN_AFTER)
+    assert out_of_memory.killed(-signal.SIGKILL)
+    cgroups.write("memory.events", EVENTS.format(2))
+    out_of_memory.look(FORGOTTEN_AFTER)
+    out_of_memory.look(2 * FORGOTTEN_AFTER)
+    assert not out_of_memory.killed(-signal.SIGKILL)
+
+
+@pytest.mark.parametrize("membership", ["", "0::/\n", "4:memory:/\n"])
+def test_where_nothing_is_counted_nothing_is_said_to_be(tmp_path: Path, membership: str) -> None:
+    assert not Cgroups(tmp_path, membership).watched().killed(-signal.SIGKILL)
+
+
+def test_a_system_without_cgroups(tmp_path: Path) -> None:
+    assert not OutOfMemory(tmp_path / "no", tmp_path / "none").killed(-signal.SIGKILL)

@@ -1,0 +1,565 @@
+"""The supervisor's decisions: no process, and a clock that moves when it is told to."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from taskflow.worker import supervisor
+from taskflow.worker.endings import Ending
+from taskflow.worker.supervisor import FORCED_AFTER, HEALTHY_AFTER, LOADED_PATIENCE, LONGEST_PAUSE, SAME_SIGNAL, SPACING, Plan, Supervisor
+
+TERM, INT, KILL = signal.SIGTERM, signal.SIGINT, signal.SIGKILL
+Sent = list[tuple[int, int]]
+
+
+class Office:
+    """A supervisor whose workers are numbers, from 1 on."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.now = 1000.0
+        self.places: list[int] = []
+        self.sent: Sent = []
+        self.alive: set[int] = set()
+        self.crashes: list[tuple[bytes, str]] = []
+        self.refusal: OSError | None = None
+        self.supervisor = Supervisor(plan, self, lambda session, cause: self.crashes.append((session, cause)), lambda: self.now)
+
+    # --- its hands
+
+    def start(self, place: int) -> int:
+        if self.refusal is not None:
+            raise self.refusal
+        self.places.append(place)
+        self.alive.add(len(self.places))
+        return len(self.places)
+
+    def signal(self, pid: int, number: int) -> None:
+        self.sent.append((pid, number))
+
+    # --- what happens
+
+    def act(self, seconds: float = 0.0) -> None:
+        """As the loop does it: again when it was said that there may be more to do, until so much time has passed."""
+        until = self.now + seconds
+        while (at := self.now + self.supervisor.act()) <= until and self.code is None:
+            self.now = max(at, self.now + 0.001)
+        self.now = max(until, self.now)
+
+    def works(self, *pids: int) -> None:
+        for pid in pids:
+            self.supervisor.heard(pid, "loaded")
+            self.supervisor.heard(pid, f"session {session_of(pid).hex()}")
+            self.act()
+
+    def ends(self, *pids: int, status: int = 0, out_of_memory: bool = False) -> None:
+        for pid in pids:
+            self.alive.discard(pid)
+            self.supervisor.ended(pid, Ending(status, out_of_memory))
+            self.act()
+
+    def does(self, something: Callable[[], object]) -> None:
+        something()
+        self.act()
+
+    def stops(self, *numbers: int) -> None:
+        for number in numbers:
+            self.does(lambda number=number: self.supervisor.stop(number))  # type: ignore[misc]
+            self.act(1.0)
+
+    @property
+    def code(self) -> int | None:
+        return self.supervisor.code
+
+    @property
+    def started(self) -> int:
+        return len(self.places)
+
+    def sent_to(self, pid: int) -> Sequence[int]:
+        return [number for to, number in self.sent if to == pid]
+
+
+def session_of(pid: int) -> bytes:
+    return pid.to_bytes(16)
+
+
+def an_office(processes: int = 2, *, working: bool = True, **plan: object) -> Office:
+    office = Office(Plan(processes=processes, **plan))  # type: ignore[arg-type]
+    office.act()
+    if working:
+        office.works(1)
+        office.works(*range(2, processes + 1))
+    return office
+
+
+# --- the first start -----------------------------------------------------------------------------------------------------
+
+
+def test_the_first_worker_starts_alone_and_the_others_when_it_works() -> None:
+    office = an_office(3, working=False)
+    assert office.places == [0]
+    office.works(1)
+    assert office.places == [0, 1, 2]
+
+
+def test_when_its_session_takes_long_the_others_do_not_wait_for_it() -> None:
+    office = an_office(3, working=False)
+    office.act(60.0)
+    assert office.started == 1, "it imports the application still, which may fail"
+    office.supervisor.heard(1, "loaded")
+    office.act(LOADED_PATIENCE - 0.01)
+    assert office.started == 1
+    office.act(0.02)
+    assert office.started == 3
+
+
+@pytest.mark.parametrize("status", [1, 2, 3])
+def test_an_application_that_cannot_be_started_ends_it_with_the_workers_code(status: int) -> None:
+    office = an_office(3, working=False)
+    office.ends(1, status=status)
+    assert (office.code, office.started) == (status, 1)
+
+
+def test_when_all_have_been_started_it_ends_after_the_last(caplog: pytest.LogCaptureFixture) -> None:
+    office = an_office(3, working=False)
+    office.supervisor.heard(1, "loaded")
+    office.act(LOADED_PATIENCE)
+    office.ends(1, 3, status=3)
+    assert (office.code, office.started) == (None, 3)
+    office.ends(2, status=1)
+    assert office.code == 3
+
+
+def test_when_one_can_start_after_all_the_others_are_tried_again() -> None:
+    office = an_office(2, working=False)
+    office.supervisor.heard(1, "loaded")
+    office.act(LOADED_PATIENCE)
+    office.ends(1, status=3)
+    office.act(60.0)
+    assert office.started == 2
+    office.works(2)
+    assert office.places == [0, 1, 0]
+
+
+def test_a_first_worker_that_crashes_is_replaced_and_still_alone() -> None:
+    office = an_office(2, working=False)
+    office.ends(1, status=-signal.SIGSEGV)
+    assert (office.code, office.places) == (None, [0, 0])
+
+
+# --- crashes -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_worker_that_dies_is_replaced_at_once_in_its_place(caplog: pytest.LogCaptureFixture) -> None:
+    office = an_office(3)
+    office.ends(2, status=-KILL, out_of_memory=True)
+    assert office.places == [0, 1, 2, 1]
+    assert "worker 2 has ended: out of memory (SIGKILL); another one starts now" in caplog.text
+
+
+def test_the_cause_is_handed_on_with_each_session_of_the_dead() -> None:
+    office = an_office(2)
+    office.supervisor.heard(2, f"session {bytes(16).hex()}")
+    office.ends(2, status=-signal.SIGSEGV)
+    assert office.crashes == [(session_of(2), "SIGSEGV"), (bytes(16), "SIGSEGV")]
+
+
+def test_pauses_grow_while_a_worker_dies_again_and_again() -> None:
+    office = an_office(1)
+    pauses = []
+    for pid in range(1, 10):
+        office.act(HEALTHY_AFTER - 1 if pid > 1 else 0)
+        office.ends(pid, status=7)
+        died_at = office.now
+        while office.started == pid:
+            office.act(0.25)
+        pauses.append(office.now - died_at)
+        office.works(pid + 1)
+    assert pauses == [0.0, *(pytest.approx(min(2.0**n, LONGEST_PAUSE), abs=0.3) for n in range(8))]
+
+
+def test_health_makes_the_next_death_the_first_again() -> None:
+    office = an_office(1)
+    for pid in range(1, 4):
+        office.ends(pid, status=7)
+        office.act(LONGEST_PAUSE)
+        office.works(pid + 1)
+    office.act(HEALTHY_AFTER)
+    office.ends(4, status=7)
+    assert office.started == 5
+
+
+def test_a_worker_that_cannot_start_while_others_work_is_tried_again_and_again() -> None:
+    office = an_office(2)
+    office.ends(2, status=-KILL)
+    for pid in range(3, 8):
+        office.ends(pid, status=2)
+        office.act(LONGEST_PAUSE)
+        assert office.started == pid + 1
+    assert office.code is None
+
+
+def test_a_worker_that_ends_without_a_word_is_replaced_too() -> None:
+    office = an_office(2)
+    office.ends(1)
+    assert office.started == 3
+    assert office.crashes == []
+
+
+def test_a_worker_that_a_stranger_winds_down_has_a_successor_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    office = an_office(2)
+    office.does(lambda: office.supervisor.heard(1, "leaving"))
+    assert (office.started, office.sent) == (3, [])
+    office.supervisor.heard(1, "ended 0")
+    office.ends(1)
+    assert "worker 1 has wound down" in caplog.text
+    assert "has ended" not in caplog.text
+
+
+def test_a_system_that_has_no_process_to_give_is_asked_again(caplog: pytest.LogCaptureFixture) -> None:
+    office = an_office(2)
+    office.refusal = OSError("Resource temporarily unavailable")
+    office.ends(2, status=-KILL)
+    office.act(5.0)
+    office.refusal = None
+    office.act(LONGEST_PAUSE)
+    assert office.started == 3
+    assert "no worker can be started now" in caplog.text
+
+
+def test_a_process_that_is_no_worker_is_of_no_concern() -> None:
+    office = an_office(2)
+    office.ends(4711, status=-KILL)
+    assert office.started == 2
+
+
+def test_what_a_job_has_written_into_the_line_is_passed_over() -> None:
+    office = an_office(2)
+    for nonsense in ("", "session", "session zz", "hello \x00", "session aa bb", "ended", "ended x", "ended -1"):
+        office.supervisor.heard(1, nonsense)
+    office.supervisor.heard(4711, "loaded")
+    office.act()
+    assert office.started == 2
+
+
+# --- signals -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [TERM, INT])
+def test_the_first_is_passed_on_and_nothing_is_started_any_more(number: int) -> None:
+    office = an_office(2)
+    office.stops(number)
+    office.act(50.0)
+    assert office.sent == [(1, number), (2, number)]
+    office.ends(1)
+    office.act(60.0)
+    assert (office.started, office.code) == (2, None)
+    office.ends(2)
+    assert office.code == 0
+
+
+def test_the_second_is_passed_on_too_and_the_third_kills() -> None:
+    office = an_office(1)
+    office.stops(TERM, INT)
+    assert office.sent == [(1, TERM), (1, INT)]
+    office.does(lambda: office.supervisor.stop(TERM))
+    assert (1, KILL) in office.sent
+    office.ends(1, status=-KILL)
+    assert office.code == 128 + TERM
+
+
+def test_what_comes_twice_at_once_is_one_signal() -> None:
+    office = an_office(1)
+    office.supervisor.stop(TERM)
+    office.now += SAME_SIGNAL / 2
+    office.supervisor.stop(TERM)
+    office.act(1.0)
+    assert office.sent == [(1, TERM)]
+
+
+def test_two_that_come_close_are_passed_on_so_far_apart_that_they_stay_two() -> None:
+    office = an_office(1)
+    office.does(lambda: office.supervisor.stop(TERM))
+    office.now += 1.1 * SAME_SIGNAL
+    office.does(lambda: office.supervisor.stop(TERM))
+    assert office.sent == [(1, TERM)]
+    office.act(SPACING)
+    assert office.sent == [(1, TERM), (1, TERM)]
+
+
+@pytest.mark.parametrize(("statuses", "code"), [((0, 0), 0), ((0, 124), 124), ((124, -9), 137), ((1, 0), 1)])
+def test_the_worst_of_their_codes_is_ours(statuses: tuple[int, int], code: int) -> None:
+    office = an_office(2)
+    office.stops(TERM)
+    for pid, status in enumerate(statuses, 1):
+        office.ends(pid, status=status)
+    assert office.code == code
+
+
+def test_a_signal_before_any_has_worked_ends_with_its_number() -> None:
+    office = an_office(2, working=False)
+    office.stops(INT)
+    assert office.sent == [(1, TERM)], "Python itself would show a traceback at a SIGINT"
+    office.ends(1, status=-TERM)
+    assert office.code == 128 + INT
+
+
+def test_a_signal_that_comes_while_one_ends_already_is_not_its_end() -> None:
+    """Python has given its handlers back by then, and the process ends by the signal."""
+    office = an_office(2)
+    office.stops(TERM)
+    office.supervisor.heard(1, "ended 0")
+    office.stops(TERM)
+    assert (office.sent_to(1), office.sent_to(2)) == ([TERM], [TERM, TERM])
+    office.ends(1, status=-TERM)
+    office.supervisor.heard(2, "ended 124")
+    office.ends(2, status=124)
+    assert (office.code, office.crashes) == (124, [])
+
+
+def test_one_that_was_about_to_start_does_not_spoil_the_code() -> None:
+    office = an_office(2)
+    office.ends(2, status=-KILL)
+    office.stops(TERM)
+    office.ends(3, status=128 + TERM)
+    office.ends(1)
+    assert office.code == 0
+
+
+def test_while_all_wait_for_their_next_start_a_signal_ends_it_at_once() -> None:
+    office = an_office(1)
+    for pid in (1, 2):
+        office.ends(pid, status=7)
+    office.stops(TERM)
+    assert (office.started, office.code) == (2, 0)
+
+
+def test_a_worker_that_has_lost_its_interpreter_is_killed_in_the_end() -> None:
+    office = an_office(1, grace=10.0)
+    office.stops(TERM)
+    office.act(FORCED_AFTER + 8.0)
+    assert office.sent_to(1) == [TERM]
+    office.act(3.0)
+    assert KILL in office.sent_to(1)
+
+
+# --- rolling restarts ----------------------------------------------------------------------------------------------------
+
+
+def test_each_is_replaced_when_the_next_works_and_the_one_before_has_gone() -> None:
+    office = an_office(2)
+    office.does(office.supervisor.roll)
+    assert (office.places, office.sent) == ([0, 1, 0], [])
+    office.act(60.0)
+    assert (office.places, office.sent) == ([0, 1, 0], [])
+    office.works(3)
+    assert (office.places, office.sent) == ([0, 1, 0], [(1, TERM)])
+    office.ends(1)
+    assert (office.places, office.sent) == ([0, 1, 0, 1], [(1, TERM)])
+    office.works(4)
+    office.ends(2)
+    office.act(60.0)
+    assert (office.alive, office.sent) == ({3, 4}, [(1, TERM), (2, TERM)])
+
+
+def test_a_new_worker_that_cannot_start_leaves_the_old_ones(caplog: pytest.LogCaptureFixture) -> None:
+    office = an_office(2)
+    office.does(office.supervisor.roll)
+    office.ends(3, status=2)
+    office.act(60.0)
+    assert (office.alive, office.sent, office.code) == ({1, 2}, [], None)
+    assert "given up, the others go on as they are: the new worker 3 could not start (exit code 2)" in caplog.text
+    office.does(office.supervisor.roll)
+    assert office.started == 4
+
+
+def test_asked_again_meanwhile_it_replaces_the_new_ones_too() -> None:
+    office = an_office(1)
+    office.does(office.supervisor.roll)
+    office.does(office.supervisor.roll)
+    office.works(2)
+    office.ends(1)
+    office.works(3)
+    office.ends(2)
+    office.act(60.0)
+    assert office.alive == {3}
+
+
+def test_an_old_one_that_dies_meanwhile_is_not_replaced_twice() -> None:
+    office = an_office(2)
+    office.does(office.supervisor.roll)
+    office.ends(1, status=-KILL)
+    office.act(60.0)
+    assert office.places == [0, 1, 0]
+    office.works(3)
+    office.works(4)
+    office.ends(2)
+    office.act(60.0)
+    assert office.alive == {3, 4}
+
+
+def test_a_stop_ends_a_rolling_restart() -> None:
+    office = an_office(2)
+    office.does(office.supervisor.roll)
+    office.works(3)
+    office.stops(TERM)
+    office.does(office.supervisor.roll)
+    assert [office.sent_to(pid) for pid in (1, 2, 3)] == [[TERM], [TERM], [TERM]]
+    office.ends(1, 2, 3)
+    assert (office.code, office.started) == (0, 3)
+
+
+def test_no_process_for_a_new_worker_leaves_the_old_ones() -> None:
+    office = an_office(1)
+    office.refusal = OSError("no")
+    office.does(office.supervisor.roll)
+    office.refusal = None
+    office.act(60.0)
+    assert (office.alive, office.sent) == ({1}, [])
+
+
+# --- recycling -----------------------------------------------------------------------------------------------------------
+
+
+def test_one_that_has_run_as_many_jobs_as_it_may_has_a_successor_at_once() -> None:
+    office = an_office(1)
+    office.does(lambda: office.supervisor.heard(1, "leaving"))
+    assert (office.started, office.sent) == (2, [])
+    office.works(2)
+    office.ends(1)
+    office.act(60.0)
+    assert (office.alive, office.sent, office.crashes) == ({2}, [], [])
+
+
+def test_one_that_leaves_already_gets_no_first_signal_a_second_time() -> None:
+    office = an_office(1)
+    office.does(lambda: office.supervisor.heard(1, "leaving"))
+    office.stops(TERM)
+    assert office.sent_to(1) == []
+    office.stops(TERM)
+    assert office.sent_to(1) == [TERM]
+
+
+def test_one_that_is_too_large_is_told_to_leave_once_and_has_a_successor() -> None:
+    office = an_office(2, max_memory=1000)
+    office.act(HEALTHY_AFTER)
+    for size in (1000, 1001, 1002):
+        office.does(lambda size=size: office.supervisor.weighed(2, size))  # type: ignore[misc]
+    assert (office.places, office.sent) == ([0, 1, 1], [(2, TERM)])
+
+
+def test_a_limit_that_every_worker_is_beyond_does_not_make_it_spin(caplog: pytest.LogCaptureFixture) -> None:
+    office = an_office(1, max_memory=1000)
+    for pid in range(1, 6):
+        office.does(lambda pid=pid: office.supervisor.weighed(pid, 2000))  # type: ignore[misc]
+        office.ends(pid)
+        office.act(LONGEST_PAUSE)
+        office.works(pid + 1)
+    office.act(0.9 * 2.0**3)
+    assert office.started == 6
+    assert "the next starts in 8 s" in caplog.text
+
+
+def test_what_is_starting_is_not_weighed() -> None:
+    office = an_office(1, working=False, max_memory=1000)
+    office.does(lambda: office.supervisor.weighed(1, 2000))
+    office.supervisor.weighed(4711, 2000)
+    assert office.sent == []
+
+
+# --- drain ---------------------------------------------------------------------------------------------------------------
+
+
+def test_drained_workers_are_not_replaced_and_the_worst_code_is_ours() -> None:
+    office = an_office(3, is_draining=True)
+    for pid, status in enumerate((0, 1, 0), 1):
+        assert office.code is None
+        office.supervisor.heard(pid, f"drained {status}")
+        office.ends(pid, status=status)
+    assert (office.code, office.started) == (1, 3)
+    assert office.crashes == []
+
+
+def test_one_that_dies_before_it_has_drained_is_replaced() -> None:
+    office = an_office(2, is_draining=True)
+    office.supervisor.heard(1, "drained 0")
+    office.ends(1)
+    office.ends(2, status=-KILL)
+    assert office.started == 3
+
+
+def test_a_recycled_worker_that_saw_a_job_fail_counts() -> None:
+    office = an_office(1, is_draining=True)
+    office.does(lambda: office.supervisor.heard(1, "leaving"))
+    office.ends(1, status=1)
+    office.works(2)
+    office.supervisor.heard(2, "drained 0")
+    office.ends(2)
+    assert office.code == 1
+
+
+# --- reload --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_change_replaces_all_at_once_the_first_alone() -> None:
+    office = an_office(2, is_reloading=True)
+    office.does(office.supervisor.reload)
+    assert office.sent == [(1, TERM), (2, TERM)]
+    assert office.places == [0, 1, 0]
+    office.works(3)
+    assert office.places == [0, 1, 0, 1]
+
+
+def test_what_cannot_start_waits_for_the_next_change(caplog: pytest.LogCaptureFixture) -> None:
+    office = an_office(2, is_reloading=True)
+    office.does(office.supervisor.reload)
+    office.ends(1, 2)
+    office.ends(3, status=2)
+    office.act(3600.0)
+    assert (office.started, office.code) == (3, None)
+    assert caplog.text.count("waiting for the next change of a file") == 1
+    office.does(office.supervisor.reload)
+    office.works(4)
+    assert office.started == 5
+
+
+def test_so_does_the_first_start() -> None:
+    office = an_office(2, working=False, is_reloading=True)
+    office.ends(1, status=2)
+    office.act(60.0)
+    assert (office.started, office.code) == (1, None)
+    office.stops(INT)
+    assert office.code == 128 + INT
+
+
+def test_a_change_while_the_next_ones_start_replaces_these() -> None:
+    office = an_office(1, is_reloading=True)
+    office.does(office.supervisor.reload)
+    office.does(office.supervisor.reload)
+    office.ends(1)
+    office.ends(2, status=-TERM)
+    office.works(3)
+    office.act(60.0)
+    assert (office.started, office.alive, office.crashes) == (3, {3}, [])
+
+
+def test_a_change_amid_a_rolling_restart_ends_it() -> None:
+    office = an_office(2, is_reloading=True)
+    office.does(office.supervisor.roll)
+    office.does(office.supervisor.reload)
+    office.ends(1, 2, 3, status=-TERM)
+    office.works(4, 5)
+    office.act(60.0)
+    assert office.alive == {4, 5}
+    office.does(office.supervisor.roll)
+    assert office.started == 6
+
+
+def test_a_crash_is_told_by_default_as_a_line(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        supervisor.log_crash(b"\xab" * 16, "SIGSEGV")
+    assert f"what session {'ab' * 16} held runs again when it has lapsed; lost by: SIGSEGV" in caplog.text
