@@ -40,10 +40,6 @@ LATER: Final = (
         )
     ),
     Later("`taskflow move sqlite:///taskflow.db redis://...`", owner="move", absent="a_parser().commands['move']"),
-    *(
-        Later(f" {flag}", owner=owner, absent=f"a_parser().commands['worker']._option_string_actions[{flag.split()[0]!r}]")
-        for flag, owner in (("--processes 4", "processes"), ("--reload", "reload"))
-    ),
     Later("[`async for event in handle.events()`", owner="events", absent="JobHandle.events"),
     Later("[`raise RateLimited(retry_after=30)`]", owner="limits", absent="taskflow.RateLimited"),
     Later("[Dependencies: `db: Session = depends(get_session)`", owner="dependencies", absent="taskflow.depends"),
