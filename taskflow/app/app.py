@@ -23,7 +23,7 @@ from taskflow.broker.protocol import Added, Broker, Refused
 from taskflow.broker.url import connect
 from taskflow.model.codec import Limits
 from taskflow.model.envelope import check_headers
-from taskflow.model.errors import EnqueueFailed, KeyConflict, TaskflowError
+from taskflow.model.errors import ConfigurationError, EnqueueFailed, KeyConflict, TaskflowError
 from taskflow.model.ids import IdFactory
 
 R = TypeVar("R")
@@ -48,6 +48,8 @@ class App:
         self._given_broker: Broker | None = None
         self._of_parents: list[object] = []
         self._has_told_default = False
+        self._why_out_of_reach: str | None = None
+        self.is_in_child = False
 
     # --- settings ----------------------------------------------------------------------------------
 
@@ -112,6 +114,8 @@ class App:
         """The broker of the settings; a URL has one in a process."""
         if self._given_broker is not None:
             return self._given_broker
+        if self._why_out_of_reach is not None:
+            raise ConfigurationError(self._why_out_of_reach)
         if self._pid != os.getpid():
             self._forget_parents()
         url = self.broker_url()
@@ -120,6 +124,21 @@ class App:
                 self._brokers[url] = connect(url)
                 self._tell_default()
             return self._brokers[url]
+
+    @property
+    def is_reachable(self) -> bool:
+        """Whether another process that is told the broker's URL reaches the same jobs."""
+        return self._given_broker is None and not self.broker_url().startswith("memory:")
+
+    def enter_child(self, settings: dict[str, Any], *, is_reachable: bool) -> None:
+        """This process runs jobs for a worker, whose settings hold here too. A broker that only looks like the worker's is refused."""
+        self.is_in_child = True
+        self.flag(**settings)
+        if not is_reachable:
+            self._why_out_of_reach = (
+                "the worker's broker is in the worker's own memory, and this is a child process of it "
+                '(runs_in="process"): return what is to be sent, or use a broker that several processes can share'
+            )
 
     async def close(self) -> None:
         """Let go of every broker; the next use connects again."""

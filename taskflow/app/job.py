@@ -19,6 +19,7 @@ from taskflow.app.context import JobContext, running
 from taskflow.app.current import default_app
 from taskflow.app.handle import JobHandle
 from taskflow.app.options import EnqueueOptions, Options, plain_options
+from taskflow.app.places import RunsIn, place_for
 from taskflow.app.registry import name_of, place
 from taskflow.model.backoff import Backoff
 from taskflow.model.codec import FunctionCodec
@@ -45,13 +46,22 @@ class Declared(Generic[P, R_co]):
     """A job type: the function, its name, how its calls are carried out. Immutable; `options` makes a changed copy."""
 
     def __init__(
-        self, app: App, function: Callable[..., Any], name: str, options: Options, policy: Policy, aliases: tuple[str, ...]
+        self,
+        app: App,
+        function: Callable[..., Any],
+        name: str,
+        options: Options,
+        *,
+        policy: Policy,
+        aliases: tuple[str, ...],
+        runs_in: RunsIn,
     ) -> None:
         self.app = app
         self.function = function
         self.name = name
         self.policy = policy
         self.aliases = aliases
+        self.runs_in: RunsIn = runs_in
         self.takes_context = _takes_context(function)
         self.codec = FunctionCodec(function, name=name, skip=int(self.takes_context), limits=app.limits)
         self._with(options)
@@ -116,7 +126,7 @@ class Job(Declared[P, R_co]):
 
 
 class SyncJob(Declared[P, R_co]):
-    """A job whose function is plain: workers run it in a thread. Calling it runs the function right here."""
+    """A job whose function is plain: workers run it in a thread, or in a child process. Calling it runs the function right here."""
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
         result: R_co = self.function(*self._arguments(args), **kwargs)
@@ -234,6 +244,7 @@ class _Decorator(Protocol):
         expires: float | timedelta | None = None,
         keep_result: float | timedelta = 300.0,
         aliases: Sequence[str] = (),
+        runs_in: RunsIn | None = None,
     ) -> _Decorator: ...
 
 
@@ -253,6 +264,9 @@ def job(function: Callable[..., Any] | None = None, /, **declared: Any) -> Any:
     `retry_on`      the errors that are retried; any other fails the job at once
     `discard_on`    errors that fail the job at once, whatever `retry_on` says
     `aliases`       former names, so that jobs which wait under them are still run
+    `runs_in`       "process" for what computes for long, or may crash: a child process of the worker, which is killed when the run is past
+                    its timeout or is cancelled. A child that dies, of a segfault for example, fails that run alone, and it is retried
+                    whatever `retry_on` says. Without it: an async function runs in the event loop ("loop"), a plain one in a "thread"
 
     An async function becomes a `Job`, a plain one a `SyncJob`. DeclarationError when it is declared wrongly.
     """
@@ -274,7 +288,8 @@ def _declare(app: App, function: Callable[..., Any], declared: dict[str, Any]) -
         policy = Policy(**{key: _policy_field(key, declared[key]) for key in _POLICY if key in declared})
         aliases = _aliases(declared.get("aliases", ()))
         kind = Job if inspect.iscoroutinefunction(function) else SyncJob
-        made: AnyJob = kind(app, function, _job_name("name", name), options, policy, aliases)
+        runs_in = place_for(function, declared.get("runs_in"))
+        made: AnyJob = kind(app, function, _job_name("name", name), options, policy=policy, aliases=aliases, runs_in=runs_in)
     except DeclarationError:
         raise
     except (TypeError, ValueError) as error:
@@ -292,7 +307,7 @@ def _check_function(function: object) -> None:
 
 
 def _refuse_unknown(declared: dict[str, Any]) -> None:
-    known = {*_POLICY, *_OPTIONS, "name", "aliases"}
+    known = {*_POLICY, *_OPTIONS, "name", "aliases", "runs_in"}
     for key in declared:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)

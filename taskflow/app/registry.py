@@ -7,8 +7,9 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
+from taskflow.app.places import RUN_AS_MAIN
 from taskflow.model.envelope import check_job_name
 from taskflow.model.errors import DeclarationError
 
@@ -75,11 +76,11 @@ def _owner(job: AnyJob) -> tuple[str, str]:
 
 
 def _module_of(function: Callable[..., Any]) -> str:
-    if function.__module__ not in _RUN_AS_MAIN:
+    if function.__module__ not in RUN_AS_MAIN:
         return function.__module__
     scope = getattr(inspect.unwrap(function), "__globals__", {})
     spec = scope.get("__spec__")
-    if spec is not None and spec.name not in _RUN_AS_MAIN:  # python -m package.module
+    if spec is not None and spec.name not in RUN_AS_MAIN:  # python -m package.module
         return str(spec.name)
     return _dotted(Path(scope.get("__file__") or "__main__.py").resolve())
 
@@ -94,7 +95,3 @@ def _dotted(file: Path) -> str:
     above = [folder for folder in folders if file.is_relative_to(folder)]
     relative = file.relative_to(max(above, key=lambda folder: len(folder.parts))) if above else Path(file.name)
     return ".".join(relative.with_suffix("").parts)
-
-
-# The second is what multiprocessing calls the first in a child that it spawns.
-_RUN_AS_MAIN: Final = ("__main__", "__mp_main__")

@@ -45,6 +45,9 @@ running event loop of the process; several processes may share a store (memory e
   [beat_young] a lease younger than that, or of a request not yet seen, is left alone.
   [beat_reports] start and progress of runs that it reports are in the record.
   [beat_leaving] a leaving session's remaining leases are handed back at once, and it is dead.
+  [beat_died] a session that is said to have `died_of` something is dead, and each of its leases a crash at once, as after its reaping,
+    whatever outage there was; the cause is in the job's error, and the last one in the reason of poison. Another process than the
+    session's own says so: its supervisor knows long before the ttl has passed.
 
 **settle** ends or turns a run, if the fence (RUNNING, epoch, claim id) holds.
   [settle_outcomes] each verdict leads where the table of moves says, with its counters, times, error, result and reason.

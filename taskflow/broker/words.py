@@ -1,6 +1,6 @@
 """The words that every store says alike: reasons, messages, and what a queue's totals are counted under.
 
-Those with a value in them are templates, which Python and a store's own scripts fill in alike.
+Those with a value in them are templates, which Python and a store's own scripts fill in alike; a cause is put after them as it is.
 """
 
 from __future__ import annotations
@@ -32,6 +32,12 @@ WORKER_LOST: Final = "worker %s was lost while it had this job (crash %d)"
 HANDED_BACK_IN_VAIN: Final = "handed back %d times without an outcome"
 LOST_IN_A_ROW: Final = "its worker was lost %d times in a row while it had this job"
 
+DIED_OF: Final = ": "
+"""Goes before the cause, where it is known, in the error that a lost lease leaves."""
+
+LAST_DIED_OF: Final = ", the last time: "
+"""The same in the reason of poison."""
+
 
 def session_reaped(name: str) -> str:
     return f"session {name} was reaped: register a new one, with a fresh id"
@@ -45,8 +51,8 @@ def waits_behind(job_id: bytes) -> str:
     return WAITS_BEHIND % id_text(job_id)
 
 
-def worker_lost(worker: str | None, crashes: int) -> str:
-    return WORKER_LOST % (worker, crashes)
+def worker_lost(worker: str | None, crashes: int, cause: str = "") -> str:
+    return WORKER_LOST % (worker, crashes) + (DIED_OF + cause if cause else "")
 
 
 def poison(why: str) -> str:
@@ -57,5 +63,5 @@ def handed_back_in_vain(hand_backs: int) -> str:
     return HANDED_BACK_IN_VAIN % hand_backs
 
 
-def lost_in_a_row(crashes: int) -> str:
-    return LOST_IN_A_ROW % crashes
+def lost_in_a_row(crashes: int, cause: str = "") -> str:
+    return LOST_IN_A_ROW % crashes + (LAST_DIED_OF + cause if cause else "")

@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Sequence
 from typing import Final
 
 from taskflow.model.seams import start_thread
@@ -25,9 +26,11 @@ class Line:
     `told`       what the supervisor has put into the environment
     `max_jobs`   after so many runs the worker winds down by itself, as if it had got a SIGTERM
     `is_first`   of the supervisor's workers it is the one in the first place
+    `died`       sessions whose processes have died before it was started, and of what
     """
 
-    def __init__(self, told: str, *, max_jobs: int | None) -> None:
+    def __init__(self, told: str, *, max_jobs: int | None, died: Sequence[tuple[str, str]] = ()) -> None:
+        self.died = [(bytes.fromhex(session), cause) for session, cause in died]
         descriptor, supervisor, place = map(int, told.split())
         self.is_leaving = False
         self.is_first = place == 0

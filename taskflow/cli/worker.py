@@ -29,6 +29,7 @@ from taskflow.model.errors import ConfigurationError
 from taskflow.model.record import Status
 from taskflow.worker.drain import Drain
 from taskflow.worker.events import Broken, Event
+from taskflow.worker.obituary import tell_death
 from taskflow.worker.options import WorkerOptions
 from taskflow.worker.queues import QueueChoice
 from taskflow.worker.worker import Worker
@@ -77,6 +78,7 @@ def _options(arguments: argparse.Namespace) -> WorkerOptions:
         grace=arguments.grace,
         ttl=arguments.ttl,
         drain_horizon=arguments.drain_horizon,
+        modules=tuple(arguments.modules),
         stall_limit=arguments.stall_limit,
         on_stall_limit=end_stalled,
     )
@@ -203,6 +205,8 @@ class Shift:
     async def _start(self, worker: Worker, stack: AsyncExitStack) -> None:
         await self._doubt_queues()
         await stack.enter_async_context(worker)
+        for session, cause in self._line.died if self._line is not None else ():
+            await tell_death(self._app.broker(), session, cause)
 
     async def _until_told(self, worker: Worker) -> bool:
         """By a signal, or by the queues, which are drained then: whether it was these."""

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Final
 
 import msgspec
 
 from taskflow.model.envelope import ClaimId
 from taskflow.model.record import Progress
+
+MAX_CAUSE: Final = 200
+"""Characters of what a process has died of."""
+
+UNKNOWN_CAUSE: Final = "an unknown cause"
 
 
 class Session(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,12 +48,14 @@ class Report(msgspec.Struct, frozen=True):
 
 
 class Beat(msgspec.Struct, frozen=True, kw_only=True):
-    """A session's sign of life.
+    """A session's sign of life, or the word of its death.
 
     `claims`    every lease that it holds, whatever became of the run: only a settlement's answer takes one off
     `seen`      the highest claim request whose answer it has taken in or given up; younger leases are no ghosts,
                 so a beat that was long under way cannot take back what a later claim gave
     `leaving`   the last beat: what is still leased goes back, and the session is dead
+    `died_of`   told by another process, one that knows: the process of this session has died of it ("signal SIGSEGV"). The session is
+                dead, and each of its leases a crash of that cause. Such a beat says nothing else, ValueError if it does: see `of_death`
     """
 
     session: bytes
@@ -55,6 +63,18 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True):
     seen: int = 0
     reports: tuple[Report, ...] = ()
     leaving: bool = False
+    died_of: str = ""
+
+    @classmethod
+    def of_death(cls, session: bytes, cause: str) -> Beat:
+        """With the cause's first `MAX_CAUSE` characters; an empty one becomes `UNKNOWN_CAUSE`, for without any it is a beat of life."""
+        return cls(session=session, died_of=cause[:MAX_CAUSE] or UNKNOWN_CAUSE)
+
+    def __post_init__(self) -> None:
+        if self.died_of and (self.claims or self.seen or self.reports or self.leaving):
+            raise ValueError(f"died_of={self.died_of!r}: who tells of a session's death knows nothing else of it")
+        if len(self.died_of) > MAX_CAUSE:
+            raise ValueError(f"died_of has {len(self.died_of)} characters, of at most {MAX_CAUSE}: Beat.of_death() shortens it")
 
 
 class BeatAnswer(msgspec.Struct, frozen=True, kw_only=True):

@@ -79,7 +79,8 @@ class TaskflowJobs:
 
     async def run_all(self) -> int:
         """Run what is ready, and what that makes ready, until nothing is: through the real executor, with decoding,
-        middleware, lifespan and retries. How many runs there were. What waits for a time is not run: see `advance`.
+        middleware, lifespan and retries. How many runs there were. What waits for a time is not run: see `advance`. Jobs with
+        ``runs_in="process"`` run in this process: what a test has patched holds for them too, and they have `ctx.state`.
 
         Raises AssertionError naming the job when there is no end to it: one that sends itself, or snoozes for no time.
         """

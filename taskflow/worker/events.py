@@ -32,6 +32,18 @@ class Ended(Event, frozen=True):
     ran_for: float
 
 
+class Printed(Event, frozen=True):
+    """A child process has written a line to its "stdout" or "stderr", `stream`, in the run of that lease; None between two runs.
+
+    Told from a thread of its own, since the loop may be busy. A run's lines come before its `Ended`.
+    """
+
+    lease: Lease | None
+    pid: int
+    stream: str
+    line: str
+
+
 class LeaseLost(Event, frozen=True):
     """The job belongs to another worker now, or was ended: what its run here comes to will not count."""
 

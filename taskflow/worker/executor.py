@@ -8,11 +8,11 @@ import time
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from taskflow.app.context import JobContext, running
 from taskflow.app.job import AnyJob, Job, SyncJob
-from taskflow.app.middleware import Middleware, run_chain
+from taskflow.app.middleware import Middleware, RunNext, run_chain
 from taskflow.app.registry import Registry
 from taskflow.app.signals import Cancel, Discard, Retry, Snooze
 from taskflow.model.errors import CodecError, DecodeError, EncodeError, NewerFormat, UnknownArgument
@@ -32,8 +32,9 @@ from taskflow.model.verdict import (
     Succeeded,
     Verdict,
 )
+from taskflow.worker.children.death import ChildFailed
+from taskflow.worker.children.pool import Children, Turn
 from taskflow.worker.holdings import Holding
-from taskflow.worker.threads import Threads
 
 CANCELLED: Final = "cancelled"
 TIMED_OUT: Final = "timed out"
@@ -48,15 +49,32 @@ PARK_SHORTEST: Final = 5.0
 PARK_LONGEST: Final = 300.0
 
 
+class Caller(Protocol):
+    """Calls plain functions somewhere else than in the loop."""
+
+    def run(self, function: Callable[[], Any]) -> Awaitable[Any]: ...
+
+
 class Executor:
     """Runs one job after the other's manner: find, decode, run, judge, encode."""
 
-    def __init__(self, registry: Registry, *, middleware: Sequence[Middleware], threads: Threads, seams: Seams, state: Any = None) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        *,
+        middleware: Sequence[Middleware],
+        threads: Caller,
+        seams: Seams,
+        state: Any = None,
+        children: Children | None = None,
+    ) -> None:
+        """Without `children`, jobs that are meant for a process of their own run in this one: in tests, and in a child."""
         self._registry = registry
         self._middleware = middleware
         self._threads = threads
         self._seams = seams
         self._state = state
+        self._children = children
 
     async def run(self, holding: Holding) -> Settlement:
         """Never raises but for a bug of ours: whatever the job does becomes a verdict."""
@@ -68,7 +86,7 @@ class Executor:
             epoch=lease.epoch,
             claim=lease.claim,
             verdict=verdict,
-            ran_for=time.monotonic() - begun,
+            ran_for=time.monotonic() - (holding.started or begun),
             keep_for=lease.envelope.keep_result,
         )
 
@@ -77,13 +95,38 @@ class Executor:
         job = self._registry.get(lease.envelope.job)
         if job is None:
             return self._park(holding, f"a worker that knows the job {lease.envelope.job!r}")
+        if job.runs_in == "process" and self._children is not None:
+            return await self._verdict_of_child(holding, job, self._children)
         try:
             args, kwargs = job.codec.decode_arguments(lease.envelope.payload)
         except PARKED_ON as error:
             return self._park(holding, f"a newer worker: {error}")
         except CodecError as error:
             return Failed(_error(error, lease.attempt))
-        return await self._run(holding, job, args, kwargs)
+
+        async def call(context: JobContext) -> Verdict:
+            return await self._call(holding, job, context, args, kwargs)
+
+        return await self._run(holding, job, call, is_stopped_by_word=isinstance(job, SyncJob))
+
+    async def _verdict_of_child(self, holding: Holding, job: AnyJob, children: Children) -> Verdict:
+        """The payload goes to a child process as it is, and a verdict comes back. Run, timeout and middleware begin with its turn."""
+        try:
+            turn = await _turn(holding, job, children)
+        except BaseException as error:
+            verdict = self._judge(holding, job, error)
+            return HandedBack(counts=False) if isinstance(verdict, HandedBack) else verdict  # it has not begun
+
+        async def call(context: JobContext) -> Verdict:
+            try:
+                return await turn.run(holding.lease, self._report_to(holding))
+            except BaseException as error:
+                return self._judge(holding, job, error)
+
+        try:
+            return await self._run(holding, job, call, is_stopped_by_word=False)
+        finally:
+            turn.end()
 
     def _park(self, holding: Holding, waiting_for: str) -> Verdict:
         lease = holding.lease
@@ -92,16 +135,12 @@ class Executor:
         # As long again as it has waited already: exponential, without a counter.
         return Parked(waiting_for, min(PARK_LONGEST, max(PARK_SHORTEST, lease.parked_for)))
 
-    async def _run(self, holding: Holding, job: AnyJob, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Verdict:
-        context = JobContext(holding.lease, state=self._state, on_progress=_report_to(holding))
-
-        async def call(context: JobContext) -> Verdict:
-            return await self._call(holding, job, context, args, kwargs)
-
+    async def _run(self, holding: Holding, job: AnyJob, call: RunNext, *, is_stopped_by_word: bool) -> Verdict:
+        context = JobContext(holding.lease, state=self._state, on_progress=self._report_to(holding))
         chain = run_chain(self._middleware, call) if self._middleware else call
         token = running.set(context)
         try:
-            return await _within(holding, context, chain(context), is_stopped_by_word=isinstance(job, SyncJob))
+            return await _within(holding, context, chain(context), is_stopped_by_word=is_stopped_by_word)
         except BaseException as error:  # a middleware's own
             return self._judge(holding, job, error)
         finally:
@@ -126,6 +165,12 @@ class Executor:
             return await job.function(*args, **kwargs)
         return await self._threads.run(partial(job.function, *args, **kwargs))
 
+    def _report_to(self, holding: Holding) -> Callable[[Progress], None]:
+        def report(progress: Progress) -> None:
+            holding.progress = progress
+
+        return report
+
     def _judge(self, holding: Holding, job: AnyJob, error: BaseException) -> Verdict:
         """What a raised error comes to: the worker's own reasons first, then what the job says, then its policy."""
         why = holding.why_stopped
@@ -149,13 +194,30 @@ class Executor:
         noted = _error(error, lease.attempt, job.function)
         asked = isinstance(error, Retry)
         # SystemExit, KeyboardInterrupt and a cancellation that is not ours are failures like others.
-        is_retried = asked or isinstance(error, policy.retry_on) or not isinstance(error, Exception)
+        is_retried = asked or isinstance(error, (ChildFailed, *policy.retry_on)) or not isinstance(error, Exception)
         if lease.is_last_attempt or isinstance(error, policy.discard_on) or not is_retried:
             return Failed(noted)
         wait = error.after if isinstance(error, Retry) else None
         if wait is None:
             wait = (lease.envelope.retry or policy.retry).wait(lease.failures, self._seams.chance)
         return Retried(noted, wait)
+
+
+async def _turn(holding: Holding, job: AnyJob, children: Children) -> Turn:
+    """Who waits for it may be asked to stop, and has not begun."""
+    task = asyncio.current_task()
+    assert task is not None
+
+    def stop() -> None:
+        task.cancel()
+
+    holding.started, holding.stop = None, stop
+    try:
+        if holding.why_stopped is not None:
+            raise asyncio.CancelledError
+        return await children.turn(job)
+    finally:
+        holding.started, holding.stop = time.monotonic(), None
 
 
 async def _within(holding: Holding, context: JobContext, run: Awaitable[Verdict], *, is_stopped_by_word: bool) -> Verdict:
@@ -189,13 +251,6 @@ def _timeout_of(holding: Holding) -> TimeoutError:
     return TimeoutError(f"{envelope.job} ran longer than its timeout of {envelope.timeout:g} s")
 
 
-def _report_to(holding: Holding) -> Callable[[Progress], None]:
-    def report(progress: Progress) -> None:
-        holding.progress = progress
-
-    return report
-
-
 def _error(error: BaseException, attempt: int, function: Callable[..., Any] | None = None) -> RunError:
     kind = type(error)
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
@@ -213,6 +268,8 @@ def _message(error: BaseException) -> str:
 def _traceback(error: BaseException, function: Callable[..., Any] | None) -> str:
     """From the job's own first line on, where it is in it: our frames above tell the user nothing."""
     code = getattr(inspect.unwrap(function), "__code__", None) if function is not None else None
+    if isinstance(error, ChildFailed):  # what came of it elsewhere is in its notes: how we got to hear of it tells nothing
+        return "".join(traceback.format_exception_only(error))
     frames = error.__traceback__
     while frames is not None and frames.tb_frame.f_code is not code:
         frames = frames.tb_next

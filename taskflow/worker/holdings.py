@@ -39,11 +39,15 @@ class Holding:
 
 
 class Holdings:
-    """Written by the worker's loop, read by its keeper's thread: reads take a copy in one step."""
+    """Written by the worker's loop, read by its keeper's thread: reads take a copy in one step.
+
+    While it `is_closed` it has room for nothing new.
+    """
 
     def __init__(self, slots: int) -> None:
         self._held: dict[ClaimId, Holding] = {}
         self._slots = slots
+        self.is_closed = False
         self._changed = asyncio.Event()
         self._reported: dict[ClaimId, object] = {}
 
@@ -52,7 +56,7 @@ class Holdings:
 
     @property
     def free(self) -> int:
-        return max(0, self._slots - len(self._held))
+        return 0 if self.is_closed else max(0, self._slots - len(self._held))
 
     def add(self, lease: Lease) -> Holding:
         holding = self._held[lease.claim] = Holding(lease)

@@ -13,7 +13,7 @@ from typing import Final
 
 from taskflow.broker import topics
 from taskflow.broker.protocol import Broker
-from taskflow.model.errors import BrokerUnavailable, SessionLost
+from taskflow.model.errors import BrokerError, SessionLost
 from taskflow.model.seams import StartThread
 from taskflow.model.session import Beat, BeatAnswer, Session
 from taskflow.worker.holdings import Holdings
@@ -122,7 +122,7 @@ class Keeper:
             except SessionLost as error:
                 self._ears.lost(str(error))
                 return
-            except BrokerUnavailable as error:
+            except BrokerError as error:  # refused, too: a right that was taken away, a migration
                 self.tried_at = time.monotonic()
                 if self.tried_at - beaten_at > self._session.ttl:
                     self._ears.lost(f"no beat has reached the broker for {self._session.ttl:g} s: {error}")

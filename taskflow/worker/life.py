@@ -37,6 +37,7 @@ from taskflow.worker.holdings import Holding, Holdings
 from taskflow.worker.keeper import Ears, Keeper
 from taskflow.worker.options import WorkerOptions
 from taskflow.worker.settler import Settler
+from taskflow.worker.suspects import Suspects
 from taskflow.worker.upkeep import Upkeep
 from taskflow.worker.vitals import Signs
 from taskflow.worker.watch import Watch, tell_of
@@ -70,6 +71,7 @@ class Life:
         self._fetcher = Fetcher(broker, self._session.id, options.queues, self._holdings, events, hands, seams.chance)
         self._upkeep = Upkeep(broker, seams.chance, events)
         self._runs: dict[asyncio.Task[None], Holding] = {}
+        self._suspects = Suspects(self._holdings, self._begin_run, self._runs.keys, self._give_back_unrun)
         self._watch = Watch(self._runs.values, options.last_words, events)
         self._attendants: dict[Duty, asyncio.Task[None]] = {}
         self._keeper: Keeper | None = None
@@ -122,7 +124,7 @@ class Life:
             start_thread=self._seams.start_thread,
         )
         self._keeper.start()
-        for duty in (self._settler.run, self._watch.run, self._upkeep.run, self._fetcher.run):
+        for duty in (self._settler.run, self._watch.run, self._upkeep.run, self._suspects.run, self._fetcher.run):
             self._attend(duty)
 
     def _ears(self) -> Ears:
@@ -139,7 +141,12 @@ class Life:
         Whether every run had ended by itself.
         """
         self._is_over = True
-        await self._dismiss(self._upkeep.run, self._fetcher.run)
+        await self._dismiss(self._upkeep.run, self._fetcher.run, self._suspects.run)
+        for holding in self._suspects.take_all():
+            self._give_back_unrun(holding)
+        for holding in self._runs.values():
+            if holding.started is None and holding.stop is not None:  # it waits for a child process still, and need not wait here
+                holding.ask_to_stop(WINDING_DOWN)
         self._events.tell(WindingDown(len(self._runs), self._options.grace))
         await self._until_runs_end(self._options.grace, hurry)
         all_ended = not self._runs
@@ -151,7 +158,9 @@ class Life:
     async def abandon(self) -> None:
         """The session is dead, or must be taken for dead: cancel what runs, beat no more."""
         self._is_over = True
-        await self._dismiss(self._upkeep.run, self._fetcher.run)
+        await self._dismiss(self._upkeep.run, self._fetcher.run, self._suspects.run)
+        for holding in self._suspects.take_all():
+            self._holdings.remove(holding.lease.claim)
         await self._stop_runs(LOST)
         if self._keeper is not None:
             await self._keeper.stop()
@@ -176,13 +185,22 @@ class Life:
     # --- runs ------------------------------------------------------------------------------------------
 
     def _start(self, lease: Lease) -> None:
-        holding = self._holdings.add(lease)
+        if lease.crashes:
+            self._suspects.add(lease)
+        else:
+            self._begin_run(self._holdings.add(lease))
+
+    def _begin_run(self, holding: Holding) -> asyncio.Task[None]:
         task = self._loop.create_task(self._run(holding))
         self._runs[task] = holding
         task.add_done_callback(self._runs.pop)
+        return task
 
     def _give_back(self, lease: Lease) -> None:
-        self._settler.offer(self._holdings.add(lease), _handed_back(lease, counts=False))
+        self._give_back_unrun(self._holdings.add(lease))
+
+    def _give_back_unrun(self, holding: Holding) -> None:
+        self._settler.offer(holding, _handed_back(holding.lease, counts=False))
 
     async def _run(self, holding: Holding) -> None:
         settlement = _handed_back(holding.lease)  # what stands when a cancellation comes past the executor

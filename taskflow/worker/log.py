@@ -20,6 +20,7 @@ from taskflow.worker.events import (
     LoopStalled,
     NotCounted,
     NotLeft,
+    Printed,
     SessionEnded,
     SessionOpened,
     StalledForGood,
@@ -44,6 +45,9 @@ def log_event(event: Event) -> None:
                 _say(logging.DEBUG, lease, "started")
         case Ended(lease, verdict, ran_for):
             _log_verdict(lease, verdict, ran_for)
+        case Printed(Lease() as lease, _, stream, line):
+            if log.isEnabledFor(logging.INFO):
+                _say(logging.INFO, lease, f"{stream}: {line}")
         case LeaseLost(lease):
             _say(logging.WARNING, lease, "lost: another worker has it now, or it was ended; this run will not count")
         case VerdictsLost(leases, why):
@@ -74,6 +78,8 @@ def _log_own(event: Event) -> None:
             log.warning("%s could not tell the broker that it leaves, what it holds still runs again after %g s: %s", name, ttl, why)
         case Broken(why):
             log.critical("a job has closed file descriptors that were not its own: %s", why)
+        case Printed(_, pid, stream, line):
+            log.info("child process %d, between two jobs, %s: %s", pid, stream, line)
         case LoopStalled() | LoopMoves() | InterpreterHeld() | StalledForGood():
             _log_standstill(event)
         case WindingDown(running, grace):

@@ -8,6 +8,7 @@ from types import UnionType
 from typing import Final
 
 from taskflow.model.errors import ConfigurationError
+from taskflow.worker.children.options import ChildOptions
 from taskflow.worker.events import Subscriber
 from taskflow.worker.log import log_event
 from taskflow.worker.queues import QueueChoice
@@ -22,6 +23,8 @@ class WorkerOptions:
     `last_words`     seconds after that to react to being cancelled, and to tell the broker
     `ttl`            seconds without a beat after which other workers may take the jobs
     `drain_horizon`  `drained` waits for what is due within so many seconds
+    `modules`        what a child process imports first, by name; besides it, the module of each job that it runs
+    `children`       how child processes are kept
     `stall_limit`    seconds that a job may block the event loop; then the worker beats no more, so that others take its jobs. 0: no limit
     `on_stall_limit` what is called then besides, from a thread: whether the event could be told, `StalledForGood`. Its log may be
                      what the loop hangs in
@@ -33,6 +36,8 @@ class WorkerOptions:
     last_words: float = 5.0
     ttl: float = 20.0
     drain_horizon: float = 60.0
+    modules: tuple[str, ...] = ()
+    children: ChildOptions = field(default_factory=ChildOptions)
     stall_limit: float = 300.0
     on_stall_limit: Callable[[bool], None] | None = None
     subscribers: tuple[Subscriber, ...] = (log_event,)

@@ -5,6 +5,7 @@ Loads no event loop and no application: it stays as small as Python itself.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import selectors
@@ -30,6 +31,11 @@ LONGEST_LINE: Final = 4096
 Watch = Callable[[Callable[[], None]], None]
 """Calls what it is given, from a thread of its own, when files have changed."""
 
+MOST_TOLD: Final = 100
+
+DIED: Final = "TASKFLOW_DIED"
+"""The variable that tells a worker of sessions whose processes have died, and of what, as JSON: it knows the broker, and tells it."""
+
 
 class Onlooker(Protocol):
     """Hears what the supervisor hears: news of its workers, and that it is told to stop."""
@@ -41,11 +47,19 @@ class Onlooker(Protocol):
 def supervise(
     plan: Plan, command: Sequence[str], *, on_crash: OnCrash = log_crash, watch: Watch | None = None, onlooker: Onlooker | None = None
 ) -> int:
-    """Keep the plan's workers going, each a process that runs `command`, until all have ended for good. The exit code."""
+    """Keep the plan's workers going, each a process that runs `command`, until all have ended for good. The exit code.
+
+    The next worker that is started tells the broker of what has died before; `on_crash` hears it at once.
+    """
     with Wakes() as wakes, Processes(command, wakes) as processes:
         if watch is not None:
             watch(wakes.note_change)
-        supervisor = Supervisor(plan, processes, on_crash)
+
+        def note_crash(session: bytes, cause: str) -> None:
+            on_crash(session, cause)
+            processes.died.append((session.hex(), cause))
+
+        supervisor = Supervisor(plan, processes, note_crash)
         weigh_at = 0.0 if plan.max_memory is not None else float("inf")
         while True:
             patience = supervisor.act()
@@ -146,14 +160,16 @@ class Processes:
         self._selector.register(wakes, selectors.EVENT_READ)
         self._ears: dict[int, Ear] = {}
         self._out_of_memory = OutOfMemory()
+        self.died: list[tuple[str, str]] = []
 
     def start(self, place: int) -> int:
         ours, theirs = socket.socketpair()
         with theirs:
             theirs.set_inheritable(True)
-            environment = os.environ | {TOLD: f"{theirs.fileno()} {os.getpid()} {place}"}
+            environment = os.environ | {TOLD: f"{theirs.fileno()} {os.getpid()} {place}", DIED: json.dumps(self.died[-MOST_TOLD:])}
             try:
                 pid = _spawn(self._command, environment)
+                self.died.clear()
             except BaseException:
                 ours.close()
                 raise

@@ -40,7 +40,7 @@ OnCrash = Callable[[bytes, str], None]
 
 
 def log_crash(session: bytes, cause: str) -> None:
-    log.info("what session %s held runs again when it has lapsed; lost by: %s", session.hex(), cause)
+    log.info("what session %s held runs again; lost by: %s", session.hex(), cause)
 
 
 class Hands(Protocol):

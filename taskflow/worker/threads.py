@@ -110,16 +110,17 @@ class Threads:
             if error is None:
                 outcome.set_result(value)
             else:
-                outcome.set_exception(_carried(error))
+                outcome.set_exception(carried(error))
 
 
 class StoppedInThread(Exception):
     """Carries a StopIteration, which a future refuses, out of a thread."""
 
 
-def _carried(error: BaseException) -> BaseException:
+def carried(error: BaseException) -> BaseException:
+    """What a future takes in its place."""
     if isinstance(error, StopIteration):
-        carried = StoppedInThread("StopIteration was raised by the job's function")
-        carried.__cause__ = error
-        return carried
+        carrier = StoppedInThread("StopIteration was raised by the job's function")
+        carrier.__cause__ = error
+        return carrier
     return error

@@ -16,6 +16,7 @@ from taskflow.app.current import default_app
 from taskflow.model.errors import BrokerUnavailable, ConfigurationError
 from taskflow.model.seams import Seams
 from taskflow.model.verdict import Discarded, Failed, Verdict
+from taskflow.worker.children.pool import Children
 from taskflow.worker.drain import Drain
 from taskflow.worker.events import BrokerTrouble, Ended, Event, Events, NotCounted, Unwritable
 from taskflow.worker.executor import Executor
@@ -101,11 +102,18 @@ class Worker:
         self._past_lives: dict[asyncio.Task[None], Life] = {}
 
     async def __aenter__(self) -> Self:
+        if self._app.is_in_child:
+            raise ConfigurationError(
+                'a child process of a worker (runs_in="process") has come to start a worker, by importing the main module: '
+                'what only the command shall do belongs there under `if __name__ == "__main__":`'
+            )
         async with AsyncExitStack() as stack:
             lifespan = self._app.settings.lifespan
             state = await stack.enter_async_context(lifespan()) if lifespan is not None else None
             self._threads = Threads(self.options.concurrency, self._seams.start_thread)
             stack.callback(self._threads.close)
+            self._children = self._no_children_yet()
+            stack.push_async_callback(self._children.close)
             self._app.registry.resolve()
             self._state = state
             stack.callback(self._end_watch)
@@ -142,6 +150,10 @@ class Worker:
                 times += 1
                 self._events.tell(BrokerTrouble("a look at the queues", str(error), times))
             await asyncio.sleep(DRAIN_LOOK if not times else min(LONGEST_PAUSE, 0.1 * 2**times))
+
+    def _no_children_yet(self) -> Children:
+        options = self.options
+        return Children(self._app, options.children, modules=options.modules, tell=self._events.tell, start_thread=self._seams.start_thread)
 
     # --- what is seen from other threads ------------------------------------------------------------------
 
@@ -192,7 +204,12 @@ class Worker:
 
     async def _begin(self) -> Life:
         executor = Executor(
-            self._app.registry, middleware=self._app.settings.middleware, threads=self._threads, seams=self._seams, state=self._state
+            self._app.registry,
+            middleware=self._app.settings.middleware,
+            threads=self._threads,
+            seams=self._seams,
+            state=self._state,
+            children=self._children,
         )
         life = Life(self._app.broker(), executor, self.options, self._seams, self._events, on_lost=self._on_lost)
         await life.begin()

@@ -29,4 +29,8 @@ async def report(ctx: JobContext, day: date) -> str:    # a first parameter anno
 @job
 def resize(path: str) -> str:           # a plain function runs in a thread
     return path + ".small"
+
+@job(runs_in="process")                 # CPU-bound: a child process, killed on timeout or cancel
+def crunch(n: int) -> int:
+    return sum(range(n))
 # end of block

@@ -15,13 +15,6 @@ class Later(NamedTuple):
 
 LATER: Final = (
     Later(
-        '@job(runs_in="process")                 # CPU-bound: a child process, killed on timeout or cancel\n'
-        "def crunch(n: int) -> int:\n"
-        "    return sum(range(n))",
-        owner="processes",
-        absent='job(runs_in="process")(lambda n: n)',
-    ),
-    Later(
         "async with session.begin():                                              # the job exists if and only if this commits\n"
         "    session.add(order)\n"
         "    await charge.options(connection=session).delay(order.id)              # SQLAlchemy (a)sync, psycopg, asyncpg, sqlite3, Django",

@@ -148,6 +148,7 @@ async def test_block_1_1_runs(worker: Worker, capsys: pytest.CaptureFixture[str]
         await define.resize.delay("a"),
     ]
     results = [await handle.result(timeout=30) for handle in handles]
+    assert await (await define.crunch.delay(5)).result(timeout=30) == 10
     info = await handles[2].info()
     assert info is not None
     expected = f"{handles[2].id} attempt 1 of 10, made {info.created_at}, queue reports, 2026-01-02"

@@ -132,6 +132,19 @@ def test_weights_and_concurrency_as_written(cli: Cli, tasks: Any) -> None:
     assert "queues: mail=3, default=1; 200 jobs at one time" in said.err
 
 
+def test_several_processes_reloaded_as_written(shell: Shell) -> None:
+    """`taskflow worker app.tasks --queues mail=3,default=1 --concurrency 200 --processes 4 --reload`"""
+    pytest.importorskip("watchfiles")
+    shell.write("app/tasks.py", TASKS)
+    flags = "--queues mail=3,default=1 --concurrency 200 --processes 4 --reload"
+    worker = shell.taskflow("worker", "app.tasks", *flags.split())
+    worker.wait_for("working as", times=4)
+    shell.run("-c", "from app.tasks import *; send_welcome_email.delay_sync(WelcomeEmail('user_123', 'a@example.com'))")
+    worker.wait_for("send_welcome_email .* succeeded")
+    worker.signal(signal.SIGTERM)
+    ended_clearly(worker, [0])
+
+
 def test_a_worker_inside_an_application_works_until_its_block_ends(cli: Cli, tasks: Any) -> None:
     from taskflow import Worker
 

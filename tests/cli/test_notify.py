@@ -138,7 +138,7 @@ def test_signs_of_life_are_given_when_they_are_asked_of_this_process(
     notifier = a_notifier({**systemd.environment, "WATCHDOG_USEC": microseconds, "WATCHDOG_PID": pid})
     assert notifier is not None
     notifier.start()
-    notifier.heed(SessionOpened("a worker", b""))
+    notifier.heed(SessionOpened("a worker", bytes(16)))
     heard = [systemd.hear(), systemd.hear(0.5), systemd.hear(0.5)]
     notifier.stop()
     assert (["WATCHDOG=1"] in heard) is is_watched
@@ -149,7 +149,7 @@ def test_a_second_session_is_no_second_start(systemd: FakeSystemd) -> None:
     notifier = a_notifier(dict(systemd.environment))
     assert notifier is not None
     notifier.start()
-    for event in (SessionOpened("first", b""), SessionOpened("second", b""), WindingDown(3, 25.0)):
+    for event in (SessionOpened("first", bytes(16)), SessionOpened("second", bytes(16)), WindingDown(3, 25.0)):
         notifier.heed(event)
     notifier.stop()
     told = [systemd.hear() for _ in range(3)]
@@ -173,6 +173,6 @@ def test_a_socket_that_nobody_reads_holds_nothing_up(
     assert notifier is not None
     notifier.start()
     for number in range(3):
-        notifier.heed(SessionOpened(str(number), b""))
+        notifier.heed(SessionOpened(str(number), bytes(16)))
     notifier.stop()
     assert caplog.text.count("systemd cannot be told of this worker") == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import re
@@ -123,7 +124,7 @@ def test_a_killed_worker_is_replaced_and_what_it_ran_runs_again(tasks: Shell) ->
     victim = pids(supervised)[0]
     os.kill(victim, signal.SIGKILL)
     supervised.wait_for(f"worker {victim} has ended: SIGKILL; another one starts now")
-    supervised.wait_for("what session [0-9a-f]{32} held runs again when it has lapsed; lost by: SIGKILL")
+    supervised.wait_for("what session [0-9a-f]{32} held runs again; lost by: SIGKILL")
     supervised.wait_for("begun by", times=3)
     tasks.write("release", "")
     until(lambda: tasks.ledger() == ["ended", "ended"], supervised)
@@ -132,6 +133,21 @@ def test_a_killed_worker_is_replaced_and_what_it_ran_runs_again(tasks: Shell) ->
     assert tasks.counts() == {"succeeded": 2}
     assert supervised.said.count("imported") == 3, "each has imported the application itself, once, and the supervisor has not"
     none_is_left(supervised)
+
+
+def test_the_broker_is_told_of_a_death_and_its_cause(tasks: Shell) -> None:
+    """By the successor, at once: the job does not wait until the session has been silent for its ttl, and its record says what it was."""
+    tasks.send("wait.bind()")
+    supervised = workers(tasks, 1, "--ttl", "3600")
+    supervised.wait_for("begun by")
+    os.kill(pids(supervised)[0], signal.SIGKILL)
+    supervised.wait_for("begun by", times=2)
+    tasks.write("release", "")
+    until(lambda: tasks.ledger() == ["ended"], supervised)
+    supervised.signal(signal.SIGTERM)
+    ended_clearly(supervised, [0])
+    [job] = json.loads(tasks.run("-m", "taskflow", "jobs", "--json"))
+    assert "SIGKILL" in str(tasks.run("-m", "taskflow", "jobs", job["id"]))
 
 
 def test_a_worker_that_dies_again_and_again_is_given_time(tasks: Shell) -> None:

@@ -84,7 +84,7 @@ class Bench:
 
     async def beat(self, beat: Beat) -> bool:
         answer = await self._ask("beat", lambda broker: broker.beat(beat), lost=_LOST, see=False)
-        return await self._told("beat", beat.session, answer)
+        return await self._told("die" if beat.died_of else "beat", beat.session, answer)
 
     async def _told(self, verb: str, session: bytes, answer: object) -> bool:
         """Whether the session is alive."""

@@ -17,6 +17,8 @@ from tests.support.verdicts import SettlementOf, cancelled, discarded, failed, h
 QUEUES = ("a", "b")
 PICK = st.integers(0, 30)
 LIMITS = st.sampled_from((1, 2, 5))
+CAUSES_OF_DEATH = st.sampled_from(("signal SIGSEGV", "exit code 77", "of «nothing» %s"))
+ENDS_OF_WORKERS = st.sampled_from(("falls silent", "falls silent", "dies", "hands back"))
 
 
 @dataclass

@@ -20,7 +20,18 @@ from taskflow.model.record import Progress
 from taskflow.model.session import Beat, Report
 from taskflow.model.verdict import Settlement
 from tests.conformance.bench import TIGHT, Bench, Snapshot
-from tests.conformance.draws import FILTERS, LIMITS, PICK, QUEUES, SETTLEMENTS, Life, envelope_fields, verdicts
+from tests.conformance.draws import (
+    CAUSES_OF_DEATH,
+    ENDS_OF_WORKERS,
+    FILTERS,
+    LIMITS,
+    PICK,
+    QUEUES,
+    SETTLEMENTS,
+    Life,
+    envelope_fields,
+    verdicts,
+)
 from tests.support.homes import Home, Power
 from tests.support.verdicts import handed_back
 
@@ -196,6 +207,15 @@ class BrokerMachine(RuleBasedStateMachine):
     async def _leave(self, life: Life) -> None:
         await self._bench.beat(Beat(session=life.session.id, claims=tuple(life.holds), seen=life.seen, leaving=True))
 
+    @precondition(lambda self: len(self._lives) > 1)
+    @rule(pick=PICK, cause=CAUSES_OF_DEATH)
+    def die(self, pick: int, cause: str) -> None:
+        """Its supervisor says so, when it is true or when it is not: what it settles afterwards is a zombie's."""
+        self._take(self._die(self._life(pick), cause))
+
+    async def _die(self, life: Life, cause: str) -> None:
+        await self._bench.beat(Beat.of_death(life.session.id, cause))
+
     # --- settle --------------------------------------------------------------------------------------------------------
 
     @precondition(lambda self: self._leases)
@@ -331,22 +351,24 @@ class BrokerMachine(RuleBasedStateMachine):
                 if each is not life:
                     await self._beat(each)
 
-    @rule(queue=st.sampled_from(QUEUES), times=st.integers(1, 4), is_cancelled=st.booleans(), is_handed_back=st.booleans())
-    def lose_workers(self, queue: str, times: int, is_cancelled: bool, is_handed_back: bool) -> None:
-        """One worker after the other is lost, or gives back, with the same job."""
-        self._take(self._lose_workers(queue, times, is_cancelled, is_handed_back))
+    @rule(queue=st.sampled_from(QUEUES), how=st.lists(ENDS_OF_WORKERS, min_size=1, max_size=4), is_cancelled=st.booleans())
+    def lose_workers(self, queue: str, how: list[str], is_cancelled: bool) -> None:
+        """One worker after the other is lost, in silence or told of, or gives back, with the same job."""
+        self._take(self._lose_workers(queue, how, is_cancelled))
 
-    async def _lose_workers(self, queue: str, times: int, is_cancelled: bool, is_handed_back: bool) -> None:
+    async def _lose_workers(self, queue: str, how: list[str], is_cancelled: bool) -> None:
         envelope = self._an_envelope({"queue": queue, "priority": 5, "max_attempts": 1})
         await self._enqueue([envelope])
-        for number in range(times):
+        for number, end in enumerate(how, 1):
             await self._register("w1")
             life = self._lives[-1]
             await self._claim(life, (queue,), 1)
-            if is_cancelled and number == times - 1:
+            if is_cancelled and number == len(how):
                 await self._bench.cancel([envelope.id])
-            if is_handed_back and life.holds:
+            if end == "hands back" and life.holds:
                 await self._settle([handed_back(lease) for lease in life.holds.values()])
+            elif end == "dies":
+                await self._die(life, f"exit code {number}")
             else:
                 await self._sleep(life)
             await self._bench.upkeep(1_000)

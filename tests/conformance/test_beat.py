@@ -9,7 +9,7 @@ import pytest
 from taskflow.model.clock import instant_of
 from taskflow.model.envelope import ClaimId
 from taskflow.model.errors import SessionLost
-from taskflow.model.record import Progress, Status
+from taskflow.model.record import Progress, Record, Status
 from taskflow.model.session import Beat, BeatAnswer, Report
 from taskflow.model.verdict import Settled
 from tests.support.verdicts import handed_back, succeeded
@@ -73,6 +73,34 @@ async def test_beat_dead__departed(world: World) -> None:
 
     with pytest.raises(SessionLost):
         await world.beat(session)
+
+
+async def test_beat_dead__said_to_have_died(world: World) -> None:
+    """Nor does one that is said to have died of something; that said again, its answer having been lost, changes nothing."""
+    session = await world.a_session()
+    lease = await world.running(session)
+    await world.die(session)
+    record = await world.record(lease)
+
+    for beat in (Beat(session=session.id, claims=(lease.claim,)), Beat.of_death(session.id, "exit code 77")):
+        with pytest.raises(SessionLost):
+            await world.broker.beat(beat)
+
+    assert await world.record(lease) == record
+
+
+async def test_beat_dead__whose_death_comes_late(world: World) -> None:
+    """Whoever is told of a death that it knows of, or of one whom it never knew, says so and does nothing."""
+    reaped = await world.a_session()
+    lease = await world.running(reaped)
+    await world.reap(reaped)
+    record = await world.record(lease)
+
+    for session in (reaped, world.an_unregistered_session()):
+        with pytest.raises(SessionLost):
+            await world.die(session)
+
+    assert await world.record(lease) == record
 
 
 async def test_beat_dead__unknown(world: World) -> None:
@@ -315,3 +343,117 @@ async def test_beat_leaving__counts_as_a_hand_back(world: World) -> None:
 
     record = await world.record(lease)
     assert (record.hand_backs, record.crashes, record.failures) == (1, 0, 0)
+
+
+# --- beat_died ------------------------------------------------------------------------------------------------------------
+
+
+def causes(record: Record) -> list[str]:
+    return [error.message for error in record.errors]
+
+
+async def test_beat_died(world: World) -> None:
+    """Each lease of the dead is a crash of that cause, and others have it at once; the living keep theirs."""
+    session, other = await world.a_session("host:1"), await world.a_session("host:2")
+    leases = [await world.running(session, queue="default") for _ in range(2)]
+    kept = await world.running(other)
+
+    assert await world.die(session, "signal SIGSEGV") == NOTHING
+
+    for lease in leases:
+        record = await world.record(lease)
+        assert (record.status, record.crashes, record.hand_backs) == (Status.READY, 1, 0)
+        [error] = record.errors
+        assert (error.type, error.at) == ("taskflow.WorkerLost", world.clock.wall())
+        assert error.message == "worker host:1 was lost while it had this job (crash 1): signal SIGSEGV"
+    assert [record.session for record in await world.broker.console.workers()] == [other]
+    assert ids_of(await world.claim(other)) == ids_of(leases)
+    assert await world.settle(succeeded(kept)) == [Settled.OK]
+
+
+async def test_beat_died__beside_deaths_of_which_nobody_knows_why(world: World) -> None:
+    """Each crash has its own cause, or none, and the waits go on from one to the next."""
+    world = world.under(crash_backoff=(0.0, 5.0))
+    first, second = await world.a_session("host:1"), await world.a_session("host:2", ttl=1_000.0)
+    envelope = await world.add()
+    await world.claim(first)
+    await world.reap(first)
+    await world.claim(second)
+
+    await world.die(second, "out of memory")
+
+    record = await world.record(envelope)
+    assert (record.status, record.crashes) == (Status.SCHEDULED, 2)
+    assert record.due_at == instant_of(world.clock.wall() + 5_000_000)
+    assert causes(record) == [
+        "worker host:1 was lost while it had this job (crash 1)",
+        "worker host:2 was lost while it had this job (crash 2): out of memory",
+    ]
+
+
+async def test_beat_died__once_too_often(world: World) -> None:
+    """Poison says of what the worker has died the last time."""
+    world = world.under(max_crashes=1, crash_backoff=(0.0,))
+    envelope = await world.add()
+    for cause in ("signal SIGSEGV", "exit code 77"):
+        session = await world.a_session()
+        await world.claim(session)
+        await world.die(session, cause)
+
+    record = await world.record(envelope)
+    assert (record.status, record.payload) == (Status.FAILED, envelope.payload)
+    assert record.reason == "poison: its worker was lost 2 times in a row while it had this job, the last time: exit code 77"
+    assert record.last_error == record.errors[-1]
+
+
+async def test_beat_died__asked_to_stop(world: World) -> None:
+    """A job that was asked to stop does not run again."""
+    session = await world.a_session()
+    lease = await world.running(session)
+    await world.cancel(lease)
+
+    await world.die(session)
+
+    record = await world.record(lease)
+    assert (record.status, record.reason, record.crashes) == (Status.CANCELLED, "cancelled", 1)
+
+
+async def test_beat_died__in_an_outage(world: World) -> None:
+    """When the store was away and comes back, what is known to be dead has crashed, whatever is held to be alive still."""
+    session, other = await world.a_session(), await world.a_session()
+    lease, kept = await world.running(session), await world.running(other)
+    world.clock.advance(session.ttl * 2)
+    assert await world.beat(other, kept) == NOTHING
+
+    await world.die(session)
+
+    record = await world.record(lease)
+    assert (record.status, record.crashes, record.hand_backs) == (Status.READY, 1, 0)
+    assert await world.beat(other, kept) == NOTHING
+
+
+@pytest.mark.parametrize("cause", ["Absturz für «nichts» \N{SKULL}", "a lone \udcff", "a\0b", "it's 100%s \\ %d", "x" * 200])
+async def test_beat_died__in_any_words(world: World, cause: str) -> None:
+    """The cause is kept as it is told."""
+    world = world.under(max_crashes=0)
+    session = await world.a_session()
+    lease = await world.running(session)
+
+    await world.die(session, cause)
+
+    record = await world.record(lease)
+    [message] = causes(record)
+    assert message.endswith(f": {cause}")
+    assert record.reason is not None
+    assert record.reason.endswith(f": {cause}")
+
+
+async def test_beat_died__of_something_too_long_to_tell(world: World) -> None:
+    """Its first 200 characters are."""
+    session = await world.a_session()
+    lease = await world.running(session)
+
+    await world.die(session, "x" * 1_000)
+
+    [message] = causes(await world.record(lease))
+    assert message == f"worker worker was lost while it had this job (crash 1): {'x' * 200}"

@@ -7,6 +7,7 @@ import random
 import time
 import uuid
 from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
 
 import msgpack
 import pytest
@@ -16,11 +17,12 @@ from hypothesis import strategies as st
 from taskflow.model import clock as clocks
 from taskflow.model.backoff import Backoff
 from taskflow.model.clock import ManualClock, SystemClock, instant_of, microseconds_of, to_microseconds, to_seconds
-from taskflow.model.envelope import Envelope, check_envelope, pack_extras, unpack_extras
+from taskflow.model.envelope import ClaimId, Envelope, check_envelope, pack_extras, unpack_extras
 from taskflow.model.ids import IdFactory, id_text, key_digest, parse_id, shard_of
 from taskflow.model.record import BY_CODE, CODES, ENDED, LIVE, MOVES, WAITING, Event, Status
 from taskflow.model.rules import Rules
 from taskflow.model.seams import Seams
+from taskflow.model.session import MAX_CAUSE, UNKNOWN_CAUSE, Beat, Report
 from taskflow.model.verdict import (
     MAX_ERRORS_BYTES,
     MAX_MESSAGE,
@@ -284,3 +286,23 @@ def test_every_status_can_be_reached_and_left() -> None:
     reached = {after for afters in MOVES.values() for after in afters}
     left = {before for before, _ in MOVES}
     assert reached == left == {*Status, None}
+
+
+# --- beats ---------------------------------------------------------------------------------------------------
+
+
+def test_a_death_is_told_in_so_many_characters_and_always_as_one() -> None:
+    assert Beat.of_death(bytes(16), "x" * 1_000).died_of == "x" * MAX_CAUSE
+    assert Beat.of_death(bytes(16), "").died_of == UNKNOWN_CAUSE
+    with pytest.raises(ValueError, match=r"died_of has 201 characters, of at most 200: Beat\.of_death\(\) shortens it"):
+        Beat(session=bytes(16), died_of="x" * 201)
+
+
+A_CLAIM = ClaimId(bytes(16), 1, 0)
+
+
+@pytest.mark.parametrize("more", [{"leaving": True}, {"claims": (A_CLAIM,)}, {"seen": 1}, {"reports": (Report(A_CLAIM, 0.0),)}], ids=repr)
+def test_who_tells_of_a_death_says_nothing_else(more: dict[str, Any]) -> None:
+    """A leave hands back, and a beat of the living takes back ghosts: neither is what becomes of the leases of the dead."""
+    with pytest.raises(ValueError, match="died_of='exit code 77': who tells of a session's death knows nothing else of it"):
+        Beat(session=bytes(16), died_of="exit code 77", **more)

@@ -13,12 +13,12 @@ import asyncpg
 import pytest
 
 from taskflow.broker import topics
+from taskflow.broker.nudges import Nudges
 from taskflow.broker.postgres import packing
 from taskflow.broker.protocol import Added, Broker
 from taskflow.broker.url import connect
-from taskflow.model.clock import microseconds_of
 from taskflow.model.envelope import Envelope, Lease
-from taskflow.model.session import Beat
+from taskflow.model.session import Beat, Session
 from taskflow.model.verdict import HandedBack, Settled
 from tests.postgres.counts import SESSION, Store, new_id
 from tests.support.verdicts import settlement, succeeded
@@ -30,8 +30,6 @@ FEW: Final = 1_000
 
 BEYOND_THE_MARKS: Final = 0.8
 """Seconds. A mark lies half a second back."""
-
-LOOKED_BEHIND: Final = 12.0
 
 
 def an_envelope(**given: Any) -> Envelope:
@@ -62,6 +60,19 @@ class Work:
 
     async def beat(self) -> None:
         await self.broker.beat(Beat(session=SESSION, claims=(), seen=self.request))
+
+    async def another_session(self) -> bytes:
+        session = Session(id=new_id(), name="another")
+        await self.broker.register(session)
+        return session.id
+
+    async def found(self, nudges: Nudges) -> list[Lease]:
+        """What is claimed as soon as there is something."""
+        leases = await self.claim()
+        while not leases:
+            assert await nudges.wait(5.0)
+            leases = await self.claim()
+        return leases
 
     async def go_beyond(self, envelope: Envelope) -> None:
         """Others of its queue and priority come and go, until the mark has passed the moment of its enqueue."""
@@ -133,11 +144,39 @@ async def test_a_commit_that_comes_late_is_found_by_a_look_behind(work: Work, ot
     await work.go_beyond(late)
     await other.execute("COMMIT")
     assert await work.claim() == []
-    in_a_while = microseconds_of(await other.fetchval("SELECT now()")) + int(1e6 * LOOKED_BEHIND)
+    await other.execute("DELETE FROM taskflow.meta WHERE name = 'look_behind_at'")  # ten seconds are over
 
-    await other.fetch("SELECT * FROM taskflow.upkeep($1, NULL, 10)", in_a_while)
+    with work.broker.listen([topics.queue("default")]) as nudges:
+        await work.broker.upkeep(10)
 
-    assert [lease.envelope.id for lease in await work.claim()] == [late.id]
+        assert [lease.envelope.id for lease in await work.found(nudges)] == [late.id]
+
+
+async def test_what_a_claim_that_is_rolled_back_has_held_is_found_at_once(work: Work, other: asyncpg.Connection) -> None:
+    """Others have claimed what comes after it meanwhile."""
+    held = an_envelope()
+    await work.broker.enqueue([held])
+    await other.execute("BEGIN")
+    await other.fetch("SELECT * FROM taskflow.claim(NULL, NULL, $1, 1000000, '{}', 1)", await work.another_session())
+    await work.go_beyond(held)
+
+    await other.execute("ROLLBACK")
+
+    assert [lease.envelope.id for lease in await work.claim()] == [held.id]
+
+
+async def test_a_scheduled_job_of_a_transaction_that_commits_late_is_found(work: Work, other: asyncpg.Connection) -> None:
+    await other.execute("BEGIN")
+    job_id = await other.fetchval("SELECT taskflow.enqueue('work', after => '100 milliseconds')")
+    for _ in range(3):
+        await work.pass_through(BATCH, after=0.001)
+        await asyncio.sleep(BEYOND_THE_MARKS)
+        await work.broker.upkeep(10)
+    await other.execute("COMMIT")
+
+    await work.broker.upkeep(10)
+
+    assert [lease.envelope.id for lease in await work.claim()] == [job_id.bytes]
 
 
 async def test_a_verb_that_took_long_looks_behind_itself(work: Work, other: asyncpg.Connection) -> None:
@@ -148,11 +187,7 @@ async def test_a_verb_that_took_long_looks_behind_itself(work: Work, other: asyn
         adding = asyncio.create_task(work.broker.enqueue([late]))
         await work.go_beyond(late)
         assert await adding == [Added(late.id)]
-        found = await work.claim()
-        while not found:
-            assert await nudges.wait(5.0)
-            found = await work.claim()
-    assert [lease.envelope.id for lease in found] == [late.id]
+        assert [lease.envelope.id for lease in await work.found(nudges)] == [late.id]
 
 
 _SLOW_COMMIT: Final = """

@@ -51,6 +51,7 @@ def test_the_second_command_is_what_ci_runs() -> None:
 
 
 @pytest.mark.parametrize("block", blocks("python"))
-def test_python_blocks_run(block: str) -> None:
-    """Each by itself, in a fresh interpreter."""
-    subprocess.run([sys.executable, "-W", "error", "-c", block], check=True, cwd=ROOT)
+def test_python_blocks_run(block: str, tmp_path: Path) -> None:
+    """Each by itself, a file in a fresh interpreter."""
+    (tmp_path / "block.py").write_text(block)
+    subprocess.run([sys.executable, "-W", "error", str(tmp_path / "block.py")], check=True, cwd=ROOT)

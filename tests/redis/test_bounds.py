@@ -117,6 +117,26 @@ async def test_a_session_that_listens_leaves_nothing_behind(world: World, client
     assert client.smembers(key(world, "armed")) == set()
 
 
+async def test_of_many_leases_of_the_dead_upkeep_releases_the_rest_and_knows_the_cause(world: World) -> None:
+    """One call releases five hundred of them."""
+    session = await world.a_session("host:1")
+    await fill(world, 1_200)
+    leases = [lease for _ in range(3) for lease in await world.claim(session)]
+    assert len(leases) == 1_200
+    await world.die(session, "signal SIGSEGV")
+    [dying] = await world.broker.console.workers()
+    assert (dying.is_dying, dying.leases) == (True, 700)
+
+    assert (await world.upkeep()).released == 500
+    assert (await world.upkeep()).released == 200
+
+    records = await world.broker.read(ids_of(leases))
+    assert {(record.status, record.crashes) for record in records if record is not None} == {(Status.READY, 1)}
+    messages = {error.message for record in records if record is not None for error in record.errors}
+    assert messages == {"worker host:1 was lost while it had this job (crash 1): signal SIGSEGV"}
+    assert await world.broker.console.workers() == []
+
+
 async def test_nine_thousand_queues_in_one_call(world: World) -> None:
     """More than Lua unpacks at once."""
     answers = await world.enqueue(*(world.an_envelope(queue=f"q{number}") for number in range(9_000)))

@@ -23,11 +23,12 @@ Fence = tuple[int, ClaimId]
 _END: Final = frozenset({Event.RELEASE})  # what the end of another job may bring about
 _BACK: Final = _END | {Event.HAND_BACK}
 
-# What each verb may do to a job. Looking, time, restarts do nothing.
+# What each verb may do to a job, a beat that tells of a death apart from others. Looking, time, restarts do nothing.
 EVENTS: Final[Mapping[str, frozenset[Event]]] = {
     "enqueue": _END | {Event.ENQUEUE, Event.REPLACE},
     "claim": frozenset({Event.CLAIM}),
     "beat": _BACK | {Event.GHOST},
+    "die": _END | {Event.CRASH},
     "settle": _BACK
     | {Event.SUCCEED, Event.FAIL, Event.DISCARD, Event.CANCEL, Event.RETRY, Event.SNOOZE, Event.PARK, Event.ENQUEUE, Event.REPLACE},
     "cancel": _END | {Event.CANCEL},
@@ -223,7 +224,7 @@ class Witness:
         _hold(after.created_at == before.created_at, after.id, "it was created at another time")
         _hold(after.failures <= before.failures or verb == "settle", after.id, f"{verb} counted a failure")
         _hold(after.snoozes <= before.snoozes or verb == "settle", after.id, f"{verb} counted a snooze")
-        _hold(after.crashes <= before.crashes or verb == "upkeep", after.id, f"{verb} counted a crash")
+        _hold(after.crashes <= before.crashes or verb in ("upkeep", "die"), after.id, f"{verb} counted a crash")
         if before.status is Status.RUNNING:
             _hold(not before.cancel_requested or after.status not in WAITING, after.id, "was asked to stop, and waits again")
 

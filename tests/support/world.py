@@ -120,6 +120,10 @@ class World:
         seen = self.last_request(session) if seen is None else seen
         return await self.broker.beat(Beat(session=session.id, claims=claims, seen=seen, reports=tuple(reports), leaving=leaving))
 
+    async def die(self, session: Session, cause: str = "exit code 77") -> BeatAnswer:
+        """Somebody who knows it tells that the session's process has died."""
+        return await self.broker.beat(Beat.of_death(session.id, cause))
+
     async def settle(self, *settlements: Settlement) -> list[Settled]:
         return await self.broker.settle(settlements)
 

@@ -113,6 +113,7 @@ OF_THE_DECORATOR = (
         "Callable[..., _Anything], /) -> SyncJob[..., Any]",
         "Callable[..., _Anything], /) -> Job[..., Any]",
     ),
+    Mistake("a job does not know where it runs", JOB, "self.runs_in: RunsIn = runs_in", "self.runs_in: str = runs_in"),
     Mistake("options make a decorator without types", JOB, "    ) -> _Decorator: ...", "    ) -> Callable[..., Any]: ..."),
     Mistake("the decorator takes any errors", JOB, "retry_on: Sequence[type[BaseException]]", "retry_on: Any"),
     Mistake(
@@ -121,11 +122,12 @@ OF_THE_DECORATOR = (
         "        timeout: float | timedelta | None = None,",
         "        timeout: float | None = None,",
     ),
+    Mistake("a job runs in any place", JOB, "        runs_in: RunsIn | None = None,\n", "        runs_in: str | None = None,\n"),
     Mistake(
         "the decorator takes any option",
         JOB,
-        "        aliases: Sequence[str] = (),\n",
-        "        aliases: Sequence[str] = (),\n        **more: Any,\n",
+        "        runs_in: RunsIn | None = None,\n",
+        "        runs_in: RunsIn | None = None,\n        **more: Any,\n",
     ),
 )
 

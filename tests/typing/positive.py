@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from typing import Any, assert_type
+from typing import Any, Literal, assert_type
 
 from taskflow import (
     Backoff,
@@ -89,6 +89,33 @@ def crunch(context: JobContext, n: int, *, by: int = 2) -> dict[str, int]:
 async def everything() -> None: ...
 
 
+@job(runs_in="process", timeout=60)
+def factor(n: int, *, limit: int = 10) -> list[int]:
+    return [each for each in range(2, limit) if n % each == 0]
+
+
+@job(runs_in="process")
+async def factor_first(ctx: JobContext, n: int) -> int | None:
+    return n
+
+
+@job(runs_in="thread")
+def in_a_thread() -> int:
+    return 1
+
+
+@job(runs_in="loop")
+async def in_the_loop() -> int:
+    return 1
+
+
+def the_places() -> None:
+    assert_type(factor.runs_in, Literal["loop", "thread", "process"])
+    of_factor: SyncJob[..., list[int]] = factor
+    of_first: Job[[int], int | None] = factor_first
+    print(of_factor, of_first)
+
+
 def the_classes() -> None:
     """`Job` and `SyncJob` may be written as annotations."""
     of_add: Job[..., int] = add
@@ -111,6 +138,8 @@ async def the_call() -> None:
 
 
 async def the_delay() -> None:
+    assert_type(await factor.delay(12, limit=5), JobHandle[list[int]])
+    assert_type(await factor_first.delay(12), JobHandle[int | None])
     assert_type(await add.delay(1, 2), JobHandle[int])
     assert_type(await add.delay(1, y=2), JobHandle[int])
     assert_type(await send_welcome_email.delay(WelcomeEmail("u", "a@example.com")), JobHandle[None])

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from taskflow import Backoff, JobFailed, Worker, job
+from taskflow import Backoff, JobFailed, Status, Worker, job
 from taskflow.app.current import default_app
 from taskflow.broker.protocol import Broker
 from taskflow.model.session import Beat
@@ -59,6 +59,21 @@ async def test_a_thread_that_runs_on_past_its_timeout_is_told_of_while_it_runs(c
         log_event(StillRunning(first.lease, 5.2, first.why))
     assert f"tests.life.deaf_thread {handle.id}" in caplog.text
     assert "was asked to stop 5 s ago (timed out) and runs still" in caplog.text
+
+
+async def test_a_thread_that_runs_on_keeps_its_slot() -> None:
+    """Another job that started beside it would be one more than the worker was told to run."""
+    async with a_faulty_broker():
+        heard = Heard()
+        deaf_one = await deaf_thread.delay()
+        async with Worker(options=options(heard, concurrency=1, last_words=0.05)):
+            await heard.wait_for(StillRunning)
+            next_one = await waits.delay()
+            await heard.wait_for(StillRunning, times=2)
+            assert (await deaf_one.status(), await next_one.status()) == (Status.RUNNING, Status.READY)
+            Run.release_thread.set()
+            Run.release.set()
+            assert await next_one.result(10) == "epoch 1"
 
 
 async def test_a_job_that_swallows_its_cancellation_is_told_of_too(broker: Broker) -> None:

@@ -158,6 +158,8 @@ class Store(Shelf):
         state = self._living(beat.session)
         state.beat_at = self.pulse = self.clock.steady()
         state.is_spared = False
+        if beat.died_of:
+            self._die(state, beat.died_of)
         for report in beat.reports:
             self._take_report(state.leases.get(report.claim), report)
         ghosts = [job for claim, job in state.leases.items() if claim not in set(beat.claims) and self._is_ghost(job, claim, beat)]
@@ -186,6 +188,12 @@ class Store(Shelf):
         for job in list(state.leases.values()):
             self._let_go(job)
             self._hand_back(job, counts=True)
+
+    def _die(self, state: SessionState, cause: str) -> None:
+        self._kill(state)
+        for job in list(state.leases.values()):
+            self._let_go(job)
+            self._crash(job, cause)
 
     def _kill(self, state: SessionState) -> None:
         state.dead_at = self.clock.wall()
@@ -269,6 +277,15 @@ class Store(Shelf):
             self._poison(job, Event.HAND_BACK, words.handed_back_in_vain(job.hand_backs))
         else:
             self.wait_again(job, Event.HAND_BACK)
+
+    def _crash(self, job: Job, cause: str = "") -> None:
+        job.crashes += 1
+        self._note(job, RunError(words.CRASHED, words.worker_lost(job.worker, job.crashes, cause), "", job.failures + 1))
+        if job.crashes > self.rules.max_crashes and job.cancel_requested is None:
+            self._poison(job, Event.CRASH, words.lost_in_a_row(job.crashes, cause))
+        else:
+            wait = to_microseconds(self.rules.crash_wait(job.crashes))
+            self.wait_again(job, Event.CRASH, self.clock.wall() + wait if wait else None)
 
     def _poison(self, job: Job, event: Event, why: str) -> None:
         job.is_poison = True

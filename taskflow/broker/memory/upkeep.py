@@ -10,7 +10,6 @@ from taskflow.broker.memory.store import SessionState, Store
 from taskflow.broker.protocol import Upkept
 from taskflow.model.clock import to_microseconds, to_seconds
 from taskflow.model.record import ENDED, WAITING, Event, Status
-from taskflow.model.verdict import RunError
 
 
 class KeptStore(Store):
@@ -75,16 +74,6 @@ class KeptStore(Store):
         for state in dying:
             if not state.leases and state.dead_at is not None and state.dead_at < long_ago:
                 del self.sessions[state.session.id]
-
-    def _crash(self, job: Job) -> None:
-        job.crashes += 1
-        most = self.rules.max_crashes
-        self._note(job, RunError(words.CRASHED, words.worker_lost(job.worker, job.crashes), "", job.failures + 1))
-        if job.crashes > most and job.cancel_requested is None:
-            self._poison(job, Event.CRASH, words.lost_in_a_row(job.crashes))
-        else:
-            wait = to_microseconds(self.rules.crash_wait(job.crashes))
-            self.wait_again(job, Event.CRASH, self.clock.wall() + wait if wait else None)
 
     # --- expiry and keeping --------------------------------------------------------------------------------
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -14,6 +13,9 @@ LATE_AFTER: Final = 0.25
 
 AT_MOST_EVERY: Final = 1.0
 """Seconds between two looks of one process: a server on which all verbs take long is not helped by more of them."""
+
+AFTER_FAILURE: Final = 30.0
+"""Seconds until the next, where one has failed: it may have taken longer than the server allows."""
 
 
 class LookBehind:
@@ -26,8 +28,10 @@ class LookBehind:
 
     def after(self, seconds: float) -> None:
         """A verb has made something ready, and took so long."""
-        if seconds < LATE_AFTER:
-            return
+        if seconds >= LATE_AFTER:
+            self.want()
+
+    def want(self) -> None:
         self._is_wanted = True
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run())
@@ -40,6 +44,8 @@ class LookBehind:
     async def _run(self) -> None:
         while self._is_wanted:
             self._is_wanted = False
-            with contextlib.suppress(BrokerError):  # upkeep looks too, every ten seconds
+            try:
                 await self._look()
+            except BrokerError:  # upkeep asks for one again, every ten seconds
+                await asyncio.sleep(AFTER_FAILURE)
             await asyncio.sleep(AT_MOST_EVERY)

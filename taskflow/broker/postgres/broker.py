@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 from typing import Any, Final
@@ -20,7 +21,7 @@ from taskflow.broker.postgres.ears import PostgresEars, Telling, trouble_with_li
 from taskflow.broker.postgres.link import Link
 from taskflow.broker.postgres.migrations import script, was_overtaken
 from taskflow.broker.postgres.refusals import NoRoom
-from taskflow.broker.postgres.server import Server
+from taskflow.broker.postgres.server import ANSWER_WITHIN, Server
 from taskflow.broker.protocol import Added, Refused, Upkept
 from taskflow.model.clock import Clock, to_microseconds, to_seconds
 from taskflow.model.envelope import Envelope, Lease, check_queue
@@ -35,6 +36,9 @@ MOST_NAME_BYTES: Final = 63
 
 AWAITED_FOR: Final = 3600.0
 """Seconds for which the server knows that somebody waits for a job's end; who waits longer looks for itself every few seconds."""
+
+LOOKED_WITHIN: Final = 60.0
+"""Seconds for a look behind the marks, which reads all that nobody could clean away."""
 
 
 class PostgresBroker:
@@ -103,7 +107,7 @@ class PostgresBroker:
         return [packing.lease_of(row, row["claimed_at"] if now is None else now) for row in rows]
 
     async def beat(self, beat: Beat) -> BeatAnswer:
-        row = await self.call_one("beat", *self.times(), beat.session, *packing.beat_columns(beat), beat.leaving)
+        row = await self.call_one("beat", *self.times(), beat.session, *packing.beat_columns(beat))
         if row["is_lost"]:
             raise SessionLost(words.SESSION_LOST)
         held, stopping = set(row["held"] or ()), set(row["stopping"] or ())
@@ -131,6 +135,8 @@ class PostgresBroker:
 
     async def upkeep(self, limit: int) -> Upkept:
         row = await self.call_one("upkeep", *self.times(), int(limit))
+        if row.get("looks_behind"):
+            self._lines.here().behind.want()
         return Upkept(
             readied=row["readied"],
             reaped=row["reaped"],
@@ -170,20 +176,26 @@ class PostgresBroker:
 
     # --- calls ------------------------------------------------------------------------------------------------------
 
-    async def call(self, name: str, *arguments: Any) -> list[asyncpg.Record]:
+    async def call(self, name: str, *arguments: Any, within: float = ANSWER_WITHIN) -> list[asyncpg.Record]:
         """The rows of a function of ours, from a schema that was looked at first."""
         link = self._lines.here().link
         if not self._is_prepared:
-            await schema.prepare(link, self._namespace, self._rules, migrates=self._migrates)
-            self._is_prepared = True
+            await self._prepare(self._lines.here())
         places = ", ".join(f"${number}" for number in range(1, len(arguments) + 1))
         statement = f'SELECT * FROM "{self._namespace}".{name}({places})'
         try:
-            return await link.fetch(statement, *arguments)
+            return await link.fetch(statement, *arguments, within=within)
         except BrokerError as error:
             if not was_overtaken(error):
                 raise
-        return await link.fetch(statement, *arguments)
+        return await link.fetch(statement, *arguments, within=within)
+
+    async def _prepare(self, line: _Line) -> None:
+        """By one of those who come at the same time: each has a connection of its own meanwhile."""
+        async with line.preparing:
+            if not self._is_prepared:
+                await schema.prepare(line.link, self._namespace, self._rules, migrates=self._migrates)
+                self._is_prepared = True
 
     async def call_one(self, name: str, *arguments: Any) -> asyncpg.Record:
         """The one row of a function, of whose effect others are told: in this process at once, elsewhere by a notification."""
@@ -226,8 +238,9 @@ class PostgresBroker:
         await self.call("tell", self._namespace, topics, ended)
 
     async def _look_behind(self) -> None:
-        [row] = await self.call("look_behind", self.wall())
-        self.tell((row["look_behind"] or "").split("\n"))
+        [row] = await self.call("look_behind", self.wall(), within=LOOKED_WITHIN)
+        if row["rung"]:
+            self.tell(row["rung"].split("\n"))
 
     def _a_line(self) -> _Line:
         link = Link(self.server)
@@ -242,6 +255,7 @@ class _Line:
         self.ears = ears
         self.telling = telling
         self.behind = behind
+        self.preparing = asyncio.Lock()
 
     async def close(self) -> None:
         await self.behind.close()

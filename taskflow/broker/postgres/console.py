@@ -38,8 +38,9 @@ class PostgresConsole:
         self._broker = broker
 
     async def queues(self) -> list[QueueRecord]:
-        wall = self._broker.wall() or (await self._broker.call_one("wall", None))["wall"]
-        rows = await self._broker.call("queues")
+        given = self._broker.wall()
+        wall = given or (await self._broker.call_one("wall", None))["wall"]
+        rows = await self._broker.call("queues", *([] if given is None else [given]))
         return sorted((_queue_record(row, wall) for row in rows), key=lambda record: record.name)
 
     async def browse(self, chosen: JobFilter, *, before: bytes | None = None, limit: int = 100) -> list[Record]:

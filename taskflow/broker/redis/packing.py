@@ -126,7 +126,7 @@ def pack_beat(beat: Beat) -> bytes:
         for report in beat.reports
         if can_be(report.claim, beat.session)
     ]
-    return pack([beat.session, b"".join(map(pack_tail, own)), beat.seen, reports, beat.leaving])
+    return pack([beat.session, b"".join(map(pack_tail, own)), beat.seen, reports, beat.leaving, beat.died_of or False])
 
 
 def tails_in(packed: bytes, session: bytes) -> set[ClaimId]:

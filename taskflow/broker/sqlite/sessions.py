@@ -235,6 +235,8 @@ def beat(shelf: Shelf, beat: Beat) -> BeatAnswer:
     row = _living(shelf, beat.session)
     shelf.connection.execute(shelf.sql["take_beat"], (shelf.steady, row.number))
     _take_pulse(shelf)
+    if beat.died_of:
+        _die(shelf, row, beat.died_of)
     held, stopping = _held(shelf, row)
     _take_reports(shelf, held, beat)
     ghosts = _take_back_ghosts(shelf, held, beat)
@@ -284,6 +286,12 @@ def _leave(shelf: Shelf, row: SessionRow) -> None:
     shelf.connection.execute(shelf.sql["kill_session"], (shelf.now, row.number))
     for job in shelf.jobs("jobs_by_claim", *claims_of(row.id)):
         settling.hand_back(shelf, job, counts=True)
+
+
+def _die(shelf: Shelf, row: SessionRow, cause: str) -> None:
+    shelf.connection.execute(shelf.sql["kill_session"], (shelf.now, row.number))
+    for job in shelf.jobs("jobs_by_claim", *claims_of(row.id)):
+        settling.crash(shelf, job, cause)
 
 
 # --- records ---------------------------------------------------------------------------------------------------

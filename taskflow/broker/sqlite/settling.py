@@ -10,7 +10,7 @@ import msgspec
 
 from taskflow.broker import topics, words
 from taskflow.broker.sqlite.enqueue import add_all
-from taskflow.broker.sqlite.row import Job, pack_claim, pack_fence, storable, unpack_claim
+from taskflow.broker.sqlite.row import Job, pack_claim, pack_fence, storable, text_of, unpack_claim
 from taskflow.broker.sqlite.shelf import Shelf
 from taskflow.model.clock import to_microseconds
 from taskflow.model.record import CODES, Event, Record, Status
@@ -198,12 +198,23 @@ def _fail_once(shelf: Shelf, job: Job, error: RunError) -> None:
 def hand_back(shelf: Shelf, job: Job, *, counts: bool) -> None:
     job.hand_backs += counts
     if job.hand_backs > shelf.rules.max_hand_backs and job.cancel_requested is None:
-        poison(shelf, job, Event.HAND_BACK, words.handed_back_in_vain(job.hand_backs))
+        _poison(shelf, job, Event.HAND_BACK, words.handed_back_in_vain(job.hand_backs))
     else:
         shelf.wait_again(job, Event.HAND_BACK)
 
 
-def poison(shelf: Shelf, job: Job, event: Event, why: str) -> None:
+def crash(shelf: Shelf, job: Job, cause: str = "") -> None:
+    job.crashes += 1
+    lost = RunError(words.CRASHED, words.worker_lost(text_of(job.worker), job.crashes, cause), "", job.failures + 1)
+    job.errors = append_error(job.errors, lost, shelf.now)
+    if job.crashes > shelf.rules.max_crashes and job.cancel_requested is None:
+        _poison(shelf, job, Event.CRASH, words.lost_in_a_row(job.crashes, cause))
+    else:
+        wait = to_microseconds(shelf.rules.crash_wait(job.crashes))
+        shelf.wait_again(job, Event.CRASH, shelf.now + wait if wait else None)
+
+
+def _poison(shelf: Shelf, job: Job, event: Event, why: str) -> None:
     job.is_poison = 1
     shelf.end(job, event, Status.FAILED, words.poison(why))
 

@@ -7,12 +7,11 @@ from typing import Final, Literal
 from taskflow.broker import words
 from taskflow.broker.protocol import Upkept
 from taskflow.broker.sqlite import settling
-from taskflow.broker.sqlite.row import Job, claims_of, text_of
+from taskflow.broker.sqlite.row import Job, claims_of
 from taskflow.broker.sqlite.sessions import SessionRow, session_rows, spare_after_outage
 from taskflow.broker.sqlite.shelf import Shelf
 from taskflow.model.clock import to_microseconds, to_seconds
 from taskflow.model.record import CODES, Event, Status
-from taskflow.model.verdict import RunError, append_error
 
 MOST_FORGOTTEN: Final = 10_000
 """Ids that one call forgets at most: they are no moves, and take no time worth counting, but not no time at all."""
@@ -76,7 +75,7 @@ def _release(shelf: Shelf, row: SessionRow, job: Job) -> None:
     if row.is_spared or row.is_of_another_boot(shelf.clock.boot_id()):
         settling.hand_back(shelf, job, counts=True)
     else:
-        _crash(shelf, job)
+        settling.crash(shelf, job)
 
 
 def _forget_session(shelf: Shelf, row: SessionRow) -> None:
@@ -86,17 +85,6 @@ def _forget_session(shelf: Shelf, row: SessionRow) -> None:
     [(leases,)] = shelf.connection.execute(shelf.sql["lease_count"], claims_of(row.id))
     if not leases:
         shelf.connection.execute(shelf.sql["forget_session"], (row.number,))
-
-
-def _crash(shelf: Shelf, job: Job) -> None:
-    job.crashes += 1
-    lost = RunError(words.CRASHED, words.worker_lost(text_of(job.worker), job.crashes), "", job.failures + 1)
-    job.errors = append_error(job.errors, lost, shelf.now)
-    if job.crashes > shelf.rules.max_crashes and job.cancel_requested is None:
-        settling.poison(shelf, job, Event.CRASH, words.lost_in_a_row(job.crashes))
-    else:
-        wait = to_microseconds(shelf.rules.crash_wait(job.crashes))
-        shelf.wait_again(job, Event.CRASH, shelf.now + wait if wait else None)
 
 
 # --- expiry and keeping ------------------------------------------------------------------------------------------

@@ -102,6 +102,22 @@ class LeavesItsLeases(Mutant):
         self._kill(state)
 
 
+class DeathIsALeave(Mutant):
+    breaks = frozenset({"beat_died"})
+    because = "the job that kills its worker comes back as if nothing had been (the graceful hand-back of activepieces#15130)"
+
+    def _die(self, state: SessionState, cause: str) -> None:
+        self._leave(state)
+
+
+class DeathHasNoCause(Mutant):
+    breaks = frozenset({"beat_died"})
+    because = "that a worker was lost is all that the record says, and of what stands in the log of another machine"
+
+    def _crash(self, job: Job, cause: str = "") -> None:
+        super()._crash(job)
+
+
 class RegistrationRevives(Mutant):
     breaks = frozenset({"register_dead"})
     because = "a stable worker's name lets the abandoned incarnation come back (aegra#547)"

@@ -52,28 +52,28 @@ class CrashIsAFailure(Mutant):
     breaks = frozenset({"crash_backoff"})
     because = "a deploy or a full memory uses up attempts of jobs that did nothing wrong"
 
-    def _crash(self, job: Job) -> None:
+    def _crash(self, job: Job, cause: str = "") -> None:
         job.failures += 1
-        super()._crash(job)
+        super()._crash(job, cause)
 
 
 class CrashesForEver(Mutant):
-    breaks = frozenset({"crash_poison", "key_released", "key_waits_behind", "joins"})
+    breaks = frozenset({"crash_poison", "beat_died", "key_released", "key_waits_behind", "joins"})
     because = "the counter lives in the process that is killed (sidekiq#3400, faktory#99)"
 
-    def _crash(self, job: Job) -> None:
+    def _crash(self, job: Job, cause: str = "") -> None:
         rules, self.rules = self.rules, msgspec.structs.replace(self.rules, max_crashes=1_000_000)
-        super()._crash(job)
+        super()._crash(job, cause)
         self.rules = rules
 
 
 class CrashForgetsTheMark(Mutant):
-    breaks = frozenset({"crash_marked"})
+    breaks = frozenset({"crash_marked", "beat_died"})
     because = "a cancelled job comes back with its worker's end"
 
-    def _crash(self, job: Job) -> None:
+    def _crash(self, job: Job, cause: str = "") -> None:
         job.cancel_requested = None
-        super()._crash(job)
+        super()._crash(job, cause)
 
 
 class OutageIsADeath(Mutant):

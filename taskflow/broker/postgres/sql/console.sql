@@ -1,6 +1,6 @@
 -- What stands in each queue: name, whether it is paused, counts by status, due time of the oldest ready and of the next scheduled job.
-CREATE FUNCTION @.queues() RETURNS TABLE (name text, is_paused boolean, counts bigint[], ready_since bigint, next_due bigint)
-LANGUAGE plpgsql SET jit = off AS $$
+CREATE FUNCTION @.queues(wall bigint DEFAULT NULL)
+RETURNS TABLE (name text, is_paused boolean, counts bigint[], ready_since bigint, next_due bigint) LANGUAGE plpgsql SET jit = off AS $$
 BEGIN
     RETURN QUERY
     WITH counted AS MATERIALIZED (
@@ -10,10 +10,17 @@ BEGIN
     ), numbers AS (
         SELECT queue, code, coalesce(sum(n) FILTER (WHERE what = '=' || code), 0)::bigint AS n
         FROM counted CROSS JOIN generate_series(S.HELD, S.CANCELLED) AS code GROUP BY queue, code
+    ), next AS MATERIALIZED ( -- jobs_due knows no queues: once for all is the best there is, unless only one has any
+        SELECT queue, min(due_at) AS due_at FROM @.jobs WHERE status = S.SCHEDULED GROUP BY queue
     )
     SELECT queue, EXISTS (SELECT 1 FROM @.paused WHERE paused.queue = numbers.queue), array_agg(n ORDER BY code),
-        (SELECT min(@.first_ready(m)) FROM @.ready_marks(@.wall(NULL), numbers.queue) AS m),
-        (SELECT min(due_at) FROM @.jobs WHERE status = S.SCHEDULED AND jobs.queue = numbers.queue)
+        (SELECT min(@.first_ready(m)) FROM @.ready_marks(@.wall(wall), numbers.queue) AS m),
+        CASE
+            WHEN sum(n) FILTER (WHERE code = S.SCHEDULED) = 0 THEN NULL
+            WHEN (SELECT count(*) FROM numbers WHERE code = S.SCHEDULED AND n > 0) = 1
+                THEN (SELECT due_at FROM @.jobs WHERE status = S.SCHEDULED ORDER BY due_at, seq, id LIMIT 1)
+            ELSE (SELECT due_at FROM next WHERE next.queue = numbers.queue)
+        END
     FROM numbers GROUP BY queue;
 END
 $$;
@@ -50,7 +57,7 @@ $$;
 CREATE FUNCTION @.purge(
     wall bigint, of_queue text, of_job text, statuses integer[], ended_before bigint, only_poison boolean, most integer,
     OUT purged integer, OUT rung text
-) LANGUAGE plpgsql AS $$
+) LANGUAGE plpgsql SET lock_timeout = '3s' AS $$
 #variable_conflict use_column
 DECLARE
     now_at bigint := @.wall(wall);
@@ -71,15 +78,14 @@ BEGIN
         IF j.status < S.RUNNING THEN
             PERFORM @.finish(j, E.CANCEL, S.CANCELLED, @.utf8(W.PURGED), now_at);
         END IF;
-        PERFORM @.bury(each, now_at);
-        purged := purged + 1;
+        purged := purged + @.bury(each, now_at)::integer;
     END LOOP;
     rung := current_setting('taskflow.rung', true);
 END
 $$;
 
 -- An operator's retry. For each: "ok", "unknown", "live", "succeeded" or "key taken".
-CREATE FUNCTION @.redo(wall bigint, ids bytea[], OUT answers text[], OUT rung text) LANGUAGE plpgsql AS $$
+CREATE FUNCTION @.redo(wall bigint, ids bytea[], OUT answers text[], OUT rung text) LANGUAGE plpgsql SET lock_timeout = '3s' AS $$
 #variable_conflict use_column
 DECLARE
     now_at bigint := @.wall(wall);

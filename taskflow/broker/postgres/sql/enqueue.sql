@@ -9,12 +9,14 @@ BEGIN
     IF EXISTS (SELECT 1 FROM @.jobs WHERE id = j.id) THEN
         RETURN 'i';
     END IF;
-    IF j.key IS NOT NULL THEN
+    IF j.key IS NOT NULL AND on_conflict = 0 THEN -- without a lock: whoever stands there, waiting or running, stands there
+        SELECT id INTO running FROM @.jobs WHERE key = j.key AND status <= S.RUNNING ORDER BY status = S.RUNNING LIMIT 1;
+        IF running IS NOT NULL THEN
+            RETURN 'k'::bytea || running;
+        END IF;
+    ELSIF j.key IS NOT NULL THEN
         SELECT * INTO waiting FROM @.jobs WHERE key = j.key AND status < S.RUNNING FOR UPDATE;
         SELECT id INTO running FROM @.jobs WHERE key = j.key AND status = S.RUNNING FOR UPDATE;
-        IF on_conflict = 0 AND coalesce(waiting.id, running) IS NOT NULL THEN
-            RETURN 'k'::bytea || coalesce(waiting.id, running);
-        END IF;
         IF waiting.id IS NOT NULL THEN
             PERFORM @.finish(waiting, E.REPLACE, S.CANCELLED, @.utf8(format(W.REPLACED_BY, @.id_text(j.id))), now_at);
         END IF;
@@ -104,7 +106,7 @@ CREATE FUNCTION @.enqueue(
     wall bigint, capacity bigint, ids bytea[], queues text[], jobs text[], priorities integer[], afters bigint[], ats bigint[], expiries bigint[],
     keys bytea[], conflicts integer[], payloads bytea[], extras bytea[], awaited integer[], joined bytea[],
     OUT answers bytea[], OUT rung text
-) LANGUAGE plpgsql AS $$
+) LANGUAGE plpgsql SET lock_timeout = '3s' AS $$
 #variable_conflict use_column
 DECLARE
     fresh bigint;

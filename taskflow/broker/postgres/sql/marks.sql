@@ -2,9 +2,11 @@
 -- can be cleaned away; whoever reads an index from its start walks over all of that, time and again.
 --
 -- A mark may stand too low, never too high: what lies before it is not found. So whoever puts a job before a mark lowers it in the same
--- transaction (lower). A job that was added in a transaction which commits late is the one that its mark may have passed: hence no mark
--- goes beyond half a second ago (past); whoever adds jobs in a verb that took longer looks behind the marks afterwards; a transaction of a
--- user's lowers its marks once more as it commits (at_commit); and upkeep looks behind them all every ten seconds (look_behind).
+-- transaction (lower), and whoever raises one has nobody beside him who lowers it: for what is older than a moment both lock the place,
+-- the one for sharing, the other by a try. What is added now lies before no mark, since none goes beyond half a second ago (past). A job
+-- that was added in a transaction which commits late is the one that its mark may have passed: whoever adds jobs in a verb that took
+-- longer looks behind the marks afterwards; a transaction of a user's lowers its marks once more as it commits (at_commit); and the broker
+-- looks behind them all every ten seconds (look_behind).
 
 CREATE FUNCTION @.past(now_at bigint) RETURNS bigint LANGUAGE sql IMMUTABLE AS $$
     SELECT now_at - 500000
@@ -20,12 +22,19 @@ BEGIN
     SELECT * INTO newest FROM @.marks WHERE kind = of_kind AND queue = of_queue AND rank = of_rank ORDER BY n DESC LIMIT 1;
     IF NOT FOUND THEN
         SELECT of_kind, of_queue, of_rank, NULL, 0, 0, 0 INTO newest;
-    ELSIF newest.set_at > now_at + 250000 THEN
-        newest.at := 0;
-        newest.seq := 0;
-        newest.set_at := 0;
     END IF;
-    RETURN newest;
+    RETURN @.believed(newest, now_at);
+END
+$$;
+
+CREATE FUNCTION @.believed(m @.marks, now_at bigint) RETURNS @.marks LANGUAGE plpgsql IMMUTABLE AS $$
+BEGIN
+    IF m.set_at > now_at + 250000 THEN
+        m.at := 0;
+        m.seq := 0;
+        m.set_at := 0;
+    END IF;
+    RETURN m;
 END
 $$;
 
@@ -33,8 +42,12 @@ $$;
 CREATE FUNCTION @.lower(of_kind text, of_queue text, of_rank integer, new_at bigint, new_seq bigint, now_at bigint) RETURNS boolean
 LANGUAGE plpgsql AS $$
 DECLARE
-    newest @.marks := @.mark(of_kind, of_queue, of_rank, now_at);
+    newest @.marks;
 BEGIN
+    IF new_at < @.wall(NULL) - 250000 THEN
+        PERFORM pg_advisory_xact_lock_shared(@.place(of_kind, of_queue, of_rank));
+    END IF;
+    newest := @.mark(of_kind, of_queue, of_rank, now_at);
     IF newest.n IS NOT NULL AND (newest.at, newest.seq) <= (new_at, new_seq) THEN
         RETURN false;
     END IF;
@@ -43,25 +56,29 @@ BEGIN
 END
 $$;
 
--- A number for raise(), to be taken before the index is read: then a mark that is lowered meanwhile has a higher one, and counts. NULL when
--- the mark was set a moment ago.
-CREATE FUNCTION @.number_to_raise(m @.marks, now_at bigint) RETURNS bigint LANGUAGE plpgsql AS $$
+CREATE FUNCTION @.place(kind text, queue text, rank integer) RETURNS bigint LANGUAGE sql IMMUTABLE AS $$
+    SELECT hashtextextended('@.marks ' || kind || ' ' || queue || ' ' || rank, 0)
+$$;
+
+-- Whether the mark m may be raised by this transaction: to be asked before the index is read. Not when it was set a moment ago, when it is
+-- not the newest any more, or while somebody else lowers or raises it.
+CREATE FUNCTION @.may_raise(m @.marks, now_at bigint) RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
-    RETURN CASE WHEN m.set_at < now_at - 200000 THEN nextval('@.marks_n') END;
+    RETURN m.set_at < now_at - 200000 AND pg_try_advisory_xact_lock(@.place(m.kind, m.queue, m.rank))
+        AND (@.mark(m.kind, m.queue, m.rank, now_at)).n IS NOT DISTINCT FROM m.n;
 END
 $$;
 
--- Nothing is alive before (new_at, new_seq), as the index was read from the mark m on.
-CREATE FUNCTION @.raise(m @.marks, new_n bigint, new_at bigint, new_seq bigint, now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
+-- Nothing is alive before (new_at, new_seq), as the index was read from the mark m on, after may_raise(m).
+CREATE FUNCTION @.raise(m @.marks, new_at bigint, new_seq bigint, now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     IF new_at > @.past(now_at) THEN
         new_at := @.past(now_at);
         new_seq := 0;
     END IF;
-    IF new_n IS NULL OR (new_at, new_seq) <= (m.at, m.seq) OR (@.mark(m.kind, m.queue, m.rank, now_at)).n IS DISTINCT FROM m.n THEN
-        RETURN;
+    IF (new_at, new_seq) > (m.at, m.seq) THEN
+        INSERT INTO @.marks (kind, queue, rank, at, seq, set_at) VALUES (m.kind, m.queue, m.rank, new_at, new_seq, now_at);
     END IF;
-    INSERT INTO @.marks (kind, queue, rank, n, at, seq, set_at) VALUES (m.kind, m.queue, m.rank, new_n, new_at, new_seq, now_at);
 END
 $$;
 
@@ -71,22 +88,29 @@ $$;
 CREATE FUNCTION @.ready_marks(now_at bigint, of_queue text DEFAULT NULL) RETURNS SETOF @.marks LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
 BEGIN
-    RETURN QUERY
-    WITH RECURSIVE step AS (
-        (
-            SELECT * FROM @.marks WHERE kind = 'ready' AND queue >= coalesce(of_queue, '') AND (of_queue IS NULL OR queue = of_queue)
-            ORDER BY kind, queue, rank, n DESC LIMIT 1
+    IF of_queue IS NULL THEN
+        RETURN QUERY
+        WITH RECURSIVE step AS (
+            (SELECT * FROM @.marks WHERE kind = 'ready' ORDER BY kind, queue, rank, n DESC LIMIT 1)
+            UNION ALL
+            SELECT next.* FROM step CROSS JOIN LATERAL (
+                SELECT * FROM @.marks WHERE kind = 'ready' AND (marks.queue, marks.rank) > (step.queue, step.rank)
+                ORDER BY kind, marks.queue, marks.rank, marks.n DESC LIMIT 1
+            ) AS next
         )
-        UNION ALL
-        SELECT next.* FROM step CROSS JOIN LATERAL (
-            SELECT * FROM @.marks WHERE kind = 'ready' AND (marks.queue, marks.rank) > (step.queue, step.rank)
-            ORDER BY kind, marks.queue, marks.rank, marks.n DESC LIMIT 1
-        ) AS next
-        WHERE of_queue IS NULL OR next.queue = of_queue
-    )
-    SELECT kind, queue, rank, n, CASE WHEN is_believed THEN at ELSE 0 END, CASE WHEN is_believed THEN seq ELSE 0 END,
-        CASE WHEN is_believed THEN set_at ELSE 0 END
-    FROM (SELECT *, set_at <= now_at + 250000 AS is_believed FROM step) AS marked;
+        SELECT (@.believed(step, now_at)).* FROM step;
+    ELSE
+        RETURN QUERY
+        WITH RECURSIVE step AS (
+            (SELECT * FROM @.marks WHERE kind = 'ready' AND queue = of_queue ORDER BY kind, queue, rank, n DESC LIMIT 1)
+            UNION ALL
+            SELECT next.* FROM step CROSS JOIN LATERAL (
+                SELECT * FROM @.marks WHERE kind = 'ready' AND marks.queue = of_queue AND marks.rank > step.rank
+                ORDER BY kind, marks.queue, marks.rank, marks.n DESC LIMIT 1
+            ) AS next
+        )
+        SELECT (@.believed(step, now_at)).* FROM step;
+    END IF;
 END
 $$;
 
@@ -137,71 +161,115 @@ $$;
 
 -- For whoever makes a job ready in a transaction that is not a verb's: its mark is lowered again as it commits, once for a place, since the
 -- first such job of a transaction is the oldest. The places that have been noted stand in a setting of the transaction.
-CREATE FUNCTION @.lower_at_commit(of_queue text, of_priority integer, due bigint) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION @.lower_at_commit(of_queue text, of_priority integer, due bigint, is_scheduled boolean) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
-    place CONSTANT text := format('@.%s %s;', of_queue, of_priority);
+    place CONSTANT text := CASE WHEN is_scheduled THEN format('@. %s;', due) ELSE format('@.%s %s;', of_queue, of_priority) END;
     noted CONSTANT text := coalesce(current_setting('taskflow.late', true), '');
 BEGIN
     IF position(place IN noted) = 0 THEN
-        INSERT INTO @.tally (queue, n, late_priority, late_at) VALUES (of_queue, 0, of_priority, due);
-        PERFORM set_config('taskflow.late', noted || place, true);
+        INSERT INTO @.tally (queue, n, late_priority, late_at) VALUES (of_queue, 0, CASE WHEN NOT is_scheduled THEN of_priority END, due);
+        IF NOT is_scheduled THEN
+            PERFORM set_config('taskflow.late', noted || place, true);
+        END IF;
     END IF;
 END
 $$;
 
-CREATE FUNCTION @.at_commit() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
+-- Without a priority it is scheduled. Run as the owner, for tally alone: of another table its columns would be whatever its owner likes.
+CREATE FUNCTION @.at_commit() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    PERFORM @.lower('ready', NEW.queue, -NEW.late_priority, NEW.late_at, 0, @.wall(NULL));
+    IF TG_RELID <> '@.tally'::regclass THEN
+        RAISE EXCEPTION 'this is a trigger of @.tally alone' USING ERRCODE = 'insufficient_privilege';
+    ELSIF NEW.late_priority IS NULL THEN
+        PERFORM @.lower('due', '', 0, NEW.late_at, 0, @.wall(NULL));
+    ELSE
+        PERFORM @.lower('ready', NEW.queue, -NEW.late_priority, NEW.late_at, 0, @.wall(NULL));
+    END IF;
     RETURN NULL;
 END
 $$;
+REVOKE EXECUTE ON FUNCTION @.at_commit() FROM PUBLIC;
 
 CREATE CONSTRAINT TRIGGER tally_late AFTER INSERT ON @.tally DEFERRABLE INITIALLY DEFERRED
     FOR EACH ROW WHEN (NEW.late_at IS NOT NULL) EXECUTE FUNCTION @.at_commit();
 
--- Reads every index from its start, as if there were no marks, and lowers those that were too high. Drops what no mark needs any more.
+-- Reads every index from its start, as if there were no marks, and lowers those that were too high. Drops what no mark needs any more. A
+-- statement of its own, since it may take long: what it lowers must be committed at once, and nothing else is to wait for it.
 CREATE FUNCTION @.look_behind(wall bigint, OUT rung text) LANGUAGE plpgsql SET enable_seqscan = off SET jit = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_column
 DECLARE
-    now_at bigint := @.wall(wall);
+    began_at bigint := @.wall(NULL);
+    now_at bigint;
+    live @.marks[];
+    m @.marks;
 BEGIN
     PERFORM pg_advisory_xact_lock(hashtextextended('@.look_behind', 0));
-    PERFORM @.ring('queue:' || queue) FROM (
-        WITH RECURSIVE first AS (
-            (SELECT queue, priority, due_at, seq FROM @.jobs WHERE status = S.READY ORDER BY queue, priority DESC, due_at, seq LIMIT 1)
+    live := @.first_of_all();
+    now_at := @.wall(wall); -- marks that were set while it was reading are not of the future
+    FOREACH m IN ARRAY live LOOP
+        IF @.lower(m.kind, m.queue, m.rank, m.at, m.seq, now_at) AND m.kind IN ('ready', 'due') THEN
+            PERFORM @.ring(CASE m.kind WHEN 'due' THEN 'due' ELSE 'queue:' || m.queue END);
+        END IF;
+    END LOOP;
+    PERFORM @.drop_old_marks(now_at);
+    INSERT INTO @.meta (name, value) VALUES ('look_behind_at', now_at + greatest(10000000, 10 * (@.wall(NULL) - began_at)))
+    ON CONFLICT (name) DO UPDATE SET value = excluded.value;
+    rung := current_setting('taskflow.rung', true);
+END
+$$;
+
+-- Whether it is time to look behind: never more than a tenth of all time.
+CREATE FUNCTION @.wants_look_behind(now_at bigint) RETURNS boolean LANGUAGE plpgsql AS $$
+DECLARE
+    next_at bigint := (SELECT value FROM @.meta WHERE name = 'look_behind_at');
+BEGIN
+    RETURN next_at IS NULL OR next_at <= now_at OR next_at > now_at + 86400000000; -- the last: the clock was set back
+END
+$$;
+
+-- What is alive first in every place, in the form of marks.
+CREATE FUNCTION @.first_of_all() RETURNS @.marks[] LANGUAGE plpgsql SET enable_seqscan = off SET jit = off SET enable_bitmapscan = off AS $$
+#variable_conflict use_column
+DECLARE
+    live @.marks[];
+BEGIN
+    WITH RECURSIVE ready AS (
+        (SELECT queue, priority, due_at, seq FROM @.jobs WHERE status = S.READY ORDER BY queue, priority DESC, due_at, seq LIMIT 1)
+        UNION ALL
+        SELECT next.* FROM ready CROSS JOIN LATERAL (
+            (
+                SELECT jobs.queue, jobs.priority, jobs.due_at, jobs.seq FROM @.jobs
+                WHERE status = S.READY AND jobs.queue = ready.queue AND jobs.priority < ready.priority
+                ORDER BY jobs.queue, jobs.priority DESC, jobs.due_at, jobs.seq LIMIT 1
+            )
             UNION ALL
-            SELECT next.* FROM first CROSS JOIN LATERAL (
-                (
-                    SELECT jobs.queue, jobs.priority, jobs.due_at, jobs.seq FROM @.jobs
-                    WHERE status = S.READY AND jobs.queue = first.queue AND jobs.priority < first.priority
-                    ORDER BY jobs.queue, jobs.priority DESC, jobs.due_at, jobs.seq LIMIT 1
-                )
-                UNION ALL
-                (
-                    SELECT jobs.queue, jobs.priority, jobs.due_at, jobs.seq FROM @.jobs
-                    WHERE status = S.READY AND jobs.queue > first.queue
-                    ORDER BY jobs.queue, jobs.priority DESC, jobs.due_at, jobs.seq LIMIT 1
-                )
-                LIMIT 1
-            ) AS next
-        )
-        SELECT * FROM first
-    ) AS live WHERE @.lower('ready', queue, -priority, due_at, seq, now_at);
-    PERFORM @.ring('due')
-        FROM (SELECT due_at FROM @.jobs WHERE status = S.SCHEDULED ORDER BY due_at, seq, id LIMIT 1) AS live
-        WHERE @.lower('due', '', 0, due_at, 0, now_at);
-    PERFORM @.lower('expiry', '', 0, expires_at, 0, now_at)
-        FROM (SELECT expires_at FROM @.jobs WHERE expires_at IS NOT NULL AND status < S.RUNNING ORDER BY expires_at, id LIMIT 1) AS live;
-    PERFORM @.lower('fade', '', 0, fade_at, 0, now_at) FROM (SELECT fade_at FROM @.jobs WHERE fade_at IS NOT NULL ORDER BY fade_at, id LIMIT 1) AS live;
-    PERFORM @.lower('kept', queue, rank, first.ended_at, first.seq, now_at)
+            (
+                SELECT jobs.queue, jobs.priority, jobs.due_at, jobs.seq FROM @.jobs
+                WHERE status = S.READY AND jobs.queue > ready.queue
+                ORDER BY jobs.queue, jobs.priority DESC, jobs.due_at, jobs.seq LIMIT 1
+            )
+            LIMIT 1
+        ) AS next
+    ), every AS (
+        SELECT 'ready' AS kind, queue, -priority AS rank, due_at AS at, seq FROM ready
+        UNION ALL
+        (SELECT 'due', '', 0, due_at, 0 FROM @.jobs WHERE status = S.SCHEDULED ORDER BY due_at, seq, id LIMIT 1)
+        UNION ALL
+        (SELECT 'expiry', '', 0, expires_at, 0 FROM @.jobs WHERE expires_at IS NOT NULL AND status < S.RUNNING ORDER BY expires_at, id LIMIT 1)
+        UNION ALL
+        (SELECT 'fade', '', 0, fade_at, 0 FROM @.jobs WHERE fade_at IS NOT NULL ORDER BY fade_at, id LIMIT 1)
+        UNION ALL
+        SELECT 'kept', queue, rank, first.ended_at, first.seq
         FROM (SELECT DISTINCT queue, rank FROM @.marks WHERE kind = 'kept') AS place CROSS JOIN LATERAL (
             SELECT ended_at, seq FROM @.jobs
             WHERE jobs.queue = place.queue AND (status = S.FAILED) = (place.rank = 1) AND status BETWEEN S.SUCCEEDED AND S.CANCELLED
             ORDER BY ended_at, seq LIMIT 1
-        ) AS first;
-    PERFORM @.lower('tally', '', 0, 0, 0, now_at);
-    PERFORM @.drop_old_marks(now_at);
-    rung := current_setting('taskflow.rung', true);
+        ) AS first
+        UNION ALL
+        (SELECT 'tally', '', 0, id, 0 FROM @.tally ORDER BY id LIMIT 1)
+    )
+    SELECT coalesce(array_agg(ROW(kind, queue, rank, NULL, at, seq, 0)::@.marks), '{}') INTO live FROM every;
+    RETURN live;
 END
 $$;
 

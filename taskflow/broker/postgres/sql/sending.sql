@@ -221,7 +221,9 @@ BEGIN
         ARRAY[(on_conflict = 'replace')::integer], ARRAY[@.payload_of(arguments)], ARRAY[extras], ARRAY[NULL::integer], ARRAY[NULL::bytea]
     ))[1];
     IF position('queue:' IN current_setting('taskflow.rung', true)) > 0 THEN
-        PERFORM @.lower_at_commit(queue, priority, now_at);
+        PERFORM @.lower_at_commit(queue, priority, now_at, false);
+    ELSIF current_setting('taskflow.rung', true) <> '' THEN
+        PERFORM @.lower_at_commit(queue, priority, coalesce(@.instant_of(after, at), now_at + @.duration('after', after)), true);
     END IF;
     PERFORM @.announce(current_setting('taskflow.rung', true));
     PERFORM set_config('taskflow.rung', others, true);

@@ -23,7 +23,7 @@ $$;
 
 -- Makes a session known. False when it is dead.
 CREATE FUNCTION @.register(wall bigint, steady bigint, new_id bytea, new_name text, new_ttl bigint, new_about bytea) RETURNS boolean
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET lock_timeout = '3s' AS $$
 #variable_conflict use_column
 DECLARE
     now_at bigint := @.wall(wall);
@@ -50,9 +50,9 @@ CREATE FUNCTION @.take(
 #variable_conflict use_column
 DECLARE
     taken integer;
-    last_due bigint := now_at;
-    last_seq bigint := 0;
-    raised bigint := @.number_to_raise(m, now_at);
+    first_due bigint;
+    first_seq bigint;
+    raises boolean := @.may_raise(m, now_at);
 BEGIN
     WITH picked AS MATERIALIZED (
         SELECT id, due_at, seq FROM @.jobs
@@ -73,18 +73,19 @@ BEGIN
     IF taken > 0 THEN
         PERFORM @.count_move(m.queue, E.CLAIM, S.READY, S.RUNNING, taken);
     END IF;
-    IF taken = most AND raised IS NOT NULL THEN -- there may be more: it has been read up to the last of them, which is the newest that is leased
-        SELECT due_at, seq INTO last_due, last_seq FROM @.jobs
-        WHERE status = S.RUNNING AND session = of_session AND request = of_request AND number = first_number + taken - 1;
+    IF raises THEN -- to the first that is ready still, whoever has locked it: it may remain so
+        SELECT due_at, seq INTO first_due, first_seq FROM @.jobs
+        WHERE status = S.READY AND queue = m.queue AND priority = -m.rank AND (due_at, seq) >= (m.at, m.seq)
+        ORDER BY due_at, seq LIMIT 1;
+        PERFORM @.raise(m, coalesce(first_due, now_at), coalesce(first_seq, 0), now_at);
     END IF;
-    PERFORM @.raise(m, raised, last_due, last_seq, now_at);
     RETURN taken;
 END
 $$;
 
 -- Leases ready jobs to a session. The rows of the leases of this request; an error of the class TF001 when the session is lost.
 CREATE FUNCTION @.claim(wall bigint, steady bigint, of_session bytea, of_request bigint, queues text[], most integer) RETURNS SETOF @.jobs
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET lock_timeout = '3s' AS $$
 #variable_conflict use_column
 DECLARE
     now_at bigint := @.wall(wall);
@@ -122,12 +123,14 @@ $$;
 -- --- beat ---------------------------------------------------------------------------------------------
 
 -- `requests` and `numbers` name claims; `reported_` and `running_for`, `progress` are the reports. The answer: whether it is lost, how many
--- ghosts there were, which of the named are held (their places, from 1), and which of those are asked to stop.
+-- ghosts there were, which of the named are held (their places, from 1), and which of those are asked to stop. `died_of` came later than
+-- the others: who has nothing to say of it leaves it out, as those did who did not know it.
 CREATE FUNCTION @.beat(
     wall bigint, steady bigint, of_session bytea, requests bigint[], numbers integer[], seen bigint,
     reported_requests bigint[], reported_numbers integer[], running_for bigint[], progresses bytea[], leaving boolean,
+    died_of bytea DEFAULT NULL,
     OUT is_lost boolean, OUT ghosts integer, OUT held integer[], OUT stopping integer[], OUT rung text
-) LANGUAGE plpgsql AS $$
+) LANGUAGE plpgsql SET lock_timeout = '3s' AS $$
 #variable_conflict use_column
 DECLARE
     now_at bigint := @.wall(wall);
@@ -148,10 +151,14 @@ BEGIN
     s.older := (SELECT coalesce(array_agg(DISTINCT request), '{}') FROM @.leases_of(s) WHERE request < new_floor);
     s.floor := new_floor;
     UPDATE @.sessions SET beat_at = steady, is_spared = false, floor = s.floor, older = s.older WHERE id = of_session;
-    PERFORM @.take_pulse(steady);
+    -- Nothing that a stranger may have locked is waited for: a beat that comes late ends its session.
     FOR i IN 1 .. cardinality(reported_requests) LOOP
         UPDATE @.jobs SET started_at = now_at - running_for[i], progress = coalesce(progresses[i], progress)
-        WHERE session = of_session AND request = reported_requests[i] AND number = reported_numbers[i] AND status = S.RUNNING;
+        WHERE id = (
+            SELECT id FROM @.jobs
+            WHERE session = of_session AND request = reported_requests[i] AND number = reported_numbers[i] AND status = S.RUNNING
+            FOR UPDATE SKIP LOCKED
+        );
     END LOOP;
     FOR lease IN
         SELECT id FROM @.leases_of(s) AS held
@@ -160,26 +167,30 @@ BEGIN
                 WHERE named.request = held.request AND named.number = held.number)
         ORDER BY request, number
     LOOP
-        PERFORM @.lock_jobs(ARRAY [lease.id]);
+        CONTINUE WHEN NOT @.try_lock_job(lease.id);
         SELECT * INTO j FROM @.jobs WHERE id = lease.id AND session = of_session AND status = S.RUNNING;
         IF FOUND THEN
             PERFORM @.wait_again(j, E.GHOST, now_at);
             ghosts := ghosts + 1;
         END IF;
     END LOOP;
-    IF leaving THEN
-        UPDATE @.sessions SET dead_at = now_at WHERE id = of_session;
+    IF leaving OR died_of IS NOT NULL THEN
+        UPDATE @.sessions SET dead_at = now_at, is_spared = died_of IS NULL WHERE id = of_session; -- for upkeep, which takes what is locked now
         FOR lease IN SELECT id FROM @.leases_of(s) ORDER BY request, number LOOP
-            PERFORM @.lock_jobs(ARRAY [lease.id]);
+            CONTINUE WHEN NOT @.try_lock_job(lease.id);
             SELECT * INTO j FROM @.jobs WHERE id = lease.id AND session = of_session AND status = S.RUNNING;
-            IF FOUND THEN
+            CONTINUE WHEN NOT FOUND;
+            IF died_of IS NULL THEN
                 PERFORM @.hand_back(j, true, now_at);
+            ELSE
+                PERFORM @.crash(j, died_of, now_at);
             END IF;
         END LOOP;
     END IF;
     SELECT array_agg(named.place), array_agg(named.place) FILTER (WHERE lease.is_asked_to_stop) INTO held, stopping
     FROM unnest(requests, numbers) WITH ORDINALITY AS named (request, number, place)
     JOIN @.leases_of(s) AS lease ON lease.request = named.request AND lease.number = named.number;
+    PERFORM @.take_pulse(steady);
     rung := current_setting('taskflow.rung', true);
 END
 $$;

@@ -4,16 +4,20 @@ CREATE FUNCTION @.settle(
     keep_for bigint[], contents bytea[], errors bytea[], afters bigint[], followed integer[], f_ids bytea[], f_queues text[], f_jobs text[],
     f_priorities integer[], f_afters bigint[], f_ats bigint[], f_expiries bigint[], f_keys bytea[], f_conflicts integer[], f_payloads bytea[],
     f_extras bytea[], f_awaited integer[], f_joined bytea[], OUT answers boolean[], OUT rung text
-) LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
+) LANGUAGE plpgsql SET lock_timeout = '3s' SET enable_seqscan = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
     now_at bigint := @.wall(wall);
     done bytea[];
     j @.jobs;
     fence bytea;
+    keys bytea[];
+    leaders bytea[];
 BEGIN
-    PERFORM @.lock_keys(array_agg(key)) FROM (SELECT key FROM @.jobs WHERE id = ANY (ids) UNION SELECT unnest(f_keys)) AS every (key);
-    PERFORM 1 FROM @.jobs WHERE id = ANY (ids) ORDER BY id FOR UPDATE;
+    SELECT array_agg(key) FILTER (WHERE key IS NOT NULL), array_agg(joins) FILTER (WHERE joins IS NOT NULL) INTO keys, leaders
+    FROM @.jobs WHERE id = ANY (ids);
+    PERFORM @.lock_keys(keys || f_keys);
+    PERFORM 1 FROM @.jobs WHERE id = ANY (ids || @.apart(leaders)) ORDER BY id FOR UPDATE;
     done := @.settle_plainly(now_at, ids, epochs, sessions, requests, numbers, kinds, ran_for, keep_for, contents, followed);
     IF cardinality(done) = cardinality(ids) AND (SELECT count(DISTINCT id) FROM unnest(ids) AS id) = cardinality(ids) THEN
         answers := array_fill(true, ARRAY [cardinality(ids)]);
@@ -52,6 +56,18 @@ BEGIN
         END IF;
     END LOOP;
     rung := current_setting('taskflow.rung', true);
+END
+$$;
+
+-- The ids that stand one after another in each of these.
+CREATE FUNCTION @.apart(joined bytea[]) RETURNS bytea[] LANGUAGE plpgsql IMMUTABLE AS $$
+BEGIN
+    IF joined IS NULL THEN
+        RETURN NULL;
+    END IF;
+    RETURN ARRAY (
+        SELECT DISTINCT substr(each, 16 * i + 1, 16) FROM unnest(joined) AS each, LATERAL generate_series(0, length(each) / 16 - 1) AS i
+    );
 END
 $$;
 
@@ -132,7 +148,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION @.cancel(wall bigint, ids bytea[], OUT statuses integer[], OUT rung text) LANGUAGE plpgsql AS $$
+CREATE FUNCTION @.cancel(wall bigint, ids bytea[], OUT statuses integer[], OUT rung text) LANGUAGE plpgsql SET lock_timeout = '3s' AS $$
 #variable_conflict use_column
 DECLARE
     now_at bigint := @.wall(wall);

@@ -42,6 +42,10 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION @.key_lock(key bytea) RETURNS bigint LANGUAGE sql IMMUTABLE AS $$
+    SELECT ('x' || encode(substr(key, 1, 8), 'hex'))::bit(64)::bigint
+$$;
+
 -- Locks keys in order, so that no two verbs wait for each other.
 CREATE FUNCTION @.lock_keys(keys bytea[]) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
@@ -49,7 +53,7 @@ DECLARE
     each bytea;
 BEGIN
     FOR each IN SELECT DISTINCT key FROM unnest(keys) AS key WHERE key IS NOT NULL ORDER BY key LOOP
-        PERFORM pg_advisory_xact_lock(('x' || encode(substr(each, 1, 8), 'hex'))::bit(64)::bigint);
+        PERFORM pg_advisory_xact_lock(@.key_lock(each));
     END LOOP;
 END
 $$;
@@ -61,6 +65,21 @@ CREATE FUNCTION @.lock_jobs(ids bytea[]) RETURNS void LANGUAGE plpgsql SET enabl
 BEGIN
     PERFORM @.lock_keys(array_agg(key)) FROM @.jobs WHERE id = ANY (ids) AND key IS NOT NULL;
     PERFORM 1 FROM @.jobs WHERE id = ANY (ids) ORDER BY id FOR UPDATE;
+END
+$$;
+
+-- The same for one job, without waiting: false when somebody else has it, or its key, in a transaction that may go on for long.
+CREATE FUNCTION @.try_lock_job(of_id bytea) RETURNS boolean LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
+#variable_conflict use_column
+DECLARE
+    of_key bytea;
+BEGIN
+    SELECT key INTO of_key FROM @.jobs WHERE id = of_id;
+    IF of_key IS NOT NULL AND NOT pg_try_advisory_xact_lock(@.key_lock(of_key)) THEN
+        RETURN false;
+    END IF;
+    PERFORM 1 FROM @.jobs WHERE id = of_id FOR UPDATE SKIP LOCKED;
+    RETURN FOUND;
 END
 $$;
 
@@ -189,11 +208,11 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION @.poison(j @.jobs, event text, why text, now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION @.poison(j @.jobs, event text, why bytea, now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 BEGIN
     j.is_poison := true;
-    PERFORM @.finish(j, event, S.FAILED, @.utf8(W.POISON || why), now_at);
+    PERFORM @.finish(j, event, S.FAILED, @.utf8(W.POISON) || why, now_at);
 END
 $$;
 
@@ -202,7 +221,7 @@ CREATE FUNCTION @.hand_back(j @.jobs, counts boolean, now_at bigint) RETURNS voi
 BEGIN
     j.hand_backs := j.hand_backs + counts::integer;
     IF j.hand_backs > R.max_hand_backs AND j.cancel_requested IS NULL THEN
-        PERFORM @.poison(j, E.HAND_BACK, format(W.HANDED_BACK_IN_VAIN, j.hand_backs), now_at);
+        PERFORM @.poison(j, E.HAND_BACK, @.utf8(format(W.HANDED_BACK_IN_VAIN, j.hand_backs)), now_at);
     ELSE
         PERFORM @.wait_again(j, E.HAND_BACK, now_at);
     END IF;
@@ -210,17 +229,22 @@ END
 $$;
 
 -- Drops what is kept of an ended job, all but its id and fence: somebody may still resend a call that names it.
-CREATE FUNCTION @.bury(buried bytea, now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
+-- Whether it was there to be dropped: not while somebody else has it.
+CREATE FUNCTION @.bury(buried bytea, now_at bigint) RETURNS boolean LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
     j @.jobs;
 BEGIN
-    SELECT * INTO j FROM @.jobs WHERE id = buried FOR UPDATE;
+    SELECT * INTO j FROM @.jobs WHERE id = buried AND status BETWEEN S.SUCCEEDED AND S.CANCELLED FOR UPDATE SKIP LOCKED;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
     PERFORM @.count_move(j.queue, E.DROP, j.status, NULL);
     UPDATE @.jobs SET status = S.GONE, payload = NULL, result = NULL, errors = NULL, extras = NULL, reason = NULL, progress = NULL,
         waiting_for = NULL, fade_at = ended_at + R.repeat_for
     WHERE id = buried;
     PERFORM @.lower('fade', '', 0, j.ended_at + R.repeat_for, 0, now_at);
+    RETURN true;
 END
 $$;
 

@@ -1,21 +1,23 @@
 -- What time brings, in at most `most` moves; one caller at a time, the others come again later.
 CREATE FUNCTION @.upkeep(
     wall bigint, steady bigint, most integer,
-    OUT readied integer, OUT reaped integer, OUT released integer, OUT expired integer, OUT dropped integer, OUT next_in bigint, OUT rung text
-) LANGUAGE plpgsql AS $$
+    OUT readied integer, OUT reaped integer, OUT released integer, OUT expired integer, OUT dropped integer, OUT next_in bigint,
+    OUT looks_behind boolean, OUT rung text
+) LANGUAGE plpgsql SET lock_timeout = '3s' AS $$
 #variable_conflict use_column
 DECLARE
     now_at bigint := @.wall(wall);
     first_due bigint;
     left_over integer := most;
+    summed integer;
 BEGIN
     steady := coalesce(steady, now_at);
-    readied := 0; reaped := 0; released := 0; expired := 0; dropped := 0;
+    readied := 0; reaped := 0; released := 0; expired := 0; dropped := 0; looks_behind := false;
     next_in := R.upkeep_every;
     IF NOT pg_try_advisory_xact_lock(hashtextextended('@.upkeep', 0)) THEN
         RETURN;
     END IF;
-    PERFORM @.look_behind_in_time(now_at);
+    looks_behind := @.wants_look_behind(now_at);
     PERFORM @.spare_after_outage(steady);
     UPDATE @.sessions SET dead_at = now_at WHERE dead_at IS NULL AND steady - beat_at > ttl;
     GET DIAGNOSTICS reaped = ROW_COUNT;
@@ -25,13 +27,13 @@ BEGIN
     left_over := greatest(0, left_over - released);
     expired := @.expire(now_at, left_over);
     left_over := greatest(0, left_over - expired);
-    PERFORM @.sum_up(now_at);
+    summed := @.sum_up(now_at);
     dropped := @.drop_over_cap(now_at, left_over);
     dropped := dropped + @.drop_faded(now_at, left_over - dropped);
     left_over := left_over - dropped;
     SELECT greatest(1, count(*)) * R.upkeep_every INTO next_in FROM @.sessions WHERE dead_at IS NULL;
     first_due := @.first_due(now_at);
-    IF left_over <= 0 THEN
+    IF left_over <= 0 OR summed = 20000 THEN
         next_in := 0;
     ELSIF first_due IS NOT NULL THEN
         next_in := least(next_in, greatest(0, first_due - now_at));
@@ -40,27 +42,20 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION @.look_behind_in_time(now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
-DECLARE
-    looked_at bigint := (SELECT value FROM @.meta WHERE name = 'looked_behind_at');
-BEGIN
-    IF now_at - looked_at BETWEEN 0 AND 10000000 THEN
-        RETURN;
-    END IF;
-    INSERT INTO @.meta (name, value) VALUES ('looked_behind_at', now_at) ON CONFLICT (name) DO UPDATE SET value = excluded.value;
-    PERFORM @.look_behind(now_at);
-END
-$$;
-
-CREATE FUNCTION @.sum_up(now_at bigint) RETURNS void LANGUAGE plpgsql SET enable_seqscan = off SET jit = off SET enable_bitmapscan = off AS $$
+-- How many rows of tally it has taken, 20,000 at most: they are small, and each stands for a whole verb.
+CREATE FUNCTION @.sum_up(now_at bigint) RETURNS integer LANGUAGE plpgsql
+SET enable_seqscan = off SET jit = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_column
 DECLARE
     m @.marks := @.mark('tally', '', 0, now_at);
-    raised bigint := @.number_to_raise(m, now_at);
+    raises boolean := @.may_raise(m, now_at);
     last_id bigint;
+    number integer;
 BEGIN
-    WITH taken AS (
-        DELETE FROM @.tally WHERE id >= m.at RETURNING id, queue, event, before, after, n
+    WITH first AS MATERIALIZED (
+        SELECT id FROM @.tally WHERE id >= m.at ORDER BY id LIMIT 20000
+    ), taken AS (
+        DELETE FROM @.tally USING first WHERE tally.id = first.id RETURNING tally.id, queue, event, before, after, n
     ), summed AS (
         SELECT queue, each.what, sum(each.n) AS n
         FROM taken, LATERAL (VALUES ('=' || before, -taken.n), ('=' || after, taken.n), (event, taken.n)) AS each (what, n)
@@ -69,10 +64,11 @@ BEGIN
         INSERT INTO @.totals (queue, what, n) SELECT queue, what, n FROM summed ORDER BY queue, what
         ON CONFLICT (queue, what) DO UPDATE SET n = totals.n + excluded.n
     )
-    SELECT max(id) INTO last_id FROM taken;
-    IF last_id IS NOT NULL THEN
-        PERFORM @.raise(m, raised, last_id, 0, now_at);
+    SELECT max(id), count(*) INTO last_id, number FROM taken;
+    IF raises AND last_id IS NOT NULL THEN
+        PERFORM @.raise(m, last_id, 0, now_at);
     END IF;
+    RETURN number;
 END
 $$;
 
@@ -101,11 +97,13 @@ $$;
 CREATE FUNCTION @.first_due(now_at bigint) RETURNS bigint LANGUAGE plpgsql SET enable_seqscan = off SET jit = off SET enable_bitmapscan = off AS $$
 DECLARE
     m @.marks := @.mark('due', '', 0, now_at);
-    raised bigint := @.number_to_raise(m, now_at);
+    raises boolean := @.may_raise(m, now_at);
     first bigint;
 BEGIN
     SELECT due_at INTO first FROM @.jobs WHERE status = S.SCHEDULED AND due_at >= m.at ORDER BY due_at, seq, id LIMIT 1;
-    PERFORM @.raise(m, raised, coalesce(first, now_at), 0, now_at);
+    IF raises THEN
+        PERFORM @.raise(m, coalesce(first, now_at), 0, now_at);
+    END IF;
     RETURN first;
 END
 $$;
@@ -120,17 +118,18 @@ DECLARE
 BEGIN
     FOR s IN SELECT * FROM @.sessions WHERE dead_at IS NOT NULL ORDER BY number LOOP
         FOR lease IN SELECT id FROM @.leases_of(s) WHERE NOT s.is_released ORDER BY request, number LIMIT most - moved LOOP
-            PERFORM @.lock_jobs(ARRAY [lease.id]);
+            CONTINUE WHEN NOT @.try_lock_job(lease.id);
             SELECT * INTO j FROM @.jobs WHERE id = lease.id AND session = s.id AND status = S.RUNNING;
             CONTINUE WHEN NOT FOUND;
             IF s.is_spared THEN
                 PERFORM @.hand_back(j, true, now_at);
             ELSE
-                PERFORM @.crash(j, now_at);
+                PERFORM @.crash(j, NULL, now_at);
             END IF;
             moved := moved + 1;
         END LOOP;
-        IF NOT s.is_released AND moved < most THEN
+        -- Not in the call that has found it dead: at "repeatable read" that does not see what a claim, which was under way, has leased to it.
+        IF NOT s.is_released AND moved < most AND s.dead_at < now_at THEN
             UPDATE @.sessions SET is_released = true WHERE id = s.id AND NOT EXISTS (SELECT 1 FROM @.leases_of(s)) RETURNING true INTO s.is_released;
         END IF;
         IF s.is_released AND s.dead_at < now_at - R.repeat_for THEN
@@ -141,7 +140,8 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION @.crash(j @.jobs, now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
+-- `cause` is NULL where nobody knows of what its worker was lost.
+CREATE FUNCTION @.crash(j @.jobs, cause bytea, now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
     waits bigint[] := R.crash_backoff;
@@ -149,9 +149,9 @@ DECLARE
 BEGIN
     j.crashes := j.crashes + 1;
     wait := waits[least(j.crashes, cardinality(waits))];
-    j.errors := @.noted(j.errors, @.packed_error(W.CRASHED, j.worker, j.crashes, j.failures + 1, now_at));
+    j.errors := @.noted(j.errors, @.packed_error(W.CRASHED, j.worker, j.crashes, cause, j.failures + 1, now_at));
     IF j.crashes > R.max_crashes AND j.cancel_requested IS NULL THEN
-        PERFORM @.poison(j, E.CRASH, format(W.LOST_IN_A_ROW, j.crashes), now_at);
+        PERFORM @.poison(j, E.CRASH, @.utf8(format(W.LOST_IN_A_ROW, j.crashes)) || coalesce(@.utf8(W.LAST_DIED_OF) || cause, ''), now_at);
     ELSE
         PERFORM @.wait_again(j, E.CRASH, now_at, CASE WHEN wait > 0 THEN now_at + wait END);
     END IF;
@@ -159,11 +159,12 @@ END
 $$;
 
 -- A msgpack array of type, message, traceback, attempt and time, as verdict.py reads it.
-CREATE FUNCTION @.packed_error(kind text, worker bytea, crashes integer, attempt integer, now_at bigint) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
+CREATE FUNCTION @.packed_error(kind text, worker bytea, crashes integer, cause bytea, attempt integer, now_at bigint) RETURNS bytea
+LANGUAGE sql IMMUTABLE AS $$
     SELECT '\x95'::bytea || @.packed_text(@.utf8(kind))
         || @.packed_text(
             @.utf8(split_part(W.WORKER_LOST, '%s', 1)) || worker || @.utf8(split_part(W.WORKER_LOST, '%s', 2) || crashes)
-            || @.utf8(split_part(W.WORKER_LOST, '%s', 3))
+            || @.utf8(split_part(W.WORKER_LOST, '%s', 3)) || coalesce(@.utf8(W.DIED_OF) || cause, '')
         )
         || @.packed_text('') || '\xce'::bytea || int4send(attempt) || '\xcf'::bytea || int8send(now_at)
 $$;
@@ -176,7 +177,7 @@ CREATE FUNCTION @.expire(now_at bigint, most integer) RETURNS integer LANGUAGE p
 #variable_conflict use_column
 DECLARE
     m @.marks := @.mark('expiry', '', 0, now_at);
-    raised bigint := @.number_to_raise(m, now_at);
+    raises boolean := @.may_raise(m, now_at);
     j @.jobs;
     moved integer := 0;
     first bigint;
@@ -185,16 +186,18 @@ BEGIN
         SELECT * FROM @.jobs WHERE expires_at IS NOT NULL AND status < S.RUNNING AND expires_at >= m.at AND expires_at <= now_at
         ORDER BY expires_at, id LIMIT most
     LOOP
-        PERFORM @.lock_jobs(ARRAY [j.id]);
+        CONTINUE WHEN NOT @.try_lock_job(j.id);
         SELECT * INTO j FROM @.jobs WHERE id = j.id AND status < S.RUNNING;
         IF FOUND THEN
             PERFORM @.finish(j, E.EXPIRE, S.CANCELLED, @.utf8(W.EXPIRED), now_at);
             moved := moved + 1;
         END IF;
     END LOOP;
-    SELECT expires_at INTO first FROM @.jobs WHERE expires_at IS NOT NULL AND status < S.RUNNING AND expires_at >= m.at
-    ORDER BY expires_at, id LIMIT 1;
-    PERFORM @.raise(m, raised, coalesce(first, now_at), 0, now_at);
+    IF raises THEN
+        SELECT expires_at INTO first FROM @.jobs WHERE expires_at IS NOT NULL AND status < S.RUNNING AND expires_at >= m.at
+        ORDER BY expires_at, id LIMIT 1;
+        PERFORM @.raise(m, coalesce(first, now_at), 0, now_at);
+    END IF;
     RETURN moved;
 END
 $$;
@@ -205,7 +208,7 @@ DECLARE
     crowded record;
     each record;
     m @.marks;
-    raised bigint;
+    raises boolean;
     last record;
     moved integer := 0;
 BEGIN
@@ -215,22 +218,22 @@ BEGIN
         GROUP BY 1, 2 HAVING sum(n) > R.kept_per_queue ORDER BY 1, 2
     LOOP
         m := @.mark('kept', crowded.queue, crowded.failed::integer, now_at);
-        raised := @.number_to_raise(m, now_at);
+        raises := @.may_raise(m, now_at);
+        last := NULL;
         FOR each IN
             SELECT id, ended_at, seq FROM @.jobs
             WHERE queue = crowded.queue AND (status = S.FAILED) = crowded.failed AND status BETWEEN S.SUCCEEDED AND S.CANCELLED
                 AND (ended_at, seq) >= (m.at, m.seq)
             ORDER BY ended_at, seq LIMIT least(crowded.over, most - moved)
         LOOP
-            PERFORM @.bury(each.id, now_at);
+            CONTINUE WHEN NOT @.bury(each.id, now_at);
             PERFORM @.count_move(crowded.queue, W.DROPPED_OVER_CAP, NULL, NULL);
             moved := moved + 1;
             last := each;
         END LOOP;
-        IF last IS NOT NULL THEN
-            PERFORM @.raise(m, raised, last.ended_at, last.seq, now_at);
+        IF raises AND last IS NOT NULL THEN
+            PERFORM @.raise(m, last.ended_at, last.seq, now_at);
         END IF;
-        last := NULL;
     END LOOP;
     RETURN moved;
 END
@@ -243,7 +246,7 @@ DECLARE
     faded record;
     moved integer := 0;
     m @.marks := @.mark('fade', '', 0, now_at);
-    raised bigint := @.number_to_raise(m, now_at);
+    raises boolean := @.may_raise(m, now_at);
     last_at bigint;
     last_id bytea;
     buried_ids bytea[];
@@ -271,10 +274,15 @@ BEGIN
         last_at := now_at + 1;
         last_id := '';
     END IF;
-    DELETE FROM @.jobs WHERE status = S.GONE AND fade_at >= m.at AND (fade_at, id) < (last_at, last_id);
+    DELETE FROM @.jobs WHERE id IN (
+        SELECT id FROM @.jobs WHERE status = S.GONE AND fade_at >= m.at AND (fade_at, id) < (last_at, last_id)
+        ORDER BY fade_at, id LIMIT greatest(1000, most) FOR UPDATE SKIP LOCKED
+    );
     DELETE FROM @.jobs WHERE id = ANY (buried_ids) AND (fade_at, id) < (last_at, last_id);
     SELECT fade_at INTO last_at FROM @.jobs WHERE fade_at >= m.at ORDER BY fade_at, id LIMIT 1;
-    PERFORM @.raise(m, raised, coalesce(last_at, now_at), 0, now_at);
+    IF raises THEN
+        PERFORM @.raise(m, coalesce(last_at, now_at), 0, now_at);
+    END IF;
     PERFORM @.lower('fade', '', 0, min(fade_at), 0, now_at) FROM @.jobs WHERE id = ANY (buried_ids) HAVING count(*) > 0;
     RETURN moved;
 END

@@ -1,10 +1,10 @@
 -- A session's sign of life.
 --
 -- arguments  session, the claims that it holds (8 bytes each, one string), the highest request seen, reports
---            {claim, microseconds since the run began, progress}, whether it is leaving
+--            {claim, microseconds since the run began, progress}, whether it is leaving, what it has died of or false
 -- reply      "LOST", or {how many ghosts, the claims that are lost, those that are asked to stop; 8 bytes each}
 
-local session, named, seen, reports, leaving = given[1], given[2], given[3], given[4], given[5]
+local session, named, seen, reports, leaving, died_of = given[1], given[2], given[3], given[4], given[5], given[6]
 local key = P .. 'l:' .. session
 local MOST_AT_ONCE = 500
 
@@ -85,6 +85,18 @@ local function leave()
   end
 end
 
+local function die()
+  kill(session)
+  call('HSET', session_key(session), 'died_of', died_of) -- what it has beyond MOST_AT_ONCE is upkeep's, which is to know it too
+  for _, lease in ipairs(leases_of(session, MOST_AT_ONCE)) do
+    local job = leased(session, lease[1], lease[2])
+    if job then
+      let_go(job)
+      crash(lease[2], job, died_of)
+    end
+  end
+end
+
 spare_after_outage()
 if not is_alive(session) then
   return redis.status_reply('LOST')
@@ -92,6 +104,11 @@ end
 revive(session, call('HGET', session_key(session), 'ttl'))
 call('HDEL', session_key(session), 'spared')
 take_pulse()
+if died_of then
+  die()
+  flush()
+  return { 0, '', '' }
+end
 take_reports()
 local is_named, lost, found = check_named()
 local ghosts = 0

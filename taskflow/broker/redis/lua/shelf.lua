@@ -272,6 +272,13 @@ local function wait_again(id, job, event, due)
   end
 end
 
+-- The errors of its runs: msgpack arrays one after the other, beginning again with the newest when they grow too large.
+local function note(job, kind, message, traceback, attempt)
+  local one = cmsgpack.pack({ kind, message, traceback, attempt, wall })
+  local whole = (job[F.errors] or '') .. one
+  set(job, F.errors, #whole <= R.max_errors_bytes and whole or one)
+end
+
 local function poison(id, job, event, why)
   set(job, F.poison, 1)
   finish(id, job, event, S.FAILED, W.POISON .. why)
@@ -289,6 +296,22 @@ local function hand_back(id, job, counts)
   end
 end
 
+-- Its worker is lost, `cause` is false where nobody knows of what.
+local function crash(id, job, cause)
+  local crashes = (job[F.crashes] or 0) + 1
+  set(job, F.crashes, crashes)
+  local lost = string.format(W.WORKER_LOST, job[F.worker] or '?', crashes)
+  note(job, W.CRASHED, cause and lost .. W.DIED_OF .. cause or lost, '', (job[F.failures] or 0) + 1)
+  if crashes > R.max_crashes and not job[F.cancel_requested] then
+    local in_a_row = string.format(W.LOST_IN_A_ROW, crashes)
+    poison(id, job, E.CRASH, cause and in_a_row .. W.LAST_DIED_OF .. cause or in_a_row)
+  else
+    local waits = R.crash_backoff
+    local wait = waits[math.min(crashes, #waits)]
+    wait_again(id, job, E.CRASH, wait > 0 and wall + wait or nil)
+  end
+end
+
 -- Drops what is kept of an ended job, all but its id and fence: somebody may still resend a call that names it.
 local function bury(id, job)
   write_kept()
@@ -302,11 +325,4 @@ local function bury(id, job)
   fading[#fading + 1] = job[F.ended] + R.repeat_for
   fading[#fading + 1] = id
   save(id, job)
-end
-
--- The errors of its runs: msgpack arrays one after the other, beginning again with the newest when they grow too large.
-local function note(job, kind, message, traceback, attempt)
-  local one = cmsgpack.pack({ kind, message, traceback, attempt, wall })
-  local whole = (job[F.errors] or '') .. one
-  set(job, F.errors, #whole <= R.max_errors_bytes and whole or one)
 end

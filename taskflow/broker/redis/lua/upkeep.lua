@@ -36,22 +36,9 @@ local function reap()
   return #lapsed
 end
 
-local function crash(id, job)
-  local crashes = (job[F.crashes] or 0) + 1
-  set(job, F.crashes, crashes)
-  local lost = string.format(W.WORKER_LOST, job[F.worker] or '?', crashes)
-  note(job, W.CRASHED, lost, '', (job[F.failures] or 0) + 1)
-  if crashes > R.max_crashes and not job[F.cancel_requested] then
-    poison(id, job, E.CRASH, string.format(W.LOST_IN_A_ROW, crashes))
-  else
-    local waits = R.crash_backoff
-    local wait = waits[math.min(crashes, #waits)]
-    wait_again(id, job, E.CRASH, wait > 0 and wall + wait or nil)
-  end
-end
-
 local function release(session, left)
-  local was_spared = call('HGET', session_key(session), 'spared')
+  local about = call('HMGET', session_key(session), 'spared', 'died_of')
+  local was_spared, died_of = about[1], about[2]
   local released = 0
   for _, lease in ipairs(leases_of(session, left)) do
     local job = leased(session, lease[1], lease[2])
@@ -60,7 +47,7 @@ local function release(session, left)
       if was_spared then
         hand_back(lease[2], job, true)
       else
-        crash(lease[2], job)
+        crash(lease[2], job, died_of)
       end
       released = released + 1
     end

@@ -1,0 +1,54 @@
+"""Where a job's function runs: in the worker's event loop, in one of its threads, or in a child process."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, Final, Literal, cast, get_args
+
+from taskflow.model.errors import DeclarationError
+
+RunsIn = Literal["loop", "thread", "process"]
+
+_PLACES: Final = get_args(RunsIn)
+
+# The second is what multiprocessing, and our own children, call the first.
+RUN_AS_MAIN: Final = ("__main__", "__mp_main__")
+
+
+def place_for(function: Callable[..., Any], asked: object) -> RunsIn:
+    """What is asked for, else the loop for an async function, and a thread for a plain one.
+
+    ValueError for what is no place, or none for this function; DeclarationError for a function that no child process could import.
+    """
+    own: RunsIn = "loop" if inspect.iscoroutinefunction(function) else "thread"
+    if asked is None or asked == own:
+        return own
+    if not isinstance(asked, str) or asked not in _PLACES:
+        raise ValueError(f'runs_in={asked!r}: it takes "process", or "{own}", which is what {_kind(own)} function runs in anyway')
+    if asked != "process":
+        raise ValueError(f'runs_in="{asked}": {_WHY_NOT[own]}, or say runs_in="process"')
+    _check_importable(function)
+    return cast(RunsIn, asked)
+
+
+_WHY_NOT: Final = {
+    "loop": "an async function runs in the event loop; to run in a thread, make it a plain one",
+    "thread": "a plain function would block the event loop; it runs in a thread, unless it is made async",
+}
+
+
+def _kind(own: RunsIn) -> str:
+    return "an async" if own == "loop" else "a plain"
+
+
+def _check_importable(function: Callable[..., Any]) -> None:
+    """As a child process does: it imports the module anew, and finds the job there."""
+    if "<locals>" in function.__qualname__ or "<lambda>" in function.__qualname__:
+        raise ValueError('runs_in="process": a child process finds it by importing its module; define it there, not inside a function')
+    scope = getattr(inspect.unwrap(function), "__globals__", {})
+    if function.__module__ in RUN_AS_MAIN and scope.get("__spec__") is None and "__file__" not in scope:
+        raise DeclarationError(
+            f'@job(runs_in="process") on {function.__qualname__}: a child process imports the module that it is in, and what is typed into '
+            "an interpreter, a notebook or python -c is none; write it into a file, and import it from there"
+        )

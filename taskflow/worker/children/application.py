@@ -1,0 +1,99 @@
+"""The user's application in a child process: imported by name, as the worker has imported it, and once."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import runpy
+import sys
+import traceback
+from types import ModuleType
+from typing import Any, NoReturn
+
+from taskflow.app.current import default_app
+from taskflow.app.job import AnyJob
+from taskflow.model.errors import TaskflowError
+from taskflow.worker.children.wire import Hello, Import, Refused
+
+_MAIN = "__mp_main__"
+"""What multiprocessing calls the main module in a process that it has spawned: applications know it, and so does the registry."""
+
+
+class Application:
+    """What has failed to be imported is told to the run that needs it."""
+
+    def __init__(self, hello: Hello) -> None:
+        self._failures: dict[str, Refused] = {}
+        self._log_level = hello.log_level
+        self.state = NoState() if hello.has_lifespan else None
+        sys.argv[:] = hello.arguments
+        default_app().enter_child(hello.settings, is_reachable=hello.is_reachable)
+        for module in hello.modules:
+            self.load(Import(module))
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all that was to be imported is there."""
+        return not self._failures
+
+    def load(self, wanted: Import) -> None:
+        """As far as it goes."""
+        try:
+            if wanted.main is None:
+                importlib.import_module(wanted.module)
+            else:
+                _load_main(wanted.main)
+        except BaseException as error:  # SystemExit, or one of the module's own
+            why = f"{wanted.main or wanted.module} cannot be imported in a child process: {type(error).__name__}: {error}"
+            self._failures[wanted.module] = Refused(why, "".join(traceback.format_exception(error)))
+
+    def find(self, name: str, module: str) -> AnyJob | Refused:
+        self._log_to_stderr()
+        default_app().read_settings()
+        if module in self._failures:  # though it may have declared the job before it failed
+            return self._failures[module]
+        return default_app().registry.get(name) or Refused(
+            f"{module}, imported in a child process, declares no job {name!r}: declare it where the import comes by, "
+            'not inside a function, nor under `if __name__ == "__main__":`',
+            "",
+        )
+
+    def _log_to_stderr(self) -> None:
+        """Unless the application has made arrangements of its own."""
+        if not logging.getLogger().handlers:
+            logging.basicConfig(level=self._log_level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+
+
+def _load_main(main: str) -> None:
+    """Under another name than `__main__`, so that what is meant for the command alone is not done again."""
+    module = ModuleType(_MAIN)
+    is_file = os.path.isabs(main)
+    content = runpy.run_path(main, run_name=_MAIN) if is_file else runpy.run_module(main, run_name=_MAIN, alter_sys=True)
+    module.__dict__.update(content)
+    sys.modules["__main__"] = sys.modules[_MAIN] = module
+
+
+class NoState:
+    """Stands for `ctx.state`, which the worker's lifespan has made, and which stays in the worker's process."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        _say_so()
+
+    def __getitem__(self, key: object) -> Any:
+        _say_so()
+
+    def __bool__(self) -> bool:
+        _say_so()
+
+    def __repr__(self) -> str:
+        return "<no ctx.state in a child process>"
+
+
+def _say_so() -> NoReturn:
+    raise TaskflowError(
+        'ctx.state is what the lifespan has made in the worker\'s process, and a job with runs_in="process" runs in another: '
+        "open what it needs in the job itself, or once in its module"
+    )

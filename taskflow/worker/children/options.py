@@ -1,0 +1,49 @@
+"""How a worker keeps its child processes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from typing import Final
+
+from taskflow.model.errors import ConfigurationError
+
+MEBIBYTE: Final = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChildOptions:
+    """`at_once`       children at one time; None is the number of cores that this process may use
+    `most_runs`     runs after which a child is replaced by a fresh one
+    `most_growth`   bytes of memory that it may have grown by since it was ready, likewise
+    `idle_for`      seconds without work after which it ends
+    `start_within`  seconds that it may take to import the application
+    `goodbye`       seconds that it may take to end by itself, before it is killed
+    """
+
+    at_once: int | None = None
+    most_runs: int = 100
+    most_growth: int = 256 * MEBIBYTE
+    idle_for: float = 300.0
+    start_within: float = 60.0
+    goodbye: float = 5.0
+
+    def __post_init__(self) -> None:
+        for name, least in (("at_once", 1), ("most_runs", 1), ("most_growth", 0), ("idle_for", 0), ("start_within", 0), ("goodbye", 0)):
+            value = getattr(self, name)
+            if value is not None and not value >= least:
+                raise ConfigurationError(f"{name}={value!r}: it is {least} or more")
+
+    @property
+    def slots(self) -> int:
+        return self.at_once or cores()
+
+
+def cores() -> int:
+    """Those that this process may use."""
+    if sys.version_info >= (3, 13):
+        return os.process_cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0)) or 1
+    return os.cpu_count() or 1

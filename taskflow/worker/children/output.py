@@ -1,0 +1,149 @@
+"""What a child process writes to its stdout and stderr: a pipe each, emptied by a thread, so that no child ever waits for a busy loop."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import fcntl
+import os
+import select
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from taskflow.model.envelope import Lease
+from taskflow.model.seams import StartThread
+from taskflow.worker.events import Printed
+
+LONGEST_LINE: Final = 8_192
+"""Characters. A longer line is told in pieces."""
+
+MOST_OF_A_RUN: Final = 1 << 20
+"""Characters that are told of one run; what comes after them is counted, and thrown away."""
+
+LAST_LINES: Final = 40
+"""Of stderr, which a run's error has with it when the child has died."""
+
+# Bytes that a pipe holds: the most that Linux allows without privileges. 64 KiB otherwise.
+_ROOM: Final = 1 << 20
+_AT_ONCE: Final = 1 << 16
+
+Tell = Callable[[Printed], None]
+
+
+class Output:
+    """Both streams of one child. Its thread ends with the last process that has one of them open."""
+
+    def __init__(self, pid: int, stdout: int, stderr: int, tell: Tell, start_thread: StartThread) -> None:
+        self._lock = threading.Lock()
+        self._streams = {stdout: _Stream("stdout", stdout, pid, tell), stderr: _Stream("stderr", stderr, pid, tell)}
+        self._errors = self._streams[stderr]
+        self._open = set(self._streams)
+        for descriptor in self._streams:
+            os.set_blocking(descriptor, False)
+            _widen(descriptor)
+        start_thread(self._empty, "taskflow-output")
+
+    def begin(self, lease: Lease) -> None:
+        """What is read from now on is of this run."""
+        with self._lock:
+            for stream in self._streams.values():
+                stream.begin(lease)
+
+    def end(self) -> None:
+        """Of the run: what it has written by now is told when this returns."""
+        with self._lock:
+            for descriptor, stream in self._streams.items():
+                # No more than the pipe can hold: something that it has started might write for ever.
+                for _ in range(_ROOM // _AT_ONCE):
+                    if descriptor not in self._open or not self._read(descriptor):
+                        break
+                stream.end()
+
+    @property
+    def last_lines(self) -> str:
+        """The end of what the run has written to stderr, also of one that has ended."""
+        return "\n".join(self._errors.last_lines)
+
+    def _empty(self) -> None:
+        poll = select.poll()
+        for descriptor in self._streams:
+            poll.register(descriptor, select.POLLIN)
+        while self._open:
+            for descriptor, _ in poll.poll():
+                with self._lock:
+                    self._read(descriptor)
+                    if descriptor not in self._open:
+                        poll.unregister(descriptor)
+        with self._lock:
+            for descriptor, stream in self._streams.items():
+                stream.end()
+                os.close(descriptor)
+
+    def _read(self, descriptor: int) -> bool:
+        """Whether there was something. Under the lock."""
+        try:
+            received = os.read(descriptor, _AT_ONCE)
+        except BlockingIOError:
+            return False
+        except OSError:
+            received = b""
+        if not received:
+            self._open.discard(descriptor)
+            return False
+        self._streams[descriptor].take(received)
+        return True
+
+
+class _Stream:
+    def __init__(self, name: str, descriptor: int, pid: int, tell: Tell) -> None:
+        self.last_lines = deque[str](maxlen=LAST_LINES)
+        self._name = name
+        self._pid = pid
+        self._tell = tell
+        self._lease: Lease | None = None
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._begun = ""
+        self._left = MOST_OF_A_RUN
+        self._dropped = 0
+
+    def begin(self, lease: Lease) -> None:
+        self.end()
+        self.last_lines.clear()
+        self._lease = lease
+
+    def take(self, received: bytes) -> None:
+        *lines, self._begun = (self._begun + self._decoder.decode(received)).split("\n")
+        for line in lines:
+            self._say(line)
+        while len(self._begun) >= LONGEST_LINE:
+            self._say(self._begun[:LONGEST_LINE])
+            self._begun = self._begun[LONGEST_LINE:]
+
+    def end(self) -> None:
+        if self._begun:
+            self._say(self._begun)
+            self._begun = ""
+        if self._dropped:
+            self._tell(Printed(self._lease, self._pid, self._name, f"... and {self._dropped:,} characters more, which are not shown"))
+        self._lease, self._left, self._dropped = None, MOST_OF_A_RUN, 0
+
+    def _say(self, line: str) -> None:
+        line = line.removesuffix("\r")
+        for start in range(0, max(1, len(line)), LONGEST_LINE):
+            self._say_piece(line[start : start + LONGEST_LINE])
+
+    def _say_piece(self, line: str) -> None:
+        if len(line) >= self._left:
+            self._left, self._dropped = 0, self._dropped + len(line) + 1
+            return
+        self._left -= len(line) + 1
+        self.last_lines.append(line)
+        self._tell(Printed(self._lease, self._pid, self._name, line))
+
+
+def _widen(descriptor: int) -> None:
+    """A process that holds the interpreter for long keeps its threads from reading meanwhile."""
+    with contextlib.suppress(OSError, AttributeError):  # not allowed, or not Linux
+        fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, _ROOM)

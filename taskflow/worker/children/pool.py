@@ -1,0 +1,149 @@
+"""The child processes of a worker: as many as there are cores, started when they are wanted, kept warm, and used again."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from taskflow.app.app import App
+from taskflow.app.job import AnyJob
+from taskflow.app.places import RUN_AS_MAIN
+from taskflow.model.envelope import Lease
+from taskflow.model.seams import StartThread
+from taskflow.model.verdict import Verdict
+from taskflow.worker.children.options import ChildOptions
+from taskflow.worker.children.output import Tell
+from taskflow.worker.children.process import Child, Nursery, Report
+from taskflow.worker.children.wire import Hello
+
+# Seconds in which a child that was killed is seen to be gone. Longer takes only one that the system itself does not let go.
+_UNTIL_GONE: Final = 5.0
+
+
+class Children:
+    """At most `options.slots` of them are at work; who comes after waits for a turn. Belongs to one event loop."""
+
+    def __init__(self, app: App, options: ChildOptions, *, modules: tuple[str, ...], tell: Tell, start_thread: StartThread) -> None:
+        self._app = app
+        self._options = options
+        self._modules = modules
+        self._tell = tell
+        self._start_thread = start_thread
+        self._slots = asyncio.Semaphore(options.slots)
+        self._idle: dict[Child, asyncio.TimerHandle] = {}
+        self._alive: set[Child] = set()
+
+    async def turn(self, job: AnyJob) -> Turn:
+        """Wait for a slot, and for a child that is ready. Raises ChildFailed when none gets ready."""
+        await self._slots.acquire()
+        child = None
+        try:
+            child = self._warm() or await self._start()
+            await child.prepare(job.function.__module__, _main_module() if job.function.__module__ in RUN_AS_MAIN else None)
+        except BaseException:
+            if child is not None:
+                child.kill()
+            self._slots.release()
+            raise
+        return Turn(child, job.function.__module__, self._give_back)
+
+    async def close(self) -> None:
+        """Those that wait for work end by themselves, others are killed. They are gone when this returns, if the system lets them."""
+        for child in self._alive:
+            if child in self._idle:
+                child.retire()
+            else:
+                child.kill()
+        if self._alive:
+            await asyncio.wait([child.ended for child in self._alive], timeout=self._options.goodbye)
+        for child in self._alive:
+            child.kill()
+        if self._alive:
+            await asyncio.wait([child.ended for child in self._alive], timeout=_UNTIL_GONE)
+
+    def _warm(self) -> Child | None:
+        """The one that has waited the shortest: the others may go home."""
+        while self._idle:
+            child, timer = self._idle.popitem()
+            timer.cancel()
+            if not child.is_spent:
+                return child
+        return None
+
+    async def _start(self) -> Child:
+        child = await Child.start(Nursery(self._hello(), self._options, self._tell, self._start_thread))
+        self._alive.add(child)
+        child.ended.add_done_callback(lambda _: self._forget(child))
+        return child
+
+    def _give_back(self, child: Child) -> None:
+        self._slots.release()
+        if not child.is_spent:
+            self._idle[child] = asyncio.get_running_loop().call_later(self._options.idle_for, self._send_home, child)
+        elif not child.ended.done():
+            child.retire()
+
+    def _send_home(self, child: Child) -> None:
+        self._idle.pop(child, None)
+        child.retire()
+
+    def _forget(self, child: Child) -> None:
+        self._alive.discard(child)
+        if (timer := self._idle.pop(child, None)) is not None:
+            timer.cancel()
+
+    def _hello(self) -> Hello:
+        settings = self._app.settings
+        return Hello(
+            modules=self._modules,
+            arguments=tuple(sys.argv),
+            settings={
+                "broker": self._app.broker_url(),
+                "enqueue_timeout": settings.enqueue_timeout,
+                "max_payload": settings.max_payload,
+            },
+            is_reachable=self._app.is_reachable,
+            has_lifespan=settings.lifespan is not None,
+            log_level=logging.getLogger().level,
+        )
+
+
+class Turn:
+    """A child for one run, until it is given back."""
+
+    def __init__(self, child: Child, module: str, give_back: Callable[[Child], None]) -> None:
+        self._child = child
+        self._module = module
+        self._give_back = give_back
+
+    async def run(self, lease: Lease, report: Report) -> Verdict:
+        """Raises ChildFailed. Cancelled, it kills the child, and comes back when that is gone."""
+        try:
+            return await self._child.run(_without_timeout(lease), self._module, report)
+        except asyncio.CancelledError:
+            self._child.kill()
+            await asyncio.wait([self._child.ended], timeout=_UNTIL_GONE)
+            raise
+
+    def end(self) -> None:
+        self._give_back(self._child)
+
+
+def _without_timeout(lease: Lease) -> Lease:
+    """It is the worker's to enforce."""
+    return msgspec.structs.replace(lease, envelope=msgspec.structs.replace(lease.envelope, timeout=None))
+
+
+def _main_module() -> str | None:
+    """As `Import` has it."""
+    main = sys.modules["__main__"]
+    spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)
+    if spec is not None:
+        return str(spec.name)
+    return None if file is None else os.path.abspath(file)

@@ -1,0 +1,283 @@
+"""One child process, as its worker sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Self, TypeVar, cast
+
+from taskflow.model.envelope import Lease
+from taskflow.model.record import Progress
+from taskflow.model.seams import StartThread
+from taskflow.model.verdict import Verdict
+from taskflow.worker.children.death import ChildDied, ChildFailed, OutOfMemory, cause_of
+from taskflow.worker.children.options import ChildOptions
+from taskflow.worker.children.output import Output, Tell
+from taskflow.worker.children.wire import Ended, Garbled, Hello, Import, Message, Ready, Refused, Reported, Run, Unpacker, pack
+
+# Never a fork of the worker, which has threads, connections and locks: a fresh interpreter with the same path.
+_BOOT: Final = "import sys; sys.path[:] = sys.argv[2:]; from taskflow.worker.children.child import main; main(int(sys.argv[1]))"
+
+# Seconds in which a child that has hung up is seen to be dead; and those in which its last words are read, once it is seen to be.
+_UNTIL_DEAD: Final = 1.0
+_LAST_WORDS: Final = 0.2
+
+Report = Callable[[Progress], None]
+F = TypeVar("F", bound=ChildFailed)
+
+
+@dataclass(frozen=True)
+class Nursery:
+    """What a child is started with."""
+
+    hello: Hello
+    options: ChildOptions
+    tell: Tell
+    start_thread: StartThread
+
+
+class Child(asyncio.Protocol):
+    """One interpreter, which runs one job at a time. Belongs to the loop that starts it; `ended` comes true with its exit code.
+
+    It is the leader of a session and a group of its own: a Ctrl-C in the worker's terminal is none of its business, and to kill it is to
+    kill what it has started too.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], output: Output, nursery: Nursery) -> None:
+        self.pid = process.pid
+        self.ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self.is_spent = False
+        self._process = process
+        self._output = output
+        self._nursery = nursery
+        self._runs = 0
+        self._modules = set[str]()
+        self._memory_at_first = 0
+        self._is_retired = False
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._unpacker = Unpacker()
+        self._answer: asyncio.Future[Message] = self._loop.create_future()
+        self._report: Report | None = None
+        self._kills = OutOfMemory()
+
+    @classmethod
+    async def start(cls, nursery: Nursery) -> Self:
+        """One that has imported the worker's modules, as far as it could. Raises ChildFailed; cancelled, it leaves none."""
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            process, output = _spawn(theirs.fileno(), nursery)
+            child = cls(process, output, nursery)
+            try:
+                child._watch()
+                await child._loop.create_unix_connection(lambda: child, sock=ours.dup())
+                theirs.close()
+                child._memory_at_first = await child._get_ready(nursery.hello)
+            except BaseException:
+                child.kill()
+                await asyncio.wait([child.ended], timeout=_UNTIL_DEAD)
+                raise
+        return child
+
+    async def prepare(self, module: str, main: str | None) -> None:
+        """Have it import where a job is declared, as far as it can; once. Raises ChildFailed; whoever cancels this kills the child."""
+        if module not in self._modules:
+            self._memory_at_first = await self._get_ready(Import(module, main))
+            self._modules.add(module)
+
+    async def run(self, lease: Lease, module: str, report: Report) -> Verdict:
+        """What the run comes to there. Raises ChildFailed when it comes to nothing; whoever cancels this kills the child."""
+        self._runs += 1
+        self._report = report
+        self._kills.mark()
+        self._output.begin(lease)
+        try:
+            answer = await self._ask(Run(lease, module))
+        finally:
+            self._report = None
+            self._output.end()
+        match answer:
+            case Ended(verdict, memory, is_whole):
+                options = self._nursery.options
+                has_grown = memory - self._memory_at_first > options.most_growth
+                self.is_spent |= not is_whole or has_grown or self._runs >= options.most_runs
+                return verdict
+            case Refused(why, traceback):
+                self.is_spent = True
+                raise _with_note(ChildFailed(why), traceback)
+        raise self._out_of_turn(answer)
+
+    def retire(self) -> None:
+        """Let it end by itself, soon."""
+        self._is_retired = self.is_spent = True
+        self._hang_up()
+        self._loop.call_later(self._nursery.options.goodbye, self.kill)
+
+    def kill(self) -> None:
+        """And what it has started. It is gone when `ended` says so."""
+        self.is_spent = True
+        if not self.ended.done():
+            self._kill_group()
+            self._process.kill()  # should it have left its group
+        self._hang_up()
+
+    # --- what is said ----------------------------------------------------------------------------------
+
+    async def _get_ready(self, message: Hello | Import) -> int:
+        """How much memory it has then."""
+        patience = self._nursery.options.start_within
+        try:
+            async with asyncio.timeout(patience):
+                answer = await self._ask(message)
+        except TimeoutError:
+            self.kill()
+            what = ", ".join(message.modules) if isinstance(message, Hello) else message.module
+            raise ChildFailed(
+                f"a child process has not imported {what or 'taskflow'} within {patience:g} s, and was killed; what does it do besides?"
+            ) from None
+        if not isinstance(answer, Ready):
+            raise self._out_of_turn(answer)
+        return answer.memory
+
+    async def _ask(self, message: Message) -> Message:
+        self._answer = self._loop.create_future()
+        if self._transport is None or self._transport.is_closing():
+            self._answer.set_exception(_HungUp("had hung up before"))
+        else:
+            self._transport.write(pack(message))
+        try:
+            return await self._answer
+        except _HungUp as hung_up:
+            raise await self._why_dead(hung_up) from None
+
+    async def _why_dead(self, hung_up: _HungUp) -> ChildDied:
+        if hung_up.is_its_own:
+            await asyncio.wait([self.ended], timeout=_UNTIL_DEAD)
+        if hung_up.is_its_own and self.ended.done():
+            cause = cause_of(self.ended.result(), self._kills.since())
+        else:
+            self.kill()
+            cause = f"{hung_up}, and was killed"
+        self._output.end()
+        return _with_note(ChildDied(f"the child process (pid {self.pid}) {cause}"), self._output.last_lines)
+
+    def _out_of_turn(self, message: Message) -> ChildDied:
+        self.kill()
+        return ChildDied(f"the child process (pid {self.pid}) spoke out of turn ({message.kind}), and was killed")
+
+    # --- asyncio.Protocol --------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by its class
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for message in self._unpacker.feed(data):
+                self._hear(message)
+        except Garbled as garbled:
+            self._give_up(_HungUp(f"sent {garbled}", is_its_own=False))
+            self.kill()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._give_up(_HungUp("has closed its connection to the worker"))
+
+    def _hear(self, message: Message) -> None:
+        if not isinstance(message, Reported):
+            if not self._answer.done():
+                self._answer.set_result(message)
+        elif self._report is not None:
+            self._report(Progress(message.fraction, message.note))
+
+    def _give_up(self, why: _HungUp) -> None:
+        self.is_spent = True
+        if not self._answer.done():
+            self._answer.set_exception(why)
+            self._answer.exception()  # nobody may be waiting, which is no reason to complain
+
+    def _hang_up(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
+    # --- its end -------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        """Not by its hanging up: what it has forked may hold the connection open."""
+        try:
+            descriptor = os.pidfd_open(self.pid)
+        except (AttributeError, OSError):  # not Linux, or not allowed
+            self._nursery.start_thread(self._wait_in_a_thread, "taskflow-child")
+            return
+        self._loop.add_reader(descriptor, self._note_end_of, descriptor)
+
+    def _note_end_of(self, descriptor: int) -> None:
+        self._loop.remove_reader(descriptor)
+        os.close(descriptor)
+        if not self._is_retired:  # before its number is given up: it may be another's after that
+            self._kill_group()
+        self._note_end(self._process.wait())
+
+    def _kill_group(self) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+    def _wait_in_a_thread(self) -> None:
+        code = self._process.wait()
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody wants to know
+            self._loop.call_soon_threadsafe(self._note_end, code)
+
+    def _note_end(self, code: int) -> None:
+        self.is_spent = True
+        if not self.ended.done():
+            self.ended.set_result(code)
+        # What it has said last may be on its way still.
+        self._loop.call_later(_LAST_WORDS, self._give_up, _HungUp("has ended"))
+        self._loop.call_later(_LAST_WORDS, self._hang_up)
+
+
+class _HungUp(Exception):
+    """Inside of here: there is no answer to come. `is_its_own` when the child has done it, and may have died."""
+
+    def __init__(self, why: str, *, is_its_own: bool = True) -> None:
+        super().__init__(why)
+        self.is_its_own = is_its_own
+
+
+def _spawn(theirs: int, nursery: Nursery) -> tuple[subprocess.Popen[bytes], Output]:
+    (read_out, write_out), (read_err, write_err) = os.pipe(), os.pipe()
+    try:
+        process = subprocess.Popen(
+            [sys.executable, *_flags(), "-c", _BOOT, str(theirs), *map(os.path.abspath, sys.path)],
+            stdin=subprocess.DEVNULL,
+            stdout=write_out,
+            stderr=write_err,
+            pass_fds=(theirs,),
+            start_new_session=True,
+        )
+    except OSError as error:
+        os.close(read_out)
+        os.close(read_err)
+        raise ChildFailed(f"a child process cannot be started: {error}") from error
+    finally:
+        os.close(write_out)
+        os.close(write_err)
+    return process, Output(process.pid, read_out, read_err, nursery.tell, nursery.start_thread)
+
+
+def _flags() -> list[str]:
+    """Those of this interpreter that change what code does: -O, -W, -X."""
+    optimized = [f"-{'O' * sys.flags.optimize}"] if sys.flags.optimize else []
+    extended = [f"-X{name}" if value is True else f"-X{name}={value}" for name, value in sys._xoptions.items()]
+    return [*optimized, *(f"-W{option}" for option in sys.warnoptions), *extended]
+
+
+def _with_note(error: F, note: str) -> F:
+    if note:
+        error.add_note(note)
+    return error

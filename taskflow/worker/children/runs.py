@@ -1,0 +1,80 @@
+"""Runs in a child process: the worker's own executor, but for where functions are called, and where progress goes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
+
+from taskflow.app.current import default_app
+from taskflow.app.job import AnyJob, Job
+from taskflow.model.record import Progress
+from taskflow.model.seams import Seams
+from taskflow.model.verdict import Settlement
+from taskflow.worker.children.calls import Calls
+from taskflow.worker.children.wire import Message, Reported
+from taskflow.worker.executor import Executor
+from taskflow.worker.holdings import Holding
+
+# Seconds between two reports of progress: a job may make one for each of a million items.
+PACE: Final = 0.05
+
+Say = Callable[[Message], None]
+
+
+class Runs(Executor):
+    """Middleware and the timeout are the worker's business."""
+
+    def __init__(self, calls: Calls, say: Say, state: Any) -> None:
+        super().__init__(default_app().registry, middleware=(), threads=calls, seams=Seams(), state=state)
+        self._calls = calls
+        self._say = say
+
+    async def run(self, holding: Holding) -> Settlement:
+        self._progress = _Paced(self._say)
+        try:
+            return await super().run(holding)
+        finally:
+            self._progress.end()
+
+    async def _invoke(self, job: AnyJob, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if isinstance(job, Job):
+            return await self._calls.run_async(partial(job.function, *args, **kwargs))
+        return await self._calls.run(partial(job.function, *args, **kwargs))
+
+    def _report_to(self, holding: Holding) -> Callable[[Progress], None]:
+        return self._progress
+
+
+class _Paced:
+    """Says the latest that one run has reported, from whichever thread, and no more often than the pace."""
+
+    def __init__(self, say: Say) -> None:
+        self._say = say
+        self._loop = asyncio.get_running_loop()
+        self._latest: Progress | None = None
+        self._is_under_way = False
+        self._said_at = 0.0
+        self._has_ended = False
+
+    def __call__(self, progress: Progress) -> None:
+        self._latest = progress
+        if not self._is_under_way and not self._has_ended:
+            self._is_under_way = True
+            self._loop.call_soon_threadsafe(self._wait)
+
+    def end(self) -> None:
+        """What was reported last is said; what comes now is nobody's."""
+        self._tell()
+        self._has_ended = True
+
+    def _wait(self) -> None:
+        self._loop.call_at(self._said_at + PACE, self._tell)
+
+    def _tell(self) -> None:
+        self._is_under_way = False  # first: what is reported from now on sees to itself
+        latest, self._latest = self._latest, None
+        if latest is not None and not self._has_ended:
+            self._said_at = self._loop.time()
+            self._say(Reported(latest.fraction, latest.note))

@@ -1,0 +1,52 @@
+"""Postgres with a million rows, and beside a transaction that stays open for a minute."""
+
+from __future__ import annotations
+
+import asyncio
+
+import asyncpg
+import pytest
+
+from tests.postgres.conftest import scene, store  # noqa: F401 - fixtures
+from tests.postgres.counts import SESSION, Store
+from tests.postgres.scene import Scene
+from tests.postgres.test_plans import CALLS, LIMIT, UNTIL_KEPT, any_kind, assert_cheap
+from tests.postgres.test_sending import send
+
+MANY = 1_000_000
+
+
+@any_kind
+@pytest.mark.parametrize("is_filled_first", [True, False], ids=["planned when full", "planned when empty"])
+async def test_a_claim_and_upkeep_read_few_of_a_million_jobs(store: Store, after: float, is_filled_first: bool) -> None:  # noqa: F811
+    """As tests/postgres/test_plans.py has it for fewer."""
+    if is_filled_first:
+        await store.fill(MANY, after=after)
+    costs = [await store.costs(*arguments, times=UNTIL_KEPT) for arguments in CALLS]
+    if not is_filled_first:
+        await store.fill(MANY, after=after)
+        costs = [await store.costs(*arguments) for arguments in CALLS]
+    of_any_queue, of_one_queue, idle_upkeep, upkeep = costs
+    assert_cheap([*of_any_queue, *of_one_queue], "jobs_ready", is_there=after == 0)
+    assert_cheap([*idle_upkeep, *upkeep], "jobs_due")
+    beat = "SELECT * FROM taskflow.beat(NULL, NULL, $1, '{}', '{}', 1, '{}', '{}', '{}', '{}', false)"
+    for cost in await store.costs(beat, SESSION, times=UNTIL_KEPT):
+        assert "jobs" not in cost
+        assert all(rows <= 3 * LIMIT for _, rows in cost.values()), cost
+
+
+async def test_a_job_of_a_transaction_that_stays_open_for_a_minute(scene: Scene) -> None:  # noqa: F811
+    """Others of its queue come and go all the time; it starts as soon as its transaction commits."""
+    sql = await asyncpg.connect(scene.straight_url)
+    async with scene.worker():
+        await scene.seconds_to_start(0)
+        await sql.execute("BEGIN")
+        await send(sql, number=-1)
+        for number in range(1, 600):
+            await scene.send([number])
+            await asyncio.sleep(0.1)
+        await scene.until_done()
+        await sql.execute("COMMIT")
+        await scene.until_ran([-1], within=5.0)
+    await sql.close()
+    assert scene.runs[-1] == 1

@@ -1,0 +1,105 @@
+"""Transactions of others that stay open, and roles that may do no more than add jobs: neither harms the fleet."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Final
+
+import asyncpg
+import pytest
+
+from taskflow.broker.protocol import Broker
+from taskflow.broker.url import connect
+from taskflow.model.envelope import Envelope
+from taskflow.model.record import Status
+from taskflow.model.session import Beat, Report, Session
+from tests.postgres.counts import SESSION, Store, new_id
+
+SOON: Final = 2.0
+"""Seconds. Less than those after which a verb gives up waiting for a lock."""
+
+SECOND: Final = 1_000_000
+
+
+@pytest.fixture
+async def broker(store: Store) -> AsyncIterator[Broker]:
+    opened = connect(store.url)
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def stranger(store: Store) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(store.url)
+    yield connection
+    await connection.close()
+
+
+async def test_a_beat_does_not_wait_for_a_transaction_that_has_a_key(broker: Broker, stranger: asyncpg.Connection) -> None:
+    """The job runs; somebody replaces it, and does not commit. Reports of it may wait, the beat and everybody else's may not."""
+    await stranger.fetchval("SELECT taskflow.enqueue('work', key => 'k')")
+    [lease] = await broker.claim(SESSION, 1, [], 10)
+    await stranger.execute("BEGIN; SELECT taskflow.enqueue('work', key => 'k', on_conflict => 'replace')")
+    other = Session(id=new_id(), name="other")
+    await broker.register(other)
+
+    async with asyncio.timeout(SOON):
+        await broker.beat(Beat(session=SESSION, claims=(lease.claim,), seen=1, reports=(Report(lease.claim, 1.0),)))
+        await broker.beat(Beat(session=other.id, claims=(), seen=0))
+
+    await stranger.execute("ROLLBACK")
+
+
+@pytest.mark.parametrize("holds", ["what has expired", "a dead session's lease"])
+async def test_upkeep_does_not_wait_for_a_transaction_that_has_a_key(broker: Broker, stranger: asyncpg.Connection, holds: str) -> None:
+    """What somebody else has is left for the next time; the rest is done."""
+    await stranger.fetchval("SELECT taskflow.enqueue('work', key => 'k', expires => '1 millisecond')")
+    if holds == "a dead session's lease":
+        await stranger.execute("UPDATE taskflow.jobs SET expires_at = NULL")
+        await broker.claim(SESSION, 1, [], 10)
+        await stranger.execute("UPDATE taskflow.sessions SET beat_at = beat_at - 3600000000")
+    await stranger.execute("BEGIN; SELECT taskflow.enqueue('work', key => 'k', on_conflict => 'replace')")
+    due = Envelope(id=new_id(), job="work", payload=b"\x01", after=0.001)
+    await broker.enqueue([due])
+    await asyncio.sleep(0.01)
+
+    async with asyncio.timeout(SOON):
+        assert (await broker.upkeep(10)).readied == 1
+
+    await stranger.execute("ROLLBACK")
+    done = await broker.upkeep(10)
+    assert done.expired + done.released == 1
+
+
+async def test_leases_of_a_claim_that_was_under_way_when_its_session_was_reaped_are_released(
+    store: Store, broker: Broker, stranger: asyncpg.Connection
+) -> None:
+    """At "repeatable read" too, where upkeep does not see in that call what the claim has leased."""
+    envelope = Envelope(id=new_id(), job="work", payload=b"\x01")
+    await broker.enqueue([envelope])
+    now = await stranger.fetchval("SELECT taskflow.wall(NULL)")
+    reaper = await asyncpg.connect(store.url, server_settings={"default_transaction_isolation": "repeatable read"})
+    upkeep = "SELECT released FROM taskflow.upkeep($1, NULL, 10)"
+    await stranger.execute("BEGIN")
+    await stranger.fetch("SELECT * FROM taskflow.claim(NULL, NULL, $1, 1, '{}', 10)", SESSION)
+    reaping = asyncio.create_task(reaper.fetchval(upkeep, now + 30 * SECOND))
+    await asyncio.sleep(0.3)
+    await stranger.execute("COMMIT")
+    await reaping
+    for seconds in (31, 60, 61, 300, 301):
+        await reaper.fetchval(upkeep, now + seconds * SECOND)
+    await reaper.close()
+    [record] = await broker.read([envelope.id])
+    assert record is not None
+    assert record.status is not Status.RUNNING
+
+
+async def test_a_role_that_may_add_jobs_cannot_act_as_the_owner(store: Store, stranger: asyncpg.Connection) -> None:
+    """What runs as the schema's owner, at commit, is for our table alone, and nobody else may call it."""
+    await stranger.execute("DROP ROLE IF EXISTS mallory; CREATE ROLE mallory; GRANT USAGE ON SCHEMA taskflow TO mallory; SET ROLE mallory")
+    await stranger.execute("CREATE TEMP TABLE trap (queue text, late_priority integer, late_at bigint)")
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        await stranger.execute("CREATE TRIGGER springs AFTER INSERT ON trap FOR EACH ROW EXECUTE FUNCTION taskflow.at_commit()")
+    await stranger.fetchval("SELECT taskflow.enqueue('work')")
+    await stranger.execute("RESET ROLE; DROP TABLE trap; REVOKE USAGE ON SCHEMA taskflow FROM mallory; DROP ROLE mallory")

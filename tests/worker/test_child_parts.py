@@ -1,0 +1,262 @@
+"""The parts of child processes by themselves: the wire, causes of death, output, and what the system tells."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from taskflow import Backoff, ConfigurationError
+from taskflow.model.envelope import ClaimId, Envelope, Lease, OnConflict
+from taskflow.model.seams import start_thread
+from taskflow.model.verdict import Cancelled, Discarded, Failed, HandedBack, Parked, Retried, RunError, Snoozed, Succeeded
+from taskflow.worker.children.death import OutOfMemory, cause_of
+from taskflow.worker.children.options import ChildOptions, cores
+from taskflow.worker.children.output import LONGEST_LINE, Output
+from taskflow.worker.children.wire import LARGEST, Ended, Garbled, Hello, Import, Message, Ready, Refused, Reported, Run, Unpacker, pack
+from taskflow.worker.events import Printed
+
+LEASE = Lease(
+    envelope=Envelope(
+        id=bytes(range(16)),
+        job="shop.sell",
+        payload=b"\x00\xff",
+        queue="mail",
+        priority=-3,
+        at=1,
+        expires=2.5,
+        key=b"k" * 16,
+        on_conflict=OnConflict.REPLACE,
+        max_attempts=4,
+        timeout=60.0,
+        retry=Backoff(base=2.0, jitter=False),
+        headers={"sent-by": "wéb"},
+        joins=(b"j" * 16,),
+    ),
+    epoch=3,
+    claim=ClaimId(b"s" * 16, 7, 1),
+    created_at=1_700_000_000_000_000,
+    failures=1,
+    crashes=2,
+    parked_for=0.5,
+)
+ERROR = RunError("ValueError", "half a pair: \ud800", "Traceback ...", 2)
+
+MESSAGES: list[Message] = [
+    Hello(
+        modules=("app.tasks",),
+        arguments=("taskflow", "worker"),
+        settings={"broker": "sqlite:///a", "enqueue_timeout": 5.0, "max_payload": 1 << 20},
+        is_reachable=True,
+        has_lifespan=False,
+        log_level=20,
+    ),
+    Import("app.tasks"),
+    Import("__main__", "/srv/main.py"),
+    Run(LEASE, "shop"),
+    Ready(1 << 30),
+    Reported(0.5, "half way"),
+    Refused("no such job", "Traceback ..."),
+    *(
+        Ended(verdict, 1 << 20, True)
+        for verdict in (
+            Succeeded(b"\x00"),
+            Failed(ERROR),
+            Retried(ERROR, 1.5),
+            Discarded("no use"),
+            Cancelled("not any more"),
+            Snoozed(60.0),
+            Parked("a newer worker", 5.0),
+            HandedBack(counts=False),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
+def test_a_message_arrives_as_it_was_sent(message: Message) -> None:
+    assert list(Unpacker().feed(pack(message))) == [message]
+
+
+def test_messages_arrive_in_whatever_portions() -> None:
+    unpacker, sent = Unpacker(), b"".join(map(pack, MESSAGES))
+    for size in (1, 7, 1000):
+        portions = [sent[start : start + size] for start in range(0, len(sent), size)]
+        assert [message for portion in portions for message in unpacker.feed(portion)] == MESSAGES
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [
+        b"\xff" * 64,
+        (LARGEST + 1).to_bytes(4, "big"),
+        b"\x00\x00\x00\x01\xc1",
+        b"\x00\x00\x00\x01\x00",
+        b"\x00\x00\x00\x00",
+        pack(Ready(1)).replace(b"ready", b"reads"),
+        pack(Ended(Snoozed(1.0), 1, True)).replace(b"Snoozed", b"Snoozer"),
+        pack(Reported(0.5, "a")).replace(b"note", b"nota"),
+    ],
+)
+def test_noise_is_told_apart(noise: bytes) -> None:
+    with pytest.raises(Garbled):
+        list(Unpacker().feed(noise))
+
+
+# --- why it has died ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (0, "ended with exit code 0"),
+        (7, "ended with exit code 7"),
+        (-11, "was killed by SIGSEGV (Segmentation fault)"),
+        (-9, "was killed by SIGKILL (and not by the worker)"),
+        (-40, "was killed by signal 40 (Real-time signal 6)"),
+    ],
+)
+def test_a_cause_in_words(code: int, words: str) -> None:
+    assert cause_of(code) == words
+
+
+class System:
+    """What /proc and /sys/fs/cgroup would say."""
+
+    def __init__(self, folder: Path, group: str) -> None:
+        self.proc, self.cgroups = folder / "proc", folder / "cgroup"
+        self.write("proc/self/cgroup", group)
+        self.write("proc/vmstat", "nr_free_pages 5\noom_kill 3\n")
+
+    def write(self, path: str, text: str) -> None:
+        file = self.proc.parent / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+
+    def now(self) -> OutOfMemory:
+        return OutOfMemory(self.proc, self.cgroups)
+
+
+V1 = "oom_kill_disable 0\nunder_oom 0\noom_kill {}\n"
+V2 = "low 0\nhigh 0\nmax 12\noom 2\noom_kill {}\noom_group_kill 0\n"
+
+
+@pytest.mark.parametrize(
+    ("group", "file", "text"),
+    [
+        ("0::/user.slice/app\n", "cgroup/user.slice/app/memory.events", V2),
+        ("0::/\n", "cgroup/memory.events", V2),
+        ("4:memory:/docker/abc\n0::/\n", "cgroup/memory/docker/abc/memory.oom_control", V1),
+        ("4:cpu,memory:/docker/abc\n", "cgroup/memory/memory.oom_control", V1),
+    ],
+    ids=["version 2", "version 2 in a container", "version 1", "version 1 in a container"],
+)
+def test_a_kill_for_want_of_memory_is_counted_by_the_cgroup(tmp_path: Path, group: str, file: str, text: str) -> None:
+    system = System(tmp_path, group)
+    system.write(file, text.format(1))
+    before = system.now()
+    assert before.since() is None
+    system.write(file, text.format(2))
+    told = before.since()
+    assert told == "out of memory: its cgroup's limit"
+    assert cause_of(-9, told) == "was killed by SIGKILL (out of memory: its cgroup's limit)"
+    assert cause_of(-11, told) == "was killed by SIGSEGV (Segmentation fault)"
+
+
+def test_the_machines_own_kills_are_a_guess(tmp_path: Path) -> None:
+    system = System(tmp_path, "")
+    before = system.now()
+    system.write("proc/vmstat", "oom_kill 4\n")
+    assert before.since() == "perhaps out of memory: the kernel has killed for it on this machine"
+
+
+def test_a_system_that_tells_nothing_is_believed_nothing(tmp_path: Path) -> None:
+    assert OutOfMemory(tmp_path, tmp_path).since() is None
+
+
+# --- output -------------------------------------------------------------------------------------------------------------
+
+
+class Pipes:
+    """A child that writes, and what is heard of it."""
+
+    def __init__(self) -> None:
+        self.told: list[Printed] = []
+        self._stdout, self._stderr = os.pipe(), os.pipe()
+        self.threads: list[threading.Thread] = []
+        self.output = Output(7, self._stdout[0], self._stderr[0], self.told.append, self._start)
+
+    def _start(self, target: Callable[[], None], name: str) -> threading.Thread:
+        self.threads.append(start_thread(target, name))
+        return self.threads[-1]
+
+    def out(self, text: bytes) -> None:
+        os.write(self._stdout[1], text)
+
+    def err(self, text: bytes) -> None:
+        os.write(self._stderr[1], text)
+
+    def close(self) -> None:
+        os.close(self._stdout[1])
+        os.close(self._stderr[1])
+        for thread in self.threads:
+            thread.join(10)
+            assert not thread.is_alive()
+
+    @property
+    def lines(self) -> list[tuple[str, str]]:
+        return [(printed.stream, printed.line) for printed in self.told]
+
+
+@pytest.fixture
+def pipes() -> Pipes:
+    return Pipes()
+
+
+def test_lines_are_told_as_the_runs_and_an_unended_one_at_its_end(pipes: Pipes) -> None:
+    pipes.output.begin(LEASE)
+    pipes.out(b"one\r\ntwo\nthr")
+    pipes.err(b"\xe2\x82")
+    pipes.err(b"\xac\n")
+    pipes.output.end()
+    assert sorted(pipes.lines) == [("stderr", "€"), ("stdout", "one"), ("stdout", "thr"), ("stdout", "two")]
+    assert all(printed.lease == LEASE for printed in pipes.told)
+    pipes.out(b"between two runs")
+    pipes.close()
+    assert (pipes.told[-1].lease, pipes.told[-1].line, pipes.told[-1].pid) == (None, "between two runs", 7)
+
+
+def test_a_long_line_is_told_in_pieces(pipes: Pipes) -> None:
+    pipes.output.begin(LEASE)
+    pipes.out(b"x" * (2 * LONGEST_LINE + 5))
+    pipes.output.end()
+    assert [len(line) for _, line in pipes.lines] == [LONGEST_LINE, LONGEST_LINE, 5]
+    pipes.close()
+
+
+def test_the_last_lines_of_stderr_are_kept_for_the_error(pipes: Pipes) -> None:
+    pipes.output.begin(LEASE)
+    pipes.out(b"not this\n")
+    pipes.err(b"".join(b"%d\n" % number for number in range(100)))
+    pipes.output.end()
+    assert pipes.output.last_lines.split("\n") == [str(number) for number in range(60, 100)]
+    pipes.output.begin(LEASE)
+    assert pipes.output.last_lines == ""
+    pipes.close()
+
+
+# --- options ------------------------------------------------------------------------------------------------------------
+
+
+def test_there_are_as_many_as_cores_unless_told_otherwise() -> None:
+    assert ChildOptions().slots == cores() == len(os.sched_getaffinity(0))
+    assert ChildOptions(at_once=3).slots == 3
+
+
+@pytest.mark.parametrize("wrong", [{"at_once": 0}, {"most_runs": 0}, {"idle_for": -1.0}, {"start_within": float("nan")}])
+def test_options_that_make_no_sense_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ConfigurationError, match=next(iter(wrong))):
+        ChildOptions(**wrong)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,642 @@
+"""Jobs that run in child processes of a worker: what they come to, and that whatever they do harms only themselves."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from taskflow import (
+    DeclarationError,
+    JobCancelled,
+    JobContext,
+    JobFailed,
+    JobHandle,
+    Middleware,
+    Progress,
+    RunNext,
+    Status,
+    TaskflowJobs,
+    Verdict,
+    Worker,
+    configure,
+    enqueue,
+    job,
+)
+from taskflow.app.current import default_app
+from taskflow.broker.memory import MemoryBroker
+from taskflow.model.codec.function import FunctionCodec
+from taskflow.model.envelope import ClaimId, Envelope, Lease
+from taskflow.model.ids import id_text
+from taskflow.model.seams import start_thread
+from taskflow.model.verdict import Succeeded
+from taskflow.worker.children.death import ChildDied
+from taskflow.worker.children.options import ChildOptions
+from taskflow.worker.children.process import Child, Nursery
+from taskflow.worker.children.wire import Hello
+from taskflow.worker.events import Event, Printed
+from taskflow.worker.log import log_event
+from taskflow.worker.options import WorkerOptions
+from tests.cli.processes import Shell
+from tests.worker import child_jobs as jobs
+
+ROOT = Path(__file__).parents[2]
+PATIENCE = 30.0
+
+
+class Lines:
+    """What children have written: (job, stream, line)."""
+
+    def __init__(self) -> None:
+        self.printed: list[Printed] = []
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Printed):
+            self.printed.append(event)
+
+    def of(self, stream: str) -> list[str]:
+        return [event.line for event in self.printed if event.stream == stream]
+
+
+@pytest.fixture(autouse=True)
+def broker() -> Iterator[MemoryBroker]:
+    opened = MemoryBroker()
+    with default_app().using(opened):
+        yield opened
+
+
+@pytest.fixture
+def lines() -> Lines:
+    return Lines()
+
+
+@pytest.fixture
+async def worker(lines: Lines) -> AsyncIterator[Worker]:
+    async with a_worker(lines) as begun:
+        yield begun
+
+
+def a_worker(*subscribers: Callable[[Event], None], grace: float = 5.0, **of_children: Any) -> Worker:
+    children = ChildOptions(**{"at_once": 2, **of_children})
+    return Worker(options=WorkerOptions(subscribers=subscribers, grace=grace, last_words=2.0, ttl=2.0, children=children))
+
+
+async def failure(handle: JobHandle[Any]) -> JobFailed:
+    with pytest.raises(JobFailed) as caught:
+        await handle.result(PATIENCE)
+    return caught.value
+
+
+async def written(note: Path) -> list[int]:
+    """The numbers that a job has left there, once it has."""
+    async with asyncio.timeout(PATIENCE):
+        while not (numbers := read(note)):  # noqa: ASYNC110  # another process writes it
+            await asyncio.sleep(0.01)
+    return [int(number) for number in numbers]
+
+
+def read(note: Path) -> list[str]:
+    return note.read_text().split() if note.exists() else []
+
+
+async def gone(*pids: int) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while any(is_alive(pid) for pid in pids):  # noqa: ASYNC110  # another process does it
+            await asyncio.sleep(0.01)
+
+
+def is_alive(pid: int) -> bool:
+    """Neither gone nor a zombie that its parent has not heard of yet."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+# --- what a run comes to ------------------------------------------------------------------------------------------------
+
+
+async def test_plain_and_async_functions_run_in_another_process_which_is_used_again(worker: Worker) -> None:
+    first = await (await jobs.pid.delay()).result(PATIENCE)
+    assert first != os.getpid()
+    assert await (await jobs.pid_of_async.delay()).result(PATIENCE) == first
+    assert await (await jobs.pid.delay()).result(PATIENCE) == first
+
+
+async def test_arguments_and_results_are_what_they_are_annotated_as(worker: Worker) -> None:
+    order = jobs.Order(1, date(2026, 2, 3))
+    assert await (await jobs.describe.delay(order, times=3)).result(PATIENCE) == [order] * 3
+
+
+async def test_the_context_has_the_facts_of_the_run(worker: Worker) -> None:
+    handle = await jobs.facts.options(headers={"sent-by": "web"}, max_attempts=4).delay()
+    found = await handle.result(PATIENCE)
+    info = await handle.info()
+    assert info is not None
+    assert found == {
+        "job_id": handle.id,
+        "epoch": 1,
+        "attempt": 1,
+        "max_attempts": 4,
+        "queue": "facts",
+        "headers": {"sent-by": "web"},
+        "created_at": info.created_at,
+        "is_main_thread": True,
+        "argv": sys.argv,
+    }
+
+
+async def test_an_exception_is_a_failure_with_its_own_traceback_and_is_retried(worker: Worker) -> None:
+    handle = await jobs.fails.delay()
+    failed = await failure(handle)
+    assert (failed.type, failed.message) == ("ValueError", "attempt 2 \ud800")
+    assert 'raise ValueError(f"attempt {ctx.attempt} \\ud800")' in failed.traceback
+    assert "taskflow/worker" not in failed.traceback
+    info = await handle.info()
+    assert info is not None
+    assert [error.attempt for error in info.errors] == [1, 2]
+
+
+async def test_signals_turn_the_run(worker: Worker) -> None:
+    assert await (await jobs.says.delay("retry")).result(PATIENCE) == "attempt 2"
+    assert await (await jobs.says.delay("snooze")).result(PATIENCE) == "attempt 1"
+    assert "no use" in str(await failure(await jobs.says.delay("discard")))
+
+
+@pytest.mark.parametrize("what", ["object", "large"])
+async def test_a_result_that_cannot_be_kept_fails_without_a_retry(worker: Worker, what: str) -> None:
+    handle = await jobs.returns.delay(what)
+    await failure(handle)
+    info = await handle.info()
+    assert info is not None
+    assert info.failures == 1
+
+
+async def test_what_a_newer_sender_has_sent_is_parked(worker: Worker, broker: MemoryBroker) -> None:
+    """The payload is decoded in the child, and what that says stands."""
+
+    def newer(n: int) -> None: ...
+
+    job_id = default_app().new_id()
+    await broker.enqueue([Envelope(id=job_id, job=jobs.pid.name, payload=FunctionCodec(newer).encode_arguments((1,), {}))])
+    handle = JobHandle.of(id_text(job_id), job=jobs.pid)
+    async with asyncio.timeout(PATIENCE):
+        while (info := await handle.info()) is None or info.waiting_for is None:  # noqa: ASYNC110  # nobody rings for it
+            await asyncio.sleep(0.01)
+    assert (info.status, info.failures) == (Status.SCHEDULED, 0)
+    assert "a newer worker" in info.waiting_for
+
+
+async def test_a_plain_function_may_have_a_loop_of_its_own(worker: Worker) -> None:
+    assert await (await jobs.starts_a_loop.delay()).result(PATIENCE) == 3
+
+
+async def test_middleware_is_around_the_run_in_the_worker(lines: Lines) -> None:
+    seen: list[tuple[int, str, type[Verdict]]] = []
+
+    class Notes(Middleware):
+        async def run(self, context: JobContext, call_next: RunNext) -> Verdict:
+            verdict = await call_next(context)
+            seen.append((os.getpid(), context.job_name, type(verdict)))
+            return verdict
+
+    configure(middleware=[Notes()])
+    async with a_worker(lines):
+        await (await jobs.pid.delay()).result(PATIENCE)
+    assert seen == [(os.getpid(), jobs.pid.name, Succeeded)]
+
+
+async def test_the_state_of_the_lifespan_is_not_there_and_says_so(lines: Lines) -> None:
+    @contextlib.asynccontextmanager
+    async def resources() -> AsyncIterator[str]:
+        yield "a resource"
+
+    configure(lifespan=resources)
+    async with a_worker(lines):
+        failed = await failure(await jobs.reads_state.delay())
+    assert "open what it needs in the job itself" in failed.message
+
+
+# --- its death ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("how", "cause"),
+    [
+        ("segfault", "was killed by SIGSEGV"),
+        ("abort", "was killed by SIGABRT"),
+        ("kill", r"was killed by SIGKILL \(and not by the worker\)"),
+        ("exit", "ended with exit code 7"),
+        ("hang up", "has closed its connection to the worker, and was killed|ended with exit code 70"),  # whichever side sees it first
+        ("noise", "sent a message of .*, and was killed"),
+    ],
+)
+async def test_a_child_that_dies_fails_its_run_alone_and_is_retried_whatever_retry_on_says(worker: Worker, how: str, cause: str) -> None:
+    before = await (await jobs.pid.delay()).result(PATIENCE)
+    handle = await jobs.dies.delay(how)
+    failed = await failure(handle)
+    assert failed.type == "taskflow.ChildDied"
+    assert re.search(cause, failed.message)
+    info = await handle.info()
+    assert info is not None
+    assert (info.failures, info.crashes) == (2, 0), "the worker lives and knows the cause: it is no crash"
+    after = await (await jobs.pid.delay()).result(PATIENCE)
+    assert after != before
+    await gone(before)
+
+
+async def test_a_segfault_leaves_the_place_where_it_happened(worker: Worker) -> None:
+    failed = await failure(await jobs.dies.options(max_attempts=1).delay("segfault"))
+    assert "child_jobs.py" in failed.traceback
+    assert "in dies" in failed.traceback
+
+
+async def test_sys_exit_is_a_failure_like_others(worker: Worker) -> None:
+    child = await (await jobs.pid.delay()).result(PATIENCE)
+    failed = await failure(await jobs.dies.delay("sys.exit"))
+    assert (failed.type, failed.message) == ("SystemExit", "out")
+    assert await (await jobs.pid.delay()).result(PATIENCE) == child
+
+
+async def test_want_of_memory_is_a_failure(worker: Worker) -> None:
+    failed = await failure(await jobs.eats_memory.delay(2048))
+    assert failed.type == "MemoryError"
+
+
+@pytest.mark.parametrize("which", [jobs.endless, jobs.endless_async], ids=["plain", "async"])
+async def test_the_timeout_kills(worker: Worker, tmp_path: Path, which: Any) -> None:
+    failed = await failure(await which.options(timeout=1.0).delay(str(tmp_path / "note")))
+    [pid] = await written(tmp_path / "note")
+    assert not is_alive(pid)
+    assert "longer than its timeout of 1 s" in failed.message
+
+
+async def test_a_cancel_kills_and_what_it_has_started_too(worker: Worker, tmp_path: Path) -> None:
+    handle = await jobs.begets.delay(str(tmp_path / "note"))
+    pids = await written(tmp_path / "note")
+    assert await handle.cancel() is Status.RUNNING
+    with pytest.raises(JobCancelled):
+        await handle.result(PATIENCE)
+    assert not is_alive(pids[0])
+    await gone(*pids)
+
+
+async def test_what_a_child_has_forked_does_not_hide_its_death(worker: Worker, tmp_path: Path) -> None:
+    failed = await failure(await jobs.forks_and_dies.delay(str(tmp_path / "note")))
+    assert "ended with exit code 3" in failed.message
+    await gone(*await written(tmp_path / "note"))
+
+
+async def test_winding_down_hands_back_what_runs_and_what_waits_for_its_turn(lines: Lines, tmp_path: Path) -> None:
+    async with a_worker(lines, grace=0.1, at_once=1):
+        running = await jobs.endless.delay(str(tmp_path / "note"))
+        [pid] = await written(tmp_path / "note")
+        waiting = await jobs.pid.delay()
+        while await waiting.status() is not Status.RUNNING:  # noqa: ASYNC110  # nobody rings for it
+            await asyncio.sleep(0.01)
+    assert not is_alive(pid)
+    for handle in (running, waiting):
+        info = await handle.info()
+        assert info is not None
+        assert (info.status, info.failures) == (Status.READY, 0)
+
+
+async def test_what_waits_for_its_turn_can_be_cancelled_and_its_timeout_has_not_begun(lines: Lines, tmp_path: Path) -> None:
+    async with a_worker(lines, at_once=1):
+        first = await jobs.endless.options(timeout=2.0).delay(str(tmp_path / "note"))
+        await written(tmp_path / "note")
+        patient, cancelled = await jobs.pid.options(timeout=0.5, max_attempts=1).delay(), await jobs.pid.delay()
+        while await cancelled.status() is not Status.RUNNING:  # noqa: ASYNC110  # nobody rings for it
+            await asyncio.sleep(0.01)
+        await cancelled.cancel()
+        with pytest.raises(JobCancelled):
+            await cancelled.result(1.5)
+        await failure(first)
+        assert await patient.result(PATIENCE) > 0
+
+
+# --- how many, how long -------------------------------------------------------------------------------------------------
+
+
+async def test_more_jobs_than_slots_wait_for_their_turn_and_all_run(lines: Lines, tmp_path: Path) -> None:
+    note = tmp_path / "note"
+    async with a_worker(lines, at_once=2):
+        handles = await enqueue(jobs.overlaps.bind(str(note)) for _ in range(12))
+        assert [await handle.result(PATIENCE) for handle in handles] == [1.0] * 12
+    at_once, most = 0, 0
+    for sign in note.read_text():
+        at_once += 1 if sign == "+" else -1
+        most = max(most, at_once)
+    assert (at_once, most) == (0, 2)
+
+
+async def test_a_child_is_replaced_after_so_many_runs(lines: Lines) -> None:
+    async with a_worker(lines, at_once=1, most_runs=3):
+        pids = [await (await jobs.pid.delay()).result(PATIENCE) for _ in range(7)]
+        assert [pids.count(pid) for pid in dict.fromkeys(pids)] == [3, 3, 1]
+        await gone(pids[0], pids[3])
+
+
+async def test_a_child_that_has_grown_is_replaced(lines: Lines) -> None:
+    async with a_worker(lines, at_once=1, most_growth=32 << 20):
+        small = [await (await jobs.grows.delay(1)).result(PATIENCE) for _ in range(2)]
+        large = await (await jobs.grows.delay(64)).result(PATIENCE)
+        assert small == [large, large]
+        assert await (await jobs.pid.delay()).result(PATIENCE) != large
+        await gone(large)
+
+
+async def test_a_child_without_work_goes_home(lines: Lines) -> None:
+    async with a_worker(lines, idle_for=0.05):
+        pid = await (await jobs.pid.delay()).result(PATIENCE)
+        await gone(pid)
+        assert await (await jobs.pid.delay()).result(PATIENCE) != pid
+
+
+async def test_children_end_with_the_block(lines: Lines) -> None:
+    async with a_worker(lines):
+        pid = await (await jobs.pid.delay()).result(PATIENCE)
+    assert not is_alive(pid)
+
+
+async def test_signals_to_all_processes_of_a_service_are_left_to_the_worker(worker: Worker) -> None:
+    assert await (await jobs.outlives_signals.delay()).result(PATIENCE)
+
+
+async def test_other_jobs_are_none_of_a_childs_business(worker: Worker) -> None:
+    assert await (await jobs.plain.delay()).result(PATIENCE) == os.getpid()
+
+
+# --- what it says -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_mebibyte_on_both_streams_holds_nobody_up(worker: Worker, lines: Lines) -> None:
+    """Also while the worker's loop is busy. Every line comes, in order, and before the run's end."""
+    handle = await jobs.prints.delay(1024, 1000)
+    time.sleep(1.0)  # noqa: ASYNC251  # the loop is busy
+    assert await handle.result(PATIENCE) == 1024
+    for stream, letter in (("stdout", "o"), ("stderr", "e")):
+        assert lines.of(stream) == [f"{number} ".ljust(1000, letter) for number in range(1024)]
+
+
+async def test_more_than_a_run_may_say_is_counted_and_dropped(worker: Worker, lines: Lines) -> None:
+    assert await (await jobs.prints.delay(3000, 1000)).result(PATIENCE) == 3000
+    assert lines.of("stdout")[-1] == f"... and {1001 * (3000 - len(lines.of('stdout')) + 1):,} characters more, which are not shown"
+    assert sum(len(line) + 1 for line in lines.of("stdout")) < 1.1 * (1 << 20)
+    lines.printed.clear()
+    assert await (await jobs.prints.delay(1, 10)).result(PATIENCE) == 1
+    assert lines.of("stdout") == ["0 oooooooo"]
+
+
+async def test_native_writes_are_kept_too(worker: Worker, lines: Lines) -> None:
+    await (await jobs.prints_natively.delay()).result(PATIENCE)
+    assert set(lines.of("stdout")) == {"by the system: \ufffd", "by the library"}
+    assert lines.of("stderr") == ["unended"]
+
+
+async def test_a_line_has_the_jobs_name_and_id_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        async with a_worker(log_event):
+            handle = await jobs.logs.delay()
+            await handle.result(PATIENCE)
+    said = [record for record in caplog.records if "stderr:" in record.getMessage()]
+    assert [record.getMessage() for record in said] == [
+        f"{jobs.logs.name} {handle.id} (attempt 1, queue default) stderr: INFO shop: sold 3",
+    ]
+    assert vars(said[0])["job_id"] == handle.id
+
+
+async def test_progress_is_seen_while_it_runs_and_the_last_of_it_after(worker: Worker, tmp_path: Path) -> None:
+    handle = await jobs.reports.delay(str(tmp_path / "note"))
+    async with asyncio.timeout(PATIENCE):
+        while (info := await handle.info()) is None or info.progress != Progress(0.75, "waits"):  # noqa: ASYNC110  # it is for a person
+            await asyncio.sleep(0.01)
+    (tmp_path / "note").touch()
+    await handle.result(PATIENCE)
+
+
+# --- where it is found --------------------------------------------------------------------------------------------------
+
+
+async def test_an_import_error_in_the_child_is_a_failure_that_shows_it(
+    lines: Lines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a deploy that changes the files under a running worker. The next child has what is there by then."""
+    monkeypatch.syspath_prepend(tmp_path)
+    module = tmp_path / "shop_of_children.py"
+    right = "import os\nfrom taskflow import Backoff, job\n@job(runs_in='process', max_attempts=1)\ndef sell() -> int: return os.getpid()\n"
+    module.write_text(right)
+    import shop_of_children as shop  # type: ignore[import-not-found]  # pyright: ignore[reportMissingImports]
+
+    async with a_worker(lines):
+        module.write_text("import nothing_of_the_kind\n")
+        failed = await failure(await shop.sell.delay())
+        assert failed.type == "taskflow.ChildFailed"
+        assert "shop_of_children cannot be imported in a child process: ModuleNotFoundError: No module named 'noth" in failed.message
+        assert "import nothing_of_the_kind" in failed.traceback
+        module.write_text("")
+        assert "declares no job 'shop_of_children.sell'" in (await failure(await shop.sell.delay())).message
+        module.write_text(right)
+        assert await (await shop.sell.delay()).result(PATIENCE) != os.getpid()
+
+
+async def test_an_import_that_hangs_is_cut_off(lines: Lines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    module = tmp_path / "slow_of_children.py"
+    module.write_text("from taskflow import job\n@job(runs_in='process', max_attempts=1)\ndef sell() -> int: return 1\n")
+    import slow_of_children as slow  # type: ignore[import-not-found]  # pyright: ignore[reportMissingImports]
+
+    module.write_text("import time\ntime.sleep(60)\n")
+    async with a_worker(lines, start_within=4.0):
+        failed = await failure(await slow.sell.delay())
+    assert "has not imported slow_of_children within 4 s" in failed.message
+
+
+async def test_a_child_sends_to_no_broker_that_only_looks_like_the_workers(worker: Worker) -> None:
+    failed = await failure(await jobs.sends.delay())
+    assert failed.type == "taskflow.model.errors.ConfigurationError"
+    assert "the worker's broker is in the worker's own memory" in failed.message
+
+
+async def test_a_child_starts_no_worker(worker: Worker) -> None:
+    assert '`if __name__ == "__main__":`' in (await failure(await jobs.starts_a_worker.delay())).message
+
+
+# --- processes ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Iterator[Shell]:
+    made = Shell(tmp_path)
+    made.environment["PYTHONPATH"] = str(ROOT)
+    yield made
+    made.kill_all()
+
+
+TASKS = """
+import ctypes
+import os
+import time
+from pathlib import Path
+from taskflow import JobContext, enqueue_sync, job
+
+Path("imported").open("a").write(f"{os.getpid()}\\n")
+
+@job(runs_in="process")
+def note(text: str) -> None:
+    print("noting", text)
+    Path("ledger").open("a").write(f"{text} {os.getpid()}\\n")
+
+@job(runs_in="process")
+def sends(text: str) -> None:
+    note.delay_sync(text)
+
+@job(runs_in="process")
+def endless(how: str) -> None:
+    Path("pid.new").write_text(str(os.getpid()))
+    Path("pid.new").rename("pid")
+    while how == "computes":
+        pass
+    while how == "holds the interpreter":
+        ctypes.PyDLL(None).sleep(60)
+    while how == "waits" and not Path("go").exists():
+        time.sleep(0.01)
+"""
+
+
+def test_a_job_of_the_command_line_runs_in_a_child_that_can_send(shell: Shell) -> None:
+    shell.write("tasks.py", TASKS)
+    shell.send("sends.bind('a')", "note.bind('b')")
+    (shell.folder / "imported").unlink()
+    said = shell.run("-m", "taskflow", "worker", "tasks", "--drain")
+    assert sorted(line.split()[0] for line in shell.ledger()) == ["a", "b"]
+    assert "stdout: noting a" in said
+    imported = read(shell.folder / "imported")
+    assert len(imported) == len(set(imported)), "each process has imported the application once"
+
+
+@pytest.mark.parametrize("how", ["computes", "holds the interpreter", "is idle"])
+async def test_no_child_outlives_a_worker_that_is_killed(shell: Shell, how: str) -> None:
+    shell.write("tasks.py", TASKS)
+    worker = shell.worker()
+    shell.send(f"endless.bind({how!r})")
+    [pid] = await written(shell.folder / "pid")
+    if how == "is idle":
+        worker.wait_for("succeeded")
+    worker.process.kill()
+    await gone(pid)
+
+
+async def test_a_ctrl_c_in_the_terminal_is_the_workers_alone(shell: Shell) -> None:
+    """It comes to the whole group. The run ends in its time, and so does the worker."""
+    shell.write("tasks.py", TASKS)
+    started = shell.start("-m", "taskflow", "worker", "tasks", start_new_session=True)
+    started.wait_for("working as")
+    shell.send("endless.bind('waits')")
+    await written(shell.folder / "pid")
+    os.killpg(started.process.pid, signal.SIGINT)
+    started.wait_for("winding down: 1 running")
+    (shell.folder / "go").touch()
+    assert started.end() == 0
+    assert "succeeded" in started.said
+
+
+async def test_a_child_whose_worker_hangs_up_ends_at_once(tmp_path: Path) -> None:
+    """What the system may not see to: that the worker is gone is seen by the closed connection."""
+    hello = Hello(modules=(), arguments=(), settings={}, is_reachable=False, has_lifespan=False, log_level=0)
+    child = await Child.start(Nursery(hello, ChildOptions(goodbye=PATIENCE), lambda _: None, start_thread))
+    await child.prepare(jobs.__name__, None)
+    payload = jobs.endless.codec.encode_arguments((str(tmp_path / "note"),), {})
+    lease = Lease(envelope=Envelope(id=bytes(16), job=jobs.endless.name, payload=payload), epoch=1, claim=ClaimId(b"", 1, 1), created_at=0)
+    running = asyncio.create_task(child.run(lease, jobs.__name__, lambda _: None))
+    [pid] = await written(tmp_path / "note")
+    child.retire()
+    async with asyncio.timeout(5):
+        assert await child.ended == -signal.SIGKILL
+    assert (pid, is_alive(pid)) == (child.pid, False)
+    with pytest.raises(ChildDied):
+        await running
+
+
+SCRIPT = """
+import asyncio
+import os
+from taskflow import Worker, configure, job
+
+configure(broker="sqlite:///script.db")
+
+@job(runs_in="process")
+def pid() -> int:
+    return os.getpid()
+
+async def main() -> None:
+    async with Worker(concurrency=2):
+        handle = await pid.delay()
+        print("another" if await handle.result(30) != os.getpid() else "the same", handle)
+
+GUARD
+"""
+GUARDED = SCRIPT.replace("GUARD", 'if __name__ == "__main__":\n    asyncio.run(main())')
+
+
+@pytest.mark.parametrize("how", [("script.py",), ("-m", "shop.script")], ids=["file", "module"])
+def test_a_job_that_is_declared_in_the_main_module(shell: Shell, how: tuple[str, ...]) -> None:
+    shell.write("script.py", GUARDED)
+    shell.write("shop/script.py", GUARDED)
+    assert shell.run(*how).startswith("another <JobHandle ")
+
+
+def test_a_main_module_that_would_start_a_worker_in_its_child_is_told_of(shell: Shell) -> None:
+    shell.write("script.py", SCRIPT.replace("GUARD", "asyncio.run(main())").replace("@job(", "@job(max_attempts=1, "))
+    assert '`if __name__ == "__main__":`' in shell.run("script.py", code=1)
+
+
+@pytest.mark.parametrize("how", [("-c",)])
+def test_what_no_child_could_import_is_refused_where_it_is_declared(shell: Shell, how: tuple[str, ...]) -> None:
+    said = shell.run(*how, "from taskflow import job\n@job(runs_in='process')\ndef f() -> None: ...", code=1)
+    assert "write it into a file, and import it from there" in said
+
+
+def test_a_function_inside_a_function_is_refused_where_it_is_declared() -> None:
+    with pytest.raises(DeclarationError, match="not inside a function"):
+
+        @job(name="tests.children.local", runs_in="process")
+        def local() -> None: ...
+
+
+@pytest.mark.parametrize("runs_in", ["fork", "loop", 1, ["process"]])
+def test_a_place_that_is_none_is_refused_where_it_is_declared(runs_in: Any) -> None:
+    with pytest.raises(DeclarationError, match="runs_in="):
+        job(name="tests.children.misplaced", runs_in=runs_in)(_plain)
+
+
+def test_an_async_function_does_not_run_in_a_thread() -> None:
+    with pytest.raises(DeclarationError, match="runs in the event loop"):
+        job(name="tests.children.misplaced", runs_in="thread")(_async)
+
+
+def test_a_job_knows_where_it_runs() -> None:
+    assert [jobs.pid.runs_in, jobs.pid_of_async.runs_in, jobs.plain.runs_in] == ["process", "process", "thread"]
+    assert job(name="tests.children.async", runs_in="loop")(_async).runs_in == "loop"
+    assert job(name="tests.children.thread", runs_in="thread")(_plain).options(queue="other").runs_in == "thread"
+
+
+def _plain() -> None: ...
+
+
+async def _async() -> None: ...
+
+
+async def test_the_test_fixture_runs_it_in_this_process(taskflow_jobs: TaskflowJobs) -> None:
+    handle, of_async = await jobs.pid.delay(), await jobs.pid_of_async.delay()
+    await taskflow_jobs.run_all()
+    assert await handle.result(0) == await of_async.result(0) == os.getpid()

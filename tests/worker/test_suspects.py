@@ -1,0 +1,133 @@
+"""What has been beside a crash is tried apart from the rest."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+
+from taskflow.model.envelope import ClaimId, Envelope, Lease
+from taskflow.model.ids import IdFactory
+from taskflow.worker import suspects as suspects_module
+from taskflow.worker.holdings import Holding, Holdings
+from taskflow.worker.suspects import Suspects
+
+new_id = IdFactory()
+
+Run = Callable[[], Awaitable[None]]
+
+
+class Stage:
+    """Runs as the worker has them. What is given back is claimed again once there is room, as it would be from a store.
+
+    `begun` are the crashes of what began, in turn; `beside`, for each, how many other leases were held then and were not on trial with it.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.holdings = Holdings(100)
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.begun: list[int] = []
+        self.beside: list[int] = []
+        self.store: list[int] = []
+        self.suspects = Suspects(self.holdings, self.begin, lambda: self.tasks, self.give_back)
+        self._run = run
+        self._number = 0
+
+    def lease(self, crashes: int) -> Lease:
+        self._number += 1
+        claim = ClaimId(bytes(16), 1, self._number)
+        return Lease(envelope=Envelope(id=new_id(), job="work", payload=b"\x01"), epoch=1, claim=claim, created_at=0, crashes=crashes)
+
+    def begin(self, holding: Holding) -> asyncio.Task[None]:
+        self.begun.append(holding.lease.crashes)
+        self.beside.append(len(self.holdings))
+        task = asyncio.create_task(self._whole(holding))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        return task
+
+    async def _whole(self, holding: Holding) -> None:
+        await self._run()
+        self.holdings.remove(holding.lease.claim)
+
+    def give_back(self, holding: Holding) -> None:
+        self.store.append(holding.lease.crashes)
+        asyncio.get_running_loop().call_later(0.001, self.holdings.remove, holding.lease.claim)
+
+    async def until_done(self) -> None:
+        async with asyncio.timeout(20):
+            while self.holdings.is_closed or self.store:
+                await self.holdings.wait_for_change(0.1)
+                if not self.holdings.is_closed:
+                    claimed, self.store = self.store, []
+                    for crashes in claimed:
+                        self.suspects.add(self.lease(crashes))
+
+
+@asynccontextmanager
+async def a_stage(crashes: Sequence[int], run: Run = lambda: asyncio.sleep(0.001)) -> AsyncIterator[Stage]:
+    stage = Stage(run)
+    for number in crashes:
+        stage.suspects.add(stage.lease(number))
+    trying = asyncio.create_task(stage.suspects.run())
+    yield stage
+    trying.cancel()
+    for task in stage.tasks:
+        task.cancel()
+    await asyncio.gather(trying, *stage.tasks, return_exceptions=True)
+
+
+async def test_the_least_suspicious_come_first_and_the_worst_alone() -> None:
+    """Nothing else is held by a worker while one with several crashes is tried: its end would count for it too."""
+    async with a_stage([3, 1, 2, 1, 2]) as stage:
+        await stage.until_done()
+    assert stage.begun == [1, 1, 2, 2, 3]
+    assert stage.beside == [2, 2, 1, 1, 1]
+
+
+async def test_neighbours_are_tried_ten_at_a_time() -> None:
+    async with a_stage([1] * 25) as stage:
+        await stage.until_done()
+    assert stage.beside == [10] * 20 + [5] * 5
+
+
+async def test_nothing_is_claimed_meanwhile() -> None:
+    released = asyncio.Event()
+
+    async def wait() -> None:
+        await released.wait()
+
+    async with a_stage([1], wait) as stage:
+        assert stage.holdings.free == 0
+        released.set()
+        await stage.until_done()
+        assert stage.holdings.free == 100
+
+
+async def test_runs_that_began_before_are_waited_for() -> None:
+    async with a_stage([]) as stage:
+        stage.begin(stage.holdings.add(stage.lease(0)))
+        stage.suspects.add(stage.lease(1))
+        await stage.until_done()
+    assert stage.beside == [1, 1]
+
+
+async def test_one_that_goes_on_holds_the_others_up_for_no_longer_than_its_probation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suspects_module, "PROBATION", 0.02)
+    monkeypatch.setattr(suspects_module, "UNTIL_ALONE", 0.02)
+    async with a_stage([2, 2, 2], lambda: asyncio.sleep(3600)) as stage:
+        await stage.until_done()
+        assert stage.begun == [2, 2, 2]
+
+
+async def test_one_that_is_lost_meanwhile_is_not_begun() -> None:
+    stage = Stage(lambda: asyncio.sleep(0))
+    lease = stage.lease(1)
+    stage.suspects.add(lease)
+    stage.holdings.remove(lease.claim)
+    trying = asyncio.create_task(stage.suspects.run())
+    await stage.until_done()
+    trying.cancel()
+    assert stage.begun == []
