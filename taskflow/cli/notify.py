@@ -59,27 +59,31 @@ class Notifier:
         """Subscribe this to the worker's events."""
         match event:
             case SessionOpened(name):
-                self._status = f"STATUS=working as {name}"
-                self._told.put((*(["READY=1"] if not self._is_ready else []), self._status))
-                self._is_ready = True
+                self.ready(f"working as {name}")
             case WindingDown(running):
-                self._stopping(f"STATUS=winding down: {running} running")
+                self.stopping(f"winding down: {running} running")
             case _:
                 return
+
+    def ready(self, status: str) -> None:
+        """It has started, if it had not; and what it does."""
+        self._status = f"STATUS={status}"
+        self._told.put((*(["READY=1"] if not self._is_ready else []), self._status))
+        self._is_ready = True
+
+    def stopping(self, status: str) -> None:
+        self._is_stopping, self._status = True, f"STATUS={status}"
+        self._told.put(("STOPPING=1", self._status))
 
     def start(self) -> None:
         self._thread = start_thread(self._keep, "taskflow-notify")
 
     def stop(self) -> None:
         if not self._is_stopping:
-            self._stopping("STATUS=ending")
+            self.stopping("ending")
         self._told.put(_OFF)
         if self._thread is not None:
             self._thread.join(2 * SENT_WITHIN)
-
-    def _stopping(self, status: str) -> None:
-        self._is_stopping, self._status = True, status
-        self._told.put(("STOPPING=1", status))
 
     def _keep(self) -> None:
         sign_at = time.monotonic() if self._period is not None else None

@@ -1,58 +1,107 @@
-"""What the world outside is told of a worker's process while it lives: those who probe it, and systemd."""
+"""What the world outside is told of a process while it lives: those who probe it, systemd, and its supervisor."""
 
 from __future__ import annotations
 
 import argparse
 import logging
 import os
+import threading
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Protocol, Self
 
+from taskflow.cli.fleet import SAID_EVERY, Fleet, said
 from taskflow.cli.health import HealthServer, listener
 from taskflow.cli.notify import Notifier
+from taskflow.model.seams import start_thread
+from taskflow.worker.endings import Ending
 from taskflow.worker.events import Event
-from taskflow.worker.vitals import Finding, Vitals
+from taskflow.worker.vitals import Finding
 
 log: Final = logging.getLogger("taskflow.worker")
 
 _STARTING: Final = "it has not started yet"
 
 
-class Outside:
-    """A context manager around all of the worker's life. Before `show` it is a worker that starts: alive, and not ready."""
+class Asked(Protocol):
+    """A worker's vitals, or those of a fleet."""
 
-    def __init__(self, arguments: argparse.Namespace) -> None:
-        self._vitals: Vitals | None = None
+    def live(self) -> Finding: ...
+    def ready(self) -> Finding: ...
+
+
+class Hears(Protocol):
+    """A line to a supervisor."""
+
+    def say(self, words: str) -> None: ...
+
+
+class Outside:
+    """A context manager around all of a worker's life. Before `show` it is a worker that starts: alive, and not ready.
+
+    With a `line` to a supervisor it is the supervisor that is asked, and the worker tells it.
+    """
+
+    def __init__(self, arguments: argparse.Namespace, line: Hears | None = None) -> None:
+        self._asked: Asked | None = None
+        self._line = line
+        self._ending = threading.Event()
         self._server: HealthServer | None = None
-        if arguments.health_port is not None:
+        if arguments.health_port is not None and line is None:
             asks = {"/live": self._live, "/ready": self._ready}
             self._server = HealthServer(listener(arguments.health_host, arguments.health_port), asks)
-        self._notifier = Notifier.from_environment(os.environ, self._live)
+        self.notifier = Notifier.from_environment(os.environ, self._live) if line is None else None
 
     def __enter__(self) -> Self:
         if self._server is not None:
             self._server.start()
             log.info("health: %s/live and /ready", self._server.url)
-        if self._notifier is not None:
-            self._notifier.start()
+        if self.notifier is not None:
+            self.notifier.start()
+        if self._line is not None:
+            start_thread(self._tell_supervisor, "taskflow-vitals")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._notifier is not None:
-            self._notifier.stop()
+        self._ending.set()
+        if self.notifier is not None:
+            self.notifier.stop()
         if self._server is not None:
             self._server.stop()
 
-    def show(self, vitals: Vitals) -> None:
-        self._vitals = vitals
+    def show(self, asked: Asked) -> None:
+        self._asked = asked
 
     def heed(self, event: Event) -> None:
         """Subscribe this to the worker's events."""
-        if self._notifier is not None:
-            self._notifier.heed(event)
+        if self.notifier is not None:
+            self.notifier.heed(event)
+
+    def _tell_supervisor(self) -> None:
+        while self._line is not None and not self._ending.wait(SAID_EVERY):
+            self._line.say(said(self._live(), self._ready()))
 
     def _live(self) -> Finding:
-        return self._vitals.live() if self._vitals is not None else Finding(True, _STARTING)
+        return self._asked.live() if self._asked is not None else Finding(True, _STARTING)
 
     def _ready(self) -> Finding:
-        return self._vitals.ready() if self._vitals is not None else Finding(False, _STARTING)
+        return self._asked.ready() if self._asked is not None else Finding(False, _STARTING)
+
+
+class OutsideOfFleet(Outside):
+    """Around a supervisor's life: answers for all of its workers."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        super().__init__(arguments)
+        self._fleet = Fleet()
+        self.show(self._fleet)
+
+    def note(self, pid: int, news: str | Ending) -> None:
+        """What a worker has said, or how it has ended."""
+        had_worked = self._fleet.has_worked
+        self._fleet.note(pid, news)
+        if self.notifier is not None and self._fleet.has_worked and not had_worked:
+            self.notifier.ready("workers work")
+
+    def stop(self) -> None:
+        if self.notifier is not None:
+            self.notifier.stopping("winding down")

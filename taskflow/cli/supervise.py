@@ -44,7 +44,10 @@ def _supervise(arguments: argparse.Namespace) -> int:
     with logging_to_stderr(arguments.log_level, arguments.log_format):
         if interrupts.have_come:
             raise KeyboardInterrupt
-        return supervise(plan, _command(arguments.argv), watch=watch)
+        if arguments.health_port is None and "NOTIFY_SOCKET" not in os.environ:
+            return supervise(plan, _command(arguments.argv), watch=watch)
+        with importlib.import_module("taskflow.cli.outside").OutsideOfFleet(arguments) as outside:
+            return supervise(plan, _command(arguments.argv), watch=watch, onlooker=outside)
 
 
 def _command(argv: list[str]) -> list[str]:

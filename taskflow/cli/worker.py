@@ -46,7 +46,11 @@ def run(arguments: argparse.Namespace) -> int:
     options = _options(arguments)
     show_stacks_when_killed()
     line: Line | None = arguments.line
-    with logging_to_stderr(arguments.log_level, arguments.log_format, add_ids), LastResort() as last_resort, Outside(arguments) as outside:
+    with (
+        logging_to_stderr(arguments.log_level, arguments.log_format, add_ids),
+        LastResort() as last_resort,
+        Outside(arguments, line) as outside,
+    ):
         signals = Signals(last_resort, grace=options.grace, last_words=options.last_words)
         app = default_app()
         app.flag(broker=arguments.broker)

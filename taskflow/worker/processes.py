@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Protocol, Self
 
 from taskflow.worker.endings import Ending, OutOfMemory
 from taskflow.worker.supervisor import OnCrash, Plan, Supervisor, log_crash
@@ -31,14 +31,22 @@ LONGEST_LINE: Final = 4096
 Watch = Callable[[Callable[[], None]], None]
 """Calls what it is given, from a thread of its own, when files have changed."""
 
-
 MOST_TOLD: Final = 100
 
 DIED: Final = "TASKFLOW_DIED"
 """The variable that tells a worker of sessions whose processes have died, and of what, as JSON: it knows the broker, and tells it."""
 
 
-def supervise(plan: Plan, command: Sequence[str], *, on_crash: OnCrash = log_crash, watch: Watch | None = None) -> int:
+class Onlooker(Protocol):
+    """Hears what the supervisor hears: news of its workers, and that it is told to stop."""
+
+    def note(self, pid: int, news: str | Ending) -> None: ...
+    def stop(self) -> None: ...
+
+
+def supervise(
+    plan: Plan, command: Sequence[str], *, on_crash: OnCrash = log_crash, watch: Watch | None = None, onlooker: Onlooker | None = None
+) -> int:
     """Keep the plan's workers going, each a process that runs `command`, until all have ended for good. The exit code.
 
     The next worker that is started tells the broker of what has died before; `on_crash` hears it at once.
@@ -58,15 +66,17 @@ def supervise(plan: Plan, command: Sequence[str], *, on_crash: OnCrash = log_cra
             if supervisor.code is not None:
                 return supervisor.code
             processes.wait(min(patience, max(0.0, weigh_at - time.monotonic())))
-            _tell(supervisor, wakes, processes)
+            _tell(supervisor, wakes, processes, onlooker)
             if time.monotonic() >= weigh_at:
                 weigh_at = time.monotonic() + WEIGH_EVERY
                 for pid in processes.pids():
                     supervisor.weighed(pid, memory_of(pid))
 
 
-def _tell(supervisor: Supervisor, wakes: Wakes, processes: Processes) -> None:
+def _tell(supervisor: Supervisor, wakes: Wakes, processes: Processes, onlooker: Onlooker | None) -> None:
     for pid, said in processes.news():
+        if onlooker is not None:
+            onlooker.note(pid, said)
         if isinstance(said, Ending):
             supervisor.ended(pid, said)
         else:
@@ -74,6 +84,8 @@ def _tell(supervisor: Supervisor, wakes: Wakes, processes: Processes) -> None:
     for number in wakes.take():
         if number in (signal.SIGTERM, signal.SIGINT):
             supervisor.stop(number)
+            if onlooker is not None:
+                onlooker.stop()
         elif number == signal.SIGHUP:
             supervisor.stop(number) if wakes.has_lost_terminal() else supervisor.roll()
         elif number == CHANGED:

@@ -18,8 +18,9 @@ from typing import IO, Any
 # For a machine with much else to do. What takes this long has hung.
 PATIENCE = 60.0
 
-# Frames of what the user has not written. A Ctrl-C while Python itself, or the bare package, is being loaded is Python's to tell.
-OUR_FRAMES = re.compile(r'File ".*/taskflow/(?:cli|worker|app|broker|model)/')
+# Frames of what the user has not written. A Ctrl-C while Python itself, or the bare package, is being loaded is Python's to tell,
+# and the fault handler of a process that has crashed names every thread's.
+OUR_FRAMES = re.compile(r'File ".*/taskflow/(?:cli|worker|app|broker|model)/[^"]*", line \d+, in ')
 
 
 class Running:

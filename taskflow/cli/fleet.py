@@ -1,0 +1,73 @@
+"""How the workers of one supervisor are, as they say it themselves: the supervisor is asked, and answers for all of them."""
+
+from __future__ import annotations
+
+import time
+from typing import Final, NamedTuple
+
+from taskflow.worker.endings import Ending
+from taskflow.worker.vitals import Finding
+
+SAID_EVERY: Final = 1.0
+SILENT_AFTER: Final = 10.0
+"""Seconds after which a worker that has said nothing does not live: C code keeps its interpreter, for example."""
+
+_WORD: Final = "vitals"
+
+
+def said(live: Finding, ready: Finding) -> str:
+    """A line of a worker to its supervisor."""
+    return f"{_WORD} {live.is_well:d} {ready.is_well:d} {live.why if not live.is_well else ready.why}"
+
+
+class Worker(NamedTuple):
+    at: float
+    is_live: bool
+    is_ready: bool
+    why: str
+
+
+class Fleet:
+    """Written by the supervisor, read by the thread that answers. One worker that works makes the fleet live and ready: the supervisor
+    looks after the others itself, and to end it for one of them would end what all of them run."""
+
+    def __init__(self) -> None:
+        self._workers: dict[int, Worker] = {}
+        self.has_worked = False
+
+    def note(self, pid: int, news: str | Ending) -> None:
+        if isinstance(news, Ending):
+            self._workers.pop(pid, None)
+            return
+        match news.split(" ", 3):
+            case [word, live, ready, why] if word == _WORD:
+                self._workers[pid] = Worker(time.monotonic(), live == "1", ready == "1", why)
+            case ["session", _]:
+                self.has_worked = True
+            case _:
+                return
+
+    def live(self) -> Finding:
+        workers = self._present()
+        if not workers or any(worker.is_live for worker in workers):
+            return Finding(True, "there is a worker that moves" if workers else "no worker has started yet", _facts(workers))
+        return Finding(False, f"no worker moves: {workers[0].why}", _facts(workers))
+
+    def ready(self) -> Finding:
+        workers = self._present()
+        if any(worker.is_live and worker.is_ready for worker in workers):
+            return Finding(True, "there is a worker whose beats, claims and settlements the broker answers", _facts(workers))
+        return Finding(False, f"no worker is ready: {workers[0].why}" if workers else "no worker has started yet", _facts(workers))
+
+    def _present(self) -> list[Worker]:
+        now = time.monotonic()
+        return [worker if now - worker.at < SILENT_AFTER else _silent(worker, now) for worker in list(self._workers.values())]
+
+
+def _silent(worker: Worker, now: float) -> Worker:
+    return worker._replace(is_live=False, is_ready=False, why=f"it has said nothing for {now - worker.at:.0f} s")
+
+
+def _facts(workers: list[Worker]) -> dict[str, float | int | str | None]:
+    live, ready = (sum(worker.is_live for worker in workers), sum(worker.is_live and worker.is_ready for worker in workers))
+    return {"workers": len(workers), "live": live, "ready": ready}
