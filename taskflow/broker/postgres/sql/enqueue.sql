@@ -18,7 +18,8 @@ BEGIN
         END IF;
     ELSIF j.key IS NOT NULL THEN
         SELECT * INTO waiting FROM @.jobs WHERE key = j.key AND status < S.RUNNING FOR UPDATE;
-        SELECT id INTO running FROM @.jobs WHERE key = j.key AND status = S.RUNNING FOR UPDATE;
+        -- Changed, not only locked: a settlement of it that waits for the key, at "repeatable read", must not miss what waits behind it now.
+        UPDATE @.jobs SET key = key WHERE key = j.key AND status = S.RUNNING RETURNING id INTO running;
         IF waiting.id IS NOT NULL THEN
             PERFORM @.finish(waiting, E.REPLACE, S.CANCELLED, @.utf8(format(W.REPLACED_BY, @.id_text(j.id))), now_at);
         END IF;
