@@ -197,6 +197,20 @@ _SLOW_COMMIT: Final = """
 """
 
 
+async def test_the_first_jobs_of_a_queue_are_all_found_whoever_commits_first(work: Work, other: asyncpg.Connection) -> None:
+    """Neither transaction sees that the other has begun the queue."""
+    early, late = an_envelope(queue="new"), an_envelope(queue="new")
+    await other.execute("BEGIN")
+    await other.fetch(
+        "SELECT * FROM taskflow.enqueue(NULL, NULL, $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
+        *packing.envelope_columns([early]),
+    )
+    await work.broker.enqueue([late])
+    await other.execute("COMMIT")
+
+    assert [lease.envelope.id for lease in await work.claim()] == [early.id, late.id]
+
+
 async def test_what_is_handed_back_is_found_where_it_stood(work: Work) -> None:
     """At once, though the mark has passed it long ago."""
     old = an_envelope()

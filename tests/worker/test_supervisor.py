@@ -562,4 +562,4 @@ def test_a_change_amid_a_rolling_restart_ends_it() -> None:
 def test_a_crash_is_told_by_default_as_a_line(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         supervisor.log_crash(b"\xab" * 16, "SIGSEGV")
-    assert f"what session {'ab' * 16} held runs again when it has lapsed; lost by: SIGSEGV" in caplog.text
+    assert f"what session {'ab' * 16} held runs again; lost by: SIGSEGV" in caplog.text

@@ -38,7 +38,8 @@ BEGIN
 END
 $$;
 
--- Something is alive at (new_at, new_seq). Whether the mark was beyond it, or there was none.
+-- Something is alive at (new_at, new_seq). Whether the mark was beyond it. Where there is none an index is read from its start; what is
+-- ready is looked for by its marks alone, so that there is one from now on, at the start: others may have made something ready beside us.
 CREATE FUNCTION @.lower(of_kind text, of_queue text, of_rank integer, new_at bigint, new_seq bigint, now_at bigint) RETURNS boolean
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -48,7 +49,12 @@ BEGIN
         PERFORM pg_advisory_xact_lock_shared(@.place(of_kind, of_queue, of_rank));
     END IF;
     newest := @.mark(of_kind, of_queue, of_rank, now_at);
-    IF newest.n IS NOT NULL AND (newest.at, newest.seq) <= (new_at, new_seq) THEN
+    IF newest.n IS NULL THEN
+        IF of_kind = 'ready' THEN
+            INSERT INTO @.marks (kind, queue, rank, at, seq, set_at) VALUES (of_kind, of_queue, of_rank, 0, 0, now_at);
+        END IF;
+        RETURN of_kind = 'ready';
+    ELSIF (newest.at, newest.seq) <= (new_at, new_seq) THEN
         RETURN false;
     END IF;
     INSERT INTO @.marks (kind, queue, rank, at, seq, set_at) VALUES (of_kind, of_queue, of_rank, new_at, new_seq, now_at);
