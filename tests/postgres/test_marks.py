@@ -112,7 +112,7 @@ async def test_what_is_read_does_not_grow_with_what_nobody_may_clean_away(
     await work.pass_through(BATCH)  # whose claims raise the mark
     await work.beat()
     await work.broker.upkeep(1_000)
-    assert store.dead_rows() > 2 * MANY
+    assert store.dead_rows() > MANY  # of two for each, those that the statistics know by now
     store.counted = "."
     beyond = work.request + 1
     costs = {

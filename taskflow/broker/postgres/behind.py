@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -17,6 +18,8 @@ AT_MOST_EVERY: Final = 1.0
 AFTER_FAILURE: Final = 30.0
 """Seconds until the next, where one has failed: it may have taken longer than the server allows."""
 
+CLOSED_WITHIN: Final = 2.0
+
 
 class LookBehind:
     """One look at a time; what was late while it went on is looked for by the next."""
@@ -24,6 +27,8 @@ class LookBehind:
     def __init__(self, look: Callable[[], Awaitable[None]]) -> None:
         self._look = look
         self._is_wanted = False
+        self._is_idle = asyncio.Event()
+        self._is_idle.set()
         self._task: asyncio.Task[None] | None = None
 
     def after(self, seconds: float) -> None:
@@ -37,15 +42,23 @@ class LookBehind:
             self._task = asyncio.create_task(self._run())
 
     async def close(self) -> None:
+        """One that is under way is waited for a little: the server would go on with it, on a connection that nobody has any more."""
+        self._is_wanted = False
         if self._task is not None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._is_idle.wait(), CLOSED_WITHIN)
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _run(self) -> None:
         while self._is_wanted:
             self._is_wanted = False
+            self._is_idle.clear()
             try:
                 await self._look()
             except BrokerError:  # upkeep asks for one again, every ten seconds
+                self._is_idle.set()
                 await asyncio.sleep(AFTER_FAILURE)
+            finally:
+                self._is_idle.set()
             await asyncio.sleep(AT_MOST_EVERY)
