@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Sequence
 from typing import Final
 
 from taskflow.model.seams import start_thread
+from taskflow.worker.children.system import end_with_parent
 from taskflow.worker.events import Ended, Event, SessionOpened
 
 log: Final = logging.getLogger("taskflow.worker")
-
-PR_SET_PDEATHSIG: Final = 1
 
 
 class Line:
@@ -75,7 +72,6 @@ class Line:
 
 def _die_with(supervisor: int) -> None:
     """With that process, which is the parent or was it until just now."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    end_with_parent()
     if os.getppid() != supervisor:
         os.kill(os.getpid(), signal.SIGKILL)

@@ -54,7 +54,7 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True):
     `seen`      the highest claim request whose answer it has taken in or given up; younger leases are no ghosts,
                 so a beat that was long under way cannot take back what a later claim gave
     `leaving`   the last beat: what is still leased goes back, and the session is dead
-    `died_of`   told by another process, one that knows: the process of this session has died of it ("signal SIGSEGV"). The session is
+    `died_of`   told by another process, one that knows: the session's process has died of it ("signal SIGSEGV"). The session is
                 dead, and each of its leases a crash of that cause. Such a beat says nothing else, ValueError if it does: see `of_death`
     """
 
