@@ -6,17 +6,20 @@ import asyncio
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any, Final
 
 from benchmarks.loops import run_in_fastest_loop
+from benchmarks.marks import Marks, environment_of, marks_of
+from benchmarks.peers.rivals import NO_PEERS, Rivals
 from benchmarks.processes import ROOT, a_worker, cpu_of, using
 from benchmarks.report import Row, in_turn
 from benchmarks.stores import Server, Store
-from benchmarks.tasks import noop, stamp
-from taskflow import JobHandle, enqueue
+from benchmarks.tasks import noop, note, stamp
+from taskflow import Job, JobHandle, SyncJob, enqueue
 from taskflow.broker.protocol import Broker
 
 JOBS: Final = 20_000
@@ -37,12 +40,14 @@ SETTLED_IN: Final = 0.3
 """Seconds in which a server has closed connections that were laid down, and forgotten what filled it."""
 
 
-def drains(store: Store, repeats: int) -> list[Row]:
-    """No-op async jobs, one `taskflow worker`, leases, fences, retries and results on."""
+def drains(store: Store, repeats: int, peers: Rivals = NO_PEERS, *, jobs: int = JOBS) -> list[Row]:
+    """No-op async jobs, one `taskflow worker`, leases, fences, retries and results on. The peers beside 100 at a time."""
     rows: list[Row] = []
     for concurrency in CONCURRENCIES:
-        ours, bare = partial(_drain, store, JOBS, concurrency), partial(_drain_bare, store, JOBS, concurrency)
-        rows += in_turn(f"{JOBS:,} queued, {concurrency} at a time", repeats, ours, bare)
+        ours, bare = partial(_drain, store, jobs, concurrency), partial(_drain_bare, store, jobs, concurrency)
+        rivals = peers.drains(store, jobs) if concurrency == CONCURRENCIES[0] else []
+        what = f"{jobs:,} queued, {concurrency} at a time"
+        rows += in_turn(what, repeats, ours, bare, rivals, part=f"drain, {concurrency} at a time")
     return rows
 
 
@@ -71,25 +76,42 @@ def _drain(store: Store, jobs: int, concurrency: int) -> Mapping[str, float]:
 
 
 async def _drain_paused(store: Store, jobs: int, concurrency: int) -> Mapping[str, float]:
-    """The queue is paused until all is in it; its first job and its last tell when they were run."""
-    with store.start() as server:
+    """The queue is paused until all is in it; the jobs themselves tell when they were run, and that none ran twice."""
+    with store.start() as server, marks_of(jobs) as marks:
         async with AsyncExitStack() as working:
             async with using(server.url) as broker:
-                worker = await working.enter_async_context(a_worker(server.url, concurrency))
+                worker = await working.enter_async_context(a_worker(server.url, concurrency, marks=marks))
                 await broker.console.pause("default")
-                first, last = await _between_stamps(jobs)
+                await fill_with_notes(jobs)
             await asyncio.sleep(SETTLED_IN)
             before, cpu = server.cost(), cpu_of(worker)
             async with using(server.url) as broker:
-                took = await _took(broker, first, last)
-                spent, server_cpu = cpu_of(worker) - cpu, server.cost().since(before).cpu
+                await broker.console.resume("default")
+            await until_all_ran(marks, jobs)
+            spent, server_cpu = cpu_of(worker) - cpu, server.cost().since(before).cpu
         await asyncio.sleep(SETTLED_IN)
+        marks.check()
         return {
-            "jobs/s": jobs / took,
+            "jobs/s": marks.rate,
             "worker CPU µs/job": 1e6 * spent / jobs,
             "server CPU µs/job": 1e6 * server_cpu / jobs,
             server.trip: server.cost().since(before).trips / jobs,
         }
+
+
+async def fill_with_notes(jobs: int, job: Job[[int], None] | SyncJob[[int], None] = note) -> None:
+    for start in range(0, jobs, BULK):
+        await enqueue(job.bind(number) for number in range(start, min(start + BULK, jobs)))
+
+
+async def until_all_ran(marks: Marks, jobs: int, within: float = 120.0) -> None:
+    """And the last ones are settled, or very nearly."""
+    give_up_at = time.monotonic() + within
+    while (ran := marks.ran) < jobs:
+        if time.monotonic() > give_up_at:
+            raise AssertionError(f"{ran:,} of {jobs:,} jobs were run within {within:.0f} s")
+        await asyncio.sleep(LOOK_EVERY)
+    await asyncio.sleep(LOOK_EVERY)
 
 
 async def _between_stamps(jobs: int) -> tuple[JobHandle[float], JobHandle[float]]:
@@ -152,12 +174,16 @@ async def _rate_over_queues(server: Server, jobs: int, queues: int) -> float:
 
 
 def _drain_bare(store: Store, jobs: int, batch: int) -> Mapping[str, float]:
-    with store.start() as server:
+    with store.start() as server, marks_of(jobs) as marks:
         store.bare.add(server.url, jobs)
         before = server.cost()
         command: list[Any] = [sys.executable, "-m", store.program, "drain", server.url, str(jobs), str(batch)]
-        told = json.loads(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=120).stdout)
+        environment = environment_of(marks)
+        told = json.loads(
+            subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True, timeout=120).stdout
+        )
         done = server.cost().since(before)
+        marks.check()
         return {
             "jobs/s": told["rate"],
             "worker CPU µs/job": told["cpu"],

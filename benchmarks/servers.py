@@ -88,6 +88,10 @@ class RedisServer:
     def url(self) -> str:
         return f"redis://{HOST}:{self.port}/0"
 
+    @property
+    def dsn(self) -> str:
+        return self.url
+
     def load(self) -> ServerLoad:
         info = self.info()
         stats = {name.removeprefix("cmdstat_"): told for name, told in info.items() if name.startswith("cmdstat_")}

@@ -25,6 +25,11 @@ class Server(Protocol):
     @property
     def url(self) -> str: ...
 
+    @property
+    def dsn(self) -> str:
+        """As drivers and peers take it."""
+        ...
+
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *error: object) -> None: ...
@@ -56,14 +61,15 @@ class Bare(Protocol):
 class Store:
     """`program` is the module's name of `bare`."""
 
+    name: str
     start: Callable[[], Server]
     bare: Bare
     program: str
 
 
-REDIS: Final = Store(RedisServer, bare_redis, "benchmarks.bare_redis")
+REDIS: Final = Store("redis", RedisServer, bare_redis, "benchmarks.bare_redis")
 
 
 def postgres(under: Path | None = None) -> Store:
     """With its data in that folder."""
-    return Store(partial(PostgresServer, under=under), bare_postgres, "benchmarks.bare_postgres")
+    return Store("postgres", partial(PostgresServer, under=under), bare_postgres, "benchmarks.bare_postgres")

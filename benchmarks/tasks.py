@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
+from benchmarks.marks import mark
 from taskflow import job
 
 
@@ -28,3 +30,20 @@ async def wall() -> float:
 async def waited(since: float) -> float:
     """Seconds from that instant of the monotonic clock to its first line."""
     return time.monotonic() - since
+
+
+@job(name="benchmarks.note")
+async def note(number: int) -> None:
+    """Writes down that it ran."""
+    mark(number)
+
+
+@job(name="benchmarks.note_in_thread")
+def note_in_thread(number: int) -> None:
+    mark(number)
+
+
+@job(name="benchmarks.sleep")
+async def sleep(number: int, seconds: float) -> None:
+    mark(number)
+    await asyncio.sleep(seconds)

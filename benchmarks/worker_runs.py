@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import statistics
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -15,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks import bare_memory, bare_sqlite, bare_wake
-from benchmarks.report import Row, a_pair
+from benchmarks.report import BARE, OURS, Row, a_pair
 from benchmarks.tasks import noop, stamp
 from taskflow import Worker, enqueue
 from taskflow.app.current import default_app
@@ -63,8 +62,8 @@ def latencies(repeats: int) -> list[Row]:
 
 def _percentile_row(what: str, samples: list[list[float]], share: float, bare: list[list[float]]) -> Row:
     mine = [1_000 * _percentile(sample, share) for sample in samples]
-    theirs = statistics.median(1_000 * _percentile(sample, share) for sample in bare)
-    return Row(what, statistics.median(mine), min(mine), max(mine), theirs)
+    theirs = [1_000 * _percentile(sample, share) for sample in bare]
+    return Row(what, what, "ms", {OURS: mine, BARE: theirs})
 
 
 def _percentile(sample: list[float], share: float) -> float:
