@@ -76,6 +76,16 @@ def cpu_of_session(leader: int) -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
+def memory_of_session(leader: int) -> float:
+    """MB of resident memory of all its processes; what they share is counted for each."""
+    used = 0.0
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, ValueError):  # it has ended
+            if int(_stat_of(int(folder.name))[3]) == leader:
+                used += memory_of(int(folder.name))
+    return used
+
+
 def _cpu_of_the_ended(parent: int) -> float:
     """To the clock's tick."""
     user, system = _stat_of(parent)[13:15]

@@ -20,6 +20,12 @@ KEPT_TO: Final = 1e-4
 OURS: Final = "taskflow"
 BARE: Final = "bare loop"
 
+FOR_PLOTS: Final = "~"
+"""Figures whose names begin so are for plots alone."""
+
+CURVE: Final = (1, 5, 10, 25, 50, 75, 90, 95, 98, 99, 99.5)
+"""Percentiles."""
+
 Measured = Mapping[str, float]
 """Figures of one run, by their names with their units."""
 
@@ -52,10 +58,6 @@ class Row:
     values: Mapping[str, Sequence[float]]
     failures: Mapping[str, str] = field(default_factory=dict)
 
-    @property
-    def label(self) -> str:
-        return f"{self.what}: {self.figure}" if self.figure else self.what
-
     def median(self, contender: str) -> float | None:
         return statistics.median(values) if (values := self.values.get(contender)) else None
 
@@ -78,6 +80,10 @@ class Row:
     @property
     def ratio(self) -> float | None:
         return None if not self.bare else self.ours / self.bare
+
+    @property
+    def is_for_plots(self) -> bool:
+        return self.figure.startswith(FOR_PLOTS)
 
     @property
     def peers(self) -> list[str]:
@@ -127,38 +133,21 @@ def percentile(sample: Iterable[float], share: float) -> float:
 
 
 def of_latencies(seconds: Iterable[float]) -> Measured:
+    """Median and 99th percentile, and those between for a curve."""
     ordered = sorted(seconds)
-    return {"p50 ms": 1e3 * statistics.median(ordered), "p99 ms": 1e3 * percentile(ordered, 0.99)}
+    curve = {f"{FOR_PLOTS}{percent:g}": 1e3 * percentile(ordered, percent / 100) for percent in CURVE}
+    return {"p50 ms": 1e3 * statistics.median(ordered), "p99 ms": 1e3 * percentile(ordered, 0.99), **curve}
 
 
-def of_lags(seconds: Iterable[float]) -> Measured:
-    """How late planned jobs began, and how many began before their time."""
+def of_lags(seconds: Iterable[float], kept_to: float = KEPT_TO) -> Measured:
+    """How late planned jobs began, and how many began before their time by more than instants are kept to."""
     lags = list(seconds)
-    early = len([lag for lag in lags if lag < -KEPT_TO])
+    early = len([lag for lag in lags if lag < -kept_to])
     return {**of_latencies(lags), "max ms": 1e3 * max(lags), "early": early}
 
 
-def print_table(title: str, unit: str, rows: Iterable[Row], digits: int | None = 0) -> str:
-    """What it has printed. With `digits` None each figure has as many as its size wants."""
-    rows = list(rows)
-    width = max([44, *(len(row.label) for row in rows)])
-    heading = f"{title:{width}} {f'ours, {unit}' if unit else 'ours':>16} {'min-max':>23} {'bare':>12} {'ratio':>6}"
-    table = "\n".join([heading, *(_line(row, width, digits) for row in rows)])
-    print(f"\n{table}", flush=True)
-    return table
-
-
-def _line(row: Row, width: int, digits: int | None) -> str:
-    span = f"{_figure(row.least, digits)}-{_figure(row.most, digits)}"
-    bare = "" if row.bare is None else _figure(row.bare, digits)
-    ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
-    line = f"{row.label:{width}} {_figure(row.ours, digits):>16} {span:>23} {bare:>12} {ratio:>6}".rstrip()
-    peers = [f"    {name:{width - 4}} {_figure(row.median(name) or 0.0, digits):>16}" for name in row.peers]
-    failures = [f"    {name}: {why}" for name, why in row.failures.items()]
-    return "\n".join([line, *peers, *failures])
-
-
-def _figure(value: float, digits: int | None) -> str:
+def figure_text(value: float, digits: int | None = None) -> str:
+    """With as many digits as its size wants."""
     if digits is None:
-        digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 3
+        digits = 0 if abs(value) >= 100 or value == 0 else 1 if abs(value) >= 10 else 3 if abs(value) < 1 else 2
     return f"{value:,.{digits}f}"

@@ -105,6 +105,13 @@ class RedisServer:
         load = self.load()
         return Cost(load.cpu, load.calls.get("evalsha", 0) + load.calls.get("eval", 0))
 
+    def told(self) -> int:
+        load = self.load()
+        return sum(load.calls.values()) - load.calls.get("info", 0)
+
+    def sent(self) -> int:
+        return self.load().sent
+
     def rest(self) -> None:
         """Nothing: all is in memory."""
 

@@ -36,6 +36,14 @@ class Server(Protocol):
 
     def cost(self) -> Cost: ...
 
+    def told(self) -> int:
+        """Commands that clients have sent, or transactions that they have ended, since it was started, this one aside."""
+        ...
+
+    def sent(self) -> int:
+        """The same of our workers, whose scripts are known: what these call is not counted."""
+        ...
+
     def rest(self) -> None:
         """Until it has done what was put off while it was filled."""
         ...

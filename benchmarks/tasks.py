@@ -6,7 +6,7 @@ import asyncio
 import time
 
 from benchmarks.marks import mark
-from taskflow import job
+from taskflow import Job, job
 
 
 @job(name="benchmarks.noop")
@@ -47,3 +47,18 @@ def note_in_thread(number: int) -> None:
 async def sleep(number: int, seconds: float) -> None:
     mark(number)
     await asyncio.sleep(seconds)
+
+
+@job(name="benchmarks.swallow")
+async def swallow(number: int, data: bytes) -> None:
+    mark(number)
+
+
+def stamp_into(stamps: list[float]) -> Job[[], None]:
+    """A job for a worker in this process, which appends the clock's time at its first line."""
+
+    @job(name="benchmarks.stamp_into")
+    async def stamped() -> None:
+        stamps.append(time.monotonic())
+
+    return stamped

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -19,6 +19,11 @@ SLOW_TO_ASK: Final = 30
 """Round trips, of a peer that looks for its results only now and then."""
 
 
+IDLE_TRIPS: Final = {"redis": "commands/s", "postgres": "transactions/s"}
+IDLE_CPU: Final = "CPU of a worker, %"
+IDLE_MEMORY: Final = "RSS of a worker, MB"
+
+
 @dataclass(frozen=True)
 class Rivals:
     """`names` of those that take part, None for all; `repeats` caps how often each is measured; `share` of their jobs, of quick runs."""
@@ -28,7 +33,7 @@ class Rivals:
     repeats: int = 3
     share: float = 1.0
 
-    def drains(self, store: Store, jobs: int) -> list[Contender]:
+    def drains(self, store: Store) -> list[Contender]:
         def measure(peer: Peer) -> Measured:
             return runs.drain(peer, store, self.cache, self._share_of(peer.jobs), peer.concurrency)
 
@@ -74,6 +79,16 @@ class Rivals:
             return {"round trips/s": jobs / took}
 
         return self._contenders(store, measure, lambda peer: peer.tells_results)
+
+    def launches(self, store: Store) -> list[Contender]:
+        return self._contenders(store, lambda peer: {"s": runs.launch(peer, store, self.cache)}, _starts_as_its_own)
+
+    def idles(self, store: Store, seconds: float) -> list[Contender]:
+        def measure(peer: Peer) -> Measured:
+            told, cpu, memory = runs.idle(peer, store, self.cache, seconds)
+            return {IDLE_TRIPS[store.name]: told / seconds, IDLE_CPU: 100 * cpu / seconds, IDLE_MEMORY: memory}
+
+        return [replace(contender, repeats=1) for contender in self._contenders(store, measure, _starts_as_its_own)]
 
     def plans(self, store: Store, instants: Callable[[], Sequence[float]]) -> list[Contender]:
         def measure(peer: Peer) -> Measured:

@@ -20,7 +20,7 @@ from typing import IO, Any, Final
 from benchmarks.marks import VARIABLE, Marks, marks_of
 from benchmarks.peers.catalogue import Peer
 from benchmarks.peers.environments import HERE, node_folder_of, python_of
-from benchmarks.processes import ROOT, cpu_of_session
+from benchmarks.processes import ROOT, cpu_of_session, memory_of_session
 from benchmarks.report import ContenderFailed
 from benchmarks.stores import Server, Store
 
@@ -29,6 +29,8 @@ TO_BEGIN: Final = 30.0
 TO_END: Final = 3.0
 LOOK_EVERY: Final = 0.01
 WARM_UP: Final = 8
+
+TO_REST: Final = 4.0
 
 SETTLED_IN: Final = 0.3
 """Seconds in which the last jobs are settled, and what that costs has shown."""
@@ -166,6 +168,26 @@ def start_one_by_one(peer: Peer, store: Store, cache: Path, jobs: int, every: fl
         began = bench.tell("one-by-one", jobs, every, within=jobs * (every + 0.1) + TO_BEGIN)
         worker.wait_for(lambda: marks.ran >= jobs, "its worker did not run all jobs", TO_BEGIN)
         return [start - begin for start, begin in zip(marks.stamps(), began, strict=False)]
+
+
+def launch(peer: Peer, store: Store, cache: Path) -> float:
+    """Seconds from the launch of its worker to the first line of a job that has waited for it."""
+    with marked_bench(peer, store, cache, WARM_UP) as (bench, marks):
+        bench.tell("fill", WARM_UP, within=TO_BEGIN)
+        began = time.monotonic()
+        with bench.at_work(peer.concurrency) as worker:
+            worker.wait_for(lambda: marks.ran > 0, "its worker began no job", TO_BEGIN)
+            return min(filter(None, marks.stamps())) - began
+
+
+def idle(peer: Peer, store: Store, cache: Path, seconds: float) -> tuple[float, float, float]:
+    """What a worker that has nothing to do costs: commands or transactions, its CPU seconds, its MB of memory."""
+    with marked_bench(peer, store, cache, WARM_UP) as (bench, marks), bench.at_work(peer.concurrency) as worker:
+        _warm_up(bench, worker, marks)
+        time.sleep(TO_REST)
+        before, cpu = bench.server.told(), worker.cpu
+        time.sleep(seconds)
+        return bench.server.told() - before, worker.cpu - cpu, memory_of_session(worker.process.pid)
 
 
 def ask(peer: Peer, store: Store, cache: Path, jobs: int, waiters: int, within: float = 45.0) -> tuple[float, list[float]]:
