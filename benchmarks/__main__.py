@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ QUICK: Final = 0.2
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # servers and peers are ended then too
     arguments = _parser().parse_args()
     if arguments.forget:
         forget(arguments.cache)
@@ -103,6 +105,7 @@ def _summarize(folder: Path, *, is_kept: bool) -> None:
     print(f"\n## Targets\n\n{text}", flush=True)
     if is_kept:
         results.write_block("targets", text)
+        results.write_block("peers", summary.peers_table())
         results.write_block("digest", summary.digest(all_kept), results.ROOT_README)
         return
     report = [f"# Benchmarks\n\n{text}", *(f"{_told(kept)}\n\n{tables(kept.rows)}" for kept in all_kept.values())]

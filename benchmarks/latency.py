@@ -28,7 +28,7 @@ WAITED: Final = 10_000
 PLANNED: Final = 2_000
 SCATTERED: Final = 200
 PLANNED_IN: Final = 3.0
-SPAN: Final = 4.0
+SPAN: Final = 3.0
 LOAD: Final = 2.0
 MICROSECOND: Final = 1e-6  # to which our instants are kept
 

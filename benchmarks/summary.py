@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from benchmarks.kept import Kept
+from benchmarks.peers.catalogue import PEERS, Peer
 from benchmarks.report import figure_text
 from benchmarks.targets import CHECKS, Check, Verdict
 
@@ -27,6 +28,21 @@ def digest(kept: AllKept) -> str:
     judged = [(check, verdict) for check in firsts if (verdict := check.judge(kept)) is not None]
     lines = [f"| {check.what} | {_measured(check, verdict)} | {_bare(verdict)} | {_peer(verdict)} |" for check, verdict in judged]
     return "\n".join([_conditions(kept), "", *heading, *lines])
+
+
+def peers_table() -> str:
+    """What runs beside ours, and what it does not do."""
+    heading = ["| peer | on | jobs at a time | has not | jobs of a killed worker |", "| :--- | :--- | ---: | :--- | :--- |"]
+    lines = [f"| {_named(peer)} | {peer.store} | {_at_a_time(peer)} | {peer.lacks} | {peer.killed} |" for peer in PEERS]
+    return "\n".join([*heading, *lines])
+
+
+def _named(peer: Peer) -> str:
+    return f"{peer.name} {peer.version}"
+
+
+def _at_a_time(peer: Peer) -> str:
+    return f"{peer.concurrency} threads" if peer.in_threads else f"{peer.concurrency}"
 
 
 def _line(name: str, check: Check, verdict: Verdict | None) -> str:

@@ -15,7 +15,7 @@ from benchmarks.peers.environments import EnvironmentFailed, default_cache
 from benchmarks.report import Contender, ContenderFailed, Measured, of_lags, of_latencies
 from benchmarks.stores import Store
 
-SLOW_TO_ASK: Final = 30
+SLOW_TO_ASK: Final = 16
 """Round trips, of a peer that looks for its results only now and then."""
 
 
@@ -70,7 +70,7 @@ class Rivals:
             _, each = runs.ask(peer, store, self.cache, _aligned(self.share * (SLOW_TO_ASK if peer.looks_for_results else times)), 1)
             return of_latencies(each)
 
-        return self._contenders(store, measure, lambda peer: peer.tells_results)
+        return _once(self._contenders(store, measure, lambda peer: peer.tells_results))
 
     def waiters(self, store: Store, waiters: int) -> list[Contender]:
         def measure(peer: Peer) -> Measured:
@@ -78,7 +78,7 @@ class Rivals:
             took, _ = runs.ask(peer, store, self.cache, jobs, waiters)
             return {"round trips/s": jobs / took}
 
-        return self._contenders(store, measure, lambda peer: peer.tells_results)
+        return _once(self._contenders(store, measure, lambda peer: peer.tells_results))
 
     def launches(self, store: Store) -> list[Contender]:
         return self._contenders(store, lambda peer: {"s": runs.launch(peer, store, self.cache)}, _starts_as_its_own)
@@ -88,13 +88,13 @@ class Rivals:
             told, cpu, memory = runs.idle(peer, store, self.cache, seconds)
             return {IDLE_TRIPS[store.name]: told / seconds, IDLE_CPU: 100 * cpu / seconds, IDLE_MEMORY: memory}
 
-        return [replace(contender, repeats=1) for contender in self._contenders(store, measure, _starts_as_its_own)]
+        return _once(self._contenders(store, measure, _starts_as_its_own))
 
     def plans(self, store: Store, instants: Callable[[], Sequence[float]]) -> list[Contender]:
         def measure(peer: Peer) -> Measured:
             return of_lags(runs.plan(peer, store, self.cache, instants))
 
-        return self._contenders(store, measure, lambda peer: peer.plans)
+        return _once(self._contenders(store, measure, lambda peer: peer.plans))
 
     def _share_of(self, jobs: int) -> int:
         return _aligned(self.share * jobs)
@@ -104,6 +104,11 @@ class Rivals:
     ) -> list[Contender]:
         peers = [peer for peer in of_store(store.name, self.names) if takes_part(peer)]
         return [Contender(peer.name, partial(_told, peer, measure), self.repeats) for peer in peers]
+
+
+def _once(contenders: Sequence[Contender]) -> list[Contender]:
+    """What takes long, and comes to multiples of ours, is measured in the first turn alone."""
+    return [replace(contender, repeats=1) for contender in contenders]
 
 
 def _told(peer: Peer, measure: Callable[[Peer], Measured]) -> Mapping[str, float]:

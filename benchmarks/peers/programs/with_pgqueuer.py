@@ -6,7 +6,7 @@ import asyncio
 import signal
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -24,8 +24,10 @@ CALLERS = 32
 
 class PgqueuerSending(Sending):
     def __init__(self, driver: Any) -> None:
-        self._driver = driver
         self._queries = Queries(driver)
+        self._watcher = CompletionWatcher(driver, queries=self._queries)
+        self._is_watching = False
+        self.closing = AsyncExitStack()
 
     async def set_up(self) -> None:
         await self._queries.install()
@@ -38,9 +40,12 @@ class PgqueuerSending(Sending):
         return await self._queries.enqueue(["note"] * len(numbers), payloads, [0] * len(numbers))
 
     async def ask(self, number: int) -> object:
-        async with CompletionWatcher(self._driver) as watcher:
-            [job] = await self._queries.enqueue("note", str(number).encode())
-            return await watcher.wait_for(job)
+        """By one watcher for all, which begins with the first."""
+        if not self._is_watching:
+            self._is_watching = True
+            await self.closing.enter_async_context(self._watcher)
+        [job] = await self._queries.enqueue("note", str(number).encode())
+        return await self._watcher.wait_for(job)
 
     async def send_at(self, number: int, instant: float) -> object:
         return await self._queries.enqueue("note", str(number).encode(), execute_after=timedelta(seconds=instant - time.time()))
@@ -49,7 +54,9 @@ class PgqueuerSending(Sending):
 @asynccontextmanager
 async def sending() -> AsyncIterator[Sending]:
     async with asyncpg.create_pool(URL, min_size=CALLERS, max_size=CALLERS) as pool, AsyncpgPoolDriver(pool) as driver:
-        yield PgqueuerSending(driver)
+        sending = PgqueuerSending(driver)
+        async with sending.closing:
+            yield sending
 
 
 def work(concurrency: int) -> None:
