@@ -27,7 +27,7 @@ def draw(kept: Kept, folder: Path) -> list[Path]:
     """The .svg files that have been drawn; each has a .png beside it."""
     stem = folder / kept.workload
     if along := ALONG.get(kept.workload.rpartition("-")[2]):
-        return _drawn(stem, draw_curves(stem, along, _along(kept.rows), is_log=True))
+        return _drawn(stem, draw_curves(stem, along, _along([row for row in kept.rows if row.part.isdigit()]), is_log=True))
     plots = []
     if groups := list(_bars(kept.rows)):
         plots += _drawn(stem, draw_bars(stem, groups))
