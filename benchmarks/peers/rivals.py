@@ -10,7 +10,7 @@ from typing import Final
 
 from benchmarks.marks import A_DOUBLE
 from benchmarks.peers import runs
-from benchmarks.peers.catalogue import Peer, of_store
+from benchmarks.peers.catalogue import PEERS, Peer, of_store
 from benchmarks.peers.environments import EnvironmentFailed, default_cache
 from benchmarks.report import Contender, ContenderFailed, Measured, of_lags, of_latencies
 from benchmarks.stores import Store
@@ -124,8 +124,8 @@ def _told(peer: Peer, measure: Callable[[Peer], Measured]) -> Mapping[str, float
 
 
 def _sends_as_its_own(peer: Peer) -> bool:
-    """How it is sent does not depend on whether there will be a result, or on how it is worked on."""
-    return not peer.variant or peer.variant == "throughput"
+    """How it is sent does not depend on results, or on how it is worked on: a program's first variant stands for all."""
+    return peer == next(other for other in PEERS if (other.program, other.store) == (peer.program, peer.store))
 
 
 def _starts_as_its_own(peer: Peer) -> bool:
