@@ -29,6 +29,9 @@ PLANNED: Final = 2_000
 SCATTERED: Final = 200
 PLANNED_IN: Final = 3.0
 SPAN: Final = 3.0
+
+LEAD: Final = 9.0
+"""Seconds, for peers that send planned jobs one by one."""
 LOAD: Final = 2.0
 MICROSECOND: Final = 1e-6  # to which our instants are kept
 
@@ -52,7 +55,9 @@ def plans(store: Store, options: Options) -> list[Row]:
     repeats, peers = options.repeats, options.peers
     one, random_ones = f"{PLANNED:,} planned for one instant", f"{SCATTERED} planned at random instants"
     return [
-        *in_turn(one, repeats, partial(_lags, store, _one_instant), None, peers.plans(store, _one_instant), part="one instant"),
+        *in_turn(
+            one, repeats, partial(_lags, store, _one_instant), None, peers.plans(store, partial(_one_instant, LEAD)), part="one instant"
+        ),
         *in_turn(random_ones, repeats, partial(_lags, store, _scattered), None, peers.plans(store, _scattered), part="random instants"),
     ]
 
@@ -144,12 +149,12 @@ async def _at_once(store: Store) -> Mapping[str, float]:
 # --- planned jobs ------------------------------------------------------------------------------------------------
 
 
-def _one_instant() -> list[float]:
-    return [time.time() + PLANNED_IN] * PLANNED
+def _one_instant(lead: float = PLANNED_IN) -> list[float]:
+    return [time.time() + lead] * PLANNED
 
 
-def _scattered() -> list[float]:
-    first = time.time() + PLANNED_IN
+def _scattered(lead: float = PLANNED_IN) -> list[float]:
+    first = time.time() + lead
     return [first + SPAN * random.random() for _ in range(SCATTERED)]
 
 

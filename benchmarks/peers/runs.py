@@ -209,6 +209,10 @@ def plan(peer: Peer, store: Store, cache: Path, instants: Callable[[], Sequence[
         _warm_up(bench, worker, marks)
         planned = instants()
         bench.tell("plan", json.dumps(planned), within=within)
+        if time.time() > min(planned):
+            raise ContenderFailed(
+                f"sending {jobs:,} planned jobs took it longer than there was time, {time.time() - min(planned):.1f} s too long"
+            )
         worker.wait_for(lambda: all(marks.stamps()[:jobs]), "its worker did not run all jobs", within)
         since_1970 = time.time() - time.monotonic()
         return [start + since_1970 - instant for start, instant in zip(marks.stamps(), planned, strict=False)]
