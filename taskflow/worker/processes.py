@@ -87,7 +87,7 @@ def _tell(supervisor: Supervisor, wakes: Wakes, processes: Processes, onlooker: 
             if onlooker is not None:
                 onlooker.stop()
         elif number == signal.SIGHUP:
-            supervisor.stop(number) if wakes.has_lost_terminal() else supervisor.roll()
+            supervisor.hang_up() if wakes.has_lost_terminal() else supervisor.roll()
         elif number == CHANGED:
             supervisor.reload()
 

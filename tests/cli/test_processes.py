@@ -7,7 +7,6 @@ import os
 import pty
 import re
 import signal
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -499,18 +498,6 @@ def test_to_reload_what_drains_makes_no_sense(tasks: Shell) -> None:
 # --- process 1 -----------------------------------------------------------------------------------------------------------
 
 IN_A_CONTAINER = "import os, sys; os.execvp('unshare', ['unshare', *sys.argv[1].split(), sys.executable, *sys.argv[2:]])"
-
-
-@pytest.fixture
-def unshare() -> str:
-    """Its flags for a space of process ids, where we may make one."""
-    for flags in ("--pid --fork --kill-child", "--user --map-root-user --pid --fork --kill-child"):
-        try:
-            if subprocess.run(["unshare", *flags.split(), "true"], capture_output=True).returncode == 0:
-                return flags
-        except OSError:
-            break
-    pytest.skip("no space of process ids can be made here")
 
 
 def test_as_process_1_it_reaps_what_others_leave_behind(tasks: Shell, unshare: str) -> None:
