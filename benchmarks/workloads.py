@@ -15,9 +15,11 @@ from benchmarks import (
     idle,
     latency,
     postgres_busy,
+    recovery,
     redis_costs,
     redis_profile,
     redis_scripts,
+    rolling,
     sending,
     sizes,
     sqlite_verbs,
@@ -87,5 +89,7 @@ STUDIES: Final[dict[str, Callable[[argparse.Namespace], None]]] = {
     "redis-profile": lambda arguments: redis_profile.profile(arguments.jobs or 300_000),
     "postgres-backlog": backlog.backlog,
     "postgres-busy": postgres_busy.busy,
+    "recovery": recovery.recovery,
+    "rolling": rolling.rolling,
 }
 """Those that print, and keep, what they have found in a form of their own; only run when they are named."""
