@@ -29,6 +29,7 @@ FEW: Final = 10_000
 MANY: Final = 500_000
 SCHEDULED: Final = 1_000_000
 QUEUES: Final = 1_000
+SHALLOW: Final = "the shallow queue"
 BACKLOGS: Final = (5_000, 10_000, 100_000, 300_000, 1_000_000)
 
 BULK: Final = 100_000
@@ -95,9 +96,16 @@ def depths(store: Store, options: Options) -> list[Row]:
     few = partial(of, FEW)
     many, scheduled, repeats = options.of(MANY), options.of(SCHEDULED), options.repeats
     return [
-        *in_turn(f"first {FIRST:,} of {many:,} (beside: of {FEW:,})", repeats, partial(of, many), few, part="many queued"),
-        *in_turn(f"of {FEW:,} beside {scheduled:,} scheduled", repeats, partial(of, FEW, scheduled=scheduled), few, part="many scheduled"),
-        *in_turn(f"of {FEW:,} in {QUEUES:,} queues", repeats, partial(of, FEW, queues=QUEUES), few, part="many queues"),
+        *in_turn(f"first {FIRST:,} of {many:,} (beside: of {FEW:,})", repeats, partial(of, many), few, part="many queued", beside=SHALLOW),
+        *in_turn(
+            f"of {FEW:,} beside {scheduled:,} scheduled",
+            repeats,
+            partial(of, FEW, scheduled=scheduled),
+            few,
+            part="many scheduled",
+            beside=SHALLOW,
+        ),
+        *in_turn(f"of {FEW:,} in {QUEUES:,} queues", repeats, partial(of, FEW, queues=QUEUES), few, part="many queues", beside=SHALLOW),
     ]
 
 

@@ -16,7 +16,10 @@ DIGEST: Sequence[str] = ("T1", "T2", "T3", "T8", "T9", "T11", "T12", "T13", "T14
 
 def targets_table(kept: AllKept) -> str:
     """A line for each check of each target; those that were not measured say so."""
-    lines = ["| target | wanted | measured | bare loop, ratio | best peer, ratio | |", "| :--- | :--- | ---: | ---: | ---: | :--- |"]
+    lines = [
+        "| target | wanted | measured | bare loop (or what is said), ratio | best peer, ratio | |",
+        "| :--- | :--- | ---: | ---: | ---: | :--- |",
+    ]
     lines += [_line(f"{check.target} {check.what}", check, check.judge(kept)) for check in CHECKS]
     return "\n".join([_conditions(kept), "", *lines])
 

@@ -21,8 +21,11 @@ def _a_part(rows: Sequence[Row]) -> str:
     """The last column says how many times the contender's first figure ours is."""
     first = rows[0]
     names = list(dict.fromkeys(name for row in rows for name in row.values))
-    headings = [first.what, *(row.figure for row in rows), f"taskflow's {first.figure} by its"]
-    lines = [[_name(name), *(_cell(row, name) for row in rows), _ratio(first, name)] for name in names]
+    headings = [first.what, *(row.figure for row in rows)]
+    lines = [[_name(name), *(_cell(row, name) for row in rows)] for name in names]
+    if len(names) > 1:
+        headings.append(f"taskflow's {first.figure} by its")
+        lines = [[*line, _ratio(first, name)] for line, name in zip(lines, names, strict=True)]
     return "\n".join([_markdown(headings, lines), *_failures(first)])
 
 

@@ -32,6 +32,7 @@ class Check:
     """One figure of a target. Where several bounds are given all must hold.
 
     `least`, `most`    of the figure itself
+    `against`          what stands in the bare loop's place
     `by_bare`          least (of a rate) or most (of a time) of its ratio to the bare loop's
     `or_by_bare`       such a ratio that is enough whatever the figure is
     `by_peer`          least of its ratio to the best peer's; of `peer`, or of those that `among` (of AMONG) lets take part
@@ -48,6 +49,7 @@ class Check:
     unit: str = ""
     least: float | None = None
     most: float | None = None
+    against: str = BARE
     by_bare: float | None = None
     or_by_bare: float | None = None
     by_peer: float | None = None
@@ -62,11 +64,11 @@ class Check:
         row = found.row(self.part, self.figure) if found is not None else None
         if found is None or row is None:
             return None
-        value, bare, best = VALUES[self.value](found, row), row.median(BARE), self._best(row)
+        value, bare, best = VALUES[self.value](found, row), row.median(self.against), self._best(row)
         return Verdict(value, self._is_held(value, bare, best), bare, best)
 
     def _best(self, row: Row) -> tuple[str, float] | None:
-        taking_part = [name for name in row.peers if AMONG[self.among](name) and self.peer in (None, name)]
+        taking_part = [name for name in row.peers if name != self.against and AMONG[self.among](name) and self.peer in (None, name)]
         figures = [(name, row.median(name) or 0.0) for name in taking_part]
         if not figures:
             return None

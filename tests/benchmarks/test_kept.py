@@ -58,7 +58,7 @@ def test_parts_of_one_figure_share_a_table() -> None:
 def test_percentiles_for_plots_are_no_columns_of_tables() -> None:
     rows = [Row("starts", "an idle worker", figure, {OURS: [value]}) for figure, value in of_latencies([0.001, 0.002]).items()]
 
-    assert tables(rows).splitlines()[0] == "| an idle worker | p50 ms | p99 ms | taskflow's p50 ms by its |"
+    assert tables(rows).splitlines()[0] == "| an idle worker | p50 ms | p99 ms |"
 
 
 def test_rates_are_drawn_as_bars_percentiles_and_sizes_as_curves(tmp_path: Path) -> None:

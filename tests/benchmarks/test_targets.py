@@ -70,6 +70,14 @@ def test_being_near_the_bare_loop_is_enough_where_that_is_said() -> None:
     assert not is_held(check, ours=[1.2], bare=[1.0])
 
 
+def test_what_stands_in_the_bare_loops_place_is_no_peer() -> None:
+    rows = [a_row({OURS: [90.0], "the shallow queue": [100.0]})]
+    verdict = a_check(by_bare=0.9, against="the shallow queue").judge(kept("w", *rows))
+
+    assert verdict is not None
+    assert (verdict.bare, verdict.peer, verdict.is_held) == (100.0, None, True)
+
+
 def test_the_best_peer_counts() -> None:
     assert not is_held(a_check(by_peer=4.0), ours=[400.0], slow=[1.0], quick=[101.0])
     assert is_held(a_check(by_peer=4.0), ours=[404.0], slow=[1.0], quick=[101.0])
