@@ -38,6 +38,7 @@ class Check:
     `by_peer`          least of its ratio to the best peer's; of `peer`, or of those that `among` (of AMONG) lets take part
     `small_is_good`    it is a time or a cost
     `value`            of VALUES, when it is more than the figure
+    `or_value`         another of them, which is enough when it reaches `or_least`
     """
 
     target: str
@@ -57,6 +58,8 @@ class Check:
     among: str | None = None
     small_is_good: bool = False
     value: str | None = None
+    or_value: str | None = None
+    or_least: float = 0.0
 
     def judge(self, kept: AllKept) -> Verdict | None:
         """None when it was not measured."""
@@ -65,7 +68,8 @@ class Check:
         if found is None or row is None:
             return None
         value, bare, best = VALUES[self.value](found, row), row.median(self.against), self._best(row)
-        return Verdict(value, self._is_held(value, bare, best), bare, best)
+        is_enough = self.or_value is not None and VALUES[self.or_value](found, row) >= self.or_least
+        return Verdict(value, is_enough or self._is_held(value, bare, best), bare, best)
 
     def _best(self, row: Row) -> tuple[str, float] | None:
         taking_part = [name for name in row.peers if name != self.against and AMONG[self.among](name) and self.peer in (None, name)]

@@ -124,6 +124,15 @@ def test_two_workers_are_beside_one_and_beside_what_two_cores_allow() -> None:
     assert of_the_bound.is_held
 
 
+def test_either_of_two_values_may_be_enough() -> None:
+    found = workers(one=100.0, two=130.0, worker_cpu=20.0, server_cpu=10.0)
+    verdict = a_check(part="2", value="of one worker", least=1.6, or_value="of the bound", or_least=0.9).judge(found)
+
+    assert verdict is not None
+    assert verdict.value == pytest.approx(1.3)
+    assert verdict.is_held
+
+
 def test_every_check_names_a_workload_that_there_is() -> None:
     assert {check.workload for check in CHECKS} <= set(WORKLOADS)
 
