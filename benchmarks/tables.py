@@ -14,7 +14,20 @@ def tables(rows: Sequence[Row]) -> str:
     parts = [list(group) for _, group in groupby(rows, key=lambda row: row.part)]
     if all(len(part) == 1 for part in parts) and len({row.figure for row in rows}) == 1:
         return _one_figure(rows)
+    if len(parts) > 1 and all(list(row.values) == [OURS] and not row.failures for row in rows):
+        return "\n\n".join(_alone(group) for group in _with_the_same_figures(parts))
     return "\n\n".join(_a_part(part) for part in parts)
+
+
+def _with_the_same_figures(parts: Sequence[list[Row]]) -> list[list[list[Row]]]:
+    """Parts next to each other that can share a table."""
+    return [list(group) for _, group in groupby(parts, key=lambda part: [row.figure for row in part])]
+
+
+def _alone(parts: Sequence[list[Row]]) -> str:
+    """Ours, a line for each part."""
+    lines = [[part[0].what, *(_cell(row, OURS) for row in part)] for part in parts]
+    return _markdown(["", *(row.figure for row in parts[0])], lines)
 
 
 def _a_part(rows: Sequence[Row]) -> str:

@@ -55,6 +55,17 @@ def test_parts_of_one_figure_share_a_table() -> None:
     ]
 
 
+def test_parts_of_ours_alone_share_a_table() -> None:
+    rows = [Row(size, f"{size} bytes", figure, {OURS: [2.0]}) for size in ("100", "1000") for figure in ("jobs/s", "CPU")]
+
+    assert tables(rows).splitlines() == [
+        "|  | jobs/s | CPU |",
+        "| :--- | ---: | ---: |",
+        "| 100 bytes | 2.00 | 2.00 |",
+        "| 1000 bytes | 2.00 | 2.00 |",
+    ]
+
+
 def test_percentiles_for_plots_are_no_columns_of_tables() -> None:
     rows = [Row("starts", "an idle worker", figure, {OURS: [value]}) for figure, value in of_latencies([0.001, 0.002]).items()]
 
