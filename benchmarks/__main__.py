@@ -24,7 +24,7 @@ QUICK: Final = 0.2
 
 
 def main() -> None:
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # servers and peers are ended then too
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # servers and peers are ended then too
     arguments = _parser().parse_args()
     if arguments.forget:
         forget(arguments.cache)

@@ -21,6 +21,7 @@ from benchmarks.tasks import noop, stamp, wall
 from taskflow import JobHandle, enqueue
 
 TIMES: Final = 300
+PEERS_TIMES: Final = 200
 EVERY: Final = 0.02
 ROUND_TRIPS: Final = 500
 WAITERS: Final = 100
@@ -30,7 +31,7 @@ SCATTERED: Final = 200
 PLANNED_IN: Final = 3.0
 SPAN: Final = 3.0
 
-LEAD: Final = 9.0
+LEAD: Final = 6.0
 """Seconds, for peers that send planned jobs one by one."""
 LOAD: Final = 2.0
 MICROSECOND: Final = 1e-6  # to which our instants are kept
@@ -44,8 +45,8 @@ def latencies(store: Store, options: Options) -> list[Row]:
     starts, bare_starts = partial(_starts, store), partial(_bare_starts, store)
     repeats, peers = options.repeats, options.peers
     return [
-        *in_turn("an idle worker's first line", repeats, starts, bare_starts, peers.starts(store, TIMES, EVERY), part="starts"),
-        *in_turn("one delay() and its result", repeats, partial(_results, store), None, peers.asks(store, ROUND_TRIPS), part="results"),
+        *in_turn("an idle worker's first line", repeats, starts, bare_starts, peers.starts(store, PEERS_TIMES, EVERY), part="starts"),
+        *in_turn("one delay() and its result", repeats, partial(_results, store), None, peers.asks(store, PEERS_TIMES), part="results"),
         *in_turn(f"{WAITERS} waiters at once", repeats, partial(_waiters, store), None, peers.waiters(store, WAITERS), part="waiters"),
     ]
 

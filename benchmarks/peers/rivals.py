@@ -78,7 +78,7 @@ class Rivals:
 
     def waiters(self, store: Store, waiters: int) -> list[Contender]:
         def measure(peer: Peer) -> Measured:
-            jobs = _aligned(self.share * (1_000 if peer.looks_for_results else 5_000))
+            jobs = _aligned(self.share * (400 if peer.looks_for_results else 2_000))
             took, _ = runs.ask(peer, store, self.cache, jobs, waiters)
             return {"round trips/s": jobs / took}
 

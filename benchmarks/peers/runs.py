@@ -31,7 +31,7 @@ LOOK_EVERY: Final = 0.01
 WARM_UP: Final = 8
 MOST_SAID: Final = 100_000
 
-TO_REST: Final = 4.0
+TO_REST: Final = 3.0
 
 SETTLED_IN: Final = 0.3
 """Seconds in which the last jobs are settled, and what that costs has shown."""
