@@ -101,7 +101,7 @@ def _summarize(folder: Path, *, is_kept: bool) -> None:
     all_kept = read_all(folder)
     for kept in all_kept.values():
         charts.draw(kept, folder)
-    text = summary.targets_table(all_kept)
+    text = f"{summary.targets_table(all_kept)}\n\n{summary.studies(results.FOLDER)}"
     print(f"\n## Targets\n\n{text}", flush=True)
     if is_kept:
         results.write_block("targets", text)

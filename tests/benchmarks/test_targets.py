@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import pytest
 
 from benchmarks.kept import Kept
 from benchmarks.report import BARE, OURS, Row
-from benchmarks.summary import digest, targets_table
+from benchmarks.summary import digest, studies, targets_table
 from benchmarks.targets import CHECKS, Check
 from benchmarks.workloads import WORKLOADS
 
@@ -167,3 +168,10 @@ def test_the_digest_has_a_line_for_what_was_measured_alone() -> None:
     assert lines[0] == "commit abc."
     assert lines[-1] == "| Redis, jobs/s | 60,000 jobs/s | 100,000, 0.60 | bullmq 30,000, 2.00 |"
     assert len(lines) == 5
+
+
+def test_the_verdicts_of_studies_are_their_tables_last_lines(tmp_path: Path) -> None:
+    (tmp_path / "postgres-busy").mkdir()
+    (tmp_path / "postgres-busy" / "table.md").write_text("| minute |\n\nMost backlog: 191 jobs. Target missed.\n")
+
+    assert studies(tmp_path) == "- T18, `postgres-busy`: Most backlog: 191 jobs. Target missed."
