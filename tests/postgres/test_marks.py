@@ -116,8 +116,8 @@ async def test_what_is_read_does_not_grow_with_what_nobody_may_clean_away(
     store.counted = "."
     beyond = work.request + 1
     costs = {
-        "claim of any queue": await store.costs("SELECT * FROM taskflow.claim(NULL, NULL, $1, $2, '{}', 100)", SESSION, beyond),
-        "claim of one": await store.costs("SELECT * FROM taskflow.claim(NULL, NULL, $1, $2, '{default}', 100)", SESSION, beyond),
+        "claim of any queue": await store.costs("SELECT * FROM taskflow.lease(NULL, NULL, $1, $2, '{}', 100)", SESSION, beyond),
+        "claim of one": await store.costs("SELECT * FROM taskflow.lease(NULL, NULL, $1, $2, '{default}', 100)", SESSION, beyond),
         "beat": await store.costs(
             "SELECT * FROM taskflow.beat(NULL, NULL, $1, '{}', '{}', $2, '{}', '{}', '{}', '{}', false)", SESSION, beyond
         ),
@@ -157,7 +157,7 @@ async def test_what_a_claim_that_is_rolled_back_has_held_is_found_at_once(work: 
     held = an_envelope()
     await work.broker.enqueue([held])
     await other.execute("BEGIN")
-    await other.fetch("SELECT * FROM taskflow.claim(NULL, NULL, $1, 1000000, '{}', 1)", await work.another_session())
+    await other.fetch("SELECT * FROM taskflow.lease(NULL, NULL, $1, 1000000, '{}', 1)", await work.another_session())
     await work.go_beyond(held)
 
     await other.execute("ROLLBACK")

@@ -27,9 +27,13 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION @.is_believed(set_at bigint, now_at bigint) RETURNS boolean LANGUAGE sql IMMUTABLE AS $$
+    SELECT set_at <= now_at + 250000
+$$;
+
 CREATE FUNCTION @.believed(m @.marks, now_at bigint) RETURNS @.marks LANGUAGE plpgsql IMMUTABLE AS $$
 BEGIN
-    IF m.set_at > now_at + 250000 THEN
+    IF NOT @.is_believed(m.set_at, now_at) THEN
         m.at := 0;
         m.seq := 0;
         m.set_at := 0;
@@ -125,41 +129,6 @@ BEGIN
     RETURN EXISTS (
         SELECT 1 FROM @.jobs WHERE status = S.READY AND queue = m.queue AND priority = -m.rank AND (due_at, seq) >= (m.at, m.seq)
     );
-END
-$$;
-
--- Where something is ready that may be claimed: of the queues in the order that is asked for, or of all in turn by `turn`; each queue's
--- priorities from the highest.
-CREATE FUNCTION @.ready_places(queues text[], turn bigint, now_at bigint) RETURNS SETOF @.marks LANGUAGE plpgsql
-SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
-#variable_conflict use_column
-DECLARE
-    every @.marks[];
-BEGIN
-    IF cardinality(queues) > 0 THEN
-        RETURN QUERY
-        SELECT marks.* FROM unnest(queues) WITH ORDINALITY AS wanted (queue, place)
-        CROSS JOIN LATERAL @.ready_marks(now_at, wanted.queue) AS marks
-        WHERE NOT EXISTS (SELECT 1 FROM @.paused WHERE paused.queue = wanted.queue)
-        ORDER BY wanted.place, marks.rank;
-        RETURN;
-    END IF;
-    SELECT array_agg(m) INTO every FROM @.ready_marks(now_at) AS m WHERE NOT EXISTS (SELECT 1 FROM @.paused WHERE paused.queue = m.queue);
-    IF cardinality(every) = 1 THEN
-        RETURN NEXT every[1];
-        RETURN;
-    END IF;
-    RETURN QUERY
-    WITH live AS MATERIALIZED (
-        SELECT m.* FROM unnest(every) AS m WHERE EXISTS (
-            SELECT 1 FROM @.jobs WHERE status = S.READY AND jobs.queue = m.queue AND jobs.priority = -m.rank AND (due_at, jobs.seq) >= (m.at, m.seq)
-            OFFSET 0 -- one step in the index for each, not a join
-        )
-    ), named AS (
-        SELECT queue, row_number() OVER (ORDER BY queue) - 1 AS place, count(*) OVER () AS number FROM (SELECT DISTINCT queue FROM live) AS names
-    )
-    SELECT live.* FROM live JOIN named ON named.queue = live.queue
-    ORDER BY (named.place - turn % named.number + named.number) % named.number, live.rank;
 END
 $$;
 
@@ -264,13 +233,6 @@ BEGIN
         (SELECT 'expiry', '', 0, expires_at, 0 FROM @.jobs WHERE expires_at IS NOT NULL AND status < S.RUNNING ORDER BY expires_at, id LIMIT 1)
         UNION ALL
         (SELECT 'fade', '', 0, fade_at, 0 FROM @.jobs WHERE fade_at IS NOT NULL ORDER BY fade_at, id LIMIT 1)
-        UNION ALL
-        SELECT 'kept', queue, rank, first.ended_at, first.seq
-        FROM (SELECT DISTINCT queue, rank FROM @.marks WHERE kind = 'kept') AS place CROSS JOIN LATERAL (
-            SELECT ended_at, seq FROM @.jobs
-            WHERE jobs.queue = place.queue AND (status = S.FAILED) = (place.rank = 1) AND status BETWEEN S.SUCCEEDED AND S.CANCELLED
-            ORDER BY ended_at, seq LIMIT 1
-        ) AS first
         UNION ALL
         (SELECT 'tally', '', 0, id, 0 FROM @.tally ORDER BY id LIMIT 1)
     )
