@@ -13,12 +13,6 @@ from tests.cli.processes import Shell
 from tests.cli.stock import Stock, a_stock
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _hears_hangups() -> None:
-    """Also where the tests themselves are run by nohup: its processes, and theirs, would ignore a SIGHUP."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
-
-
 @pytest.fixture
 def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Cli]:
     """The command line as a fresh process would find it: no jobs, no settings, nothing connected."""
