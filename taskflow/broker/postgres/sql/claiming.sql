@@ -25,7 +25,7 @@ BEGIN
         FROM @.jobs WHERE session = of_session AND request = of_request AND status = S.RUNNING AND of_request = newest.request;
         RETURN;
     END IF;
-    SELECT * INTO picked FROM @.pick(queues, coalesce(newest.ended_in, ''), most, now_at);
+    SELECT * INTO picked FROM @.pick(queues, @.first_queue(queues, of_request, newest.ended_in, now_at), most, now_at);
     INSERT INTO @.requests (session, request, ended_in) VALUES (of_session, of_request, coalesce(picked.last_queue, newest.ended_in));
     RETURN QUERY
     WITH leased AS (
@@ -62,25 +62,25 @@ END
 $$;
 
 -- Locks the rows of ready jobs that are to be run next: where they are, and the first and the last place that they are of. Of the named queues
--- in their order, or of all from the one that follows `after` on, round and round; each queue's priorities from the highest. Each place is
+-- in their order, or of all from `start` on, round and round; each queue's priorities from the highest. Each place is
 -- looked at only when those before it were not enough: all is joined by nested loops, whose order is that of the text.
 CREATE FUNCTION @.pick(
-    queues text[], after text, most integer, now_at bigint,
+    queues text[], start text, most integer, now_at bigint,
     OUT tids tid[], OUT first_queue text, OUT first_rank integer, OUT last_queue text, OUT last_rank integer
 ) LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 BEGIN
     WITH RECURSIVE later AS (
-        (SELECT queue FROM @.marks WHERE kind = 'ready' AND queue > after AND cardinality(queues) = 0 ORDER BY kind, queue LIMIT 1)
+        (SELECT queue FROM @.marks WHERE kind = 'ready' AND queue >= start AND cardinality(queues) = 0 ORDER BY kind, queue LIMIT 1)
         UNION ALL
         SELECT next.* FROM later CROSS JOIN LATERAL (
             SELECT queue FROM @.marks WHERE kind = 'ready' AND marks.queue > later.queue ORDER BY kind, marks.queue LIMIT 1
         ) AS next
     ), earlier AS (
-        (SELECT queue FROM @.marks WHERE kind = 'ready' AND queue <= after AND cardinality(queues) = 0 ORDER BY kind, queue LIMIT 1)
+        (SELECT queue FROM @.marks WHERE kind = 'ready' AND queue < start AND cardinality(queues) = 0 ORDER BY kind, queue LIMIT 1)
         UNION ALL
         SELECT next.* FROM earlier CROSS JOIN LATERAL (
-            SELECT queue FROM @.marks WHERE kind = 'ready' AND marks.queue > earlier.queue AND marks.queue <= after
+            SELECT queue FROM @.marks WHERE kind = 'ready' AND marks.queue > earlier.queue AND marks.queue < start
             ORDER BY kind, marks.queue LIMIT 1
         ) AS next
     ), picked AS (
@@ -108,6 +108,43 @@ BEGIN
     )
     SELECT array_agg(tid), (array_agg(queue))[1], (array_agg(rank))[1], (array_agg(queue))[count(*)], (array_agg(rank))[count(*)]
     INTO tids, first_queue, first_rank, last_queue, last_rank FROM picked;
+END
+$$;
+
+-- The queue with which a claim of any begins: another one at each request, by its number, while few have something ready; of more, the one
+-- that follows the last job of the session's last claim.
+CREATE FUNCTION @.first_queue(queues text[], turn bigint, ended_in text, now_at bigint) RETURNS text LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    live text[];
+    number bigint;
+BEGIN
+    IF cardinality(queues) > 0 THEN
+        RETURN '';
+    END IF;
+    WITH RECURSIVE step AS (
+        (SELECT * FROM @.marks WHERE kind = 'ready' ORDER BY kind, queue, rank, n DESC LIMIT 1)
+        UNION ALL
+        SELECT next.* FROM step CROSS JOIN LATERAL (
+            SELECT * FROM @.marks WHERE kind = 'ready' AND (marks.queue, marks.rank) > (step.queue, step.rank)
+            ORDER BY kind, marks.queue, marks.rank, marks.n DESC LIMIT 1
+        ) AS next
+    ), first AS (
+        SELECT * FROM step LIMIT 17
+    ), ready AS (
+        SELECT DISTINCT queue FROM first
+        WHERE NOT EXISTS (SELECT 1 FROM @.paused WHERE paused.queue = first.queue) AND EXISTS (
+            SELECT 1 FROM @.jobs
+            WHERE status = S.READY AND jobs.queue = first.queue AND priority = -first.rank
+                AND (due_at, jobs.seq) >= (CASE WHEN @.is_believed(set_at, now_at) THEN first.at ELSE 0 END, first.seq)
+            OFFSET 0 -- one step in the index for each, not a join
+        )
+    )
+    SELECT array_agg(queue ORDER BY queue), (SELECT count(*) FROM first) INTO live, number FROM ready;
+    IF number > 16 THEN
+        RETURN coalesce(ended_in || '!', ''); -- before every name that begins with that one
+    END IF;
+    RETURN coalesce(live[1 + turn % cardinality(live)], '');
 END
 $$;
 

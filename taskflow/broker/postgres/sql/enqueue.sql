@@ -43,7 +43,7 @@ CREATE FUNCTION @.add_all(
 #variable_conflict use_column
 DECLARE
     answers bytea[];
-    places integer;
+    topics text;
     j @.jobs;
     of record;
 BEGIN
@@ -65,10 +65,27 @@ BEGIN
             GROUP BY queue, status, priority
         ), counted AS (
             INSERT INTO @.tally (queue, event, before, after, n) SELECT queue, E.ENQUEUE, NULL, status, number FROM grouped
-        ), found AS (
-            SELECT @.be_found(status, queue, priority, due_at, seq, now_at) FROM grouped
+        ), lowered AS ( -- as be_found() does, but only where there is something to do
+            SELECT CASE status
+                WHEN S.SCHEDULED THEN @.lower('due', '', 0, due_at, 0, now_at)
+                WHEN S.READY THEN @.lower('ready', queue, -priority, due_at, seq, now_at)
+            END
+            FROM grouped
+            WHERE NOT EXISTS (
+                SELECT 1 FROM (
+                    SELECT * FROM @.marks WHERE kind = 'ready' AND marks.queue = grouped.queue AND rank = -priority ORDER BY n DESC LIMIT 1
+                ) AS newest
+                WHERE status = S.READY AND set_at BETWEEN 1 AND now_at AND due_at >= @.wall(NULL) - 250000
+                    AND (newest.at, newest.seq) <= (due_at, grouped.seq) AND NOT EXISTS (
+                        SELECT 1 FROM @.marks WHERE kind = 'resting' AND marks.queue = newest.queue AND rank = newest.rank AND n > newest.n
+                    )
+            )
         )
-        SELECT count(*) INTO places FROM found;
+        SELECT string_agg(DISTINCT CASE status WHEN S.SCHEDULED THEN 'due' WHEN S.READY THEN 'queue:' || queue END, E'\n') INTO topics FROM grouped
+        WHERE (SELECT count(*) FROM lowered) >= 0;
+        IF topics IS NOT NULL THEN
+            PERFORM @.ring(topics);
+        END IF;
         RETURN NULL;
     END IF;
     PERFORM @.lock_keys(keys);
