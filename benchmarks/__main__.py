@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--forget", action="store_true", help="remove the peers' environments, and end")
     parser.add_argument("--under", type=Path, metavar="FOLDER", help="of a disk, for the data of PostgreSQL (default: /var/tmp)")
     parser.add_argument("--jobs", type=int, metavar="N", help="of redis-leftovers, redis-scripts, redis-profile and postgres-backlog")
-    parser.add_argument("--rate", type=float, metavar="N", help="jobs/s of redis-load (8000), postgres-load (5000), postgres-busy (1000)")
+    parser.add_argument("--rate", type=float, metavar="N", help="jobs/s of …-load (half of what is drained) and of postgres-busy (1000)")
     parser.add_argument("--minutes", type=float, default=15.0, metavar="N", help="of postgres-busy (default: 15)")
     return parser
 

@@ -58,6 +58,11 @@ def drains(store: Store, options: Options) -> list[Row]:
     return rows
 
 
+def drained(store: Store, jobs: int) -> float:
+    """Jobs a second, once."""
+    return _drain(store, jobs, CONCURRENCIES[0])["jobs/s"]
+
+
 def threads(store: Store, options: Options) -> list[Row]:
     """Plain functions, in the worker's threads, beside the peers that have nothing else."""
     rows: list[Row] = []

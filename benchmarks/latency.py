@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Final
 
+from benchmarks.drain import JOBS, drained
 from benchmarks.loops import run_in_fastest_loop
 from benchmarks.options import Options
 from benchmarks.processes import ROOT, a_worker, using
@@ -35,9 +36,6 @@ LEAD: Final = 6.0
 """Seconds, for peers that send planned jobs one by one."""
 LOAD: Final = 2.0
 MICROSECOND: Final = 1e-6  # to which our instants are kept
-
-RATES: Final = {"redis": 8_000.0, "postgres": 5_000.0}
-"""Jobs a second."""
 
 
 def latencies(store: Store, options: Options) -> list[Row]:
@@ -64,9 +62,9 @@ def plans(store: Store, options: Options) -> list[Row]:
 
 
 def loaded(store: Store, options: Options) -> list[Row]:
-    """Under a steady load of so many jobs a second, sent every 10 ms."""
-    rate = options.rate or RATES[store.name]
-    return in_turn(f"{rate:,.0f} jobs/s", options.repeats, lambda: run_in_fastest_loop(_under_load(store, rate)), part="load")
+    """Under a steady load of so many jobs a second, sent every 10 ms: half of what a worker drains, unless a rate is given."""
+    rate = options.rate or round(drained(store, options.of(JOBS)) / 2, -2)
+    return in_turn(f"a load of {rate:,.0f} jobs/s", options.repeats, lambda: run_in_fastest_loop(_under_load(store, rate)), part="load")
 
 
 # --- an idle worker ------------------------------------------------------------------------------------------
