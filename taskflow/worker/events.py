@@ -14,7 +14,8 @@ from taskflow.model.verdict import Failed, Verdict
 log: Final = logging.getLogger("taskflow.worker")
 
 
-class Event(msgspec.Struct, frozen=True):
+# gc=False, and so for all that follow: they are made by the thousand and cannot lie in a circle, so that the collector need not look at them.
+class Event(msgspec.Struct, frozen=True, gc=False):
     """The root of all that follows."""
 
 
