@@ -14,10 +14,12 @@ from benchmarks import (
     latency,
     postgres_busy,
     postgres_server,
+    recovery,
     redis_costs,
     redis_profile,
     redis_scripts,
     results,
+    rolling,
     sending,
     sizes,
     sqlite_verbs,
@@ -26,7 +28,7 @@ from benchmarks import (
 from benchmarks.report import Row, machine, print_table
 from benchmarks.stores import REDIS, Store, postgres
 
-SERVERS: Final = ("redis", "postgres")
+SERVERS: Final = ("redis", "postgres", "recovery", "rolling")
 """How the names begin of what starts one."""
 
 
@@ -111,6 +113,8 @@ WORKLOADS: dict[str, Workload] = {
     "postgres-load": _postgres_load,
     "postgres-bytes": _on_postgres("tables with their indexes", sizes.sizes),
     "postgres-busy": postgres_busy.busy,
+    "recovery": recovery.recovery,
+    "rolling": rolling.rolling,
 }
 
 if __name__ == "__main__":

@@ -45,6 +45,32 @@ async def a_worker(url: str, concurrency: int = 100, program: Sequence[str] = ("
         await process.wait()
 
 
+@asynccontextmanager
+async def workers(url: str, number: int, broker: Broker, *flags: str) -> AsyncIterator[list[int]]:
+    """So many of `taskflow worker` with the jobs that are held, their pids, once all have sessions. At the end they are told to go."""
+    before = len(await broker.console.workers())
+    command = [sys.executable, "-m", "taskflow", "worker", "benchmarks.held", "--broker", url, "--log-level", "error", *flags]
+    started = [await asyncio.create_subprocess_exec(*command, cwd=ROOT) for _ in range(number)]
+    try:
+        await until_there_are(before + number, broker)
+        yield [process.pid for process in started]
+    finally:
+        for process in started:
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+        for process in started:
+            await process.wait()
+
+
+async def until_there_are(workers: int, broker: Broker) -> None:
+    """Of any name, at most for a minute."""
+    async with asyncio.timeout(60):
+        while True:
+            if len(await broker.console.workers()) >= workers:
+                return
+            await asyncio.sleep(0.05)
+
+
 def cpu_of(pid: int) -> float:
     """Seconds, of all its threads, to the nanosecond: Linux alone tells them so."""
     return sum(int(path.read_text().split()[0]) for path in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e9
@@ -53,7 +79,7 @@ def cpu_of(pid: int) -> float:
 def cpu_of_family(pid: int) -> float:
     """Seconds of a process and its children, those included that have ended."""
     spent = cpu_of(pid) + _cpu_of_the_ended(pid)
-    for child in _children_of(pid):
+    for child in children_of(pid):
         with contextlib.suppress(OSError):  # it has ended meanwhile
             spent += cpu_of(child)
     return spent
@@ -65,7 +91,7 @@ def _cpu_of_the_ended(parent: int) -> float:
     return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
-def _children_of(parent: int) -> list[int]:
+def children_of(parent: int) -> list[int]:
     found = list[int]()
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has ended

@@ -40,6 +40,7 @@ $$;
 
 -- Something is alive at (new_at, new_seq). Whether the mark was beyond it. Where there is none an index is read from its start; what is
 -- ready is looked for by its marks alone, so that there is one from now on, at the start: others may have made something ready beside us.
+-- So there is in place of one that is not believed now, for it would be again when the clock has come to where it once was.
 CREATE FUNCTION @.lower(of_kind text, of_queue text, of_rank integer, new_at bigint, new_seq bigint, now_at bigint) RETURNS boolean
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -49,11 +50,12 @@ BEGIN
         PERFORM pg_advisory_xact_lock_shared(@.place(of_kind, of_queue, of_rank));
     END IF;
     newest := @.mark(of_kind, of_queue, of_rank, now_at);
-    IF newest.n IS NULL THEN
-        IF of_kind = 'ready' THEN
-            INSERT INTO @.marks (kind, queue, rank, at, seq, set_at) VALUES (of_kind, of_queue, of_rank, 0, 0, now_at);
+    IF newest.set_at = 0 THEN
+        IF newest.n IS NULL AND of_kind <> 'ready' THEN
+            RETURN false;
         END IF;
-        RETURN of_kind = 'ready';
+        new_at := 0;
+        new_seq := 0;
     ELSIF (newest.at, newest.seq) <= (new_at, new_seq) THEN
         RETURN false;
     END IF;
