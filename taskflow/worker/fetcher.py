@@ -27,13 +27,15 @@ LONGEST_PAUSE: Final = 2.0
 class Hands:
     """Where a claim's leases go, and how many there is room for.
 
-    `room` says how many to claim now, and when that is none, `wait` ends as soon as it may be some. `take` takes what came to its runs,
-    `give_back` what came later than `too_old` seconds after it was asked for. `on_lost` hears that the session is dead.
+    `room` says how many to claim now, and when that is none, `wait` ends as soon as it may be some. `take` takes what came, to begin when
+    the loop comes to it, or here and now by `begin`; `give_back` what came later than `too_old` seconds after it was asked for. `on_lost`
+    hears that the session is dead.
     """
 
     room: Callable[[], int]
     wait: Callable[[], Awaitable[object]]
     take: Callable[[Sequence[Lease]], None]
+    begin: Callable[[], None]
     give_back: Callable[[Sequence[Lease]], None]
     too_old: float
     on_lost: Callable[[str], None]
@@ -88,6 +90,7 @@ class Fetcher:
         if not leases:
             await nudges.wait(LOOK_AGAIN)
         elif len(leases) < limit:  # hardly any more is there: what came begins before that is asked
+            self._hands.begin()
             await asyncio.sleep(0)
 
     async def _claim(self, queues: Sequence[str], limit: int) -> list[Lease]:

@@ -132,6 +132,7 @@ class Life:
             room=self._runs.room,
             wait=self._holdings.wait_for_change,
             take=self._take,
+            begin=self._runs.begin_waiting,
             give_back=self._give_back,
             too_old=self._options.ttl / 4,  # half the ghost time, which is half the ttl
             on_lost=self._lose,
@@ -278,7 +279,7 @@ class Life:
 
     def _lose(self, why: str) -> None:
         if not self._is_over:
-            self._is_over = True
+            self._is_over = self._holdings.is_closed = True  # nothing begins any more
             self._events.tell(SessionEnded(self._session.name, why))
             self._on_lost()
 

@@ -112,7 +112,13 @@ async def test_the_pauses_of_a_worker_without_a_broker_are_drawn_from_its_chance
     broker, heard, chance = FaultyBroker(), Heard(), Drawn()
     broker.away = {"claim"}
     hands = Hands(
-        room=lambda: 1, wait=asyncio.Event().wait, take=lambda _: None, give_back=lambda _: None, too_old=1.0, on_lost=lambda _: None
+        room=lambda: 1,
+        wait=asyncio.Event().wait,
+        take=lambda _: None,
+        begin=lambda: None,
+        give_back=lambda _: None,
+        too_old=1.0,
+        on_lost=lambda _: None,
     )
     fetcher = Fetcher(broker, bytes(16), QueueChoice(), Events(heard), hands, chance)
     fetching = asyncio.create_task(fetcher.run())

@@ -121,7 +121,7 @@ async def test_while_settlements_are_not_answered_a_worker_takes_no_more_than_th
     async with a_worker() as worker:
         await until(lambda: worker.tally.runs > 1_000)
         watched.answers.clear()
-        await until(lambda: not worker.vitals.ready().facts["free"])
+        await until(lambda: (facts := worker.vitals.ready().facts)["free"] == facts["running"] == 0)
         begun = worker.tally.runs
         await asyncio.sleep(0.05)
         assert worker.tally.runs == begun

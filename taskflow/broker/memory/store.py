@@ -165,7 +165,8 @@ class Store(Shelf):
             self._die(state, beat.died_of)
         for report in beat.reports:
             self._take_report(state.leases.get(report.claim), report)
-        ghosts = [job for claim, job in state.leases.items() if claim not in set(beat.claims) and self._is_ghost(job, claim, beat)]
+        named = set(beat.claims)
+        ghosts = [job for claim, job in state.leases.items() if claim not in named and self._is_ghost(job, claim, beat)]
         for job in ghosts:
             self._let_go(job)
             self.wait_again(job, Event.GHOST)
