@@ -14,7 +14,7 @@ from taskflow.broker.console import Finding
 from taskflow.broker.loops import PerLoop
 from taskflow.broker.nudges import Nudges
 from taskflow.broker.protocol import Added, Refused, Upkept
-from taskflow.broker.redis import packing
+from taskflow.broker.redis import packing, plain
 from taskflow.broker.redis.console import RedisConsole
 from taskflow.broker.redis.ears import RedisEars
 from taskflow.broker.redis.fields import LAYOUT
@@ -101,7 +101,7 @@ class RedisBroker:
         reply = await self.call("claim", packing.pack([session, request, list(queues), min(limit, MOST_AT_ONCE)]))
         if reply == b"LOST":
             raise SessionLost(words.SESSION_LOST)
-        leases, is_armed = packing.claimed(reply)
+        leases, is_armed = plain.claimed(reply)
         if is_armed:
             ears.armed([names.queue(queue) for queue in queues] or [names.ANY_QUEUE], times)
         return leases
@@ -122,8 +122,8 @@ class RedisBroker:
         """In portions, none of which holds the server for long; each item is for itself."""
         answers: list[Settled] = []
         for portion in packing.portions(settlements):
-            packed, order = packing.pack_settlements(portion)
-            answers += packing.settled_of(await self.call("settle", packed), order)
+            packed, order = plain.pack_settlements(portion)
+            answers += plain.settled_of(await self.call("settle", packed), order)
         return answers
 
     async def cancel(self, ids: Sequence[bytes]) -> list[Status | None]:
@@ -156,8 +156,8 @@ class RedisBroker:
 
     async def _add(self, envelopes: Sequence[Envelope]) -> Any:
         """An answer for each, or None when all were simply added."""
-        plain = packing.pack_plain(envelopes)
-        if plain is not None and await self.call("enqueue", plain, on_disk=self.server.fsync) is None:
+        calls = plain.pack_plain(envelopes)
+        if calls is not None and await self.call("enqueue", calls, on_disk=self.server.fsync) is None:
             return None
         return await self.call("add", packing.pack_envelopes(envelopes), on_disk=self.server.fsync)
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgpack
 
@@ -12,7 +11,7 @@ from taskflow.broker.protocol import Added, Refused
 from taskflow.broker.redis.fields import FIELDS, ID_BYTES, SESSION_BYTES, TAIL_BYTES
 from taskflow.model.clock import instant_of, to_microseconds, to_seconds
 from taskflow.model.envelope import ClaimId, Envelope, Lease, pack_extras, unpack_extras
-from taskflow.model.record import BY_CODE, CODES, Progress, Record, Status
+from taskflow.model.record import BY_CODE, Progress, Record
 from taskflow.model.session import Beat
 from taskflow.model.verdict import (
     Cancelled,
@@ -22,7 +21,6 @@ from taskflow.model.verdict import (
     Parked,
     Retried,
     RunError,
-    Settled,
     Settlement,
     Snoozed,
     Succeeded,
@@ -58,39 +56,6 @@ class Texts:
 
     def all(self) -> list[str]:
         return list(self._places)
-
-
-MOST_PLAIN: Final = 2_000
-"""Calls that enqueue.lua takes: all go to one command, to which Lua can give 8,000 values at most."""
-
-
-_MOST_EXTRAS: Final = 0xFFFF
-
-
-def pack_plain(envelopes: Sequence[Envelope]) -> bytes | None:
-    """See enqueue.lua. None when one of them wants more than that script does; so for all it is add.lua's, that they stay in order."""
-    if not 0 < len(envelopes) <= MOST_PLAIN:
-        return None
-    texts, runs, alike = Texts(), list[list[Any]](), None
-    for envelope in envelopes:
-        if not _is_plain(envelope):
-            return None
-        kind = (envelope.queue, envelope.job, envelope.priority)
-        if kind != alike:
-            alike = kind
-            runs.append([texts.place("q:" + envelope.queue), texts.place("j:" + envelope.job), envelope.priority])
-        extras, payload = pack_extras(envelope) or b"", envelope.payload
-        if len(extras) > _MOST_EXTRAS:
-            return None
-        runs[-1] += (envelope.id, b"%b%b%b%b" % (len(extras).to_bytes(2), extras, len(payload).to_bytes(4), payload))
-    return pack([texts.all(), *runs])
-
-
-def _is_plain(envelope: Envelope) -> bool:
-    """Ready at once, and nobody's business but its worker's."""
-    return not (
-        envelope.after or envelope.at is not None or envelope.expires is not None or envelope.key or envelope.awaits or envelope.joins
-    )
 
 
 def pack_envelopes(envelopes: Sequence[Envelope]) -> bytes:
@@ -151,11 +116,11 @@ def claim_of(session: bytes, tail: bytes) -> ClaimId:
 
 def can_be(claim: ClaimId, session: bytes) -> bool:
     """Whether a claim is one that a store could have given to the session."""
-    return claim.session == session and 0 <= claim.request < _MOST_REQUESTS and 0 <= claim.number < _MOST_NUMBERS
+    return claim.session == session and 0 <= claim.request < MOST_REQUESTS and 0 <= claim.number < MOST_NUMBERS
 
 
-_MOST_REQUESTS: Final = 1 << 48
-_MOST_NUMBERS: Final = 1 << 16
+MOST_REQUESTS: Final = 1 << 48
+MOST_NUMBERS: Final = 1 << 16
 
 
 def pack_beat(beat: Beat) -> bytes:
@@ -196,63 +161,7 @@ def portions(settlements: Sequence[Settlement]) -> Iterator[list[Settlement]]:
         yield portion
 
 
-class Sent(NamedTuple):
-    """Settlements for settle.lua, and which of them each answer is for."""
-
-    packed: bytes
-    order: Sequence[int]
-
-
-def pack_settlements(settlements: Sequence[Settlement]) -> Sent:
-    """Successes without more to them go in columns, by session and keep. They are settled first: not so when a job is there twice."""
-    texts, columns, others = Texts(), dict[tuple[bytes, float], _Columns](), list[int]()
-    are_distinct = len({settlement.id for settlement in settlements}) == len(settlements)
-    for place, settlement in enumerate(settlements):
-        if are_distinct and _is_plain_success(settlement):
-            group = settlement.claim.session, settlement.keep_for
-            if (of_group := columns.get(group)) is None:
-                of_group = columns[group] = _Columns([], [], [], [], [])
-            _add_success(of_group, place, settlement)
-        else:
-            others.append(place)
-    named = [[session, to_microseconds(keep_for), *of_group[1:]] for (session, keep_for), of_group in columns.items()]
-    packed = pack([named, [_settlement_item(settlements[place], texts) for place in others], texts.all()])
-    return Sent(packed, [place for of_group in columns.values() for place in of_group.places] + others)
-
-
-class _Columns(NamedTuple):
-    places: list[int]
-    ids: list[bytes]
-    fences: list[bytes]
-    tails: list[bytes]
-    outcomes: list[bytes]
-
-
-def _is_plain_success(settlement: Settlement) -> bool:
-    if type(settlement.verdict) is not Succeeded or settlement.follow_ups:
-        return False
-    session, request, number = settlement.claim
-    return len(session) == SESSION_BYTES and 0 <= request < _MOST_REQUESTS and 0 <= number < _MOST_NUMBERS
-
-
-_FENCE: Final = struct.Struct(">I16sQ")
-_OUTCOME: Final = struct.Struct(">QQI")
-
-
-def _add_success(columns: _Columns, place: int, settlement: Settlement) -> None:
-    session, request, number = settlement.claim
-    assert isinstance(settlement.verdict, Succeeded)
-    result = settlement.verdict.result
-    fence = _FENCE.pack(settlement.epoch, session, request << 16 | number)
-    columns.places.append(place)
-    columns.ids.append(settlement.id)
-    columns.fences.append(fence)
-    columns.tails.append(fence[-TAIL_BYTES:])
-    ran_for = to_microseconds(settlement.ran_for)
-    columns.outcomes.append(_OUTCOME.pack(ran_for, to_microseconds(settlement.keep_for), len(result)) + result)
-
-
-def _settlement_item(settlement: Settlement, texts: Texts) -> Item:
+def settlement_item(settlement: Settlement, texts: Texts) -> Item:
     """See settle.lua."""
     kind, value, error, after = _verdict(settlement.verdict)
     return (
@@ -296,17 +205,6 @@ def _error(error: RunError) -> Item:
     return (error.type, error.message, error.traceback, error.attempt)
 
 
-def settled_of(answers: bytes, order: Sequence[int]) -> list[Settled]:
-    settled = [Settled.STALE] * len(order)
-    for place, answer in zip(order, answers, strict=True):
-        if answer == _OK:
-            settled[place] = Settled.OK
-    return settled
-
-
-_OK: Final = ord("o")
-
-
 # --- jobs -----------------------------------------------------------------------------------------------------
 
 
@@ -321,58 +219,15 @@ _PLAIN: Final = Envelope(id=b"", job="", payload=b"")
 
 def job_rows(reply: Sequence[bytes]) -> tuple[int, dict[int, str], list[tuple[bytes, list[Any]]]]:
     """The store's time, the texts, and each id with its job's fields: what read.lua and browse.lua answer."""
-    wall, names, _ = _head_of(reply[0])
+    wall, names, _ = head_of(reply[0])
     rows = [(reply[i], unpack(reply[i + 1])) for i in range(1, len(reply), 2)]
     return wall, names, rows
 
 
-def _head_of(packed: bytes) -> tuple[int, dict[int, str], bool]:
+def head_of(packed: bytes) -> tuple[int, dict[int, str], bool]:
     """The store's time, the texts without their "q:" or "j:", and whether the session will be told of jobs to come."""
     wall, texts, *rest = unpack(packed)
     return int(wall), {texts[i]: texts[i + 1].decode()[2:] for i in range(0, len(texts), 2)}, bool(rest and rest[0])
-
-
-class Claimed(NamedTuple):
-    leases: list[Lease]
-    is_armed: bool
-    """The server tells the session of jobs to come: so it is when it has found none for it."""
-
-
-def claimed(reply: Sequence[bytes]) -> Claimed:
-    """What claim.lua answers."""
-    wall, names, is_armed = _head_of(reply[0])
-    leases = list[Lease]()
-    for i in range(1, len(reply), 2):
-        stored = reply[i + 1]
-        if stored[0] == _RUNNING:
-            leases.append(_plain_lease(reply[i], stored, names))
-        else:
-            leases.append(_lease(reply[i], unpack(stored), names, wall))
-    return Claimed(leases, is_armed)
-
-
-_RUNNING: Final = CODES[Status.RUNNING]
-_LEASED: Final = struct.Struct(">xI16sQ16xH")
-_WAITING: Final = struct.Struct(">xbII14xQH")
-"""The fixed layout: epoch, session, request and number, length of the worker's name; priority, queue, name, created, length of extras."""
-
-
-def _plain_lease(job_id: bytes, stored: bytes, names: dict[int, str]) -> Lease:
-    epoch, session, tail, worker_bytes = _LEASED.unpack_from(stored)
-    at = _LEASED.size + worker_bytes
-    priority, queue, name, created, extras_bytes = _WAITING.unpack_from(stored, at)
-    at += _WAITING.size
-    extras = unpack_extras(stored[at : at + extras_bytes]) if extras_bytes else _NONE
-    payload = stored[at + extras_bytes + 4 :]
-    return Lease(
-        envelope=Envelope(id=job_id, job=names[name], payload=payload, queue=names[queue], priority=priority, **extras),
-        epoch=epoch,
-        claim=ClaimId(session, tail >> 16, tail & 0xFFFF),
-        created_at=created,
-    )
-
-
-_NONE: Final[dict[str, Any]] = {}
 
 
 def records_of(reply: Sequence[bytes]) -> dict[bytes, Record]:
@@ -386,7 +241,7 @@ def _completed(fields: list[Any]) -> list[Any]:
     return told + _DEFAULTS[len(fields) :]
 
 
-def _lease(job_id: bytes, fields: list[Any], names: dict[int, str], wall: int) -> Lease:
+def lease_of(job_id: bytes, fields: list[Any], names: dict[int, str], wall: int) -> Lease:
     job = dict(zip(FIELDS, _completed(fields), strict=True))
     return Lease(
         envelope=Envelope(
