@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from benchmarks.marks import Marks, environment_of
 from benchmarks.tasks import stamp
 from taskflow.app.current import default_app
 from taskflow.broker.protocol import Broker
@@ -30,11 +31,16 @@ async def using(url: str) -> AsyncIterator[Broker]:
 
 
 @asynccontextmanager
-async def a_worker(url: str, concurrency: int = 100, program: Sequence[str] = ("taskflow",)) -> AsyncIterator[int]:
+async def a_worker(
+    url: str, concurrency: int = 100, program: Sequence[str] = ("taskflow",), *, flags: Sequence[str] = (), marks: Marks | None = None
+) -> AsyncIterator[int]:
     """`taskflow worker` with its logs off, its pid, once it has run a job; or the same command of another program."""
-    flags = ["--concurrency", str(concurrency), "--log-level", "warning", "--grace", "0"]
+    flags = ["--concurrency", str(concurrency), "--log-level", "warning", "--grace", "0", *flags]
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", *program, "worker", "benchmarks.tasks", "--broker", url, *flags, cwd=ROOT
+        sys.executable,
+        *("-m", *program, "worker", "benchmarks.tasks", "--broker", url, *flags),
+        cwd=ROOT,
+        env=None if marks is None else environment_of(marks),
     )
     try:
         await (await stamp.options(priority=100).delay()).result(60)  # before all that may be queued
@@ -45,6 +51,32 @@ async def a_worker(url: str, concurrency: int = 100, program: Sequence[str] = ("
         await process.wait()
 
 
+@asynccontextmanager
+async def workers(url: str, number: int, broker: Broker, *flags: str) -> AsyncIterator[list[int]]:
+    """So many of `taskflow worker` with the jobs that are held, their pids, once all have sessions. At the end they are told to go."""
+    before = len(await broker.console.workers())
+    command = [sys.executable, "-m", "taskflow", "worker", "benchmarks.held", "--broker", url, "--log-level", "error", *flags]
+    started = [await asyncio.create_subprocess_exec(*command, cwd=ROOT) for _ in range(number)]
+    try:
+        await until_there_are(before + number, broker)
+        yield [process.pid for process in started]
+    finally:
+        for process in started:
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+        for process in started:
+            await process.wait()
+
+
+async def until_there_are(workers: int, broker: Broker) -> None:
+    """Of any name, at most for a minute."""
+    async with asyncio.timeout(60):
+        while True:
+            if len(await broker.console.workers()) >= workers:
+                return
+            await asyncio.sleep(0.05)
+
+
 def cpu_of(pid: int) -> float:
     """Seconds, of all its threads, to the nanosecond: Linux alone tells them so."""
     return sum(int(path.read_text().split()[0]) for path in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e9
@@ -53,10 +85,31 @@ def cpu_of(pid: int) -> float:
 def cpu_of_family(pid: int) -> float:
     """Seconds of a process and its children, those included that have ended."""
     spent = cpu_of(pid) + _cpu_of_the_ended(pid)
-    for child in _children_of(pid):
+    for child in children_of(pid):
         with contextlib.suppress(OSError):  # it has ended meanwhile
             spent += cpu_of(child)
     return spent
+
+
+def cpu_of_session(leader: int) -> float:
+    """Seconds of all processes of the session that it leads, to the clock's tick: threads that have ended are counted, processes not."""
+    ticks = 0
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended
+            told = _stat_of(int(folder.name))
+            if int(told[3]) == leader:
+                ticks += int(told[11]) + int(told[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def memory_of_session(leader: int) -> float:
+    """MB of resident memory of all its processes; what they share is counted for each."""
+    used = 0.0
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, ValueError):  # it has ended
+            if int(_stat_of(int(folder.name))[3]) == leader:
+                used += memory_of(int(folder.name))
+    return used
 
 
 def _cpu_of_the_ended(parent: int) -> float:
@@ -65,7 +118,7 @@ def _cpu_of_the_ended(parent: int) -> float:
     return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
-def _children_of(parent: int) -> list[int]:
+def children_of(parent: int) -> list[int]:
     found = list[int]()
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has ended

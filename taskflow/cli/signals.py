@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT in a worker's process, from before its modules are imported until it is gone."""
+"""SIGTERM, SIGINT and SIGHUP in a worker's process, from before its modules are imported until it is gone."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Signals:
     While modules are imported the first raises `Told`, while the worker starts it cancels the start, and either way the second ends
     the process. From `begin` on the handler only notes and wakes: an exception at any bytecode would be worse than the signal. It
     is Python's own and not the loop's, so that a third signal is heard when a job blocks the loop; and it stays to the end, so that
-    none comes too late to be clear.
+    none comes too late to be clear. A terminal that goes away says so by several SIGHUPs: they count as a first signal, and not beyond.
     """
 
     def __init__(self, last_resort: LastResort, *, grace: float, last_words: float) -> None:
@@ -100,8 +100,9 @@ class Signals:
         self._heeded_at = float("-inf")
         self._number = 0
         self._told = 0
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._heed)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # under nohup it stays ignored
+                signal.signal(number, self._heed)
         if interrupts.have_come:  # while modules were loaded, and it was lost in a callback of the interpreter
             raise Told(signal.SIGINT)
 
@@ -139,7 +140,7 @@ class Signals:
 
     def _heed(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        if now - self._heeded_at < SAME_SIGNAL:
+        if now - self._heeded_at < SAME_SIGNAL or (number == signal.SIGHUP and self._count):
             return
         self._heeded_at = now
         self._count += 1

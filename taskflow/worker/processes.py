@@ -87,7 +87,7 @@ def _tell(supervisor: Supervisor, wakes: Wakes, processes: Processes, onlooker: 
             if onlooker is not None:
                 onlooker.stop()
         elif number == signal.SIGHUP:
-            supervisor.stop(number) if wakes.has_lost_terminal() else supervisor.roll()
+            supervisor.hang_up() if wakes.has_lost_terminal() else supervisor.roll()
         elif number == CHANGED:
             supervisor.reload()
 
@@ -199,7 +199,7 @@ class Processes:
             if (worker := self._ears.pop(pid, None)) is not None:
                 yield from ((pid, line) for line in worker.take())
                 self._forget(worker)
-            yield pid, Ending(status, self._out_of_memory.killed(status))
+            yield pid, self._out_of_memory.ending(status)
 
     def _listen(self, ear: Ear) -> list[str]:
         lines = ear.take()

@@ -138,7 +138,7 @@ class Supervisor:
     # --- what is told ------------------------------------------------------------------------------------
 
     def stop(self, number: int) -> None:
-        """By a SIGTERM, a SIGINT, or the terminal's end: the first winds down, the second cancels what runs, the third ends all at once."""
+        """By a SIGTERM or a SIGINT: the first winds down, the second cancels what runs, the third ends all at once."""
         now = self._clock()
         if now - self._stopped_at < SAME_SIGNAL:
             return
@@ -150,6 +150,11 @@ class Supervisor:
             log.info("%s: %s; once more cancels what runs, a third time ends at once", name, _winding_down(len(self._workers)))
         elif self._stops == 2:
             log.warning("%s again: cancelling what runs", name)
+
+    def hang_up(self) -> None:
+        """The terminal is gone, of which several SIGHUPs may tell: together they are a first signal, and no more."""
+        if not self._stops:
+            self.stop(signal.SIGHUP)
 
     def roll(self) -> None:
         """Replace every worker, one by one, each when the next one works already."""

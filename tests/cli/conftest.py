@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,12 +12,6 @@ from taskflow.app.registry import Registry
 from tests.cli.inprocess import URL, Cli
 from tests.cli.processes import Shell
 from tests.cli.stock import Stock, a_stock
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _hears_hangups() -> None:
-    """Also where the tests themselves are run by nohup: its processes, and theirs, would ignore a SIGHUP."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture
@@ -54,3 +49,15 @@ def shell(tmp_path: Path) -> Iterator[Shell]:
         yield opened
     finally:
         opened.kill_all()
+
+
+@pytest.fixture
+def unshare() -> str:
+    """Its flags for a space of process ids, where we may make one."""
+    for flags in ("--pid --fork --kill-child", "--user --map-root-user --pid --fork --kill-child"):
+        try:
+            if subprocess.run(["unshare", *flags.split(), "true"], capture_output=True).returncode == 0:
+                return flags
+        except OSError:
+            break
+    pytest.skip("no space of process ids can be made here")

@@ -91,7 +91,12 @@ class Shell:
         """`python ARGUMENTS`, not waited for."""
         command = [sys.executable, *arguments]
         process = subprocess.Popen(
-            command, cwd=self.folder, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more
+            command,
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            **{"env": self.environment, **more},
         )
         self._started.append(Running(process))
         return self._started[-1]

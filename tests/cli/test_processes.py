@@ -7,10 +7,9 @@ import os
 import pty
 import re
 import signal
-import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -162,44 +161,6 @@ def test_a_worker_that_dies_again_and_again_is_given_time(tasks: Shell) -> None:
     supervised.signal(signal.SIGTERM)
     ended_clearly(supervised, [0])
     assert len(pids(supervised)) == 4
-
-
-@pytest.fixture
-def small_cgroup() -> Iterator[Path]:
-    """A control group of 256 MiB, where we may make one."""
-    name = f"taskflow-test-{os.getpid()}"
-    for group, limit in (
-        (Path("/sys/fs/cgroup/memory", name), "memory.limit_in_bytes"),
-        (Path("/sys/fs/cgroup", name), "memory.max"),
-    ):
-        try:
-            group.mkdir()
-            (group / limit).write_text(str(256 << 20))
-        except OSError:
-            if group.is_dir():
-                group.rmdir()
-            continue
-        yield group
-        until(lambda group=group: not (group / "cgroup.procs").read_text())  # type: ignore[misc]
-        group.rmdir()
-        return
-    pytest.skip("no control group can be made here")
-
-
-ENTER = "import os, sys; open(sys.argv[1], 'w').write(str(os.getpid())); os.execv(sys.executable, [sys.executable, *sys.argv[2:]])"
-
-
-def test_out_of_memory_is_told_apart_from_other_kills(tasks: Shell, small_cgroup: Path) -> None:
-    tasks.send("grow.bind(1024)")
-    supervised = tasks.start(
-        "-c", ENTER, str(small_cgroup / "cgroup.procs"), "-m", "taskflow", "worker", "tasks", "--processes", "2", "--ttl", "1"
-    )
-    supervised.wait_for("has ended: out of memory .SIGKILL.; another one starts now")
-    until(lambda: tasks.ledger() == ["grown"], supervised)
-    os.kill(pids(supervised)[-1], signal.SIGKILL)
-    supervised.wait_for("has ended: SIGKILL; another")
-    supervised.signal(signal.SIGTERM)
-    ended_clearly(supervised, [0, 128 + signal.SIGTERM])
 
 
 # --- what cannot start ---------------------------------------------------------------------------------------------------
@@ -537,18 +498,6 @@ def test_to_reload_what_drains_makes_no_sense(tasks: Shell) -> None:
 # --- process 1 -----------------------------------------------------------------------------------------------------------
 
 IN_A_CONTAINER = "import os, sys; os.execvp('unshare', ['unshare', *sys.argv[1].split(), sys.executable, *sys.argv[2:]])"
-
-
-@pytest.fixture
-def unshare() -> str:
-    """Its flags for a space of process ids, where we may make one."""
-    for flags in ("--pid --fork --kill-child", "--user --map-root-user --pid --fork --kill-child"):
-        try:
-            if subprocess.run(["unshare", *flags.split(), "true"], capture_output=True).returncode == 0:
-                return flags
-        except OSError:
-            break
-    pytest.skip("no space of process ids can be made here")
 
 
 def test_as_process_1_it_reaps_what_others_leave_behind(tasks: Shell, unshare: str) -> None:

@@ -68,6 +68,20 @@ async def test_upkeep_due__a_large_fleet_comes_seldom(world: World) -> None:
     assert (await world.upkeep()).next_in >= 10 * alone
 
 
+async def test_upkeep_due__after_the_clock_was_set_back_meanwhile(world: World) -> None:
+    """What is planned while the clock is behind what it has once been is found when its time comes, and so is what is ready then."""
+    await world.add(after=1.0)
+    await world.pass_time(2.0)
+    await world.pass_time(2.0)
+    await world.running(await world.a_session(ttl=LONG))
+    world.clock.skew(-10.0)
+    planned, ready = await world.add(after=0.5), await world.add()
+
+    assert (await world.pass_time(30.0)).readied == 1
+
+    assert {lease.envelope.id for lease in await world.claim(await world.a_session("another"), limit=2)} == {planned.id, ready.id}
+
+
 # --- upkeep_reaps ---------------------------------------------------------------------------------------------------------
 
 

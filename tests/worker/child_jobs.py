@@ -242,12 +242,12 @@ kept: list[bytearray] = []
 @job(runs_in="process")
 def outlives_signals() -> bool:
     """What a service's stop, or a Ctrl-C, sends to all its processes. Whether what is started here would heed it."""
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         os.kill(os.getpid(), number)
     time.sleep(0.1)
     started = subprocess.run(["grep", "SigIgn", "/proc/self/status"], capture_output=True, text=True, check=True)
     ignored = int(started.stdout.split()[1], 16)
-    return not any(ignored & 1 << (number - 1) for number in (signal.SIGTERM, signal.SIGINT))
+    return not any(ignored & 1 << (number - 1) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
 
 
 @job(name="tests.children.plain")

@@ -1,11 +1,10 @@
-"""The parts of child processes by themselves: the wire, causes of death, output, and what the system tells."""
+"""The parts of child processes by themselves: the wire, output, and what the system tells."""
 
 from __future__ import annotations
 
 import os
 import threading
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -13,7 +12,6 @@ from taskflow import Backoff, ConfigurationError
 from taskflow.model.envelope import ClaimId, Envelope, Lease, OnConflict
 from taskflow.model.seams import start_thread
 from taskflow.model.verdict import Cancelled, Discarded, Failed, HandedBack, Parked, Retried, RunError, Snoozed, Succeeded
-from taskflow.worker.children.death import OutOfMemory, cause_of
 from taskflow.worker.children.options import ChildOptions, cores
 from taskflow.worker.children.output import LONGEST_LINE, Output
 from taskflow.worker.children.wire import LARGEST, Ended, Garbled, Hello, Import, Message, Ready, Refused, Reported, Run, Unpacker, pack
@@ -104,77 +102,6 @@ def test_messages_arrive_in_whatever_portions() -> None:
 def test_noise_is_told_apart(noise: bytes) -> None:
     with pytest.raises(Garbled):
         list(Unpacker().feed(noise))
-
-
-# --- why it has died ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("code", "words"),
-    [
-        (0, "ended with exit code 0"),
-        (7, "ended with exit code 7"),
-        (-11, "was killed by SIGSEGV (Segmentation fault)"),
-        (-9, "was killed by SIGKILL (and not by the worker)"),
-        (-40, "was killed by signal 40 (Real-time signal 6)"),
-    ],
-)
-def test_a_cause_in_words(code: int, words: str) -> None:
-    assert cause_of(code) == words
-
-
-class System:
-    """What /proc and /sys/fs/cgroup would say."""
-
-    def __init__(self, folder: Path, group: str) -> None:
-        self.proc, self.cgroups = folder / "proc", folder / "cgroup"
-        self.write("proc/self/cgroup", group)
-        self.write("proc/vmstat", "nr_free_pages 5\noom_kill 3\n")
-
-    def write(self, path: str, text: str) -> None:
-        file = self.proc.parent / path
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
-
-    def now(self) -> OutOfMemory:
-        return OutOfMemory(self.proc, self.cgroups)
-
-
-V1 = "oom_kill_disable 0\nunder_oom 0\noom_kill {}\n"
-V2 = "low 0\nhigh 0\nmax 12\noom 2\noom_kill {}\noom_group_kill 0\n"
-
-
-@pytest.mark.parametrize(
-    ("group", "file", "text"),
-    [
-        ("0::/user.slice/app\n", "cgroup/user.slice/app/memory.events", V2),
-        ("0::/\n", "cgroup/memory.events", V2),
-        ("4:memory:/docker/abc\n0::/\n", "cgroup/memory/docker/abc/memory.oom_control", V1),
-        ("4:cpu,memory:/docker/abc\n", "cgroup/memory/memory.oom_control", V1),
-    ],
-    ids=["version 2", "version 2 in a container", "version 1", "version 1 in a container"],
-)
-def test_a_kill_for_want_of_memory_is_counted_by_the_cgroup(tmp_path: Path, group: str, file: str, text: str) -> None:
-    system = System(tmp_path, group)
-    system.write(file, text.format(1))
-    before = system.now()
-    assert before.since() is None
-    system.write(file, text.format(2))
-    told = before.since()
-    assert told == "out of memory: its cgroup's limit"
-    assert cause_of(-9, told) == "was killed by SIGKILL (out of memory: its cgroup's limit)"
-    assert cause_of(-11, told) == "was killed by SIGSEGV (Segmentation fault)"
-
-
-def test_the_machines_own_kills_are_a_guess(tmp_path: Path) -> None:
-    system = System(tmp_path, "")
-    before = system.now()
-    system.write("proc/vmstat", "oom_kill 4\n")
-    assert before.since() == "perhaps out of memory: the kernel has killed for it on this machine"
-
-
-def test_a_system_that_tells_nothing_is_believed_nothing(tmp_path: Path) -> None:
-    assert OutOfMemory(tmp_path, tmp_path).since() is None
 
 
 # --- output -------------------------------------------------------------------------------------------------------------

@@ -232,11 +232,11 @@ async def test_the_state_of_the_lifespan_is_not_there_and_says_so(lines: Lines) 
 @pytest.mark.parametrize(
     ("how", "cause"),
     [
-        ("segfault", "was killed by SIGSEGV"),
-        ("abort", "was killed by SIGABRT"),
-        ("kill", r"was killed by SIGKILL \(and not by the worker\)"),
-        ("exit", "ended with exit code 7"),
-        ("hang up", "has closed its connection to the worker, and was killed|ended with exit code 70"),  # whichever side sees it first
+        ("segfault", "has died: SIGSEGV"),
+        ("abort", "has died: SIGABRT"),
+        ("kill", "has died: SIGKILL$"),
+        ("exit", "has died: exit code 7"),
+        ("hang up", "has closed its connection to the worker, and was killed|has died: exit code 70"),  # whichever side sees it first
         ("noise", "sent a message of .*, and was killed"),
     ],
 )
@@ -292,7 +292,7 @@ async def test_a_cancel_kills_and_what_it_has_started_too(worker: Worker, tmp_pa
 
 async def test_what_a_child_has_forked_does_not_hide_its_death(worker: Worker, tmp_path: Path) -> None:
     failed = await failure(await jobs.forks_and_dies.delay(str(tmp_path / "note")))
-    assert "ended with exit code 3" in failed.message
+    assert "has died: exit code 3" in failed.message
     await gone(*await written(tmp_path / "note"))
 
 

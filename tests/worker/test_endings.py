@@ -7,22 +7,23 @@ from pathlib import Path
 
 import pytest
 
-from taskflow.worker.endings import FORGOTTEN_AFTER, Ending, OutOfMemory
+from taskflow.worker.endings import FORGOTTEN_AFTER, Ending, OutOfMemory, Want
 
 
 @pytest.mark.parametrize(
-    ("status", "was_out_of_memory", "code", "cause"),
+    ("status", "want", "code", "cause"),
     [
-        (0, False, 0, "exit code 0"),
-        (7, False, 7, "exit code 7"),
-        (-11, False, 139, "SIGSEGV"),
-        (-9, False, 137, "SIGKILL"),
-        (-9, True, 137, "out of memory (SIGKILL)"),
-        (-40, False, 168, "signal 40"),
+        (0, Want.NO, 0, "exit code 0"),
+        (7, Want.NO, 7, "exit code 7"),
+        (-11, Want.NO, 139, "SIGSEGV"),
+        (-9, Want.NO, 137, "SIGKILL"),
+        (-9, Want.YES, 137, "out of memory (SIGKILL)"),
+        (-9, Want.PERHAPS, 137, "SIGKILL, perhaps for want of memory: the kernel has killed for it on this machine"),
+        (-40, Want.NO, 168, "signal 40"),
     ],
 )
-def test_an_ending_in_words_and_as_a_shell_has_it(status: int, was_out_of_memory: bool, code: int, cause: str) -> None:
-    ending = Ending(status, was_out_of_memory)
+def test_an_ending_in_words_and_as_a_shell_has_it(status: int, want: Want, code: int, cause: str) -> None:
+    ending = Ending(status, want)
     assert (ending.code, ending.cause) == (code, cause)
 
 
@@ -31,8 +32,8 @@ class Cgroups:
 
     def __init__(self, folder: Path, membership: str) -> None:
         self.root = folder / "cgroup"
-        self._membership = folder / "self"
-        self._membership.write_text(membership)
+        self.write("../proc/self/cgroup", membership)
+        self.write("../proc/vmstat", "nr_free_pages 5\noom_kill 3\n")
 
     def write(self, path: str, text: str) -> None:
         file = self.root / path
@@ -40,7 +41,7 @@ class Cgroups:
         file.write_text(text)
 
     def watched(self) -> OutOfMemory:
-        return OutOfMemory(self.root, self._membership)
+        return OutOfMemory(self.root, self.root.parent / "proc")
 
 
 EVENTS = "low 0\nhigh 0\nmax 12\noom 1\noom_kill {}\n"
@@ -62,12 +63,12 @@ def test_a_kill_that_the_kernel_has_counted_was_for_want_of_memory(tmp_path: Pat
     cgroups = Cgroups(tmp_path, membership)
     cgroups.write(path, text.format(3))
     out_of_memory = cgroups.watched()
-    assert not out_of_memory.killed(-signal.SIGKILL)
+    assert out_of_memory.ending(-signal.SIGKILL).want is Want.NO
     cgroups.write(path, text.format(4))
-    assert not out_of_memory.killed(-signal.SIGTERM)
-    assert not out_of_memory.killed(0)
-    assert out_of_memory.killed(-signal.SIGKILL)
-    assert not out_of_memory.killed(-signal.SIGKILL)
+    assert out_of_memory.ending(-signal.SIGTERM).want is Want.NO
+    assert out_of_memory.ending(0).want is Want.NO
+    assert out_of_memory.ending(-signal.SIGKILL).want is Want.YES
+    assert out_of_memory.ending(-signal.SIGKILL).want is Want.NO
 
 
 def test_an_old_kernel_counts_how_often_the_limit_was_hit(tmp_path: Path) -> None:
@@ -76,7 +77,7 @@ def test_an_old_kernel_counts_how_often_the_limit_was_hit(tmp_path: Path) -> Non
     cgroups.write("memory/web/memory.failcnt", "17\n")
     out_of_memory = cgroups.watched()
     cgroups.write("memory/web/memory.failcnt", "18\n")
-    assert out_of_memory.killed(-signal.SIGKILL)
+    assert out_of_memory.ending(-signal.SIGKILL).want is Want.YES
 
 
 def test_what_was_counted_long_ago_is_nobodys_cause(tmp_path: Path) -> None:
@@ -87,17 +88,39 @@ def test_what_was_counted_long_ago_is_nobodys_cause(tmp_path: Path) -> None:
     cgroups.write("memory.events", EVENTS.format(1))
     out_of_memory.look(0.0)
     out_of_memory.look(0.9 * FORGOTTEN_AFTER)
-    assert out_of_memory.killed(-signal.SIGKILL)
+    assert out_of_memory.ending(-signal.SIGKILL).want is Want.YES
     cgroups.write("memory.events", EVENTS.format(2))
     out_of_memory.look(FORGOTTEN_AFTER)
     out_of_memory.look(2 * FORGOTTEN_AFTER)
-    assert not out_of_memory.killed(-signal.SIGKILL)
+    assert out_of_memory.ending(-signal.SIGKILL).want is Want.NO
 
 
 @pytest.mark.parametrize("membership", ["", "0::/\n", "4:memory:/\n"])
-def test_where_nothing_is_counted_nothing_is_said_to_be(tmp_path: Path, membership: str) -> None:
-    assert not Cgroups(tmp_path, membership).watched().killed(-signal.SIGKILL)
+def test_where_no_group_counts_the_machines_own_kills_are_a_guess(tmp_path: Path, membership: str) -> None:
+    cgroups = Cgroups(tmp_path, membership)
+    out_of_memory = cgroups.watched()
+    assert out_of_memory.ending(-signal.SIGKILL).want is Want.NO
+    cgroups.write("../proc/vmstat", "nr_free_pages 5\noom_kill 4\n")
+    assert out_of_memory.ending(-signal.SIGKILL).want is Want.PERHAPS
 
 
-def test_a_system_without_cgroups(tmp_path: Path) -> None:
-    assert not OutOfMemory(tmp_path / "no", tmp_path / "none").killed(-signal.SIGKILL)
+def test_the_machines_own_kills_are_nobodys_where_the_group_counts(tmp_path: Path) -> None:
+    cgroups = Cgroups(tmp_path, "0::/\n")
+    cgroups.write("memory.events", EVENTS.format(1))
+    out_of_memory = cgroups.watched()
+    cgroups.write("../proc/vmstat", "nr_free_pages 5\noom_kill 4\n")
+    assert out_of_memory.ending(-signal.SIGKILL).want is Want.NO
+
+
+def test_what_was_counted_before_a_mark_is_nobodys_cause(tmp_path: Path) -> None:
+    """A child's, which is made at the start of its run."""
+    cgroups = Cgroups(tmp_path, "0::/\n")
+    cgroups.write("memory.events", EVENTS.format(1))
+    out_of_memory = cgroups.watched()
+    cgroups.write("memory.events", EVENTS.format(2))
+    out_of_memory.mark()
+    assert out_of_memory.ending(-signal.SIGKILL).want is Want.NO
+
+
+def test_a_system_that_counts_nothing_is_believed_nothing(tmp_path: Path) -> None:
+    assert OutOfMemory(tmp_path / "no", tmp_path / "none").ending(-signal.SIGKILL) == Ending(-signal.SIGKILL)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from taskflow.worker import supervisor
-from taskflow.worker.endings import Ending
+from taskflow.worker.endings import Ending, Want
 from taskflow.worker.supervisor import FORCED_AFTER, HEALTHY_AFTER, LOADED_PATIENCE, LONGEST_PAUSE, SAME_SIGNAL, SPACING, Plan, Supervisor
 
 TERM, INT, KILL = signal.SIGTERM, signal.SIGINT, signal.SIGKILL
@@ -55,10 +55,10 @@ class Office:
             self.supervisor.heard(pid, f"session {session_of(pid).hex()}")
             self.act()
 
-    def ends(self, *pids: int, status: int = 0, out_of_memory: bool = False) -> None:
+    def ends(self, *pids: int, status: int = 0, want: Want = Want.NO) -> None:
         for pid in pids:
             self.alive.discard(pid)
-            self.supervisor.ended(pid, Ending(status, out_of_memory))
+            self.supervisor.ended(pid, Ending(status, want))
             self.act()
 
     def does(self, something: Callable[[], object]) -> None:
@@ -155,7 +155,7 @@ def test_a_first_worker_that_crashes_is_replaced_and_still_alone() -> None:
 
 def test_a_worker_that_dies_is_replaced_at_once_in_its_place(caplog: pytest.LogCaptureFixture) -> None:
     office = an_office(3)
-    office.ends(2, status=-KILL, out_of_memory=True)
+    office.ends(2, status=-KILL, want=Want.YES)
     assert office.places == [0, 1, 2, 1]
     assert "worker 2 has ended: out of memory (SIGKILL); another one starts now" in caplog.text
 

@@ -33,7 +33,7 @@ def main(descriptor: int) -> None:
     """`descriptor` is the child's end of the wire."""
     end_with_parent()
     os.set_inheritable(descriptor, False)
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _leave_it_to_the_worker)
     faulthandler.enable(all_threads=False)  # the one that crashes is of interest, in the log and in the error of the job
     for stream in (sys.stdout, sys.stderr):  # what is printed shall be seen while the job runs

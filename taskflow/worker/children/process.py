@@ -17,10 +17,11 @@ from taskflow.model.envelope import Lease
 from taskflow.model.record import Progress
 from taskflow.model.seams import StartThread
 from taskflow.model.verdict import Verdict
-from taskflow.worker.children.death import ChildDied, ChildFailed, OutOfMemory, cause_of
+from taskflow.worker.children.death import ChildDied, ChildFailed
 from taskflow.worker.children.options import ChildOptions
 from taskflow.worker.children.output import Output, Tell
 from taskflow.worker.children.wire import Ended, Garbled, Hello, Import, Message, Ready, Refused, Reported, Run, Unpacker, pack
+from taskflow.worker.endings import OutOfMemory
 
 # Never a fork of the worker, which has threads, connections and locks: a fresh interpreter with the same path.
 _BOOT: Final = "import sys; sys.path[:] = sys.argv[2:]; from taskflow.worker.children.child import main; main(int(sys.argv[1]))"
@@ -66,7 +67,7 @@ class Child(asyncio.Protocol):
         self._unpacker = Unpacker()
         self._answer: asyncio.Future[Message] = self._loop.create_future()
         self._report: Report | None = None
-        self._kills = OutOfMemory()
+        self._out_of_memory = OutOfMemory()
 
     @classmethod
     async def start(cls, nursery: Nursery) -> Self:
@@ -96,7 +97,7 @@ class Child(asyncio.Protocol):
         """What the run comes to there. Raises ChildFailed when it comes to nothing; whoever cancels this kills the child."""
         self._runs += 1
         self._report = report
-        self._kills.mark()
+        self._out_of_memory.mark()
         self._output.begin(lease)
         try:
             answer = await self._ask(Run(lease, module))
@@ -161,7 +162,7 @@ class Child(asyncio.Protocol):
         if hung_up.is_its_own:
             await asyncio.wait([self.ended], timeout=_UNTIL_DEAD)
         if hung_up.is_its_own and self.ended.done():
-            cause = cause_of(self.ended.result(), self._kills.since())
+            cause = f"has died: {self._out_of_memory.ending(self.ended.result()).cause}"
         else:
             self.kill()
             cause = f"{hung_up}, and was killed"

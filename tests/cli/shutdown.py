@@ -1,0 +1,204 @@
+"""Workers that are told to stop, once, twice or three times, at whatever moment, whatever they do then; and what must hold of each end."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import shutil
+import signal
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from taskflow.broker.url import connect
+from tests.cli.processes import Running, Shell, ended_clearly
+from tests.cli.test_processes import none_is_left, pids
+from tests.cli.test_signals import PYTHONS_OWN, a_little_later
+
+TASKS: Final = """
+import asyncio, os, threading, time
+from taskflow import job
+
+def write(line: str) -> None:
+    file = os.open(os.environ["LEDGER"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(file, f"{line}\\n".encode())
+    os.close(file)
+
+@job
+async def brief(n: int) -> None:
+    await asyncio.sleep(0.01)
+    write(str(n))
+
+@job
+def brief_in_a_thread(n: int) -> None:
+    time.sleep(0.01)
+    write(str(n))
+
+@job
+async def swallow(n: int) -> None:
+    while True:
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            pass
+
+@job
+def never_return(n: int) -> None:
+    threading.Event().wait()
+
+@job
+async def wait(n: int) -> None:
+    await asyncio.sleep(3600)
+"""
+
+AT_ONE_TIME: Final = 4
+"""Workers that are stopped beside each other: their moments are no longer exact, and all the more mixed."""
+
+NOT_HEARD: Final = (*PYTHONS_OWN, -signal.SIGTERM)
+"""A signal that comes before our first line is run is Python's to heed, or ends it; and one after our last, once we had been told."""
+
+
+@dataclass(frozen=True)
+class Stop:
+    """`times` the signal, the first so many seconds after the worker was started, or has begun to work."""
+
+    number: signal.Signals
+    times: int
+    after: float
+
+    def send(self, running: Running) -> None:
+        time.sleep(self.after)
+        for _ in range(self.times):
+            running.signal(self.number)
+            a_little_later()
+
+
+HOW: Final = [(number, times) for times in (1, 2, 3) for number in (signal.SIGTERM, signal.SIGINT)]
+
+
+def stops(milliseconds: Iterable[int], turn: int = 0) -> list[Stop]:
+    """At each of these moments the next of the six ways, beginning with that `turn`."""
+    ways = itertools.islice(itertools.cycle(HOW), turn, None)
+    return [Stop(number, times, moment / 1e3) for (number, times), moment in zip(ways, milliseconds, strict=False)]
+
+
+@dataclass
+class Stopped:
+    """One worker, or supervisor, that was stopped; and its own store."""
+
+    stop: Stop
+    running: Running
+    url: str
+    ledger: Path
+
+    @property
+    def code(self) -> int:
+        return self.running.process.returncode
+
+    @property
+    def is_orderly(self) -> bool:
+        """It has wound down, and handed back what it could not finish; or it had not begun."""
+        return self.code in (0, 124, *NOT_HEARD) and "ended by force" not in self.running.said
+
+    def counts(self) -> Counter[str]:
+        return counts_of(self.url)
+
+    def runs(self) -> Counter[str]:
+        return Counter(self.ledger.read_text().splitlines() if self.ledger.exists() else ())
+
+
+class Stage:
+    """Workers of a module `tasks`, each on a copy of one store that was filled before."""
+
+    def __init__(self, shell: Shell, *calls: str) -> None:
+        self.shell = shell
+        self._numbers = itertools.count()
+        shell.write("tasks.py", TASKS)
+        shell.start_sooner()
+        shell.environment["TASKFLOW_BROKER"] = "sqlite:///filled.db"
+        shell.send(*calls)
+        with closing(sqlite3.connect(shell.folder / "filled.db")) as filled:  # nothing is left beside the file
+            filled.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def start(self, *flags: str, url: str | None = None) -> tuple[Running, str, Path]:
+        """A worker, its store and its ledger."""
+        number = next(self._numbers)
+        if url is None:
+            file = self.shell.folder / f"queue-{number}.db"
+            shutil.copy(self.shell.folder / "filled.db", file)
+            url = f"sqlite:///{file}"
+        ledger = self.shell.folder / f"ledger-{number}"
+        environment = {**self.shell.environment, "TASKFLOW_BROKER": url, "LEDGER": str(ledger)}
+        running = self.shell.start("-m", "taskflow", "worker", "tasks", *flags, env=environment)
+        return running, url, ledger
+
+    def stop_all(self, stops: Sequence[Stop], *flags: str, once: str | None = None, url: str | None = None) -> list[Stopped]:
+        """Each a worker of its own, from its start, or from when it has said `once`; ended clearly, and nothing is left of it."""
+
+        def stopped(stop: Stop) -> Stopped:
+            running, place, ledger = self.start(*flags, url=url)
+            if once is not None:
+                running.wait_for(once)
+            stop.send(running)
+            ended = Stopped(stop, running, place, ledger)
+            ended_as_told(ended)
+            return ended
+
+        with ThreadPoolExecutor(AT_ONE_TIME) as pool:
+            return list(pool.map(stopped, stops))
+
+
+def ended_as_told(stopped: Stopped) -> None:
+    number, running = stopped.stop.number, stopped.running
+    ended_clearly(running, [0, 124, 128 + number, *NOT_HEARD])
+    if stopped.code in NOT_HEARD and not (stopped.stop.times > 1 and "winding down" in running.said):
+        assert "broker" not in running.said, running.said
+        assert pids(running) == [], running.said
+    none_is_left(running)
+
+
+def nothing_is_lost(stopped: Stopped, jobs: int) -> None:
+    """Each job is where it belongs: what has ended is told, what has not is ready for others, but for what was cut off by force."""
+    counts, runs = stopped.counts(), stopped.runs()
+    said = f"{stopped.stop}: exit code {stopped.code}, {dict(counts)}, {len(runs)} ran: {stopped.running.said}"
+    assert counts.total() == jobs, said
+    assert counts["failed"] == counts["cancelled"] == 0, said
+    if stopped.is_orderly:
+        assert counts["running"] == 0, said
+        assert runs.total() == len(runs) == counts["succeeded"], said
+    assert len(runs) <= counts["succeeded"] + counts["running"], said
+    assert counts["succeeded"] <= len(runs), said
+
+
+def counts_of(url: str) -> Counter[str]:
+    """How many jobs are in which state."""
+
+    async def count() -> Counter[str]:
+        broker = connect(url)
+        try:
+            counts = Counter[str]()
+            for queue in await broker.console.queues():
+                counts.update({str(status): number for status, number in queue.counts.items()})
+            return counts
+        finally:
+            await broker.close()
+
+    return asyncio.run(count())
+
+
+@contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """A SQLite file that a stranger keeps to himself: its broker is away."""
+    stranger = sqlite3.connect(file, isolation_level=None, timeout=60.0)
+    stranger.execute("BEGIN EXCLUSIVE")
+    try:
+        yield
+    finally:
+        stranger.execute("ROLLBACK")
+        stranger.close()

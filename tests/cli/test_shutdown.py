@@ -1,0 +1,176 @@
+"""Stopped once, twice, three times, in the first half second and while at work: a sample, of which `python -m tests.long` has the whole."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+
+import pytest
+
+from tests.cli.processes import Shell, ended_clearly
+from tests.cli.shutdown import Stage, Stopped, nothing_is_lost, stops
+from tests.cli.test_processes import IN_A_CONTAINER, ON_A_TERMINAL, none_is_left, pids
+from tests.cli.test_signals import a_little_later
+from tests.support.processes import children_of
+
+BRIEF = ("*[brief.bind(n) for n in range(40)]", "*[brief_in_a_thread.bind(n) for n in range(40, 80)]")
+STUBBORN = ("swallow.bind(0)", "never_return.bind(1)", *(f"brief.bind({n})" for n in range(2, 10)))
+
+
+@pytest.fixture
+def brief(shell: Shell) -> Stage:
+    return Stage(shell, *BRIEF)
+
+
+def had_time(stopped: Stopped) -> None:
+    """Told once, its runs may finish, and 10 ms are soon over."""
+    assert stopped.stop.times > 1 or stopped.code != 124, stopped.running.said
+
+
+@pytest.mark.parametrize("processes", [[], ["--processes", "2"]], ids=["one", "two"])
+def test_in_the_first_half_second(brief: Stage, processes: list[str]) -> None:
+    for stopped in brief.stop_all(stops(range(0, 501, 100)), "--concurrency", "4", *processes):
+        nothing_is_lost(stopped, 80)
+        had_time(stopped)
+
+
+@pytest.mark.parametrize("processes", [[], ["--processes", "2"]], ids=["one", "two"])
+def test_in_the_midst_of_work(brief: Stage, processes: list[str]) -> None:
+    for stopped in brief.stop_all(stops(range(0, 181, 30)), "--concurrency", "4", *processes, once="working as"):
+        nothing_is_lost(stopped, 80)
+        had_time(stopped)
+
+
+@pytest.mark.parametrize("processes", [[], ["--processes", "2"]], ids=["one", "two"])
+def test_with_jobs_that_ignore_their_cancellation(shell: Shell, processes: list[str]) -> None:
+    """The first signal ends it too, after the grace time and its last words; what ran is ready for others."""
+    stage = Stage(shell, *STUBBORN)
+    stopped = stage.stop_all(stops(range(0, 181, 30)), "--grace", "0.1", *processes, once="working as")
+    for one in stopped:
+        nothing_is_lost(one, 10)
+    assert {one.code for one in stopped if one.stop.times < 3} <= {0, 124}
+
+
+# --- who sends them, and to whom -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def waiting(shell: Shell) -> Shell:
+    """Two jobs that end when the test says so."""
+    shell.write("tasks.py", WAITING)
+    shell.send("wait.bind()", "wait.bind()")
+    return shell
+
+
+WAITING = """
+import asyncio, os
+from pathlib import Path
+from taskflow import job
+
+@job
+async def wait() -> None:
+    print(f"begun by {os.getpid()}", flush=True)
+    while not Path("release").exists():
+        try:
+            await asyncio.sleep(0.005)
+        except asyncio.CancelledError:
+            if not Path("stubborn").exists():
+                raise
+"""
+
+
+def test_a_signal_to_every_process_of_a_service_is_one(waiting: Shell) -> None:
+    """As systemd sends it (KillMode=control-group), and `pkill`: the workers get theirs from it and from their supervisor."""
+    supervised = waiting.taskflow("worker", "tasks", "--processes", "2", "--concurrency", "1")
+    supervised.wait_for("begun by", times=2)
+    for pid in (supervised.process.pid, *pids(supervised)):
+        os.kill(pid, signal.SIGTERM)
+    supervised.wait_for("winding down: 1 running", times=2)
+    waiting.write("release", "")
+    ended_clearly(supervised, [0])
+    assert "again" not in supervised.said
+    assert waiting.counts() == {"succeeded": 2}
+    none_is_left(supervised)
+
+
+@pytest.mark.parametrize("processes", [[], ["--processes", "2"]], ids=["one", "two"])
+def test_a_signal_to_the_group_is_one(waiting: Shell, processes: list[str]) -> None:
+    """As `timeout` sends it: to the process, and to its group."""
+    worker = waiting.start("-m", "taskflow", "worker", "tasks", "--concurrency", "2", *processes, start_new_session=True)
+    worker.wait_for("begun by", times=2)
+    worker.signal(signal.SIGTERM)
+    os.killpg(worker.process.pid, signal.SIGTERM)
+    worker.wait_for("winding down: [12] running")
+    waiting.write("release", "")
+    ended_clearly(worker, [0])
+    assert "again" not in worker.said
+    assert waiting.counts() == {"succeeded": 2}
+
+
+def test_a_terminal_that_goes_away_winds_a_lone_worker_down(waiting: Shell) -> None:
+    """By however many SIGHUPs it is told of. What runs may finish."""
+    ours, theirs = pty.openpty()
+    worker = waiting.start("-c", ON_A_TERMINAL, "-m", "taskflow", "worker", "tasks", stdin=theirs)
+    os.close(theirs)
+    worker.wait_for("begun by", times=2)
+    os.close(ours)
+    worker.wait_for("SIGHUP: winding down")
+    a_little_later()
+    worker.signal(signal.SIGHUP)
+    waiting.write("release", "")
+    ended_clearly(worker, [0])
+    assert waiting.counts() == {"succeeded": 2}
+
+
+def test_under_nohup_a_hangup_is_none(waiting: Shell) -> None:
+    worker = waiting.start("-c", UNDER_NOHUP, "-m", "taskflow", "worker", "tasks")
+    worker.wait_for("begun by", times=2)
+    worker.signal(signal.SIGHUP)
+    waiting.write("release", "")
+    worker.wait_for("succeeded", times=2)
+    worker.signal(signal.SIGTERM)
+    ended_clearly(worker, [0])
+    assert "SIGHUP" not in worker.said
+
+
+UNDER_NOHUP = (
+    "import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+)
+
+
+@pytest.mark.parametrize("processes", [[], ["--processes", "2"]], ids=["one", "two"])
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_as_process_1_it_hears_what_others_do(waiting: Shell, unshare: str, processes: list[str], times: int) -> None:
+    """The kernel keeps from process 1 every signal that it has no handler for."""
+    worker = waiting.start("-c", IN_A_CONTAINER, unshare, "-m", "taskflow", "worker", "tasks", "--concurrency", "2", *processes)
+    worker.wait_for("begun by", times=2)
+    [process_1] = children_of(worker.process.pid)
+    if times == 3:
+        waiting.write("stubborn", "")
+    for _ in range(times):
+        os.kill(process_1, signal.SIGTERM)
+        a_little_later()
+    if times == 1:
+        worker.wait_for("winding down: [12] running")
+        waiting.write("release", "")
+    ended_clearly(worker, [(0, 124, 128 + signal.SIGTERM)[times - 1]])
+    assert waiting.counts() == [{"succeeded": 2}, {"ready": 2}, {"running": 2}][times - 1]
+
+
+def test_what_a_fleet_hands_back_starts_in_another_at_once(waiting: Shell) -> None:
+    """Long before its sessions would lapse, which takes an hour here."""
+    flags = ("--processes", "2", "--concurrency", "1", "--ttl", "3600")
+    first = waiting.taskflow("worker", "tasks", *flags)
+    first.wait_for("begun by", times=2)
+    second = waiting.taskflow("worker", "tasks", *flags)
+    second.wait_for("working as", times=2)
+    first.signal(signal.SIGTERM)
+    a_little_later()
+    first.signal(signal.SIGTERM)
+    second.wait_for("begun by", times=2)
+    ended_clearly(first, [124])
+    waiting.write("release", "")
+    second.wait_for("succeeded", times=2)
+    second.signal(signal.SIGTERM)
+    ended_clearly(second, [0])
