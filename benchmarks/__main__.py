@@ -22,6 +22,9 @@ from benchmarks.workloads import STUDIES, WORKLOADS
 QUICK: Final = 0.2
 """Of the usual jobs."""
 
+QUICK_PEERS: Final = frozenset({"huey", "dramatiq", "taskiq", "saq", "bullmq", "pgqueuer", "oban", "graphile-worker"})
+"""The quickest, and the best known."""
+
 
 def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # servers and peers are ended then too
@@ -42,7 +45,7 @@ def main() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("only", nargs="*", metavar="WORKLOAD", help=f"of {', '.join((*WORKLOADS, *STUDIES))}; by default all of the former")
-    parser.add_argument("--quick", action="store_true", help="once, with a fifth of the jobs, and without what takes long")
+    parser.add_argument("--quick", action="store_true", help="once, with a fifth of the jobs and fewer peers, and without what takes long")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="medians of so many (default: 3)")
     parser.add_argument("--peers", metavar="NAME,...", help="only these beside ours; 'none' for none (default: all)")
     parser.add_argument("--peer-repeats", type=int, default=3, metavar="N", help="at most so many of each peer (default: 3)")
@@ -77,7 +80,8 @@ def _options(arguments: argparse.Namespace) -> Options:
     options = Options(repeats=arguments.repeats, peers=peers, under=arguments.under, jobs=arguments.jobs, rate=arguments.rate)
     if not arguments.quick:
         return options
-    return replace(options, repeats=1, share=QUICK, peers=replace(peers, repeats=1, share=QUICK, only_rates=True))
+    few = replace(peers, names=QUICK_PEERS if names is None else names, repeats=1, share=QUICK, only_rates=True)
+    return replace(options, repeats=1, share=QUICK, peers=few)
 
 
 def _measure(name: str, options: Options, folder: Path, *, is_kept: bool) -> None:

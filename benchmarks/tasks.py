@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from benchmarks.marks import mark
+from benchmarks.marks import Marks, mark
 from taskflow import Job, job
 
 
@@ -62,3 +62,13 @@ def stamp_into(stamps: list[float]) -> Job[[], None]:
         stamps.append(time.monotonic())
 
     return stamped
+
+
+def note_into(marks: Marks) -> Job[[int], None]:
+    """The same for one that writes down that it ran."""
+
+    @job(name="benchmarks.note_into")
+    async def noted(number: int) -> None:
+        marks.mark(number)
+
+    return noted

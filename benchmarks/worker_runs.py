@@ -14,10 +14,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks import bare_memory, bare_sqlite, bare_wake
-from benchmarks.drain import SHALLOW
+from benchmarks.drain import SHALLOW, until_all_ran
+from benchmarks.loops import run_in_fastest_loop
+from benchmarks.marks import marks_of
 from benchmarks.options import Options
 from benchmarks.report import BARE, OURS, Measure, Row, a_pair, in_turn
-from benchmarks.tasks import noop, stamp, stamp_into
+from benchmarks.tasks import noop, note_into, stamp, stamp_into
 from taskflow import Worker, enqueue
 from taskflow.app.current import default_app
 from taskflow.broker.url import connect
@@ -75,9 +77,9 @@ def depths(options: Options) -> list[Row]:
 def latencies(options: Options) -> list[Row]:
     """From just before delay() to the job's first line, the worker idle, one every 20 ms."""
     repeats = options.repeats
-    samples = [asyncio.run(_latency_in_process()) for _ in range(repeats)]
-    bare = [asyncio.run(bare_memory.wake_up(LATENCIES)) for _ in range(repeats)]
-    between = [asyncio.run(_latency_between_processes()) for _ in range(repeats)]
+    samples = [run_in_fastest_loop(_latency_in_process()) for _ in range(repeats)]
+    bare = [run_in_fastest_loop(bare_memory.wake_up(LATENCIES)) for _ in range(repeats)]
+    between = [run_in_fastest_loop(_latency_between_processes()) for _ in range(repeats)]
     bare_between = [_bare_wake_ups() for _ in range(repeats)]
     return [
         _percentile_row("memory, one process, p50", samples, 0.5, bare),
@@ -106,7 +108,7 @@ def _figure(measurement: Callable[[], Coroutine[Any, Any, float]]) -> Measure:
 
 
 def _ran(measurement: Callable[[], Coroutine[Any, Any, float]]) -> Callable[[], float]:
-    return lambda: asyncio.run(measurement())
+    return lambda: run_in_fastest_loop(measurement())
 
 
 @asynccontextmanager
@@ -124,15 +126,18 @@ def _quiet() -> WorkerOptions:
 
 
 async def _drain(kind: str) -> float:
-    async with _using(kind):
-        await enqueue(noop.bind() for _ in range(JOBS))
-        began = time.perf_counter()
-        async with Worker(options=_quiet()) as worker:
-            await worker.drained()
-            rate = JOBS / (time.perf_counter() - began)
-    if worker.tally.runs != JOBS:
-        raise AssertionError(f"{worker.tally.runs} runs of {JOBS} jobs")
-    return rate
+    """From the first job's first line to the last one's; each is counted by itself.
+
+    `drained()` would look at the queues again and again, which costs memory as much as running the jobs.
+    """
+    with marks_of(JOBS) as marks:
+        noted = note_into(marks)
+        async with _using(kind):
+            await enqueue(noted.bind(number) for number in range(JOBS))
+            async with Worker(options=_quiet()):
+                await until_all_ran(marks, JOBS)
+        marks.check()
+        return marks.rate
 
 
 async def _first_of(kind: str, jobs: int, *, scheduled: int = 0, queues: int = 1) -> float:
@@ -172,7 +177,7 @@ async def _bulk(kind: str) -> float:
 def _bare_sqlite_drain() -> float:
     with TemporaryDirectory() as folder, closing(bare_sqlite.open_file(Path(folder, "bare.db"), "FULL")) as connection:
         bare_sqlite.enqueue(connection, JOBS, 1_000, b"\x80")
-        return asyncio.run(bare_sqlite.drain_in_tasks(connection, CONCURRENCY))
+        return run_in_fastest_loop(bare_sqlite.drain_in_tasks(connection, CONCURRENCY))
 
 
 def _bare_sqlite_bulk() -> float:
@@ -182,7 +187,7 @@ def _bare_sqlite_bulk() -> float:
 
 def _bare_sqlite_sending() -> float:
     with TemporaryDirectory() as folder, closing(bare_sqlite.open_file(Path(folder, "bare.db"), "FULL", any_thread=True)) as connection:
-        return asyncio.run(bare_sqlite.send(connection, JOBS, CALLERS, b"\x80"))
+        return run_in_fastest_loop(bare_sqlite.send(connection, JOBS, CALLERS, b"\x80"))
 
 
 def _bare_wake_ups() -> list[float]:
