@@ -63,6 +63,15 @@ class Store:
         [(rows,)] = self._server.rows("SELECT n_dead_tup FROM pg_stat_user_tables WHERE relname = 'jobs'", database=self._database)
         return int(rows)
 
+    def database_stats(self) -> tuple[int, int, int]:
+        """Of jobs the rows that were inserted and updated; of the database the transactions."""
+        [row] = self._server.rows(
+            "SELECT n_tup_ins, n_tup_upd, (SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()) "
+            "FROM pg_stat_user_tables WHERE relname = 'jobs'",
+            database=self._database,
+        )
+        return row[0], row[1], row[2]
+
     async def costs(self, statement: str, *arguments: Any, times: int = 1) -> list[dict[str, tuple[int, int]]]:
         """Each time, of each index and of each table by itself, how often it is scanned and how many rows that gives."""
         return [await self._cost(statement, *arguments) for _ in range(times)]
