@@ -13,6 +13,7 @@ from taskflow.worker.events import BrokerTrouble, Events
 
 LIMIT: Final = 1_000
 LONGEST_PAUSE: Final = 5.0
+SHORT: Final = 2.0
 # A job planned for soon nudges: no more often than this, in seconds, or a flood of them would be a flood of upkeep.
 AT_LEAST: Final = 0.005
 
@@ -39,5 +40,6 @@ class Upkeep:
             self._events.tell(BrokerTrouble("upkeep", str(error), self._troubles))
             return LONGEST_PAUSE * (0.1 + self._chance.random())
         self._troubles = 0
-        # Workers that were told the same time come a little apart: earlier, since a planned job may be what they were told of.
-        return min(next_in * (1.0 - 0.2 * self._chance.random()) if next_in >= 1.0 else next_in, LONGEST_PAUSE)
+        # Workers that were told the same time come a little apart: earlier, since a planned job may be what they were told of. One that
+        # was told a short time is alone, or there is something due.
+        return min(next_in * (1.0 - 0.2 * self._chance.random()) if next_in > SHORT else next_in, LONGEST_PAUSE)

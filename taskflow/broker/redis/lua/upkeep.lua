@@ -63,7 +63,7 @@ local function ready_due(left)
     ids[i] = sub(member, 11)
     keys[i] = P .. 'j:' .. ids[i]
   end
-  in_portions('ZREM', P .. 'due', members)
+  call('ZREMRANGEBYRANK', P .. 'due', 0, #members - 1) -- the first there are, in order of their times
   local moved, others = ready_all(ids, call('MGET', unpack(keys)))
   prefetch(others)
   for _, id in ipairs(others) do
