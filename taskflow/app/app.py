@@ -174,8 +174,8 @@ class App:
 
     async def send(self, call: Call[R]) -> JobHandle[R]:
         """One call, sharing its round trip with others under way."""
-        connection = self.connection()
-        answer = await self._through_middleware(call, connection.send)
+        send = self.connection().send
+        answer = await (self._through_middleware(call, send) if self._has_enqueue_middleware() else send(call.envelope))
         if _is_conflict(call, answer):
             raise _conflict(call, self._handle(call, answer).id)
         return self._handle(call, answer)
@@ -217,12 +217,10 @@ class App:
             return [error] * len(calls)
 
     def _has_enqueue_middleware(self) -> bool:
-        return any(type(layer).enqueue is not Middleware.enqueue for layer in self.settings.middleware)
+        layers = self.settings.middleware
+        return bool(layers) and any(type(layer).enqueue is not Middleware.enqueue for layer in layers)
 
     async def _through_middleware(self, call: Call[Any], send: Any) -> Added | Refused:
-        if not self._has_enqueue_middleware():
-            answer: Added | Refused = await send(call.envelope)
-            return answer
         answers: list[Added | Refused] = []
 
         async def innermost(enqueue_call: EnqueueCall) -> None:

@@ -7,7 +7,9 @@ import copy
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Final, Generic, NamedTuple, TypeVar
+from typing import Final, Generic, TypeVar
+
+import msgspec
 
 from taskflow.app.patience import NO_ANSWER, gave_up, pause_after
 from taskflow.model.errors import BrokerUnavailable
@@ -19,7 +21,7 @@ MAX_ITEMS: Final = 1_000
 MAX_BYTES: Final = 1 << 20
 
 
-class _Asked(NamedTuple, Generic[Q, A]):
+class _Asked(msgspec.Struct, Generic[Q, A]):
     question: Q
     answer: asyncio.Future[A]
     give_up_at: float

@@ -7,7 +7,7 @@ import difflib
 import inspect
 from collections.abc import Callable, Coroutine, Sequence
 from datetime import timedelta
-from typing import Any, Generic, ParamSpec, Protocol, Self, TypeAlias, TypeVar, cast, overload
+from typing import Any, Final, Generic, ParamSpec, Protocol, Self, TypeAlias, TypeVar, cast, overload
 
 import msgspec
 from typing_extensions import Unpack
@@ -354,8 +354,11 @@ def _takes_context(function: Callable[..., Any]) -> bool:
 
 
 def _envelope_fields(name: str, options: Options) -> dict[str, Any]:
-    """What every call's envelope has of its options, checked once; ValueError naming the option."""
+    """What every call's envelope has of its options, its defaults left out, checked once; ValueError naming the option."""
     fields = {field: getattr(options, field) for field in Options.__struct_fields__ if field not in ("key", "raises_on_conflict")}
     fields["key"] = None if options.key is None else key_digest(options.queue, name, options.key)
     check_envelope(Envelope(id=b"", job=name, payload=b"", **fields))
-    return fields
+    return {field: value for field, value in fields.items() if value != getattr(_PLAIN, field)}
+
+
+_PLAIN: Final = Envelope(id=b"", job="", payload=b"")

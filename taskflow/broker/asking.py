@@ -84,7 +84,10 @@ class Ears(ABC):
         try:
             yield
         finally:
-            self.waited -= Counter(topics)
+            for topic in topics:  # `-=` by another Counter would go through all that is waited for
+                self.waited[topic] -= 1
+                if not self.waited[topic]:
+                    del self.waited[topic]
 
     @property
     def is_on(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Iterable, Sequence
 from types import TracebackType
@@ -24,15 +25,13 @@ class Bell:
             return
         with self._lock:
             woken = {nudges for topic in topics for nudges in self._listeners.get(topic, ())}
-        for nudges in woken:
-            nudges.nudge()
+        _nudge(woken)
 
     def ring_all(self) -> None:
         """When it is not known what happened: everybody looks."""
         with self._lock:
             woken = {nudges for listeners in self._listeners.values() for nudges in listeners}
-        for nudges in woken:
-            nudges.nudge()
+        _nudge(woken)
 
     @property
     def is_heard(self) -> bool:
@@ -88,15 +87,13 @@ class Nudges:
 
     def nudge(self) -> None:
         """Wake whoever waits here, now or next."""
+        _nudge([self])
+
+    def nudged(self) -> tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None:
+        """It is to look, now or next; and the waiter to be woken for it, if there is one, in its loop."""
         with self._lock:
             self._is_nudged = True
-            waiting = self._waiter
-        if waiting is not None:
-            loop, waiter = waiting
-            try:
-                loop.call_soon_threadsafe(_finish, waiter)
-            except RuntimeError:  # its loop has been closed meanwhile: nobody waits there any more
-                return
+            return self._waiter
 
     def close(self) -> None:
         self._bell.leave(self, self._topics)
@@ -106,6 +103,34 @@ class Nudges:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def _nudge(woken: Iterable[Nudges]) -> None:
+    """One message to each loop, whatever the number of those who wait in it; none to the one that this is called in."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
+    for nudges in woken:
+        if (waiting := nudges.nudged()) is not None:
+            loop, waiter = waiting
+            by_loop.setdefault(loop, []).append(waiter)
+    here = _running_loop() if by_loop else None
+    for loop, waiters in by_loop.items():
+        if loop is here:
+            _finish_all(waiters)
+            continue
+        with contextlib.suppress(RuntimeError):  # its loop has been closed meanwhile: nobody waits there any more
+            loop.call_soon_threadsafe(_finish_all, waiters)
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def _finish_all(waiters: Iterable[asyncio.Future[None]]) -> None:
+    for waiter in waiters:
+        _finish(waiter)
 
 
 def _finish(waiter: asyncio.Future[None]) -> None:

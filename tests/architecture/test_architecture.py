@@ -143,9 +143,10 @@ def test_importing_taskflow_loads_next_to_nothing() -> None:
     assert {name for name in loaded if name.startswith("taskflow")} == {"taskflow"}
 
 
-def test_declaring_a_job_loads_no_driver() -> None:
+def test_declaring_a_job_loads_no_driver_and_no_worker() -> None:
     loaded = loaded_by("from taskflow import job; job(name='a')(lambda: None)")
-    assert loaded.isdisjoint(DRIVERS)
+    assert loaded.isdisjoint(DRIVERS | {"anyio"})
+    assert not {name for name in loaded if name.startswith(("taskflow.worker", "taskflow.cli", "taskflow.testing"))}
 
 
 def test_help_loads_no_asyncio() -> None:
