@@ -54,6 +54,7 @@ def never_return(n: int) -> None:
 
 @job
 async def wait(n: int) -> None:
+    print("begun", flush=True)
     await asyncio.sleep(3600)
 """
 
@@ -114,7 +115,7 @@ class Stopped:
 
 
 class Stage:
-    """Workers of a module `tasks`, each on a copy of one store that was filled before."""
+    """Workers of a module `tasks`, each on a copy of one store that was filled before, unless they are told of another."""
 
     def __init__(self, shell: Shell, *calls: str) -> None:
         self.shell = shell
@@ -122,6 +123,8 @@ class Stage:
         shell.write("tasks.py", TASKS)
         shell.start_sooner()
         shell.environment["TASKFLOW_BROKER"] = "sqlite:///filled.db"
+        if not calls:
+            return
         shell.send(*calls)
         with closing(sqlite3.connect(shell.folder / "filled.db")) as filled:  # nothing is left beside the file
             filled.execute("PRAGMA wal_checkpoint(TRUNCATE)")
