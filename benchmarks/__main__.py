@@ -1,121 +1,118 @@
-"""Our broker and worker beside bare loops, in one run. Figures count as ratios; medians of the repeats."""
+"""Our broker and worker beside bare loops and peers, in one run. Figures count as ratios; medians of the repeats."""
 
 from __future__ import annotations
 
 import argparse
-import sqlite3
-from collections.abc import Callable
+import signal
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from benchmarks import (
-    backlog,
-    drain,
-    latency,
-    postgres_busy,
-    postgres_server,
-    recovery,
-    redis_costs,
-    redis_profile,
-    redis_scripts,
-    results,
-    rolling,
-    sending,
-    sizes,
-    sqlite_verbs,
-    worker_runs,
-)
-from benchmarks.report import Row, machine, print_table
-from benchmarks.stores import REDIS, Store, postgres
+from benchmarks import charts, results, summary
+from benchmarks.kept import Kept, conditions_of, keep, peers_of, read_all
+from benchmarks.options import Options
+from benchmarks.peers.catalogue import PEERS
+from benchmarks.peers.environments import default_cache, forget
+from benchmarks.peers.rivals import Rivals
+from benchmarks.report import machine
+from benchmarks.tables import tables
+from benchmarks.workloads import STUDIES, WORKLOADS
 
-SERVERS: Final = ("redis", "postgres", "recovery", "rolling")
-"""How the names begin of what starts one."""
+QUICK: Final = 0.2
+"""Of the usual jobs."""
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # servers and peers are ended then too
+    arguments = _parser().parse_args()
+    if arguments.forget:
+        forget(arguments.cache)
+        return
+    folder = results.FOLDER if arguments.keep else arguments.into
+    print(machine(), flush=True)
+    for name in _chosen(arguments):
+        if name in STUDIES:
+            STUDIES[name](arguments)
+        else:
+            _measure(name, _options(arguments), folder, is_kept=arguments.keep)
+    _summarize(folder, is_kept=arguments.keep)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("only", nargs="*", metavar="WORKLOAD", help=f"of {', '.join((*WORKLOADS, *STUDIES))}; by default all of the former")
+    parser.add_argument("--quick", action="store_true", help="once, with a fifth of the jobs, and without what takes long: five minutes")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="medians of so many (default: 3)")
-    parser.add_argument("--jobs", type=int, metavar="N", help="of redis-leftovers, redis-scripts, redis-profile and postgres-backlog")
+    parser.add_argument("--peers", metavar="NAME,...", help="only these beside ours; 'none' for none (default: all)")
+    parser.add_argument("--peer-repeats", type=int, default=3, metavar="N", help="at most so many of each peer (default: 3)")
+    parser.add_argument("--summary", action="store_true", help="measure nothing: only write the tables and plots of what is there")
+    parser.add_argument("--keep", action="store_true", help="keep results and tables in benchmarks/, and the digest in README.md")
     parser.add_argument(
-        "--rate", type=float, metavar="N", help="jobs a second of redis-load (8000), postgres-load (5000), postgres-busy (1000)"
+        "--into", type=Path, default=Path("build/benchmarks"), metavar="FOLDER", help="for what is not kept (default: build/benchmarks)"
     )
-    parser.add_argument("--minutes", type=float, default=15.0, metavar="N", help="of postgres-busy (default: 15)")
+    parser.add_argument("--cache", type=Path, default=default_cache(), metavar="FOLDER", help="of the peers' environments")
+    parser.add_argument("--forget", action="store_true", help="remove the peers' environments, and end")
     parser.add_argument("--under", type=Path, metavar="FOLDER", help="of a disk, for the data of PostgreSQL (default: /var/tmp)")
-    parser.add_argument(
-        "--keep", action="store_true", help="put the tables into benchmarks/README.md; postgres-busy and -backlog always do"
-    )
-    known = f"of {', '.join(WORKLOADS)}; by default those that start no server"
-    parser.add_argument("only", nargs="*", choices=[[], *WORKLOADS], metavar="WORKLOAD", help=known)
-    arguments = parser.parse_args()
-    print(f"{machine()}, SQLite {sqlite3.sqlite_version}; SQLite syncs each commit")
-    for name in arguments.only or [name for name in WORKLOADS if not name.startswith(SERVERS)]:
-        table = WORKLOADS[name](arguments)
-        if table is not None and arguments.keep:
-            results.write_block(name, f"{_conditions(name, arguments.repeats)}\n\n```\n{table}\n```")
+    parser.add_argument("--jobs", type=int, metavar="N", help="of redis-leftovers, redis-scripts, redis-profile and postgres-backlog")
+    parser.add_argument("--rate", type=float, metavar="N", help="jobs/s of redis-load (8000), postgres-load (5000), postgres-busy (1000)")
+    parser.add_argument("--minutes", type=float, default=15.0, metavar="N", help="of postgres-busy (default: 15)")
+    return parser
 
 
-def _conditions(name: str, repeats: int) -> str:
-    server = f"{postgres_server.the_version()}, fsync on; " if name.startswith("postgres") else ""
-    return f"{server}{machine()}; {f'medians of {repeats}' if repeats > 1 else 'a single run'}."
+def _chosen(arguments: argparse.Namespace) -> list[str]:
+    known = {*WORKLOADS, *STUDIES}
+    if unknown := [name for name in arguments.only if name not in known]:
+        raise SystemExit(f"python -m benchmarks: no workload {', '.join(unknown)}; there are {', '.join((*WORKLOADS, *STUDIES))}")
+    if arguments.summary:
+        return []
+    return arguments.only or [name for name, workload in WORKLOADS.items() if not (arguments.quick and workload.is_costly)]
 
 
-def _bytes(arguments: argparse.Namespace) -> None:
-    size = sqlite_verbs.bytes_a_job()
-    print(f"\nbytes a queued job on SQLite (payload 200 bytes, {sqlite_verbs.SIZED_JOBS:,} jobs): {size:.0f}")
+def _options(arguments: argparse.Namespace) -> Options:
+    names = None if arguments.peers is None else frozenset(filter(None, arguments.peers.split(","))) - {"none"}
+    if unknown := (names or frozenset()) - {peer.name for peer in PEERS}:
+        raise SystemExit(f"python -m benchmarks: no peer {', '.join(unknown)}; there are {', '.join(peer.name for peer in PEERS)}")
+    peers = Rivals(cache=arguments.cache.resolve(), names=names, repeats=arguments.peer_repeats)
+    options = Options(repeats=arguments.repeats, peers=peers, under=arguments.under, jobs=arguments.jobs, rate=arguments.rate)
+    if not arguments.quick:
+        return options
+    return replace(options, repeats=1, share=QUICK, peers=replace(peers, repeats=1, share=QUICK))
 
 
-def _table(title: str, unit: str, measure: Callable[[int], list[Row]], digits: int | None = None) -> Workload:
-    return lambda arguments: print_table(title, unit, measure(arguments.repeats), digits)
+def _measure(name: str, options: Options, folder: Path, *, is_kept: bool) -> None:
+    began, workload = time.monotonic(), WORKLOADS[name]
+    rows = workload.measure(options)
+    conditions = {**conditions_of(name, options.repeats), "peers": ", ".join(f"{peer} {told}" for peer, told in peers_of(rows).items())}
+    kept = Kept(name, workload.title, {key: value for key, value in conditions.items() if value}, rows)
+    keep(kept, folder)
+    text = tables(rows)
+    print(f"\n## {workload.title} ({name}, {time.monotonic() - began:.0f} s)\n\n{text}", flush=True)
+    if is_kept:
+        plots = [f"![{name}](results/{path.name})" for path in charts.draw(kept, folder)]
+        results.write_block(name, "\n\n".join([_told(kept), text, *plots]))
 
 
-def _on_redis(title: str, measure: Callable[[Store, int], list[Row]]) -> Workload:
-    return lambda arguments: print_table(f"Redis: {title}", "", measure(REDIS, arguments.repeats), None)
+def _told(kept: Kept) -> str:
+    return f"**{kept.title}.** " + "; ".join(f"{key} {value}" for key, value in kept.conditions.items()) + "."
 
 
-def _on_postgres(title: str, measure: Callable[[Store, int], list[Row]]) -> Workload:
-    return lambda arguments: print_table(f"PostgreSQL: {title}", "", measure(postgres(arguments.under), arguments.repeats), None)
+def _summarize(folder: Path, *, is_kept: bool) -> None:
+    all_kept = read_all(folder)
+    for kept in all_kept.values():
+        charts.draw(kept, folder)
+    text = summary.targets_table(all_kept)
+    print(f"\n## Targets\n\n{text}", flush=True)
+    if is_kept:
+        results.write_block("targets", text)
+        results.write_block("peers", summary.peers_table())
+        results.write_block("digest", summary.digest(all_kept), results.ROOT_README)
+        return
+    report = [f"# Benchmarks\n\n{text}", *(f"{_told(kept)}\n\n{tables(kept.rows)}" for kept in all_kept.values())]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "report.md").write_text("\n\n".join(report) + "\n")
+    print(f"\n{folder / 'report.md'}")
 
-
-def _redis_load(arguments: argparse.Namespace) -> str:
-    rows = latency.loaded(REDIS, arguments.repeats, arguments.rate or 8_000)
-    return print_table("Redis: under load", "", rows, None)
-
-
-def _postgres_load(arguments: argparse.Namespace) -> str:
-    rows = latency.loaded(postgres(arguments.under), arguments.repeats, arguments.rate or 5_000)
-    return print_table("PostgreSQL: under load", "", rows, None)
-
-
-Workload = Callable[[argparse.Namespace], str | None]
-"""The table that it has printed, where it is one that can be kept."""
-
-WORKLOADS: dict[str, Workload] = {
-    "verbs": _table("verbs on SQLite", "jobs/s", sqlite_verbs.measure, 0),
-    "drain": _table("a worker drains", "jobs/s", worker_runs.drains, 0),
-    "enqueue": _table("sending", "jobs/s", worker_runs.enqueues, 0),
-    "latency": _table("an idle worker starts a job", "ms", worker_runs.latencies, 3),
-    "bytes": _bytes,
-    "redis-drain": _on_redis("a worker drains", drain.drains),
-    "redis-depth": _on_redis("a worker drains, much beside", drain.depths),
-    "redis-enqueue": _on_redis("sending", sending.sendings),
-    "redis-latency": _on_redis("how soon", latency.latencies),
-    "redis-load": _redis_load,
-    "redis-bytes": _on_redis("memory", sizes.sizes),
-    "redis-leftovers": lambda arguments: redis_costs.leftovers(arguments.jobs or 100_000),
-    "redis-idle": _table("nothing to do on Redis", "", redis_costs.idleness),
-    "redis-scripts": lambda arguments: redis_scripts.hold_times(arguments.jobs or 1_000_000),
-    "redis-profile": lambda arguments: redis_profile.profile(arguments.jobs or 300_000),
-    "postgres-drain": _on_postgres("a worker drains", drain.drains),
-    "postgres-depth": _on_postgres("a worker drains, much beside", drain.depths),
-    "postgres-backlog": backlog.backlog,
-    "postgres-enqueue": _on_postgres("sending", sending.sendings),
-    "postgres-latency": _on_postgres("how soon", latency.latencies),
-    "postgres-load": _postgres_load,
-    "postgres-bytes": _on_postgres("tables with their indexes", sizes.sizes),
-    "postgres-busy": postgres_busy.busy,
-    "recovery": recovery.recovery,
-    "rolling": rolling.rolling,
-}
 
 if __name__ == "__main__":
     main()

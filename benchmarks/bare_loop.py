@@ -15,6 +15,8 @@ from typing import Any, Final
 
 import msgpack
 
+from benchmarks.marks import mark
+
 TIMEOUT: Final = 60.0
 
 Taken = list[tuple[bytes, bytes]]
@@ -24,15 +26,15 @@ SettleAndTake = Callable[[list[bytes], int, int], Awaitable[Taken]]
 """Given what has ended (id, result, id, result, ...), how many to take at most, and until when they are held, in seconds since 1970."""
 
 
-async def noop() -> None:
-    return None
-
-
 async def stamp() -> float:
     return time.monotonic()
 
 
-JOBS: Final[dict[str, Callable[..., Coroutine[Any, Any, Any]]]] = {"noop": noop, "stamp": stamp}
+async def note(number: int) -> None:
+    mark(number)
+
+
+JOBS: Final[dict[str, Callable[..., Coroutine[Any, Any, Any]]]] = {"stamp": stamp, "note": note}
 
 running_job: Final[ContextVar[bytes]] = ContextVar("running_job")
 
@@ -43,7 +45,10 @@ def pack(value: object) -> bytes:
     return bytes(packed)
 
 
-NOOP: Final = pack(["noop", []])
+def note_of(number: int) -> bytes:
+    return pack(["note", [number]])
+
+
 STAMP: Final = pack(["stamp", []])
 
 

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import asyncpg
 
-from benchmarks.bare_loop import NOOP, STAMP, Loop, SettleAndTake, Taken
+from benchmarks.bare_loop import STAMP, Loop, SettleAndTake, Taken, note_of
 from benchmarks.loops import run_in_fastest_loop
 from benchmarks.postgres_server import dsn_of
 
@@ -64,7 +64,7 @@ async def _add(url: str, jobs: int) -> float:
         began = time.perf_counter()
         for start in range(0, jobs, BATCH):
             number = min(BATCH, jobs - start)
-            await connection.execute(ADD, [os.urandom(16) for _ in range(number)], [NOOP] * number)
+            await connection.execute(ADD, [os.urandom(16) for _ in range(number)], list(map(note_of, range(start, start + number))))
         return jobs / (time.perf_counter() - began)
 
 
@@ -79,7 +79,7 @@ async def adding(url: str) -> AsyncIterator[Callable[[], Awaitable[object]]]:
 async def commands(url: str, callers: int) -> AsyncIterator[Callable[[], Awaitable[object]]]:
     """One row by a statement of its own through the driver's pool, which has a connection for each caller."""
     async with _connected(url), asyncpg.create_pool(dsn_of(url), min_size=callers, max_size=callers) as pool:
-        yield lambda: pool.execute(ADD_ONE, os.urandom(16), NOOP)
+        yield lambda: pool.execute(ADD_ONE, os.urandom(16), STAMP)
 
 
 @asynccontextmanager
@@ -87,7 +87,7 @@ async def lone_command(url: str) -> AsyncIterator[Callable[[], Awaitable[object]
     """The least that the driver can do: a prepared statement on a connection."""
     async with _connected(url) as connection:
         statement = await connection.prepare(ADD_ONE)
-        yield lambda: statement.fetch(os.urandom(16), NOOP)
+        yield lambda: statement.fetch(os.urandom(16), STAMP)
 
 
 @asynccontextmanager

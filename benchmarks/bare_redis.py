@@ -21,7 +21,7 @@ import redis
 from redis.asyncio import Redis
 from redis.asyncio.connection import Connection
 
-from benchmarks.bare_loop import NOOP, STAMP, Loop, SettleAndTake, Taken, pack
+from benchmarks.bare_loop import STAMP, Loop, SettleAndTake, Taken, note_of, pack
 from benchmarks.loops import run_in_fastest_loop
 
 SETTLE_AND_TAKE: Final = """
@@ -71,7 +71,7 @@ def add(url: str, jobs: int) -> float:
         script = client.register_script(ADD)
         began = time.perf_counter()
         for start in range(0, jobs, BATCH):
-            script(args=[pack([part for _ in range(min(BATCH, jobs - start)) for part in (os.urandom(16), NOOP)])])
+            script(args=[pack([part for i in range(min(BATCH, jobs - start)) for part in (os.urandom(16), note_of(start + i))])])
         return jobs / (time.perf_counter() - began)
 
 

@@ -6,17 +6,20 @@ import asyncio
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any, Final
 
 from benchmarks.loops import run_in_fastest_loop
+from benchmarks.marks import Marks, environment_of, marks_of
+from benchmarks.options import Options
 from benchmarks.processes import ROOT, a_worker, cpu_of, using
 from benchmarks.report import Row, in_turn
 from benchmarks.stores import Server, Store
-from benchmarks.tasks import noop, stamp
-from taskflow import JobHandle, enqueue
+from benchmarks.tasks import noop, note, note_in_thread, stamp
+from taskflow import Job, JobHandle, SyncJob, enqueue
 from taskflow.broker.protocol import Broker
 
 JOBS: Final = 20_000
@@ -26,9 +29,14 @@ FEW: Final = 10_000
 MANY: Final = 500_000
 SCHEDULED: Final = 1_000_000
 QUEUES: Final = 1_000
+BACKLOGS: Final = (5_000, 10_000, 100_000, 300_000, 1_000_000)
 
 BULK: Final = 100_000
 """Jobs whose handles are held at one time."""
+
+CURVE: Final = (1, 3, 10, 32, 100, 300, 1_000)
+
+Note = Job[[int], None] | SyncJob[[int], None]
 
 LOOK_EVERY: Final = 0.05
 """Seconds between two looks at whether all is done, which cost the server next to nothing."""
@@ -37,23 +45,59 @@ SETTLED_IN: Final = 0.3
 """Seconds in which a server has closed connections that were laid down, and forgotten what filled it."""
 
 
-def drains(store: Store, repeats: int) -> list[Row]:
-    """No-op async jobs, one `taskflow worker`, leases, fences, retries and results on."""
+def drains(store: Store, options: Options) -> list[Row]:
+    """No-op async jobs, one `taskflow worker`, leases, fences, retries and results on. The peers beside 100 at a time."""
     rows: list[Row] = []
+    jobs = options.of(JOBS)
     for concurrency in CONCURRENCIES:
-        ours, bare = partial(_drain, store, JOBS, concurrency), partial(_drain_bare, store, JOBS, concurrency)
-        rows += in_turn(f"{JOBS:,} queued, {concurrency} at a time", repeats, ours, bare)
+        ours, bare = partial(_drain, store, jobs, concurrency), partial(_drain_bare, store, jobs, concurrency)
+        rivals = options.peers.drains(store) if concurrency == CONCURRENCIES[0] else []
+        what = f"{jobs:,} queued, {concurrency} at a time"
+        rows += in_turn(what, options.repeats, ours, bare, rivals, part=f"drain, {concurrency} at a time")
     return rows
 
 
-def depths(store: Store, repeats: int) -> list[Row]:
+def threads(store: Store, options: Options) -> list[Row]:
+    """Plain functions, in the worker's threads, beside the peers that have nothing else."""
+    rows: list[Row] = []
+    jobs = options.of(JOBS)
+    for concurrency in CONCURRENCIES:
+        rivals = options.peers.in_threads(store) if concurrency == CONCURRENCIES[0] else []
+        ours = partial(_drain, store, jobs, concurrency, note_in_thread)
+        rows += in_turn(
+            f"{jobs:,} plain functions, {concurrency} threads", options.repeats, ours, None, rivals, part=f"threads, {concurrency}"
+        )
+    return rows
+
+
+def concurrencies(store: Store, options: Options) -> list[Row]:
+    """The same drain with more and fewer jobs at a time."""
+    rows: list[Row] = []
+    for concurrency in CURVE:
+        jobs = options.of(min(JOBS, 2_000 * concurrency))
+        ours = partial(_drain, store, jobs, concurrency)
+        rows += in_turn(f"{jobs:,} queued, {concurrency} at a time", options.repeats, ours, part=f"{concurrency}")
+    return rows
+
+
+def backlogs(store: Store, options: Options) -> list[Row]:
+    """The first few thousand of ever more: what a job costs."""
+    rows: list[Row] = []
+    for queued in BACKLOGS:
+        jobs = max(BACKLOGS[0], options.of(queued))
+        rows += in_turn(f"first {BACKLOGS[0]:,} of {jobs:,}", options.repeats, partial(_cost_of_first, store, jobs), part=f"{queued}")
+    return rows
+
+
+def depths(store: Store, options: Options) -> list[Row]:
     """The first few thousand of many queued, beside as many of few."""
     of = partial(_first_of, store)
     few = partial(of, FEW)
+    many, scheduled, repeats = options.of(MANY), options.of(SCHEDULED), options.repeats
     return [
-        *in_turn(f"first {FIRST:,} of {MANY:,} (beside: of {FEW:,})", repeats, partial(of, MANY), few),
-        *in_turn(f"of {FEW:,} beside {SCHEDULED:,} scheduled", repeats, partial(of, FEW, scheduled=SCHEDULED), few),
-        *in_turn(f"of {FEW:,} in {QUEUES:,} queues", repeats, partial(of, FEW, queues=QUEUES), few),
+        *in_turn(f"first {FIRST:,} of {many:,} (beside: of {FEW:,})", repeats, partial(of, many), few, part="many queued"),
+        *in_turn(f"of {FEW:,} beside {scheduled:,} scheduled", repeats, partial(of, FEW, scheduled=scheduled), few, part="many scheduled"),
+        *in_turn(f"of {FEW:,} in {QUEUES:,} queues", repeats, partial(of, FEW, queues=QUEUES), few, part="many queues"),
     ]
 
 
@@ -66,30 +110,47 @@ async def fill(jobs: int) -> None:
 # --- ours ------------------------------------------------------------------------------------------------
 
 
-def _drain(store: Store, jobs: int, concurrency: int) -> Mapping[str, float]:
-    return run_in_fastest_loop(_drain_paused(store, jobs, concurrency))
+def _drain(store: Store, jobs: int, concurrency: int, job: Note = note) -> Mapping[str, float]:
+    return run_in_fastest_loop(_drain_paused(store, jobs, concurrency, job))
 
 
-async def _drain_paused(store: Store, jobs: int, concurrency: int) -> Mapping[str, float]:
-    """The queue is paused until all is in it; its first job and its last tell when they were run."""
-    with store.start() as server:
+async def _drain_paused(store: Store, jobs: int, concurrency: int, job: Note) -> Mapping[str, float]:
+    """The queue is paused until all is in it; the jobs themselves tell when they were run, and that none ran twice."""
+    with store.start() as server, marks_of(jobs) as marks:
         async with AsyncExitStack() as working:
             async with using(server.url) as broker:
-                worker = await working.enter_async_context(a_worker(server.url, concurrency))
+                worker = await working.enter_async_context(a_worker(server.url, concurrency, marks=marks))
                 await broker.console.pause("default")
-                first, last = await _between_stamps(jobs)
+                await fill_with_notes(jobs, job)
             await asyncio.sleep(SETTLED_IN)
             before, cpu = server.cost(), cpu_of(worker)
             async with using(server.url) as broker:
-                took = await _took(broker, first, last)
-                spent, server_cpu = cpu_of(worker) - cpu, server.cost().since(before).cpu
+                await broker.console.resume("default")
+            await until_all_ran(marks, jobs)
+            spent, server_cpu = cpu_of(worker) - cpu, server.cost().since(before).cpu
         await asyncio.sleep(SETTLED_IN)
+        marks.check()
         return {
-            "jobs/s": jobs / took,
+            "jobs/s": marks.rate,
             "worker CPU µs/job": 1e6 * spent / jobs,
             "server CPU µs/job": 1e6 * server_cpu / jobs,
             server.trip: server.cost().since(before).trips / jobs,
         }
+
+
+async def fill_with_notes(jobs: int, job: Note = note) -> None:
+    for start in range(0, jobs, BULK):
+        await enqueue(job.bind(number) for number in range(start, min(start + BULK, jobs)))
+
+
+async def until_all_ran(marks: Marks, jobs: int, within: float = 120.0) -> None:
+    """And the last ones are settled, or very nearly."""
+    give_up_at = time.monotonic() + within
+    while (ran := marks.ran) < jobs:
+        if time.monotonic() > give_up_at:
+            raise AssertionError(f"{ran:,} of {jobs:,} jobs were run within {within:.0f} s")
+        await asyncio.sleep(LOOK_EVERY)
+    await asyncio.sleep(LOOK_EVERY)
 
 
 async def _between_stamps(jobs: int) -> tuple[JobHandle[float], JobHandle[float]]:
@@ -137,6 +198,28 @@ async def _first_of_paused(store: Store, jobs: int, scheduled: int, queues: int)
                 return {"jobs/s": FIRST / await _took(broker, first, last)}
 
 
+def _cost_of_first(store: Store, jobs: int) -> Mapping[str, float]:
+    return run_in_fastest_loop(_cost_of_first_paused(store, jobs))
+
+
+async def _cost_of_first_paused(store: Store, jobs: int) -> Mapping[str, float]:
+    """Until the first so many have been run; what runs beyond them before the look is counted too."""
+    with store.start() as server, marks_of(jobs) as marks:
+        async with using(server.url) as broker, a_worker(server.url, marks=marks) as worker:
+            await broker.console.pause("default")
+            await fill_with_notes(jobs)
+            server.rest()
+            await asyncio.sleep(SETTLED_IN)
+            before, cpu = server.cost().cpu, cpu_of(worker)
+            await broker.console.resume("default")
+            while marks.ran < BACKLOGS[0]:  # noqa: ASYNC110 - the jobs are in another process
+                await asyncio.sleep(0.01)
+            done, spent, server_spent = marks.ran, cpu_of(worker) - cpu, server.cost().cpu - before
+    stamps = sorted(filter(None, marks.stamps()))[: BACKLOGS[0]]
+    rate = (len(stamps) - 1) / (stamps[-1] - stamps[0])
+    return {"jobs/s": rate, "worker CPU µs/job": 1e6 * spent / done, "server CPU µs/job": 1e6 * server_spent / done}
+
+
 async def _rate_over_queues(server: Server, jobs: int, queues: int) -> float:
     """From the first job's first line to the last one's, whichever they are."""
     kinds = [stamp.options(queue=f"q{number}") for number in range(queues)]
@@ -152,12 +235,16 @@ async def _rate_over_queues(server: Server, jobs: int, queues: int) -> float:
 
 
 def _drain_bare(store: Store, jobs: int, batch: int) -> Mapping[str, float]:
-    with store.start() as server:
+    with store.start() as server, marks_of(jobs) as marks:
         store.bare.add(server.url, jobs)
         before = server.cost()
         command: list[Any] = [sys.executable, "-m", store.program, "drain", server.url, str(jobs), str(batch)]
-        told = json.loads(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=120).stdout)
+        environment = environment_of(marks)
+        told = json.loads(
+            subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True, timeout=120).stdout
+        )
         done = server.cost().since(before)
+        marks.check()
         return {
             "jobs/s": told["rate"],
             "worker CPU µs/job": told["cpu"],

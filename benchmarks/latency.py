@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import statistics
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import Final
 
 from benchmarks.loops import run_in_fastest_loop
+from benchmarks.options import Options
 from benchmarks.processes import ROOT, a_worker, using
-from benchmarks.report import Row, in_turn, percentile
+from benchmarks.report import Row, in_turn, of_lags, of_latencies
 from benchmarks.stores import Store
 from benchmarks.tasks import noop, stamp, wall
 from taskflow import JobHandle, enqueue
@@ -28,25 +28,39 @@ WAITED: Final = 10_000
 PLANNED: Final = 2_000
 SCATTERED: Final = 200
 PLANNED_IN: Final = 3.0
-SPAN: Final = 4.0
+SPAN: Final = 3.0
 LOAD: Final = 2.0
+MICROSECOND: Final = 1e-6  # to which our instants are kept
+
+RATES: Final = {"redis": 8_000.0, "postgres": 5_000.0}
+"""Jobs a second."""
 
 
-def latencies(store: Store, repeats: int) -> list[Row]:
+def latencies(store: Store, options: Options) -> list[Row]:
     """Beside the bare notification loop: told of a job, it takes it and runs it."""
     starts, bare_starts = partial(_starts, store), partial(_bare_starts, store)
+    repeats, peers = options.repeats, options.peers
     return [
-        *in_turn("an idle worker's first line", repeats, starts, bare_starts),
-        *in_turn("one delay() and its result", repeats, partial(_results, store)),
-        *in_turn(f"{WAITERS} waiters at once", repeats, partial(_waiters, store)),
-        *in_turn(f"{PLANNED:,} planned for one instant", repeats, partial(_planned_for_one_instant, store)),
-        *in_turn(f"{SCATTERED} planned at random instants", repeats, partial(_scattered, store)),
+        *in_turn("an idle worker's first line", repeats, starts, bare_starts, peers.starts(store, TIMES, EVERY), part="starts"),
+        *in_turn("one delay() and its result", repeats, partial(_results, store), None, peers.asks(store, ROUND_TRIPS), part="results"),
+        *in_turn(f"{WAITERS} waiters at once", repeats, partial(_waiters, store), None, peers.waiters(store, WAITERS), part="waiters"),
     ]
 
 
-def loaded(store: Store, repeats: int, rate: float) -> list[Row]:
+def plans(store: Store, options: Options) -> list[Row]:
+    """Jobs planned for one instant, and for random ones: how late they begin."""
+    repeats, peers = options.repeats, options.peers
+    one, random_ones = f"{PLANNED:,} planned for one instant", f"{SCATTERED} planned at random instants"
+    return [
+        *in_turn(one, repeats, partial(_lags, store, _one_instant), None, peers.plans(store, _one_instant), part="one instant"),
+        *in_turn(random_ones, repeats, partial(_lags, store, _scattered), None, peers.plans(store, _scattered), part="random instants"),
+    ]
+
+
+def loaded(store: Store, options: Options) -> list[Row]:
     """Under a steady load of so many jobs a second, sent every 10 ms."""
-    return in_turn(f"{rate:,.0f} jobs/s", repeats, lambda: run_in_fastest_loop(_under_load(store, rate)))
+    rate = options.rate or RATES[store.name]
+    return in_turn(f"{rate:,.0f} jobs/s", options.repeats, lambda: run_in_fastest_loop(_under_load(store, rate)), part="load")
 
 
 # --- an idle worker ------------------------------------------------------------------------------------------
@@ -67,7 +81,7 @@ async def _start_one_by_one(store: Store) -> Mapping[str, float]:
                 handles.append(await stamp.delay())
             await asyncio.sleep(0.5)
             started = [await handle.result(1) for handle in handles]
-    return _of([start - begin for start, begin in zip(started, began, strict=True)])
+    return of_latencies([start - begin for start, begin in zip(started, began, strict=True)])
 
 
 def _bare_starts(store: Store) -> Mapping[str, float]:
@@ -88,13 +102,9 @@ async def _bare_one_by_one(store: Store) -> Mapping[str, float]:
                 await add()
         started = json.loads(await asyncio.wait_for(worker.stdout.read(), 10))
         await worker.wait()
-    return _of(
+    return of_latencies(
         [start - begin for start, begin in zip(started, began, strict=True)][1:]
     )  # the first one sent the script, or prepared the statement
-
-
-def _of(seconds: Sequence[float]) -> Mapping[str, float]:
-    return {"p50 ms": 1e3 * statistics.median(seconds), "p99 ms": 1e3 * percentile(seconds, 0.99)}
 
 
 # --- results ---------------------------------------------------------------------------------------------------
@@ -112,7 +122,7 @@ async def _one_after_the_other(store: Store) -> Mapping[str, float]:
                 began = time.perf_counter()
                 await (await noop.delay()).result(10)
                 taken.append(time.perf_counter() - began)
-    return _of(taken)
+    return of_latencies(taken)
 
 
 def _waiters(store: Store) -> Mapping[str, float]:
@@ -134,27 +144,30 @@ async def _at_once(store: Store) -> Mapping[str, float]:
 # --- planned jobs ------------------------------------------------------------------------------------------------
 
 
-def _planned_for_one_instant(store: Store) -> Mapping[str, float]:
-    instant = time.time() + PLANNED_IN
-    return run_in_fastest_loop(_lags(store, [instant] * PLANNED))
+def _one_instant() -> list[float]:
+    return [time.time() + PLANNED_IN] * PLANNED
 
 
-def _scattered(store: Store) -> Mapping[str, float]:
+def _scattered() -> list[float]:
     first = time.time() + PLANNED_IN
-    return run_in_fastest_loop(_lags(store, [first + SPAN * random.random() for _ in range(SCATTERED)]))
+    return [first + SPAN * random.random() for _ in range(SCATTERED)]
 
 
-async def _lags(store: Store, instants: Sequence[float]) -> Mapping[str, float]:
-    """From the planned instant to the first line. One that began before its time is an error."""
+def _lags(store: Store, instants: Callable[[], Sequence[float]]) -> Mapping[str, float]:
+    return run_in_fastest_loop(_lags_of(store, instants()))
+
+
+async def _lags_of(store: Store, instants: Sequence[float]) -> Mapping[str, float]:
+    """From the planned instant to the first line. One of ours that began before its time is an error."""
     with store.start() as server:
         async with using(server.url), a_worker(server.url):
             handles = await enqueue(wall.options(at=datetime.fromtimestamp(instant, UTC)).bind() for instant in instants)
             await asyncio.sleep(max(instants) - time.time() + 1.0)
             started = await asyncio.gather(*(handle.result(10) for handle in handles))
-    lags = [start - instant for start, instant in zip(started, instants, strict=True)]
-    if min(lags) < -1e-6:  # instants are kept to the microsecond
-        raise AssertionError(f"{len([lag for lag in lags if lag < 0])} jobs began before their time, one by {-1e3 * min(lags):.3f} ms")
-    return {**_of(lags), "max ms": 1e3 * max(lags)}
+    figures = of_lags([start - instant for start, instant in zip(started, instants, strict=True)], MICROSECOND)
+    if figures["early"]:
+        raise AssertionError(f"{figures['early']:.0f} jobs began before their time")
+    return figures
 
 
 # --- under load --------------------------------------------------------------------------------------------------
@@ -172,4 +185,4 @@ async def _under_load(store: Store, rate: float) -> Mapping[str, float]:
                 await asyncio.sleep(0.01)
             await asyncio.sleep(1.0)
             started = [await asyncio.gather(*(handle.result(10) for handle in handles)) for _, handles in sent]
-    return _of([start - now for (now, _), starts in zip(sent, started, strict=True) for start in starts])
+    return of_latencies([start - now for (now, _), starts in zip(sent, started, strict=True) for start in starts])

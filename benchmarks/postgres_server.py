@@ -55,6 +55,7 @@ class PostgresServer:
         if self._user is not None:
             shutil.chown(self._folder.name, self._user)
         self._data = Path(self._folder.name, "data")
+        self._looks = 0
         self._shell: subprocess.Popen[bytes] | None = None
         self._settings = {
             "port": str(self.port),
@@ -101,6 +102,14 @@ class PostgresServer:
         [(told,)] = self.rows("SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()")
         return Cost(cpu_of_family(self.pid), told)
 
+    def told(self) -> int:
+        query = "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = current_database()"
+        [(transactions,)] = self.rows(query)
+        return int(transactions) - self._looks
+
+    def sent(self) -> int:
+        return self.told()
+
     def rest(self) -> None:
         """What filled the tables is written to them, which the server would otherwise do while they are drained."""
         self.rows("CHECKPOINT")
@@ -115,6 +124,8 @@ class PostgresServer:
 
     def rows(self, query: str, *arguments: object) -> list[tuple[Any, ...]]:
         """What a statement gives; an event loop that this is called in is blocked meanwhile."""
+
+        self._looks += 1
 
         async def ask() -> list[tuple[Any, ...]]:
             connection = await asyncpg.connect(self.dsn, timeout=PATIENCE)

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from benchmarks.marks import Marks, environment_of
 from benchmarks.tasks import stamp
 from taskflow.app.current import default_app
 from taskflow.broker.protocol import Broker
@@ -30,11 +31,16 @@ async def using(url: str) -> AsyncIterator[Broker]:
 
 
 @asynccontextmanager
-async def a_worker(url: str, concurrency: int = 100, program: Sequence[str] = ("taskflow",)) -> AsyncIterator[int]:
+async def a_worker(
+    url: str, concurrency: int = 100, program: Sequence[str] = ("taskflow",), *, flags: Sequence[str] = (), marks: Marks | None = None
+) -> AsyncIterator[int]:
     """`taskflow worker` with its logs off, its pid, once it has run a job; or the same command of another program."""
-    flags = ["--concurrency", str(concurrency), "--log-level", "warning", "--grace", "0"]
+    flags = ["--concurrency", str(concurrency), "--log-level", "warning", "--grace", "0", *flags]
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", *program, "worker", "benchmarks.tasks", "--broker", url, *flags, cwd=ROOT
+        sys.executable,
+        *("-m", *program, "worker", "benchmarks.tasks", "--broker", url, *flags),
+        cwd=ROOT,
+        env=None if marks is None else environment_of(marks),
     )
     try:
         await (await stamp.options(priority=100).delay()).result(60)  # before all that may be queued
@@ -83,6 +89,27 @@ def cpu_of_family(pid: int) -> float:
         with contextlib.suppress(OSError):  # it has ended meanwhile
             spent += cpu_of(child)
     return spent
+
+
+def cpu_of_session(leader: int) -> float:
+    """Seconds of all processes of the session that it leads, to the clock's tick: threads that have ended are counted, processes not."""
+    ticks = 0
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended
+            told = _stat_of(int(folder.name))
+            if int(told[3]) == leader:
+                ticks += int(told[11]) + int(told[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def memory_of_session(leader: int) -> float:
+    """MB of resident memory of all its processes; what they share is counted for each."""
+    used = 0.0
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, ValueError):  # it has ended
+            if int(_stat_of(int(folder.name))[3]) == leader:
+                used += memory_of(int(folder.name))
+    return used
 
 
 def _cpu_of_the_ended(parent: int) -> float:

@@ -5,15 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Mapping
-from contextlib import AsyncExitStack
-from functools import partial
-from typing import Any, Final
+from typing import Final
 
 from benchmarks.loops import run_in_fastest_loop
 from benchmarks.ports import HOST
-from benchmarks.processes import a_worker, cpu_of, memory_of, using
-from benchmarks.report import Row, in_turn
 from benchmarks.servers import RedisServer
 from benchmarks.tasks import noop
 from taskflow import Worker, enqueue
@@ -24,22 +19,11 @@ from taskflow.model.rules import Rules
 from taskflow.worker.options import WorkerOptions
 
 ROUND: Final = 50_000
-IDLE_FOR: Final = 20.0
-SETTLED_IN: Final = 6.0
-FLEET: Final = 4
 
 
 def leftovers(jobs: int) -> None:
     """Prints which keys there are after so many jobs that were not kept, beside those after one."""
     run_in_fastest_loop(_pass_through(jobs))
-
-
-def idleness(repeats: int) -> list[Row]:
-    rows: list[Row] = []
-    for workers in (1, FLEET):
-        what = f"{workers} idle worker{'s' if workers > 1 else ''}"
-        rows += in_turn(what, repeats, partial(_idle, workers))
-    return rows
 
 
 # --- after many jobs ---------------------------------------------------------------------------------------------
@@ -87,29 +71,3 @@ async def _forget_all(broker: RedisBroker, rules: Rules) -> None:
 def _keys(server: RedisServer) -> Counter[str]:
     """By what stands after the shard's prefix, up to the next colon."""
     return Counter(key.partition(b"}:")[2].split(b":")[0].decode() for key in server.client.scan_iter(count=1_000))
-
-
-# --- nothing to do -----------------------------------------------------------------------------------------------
-
-
-def _idle(workers: int) -> Mapping[str, float]:
-    return run_in_fastest_loop(_idle_beside(workers))
-
-
-async def _idle_beside(workers: int) -> Mapping[str, float]:
-    """Commands are those that clients send; what their scripts call is part of them."""
-    with RedisServer() as server:
-        async with AsyncExitStack() as stack:
-            await stack.enter_async_context(using(server.url))
-            pids = [await stack.enter_async_context(a_worker(server.url)) for _ in range(workers)]
-            await asyncio.sleep(SETTLED_IN)
-            load, cpu = server.load(), sum(map(cpu_of, pids))
-            await asyncio.sleep(IDLE_FOR)
-            done, spent = server.load().since(load), sum(map(cpu_of, pids)) - cpu
-            figures: dict[str, Any] = {
-                "commands/s": done.sent / IDLE_FOR,
-                "CPU of a worker, %": 100 * spent / IDLE_FOR / workers,
-                "CPU of the server, %": 100 * done.cpu / IDLE_FOR,
-                "RSS of a worker, MB": sum(map(memory_of, pids)) / workers,
-            }
-    return figures

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any, Final
 
 HERE: Final = Path(__file__).parent
+FOLDER: Final = HERE / "results"
 README: Final = HERE / "README.md"
+ROOT_README: Final = HERE.parent / "README.md"
 
 
 def folder(name: str) -> Path:
     """Of a workload, made when it is not there."""
-    path = HERE / "results" / name
+    path = FOLDER / name
     path.mkdir(parents=True, exist_ok=True)
     return path
 
@@ -40,15 +42,15 @@ def publish(name: str, table: str, has_plot: bool) -> None:
     write_block(name, table + plot)
 
 
-def write_block(name: str, content: str) -> None:
+def write_block(name: str, content: str, readme: Path = README) -> None:
     """In place of what the workload's block of the README has held; at the README's end where there is no such block."""
-    text = README.read_text()
+    text = readme.read_text()
     begin, end = f"<!-- {name} writes this -->", f"<!-- end of {name} -->"
     before, _, rest = text.partition(begin)
     _, closed, after = rest.partition(end)
     if not closed:
         before, after = text + "\n", "\n"
-    README.write_text(f"{before}{begin}\n\n{content}\n\n{end}{after}")
+    readme.write_text(f"{before}{begin}\n\n{content}\n\n{end}{after}")
 
 
 def _shown(value: object) -> str:

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Final
 
 from benchmarks.loops import run_in_fastest_loop
+from benchmarks.options import Options
 from benchmarks.processes import using
 from benchmarks.report import Row, in_turn
 from benchmarks.stores import Command, Store
@@ -22,14 +23,17 @@ BULK: Final = 100_000
 LONE: Final = 2_000
 
 
-def sendings(store: Store, repeats: int) -> list[Row]:
+def sendings(store: Store, options: Options) -> list[Row]:
     """Beside: as many callers with a command each; jobs by the thousand in one; one command over a bare connection, or a client."""
-    ran = partial(_ran, store)
+    ran, repeats, peers = partial(_ran, store), options.repeats, options.peers
+    calls, bulk = options.of(CALLS), options.of(BULK)
+    in_bulk, bare_in_bulk = ran(partial(_bulk, bulk)), partial(_bare_bulk, store, bulk)
+    many, bare_many = ran(partial(_callers, calls)), ran(partial(_bare_callers, calls))
     return [
-        *in_turn(f"{CALLERS} callers of delay()", repeats, ran(_callers), ran(_bare_callers)),
-        *in_turn(f"enqueue() of {BULK:,}", repeats, ran(_bulk), partial(_bare_bulk, store)),
-        *in_turn("a lone delay()", repeats, ran(_lone), ran(_bare_lone)),
-        *in_turn("a lone delay() beside the driver's client", repeats, ran(_lone), ran(_client_lone)),
+        *in_turn(f"{CALLERS} callers of delay()", repeats, many, bare_many, peers.callers(store, CALLERS), part="callers"),
+        *in_turn(f"enqueue() of {bulk:,}", repeats, in_bulk, bare_in_bulk, peers.bulk(store), part="bulk"),
+        *in_turn("a lone delay()", repeats, ran(_lone), ran(_bare_lone), part="lone"),
+        *in_turn("a lone delay() beside the driver's client", repeats, ran(_lone), ran(_client_lone), part="lone by the client"),
     ]
 
 
@@ -44,38 +48,38 @@ def _ran(store: Store, measurement: Measurement) -> Callable[[], Mapping[str, fl
     return lambda: run_in_fastest_loop(with_server())
 
 
-async def _callers(store: Store, url: str) -> Mapping[str, float]:
+async def _callers(calls: int, store: Store, url: str) -> Mapping[str, float]:
     async with using(url):
-        return await _by_many(noop.delay)
+        return await _by_many(noop.delay, calls)
 
 
-async def _bare_callers(store: Store, url: str) -> Mapping[str, float]:
+async def _bare_callers(calls: int, store: Store, url: str) -> Mapping[str, float]:
     async with store.bare.commands(url, CALLERS) as send:
-        return await _by_many(send)
+        return await _by_many(send, calls)
 
 
-async def _by_many(send: Command) -> Mapping[str, float]:
+async def _by_many(send: Command, calls: int) -> Mapping[str, float]:
     async def caller() -> None:
-        for _ in range(CALLS // CALLERS):
+        for _ in range(calls // CALLERS):
             await send()
 
     await send()
     began, cpu = time.perf_counter(), time.process_time()
     await asyncio.gather(*(caller() for _ in range(CALLERS)))
-    return {"jobs/s": CALLS / (time.perf_counter() - began), "CPU µs/job": 1e6 * (time.process_time() - cpu) / CALLS}
+    return {"jobs/s": calls / (time.perf_counter() - began), "CPU µs/job": 1e6 * (time.process_time() - cpu) / calls}
 
 
-async def _bulk(store: Store, url: str) -> Mapping[str, float]:
+async def _bulk(jobs: int, store: Store, url: str) -> Mapping[str, float]:
     async with using(url):
         await noop.delay()
         began, cpu = time.perf_counter(), time.process_time()
-        await enqueue(noop.bind() for _ in range(BULK))
-        return {"jobs/s": BULK / (time.perf_counter() - began), "CPU µs/job": 1e6 * (time.process_time() - cpu) / BULK}
+        await enqueue(noop.bind() for _ in range(jobs))
+        return {"jobs/s": jobs / (time.perf_counter() - began), "CPU µs/job": 1e6 * (time.process_time() - cpu) / jobs}
 
 
-def _bare_bulk(store: Store) -> Mapping[str, float]:
+def _bare_bulk(store: Store, jobs: int) -> Mapping[str, float]:
     with store.start() as server:
-        return {"jobs/s": store.bare.add(server.url, BULK)}
+        return {"jobs/s": store.bare.add(server.url, jobs)}
 
 
 async def _lone(store: Store, url: str) -> Mapping[str, float]:

@@ -88,6 +88,10 @@ class RedisServer:
     def url(self) -> str:
         return f"redis://{HOST}:{self.port}/0"
 
+    @property
+    def dsn(self) -> str:
+        return self.url
+
     def load(self) -> ServerLoad:
         info = self.info()
         stats = {name.removeprefix("cmdstat_"): told for name, told in info.items() if name.startswith("cmdstat_")}
@@ -100,6 +104,13 @@ class RedisServer:
     def cost(self) -> Cost:
         load = self.load()
         return Cost(load.cpu, load.calls.get("evalsha", 0) + load.calls.get("eval", 0))
+
+    def told(self) -> int:
+        load = self.load()
+        return sum(load.calls.values()) - load.calls.get("info", 0)
+
+    def sent(self) -> int:
+        return self.load().sent
 
     def rest(self) -> None:
         """Nothing: all is in memory."""

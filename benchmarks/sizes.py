@@ -8,6 +8,7 @@ from typing import Final
 import msgpack
 
 from benchmarks.loops import run_in_fastest_loop
+from benchmarks.options import Options
 from benchmarks.processes import using
 from benchmarks.report import Row, in_turn
 from benchmarks.stores import Store
@@ -20,8 +21,9 @@ PAYLOAD: Final = msgpack.packb({"data": "x" * 192}) or b""
 """200 bytes."""
 
 
-def sizes(store: Store, repeats: int) -> list[Row]:
-    return in_turn(f"{JOBS:,} queued, payload {len(PAYLOAD)} bytes", repeats, lambda: run_in_fastest_loop(_bytes_a_job(store)))
+def sizes(store: Store, options: Options) -> list[Row]:
+    what = f"{JOBS:,} queued, payload {len(PAYLOAD)} bytes"
+    return in_turn(what, options.repeats, lambda: run_in_fastest_loop(_bytes_a_job(store)), part="bytes")
 
 
 async def _bytes_a_job(store: Store) -> Mapping[str, float]:

@@ -14,7 +14,8 @@ from tempfile import TemporaryDirectory
 import msgpack
 
 from benchmarks import bare_sqlite
-from benchmarks.report import Row, a_pair
+from benchmarks.options import Options
+from benchmarks.report import Row, a_pair, in_turn
 from taskflow.broker.sqlite import SqliteBroker
 from taskflow.model.envelope import Envelope, Lease
 from taskflow.model.ids import IdFactory
@@ -25,16 +26,22 @@ SESSION = b"benchmark-session"[:16]
 BATCHES = (1, 10, 100)
 JOBS = {1: 2_000, 10: 10_000, 100: 30_000}
 SIZED_JOBS = 100_000
-PAYLOAD = msgpack.packb({"data": "x" * 190}) or b""
+PAYLOAD = msgpack.packb({"data": "x" * 192}) or b""
 
 
-def measure(repeats: int) -> list[Row]:
+def measure(options: Options) -> list[Row]:
     """Ours and the bare loop in turn, so that the machine's mood touches both."""
-    rows = [a_pair("enqueue in batches of 1,000", repeats, _enqueue_ours, _enqueue_bare)]
+    repeats = options.repeats
+    rows = [a_pair("enqueue in batches of 1,000", repeats, _enqueue_ours, _enqueue_bare, figure="jobs/s")]
     for batch in BATCHES:
         what = f"claim + settle, batch {batch}"
-        rows.append(a_pair(what, repeats, partial(_run_ours, batch), partial(_drain_bare, batch)))
+        rows.append(a_pair(what, repeats, partial(_run_ours, batch), partial(_drain_bare, batch), figure="jobs/s"))
     return rows
+
+
+def sizes(options: Options) -> list[Row]:
+    what = f"{SIZED_JOBS:,} queued, payload {len(PAYLOAD)} bytes"
+    return in_turn(what, options.repeats, lambda: {"bytes/job": bytes_a_job()}, part="bytes")
 
 
 def bytes_a_job() -> float:

@@ -25,11 +25,24 @@ class Server(Protocol):
     @property
     def url(self) -> str: ...
 
+    @property
+    def dsn(self) -> str:
+        """As drivers and peers take it."""
+        ...
+
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *error: object) -> None: ...
 
     def cost(self) -> Cost: ...
+
+    def told(self) -> int:
+        """Commands that clients have sent, or transactions that they have ended, since it was started, this one aside."""
+        ...
+
+    def sent(self) -> int:
+        """The same of our workers, whose scripts are known: what these call is not counted."""
+        ...
 
     def rest(self) -> None:
         """Until it has done what was put off while it was filled."""
@@ -56,14 +69,15 @@ class Bare(Protocol):
 class Store:
     """`program` is the module's name of `bare`."""
 
+    name: str
     start: Callable[[], Server]
     bare: Bare
     program: str
 
 
-REDIS: Final = Store(RedisServer, bare_redis, "benchmarks.bare_redis")
+REDIS: Final = Store("redis", RedisServer, bare_redis, "benchmarks.bare_redis")
 
 
 def postgres(under: Path | None = None) -> Store:
     """With its data in that folder."""
-    return Store(partial(PostgresServer, under=under), bare_postgres, "benchmarks.bare_postgres")
+    return Store("postgres", partial(PostgresServer, under=under), bare_postgres, "benchmarks.bare_postgres")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
-from taskflow import job
+from benchmarks.marks import mark
+from taskflow import Job, job
 
 
 @job(name="benchmarks.noop")
@@ -28,3 +30,35 @@ async def wall() -> float:
 async def waited(since: float) -> float:
     """Seconds from that instant of the monotonic clock to its first line."""
     return time.monotonic() - since
+
+
+@job(name="benchmarks.note")
+async def note(number: int) -> None:
+    """Writes down that it ran."""
+    mark(number)
+
+
+@job(name="benchmarks.note_in_thread")
+def note_in_thread(number: int) -> None:
+    mark(number)
+
+
+@job(name="benchmarks.sleep")
+async def sleep(number: int, seconds: float) -> None:
+    mark(number)
+    await asyncio.sleep(seconds)
+
+
+@job(name="benchmarks.swallow")
+async def swallow(number: int, data: bytes) -> None:
+    mark(number)
+
+
+def stamp_into(stamps: list[float]) -> Job[[], None]:
+    """A job for a worker in this process, which appends the clock's time at its first line."""
+
+    @job(name="benchmarks.stamp_into")
+    async def stamped() -> None:
+        stamps.append(time.monotonic())
+
+    return stamped

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import statistics
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -15,40 +14,64 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks import bare_memory, bare_sqlite, bare_wake
-from benchmarks.report import Row, a_pair
-from benchmarks.tasks import noop, stamp
+from benchmarks.options import Options
+from benchmarks.report import BARE, OURS, Measure, Row, a_pair, in_turn
+from benchmarks.tasks import noop, stamp, stamp_into
 from taskflow import Worker, enqueue
 from taskflow.app.current import default_app
 from taskflow.broker.url import connect
 from taskflow.worker.options import WorkerOptions
 
+STORES = ("memory", "sqlite")
 JOBS = 20_000
+BULK = 100_000
+FIRST = 5_000
+QUEUES = 1_000
+DEPTHS = {"memory": (10_000, 500_000, 1_000_000), "sqlite": (10_000, 500_000, 1_000_000)}
+"""Few, many, scheduled."""
+
 CALLERS = 32
 LATENCIES = 200
 CONCURRENCY = 100
 
 
-def drains(repeats: int) -> list[Row]:
+def drains(options: Options) -> list[Row]:
     """No-op async jobs, one worker in this process, leases, fences, retries and results on, logs off."""
-    return [
-        a_pair(f"memory, {JOBS:,} queued", repeats, _ran(partial(_drain, "memory")), _ran(partial(bare_memory.drain, JOBS, CONCURRENCY))),
-        a_pair(f"sqlite, {JOBS:,} queued", repeats, _ran(partial(_drain, "sqlite")), _bare_sqlite_drain),
-    ]
+    bare = {"memory": _ran(partial(bare_memory.drain, JOBS, CONCURRENCY)), "sqlite": _bare_sqlite_drain}
+    return [_rates(f"{store}, {JOBS:,} queued", options, partial(_drain, store), bare[store]) for store in STORES]
 
 
-def enqueues(repeats: int) -> list[Row]:
+def enqueues(options: Options) -> list[Row]:
     """With arguments checked and encoded, from this process."""
-    callers, bulk = f"{CALLERS} callers of delay()", f"enqueue() of {JOBS:,}"
+    callers, bulk = f"{CALLERS} callers of delay()", f"enqueue() of {BULK:,}"
     return [
-        a_pair(f"memory, {callers}", repeats, _ran(partial(_delay_concurrently, "memory")), _ran(partial(bare_memory.send, JOBS, CALLERS))),
-        a_pair(f"memory, {bulk}", repeats, _ran(partial(_bulk, "memory")), partial(bare_memory.enqueue, JOBS)),
-        a_pair(f"sqlite, {callers}", repeats, _ran(partial(_delay_concurrently, "sqlite")), _bare_sqlite_sending),
-        a_pair(f"sqlite, {bulk}", repeats, _ran(partial(_bulk, "sqlite")), _bare_sqlite_bulk),
+        _rates(f"memory, {callers}", options, partial(_delay_concurrently, "memory"), _ran(partial(bare_memory.send, JOBS, CALLERS))),
+        _rates(f"memory, {bulk}", options, partial(_bulk, "memory"), partial(bare_memory.enqueue, BULK)),
+        _rates(f"sqlite, {callers}", options, partial(_delay_concurrently, "sqlite"), _bare_sqlite_sending),
+        _rates(f"sqlite, {bulk}", options, partial(_bulk, "sqlite"), _bare_sqlite_bulk),
     ]
 
 
-def latencies(repeats: int) -> list[Row]:
+def depths(options: Options) -> list[Row]:
+    """The first few thousand of many queued, beside as many of few: the second is in the bare loop's place."""
+    rows: list[Row] = []
+    for store in STORES:
+        few, many, scheduled = DEPTHS[store]
+        of = partial(_first_of, store)
+        beside = _figure(partial(of, few))
+        what = f"{store}, first {FIRST:,} of {many:,} (beside: of {few:,})"
+        rows += in_turn(what, options.repeats, _figure(partial(of, options.of(many))), beside, part=f"{store}, many queued")
+        what = f"{store}, first {FIRST:,} of {few:,} beside {scheduled:,} scheduled"
+        ours = _figure(partial(of, few, scheduled=options.of(scheduled)))
+        rows += in_turn(what, options.repeats, ours, beside, part=f"{store}, many scheduled")
+        what = f"{store}, first {FIRST:,} of {few:,} in {QUEUES:,} queues"
+        rows += in_turn(what, options.repeats, _figure(partial(of, few, queues=QUEUES)), beside, part=f"{store}, many queues")
+    return rows
+
+
+def latencies(options: Options) -> list[Row]:
     """From just before delay() to the job's first line, the worker idle, one every 20 ms."""
+    repeats = options.repeats
     samples = [asyncio.run(_latency_in_process()) for _ in range(repeats)]
     bare = [asyncio.run(bare_memory.wake_up(LATENCIES)) for _ in range(repeats)]
     between = [asyncio.run(_latency_between_processes()) for _ in range(repeats)]
@@ -63,12 +86,20 @@ def latencies(repeats: int) -> list[Row]:
 
 def _percentile_row(what: str, samples: list[list[float]], share: float, bare: list[list[float]]) -> Row:
     mine = [1_000 * _percentile(sample, share) for sample in samples]
-    theirs = statistics.median(1_000 * _percentile(sample, share) for sample in bare)
-    return Row(what, statistics.median(mine), min(mine), max(mine), theirs)
+    theirs = [1_000 * _percentile(sample, share) for sample in bare]
+    return Row(what, what, "ms", {OURS: mine, BARE: theirs})
 
 
 def _percentile(sample: list[float], share: float) -> float:
     return sorted(sample)[min(len(sample) - 1, int(share * len(sample)))]
+
+
+def _rates(what: str, options: Options, ours: Callable[[], Coroutine[Any, Any, float]], bare: Callable[[], float]) -> Row:
+    return a_pair(what, options.repeats, _ran(ours), bare, figure="jobs/s")
+
+
+def _figure(measurement: Callable[[], Coroutine[Any, Any, float]]) -> Measure:
+    return lambda: {"jobs/s": _ran(measurement)()}
 
 
 def _ran(measurement: Callable[[], Coroutine[Any, Any, float]]) -> Callable[[], float]:
@@ -101,6 +132,20 @@ async def _drain(kind: str) -> float:
     return rate
 
 
+async def _first_of(kind: str, jobs: int, *, scheduled: int = 0, queues: int = 1) -> float:
+    """From the first job's first line to that of the last of the first few thousand, whichever they are."""
+    stamps: list[float] = []
+    noted = stamp_into(stamps)
+    kinds = [noted.options(queue=f"q{number}") for number in range(queues)] if queues > 1 else [noted.options()]
+    async with _using(kind):
+        await enqueue(noted.options(after=86_400).bind() for _ in range(scheduled))
+        await enqueue(kinds[number % queues].bind() for number in range(jobs))
+        async with Worker(options=_quiet()):
+            while len(stamps) < FIRST:  # noqa: ASYNC110 - an event that each job looks at would be measured with it
+                await asyncio.sleep(0.005)
+            return (FIRST - 1) / (stamps[FIRST - 1] - stamps[0])
+
+
 async def _delay_concurrently(kind: str) -> float:
     async def caller() -> None:
         for _ in range(JOBS // CALLERS):
@@ -117,8 +162,8 @@ async def _bulk(kind: str) -> float:
     async with _using(kind):
         await noop.delay()
         began = time.perf_counter()
-        await enqueue(noop.bind() for _ in range(JOBS))
-        return JOBS / (time.perf_counter() - began)
+        await enqueue(noop.bind() for _ in range(BULK))
+        return BULK / (time.perf_counter() - began)
 
 
 def _bare_sqlite_drain() -> float:
@@ -129,7 +174,7 @@ def _bare_sqlite_drain() -> float:
 
 def _bare_sqlite_bulk() -> float:
     with TemporaryDirectory() as folder, closing(bare_sqlite.open_file(Path(folder, "bare.db"), "FULL")) as connection:
-        return bare_sqlite.enqueue(connection, JOBS, 1_000, b"\x80")
+        return bare_sqlite.enqueue(connection, BULK, 1_000, b"\x80")
 
 
 def _bare_sqlite_sending() -> float:

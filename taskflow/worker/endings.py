@@ -102,7 +102,7 @@ def _folders(memberships: Path) -> dict[str, str]:
 
 def _count(file: Path) -> int | None:
     """None where the file is not there, or tells nothing of it."""
-    counts = {name: count for name, _, count in (line.partition(" ") for line in _text(file).splitlines())}
+    counts = {name: number for name, _, number in (line.partition(" ") for line in _text(file).splitlines())}
     try:
         if "oom_kill" not in counts and file.name == "memory.oom_control":
             return int(_text(file.parent / "memory.failcnt"))

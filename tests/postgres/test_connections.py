@@ -124,6 +124,28 @@ async def from_afar(scene: Scene) -> AsyncIterator[None]:
     await afar.close()
 
 
+async def test_a_session_that_goes_on_with_a_dropped_function_is_left(scene: Scene) -> None:
+    """A migration that comes while a session looks a function up leaves it with one that is gone, for as long as the session lasts."""
+    broker = connect(scene.straight_url)
+    await asyncio.gather(*(broker.read([bytes(16)]) for _ in range(5)))
+    scene.postgres.execute(_FAILS_IN_OLD_SESSIONS, scene.database)
+
+    assert await asyncio.gather(*(broker.read([bytes(16)]) for _ in range(5))) == [[None]] * 5
+
+    await broker.close()
+
+
+_FAILS_IN_OLD_SESSIONS: Final = """
+    CREATE TABLE public.old AS SELECT pid FROM pg_stat_activity WHERE datname = current_database();
+    CREATE OR REPLACE FUNCTION taskflow.read(wall bigint, ids bytea[]) RETURNS SETOF taskflow.jobs LANGUAGE plpgsql AS $$
+    BEGIN
+        IF pg_backend_pid() IN (SELECT pid FROM public.old) THEN
+            RAISE EXCEPTION 'cache lookup failed for function 12345' USING ERRCODE = 'XX000';
+        END IF;
+    END $$;
+"""
+
+
 # --- cut and swallowed by the network -----------------------------------------------------------------------------
 
 

@@ -116,8 +116,8 @@ async def test_what_is_read_does_not_grow_with_what_nobody_may_clean_away(
     store.counted = "."
     beyond = work.request + 1
     costs = {
-        "claim of any queue": await store.costs("SELECT * FROM taskflow.claim(NULL, NULL, $1, $2, '{}', 100)", SESSION, beyond),
-        "claim of one": await store.costs("SELECT * FROM taskflow.claim(NULL, NULL, $1, $2, '{default}', 100)", SESSION, beyond),
+        "claim of any queue": await store.costs("SELECT * FROM taskflow.lease(NULL, NULL, $1, $2, '{}', 100)", SESSION, beyond),
+        "claim of one": await store.costs("SELECT * FROM taskflow.lease(NULL, NULL, $1, $2, '{default}', 100)", SESSION, beyond),
         "beat": await store.costs(
             "SELECT * FROM taskflow.beat(NULL, NULL, $1, '{}', '{}', $2, '{}', '{}', '{}', '{}', false)", SESSION, beyond
         ),
@@ -157,7 +157,7 @@ async def test_what_a_claim_that_is_rolled_back_has_held_is_found_at_once(work: 
     held = an_envelope()
     await work.broker.enqueue([held])
     await other.execute("BEGIN")
-    await other.fetch("SELECT * FROM taskflow.claim(NULL, NULL, $1, 1000000, '{}', 1)", await work.another_session())
+    await other.fetch("SELECT * FROM taskflow.lease(NULL, NULL, $1, 1000000, '{}', 1)", await work.another_session())
     await work.go_beyond(held)
 
     await other.execute("ROLLBACK")
@@ -232,6 +232,67 @@ async def test_a_mark_beyond_the_clock_is_not_believed(work: Work, other: asyncp
     )
 
     assert len(await work.claim()) == 1
+
+
+async def look_behind_after_a_while(other: asyncpg.Connection) -> None:
+    """As if every mark had been set a quarter of a minute earlier."""
+    await other.execute("UPDATE taskflow.marks SET set_at = set_at - 15000000")
+    await other.fetch("SELECT * FROM taskflow.look_behind(NULL)")
+
+
+async def test_many_queues_with_nothing_in_them_cost_a_claim_nothing(store: Store, work: Work, other: asyncpg.Connection) -> None:
+    """Once they have been empty for a while; what is added to one of them is found at once, also where it stood before others."""
+    queues = [f"queue{number}" for number in range(300)]
+    await work.broker.enqueue([an_envelope(queue=queue) for queue in queues])
+    leases = await work.claim(len(queues))
+    await work.broker.settle([succeeded(lease) for lease in leases[1:]])
+    for _ in range(2):
+        await look_behind_after_a_while(other)
+    store.counted = "^marks"
+    claim, arm = "SELECT * FROM taskflow.lease(NULL, NULL, $1, $2, '{}', 100)", "SELECT * FROM taskflow.there('{queues}')"
+    await store.costs(claim, SESSION, work.request + 1)  # the first to come by what has been deleted marks it as dead in the index
+    costs = [*await store.costs(claim, SESSION, work.request + 1), *await store.costs(arm)]
+    assert all(rows < 20 for cost in costs for _, rows in cost.values()), costs
+
+    new = an_envelope(queue="queue7")
+    await work.broker.enqueue([new])
+    await work.broker.settle([settlement(leases[0], HandedBack())])
+
+    assert {lease.envelope.id for lease in await work.claim()} == {new.id, leases[0].envelope.id}
+
+
+@pytest.mark.parametrize("looks", [0, 1], ids=["before it is said", "after"])
+async def test_what_comes_as_its_queue_comes_to_rest_is_found(work: Work, other: asyncpg.Connection, store: Store, looks: int) -> None:
+    """At once, though the transaction that adds it is not seen by those who let the queue rest."""
+    await work.pass_through(BATCH)
+    looking = await asyncpg.connect(store.url)
+    late = an_envelope()
+    for look in range(2):
+        if look == looks:
+            await other.execute("BEGIN")
+            await other.fetch(
+                "SELECT * FROM taskflow.enqueue(NULL, NULL, $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
+                *packing.envelope_columns([late]),
+            )
+        await look_behind_after_a_while(looking)
+        if look == 0 and looks == 0:
+            await other.execute("COMMIT")
+    if looks == 1:
+        await other.execute("COMMIT")
+    await looking.close()
+
+    assert [lease.envelope.id for lease in await work.claim()] == [late.id]
+
+
+async def test_claims_of_many_queues_go_round(work: Work) -> None:
+    """Each goes on with the queue that follows the last one's last; what lies in several is found by one claim."""
+    queues = [f"queue{letter}" for letter in "abcdefghijklmnopqrst"]
+    await work.broker.enqueue([an_envelope(queue=queue) for queue in queues for _ in range(3)])
+
+    claims = [[lease.envelope.queue for lease in await work.claim(5)] for _ in range(10)]
+
+    assert claims[:3] == [["queuea"] * 3 + ["queueb"] * 2, ["queuec"] * 3 + ["queued"] * 2, ["queuee"] * 3 + ["queuef"] * 2]
+    assert {queue for claim in claims for queue in claim} == set(queues)
 
 
 async def test_updates_that_come_often_stay_on_their_page(work: Work, other: asyncpg.Connection) -> None:

@@ -28,6 +28,7 @@ from taskflow.model.record import Status
 from taskflow.model.session import Beat, Session
 from taskflow.model.verdict import Settled
 from tests.postgres import digest
+from tests.postgres.before import BrokerOfBefore
 from tests.postgres.scene import until
 from tests.postgres.test_pooled import one_job_is_done
 from tests.support.pgbouncer import PgBouncer
@@ -63,8 +64,9 @@ async def a_broker(url: str) -> AsyncIterator[PostgresBroker]:
 async def an_old_one(url: str) -> AsyncIterator[PostgresBroker]:
     """It has looked at the schema when that was of version 1, and knows nothing of another. The verbs are called as they were then."""
     async with a_broker(url) as broker:
-        broker._is_prepared = True
-        yield broker
+        old = BrokerOfBefore(broker)
+        yield old
+        await old.close()
 
 
 def an_envelope(**fields: Any) -> Envelope:

@@ -12,7 +12,7 @@ from weakref import WeakSet
 import asyncpg
 
 from taskflow.broker import words
-from taskflow.broker.postgres.refusals import ERRORS, in_our_words, is_cut, is_lost, is_read_only
+from taskflow.broker.postgres.refusals import ERRORS, in_our_words, is_cut, is_lost, is_read_only, is_stale
 from taskflow.broker.postgres.server import ANSWER_WITHIN, Place, Server, is_only_read
 from taskflow.broker.postgres.server import drop as drop
 from taskflow.model.errors import BrokerUnavailable
@@ -91,10 +91,10 @@ class Link:
                 except ERRORS as error:
                     if is_read_only(error):
                         self._drop_idle()  # it is no primary any more: the others lead to the same
-                    if tries == MOST_TRIES or not (is_cut(error) or (is_read_only(error) and self.server.others)):
+                    if tries == MOST_TRIES or not (is_cut(error) or is_stale(error) or (is_read_only(error) and self.server.others)):
                         raise
-                    if is_lost(error):
-                        self._drop_idle()  # the server was away: the others lead nowhere either
+                    if is_lost(error) or is_stale(error):
+                        self._drop_idle()  # the server was away, or migrated: the others lead nowhere, or are as stale
         raise AssertionError("unreachable")
 
     async def _take_up(self) -> asyncpg.Connection:
@@ -118,7 +118,7 @@ class Link:
             is_clean = True
             return answer
         except asyncpg.PostgresError as error:
-            is_clean = not connection.is_closed() and (error.sqlstate or "")[:2] not in ("57", "25", "08")
+            is_clean = not connection.is_closed() and not is_stale(error) and (error.sqlstate or "")[:2] not in ("57", "25", "08")
             raise
         finally:
             self._in_use.discard(connection)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from struct import Struct
+from typing import Any, Final, cast
 
 import msgpack
 
@@ -115,6 +116,35 @@ def pack(value: object) -> bytes:
 # --- settle ---------------------------------------------------------------------------------------------------
 
 
+def is_plain(settlement: Settlement) -> bool:
+    """Whether it may be of those that are ended all at once: of no more than the store can tell."""
+    return (
+        type(settlement.verdict) is Succeeded
+        and not settlement.follow_ups
+        and 0 <= settlement.epoch < 1 << 31
+        and can_be(settlement.claim, settlement.claim.session)
+    )
+
+
+def success_columns(settlements: Sequence[Settlement]) -> list[list[Any]]:
+    """Of plain ones; see settling.sql: ids, fences, ran_for, keep_for, results."""
+    return [
+        [settlement.id for settlement in settlements],
+        [_fence(settlement.epoch, settlement.claim) for settlement in settlements],
+        [to_microseconds(settlement.ran_for) for settlement in settlements],
+        [to_microseconds(settlement.keep_for) for settlement in settlements],
+        [cast(Succeeded, settlement.verdict).result for settlement in settlements],
+    ]
+
+
+def _fence(epoch: int, claim: ClaimId) -> bytes:
+    return _EPOCH.pack(epoch) + claim.session + _CLAIM.pack(claim.request, claim.number)
+
+
+_EPOCH: Final = Struct(">i")
+_CLAIM: Final = Struct(">qi")
+
+
 def settlement_columns(settlements: Sequence[Settlement]) -> list[list[Any]]:
     """See settling.sql: what is settled, then the follow-ups with the place, from 1, of the settlement that each belongs to."""
     rows = [_settlement_row(settlement) for settlement in settlements]
@@ -179,27 +209,32 @@ def _utf8(text: str) -> bytes:
 # --- rows -----------------------------------------------------------------------------------------------------
 
 
-def lease_of(row: Row, now: int) -> Lease:
-    parked_at = row["parked_at"]
+def leases_of(rows: Sequence[Row], session: bytes, request: int) -> list[Lease]:
+    """See claiming.sql. In the order of their numbers."""
+    leases = [_lease_of(row, session, request) for row in rows]
+    leases.sort(key=_number)
+    return leases
+
+
+def _lease_of(row: Row, session: bytes, request: int) -> Lease:
+    (
+        job_id, number, epoch, created_at, failures, crashes, snoozes, hand_backs, parked_for, priority, queue, job, key, payload, extras,
+    ) = row  # fmt: skip
     return Lease(
-        envelope=Envelope(
-            id=row["id"],
-            job=row["job"],
-            payload=row["payload"] or b"",
-            queue=row["queue"],
-            priority=row["priority"],
-            key=row["key"],
-            **unpack_extras(row["extras"]),
-        ),
-        epoch=row["epoch"],
-        claim=ClaimId(row["session"], row["request"], row["number"]),
-        created_at=row["created_at"],
-        failures=row["failures"],
-        crashes=row["crashes"],
-        snoozes=row["snoozes"],
-        hand_backs=row["hand_backs"],
-        parked_for=0.0 if parked_at is None else to_seconds(now - parked_at),
+        envelope=Envelope(id=job_id, job=job, payload=payload or b"", queue=queue, priority=priority, key=key, **unpack_extras(extras)),
+        epoch=epoch,
+        claim=ClaimId(session, request, number),
+        created_at=created_at,
+        failures=failures,
+        crashes=crashes,
+        snoozes=snoozes,
+        hand_backs=hand_backs,
+        parked_for=0.0 if parked_for is None else to_seconds(parked_for),
     )
+
+
+def _number(lease: Lease) -> int:
+    return lease.claim.number
 
 
 _PLAIN: Final = Envelope(id=b"", job="", payload=b"")

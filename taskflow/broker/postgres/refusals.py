@@ -51,6 +51,12 @@ def is_read_only(error: Exception) -> bool:
     return isinstance(error, asyncpg.PostgresError) and error.sqlstate == "25006"
 
 
+def is_stale(error: Exception) -> bool:
+    """The connection's session goes on with a function that a migration has dropped meanwhile, and would for good: the migration came while
+    it looked the function up, and it has not heard of it. What was sent has had no effect; another connection will do."""
+    return isinstance(error, asyncpg.PostgresError) and error.sqlstate == "XX000" and "cache lookup failed" in str(error)
+
+
 def is_lost(error: Exception) -> bool:
     """The way to the server has failed, and with it most likely the other connections."""
     return not isinstance(error, asyncpg.PostgresError) or isinstance(error, asyncpg.PostgresConnectionError)

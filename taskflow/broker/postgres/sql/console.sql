@@ -124,7 +124,8 @@ CREATE FUNCTION @.resume(of_queue text) RETURNS void LANGUAGE sql AS $$
 $$;
 
 -- Tells listeners, once what they are told of is committed. Of the jobs that have ended only those that somebody waits for.
-CREATE FUNCTION @.tell(channel text, topics text[], ended bytea[]) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION @.tell(channel text, topics text[], ended bytea[]) RETURNS void LANGUAGE plpgsql
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
     words text;

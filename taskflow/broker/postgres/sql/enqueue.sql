@@ -39,18 +39,17 @@ $$;
 CREATE FUNCTION @.add_all(
     now_at bigint, ids bytea[], queues text[], jobs text[], priorities integer[], afters bigint[], ats bigint[], expiries bigint[], keys bytea[],
     conflicts integer[], payloads bytea[], extras bytea[], awaited integer[], joined bytea[]
-) RETURNS bytea[] LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
+) RETURNS bytea[] LANGUAGE plpgsql SET enable_seqscan = off SET jit = off SET plan_cache_mode = force_generic_plan AS $$
 #variable_conflict use_column
 DECLARE
     answers bytea[];
+    topics text;
     j @.jobs;
-    added bigint;
     of record;
 BEGIN
-    PERFORM @.lock_keys(keys);
-    IF NOT EXISTS (SELECT 1 FROM unnest(keys) AS key WHERE key IS NOT NULL) AND NOT EXISTS (SELECT 1 FROM @.jobs WHERE id = ANY (ids))
-        AND (SELECT count(DISTINCT id) FROM unnest(ids) AS id) = cardinality(ids)
-    THEN
+    IF cardinality(array_remove(keys, NULL)) = 0 AND NOT EXISTS (SELECT 1 FROM @.jobs WHERE id = ANY (ids))
+        AND (SELECT count(*) FROM (SELECT DISTINCT unnest(ids)) AS different) = cardinality(ids)
+    THEN -- without ON CONFLICT, which costs more than the look: should another call add one of these at the same moment, this one is sent again
         WITH given AS (
             SELECT * FROM unnest(ids, queues, jobs, priorities, afters, ats, expiries, payloads, extras, awaited, joined) WITH ORDINALITY
                 AS given (id, queue, job, priority, after, at, expiry, payload, extras, awaits, joins, place)
@@ -60,21 +59,36 @@ BEGIN
                 CASE WHEN awaits > 0 THEN S.HELD WHEN greatest(now_at, coalesce(at, now_at + after)) > now_at THEN S.SCHEDULED ELSE S.READY END,
                 priority, queue, job, payload, extras, now_at + expiry, awaits, joins
             FROM given ORDER BY place
-            ON CONFLICT (id) DO NOTHING
             RETURNING queue, status, priority, due_at, seq
-        ), counted AS (
+        ), grouped AS (
             SELECT queue, status, priority, count(*) AS number, min(due_at) AS due_at, min(seq) AS seq FROM added
             GROUP BY queue, status, priority
-        ), moved AS (
-            SELECT @.count_move(queue, E.ENQUEUE, NULL, status, number), @.be_found(status, queue, priority, due_at, seq, now_at), number
-            FROM counted
+        ), counted AS (
+            INSERT INTO @.tally (queue, event, before, after, n) SELECT queue, E.ENQUEUE, NULL, status, number FROM grouped
+        ), lowered AS ( -- as be_found() does, but only where there is something to do
+            SELECT CASE status
+                WHEN S.SCHEDULED THEN @.lower('due', '', 0, due_at, 0, now_at)
+                WHEN S.READY THEN @.lower('ready', queue, -priority, due_at, seq, now_at)
+            END
+            FROM grouped
+            WHERE NOT EXISTS (
+                SELECT 1 FROM (
+                    SELECT * FROM @.marks WHERE kind = 'ready' AND marks.queue = grouped.queue AND rank = -priority ORDER BY n DESC LIMIT 1
+                ) AS newest
+                WHERE status = S.READY AND set_at BETWEEN 1 AND now_at AND due_at >= @.wall(NULL) - 250000
+                    AND (newest.at, newest.seq) <= (due_at, grouped.seq) AND NOT EXISTS (
+                        SELECT 1 FROM @.marks WHERE kind = 'resting' AND marks.queue = newest.queue AND rank = newest.rank AND n > newest.n
+                    )
+            )
         )
-        SELECT coalesce(sum(number), 0) INTO added FROM moved;
-        IF added = cardinality(ids) THEN
-            RETURN NULL;
+        SELECT string_agg(DISTINCT CASE status WHEN S.SCHEDULED THEN 'due' WHEN S.READY THEN 'queue:' || queue END, E'\n') INTO topics FROM grouped
+        WHERE (SELECT count(*) FROM lowered) >= 0;
+        IF topics IS NOT NULL THEN
+            PERFORM @.ring(topics);
         END IF;
-        RAISE EXCEPTION 'another call has added one of these at the same moment' USING ERRCODE = 'serialization_failure';
+        RETURN NULL;
     END IF;
+    PERFORM @.lock_keys(keys);
     FOR of IN
         SELECT * FROM unnest(ids, queues, jobs, priorities, afters, ats, expiries, keys, conflicts, payloads, extras, awaited, joined) WITH ORDINALITY
             AS given (id, queue, job, priority, after, at, expiry, key, conflict, payload, extras, awaits, joins, place)

@@ -27,9 +27,13 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION @.is_believed(set_at bigint, now_at bigint) RETURNS boolean LANGUAGE sql IMMUTABLE AS $$
+    SELECT set_at <= now_at + 250000
+$$;
+
 CREATE FUNCTION @.believed(m @.marks, now_at bigint) RETURNS @.marks LANGUAGE plpgsql IMMUTABLE AS $$
 BEGIN
-    IF m.set_at > now_at + 250000 THEN
+    IF NOT @.is_believed(m.set_at, now_at) THEN
         m.at := 0;
         m.seq := 0;
         m.set_at := 0;
@@ -45,11 +49,25 @@ CREATE FUNCTION @.lower(of_kind text, of_queue text, of_rank integer, new_at big
 LANGUAGE plpgsql AS $$
 DECLARE
     newest @.marks;
+    resting @.marks;
 BEGIN
     IF new_at < @.wall(NULL) - 250000 THEN
         PERFORM pg_advisory_xact_lock_shared(@.place(of_kind, of_queue, of_rank));
     END IF;
     newest := @.mark(of_kind, of_queue, of_rank, now_at);
+    IF of_kind = 'ready' THEN
+        resting := @.mark('resting', of_queue, of_rank, now_at);
+        IF resting.n > coalesce(newest.n, 0) THEN -- nobody looks there any more, or soon will not
+            IF newest.n IS NULL THEN
+                newest := resting;
+            END IF;
+            INSERT INTO @.marks (kind, queue, rank, at, seq, set_at)
+            SELECT of_kind, of_queue, of_rank, at, seq, now_at -- the one that is left may have been lowered as the place came to rest
+            FROM (VALUES (new_at, new_seq), (resting.at, resting.seq), (newest.at, newest.seq)) AS each (at, seq)
+            ORDER BY at, seq LIMIT 1;
+            RETURN true;
+        END IF;
+    END IF;
     IF newest.set_at = 0 THEN
         IF newest.n IS NULL AND of_kind <> 'ready' THEN
             RETURN false;
@@ -130,41 +148,6 @@ BEGIN
 END
 $$;
 
--- Where something is ready that may be claimed: of the queues in the order that is asked for, or of all in turn by `turn`; each queue's
--- priorities from the highest.
-CREATE FUNCTION @.ready_places(queues text[], turn bigint, now_at bigint) RETURNS SETOF @.marks LANGUAGE plpgsql
-SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
-#variable_conflict use_column
-DECLARE
-    every @.marks[];
-BEGIN
-    IF cardinality(queues) > 0 THEN
-        RETURN QUERY
-        SELECT marks.* FROM unnest(queues) WITH ORDINALITY AS wanted (queue, place)
-        CROSS JOIN LATERAL @.ready_marks(now_at, wanted.queue) AS marks
-        WHERE NOT EXISTS (SELECT 1 FROM @.paused WHERE paused.queue = wanted.queue)
-        ORDER BY wanted.place, marks.rank;
-        RETURN;
-    END IF;
-    SELECT array_agg(m) INTO every FROM @.ready_marks(now_at) AS m WHERE NOT EXISTS (SELECT 1 FROM @.paused WHERE paused.queue = m.queue);
-    IF cardinality(every) = 1 THEN
-        RETURN NEXT every[1];
-        RETURN;
-    END IF;
-    RETURN QUERY
-    WITH live AS MATERIALIZED (
-        SELECT m.* FROM unnest(every) AS m WHERE EXISTS (
-            SELECT 1 FROM @.jobs WHERE status = S.READY AND jobs.queue = m.queue AND jobs.priority = -m.rank AND (due_at, jobs.seq) >= (m.at, m.seq)
-            OFFSET 0 -- one step in the index for each, not a join
-        )
-    ), named AS (
-        SELECT queue, row_number() OVER (ORDER BY queue) - 1 AS place, count(*) OVER () AS number FROM (SELECT DISTINCT queue FROM live) AS names
-    )
-    SELECT live.* FROM live JOIN named ON named.queue = live.queue
-    ORDER BY (named.place - turn % named.number + named.number) % named.number, live.rank;
-END
-$$;
-
 -- --- commits that come late -------------------------------------------------------------------------------
 
 -- For whoever makes a job ready in a transaction that is not a verb's: its mark is lowered again as it commits, once for a place, since the
@@ -220,6 +203,7 @@ BEGIN
         END IF;
     END LOOP;
     PERFORM @.drop_old_marks(now_at);
+    PERFORM @.come_to_rest(now_at);
     INSERT INTO @.meta (name, value) VALUES ('look_behind_at', now_at + greatest(10000000, 10 * (@.wall(NULL) - began_at)))
     ON CONFLICT (name) DO UPDATE SET value = excluded.value;
     rung := current_setting('taskflow.rung', true);
@@ -267,13 +251,6 @@ BEGIN
         UNION ALL
         (SELECT 'fade', '', 0, fade_at, 0 FROM @.jobs WHERE fade_at IS NOT NULL ORDER BY fade_at, id LIMIT 1)
         UNION ALL
-        SELECT 'kept', queue, rank, first.ended_at, first.seq
-        FROM (SELECT DISTINCT queue, rank FROM @.marks WHERE kind = 'kept') AS place CROSS JOIN LATERAL (
-            SELECT ended_at, seq FROM @.jobs
-            WHERE jobs.queue = place.queue AND (status = S.FAILED) = (place.rank = 1) AND status BETWEEN S.SUCCEEDED AND S.CANCELLED
-            ORDER BY ended_at, seq LIMIT 1
-        ) AS first
-        UNION ALL
         (SELECT 'tally', '', 0, id, 0 FROM @.tally ORDER BY id LIMIT 1)
     )
     SELECT coalesce(array_agg(ROW(kind, queue, rank, NULL, at, seq, 0)::@.marks), '{}') INTO live FROM every;
@@ -281,13 +258,34 @@ BEGIN
 END
 $$;
 
--- Older marks, and those of places where nothing has been ready for an hour: should something become so meanwhile, it will be found behind.
+-- Places where nothing has become ready for ten seconds come to rest: claims need not look there. First that is written, where the place was
+-- left, so that whoever makes something ready there from now on adds a mark again (lower); ten seconds later, when all others have ended, or
+-- lower their marks as they commit, the marks by which claims look there go. After an hour it is forgotten where it was.
+CREATE FUNCTION @.come_to_rest(now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+BEGIN
+    DELETE FROM @.marks AS old USING @.marks AS resting
+    WHERE old.kind = 'ready' AND resting.kind = 'resting' AND resting.queue = old.queue AND resting.rank = old.rank AND resting.n > old.n
+        AND resting.set_at < now_at - 10000000 AND NOT @.has_ready(old);
+    INSERT INTO @.marks (kind, queue, rank, at, seq, set_at)
+    SELECT 'resting', queue, rank, at, seq, now_at FROM @.ready_marks(now_at) AS m
+    WHERE set_at < now_at - 10000000 AND NOT @.has_ready(m)
+        AND NOT EXISTS (SELECT 1 FROM @.marks AS known WHERE known.kind = 'resting' AND known.queue = m.queue AND known.rank = m.rank AND known.n > m.n);
+    DELETE FROM @.marks AS resting WHERE kind = 'resting' AND (
+        set_at < now_at - 3600000000 OR EXISTS (
+            SELECT 1 FROM @.marks AS newer
+            WHERE newer.kind = 'ready' AND newer.queue = resting.queue AND newer.rank = resting.rank AND newer.n > resting.n
+        )
+    );
+END
+$$;
+
+-- What no mark and no verb needs any more.
 CREATE FUNCTION @.drop_old_marks(now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 BEGIN
     DELETE FROM @.marks AS old USING (SELECT kind, queue, rank, max(n) AS n FROM @.marks GROUP BY kind, queue, rank) AS newest
     WHERE newest.kind = old.kind AND newest.queue = old.queue AND newest.rank = old.rank AND newest.n > old.n;
-    DELETE FROM @.marks WHERE kind = 'ready' AND set_at < now_at - 3600000000 AND NOT @.has_ready(marks);
     DELETE FROM @.requests AS old USING (SELECT session, max(request) AS request FROM @.requests GROUP BY session) AS newest
     WHERE newest.session = old.session AND newest.request > old.request;
     DELETE FROM @.requests WHERE NOT EXISTS (SELECT 1 FROM @.sessions WHERE id = session);

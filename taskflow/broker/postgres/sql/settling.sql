@@ -1,3 +1,33 @@
+-- Successes of jobs that have no key and that nobody awaits, all at once: most of what there is to settle. A fence is (epoch, session, request,
+-- number) as 32 bytes, the form of jobs.settled. The answer: NULL when all have been settled, else the ids of those; the others are settle()'s.
+-- Rows are changed in the order of their ids, as they are locked everywhere. `+ 0`: by its id, not among all that is leased.
+CREATE FUNCTION @.succeed(wall bigint, ids bytea[], fences bytea[], ran_for bigint[], keep_for bigint[], results bytea[], OUT done bytea[])
+LANGUAGE plpgsql SET lock_timeout = '3s' SET plan_cache_mode = force_generic_plan SET jit = off
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+#variable_conflict use_column
+DECLARE
+    now_at bigint := @.wall(wall);
+BEGIN
+    WITH ended AS (
+        UPDATE @.jobs SET
+            status = S.SUCCEEDED, payload = NULL, result = given.result, session = NULL, request = NULL, number = NULL, reason = NULL,
+            crashes = 0, hand_backs = 0, parked_at = NULL, started_at = now_at - given.ran_for, ended_at = now_at,
+            fade_at = now_at + given.keep_for, settled = given.fence
+        FROM (
+            SELECT * FROM unnest(ids, fences, ran_for, keep_for, results) AS given (id, fence, ran_for, keep_for, result) ORDER BY id OFFSET 0
+        ) AS given
+        WHERE jobs.id = given.id AND jobs.status + 0 = S.RUNNING
+            AND int4send(jobs.epoch) || jobs.session || int8send(jobs.request) || int4send(jobs.number) = given.fence
+            AND jobs.key IS NULL AND jobs.joins IS NULL
+        RETURNING jobs.id, jobs.queue
+    ), counted AS (
+        INSERT INTO @.tally (queue, event, before, after, n)
+        SELECT queue, E.SUCCEED, S.RUNNING, S.SUCCEEDED, count(*) FROM ended GROUP BY queue
+    )
+    SELECT CASE WHEN count(*) < cardinality(ids) THEN coalesce(array_agg(id), '{}') END INTO done FROM ended;
+END
+$$;
+
 -- Ends or turns runs, item by item; see packing.py for the kinds of verdicts. Answers: whether each is OK.
 CREATE FUNCTION @.settle(
     wall bigint, ids bytea[], epochs integer[], sessions bytea[], requests bigint[], numbers integer[], kinds integer[], ran_for bigint[],
@@ -8,7 +38,6 @@ CREATE FUNCTION @.settle(
 #variable_conflict use_column
 DECLARE
     now_at bigint := @.wall(wall);
-    done bytea[];
     j @.jobs;
     fence bytea;
     keys bytea[];
@@ -18,18 +47,8 @@ BEGIN
     FROM @.jobs WHERE id = ANY (ids);
     PERFORM @.lock_keys(keys || f_keys);
     PERFORM 1 FROM @.jobs WHERE id = ANY (ids || @.apart(leaders)) ORDER BY id FOR UPDATE;
-    done := @.settle_plainly(now_at, ids, epochs, sessions, requests, numbers, kinds, ran_for, keep_for, contents, followed);
-    IF cardinality(done) = cardinality(ids) AND (SELECT count(DISTINCT id) FROM unnest(ids) AS id) = cardinality(ids) THEN
-        answers := array_fill(true, ARRAY [cardinality(ids)]);
-        rung := current_setting('taskflow.rung', true);
-        RETURN;
-    END IF;
     FOR i IN 1 .. cardinality(ids) LOOP
         fence := int4send(epochs[i]) || sessions[i] || int8send(requests[i]) || int4send(numbers[i]);
-        IF ids[i] = ANY (done) THEN
-            answers[i] := (SELECT settled = fence FROM @.jobs WHERE id = ids[i]);
-            CONTINUE;
-        END IF;
         SELECT * INTO j FROM @.jobs WHERE id = ids[i];
         IF NOT FOUND THEN
             answers[i] := false;
@@ -68,44 +87,6 @@ BEGIN
     RETURN ARRAY (
         SELECT DISTINCT substr(each, 16 * i + 1, 16) FROM unnest(joined) AS each, LATERAL generate_series(0, length(each) / 16 - 1) AS i
     );
-END
-$$;
-
--- Successes of jobs that nobody waits for by key or join, all at once. The ids of those that were such.
-CREATE FUNCTION @.settle_plainly(
-    now_at bigint, ids bytea[], epochs integer[], sessions bytea[], requests bigint[], numbers integer[], kinds integer[], ran_for bigint[],
-    keep_for bigint[], contents bytea[], followed integer[]
-) RETURNS bytea[] LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
-#variable_conflict use_column
-DECLARE
-    settled_ids bytea[];
-BEGIN
-    WITH given AS (
-        SELECT * FROM unnest(ids, epochs, sessions, requests, numbers, kinds, ran_for, keep_for, contents) WITH ORDINALITY
-            AS given (id, epoch, session, request, number, kind, ran_for, keep_for, result, place)
-        WHERE kind = 1 AND place <> ALL (followed)
-    ), matching AS MATERIALIZED ( -- each found by its id: the planner would else compare every lease with every settlement
-        SELECT given.* FROM given
-        CROSS JOIN LATERAL (SELECT * FROM @.jobs WHERE jobs.id = given.id OFFSET 0) AS found
-        WHERE found.status = S.RUNNING AND found.epoch = given.epoch AND found.session = given.session
-            AND found.request = given.request AND found.number = given.number AND found.key IS NULL AND found.joins IS NULL
-    ), done AS (
-        UPDATE @.jobs SET
-            status = S.SUCCEEDED, payload = NULL, result = matching.result, session = NULL, request = NULL, number = NULL, reason = NULL,
-            crashes = 0, hand_backs = 0, parked_at = NULL, started_at = now_at - matching.ran_for, ended_at = now_at,
-            fade_at = now_at + matching.keep_for,
-            settled = int4send(matching.epoch) || matching.session || int8send(matching.request) || int4send(matching.number)
-        FROM matching
-        WHERE jobs.id = matching.id
-        RETURNING jobs.id, jobs.queue
-    ), counted AS (
-        SELECT @.count_move(queue, E.SUCCEED, S.RUNNING, S.SUCCEEDED, count(*)) FROM done GROUP BY queue
-    ), told AS (
-        SELECT @.ring(string_agg('job:' || encode(id, 'hex'), E'\n')) FROM done HAVING count(*) > 0
-    )
-    SELECT coalesce(array_agg(id), '{}') INTO settled_ids FROM done
-    WHERE (SELECT count(*) FROM counted) >= 0 AND (SELECT count(*) FROM told) >= 0;
-    RETURN settled_ids;
 END
 $$;
 

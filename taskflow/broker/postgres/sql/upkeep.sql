@@ -211,6 +211,7 @@ DECLARE
     raises boolean;
     last record;
     moved integer := 0;
+    moved_here integer;
 BEGIN
     FOR crowded IN
         SELECT queue, what = '=' || S.FAILED AS failed, sum(n) - R.kept_per_queue AS over FROM @.totals
@@ -220,17 +221,21 @@ BEGIN
         m := @.mark('kept', crowded.queue, crowded.failed::integer, now_at);
         raises := @.may_raise(m, now_at);
         last := NULL;
+        moved_here := 0;
         FOR each IN
-            SELECT id, ended_at, seq FROM @.jobs
-            WHERE queue = crowded.queue AND (status = S.FAILED) = crowded.failed AND status BETWEEN S.SUCCEEDED AND S.CANCELLED
-                AND (ended_at, seq) >= (m.at, m.seq)
-            ORDER BY ended_at, seq LIMIT least(crowded.over, most - moved)
+            SELECT id, ended_at, seq, queue = crowded.queue AND (status = S.FAILED) = crowded.failed AS is_of_these FROM (
+                SELECT * FROM @.jobs WHERE status BETWEEN S.SUCCEEDED AND S.CANCELLED AND (ended_at, seq) >= (m.at, m.seq)
+                ORDER BY ended_at, seq LIMIT 1000 + 10 * most -- those of other queues are passed over: by the mark, once
+            ) AS ended
         LOOP
+            EXIT WHEN moved_here >= least(crowded.over, most - moved);
+            last := each;
+            CONTINUE WHEN NOT each.is_of_these;
             CONTINUE WHEN NOT @.bury(each.id, now_at);
             PERFORM @.count_move(crowded.queue, W.DROPPED_OVER_CAP, NULL, NULL);
-            moved := moved + 1;
-            last := each;
+            moved_here := moved_here + 1;
         END LOOP;
+        moved := moved + moved_here;
         IF raises AND last IS NOT NULL THEN
             PERFORM @.raise(m, last.ended_at, last.seq, now_at);
         END IF;

@@ -1,0 +1,77 @@
+"""The plots of a workload: bars of what is counted by the second, curves of percentiles, and of what a job costs along a size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Final
+
+from benchmarks.kept import Kept
+from benchmarks.plots import Bars, Curve, Panel, draw_bars
+from benchmarks.plots import draw as draw_curves
+from benchmarks.report import FOR_PLOTS, OURS, Row
+
+ALONG: Final = {
+    "workers": "worker processes",
+    "concurrency": "jobs at a time",
+    "payload": "bytes of payload",
+    "backlogs": "jobs queued",
+}
+"""By the last word of a workload's name, what the numbers of its parts are."""
+
+A_RATE: Final = "/s"
+
+
+def draw(kept: Kept, folder: Path) -> list[Path]:
+    """The .svg files that have been drawn; each has a .png beside it."""
+    stem = folder / kept.workload
+    if along := ALONG.get(kept.workload.rpartition("-")[2]):
+        return _drawn(stem, draw_curves(stem, along, _along(kept.rows), is_log=True))
+    plots = []
+    if groups := list(_bars(kept.rows)):
+        plots += _drawn(stem, draw_bars(stem, groups))
+    if panels := list(_percentiles(kept.rows)):
+        curves = stem.with_name(f"{stem.name}-percentiles")
+        plots += _drawn(curves, draw_curves(curves, "percentile", panels))
+    return plots
+
+
+def _drawn(stem: Path, is_there: bool) -> list[Path]:
+    return [stem.with_name(f"{stem.name}.svg")] if is_there else []
+
+
+def _along(rows: Sequence[Row]) -> list[Panel]:
+    """A panel for each figure, a curve for each contender."""
+    figures = dict.fromkeys(row.figure for row in rows if not row.is_for_plots)
+    return [Panel(figure, _curves([row for row in rows if row.figure == figure])) for figure in figures]
+
+
+def _curves(rows: Sequence[Row]) -> list[Curve]:
+    names = dict.fromkeys(name for row in rows for name in row.values)
+    return [_curve(name, [(float(row.part), value) for row in rows if (value := row.median(name)) is not None]) for name in names]
+
+
+def _curve(label: str, points: Sequence[tuple[float, float]]) -> Curve:
+    return Curve(label, [x for x, _ in points], [y for _, y in points])
+
+
+def _bars(rows: Sequence[Row]) -> Iterable[Bars]:
+    for row in rows:
+        if row.figure.endswith(A_RATE) and len(row.values) > 1:
+            yield Bars(
+                f"{row.what}: {row.figure}", [(name, row.median(name) or 0.0, min(told), max(told)) for name, told in row.values.items()]
+            )
+
+
+def _percentiles(rows: Sequence[Row]) -> Iterable[Panel]:
+    for what, group in groupby((row for row in rows if row.is_for_plots), key=lambda row: row.what):
+        part = list(group)
+        names = [name for name in part[0].values if name == OURS or _is_near(part, name)]
+        points = {name: [(float(row.figure.removeprefix(FOR_PLOTS)), row.median(name) or 0.0) for row in part] for name in names}
+        yield Panel(f"{what}, ms", [_curve(name, points[name]) for name in names])
+
+
+def _is_near(part: Sequence[Row], name: str) -> bool:
+    """Within thirty times ours at the highest percentile: beside others ours would be a line at the bottom."""
+    return (part[-1].median(name) or 0.0) <= 30 * part[-1].ours

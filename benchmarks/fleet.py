@@ -1,0 +1,148 @@
+"""Several worker processes on one server; jobs that sleep, thousands at one time; payloads of all sizes."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from functools import partial
+from typing import Final
+
+from benchmarks.drain import SETTLED_IN, fill_with_notes, until_all_ran
+from benchmarks.loops import run_in_fastest_loop
+from benchmarks.marks import Marks, marks_of
+from benchmarks.options import Options
+from benchmarks.processes import a_worker, cpu_of_family, using
+from benchmarks.report import Measured, Row, in_turn
+from benchmarks.stores import Store
+from benchmarks.tasks import sleep, swallow
+from taskflow import enqueue
+from taskflow.broker.protocol import Broker
+from taskflow.model.ids import parse_id
+
+JOBS: Final = 40_000
+WORKERS: Final = (1, 2, 4, 8)
+
+NAPS: Final = 10_000
+NAP: Final = 1.0
+NAPPERS: Final = 1_000
+"""At one time."""
+
+LONG_NAPS: Final = 10_000
+LONG_NAP: Final = 15.0
+"""Seconds: three beats."""
+
+SIZES: Final = (100, 1_000, 10_000, 100_000, 1_000_000)
+"""Bytes of an argument; with its name it stays below the mebibyte that a payload may have."""
+
+TOO_MUCH: Final = 50_000_000
+"""Bytes of payloads that are queued."""
+
+
+# --- several processes -------------------------------------------------------------------------------------------
+
+
+def workers(store: Store, options: Options) -> list[Row]:
+    rows: list[Row] = []
+    jobs = options.of(JOBS)
+    for processes in WORKERS:
+        what = f"{jobs:,} queued, {processes} worker process{'es' if processes > 1 else ''}"
+        rows += in_turn(what, options.repeats, partial(_by_processes, store, jobs, processes), part=f"{processes}")
+    return rows
+
+
+def _by_processes(store: Store, jobs: int, processes: int) -> Measured:
+    return run_in_fastest_loop(_drained_by(store, jobs, processes))
+
+
+async def _drained_by(store: Store, jobs: int, processes: int) -> Measured:
+    """CPU is that of all workers and of the server, by the job."""
+    with store.start() as server, marks_of(jobs) as marks:
+        async with using(server.url) as broker, AsyncExitStack() as working:
+            pids = [await working.enter_async_context(a_worker(server.url, marks=marks)) for _ in range(processes)]
+            await broker.console.pause("default")
+            await fill_with_notes(jobs)
+            server.rest()
+            await asyncio.sleep(SETTLED_IN)
+            before, cpu = server.cost().cpu, sum(map(cpu_of_family, pids))
+            await broker.console.resume("default")
+            await until_all_ran(marks, jobs)
+            spent, server_spent = sum(map(cpu_of_family, pids)) - cpu, server.cost().cpu - before
+        marks.check()
+    return {"jobs/s": marks.rate, "worker CPU µs/job": 1e6 * spent / jobs, "server CPU µs/job": 1e6 * server_spent / jobs}
+
+
+# --- jobs that sleep -----------------------------------------------------------------------------------------------
+
+
+def sleeping(store: Store, options: Options) -> list[Row]:
+    """How much of the ideal rate is reached; and whether leases are lost when all sleep at one time."""
+    naps, long_naps = options.of(NAPS), options.of(LONG_NAPS)
+    a_second, at_once = partial(_naps, store, naps, NAPPERS, NAP), partial(_naps, store, long_naps, long_naps, LONG_NAP)
+    return [
+        *in_turn(f"{naps:,} sleep a second, {NAPPERS:,} at a time", options.repeats, a_second, part="a second"),
+        *in_turn(f"{long_naps:,} sleep {LONG_NAP:.0f} s, all at once", 1, at_once, part="all at once"),
+    ]
+
+
+def _naps(store: Store, jobs: int, concurrency: int, seconds: float) -> Measured:
+    return run_in_fastest_loop(_slept(store, jobs, concurrency, seconds))
+
+
+async def _slept(store: Store, jobs: int, concurrency: int, seconds: float) -> Measured:
+    """Each job runs once: one whose lease was lost would run again. How long the worker was silent at most tells of its beats."""
+    with store.start() as server, marks_of(jobs) as marks:
+        async with using(server.url) as broker, a_worker(server.url, concurrency, marks=marks):
+            await broker.console.pause("default")
+            handles = await enqueue(sleep.bind(number, seconds) for number in range(jobs))
+            await broker.console.resume("default")
+            longest = await _watched(broker, marks, jobs, seconds)
+            epochs = [record.epoch for record in await broker.read([parse_id(handle.id) for handle in handles[:1_000]]) if record]
+        marks.check()
+    stamps = marks.stamps()
+    ideal = jobs / concurrency * seconds
+    return {
+        "of the ideal rate": ideal / (max(stamps) - min(stamps) + seconds),
+        "longest without a beat, s": longest,
+        "leases lost": float(sum(epoch > 1 for epoch in epochs)),
+    }
+
+
+async def _watched(broker: Broker, marks: Marks, jobs: int, seconds: float) -> float:
+    """Until the last has slept; the longest that a session was seen without a beat."""
+    longest, left = 0.0, seconds + 1.0
+    while left > 0:
+        longest = max([longest, *(session.seconds_since_beat for session in await broker.console.workers())])
+        await asyncio.sleep(0.25)
+        if marks.ran >= jobs:
+            left -= 0.25
+    return longest
+
+
+# --- payloads ------------------------------------------------------------------------------------------------------
+
+
+def payloads(store: Store, options: Options) -> list[Row]:
+    rows: list[Row] = []
+    for size in SIZES:
+        jobs = options.of(min(10_000, TOO_MUCH // size))
+        rows += in_turn(f"{jobs:,} queued with {size:,} bytes", options.repeats, partial(_carried, store, jobs, size), part=f"{size}")
+    return rows
+
+
+def _carried(store: Store, jobs: int, size: int) -> Measured:
+    return run_in_fastest_loop(_carried_by(store, jobs, size))
+
+
+async def _carried_by(store: Store, jobs: int, size: int) -> Measured:
+    with store.start() as server, marks_of(jobs) as marks:
+        async with using(server.url) as broker, a_worker(server.url, marks=marks) as worker:
+            await broker.console.pause("default")
+            data = bytes(size)
+            await enqueue(swallow.bind(number, data) for number in range(jobs))
+            server.rest()
+            cpu, before = cpu_of_family(worker), server.cost().cpu
+            await broker.console.resume("default")
+            await until_all_ran(marks, jobs)
+            spent, server_spent = cpu_of_family(worker) - cpu, server.cost().cpu - before
+        marks.check()
+    return {"jobs/s": marks.rate, "worker CPU µs/job": 1e6 * spent / jobs, "server CPU µs/job": 1e6 * server_spent / jobs}

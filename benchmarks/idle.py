@@ -1,0 +1,51 @@
+"""What workers cost that have nothing to do: what they send to the server, CPU and memory."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from functools import partial
+from typing import Final
+
+from benchmarks.loops import run_in_fastest_loop
+from benchmarks.options import Options
+from benchmarks.peers.rivals import IDLE_CPU, IDLE_MEMORY, IDLE_TRIPS
+from benchmarks.processes import a_worker, cpu_of, memory_of, using
+from benchmarks.report import Measured, Row, in_turn
+from benchmarks.stores import Store
+
+IDLE_FOR: Final = 20.0
+PEERS_IDLE_FOR: Final = 8.0
+SETTLED_IN: Final = 6.0
+FLEET: Final = 4
+
+
+def idleness(store: Store, options: Options) -> list[Row]:
+    """One worker, beside the peers', and a fleet of them."""
+    rows: list[Row] = []
+    for workers in (1, FLEET):
+        rivals = options.peers.idles(store, PEERS_IDLE_FOR) if workers == 1 else []
+        what = f"{workers} idle worker{'s' if workers > 1 else ''}"
+        rows += in_turn(what, options.repeats, partial(_idle, store, workers), None, rivals, part=f"{workers}")
+    return rows
+
+
+def _idle(store: Store, workers: int) -> Measured:
+    return run_in_fastest_loop(_idle_beside(store, workers))
+
+
+async def _idle_beside(store: Store, workers: int) -> Measured:
+    """On Redis what scripts call is counted with what clients send; on Postgres the server's own look is a transaction."""
+    with store.start() as server:
+        async with AsyncExitStack() as stack:
+            async with using(server.url):
+                pids = [await stack.enter_async_context(a_worker(server.url)) for _ in range(workers)]
+            await asyncio.sleep(SETTLED_IN)
+            told, spent, cpu = server.sent(), server.cost().cpu, sum(map(cpu_of, pids))
+            await asyncio.sleep(IDLE_FOR)
+            return {
+                IDLE_TRIPS[store.name]: (server.sent() - told) / IDLE_FOR,
+                IDLE_CPU: 100 * (sum(map(cpu_of, pids)) - cpu) / IDLE_FOR / workers,
+                IDLE_MEMORY: sum(map(memory_of, pids)) / workers,
+                "CPU of the server, %": 100 * (server.cost().cpu - spent) / IDLE_FOR,
+            }

@@ -1,0 +1,40 @@
+// BullMQ: jobs and what ended are kept or dropped as its documentation advises for many jobs.
+import { Queue, QueueEvents, Worker } from "bullmq";
+import { Redis } from "ioredis";
+import { run } from "./contract.mjs";
+
+const connection = new Redis(process.env.PEER_URL, { maxRetriesPerRequest: null });
+const dropped = { removeOnComplete: { age: 300, count: 100000 }, removeOnFail: 1000 };
+
+async function sending() {
+  const queue = new Queue("benchmark", { connection, defaultJobOptions: dropped });
+  await queue.waitUntilReady();
+  let events;
+  const listening = async () => {
+    events ??= new QueueEvents("benchmark", { connection });
+    await events.waitUntilReady();
+    return events;
+  };
+  return {
+    send: (number) => queue.add("note", { number }),
+    sendMany: (numbers) => queue.addBulk(numbers.map((number) => ({ name: "note", data: { number } }))),
+    ask: async (number) => {
+      const told = await listening();
+      const job = await queue.add("note", { number });
+      return job.waitUntilFinished(told, 10000);
+    },
+    sendAt: (number, instant) => queue.add("note", { number }, { delay: Math.max(0, Math.round(1000 * instant - Date.now())) }),
+  };
+}
+
+async function work(concurrency) {
+  const { mark, writeOut } = await import("./marks.mjs");
+  const worker = new Worker("benchmark", async (job) => mark(job.data.number), { connection, concurrency });
+  process.once("SIGTERM", async () => {
+    await worker.close();
+    writeOut();
+    process.exit(0);
+  });
+}
+
+await run({ sending, work });

@@ -1,0 +1,244 @@
+"""A peer at work on a server of its own: its program is started, watched, and ended whatever becomes of it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Final
+
+from benchmarks.marks import VARIABLE, Marks, marks_of
+from benchmarks.peers.catalogue import Peer
+from benchmarks.peers.environments import HERE, node_folder_of, python_of
+from benchmarks.processes import ROOT, cpu_of_session, memory_of_session
+from benchmarks.report import ContenderFailed
+from benchmarks.stores import Server, Store
+
+CANNOT: Final = 3
+TO_BEGIN: Final = 30.0
+TO_END: Final = 3.0
+LOOK_EVERY: Final = 0.01
+WARM_UP: Final = 8
+MOST_SAID: Final = 100_000
+
+TO_REST: Final = 4.0
+
+SETTLED_IN: Final = 0.3
+"""Seconds in which the last jobs are settled, and what that costs has shown."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A peer, a server that is running, and the environment that its program has."""
+
+    peer: Peer
+    server: Server
+    command: Sequence[str]
+    environment: Mapping[str, str]
+
+    def tell(self, *arguments: object, within: float) -> Any:
+        """What the program answers to a verb; ContenderFailed when it fails, cannot, or takes longer."""
+        try:
+            done = subprocess.run(
+                [*self.command, *map(str, arguments)], cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=within
+            )
+        except subprocess.TimeoutExpired as error:
+            raise ContenderFailed(f"its `{arguments[0]}` took more than {within:.0f} s") from error
+        if done.returncode == CANNOT:
+            raise ContenderFailed(_last_line(done.stderr))
+        if done.returncode:
+            raise ContenderFailed(f"its `{arguments[0]}` failed: {_last_line(done.stderr)}")
+        return json.loads(done.stdout.splitlines()[-1])
+
+    @contextmanager
+    def at_work(self, concurrency: int) -> Iterator[Worker]:
+        """A worker process, ended with all its children."""
+        with tempfile.TemporaryFile("a+b") as told:
+            process = subprocess.Popen(
+                [*self.command, "work", str(concurrency)],
+                cwd=ROOT,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=told,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            try:
+                yield Worker(process, told)
+            finally:
+                _end(process)
+
+
+@dataclass(frozen=True)
+class Worker:
+    process: subprocess.Popen[bytes]
+    told: IO[bytes]
+
+    def said(self) -> str:
+        """All of it, without moving where it writes."""
+        return os.pread(self.told.fileno(), MOST_SAID, 0).decode(errors="replace")
+
+    @property
+    def cpu(self) -> float:
+        return cpu_of_session(self.process.pid)
+
+    def wait_for(self, condition: Callable[[], bool], what: str, within: float) -> None:
+        """ContenderFailed when the worker ends, or too much time goes by."""
+        give_up_at = time.monotonic() + within
+        while not condition():
+            if self.process.poll() is not None:
+                raise ContenderFailed(f"its worker ended with {self.process.returncode}: {_last_line(self.said())}")
+            if time.monotonic() > give_up_at:
+                raise ContenderFailed(f"{what} within {within:.0f} s")
+            time.sleep(LOOK_EVERY)
+
+
+@contextmanager
+def a_bench(peer: Peer, store: Store, cache: Path, marks: Marks) -> Iterator[Bench]:
+    """With the peer's tables made."""
+    with store.start() as server:
+        environment = {
+            **os.environ,
+            VARIABLE: str(marks.path),
+            "PEER_URL": server.dsn,
+            "PEER_VARIANT": peer.variant,
+            "PYTHONPATH": str(ROOT),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+        bench = Bench(peer, server, command_of(peer, cache), environment)
+        bench.tell("set-up", within=TO_BEGIN)
+        yield bench
+
+
+def command_of(peer: Peer, cache: Path) -> list[str]:
+    """Makes its environment where that has not been done."""
+    if peer.in_node:
+        folder = node_folder_of(peer.program, cache)
+        for file in (HERE / "node" / peer.program / "peer.mjs", HERE / "node" / "contract.mjs", HERE / "node" / "marks.mjs"):
+            shutil.copy(file, folder)  # modules are looked for beside the program
+        return ["node", str(folder / "peer.mjs")]
+    return [str(python_of(peer.program, cache, peer.python)), "-m", f"benchmarks.peers.programs.with_{peer.program}"]
+
+
+@contextmanager
+def marked_bench(peer: Peer, store: Store, cache: Path, jobs: int) -> Iterator[tuple[Bench, Marks]]:
+    with marks_of(jobs) as marks, a_bench(peer, store, cache, marks) as bench:
+        yield bench, marks
+
+
+def drain(peer: Peer, store: Store, cache: Path, jobs: int, concurrency: int, within: float = 60.0) -> Mapping[str, float]:
+    """Its worker drains what is queued. The rate is that between the first job's first line and the last one's."""
+    with marked_bench(peer, store, cache, jobs) as (bench, marks):
+        bench.tell("fill", jobs, within=within)
+        bench.server.rest()
+        with bench.at_work(concurrency) as worker:
+            worker.wait_for(lambda: marks.ran > 0, "its worker began no job", TO_BEGIN)
+            cpu, server, done = worker.cpu, bench.server.cost().cpu, marks.ran
+            worker.wait_for(lambda: marks.ran >= jobs, "its worker did not run all jobs", within)
+            time.sleep(SETTLED_IN)
+            spent, server_spent, left = worker.cpu - cpu, bench.server.cost().cpu - server, jobs - done
+        marks.check()
+        figures = {"jobs/s": marks.rate}
+    if left < jobs / 2:
+        return figures  # it has done most before anybody looked: its CPU is not known
+    return {**figures, "worker CPU µs/job": 1e6 * spent / left, "server CPU µs/job": 1e6 * server_spent / left}
+
+
+def fill(peer: Peer, store: Store, cache: Path, jobs: int) -> Mapping[str, float]:
+    """In bulk, as quickly as it can."""
+    with marked_bench(peer, store, cache, jobs) as (bench, _):
+        return _floats(bench.tell("fill", jobs, within=60.0))
+
+
+def send_by_callers(peer: Peer, store: Store, cache: Path, jobs: int, callers: int) -> Mapping[str, float]:
+    with marked_bench(peer, store, cache, jobs) as (bench, _):
+        return _floats(bench.tell("callers", jobs, callers, within=60.0))
+
+
+def start_one_by_one(peer: Peer, store: Store, cache: Path, jobs: int, every: float) -> list[float]:
+    """Seconds from just before it is sent to the first line of each, on an idle worker."""
+    with marked_bench(peer, store, cache, jobs + WARM_UP) as (bench, marks), bench.at_work(peer.concurrency) as worker:
+        _warm_up(bench, worker, marks)
+        began = bench.tell("one-by-one", jobs, every, within=jobs * (every + 0.1) + TO_BEGIN)
+        worker.wait_for(lambda: marks.ran >= jobs, "its worker did not run all jobs", TO_BEGIN)
+        return [start - begin for start, begin in zip(marks.stamps(), began, strict=False)]
+
+
+def launch(peer: Peer, store: Store, cache: Path) -> float:
+    """Seconds from the launch of its worker to the first line of a job that has waited for it."""
+    with marked_bench(peer, store, cache, WARM_UP) as (bench, marks):
+        bench.tell("fill", WARM_UP, within=TO_BEGIN)
+        began = time.monotonic()
+        with bench.at_work(peer.concurrency) as worker:
+            worker.wait_for(lambda: marks.ran > 0, "its worker began no job", TO_BEGIN)
+            return min(filter(None, marks.stamps())) - began
+
+
+def idle(peer: Peer, store: Store, cache: Path, seconds: float) -> tuple[float, float, float]:
+    """What a worker that has nothing to do costs: commands or transactions, its CPU seconds, its MB of memory."""
+    with marked_bench(peer, store, cache, WARM_UP) as (bench, marks), bench.at_work(peer.concurrency) as worker:
+        _warm_up(bench, worker, marks)
+        time.sleep(TO_REST)
+        before, cpu = bench.server.told(), worker.cpu
+        time.sleep(seconds)
+        return bench.server.told() - before, worker.cpu - cpu, memory_of_session(worker.process.pid)
+
+
+def ask(peer: Peer, store: Store, cache: Path, jobs: int, waiters: int, within: float = 45.0) -> tuple[float, list[float]]:
+    """Seconds of all, and of each round trip: it is sent, run, and its result is there."""
+    with marked_bench(peer, store, cache, jobs + WARM_UP) as (bench, marks), bench.at_work(peer.concurrency) as worker:
+        _warm_up(bench, worker, marks)
+        told = bench.tell("ask", jobs, waiters, within=within)
+        return float(told["all"]), list(told["each"])
+
+
+def plan(peer: Peer, store: Store, cache: Path, instants: Callable[[], Sequence[float]], within: float = 30.0) -> list[float]:
+    """Seconds from the planned instant to the first line of each; what began early is below zero."""
+    jobs = len(instants())
+    with marked_bench(peer, store, cache, jobs + WARM_UP) as (bench, marks), bench.at_work(peer.concurrency) as worker:
+        _warm_up(bench, worker, marks)
+        planned = instants()
+        bench.tell("plan", json.dumps(planned), within=within)
+        worker.wait_for(lambda: all(marks.stamps()[:jobs]), "its worker did not run all jobs", within)
+        since_1970 = time.time() - time.monotonic()
+        return [start + since_1970 - instant for start, instant in zip(marks.stamps(), planned, strict=False)]
+
+
+def _warm_up(bench: Bench, worker: Worker, marks: Marks) -> None:
+    """The worker has run jobs before anything is measured; their numbers are used again."""
+    bench.tell("fill", WARM_UP, within=TO_BEGIN)
+    worker.wait_for(lambda: marks.ran >= WARM_UP, "its worker began no job", TO_BEGIN)
+    time.sleep(SETTLED_IN)
+    marks.clear()
+
+
+def _floats(told: Mapping[str, float]) -> Mapping[str, float]:
+    return {name: float(value) for name, value in told.items()}
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Asked first, then killed, and its children with it."""
+    for number, patience in ((signal.SIGTERM, TO_END), (signal.SIGKILL, TO_END)):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(patience)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _last_line(text: str) -> str:
+    """That which says what went wrong: the last one that names an error, or the last one."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
+    return (named or lines or ["without a word"])[-1][:200]

@@ -1,0 +1,80 @@
+"""How soon a worker process works: from its launch to the first job's first line, beside the import of its driver."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Final
+
+from benchmarks.loops import run_in_fastest_loop
+from benchmarks.marks import A_DOUBLE, environment_of, marks_of
+from benchmarks.options import Options
+from benchmarks.processes import ROOT, using
+from benchmarks.report import Measured, Row, in_turn
+from benchmarks.stores import Store
+from benchmarks.tasks import note
+from taskflow import enqueue
+
+DRIVERS: Final = {"redis": "redis.asyncio", "postgres": "asyncpg"}
+PATIENCE: Final = 30.0
+
+
+def starts(store: Store, options: Options) -> list[Row]:
+    """Beside: `python -c "import DRIVER"`, which no worker can do without."""
+    driver = DRIVERS[store.name]
+    bare = partial(_ran, [sys.executable, "-c", f"import {driver}"])
+    return in_turn(
+        f"launch to first job (beside: import {driver})",
+        options.repeats,
+        partial(_first_job, store),
+        bare,
+        options.peers.launches(store),
+        part="start",
+    )
+
+
+def commands(options: Options) -> list[Row]:
+    """Beside: an interpreter that does nothing."""
+    bare = partial(_ran, [sys.executable, "-c", "pass"])
+    return [
+        *in_turn("taskflow --help", options.repeats, partial(_ran, [sys.executable, "-m", "taskflow", "--help"]), bare, part="help"),
+        *in_turn("import taskflow", options.repeats, partial(_ran, [sys.executable, "-c", "import taskflow"]), bare, part="import"),
+    ]
+
+
+def _ran(command: Sequence[str]) -> Measured:
+    began = time.perf_counter()
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=PATIENCE)
+    return {"s": time.perf_counter() - began}
+
+
+def _first_job(store: Store) -> Measured:
+    with store.start() as server, marks_of(A_DOUBLE) as marks:
+        run_in_fastest_loop(_queue_one(server.url))
+        command = [sys.executable, "-m", "taskflow", "worker", "benchmarks.tasks", "--broker", server.url, "--log-level", "warning"]
+        with _launched(command, environment_of(marks)) as began:
+            give_up_at = began + PATIENCE
+            while not marks.ran and time.monotonic() < give_up_at:
+                time.sleep(0.001)
+        return {"s": max(marks.stamps()) - began}
+
+
+async def _queue_one(url: str) -> None:
+    async with using(url):
+        await enqueue([note.bind(0)])
+
+
+@contextmanager
+def _launched(command: Sequence[str], environment: dict[str, str]) -> Iterator[float]:
+    """The instant just before."""
+    began = time.monotonic()
+    process = subprocess.Popen(command, cwd=ROOT, env=environment)
+    try:
+        yield began
+    finally:
+        process.terminate()
+        process.wait(PATIENCE)

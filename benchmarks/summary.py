@@ -1,0 +1,80 @@
+"""What was aimed at, what was measured, and whether the one reaches the other: the table of targets and the digest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from benchmarks.kept import Kept
+from benchmarks.peers.catalogue import PEERS, Peer
+from benchmarks.report import figure_text
+from benchmarks.targets import CHECKS, Check, Verdict
+
+AllKept = Mapping[str, Kept]
+
+DIGEST: Sequence[str] = ("T1", "T2", "T3", "T8", "T9", "T11", "T12", "T13", "T14")
+
+
+def targets_table(kept: AllKept) -> str:
+    """A line for each check of each target; those that were not measured say so."""
+    lines = ["| target | wanted | measured | bare loop, ratio | best peer, ratio | |", "| :--- | :--- | ---: | ---: | ---: | :--- |"]
+    lines += [_line(f"{check.target} {check.what}", check, check.judge(kept)) for check in CHECKS]
+    return "\n".join([_conditions(kept), "", *lines])
+
+
+def digest(kept: AllKept) -> str:
+    """About ten lines, for who decides whether to read on."""
+    heading = ["| | taskflow | bare loop, ratio | best peer, ratio |", "| :--- | ---: | ---: | ---: |"]
+    firsts = [next(check for check in CHECKS if check.target == name) for name in DIGEST]
+    judged = [(check, verdict) for check in firsts if (verdict := check.judge(kept)) is not None]
+    lines = [f"| {check.what} | {_measured(check, verdict)} | {_bare(verdict)} | {_peer(verdict)} |" for check, verdict in judged]
+    return "\n".join([_conditions(kept), "", *heading, *lines])
+
+
+def peers_table() -> str:
+    """What runs beside ours, and what it does not do."""
+    heading = ["| peer | on | jobs at a time | has not | jobs of a killed worker |", "| :--- | :--- | ---: | :--- | :--- |"]
+    lines = [f"| {_named(peer)} | {peer.store} | {_at_a_time(peer)} | {peer.lacks} | {peer.killed} |" for peer in PEERS]
+    return "\n".join([*heading, *lines])
+
+
+def _named(peer: Peer) -> str:
+    return f"{peer.name} {peer.version}"
+
+
+def _at_a_time(peer: Peer) -> str:
+    return f"{peer.concurrency} threads" if peer.in_threads else f"{peer.concurrency}"
+
+
+def _line(name: str, check: Check, verdict: Verdict | None) -> str:
+    if verdict is None:
+        return f"| {name} | {check.wanted} | not measured | | | |"
+    outcome = "held" if verdict.is_held else "**missed**"
+    return f"| {name} | {check.wanted} | {_measured(check, verdict)} | {_bare(verdict)} | {_peer(verdict)} | {outcome} |"
+
+
+def _measured(check: Check, verdict: Verdict) -> str:
+    return f"{figure_text(verdict.value)} {check.unit}".rstrip()
+
+
+def _bare(verdict: Verdict) -> str:
+    return "" if verdict.bare is None else f"{figure_text(verdict.bare)}, {verdict.value / verdict.bare:.2f}"
+
+
+def _peer(verdict: Verdict) -> str:
+    if verdict.peer is None:
+        return ""
+    name, value = verdict.peer
+    return f"{name} {figure_text(value)}, {verdict.value / value:.2f}"
+
+
+def _conditions(kept: AllKept) -> str:
+    """Of all that was measured; where they differ, each of them."""
+    found: dict[str, list[str]] = {}
+    for one in kept.values():
+        for key in ("commit", "date", "machine", "Python", "server", "libraries"):
+            if (told := one.conditions.get(key)) and told not in found.setdefault(key, []):
+                found[key].append(told)
+    if dates := found.get("date"):
+        found["date"] = [min(dates), max(dates)] if len(dates) > 1 else dates
+    joined = {key: (" to " if key == "date" else ", ").join(told) for key, told in found.items()}
+    return "; ".join(f"{key} {told}" for key, told in joined.items()) + "."

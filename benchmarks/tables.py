@@ -1,0 +1,59 @@
+"""Markdown tables of rows: a table for each part, a line for each contender, medians with least and most."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+
+from benchmarks.report import OURS, Row, figure_text
+
+
+def tables(rows: Sequence[Row]) -> str:
+    rows = [row for row in rows if not row.is_for_plots]
+    parts = [list(group) for _, group in groupby(rows, key=lambda row: row.part)]
+    if all(len(part) == 1 for part in parts) and len({row.figure for row in rows}) == 1:
+        return _one_figure(rows)
+    return "\n\n".join(_a_part(part) for part in parts)
+
+
+def _a_part(rows: Sequence[Row]) -> str:
+    """The last column says how many times the contender's first figure ours is."""
+    first = rows[0]
+    names = list(dict.fromkeys(name for row in rows for name in row.values))
+    headings = [first.what, *(row.figure for row in rows), f"taskflow's {first.figure} by its"]
+    lines = [[_name(name), *(_cell(row, name) for row in rows), _ratio(first, name)] for name in names]
+    return "\n".join([_markdown(headings, lines), *_failures(first)])
+
+
+def _one_figure(rows: Sequence[Row]) -> str:
+    names = list(dict.fromkeys(name for row in rows for name in row.values))
+    headings = [rows[0].figure or "figure", *names, *(f"taskflow by {name}" for name in names[1:])]
+    lines = [[row.what, *(_cell(row, name) for name in names), *(_ratio(row, name) for name in names[1:])] for row in rows]
+    return "\n".join([_markdown(headings, lines), *(line for row in rows for line in _failures(row))])
+
+
+def _failures(row: Row) -> list[str]:
+    return [f"\n{name} gave no figure: {why}." for name, why in row.failures.items()]
+
+
+def _name(name: str) -> str:
+    return f"**{name}**" if name == OURS else name
+
+
+def _cell(row: Row, name: str) -> str:
+    values = row.values.get(name)
+    if not values:
+        return ""
+    median = figure_text(statistics.median(values))
+    return median if len(values) == 1 else f"{median} ({figure_text(min(values))}–{figure_text(max(values))})"  # noqa: RUF001 - a span
+
+
+def _ratio(row: Row, name: str) -> str:
+    ours, theirs = row.median(OURS), row.median(name)
+    return "" if name == OURS or ours is None or not theirs else f"{ours / theirs:.2f}"
+
+
+def _markdown(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    sides = [":---", *["---:"] * (len(headings) - 1)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (headings, sides, *lines))

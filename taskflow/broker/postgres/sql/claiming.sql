@@ -1,0 +1,166 @@
+-- Leases ready jobs to a session, and says what a worker needs to run them; an error of the class TF001 when the session is lost. Numbered in
+-- the order of the claim, and given in any. Its plans are made once: where a parameter is an array they would be made anew at each call.
+CREATE FUNCTION @.lease(wall bigint, steady bigint, of_session bytea, of_request bigint, queues text[], most integer)
+RETURNS TABLE (
+    id bytea, number integer, epoch integer, created_at bigint, failures integer, crashes integer, snoozes integer, hand_backs integer,
+    parked_for bigint, priority smallint, queue text, job text, key bytea, payload bytea, extras bytea
+)
+LANGUAGE plpgsql SET lock_timeout = '3s' SET plan_cache_mode = force_generic_plan SET jit = off
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET enable_memoize = off AS $$
+#variable_conflict use_column
+DECLARE
+    now_at bigint := @.wall(wall);
+    s @.sessions;
+    newest @.requests;
+    picked record;
+BEGIN
+    SELECT * INTO s FROM @.sessions WHERE id = of_session FOR UPDATE;
+    IF s.id IS NULL OR s.dead_at IS NOT NULL THEN
+        RAISE EXCEPTION 'the session is lost' USING ERRCODE = 'TF001';
+    END IF;
+    SELECT * INTO newest FROM @.requests WHERE session = of_session ORDER BY request DESC LIMIT 1;
+    IF of_request <= newest.request THEN
+        RETURN QUERY SELECT id, number, epoch, created_at, failures, crashes, snoozes, hand_backs, now_at - parked_at, priority, queue, job, key,
+            payload, extras
+        FROM @.jobs WHERE session = of_session AND request = of_request AND status = S.RUNNING AND of_request = newest.request;
+        RETURN;
+    END IF;
+    SELECT * INTO picked FROM @.pick(queues, @.first_queue(queues, of_request, newest.ended_in, now_at), most, now_at);
+    INSERT INTO @.requests (session, request, ended_in) VALUES (of_session, of_request, coalesce(picked.last_queue, newest.ended_in));
+    RETURN QUERY
+    WITH leased AS (
+        UPDATE @.jobs SET
+            status = S.RUNNING, epoch = epoch + 1, session = of_session, request = of_request, number = place - 1, claimed_at = now_at,
+            claimed_steady = coalesce(steady, now_at), worker = convert_to(s.name, 'UTF8'), started_at = NULL, progress = NULL,
+            waiting_for = NULL
+        FROM unnest(picked.tids) WITH ORDINALITY AS of_those (tid, place)
+        WHERE jobs.ctid = of_those.tid
+        RETURNING jobs.id, jobs.number, jobs.epoch, jobs.created_at, jobs.failures, jobs.crashes, jobs.snoozes, jobs.hand_backs,
+            now_at - jobs.parked_at, jobs.priority, jobs.queue, jobs.job, jobs.key, jobs.payload, jobs.extras
+    ), counted AS (
+        INSERT INTO @.tally (queue, event, before, after, n)
+        SELECT queue, E.CLAIM, S.READY, S.RUNNING, count(*) FROM leased GROUP BY queue
+    )
+    SELECT * FROM leased;
+    IF picked.first_queue IS NOT NULL THEN
+        PERFORM @.raise_to_first(picked.first_queue, picked.first_rank, now_at);
+        IF (picked.last_queue, picked.last_rank) <> (picked.first_queue, picked.first_rank) THEN
+            PERFORM @.raise_to_first(picked.last_queue, picked.last_rank, now_at);
+        END IF;
+    END IF;
+END
+$$;
+
+-- As workers ask that know version 2 of the schema: the whole rows.
+CREATE FUNCTION @.claim(wall bigint, steady bigint, of_session bytea, of_request bigint, queues text[], most integer) RETURNS SETOF @.jobs
+LANGUAGE plpgsql SET lock_timeout = '3s' AS $$
+#variable_conflict use_column
+BEGIN
+    PERFORM @.lease(wall, steady, of_session, of_request, queues, most);
+    RETURN QUERY SELECT * FROM @.jobs WHERE session = of_session AND request = of_request AND status = S.RUNNING;
+END
+$$;
+
+-- Locks the rows of ready jobs that are to be run next: where they are, and the first and the last place that they are of. Of the named queues
+-- in their order, or of all from `start` on, round and round; each queue's priorities from the highest. Each place is
+-- looked at only when those before it were not enough: all is joined by nested loops, whose order is that of the text.
+CREATE FUNCTION @.pick(
+    queues text[], start text, most integer, now_at bigint,
+    OUT tids tid[], OUT first_queue text, OUT first_rank integer, OUT last_queue text, OUT last_rank integer
+) LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+BEGIN
+    WITH RECURSIVE later AS (
+        (SELECT queue FROM @.marks WHERE kind = 'ready' AND queue >= start AND cardinality(queues) = 0 ORDER BY kind, queue LIMIT 1)
+        UNION ALL
+        SELECT next.* FROM later CROSS JOIN LATERAL (
+            SELECT queue FROM @.marks WHERE kind = 'ready' AND marks.queue > later.queue ORDER BY kind, marks.queue LIMIT 1
+        ) AS next
+    ), earlier AS (
+        (SELECT queue FROM @.marks WHERE kind = 'ready' AND queue < start AND cardinality(queues) = 0 ORDER BY kind, queue LIMIT 1)
+        UNION ALL
+        SELECT next.* FROM earlier CROSS JOIN LATERAL (
+            SELECT queue FROM @.marks WHERE kind = 'ready' AND marks.queue > earlier.queue AND marks.queue < start
+            ORDER BY kind, marks.queue LIMIT 1
+        ) AS next
+    ), picked AS (
+        SELECT ready.tid, place.queue, place.rank
+        FROM (SELECT unnest(queues) UNION ALL SELECT queue FROM later UNION ALL SELECT queue FROM earlier) AS wanted (queue)
+        CROSS JOIN LATERAL (
+            WITH RECURSIVE step AS (
+                (SELECT * FROM @.marks WHERE kind = 'ready' AND queue = wanted.queue ORDER BY kind, queue, rank, n DESC LIMIT 1)
+                UNION ALL
+                SELECT next.* FROM step CROSS JOIN LATERAL (
+                    SELECT * FROM @.marks WHERE kind = 'ready' AND marks.queue = wanted.queue AND marks.rank > step.rank
+                    ORDER BY kind, marks.queue, marks.rank, marks.n DESC LIMIT 1
+                ) AS next
+            )
+            SELECT queue, rank, CASE WHEN @.is_believed(set_at, now_at) THEN at ELSE 0 END AS at, seq FROM step
+            WHERE NOT EXISTS (SELECT 1 FROM @.paused WHERE paused.queue = wanted.queue)
+        ) AS place
+        CROSS JOIN LATERAL (
+            SELECT ctid AS tid FROM @.jobs
+            WHERE status = S.READY AND jobs.queue = place.queue AND priority = -place.rank AND (due_at, jobs.seq) >= (place.at, place.seq)
+                AND (expires_at IS NULL OR expires_at > now_at)
+            ORDER BY due_at, jobs.seq LIMIT most FOR UPDATE SKIP LOCKED
+        ) AS ready
+        LIMIT most
+    )
+    SELECT array_agg(tid), (array_agg(queue))[1], (array_agg(rank))[1], (array_agg(queue))[count(*)], (array_agg(rank))[count(*)]
+    INTO tids, first_queue, first_rank, last_queue, last_rank FROM picked;
+END
+$$;
+
+-- The queue with which a claim of any begins: another one at each request, by its number, while few have something ready; of more, the one
+-- that follows the last job of the session's last claim.
+CREATE FUNCTION @.first_queue(queues text[], turn bigint, ended_in text, now_at bigint) RETURNS text LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    live text[];
+    number bigint;
+BEGIN
+    IF cardinality(queues) > 0 THEN
+        RETURN '';
+    END IF;
+    WITH RECURSIVE step AS (
+        (SELECT * FROM @.marks WHERE kind = 'ready' ORDER BY kind, queue, rank, n DESC LIMIT 1)
+        UNION ALL
+        SELECT next.* FROM step CROSS JOIN LATERAL (
+            SELECT * FROM @.marks WHERE kind = 'ready' AND (marks.queue, marks.rank) > (step.queue, step.rank)
+            ORDER BY kind, marks.queue, marks.rank, marks.n DESC LIMIT 1
+        ) AS next
+    ), first AS (
+        SELECT * FROM step LIMIT 17
+    ), ready AS (
+        SELECT DISTINCT queue FROM first
+        WHERE NOT EXISTS (SELECT 1 FROM @.paused WHERE paused.queue = first.queue) AND EXISTS (
+            SELECT 1 FROM @.jobs
+            WHERE status = S.READY AND jobs.queue = first.queue AND priority = -first.rank
+                AND (due_at, jobs.seq) >= (CASE WHEN @.is_believed(set_at, now_at) THEN first.at ELSE 0 END, first.seq)
+            OFFSET 0 -- one step in the index for each, not a join
+        )
+    )
+    SELECT array_agg(queue ORDER BY queue), (SELECT count(*) FROM first) INTO live, number FROM ready;
+    IF number > 16 THEN
+        RETURN coalesce(ended_in || '!', ''); -- before every name that begins with that one
+    END IF;
+    RETURN coalesce(live[1 + turn % cardinality(live)], '');
+END
+$$;
+
+-- Raises a place's mark to the first job that is ready still, whoever has locked it: it may remain so.
+CREATE FUNCTION @.raise_to_first(of_queue text, of_rank integer, now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    m @.marks := @.mark('ready', of_queue, of_rank, now_at);
+    first record;
+BEGIN
+    IF NOT @.may_raise(m, now_at) THEN
+        RETURN;
+    END IF;
+    SELECT due_at, seq INTO first FROM @.jobs
+    WHERE status = S.READY AND queue = of_queue AND priority = -of_rank AND (due_at, seq) >= (m.at, m.seq)
+    ORDER BY due_at, seq LIMIT 1;
+    PERFORM @.raise(m, coalesce(first.due_at, now_at), coalesce(first.seq, 0), now_at);
+END
+$$;

@@ -1,0 +1,115 @@
+"""A peer's program is told what to do, its answer is taken, and it is ended whatever becomes of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from benchmarks.marks import VARIABLE, Marks, environment_of, marks_of
+from benchmarks.peers.catalogue import PEERS
+from benchmarks.peers.runs import Bench
+from benchmarks.report import ContenderFailed
+from benchmarks.stores import Server
+
+ROOT = Path(__file__).parents[2]
+
+PROGRAM = """
+import asyncio, signal, subprocess, sys, time
+from contextlib import asynccontextmanager
+from benchmarks.marks import mark
+from benchmarks.peers.programs.contract import Sending, run_async
+
+class Peer(Sending):
+    async def send(self, number):
+        mark(number)
+
+    async def ask(self, number):
+        mark(number)
+        await asyncio.sleep(0)
+
+@asynccontextmanager
+async def sending():
+    yield Peer()
+
+def work(concurrency):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    print(child.pid, flush=True)
+    if concurrency == 1:
+        raise SystemExit("RuntimeError: it has no store")
+    time.sleep(600)
+
+run_async(sending, work)
+"""
+
+
+@pytest.fixture
+def a_bench(tmp_path: Path) -> Callable[[Marks], Bench]:
+    """Of a peer whose worker ends by SIGKILL alone and has a child; it needs no store."""
+    program = tmp_path / "peer.py"
+    program.write_text(PROGRAM)
+
+    def bench(marks: Marks) -> Bench:
+        environment = {**environment_of(marks), "PYTHONPATH": str(ROOT)}
+        return Bench(PEERS[0], cast("Server", None), [sys.executable, str(program)], environment)
+
+    return bench
+
+
+@pytest.mark.parametrize(("verb", "more"), [("fill", ()), ("callers", (3,)), ("one-by-one", (0.0,)), ("ask", (3,))])
+def test_each_verb_sends_each_job_once(a_bench: Callable[[Marks], Bench], verb: str, more: tuple[float, ...]) -> None:
+    with marks_of(1_008) as marks:
+        told = a_bench(marks).tell(verb, 1_008, *more, within=60.0)
+
+        marks.check()
+    if verb in ("fill", "callers"):
+        assert told.keys() == {"jobs/s", "CPU µs/job"}
+    elif verb == "one-by-one":
+        assert told == sorted(told)
+        assert len(told) == 1_008
+    else:
+        assert len(told["each"]) == 1_008
+
+
+def test_what_a_peer_cannot_do_is_told(a_bench: Callable[[Marks], Bench]) -> None:
+    with marks_of(8) as marks, pytest.raises(ContenderFailed, match=r"^it cannot plan a job$"):
+        a_bench(marks).tell("plan", json.dumps([time.time()]), within=60.0)
+
+
+def test_a_verb_that_takes_too_long_is_a_failure(a_bench: Callable[[Marks], Bench]) -> None:
+    with marks_of(8) as marks, pytest.raises(ContenderFailed, match="its `one-by-one` took more than 1 s"):
+        a_bench(marks).tell("one-by-one", 8, 600.0, within=1.0)
+
+
+def test_a_worker_is_ended_with_its_children_even_if_it_hears_no_signal(
+    a_bench: Callable[[Marks], Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.peers.runs.TO_END", 0.2)
+    with marks_of(8) as marks, a_bench(marks).at_work(100) as worker:
+        worker.wait_for(lambda: worker.said().endswith("\n"), "it started no child", 60.0)
+        child = os.pidfd_open(int(worker.said()))
+
+    assert worker.process.returncode == -9
+    ended, _, _ = select.select([child], [], [], 60.0)
+    os.close(child)
+    assert ended
+
+
+def test_a_worker_that_ends_by_itself_is_a_failure_with_its_last_word(a_bench: Callable[[Marks], Bench]) -> None:
+    with marks_of(8) as marks, a_bench(marks).at_work(1) as worker, pytest.raises(ContenderFailed, match="RuntimeError: it has no store"):
+        worker.wait_for(lambda: False, "its worker began no job", 60.0)
+
+
+def test_a_program_asks_for_nothing_but_its_environment() -> None:
+    """It must run where taskflow's own dependencies are not installed."""
+    command = [sys.executable, "-S", "-c", "import benchmarks.peers.programs.contract, benchmarks.marks"]
+    subprocess.run(command, cwd=ROOT, env={VARIABLE: "", "PATH": os.environ["PATH"]}, check=True)

@@ -1,0 +1,50 @@
+"""A client of the versions of the schema before this one: it calls the verbs that have others beside them now."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from taskflow.broker.postgres import PostgresBroker, packing
+from taskflow.model.clock import to_seconds
+from taskflow.model.envelope import ClaimId, Envelope, Lease, unpack_extras
+from taskflow.model.verdict import Settled, Settlement
+
+
+class BrokerOfBefore(PostgresBroker):
+    """It has looked at the schema, and knows nothing of another. It takes whole rows for leases, and settles all alike."""
+
+    def __init__(self, like: PostgresBroker) -> None:
+        super().__init__(like.server)
+        self._is_prepared = True
+
+    async def claim(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
+        rows = await self.call("claim", *self.times(), session, request, list(queues), limit)
+        rows.sort(key=lambda row: row["number"])
+        return [lease_of(row) for row in rows]
+
+    async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
+        if not settlements:
+            return []
+        row = await self.call_one("settle", self.wall(), *packing.settlement_columns(settlements))
+        return [Settled.OK if is_ok else Settled.STALE for is_ok in row["answers"]]
+
+
+def lease_of(row: Any) -> Lease:
+    names = ("created_at", "failures", "crashes", "snoozes", "hand_backs")
+    parked_at = row["parked_at"]
+    return Lease(
+        envelope=Envelope(
+            id=row["id"],
+            job=row["job"],
+            payload=row["payload"] or b"",
+            queue=row["queue"],
+            priority=row["priority"],
+            key=row["key"],
+            **unpack_extras(row["extras"]),
+        ),
+        epoch=row["epoch"],
+        claim=ClaimId(row["session"], row["request"], row["number"]),
+        parked_for=0.0 if parked_at is None else to_seconds(row["claimed_at"] - parked_at),
+        **{name: row[name] for name in names},
+    )
