@@ -47,6 +47,10 @@ class Proxied(Outage):
 
     _proxy: Proxy
 
+    def cut(self) -> None:
+        """Every connection that there is. New ones are accepted."""
+        self._proxy.cut_all()
+
     def go_away(self) -> None:
         self._proxy.refuse()
         self._proxy.cut_all()

@@ -83,6 +83,17 @@ class Bench:
             await asyncio.to_thread(self.outage.come_back)
             self.away_for += time.monotonic() - began_at
 
+    async def until_beaten(self) -> None:
+        """The store says that the only worker has beaten since this was called."""
+        called_at = time.monotonic()
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                asked_at = time.monotonic()
+                [worker] = await default_app().broker().console.workers()
+                if worker.seconds_since_beat < asked_at - called_at:
+                    return
+                await asyncio.sleep(0.05)
+
     def has(self, kind: type[Event]) -> bool:
         return any(isinstance(event, kind) for event in self.events)
 

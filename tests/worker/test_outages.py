@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from taskflow.worker.events import SessionEnded
-from tests.support.outages import Outage, outages
+from taskflow.worker.events import BrokerTrouble, SessionEnded
+from tests.support.outages import Outage, PostgresOutage, RedisOutage, outages
 from tests.worker.outage import Bench, until
 
 MANY = 60
@@ -32,6 +32,7 @@ async def test_an_outage_that_is_shorter_than_the_ttl_costs_nothing(outage: Outa
             await bench.cannot_send()
             at_work = set(bench.begun) - set(LONG)
             await until(lambda: at_work <= set(bench.ended), "what runs goes on")
+            await until(lambda: bench.has(BrokerTrouble))
         bench.release.set()
         await until(lambda: len(bench.ended) == MANY + len(LONG))
         await bench.send([MANY * 2])
@@ -40,6 +41,22 @@ async def test_an_outage_that_is_shorter_than_the_ttl_costs_nothing(outage: Outa
     assert not bench.has(SessionEnded)
     bench.nothing_was_in_vain()
     bench.has_not_spun()
+
+
+@pytest.mark.parametrize("kind", [RedisOutage, PostgresOutage], ids=lambda kind: kind.name)
+async def test_connections_that_are_cut_are_made_anew_the_keepers_too(kind: type[RedisOutage | PostgresOutage]) -> None:
+    """Beats reach the broker again, and the session and its runs live on."""
+    with kind() as outage:
+        bench = Bench(outage)
+        async with bench.work(ttl=8):
+            await bench.send(LONG, float("inf"))
+            await until(lambda: len(bench.begun) == len(LONG))
+            outage.cut()
+            await bench.until_beaten()
+            bench.release.set()
+            await until(lambda: len(bench.ended) == len(LONG))
+        assert not bench.has(SessionEnded)
+        assert max(bench.begun.values()) == 1
 
 
 async def test_after_an_outage_that_is_longer_what_had_ended_counts_and_the_rest_runs_again(outage: Outage) -> None:
