@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -42,21 +43,21 @@ async def test_low_timeouts_lose_and_repeat_nothing(scene: Scene, setting: str) 
     scene.set(setting, LOW[setting])
     async with AsyncExitStack() as stack:
         for _ in range(2):
-            await start_a_worker(scene, stack)
+            await again_and_again(lambda: stack.enter_async_context(scene.worker()))
         await scene.keep_sending(range(MANY), by=25)
         await asyncio.sleep(0.2)
         await scene.send(range(MANY, MANY + 20))
-        await scene.until_done()
+        await again_and_again(scene.until_done)
     scene.reset(setting)  # the looks of the test itself may take longer
     await scene.assert_each_settled_once()
 
 
-async def start_a_worker(scene: Scene, stack: AsyncExitStack) -> None:
-    """Again and again: one whose first registration does not reach the broker does not start, and whoever has started it starts another."""
+async def again_and_again(what: Callable[[], Awaitable[object]]) -> None:
+    """Until it succeeds: nobody but whoever calls it resends a look at the store, or a worker's first registration."""
     async with asyncio.timeout(PATIENCE):
         while True:
             try:
-                await stack.enter_async_context(scene.worker())
+                await what()
             except BrokerUnavailable:
                 continue
             return
