@@ -24,7 +24,7 @@ QUICK: Final = 0.2
 
 
 def main() -> None:
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # servers and peers are ended then too
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # servers and peers are ended then too
     arguments = _parser().parse_args()
     if arguments.forget:
         forget(arguments.cache)
@@ -42,7 +42,7 @@ def main() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("only", nargs="*", metavar="WORKLOAD", help=f"of {', '.join((*WORKLOADS, *STUDIES))}; by default all of the former")
-    parser.add_argument("--quick", action="store_true", help="once, with a fifth of the jobs, and without what takes long: five minutes")
+    parser.add_argument("--quick", action="store_true", help="once, with a fifth of the jobs, and without what takes long")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="medians of so many (default: 3)")
     parser.add_argument("--peers", metavar="NAME,...", help="only these beside ours; 'none' for none (default: all)")
     parser.add_argument("--peer-repeats", type=int, default=3, metavar="N", help="at most so many of each peer (default: 3)")
@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--forget", action="store_true", help="remove the peers' environments, and end")
     parser.add_argument("--under", type=Path, metavar="FOLDER", help="of a disk, for the data of PostgreSQL (default: /var/tmp)")
     parser.add_argument("--jobs", type=int, metavar="N", help="of redis-leftovers, redis-scripts, redis-profile and postgres-backlog")
-    parser.add_argument("--rate", type=float, metavar="N", help="jobs/s of redis-load (8000), postgres-load (5000), postgres-busy (1000)")
+    parser.add_argument("--rate", type=float, metavar="N", help="jobs/s of …-load (half of what is drained) and of postgres-busy (1000)")
     parser.add_argument("--minutes", type=float, default=15.0, metavar="N", help="of postgres-busy (default: 15)")
     return parser
 
@@ -77,7 +77,7 @@ def _options(arguments: argparse.Namespace) -> Options:
     options = Options(repeats=arguments.repeats, peers=peers, under=arguments.under, jobs=arguments.jobs, rate=arguments.rate)
     if not arguments.quick:
         return options
-    return replace(options, repeats=1, share=QUICK, peers=replace(peers, repeats=1, share=QUICK))
+    return replace(options, repeats=1, share=QUICK, peers=replace(peers, repeats=1, share=QUICK, only_rates=True))
 
 
 def _measure(name: str, options: Options, folder: Path, *, is_kept: bool) -> None:
@@ -101,7 +101,7 @@ def _summarize(folder: Path, *, is_kept: bool) -> None:
     all_kept = read_all(folder)
     for kept in all_kept.values():
         charts.draw(kept, folder)
-    text = summary.targets_table(all_kept)
+    text = f"{summary.targets_table(all_kept)}\n\n{summary.studies(results.FOLDER)}"
     print(f"\n## Targets\n\n{text}", flush=True)
     if is_kept:
         results.write_block("targets", text)

@@ -10,7 +10,7 @@ from typing import Final
 from benchmarks.kept import Kept
 from benchmarks.plots import Bars, Curve, Panel, draw_bars
 from benchmarks.plots import draw as draw_curves
-from benchmarks.report import FOR_PLOTS, OURS, Row
+from benchmarks.report import FOR_PLOTS, Row
 
 ALONG: Final = {
     "workers": "worker processes",
@@ -27,7 +27,7 @@ def draw(kept: Kept, folder: Path) -> list[Path]:
     """The .svg files that have been drawn; each has a .png beside it."""
     stem = folder / kept.workload
     if along := ALONG.get(kept.workload.rpartition("-")[2]):
-        return _drawn(stem, draw_curves(stem, along, _along(kept.rows), is_log=True))
+        return _drawn(stem, draw_curves(stem, along, _along([row for row in kept.rows if row.part.isdigit()]), is_log=True))
     plots = []
     if groups := list(_bars(kept.rows)):
         plots += _drawn(stem, draw_bars(stem, groups))
@@ -67,11 +67,6 @@ def _bars(rows: Sequence[Row]) -> Iterable[Bars]:
 def _percentiles(rows: Sequence[Row]) -> Iterable[Panel]:
     for what, group in groupby((row for row in rows if row.is_for_plots), key=lambda row: row.what):
         part = list(group)
-        names = [name for name in part[0].values if name == OURS or _is_near(part, name)]
+        names = list(part[0].values)
         points = {name: [(float(row.figure.removeprefix(FOR_PLOTS)), row.median(name) or 0.0) for row in part] for name in names}
-        yield Panel(f"{what}, ms", [_curve(name, points[name]) for name in names])
-
-
-def _is_near(part: Sequence[Row], name: str) -> bool:
-    """Within thirty times ours at the highest percentile: beside others ours would be a line at the bottom."""
-    return (part[-1].median(name) or 0.0) <= 30 * part[-1].ours
+        yield Panel(f"{what}, ms", [_curve(name, points[name]) for name in names], is_log=True)

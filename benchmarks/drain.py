@@ -29,6 +29,7 @@ FEW: Final = 10_000
 MANY: Final = 500_000
 SCHEDULED: Final = 1_000_000
 QUEUES: Final = 1_000
+SHALLOW: Final = "the shallow queue"
 BACKLOGS: Final = (5_000, 10_000, 100_000, 300_000, 1_000_000)
 
 BULK: Final = 100_000
@@ -55,6 +56,11 @@ def drains(store: Store, options: Options) -> list[Row]:
         what = f"{jobs:,} queued, {concurrency} at a time"
         rows += in_turn(what, options.repeats, ours, bare, rivals, part=f"drain, {concurrency} at a time")
     return rows
+
+
+def drained(store: Store, jobs: int) -> float:
+    """Jobs a second, once."""
+    return _drain(store, jobs, CONCURRENCIES[0])["jobs/s"]
 
 
 def threads(store: Store, options: Options) -> list[Row]:
@@ -95,9 +101,16 @@ def depths(store: Store, options: Options) -> list[Row]:
     few = partial(of, FEW)
     many, scheduled, repeats = options.of(MANY), options.of(SCHEDULED), options.repeats
     return [
-        *in_turn(f"first {FIRST:,} of {many:,} (beside: of {FEW:,})", repeats, partial(of, many), few, part="many queued"),
-        *in_turn(f"of {FEW:,} beside {scheduled:,} scheduled", repeats, partial(of, FEW, scheduled=scheduled), few, part="many scheduled"),
-        *in_turn(f"of {FEW:,} in {QUEUES:,} queues", repeats, partial(of, FEW, queues=QUEUES), few, part="many queues"),
+        *in_turn(f"first {FIRST:,} of {many:,} (beside: of {FEW:,})", repeats, partial(of, many), few, part="many queued", beside=SHALLOW),
+        *in_turn(
+            f"of {FEW:,} beside {scheduled:,} scheduled",
+            repeats,
+            partial(of, FEW, scheduled=scheduled),
+            few,
+            part="many scheduled",
+            beside=SHALLOW,
+        ),
+        *in_turn(f"of {FEW:,} in {QUEUES:,} queues", repeats, partial(of, FEW, queues=QUEUES), few, part="many queues", beside=SHALLOW),
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Final
@@ -12,13 +13,14 @@ from benchmarks.loops import run_in_fastest_loop
 from benchmarks.marks import Marks, marks_of
 from benchmarks.options import Options
 from benchmarks.processes import a_worker, cpu_of_family, using
-from benchmarks.report import Measured, Row, in_turn
+from benchmarks.report import OURS, Measured, Row, in_turn
 from benchmarks.stores import Store
 from benchmarks.tasks import sleep, swallow
 from taskflow import enqueue
 from taskflow.broker.protocol import Broker
 from taskflow.model.ids import parse_id
 
+RATE: Final = "jobs/s"
 JOBS: Final = 40_000
 WORKERS: Final = (1, 2, 4, 8)
 
@@ -42,12 +44,23 @@ TOO_MUCH: Final = 50_000_000
 
 
 def workers(store: Store, options: Options) -> list[Row]:
+    """Efficiency is the rate by as many times one worker's; who is full shows in the shares of a core."""
     rows: list[Row] = []
     jobs = options.of(JOBS)
     for processes in WORKERS:
         what = f"{jobs:,} queued, {processes} worker process{'es' if processes > 1 else ''}"
         rows += in_turn(what, options.repeats, partial(_by_processes, store, jobs, processes), part=f"{processes}")
-    return rows
+    return [*rows, *efficiencies(rows)]
+
+
+def efficiencies(rows: Sequence[Row]) -> list[Row]:
+    """Of each number of workers, which their parts are; one worker comes first."""
+    rates = [row for row in rows if row.figure == RATE]
+    one = rates[0].ours
+    return [
+        Row("efficiency", "efficiency", f"{row.part} processes", {OURS: [rate / int(row.part) / one for rate in row.values[OURS]]})
+        for row in rates
+    ]
 
 
 def _by_processes(store: Store, jobs: int, processes: int) -> Measured:
@@ -68,7 +81,15 @@ async def _drained_by(store: Store, jobs: int, processes: int) -> Measured:
             await until_all_ran(marks, jobs)
             spent, server_spent = sum(map(cpu_of_family, pids)) - cpu, server.cost().cpu - before
         marks.check()
-    return {"jobs/s": marks.rate, "worker CPU µs/job": 1e6 * spent / jobs, "server CPU µs/job": 1e6 * server_spent / jobs}
+    return {
+        **_costs(marks.rate, jobs, spent, server_spent),
+        "workers, cores": spent / jobs * marks.rate,
+        "server, cores": server_spent / jobs * marks.rate,
+    }
+
+
+def _costs(rate: float, jobs: int, spent: float, server_spent: float) -> dict[str, float]:
+    return {RATE: rate, "worker CPU µs/job": 1e6 * spent / jobs, "server CPU µs/job": 1e6 * server_spent / jobs}
 
 
 # --- jobs that sleep -----------------------------------------------------------------------------------------------
@@ -145,4 +166,4 @@ async def _carried_by(store: Store, jobs: int, size: int) -> Measured:
             await until_all_ran(marks, jobs)
             spent, server_spent = cpu_of_family(worker) - cpu, server.cost().cpu - before
         marks.check()
-    return {"jobs/s": marks.rate, "worker CPU µs/job": 1e6 * spent / jobs, "server CPU µs/job": 1e6 * server_spent / jobs}
+    return _costs(marks.rate, jobs, spent, server_spent)

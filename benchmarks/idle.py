@@ -15,7 +15,7 @@ from benchmarks.report import Measured, Row, in_turn
 from benchmarks.stores import Store
 
 IDLE_FOR: Final = 20.0
-PEERS_IDLE_FOR: Final = 8.0
+PEERS_IDLE_FOR: Final = 6.0
 SETTLED_IN: Final = 6.0
 FLEET: Final = 4
 

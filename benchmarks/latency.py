@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Final
 
+from benchmarks.drain import JOBS, drained
 from benchmarks.loops import run_in_fastest_loop
 from benchmarks.options import Options
 from benchmarks.processes import ROOT, a_worker, using
@@ -21,6 +22,7 @@ from benchmarks.tasks import noop, stamp, wall
 from taskflow import JobHandle, enqueue
 
 TIMES: Final = 300
+PEERS_TIMES: Final = 200
 EVERY: Final = 0.02
 ROUND_TRIPS: Final = 500
 WAITERS: Final = 100
@@ -29,11 +31,11 @@ PLANNED: Final = 2_000
 SCATTERED: Final = 200
 PLANNED_IN: Final = 3.0
 SPAN: Final = 3.0
+
+LEAD: Final = 6.0
+"""Seconds, for peers that send planned jobs one by one."""
 LOAD: Final = 2.0
 MICROSECOND: Final = 1e-6  # to which our instants are kept
-
-RATES: Final = {"redis": 8_000.0, "postgres": 5_000.0}
-"""Jobs a second."""
 
 
 def latencies(store: Store, options: Options) -> list[Row]:
@@ -41,8 +43,8 @@ def latencies(store: Store, options: Options) -> list[Row]:
     starts, bare_starts = partial(_starts, store), partial(_bare_starts, store)
     repeats, peers = options.repeats, options.peers
     return [
-        *in_turn("an idle worker's first line", repeats, starts, bare_starts, peers.starts(store, TIMES, EVERY), part="starts"),
-        *in_turn("one delay() and its result", repeats, partial(_results, store), None, peers.asks(store, ROUND_TRIPS), part="results"),
+        *in_turn("an idle worker's first line", repeats, starts, bare_starts, peers.starts(store, PEERS_TIMES, EVERY), part="starts"),
+        *in_turn("one delay() and its result", repeats, partial(_results, store), None, peers.asks(store, PEERS_TIMES), part="results"),
         *in_turn(f"{WAITERS} waiters at once", repeats, partial(_waiters, store), None, peers.waiters(store, WAITERS), part="waiters"),
     ]
 
@@ -52,15 +54,17 @@ def plans(store: Store, options: Options) -> list[Row]:
     repeats, peers = options.repeats, options.peers
     one, random_ones = f"{PLANNED:,} planned for one instant", f"{SCATTERED} planned at random instants"
     return [
-        *in_turn(one, repeats, partial(_lags, store, _one_instant), None, peers.plans(store, _one_instant), part="one instant"),
+        *in_turn(
+            one, repeats, partial(_lags, store, _one_instant), None, peers.plans(store, partial(_one_instant, LEAD)), part="one instant"
+        ),
         *in_turn(random_ones, repeats, partial(_lags, store, _scattered), None, peers.plans(store, _scattered), part="random instants"),
     ]
 
 
 def loaded(store: Store, options: Options) -> list[Row]:
-    """Under a steady load of so many jobs a second, sent every 10 ms."""
-    rate = options.rate or RATES[store.name]
-    return in_turn(f"{rate:,.0f} jobs/s", options.repeats, lambda: run_in_fastest_loop(_under_load(store, rate)), part="load")
+    """Under a steady load of so many jobs a second, sent every 10 ms: half of what a worker drains, unless a rate is given."""
+    rate = options.rate or round(drained(store, options.of(JOBS)) / 2, -2)
+    return in_turn(f"a load of {rate:,.0f} jobs/s", options.repeats, lambda: run_in_fastest_loop(_under_load(store, rate)), part="load")
 
 
 # --- an idle worker ------------------------------------------------------------------------------------------
@@ -144,12 +148,12 @@ async def _at_once(store: Store) -> Mapping[str, float]:
 # --- planned jobs ------------------------------------------------------------------------------------------------
 
 
-def _one_instant() -> list[float]:
-    return [time.time() + PLANNED_IN] * PLANNED
+def _one_instant(lead: float = PLANNED_IN) -> list[float]:
+    return [time.time() + lead] * PLANNED
 
 
-def _scattered() -> list[float]:
-    first = time.time() + PLANNED_IN
+def _scattered(lead: float = PLANNED_IN) -> list[float]:
+    first = time.time() + lead
     return [first + SPAN * random.random() for _ in range(SCATTERED)]
 
 

@@ -23,10 +23,11 @@ class Curve:
 
 @dataclass(frozen=True)
 class Panel:
-    """What its axis measures from zero, with the unit, and what is drawn in it."""
+    """What its axis measures, with the unit, from zero or by powers of ten, and what is drawn in it."""
 
     measures: str
     curves: Sequence[Curve]
+    is_log: bool = False
 
 
 def draw(path: Path, along: str, panels: Sequence[Panel], *, is_log: bool = False) -> bool:
@@ -96,6 +97,9 @@ def _fill_with_bars(axes: Any, group: Bars) -> None:
 def _fill(axes: Any, panel: Panel) -> None:
     for curve in panel.curves:
         axes.plot(curve.xs, curve.ys, label=curve.label, linewidth=1.2, marker="o" if len(curve.xs) < 12 else None, markersize=3)
-    axes.set_ylim(bottom=0)
+    if panel.is_log:
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(bottom=0)
     axes.set_ylabel(panel.measures)
     axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=min(5, len(panel.curves)), frameon=False, fontsize="small")

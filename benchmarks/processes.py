@@ -92,13 +92,13 @@ def cpu_of_family(pid: int) -> float:
 
 
 def cpu_of_session(leader: int) -> float:
-    """Seconds of all processes of the session that it leads, to the clock's tick: threads that have ended are counted, processes not."""
+    """Seconds of all processes of the session that it leads, to the clock's tick, those of what has ended included."""
     ticks = 0
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has ended
             told = _stat_of(int(folder.name))
             if int(told[3]) == leader:
-                ticks += int(told[11]) + int(told[12])
+                ticks += sum(map(int, told[11:15]))  # its own, and its children's that have ended
     return ticks / os.sysconf("SC_CLK_TCK")
 
 

@@ -97,13 +97,22 @@ def a_pair(what: str, repeats: int, ours: Callable[[], float], bare: Callable[[]
 
 
 def in_turn(
-    what: str, repeats: int, ours: Measure, bare: Measure | None = None, peers: Sequence[Contender] = (), *, part: str | None = None
+    what: str,
+    repeats: int,
+    ours: Measure,
+    bare: Measure | None = None,
+    peers: Sequence[Contender] = (),
+    *,
+    part: str | None = None,
+    beside: str = BARE,
 ) -> list[Row]:
     """A row for each figure of any contender; one after the other, so many times.
 
+    `beside` names what stands in the bare loop's place.
+
     Ours or the bare loop failing is an error; a peer that fails is told as such, and not tried again.
     """
-    contenders = [Contender(OURS, ours), *([Contender(BARE, bare)] if bare is not None else []), *peers]
+    contenders = [Contender(OURS, ours), *([Contender(beside, bare)] if bare is not None else []), *peers]
     measured: dict[str, list[Measured]] = {contender.name: [] for contender in contenders}
     failures: dict[str, str] = {}
     for turn in range(repeats):

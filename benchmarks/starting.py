@@ -20,6 +20,7 @@ from benchmarks.tasks import note
 from taskflow import enqueue
 
 DRIVERS: Final = {"redis": "redis.asyncio", "postgres": "asyncpg"}
+NOTHING: Final = "an interpreter"
 PATIENCE: Final = 30.0
 
 
@@ -41,8 +42,22 @@ def commands(options: Options) -> list[Row]:
     """Beside: an interpreter that does nothing."""
     bare = partial(_ran, [sys.executable, "-c", "pass"])
     return [
-        *in_turn("taskflow --help", options.repeats, partial(_ran, [sys.executable, "-m", "taskflow", "--help"]), bare, part="help"),
-        *in_turn("import taskflow", options.repeats, partial(_ran, [sys.executable, "-c", "import taskflow"]), bare, part="import"),
+        *in_turn(
+            "taskflow --help",
+            options.repeats,
+            partial(_ran, [sys.executable, "-m", "taskflow", "--help"]),
+            bare,
+            part="help",
+            beside=NOTHING,
+        ),
+        *in_turn(
+            "import taskflow",
+            options.repeats,
+            partial(_ran, [sys.executable, "-c", "import taskflow"]),
+            bare,
+            part="import",
+            beside=NOTHING,
+        ),
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from benchmarks.kept import Kept
 from benchmarks.peers.catalogue import PEERS, Peer
@@ -11,14 +12,27 @@ from benchmarks.targets import CHECKS, Check, Verdict
 
 AllKept = Mapping[str, Kept]
 
+STUDIES: Mapping[str, str] = {"postgres-busy": "T18", "postgres-backlog": "T14", "recovery": "Recovery", "rolling": "Deploys"}
+"""Which targets those judge that have tables of their own."""
+
 DIGEST: Sequence[str] = ("T1", "T2", "T3", "T8", "T9", "T11", "T12", "T13", "T14")
 
 
 def targets_table(kept: AllKept) -> str:
     """A line for each check of each target; those that were not measured say so."""
-    lines = ["| target | wanted | measured | bare loop, ratio | best peer, ratio | |", "| :--- | :--- | ---: | ---: | ---: | :--- |"]
+    lines = [
+        "| target | wanted | measured | bare loop (or what is said), ratio | best peer, ratio | |",
+        "| :--- | :--- | ---: | ---: | ---: | :--- |",
+    ]
     lines += [_line(f"{check.target} {check.what}", check, check.judge(kept)) for check in CHECKS]
     return "\n".join([_conditions(kept), "", *lines])
+
+
+def studies(folder: Path) -> str:
+    """The last line of each study that is kept there, which is its verdict."""
+    paths = {name: folder / name / "table.md" for name in STUDIES}
+    verdicts = {name: path.read_text().rstrip().splitlines()[-1] for name, path in paths.items() if path.exists()}
+    return "\n".join(f"- {STUDIES[name]}, `{name}`: {verdict}" for name, verdict in verdicts.items())
 
 
 def digest(kept: AllKept) -> str:

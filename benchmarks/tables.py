@@ -14,15 +14,31 @@ def tables(rows: Sequence[Row]) -> str:
     parts = [list(group) for _, group in groupby(rows, key=lambda row: row.part)]
     if all(len(part) == 1 for part in parts) and len({row.figure for row in rows}) == 1:
         return _one_figure(rows)
+    if len(parts) > 1 and all(list(row.values) == [OURS] and not row.failures for row in rows):
+        return "\n\n".join(_alone(group) for group in _with_the_same_figures(parts))
     return "\n\n".join(_a_part(part) for part in parts)
+
+
+def _with_the_same_figures(parts: Sequence[list[Row]]) -> list[list[list[Row]]]:
+    """Parts next to each other that can share a table."""
+    return [list(group) for _, group in groupby(parts, key=lambda part: [row.figure for row in part])]
+
+
+def _alone(parts: Sequence[list[Row]]) -> str:
+    """Ours, a line for each part."""
+    lines = [[part[0].what, *(_cell(row, OURS) for row in part)] for part in parts]
+    return _markdown(["", *(row.figure for row in parts[0])], lines)
 
 
 def _a_part(rows: Sequence[Row]) -> str:
     """The last column says how many times the contender's first figure ours is."""
     first = rows[0]
     names = list(dict.fromkeys(name for row in rows for name in row.values))
-    headings = [first.what, *(row.figure for row in rows), f"taskflow's {first.figure} by its"]
-    lines = [[_name(name), *(_cell(row, name) for row in rows), _ratio(first, name)] for name in names]
+    headings = [first.what, *(row.figure for row in rows)]
+    lines = [[_name(name), *(_cell(row, name) for row in rows)] for name in names]
+    if len(names) > 1:
+        headings.append(f"taskflow's {first.figure} by its")
+        lines = [[*line, _ratio(first, name)] for line, name in zip(lines, names, strict=True)]
     return "\n".join([_markdown(headings, lines), *_failures(first)])
 
 

@@ -32,11 +32,13 @@ class Check:
     """One figure of a target. Where several bounds are given all must hold.
 
     `least`, `most`    of the figure itself
+    `against`          what stands in the bare loop's place
     `by_bare`          least (of a rate) or most (of a time) of its ratio to the bare loop's
     `or_by_bare`       such a ratio that is enough whatever the figure is
     `by_peer`          least of its ratio to the best peer's; of `peer`, or of those that `among` (of AMONG) lets take part
     `small_is_good`    it is a time or a cost
     `value`            of VALUES, when it is more than the figure
+    `or_value`         another of them, which is enough when it reaches `or_least`
     """
 
     target: str
@@ -48,6 +50,7 @@ class Check:
     unit: str = ""
     least: float | None = None
     most: float | None = None
+    against: str = BARE
     by_bare: float | None = None
     or_by_bare: float | None = None
     by_peer: float | None = None
@@ -55,6 +58,8 @@ class Check:
     among: str | None = None
     small_is_good: bool = False
     value: str | None = None
+    or_value: str | None = None
+    or_least: float = 0.0
 
     def judge(self, kept: AllKept) -> Verdict | None:
         """None when it was not measured."""
@@ -62,11 +67,12 @@ class Check:
         row = found.row(self.part, self.figure) if found is not None else None
         if found is None or row is None:
             return None
-        value, bare, best = VALUES[self.value](found, row), row.median(BARE), self._best(row)
-        return Verdict(value, self._is_held(value, bare, best), bare, best)
+        value, bare, best = VALUES[self.value](found, row), row.median(self.against), self._best(row)
+        is_enough = self.or_value is not None and VALUES[self.or_value](found, row) >= self.or_least
+        return Verdict(value, is_enough or self._is_held(value, bare, best), bare, best)
 
     def _best(self, row: Row) -> tuple[str, float] | None:
-        taking_part = [name for name in row.peers if AMONG[self.among](name) and self.peer in (None, name)]
+        taking_part = [name for name in row.peers if name != self.against and AMONG[self.among](name) and self.peer in (None, name)]
         figures = [(name, row.median(name) or 0.0) for name in taking_part]
         if not figures:
             return None

@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks import bare_memory, bare_sqlite, bare_wake
+from benchmarks.drain import SHALLOW
 from benchmarks.options import Options
 from benchmarks.report import BARE, OURS, Measure, Row, a_pair, in_turn
 from benchmarks.tasks import noop, stamp, stamp_into
@@ -60,12 +61,14 @@ def depths(options: Options) -> list[Row]:
         of = partial(_first_of, store)
         beside = _figure(partial(of, few))
         what = f"{store}, first {FIRST:,} of {many:,} (beside: of {few:,})"
-        rows += in_turn(what, options.repeats, _figure(partial(of, options.of(many))), beside, part=f"{store}, many queued")
+        rows += in_turn(what, options.repeats, _figure(partial(of, options.of(many))), beside, part=f"{store}, many queued", beside=SHALLOW)
         what = f"{store}, first {FIRST:,} of {few:,} beside {scheduled:,} scheduled"
         ours = _figure(partial(of, few, scheduled=options.of(scheduled)))
-        rows += in_turn(what, options.repeats, ours, beside, part=f"{store}, many scheduled")
+        rows += in_turn(what, options.repeats, ours, beside, part=f"{store}, many scheduled", beside=SHALLOW)
         what = f"{store}, first {FIRST:,} of {few:,} in {QUEUES:,} queues"
-        rows += in_turn(what, options.repeats, _figure(partial(of, few, queues=QUEUES)), beside, part=f"{store}, many queues")
+        rows += in_turn(
+            what, options.repeats, _figure(partial(of, few, queues=QUEUES)), beside, part=f"{store}, many queues", beside=SHALLOW
+        )
     return rows
 
 

@@ -10,7 +10,7 @@ from typing import Final
 
 from benchmarks.marks import A_DOUBLE
 from benchmarks.peers import runs
-from benchmarks.peers.catalogue import Peer, of_store
+from benchmarks.peers.catalogue import PEERS, Peer, of_store
 from benchmarks.peers.environments import EnvironmentFailed, default_cache
 from benchmarks.report import Contender, ContenderFailed, Measured, of_lags, of_latencies
 from benchmarks.stores import Store
@@ -26,12 +26,16 @@ IDLE_MEMORY: Final = "RSS of a worker, MB"
 
 @dataclass(frozen=True)
 class Rivals:
-    """`names` of those that take part, None for all; `repeats` caps how often each is measured; `share` of their jobs, of quick runs."""
+    """`names` of those that take part, None for all; `repeats` caps how often each is measured; `share` of their jobs, of quick runs.
+
+    `only_rates`   leave out of all but draining and sending by callers
+    """
 
     cache: Path = field(default_factory=default_cache)
     names: frozenset[str] | None = None
     repeats: int = 3
     share: float = 1.0
+    only_rates: bool = False
 
     def drains(self, store: Store) -> list[Contender]:
         def measure(peer: Peer) -> Measured:
@@ -57,44 +61,50 @@ class Rivals:
         def measure(peer: Peer) -> Measured:
             return runs.fill(peer, store, self.cache, self._share_of(max(10_000, 2 * peer.jobs)))
 
-        return self._contenders(store, measure, _sends_as_its_own)
+        return [] if self.only_rates else self._contenders(store, measure, _sends_as_its_own)
 
     def starts(self, store: Store, times: int, every: float) -> list[Contender]:
         def measure(peer: Peer) -> Measured:
             return of_latencies(runs.start_one_by_one(peer, store, self.cache, _aligned(self.share * times), every))
 
-        return self._contenders(store, measure, _starts_as_its_own)
+        return [] if self.only_rates else self._contenders(store, measure, _starts_as_its_own)
 
     def asks(self, store: Store, times: int) -> list[Contender]:
         def measure(peer: Peer) -> Measured:
             _, each = runs.ask(peer, store, self.cache, _aligned(self.share * (SLOW_TO_ASK if peer.looks_for_results else times)), 1)
             return of_latencies(each)
 
-        return _once(self._contenders(store, measure, lambda peer: peer.tells_results))
+        return self._once(self._contenders(store, measure, lambda peer: peer.tells_results))
 
     def waiters(self, store: Store, waiters: int) -> list[Contender]:
         def measure(peer: Peer) -> Measured:
-            jobs = _aligned(self.share * (1_000 if peer.looks_for_results else 5_000))
+            jobs = _aligned(self.share * (400 if peer.looks_for_results else 2_000))
             took, _ = runs.ask(peer, store, self.cache, jobs, waiters)
             return {"round trips/s": jobs / took}
 
-        return _once(self._contenders(store, measure, lambda peer: peer.tells_results))
+        return self._once(self._contenders(store, measure, lambda peer: peer.tells_results))
 
     def launches(self, store: Store) -> list[Contender]:
-        return self._contenders(store, lambda peer: {"s": runs.launch(peer, store, self.cache)}, _starts_as_its_own)
+        return (
+            [] if self.only_rates else self._contenders(store, lambda peer: {"s": runs.launch(peer, store, self.cache)}, _starts_as_its_own)
+        )
 
     def idles(self, store: Store, seconds: float) -> list[Contender]:
         def measure(peer: Peer) -> Measured:
             told, cpu, memory = runs.idle(peer, store, self.cache, seconds)
             return {IDLE_TRIPS[store.name]: told / seconds, IDLE_CPU: 100 * cpu / seconds, IDLE_MEMORY: memory}
 
-        return _once(self._contenders(store, measure, _starts_as_its_own))
+        return self._once(self._contenders(store, measure, _starts_as_its_own))
 
     def plans(self, store: Store, instants: Callable[[], Sequence[float]]) -> list[Contender]:
         def measure(peer: Peer) -> Measured:
             return of_lags(runs.plan(peer, store, self.cache, instants))
 
-        return _once(self._contenders(store, measure, lambda peer: peer.plans))
+        return self._once(self._contenders(store, measure, lambda peer: peer.plans))
+
+    def _once(self, contenders: Sequence[Contender]) -> list[Contender]:
+        """What takes long, and comes to multiples of ours, is measured in the first turn alone."""
+        return [] if self.only_rates else [replace(contender, repeats=1) for contender in contenders]
 
     def _share_of(self, jobs: int) -> int:
         return _aligned(self.share * jobs)
@@ -106,11 +116,6 @@ class Rivals:
         return [Contender(peer.name, partial(_told, peer, measure), self.repeats) for peer in peers]
 
 
-def _once(contenders: Sequence[Contender]) -> list[Contender]:
-    """What takes long, and comes to multiples of ours, is measured in the first turn alone."""
-    return [replace(contender, repeats=1) for contender in contenders]
-
-
 def _told(peer: Peer, measure: Callable[[Peer], Measured]) -> Mapping[str, float]:
     try:
         return measure(peer)
@@ -119,8 +124,8 @@ def _told(peer: Peer, measure: Callable[[Peer], Measured]) -> Mapping[str, float
 
 
 def _sends_as_its_own(peer: Peer) -> bool:
-    """How it is sent does not depend on whether there will be a result, or on how it is worked on."""
-    return not peer.variant or peer.variant == "throughput"
+    """How it is sent does not depend on results, or on how it is worked on: a program's first variant stands for all."""
+    return peer == next(other for other in PEERS if (other.program, other.store) == (peer.program, peer.store))
 
 
 def _starts_as_its_own(peer: Peer) -> bool:

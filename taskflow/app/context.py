@@ -5,11 +5,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Generator, Mapping
 from contextvars import ContextVar
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Final
 
-from taskflow.model.clock import instant_of
-from taskflow.model.envelope import Lease
+from taskflow.model.clock import SystemClock, instant_of
+from taskflow.model.envelope import ClaimId, Envelope, Lease
 from taskflow.model.errors import TaskflowError
 from taskflow.model.ids import IdFactory, id_text
 from taskflow.model.record import Progress
@@ -29,19 +29,7 @@ class JobContext:
     `cancelled`     set when the run is asked to stop: for plain functions in threads, which cannot be interrupted
     """
 
-    __slots__ = (
-        "_on_progress",
-        "attempt",
-        "cancelled",
-        "created_at",
-        "epoch",
-        "headers",
-        "job_id",
-        "job_name",
-        "max_attempts",
-        "queue",
-        "state",
-    )
+    __slots__ = ("_cancelled", "_lease", "_on_progress", "state")
 
     def __init__(
         self,
@@ -52,17 +40,49 @@ class JobContext:
         state: Any = None,
         on_progress: OnProgress | None = None,
     ) -> None:
-        self.job_name = lease.envelope.job if lease else job_name
-        self.queue = lease.envelope.queue if lease else queue
-        self.job_id = id_text(lease.envelope.id if lease else _new_id())
-        self.epoch = lease.epoch if lease else 1
-        self.attempt = lease.attempt if lease else 1
-        self.max_attempts = lease.envelope.max_attempts if lease else 1
-        self.created_at = instant_of(lease.created_at) if lease else datetime.now(UTC)
-        self.headers: Mapping[str, str] = lease.envelope.headers if lease else {}
-        self.state = state
-        self.cancelled = threading.Event()
+        self._lease = lease or _no_lease(job_name, queue)
         self._on_progress = on_progress
+        self._cancelled: threading.Event | None = None
+        self.state = state
+
+    @property
+    def job_name(self) -> str:
+        return self._lease.envelope.job
+
+    @property
+    def queue(self) -> str:
+        return self._lease.envelope.queue
+
+    @property
+    def job_id(self) -> str:
+        return id_text(self._lease.envelope.id)
+
+    @property
+    def epoch(self) -> int:
+        return self._lease.epoch
+
+    @property
+    def attempt(self) -> int:
+        return self._lease.attempt
+
+    @property
+    def max_attempts(self) -> int:
+        return self._lease.envelope.max_attempts
+
+    @property
+    def created_at(self) -> datetime:
+        return instant_of(self._lease.created_at)
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return self._lease.envelope.headers
+
+    @property
+    def cancelled(self) -> threading.Event:
+        if self._cancelled is None:
+            with _making:  # the loop may ask for it while a thread does
+                self._cancelled = self._cancelled or threading.Event()
+        return self._cancelled
 
     def progress(self, fraction: float, note: str = "") -> Done:
         """Say how far the run is, from 0 to 1. It takes effect when called, also from a thread; `await` is for looks."""
@@ -84,6 +104,12 @@ class Done:
         yield
 
 
+def _no_lease(job_name: str, queue: str) -> Lease:
+    """What a call outside of any run sees of itself."""
+    envelope = Envelope(id=_new_id(), job=job_name, payload=b"", queue=queue, max_attempts=1)
+    return Lease(envelope=envelope, epoch=1, claim=ClaimId(b"", 0, 0), created_at=_clock.wall())
+
+
 def current_job() -> JobContext:
     """The context of the job that is running here; a TaskflowError outside of one."""
     context = running.get()
@@ -95,3 +121,5 @@ def current_job() -> JobContext:
 running: Final[ContextVar[JobContext | None]] = ContextVar("taskflow_running_job", default=None)
 _DONE: Final = Done()
 _new_id: Final = IdFactory()
+_clock: Final = SystemClock()
+_making: Final = threading.Lock()

@@ -28,7 +28,8 @@ class OnConflict(IntEnum):
     """The waiting job is cancelled in favour of the new one; behind a running one the new one waits."""
 
 
-class Envelope(msgspec.Struct, frozen=True, kw_only=True):
+# gc=False, here and below: they are made by the thousand and cannot lie in a circle, so that the collector need not look at them.
+class Envelope(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One call of a job, immutable. Build user input with `check_envelope`; stores build it unchecked.
 
     `id`           16 bytes, made by the client
@@ -66,7 +67,7 @@ class ClaimId(NamedTuple):
     number: int
 
 
-class Lease(msgspec.Struct, frozen=True, kw_only=True):
+class Lease(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """An envelope held by a session. `epoch` and `claim` together are the fence; the counters are the store's.
 
     `created_at` is in microseconds since 1970; `parked_for` in seconds since the job was first parked without a run since.

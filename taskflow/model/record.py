@@ -22,6 +22,9 @@ class Status(StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
 
+    __hash__ = str.__hash__
+    """In C: Enum's own is a call of Python's for each look into a table."""
+
     @property
     def is_waiting(self) -> bool:
         return self in WAITING
@@ -69,6 +72,8 @@ class Event(StrEnum):
     REPLACE = "replace"
     REDO = "operator's retry"
     DROP = "drop"
+
+    __hash__ = str.__hash__
 
 
 _HELD, _SCHEDULED, _READY, _RUNNING = Status.HELD, Status.SCHEDULED, Status.READY, Status.RUNNING

@@ -14,7 +14,8 @@ from taskflow.model.verdict import Failed, Verdict
 log: Final = logging.getLogger("taskflow.worker")
 
 
-class Event(msgspec.Struct, frozen=True):
+# gc=False, and so for all that follow: made by the thousand, and in no circle, they need not be looked at by the collector.
+class Event(msgspec.Struct, frozen=True, gc=False):
     """The root of all that follows."""
 
 

@@ -34,6 +34,7 @@ from taskflow.model.verdict import (
 )
 from taskflow.worker.children.death import ChildFailed
 from taskflow.worker.children.pool import Children, Turn
+from taskflow.worker.deadlines import Deadlines
 from taskflow.worker.holdings import Holding
 
 CANCELLED: Final = "cancelled"
@@ -70,11 +71,12 @@ class Executor:
     ) -> None:
         """Without `children`, jobs that are meant for a process of their own run in this one: in tests, and in a child."""
         self._registry = registry
-        self._middleware = middleware
+        self._layers = [layer for layer in middleware if type(layer).run is not Middleware.run]
         self._threads = threads
         self._seams = seams
         self._state = state
         self._children = children
+        self._deadlines = Deadlines(lambda holding: holding.ask_to_stop(TIMED_OUT))
 
     async def run(self, holding: Holding) -> Settlement:
         """Never raises but for a bug of ours: whatever the job does becomes a verdict."""
@@ -103,11 +105,7 @@ class Executor:
             return self._park(holding, f"a newer worker: {error}")
         except CodecError as error:
             return Failed(_error(error, lease.attempt))
-
-        async def call(context: JobContext) -> Verdict:
-            return await self._call(holding, job, context, args, kwargs)
-
-        return await self._run(holding, job, call, is_stopped_by_word=isinstance(job, SyncJob))
+        return await self._run(holding, job, partial(self._call, holding, job, args, kwargs), is_stopped_by_word=isinstance(job, SyncJob))
 
     async def _verdict_of_child(self, holding: Holding, job: AnyJob, children: Children) -> Verdict:
         """The payload goes to a child process as it is, and a verdict comes back. Run, timeout and middleware begin with its turn."""
@@ -136,20 +134,29 @@ class Executor:
         return Parked(waiting_for, min(PARK_LONGEST, max(PARK_SHORTEST, lease.parked_for)))
 
     async def _run(self, holding: Holding, job: AnyJob, call: RunNext, *, is_stopped_by_word: bool) -> Verdict:
+        """With the context, with an ear for being asked to stop, and within the timeout, all of which middleware has too."""
         context = JobContext(holding.lease, state=self._state, on_progress=self._report_to(holding))
-        chain = run_chain(self._middleware, call) if self._middleware else call
+        chain = run_chain(self._layers, call) if self._layers else call
+        timeout = holding.lease.envelope.timeout
         token = running.set(context)
+        holding.stop = partial(_stop, context, None if is_stopped_by_word else asyncio.current_task())
+        if timeout is not None:
+            self._deadlines.add(holding, timeout)
         try:
-            return await _within(holding, context, chain(context), is_stopped_by_word=is_stopped_by_word)
-        except BaseException as error:  # a middleware's own
+            if holding.why_stopped is not None:
+                holding.stop()
+            return await chain(context)
+        except BaseException as error:  # a middleware's own, or that of a job which was stopped before it began
             return self._judge(holding, job, error)
         finally:
+            holding.stop = None
+            if timeout is not None:
+                self._deadlines.remove(holding)
             running.reset(token)
 
-    async def _call(self, holding: Holding, job: AnyJob, context: JobContext, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Verdict:
-        arguments = (context, *args) if job.takes_context else args
+    async def _call(self, holding: Holding, job: AnyJob, args: tuple[Any, ...], kwargs: dict[str, Any], context: JobContext) -> Verdict:
         try:
-            value = await self._invoke(job, arguments, kwargs)
+            value = await self._invoke(job, (context, *args) if job.takes_context else args, kwargs)
             if holding.why_stopped == TIMED_OUT and isinstance(job, SyncJob):
                 raise _timeout_of(holding)  # an async function that swallows our cancellation and returns has succeeded
         except BaseException as error:
@@ -160,16 +167,14 @@ class Executor:
             # Its effects have happened: another attempt would repeat them and fail the same way.
             return Failed(_error(error, context.attempt))
 
-    async def _invoke(self, job: AnyJob, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _invoke(self, job: AnyJob, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Awaitable[Any]:
         if isinstance(job, Job):
-            return await job.function(*args, **kwargs)
-        return await self._threads.run(partial(job.function, *args, **kwargs))
+            called: Awaitable[Any] = job.function(*args, **kwargs)
+            return called
+        return self._threads.run(partial(job.function, *args, **kwargs))
 
     def _report_to(self, holding: Holding) -> Callable[[Progress], None]:
-        def report(progress: Progress) -> None:
-            holding.progress = progress
-
-        return report
+        return holding.report
 
     def _judge(self, holding: Holding, job: AnyJob, error: BaseException) -> Verdict:
         """What a raised error comes to: the worker's own reasons first, then what the job says, then its policy."""
@@ -220,30 +225,11 @@ async def _turn(holding: Holding, job: AnyJob, children: Children) -> Turn:
         holding.started, holding.stop = time.monotonic(), None
 
 
-async def _within(holding: Holding, context: JobContext, run: Awaitable[Verdict], *, is_stopped_by_word: bool) -> Verdict:
-    """The run with its timeout, which covers middleware too, and with an ear for being asked to stop.
-
-    A thread is stopped by word only: its lease and its slot stay until it ends.
-    """
-    task = asyncio.current_task()
-    assert task is not None
-
-    def stop() -> None:
-        context.cancelled.set()
-        if not is_stopped_by_word:
-            task.cancel()
-
-    holding.stop = stop
-    timeout = holding.lease.envelope.timeout
-    timer = asyncio.get_running_loop().call_later(timeout, holding.ask_to_stop, TIMED_OUT) if timeout is not None else None
-    try:
-        if holding.why_stopped is not None:
-            stop()
-        return await run
-    finally:
-        holding.stop = None
-        if timer is not None:
-            timer.cancel()
+def _stop(context: JobContext, task: asyncio.Task[Any] | None) -> None:
+    """A thread, which is no task, is stopped by word only: its lease and its slot stay until it ends."""
+    context.cancelled.set()
+    if task is not None:
+        task.cancel()
 
 
 def _timeout_of(holding: Holding) -> TimeoutError:

@@ -1,10 +1,10 @@
-"""Claims jobs as slots come free, and waits for a nudge when there are none."""
+"""Claims jobs as there is room for them, and waits for a nudge when there are none."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,7 +15,6 @@ from taskflow.model.envelope import Lease
 from taskflow.model.errors import BrokerError, SessionLost
 from taskflow.model.seams import Chance
 from taskflow.worker.events import BrokerBack, BrokerTrouble, Events
-from taskflow.worker.holdings import Holdings
 from taskflow.worker.queues import QueueChoice
 
 # Nudges are hints and may be missed: look again after so many seconds without one.
@@ -26,14 +25,18 @@ LONGEST_PAUSE: Final = 2.0
 
 @dataclass(frozen=True)
 class Hands:
-    """Where a claim's leases go.
+    """Where a claim's leases go, and how many there is room for.
 
-    `start` takes one to its run; `give_back` takes one whose answer came later than `too_old` seconds after it was asked for;
-    `on_lost` hears that the session is dead.
+    `room` says how many to claim now, and when that is none, `wait` ends as soon as it may be some. `take` takes what came, to begin when
+    the loop comes to it, or here and now by `begin`; `give_back` what came later than `too_old` seconds after it was asked for. `on_lost`
+    hears that the session is dead.
     """
 
-    start: Callable[[Lease], None]
-    give_back: Callable[[Lease], None]
+    room: Callable[[], int]
+    wait: Callable[[], Awaitable[object]]
+    take: Callable[[Sequence[Lease]], None]
+    begin: Callable[[], None]
+    give_back: Callable[[Sequence[Lease]], None]
     too_old: float
     on_lost: Callable[[str], None]
 
@@ -44,46 +47,55 @@ class Fetcher:
     `answered_at` is when one was answered last, of the monotonic clock, None before the first.
     """
 
-    def __init__(
-        self, broker: Broker, session: bytes, queues: QueueChoice, holdings: Holdings, events: Events, hands: Hands, chance: Chance
-    ) -> None:
+    def __init__(self, broker: Broker, session: bytes, queues: QueueChoice, events: Events, hands: Hands, chance: Chance) -> None:
         self._broker = broker
         self._session = session
         self._queues = queues
-        self._holdings = holdings
         self._events = events
         self._hands = hands
         self._chance = chance
+        self._nudge: Callable[[], None] = lambda: None
+        self._is_stopping = False
         self.request = 0
         self.answered_at: float | None = None
 
     async def run(self) -> None:
         try:
             with self._broker.listen(self._topics()) as nudges:
-                while True:
+                self._nudge = nudges.nudge
+                while not self._is_stopping:
                     await self._fetch(nudges)
         except SessionLost as error:
             self._hands.on_lost(str(error))
 
+    def stop(self) -> None:
+        """Ends `run`, when the claim that is under way has been answered: to cancel that would leave its leases to nobody for a while.
+
+        While it waits for room it is up to others to wake it.
+        """
+        self._is_stopping = True
+        self._nudge()
+
     async def _fetch(self, nudges: Nudges) -> None:
-        if not self._holdings.free:
-            await self._holdings.wait_for_change()
+        limit = self._hands.room()
+        if not limit:
+            await self._hands.wait()
             return
         asked_at = time.monotonic()
-        leases = await self._claim(self._queues.order(), self._holdings.free)
+        leases = await self._claim(self._queues.order(), limit)
         self.answered_at = time.monotonic()
         # An answer that was long under way may be taken for a ghost's any moment, and run elsewhere.
-        take = self._hands.start if self.answered_at - asked_at < self._hands.too_old else self._hands.give_back
-        for lease in leases:
-            take(lease)
-        if leases:
-            await asyncio.sleep(0)
-        else:
+        take = self._hands.take if self.answered_at - asked_at < self._hands.too_old else self._hands.give_back
+        take(leases)
+        if not leases:
             await nudges.wait(LOOK_AGAIN)
+        elif len(leases) < limit:  # hardly any more is there: what came begins before that is asked
+            self._hands.begin()
+            await asyncio.sleep(0)
 
     async def _claim(self, queues: Sequence[str], limit: int) -> list[Lease]:
         number, times = self.request + 1, 0
-        while True:
+        while not self._is_stopping or not times:
             try:
                 leases = await self._broker.claim(self._session, number, queues, limit)
             except SessionLost:
@@ -97,6 +109,7 @@ class Fetcher:
                 self._events.tell(BrokerBack("claiming"))
             self.request = number
             return leases
+        return []
 
     def _topics(self) -> list[str]:
         return [topics.queue(name) for name in self._queues.names] or [topics.ANY_QUEUE]

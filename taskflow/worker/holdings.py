@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Final
 
 from taskflow.model.envelope import ClaimId, Lease
 from taskflow.model.record import Progress
 from taskflow.model.session import Report
 
+NOTHING_YET: Final = object()
+
 
 class Holding:
     """One lease. `why_stopped` says why its run is being cancelled, once it is; `is_offered` that its settlement is on its way.
 
-    `started` and `asked_at` are of the monotonic clock; `reminders` counts how often it was told that the run has not stopped.
+    `taken_at`, `started` and `asked_at` are of the monotonic clock: when it came, when its run began, when that was asked to stop.
+    `reminders` counts how often it was told that the run has not stopped; `reported` is the progress that a beat has told last.
     """
 
-    __slots__ = ("asked_at", "is_offered", "lease", "progress", "reminders", "started", "stop", "why_stopped")
+    __slots__ = ("asked_at", "is_offered", "lease", "progress", "reminders", "reported", "started", "stop", "taken_at", "why_stopped")
 
-    def __init__(self, lease: Lease) -> None:
+    def __init__(self, lease: Lease, taken_at: float = 0.0) -> None:
         self.lease = lease
+        self.taken_at = taken_at
         self.started: float | None = None
         self.progress: Progress | None = None
+        self.reported: object = NOTHING_YET
         self.stop: Callable[[], None] | None = None
         self.why_stopped: str | None = None
         self.asked_at: float | None = None
@@ -37,35 +43,36 @@ class Holding:
             if self.stop is not None:
                 self.stop()
 
+    def report(self, progress: Progress) -> None:
+        """What the next beat tells of the run; from any thread."""
+        self.progress = progress
+
 
 class Holdings:
     """Written by the worker's loop, read by its keeper's thread: reads take a copy in one step.
 
-    While it `is_closed` it has room for nothing new.
+    While it `is_closed` there is room for nothing new.
     """
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self) -> None:
         self._held: dict[ClaimId, Holding] = {}
-        self._slots = slots
         self.is_closed = False
         self._changed = asyncio.Event()
-        self._reported: dict[ClaimId, object] = {}
 
     def __len__(self) -> int:
         return len(self._held)
 
-    @property
-    def free(self) -> int:
-        return 0 if self.is_closed else max(0, self._slots - len(self._held))
-
-    def add(self, lease: Lease) -> Holding:
-        holding = self._held[lease.claim] = Holding(lease)
+    def add(self, lease: Lease, taken_at: float = 0.0) -> Holding:
+        holding = self._held[lease.claim] = Holding(lease, taken_at)
         return holding
 
     def remove(self, claim: ClaimId) -> None:
         """Only once the store has answered its settlement, or the lease is lost."""
-        self._held.pop(claim, None)
-        self._reported.pop(claim, None)
+        self.remove_all((claim,))
+
+    def remove_all(self, claims: Iterable[ClaimId]) -> None:
+        for claim in claims:
+            self._held.pop(claim, None)
         self.nudge()
 
     def nudge(self) -> None:
@@ -73,8 +80,11 @@ class Holdings:
         self._changed.set()
 
     async def wait_for_change(self, timeout: float | None = None) -> None:
-        """Until a lease has left, or somebody nudges, or `timeout` seconds have passed."""
+        """Until a lease has left, a run has ended, or somebody nudges, or `timeout` seconds have passed. Look first, then wait."""
         self._changed.clear()
+        if timeout is None:
+            await self._changed.wait()
+            return
         try:
             async with asyncio.timeout(timeout):
                 await self._changed.wait()
@@ -94,8 +104,9 @@ class Holdings:
         """Of runs that have begun, or said something new, since the last reports."""
         now = time.monotonic()
         reports: list[Report] = []
-        for claim, holding in list(self._held.items()):
-            if holding.started is not None and self._reported.get(claim, self) is not holding.progress:
-                self._reported[claim] = holding.progress
-                reports.append(Report(claim, now - holding.started, holding.progress))
+        for holding in self.all():
+            started, progress = holding.started, holding.progress
+            if started is not None and holding.reported is not progress:
+                holding.reported = progress
+                reports.append(Report(holding.lease.claim, now - started, progress))
         return tuple(reports)

@@ -7,7 +7,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -18,11 +18,9 @@ from taskflow.model.errors import BrokerError
 from taskflow.model.ids import id_text
 from taskflow.model.seams import Seams
 from taskflow.model.session import Beat, BeatAnswer, Session
-from taskflow.model.verdict import HandedBack, Settlement
 from taskflow.worker.events import (
     Broken,
     BrokerTrouble,
-    Ended,
     Events,
     LeaseLost,
     NotLeft,
@@ -36,13 +34,15 @@ from taskflow.worker.fetcher import Fetcher, Hands
 from taskflow.worker.holdings import Holding, Holdings
 from taskflow.worker.keeper import Ears, Keeper
 from taskflow.worker.options import WorkerOptions
+from taskflow.worker.runs import Runs
 from taskflow.worker.settler import Settler
 from taskflow.worker.suspects import Suspects
 from taskflow.worker.upkeep import Upkeep
 from taskflow.worker.vitals import Signs
 from taskflow.worker.watch import Watch, tell_of
 
-SLOW: Final = 0.5
+LAST_CLAIM: Final = 1.0
+"""Seconds that the answer of a claim is waited for when the worker winds down."""
 
 Duty = Callable[[], Coroutine[Any, Any, None]]
 
@@ -57,33 +57,33 @@ class Life:
         self, broker: Broker, executor: Executor, options: WorkerOptions, seams: Seams, events: Events, on_lost: Callable[[], None]
     ) -> None:
         self._broker = broker
-        self._executor = executor
         self._options = options
         self._seams = seams
         self._events = events
         self._on_lost = on_lost
         self._session = _a_session(options)
         self._loop = asyncio.get_running_loop()
-        self._holdings = Holdings(options.concurrency)
+        self._holdings = Holdings()
         self._settler = Settler(broker, self._holdings, events)
-        # An answer is too old after half the ghost time, which is half the ttl.
-        hands = Hands(self._start, self._give_back, options.ttl / 4, self._lose)
-        self._fetcher = Fetcher(broker, self._session.id, options.queues, self._holdings, events, hands, seams.chance)
+        self._runs = Runs(options.concurrency, self._holdings, executor, self._settler, events)
+        self._fetcher = Fetcher(broker, self._session.id, options.queues, events, self._hands(), seams.chance)
         self._upkeep = Upkeep(broker, seams.chance, events)
-        self._runs: dict[asyncio.Task[None], Holding] = {}
-        self._suspects = Suspects(self._holdings, self._begin_run, self._runs.keys, self._give_back_unrun)
-        self._watch = Watch(self._runs.values, options.last_words, events)
+        self._suspects = Suspects(self._holdings, self._runs.begin, self._runs.under_way.keys, self._runs.give_back)
+        self._watch = Watch(self._runs.under_way.values, options.last_words, events)
         self._attendants: dict[Duty, asyncio.Task[None]] = {}
         self._keeper: Keeper | None = None
         self._is_over = False
         self._made_at = time.monotonic()
-        self.slow: tuple[Holding, float] | None = None
-        """The last run that took a while, and when it ended: it may be what nobody could see at work."""
 
     @property
     def age(self) -> float:
         """Seconds since it was made."""
         return time.monotonic() - self._made_at
+
+    @property
+    def slow(self) -> tuple[Holding, float] | None:
+        """The last run that took a while, and when it ended."""
+        return self._runs.slow
 
     def holding_of(self, run: JobContext) -> Holding | None:
         """Of a run of this life, as long as its lease is held; from any thread."""
@@ -96,8 +96,8 @@ class Life:
         """From any thread."""
         keeper = self._keeper
         return Signs(
-            running=len(self._holdings),
-            free=self._holdings.free,
+            running=len(self._runs.under_way),
+            free=self._runs.free,
             beaten_at=keeper.beaten_at if keeper else None,
             tried_at=keeper.tried_at if keeper else self._made_at,
             claimed_at=self._fetcher.answered_at,
@@ -124,8 +124,19 @@ class Life:
             start_thread=self._seams.start_thread,
         )
         self._keeper.start()
-        for duty in (self._settler.run, self._watch.run, self._upkeep.run, self._suspects.run, self._fetcher.run):
+        for duty in (self._settler.run, self._watch.run, self._upkeep.run, self._suspects.run, self._runs.run, self._fetcher.run):
             self._attend(duty)
+
+    def _hands(self) -> Hands:
+        return Hands(
+            room=self._runs.room,
+            wait=self._holdings.wait_for_change,
+            take=self._take,
+            begin=self._runs.begin_waiting,
+            give_back=self._give_back,
+            too_old=self._options.ttl / 4,  # half the ghost time, which is half the ttl
+            on_lost=self._lose,
+        )
 
     def _ears(self) -> Ears:
         return Ears(
@@ -141,15 +152,17 @@ class Life:
         Whether every run had ended by itself.
         """
         self._is_over = True
-        await self._dismiss(self._upkeep.run, self._fetcher.run, self._suspects.run)
+        await self._dismiss(self._upkeep.run, self._suspects.run, self._runs.run)
         for holding in self._suspects.take_all():
-            self._give_back_unrun(holding)
-        for holding in self._runs.values():
+            self._runs.give_back(holding)
+        self._runs.give_back_reserve()
+        for holding in self._runs.under_way.values():
             if holding.started is None and holding.stop is not None:  # it waits for a child process still, and need not wait here
                 holding.ask_to_stop(WINDING_DOWN)
-        self._events.tell(WindingDown(len(self._runs), self._options.grace))
+        self._events.tell(WindingDown(len(self._runs.under_way), self._options.grace))
+        await self._end_fetching()
         await self._until_runs_end(self._options.grace, hurry)
-        all_ended = not self._runs
+        all_ended = not self._runs.under_way
         await self._stop_runs(WINDING_DOWN)
         await self._settle_rest()
         await self._leave()
@@ -158,9 +171,10 @@ class Life:
     async def abandon(self) -> None:
         """The session is dead, or must be taken for dead: cancel what runs, beat no more."""
         self._is_over = True
-        await self._dismiss(self._upkeep.run, self._fetcher.run, self._suspects.run)
+        await self._dismiss(self._upkeep.run, self._fetcher.run, self._suspects.run, self._runs.run)
         for holding in self._suspects.take_all():
             self._holdings.remove(holding.lease.claim)
+        self._runs.drop_reserve()
         await self._stop_runs(LOST)
         if self._keeper is not None:
             await self._keeper.stop()
@@ -184,55 +198,52 @@ class Life:
 
     # --- runs ------------------------------------------------------------------------------------------
 
-    def _start(self, lease: Lease) -> None:
-        if lease.crashes:
-            self._suspects.add(lease)
-        else:
-            self._begin_run(self._holdings.add(lease))
+    def _take(self, leases: Sequence[Lease]) -> None:
+        """What begins beside suspects begins before them; nothing waits while they are tried."""
+        if self._is_over:
+            self._give_back(leases)
+            return
+        self._runs.add([lease for lease in leases if not lease.crashes])
+        if suspects := [lease for lease in leases if lease.crashes]:
+            self._runs.begin_waiting()
+            self._runs.give_back_reserve()
+            for lease in suspects:
+                self._suspects.add(lease)
 
-    def _begin_run(self, holding: Holding) -> asyncio.Task[None]:
-        task = self._loop.create_task(self._run(holding))
-        self._runs[task] = holding
-        task.add_done_callback(self._runs.pop)
-        return task
+    def _give_back(self, leases: Sequence[Lease]) -> None:
+        for lease in leases:
+            self._runs.give_back(self._holdings.add(lease))
 
-    def _give_back(self, lease: Lease) -> None:
-        self._give_back_unrun(self._holdings.add(lease))
-
-    def _give_back_unrun(self, holding: Holding) -> None:
-        self._settler.offer(holding, _handed_back(holding.lease, counts=False))
-
-    async def _run(self, holding: Holding) -> None:
-        settlement = _handed_back(holding.lease)  # what stands when a cancellation comes past the executor
-        try:
-            settlement = await self._executor.run(holding)
-        finally:
-            self._events.tell(Ended(holding.lease, settlement.verdict, settlement.ran_for))
-            self._settler.offer(holding, settlement)
-            if settlement.ran_for >= SLOW:
-                self.slow = (holding, time.monotonic())
+    async def _end_fetching(self) -> None:
+        """A claim that is under way is answered in a moment, or never: what it brings goes back, which then need not count."""
+        self._fetcher.stop()
+        self._holdings.nudge()
+        if (fetching := self._attendants.get(self._fetcher.run)) is not None:
+            await asyncio.wait([fetching], timeout=min(LAST_CLAIM, self._options.last_words))
+        await self._dismiss(self._fetcher.run)
 
     async def _until_runs_end(self, patience: float, hurry: asyncio.Event) -> None:
-        if not self._runs:
+        if not self._runs.under_way:
             return
         hurried = self._loop.create_task(hurry.wait())
-        runs = self._loop.create_task(_wait_for(list(self._runs)))
+        runs = self._loop.create_task(_wait_for(list(self._runs.under_way)))
         await asyncio.wait([hurried, runs], timeout=patience, return_when=asyncio.FIRST_COMPLETED)
         await _end([hurried, runs])
 
     async def _stop_runs(self, why: str) -> None:
         """Ask; after a while cut off what has not reacted, so that its job is given back. A thread goes on until it ends."""
         await self._dismiss(self._watch.run)
-        for holding in self._runs.values():
+        runs = self._runs.under_way
+        for holding in list(runs.values()):
             holding.ask_to_stop(why)
-        if self._runs:
-            await asyncio.wait(list(self._runs), timeout=self._options.last_words)
-        for holding in self._runs.values():
+        if runs:
+            await asyncio.wait(list(runs), timeout=self._options.last_words)
+        for holding in runs.values():
             tell_of(holding, time.monotonic(), self._events)
-        for task in list(self._runs):
+        for task in list(runs):
             task.cancel()
-        if self._runs:
-            await asyncio.wait(list(self._runs), timeout=1.0)
+        if runs:
+            await asyncio.wait(list(runs), timeout=1.0)
 
     async def _settle_rest(self) -> None:
         """Bounded: what the store does not answer now, it learns from the lapse of the session.
@@ -258,17 +269,17 @@ class Life:
     def _heed(self, answer: BeatAnswer) -> None:
         for claim in answer.stopping:
             if (holding := self._holdings.get(claim)) is not None:
-                holding.ask_to_stop(CANCELLED)
+                self._runs.ask_to_stop(holding, CANCELLED)
         for claim in answer.lost:
             # Not when its settlement is under way: that took it off the session, and its answer follows.
             if (holding := self._holdings.get(claim)) is not None and not holding.is_offered:
                 self._events.tell(LeaseLost(holding.lease))
-                holding.ask_to_stop(LOST)
+                self._runs.ask_to_stop(holding, LOST)
                 self._holdings.remove(claim)
 
     def _lose(self, why: str) -> None:
         if not self._is_over:
-            self._is_over = True
+            self._is_over = self._holdings.is_closed = True  # nothing begins any more
             self._events.tell(SessionEnded(self._session.name, why))
             self._on_lost()
 
@@ -307,10 +318,6 @@ def _a_session(options: WorkerOptions) -> Session:
     name = f"{socket.gethostname()}:{os.getpid()}"
     queues = options.queues.names
     return Session(id=secrets.token_bytes(16), name=name, ttl=options.ttl, queues=queues, concurrency=options.concurrency)
-
-
-def _handed_back(lease: Lease, *, counts: bool = True) -> Settlement:
-    return Settlement(id=lease.envelope.id, epoch=lease.epoch, claim=lease.claim, verdict=HandedBack(counts))
 
 
 async def _wait_for(tasks: list[asyncio.Task[None]]) -> None:

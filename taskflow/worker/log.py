@@ -39,12 +39,13 @@ IN_PROCESS: Final = 'With runs_in="process" it has an interpreter of its own'
 
 def log_event(event: Event) -> None:
     """Subscribe this to a worker's events."""
+    if type(event) is Ended:  # of all events by far the most
+        _log_verdict(event.lease, event.verdict, event.ran_for)
+        return
     match event:
         case Started(lease):
             if log.isEnabledFor(logging.DEBUG):
                 _say(logging.DEBUG, lease, "started")
-        case Ended(lease, verdict, ran_for):
-            _log_verdict(lease, verdict, ran_for)
         case Printed(Lease() as lease, _, stream, line):
             if log.isEnabledFor(logging.INFO):
                 _say(logging.INFO, lease, f"{stream}: {line}")
@@ -108,6 +109,8 @@ def _log_standstill(event: LoopStalled | LoopMoves | InterpreterHeld | StalledFo
 
 
 def _log_verdict(lease: Lease, verdict: Verdict, ran_for: float) -> None:
+    if isinstance(verdict, Succeeded) and not log.isEnabledFor(logging.INFO):
+        return
     level, words = _words(verdict)
     if log.isEnabledFor(level):
         _say(level, lease, f"{words} after {ran_for:.3f} s")

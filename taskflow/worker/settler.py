@@ -44,8 +44,9 @@ class Settler:
             self._tell_stale(holding.lease, settlement)
             return
         holding.is_offered = True
+        if not self._inbox:  # else it has been told, or will look again
+            self._arrived.set()
         self._inbox.append(settlement)
-        self._arrived.set()
 
     async def run(self) -> None:
         while True:
@@ -63,12 +64,8 @@ class Settler:
 
     def _take(self) -> list[Settlement]:
         """What is still ours to settle: a lease that was lost meanwhile has left the holdings."""
-        batch: list[Settlement] = []
-        while self._inbox and len(batch) < MAX_BATCH:
-            settlement = self._inbox.popleft()
-            if self._holdings.get(settlement.claim) is not None:
-                batch.append(settlement)
-        return batch
+        taken = [self._inbox.popleft() for _ in range(min(MAX_BATCH, len(self._inbox)))]
+        return [settlement for settlement in taken if self._holdings.get(settlement.claim) is not None]
 
     async def _settle(self, batch: list[Settlement]) -> None:
         if not batch:
@@ -90,7 +87,7 @@ class Settler:
         for settlement, answer in zip(batch, answers, strict=True):
             if answer is Settled.STALE and (holding := self._holdings.get(settlement.claim)) is not None:
                 self._tell_stale(holding.lease, settlement)
-            self._holdings.remove(settlement.claim)
+        self._holdings.remove_all([settlement.claim for settlement in batch])
 
     def _tell_stale(self, lease: Lease, settlement: Settlement) -> None:
         if not isinstance(settlement.verdict, HandedBack):  # whoever has the job now has it back already

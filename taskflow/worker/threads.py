@@ -35,6 +35,7 @@ class Threads:
         self._wake = threading.Condition(threading.Lock())
         self._idle = 0
         self._alive = 0
+        self._is_one_coming = False
         self._is_closed = False
         self._done: deque[tuple[asyncio.Future[Any], Any, BaseException | None]] = deque()
         self._is_delivering = False
@@ -42,22 +43,16 @@ class Threads:
     def run(self, function: Callable[[], Any]) -> asyncio.Future[Any]:
         """Call it in a thread, with this task's context variables; the future is its outcome.
 
-        Cancelling the future does not stop the function: nothing can.
+        Cancelling the future does not stop the function: nothing can. Raises RuntimeError when the system has no thread for it.
         """
         outcome: asyncio.Future[Any] = self._loop.create_future()
-        with self._wake:
-            self._waiting.append(_Work(function, contextvars.copy_context(), outcome))
-            if self._idle >= len(self._waiting):
-                self._wake.notify()
-            elif self._alive < self._size:
-                self._alive += 1
-                try:
-                    self._start_thread(self._work, "taskflow-job")
-                except RuntimeError:  # the system has no more threads: those that are alive do the work, else nobody could
-                    self._alive -= 1
-                    if not self._alive:
-                        self._waiting.pop()
-                        raise
+        work = _Work(function, contextvars.copy_context(), outcome)
+        self._waiting.append(work)
+        try:
+            self._call_one()
+        except RuntimeError:
+            self._waiting.remove(work)
+            raise
         return outcome
 
     def close(self) -> None:
@@ -66,8 +61,37 @@ class Threads:
             self._is_closed = True
             self._wake.notify_all()
 
+    def _call_one(self) -> None:
+        """Have a thread come, unless one is on its way: that one calls the next when it finds more than it takes.
+
+        So functions that wait get a thread each, while one or two threads work off a bundle of those that do not: with a thread woken for
+        each they would fight for the interpreter, at several times the price of the work.
+        """
+        if self._is_one_coming:
+            return
+        with self._wake:
+            if self._idle:
+                self._is_one_coming = True
+                self._wake.notify()
+            elif self._alive < self._size:
+                self._start_one()
+
+    def _start_one(self) -> None:
+        self._is_one_coming = True
+        self._alive += 1
+        try:
+            self._start_thread(self._work, "taskflow-job")
+        except RuntimeError:  # the system has no more threads: those that are alive do the work, else nobody could
+            self._is_one_coming = False
+            self._alive -= 1
+            if not self._alive:
+                raise
+
     def _work(self) -> None:
+        self._is_one_coming = False
         while (work := self._next()) is not None:
+            if self._waiting:
+                self._call_one()
             value, error = None, None
             try:
                 value = work.scope.run(work.function)
@@ -77,19 +101,26 @@ class Threads:
             del work, value, error
 
     def _next(self) -> _Work | None:
+        while True:
+            try:
+                return self._waiting.popleft()
+            except IndexError:
+                if not self._has_more():
+                    return None
+
+    def _has_more(self) -> bool:
+        """Waits for work, and goes home when none comes. Work is added first and called for then: it is seen here, or finds us idle."""
         with self._wake:
-            while True:
-                if self._waiting:
-                    return self._waiting.popleft()
-                if self._is_closed:
-                    break
+            is_late = False
+            while not self._waiting:
+                if self._is_closed or is_late:
+                    self._alive -= 1
+                    return False
                 self._idle += 1
-                is_woken = self._wake.wait(IDLE_FOR)
+                is_late = not self._wake.wait(IDLE_FOR)
                 self._idle -= 1
-                if not is_woken and not self._waiting:
-                    break
-            self._alive -= 1
-            return None
+                self._is_one_coming = False
+            return True
 
     def _deliver(self, outcome: asyncio.Future[Any], value: Any, error: BaseException | None) -> None:
         """One call into the loop brings all that is done by then."""

@@ -39,5 +39,5 @@ class Upkeep:
             self._events.tell(BrokerTrouble("upkeep", str(error), self._troubles))
             return LONGEST_PAUSE * (0.1 + self._chance.random())
         self._troubles = 0
-        # Workers that were told the same time come a little apart; what is due soon is not kept waiting for that.
-        return min(next_in * (1.0 + 0.2 * self._chance.random()) if next_in >= 1.0 else next_in, LONGEST_PAUSE)
+        # Workers that were told the same time come a little apart: earlier, since a planned job may be what they were told of.
+        return min(next_in * (1.0 - 0.2 * self._chance.random()) if next_in >= 1.0 else next_in, LONGEST_PAUSE)

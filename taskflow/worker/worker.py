@@ -31,6 +31,7 @@ from taskflow.worker.vitals import Signs, Vitals
 DRAIN_LOOK: Final = 0.05
 LONGEST_PAUSE: Final = 5.0
 SHORT_LIFE: Final = 0.25
+FAILURES: Final = (Failed, Discarded)
 
 
 class Tally:
@@ -46,10 +47,11 @@ class Tally:
         self.failed = 0
 
     def __call__(self, event: Event) -> None:
+        if type(event) is Ended:  # of all events by far the most
+            self.runs += 1
+            self._count(event.verdict, 1)
+            return
         match event:
-            case Ended(_, verdict):
-                self.runs += 1
-                self._count(verdict, 1)
             case NotCounted(_, verdict):
                 self._count(verdict, -1)
             case Unwritable(_, verdict, instead):
@@ -58,7 +60,7 @@ class Tally:
 
     def _count(self, verdict: Verdict, times: int) -> None:
         self.ended += times * verdict.is_final
-        self.failed += times * isinstance(verdict, Failed | Discarded)
+        self.failed += times * isinstance(verdict, FAILURES)
 
 
 class Worker:

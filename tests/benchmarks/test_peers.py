@@ -90,10 +90,7 @@ def test_a_verb_that_takes_too_long_is_a_failure(a_bench: Callable[[Marks], Benc
         a_bench(marks).tell("one-by-one", 8, 600.0, within=1.0)
 
 
-def test_a_worker_is_ended_with_its_children_even_if_it_hears_no_signal(
-    a_bench: Callable[[Marks], Bench], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("benchmarks.peers.runs.TO_END", 0.2)
+def test_a_worker_is_ended_with_its_children_even_if_it_hears_no_signal(a_bench: Callable[[Marks], Bench]) -> None:
     with marks_of(8) as marks, a_bench(marks).at_work(100) as worker:
         worker.wait_for(lambda: worker.said().endswith("\n"), "it started no child", 60.0)
         child = os.pidfd_open(int(worker.said()))

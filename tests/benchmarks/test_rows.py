@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from benchmarks.fleet import efficiencies
 from benchmarks.report import BARE, OURS, Contender, ContenderFailed, Row, a_pair, figure_text, in_turn, of_lags, of_latencies
 
 
@@ -102,6 +103,12 @@ def test_what_began_before_its_time_is_counted() -> None:
 
     assert told["early"] == 1
     assert told["max ms"] == pytest.approx(3.0)
+
+
+def test_efficiency_is_the_rate_by_as_many_times_one_workers() -> None:
+    rows = [Row(workers, "", "jobs/s", {OURS: [rate]}) for workers, rate in (("1", 100.0), ("2", 160.0), ("4", 200.0))]
+
+    assert [(row.figure, row.ours) for row in efficiencies(rows)] == [("1 processes", 1.0), ("2 processes", 0.8), ("4 processes", 0.5)]
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import pytest
 
 from benchmarks.kept import Kept
 from benchmarks.report import BARE, OURS, Row
-from benchmarks.summary import digest, targets_table
+from benchmarks.summary import digest, studies, targets_table
 from benchmarks.targets import CHECKS, Check
 from benchmarks.workloads import WORKLOADS
 
@@ -70,6 +71,14 @@ def test_being_near_the_bare_loop_is_enough_where_that_is_said() -> None:
     assert not is_held(check, ours=[1.2], bare=[1.0])
 
 
+def test_what_stands_in_the_bare_loops_place_is_no_peer() -> None:
+    rows = [a_row({OURS: [90.0], "the shallow queue": [100.0]})]
+    verdict = a_check(by_bare=0.9, against="the shallow queue").judge(kept("w", *rows))
+
+    assert verdict is not None
+    assert (verdict.bare, verdict.peer, verdict.is_held) == (100.0, None, True)
+
+
 def test_the_best_peer_counts() -> None:
     assert not is_held(a_check(by_peer=4.0), ours=[400.0], slow=[1.0], quick=[101.0])
     assert is_held(a_check(by_peer=4.0), ours=[404.0], slow=[1.0], quick=[101.0])
@@ -116,6 +125,15 @@ def test_two_workers_are_beside_one_and_beside_what_two_cores_allow() -> None:
     assert of_the_bound.is_held
 
 
+def test_either_of_two_values_may_be_enough() -> None:
+    found = workers(one=100.0, two=130.0, worker_cpu=20.0, server_cpu=10.0)
+    verdict = a_check(part="2", value="of one worker", least=1.6, or_value="of the bound", or_least=0.9).judge(found)
+
+    assert verdict is not None
+    assert verdict.value == pytest.approx(1.3)
+    assert verdict.is_held
+
+
 def test_every_check_names_a_workload_that_there_is() -> None:
     assert {check.workload for check in CHECKS} <= set(WORKLOADS)
 
@@ -150,3 +168,10 @@ def test_the_digest_has_a_line_for_what_was_measured_alone() -> None:
     assert lines[0] == "commit abc."
     assert lines[-1] == "| Redis, jobs/s | 60,000 jobs/s | 100,000, 0.60 | bullmq 30,000, 2.00 |"
     assert len(lines) == 5
+
+
+def test_the_verdicts_of_studies_are_their_tables_last_lines(tmp_path: Path) -> None:
+    (tmp_path / "postgres-busy").mkdir()
+    (tmp_path / "postgres-busy" / "table.md").write_text("| minute |\n\nMost backlog: 191 jobs. Target missed.\n")
+
+    assert studies(tmp_path) == "- T18, `postgres-busy`: Most backlog: 191 jobs. Target missed."

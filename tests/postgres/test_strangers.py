@@ -9,12 +9,16 @@ from typing import Final
 import asyncpg
 import pytest
 
+from taskflow.broker import topics
 from taskflow.broker.protocol import Broker
 from taskflow.broker.url import connect
-from taskflow.model.envelope import Envelope
+from taskflow.model.envelope import Envelope, Lease
+from taskflow.model.errors import BrokerUnavailable
 from taskflow.model.record import Status
 from taskflow.model.session import Beat, Report, Session
+from taskflow.model.verdict import Settled
 from tests.postgres.counts import SESSION, Store, new_id
+from tests.support.verdicts import failed, succeeded
 
 SOON: Final = 2.0
 """Seconds. Less than those after which a verb gives up waiting for a lock."""
@@ -70,6 +74,32 @@ async def test_upkeep_does_not_wait_for_a_transaction_that_has_a_key(broker: Bro
     await stranger.execute("ROLLBACK")
     done = await broker.upkeep(10)
     assert done.expired + done.released == 1
+
+
+async def test_settlements_of_others_do_not_wait_for_a_transaction_that_has_a_key(broker: Broker, stranger: asyncpg.Connection) -> None:
+    """Successes are there at once; what else there is, as soon as the batch has waited for the key. It is to be sent again."""
+    await stranger.fetchval("SELECT taskflow.enqueue('work', key => 'k')")
+    await broker.enqueue([Envelope(id=new_id(), job="work", payload=b"\x01") for _ in range(2)])
+    keyed, plain, wrong = await broker.claim(SESSION, 1, [], 10)
+    batch = [succeeded(keyed), succeeded(plain), failed(wrong)]
+    await stranger.execute("BEGIN; SELECT taskflow.enqueue('work', key => 'k', on_conflict => 'replace')")
+    settling = asyncio.create_task(broker.settle(batch))
+
+    with broker.listen([topics.job(plain.envelope.id)]) as nudges:
+        assert await status_of(broker, plain) is Status.SUCCEEDED or await nudges.wait(SOON)
+    assert await status_of(broker, plain) is Status.SUCCEEDED
+    with pytest.raises(BrokerUnavailable):
+        await settling
+    assert await status_of(broker, wrong) is Status.FAILED
+    assert await status_of(broker, keyed) is Status.RUNNING
+
+    await stranger.execute("ROLLBACK")
+    assert await broker.settle(batch) == [Settled.OK] * 3
+
+
+async def status_of(broker: Broker, lease: Lease) -> Status | None:
+    [record] = await broker.read([lease.envelope.id])
+    return None if record is None else record.status
 
 
 async def test_leases_of_a_claim_that_was_under_way_when_its_session_was_reaped_are_released(

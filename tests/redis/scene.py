@@ -154,7 +154,8 @@ _NAMES: Final = ("enqueue", "register", "claim", "beat", "settle", "cancel", "re
 def _verbs() -> dict[bytes, str]:
     """By what a client sends: the script's hash, or its text."""
     scripts = Scripts(Rules())
-    return {sent: name for name in _NAMES for sent in (scripts[name].sha, scripts[name].text)}
+    named = {name: name for name in _NAMES} | {"add": "enqueue"}
+    return {sent: verb for name, verb in named.items() for sent in (scripts[name].sha, scripts[name].text)}
 
 
 _VERBS: Final = _verbs()

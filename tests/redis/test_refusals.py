@@ -197,3 +197,14 @@ async def test_a_database_that_the_server_does_not_have(server: RedisServer) -> 
 async def test_nobody_there_is_unavailable_and_no_refusal(server: RedisServer) -> None:
     server.stop()
     assert "does not answer" in await refusal(server.url, kind=BrokerUnavailable)
+
+
+async def test_a_store_that_another_version_keeps_in_another_layout(server: RedisServer, shell: Shell) -> None:
+    """It is left alone, and the message says what to do; another namespace of the same server is another store."""
+    with server.client() as client:
+        client.hset("{taskflow:0}:meta", "layout", 99)
+        exits_by_broker(shell, server.url, r"another version of taskflow under \{taskflow:0\}:", r"layout 99", r"namespace=")
+        assert client.keys("*") == [b"{taskflow:0}:meta"]
+    broker = connect(f"{server.url}?namespace=other")
+    assert await broker.read([bytes(16)]) == [None]
+    await broker.close()

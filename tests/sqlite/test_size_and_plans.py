@@ -41,11 +41,11 @@ INDEXES = {
     "running_holder": {"taskflow_jobs_key"},
     "waiting_behind": {"taskflow_jobs_key"},
     "lease_count": {"taskflow_jobs_leased"},
-    "ready_jobs": {"taskflow_jobs_ready"},
+    "ready_jobs": {"taskflow_jobs_ready", "INTEGER PRIMARY KEY"},  # of the queue, which may be paused
     "lease_jobs": {"INTEGER PRIMARY KEY"},
     "held_claims": {"taskflow_jobs_leased"},
     "save_reports": {"taskflow_jobs_leased"},
-    "plain_runs": {"taskflow_jobs_leased"},
+    "settle_given": {"INTEGER PRIMARY KEY"},
     "settle_plain_successes": {"taskflow_jobs_leased"},
     "states_of_plain_runs": {"taskflow_jobs_leased"},
     "save_runs": {"INTEGER PRIMARY KEY"},
@@ -153,8 +153,7 @@ async def steps_of_claims(path: Path) -> int:
     with connected(path) as connection:
         connection.execute("SELECT 1 FROM taskflow_jobs LIMIT 1").fetchall()
         connection.set_progress_handler(count, 1)
-        connection.execute(SQL["ready_queues"]).fetchall()
-        connection.execute(SQL["open_queue"], ("default",)).fetchall()
+        connection.execute(SQL["ready_queues"], (100, 1)).fetchall()
         connection.execute(SQL["ready_jobs"], (1, 0, 100)).fetchall()
         connection.execute(SQL["next_due"]).fetchall()
         connection.set_progress_handler(None, 1)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, Final
 
 import pytest
 
 from taskflow import Worker, enqueue, job
 from taskflow.app.current import default_app
+from taskflow.app.job import AnyJob
 from taskflow.broker.memory import MemoryBroker
 from taskflow.broker.protocol import Added, Refused, Upkept
 from taskflow.broker.url import connect
@@ -190,3 +195,84 @@ async def test_an_idle_worker_writes_nothing_but_beats_and_upkeep(statements: St
     # One job: registration, a claim or three, a settlement, a first beat and a last, an upkeep or two. What is begun while another
     # connection writes is begun again, and counts once.
     assert statements.take()["COMMIT"] <= 16
+
+
+# --- what a worker does by the job, whatever the broker ----------------------------------------------------
+
+MORE: Final = 2_000
+"""Jobs by which the counts of two workers differ: what they cost by themselves is not counted."""
+
+
+@job(name="tests.costs.timed", timeout=60)
+async def timed() -> None:
+    return None
+
+
+@job(name="tests.costs.pauses")
+async def pauses() -> None:
+    await asyncio.sleep(0)
+
+
+@job(name="tests.costs.plain")
+def plain() -> None:
+    return None
+
+
+class Calls:
+    """Of Python functions, counted in the loop's thread while it is the profiler."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def __call__(self, frame: FrameType, event: str, argument: object) -> None:
+        self.number += event == "call"
+
+
+async def calls_of(kind: AnyJob, jobs: int) -> int:
+    calls, broker = Calls(), MemoryBroker()
+    with default_app().using(broker):
+        await enqueue(kind.bind() for _ in range(jobs))
+        async with Worker(options=WorkerOptions()) as worker:
+            before = sys.getprofile()
+            sys.setprofile(calls)
+            try:
+                while worker.tally.ended < jobs:  # noqa: ASYNC110  # no event tells it
+                    await asyncio.sleep(0.001)
+            finally:
+                sys.setprofile(before)
+    return calls.number
+
+
+@pytest.mark.parametrize(("kind", "eager", "plain_tasks"), [(noop, 66, 86), (timed, 70, 90), (pauses, 94, 104), (plain, 94, 105)])
+async def test_a_job_takes_few_calls_of_python(kind: AnyJob, eager: int, plain_tasks: int) -> None:
+    """From its claim to its end, the memory broker's part included. Runs begin as eager tasks where Python has them."""
+    few, many = await calls_of(kind, 1_000), await calls_of(kind, 1_000 + MORE)
+    assert (many - few) / MORE <= (eager if sys.version_info >= (3, 12) else plain_tasks)
+
+
+class Turns:
+    """How often a loop was asked to call something, at once or later."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        loop = asyncio.get_running_loop()
+        self.asked: Counter[str] = Counter()
+        for name in ("call_soon", "call_at"):
+            monkeypatch.setattr(loop, name, partial(self._count, name, getattr(loop, name)))
+
+    def _count(self, name: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self.asked[name] += 1
+        return call(*args, **kwargs)
+
+
+@pytest.mark.parametrize("kind", [noop, timed])
+async def test_a_run_that_does_not_wait_has_no_timer_and_no_turn_of_the_loop(kind: AnyJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    with default_app().using(MemoryBroker()):
+        await enqueue(kind.bind() for _ in range(MORE))
+        async with Worker(options=WorkerOptions(subscribers=())) as worker:
+            turns = Turns(monkeypatch)
+            while worker.tally.ended < MORE:  # noqa: ASYNC110  # no event tells it
+                await asyncio.sleep(0.001)
+            monkeypatch.undo()
+    assert turns.asked["call_at"] <= MORE / 20
+    if sys.version_info >= (3, 12):
+        assert turns.asked["call_soon"] <= MORE / 10

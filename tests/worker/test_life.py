@@ -28,7 +28,6 @@ from taskflow.worker.events import (
     WindingDown,
 )
 from taskflow.worker.fetcher import Fetcher, Hands
-from taskflow.worker.holdings import Holdings
 from taskflow.worker.queues import QueueChoice
 from tests.worker.scene import FaultyBroker, Heard, Run, a_faulty_broker, options, waits
 
@@ -112,8 +111,16 @@ async def test_the_pauses_of_a_worker_without_a_broker_are_drawn_from_its_chance
 
     broker, heard, chance = FaultyBroker(), Heard(), Drawn()
     broker.away = {"claim"}
-    hands = Hands(start=lambda _: None, give_back=lambda _: None, too_old=1.0, on_lost=lambda _: None)
-    fetcher = Fetcher(broker, bytes(16), QueueChoice(), Holdings(1), Events(heard), hands, chance)
+    hands = Hands(
+        room=lambda: 1,
+        wait=asyncio.Event().wait,
+        take=lambda _: None,
+        begin=lambda: None,
+        give_back=lambda _: None,
+        too_old=1.0,
+        on_lost=lambda _: None,
+    )
+    fetcher = Fetcher(broker, bytes(16), QueueChoice(), Events(heard), hands, chance)
     fetching = asyncio.create_task(fetcher.run())
     await heard.wait_for(BrokerTrouble, times=3)
     fetching.cancel()

@@ -26,7 +26,7 @@ class Stage:
     """
 
     def __init__(self, run: Run) -> None:
-        self.holdings = Holdings(100)
+        self.holdings = Holdings()
         self.tasks: set[asyncio.Task[None]] = set()
         self.begun: list[int] = []
         self.beside: list[int] = []
@@ -100,10 +100,10 @@ async def test_nothing_is_claimed_meanwhile() -> None:
         await released.wait()
 
     async with a_stage([1], wait) as stage:
-        assert stage.holdings.free == 0
+        assert stage.holdings.is_closed
         released.set()
         await stage.until_done()
-        assert stage.holdings.free == 100
+        assert not stage.holdings.is_closed
 
 
 async def test_runs_that_began_before_are_waited_for() -> None:

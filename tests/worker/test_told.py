@@ -8,11 +8,12 @@ from collections.abc import Sequence
 
 import pytest
 
-from taskflow import Backoff, JobFailed, Status, Worker, job
+from taskflow import Backoff, JobFailed, Status, Worker, enqueue, job
 from taskflow.app.current import default_app
 from taskflow.broker.protocol import Broker
 from taskflow.model.session import Beat
 from taskflow.model.verdict import Settled, Settlement, Succeeded
+from taskflow.worker import runs as runs_module
 from taskflow.worker.events import (
     BrokerTrouble,
     LeaseLost,
@@ -149,6 +150,23 @@ async def test_a_worker_outlives_a_job_that_cancels_every_task(broker: Broker) -
         Run.release.set()
         assert await neighbour.result(10) == "epoch 2"
     assert not any(isinstance(event, SessionEnded) for event in heard.events)
+
+
+async def test_a_run_that_is_cancelled_before_its_first_step_is_given_back(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it may be where runs begin as plain tasks: nobody else would ever settle it."""
+    monkeypatch.setattr(runs_module, "_started", lambda loop, run: loop.create_task(run))
+
+    @job(name="tests.life.cancels_what_begins")
+    async def cancels_what_begins() -> None:
+        for task in asyncio.all_tasks():
+            if "Runs._run" in repr(task) and task is not asyncio.current_task():
+                task.cancel()
+
+    first, second = await enqueue([cancels_what_begins.bind(), waits.bind()])
+    Run.release.set()
+    async with Worker(options=options(Heard())):
+        await first.result(10)
+        assert await second.result(10) == "epoch 2"
 
 
 async def test_a_leave_that_the_broker_did_not_hear_is_not_said_to_be_tried_again(caplog: pytest.LogCaptureFixture) -> None:

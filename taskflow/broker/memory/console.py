@@ -36,12 +36,15 @@ class OpenStore(KeptStore):
         return self.counts[queue][status] if queue in self.counts else 0
 
     def _oldest_ready_for(self, queue: str) -> float | None:
-        due = [job.due_at for job in self.jobs.values() if job.status is Status.READY and job.queue == queue]
+        """Not always the first of them, which has the highest priority."""
+        due = [entry[1] for entry in self.ready.get(queue, ()) if self.is_ready(entry)]
         return to_seconds(self.clock.wall() - min(due)) if due else None
 
     def _next_due_in(self, queue: str) -> float | None:
-        due = [job.due_at for job in self.jobs.values() if job.status is Status.SCHEDULED and job.queue == queue]
-        return to_seconds(min(due) - self.clock.wall()) if due else None
+        if not self._count(queue, Status.SCHEDULED):
+            return None
+        due = min(job.due_at for job in self.jobs.values() if job.status is Status.SCHEDULED and job.queue == queue)
+        return to_seconds(due - self.clock.wall())
 
     def browse(self, chosen: JobFilter, before: bytes | None, limit: int) -> list[Record]:
         found = (job for job in self.jobs.values() if self._is_chosen(job, chosen) and (before is None or job.id < before))

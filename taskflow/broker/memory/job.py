@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import msgspec
 
 from taskflow.model.clock import instant_of, to_microseconds
 from taskflow.model.envelope import ClaimId, Envelope, Lease
@@ -11,26 +11,34 @@ from taskflow.model.session import Session
 from taskflow.model.verdict import RunError
 
 
-class Fence(NamedTuple):
+class Fence(msgspec.Struct, frozen=True, gc=False):
     """Tells one lease from every other, also after the store has lost its tail and counts epochs again."""
 
     epoch: int
     claim: ClaimId
 
 
+Entry = tuple[int, int, int, bytes]
+"""A job's place among the ready jobs of its queue, and its id."""
+
+
 class Job:
-    """One envelope and all that became of it. Instants are microseconds since 1970."""
+    """One envelope and all that became of it. Instants are microseconds since 1970. `entry` is the last one of it among the ready jobs."""
 
     __slots__ = (
         "awaits", "behind", "cancel_requested", "claim", "claimed_at", "claimed_steady", "crashes", "created_at", "due_at", "ended_at",
-        "envelope", "epoch", "errors", "expires_at", "failures", "hand_backs", "is_poison", "joins", "keep_until", "parked_at", "payload",
-        "progress", "reason", "result", "seq", "settled", "snoozes", "started_at", "status", "waiting_for", "worker",
+        "entry", "envelope", "epoch", "errors", "expires_at", "failures", "hand_backs", "id", "is_poison", "joins", "keep_until",
+        "parked_at", "payload", "progress", "queue", "reason", "result", "seq", "settled", "snoozes", "started_at", "status", "waiting_for",
+        "worker",
     )  # fmt: skip
 
     def __init__(self, envelope: Envelope, seq: int, now: int) -> None:
         self.envelope = envelope
+        self.id = envelope.id
+        self.queue = envelope.queue
         self.seq = seq
         self.status: Status | None = None
+        self.entry: Entry | None = None
         self.created_at = now
         self.due_at = max(now, envelope.at) if envelope.at is not None else now + to_microseconds(envelope.after)
         self.expires_at = None if envelope.expires is None else now + to_microseconds(envelope.expires)
@@ -56,14 +64,6 @@ class Job:
         self.is_poison = False
         self.ended_at: int | None = None
         self.keep_until = 0
-
-    @property
-    def id(self) -> bytes:
-        return self.envelope.id
-
-    @property
-    def queue(self) -> str:
-        return self.envelope.queue
 
     @property
     def place(self) -> tuple[int, int, int]:

@@ -6,23 +6,22 @@ import heapq
 from collections import Counter, defaultdict
 
 from taskflow.broker import topics, words
-from taskflow.broker.memory.job import Job
+from taskflow.broker.memory.job import Entry, Job
 from taskflow.model.clock import Clock, to_microseconds
 from taskflow.model.ids import id_text
 from taskflow.model.record import LIVE, MOVES, WAITING, Event, Status
 from taskflow.model.rules import Rules
 
-Place = tuple[int, int, int]
-
 
 class Shelf:
-    """Heaps are cleaned lazily: an entry counts only while it still says where its job stands."""
+    """Heaps are cleaned lazily: an entry counts only while it still says where its job stands, one of the ready jobs while it is the job's
+    last."""
 
     def __init__(self, clock: Clock, rules: Rules) -> None:
         self.clock = clock
         self.rules = rules
         self.jobs: dict[bytes, Job] = {}
-        self.ready: defaultdict[str, list[tuple[Place, bytes]]] = defaultdict(list)
+        self.ready: defaultdict[str, list[Entry]] = defaultdict(list)
         self.due: list[tuple[int, int, bytes]] = []
         self.expiring: list[tuple[int, bytes]] = []
         self.fading: list[tuple[int, bytes]] = []
@@ -40,10 +39,11 @@ class Shelf:
         """One legal move, counted."""
         if to not in MOVES.get((job.status, event), ()):
             raise AssertionError(f"{id_text(job.id)}: {job.status} may not become {to} by {event}")
+        counts = self.counts[job.queue]
         if job.status is not None:
-            self.counts[job.queue][job.status] -= 1
+            counts[job.status] -= 1
         if to is not None:
-            self.counts[job.queue][to] += 1
+            counts[to] += 1
         job.status = to
         self.totals[job.queue][event] += 1
 
@@ -78,7 +78,8 @@ class Shelf:
     def _stand_ready(self, job: Job, event: Event) -> None:
         self._watch_expiry(job)
         self.move(job, event, Status.READY)
-        heapq.heappush(self.ready[job.queue], (job.place, job.id))
+        job.entry = (*job.place, job.id)
+        heapq.heappush(self.ready[job.queue], job.entry)
         self.rung |= {topics.queue(job.queue), topics.ANY_QUEUE}
 
     def _watch_expiry(self, job: Job) -> None:
@@ -170,26 +171,31 @@ class Shelf:
 
     def take_ready(self, queue: str, limit: int) -> list[Job]:
         """The first of a queue that may run now, taken out of its heap."""
-        now = self.clock.wall()
-        taken, passed_over = list[Job](), list[Job]()
+        now, heap = self.clock.wall(), self.ready[queue]
+        taken, passed_over = list[Job](), list[Entry]()
         while len(taken) < limit and (job := self.first_ready(queue)) is not None:
-            heapq.heappop(self.ready[queue])
-            (passed_over if job.is_expired(now) else taken).append(job)
-        for job in passed_over:
-            heapq.heappush(self.ready[queue], (job.place, job.id))
+            entry = heapq.heappop(heap)
+            if job.is_expired(now):
+                passed_over.append(entry)
+            else:
+                taken.append(job)
+        for entry in passed_over:
+            heapq.heappush(heap, entry)
         return taken
 
     def first_ready(self, queue: str) -> Job | None:
-        """The head of a queue; entries that no longer say where their job stands, or say it twice, are taken off."""
+        """The head of a queue; entries that no longer say where their job stands are taken off."""
         heap = self.ready[queue]
         while heap:
-            place, job_id = heap[0]
-            job = self.jobs.get(job_id)
-            is_twice = len(heap) > 1 and heap[0] in heap[1:3]
-            if job is not None and job.status is Status.READY and job.place == place and not is_twice:
-                return job
+            if self.is_ready(heap[0]):
+                return self.jobs[heap[0][-1]]
             heapq.heappop(heap)
         return None
+
+    def is_ready(self, entry: Entry) -> bool:
+        """Whether it says where its job stands."""
+        job = self.jobs.get(entry[-1])
+        return job is not None and job.entry is entry and job.status is Status.READY
 
     def ready_queues(self) -> list[str]:
         return sorted(name for name, counts in self.counts.items() if counts[Status.READY] and name not in self.paused)

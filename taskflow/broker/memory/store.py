@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from taskflow.broker import topics, words
 from taskflow.broker.memory.job import Fence, Job
@@ -29,6 +30,8 @@ from taskflow.model.verdict import (
     append_error,
     unpack_errors,
 )
+
+NO_OUTCOMES: Final = (HandedBack, Parked)
 
 
 class SessionState:
@@ -162,7 +165,8 @@ class Store(Shelf):
             self._die(state, beat.died_of)
         for report in beat.reports:
             self._take_report(state.leases.get(report.claim), report)
-        ghosts = [job for claim, job in state.leases.items() if claim not in set(beat.claims) and self._is_ghost(job, claim, beat)]
+        named = set(beat.claims)
+        ghosts = [job for claim, job in state.leases.items() if claim not in named and self._is_ghost(job, claim, beat)]
         for job in ghosts:
             self._let_go(job)
             self.wait_again(job, Event.GHOST)
@@ -229,8 +233,8 @@ class Store(Shelf):
         return job.settled == fence
 
     def _apply(self, job: Job, settlement: Settlement) -> None:
-        verdict, now = settlement.verdict, self.clock.wall()
-        if not isinstance(verdict, HandedBack | Parked):
+        verdict = settlement.verdict
+        if not isinstance(verdict, NO_OUTCOMES):
             self._progressed(job)
         match verdict:
             case Succeeded(result):
@@ -245,11 +249,12 @@ class Store(Shelf):
                 self.end(job, Event.CANCEL, Status.CANCELLED, reason)
             case Retried(error, after):
                 self._fail_once(job, error)
-                self.wait_again(job, Event.RETRY, now + to_microseconds(after))
+                self.wait_again(job, Event.RETRY, self.clock.wall() + to_microseconds(after))
             case Snoozed(after):
                 job.snoozes += 1
-                self.wait_again(job, Event.SNOOZE, now + to_microseconds(after))
+                self.wait_again(job, Event.SNOOZE, self.clock.wall() + to_microseconds(after))
             case Parked(waiting_for, after):
+                now = self.clock.wall()
                 job.parked_at = now if job.parked_at is None else job.parked_at
                 job.waiting_for = waiting_for
                 self.wait_again(job, Event.PARK, now + to_microseconds(after))

@@ -20,7 +20,7 @@ from taskflow.broker.postgres.console import PostgresConsole
 from taskflow.broker.postgres.ears import PostgresEars, Telling, trouble_with_listening
 from taskflow.broker.postgres.link import Link
 from taskflow.broker.postgres.migrations import script, was_overtaken
-from taskflow.broker.postgres.refusals import NoRoom
+from taskflow.broker.postgres.refusals import NoRoom, was_held_up
 from taskflow.broker.postgres.server import ANSWER_WITHIN, Server
 from taskflow.broker.protocol import Added, Refused, Upkept
 from taskflow.model.clock import Clock, to_microseconds, to_seconds
@@ -120,7 +120,7 @@ class PostgresBroker:
             return []
         done = await self._succeed(settlements)
         left = [settlement for settlement in settlements if settlement.id not in done]
-        answers = iter(await self._settle(left) if left else ())
+        answers = iter(await self._settle_others(left) if left else ())
         return [Settled.OK if settlement.id in done else next(answers) for settlement in settlements]
 
     async def _succeed(self, settlements: Sequence[Settlement]) -> Set[bytes]:
@@ -132,8 +132,28 @@ class PostgresBroker:
         [row] = await self.call("succeed", self.wall(), *packing.success_columns(plain))
         done = ids if row["done"] is None else set(row["done"])
         if done:
-            self.tell([names.job(job_id) for job_id in done])
+            line = self._lines.here()
+            line.ears.told([names.job(job_id) for job_id in done], disarms=False)
+            line.telling.add_ended(done, are_awaited=row["are_awaited"])
         return done
+
+    async def _settle_others(self, settlements: Sequence[Settlement]) -> list[Settled]:
+        """Together, or each apart where somebody's open transaction holds a key of one: that one alone is not told to the store."""
+        try:
+            return await self._settle(settlements)
+        except BrokerError as error:
+            if len(settlements) == 1 or not was_held_up(error):
+                raise
+        answers: list[Settled] = []
+        held_up: BrokerError | None = None
+        for settlement in settlements:
+            try:
+                answers += await self._settle([settlement])
+            except BrokerError as error:
+                held_up = error
+        if held_up is not None:
+            raise held_up
+        return answers
 
     async def _settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
         row = await self.call_one("settle", self.wall(), *packing.settlement_columns(settlements))

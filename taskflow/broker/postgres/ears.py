@@ -29,6 +29,9 @@ log: Final = logging.getLogger("taskflow")
 EVERYTHING: Final = "*"
 """What a notification says when it would be too long: everybody looks."""
 
+UNAWAITED_WITHIN: Final = 0.05
+"""Seconds until the ends of jobs are told for which nobody was seen to wait."""
+
 LOOK_EVERY: Final = 25.0
 """Seconds after which a silent connection is asked whether it is there."""
 
@@ -246,28 +249,50 @@ def _about(seconds: float) -> float:
 
 
 class Telling:
-    """Tells other processes what has been committed here: one notification under way at a time, with all that came meanwhile."""
+    """Tells other processes what has been committed here: one notification under way at a time, with all that came meanwhile.
+
+    The ends of jobs for which nobody was seen to wait are told by and by: for those who came to wait in that moment.
+    """
 
     def __init__(self, tell: Callable[[list[str], list[bytes]], Awaitable[Any]]) -> None:
         self._tell = tell
         self._topics: set[str] = set()
+        self._ended: set[bytes] = set()
+        self._is_urgent = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     def add(self, topics: Iterable[str]) -> None:
-        self._topics.update(topics)
-        if self._topics and (self._task is None or self._task.done()):
-            self._task = asyncio.create_task(self._run())
+        for topic in topics:
+            if topic.startswith(_JOB):
+                self._ended.add(bytes.fromhex(topic.removeprefix(_JOB)))
+            else:
+                self._topics.add(topic)
+        self._go_on(is_urgent=True)
+
+    def add_ended(self, ids: Iterable[bytes], *, are_awaited: bool) -> None:
+        self._ended.update(ids)
+        self._go_on(is_urgent=are_awaited)
 
     async def close(self) -> None:
         """What was to be told is told: others would wait for it."""
         if self._task is not None:
+            self._is_urgent.set()
             await asyncio.wait([self._task], timeout=1.0)
             self._task.cancel()
 
+    def _go_on(self, *, is_urgent: bool) -> None:
+        if is_urgent:
+            self._is_urgent.set()
+        if (self._topics or self._ended) and (self._task is None or self._task.done()):
+            self._task = asyncio.create_task(self._run())
+
     async def _run(self) -> None:
-        while self._topics:
+        while self._topics or self._ended:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._is_urgent.wait(), UNAWAITED_WITHIN)
+            self._is_urgent.clear()
             topics, self._topics = self._topics, set()
-            ended = [bytes.fromhex(topic.removeprefix(_JOB)) for topic in topics if topic.startswith(_JOB)]
+            ended, self._ended = self._ended, set()
             with contextlib.suppress(BrokerError):  # a hint: who waits looks for himself in the end
-                await self._tell([topic for topic in topics if not topic.startswith(_JOB)], ended)
+                await self._tell(list(topics), list(ended))
             await asyncio.sleep(AT_MOST_EVERY)

@@ -46,6 +46,11 @@ def may_pass(error: Exception) -> bool:
     return state in _PASSING or state[:2] in _PASSING_CLASSES
 
 
+def was_held_up(error: BaseException) -> bool:
+    """Of an error of ours: somebody else's transaction has held a lock for longer than a verb waits."""
+    return isinstance(error.__cause__, asyncpg.LockNotAvailableError)
+
+
 def is_read_only(error: Exception) -> bool:
     """The server behind the connection is no primary any more: what was sent has had no effect."""
     return isinstance(error, asyncpg.PostgresError) and error.sqlstate == "25006"

@@ -14,9 +14,10 @@ from taskflow.broker.console import Finding
 from taskflow.broker.loops import PerLoop
 from taskflow.broker.nudges import Nudges
 from taskflow.broker.protocol import Added, Refused, Upkept
-from taskflow.broker.redis import packing
+from taskflow.broker.redis import packing, plain
 from taskflow.broker.redis.console import RedisConsole
 from taskflow.broker.redis.ears import RedisEars
+from taskflow.broker.redis.fields import LAYOUT
 from taskflow.broker.redis.link import Link
 from taskflow.broker.redis.refusals import WrongType, not_permitted
 from taskflow.broker.redis.scripts import Scripts
@@ -79,7 +80,7 @@ class RedisBroker:
 
     async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
         try:
-            answers = await self.call("enqueue", packing.pack_envelopes(envelopes), on_disk=self.server.fsync)
+            answers = await self._add(envelopes)
         except StoreFull:
             if not await self._are_known(envelopes):
                 raise
@@ -100,8 +101,8 @@ class RedisBroker:
         reply = await self.call("claim", packing.pack([session, request, list(queues), min(limit, MOST_AT_ONCE)]))
         if reply == b"LOST":
             raise SessionLost(words.SESSION_LOST)
-        leases = packing.leases_of(reply)
-        if packing.will_be_told(reply):
+        leases, is_armed = plain.claimed(reply)
+        if is_armed:
             ears.armed([names.queue(queue) for queue in queues] or [names.ANY_QUEUE], times)
         return leases
 
@@ -121,7 +122,8 @@ class RedisBroker:
         """In portions, none of which holds the server for long; each item is for itself."""
         answers: list[Settled] = []
         for portion in packing.portions(settlements):
-            answers += packing.settled_of(await self.call("settle", packing.pack_settlements(portion)))
+            packed, order = plain.pack_settlements(portion)
+            answers += plain.settled_of(await self.call("settle", packed), order)
         return answers
 
     async def cancel(self, ids: Sequence[bytes]) -> list[Status | None]:
@@ -152,6 +154,13 @@ class RedisBroker:
         """What the server tells of itself now."""
         return Survey.of(await self._lines.here().link.ask("INFO"))
 
+    async def _add(self, envelopes: Sequence[Envelope]) -> Any:
+        """An answer for each, or None when all were simply added."""
+        calls = plain.pack_plain(envelopes)
+        if calls is not None and await self.call("enqueue", calls, on_disk=self.server.fsync) is None:
+            return None
+        return await self.call("add", packing.pack_envelopes(envelopes), on_disk=self.server.fsync)
+
     async def _are_known(self, envelopes: Sequence[Envelope]) -> bool:
         ids = [envelope.id for envelope in envelopes]
         return bool(await self.call("known", packing.pack([ids]), on_disk=self.server.fsync) == len(ids))
@@ -162,6 +171,9 @@ class RedisBroker:
         """A script's reply, from a server that was looked at first, and whose keys are put in order when they are found not to be."""
         if self._survey is None:
             await self._look_at_server()
+        return await self._run_in_order(name, arguments, on_disk)
+
+    async def _run_in_order(self, name: str, arguments: bytes, on_disk: bool) -> Any:
         for _ in range(MOST_MENDINGS):
             try:
                 return await self._run(name, arguments, on_disk)
@@ -203,6 +215,12 @@ class RedisBroker:
             )
         if denied := await self._run("permitted", packing.pack([self._scripts.commands()]), False):
             raise not_permitted(f"{b', '.join(denied).decode()} with keys and channels under {self._prefix}", str(self.server))
+        layout = await self._run_in_order("layout", packing.pack([LAYOUT]), False)
+        if int(layout) != LAYOUT:
+            raise BrokerRefused(
+                f"{survey.name} at {self.server} has jobs of another version of taskflow under {self._prefix}: they are kept in layout "
+                f"{int(layout)}, and this version reads {LAYOUT}. Use that version, or another ?namespace= in the broker URL"
+            )
         self._survey = survey
 
     def _time(self) -> str:

@@ -16,8 +16,9 @@ from redis.asyncio.connection import AbstractConnection
 
 from taskflow.broker import topics as names
 from taskflow.broker.asking import Arm, Ears
-from taskflow.broker.redis.link import ERRORS, Link, drop
+from taskflow.broker.redis.link import Link
 from taskflow.broker.redis.packing import ids_in
+from taskflow.broker.redis.wire import ERRORS, drop
 
 PING_EVERY: Final = 25.0
 """Seconds after which a silent subscription is asked whether it is there."""

@@ -6,7 +6,12 @@ Never renumber: stores hold these.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
+
+LAYOUT: Final = 2
+"""Of all that is below, and of the keys. Stores hold it: one that has another is refused. Any change that an older version could not read,
+or would read wrongly, raises it."""
 
 FIELDS: Final = (
     "status",  # a code of record.CODES, or literals.GONE
@@ -45,6 +50,46 @@ FIELDS: Final = (
     "waiting_for",
     "poison",
 )
+
+_WAITING: Final = {
+    "status": 1,
+    "priority": 1,  # signed
+    "queue": 4,
+    "name": 4,
+    "due": 8,  # when it was created, for what was not planned
+    "seq": 6,
+    "created": 8,
+}
+_RUNNING: Final = {"status": 1, "epoch": 4, "session": 16, "request": 6, "number": 2, "claimed": 8, "claimed_steady": 8}
+"""The fixed layout, for what most jobs are all their life: one that waits for its first run, is in it, or has succeeded in it, and has
+nothing to it but what is here. It is cut and put together again where an array would be unpacked, changed and packed.
+
+READY, SCHEDULED   the fields of _WAITING, extras (after their length in 2 bytes), payload (after its length in 4)
+RUNNING            the fields of _RUNNING, worker (after its length in 2 bytes), and all as it was while it waited
+SUCCEEDED          the same without the payload; then ended (8), ran_for (8), keep_for (8), result (after its length in 4 bytes);
+                   the fence of its settlement is that of its claim
+
+Numbers are big-endian. All other jobs are msgpack arrays of `FIELDS`, which no byte as small as a status begins.
+"""
+
+
+def _spans() -> Iterator[tuple[str, tuple[int, ...]]]:
+    """First and last byte, counted from 1, of a field or of several in a row; the first byte behind the fixed ones."""
+    for widths in (_WAITING, _RUNNING):
+        end = 0
+        for name, width in widths.items():
+            yield name, (end + 1, end + width)
+            end += width
+        yield "waiting" if widths is _WAITING else "running", (end + 1,)
+
+
+_EACH: Final = dict(_spans())
+
+SPANS: Final = _EACH | {
+    "place": (_EACH["due"][0], _EACH["seq"][1]),
+    "claim": (_EACH["session"][0], _EACH["number"][1]),
+    "fence": (_EACH["epoch"][0], _EACH["number"][1]),
+}
 
 SESSION_BYTES: Final = 16
 ID_BYTES: Final = 16

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Final
 
@@ -14,6 +13,7 @@ from taskflow.broker import words
 from taskflow.broker.redis.refusals import in_our_words
 from taskflow.broker.redis.scripts import Script
 from taskflow.broker.redis.server import ANSWER_WITHIN, Server
+from taskflow.broker.redis.wire import ERRORS, Wire, drop, wire_over
 from taskflow.model.errors import BrokerUnavailable
 
 MOST_CONNECTIONS: Final = 16
@@ -22,17 +22,14 @@ MOST_CONNECTIONS: Final = 16
 ON_DISK_WITHIN: Final = 2_500
 """Milliseconds."""
 
-ERRORS: Final = (exceptions.RedisError, OSError, EOFError)
-"""What the driver raises; a timeout is an OSError."""
-
 
 class Link:
     """Connections are taken up and laid down again; one that failed, or was left in the middle of a reply, is not used again."""
 
     def __init__(self, server: Server) -> None:
         self.server = server
-        self._idle: list[AbstractConnection] = []
-        self._in_use: set[AbstractConnection] = set()
+        self._idle: list[Wire] = []
+        self._in_use: set[Wire] = set()
         self._turns = asyncio.Semaphore(MOST_CONNECTIONS)
         self._is_closed = False
         self._end: AsyncGenerator[None] | None = None
@@ -92,32 +89,31 @@ class Link:
                             await self._drop_idle()
                         raise
                     await self._drop_idle()
-            return await self._over(await self.open(), command, on_disk, within)
+            return await self._over(wire_over(await self.open()), command, on_disk, within)
 
-    async def _over(self, connection: AbstractConnection, command: Sequence[Any], on_disk: bool, within: float) -> Any:
+    async def _over(self, wire: Wire, command: Sequence[Any], on_disk: bool, within: float) -> Any:
         if self._is_closed:
-            await drop(connection)
+            await wire.drop()
             raise BrokerUnavailable(words.CLOSED)
-        self._in_use.add(connection)
+        self._in_use.add(wire)
         reply: Any = None
         is_clean = False
         try:
-            async with asyncio.timeout(within):
-                reply = await _exchange(connection, command, on_disk)
+            reply = await _exchange(wire, command, on_disk, within)
             is_clean = not isinstance(reply, exceptions.ReadOnlyError)  # a demoted primary: the next one may find the new
         finally:
-            self._in_use.discard(connection)
+            self._in_use.discard(wire)
             if is_clean and not self._is_closed:
-                self._idle.append(connection)
+                self._idle.append(wire)
             else:
-                await drop(connection)
+                await wire.drop()
         if isinstance(reply, Exception):
             raise reply
         return reply
 
     async def _drop_idle(self) -> None:
         while self._idle:
-            await drop(self._idle.pop())
+            await self._idle.pop().drop()
 
     async def _until_the_loop_ends(self) -> AsyncGenerator[None]:
         """asyncio.run() and the like end a loop's asynchronous generators before they close it: the connections go with it."""
@@ -125,14 +121,9 @@ class Link:
             yield
         finally:
             self._is_closed = True
-            for connection in [*self._idle, *self._in_use]:
-                await drop(connection, nowait=not self.server.tls)  # TLS takes leave of the server first: two seconds at most
+            for wire in [*self._idle, *self._in_use]:
+                await wire.drop(nowait=not self.server.tls)  # TLS takes leave of the server first: two seconds at most
             self._idle.clear()
-
-
-async def drop(connection: AbstractConnection, *, nowait: bool = True) -> None:
-    with contextlib.suppress(*ERRORS, RuntimeError):
-        await connection.disconnect(nowait=nowait)
 
 
 def _is_cut(error: Exception) -> bool:
@@ -142,11 +133,10 @@ def _is_cut(error: Exception) -> bool:
     return not is_answer and not is_silence
 
 
-async def _exchange(connection: AbstractConnection, command: Sequence[Any], on_disk: bool) -> Any:
+async def _exchange(wire: Wire, command: Sequence[Any], on_disk: bool, within: float) -> Any:
     """The reply, also when it is an error: the connection is as good as before after one."""
     commands = [command, ("WAITAOF", 1, 0, ON_DISK_WITHIN)] if on_disk else [command]
-    await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
-    reply, *waited = [await _reply(connection) for _ in commands]
+    reply, *waited = await wire.ask(commands, within)
     if waited and not isinstance(reply, Exception):
         return _unless_not_on_disk(reply, waited[0])
     return reply
@@ -158,10 +148,3 @@ def _unless_not_on_disk(reply: Any, waited: Any) -> Any:
     if not waited[0]:
         return BrokerUnavailable(f"the server has not written it to its disk within {ON_DISK_WITHIN / 1000:g} s")
     return reply
-
-
-async def _reply(connection: AbstractConnection) -> Any:
-    try:
-        return await connection.read_response(disable_decoding=True)
-    except exceptions.ResponseError as error:
-        return error

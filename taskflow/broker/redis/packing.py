@@ -21,7 +21,6 @@ from taskflow.model.verdict import (
     Parked,
     Retried,
     RunError,
-    Settled,
     Settlement,
     Snoozed,
     Succeeded,
@@ -60,6 +59,7 @@ class Texts:
 
 
 def pack_envelopes(envelopes: Sequence[Envelope]) -> bytes:
+    """See add.lua."""
     texts = Texts()
     items = [item_of(envelope, texts) for envelope in envelopes]
     return pack([texts.all(), items])
@@ -116,7 +116,11 @@ def claim_of(session: bytes, tail: bytes) -> ClaimId:
 
 def can_be(claim: ClaimId, session: bytes) -> bool:
     """Whether a claim is one that a store could have given to the session."""
-    return claim.session == session and 0 <= claim.request < 1 << 48 and 0 <= claim.number < 1 << 16
+    return claim.session == session and 0 <= claim.request < MOST_REQUESTS and 0 <= claim.number < MOST_NUMBERS
+
+
+MOST_REQUESTS: Final = 1 << 48
+MOST_NUMBERS: Final = 1 << 16
 
 
 def pack_beat(beat: Beat) -> bytes:
@@ -157,13 +161,7 @@ def portions(settlements: Sequence[Settlement]) -> Iterator[list[Settlement]]:
         yield portion
 
 
-def pack_settlements(settlements: Sequence[Settlement]) -> bytes:
-    texts = Texts()
-    items = [_settlement_item(settlement, texts) for settlement in settlements]
-    return pack([items, texts.all()])
-
-
-def _settlement_item(settlement: Settlement, texts: Texts) -> Item:
+def settlement_item(settlement: Settlement, texts: Texts) -> Item:
     """See settle.lua."""
     kind, value, error, after = _verdict(settlement.verdict)
     return (
@@ -207,13 +205,6 @@ def _error(error: RunError) -> Item:
     return (error.type, error.message, error.traceback, error.attempt)
 
 
-def settled_of(answers: bytes) -> list[Settled]:
-    return [Settled.OK if answer == _OK else Settled.STALE for answer in answers]
-
-
-_OK: Final = ord("o")
-
-
 # --- jobs -----------------------------------------------------------------------------------------------------
 
 
@@ -227,22 +218,16 @@ _PLAIN: Final = Envelope(id=b"", job="", payload=b"")
 
 
 def job_rows(reply: Sequence[bytes]) -> tuple[int, dict[int, str], list[tuple[bytes, list[Any]]]]:
-    """The store's time, the texts, and each id with its job's fields: what claim.lua, read.lua and browse.lua answer."""
-    wall, texts, *_ = unpack(reply[0])
-    names = {texts[i]: texts[i + 1].decode()[2:] for i in range(0, len(texts), 2)}
+    """The store's time, the texts, and each id with its job's fields: what read.lua and browse.lua answer."""
+    wall, names, _ = head_of(reply[0])
     rows = [(reply[i], unpack(reply[i + 1])) for i in range(1, len(reply), 2)]
-    return int(wall), names, rows
+    return wall, names, rows
 
 
-def leases_of(reply: Sequence[bytes]) -> list[Lease]:
-    wall, names, rows = job_rows(reply)
-    return [_lease(job_id, fields, names, wall) for job_id, fields in rows]
-
-
-def will_be_told(reply: Sequence[bytes]) -> bool:
-    """Whether the server tells the session of jobs to come: so it is when it has found none for it."""
-    _, _, is_armed = unpack(reply[0])
-    return bool(is_armed)
+def head_of(packed: bytes) -> tuple[int, dict[int, str], bool]:
+    """The store's time, the texts without their "q:" or "j:", and whether the session will be told of jobs to come."""
+    wall, texts, *rest = unpack(packed)
+    return int(wall), {texts[i]: texts[i + 1].decode()[2:] for i in range(0, len(texts), 2)}, bool(rest and rest[0])
 
 
 def records_of(reply: Sequence[bytes]) -> dict[bytes, Record]:
@@ -256,21 +241,7 @@ def _completed(fields: list[Any]) -> list[Any]:
     return told + _DEFAULTS[len(fields) :]
 
 
-def _lease(job_id: bytes, fields: list[Any], names: dict[int, str], wall: int) -> Lease:
-    if len(fields) <= _PLAIN_FIELDS:  # as nearly all are, at their first run: nothing of it but its call
-        return Lease(
-            envelope=Envelope(id=job_id, job=names[fields[2]], payload=fields[7] or b"", queue=names[fields[1]], priority=fields[3]),
-            epoch=fields[8],
-            claim=unpack_claim(fields[9]),
-            created_at=fields[5],
-        )
-    return _full_lease(job_id, fields, names, wall)
-
-
-_PLAIN_FIELDS: Final = FIELDS.index("extras")
-
-
-def _full_lease(job_id: bytes, fields: list[Any], names: dict[int, str], wall: int) -> Lease:
+def lease_of(job_id: bytes, fields: list[Any], names: dict[int, str], wall: int) -> Lease:
     job = dict(zip(FIELDS, _completed(fields), strict=True))
     return Lease(
         envelope=Envelope(

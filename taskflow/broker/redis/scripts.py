@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import resources
 from typing import Final, NamedTuple
 
 from taskflow.broker.literals import literals
-from taskflow.broker.redis.fields import FIELDS
+from taskflow.broker.redis.fields import FIELDS, SPANS
 from taskflow.model.rules import Rules
 
 
@@ -23,22 +23,23 @@ class Script(NamedTuple):
 
 
 _JOBS: Final = ("base", "names", "jobs")
-_SHELF: Final = (*_JOBS, "ordered", "shelf")
+_SHELF: Final = ("base", "names", "counts", "nudges", "jobs", "ordered", "shelf")
 
 # What each verb is made of, before its own file.
 _PARTS: Final[Mapping[str, tuple[str, ...]]] = {
-    "enqueue": (*_SHELF, "adding"),
-    "register": (*_JOBS, "living"),
-    "claim": (*_SHELF, "living"),
+    "enqueue": ("base", "names", "counts", "nudges", "ordered"),
+    "add": (*_SHELF, "adding"),
+    "register": ("base", "living"),
+    "claim": ("base", "names", "counts", "ordered"),
     "beat": (*_SHELF, "living"),
-    "settle": (*_SHELF, "adding", "living"),
+    "settle": ("base", "names", "counts", "nudges"),
     "cancel": (*_SHELF, "living"),
     "read": _JOBS,
     "known": _JOBS,
     "upkeep": (*_SHELF, "living"),
     "arm": _JOBS,
     "queues": _SHELF,
-    "workers": (*_JOBS, "living"),
+    "workers": ("base", "living"),
     "metrics": ("base", "names"),
     "browse": (*_JOBS, "choose"),
     "purge": (*_SHELF, "choose"),
@@ -47,12 +48,20 @@ _PARTS: Final[Mapping[str, tuple[str, ...]]] = {
     "candidates": ("base",),
     "reindex": (*_SHELF, "living"),
     "permitted": ("base",),
+    "layout": ("base",),
+}
+
+# What a verb's own file makes, by calling `the_rest()`, only when a job wants it: to make a hundred functions takes the server longer
+# than to lease or settle a plain job does.
+_REST: Final[Mapping[str, tuple[str, ...]]] = {
+    "claim": ("jobs", "living", "leasing"),
+    "settle": ("jobs", "ordered", "shelf", "adding", "settling"),
 }
 
 # Without it the server refuses a script that writes when its memory is full: so are new jobs refused, and nothing else is.
-_REFUSED_WHEN_FULL: Final = frozenset({"enqueue"})
+_REFUSED_WHEN_FULL: Final = frozenset({"enqueue", "add"})
 
-_NAME: Final = re.compile(r"\b([FSEWR])\.(\w+)\b")
+_NAME: Final = re.compile(r"\b([FLSEWR])\.(\w+)\b")
 _COMMAND: Final = re.compile(r"\b(?:call|in_portions)\('([A-Z]+)'")
 _SENT: Final = ("EVALSHA", "EVAL", "SUBSCRIBE", "PING", "SCAN", "INFO", "SET", "PEXPIRE")
 
@@ -74,9 +83,14 @@ class Scripts:
 
 def _script(name: str, parts: tuple[str, ...], values: Mapping[str, str]) -> Script:
     flags = "#!lua" if name in _REFUSED_WHEN_FULL else "#!lua flags=allow-oom"
-    body = "\n".join(_without_comments(_source(part)) for part in (*parts, name))
+    rest = _text_of(_REST[name]) if name in _REST else ""
+    body = "\n".join([_text_of(parts), f"local function the_rest()\n{rest}\nend" if rest else "", _text_of([name])])
     text = f"{flags}\n{_NAME.sub(lambda found: values[found[0]], body)}".encode()
     return Script(name, text, hashlib.sha1(text, usedforsecurity=False).hexdigest().encode())
+
+
+def _text_of(parts: Iterable[str]) -> str:
+    return "\n".join(_without_comments(_source(part)) for part in parts)
 
 
 @cache
@@ -91,7 +105,8 @@ def _without_comments(source: str) -> str:
 def _values(rules: Rules) -> dict[str, str]:
     """Name to Lua literal."""
     fields = {f"F.{field}": str(number) for number, field in enumerate(FIELDS, 1)}
-    return fields | literals(rules, text=_text, numbers=lambda numbers: f"{{ {', '.join(map(str, numbers))} }}")
+    spans = {f"L.{name}": ", ".join(map(str, span)) for name, span in SPANS.items()}
+    return fields | spans | literals(rules, text=_text, numbers=lambda numbers: f"{{ {', '.join(map(str, numbers))} }}")
 
 
 def _text(text: str) -> str:

@@ -11,7 +11,7 @@ from typing import Final, TypeVar
 from taskflow.broker import words
 from taskflow.broker.nudges import Bell, Nudges
 from taskflow.broker.protocol import Added, Refused, Upkept
-from taskflow.broker.sqlite import enqueue, sessions, settling, upkeep
+from taskflow.broker.sqlite import claiming, enqueue, sessions, settling, upkeep
 from taskflow.broker.sqlite.console import SqliteConsole
 from taskflow.broker.sqlite.durability import Durability
 from taskflow.broker.sqlite.place import Place, Room
@@ -83,7 +83,7 @@ class SqliteBroker:
         await self._call(Durability.NORMAL, lambda shelf: sessions.register(shelf, session))
 
     async def claim(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
-        return await self._call(Durability.NORMAL, lambda shelf: sessions.claim(shelf, session, request, queues, limit))
+        return await self._call(Durability.NORMAL, lambda shelf: claiming.claim(shelf, session, request, queues, limit))
 
     async def beat(self, beat: Beat) -> BeatAnswer:
         return await self._call(Durability.NORMAL, lambda shelf: sessions.beat(shelf, beat))

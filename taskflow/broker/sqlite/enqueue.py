@@ -51,7 +51,7 @@ def _is_plain(envelope: Envelope) -> bool:
 def _add_plain(shelf: Shelf, envelopes: list[Envelope]) -> list[Added | Refused]:
     [(last_seq,)] = shelf.connection.execute(shelf.sql["last_seq"])
     rows = [_plain_row(shelf, envelope) for envelope in envelopes]
-    added = shelf.execute_rows("add_plain_jobs", rows)
+    added = shelf.insert_rows("add_plain_jobs", rows)
     if added == len(rows):
         _count_in_all(shelf, rows)
         return [Added(envelope.id) for envelope in envelopes]

@@ -44,13 +44,17 @@ SELECT name FROM "~job_names" WHERE number = ?;
 INSERT INTO "~job_names" (name) VALUES (?) RETURNING number;
 
 -- name: count_moves
--- Parameters: the changes of held, scheduled, ready, running, succeeded, failed, cancelled; the queue's number. Reply: none.
+-- Parameters: rows of a queue's number and the changes of held, scheduled, ready, running, succeeded, failed, cancelled. Reply: none.
+WITH change (queue, held, scheduled, ready, running, succeeded, failed, cancelled) AS (VALUES (?, ?, ?, ?, ?, ?, ?, ?) ...)
 UPDATE "~queues" SET
-  is_used = 1, held = held + ?, scheduled = scheduled + ?, ready = ready + ?, running = running + ?, succeeded = succeeded + ?,
-  failed = failed + ?, cancelled = cancelled + ?
-WHERE number = ?;
+  is_used = 1, held = "~queues".held + change.held, scheduled = "~queues".scheduled + change.scheduled,
+  ready = "~queues".ready + change.ready, running = "~queues".running + change.running,
+  succeeded = "~queues".succeeded + change.succeeded, failed = "~queues".failed + change.failed,
+  cancelled = "~queues".cancelled + change.cancelled
+FROM change
+WHERE "~queues".number = change.queue;
 
 -- name: count_events
--- Parameters: queue, event, how many. Reply: none.
-INSERT INTO "~totals" (queue, event, number) VALUES (?, ?, ?)
+-- Parameters: rows of queue, event, how many. Reply: none.
+INSERT INTO "~totals" (queue, event, number) VALUES (?, ?, ?) ...
 ON CONFLICT (queue, event) DO UPDATE SET number = number + excluded.number;

@@ -1,12 +1,8 @@
-"""Sessions: register, claim, beat."""
+"""Sessions: register, beat."""
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Sequence
-from itertools import groupby
-from operator import attrgetter
-from typing import Any, Final
+from typing import Any
 
 import msgpack
 import msgspec
@@ -17,19 +13,17 @@ from taskflow.broker.sqlite.bulk import slices
 from taskflow.broker.sqlite.row import (
     CLAIM_BYTES,
     claims_of,
-    lease_of,
     pack_claim,
     pack_progress,
-    parked_for,
     storable,
     text_of,
     unpack_claim,
 )
 from taskflow.broker.sqlite.shelf import Shelf
 from taskflow.model.clock import instant_of, to_microseconds, to_seconds
-from taskflow.model.envelope import ClaimId, Envelope, Lease, unpack_extras
+from taskflow.model.envelope import ClaimId
 from taskflow.model.errors import SessionLost
-from taskflow.model.record import CODES, Event, Status
+from taskflow.model.record import Event
 from taskflow.model.session import Beat, BeatAnswer, Session, SessionRecord
 
 
@@ -99,132 +93,12 @@ def _find(shelf: Shelf, session: bytes) -> SessionRow | None:
     return None if row is None else SessionRow(*row)
 
 
-def _living(shelf: Shelf, session: bytes) -> SessionRow:
+def living(shelf: Shelf, session: bytes) -> SessionRow:
+    """SessionLost when it is dead, or not known."""
     row = _find(shelf, session)
     if row is None or row.dead_at is not None:
         raise SessionLost(words.SESSION_LOST)
     return row
-
-
-# --- claim ---------------------------------------------------------------------------------------------------
-
-
-def claim(shelf: Shelf, session: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
-    row = _living(shelf, session)
-    if request <= row.request:
-        return _answer_again(shelf, row, request)
-    shelf.connection.execute(shelf.sql["take_request"], (request, row.number))
-    found = list[_Ready]()
-    for queue, name in _order(shelf, queues, request):
-        if len(found) >= limit:
-            break
-        found += _first_ready(shelf, queue, name, limit - len(found))
-    return _lease_all(shelf, row, request, found) if found else []
-
-
-def _answer_again(shelf: Shelf, row: SessionRow, request: int) -> list[Lease]:
-    """The leases of the last request that are still the session's; none for an older one, whose asker has moved on."""
-    if request < row.request:
-        return []
-    jobs = shelf.jobs("jobs_by_claim", *claims_of(row.id, request))
-    return [lease_of(job, shelf.queues.name(job.queue), shelf.job_names.name(job.name), shelf.now) for job in jobs]
-
-
-def _order(shelf: Shelf, queues: Sequence[str], request: int) -> Sequence[tuple[int, str]]:
-    """Number and name of the queues to look into, those that are paused left out."""
-    shelf.tally.flush()
-    if queues:
-        open_queue = shelf.sql["open_queue"]
-        found = [(shelf.connection.execute(open_queue, (name,)).fetchone(), name) for name in queues]
-        return [(row[0], name) for row, name in found if row is not None]
-    [(packed,)] = shelf.connection.execute(shelf.sql["ready_queues"])
-    ready = _QUEUES.decode(packed)
-    turn = request % len(ready) if ready else 0
-    return ready[turn:] + ready[:turn]
-
-
-_QUEUES: Final = msgspec.json.Decoder(list[tuple[int, str]])
-
-
-class _Ready(msgspec.Struct, array_like=True):
-    """A job to be leased, as `ready_jobs` tells of it; its queue, id and payload come beside."""
-
-    seq: int
-    name: int
-    priority: int
-    created_at: int
-    due_at: int
-    epoch: int
-    failures: int
-    crashes: int
-    snoozes: int
-    hand_backs: int
-    parked_at: int | None
-    payload_bytes: int
-    key: str
-    extras: str
-    queue: int = 0
-    queue_name: str = ""
-    id: bytes = b""
-    payload: bytes = b""
-
-    @property
-    def place(self) -> tuple[int, int, int]:
-        return (-self.priority, self.due_at, self.seq)
-
-
-_READY: Final = msgspec.json.Decoder(list[_Ready])
-
-
-def _first_ready(shelf: Shelf, queue: int, queue_name: str, limit: int) -> list[_Ready]:
-    try:
-        [(packed, ids, payloads)] = shelf.connection.execute(shelf.sql["ready_jobs"], (queue, shelf.now, limit))
-    except sqlite3.DataError:  # their payloads together are more than SQLite holds as one value (1 GB): less will do
-        if limit == 1:
-            raise
-        return _first_ready(shelf, queue, queue_name, limit // 2)
-    found = _READY.decode(packed)
-    start = 0
-    for ready, job_id in zip(found, slices(ids, 16), strict=True):
-        ready.queue, ready.queue_name, ready.id = queue, queue_name, job_id
-        ready.payload = payloads[start : start + ready.payload_bytes]
-        start += ready.payload_bytes
-    found.sort(key=_place)  # aggregates promise no order
-    return found
-
-
-_place: Final = attrgetter("place")
-
-
-def _lease_all(shelf: Shelf, row: SessionRow, request: int, found: list[_Ready]) -> list[Lease]:
-    claims = [ClaimId(row.id, request, number) for number in range(len(found))]
-    changes = [(ready.seq, pack_claim(claim)) for ready, claim in zip(found, claims, strict=True)]
-    shelf.execute_rows("lease_jobs", changes, shelf.now, shelf.steady, row.name)
-    for queue, alike in groupby(found, lambda ready: ready.queue):
-        shelf.tally.move(queue, Event.CLAIM, CODES[Status.READY], CODES[Status.RUNNING], sum(1 for _ in alike))
-    return [_lease(shelf, ready, claim) for ready, claim in zip(found, claims, strict=True)]
-
-
-def _lease(shelf: Shelf, ready: _Ready, claim: ClaimId) -> Lease:
-    return Lease(
-        envelope=Envelope(
-            id=ready.id,
-            job=shelf.job_names.name(ready.name),
-            payload=ready.payload,
-            queue=ready.queue_name,
-            priority=ready.priority,
-            key=bytes.fromhex(ready.key) if ready.key else None,
-            **(unpack_extras(bytes.fromhex(ready.extras)) if ready.extras else {}),
-        ),
-        epoch=ready.epoch + 1,
-        claim=claim,
-        created_at=ready.created_at,
-        failures=ready.failures,
-        crashes=ready.crashes,
-        snoozes=ready.snoozes,
-        hand_backs=ready.hand_backs,
-        parked_for=parked_for(ready.parked_at, shelf.now),
-    )
 
 
 # --- beat ----------------------------------------------------------------------------------------------------
@@ -232,7 +106,7 @@ def _lease(shelf: Shelf, ready: _Ready, claim: ClaimId) -> Lease:
 
 def beat(shelf: Shelf, beat: Beat) -> BeatAnswer:
     spare_after_outage(shelf)
-    row = _living(shelf, beat.session)
+    row = living(shelf, beat.session)
     shelf.connection.execute(shelf.sql["take_beat"], (shelf.steady, row.number))
     _take_pulse(shelf)
     if beat.died_of:

@@ -42,8 +42,8 @@ UPDATE "~sessions" SET beat_at = ?, is_spared = 1 WHERE number = ?;
 UPDATE "~sessions" SET dead_at = ? WHERE number = ?;
 
 -- name: take_request
--- Parameters: request, number. Reply: none.
-UPDATE "~sessions" SET request = ? WHERE number = ?;
+-- Parameters: request, session's id, request. Reply: the session's name; none when it is dead or unknown, or has asked as much before.
+UPDATE "~sessions" SET request = ? WHERE id = ? AND dead_at IS NULL AND request < ? RETURNING name;
 
 -- name: pulse
 -- Parameters: none. Reply: when any session last beat.
@@ -58,29 +58,41 @@ UPDATE "~meta" SET value = ? WHERE name = 'pulse';
 SELECT count(*) FROM "~jobs" WHERE claim >= ? AND claim <= ?;
 
 -- name: ready_queues
--- Parameters: none. Reply: as JSON, number and name of every queue that is not paused and has ready jobs, by name.
-SELECT json_group_array(json_array(number, name))
-FROM (SELECT number, name FROM "~queues" WHERE ready > 0 AND is_paused = 0 ORDER BY name);
-
--- name: open_queue
--- Parameters: name. Reply: the queue's number, none when it is unknown or paused.
-SELECT number FROM "~queues" WHERE name = ? AND is_paused = 0;
+-- Parameters: limit; a number, which modulo theirs says where to begin. Reply: how many queues are not paused and have ready jobs; as JSON,
+-- number and name of some of them, by name, without those that come before.
+WITH ready (queues) AS (SELECT count(*) FROM "~queues" WHERE ready > 0 AND is_paused = 0)
+SELECT (SELECT queues FROM ready), json_group_array(json_array(number, name))
+FROM (
+  SELECT number, name FROM "~queues" WHERE ready > 0 AND is_paused = 0
+  ORDER BY name
+  LIMIT ? OFFSET (SELECT ? % max(1, queues) FROM ready)
+);
 
 -- name: ready_jobs
--- Parameters: queue, now, limit. Reply: one row of the first ready jobs that have not expired: as JSON, in order of arrival in the answer,
--- seq, name, priority, created_at, due_at, epoch, failures, crashes, snoozes, hand_backs, parked_at, the payload's length, key and extras
--- in hexadecimal; then their ids, and their payloads, one after the other.
+-- Parameters: queue, now, limit. Reply: one row of the first ready jobs that have not expired, nothing in it when the queue is paused:
+-- as JSON, in order of arrival in the answer, seq, name, created_at, the payload's length, and of those that are not as plain as most
+-- due_at, priority, epoch, failures, crashes, snoozes, hand_backs, parked_at, key and extras in hexadecimal, whether others await it;
+-- then their ids, and their payloads, one after the other.
+-- (A job that was never leased has no failures, crashes, snoozes or hand-backs, and was not parked.)
 SELECT
   json_group_array(
-    json_array(
-      seq, name, priority, created_at, due_at, epoch, failures, crashes, snoozes, hand_backs, parked_at, length(payload), hex(key), hex(extras)
-    )
+    CASE
+      WHEN epoch = 0 AND due_at = created_at AND priority = 0 AND key IS NULL AND extras IS NULL AND joins IS NULL
+      THEN json_array(seq, name, created_at, length(payload))
+      ELSE
+        json_array(
+          seq, name, created_at, length(payload), due_at, priority, epoch, failures, crashes, snoozes, hand_backs, parked_at, hex(key),
+          hex(extras), joins IS NOT NULL
+        )
+    END
   ),
   CAST(group_concat(id, '') AS BLOB),
   CAST(group_concat(payload, '') AS BLOB)
 FROM (
   SELECT * FROM "~jobs"
-  WHERE status = 2 AND queue = ? AND (expires_at IS NULL OR expires_at > ?)
+  WHERE
+    status = 2 AND queue = (SELECT number FROM "~queues" WHERE number = ? AND is_paused = 0)
+    AND (expires_at IS NULL OR expires_at > ?)
   ORDER BY priority DESC, due_at, seq
   LIMIT ?
 );

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import msgspec
 
 from taskflow.broker import topics, words
 from taskflow.broker.sqlite.enqueue import add_all
+from taskflow.broker.sqlite.given import Misremembered
 from taskflow.broker.sqlite.row import Job, pack_claim, pack_fence, storable, text_of, unpack_claim
 from taskflow.broker.sqlite.shelf import Shelf
 from taskflow.model.clock import to_microseconds
@@ -32,11 +33,12 @@ from taskflow.model.verdict import (
 
 def settle(shelf: Shelf, settlements: Sequence[Settlement]) -> list[Settled]:
     """Runs that concern no other job go together, the rest one by one: what order they go in makes no difference then."""
-    claims = [pack_claim(settlement.claim) for settlement in settlements]
-    if len(set(claims)) < len(claims):  # the second of a kind is a repeat, and finds what the first has left
+    if len({settlement.id for settlement in settlements}) < len(settlements):
+        # The second of a kind is a repeat, and finds what the first has left.
         return [_settle_one(shelf, settlement) for settlement in settlements]
-    if _settle_successes(shelf, settlements, claims):
+    if _settle_given(shelf, settlements):
         return [Settled.OK] * len(settlements)
+    claims = [pack_claim(settlement.claim) for settlement in settlements]
     settled = _settle_plain_runs(shelf, settlements, claims)
     return [
         Settled.OK if is_settled else _settle_one(shelf, settlement) for settlement, is_settled in zip(settlements, settled, strict=True)
@@ -46,21 +48,30 @@ def settle(shelf: Shelf, settlements: Sequence[Settlement]) -> list[Settled]:
 # --- as a batch --------------------------------------------------------------------------------------------------
 
 
-def _settle_successes(shelf: Shelf, settlements: Sequence[Settlement], claims: list[bytes]) -> bool:
-    """All of them, when all are plain runs under their fence that have succeeded; else none of them."""
-    if not all(type(settlement.verdict) is Succeeded and not settlement.follow_ups for settlement in settlements):
-        return False
-    fences = [(claim, settlement.id, settlement.epoch) for settlement, claim in zip(settlements, claims, strict=True)]
-    by_queue = Counter[int]()
-    for queue, number in shelf.fetch_rows("plain_runs", fences):
-        by_queue[queue] += number
-    if by_queue.total() < len(settlements):
-        return False
-    shelf.execute_rows("settle_plain_successes", [_success(shelf, *pair) for pair in zip(settlements, claims, strict=True)], shelf.now)
+def _settle_given(shelf: Shelf, settlements: Sequence[Settlement]) -> bool:
+    """All of them without a look, when all are successes of plain runs that this connection has leased itself; else none of them.
+
+    Misremembered when one of these leases was lost meanwhile.
+    """
+    rows, by_queue = list[tuple[object, ...]](), Counter[int]()
+    for settlement in settlements:
+        given = shelf.given.find(settlement.id, settlement.claim, settlement.epoch)
+        if given is None or type(settlement.verdict) is not Succeeded or settlement.follow_ups:
+            return False
+        rows.append((given.seq, *_success(shelf, settlement, given.packed)))
+        by_queue[given.queue] += 1
+    if shelf.execute_rows("settle_given", rows, shelf.now) < len(rows):
+        raise Misremembered
+    _count_successes(shelf, settlements, by_queue)
+    return True
+
+
+def _count_successes(shelf: Shelf, settlements: Iterable[Settlement], by_queue: Counter[int]) -> None:
     for queue, number in by_queue.items():
         shelf.tally.move(queue, Event.SUCCEED, CODES[Status.RUNNING], CODES[Status.SUCCEEDED], number)
-    shelf.ring_jobs(settlement.id for settlement in settlements)
-    return True
+    for settlement in settlements:
+        shelf.given.drop(settlement.id)
+        shelf.rung.add(topics.job(settlement.id))
 
 
 def _success(shelf: Shelf, settlement: Settlement, claim: bytes) -> tuple[object, ...]:
@@ -80,10 +91,8 @@ def _settle_plain_runs(shelf: Shelf, settlements: Sequence[Settlement], claims: 
     ]
     states = {state.number: state for (packed,) in shelf.fetch_rows("states_of_plain_runs", fences) for state in _STATES.decode(packed)}
     succeeded = [number for number in states if isinstance(settlements[number].verdict, Succeeded)]
-    for number in succeeded:
-        shelf.tally.move(states[number].queue, Event.SUCCEED, CODES[Status.RUNNING], CODES[Status.SUCCEEDED])
     shelf.execute_rows("settle_plain_successes", [_success(shelf, settlements[number], claims[number]) for number in succeeded], shelf.now)
-    shelf.ring_jobs(settlements[number].id for number in succeeded)
+    _count_successes(shelf, (settlements[number] for number in succeeded), Counter(states[number].queue for number in succeeded))
     with shelf.saving_together():
         for number in sorted(states.keys() - set(succeeded)):
             job = states[number].to_job(settlements[number], claims[number])

@@ -1,12 +1,14 @@
 -- Settling as a batch what can be settled so: runs that nobody waits for by a key or a join.
 
--- name: plain_runs
--- Parameters: rows of claim, id, epoch. Reply: queue, and how many of these runs are of it and plain.
-WITH run (claim, id, epoch) AS (VALUES (?, ?, ?) ...)
-SELECT j.queue, count(*)
-FROM run JOIN "~jobs" AS j ON j.claim = run.claim
-WHERE j.id = run.id AND j.epoch = run.epoch AND j.key IS NULL AND j.joins IS NULL
-GROUP BY j.queue;
+-- name: settle_given
+-- Parameters: rows of seq, claim, settled, started_at, result, fade_at; ended_at. Reply: none; how many rows it changed says whether
+-- all of these leases are still there. (IS, lest it look them up by their claims instead.)
+WITH run (seq, claim, settled, started_at, result, fade_at) AS (VALUES (?, ?, ?, ?, ?, ?) ...)
+UPDATE "~jobs" SET
+  status = 4, claim = NULL, settled = run.settled, started_at = run.started_at, result = run.result, ended_at = ?, fade_at = run.fade_at,
+  payload = NULL, crashes = 0, hand_backs = 0, parked_at = NULL
+FROM run
+WHERE "~jobs".seq = run.seq AND "~jobs".claim IS run.claim;
 
 -- name: settle_plain_successes
 -- Parameters: rows of claim, settled, started_at, result, fade_at; ended_at. Reply: none.

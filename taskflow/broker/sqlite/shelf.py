@@ -7,12 +7,13 @@ do so beside it and count their moves in the same tally.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from taskflow.broker import topics, words
-from taskflow.broker.sqlite.bulk import execute_rows, fetch_rows
+from taskflow.broker.sqlite.bulk import execute_rows, fetch_rows, insert_rows
+from taskflow.broker.sqlite.given import GivenLeases
 from taskflow.broker.sqlite.names import job_names, queue_names
 from taskflow.broker.sqlite.row import Job, all_columns, changing_columns, columns_of_run, record_of, storable
 from taskflow.broker.sqlite.statements import Statements
@@ -34,6 +35,7 @@ class Shelf:
         self.queues = queue_names(connection, sql)
         self.job_names = job_names(connection, sql)
         self.tally = Tally(connection, sql)
+        self.given = GivenLeases()
         self.rung = set[str]()
         self._put_off: list[Job] | None = None
         self.now = self.steady = 0
@@ -51,6 +53,7 @@ class Shelf:
         self.tally.forget()
         self.queues.forget()
         self.job_names.forget()
+        self.given.forget()
         self.rung.clear()
 
     def take_rung(self) -> set[str]:
@@ -86,6 +89,9 @@ class Shelf:
 
     def execute_rows(self, statement: str, rows: Sequence[tuple[object, ...]], *shared: object) -> int:
         return execute_rows(self.connection, self.sql, statement, rows, shared)
+
+    def insert_rows(self, statement: str, rows: Sequence[tuple[object, ...]]) -> int:
+        return insert_rows(self.connection, self.sql, statement, rows)
 
     def fetch_rows(self, statement: str, rows: Sequence[tuple[object, ...]]) -> list[tuple[Any, ...]]:
         return fetch_rows(self.connection, self.sql, statement, rows)
@@ -172,9 +178,6 @@ class Shelf:
 
     def ring_queue(self, queue: int) -> None:
         self.rung |= {topics.queue(self.queues.name(queue)), topics.ANY_QUEUE}
-
-    def ring_jobs(self, ids: Iterable[bytes]) -> None:
-        self.rung.update(map(topics.job, ids))
 
     # --- keys and joins -----------------------------------------------------------------------------------------
 

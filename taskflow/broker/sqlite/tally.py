@@ -6,6 +6,7 @@ import sqlite3
 from collections import Counter
 from typing import Final
 
+from taskflow.broker.sqlite.bulk import execute_rows, insert_rows
 from taskflow.broker.sqlite.statements import Statements
 from taskflow.model.record import CODES
 
@@ -17,8 +18,7 @@ class Tally:
 
     def __init__(self, connection: sqlite3.Connection, sql: Statements) -> None:
         self._connection = connection
-        self._count_moves = sql["count_moves"]
-        self._count_events = sql["count_events"]
+        self._sql = sql
         self._moves = Counter[tuple[int, int]]()
         self._events = Counter[tuple[int, str]]()
 
@@ -32,13 +32,17 @@ class Tally:
     def count(self, queue: int, event: str, number: int) -> None:
         self._events[queue, event] += number
 
+    def has_moved(self, status: int) -> bool:
+        """Whether something not yet written has come to be in that status, or was."""
+        return any(code == status for _, code in self._moves)
+
     def flush(self) -> None:
         if not self._events:
             return
         moves, events = self._moves, self._events
-        queues = sorted({queue for queue, _ in moves})
-        self._connection.executemany(self._count_moves, [(*(moves[queue, code] for code in _CODES), queue) for queue in queues])
-        self._connection.executemany(self._count_events, [(queue, event, number) for (queue, event), number in events.items()])
+        changes = [(queue, *(moves[queue, code] for code in _CODES)) for queue in sorted({queue for queue, _ in moves})]
+        execute_rows(self._connection, self._sql, "count_moves", changes)
+        insert_rows(self._connection, self._sql, "count_events", [(*of, number) for of, number in events.items()])
         self.forget()
 
     def forget(self) -> None:

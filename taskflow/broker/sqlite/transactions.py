@@ -207,6 +207,9 @@ class _File:
         """All of them in one transaction; None, or what has kept it from happening."""
         try:
             self._begin(group)
+        except Exception as error:  # nothing has begun, so that what is remembered is still true
+            return error
+        try:
             for work in group:
                 self._run(work)
             self.shelf.finish()

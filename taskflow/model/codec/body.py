@@ -23,8 +23,8 @@ def encode(shape: Shape, value: Any, limits: Limits, *, must_decode: bool = Fals
     """
     try:
         payload = seal(pack(shape.write(value, limits.depth)))
-        check_size(len(payload), limits)
-        if len(payload) > limits.items:
+        if len(payload) > limits.fewest:
+            check_size(len(payload), limits)
             check_items(payload[HEADER_SIZE:], Content.MSGPACK, limits)
         if must_decode:
             shape.read(unpack(payload[HEADER_SIZE:]), limits.depth)
@@ -39,8 +39,9 @@ def decode(shape: Shape, payload: bytes, limits: Limits, *, where: str = "") -> 
     """The value of a payload; DecodeError (NewerFormat, UnknownArgument, MissingArgument) and no other error, whatever the bytes."""
     content, body = open_payload(payload)
     try:
-        check_size(len(payload), limits)
-        check_items(body, content, limits)
+        if len(payload) > limits.fewest:
+            check_size(len(payload), limits)
+            check_items(body, content, limits)
         if content is Content.JSON:
             return shape.read_json(unpack_json(body), limits.depth)
         return shape.read(unpack(body), limits.depth)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 DEEPEST = 200
 """No limit may allow more: each level costs up to three Python frames of the interpreter's 1,000."""
@@ -20,9 +20,12 @@ class Limits:
     size: int = 1 << 20
     depth: int = 64
     items: int = 1 << 17
+    fewest: int = field(init=False, repr=False)
+    """Bytes of a payload that is too short to break either bound: a value takes one at least."""
 
     def __post_init__(self) -> None:
         if min(self.size, self.depth, self.items) < 1:
             raise ValueError(f"limits must be at least 1: {self}")
         if self.depth > DEEPEST:
             raise ValueError(f"depth is {self.depth}; at most {DEEPEST} is safe")
+        object.__setattr__(self, "fewest", min(self.size, self.items))

@@ -31,6 +31,7 @@ class Content(IntEnum):
     JSON = 2
 
 
+_MSGPACK = Content.MSGPACK
 _MSGPACK_HEADER = bytes((VERSION, 0, 0, Content.MSGPACK))
 _JSON_HEADER = bytes((VERSION, 0, 0, Content.JSON))
 
@@ -50,12 +51,11 @@ def open_payload(payload: bytes) -> tuple[Content, bytes]:
 
     Raises NewerFormat for what a newer taskflow wrote, DecodeError for what is no payload at all.
     """
-    header = payload[:HEADER_SIZE]
-    if header == _MSGPACK_HEADER:
-        return Content.MSGPACK, payload[HEADER_SIZE:]
-    if header == _JSON_HEADER:
+    if payload.startswith(_MSGPACK_HEADER):
+        return _MSGPACK, payload[HEADER_SIZE:]
+    if payload.startswith(_JSON_HEADER):
         return Content.JSON, payload[HEADER_SIZE:]
-    raise _refusal(header)
+    raise _refusal(payload[:HEADER_SIZE])
 
 
 def _refusal(header: bytes) -> DecodeError:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from inspect import Parameter
 from typing import Any
 
@@ -30,6 +31,7 @@ class Arguments:
     def __init__(self, parameters: Sequence[Parameter], shapes: Mapping[str, Shape]) -> None:
         single = [each for each in parameters if each.kind not in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)]
         self._positional = [each for each in single if each.kind is not Parameter.KEYWORD_ONLY]
+        self._position_names = [each.name for each in self._positional]
         self._position_writes = [(each.name, shapes[each.name].write) for each in self._positional]
         self._keyword_writes = {each.name: shapes[each.name].write for each in single if each.kind is not Parameter.POSITIONAL_ONLY}
         self._position_only = frozenset(each.name for each in single if each.kind is Parameter.POSITIONAL_ONLY)
@@ -38,8 +40,8 @@ class Arguments:
         self._rest, self._extra = (_named_of_kind(parameters, kind) for kind in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD))
         self._known = frozenset(each.name for each in parameters)
         self._shapes = shapes
-        self._reads = {name: shape.read for name, shape in shapes.items()}
-        self._json_reads = {name: shape.read_json for name, shape in shapes.items()}
+        self._reads = {name: self._read_of(name, shape.read) for name, shape in shapes.items()}
+        self._json_reads = {name: self._read_of(name, shape.read_json) for name, shape in shapes.items()}
 
     @property
     def shape(self) -> Shape:
@@ -47,11 +49,19 @@ class Arguments:
         return Shape(
             "arguments",
             self._write,
-            lambda wire, levels: self._read(wire, self._reads, levels),
-            lambda wire, levels: self._read(wire, self._json_reads, levels),
+            partial(self._read, self._reads),
+            partial(self._read, self._json_reads),
             types=frozenset((tuple,)),
             forms=frozenset((dict,)),
         )
+
+    def _read_of(self, name: str, read: Read) -> Read:
+        """What ``*args`` and ``**kwargs`` are read by, of which the annotation is that of one."""
+        if name == self._rest:
+            return partial(_read_rest, read)
+        if name == self._extra:
+            return partial(_read_extra, read)
+        return read
 
     def _write(self, call: Call, levels: int) -> dict[str, Any]:
         args, kwargs = call
@@ -106,7 +116,7 @@ class Arguments:
             raise Misfit(("is positional only" if name in self._position_only else "is no argument of this function") + takes)
         return encodable(name)
 
-    def _read(self, wires: Any, reads: Mapping[str, Read], levels: int) -> Call:
+    def _read(self, reads: Mapping[str, Read], wires: Any, levels: int) -> Call:
         """Unknown names are told first: a newer worker may know more than what is wrong here."""
         if type(wires) is not dict:
             raise Misfit(f"expected a map by parameter name, got {named(wires)}")
@@ -118,33 +128,22 @@ class Arguments:
         values: dict[str, Any] = {}
         try:
             for name, wire in wires.items():
-                values[name] = self._read_one(name, wire, reads[name], levels)
+                values[name] = reads[name](wire, levels)
         except Misfit as misfit:
             misfit.within(name)
             raise
-        return self._call(values)
-
-    def _read_one(self, name: str, wire: Any, read: Read, levels: int) -> Any:
-        if name == self._rest:
-            if type(wire) is not list:
-                raise Misfit(f"expected a list, got {named(wire)}")
-            return read_items(wire, read, levels)
-        if name == self._extra:
-            if type(wire) is not dict:
-                raise Misfit(f"expected a map, got {named(wire)}")
-            return read_map(wire, read, levels)
-        return read(wire, levels)
+        return self._call(values) if values else ((), {})
 
     def _call(self, values: dict[str, Any]) -> Call:
         """By position as far as the values go without a gap, the others by name."""
         rest = values.pop(self._rest, ()) if self._rest else ()
         extra = values.pop(self._extra, {}) if self._extra else {}
         args: list[Any] = []
-        for parameter in self._positional:
-            if parameter.name not in values:
+        for name in self._position_names:
+            if name not in values:
                 break
-            args.append(values.pop(parameter.name))
-        if rest or not self._position_only.isdisjoint(values):
+            args.append(values.pop(name))
+        if rest or (values and not self._position_only.isdisjoint(values)):
             self._fill_gap(args, values, to_the_end=bool(rest))
         return (*args, *rest), {**values, **extra} if extra else values
 
@@ -154,6 +153,18 @@ class Arguments:
             if not to_the_end and self._position_only.isdisjoint(values):
                 break
             args.append(values.pop(parameter.name, parameter.default))
+
+
+def _read_rest(read: Read, wire: Any, levels: int) -> list[Any]:
+    if type(wire) is not list:
+        raise Misfit(f"expected a list, got {named(wire)}")
+    return read_items(wire, read, levels)
+
+
+def _read_extra(read: Read, wire: Any, levels: int) -> dict[str, Any]:
+    if type(wire) is not dict:
+        raise Misfit(f"expected a map, got {named(wire)}")
+    return read_map(wire, read, levels)
 
 
 def _named_of_kind(parameters: Iterable[Parameter], kind: Any) -> str | None:

@@ -11,6 +11,7 @@ msgspec's own typed decoding is not used: it mixes str-like unions, knows no tup
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from decimal import Decimal
 from math import isinf
 from typing import Any, Final
@@ -41,12 +42,11 @@ TIMEZONE: Final = 23
 BYTEARRAY: Final = 24
 ZONEINFO: Final = 25
 
-_encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode
 
 
-def pack(wire: Any) -> bytes:
-    return _encode(wire)
+pack: Final[Callable[[Any], bytes]] = msgspec.msgpack.Encoder().encode
+"""The bytes of a wire value."""
 
 
 def unpack(body: bytes) -> Any:

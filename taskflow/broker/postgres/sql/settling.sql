@@ -1,8 +1,11 @@
 -- Successes of jobs that have no key and that nobody awaits, all at once: most of what there is to settle. A fence is (epoch, session, request,
--- number) as 32 bytes, the form of jobs.settled. The answer: NULL when all have been settled, else the ids of those; the others are settle()'s.
+-- number) as 32 bytes, the form of jobs.settled. The answer: NULL when all have been settled, now or by the same settlement before, else the
+-- ids of those; the others are settle()'s. `are_awaited`: somebody waits for one of them; who comes just now may not be seen.
 -- Rows are changed in the order of their ids, as they are locked everywhere. `+ 0`: by its id, not among all that is leased.
-CREATE FUNCTION @.succeed(wall bigint, ids bytea[], fences bytea[], ran_for bigint[], keep_for bigint[], results bytea[], OUT done bytea[])
-LANGUAGE plpgsql SET lock_timeout = '3s' SET plan_cache_mode = force_generic_plan SET jit = off
+CREATE FUNCTION @.succeed(
+    wall bigint, ids bytea[], fences bytea[], ran_for bigint[], keep_for bigint[], results bytea[], OUT done bytea[],
+    OUT are_awaited boolean
+) LANGUAGE plpgsql SET lock_timeout = '3s' SET plan_cache_mode = force_generic_plan SET jit = off
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 #variable_conflict use_column
 DECLARE
@@ -25,6 +28,13 @@ BEGIN
         SELECT queue, E.SUCCEED, S.RUNNING, S.SUCCEEDED, count(*) FROM ended GROUP BY queue
     )
     SELECT CASE WHEN count(*) < cardinality(ids) THEN coalesce(array_agg(id), '{}') END INTO done FROM ended;
+    IF done IS NOT NULL THEN
+        done := done || ARRAY(
+            SELECT given.id FROM unnest(ids, fences) AS given (id, fence) JOIN @.jobs ON jobs.id = given.id
+            WHERE settled = given.fence AND jobs.id <> ALL (done)
+        );
+    END IF;
+    are_awaited := EXISTS (SELECT 1 FROM @.awaited WHERE id = ANY (ids));
 END
 $$;
 

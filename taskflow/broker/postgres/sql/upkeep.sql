@@ -202,44 +202,67 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION @.drop_over_cap(now_at bigint, most integer) RETURNS integer LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
-#variable_conflict use_column
+CREATE FUNCTION @.drop_over_cap(now_at bigint, most integer) RETURNS integer LANGUAGE plpgsql AS $$
 DECLARE
     crowded record;
-    each record;
-    m @.marks;
-    raises boolean;
-    last record;
     moved integer := 0;
-    moved_here integer;
 BEGIN
     FOR crowded IN
         SELECT queue, what = '=' || S.FAILED AS failed, sum(n) - R.kept_per_queue AS over FROM @.totals
         WHERE what IN ('=' || S.SUCCEEDED, '=' || S.CANCELLED, '=' || S.FAILED)
         GROUP BY 1, 2 HAVING sum(n) > R.kept_per_queue ORDER BY 1, 2
     LOOP
-        m := @.mark('kept', crowded.queue, crowded.failed::integer, now_at);
-        raises := @.may_raise(m, now_at);
-        last := NULL;
-        moved_here := 0;
-        FOR each IN
-            SELECT id, ended_at, seq, queue = crowded.queue AND (status = S.FAILED) = crowded.failed AS is_of_these FROM (
-                SELECT * FROM @.jobs WHERE status BETWEEN S.SUCCEEDED AND S.CANCELLED AND (ended_at, seq) >= (m.at, m.seq)
-                ORDER BY ended_at, seq LIMIT 1000 + 10 * most -- those of other queues are passed over: by the mark, once
-            ) AS ended
-        LOOP
-            EXIT WHEN moved_here >= least(crowded.over, most - moved);
-            last := each;
-            CONTINUE WHEN NOT each.is_of_these;
-            CONTINUE WHEN NOT @.bury(each.id, now_at);
-            PERFORM @.count_move(crowded.queue, W.DROPPED_OVER_CAP, NULL, NULL);
-            moved_here := moved_here + 1;
-        END LOOP;
-        moved := moved + moved_here;
-        IF raises AND last IS NOT NULL THEN
-            PERFORM @.raise(m, last.ended_at, last.seq, now_at);
-        END IF;
+        EXIT WHEN moved >= most;
+        moved := moved + @.drop_oldest(crowded.queue, crowded.failed, least(crowded.over, most - moved)::integer, now_at);
     END LOOP;
+    RETURN moved;
+END
+$$;
+
+-- Of the ended jobs of a queue, the failed or the others, so many that ended first. They lie among those of other queues, which the mark passes
+-- by, once. What somebody else has at the moment is left.
+CREATE FUNCTION @.drop_oldest(of_queue text, are_failed boolean, most integer, now_at bigint) RETURNS integer LANGUAGE plpgsql
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
+#variable_conflict use_column
+DECLARE
+    m @.marks := @.mark('kept', of_queue, are_failed::integer, now_at);
+    raises boolean := @.may_raise(m, now_at);
+    moved integer;
+    first_at bigint;
+    last_at bigint;
+    last_seq bigint;
+BEGIN
+    WITH scanned AS MATERIALIZED (
+        SELECT id, ended_at, seq, queue, status FROM @.jobs WHERE status BETWEEN S.SUCCEEDED AND S.CANCELLED AND (ended_at, seq) >= (m.at, m.seq)
+        ORDER BY ended_at, seq LIMIT 1000 + 10 * most
+    ), chosen AS MATERIALIZED (
+        SELECT * FROM scanned WHERE queue = of_queue AND (status = S.FAILED) = are_failed ORDER BY ended_at, seq LIMIT most
+    ), locked AS MATERIALIZED (
+        SELECT chosen.* FROM chosen CROSS JOIN LATERAL (
+            SELECT 1 FROM @.jobs WHERE jobs.id = chosen.id AND jobs.status + 0 BETWEEN S.SUCCEEDED AND S.CANCELLED FOR UPDATE SKIP LOCKED
+        ) AS it
+    ), buried AS (
+        UPDATE @.jobs SET status = S.GONE, payload = NULL, result = NULL, errors = NULL, extras = NULL, reason = NULL, progress = NULL,
+            waiting_for = NULL, fade_at = jobs.ended_at + R.repeat_for
+        FROM locked WHERE jobs.id = locked.id
+        RETURNING locked.status AS status, jobs.fade_at
+    ), counted AS (
+        SELECT @.count_move(of_queue, E.DROP, status, NULL, count(*)), @.count_move(of_queue, W.DROPPED_OVER_CAP, NULL, NULL, count(*)),
+            count(*) AS number, min(fade_at) AS fade_at
+        FROM buried GROUP BY status
+    ), reached AS (
+        (SELECT ended_at, seq FROM chosen WHERE (SELECT count(*) FROM chosen) = most ORDER BY ended_at DESC, seq DESC LIMIT 1)
+        UNION ALL
+        (SELECT ended_at, seq FROM scanned WHERE (SELECT count(*) FROM chosen) < most ORDER BY ended_at DESC, seq DESC LIMIT 1)
+    )
+    SELECT coalesce(sum(number), 0), min(fade_at), (SELECT ended_at FROM reached), (SELECT reached.seq FROM reached)
+    INTO moved, first_at, last_at, last_seq FROM counted;
+    IF moved > 0 THEN
+        PERFORM @.lower('fade', '', 0, first_at, 0, now_at);
+    END IF;
+    IF raises AND last_at IS NOT NULL THEN
+        PERFORM @.raise(m, last_at, last_seq, now_at);
+    END IF;
     RETURN moved;
 END
 $$;

@@ -48,17 +48,6 @@ local function add(item, seq)
   return waiting and 'r' .. waiting or ''
 end
 
--- Most calls have nothing but an id, a queue, a job, a priority and a payload, and are ready at once: those go a short way.
-local function is_plain(item)
-  return item[5] == 0 and item[12] == 0 and not (item[6] or item[7] or item[8] or item[11] or item[13])
-end
-
-local function add_plain(item, seq)
-  local id, queue, priority = item[1], item[2], item[4]
-  save(id, { S.READY, queue, item[3], priority, seq, wall, false, item[10] })
-  add_to(ready, queue, priority, entry_of(wall, seq, id))
-end
-
 -- Adds all. Arguments: the texts of their queues and jobs, the items that name them by place. The answers, or nil
 -- when every item was simply added.
 local function add_all(texts, items)
@@ -66,27 +55,16 @@ local function add_all(texts, items)
     return nil
   end
   local numbers = intern(texts)
-  local ids, answers, were_all_added, plain = {}, {}, true, {}
+  local ids, answers, were_all_added = {}, {}, true
   for i, item in ipairs(items) do
     ids[i] = item[1]
   end
   prefetch(ids)
   local seq = call('HINCRBY', P .. 'meta', 'seq', #items) - #items
   for i, item in ipairs(items) do
-    local queue = numbers[item[2]]
-    item[2], item[3] = queue, numbers[item[3]]
-    if is_plain(item) and not cache[item[1]] then
-      add_plain(item, seq + i)
-      plain[queue] = (plain[queue] or 0) + 1
-      answers[i] = ''
-    else
-      answers[i] = add(item, seq + i)
-      were_all_added = were_all_added and answers[i] == ''
-    end
-  end
-  for queue, number in pairs(plain) do
-    count(queue, S.READY, number)
-    tally(queue, E.ENQUEUE, number)
+    item[2], item[3] = numbers[item[2]], numbers[item[3]]
+    answers[i] = add(item, seq + i)
+    were_all_added = were_all_added and answers[i] == ''
   end
   return not were_all_added and answers or nil
 end

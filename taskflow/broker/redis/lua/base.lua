@@ -7,10 +7,11 @@
 -- Names of the form F.X, S.X, E.X, W.X, R.X stand for a job's fields, statuses, events, words and rules: they are
 -- written into the text as plain values before the server sees it (scripts.py), so that each has one place, in Python.
 --
--- A job is an array, kept as msgpack under j:ID; see job.py for its fields. A field that is absent is false, and the
--- array ends after its last one. Numbers of microseconds stay exact: Lua's doubles have 53 bits.
+-- A job is kept under j:ID, most in a fixed layout that is cut and put together as a string, all others as a msgpack array, in which a
+-- field that is absent is false, and which ends after its last one: see fields.py for both, where L.X comes from too, first and last byte
+-- of what the fixed layout has. Numbers of microseconds stay exact: Lua's doubles have 53 bits.
 
-local call = redis.call
+local call, byte, sub = redis.call, string.byte, string.sub
 local P = KEYS[1]
 local given = cmsgpack.unpack(ARGV[2])
 
@@ -32,5 +33,11 @@ local MOST = 2000
 local function in_portions(command, key, values)
   for first = 1, #values, MOST do
     call(command, key, unpack(values, first, math.min(first + MOST - 1, #values)))
+  end
+end
+
+local function set_all(keys_and_values)
+  for first = 1, #keys_and_values, MOST do
+    call('MSET', unpack(keys_and_values, first, math.min(first + MOST - 1, #keys_and_values)))
   end
 end

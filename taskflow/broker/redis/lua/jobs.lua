@@ -1,8 +1,6 @@
--- Jobs as they are read, changed and written once at the end; counts and nudges likewise.
+-- Jobs as they are read, changed and written once at the end.
 
 local cache, changed = {}, {}
-local moves, events = {}, {}
-local rung, rung_jobs = {}, {}
 
 -- --- reading and writing ------------------------------------------------------------------------------
 
@@ -31,18 +29,85 @@ local function is_job(job)
     and (status < S.SUCCEEDED or (job[F.ended] and (status == S.GONE or job[F.keep_until])))
 end
 
+-- Sets a field, without a hole before it: cmsgpack would take the array for a map.
+local function set(job, field, value)
+  for i = #job + 1, field - 1 do
+    job[i] = false
+  end
+  job[field] = value
+end
+
+-- What is kept in the fixed layout (fields.py), which begins with the status: no msgpack array begins with so small a byte.
+-- nil when it is cut off or goes on.
+local function of_layout(stored)
+  local status, at, worker = string.byte(stored), 1, nil
+  if status >= S.RUNNING then
+    worker, at = struct.unpack('>I2c0', stored, L.running)
+  end
+  local _, priority, queue, name, due, seq, created, extras, next_at = struct.unpack('>BbI4I4I8I6I8I2c0', stored, at)
+  local job = { status, queue, name, priority, seq, created, due ~= created and due, false }
+  if worker then
+    job[F.epoch], job[F.claim] = struct.unpack('>I4c24', stored, L.epoch)
+    job[F.claimed], job[F.claimed_steady] = struct.unpack('>I8I8', stored, L.claimed)
+    job[F.worker] = worker
+  end
+  if status == S.SUCCEEDED then
+    local ended, ran_for, keep_for
+    ended, ran_for, keep_for, next_at = struct.unpack('>I8I8I8', stored, next_at)
+    job[F.claim], job[F.settled], job[F.started] = false, string.sub(stored, L.fence), ended - ran_for
+    job[F.result], next_at = struct.unpack('>I4c0', stored, next_at)
+    job[F.ended], job[F.keep_until] = ended, ended + keep_for
+  else
+    job[F.payload], next_at = struct.unpack('>I4c0', stored, next_at)
+  end
+  if extras ~= '' then
+    set(job, F.extras, extras)
+  end
+  return next_at == #stored + 1 and job or nil
+end
+
+local function unpacked(stored)
+  local first = string.byte(stored)
+  if first and first >= S.SCHEDULED and first <= S.SUCCEEDED then
+    return of_layout(stored)
+  end
+  return cmsgpack.unpack(stored)
+end
+
 -- What does not read as a job is put aside, once, and is not there any more: one bad value stops nobody.
 local function parse(id, stored)
   if not stored then
     return false
   end
-  local is_whole, job = pcall(cmsgpack.unpack, stored)
+  local is_whole, job = pcall(unpacked, stored)
   if is_whole and is_job(job) then
     return job
   end
   call('HSET', P .. 'bad', id, stored)
   call('DEL', P .. 'j:' .. id)
   return false
+end
+
+-- Whether there is nothing to it but what the fixed layout has for one that waits for its first run.
+local function is_plain(job)
+  if #job ~= F.payload and #job ~= F.extras or job[F.status] ~= S.READY and job[F.status] ~= S.SCHEDULED or not job[F.payload] then
+    return false
+  end
+  for field = F.payload + 1, F.extras - 1 do
+    if job[field] then
+      return false
+    end
+  end
+  return #(job[F.extras] or '') < 65536
+end
+
+local function packed(job)
+  if not is_plain(job) then
+    return cmsgpack.pack(job)
+  end
+  local extras, payload = job[F.extras] or '', job[F.payload]
+  return struct.pack('>BbI4I4I8I6I8I2', job[F.status], job[F.priority], job[F.queue], job[F.name], job[F.due] or job[F.created],
+    job[F.seq], job[F.created], #extras) .. extras .. struct.pack('>I4', #payload) .. payload
 end
 
 -- MGET, since it passes over a key of a wrong type.
@@ -71,14 +136,6 @@ local function load(id)
   return cache[id]
 end
 
--- Sets a field, without a hole before it: cmsgpack would take the array for a map.
-local function set(job, field, value)
-  for i = #job + 1, field - 1 do
-    job[i] = false
-  end
-  job[field] = value
-end
-
 local function save(id, job)
   cache[id] = job
   changed[id] = job
@@ -88,11 +145,9 @@ local function write_jobs()
   local values = {}
   for id, job in pairs(changed) do
     values[#values + 1] = P .. 'j:' .. id
-    values[#values + 1] = cmsgpack.pack(job)
+    values[#values + 1] = packed(job)
   end
-  for first = 1, #values, MOST do
-    call('MSET', unpack(values, first, math.min(first + MOST - 1, #values)))
-  end
+  set_all(values)
   changed = {}
 end
 
@@ -120,137 +175,4 @@ local function id_text(id)
   return table.concat({
     string.sub(hex, 1, 8), string.sub(hex, 9, 12), string.sub(hex, 13, 16), string.sub(hex, 17, 20), string.sub(hex, 21),
   }, '-')
-end
-
--- --- counts -------------------------------------------------------------------------------------------
-
-local function count(queue, status, number)
-  local of_queue = moves[queue]
-  if not of_queue then
-    of_queue = {}
-    moves[queue] = of_queue
-  end
-  of_queue[status] = (of_queue[status] or 0) + number
-end
-
-local function tally(queue, event, number)
-  local of_queue = events[queue]
-  if not of_queue then
-    of_queue = {}
-    events[queue] = of_queue
-  end
-  of_queue[event] = (of_queue[event] or 0) + (number or 1)
-end
-
--- Every change of status goes through here. GONE and false are not counted: nobody is there.
-local function move(job, event, to)
-  local queue, from = job[F.queue], job[F.status]
-  if from and from ~= S.GONE then
-    count(queue, from, -1)
-  end
-  if to ~= S.GONE then
-    count(queue, to, 1)
-  end
-  job[F.status] = to
-  tally(queue, event)
-end
-
--- ready: the queues, by name, that have ready jobs and are not paused.
-local function index_ready(queue, number, now_ready)
-  if now_ready == 0 then
-    call('ZREM', P .. 'ready', name_of(queue))
-    for _, priority in ipairs(call('ZRANGE', P .. 'p:' .. queue, 0, -1)) do -- entries at which nobody stands any more
-      call('UNLINK', P .. 'r:' .. queue .. ':' .. priority, P .. 'z:' .. queue .. ':' .. priority)
-    end
-    call('DEL', P .. 'p:' .. queue)
-  elseif now_ready == number then
-    local name = name_of(queue)
-    if call('SISMEMBER', P .. 'paused', name) == 0 then
-      call('ZADD', P .. 'ready', 0, name)
-    end
-  end
-end
-
--- crowded: the queues, by name, that keep more than they may; "\1" sorts before whatever a name has.
-local function index_crowded(queue, failed)
-  local kept = 0
-  local codes = failed == 1 and { S.FAILED } or { S.SUCCEEDED, S.CANCELLED }
-  for _, code in ipairs(codes) do
-    kept = kept + (call('HGET', P .. 'counts', queue .. ':' .. code) or 0)
-  end
-  if kept > R.kept_per_queue then
-    call('ZADD', P .. 'crowded', 0, name_of(queue) .. '\1' .. failed)
-  end
-end
-
-local function write_counts()
-  for queue, of_queue in pairs(moves) do
-    for status, number in pairs(of_queue) do
-      if number ~= 0 then
-        local now = call('HINCRBY', P .. 'counts', queue .. ':' .. status, number)
-        if now < 0 then  -- some have been lost: as a wrong type it makes the caller have all counted again (broker.py)
-          error('WRONGTYPE the counts of jobs have been lost')
-        end
-        if status == S.READY then
-          index_ready(queue, number, now)
-        end
-      end
-    end
-    if (of_queue[S.FAILED] or 0) > 0 then
-      index_crowded(queue, 1)
-    end
-    if (of_queue[S.SUCCEEDED] or 0) > 0 or (of_queue[S.CANCELLED] or 0) > 0 then
-      index_crowded(queue, 0)
-    end
-  end
-  for queue, of_queue in pairs(events) do
-    for event, number in pairs(of_queue) do
-      call('HINCRBY', P .. 'totals', queue .. ':' .. event, number)
-    end
-  end
-  moves, events = {}, {}
-end
-
--- --- nudges -------------------------------------------------------------------------------------------
-
--- armed: the topics that somebody has found nothing under, and waits for. Only those are told, once: a busy
--- fleet would otherwise hear of every job of every other worker.
-local function tell_armed()
-  local topics = {}
-  for topic in pairs(rung) do
-    topics[#topics + 1] = topic
-  end
-  local told = 0
-  for first = 1, #topics, MOST do
-    told = told + call('SREM', P .. 'armed', unpack(topics, first, math.min(first + MOST - 1, #topics)))
-  end
-  if told > 0 then
-    call('PUBLISH', P .. 'nudges', table.concat(topics, '\n'))
-  end
-  rung = {}
-end
-
--- awaited: the jobs whose end somebody waits for, by the time after which nobody does any more.
-local function tell_awaited()
-  if #rung_jobs > 0 and call('ZCARD', P .. 'awaited') > 0 then
-    local told = {}
-    for first = 1, #rung_jobs, MOST do
-      local last = math.min(first + MOST - 1, #rung_jobs)
-      for i, until_when in ipairs(call('ZMSCORE', P .. 'awaited', unpack(rung_jobs, first, last))) do
-        if until_when then
-          told[#told + 1] = rung_jobs[first + i - 1]
-        end
-      end
-    end
-    if #told > 0 then
-      in_portions('ZREM', P .. 'awaited', told)
-      call('PUBLISH', P .. 'ended', table.concat(told))
-    end
-  end
-  rung_jobs = {}
-end
-
-local function ring_queue(queue)
-  rung['queue:' .. name_of(queue)] = true
-  rung['queues'] = true
 end

@@ -3,6 +3,11 @@
 -- job's number of arrival, 8 and 6 bytes, then its id. It counts only while the job still says that it stands there: one
 -- that does not any more is left behind, and passed over when its turn comes.
 
+-- The keys of both, of what is ready with a queue's number and a priority.
+local function ready_keys(place)
+  return P .. 'r:' .. place, P .. 'z:' .. place
+end
+
 local function entry_of(time, seq, id)
   return struct.pack('>I8I6', time, seq) .. id
 end
@@ -44,10 +49,23 @@ local function push(list, returned, entries)
   in_portions('ZADD', returned, out_of_order)
 end
 
--- The first entries of both, in order, and for each whether it stands in the list.
+-- Adds entries that are in order among themselves.
+local function append(list, returned, entries)
+  local tail = call('LINDEX', list, -1)
+  if tail and is_before(entries[1], tail) then
+    push(list, returned, entries)
+  else
+    in_portions('RPUSH', list, entries)
+  end
+end
+
+-- The first entries of both, in order, and for each whether it stands in the list: nothing, when all do.
 local function peek(list, returned, number)
   local one = call('LRANGE', list, 0, number - 1)
   local other = call('ZRANGE', returned, 0, number - 1)
+  if #other == 0 then
+    return one
+  end
   local merged, is_listed, i, k = {}, {}, 1, 1
   while #merged < number and (one[i] or other[k]) do
     local is_first = one[i] and (not other[k] or is_before(one[i], other[k])) or false
@@ -60,8 +78,8 @@ end
 
 -- Takes off the first `number` of what `peek` gave.
 local function drop_first(list, returned, number, is_listed)
-  local from_list = 0
-  for i = 1, number do
+  local from_list = is_listed and 0 or number
+  for i = 1, is_listed and number or 0 do
     from_list = from_list + (is_listed[i] and 1 or 0)
   end
   if from_list > 0 then

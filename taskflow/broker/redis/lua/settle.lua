@@ -1,122 +1,102 @@
 -- Ends or turns runs.
 --
--- arguments  settlements, texts of the follow-ups' queues and jobs
+-- arguments  successes in columns, those of one session and one keep: session, keep (microseconds), ids, fences (epoch, 4 bytes, and
+--            claim), the claims without the session (8 bytes), and as the fixed layout has them run's length, keep and result;
+--            settlements of any kind; texts of their follow-ups' queues and jobs
 --            a settlement: id, epoch, claim, kind, run's length, keep (microseconds), value, error, after, follow-ups
 --            a kind: 1 succeeded (value: result), 2 failed (error; value: reason), 3 discarded (value: reason), 4 cancelled
 --            (value: reason), 5 retried (error, after), 6 snoozed (after), 7 parked (value: what for; after), 8 handed back
 --            (value: whether it counts); an error: type, message, traceback, attempt
--- reply      a string with a byte for each: "o" for OK, "s" for STALE
+-- reply      a string with a byte for each, of those in columns first: "o" for OK, "s" for STALE
 
-local settlements, texts = given[1], given[2]
+local groups, others, texts = given[1], given[2], given[3]
+local answers, others_at = {}, {}
+local now, is_succeeded = struct.pack('>I8', wall), string.char(S.SUCCEEDED)
+local values = {}
 
--- A run came to something: what counts lost leases in a row begins again.
-local function progressed(job)
-  if #job >= F.crashes then
-    for _, field in ipairs({ F.crashes, F.hand_backs, F.parked }) do
-      if job[field] then
-        job[field] = false
-      end
+-- As it is stored after a success at its first run. nil for a job that has more to it, or does not have that lease. The layout is that
+-- of fields.py.
+local function ended(stored, fence, outcome)
+  if byte(stored) ~= S.RUNNING or sub(stored, L.fence) ~= fence or #stored < L.running + 1 then
+    return nil
+  end
+  local extras_at = L.running + 2 + struct.unpack('>I2', stored, L.running) + L.waiting - 1
+  if #stored < extras_at + 1 then
+    return nil
+  end
+  local extras = struct.unpack('>I2', stored, extras_at)
+  local queue, seq = struct.unpack('>I4xxxxxxxxxxxxc6', stored, extras_at - L.waiting + 3)
+  return is_succeeded .. sub(stored, 2, extras_at + 1 + extras) .. now .. outcome, queue, seq
+end
+
+-- All of one score.
+local function add_scored(key, score, members)
+  local text, scored = string.format('%.0f', score), {}
+  for i, member in ipairs(members) do
+    scored[2 * i - 1], scored[2 * i] = text, member
+  end
+  in_portions('ZADD', key, scored)
+end
+
+local function write_group(session, keep_for, done, tails, kept)
+  in_portions('HDEL', P .. 'l:' .. session, tails)
+  add_scored(P .. 'fade', wall + keep_for, done)
+  for queue, members in pairs(kept) do
+    add_scored(kept_key(queue, 0), wall, members)
+    count(queue, S.RUNNING, -#members)
+    count(queue, S.SUCCEEDED, #members)
+    tally(queue, E.SUCCEED, #members)
+  end
+end
+
+-- Those that are not so simple join the others.
+local function settle_group(session, keep_for, ids, fences, tails, outcomes)
+  local keys, done, done_tails, kept = {}, {}, {}, {}
+  local job_key = P .. 'j:'
+  for i, id in ipairs(ids) do
+    keys[i] = job_key .. id
+  end
+  for i, stored in ipairs(call('MGET', unpack(keys))) do
+    local id, outcome = ids[i], outcomes[i]
+    local new, queue, seq
+    if stored then
+      new, queue, seq = ended(stored, fences[i], outcome)
+    end
+    if new then
+      local n = #done + 1
+      done[n], done_tails[n], rung_jobs[#rung_jobs + 1] = id, tails[i], id
+      values[#values + 1] = keys[i]
+      values[#values + 1] = new
+      local members = kept[queue] or {}
+      kept[queue] = members
+      members[#members + 1] = seq .. id
+      answers[#answers + 1] = 'o'
+    else
+      local epoch, claim = struct.unpack('>I4c24', fences[i])
+      answers[#answers + 1] = 's'
+      others[#others + 1] = { id, epoch, claim, 1, struct.unpack('>I8', outcome), keep_for, sub(outcome, 21), false, false, false }
+      others_at[#others] = #answers
     end
   end
+  write_group(session, keep_for, done, done_tails, kept)
 end
 
-local function fail_once(job, error)
-  set(job, F.failures, (job[F.failures] or 0) + 1)
-  note(job, error[1], error[2], error[3], error[4])
+local sent_so = #others
+for _, group in ipairs(groups) do
+  settle_group(unpack(group))
 end
-
-local endings = {
-  function(id, job, settlement)
-    job[F.payload] = false
-    set(job, F.result, settlement[7])
-    finish(id, job, E.SUCCEED, S.SUCCEEDED, false, settlement[6])
-  end,
-  function(id, job, settlement)
-    fail_once(job, settlement[8])
-    finish(id, job, E.FAIL, S.FAILED, settlement[7])
-  end,
-  function(id, job, settlement)
-    finish(id, job, E.DISCARD, S.FAILED, settlement[7])
-  end,
-  function(id, job, settlement)
-    finish(id, job, E.CANCEL, S.CANCELLED, settlement[7])
-  end,
-  function(id, job, settlement)
-    fail_once(job, settlement[8])
-    wait_again(id, job, E.RETRY, wall + settlement[9])
-  end,
-  function(id, job, settlement)
-    set(job, F.snoozes, (job[F.snoozes] or 0) + 1)
-    wait_again(id, job, E.SNOOZE, wall + settlement[9])
-  end,
-  function(id, job, settlement)
-    if not job[F.parked] then
-      set(job, F.parked, wall)
-    end
-    set(job, F.waiting_for, settlement[7])
-    wait_again(id, job, E.PARK, wall + settlement[9])
-  end,
-  function(id, job, settlement)
-    hand_back(id, job, settlement[7])
-  end,
-}
-
--- A success at the first run, of a job that nobody waits for by key or join: most are.
-local succeeded = {}
-
-local function succeed_plainly(id, job, settlement, fence)
-  let_go(job)
-  local keep_until, queue = wall + settlement[6], job[F.queue]
-  job[F.status], job[F.payload], job[F.claim] = S.SUCCEEDED, false, false
-  job[F.started], job[F.settled], job[F.result] = wall - settlement[5], fence, settlement[7]
-  job[F.ended], job[F.keep_until] = wall, keep_until
-  fading[#fading + 1] = keep_until
-  fading[#fading + 1] = id
-  add_to(kept, queue, 0, kept_member(id, job))
-  rung_jobs[#rung_jobs + 1] = id
-  save(id, job)
-  succeeded[queue] = (succeeded[queue] or 0) + 1
+set_all(values)
+for i = 1, sent_so do
+  answers[#answers + 1] = 's'
+  others_at[i] = #answers
 end
-
-local function settle(settlement)
-  local id, kind = settlement[1], settlement[4]
-  local job = load(id)
-  if not job then
-    return 's'
+if #others > 0 then
+  local settle_all = the_rest()
+  for i, answer in ipairs(settle_all(others, texts)) do
+    answers[others_at[i]] = answer
   end
-  local fence = struct.pack('>I4', settlement[2]) .. settlement[3]
-  if job[F.status] ~= S.RUNNING or job[F.epoch] ~= settlement[2] or job[F.claim] ~= settlement[3] then
-    return job[F.settled] == fence and 'o' or 's'
-  end
-  if kind == 1 and #job == F.worker and not settlement[10] then
-    succeed_plainly(id, job, settlement, fence)
-    return 'o'
-  end
-  set(job, F.settled, fence)
-  set(job, F.started, wall - settlement[5])
-  let_go(job)
-  if kind < 7 then
-    progressed(job)
-  end
-  endings[kind](id, job, settlement)
-  if settlement[10] then
-    add_all(texts, settlement[10])
-  end
-  return 'o'
+else
+  write_counts()
+  tell_awaited()
 end
-
-local ids, answers = {}, {}
-for i, settlement in ipairs(settlements) do
-  ids[i] = settlement[1]
-end
-prefetch(ids)
-for i, settlement in ipairs(settlements) do
-  answers[i] = settle(settlement)
-end
-for queue, number in pairs(succeeded) do
-  count(queue, S.RUNNING, -number)
-  count(queue, S.SUCCEEDED, number)
-  tally(queue, E.SUCCEED, number)
-end
-flush()
 return table.concat(answers)

@@ -2,15 +2,6 @@
 
 local ready, scheduled, kept, fading, released = {}, {}, {}, {}, {}
 
-local function ready_keys(place)
-  return P .. 'r:' .. place, P .. 'z:' .. place
-end
-
--- What a queue has kept, apart from it what has failed: a sorted set by the end's time, then by arrival.
-local function kept_key(queue, failed)
-  return P .. 'y:' .. queue .. ':' .. failed
-end
-
 local function kept_member(id, job)
   return struct.pack('>I6', job[F.seq]) .. id
 end

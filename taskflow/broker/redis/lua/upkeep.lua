@@ -5,16 +5,68 @@ local limit = given[1]
 
 -- --- what is due --------------------------------------------------------------------------------------
 
+-- In the fixed layout (fields.py), as most are: only the status changes, and what was its place among the scheduled is its place among
+-- the ready. What is stored then, its queue, priority and entry; nil for any other.
+local function ready_plainly(id, stored)
+  if byte(stored) ~= S.SCHEDULED or #stored < L.waiting then
+    return nil
+  end
+  local priority, queue, due = struct.unpack('>xbI4xxxxI8', stored)
+  if due > wall then
+    return nil
+  end
+  return string.char(S.READY) .. sub(stored, 2), queue, priority, sub(stored, L.place) .. id
+end
+
+-- They come in order of their due times.
+local function append_ready(groups)
+  for queue, of_queue in pairs(groups) do
+    for priority, entries in pairs(of_queue) do
+      local list, returned = ready_keys(queue .. ':' .. priority)
+      append(list, returned, entries)
+      call('ZADD', P .. 'p:' .. queue, -priority, priority)
+      count(queue, S.SCHEDULED, -#entries)
+      count(queue, S.READY, #entries)
+      tally(queue, E.DUE, #entries)
+    end
+    ring_queue(queue)
+  end
+end
+
+local function ready_all(ids, stored)
+  local values, groups, others = {}, {}, {}
+  for i, id in ipairs(ids) do
+    local new, queue, priority, entry
+    if stored[i] then
+      new, queue, priority, entry = ready_plainly(id, stored[i])
+    end
+    if new then
+      values[#values + 1] = P .. 'j:' .. id
+      values[#values + 1] = new
+      add_to(groups, queue, priority, entry)
+    else
+      others[#others + 1] = id
+    end
+  end
+  set_all(values)
+  append_ready(groups)
+  return #ids - #others, others
+end
+
 local function ready_due(left)
-  local members = call('ZRANGEBYSCORE', P .. 'due', '-inf', wall, 'LIMIT', 0, left)
-  local ids = {}
+  local members = call('ZRANGEBYSCORE', P .. 'due', '-inf', wall, 'LIMIT', 0, math.min(left, MOST))
+  if #members == 0 then
+    return 0
+  end
+  local ids, keys = {}, {}
   for i, member in ipairs(members) do
-    ids[i] = string.sub(member, 11)
+    ids[i] = sub(member, 11)
+    keys[i] = P .. 'j:' .. ids[i]
   end
   in_portions('ZREM', P .. 'due', members)
-  prefetch(ids)
-  local moved = 0
-  for _, id in ipairs(ids) do
+  local moved, others = ready_all(ids, call('MGET', unpack(keys)))
+  prefetch(others)
+  for _, id in ipairs(others) do
     local job = load(id)
     if job and job[F.status] == S.SCHEDULED then
       enter(id, job, E.DUE)

@@ -1,0 +1,95 @@
+-- How many jobs stand where, and what has happened to how many: changed by the call, written once at its end.
+
+local moves, events = {}, {}
+
+local function count(queue, status, number)
+  local of_queue = moves[queue]
+  if not of_queue then
+    of_queue = {}
+    moves[queue] = of_queue
+  end
+  of_queue[status] = (of_queue[status] or 0) + number
+end
+
+local function tally(queue, event, number)
+  local of_queue = events[queue]
+  if not of_queue then
+    of_queue = {}
+    events[queue] = of_queue
+  end
+  of_queue[event] = (of_queue[event] or 0) + (number or 1)
+end
+
+-- Every change of status goes through here. GONE and false are not counted: nobody is there.
+local function move(job, event, to)
+  local queue, from = job[F.queue], job[F.status]
+  if from and from ~= S.GONE then
+    count(queue, from, -1)
+  end
+  if to ~= S.GONE then
+    count(queue, to, 1)
+  end
+  job[F.status] = to
+  tally(queue, event)
+end
+
+-- ready: the queues, by name, that have ready jobs and are not paused.
+local function index_ready(queue, number, now_ready)
+  if now_ready == 0 then
+    call('ZREM', P .. 'ready', name_of(queue))
+    for _, priority in ipairs(call('ZRANGE', P .. 'p:' .. queue, 0, -1)) do -- entries at which nobody stands any more
+      call('UNLINK', P .. 'r:' .. queue .. ':' .. priority, P .. 'z:' .. queue .. ':' .. priority)
+    end
+    call('DEL', P .. 'p:' .. queue)
+  elseif now_ready == number then
+    local name = name_of(queue)
+    if call('SISMEMBER', P .. 'paused', name) == 0 then
+      call('ZADD', P .. 'ready', 0, name)
+    end
+  end
+end
+
+-- crowded: the queues, by name, that keep more than they may; "\1" sorts before whatever a name has.
+local function index_crowded(queue, failed)
+  local kept = 0
+  local codes = failed == 1 and { S.FAILED } or { S.SUCCEEDED, S.CANCELLED }
+  for _, code in ipairs(codes) do
+    kept = kept + (call('HGET', P .. 'counts', queue .. ':' .. code) or 0)
+  end
+  if kept > R.kept_per_queue then
+    call('ZADD', P .. 'crowded', 0, name_of(queue) .. '\1' .. failed)
+  end
+end
+
+local function write_counts()
+  for queue, of_queue in pairs(moves) do
+    for status, number in pairs(of_queue) do
+      if number ~= 0 then
+        local now = call('HINCRBY', P .. 'counts', queue .. ':' .. status, number)
+        if now < 0 then  -- some have been lost: as a wrong type it makes the caller have all counted again (broker.py)
+          error('WRONGTYPE the counts of jobs have been lost')
+        end
+        if status == S.READY then
+          index_ready(queue, number, now)
+        end
+      end
+    end
+    if (of_queue[S.FAILED] or 0) > 0 then
+      index_crowded(queue, 1)
+    end
+    if (of_queue[S.SUCCEEDED] or 0) > 0 or (of_queue[S.CANCELLED] or 0) > 0 then
+      index_crowded(queue, 0)
+    end
+  end
+  for queue, of_queue in pairs(events) do
+    for event, number in pairs(of_queue) do
+      call('HINCRBY', P .. 'totals', queue .. ':' .. event, number)
+    end
+  end
+  moves, events = {}, {}
+end
+
+-- What a queue has kept, apart from it what has failed: a sorted set by the end's time, then by arrival.
+local function kept_key(queue, failed)
+  return P .. 'y:' .. queue .. ':' .. failed
+end

@@ -1,0 +1,45 @@
+-- What a claim has to do with jobs that are more than the fixed layout holds, or that it has leased before.
+
+-- Changes the job for its next run. False when nobody stands at the entry any more, nil when it has expired, and is left to upkeep;
+-- else what is stored and the numbers of its queue and name.
+local function lease_again(id, stored, entry, claim, worker)
+  cache[id] = parse(id, stored)
+  local job = cache[id]
+  if not job or job[F.status] ~= S.READY or due_of(job) ~= time_of(entry) then
+    return false
+  end
+  if job[F.expires] and job[F.expires] <= wall then
+    return nil
+  end
+  job[F.status] = S.RUNNING
+  set(job, F.epoch, (job[F.epoch] or 0) + 1)
+  set(job, F.claim, claim)
+  set(job, F.claimed, wall)
+  set(job, F.claimed_steady, steady)
+  set(job, F.worker, worker)
+  for _, field in ipairs({ F.started, F.progress, F.waiting_for }) do
+    if job[field] then
+      job[field] = false
+    end
+  end
+  return cmsgpack.pack(job), job[F.queue], job[F.name]
+end
+
+-- What this request was answered before: id, job, id, job, ... and the numbers in them.
+local function answer_again(session, request)
+  local told, numbers = { '' }, {}
+  local given_then = leases_of(session, nil, function(tail)
+    return request_of(tail) == request
+  end)
+  for _, lease in ipairs(given_then) do
+    local job = leased(session, lease[1], lease[2])
+    if job then
+      told[#told + 1] = lease[2]
+      told[#told + 1] = cmsgpack.pack(job)
+      numbers[job[F.queue]], numbers[job[F.name]] = true, true
+    end
+  end
+  return told, numbers
+end
+
+return lease_again, answer_again

@@ -1,0 +1,179 @@
+"""claim: ready jobs become leases."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from operator import attrgetter
+from typing import Final
+
+import msgspec
+
+from taskflow.broker.sqlite.bulk import slices
+from taskflow.broker.sqlite.given import Given
+from taskflow.broker.sqlite.row import claims_of, lease_of, pack_claim, parked_for
+from taskflow.broker.sqlite.sessions import SessionRow, living
+from taskflow.broker.sqlite.shelf import Shelf
+from taskflow.model.envelope import ClaimId, Envelope, Lease, unpack_extras
+from taskflow.model.record import CODES, Event, Status
+
+_READY: Final = CODES[Status.READY]
+_RUNNING: Final = CODES[Status.RUNNING]
+
+
+def claim(shelf: Shelf, session: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
+    taken = shelf.connection.execute(shelf.sql["take_request"], (request, session, request)).fetchall()
+    if not taken:
+        return _answer_again(shelf, living(shelf, session), request)
+    found = list[_Ready]()
+    for queue, name in _order(shelf, queues, request, limit):
+        if len(found) >= limit:
+            break
+        found += _first_ready(shelf, queue, name, limit - len(found))
+    [(worker,)] = taken
+    return _lease_all(shelf, session, worker, request, found) if found else []
+
+
+def _answer_again(shelf: Shelf, row: SessionRow, request: int) -> list[Lease]:
+    """The leases of the last request that are still the session's; none for an older one, whose asker has moved on."""
+    if request < row.request:
+        return []
+    jobs = shelf.jobs("jobs_by_claim", *claims_of(row.id, request))
+    return [lease_of(job, shelf.queues.name(job.queue), shelf.job_names.name(job.name), shelf.now) for job in jobs]
+
+
+def _order(shelf: Shelf, queues: Sequence[str], request: int, limit: int) -> Iterable[tuple[int, str]]:
+    """Number and name of the queues to look into."""
+    if queues:
+        return [(number, name) for name in queues if (number := shelf.queues.find(name)) is not None]
+    if shelf.tally.has_moved(_READY):
+        shelf.tally.flush()
+    return _ready_queues(shelf, request, max(limit, _LEAST_QUEUES))
+
+
+_LEAST_QUEUES: Final = 32
+"""That are read at once."""
+
+
+def _ready_queues(shelf: Shelf, request: int, limit: int) -> Iterator[tuple[int, str]]:
+    """Round robin, beginning with another one at each request; no more of them are read than are looked into."""
+    count, found = _some_ready_queues(shelf, limit, request)
+    yield from found
+    first = request % max(1, count)
+    for start, stop in ((first + len(found), count), (0, first)):
+        for offset in range(start, stop, limit):
+            yield from _some_ready_queues(shelf, min(limit, stop - offset), offset)[1]
+
+
+def _some_ready_queues(shelf: Shelf, limit: int, offset: int) -> tuple[int, list[tuple[int, str]]]:
+    [(count, packed)] = shelf.connection.execute(shelf.sql["ready_queues"], (limit, offset)).fetchall()
+    return count, _QUEUES.decode(packed)
+
+
+_QUEUES: Final = msgspec.json.Decoder(list[tuple[int, str]])
+
+
+# --- what is found -----------------------------------------------------------------------------------------------
+
+
+class _Ready(msgspec.Struct, array_like=True):
+    """A job to be leased, as `ready_jobs` tells of it: its first four fields when it is a plain one. Id and payload come beside."""
+
+    seq: int
+    name: int
+    created_at: int
+    payload_bytes: int
+    due_at: int | None = None
+    priority: int = 0
+    epoch: int = 0
+    failures: int = 0
+    crashes: int = 0
+    snoozes: int = 0
+    hand_backs: int = 0
+    parked_at: int | None = None
+    key: str = ""
+    extras: str = ""
+    is_joined: int = 0
+    queue: int = 0
+    queue_name: str = ""
+    id: bytes = b""
+    payload: bytes = b""
+
+    @property
+    def is_plain(self) -> bool:
+        return self.due_at is None
+
+    @property
+    def concerns_no_other(self) -> bool:
+        """Its end is no matter of a key or a join."""
+        return not (self.key or self.is_joined)
+
+    @property
+    def place(self) -> tuple[int, int, int]:
+        return (-self.priority, self.created_at if self.due_at is None else self.due_at, self.seq)
+
+
+_FOUND: Final = msgspec.json.Decoder(list[_Ready])
+
+_place: Final = attrgetter("place")
+_queue: Final = attrgetter("queue")
+
+
+def _first_ready(shelf: Shelf, queue: int, queue_name: str, limit: int) -> list[_Ready]:
+    """None of a queue that is paused."""
+    try:
+        [(packed, ids, payloads)] = shelf.connection.execute(shelf.sql["ready_jobs"], (queue, shelf.now, limit))
+    except sqlite3.DataError:  # their payloads together are more than SQLite holds as one value (1 GB): less will do
+        if limit == 1:
+            raise
+        return _first_ready(shelf, queue, queue_name, limit // 2)
+    found = _FOUND.decode(packed)
+    start = 0
+    for ready, job_id in zip(found, slices(ids, 16), strict=True):
+        end = start + ready.payload_bytes
+        ready.queue, ready.queue_name, ready.id, ready.payload = queue, queue_name, job_id, payloads[start:end]
+        start = end
+    found.sort(key=_place)  # aggregates promise no order
+    return found
+
+
+# --- what becomes of it ------------------------------------------------------------------------------------------
+
+
+def _lease_all(shelf: Shelf, session: bytes, worker: str | bytes, request: int, found: list[_Ready]) -> list[Lease]:
+    claims = [ClaimId(session, request, number) for number in range(len(found))]
+    changes = [(ready.seq, pack_claim(claim)) for ready, claim in zip(found, claims, strict=True)]
+    shelf.execute_rows("lease_jobs", changes, shelf.now, shelf.steady, worker)
+    for queue, alike in groupby(found, _queue):
+        shelf.tally.move(queue, Event.CLAIM, _READY, _RUNNING, sum(1 for _ in alike))
+    for ready, claim, (seq, packed) in zip(found, claims, changes, strict=True):
+        if ready.concerns_no_other:
+            shelf.given.keep(ready.id, Given(claim, packed, ready.epoch + 1, seq, ready.queue))
+    return [_lease(shelf, ready, claim) for ready, claim in zip(found, claims, strict=True)]
+
+
+def _lease(shelf: Shelf, ready: _Ready, claim: ClaimId) -> Lease:
+    name = shelf.job_names.name(ready.name)
+    if ready.is_plain:
+        plain = Envelope(id=ready.id, job=name, payload=ready.payload, queue=ready.queue_name)
+        return Lease(envelope=plain, epoch=1, claim=claim, created_at=ready.created_at)
+    return Lease(
+        envelope=Envelope(
+            id=ready.id,
+            job=name,
+            payload=ready.payload,
+            queue=ready.queue_name,
+            priority=ready.priority,
+            key=bytes.fromhex(ready.key) if ready.key else None,
+            **(unpack_extras(bytes.fromhex(ready.extras)) if ready.extras else {}),
+        ),
+        epoch=ready.epoch + 1,
+        claim=claim,
+        created_at=ready.created_at,
+        failures=ready.failures,
+        crashes=ready.crashes,
+        snoozes=ready.snoozes,
+        hand_backs=ready.hand_backs,
+        parked_for=parked_for(ready.parked_at, shelf.now),
+    )

@@ -1,0 +1,58 @@
+"""How fast runs end here, and how long they take: by that a worker knows how many leases it may hold in reserve."""
+
+from __future__ import annotations
+
+from typing import Final
+
+STARTS_WITHIN: Final = 0.02
+"""Seconds within which what is held in reserve is to start. A queue whose runs take longer, most of them, has none: another worker could
+begin its jobs meanwhile."""
+
+MEASURED_OVER: Final = 0.01
+"""Seconds over which ends are counted, at the least."""
+
+REMEMBERED: Final = 16
+"""Runs of a queue by which its median is judged: so many more short ones than long ones, or the reverse, outweigh all that went before."""
+
+QUEUES: Final = 1_000
+"""Of more queues than that, whose names may be made up as they come, all is forgotten now and then."""
+
+
+class Pace:
+    """Of one session. Instants are of the monotonic clock."""
+
+    def __init__(self, now: float) -> None:
+        self._since = now
+        self._ended = 0
+        self._rate = 0.0
+        self._leanings: dict[str, int] = {}
+        self._slow_queues: set[str] = set()
+
+    def note(self, queue: str, ran_for: float) -> None:
+        """A run has ended."""
+        self._ended += 1
+        leaning = self._leanings.get(queue, 0)
+        if ran_for > STARTS_WITHIN:
+            if leaning < REMEMBERED:
+                self._lean(queue, leaning + 1)
+        elif leaning > -REMEMBERED:
+            self._lean(queue, leaning - 1)
+
+    def reserve(self, now: float) -> int:
+        """How many jobs will start within `STARTS_WITHIN` of now, as things go; 0 while a queue's median run takes longer than that."""
+        passed = now - self._since
+        if passed >= MEASURED_OVER:
+            self._rate = self._ended / passed
+            self._since, self._ended = now, 0
+        return 0 if self._slow_queues else int(self._rate * STARTS_WITHIN)
+
+    def _lean(self, queue: str, leaning: int) -> None:
+        """Above zero its runs are long, by and large."""
+        if len(self._leanings) >= QUEUES and queue not in self._leanings:
+            self._leanings.clear()
+            self._slow_queues.clear()
+        self._leanings[queue] = leaning
+        if leaning > 0:
+            self._slow_queues.add(queue)
+        else:
+            self._slow_queues.discard(queue)

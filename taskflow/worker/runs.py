@@ -1,0 +1,159 @@
+"""The runs of a session: which lease begins when, from its claim to the offer of its settlement."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections import deque
+from collections.abc import Coroutine, Iterable
+from typing import Any, Final
+
+from taskflow.model.envelope import Lease
+from taskflow.model.verdict import Cancelled, HandedBack, Settlement, Verdict
+from taskflow.worker.events import Ended, Events
+from taskflow.worker.executor import CANCELLED, Executor
+from taskflow.worker.holdings import Holding, Holdings
+from taskflow.worker.pace import Pace
+from taskflow.worker.settler import Settler
+
+PORTION: Final = 0.002
+"""Seconds for which jobs are begun one after the other before the loop turns to what else there is."""
+
+PATIENCE: Final = 0.1
+"""Seconds that a lease waits in reserve at most: then it goes back, since another worker could begin it."""
+
+SLOW: Final = 0.5
+
+
+class Runs:
+    """A slot for each run, and a small reserve, so that no slot waits for a round trip: the next claim is under way while these run and
+    the last ones settle.
+
+    `slots` bounds what runs at one time. What a kill of the worker puts at risk is more: what runs, what has ended and waits for its
+    settlement's answer, not more than `slots` when the last run begins, and the reserve, which is what will start within 20 ms and not
+    more than `slots` either. Never more than three times `slots` are leased; with jobs that take longer than 20 ms, or while the store
+    does not answer settlements, never more than twice as many.
+    """
+
+    def __init__(self, slots: int, holdings: Holdings, executor: Executor, settler: Settler, events: Events) -> None:
+        self._slots = slots
+        self._holdings = holdings
+        self._executor = executor
+        self._settler = settler
+        self._events = events
+        self._loop = asyncio.get_running_loop()
+        self._pace = Pace(time.monotonic())
+        self._reserve: deque[Holding] = deque()
+        self.under_way: dict[asyncio.Task[None], Holding] = {}
+        self.slow: tuple[Holding, float] | None = None
+        """The last run that took a while, and when it ended: it may be what nobody could see at work."""
+
+    # --- how many leases there is room for --------------------------------------------------------------
+
+    @property
+    def free(self) -> int:
+        """Slots that a run could begin in."""
+        if self._holdings.is_closed:
+            return 0
+        begun = len(self._holdings) - len(self._reserve)
+        return max(0, min(self._slots - len(self.under_way), 2 * self._slots - begun))
+
+    def room(self) -> int:
+        """How many leases to claim now. A slot is not kept waiting; the reserve is filled when half of it is used, in full round trips."""
+        if self._holdings.is_closed:
+            return 0
+        idle = self.free - len(self._reserve)
+        reserve = min(self._slots, self._pace.reserve(time.monotonic()))
+        room = idle + reserve
+        return room if idle > 0 or 2 * room >= max(1, reserve) else 0
+
+    # --- leases that wait -------------------------------------------------------------------------------
+
+    def add(self, leases: Iterable[Lease]) -> None:
+        """They begin, in their order, as soon as the loop comes to it and slots are free."""
+        now = time.monotonic()
+        self._reserve.extend([self._holdings.add(lease, now) for lease in leases])
+        self._holdings.nudge()
+
+    def give_back_reserve(self) -> None:
+        """To whoever has a slot for them. It does not count: they have not begun."""
+        while self._reserve:
+            self.give_back(self._reserve.popleft())
+
+    def give_back(self, holding: Holding) -> None:
+        self._settler.offer(holding, settlement_of(holding.lease, HandedBack(counts=False)))
+
+    def drop_reserve(self) -> None:
+        """They are another's already."""
+        self._holdings.remove_all([holding.lease.claim for holding in self._reserve])
+        self._reserve.clear()
+
+    def ask_to_stop(self, holding: Holding, why: str) -> None:
+        """Its run; a lease that has not begun never will, and one that was to be cancelled is, at once."""
+        holding.ask_to_stop(why)
+        if holding in self._reserve:
+            self._reserve.remove(holding)
+            if why == CANCELLED:
+                self._settler.offer(holding, settlement_of(holding.lease, Cancelled(CANCELLED)))
+
+    async def run(self) -> None:
+        """Begin what waits, as slots come free."""
+        while True:
+            while self.free and self._reserve:
+                self.begin_waiting()
+                await asyncio.sleep(0)
+            if self._reserve and time.monotonic() - self._reserve[0].taken_at > PATIENCE:
+                self.give_back_reserve()
+            await self._holdings.wait_for_change(PATIENCE if self._reserve else None)
+
+    def begin_waiting(self) -> None:
+        """As many of them as there are slots for, or as fit into a portion of time."""
+        until = time.monotonic() + PORTION
+        for _ in range(min(self.free, len(self._reserve))):
+            self.begin(self._reserve.popleft())
+            if time.monotonic() > until:
+                break
+        self._holdings.nudge()
+
+    # --- leases that run --------------------------------------------------------------------------------
+
+    def begin(self, holding: Holding) -> asyncio.Task[None]:
+        task = _started(self._loop, self._run(holding))
+        if not task.done():
+            self.under_way[task] = holding
+            task.add_done_callback(self._note_end)
+        return task
+
+    async def _run(self, holding: Holding) -> None:
+        settlement: Settlement | None = None
+        try:
+            settlement = await self._executor.run(holding)
+        finally:
+            self._end(holding, settlement or settlement_of(holding.lease, HandedBack()))  # a cancellation may come past the executor
+
+    def _end(self, holding: Holding, settlement: Settlement) -> None:
+        lease, ran_for = holding.lease, settlement.ran_for
+        self._events.tell(Ended(lease, settlement.verdict, ran_for))
+        self._settler.offer(holding, settlement)
+        self._pace.note(lease.envelope.queue, ran_for)
+        if ran_for >= SLOW:
+            self.slow = (holding, time.monotonic())
+
+    def _note_end(self, task: asyncio.Task[None]) -> None:
+        holding = self.under_way.pop(task)
+        if holding.started is None:  # a stranger has cancelled it before its first step
+            self._settler.offer(holding, settlement_of(holding.lease, HandedBack()))
+        self._holdings.nudge()
+
+
+def settlement_of(lease: Lease, verdict: Verdict) -> Settlement:
+    """Of a run that has not been, or of which nothing is known."""
+    return Settlement(id=lease.envelope.id, epoch=lease.epoch, claim=lease.claim, verdict=verdict)
+
+
+def _started(loop: asyncio.AbstractEventLoop, run: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """Its first step is taken here and now where Python can do that: a run that does not wait needs no turn of the loop."""
+    if sys.version_info >= (3, 12):
+        return asyncio.Task(run, loop=loop, eager_start=True)
+    return loop.create_task(run)

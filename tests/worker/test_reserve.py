@@ -1,0 +1,318 @@
+"""The next claim is under way while a batch runs and the last one settles, and what that puts aside is little and given back in time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+
+from taskflow import JobHandle, Status, Worker, enqueue, job
+from taskflow.app.current import default_app
+from taskflow.broker.memory import MemoryBroker
+from taskflow.model.envelope import Lease
+from taskflow.model.ids import parse_id
+from taskflow.model.record import Event as Move
+from taskflow.model.record import Record
+from taskflow.model.session import Beat, BeatAnswer
+from taskflow.model.verdict import Settled, Settlement
+from taskflow.worker import runs as runs_module
+from taskflow.worker.pace import MEASURED_OVER, QUEUES, REMEMBERED, STARTS_WITHIN, Pace
+from tests.worker.scene import Heard, Run, options, waits
+
+QUICK, SLOW = STARTS_WITHIN / 10, STARTS_WITHIN * 2
+SLOTS = 4
+
+
+class Watched(MemoryBroker):
+    """Remembers what it was asked. Settlements are answered while `answers` is set, claims after `claims_take` seconds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[str] = []
+        self.leased = 0
+        self.settled = 0
+        self.named = self.last_named = 0
+        self.claims_take = 0.0
+        self.answers = asyncio.Event()
+        self.answers.set()
+        self.asked = asyncio.Event()
+
+    @property
+    def held(self) -> int:
+        return self.leased - self.settled
+
+    async def claim(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
+        leases = await super().claim(session, request, queues, limit)
+        self.leased += len(leases)
+        self.said.append(f"claimed {len(leases)}")
+        self.asked.set()
+        await asyncio.sleep(self.claims_take)
+        return leases
+
+    async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
+        await self.answers.wait()
+        self.settled += len(settlements)
+        return await super().settle(settlements)
+
+    async def beat(self, beat: Beat) -> BeatAnswer:
+        self.last_named = len(beat.claims)
+        self.named = max(self.named, self.last_named)
+        return await super().beat(beat)
+
+    async def records(self, handles: Sequence[JobHandle[Any]]) -> list[Record]:
+        return [record for record in await self.read([parse_id(handle.id) for handle in handles]) if record is not None]
+
+    async def number(self, status: Status) -> int:
+        return sum(queue.counts[status] for queue in await self.console.queues())
+
+
+@pytest.fixture
+def watched() -> Iterator[Watched]:
+    broker = Watched()
+    with default_app().using(broker):
+        yield broker
+
+
+@pytest.fixture
+def a_reserve_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if two jobs were about to start, whatever is measured; and they may wait for as long as it takes."""
+    monkeypatch.setattr(Pace, "reserve", lambda self, now: 2)
+    monkeypatch.setattr(runs_module, "PATIENCE", 3600.0)
+
+
+def a_worker(slots: int = SLOTS, **more: Any) -> Worker:
+    return Worker(options=options(Heard(), concurrency=slots, **{"ttl": 20.0, **more}))
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not is_so():  # noqa: ASYNC110  # no event tells it
+            await asyncio.sleep(0.001)
+
+
+async def until_running(broker: Watched, number: int) -> None:
+    async with asyncio.timeout(20):
+        while await broker.number(Status.RUNNING) != number:  # noqa: ASYNC110  # no event tells it
+            await asyncio.sleep(0.001)
+
+
+@job(name="tests.reserve.quick")
+async def quick() -> None:
+    return None
+
+
+# --- what runs, and what may wait for its answer -----------------------------------------------------------
+
+
+async def test_a_batch_runs_while_the_one_before_it_awaits_its_answer(watched: Watched) -> None:
+    watched.answers.clear()
+    await enqueue(quick.bind() for _ in range(2 * SLOTS))
+    async with a_worker() as worker:
+        await until(lambda: worker.tally.runs == 2 * SLOTS)
+        assert watched.settled == 0
+        watched.answers.set()
+
+
+async def test_while_settlements_are_not_answered_a_worker_takes_no_more_than_three_times_its_slots(watched: Watched) -> None:
+    """A kill puts no more at risk than that, whatever the store does."""
+    await enqueue(quick.bind() for _ in range(5_000))
+    async with a_worker() as worker:
+        await until(lambda: worker.tally.runs > 1_000)
+        watched.answers.clear()
+        await until(lambda: (facts := worker.vitals.ready().facts)["free"] == facts["running"] == 0)
+        begun = worker.tally.runs
+        await asyncio.sleep(0.05)
+        assert worker.tally.runs == begun
+        assert 2 * SLOTS <= watched.held <= 3 * SLOTS
+        watched.answers.set()
+        await until(lambda: worker.tally.runs > 2_000)
+        assert watched.held <= 3 * SLOTS
+
+
+async def test_no_more_run_at_one_time_than_there_are_slots(watched: Watched, a_reserve_of_two: None) -> None:
+    running, most = 0, 0
+
+    @job(name="tests.reserve.counted")
+    async def counted() -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.001)
+        running -= 1
+
+    await enqueue(counted.bind() for _ in range(50))
+    async with a_worker() as worker:
+        await until(lambda: worker.tally.runs == 50)
+    assert most == SLOTS
+
+
+async def test_a_lone_job_begins_before_the_next_claim(watched: Watched) -> None:
+    @job(name="tests.reserve.lone")
+    async def lone() -> None:
+        watched.said.append("begun")
+
+    await lone.delay()
+    async with a_worker() as worker:
+        await until(lambda: worker.tally.runs == 1)
+    assert watched.said[:2] == ["claimed 1", "begun"]
+
+
+# --- what waits in reserve -----------------------------------------------------------------------------------
+
+
+async def test_slow_jobs_are_left_to_other_workers(watched: Watched) -> None:
+    handles = [await waits.delay() for _ in range(3 * SLOTS)]
+    async with a_worker() as worker, a_worker():
+        await until_running(watched, 2 * SLOTS)
+        assert watched.leased == 2 * SLOTS
+        Run.release.set()
+        await until(lambda: worker.tally.runs > 0)
+        for handle in handles:
+            await handle.result(10)
+
+
+async def test_what_slow_jobs_hold_up_goes_to_whoever_has_room(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Quick ones came before them, so that a reserve was taken: it waits for a tenth of a second, and its return does not count."""
+    slow_from = float("inf")
+    monkeypatch.setattr(Pace, "reserve", lambda self, now: 2 if now < slow_from else 0)
+    handles = [await waits.delay() for _ in range(SLOTS + 2)]
+    async with a_worker():
+        await until_running(watched, SLOTS + 2)
+        slow_from = 0.0
+        await until_running(watched, SLOTS)
+        async with a_worker():
+            await until_running(watched, SLOTS + 2)
+            Run.release.set()
+            for handle in handles:
+                await handle.result(10)
+    assert [record.hand_backs for record in await watched.records(handles)] == [0] * (SLOTS + 2)
+
+
+async def test_a_job_in_reserve_is_cancelled_at_once(watched: Watched, a_reserve_of_two: None) -> None:
+    handles = [await waits.delay() for _ in range(SLOTS + 2)]
+    async with a_worker():
+        await until_running(watched, SLOTS + 2)
+        assert await handles[-1].cancel() is Status.RUNNING
+        await until_running(watched, SLOTS + 1)
+        Run.release.set()
+        await handles[-2].result(10)
+    last = (await watched.records(handles))[-1]
+    assert (last.status, last.reason) == (Status.CANCELLED, "cancelled")
+
+
+async def test_a_lease_that_is_lost_in_reserve_is_not_run(watched: Watched, a_reserve_of_two: None) -> None:
+    handles = [await waits.delay() for _ in range(SLOTS + 1)]
+    async with a_worker(ttl=0.4) as worker:
+        await until_running(watched, SLOTS + 1)
+        await watched.console.pause("default")
+        [session] = watched._store.sessions.values()
+        *_, lost = session.leases.values()
+        watched._store._let_go(lost)
+        watched._store.wait_again(lost, Move.HAND_BACK)
+        await until(lambda: watched.named == SLOTS + 1 and watched.last_named == SLOTS)
+        Run.release.set()
+        await handles[0].result(10)
+        await until(lambda: not watched.held - 1)
+        assert worker.tally.runs == SLOTS
+    assert await handles[-1].status() is Status.READY
+
+
+async def test_nothing_is_in_reserve_beside_suspects(watched: Watched, a_reserve_of_two: None) -> None:
+    """It would be counted as crashed with them: what has no slot goes back, without being counted, when a suspect comes."""
+    handles = [await waits.delay() for _ in range(SLOTS + 2)]
+    watched._store.jobs[parse_id(handles[0].id)].crashes = 1
+    async with a_worker():
+        await until(lambda: watched.settled == 1)
+        await until_running(watched, SLOTS + 1)  # those that have begun, and the suspect
+        Run.release.set()
+        for handle in handles:
+            await handle.result(10)
+    assert watched.said[0] == f"claimed {SLOTS + 2}"
+    assert [record.hand_backs for record in await watched.records(handles)] == [0] * (SLOTS + 2)
+
+
+async def test_a_job_in_reserve_has_not_started(watched: Watched, a_reserve_of_two: None) -> None:
+    """And it is named in the beats: it is not a ghost."""
+    handles = [await waits.delay() for _ in range(SLOTS + 2)]
+    async with a_worker(ttl=0.4):
+        await until_running(watched, SLOTS + 2)
+        await until(lambda: watched.named == SLOTS + 2)
+        last = (await watched.records(handles))[-1]
+        assert last.started_at is None
+        Run.release.set()
+        await handles[-1].result(10)
+
+
+async def test_the_reserve_is_given_back_as_soon_as_the_worker_winds_down(watched: Watched, a_reserve_of_two: None) -> None:
+    """While runs have their grace time, and it does not count."""
+    handles = [await waits.delay() for _ in range(SLOTS + 2)]
+
+    async def release() -> None:
+        await until_running(watched, SLOTS)
+        Run.release.set()
+
+    async with a_worker(grace=20.0):
+        await until_running(watched, SLOTS + 2)
+        releasing = asyncio.create_task(release())
+    await releasing
+    records = await watched.records(handles)
+    assert [record.status for record in records] == [Status.SUCCEEDED] * SLOTS + [Status.READY] * 2
+    assert [record.hand_backs for record in records] == [0] * (SLOTS + 2)
+
+
+async def test_what_a_claim_brings_while_the_worker_winds_down_is_given_back_uncounted(watched: Watched) -> None:
+    watched.claims_take = 0.05
+    handle = await waits.delay()
+    async with a_worker():
+        await watched.asked.wait()
+    [record] = await watched.records([handle])
+    assert (record.status, record.epoch, record.hand_backs) == (Status.READY, 1, 0)
+    assert not Run.started.is_set()
+
+
+async def test_a_claim_that_is_not_answered_does_not_hold_up_the_end(watched: Watched) -> None:
+    watched.claims_take = 3600.0
+    async with asyncio.timeout(10):
+        async with a_worker(last_words=0.1):
+            await watched.asked.wait()
+
+
+# --- how large the reserve is ----------------------------------------------------------------------------------
+
+
+def test_the_reserve_is_what_will_start_in_a_moment_at_the_measured_rate() -> None:
+    pace = Pace(0.0)
+    assert pace.reserve(MEASURED_OVER / 2) == 0
+    for _ in range(50):
+        pace.note("q", QUICK)
+    assert pace.reserve(MEASURED_OVER) == 50 * STARTS_WITHIN / MEASURED_OVER
+    assert pace.reserve(10 * MEASURED_OVER) == 0
+
+
+def test_a_queue_of_long_runs_has_no_reserve_until_its_median_is_short_again() -> None:
+    pace = Pace(0.0)
+    for _ in range(1_000):
+        pace.note("quick", QUICK)
+    for _ in range(REMEMBERED + 1):
+        pace.note("slow", SLOW)
+    assert pace.reserve(MEASURED_OVER) == 0
+    for _ in range(REMEMBERED + 1):
+        pace.note("slow", QUICK)
+    assert pace.reserve(2 * MEASURED_OVER) > 0
+
+
+def test_a_long_run_among_short_ones_is_not_the_median() -> None:
+    pace = Pace(0.0)
+    for number in range(1_000):
+        pace.note("mixed", SLOW if number % 10 == 0 else QUICK)
+    assert pace.reserve(MEASURED_OVER) > 0
+
+
+def test_names_that_are_made_up_do_not_pile_up() -> None:
+    pace = Pace(0.0)
+    for number in range(3 * QUEUES):
+        pace.note(f"tenant-{number}", SLOW)
+    assert len(pace._leanings) <= QUEUES
+    assert pace.reserve(MEASURED_OVER) == 0

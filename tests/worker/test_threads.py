@@ -1,0 +1,107 @@
+"""Threads for plain functions: one for each that waits, few for those that do not, and results in bundles."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from taskflow.model.seams import start_thread
+from taskflow.worker.threads import Threads
+
+MANY = 100
+
+
+class Held:
+    """Threads that begin when they are let go."""
+
+    def __init__(self) -> None:
+        self.targets: list[Callable[[], None]] = []
+
+    def start(self, target: Callable[[], None], name: str) -> threading.Thread:
+        self.targets.append(target)
+        return threading.Thread(target=target, name=name, daemon=True)
+
+    def let_go(self) -> None:
+        for target in self.targets:
+            start_thread(target, "let-go")
+
+
+async def test_functions_that_wait_for_each_other_run_at_one_time() -> None:
+    """As many as there may be threads, each in its own."""
+    threads, meeting = Threads(8, start_thread), threading.Barrier(8, timeout=10)
+    await asyncio.gather(*(threads.run(meeting.wait) for _ in range(8)))
+    threads.close()
+
+
+async def test_there_are_never_more_threads_than_allowed() -> None:
+    threads, both, third = Threads(2, start_thread), threading.Barrier(2, timeout=10), threading.Event()
+    waiting = [threads.run(both.wait), threads.run(both.wait)]
+    late = threads.run(third.set)
+    await asyncio.gather(*waiting)
+    await late
+    threads.close()
+    assert third.is_set()
+
+
+async def test_work_that_comes_while_a_thread_is_on_its_way_calls_no_other() -> None:
+    held = Held()
+    threads = Threads(MANY, held.start)
+    outcomes = [threads.run(lambda: None) for _ in range(MANY)]
+    assert len(held.targets) == 1
+    held.let_go()
+    await asyncio.gather(*outcomes)
+    threads.close()
+
+
+async def test_results_travel_back_in_bundles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One call into the loop brings all that was done while the loop was busy."""
+    held, loop, calls = Held(), asyncio.get_running_loop(), 0
+    threads = Threads(1, held.start)
+    call_soon_threadsafe = loop.call_soon_threadsafe
+
+    def counted(callback: Callable[..., object], *args: object) -> asyncio.Handle:
+        nonlocal calls
+        calls += 1
+        return call_soon_threadsafe(callback, *args)
+
+    monkeypatch.setattr(loop, "call_soon_threadsafe", counted)
+    last = threading.Event()
+    outcomes = [threads.run(lambda number=number: number) for number in range(MANY)]  # type: ignore[misc]
+    outcomes.append(threads.run(last.set))
+    held.let_go()
+    assert last.wait(10)
+    assert await asyncio.gather(*outcomes) == [*range(MANY), None]
+    threads.close()
+    assert calls <= 2  # the last one's result may come after the loop goes on
+
+
+async def test_each_thread_that_finds_more_than_it_takes_calls_the_next() -> None:
+    """The first that waits does not hold up what came with it."""
+    threads, released = Threads(4, start_thread), threading.Event()
+    blocked = threads.run(lambda: released.wait(10))
+    quick = [threads.run(lambda: None) for _ in range(MANY)]
+    await asyncio.gather(*quick)
+    assert not blocked.done()
+    released.set()
+    assert await blocked
+    threads.close()
+
+
+async def test_idle_threads_take_up_work_again() -> None:
+    threads = Threads(3, start_thread)
+    for _ in range(50):
+        meeting = threading.Barrier(3, timeout=10)
+        await asyncio.gather(*(threads.run(meeting.wait) for _ in range(3)))
+    threads.close()
+
+
+async def test_without_any_thread_left_the_caller_is_told() -> None:
+    def refuse(target: Callable[[], None], name: str) -> threading.Thread:
+        raise RuntimeError("can't start new thread")
+
+    threads = Threads(2, refuse)
+    with pytest.raises(RuntimeError, match="can't start"):
+        threads.run(lambda: None)
