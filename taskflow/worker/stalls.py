@@ -130,7 +130,8 @@ class StallWatch:
         """This look comes much too late: nothing could run, nor be told, until now."""
         spent = {thread: seconds - before.get(thread, 0.0) for thread, seconds in self._computed.items()}
         thread = max(spent, key=lambda one: spent[one], default=self._thread)
-        is_computed = spent.get(thread, 0.0) >= passed / 5  # others want the processor too
+        # Others want the processor too. Of a process that was stopped a thread may have been busy since the look before, and no longer.
+        is_computed = spent.get(thread, 0.0) >= min(passed / 5, 2 * LOOK)
         if not is_computed:
             thread = self._thread
         lease, lines = self._run_since(thread, self.looked_at - passed)

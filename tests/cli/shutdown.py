@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -54,6 +54,7 @@ def never_return(n: int) -> None:
 
 @job
 async def wait(n: int) -> None:
+    print("begun", flush=True)
     await asyncio.sleep(3600)
 """
 
@@ -114,7 +115,7 @@ class Stopped:
 
 
 class Stage:
-    """Workers of a module `tasks`, each on a copy of one store that was filled before."""
+    """Workers of a module `tasks`, each on a copy of one store that was filled before, unless they are told of another."""
 
     def __init__(self, shell: Shell, *calls: str) -> None:
         self.shell = shell
@@ -122,6 +123,8 @@ class Stage:
         shell.write("tasks.py", TASKS)
         shell.start_sooner()
         shell.environment["TASKFLOW_BROKER"] = "sqlite:///filled.db"
+        if not calls:
+            return
         shell.send(*calls)
         with closing(sqlite3.connect(shell.folder / "filled.db")) as filled:  # nothing is left beside the file
             filled.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -138,10 +141,25 @@ class Stage:
         running = self.shell.start("-m", "taskflow", "worker", "tasks", *flags, env=environment)
         return running, url, ledger
 
+    def start_takes(self) -> float:
+        """Seconds from the start of a worker until it works, on this machine at this moment."""
+        began_at = time.monotonic()
+        running, _, _ = self.start()
+        running.wait_for("working as")
+        took = time.monotonic() - began_at
+        running.signal(signal.SIGTERM)
+        running.end()
+        return took
+
     def stop_all(self, stops: Sequence[Stop], *flags: str, once: str | None = None, url: str | None = None) -> list[Stopped]:
-        """Each a worker of its own, from its start, or from when it has said `once`; ended clearly, and nothing is left of it."""
+        """Each a worker of its own, from its start, or from when it has said `once`; ended clearly, and nothing is left of it.
+
+        Where a start takes longer than half a second the moments from there on lie so much further apart.
+        """
+        stretch = 1.0 if once is not None else max(1.0, AT_ONE_TIME / 2 * self.start_takes() / 0.5)
 
         def stopped(stop: Stop) -> Stopped:
+            stop = replace(stop, after=stop.after * stretch)
             running, place, ledger = self.start(*flags, url=url)
             if once is not None:
                 running.wait_for(once)

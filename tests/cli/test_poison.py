@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections import Counter
 
-from tests.cli.processes import PATIENCE, Running, Shell
+import pytest
 
-HEALTHY = 300
+from tests.cli.processes import Shell, ended_clearly
+from tests.cli.shutdown import counts_of
+from tests.cli.test_processes import until
+
+HEALTHY = 1_000
 
 TASKS = """
 import asyncio, os
@@ -27,23 +32,21 @@ async def poison() -> None:
 """
 
 
-def test_a_poison_job_among_healthy_ones_takes_none_of_them_with_it(shell: Shell) -> None:
-    """Two workers, started again whenever one dies. Each healthy job succeeds, most at once, the poison's neighbours at a later run."""
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_a_poison_job_delays_its_neighbours_by_seconds_and_takes_none_of_them_with_it(shell: Shell, processes: int) -> None:
+    """Each healthy job succeeds, most at once, the poison's neighbours at a later run; and all of them before the poison's fourth run, for
+    which it waits half a minute, and which is its last."""
     shell.write("tasks.py", TASKS)
-    numbered = (
-        f"*[healthy.bind(n) for n in range({HEALTHY // 2})], poison.bind(), *[healthy.bind(n) for n in range({HEALTHY // 2}, {HEALTHY})]"
-    )
-    shell.send(numbered)
-    workers: list[Running] = []
-    give_up_at = time.monotonic() + PATIENCE
-    while shell.counts().get("succeeded", 0) < HEALTHY:
-        assert time.monotonic() < give_up_at, shell.counts()
-        alive = [worker for worker in workers if worker.process.poll() is None]
-        workers += [shell.taskflow("worker", "tasks", "--ttl", "1", "--concurrency", "50") for _ in range(2 - len(alive))]
-        time.sleep(0.2)
+    half = HEALTHY // 2
+    shell.send(f"*[healthy.bind(n) for n in range({half})], poison.bind(), *[healthy.bind(n) for n in range({half}, {HEALTHY})]")
+    began_at = time.monotonic()
+    supervised = shell.taskflow("worker", "tasks", "--processes", str(processes), "--concurrency", "50", "--log-level", "warning")
+    until(lambda: counts_of(f"sqlite:///{shell.folder}/queue.db")["succeeded"] >= HEALTHY, supervised)
+    print(f"{processes} workers: {HEALTHY} healthy jobs in {time.monotonic() - began_at:.1f} s")
+    supervised.signal(signal.SIGTERM)
+    ended_clearly(supervised, [0, 77])
     runs = Counter(shell.ledger())
-    crashes = runs.pop("poison")
-    assert crashes >= 2
+    assert 2 <= runs.pop("poison") <= 3
     assert len(runs) == HEALTHY
     assert max(runs.values()) <= 3, runs.most_common(5)
     assert sum(number > 1 for number in runs.values()) <= 2 * 50

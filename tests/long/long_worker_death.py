@@ -67,17 +67,3 @@ def test_a_worker_whose_loop_a_job_blocks_ends_by_the_first_signal(shell: Shell)
     worker.signal(signal.SIGTERM)
     ended_clearly(worker, [124])
     assert "ended by force" in worker.said
-
-
-def test_ctrl_c_at_any_moment_of_start_and_work(shell: Shell) -> None:
-    """As in tests/cli, a hundred times, 5 ms apart."""
-    shell.write("tasks.py", TASKS)
-    shell.run("-c", f"from taskflow import enqueue_sync\nfrom tasks import note\nenqueue_sync(note.bind(n) for n in range({ALL}))")
-    for step in range(100):
-        worker = shell.taskflow("worker", "tasks", "--concurrency", "2")
-        time.sleep(0.005 * step)
-        worker.signal(signal.SIGINT)
-        ended_clearly(worker, [0, 130, -signal.SIGINT, 1])
-    ended_clearly(shell.taskflow("worker", "tasks", "--drain"), [0])
-    assert len(shell.ledger()) == ALL
-    assert len({line.split()[0] for line in shell.ledger()}) == ALL

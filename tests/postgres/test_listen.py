@@ -122,9 +122,9 @@ async def test_a_pooler_that_is_mended_is_noticed(
     monkeypatch.setattr(ears, "TEST_AGAIN", 0.5)
     caplog.set_level(logging.INFO, "taskflow")
     async with worker_at(scene, f"{bouncer.url(scene.database)}?pooled=1"):
-        await until(lambda: warnings(caplog), 10)
+        await until(lambda: warnings(caplog))
         await asyncio.to_thread(bouncer.command, "SET pool_mode = session")
-        await until(lambda: "notifications are heard" in caplog.text, 20)
+        await until(lambda: "notifications are heard" in caplog.text)
         waits = [await scene.seconds_to_start(number) for number in range(5)]
     assert max(waits) < 0.5, waits
 

@@ -281,6 +281,16 @@ def test_what_comes_twice_at_once_is_one_signal() -> None:
     assert office.sent == [(1, TERM)]
 
 
+def test_a_terminal_that_goes_away_is_a_first_signal_however_often_it_says_so() -> None:
+    office = an_office(1)
+    for _ in range(3):
+        office.supervisor.hang_up()
+        office.act(1.0)
+    assert office.sent == [(1, TERM)]
+    office.stops(TERM)
+    assert office.sent == [(1, TERM), (1, TERM)], "to be told by a signal is another thing"
+
+
 def test_two_that_come_close_are_passed_on_so_far_apart_that_they_stay_two() -> None:
     office = an_office(1)
     office.does(lambda: office.supervisor.stop(TERM))

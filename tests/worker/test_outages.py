@@ -1,0 +1,80 @@
+"""The broker goes away and comes back, whichever it is: workers neither end nor spin nor forget, and senders hear of it in time."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+from taskflow.worker.events import BrokerTrouble, SessionEnded
+from tests.support.outages import Outage, PostgresOutage, RedisOutage, outages
+from tests.worker.outage import Bench, until
+
+MANY = 60
+LONG = range(MANY, MANY + 10)
+
+
+@pytest.fixture(params=outages(), ids=lambda kind: kind.name)
+def outage(request: pytest.FixtureRequest) -> Iterator[Outage]:
+    with request.param() as opened:
+        yield opened
+
+
+async def test_an_outage_that_is_shorter_than_the_ttl_costs_nothing(outage: Outage) -> None:
+    """What ends meanwhile is settled after it, by the session that there was, and is not run again. What runs goes on."""
+    bench = Bench(outage)
+    async with bench.work(ttl=60):
+        await bench.send(LONG, float("inf"))
+        await bench.send(range(MANY), 0.3)
+        await until(lambda: len(bench.begun) > len(LONG))
+        async with bench.away():
+            await bench.cannot_send()
+            at_work = set(bench.begun) - set(LONG)
+            await until(lambda: at_work <= set(bench.ended), "what runs goes on")
+            await until(lambda: bench.has(BrokerTrouble))
+        bench.release.set()
+        await until(lambda: len(bench.ended) == MANY + len(LONG))
+        await bench.send([MANY * 2])
+        await until(lambda: bench.ended[MANY * 2] == 1)
+    assert max(bench.ended.values()) == 1
+    assert not bench.has(SessionEnded)
+    bench.nothing_was_in_vain()
+    bench.has_not_spun()
+
+
+@pytest.mark.parametrize("kind", [RedisOutage, PostgresOutage], ids=lambda kind: kind.name)
+async def test_connections_that_are_cut_are_made_anew_the_keepers_too(kind: type[RedisOutage | PostgresOutage]) -> None:
+    """Beats reach the broker again, and the session and its runs live on."""
+    with kind() as outage:
+        bench = Bench(outage)
+        async with bench.work(ttl=8):
+            await bench.send(LONG, float("inf"))
+            await until(lambda: len(bench.begun) == len(LONG))
+            outage.cut()
+            await bench.until_beaten()
+            bench.release.set()
+            await until(lambda: len(bench.ended) == len(LONG))
+        assert not bench.has(SessionEnded)
+        assert max(bench.begun.values()) == 1
+
+
+async def test_after_an_outage_that_is_longer_what_had_ended_counts_and_the_rest_runs_again(outage: Outage) -> None:
+    """The worker gives its session up, cancels what runs, and begins another one when the broker is back."""
+    bench = Bench(outage)
+    async with bench.work(ttl=2):
+        await bench.send(range(20), 0.1)
+        await until(lambda: len(bench.ended) == 20)
+        await bench.send(LONG, float("inf"))
+        await bench.send(range(20, 40), 0.3)
+        await until(lambda: len(bench.begun) == 40 + len(LONG))
+        async with bench.away():
+            await until(lambda: len(bench.ended) == 40)
+            await until(lambda: bench.has(SessionEnded))
+            await bench.cannot_send()
+        await until(lambda: min(bench.begun[number] for number in LONG) == 2, "they run again")
+        bench.release.set()
+        await until(lambda: len(bench.ended) == 40 + len(LONG))
+    assert Counter(bench.ended.values()) == {1: 40 + len(LONG)}
+    bench.nothing_was_in_vain()
+    bench.has_not_spun()
