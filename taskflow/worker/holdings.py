@@ -51,12 +51,13 @@ class Holding:
 class Holdings:
     """Written by the worker's loop, read by its keeper's thread: reads take a copy in one step.
 
-    While it `is_closed` there is room for nothing new.
+    While it `is_closed`, or once it `is_over`, there is room for nothing new.
     """
 
     def __init__(self) -> None:
         self._held: dict[ClaimId, Holding] = {}
         self.is_closed = False
+        self.is_over = False
         self._changed = asyncio.Event()
 
     def __len__(self) -> int:

@@ -279,7 +279,7 @@ class Life:
 
     def _lose(self, why: str) -> None:
         if not self._is_over:
-            self._is_over = self._holdings.is_closed = True  # nothing begins any more
+            self._is_over = self._holdings.is_over = True  # nothing begins any more
             self._events.tell(SessionEnded(self._session.name, why))
             self._on_lost()
 

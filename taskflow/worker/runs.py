@@ -54,14 +54,14 @@ class Runs:
     @property
     def free(self) -> int:
         """Slots that a run could begin in."""
-        if self._holdings.is_closed:
+        if self._holdings.is_closed or self._holdings.is_over:
             return 0
         begun = len(self._holdings) - len(self._reserve)
         return max(0, min(self._slots - len(self.under_way), 2 * self._slots - begun))
 
     def room(self) -> int:
         """How many leases to claim now. A slot is not kept waiting; the reserve is filled when half of it is used, in full round trips."""
-        if self._holdings.is_closed:
+        if self._holdings.is_closed or self._holdings.is_over:
             return 0
         idle = self.free - len(self._reserve)
         reserve = min(self._slots, self._pace.reserve(time.monotonic()))

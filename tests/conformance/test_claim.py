@@ -251,6 +251,14 @@ async def test_claim_fence__carries_what_was_before(world: World) -> None:
     assert (lease.attempt, lease.created_at) == (2, created_at)
 
 
+async def test_claim_fence__of_a_worker_with_a_long_name(world: World) -> None:
+    """However long a session's name is, what is leased to it can be read, settled and claimed as any other."""
+    lease = await world.running(await world.a_session("n" * 70_000))
+
+    assert await world.status(lease) is Status.RUNNING
+    assert await world.settle(succeeded(lease)) == [Settled.OK]
+
+
 # --- claim_session ------------------------------------------------------------------------------------------------------
 
 

@@ -151,6 +151,20 @@ async def test_settle_stale__another_claim(world: World) -> None:
         await _changes_nothing(world, succeeded(msgspec.structs.replace(lease, claim=claim)))
 
 
+async def test_settle_stale__what_no_store_has_given_out(world: World) -> None:
+    """A fence beyond all that there are is stale as any other is, and no trouble of its neighbours."""
+    lease, other = await world.running(), await world.running()
+    session, request, _ = lease.claim
+    strange = [
+        msgspec.structs.replace(lease, claim=ClaimId(session, request, 70_000)),
+        msgspec.structs.replace(lease, claim=ClaimId(session, 1 << 48, 0)),
+        msgspec.structs.replace(lease, epoch=1 << 32),
+    ]
+
+    assert await world.settle(*map(succeeded, strange), succeeded(other)) == [STALE, STALE, STALE, OK]
+    assert await world.settle(succeeded(lease)) == [OK]
+
+
 async def test_settle_stale__after_the_tail_was_lost(world: World) -> None:
     """An epoch that the store hands out again, having lost its tail, is no fence by itself."""
     slow, quick = await world.a_session("slow"), await world.a_session("quick")

@@ -11,6 +11,7 @@ import asyncpg
 
 from taskflow.broker import topics as names
 from taskflow.broker import words
+from taskflow.broker.foreign import settle_possible
 from taskflow.broker.loops import PerLoop
 from taskflow.broker.migrations import Upgrade
 from taskflow.broker.nudges import Nudges
@@ -116,6 +117,9 @@ class PostgresBroker:
         )
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
+        return await settle_possible(self._settle_all, settlements, packing.is_possible)
+
+    async def _settle_all(self, settlements: Sequence[Settlement]) -> list[Settled]:
         if not settlements:
             return []
         done = await self._succeed(settlements)

@@ -118,12 +118,12 @@ def pack(value: object) -> bytes:
 
 def is_plain(settlement: Settlement) -> bool:
     """Whether it may be of those that are ended all at once: of no more than the store can tell."""
-    return (
-        type(settlement.verdict) is Succeeded
-        and not settlement.follow_ups
-        and 0 <= settlement.epoch < 1 << 31
-        and can_be(settlement.claim, settlement.claim.session)
-    )
+    return type(settlement.verdict) is Succeeded and not settlement.follow_ups
+
+
+def is_possible(settlement: Settlement) -> bool:
+    """Whether a store could have given out its fence."""
+    return 0 <= settlement.epoch < 1 << 31 and can_be(settlement.claim, settlement.claim.session)
 
 
 def success_columns(settlements: Sequence[Settlement]) -> list[list[Any]]:

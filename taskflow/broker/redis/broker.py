@@ -11,6 +11,7 @@ from typing import Any, Final
 from taskflow.broker import topics as names
 from taskflow.broker import words
 from taskflow.broker.console import Finding
+from taskflow.broker.foreign import settle_possible
 from taskflow.broker.loops import PerLoop
 from taskflow.broker.nudges import Nudges
 from taskflow.broker.protocol import Added, Refused, Upkept
@@ -45,6 +46,9 @@ MOST_MENDINGS: Final = 10
 
 REINDEXED_WITHIN: Final = 120.0
 """Seconds: about twelve millions of jobs."""
+
+LONGEST_NAME: Final = 250
+"""Characters of a worker's name that are kept: it stands in each of its jobs."""
 
 MOST_AT_ONCE: Final = 500
 """Jobs that one claim or one upkeep moves: four milliseconds or so in which the server does nothing else. Who gets so many comes again."""
@@ -92,7 +96,7 @@ class RedisBroker:
     async def register(self, session: Session) -> None:
         about = packing.pack([session.queues, session.concurrency])
         ttl = to_microseconds(session.ttl)
-        if await self.call("register", packing.pack([session.id, session.name, ttl, about])) == b"LOST":
+        if await self.call("register", packing.pack([session.id, session.name[:LONGEST_NAME], ttl, about])) == b"LOST":
             raise SessionLost(words.session_reaped(session.name))
 
     async def claim(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
@@ -120,6 +124,9 @@ class RedisBroker:
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
         """In portions, none of which holds the server for long; each item is for itself."""
+        return await settle_possible(self._settle, settlements, packing.is_possible)
+
+    async def _settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
         answers: list[Settled] = []
         for portion in packing.portions(settlements):
             packed, order = plain.pack_settlements(portion)

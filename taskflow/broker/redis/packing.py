@@ -119,6 +119,13 @@ def can_be(claim: ClaimId, session: bytes) -> bool:
     return claim.session == session and 0 <= claim.request < MOST_REQUESTS and 0 <= claim.number < MOST_NUMBERS
 
 
+def is_possible(settlement: Settlement) -> bool:
+    """Whether a store could have given out its fence: any other is stale, and would not fit."""
+    claim = settlement.claim
+    return len(claim.session) == SESSION_BYTES and can_be(claim, claim.session) and 0 <= settlement.epoch < MOST_EPOCHS
+
+
+MOST_EPOCHS: Final = 1 << 32
 MOST_REQUESTS: Final = 1 << 48
 MOST_NUMBERS: Final = 1 << 16
 

@@ -158,7 +158,7 @@ def _add_success(columns: _Columns, place: int, settlement: Settlement) -> None:
     columns.ids.append(settlement.id)
     columns.fences.append(fence)
     columns.tails.append(fence[-TAIL_BYTES:])
-    ran_for = to_microseconds(settlement.ran_for)
+    ran_for = max(0, to_microseconds(settlement.ran_for))
     columns.outcomes.append(_OUTCOME.pack(ran_for, to_microseconds(settlement.keep_for), len(result)) + result)
 
 

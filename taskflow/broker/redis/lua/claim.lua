@@ -20,7 +20,7 @@ end
 
 local session_key = P .. 's:' .. session
 local about = call('HMGET', session_key, 'request', 'name')
-local worker = about[2] or '?' -- where what was told of the session has been lost
+local worker = string.sub(about[2] or '?', 1, 1000) -- where what was told of the session has been lost
 local leases, values = {}, {}
 local is_leased = {} -- what is stored is written at the end; an entry may be there twice
 local lease_again, answer_again
