@@ -1,4 +1,4 @@
-"""Fences that no store can have given out. They are stale as any other that is not a job's present one, and would not fit where fences go."""
+"""Fences that no store can have given out: stale as any that is not a job's present one, and without room where fences go."""
 
 from __future__ import annotations
 
