@@ -72,7 +72,7 @@ def test_a_killed_worker_loses_nothing(sent: Shell) -> None:
     first.end()
     del sent.environment["STOPS_HALF_WAY"]
     held = sent.counts().get("running", 0)
-    assert 0 < held <= CONCURRENCY
+    assert 0 < held <= 3 * CONCURRENCY  # what runs, what has ended and is not settled yet, and what was to begin next
     ended_clearly(sent.taskflow("worker", "tasks", "--drain", "--ttl", "2", "--log-level", "warning"), [0])
     runs = runs_of(sent)
     assert set(runs) == set(range(ALL))

@@ -123,6 +123,7 @@ async def test_a_pooler_that_is_mended_is_noticed(
     caplog.set_level(logging.INFO, "taskflow")
     async with worker_at(scene, f"{bouncer.url(scene.database)}?pooled=1"):
         await until(lambda: warnings(caplog))
+        await asyncio.to_thread(bouncer.command, "SET default_pool_size = 20")  # each of the connections keeps one of its own then
         await asyncio.to_thread(bouncer.command, "SET pool_mode = session")
         await until(lambda: "notifications are heard" in caplog.text)
         waits = [await scene.seconds_to_start(number) for number in range(5)]
