@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import secrets
 import socket
@@ -192,6 +193,14 @@ class Life:
         if held := self._holdings.all():
             self._events.tell(VerdictsLost(tuple(holding.lease for holding in held), _why_ended(settling)))
         await self.end_settling()
+        await self._give_up_session()
+
+    async def _give_up_session(self) -> None:
+        """Where the store takes it for alive still: a claim that was on its way may have leased jobs to it meanwhile."""
+        if not self._runs.under_way:
+            with contextlib.suppress(BrokerError, TimeoutError):
+                async with asyncio.timeout(self._options.last_words):
+                    await self._broker.beat(Beat(session=self._session.id, leaving=True))
 
     async def end_settling(self) -> None:
         await self._dismiss(self._settler.run)

@@ -134,11 +134,11 @@ class Runs:
 
     def _end(self, holding: Holding, settlement: Settlement) -> None:
         lease, ran_for = holding.lease, settlement.ran_for
+        if ran_for >= SLOW:
+            self.slow = (holding, time.monotonic())
         self._events.tell(Ended(lease, settlement.verdict, ran_for))
         self._settler.offer(holding, settlement)
         self._pace.note(lease.envelope.queue, ran_for)
-        if ran_for >= SLOW:
-            self.slow = (holding, time.monotonic())
 
     def _note_end(self, task: asyncio.Task[None]) -> None:
         holding = self.under_way.pop(task)

@@ -43,6 +43,13 @@ async def seconds_to_start(scene: Scene, number: int) -> float:
     return elapsed_since(began_at)
 
 
+def check_round_trips(waits: list[float], number: int) -> None:
+    """No more than so many, but for one job that comes when all connections are in use: another is opened then, once, which is two more."""
+    *others, longest = sorted(waits)
+    assert max(others) < number * LATENCY + SLACK, waits
+    assert longest < (number + 2) * LATENCY + SLACK, waits
+
+
 async def subscribers(server: RedisServer) -> int:
     def ask() -> int:
         with server.client() as client:
@@ -84,7 +91,7 @@ async def test_a_job_starts_within_two_round_trips_of_its_enqueue(far_scene: Sce
         await asyncio.sleep(1)
         waits = [await seconds_to_start(far_scene, number) for number in range(1, 6)]
     assert min(waits) >= 2 * LATENCY  # or the proxy would not slow down anything
-    assert max(waits) < 2 * LATENCY + SLACK, waits
+    check_round_trips(waits, 2)
     assert not BLOCKING & ledger.verbs.keys()
 
 
@@ -109,7 +116,7 @@ async def test_so_it_does_after_minutes_of_idleness(
         waits = [await seconds_to_start(far_scene, number) for number in range(1, 4)]
     assert ledger.verbs["claim"] > 40
     assert ledger.verbs["PING"] > 4
-    assert max(waits) < (4 if cuts else 2) * LATENCY + SLACK, waits
+    check_round_trips(waits, 4 if cuts else 2)
 
 
 @pytest.mark.parametrize("found", redis_binaries()[:2], ids=lambda found: found.name)
