@@ -216,8 +216,8 @@ def test_a_stopped_worker_loses_its_job_and_nothing_that_it_settles_counts(on_ea
     first.wait_for("does not count")
     first.wait_for("working as", times=2)
     first.wait_for("the process stood still for")
+    let_end(second)  # or it would take the next one too
     tasks.send("wait_in_a_thread.bind()")
-    let_end(second)
     first.wait_for("succeeded after", times=2)
     let_end(first)
     assert tasks.counts() == {"succeeded": 2}
