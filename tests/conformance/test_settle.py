@@ -151,18 +151,22 @@ async def test_settle_stale__another_claim(world: World) -> None:
         await _changes_nothing(world, succeeded(msgspec.structs.replace(lease, claim=claim)))
 
 
-async def test_settle_stale__what_no_store_has_given_out(world: World) -> None:
-    """A fence beyond all that there are is stale as any other is, and no trouble of its neighbours."""
-    lease, other = await world.running(), await world.running()
+def _beyond_all(lease: Lease) -> list[Lease]:
+    """With fences that no store can have given out."""
     session, request, _ = lease.claim
-    strange = [
+    return [
         msgspec.structs.replace(lease, claim=ClaimId(session, request, 70_000)),
         msgspec.structs.replace(lease, claim=ClaimId(session, 1 << 48, 0)),
         msgspec.structs.replace(lease, epoch=1 << 32),
     ]
 
-    assert await world.settle(*map(succeeded, strange), succeeded(other)) == [STALE, STALE, STALE, OK]
-    assert await world.settle(succeeded(lease)) == [OK]
+
+async def test_settle_stale__what_no_store_has_given_out(world: World) -> None:
+    """A fence beyond all that there are is stale as any other is."""
+    lease = await world.running()
+
+    for strange in _beyond_all(lease):
+        await _changes_nothing(world, succeeded(strange))
 
 
 async def test_settle_stale__after_the_tail_was_lost(world: World) -> None:
@@ -280,6 +284,15 @@ async def test_settle_repeat__over_a_restart(world: World) -> None:
 
 
 # --- settle_batch ---------------------------------------------------------------------------------------------------
+
+
+async def test_settle_batch__beside_what_no_store_has_given_out(world: World) -> None:
+    """A fence beyond all that there are is no trouble of its neighbours."""
+    lease = await world.running()
+
+    for strange in _beyond_all(lease):
+        [_, answer] = await world.settle(succeeded(strange), succeeded(await world.running()))
+        assert answer is OK
 
 
 async def test_settle_batch(world: World) -> None:
