@@ -164,3 +164,8 @@ def test_the_supervisor_loads_no_event_loop_and_nothing_of_the_application() -> 
 def test_a_broker_loads_only_its_own_driver() -> None:
     loaded = loaded_by("from taskflow.broker.url import connect; connect('memory://')")
     assert loaded.isdisjoint(DRIVERS)
+
+
+def test_nobody_waits_in_a_way_that_swallows_a_cancellation() -> None:
+    """asyncio.wait_for does on Python 3.11, when what it waits for comes at the same time: who was cancelled goes on for ever."""
+    assert [str(path) for path in sorted((ROOT / "taskflow").rglob("*.py")) if "asyncio.wait_for(" in path.read_text()] == []

@@ -46,7 +46,8 @@ class LookBehind:
         self._is_wanted = False
         if self._task is not None:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._is_idle.wait(), CLOSED_WITHIN)
+                async with asyncio.timeout(CLOSED_WITHIN):
+                    await self._is_idle.wait()
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 

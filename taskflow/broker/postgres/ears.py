@@ -180,7 +180,8 @@ class Listener:
         for _ in range(tests):
             await self._link.fetch(_SAY, self._channel, self._test)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stirs.wait(), HEARD_WITHIN)
+                async with asyncio.timeout(HEARD_WITHIN):
+                    await self._stirs.wait()
                 break
         if self._is_cut:
             raise ConnectionError("the connection that listens was cut")
@@ -191,7 +192,8 @@ class Listener:
         while not self._is_cut:
             self._stirs.clear()
             try:
-                await asyncio.wait_for(self._stirs.wait(), LOOK_EVERY)
+                async with asyncio.timeout(LOOK_EVERY):
+                    await self._stirs.wait()
             except TimeoutError:
                 try:
                     await self._connection.execute("SELECT 1", timeout=3.0)
@@ -289,7 +291,8 @@ class Telling:
     async def _run(self) -> None:
         while self._topics or self._ended:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._is_urgent.wait(), UNAWAITED_WITHIN)
+                async with asyncio.timeout(UNAWAITED_WITHIN):
+                    await self._is_urgent.wait()
             self._is_urgent.clear()
             topics, self._topics = self._topics, set()
             ended, self._ended = self._ended, set()
