@@ -17,10 +17,9 @@ from benchmarks.marks import Marks, environment_of, marks_of
 from benchmarks.options import Options
 from benchmarks.processes import ROOT, a_worker, cpu_of, using
 from benchmarks.report import Row, in_turn
-from benchmarks.stores import Server, Store
-from benchmarks.tasks import noop, note, note_in_thread, stamp
+from benchmarks.stores import Store
+from benchmarks.tasks import noop, note, note_in_thread
 from taskflow import Job, JobHandle, SyncJob, enqueue
-from taskflow.broker.protocol import Broker
 
 JOBS: Final = 20_000
 CONCURRENCIES: Final = (100, 32)
@@ -166,21 +165,6 @@ async def until_all_ran(marks: Marks, jobs: int, within: float = 120.0) -> None:
     await asyncio.sleep(LOOK_EVERY)
 
 
-async def _between_stamps(jobs: int) -> tuple[JobHandle[float], JobHandle[float]]:
-    """So many jobs, of which the first and the last tell when they began."""
-    [first] = await enqueue([stamp.bind()])
-    await fill(jobs - 2)
-    [last] = await enqueue([stamp.bind()])
-    return first, last
-
-
-async def _took(broker: Broker, first: JobHandle[float], last: JobHandle[float]) -> float:
-    """Seconds from the first line of the one to the first line of the other."""
-    await broker.console.resume("default")
-    await until_all_ended([last])
-    return await last.result(0) - await first.result(0)
-
-
 async def until_all_ended(handles: Sequence[JobHandle[object]]) -> None:
     """By looking: a server that must tell of an end does more for each job."""
     is_over = False
@@ -190,25 +174,31 @@ async def until_all_ended(handles: Sequence[JobHandle[object]]) -> None:
 
 
 def _first_of(store: Store, jobs: int, *, scheduled: int = 0, queues: int = 1) -> Mapping[str, float]:
-    return run_in_fastest_loop(_first_of_paused(store, jobs, scheduled, queues))
+    return run_in_fastest_loop(_first_of_filled(store, jobs, scheduled, queues))
 
 
-async def _first_of_paused(store: Store, jobs: int, scheduled: int, queues: int) -> Mapping[str, float]:
-    """With many queues there is no order among them: the worker waits for them before they are filled, and runs all."""
-    with store.start() as server:
-        async with using(server.url) as broker:
+async def _first_of_filled(store: Store, jobs: int, scheduled: int, queues: int) -> Mapping[str, float]:
+    """By a worker that starts when all is there."""
+    kinds = [note.options(queue=f"q{number}") for number in range(queues)] if queues > 1 else [note]
+    with store.start() as server, marks_of(jobs) as marks:
+        async with using(server.url):
             later = noop.options(after=86_400)
             for _ in range(0, scheduled, BULK):
                 await enqueue(later.bind() for _ in range(min(BULK, scheduled)))
-            if queues > 1:
-                return {"jobs/s": await _rate_over_queues(server, jobs, queues)}
-            async with a_worker(server.url):
-                await broker.console.pause("default")
-                first, last = await _between_stamps(FIRST)
-                await fill(jobs - FIRST)
-                server.rest()
-                await asyncio.sleep(SETTLED_IN)
-                return {"jobs/s": FIRST / await _took(broker, first, last)}
+            for start in range(0, jobs, BULK):
+                await enqueue(kinds[number % queues].bind(number) for number in range(start, min(start + BULK, jobs)))
+            server.rest()
+            await asyncio.sleep(SETTLED_IN)
+            async with a_worker(server.url, marks=marks):
+                while marks.ran < FIRST:  # noqa: ASYNC110 - the jobs are in another process
+                    await asyncio.sleep(LOOK_EVERY)
+        return {"jobs/s": _rate_of_first(marks, FIRST)}
+
+
+def _rate_of_first(marks: Marks, jobs: int) -> float:
+    """Jobs a second, from the first line of the first that has begun to that of the last of so many, whichever they are."""
+    stamps = sorted(filter(None, marks.stamps()))[:jobs]
+    return (len(stamps) - 1) / (stamps[-1] - stamps[0])
 
 
 def _cost_of_first(store: Store, jobs: int) -> Mapping[str, float]:
@@ -228,20 +218,8 @@ async def _cost_of_first_paused(store: Store, jobs: int) -> Mapping[str, float]:
             while marks.ran < BACKLOGS[0]:  # noqa: ASYNC110 - the jobs are in another process
                 await asyncio.sleep(0.01)
             done, spent, server_spent = marks.ran, cpu_of(worker) - cpu, server.cost().cpu - before
-    stamps = sorted(filter(None, marks.stamps()))[: BACKLOGS[0]]
-    rate = (len(stamps) - 1) / (stamps[-1] - stamps[0])
+    rate = _rate_of_first(marks, BACKLOGS[0])
     return {"jobs/s": rate, "worker CPU µs/job": 1e6 * spent / done, "server CPU µs/job": 1e6 * server_spent / done}
-
-
-async def _rate_over_queues(server: Server, jobs: int, queues: int) -> float:
-    """From the first job's first line to the last one's, whichever they are."""
-    kinds = [stamp.options(queue=f"q{number}") for number in range(queues)]
-    handles = await enqueue(kinds[i % queues].bind() for i in range(jobs))
-    server.rest()
-    async with a_worker(server.url):
-        await until_all_ended(handles)
-        stamps = sorted(await asyncio.gather(*(handle.result(0) for handle in handles)))
-    return FIRST / (stamps[FIRST - 1] - stamps[0])
 
 
 # --- the bare loop -----------------------------------------------------------------------------------------

@@ -53,7 +53,8 @@ running event loop of the process; several processes may share a store (memory e
   [settle_outcomes] each verdict leads where the table of moves says, with its counters, times, error, result and reason.
   [settle_stale] another fence than the job's present one changes nothing: STALE. So does an unknown job.
   [settle_repeat] the settlement that took effect last, sent again, is OK and changes nothing.
-  [settle_batch] items of one batch are independent of each other.
+  [settle_batch] items of one batch are independent of each other. One that a stranger's open transaction holds up, where the store lets
+                 strangers have some, is HELD_UP: it alone has not been settled.
   [settle_follow_ups] follow-ups are added if and only if the settlement takes effect, once.
   [settle_late] a lapsed session's settlement counts until its lease is released.
   [settle_resets] an outcome of a run resets the counts of crashes and of hand-backs.
@@ -72,7 +73,7 @@ running event loop of the process; several processes may share a store (memory e
 
 **upkeep** does up to `limit` moves of what time has brought and says when to come again; any worker, any order, any number of times.
   [upkeep_due] what is due becomes READY with its due time as its place.
-  [upkeep_reaps] a session past its ttl is dead for good, and its leases are released, each a crash.
+  [upkeep_reaps] a session past its ttl is dead for good, and its leases are released, each a crash; `next_in` comes no later than that.
   [upkeep_bounded] no call makes more than `limit` moves; `next_in` is 0 when there is more; a session is dead before its first lease is
     released.
   [crash_backoff] no wait after the first crash, then as `crash_backoff` says; a crash is no failure.

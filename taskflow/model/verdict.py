@@ -142,6 +142,8 @@ class Settled(Enum):
     """It took effect, now or when it was sent before."""
     STALE = "stale"
     """The lease is not the job's any more: nothing changed."""
+    HELD_UP = "held up"
+    """Somebody's open transaction, none of ours, has what would have to change: nothing changed, and it is to be offered again."""
 
 
 # --- errors as stores keep them: msgpack arrays, one after the other ---------------------------------------

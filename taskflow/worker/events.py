@@ -58,6 +58,13 @@ class NotCounted(Event, frozen=True):
     verdict: Verdict
 
 
+class HeldUp(Event, frozen=True):
+    """What a run came to, told by `Ended`, cannot be written as long as somebody's open transaction in the store, none of ours, has the
+    job or its key. It is offered again every few seconds. Told once for each run."""
+
+    lease: Lease
+
+
 class Unwritable(Event, frozen=True):
     """What a run came to, told by `Ended`, is nothing that the store can write: the job has failed by that, `instead`."""
 

@@ -15,13 +15,26 @@ NOTHING_YET: Final = object()
 
 
 class Holding:
-    """One lease. `why_stopped` says why its run is being cancelled, once it is; `is_offered` that its settlement is on its way.
+    """One lease. `why_stopped` says why its run is being cancelled, once it is; `is_offered` that its settlement is on its way,
+    `is_held_up` that somebody's transaction has kept the store from it.
 
     `taken_at`, `started` and `asked_at` are of the monotonic clock: when it came, when its run began, when that was asked to stop.
     `reminders` counts how often it was told that the run has not stopped; `reported` is the progress that a beat has told last.
     """
 
-    __slots__ = ("asked_at", "is_offered", "lease", "progress", "reminders", "reported", "started", "stop", "taken_at", "why_stopped")
+    __slots__ = (
+        "asked_at",
+        "is_held_up",
+        "is_offered",
+        "lease",
+        "progress",
+        "reminders",
+        "reported",
+        "started",
+        "stop",
+        "taken_at",
+        "why_stopped",
+    )
 
     def __init__(self, lease: Lease, taken_at: float = 0.0) -> None:
         self.lease = lease
@@ -34,6 +47,7 @@ class Holding:
         self.asked_at: float | None = None
         self.reminders = 0
         self.is_offered = False
+        self.is_held_up = False
 
     def ask_to_stop(self, why: str) -> None:
         """Cancel the run, once; the first reason stands."""

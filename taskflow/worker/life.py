@@ -125,7 +125,16 @@ class Life:
             start_thread=self._seams.start_thread,
         )
         self._keeper.start()
-        for duty in (self._settler.run, self._watch.run, self._upkeep.run, self._suspects.run, self._runs.run, self._fetcher.run):
+        duties = (
+            self._settler.run,
+            self._settler.run_held_up,
+            self._watch.run,
+            self._upkeep.run,
+            self._suspects.run,
+            self._runs.run,
+            self._fetcher.run,
+        )
+        for duty in duties:
             self._attend(duty)
 
     def _hands(self) -> Hands:
@@ -203,7 +212,7 @@ class Life:
                     await self._broker.beat(Beat(session=self._session.id, leaving=True))
 
     async def end_settling(self) -> None:
-        await self._dismiss(self._settler.run)
+        await self._dismiss(self._settler.run, self._settler.run_held_up)
 
     # --- runs ------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from taskflow.worker.events import (
     BrokerTrouble,
     Ended,
     Event,
+    HeldUp,
     InterpreterHeld,
     LeaseLost,
     LoopMoves,
@@ -57,6 +58,8 @@ def log_event(event: Event) -> None:
         case NotCounted(lease, verdict):
             _, words = _words(verdict)
             _say(logging.WARNING, lease, f"was another worker's by then, or had been ended: that its run here {words} does not count")
+        case HeldUp(lease):
+            _say(logging.WARNING, lease, "has ended, and somebody's open transaction keeps that from being written: it is tried again")
         case Unwritable(lease, _, instead):
             _say(logging.ERROR, lease, f"failed for good: {_of(instead.error)}")
         case StillRunning(lease, asked_for, why):

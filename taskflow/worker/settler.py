@@ -13,19 +13,21 @@ from taskflow.broker.protocol import Broker
 from taskflow.model.envelope import Lease
 from taskflow.model.errors import BrokerError
 from taskflow.model.verdict import Failed, HandedBack, RunError, Settled, Settlement
-from taskflow.worker.events import BrokerBack, BrokerTrouble, Events, NotCounted, Unwritable
+from taskflow.worker.events import BrokerBack, BrokerTrouble, Events, HeldUp, NotCounted, Unwritable
 from taskflow.worker.holdings import Holding, Holdings
 
 MAX_BATCH: Final = 500
 FIRST_PAUSE: Final = 0.05
 LONGEST_PAUSE: Final = 2.0
+HELD_UP_PAUSE: Final = 1.0
 UNWRITABLE: Final = "taskflow.VerdictNotWritable"
 
 
 class Settler:
     """Group commit without a timer: what comes while a batch is under way gathers into the next.
 
-    A settlement is offered until the store has answered it or its lease is lost: it is worse to lose a job than to run it twice.
+    A settlement is offered until the store has answered it or its lease is lost: it is worse to lose a job than to run it twice. Those that
+    somebody's transaction holds up in the store are offered again apart, by `run_held_up`: the others do not wait for them.
     `waiting_since` is since when no batch has been answered although one is to be, of the monotonic clock; None when nothing waits.
     """
 
@@ -35,6 +37,8 @@ class Settler:
         self._events = events
         self._troubles = 0
         self._inbox: deque[Settlement] = deque()
+        self._held_up: deque[Settlement] = deque()
+        self._some_are_held_up = asyncio.Event()
         self._arrived = asyncio.Event()
         self.waiting_since: float | None = None
 
@@ -53,19 +57,34 @@ class Settler:
             await self._arrived.wait()
             self._arrived.clear()
             while self._inbox:
-                batch = self._take()
-                try:
-                    await self._settle(batch)
-                except asyncio.CancelledError:  # not always the end: see Life. What had been settled is not taken again.
-                    self._inbox.extendleft(reversed(batch))
-                    self._arrived.set()
-                    raise
+                await self._settle_some(self._inbox)
             self.waiting_since = None  # what waited may have been lost meanwhile
 
-    def _take(self) -> list[Settlement]:
+    async def run_held_up(self) -> None:
+        while True:
+            await self._some_are_held_up.wait()
+            await asyncio.sleep(HELD_UP_PAUSE)
+            self._some_are_held_up.clear()
+            await self._settle_some(self._held_up)
+            if self._held_up:
+                self._some_are_held_up.set()
+
+    async def _settle_some(self, waiting: deque[Settlement]) -> None:
+        batch = self._take(waiting)
+        try:
+            await self._settle(batch)
+        except asyncio.CancelledError:  # not always the end: see Life. What had been settled is not taken again.
+            self._put_back(batch)
+            raise
+
+    def _take(self, waiting: deque[Settlement]) -> list[Settlement]:
         """What is still ours to settle: a lease that was lost meanwhile has left the holdings."""
-        taken = [self._inbox.popleft() for _ in range(min(MAX_BATCH, len(self._inbox)))]
+        taken = [waiting.popleft() for _ in range(min(MAX_BATCH, len(waiting)))]
         return [settlement for settlement in taken if self._holdings.get(settlement.claim) is not None]
+
+    def _put_back(self, batch: list[Settlement]) -> None:
+        self._inbox.extendleft(reversed(batch))
+        self._arrived.set()
 
     async def _settle(self, batch: list[Settlement]) -> None:
         if not batch:
@@ -84,17 +103,37 @@ class Settler:
         if self._troubles:
             self._troubles = 0
             self._events.tell(BrokerBack("settling"))
-        for settlement, answer in zip(batch, answers, strict=True):
-            if answer is Settled.STALE and (holding := self._holdings.get(settlement.claim)) is not None:
-                self._tell_stale(holding.lease, settlement)
+        if any(answer is not Settled.OK for answer in answers):
+            batch = self._without_held_up(batch, answers)
         self._holdings.remove_all([settlement.claim for settlement in batch])
+
+    def _without_held_up(self, batch: list[Settlement], answers: list[Settled]) -> list[Settlement]:
+        """What has been answered for good; stale ones are told of."""
+        answered: list[Settlement] = []
+        for settlement, answer in zip(batch, answers, strict=True):
+            holding = self._holdings.get(settlement.claim)
+            if answer is Settled.HELD_UP:
+                self._hold_up(holding, settlement)
+                continue
+            if answer is Settled.STALE and holding is not None:
+                self._tell_stale(holding.lease, settlement)
+            answered.append(settlement)
+        return answered
+
+    def _hold_up(self, holding: Holding | None, settlement: Settlement) -> None:
+        if holding is not None:
+            if not holding.is_held_up:
+                self._events.tell(HeldUp(holding.lease))
+            holding.is_held_up = True
+            self._held_up.append(settlement)
+            self._some_are_held_up.set()
 
     def _tell_stale(self, lease: Lease, settlement: Settlement) -> None:
         if not isinstance(settlement.verdict, HandedBack):  # whoever has the job now has it back already
             self._events.tell(NotCounted(lease, settlement.verdict))
 
     async def _offer_again(self, batch: list[Settlement], error: Exception) -> None:
-        self._inbox.extendleft(reversed(batch))
+        self._put_back(batch)
         self._troubles += 1
         self._events.tell(BrokerTrouble("settling", str(error), self._troubles))
         await asyncio.sleep(min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(self._troubles, 10)))

@@ -102,6 +102,21 @@ async def test_upkeep_reaps(world: World) -> None:
     assert sorted(ids_of(await world.claim(await world.a_session()))) == sorted(ids_of(leases))
 
 
+async def test_upkeep_reaps__says_when_a_session_lapses(world: World) -> None:
+    """Whoever comes when told finds the next one that has not beaten, however large the fleet is."""
+    for number in range(50):
+        await world.a_session(f"w{number}", ttl=20.0)
+    await world.a_session("short", ttl=3.0)
+    world.clock.advance(2.0)
+    await world.let_others_beat()
+
+    next_in = (await world.upkeep()).next_in
+    assert 0.0 < next_in <= 1.001
+    assert (await world.pass_time(next_in)).reaped == 1
+
+    assert "short" not in {worker.session.name for worker in await world.broker.console.workers()}
+
+
 async def test_upkeep_reaps__not_before_its_ttl(world: World) -> None:
     """A session is not reaped as long as its ttl has not passed, to the microsecond."""
     session = await world.a_session(ttl=20.0)

@@ -8,15 +8,21 @@ from typing import Final
 
 import asyncpg
 import pytest
+from msgspec import structs
 
+from taskflow import JobFailed, Worker, job
+from taskflow.app.current import default_app
 from taskflow.broker import topics
 from taskflow.broker.protocol import Broker
 from taskflow.broker.url import connect
 from taskflow.model.envelope import Envelope, Lease
-from taskflow.model.errors import BrokerUnavailable
+from taskflow.model.ids import key_digest
 from taskflow.model.record import Status
 from taskflow.model.session import Beat, Report, Session
 from taskflow.model.verdict import Settled
+from taskflow.worker.events import Event, HeldUp
+from taskflow.worker.options import WorkerOptions
+from taskflow.worker.settler import HELD_UP_PAUSE
 from tests.postgres.counts import SESSION, Store, new_id
 from tests.support.verdicts import failed, succeeded
 
@@ -24,6 +30,9 @@ SOON: Final = 2.0
 """Seconds. Less than those after which a verb gives up waiting for a lock."""
 
 SECOND: Final = 1_000_000
+
+PATIENCE: Final = 60.0
+"""Seconds. What takes this long has hung."""
 
 
 @pytest.fixture
@@ -77,7 +86,7 @@ async def test_upkeep_does_not_wait_for_a_transaction_that_has_a_key(broker: Bro
 
 
 async def test_settlements_of_others_do_not_wait_for_a_transaction_that_has_a_key(broker: Broker, stranger: asyncpg.Connection) -> None:
-    """Successes are there at once; what else there is, as soon as the batch has waited for the key. It is to be sent again."""
+    """Successes are there at once; what else there is, as soon as the batch has waited for the key. That alone is to be sent again."""
     await stranger.fetchval("SELECT taskflow.enqueue('work', key => 'k')")
     await broker.enqueue([Envelope(id=new_id(), job="work", payload=b"\x01") for _ in range(2)])
     keyed, plain, wrong = await broker.claim(SESSION, 1, [], 10)
@@ -88,13 +97,70 @@ async def test_settlements_of_others_do_not_wait_for_a_transaction_that_has_a_ke
     with broker.listen([topics.job(plain.envelope.id)]) as nudges:
         assert await status_of(broker, plain) is Status.SUCCEEDED or await nudges.wait(SOON)
     assert await status_of(broker, plain) is Status.SUCCEEDED
-    with pytest.raises(BrokerUnavailable):
-        await settling
+    assert await settling == [Settled.HELD_UP, Settled.OK, Settled.OK]
     assert await status_of(broker, wrong) is Status.FAILED
     assert await status_of(broker, keyed) is Status.RUNNING
 
     await stranger.execute("ROLLBACK")
     assert await broker.settle(batch) == [Settled.OK] * 3
+
+
+@pytest.mark.parametrize("holds", ["the row of a success", "the key of a follow-up"])
+async def test_what_a_stranger_holds_harms_no_other_settlement(broker: Broker, stranger: asyncpg.Connection, holds: str) -> None:
+    """An operator's lock on a row, or a key under which somebody is about to add a job."""
+    ids = sorted(new_id() for _ in range(3))
+    await broker.enqueue([Envelope(id=job_id, job="work", payload=b"\x01") for job_id in ids])
+    leases = {lease.envelope.id: lease for lease in await broker.claim(SESSION, 1, [], 10)}
+    held, *others = (succeeded(leases[job_id]) for job_id in ids)
+    await stranger.execute("BEGIN")
+    if holds == "the row of a success":
+        await stranger.fetch("SELECT * FROM taskflow.jobs WHERE id = $1 FOR UPDATE", held.id)
+    else:
+        following = Envelope(id=new_id(), job="work", payload=b"\x01", key=key_digest("default", "work", "k"))
+        held = structs.replace(held, follow_ups=(following,))
+        await stranger.fetchval("SELECT taskflow.enqueue('work', key => 'k')")
+
+    assert await broker.settle([held, *others]) == [Settled.HELD_UP, Settled.OK, Settled.OK]
+    assert await broker.settle([held]) == [Settled.HELD_UP]
+
+    await stranger.execute("ROLLBACK")
+    assert await broker.settle([held, *others]) == [Settled.OK] * 3
+
+
+async def test_a_worker_goes_on_beside_a_job_whose_end_cannot_be_written_yet(broker: Broker, stranger: asyncpg.Connection) -> None:
+    """With one slot, and jobs whose ends are written as that one's is. That it is held up is told once; it is written when it can be."""
+    begun, release = asyncio.Event(), asyncio.Event()
+    held_up: list[HeldUp] = []
+
+    @job(name="tests.strangers.waits")
+    async def waits() -> str:
+        begun.set()
+        await release.wait()
+        return "in the end"
+
+    @job(name="tests.strangers.fails", max_attempts=1)
+    async def fails() -> None:
+        raise ValueError("as it must")
+
+    def hear(event: Event) -> None:
+        if isinstance(event, HeldUp):
+            held_up.append(event)
+
+    with default_app().using(broker):
+        async with asyncio.timeout(PATIENCE), Worker(options=WorkerOptions(concurrency=1, subscribers=(hear,))):
+            keyed = await waits.options(key="k").delay()
+            await begun.wait()
+            await stranger.execute("BEGIN; SELECT taskflow.enqueue('tests.strangers.waits', key => 'k', on_conflict => 'replace')")
+            others = [await fails.delay() for _ in range(20)]
+            release.set()
+            for other in others:
+                with pytest.raises(JobFailed):
+                    await other.result()
+            assert (await keyed.status()) is Status.RUNNING
+            await asyncio.sleep(HELD_UP_PAUSE)
+            await stranger.execute("ROLLBACK")
+            assert await keyed.result() == "in the end"
+    assert len(held_up) == 1
 
 
 async def status_of(broker: Broker, lease: Lease) -> Status | None:

@@ -108,6 +108,8 @@ class Store(Shelf):
             return self._answer_again(state, request)
         state.request, state.answer = request, []
         for queue in self._order(queues, request):
+            if len(state.answer) >= limit:
+                break
             for job in self.take_ready(queue, limit - len(state.answer)):
                 self._lease(state, job, ClaimId(session_id, request, len(state.answer)))
         return self._answer_again(state, request)

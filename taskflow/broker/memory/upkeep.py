@@ -28,10 +28,13 @@ class KeptStore(Store):
         return Upkept(readied=readied, reaped=reaped, released=released, expired=expired, dropped=dropped, next_in=next_in)
 
     def _next_in(self) -> float:
-        """The fleet's share: each of n sessions comes once in n turns, all of them when something falls due before."""
-        turn = self.rules.upkeep_every * max(1, sum(self._lives(state) for state in self.sessions.values()))
-        due_at = self.next_due()
-        return turn if due_at is None else min(turn, max(0.0, to_seconds(due_at - self.clock.wall())))
+        """The fleet's share: each of n sessions comes once in n turns, all of them when something falls due or a session lapses before."""
+        living = [state for state in self.sessions.values() if self._lives(state)]
+        waits = [self.rules.upkeep_every * max(1, len(living))]
+        if (due_at := self.next_due()) is not None:
+            waits.append(to_seconds(due_at - self.clock.wall()))
+        waits += [to_seconds(state.beat_at + state.ttl + 1 - self.clock.steady()) for state in living]
+        return max(0.0, min(waits))
 
     def _ready_due(self, limit: int) -> int:
         now, moved = self.clock.wall(), 0

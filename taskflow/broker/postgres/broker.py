@@ -15,7 +15,7 @@ from taskflow.broker.foreign import settle_possible
 from taskflow.broker.loops import PerLoop
 from taskflow.broker.migrations import Upgrade
 from taskflow.broker.nudges import Nudges
-from taskflow.broker.postgres import packing, schema
+from taskflow.broker.postgres import packing, schema, texts
 from taskflow.broker.postgres.behind import LookBehind
 from taskflow.broker.postgres.console import PostgresConsole
 from taskflow.broker.postgres.ears import PostgresEars, Telling, trouble_with_listening
@@ -37,6 +37,11 @@ MOST_NAME_BYTES: Final = 63
 
 AWAITED_FOR: Final = 3600.0
 """Seconds for which the server knows that somebody waits for a job's end; who waits longer looks for itself every few seconds."""
+
+_HELD_UP: Final = """
+SELECT id FROM @.jobs WHERE id = ANY ($1::bytea[]) AND NOT @.try_lock_job(id)
+UNION SELECT id FROM unnest($2::bytea[], $3::bytea[]) AS following (id, key) WHERE NOT pg_try_advisory_xact_lock(@.key_lock(key))
+"""
 
 LOOKED_WITHIN: Final = 60.0
 """Seconds for a look behind the marks, which reads all that nobody could clean away."""
@@ -133,7 +138,12 @@ class PostgresBroker:
         ids = {settlement.id for settlement in plain}
         if not plain or len({settlement.id for settlement in settlements}) < len(settlements):
             return frozenset()
-        [row] = await self.call("succeed", self.wall(), *packing.success_columns(plain))
+        try:
+            [row] = await self.call("succeed", self.wall(), *packing.success_columns(plain))
+        except BrokerError as error:
+            if was_held_up(error):
+                return frozenset()  # settle() tells which of them
+            raise
         done = ids if row["done"] is None else set(row["done"])
         if done:
             line = self._lines.here()
@@ -142,26 +152,34 @@ class PostgresBroker:
         return done
 
     async def _settle_others(self, settlements: Sequence[Settlement]) -> list[Settled]:
-        """Together, or each apart where somebody's open transaction holds a key of one: that one alone is not told to the store."""
-        try:
-            return await self._settle(settlements)
-        except BrokerError as error:
-            if len(settlements) == 1 or not was_held_up(error):
-                raise
-        answers: list[Settled] = []
-        held_up: BrokerError | None = None
-        for settlement in settlements:
-            try:
-                answers += await self._settle([settlement])
-            except BrokerError as error:
-                held_up = error
-        if held_up is not None:
-            raise held_up
-        return answers
+        """Together, or without those of which somebody's open transaction has the key or the row: the others do not wait for it."""
+        answers = await self._settle(settlements)
+        if answers is not None:
+            return answers
+        held_up = await self._held_up(settlements)
+        free = [settlement for settlement in settlements if settlement.id not in held_up]
+        rest = iter(await self._settle(free) or [Settled.HELD_UP] * len(free))
+        return [Settled.HELD_UP if settlement.id in held_up else next(rest) for settlement in settlements]
 
-    async def _settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
-        row = await self.call_one("settle", self.wall(), *packing.settlement_columns(settlements))
+    async def _settle(self, settlements: Sequence[Settlement]) -> list[Settled] | None:
+        """None when a stranger's transaction has held it up."""
+        if not settlements:
+            return []
+        try:
+            row = await self.call_one("settle", self.wall(), *packing.settlement_columns(settlements))
+        except BrokerError as error:
+            if was_held_up(error):
+                return None
+            raise
         return [Settled.OK if is_ok else Settled.STALE for is_ok in row["answers"]]
+
+    async def _held_up(self, settlements: Sequence[Settlement]) -> Set[bytes]:
+        """The ids of those whose job, or whose follow-up's key, somebody else has at this moment."""
+        following = [(each.id, envelope.key) for each in settlements for envelope in each.follow_ups if envelope.key is not None]
+        ids, keys = [job_id for job_id, _ in following], [key for _, key in following]
+        statement = texts.placed(_HELD_UP, self._namespace)
+        rows = await self._lines.here().link.fetch(statement, [each.id for each in settlements], ids, keys)
+        return {row["id"] for row in rows}
 
     async def cancel(self, ids: Sequence[bytes]) -> list[Status | None]:
         if not ids:

@@ -31,10 +31,14 @@ def upkeep(shelf: Shelf, limit: int) -> Upkept:
 
 
 def _next_in(shelf: Shelf) -> float:
-    """The fleet's share: each of n sessions comes once in n turns, all of them when something falls due before."""
-    turn = shelf.rules.upkeep_every * max(1, len(session_rows(shelf, "living_sessions")))
+    """The fleet's share: each of n sessions comes once in n turns, all of them when something falls due or a session lapses before."""
+    living = session_rows(shelf, "living_sessions")
+    waits = [shelf.rules.upkeep_every * max(1, len(living))]
     [(due_at,)] = shelf.connection.execute(shelf.sql["next_due"])
-    return turn if due_at is None else min(turn, max(0.0, to_seconds(due_at - shelf.now)))
+    if due_at is not None:
+        waits.append(to_seconds(due_at - shelf.now))
+    waits += [to_seconds(row.beat_at + row.ttl + 1 - shelf.steady) for row in living]
+    return max(0.0, min(waits))
 
 
 def _ready_due(shelf: Shelf, limit: int) -> int:

@@ -48,6 +48,18 @@ class DiesLast(Mutant):
         return released
 
 
+class ComesInItsTurn(Mutant):
+    breaks = frozenset({"upkeep_reaps"})
+    because = "a dead worker's jobs wait for the fleet's next turn, seconds longer than the ttl that an operator has read of"
+
+    def _next_in(self) -> float:
+        sessions, self.sessions = self.sessions, {}
+        turns = max(1, sum(state.dead_at is None for state in sessions.values()))
+        next_in = super()._next_in()
+        self.sessions = sessions
+        return min(next_in, self.rules.upkeep_every) * turns if self.next_due() is None else next_in
+
+
 class CrashIsAFailure(Mutant):
     breaks = frozenset({"crash_backoff"})
     because = "a deploy or a full memory uses up attempts of jobs that did nothing wrong"

@@ -31,13 +31,14 @@ BEGIN
     dropped := @.drop_over_cap(now_at, left_over);
     dropped := dropped + @.drop_faded(now_at, left_over - dropped);
     left_over := left_over - dropped;
-    SELECT greatest(1, count(*)) * R.upkeep_every INTO next_in FROM @.sessions WHERE dead_at IS NULL;
+    SELECT least(greatest(1, count(*)) * R.upkeep_every, min(beat_at + ttl) + 1 - steady) INTO next_in FROM @.sessions WHERE dead_at IS NULL;
     first_due := @.first_due(now_at);
     IF left_over <= 0 OR summed = 20000 THEN
         next_in := 0;
     ELSIF first_due IS NOT NULL THEN
-        next_in := least(next_in, greatest(0, first_due - now_at));
+        next_in := least(next_in, first_due - now_at);
     END IF;
+    next_in := greatest(0, next_in);
     rung := current_setting('taskflow.rung', true);
 END
 $$;

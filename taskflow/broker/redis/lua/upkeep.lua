@@ -284,14 +284,18 @@ end
 
 -- --- all of it ----------------------------------------------------------------------------------------
 
--- The fleet's share: each of n sessions comes once in n turns, all of them when something falls due before.
+-- The fleet's share: each of n sessions comes once in n turns, all of them when something falls due or a session lapses before.
 local function next_in()
-  local turn = R.upkeep_every * math.max(1, call('ZCARD', P .. 'alive'))
-  local first = call('ZRANGE', P .. 'due', 0, 0, 'WITHSCORES')
-  if first[2] then
-    return math.min(turn, math.max(0, tonumber(first[2]) - wall))
+  local wait = R.upkeep_every * math.max(1, call('ZCARD', P .. 'alive'))
+  local due = call('ZRANGE', P .. 'due', 0, 0, 'WITHSCORES')
+  if due[2] then
+    wait = math.min(wait, tonumber(due[2]) - wall)
   end
-  return turn
+  local lapses = call('ZRANGE', P .. 'alive', 0, 0, 'WITHSCORES')
+  if lapses[2] then
+    wait = math.min(wait, tonumber(lapses[2]) + 1 - steady)
+  end
+  return math.max(0, wait)
 end
 
 spare_after_outage()
