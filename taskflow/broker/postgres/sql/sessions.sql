@@ -124,6 +124,7 @@ BEGIN
 END
 $$;
 
+-- Of the older requests each by itself: from the session alone all would be read that it has ever leased, as long as nobody may clean it away.
 CREATE FUNCTION @.leases_of(s @.sessions) RETURNS TABLE (id bytea, request bigint, number integer, claimed_steady bigint, is_asked_to_stop boolean)
 LANGUAGE plpgsql SET enable_seqscan = off SET jit = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_column
@@ -132,9 +133,12 @@ BEGIN
     SELECT jobs.id, jobs.request, jobs.number, jobs.claimed_steady, jobs.cancel_requested IS NOT NULL
     FROM @.jobs WHERE status = S.RUNNING AND session = s.id AND jobs.request >= s.floor;
     RETURN QUERY
-    SELECT jobs.id, jobs.request, jobs.number, jobs.claimed_steady, jobs.cancel_requested IS NOT NULL
-    FROM unnest(s.older) AS held (request)
-    JOIN @.jobs ON jobs.status = S.RUNNING AND jobs.session = s.id AND jobs.request = held.request
+    SELECT lease.*
+    FROM unnest(s.older) AS held (request) CROSS JOIN LATERAL (
+        SELECT jobs.id, jobs.request, jobs.number, jobs.claimed_steady, jobs.cancel_requested IS NOT NULL
+        FROM @.jobs WHERE status = S.RUNNING AND session = s.id AND jobs.request = held.request
+        OFFSET 0
+    ) AS lease
     WHERE held.request < s.floor;
 END
 $$;
