@@ -189,7 +189,7 @@ BEGIN
         SELECT * FROM step LIMIT 17
     ), ready AS (
         SELECT DISTINCT queue FROM first
-        WHERE NOT EXISTS (SELECT 1 FROM @.paused WHERE paused.queue = first.queue) AND EXISTS (
+        WHERE (SELECT count(*) FROM first) <= 16 AND NOT EXISTS (SELECT 1 FROM @.paused WHERE paused.queue = first.queue) AND EXISTS (
             SELECT 1 FROM @.jobs
             WHERE status = S.READY AND jobs.queue = first.queue AND priority = -first.rank
                 AND (due_at, jobs.seq) >= (CASE WHEN @.is_believed(set_at, now_at) THEN first.at ELSE 0 END, first.seq)
