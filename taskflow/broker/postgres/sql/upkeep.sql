@@ -237,15 +237,16 @@ BEGIN
         SELECT id, ended_at, seq, queue, status FROM @.jobs WHERE status BETWEEN S.SUCCEEDED AND S.CANCELLED AND (ended_at, seq) >= (m.at, m.seq)
         ORDER BY ended_at, seq LIMIT 1000 + 10 * most
     ), chosen AS MATERIALIZED (
-        SELECT * FROM scanned WHERE queue = of_queue AND (status = S.FAILED) = are_failed ORDER BY ended_at, seq LIMIT most
+        SELECT * FROM scanned WHERE queue = of_queue AND (status = S.FAILED) = are_failed LIMIT most -- in their order: no more is read than it takes
     ), locked AS MATERIALIZED (
-        SELECT chosen.* FROM chosen CROSS JOIN LATERAL (
-            SELECT 1 FROM @.jobs WHERE jobs.id = chosen.id AND jobs.status + 0 BETWEEN S.SUCCEEDED AND S.CANCELLED FOR UPDATE SKIP LOCKED
+        SELECT it.tid, chosen.status FROM chosen CROSS JOIN LATERAL (
+            SELECT ctid AS tid FROM @.jobs WHERE jobs.id = chosen.id AND jobs.status + 0 BETWEEN S.SUCCEEDED AND S.CANCELLED
+            FOR UPDATE SKIP LOCKED
         ) AS it
     ), buried AS (
         UPDATE @.jobs SET status = S.GONE, payload = NULL, result = NULL, errors = NULL, extras = NULL, reason = NULL, progress = NULL,
             waiting_for = NULL, fade_at = jobs.ended_at + R.repeat_for
-        FROM locked WHERE jobs.id = locked.id
+        FROM locked WHERE jobs.ctid = locked.tid
         RETURNING locked.status AS status, jobs.fade_at
     ), counted AS (
         SELECT @.count_move(of_queue, E.DROP, status, NULL, count(*)), @.count_move(of_queue, W.DROPPED_OVER_CAP, NULL, NULL, count(*)),
@@ -284,14 +285,13 @@ BEGIN
         RETURN 0;
     END IF;
     WITH first AS MATERIALIZED (
-        SELECT id, fade_at FROM @.jobs WHERE fade_at >= m.at AND fade_at <= now_at AND status < S.GONE
+        SELECT ctid AS tid, status, fade_at FROM @.jobs WHERE fade_at >= m.at AND fade_at <= now_at AND status < S.GONE
         ORDER BY fade_at, id LIMIT most FOR UPDATE SKIP LOCKED
     ), buried AS (
         UPDATE @.jobs SET status = S.GONE, payload = NULL, result = NULL, errors = NULL, extras = NULL, reason = NULL, progress = NULL,
             waiting_for = NULL, fade_at = jobs.ended_at + R.repeat_for
-        FROM first, @.jobs AS before
-        WHERE jobs.id = first.id AND before.id = first.id
-        RETURNING jobs.queue, before.status AS status, first.fade_at AS faded_at, jobs.id AS id
+        FROM first WHERE jobs.ctid = first.tid
+        RETURNING jobs.queue, first.status AS status, first.fade_at AS faded_at, jobs.id AS id
     ), counted AS (
         SELECT @.count_move(queue, E.DROP, status, NULL, count(*)), count(*) AS number FROM buried GROUP BY queue, status
     )
