@@ -78,6 +78,7 @@ class MemoryBroker:
 
     def _atomically(self, verb: Callable[[], T]) -> T:
         with self._lock:
+            self._store.begin_verb()
             answer = verb()
             rung, self._store.rung = self._store.rung, set()
         self._bell.ring(rung)

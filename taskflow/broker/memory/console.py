@@ -38,20 +38,20 @@ class OpenStore(KeptStore):
     def _oldest_ready_for(self, queue: str) -> float | None:
         """Not always the first of them, which has the highest priority."""
         due = [entry[1] for entry in self.ready.get(queue, ()) if self.is_ready(entry)]
-        return to_seconds(self.clock.wall() - min(due)) if due else None
+        return to_seconds(self.now - min(due)) if due else None
 
     def _next_due_in(self, queue: str) -> float | None:
         if not self._count(queue, Status.SCHEDULED):
             return None
         due = min(job.due_at for job in self.jobs.values() if job.status is Status.SCHEDULED and job.queue == queue)
-        return to_seconds(due - self.clock.wall())
+        return to_seconds(due - self.now)
 
     def browse(self, chosen: JobFilter, before: bytes | None, limit: int) -> list[Record]:
         found = (job for job in self.jobs.values() if self._is_chosen(job, chosen) and (before is None or job.id < before))
         return [job.to_record() for job in heapq.nlargest(limit, found, key=lambda job: job.id)]
 
     def _is_chosen(self, job: Job, chosen: JobFilter) -> bool:
-        now = self.clock.wall()
+        now = self.now
         return (
             job.is_kept(now)
             and chosen.queue in (None, job.queue)
@@ -64,14 +64,14 @@ class OpenStore(KeptStore):
     def session_records(self) -> list[SessionRecord]:
         shown = [state for state in self.sessions.values() if state.dead_at is None or state.leases]
         return sorted(
-            (state.to_record(self.clock.steady()) for state in shown), key=lambda record: (record.session.name, record.session.id)
+            (state.to_record(self.steady) for state in shown), key=lambda record: (record.session.name, record.session.id)
         )
 
     def redo(self, ids: Sequence[bytes]) -> list[Redone]:
         return [self._redo_one(self.jobs.get(job_id)) for job_id in ids]
 
     def _redo_one(self, job: Job | None) -> Redone:
-        if job is None or not job.is_kept(self.clock.wall()):
+        if job is None or not job.is_kept(self.now):
             return Redone.UNKNOWN
         if job.status not in ENDED:
             return Redone.LIVE
@@ -79,7 +79,7 @@ class OpenStore(KeptStore):
             return Redone.SUCCEEDED
         if self.keys.get(job.envelope.key or b""):
             return Redone.KEY_TAKEN
-        job.make_fresh(self.clock.wall())
+        job.make_fresh(self.now)
         if job.envelope.key is not None:
             self.keys[job.envelope.key] = [job]
         self.enter(job, Event.REDO)

@@ -19,6 +19,7 @@ class Shelf:
 
     def __init__(self, clock: Clock, rules: Rules) -> None:
         self.clock = clock
+        self.begin_verb()
         self.rules = rules
         self.jobs: dict[bytes, Job] = {}
         self.ready: defaultdict[str, list[Entry]] = defaultdict(list)
@@ -32,6 +33,10 @@ class Shelf:
         self.totals: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self.rung: set[str] = set()
         self._seq = 0
+
+    def begin_verb(self) -> None:
+        """What one verb does happens at one instant."""
+        self.now, self.steady = self.clock.wall(), self.clock.steady()
 
     # --- moves: every change of status goes through here --------------------------------------------
 
@@ -67,7 +72,7 @@ class Shelf:
         if job.awaits > 0:
             self._watch_expiry(job)
             self.move(job, event, Status.HELD)
-        elif job.due_at > self.clock.wall():
+        elif job.due_at > self.now:
             self._watch_expiry(job)
             self.move(job, event, Status.SCHEDULED)
             heapq.heappush(self.due, (job.due_at, job.seq, job.id))
@@ -106,7 +111,7 @@ class Shelf:
 
     def end(self, job: Job, event: Event, status: Status, reason: str | None = None, *, keep: float | None = None) -> None:
         """End a job: nobody holds it any more, its key is free, and those that awaited it know."""
-        now = self.clock.wall()
+        now = self.now
         self.move(job, event, status)
         job.claim = None
         job.reason = reason
@@ -161,7 +166,7 @@ class Shelf:
             return
         held.awaits -= 1
         if held.awaits == 0:
-            held.due_at = max(held.due_at, self.clock.wall())
+            held.due_at = max(held.due_at, self.now)
             self.enter(held, Event.RELEASE)
 
     def _keep(self, status: Status) -> float:
@@ -171,7 +176,7 @@ class Shelf:
 
     def take_ready(self, queue: str, limit: int) -> list[Job]:
         """The first of a queue that may run now, taken out of its heap."""
-        now, heap = self.clock.wall(), self.ready[queue]
+        now, heap = self.now, self.ready[queue]
         taken, passed_over = list[Job](), list[Entry]()
         while len(taken) < limit and (job := self.first_ready(queue)) is not None:
             entry = heapq.heappop(heap)

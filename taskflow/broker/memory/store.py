@@ -88,7 +88,7 @@ class Store(Shelf):
             return Refused(envelope.id, standing.id, "key")
         if waiting is not None:
             self.end(waiting, Event.REPLACE, Status.CANCELLED, words.replaced_by(envelope.id))
-        self.add(Job(envelope, self.next_seq(), self.clock.wall()), behind=running)
+        self.add(Job(envelope, self.next_seq(), self.now), behind=running)
         return Added(envelope.id, None if waiting is None else waiting.id)
 
     # --- sessions and claims -----------------------------------------------------------------------------
@@ -97,10 +97,10 @@ class Store(Shelf):
         self._spare_after_outage()
         known = self.sessions.get(session.id)
         if known is None:
-            self.sessions[session.id] = SessionState(session, self.clock.wall(), self.clock.steady(), self.clock.boot_id())
+            self.sessions[session.id] = SessionState(session, self.now, self.steady, self.clock.boot_id())
         elif known.dead_at is not None:
             raise SessionLost(words.session_reaped(session.name))
-        self.pulse = self.clock.steady()
+        self.pulse = self.steady
 
     def claim(self, session_id: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
         state = self._living(session_id)
@@ -132,7 +132,7 @@ class Store(Shelf):
 
     def _lease(self, state: SessionState, job: Job, claim: ClaimId) -> None:
         self.move(job, Event.CLAIM, Status.RUNNING)
-        job.lease_to(state.session, claim, self.clock.wall(), self.clock.steady())
+        job.lease_to(state.session, claim, self.now, self.steady)
         state.leases[claim] = job
         state.answer.append((job.id, Fence(job.epoch, claim)))
 
@@ -140,7 +140,7 @@ class Store(Shelf):
         """The leases of the last request that are still the session's; none for an older one, whose asker has moved on."""
         if request < state.request:
             return []
-        now = self.clock.wall()
+        now = self.now
         jobs = [(self.jobs.get(job_id), fence) for job_id, fence in state.answer]
         return [job.to_lease(now) for job, fence in jobs if job is not None and self._holds(job, fence)]
 
@@ -150,7 +150,7 @@ class Store(Shelf):
 
     def _spare_after_outage(self) -> None:
         """When nobody has beaten for a session's whole ttl, the store was away, not the workers: one more ttl, once."""
-        steady = self.clock.steady()
+        steady = self.steady
         for state in self.sessions.values():
             if self._lives(state) and not state.is_spared and steady - self.pulse > state.ttl:
                 state.is_spared = True
@@ -161,7 +161,7 @@ class Store(Shelf):
     def beat(self, beat: Beat) -> BeatAnswer:
         self._spare_after_outage()
         state = self._living(beat.session)
-        state.beat_at = self.pulse = self.clock.steady()
+        state.beat_at = self.pulse = self.steady
         state.is_spared = False
         if beat.died_of:
             self._die(state, beat.died_of)
@@ -182,11 +182,11 @@ class Store(Shelf):
 
     def _take_report(self, job: Job | None, report: Report) -> None:
         if job is not None:
-            job.started_at = self.clock.wall() - to_microseconds(report.running_for)
+            job.started_at = self.now - to_microseconds(report.running_for)
             job.progress = report.progress or job.progress
 
     def _is_ghost(self, job: Job, claim: ClaimId, beat: Beat) -> bool:
-        age = self.clock.steady() - job.claimed_steady
+        age = self.steady - job.claimed_steady
         return claim.request <= beat.seen and age >= to_microseconds(self.rules.ghost_after)
 
     def _leave(self, state: SessionState) -> None:
@@ -202,7 +202,7 @@ class Store(Shelf):
             self._crash(job, cause)
 
     def _kill(self, state: SessionState) -> None:
-        state.dead_at = self.clock.wall()
+        state.dead_at = self.now
 
     def _let_go(self, job: Job) -> None:
         """Take the lease off its session; what becomes of the job is the next step of the same verb."""
@@ -224,7 +224,7 @@ class Store(Shelf):
         if not self._holds(job, fence):
             return Settled.OK if self._took_effect(job, fence) else Settled.STALE
         job.settled = fence
-        job.started_at = self.clock.wall() - to_microseconds(settlement.ran_for)
+        job.started_at = self.now - to_microseconds(settlement.ran_for)
         self._let_go(job)
         self._apply(job, settlement)
         for follow_up in settlement.follow_ups:
@@ -251,12 +251,12 @@ class Store(Shelf):
                 self.end(job, Event.CANCEL, Status.CANCELLED, reason)
             case Retried(error, after):
                 self._fail_once(job, error)
-                self.wait_again(job, Event.RETRY, self.clock.wall() + to_microseconds(after))
+                self.wait_again(job, Event.RETRY, self.now + to_microseconds(after))
             case Snoozed(after):
                 job.snoozes += 1
-                self.wait_again(job, Event.SNOOZE, self.clock.wall() + to_microseconds(after))
+                self.wait_again(job, Event.SNOOZE, self.now + to_microseconds(after))
             case Parked(waiting_for, after):
-                now = self.clock.wall()
+                now = self.now
                 job.parked_at = now if job.parked_at is None else job.parked_at
                 job.waiting_for = waiting_for
                 self.wait_again(job, Event.PARK, now + to_microseconds(after))
@@ -276,7 +276,7 @@ class Store(Shelf):
 
     def _note(self, job: Job, error: RunError) -> None:
         packed = b"".join(append_error(None, noted, noted.at) for noted in job.errors)
-        job.errors = list(unpack_errors(append_error(packed, error, self.clock.wall())))
+        job.errors = list(unpack_errors(append_error(packed, error, self.now)))
 
     def _hand_back(self, job: Job, *, counts: bool) -> None:
         job.hand_backs += counts
@@ -292,7 +292,7 @@ class Store(Shelf):
             self._poison(job, Event.CRASH, words.lost_in_a_row(job.crashes, cause))
         else:
             wait = to_microseconds(self.rules.crash_wait(job.crashes))
-            self.wait_again(job, Event.CRASH, self.clock.wall() + wait if wait else None)
+            self.wait_again(job, Event.CRASH, self.now + wait if wait else None)
 
     def _poison(self, job: Job, event: Event, why: str) -> None:
         job.is_poison = True
@@ -304,7 +304,7 @@ class Store(Shelf):
         return [self._cancel_one(self.jobs.get(job_id)) for job_id in ids]
 
     def _cancel_one(self, job: Job | None) -> Status | None:
-        if job is None or not job.is_kept(self.clock.wall()):
+        if job is None or not job.is_kept(self.now):
             return None
         found = job.status
         if found in WAITING:
@@ -316,6 +316,6 @@ class Store(Shelf):
         return found
 
     def read(self, ids: Sequence[bytes]) -> list[Record | None]:
-        now = self.clock.wall()
+        now = self.now
         found = [self.jobs.get(job_id) for job_id in ids]
         return [job.to_record() if job is not None and job.is_kept(now) else None for job in found]

@@ -32,12 +32,12 @@ class KeptStore(Store):
         living = [state for state in self.sessions.values() if self._lives(state)]
         waits = [self.rules.upkeep_every * max(1, len(living))]
         if (due_at := self.next_due()) is not None:
-            waits.append(to_seconds(due_at - self.clock.wall()))
-        waits += [to_seconds(state.beat_at + state.ttl + 1 - self.clock.steady()) for state in living]
+            waits.append(to_seconds(due_at - self.now))
+        waits += [to_seconds(state.beat_at + state.ttl + 1 - self.steady) for state in living]
         return max(0.0, min(waits))
 
     def _ready_due(self, limit: int) -> int:
-        now, moved = self.clock.wall(), 0
+        now, moved = self.now, 0
         while moved < limit and (due_at := self.next_due()) is not None and due_at <= now:
             _, _, job_id = heapq.heappop(self.due)
             self.enter(self.jobs[job_id], Event.DUE)
@@ -54,7 +54,7 @@ class KeptStore(Store):
         return len(lapsed)
 
     def _has_lapsed(self, state: SessionState) -> bool:
-        return self._is_of_another_boot(state) or self.clock.steady() - state.beat_at > state.ttl
+        return self._is_of_another_boot(state) or self.steady - state.beat_at > state.ttl
 
     def _is_of_another_boot(self, state: SessionState) -> bool:
         """The machine has started again since: its workers are gone, and their steady times mean nothing now."""
@@ -73,7 +73,7 @@ class KeptStore(Store):
         return len(released)
 
     def _forget_sessions(self, dying: list[SessionState]) -> None:
-        long_ago = self.clock.wall() - to_microseconds(self.rules.repeat_for)
+        long_ago = self.now - to_microseconds(self.rules.repeat_for)
         for state in dying:
             if not state.leases and state.dead_at is not None and state.dead_at < long_ago:
                 del self.sessions[state.session.id]
@@ -81,7 +81,7 @@ class KeptStore(Store):
     # --- expiry and keeping --------------------------------------------------------------------------------
 
     def _expire(self, limit: int) -> int:
-        now, moved = self.clock.wall(), 0
+        now, moved = self.now, 0
         while self.expiring and self.expiring[0][0] <= now and moved < limit:
             job = self.jobs.get(heapq.heappop(self.expiring)[1])
             if job is not None and job.status in WAITING and job.is_expired(now):
@@ -91,7 +91,7 @@ class KeptStore(Store):
 
     def _drop(self, limit: int) -> int:
         """First to be nothing but an id, when its keep is over; then, when no call can be resent any more, nothing at all."""
-        now, moved = self.clock.wall(), self._drop_over_cap(limit)
+        now, moved = self.now, self._drop_over_cap(limit)
         while self.fading and self.fading[0][0] <= now and moved < limit:
             job = self.jobs.get(heapq.heappop(self.fading)[1])
             if job is None:
