@@ -10,6 +10,7 @@ import msgpack
 import msgspec
 
 from taskflow.model.backoff import Backoff
+from taskflow.model.rules import LONGEST
 
 QUEUE_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,100}")
 MAX_JOB_NAME: Final = 200
@@ -102,10 +103,10 @@ def check_envelope(envelope: Envelope) -> Envelope:
         raise ValueError(f"priority={envelope.priority!r}: allowed are whole numbers from -100 to 100, higher runs first")
     if envelope.max_attempts < 1:
         raise ValueError(f"max_attempts={envelope.max_attempts!r}: a job has at least one attempt")
-    for name, least in (("after", "0"), ("keep_result", "0"), ("timeout", "0"), ("expires", "0")):
+    for name in ("after", "keep_result", "timeout", "expires"):
         seconds = getattr(envelope, name)
-        if seconds is not None and not 0 <= seconds < float("inf"):
-            raise ValueError(f"{name}={seconds!r}: it is in seconds, {least} or more")
+        if seconds is not None and not 0 <= seconds <= LONGEST:
+            raise ValueError(f"{name}={seconds!r}: it is in seconds, 0 or more and a hundred years at most")
     return envelope
 
 

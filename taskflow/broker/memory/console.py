@@ -63,9 +63,7 @@ class OpenStore(KeptStore):
 
     def session_records(self) -> list[SessionRecord]:
         shown = [state for state in self.sessions.values() if state.dead_at is None or state.leases]
-        return sorted(
-            (state.to_record(self.steady) for state in shown), key=lambda record: (record.session.name, record.session.id)
-        )
+        return sorted((state.to_record(self.steady) for state in shown), key=lambda record: (record.session.name, record.session.id))
 
     def redo(self, ids: Sequence[bytes]) -> list[Redone]:
         return [self._redo_one(self.jobs.get(job_id)) for job_id in ids]
