@@ -8,7 +8,7 @@ import time
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from taskflow.app.context import JobContext, running
 from taskflow.app.job import AnyJob, Job, SyncJob
@@ -36,6 +36,7 @@ from taskflow.worker.children.death import ChildFailed
 from taskflow.worker.children.pool import Children, Turn
 from taskflow.worker.deadlines import Deadlines
 from taskflow.worker.holdings import Holding
+from taskflow.worker.threads import NeverBegun, Threads
 
 CANCELLED: Final = "cancelled"
 TIMED_OUT: Final = "timed out"
@@ -50,12 +51,6 @@ PARK_SHORTEST: Final = 5.0
 PARK_LONGEST: Final = 300.0
 
 
-class Caller(Protocol):
-    """Calls plain functions somewhere else than in the loop."""
-
-    def run(self, function: Callable[[], Any]) -> Awaitable[Any]: ...
-
-
 class Executor:
     """Runs one job after the other's manner: find, decode, run, judge, encode."""
 
@@ -64,12 +59,13 @@ class Executor:
         registry: Registry,
         *,
         middleware: Sequence[Middleware],
-        threads: Caller,
+        threads: Threads | None,
         seams: Seams,
         state: Any = None,
         children: Children | None = None,
     ) -> None:
-        """Without `children`, jobs that are meant for a process of their own run in this one: in tests, and in a child."""
+        """Without `children`, jobs that are meant for a process of their own run in this one: in tests, and in a child. Without `threads`
+        it is `_invoke` that knows where plain functions are called."""
         self._registry = registry
         self._layers = [layer for layer in middleware if type(layer).run is not Middleware.run]
         self._threads = threads
@@ -113,7 +109,7 @@ class Executor:
             turn = await _turn(holding, job, children)
         except BaseException as error:
             verdict = self._judge(holding, job, error)
-            return HandedBack(counts=False) if isinstance(verdict, HandedBack) else verdict  # it has not begun
+            return _not_begun(holding) if isinstance(verdict, HandedBack) else verdict
 
         async def call(context: JobContext) -> Verdict:
             try:
@@ -139,7 +135,7 @@ class Executor:
         chain = run_chain(self._layers, call) if self._layers else call
         timeout = holding.lease.envelope.timeout
         token = running.set(context)
-        holding.stop = partial(_stop, context, None if is_stopped_by_word else asyncio.current_task())
+        holding.stop = partial(_stop, holding, context, self._threads if is_stopped_by_word else asyncio.current_task())
         if timeout is not None:
             self._deadlines.add(holding, timeout)
         try:
@@ -156,22 +152,28 @@ class Executor:
 
     async def _call(self, holding: Holding, job: AnyJob, args: tuple[Any, ...], kwargs: dict[str, Any], context: JobContext) -> Verdict:
         try:
-            value = await self._invoke(job, (context, *args) if job.takes_context else args, kwargs)
+            value = await self._invoke(holding, job, (context, *args) if job.takes_context else args, kwargs)
             if holding.why_stopped == TIMED_OUT and isinstance(job, SyncJob):
                 raise _timeout_of(holding)  # an async function that swallows our cancellation and returns has succeeded
         except BaseException as error:
+            if holding.in_thread is not None and self._threads is not None:
+                self._threads.give_up(holding.in_thread)
             return self._judge(holding, job, error)
+        finally:
+            holding.in_thread = None
         try:
             return Succeeded(job.codec.encode_result(value))
         except EncodeError as error:
             # Its effects have happened: another attempt would repeat them and fail the same way.
             return Failed(_error(error, context.attempt))
 
-    def _invoke(self, job: AnyJob, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Awaitable[Any]:
+    def _invoke(self, holding: Holding, job: AnyJob, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Awaitable[Any]:
         if isinstance(job, Job):
             called: Awaitable[Any] = job.function(*args, **kwargs)
             return called
-        return self._threads.run(partial(job.function, *args, **kwargs))
+        assert self._threads is not None
+        holding.in_thread = outcome = self._threads.run(partial(job.function, *args, **kwargs))
+        return outcome
 
     def _report_to(self, holding: Holding) -> Callable[[Progress], None]:
         return holding.report
@@ -186,6 +188,8 @@ class Executor:
                 return HandedBack()
             error = _timeout_of(holding)
         match error:
+            case NeverBegun():
+                return _not_begun(holding)
             case Snooze(after=after):
                 return Snoozed(after)
             case Discard(reason=reason):
@@ -208,6 +212,11 @@ class Executor:
         return Retried(noted, wait)
 
 
+def _not_begun(holding: Holding) -> Verdict:
+    """Of a run that was asked to stop before its function was called: it costs nothing."""
+    return Cancelled(CANCELLED) if holding.why_stopped == CANCELLED else HandedBack(counts=False)
+
+
 async def _turn(holding: Holding, job: AnyJob, children: Children) -> Turn:
     """Who waits for it may be asked to stop, and has not begun."""
     task = asyncio.current_task()
@@ -225,11 +234,13 @@ async def _turn(holding: Holding, job: AnyJob, children: Children) -> Turn:
         holding.started, holding.stop = time.monotonic(), None
 
 
-def _stop(context: JobContext, task: asyncio.Task[Any] | None) -> None:
-    """A thread, which is no task, is stopped by word only: its lease and its slot stay until it ends."""
+def _stop(holding: Holding, context: JobContext, where: Threads | asyncio.Task[Any] | None) -> None:
+    """A thread, which is no task, is stopped by word only: its lease and its slot stay until it ends. What waits for one need not begin."""
     context.cancelled.set()
-    if task is not None:
-        task.cancel()
+    if isinstance(where, asyncio.Task):
+        where.cancel()
+    elif where is not None and holding.in_thread is not None:
+        where.take_back(holding.in_thread)
 
 
 def _timeout_of(holding: Holding) -> TimeoutError:

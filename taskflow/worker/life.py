@@ -38,6 +38,7 @@ from taskflow.worker.options import WorkerOptions
 from taskflow.worker.runs import Runs
 from taskflow.worker.settler import Settler
 from taskflow.worker.suspects import Suspects
+from taskflow.worker.threads import Threads
 from taskflow.worker.upkeep import Upkeep
 from taskflow.worker.vitals import Signs
 from taskflow.worker.watch import Watch, tell_of
@@ -55,7 +56,14 @@ class Life:
     """
 
     def __init__(
-        self, broker: Broker, executor: Executor, options: WorkerOptions, seams: Seams, events: Events, on_lost: Callable[[], None]
+        self,
+        broker: Broker,
+        executor: Executor,
+        threads: Threads,
+        options: WorkerOptions,
+        seams: Seams,
+        events: Events,
+        on_lost: Callable[[], None],
     ) -> None:
         self._broker = broker
         self._options = options
@@ -66,7 +74,7 @@ class Life:
         self._loop = asyncio.get_running_loop()
         self._holdings = Holdings()
         self._settler = Settler(broker, self._holdings, events)
-        self._runs = Runs(options.concurrency, self._holdings, executor, self._settler, events)
+        self._runs = Runs(options.concurrency, threads, self._holdings, executor, self._settler, events)
         self._fetcher = Fetcher(broker, self._session.id, options.queues, events, self._hands(), seams.chance)
         self._upkeep = Upkeep(broker, seams.chance, events)
         self._suspects = Suspects(self._holdings, self._runs.begin, self._runs.under_way.keys, self._runs.give_back)
@@ -111,6 +119,10 @@ class Life:
         if self._keeper is not None:
             self._keeper.fall_silent()
         self._in_loop(self._lose, why)
+
+    def look_again(self) -> None:
+        """There may be room for more than there was."""
+        self._holdings.nudge()
 
     async def begin(self) -> None:
         """Raises what the broker raises when it cannot be reached."""

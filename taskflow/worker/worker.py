@@ -112,7 +112,7 @@ class Worker:
         async with AsyncExitStack() as stack:
             lifespan = self._app.settings.lifespan
             state = await stack.enter_async_context(lifespan()) if lifespan is not None else None
-            self._threads = Threads(self.options.concurrency, self._seams.start_thread)
+            self._threads = Threads(self.options.concurrency, self._seams.start_thread, self._note_freed)
             stack.callback(self._threads.close)
             self._children = self._no_children_yet()
             stack.push_async_callback(self._children.close)
@@ -213,9 +213,13 @@ class Worker:
             state=self._state,
             children=self._children,
         )
-        life = Life(self._app.broker(), executor, self.options, self._seams, self._events, on_lost=self._on_lost)
+        life = Life(self._app.broker(), executor, self._threads, self.options, self._seams, self._events, on_lost=self._on_lost)
         await life.begin()
         return life
+
+    def _note_freed(self) -> None:
+        if (life := self._life) is not None:
+            life.look_again()
 
     def _on_lost(self) -> None:
         """The session is dead, and what it held belongs to others: another session takes its place."""

@@ -8,11 +8,13 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from taskflow import BrokerUnavailable, JobContext, job
+from taskflow import BrokerUnavailable, JobContext, JobHandle, job
 from taskflow.app.current import default_app
 from taskflow.broker.memory import MemoryBroker
 from taskflow.model.envelope import ClaimId, Lease
+from taskflow.model.ids import parse_id
 from taskflow.model.record import Event as Move
+from taskflow.model.record import Record
 from taskflow.model.session import Beat, BeatAnswer
 from taskflow.model.verdict import Settled, Settlement
 from taskflow.worker.events import Event
@@ -66,6 +68,9 @@ class FaultyBroker(MemoryBroker):
         self._store._let_go(lost)
         self._store.wait_again(lost, Move.HAND_BACK, lost.due_at)
         return claim
+
+    async def records(self, *handles: JobHandle[Any]) -> list[Record]:
+        return [record for record in await self.read([parse_id(handle.id) for handle in handles]) if record is not None]
 
     def _check(self, verb: str) -> None:
         if verb in self.away:
