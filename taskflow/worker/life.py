@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import os
 import secrets
 import socket
@@ -72,6 +73,7 @@ class Life:
         self._on_lost = on_lost
         self._session = _a_session(options)
         self._loop = asyncio.get_running_loop()
+        self._context = contextvars.copy_context()
         self._holdings = Holdings()
         self._settler = Settler(broker, self._holdings, events)
         self._runs = Runs(options.concurrency, threads, self._holdings, executor, self._settler, events)
@@ -314,8 +316,9 @@ class Life:
             self._on_lost()
 
     def _in_loop(self, function: Callable[..., None], *args: Any) -> None:
+        """With the context variables of where this life was made, not the caller's: another life may come of it, and that one's runs."""
         try:
-            self._loop.call_soon_threadsafe(function, *args)
+            self._loop.call_soon_threadsafe(function, *args, context=self._context)
         except RuntimeError:  # the loop is closed: the worker is gone
             return
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import taskflow
 from taskflow import JobContext, Status, Worker, job
 from taskflow.worker.events import SessionEnded, SessionOpened
 from taskflow.worker.options import WorkerOptions
@@ -105,3 +107,34 @@ async def test_a_plain_job_that_waits_for_a_thread_can_be_stopped_and_costs_noth
     [record] = await broker.records(handle)
     assert (record.status, record.hand_backs, record.failures) == (Status.CANCELLED if how == "cancel" else Status.READY, 0, 0)
     assert not called.is_set()
+
+
+tenant = contextvars.ContextVar("tenant", default="nobody's")
+
+
+@job(name="tests.past.look")
+async def look() -> str:
+    return tenant.get()
+
+
+@job(name="tests.past.look_in_a_thread")
+def look_in_a_thread() -> str:
+    return tenant.get()
+
+
+@pytest.mark.parametrize("times", [1, 2])
+async def test_after_lost_sessions_jobs_have_the_context_variables_that_the_application_has_set(broker: FaultyBroker, times: int) -> None:
+    """The lifespan's too."""
+
+    @asynccontextmanager
+    async def lifespan() -> AsyncIterator[None]:
+        tenant.set("the lifespan's")
+        yield
+
+    taskflow.configure(lifespan=lifespan)
+    heard = Heard()
+    async with Worker(options=quick(heard)):
+        for _ in range(times):
+            await lose_session(broker, heard)
+        assert await (await look.delay()).result(10) == "the lifespan's"
+        assert await (await look_in_a_thread.delay()).result(10) == "the lifespan's"
