@@ -179,14 +179,7 @@ class Executor:
         return holding.report
 
     def _judge(self, holding: Holding, job: AnyJob, error: BaseException) -> Verdict:
-        """What a raised error comes to: the worker's own reasons first, then what the job says, then its policy."""
-        why = holding.why_stopped
-        if isinstance(error, asyncio.CancelledError) and why is not None:
-            if why == CANCELLED:
-                return Cancelled("cancelled")
-            if why in (WINDING_DOWN, LOST):
-                return HandedBack()
-            error = _timeout_of(holding)
+        """What a raised error comes to: what the job says first, then the worker's own reasons, then the job's policy."""
         match error:
             case NeverBegun():
                 return _not_begun(holding)
@@ -196,6 +189,13 @@ class Executor:
                 return Discarded(reason)
             case Cancel(reason=reason):
                 return Cancelled(reason)
+        why = holding.why_stopped
+        if why in (WINDING_DOWN, LOST):
+            return HandedBack()  # whatever it is: a connection that was cut by our cancellation, for example, is no failure of the job
+        if isinstance(error, asyncio.CancelledError) and why is not None:
+            if why == CANCELLED:
+                return Cancelled(CANCELLED)
+            error = _timeout_of(holding)
         return self._retry_or_fail(holding, job, error)
 
     def _retry_or_fail(self, holding: Holding, job: AnyJob, error: BaseException) -> Verdict:
