@@ -130,7 +130,10 @@ class Executor:
         return Parked(waiting_for, min(PARK_LONGEST, max(PARK_SHORTEST, lease.parked_for)))
 
     async def _run(self, holding: Holding, job: AnyJob, call: RunNext, *, is_stopped_by_word: bool) -> Verdict:
-        """With the context, with an ear for being asked to stop, and within the timeout, all of which middleware has too."""
+        """With the context, with an ear for being asked to stop, and within the timeout, all of which middleware has too. A lease that was
+        asked to stop before does not begin."""
+        if holding.why_stopped is not None:
+            return _not_begun(holding)
         context = JobContext(holding.lease, state=self._state, on_progress=self._report_to(holding))
         chain = run_chain(self._layers, call) if self._layers else call
         timeout = holding.lease.envelope.timeout
@@ -139,10 +142,8 @@ class Executor:
         if timeout is not None:
             self._deadlines.add(holding, timeout)
         try:
-            if holding.why_stopped is not None:
-                holding.stop()
             return await chain(context)
-        except BaseException as error:  # a middleware's own, or that of a job which was stopped before it began
+        except BaseException as error:  # a middleware's own
             return self._judge(holding, job, error)
         finally:
             holding.stop = None

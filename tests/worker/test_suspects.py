@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from taskflow import JobHandle, Status, Worker
+from taskflow import JobCancelled, JobHandle, Status, Worker
 from taskflow.model.envelope import ClaimId, Envelope, Lease
 from taskflow.model.ids import IdFactory, parse_id
 from taskflow.worker import suspects as suspects_module
@@ -216,3 +216,13 @@ async def test_a_suspect_that_waits_to_be_alone_when_its_session_is_lost_is_not_
         assert record.crashes == 1
         Gate.release.set()
         assert await suspect.result(10) == "epoch 2"
+
+
+async def test_a_suspect_that_is_cancelled_before_its_turn_is_not_run() -> None:
+    """No first step of it: that may be what took its worker down."""
+    async with a_suspect_beside_a_run(ttl=20.0) as (_, _, _, suspect):
+        assert await suspect.cancel() is Status.RUNNING
+        with pytest.raises(JobCancelled):
+            await suspect.result(10)
+        assert not Gate.started.is_set()
+        Gate.release.set()
