@@ -215,7 +215,7 @@ class Life:
             await self._holdings.wait_for_change()
         if held := self._holdings.all():
             self._events.tell(VerdictsLost(tuple(holding.lease for holding in held), _why_ended(settling)))
-        await self.end_settling()
+        await self._end_settling()
         await self._give_up_session()
 
     async def _give_up_session(self) -> None:
@@ -225,7 +225,16 @@ class Life:
                 async with asyncio.timeout(self._options.last_words):
                     await self._broker.beat(Beat(session=self._session.id, leaving=True))
 
-    async def end_settling(self) -> None:
+    async def end(self, patience: float) -> None:
+        """After `abandon`, when the worker ends, within `patience` seconds: what runs still is not waited for, and what the store does not
+        answer by then it learns from the lapse of the session."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                await self._until_answered()
+                await self._give_up_session()
+        await self._end_settling()
+
+    async def _end_settling(self) -> None:
         await self._dismiss(self._settler.run, self._settler.run_held_up)
 
     # --- runs ------------------------------------------------------------------------------------------
@@ -282,12 +291,16 @@ class Life:
 
         What runs still, against its cancellation, is not waited for: the session's leave hands it back.
         """
-        give_up_at = time.monotonic() + self._options.last_words
-        while any(holding.is_offered for holding in self._holdings.all()) and (left := give_up_at - time.monotonic()) > 0:
-            await self._holdings.wait_for_change(left)
-        await self.end_settling()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._options.last_words):
+                await self._until_answered()
+        await self._end_settling()
         if self._keeper is not None:
             await self._keeper.stop()
+
+    async def _until_answered(self) -> None:
+        while any(holding.is_offered for holding in self._holdings.all()):
+            await self._holdings.wait_for_change()
 
     async def _leave(self) -> None:
         try:

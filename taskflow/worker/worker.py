@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from types import TracebackType
@@ -267,16 +268,19 @@ class Worker:
             await asyncio.gather(self._rebirth, return_exceptions=True)
         if self._abandoning is not None:
             await asyncio.wait([self._abandoning])
+        began_at = time.monotonic()
         if self._life is not None:
             self.has_forced = not await self._life.wind_down(self._hurry)
-        await self._end_past_lives()
+        await self._end_past_lives(max(0.0, self.options.last_words - (time.monotonic() - began_at)))
 
-    async def _end_past_lives(self) -> None:
-        """Their last verdicts have had all the time of this life; what the store has not answered by now, it decides by the lapse."""
-        for settling, life in list(self._past_lives.items()):
+    async def _end_past_lives(self, patience: float) -> None:
+        """All at one time. Their last verdicts have had the time of this life's end, and have `patience` seconds more: it may have been
+        short, and the broker may be back this moment."""
+        past = dict(self._past_lives)
+        for settling in past:
             settling.cancel()
-            await asyncio.gather(settling, return_exceptions=True)
-            await life.end_settling()
+        await asyncio.gather(*past, return_exceptions=True)
+        await asyncio.gather(*(life.end(patience) for life in past.values()))
 
 
 def worker_lifespan(

@@ -11,6 +11,7 @@ from typing import Any
 from taskflow import BrokerUnavailable, JobContext, JobHandle, job
 from taskflow.app.current import default_app
 from taskflow.broker.memory import MemoryBroker
+from taskflow.broker.protocol import Upkept
 from taskflow.model.envelope import ClaimId, Lease
 from taskflow.model.ids import parse_id
 from taskflow.model.record import Event as Move
@@ -60,6 +61,10 @@ class FaultyBroker(MemoryBroker):
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
         self._check("settle")
         return await super().settle(settlements)
+
+    async def upkeep(self, limit: int) -> Upkept:
+        self._check("upkeep")
+        return await super().upkeep(limit)
 
     async def take_back(self) -> ClaimId:
         """The one lease of the one worker is its own no more, and its job is ready."""

@@ -13,9 +13,9 @@ import pytest
 
 import taskflow
 from taskflow import JobContext, Status, Worker, job
-from taskflow.worker.events import SessionEnded, SessionOpened
+from taskflow.worker.events import Ended, SessionEnded, SessionOpened
 from taskflow.worker.options import WorkerOptions
-from tests.worker.scene import FaultyBroker, Heard, Run, a_faulty_broker, options
+from tests.worker.scene import FaultyBroker, Heard, Run, a_faulty_broker, options, waits
 
 
 @pytest.fixture
@@ -33,12 +33,13 @@ def quick(heard: Heard, **more: Any) -> WorkerOptions:
     return options(heard, **{"last_words": 0.2, "grace": 0.2, **more})
 
 
-async def lose_session(broker: FaultyBroker, heard: Heard) -> None:
-    """By an outage that is longer than the ttl; another session has begun when this ends."""
+async def lose_session(broker: FaultyBroker, heard: Heard, **away: set[str]) -> None:
+    """By an outage that is longer than the ttl; another session has begun when this ends. `meanwhile` and `after` are verbs that are away
+    besides."""
     opened = sum(isinstance(event, SessionOpened) for event in heard.events)
-    broker.away = {"beat"}
+    broker.away = {"beat", *away.get("meanwhile", ())}
     await heard.wait_for(SessionEnded, times=opened)
-    broker.away = set()
+    broker.away = set(away.get("after", ()))
     await heard.wait_for(SessionOpened, times=opened + 1)
 
 
@@ -138,3 +139,18 @@ async def test_after_lost_sessions_jobs_have_the_context_variables_that_the_appl
             await lose_session(broker, heard)
         assert await (await look.delay()).result(10) == "the lifespan's"
         assert await (await look_in_a_thread.delay()).result(10) == "the lifespan's"
+
+
+async def test_what_had_ended_when_its_session_was_lost_is_told_at_the_end_of_the_worker(broker: FaultyBroker) -> None:
+    """The broker is back at that moment, and a verdict that waits for its next try is not dropped."""
+    heard = Heard()
+    handle = await waits.delay()
+    async with Worker(options=options(heard, last_words=20.0)):
+        await Run.started.wait()
+        broker.away = {"settle"}
+        Run.release.set()
+        await heard.wait_for(Ended)
+        await lose_session(broker, heard, meanwhile={"settle", "upkeep"}, after={"settle"})
+        broker.away = set()
+    [record] = await broker.records(handle)
+    assert (record.status, record.epoch) == (Status.SUCCEEDED, 1)
