@@ -101,7 +101,7 @@ class Executor:
             return self._park(holding, f"a newer worker: {error}")
         except CodecError as error:
             return Failed(_error(error, lease.attempt))
-        return await self._run(holding, job, partial(self._call, holding, job, args, kwargs), is_stopped_by_word=isinstance(job, SyncJob))
+        return await self._run(holding, job, partial(self._call, holding, job, args, kwargs))
 
     async def _verdict_of_child(self, holding: Holding, job: AnyJob, children: Children) -> Verdict:
         """The payload goes to a child process as it is, and a verdict comes back. Run, timeout and middleware begin with its turn."""
@@ -118,7 +118,7 @@ class Executor:
                 return self._judge(holding, job, error)
 
         try:
-            return await self._run(holding, job, call, is_stopped_by_word=False)
+            return await self._run(holding, job, call)
         finally:
             turn.end()
 
@@ -129,7 +129,7 @@ class Executor:
         # As long again as it has waited already: exponential, without a counter.
         return Parked(waiting_for, min(PARK_LONGEST, max(PARK_SHORTEST, lease.parked_for)))
 
-    async def _run(self, holding: Holding, job: AnyJob, call: RunNext, *, is_stopped_by_word: bool) -> Verdict:
+    async def _run(self, holding: Holding, job: AnyJob, call: RunNext) -> Verdict:
         """With the context, with an ear for being asked to stop, and within the timeout, all of which middleware has too. A lease that was
         asked to stop before does not begin."""
         if holding.why_stopped is not None:
@@ -138,7 +138,7 @@ class Executor:
         chain = run_chain(self._layers, call) if self._layers else call
         timeout = holding.lease.envelope.timeout
         token = running.set(context)
-        holding.stop = partial(_stop, holding, context, self._threads if is_stopped_by_word else asyncio.current_task())
+        holding.stop = partial(_stop, holding, context, asyncio.current_task(), self._threads)
         if timeout is not None:
             self._deadlines.add(holding, timeout)
         try:
@@ -235,13 +235,15 @@ async def _turn(holding: Holding, job: AnyJob, children: Children) -> Turn:
         holding.started, holding.stop = time.monotonic(), None
 
 
-def _stop(holding: Holding, context: JobContext, where: Threads | asyncio.Task[Any] | None) -> None:
-    """A thread, which is no task, is stopped by word only: its lease and its slot stay until it ends. What waits for one need not begin."""
+def _stop(holding: Holding, context: JobContext, task: asyncio.Task[Any] | None, threads: Threads | None) -> None:
+    """A thread, which is no task, is stopped by word only: its lease and its slot stay until it ends. What waits for one need not begin,
+    and what is around it, middleware, is cancelled before and after."""
     context.cancelled.set()
-    if isinstance(where, asyncio.Task):
-        where.cancel()
-    elif where is not None and holding.in_thread is not None:
-        where.take_back(holding.in_thread)
+    if holding.in_thread is None:
+        if task is not None:
+            task.cancel()
+    elif threads is not None:
+        threads.take_back(holding.in_thread)
 
 
 def _timeout_of(holding: Holding) -> TimeoutError:

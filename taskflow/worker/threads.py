@@ -63,7 +63,7 @@ class Threads:
 
     def take_back(self, outcome: asyncio.Future[Any]) -> None:
         """Its function is not called any more, if none of the threads has come to it yet: the outcome is NeverBegun then."""
-        if self._withdraw(outcome):
+        if not outcome.done() and self._withdraw(outcome):
             outcome.set_exception(NeverBegun())
 
     def give_up(self, outcome: asyncio.Future[Any]) -> None:

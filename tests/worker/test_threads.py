@@ -138,6 +138,19 @@ async def test_work_is_taken_back_until_a_thread_has_come_to_it() -> None:
     threads.close()
 
 
+async def test_work_that_was_cancelled_is_not_taken_back_besides() -> None:
+    """A run may be asked to stop in the moment in which a stranger has cancelled it."""
+    threads, release = Threads(1, start_thread), threading.Event()
+    first, second = threads.run(lambda: release.wait(10)), threads.run(lambda: None)
+    second.cancel()
+    threads.take_back(second)
+    threads.give_up(second)
+    assert threads.left_behind == 0
+    release.set()
+    assert await first
+    threads.close()
+
+
 async def test_a_function_that_is_given_up_counts_until_it_ends() -> None:
     """Its thread is missing to others. One that had not begun takes none."""
     freed, begun, release = asyncio.Event(), threading.Event(), threading.Event()
