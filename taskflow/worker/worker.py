@@ -98,6 +98,7 @@ class Worker:
         self._stack = AsyncExitStack()
         self._life: Life | None = None
         self._lost: Life | None = None
+        self._to_abandon: Life | None = None
         self._watch: StallWatch | None = None
         self.vitals = Vitals(lambda: self._watch, self._signs, self.options.ttl)
         self._rebirth: asyncio.Task[None] | None = None
@@ -225,15 +226,20 @@ class Worker:
     def _on_lost(self) -> None:
         """The session is dead, and what it held belongs to others: another session takes its place."""
         self._rebirth = asyncio.get_running_loop().create_task(self._begin_again())
+        self._rebirth.add_done_callback(self._note_rebirth)
+
+    def _note_rebirth(self, rebirth: asyncio.Task[None]) -> None:
+        """Cancelled by a stranger, a job that cancels every task there is, it would leave a worker without a session for ever."""
+        if rebirth.cancelled() and not self.vitals.is_winding_down:
+            self._on_lost()
 
     async def _begin_again(self) -> None:
-        lost, self._life = self._life, None
-        self._lost = lost or self._lost
-        if lost is not None:
-            self._abandoning = asyncio.get_running_loop().create_task(self._abandon(lost))
-            await asyncio.wait([self._abandoning])  # whatever came of it: what follows must be
-            if lost.age < SHORT_LIFE:  # what ended it at once, no descriptors left for example, will not have changed yet
-                await asyncio.sleep(SHORT_LIFE)
+        if self._life is not None:
+            self._lost = self._to_abandon = self._life
+            self._life = None
+        await self._abandon_lost()
+        if self._lost is not None and self._lost.age < SHORT_LIFE:
+            await asyncio.sleep(SHORT_LIFE)  # what ended it at once, no descriptors left for example, will not have changed yet
         times = 0
         while self._life is None:
             try:
@@ -243,11 +249,28 @@ class Worker:
                 self._events.tell(BrokerTrouble("a new session", str(error), times))
                 await asyncio.sleep(min(LONGEST_PAUSE, 0.1 * 2**times) * (0.5 + self._seams.chance.random()))
 
+    async def _abandon_lost(self) -> None:
+        """Whatever comes of it, what follows must be. But a stranger's cancellation is no end of it."""
+        while (lost := self._to_abandon) is not None:
+            if self._abandoning is None or self._abandoning.done():
+                self._abandoning = asyncio.get_running_loop().create_task(self._abandon(lost))
+            await asyncio.wait([self._abandoning])
+            if not self._abandoning.cancelled():
+                self._to_abandon = None
+
     async def _abandon(self, lost: Life) -> None:
         await lost.abandon()
+        self._settle_verdicts(lost)
+
+    def _settle_verdicts(self, lost: Life) -> None:
         settling = asyncio.get_running_loop().create_task(lost.settle_verdicts())
         self._past_lives[settling] = lost
-        settling.add_done_callback(self._past_lives.pop)
+        settling.add_done_callback(self._note_settled)
+
+    def _note_settled(self, settling: asyncio.Task[None]) -> None:
+        lost = self._past_lives.pop(settling)
+        if settling.cancelled() and not self.vitals.is_winding_down:  # by a stranger
+            self._settle_verdicts(lost)
 
     async def _wind_down(self) -> None:
         """Shielded, since half of it would leave a session that beats and works nothing. A cancellation that comes meanwhile cuts the grace
@@ -266,8 +289,7 @@ class Worker:
         if self._rebirth is not None:
             self._rebirth.cancel()
             await asyncio.gather(self._rebirth, return_exceptions=True)
-        if self._abandoning is not None:
-            await asyncio.wait([self._abandoning])
+        await self._abandon_lost()
         began_at = time.monotonic()
         if self._life is not None:
             self.has_forced = not await self._life.wind_down(self._hurry)

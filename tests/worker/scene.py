@@ -16,7 +16,7 @@ from taskflow.model.envelope import ClaimId, Lease
 from taskflow.model.ids import parse_id
 from taskflow.model.record import Event as Move
 from taskflow.model.record import Record
-from taskflow.model.session import Beat, BeatAnswer
+from taskflow.model.session import Beat, BeatAnswer, Session
 from taskflow.model.verdict import Settled, Settlement
 from taskflow.worker.events import Event
 from taskflow.worker.options import WorkerOptions
@@ -47,6 +47,10 @@ class FaultyBroker(MemoryBroker):
         super().__init__()
         self.away: set[str] = set()
         self.delay_claims = 0.0
+
+    async def register(self, session: Session) -> None:
+        self._check("register")
+        await super().register(session)
 
     async def claim(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
         self._check("claim")

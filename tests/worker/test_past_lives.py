@@ -143,14 +143,40 @@ async def test_after_lost_sessions_jobs_have_the_context_variables_that_the_appl
 
 async def test_what_had_ended_when_its_session_was_lost_is_told_at_the_end_of_the_worker(broker: FaultyBroker) -> None:
     """The broker is back at that moment, and a verdict that waits for its next try is not dropped."""
-    heard = Heard()
+    heard, others = Heard(), {"claim", "upkeep"}
     handle = await waits.delay()
     async with Worker(options=options(heard, last_words=20.0)):
         await Run.started.wait()
         broker.away = {"settle"}
         Run.release.set()
         await heard.wait_for(Ended)
-        await lose_session(broker, heard, meanwhile={"settle", "upkeep"}, after={"settle"})
-        broker.away = set()
+        await lose_session(broker, heard, meanwhile={"settle", *others}, after={"settle", *others})
+        broker.away = others
     [record] = await broker.records(handle)
     assert (record.status, record.epoch) == (Status.SUCCEEDED, 1)
+
+
+@pytest.mark.parametrize("verbs", [{"register"}, {"register", "settle"}])
+async def test_a_stranger_that_cancels_every_task_between_two_sessions_does_not_leave_a_worker_without_one(
+    broker: FaultyBroker, verbs: set[str]
+) -> None:
+    """Nor verdicts of the one before untold."""
+    heard = Heard()
+    handle = await waits.delay()
+    async with Worker(options=options(heard)) as worker:
+        await Run.started.wait()
+        broker.away = {*verbs, "beat", "upkeep"}
+        Run.release.set()
+        await heard.wait_for(SessionEnded)
+        for _ in range(5):
+            for task in asyncio.all_tasks() - {asyncio.current_task()}:
+                task.cancel()
+            await asyncio.sleep(0.05)
+        broker.away = {"register", "upkeep"}
+        assert await handle.result(10) == "epoch 1"
+        broker.away = set()
+        await heard.wait_for(SessionOpened, times=2)
+        assert await (await look.delay()).result(10) == "nobody's"
+        async with asyncio.timeout(10):
+            while worker._past_lives:  # noqa: ASYNC110  # no event tells it
+                await asyncio.sleep(0.01)
