@@ -80,7 +80,7 @@ class Life:
         self._fetcher = Fetcher(broker, self._session.id, options.queues, events, self._hands(), seams.chance)
         self._upkeep = Upkeep(broker, seams.chance, events)
         self._suspects = Suspects(self._holdings, self._runs.begin, self._runs.under_way.keys, self._runs.give_back)
-        self._watch = Watch(self._runs.under_way.values, options.last_words, events)
+        self._watch = Watch(self._runs.under_way.values, options.last_words, events, self._holdings.nudge)
         self._attendants: dict[Duty, asyncio.Task[None]] = {}
         self._keeper: Keeper | None = None
         self._is_over = False
@@ -112,6 +112,7 @@ class Life:
             beaten_at=keeper.beaten_at if keeper else None,
             tried_at=keeper.tried_at if keeper else self._made_at,
             claimed_at=self._fetcher.answered_at,
+            full_at=self._fetcher.full_at,
             settling_since=self._settler.waiting_since,
             is_over=self._is_over,
         )
