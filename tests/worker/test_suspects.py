@@ -197,11 +197,13 @@ async def test_a_suspect_that_waits_to_be_alone_goes_back_uncounted_as_soon_as_t
 
 async def _end(worker: Worker, suspect: JobHandle[str]) -> Status | None:
     """What becomes of it while the other run has its grace time."""
-    async with asyncio.timeout(10):
-        while (status := await suspect.status()) is Status.RUNNING:  # noqa: ASYNC110  # no event tells it
-            await asyncio.sleep(0.01)
-    worker.hurry()
-    return status
+    try:
+        async with asyncio.timeout(10):
+            while (status := await suspect.status()) is Status.RUNNING:  # noqa: ASYNC110  # no event tells it
+                await asyncio.sleep(0.01)
+        return status
+    finally:
+        worker.hurry()
 
 
 async def test_a_suspect_that_waits_to_be_alone_when_its_session_is_lost_is_not_held_for_ever() -> None:
