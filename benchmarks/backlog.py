@@ -29,8 +29,8 @@ PORTION: Final = 50_000
 SHALLOW: Final = 1_000
 ROUNDS: Final = 50
 MIDDLE: Final = 10_000
-"""So deep a queue, as often as it takes for as many jobs as the long one has: what upkeep does for each that has ended, from the 100,001st of
-a queue on, and what autovacuum does, is the same then, and the depth alone is another."""
+"""So deep a queue, as often as it takes for as many jobs as the long one has: what upkeep does for each that has ended, from the 100,001st
+on, and what autovacuum does, is the same then, and the depth alone is another."""
 
 LEAST: Final = 0.9
 """Of the shallow queue's rate."""
