@@ -303,10 +303,11 @@ BEGIN
         last_at := now_at + 1;
         last_id := '';
     END IF;
-    DELETE FROM @.jobs WHERE id IN (
-        SELECT id FROM @.jobs WHERE status = S.GONE AND fade_at >= m.at AND (fade_at, id) < (last_at, last_id)
+    WITH old AS MATERIALIZED (
+        SELECT ctid AS tid FROM @.jobs WHERE status = S.GONE AND fade_at >= m.at AND (fade_at, id) < (last_at, last_id)
         ORDER BY fade_at, id LIMIT greatest(1000, most) FOR UPDATE SKIP LOCKED
-    );
+    )
+    DELETE FROM @.jobs USING old WHERE jobs.ctid = old.tid;
     DELETE FROM @.jobs WHERE id = ANY (buried_ids) AND (fade_at, id) < (last_at, last_id);
     SELECT fade_at INTO last_at FROM @.jobs WHERE fade_at >= m.at ORDER BY fade_at, id LIMIT 1;
     IF raises THEN
