@@ -189,7 +189,7 @@ def test_what_is_no_text() -> None:
         ("postgresql://host/db?listen=a:1,b", "listen='a:1,b': it is a host and a port"),
         ("postgresql://host/db?listen=a:99999", "listen='a:99999'"),
         ("postgresql://host/db?listen=5432", "listen='5432': it is a host and a port"),
-        ("postgresql://host/db?sslmode=require", "unknown parameter 'sslmode'"),
+        ("postgresql://host/db?sslmode=require", "unknown parameter 'sslmode': did you mean tls=?"),
         ("sqlite:////:memory:/", "sqlite:////:memory:/"),
         ("redis://host?db=1", "unknown parameter 'db'"),
     ],

@@ -147,13 +147,16 @@ def _with_one_host(url: str) -> str:
     return f"{scheme}{separator}{before}{hosts.replace('[', '%5B').replace(']', '%5D')}{rest.removeprefix(authority)}"
 
 
+_AS_LIBPQ_HAS_THEM: Final = {"sslmode": "tls", "sslrootcert": "tls_ca"}
+
+
 def _options(parts: SplitResult, known: tuple[str, ...]) -> dict[str, str]:
     options: dict[str, str] = {}
     for name, value in parse_qsl(parts.query, keep_blank_values=True):
         if "@" in name or "@" in value:  # it may be a part of the password, and is not repeated
             raise BrokerUrlError(f"broker URL has an '@' behind its '?'; {IN_PASSWORDS}")
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
+            near = [ours for ours in [_AS_LIBPQ_HAS_THEM.get(name)] if ours in known] or difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]}=?" if near else f"it takes {', '.join(known)}"
             raise BrokerUrlError(f"broker URL has an unknown parameter {name!r}: {hint}")
         if name in options:

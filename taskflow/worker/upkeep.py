@@ -12,6 +12,13 @@ from taskflow.model.seams import Chance
 from taskflow.worker.events import BrokerTrouble, Events
 
 LIMIT: Final = 1_000
+"""Moves of one call while jobs fall due: they wait for it."""
+
+PORTION: Final = 250
+BREATH: Final = 0.01
+"""What nobody waits for, to drop what is no longer kept above all, goes in small portions with so many seconds between them: claims that
+come meanwhile find the server free."""
+
 LONGEST_PAUSE: Final = 5.0
 SHORT: Final = 2.0
 # A job planned for soon nudges: no more often than this, in seconds, or a flood of them would be a flood of upkeep.
@@ -24,6 +31,7 @@ class Upkeep:
         self._chance = chance
         self._events = events
         self._troubles = 0
+        self._is_awaited = False
 
     async def run(self) -> None:
         with self._broker.listen([topics.DUE]) as nudges:
@@ -34,12 +42,18 @@ class Upkeep:
 
     async def _once(self) -> float:
         try:
-            next_in = (await self._broker.upkeep(LIMIT)).next_in
+            done = await self._broker.upkeep(LIMIT if self._is_awaited else PORTION)
         except BrokerError as error:
             self._troubles += 1
             self._events.tell(BrokerTrouble("upkeep", str(error), self._troubles))
             return LONGEST_PAUSE * (0.1 + self._chance.random())
         self._troubles = 0
+        self._is_awaited = done.readied > 0 or done.released > 0
+        if done.next_in <= 0:
+            return 0.0 if self._is_awaited else BREATH
+        return self._until_next(done.next_in)
+
+    def _until_next(self, next_in: float) -> float:
         # Workers that were told the same time come a little apart: earlier, since a planned job may be what they were told of. One that
         # was told a short time is alone, or there is something due.
         return min(next_in * (1.0 - 0.2 * self._chance.random()) if next_in > SHORT else next_in, LONGEST_PAUSE)

@@ -59,7 +59,10 @@ class Running:
 
     def end(self) -> int:
         """Its exit code, once it has ended."""
-        code = self.process.wait(PATIENCE)
+        try:
+            code = self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"has not ended within {PATIENCE:g} s: {self.said}") from None
         for reader in self._readers:
             reader.join(PATIENCE)
         return code

@@ -72,6 +72,11 @@ class Store:
         )
         return row[0], row[1], row[2]
 
+    async def in_one_transaction(self, *statements: str) -> list[Any]:
+        """The first value that each gives."""
+        async with self._connection.transaction():
+            return [await self._connection.fetchval(statement) for statement in statements]
+
     async def costs(self, statement: str, *arguments: Any, times: int = 1) -> list[dict[str, tuple[int, int]]]:
         """Each time, of each index and of each table by itself, how often it is scanned and how many rows that gives."""
         return [await self._cost(statement, *arguments) for _ in range(times)]

@@ -302,6 +302,44 @@ async def test_of_twenty_at_once_one_migrates() -> None:
         await broker.close()
 
 
+async def test_what_is_not_ours_in_the_schema_stays_as_it_is() -> None:
+    """Functions, also those that a trigger uses, and tables: a namespace may be somebody's own schema, `public` for example."""
+    server = shared_postgres()
+    database = of_version_1(server)
+    server.execute(
+        "CREATE TABLE taskflow.theirs (n integer); "
+        "CREATE FUNCTION taskflow.my_own() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'; "
+        "CREATE TRIGGER mine BEFORE INSERT ON taskflow.theirs FOR EACH ROW EXECUTE FUNCTION taskflow.my_own(); "
+        "CREATE FUNCTION taskflow.total() RETURNS integer LANGUAGE sql AS 'SELECT 7'",
+        database,
+    )
+    reader = await asyncpg.connect(server.url(database))
+    await reader.execute("BEGIN; SELECT count(*) FROM taskflow.theirs")  # which the migration need not wait for
+    async with a_broker(server.url(database)) as broker:
+        assert (await broker.migrate()).target == VERSION
+    await reader.close()
+    assert server.rows("INSERT INTO taskflow.theirs VALUES (1) RETURNING n + taskflow.total()", database=database) == [(8,)]
+
+
+async def test_a_schema_that_was_made_for_us_needs_no_right_to_make_one() -> None:
+    server = shared_postgres()
+    database = server.new_database()
+    role = f"app_{database}"
+    server.execute(f"CREATE ROLE {role} LOGIN; CREATE SCHEMA taskflow AUTHORIZATION {role}", database)
+    async with a_broker(server.url(database, role)) as broker:
+        assert [type(answer) for answer in await broker.enqueue([an_envelope()])] == [Added]
+
+
+async def test_a_schema_that_has_gone_is_made_anew() -> None:
+    """By a broker that had looked at it."""
+    server = shared_postgres()
+    database = server.new_database()
+    async with a_broker(server.url(database)) as broker:
+        await broker.enqueue([an_envelope()])
+        server.execute("DROP SCHEMA taskflow CASCADE", database)
+        assert [type(answer) for answer in await broker.enqueue([an_envelope()])] == [Added]
+
+
 @pytest.mark.skipif(
     not os.environ.get("CI") and not pgbouncer_is_there(),
     reason="there is no pgbouncer on this machine: apt-get install pgbouncer (where CI is set, that is a failure)",

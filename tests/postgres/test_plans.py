@@ -56,6 +56,17 @@ any_number = pytest.mark.parametrize("rows", [0, 1_000, 100_000])
 any_kind = pytest.mark.parametrize("after", [0.0, 3600.0], ids=["ready", "scheduled"])
 
 
+async def test_who_looks_for_jobs_by_a_filter_asks_no_function_about_each(store: Store) -> None:
+    """Which made a look at a million jobs take longer than a statement may."""
+    await store.fill(1_000, after=0.0)
+    calls = "SELECT coalesce(sum(pg_stat_get_xact_function_calls(oid)), 0)::bigint FROM pg_proc WHERE proname = 'is_chosen'"
+    browse = "SELECT count(*) FROM taskflow.browse(NULL, 'default', 'work', '{2}', NULL, false, NULL, 5000)"
+
+    counted = await store.in_one_transaction("SET LOCAL track_functions = 'all'", browse, calls)
+
+    assert counted[1:] == [1_000, 0]
+
+
 @any_number
 @any_kind
 @both_ways

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 
 import pytest
@@ -11,6 +12,7 @@ from taskflow.broker.postgres import PostgresBroker
 from taskflow.broker.protocol import Added, Broker
 from taskflow.broker.url import connect
 from taskflow.model.envelope import Envelope
+from taskflow.model.errors import BrokerRefused
 from taskflow.model.ids import IdFactory
 from taskflow.model.session import Session
 from taskflow.model.verdict import Settled, Settlement, Succeeded
@@ -44,6 +46,20 @@ async def test_jobs_are_done_through_a_pooler(prepared: int, options: str) -> No
         for _ in range(5):
             await one_job_is_done(broker)
         await broker.close()
+
+
+async def test_a_pooler_without_prepared_statements_says_what_the_url_lacks() -> None:
+    """As soon as a statement meets a connection of the server's that knows it by another name, or not at all."""
+    with PgBouncer(shared_postgres(), pool_size=2) as bouncer:
+        broker = connect(bouncer.url(shared_postgres().new_database()))
+        with pytest.raises(BrokerRefused, match=r"takes no prepared statements: add pooled=1 to the broker URL"):
+            await many_jobs_are_done(broker)
+        await broker.close()
+
+
+async def many_jobs_are_done(broker: Broker) -> None:
+    for _ in range(20):
+        await asyncio.gather(*(one_job_is_done(broker) for _ in range(4)))
 
 
 async def test_wake_ups_come_over_a_connection_of_their_own() -> None:

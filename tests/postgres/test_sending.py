@@ -353,6 +353,16 @@ async def test_a_key_stays_with_an_open_transaction_until_it_ends(scene: Scene, 
     await other.close()
 
 
+async def test_more_keys_than_the_server_has_locks_for_are_refused_in_time(scene: Scene, sql: asyncpg.Connection) -> None:
+    """With a hint, and without harm to others: the server's memory for locks is everybody's."""
+    await sql.execute("BEGIN")
+    with pytest.raises(asyncpg.ConfigurationLimitExceededError, match="this transaction has added 1600 jobs with keys") as raised:
+        await sql.execute(f"SELECT taskflow.enqueue('{NOTE}', key => n::text) FROM generate_series(1, 10000) AS n")
+    assert "several transactions" in (raised.value.hint or "")
+    await sql.execute("ROLLBACK")
+    await send(sql, "key => 'a'")
+
+
 # --- options ---------------------------------------------------------------------------------------------------------
 
 HEADERS: Final = {"trace": "é" * 300, "": "x", **{f"h{number}": "" for number in range(20)}}

@@ -47,7 +47,9 @@ asyncio.run(main(int(sys.argv[1])))
 """
 
 _LIVE: Final = """
-    SELECT key, count(*) FILTER (WHERE status < 3), count(*) FILTER (WHERE status = 3) FROM taskflow.jobs WHERE status <= 3 GROUP BY key
+    SELECT key, count(*) FILTER (WHERE status < 3), count(*) FILTER (WHERE status = 3),
+        count(*) FILTER (WHERE status BETWEEN 1 AND 3)
+    FROM taskflow.jobs WHERE status <= 3 GROUP BY key
 """
 
 
@@ -80,7 +82,7 @@ async def test_keyed_enqueues_of_many_processes_never_give_two_live_jobs_with_on
         running[key] -= 1
         runs[key] += 1
 
-    shell.environment["TASKFLOW_BROKER"] = scene.straight_url
+    shell.environment["TASKFLOW_BROKER"] = f"{scene.straight_url}?pooled=1"
     async with scene.worker():
         senders = [shell.start("sender.py", str(number)) for number in range(PROCESSES)]
         looks = await look_until_over(scene, senders)
@@ -100,9 +102,10 @@ async def look_until_over(scene: Scene, senders: list[Running]) -> int:
     """How often the jobs of each key were counted, while there are senders."""
     looks = 0
     while any(sender.process.poll() is None for sender in senders):
-        for _, waiting, at_work in await asyncio.to_thread(scene.postgres.rows, _LIVE, database=scene.database):
+        for _, waiting, at_work, not_held in await asyncio.to_thread(scene.postgres.rows, _LIVE, database=scene.database):
             assert waiting <= 1
             assert at_work <= 1
+            assert not_held <= 1, "what waits beside a run is held"
         looks += 1
     return looks
 

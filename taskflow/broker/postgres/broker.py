@@ -20,7 +20,7 @@ from taskflow.broker.postgres.behind import LookBehind
 from taskflow.broker.postgres.console import PostgresConsole
 from taskflow.broker.postgres.ears import PostgresEars, Telling, trouble_with_listening
 from taskflow.broker.postgres.link import Link
-from taskflow.broker.postgres.migrations import script, was_overtaken
+from taskflow.broker.postgres.migrations import script, was_dropped, was_overtaken
 from taskflow.broker.postgres.refusals import NoRoom, was_held_up
 from taskflow.broker.postgres.server import ANSWER_WITHIN, Server
 from taskflow.broker.protocol import Added, Refused, Upkept
@@ -244,7 +244,10 @@ class PostgresBroker:
         try:
             return await link.fetch(statement, *arguments, within=within)
         except BrokerError as error:
-            if not was_overtaken(error):
+            if was_dropped(error):
+                self._is_prepared = False
+                await self._prepare(self._lines.here())
+            elif not was_overtaken(error):
                 raise
         return await link.fetch(statement, *arguments, within=within)
 

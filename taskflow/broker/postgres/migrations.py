@@ -7,6 +7,7 @@ transaction keeps the tables from us, no longer than LOCKED_WITHIN at a time.
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Final
 
 import asyncpg
@@ -27,6 +28,9 @@ PAUSE: Final = 1.0
 _TURN: Final = 0x7461_736B_666C_6F77
 
 _FOLDER: Final = "migrations"
+
+_TABLES: Final = ("meta", "sessions", "requests", "paused", "marks", "jobs", "tally", "totals", "awaited")
+"""In the order in which most verbs come to them."""
 
 _HELD_UP: Final = (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError, asyncpg.QueryCanceledError)
 
@@ -56,6 +60,11 @@ def was_overtaken(error: BaseException) -> bool:
     return isinstance(error.__cause__, asyncpg.PostgresError) and error.__cause__.sqlstate in _OVERTAKEN
 
 
+def was_dropped(error: BaseException) -> bool:
+    """Whether the schema is not there any more, or was not there yet."""
+    return isinstance(error.__cause__, asyncpg.InvalidSchemaNameError)
+
+
 async def pending(connection: asyncpg.Connection, schema: str, place: str) -> Upgrade:
     """What the schema is short of. BrokerRefused when it is newer than we are, or not ours; `place` names the server in messages."""
     version = await _version(connection, schema)
@@ -70,7 +79,7 @@ async def pending(connection: asyncpg.Connection, schema: str, place: str) -> Up
 
 async def upgrade(connection: asyncpg.Connection, schema: str, rules: Rules, place: str) -> Upgrade:
     """Brings the schema to VERSION, unless somebody else has by the time that it is our turn."""
-    async with connection.transaction():
+    async with connection.transaction(isolation="read_committed"):  # what others have done while it waits for its turn is to be seen
         await connection.execute(_MY_TURN)
         found = await pending(connection, schema, place)
         if not found.migrations:
@@ -89,7 +98,7 @@ def script(found: Upgrade, schema: str, rules: Rules) -> str:
     locked = f"{_LIMITS}\n{_locking(schema)}\n{_NO_LIMITS}" if found.version else ""
     parts = (
         f"-- taskflow, {found.place}: from version {found.version} to {found.target}. To be run by the owner of its tables.",
-        "BEGIN;",
+        "BEGIN ISOLATION LEVEL READ COMMITTED;",
         _MY_TURN,
         _guard(found, schema),
         locked,
@@ -123,8 +132,9 @@ async def _check_owner(connection: asyncpg.Connection, schema: str, place: str, 
     """Before anybody has to wait for us: who may not change the tables could still lock them."""
     owner = await connection.fetchval(
         "SELECT pg_get_userbyid(relowner) FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace "
-        "WHERE nspname = $1 AND relkind IN ('r', 'S', 'v') AND NOT pg_has_role(relowner, 'USAGE') LIMIT 1",
+        "WHERE nspname = $1 AND relname = ANY ($2) AND NOT pg_has_role(relowner, 'USAGE') LIMIT 1",
         schema,
+        list(_TABLES),
     )
     if owner is not None:
         raise BrokerRefused(
@@ -156,9 +166,10 @@ async def _holder(connection: asyncpg.Connection, schema: str) -> str:
         "SELECT activity.pid, application_name, extract(epoch FROM clock_timestamp() - xact_start)::bigint AS lasts FROM pg_locks "
         "JOIN pg_class ON pg_class.oid = relation JOIN pg_namespace ON pg_namespace.oid = relnamespace "
         "JOIN pg_stat_activity AS activity USING (pid) "
-        "WHERE nspname = $1 AND granted AND pid <> pg_backend_pid() AND activity.datname = current_database() "
+        "WHERE nspname = $1 AND relname = ANY ($2) AND granted AND pid <> pg_backend_pid() AND activity.datname = current_database() "
         "ORDER BY xact_start LIMIT 1",
         schema,
+        list(_TABLES),
     )
     if row is None:
         return "a transaction"
@@ -209,19 +220,16 @@ $$;"""
 
 
 def _locking(schema: str) -> str:
-    return _LOCK_TABLES.replace("%schema", schema)
+    return _LOCK_TABLES.replace("%schema", schema).replace("%tables", ",".join(_TABLES))
 
 
-# In the order in which most verbs come to them.
 _LOCK_TABLES: Final = """\
 DO $$
 DECLARE
     tables text;
 BEGIN
-    SELECT string_agg(format('%I.%I', schemaname, tablename), ', ' ORDER BY array_position(
-        '{meta,sessions,requests,paused,marks,jobs,tally,totals,awaited}', tablename::text
-    ), tablename) INTO tables
-    FROM pg_tables WHERE schemaname = '%schema';
+    SELECT string_agg(format('%I.%I', schemaname, tablename), ', ' ORDER BY array_position('{%tables}', tablename::text)) INTO tables
+    FROM pg_tables WHERE schemaname = '%schema' AND tablename = ANY ('{%tables}');
     EXECUTE 'LOCK TABLE ' || tables || ' IN ACCESS EXCLUSIVE MODE';
 END
 $$;"""
@@ -229,7 +237,7 @@ $$;"""
 
 def _changes(found: Upgrade, schema: str, rules: Rules) -> str:
     """The functions go first: an old one must not keep a table, or a type, from being changed."""
-    begun = _DROP_FUNCTIONS.replace("%schema", schema) if found.version else _MAKE_SCHEMA.replace("%schema", schema)
+    begun = _dropping(schema) if found.version else _MAKE_SCHEMA.replace("%schema", schema)
     tables = (texts.script(f"{_FOLDER}/{migration.version}", schema, rules) for migration in found.migrations)
     functions = (texts.script(name, schema, rules) for name in texts.names())
     ended = texts.placed(_SET_VERSION, schema).replace("%version", str(found.target))
@@ -238,10 +246,34 @@ def _changes(found: Upgrade, schema: str, rules: Rules) -> str:
 
 _UNCHECKED: Final = "SET LOCAL check_function_bodies = off; -- they call each other"
 
-_MAKE_SCHEMA: Final = 'CREATE SCHEMA IF NOT EXISTS "%schema";'
+# The right to make one is asked for even where it is there.
+_MAKE_SCHEMA: Final = """\
+DO $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_namespace WHERE nspname = '%schema') THEN
+        CREATE SCHEMA "%schema";
+    END IF;
+END
+$$;"""
 
-# All, also those that come again, whose parameters or result may be others; with the triggers by which our tables call them. What belongs
-# to an extension is somebody else's; and on the enqueue() of sending.sql hang others' rights and triggers.
+
+def _dropping(schema: str) -> str:
+    return _DROP_FUNCTIONS.replace("%schema", schema).replace("%functions", ",".join(sorted(our_functions())))
+
+
+def our_functions() -> frozenset[str]:
+    """The names of all that any version has: what else is in the schema is somebody else's."""
+    return _OLDER_FUNCTIONS | {name for file in texts.names() for name in _A_FUNCTION.findall(texts.source(file))}
+
+
+_A_FUNCTION: Final = re.compile(r"^CREATE (?:OR REPLACE )?FUNCTION @\.(\w+)", re.MULTILINE)
+
+_OLDER_FUNCTIONS: Final = frozenset(
+    {"look_behind_in_time", "number_to_raise", "ready_places", "ready_queues", "settle_plainly", "take", "tell_place"}
+)
+
+# All of ours, also those that come again, whose parameters or result may be others; with the triggers by which our tables call them. On the
+# enqueue() of sending.sql hang others' rights and triggers.
 _DROP_FUNCTIONS: Final = """\
 DO $$
 DECLARE
@@ -249,13 +281,14 @@ DECLARE
 BEGIN
     SELECT string_agg(format('DROP TRIGGER %I ON %s', tgname, tgrelid::regclass), '; ') INTO drops
     FROM pg_trigger JOIN pg_class ON pg_class.oid = tgrelid JOIN pg_proc ON pg_proc.oid = tgfoid
-    WHERE NOT tgisinternal AND relnamespace = pronamespace AND pronamespace = to_regnamespace('"%schema"');
+    WHERE NOT tgisinternal AND relnamespace = pronamespace AND pronamespace = to_regnamespace('"%schema"')
+        AND proname = ANY ('{%functions}');
     IF drops IS NOT NULL THEN
         EXECUTE drops;
     END IF;
     SELECT 'DROP ROUTINE ' || string_agg(pg_proc.oid::regprocedure::text, ', ') INTO drops FROM pg_proc
-    WHERE pronamespace = to_regnamespace('"%schema"') AND NOT (proname = 'enqueue' AND proargnames[1] = 'job')
-        AND NOT EXISTS (SELECT FROM pg_depend WHERE classid = 'pg_proc'::regclass AND objid = pg_proc.oid AND deptype = 'e');
+    WHERE pronamespace = to_regnamespace('"%schema"') AND proname = ANY ('{%functions}')
+        AND NOT (proname = 'enqueue' AND proargnames[1] = 'job');
     IF drops IS NOT NULL THEN
         EXECUTE drops;
     END IF;

@@ -18,6 +18,10 @@ _PASSING_CLASSES: Final = ("08", "53", "57", "40", "55")
 _PASSING: Final = frozenset({"25006", "25P03", "XX000"})
 
 
+# A prepared statement is not there, or is there already: it was another connection's of the server.
+_OF_A_POOLER: Final = ("26000", "42P05")
+
+
 class NoRoom(BrokerUnavailable):
     """The disk is full. Whoever enqueues is told StoreFull; to all others the store is away until there is room: no session ends by it."""
 
@@ -33,6 +37,8 @@ def in_our_words(error: Exception, place: str) -> BrokerError:
         return SessionLost(str(error))
     if state == "53100":
         return NoRoom(f"PostgreSQL at {place} has no room: {error}")
+    if state in _OF_A_POOLER:
+        return BrokerRefused(f"PostgreSQL at {place} is behind a pooler that takes no prepared statements: add pooled=1 to the broker URL")
     if may_pass(error):
         return BrokerUnavailable(f"PostgreSQL at {place} cannot do it now: {error}")
     return BrokerRefused(f"PostgreSQL at {place} refuses: {error}")

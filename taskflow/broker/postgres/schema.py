@@ -14,7 +14,7 @@ from taskflow.broker.postgres import migrations
 from taskflow.broker.postgres.link import Link, drop
 from taskflow.broker.postgres.migrations import VERSION
 from taskflow.broker.postgres.refusals import ERRORS, in_our_words
-from taskflow.model.errors import BrokerError, BrokerRefused
+from taskflow.model.errors import BrokerError, BrokerRefused, BrokerUnavailable
 from taskflow.model.rules import Rules
 
 OLDEST_SERVER: Final = 140_000
@@ -60,6 +60,11 @@ async def _opened(link: Link, *, within: float | None) -> AsyncIterator[asyncpg.
             drop(connection)
     except BrokerError:
         raise
+    except TimeoutError as error:
+        raise BrokerUnavailable(
+            f"PostgreSQL at {place}: the schema could not be looked at, or migrated, within {within or 0:g} s, perhaps since somebody else "
+            "migrates it; `taskflow migrate` takes the time that it needs"
+        ) from error
     except ERRORS as error:
         raise in_our_words(error, place) from error
 

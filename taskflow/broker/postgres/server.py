@@ -22,6 +22,10 @@ CONNECT_WITHIN: Final = 3.0
 DEFAULT_PORT: Final = 5432
 
 
+_SETTINGS: Final = {"application_name": "taskflow", "standard_conforming_strings": "on"}
+"""Those that pgbouncer takes too."""
+
+
 class Place(NamedTuple):
     host: str
     port: int = DEFAULT_PORT
@@ -83,7 +87,7 @@ class Server:
             timeout=CONNECT_WITHIN,
             command_timeout=None,
             statement_cache_size=0 if self.is_pooled else 100,
-            server_settings={} if self.is_pooled else {"application_name": "taskflow"},
+            server_settings={} if self.is_pooled else _SETTINGS,
             **more,
         )
 

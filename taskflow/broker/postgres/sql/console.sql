@@ -47,11 +47,16 @@ $$;
 
 CREATE FUNCTION @.browse(
     wall bigint, of_queue text, of_job text, statuses integer[], ended_before bigint, only_poison boolean, before_id bytea, most integer
-) RETURNS SETOF @.jobs LANGUAGE sql AS $$
-    SELECT * FROM @.jobs
+) RETURNS SETOF @.jobs LANGUAGE plpgsql SET plan_cache_mode = force_custom_plan AS $$
+#variable_conflict use_column
+DECLARE
+    now_at bigint := @.wall(wall); -- a value: is_chosen() is written into the statement then, not called for each row
+BEGIN
+    RETURN QUERY SELECT * FROM @.jobs
     WHERE (before_id IS NULL OR id < before_id)
-        AND @.is_chosen(jobs, @.wall(wall), of_queue, of_job, statuses, ended_before, only_poison)
-    ORDER BY id DESC LIMIT most
+        AND @.is_chosen(jobs, now_at, of_queue, of_job, statuses, ended_before, only_poison)
+    ORDER BY id DESC LIMIT most;
+END
 $$;
 
 CREATE FUNCTION @.purge(

@@ -171,6 +171,10 @@ CREATE FUNCTION @.at_commit() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER 
 BEGIN
     IF TG_RELID <> '@.tally'::regclass THEN
         RAISE EXCEPTION 'this is a trigger of @.tally alone' USING ERRCODE = 'insufficient_privilege';
+    ELSIF current_setting('transaction_isolation') NOT LIKE 'read %' THEN -- which does not see the marks of today: read from the start once
+        INSERT INTO @.marks (kind, queue, rank, at, seq, set_at)
+        SELECT CASE WHEN NEW.late_priority IS NULL THEN 'due' ELSE 'ready' END, CASE WHEN NEW.late_priority IS NULL THEN '' ELSE NEW.queue END,
+            coalesce(-NEW.late_priority, 0), 0, 0, @.wall(NULL);
     ELSIF NEW.late_priority IS NULL THEN
         PERFORM @.lower('due', '', 0, NEW.late_at, 0, @.wall(NULL));
     ELSE

@@ -31,15 +31,15 @@ $$;
 
 -- UUIDv7, without a shard: 48 bits of milliseconds, 62 of chance.
 CREATE FUNCTION @.new_id() RETURNS bytea LANGUAGE sql AS $$
-    SELECT substr(int8send(@.wall(NULL) / 1000), 3, 6) || '\x7000'::bytea || substr(uuid_send(gen_random_uuid()), 9, 8)
+    SELECT substr(int8send(@.wall(NULL) / 1000), 3, 6) || decode('7000', 'hex') || substr(uuid_send(gen_random_uuid()), 9, 8)
 $$;
 
 CREATE FUNCTION @.packed_text(words text) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
-    SELECT '\xda'::bytea || int2send(length(@.utf8(words))::smallint) || @.utf8(words)
+    SELECT decode('da', 'hex') || int2send(length(@.utf8(words))::smallint) || @.utf8(words)
 $$;
 
 CREATE FUNCTION @.packed_seconds(microseconds bigint) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
-    SELECT '\xcb'::bytea || float8send(microseconds / 1000000.0::float8)
+    SELECT decode('cb', 'hex') || float8send(microseconds / 1000000.0::float8)
 $$;
 
 -- The fields that no store decides by, as the client packs them: a msgpack map, without those that have their defaults.
@@ -49,20 +49,20 @@ DECLARE
     number integer := 0;
 BEGIN
     IF max_attempts <> 10 THEN
-        fields := fields || '\xa16dce'::bytea || int4send(max_attempts);
+        fields := fields || decode('a16dce', 'hex') || int4send(max_attempts);
         number := number + 1;
     END IF;
     IF timeout IS NOT NULL THEN
-        fields := fields || '\xa174'::bytea || @.packed_seconds(timeout);
+        fields := fields || decode('a174', 'hex') || @.packed_seconds(timeout);
         number := number + 1;
     END IF;
     IF keep_result IS NOT NULL THEN
-        fields := fields || '\xa16b'::bytea || @.packed_seconds(keep_result);
+        fields := fields || decode('a16b', 'hex') || @.packed_seconds(keep_result);
         number := number + 1;
     END IF;
     IF headers <> '{}' THEN
         fields := fields || (
-            SELECT '\xa168de'::bytea || int2send(count(*)::smallint) || string_agg(@.packed_text(key) || @.packed_text(value), '')
+            SELECT decode('a168de', 'hex') || int2send(count(*)::smallint) || string_agg(@.packed_text(key) || @.packed_text(value), '')
             FROM jsonb_each_text(headers)
         );
         number := number + 1;
@@ -127,7 +127,7 @@ $$;
 CREATE FUNCTION @.payload_of(arguments jsonb) RETURNS bytea LANGUAGE plpgsql AS $$
 DECLARE
     most CONSTANT bigint := coalesce(nullif(current_setting('taskflow.max_payload', true), ''), '1048576');
-    payload CONSTANT bytea := '\x01000002'::bytea || @.utf8(arguments::text);
+    payload CONSTANT bytea := decode('01000002', 'hex') || @.utf8(arguments::text);
 BEGIN
     IF (jsonb_typeof(arguments) = 'object') IS NOT TRUE THEN
         PERFORM @.refuse(format('arguments is %s', @.shown(arguments)), 'It takes a JSON object by the names of the job''s parameters.');
@@ -175,6 +175,49 @@ BEGIN
 END
 $$;
 
+-- A transaction keeps a lock for each key until it ends, and the server has room for so many in all: a quarter of it for one.
+CREATE FUNCTION @.check_keys(key text) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    most CONSTANT integer := current_setting('max_locks_per_transaction')::integer * current_setting('max_connections')::integer / 4;
+    so_far CONSTANT integer := coalesce(nullif(current_setting('taskflow.keys', true), ''), '0')::integer;
+BEGIN
+    IF key IS NULL THEN
+        RETURN;
+    ELSIF so_far >= most THEN
+        RAISE EXCEPTION USING ERRCODE = 'configuration_limit_exceeded',
+            MESSAGE = format('this transaction has added %s jobs with keys, the most that this server has locks for', so_far),
+            HINT = 'Add them in several transactions, or without keys, or raise max_locks_per_transaction.';
+    END IF;
+    PERFORM set_config('taskflow.keys', (so_far + 1)::text, true);
+END
+$$;
+
+-- One call as add_all() has it. A transaction at "repeatable read" or "serializable" may not see who has the key since: it fails as such
+-- transactions do, to be begun anew.
+CREATE FUNCTION @.add_one(
+    now_at bigint, id bytea, queue text, job text, priority integer, after bigint, at bigint, expiry bigint, key bytea, conflict integer,
+    payload bytea, extras bytea
+) RETURNS bytea LANGUAGE plpgsql AS $$
+BEGIN
+    IF key IS NULL OR current_setting('transaction_isolation') LIKE 'read %' THEN
+        RETURN (@.add_all(
+            now_at, ARRAY[id], ARRAY[queue], ARRAY[job], ARRAY[priority], ARRAY[after], ARRAY[at], ARRAY[expiry], ARRAY[key], ARRAY[conflict],
+            ARRAY[payload], ARRAY[extras], ARRAY[NULL::integer], ARRAY[NULL::bytea]
+        ))[1];
+    END IF;
+    BEGIN
+        RETURN (@.add_all(
+            now_at, ARRAY[id], ARRAY[queue], ARRAY[job], ARRAY[priority], ARRAY[after], ARRAY[at], ARRAY[expiry], ARRAY[key], ARRAY[conflict],
+            ARRAY[payload], ARRAY[extras], ARRAY[NULL::integer], ARRAY[NULL::bytea]
+        ))[1];
+    EXCEPTION WHEN unique_violation THEN
+        RAISE EXCEPTION USING ERRCODE = 'serialization_failure',
+            MESSAGE = 'could not serialize access: another job has this key since this transaction began',
+            HINT = 'The transaction might succeed if retried.';
+    END;
+END
+$$;
+
 -- Adds a job, which is there once the transaction is committed; its id. The options are those of a job's .options() in Python, and have the
 -- same bounds; what the job's decorator declares is not known here.
 --
@@ -214,12 +257,12 @@ BEGIN
     extras := @.packed_extras(
         max_attempts, @.duration('timeout', timeout), @.duration('keep_result', keep_result), headers
     );
+    PERFORM @.check_keys(key);
     PERFORM set_config('taskflow.rung', '', true);
-    answer := (@.add_all(
-        now_at, ARRAY[id], ARRAY[queue], ARRAY[job], ARRAY[priority], ARRAY[coalesce(@.duration('after', after), 0)],
-        ARRAY[@.instant_of(after, at)], ARRAY[@.duration('expires', expires)], ARRAY[@.key_of(queue, job, key)],
-        ARRAY[(on_conflict = 'replace')::integer], ARRAY[@.payload_of(arguments)], ARRAY[extras], ARRAY[NULL::integer], ARRAY[NULL::bytea]
-    ))[1];
+    answer := @.add_one(
+        now_at, id, queue, job, priority, coalesce(@.duration('after', after), 0), @.instant_of(after, at), @.duration('expires', expires),
+        @.key_of(queue, job, key), (on_conflict = 'replace')::integer, @.payload_of(arguments), extras
+    );
     IF position('queue:' IN current_setting('taskflow.rung', true)) > 0 THEN
         PERFORM @.lower_at_commit(queue, priority, now_at, false);
     ELSIF current_setting('taskflow.rung', true) <> '' THEN

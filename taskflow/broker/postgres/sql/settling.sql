@@ -5,7 +5,7 @@
 CREATE FUNCTION @.succeed(
     wall bigint, ids bytea[], fences bytea[], ran_for bigint[], keep_for bigint[], results bytea[], OUT done bytea[],
     OUT are_awaited boolean
-) LANGUAGE plpgsql SET lock_timeout = '3s' SET plan_cache_mode = force_generic_plan SET jit = off
+) LANGUAGE plpgsql SET lock_timeout = '1500ms' SET plan_cache_mode = force_generic_plan SET jit = off
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 #variable_conflict use_column
 DECLARE
@@ -38,13 +38,13 @@ BEGIN
 END
 $$;
 
--- Ends or turns runs, item by item; see packing.py for the kinds of verdicts. Answers: whether each is OK.
+-- Ends or turns runs, item by item, and waits for no lock for longer than lets it wait for a second one within a client's patience; see packing.py for the kinds of verdicts. Answers: whether each is OK.
 CREATE FUNCTION @.settle(
     wall bigint, ids bytea[], epochs integer[], sessions bytea[], requests bigint[], numbers integer[], kinds integer[], ran_for bigint[],
     keep_for bigint[], contents bytea[], errors bytea[], afters bigint[], followed integer[], f_ids bytea[], f_queues text[], f_jobs text[],
     f_priorities integer[], f_afters bigint[], f_ats bigint[], f_expiries bigint[], f_keys bytea[], f_conflicts integer[], f_payloads bytea[],
     f_extras bytea[], f_awaited integer[], f_joined bytea[], OUT answers boolean[], OUT rung text
-) LANGUAGE plpgsql SET lock_timeout = '3s' SET enable_seqscan = off SET jit = off AS $$
+) LANGUAGE plpgsql SET lock_timeout = '1500ms' SET enable_seqscan = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
     now_at bigint := @.wall(wall);
@@ -111,7 +111,7 @@ BEGIN
     END IF;
     IF error IS NOT NULL THEN -- its time is the last of its fields: a 64-bit number
         j.failures := j.failures + 1;
-        j.errors := @.noted(j.errors, error || '\xcf'::bytea || int8send(now_at));
+        j.errors := @.noted(j.errors, error || decode('cf', 'hex') || int8send(now_at));
     END IF;
     CASE kind
         WHEN 1 THEN

@@ -162,16 +162,16 @@ $$;
 -- A msgpack array of type, message, traceback, attempt and time, as verdict.py reads it.
 CREATE FUNCTION @.packed_error(kind text, worker bytea, crashes integer, cause bytea, attempt integer, now_at bigint) RETURNS bytea
 LANGUAGE sql IMMUTABLE AS $$
-    SELECT '\x95'::bytea || @.packed_text(@.utf8(kind))
+    SELECT decode('95', 'hex') || @.packed_text(@.utf8(kind))
         || @.packed_text(
             @.utf8(split_part(W.WORKER_LOST, '%s', 1)) || worker || @.utf8(split_part(W.WORKER_LOST, '%s', 2) || crashes)
             || @.utf8(split_part(W.WORKER_LOST, '%s', 3)) || coalesce(@.utf8(W.DIED_OF) || cause, '')
         )
-        || @.packed_text('') || '\xce'::bytea || int4send(attempt) || '\xcf'::bytea || int8send(now_at)
+        || @.packed_text('') || decode('ce', 'hex') || int4send(attempt) || decode('cf', 'hex') || int8send(now_at)
 $$;
 
 CREATE FUNCTION @.packed_text(utf8 bytea) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
-    SELECT '\xdb'::bytea || int4send(length(utf8)) || utf8
+    SELECT decode('db', 'hex') || int4send(length(utf8)) || utf8
 $$;
 
 CREATE FUNCTION @.expire(now_at bigint, most integer) RETURNS integer LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
@@ -303,10 +303,11 @@ BEGIN
         last_at := now_at + 1;
         last_id := '';
     END IF;
-    DELETE FROM @.jobs WHERE id IN (
-        SELECT id FROM @.jobs WHERE status = S.GONE AND fade_at >= m.at AND (fade_at, id) < (last_at, last_id)
+    WITH old AS MATERIALIZED (
+        SELECT ctid AS tid FROM @.jobs WHERE status = S.GONE AND fade_at >= m.at AND (fade_at, id) < (last_at, last_id)
         ORDER BY fade_at, id LIMIT greatest(1000, most) FOR UPDATE SKIP LOCKED
-    );
+    )
+    DELETE FROM @.jobs USING old WHERE jobs.ctid = old.tid;
     DELETE FROM @.jobs WHERE id = ANY (buried_ids) AND (fade_at, id) < (last_at, last_id);
     SELECT fade_at INTO last_at FROM @.jobs WHERE fade_at >= m.at ORDER BY fade_at, id LIMIT 1;
     IF raises THEN
