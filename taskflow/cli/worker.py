@@ -209,18 +209,20 @@ class Shift:
             await tell_death(self._app.broker(), session, cause)
 
     async def _until_told(self, worker: Worker) -> bool:
-        """By a signal, or by the queues, which are drained then: whether it was these."""
-        told = asyncio.create_task(self._signals.wait(worker))
-        waits: list[asyncio.Task[Any]] = [told]
-        if self._is_draining:
-            waits.append(asyncio.create_task(worker.drained()))
+        """By a signal, by the queues, which are drained then, or because it has retired: whether it was the queues."""
+        drained = asyncio.create_task(worker.drained()) if self._is_draining else None
+        waits: list[asyncio.Task[Any]] = [asyncio.create_task(self._signals.wait(worker))]
+        if drained is not None:
+            waits.append(drained)
+        if self._line is not None:
+            waits.append(asyncio.create_task(_retire(worker, self._line)))
         done, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         for wait in pending:
             wait.cancel()
         await asyncio.gather(*pending, return_exceptions=True)
         for wait in done:
             wait.result()
-        return done != {told}
+        return drained in done
 
     async def _doubt_queues(self) -> None:
         """A queue that no job here names, and that the store does not know, may come yet. More often it is a slip of the pen."""
@@ -245,3 +247,9 @@ class Shift:
 
     async def _queues(self) -> list[QueueRecord]:
         return await self._app.broker().console.queues()
+
+
+async def _retire(worker: Worker, line: Line) -> None:
+    """When it is told to: a job that is longer than the grace time ends here too, while its successor works already."""
+    await line.retired()
+    await worker.finish()

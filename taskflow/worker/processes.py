@@ -25,6 +25,9 @@ log: Final = logging.getLogger("taskflow.supervisor")
 TOLD: Final = "TASKFLOW_SUPERVISED"
 """The variable that tells a worker who its supervisor is: the descriptor of the line to it, its pid, and the worker's place."""
 
+RETIRE: Final = b"retire\n"
+"""What a supervisor says to a worker."""
+
 WEIGH_EVERY: Final = 1.0
 LONGEST_LINE: Final = 4096
 
@@ -181,6 +184,9 @@ class Processes:
         if pid in self._ears:  # not reaped, so that the pid is nobody else's yet
             os.kill(pid, number)
 
+    def retire(self, pid: int) -> bool:
+        return pid in self._ears and self._ears[pid].say(RETIRE)
+
     def pids(self) -> list[int]:
         return list(self._ears)
 
@@ -244,6 +250,13 @@ class Ear:
             self.is_deaf = not chunk or len(self._rest) > LONGEST_LINE * 16
         *lines, self._rest = self._rest.split(b"\n")
         return [line.decode("ascii", "replace") for line in lines]
+
+    def say(self, word: bytes) -> bool:
+        """Whether the worker has it to read."""
+        try:
+            return self._end.send(word) == len(word)
+        except OSError:
+            return False
 
     def close(self) -> None:
         self._end.close()
