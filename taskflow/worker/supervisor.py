@@ -218,8 +218,8 @@ class Supervisor:
         if worker is None:
             log.debug("process %d, no worker, has ended: %s", pid, ending.cause)
             return
-        if worker.came_to is not None and ending.status in (-signal.SIGTERM, -signal.SIGINT):
-            ending = Ending(worker.came_to)  # ours came while Python was ending already
+        if worker.came_to is not None and ending.status in (-signal.SIGTERM, -signal.SIGINT, -signal.SIGKILL):
+            ending = Ending(worker.came_to)  # it came while Python was ending already, or did not want to
         self._note_end(worker, ending)
         if ending.status and worker.came_to is None:
             for session in worker.sessions:

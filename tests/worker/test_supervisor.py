@@ -338,6 +338,17 @@ def test_a_signal_that_comes_while_one_ends_already_is_not_its_end() -> None:
     assert (office.code, office.crashes) == (124, [])
 
 
+def test_one_that_has_told_its_end_and_does_not_come_to_it_keeps_its_code() -> None:
+    """Something that its jobs have left behind is in the way, and it is killed in the end."""
+    office = an_office(1)
+    office.stops(TERM)
+    office.supervisor.heard(1, "ended 0")
+    office.act(FORCED_AFTER + 30.0)
+    assert KILL in office.sent_to(1)
+    office.ends(1, status=-KILL)
+    assert (office.code, office.crashes) == (0, [])
+
+
 def test_one_that_was_about_to_start_does_not_spoil_the_code() -> None:
     office = an_office(2)
     office.ends(2, status=-KILL)

@@ -1,0 +1,54 @@
+"""What jobs leave behind in a worker's process, threads and processes, and what these inherit."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from tests.cli.processes import Running, Shell, ended_clearly
+
+TASKS = """
+import concurrent.futures, multiprocessing, sys, threading, time
+from taskflow import job
+
+# The pool's thread and the process are waited for as well, each in another way.
+pool = concurrent.futures.ThreadPoolExecutor()
+forking = multiprocessing.get_context("fork")
+
+def forever() -> None:
+    threading.Event().wait()
+
+@job
+def leave_a_thread() -> None:
+    threading.Thread(target=forever, daemon=False).start()
+    print("left", flush=True)
+
+@job
+def leave_a_pool() -> None:
+    pool.submit(forever)
+    print("left", flush=True)
+
+@job
+def leave_a_process() -> None:
+    forking.Process(target=time.sleep, args=(10,)).start()  # longer than what is left behind may take
+    print("left", flush=True)
+"""
+
+KINDS = ("leave_a_thread", "leave_a_pool", "leave_a_process")
+
+
+@pytest.mark.parametrize("supervisor", [[], ["--processes", "1"]])
+def test_a_worker_that_has_wound_down_ends_with_its_code_whatever_is_left_behind(shell: Shell, supervisor: list[str]) -> None:
+    shell.write("tasks.py", TASKS)
+    workers: dict[str, Running] = {}
+    for name in KINDS:
+        shell.environment["TASKFLOW_BROKER"] = f"sqlite:///{name}.db"
+        shell.send(f"{name}.bind()")
+        workers[name] = shell.taskflow("worker", "tasks", *supervisor)
+    for worker in workers.values():
+        worker.wait_for("succeeded")
+        worker.signal(signal.SIGTERM)
+    for worker in workers.values():
+        ended_clearly(worker, [0])
+        assert "this process ends without it" in worker.said
