@@ -7,7 +7,7 @@ import asyncio
 import difflib
 import importlib
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
@@ -19,6 +19,7 @@ from taskflow.broker.console import QueueRecord
 from taskflow.broker.url import DEFAULT_NAMESPACE, masked
 from taskflow.cli.exits import Exit
 from taskflow.cli.logs import logging_to_stderr
+from taskflow.cli.loop import create_own, run_through
 from taskflow.cli.modules import TargetFailed, import_targets, packages_of
 from taskflow.cli.outside import Outside
 from taskflow.cli.signals import AFTER_FORCE, LastResort, Signals
@@ -101,28 +102,19 @@ def _announce(app: App, options: WorkerOptions) -> None:
 def _run(shift: Shift) -> int:
     try:
         with asyncio.Runner(loop_factory=_fastest_loop()) as runner:
-            return _through_stops(runner.get_loop(), shift.work())
+            return run_through(runner.get_loop(), shift.work())
     except KeyboardInterrupt:
         raise
     except BaseException as error:
         if not shift.has_ended:  # it is the loop that has failed
             shift.heed(Broken(str(error)))
+        if isinstance(error, asyncio.CancelledError):
+            log.error("this worker's own task was cancelled by code that it has called: it has wound down")
+            return Exit.FAILED
         if is_ours(error):
             raise
         print_users(error)  # the application's lifespan, which may exit too
         return Exit.FAILED
-
-
-def _through_stops(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, int]) -> int:
-    """The loop is the worker's: a job that stops it is told of, and the loop goes on."""
-    task = loop.create_task(work)
-    while True:
-        try:
-            return loop.run_until_complete(task)
-        except RuntimeError:
-            if task.done() or loop.is_closed():
-                raise
-            log.error("a job has stopped the event loop (loop.stop()), which is the worker's: it goes on")
 
 
 def _fastest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -210,12 +202,12 @@ class Shift:
 
     async def _until_told(self, worker: Worker) -> bool:
         """By a signal, by the queues, which are drained then, or because it has retired: whether it was the queues."""
-        drained = asyncio.create_task(worker.drained()) if self._is_draining else None
-        waits: list[asyncio.Task[Any]] = [asyncio.create_task(self._signals.wait(worker))]
+        drained = create_own(worker.drained()) if self._is_draining else None
+        waits: list[asyncio.Task[Any]] = [create_own(self._signals.wait(worker))]
         if drained is not None:
             waits.append(drained)
         if self._line is not None:
-            waits.append(asyncio.create_task(_retire(worker, self._line)))
+            waits.append(create_own(_retire(worker, self._line)))
         done, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         for wait in pending:
             wait.cancel()
