@@ -129,7 +129,7 @@ def _explain(error: Exception) -> int:
         raise error
     if not isinstance(error, TaskflowError):  # as a rule it is our output that cannot be written: the store's errors are ours
         _write_or_forget_output()
-    print(f"taskflow: {error}", file=sys.stderr)
+    print(f"taskflow: {str(error) or type(error).__name__}", file=sys.stderr)
     if isinstance(error, BrokerError):
         return Exit.BROKER
     return Exit.USAGE if isinstance(error, ConfigurationError) else Exit.FAILED
