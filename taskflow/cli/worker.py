@@ -165,9 +165,11 @@ class Shift:
             async with AsyncExitStack() as stack:
                 if not await self._signals.start(self._start(worker, stack)):
                     return self._signals.code
+                telling = create_own(self._tell_deaths())
                 is_drained = await self._until_told(worker)
                 if not is_drained and self._line is not None:
                     self._line.say("leaving")  # whoever has told it so
+            telling.cancel()
             if self._is_draining and (self._line is None or (self._line.is_first and not self._line.is_leaving)):
                 await self._tell_what_is_left()
         finally:
@@ -197,8 +199,11 @@ class Shift:
     async def _start(self, worker: Worker, stack: AsyncExitStack) -> None:
         await self._doubt_queues()
         await stack.enter_async_context(worker)
-        for session, cause in self._line.died if self._line is not None else ():
-            await tell_death(self._app.broker(), session, cause)
+
+    async def _tell_deaths(self) -> None:
+        """Beside the work, which waits for no broker that is slow to answer."""
+        if self._line is not None:
+            await asyncio.gather(*(tell_death(self._app.broker(), session, cause) for session, cause in self._line.died))
 
     async def _until_told(self, worker: Worker) -> bool:
         """By a signal, by the queues, which are drained then, or because it has retired: whether it was the queues."""

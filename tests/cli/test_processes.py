@@ -149,6 +149,24 @@ def test_the_broker_is_told_of_a_death_and_its_cause(tasks: Shell) -> None:
     assert "SIGKILL" in str(tasks.run("-m", "taskflow", "jobs", job["id"]))
 
 
+def test_the_cause_of_a_death_is_told_by_the_next_that_works_when_the_one_before_could_not_start(tasks: Shell) -> None:
+    tasks.write("tasks.py", TASKS + "\nif Path('crash').exists(): os.kill(os.getpid(), signal.SIGSEGV)\n")
+    tasks.send("wait.bind()")
+    supervised = workers(tasks, 1, "--ttl", "3600")
+    supervised.wait_for("begun by")
+    tasks.write("crash", "")
+    os.kill(pids(supervised)[0], signal.SIGKILL)
+    supervised.wait_for("has ended: SIGSEGV; another one starts in 1 s")
+    (tasks.folder / "crash").unlink()
+    supervised.wait_for("begun by", times=2)
+    tasks.write("release", "")
+    until(lambda: tasks.ledger() == ["ended"], supervised)
+    supervised.signal(signal.SIGTERM)
+    ended_clearly(supervised, [0])
+    [job] = json.loads(tasks.run("-m", "taskflow", "jobs", "--json"))
+    assert "SIGKILL" in tasks.run("-m", "taskflow", "jobs", job["id"])
+
+
 def test_a_worker_that_dies_again_and_again_is_given_time(tasks: Shell) -> None:
     tasks.write("tasks.py", TASKS + "\nif Path('crash').exists(): os.kill(os.getpid(), signal.SIGSEGV)\n")
     supervised = workers(tasks, 1)
