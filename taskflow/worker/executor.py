@@ -8,7 +8,7 @@ import time
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from taskflow.app.context import JobContext, running
 from taskflow.app.job import AnyJob, Job, SyncJob
@@ -36,6 +36,7 @@ from taskflow.worker.children.death import ChildFailed
 from taskflow.worker.children.pool import Children, Turn
 from taskflow.worker.deadlines import Deadlines
 from taskflow.worker.holdings import Holding
+from taskflow.worker.threads import NeverBegun, Threads
 
 CANCELLED: Final = "cancelled"
 TIMED_OUT: Final = "timed out"
@@ -50,12 +51,6 @@ PARK_SHORTEST: Final = 5.0
 PARK_LONGEST: Final = 300.0
 
 
-class Caller(Protocol):
-    """Calls plain functions somewhere else than in the loop."""
-
-    def run(self, function: Callable[[], Any]) -> Awaitable[Any]: ...
-
-
 class Executor:
     """Runs one job after the other's manner: find, decode, run, judge, encode."""
 
@@ -64,12 +59,13 @@ class Executor:
         registry: Registry,
         *,
         middleware: Sequence[Middleware],
-        threads: Caller,
+        threads: Threads | None,
         seams: Seams,
         state: Any = None,
         children: Children | None = None,
     ) -> None:
-        """Without `children`, jobs that are meant for a process of their own run in this one: in tests, and in a child."""
+        """Without `children`, jobs that are meant for a process of their own run in this one: in tests, and in a child. Without `threads`
+        it is `_invoke` that knows where plain functions are called."""
         self._registry = registry
         self._layers = [layer for layer in middleware if type(layer).run is not Middleware.run]
         self._threads = threads
@@ -105,7 +101,7 @@ class Executor:
             return self._park(holding, f"a newer worker: {error}")
         except CodecError as error:
             return Failed(_error(error, lease.attempt))
-        return await self._run(holding, job, partial(self._call, holding, job, args, kwargs), is_stopped_by_word=isinstance(job, SyncJob))
+        return await self._run(holding, job, partial(self._call, holding, job, args, kwargs))
 
     async def _verdict_of_child(self, holding: Holding, job: AnyJob, children: Children) -> Verdict:
         """The payload goes to a child process as it is, and a verdict comes back. Run, timeout and middleware begin with its turn."""
@@ -113,7 +109,7 @@ class Executor:
             turn = await _turn(holding, job, children)
         except BaseException as error:
             verdict = self._judge(holding, job, error)
-            return HandedBack(counts=False) if isinstance(verdict, HandedBack) else verdict  # it has not begun
+            return _not_begun(holding) if isinstance(verdict, HandedBack) else verdict
 
         async def call(context: JobContext) -> Verdict:
             try:
@@ -122,7 +118,7 @@ class Executor:
                 return self._judge(holding, job, error)
 
         try:
-            return await self._run(holding, job, call, is_stopped_by_word=False)
+            return await self._run(holding, job, call)
         finally:
             turn.end()
 
@@ -133,20 +129,21 @@ class Executor:
         # As long again as it has waited already: exponential, without a counter.
         return Parked(waiting_for, min(PARK_LONGEST, max(PARK_SHORTEST, lease.parked_for)))
 
-    async def _run(self, holding: Holding, job: AnyJob, call: RunNext, *, is_stopped_by_word: bool) -> Verdict:
-        """With the context, with an ear for being asked to stop, and within the timeout, all of which middleware has too."""
+    async def _run(self, holding: Holding, job: AnyJob, call: RunNext) -> Verdict:
+        """With the context, with an ear for being asked to stop, and within the timeout, all of which middleware has too. A lease that was
+        asked to stop before does not begin."""
+        if holding.why_stopped is not None:
+            return _not_begun(holding)
         context = JobContext(holding.lease, state=self._state, on_progress=self._report_to(holding))
         chain = run_chain(self._layers, call) if self._layers else call
         timeout = holding.lease.envelope.timeout
         token = running.set(context)
-        holding.stop = partial(_stop, context, None if is_stopped_by_word else asyncio.current_task())
+        holding.stop = partial(_stop, holding, context, asyncio.current_task(), self._threads)
         if timeout is not None:
             self._deadlines.add(holding, timeout)
         try:
-            if holding.why_stopped is not None:
-                holding.stop()
             return await chain(context)
-        except BaseException as error:  # a middleware's own, or that of a job which was stopped before it began
+        except BaseException as error:  # a middleware's own
             return self._judge(holding, job, error)
         finally:
             holding.stop = None
@@ -156,42 +153,50 @@ class Executor:
 
     async def _call(self, holding: Holding, job: AnyJob, args: tuple[Any, ...], kwargs: dict[str, Any], context: JobContext) -> Verdict:
         try:
-            value = await self._invoke(job, (context, *args) if job.takes_context else args, kwargs)
+            value = await self._invoke(holding, job, (context, *args) if job.takes_context else args, kwargs)
             if holding.why_stopped == TIMED_OUT and isinstance(job, SyncJob):
                 raise _timeout_of(holding)  # an async function that swallows our cancellation and returns has succeeded
         except BaseException as error:
+            if holding.in_thread is not None and self._threads is not None:
+                self._threads.give_up(holding.in_thread)
             return self._judge(holding, job, error)
+        finally:
+            holding.in_thread = None
         try:
             return Succeeded(job.codec.encode_result(value))
         except EncodeError as error:
             # Its effects have happened: another attempt would repeat them and fail the same way.
             return Failed(_error(error, context.attempt))
 
-    def _invoke(self, job: AnyJob, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Awaitable[Any]:
+    def _invoke(self, holding: Holding, job: AnyJob, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Awaitable[Any]:
         if isinstance(job, Job):
             called: Awaitable[Any] = job.function(*args, **kwargs)
             return called
-        return self._threads.run(partial(job.function, *args, **kwargs))
+        assert self._threads is not None
+        holding.in_thread = outcome = self._threads.run(partial(job.function, *args, **kwargs))
+        return outcome
 
     def _report_to(self, holding: Holding) -> Callable[[Progress], None]:
         return holding.report
 
     def _judge(self, holding: Holding, job: AnyJob, error: BaseException) -> Verdict:
-        """What a raised error comes to: the worker's own reasons first, then what the job says, then its policy."""
-        why = holding.why_stopped
-        if isinstance(error, asyncio.CancelledError) and why is not None:
-            if why == CANCELLED:
-                return Cancelled("cancelled")
-            if why in (WINDING_DOWN, LOST):
-                return HandedBack()
-            error = _timeout_of(holding)
+        """What a raised error comes to: what the job says first, then the worker's own reasons, then the job's policy."""
         match error:
+            case NeverBegun():
+                return _not_begun(holding)
             case Snooze(after=after):
                 return Snoozed(after)
             case Discard(reason=reason):
                 return Discarded(reason)
             case Cancel(reason=reason):
                 return Cancelled(reason)
+        why = holding.why_stopped
+        if why in (WINDING_DOWN, LOST):
+            return HandedBack()  # whatever it is: a connection that was cut by our cancellation, for example, is no failure of the job
+        if isinstance(error, asyncio.CancelledError) and why is not None:
+            if why == CANCELLED:
+                return Cancelled(CANCELLED)
+            error = _timeout_of(holding)
         return self._retry_or_fail(holding, job, error)
 
     def _retry_or_fail(self, holding: Holding, job: AnyJob, error: BaseException) -> Verdict:
@@ -206,6 +211,11 @@ class Executor:
         if wait is None:
             wait = (lease.envelope.retry or policy.retry).wait(lease.failures, self._seams.chance)
         return Retried(noted, wait)
+
+
+def _not_begun(holding: Holding) -> Verdict:
+    """Of a run that was asked to stop before its function was called: it costs nothing."""
+    return Cancelled(CANCELLED) if holding.why_stopped == CANCELLED else HandedBack(counts=False)
 
 
 async def _turn(holding: Holding, job: AnyJob, children: Children) -> Turn:
@@ -225,11 +235,15 @@ async def _turn(holding: Holding, job: AnyJob, children: Children) -> Turn:
         holding.started, holding.stop = time.monotonic(), None
 
 
-def _stop(context: JobContext, task: asyncio.Task[Any] | None) -> None:
-    """A thread, which is no task, is stopped by word only: its lease and its slot stay until it ends."""
+def _stop(holding: Holding, context: JobContext, task: asyncio.Task[Any] | None, threads: Threads | None) -> None:
+    """A thread, which is no task, is stopped by word only: its lease and its slot stay until it ends. What waits for one need not begin,
+    and what is around it, middleware, is cancelled before and after."""
     context.cancelled.set()
-    if task is not None:
-        task.cancel()
+    if holding.in_thread is None:
+        if task is not None:
+            task.cancel()
+    elif threads is not None:
+        threads.take_back(holding.in_thread)
 
 
 def _timeout_of(holding: Holding) -> TimeoutError:

@@ -44,7 +44,8 @@ class Hands:
 class Fetcher:
     """One claim under way at a time, numbered: a claim whose answer was lost is asked again under its number.
 
-    `answered_at` is when one was answered last, of the monotonic clock, None before the first.
+    `answered_at` is when one was answered last, `full_at` until when there was last no room for any: of the monotonic clock, None before
+    the first.
     """
 
     def __init__(self, broker: Broker, session: bytes, queues: QueueChoice, events: Events, hands: Hands, chance: Chance) -> None:
@@ -58,6 +59,7 @@ class Fetcher:
         self._is_stopping = False
         self.request = 0
         self.answered_at: float | None = None
+        self.full_at: float | None = None
 
     async def run(self) -> None:
         try:
@@ -80,6 +82,7 @@ class Fetcher:
         limit = self._hands.room()
         if not limit:
             await self._hands.wait()
+            self.full_at = time.monotonic()
             return
         asked_at = time.monotonic()
         leases = await self._claim(self._queues.order(), limit)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable
-from typing import Final
+from typing import Any, Final
 
 from taskflow.model.envelope import ClaimId, Lease
 from taskflow.model.record import Progress
@@ -16,7 +16,8 @@ NOTHING_YET: Final = object()
 
 class Holding:
     """One lease. `why_stopped` says why its run is being cancelled, once it is; `is_offered` that its settlement is on its way,
-    `is_held_up` that somebody's transaction has kept the store from it.
+    `is_held_up` that somebody's transaction has kept the store from it. `in_thread` is the outcome of its plain function, while that is
+    called in a thread.
 
     `taken_at`, `started` and `asked_at` are of the monotonic clock: when it came, when its run began, when that was asked to stop.
     `reminders` counts how often it was told that the run has not stopped; `reported` is the progress that a beat has told last.
@@ -24,6 +25,7 @@ class Holding:
 
     __slots__ = (
         "asked_at",
+        "in_thread",
         "is_held_up",
         "is_offered",
         "lease",
@@ -43,6 +45,7 @@ class Holding:
         self.progress: Progress | None = None
         self.reported: object = NOTHING_YET
         self.stop: Callable[[], None] | None = None
+        self.in_thread: asyncio.Future[Any] | None = None
         self.why_stopped: str | None = None
         self.asked_at: float | None = None
         self.reminders = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import os
 import secrets
 import socket
@@ -38,6 +39,7 @@ from taskflow.worker.options import WorkerOptions
 from taskflow.worker.runs import Runs
 from taskflow.worker.settler import Settler
 from taskflow.worker.suspects import Suspects
+from taskflow.worker.threads import Threads
 from taskflow.worker.upkeep import Upkeep
 from taskflow.worker.vitals import Signs
 from taskflow.worker.watch import Watch, tell_of
@@ -55,7 +57,14 @@ class Life:
     """
 
     def __init__(
-        self, broker: Broker, executor: Executor, options: WorkerOptions, seams: Seams, events: Events, on_lost: Callable[[], None]
+        self,
+        broker: Broker,
+        executor: Executor,
+        threads: Threads,
+        options: WorkerOptions,
+        seams: Seams,
+        events: Events,
+        on_lost: Callable[[], None],
     ) -> None:
         self._broker = broker
         self._options = options
@@ -64,13 +73,14 @@ class Life:
         self._on_lost = on_lost
         self._session = _a_session(options)
         self._loop = asyncio.get_running_loop()
+        self._context = contextvars.copy_context()
         self._holdings = Holdings()
         self._settler = Settler(broker, self._holdings, events)
-        self._runs = Runs(options.concurrency, self._holdings, executor, self._settler, events)
+        self._runs = Runs(options.concurrency, threads, self._holdings, executor, self._settler, events)
         self._fetcher = Fetcher(broker, self._session.id, options.queues, events, self._hands(), seams.chance)
         self._upkeep = Upkeep(broker, seams.chance, events)
         self._suspects = Suspects(self._holdings, self._runs.begin, self._runs.under_way.keys, self._runs.give_back)
-        self._watch = Watch(self._runs.under_way.values, options.last_words, events)
+        self._watch = Watch(self._runs.under_way.values, options.last_words, events, self._holdings.nudge)
         self._attendants: dict[Duty, asyncio.Task[None]] = {}
         self._keeper: Keeper | None = None
         self._is_over = False
@@ -102,6 +112,7 @@ class Life:
             beaten_at=keeper.beaten_at if keeper else None,
             tried_at=keeper.tried_at if keeper else self._made_at,
             claimed_at=self._fetcher.answered_at,
+            full_at=self._fetcher.full_at,
             settling_since=self._settler.waiting_since,
             is_over=self._is_over,
         )
@@ -111,6 +122,10 @@ class Life:
         if self._keeper is not None:
             self._keeper.fall_silent()
         self._in_loop(self._lose, why)
+
+    def look_again(self) -> None:
+        """There may be room for more than there was."""
+        self._holdings.nudge()
 
     async def begin(self) -> None:
         """Raises what the broker raises when it cannot be reached."""
@@ -209,7 +224,7 @@ class Life:
             await self._holdings.wait_for_change()
         if held := self._holdings.all():
             self._events.tell(VerdictsLost(tuple(holding.lease for holding in held), _why_ended(settling)))
-        await self.end_settling()
+        await self._end_settling()
         await self._give_up_session()
 
     async def _give_up_session(self) -> None:
@@ -219,7 +234,16 @@ class Life:
                 async with asyncio.timeout(self._options.last_words):
                     await self._broker.beat(Beat(session=self._session.id, leaving=True))
 
-    async def end_settling(self) -> None:
+    async def end(self, patience: float) -> None:
+        """After `abandon`, when the worker ends, within `patience` seconds: what runs still is not waited for, and what the store does not
+        answer by then it learns from the lapse of the session."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                await self._until_answered()
+                await self._give_up_session()
+        await self._end_settling()
+
+    async def _end_settling(self) -> None:
         await self._dismiss(self._settler.run, self._settler.run_held_up)
 
     # --- runs ------------------------------------------------------------------------------------------
@@ -284,12 +308,16 @@ class Life:
 
         What runs still, against its cancellation, is not waited for: the session's leave hands it back.
         """
-        give_up_at = time.monotonic() + self._options.last_words
-        while any(holding.is_offered for holding in self._holdings.all()) and (left := give_up_at - time.monotonic()) > 0:
-            await self._holdings.wait_for_change(left)
-        await self.end_settling()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._options.last_words):
+                await self._until_answered()
+        await self._end_settling()
         if self._keeper is not None:
             await self._keeper.stop()
+
+    async def _until_answered(self) -> None:
+        while any(holding.is_offered for holding in self._holdings.all()):
+            await self._holdings.wait_for_change()
 
     async def _leave(self) -> None:
         try:
@@ -318,8 +346,9 @@ class Life:
             self._on_lost()
 
     def _in_loop(self, function: Callable[..., None], *args: Any) -> None:
+        """With the context variables of where this life was made, not the caller's: another life may come of it, and that one's runs."""
         try:
-            self._loop.call_soon_threadsafe(function, *args)
+            self._loop.call_soon_threadsafe(function, *args, context=self._context)
         except RuntimeError:  # the loop is closed: the worker is gone
             return
 

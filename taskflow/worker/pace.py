@@ -14,6 +14,10 @@ MEASURED_OVER: Final = 0.01
 REMEMBERED: Final = 16
 """Runs of a queue by which its median is judged: so many more short ones than long ones, or the reverse, outweigh all that went before."""
 
+FADES_AFTER: Final = 60.0
+"""Seconds, besides the time that its last run took, after which a queue in which none ends any more tells nothing: it may never be used
+again."""
+
 QUEUES: Final = 1_000
 """Of more queues than that, whose names may be made up as they come, all is forgotten now and then."""
 
@@ -26,33 +30,42 @@ class Pace:
         self._ended = 0
         self._rate = 0.0
         self._leanings: dict[str, int] = {}
-        self._slow_queues: set[str] = set()
+        self._slow_until: dict[str, float] = {}
+        self._now = now
+        self._fades_at = now
 
     def note(self, queue: str, ran_for: float) -> None:
         """A run has ended."""
         self._ended += 1
         leaning = self._leanings.get(queue, 0)
         if ran_for > STARTS_WITHIN:
-            if leaning < REMEMBERED:
-                self._lean(queue, leaning + 1)
+            self._lean(queue, min(REMEMBERED, leaning + 1), ran_for)
         elif leaning > -REMEMBERED:
-            self._lean(queue, leaning - 1)
+            self._lean(queue, leaning - 1, ran_for)
 
     def reserve(self, now: float) -> int:
         """How many jobs will start within `STARTS_WITHIN` of now, as things go; 0 while a queue's median run takes longer than that."""
+        self._now = now
         passed = now - self._since
         if passed >= MEASURED_OVER:
             self._rate = self._ended / passed
             self._since, self._ended = now, 0
-        return 0 if self._slow_queues else int(self._rate * STARTS_WITHIN)
+        if self._slow_until and now >= self._fades_at:
+            self._forget_silent()
+        return 0 if self._slow_until else int(self._rate * STARTS_WITHIN)
 
-    def _lean(self, queue: str, leaning: int) -> None:
+    def _forget_silent(self) -> None:
+        self._fades_at = self._now + FADES_AFTER / 60
+        for queue in [queue for queue, until in self._slow_until.items() if until <= self._now]:
+            del self._slow_until[queue], self._leanings[queue]
+
+    def _lean(self, queue: str, leaning: int, ran_for: float) -> None:
         """Above zero its runs are long, by and large."""
         if len(self._leanings) >= QUEUES and queue not in self._leanings:
             self._leanings.clear()
-            self._slow_queues.clear()
+            self._slow_until.clear()
         self._leanings[queue] = leaning
         if leaning > 0:
-            self._slow_queues.add(queue)
+            self._slow_until[queue] = max(self._now + FADES_AFTER + ran_for, self._slow_until.get(queue, 0.0))
         else:
-            self._slow_queues.discard(queue)
+            self._slow_until.pop(queue, None)

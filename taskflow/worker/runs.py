@@ -16,6 +16,7 @@ from taskflow.worker.executor import CANCELLED, Executor
 from taskflow.worker.holdings import Holding, Holdings
 from taskflow.worker.pace import Pace
 from taskflow.worker.settler import Settler
+from taskflow.worker.threads import Threads
 
 PORTION: Final = 0.002
 """Seconds for which jobs are begun one after the other before the loop turns to what else there is."""
@@ -36,8 +37,9 @@ class Runs:
     does not answer settlements, never more than twice as many.
     """
 
-    def __init__(self, slots: int, holdings: Holdings, executor: Executor, settler: Settler, events: Events) -> None:
+    def __init__(self, slots: int, threads: Threads, holdings: Holdings, executor: Executor, settler: Settler, events: Events) -> None:
         self._slots = slots
+        self._threads = threads
         self._holdings = holdings
         self._executor = executor
         self._settler = settler
@@ -53,11 +55,12 @@ class Runs:
 
     @property
     def free(self) -> int:
-        """Slots that a run could begin in."""
+        """Slots that a run could begin in. A plain function that a run of this session or an earlier one has left behind takes one: the
+        thread would be missing to another."""
         if self._holdings.is_closed or self._holdings.is_over:
             return 0
         begun = len(self._holdings) - len(self._reserve)
-        return max(0, min(self._slots - len(self.under_way), 2 * self._slots - begun))
+        return max(0, min(self._slots - self._threads.left_behind - len(self.under_way), 2 * self._slots - begun))
 
     def room(self) -> int:
         """How many leases to claim now. A slot is not kept waiting; the reserve is filled when half of it is used, in full round trips."""

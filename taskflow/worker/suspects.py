@@ -44,6 +44,7 @@ class Suspects:
         self._runs = runs
         self._give_back = give_back
         self._waiting: list[Holding] = []
+        self._chosen: list[Holding] = []
         self._has_some = asyncio.Event()
 
     def add(self, lease: Lease) -> None:
@@ -52,33 +53,38 @@ class Suspects:
         self._has_some.set()
 
     def take_all(self) -> list[Holding]:
-        """Those that have not begun. They will not, any more."""
-        waiting, self._waiting = self._held(self._waiting), []
-        return waiting
+        """Those that have not begun, chosen or not. They will not, any more."""
+        taken = self._held([*self._chosen, *self._waiting])
+        self._chosen, self._waiting = [], []
+        return taken
 
     async def run(self) -> None:
         while True:
             await self._has_some.wait()
-            tried = self._chosen()
-            await self._be_alone(len(tried))
-            if runs := [self._begin(holding) for holding in self._held(tried)]:
+            self._choose()
+            await self._be_alone()
+            if runs := self._begin_chosen():
                 await asyncio.wait(runs, timeout=PROBATION)
             if not self._waiting:
                 self._has_some.clear()
                 self._holdings.is_closed = False
                 self._holdings.nudge()
 
-    def _chosen(self) -> list[Holding]:
-        """Those that are tried now, while the rest goes back."""
+    def _choose(self) -> None:
+        """Those that are tried now, while the rest goes back. Cancelled after that by a stranger, `run` begins again and chooses anew."""
         waiting = sorted(self.take_all(), key=lambda holding: holding.lease.crashes)
         together = sum(holding.lease.crashes == 1 for holding in waiting[:TOGETHER]) or 1
         for holding in waiting[together:]:
             self._give_back(holding)
-        return waiting[:together]
+        self._chosen = waiting[:together]
 
-    async def _be_alone(self, number: int) -> None:
+    def _begin_chosen(self) -> list[asyncio.Task[None]]:
+        chosen, self._chosen = self._held(self._chosen), []
+        return [self._begin(holding) for holding in chosen]
+
+    async def _be_alone(self) -> None:
         give_up_at = time.monotonic() + UNTIL_ALONE
-        while (self._runs() or len(self._holdings) > number) and (left := give_up_at - time.monotonic()) > 0:
+        while (self._runs() or len(self._holdings) > len(self._chosen)) and (left := give_up_at - time.monotonic()) > 0:
             await self._holdings.wait_for_change(left)
 
     def _held(self, waiting: list[Holding]) -> list[Holding]:

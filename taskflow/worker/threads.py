@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import threading
 from collections import deque
@@ -25,11 +26,15 @@ class Threads:
     """At most `size` daemon threads, started when there is work and nobody idle. Belongs to one event loop.
 
     Daemons, because a function that never returns must not hold up the end of the process.
+
+    `left_behind` is how many threads are at functions that were given up; `on_freed` is called in the loop when one of them has ended.
     """
 
-    def __init__(self, size: int, start_thread: StartThread) -> None:
+    def __init__(self, size: int, start_thread: StartThread, on_freed: Callable[[], None] = lambda: None) -> None:
+        self.left_behind = 0
         self._size = size
         self._start_thread = start_thread
+        self._on_freed = on_freed
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[_Work] = deque()
         self._wake = threading.Condition(threading.Lock())
@@ -43,7 +48,8 @@ class Threads:
     def run(self, function: Callable[[], Any]) -> asyncio.Future[Any]:
         """Call it in a thread, with this task's context variables; the future is its outcome.
 
-        Cancelling the future does not stop the function: nothing can. Raises RuntimeError when the system has no thread for it.
+        Cancelling the future keeps a function that has not begun from beginning, and stops no other: nothing can. Whoever cancels it says
+        so by `give_up`. Raises RuntimeError when the system has no thread for it.
         """
         outcome: asyncio.Future[Any] = self._loop.create_future()
         work = _Work(function, contextvars.copy_context(), outcome)
@@ -55,11 +61,30 @@ class Threads:
             raise
         return outcome
 
+    def take_back(self, outcome: asyncio.Future[Any]) -> None:
+        """Its function is not called any more, if none of the threads has come to it yet: the outcome is NeverBegun then."""
+        if not outcome.done() and self._withdraw(outcome):
+            outcome.set_exception(NeverBegun())
+
+    def give_up(self, outcome: asyncio.Future[Any]) -> None:
+        """Nobody waits for it any more, if it was cancelled: its thread is not free until the function ends."""
+        if outcome.cancelled() and not self._withdraw(outcome):
+            self.left_behind += 1
+
     def close(self) -> None:
         """No more work; a thread that is at work ends after it."""
         with self._wake:
             self._is_closed = True
             self._wake.notify_all()
+
+    def _withdraw(self, outcome: asyncio.Future[Any]) -> bool:
+        """Whether no thread has taken it, and none will."""
+        for work in self._waiting.copy():
+            if work.outcome is outcome:
+                with contextlib.suppress(ValueError):  # taken this moment
+                    self._waiting.remove(work)
+                    return True
+        return False
 
     def _call_one(self) -> None:
         """Have a thread come, unless one is on its way: that one calls the next when it finds more than it takes.
@@ -94,7 +119,8 @@ class Threads:
                 self._call_one()
             value, error = None, None
             try:
-                value = work.scope.run(work.function)
+                if not work.outcome.cancelled():  # else what it belonged to has ended, and it must not come after that
+                    value = work.scope.run(work.function)
             except BaseException as raised:
                 error = raised
             self._deliver(work.outcome, value, error)
@@ -137,11 +163,17 @@ class Threads:
         while self._done:
             outcome, value, error = self._done.popleft()
             if outcome.cancelled():
+                self.left_behind -= 1
+                self._on_freed()
                 continue
             if error is None:
                 outcome.set_result(value)
             else:
                 outcome.set_exception(carried(error))
+
+
+class NeverBegun(Exception):
+    """What a function comes to that was taken back."""
 
 
 class StoppedInThread(Exception):

@@ -11,7 +11,7 @@ from taskflow.model.envelope import Lease
 from taskflow.model.ids import id_text
 
 LATE: Final = 12.0
-"""Seconds without an answer after which the broker does not answer: two of the fetcher's looks for jobs, and a little."""
+"""Seconds without an answer after which the broker does not answer: two of the fetcher's looks for jobs, or for room, and a little."""
 
 BLIND: Final = 5.0
 """Seconds after which the thread that watches over the others has not moved itself."""
@@ -21,6 +21,7 @@ class Signs(NamedTuple):
     """Of one session, instants of the monotonic clock; None is never. `free` slots, and `running` those taken.
 
     `beaten_at`, `claimed_at`  when the broker has answered last
+    `full_at`                  until when there was last no room to claim for: that is looked for every few seconds
     `tried_at`                 when a beat was tried last, whatever came of it
     `settling_since`           since when a verdict waits to be told
     """
@@ -30,6 +31,7 @@ class Signs(NamedTuple):
     beaten_at: float | None
     tried_at: float
     claimed_at: float | None
+    full_at: float | None
     settling_since: float | None
     is_over: bool
 
@@ -108,8 +110,10 @@ class Vitals:
         if beaten is None or beaten > max(LATE, self._ttl / 2):
             return Finding(False, _not_for("a beat", beaten), facts)
         # With every slot taken it does not claim, and need not: what runs there must be told of when it ends, though.
-        if claimed is None or (signs.free and claimed > LATE):
-            return Finding(False, _not_for("a claim", claimed), facts)
+        full = _since(signs.full_at, now)
+        waited = claimed if claimed is None or full is None else min(claimed, full)
+        if waited is None or (signs.free and waited > LATE):
+            return Finding(False, _not_for("a claim", waited), facts)
         if settling is not None and settling > LATE:
             return Finding(False, _not_for("a settlement", settling), facts)
         return Finding(True, "the broker answers its beats, claims and settlements", facts)

@@ -18,17 +18,22 @@ LONGEST_PAUSE: Final = 5.0
 
 
 class Watch:
-    """Looks at all of `runs()` every few seconds. `patience` is how many of them a run has to stop before it is told of."""
+    """Looks at all of `runs()` every few seconds. `patience` is how many of them a run has to stop before it is told of.
 
-    def __init__(self, runs: Callable[[], Iterable[Holding]], patience: float, events: Events) -> None:
+    `nudge` is called as often: whoever waits for room has then looked lately whether there is some, and vitals can tell.
+    """
+
+    def __init__(self, runs: Callable[[], Iterable[Holding]], patience: float, events: Events, nudge: Callable[[], None]) -> None:
         self._runs = runs
         self._patience = max(SHORTEST_PAUSE, patience)
         self._events = events
+        self._nudge = nudge
 
     async def run(self) -> None:
         while True:
             await asyncio.sleep(min(LONGEST_PAUSE, self._patience))
             self._look(time.monotonic())
+            self._nudge()
 
     def _look(self, now: float) -> None:
         for holding in self._runs():

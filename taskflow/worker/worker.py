@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from types import TracebackType
@@ -98,6 +99,7 @@ class Worker:
         self._stack = AsyncExitStack()
         self._life: Life | None = None
         self._lost: Life | None = None
+        self._to_abandon: Life | None = None
         self._watch: StallWatch | None = None
         self.vitals = Vitals(lambda: self._watch, self._signs, self.options.ttl)
         self._rebirth: asyncio.Task[None] | None = None
@@ -113,7 +115,7 @@ class Worker:
         async with AsyncExitStack() as stack:
             lifespan = self._app.settings.lifespan
             state = await stack.enter_async_context(lifespan()) if lifespan is not None else None
-            self._threads = Threads(self.options.concurrency, self._seams.start_thread)
+            self._threads = Threads(self.options.concurrency, self._seams.start_thread, self._note_freed)
             stack.callback(self._threads.close)
             self._children = self._no_children_yet()
             stack.push_async_callback(self._children.close)
@@ -223,13 +225,23 @@ class Worker:
             state=self._state,
             children=self._children,
         )
-        life = Life(self._app.broker(), executor, self.options, self._seams, self._events, on_lost=self._on_lost)
+        life = Life(self._app.broker(), executor, self._threads, self.options, self._seams, self._events, on_lost=self._on_lost)
         await life.begin()
         return life
+
+    def _note_freed(self) -> None:
+        if (life := self._life) is not None:
+            life.look_again()
 
     def _on_lost(self) -> None:
         """The session is dead, and what it held belongs to others: another session takes its place."""
         self._rebirth = asyncio.get_running_loop().create_task(self._begin_again())
+        self._rebirth.add_done_callback(self._note_rebirth)
+
+    def _note_rebirth(self, rebirth: asyncio.Task[None]) -> None:
+        """Cancelled by a stranger, a job that cancels every task there is, it would leave a worker without a session for ever."""
+        if rebirth.cancelled() and not self.vitals.is_winding_down:
+            self._on_lost()
 
     async def _present_life(self) -> Life | None:
         """None when it was lost, and none follows."""
@@ -238,13 +250,12 @@ class Worker:
         return self._life
 
     async def _begin_again(self) -> None:
-        lost, self._life = self._life, None
-        self._lost = lost or self._lost
-        if lost is not None:
-            self._abandoning = asyncio.get_running_loop().create_task(self._abandon(lost))
-            await asyncio.wait([self._abandoning])  # whatever came of it: what follows must be
-            if lost.age < SHORT_LIFE:  # what ended it at once, no descriptors left for example, will not have changed yet
-                await asyncio.sleep(SHORT_LIFE)
+        if self._life is not None:
+            self._lost = self._to_abandon = self._life
+            self._life = None
+        await self._abandon_lost()
+        if self._lost is not None and self._lost.age < SHORT_LIFE:
+            await asyncio.sleep(SHORT_LIFE)  # what ended it at once, no descriptors left for example, will not have changed yet
         times = 0
         while self._life is None and not self._is_finishing:
             try:
@@ -254,11 +265,28 @@ class Worker:
                 self._events.tell(BrokerTrouble("a new session", str(error), times))
                 await asyncio.sleep(min(LONGEST_PAUSE, 0.1 * 2**times) * (0.5 + self._seams.chance.random()))
 
+    async def _abandon_lost(self) -> None:
+        """Whatever comes of it, what follows must be. But a stranger's cancellation is no end of it."""
+        while (lost := self._to_abandon) is not None:
+            if self._abandoning is None or self._abandoning.done():
+                self._abandoning = asyncio.get_running_loop().create_task(self._abandon(lost))
+            await asyncio.wait([self._abandoning])
+            if not self._abandoning.cancelled():
+                self._to_abandon = None
+
     async def _abandon(self, lost: Life) -> None:
         await lost.abandon()
+        self._settle_verdicts(lost)
+
+    def _settle_verdicts(self, lost: Life) -> None:
         settling = asyncio.get_running_loop().create_task(lost.settle_verdicts())
         self._past_lives[settling] = lost
-        settling.add_done_callback(self._past_lives.pop)
+        settling.add_done_callback(self._note_settled)
+
+    def _note_settled(self, settling: asyncio.Task[None]) -> None:
+        lost = self._past_lives.pop(settling)
+        if settling.cancelled() and not self.vitals.is_winding_down:  # by a stranger
+            self._settle_verdicts(lost)
 
     async def _wind_down(self) -> None:
         """Shielded, since half of it would leave a session that beats and works nothing. A cancellation that comes meanwhile cuts the grace
@@ -277,18 +305,20 @@ class Worker:
         if self._rebirth is not None:
             self._rebirth.cancel()
             await asyncio.gather(self._rebirth, return_exceptions=True)
-        if self._abandoning is not None:
-            await asyncio.wait([self._abandoning])
+        await self._abandon_lost()
+        began_at = time.monotonic()
         if self._life is not None:
             self.has_forced = not await self._life.wind_down(self._hurry)
-        await self._end_past_lives()
+        await self._end_past_lives(max(0.0, self.options.last_words - (time.monotonic() - began_at)))
 
-    async def _end_past_lives(self) -> None:
-        """Their last verdicts have had all the time of this life; what the store has not answered by now, it decides by the lapse."""
-        for settling, life in list(self._past_lives.items()):
+    async def _end_past_lives(self, patience: float) -> None:
+        """All at one time. Their last verdicts have had the time of this life's end, and have `patience` seconds more: it may have been
+        short, and the broker may be back this moment."""
+        past = dict(self._past_lives)
+        for settling in past:
             settling.cancel()
-            await asyncio.gather(settling, return_exceptions=True)
-            await life.end_settling()
+        await asyncio.gather(*past, return_exceptions=True)
+        await asyncio.gather(*(life.end(patience) for life in past.values()))
 
 
 def worker_lifespan(

@@ -8,12 +8,15 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from taskflow import BrokerUnavailable, JobContext, job
+from taskflow import BrokerUnavailable, JobContext, JobHandle, job
 from taskflow.app.current import default_app
 from taskflow.broker.memory import MemoryBroker
+from taskflow.broker.protocol import Upkept
 from taskflow.model.envelope import ClaimId, Lease
+from taskflow.model.ids import parse_id
 from taskflow.model.record import Event as Move
-from taskflow.model.session import Beat, BeatAnswer
+from taskflow.model.record import Record
+from taskflow.model.session import Beat, BeatAnswer, Session
 from taskflow.model.verdict import Settled, Settlement
 from taskflow.worker.events import Event
 from taskflow.worker.options import WorkerOptions
@@ -45,6 +48,10 @@ class FaultyBroker(MemoryBroker):
         self.away: set[str] = set()
         self.delay_claims = 0.0
 
+    async def register(self, session: Session) -> None:
+        self._check("register")
+        await super().register(session)
+
     async def claim(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
         self._check("claim")
         leases = await super().claim(session, request, queues, limit)
@@ -59,6 +66,10 @@ class FaultyBroker(MemoryBroker):
         self._check("settle")
         return await super().settle(settlements)
 
+    async def upkeep(self, limit: int) -> Upkept:
+        self._check("upkeep")
+        return await super().upkeep(limit)
+
     async def take_back(self) -> ClaimId:
         """The one lease of the one worker is its own no more, and its job is ready."""
         [worker] = await self.console.workers()
@@ -66,6 +77,9 @@ class FaultyBroker(MemoryBroker):
         self._store._let_go(lost)
         self._store.wait_again(lost, Move.HAND_BACK, lost.due_at)
         return claim
+
+    async def records(self, *handles: JobHandle[Any]) -> list[Record]:
+        return [record for record in await self.read([parse_id(handle.id) for handle in handles]) if record is not None]
 
     def _check(self, verb: str) -> None:
         if verb in self.away:

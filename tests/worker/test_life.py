@@ -9,11 +9,12 @@ from typing import Any
 import anyio
 import pytest
 
-from taskflow import Backoff, BrokerUnavailable, Cancel, Discard, JobCancelled, JobFailed, Status, Worker, job
+from taskflow import Backoff, BrokerUnavailable, Cancel, Discard, JobCancelled, JobContext, JobFailed, JobHandle, Retry, Status, Worker, job
 from taskflow.app.current import default_app
 from taskflow.broker.memory import MemoryBroker
 from taskflow.broker.protocol import Broker
 from taskflow.model.ids import parse_id
+from taskflow.model.record import Record
 from taskflow.model.session import Beat
 from taskflow.model.verdict import HandedBack, Settled, Settlement, Succeeded
 from taskflow.worker.events import (
@@ -313,3 +314,50 @@ async def test_a_second_cancellation_cuts_the_grace_time_short(broker: Broker) -
         await hosting
     assert await handle.status() is Status.READY
     assert await broker.console.workers() == []
+
+
+class Undone(Exception):
+    """What a job makes of being asked to stop."""
+
+
+@job(name="tests.life.polite_thread", max_attempts=1)
+def polite_thread(ctx: JobContext, what: str) -> str:
+    if ctx.cancelled.wait(30):
+        if what == "raise":
+            raise Undone("what was done is undone")
+        if what == "retry":
+            raise Retry
+        if what == "discard":
+            raise Discard("no use")
+    return what
+
+
+@job(name="tests.life.translates", max_attempts=1)
+async def translates(what: str) -> None:
+    try:
+        await asyncio.sleep(30)
+    except asyncio.CancelledError as error:
+        raise Undone("the connection was cut") from error
+
+
+@pytest.mark.parametrize("kind", [polite_thread, translates])
+async def test_an_error_that_winding_down_brings_about_costs_no_attempt(broker: Broker, kind: Any) -> None:
+    """A plain function that raises when it is asked to stop, and an async one that makes an error of its own of its cancellation."""
+    record = await wound_down(broker, await kind.delay("raise"))
+    assert (record.status, record.failures, record.hand_backs) == (Status.READY, 0, 1)
+
+
+@pytest.mark.parametrize(("what", "status"), [("retry", Status.READY), ("discard", Status.FAILED), ("return", Status.SUCCEEDED)])
+async def test_what_a_job_says_of_itself_counts_when_the_worker_winds_down(broker: Broker, what: str, status: Status) -> None:
+    """But for a retry, which would use up an attempt."""
+    assert (await wound_down(broker, await polite_thread.delay(what))).status is status
+
+
+async def wound_down(broker: Broker, handle: JobHandle[Any]) -> Record:
+    """What has become of a job that ran when its worker's grace time was over."""
+    async with Worker(options=options(Heard(), grace=0.05, last_words=10.0, ttl=20.0)):
+        while await handle.status() is not Status.RUNNING:  # noqa: ASYNC110  # no event tells it
+            await asyncio.sleep(0.01)
+    [record] = await broker.read([parse_id(handle.id)])
+    assert record is not None
+    return record

@@ -18,7 +18,7 @@ from taskflow.model.record import Record
 from taskflow.model.session import Beat, BeatAnswer
 from taskflow.model.verdict import Settled, Settlement
 from taskflow.worker import runs as runs_module
-from taskflow.worker.pace import MEASURED_OVER, QUEUES, REMEMBERED, STARTS_WITHIN, Pace
+from taskflow.worker.pace import FADES_AFTER, MEASURED_OVER, QUEUES, REMEMBERED, STARTS_WITHIN, Pace
 from tests.worker.scene import Heard, Run, options, waits
 
 QUICK, SLOW = STARTS_WITHIN / 10, STARTS_WITHIN * 2
@@ -308,6 +308,32 @@ def test_a_long_run_among_short_ones_is_not_the_median() -> None:
     for number in range(1_000):
         pace.note("mixed", SLOW if number % 10 == 0 else QUICK)
     assert pace.reserve(MEASURED_OVER) > 0
+
+
+def test_a_slow_queue_that_is_used_no_more_is_forgotten() -> None:
+    """One slow run in it does not take the reserve from all others for as long as the session lives."""
+    pace = Pace(0.0)
+    pace.note("once", SLOW)
+    assert reserve_after(pace, FADES_AFTER) == 0
+    assert reserve_after(pace, 1.1 * FADES_AFTER) > 0
+
+
+def test_a_queue_whose_runs_take_longer_than_that_is_remembered_from_one_to_the_next() -> None:
+    pace, long = Pace(0.0), 10 * FADES_AFTER
+    pace.note("long", long)
+    assert reserve_after(pace, long) == 0
+    pace.note("long", long)
+    assert reserve_after(pace, 2 * long) == 0
+
+
+def reserve_after(pace: Pace, now: float) -> int:
+    """While another queue has short runs."""
+    for _ in range(1_000):
+        pace.note("quick", QUICK)
+    pace.reserve(now - MEASURED_OVER)
+    for _ in range(1_000):
+        pace.note("quick", QUICK)
+    return pace.reserve(now)
 
 
 def test_names_that_are_made_up_do_not_pile_up() -> None:

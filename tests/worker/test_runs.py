@@ -20,16 +20,20 @@ from taskflow import (
     JobCancelled,
     JobContext,
     JobFailed,
+    Middleware,
     Progress,
     Retry,
     Snooze,
     Status,
     Worker,
+    configure,
     current_job,
     enqueue,
     job,
 )
+from taskflow.app.middleware import RunNext
 from taskflow.broker.protocol import Broker
+from taskflow.model.verdict import Verdict
 
 AT_ONCE = Backoff(base=0.0)
 
@@ -348,6 +352,35 @@ async def test_each_run_has_context_variables_of_its_own(broker: Broker) -> None
     async with Worker():
         assert [await (await count.delay()).result(10) for _ in range(3)] == [1, 1, 1]
         assert await (await count_in_a_thread.delay()).result(10) == "1 tests.worker.variable_in_a_thread"
+
+
+class Hangs(Middleware):
+    """Before or after the plain function that it is around."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+
+    async def run(self, context: JobContext, call_next: RunNext) -> Verdict:
+        verdict = await call_next(context) if self.where == "after" else None
+        Gate.started.set()
+        await Gate.release.wait()
+        return verdict or await call_next(context)
+
+
+@pytest.mark.parametrize("where", ["before", "after"])
+async def test_timeout_and_cancel_reach_middleware_around_a_plain_function(broker: Broker, where: str) -> None:
+    """It is no thread that could not be interrupted. The function itself is not called any more."""
+    configure(middleware=[Hangs(where)])
+    async with Worker():
+        handle = await upper.options(timeout=0.05, max_attempts=1).delay("a")
+        with pytest.raises(JobFailed, match="longer than its timeout"):
+            await handle.result(10)
+        Gate.started.clear()
+        handle = await upper.delay("a")
+        await Gate.started.wait()
+        await handle.cancel()
+        with pytest.raises(JobCancelled):
+            await handle.result(10)
 
 
 def quick_beats() -> Any:

@@ -5,14 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
+from taskflow import JobCancelled, JobHandle, Status, Worker
 from taskflow.model.envelope import ClaimId, Envelope, Lease
-from taskflow.model.ids import IdFactory
+from taskflow.model.ids import IdFactory, parse_id
 from taskflow.worker import suspects as suspects_module
+from taskflow.worker.events import SessionOpened
 from taskflow.worker.holdings import Holding, Holdings
 from taskflow.worker.suspects import Suspects
+from tests.worker.scene import FaultyBroker, Heard, a_faulty_broker, options, waits
+from tests.worker.scene import Run as Gate
 
 new_id = IdFactory()
 
@@ -131,3 +136,93 @@ async def test_one_that_is_lost_meanwhile_is_not_begun() -> None:
     await stage.until_done()
     trying.cancel()
     assert stage.begun == []
+
+
+# --- those that are chosen, and wait to be alone ---------------------------------------------------------------
+
+
+async def test_one_that_waits_to_be_alone_is_among_those_that_have_not_begun() -> None:
+    """Whoever ends the session then gives it back, as it does those that were not chosen."""
+    async with a_stage([]) as stage:
+        stage.begin(stage.holdings.add(stage.lease(0)))
+        stage.suspects.add(stage.lease(1))
+        await asyncio.sleep(0)
+        assert [holding.lease.crashes for holding in stage.suspects.take_all()] == [1]
+        await stage.until_done()
+    assert stage.begun == [0]
+
+
+async def test_one_that_waits_to_be_alone_is_tried_after_a_stranger_has_cancelled_the_trial() -> None:
+    stage = Stage(lambda: asyncio.sleep(0.001))
+    stage.begin(stage.holdings.add(stage.lease(0)))
+    stage.suspects.add(stage.lease(1))
+    trying = asyncio.create_task(stage.suspects.run())
+    await asyncio.sleep(0)
+    trying.cancel()
+    await asyncio.gather(trying, return_exceptions=True)
+    trying = asyncio.create_task(stage.suspects.run())
+    await stage.until_done()
+    trying.cancel()
+    assert stage.begun == [0, 1]
+
+
+@asynccontextmanager
+async def a_suspect_beside_a_run(**more: Any) -> AsyncIterator[tuple[FaultyBroker, Worker, Heard, JobHandle[str]]]:
+    """It is chosen, and waits for the run to end."""
+    heard = Heard()
+    async with a_faulty_broker() as broker:
+        before = await waits.delay()
+        worker = Worker(options=options(heard, **more))
+        async with worker:
+            await Gate.started.wait()
+            await broker.console.pause("default")
+            suspect = await waits.delay()
+            broker._store.jobs[parse_id(suspect.id)].crashes = 1
+            Gate.started.clear()
+            await broker.console.resume("default")
+            while await suspect.status() is not Status.RUNNING:  # noqa: ASYNC110  # no event tells it
+                await asyncio.sleep(0.001)
+            await asyncio.sleep(0.01)
+            yield broker, worker, heard, suspect
+        assert await before.status() is not Status.FAILED
+
+
+async def test_a_suspect_that_waits_to_be_alone_goes_back_uncounted_as_soon_as_the_worker_winds_down() -> None:
+    async with a_suspect_beside_a_run(grace=3600.0, ttl=20.0) as (broker, worker, _, suspect):
+        ending = asyncio.create_task(_end(worker, suspect))
+    assert await ending is Status.READY
+    [record] = await broker.records(suspect)
+    assert (record.hand_backs, record.crashes) == (0, 1)
+
+
+async def _end(worker: Worker, suspect: JobHandle[str]) -> Status | None:
+    """What becomes of it while the other run has its grace time."""
+    async with asyncio.timeout(10):
+        while (status := await suspect.status()) is Status.RUNNING:  # noqa: ASYNC110  # no event tells it
+            await asyncio.sleep(0.01)
+    worker.hurry()
+    return status
+
+
+async def test_a_suspect_that_waits_to_be_alone_when_its_session_is_lost_is_not_held_for_ever() -> None:
+    """The past session ends, and leaves: it costs the suspect no crash."""
+    async with a_suspect_beside_a_run(ttl=20.0) as (broker, worker, heard, suspect):
+        worker._note_silence()
+        await heard.wait_for(SessionOpened, times=2)
+        async with asyncio.timeout(10):
+            while worker._past_lives:  # noqa: ASYNC110  # no event tells it
+                await asyncio.sleep(0.01)
+        [record] = await broker.records(suspect)
+        assert record.crashes == 1
+        Gate.release.set()
+        assert await suspect.result(10) == "epoch 2"
+
+
+async def test_a_suspect_that_is_cancelled_before_its_turn_is_not_run() -> None:
+    """No first step of it: that may be what took its worker down."""
+    async with a_suspect_beside_a_run(ttl=20.0) as (_, _, _, suspect):
+        assert await suspect.cancel() is Status.RUNNING
+        with pytest.raises(JobCancelled):
+            await suspect.result(10)
+        assert not Gate.started.is_set()
+        Gate.release.set()

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from taskflow.model.seams import start_thread
-from taskflow.worker.threads import Threads
+from taskflow.worker.threads import NeverBegun, Threads
 
 MANY = 100
 
@@ -105,3 +105,69 @@ async def test_without_any_thread_left_the_caller_is_told() -> None:
     threads = Threads(2, refuse)
     with pytest.raises(RuntimeError, match="can't start"):
         threads.run(lambda: None)
+
+
+async def test_cancelled_work_that_no_thread_has_come_to_is_never_called() -> None:
+    """What it belonged to has ended: its effects would come after that."""
+    threads, release, called = Threads(1, start_thread), threading.Event(), threading.Event()
+    first, second = threads.run(lambda: release.wait(10)), threads.run(called.set)
+    second.cancel()
+    release.set()
+    assert await first
+    assert await threads.run(called.is_set) is False
+    threads.close()
+
+
+async def test_work_is_taken_back_until_a_thread_has_come_to_it() -> None:
+    threads, begun, release, called = Threads(1, start_thread), threading.Event(), threading.Event(), threading.Event()
+
+    def waits() -> str:
+        begun.set()
+        release.wait(10)
+        return "ended"
+
+    first, second = threads.run(waits), threads.run(called.set)
+    assert await asyncio.to_thread(begun.wait, 10)
+    threads.take_back(first)
+    threads.take_back(second)
+    with pytest.raises(NeverBegun):
+        await second
+    release.set()
+    assert await first == "ended"
+    assert await threads.run(called.is_set) is False
+    threads.close()
+
+
+async def test_work_that_was_cancelled_is_not_taken_back_besides() -> None:
+    """A run may be asked to stop in the moment in which a stranger has cancelled it."""
+    threads, release = Threads(1, start_thread), threading.Event()
+    first, second = threads.run(lambda: release.wait(10)), threads.run(lambda: None)
+    second.cancel()
+    threads.take_back(second)
+    threads.give_up(second)
+    assert threads.left_behind == 0
+    release.set()
+    assert await first
+    threads.close()
+
+
+async def test_a_function_that_is_given_up_counts_until_it_ends() -> None:
+    """Its thread is missing to others. One that had not begun takes none."""
+    freed, begun, release = asyncio.Event(), threading.Event(), threading.Event()
+
+    def waits() -> None:
+        begun.set()
+        release.wait(10)
+
+    threads = Threads(1, start_thread, freed.set)
+    first, second = threads.run(waits), threads.run(lambda: None)
+    assert await asyncio.to_thread(begun.wait, 10)
+    for outcome in (first, second):
+        outcome.cancel()
+        threads.give_up(outcome)
+    assert threads.left_behind == 1
+    release.set()
+    async with asyncio.timeout(10):
+        await freed.wait()
+    assert threads.left_behind == 0
+    threads.close()

@@ -94,6 +94,22 @@ async def test_a_worker_with_every_slot_taken_is_ready(broker: FaultyBroker) -> 
         Run.release.set()
 
 
+async def test_a_worker_with_every_slot_taken_is_still_ready_when_one_comes_free(broker: FaultyBroker) -> None:
+    """Its claim has been asked this moment. If that is not answered, it is not ready when it has waited for that."""
+    async with Worker(options=options(Heard(), ttl=20.0, concurrency=1, last_words=LATE / 5)) as worker:
+        await waits.delay()
+        await Run.started.wait()
+        await asyncio.sleep(2 * LATE)
+        broker.away = {"claim"}
+        Run.release.set()
+        async with asyncio.timeout(30):
+            while not (finding := worker.vitals.ready()).facts["free"]:  # noqa: ASYNC110  # no event tells it
+                await asyncio.sleep(0)
+        assert finding.is_well
+        unready = await until(worker.vitals.ready, is_well=False)
+        assert "a claim for" in unready.why
+
+
 async def test_between_two_sessions_a_worker_lives_and_is_not_ready(broker: FaultyBroker, monkeypatch: pytest.MonkeyPatch) -> None:
     heard = Heard()
     async with Worker(options=options(heard, ttl=20.0)) as worker:

@@ -27,7 +27,7 @@ class Runs(Executor):
     """Middleware and the timeout are the worker's business."""
 
     def __init__(self, calls: Calls, say: Say, state: Any) -> None:
-        super().__init__(default_app().registry, middleware=(), threads=calls, seams=Seams(), state=state)
+        super().__init__(default_app().registry, middleware=(), threads=None, seams=Seams(), state=state)
         self._calls = calls
         self._say = say
 
@@ -38,7 +38,7 @@ class Runs(Executor):
         finally:
             self._progress.end()
 
-    async def _invoke(self, job: AnyJob, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    async def _invoke(self, holding: Holding, job: AnyJob, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if isinstance(job, Job):
             return await self._calls.run_async(partial(job.function, *args, **kwargs))
         return await self._calls.run(partial(job.function, *args, **kwargs))
