@@ -1,6 +1,6 @@
 """`python -m taskflow` is the command `taskflow`."""
 
-from taskflow.cli.main import main
+from taskflow.cli.main import program
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(program())

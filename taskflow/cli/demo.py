@@ -80,7 +80,7 @@ def _a_fresh_file(given: str | None) -> Path:
 # --- the worker -----------------------------------------------------------------------------------------------------
 
 # The package is found at the end of the path if nowhere else: in a clone, where nothing is installed.
-_START: Final = "import sys; sys.path.append(sys.argv.pop(1)); from taskflow.cli.main import main; raise SystemExit(main())"
+_START: Final = "import sys; sys.path.append(sys.argv.pop(1)); from taskflow.cli.main import program; raise SystemExit(program())"
 
 
 @contextmanager

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import signal
 import socket
 import threading
 from collections.abc import Sequence
+from concurrent.futures import Future
 from typing import Final
 
 from taskflow.model.seams import start_thread
@@ -21,7 +23,7 @@ class Line:
     """A subscriber to the worker's events.
 
     `told`       what the supervisor has put into the environment
-    `max_jobs`   after so many runs the worker winds down by itself, as if it had got a SIGTERM
+    `max_jobs`   after so many runs the worker retires
     `is_first`   of the supervisor's workers it is the one in the first place
     `died`       sessions whose processes have died before it was started, and of what
     """
@@ -32,10 +34,12 @@ class Line:
         self.is_leaving = False
         self.is_first = place == 0
         self._runs_left = max_jobs
+        self._retired = Future[None]()
+        self._lock = threading.Lock()
         self._end = socket.socket(fileno=descriptor)
         self._end.set_inheritable(False)
         _die_with(supervisor)
-        self._watch: threading.Thread = start_thread(self._until_closed, "taskflow-line")
+        self._watch: threading.Thread = start_thread(self._listen, "taskflow-line")
 
     def say(self, words: str) -> None:
         """Not waited for: a supervisor that is stopped, or gone, holds nobody up."""
@@ -51,23 +55,37 @@ class Line:
             case SessionOpened(_, session):
                 self.say(f"session {session.hex()}")
 
+    async def retired(self) -> None:
+        """Until this worker is to claim nothing more, and to end when all that it runs has ended: another one takes its place meanwhile."""
+        await asyncio.shield(asyncio.wrap_future(self._retired))
+
     def _count(self) -> None:
         if self._runs_left is None:
             return
         self._runs_left -= 1
-        if self._runs_left == 0 and not self.is_leaving:
-            self.is_leaving = True
-            self.say("leaving")
-            log.info("this worker has run as many jobs as it may (--max-jobs): another one takes over")
-            os.kill(os.getpid(), signal.SIGTERM)
+        if self._runs_left == 0:
+            log.info("this worker has run as many jobs as it may (--max-jobs): another one takes over, and what runs here still ends here")
+            self._retire()
 
-    def _until_closed(self) -> None:
-        """Where the kernel does not end us with the supervisor, its end of the line does. It says nothing, so whatever comes is the end."""
-        try:
-            self._end.recv(1)
-        except OSError:  # a job has closed the descriptor
-            return
-        os.kill(os.getpid(), signal.SIGKILL)
+    def _retire(self) -> None:
+        """From any thread."""
+        with self._lock:
+            if self.is_leaving:
+                return
+            self.is_leaving = True
+        self.say("retiring")
+        self._retired.set_result(None)
+
+    def _listen(self) -> None:
+        """The supervisor says but one thing, RETIRE. Where the kernel does not end us with it, its end of the line does."""
+        while True:
+            try:
+                heard = self._end.recv(64)
+            except OSError:  # a job has closed the descriptor
+                return
+            if not heard:
+                os.kill(os.getpid(), signal.SIGKILL)
+            self._retire()
 
 
 def _die_with(supervisor: int) -> None:

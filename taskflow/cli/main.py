@@ -2,11 +2,52 @@
 
 from __future__ import annotations
 
+import _thread
+import os
 import sys
+import time
 
 TYPE_CHECKING = False  # typing's own would load typing, and a Ctrl-C meanwhile would show our frames
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Final
+
+
+# Seconds that Python may take to end once we are done: it waits for threads and processes that jobs have left behind, and for ever.
+LEFT_BEHIND: Final = 5.0
+
+
+def program() -> int:
+    """The process's own main program: `main`, and then the end of the process with that code, whatever keeps Python from it."""
+    code = 1
+    try:
+        code = main()
+    except SystemExit as ending:  # argparse's
+        code = ending.code if isinstance(ending.code, int) else 1
+        raise
+    finally:
+        _bound_the_end(code)
+    return code
+
+
+def _bound_the_end(code: int) -> None:
+    """Two threads, since who reads what is said may be gone, or what is left may hold a stream. Both begin now: later none may."""
+    try:
+        _thread.start_new_thread(_say_what_keeps_it, ())
+        _thread.start_new_thread(_end_by_force, (code,))
+    except RuntimeError:  # the system has no more threads
+        return
+
+
+def _say_what_keeps_it() -> None:
+    time.sleep(LEFT_BEHIND)
+    print("taskflow: what jobs have left behind, threads or processes, does not end: this process ends without it", file=sys.stderr)
+    sys.stdout.flush()
+
+
+def _end_by_force(code: int) -> None:
+    time.sleep(LEFT_BEHIND + 0.5)
+    os._exit(code)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,7 +129,7 @@ def _explain(error: Exception) -> int:
         raise error
     if not isinstance(error, TaskflowError):  # as a rule it is our output that cannot be written: the store's errors are ours
         _write_or_forget_output()
-    print(f"taskflow: {error}", file=sys.stderr)
+    print(f"taskflow: {str(error) or type(error).__name__}", file=sys.stderr)
     if isinstance(error, BrokerError):
         return Exit.BROKER
     return Exit.USAGE if isinstance(error, ConfigurationError) else Exit.FAILED

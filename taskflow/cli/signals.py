@@ -16,6 +16,7 @@ from typing import Any, Final, Self
 from taskflow.cli.exits import Exit
 from taskflow.cli.interrupts import interrupts
 from taskflow.model.seams import start_thread
+from taskflow.worker.children.system import HANDLED, keep_handlers_from_forks
 from taskflow.worker.supervisor import SAME_SIGNAL as SAME_SIGNAL
 from taskflow.worker.worker import Worker
 
@@ -100,7 +101,7 @@ class Signals:
         self._heeded_at = float("-inf")
         self._number = 0
         self._told = 0
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in HANDLED:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # under nohup it stays ignored
                 signal.signal(number, self._heed)
         if interrupts.have_come:  # while modules were loaded, and it was lost in a callback of the interpreter
@@ -170,3 +171,6 @@ class Signals:
             elif self._worker is not None:
                 log.warning("%s again: cancelling what runs", name)
                 self._worker.hurry()
+
+
+keep_handlers_from_forks(lambda handler: isinstance(getattr(handler, "__self__", None), Signals))  # once, and for this process's life

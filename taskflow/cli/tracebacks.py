@@ -11,7 +11,10 @@ import traceback
 from pathlib import Path
 from typing import Final
 
+from taskflow.model.errors import TaskflowError
+
 _LOOPS: Final = f"{Path(asyncio.__file__).parent}{os.sep}"
+_PYTHONS: Final = f"{Path(os.__file__).parent}{os.sep}"
 _OURS: Final = f"{Path(__file__).parents[1]}{os.sep}"
 
 
@@ -21,9 +24,12 @@ def print_users(error: BaseException) -> None:
 
 
 def is_ours(error: BaseException) -> bool:
-    """Whether it was raised by our own code: then it is a bug, or one of our errors."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and _is_machinery(frames[-1].filename)
+    """Whether it is one of our own errors, which says what to do, or has come by no code but ours: then it is a bug. What has passed
+    through the user's code, where a task group or a timeout of asyncio's has raised it for example, is the user's to see."""
+    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, TaskflowError) and files and _is_machinery(files[-1]):
+        return True
+    return bool(files) and all(_is_machinery(file) or _is_pythons(file) for file in files)
 
 
 def _of(told: traceback.TracebackException) -> traceback.TracebackException:
@@ -36,3 +42,7 @@ def _of(told: traceback.TracebackException) -> traceback.TracebackException:
 
 def _is_machinery(file: str) -> bool:
     return file.startswith((_OURS, _LOOPS, "<frozen importlib", "uvloop/")) or file in (importlib.__file__, contextlib.__file__)
+
+
+def _is_pythons(file: str) -> bool:
+    return file.startswith("<frozen ") or (file.startswith(_PYTHONS) and "-packages" not in file)

@@ -7,7 +7,7 @@ import asyncio
 import difflib
 import importlib
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
@@ -19,6 +19,7 @@ from taskflow.broker.console import QueueRecord
 from taskflow.broker.url import DEFAULT_NAMESPACE, masked
 from taskflow.cli.exits import Exit
 from taskflow.cli.logs import logging_to_stderr
+from taskflow.cli.loop import create_own, run_through
 from taskflow.cli.modules import TargetFailed, import_targets, packages_of
 from taskflow.cli.outside import Outside
 from taskflow.cli.signals import AFTER_FORCE, LastResort, Signals
@@ -101,28 +102,19 @@ def _announce(app: App, options: WorkerOptions) -> None:
 def _run(shift: Shift) -> int:
     try:
         with asyncio.Runner(loop_factory=_fastest_loop()) as runner:
-            return _through_stops(runner.get_loop(), shift.work())
+            return run_through(runner.get_loop(), shift.work())
     except KeyboardInterrupt:
         raise
     except BaseException as error:
         if not shift.has_ended:  # it is the loop that has failed
             shift.heed(Broken(str(error)))
+        if isinstance(error, asyncio.CancelledError):
+            log.error("this worker's own task was cancelled by code that it has called: it has wound down")
+            return Exit.FAILED
         if is_ours(error):
             raise
         print_users(error)  # the application's lifespan, which may exit too
         return Exit.FAILED
-
-
-def _through_stops(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, int]) -> int:
-    """The loop is the worker's: a job that stops it is told of, and the loop goes on."""
-    task = loop.create_task(work)
-    while True:
-        try:
-            return loop.run_until_complete(task)
-        except RuntimeError:
-            if task.done() or loop.is_closed():
-                raise
-            log.error("a job has stopped the event loop (loop.stop()), which is the worker's: it goes on")
 
 
 def _fastest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -173,9 +165,11 @@ class Shift:
             async with AsyncExitStack() as stack:
                 if not await self._signals.start(self._start(worker, stack)):
                     return self._signals.code
+                telling = create_own(self._tell_deaths())
                 is_drained = await self._until_told(worker)
                 if not is_drained and self._line is not None:
                     self._line.say("leaving")  # whoever has told it so
+            telling.cancel()
             if self._is_draining and (self._line is None or (self._line.is_first and not self._line.is_leaving)):
                 await self._tell_what_is_left()
         finally:
@@ -205,22 +199,27 @@ class Shift:
     async def _start(self, worker: Worker, stack: AsyncExitStack) -> None:
         await self._doubt_queues()
         await stack.enter_async_context(worker)
-        for session, cause in self._line.died if self._line is not None else ():
-            await tell_death(self._app.broker(), session, cause)
+
+    async def _tell_deaths(self) -> None:
+        """Beside the work, which waits for no broker that is slow to answer."""
+        if self._line is not None:
+            await asyncio.gather(*(tell_death(self._app.broker(), session, cause) for session, cause in self._line.died))
 
     async def _until_told(self, worker: Worker) -> bool:
-        """By a signal, or by the queues, which are drained then: whether it was these."""
-        told = asyncio.create_task(self._signals.wait(worker))
-        waits: list[asyncio.Task[Any]] = [told]
-        if self._is_draining:
-            waits.append(asyncio.create_task(worker.drained()))
+        """By a signal, by the queues, which are drained then, or because it has retired: whether it was the queues."""
+        drained = create_own(worker.drained()) if self._is_draining else None
+        waits: list[asyncio.Task[Any]] = [create_own(self._signals.wait(worker))]
+        if drained is not None:
+            waits.append(drained)
+        if self._line is not None:
+            waits.append(create_own(_retire(worker, self._line)))
         done, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         for wait in pending:
             wait.cancel()
         await asyncio.gather(*pending, return_exceptions=True)
         for wait in done:
             wait.result()
-        return done != {told}
+        return drained in done
 
     async def _doubt_queues(self) -> None:
         """A queue that no job here names, and that the store does not know, may come yet. More often it is a slip of the pen."""
@@ -245,3 +244,9 @@ class Shift:
 
     async def _queues(self) -> list[QueueRecord]:
         return await self._app.broker().console.queues()
+
+
+async def _retire(worker: Worker, line: Line) -> None:
+    """When it is told to: a job that is longer than the grace time ends here too, while its successor works already."""
+    await line.retired()
+    await worker.finish()

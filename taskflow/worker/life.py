@@ -171,6 +171,19 @@ class Life:
             broken=lambda why: self._events.tell(Broken(why)),
         )
 
+    async def finish(self) -> bool:
+        """Claim nothing more, and let what runs end, however long that takes. Whether the broker knows all of it: not when the session is
+        lost.
+
+        The keeper beats, and upkeep is done, until the worker winds down.
+        """
+        await self._end_fetching()
+        await self._dismiss(self._suspects.run, self._runs.run)
+        self._give_back_what_waits()
+        while len(self._holdings) and not self._is_over:
+            await self._holdings.wait_for_change()
+        return not self._is_over
+
     async def wind_down(self, hurry: asyncio.Event) -> bool:
         """Stop claiming, let runs finish for the grace time (or until `hurry`), cancel and hand back what is left, leave.
 
@@ -178,12 +191,7 @@ class Life:
         """
         self._is_over = True
         await self._dismiss(self._upkeep.run, self._suspects.run, self._runs.run)
-        for holding in self._suspects.take_all():
-            self._runs.give_back(holding)
-        self._runs.give_back_reserve()
-        for holding in self._runs.under_way.values():
-            if holding.started is None and holding.stop is not None:  # it waits for a child process still, and need not wait here
-                holding.ask_to_stop(WINDING_DOWN)
+        self._give_back_what_waits()
         self._events.tell(WindingDown(len(self._runs.under_way), self._options.grace))
         await self._end_fetching()
         await self._until_runs_end(self._options.grace, hurry)
@@ -255,6 +263,14 @@ class Life:
     def _give_back(self, leases: Sequence[Lease]) -> None:
         for lease in leases:
             self._runs.give_back(self._holdings.add(lease))
+
+    def _give_back_what_waits(self) -> None:
+        for holding in self._suspects.take_all():
+            self._runs.give_back(holding)
+        self._runs.give_back_reserve()
+        for holding in self._runs.under_way.values():
+            if holding.started is None and holding.stop is not None:  # it waits for a child process still, and need not wait here
+                holding.ask_to_stop(WINDING_DOWN)
 
     async def _end_fetching(self) -> None:
         """A claim that is under way is answered in a moment, or never: what it brings goes back, which then need not count."""

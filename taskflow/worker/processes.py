@@ -25,6 +25,9 @@ log: Final = logging.getLogger("taskflow.supervisor")
 TOLD: Final = "TASKFLOW_SUPERVISED"
 """The variable that tells a worker who its supervisor is: the descriptor of the line to it, its pid, and the worker's place."""
 
+RETIRE: Final = b"retire\n"
+"""What a supervisor says to a worker."""
+
 WEIGH_EVERY: Final = 1.0
 LONGEST_LINE: Final = 4096
 
@@ -57,7 +60,7 @@ def supervise(
 
         def note_crash(session: bytes, cause: str) -> None:
             on_crash(session, cause)
-            processes.died.append((session.hex(), cause))
+            processes.deaths.note(session, cause)
 
         supervisor = Supervisor(plan, processes, note_crash)
         weigh_at = 0.0 if plan.max_memory is not None else float("inf")
@@ -160,19 +163,19 @@ class Processes:
         self._selector.register(wakes, selectors.EVENT_READ)
         self._ears: dict[int, Ear] = {}
         self._out_of_memory = OutOfMemory()
-        self.died: list[tuple[str, str]] = []
+        self.deaths = Deaths()
 
     def start(self, place: int) -> int:
         ours, theirs = socket.socketpair()
         with theirs:
             theirs.set_inheritable(True)
-            environment = os.environ | {TOLD: f"{theirs.fileno()} {os.getpid()} {place}", DIED: json.dumps(self.died[-MOST_TOLD:])}
+            environment = os.environ | {TOLD: f"{theirs.fileno()} {os.getpid()} {place}", DIED: self.deaths.as_json()}
             try:
                 pid = _spawn(self._command, environment)
-                self.died.clear()
             except BaseException:
                 ours.close()
                 raise
+        self.deaths.tell(pid)
         self._ears[pid] = ear = Ear(ours)
         self._selector.register(ear, selectors.EVENT_READ)
         return pid
@@ -180,6 +183,9 @@ class Processes:
     def signal(self, pid: int, number: int) -> None:
         if pid in self._ears:  # not reaped, so that the pid is nobody else's yet
             os.kill(pid, number)
+
+    def retire(self, pid: int) -> bool:
+        return pid in self._ears and self._ears[pid].say(RETIRE)
 
     def pids(self) -> list[int]:
         return list(self._ears)
@@ -193,12 +199,15 @@ class Processes:
         """Lines that workers have said, and whatever has ended, which is reaped by that: workers, after their last words, and as process 1
         everybody's orphans."""
         for pid, ear in self._ears.items():
-            yield from ((pid, line) for line in self._listen(ear))
+            for line in self._listen(ear):
+                self.deaths.heard(pid, line)
+                yield pid, line
         while (reaped := _reap()) is not None:
             pid, status = reaped
             if (worker := self._ears.pop(pid, None)) is not None:
                 yield from ((pid, line) for line in worker.take())
                 self._forget(worker)
+                self.deaths.forget(pid)
             yield pid, self._out_of_memory.ending(status)
 
     def _listen(self, ear: Ear) -> list[str]:
@@ -225,6 +234,32 @@ class Processes:
             ear.close()
 
 
+class Deaths:
+    """What workers have died of, until one is at work that was told at its start: one that dies while it imports tells nobody."""
+
+    def __init__(self) -> None:
+        self._untold: list[tuple[str, str]] = []
+        self._told: dict[int, list[tuple[str, str]]] = {}
+
+    def note(self, session: bytes, cause: str) -> None:
+        self._untold = [*self._untold, (session.hex(), cause)][-MOST_TOLD:]
+
+    def as_json(self) -> str:
+        return json.dumps(self._untold)
+
+    def tell(self, pid: int) -> None:
+        """That worker has been started with all of them."""
+        self._told[pid] = list(self._untold)
+
+    def heard(self, pid: int, line: str) -> None:
+        """It has a session, and will see to it."""
+        if line.startswith("session ") and (told := self._told.pop(pid, None)):
+            self._untold = [death for death in self._untold if death not in told]
+
+    def forget(self, pid: int) -> None:
+        self._told.pop(pid, None)
+
+
 class Ear:
     """Our end of the line to a worker."""
 
@@ -244,6 +279,13 @@ class Ear:
             self.is_deaf = not chunk or len(self._rest) > LONGEST_LINE * 16
         *lines, self._rest = self._rest.split(b"\n")
         return [line.decode("ascii", "replace") for line in lines]
+
+    def say(self, word: bytes) -> bool:
+        """Whether the worker has it to read."""
+        try:
+            return self._end.send(word) == len(word)
+        except OSError:
+            return False
 
     def close(self) -> None:
         self._end.close()

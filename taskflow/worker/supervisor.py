@@ -1,7 +1,8 @@
 """Which worker processes there are to be: decisions alone, from what is told and from the time. `Hands` carry them out.
 
-A worker starts, says that its modules are `loaded`, opens a `session`, and works. It leaves when it is told to, or when it has run
-as many jobs as it may; its place is another's from then on. What ends otherwise has crashed, and is replaced after a pause.
+A worker starts, says that its modules are `loaded`, opens a `session`, and works. It leaves when it is told to; its place is another's
+from then on. One that has run as many jobs as it may, or has grown too large, retires: its place is another's too, and it has all the time
+that its runs take. What ends otherwise has crashed, and is replaced after a pause.
 """
 
 from __future__ import annotations
@@ -52,6 +53,10 @@ class Hands(Protocol):
         """To a process that may have ended already."""
         ...
 
+    def retire(self, pid: int) -> bool:
+        """Tell a worker to claim nothing more, and to end when what it runs has ended. False when it cannot be told."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -71,7 +76,8 @@ class Plan:
 
 @dataclass(eq=False)
 class Worker:
-    """A process. `told`: how many signals it has got; `came_to`: its exit code, once its session has left."""
+    """A process. `told`: how many signals it has got; `came_to`: its exit code, once its session has left. One that `is_leaving` starts
+    nothing new; when it `is_retiring` it has all the time it wants for what it runs, unless it is signalled."""
 
     pid: int
     place: int
@@ -80,6 +86,7 @@ class Worker:
     works_since: float | None = None
     sessions: list[bytes] = field(default_factory=list)
     is_leaving: bool = False
+    is_retiring: bool = False
     has_drained: bool = False
     came_to: int | None = None
     told: int = 0
@@ -170,12 +177,12 @@ class Supervisor:
         self._may_crowd = self._is_rolling = False
         self._change = None
         for worker in self._workers.values():
-            worker.is_leaving = True
+            worker.is_leaving, worker.is_retiring = True, False
         for place in self._places:
             place.no_start, place.failures, place.free_at = None, 0, float("-inf")
 
     def heard(self, pid: int, line: str) -> None:
-        """What a worker has said: ``loaded``, ``session ID``, ``leaving``, ``ended CODE``, ``drained CODE``."""
+        """What a worker has said: ``loaded``, ``session ID``, ``retiring``, ``leaving``, ``ended CODE``, ``drained CODE``."""
         worker = self._workers.get(pid)
         if worker is None:
             return
@@ -184,6 +191,8 @@ class Supervisor:
                 worker.loaded_at = self._clock()
             case ["session", session]:
                 self._note_session(worker, session)
+            case ["retiring"]:
+                worker.is_leaving = worker.is_retiring = True
             case ["leaving"]:
                 self._note_leaving(worker)
             case ["ended" | "drained" as how, code] if code.isdecimal():
@@ -199,6 +208,7 @@ class Supervisor:
         worked_for = worker.has_worked_for(now)
         log.info("worker %d has %s of memory, more than %s (--max-memory): another one takes over", pid, _bytes(size), _bytes(most))
         worker.is_leaving = True
+        worker.is_retiring = self._hands.retire(pid)  # else it is signalled
         if pause := self._places[worker.place].fail(worked_for, now):
             log.warning("it had worked for %.0f s only, and so had the one before: the next starts in %g s", worked_for, pause)
 
@@ -208,8 +218,8 @@ class Supervisor:
         if worker is None:
             log.debug("process %d, no worker, has ended: %s", pid, ending.cause)
             return
-        if worker.came_to is not None and ending.status in (-signal.SIGTERM, -signal.SIGINT):
-            ending = Ending(worker.came_to)  # ours came while Python was ending already
+        if worker.came_to is not None and ending.status in (-signal.SIGTERM, -signal.SIGINT, -signal.SIGKILL):
+            ending = Ending(worker.came_to)  # it came while Python was ending already, or did not want to
         self._note_end(worker, ending)
         if ending.status and worker.came_to is None:
             for session in worker.sessions:
@@ -280,7 +290,7 @@ class Supervisor:
     def _tell_workers(self) -> None:
         now = self._clock()
         for worker in self._workers.values():
-            wanted = max(self._stops, int(worker.is_leaving))
+            wanted = max(self._stops, int(worker.is_leaving and not worker.is_retiring))
             if wanted > 2 or (worker.told and now >= self._forced_at(worker)):
                 self._hands.signal(worker.pid, signal.SIGKILL)
             elif worker.came_to is None and worker.told < wanted and now >= worker.told_at + SPACING:

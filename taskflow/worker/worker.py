@@ -95,6 +95,7 @@ class Worker:
         self._seams = seams or Seams()
         self._events = Events(self.tally, *self.options.subscribers)
         self._hurry = asyncio.Event()
+        self._is_finishing = False
         self._stack = AsyncExitStack()
         self._life: Life | None = None
         self._lost: Life | None = None
@@ -137,6 +138,15 @@ class Worker:
     def hurry(self) -> None:
         """Cut the grace time short: cancel what runs, now or as soon as the worker winds down."""
         self._hurry.set()
+
+    async def finish(self) -> None:
+        """Take nothing new any more, and return when all that runs here has ended and the broker knows, however long that takes. Runs that
+        are another's by then, since the session was lost, are cancelled. May be cancelled: then the block's end winds down as ever."""
+        self._is_finishing = self.vitals.is_winding_down = True
+        while (life := await self._present_life()) is not None and not await life.finish():
+            pass
+        if self._past_lives:
+            await asyncio.wait(list(self._past_lives))
 
     async def drained(self) -> None:
         """Until its queues have nothing READY or RUNNING anywhere, and nothing SCHEDULED within the horizon.
@@ -233,6 +243,12 @@ class Worker:
         if rebirth.cancelled() and not self.vitals.is_winding_down:
             self._on_lost()
 
+    async def _present_life(self) -> Life | None:
+        """None when it was lost, and none follows."""
+        if self._rebirth is not None:
+            await asyncio.wait([self._rebirth])
+        return self._life
+
     async def _begin_again(self) -> None:
         if self._life is not None:
             self._lost = self._to_abandon = self._life
@@ -241,7 +257,7 @@ class Worker:
         if self._lost is not None and self._lost.age < SHORT_LIFE:
             await asyncio.sleep(SHORT_LIFE)  # what ended it at once, no descriptors left for example, will not have changed yet
         times = 0
-        while self._life is None:
+        while self._life is None and not self._is_finishing:
             try:
                 self._life = await self._begin()
             except Exception as error:  # no thread left for a keeper, for example: to give up would be to live on and do nothing

@@ -149,6 +149,24 @@ def test_the_broker_is_told_of_a_death_and_its_cause(tasks: Shell) -> None:
     assert "SIGKILL" in str(tasks.run("-m", "taskflow", "jobs", job["id"]))
 
 
+def test_the_cause_of_a_death_is_told_by_the_next_that_works_when_the_one_before_could_not_start(tasks: Shell) -> None:
+    tasks.write("tasks.py", TASKS + "\nif Path('crash').exists(): os.kill(os.getpid(), signal.SIGSEGV)\n")
+    tasks.send("wait.bind()")
+    supervised = workers(tasks, 1, "--ttl", "3600")
+    supervised.wait_for("begun by")
+    tasks.write("crash", "")
+    os.kill(pids(supervised)[0], signal.SIGKILL)
+    supervised.wait_for("has ended: SIGSEGV; another one starts in 1 s")
+    (tasks.folder / "crash").unlink()
+    supervised.wait_for("begun by", times=2)
+    tasks.write("release", "")
+    until(lambda: tasks.ledger() == ["ended"], supervised)
+    supervised.signal(signal.SIGTERM)
+    ended_clearly(supervised, [0])
+    [job] = json.loads(tasks.run("-m", "taskflow", "jobs", "--json"))
+    assert "SIGKILL" in tasks.run("-m", "taskflow", "jobs", job["id"])
+
+
 def test_a_worker_that_dies_again_and_again_is_given_time(tasks: Shell) -> None:
     tasks.write("tasks.py", TASKS + "\nif Path('crash').exists(): os.kill(os.getpid(), signal.SIGSEGV)\n")
     supervised = workers(tasks, 1)
@@ -409,19 +427,47 @@ def test_a_worker_that_has_run_as_many_jobs_as_it_may_is_replaced(tasks: Shell, 
     none_is_left(supervised)
 
 
+def test_a_job_longer_than_the_grace_time_ends_in_the_worker_that_has_run_as_many_as_it_may(tasks: Shell) -> None:
+    """Beside its successors, of which several come and go meanwhile; it is begun once."""
+    tasks.send("wait.bind()", "*[note.bind(n) for n in range(60)]")
+    supervised = tasks.taskflow("worker", "tasks", "--max-jobs", "10", "--concurrency", "2", "--grace", "0.1")
+    until(lambda: len(tasks.ledger()) >= 60, supervised)
+    supervised.wait_for("has wound down", times=3)
+    tasks.write("release", "")
+    until(lambda: "ended" in tasks.ledger(), supervised)
+    supervised.wait_for("has wound down", times=4)
+    supervised.signal(signal.SIGTERM)
+    ended_clearly(supervised, [0, 128 + signal.SIGTERM])
+    assert supervised.said.count("begun by") == 1
+    assert tasks.counts() == {"succeeded": 61}
+
+
+def test_a_signal_ends_the_grace_of_a_worker_that_has_run_as_many_jobs_as_it_may(tasks: Shell) -> None:
+    tasks.send("wait.bind()", "*[note.bind(n) for n in range(9)]")
+    supervised = tasks.taskflow("worker", "tasks", "--max-jobs", "5", "--concurrency", "2", "--grace", "0.1")
+    until(lambda: len(tasks.ledger()) >= 9, supervised)
+    supervised.signal(signal.SIGTERM)
+    ended_clearly(supervised, [124])
+    assert tasks.counts() == {"ready": 1, "succeeded": 9}
+
+
 def test_a_worker_that_takes_too_much_memory_is_replaced_and_finishes_what_it_runs(tasks: Shell) -> None:
+    """Also what takes longer than the grace time."""
     tasks.send("wait.bind()")
-    supervised = tasks.taskflow("worker", "tasks", "--max-memory", "300M")
+    supervised = tasks.taskflow("worker", "tasks", "--max-memory", "300M", "--grace", "0.1")
     supervised.wait_for("begun by")
     tasks.send("grow.bind(400)")
     supervised.wait_for("MiB of memory, more than 300 MiB .--max-memory.: another one takes over")
     supervised.wait_for("working as", times=2)
+    tasks.send("note.bind(1)")
+    until(lambda: len(tasks.ledger()) == 2, supervised)
     tasks.write("release", "")
     supervised.wait_for("has wound down")
     supervised.signal(signal.SIGTERM)
     ended_clearly(supervised, [0])
-    assert Counter(tasks.ledger()) == {"grown": 1, "ended": 1}
-    assert tasks.counts() == {"succeeded": 2}
+    assert Counter(line.split()[0] for line in tasks.ledger()) == {"grown": 1, "1": 1, "ended": 1}
+    assert supervised.said.count("begun by") == 1
+    assert tasks.counts() == {"succeeded": 3}
 
 
 def test_the_supervisor_is_smaller_than_its_workers(tasks: Shell) -> None:

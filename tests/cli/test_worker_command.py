@@ -275,6 +275,53 @@ def test_a_jobs_own_lifespan_error_is_the_users_traceback(cli: Cli, error: str) 
     cli.load("taskflow.app.current").default_app().configure()
 
 
+FAILING = """
+    import asyncio
+    from contextlib import asynccontextmanager
+    from taskflow import configure, job
+
+    async def a_pool():
+        raise ValueError("no pool")
+
+    @asynccontextmanager
+    async def resources():
+        {body}
+        yield
+
+    configure(lifespan=resources)
+
+    @job
+    def work() -> None: ...
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "shown"),
+    [
+        ("async with asyncio.timeout(0.01): await asyncio.sleep(60)", "TimeoutError"),
+        ("async with asyncio.TaskGroup() as group: group.create_task(a_pool())", "ValueError: no pool"),
+        ("await asyncio.wait_for(asyncio.sleep(60), 0.01)", "TimeoutError"),
+    ],
+)
+def test_what_asyncio_raises_in_a_lifespan_is_the_users_traceback_too(cli: Cli, body: str, shown: str) -> None:
+    cli.write("tasks.py", FAILING.format(body=body))
+    said = cli("worker", "tasks", "--drain", code=1)
+    told = said.err[said.err.index("Traceback") :]
+    assert body in told
+    assert shown in told
+    assert "taskflow/" not in told
+    assert "asyncio/" not in told
+    cli.load("taskflow.app.current").default_app().configure()
+
+
+def test_an_error_without_a_message_is_told_by_its_name(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(argv: object) -> int:
+        raise TimeoutError
+
+    monkeypatch.setattr("taskflow.cli.main._run", fail)
+    assert cli("status", code=1).err == "taskflow: TimeoutError\n"
+
+
 def test_a_signal_before_there_is_work_ends_it(cli: Cli) -> None:
     """While modules are imported, which may take long: 128 and the signal's number, and not a word."""
     source = """

@@ -23,6 +23,8 @@ class Office:
         self.now = 1000.0
         self.places: list[int] = []
         self.sent: Sent = []
+        self.retired: list[int] = []
+        self.is_heard = True
         self.alive: set[int] = set()
         self.crashes: list[tuple[bytes, str]] = []
         self.refusal: OSError | None = None
@@ -39,6 +41,11 @@ class Office:
 
     def signal(self, pid: int, number: int) -> None:
         self.sent.append((pid, number))
+
+    def retire(self, pid: int) -> bool:
+        if self.is_heard:
+            self.retired.append(pid)
+        return self.is_heard
 
     # --- what happens
 
@@ -331,6 +338,17 @@ def test_a_signal_that_comes_while_one_ends_already_is_not_its_end() -> None:
     assert (office.code, office.crashes) == (124, [])
 
 
+def test_one_that_has_told_its_end_and_does_not_come_to_it_keeps_its_code() -> None:
+    """Something that its jobs have left behind is in the way, and it is killed in the end."""
+    office = an_office(1)
+    office.stops(TERM)
+    office.supervisor.heard(1, "ended 0")
+    office.act(FORCED_AFTER + 30.0)
+    assert KILL in office.sent_to(1)
+    office.ends(1, status=-KILL)
+    assert (office.code, office.crashes) == (0, [])
+
+
 def test_one_that_was_about_to_start_does_not_spoil_the_code() -> None:
     office = an_office(2)
     office.ends(2, status=-KILL)
@@ -437,12 +455,46 @@ def test_no_process_for_a_new_worker_leaves_the_old_ones() -> None:
 
 def test_one_that_has_run_as_many_jobs_as_it_may_has_a_successor_at_once() -> None:
     office = an_office(1)
-    office.does(lambda: office.supervisor.heard(1, "leaving"))
+    office.does(lambda: office.supervisor.heard(1, "retiring"))
     assert (office.started, office.sent) == (2, [])
     office.works(2)
     office.ends(1)
     office.act(60.0)
     assert (office.alive, office.sent, office.crashes) == ({2}, [], [])
+
+
+def test_one_that_retires_has_all_the_time_that_its_runs_take() -> None:
+    """Neither is it signalled nor ended by force; when it has wound down it must end."""
+    office = an_office(1, grace=10.0, max_memory=1000)
+    office.does(lambda: office.supervisor.heard(1, "retiring"))
+    office.works(2)
+    office.does(lambda: office.supervisor.weighed(2, 2000))
+    office.act(24 * 3600.0)
+    assert (office.retired, office.sent) == ([2], [])
+    for pid in (1, 2):
+        office.does(lambda pid=pid: office.supervisor.heard(pid, "leaving"))  # type: ignore[misc]
+    office.act(FORCED_AFTER + 12.0)
+    assert {pid for pid, number in office.sent if number == KILL} == {1, 2}
+
+
+def test_a_signal_hurries_one_that_retires_as_the_others() -> None:
+    office = an_office(1, grace=10.0)
+    office.does(lambda: office.supervisor.heard(1, "retiring"))
+    office.works(2)
+    office.stops(TERM)
+    assert (office.sent_to(1), office.sent_to(2)) == ([TERM], [TERM])
+    office.act(FORCED_AFTER + 11.0)
+    assert KILL in office.sent_to(1)
+    office.ends(1, 2, status=-KILL)
+    assert office.code == 128 + KILL
+
+
+def test_one_that_cannot_be_told_to_retire_is_wound_down() -> None:
+    """A job has closed its line."""
+    office = an_office(1, max_memory=1000)
+    office.is_heard = False
+    office.does(lambda: office.supervisor.weighed(1, 2000))
+    assert office.sent == [(1, TERM)]
 
 
 def test_one_that_leaves_already_gets_no_first_signal_a_second_time() -> None:
@@ -459,7 +511,7 @@ def test_one_that_is_too_large_is_told_to_leave_once_and_has_a_successor() -> No
     office.act(HEALTHY_AFTER)
     for size in (1000, 1001, 1002):
         office.does(lambda size=size: office.supervisor.weighed(2, size))  # type: ignore[misc]
-    assert (office.places, office.sent) == ([0, 1, 1], [(2, TERM)])
+    assert (office.places, office.retired, office.sent) == ([0, 1, 1], [2], [])
 
 
 def test_a_limit_that_every_worker_is_beyond_does_not_make_it_spin(caplog: pytest.LogCaptureFixture) -> None:
@@ -504,7 +556,7 @@ def test_one_that_dies_before_it_has_drained_is_replaced() -> None:
 
 def test_a_recycled_worker_that_saw_a_job_fail_counts() -> None:
     office = an_office(1, is_draining=True)
-    office.does(lambda: office.supervisor.heard(1, "leaving"))
+    office.does(lambda: office.supervisor.heard(1, "retiring"))
     office.ends(1, status=1)
     office.works(2)
     office.supervisor.heard(2, "drained 0")

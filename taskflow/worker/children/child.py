@@ -21,7 +21,7 @@ from typing import Final
 from taskflow.worker.children.application import Application
 from taskflow.worker.children.calls import Calls
 from taskflow.worker.children.runs import Runs
-from taskflow.worker.children.system import end_now, end_with_parent, flush_native, resident_memory
+from taskflow.worker.children.system import HANDLED, end_now, end_with_parent, flush_native, keep_handlers_from_forks, resident_memory
 from taskflow.worker.children.wire import Ended, Hello, Import, Message, Ready, Refused, Run, Unpacker, pack
 from taskflow.worker.holdings import Holding
 
@@ -33,8 +33,9 @@ def main(descriptor: int) -> None:
     """`descriptor` is the child's end of the wire."""
     end_with_parent()
     os.set_inheritable(descriptor, False)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in HANDLED:
         signal.signal(number, _leave_it_to_the_worker)
+    keep_handlers_from_forks(lambda handler: handler is _leave_it_to_the_worker)
     faulthandler.enable(all_threads=False)  # the one that crashes is of interest, in the log and in the error of the job
     for stream in (sys.stdout, sys.stderr):  # what is printed shall be seen while the job runs
         stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]  # nobody has changed them yet

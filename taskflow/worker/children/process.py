@@ -7,7 +7,6 @@ import contextlib
 import os
 import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from taskflow.model.verdict import Verdict
 from taskflow.worker.children.death import ChildDied, ChildFailed
 from taskflow.worker.children.options import ChildOptions
 from taskflow.worker.children.output import Output, Tell
+from taskflow.worker.children.spawn import WIRE, Process, spawn
 from taskflow.worker.children.wire import Ended, Garbled, Hello, Import, Message, Ready, Refused, Reported, Run, Unpacker, pack
 from taskflow.worker.endings import OutOfMemory
 
@@ -51,7 +51,7 @@ class Child(asyncio.Protocol):
     kill what it has started too.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes], output: Output, nursery: Nursery) -> None:
+    def __init__(self, process: Process, output: Output, nursery: Nursery) -> None:
         self.pid = process.pid
         self.ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.is_spent = False
@@ -250,17 +250,11 @@ class _HungUp(Exception):
         self.is_its_own = is_its_own
 
 
-def _spawn(theirs: int, nursery: Nursery) -> tuple[subprocess.Popen[bytes], Output]:
+def _spawn(theirs: int, nursery: Nursery) -> tuple[Process, Output]:
+    command = [sys.executable, *_flags(), "-c", _BOOT, str(WIRE), *map(os.path.abspath, sys.path)]
     (read_out, write_out), (read_err, write_err) = os.pipe(), os.pipe()
     try:
-        process = subprocess.Popen(
-            [sys.executable, *_flags(), "-c", _BOOT, str(theirs), *map(os.path.abspath, sys.path)],
-            stdin=subprocess.DEVNULL,
-            stdout=write_out,
-            stderr=write_err,
-            pass_fds=(theirs,),
-            start_new_session=True,
-        )
+        process = spawn(command, wire=theirs, stdout=write_out, stderr=write_err)
     except OSError as error:
         os.close(read_out)
         os.close(read_err)

@@ -6,6 +6,8 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -24,6 +26,27 @@ def end_with_parent() -> None:
     """
     if sys.platform == "linux":
         _LIBRARY.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+
+
+HANDLED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""What a worker, and a child of its, has handlers of its own for."""
+
+
+def keep_handlers_from_forks(is_ours: Callable[[object], bool]) -> None:
+    """What a job forks has those signals' defaults where this process has handlers of ours, which would keep it from ever ending by them:
+    what they tell is not there any more, or not meant for it. Nor are signals written into the loop's pipe from there.
+
+    Also for SIGINT, of which Python would make a KeyboardInterrupt: forked in a thread, it may not hear of one.
+    """
+    os.register_at_fork(after_in_child=partial(_restore_handlers, is_ours))
+
+
+def _restore_handlers(is_ours: Callable[[object], bool]) -> None:
+    ours = [number for number in HANDLED if is_ours(signal.getsignal(number))]
+    for number in ours:
+        signal.signal(number, signal.SIG_DFL)
+    if ours:
+        signal.set_wakeup_fd(-1)
 
 
 def end_now() -> NoReturn:

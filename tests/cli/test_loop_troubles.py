@@ -1,0 +1,89 @@
+"""What jobs do to the event loop that they share with their worker: it goes on, and so do their neighbours."""
+
+from __future__ import annotations
+
+import json
+import signal
+
+import pytest
+
+from tests.cli.processes import Running, Shell, ended_clearly
+
+TASKS = """
+import asyncio, sys
+from pathlib import Path
+from taskflow import JobContext, job
+
+@job(max_attempts=1)
+async def neighbour() -> None:
+    print("begun", flush=True)
+    while not Path("release").exists():
+        await asyncio.sleep(0.005)
+
+@job(max_attempts=1)
+async def exit_in_a_task(kind: str) -> None:
+    async def end() -> None:
+        raise {"exit": SystemExit(3), "interrupt": KeyboardInterrupt()}[kind]
+    async with asyncio.TaskGroup() as group:
+        group.create_task(end())
+
+@job(max_attempts=1)
+async def exit_in_a_callback() -> None:
+    asyncio.get_running_loop().call_soon(sys.exit, 3)
+    await asyncio.sleep(0.01)
+
+@job(max_attempts=1)
+async def stop_the_loop() -> None:
+    asyncio.get_running_loop().stop()
+
+@job(max_attempts=1)
+async def cancel_everything() -> None:
+    for task in asyncio.all_tasks():
+        if task is not asyncio.current_task():
+            task.cancel()
+
+@job
+async def add() -> None: ...
+"""
+
+
+@pytest.fixture(params=["uvloop", "asyncio"])
+def tasks(request: pytest.FixtureRequest, shell: Shell) -> Shell:
+    """On uvloop, where it is installed, and without it: the current folder's `uvloop` is found first."""
+    shell.write("tasks.py", TASKS)
+    if request.param == "asyncio":
+        shell.write("uvloop.py", "raise ImportError('not in this test')")
+    else:
+        pytest.importorskip("uvloop")
+    return shell
+
+
+def goes_on(shell: Shell, worker: Running) -> None:
+    shell.send("add.bind()")
+    worker.wait_for("tasks.add .*succeeded")
+    worker.signal(signal.SIGTERM)
+    ended_clearly(worker, [0])
+
+
+def test_an_exit_in_what_a_job_has_started_is_that_jobs_failure_and_nobody_elses(tasks: Shell) -> None:
+    tasks.send("neighbour.bind()")
+    worker = tasks.worker()
+    worker.wait_for("begun")
+    tasks.send("exit_in_a_task.bind('exit')", "exit_in_a_task.bind('interrupt')", "exit_in_a_callback.bind()", "stop_the_loop.bind()")
+    worker.wait_for("which is the worker's: it goes on")
+    worker.wait_for("tasks.exit_in_a_task .*failed for good", times=2)
+    tasks.write("release", "")
+    worker.wait_for("tasks.neighbour .*succeeded")
+    goes_on(tasks, worker)
+    jobs = json.loads(tasks.run("-m", "taskflow", "jobs", "--json"))
+    assert {job["job"]: job["status"] for job in jobs if "task" in job["job"].split(".")[1] or "neighbour" in job["job"]} == {
+        "tasks.exit_in_a_task": "failed",
+        "tasks.neighbour": "succeeded",
+    }
+
+
+def test_a_worker_goes_on_after_a_job_that_cancels_every_task_of_its_loop(tasks: Shell) -> None:
+    tasks.send("cancel_everything.bind()")
+    worker = tasks.worker()
+    worker.wait_for("it goes on")
+    goes_on(tasks, worker)
