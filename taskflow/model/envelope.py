@@ -71,7 +71,8 @@ class ClaimId(NamedTuple):
 class Lease(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """An envelope held by a session. `epoch` and `claim` together are the fence; the counters are the store's.
 
-    `created_at` is in microseconds since 1970; `parked_for` in seconds since the job was first parked without a run since.
+    `created_at` is in microseconds since 1970; `parked_for` in seconds since the job was first parked without a run since; `expires_in` in
+    seconds from the claim, by the store's clock, None for a job that does not expire.
     """
 
     envelope: Envelope
@@ -83,6 +84,7 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     snoozes: int = 0
     hand_backs: int = 0
     parked_for: float = 0.0
+    expires_in: float | None = None
 
     @property
     def attempt(self) -> int:

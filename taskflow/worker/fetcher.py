@@ -27,16 +27,16 @@ LONGEST_PAUSE: Final = 2.0
 class Hands:
     """Where a claim's leases go, and how many there is room for.
 
-    `room` says how many to claim now, and when that is none, `wait` ends as soon as it may be some. `take` takes what came, to begin when
-    the loop comes to it, or here and now by `begin`; `give_back` what came later than `too_old` seconds after it was asked for. `on_lost`
-    hears that the session is dead.
+    `room` says how many to claim now, and when that is none, `wait` ends as soon as it may be some. `take` takes what came, and when that
+    was asked for, to begin when the loop comes to it, or here and now by `begin`; `give_back` what came later than `too_old` seconds after
+    that. `on_lost` hears that the session is dead.
     """
 
     room: Callable[[], int]
     wait: Callable[[], Awaitable[object]]
-    take: Callable[[Sequence[Lease]], None]
+    take: Callable[[Sequence[Lease], float], None]
     begin: Callable[[], None]
-    give_back: Callable[[Sequence[Lease]], None]
+    give_back: Callable[[Sequence[Lease], float], None]
     too_old: float
     on_lost: Callable[[str], None]
 
@@ -89,7 +89,7 @@ class Fetcher:
         self.answered_at = time.monotonic()
         # An answer that was long under way may be taken for a ghost's any moment, and run elsewhere.
         take = self._hands.take if self.answered_at - asked_at < self._hands.too_old else self._hands.give_back
-        take(leases)
+        take(leases, asked_at)
         if not leases:
             await nudges.wait(LOOK_AGAIN)
         elif len(leases) < limit:  # hardly any more is there: what came begins before that is asked

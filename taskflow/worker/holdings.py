@@ -19,12 +19,14 @@ class Holding:
     `is_held_up` that somebody's transaction has kept the store from it. `in_thread` is the outcome of its plain function, while that is
     called in a thread.
 
-    `taken_at`, `started` and `asked_at` are of the monotonic clock: when it came, when its run began, when that was asked to stop.
+    `taken_at`, `begins_by`, `started` and `asked_at` are of the monotonic clock: when it came, when no run may begin any more, when its run
+    began, when that was asked to stop.
     `reminders` counts how often it was told that the run has not stopped; `reported` is the progress that a beat has told last.
     """
 
     __slots__ = (
         "asked_at",
+        "begins_by",
         "in_thread",
         "is_held_up",
         "is_offered",
@@ -38,9 +40,10 @@ class Holding:
         "why_stopped",
     )
 
-    def __init__(self, lease: Lease, taken_at: float = 0.0) -> None:
+    def __init__(self, lease: Lease, taken_at: float = 0.0, begins_by: float | None = None) -> None:
         self.lease = lease
         self.taken_at = taken_at
+        self.begins_by = begins_by
         self.started: float | None = None
         self.progress: Progress | None = None
         self.reported: object = NOTHING_YET
@@ -51,6 +54,10 @@ class Holding:
         self.reminders = 0
         self.is_offered = False
         self.is_held_up = False
+
+    @property
+    def is_too_late(self) -> bool:
+        return self.begins_by is not None and time.monotonic() >= self.begins_by
 
     def ask_to_stop(self, why: str) -> None:
         """Cancel the run, once; the first reason stands."""
@@ -80,8 +87,10 @@ class Holdings:
     def __len__(self) -> int:
         return len(self._held)
 
-    def add(self, lease: Lease, taken_at: float = 0.0) -> Holding:
-        holding = self._held[lease.claim] = Holding(lease, taken_at)
+    def add(self, lease: Lease, claimed_at: float) -> Holding:
+        """`claimed_at` is when the claim was sent: what the store has said of its time was true after that."""
+        begins_by = None if lease.expires_in is None else claimed_at + lease.expires_in
+        holding = self._held[lease.claim] = Holding(lease, time.monotonic(), begins_by)
         return holding
 
     def remove(self, claim: ClaimId) -> None:

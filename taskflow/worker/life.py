@@ -114,6 +114,8 @@ class Life:
             claimed_at=self._fetcher.answered_at,
             full_at=self._fetcher.full_at,
             settling_since=self._settler.waiting_since,
+            left_behind=self._runs.left_behind,
+            is_stuck=self._runs.is_stuck,
             is_over=self._is_over,
         )
 
@@ -248,21 +250,21 @@ class Life:
 
     # --- runs ------------------------------------------------------------------------------------------
 
-    def _take(self, leases: Sequence[Lease]) -> None:
+    def _take(self, leases: Sequence[Lease], claimed_at: float) -> None:
         """What begins beside suspects begins before them; nothing waits while they are tried."""
         if self._is_over:
-            self._give_back(leases)
+            self._give_back(leases, claimed_at)
             return
-        self._runs.add([lease for lease in leases if not lease.crashes])
+        self._runs.add([lease for lease in leases if not lease.crashes], claimed_at)
         if suspects := [lease for lease in leases if lease.crashes]:
             self._runs.begin_waiting()
             self._runs.give_back_reserve()
             for lease in suspects:
-                self._suspects.add(lease)
+                self._suspects.add(lease, claimed_at)
 
-    def _give_back(self, leases: Sequence[Lease]) -> None:
+    def _give_back(self, leases: Sequence[Lease], claimed_at: float) -> None:
         for lease in leases:
-            self._runs.give_back(self._holdings.add(lease))
+            self._runs.give_back(self._holdings.add(lease, claimed_at))
 
     def _give_back_what_waits(self) -> None:
         for holding in self._suspects.take_all():

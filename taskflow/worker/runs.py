@@ -62,6 +62,15 @@ class Runs:
         begun = len(self._holdings) - len(self._reserve)
         return max(0, min(self._slots - self._threads.left_behind - len(self.under_way), 2 * self._slots - begun))
 
+    @property
+    def left_behind(self) -> int:
+        return self._threads.left_behind
+
+    @property
+    def is_stuck(self) -> bool:
+        """No slot will come free by itself."""
+        return self._threads.left_behind >= self._slots
+
     def room(self) -> int:
         """How many leases to claim now. A slot is not kept waiting; the reserve is filled when half of it is used, in full round trips."""
         if self._holdings.is_closed or self._holdings.is_over:
@@ -73,10 +82,9 @@ class Runs:
 
     # --- leases that wait -------------------------------------------------------------------------------
 
-    def add(self, leases: Iterable[Lease]) -> None:
+    def add(self, leases: Iterable[Lease], claimed_at: float) -> None:
         """They begin, in their order, as soon as the loop comes to it and slots are free."""
-        now = time.monotonic()
-        self._reserve.extend([self._holdings.add(lease, now) for lease in leases])
+        self._reserve.extend([self._holdings.add(lease, claimed_at) for lease in leases])
         self._holdings.nudge()
 
     def give_back_reserve(self) -> None:

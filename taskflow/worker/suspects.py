@@ -47,8 +47,8 @@ class Suspects:
         self._chosen: list[Holding] = []
         self._has_some = asyncio.Event()
 
-    def add(self, lease: Lease) -> None:
-        self._waiting.append(self._holdings.add(lease))
+    def add(self, lease: Lease, claimed_at: float) -> None:
+        self._waiting.append(self._holdings.add(lease, claimed_at))
         self._holdings.is_closed = True
         self._has_some.set()
 

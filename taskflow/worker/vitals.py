@@ -24,6 +24,7 @@ class Signs(NamedTuple):
     `full_at`                  until when there was last no room to claim for: that is looked for every few seconds
     `tried_at`                 when a beat was tried last, whatever came of it
     `settling_since`           since when a verdict waits to be told
+    `left_behind`              threads at plain functions that were given up; `is_stuck` when there are as many as slots
     """
 
     running: int
@@ -33,6 +34,8 @@ class Signs(NamedTuple):
     claimed_at: float | None
     full_at: float | None
     settling_since: float | None
+    left_behind: int
+    is_stuck: bool
     is_over: bool
 
 
@@ -106,7 +109,10 @@ class Vitals:
             "since_beat": beaten,
             "since_claim": claimed,
             "settling_for": settling or 0.0,
+            "left_behind": signs.left_behind,
         }
+        if signs.is_stuck:
+            return Finding(False, f"nothing can begin: functions that were given up go on in all {signs.left_behind} slots", facts)
         if beaten is None or beaten > max(LATE, self._ttl / 2):
             return Finding(False, _not_for("a beat", beaten), facts)
         # With every slot taken it does not claim, and need not: what runs there must be told of when it ends, though.

@@ -190,6 +190,7 @@ def _plain_lease(lease: Lease) -> tuple[Any, ...]:
     envelope = lease.envelope
     return (
         lease.epoch, lease.claim, lease.created_at, lease.failures, lease.crashes, lease.snoozes, lease.hand_backs, lease.parked_for,
+        lease.expires_in,
         envelope.id, envelope.job, envelope.payload, envelope.queue, envelope.priority, envelope.key, envelope.max_attempts,
         envelope.timeout, envelope.retry, envelope.keep_result, envelope.headers,
     )  # fmt: skip

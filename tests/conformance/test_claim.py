@@ -251,6 +251,16 @@ async def test_claim_fence__carries_what_was_before(world: World) -> None:
     assert (lease.attempt, lease.created_at) == (2, created_at)
 
 
+async def test_claim_fence__carries_how_long_it_may_wait(world: World) -> None:
+    """A lease tells its worker how much is left, by the store's clock, until no run may begin any more."""
+    session = await world.a_session()
+    await world.add()
+    await world.add(expires=10.0)
+    await world.add(expires=20.0, priority=-1, headers={"sent-by": "x"})
+    world.clock.advance(2.5)
+    assert [lease.expires_in for lease in await world.claim(session)] == [None, 7.5, 17.5]
+
+
 async def test_claim_fence__of_a_worker_with_a_long_name(world: World) -> None:
     """However long a session's name is, what is leased to it can be read, settled and claimed as any other."""
     lease = await world.running(await world.a_session("n" * 70_000))
@@ -356,6 +366,16 @@ async def test_claim_memory__the_same_again(world: World) -> None:
 
     assert fences_of(again) == fences_of(leases)
     assert len(leases) == 2
+
+
+async def test_claim_memory__what_is_left_of_its_time_by_then(world: World) -> None:
+    """Told again, a lease says how much is left now until no run may begin."""
+    session = await world.a_session()
+    await world.add(expires=20.0)
+    await world.claim(session)
+    world.clock.advance(2.5)
+    [again] = await world.claim_again(session)
+    assert again.expires_in == 17.5
 
 
 async def test_claim_memory__less_what_is_no_longer_its_own(world: World) -> None:

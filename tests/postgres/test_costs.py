@@ -15,7 +15,7 @@ from tests.support.verdicts import succeeded
 BATCH: Final = 100
 BATCHES: Final = 5
 
-LEASE: Final = "SELECT * FROM taskflow.lease(NULL, NULL, $1, $2, '{}', $3)"
+LEASE: Final = "SELECT * FROM taskflow.lease_jobs(NULL, NULL, $1, $2, '{}', $3)"
 SUCCEED: Final = "SELECT * FROM taskflow.succeed(NULL, $1, $2, $3, $4, $5)"
 ENQUEUE: Final = "SELECT * FROM taskflow.enqueue(NULL, NULL, $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
 

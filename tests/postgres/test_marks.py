@@ -119,8 +119,8 @@ async def test_what_is_read_does_not_grow_with_what_nobody_may_clean_away(
     store.counted = "."
     beyond = work.request + 1
     statements: dict[str, tuple[Any, ...]] = {
-        "claim of any queue": ("SELECT * FROM taskflow.lease(NULL, NULL, $1, $2, '{}', 100)", SESSION, beyond),
-        "claim of one": ("SELECT * FROM taskflow.lease(NULL, NULL, $1, $2, '{default}', 100)", SESSION, beyond),
+        "claim of any queue": ("SELECT * FROM taskflow.lease_jobs(NULL, NULL, $1, $2, '{}', 100)", SESSION, beyond),
+        "claim of one": ("SELECT * FROM taskflow.lease_jobs(NULL, NULL, $1, $2, '{default}', 100)", SESSION, beyond),
         "beat": ("SELECT * FROM taskflow.beat(NULL, NULL, $1, '{}', '{}', $2, '{}', '{}', '{}', '{}', false)", SESSION, beyond),
         "upkeep": ("SELECT * FROM taskflow.upkeep(NULL, NULL, 1000)",),
         "arming": ("SELECT * FROM taskflow.there('{queues,due,queue:default}')",),
@@ -158,7 +158,7 @@ async def test_what_a_claim_that_is_rolled_back_has_held_is_found_at_once(work: 
     held = an_envelope()
     await work.broker.enqueue([held])
     await other.execute("BEGIN")
-    await other.fetch("SELECT * FROM taskflow.lease(NULL, NULL, $1, 1000000, '{}', 1)", await work.another_session())
+    await other.fetch("SELECT * FROM taskflow.lease_jobs(NULL, NULL, $1, 1000000, '{}', 1)", await work.another_session())
     await work.go_beyond(held)
 
     await other.execute("ROLLBACK")
@@ -250,7 +250,7 @@ async def test_many_queues_with_nothing_in_them_cost_a_claim_nothing(store: Stor
     for _ in range(2):
         await look_behind_after_a_while(other)
     store.counted = "^marks"
-    claim, arm = "SELECT * FROM taskflow.lease(NULL, NULL, $1, $2, '{}', 100)", "SELECT * FROM taskflow.there('{queues}')"
+    claim, arm = "SELECT * FROM taskflow.lease_jobs(NULL, NULL, $1, $2, '{}', 100)", "SELECT * FROM taskflow.there('{queues}')"
     await store.costs(claim, SESSION, work.request + 1)  # the first to come by what has been deleted marks it as dead in the index
     costs = [*await store.costs(claim, SESSION, work.request + 1), *await store.costs(arm)]
     assert all(rows < 20 for cost in costs for _, rows in cost.values()), costs

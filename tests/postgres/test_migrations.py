@@ -282,6 +282,21 @@ async def test_workers_of_the_version_before_work_on(pause: float) -> None:
         assert (totals["enqueue"], totals["claim"], totals["succeed"]) == (len(fleet.ids),) * 3
 
 
+async def test_a_worker_of_version_3_gets_the_leases_that_it_can_read() -> None:
+    server = shared_postgres()
+    async with a_broker(server.url(server.new_database())) as broker:
+        session = Session(id=new_id(), name="somewhere:1")
+        await broker.register(session)
+        envelope = an_envelope(expires=600.0)
+        await broker.enqueue([envelope])
+        [row] = await broker.call("lease", *broker.times(), session.id, 1, [], 10)
+        assert [*row.keys()] == [
+            "id", "number", "epoch", "created_at", "failures", "crashes", "snoozes", "hand_backs", "parked_for", "priority", "queue", "job",
+            "key", "payload", "extras",
+        ]  # fmt: skip
+        assert row["id"] == envelope.id
+
+
 async def test_of_twenty_at_once_one_migrates() -> None:
     """None of them fails, whether it comes by its first verb or to migrate."""
     server = shared_postgres()

@@ -30,7 +30,7 @@ LIMIT: Final = 10
 UNTIL_KEPT: Final = 6
 """Executions until the server may keep a plan for whatever parameters."""
 
-CLAIM: Final = "SELECT * FROM taskflow.lease(NULL, NULL, $1, $2, $3, $4)"
+CLAIM: Final = "SELECT * FROM taskflow.lease_jobs(NULL, NULL, $1, $2, $3, $4)"
 UPKEEP: Final = "SELECT * FROM taskflow.upkeep($1, NULL, $2)"
 
 IN_A_DAY: Final = microseconds_of(datetime.now(UTC) + timedelta(days=1))

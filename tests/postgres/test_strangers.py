@@ -178,7 +178,7 @@ async def test_leases_of_a_claim_that_was_under_way_when_its_session_was_reaped_
     reaper = await asyncpg.connect(store.url, server_settings={"default_transaction_isolation": "repeatable read"})
     upkeep = "SELECT released FROM taskflow.upkeep($1, NULL, 10)"
     await stranger.execute("BEGIN")
-    await stranger.fetch("SELECT * FROM taskflow.lease(NULL, NULL, $1, 1, '{}', 10)", SESSION)
+    await stranger.fetch("SELECT * FROM taskflow.lease_jobs(NULL, NULL, $1, 1, '{}', 10)", SESSION)
     reaping = asyncio.create_task(reaper.fetchval(upkeep, now + 30 * SECOND))
     await asyncio.sleep(0.3)
     await stranger.execute("COMMIT")

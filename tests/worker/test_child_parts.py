@@ -40,6 +40,7 @@ LEASE = Lease(
     failures=1,
     crashes=2,
     parked_for=0.5,
+    expires_in=60.5,
 )
 ERROR = RunError("ValueError", "half a pair: \ud800", "Traceback ...", 2)
 

@@ -324,6 +324,17 @@ async def test_what_waits_for_its_turn_can_be_cancelled_and_its_timeout_has_not_
         assert await patient.result(PATIENCE) > 0
 
 
+async def test_what_waits_for_its_turn_past_its_expires_is_not_run(lines: Lines, tmp_path: Path) -> None:
+    async with a_worker(lines, at_once=1):
+        first = await jobs.endless.options(timeout=2.0).delay(str(tmp_path / "note"))
+        await written(tmp_path / "note")
+        late, patient = await jobs.pid.options(expires=1.0).delay(), await jobs.pid.options(expires=600.0).delay()
+        await failure(first)
+        with pytest.raises(JobCancelled, match="expired"):
+            await late.result(PATIENCE)
+        assert await patient.result(PATIENCE) > 0
+
+
 # --- how many, how long -------------------------------------------------------------------------------------------------
 
 

@@ -115,9 +115,9 @@ async def test_the_pauses_of_a_worker_without_a_broker_are_drawn_from_its_chance
     hands = Hands(
         room=lambda: 1,
         wait=asyncio.Event().wait,
-        take=lambda _: None,
+        take=lambda _, __: None,
         begin=lambda: None,
-        give_back=lambda _: None,
+        give_back=lambda _, __: None,
         too_old=1.0,
         on_lost=lambda _: None,
     )

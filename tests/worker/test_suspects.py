@@ -68,14 +68,14 @@ class Stage:
                 if not self.holdings.is_closed:
                     claimed, self.store = self.store, []
                     for crashes in claimed:
-                        self.suspects.add(self.lease(crashes))
+                        self.suspects.add(self.lease(crashes), 0.0)
 
 
 @asynccontextmanager
 async def a_stage(crashes: Sequence[int], run: Run = lambda: asyncio.sleep(0.001)) -> AsyncIterator[Stage]:
     stage = Stage(run)
     for number in crashes:
-        stage.suspects.add(stage.lease(number))
+        stage.suspects.add(stage.lease(number), 0.0)
     trying = asyncio.create_task(stage.suspects.run())
     yield stage
     trying.cancel()
@@ -113,8 +113,8 @@ async def test_nothing_is_claimed_meanwhile() -> None:
 
 async def test_runs_that_began_before_are_waited_for() -> None:
     async with a_stage([]) as stage:
-        stage.begin(stage.holdings.add(stage.lease(0)))
-        stage.suspects.add(stage.lease(1))
+        stage.begin(stage.holdings.add(stage.lease(0), 0.0))
+        stage.suspects.add(stage.lease(1), 0.0)
         await stage.until_done()
     assert stage.beside == [1, 1]
 
@@ -130,7 +130,7 @@ async def test_one_that_goes_on_holds_the_others_up_for_no_longer_than_its_proba
 async def test_one_that_is_lost_meanwhile_is_not_begun() -> None:
     stage = Stage(lambda: asyncio.sleep(0))
     lease = stage.lease(1)
-    stage.suspects.add(lease)
+    stage.suspects.add(lease, 0.0)
     stage.holdings.remove(lease.claim)
     trying = asyncio.create_task(stage.suspects.run())
     await stage.until_done()
@@ -144,8 +144,8 @@ async def test_one_that_is_lost_meanwhile_is_not_begun() -> None:
 async def test_one_that_waits_to_be_alone_is_among_those_that_have_not_begun() -> None:
     """Whoever ends the session then gives it back, as it does those that were not chosen."""
     async with a_stage([]) as stage:
-        stage.begin(stage.holdings.add(stage.lease(0)))
-        stage.suspects.add(stage.lease(1))
+        stage.begin(stage.holdings.add(stage.lease(0), 0.0))
+        stage.suspects.add(stage.lease(1), 0.0)
         await asyncio.sleep(0)
         assert [holding.lease.crashes for holding in stage.suspects.take_all()] == [1]
         await stage.until_done()
@@ -154,8 +154,8 @@ async def test_one_that_waits_to_be_alone_is_among_those_that_have_not_begun() -
 
 async def test_one_that_waits_to_be_alone_is_tried_after_a_stranger_has_cancelled_the_trial() -> None:
     stage = Stage(lambda: asyncio.sleep(0.001))
-    stage.begin(stage.holdings.add(stage.lease(0)))
-    stage.suspects.add(stage.lease(1))
+    stage.begin(stage.holdings.add(stage.lease(0), 0.0))
+    stage.suspects.add(stage.lease(1), 0.0)
     trying = asyncio.create_task(stage.suspects.run())
     await asyncio.sleep(0)
     trying.cancel()
@@ -167,7 +167,9 @@ async def test_one_that_waits_to_be_alone_is_tried_after_a_stranger_has_cancelle
 
 
 @asynccontextmanager
-async def a_suspect_beside_a_run(**more: Any) -> AsyncIterator[tuple[FaultyBroker, Worker, Heard, JobHandle[str]]]:
+async def a_suspect_beside_a_run(
+    expires: float | None = None, **more: Any
+) -> AsyncIterator[tuple[FaultyBroker, Worker, Heard, JobHandle[str]]]:
     """It is chosen, and waits for the run to end."""
     heard = Heard()
     async with a_faulty_broker() as broker:
@@ -176,7 +178,7 @@ async def a_suspect_beside_a_run(**more: Any) -> AsyncIterator[tuple[FaultyBroke
         async with worker:
             await Gate.started.wait()
             await broker.console.pause("default")
-            suspect = await waits.delay()
+            suspect = await waits.options(expires=expires).delay()
             broker._store.jobs[parse_id(suspect.id)].crashes = 1
             Gate.started.clear()
             await broker.console.resume("default")
@@ -225,6 +227,14 @@ async def test_a_suspect_that_is_cancelled_before_its_turn_is_not_run() -> None:
     async with a_suspect_beside_a_run(ttl=20.0) as (_, _, _, suspect):
         assert await suspect.cancel() is Status.RUNNING
         with pytest.raises(JobCancelled):
+            await suspect.result(10)
+        assert not Gate.started.is_set()
+        Gate.release.set()
+
+
+async def test_a_suspect_that_waits_to_be_alone_past_its_expires_is_not_run() -> None:
+    async with a_suspect_beside_a_run(expires=0.5, ttl=20.0) as (_, _, _, suspect):
+        with pytest.raises(JobCancelled, match="expired"):
             await suspect.result(10)
         assert not Gate.started.is_set()
         Gate.release.set()

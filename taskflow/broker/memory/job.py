@@ -105,6 +105,7 @@ class Job:
             snoozes=self.snoozes,
             hand_backs=self.hand_backs,
             parked_for=0.0 if self.parked_at is None else (now - self.parked_at) / 1_000_000,
+            expires_in=None if self.expires_at is None else (self.expires_at - now) / 1_000_000,
         )
 
     def to_record(self) -> Record:

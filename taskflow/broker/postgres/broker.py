@@ -105,7 +105,7 @@ class PostgresBroker:
 
     async def claim(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
         try:
-            rows = await self.call("lease", *self.times(), session, request, list(queues), limit)
+            rows = await self.call("lease_jobs", *self.times(), session, request, list(queues), limit)
         except SessionLost:
             raise SessionLost(words.SESSION_LOST) from None
         return packing.leases_of(rows, session, request)

@@ -219,6 +219,7 @@ def leases_of(rows: Sequence[Row], session: bytes, request: int) -> list[Lease]:
 def _lease_of(row: Row, session: bytes, request: int) -> Lease:
     (
         job_id, number, epoch, created_at, failures, crashes, snoozes, hand_backs, parked_for, priority, queue, job, key, payload, extras,
+        expires_in,
     ) = row  # fmt: skip
     return Lease(
         envelope=Envelope(id=job_id, job=job, payload=payload or b"", queue=queue, priority=priority, key=key, **unpack_extras(extras)),
@@ -230,6 +231,7 @@ def _lease_of(row: Row, session: bytes, request: int) -> Lease:
         snoozes=snoozes,
         hand_backs=hand_backs,
         parked_for=0.0 if parked_for is None else to_seconds(parked_for),
+        expires_in=None if expires_in is None else to_seconds(expires_in),
     )
 
 

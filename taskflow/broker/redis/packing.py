@@ -268,6 +268,7 @@ def lease_of(job_id: bytes, fields: list[Any], names: dict[int, str], wall: int)
         snoozes=job["snoozes"],
         hand_backs=job["hand_backs"],
         parked_for=0.0 if job["parked"] is None else to_seconds(wall - job["parked"]),
+        expires_in=None if job["expires"] is None else to_seconds(job["expires"] - wall),
     )
 
 

@@ -12,7 +12,7 @@ import msgspec
 
 from taskflow.broker.sqlite.bulk import slices
 from taskflow.broker.sqlite.given import Given
-from taskflow.broker.sqlite.row import claims_of, lease_of, pack_claim, parked_for
+from taskflow.broker.sqlite.row import claims_of, expires_in, lease_of, pack_claim, parked_for
 from taskflow.broker.sqlite.sessions import SessionRow, living
 from taskflow.broker.sqlite.shelf import Shelf
 from taskflow.model.envelope import ClaimId, Envelope, Lease, unpack_extras
@@ -95,6 +95,7 @@ class _Ready(msgspec.Struct, array_like=True):
     key: str = ""
     extras: str = ""
     is_joined: int = 0
+    expires_at: int | None = None
     queue: int = 0
     queue_name: str = ""
     id: bytes = b""
@@ -176,4 +177,5 @@ def _lease(shelf: Shelf, ready: _Ready, claim: ClaimId) -> Lease:
         snoozes=ready.snoozes,
         hand_backs=ready.hand_backs,
         parked_for=parked_for(ready.parked_at, shelf.now),
+        expires_in=expires_in(ready.expires_at, shelf.now),
     )

@@ -159,11 +159,16 @@ def lease_of(job: Job, queue: str, name: str, now: int) -> Lease:
         snoozes=job.snoozes,
         hand_backs=job.hand_backs,
         parked_for=parked_for(job.parked_at, now),
+        expires_in=expires_in(job.expires_at, now),
     )
 
 
 def parked_for(parked_at: int | None, now: int) -> float:
     return 0.0 if parked_at is None else to_seconds(now - parked_at)
+
+
+def expires_in(expires_at: int | None, now: int) -> float | None:
+    return None if expires_at is None else to_seconds(expires_at - now)
 
 
 # --- fences as bytes ---------------------------------------------------------------------------------------

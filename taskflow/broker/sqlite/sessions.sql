@@ -78,11 +78,12 @@ SELECT
   json_group_array(
     CASE
       WHEN epoch = 0 AND due_at = created_at AND priority = 0 AND key IS NULL AND extras IS NULL AND joins IS NULL
+        AND expires_at IS NULL
       THEN json_array(seq, name, created_at, length(payload))
       ELSE
         json_array(
           seq, name, created_at, length(payload), due_at, priority, epoch, failures, crashes, snoozes, hand_backs, parked_at, hex(key),
-          hex(extras), joins IS NOT NULL
+          hex(extras), joins IS NOT NULL, expires_at
         )
     END
   ),

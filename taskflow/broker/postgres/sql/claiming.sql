@@ -1,9 +1,9 @@
 -- Leases ready jobs to a session, and says what a worker needs to run them; an error of the class TF001 when the session is lost. Numbered in
 -- the order of the claim, and given in any. Its plans are made once: where a parameter is an array they would be made anew at each call.
-CREATE FUNCTION @.lease(wall bigint, steady bigint, of_session bytea, of_request bigint, queues text[], most integer)
+CREATE FUNCTION @.lease_jobs(wall bigint, steady bigint, of_session bytea, of_request bigint, queues text[], most integer)
 RETURNS TABLE (
     id bytea, number integer, epoch integer, created_at bigint, failures integer, crashes integer, snoozes integer, hand_backs integer,
-    parked_for bigint, priority smallint, queue text, job text, key bytea, payload bytea, extras bytea
+    parked_for bigint, priority smallint, queue text, job text, key bytea, payload bytea, extras bytea, expires_in bigint
 )
 LANGUAGE plpgsql SET lock_timeout = '3s' SET plan_cache_mode = force_generic_plan SET jit = off
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET enable_memoize = off AS $$
@@ -22,7 +22,7 @@ BEGIN
     SELECT * INTO newest FROM @.requests WHERE session = of_session ORDER BY request DESC LIMIT 1;
     IF of_request <= newest.request THEN
         RETURN QUERY SELECT id, number, epoch, created_at, failures, crashes, snoozes, hand_backs, now_at - parked_at, priority, queue, job, key,
-            payload, extras
+            payload, extras, expires_at - now_at
         FROM @.jobs WHERE session = of_session AND request = of_request AND status = S.RUNNING AND of_request = newest.request;
         RETURN;
     END IF;
@@ -45,7 +45,7 @@ BEGIN
         FROM unnest(picked.tids) WITH ORDINALITY AS of_those (tid, place)
         WHERE jobs.ctid = of_those.tid
         RETURNING jobs.id, jobs.number, jobs.epoch, jobs.created_at, jobs.failures, jobs.crashes, jobs.snoozes, jobs.hand_backs,
-            now_at - jobs.parked_at, jobs.priority, jobs.queue, jobs.job, jobs.key, jobs.payload, jobs.extras
+            now_at - jobs.parked_at, jobs.priority, jobs.queue, jobs.job, jobs.key, jobs.payload, jobs.extras, jobs.expires_at - now_at
     ), counted AS (
         INSERT INTO @.tally (queue, event, before, after, n)
         SELECT queue, E.CLAIM, S.READY, S.RUNNING, count(*) FROM leased GROUP BY queue
@@ -60,12 +60,27 @@ BEGIN
 END
 $$;
 
--- As workers ask that know version 2 of the schema: the whole rows.
+-- As workers ask that know version 3 of the schema: without what has been added since.
+CREATE FUNCTION @.lease(wall bigint, steady bigint, of_session bytea, of_request bigint, queues text[], most integer)
+RETURNS TABLE (
+    id bytea, number integer, epoch integer, created_at bigint, failures integer, crashes integer, snoozes integer, hand_backs integer,
+    parked_for bigint, priority smallint, queue text, job text, key bytea, payload bytea, extras bytea
+)
+LANGUAGE plpgsql SET lock_timeout = '3s' AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY SELECT id, number, epoch, created_at, failures, crashes, snoozes, hand_backs, parked_for, priority, queue, job, key, payload,
+        extras
+    FROM @.lease_jobs(wall, steady, of_session, of_request, queues, most);
+END
+$$;
+
+-- As workers ask that know version 2: the whole rows.
 CREATE FUNCTION @.claim(wall bigint, steady bigint, of_session bytea, of_request bigint, queues text[], most integer) RETURNS SETOF @.jobs
 LANGUAGE plpgsql SET lock_timeout = '3s' AS $$
 #variable_conflict use_column
 BEGIN
-    PERFORM @.lease(wall, steady, of_session, of_request, queues, most);
+    PERFORM @.lease_jobs(wall, steady, of_session, of_request, queues, most);
     RETURN QUERY SELECT * FROM @.jobs WHERE session = of_session AND request = of_request AND status = S.RUNNING;
 END
 $$;
