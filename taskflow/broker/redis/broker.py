@@ -220,7 +220,8 @@ class RedisBroker:
             raise BrokerRefused(
                 f"{survey.name} at {self.server} has no append-only file, which durability=fsync asks to wait for: set appendonly yes"
             )
-        if denied := await self._run("permitted", packing.pack([self._scripts.commands()]), False):
+        names = [f"{self._prefix}{name}" for name in ("nudges", "ended", "nudges")]
+        if denied := await self._run("permitted", packing.pack([self._scripts.calls(names)]), False):
             raise not_permitted(f"{b', '.join(denied).decode()} with keys and channels under {self._prefix}", str(self.server))
         layout = await self._run_in_order("layout", packing.pack([LAYOUT]), False)
         if int(layout) != LAYOUT:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib import resources
 from typing import Final, NamedTuple
@@ -63,6 +63,14 @@ _REFUSED_WHEN_FULL: Final = frozenset({"enqueue", "add"})
 
 _NAME: Final = re.compile(r"\b([FLSEWR])\.(\w+)\b")
 _COMMAND: Final = re.compile(r"\b(?:call|in_portions)\('([A-Z]+)'")
+_FEWEST: Final[Mapping[int, str]] = {
+    0: "INFO PING TIME",
+    1: "DEL EXISTS HGETALL HLEN HVALS MGET SCAN SMEMBERS SUBSCRIBE TYPE UNLINK ZCARD",
+    2: "HDEL HEXISTS HGET HMGET LINDEX MSET MSETNX PEXPIRE PUBLISH RENAME RPUSH SADD SET SISMEMBER SREM ZMSCORE ZREM ZSCORE",
+    3: "HINCRBY HSET HSETNX LRANGE LTRIM ZADD ZRANGE ZRANGEBYSCORE ZREMRANGEBYRANK ZREMRANGEBYSCORE",
+}
+"""How many arguments a command has at least. A script, whose keys are counted before them, has three with one key."""
+
 _SENT: Final = ("EVALSHA", "EVAL", "SUBSCRIBE", "PING", "SCAN", "INFO", "SET", "PEXPIRE")
 
 
@@ -79,6 +87,14 @@ class Scripts:
     def commands(self) -> list[str]:
         """All that the server is told to do: by the scripts, and beside them."""
         return sorted({*_SENT, *(name for script in self._by_name.values() for name in _COMMAND.findall(script.text.decode()))})
+
+    def calls(self, names: Sequence[str]) -> list[list[str]]:
+        """Each command as whole as it must be, with some of these names as keys and channels."""
+        fewest = {command: number for number, commands in _FEWEST.items() for command in commands.split()}
+        return [
+            [command, "", "1", names[0]] if command in ("EVAL", "EVALSHA") else [command, *names[: fewest[command]]]
+            for command in self.commands()
+        ]
 
 
 def _script(name: str, parts: tuple[str, ...], values: Mapping[str, str]) -> Script:
