@@ -41,7 +41,8 @@ IN_PROCESS: Final = 'With runs_in="process" it has an interpreter of its own'
 def log_event(event: Event) -> None:
     """Subscribe this to a worker's events."""
     if type(event) is Ended:  # of all events by far the most
-        _log_verdict(event.lease, event.verdict, event.ran_for)
+        if type(event.verdict) is not Succeeded or log.isEnabledFor(logging.INFO):
+            _log_verdict(event.lease, event.verdict, event.ran_for)
         return
     match event:
         case Started(lease):
@@ -112,8 +113,6 @@ def _log_standstill(event: LoopStalled | LoopMoves | InterpreterHeld | StalledFo
 
 
 def _log_verdict(lease: Lease, verdict: Verdict, ran_for: float) -> None:
-    if isinstance(verdict, Succeeded) and not log.isEnabledFor(logging.INFO):
-        return
     level, words = _words(verdict)
     if log.isEnabledFor(level):
         _say(level, lease, f"{words} after {ran_for:.3f} s")

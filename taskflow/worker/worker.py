@@ -50,7 +50,9 @@ class Tally:
     def __call__(self, event: Event) -> None:
         if type(event) is Ended:  # of all events by far the most
             self.runs += 1
-            self._count(event.verdict, 1)
+            verdict = event.verdict
+            self.ended += verdict.is_final
+            self.failed += isinstance(verdict, FAILURES)
             return
         match event:
             case NotCounted(_, verdict):

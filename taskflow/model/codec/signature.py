@@ -42,6 +42,8 @@ class Arguments:
         self._shapes = shapes
         self._reads = {name: self._read_of(name, shape.read) for name, shape in shapes.items()}
         self._json_reads = {name: self._read_of(name, shape.read_json) for name, shape in shapes.items()}
+        # Of most functions, in most calls: all arguments by position, and each of them given.
+        self._reads_in_order = [shapes[each.name].read for each in self._positional] if len(self._positional) == len(parameters) else None
 
     @property
     def shape(self) -> Shape:
@@ -49,7 +51,7 @@ class Arguments:
         return Shape(
             "arguments",
             self._write,
-            partial(self._read, self._reads),
+            self._read_all,
             partial(self._read, self._json_reads),
             types=frozenset((tuple,)),
             forms=frozenset((dict,)),
@@ -115,6 +117,14 @@ class Arguments:
             takes = f"; its arguments are {one_of(list(self._keyword_writes))}" if self._keyword_writes else ""
             raise Misfit(("is positional only" if name in self._position_only else "is no argument of this function") + takes)
         return encodable(name)
+
+    def _read_all(self, wires: Any, levels: int) -> Call:
+        if self._reads_in_order is not None and type(wires) is dict and [*wires] == self._position_names:
+            try:
+                return tuple([read(wire, levels) for read, wire in zip(self._reads_in_order, wires.values(), strict=True)]), {}
+            except Misfit:
+                pass  # said below, where it is known which one it was
+        return self._read(self._reads, wires, levels)
 
     def _read(self, reads: Mapping[str, Read], wires: Any, levels: int) -> Call:
         """Unknown names are told first: a newer worker may know more than what is wrong here."""
