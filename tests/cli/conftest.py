@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import itertools
+import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,10 @@ from taskflow.app.registry import Registry
 from tests.cli.inprocess import URL, Cli
 from tests.cli.processes import Shell
 from tests.cli.stock import Stock, a_stock
+from tests.support.postgres import shared_postgres
+from tests.support.servers import shared_redis
+
+_numbers = itertools.count()
 
 
 @pytest.fixture
@@ -42,9 +48,30 @@ def stock(cli: Cli) -> Stock:
 
 
 @pytest.fixture
-def shell(tmp_path: Path) -> Iterator[Shell]:
+def new_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[], str]]:
+    """Makes a store that is new, of the kind that `on_each_broker` names, and tells its URL."""
+    kind = getattr(request, "param", "sqlite")
+    databases: list[str] = []
+
+    def make() -> str:
+        if kind == "redis":
+            return f"{shared_redis().url}?namespace=cli-{os.getpid()}-{next(_numbers)}"
+        if kind == "postgres":
+            databases.append(shared_postgres().new_database())
+            return shared_postgres().url(databases[-1])
+        return f"sqlite:///{tmp_path}/queue-{next(_numbers)}.db"
+
+    yield make
+    for database in databases:
+        shared_postgres().drop_database(database)
+
+
+@pytest.fixture
+def shell(request: pytest.FixtureRequest, tmp_path: Path, new_store: Callable[[], str]) -> Iterator[Shell]:
     """Processes in a folder of their own; what a test leaves running is killed."""
     opened = Shell(tmp_path)
+    if "new_store" in getattr(getattr(request.node, "callspec", None), "params", {}):
+        opened.environment["TASKFLOW_BROKER"] = new_store()
     try:
         yield opened
     finally:

@@ -15,8 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
+import pytest
+
 # For a machine with much else to do. What takes this long has hung.
 PATIENCE = 60.0
+
+on_each_broker = pytest.mark.parametrize("new_store", ["sqlite", "redis", "postgres"], indirect=True)
+"""The test's shell has a new store, of each kind in turn."""
 
 WHERE_IT_STOOD = re.compile(r"^.*blocks the event loop.*\n(?:[ \t].*\n)*", re.MULTILINE)
 """What a worker tells of a loop that a busy machine has kept waiting: a stack, and no traceback."""

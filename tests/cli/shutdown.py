@@ -9,7 +9,7 @@ import signal
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -115,13 +115,18 @@ class Stopped:
 
 
 class Stage:
-    """Workers of a module `tasks`, each on a copy of one store that was filled before, unless they are told of another."""
+    """Workers of a module `tasks`, each on a copy of one store that was filled before, or on a `new_store` of its own, unless they are told
+    of another."""
 
-    def __init__(self, shell: Shell, *calls: str) -> None:
+    def __init__(self, shell: Shell, *calls: str, new_store: Callable[[], str] | None = None) -> None:
         self.shell = shell
+        self._calls = calls
+        self._new_store = new_store
         self._numbers = itertools.count()
         shell.write("tasks.py", TASKS)
         shell.start_sooner()
+        if new_store is not None:
+            return
         shell.environment["TASKFLOW_BROKER"] = "sqlite:///filled.db"
         if not calls:
             return
@@ -132,7 +137,9 @@ class Stage:
     def start(self, *flags: str, url: str | None = None) -> tuple[Running, str, Path]:
         """A worker, its store and its ledger."""
         number = next(self._numbers)
-        if url is None:
+        if url is None and self._new_store is not None:
+            url = self._filled(self._new_store())
+        elif url is None:
             file = self.shell.folder / f"queue-{number}.db"
             shutil.copy(self.shell.folder / "filled.db", file)
             url = f"sqlite:///{file}"
@@ -140,6 +147,13 @@ class Stage:
         environment = {**self.shell.environment, "TASKFLOW_BROKER": url, "LEDGER": str(ledger)}
         running = self.shell.start("-m", "taskflow", "worker", "tasks", *flags, env=environment)
         return running, url, ledger
+
+    def _filled(self, url: str) -> str:
+        """By a process of its own, since the module is none of ours."""
+        send = f"from tasks import *\nfrom taskflow import enqueue_sync\nenqueue_sync([{', '.join(self._calls)}])"
+        sending = self.shell.start("-c", send, env={**self.shell.environment, "TASKFLOW_BROKER": url})
+        assert sending.end() == 0, sending.said
+        return url
 
     def start_takes(self) -> float:
         """Seconds from the start of a worker until it works, on this machine at this moment."""

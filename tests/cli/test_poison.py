@@ -32,7 +32,9 @@ async def poison() -> None:
 """
 
 
-@pytest.mark.parametrize("processes", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("processes", "new_store"), [(1, "sqlite"), (2, "sqlite"), (4, "sqlite"), (2, "redis"), (2, "postgres")], indirect=["new_store"]
+)
 def test_a_poison_job_delays_its_neighbours_by_seconds_and_takes_none_of_them_with_it(shell: Shell, processes: int) -> None:
     """Each healthy job succeeds, most at once, the poison's neighbours at a later run; and all of them before the poison's fourth run, for
     which it waits half a minute, and which is its last."""
@@ -41,7 +43,7 @@ def test_a_poison_job_delays_its_neighbours_by_seconds_and_takes_none_of_them_wi
     shell.send(f"*[healthy.bind(n) for n in range({half})], poison.bind(), *[healthy.bind(n) for n in range({half}, {HEALTHY})]")
     began_at = time.monotonic()
     supervised = shell.taskflow("worker", "tasks", "--processes", str(processes), "--concurrency", "50", "--log-level", "warning")
-    until(lambda: counts_of(f"sqlite:///{shell.folder}/queue.db")["succeeded"] >= HEALTHY, supervised)
+    until(lambda: counts_of(shell.environment["TASKFLOW_BROKER"])["succeeded"] >= HEALTHY, supervised)
     print(f"{processes} workers: {HEALTHY} healthy jobs in {time.monotonic() - began_at:.1f} s")
     supervised.signal(signal.SIGTERM)
     ended_clearly(supervised, [0, 77])

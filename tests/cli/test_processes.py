@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from taskflow.worker.processes import memory_of
-from tests.cli.processes import PATIENCE, Running, Shell, ended_clearly
+from tests.cli.processes import PATIENCE, Running, Shell, ended_clearly, on_each_broker
 from tests.cli.test_signals import PYTHONS_OWN, a_little_later
 
 TASKS = """
@@ -116,6 +116,7 @@ def none_is_left(running: Running) -> None:
 # --- crashes -------------------------------------------------------------------------------------------------------------
 
 
+@on_each_broker
 def test_a_killed_worker_is_replaced_and_what_it_ran_runs_again(tasks: Shell) -> None:
     tasks.send("wait.bind()", "wait.bind()")
     supervised = workers(tasks, 2, "--concurrency", "1", "--ttl", "1")
@@ -134,6 +135,7 @@ def test_a_killed_worker_is_replaced_and_what_it_ran_runs_again(tasks: Shell) ->
     none_is_left(supervised)
 
 
+@on_each_broker
 def test_the_broker_is_told_of_a_death_and_its_cause(tasks: Shell) -> None:
     """By the successor, at once: the job does not wait until the session has been silent for its ttl, and its record says what it was."""
     tasks.send("wait.bind()")
@@ -247,6 +249,7 @@ def test_the_first_winds_all_down_and_what_runs_may_finish(tasks: Shell, number:
     none_is_left(supervised)
 
 
+@on_each_broker
 def test_what_outlasts_the_grace_time_is_handed_back(tasks: Shell) -> None:
     tasks.send("wait.bind()", "wait.bind()")
     supervised = workers(tasks, 2, "--concurrency", "1", "--grace", "0.1")
@@ -353,6 +356,7 @@ for tenth in range(TENTHS):
 """
 
 
+@on_each_broker
 def test_a_rolling_restart_under_load_loses_nothing_and_keeps_its_strength(tasks: Shell) -> None:
     """About 100 jobs a second of 50 ms each, and every worker is replaced twice."""
     supervised = workers(tasks, 2, "--concurrency", "10")
@@ -427,6 +431,7 @@ def test_a_worker_that_has_run_as_many_jobs_as_it_may_is_replaced(tasks: Shell, 
     none_is_left(supervised)
 
 
+@on_each_broker
 def test_a_job_longer_than_the_grace_time_ends_in_the_worker_that_has_run_as_many_as_it_may(tasks: Shell) -> None:
     """Beside its successors, of which several come and go meanwhile; it is begun once."""
     tasks.send("wait.bind()", "*[note.bind(n) for n in range(60)]")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import pty
 import signal
+from collections.abc import Callable
 
 import pytest
 
-from tests.cli.processes import Shell, ended_clearly
+from tests.cli.processes import Shell, ended_clearly, on_each_broker
 from tests.cli.shutdown import Stage, Stopped, nothing_is_lost, stops
 from tests.cli.test_processes import IN_A_CONTAINER, ON_A_TERMINAL, none_is_left, pids
 from tests.cli.test_signals import a_little_later
@@ -31,6 +32,18 @@ def had_time(stopped: Stopped) -> None:
 @pytest.mark.parametrize("processes", [[], ["--processes", "2"]], ids=["one", "two"])
 def test_in_the_first_half_second(brief: Stage, processes: list[str]) -> None:
     for stopped in brief.stop_all(stops(range(0, 501, 100)), "--concurrency", "4", *processes):
+        nothing_is_lost(stopped, 80)
+        had_time(stopped)
+
+
+@pytest.mark.parametrize("new_store", ["redis", "postgres"], indirect=True)
+def test_on_a_server_too(shell: Shell, new_store: Callable[[], str]) -> None:
+    """In the first half second, and in the midst of work; a supervisor with two workers."""
+    stage = Stage(shell, *BRIEF, new_store=new_store)
+    flags = ("--concurrency", "4", "--processes", "2")
+    at_its_start = stage.stop_all(stops(range(0, 501, 100)), *flags)
+    at_work = stage.stop_all(stops(range(0, 181, 60)), *flags, once="working as")
+    for stopped in (*at_its_start, *at_work):
         nothing_is_lost(stopped, 80)
         had_time(stopped)
 
@@ -158,6 +171,7 @@ def test_as_process_1_it_hears_what_others_do(waiting: Shell, unshare: str, proc
     assert waiting.counts() == [{"succeeded": 2}, {"ready": 2}, {"running": 2}][times - 1]
 
 
+@on_each_broker
 def test_what_a_fleet_hands_back_starts_in_another_at_once(waiting: Shell) -> None:
     """Long before its sessions would lapse, which takes an hour here."""
     flags = ("--processes", "2", "--concurrency", "1", "--ttl", "3600")

@@ -11,7 +11,7 @@ import pytest
 
 from taskflow.cli import signals
 from taskflow.cli.signals import LastResort
-from tests.cli.processes import Running, Shell, ended_clearly
+from tests.cli.processes import Running, Shell, ended_clearly, on_each_broker
 
 TASKS = """
 import asyncio, os, threading, time
@@ -147,6 +147,7 @@ def a_little_later() -> None:
 # --- once, twice, three times ----------------------------------------------------------------------------------------------
 
 
+@on_each_broker
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_first_lets_runs_finish_and_starts_nothing_new(tasks: Shell, number: signal.Signals) -> None:
     tasks.send("wait.bind()")
@@ -161,6 +162,7 @@ def test_the_first_lets_runs_finish_and_starts_nothing_new(tasks: Shell, number:
     assert tasks.counts() == {"succeeded": 1, "ready": 1}
 
 
+@on_each_broker
 def test_the_second_hands_back_what_runs_and_another_starts_it_at_once(tasks: Shell) -> None:
     """Long before the session would lapse, which takes an hour here; and no attempt is used up."""
     tasks.send("wait.bind()")
@@ -179,6 +181,7 @@ def test_the_second_hands_back_what_runs_and_another_starts_it_at_once(tasks: Sh
     ended_clearly(second, [0])
 
 
+@on_each_broker
 def test_what_outlasts_the_grace_time_is_handed_back_too(tasks: Shell) -> None:
     tasks.send("wait.bind()")
     worker = tasks.worker("--grace", "0.1")

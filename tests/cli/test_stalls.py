@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from taskflow.broker import words
-from tests.cli.processes import Running, Shell, ended_clearly
-from tests.support.postgres import shared_postgres
-from tests.support.servers import shared_redis
+from tests.cli.processes import Running, Shell, ended_clearly, on_each_broker
 
 TASKS = """
 import asyncio, collections, functools, logging, mmap, operator, os, time
@@ -88,6 +84,7 @@ def let_end(*workers: Running) -> None:
         ended_clearly(worker, [0])
 
 
+@on_each_broker
 def test_a_job_that_blocks_the_loop_beyond_the_ttl_runs_once_and_is_named(tasks: Shell) -> None:
     tasks.send("block.bind()")
     first = tasks.worker("--ttl", "1")
@@ -121,6 +118,7 @@ def test_in_json_the_stack_is_a_field_of_the_line(tasks: Shell, loop: str) -> No
     assert "in wait_for" in line["stack"]
 
 
+@on_each_broker
 def test_a_loop_that_stands_still_for_good_ends_the_process_and_another_runs_the_job(tasks: Shell) -> None:
     tasks.send("block_at_first.bind()")
     first = tasks.worker("--ttl", "1", "--stall-limit", "2")
@@ -148,10 +146,10 @@ def ended_in(worker: Running, code: int) -> None:
     assert worker.end() == code, worker.said
 
 
+@pytest.mark.parametrize("new_store", ["redis", "postgres"], indirect=True)
 def test_c_code_that_keeps_the_interpreter_beyond_the_ttl_is_fenced_counted_as_a_crash_and_named(tasks: Shell) -> None:
     """It goes on until another worker has run the job. A third beats all the while: when nobody does, it is the store that was away, and
-    nothing has crashed. On a server: a worker that stands still in the midst of a write to a file keeps that to itself, and all wait."""
-    tasks.environment["TASKFLOW_BROKER"] = f"{shared_redis().url}?namespace=stalls-{os.getpid()}"
+    nothing has crashed. On servers alone: a worker that stands still in the midst of a write to a file keeps it to itself, and all wait."""
     tasks.send("compute_in_c.bind()")
     third = tasks.worker("--ttl", "2", "--queues", "another")
     first = tasks.worker("--ttl", "2")
@@ -183,27 +181,10 @@ def test_a_worker_that_is_aborted_shows_where_its_threads_were(tasks: Shell) -> 
     assert "in compute_in_c" in worker.said
 
 
-@pytest.fixture(params=["sqlite", "redis", "postgres"])
-def on_each_broker(request: pytest.FixtureRequest, tasks: Shell) -> Iterator[Shell]:
-    """The store is new."""
-    if request.param == "redis":
-        tasks.environment["TASKFLOW_BROKER"] = f"{shared_redis().url}?namespace=stopped-{os.getpid()}"
-        yield tasks
-    elif request.param == "postgres":
-        server = shared_postgres()
-        database = server.new_database()
-        tasks.environment["TASKFLOW_BROKER"] = server.url(database)
-        yield tasks
-        tasks.kill_all()
-        server.drop_database(database)
-    else:
-        yield tasks
-
-
-def test_a_stopped_worker_loses_its_job_and_nothing_that_it_settles_counts(on_each_broker: Shell) -> None:
+@on_each_broker
+def test_a_stopped_worker_loses_its_job_and_nothing_that_it_settles_counts(tasks: Shell) -> None:
     """SIGSTOP for longer than its ttl. When it goes on its run has just ended, under a lease that is another's by now: that is told,
     the worker begins another session, and works."""
-    tasks = on_each_broker
     tasks.send("wait_in_a_thread.bind()")
     first = tasks.worker("--ttl", "1")
     first.wait_for("begun")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import pytest
@@ -42,6 +42,17 @@ def test_at_every_moment(shell: Shell, processes: list[str], once: str | None) -
 def test_at_every_moment_of_the_start_in_each_way(shell: Shell, number: int, times: int) -> None:
     ways = [Stop(*next(way for way in HOW if way == (number, times)), moment / 1e3) for moment in EVERY_5_MS]
     stopped = Stage(shell, *BRIEF).stop_all(ways, "--concurrency", "4")
+    tell(stopped)
+    for one in stopped:
+        nothing_is_lost(one, 80)
+        had_time(one)
+
+
+@pytest.mark.parametrize("once", [None, "working as"], ids=["since its start", "since it works"])
+@pytest.mark.parametrize("new_store", ["redis", "postgres"], indirect=True)
+def test_at_every_moment_on_a_server(shell: Shell, new_store: Callable[[], str], once: str | None) -> None:
+    stage = Stage(shell, *BRIEF, new_store=new_store)
+    stopped = stage.stop_all(stops(EVERY_5_MS), "--concurrency", "4", "--processes", "2", once=once)
     tell(stopped)
     for one in stopped:
         nothing_is_lost(one, 80)
