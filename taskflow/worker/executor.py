@@ -132,7 +132,7 @@ class Executor:
     async def _run(self, holding: Holding, job: AnyJob, call: RunNext) -> Verdict:
         """With the context, with an ear for being asked to stop, and within the timeout, all of which middleware has too. A lease that was
         asked to stop before does not begin, and none does past its `expires`: the store, to whom it goes back, cancels it."""
-        if holding.why_stopped is not None or holding.is_too_late:
+        if holding.why_stopped is not None or (holding.begins_by is not None and holding.is_too_late):
             return _not_begun(holding)
         context = JobContext(holding.lease, state=self._state, on_progress=self._report_to(holding))
         chain = run_chain(self._layers, call) if self._layers else call

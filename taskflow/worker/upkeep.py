@@ -14,10 +14,10 @@ from taskflow.worker.events import BrokerTrouble, Events
 LIMIT: Final = 1_000
 """Moves of one call while jobs fall due: they wait for it."""
 
-PORTION: Final = 250
+PORTIONS: Final = ((100, 50), (500, 250))
 BREATH: Final = 0.01
 """What nobody waits for, to drop what is no longer kept above all, goes in small portions with so many seconds between them: claims that
-come meanwhile find the server free."""
+come meanwhile find the server free. The first hundred of 50 moves, the next ones of 250, lest more come than is dropped."""
 
 LONGEST_PAUSE: Final = 5.0
 SHORT: Final = 2.0
@@ -32,6 +32,7 @@ class Upkeep:
         self._events = events
         self._troubles = 0
         self._is_awaited = False
+        self._portions = 0
 
     async def run(self) -> None:
         with self._broker.listen([topics.DUE]) as nudges:
@@ -42,16 +43,23 @@ class Upkeep:
 
     async def _once(self) -> float:
         try:
-            done = await self._broker.upkeep(LIMIT if self._is_awaited else PORTION)
+            done = await self._broker.upkeep(self._limit())
         except BrokerError as error:
             self._troubles += 1
             self._events.tell(BrokerTrouble("upkeep", str(error), self._troubles))
             return LONGEST_PAUSE * (0.1 + self._chance.random())
         self._troubles = 0
         self._is_awaited = done.readied > 0 or done.released > 0
-        if done.next_in <= 0:
-            return 0.0 if self._is_awaited else BREATH
-        return self._until_next(done.next_in)
+        if done.next_in > 0:
+            self._portions = 0
+            return self._until_next(done.next_in)
+        self._portions += 1
+        return 0.0 if self._is_awaited else BREATH
+
+    def _limit(self) -> int:
+        if self._is_awaited:
+            return LIMIT
+        return next((moves for number, moves in PORTIONS if self._portions < number), LIMIT)
 
     def _until_next(self, next_in: float) -> float:
         # Workers that were told the same time come a little apart: earlier, since a planned job may be what they were told of. One that

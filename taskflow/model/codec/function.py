@@ -17,7 +17,7 @@ from taskflow.model.codec.hints import hints_of_function
 from taskflow.model.codec.limits import Limits
 from taskflow.model.codec.shape import Shape, Unresolved, Unsupported
 from taskflow.model.codec.signature import Arguments, Call
-from taskflow.model.errors import DeclarationError
+from taskflow.model.errors import DeclarationError, EncodeError
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,7 @@ class FunctionCodec:
         self._in_result = f" (in the result of {self.name})"
         self._arguments: _Compiled | None = None
         self._result: _Compiled | None = None
+        self._of_none: bytes | None = None
         self._try_to_compile()
 
     def __repr__(self) -> str:
@@ -83,6 +84,8 @@ class FunctionCodec:
 
     def encode_result(self, value: Any) -> bytes:
         """A payload of what the function returned; raises EncodeError, TooLarge."""
+        if value is None and self._of_none is not None:
+            return self._of_none
         result = self._result or self._ready()[1]
         return encode(result.shape, value, self.limits, must_decode=result.must_decode, where=self._in_result)
 
@@ -116,6 +119,7 @@ class FunctionCodec:
         except Unsupported as unsupported:
             raise DeclarationError(f"{self.name}: {unsupported}") from unsupported
         self._result = result
+        self._of_none = _encoded_none(result, self.limits)
         self._arguments = arguments  # last: that it is there tells other threads that all is
         return None
 
@@ -129,6 +133,14 @@ class FunctionCodec:
     def _compile_result(self, annotation: Any) -> _Compiled:
         compiler = Compiler()
         return _Compiled(_shape(compiler, annotation, "return"), compiler.must_decode)
+
+
+def _encoded_none(result: _Compiled, limits: Limits) -> bytes | None:
+    """What most functions return, encoded once; None where None is no result."""
+    try:
+        return encode(result.shape, None, limits, must_decode=result.must_decode)
+    except EncodeError:
+        return None
 
 
 _BY_POSITION = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)

@@ -17,6 +17,8 @@ BEGIN
     IF NOT pg_try_advisory_xact_lock(hashtextextended('@.upkeep', 0)) THEN
         RETURN;
     END IF;
+    -- What the server forgets in a crash is done again, and nobody was told of it; whoever builds on it waits for the disk itself.
+    PERFORM set_config('synchronous_commit', 'off', true);
     looks_behind := @.wants_look_behind(now_at);
     PERFORM @.spare_after_outage(steady);
     UPDATE @.sessions SET dead_at = now_at WHERE dead_at IS NULL AND steady - beat_at > ttl;
