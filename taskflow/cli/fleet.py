@@ -8,7 +8,9 @@ from typing import Final, NamedTuple
 from taskflow.worker.endings import Ending
 from taskflow.worker.vitals import Finding
 
+LOOKED_AT_EVERY: Final = 0.2
 SAID_EVERY: Final = 1.0
+"""Seconds. What is different is said at once."""
 SILENT_AFTER: Final = 10.0
 """Seconds after which a worker that has said nothing does not live: C code keeps its interpreter, for example."""
 

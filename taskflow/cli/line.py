@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Final
 
@@ -19,22 +19,25 @@ from taskflow.worker.events import Ended, Event, SessionOpened
 log: Final = logging.getLogger("taskflow.worker")
 
 
+NoteDeath = Callable[[bytes, str], None]
+
+
 class Line:
     """A subscriber to the worker's events.
 
     `told`       what the supervisor has put into the environment
     `max_jobs`   after so many runs the worker retires
     `is_first`   of the supervisor's workers it is the one in the first place
-    `died`       sessions whose processes have died before it was started, and of what
     """
 
-    def __init__(self, told: str, *, max_jobs: int | None, died: Sequence[tuple[str, str]] = ()) -> None:
-        self.died = [(bytes.fromhex(session), cause) for session, cause in died]
+    def __init__(self, told: str, *, max_jobs: int | None) -> None:
         descriptor, supervisor, place = map(int, told.split())
         self.is_leaving = False
         self.is_first = place == 0
         self._runs_left = max_jobs
         self._retired = Future[None]()
+        self._deaths: list[tuple[bytes, str]] = []
+        self._note_death: NoteDeath = lambda session, cause: self._deaths.append((session, cause))
         self._lock = threading.Lock()
         self._end = socket.socket(fileno=descriptor)
         self._end.set_inheritable(False)
@@ -59,6 +62,15 @@ class Line:
         """Until this worker is to claim nothing more, and to end when all that it runs has ended: another one takes its place meanwhile."""
         await asyncio.shield(asyncio.wrap_future(self._retired))
 
+    def hear_of_deaths(self, note: NoteDeath) -> None:
+        """`note` is called from any thread with each session whose process has died, and of what: the broker is to be told, and then the
+        supervisor, that it was."""
+        with self._lock:
+            self._note_death = note
+            deaths, self._deaths = self._deaths, []
+        for death in deaths:
+            note(*death)
+
     def _count(self) -> None:
         if self._runs_left is None:
             return
@@ -77,15 +89,27 @@ class Line:
         self._retired.set_result(None)
 
     def _listen(self) -> None:
-        """The supervisor says but one thing, RETIRE. Where the kernel does not end us with it, its end of the line does."""
+        """To what the supervisor says, see RETIRE. Where the kernel does not end us with it, its end of the line does."""
+        rest = b""
         while True:
             try:
-                heard = self._end.recv(64)
+                heard = self._end.recv(4096)
             except OSError:  # a job has closed the descriptor
                 return
             if not heard:
                 os.kill(os.getpid(), signal.SIGKILL)
-            self._retire()
+            *lines, rest = (rest + heard).split(b"\n")
+            for line in lines:
+                self._heed(line.decode("utf-8", "replace"))
+
+    def _heed(self, line: str) -> None:
+        match line.split(" ", 2):
+            case ["retire"]:
+                self._retire()
+            case ["died", session, cause]:
+                with self._lock:
+                    note = self._note_death
+                note(bytes.fromhex(session), cause)
 
 
 def _die_with(supervisor: int) -> None:

@@ -6,10 +6,11 @@ import argparse
 import logging
 import os
 import threading
+import time
 from types import TracebackType
 from typing import Final, Protocol, Self
 
-from taskflow.cli.fleet import SAID_EVERY, Fleet, said
+from taskflow.cli.fleet import LOOKED_AT_EVERY, SAID_EVERY, Fleet, said
 from taskflow.cli.health import HealthServer, listener
 from taskflow.cli.notify import Notifier
 from taskflow.model.seams import start_thread
@@ -77,8 +78,12 @@ class Outside:
             self.notifier.heed(event)
 
     def _tell_supervisor(self) -> None:
-        while self._line is not None and not self._ending.wait(SAID_EVERY):
-            self._line.say(said(self._live(), self._ready()))
+        last, said_at = (False, False), float("-inf")
+        while self._line is not None and not self._ending.wait(LOOKED_AT_EVERY):
+            live, ready, now = self._live(), self._ready(), time.monotonic()
+            if (live.is_well, ready.is_well) != last or now >= said_at + SAID_EVERY:
+                last, said_at = (live.is_well, ready.is_well), now
+                self._line.say(said(live, ready))
 
     def _live(self) -> Finding:
         return self._asked.live() if self._asked is not None else Finding(True, _STARTING)

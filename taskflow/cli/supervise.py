@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import os
 import sys
 import threading
@@ -17,15 +16,15 @@ from typing import Final
 from taskflow.cli.interrupts import interrupts
 from taskflow.cli.logs import logging_to_stderr
 from taskflow.model.errors import ConfigurationError, DriverMissing
-from taskflow.worker.processes import DIED, TOLD, Watch, supervise
-from taskflow.worker.supervisor import Plan
+from taskflow.worker.processes import TOLD, Watch, supervise
+from taskflow.worker.staff import Plan
 
 
 def run(arguments: argparse.Namespace) -> int:
-    told, died = os.environ.pop(TOLD, None), os.environ.pop(DIED, "[]")  # not for the jobs' own processes
+    told = os.environ.pop(TOLD, None)  # not for the jobs' own processes
     if told is None:
         return _supervise(arguments)
-    arguments.line = importlib.import_module("taskflow.cli.line").Line(told, max_jobs=arguments.max_jobs, died=json.loads(died))
+    arguments.line = importlib.import_module("taskflow.cli.line").Line(told, max_jobs=arguments.max_jobs)
     code: int = importlib.import_module("taskflow.cli.worker").run(arguments)
     return code
 

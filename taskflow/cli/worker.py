@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import difflib
 import importlib
 import logging
@@ -159,17 +160,18 @@ class Shift:
             self._last_resort.end_now()
 
     async def work(self) -> int:
-        worker = Worker(app=self._app, options=self._options)
+        worker, obituaries = Worker(app=self._app, options=self._options), Obituaries(self._app)
         self._outside.show(worker.vitals)
         try:
             async with AsyncExitStack() as stack:
                 if not await self._signals.start(self._start(worker, stack)):
                     return self._signals.code
-                telling = create_own(self._tell_deaths())
+                if self._line is not None:
+                    obituaries.begin(self._line)
                 is_drained = await self._until_told(worker)
                 if not is_drained and self._line is not None:
                     self._line.say("leaving")  # whoever has told it so
-            telling.cancel()
+            obituaries.end()
             if self._is_draining and (self._line is None or (self._line.is_first and not self._line.is_leaving)):
                 await self._tell_what_is_left()
         finally:
@@ -199,11 +201,6 @@ class Shift:
     async def _start(self, worker: Worker, stack: AsyncExitStack) -> None:
         await self._doubt_queues()
         await stack.enter_async_context(worker)
-
-    async def _tell_deaths(self) -> None:
-        """Beside the work, which waits for no broker that is slow to answer."""
-        if self._line is not None:
-            await asyncio.gather(*(tell_death(self._app.broker(), session, cause) for session, cause in self._line.died))
 
     async def _until_told(self, worker: Worker) -> bool:
         """By a signal, by the queues, which are drained then, or because it has retired: whether it was the queues."""
@@ -244,6 +241,36 @@ class Shift:
 
     async def _queues(self) -> list[QueueRecord]:
         return await self._app.broker().console.queues()
+
+
+class Obituaries:
+    """Tells the broker of workers that have died, as the supervisor has seen it; beside the work, which waits for no broker that is slow to
+    answer."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+        self._loop = asyncio.get_running_loop()
+        self._telling: dict[bytes, asyncio.Task[None]] = {}
+
+    def begin(self, line: Line) -> None:
+        def note(session: bytes, cause: str) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: others live
+                self._loop.call_soon_threadsafe(self._tell, line, session, cause)
+
+        line.hear_of_deaths(note)
+
+    def end(self) -> None:
+        for telling in self._telling.values():
+            telling.cancel()
+
+    def _tell(self, line: Line, session: bytes, cause: str) -> None:
+        if session not in self._telling:
+            self._telling[session] = task = create_own(self._tell_one(line, session, cause))
+            task.add_done_callback(lambda _: self._telling.pop(session, None))
+
+    async def _tell_one(self, line: Line, session: bytes, cause: str) -> None:
+        if await tell_death(self._app.broker(), session, cause):
+            line.say(f"told {session.hex()}")
 
 
 async def _retire(worker: Worker, line: Line) -> None:

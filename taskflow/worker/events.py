@@ -58,6 +58,14 @@ class NotCounted(Event, frozen=True):
     verdict: Verdict
 
 
+class OnTrial(Event, frozen=True):
+    """The job's worker died the last time. It begins apart from others, and nothing else begins here for so many `seconds`, or until it
+    ends."""
+
+    lease: Lease
+    seconds: float
+
+
 class HeldUp(Event, frozen=True):
     """What a run came to, told by `Ended`, cannot be written as long as somebody's open transaction in the store, none of ours, has the
     job or its key. It is offered again every few seconds. Told once for each run."""

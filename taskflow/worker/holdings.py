@@ -124,6 +124,10 @@ class Holdings:
     def all(self) -> list[Holding]:
         return list(self._held.values())
 
+    def do_not_end(self, asked_before: float) -> bool:
+        """All that is left was asked to stop, by a timeout or a cancellation, before that instant."""
+        return all(holding.asked_at is not None and holding.asked_at <= asked_before for holding in self.all())
+
     def claims(self) -> tuple[ClaimId, ...]:
         return tuple(self._held)
 

@@ -47,6 +47,9 @@ from taskflow.worker.watch import Watch, tell_of
 LAST_CLAIM: Final = 1.0
 """Seconds that the answer of a claim is waited for when the worker winds down."""
 
+DEAF_LOOK: Final = 1.0
+"""Seconds between two looks at runs that do not end when they are asked to."""
+
 Duty = Callable[[], Coroutine[Any, Any, None]]
 
 
@@ -79,7 +82,7 @@ class Life:
         self._runs = Runs(options.concurrency, threads, self._holdings, executor, self._settler, events)
         self._fetcher = Fetcher(broker, self._session.id, options.queues, events, self._hands(), seams.chance)
         self._upkeep = Upkeep(broker, seams.chance, events)
-        self._suspects = Suspects(self._holdings, self._runs.begin, self._runs.under_way.keys, self._runs.give_back)
+        self._suspects = Suspects(self._holdings, self._runs.begin, self._runs.under_way.keys, self._runs.give_back, events)
         self._watch = Watch(self._runs.under_way.values, options.last_words, events, self._holdings.nudge)
         self._attendants: dict[Duty, asyncio.Task[None]] = {}
         self._keeper: Keeper | None = None
@@ -174,16 +177,16 @@ class Life:
         )
 
     async def finish(self) -> bool:
-        """Claim nothing more, and let what runs end, however long that takes. Whether the broker knows all of it: not when the session is
-        lost.
+        """Claim nothing more, and let what runs end, however long that takes, but for what was asked to stop longer ago than the
+        grace time. Whether the broker knows all of it: not when the session is lost.
 
         The keeper beats, and upkeep is done, until the worker winds down.
         """
         await self._end_fetching()
         await self._dismiss(self._suspects.run, self._runs.run)
         self._give_back_what_waits()
-        while len(self._holdings) and not self._is_over:
-            await self._holdings.wait_for_change()
+        while len(self._holdings) and not self._is_over and not self._holdings.do_not_end(time.monotonic() - self._options.grace):
+            await self._holdings.wait_for_change(DEAF_LOOK)
         return not self._is_over
 
     async def wind_down(self, hurry: asyncio.Event) -> bool:

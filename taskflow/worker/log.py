@@ -21,6 +21,7 @@ from taskflow.worker.events import (
     LoopStalled,
     NotCounted,
     NotLeft,
+    OnTrial,
     Printed,
     SessionEnded,
     SessionOpened,
@@ -59,6 +60,9 @@ def log_event(event: Event) -> None:
         case NotCounted(lease, verdict):
             _, words = _words(verdict)
             _say(logging.WARNING, lease, f"was another worker's by then, or had been ended: that its run here {words} does not count")
+        case OnTrial(lease, seconds):
+            words = f"was lost with its worker {lease.crashes} times in a row: nothing else begins here for {seconds:g} s, or until it ends"
+            _say(logging.INFO if lease.crashes > 1 else logging.DEBUG, lease, words)
         case HeldUp(lease):
             _say(logging.WARNING, lease, "has ended, and somebody's open transaction keeps that from being written: it is tried again")
         case Unwritable(lease, _, instead):

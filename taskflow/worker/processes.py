@@ -5,7 +5,6 @@ Loads no event loop and no application: it stays as small as Python itself.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import selectors
@@ -13,12 +12,14 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Final, Protocol, Self
 
 from taskflow.worker.endings import Ending, OutOfMemory
-from taskflow.worker.supervisor import OnCrash, Plan, Supervisor, log_crash
+from taskflow.worker.staff import Plan
+from taskflow.worker.supervisor import OnCrash, Supervisor, log_crash
 
 log: Final = logging.getLogger("taskflow.supervisor")
 
@@ -26,7 +27,7 @@ TOLD: Final = "TASKFLOW_SUPERVISED"
 """The variable that tells a worker who its supervisor is: the descriptor of the line to it, its pid, and the worker's place."""
 
 RETIRE: Final = b"retire\n"
-"""What a supervisor says to a worker."""
+"""What a supervisor says to a worker; and ``died SESSION CAUSE``, which it is to tell the broker, and then says ``told SESSION``."""
 
 WEIGH_EVERY: Final = 1.0
 LONGEST_LINE: Final = 4096
@@ -35,9 +36,9 @@ Watch = Callable[[Callable[[], None]], None]
 """Calls what it is given, from a thread of its own, when files have changed."""
 
 MOST_TOLD: Final = 100
-
-DIED: Final = "TASKFLOW_DIED"
-"""The variable that tells a worker of sessions whose processes have died, and of what, as JSON: it knows the broker, and tells it."""
+TOLD_AGAIN_AFTER: Final = 5.0
+FORGOTTEN_AFTER: Final = 300.0
+"""Seconds. What nobody could tell the broker by then the sessions' lapse has told it."""
 
 
 class Onlooker(Protocol):
@@ -52,7 +53,7 @@ def supervise(
 ) -> int:
     """Keep the plan's workers going, each a process that runs `command`, until all have ended for good. The exit code.
 
-    The next worker that is started tells the broker of what has died before; `on_crash` hears it at once.
+    The workers that live tell the broker of what has died, or the next one that works; `on_crash` hears it at once.
     """
     with Wakes() as wakes, Processes(command, wakes) as processes:
         if watch is not None:
@@ -60,7 +61,7 @@ def supervise(
 
         def note_crash(session: bytes, cause: str) -> None:
             on_crash(session, cause)
-            processes.deaths.note(session, cause)
+            processes.note_death(session, cause)
 
         supervisor = Supervisor(plan, processes, note_crash)
         weigh_at = 0.0 if plan.max_memory is not None else float("inf")
@@ -163,19 +164,18 @@ class Processes:
         self._selector.register(wakes, selectors.EVENT_READ)
         self._ears: dict[int, Ear] = {}
         self._out_of_memory = OutOfMemory()
-        self.deaths = Deaths()
+        self._deaths = Deaths()
 
     def start(self, place: int) -> int:
         ours, theirs = socket.socketpair()
         with theirs:
             theirs.set_inheritable(True)
-            environment = os.environ | {TOLD: f"{theirs.fileno()} {os.getpid()} {place}", DIED: self.deaths.as_json()}
+            environment = os.environ | {TOLD: f"{theirs.fileno()} {os.getpid()} {place}"}
             try:
                 pid = _spawn(self._command, environment)
             except BaseException:
                 ours.close()
                 raise
-        self.deaths.tell(pid)
         self._ears[pid] = ear = Ear(ours)
         self._selector.register(ear, selectors.EVENT_READ)
         return pid
@@ -187,6 +187,11 @@ class Processes:
     def retire(self, pid: int) -> bool:
         return pid in self._ears and self._ears[pid].say(RETIRE)
 
+    def note_death(self, session: bytes, cause: str) -> None:
+        """Every worker that has a session is to tell the broker, lest the one that is asked dies too. To tell it twice does no harm."""
+        self._deaths.note(session, cause)
+        self._remind()
+
     def pids(self) -> list[int]:
         return list(self._ears)
 
@@ -194,21 +199,36 @@ class Processes:
         """Until there is something to hear or to reap, or a signal."""
         self._selector.select(patience)
         self._out_of_memory.look(time.monotonic())
+        self._remind()
 
     def news(self) -> Iterator[tuple[int, str | Ending]]:
         """Lines that workers have said, and whatever has ended, which is reaped by that: workers, after their last words, and as process 1
         everybody's orphans."""
         for pid, ear in self._ears.items():
             for line in self._listen(ear):
-                self.deaths.heard(pid, line)
+                self._note_line(ear, line)
                 yield pid, line
         while (reaped := _reap()) is not None:
             pid, status = reaped
             if (worker := self._ears.pop(pid, None)) is not None:
                 yield from ((pid, line) for line in worker.take())
                 self._forget(worker)
-                self.deaths.forget(pid)
             yield pid, self._out_of_memory.ending(status)
+
+    def _note_line(self, ear: Ear, line: str) -> None:
+        match line.split():
+            case ["session", _]:
+                ear.has_session = True
+                for words in self._deaths.all():
+                    ear.say(words)
+            case ["told", session]:
+                self._deaths.forget(session)
+
+    def _remind(self) -> None:
+        for words in self._deaths.due(time.monotonic()):
+            for ear in self._ears.values():
+                if ear.has_session:
+                    ear.say(words)
 
     def _listen(self, ear: Ear) -> list[str]:
         lines = ear.take()
@@ -235,29 +255,38 @@ class Processes:
 
 
 class Deaths:
-    """What workers have died of, until one is at work that was told at its start: one that dies while it imports tells nobody."""
+    """What workers have died of, by session in hexadecimal, until one that lives has told the broker."""
 
     def __init__(self) -> None:
-        self._untold: list[tuple[str, str]] = []
-        self._told: dict[int, list[tuple[str, str]]] = {}
+        self._untold: dict[str, Death] = {}
 
     def note(self, session: bytes, cause: str) -> None:
-        self._untold = [*self._untold, (session.hex(), cause)][-MOST_TOLD:]
+        self._untold[session.hex()] = Death(f"died {session.hex()} {cause}\n".encode(), time.monotonic())
+        if len(self._untold) > MOST_TOLD:
+            del self._untold[next(iter(self._untold))]
 
-    def as_json(self) -> str:
-        return json.dumps(self._untold)
+    def all(self) -> list[bytes]:
+        """The words for each."""
+        return [death.words for death in self._untold.values()]
 
-    def tell(self, pid: int) -> None:
-        """That worker has been started with all of them."""
-        self._told[pid] = list(self._untold)
+    def due(self, now: float) -> list[bytes]:
+        """The words for those that are to be said now: at once, and again after a while."""
+        self._untold = {session: death for session, death in self._untold.items() if now < death.noted_at + FORGOTTEN_AFTER}
+        due = [death for death in self._untold.values() if now >= death.due_at]
+        for death in due:
+            death.due_at = now + TOLD_AGAIN_AFTER
+        return [death.words for death in due]
 
-    def heard(self, pid: int, line: str) -> None:
-        """It has a session, and will see to it."""
-        if line.startswith("session ") and (told := self._told.pop(pid, None)):
-            self._untold = [death for death in self._untold if death not in told]
+    def forget(self, session: str) -> None:
+        """Somebody has told it."""
+        self._untold.pop(session, None)
 
-    def forget(self, pid: int) -> None:
-        self._told.pop(pid, None)
+
+@dataclass
+class Death:
+    words: bytes
+    noted_at: float
+    due_at: float = float("-inf")
 
 
 class Ear:
@@ -265,6 +294,7 @@ class Ear:
 
     def __init__(self, end: socket.socket) -> None:
         self.is_deaf = False
+        self.has_session = False
         self._end = end
         self._end.setblocking(False)
         self._rest = b""

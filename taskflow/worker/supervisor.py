@@ -11,10 +11,10 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from taskflow.worker.endings import Ending
+from taskflow.worker.staff import Change, Place, Plan, Worker
 
 log: Final = logging.getLogger("taskflow.supervisor")
 
@@ -22,15 +22,14 @@ log: Final = logging.getLogger("taskflow.supervisor")
 SAME_SIGNAL: Final = 0.05
 # So far apart are a worker's signals, which must not be taken for one.
 SPACING: Final = 4 * SAME_SIGNAL
-# A worker that has worked for so many seconds was healthy: its crashes before do not count any more.
-HEALTHY_AFTER: Final = 30.0
-LONGEST_PAUSE: Final = 30.0
 # The first worker starts alone, so that what is wrong with the application is said once. The others wait for its session, or, when that
 # takes long, for so many seconds after its modules were loaded.
 LOADED_PATIENCE: Final = 2.0
 # After the grace time a worker ends by itself, by force if it must. One that has not done so by then has lost its interpreter.
 FORCED_AFTER: Final = 30.0
 IDLE: Final = 5.0
+DOUBTED_AFTER: Final = 60.0
+MANY_RETIRING: Final = 3
 # The exit code of a worker whose runs had to be cut off.
 FORCED: Final = 124
 # What a worker that cannot start ends with by itself: a failed lifespan, an application that cannot be imported, a broker that is away.
@@ -56,69 +55,6 @@ class Hands(Protocol):
     def retire(self, pid: int) -> bool:
         """Tell a worker to claim nothing more, and to end when what it runs has ended. False when it cannot be told."""
         ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """`processes`     how many are to work
-    `grace`         seconds that a worker's runs have when it winds down
-    `max_memory`    bytes; a worker that has more is replaced
-    `is_draining`   a worker that has drained its queues is not replaced
-    `is_reloading`  what cannot start waits for the next change of a file
-    """
-
-    processes: int = 1
-    grace: float = 25.0
-    max_memory: int | None = None
-    is_draining: bool = False
-    is_reloading: bool = False
-
-
-@dataclass(eq=False)
-class Worker:
-    """A process. `told`: how many signals it has got; `came_to`: its exit code, once its session has left. One that `is_leaving` starts
-    nothing new; when it `is_retiring` it has all the time it wants for what it runs, unless it is signalled."""
-
-    pid: int
-    place: int
-    generation: int
-    loaded_at: float | None = None
-    works_since: float | None = None
-    sessions: list[bytes] = field(default_factory=list)
-    is_leaving: bool = False
-    is_retiring: bool = False
-    has_drained: bool = False
-    came_to: int | None = None
-    told: int = 0
-    told_at: float = float("-inf")
-
-    def has_worked_for(self, now: float) -> float:
-        return 0.0 if self.works_since is None else now - self.works_since
-
-
-@dataclass(eq=False)
-class Place:
-    """Where one worker after another works. `failures`: deaths one after the other, none of them in good health."""
-
-    failures: int = 0
-    free_at: float = float("-inf")
-    has_drained: bool = False
-    no_start: Ending | None = None
-
-    def fail(self, worked_for: float, now: float) -> float:
-        """Seconds until the next may start: none, then 1, 2, 4 and so on."""
-        self.failures = 1 if worked_for >= HEALTHY_AFTER else self.failures + 1
-        pause = 0.0 if self.failures == 1 else min(LONGEST_PAUSE, 2.0 ** min(self.failures - 2, 10))
-        self.free_at = now + pause
-        return pause
-
-
-@dataclass(eq=False)
-class Change:
-    """One worker of a rolling restart: `new` works before `old` is told to leave, and the next change waits for its end."""
-
-    old: Worker
-    new: Worker
 
 
 class Supervisor:
@@ -192,7 +128,7 @@ class Supervisor:
             case ["session", session]:
                 self._note_session(worker, session)
             case ["retiring"]:
-                worker.is_leaving = worker.is_retiring = True
+                self._note_retiring(worker)
             case ["leaving"]:
                 self._note_leaving(worker)
             case ["ended" | "drained" as how, code] if code.isdecimal():
@@ -221,7 +157,7 @@ class Supervisor:
         if worker.came_to is not None and ending.status in (-signal.SIGTERM, -signal.SIGINT, -signal.SIGKILL):
             ending = Ending(worker.came_to)  # it came while Python was ending already, or did not want to
         self._note_end(worker, ending)
-        if ending.status and worker.came_to is None:
+        if worker.came_to is None:  # also with 0: a job has ended it, and what it held
             for session in worker.sessions:
                 self._on_crash(session, ending.cause)
 
@@ -273,8 +209,9 @@ class Supervisor:
         if not self._is_rolling or (not self._may_crowd and self._staying()):
             return
         if (change := self._change) is not None:
+            self._doubt(change)
             if change.new.works_since is not None:
-                change.old.is_leaving = True
+                change.old.is_leaving, change.old.is_retiring = True, False
             if change.old.pid in self._workers or change.new.works_since is None:
                 return
             self._change = None
@@ -283,9 +220,20 @@ class Supervisor:
             self._is_rolling = False
             log.info("every worker has been replaced")
         elif (new := self._start(stale.place)) is not None:
-            self._change = Change(stale, new)
+            self._change = Change(stale, new, self._clock())
         else:
             self._give_up_rolling("there is no process for it")
+
+    def _doubt(self, change: Change) -> None:
+        """It may have much to load. It may as well wait for what never comes."""
+        if change.new.works_since is None and not change.is_doubted and self._clock() >= change.began_at + DOUBTED_AFTER:
+            change.is_doubted = True
+            log.warning(
+                "worker %d has not begun to work for %g s (it imports the application, or starts its lifespan): the replacing of workers "
+                "waits for it; to give that up, end it",
+                change.new.pid,
+                DOUBTED_AFTER,
+            )
 
     def _tell_workers(self) -> None:
         now = self._clock()
@@ -333,6 +281,12 @@ class Supervisor:
             if not self._plan.is_reloading:
                 for place in self._places:  # what could not be started at first may be now
                     place.no_start = None
+
+    def _note_retiring(self, worker: Worker) -> None:
+        worker.is_leaving = worker.is_retiring = True
+        retiring = sum(each.place == worker.place and each.is_retiring for each in self._workers.values())
+        if retiring >= MANY_RETIRING:
+            log.warning("%d workers of process %d have been replaced and go on with what they run", retiring, worker.place + 1)
 
     def _note_leaving(self, worker: Worker) -> None:
         """Somebody else may have told it to."""

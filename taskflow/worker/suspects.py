@@ -3,7 +3,8 @@
 Run among others, the guilty one would take down as many leases each time, and those would be counted as crashed as often as it. So suspects
 are tried by themselves: a few at a time while each has but one crash, one at a time after that, the least suspicious first. What has begun
 before is waited for, what else was claimed goes back, so that it is nobody's when the worker dies, and nothing is claimed until those on
-trial have lived for a moment.
+trial have lived for a moment: the longer, the more is at stake. One that another crash would make poison has the worker to itself for as
+long as its run takes, within reason: whatever kills the worker then, nobody else is taken for it.
 """
 
 from __future__ import annotations
@@ -11,19 +12,31 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Collection
-from typing import Final
+from typing import Final, NamedTuple
 
 from taskflow.model.envelope import Lease
+from taskflow.worker.events import Events, OnTrial
 from taskflow.worker.holdings import Holding, Holdings
 
-TOGETHER: Final = 10
-"""Of those with one crash: as many of a hundred neighbours of the guilty one as can be cleared in seconds."""
 
-PROBATION: Final = 0.5
-"""Seconds that they have lived when others begin beside them. What kills its worker does so at once, as a rule."""
+class Trial(NamedTuple):
+    """`together`     so many at one time
+    `probation`    seconds that they have lived when others begin beside them
+    `until_alone`  seconds for which runs that began before are waited for, and the store to take back the rest. What stays is at their risk
+    """
 
-UNTIL_ALONE: Final = 2.0
-"""Seconds for which runs that began before are waited for, and the store to take back the rest. What stays is at the suspects' risk."""
+    together: int
+    probation: float
+    until_alone: float
+
+
+TRIALS: Final = {
+    # As many of a hundred neighbours of the guilty one as can be cleared in seconds; what kills its worker does so at once, as a rule.
+    1: Trial(10, 0.5, 2.0),
+    # It may be one that runs out of memory after a while.
+    2: Trial(1, 10.0, 10.0),
+}
+LAST: Final = Trial(1, 300.0, 30.0)
 
 
 class Suspects:
@@ -38,11 +51,13 @@ class Suspects:
         begin: Callable[[Holding], asyncio.Task[None]],
         runs: Callable[[], Collection[asyncio.Task[None]]],
         give_back: Callable[[Holding], None],
+        events: Events,
     ) -> None:
         self._holdings = holdings
         self._begin = begin
         self._runs = runs
         self._give_back = give_back
+        self._events = events
         self._waiting: list[Holding] = []
         self._chosen: list[Holding] = []
         self._has_some = asyncio.Event()
@@ -61,32 +76,40 @@ class Suspects:
     async def run(self) -> None:
         while True:
             await self._has_some.wait()
-            self._choose()
-            await self._be_alone()
-            if runs := self._begin_chosen():
-                await asyncio.wait(runs, timeout=PROBATION)
+            trial = self._choose()
+            await self._be_alone(trial.until_alone)
+            if runs := self._begin_chosen(trial):
+                await asyncio.wait(runs, timeout=trial.probation)
             if not self._waiting:
                 self._has_some.clear()
                 self._holdings.is_closed = False
                 self._holdings.nudge()
 
-    def _choose(self) -> None:
-        """Those that are tried now, while the rest goes back. Cancelled after that by a stranger, `run` begins again and chooses anew."""
-        waiting = sorted(self.take_all(), key=lambda holding: holding.lease.crashes)
-        together = sum(holding.lease.crashes == 1 for holding in waiting[:TOGETHER]) or 1
-        for holding in waiting[together:]:
+    def _choose(self) -> Trial:
+        """Those that are tried now, while the rest goes back, and how. Cancelled after that by a stranger, `run` begins again and chooses
+        anew."""
+        waiting = sorted(self.take_all(), key=_crashes)
+        trial = TRIALS.get(_crashes(waiting[0]), LAST) if waiting else LAST
+        self._chosen = [holding for holding in waiting[: trial.together] if _crashes(holding) == _crashes(waiting[0])]
+        for holding in waiting[len(self._chosen) :]:
             self._give_back(holding)
-        self._chosen = waiting[:together]
+        return trial
 
-    def _begin_chosen(self) -> list[asyncio.Task[None]]:
+    def _begin_chosen(self, trial: Trial) -> list[asyncio.Task[None]]:
         chosen, self._chosen = self._held(self._chosen), []
+        for holding in chosen:
+            self._events.tell(OnTrial(holding.lease, trial.probation))
         return [self._begin(holding) for holding in chosen]
 
-    async def _be_alone(self) -> None:
-        give_up_at = time.monotonic() + UNTIL_ALONE
+    async def _be_alone(self, patience: float) -> None:
+        give_up_at = time.monotonic() + patience
         while (self._runs() or len(self._holdings) > len(self._chosen)) and (left := give_up_at - time.monotonic()) > 0:
             await self._holdings.wait_for_change(left)
 
     def _held(self, waiting: list[Holding]) -> list[Holding]:
         """Those that have not been lost meanwhile."""
         return [holding for holding in waiting if self._holdings.get(holding.lease.claim) is holding]
+
+
+def _crashes(holding: Holding) -> int:
+    return holding.lease.crashes

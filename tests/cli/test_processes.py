@@ -47,6 +47,12 @@ async def fail() -> None:
     raise ValueError("as asked")
 
 @job
+async def leave_at_first(ctx: JobContext) -> None:
+    if ctx.epoch == 1:
+        os._exit(0)
+    write(f"epoch {ctx.epoch}")
+
+@job
 async def block() -> None:
     print("begun", flush=True)
     time.sleep(3600)
@@ -101,8 +107,8 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def until(condition: Callable[[], bool], running: Running | None = None) -> None:
-    give_up_at = time.monotonic() + PATIENCE
+def until(condition: Callable[[], bool], running: Running | None = None, patience: float = PATIENCE) -> None:
+    give_up_at = time.monotonic() + patience
     while not condition():
         assert time.monotonic() < give_up_at, running and running.said
         time.sleep(0.01)
@@ -167,6 +173,35 @@ def test_the_cause_of_a_death_is_told_by_the_next_that_works_when_the_one_before
     ended_clearly(supervised, [0])
     [job] = json.loads(tasks.run("-m", "taskflow", "jobs", "--json"))
     assert "SIGKILL" in tasks.run("-m", "taskflow", "jobs", job["id"])
+
+
+def test_the_cause_of_death_of_one_that_leaves_is_told_by_the_one_that_has_taken_over(tasks: Shell) -> None:
+    """That has been started before."""
+    tasks.send("wait.bind()")
+    supervised = workers(tasks, 1, "--ttl", "3600")
+    supervised.wait_for("begun by")
+    supervised.signal(signal.SIGHUP)
+    supervised.wait_for("winding down: 1 running")
+    os.kill(pids(supervised)[0], signal.SIGKILL)
+    supervised.wait_for("begun by", times=2)
+    tasks.write("release", "")
+    until(lambda: tasks.ledger() == ["ended"], supervised)
+    supervised.signal(signal.SIGTERM)
+    ended_clearly(supervised, [0])
+    [job] = json.loads(tasks.run("-m", "taskflow", "jobs", "--json"))
+    assert "SIGKILL" in tasks.run("-m", "taskflow", "jobs", job["id"])
+
+
+def test_a_job_that_ends_its_worker_with_code_0_has_crashed_it(tasks: Shell) -> None:
+    """What it held does not wait until the session has been silent for its ttl."""
+    tasks.send("leave_at_first.bind()")
+    supervised = workers(tasks, 1, "--ttl", "3600")
+    supervised.wait_for("worker .* has ended: exit code 0; another one starts now")
+    until(lambda: tasks.ledger() == ["epoch 2"], supervised)
+    supervised.signal(signal.SIGTERM)
+    ended_clearly(supervised, [0])
+    [job] = json.loads(tasks.run("-m", "taskflow", "jobs", "--json"))
+    assert "exit code 0" in tasks.run("-m", "taskflow", "jobs", job["id"])
 
 
 def test_a_worker_that_dies_again_and_again_is_given_time(tasks: Shell) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
-from taskflow import Status, Worker
+from taskflow import Status, Worker, job
 from taskflow.broker.protocol import Broker
 from taskflow.model.session import Beat
 from taskflow.worker.events import SessionEnded, SessionOpened
@@ -70,3 +71,19 @@ async def test_what_has_ended_is_told_before_it_is_over() -> None:
             broker.away = set()
             await asyncio.wait_for(finishing, 20)
             assert await runs.status() == Status.SUCCEEDED
+
+
+async def test_a_function_that_goes_on_when_it_is_asked_to_stop_is_waited_for_no_longer_than_the_grace_time(broker: Broker) -> None:
+    """It is past its timeout, and may never end: the worker would never be replaced."""
+    begun, may_end = threading.Event(), threading.Event()
+
+    @job(name="tests.finishing.deaf", max_attempts=1)
+    def deaf() -> None:
+        begun.set()
+        may_end.wait(60)
+
+    await deaf.options(timeout=0.1).delay()
+    async with Worker(options=options(Heard(), grace=0.2)) as worker:
+        await asyncio.to_thread(begun.wait, 20)
+        await asyncio.wait_for(worker.finish(), 20)
+        may_end.set()

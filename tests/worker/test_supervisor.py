@@ -10,7 +10,15 @@ import pytest
 
 from taskflow.worker import supervisor
 from taskflow.worker.endings import Ending, Want
-from taskflow.worker.supervisor import FORCED_AFTER, HEALTHY_AFTER, LOADED_PATIENCE, LONGEST_PAUSE, SAME_SIGNAL, SPACING, Plan, Supervisor
+from taskflow.worker.staff import HEALTHY_AFTER, LONGEST_PAUSE, Plan
+from taskflow.worker.supervisor import (
+    DOUBTED_AFTER,
+    FORCED_AFTER,
+    LOADED_PATIENCE,
+    SAME_SIGNAL,
+    SPACING,
+    Supervisor,
+)
 
 TERM, INT, KILL = signal.SIGTERM, signal.SIGINT, signal.SIGKILL
 Sent = list[tuple[int, int]]
@@ -62,9 +70,11 @@ class Office:
             self.supervisor.heard(pid, f"session {session_of(pid).hex()}")
             self.act()
 
-    def ends(self, *pids: int, status: int = 0, want: Want = Want.NO) -> None:
+    def ends(self, *pids: int, status: int = 0, want: Want = Want.NO, is_told: bool = True) -> None:
         for pid in pids:
             self.alive.discard(pid)
+            if is_told and not status and self.supervisor._workers[pid].came_to is None:
+                self.supervisor.heard(pid, "ended 0")
             self.supervisor.ended(pid, Ending(status, want))
             self.act()
 
@@ -209,11 +219,12 @@ def test_a_worker_that_cannot_start_while_others_work_is_tried_again_and_again()
     assert office.code is None
 
 
-def test_a_worker_that_ends_without_a_word_is_replaced_too() -> None:
+def test_a_worker_that_ends_without_a_word_has_crashed_whatever_its_code() -> None:
+    """A job has called os._exit(0): what it held is to run again."""
     office = an_office(2)
-    office.ends(1)
+    office.ends(1, is_told=False)
     assert office.started == 3
-    assert office.crashes == []
+    assert office.crashes == [(session_of(1), "exit code 0")]
 
 
 def test_a_worker_that_a_stranger_winds_down_has_a_successor_at_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -394,6 +405,30 @@ def test_each_is_replaced_when_the_next_works_and_the_one_before_has_gone() -> N
     assert (office.alive, office.sent) == ({3, 4}, [(1, TERM), (2, TERM)])
 
 
+def test_an_old_one_that_retires_meanwhile_is_wound_down_like_the_others() -> None:
+    """Else the workers after it would wait for its longest job."""
+    office = an_office(2)
+    office.does(office.supervisor.roll)
+    office.does(lambda: office.supervisor.heard(1, "retiring"))
+    assert (office.places, office.sent) == ([0, 1, 0], [])
+    office.works(3)
+    assert office.sent == [(1, TERM)]
+    office.ends(1)
+    assert office.places == [0, 1, 0, 1]
+
+
+def test_a_new_worker_that_does_not_begin_to_work_is_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    office = an_office(2)
+    office.does(office.supervisor.roll)
+    office.act(DOUBTED_AFTER - 1.0)
+    assert "has not begun" not in caplog.text
+    office.act(10.0 * DOUBTED_AFTER)
+    assert caplog.text.count("worker 3 has not begun to work for 60 s") == 1
+    office.ends(3, status=-KILL)
+    assert "the replacing of workers is given up" in caplog.text
+    assert office.sent == []
+
+
 def test_a_new_worker_that_cannot_start_leaves_the_old_ones(caplog: pytest.LogCaptureFixture) -> None:
     office = an_office(2)
     office.does(office.supervisor.roll)
@@ -475,6 +510,15 @@ def test_one_that_retires_has_all_the_time_that_its_runs_take() -> None:
         office.does(lambda pid=pid: office.supervisor.heard(pid, "leaving"))  # type: ignore[misc]
     office.act(FORCED_AFTER + 12.0)
     assert {pid for pid, number in office.sent if number == KILL} == {1, 2}
+
+
+def test_many_that_retire_in_one_place_are_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    office = an_office(1)
+    for pid in (1, 2, 3):
+        office.works(pid)
+        office.does(lambda pid=pid: office.supervisor.heard(pid, "retiring"))  # type: ignore[misc]
+    assert "3 workers of process 1 have been replaced and go on with what they run" in caplog.text
+    assert "2 workers of process 1" not in caplog.text
 
 
 def test_a_signal_hurries_one_that_retires_as_the_others() -> None:

@@ -13,9 +13,9 @@ from taskflow import JobCancelled, JobHandle, Status, Worker
 from taskflow.model.envelope import ClaimId, Envelope, Lease
 from taskflow.model.ids import IdFactory, parse_id
 from taskflow.worker import suspects as suspects_module
-from taskflow.worker.events import SessionOpened
+from taskflow.worker.events import Events, SessionOpened
 from taskflow.worker.holdings import Holding, Holdings
-from taskflow.worker.suspects import Suspects
+from taskflow.worker.suspects import LAST, TRIALS, Suspects, Trial
 from tests.worker.scene import FaultyBroker, Heard, a_faulty_broker, options, waits
 from tests.worker.scene import Run as Gate
 
@@ -36,7 +36,7 @@ class Stage:
         self.begun: list[int] = []
         self.beside: list[int] = []
         self.store: list[int] = []
-        self.suspects = Suspects(self.holdings, self.begin, lambda: self.tasks, self.give_back)
+        self.suspects = Suspects(self.holdings, self.begin, lambda: self.tasks, self.give_back, Events())
         self._run = run
         self._number = 0
 
@@ -120,11 +120,27 @@ async def test_runs_that_began_before_are_waited_for() -> None:
 
 
 async def test_one_that_goes_on_holds_the_others_up_for_no_longer_than_its_probation(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(suspects_module, "PROBATION", 0.02)
-    monkeypatch.setattr(suspects_module, "UNTIL_ALONE", 0.02)
+    monkeypatch.setitem(suspects_module.TRIALS, 2, Trial(1, 0.02, 0.02))
     async with a_stage([2, 2, 2], lambda: asyncio.sleep(3600)) as stage:
         await stage.until_done()
         assert stage.begun == [2, 2, 2]
+
+
+async def test_the_more_is_at_stake_the_longer_it_is_alone() -> None:
+    """One that the next crash would make poison for as long as its run takes, as a rule."""
+    trials = [TRIALS[1], TRIALS[2], LAST]
+    assert trials == sorted(trials, key=lambda trial: trial.probation) == sorted(trials, key=lambda trial: trial.until_alone)
+    released = asyncio.Event()
+
+    async def wait() -> None:
+        await released.wait()
+
+    async with a_stage([3, 3], wait) as stage:
+        await asyncio.sleep(2 * TRIALS[1].probation)
+        assert (stage.begun, stage.holdings.is_closed) == ([3], True)
+        released.set()
+        await stage.until_done()
+    assert (stage.begun, stage.beside) == ([3, 3], [1, 1])
 
 
 async def test_one_that_is_lost_meanwhile_is_not_begun() -> None:

@@ -1,0 +1,77 @@
+"""What a supervisor keeps in mind: its plan, its workers, their places, and the change from one to the next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from taskflow.worker.endings import Ending
+
+# A worker that has worked for so many seconds was healthy: its crashes before do not count any more.
+HEALTHY_AFTER: Final = 30.0
+LONGEST_PAUSE: Final = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """`processes`     how many are to work
+    `grace`         seconds that a worker's runs have when it winds down
+    `max_memory`    bytes; a worker that has more is replaced
+    `is_draining`   a worker that has drained its queues is not replaced
+    `is_reloading`  what cannot start waits for the next change of a file
+    """
+
+    processes: int = 1
+    grace: float = 25.0
+    max_memory: int | None = None
+    is_draining: bool = False
+    is_reloading: bool = False
+
+
+@dataclass(eq=False)
+class Worker:
+    """A process. `told`: how many signals it has got; `came_to`: its exit code, once its session has left. One that `is_leaving` starts
+    nothing new; when it `is_retiring` it has all the time it wants for what it runs, unless it is signalled."""
+
+    pid: int
+    place: int
+    generation: int
+    loaded_at: float | None = None
+    works_since: float | None = None
+    sessions: list[bytes] = field(default_factory=list)
+    is_leaving: bool = False
+    is_retiring: bool = False
+    has_drained: bool = False
+    came_to: int | None = None
+    told: int = 0
+    told_at: float = float("-inf")
+
+    def has_worked_for(self, now: float) -> float:
+        return 0.0 if self.works_since is None else now - self.works_since
+
+
+@dataclass(eq=False)
+class Place:
+    """Where one worker after another works. `failures`: deaths one after the other, none of them in good health."""
+
+    failures: int = 0
+    free_at: float = float("-inf")
+    has_drained: bool = False
+    no_start: Ending | None = None
+
+    def fail(self, worked_for: float, now: float) -> float:
+        """Seconds until the next may start: none, then 1, 2, 4 and so on."""
+        self.failures = 1 if worked_for >= HEALTHY_AFTER else self.failures + 1
+        pause = 0.0 if self.failures == 1 else min(LONGEST_PAUSE, 2.0 ** min(self.failures - 2, 10))
+        self.free_at = now + pause
+        return pause
+
+
+@dataclass(eq=False)
+class Change:
+    """One worker of a rolling restart: `new` works before `old` is told to leave, and the next change waits for its end."""
+
+    old: Worker
+    new: Worker
+    began_at: float
+    is_doubted: bool = False
