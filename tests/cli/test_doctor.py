@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.inprocess import Cli
+from tests.support.postgres import PostgresServer
 from tests.support.servers import RedisServer
 
 
@@ -55,6 +56,28 @@ def test_a_server_that_evicts(cli: Cli) -> None:
 
     assert "maxmemory-policy allkeys-lru" in refused.err
     assert [finding["topic"] for finding in told["findings"] if finding["level"] == "problem"] == ["eviction"]
+
+
+@pytest.mark.parametrize("setting", ["fsync", "full_page_writes", "synchronous_commit"])
+def test_a_postgres_that_does_not_wait_for_its_disk(cli: Cli, setting: str) -> None:
+    with PostgresServer(settings={setting: "off"}) as server:
+        told = cli.json("doctor", "--broker", server.url(server.new_database()), code=1)
+
+    [problem] = [finding for finding in told["findings"] if finding["level"] == "problem"]
+    assert problem["topic"] == "persistence"
+    assert problem["says"].startswith(f"{setting} is off: a crash of the ")
+
+
+def test_a_postgres_that_is_sound(cli: Cli) -> None:
+    with PostgresServer() as server:
+        told = cli.json("doctor", "--broker", server.url(server.new_database()))
+
+    assert {finding["topic"]: finding["level"] for finding in told["findings"]} == {
+        "server": "ok",
+        "persistence": "ok",
+        "wake-ups": "ok",
+        "room": "ok",
+    }
 
 
 def test_no_server(cli: Cli, tmp_path: Path) -> None:

@@ -78,20 +78,24 @@ class PostgresConsole:
     async def examine(self) -> list[Finding]:
         [row] = await self._broker.call("examined")
         trouble = await self._broker.trouble_with_listening()
-        fsync = row["fsync"] == "on" and row["synchronous_commit"] not in ("off",)
+        risk = next((risk for setting, risk in _RISKS.items() if row[setting] == "off"), None)
         return [
             Finding("server", "ok", f"PostgreSQL {row['version']}"),
             Finding(
                 "persistence",
-                "ok" if fsync else "problem",
-                "what is answered is on the disk"
-                if fsync
-                else f"fsync is {row['fsync']}: a crash of the machine may lose or spoil everything",
+                "ok" if risk is None else "problem",
+                "what is answered is on the disk" if risk is None else risk,
             ),
             Finding("wake-ups", "ok", "notifications are heard") if trouble is None else Finding("wake-ups", "note", trouble),
             Finding("room", "ok", f"the queue takes {row['size']:,} bytes"),
         ]
 
+
+_RISKS: Final = {
+    "fsync": "fsync is off: a crash of the machine may lose or spoil everything",
+    "full_page_writes": "full_page_writes is off: a crash of the machine may spoil everything, unless its file system writes whole pages",
+    "synchronous_commit": "synchronous_commit is off: a crash of the server may lose what was answered in its last moments",
+}
 
 _REDONE: Final = {
     "ok": Redone.OK,

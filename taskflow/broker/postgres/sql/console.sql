@@ -173,7 +173,8 @@ CREATE FUNCTION @.events() RETURNS TABLE (queue text, what text, n bigint) LANGU
     SELECT queue, what, n FROM @.counted WHERE what NOT LIKE '=%'
 $$;
 
-CREATE FUNCTION @.examined() RETURNS TABLE (version text, fsync text, synchronous_commit text, size bigint) LANGUAGE sql AS $$
-    SELECT current_setting('server_version'), current_setting('fsync'), current_setting('synchronous_commit'),
-        pg_total_relation_size('@.jobs'::regclass)
+CREATE FUNCTION @.examined() RETURNS TABLE (version text, fsync text, full_page_writes text, synchronous_commit text, size bigint)
+LANGUAGE sql AS $$
+    SELECT current_setting('server_version'), current_setting('fsync'), current_setting('full_page_writes'),
+        current_setting('synchronous_commit'), pg_total_relation_size('@.jobs'::regclass)
 $$;
