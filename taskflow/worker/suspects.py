@@ -76,20 +76,22 @@ class Suspects:
     async def run(self) -> None:
         while True:
             await self._has_some.wait()
-            trial = self._choose()
-            await self._be_alone(trial.until_alone)
-            if runs := self._begin_chosen(trial):
-                await asyncio.wait(runs, timeout=trial.probation)
+            if (trial := self._choose()) is not None:
+                await self._be_alone(trial.until_alone)
+                if runs := self._begin_chosen(trial):
+                    await asyncio.wait(runs, timeout=trial.probation)
             if not self._waiting:
                 self._has_some.clear()
                 self._holdings.is_closed = False
                 self._holdings.nudge()
 
-    def _choose(self) -> Trial:
+    def _choose(self) -> Trial | None:
         """Those that are tried now, while the rest goes back, and how. Cancelled after that by a stranger, `run` begins again and chooses
         anew."""
         waiting = sorted(self.take_all(), key=_crashes)
-        trial = TRIALS.get(_crashes(waiting[0]), LAST) if waiting else LAST
+        if not waiting:
+            return None
+        trial = TRIALS.get(_crashes(waiting[0]), LAST)
         self._chosen = [holding for holding in waiting[: trial.together] if _crashes(holding) == _crashes(waiting[0])]
         for holding in waiting[len(self._chosen) :]:
             self._give_back(holding)
