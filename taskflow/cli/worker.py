@@ -161,10 +161,12 @@ class Shift:
     async def work(self) -> int:
         worker = Worker(app=self._app, options=self._options)
         self._outside.show(worker.vitals)
+        code: int = Exit.FAILED  # what an error comes to
         try:
             async with AsyncExitStack() as stack:
                 if not await self._signals.start(self._start(worker, stack)):
-                    return self._signals.code
+                    code = self._signals.code
+                    return code
                 telling = create_own(self._tell_deaths())
                 is_drained = await self._until_told(worker)
                 if not is_drained and self._line is not None:
@@ -172,12 +174,13 @@ class Shift:
             telling.cancel()
             if self._is_draining and (self._line is None or (self._line.is_first and not self._line.is_leaving)):
                 await self._tell_what_is_left()
+            code = self._code(worker, is_drained=is_drained)
         finally:
             await self._app.close()
             self.has_ended = True
             # What jobs have left behind, tasks and threads, is ended next, and may not want to.
-            self._last_resort.end_within(AFTER_FORCE if worker.has_forced else self._options.last_words)
-        return self._told(self._code(worker, is_drained=is_drained), is_drained=is_drained)
+            self._last_resort.come_to(code, AFTER_FORCE if worker.has_forced else self._options.last_words)
+        return self._told(code, is_drained=is_drained)
 
     def _code(self, worker: Worker, *, is_drained: bool) -> int:
         if worker.has_forced:
