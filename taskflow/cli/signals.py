@@ -15,7 +15,7 @@ from types import FrameType, TracebackType
 from typing import Any, Final, Self
 
 from taskflow.cli.exits import Exit
-from taskflow.cli.interrupts import interrupts
+from taskflow.cli.interrupts import Told, interrupts
 from taskflow.cli.main import SAID_WITHIN, say_what_keeps_it
 from taskflow.model.seams import start_thread
 from taskflow.worker.children.system import HANDLED, keep_handlers_from_forks
@@ -29,14 +29,6 @@ log: Final = logging.getLogger("taskflow.worker")
 WORDS_AT_MOST: Final = 4
 # Runs that had to be cut off have had all that: what else there is may take so many seconds.
 AFTER_FORCE: Final = 1.0
-
-
-class Told(KeyboardInterrupt):
-    """A signal has come while there is nothing yet to wind down."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.number = number
 
 
 class LastResort:
@@ -123,8 +115,7 @@ class Signals:
         for number in HANDLED:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # under nohup it stays ignored
                 signal.signal(number, self._heed)
-        if interrupts.have_come:  # while modules were loaded, and it was lost in a callback of the interpreter
-            raise Told(signal.SIGINT)
+        interrupts.raise_again()  # what came while modules were loaded, and was lost in a callback of the interpreter
 
     def begin(self) -> None:
         """From now on no signal raises: a loop is made, which heeds them."""

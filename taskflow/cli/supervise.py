@@ -42,11 +42,11 @@ def _supervise(arguments: argparse.Namespace) -> int:
         is_reloading=arguments.reload,
     )
     with logging_to_stderr(arguments.log_level, arguments.log_format):
-        if interrupts.have_come:
-            raise KeyboardInterrupt
         if arguments.health_port is None and "NOTIFY_SOCKET" not in os.environ:
+            interrupts.raise_again()
             return supervise(plan, _command(arguments.argv), watch=watch)
         with importlib.import_module("taskflow.cli.outside").OutsideOfFleet(arguments) as outside:
+            interrupts.raise_again()
             return supervise(plan, _command(arguments.argv), watch=watch, onlooker=outside)
 
 
