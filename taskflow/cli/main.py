@@ -97,8 +97,15 @@ def _run(argv: Sequence[str] | None) -> int:
 
     arguments = a_parser().parse_args(argv)
     arguments.argv = list(sys.argv[1:] if argv is None else argv)
-    code: int = import_module(f"taskflow.cli.{arguments.module}").run(arguments)
+    module = "process_1" if arguments.module == "worker" and argv is None and _is_process_1(arguments.argv) else arguments.module
+    code: int = import_module(f"taskflow.cli.{module}").run(arguments)
     return code
+
+
+def _is_process_1(argv: list[str]) -> bool:
+    """And may be another than the worker: by its command line it is this command and no other program that calls us, and systemd does not
+    wait to be told by its service's own process."""
+    return os.getpid() == 1 and argv == sys.orig_argv[len(sys.orig_argv) - len(argv) :] and "NOTIFY_SOCKET" not in os.environ
 
 
 def _interrupted(told: KeyboardInterrupt) -> int:
