@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 # Seconds that Python may take to end once we are done: it waits for threads and processes that jobs have left behind, and for ever.
 LEFT_BEHIND: Final = 5.0
+# Seconds more in which that is said, and what was printed is written out.
+SAID_WITHIN: Final = 0.5
 
 
 def program() -> int:
@@ -33,20 +35,20 @@ def program() -> int:
 def _bound_the_end(code: int) -> None:
     """Two threads, since who reads what is said may be gone, or what is left may hold a stream. Both begin now: later none may."""
     try:
-        _thread.start_new_thread(_say_what_keeps_it, ())
+        _thread.start_new_thread(say_what_keeps_it, (LEFT_BEHIND,))
         _thread.start_new_thread(_end_by_force, (code,))
     except RuntimeError:  # the system has no more threads
         return
 
 
-def _say_what_keeps_it() -> None:
-    time.sleep(LEFT_BEHIND)
+def say_what_keeps_it(after: float = 0.0) -> None:
+    time.sleep(after)
     print("taskflow: what jobs have left behind, threads or processes, does not end: this process ends without it", file=sys.stderr)
     sys.stdout.flush()
 
 
 def _end_by_force(code: int) -> None:
-    time.sleep(LEFT_BEHIND + 0.5)
+    time.sleep(LEFT_BEHIND + SAID_WITHIN)
     os._exit(code)
 
 
@@ -95,8 +97,15 @@ def _run(argv: Sequence[str] | None) -> int:
 
     arguments = a_parser().parse_args(argv)
     arguments.argv = list(sys.argv[1:] if argv is None else argv)
-    code: int = import_module(f"taskflow.cli.{arguments.module}").run(arguments)
+    module = "process_1" if arguments.module == "worker" and argv is None and _is_process_1(arguments.argv) else arguments.module
+    code: int = import_module(f"taskflow.cli.{module}").run(arguments)
     return code
+
+
+def _is_process_1(argv: list[str]) -> bool:
+    """And may be another than the worker: by its command line it is this command and no other program that calls us, and systemd does not
+    wait to be told by its service's own process."""
+    return os.getpid() == 1 and argv == sys.orig_argv[len(sys.orig_argv) - len(argv) :] and "NOTIFY_SOCKET" not in os.environ
 
 
 def _interrupted(told: KeyboardInterrupt) -> int:

@@ -10,11 +10,13 @@ import signal
 import threading
 import time
 from collections.abc import Awaitable
+from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any, Final, Self
 
 from taskflow.cli.exits import Exit
-from taskflow.cli.interrupts import interrupts
+from taskflow.cli.interrupts import Told, interrupts
+from taskflow.cli.main import SAID_WITHIN, say_what_keeps_it
 from taskflow.model.seams import start_thread
 from taskflow.worker.children.system import HANDLED, keep_handlers_from_forks
 from taskflow.worker.supervisor import SAME_SIGNAL as SAME_SIGNAL
@@ -29,25 +31,26 @@ WORDS_AT_MOST: Final = 4
 AFTER_FORCE: Final = 1.0
 
 
-class Told(KeyboardInterrupt):
-    """A signal has come while there is nothing yet to wind down."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.number = number
-
-
 class LastResort:
     """Ends the process from a thread of its own when what is left in it does not end: a run that swallows every cancellation,
-    a thread that never returns, a loop that a job blocks. Off again when its block is left."""
+    a thread that never returns, a loop that a job blocks. Off again when its block is left.
+
+    By the code that says so, unless the work has come to another before: what jobs have left behind does not change that.
+    """
 
     def __init__(self) -> None:
         self._deadlines = queue.SimpleQueue[float]()  # may be put to by a signal handler, whatever that has interrupted
         self._thread: threading.Thread | None = None
+        self._code: int = Exit.FORCED
 
     def end_within(self, seconds: float) -> None:
         """The process has so long. Of several deadlines the first counts."""
         self._deadlines.put(time.monotonic() + seconds)
+
+    def come_to(self, code: int, within: float) -> None:
+        """The work has ended with that code. What is left has so long."""
+        self._code = code
+        self.end_within(within)
 
     def end_now(self) -> None:
         os._exit(Exit.FORCED)
@@ -67,12 +70,20 @@ class LastResort:
             try:
                 told = self._deadlines.get(timeout=None if ends_at is None else max(0.0, ends_at - time.monotonic()))
             except queue.Empty:
-                log.error("what is left in this process does not end: it is ended by force")
-                self.end_now()
+                self._end()
                 return
             if told == _OFF:
                 return
             ends_at = told if ends_at is None else min(ends_at, told)
+
+    def _end(self) -> None:
+        if self._code == Exit.FORCED:
+            log.error("what is left in this process does not end: it is ended by force")
+        else:
+            with suppress(RuntimeError):  # the system has no more threads
+                start_thread(say_what_keeps_it, "taskflow-last-words")  # beside this one: who reads it may be gone
+            time.sleep(SAID_WITHIN)
+        os._exit(self._code)
 
 
 _OFF: Final = float("-inf")
@@ -104,8 +115,7 @@ class Signals:
         for number in HANDLED:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # under nohup it stays ignored
                 signal.signal(number, self._heed)
-        if interrupts.have_come:  # while modules were loaded, and it was lost in a callback of the interpreter
-            raise Told(signal.SIGINT)
+        interrupts.raise_again()  # what came while modules were loaded, and was lost in a callback of the interpreter
 
     def begin(self) -> None:
         """From now on no signal raises: a loop is made, which heeds them."""

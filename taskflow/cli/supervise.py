@@ -8,11 +8,11 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
-import sys
 import threading
 from collections.abc import Callable
 from typing import Final
 
+from taskflow.cli.anew import command_of
 from taskflow.cli.interrupts import interrupts
 from taskflow.cli.logs import logging_to_stderr
 from taskflow.model.errors import ConfigurationError, DriverMissing
@@ -41,20 +41,12 @@ def _supervise(arguments: argparse.Namespace) -> int:
         is_reloading=arguments.reload,
     )
     with logging_to_stderr(arguments.log_level, arguments.log_format):
-        if interrupts.have_come:
-            raise KeyboardInterrupt
         if arguments.health_port is None and "NOTIFY_SOCKET" not in os.environ:
-            return supervise(plan, _command(arguments.argv), watch=watch)
+            interrupts.raise_again()
+            return supervise(plan, command_of(arguments.argv), watch=watch)
         with importlib.import_module("taskflow.cli.outside").OutsideOfFleet(arguments) as outside:
-            return supervise(plan, _command(arguments.argv), watch=watch, onlooker=outside)
-
-
-def _command(argv: list[str]) -> list[str]:
-    """As this process was started, with the same options of Python; or, when another program has called us, as `python -m taskflow`."""
-    how = sys.orig_argv[1 : len(sys.orig_argv) - len(argv)]
-    if argv != sys.orig_argv[len(sys.orig_argv) - len(argv) :] or argv != sys.argv[1:]:
-        how = ["-m", "taskflow"]
-    return [sys.executable, *how, *argv]
+            interrupts.raise_again()
+            return supervise(plan, command_of(arguments.argv), watch=watch, onlooker=outside)
 
 
 def _a_watch() -> Watch:

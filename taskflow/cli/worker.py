@@ -162,10 +162,12 @@ class Shift:
     async def work(self) -> int:
         worker, obituaries = Worker(app=self._app, options=self._options), Obituaries(self._app)
         self._outside.show(worker.vitals)
+        code: int = Exit.FAILED  # what an error comes to
         try:
             async with AsyncExitStack() as stack:
                 if not await self._signals.start(self._start(worker, stack)):
-                    return self._signals.code
+                    code = self._signals.code
+                    return code
                 if self._line is not None:
                     obituaries.begin(self._line)
                 is_drained = await self._until_told(worker)
@@ -174,12 +176,13 @@ class Shift:
             obituaries.end()
             if self._is_draining and (self._line is None or (self._line.is_first and not self._line.is_leaving)):
                 await self._tell_what_is_left()
+            code = self._code(worker, is_drained=is_drained)
         finally:
             await self._app.close()
             self.has_ended = True
             # What jobs have left behind, tasks and threads, is ended next, and may not want to.
-            self._last_resort.end_within(AFTER_FORCE if worker.has_forced else self._options.last_words)
-        return self._told(self._code(worker, is_drained=is_drained), is_drained=is_drained)
+            self._last_resort.come_to(code, AFTER_FORCE if worker.has_forced else self._options.last_words)
+        return self._told(code, is_drained=is_drained)
 
     def _code(self, worker: Worker, *, is_drained: bool) -> int:
         if worker.has_forced:

@@ -9,7 +9,7 @@ import pytest
 from tests.cli.processes import Running, Shell, ended_clearly
 
 TASKS = """
-import concurrent.futures, multiprocessing, os, signal, threading, time
+import asyncio, concurrent.futures, multiprocessing, os, signal, threading, time
 from taskflow import job
 
 # The pool's thread and the process are waited for as well, each in another way.
@@ -28,6 +28,25 @@ def leave_a_thread() -> None:
 def leave_a_pool() -> None:
     pool.submit(forever)
     print("left", flush=True)
+
+@job
+async def leave_a_call() -> None:
+    asyncio.get_running_loop().run_in_executor(None, forever)
+    print("left", flush=True)
+
+@job
+async def leave_a_task() -> None:
+    kept.append(asyncio.create_task(go_on()))
+    print("left", flush=True)
+
+kept: list[asyncio.Task[None]] = []
+
+async def go_on() -> None:
+    while True:
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            pass
 
 @job
 def leave_a_process() -> None:
@@ -62,7 +81,7 @@ def fork_in_a_child(number: int) -> None:
     print(f"ended with {end_by(number)}", flush=True)
 """
 
-KINDS = ("leave_a_thread", "leave_a_pool", "leave_a_process")
+KINDS = ("leave_a_thread", "leave_a_pool", "leave_a_call", "leave_a_task", "leave_a_process")
 
 
 @pytest.mark.parametrize("supervisor", [[], ["--processes", "1"]])

@@ -9,9 +9,9 @@ import sys
 
 import pytest
 
+from taskflow.cli.anew import command_of
 from taskflow.cli.exits import Exit
 from taskflow.cli.parser import a_parser
-from taskflow.cli.supervise import _command
 from taskflow.worker import supervisor
 from tests.cli.processes import Running, Shell
 
@@ -67,14 +67,14 @@ ARGV = ["worker", "tasks", "--processes", "2"]
 def test_workers_are_started_as_the_supervisor_was(monkeypatch: pytest.MonkeyPatch, how: list[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["taskflow", *ARGV])
     monkeypatch.setattr(sys, "orig_argv", ["python", *how, *ARGV])
-    assert _command(ARGV) == [sys.executable, *how, *ARGV]
+    assert command_of(ARGV) == [sys.executable, *how, *ARGV]
 
 
 def test_called_by_another_program_they_are_started_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """That program, run again, would do who knows what."""
     monkeypatch.setattr(sys, "argv", ["manage.py", "work"])
     monkeypatch.setattr(sys, "orig_argv", ["python", "manage.py", "work"])
-    assert _command(ARGV) == [sys.executable, "-m", "taskflow", *ARGV]
+    assert command_of(ARGV) == [sys.executable, "-m", "taskflow", *ARGV]
 
 
 # --- its flags -----------------------------------------------------------------------------------------------------------

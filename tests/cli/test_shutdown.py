@@ -171,6 +171,63 @@ def test_as_process_1_it_hears_what_others_do(waiting: Shell, unshare: str, proc
     assert waiting.counts() == [{"succeeded": 2}, {"ready": 2}, {"running": 2}][times - 1]
 
 
+@pytest.mark.parametrize("processes", [[], ["--processes", "2"]], ids=["one", "two"])
+def test_as_process_1_it_hears_a_sigterm_from_its_first_moment_on(shell: Shell, unshare: str, processes: list[str]) -> None:
+    """Else `docker stop` waits for its SIGKILL. Any other process is ended by it at once, with no word of ours."""
+    shell.start_sooner()
+    shell.write("argparse.py", LOADING)
+    arguments = ["-m", "taskflow", "worker", "tasks", *processes]
+    as_process_1, as_another = shell.start("-c", IN_A_CONTAINER, unshare, *arguments), shell.start(*arguments)
+    for worker in (as_process_1, as_another):
+        worker.wait_for("loading")
+    [process_1] = children_of(as_process_1.process.pid)
+    os.kill(process_1, signal.SIGTERM)
+    as_another.signal(signal.SIGTERM)
+    ended_clearly(as_process_1, [128 + signal.SIGTERM])
+    ended_clearly(as_another, [-signal.SIGTERM])
+    assert as_process_1.said == as_another.said == "loading\n"
+
+
+# The current folder's argparse is found first, before the worker has heard of its modules.
+LOADING = """
+import time
+print("loading", flush=True)
+time.sleep(3600)
+"""
+
+
+def test_as_process_1_a_sigterm_is_not_lost_in_a_callback_of_the_interpreter(shell: Shell, unshare: str) -> None:
+    """What is raised there is shown, and dropped: the worker would start."""
+    shell.start_sooner()
+    shell.write("argparse.py", LOADING_IN_A_CALLBACK)
+    shell.write("tasks.py", WAITING)
+    worker = shell.start("-c", IN_A_CONTAINER, unshare, "-m", "taskflow", "worker", "tasks")
+    worker.wait_for("loading")
+    [process_1] = children_of(worker.process.pid)
+    os.kill(process_1, signal.SIGTERM)
+    assert worker.end() == 128 + signal.SIGTERM, worker.said
+    assert "broker" not in worker.said
+
+
+LOADING_IN_A_CALLBACK = """
+import importlib, sys, time, weakref
+
+class Told: ...
+
+def note(reference) -> None:
+    print("loading", flush=True)
+    time.sleep(3600)
+
+told = Told()
+reference = weakref.ref(told, note)
+del told
+here = sys.path.pop(0)
+del sys.modules["argparse"]
+sys.modules["argparse"] = importlib.import_module("argparse")
+sys.path.insert(0, here)
+"""
+
+
 @on_each_broker
 def test_what_a_fleet_hands_back_starts_in_another_at_once(waiting: Shell) -> None:
     """Long before its sessions would lapse, which takes an hour here."""
