@@ -51,3 +51,37 @@ def test_parent_and_child_go_on_with_the_same_broker(path: Path) -> None:
         print(asyncio.run(count()))
     """
     assert run_script(script, path).splitlines() == ["[0, 0, 0]", "{'before': 11, 'child': 33, 'parent': 40}"]
+
+
+def test_a_process_that_is_forked_while_the_file_is_opened_keeps_nobody_from_it(path: Path) -> None:
+    """It has the descriptor of the lock too, for as long as it lives."""
+    script = """
+        import asyncio, os, signal, sys, time, warnings
+        from taskflow.broker.sqlite import SqliteBroker, companions
+
+        warnings.simplefilter("ignore", DeprecationWarning)  # that forking with threads has its dangers
+        children, remove_strangers = [], companions._remove_strangers
+
+        def fork_in_the_midst(side, place):
+            remove_strangers(side, place)
+            if (pid := os.fork()) == 0:
+                time.sleep(60)
+                os._exit(0)
+            children.append(pid)
+
+        async def use():
+            broker = SqliteBroker(sys.argv[1])
+            await broker.read([bytes(16)])
+            await broker.close()
+
+        asyncio.run(use())
+        companions._remove_strangers = fork_in_the_midst
+        asyncio.run(use())
+        companions._remove_strangers = remove_strangers
+        asyncio.run(use())
+        for pid in children:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        print("was opened and closed", len(children) > 0)
+    """
+    assert run_script(script, path).splitlines() == ["was opened and closed True"]

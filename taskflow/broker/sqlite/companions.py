@@ -39,7 +39,8 @@ def own_companions(place: Place) -> Iterator[None]:
         yield
     finally:
         if side is not None:
-            os.close(side)  # and with it the lock
+            fcntl.flock(side, fcntl.LOCK_UN)  # here, since a process that somebody has forked meanwhile holds the descriptor too
+            os.close(side)
 
 
 def note_companions(place: Place) -> None:
