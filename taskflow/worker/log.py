@@ -32,6 +32,8 @@ from taskflow.worker.events import (
     VerdictsLost,
     WindingDown,
 )
+from taskflow.worker.keeper import BEATS_PER_TTL
+from taskflow.worker.stalls import LOOK
 
 log: Final = logging.getLogger("taskflow.worker")
 
@@ -104,7 +106,9 @@ def _log_standstill(event: LoopStalled | LoopMoves | InterpreterHeld | StalledFo
         case LoopMoves(seconds):
             log.warning("the event loop goes on after %.1f s", seconds)
         case InterpreterHeld(lease, seconds, ttl, is_computed, stack):
-            lapsed = f"; after the ttl of {ttl:g} s others may take its jobs, which counts as a crash" if seconds > ttl else ""
+            # The last beat was up to one interval before, and the standstill began up to one look before.
+            is_late = seconds + LOOK > ttl - ttl / BEATS_PER_TTL
+            lapsed = f"; after the ttl of {ttl:g} s others may take its jobs, which counts as a crash" if is_late else ""
             if is_computed:
                 words = f"kept the interpreter lock for {seconds:.1f} s in C code: no other thread could run, no beat went out{lapsed}"
                 _say_where(logging.ERROR if lapsed else logging.WARNING, lease, f"{words}. {IN_PROCESS}", stack)
