@@ -55,7 +55,7 @@ def conditions_of(workload: str, repeats: int) -> dict[str, str]:
     told = {
         "commit": _commit(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "machine": f"{os.cpu_count()} CPUs, {_memory()} GiB, {_model()}, {platform.platform(terse=True)}",
+        "machine": f"{os.cpu_count()} CPUs, {_memory()} GiB, {_model()}, {platform.system()} {'.'.join(platform.release().split('.')[:2])}",
         "Python": platform.python_version(),
         "libraries": ", ".join(f"{name} {_version(name)}" for name in PACKAGES),
         "repeats": str(repeats),
