@@ -54,7 +54,7 @@ def never_return(n: int) -> None:
 
 @job
 async def wait(n: int) -> None:
-    print("begun", flush=True)
+    print("begun\\n", end="", flush=True)
     await asyncio.sleep(3600)
 """
 

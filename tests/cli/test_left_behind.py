@@ -22,22 +22,22 @@ def forever() -> None:
 @job
 def leave_a_thread() -> None:
     threading.Thread(target=forever, daemon=False).start()
-    print("left", flush=True)
+    print("left\\n", end="", flush=True)
 
 @job
 def leave_a_pool() -> None:
     pool.submit(forever)
-    print("left", flush=True)
+    print("left\\n", end="", flush=True)
 
 @job
 async def leave_a_call() -> None:
     asyncio.get_running_loop().run_in_executor(None, forever)
-    print("left", flush=True)
+    print("left\\n", end="", flush=True)
 
 @job
 async def leave_a_task() -> None:
     kept.append(asyncio.create_task(go_on()))
-    print("left", flush=True)
+    print("left\\n", end="", flush=True)
 
 kept: list[asyncio.Task[None]] = []
 
@@ -51,7 +51,7 @@ async def go_on() -> None:
 @job
 def leave_a_process() -> None:
     forking.Process(target=time.sleep, args=(10,)).start()  # longer than what is left behind may take
-    print("left", flush=True)
+    print("left\\n", end="", flush=True)
 
 def sleep_on(ready) -> None:
     ready.set()
@@ -70,15 +70,15 @@ def end_by(number: int) -> int | None:
 
 @job(max_attempts=1)
 def fork_in_a_thread(number: int) -> None:
-    print(f"ended with {end_by(number)}", flush=True)
+    print(f"ended with {end_by(number)}\\n", end="", flush=True)
 
 @job(max_attempts=1)
 async def fork_in_the_loop(number: int) -> None:
-    print(f"ended with {end_by(number)}", flush=True)
+    print(f"ended with {end_by(number)}\\n", end="", flush=True)
 
 @job(runs_in="process", max_attempts=1)
 def fork_in_a_child(number: int) -> None:
-    print(f"ended with {end_by(number)}", flush=True)
+    print(f"ended with {end_by(number)}\\n", end="", flush=True)
 """
 
 KINDS = ("leave_a_thread", "leave_a_pool", "leave_a_call", "leave_a_task", "leave_a_process")

@@ -23,7 +23,7 @@ import asyncio, os, signal, subprocess, time
 from pathlib import Path
 from taskflow import JobContext, job
 
-print("imported", flush=True)
+print("imported\\n", end="", flush=True)
 
 def write(line: str) -> None:
     file = os.open("ledger", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -32,7 +32,7 @@ def write(line: str) -> None:
 
 @job
 async def wait(ctx: JobContext) -> None:
-    print(f"begun by {os.getpid()}", flush=True)
+    print(f"begun by {os.getpid()}\\n", end="", flush=True)
     while not Path("release").exists():
         await asyncio.sleep(0.005)
     write("ended")
@@ -54,7 +54,7 @@ async def leave_at_first(ctx: JobContext) -> None:
 
 @job
 async def block() -> None:
-    print("begun", flush=True)
+    print("begun\\n", end="", flush=True)
     time.sleep(3600)
 
 hoard: list[bytes] = []

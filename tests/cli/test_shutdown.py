@@ -83,7 +83,7 @@ from taskflow import job
 
 @job
 async def wait() -> None:
-    print(f"begun by {os.getpid()}", flush=True)
+    print(f"begun by {os.getpid()}\\n", end="", flush=True)
     while not Path("release").exists():
         try:
             await asyncio.sleep(0.005)
@@ -191,7 +191,7 @@ def test_as_process_1_it_hears_a_sigterm_from_its_first_moment_on(shell: Shell, 
 # The current folder's argparse is found first, before the worker has heard of its modules.
 LOADING = """
 import time
-print("loading", flush=True)
+print("loading\\n", end="", flush=True)
 time.sleep(3600)
 """
 
@@ -215,7 +215,7 @@ import importlib, sys, time, weakref
 class Told: ...
 
 def note(reference) -> None:
-    print("loading", flush=True)
+    print("loading\\n", end="", flush=True)
     time.sleep(3600)
 
 told = Told()

@@ -29,7 +29,7 @@ async def release() -> None:
 
 @job
 async def wait(ctx: JobContext) -> None:
-    print(f"begun, attempt {ctx.attempt}", flush=True)
+    print(f"begun, attempt {ctx.attempt}\\n", end="", flush=True)
     await release()
     write("ended")
 
@@ -45,7 +45,7 @@ def brief_in_a_thread(n: int) -> None:
 
 @job
 async def swallow() -> None:
-    print("begun", flush=True)
+    print("begun\\n", end="", flush=True)
     while True:
         try:
             await asyncio.sleep(3600)
@@ -54,17 +54,17 @@ async def swallow() -> None:
 
 @job
 def never_return() -> None:
-    print("begun", flush=True)
+    print("begun\\n", end="", flush=True)
     threading.Event().wait()
 
 @job
 async def leave_a_thread() -> None:
-    print("begun", flush=True)
+    print("begun\\n", end="", flush=True)
     await asyncio.to_thread(threading.Event().wait)
 
 @job
 async def block() -> None:
-    print("begun", flush=True)
+    print("begun\\n", end="", flush=True)
     time.sleep(3600)
 
 @job
@@ -88,13 +88,13 @@ from taskflow import configure, job
 
 @asynccontextmanager
 async def resources():
-    print("starting", flush=True)
+    print("starting\\n", end="", flush=True)
     try:
         await asyncio.sleep(3600)
         yield
     finally:
         await asyncio.sleep(0)
-        print("let go of", flush=True)
+        print("let go of\\n", end="", flush=True)
 
 configure(lifespan=resources)
 
@@ -108,14 +108,14 @@ async def swallow():
         try:
             await asyncio.sleep(3600)
         except asyncio.CancelledError:
-            print("swallowed", flush=True)
+            print("swallowed\\n", end="", flush=True)
 """
 
 LOCK = """
 import sqlite3, time
 file = sqlite3.connect("queue.db", isolation_level=None)
 file.execute("BEGIN EXCLUSIVE")
-print("locked", flush=True)
+print("locked\\n", end="", flush=True)
 time.sleep(3600)
 """
 
@@ -268,10 +268,10 @@ def test_a_module_that_swallows_the_first_does_not_swallow_the_second(shell: She
     source = """
         import time
         try:
-            print("importing", flush=True)
+            print("importing\\n", end="", flush=True)
             time.sleep(3600)
         except BaseException:
-            print("swallowed", flush=True)
+            print("swallowed\\n", end="", flush=True)
         time.sleep(3600)
     """
     shell.write("tasks.py", source)

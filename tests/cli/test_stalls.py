@@ -29,14 +29,14 @@ def wait_for(name: str) -> None:
 
 @job
 async def block(ctx: JobContext) -> None:
-    print("begun", flush=True)
+    print("begun\\n", end="", flush=True)
     wait_for("release")
     write(f"epoch {ctx.epoch}")
 
 @job
 async def block_at_first(ctx: JobContext) -> None:
     if ctx.epoch == 1:
-        print("begun", flush=True)
+        print("begun\\n", end="", flush=True)
         time.sleep(3600)
     write(f"epoch {ctx.epoch}")
 
@@ -52,14 +52,14 @@ async def compute_in_c(ctx: JobContext) -> None:
     if ctx.epoch == 1:
         Path("byte").write_bytes(bytes(1))
         with open("byte", "r+b") as file, mmap.mmap(file.fileno(), 1) as memory:
-            print("begun", flush=True)
+            print("begun\\n", end="", flush=True)
             collections.deque(iter(functools.partial(operator.getitem, memory, 0), 1), maxlen=0)
     write(f"epoch {ctx.epoch}")
 
 @job
 def wait_in_a_thread(ctx: JobContext) -> str:
     if ctx.epoch == 1:
-        print("begun", flush=True)
+        print("begun\\n", end="", flush=True)
         wait_for("release")
     write(f"epoch {ctx.epoch}")
     return f"epoch {ctx.epoch}"

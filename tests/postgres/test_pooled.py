@@ -28,11 +28,12 @@ new_id = IdFactory()
 
 
 async def one_job_is_done(broker: Broker) -> None:
-    envelope = Envelope(id=new_id(), job="work", payload=b"\x01payload")
+    queue = new_id().hex()  # others do the same meanwhile
+    envelope = Envelope(id=new_id(), job="work", payload=b"\x01payload", queue=queue)
     session = Session(id=new_id(), name="worker")
     assert await broker.enqueue([envelope]) == [Added(envelope.id)]
     await broker.register(session)
-    [lease] = await broker.claim(session.id, 1, [], 10)
+    [lease] = await broker.claim(session.id, 1, [queue], 10)
     settlement = Settlement(id=lease.envelope.id, epoch=lease.epoch, claim=lease.claim, verdict=Succeeded(b"\xc0"))
     assert await broker.settle([settlement]) == [Settled.OK]
 
