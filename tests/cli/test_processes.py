@@ -141,6 +141,15 @@ def test_a_killed_worker_is_replaced_and_what_it_ran_runs_again(tasks: Shell) ->
     none_is_left(supervised)
 
 
+def has_run_again(tasks: Shell, supervised: Running, ledger: list[str], *, after: str) -> None:
+    """The one job, whose record says of what its first worker died."""
+    until(lambda: tasks.ledger() == ledger, supervised)
+    supervised.signal(signal.SIGTERM)
+    ended_clearly(supervised, [0])
+    [job] = json.loads(tasks.run("-m", "taskflow", "jobs", "--json"))
+    assert after in tasks.run("-m", "taskflow", "jobs", job["id"])
+
+
 @on_each_broker
 def test_the_broker_is_told_of_a_death_and_its_cause(tasks: Shell) -> None:
     """By the successor, at once: the job does not wait until the session has been silent for its ttl, and its record says what it was."""
@@ -150,11 +159,7 @@ def test_the_broker_is_told_of_a_death_and_its_cause(tasks: Shell) -> None:
     os.kill(pids(supervised)[0], signal.SIGKILL)
     supervised.wait_for("begun by", times=2)
     tasks.write("release", "")
-    until(lambda: tasks.ledger() == ["ended"], supervised)
-    supervised.signal(signal.SIGTERM)
-    ended_clearly(supervised, [0])
-    [job] = json.loads(tasks.run("-m", "taskflow", "jobs", "--json"))
-    assert "SIGKILL" in str(tasks.run("-m", "taskflow", "jobs", job["id"]))
+    has_run_again(tasks, supervised, ["ended"], after="SIGKILL")
 
 
 def test_the_cause_of_a_death_is_told_by_the_next_that_works_when_the_one_before_could_not_start(tasks: Shell) -> None:
@@ -168,11 +173,7 @@ def test_the_cause_of_a_death_is_told_by_the_next_that_works_when_the_one_before
     (tasks.folder / "crash").unlink()
     supervised.wait_for("begun by", times=2)
     tasks.write("release", "")
-    until(lambda: tasks.ledger() == ["ended"], supervised)
-    supervised.signal(signal.SIGTERM)
-    ended_clearly(supervised, [0])
-    [job] = json.loads(tasks.run("-m", "taskflow", "jobs", "--json"))
-    assert "SIGKILL" in tasks.run("-m", "taskflow", "jobs", job["id"])
+    has_run_again(tasks, supervised, ["ended"], after="SIGKILL")
 
 
 def test_the_cause_of_death_of_one_that_leaves_is_told_by_the_one_that_has_taken_over(tasks: Shell) -> None:
@@ -185,11 +186,7 @@ def test_the_cause_of_death_of_one_that_leaves_is_told_by_the_one_that_has_taken
     os.kill(pids(supervised)[0], signal.SIGKILL)
     supervised.wait_for("begun by", times=2)
     tasks.write("release", "")
-    until(lambda: tasks.ledger() == ["ended"], supervised)
-    supervised.signal(signal.SIGTERM)
-    ended_clearly(supervised, [0])
-    [job] = json.loads(tasks.run("-m", "taskflow", "jobs", "--json"))
-    assert "SIGKILL" in tasks.run("-m", "taskflow", "jobs", job["id"])
+    has_run_again(tasks, supervised, ["ended"], after="SIGKILL")
 
 
 def test_a_job_that_ends_its_worker_with_code_0_has_crashed_it(tasks: Shell) -> None:
@@ -197,11 +194,7 @@ def test_a_job_that_ends_its_worker_with_code_0_has_crashed_it(tasks: Shell) -> 
     tasks.send("leave_at_first.bind()")
     supervised = workers(tasks, 1, "--ttl", "3600")
     supervised.wait_for("worker .* has ended: exit code 0; another one starts now")
-    until(lambda: tasks.ledger() == ["epoch 2"], supervised)
-    supervised.signal(signal.SIGTERM)
-    ended_clearly(supervised, [0])
-    [job] = json.loads(tasks.run("-m", "taskflow", "jobs", "--json"))
-    assert "exit code 0" in tasks.run("-m", "taskflow", "jobs", job["id"])
+    has_run_again(tasks, supervised, ["epoch 2"], after="exit code 0")
 
 
 def test_a_worker_that_dies_again_and_again_is_given_time(tasks: Shell) -> None:
