@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 import asyncpg
 import pytest
 
+from taskflow.broker.protocol import Broker
 from taskflow.broker.url import connect
 from taskflow.model.session import Session
 from tests.postgres.counts import SESSION, Store
@@ -42,4 +43,19 @@ async def store() -> AsyncIterator[Store]:
     await broker.close()
     connection = await asyncpg.connect(server.url(database))
     yield Store(server, database, connection)
+    await connection.close()
+
+
+@pytest.fixture
+async def broker(store: Store) -> AsyncIterator[Broker]:
+    opened = connect(store.url)
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def stranger(store: Store) -> AsyncIterator[asyncpg.Connection]:
+    """A connection of somebody else's, for transactions of theirs."""
+    connection = await asyncpg.connect(store.url)
+    yield connection
     await connection.close()

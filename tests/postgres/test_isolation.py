@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Final
 
 import asyncpg
@@ -31,47 +30,33 @@ SOON: Final = 5.0
 """Seconds; half of those after which upkeep looks behind the marks."""
 
 
-@pytest.fixture
-async def broker(store: Store) -> AsyncIterator[Broker]:
-    opened = connect(store.url)
-    yield opened
-    await opened.close()
-
-
-@pytest.fixture
-async def user(store: Store) -> AsyncIterator[asyncpg.Connection]:
-    connection = await asyncpg.connect(store.url)
-    yield connection
-    await connection.close()
-
-
 @pytest.mark.parametrize("conflict", ["keep", "replace"])
 @pytest.mark.parametrize("stands", ["waits", "runs"])
 @pytest.mark.parametrize("level", LEVELS)
 async def test_a_key_that_a_snapshot_does_not_show_is_taken_all_the_same(
-    store: Store, broker: Broker, user: asyncpg.Connection, level: str, stands: str, conflict: str
+    store: Store, broker: Broker, stranger: asyncpg.Connection, level: str, stands: str, conflict: str
 ) -> None:
     """The user's transaction fails as such ones do, to be begun anew; the job that stands is not harmed, nor is who claims."""
-    await user.execute(f"BEGIN ISOLATION LEVEL {level}; SELECT count(*) FROM pg_class")
+    await stranger.execute(f"BEGIN ISOLATION LEVEL {level}; SELECT count(*) FROM pg_class")
     other = await asyncpg.connect(store.url)
     await other.fetchval("SELECT taskflow.enqueue('work', key => 'k')")
     await other.close()
     leases = await broker.claim(SESSION, 1, [], 10) if stands == "runs" else []
 
     with pytest.raises(asyncpg.SerializationError, match="another job has this key since this transaction began"):
-        await user.fetchval("SELECT taskflow.enqueue('work', key => 'k', on_conflict => $1)", conflict)
+        await stranger.fetchval("SELECT taskflow.enqueue('work', key => 'k', on_conflict => $1)", conflict)
 
-    await user.execute("ROLLBACK")
+    await stranger.execute("ROLLBACK")
     leases += await broker.claim(SESSION, 2, [], 10)
     assert len(leases) == 1
     assert await broker.settle([succeeded(leases[0])]) == [Settled.OK]
 
 
 @pytest.mark.parametrize("level", LEVELS)
-async def test_what_such_a_transaction_adds_is_found_as_it_commits(broker: Broker, user: asyncpg.Connection, level: str) -> None:
+async def test_what_such_a_transaction_adds_is_found_as_it_commits(broker: Broker, stranger: asyncpg.Connection, level: str) -> None:
     """Though the marks have gone on beyond it meanwhile, which it does not see."""
-    await user.execute(f"BEGIN ISOLATION LEVEL {level}")
-    late = await user.fetchval("SELECT taskflow.enqueue('work')")
+    await stranger.execute(f"BEGIN ISOLATION LEVEL {level}")
+    late = await stranger.fetchval("SELECT taskflow.enqueue('work')")
     request = 0
     for _ in range(3):
         await asyncio.sleep(BEYOND_THE_MARKS)
@@ -81,7 +66,7 @@ async def test_what_such_a_transaction_adds_is_found_as_it_commits(broker: Broke
         await broker.settle([succeeded(lease)])
 
     with broker.listen([topics.queue("default")]) as nudges:
-        await user.execute("COMMIT")
+        await stranger.execute("COMMIT")
         async with asyncio.timeout(SOON):
             while not (leases := await broker.claim(SESSION, request := request + 1, [], 1)):
                 await nudges.wait(SOON)
@@ -108,16 +93,16 @@ async def test_where_it_is_the_default_schemas_are_made_and_migrated_by_many_at_
             await broker.close()
 
 
-async def test_backslashes_may_mean_what_they_meant_long_ago(store: Store, user: asyncpg.Connection) -> None:
+async def test_backslashes_may_mean_what_they_meant_long_ago(store: Store, stranger: asyncpg.Connection) -> None:
     """A database with standard_conforming_strings off, and a pooler that keeps it so: failures and crashes are written."""
-    database = await user.fetchval("SELECT current_database()")
-    await user.execute(f"ALTER DATABASE {database} SET standard_conforming_strings = off")
+    database = await stranger.fetchval("SELECT current_database()")
+    await stranger.execute(f"ALTER DATABASE {database} SET standard_conforming_strings = off")
     broker = connect(f"{store.url}?pooled=1")
     await broker.enqueue([Envelope(id=new_id(), job="work", payload=b"\x01") for _ in range(2)])
     first, second = await broker.claim(SESSION, 1, [], 10)
     assert await broker.settle([failed(first)]) == [Settled.OK]
-    await user.execute("UPDATE taskflow.sessions SET beat_at = beat_at - 3600000000")
-    await user.execute("UPDATE taskflow.meta SET value = value - 1000000 WHERE name = 'pulse'")
+    await stranger.execute("UPDATE taskflow.sessions SET beat_at = beat_at - 3600000000")
+    await stranger.execute("UPDATE taskflow.meta SET value = value - 1000000 WHERE name = 'pulse'")
     await broker.upkeep(10)
     await broker.upkeep(10)
     [ended, crashed] = await broker.read([first.envelope.id, second.envelope.id])

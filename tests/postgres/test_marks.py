@@ -94,19 +94,12 @@ async def work(store: Store) -> AsyncIterator[Work]:
     await broker.close()
 
 
-@pytest.fixture
-async def other(store: Store) -> AsyncIterator[asyncpg.Connection]:
-    connection = await asyncpg.connect(store.url)
-    yield connection
-    await connection.close()
-
-
 async def test_what_is_read_does_not_grow_with_what_nobody_may_clean_away(
-    store: Store, work: Work, other: asyncpg.Connection, capsys: pytest.CaptureFixture[str]
+    store: Store, work: Work, stranger: asyncpg.Connection, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Rows of every table and index of ours, by each verb of a busy worker, once ten thousand jobs have come and gone."""
-    await other.execute("CREATE TABLE public.theirs (n integer)")
-    await other.execute("BEGIN; INSERT INTO public.theirs VALUES (1)")
+    await stranger.execute("CREATE TABLE public.theirs (n integer)")
+    await stranger.execute("BEGIN; INSERT INTO public.theirs VALUES (1)")
     await work.pass_through(MANY // 2)
     await work.pass_through(MANY // 2, after=0.001)
     await work.beat()
@@ -133,19 +126,19 @@ async def test_what_is_read_does_not_grow_with_what_nobody_may_clean_away(
         assert max(sum(rows for _, rows in each.values()) for each in costs) < FEW, verb
 
 
-async def test_a_commit_that_comes_late_is_found_by_a_look_behind(work: Work, other: asyncpg.Connection) -> None:
+async def test_a_commit_that_comes_late_is_found_by_a_look_behind(work: Work, stranger: asyncpg.Connection) -> None:
     """The marks have passed it; upkeep reads without them every ten seconds."""
     late = an_envelope()
     await work.pass_through(BATCH)
-    await other.execute("BEGIN")
-    await other.fetch(
+    await stranger.execute("BEGIN")
+    await stranger.fetch(
         "SELECT * FROM taskflow.enqueue(NULL, NULL, $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
         *packing.envelope_columns([late]),
     )
     await work.go_beyond(late)
-    await other.execute("COMMIT")
+    await stranger.execute("COMMIT")
     assert await work.claim() == []
-    await other.execute("DELETE FROM taskflow.meta WHERE name = 'look_behind_at'")  # ten seconds are over
+    await stranger.execute("DELETE FROM taskflow.meta WHERE name = 'look_behind_at'")  # ten seconds are over
 
     with work.broker.listen([topics.queue("default")]) as nudges:
         await work.broker.upkeep(10)
@@ -153,36 +146,36 @@ async def test_a_commit_that_comes_late_is_found_by_a_look_behind(work: Work, ot
         assert [lease.envelope.id for lease in await work.found(nudges)] == [late.id]
 
 
-async def test_what_a_claim_that_is_rolled_back_has_held_is_found_at_once(work: Work, other: asyncpg.Connection) -> None:
+async def test_what_a_claim_that_is_rolled_back_has_held_is_found_at_once(work: Work, stranger: asyncpg.Connection) -> None:
     """Others have claimed what comes after it meanwhile."""
     held = an_envelope()
     await work.broker.enqueue([held])
-    await other.execute("BEGIN")
-    await other.fetch("SELECT * FROM taskflow.lease_jobs(NULL, NULL, $1, 1000000, '{}', 1)", await work.another_session())
+    await stranger.execute("BEGIN")
+    await stranger.fetch("SELECT * FROM taskflow.lease_jobs(NULL, NULL, $1, 1000000, '{}', 1)", await work.another_session())
     await work.go_beyond(held)
 
-    await other.execute("ROLLBACK")
+    await stranger.execute("ROLLBACK")
 
     assert [lease.envelope.id for lease in await work.claim()] == [held.id]
 
 
-async def test_a_scheduled_job_of_a_transaction_that_commits_late_is_found(work: Work, other: asyncpg.Connection) -> None:
-    await other.execute("BEGIN")
-    job_id = await other.fetchval("SELECT taskflow.enqueue('work', after => '100 milliseconds')")
+async def test_a_scheduled_job_of_a_transaction_that_commits_late_is_found(work: Work, stranger: asyncpg.Connection) -> None:
+    await stranger.execute("BEGIN")
+    job_id = await stranger.fetchval("SELECT taskflow.enqueue('work', after => '100 milliseconds')")
     for _ in range(3):
         await work.pass_through(BATCH, after=0.001)
         await asyncio.sleep(BEYOND_THE_MARKS)
         await work.broker.upkeep(10)
-    await other.execute("COMMIT")
+    await stranger.execute("COMMIT")
 
     await work.broker.upkeep(10)
 
     assert [lease.envelope.id for lease in await work.claim()] == [job_id.bytes]
 
 
-async def test_a_verb_that_took_long_looks_behind_itself(work: Work, other: asyncpg.Connection) -> None:
+async def test_a_verb_that_took_long_looks_behind_itself(work: Work, stranger: asyncpg.Connection) -> None:
     """The commit of an enqueue takes two seconds; others' jobs come and go meanwhile."""
-    await other.execute(_SLOW_COMMIT)
+    await stranger.execute(_SLOW_COMMIT)
     late = Envelope(id=new_id(), job="slow", payload=b"\x01")
     with work.broker.listen([topics.queue("default")]) as nudges:
         adding = asyncio.create_task(work.broker.enqueue([late]))
@@ -198,16 +191,16 @@ _SLOW_COMMIT: Final = """
 """
 
 
-async def test_the_first_jobs_of_a_queue_are_all_found_whoever_commits_first(work: Work, other: asyncpg.Connection) -> None:
+async def test_the_first_jobs_of_a_queue_are_all_found_whoever_commits_first(work: Work, stranger: asyncpg.Connection) -> None:
     """Neither transaction sees that the other has begun the queue."""
     early, late = an_envelope(queue="new"), an_envelope(queue="new")
-    await other.execute("BEGIN")
-    await other.fetch(
+    await stranger.execute("BEGIN")
+    await stranger.fetch(
         "SELECT * FROM taskflow.enqueue(NULL, NULL, $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
         *packing.envelope_columns([early]),
     )
     await work.broker.enqueue([late])
-    await other.execute("COMMIT")
+    await stranger.execute("COMMIT")
 
     assert [lease.envelope.id for lease in await work.claim()] == [early.id, late.id]
 
@@ -224,10 +217,10 @@ async def test_what_is_handed_back_is_found_where_it_stood(work: Work) -> None:
     assert [lease.envelope.id for lease in await work.claim()] == [old.id]
 
 
-async def test_a_mark_beyond_the_clock_is_not_believed(work: Work, other: asyncpg.Connection) -> None:
+async def test_a_mark_beyond_the_clock_is_not_believed(work: Work, stranger: asyncpg.Connection) -> None:
     """The server's clock was set back by an hour after the mark was set."""
     await work.broker.enqueue([an_envelope()])
-    await other.execute(
+    await stranger.execute(
         "INSERT INTO taskflow.marks (kind, queue, at, set_at) "
         "SELECT 'ready', 'default', t, t FROM (SELECT taskflow.wall(NULL) + 3600000000) AS in_an_hour (t)"
     )
@@ -235,20 +228,20 @@ async def test_a_mark_beyond_the_clock_is_not_believed(work: Work, other: asyncp
     assert len(await work.claim()) == 1
 
 
-async def look_behind_after_a_while(other: asyncpg.Connection) -> None:
+async def look_behind_after_a_while(stranger: asyncpg.Connection) -> None:
     """As if every mark had been set a quarter of a minute earlier."""
-    await other.execute("UPDATE taskflow.marks SET set_at = set_at - 15000000")
-    await other.fetch("SELECT * FROM taskflow.look_behind(NULL)")
+    await stranger.execute("UPDATE taskflow.marks SET set_at = set_at - 15000000")
+    await stranger.fetch("SELECT * FROM taskflow.look_behind(NULL)")
 
 
-async def test_many_queues_with_nothing_in_them_cost_a_claim_nothing(store: Store, work: Work, other: asyncpg.Connection) -> None:
+async def test_many_queues_with_nothing_in_them_cost_a_claim_nothing(store: Store, work: Work, stranger: asyncpg.Connection) -> None:
     """Once they have been empty for a while; what is added to one of them is found at once, also where it stood before others."""
     queues = [f"queue{number}" for number in range(300)]
     await work.broker.enqueue([an_envelope(queue=queue) for queue in queues])
     leases = await work.claim(len(queues))
     await work.broker.settle([succeeded(lease) for lease in leases[1:]])
     for _ in range(2):
-        await look_behind_after_a_while(other)
+        await look_behind_after_a_while(stranger)
     store.counted = "^marks"
     claim, arm = "SELECT * FROM taskflow.lease_jobs(NULL, NULL, $1, $2, '{}', 100)", "SELECT * FROM taskflow.there('{queues}')"
     await store.costs(claim, SESSION, work.request + 1)  # the first to come by what has been deleted marks it as dead in the index
@@ -263,23 +256,23 @@ async def test_many_queues_with_nothing_in_them_cost_a_claim_nothing(store: Stor
 
 
 @pytest.mark.parametrize("looks", [0, 1], ids=["before it is said", "after"])
-async def test_what_comes_as_its_queue_comes_to_rest_is_found(work: Work, other: asyncpg.Connection, store: Store, looks: int) -> None:
+async def test_what_comes_as_its_queue_comes_to_rest_is_found(work: Work, stranger: asyncpg.Connection, store: Store, looks: int) -> None:
     """At once, though the transaction that adds it is not seen by those who let the queue rest."""
     await work.pass_through(BATCH)
     looking = await asyncpg.connect(store.url)
     late = an_envelope()
     for look in range(2):
         if look == looks:
-            await other.execute("BEGIN")
-            await other.fetch(
+            await stranger.execute("BEGIN")
+            await stranger.fetch(
                 "SELECT * FROM taskflow.enqueue(NULL, NULL, $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
                 *packing.envelope_columns([late]),
             )
         await look_behind_after_a_while(looking)
         if look == 0 and looks == 0:
-            await other.execute("COMMIT")
+            await stranger.execute("COMMIT")
     if looks == 1:
-        await other.execute("COMMIT")
+        await stranger.execute("COMMIT")
     await looking.close()
 
     assert [lease.envelope.id for lease in await work.claim()] == [late.id]
@@ -296,14 +289,14 @@ async def test_claims_of_many_queues_go_round(work: Work) -> None:
     assert {queue for claim in claims for queue in claim} == set(queues)
 
 
-async def test_updates_that_come_often_stay_on_their_page(work: Work, other: asyncpg.Connection) -> None:
+async def test_updates_that_come_often_stay_on_their_page(work: Work, stranger: asyncpg.Connection) -> None:
     """Beats, upkeep's sums, reports of progress: "heap-only" updates, which add nothing to any index."""
     for _ in range(60):
         await work.pass_through(BATCH)
         await work.beat()
         await work.broker.upkeep(10)
     await work.broker.close()
-    rows = await other.fetch(
+    rows = await stranger.fetch(
         "SELECT relname, n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables "
         "WHERE schemaname = 'taskflow' AND relname IN ('sessions', 'totals', 'meta')"
     )

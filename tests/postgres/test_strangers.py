@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Final
 
 import asyncpg
@@ -14,7 +13,6 @@ from taskflow import JobFailed, Worker, job
 from taskflow.app.current import default_app
 from taskflow.broker import topics
 from taskflow.broker.protocol import Broker
-from taskflow.broker.url import connect
 from taskflow.model.envelope import Envelope, Lease
 from taskflow.model.ids import key_digest
 from taskflow.model.record import Status
@@ -33,20 +31,6 @@ SECOND: Final = 1_000_000
 
 PATIENCE: Final = 60.0
 """Seconds. What takes this long has hung."""
-
-
-@pytest.fixture
-async def broker(store: Store) -> AsyncIterator[Broker]:
-    opened = connect(store.url)
-    yield opened
-    await opened.close()
-
-
-@pytest.fixture
-async def stranger(store: Store) -> AsyncIterator[asyncpg.Connection]:
-    connection = await asyncpg.connect(store.url)
-    yield connection
-    await connection.close()
 
 
 async def test_a_beat_does_not_wait_for_a_transaction_that_has_a_key(broker: Broker, stranger: asyncpg.Connection) -> None:
