@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Final
 
 import pytest
 
 from tests.cli.inprocess import Cli
 from tests.support.postgres import PostgresServer
 from tests.support.servers import RedisServer
+
+MIB: Final = 1 << 20
 
 
 def test_a_file_is_sound(cli: Cli) -> None:
@@ -18,6 +25,39 @@ def test_a_file_is_sound(cli: Cli) -> None:
     assert "file: " in said.out
     assert "queue.db" in said.out
     assert "persistence: an enqueue and an outcome are on the disk" in said.out
+
+
+@pytest.mark.parametrize(
+    ("of_file", "free", "level"),
+    [(0, 100, "problem"), (0, 101, "ok"), (128, 110, "problem"), (128, 300, "ok")],
+    ids=["next to nothing", "enough for a small file", "less than the file takes", "enough for a large file"],
+)
+def test_a_disk_without_room_is_a_problem(cli: Cli, monkeypatch: pytest.MonkeyPatch, of_file: int, free: int, level: str) -> None:
+    """MiB: a hundred are little for any file, and so is less than there is in it, which may double."""
+    with closing(sqlite3.connect(cli.folder / "queue.db", isolation_level=None)) as file:
+        file.execute("CREATE TABLE others (content)")
+        file.execute("INSERT INTO others VALUES (zeroblob(?))", (of_file * MIB,))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free * MIB))
+    told = cli.json("doctor", "--broker", "sqlite:///queue.db?shared=1", code=int(level == "problem"))
+
+    [room] = [finding for finding in told["findings"] if finding["topic"] == "room"]
+    assert room == {"topic": "room", "level": level, "says": f"{free * MIB:,} bytes are free on its disk"}
+
+
+@pytest.mark.parametrize(
+    ("maxmemory", "level", "says"),
+    [(1.05, "problem", "bytes in use"), (2.0, "ok", "bytes in use"), (0.0, "note", "the system may kill a full server")],
+    ids=["nearly full", "half full", "without a bound"],
+)
+def test_the_memory_of_a_server(cli: Cli, maxmemory: float, level: str, says: str) -> None:
+    """So many times what it takes; 0 is no bound. Nearly full, it refuses new jobs soon: an exit code of a check that failed."""
+    with RedisServer(aof=True, appendfsync="always") as server, closing(server.client()) as client:
+        client.config_set("maxmemory", int(maxmemory * int(client.info("memory")["used_memory"])))
+        told = cli.json("doctor", "--broker", server.url, code=int(level == "problem"))
+
+    [room] = [finding for finding in told["findings"] if finding["topic"] == "room"]
+    assert room["level"] == level
+    assert says in room["says"]
 
 
 def test_a_server_without_persistence_is_a_problem(cli: Cli) -> None:
