@@ -1,0 +1,173 @@
+"""The broker goes away and comes back, whichever it is, under a supervisor: it replaces nobody for that, and all that was sent is done."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.cli.processes import Running, Shell, ended_clearly
+from tests.cli.test_processes import is_alive, none_is_left, pids, until, workers
+from tests.support.outages import Outage, SqliteOutage, outages
+from tests.worker.outage import FIRST_TRIES, SLOWEST
+
+TASKS = """
+import asyncio, os
+from pathlib import Path
+from taskflow import job
+
+def write(line: str) -> None:
+    file = os.open("ledger", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(file, f"{line}\\n".encode())
+    os.close(file)
+
+@job
+async def note(n: int) -> None:
+    await asyncio.sleep(0.1 + n % 10 / 20)  # at each moment some end, in either worker
+    print(f"noted by {os.getpid()}\\n", end="", flush=True)
+    write(str(n))
+
+@job
+async def wait(n: int) -> None:
+    print(f"{n} begun by {os.getpid()}\\n", end="", flush=True)
+    while not Path("release").exists():
+        await asyncio.sleep(0.01)
+    write(str(n))
+"""
+
+MANY: Final = 300
+LONG: Final = range(MANY, MANY + 6)
+ALL: Final = Counter(map(str, range(LONG.stop)))
+
+IDLING: Final = 0.25
+"""Of a core, the most for each process: who asks again without a pause takes all that it is given."""
+
+
+@pytest.fixture(params=outages(), ids=lambda kind: kind.name)
+def outage(request: pytest.FixtureRequest) -> Iterator[Outage]:
+    with request.param() as opened:
+        yield opened
+
+
+@pytest.fixture
+def tasks(shell: Shell, outage: Outage) -> Shell:
+    shell.write("tasks.py", TASKS)
+    shell.environment["TASKFLOW_BROKER"] = outage.url
+    return shell
+
+
+def two_at_work(tasks: Shell, *arguments: str) -> Running:
+    """Workers, each in the midst of many short jobs; and a few long ones."""
+    tasks.send(f"*[wait.bind(n) for n in range({LONG.start}, {LONG.stop})]", f"*[note.bind(n) for n in range({MANY})]")
+    supervised = workers(tasks, 2, "--concurrency", "20", "--log-level", "debug", *arguments)
+    supervised.wait_for("begun by", times=len(LONG))
+    for pid in pids(supervised):
+        supervised.wait_for(f"noted by {pid}")
+    assert len(tasks.ledger()) < MANY
+    return supervised
+
+
+@contextmanager
+def away(outage: Outage, supervised: Running) -> Iterator[None]:
+    """Meanwhile none of the processes spins: neither by what it tries, nor by what it computes."""
+    three = [supervised.process.pid, *pids(supervised)]
+    tried, before, began_at = tries(supervised), list(map(computed, three)), time.monotonic()
+    outage.go_away()
+    try:
+        yield
+        after, lasted = list(map(computed, three)), time.monotonic() - began_at
+    finally:
+        outage.come_back()
+    tried = tries(supervised) - tried
+    assert tried, "nothing was tried at all"
+    assert max(tried.values()) <= 2 * (FIRST_TRIES + lasted / SLOWEST), tried
+    busy = [(end - start) / lasted for start, end in zip(before, after, strict=True)]
+    assert max(busy) < IDLING, busy
+
+
+def tries(supervised: Running) -> Counter[str]:
+    """Attempts of both workers that did not reach the broker, by what was attempted. The first is told in words, the rest to who debugs."""
+    first = re.findall(r"WARNING (.+) did not reach the broker", supervised.said)
+    return Counter([*first, *re.findall(r"BrokerTrouble\(doing='([^']+)'", supervised.said)])
+
+
+def computed(pid: int) -> float:
+    """Seconds of a processor that the process has had."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def nobody_was_replaced(supervised: Running) -> None:
+    assert len(pids(supervised)) == 2, supervised.said
+    assert all(map(is_alive, pids(supervised))), supervised.said
+    assert not re.search(r"worker \d+ has ended", supervised.said), supervised.said
+
+
+def all_end(tasks: Shell, supervised: Running) -> None:
+    """Each job once, and then the workers too."""
+    tasks.write("release", "")
+    until(lambda: len(tasks.ledger()) >= ALL.total(), supervised)
+    supervised.signal(signal.SIGTERM)
+    ended_clearly(supervised, [0])
+    assert Counter(tasks.ledger()) == ALL
+    assert tasks.counts() == {"succeeded": ALL.total()}
+    assert "does not count" not in supervised.said
+    none_is_left(supervised)
+
+
+def test_an_outage_that_is_shorter_than_the_ttl_costs_nothing(tasks: Shell, outage: Outage) -> None:
+    """The sessions live on, what runs goes on, and what ends meanwhile is settled after it."""
+    supervised = two_at_work(tasks, "--ttl", "60")
+    with away(outage, supervised):
+        supervised.wait_for("settling did not reach the broker", times=2)
+        if not isinstance(outage, SqliteOutage):  # where each attempt takes seconds
+            supervised.wait_for(r"BrokerTrouble\(doing='settling'.*times=6", times=2)
+    supervised.wait_for("settling reaches the broker again", times=2)
+    until(lambda: len(tasks.ledger()) >= MANY, supervised)
+    nobody_was_replaced(supervised)
+    assert supervised.said.count("working as") == 2
+    all_end(tasks, supervised)
+    assert supervised.said.count("begun by") == len(LONG)
+
+
+def test_after_an_outage_that_is_longer_what_had_ended_counts_and_the_rest_runs_again(tasks: Shell, outage: Outage) -> None:
+    """Each worker gives its session up and goes on with another one, in the same process."""
+    supervised = two_at_work(tasks, "--ttl", "2")
+    with away(outage, supervised):
+        supervised.wait_for("the session of .* has ended: .*; a new one follows", times=2)
+    supervised.wait_for("working as", times=4)
+    supervised.wait_for("begun by", times=2 * len(LONG))
+    nobody_was_replaced(supervised)
+    all_end(tasks, supervised)
+
+
+def test_a_worker_that_dies_meanwhile_is_replaced_when_the_broker_is_back(tasks: Shell, outage: Outage) -> None:
+    """What could not start for want of it is tried again, the other one works on, and the broker hears of the death after all."""
+    tasks.send(f"wait.bind({LONG[0]})")
+    supervised = workers(tasks, 2, "--ttl", "3600")
+    supervised.wait_for("begun by")
+    [victim] = {int(pid) for pid in re.findall(r"begun by (\d+)", supervised.said)}
+    [other] = set(pids(supervised)) - {victim}
+    outage.go_away()
+    os.kill(victim, signal.SIGKILL)
+    supervised.wait_for(r"worker \d+ has ended: exit code 3; another one starts in 1 s")
+    outage.come_back()
+    supervised.wait_for("begun by", times=2)
+    supervised.wait_for("working as", times=3)
+    assert is_alive(other)
+    tasks.write("release", "")
+    until(lambda: len(tasks.ledger()) == 1, supervised)
+    supervised.signal(signal.SIGTERM)
+    ended_clearly(supervised, [0])
+    [job] = json.loads(tasks.run("-m", "taskflow", "jobs", "--json"))
+    assert (job["status"], job["epoch"]) == ("succeeded", 2)
+    assert [error["message"].rpartition(": ")[2] for error in job["errors"]] == ["SIGKILL"]
