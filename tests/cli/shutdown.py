@@ -187,11 +187,18 @@ class Stage:
 
 
 def ended_as_told(stopped: Stopped) -> None:
+    """Who has begun to work winds down, and does what it was told; who has not says so by its code, as does who is cut off at once. Of
+    several workers some may have begun."""
     number, running = stopped.stop.number, stopped.running
-    ended_clearly(running, [0, 124, 128 + number, *NOT_HEARD])
-    if stopped.code in NOT_HEARD and not (stopped.stop.times > 1 and "winding down" in running.said):
+    running.end()
+    has_begun, workers = "winding down" in running.said, pids(running)
+    clear = [0, 124] if has_begun else [128 + number]
+    if stopped.stop.times == 3 or workers:
+        clear = [0, 124, 128 + number]
+    ended_clearly(running, [*clear, *NOT_HEARD])
+    if stopped.code in NOT_HEARD and not (stopped.stop.times > 1 and has_begun):
         assert "broker" not in running.said, running.said
-        assert pids(running) == [], running.said
+        assert workers == [], running.said
     none_is_left(running)
 
 
