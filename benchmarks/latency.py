@@ -34,7 +34,10 @@ SPAN: Final = 3.0
 
 LEAD: Final = 6.0
 """Seconds, for peers that send planned jobs one by one."""
-LOAD: Final = 2.0
+LOAD: Final = 4.0
+WARMING_UP: Final = 1.0
+"""Seconds of a steady load, and before them those that do not count: connections are opened in them, and statements planned."""
+
 MICROSECOND: Final = 1e-6  # to which our instants are kept
 
 
@@ -182,9 +185,11 @@ async def _under_load(store: Store, rate: float) -> Mapping[str, float]:
         async with using(server.url), a_worker(server.url):
             sent: list[tuple[float, list[JobHandle[float]]]] = []
             began, total = time.monotonic(), 0
-            while (now := time.monotonic()) < began + LOAD:
+            while (now := time.monotonic()) < began + WARMING_UP + LOAD:
                 due = int((now - began) * rate) - total
-                sent.append((now, await enqueue(stamp.bind() for _ in range(due))))
+                handles = await enqueue(stamp.bind() for _ in range(due))
+                if now >= began + WARMING_UP:
+                    sent.append((now, handles))
                 total += due
                 await asyncio.sleep(0.01)
             await asyncio.sleep(1.0)
