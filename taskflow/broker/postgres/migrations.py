@@ -237,7 +237,7 @@ $$;"""
 
 def _changes(found: Upgrade, schema: str, rules: Rules) -> str:
     """The functions go first: an old one must not keep a table, or a type, from being changed."""
-    begun = _dropping(schema) if found.version else _MAKE_SCHEMA.replace("%schema", schema)
+    begun = dropping(schema) if found.version else _MAKE_SCHEMA.replace("%schema", schema)
     tables = (texts.script(f"{_FOLDER}/{migration.version}", schema, rules) for migration in found.migrations)
     functions = (texts.script(name, schema, rules) for name in texts.names())
     ended = texts.placed(_SET_VERSION, schema).replace("%version", str(found.target))
@@ -257,7 +257,8 @@ END
 $$;"""
 
 
-def _dropping(schema: str) -> str:
+def dropping(schema: str) -> str:
+    """All functions of ours, of whatever version."""
     return _DROP_FUNCTIONS.replace("%schema", schema).replace("%functions", ",".join(sorted(our_functions())))
 
 
