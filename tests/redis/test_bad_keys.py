@@ -20,7 +20,7 @@ from tests.support.servers import Found, RedisServer, redis_binaries
 PREFIX: Final = b"{taskflow:0}:"
 
 ONE_OF_EACH: Final = ("names", "texts", "meta", "counts", "totals", "alive", "dead", "ready", "due", "exp", "fade", "crowded", "k", "held")
-OTHERS: Final = ("armed", "awaited", "paused", "bad")
+OTHERS: Final = ("armed", "awaited", "paused", "bad", "mending")
 OF_THE_QUEUE: Final = ("r:1:0", "z:1:0", "p:1", "y:1:0", "y:1:1")
 OF_THE_SESSION: Final = ("s:", "l:", "x:")
 
@@ -54,8 +54,10 @@ class Numbers:
 
 def spoil(client: redis.Redis, key: bytes) -> None:
     """Give it another type than it has, or should have: all of ours are anything but streams."""
-    client.delete(key)
-    client.xadd(key, {"not": "ours"})
+    with client.pipeline() as both:  # at once: a call in between would make it anew
+        both.delete(key)
+        both.xadd(key, {"not": "ours"})
+        both.execute()
 
 
 def keys_called(client: redis.Redis, name: str) -> list[bytes]:
@@ -119,6 +121,22 @@ async def test_whichever_index_is_deleted_under_jobs_that_wait_and_run(scene: Sc
         new = numbers()
         await scene.send(new)
         await scene.until_done(new, within=8)
+
+
+async def test_who_is_cut_off_while_mending_keeps_nobody_from_it(scene: Scene, client: redis.Redis) -> None:
+    """At whichever of its steps."""
+    numbers = Numbers()
+    await scene.send(numbers())
+    for moment in range(20):
+        spoil(client, PREFIX + b"r:1:0")
+        sending = asyncio.create_task(scene.send(numbers()))
+        await asyncio.sleep(moment * 0.0002)
+        sending.cancel()
+        await asyncio.gather(sending, return_exceptions=True)
+    async with scene.worker():
+        new = numbers()
+        await scene.send(new)
+        await scene.until_done(within=8)
 
 
 @pytest.mark.parametrize(

@@ -189,16 +189,14 @@ class RedisBroker:
         return await self._run(name, arguments, on_disk)
 
     async def _put_in_order(self, error: WrongType) -> None:
-        """By one of all who have come upon it: it takes long, and the others are to wait."""
-        lock = f"{self._prefix}mending"
-        if not await self._ask("SET", lock, "1", "NX", "PX", int(1_000 * REINDEXED_WITHIN)):
+        """By one of all who have come upon it: it takes long, and the others come again when it is done."""
+        spared = packing.pack([int(1_000 * MENDED_BY_OTHERS_IN)])
+        link = self._lines.here().link
+        aside = await link.run(self._scripts["reindex"], self._prefix, self._time(), spared, within=REINDEXED_WITHIN)
+        if aside is None:
             await asyncio.sleep(MENDED_BY_OTHERS_IN)
             return
-        aside = await self._lines.here().link.run(
-            self._scripts["reindex"], self._prefix, self._time(), packing.pack([]), within=REINDEXED_WITHIN
-        )
         log.error("%s; %d key(s) put aside under %sbad:, and all indexes made anew from the jobs", error, aside, self._prefix)
-        await self._ask("PEXPIRE", lock, int(1_000 * MENDED_BY_OTHERS_IN))  # for those who failed meanwhile
 
     async def _run(self, name: str, arguments: bytes, on_disk: bool) -> Any:
         return await self._lines.here().link.run(self._scripts[name], self._prefix, self._time(), arguments, on_disk=on_disk)

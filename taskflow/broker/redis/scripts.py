@@ -65,13 +65,13 @@ _NAME: Final = re.compile(r"\b([FLSEWR])\.(\w+)\b")
 _COMMAND: Final = re.compile(r"\b(?:call|in_portions)\('([A-Z]+)'")
 _FEWEST: Final[Mapping[int, str]] = {
     0: "INFO PING TIME",
-    1: "DEL EXISTS HGETALL HLEN HVALS MGET SCAN SMEMBERS SUBSCRIBE TYPE UNLINK ZCARD",
+    1: "DEL EXISTS HGETALL HLEN HVALS MGET PTTL SCAN SMEMBERS SUBSCRIBE TYPE UNLINK ZCARD",
     2: "HDEL HEXISTS HGET HMGET LINDEX MSET MSETNX PEXPIRE PUBLISH RENAME RPUSH SADD SET SISMEMBER SREM ZMSCORE ZREM ZSCORE",
     3: "HINCRBY HSET HSETNX LRANGE LTRIM ZADD ZRANGE ZRANGEBYSCORE ZREMRANGEBYRANK ZREMRANGEBYSCORE",
 }
 """How many arguments a command has at least. A script, whose keys are counted before them, has three with one key."""
 
-_SENT: Final = ("EVALSHA", "EVAL", "SUBSCRIBE", "PING", "SCAN", "INFO", "SET", "PEXPIRE")
+_SENT: Final = ("EVALSHA", "EVAL", "SUBSCRIBE", "PING", "SCAN", "INFO")
 
 
 class Scripts:

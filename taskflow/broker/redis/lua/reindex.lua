@@ -1,7 +1,8 @@
 -- Makes all indexes anew from the jobs, which are the truth; keys of a wrong type are put aside under bad:. Run only when a
 -- script has come upon one: it looks at every job at once, and holds the server for about ten seconds a million.
 --
--- reply  how many keys were put aside
+-- arguments  milliseconds for which it is not done again: others have come upon the same key meanwhile
+-- reply      how many keys were put aside; nil when it has been done just now
 
 local ZSETS = { ready = 1, due = 1, exp = 1, fade = 1, crowded = 1, alive = 1, dead = 1, awaited = 1, p = 1, z = 1, y = 1 }
 local HASHES = { names = 1, texts = 1, meta = 1, counts = 1, totals = 1, k = 1, bad = 1, s = 1, l = 1 }
@@ -146,6 +147,13 @@ local function sort_all(groups)
   end
 end
 
+-- In one step with the rest, or whoever is cut off between the two would keep all others from it.
+local mending, spared, began = P .. 'mending', given[1], os.clock()
+if call('PTTL', mending) >= 0 then
+  return false
+end
+call('SET', mending, 1, 'PX', spared)
+
 local ids, aside = clear()
 mend_names()
 prefetch(ids)
@@ -171,4 +179,6 @@ for _, id in ipairs(jobs) do
 end
 sort_all(ready)
 flush()
+-- For the server the time has stood still meanwhile.
+call('PEXPIRE', mending, spared + math.ceil(1000 * (os.clock() - began)))
 return aside
