@@ -5,19 +5,30 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import queue
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, Final
 
 FIELDS: Final = ("job", "job_id", "attempt", "queue")
 
 
+MOST_UNREAD: Final = 10_000
+"""Lines that wait for somebody to read them; what comes beyond is lost."""
+
+WRITTEN_WITHIN: Final = 0.5
+"""Seconds that the last lines have at the end."""
+
+
 @contextmanager
-def logging_to_stderr(level: str, form: str, *filters: Callable[[logging.LogRecord], bool]) -> Iterator[None]:
-    """What is logged in the block, warnings included, goes there; the loggers are left as they were found."""
-    handler = logging.StreamHandler(sys.stderr)
+def logging_to_stderr(
+    level: str, form: str, *filters: Callable[[logging.LogRecord], bool], handler: logging.Handler | None = None
+) -> Iterator[None]:
+    """What is logged in the block, warnings included, goes there, by that `handler`; the loggers are left as they were found."""
+    handler = handler or logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines() if form == "json" else TextLines())
     for each in filters:
         handler.addFilter(each)
@@ -34,6 +45,35 @@ def logging_to_stderr(level: str, form: str, *filters: Callable[[logging.LogReco
             logging.captureWarnings(False)
         root.setLevel(before)
         root.removeHandler(handler)
+        handler.close()
+
+
+class Unhurried(logging.Handler):
+    """Writes to stderr from a thread of its own: who logs does not wait for whoever reads that, and may not read at all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lines = queue.Queue[str | None](MOST_UNREAD)
+        self._writing = threading.Thread(target=self._write, name="taskflow-log", daemon=True)
+        self._writing.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._put(self.format(record) + "\n")
+
+    def close(self) -> None:
+        self._put(None)
+        self._writing.join(WRITTEN_WITHIN)
+        super().close()
+
+    def _put(self, line: str | None) -> None:
+        with suppress(queue.Full):
+            self._lines.put_nowait(line)
+
+    def _write(self) -> None:
+        while (line := self._lines.get()) is not None:
+            with suppress(OSError, ValueError):  # nobody reads it any more, or there is no stderr
+                sys.stderr.write(line)
+                sys.stderr.flush()
 
 
 class TextLines(logging.Formatter):

@@ -75,6 +75,9 @@ def _heedfully(argv: Sequence[str] | None) -> int:
         code = _run(argv)
         sys.stdout.flush()
         return code
+    except Exception:
+        interrupts.raise_again()  # C code that loads a module makes an error of its own of what was raised there
+        raise
     finally:
         interrupts.forget()
 

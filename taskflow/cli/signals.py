@@ -77,13 +77,14 @@ class LastResort:
             ends_at = told if ends_at is None else min(ends_at, told)
 
     def _end(self) -> None:
-        if self._code == Exit.FORCED:
-            log.error("what is left in this process does not end: it is ended by force")
-        else:
-            with suppress(RuntimeError):  # the system has no more threads
-                start_thread(say_what_keeps_it, "taskflow-last-words")  # beside this one: who reads it may be gone
-            time.sleep(SAID_WITHIN)
+        say = _say_that_it_is_forced if self._code == Exit.FORCED else say_what_keeps_it
+        with suppress(RuntimeError):  # the system has no more threads
+            start_thread(say, "taskflow-last-words").join(SAID_WITHIN)  # who is to read it may be gone, or read nothing
         os._exit(self._code)
+
+
+def _say_that_it_is_forced() -> None:
+    log.error("what is left in this process does not end: it is ended by force")
 
 
 _OFF: Final = float("-inf")
@@ -120,6 +121,11 @@ class Signals:
     def begin(self) -> None:
         """From now on no signal raises: a loop is made, which heeds them."""
         self._has_begun = True
+
+    @property
+    def has_come(self) -> bool:
+        """One has: what an import has failed with may be its doing, since C code makes an error of its own of what is raised there."""
+        return self._count > 0
 
     @property
     def code(self) -> int:

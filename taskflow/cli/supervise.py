@@ -14,7 +14,7 @@ from typing import Final
 
 from taskflow.cli.anew import command_of
 from taskflow.cli.interrupts import interrupts
-from taskflow.cli.logs import logging_to_stderr
+from taskflow.cli.logs import Unhurried, logging_to_stderr
 from taskflow.model.errors import ConfigurationError, DriverMissing
 from taskflow.worker.processes import TOLD, Watch, supervise
 from taskflow.worker.staff import Plan
@@ -40,7 +40,7 @@ def _supervise(arguments: argparse.Namespace) -> int:
         is_draining=arguments.drain,
         is_reloading=arguments.reload,
     )
-    with logging_to_stderr(arguments.log_level, arguments.log_format):
+    with logging_to_stderr(arguments.log_level, arguments.log_format, handler=Unhurried()):
         if arguments.health_port is None and "NOTIFY_SOCKET" not in os.environ:
             interrupts.raise_again()
             return supervise(plan, command_of(arguments.argv), watch=watch)

@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             import_targets(arguments.modules, all_submodules=arguments.all_submodules)
         except TargetFailed:
-            return Exit.USAGE
+            return signals.code if signals.has_come else Exit.USAGE
         if not len(app.registry):
             raise ConfigurationError(_no_job(arguments.modules, all_submodules=arguments.all_submodules))
         signals.begin()

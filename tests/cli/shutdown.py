@@ -196,7 +196,8 @@ def ended_as_told(stopped: Stopped) -> None:
     if stopped.stop.times == 3 or workers:
         clear = [0, 124, 128 + number]
     ended_clearly(running, [*clear, *NOT_HEARD])
-    if stopped.code in NOT_HEARD and not (stopped.stop.times > 1 and has_begun):
+    was_told = has_begun or "the start is given up" in running.said
+    if stopped.code in NOT_HEARD and not (stopped.stop.times > 1 and was_told):
         assert "broker" not in running.said, running.said
         assert workers == [], running.said
     none_is_left(running)

@@ -242,6 +242,28 @@ def test_ctrl_c_at_any_moment_of_start_and_work(on_each_loop: Shell) -> None:
     assert tasks.counts() == {"succeeded": 400}
 
 
+@pytest.mark.parametrize("where", ["argparse.py", "tasks.py"], ids=["ours", "the application's"])
+def test_ctrl_c_of_which_c_code_makes_an_error_of_its_own(tasks: Shell, where: str) -> None:
+    """As PyCapsule_Import does of whatever is raised while it loads a module."""
+    tasks.start_sooner()
+    tasks.write(where, LOADED_BY_C)
+    worker = tasks.taskflow("worker", "tasks")
+    worker.wait_for("loading")
+    worker.signal(signal.SIGINT)
+    ended_clearly(worker, [128 + signal.SIGINT])
+
+
+# The current folder's argparse is found before Python's.
+LOADED_BY_C = """
+import time
+try:
+    print("loading\\n", end="", flush=True)
+    time.sleep(3600)
+except KeyboardInterrupt:
+    raise ImportError("could not import a module") from None
+"""
+
+
 def test_ctrl_c_at_any_moment_of_the_end(tasks: Shell) -> None:
     """A worker that ends by itself is interrupted as it does so."""
     for step in range(5):
