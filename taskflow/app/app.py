@@ -175,8 +175,9 @@ class App:
     async def send(self, call: Call[R]) -> JobHandle[R]:
         """One call, sharing its round trip with others under way."""
         send = self.connection().send
-        answer = await (self._through_middleware(call, send) if self._has_enqueue_middleware() else send(call.envelope))
-        if _is_conflict(call, answer):
+        has_middleware = self.settings.middleware and self._has_enqueue_middleware()
+        answer = await (self._through_middleware(call, send) if has_middleware else send(call.envelope))
+        if call.raises_on_conflict and _is_conflict(call, answer):
             raise _conflict(call, self._handle(call, answer).id)
         return self._handle(call, answer)
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import sys
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
 from taskflow.app.patience import NO_ANSWER, gave_up, pause_after
+from taskflow.broker.deadline import Deadline
 from taskflow.model.errors import BrokerUnavailable
 
 Q = TypeVar("Q")
@@ -42,15 +44,17 @@ class Coalescer(Generic[Q, A]):
         self._size_of = size_of
         self._waiting: deque[_Asked[Q, A]] = deque()
         self._flushing: asyncio.Task[None] | None = None
+        self._deadline = Deadline(self._give_up)
+        self._is_late = False
         self._troubles = 0
 
-    async def __call__(self, question: Q) -> A:
+    def __call__(self, question: Q) -> asyncio.Future[A]:
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[A] = loop.create_future()
         self._waiting.append(_Asked(question, answer, time.monotonic() + self._patience))
         if self._flushing is None:
             self._flushing = loop.create_task(self._flush())
-        return await answer
+        return answer
 
     async def _flush(self) -> None:
         batch: list[_Asked[Q, A]] = []
@@ -58,10 +62,12 @@ class Coalescer(Generic[Q, A]):
             while self._waiting:
                 if batch := self._take():
                     await self._ask(batch)
+        except asyncio.CancelledError:  # as a closing loop does
+            _cancel(batch)
+            _cancel(self._waiting)
+            raise
         finally:
             self._flushing = None
-            _cancel(batch)  # these two only when this task was cancelled, as a closing loop does
-            _cancel(self._waiting)
 
     def _take(self) -> list[_Asked[Q, A]]:
         """As much as one call may carry; what nobody waits for any more is left out, so there may be nothing."""
@@ -78,10 +84,17 @@ class Coalescer(Generic[Q, A]):
         return batch
 
     async def _ask(self, batch: list[_Asked[Q, A]]) -> None:
+        flushing = asyncio.current_task()
+        assert flushing is not None
+        cancelled_before = flushing.cancelling()
+        self._deadline.begin(max(0.0, batch[0].give_up_at - time.monotonic()))  # the first has waited longest
         try:
-            # The first has waited longest.
-            async with asyncio.timeout(max(0.0, batch[0].give_up_at - time.monotonic())):
+            try:
                 answers = await self._call([asked.question for asked in batch])
+            finally:
+                self._deadline.end()
+                if self._is_late:
+                    self._take_back(flushing, cancelled_before)
         except (TimeoutError, BrokerUnavailable) as error:
             await self._ask_again(batch, error)
         except Exception as error:
@@ -91,6 +104,17 @@ class Coalescer(Generic[Q, A]):
             for asked, answer in zip(batch, answers, strict=True):
                 if not asked.answer.done():
                     asked.answer.set_result(answer)
+
+    def _give_up(self) -> None:
+        if self._flushing is not None:
+            self._is_late = self._flushing.cancel()
+
+    def _take_back(self, flushing: asyncio.Task[Any], cancelled_before: int) -> None:
+        """TimeoutError in place of our own cancellation, not of anybody else's: so does `asyncio.timeout`, with a timer for each call."""
+        self._is_late = False
+        is_cancelled = flushing.uncancel() > cancelled_before
+        if isinstance(error := sys.exception(), asyncio.CancelledError) and not is_cancelled:
+            raise TimeoutError from error
 
     async def _ask_again(self, batch: list[_Asked[Q, A]], error: Exception) -> None:
         """After a pause, those whose patience lasts as long, before all that came later."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Sequence
-from typing import Any
+import asyncio
+from collections.abc import Sequence
 
 from taskflow.app.coalesce import Coalescer
 from taskflow.app.patience import insist
@@ -26,8 +26,7 @@ class Connection:
         self._keyed = Coalescer[Envelope, Added | Refused](self._enqueue_by_key, patience=patience, size_of=_size)
         self.read = Coalescer[bytes, Record | None](self._read, patience=patience)
 
-    def send(self, envelope: Envelope) -> Coroutine[Any, Any, Added | Refused]:
-        """What is to be awaited for the answer."""
+    def send(self, envelope: Envelope) -> asyncio.Future[Added | Refused]:
         return (self._plain if envelope.key is None else self._keyed)(envelope)
 
     async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:

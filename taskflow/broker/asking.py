@@ -9,9 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import Any, Final
 
 from taskflow.broker import topics as names
@@ -38,9 +36,17 @@ class AskingNudges(Nudges):
         self._ears = ears
 
     async def wait(self, timeout: float | None = None) -> bool:
-        self._ears.want(self._topics)
-        with self._ears.waiting(self._topics):
+        ears, topics = self._ears, self._topics
+        ears.want(topics)
+        ears.begin_waiting(topics)
+        try:
             return await super().wait(timeout)
+        finally:
+            ears.end_waiting(topics)
+
+    def close(self) -> None:
+        super().close()
+        self._ears.forget(self._topics)
 
 
 class Ears(ABC):
@@ -53,7 +59,7 @@ class Ears(ABC):
     def __init__(self, arm: Arm, errors: tuple[type[Exception], ...]) -> None:
         self.bell = Bell()
         self.times = 0
-        self.waited: Counter[str] = Counter()
+        self.waited: dict[str, int] = {}
         self._arm = arm
         self._errors: tuple[type[Exception], ...] = (*errors, BrokerError)
         self._armed: set[str] = set()
@@ -68,26 +74,29 @@ class Ears(ABC):
         return AskingNudges(self, topics)
 
     def want(self, topics: Iterable[str]) -> None:
-        wanted = {topic for topic in topics if topic not in self._armed}
-        if wanted:
-            self._wanted |= wanted
-            self._has_wants.set()
+        for topic in topics:
+            if topic not in self._armed:
+                self._wanted.add(topic)
+                self._has_wants.set()
+
+    def forget(self, topics: Iterable[str]) -> None:
+        """Whoever comes to wait for them next asks anew: of jobs, most are waited for once."""
+        self._armed.difference_update(topics)
 
     def armed(self, topics: Iterable[str], times: int) -> None:
         """The server was asked by other means, in a call that was begun when the subscription was the one numbered `times`."""
         if self.is_on and times == self.times:
             self._armed.update(topics)
 
-    @contextmanager
-    def waiting(self, topics: Sequence[str]) -> Iterator[None]:
-        self.waited.update(topics)
-        try:
-            yield
-        finally:
-            for topic in topics:  # `-=` by another Counter would go through all that is waited for
-                self.waited[topic] -= 1
-                if not self.waited[topic]:
-                    del self.waited[topic]
+    def begin_waiting(self, topics: Sequence[str]) -> None:
+        for topic in topics:
+            self.waited[topic] = self.waited.get(topic, 0) + 1
+
+    def end_waiting(self, topics: Sequence[str]) -> None:
+        for topic in topics:
+            self.waited[topic] -= 1
+            if not self.waited[topic]:
+                del self.waited[topic]
 
     @property
     def is_on(self) -> bool:

@@ -37,6 +37,10 @@ class Bell:
     def is_heard(self) -> bool:
         return bool(self._listeners)
 
+    def hears(self, topic: str) -> bool:
+        """Whether anybody listens for it."""
+        return topic in self._listeners
+
     def join(self, nudges: Nudges, topics: Sequence[str]) -> None:
         with self._lock:
             for topic in topics:
@@ -112,11 +116,11 @@ def _nudge(woken: Iterable[Nudges]) -> None:
         if (waiting := nudges.nudged()) is not None:
             loop, waiter = waiting
             by_loop.setdefault(loop, []).append(waiter)
-    here = _running_loop() if by_loop else None
+    if not by_loop:
+        return
+    if (here := _running_loop()) in by_loop:
+        _finish_all(by_loop.pop(here))
     for loop, waiters in by_loop.items():
-        if loop is here:
-            _finish_all(waiters)
-            continue
         with contextlib.suppress(RuntimeError):  # its loop has been closed meanwhile: nobody waits there any more
             loop.call_soon_threadsafe(_finish_all, waiters)
 
@@ -130,7 +134,8 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
 
 def _finish_all(waiters: Iterable[asyncio.Future[None]]) -> None:
     for waiter in waiters:
-        _finish(waiter)
+        if not waiter.done():
+            waiter.set_result(None)
 
 
 def _finish(waiter: asyncio.Future[None]) -> None:

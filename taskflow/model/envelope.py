@@ -142,18 +142,15 @@ _PLAIN: Final = Envelope(id=b"", job="", payload=b"")
 _NAMES: Final = {letter: name for name, letter in _EXTRAS}
 
 
-def _extras_of(envelope: Envelope) -> tuple[object, ...]:
-    return (envelope.max_attempts, envelope.timeout, envelope.keep_result, envelope.headers)
-
-
-_PLAIN_EXTRAS: Final = _extras_of(_PLAIN)
+_PLAIN_EXTRAS: Final = tuple(getattr(_PLAIN, name) for name, _ in _EXTRAS)
 
 
 def pack_extras(envelope: Envelope) -> bytes | None:
     """The fields that no store decides by, as a msgpack map, or None when all have their defaults."""
-    if envelope.retry is None and _extras_of(envelope) == _PLAIN_EXTRAS:
+    present = (envelope.max_attempts, envelope.timeout, envelope.keep_result, envelope.headers)
+    if envelope.retry is None and present == _PLAIN_EXTRAS:
         return None
-    values = zip(_EXTRAS, _extras_of(envelope), _PLAIN_EXTRAS, strict=True)
+    values = zip(_EXTRAS, present, _PLAIN_EXTRAS, strict=True)
     extras: dict[str, Any] = {letter: value for (_, letter), value, default in values if value != default}
     if envelope.retry is not None:
         extras["r"] = [envelope.retry.base, envelope.retry.factor, envelope.retry.max, envelope.retry.jitter]

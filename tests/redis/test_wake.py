@@ -95,6 +95,20 @@ async def test_a_job_starts_within_two_round_trips_of_its_enqueue(far_scene: Sce
     assert not BLOCKING & ledger.verbs.keys()
 
 
+async def test_who_waits_for_a_result_looks_twice_and_asks_for_nothing_beside(far_scene: Scene, proxy: Proxy) -> None:
+    """The first look asks to be told of the end, too."""
+    proxy.rule = ledger = Ledger()
+    async with far_scene.worker():
+        await seconds_to_start(far_scene, 0)
+        await far_scene.handles[0].result(10)  # the server learns the script
+        far_scene.takes = 0.3
+        for number in range(1, 4):
+            ledger.verbs.clear()
+            await far_scene.send([number])
+            await far_scene.handles[number].result(10)
+            assert (ledger.verbs["read"], ledger.verbs["arm"]) == (2, 0)
+
+
 @pytest.mark.parametrize("cuts", [False, True], ids=["", "on a server that cuts who is idle"])
 async def test_so_it_does_after_minutes_of_idleness(
     far_scene: Scene, proxy: Proxy, server: RedisServer, monkeypatch: pytest.MonkeyPatch, cuts: bool
@@ -125,6 +139,7 @@ async def test_so_it_does_when_its_subscription_was_cut_meanwhile(found: Found, 
     with RedisServer(found.path) as server, Proxy("127.0.0.1", server.port) as proxy, server.client() as client:
         async with Scene(server, proxy.url()) as scene, scene.worker():
             await seconds_to_start(scene, 0)
+            await asyncio.sleep(0.5)  # the keeper, in a thread of its own, listens too
             number_of_ears = await subscribers(server)
             assert client.client_kill_filter(_type="pubsub") == number_of_ears
             await until(lambda: _has_subscribers(server, number_of_ears), 5)

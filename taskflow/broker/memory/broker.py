@@ -81,7 +81,8 @@ class MemoryBroker:
             self._store.begin_verb()
             answer = verb()
             rung, self._store.rung = self._store.rung, set()
-        self._bell.ring(rung)
+        if rung:
+            self._bell.ring(rung)
         return answer
 
 

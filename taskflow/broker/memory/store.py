@@ -74,9 +74,10 @@ class Store(Shelf):
     # --- enqueue -----------------------------------------------------------------------------------------
 
     def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
-        fresh = sum(envelope.id not in self.jobs for envelope in envelopes)
-        if self._capacity is not None and fresh and self.live_count() + fresh > self._capacity:
-            raise StoreFull(f"the memory broker holds {self.live_count()} live jobs of at most {self._capacity}: let workers catch up")
+        if self._capacity is not None:
+            fresh = sum(envelope.id not in self.jobs for envelope in envelopes)
+            if fresh and self.live_count() + fresh > self._capacity:
+                raise StoreFull(f"the memory broker holds {self.live_count()} live jobs of at most {self._capacity}: let workers catch up")
         return [self._enqueue_one(envelope) for envelope in envelopes]
 
     def _enqueue_one(self, envelope: Envelope) -> Added | Refused:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any, Final
 
 from taskflow.broker import topics as names
@@ -83,13 +83,16 @@ class RedisBroker:
         return RedisConsole(self.call, self._ask, self._prefix, self._examine)
 
     async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
+        calls = plain.pack_plain(envelopes)
+        answers: Any = None
         try:
-            answers = await self._add(envelopes)
+            if calls is None or await self.call("enqueue", calls, on_disk=self.server.fsync) is not None:
+                answers = await self.call("add", packing.pack_envelopes(envelopes), on_disk=self.server.fsync)
         except StoreFull:
             if not await self._are_known(envelopes):
                 raise
             return [Refused(envelope.id, envelope.id, "id") for envelope in envelopes]  # sent again: what filled it up is there
-        if answers is None:
+        if answers is None:  # all were simply added
             return [Added(envelope.id) for envelope in envelopes]
         return [packing.added_or_refused(*pair) for pair in zip(envelopes, answers, strict=True)]
 
@@ -137,8 +140,14 @@ class RedisBroker:
         return [BY_CODE.get(code) for code in await self.call("cancel", packing.pack([list(ids)]))]
 
     async def read(self, ids: Sequence[bytes]) -> list[Record | None]:
-        records = packing.records_of(await self.call("read", packing.pack([list(ids)])))
-        return [records.get(job_id) for job_id in ids]
+        """The server tells from now on of those whose ends are listened for here: who finds one under way would ask for that next."""
+        ears = self._lines.here().ears
+        times, hears = ears.times, ears.bell.hears
+        awaited = {job_id: topic for job_id in ids if hears(topic := names.job(job_id))}
+        asked = packing.pack([list(ids), list(awaited), to_microseconds(AWAITED_FOR)])
+        records = packing.records_of(await self.call("read", asked))
+        ears.armed([awaited[job_id] for job_id in awaited.keys() & records.keys() if not records[job_id].status.is_ended], times)
+        return [*map(records.get, ids)]
 
     async def upkeep(self, limit: int) -> Upkept:
         ears = self._lines.here().ears
@@ -161,23 +170,18 @@ class RedisBroker:
         """What the server tells of itself now."""
         return Survey.of(await self._lines.here().link.ask("INFO"))
 
-    async def _add(self, envelopes: Sequence[Envelope]) -> Any:
-        """An answer for each, or None when all were simply added."""
-        calls = plain.pack_plain(envelopes)
-        if calls is not None and await self.call("enqueue", calls, on_disk=self.server.fsync) is None:
-            return None
-        return await self.call("add", packing.pack_envelopes(envelopes), on_disk=self.server.fsync)
-
     async def _are_known(self, envelopes: Sequence[Envelope]) -> bool:
         ids = [envelope.id for envelope in envelopes]
         return bool(await self.call("known", packing.pack([ids]), on_disk=self.server.fsync) == len(ids))
 
     # --- calls ------------------------------------------------------------------------------------------------------
 
-    async def call(self, name: str, arguments: bytes, *, on_disk: bool = False) -> Any:
+    def call(self, name: str, arguments: bytes, *, on_disk: bool = False) -> Coroutine[Any, Any, Any]:
         """A script's reply, from a server that was looked at first, and whose keys are put in order when they are found not to be."""
-        if self._survey is None:
-            await self._look_at_server()
+        return (self._look_and_run if self._survey is None else self._run_in_order)(name, arguments, on_disk)
+
+    async def _look_and_run(self, name: str, arguments: bytes, on_disk: bool) -> Any:
+        await self._look_at_server()
         return await self._run_in_order(name, arguments, on_disk)
 
     async def _run_in_order(self, name: str, arguments: bytes, on_disk: bool) -> Any:
@@ -198,8 +202,8 @@ class RedisBroker:
             return
         log.error("%s; %d key(s) put aside under %sbad:, and all indexes made anew from the jobs", error, aside, self._prefix)
 
-    async def _run(self, name: str, arguments: bytes, on_disk: bool) -> Any:
-        return await self._lines.here().link.run(self._scripts[name], self._prefix, self._time(), arguments, on_disk=on_disk)
+    def _run(self, name: str, arguments: bytes, on_disk: bool) -> Coroutine[Any, Any, Any]:
+        return self._lines.here().link.run(self._scripts[name], self._prefix, self._time(), arguments, on_disk=on_disk)
 
     async def _ask(self, *command: Any) -> Any:
         return await self._lines.here().link.ask(*command)

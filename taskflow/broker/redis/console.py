@@ -23,7 +23,7 @@ PURGED_AT_ONCE: Final = 200
 class Call(Protocol):
     """How a broker runs a script."""
 
-    async def __call__(self, name: str, arguments: bytes) -> Any: ...
+    def __call__(self, name: str, arguments: bytes) -> Awaitable[Any]: ...
 
 
 class Ask(Protocol):

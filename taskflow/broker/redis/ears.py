@@ -12,13 +12,11 @@ import contextlib
 from collections.abc import Callable
 from typing import Any, Final
 
-from redis.asyncio.connection import AbstractConnection
-
 from taskflow.broker import topics as names
 from taskflow.broker.asking import Arm, Ears
 from taskflow.broker.redis.link import Link
 from taskflow.broker.redis.packing import ids_in
-from taskflow.broker.redis.wire import ERRORS, drop
+from taskflow.broker.redis.wire import ERRORS, Ear, ear_over
 
 PING_EVERY: Final = 25.0
 """Seconds after which a silent subscription is asked whether it is there."""
@@ -34,39 +32,30 @@ class RedisEars(Ears):
         self._is_heard = False
 
     async def hear(self, goes_on: Callable[[], None]) -> None:
-        connection = await self._subscribe()
-        goes_on()
-        watching = asyncio.create_task(self._watch(connection))
-        try:
-            while True:
-                self._take(await connection.read_response(disable_decoding=True))
-        finally:
-            watching.cancel()
-            await drop(connection)
-
-    async def _subscribe(self) -> AbstractConnection:
-        connection = await self._link.open()
+        ear = ear_over(await self._link.open(), self._take)
         try:
             async with asyncio.timeout(PONG_WITHIN):
-                await connection.send_command("SUBSCRIBE", self._nudges, self._ended, check_health=False)
-                for _ in range(2):
-                    await connection.read_response(disable_decoding=True)
-        except BaseException:
-            await drop(connection)
-            raise
-        return connection
+                await ear.subscribe(self._nudges, self._ended)
+            goes_on()
+            watching = asyncio.create_task(self._watch(ear))
+            try:
+                await ear.listen()
+            finally:
+                watching.cancel()
+        finally:
+            await ear.drop()
 
-    async def _watch(self, connection: AbstractConnection) -> None:
-        """A connection that is dead in silence is cut, so that the reading of it ends."""
+    async def _watch(self, ear: Ear) -> None:
+        """A connection that is dead in silence is cut, so that the listening ends."""
         while True:
             self._is_heard = False
             await asyncio.sleep(PING_EVERY)
             if not self._is_heard:
                 with contextlib.suppress(*ERRORS):
-                    await connection.send_command("PING", check_health=False)
+                    await ear.send("PING")
                 await asyncio.sleep(PONG_WITHIN)
                 if not self._is_heard:
-                    await drop(connection)
+                    await ear.drop()
                     return
 
     def _take(self, message: Any) -> None:
@@ -77,8 +66,11 @@ class RedisEars(Ears):
             self.told(map(names.job, ids_in(message[2])), disarms=True)
             return
         topics = message[2].decode().split("\n")
-        self.told((topic for topic in topics if not topic.startswith(_SESSION)), disarms=True)
-        self.told((topic for topic in topics if topic.startswith(_SESSION)), disarms=False)
+        sessions = [topic for topic in topics if topic.startswith(_SESSION)]
+        if sessions:
+            self.told(sessions, disarms=False)
+        if len(sessions) < len(topics):
+            self.told((topic for topic in topics if topic not in sessions) if sessions else topics, disarms=True)
 
 
 _SESSION: Final = names.session(b"")

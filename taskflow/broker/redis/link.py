@@ -13,6 +13,7 @@ from taskflow.broker import words
 from taskflow.broker.redis.refusals import in_our_words
 from taskflow.broker.redis.scripts import Script
 from taskflow.broker.redis.server import ANSWER_WITHIN, Server
+from taskflow.broker.redis.turns import Turns
 from taskflow.broker.redis.wire import ERRORS, Wire, drop, wire_over
 from taskflow.model.errors import BrokerUnavailable
 
@@ -30,7 +31,7 @@ class Link:
         self.server = server
         self._idle: list[Wire] = []
         self._in_use: set[Wire] = set()
-        self._turns = asyncio.Semaphore(MOST_CONNECTIONS)
+        self._turns = Turns(MOST_CONNECTIONS)
         self._is_closed = False
         self._end: AsyncGenerator[None] | None = None
 
@@ -79,7 +80,9 @@ class Link:
 
     async def _ask(self, command: Sequence[Any], on_disk: bool, within: float) -> Any:
         """A connection that lay idle may have been cut meanwhile: then once more, on a new one. Any verb may be sent twice."""
-        async with self._turns:
+        if not self._turns.take():
+            await self._turns.wait()
+        try:
             if self._idle:
                 try:
                     return await self._over(self._idle.pop(), command, on_disk, within)
@@ -90,6 +93,8 @@ class Link:
                         raise
                     await self._drop_idle()
             return await self._over(wire_over(await self.open()), command, on_disk, within)
+        finally:
+            self._turns.give()
 
     async def _over(self, wire: Wire, command: Sequence[Any], on_disk: bool, within: float) -> Any:
         if self._is_closed:
@@ -99,7 +104,8 @@ class Link:
         reply: Any = None
         is_clean = False
         try:
-            reply = await _exchange(wire, command, on_disk, within)
+            replies = await wire.ask((command, _ON_DISK) if on_disk else (command,), within)
+            reply = _unless_not_on_disk(*replies) if on_disk else replies[0]
             is_clean = not isinstance(reply, exceptions.ReadOnlyError)  # a demoted primary: the next one may find the new
         finally:
             self._in_use.discard(wire)
@@ -133,16 +139,13 @@ def _is_cut(error: Exception) -> bool:
     return not is_answer and not is_silence
 
 
-async def _exchange(wire: Wire, command: Sequence[Any], on_disk: bool, within: float) -> Any:
-    """The reply, also when it is an error: the connection is as good as before after one."""
-    commands = [command, ("WAITAOF", 1, 0, ON_DISK_WITHIN)] if on_disk else [command]
-    reply, *waited = await wire.ask(commands, within)
-    if waited and not isinstance(reply, Exception):
-        return _unless_not_on_disk(reply, waited[0])
-    return reply
+_ON_DISK: Final = ("WAITAOF", 1, 0, ON_DISK_WITHIN)
 
 
 def _unless_not_on_disk(reply: Any, waited: Any) -> Any:
+    """An error is the reply too: the connection is as good as before after one."""
+    if isinstance(reply, Exception):
+        return reply
     if isinstance(waited, Exception):
         return waited
     if not waited[0]:

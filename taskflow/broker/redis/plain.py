@@ -35,19 +35,21 @@ def pack_plain(envelopes: Sequence[Envelope]) -> bytes | None:
     """See enqueue.lua. None when one of them wants more than that script does; so for all it is add.lua's, that they stay in order."""
     if not 0 < len(envelopes) <= MOST_PLAIN:
         return None
-    texts, runs, alike = Texts(), list[list[Any]](), None
+    runs, alike = list[list[Any]](), None
+    places: dict[str, int] = {}
     for envelope in envelopes:
         if not _is_plain(envelope):
             return None
         kind = (envelope.queue, envelope.job, envelope.priority)
         if kind != alike:
             alike = kind
-            runs.append([texts.place("q:" + envelope.queue), texts.place("j:" + envelope.job), envelope.priority])
+            queue, job = "q:" + envelope.queue, "j:" + envelope.job
+            runs.append([places.setdefault(queue, len(places) + 1), places.setdefault(job, len(places) + 1), envelope.priority])
         extras, payload = pack_extras(envelope) or b"", envelope.payload
         if len(extras) > _MOST_EXTRAS:
             return None
         runs[-1] += (envelope.id, b"%b%b%b%b" % (len(extras).to_bytes(2), extras, len(payload).to_bytes(4), payload))
-    return pack([texts.all(), *runs])
+    return pack([list(places), *runs])
 
 
 def _is_plain(envelope: Envelope) -> bool:

@@ -1,4 +1,4 @@
-"""One connection, over which a command goes and its reply comes.
+"""One connection, over which a command goes and its reply comes, or over which is told what was subscribed to.
 
 The driver opens it: it knows about addresses, passwords, TLS. From then on, where hiredis is installed, commands are packed and replies
 parsed here, straight on the transport: the driver's streams take a process that sends one command at a time as long again as all else
@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Final, Protocol
 
 from redis import exceptions
 from redis.asyncio.connection import AbstractConnection
+
+from taskflow.broker.deadline import Deadline
 
 hiredis: Final[Any] = import_module("hiredis") if find_spec("hiredis") else None
 
@@ -26,11 +28,31 @@ ERRORS: Final = (exceptions.RedisError, OSError, EOFError)
 
 
 class Wire(Protocol):
-    async def ask(self, commands: Sequence[Command], within: float) -> list[Any]:
+    def ask(self, commands: Sequence[Command], within: float) -> Awaitable[list[Any]]:
         """A reply for each command, errors of the server among them; any other error is raised, TimeoutError after so many seconds."""
         ...
 
     async def drop(self, *, nowait: bool = True) -> None: ...
+
+
+class Ear(Protocol):
+    async def subscribe(self, *channels: bytes) -> None:
+        """Returns when the server has confirmed it."""
+        ...
+
+    async def listen(self) -> None:
+        """Until the connection is cut, which is raised."""
+        ...
+
+    async def send(self, *command: Any) -> None:
+        """One whose reply is told as all is that comes."""
+        ...
+
+    async def drop(self) -> None: ...
+
+
+Take = Callable[[Any], None]
+"""What is called with all that comes."""
 
 
 def wire_over(connection: AbstractConnection) -> Wire:
@@ -38,14 +60,20 @@ def wire_over(connection: AbstractConnection) -> Wire:
     return DriversWire(connection) if hiredis is None else StraightWire(connection)
 
 
+def ear_over(connection: AbstractConnection, take: Take) -> Ear:
+    """Of such a connection too."""
+    return DriversEar(connection, take) if hiredis is None else StraightEar(connection, take)
+
+
 async def drop(connection: AbstractConnection, *, nowait: bool = True) -> None:
     with contextlib.suppress(*ERRORS, RuntimeError):
         await connection.disconnect(nowait=nowait)
 
 
-class DriversWire:
-    """By the driver's own means."""
+# --- by the driver's own means --------------------------------------------------------------------------------------
 
+
+class DriversWire:
     def __init__(self, connection: AbstractConnection) -> None:
         self._connection = connection
 
@@ -65,11 +93,35 @@ class DriversWire:
             return error
 
 
+class DriversEar:
+    def __init__(self, connection: AbstractConnection, take: Take) -> None:
+        self._connection = connection
+        self._take = take
+
+    async def subscribe(self, *channels: bytes) -> None:
+        await self.send("SUBSCRIBE", *channels)
+        for _ in channels:
+            await self._connection.read_response(disable_decoding=True)
+
+    async def listen(self) -> None:
+        while True:
+            self._take(await self._connection.read_response(disable_decoding=True))
+
+    async def send(self, *command: Any) -> None:
+        await self._connection.send_command(*command, check_health=False)
+
+    async def drop(self) -> None:
+        await drop(self._connection)
+
+
+# --- straight on the transport --------------------------------------------------------------------------------------
+
 _UNFINISHED: Final = object()
 
 
-class StraightWire(asyncio.Protocol):
-    """Takes the transport over from the driver's streams, which still hear of its end."""
+class _Straight(asyncio.Protocol):
+    """Takes the transport over from the driver's streams, which still hear of its end. `_take` is called with each reply, `_fail` with
+    the error that ended the connection."""
 
     def __init__(self, connection: AbstractConnection) -> None:
         untyped: Any = connection
@@ -80,34 +132,13 @@ class StraightWire(asyncio.Protocol):
         self._reader = hiredis.Reader(
             protocolError=exceptions.InvalidResponse, replyError=untyped._parser.parse_error, notEnoughData=_UNFINISHED
         )
-        self._waiting: asyncio.Future[list[Any]] | None = None
-        self._replies = list[Any]()
-        self._wanted = 0
         self._lost: Exception | None = None
         self._transport.set_protocol(self)
         if self._transport.is_closing():
             self.connection_lost(None)
 
-    async def ask(self, commands: Sequence[Command], within: float) -> list[Any]:
-        if self._lost is not None:
-            raise self._lost
-        self._waiting, self._replies, self._wanted = self._loop.create_future(), [], len(commands)
-        self._transport.write(b"".join(map(hiredis.pack_command, commands)))
-        timer = self._loop.call_later(within, self._give_up)
-        try:
-            replies = await self._waiting
-        finally:
-            self._waiting = None
-            timer.cancel()
-        for reply in replies:
-            if isinstance(reply, Exception) and not isinstance(reply, exceptions.ResponseError):
-                raise reply
-        return replies
-
     async def drop(self, *, nowait: bool = True) -> None:
         await drop(self._connection, nowait=nowait)
-
-    # --- what the transport calls -------------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
         self._reader.feed(data)
@@ -123,9 +154,46 @@ class StraightWire(asyncio.Protocol):
         self._streams.connection_lost(exc)
 
     def _take(self, reply: Any) -> None:
+        raise NotImplementedError
+
+    def _fail(self, error: Exception) -> None:
+        raise NotImplementedError
+
+
+class StraightWire(_Straight):
+    def __init__(self, connection: AbstractConnection) -> None:
+        self._waiting: asyncio.Future[list[Any]] | None = None
+        self._replies = list[Any]()
+        self._wanted = 0
+        self._deadline = Deadline(self._give_up)
+        super().__init__(connection)
+
+    def ask(self, commands: Sequence[Command], within: float) -> asyncio.Future[list[Any]]:
+        """Nothing else is asked before it is done; one that is left before has used the connection up."""
+        waiting = self._waiting = self._loop.create_future()
+        if self._lost is not None:
+            waiting.set_exception(self._lost)
+            return waiting
+        self._replies, self._wanted = [], len(commands)
+        self._transport.write(hiredis.pack_command(commands[0]) if self._wanted == 1 else b"".join(map(hiredis.pack_command, commands)))
+        self._deadline.begin(within)
+        return waiting
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._deadline.drop()
+        super().connection_lost(exc)
+
+    def _take(self, reply: Any) -> None:
         self._replies.append(reply)
-        if self._waiting is not None and not self._waiting.done() and len(self._replies) == self._wanted:
-            self._waiting.set_result(self._replies)
+        waiting = self._waiting
+        if waiting is None or waiting.done() or len(self._replies) < self._wanted:
+            return
+        self._deadline.end()
+        for each in self._replies:
+            if isinstance(each, Exception) and not isinstance(each, exceptions.ResponseError):
+                waiting.set_exception(each)
+                return
+        waiting.set_result(self._replies)
 
     def _fail(self, error: Exception) -> None:
         self._lost = self._lost or error
@@ -134,3 +202,44 @@ class StraightWire(asyncio.Protocol):
 
     def _give_up(self) -> None:
         self._fail(TimeoutError())
+
+
+class StraightEar(_Straight):
+    def __init__(self, connection: AbstractConnection, take: Take) -> None:
+        self._tell = take
+        self._unconfirmed = 0
+        self._cut: asyncio.Future[None] | None = None
+        self._confirmed: asyncio.Future[None] | None = None
+        super().__init__(connection)
+
+    async def subscribe(self, *channels: bytes) -> None:
+        self._unconfirmed, self._confirmed = len(channels), self._loop.create_future()
+        await self.send("SUBSCRIBE", *channels)
+        await self._confirmed
+
+    async def listen(self) -> None:
+        if self._lost is not None:
+            raise self._lost
+        self._cut = self._loop.create_future()
+        await self._cut
+
+    async def send(self, *command: Any) -> None:
+        if self._lost is not None:
+            raise self._lost
+        self._transport.write(hiredis.pack_command(command))
+
+    def _take(self, reply: Any) -> None:
+        if isinstance(reply, Exception):
+            self._fail(reply)
+        elif self._unconfirmed and reply[0] == b"subscribe":
+            self._unconfirmed -= 1
+            if not self._unconfirmed and self._confirmed is not None and not self._confirmed.done():
+                self._confirmed.set_result(None)
+        else:
+            self._tell(reply)
+
+    def _fail(self, error: Exception) -> None:
+        self._lost = self._lost or error
+        for waiting in (self._confirmed, self._cut):
+            if waiting is not None and not waiting.done():
+                waiting.set_exception(error)

@@ -96,28 +96,32 @@ local function lease_all(entries, passed_over)
 end
 
 -- Small pages first: what they hold may be large.
-local function take_place(queue, place, passed_over)
-  local list, returned = ready_keys(place)
+local function take_place(list, returned, passed_over)
   local taken, page = 0, 10
   while is_going_on() do
-    local entries, is_listed = peek(list, returned, math.min(page, limit - asked))
-    if #entries == 0 then
+    local wanted = math.min(page, limit - asked)
+    local entries, is_listed = peek(list, returned, wanted)
+    if #entries > 0 then
+      local looked_at, leased_now = lease_all(entries, passed_over)
+      drop_first(list, returned, looked_at, is_listed)
+      taken = taken + leased_now
+    end
+    if #entries < wanted then
       break
     end
-    local looked_at, leased_now = lease_all(entries, passed_over)
-    drop_first(list, returned, looked_at, is_listed)
-    taken = taken + leased_now
     page = math.min(4 * page, 200)
   end
   return taken
 end
 
-local function take(queue)
+-- The queue's number as text: it goes into keys.
+local function take(queue, queue_name)
   local taken = 0
+  told_names[queue] = queue_name
   for _, priority in ipairs(call('ZRANGE', P .. 'p:' .. queue, 0, -1)) do
-    local place, passed_over = queue .. ':' .. priority, {}
-    local _, returned = ready_keys(place)
-    taken = taken + take_place(queue, place, passed_over)
+    local passed_over = {}
+    local list, returned = ready_keys(queue .. ':' .. priority)
+    taken = taken + take_place(list, returned, passed_over)
     for _, entry in ipairs(passed_over) do
       call('ZADD', returned, 0, entry)
     end
@@ -131,49 +135,6 @@ local function take(queue)
     count(queue, S.READY, -taken)
     count(queue, S.RUNNING, taken)
     tally(queue, E.CLAIM, taken)
-  end
-end
-
-local function number_of(queue_name)
-  return call('HGET', P .. 'names', 'q:' .. queue_name)
-end
-
-local function take_named()
-  for _, queue_name in ipairs(queues) do
-    local number = is_going_on() and number_of(queue_name)
-    if number and call('SISMEMBER', P .. 'paused', queue_name) == 0 then
-      take(tonumber(number))
-    end
-  end
-end
-
--- Beginning with another queue at each request, a page at a time.
-local function take_any()
-  local names = call('ZCARD', P .. 'ready')
-  local turn = names > 0 and request % names or 0
-  for _, span in ipairs({ { turn, names - 1 }, { 0, turn - 1 } }) do
-    local first = span[1]
-    while first <= span[2] and is_going_on() do
-      for _, queue_name in ipairs(call('ZRANGE', P .. 'ready', first, math.min(first + 63, span[2]))) do
-        if is_going_on() then
-          take(tonumber(number_of(queue_name)))
-        end
-      end
-      first = first + 64
-    end
-  end
-end
-
--- Who has found nothing is told when there is something again.
-local is_armed = false
-
-local function arm()
-  is_armed = true
-  if #queues == 0 then
-    call('SADD', P .. 'armed', 'queues')
-  end
-  for _, queue_name in ipairs(queues) do
-    call('SADD', P .. 'armed', 'queue:' .. queue_name)
   end
 end
 
@@ -191,30 +152,56 @@ local function write_leases()
   end
 end
 
-local function claim()
-  if #queues > 0 then
-    take_named()
-  else
-    take_any()
-  end
-  if asked == 0 and limit > 0 and patience > 0 then
-    arm()
-  end
-  call('HSET', session_key, 'request', request)
-  write_leases()
-  set_all(values)
-  write_counts()
-end
-
 if not call('ZSCORE', P .. 'alive', session) then
   return redis.status_reply('LOST')
 end
-local last = tonumber(about[1] or 0)
-if request > last then
-  claim()
-elseif request == last then
+local last, is_armed = tonumber(about[1] or 0), false
+local is_new = request > last
+if request == last then
   lease_again, answer_again = the_rest()
   reply, numbers = answer_again(session, request)
+end
+
+if is_new and #queues > 0 then
+  for _, queue_name in ipairs(queues) do
+    local number = is_going_on() and call('HGET', P .. 'names', 'q:' .. queue_name)
+    if number and call('SISMEMBER', P .. 'paused', queue_name) == 0 then
+      take(number, queue_name)
+    end
+  end
+elseif is_new then
+  -- Beginning with another queue at each request, a page at a time.
+  local names = call('ZCARD', P .. 'ready')
+  local turn = names > 0 and request % names or 0
+  for _, span in ipairs({ { turn, names - 1 }, { 0, turn - 1 } }) do
+    local first = span[1]
+    while first <= span[2] and is_going_on() do
+      for _, queue_name in ipairs(call('ZRANGE', P .. 'ready', first, math.min(first + 63, span[2]))) do
+        if is_going_on() then
+          take(call('HGET', P .. 'names', 'q:' .. queue_name), queue_name)
+        end
+      end
+      first = first + 64
+    end
+  end
+end
+
+if is_new then
+  call('HSET', session_key, 'request', request)
+end
+if asked > 0 then
+  write_leases()
+  set_all(values)
+  write_counts()
+elseif is_new and limit > 0 and patience > 0 then
+  -- Who has found nothing is told when there is something again.
+  is_armed = true
+  if #queues == 0 then
+    call('SADD', P .. 'armed', 'queues')
+  end
+  for _, queue_name in ipairs(queues) do
+    call('SADD', P .. 'armed', 'queue:' .. queue_name)
+  end
 end
 reply[1] = cmsgpack.pack({ wall, texts_of(numbers), is_armed })
 return reply

@@ -33,19 +33,35 @@ local function move(job, event, to)
   tally(queue, event)
 end
 
+-- Changes a count now. How many there are then.
+local function change(queue, status, number)
+  local digit = sub('01234567', status + 1, status + 1) -- Lua takes longer to write a number than to send the command
+  local now = call('HINCRBY', P .. 'counts', queue .. ':' .. digit, number)
+  if now < 0 then -- some have been lost: as a wrong type it makes the caller have all counted again (broker.py)
+    error('WRONGTYPE the counts of jobs have been lost')
+  end
+  return now
+end
+
 -- ready: the queues, by name, that have ready jobs and are not paused.
+local function show_ready(name)
+  if call('SISMEMBER', P .. 'paused', name) == 0 then
+    call('ZADD', P .. 'ready', 0, name)
+  end
+end
+
 local function index_ready(queue, number, now_ready)
   if now_ready == 0 then
     call('ZREM', P .. 'ready', name_of(queue))
-    for _, priority in ipairs(call('ZRANGE', P .. 'p:' .. queue, 0, -1)) do -- entries at which nobody stands any more
+    local left = call('ZRANGE', P .. 'p:' .. queue, 0, -1) -- entries at which nobody stands any more
+    for _, priority in ipairs(left) do
       call('UNLINK', P .. 'r:' .. queue .. ':' .. priority, P .. 'z:' .. queue .. ':' .. priority)
     end
-    call('DEL', P .. 'p:' .. queue)
-  elseif now_ready == number then
-    local name = name_of(queue)
-    if call('SISMEMBER', P .. 'paused', name) == 0 then
-      call('ZADD', P .. 'ready', 0, name)
+    if #left > 0 then
+      call('DEL', P .. 'p:' .. queue)
     end
+  elseif now_ready == number then
+    show_ready(name_of(queue))
   end
 end
 
@@ -65,10 +81,7 @@ local function write_counts()
   for queue, of_queue in pairs(moves) do
     for status, number in pairs(of_queue) do
       if number ~= 0 then
-        local now = call('HINCRBY', P .. 'counts', queue .. ':' .. status, number)
-        if now < 0 then  -- some have been lost: as a wrong type it makes the caller have all counted again (broker.py)
-          error('WRONGTYPE the counts of jobs have been lost')
-        end
+        local now = change(queue, status, number)
         if status == S.READY then
           index_ready(queue, number, now)
         end

@@ -6,64 +6,61 @@
 --            at least one and at most MOST calls in all
 -- reply      nil when all were added, or "KNOWN", and nothing is: some id is there already, or twice among them (see add.lua)
 
-local texts = table.remove(given, 1)
-local numbers = intern(texts)
+local texts = given[1]
+-- As text, where they are known: numbers go into keys, and Lua takes longer to write one than to send a command.
+local numbers = call('HMGET', P .. 'names', unpack(texts))
+for i = 1, #texts do
+  if not numbers[i] then
+    numbers = the_rest()(texts)
+    break
+  end
+end
 local calls = 0
-for _, run in ipairs(given) do
-  calls = calls + (#run - 3) / 2
+for r = 2, #given do
+  calls = calls + (#given[r] - 3) / 2
 end
 local seq = call('HINCRBY', P .. 'meta', 'seq', calls) - calls
-local now = struct.pack('>I8', wall)
-local values, is_named, places = {}, {}, {}
+local values, is_named, places, key, value = {}, {}, {}, P .. 'j:', 0
 
-local function place_of(queue, priority)
-  local place = queue .. ':' .. priority
-  places[place] = places[place] or { queue = queue, priority = priority, entries = {} }
-  return places[place].entries
-end
-
--- False when an id comes twice. The layout is that of fields.py.
-local function add_run(run)
-  local queue, priority, key = numbers[run[1]], run[3], P .. 'j:'
+-- The layout is that of fields.py.
+for r = 2, #given do
+  local run = given[r]
+  local queue, priority = numbers[run[1]], run[3]
+  local name = queue .. ':' .. priority
+  local place = places[name]
+  if not place then
+    place = { queue = queue, called = sub(texts[run[1]], 3), priority = priority, entries = {} }
+    places[name] = place
+  end
+  local entries = place.entries
+  local entry = #entries
   local kind = struct.pack('>BbI4I4', S.READY, priority, queue, numbers[run[2]])
-  local entries = place_of(queue, priority)
-  local value, entry = #values, #entries
+  local now = struct.pack('>I8', wall)
   for i = 4, #run, 2 do
     local id = run[i]
     if is_named[id] then
-      return false
+      return redis.status_reply('KNOWN')
     end
     is_named[id] = true
     seq, value, entry = seq + 1, value + 2, entry + 1
-    local place = struct.pack('>I8I6', wall, seq)
-    values[value - 1], values[value] = key .. id, kind .. place .. now .. run[i + 1]
-    entries[entry] = place .. id
-  end
-  return true
-end
-
-for _, run in ipairs(given) do
-  if not add_run(run) then
-    return redis.status_reply('KNOWN')
+    local stands = struct.pack('>I8I6', wall, seq)
+    values[value - 1], values[value] = key .. id, kind .. stands .. now .. run[i + 1]
+    entries[entry] = stands .. id
   end
 end
 if call('MSETNX', unpack(values)) == 0 then
   return redis.status_reply('KNOWN')
 end
-for _, place in pairs(places) do
+for name, place in pairs(places) do
   local queue, priority, entries = place.queue, place.priority, place.entries
-  local list, returned = ready_keys(queue .. ':' .. priority)
-  append(list, returned, entries)
+  append(P .. 'r:' .. name, P .. 'z:' .. name, entries)
   call('ZADD', P .. 'p:' .. queue, -priority, priority)
-  count(queue, S.READY, #entries)
-  tally(queue, E.ENQUEUE, #entries)
-end
-for _, text in ipairs(texts) do
-  if string.sub(text, 1, 2) == 'q:' then
-    rung['queue:' .. string.sub(text, 3)] = true
-    rung['queues'] = true
+  if change(queue, S.READY, #entries) == #entries then
+    show_ready(place.called)
   end
+  call('HINCRBY', P .. 'totals', queue .. ':' .. E.ENQUEUE, #entries)
+  rung['queue:' .. place.called] = true
+  rung['queues'] = true
 end
-write_counts()
 tell_armed()
 return nil

@@ -53,7 +53,10 @@ local function texts_of(numbers)
   return told
 end
 
+-- Names of queues by their numbers (both as text), where a script has come upon both.
+local told_names = {}
+
 -- Without its "q:" or "j:".
 local function name_of(number)
-  return string.sub(call('HGET', P .. 'texts', number) or lost(number), 3)
+  return told_names[number] or string.sub(call('HGET', P .. 'texts', number) or lost(number), 3)
 end

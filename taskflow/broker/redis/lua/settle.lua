@@ -41,8 +41,9 @@ end
 local function write_group(session, keep_for, done, tails, kept)
   in_portions('HDEL', P .. 'l:' .. session, tails)
   add_scored(P .. 'fade', wall + keep_for, done)
-  for queue, members in pairs(kept) do
-    add_scored(kept_key(queue, 0), wall, members)
+  for number, members in pairs(kept) do
+    local queue = tostring(number)
+    add_scored(kept_key(queue, '0'), wall, members)
     count(queue, S.RUNNING, -#members)
     count(queue, S.SUCCEEDED, #members)
     tally(queue, E.SUCCEED, #members)

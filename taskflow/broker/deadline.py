@@ -1,0 +1,53 @@
+"""By when something must be done that is done again and again, and in time as a rule."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+
+
+class Deadline:
+    """Of one thing at a time in the loop that it is made in; `late` is called when it has not ended by its time.
+
+    One timer serves many of them, and looks again when it comes too early: to set one and cancel it costs as much as to send a command.
+    """
+
+    __slots__ = ("_due_at", "_late", "_looks_at", "_loop", "_timer")
+
+    def __init__(self, late: Callable[[], None]) -> None:
+        self._late = late
+        self._loop = asyncio.get_running_loop()
+        self._due_at = self._looks_at = math.inf
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self, seconds: float) -> None:
+        """From now on."""
+        due_at = self._due_at = self._loop.time() + seconds
+        if due_at < self._looks_at:
+            self._look_at(due_at)
+
+    def end(self) -> None:
+        self._due_at = math.inf
+
+    def drop(self) -> None:
+        """Nothing begins any more."""
+        self.end()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer, self._looks_at = None, math.inf
+
+    def _look_at(self, instant: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._looks_at = instant
+        self._timer = self._loop.call_at(instant, self._look)
+
+    def _look(self) -> None:
+        looked_at = self._looks_at
+        self._timer, self._looks_at = None, math.inf
+        if self._due_at <= looked_at:
+            self.end()
+            self._late()
+        elif self._due_at < math.inf:
+            self._look_at(self._due_at)
