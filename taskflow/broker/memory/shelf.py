@@ -138,7 +138,9 @@ class Shelf:
 
     def holders(self, key: bytes | None) -> tuple[Job | None, Job | None]:
         """The waiting and the running live job of a key."""
-        live = self.keys.get(key, ()) if key is not None else ()
+        if key is None:
+            return None, None
+        live = self.keys.get(key, ())
         waiting = next((job for job in live if job.status in WAITING), None)
         running = next((job for job in live if job.status is Status.RUNNING), None)
         return waiting, running
