@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -77,7 +77,9 @@ class Executor:
     async def run(self, holding: Holding) -> Settlement:
         """Never raises but for a bug of ours: whatever the job does becomes a verdict."""
         begun = holding.started = time.monotonic()
-        verdict = await self._verdict(holding)
+        verdict = self._verdict(holding)
+        if not isinstance(verdict, Verdict):
+            verdict = await verdict
         lease = holding.lease
         return Settlement(
             id=lease.envelope.id,
@@ -88,20 +90,21 @@ class Executor:
             keep_for=lease.envelope.keep_result,
         )
 
-    async def _verdict(self, holding: Holding) -> Verdict:
+    def _verdict(self, holding: Holding) -> Verdict | Coroutine[Any, Any, Verdict]:
+        """What can be said without a run, or the run: a coroutine around it would cost every job as much as one more call."""
         lease = holding.lease
         job = self._registry.get(lease.envelope.job)
         if job is None:
             return self._park(holding, f"a worker that knows the job {lease.envelope.job!r}")
         if job.runs_in == "process" and self._children is not None:
-            return await self._verdict_of_child(holding, job, self._children)
+            return self._verdict_of_child(holding, job, self._children)
         try:
             args, kwargs = job.codec.decode_arguments(lease.envelope.payload)
         except PARKED_ON as error:
             return self._park(holding, f"a newer worker: {error}")
         except CodecError as error:
             return Failed(_error(error, lease.attempt))
-        return await self._run(holding, job, partial(self._call, holding, job, args, kwargs))
+        return self._run(holding, job, partial(self._call, holding, job, args, kwargs))
 
     async def _verdict_of_child(self, holding: Holding, job: AnyJob, children: Children) -> Verdict:
         """The payload goes to a child process as it is, and a verdict comes back. Run, timeout and middleware begin with its turn."""

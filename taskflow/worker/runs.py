@@ -163,8 +163,13 @@ def settlement_of(lease: Lease, verdict: Verdict) -> Settlement:
     return Settlement(id=lease.envelope.id, epoch=lease.epoch, claim=lease.claim, verdict=verdict)
 
 
-def _started(loop: asyncio.AbstractEventLoop, run: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-    """Its first step is taken here and now where Python can do that: a run that does not wait needs no turn of the loop."""
-    if sys.version_info >= (3, 12):
+if sys.version_info >= (3, 12):
+
+    def _started(loop: asyncio.AbstractEventLoop, run: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Its first step is taken here and now: a run that does not wait needs no turn of the loop."""
         return asyncio.Task(run, loop=loop, eager_start=True)
-    return loop.create_task(run)
+
+else:
+
+    def _started(loop: asyncio.AbstractEventLoop, run: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        return loop.create_task(run)

@@ -103,7 +103,7 @@ class Settler:
         if self._troubles:
             self._troubles = 0
             self._events.tell(BrokerBack("settling"))
-        if any(answer is not Settled.OK for answer in answers):
+        if answers.count(Settled.OK) < len(answers):
             batch = self._without_held_up(batch, answers)
         self._holdings.remove_all([settlement.claim for settlement in batch])
 

@@ -101,6 +101,14 @@ async def test_a_path_too_long_for_a_socket(open_broker: Open, tmp_path: Path) -
     other.close()
 
 
+@pytest.fixture(params=["by the bell", "by datagram"])
+def told(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a broker of this process is told, and as one of another."""
+    if request.param == "by datagram":
+        monkeypatch.setattr(wake, "bell_here", lambda name: None)
+
+
+@pytest.mark.usefixtures("told")
 async def test_two_brokers_of_one_process(open_broker: Open) -> None:
     one = open_broker()
     two = one.sibling()
@@ -110,6 +118,7 @@ async def test_two_brokers_of_one_process(open_broker: Open) -> None:
     await two.close()
 
 
+@pytest.mark.usefixtures("told")
 async def test_only_who_listens_for_it_is_woken(broker: SqliteBroker, open_broker: Open) -> None:
     other = open_broker()
     await other.enqueue([an_envelope()])
@@ -121,8 +130,9 @@ async def test_only_who_listens_for_it_is_woken(broker: SqliteBroker, open_broke
         assert not await for_a.wait(0.05)
 
 
-async def test_more_topics_than_a_datagram_holds(broker: SqliteBroker, open_broker: Open) -> None:
+async def test_more_topics_than_a_datagram_holds(broker: SqliteBroker, open_broker: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then everybody looks."""
+    monkeypatch.setattr(wake, "bell_here", lambda name: None)
     other = open_broker()
     job = an_envelope()
     await other.enqueue([job])
@@ -130,6 +140,20 @@ async def test_more_topics_than_a_datagram_holds(broker: SqliteBroker, open_brok
         await nudges.wait(1.5)
         await other.enqueue([an_envelope(queue=f"{'q' * 90}{number}") for number in range(1_000)])
         assert await nudges.wait(0.5)
+
+
+async def test_a_listener_of_this_process_gets_no_datagram(open_broker: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is its thread woken; it is told all the same, however many brokers there are."""
+    one = open_broker()
+    two = one.sibling()
+    sent = list[str]()
+    monkeypatch.setattr(wake.Sender, "_send_to", lambda sender, names, topics: sent.extend(names))
+    with one.listen([topics.queue("mail")]) as here, two.listen([topics.queue("mail")]) as there:
+        await one.enqueue([an_envelope(queue="mail")])
+        assert await here.wait(0.5)
+        assert await there.wait(0.5)
+    assert not sent
+    await two.close()
 
 
 async def test_a_strangers_commit_is_seen_within_about_a_second(broker: SqliteBroker, path: Path) -> None:

@@ -108,12 +108,13 @@ class Store(Shelf):
         if request <= state.request:
             return self._answer_again(state, request)
         state.request, state.answer = request, []
+        leases = list[Lease]()
         for queue in self._order(queues, request):
-            if len(state.answer) >= limit:
+            if len(leases) >= limit:
                 break
-            for job in self.take_ready(queue, limit - len(state.answer)):
-                self._lease(state, job, ClaimId(session_id, request, len(state.answer)))
-        return self._answer_again(state, request)
+            for job in self.take_ready(queue, limit - len(leases)):
+                leases.append(self._lease(state, job, ClaimId(session_id, request, len(leases))))
+        return leases
 
     def _living(self, session_id: bytes) -> SessionState:
         state = self.sessions.get(session_id)
@@ -131,11 +132,12 @@ class Store(Shelf):
         turn = request % len(names) if names else 0
         return names[turn:] + names[:turn]
 
-    def _lease(self, state: SessionState, job: Job, claim: ClaimId) -> None:
+    def _lease(self, state: SessionState, job: Job, claim: ClaimId) -> Lease:
         self.move(job, Event.CLAIM, Status.RUNNING)
         job.lease_to(state.session, claim, self.now, self.steady)
         state.leases[claim] = job
         state.answer.append((job.id, Fence(job.epoch, claim)))
+        return job.to_lease(self.now)
 
     def _answer_again(self, state: SessionState, request: int) -> list[Lease]:
         """The leases of the last request that are still the session's; none for an older one, whose asker has moved on."""
@@ -219,9 +221,9 @@ class Store(Shelf):
 
     def _settle_one(self, settlement: Settlement) -> Settled:
         job = self.jobs.get(settlement.id)
-        fence = Fence(settlement.epoch, settlement.claim)
         if job is None:
             return Settled.STALE
+        fence = Fence(settlement.epoch, settlement.claim)
         if not self._holds(job, fence):
             return Settled.OK if self._took_effect(job, fence) else Settled.STALE
         job.settled = fence

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
 from operator import attrgetter
 from typing import Final
 
@@ -12,7 +12,7 @@ import msgspec
 
 from taskflow.broker.sqlite.bulk import slices
 from taskflow.broker.sqlite.given import Given
-from taskflow.broker.sqlite.row import claims_of, expires_in, lease_of, pack_claim, parked_for
+from taskflow.broker.sqlite.row import claims_of, expires_in, lease_of, pack_claims, pack_fence, parked_for
 from taskflow.broker.sqlite.sessions import SessionRow, living
 from taskflow.broker.sqlite.shelf import Shelf
 from taskflow.model.envelope import ClaimId, Envelope, Lease, unpack_extras
@@ -102,10 +102,6 @@ class _Ready(msgspec.Struct, array_like=True):
     payload: bytes = b""
 
     @property
-    def is_plain(self) -> bool:
-        return self.due_at is None
-
-    @property
     def concerns_no_other(self) -> bool:
         """Its end is no matter of a key or a join."""
         return not (self.key or self.is_joined)
@@ -118,6 +114,10 @@ class _Ready(msgspec.Struct, array_like=True):
 _FOUND: Final = msgspec.json.Decoder(list[_Ready])
 
 _place: Final = attrgetter("place")
+_plain_place: Final = attrgetter("created_at", "seq")
+_due_at: Final = attrgetter("due_at")
+_seq: Final = attrgetter("seq")
+_name: Final = attrgetter("name")
 _queue: Final = attrgetter("queue")
 
 
@@ -135,7 +135,7 @@ def _first_ready(shelf: Shelf, queue: int, queue_name: str, limit: int) -> list[
         end = start + ready.payload_bytes
         ready.queue, ready.queue_name, ready.id, ready.payload = queue, queue_name, job_id, payloads[start:end]
         start = end
-    found.sort(key=_place)  # aggregates promise no order
+    found.sort(key=_place if any(map(_due_at, found)) else _plain_place)  # aggregates promise no order
     return found
 
 
@@ -143,22 +143,29 @@ def _first_ready(shelf: Shelf, queue: int, queue_name: str, limit: int) -> list[
 
 
 def _lease_all(shelf: Shelf, session: bytes, worker: str | bytes, request: int, found: list[_Ready]) -> list[Lease]:
-    claims = [ClaimId(session, request, number) for number in range(len(found))]
-    changes = [(ready.seq, pack_claim(claim)) for ready, claim in zip(found, claims, strict=True)]
-    shelf.execute_rows("lease_jobs", changes, shelf.now, shelf.steady, worker)
-    for queue, alike in groupby(found, _queue):
-        shelf.tally.move(queue, Event.CLAIM, _READY, _RUNNING, sum(1 for _ in alike))
-    for ready, claim, (seq, packed) in zip(found, claims, changes, strict=True):
+    packed = pack_claims(session, request, len(found))
+    shelf.execute_rows("lease_jobs", list(zip(map(_seq, found), packed, strict=True)), shelf.now, shelf.steady, worker)
+    for queue, number in Counter(map(_queue, found)).items():
+        shelf.tally.move(queue, Event.CLAIM, _READY, _RUNNING, number)
+    names = {name: shelf.job_names.name(name) for name in set(map(_name, found))}
+    leases, given = list[Lease](), list[Given]()
+    for number, ready in enumerate(found):
+        claim = ClaimId(session, request, number)
+        leases.append(
+            _plain_lease(ready, names[ready.name], claim) if ready.due_at is None else _lease(shelf, ready, names[ready.name], claim)
+        )
         if ready.concerns_no_other:
-            shelf.given.keep(ready.id, Given(claim, packed, ready.epoch + 1, seq, ready.queue))
-    return [_lease(shelf, ready, claim) for ready, claim in zip(found, claims, strict=True)]
+            given.append(Given(ready.id, claim, ready.epoch + 1, pack_fence(ready.epoch + 1, packed[number]), ready.seq, ready.queue))
+    shelf.given.keep(given)
+    return leases
 
 
-def _lease(shelf: Shelf, ready: _Ready, claim: ClaimId) -> Lease:
-    name = shelf.job_names.name(ready.name)
-    if ready.is_plain:
-        plain = Envelope(id=ready.id, job=name, payload=ready.payload, queue=ready.queue_name)
-        return Lease(envelope=plain, epoch=1, claim=claim, created_at=ready.created_at)
+def _plain_lease(ready: _Ready, name: str, claim: ClaimId) -> Lease:
+    plain = Envelope(id=ready.id, job=name, payload=ready.payload, queue=ready.queue_name)
+    return Lease(envelope=plain, epoch=1, claim=claim, created_at=ready.created_at)
+
+
+def _lease(shelf: Shelf, ready: _Ready, name: str, claim: ClaimId) -> Lease:
     return Lease(
         envelope=Envelope(
             id=ready.id,

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from collections.abc import Iterable
+from itertools import islice
+from typing import Final
+
+import msgspec
 
 from taskflow.model.envelope import ClaimId
+from taskflow.model.verdict import Settlement
 
 _MOST: Final = 20_000
 """Leases that are remembered: more than a worker holds. Most of those beyond were settled elsewhere, or lost."""
 
 
-class Given(NamedTuple):
-    """A lease of a job that no other job waits for, by a key or a join; `packed` is its claim as it is stored."""
+class Given(msgspec.Struct, frozen=True, gc=False):
+    """A lease of a job that no other job waits for, by a key or a join; `fence` is its claim and epoch as a settlement is stored."""
 
+    id: bytes
     claim: ClaimId
-    packed: bytes
     epoch: int
+    fence: bytes
     seq: int
     queue: int
 
@@ -30,17 +36,18 @@ class GivenLeases:
     def __init__(self) -> None:
         self._by_id: dict[bytes, Given] = {}
 
-    def keep(self, job_id: bytes, given: Given) -> None:
-        self._by_id[job_id] = given
-        if len(self._by_id) > _MOST:
-            del self._by_id[next(iter(self._by_id))]
+    def keep(self, all_given: Iterable[Given]) -> None:
+        self._by_id.update([(given.id, given) for given in all_given])
+        for job_id in list(islice(self._by_id, max(0, len(self._by_id) - _MOST))):
+            del self._by_id[job_id]
 
-    def find(self, job_id: bytes, claim: ClaimId, epoch: int) -> Given | None:
-        given = self._by_id.get(job_id)
-        return given if given is not None and given.epoch == epoch and given.claim == claim else None
+    def find(self, settlement: Settlement) -> Given | None:
+        given = self._by_id.get(settlement.id)
+        return given if given is not None and given.epoch == settlement.epoch and given.claim == settlement.claim else None
 
-    def drop(self, job_id: bytes) -> None:
-        self._by_id.pop(job_id, None)
+    def drop(self, ids: Iterable[bytes]) -> None:
+        for job_id in ids:
+            self._by_id.pop(job_id, None)
 
     def forget(self) -> None:
         self._by_id.clear()

@@ -16,6 +16,8 @@ from taskflow.model.record import BY_CODE, Progress, Record, Status
 from taskflow.model.verdict import unpack_errors
 
 _CLAIM_TAIL: Final = struct.Struct(">QI")
+_CLAIM_HEAD: Final = struct.Struct(">Q")
+_CLAIM_NUMBER: Final = struct.Struct(">I")
 _EPOCH: Final = struct.Struct(">Q")
 _ID_BYTES: Final = 16
 CLAIM_BYTES: Final = _ID_BYTES + _CLAIM_TAIL.size
@@ -177,6 +179,12 @@ def expires_in(expires_at: int | None, now: int) -> float | None:
 def pack_claim(claim: ClaimId) -> bytes:
     """28 bytes that sort as the claim does: session, then request, then number."""
     return claim.session + _CLAIM_TAIL.pack(claim.request, claim.number)
+
+
+def pack_claims(session: bytes, request: int, count: int) -> list[bytes]:
+    """The first so many of a request, packed."""
+    head, pack = session + _CLAIM_HEAD.pack(request), _CLAIM_NUMBER.pack
+    return [head + pack(number) for number in range(count)]
 
 
 def unpack_claim(packed: bytes) -> ClaimId:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -53,34 +53,29 @@ def _settle_given(shelf: Shelf, settlements: Sequence[Settlement]) -> bool:
 
     Misremembered when one of these leases was lost meanwhile.
     """
-    rows, by_queue = list[tuple[object, ...]](), Counter[int]()
+    rows, queues = list[tuple[object, ...]](), list[int]()
     for settlement in settlements:
-        given = shelf.given.find(settlement.id, settlement.claim, settlement.epoch)
+        given = shelf.given.find(settlement)
         if given is None or type(settlement.verdict) is not Succeeded or settlement.follow_ups:
             return False
-        rows.append((given.seq, *_success(shelf, settlement, given.packed)))
-        by_queue[given.queue] += 1
+        rows.append((given.seq, *_success(shelf.now, settlement, settlement.verdict, given.fence)))
+        queues.append(given.queue)
     if shelf.execute_rows("settle_given", rows, shelf.now) < len(rows):
         raise Misremembered
-    _count_successes(shelf, settlements, by_queue)
+    _count_successes(shelf, [settlement.id for settlement in settlements], Counter(queues))
     return True
 
 
-def _count_successes(shelf: Shelf, settlements: Iterable[Settlement], by_queue: Counter[int]) -> None:
+def _count_successes(shelf: Shelf, ids: Sequence[bytes], by_queue: Counter[int]) -> None:
     for queue, number in by_queue.items():
         shelf.tally.move(queue, Event.SUCCEED, CODES[Status.RUNNING], CODES[Status.SUCCEEDED], number)
-    for settlement in settlements:
-        shelf.given.drop(settlement.id)
-        shelf.rung.add(topics.job(settlement.id))
+    shelf.given.drop(ids)
+    shelf.rung.update(map(topics.job, ids))
 
 
-def _success(shelf: Shelf, settlement: Settlement, claim: bytes) -> tuple[object, ...]:
-    """A row for `settle_plain_successes`."""
-    assert isinstance(settlement.verdict, Succeeded)
-    now = shelf.now
-    fence = pack_fence(settlement.epoch, claim)
-    started_at, fade_at = now - to_microseconds(settlement.ran_for), now + to_microseconds(settlement.keep_for)
-    return (claim, fence, started_at, settlement.verdict.result, fade_at)
+def _success(now: int, settlement: Settlement, verdict: Succeeded, fence: bytes) -> tuple[object, ...]:
+    """What is written of it: settled, started_at, result, fade_at."""
+    return (fence, now - to_microseconds(settlement.ran_for), verdict.result, now + to_microseconds(settlement.keep_for))
 
 
 def _settle_plain_runs(shelf: Shelf, settlements: Sequence[Settlement], claims: list[bytes]) -> list[bool]:
@@ -90,9 +85,15 @@ def _settle_plain_runs(shelf: Shelf, settlements: Sequence[Settlement], claims: 
         (number, claims[number], settlement.id, settlement.epoch) for number, settlement in enumerate(settlements) if together[number]
     ]
     states = {state.number: state for (packed,) in shelf.fetch_rows("states_of_plain_runs", fences) for state in _STATES.decode(packed)}
-    succeeded = [number for number in states if isinstance(settlements[number].verdict, Succeeded)]
-    shelf.execute_rows("settle_plain_successes", [_success(shelf, settlements[number], claims[number]) for number in succeeded], shelf.now)
-    _count_successes(shelf, (settlements[number] for number in succeeded), Counter(states[number].queue for number in succeeded))
+    succeeded, rows = list[int](), list[tuple[object, ...]]()
+    for number in states:
+        settlement = settlements[number]
+        if isinstance(settlement.verdict, Succeeded):
+            fence = pack_fence(settlement.epoch, claims[number])
+            rows.append((claims[number], *_success(shelf.now, settlement, settlement.verdict, fence)))
+            succeeded.append(number)
+    shelf.execute_rows("settle_plain_successes", rows, shelf.now)
+    _count_successes(shelf, [settlements[number].id for number in succeeded], Counter(states[number].queue for number in succeeded))
     with shelf.saving_together():
         for number in sorted(states.keys() - set(succeeded)):
             job = states[number].to_job(settlements[number], claims[number])

@@ -1,14 +1,14 @@
 -- Settling as a batch what can be settled so: runs that nobody waits for by a key or a join.
 
 -- name: settle_given
--- Parameters: rows of seq, claim, settled, started_at, result, fade_at; ended_at. Reply: none; how many rows it changed says whether
--- all of these leases are still there. (IS, lest it look them up by their claims instead.)
-WITH run (seq, claim, settled, started_at, result, fade_at) AS (VALUES (?, ?, ?, ?, ?, ?) ...)
+-- Parameters: rows of seq, settled, started_at, result, fade_at; ended_at. Reply: none; how many rows it changed says whether all of these
+-- leases are still there. (A fence begins with its claim's 28 bytes. IS, lest it look them up by their claims instead.)
+WITH run (seq, settled, started_at, result, fade_at) AS (VALUES (?, ?, ?, ?, ?) ...)
 UPDATE "~jobs" SET
   status = 4, claim = NULL, settled = run.settled, started_at = run.started_at, result = run.result, ended_at = ?, fade_at = run.fade_at,
   payload = NULL, crashes = 0, hand_backs = 0, parked_at = NULL
 FROM run
-WHERE "~jobs".seq = run.seq AND "~jobs".claim IS run.claim;
+WHERE "~jobs".seq = run.seq AND "~jobs".claim IS substr(run.settled, 1, 28);
 
 -- name: settle_plain_successes
 -- Parameters: rows of claim, settled, started_at, result, fade_at; ended_at. Reply: none.

@@ -32,6 +32,16 @@ _MOST_ADDRESS_BYTES: Final = 100
 """Of a socket's path: Linux takes 107, others 103."""
 
 
+_BELLS: Final[dict[tuple[int, str], Bell]] = {}
+"""By process, since a child after a fork has a copy, and by the name of the listener's socket."""
+
+
+def bell_here(name: str) -> Bell | None:
+    """That of a listener in this process. It is rung without a datagram, which would wake a thread at every commit: a worker's keeper
+    listens beside its worker, and hardly ever to what that does."""
+    return _BELLS.get((os.getpid(), name))
+
+
 class Folder:
     """Where the listeners of a file have their sockets."""
 
@@ -80,7 +90,7 @@ class Folder:
 
 
 class Sender:
-    """Tells other processes' listeners. Used by the writer's thread alone."""
+    """Tells other brokers' listeners, of this process and others. Used by the writer's thread alone."""
 
     def __init__(self, place: Place) -> None:
         self._folder = Folder(place)
@@ -91,9 +101,18 @@ class Sender:
             self._send(topics, but_not_to)
 
     def _send(self, topics: Collection[str], but_not_to: str | None) -> None:
-        names = [name for name in self._folder.names() if name != but_not_to]
-        if not names:
-            return
+        others = list[str]()
+        for name in self._folder.names():
+            if name == but_not_to:
+                continue
+            if (bell := bell_here(name)) is not None:
+                bell.ring(topics)
+            else:
+                others.append(name)
+        if others:
+            self._send_to(others, topics)
+
+    def _send_to(self, names: Sequence[str], topics: Collection[str]) -> None:
         if self._socket is None:
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
             self._socket.setblocking(False)
@@ -152,6 +171,7 @@ class Listener:
             return None
         bound.settimeout(POLL_EVERY)
         self.name = name
+        _BELLS[os.getpid(), name] = self._bell
         return bound
 
     # --- the thread ----------------------------------------------------------------------------------------------
@@ -222,6 +242,7 @@ class Listener:
             self._socket.close()
             self._socket = None
         if self.name is not None:
+            _BELLS.pop((os.getpid(), self.name), None)
             self._folder.remove(self.name)
             self.name = None
 

@@ -89,10 +89,10 @@ class RepeatsEpochs(Mutant):
     breaks = frozenset({"claim_fence", "console_retry"})
     because = "the epoch is raised by failures, not by leases"
 
-    def _lease(self, state: SessionState, job: Job, claim: ClaimId) -> None:
+    def _lease(self, state: SessionState, job: Job, claim: ClaimId) -> Lease:
         if job.epoch > job.failures:
             job.epoch -= 1
-        super()._lease(state, job, claim)
+        return super()._lease(state, job, claim)
 
 
 class ServesOneQueueFirst(Mutant):
