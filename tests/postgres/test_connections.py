@@ -15,6 +15,7 @@ from taskflow import BrokerUnavailable, configure
 from taskflow.app.current import default_app
 from taskflow.broker.postgres import ears
 from taskflow.broker.postgres import server as server_module
+from taskflow.broker.postgres.broker import PostgresBroker
 from taskflow.broker.postgres.link import Link
 from taskflow.broker.url import connect
 from taskflow.worker.events import SessionEnded, SessionOpened
@@ -53,6 +54,37 @@ def _short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
         return await execute(self, query, *args, timeout=timeout and timeout / 10)
 
     monkeypatch.setattr(asyncpg.Connection, "execute", execute_within_less)
+
+
+# --- what a new one costs ------------------------------------------------------------------------------------------
+
+
+async def test_a_new_connection_asks_the_server_for_no_types(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the driver would, by a statement that takes longer than all others, for each array among our columns."""
+    asked = list[object]()
+    introspect = vars(asyncpg.Connection)["_introspect_types"]
+
+    async def note_and_introspect(self: asyncpg.Connection, types: object, timeout: float | None) -> object:
+        asked.append(types)
+        return await introspect(self, types, timeout)
+
+    monkeypatch.setattr(asyncpg.Connection, "_introspect_types", note_and_introspect)
+    async with scene.worker():
+        await scene.send(range(30))
+        await scene.until_done()
+    assert asked == []
+
+
+async def test_a_statement_goes_where_the_same_was_asked_before(scene: Scene) -> None:
+    """The server has its plans there already. Two at one time need two connections, and each stays with its own."""
+    broker = connect(scene.straight_url)
+    assert isinstance(broker, PostgresBroker)
+    link, statements = Link(broker.server), ("SELECT pg_backend_pid()", "SELECT pg_backend_pid() FROM pg_sleep(0.1)")
+    first = [rows[0][0] for rows in await asyncio.gather(*map(link.fetch, statements))]
+    assert len(set(first)) == 2
+    for _ in range(3):
+        assert [(await link.fetch(statement))[0][0] for statement in statements] == first
+    await link.close()
 
 
 # --- ended by the server ------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from functools import partial
 from typing import Any, Final
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 import asyncpg
 
@@ -32,6 +32,7 @@ class Link:
     def __init__(self, server: Server) -> None:
         self.server = server
         self._idle: list[asyncpg.Connection] = []
+        self._asked: WeakKeyDictionary[asyncpg.Connection, set[str]] = WeakKeyDictionary()
         self._in_use: set[asyncpg.Connection] = set()
         self._listening: WeakSet[asyncpg.Connection] = WeakSet()
         self._primary: Place | None = None
@@ -52,7 +53,7 @@ class Link:
         """Statements without arguments, as one transaction."""
         try:
             async with self._turns:
-                connection = await self._take_up()
+                connection = await self._take_up(script)
                 await self._over(connection, partial(connection.execute, script), within)
         except ERRORS as error:
             raise in_our_words(error, str(self.server)) from error
@@ -84,7 +85,7 @@ class Link:
     async def _fetch(self, statement: str, arguments: tuple[Any, ...], within: float) -> list[asyncpg.Record]:
         async with self._turns:
             for tries in range(1, MOST_TRIES + 1):
-                connection = await self._take_up()
+                connection = await self._take_up(statement)
                 try:
                     rows: list[asyncpg.Record] = await self._over(connection, partial(connection.fetch, statement, *arguments), within)
                     return rows
@@ -97,12 +98,22 @@ class Link:
                         self._drop_idle()  # the server was away, or migrated: the others lead nowhere, or are as stale
         raise AssertionError("unreachable")
 
-    async def _take_up(self) -> asyncpg.Connection:
+    async def _take_up(self, statement: str) -> asyncpg.Connection:
+        """One that has been asked the same before, and little else: a session plans all that a statement calls at its first call, which
+        takes the server ten times as long as the call itself."""
         while self._idle:
-            connection = self._idle.pop()
+            connection = min(self._idle, key=partial(self._strangeness, statement))
+            self._idle.remove(connection)
             if not connection.is_closed():
-                return connection
-        return await self.open()
+                break
+        else:
+            connection = await self.open()
+        self._asked.setdefault(connection, set()).add(statement)
+        return connection
+
+    def _strangeness(self, statement: str, connection: asyncpg.Connection) -> tuple[bool, int]:
+        asked = self._asked.get(connection, ())
+        return statement not in asked, len(asked)
 
     async def _over(self, connection: asyncpg.Connection, ask: Callable[[], Awaitable[Any]], within: float) -> Any:
         if self._is_closed:

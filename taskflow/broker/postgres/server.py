@@ -22,6 +22,13 @@ CONNECT_WITHIN: Final = 3.0
 DEFAULT_PORT: Final = 5432
 
 
+_ARRAYS: Final = [
+    {"oid": oid, "ns": "pg_catalog", "name": name, "kind": b"b", "basetype": None, "elemtype": elemtype, "elemdelim": ","}
+    | dict.fromkeys(("range_subtype", "attrtypoids", "attrnames"))
+    for oid, name, elemtype in ((1000, "_bool", 16), (1001, "_bytea", 17), (1005, "_int2", 21), (1007, "_int4", 23), (1016, "_int8", 20))
+]
+"""The arrays among our columns, which have the same numbers on every server: as the driver would ask for them on each new connection."""
+
 _SETTINGS: Final = {"application_name": "taskflow", "standard_conforming_strings": "on"}
 """Those that pgbouncer takes too."""
 
@@ -77,7 +84,7 @@ class Server:
         return await self._connect_to(place, target_session_attrs="read-write")
 
     async def _connect_to(self, place: Place, **more: Any) -> asyncpg.Connection:
-        return await asyncpg.connect(
+        connection: asyncpg.Connection = await asyncpg.connect(
             host=place.host,
             port=place.port,
             database=self.database,
@@ -90,6 +97,9 @@ class Server:
             server_settings={} if self.is_pooled else _SETTINGS,
             **more,
         )
+        with contextlib.suppress(AttributeError, LookupError):  # a driver that does it otherwise asks
+            connection.get_settings().register_data_types(_ARRAYS)
+        return connection
 
     def _tls(self) -> Any:
         if self.ca_file is None:

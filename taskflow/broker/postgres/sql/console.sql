@@ -135,10 +135,13 @@ SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bit
 DECLARE
     words text;
 BEGIN
-    PERFORM set_config('synchronous_commit', 'off', true);
-    WITH awaited AS (DELETE FROM @.awaited WHERE id = ANY (ended) RETURNING 'job:' || encode(id, 'hex') AS topic)
-    SELECT string_agg(topic, E'\n') INTO words FROM (SELECT topic FROM awaited UNION ALL SELECT unnest(topics)) AS every (topic);
-    IF words IS NOT NULL THEN
+    SET LOCAL synchronous_commit = off;
+    words := array_to_string(topics, E'\n');
+    IF cardinality(ended) > 0 THEN
+        WITH awaited AS (DELETE FROM @.awaited WHERE id = ANY (ended) RETURNING 'job:' || encode(id, 'hex') AS topic)
+        SELECT concat_ws(E'\n', nullif(words, ''), string_agg(topic, E'\n')) INTO words FROM awaited;
+    END IF;
+    IF words <> '' THEN
         PERFORM pg_notify(channel, CASE WHEN length(words) < 7000 THEN words ELSE '*' END);
     END IF;
 END

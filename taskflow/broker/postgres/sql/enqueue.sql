@@ -35,6 +35,27 @@ BEGIN
 END
 $$;
 
+-- Adds one call that has no key, and whose id is not known: statements without the machinery that many in one need.
+CREATE FUNCTION @.add_alone(
+    now_at bigint, id bytea, queue text, job text, priority integer, after bigint, at bigint, expiry bigint, payload bytea, extras bytea,
+    awaits integer, joins bytea
+) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    due CONSTANT bigint := greatest(now_at, coalesce(at, now_at + after));
+    to_status CONSTANT integer := CASE WHEN awaits > 0 THEN S.HELD WHEN due > now_at THEN S.SCHEDULED ELSE S.READY END;
+    new_seq CONSTANT bigint := nextval('@.arrivals');
+BEGIN
+    INSERT INTO @.jobs (id, seq, created_at, due_at, status, priority, queue, job, payload, extras, expires_at, awaits, joins)
+    VALUES (id, new_seq, now_at, due, to_status, priority, queue, job, payload, extras, now_at + expiry, awaits, joins);
+    INSERT INTO @.tally (queue, event, before, after, n) VALUES (queue, E.ENQUEUE, NULL, to_status, 1);
+    IF to_status = S.READY AND @.is_in_sight(queue, -priority, due, new_seq, now_at) THEN
+        PERFORM @.ring('queue:' || queue);
+    ELSE
+        PERFORM @.be_found(to_status, queue, priority, due, new_seq, now_at);
+    END IF;
+END
+$$;
+
 -- Adds calls in order. NULL when all were added, else an answer for each.
 CREATE FUNCTION @.add_all(
     now_at bigint, ids bytea[], queues text[], jobs text[], priorities integer[], afters bigint[], ats bigint[], expiries bigint[], keys bytea[],
@@ -47,7 +68,12 @@ DECLARE
     j @.jobs;
     of record;
 BEGIN
-    IF cardinality(array_remove(keys, NULL)) = 0 AND NOT EXISTS (SELECT 1 FROM @.jobs WHERE id = ANY (ids))
+    IF cardinality(ids) = 1 AND keys[1] IS NULL AND NOT EXISTS (SELECT 1 FROM @.jobs WHERE id = ids[1]) THEN
+        PERFORM @.add_alone(
+            now_at, ids[1], queues[1], jobs[1], priorities[1], afters[1], ats[1], expiries[1], payloads[1], extras[1], awaited[1], joined[1]
+        );
+        RETURN NULL;
+    ELSIF cardinality(array_remove(keys, NULL)) = 0 AND NOT EXISTS (SELECT 1 FROM @.jobs WHERE id = ANY (ids))
         AND (SELECT count(*) FROM (SELECT DISTINCT unnest(ids)) AS different) = cardinality(ids)
     THEN -- without ON CONFLICT, which costs more than the look: should another call add one of these at the same moment, this one is sent again
         WITH given AS (
@@ -71,15 +97,7 @@ BEGIN
                 WHEN S.READY THEN @.lower('ready', queue, -priority, due_at, seq, now_at)
             END
             FROM grouped
-            WHERE NOT EXISTS (
-                SELECT 1 FROM (
-                    SELECT * FROM @.marks WHERE kind = 'ready' AND marks.queue = grouped.queue AND rank = -priority ORDER BY n DESC LIMIT 1
-                ) AS newest
-                WHERE status = S.READY AND set_at BETWEEN 1 AND now_at AND due_at >= @.wall(NULL) - 250000
-                    AND (newest.at, newest.seq) <= (due_at, grouped.seq) AND NOT EXISTS (
-                        SELECT 1 FROM @.marks WHERE kind = 'resting' AND marks.queue = newest.queue AND rank = newest.rank AND n > newest.n
-                    )
-            )
+            WHERE status <> S.READY OR NOT @.is_in_sight(queue, -priority, due_at, seq, now_at)
         )
         SELECT string_agg(DISTINCT CASE status WHEN S.SCHEDULED THEN 'due' WHEN S.READY THEN 'queue:' || queue END, E'\n') INTO topics FROM grouped
         WHERE (SELECT count(*) FROM lowered) >= 0;

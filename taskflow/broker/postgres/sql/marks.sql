@@ -82,6 +82,22 @@ BEGIN
 END
 $$;
 
+-- Whether lower() would have nothing to do for what is ready there: one look for most that is added.
+CREATE FUNCTION @.is_in_sight(of_queue text, of_rank integer, new_at bigint, new_seq bigint, now_at bigint) RETURNS boolean
+LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN new_at >= @.wall(NULL) - 250000 AND EXISTS (
+        SELECT 1 FROM (
+            SELECT * FROM @.marks WHERE kind = 'ready' AND queue = of_queue AND rank = of_rank ORDER BY n DESC LIMIT 1
+        ) AS newest
+        WHERE set_at BETWEEN 1 AND now_at AND (newest.at, newest.seq) <= (new_at, new_seq) AND NOT EXISTS (
+            SELECT 1 FROM @.marks WHERE kind = 'resting' AND marks.queue = of_queue AND rank = of_rank AND n > newest.n
+        )
+    );
+END
+$$;
+
 CREATE FUNCTION @.place(kind text, queue text, rank integer) RETURNS bigint LANGUAGE sql IMMUTABLE AS $$
     SELECT hashtextextended('@.marks ' || kind || ' ' || queue || ' ' || rank, 0)
 $$;

@@ -18,7 +18,7 @@ BEGIN
         RETURN;
     END IF;
     -- What the server forgets in a crash is done again, and nobody was told of it; whoever builds on it waits for the disk itself.
-    PERFORM set_config('synchronous_commit', 'off', true);
+    SET LOCAL synchronous_commit = off;
     looks_behind := @.wants_look_behind(now_at);
     PERFORM @.spare_after_outage(steady);
     UPDATE @.sessions SET dead_at = now_at WHERE dead_at IS NULL AND steady - beat_at > ttl;
@@ -38,7 +38,7 @@ BEGIN
     IF left_over <= 0 OR summed = 20000 THEN
         next_in := 0;
     ELSIF first_due IS NOT NULL THEN
-        next_in := least(next_in, first_due - now_at);
+        next_in := least(next_in, first_due - @.wall(wall)); -- from now on, not from when it began
     END IF;
     next_in := greatest(0, next_in);
     rung := current_setting('taskflow.rung', true);
@@ -284,6 +284,13 @@ DECLARE
     buried_ids bytea[];
 BEGIN
     IF most <= 0 THEN
+        RETURN 0;
+    END IF;
+    SELECT fade_at INTO last_at FROM @.jobs WHERE fade_at >= m.at ORDER BY fade_at, id LIMIT 1;
+    IF last_at <= now_at IS NOT TRUE THEN
+        IF raises THEN
+            PERFORM @.raise(m, coalesce(last_at, now_at), 0, now_at);
+        END IF;
         RETURN 0;
     END IF;
     WITH first AS MATERIALIZED (
