@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final
@@ -18,6 +20,7 @@ from taskflow.broker.postgres import server as server_module
 from taskflow.broker.postgres.broker import PostgresBroker
 from taskflow.broker.postgres.link import Link
 from taskflow.broker.url import connect
+from taskflow.worker import fetcher
 from taskflow.worker.events import SessionEnded, SessionOpened
 from tests.postgres.scene import EARS, Scene, killing, terminate, until
 from tests.redis.scene import PATIENCE
@@ -154,6 +157,38 @@ async def from_afar(scene: Scene) -> AsyncIterator[None]:
         await scene.until_ran([-1])
         yield
     await afar.close()
+
+
+@pytest.mark.parametrize("sends", ["note.delay_sync({})", "asyncio.run(send({}))", "asyncio.run(send_many({}))"])
+async def test_a_program_that_ends_as_soon_as_it_has_sent_has_told_the_workers(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, sends: str
+) -> None:
+    """A worker that hears nothing looks for itself after 5 s, or here never."""
+    monkeypatch.setattr(fetcher, "LOOK_AGAIN", 3600.0)
+    async with scene.worker():
+        await scene.seconds_to_start(0)
+        async with from_afar(scene):  # the worker's ears are open
+            pass
+        for number in (1, 2):
+            environment = {**os.environ, "TASKFLOW_BROKER": scene.straight_url}
+            program = await asyncio.create_subprocess_exec(sys.executable, "-c", _SENDER + sends.format(number), env=environment)
+            assert await program.wait() == 0
+            await scene.until_ran([number], within=10)
+
+
+_SENDER: Final = """
+import asyncio, taskflow
+
+@taskflow.job(name="tests.redis.note")
+async def note(number: int, ballast: bytes = b"") -> None: ...
+
+async def send(number):
+    await note.delay(number)
+
+async def send_many(number):
+    await taskflow.enqueue([note.bind(number)])
+
+"""
 
 
 async def test_a_session_that_goes_on_with_a_dropped_function_is_left(scene: Scene) -> None:

@@ -304,8 +304,9 @@ class PostgresBroker:
             self.tell(row["rung"].split("\n"))
 
     def _a_line(self) -> _Line:
-        link = Link(self.server)
-        return _Line(link, PostgresEars(link, self._namespace, self._arm, self._look), Telling(self._tell), LookBehind(self._look_behind))
+        telling = Telling(self._tell)
+        link = Link(self.server, telling.close)
+        return _Line(link, PostgresEars(link, self._namespace, self._arm, self._look), telling, LookBehind(self._look_behind))
 
 
 class _Line:

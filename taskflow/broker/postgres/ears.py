@@ -38,6 +38,9 @@ LOOK_EVERY: Final = 25.0
 AT_MOST_EVERY: Final = 0.005
 """Seconds between two notifications of one process that is busy: each takes a lock that all who notify share."""
 
+LAST_WORDS: Final = 1.0
+"""Seconds for what is still to be told when the loop ends."""
+
 HEARD_WITHIN: Final = 2.0
 """Seconds that a notification may be on its way. It takes about a millisecond."""
 
@@ -276,11 +279,15 @@ class Telling:
         self._go_on(is_urgent=are_awaited)
 
     async def close(self) -> None:
-        """What was to be told is told: others would wait for it."""
+        """What was to be told is told: others would wait for it. Also at the end of asyncio.run(), which has cancelled the task by then."""
         if self._task is not None:
             self._is_urgent.set()
-            await asyncio.wait([self._task], timeout=1.0)
+            await asyncio.wait([self._task], timeout=LAST_WORDS)
             self._task.cancel()
+        if self._topics or self._ended:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LAST_WORDS):
+                    await self._tell_all()
 
     def _go_on(self, *, is_urgent: bool) -> None:
         if is_urgent:
@@ -294,8 +301,17 @@ class Telling:
                 async with asyncio.timeout(UNAWAITED_WITHIN):
                     await self._is_urgent.wait()
             self._is_urgent.clear()
-            topics, self._topics = self._topics, set()
-            ended, self._ended = self._ended, set()
-            with contextlib.suppress(BrokerError):  # a hint: who waits looks for himself in the end
-                await self._tell(list(topics), list(ended))
+            await self._tell_all()
             await asyncio.sleep(AT_MOST_EVERY)
+
+    async def _tell_all(self) -> None:
+        topics, self._topics = self._topics, set()
+        ended, self._ended = self._ended, set()
+        try:
+            await self._tell(list(topics), list(ended))
+        except BrokerError:
+            return  # a hint: who waits looks for himself in the end
+        except asyncio.CancelledError:
+            self._topics |= topics
+            self._ended |= ended
+            raise

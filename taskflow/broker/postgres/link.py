@@ -29,8 +29,10 @@ class Link:
     Of several addresses it goes to the one that was the primary's last, and when another one is, leaves those that lead elsewhere.
     """
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, before_the_end: Callable[[], Awaitable[None]] | None = None) -> None:
+        """`before_the_end` is awaited when the loop ends, while there are still connections."""
         self.server = server
+        self._before_the_end = before_the_end
         self._idle: list[asyncpg.Connection] = []
         self._asked: WeakKeyDictionary[asyncpg.Connection, set[str]] = WeakKeyDictionary()
         self._in_use: set[asyncpg.Connection] = set()
@@ -158,6 +160,8 @@ class Link:
         try:
             yield
         finally:
+            if self._before_the_end is not None:
+                await self._before_the_end()
             self._is_closed = True
             idle, self._idle = self._idle, []
             for connection in self._in_use:
