@@ -8,8 +8,7 @@ import pytest
 
 from taskflow.broker.protocol import Broker
 from taskflow.broker.url import connect
-from taskflow.model.session import Session
-from tests.postgres.counts import SESSION, Store
+from tests.postgres.counts import Store, a_store
 from tests.postgres.scene import Scene
 from tests.support.postgres import PostgresServer, shared_postgres
 
@@ -36,14 +35,8 @@ async def scene() -> AsyncIterator[Scene]:
 
 @pytest.fixture
 async def store() -> AsyncIterator[Store]:
-    server = shared_postgres()
-    database = server.new_database()
-    broker = connect(server.url(database))
-    await broker.register(Session(id=SESSION, name="worker"))
-    await broker.close()
-    connection = await asyncpg.connect(server.url(database))
-    yield Store(server, database, connection)
-    await connection.close()
+    async with a_store(shared_postgres()) as store:
+        yield store
 
 
 @pytest.fixture

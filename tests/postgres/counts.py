@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import asyncpg
@@ -10,6 +12,7 @@ import asyncpg
 from taskflow.broker.url import connect
 from taskflow.model.envelope import Envelope
 from taskflow.model.ids import IdFactory
+from taskflow.model.session import Session
 from tests.support.postgres import PostgresServer
 
 new_id = IdFactory()
@@ -97,3 +100,15 @@ class Store:
             self.counted,
         )
         return {name: (scans, returned) for name, scans, returned in rows}
+
+
+@asynccontextmanager
+async def a_store(server: PostgresServer) -> AsyncIterator[Store]:
+    """In a new database of that server."""
+    database = server.new_database()
+    broker = connect(server.url(database))
+    await broker.register(Session(id=SESSION, name="worker"))
+    await broker.close()
+    connection = await asyncpg.connect(server.url(database))
+    yield Store(server, database, connection)
+    await connection.close()

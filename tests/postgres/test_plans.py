@@ -7,7 +7,7 @@ these have given. So it holds for the plans that were really used, those within 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -21,8 +21,10 @@ from taskflow.model.clock import microseconds_of
 from taskflow.model.envelope import Envelope
 from taskflow.model.session import Beat
 from taskflow.model.verdict import Settled
-from tests.postgres.counts import SESSION, Store, new_id
+from tests.postgres.counts import SESSION, Store, a_store, new_id
 from tests.postgres.scene import until
+from tests.support.postgres import shared_postgres, the_newest_postgres_binary, the_postgres_binary
+from tests.support.servers import Found
 from tests.support.verdicts import failed, retried, succeeded
 
 LIMIT: Final = 10
@@ -41,6 +43,17 @@ CALLS: Final[Sequence[Any]] = (
     (UPKEEP, None, LIMIT),
     (UPKEEP, IN_A_DAY, LIMIT),
 )
+
+
+VERSIONS: Final = list(dict.fromkeys((the_postgres_binary(), the_newest_postgres_binary())))
+"""Each has a planner of its own, and keeps other plans."""
+
+
+@pytest.fixture(params=VERSIONS, ids=lambda found: found.name)
+async def store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
+    found: Found = request.param
+    async with a_store(shared_postgres(None if found == the_postgres_binary() else found.path)) as store:
+        yield store
 
 
 def assert_cheap(costs: list[dict[str, tuple[int, int]]], index: str, *, is_there: bool = True) -> None:
