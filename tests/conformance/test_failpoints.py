@@ -13,20 +13,22 @@ import pytest
 
 from taskflow.model.envelope import Lease
 from taskflow.model.record import Event, Record, Status
+from taskflow.model.rules import Rules
 from taskflow.model.seams import Seams
 from taskflow.model.session import Beat
 from taskflow.model.verdict import Settled
+from tests.redis.scene import until
 from tests.support import child
 from tests.support.failpoints import Act, FailingBroker, Failpoint, When
 from tests.support.fileclock import FileClock
-from tests.support.homes import BROKERS
+from tests.support.homes import Home, Power, homes_of_the_suite
 from tests.support.world import World
 
 VERBS = ("register", "enqueue", "claim", "beat", "settle", "upkeep")
 POINTS = [(verb, when, number) for verb, when, number in itertools.product(VERBS, When, (1, 2)) if (verb, number) != ("register", 2)]
 ROOT = Path(__file__).parents[2]
 
-needs_sqlite = pytest.mark.skipif("sqlite" not in {home.name for home in BROKERS}, reason="two processes need a store that they share")
+SHARED = [home for home in homes_of_the_suite() if Power.SHARING not in home.lacks]
 
 
 def named(point: Failpoint) -> str:
@@ -63,12 +65,11 @@ def _all_ids() -> list[bytes]:
 
 
 class Survivor:
-    """The other process on the same file: this one. It takes over what the child leaves."""
+    """The other process on the same store: this one. It takes over what the child leaves."""
 
-    def __init__(self, path: Path, clock: FileClock) -> None:
-        from taskflow.broker.sqlite import SqliteBroker
-
-        self.broker = SqliteBroker(path, seams=Seams(clock))
+    def __init__(self, home: Home, clock: FileClock) -> None:
+        self.home = home
+        self.broker = home.open()
         self._clock = clock
         self._session = child.a_session("survivor")
         self._requests = itertools.count(1)
@@ -96,39 +97,40 @@ class Survivor:
         return [record for record in await self.broker.read(_all_ids()) if record is not None]
 
 
-@pytest.fixture
-async def survivor(tmp_path: Path) -> AsyncIterator[Survivor]:
+@pytest.fixture(params=SHARED, ids=lambda home: home.name)
+async def survivor(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Survivor]:
     clock = FileClock(tmp_path / "clock")
-    survivor = Survivor(tmp_path / "jobs.db", clock)
+    home: Home = request.param(Seams(clock), Rules())
+    survivor = Survivor(home, clock)
     await survivor.start()
     yield survivor
     await survivor.broker.close()
+    home.remove()
     clock.close()
 
 
-def _start(folder: Path, point: Failpoint) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "tests.support.child", str(folder / "jobs.db"), str(folder / "clock"), str(point)]
+def _start(survivor: Survivor, folder: Path, point: Failpoint) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "tests.support.child", survivor.home.place, str(folder / "clock"), str(point)]
     return subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-@needs_sqlite
 @pytest.mark.parametrize("point", [Failpoint(*point, Act.KILL) for point in POINTS], ids=named)
 async def test_a_killed_process_loses_nothing(tmp_path: Path, survivor: Survivor, point: Failpoint) -> None:
     """SIGKILL at each verb: what it was told is added is there, what it had leased runs again, and what it had settled does not."""
-    with _start(tmp_path, point) as process:
+    with _start(survivor, tmp_path, point) as process:
         said, _ = process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL
+    await until(survivor.home.is_at_rest)
 
     await survivor.take_over()
 
     await _check_the_ledger(survivor, said.splitlines())
 
 
-@needs_sqlite
 @pytest.mark.parametrize("point", [Failpoint(*point, Act.PAUSE) for point in POINTS if point[1] is not When.DURING], ids=named)
 async def test_a_process_held_up_settles_nothing_twice(tmp_path: Path, survivor: Survivor, point: Failpoint) -> None:
     """It stands still at each verb until it was reaped and another has done its work; then it goes on, and does no harm."""
-    with _start(tmp_path, point) as process:
+    with _start(survivor, tmp_path, point) as process:
         assert process.stdout is not None
         before = list(iter(process.stdout.readline, "paused\n"))
         await survivor.take_over()

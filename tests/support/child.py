@@ -1,4 +1,4 @@
-"""A worker that uses the broker's verbs and nothing else, to be killed: `python -m tests.support.child PATH CLOCK FAILPOINT`.
+"""A worker that uses the broker's verbs and nothing else, to be killed: `python -m tests.support.child PLACE CLOCK FAILPOINT`.
 
 It says on standard output what it was told, line by line: `added ID`, `settled ID ok|stale`, `lost`, `done`.
 """
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from taskflow.broker.protocol import Broker
+from taskflow.model.clock import Clock
 from taskflow.model.envelope import Envelope, Lease
 from taskflow.model.errors import BrokerUnavailable, SessionLost
 from taskflow.model.seams import Seams
@@ -21,6 +22,7 @@ from taskflow.model.session import Beat, Session
 from taskflow.model.verdict import Settlement
 from tests.support.failpoints import FailingBroker, Failpoint
 from tests.support.fileclock import FileClock
+from tests.support.processes import HOST
 from tests.support.verdicts import succeeded
 
 T = TypeVar("T")
@@ -93,10 +95,29 @@ async def _resent(call: Callable[[], Awaitable[T]]) -> T:
         return await call()
 
 
-async def main(path: str, clock: str, failpoint: str) -> None:
-    from taskflow.broker.sqlite import SqliteBroker
+def broker_at(place: str, clock: Clock) -> Broker:
+    """As a home of tests/support/homes.py names its place."""
+    kind, *where = place.split(" ")
+    match kind, where:
+        case "sqlite", [path]:
+            from taskflow.broker.sqlite import SqliteBroker
 
-    broker = SqliteBroker(path, seams=Seams(FileClock(Path(clock))))
+            return SqliteBroker(path, seams=Seams(clock))
+        case "redis", [port, namespace]:
+            from taskflow.broker import redis
+
+            return redis.RedisBroker(redis.Server(host=HOST, port=int(port)), namespace=namespace, clock=clock)
+        case "postgres", [port, namespace]:
+            from taskflow.broker import postgres
+
+            server = postgres.Server(host=HOST, port=int(port), user="postgres", database="postgres", tls="disable")
+            return postgres.PostgresBroker(server, namespace=namespace, clock=clock)
+        case _:
+            raise ValueError(f"{place!r} is the place of no home")
+
+
+async def main(place: str, clock: str, failpoint: str) -> None:
+    broker = broker_at(place, FileClock(Path(clock)))
     await work(FailingBroker(broker, Failpoint.parse(failpoint)), lambda line: print(line, flush=True))
     await broker.close()
 

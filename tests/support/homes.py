@@ -52,6 +52,15 @@ class Home(ABC):
     def open(self) -> Broker:
         """A broker on the store."""
 
+    @property
+    def place(self) -> str:
+        """Where another process finds the store: see tests/support/child.py. Of one that has no such place nobody asks."""
+        raise NotImplementedError
+
+    def is_at_rest(self) -> bool:
+        """Nothing goes on there of what a process that has died has asked for."""
+        return True
+
     @abstractmethod
     def save(self) -> Any:
         """A copy of all that the store holds, taken while the broker is open."""
@@ -117,6 +126,10 @@ class SqliteHome(Home):
         room = None if self.capacity is None else Room(max_pages=_PAGES_OF_TABLES + 2 * self.capacity)
         return SqliteBroker(self.path, seams=self.seams, rules=self.rules, room=room)
 
+    @property
+    def place(self) -> str:
+        return f"sqlite {self.path}"
+
     def save(self) -> bytes:
         """By SQLite's own backup: a plain copy of the files could catch a checkpoint half way."""
         with _connected(self.path) as source:
@@ -152,6 +165,10 @@ class RedisHome(Home):
         return RedisBroker(
             Server(host="127.0.0.1", port=self.server.port), namespace=self.namespace, rules=self.rules, clock=self.seams.clock
         )
+
+    @property
+    def place(self) -> str:
+        return f"redis {self.server.port} {self.namespace}"
 
     def save(self) -> dict[bytes, bytes]:
         dumps = {key: self._client.dump(key) for key in self._keys()}
@@ -203,6 +220,15 @@ class PostgresHome(Home):
 
         server = Server(host="127.0.0.1", port=self.server.port, user="postgres", database="postgres", tls="disable")
         return PostgresBroker(server, namespace=self.namespace, rules=self.rules, clock=self.seams.clock, capacity=self.capacity)
+
+    @property
+    def place(self) -> str:
+        return f"postgres {self.server.port} {self.namespace}"
+
+    def is_at_rest(self) -> bool:
+        """The server goes on with a statement whose client has gone."""
+        at_work = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND position($1 IN query) > 0 AND pid <> pg_backend_pid()"
+        return self.server.rows(at_work, f'"{self.namespace}".') == [(0,)]
 
     def save(self) -> dict[str, str]:
         return {table: str(self._asked(f"SELECT json_agg(t) FROM {self._table(table)} AS t") or "[]") for table in _TABLES}
