@@ -78,7 +78,7 @@ def _peer(verdict: Verdict) -> str:
     if verdict.peer is None:
         return ""
     name, value = verdict.peer
-    return f"{name} {figure_text(value)}, {verdict.value / value:.2f}"
+    return f"{name} {figure_text(value)}, {verdict.value / value:.2f}" if value else f"{name} {figure_text(value)}"
 
 
 def _conditions(kept: AllKept) -> str:

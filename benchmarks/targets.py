@@ -67,12 +67,16 @@ class Check:
         row = found.row(self.part, self.figure) if found is not None else None
         if found is None or row is None:
             return None
-        value, bare, best = VALUES[self.value](found, row), row.median(self.against), self._best(row)
+        value, bare, best = VALUES[self.value](found, row), row.median(self.against), self._best(found, row)
         is_enough = self.or_value is not None and VALUES[self.or_value](found, row) >= self.or_least
         return Verdict(value, is_enough or self._is_held(value, bare, best), bare, best)
 
-    def _best(self, row: Row) -> tuple[str, float] | None:
-        taking_part = [name for name in row.peers if name != self.against and AMONG[self.among](name) and self.peer in (None, name)]
+    def _best(self, found: Kept, row: Row) -> tuple[str, float] | None:
+        """Who begins planned jobs early is not late, and has no part in how late they begin."""
+        early = found.row(self.part, "early") if self.figure != "early" else None
+        too_early = {name for name in early.peers if early.median(name)} if early is not None else set[str]()
+        others = [name for name in row.peers if name != self.against and name not in too_early]
+        taking_part = [name for name in others if AMONG[self.among](name) and self.peer in (None, name)]
         figures = [(name, row.median(name) or 0.0) for name in taking_part]
         if not figures:
             return None

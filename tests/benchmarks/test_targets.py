@@ -40,6 +40,22 @@ def test_what_was_not_measured_has_no_verdict() -> None:
     assert a_check(least=1.0).judge(kept("w", a_row({OURS: [1.0]}, figure="CPU"))) is None
 
 
+def test_a_peer_that_begins_planned_jobs_early_is_not_the_best_of_those_that_are_late() -> None:
+    lags = a_row({OURS: [9.0], "hasty": [-200.0], "late": [50.0]}, figure="p99 ms")
+    early = a_row({OURS: [0.0], "hasty": [30.0], "late": [0.0]}, figure="early")
+    check = a_check(figure="p99 ms", most=10.0, small_is_good=True)
+    verdict = check.judge(kept("w", lags, early))
+    assert verdict is not None
+    assert verdict.peer == ("late", 50.0)
+
+
+def test_beside_nothing_there_is_no_ratio() -> None:
+    """Of jobs that began early, for example."""
+    [check] = [check for check in CHECKS if check.target == "T13" and check.workload == "redis-plans" and check.figure == "early"]
+    table = targets_table(kept("redis-plans", a_row({OURS: [0.0], "taskiq": [0.0]}, part=check.part, figure="early")))
+    assert "taskiq 0 |" in table
+
+
 @pytest.mark.parametrize(
     ("bounds", "ours", "held"),
     [({"least": 100.0}, 100.0, True), ({"least": 100.0}, 99.9, False), ({"most": 18.0}, 18.0, True), ({"most": 18.0}, 18.1, False)],
