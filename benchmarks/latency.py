@@ -184,7 +184,7 @@ async def _lags_of(store: Store, instants: Sequence[float]) -> Mapping[str, floa
 
 @contextmanager
 def _without_collections() -> Iterator[None]:
-    """What a sender here keeps until it asks when each job began would be gone through again and again, and its pauses are nobody's wait."""
+    """What a sender here keeps until it asks when each job began would be gone through over and over: its pauses are nobody's wait."""
     gc.disable()
     try:
         yield
