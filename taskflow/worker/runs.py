@@ -55,7 +55,7 @@ class Runs:
 
     @property
     def free(self) -> int:
-        """Slots that a run could begin in. A plain function that a run of this session or an earlier one has left behind takes one: the
+        """Slots that a run could begin in. A plain function that a run has left behind, here or in an earlier session, takes one: the
         thread would be missing to another."""
         if self._holdings.is_closed or self._holdings.is_over:
             return 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from importlib import import_module
 from importlib.util import find_spec
@@ -119,7 +120,7 @@ class DriversEar:
 _UNFINISHED: Final = object()
 
 
-class _Straight(asyncio.Protocol):
+class _Straight(asyncio.Protocol, ABC):
     """Takes the transport over from the driver's streams, which still hear of its end. `_take` is called with each reply, `_fail` with
     the error that ended the connection."""
 
@@ -153,11 +154,11 @@ class _Straight(asyncio.Protocol):
         self._fail(exc or exceptions.ConnectionError("Connection closed by server."))
         self._streams.connection_lost(exc)
 
-    def _take(self, reply: Any) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _take(self, reply: Any) -> None: ...
 
-    def _fail(self, error: Exception) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _fail(self, error: Exception) -> None: ...
 
 
 class StraightWire(_Straight):
