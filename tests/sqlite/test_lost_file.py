@@ -226,7 +226,7 @@ async def test_who_holds_the_side_file_is_named(open_broker: Open, path: Path) -
     side = os.open(f"{path}-checkpoint", os.O_RDONLY)
     fcntl.flock(side, fcntl.LOCK_EX)
     late = open_broker(timeout=0.1)
-    with pytest.raises(BrokerUnavailable, match=r"queue\.db-checkpoint is locked by another process"):
+    with pytest.raises(BrokerUnavailable, match=rf"queue\.db-checkpoint is locked by process {os.getpid()} "):
         await late.enqueue([an_envelope()])
     os.close(side)
     assert await late.enqueue([an_envelope()])

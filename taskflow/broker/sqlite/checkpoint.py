@@ -15,7 +15,7 @@ import sqlite3
 from typing import Final, Literal
 
 from taskflow.broker.sqlite.companions import SIDE
-from taskflow.broker.sqlite.place import LOG_LIMIT, MIB, SMALL_LOG_LIMIT, Place
+from taskflow.broker.sqlite.place import LOG, LOG_LIMIT, MIB, SMALL_LOG_LIMIT, Place
 from taskflow.broker.sqlite.statements import pragma
 
 MOST_COMMITS: Final = 128
@@ -39,7 +39,7 @@ class Checkpointer:
     def __init__(self, connection: sqlite3.Connection, place: Place) -> None:
         self._connection = connection
         self._place = place
-        self._log = place.beside("-wal")
+        self._log = place.beside(LOG)
         self._lock = _side_file(place)
         self._commits = 0
         self._changes = connection.total_changes

@@ -17,11 +17,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from taskflow.broker.sqlite.place import Place
+from taskflow.broker.sqlite.holders import locked_by
+from taskflow.broker.sqlite.place import INDEX, LOG, Place
 from taskflow.model.errors import BrokerUnavailable
 
 SIDE: Final = "-checkpoint"
-_LOG, _INDEX = "-wal", "-shm"
 _NAP: Final = 0.002
 
 _RECORD: Final = struct.Struct(">6Q")
@@ -45,7 +45,7 @@ def own_companions(place: Place) -> Iterator[None]:
 
 def note_companions(place: Place) -> None:
     """After an opening. Where it cannot be noted (a full disk, another user's side file) it is done without."""
-    found = (place.identity(), place.identity(_LOG), place.identity(_INDEX))
+    found = (place.identity(), place.identity(LOG), place.identity(INDEX))
     if None in found:
         return
     with contextlib.suppress(OSError):
@@ -72,10 +72,7 @@ def _lock(side: int, place: Place) -> None:
             fcntl.flock(side, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             if time.monotonic() > deadline:
-                text = (
-                    f"{place.beside(SIDE)} is locked by another process, for longer than {place.timeout:g} s: see what holds it, and end it"
-                )
-                raise BrokerUnavailable(text) from error
+                raise BrokerUnavailable(f"{place.beside(SIDE)} {locked_by(place, SIDE)}") from error
             time.sleep(_NAP)
         else:
             return
@@ -88,9 +85,9 @@ def _remove_strangers(side: int, place: Place) -> None:
         return
     numbers = _RECORD.unpack(noted)
     file, log, index = (numbers[at : at + 2] for at in (0, 2, 4))
-    if place.identity() == file or place.identity(_LOG) not in (None, log) or place.identity(_INDEX) not in (None, index):
+    if place.identity() == file or place.identity(LOG) not in (None, log) or place.identity(INDEX) not in (None, index):
         return
-    for ending in (_LOG, _INDEX):
+    for ending in (LOG, INDEX):
         _remove(place, place.beside(ending))
 
 

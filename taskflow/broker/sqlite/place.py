@@ -10,6 +10,10 @@ from typing import Final
 
 MIB: Final = 1 << 20
 
+LOG: Final = "-wal"
+INDEX: Final = "-shm"
+"""What SQLite keeps beside a file while it is in use: the log, and its index, on which all wait for the lock to write."""
+
 LOG_LIMIT: Final = 6 * MIB
 """Beyond this the write-ahead log is carried over into the file and cut off."""
 

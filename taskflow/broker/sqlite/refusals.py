@@ -7,7 +7,8 @@ import sqlite3
 from collections.abc import Iterable
 from typing import Final
 
-from taskflow.broker.sqlite.place import Place
+from taskflow.broker.sqlite.holders import locked_by
+from taskflow.broker.sqlite.place import INDEX, Place
 from taskflow.model.envelope import Envelope
 from taskflow.model.errors import BrokerRefused, BrokerUnavailable, StoreFull, TaskflowError, TooLarge
 
@@ -64,10 +65,7 @@ def in_our_words(error: sqlite3.Error, place: Place) -> TaskflowError:
     if is_full(error):
         return StoreFull(f"{path}: no room for new jobs ({error}): let workers catch up, or make room on the disk")
     if is_busy(error):
-        return BrokerUnavailable(
-            f"{path} is locked by another process, for longer than {place.timeout:g} s: "
-            "look for a program that keeps a transaction open on it (a database browser, a backup), and end it"
-        )
+        return BrokerUnavailable(f"{path} {locked_by(place, '', INDEX)}")
     if code == sqlite3.SQLITE_TOOBIG:
         return TooLarge(f"{path}: SQLite holds no value of more than {LARGEST_VALUE:,} bytes ({error}): keep a reference to the data")
     if code == sqlite3.SQLITE_NOTADB:

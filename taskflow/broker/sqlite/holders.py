@@ -1,0 +1,81 @@
+"""Who holds a lock on a store's files, as the kernel tells (Linux): so that an operator need not search for it.
+
+Only read: to open the file beside the log (`-shm`) in a process that uses the store, and to close it, would drop that process's own locks.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from taskflow.broker.sqlite.place import Place
+
+_LOCKS: Final = Path("/proc/locks")
+_PROCESSES: Final = Path("/proc")
+
+_STOPPED: Final = frozenset("Tt")
+"""States of a process that a signal or a debugger has stopped (proc_pid_status(5))."""
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A process that keeps others from writing. `name` is the kernel's, 15 characters of it."""
+
+    pid: int
+    name: str
+    is_stopped: bool
+
+    def __str__(self) -> str:
+        who = f"process {self.pid} ({self.name})"
+        if self.pid == os.getpid():
+            return f"{who}, this one"
+        return f"{who}, which is stopped" if self.is_stopped else who
+
+
+def locked_by(place: Place, *endings: str) -> str:
+    """For an error: who keeps the lock for longer than the place allows, and what to do about it."""
+    holder = holder_of(place, *endings)
+    if holder is not None and holder.is_stopped:
+        remedy = f"let it go on (kill -CONT {holder.pid}), or end it (kill -KILL {holder.pid}): then its jobs run elsewhere"
+    else:
+        remedy = "look for a program that keeps a transaction open on it (a database browser, a backup), and end it"
+    return f"is locked by {holder or 'another process'}, for longer than {place.timeout:g} s: {remedy}"
+
+
+def holder_of(place: Place, *endings: str) -> Holder | None:
+    """A process with an exclusive lock on the file, or on one of those beside it, a stopped one before others; None when nobody knows.
+
+    What holds it from outside this container, or has let go of it meanwhile, is not found.
+    """
+    files = {found for ending in endings if (found := place.identity(ending)) is not None}
+    holders = [holder for pid in sorted(set(_writers(files))) if (holder := _look(pid)) is not None]
+    return max(holders, key=lambda holder: holder.is_stopped, default=None)
+
+
+def _writers(files: set[tuple[int, int]]) -> Iterator[int]:
+    """The lines are `1: POSIX  ADVISORY  WRITE 4711 fe:00:1234 120 120` (proc_locks(5)); one with `->` waits for the lock above it."""
+    try:
+        lines = _LOCKS.read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        match line.split():
+            case [_, "POSIX" | "FLOCK" | "OFDLCK", _, "WRITE", pid, file, _, _] if _file(file) in files and int(pid) > 0:
+                yield int(pid)
+
+
+def _file(said: str) -> tuple[int, int]:
+    major, minor, inode = said.split(":")
+    return os.makedev(int(major, 16), int(minor, 16)), int(inode)
+
+
+def _look(pid: int) -> Holder | None:
+    try:
+        lines = (_PROCESSES / str(pid) / "status").read_text(errors="replace").splitlines()
+    except OSError:
+        return None
+    known = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+    return Holder(pid, known.get("Name", "?").strip(), known.get("State", "?")[0] in _STOPPED)
