@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from taskflow.app.batches import Batch, Sent, async_batches, batches
+from taskflow.app.batches import Batch, Batches, Sent, async_batches
 from taskflow.app.call import Call
 from taskflow.app.connection import Connection
 from taskflow.app.current import set_default_app
@@ -187,9 +187,24 @@ class App:
             async for batch in async_batches(calls):
                 await self.send_batch(batch, sent)
         else:
-            for batch in batches(calls):
-                await self.send_batch(batch, sent)
+            batches = Batches(calls)
+            for batch in batches:
+                await self._send_before(batches, batch, sent)
         return sent.handles
+
+    async def _send_before(self, rest: Batches[R], batch: Batch[R], sent: Sent[R]) -> None:
+        """While a batch is under way the next one is gathered, which takes Python about as long as the store takes to add one."""
+        if rest.has_ended:
+            return await self.send_batch(batch, sent)
+        sending = asyncio.create_task(self.send_batch(batch, sent))
+        try:
+            await asyncio.sleep(0)  # now it is
+            rest.gather_ahead()
+            return await sending
+        finally:
+            if not sending.done():
+                sending.cancel()
+                await asyncio.gather(sending, return_exceptions=True)
 
     async def send_batch(self, batch: Batch[R], sent: Sent[R]) -> None:
         """Adds to what was sent; EnqueueFailed, with that, when it is not the whole batch."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from taskflow.app.call import Call
 from taskflow.app.coalesce import MAX_BYTES, MAX_ITEMS
@@ -44,20 +46,54 @@ class Sent(Generic[R]):
         self.conflicts: list[JobHandle[R]] = []
 
 
-def batches(calls: Iterable[Call[R]]) -> Iterator[Batch[R]]:
-    """They are taken from the iterable as they are sent: a generator may be endless. What it raises ends the last batch."""
-    check_calls(calls)
-    batch = Batch[R]()
-    try:
-        for call in calls:
-            if not batch.add(call):
-                yield batch
-                batch = Batch()
-                batch.add(call)
-    except Exception as error:
-        batch.error = error
-    if batch.is_of_use:
-        yield batch
+AHEAD_FOR: Final = 0.05
+"""Seconds. An iterable that takes longer over a batch is not read on while another one is under way: the loop is to see its answer."""
+
+
+class Batches(Generic[R]):
+    """They are taken from the iterable as they are sent, one ahead: a generator may be endless. What it raises ends the last batch."""
+
+    def __init__(self, calls: Iterable[Call[R]]) -> None:
+        check_calls(calls)
+        self._calls = iter(calls)
+        self._batch = Batch[R]()
+        self._follows: Call[R] | None = None
+        self._has_ended = False
+
+    def __iter__(self) -> Iterator[Batch[R]]:
+        return self
+
+    def __next__(self) -> Batch[R]:
+        self._gather(math.inf)
+        batch = self._batch
+        if not batch.is_of_use:
+            raise StopIteration
+        self._batch = Batch()
+        if self._follows is not None:
+            self._batch.add(self._follows)
+            self._follows = None
+        return batch
+
+    @property
+    def has_ended(self) -> bool:
+        """Nothing follows."""
+        return self._has_ended and not self._batch.is_of_use
+
+    def gather_ahead(self) -> None:
+        """Takes what there is for the next one, or a part of it."""
+        self._gather(time.monotonic() + AHEAD_FOR)
+
+    def _gather(self, until: float) -> None:
+        try:
+            while self._follows is None and not self._has_ended and time.monotonic() < until:
+                call = next(self._calls)
+                if not self._batch.add(call):
+                    self._follows = call
+        except StopIteration:
+            self._has_ended = True
+        except Exception as error:
+            self._has_ended = True
+            self._batch.error = error
 
 
 async def async_batches(calls: AsyncIterable[Call[R]]) -> AsyncIterator[Batch[R]]:

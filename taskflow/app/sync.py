@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TypeVar
 
 from taskflow.app.app import app
-from taskflow.app.batches import Sent, batches
+from taskflow.app.batches import Batches, Sent
 from taskflow.app.call import Call
 from taskflow.app.handle import JobHandle
 from taskflow.app.portal import refuse_inside_a_loop, run_sync
@@ -18,6 +18,6 @@ def enqueue_sync(calls: Iterable[Call[R]]) -> list[JobHandle[R]]:
     """`enqueue` for code without an event loop; RuntimeError inside of a running one. The iterable is read in this thread."""
     refuse_inside_a_loop("enqueue_sync()", "await enqueue()")
     sent = Sent[R]()
-    for batch in batches(calls):
+    for batch in Batches(calls):
         run_sync(app.send_batch(batch, sent))
     return sent.handles

@@ -19,7 +19,7 @@ from taskflow.app.patience import pause_after
 from taskflow.broker.sqlite import SqliteBroker
 from tests.app.bench import Bench
 from tests.app.jobs import add, blob
-from tests.app.watched import Watched
+from tests.app.watched import Watched, settle_down
 
 
 @pytest.fixture
@@ -35,11 +35,6 @@ async def under_way(awaitable: Awaitable[Any]) -> asyncio.Task[Any]:
     assert isinstance(task, asyncio.Task)
     await settle_down()
     return task
-
-
-async def settle_down() -> None:
-    for _ in range(10):
-        await asyncio.sleep(0)
 
 
 # --- sharing --------------------------------------------------------------------------------------------------------

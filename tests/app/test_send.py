@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
@@ -12,13 +13,14 @@ from typing import Any
 import pytest
 
 from taskflow import Backoff, EncodeError, EnqueueFailed, EnqueueOptions, Status, configure, enqueue, enqueue_sync, run_sync
+from taskflow.app.batches import AHEAD_FOR
 from taskflow.app.coalesce import MAX_BYTES
 from taskflow.app.middleware import EnqueueCall, EnqueueNext, Middleware
 from taskflow.model.clock import instant_of
 from taskflow.model.ids import parse_id
 from tests.app.bench import Bench
 from tests.app.jobs import add, blob, double, fail, total
-from tests.app.watched import Watched
+from tests.app.watched import Watched, settle_down
 
 # --- delay ----------------------------------------------------------------------------------------------------------
 
@@ -185,8 +187,8 @@ async def test_a_batch_is_of_one_mebibyte(bench: Bench) -> None:
     assert all(sum(len(envelope.payload) for envelope in batch) <= MAX_BYTES for batch in watched.batches)
 
 
-async def test_an_iterable_is_not_read_ahead(bench: Bench) -> None:
-    """It may be endless: no more than a batch and one call are taken before they are sent."""
+async def test_an_iterable_is_read_one_batch_ahead_at_most(bench: Bench) -> None:
+    """It may be endless. The next batch is gathered while one is under way, and one call more is taken to see that it is full."""
     watched = Watched(bench.broker)
     taken = 0
 
@@ -200,10 +202,35 @@ async def test_an_iterable_is_not_read_ahead(bench: Bench) -> None:
     with bench.app.using(watched.as_broker):
         sending = asyncio.create_task(enqueue(endless()))
         await watched.arrived.wait()
-        assert taken == 1_001
+        await settle_down()
+        assert taken == 2_001
         sending.cancel()
         with pytest.raises(asyncio.CancelledError):
             await sending
+    assert len(watched.batches) == 1
+
+
+async def test_an_iterable_that_takes_its_time_is_not_read_ahead(bench: Bench) -> None:
+    """It would keep the loop from the answer."""
+    watched = Watched(bench.broker)
+    taken = 0
+
+    def slow() -> Iterator[Any]:
+        nonlocal taken
+        for taken in range(1, 1_101):
+            if taken > 1_000:
+                time.sleep(AHEAD_FOR / 2)
+            yield add.bind(taken)
+
+    watched.gate.clear()
+    with bench.app.using(watched.as_broker):
+        sending = asyncio.create_task(enqueue(slow()))
+        await watched.arrived.wait()
+        await settle_down()
+        assert 1_001 <= taken < 1_010
+        watched.gate.set()
+        assert len(await sending) == 1_100
+    assert [len(batch) for batch in watched.batches] == [1_000, 100]
 
 
 async def test_a_failure_carries_the_handles_so_far(bench: Bench) -> None:

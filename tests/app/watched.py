@@ -67,3 +67,9 @@ class Watched:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._broker, name)
+
+
+async def settle_down() -> None:
+    """What can be done at once has been done."""
+    for _ in range(10):
+        await asyncio.sleep(0)
