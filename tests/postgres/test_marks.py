@@ -294,6 +294,7 @@ async def test_updates_that_come_often_stay_on_their_page(work: Work, stranger: 
     for _ in range(60):
         await work.pass_through(BATCH)
         await work.beat()
+        await stranger.execute("DELETE FROM taskflow.marks WHERE kind = 'summed'")  # half a second is over
         await work.broker.upkeep(10)
     await work.broker.close()
     rows = await stranger.fetch(

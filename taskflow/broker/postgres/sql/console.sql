@@ -148,16 +148,22 @@ END
 $$;
 
 -- Somebody waits for these to end. The ids of those that need not be waited for.
-CREATE FUNCTION @.await(wall bigint, ids bytea[], patience bigint) RETURNS void LANGUAGE sql AS $$
-    INSERT INTO @.awaited (id, until_when) SELECT DISTINCT id, @.wall(wall) + patience FROM unnest(ids) AS id
-    ON CONFLICT (id) DO UPDATE SET until_when = excluded.until_when
+CREATE FUNCTION @.await(wall bigint, ids bytea[], patience bigint) RETURNS void LANGUAGE plpgsql
+SET plan_cache_mode = force_generic_plan SET jit = off AS $$
+#variable_conflict use_column
+BEGIN
+    INSERT INTO @.awaited (id, until_when) SELECT DISTINCT given.id, @.wall(wall) + patience FROM unnest(ids) AS given (id)
+    ON CONFLICT (id) DO UPDATE SET until_when = excluded.until_when;
+END
 $$;
 
--- PostgreSQL 18 keeps the plan of such a function too: one that was made when there were few jobs must not read many from end to end.
-CREATE FUNCTION @.already(ids bytea[]) RETURNS SETOF bytea LANGUAGE sql SET enable_seqscan = off SET enable_hashjoin = off
-SET enable_mergejoin = off SET jit = off AS $$
-    SELECT given.id FROM unnest(ids) AS given (id)
-    WHERE NOT EXISTS (SELECT 1 FROM @.jobs WHERE jobs.id = given.id AND status <= S.RUNNING)
+-- Its plan is made once, perhaps when there are few jobs: it must not read many from end to end.
+CREATE FUNCTION @.already(ids bytea[]) RETURNS SETOF bytea LANGUAGE plpgsql
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
+BEGIN
+    RETURN QUERY SELECT given.id FROM unnest(ids) AS given (id)
+    WHERE NOT EXISTS (SELECT 1 FROM @.jobs WHERE jobs.id = given.id AND jobs.status <= S.RUNNING);
+END
 $$;
 
 -- Of these topics those under which there is something already.

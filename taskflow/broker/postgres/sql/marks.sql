@@ -99,7 +99,7 @@ END
 $$;
 
 CREATE FUNCTION @.place(kind text, queue text, rank integer) RETURNS bigint LANGUAGE sql IMMUTABLE AS $$
-    SELECT hashtextextended('@.marks ' || kind || ' ' || queue || ' ' || rank, 0)
+    SELECT hashtextextended('@.marks ' || kind || ' ' || queue || ' ' || rank::text, 0) -- immutable as it stands, and so a part of its callers' plans
 $$;
 
 -- Whether the mark m may be raised by this transaction: to be asked before the index is read. Not when it was set a moment ago, when it is
@@ -206,7 +206,8 @@ CREATE CONSTRAINT TRIGGER tally_late AFTER INSERT ON @.tally DEFERRABLE INITIALL
 
 -- Reads every index from its start, as if there were no marks, and lowers those that were too high. Drops what no mark needs any more. A
 -- statement of its own, since it may take long: what it lowers must be committed at once, and nothing else is to wait for it.
-CREATE FUNCTION @.look_behind(wall bigint, OUT rung text) LANGUAGE plpgsql SET enable_seqscan = off SET jit = off SET enable_bitmapscan = off AS $$
+CREATE FUNCTION @.look_behind(wall bigint, OUT rung text) LANGUAGE plpgsql
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET jit = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_column
 DECLARE
     began_at bigint := @.wall(NULL);
@@ -230,12 +231,17 @@ BEGIN
 END
 $$;
 
--- Whether it is time to look behind: never more than a tenth of all time.
-CREATE FUNCTION @.wants_look_behind(now_at bigint) RETURNS boolean LANGUAGE plpgsql AS $$
+-- Whether it is time to look behind, never more than a tenth of all time, and the caller is to see to it: until its look has ended nobody else
+-- is told so, or in ten seconds, when it should have come to nothing.
+CREATE FUNCTION @.takes_turn_to_look_behind(now_at bigint) RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
     next_at bigint := (SELECT value FROM @.meta WHERE name = 'look_behind_at');
 BEGIN
-    RETURN next_at IS NULL OR next_at <= now_at OR next_at > now_at + 86400000000; -- the last: the clock was set back
+    IF next_at > now_at AND next_at <= now_at + 86400000000 THEN -- the last: unless the clock was set back
+        RETURN false;
+    END IF;
+    INSERT INTO @.meta (name, value) VALUES ('look_behind_at', now_at + 10000000) ON CONFLICT (name) DO UPDATE SET value = excluded.value;
+    RETURN true;
 END
 $$;
 

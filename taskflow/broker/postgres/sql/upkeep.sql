@@ -3,7 +3,7 @@ CREATE FUNCTION @.upkeep(
     wall bigint, steady bigint, most integer,
     OUT readied integer, OUT reaped integer, OUT released integer, OUT expired integer, OUT dropped integer, OUT next_in bigint,
     OUT looks_behind boolean, OUT rung text
-) LANGUAGE plpgsql SET lock_timeout = '3s' AS $$
+) LANGUAGE plpgsql SET lock_timeout = '3s' SET plan_cache_mode = force_generic_plan AS $$
 #variable_conflict use_column
 DECLARE
     now_at bigint := @.wall(wall);
@@ -19,7 +19,7 @@ BEGIN
     END IF;
     -- What the server forgets in a crash is done again, and nobody was told of it; whoever builds on it waits for the disk itself.
     SET LOCAL synchronous_commit = off;
-    looks_behind := @.wants_look_behind(now_at);
+    looks_behind := @.takes_turn_to_look_behind(now_at);
     PERFORM @.spare_after_outage(steady);
     UPDATE @.sessions SET dead_at = now_at WHERE dead_at IS NULL AND steady - beat_at > ttl;
     GET DIAGNOSTICS reaped = ROW_COUNT;
@@ -45,7 +45,8 @@ BEGIN
 END
 $$;
 
--- How many rows of tally it has taken, 20,000 at most: they are small, and each stands for a whole verb.
+-- How many rows of tally it has taken, 20,000 at most: they are small, and each stands for a whole verb. Not again within half a second of
+-- when all were taken: while a long transaction keeps what has died, each sum has to pass by all versions of the former ones.
 CREATE FUNCTION @.sum_up(now_at bigint) RETURNS integer LANGUAGE plpgsql
 SET enable_seqscan = off SET jit = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_column
@@ -55,6 +56,9 @@ DECLARE
     last_id bigint;
     number integer;
 BEGIN
+    IF (@.mark('summed', '', 0, now_at)).set_at > now_at - 500000 THEN
+        RETURN 0;
+    END IF;
     WITH first AS MATERIALIZED (
         SELECT id FROM @.tally WHERE id >= m.at ORDER BY id LIMIT 20000
     ), taken AS (
@@ -70,6 +74,9 @@ BEGIN
     SELECT max(id), count(*) INTO last_id, number FROM taken;
     IF raises AND last_id IS NOT NULL THEN
         PERFORM @.raise(m, last_id, 0, now_at);
+    END IF;
+    IF number < 20000 THEN
+        INSERT INTO @.marks (kind, at, set_at) VALUES ('summed', 0, now_at);
     END IF;
     RETURN number;
 END
@@ -205,14 +212,22 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION @.drop_over_cap(now_at bigint, most integer) RETURNS integer LANGUAGE plpgsql AS $$
+CREATE FUNCTION @.drop_over_cap(now_at bigint, most integer) RETURNS integer LANGUAGE plpgsql
+SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
 DECLARE
     crowded record;
     moved integer := 0;
+    unsummed bigint := (@.mark('tally', '', 0, now_at)).at;
 BEGIN
     FOR crowded IN
-        SELECT queue, what = '=' || S.FAILED AS failed, sum(n) - R.kept_per_queue AS over FROM @.totals
-        WHERE what IN ('=' || S.SUCCEEDED, '=' || S.CANCELLED, '=' || S.FAILED)
+        SELECT queue, failed, sum(n) - R.kept_per_queue AS over FROM (
+            SELECT queue, what = '=' || S.FAILED AS failed, n FROM @.totals
+            WHERE what IN ('=' || S.SUCCEEDED, '=' || S.CANCELLED, '=' || S.FAILED)
+            UNION ALL
+            SELECT queue, after = S.FAILED, n FROM @.tally WHERE id >= unsummed AND after BETWEEN S.SUCCEEDED AND S.CANCELLED
+            UNION ALL
+            SELECT queue, before = S.FAILED, -n FROM @.tally WHERE id >= unsummed AND before BETWEEN S.SUCCEEDED AND S.CANCELLED
+        ) AS every
         GROUP BY 1, 2 HAVING sum(n) > R.kept_per_queue ORDER BY 1, 2
     LOOP
         EXIT WHEN moved >= most;
@@ -236,13 +251,13 @@ DECLARE
     last_seq bigint;
 BEGIN
     WITH scanned AS MATERIALIZED (
-        SELECT id, ended_at, seq, queue, status FROM @.jobs WHERE status BETWEEN S.SUCCEEDED AND S.CANCELLED AND (ended_at, seq) >= (m.at, m.seq)
+        SELECT ctid AS tid, ended_at, seq, queue, status FROM @.jobs WHERE status BETWEEN S.SUCCEEDED AND S.CANCELLED AND (ended_at, seq) >= (m.at, m.seq)
         ORDER BY ended_at, seq LIMIT 1000 + 10 * most
     ), chosen AS MATERIALIZED (
         SELECT * FROM scanned WHERE queue = of_queue AND (status = S.FAILED) = are_failed LIMIT most -- in their order: no more is read than it takes
     ), locked AS MATERIALIZED (
         SELECT it.tid, chosen.status FROM chosen CROSS JOIN LATERAL (
-            SELECT ctid AS tid FROM @.jobs WHERE jobs.id = chosen.id AND jobs.status + 0 BETWEEN S.SUCCEEDED AND S.CANCELLED
+            SELECT ctid AS tid FROM @.jobs WHERE jobs.ctid = chosen.tid AND jobs.status + 0 BETWEEN S.SUCCEEDED AND S.CANCELLED
             FOR UPDATE SKIP LOCKED
         ) AS it
     ), buried AS (
