@@ -82,7 +82,8 @@ class Unwritable(Event, frozen=True):
 
 
 class VerdictsLost(Event, frozen=True):
-    """The part of the worker that tells the broker has failed: what the runs of these leases came to is not told, and they run again."""
+    """The broker could not be told what the runs of these leases came to, and the worker tries no longer: they run again, unless it had
+    heard and its answer was lost."""
 
     leases: tuple[Lease, ...]
     why: str

@@ -228,7 +228,7 @@ class Life:
         while len(self._holdings) and not settling.done():
             await self._holdings.wait_for_change()
         if held := self._holdings.all():
-            self._events.tell(VerdictsLost(tuple(holding.lease for holding in held), _why_ended(settling)))
+            self._events.tell(VerdictsLost(tuple(holding.lease for holding in held), f"the settler has failed: {_why_ended(settling)}"))
         await self._end_settling()
         await self._give_up_session()
 
@@ -246,6 +246,7 @@ class Life:
             async with asyncio.timeout(patience):
                 await self._until_answered()
                 await self._give_up_session()
+        self._tell_of_untold()
         await self._end_settling()
 
     async def _end_settling(self) -> None:
@@ -289,7 +290,7 @@ class Life:
         if not self._runs.under_way:
             return
         hurried = self._loop.create_task(hurry.wait())
-        runs = self._loop.create_task(_wait_for(list(self._runs.under_way)))
+        runs = self._loop.create_task(asyncio.wait(list(self._runs.under_way)))
         await asyncio.wait([hurried, runs], timeout=patience, return_when=asyncio.FIRST_COMPLETED)
         await _end([hurried, runs])
 
@@ -316,6 +317,7 @@ class Life:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._options.last_words):
                 await self._until_answered()
+        self._tell_of_untold()
         await self._end_settling()
         if self._keeper is not None:
             await self._keeper.stop()
@@ -323,6 +325,10 @@ class Life:
     async def _until_answered(self) -> None:
         while any(holding.is_offered for holding in self._holdings.all()):
             await self._holdings.wait_for_change()
+
+    def _tell_of_untold(self) -> None:
+        if untold := tuple(holding.lease for holding in self._holdings.all() if holding.is_offered):
+            self._events.tell(VerdictsLost(untold, "the broker has not answered by the worker's end"))
 
     async def _leave(self) -> None:
         try:
@@ -386,10 +392,6 @@ def _a_session(options: WorkerOptions) -> Session:
     name = f"{socket.gethostname()}:{os.getpid()}"
     queues = options.queues.names
     return Session(id=secrets.token_bytes(16), name=name, ttl=options.ttl, queues=queues, concurrency=options.concurrency)
-
-
-async def _wait_for(tasks: list[asyncio.Task[None]]) -> None:
-    await asyncio.wait(tasks)
 
 
 async def _end(tasks: list[asyncio.Task[Any]]) -> None:

@@ -58,7 +58,7 @@ def log_event(event: Event) -> None:
             _say(logging.WARNING, lease, "lost: another worker has it now, or it was ended; this run will not count")
         case VerdictsLost(leases, why):
             for lease in leases:
-                _say(logging.ERROR, lease, f"cannot be settled, since the settler has failed ({why}): it runs again elsewhere")
+                _say(logging.ERROR, lease, f"has ended, and could not be settled ({why}): it most likely runs again")
         case NotCounted(lease, verdict):
             _, words = _words(verdict)
             _say(logging.WARNING, lease, f"was another worker's by then, or had been ended: that its run here {words} does not count")

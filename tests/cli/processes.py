@@ -20,6 +20,16 @@ import pytest
 # For a machine with much else to do. What takes this long has hung.
 PATIENCE = 60.0
 
+LEDGER = """
+import os
+
+def write(line: str) -> None:
+    file = os.open(os.environ.get("LEDGER", "ledger"), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(file, f"{line}\\n".encode())
+    os.close(file)
+"""
+"""The beginning of a module of jobs that keep a ledger: each line is one write, whichever process it is of."""
+
 on_each_broker = pytest.mark.parametrize("new_store", ["sqlite", "redis", "postgres"], indirect=True)
 """The test's shell has a new store, of each kind in turn."""
 

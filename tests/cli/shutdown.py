@@ -17,18 +17,15 @@ from pathlib import Path
 from typing import Final
 
 from taskflow.broker.url import connect
-from tests.cli.processes import Running, Shell, ended_clearly
+from tests.cli.processes import LEDGER, Running, Shell, ended_clearly
 from tests.cli.test_processes import none_is_left, pids
 from tests.cli.test_signals import PYTHONS_OWN, a_little_later
 
-TASKS: Final = """
+TASKS: Final = (
+    LEDGER
+    + """
 import asyncio, os, threading, time
 from taskflow import job
-
-def write(line: str) -> None:
-    file = os.open(os.environ["LEDGER"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    os.write(file, f"{line}\\n".encode())
-    os.close(file)
 
 @job
 async def brief(n: int) -> None:
@@ -57,6 +54,7 @@ async def wait(n: int) -> None:
     print("begun\\n", end="", flush=True)
     await asyncio.sleep(3600)
 """
+)
 
 AT_ONE_TIME: Final = 4
 """Workers that are stopped beside each other: their moments are no longer exact, and all the more mixed."""

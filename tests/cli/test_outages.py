@@ -15,20 +15,17 @@ from typing import Final
 
 import pytest
 
-from tests.cli.processes import Running, Shell, ended_clearly
+from tests.cli.processes import LEDGER, Running, Shell, ended_clearly
 from tests.cli.test_processes import is_alive, none_is_left, pids, until, workers
 from tests.support.outages import Outage, SqliteOutage, outages
 from tests.worker.outage import FIRST_TRIES, SLOWEST
 
-TASKS = """
+TASKS = (
+    LEDGER
+    + """
 import asyncio, os
 from pathlib import Path
 from taskflow import job
-
-def write(line: str) -> None:
-    file = os.open("ledger", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    os.write(file, f"{line}\\n".encode())
-    os.close(file)
 
 @job
 async def note(n: int) -> None:
@@ -43,6 +40,7 @@ async def wait(n: int) -> None:
         await asyncio.sleep(0.01)
     write(str(n))
 """
+)
 
 MANY: Final = 300
 LONG: Final = range(MANY, MANY + 6)

@@ -15,20 +15,17 @@ from pathlib import Path
 import pytest
 
 from taskflow.worker.processes import memory_of
-from tests.cli.processes import PATIENCE, Running, Shell, ended_clearly, on_each_broker
+from tests.cli.processes import LEDGER, PATIENCE, Running, Shell, ended_clearly, on_each_broker
 from tests.cli.test_signals import PYTHONS_OWN, a_little_later
 
-TASKS = """
+TASKS = (
+    LEDGER
+    + """
 import asyncio, os, signal, subprocess, time
 from pathlib import Path
 from taskflow import JobContext, job
 
 print("imported\\n", end="", flush=True)
-
-def write(line: str) -> None:
-    file = os.open("ledger", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    os.write(file, f"{line}\\n".encode())
-    os.close(file)
 
 @job
 async def wait(ctx: JobContext) -> None:
@@ -80,6 +77,7 @@ def leave_an_orphan() -> None:
         time.sleep(0.01)
     os.kill(os.getppid(), signal.SIGTERM)
 """
+)
 
 
 @pytest.fixture

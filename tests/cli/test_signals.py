@@ -11,17 +11,14 @@ import pytest
 
 from taskflow.cli import signals
 from taskflow.cli.signals import LastResort
-from tests.cli.processes import Running, Shell, ended_clearly, on_each_broker
+from tests.cli.processes import LEDGER, Running, Shell, ended_clearly, on_each_broker
 
-TASKS = """
+TASKS = (
+    LEDGER
+    + """
 import asyncio, os, threading, time
 from pathlib import Path
 from taskflow import JobContext, job
-
-def write(line: str) -> None:
-    file = os.open("ledger", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    os.write(file, f"{line}\\n".encode())
-    os.close(file)
 
 async def release() -> None:
     while not Path("release").exists():
@@ -80,6 +77,7 @@ def close_descriptors_in_a_thread(ctx: JobContext) -> None:
         threading.Event().wait()
     write("ended")
 """
+)
 
 SLOW_START = """
 import asyncio

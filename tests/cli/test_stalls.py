@@ -11,17 +11,14 @@ from typing import Any
 import pytest
 
 from taskflow.broker import words
-from tests.cli.processes import Running, Shell, ended_clearly, on_each_broker
+from tests.cli.processes import LEDGER, Running, Shell, ended_clearly, on_each_broker
 
-TASKS = """
+TASKS = (
+    LEDGER
+    + """
 import asyncio, collections, functools, logging, mmap, operator, os, time
 from pathlib import Path
 from taskflow import JobContext, job
-
-def write(line: str) -> None:
-    file = os.open("ledger", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    os.write(file, f"{line}\\n".encode())
-    os.close(file)
 
 def wait_for(name: str) -> None:
     while not Path(name).exists():
@@ -64,6 +61,7 @@ def wait_in_a_thread(ctx: JobContext) -> str:
     write(f"epoch {ctx.epoch}")
     return f"epoch {ctx.epoch}"
 """
+)
 
 
 @pytest.fixture

@@ -11,16 +11,19 @@ import pytest
 from taskflow import Backoff, JobFailed, Status, Worker, enqueue, job
 from taskflow.app.current import default_app
 from taskflow.broker.protocol import Broker
+from taskflow.model.ids import parse_id
 from taskflow.model.session import Beat
 from taskflow.model.verdict import Settled, Settlement, Succeeded
 from taskflow.worker import runs as runs_module
 from taskflow.worker.events import (
     BrokerTrouble,
+    Ended,
     LeaseLost,
     NotCounted,
     NotLeft,
     SessionEnded,
     StillRunning,
+    VerdictsLost,
 )
 from taskflow.worker.log import log_event
 from taskflow.worker.options import WorkerOptions
@@ -178,3 +181,19 @@ async def test_a_leave_that_the_broker_did_not_hear_is_not_said_to_be_tried_agai
     assert [type(event) for event in heard.events if isinstance(event, BrokerTrouble | NotLeft)][-1] is NotLeft
     assert "could not tell the broker that it leaves, what it holds still runs again after 60 s" in caplog.text
     assert "leave did not reach" not in caplog.text
+
+
+async def test_what_could_not_be_settled_by_the_end_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever reads the log knows why a job that it calls a success runs once more."""
+    async with a_faulty_broker() as broker:
+        heard = Heard()
+        handle = await waits.delay()
+        with caplog.at_level(logging.WARNING, "taskflow.worker"):
+            async with Worker(options=WorkerOptions(subscribers=(heard, log_event), ttl=60.0, last_words=0.2)):
+                await Run.started.wait()
+                broker.away = {"settle"}
+                Run.release.set()
+                await heard.wait_for(Ended)
+        [lost] = [event for event in heard.events if isinstance(event, VerdictsLost)]
+        assert [lease.envelope.id for lease in lost.leases] == [parse_id(handle.id)]
+    assert "could not be settled (the broker has not answered by the worker's end): it most likely runs again" in caplog.text

@@ -13,8 +13,9 @@ from taskflow.broker.sqlite.shelf import Shelf
 from taskflow.model.clock import to_microseconds, to_seconds
 from taskflow.model.record import CODES, Event, Status
 
-MOST_FORGOTTEN: Final = 10_000
-"""Ids that one call forgets at most: they are no moves, and take no time worth counting, but not no time at all."""
+MOST_FORGOTTEN: Final = 1_000
+"""Ids that one call forgets at most: they are no moves, and take no time worth counting, but not no time at all. When there were so many
+the caller is to come again at once: more may become due, every second, than a call in two seconds forgets."""
 
 
 def upkeep(shelf: Shelf, limit: int) -> Upkept:
@@ -22,11 +23,12 @@ def upkeep(shelf: Shelf, limit: int) -> Upkept:
     reaped = _reap(shelf)
     left = limit
     moves = list[int]()
-    for duty in (_ready_due, _release_leases, _expire, _drop):
+    for duty in (_ready_due, _release_leases, _expire):
         moves.append(duty(shelf, left))
         left -= moves[-1]
-    readied, released, expired, dropped = moves
-    next_in = 0.0 if left <= 0 else _next_in(shelf)
+    readied, released, expired = moves
+    dropped, forgotten = _drop(shelf, left)
+    next_in = 0.0 if dropped >= left or forgotten >= MOST_FORGOTTEN else _next_in(shelf)
     return Upkept(readied=readied, reaped=reaped, released=released, expired=expired, dropped=dropped, next_in=next_in)
 
 
@@ -103,33 +105,34 @@ def _expire(shelf: Shelf, limit: int) -> int:
     return len(ids)
 
 
-def _drop(shelf: Shelf, limit: int) -> int:
-    """First to be nothing but an id, when its keep is over; then, when no call can be resent any more, nothing at all."""
+def _drop(shelf: Shelf, limit: int) -> tuple[int, int]:
+    """First to be nothing but an id, when its keep is over; then, when no call can be resent any more, nothing at all. How many of each."""
     moved = _drop_over_cap(shelf, limit)
     left = max(0, limit - moved)
     faded = shelf.connection.execute(shelf.sql["faded_jobs"], (shelf.now, left)).fetchall()
     for queue, code, number in faded:
         shelf.tally.move(queue, Event.DROP, code, None, number)
     dropped: int = sum(number for _, _, number in faded)
+    forgotten = 0
     if dropped < left:
-        _drop_all_faded(shelf, dropped)
+        forgotten = _drop_all_faded(shelf, dropped)
     elif dropped:
-        _drop_first_faded(shelf, dropped)
-    return moved + dropped
+        forgotten = _drop_first_faded(shelf, dropped)
+    return moved + dropped, forgotten
 
 
-def _drop_all_faded(shelf: Shelf, number: int) -> None:
+def _drop_all_faded(shelf: Shelf, number: int) -> int:
     if number:
         shelf.connection.execute(shelf.sql["drop_faded_jobs"], (shelf.now, shelf.now - _known_for(shelf)))
         shelf.connection.execute(shelf.sql["bury_faded_jobs"], (_known_for(shelf), shelf.now, number))
-    shelf.connection.execute(shelf.sql["forget_jobs"], (shelf.now, MOST_FORGOTTEN))
+    return shelf.connection.execute(shelf.sql["forget_jobs"], (shelf.now, MOST_FORGOTTEN)).rowcount
 
 
-def _drop_first_faded(shelf: Shelf, number: int) -> None:
+def _drop_first_faded(shelf: Shelf, number: int) -> int:
     """The limit is used up by them: of the ids only those go whose turn would have come before the last of them."""
     [(fade_at, last_id)] = shelf.connection.execute(shelf.sql["last_faded_job"], (shelf.now, number - 1))
     shelf.connection.execute(shelf.sql["bury_faded_jobs"], (_known_for(shelf), shelf.now, number))
-    shelf.connection.execute(shelf.sql["forget_jobs_before"], (fade_at, last_id, last_id, MOST_FORGOTTEN))
+    return shelf.connection.execute(shelf.sql["forget_jobs_before"], (fade_at, last_id, last_id, MOST_FORGOTTEN)).rowcount
 
 
 def _drop_over_cap(shelf: Shelf, limit: int) -> int:

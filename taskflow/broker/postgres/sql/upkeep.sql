@@ -10,6 +10,7 @@ DECLARE
     first_due bigint;
     left_over integer := most;
     summed integer;
+    faded record;
 BEGIN
     steady := coalesce(steady, now_at);
     readied := 0; reaped := 0; released := 0; expired := 0; dropped := 0; looks_behind := false;
@@ -31,11 +32,12 @@ BEGIN
     left_over := greatest(0, left_over - expired);
     summed := @.sum_up(now_at);
     dropped := @.drop_over_cap(now_at, left_over);
-    dropped := dropped + @.drop_faded(now_at, left_over - dropped);
+    SELECT * INTO faded FROM @.drop_faded(now_at, left_over - dropped);
+    dropped := dropped + faded.moved;
     left_over := left_over - dropped;
     SELECT least(greatest(1, count(*)) * R.upkeep_every, min(beat_at + ttl) + 1 - steady) INTO next_in FROM @.sessions WHERE dead_at IS NULL;
     first_due := @.first_due(now_at);
-    IF left_over <= 0 OR summed = 20000 THEN
+    IF left_over <= 0 OR summed = 20000 OR faded.forgotten = 1000 THEN
         next_in := 0;
     ELSIF first_due IS NOT NULL THEN
         next_in := least(next_in, first_due - @.wall(wall)); -- from now on, not from when it began
@@ -286,27 +288,28 @@ BEGIN
 END
 $$;
 
--- First to be nothing but an id, when its keep is over; then, when no call can be resent any more, nothing at all.
-CREATE FUNCTION @.drop_faded(now_at bigint, most integer) RETURNS integer LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
+-- First to be nothing but an id, when its keep is over; then, when no call can be resent any more, nothing at all: 1,000 of these a time.
+CREATE FUNCTION @.drop_faded(now_at bigint, most integer, OUT moved integer, OUT forgotten integer) LANGUAGE plpgsql
+SET enable_seqscan = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
-    faded record;
-    moved integer := 0;
     m @.marks := @.mark('fade', '', 0, now_at);
     raises boolean := @.may_raise(m, now_at);
     last_at bigint;
     last_id bytea;
     buried_ids bytea[];
 BEGIN
+    moved := 0;
+    forgotten := 0;
     IF most <= 0 THEN
-        RETURN 0;
+        RETURN;
     END IF;
     SELECT fade_at INTO last_at FROM @.jobs WHERE fade_at >= m.at ORDER BY fade_at, id LIMIT 1;
     IF last_at <= now_at IS NOT TRUE THEN
         IF raises THEN
             PERFORM @.raise(m, coalesce(last_at, now_at), 0, now_at);
         END IF;
-        RETURN 0;
+        RETURN;
     END IF;
     WITH first AS MATERIALIZED (
         SELECT ctid AS tid, status, fade_at FROM @.jobs WHERE fade_at >= m.at AND fade_at <= now_at AND status < S.GONE
@@ -329,15 +332,15 @@ BEGIN
     END IF;
     WITH old AS MATERIALIZED (
         SELECT ctid AS tid FROM @.jobs WHERE status = S.GONE AND fade_at >= m.at AND (fade_at, id) < (last_at, last_id)
-        ORDER BY fade_at, id LIMIT greatest(1000, most) FOR UPDATE SKIP LOCKED
+        ORDER BY fade_at, id LIMIT 1000 FOR UPDATE SKIP LOCKED
     )
     DELETE FROM @.jobs USING old WHERE jobs.ctid = old.tid;
+    GET DIAGNOSTICS forgotten = ROW_COUNT;
     DELETE FROM @.jobs WHERE id = ANY (buried_ids) AND (fade_at, id) < (last_at, last_id);
     SELECT fade_at INTO last_at FROM @.jobs WHERE fade_at >= m.at ORDER BY fade_at, id LIMIT 1;
     IF raises THEN
         PERFORM @.raise(m, coalesce(last_at, now_at), 0, now_at);
     END IF;
     PERFORM @.lower('fade', '', 0, min(fade_at), 0, now_at) FROM @.jobs WHERE id = ANY (buried_ids) HAVING count(*) > 0;
-    RETURN moved;
 END
 $$;
