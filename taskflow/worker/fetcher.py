@@ -19,6 +19,10 @@ from taskflow.worker.queues import QueueChoice
 
 # Nudges are hints and may be missed: look again after so many seconds without one.
 LOOK_AGAIN: Final = 5.0
+MANY: Final = 8
+"""Of jobs that come so fast that a claim brings more than this part of what there is room for, the next are there, most likely, before a
+nudge tells so. Of fewer, every second claim would find nothing."""
+
 FIRST_PAUSE: Final = 0.05
 LONGEST_PAUSE: Final = 2.0
 
@@ -90,11 +94,13 @@ class Fetcher:
         # An answer that was long under way may be taken for a ghost's any moment, and run elsewhere.
         take = self._hands.take if self.answered_at - asked_at < self._hands.too_old else self._hands.give_back
         take(leases, asked_at)
-        if not leases:
-            await nudges.wait(LOOK_AGAIN)
-        elif len(leases) < limit:  # hardly any more is there: what came begins before that is asked
+        if len(leases) == limit:
+            return
+        if leases:  # that was all: what came begins before more is asked for
             self._hands.begin()
             await asyncio.sleep(0)
+        if len(leases) * MANY <= limit:  # what has come since then has nudged
+            await nudges.wait(LOOK_AGAIN)
 
     async def _claim(self, queues: Sequence[str], limit: int) -> list[Lease]:
         number, times = self.request + 1, 0

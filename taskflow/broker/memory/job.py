@@ -22,48 +22,61 @@ Entry = tuple[int, int, int, bytes]
 """A job's place among the ready jobs of its queue, and its id."""
 
 
-class Job:
-    """One envelope and all that became of it. Instants are microseconds since 1970. `entry` is the last one of it among the ready jobs."""
+class Job(msgspec.Struct, gc=False, eq=False):
+    """One envelope and all that became of it. Instants are microseconds since 1970. `entry` is the last one of it among the ready jobs.
 
-    __slots__ = (
-        "awaits", "behind", "cancel_requested", "claim", "claimed_at", "claimed_steady", "crashes", "created_at", "due_at", "ended_at",
-        "entry", "envelope", "epoch", "errors", "expires_at", "failures", "hand_backs", "id", "is_poison", "joins", "keep_until",
-        "parked_at", "payload", "progress", "queue", "reason", "result", "seq", "settled", "snoozes", "started_at", "status", "waiting_for",
-        "worker",
-    )  # fmt: skip
+    The collector does not look at it: it would go through all that is stored, again and again. Nothing that a job holds leads back to it.
+    """
 
-    def __init__(self, envelope: Envelope, seq: int, now: int) -> None:
-        self.envelope = envelope
-        self.id = envelope.id
-        self.queue = envelope.queue
-        self.seq = seq
-        self.status: Status | None = None
-        self.entry: Entry | None = None
-        self.created_at = now
-        self.due_at = max(now, envelope.at) if envelope.at is not None else now + to_microseconds(envelope.after)
-        self.expires_at = None if envelope.expires is None else now + to_microseconds(envelope.expires)
-        self.payload: bytes | None = envelope.payload
-        self.awaits = envelope.awaits
-        self.joins = envelope.joins
-        self.behind: bytes | None = None
-        self.epoch = 0
-        self.claim: ClaimId | None = None
-        self.claimed_at: int | None = None
-        self.claimed_steady = 0
-        self.started_at: int | None = None
-        self.settled: Fence | None = None
-        self.failures = self.crashes = self.snoozes = self.hand_backs = 0
-        self.parked_at: int | None = None
-        self.errors: list[RunError] = []
-        self.progress: Progress | None = None
-        self.worker: str | None = None
-        self.cancel_requested: str | None = None
-        self.result: bytes | None = None
-        self.reason: str | None = None
-        self.waiting_for: str | None = None
-        self.is_poison = False
-        self.ended_at: int | None = None
-        self.keep_until = 0
+    envelope: Envelope
+    id: bytes
+    queue: str
+    seq: int
+    created_at: int
+    due_at: int
+    expires_at: int | None
+    payload: bytes | None
+    awaits: int
+    joins: tuple[bytes, ...]
+    status: Status | None = None
+    entry: Entry | None = None
+    behind: bytes | None = None
+    epoch: int = 0
+    claim: ClaimId | None = None
+    claimed_at: int | None = None
+    claimed_steady: int = 0
+    started_at: int | None = None
+    settled: Fence | None = None
+    failures: int = 0
+    crashes: int = 0
+    snoozes: int = 0
+    hand_backs: int = 0
+    parked_at: int | None = None
+    errors: tuple[RunError, ...] = ()
+    progress: Progress | None = None
+    worker: str | None = None
+    cancel_requested: str | None = None
+    result: bytes | None = None
+    reason: str | None = None
+    waiting_for: str | None = None
+    is_poison: bool = False
+    ended_at: int | None = None
+    keep_until: int = 0
+
+    @staticmethod
+    def of(envelope: Envelope, seq: int, now: int) -> Job:
+        return Job(
+            envelope,
+            envelope.id,
+            envelope.queue,
+            seq,
+            now,
+            max(now, envelope.at) if envelope.at is not None else now + to_microseconds(envelope.after),
+            None if envelope.expires is None else now + to_microseconds(envelope.expires),
+            envelope.payload,
+            envelope.awaits,
+            envelope.joins,
+        )
 
     @property
     def place(self) -> tuple[int, int, int]:
@@ -135,7 +148,7 @@ class Job:
             payload=self.payload,
             reason=self.reason,
             waiting_for=self.waiting_for,
-            errors=tuple(self.errors),
+            errors=self.errors,
             cancel_requested=self.cancel_requested is not None,
             headers=envelope.headers,
         )

@@ -131,7 +131,7 @@ class Shelf:
         assert job.ended_at is not None
         self.move(job, Event.DROP, None)
         job.payload = job.result = None
-        job.errors = []
+        job.errors = ()
         heapq.heappush(self.fading, (job.ended_at + to_microseconds(self.rules.repeat_for), job.id))
 
     # --- keys and joins ---------------------------------------------------------------------------------

@@ -89,7 +89,7 @@ class Store(Shelf):
             return Refused(envelope.id, standing.id, "key")
         if waiting is not None:
             self.end(waiting, Event.REPLACE, Status.CANCELLED, words.replaced_by(envelope.id))
-        self.add(Job(envelope, self.next_seq(), self.now), behind=running)
+        self.add(Job.of(envelope, self.next_seq(), self.now), behind=running)
         return Added(envelope.id, None if waiting is None else waiting.id)
 
     # --- sessions and claims -----------------------------------------------------------------------------
@@ -279,7 +279,7 @@ class Store(Shelf):
 
     def _note(self, job: Job, error: RunError) -> None:
         packed = b"".join(append_error(None, noted, noted.at) for noted in job.errors)
-        job.errors = list(unpack_errors(append_error(packed, error, self.now)))
+        job.errors = unpack_errors(append_error(packed, error, self.now))
 
     def _hand_back(self, job: Job, *, counts: bool) -> None:
         job.hand_backs += counts

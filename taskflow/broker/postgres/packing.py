@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from struct import Struct
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
 import msgpack
 
@@ -27,6 +27,8 @@ from taskflow.model.verdict import (
     unpack_errors,
 )
 
+T = TypeVar("T")
+
 Row = Any
 """asyncpg's Record: a column by its name."""
 
@@ -35,30 +37,30 @@ Row = Any
 
 
 def envelope_columns(envelopes: Sequence[Envelope]) -> list[list[Any]]:
-    """See enqueue.sql: ids, queues, jobs, priorities, afters, ats, expiries, keys, conflicts, payloads, extras, awaited, joined."""
-    rows = [_envelope_row(envelope) for envelope in envelopes]
-    return [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in range(_COLUMNS)]
+    """See enqueue.sql: ids, queues, jobs, priorities, afters, ats, expiries, keys, conflicts, payloads, extras, awaited, joined.
+
+    A column in which nothing stands is empty: unnest() fills it with NULL, which costs less than to write that for each.
+    """
+    keys = _unless_void([envelope.key for envelope in envelopes])
+    return [
+        [envelope.id for envelope in envelopes],
+        [envelope.queue for envelope in envelopes],
+        [envelope.job for envelope in envelopes],
+        [envelope.priority for envelope in envelopes],
+        _unless_void([to_microseconds(envelope.after) if envelope.after else None for envelope in envelopes]),
+        _unless_void([envelope.at for envelope in envelopes]),
+        _unless_void([None if envelope.expires is None else to_microseconds(envelope.expires) for envelope in envelopes]),
+        keys,
+        [int(envelope.on_conflict) for envelope in envelopes] if keys else [],
+        [envelope.payload for envelope in envelopes],
+        _unless_void([pack_extras(envelope) for envelope in envelopes]),
+        _unless_void([envelope.awaits or None for envelope in envelopes]),
+        _unless_void([b"".join(envelope.joins) or None if envelope.joins else None for envelope in envelopes]),
+    ]
 
 
-_COLUMNS: Final = 13
-
-
-def _envelope_row(envelope: Envelope) -> tuple[Any, ...]:
-    return (
-        envelope.id,
-        envelope.queue,
-        envelope.job,
-        envelope.priority,
-        to_microseconds(envelope.after) if envelope.after else 0,
-        envelope.at,
-        None if envelope.expires is None else to_microseconds(envelope.expires),
-        envelope.key,
-        int(envelope.on_conflict),
-        envelope.payload,
-        pack_extras(envelope),
-        envelope.awaits or None,
-        b"".join(envelope.joins) or None,
-    )
+def _unless_void(column: list[T | None]) -> list[T | None]:
+    return [] if column.count(None) == len(column) else column
 
 
 def added_or_refused(envelope: Envelope, answer: bytes) -> Added | Refused:

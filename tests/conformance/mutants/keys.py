@@ -95,7 +95,7 @@ class KeyOfARunIsFree(Mutant):
     def _enqueue_one(self, envelope: Envelope) -> Added | Refused:
         waiting, running = self.holders(envelope.key)
         if waiting is None and running is not None and envelope.on_conflict is OnConflict.KEEP and envelope.id not in self.jobs:
-            self.add(Job(envelope, self.next_seq(), self.clock.wall()), behind=None)
+            self.add(Job.of(envelope, self.next_seq(), self.clock.wall()), behind=None)
             return Added(envelope.id)
         return super()._enqueue_one(envelope)
 

@@ -73,38 +73,42 @@ BEGIN
             now_at, ids[1], queues[1], jobs[1], priorities[1], afters[1], ats[1], expiries[1], payloads[1], extras[1], awaited[1], joined[1]
         );
         RETURN NULL;
-    ELSIF cardinality(array_remove(keys, NULL)) = 0 AND NOT EXISTS (SELECT 1 FROM @.jobs WHERE id = ANY (ids))
-        AND (SELECT count(*) FROM (SELECT DISTINCT unnest(ids)) AS different) = cardinality(ids)
-    THEN -- without ON CONFLICT, which costs more than the look: should another call add one of these at the same moment, this one is sent again
-        WITH given AS (
-            SELECT * FROM unnest(ids, queues, jobs, priorities, afters, ats, expiries, payloads, extras, awaited, joined) WITH ORDINALITY
-                AS given (id, queue, job, priority, after, at, expiry, payload, extras, awaits, joins, place)
-        ), added AS (
-            INSERT INTO @.jobs (id, created_at, due_at, status, priority, queue, job, payload, extras, expires_at, awaits, joins)
-            SELECT id, now_at, greatest(now_at, coalesce(at, now_at + after)),
-                CASE WHEN awaits > 0 THEN S.HELD WHEN greatest(now_at, coalesce(at, now_at + after)) > now_at THEN S.SCHEDULED ELSE S.READY END,
-                priority, queue, job, payload, extras, now_at + expiry, awaits, joins
-            FROM given ORDER BY place
-            RETURNING queue, status, priority, due_at, seq
-        ), grouped AS (
-            SELECT queue, status, priority, count(*) AS number, min(due_at) AS due_at, min(seq) AS seq FROM added
-            GROUP BY queue, status, priority
-        ), counted AS (
-            INSERT INTO @.tally (queue, event, before, after, n) SELECT queue, E.ENQUEUE, NULL, status, number FROM grouped
-        ), lowered AS ( -- as be_found() does, but only where there is something to do
-            SELECT CASE status
-                WHEN S.SCHEDULED THEN @.lower('due', '', 0, due_at, 0, now_at)
-                WHEN S.READY THEN @.lower('ready', queue, -priority, due_at, seq, now_at)
-            END
-            FROM grouped
-            WHERE status <> S.READY OR NOT @.is_in_sight(queue, -priority, due_at, seq, now_at)
-        )
-        SELECT string_agg(DISTINCT CASE status WHEN S.SCHEDULED THEN 'due' WHEN S.READY THEN 'queue:' || queue END, E'\n') INTO topics FROM grouped
-        WHERE (SELECT count(*) FROM lowered) >= 0;
-        IF topics IS NOT NULL THEN
-            PERFORM @.ring(topics);
-        END IF;
-        RETURN NULL;
+    END IF;
+    IF cardinality(array_remove(keys, NULL)) = 0 THEN
+        -- All that is in the block is undone when one of the ids is known: to look for each before, or ON CONFLICT, costs more.
+        BEGIN
+            WITH given AS (
+                SELECT * FROM unnest(ids, queues, jobs, priorities, afters, ats, expiries, payloads, extras, awaited, joined) WITH ORDINALITY
+                    AS given (id, queue, job, priority, after, at, expiry, payload, extras, awaits, joins, place)
+            ), added AS (
+                INSERT INTO @.jobs (id, created_at, due_at, status, priority, queue, job, payload, extras, expires_at, awaits, joins)
+                SELECT id, now_at, greatest(now_at, coalesce(at, now_at + after)),
+                    CASE WHEN awaits > 0 THEN S.HELD WHEN greatest(now_at, coalesce(at, now_at + after)) > now_at THEN S.SCHEDULED ELSE S.READY END,
+                    priority, queue, job, payload, extras, now_at + expiry, awaits, joins
+                FROM given ORDER BY place
+                RETURNING queue, status, priority, due_at, seq
+            ), grouped AS (
+                SELECT queue, status, priority, count(*) AS number, min(due_at) AS due_at, min(seq) AS seq FROM added
+                GROUP BY queue, status, priority
+            ), counted AS (
+                INSERT INTO @.tally (queue, event, before, after, n) SELECT queue, E.ENQUEUE, NULL, status, number FROM grouped
+            ), lowered AS ( -- as be_found() does, but only where there is something to do
+                SELECT CASE status
+                    WHEN S.SCHEDULED THEN @.lower('due', '', 0, due_at, 0, now_at)
+                    WHEN S.READY THEN @.lower('ready', queue, -priority, due_at, seq, now_at)
+                END
+                FROM grouped
+                WHERE status <> S.READY OR NOT @.is_in_sight(queue, -priority, due_at, seq, now_at)
+            )
+            SELECT string_agg(DISTINCT CASE status WHEN S.SCHEDULED THEN 'due' WHEN S.READY THEN 'queue:' || queue END, E'\n') INTO topics FROM grouped
+            WHERE (SELECT count(*) FROM lowered) >= 0;
+            IF topics IS NOT NULL THEN
+                PERFORM @.ring(topics);
+            END IF;
+            RETURN NULL;
+        EXCEPTION WHEN unique_violation THEN
+            NULL; -- one by one
+        END;
     END IF;
     PERFORM @.lock_keys(keys);
     FOR of IN

@@ -193,8 +193,9 @@ if asked > 0 then
   write_leases()
   set_all(values)
   write_counts()
-elseif is_new and limit > 0 and patience > 0 then
-  -- Who has found nothing is told when there is something again.
+end
+if is_new and is_going_on() then
+  -- Who has found no more is told when there is something again.
   is_armed = true
   if #queues == 0 then
     call('SADD', P .. 'armed', 'queues')
