@@ -14,9 +14,11 @@ from benchmarks.processes import a_worker, cpu_of, memory_of, using
 from benchmarks.report import Measured, Row, in_turn
 from benchmarks.stores import Store
 
-IDLE_FOR: Final = 20.0
+IDLE_FOR: Final = 30.0
 PEERS_IDLE_FOR: Final = 6.0
-SETTLED_IN: Final = 6.0
+SETTLED_IN: Final = 12.0
+"""Longer than the ten seconds for which a connection to PostgreSQL may keep to itself what it has done: its start is not to be counted."""
+
 FLEET: Final = 4
 
 

@@ -125,7 +125,7 @@ class PostgresServer:
     def rows(self, query: str, *arguments: object) -> list[tuple[Any, ...]]:
         """What a statement gives; an event loop that this is called in is blocked meanwhile."""
 
-        self._looks += 1
+        self._looks += 2  # a connection begins with a transaction of its own
 
         async def ask() -> list[tuple[Any, ...]]:
             connection = await asyncpg.connect(self.dsn, timeout=PATIENCE)

@@ -47,7 +47,7 @@ class Sent(Generic[R]):
 
 
 AHEAD_FOR: Final = 0.05
-"""Seconds. An iterable that takes longer over a batch is not read on while another one is under way: the loop is to see its answer."""
+"""Seconds. When an iterable takes longer over a batch the rest of it waits until the one that is under way has been answered."""
 
 
 class Batches(Generic[R]):

@@ -13,6 +13,9 @@ T = TypeVar("T")
 
 FIRST_PAUSE: Final = 0.02
 LONGEST_PAUSE: Final = 0.5
+STOOD_STILL: Final = 0.25
+"""Seconds by which a timer is late only when its loop was kept from its work."""
+
 NO_ANSWER: Final = "it does not answer"
 
 
@@ -29,7 +32,11 @@ def gave_up(patience: float, why: str) -> BrokerUnavailable:
 
 
 async def insist(verb: Callable[[], Awaitable[T]], patience: float) -> T:
-    """Sends a verb again until it is answered, for `patience` seconds: ids make the repeat harmless. Then BrokerUnavailable."""
+    """Sends a verb again until it is answered, for `patience` seconds: ids make the repeat harmless. Then BrokerUnavailable.
+
+    When the loop was kept from its work as the time ran out, by an iterable that is read, say, nobody knows whether an answer has come:
+    then it is asked for once more.
+    """
     give_up_at = time.monotonic() + patience
     troubles, why = 0, NO_ANSWER
     while True:
@@ -37,7 +44,10 @@ async def insist(verb: Callable[[], Awaitable[T]], patience: float) -> T:
             async with asyncio.timeout(max(0.0, give_up_at - time.monotonic())):
                 return await verb()
         except TimeoutError as error:
-            raise gave_up(patience, why) from error
+            if time.monotonic() < give_up_at + STOOD_STILL:
+                raise gave_up(patience, why) from error
+            give_up_at = time.monotonic() + patience
+            continue
         except BrokerUnavailable as error:
             troubles, why = troubles + 1, str(error)
             if time.monotonic() + pause_after(troubles, patience) >= give_up_at:

@@ -44,9 +44,13 @@ class AskingNudges(Nudges):
         finally:
             ears.end_waiting(topics)
 
+    @property
+    def is_prompt(self) -> bool:
+        return self._ears.is_on
+
     def close(self) -> None:
         super().close()
-        self._ears.forget(self._topics)
+        self._ears.forget(self._topics)  # of jobs, most are waited for once
 
 
 class Ears(ABC):
@@ -80,7 +84,7 @@ class Ears(ABC):
                 self._has_wants.set()
 
     def forget(self, topics: Iterable[str]) -> None:
-        """Whoever comes to wait for them next asks anew: of jobs, most are waited for once."""
+        """Whoever comes to wait for them next asks anew."""
         self._armed.difference_update(topics)
 
     def armed(self, topics: Iterable[str], times: int) -> None:

@@ -89,6 +89,11 @@ class Nudges:
                 nudged, self._is_nudged = self._is_nudged, False
         return nudged
 
+    @property
+    def is_prompt(self) -> bool:
+        """Whether a nudge comes as soon as there is something; else it may be a while."""
+        return True
+
     def nudge(self) -> None:
         """Wake whoever waits here, now or next."""
         _nudge([self])

@@ -26,6 +26,8 @@ running event loop of the process; several processes may share a store (memory e
 
 **claim** leases up to `limit` ready jobs to a session.
   [claim_queues] from `queues` in that order, or, when it is empty, from every queue, starting from another one at each request.
+  [claim_fewer] fewer than `limit` are all that could be leased, or all that one answer holds: a listener of their queues that waits next is
+    woken by what comes after, and by what is there still.
   [claim_eligible] never a job that is paused, expired, held, or not yet due.
   [claim_fence] each lease has an epoch one above the job's last, and with its claim id a pair that never existed before:
     either of them alone may come again after a store has lost its tail.

@@ -1,4 +1,4 @@
-"""Claims jobs as there is room for them, and waits for a nudge when there are none."""
+"""Claims jobs as there is room for them, and waits for a nudge when there are no more."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class Fetcher:
         if leases:  # that was all: what came begins before more is asked for
             self._hands.begin()
             await asyncio.sleep(0)
-        if len(leases) * MANY <= limit:  # what has come since then has nudged
+        if not leases or (len(leases) * MANY <= limit and nudges.is_prompt):  # what has come since then has nudged
             await nudges.wait(LOOK_AGAIN)
 
     async def _claim(self, queues: Sequence[str], limit: int) -> list[Lease]:

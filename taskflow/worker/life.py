@@ -222,13 +222,13 @@ class Life:
 
         When the settler itself has failed nobody is left to offer it: that is told, and the session's lapse gives the jobs to others.
         """
-        settling = self._attendants.get(self._settler.run)
-        if settling is None:
+        if (settling := self._attendants.get(self._settler.run)) is None:
             return
         while len(self._holdings) and not settling.done():
             await self._holdings.wait_for_change()
         if held := self._holdings.all():
             self._events.tell(VerdictsLost(tuple(holding.lease for holding in held), f"the settler has failed: {_why_ended(settling)}"))
+            self._holdings.remove_all([holding.lease.claim for holding in held])
         await self._end_settling()
         await self._give_up_session()
 
@@ -327,7 +327,7 @@ class Life:
             await self._holdings.wait_for_change()
 
     def _tell_of_untold(self) -> None:
-        if untold := tuple(holding.lease for holding in self._holdings.all() if holding.is_offered):
+        if untold := tuple(held.lease for held in self._holdings.all() if held.is_offered and held.started is not None):
             self._events.tell(VerdictsLost(untold, "the broker has not answered by the worker's end"))
 
     async def _leave(self) -> None:

@@ -39,7 +39,7 @@ class Tally:
     """What a worker's runs have come to: a subscriber to its events.
 
     `runs`    how many there were
-    `ended`   how many of them ended their job, `failed` how many ended it FAILED; as far as the store has taken their verdicts
+    `ended`   how many of them ended their job, `failed` how many ended it FAILED; less those that the store is known not to have counted
     """
 
     def __init__(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from taskflow.broker import topics
 from taskflow.broker.protocol import Broker
 from taskflow.model.errors import SessionLost
 from taskflow.model.record import Status
@@ -71,6 +72,33 @@ async def test_register_dead__departed(world: World) -> None:
         await world.broker.register(session)
     await world.add()
     assert len(await world.claim(await world.a_session("host:1"))) == 1
+
+
+# --- claim_fewer ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("queues", [["mail"], []])
+async def test_claim_fewer(world: World, queues: list[str]) -> None:
+    """Who gets less than he has room for need not ask again: what becomes ready after that wakes him."""
+    session = await world.a_session()
+    topic = topics.queue("mail") if queues else topics.ANY_QUEUE
+    with world.broker.listen([topic]) as listener:
+        for _ in range(3):
+            await world.add(queue="mail")
+            assert await listener.wait(world.home.patience)
+            assert len(await world.claim(session, queues, 10)) == 1
+
+
+async def test_claim_fewer__than_there_are(world: World) -> None:
+    """Where one answer does not hold them all, the next wait ends at once, until all have been claimed."""
+    session = await world.a_session()
+    for _ in range(6):
+        await world.add(queue="mail", payload=bytes(400_000))
+    with world.broker.listen([topics.queue("mail")]) as listener:
+        claimed = len(await world.claim(session, ["mail"], 10))
+        while claimed < 6:
+            assert await listener.wait(world.home.patience)
+            claimed += len(await world.claim(session, ["mail"], 10))
 
 
 # --- claim_eligible ---------------------------------------------------------------------------------------------------

@@ -385,6 +385,27 @@ async def test_upkeep_drops__and_not_for_ever(world: World) -> None:
     assert await world.settle(succeeded(lease)) == [Settled.STALE]
 
 
+async def test_upkeep_drops__keeps_up(world: World) -> None:
+    """However many ids are to be forgotten at once, it says that it is to be called again until all are."""
+    world = world.under(kept_per_queue=0)
+    session = await world.a_session(ttl=LONG)
+    envelopes = [world.an_envelope() for _ in range(1_500)]
+    for first in range(0, len(envelopes), 500):
+        await world.broker.enqueue(envelopes[first : first + 500])
+        leases = await world.claim(session, limit=500)
+        await world.broker.settle([succeeded(lease, keep_for=LONG) for lease in leases])
+    dropped, calls = 0, 0
+    while dropped < len(envelopes):
+        dropped += (await world.broker.upkeep(500)).dropped
+        world.clock.advance(world.rules.repeat_for + 1.0)
+    while (await world.broker.upkeep(500)).next_in == 0:
+        calls += 1
+        assert calls < 10
+
+    answers = await world.broker.enqueue(envelopes[:1_000]) + await world.broker.enqueue(envelopes[1_000:])
+    assert {type(answer) for answer in answers} == {Added}
+
+
 async def test_upkeep_caps(world: World) -> None:
     """Beyond the cap of a queue the oldest go first, and it is counted how many."""
     world = world.under(kept_per_queue=2)
@@ -425,24 +446,3 @@ async def test_upkeep_caps__never_what_lives(world: World) -> None:
 
     assert (await world.upkeep()).dropped == 0
     assert [await world.status(envelope) for envelope in envelopes] == [Status.READY] * 3
-
-
-async def test_upkeep_caps__keeps_up(world: World) -> None:
-    """However many ids are to be forgotten at once, it says that it is to be called again until all are."""
-    world = world.under(kept_per_queue=0)
-    session = await world.a_session(ttl=LONG)
-    envelopes = [world.an_envelope() for _ in range(1_500)]
-    for first in range(0, len(envelopes), 500):
-        await world.broker.enqueue(envelopes[first : first + 500])
-        leases = await world.claim(session, limit=500)
-        await world.broker.settle([succeeded(lease, keep_for=LONG) for lease in leases])
-    dropped, calls = 0, 0
-    while dropped < len(envelopes):
-        dropped += (await world.broker.upkeep(500)).dropped
-        world.clock.advance(world.rules.repeat_for + 1.0)
-    while (await world.broker.upkeep(500)).next_in == 0:
-        calls += 1
-        assert calls < 10
-
-    answers = await world.broker.enqueue(envelopes[:1_000]) + await world.broker.enqueue(envelopes[1_000:])
-    assert {type(answer) for answer in answers} == {Added}

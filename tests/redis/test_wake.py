@@ -9,7 +9,11 @@ from typing import Final
 
 import pytest
 
-from taskflow.broker.redis import ears
+from taskflow.broker import topics
+from taskflow.broker.redis import RedisBroker, ears
+from taskflow.broker.url import connect
+from taskflow.model.envelope import Envelope
+from taskflow.model.session import Session
 from taskflow.worker import fetcher
 from taskflow.worker.options import WorkerOptions
 from tests.redis.scene import Scene, elapsed_since, until, verb_of
@@ -160,3 +164,36 @@ async def test_so_it_does_when_its_subscription_was_cut_meanwhile(found: Found, 
 
 async def _has_subscribers(server: RedisServer, number: int) -> bool:
     return await subscribers(server) >= number
+
+
+async def test_who_got_a_portion_asks_before_it_waits_whatever_was_told_meanwhile(server: RedisServer) -> None:
+    """Told while a claim was under way, the server's promise to tell is used up, and the client may believe in it still."""
+    broker, session = connect(server.url), Session(id=bytes(16), name="worker", ttl=60.0)
+    topic = topics.queue("default")
+    assert isinstance(broker, RedisBroker)
+    await broker.register(session)
+    with broker.listen([topic]) as listener:
+        await listener.wait(0.01)
+        ears = broker._lines.here().ears
+        await until(lambda: topic in ears._armed)
+        await broker.enqueue([Envelope(id=n.to_bytes(16, "big"), job="work", payload=bytes(400_000)) for n in range(6)])
+        await until(lambda: topic not in ears._armed)
+        ears.armed([topic], ears.times)
+        assert await listener.wait(5.0)
+        claimed, request = 0, 0
+        while claimed < 6:
+            ears.armed([topic], ears.times)
+            request += 1
+            leases = await broker.claim(session.id, request, ["default"], 100)
+            claimed += len(leases)
+            assert len(leases) < 6
+            assert claimed == 6 or await listener.wait(1.0)
+    await broker.close()
+
+
+async def test_large_jobs_that_come_while_others_are_claimed_do_not_wait_for_a_look(scene: Scene) -> None:
+    """The answer to a claim holds a part of what there is room for, and is long under way."""
+    async with scene.worker(concurrency=100):
+        for first in range(0, 300, 10):
+            await scene.send(range(first, first + 10), ballast=bytes(100_000))
+        await scene.until_done(range(300), within=fetcher.LOOK_AGAIN)

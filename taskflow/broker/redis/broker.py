@@ -109,8 +109,11 @@ class RedisBroker:
         if reply == b"LOST":
             raise SessionLost(words.SESSION_LOST)
         leases, is_armed = plain.claimed(reply)
+        topics = [names.queue(queue) for queue in queues] or [names.ANY_QUEUE]
         if is_armed:
-            ears.armed([names.queue(queue) for queue in queues] or [names.ANY_QUEUE], times)
+            ears.armed(topics, times)
+        else:  # there may be more, and whoever waits next is to ask: what was asked before may have been told while this was under way
+            ears.forget(topics)
         return leases
 
     async def beat(self, beat: Beat) -> BeatAnswer:

@@ -1,7 +1,7 @@
 """Wake-ups over publish and subscribe.
 
 A server that told everybody of every job would keep a busy fleet busy with listening. So it tells only of what somebody has asked
-for, once: a claim that finds nothing asks by itself, in the same step; who waits without having claimed asks by `arm.lua`, which
+for, once: a claim that finds no more asks by itself, in the same step; who waits without having claimed asks by `arm.lua`, which
 also tells him what is there already.
 """
 

@@ -65,7 +65,7 @@ def _is_plain(envelope: Envelope) -> bool:
 class Claimed(NamedTuple):
     leases: list[Lease]
     is_armed: bool
-    """The server tells the session of jobs to come: so it is when it has found none for it."""
+    """The server tells the session of jobs to come: so it is when it has found fewer for it than it asked for."""
 
 
 def claimed(reply: Sequence[bytes]) -> Claimed:

@@ -5,19 +5,23 @@ Only read: to open the file beside the log (`-shm`) in a process that uses the s
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from taskflow.broker.sqlite.place import Place
+from taskflow.broker.sqlite.place import INDEX, Place
 
 _LOCKS: Final = Path("/proc/locks")
 _PROCESSES: Final = Path("/proc")
 
-_STOPPED: Final = frozenset("Tt")
-"""States of a process that a signal or a debugger has stopped (proc_pid_status(5))."""
+_STOPPED: Final = "T"
+"""The state of a process that a signal has stopped (proc_pid_status(5)); a debugger's is another one."""
+
+_WRITER: Final = 120
+"""The byte of the log's index that whoever writes holds (https://sqlite.org/walformat.html, section 2.3)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,26 +54,30 @@ def holder_of(place: Place, *endings: str) -> Holder | None:
 
     What holds it from outside this container, or has let go of it meanwhile, is not found.
     """
-    files = {found for ending in endings if (found := place.identity(ending)) is not None}
-    holders = [holder for pid in sorted(set(_writers(files))) if (holder := _look(pid)) is not None]
+    files = {found: ending for ending in endings if (found := place.identity(ending)) is not None}
+    try:
+        holders = [holder for pid in sorted(set(_writers(files))) if (holder := _look(pid)) is not None]
+    except (OSError, ValueError):  # another system, or a kernel that has other words for it
+        return None
     return max(holders, key=lambda holder: holder.is_stopped, default=None)
 
 
-def _writers(files: set[tuple[int, int]]) -> Iterator[int]:
+def _writers(files: Mapping[tuple[int, int], str]) -> Iterator[int]:
     """The lines are `1: POSIX  ADVISORY  WRITE 4711 fe:00:1234 120 120` (proc_locks(5)); one with `->` waits for the lock above it."""
-    try:
-        lines = _LOCKS.read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
+    for line in _LOCKS.read_text().splitlines():
         match line.split():
-            case [_, "POSIX" | "FLOCK" | "OFDLCK", _, "WRITE", pid, file, _, _] if _file(file) in files and int(pid) > 0:
-                yield int(pid)
+            case [_, "POSIX" | "FLOCK" | "OFDLCK", _, "WRITE", pid, file, first, last] if (ending := files.get(_file(file))) is not None:
+                if int(pid) > 0 and (ending != INDEX or int(first) <= _WRITER <= _number(last)):
+                    yield int(pid)
 
 
 def _file(said: str) -> tuple[int, int]:
     major, minor, inode = said.split(":")
     return os.makedev(int(major, 16), int(minor, 16)), int(inode)
+
+
+def _number(last: str) -> float:
+    return math.inf if last == "EOF" else int(last)
 
 
 def _look(pid: int) -> Holder | None:
@@ -78,4 +86,4 @@ def _look(pid: int) -> Holder | None:
     except OSError:
         return None
     known = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
-    return Holder(pid, known.get("Name", "?").strip(), known.get("State", "?")[0] in _STOPPED)
+    return Holder(pid, known.get("Name", "?").strip(), known.get("State", "?")[0] == _STOPPED)

@@ -50,6 +50,21 @@ class ClaimsForTheDead(Mutant):
         return leases
 
 
+class CutsAnswersShort(Mutant):
+    breaks = frozenset({"claim_fewer"})
+    because = "who got a portion of what was there takes it for all, and waits for a nudge"
+
+    def take_ready(self, queue: str, limit: int) -> list[Job]:
+        taken, size = list[Job](), 0
+        for job in super().take_ready(queue, limit):
+            if size < 1 << 20:
+                taken.append(job)
+                size += len(job.envelope.payload)
+            elif job.entry is not None:
+                heapq.heappush(self.ready[queue], job.entry)
+        return taken
+
+
 class ClaimsWhatIsPaused(Mutant):
     breaks = frozenset({"claim_eligible", "console_pause"})
     because = "the pause is looked up by the fetcher, once"

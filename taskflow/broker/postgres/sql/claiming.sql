@@ -32,8 +32,10 @@ BEGIN
     END;
     IF only_queue IS NOT NULL THEN
         SELECT * INTO picked FROM @.pick_of_one(only_queue, most, now_at);
+    ELSIF cardinality(queues) > 0 THEN
+        SELECT * INTO picked FROM @.pick(queues, most, now_at);
     ELSE
-        SELECT * INTO picked FROM @.pick(queues, @.first_queue(queues, of_request, newest.ended_in, now_at), most, now_at);
+        SELECT * INTO picked FROM @.pick_of_all(@.first_queue(of_request, newest.ended_in, now_at), most, now_at);
     END IF;
     INSERT INTO @.requests (session, request, ended_in) VALUES (of_session, of_request, coalesce(picked.last_queue, newest.ended_in));
     RETURN QUERY
@@ -86,30 +88,17 @@ END
 $$;
 
 -- Locks the rows of ready jobs that are to be run next: where they are, and the first and the last place that they are of. Of the named queues
--- in their order, or of all from `start` on, round and round; each queue's priorities from the highest. Each place is
--- looked at only when those before it were not enough: all is joined by nested loops, whose order is that of the text.
+-- in their order, each queue's priorities from the highest. Each place is looked at only when those before it were not enough: all is joined
+-- by nested loops, whose order is that of the text.
 CREATE FUNCTION @.pick(
-    queues text[], start text, most integer, now_at bigint,
+    queues text[], most integer, now_at bigint,
     OUT tids tid[], OUT first_queue text, OUT first_rank integer, OUT last_queue text, OUT last_rank integer
 ) LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 BEGIN
-    WITH RECURSIVE later AS (
-        (SELECT queue FROM @.marks WHERE kind = 'ready' AND queue >= start AND cardinality(queues) = 0 ORDER BY kind, queue LIMIT 1)
-        UNION ALL
-        SELECT next.* FROM later CROSS JOIN LATERAL (
-            SELECT queue FROM @.marks WHERE kind = 'ready' AND marks.queue > later.queue ORDER BY kind, marks.queue LIMIT 1
-        ) AS next
-    ), earlier AS (
-        (SELECT queue FROM @.marks WHERE kind = 'ready' AND queue < start AND cardinality(queues) = 0 ORDER BY kind, queue LIMIT 1)
-        UNION ALL
-        SELECT next.* FROM earlier CROSS JOIN LATERAL (
-            SELECT queue FROM @.marks WHERE kind = 'ready' AND marks.queue > earlier.queue AND marks.queue < start
-            ORDER BY kind, marks.queue LIMIT 1
-        ) AS next
-    ), picked AS (
+    WITH picked AS (
         SELECT ready.tid, place.queue, place.rank
-        FROM (SELECT unnest(queues) UNION ALL SELECT queue FROM later UNION ALL SELECT queue FROM earlier) AS wanted (queue)
+        FROM unnest(queues) AS wanted (queue)
         CROSS JOIN LATERAL (
             WITH RECURSIVE step AS (
                 (SELECT * FROM @.marks WHERE kind = 'ready' AND queue = wanted.queue ORDER BY kind, queue, rank, n DESC LIMIT 1)
@@ -128,6 +117,45 @@ BEGIN
                 AND (expires_at IS NULL OR expires_at > now_at)
             ORDER BY due_at, jobs.seq LIMIT most FOR UPDATE SKIP LOCKED
         ) AS ready
+        LIMIT most
+    )
+    SELECT array_agg(tid), (array_agg(queue))[1], (array_agg(rank))[1], (array_agg(queue))[count(*)], (array_agg(rank))[count(*)]
+    INTO tids, first_queue, first_rank, last_queue, last_rank FROM picked;
+END
+$$;
+
+-- The same of all queues from `start` on, round and round: from place to place it is one step in the index.
+CREATE FUNCTION @.pick_of_all(
+    start text, most integer, now_at bigint,
+    OUT tids tid[], OUT first_queue text, OUT first_rank integer, OUT last_queue text, OUT last_rank integer
+) LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+BEGIN
+    WITH RECURSIVE later AS (
+        (SELECT * FROM @.marks WHERE kind = 'ready' AND queue >= start ORDER BY kind, queue, rank, n DESC LIMIT 1)
+        UNION ALL
+        SELECT next.* FROM later CROSS JOIN LATERAL (
+            SELECT * FROM @.marks WHERE kind = 'ready' AND (marks.queue, marks.rank) > (later.queue, later.rank)
+            ORDER BY kind, marks.queue, marks.rank, marks.n DESC LIMIT 1
+        ) AS next
+    ), earlier AS (
+        (SELECT * FROM @.marks WHERE kind = 'ready' AND queue < start ORDER BY kind, queue, rank, n DESC LIMIT 1)
+        UNION ALL
+        SELECT next.* FROM earlier CROSS JOIN LATERAL (
+            SELECT * FROM @.marks WHERE kind = 'ready' AND (marks.queue, marks.rank) > (earlier.queue, earlier.rank) AND marks.queue < start
+            ORDER BY kind, marks.queue, marks.rank, marks.n DESC LIMIT 1
+        ) AS next
+    ), picked AS (
+        SELECT ready.tid, place.queue, place.rank
+        FROM (SELECT * FROM later UNION ALL SELECT * FROM earlier) AS place
+        CROSS JOIN LATERAL (
+            SELECT ctid AS tid FROM @.jobs
+            WHERE status = S.READY AND jobs.queue = place.queue AND priority = -place.rank
+                AND (due_at, jobs.seq) >= (CASE WHEN @.is_believed(place.set_at, now_at) THEN place.at ELSE 0 END, place.seq)
+                AND (expires_at IS NULL OR expires_at > now_at)
+            ORDER BY due_at, jobs.seq LIMIT most FOR UPDATE SKIP LOCKED
+        ) AS ready
+        WHERE NOT EXISTS (SELECT 1 FROM @.paused WHERE paused.queue = place.queue)
         LIMIT most
     )
     SELECT array_agg(tid), (array_agg(queue))[1], (array_agg(rank))[1], (array_agg(queue))[count(*)], (array_agg(rank))[count(*)]
@@ -184,15 +212,12 @@ $$;
 
 -- The queue with which a claim of any begins: another one at each request, by its number, while few have something ready; of more, the one
 -- that follows the last job of the session's last claim.
-CREATE FUNCTION @.first_queue(queues text[], turn bigint, ended_in text, now_at bigint) RETURNS text LANGUAGE plpgsql AS $$
+CREATE FUNCTION @.first_queue(turn bigint, ended_in text, now_at bigint) RETURNS text LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
     live text[];
     number bigint;
 BEGIN
-    IF cardinality(queues) > 0 THEN
-        RETURN '';
-    END IF;
     WITH RECURSIVE step AS (
         (SELECT * FROM @.marks WHERE kind = 'ready' ORDER BY kind, queue, rank, n DESC LIMIT 1)
         UNION ALL

@@ -234,13 +234,14 @@ $$;
 -- Whether it is time to look behind, never more than a tenth of all time, and the caller is to see to it: until its look has ended nobody else
 -- is told so, or in ten seconds, when it should have come to nothing.
 CREATE FUNCTION @.takes_turn_to_look_behind(now_at bigint) RETURNS boolean LANGUAGE plpgsql AS $$
-DECLARE
-    next_at bigint := (SELECT value FROM @.meta WHERE name = 'look_behind_at');
 BEGIN
-    IF next_at > now_at AND next_at <= now_at + 86400000000 THEN -- the last: unless the clock was set back
+    IF EXISTS ( -- the last of these: unless the clock was set back
+        SELECT 1 FROM @.meta WHERE name IN ('look_behind_at', 'look_behind_turn') AND value > now_at AND value <= now_at + 86400000000
+    ) THEN
         RETURN false;
     END IF;
-    INSERT INTO @.meta (name, value) VALUES ('look_behind_at', now_at + 10000000) ON CONFLICT (name) DO UPDATE SET value = excluded.value;
+    -- Not in the row that the look itself writes at its end: at "repeatable read" it would fail then, and all that it has done.
+    INSERT INTO @.meta (name, value) VALUES ('look_behind_turn', now_at + 10000000) ON CONFLICT (name) DO UPDATE SET value = excluded.value;
     RETURN true;
 END
 $$;

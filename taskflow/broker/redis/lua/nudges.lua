@@ -2,7 +2,7 @@
 
 local rung, rung_jobs = {}, {}
 
--- armed: the topics that somebody has found nothing under, and waits for. Only those are told, once: a busy
+-- armed: the topics that somebody has found no more under, and waits for. Only those are told, once: a busy
 -- fleet would otherwise hear of every job of every other worker.
 local function tell_armed()
   local topics = {}
