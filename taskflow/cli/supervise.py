@@ -37,6 +37,7 @@ def _supervise(arguments: argparse.Namespace) -> int:
         processes=arguments.processes or 1,
         grace=arguments.grace,
         max_memory=arguments.max_memory,
+        stall_limit=arguments.stall_limit,
         is_draining=arguments.drain,
         is_reloading=arguments.reload,
     )

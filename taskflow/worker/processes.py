@@ -35,6 +35,9 @@ LONGEST_LINE: Final = 4096
 Watch = Callable[[Callable[[], None]], None]
 """Calls what it is given, from a thread of its own, when files have changed."""
 
+_STOPPED: Final = frozenset("Tt")
+"""States of a process that a signal, or a debugger, has stopped (proc_pid_stat(5))."""
+
 MOST_TOLD: Final = 100
 TOLD_AGAIN_AFTER: Final = 5.0
 FORGOTTEN_AFTER: Final = 300.0
@@ -186,6 +189,12 @@ class Processes:
 
     def retire(self, pid: int) -> bool:
         return pid in self._ears and self._ears[pid].say(RETIRE)
+
+    def is_stopped(self, pid: int) -> bool:
+        try:
+            return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(") ")[2][:1] in _STOPPED
+        except OSError:  # another system
+            return False
 
     def note_death(self, session: bytes, cause: str) -> None:
         """Every worker that has a session is to tell the broker, lest the one that is asked dies too. To tell it twice does no harm."""

@@ -17,6 +17,7 @@ class Plan:
     """`processes`     how many are to work
     `grace`         seconds that a worker's runs have when it winds down
     `max_memory`    bytes; a worker that has more is replaced
+    `stall_limit`   seconds after which a worker that has said nothing is ended; 0 for never
     `is_draining`   a worker that has drained its queues is not replaced
     `is_reloading`  what cannot start waits for the next change of a file
     """
@@ -24,6 +25,7 @@ class Plan:
     processes: int = 1
     grace: float = 25.0
     max_memory: int | None = None
+    stall_limit: float = 0.0
     is_draining: bool = False
     is_reloading: bool = False
 
@@ -45,6 +47,8 @@ class Worker:
     came_to: int | None = None
     told: int = 0
     told_at: float = float("-inf")
+    heard_at: float = float("inf")
+    aborted_at: float | None = None
 
     def has_worked_for(self, now: float) -> float:
         return 0.0 if self.works_since is None else now - self.works_since

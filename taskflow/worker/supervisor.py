@@ -28,6 +28,10 @@ LOADED_PATIENCE: Final = 2.0
 # After the grace time a worker ends by itself, by force if it must. One that has not done so by then has lost its interpreter.
 FORCED_AFTER: Final = 30.0
 IDLE: Final = 5.0
+SILENT_AFTER: Final = 10.0
+"""Seconds. A worker says how it is every second; one that has said nothing for less than this may have waited for a processor."""
+KILLED_AFTER: Final = 5.0
+"""Seconds that an aborted worker has to show its stacks, and to be gone."""
 DOUBTED_AFTER: Final = 60.0
 MANY_RETIRING: Final = 3
 # The exit code of a worker whose runs had to be cut off.
@@ -54,6 +58,10 @@ class Hands(Protocol):
 
     def retire(self, pid: int) -> bool:
         """Tell a worker to claim nothing more, and to end when what it runs has ended. False when it cannot be told."""
+        ...
+
+    def is_stopped(self, pid: int) -> bool:
+        """Whether a signal, or a debugger, keeps it from going on for the time being."""
         ...
 
 
@@ -122,6 +130,7 @@ class Supervisor:
         worker = self._workers.get(pid)
         if worker is None:
             return
+        worker.heard_at = self._clock()
         match line.split():
             case ["loaded"]:
                 worker.loaded_at = self._clock()
@@ -168,6 +177,7 @@ class Supervisor:
         if not self._stops:
             self._fill_places()
             self._roll_on()
+        self._end_the_silent()
         self._tell_workers()
         self._judge()
         return self._until_due()
@@ -234,6 +244,21 @@ class Supervisor:
                 change.new.pid,
                 DOUBTED_AFTER,
             )
+
+    def _end_the_silent(self) -> None:
+        """C code that never lets go of the interpreter keeps all in its process from ending it: the watch over the event loop as well."""
+        limit, now = max(self._plan.stall_limit, SILENT_AFTER), self._clock()
+        for worker in self._workers.values():
+            if not self._plan.stall_limit or worker.works_since is None or now < worker.heard_at + limit:
+                continue
+            if self._hands.is_stopped(worker.pid):
+                worker.heard_at = now
+            elif worker.aborted_at is None:
+                worker.aborted_at = now
+                log.error("worker %d has said nothing for %g s: C code keeps its interpreter; it is ended", worker.pid, limit)
+                self._hands.signal(worker.pid, signal.SIGABRT)
+            elif now >= worker.aborted_at + KILLED_AFTER:
+                self._hands.signal(worker.pid, signal.SIGKILL)
 
     def _tell_workers(self) -> None:
         now = self._clock()

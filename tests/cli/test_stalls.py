@@ -179,6 +179,22 @@ def test_a_worker_that_is_aborted_shows_where_its_threads_were(tasks: Shell) -> 
     assert "in compute_in_c" in worker.said
 
 
+@pytest.mark.parametrize("new_store", ["redis"], indirect=True)
+def test_a_supervisor_ends_a_worker_whose_interpreter_c_code_keeps_for_good(tasks: Shell) -> None:
+    """Nothing in the worker's own process can. The job's record says what became of that run, and others have been run meanwhile."""
+    tasks.send("compute_in_c.bind()")
+    supervisor = tasks.worker("--processes", "1", "--ttl", "2", "--stall-limit", "3")
+    supervisor.wait_for("begun")
+    supervisor.wait_for("has said nothing for 10 s")
+    supervisor.wait_for("tasks.compute_in_c .* succeeded")
+    assert "in compute_in_c" in supervisor.said
+    [crash] = the_job(tasks)["errors"]
+    assert crash["type"] == words.CRASHED
+    assert "SIGABRT" in crash["message"]
+    supervisor.signal(signal.SIGTERM)
+    ended_in(supervisor, 0)
+
+
 @on_each_broker
 def test_a_stopped_worker_loses_its_job_and_nothing_that_it_settles_counts(tasks: Shell) -> None:
     """SIGSTOP for longer than its ttl. When it goes on its run has just ended, under a lease that is another's by now: that is told,

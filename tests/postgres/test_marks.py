@@ -304,3 +304,25 @@ async def test_updates_that_come_often_stay_on_their_page(work: Work, stranger: 
     for name, updates, hot in rows:
         assert updates > 50, name
         assert hot >= 0.9 * updates, name
+
+
+async def test_a_job_whose_commit_takes_long_itself_is_found_at_once(work: Work, stranger: asyncpg.Connection) -> None:
+    """Deferred checks that come after ours, a standby that is waited for: nobody raises the mark meanwhile."""
+    await stranger.execute(
+        """
+        CREATE TABLE public.slow (number integer);
+        CREATE FUNCTION public.wait() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(1.5); RETURN NULL; END $$;
+        CREATE CONSTRAINT TRIGGER waits AFTER INSERT ON public.slow DEFERRABLE INITIALLY DEFERRED
+        FOR EACH ROW EXECUTE FUNCTION public.wait();
+        """
+    )
+    slow = "BEGIN; SELECT taskflow.enqueue('late'); INSERT INTO public.slow VALUES (1); COMMIT"
+    committing = asyncio.create_task(stranger.execute(slow))
+    claimed = set[str]()
+    while not committing.done():
+        await work.broker.enqueue([an_envelope()])
+        claimed |= {lease.envelope.job for lease in await work.claim()}
+        await asyncio.sleep(0.02)
+    await committing
+    claimed |= {lease.envelope.job for lease in await work.claim()}
+    assert "late" in claimed

@@ -503,7 +503,7 @@ async def test_a_transaction_that_ends_in_time_holds_nothing_up() -> None:
 
 
 def by_driver(server: PostgresServer, database: str, script: str) -> None:
-    server.execute(script, database)
+    server.execute(re.sub(r"(?m)^\\set .*$", "", script), database)  # what only psql understands
 
 
 def by_psql(server: PostgresServer, database: str, script: str) -> None:
@@ -512,9 +512,7 @@ def by_psql(server: PostgresServer, database: str, script: str) -> None:
         if os.environ.get("CI"):
             pytest.fail("there is no psql on this machine: apt-get install postgresql-client")
         pytest.skip("there is no psql on this machine: apt-get install postgresql-client (where CI is set, that is a failure)")
-    ran = subprocess.run(
-        [psql, "--no-psqlrc", "--quiet", "--set", "ON_ERROR_STOP=1", server.url(database)], input=script, text=True, capture_output=True
-    )
+    ran = subprocess.run([psql, "--no-psqlrc", "--quiet", server.url(database)], input=script, text=True, capture_output=True)
     if ran.returncode:
         raise asyncpg.PostgresError(ran.stderr)
 

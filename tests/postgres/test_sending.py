@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import asyncpg
 import msgspec
@@ -29,10 +29,12 @@ from taskflow.model.codec import seal_json
 from taskflow.model.envelope import DEFAULT_QUEUE, MAX_HEADER_BYTES, MAX_JOB_NAME, OWN_HEADERS, PRIORITIES, Envelope, Lease
 from taskflow.model.ids import MAX_KEY_BYTES, IdFactory, key_digest
 from taskflow.model.rules import DAY, LONGEST
-from taskflow.model.session import Session
+from taskflow.model.session import Beat, Session
+from taskflow.model.verdict import Settled
 from tests.cli.processes import Shell
 from tests.postgres.scene import Scene, until
 from tests.support.postgres import postgres_binaries, shared_postgres
+from tests.support.verdicts import retried, succeeded
 
 NOTE: Final = "tests.redis.note"
 """The scene's job."""
@@ -598,6 +600,36 @@ async def test_nothing_of_the_callers_is_run_as_the_owner(sql: asyncpg.Connectio
     with pytest.raises(asyncpg.InvalidParameterValueError, match="job is ''"):
         await stranger.fetchval("SELECT taskflow.enqueue(E'''\\n%s %I'::text)")
     assert await sql.fetchval("SELECT count(*) FROM taskflow.jobs") == 1
+
+
+async def test_nothing_that_stands_in_public_is_run_by_a_worker_or_a_migration(scene: Scene, sql: asyncpg.Connection) -> None:
+    """Whoever may create functions there would be whoever owns the queue: one whose parameters fit better comes before pg_catalog's."""
+    await sql.execute(
+        """
+        CREATE FUNCTION public.trap() RETURNS void LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'caught %', current_user; END $$;
+        CREATE FUNCTION public.hashtextextended(text, integer) RETURNS bigint LANGUAGE sql AS 'SELECT public.trap(); SELECT 1::bigint';
+        CREATE FUNCTION public.times(numeric, integer) RETURNS numeric LANGUAGE sql AS 'SELECT public.trap(); SELECT 1::numeric';
+        CREATE OPERATOR public.* (LEFTARG = numeric, RIGHTARG = integer, FUNCTION = public.times);
+        CREATE FUNCTION public.plus(bigint, smallint) RETURNS bigint LANGUAGE sql AS 'SELECT public.trap(); SELECT 1::bigint';
+        CREATE FUNCTION public.substr(bytea, bigint, integer) RETURNS bytea LANGUAGE sql AS 'SELECT public.trap(); SELECT NULL::bytea';
+        """
+    )
+    with pytest.raises(asyncpg.RaiseError, match="caught"):
+        await sql.fetch("SELECT hashtextextended('a', 1)")
+    for store in (scene.store, connect(f"{scene.straight_url}?namespace=another")):
+        session = Session(id=uuid4().bytes, name="worker", ttl=60.0)
+        await store.register(session)
+        await store.enqueue(
+            [Envelope(id=uuid4().bytes, job="work", payload=b"", key=uuid4().bytes, after=0.001 * (n % 2)) for n in range(4)]
+        )
+        await asyncio.sleep(0.05)
+        await store.upkeep(10)
+        leases = await store.claim(session.id, 1, [], 10)
+        assert len(leases) == 4
+        assert await store.settle([retried(leases[0], 0.0), *(succeeded(lease) for lease in leases[1:])]) == [Settled.OK] * 4
+        await store.beat(Beat(session=session.id, claims=(), seen=1))
+        assert await store.console.queues()
+        await store.close()
 
 
 # --- beside the other broker function -----------------------------------------------------------------------------------

@@ -84,7 +84,7 @@ _SOMETIMES: Final = """
     CREATE SEQUENCE turns;
     CREATE FUNCTION sometimes() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN
-        IF nextval('turns') % 3 = 0 THEN
+        IF nextval('public.turns') % 3 = 0 THEN
             RAISE EXCEPTION 'somebody was quicker' USING ERRCODE = TG_ARGV[0];
         END IF;
         RETURN NULL;

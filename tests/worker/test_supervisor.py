@@ -36,6 +36,7 @@ class Office:
         self.alive: set[int] = set()
         self.crashes: list[tuple[bytes, str]] = []
         self.refusal: OSError | None = None
+        self.stopped: set[int] = set()
         self.supervisor = Supervisor(plan, self, lambda session, cause: self.crashes.append((session, cause)), lambda: self.now)
 
     # --- its hands
@@ -54,6 +55,9 @@ class Office:
         if self.is_heard:
             self.retired.append(pid)
         return self.is_heard
+
+    def is_stopped(self, pid: int) -> bool:
+        return pid in self.stopped
 
     # --- what happens
 
@@ -669,3 +673,45 @@ def test_a_crash_is_told_by_default_as_a_line(caplog: pytest.LogCaptureFixture) 
     with caplog.at_level(logging.INFO):
         supervisor.log_crash(b"\xab" * 16, "SIGSEGV")
     assert f"what session {'ab' * 16} held runs again; lost by: SIGSEGV" in caplog.text
+
+
+# --- silence ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_worker_that_says_nothing_for_the_stall_limit_is_aborted_and_then_killed() -> None:
+    """Its interpreter is C code's for good: nothing in its process can end it."""
+    office = Office(Plan(processes=1, stall_limit=30.0))
+    office.act()
+    office.works(1)
+    for _ in range(60):
+        office.act(1.0)
+        office.supervisor.heard(1, "vitals 1 1 ")
+    office.act(29.0)
+    assert office.sent == []
+    office.act(6.0)  # it looks every five seconds
+    assert office.sent == [(1, signal.SIGABRT)]
+    office.act(10.0)
+    assert (1, signal.SIGKILL) in office.sent
+
+
+def test_neither_one_that_is_stopped_nor_one_without_a_limit() -> None:
+    """It may go on: what it held is others' by then, and it begins a new session."""
+    stopped, unlimited = Office(Plan(processes=1, stall_limit=30.0)), Office(Plan(processes=1))
+    stopped.stopped = {1}
+    for office in (stopped, unlimited):
+        office.act()
+        office.works(1)
+        office.act(300.0)
+        assert office.sent == []
+    stopped.stopped = set()
+    stopped.supervisor.heard(1, "vitals 1 1 ")
+    stopped.act(29.0)
+    assert stopped.sent == []
+
+
+def test_short_limits_leave_a_worker_the_time_to_come_to_a_processor() -> None:
+    office = Office(Plan(processes=1, stall_limit=0.5))
+    office.act()
+    office.works(1)
+    office.act(9.0)
+    assert office.sent == []

@@ -15,7 +15,7 @@ from taskflow.broker.foreign import settle_possible
 from taskflow.broker.loops import PerLoop
 from taskflow.broker.migrations import Upgrade
 from taskflow.broker.nudges import Nudges
-from taskflow.broker.postgres import packing, schema, texts
+from taskflow.broker.postgres import packing, schema
 from taskflow.broker.postgres.behind import LookBehind
 from taskflow.broker.postgres.console import PostgresConsole
 from taskflow.broker.postgres.ears import PostgresEars, Telling, trouble_with_listening
@@ -37,11 +37,6 @@ MOST_NAME_BYTES: Final = 63
 
 AWAITED_FOR: Final = 3600.0
 """Seconds for which the server knows that somebody waits for a job's end; who waits longer looks for itself every few seconds."""
-
-_HELD_UP: Final = """
-SELECT id FROM @.jobs WHERE id = ANY ($1::bytea[]) AND NOT @.try_lock_job(id)
-UNION SELECT id FROM unnest($2::bytea[], $3::bytea[]) AS following (id, key) WHERE NOT pg_try_advisory_xact_lock(@.key_lock(key))
-"""
 
 LOOKED_WITHIN: Final = 60.0
 """Seconds for a look behind the marks, which reads all that nobody could clean away."""
@@ -177,9 +172,7 @@ class PostgresBroker:
         """The ids of those whose job, or whose follow-up's key, somebody else has at this moment."""
         following = [(each.id, envelope.key) for each in settlements for envelope in each.follow_ups if envelope.key is not None]
         ids, keys = [job_id for job_id, _ in following], [key for _, key in following]
-        statement = texts.placed(_HELD_UP, self._namespace)
-        rows = await self._lines.here().link.fetch(statement, [each.id for each in settlements], ids, keys)
-        return {row["id"] for row in rows}
+        return {row["held_up"] for row in await self.call("held_up", [each.id for each in settlements], ids, keys)}
 
     async def cancel(self, ids: Sequence[bytes]) -> list[Status | None]:
         if not ids:

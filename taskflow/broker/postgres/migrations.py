@@ -98,6 +98,7 @@ def script(found: Upgrade, schema: str, rules: Rules) -> str:
     locked = f"{_LIMITS}\n{_locking(schema)}\n{_NO_LIMITS}" if found.version else ""
     parts = (
         f"-- taskflow, {found.place}: from version {found.version} to {found.target}. To be run by the owner of its tables.",
+        "\\set ON_ERROR_STOP on\n\\set ON_ERROR_ROLLBACK off",
         "BEGIN ISOLATION LEVEL READ COMMITTED;",
         _MY_TURN,
         _guard(found, schema),
@@ -185,6 +186,7 @@ _MY_TURN: Final = f"""\
 SET LOCAL lock_timeout = 0;
 SET LOCAL statement_timeout = 0;
 SET LOCAL idle_in_transaction_session_timeout = 0;
+SET LOCAL search_path = pg_catalog, pg_temp; -- no function of somebody's takes the place of one that is meant
 SELECT pg_advisory_xact_lock({_TURN});"""
 
 # A statement's limit too: the one of locks is for each table anew.
@@ -241,7 +243,7 @@ def _changes(found: Upgrade, schema: str, rules: Rules) -> str:
     tables = (texts.script(f"{_FOLDER}/{migration.version}", schema, rules) for migration in found.migrations)
     functions = (texts.script(name, schema, rules) for name in texts.names())
     ended = texts.placed(_SET_VERSION, schema).replace("%version", str(found.target))
-    return "\n\n".join([_UNCHECKED, begun, *tables, *functions, ended])
+    return "\n\n".join([_UNCHECKED, begun, *tables, *functions, _of_ours(_MARK_FUNCTIONS, schema), ended])
 
 
 _UNCHECKED: Final = "SET LOCAL check_function_bodies = off; -- they call each other"
@@ -259,7 +261,11 @@ $$;"""
 
 def dropping(schema: str) -> str:
     """All functions of ours, of whatever version."""
-    return _DROP_FUNCTIONS.replace("%schema", schema).replace("%functions", ",".join(sorted(our_functions())))
+    return _of_ours(_DROP_FUNCTIONS, schema)
+
+
+def _of_ours(text: str, schema: str) -> str:
+    return text.replace("%schema", schema).replace("%functions", ",".join(sorted(our_functions()))).replace("%mark", _MARK)
 
 
 def our_functions() -> frozenset[str]:
@@ -273,23 +279,43 @@ _OLDER_FUNCTIONS: Final = frozenset(
     {"look_behind_in_time", "number_to_raise", "ready_places", "ready_queues", "settle_plainly", "take", "tell_place"}
 )
 
-# All of ours, also those that come again, whose parameters or result may be others; with the triggers by which our tables call them. On the
-# enqueue() of sending.sql hang others' rights and triggers.
+_MARK: Final = "taskflow made it, and drops it when the schema is migrated"
+"""The comment on each function of ours, since somebody else's may have the same name and other parameters."""
+
+_MARK_FUNCTIONS: Final = """\
+DO $$
+DECLARE
+    marks text;
+BEGIN
+    SELECT string_agg(format('COMMENT ON FUNCTION %s IS %L', pg_proc.oid::regprocedure, '%mark'), '; ') INTO marks FROM pg_proc
+    WHERE pronamespace = to_regnamespace('"%schema"') AND proname = ANY ('{%functions}') AND pg_proc.xmin = pg_current_xact_id()::xid
+        AND NOT (proname = 'enqueue' AND proargnames[1] = 'job');
+    IF marks IS NOT NULL THEN
+        EXECUTE marks;
+    END IF;
+END
+$$;"""
+
+# All of ours, also those that come again, whose parameters or result may be others; with the triggers by which our tables call them. Where
+# none is marked, as before version 5, it goes by the names. On the enqueue() of sending.sql hang others' rights and triggers.
 _DROP_FUNCTIONS: Final = """\
 DO $$
 DECLARE
+    are_marked boolean := EXISTS (
+        SELECT FROM pg_proc WHERE pronamespace = to_regnamespace('"%schema"') AND obj_description(pg_proc.oid, 'pg_proc') = '%mark'
+    );
     drops text;
 BEGIN
     SELECT string_agg(format('DROP TRIGGER %I ON %s', tgname, tgrelid::regclass), '; ') INTO drops
     FROM pg_trigger JOIN pg_class ON pg_class.oid = tgrelid JOIN pg_proc ON pg_proc.oid = tgfoid
     WHERE NOT tgisinternal AND relnamespace = pronamespace AND pronamespace = to_regnamespace('"%schema"')
-        AND proname = ANY ('{%functions}');
+        AND proname = ANY ('{%functions}') AND (NOT are_marked OR obj_description(pg_proc.oid, 'pg_proc') = '%mark');
     IF drops IS NOT NULL THEN
         EXECUTE drops;
     END IF;
     SELECT 'DROP ROUTINE ' || string_agg(pg_proc.oid::regprocedure::text, ', ') INTO drops FROM pg_proc
     WHERE pronamespace = to_regnamespace('"%schema"') AND proname = ANY ('{%functions}')
-        AND NOT (proname = 'enqueue' AND proargnames[1] = 'job');
+        AND (NOT are_marked OR obj_description(pg_proc.oid, 'pg_proc') = '%mark') AND NOT (proname = 'enqueue' AND proargnames[1] = 'job');
     IF drops IS NOT NULL THEN
         EXECUTE drops;
     END IF;

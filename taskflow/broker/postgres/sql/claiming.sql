@@ -5,7 +5,7 @@ RETURNS TABLE (
     id bytea, number integer, epoch integer, created_at bigint, failures integer, crashes integer, snoozes integer, hand_backs integer,
     parked_for bigint, priority smallint, queue text, job text, key bytea, payload bytea, extras bytea, expires_in bigint
 )
-LANGUAGE plpgsql SET lock_timeout = '3s' SET plan_cache_mode = force_generic_plan SET jit = off
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '3s' SET plan_cache_mode = force_generic_plan SET jit = off
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET enable_memoize = off AS $$
 #variable_conflict use_column
 DECLARE
@@ -68,7 +68,7 @@ RETURNS TABLE (
     id bytea, number integer, epoch integer, created_at bigint, failures integer, crashes integer, snoozes integer, hand_backs integer,
     parked_for bigint, priority smallint, queue text, job text, key bytea, payload bytea, extras bytea
 )
-LANGUAGE plpgsql SET lock_timeout = '3s' AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '3s' AS $$
 #variable_conflict use_column
 BEGIN
     RETURN QUERY SELECT id, number, epoch, created_at, failures, crashes, snoozes, hand_backs, parked_for, priority, queue, job, key, payload,
@@ -79,7 +79,7 @@ $$;
 
 -- As workers ask that know version 2: the whole rows.
 CREATE FUNCTION @.claim(wall bigint, steady bigint, of_session bytea, of_request bigint, queues text[], most integer) RETURNS SETOF @.jobs
-LANGUAGE plpgsql SET lock_timeout = '3s' AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '3s' AS $$
 #variable_conflict use_column
 BEGIN
     PERFORM @.lease_jobs(wall, steady, of_session, of_request, queues, most);

@@ -1,6 +1,6 @@
 -- What stands in each queue: name, whether it is paused, counts by status, due time of the oldest ready and of the next scheduled job.
 CREATE FUNCTION @.queues(wall bigint DEFAULT NULL)
-RETURNS TABLE (name text, is_paused boolean, counts bigint[], ready_since bigint, next_due bigint) LANGUAGE plpgsql SET jit = off AS $$
+RETURNS TABLE (name text, is_paused boolean, counts bigint[], ready_since bigint, next_due bigint) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET jit = off AS $$
 BEGIN
     RETURN QUERY
     WITH counted AS MATERIALIZED (
@@ -47,7 +47,7 @@ $$;
 
 CREATE FUNCTION @.browse(
     wall bigint, of_queue text, of_job text, statuses integer[], ended_before bigint, only_poison boolean, before_id bytea, most integer
-) RETURNS SETOF @.jobs LANGUAGE plpgsql SET plan_cache_mode = force_custom_plan AS $$
+) RETURNS SETOF @.jobs LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan AS $$
 #variable_conflict use_column
 DECLARE
     now_at bigint := @.wall(wall); -- a value: is_chosen() is written into the statement then, not called for each row
@@ -62,7 +62,7 @@ $$;
 CREATE FUNCTION @.purge(
     wall bigint, of_queue text, of_job text, statuses integer[], ended_before bigint, only_poison boolean, most integer,
     OUT purged integer, OUT rung text
-) LANGUAGE plpgsql SET lock_timeout = '3s' AS $$
+) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '3s' AS $$
 #variable_conflict use_column
 DECLARE
     now_at bigint := @.wall(wall);
@@ -90,7 +90,7 @@ END
 $$;
 
 -- An operator's retry. For each: "ok", "unknown", "live", "succeeded" or "key taken".
-CREATE FUNCTION @.redo(wall bigint, ids bytea[], OUT answers text[], OUT rung text) LANGUAGE plpgsql SET lock_timeout = '3s' AS $$
+CREATE FUNCTION @.redo(wall bigint, ids bytea[], OUT answers text[], OUT rung text) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '3s' AS $$
 #variable_conflict use_column
 DECLARE
     now_at bigint := @.wall(wall);
@@ -120,16 +120,16 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION @.pause(of_queue text) RETURNS void LANGUAGE sql AS $$
+CREATE FUNCTION @.pause(of_queue text) RETURNS void LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
     INSERT INTO @.paused (queue) VALUES (of_queue) ON CONFLICT DO NOTHING
 $$;
 
-CREATE FUNCTION @.resume(of_queue text) RETURNS void LANGUAGE sql AS $$
+CREATE FUNCTION @.resume(of_queue text) RETURNS void LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
     DELETE FROM @.paused WHERE queue = of_queue
 $$;
 
 -- Tells listeners, once what they are told of is committed. Of the jobs that have ended only those that somebody waits for.
-CREATE FUNCTION @.tell(channel text, topics text[], ended bytea[]) RETURNS void LANGUAGE plpgsql
+CREATE FUNCTION @.tell(channel text, topics text[], ended bytea[]) RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
@@ -148,7 +148,7 @@ END
 $$;
 
 -- Somebody waits for these to end. The ids of those that need not be waited for.
-CREATE FUNCTION @.await(wall bigint, ids bytea[], patience bigint) RETURNS void LANGUAGE plpgsql
+CREATE FUNCTION @.await(wall bigint, ids bytea[], patience bigint) RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan SET jit = off AS $$
 #variable_conflict use_column
 BEGIN
@@ -158,7 +158,7 @@ END
 $$;
 
 -- Its plan is made once, perhaps when there are few jobs: it must not read many from end to end.
-CREATE FUNCTION @.already(ids bytea[]) RETURNS SETOF bytea LANGUAGE plpgsql
+CREATE FUNCTION @.already(ids bytea[]) RETURNS SETOF bytea LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
 BEGIN
     RETURN QUERY SELECT given.id FROM unnest(ids) AS given (id)
@@ -167,7 +167,7 @@ END
 $$;
 
 -- Of these topics those under which there is something already.
-CREATE FUNCTION @.there(topics text[]) RETURNS SETOF text LANGUAGE sql SET enable_seqscan = off SET jit = off AS $$
+CREATE FUNCTION @.there(topics text[]) RETURNS SETOF text LANGUAGE sql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
     SELECT topic FROM unnest(topics) AS topic
     WHERE CASE
         WHEN topic = 'queues' THEN EXISTS (SELECT 1 FROM @.ready_marks(@.wall(NULL)) AS m WHERE @.has_ready(m))
@@ -180,12 +180,12 @@ CREATE FUNCTION @.there(topics text[]) RETURNS SETOF text LANGUAGE sql SET enabl
     END
 $$;
 
-CREATE FUNCTION @.events() RETURNS TABLE (queue text, what text, n bigint) LANGUAGE sql AS $$
+CREATE FUNCTION @.events() RETURNS TABLE (queue text, what text, n bigint) LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
     SELECT queue, what, n FROM @.counted WHERE what NOT LIKE '=%'
 $$;
 
 CREATE FUNCTION @.examined() RETURNS TABLE (version text, fsync text, full_page_writes text, synchronous_commit text, size bigint)
-LANGUAGE sql AS $$
+LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
     SELECT current_setting('server_version'), current_setting('fsync'), current_setting('full_page_writes'),
         current_setting('synchronous_commit'), pg_total_relation_size('@.jobs'::regclass)
 $$;

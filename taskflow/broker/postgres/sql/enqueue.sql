@@ -145,7 +145,7 @@ CREATE FUNCTION @.enqueue(
     wall bigint, capacity bigint, ids bytea[], queues text[], jobs text[], priorities integer[], afters bigint[], ats bigint[], expiries bigint[],
     keys bytea[], conflicts integer[], payloads bytea[], extras bytea[], awaited integer[], joined bytea[],
     OUT answers bytea[], OUT rung text
-) LANGUAGE plpgsql SET lock_timeout = '3s' AS $$
+) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '3s' AS $$
 #variable_conflict use_column
 DECLARE
     fresh bigint;

@@ -192,8 +192,10 @@ BEGIN
         SELECT CASE WHEN NEW.late_priority IS NULL THEN 'due' ELSE 'ready' END, CASE WHEN NEW.late_priority IS NULL THEN '' ELSE NEW.queue END,
             coalesce(-NEW.late_priority, 0), 0, 0, @.wall(NULL);
     ELSIF NEW.late_priority IS NULL THEN
+        PERFORM pg_advisory_xact_lock_shared(@.place('due', '', 0)); -- the commit itself may take long: nobody raises the mark meanwhile
         PERFORM @.lower('due', '', 0, NEW.late_at, 0, @.wall(NULL));
     ELSE
+        PERFORM pg_advisory_xact_lock_shared(@.place('ready', NEW.queue, -NEW.late_priority));
         PERFORM @.lower('ready', NEW.queue, -NEW.late_priority, NEW.late_at, 0, @.wall(NULL));
     END IF;
     RETURN NULL;
@@ -206,7 +208,7 @@ CREATE CONSTRAINT TRIGGER tally_late AFTER INSERT ON @.tally DEFERRABLE INITIALL
 
 -- Reads every index from its start, as if there were no marks, and lowers those that were too high. Drops what no mark needs any more. A
 -- statement of its own, since it may take long: what it lowers must be committed at once, and nothing else is to wait for it.
-CREATE FUNCTION @.look_behind(wall bigint, OUT rung text) LANGUAGE plpgsql
+CREATE FUNCTION @.look_behind(wall bigint, OUT rung text) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET jit = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_column
 DECLARE

@@ -23,7 +23,7 @@ $$;
 
 -- Makes a session known. False when it is dead.
 CREATE FUNCTION @.register(wall bigint, steady bigint, new_id bytea, new_name text, new_ttl bigint, new_about bytea) RETURNS boolean
-LANGUAGE plpgsql SET lock_timeout = '3s' AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '3s' AS $$
 #variable_conflict use_column
 DECLARE
     now_at bigint := @.wall(wall);
@@ -59,7 +59,7 @@ CREATE FUNCTION @.beat(
     reported_requests bigint[], reported_numbers integer[], running_for bigint[], progresses bytea[], leaving boolean,
     died_of bytea DEFAULT NULL,
     OUT is_lost boolean, OUT ghosts integer, OUT held integer[], OUT stopping integer[], OUT rung text
-) LANGUAGE plpgsql SET lock_timeout = '3s' AS $$
+) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '3s' AS $$
 #variable_conflict use_column
 DECLARE
     now_at bigint := @.wall(wall);
@@ -145,7 +145,7 @@ $$;
 
 CREATE FUNCTION @.workers(wall bigint, steady bigint) RETURNS TABLE (
     session bytea, session_name text, session_ttl bigint, session_about bytea, registered bigint, silent_for bigint, leases bigint, is_dying boolean
-) LANGUAGE sql AS $$
+) LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
     SELECT id, name, ttl, about, registered_at, greatest(0, coalesce(steady, @.wall(wall)) - beat_at), count_of.leases, dead_at IS NOT NULL
     FROM @.sessions, LATERAL (SELECT count(*) AS leases FROM @.leases_of(sessions)) AS count_of
     WHERE NOT is_released AND (dead_at IS NULL OR count_of.leases > 0)

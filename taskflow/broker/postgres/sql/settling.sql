@@ -5,7 +5,7 @@
 CREATE FUNCTION @.succeed(
     wall bigint, ids bytea[], fences bytea[], ran_for bigint[], keep_for bigint[], results bytea[], OUT done bytea[],
     OUT are_awaited boolean
-) LANGUAGE plpgsql SET lock_timeout = '1500ms' SET plan_cache_mode = force_generic_plan SET jit = off
+) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '1500ms' SET plan_cache_mode = force_generic_plan SET jit = off
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 #variable_conflict use_column
 DECLARE
@@ -44,7 +44,7 @@ CREATE FUNCTION @.settle(
     keep_for bigint[], contents bytea[], errors bytea[], afters bigint[], followed integer[], f_ids bytea[], f_queues text[], f_jobs text[],
     f_priorities integer[], f_afters bigint[], f_ats bigint[], f_expiries bigint[], f_keys bytea[], f_conflicts integer[], f_payloads bytea[],
     f_extras bytea[], f_awaited integer[], f_joined bytea[], OUT answers boolean[], OUT rung text
-) LANGUAGE plpgsql SET lock_timeout = '1500ms' SET enable_seqscan = off SET jit = off AS $$
+) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '1500ms' SET enable_seqscan = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
     now_at bigint := @.wall(wall);
@@ -139,7 +139,18 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION @.cancel(wall bigint, ids bytea[], OUT statuses integer[], OUT rung text) LANGUAGE plpgsql SET lock_timeout = '3s' AS $$
+-- Of these jobs, and of those whose follow-ups have these keys, the ids of what somebody else has at this moment.
+CREATE FUNCTION @.held_up(ids bytea[], following bytea[], keys bytea[]) RETURNS SETOF bytea LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
+BEGIN
+    RETURN QUERY
+    SELECT jobs.id FROM @.jobs WHERE jobs.id = ANY (ids) AND NOT @.try_lock_job(jobs.id)
+    UNION
+    SELECT each.id FROM unnest(following, keys) AS each (id, key) WHERE NOT pg_try_advisory_xact_lock(@.key_lock(each.key));
+END
+$$;
+
+CREATE FUNCTION @.cancel(wall bigint, ids bytea[], OUT statuses integer[], OUT rung text) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '3s' AS $$
 #variable_conflict use_column
 DECLARE
     now_at bigint := @.wall(wall);
@@ -160,7 +171,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION @.read(wall bigint, ids bytea[]) RETURNS SETOF @.jobs LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
+CREATE FUNCTION @.read(wall bigint, ids bytea[]) RETURNS SETOF @.jobs LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
 DECLARE
     now_at bigint := @.wall(wall);
 BEGIN

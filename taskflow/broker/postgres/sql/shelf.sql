@@ -4,7 +4,7 @@
 
 -- Microseconds since 1970: a test's, else the server's own.
 CREATE FUNCTION @.wall(given bigint) RETURNS bigint LANGUAGE sql AS $$
-    SELECT coalesce(given, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint)
+    SELECT coalesce(given, (extract(epoch FROM pg_catalog.clock_timestamp()) OPERATOR(pg_catalog.*) 1000000::numeric)::bigint)
 $$;
 
 CREATE FUNCTION @.id_text(id bytea) RETURNS text LANGUAGE sql IMMUTABLE AS $$

@@ -3,7 +3,7 @@ CREATE FUNCTION @.upkeep(
     wall bigint, steady bigint, most integer,
     OUT readied integer, OUT reaped integer, OUT released integer, OUT expired integer, OUT dropped integer, OUT next_in bigint,
     OUT looks_behind boolean, OUT rung text
-) LANGUAGE plpgsql SET lock_timeout = '3s' SET plan_cache_mode = force_generic_plan AS $$
+) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '3s' SET plan_cache_mode = force_generic_plan AS $$
 #variable_conflict use_column
 DECLARE
     now_at bigint := @.wall(wall);
