@@ -138,8 +138,8 @@ def on_each_loop(request: pytest.FixtureRequest, tasks: Shell) -> Shell:
 
 
 def a_little_later() -> None:
-    """What comes closer together is one signal, sent twice."""
-    time.sleep(2 * signals.SAME_SIGNAL)
+    """What comes closer together is one signal, sent twice: as the process sees it, which may have to wait for a processor."""
+    time.sleep(6 * signals.SAME_SIGNAL)
 
 
 # --- once, twice, three times ----------------------------------------------------------------------------------------------

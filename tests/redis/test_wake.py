@@ -54,6 +54,15 @@ def check_round_trips(waits: list[float], number: int) -> None:
     assert longest < (number + 2) * LATENCY + SLACK, waits
 
 
+async def until_all_is_asked_for(scene: Scene, ledger: Ledger) -> None:
+    """What was waited for before the subscription was on is asked for once it is."""
+    while not await subscribers(scene.server):
+        await asyncio.sleep(LATENCY)
+    asked = -1
+    while asked != (asked := ledger.verbs["arm"]):
+        await asyncio.sleep(3 * LATENCY)
+
+
 async def subscribers(server: RedisServer) -> int:
     def ask() -> int:
         with server.client() as client:
@@ -105,6 +114,7 @@ async def test_who_waits_for_a_result_looks_twice_and_asks_for_nothing_beside(fa
     async with far_scene.worker():
         await seconds_to_start(far_scene, 0)
         await far_scene.handles[0].result(10)  # the server learns the script
+        await until_all_is_asked_for(far_scene, ledger)
         far_scene.takes = 0.3
         for number in range(1, 4):
             ledger.verbs.clear()
