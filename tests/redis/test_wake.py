@@ -56,10 +56,10 @@ def check_round_trips(waits: list[float], number: int) -> None:
 
 async def until_all_is_asked_for(scene: Scene, ledger: Ledger) -> None:
     """What was waited for before the subscription was on is asked for once it is."""
-    while not await subscribers(scene.server):
+    while not await subscribers(scene.server):  # noqa: ASYNC110 - the server tells of it only when it is asked
         await asyncio.sleep(LATENCY)
     asked = -1
-    while asked != (asked := ledger.verbs["arm"]):
+    while asked != (asked := ledger.verbs["arm"]):  # noqa: ASYNC110
         await asyncio.sleep(3 * LATENCY)
 
 
