@@ -249,7 +249,8 @@ class Supervisor:
         """C code that never lets go of the interpreter keeps all in its process from ending it: the watch over the event loop as well."""
         limit, now = max(self._plan.stall_limit, SILENT_AFTER), self._clock()
         for worker in self._workers.values():
-            if not self._plan.stall_limit or worker.works_since is None or now < worker.heard_at + limit:
+            works = worker.works_since is not None and worker.came_to is None  # one that has ended says no more
+            if not self._plan.stall_limit or not works or now < worker.heard_at + limit:
                 continue
             if self._hands.is_stopped(worker.pid):
                 worker.heard_at = now

@@ -715,3 +715,14 @@ def test_short_limits_leave_a_worker_the_time_to_come_to_a_processor() -> None:
     office.works(1)
     office.act(9.0)
     assert office.sent == []
+
+
+def test_one_whose_session_has_left_need_say_no_more() -> None:
+    """Python may take its time to end."""
+    office = Office(Plan(processes=1, stall_limit=30.0))
+    office.act()
+    office.works(1)
+    office.supervisor.heard(1, "retiring")
+    office.supervisor.heard(1, "ended 0")
+    office.act(60.0)
+    assert (1, signal.SIGABRT) not in office.sent
