@@ -24,6 +24,10 @@ PORTION: Final = 0.002
 PATIENCE: Final = 0.1
 """Seconds that a lease waits in reserve at most: then it goes back, since another worker could begin it."""
 
+AHEAD: Final = 3
+"""Times as many as there are slots are held in reserve at most, or await their answer. A cycle of two hundred costs less by the job than
+one of a hundred, at the store above all; longer ones let worker and store wait for each other more than they save."""
+
 SLOW: Final = 0.5
 
 
@@ -31,10 +35,9 @@ class Runs:
     """A slot for each run, and a small reserve, so that no slot waits for a round trip: the next claim is under way while these run and
     the last ones settle.
 
-    `slots` bounds what runs at one time. What a kill of the worker puts at risk is more: what runs, what has ended and waits for its
-    settlement's answer, not more than `slots` when the last run begins, and the reserve, which is what will start within 20 ms and not
-    more than `slots` either. Never more than three times `slots` are leased; with jobs that take longer than 20 ms, or while the store
-    does not answer settlements, never more than twice as many.
+    `slots` bounds what runs at one time. What a kill of the worker puts at risk is more: what has ended and waits for its settlement's
+    answer, and the reserve. Each of the two is as many as end within 20 ms, as things go, and not more than `AHEAD` times `slots`; what
+    has ended may always be as many as `slots`. With jobs that take longer than 20 ms, then, never more than twice `slots` are leased.
     """
 
     def __init__(self, slots: int, threads: Threads, holdings: Holdings, executor: Executor, settler: Settler, events: Events) -> None:
@@ -59,8 +62,9 @@ class Runs:
         thread would be missing to another."""
         if self._holdings.is_closed or self._holdings.is_over:
             return 0
-        begun = len(self._holdings) - len(self._reserve)
-        return max(0, min(self._slots - self._threads.left_behind - len(self.under_way), 2 * self._slots - begun))
+        unanswered = len(self._holdings) - len(self._reserve) - self._slots
+        most = max(self._slots, self._ahead())
+        return max(0, min(self._slots - self._threads.left_behind - len(self.under_way), most - unanswered))
 
     @property
     def left_behind(self) -> int:
@@ -76,9 +80,13 @@ class Runs:
         if self._holdings.is_closed or self._holdings.is_over:
             return 0
         idle = self.free - len(self._reserve)
-        reserve = min(self._slots, self._pace.reserve(time.monotonic()))
+        reserve = self._ahead()
         room = idle + reserve
         return room if idle > 0 or 2 * room >= max(1, reserve) else 0
+
+    def _ahead(self) -> int:
+        """What will end in a moment, as things go."""
+        return min(AHEAD * self._slots, self._pace.reserve(time.monotonic()))
 
     # --- leases that wait -------------------------------------------------------------------------------
 

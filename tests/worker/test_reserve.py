@@ -19,6 +19,7 @@ from taskflow.model.session import Beat, BeatAnswer
 from taskflow.model.verdict import Settled, Settlement
 from taskflow.worker import runs as runs_module
 from taskflow.worker.pace import FADES_AFTER, MEASURED_OVER, QUEUES, REMEMBERED, STARTS_WITHIN, Pace
+from taskflow.worker.runs import AHEAD
 from tests.worker.scene import Heard, Run, options, waits
 
 QUICK, SLOW = STARTS_WITHIN / 10, STARTS_WITHIN * 2
@@ -115,8 +116,8 @@ async def test_a_batch_runs_while_the_one_before_it_awaits_its_answer(watched: W
         watched.answers.set()
 
 
-async def test_while_settlements_are_not_answered_a_worker_takes_no_more_than_three_times_its_slots(watched: Watched) -> None:
-    """A kill puts no more at risk than that, whatever the store does."""
+async def test_while_settlements_are_not_answered_a_worker_begins_no_more_than_four_times_its_slots(watched: Watched) -> None:
+    """A kill puts no more at risk than that and the reserve, whatever the store does."""
     await enqueue(quick.bind() for _ in range(5_000))
     async with a_worker() as worker:
         await until(lambda: worker.tally.runs > 1_000)
@@ -125,10 +126,24 @@ async def test_while_settlements_are_not_answered_a_worker_takes_no_more_than_th
         begun = worker.tally.runs
         await asyncio.sleep(0.05)
         assert worker.tally.runs == begun
-        assert 2 * SLOTS <= watched.held <= 3 * SLOTS
+        assert 2 * SLOTS <= watched.held <= (1 + AHEAD + AHEAD) * SLOTS
+        assert begun - watched.settled <= (1 + AHEAD) * SLOTS
         watched.answers.set()
         await until(lambda: worker.tally.runs > 2_000)
-        assert watched.held <= 3 * SLOTS
+        assert watched.held <= (1 + AHEAD + AHEAD) * SLOTS
+
+
+async def test_of_jobs_that_are_not_short_no_more_await_their_answer_than_there_are_slots(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Pace, "reserve", lambda self, now: 0)
+    watched.answers.clear()
+    await enqueue(quick.bind() for _ in range(10 * SLOTS))
+    async with a_worker() as worker:
+        await until(lambda: worker.tally.runs == 2 * SLOTS)
+        await asyncio.sleep(0.05)
+        assert worker.tally.runs == watched.held == 2 * SLOTS
+        watched.answers.set()
 
 
 async def test_no_more_run_at_one_time_than_there_are_slots(watched: Watched, a_reserve_of_two: None) -> None:
