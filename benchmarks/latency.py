@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import Final
 
-from benchmarks.drain import JOBS, drained
 from benchmarks.loops import run_in_fastest_loop
 from benchmarks.options import Options
 from benchmarks.processes import ROOT, a_worker, using
 from benchmarks.report import Row, in_turn, of_lags, of_latencies
 from benchmarks.stores import Store
 from benchmarks.tasks import noop, stamp, wall
-from taskflow import JobHandle, enqueue
+from taskflow import enqueue
 
 TIMES: Final = 300
 PEERS_TIMES: Final = 200
@@ -36,10 +33,6 @@ SPAN: Final = 3.0
 
 LEAD: Final = 6.0
 """Seconds, for peers that send planned jobs one by one."""
-LOAD: Final = 4.0
-WARMING_UP: Final = 1.0
-"""Seconds of a steady load, and before them those that do not count: connections are opened in them, and statements planned."""
-
 MICROSECOND: Final = 1e-6  # to which our instants are kept
 
 
@@ -64,12 +57,6 @@ def plans(store: Store, options: Options) -> list[Row]:
         ),
         *in_turn(random_ones, repeats, partial(_lags, store, _scattered), None, peers.plans(store, _scattered), part="random instants"),
     ]
-
-
-def loaded(store: Store, options: Options) -> list[Row]:
-    """Under a steady load of so many jobs a second, sent every 10 ms: half of what a worker drains, unless a rate is given."""
-    rate = options.rate or round(drained(store, options.of(JOBS)) / 2, -2)
-    return in_turn(f"a load of {rate:,.0f} jobs/s", options.repeats, lambda: run_in_fastest_loop(_under_load(store, rate)), part="load")
 
 
 # --- an idle worker ------------------------------------------------------------------------------------------
@@ -177,33 +164,3 @@ async def _lags_of(store: Store, instants: Sequence[float]) -> Mapping[str, floa
     if figures["early"]:
         raise AssertionError(f"{figures['early']:.0f} jobs began before their time")
     return figures
-
-
-# --- under load --------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _without_collections() -> Iterator[None]:
-    """What a sender here keeps until it asks when each job began would be gone through over and over: its pauses are nobody's wait."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-
-
-async def _under_load(store: Store, rate: float) -> Mapping[str, float]:
-    with store.start() as server, _without_collections():
-        async with using(server.url), a_worker(server.url):
-            sent: list[tuple[float, list[JobHandle[float]]]] = []
-            began, total = time.monotonic(), 0
-            while (now := time.monotonic()) < began + WARMING_UP + LOAD:
-                due = int((now - began) * rate) - total
-                handles = await enqueue(stamp.bind() for _ in range(due))
-                if now >= began + WARMING_UP:
-                    sent.append((now, handles))
-                total += due
-                await asyncio.sleep(0.01)
-            await asyncio.sleep(1.0)
-            started = [await asyncio.gather(*(handle.result(10) for handle in handles)) for _, handles in sent]
-    return of_latencies([start - now for (now, _), starts in zip(sent, started, strict=True) for start in starts])
