@@ -21,6 +21,9 @@ come meanwhile find the server free. The first hundred of 50 moves, the next one
 
 LONGEST_PAUSE: Final = 5.0
 SHORT: Final = 2.0
+MOMENT: Final = 0.001
+"""Who came a little too early, as timers have it, and was told that something is due by now, comes again in so many seconds."""
+
 # A job planned for soon nudges: no more often than this, in seconds, or a flood of them would be a flood of upkeep.
 AT_LEAST: Final = 0.005
 
@@ -33,6 +36,7 @@ class Upkeep:
         self._troubles = 0
         self._is_awaited = False
         self._portions = 0
+        self._was_early = False
 
     async def run(self) -> None:
         with self._broker.listen([topics.DUE]) as nudges:
@@ -51,10 +55,13 @@ class Upkeep:
         self._troubles = 0
         self._is_awaited = done.readied > 0 or done.released > 0
         if done.next_in > 0:
-            self._portions = 0
+            self._portions, self._was_early = 0, False
             return self._until_next(done.next_in)
         self._portions += 1
-        return 0.0 if self._is_awaited else BREATH
+        was_early, self._was_early = self._was_early, not any((done.readied, done.released, done.reaped, done.expired, done.dropped))
+        if self._is_awaited:
+            return 0.0
+        return MOMENT if self._was_early and not was_early else BREATH  # what is due and does not move is another's at this moment
 
     def _limit(self) -> int:
         if self._is_awaited:

@@ -1,0 +1,93 @@
+"""When a worker does upkeep again: by what the store answers."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+
+import pytest
+
+from taskflow.broker.memory import MemoryBroker
+from taskflow.broker.nudges import Nudges
+from taskflow.broker.protocol import Upkept
+from taskflow.worker.events import Events
+from taskflow.worker.upkeep import BREATH, LIMIT, MOMENT, PORTIONS, Upkeep
+from tests.worker.scene import Heard
+
+FIRST_PORTION = PORTIONS[0][1]
+LATER = Upkept(next_in=1.5)
+EARLY = Upkept(next_in=0.0)
+DROPPED = Upkept(dropped=3, next_in=0.0)
+READIED = Upkept(readied=3, next_in=0.0)
+
+
+class Told(MemoryBroker):
+    """Answers as it is told, and has no more to say then."""
+
+    def __init__(self, answers: Sequence[Upkept]) -> None:
+        super().__init__()
+        self.answers = list(answers)
+        self.limits: list[int] = []
+        self.is_done = asyncio.Event()
+
+    async def upkeep(self, limit: int) -> Upkept:
+        if not self.answers:
+            self.is_done.set()
+            await asyncio.Event().wait()
+        self.limits.append(limit)
+        return self.answers.pop(0)
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds that were waited for a nudge; none is really waited for."""
+    waited: list[float] = []
+
+    async def wait(nudges: Nudges, timeout: float | None = None) -> bool:
+        assert timeout is not None
+        waited.append(timeout)
+        await asyncio.sleep(0)
+        return False
+
+    monkeypatch.setattr(Nudges, "wait", wait)
+    return waited
+
+
+async def kept_up(*answers: Upkept) -> Told:
+    broker = Told(answers)
+    upkeep = asyncio.create_task(Upkeep(broker, random.Random(1), Events([Heard()])).run())
+    try:
+        await asyncio.wait_for(broker.is_done.wait(), 10)
+    finally:
+        upkeep.cancel()
+    return broker
+
+
+async def test_who_comes_a_little_too_early_for_what_is_due_comes_again_in_a_moment(waits: list[float]) -> None:
+    """A timer may fire half a millisecond before its time: what is due by the time of the answer does not wait for that any longer."""
+    await kept_up(LATER, EARLY, READIED, LATER)
+    assert waits == [1.5, MOMENT, 1.5]
+
+
+async def test_and_every_time_anew(waits: list[float]) -> None:
+    await kept_up(EARLY, READIED, EARLY, LATER, EARLY, LATER)
+    assert waits == [MOMENT, MOMENT, 1.5, MOMENT, 1.5]
+
+
+async def test_what_is_due_and_does_not_move_is_not_asked_for_without_end(waits: list[float]) -> None:
+    """Somebody else has it at this moment."""
+    await kept_up(EARLY, EARLY, EARLY, EARLY)
+    assert waits == [MOMENT, BREATH, BREATH, BREATH]
+
+
+async def test_between_portions_of_what_nobody_waits_for_the_server_is_free_for_a_while(waits: list[float]) -> None:
+    broker = await kept_up(DROPPED, DROPPED, LATER)
+    assert waits == [BREATH, BREATH, 1.5]
+    assert broker.limits == [FIRST_PORTION] * 3
+
+
+async def test_what_becomes_ready_is_waited_for(waits: list[float]) -> None:
+    broker = await kept_up(READIED, READIED, LATER, LATER)
+    assert waits == [1.5, 1.5]
+    assert broker.limits == [FIRST_PORTION, LIMIT, LIMIT, FIRST_PORTION]
