@@ -56,7 +56,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 async def kept_up(*answers: Upkept) -> Told:
     broker = Told(answers)
-    upkeep = asyncio.create_task(Upkeep(broker, random.Random(1), Events([Heard()])).run())
+    upkeep = asyncio.create_task(Upkeep(broker, random.Random(1), Events(Heard())).run())
     try:
         await asyncio.wait_for(broker.is_done.wait(), 10)
     finally:
