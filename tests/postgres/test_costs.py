@@ -16,7 +16,7 @@ BATCH: Final = 100
 BATCHES: Final = 5
 
 LEASE: Final = "SELECT * FROM taskflow.lease_jobs(NULL, NULL, $1, $2, '{}', $3)"
-SUCCEED: Final = "SELECT * FROM taskflow.succeed(NULL, $1, $2, $3, $4, $5)"
+SUCCEED: Final = "SELECT * FROM taskflow.succeed_all(NULL, $1, $2, $3, $4, $5)"
 ENQUEUE: Final = "SELECT * FROM taskflow.enqueue(NULL, NULL, $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
 
 

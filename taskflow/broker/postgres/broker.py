@@ -134,7 +134,7 @@ class PostgresBroker:
         if not plain or len({settlement.id for settlement in settlements}) < len(settlements):
             return frozenset()
         try:
-            [row] = await self.call("succeed", self.wall(), *packing.success_columns(plain))
+            [row] = await self.call("succeed_all", self.wall(), *packing.success_columns(plain))
         except BrokerError as error:
             if was_held_up(error):
                 return frozenset()  # settle() tells which of them

@@ -29,6 +29,9 @@ from taskflow.model.verdict import (
 
 T = TypeVar("T")
 
+ID_BYTES: Final = 16
+"""Of a job's id, and of a session's."""
+
 Row = Any
 """asyncpg's Record: a column by its name."""
 
@@ -119,8 +122,9 @@ def pack(value: object) -> bytes:
 
 
 def is_plain(settlement: Settlement) -> bool:
-    """Whether it may be of those that are ended all at once: of no more than the store can tell."""
-    return type(settlement.verdict) is Succeeded and not settlement.follow_ups
+    """Whether it may be of those that are ended all at once: of no more than the store can tell, and with ids as long as all of ours."""
+    is_simple = type(settlement.verdict) is Succeeded and not settlement.follow_ups
+    return is_simple and len(settlement.id) == len(settlement.claim.session) == ID_BYTES
 
 
 def is_possible(settlement: Settlement) -> bool:
@@ -128,15 +132,21 @@ def is_possible(settlement: Settlement) -> bool:
     return 0 <= settlement.epoch < 1 << 31 and can_be(settlement.claim, settlement.claim.session)
 
 
-def success_columns(settlements: Sequence[Settlement]) -> list[list[Any]]:
-    """Of plain ones; see settling.sql: ids, fences, ran_for, keep_for, results."""
+def success_columns(settlements: Sequence[Settlement]) -> list[Any]:
+    """Of plain ones; see settling.sql: ids, fences, ran_for, keep_for, results. The driver takes a third of a microsecond for each element
+    of an array, twice that where it is text or bytes."""
     return [
-        [settlement.id for settlement in settlements],
-        [_fence(settlement.epoch, settlement.claim) for settlement in settlements],
+        b"".join([settlement.id for settlement in settlements]),
+        b"".join([_fence(settlement.epoch, settlement.claim) for settlement in settlements]),
         [to_microseconds(settlement.ran_for) for settlement in settlements],
-        [to_microseconds(settlement.keep_for) for settlement in settlements],
-        [cast(Succeeded, settlement.verdict).result for settlement in settlements],
+        _one_of_all([to_microseconds(settlement.keep_for) for settlement in settlements]),
+        _one_of_all([cast(Succeeded, settlement.verdict).result for settlement in settlements]),
     ]
+
+
+def _one_of_all(column: list[T]) -> list[T]:
+    """One, where all are the same."""
+    return column[:1] if column.count(column[0]) == len(column) else column
 
 
 def _fence(epoch: int, claim: ClaimId) -> bytes:

@@ -1,10 +1,10 @@
--- Successes of jobs that have no key and that nobody awaits, all at once: most of what there is to settle. A fence is (epoch, session, request,
--- number) as 32 bytes, the form of jobs.settled. The answer: NULL when all have been settled, now or by the same settlement before, else the
--- ids of those; the others are settle()'s. `are_awaited`: somebody waits for one of them; who comes just now may not be seen.
+-- Successes of jobs that have no key and that nobody awaits, all at once: most of what there is to settle. Ids of 16 bytes, one after the other,
+-- and fences of 32: (epoch, session, request, number), the form of jobs.settled; of what is the same for all, keep_for or results, there is one.
+-- The answer: NULL when all have been settled, now or by the same settlement before, else the ids of those; the others are settle()'s.
+-- `are_awaited`: somebody waits for one of them; who comes just now may not be seen.
 -- Rows are changed in the order of their ids, as they are locked everywhere. `+ 0`: by its id, not among all that is leased.
-CREATE FUNCTION @.succeed(
-    wall bigint, ids bytea[], fences bytea[], ran_for bigint[], keep_for bigint[], results bytea[], OUT done bytea[],
-    OUT are_awaited boolean
+CREATE FUNCTION @.succeed_all(
+    wall bigint, ids bytea, fences bytea, ran_for bigint[], keep_for bigint[], results bytea[], OUT done bytea[], OUT are_awaited boolean
 ) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '1500ms' SET plan_cache_mode = force_generic_plan SET jit = off
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 #variable_conflict use_column
@@ -13,11 +13,12 @@ DECLARE
 BEGIN
     WITH ended AS (
         UPDATE @.jobs SET
-            status = S.SUCCEEDED, payload = NULL, result = given.result, session = NULL, request = NULL, number = NULL, reason = NULL,
-            crashes = 0, hand_backs = 0, parked_at = NULL, started_at = now_at - given.ran_for, ended_at = now_at,
-            fade_at = now_at + given.keep_for, settled = given.fence
+            status = S.SUCCEEDED, payload = NULL, result = coalesce(given.outcome, results[1]), session = NULL, request = NULL, number = NULL,
+            reason = NULL, crashes = 0, hand_backs = 0, parked_at = NULL, started_at = now_at - given.length, ended_at = now_at,
+            fade_at = now_at + coalesce(given.keep, keep_for[1]), settled = given.fence
         FROM (
-            SELECT * FROM unnest(ids, fences, ran_for, keep_for, results) AS given (id, fence, ran_for, keep_for, result) ORDER BY id OFFSET 0
+            SELECT substr(ids, 16 * n::integer - 15, 16) AS id, substr(fences, 32 * n::integer - 31, 32) AS fence, length, keep, outcome
+            FROM unnest(ran_for, keep_for, results) WITH ORDINALITY AS given (length, keep, outcome, n) ORDER BY 1 OFFSET 0
         ) AS given
         WHERE jobs.id = given.id AND jobs.status + 0 = S.RUNNING
             AND int4send(jobs.epoch) || jobs.session || int8send(jobs.request) || int4send(jobs.number) = given.fence
@@ -27,14 +28,33 @@ BEGIN
         INSERT INTO @.tally (queue, event, before, after, n)
         SELECT queue, E.SUCCEED, S.RUNNING, S.SUCCEEDED, count(*) FROM ended GROUP BY queue
     )
-    SELECT CASE WHEN count(*) < cardinality(ids) THEN coalesce(array_agg(id), '{}') END INTO done FROM ended;
+    SELECT CASE WHEN count(*) < cardinality(ran_for) THEN coalesce(array_agg(id), '{}') END INTO done FROM ended;
     IF done IS NOT NULL THEN
         done := done || ARRAY(
-            SELECT given.id FROM unnest(ids, fences) AS given (id, fence) JOIN @.jobs ON jobs.id = given.id
+            SELECT given.id FROM (
+                SELECT substr(ids, 16 * n - 15, 16) AS id, substr(fences, 32 * n - 31, 32) AS fence
+                FROM generate_series(1, cardinality(ran_for)) AS n
+            ) AS given JOIN @.jobs ON jobs.id = given.id
             WHERE settled = given.fence AND jobs.id <> ALL (done)
         );
     END IF;
-    are_awaited := EXISTS (SELECT 1 FROM @.awaited WHERE id = ANY (ids));
+    are_awaited := EXISTS (SELECT 1 FROM @.awaited) AND EXISTS (
+        SELECT 1 FROM @.awaited WHERE id = ANY (ARRAY (SELECT substr(ids, 16 * n - 15, 16) FROM generate_series(1, cardinality(ran_for)) AS n))
+    );
+END
+$$;
+
+-- As workers ask that know version 4 of the schema.
+CREATE FUNCTION @.succeed(
+    wall bigint, ids bytea[], fences bytea[], ran_for bigint[], keep_for bigint[], results bytea[], OUT done bytea[],
+    OUT are_awaited boolean
+) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '1500ms' AS $$
+BEGIN
+    SELECT ended.done, ended.are_awaited INTO succeed.done, succeed.are_awaited
+    FROM @.succeed_all(
+        wall, (SELECT string_agg(id, '' ORDER BY n) FROM unnest(ids) WITH ORDINALITY AS given (id, n)),
+        (SELECT string_agg(fence, '' ORDER BY n) FROM unnest(fences) WITH ORDINALITY AS given (fence, n)), ran_for, keep_for, results
+    ) AS ended;
 END
 $$;
 
