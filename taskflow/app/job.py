@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import inspect
 from collections.abc import Callable, Coroutine, Sequence
 from datetime import timedelta
@@ -26,6 +25,7 @@ from taskflow.model.codec import FunctionCodec
 from taskflow.model.envelope import Envelope, check_envelope, check_job_name
 from taskflow.model.errors import DeclarationError
 from taskflow.model.ids import key_digest
+from taskflow.model.near import nearest
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -310,7 +310,7 @@ def _refuse_unknown(declared: dict[str, Any]) -> None:
     known = {*_POLICY, *_OPTIONS, "name", "aliases", "runs_in"}
     for key in declared:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
+            near = nearest(key, known)
             raise TypeError(f"unknown option {key}={f'; did you mean {near[0]}=?' if near else '; it takes ' + ', '.join(sorted(known))}")
 
 

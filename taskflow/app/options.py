@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from datetime import datetime, timedelta
 from typing import Any, Final, Literal, TypedDict
 
@@ -11,6 +10,7 @@ import msgspec
 from taskflow.model.backoff import Backoff
 from taskflow.model.clock import microseconds_of
 from taskflow.model.envelope import DEFAULT_QUEUE, OWN_HEADERS, OnConflict
+from taskflow.model.near import nearest
 from taskflow.model.rules import LONGEST
 
 Conflict = Literal["keep", "replace", "raise"]
@@ -153,7 +153,7 @@ def _conflict(value: object) -> tuple[OnConflict, bool]:
 
 
 def _unknown(name: str) -> str:
-    near = difflib.get_close_matches(name, EnqueueOptions.__annotations__, n=1)
+    near = nearest(name, EnqueueOptions.__annotations__)
     hint = f"; did you mean {near[0]}=?" if near else ""
     return f"unknown option {name}={hint or '; options are ' + ', '.join(EnqueueOptions.__annotations__)}"
 

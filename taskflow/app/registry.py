@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from taskflow.app.places import RUN_AS_MAIN
 from taskflow.model.envelope import check_job_name
 from taskflow.model.errors import DeclarationError
+from taskflow.model.near import nearest
 
 if TYPE_CHECKING:
     from taskflow.app.job import AnyJob
@@ -44,7 +44,7 @@ class Registry:
             job.codec.resolve()
 
     def nearest(self, name: str) -> str | None:
-        near = difflib.get_close_matches(name, self._jobs, n=1)
+        near = nearest(name, self._jobs)
         return near[0] if near else None
 
     def __iter__(self) -> Iterator[AnyJob]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -98,6 +97,8 @@ def _of_pyproject(folder: Path) -> dict[str, Any]:
 
 
 def _of_file(file: Path) -> dict[str, Any]:
+    import tomllib  # most folders have no such file to read
+
     try:
         tool = tomllib.loads(file.read_text(encoding="utf-8")).get("tool", {})
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

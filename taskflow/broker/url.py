@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
@@ -14,6 +13,7 @@ from taskflow.broker.protocol import Broker
 from taskflow.broker.words import IN_PASSWORDS
 from taskflow.model.envelope import QUEUE_NAME
 from taskflow.model.errors import BrokerUrlError, ConfigurationError, DriverMissing
+from taskflow.model.near import nearest
 from taskflow.model.rules import Rules
 from taskflow.model.seams import Seams
 
@@ -120,7 +120,7 @@ def _scheme(url: str) -> str:
     if scheme in _LATER:
         raise ConfigurationError(f"{scheme}:// brokers are not part of this version of taskflow: use redis:// or sqlite:///taskflow.db")
     if scheme not in SCHEMES:
-        near = difflib.get_close_matches(scheme, SCHEMES, n=1)
+        near = nearest(scheme, SCHEMES)
         hint = f"did you mean {near[0]}://?" if near else f"there are {', '.join(f'{known}://' for known in SCHEMES)}"
         raise BrokerUrlError(f"broker URL of unknown scheme {scheme!r}: {hint}")
     return scheme
@@ -156,7 +156,7 @@ def _options(parts: SplitResult, known: tuple[str, ...]) -> dict[str, str]:
         if "@" in name or "@" in value:  # it may be a part of the password, and is not repeated
             raise BrokerUrlError(f"broker URL has an '@' behind its '?'; {IN_PASSWORDS}")
         if name not in known:
-            near = [ours for ours in [_AS_LIBPQ_HAS_THEM.get(name)] if ours in known] or difflib.get_close_matches(name, known, n=1)
+            near = [ours for ours in [_AS_LIBPQ_HAS_THEM.get(name)] if ours in known] or nearest(name, known)
             hint = f"did you mean {near[0]}=?" if near else f"it takes {', '.join(known)}"
             raise BrokerUrlError(f"broker URL has an unknown parameter {name!r}: {hint}")
         if name in options:

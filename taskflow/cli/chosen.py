@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import sys
 from collections.abc import Iterable
 
@@ -11,6 +10,7 @@ from taskflow.broker.console import Console, JobFilter
 from taskflow.model.envelope import check_queue
 from taskflow.model.errors import ConfigurationError
 from taskflow.model.ids import parse_id
+from taskflow.model.near import nearest
 from taskflow.model.record import Status
 
 
@@ -72,7 +72,7 @@ async def doubt_queue(console: Console, name: str | None) -> bool:
     known = [queue.name for queue in await console.queues()]
     if name in known:
         return True
-    near = difflib.get_close_matches(name, known, n=1)
+    near = nearest(name, known)
     hint = f"; did you mean {near[0]}?" if near else ""
     print(f"taskflow: no job has ever been in queue {name!r}{hint}", file=sys.stderr)
     return False

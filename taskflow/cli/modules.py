@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import pkgutil
@@ -12,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 from taskflow.cli.tracebacks import print_users
+from taskflow.model.near import nearest
 
 
 class TargetFailed(Exception):
@@ -63,7 +63,7 @@ def _shown(name: str, error: BaseException) -> TargetFailed:
 def _hint(name: str) -> str:
     if name.endswith(".py") or "/" in name:
         return f"; a module is named with dots: {name.removesuffix('.py').strip('./').replace('/', '.')}"
-    near = difflib.get_close_matches(name, _modules_here(), n=1)
+    near = nearest(name, _modules_here())
     return f"; did you mean {near[0]}?" if near else f"; looked in {os.getcwd()} and where Python is installed"
 
 

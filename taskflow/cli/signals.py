@@ -18,8 +18,7 @@ from taskflow.cli.exits import Exit
 from taskflow.cli.interrupts import Told, interrupts
 from taskflow.cli.main import SAID_WITHIN, say_what_keeps_it
 from taskflow.model.seams import start_thread
-from taskflow.worker.children.system import HANDLED, keep_handlers_from_forks
-from taskflow.worker.supervisor import SAME_SIGNAL as SAME_SIGNAL
+from taskflow.worker.children.system import HANDLED, SAME_SIGNAL, keep_handlers_from_forks
 from taskflow.worker.worker import Worker
 
 log: Final = logging.getLogger("taskflow.worker")

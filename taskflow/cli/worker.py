@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import difflib
 import importlib
 import logging
 from collections.abc import Callable
@@ -28,6 +27,7 @@ from taskflow.cli.stalled import end_stalled, show_stacks_when_killed
 from taskflow.cli.tracebacks import is_ours, print_users
 from taskflow.cli.whose import add_ids
 from taskflow.model.errors import ConfigurationError
+from taskflow.model.near import nearest
 from taskflow.model.record import Status
 from taskflow.worker.drain import Drain
 from taskflow.worker.events import Broken, Event
@@ -228,7 +228,7 @@ class Shift:
         known = {job.queue for job in self._app.registry} | {queue.name for queue in await self._queues()}
         for name in self._options.queues.names:
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
+                near = nearest(name, known)
                 log.warning("no job has been in queue %s, and none here names it%s", name, f"; did you mean {near[0]}?" if near else "")
 
     async def _tell_what_is_left(self) -> None:

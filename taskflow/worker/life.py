@@ -146,13 +146,13 @@ class Life:
         )
         self._keeper.start()
         duties = (
+            self._fetcher.run,  # first of all: who has waited for this worker
+            self._runs.run,
             self._settler.run,
             self._settler.run_held_up,
-            self._watch.run,
             self._upkeep.run,
             self._suspects.run,
-            self._runs.run,
-            self._fetcher.run,
+            self._watch.run,
         )
         for duty in duties:
             self._attend(duty)

@@ -13,13 +13,12 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Final, Protocol
 
+from taskflow.worker.children.system import SAME_SIGNAL
 from taskflow.worker.endings import Ending
 from taskflow.worker.staff import Change, Place, Plan, Worker
 
 log: Final = logging.getLogger("taskflow.supervisor")
 
-# Some parents send a signal to the process and to its group (`timeout`, `npm`): what comes within so many seconds is one signal.
-SAME_SIGNAL: Final = 0.05
 # So far apart are a worker's signals, which must not be taken for one.
 SPACING: Final = 4 * SAME_SIGNAL
 # The first worker starts alone, so that what is wrong with the application is said once. The others wait for its session, or, when that

@@ -9,8 +9,6 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from types import TracebackType
 from typing import Any, Final, Self
 
-import anyio
-
 from taskflow.app.app import App
 from taskflow.app.context import JobContext
 from taskflow.app.current import default_app
@@ -293,7 +291,9 @@ class Worker:
     async def _wind_down(self) -> None:
         """Shielded, since half of it would leave a session that beats and works nothing. A cancellation that comes meanwhile cuts the grace
         time short; all the rest of it is bounded."""
-        with anyio.CancelScope(shield=True):
+        from anyio import CancelScope  # not before it is needed: it takes longer to load than a job to run
+
+        with CancelScope(shield=True):
             closing = asyncio.get_running_loop().create_task(self._close())
             try:
                 await asyncio.shield(closing)

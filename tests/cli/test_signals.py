@@ -9,8 +9,8 @@ from collections import Counter
 
 import pytest
 
-from taskflow.cli import signals
 from taskflow.cli.signals import LastResort
+from taskflow.worker.children.system import SAME_SIGNAL
 from tests.cli.processes import LEDGER, Running, Shell, ended_clearly, on_each_broker
 
 TASKS = (
@@ -139,7 +139,7 @@ def on_each_loop(request: pytest.FixtureRequest, tasks: Shell) -> Shell:
 
 def a_little_later() -> None:
     """What comes closer together is one signal, sent twice: as the process sees it, which may have to wait for a processor."""
-    time.sleep(6 * signals.SAME_SIGNAL)
+    time.sleep(6 * SAME_SIGNAL)
 
 
 # --- once, twice, three times ----------------------------------------------------------------------------------------------

@@ -13,10 +13,9 @@ from typing import Any, Final
 import pytest
 
 from taskflow import BrokerRefused, BrokerUnavailable
-from taskflow.broker.redis.scripts import Scripts
+from taskflow.broker.redis.scripts import calls as whole_calls
 from taskflow.broker.url import connect
 from taskflow.cli.exits import Exit
-from taskflow.model.rules import Rules
 from taskflow.worker.events import SessionEnded
 from tests.cli.processes import OUR_FRAMES, Shell
 from tests.redis.scene import Scene
@@ -122,7 +121,7 @@ async def test_every_kind_of_server_says_what_a_user_may_not_do(found: Found, de
 
 @pytest.mark.parametrize("found", redis_binaries(), ids=lambda found: found.name)
 def test_the_commands_that_are_asked_about_are_whole(found: Found) -> None:
-    calls = Scripts(Rules()).calls(["a", "b", "c"])
+    calls = whole_calls(["a", "b", "c"])
     with RedisServer(found.path) as server, server.client() as client:
         told: Any = client.execute_command("COMMAND INFO", *(call[0] for call in calls))
     needed = {command[0].decode().upper(): abs(command[1]) for command in told}

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from taskflow.broker.redis.scripts import Scripts
+from taskflow.broker.redis.scripts import Scripts, calls
 from taskflow.model.rules import Rules
 
 SCRIPTS = Scripts(Rules())
@@ -27,3 +27,7 @@ def test_a_script_for_plain_jobs_makes_few_functions(name: str, most: int) -> No
     """Each costs the server a quarter of a command, also when it is not called."""
     at_once = re.sub(r"^local function the_rest.*?^return [\w, ]+\nend$", "", SCRIPTS[name].text.decode(), flags=re.MULTILINE | re.DOTALL)
     assert len(FUNCTION.findall(at_once)) <= most
+
+
+def test_what_the_server_is_told_is_what_a_user_is_asked_to_be_permitted() -> None:
+    assert {call[0] for call in calls(["a", "b", "c"])} == SCRIPTS.told()

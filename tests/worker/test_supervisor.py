@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from taskflow.worker import supervisor
+from taskflow.worker.children.system import SAME_SIGNAL
 from taskflow.worker.endings import Ending, Want
 from taskflow.worker.staff import HEALTHY_AFTER, LONGEST_PAUSE, Plan
 from taskflow.worker.supervisor import (
     DOUBTED_AFTER,
     FORCED_AFTER,
     LOADED_PATIENCE,
-    SAME_SIGNAL,
     SPACING,
     Supervisor,
 )

@@ -21,7 +21,7 @@ from taskflow.broker.redis.ears import RedisEars
 from taskflow.broker.redis.fields import LAYOUT
 from taskflow.broker.redis.link import Link
 from taskflow.broker.redis.refusals import WrongType, not_permitted
-from taskflow.broker.redis.scripts import Scripts
+from taskflow.broker.redis.scripts import Scripts, calls
 from taskflow.broker.redis.server import Server
 from taskflow.broker.redis.survey import Survey
 from taskflow.model.clock import Clock, to_microseconds, to_seconds
@@ -164,7 +164,9 @@ class RedisBroker:
 
     def sibling(self) -> RedisBroker:
         """Another broker on the same server, with connections of its own."""
-        return RedisBroker(self.server, namespace=self._namespace, rules=self._rules, clock=self._clock)
+        another = RedisBroker(self.server, namespace=self._namespace, rules=self._rules, clock=self._clock)
+        another._scripts = self._scripts
+        return another
 
     async def close(self) -> None:
         await self._lines.close()
@@ -226,7 +228,7 @@ class RedisBroker:
                 f"{survey.name} at {self.server} has no append-only file, which durability=fsync asks to wait for: set appendonly yes"
             )
         names = [f"{self._prefix}{name}" for name in ("nudges", "ended", "nudges")]
-        if denied := await self._run("permitted", packing.pack([self._scripts.calls(names)]), False):
+        if denied := await self._run("permitted", packing.pack([calls(names)]), False):
             raise not_permitted(f"{b', '.join(denied).decode()} with keys and channels under {self._prefix}", str(self.server))
         layout = await self._run_in_order("layout", packing.pack([LAYOUT]), False)
         if int(layout) != LAYOUT:

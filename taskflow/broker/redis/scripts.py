@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib import resources
 from typing import Final, NamedTuple
@@ -72,29 +72,43 @@ _FEWEST: Final[Mapping[int, str]] = {
     2: "HDEL HEXISTS HGET HMGET LINDEX MSET MSETNX PEXPIRE PUBLISH RENAME RPUSH SADD SET SISMEMBER SREM ZMSCORE ZREM ZSCORE",
     3: "HINCRBY HSET HSETNX LRANGE LTRIM ZADD ZRANGE ZRANGEBYSCORE ZREMRANGEBYRANK ZREMRANGEBYSCORE",
 }
-"""How many arguments a command has at least. A script, whose keys are counted before them, has three with one key."""
+"""How many arguments each command that the server is told has at least."""
 
-_SENT: Final = ("EVALSHA", "EVAL", "SUBSCRIBE", "PING", "SCAN", "INFO")
+_CALLING: Final = ("EVAL", "EVALSHA")
+"""Of these a script's keys are counted before them: three with one key."""
+
+_SENT: Final = (*_CALLING, "SUBSCRIBE", "PING", "SCAN", "INFO")
 
 
-class Scripts(dict[str, Script]):
-    """The scripts of a store that goes by these rules, by their names."""
+class Scripts(Mapping[str, Script]):
+    """The scripts of a store that goes by these rules, by their names. Each is put together when it is first asked for, a millisecond or
+    two: all of them would take a worker as long to start as a fifth of its driver's import."""
 
     def __init__(self, rules: Rules) -> None:
-        values = _values(rules)
-        super().__init__({name: _script(name, parts, values) for name, parts in _PARTS.items()})
+        self._values = _values(rules)
+        self._made: dict[str, Script] = {}
 
-    def commands(self) -> list[str]:
+    def __getitem__(self, name: str) -> Script:
+        script = self._made.get(name)
+        if script is None:
+            script = self._made[name] = _script(name, _PARTS[name], self._values)
+        return script
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_PARTS)
+
+    def __len__(self) -> int:
+        return len(_PARTS)
+
+    def told(self) -> set[str]:
         """All that the server is told to do: by the scripts, and beside them."""
-        return sorted({*_SENT, *(name for script in self.values() for name in _COMMAND.findall(script.text.decode()))})
+        return {*_SENT, *(name for script in self.values() for name in _COMMAND.findall(script.text.decode()))}
 
-    def calls(self, names: Sequence[str]) -> list[list[str]]:
-        """Each command as whole as it must be, with some of these names as keys and channels."""
-        fewest = {command: number for number, commands in _FEWEST.items() for command in commands.split()}
-        return [
-            [command, "", "1", names[0]] if command in ("EVAL", "EVALSHA") else [command, *names[: fewest[command]]]
-            for command in self.commands()
-        ]
+
+def calls(names: Sequence[str]) -> list[list[str]]:
+    """Each command that the server is told as whole as it must be, with some of these names as keys and channels."""
+    whole = [[command, *names[:fewest]] for fewest, commands in _FEWEST.items() for command in commands.split()]
+    return sorted([*whole, *([command, "", "1", names[0]] for command in _CALLING)])
 
 
 def _script(name: str, parts: tuple[str, ...], values: Mapping[str, str]) -> Script:

@@ -8,6 +8,7 @@ import ssl
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import redis
 from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -26,6 +27,19 @@ _KEEPALIVE: Final = {
     for name, seconds in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
     if hasattr(socket, name)
 }
+
+
+def _about() -> dict[str, Any]:
+    """What CLIENT LIST says of a connection. The driver would read its version from its distribution's metadata, for each connection anew,
+    with the parser of mails: some milliseconds in which the loop stands still."""
+    try:
+        from redis.driver_info import DriverInfo  # of the driver's newer versions
+    except ImportError:
+        return {"lib_name": "redis-py", "lib_version": redis.__version__}
+    return {"driver_info": DriverInfo(lib_version=redis.__version__)}
+
+
+_ABOUT: Final = _about()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +85,7 @@ class Server:
             "socket_connect_timeout": CONNECT_WITHIN,
             "health_check_interval": 0,
             "protocol": 2,
+            **_ABOUT,
         }
         if self.path is not None:
             return UnixDomainSocketConnection(path=self.path, **common)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import sys
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 # <sys/prctl.h>
 _PR_SET_PDEATHSIG: Final = 1
 
-# C's own, which the interpreter has loaded.
-_LIBRARY: Final = ctypes.CDLL(None)
+
+@cache
+def _library() -> Any:
+    """C's own, which the interpreter has loaded."""
+    import ctypes  # a worker without children needs none of it
+
+    return ctypes.CDLL(None)
 
 
 def end_with_parent() -> None:
@@ -25,8 +29,11 @@ def end_with_parent() -> None:
     another system than Linux, is seen by the closed connection.
     """
     if sys.platform == "linux":
-        _LIBRARY.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+        _library().prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
 
+
+SAME_SIGNAL: Final = 0.05
+"""Some parents send a signal to the process and to its group (`timeout`, `npm`): what comes within so many seconds is one signal."""
 
 HANDLED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """What a worker, and a child of its, has handlers of its own for."""
@@ -58,7 +65,7 @@ def end_now() -> NoReturn:
 
 def flush_native() -> None:
     """What C code has printed, and its library keeps back because it is no terminal that it prints to."""
-    _LIBRARY.fflush(None)
+    _library().fflush(None)
 
 
 def resident_memory() -> int:
