@@ -143,6 +143,16 @@ def test_importing_taskflow_loads_next_to_nothing() -> None:
     assert {name for name in loaded if name.startswith("taskflow")} == {"taskflow"}
 
 
+def test_a_worker_loads_what_it_works_with() -> None:
+    """Not what a mistake, a child process, a fleet or a configuration file would need, nor what the driver would read about itself."""
+    loaded = loaded_by(
+        "import taskflow.cli.main, taskflow.cli.worker, taskflow.broker.redis\n"
+        "from taskflow.broker.redis.server import Server\nServer().connection()"
+    )
+    assert "taskflow.worker.worker" in loaded
+    assert loaded.isdisjoint({"ctypes", "difflib", "tomllib", "anyio", "email.parser", "taskflow.worker.supervisor"})
+
+
 def test_declaring_a_job_loads_no_driver_and_no_worker() -> None:
     loaded = loaded_by("from taskflow import job; job(name='a')(lambda: None)")
     assert loaded.isdisjoint(DRIVERS | {"anyio"})
