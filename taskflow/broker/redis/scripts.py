@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sys
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib import resources
@@ -157,7 +158,7 @@ def _pieces(part: str) -> tuple[_Piece, ...]:
     pieces = [("", texts[0])]
     for i in range(1, len(texts), 3):
         pieces += [(texts[i + 1], texts[i]), ("", texts[i + 2])]
-    return tuple(_Piece(name, text.strip("\n"), frozenset(_WORD.findall(text))) for name, text in pieces if text.strip())
+    return tuple(_Piece(name, text.strip("\n"), frozenset(map(sys.intern, _WORD.findall(text)))) for name, text in pieces if text.strip())
 
 
 def _without_comments(source: str) -> str:
