@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from taskflow.broker import topics
 from taskflow.broker.nudges import Nudges
@@ -27,8 +28,7 @@ FIRST_PAUSE: Final = 0.05
 LONGEST_PAUSE: Final = 2.0
 
 
-@dataclass(frozen=True)
-class Hands:
+class Hands(msgspec.Struct, frozen=True):
     """Where a claim's leases go, and how many there is room for.
 
     `room` says how many to claim now, and when that is none, `wait` ends as soon as it may be some. `take` takes what came, and when that

@@ -8,8 +8,9 @@ import errno
 import threading
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from taskflow.broker import topics
 from taskflow.broker.protocol import Broker
@@ -25,8 +26,7 @@ STOPS_WITHIN: Final = 5.0
 LOST_DESCRIPTORS: Final = (errno.EBADF, errno.EINVAL)
 
 
-@dataclass(frozen=True)
-class Ears:
+class Ears(msgspec.Struct, frozen=True):
     """Who hears what the keeper hears. It calls from its own thread.
 
     `answer`   every beat's answer

@@ -6,9 +6,10 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Final
+
+import msgspec
 
 from taskflow.app.context import JobContext
 from taskflow.model.envelope import Lease
@@ -45,8 +46,7 @@ class Standstill:
         return False
 
 
-@dataclass(frozen=True)
-class Bounds:
+class Bounds(msgspec.Struct, frozen=True):
     """`stall_limit`  seconds without progress of the loop after which `on_limit` is called; 0 is never
     `ttl`          of the sessions, in seconds
     """
@@ -55,8 +55,7 @@ class Bounds:
     ttl: float
 
 
-@dataclass(frozen=True)
-class Eyes:
+class Eyes(msgspec.Struct, frozen=True):
     """What the watch asks and whom it calls, from its own thread.
 
     `holding_of` what a run holds, None when that is settled

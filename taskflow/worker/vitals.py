@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Final, NamedTuple, Protocol
+
+import msgspec
 
 from taskflow.model.envelope import Lease
 from taskflow.model.ids import id_text
@@ -39,13 +40,12 @@ class Signs(NamedTuple):
     is_over: bool
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(msgspec.Struct, frozen=True):
     """`why` in words for people; `facts` for programs, of numbers and text."""
 
     is_well: bool
     why: str
-    facts: dict[str, float | int | str | None] = field(default_factory=dict)
+    facts: dict[str, float | int | str | None] = msgspec.field(default_factory=dict)
 
 
 class Seen(Protocol):

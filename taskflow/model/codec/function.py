@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from inspect import Parameter
 from typing import Any, get_args, get_origin
 
+import msgspec
 from typing_extensions import is_typeddict
 
 from taskflow.model.codec.body import DEFAULT_LIMITS, decode, encode
@@ -20,8 +20,7 @@ from taskflow.model.codec.signature import Arguments, Call
 from taskflow.model.errors import DeclarationError, EncodeError
 
 
-@dataclass(frozen=True, slots=True)
-class _Compiled:
+class _Compiled(msgspec.Struct, frozen=True):
     """A shape and whether encoding by it alone does not prove that decoding will succeed."""
 
     shape: Shape

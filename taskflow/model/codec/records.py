@@ -7,8 +7,9 @@ A field that the class does not know is UnknownArgument (a newer worker has it),
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from taskflow.model.codec.misfit import Misfit, field_step, key_step, one_of, too_deep, unexpected
 from taskflow.model.codec.shape import Read, Shape, Write
@@ -16,8 +17,7 @@ from taskflow.model.codec.wire import named
 from taskflow.model.errors import MissingArgument, UnknownArgument
 
 
-@dataclass(frozen=True, slots=True)
-class Field:
+class Field(msgspec.Struct, frozen=True):
     """One field of a record, not compiled yet."""
 
     name: str
@@ -26,8 +26,7 @@ class Field:
     """False if the class fills it when the wire has none."""
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(msgspec.Struct, frozen=True):
     """What is to be known of a class with fields to write and read its instances."""
 
     kind: type
@@ -44,8 +43,7 @@ class Record:
     """Makes the shape of a field whose annotation has none here, where the class's own library knows it."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
+class _Part(msgspec.Struct, frozen=True):
     name: str
     shape: Shape
     required: bool

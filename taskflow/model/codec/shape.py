@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, TypeAlias
+
+import msgspec
 
 from taskflow.model.codec.misfit import Misfit
 
@@ -18,8 +19,7 @@ Form: TypeAlias = object
 """What tells wire values apart: a type (`str`, `dict`), an extension's or marker's code, or ("tag", name)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
+class Shape(msgspec.Struct, frozen=True):
     """One annotation, compiled; immutable and shared by every codec part that has it."""
 
     label: str

@@ -8,9 +8,10 @@ not help, the union is ambiguous and refused when it is declared.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from itertools import combinations
 from typing import Any
+
+import msgspec
 
 from taskflow.model.codec import wire as codes
 from taskflow.model.codec.misfit import Misfit, type_name, unexpected
@@ -66,7 +67,7 @@ def _tagged(member: Shape) -> Shape:
     def read(wire: Any, levels: int) -> Any:
         return member.read(wire[2], levels)
 
-    return replace(member, write=write, read=read, forms=frozenset((("tag", member.tag),)))
+    return msgspec.structs.replace(member, write=write, read=read, forms=frozenset((("tag", member.tag),)))
 
 
 def _optional(member: Shape) -> Shape:
@@ -75,7 +76,7 @@ def _optional(member: Shape) -> Shape:
     def around(convert: Callable[[Any, int], Any]) -> Callable[[Any, int], Any]:
         return lambda value, levels: None if value is None else convert(value, levels)
 
-    return replace(
+    return msgspec.structs.replace(
         member,
         label=f"{member.label} | None",
         write=around(member.write),
