@@ -165,7 +165,7 @@ class RedisBroker:
     def sibling(self) -> RedisBroker:
         """Another broker on the same server, with connections of its own."""
         another = RedisBroker(self.server, namespace=self._namespace, rules=self._rules, clock=self._clock)
-        another._scripts = self._scripts
+        another._scripts, another._survey = self._scripts, self._survey  # what was made, and looked at, need not be again
         return another
 
     async def close(self) -> None:
