@@ -6,17 +6,23 @@ from collections.abc import Sequence
 from typing import Any
 
 from taskflow.broker.postgres import PostgresBroker, packing
+from taskflow.broker.protocol import Added, Refused
 from taskflow.model.clock import to_seconds
 from taskflow.model.envelope import ClaimId, Envelope, Lease, unpack_extras
 from taskflow.model.verdict import Settled, Settlement
 
 
 class BrokerOfBefore(PostgresBroker):
-    """It has looked at the schema, and knows nothing of another. It takes whole rows for leases, and settles all alike."""
+    """It has looked at the schema, and knows nothing of another. Columns are whole, leases whole rows, and all is settled alike."""
 
     def __init__(self, like: PostgresBroker) -> None:
         super().__init__(like.server)
         self._is_prepared = True
+
+    async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
+        row = await self.call_one("enqueue", self.wall(), None, *packing.envelope_columns(envelopes))
+        answers = row["answers"] or [b""] * len(envelopes)
+        return [packing.added_or_refused(*pair) for pair in zip(envelopes, answers, strict=True)]
 
     async def claim(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
         rows = await self.call("claim", *self.times(), session, request, list(queues), limit)

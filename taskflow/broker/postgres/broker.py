@@ -85,7 +85,7 @@ class PostgresBroker:
         if not envelopes:
             return []
         try:
-            row = await self.call_one("enqueue", self.wall(), self._capacity, *packing.envelope_columns(envelopes))
+            row = await self.call_one("enqueue", self.wall(), self._capacity, *packing.columns_of_calls(envelopes))
         except NoRoom as error:
             raise StoreFull(f"{error}; no new jobs are taken until there is some") from error
         if row["answers"] is None:

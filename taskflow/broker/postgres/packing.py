@@ -62,6 +62,15 @@ def envelope_columns(envelopes: Sequence[Envelope]) -> list[list[Any]]:
     ]
 
 
+def columns_of_calls(envelopes: Sequence[Envelope]) -> list[list[Any]]:
+    """The same for enqueue(), which needs one of what is alike in all: queue, job, priority, conflict."""
+    columns = envelope_columns(envelopes)
+    return [_one_of_all(column) if place in _MOSTLY_ALIKE else column for place, column in enumerate(columns)]
+
+
+_MOSTLY_ALIKE: Final = (1, 2, 3, 8)
+
+
 def _unless_void(column: list[T | None]) -> list[T | None]:
     return [] if column.count(None) == len(column) else column
 
@@ -146,7 +155,7 @@ def success_columns(settlements: Sequence[Settlement]) -> list[Any]:
 
 def _one_of_all(column: list[T]) -> list[T]:
     """One, where all are the same."""
-    return column[:1] if column.count(column[0]) == len(column) else column
+    return column[:1] if column and column.count(column[0]) == len(column) else column
 
 
 def _fence(epoch: int, claim: ClaimId) -> bytes:

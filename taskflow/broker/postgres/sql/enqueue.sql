@@ -56,7 +56,8 @@ BEGIN
 END
 $$;
 
--- Adds calls in order. NULL when all were added, else an answer for each.
+-- Adds calls in order; of queues, jobs, priorities and conflicts that are the same for all there may be one. NULL when all were added, else
+-- an answer for each.
 CREATE FUNCTION @.add_all(
     now_at bigint, ids bytea[], queues text[], jobs text[], priorities integer[], afters bigint[], ats bigint[], expiries bigint[], keys bytea[],
     conflicts integer[], payloads bytea[], extras bytea[], awaited integer[], joined bytea[]
@@ -73,6 +74,18 @@ BEGIN
             now_at, ids[1], queues[1], jobs[1], priorities[1], afters[1], ats[1], expiries[1], payloads[1], extras[1], awaited[1], joined[1]
         );
         RETURN NULL;
+    END IF;
+    IF cardinality(queues) = 1 THEN
+        queues := array_fill(queues[1], ARRAY[cardinality(ids)]);
+    END IF;
+    IF cardinality(jobs) = 1 THEN
+        jobs := array_fill(jobs[1], ARRAY[cardinality(ids)]);
+    END IF;
+    IF cardinality(priorities) = 1 THEN
+        priorities := array_fill(priorities[1], ARRAY[cardinality(ids)]);
+    END IF;
+    IF cardinality(conflicts) = 1 THEN
+        conflicts := array_fill(conflicts[1], ARRAY[cardinality(ids)]);
     END IF;
     IF cardinality(array_remove(keys, NULL)) = 0 THEN
         -- All that is in the block is undone when one of the ids is known: to look for each before, or ON CONFLICT, costs more.
