@@ -22,6 +22,7 @@ from taskflow import enqueue
 
 DRIVERS: Final = {"redis": "redis.asyncio", "postgres": "asyncpg"}
 NOTHING: Final = "an interpreter"
+ITS_DRIVER: Final = "its driver's import"
 PATIENCE: Final = 30.0
 
 
@@ -37,6 +38,7 @@ def starts(store: Store, options: Options) -> list[Row]:
         bare,
         options.peers.launches(store),
         part="start",
+        beside=ITS_DRIVER,
     )
 
 
