@@ -49,6 +49,7 @@ class Runs:
         self._events = events
         self._loop = asyncio.get_running_loop()
         self._pace = Pace(time.monotonic())
+        self._ahead = 0
         self._reserve: deque[Holding] = deque()
         self.under_way: dict[asyncio.Task[None], Holding] = {}
         self.slow: tuple[Holding, float] | None = None
@@ -58,12 +59,12 @@ class Runs:
 
     @property
     def free(self) -> int:
-        """Slots that a run could begin in. A plain function that a run has left behind, here or in an earlier session, takes one: the
-        thread would be missing to another."""
+        """Slots that a run could begin in; from any thread. A plain function that a run has left behind, here or in an earlier session,
+        takes one: the thread would be missing to another."""
         if self._holdings.is_closed or self._holdings.is_over:
             return 0
         unanswered = len(self._holdings) - len(self._reserve) - self._slots
-        most = max(self._slots, self._ahead())
+        most = max(self._slots, self._ahead)
         return max(0, min(self._slots - self._threads.left_behind - len(self.under_way), most - unanswered))
 
     @property
@@ -79,14 +80,14 @@ class Runs:
         """How many leases to claim now. A slot is not kept waiting; the reserve is filled when half of it is used, in full round trips."""
         if self._holdings.is_closed or self._holdings.is_over:
             return 0
-        idle = self.free - len(self._reserve)
-        reserve = self._ahead()
+        self._look_ahead()
+        idle, reserve = self.free - len(self._reserve), self._ahead
         room = idle + reserve
         return room if idle > 0 or 2 * room >= max(1, reserve) else 0
 
-    def _ahead(self) -> int:
-        """What will end in a moment, as things go."""
-        return min(AHEAD * self._slots, self._pace.reserve(time.monotonic()))
+    def _look_ahead(self) -> None:
+        """How many will end in a moment, as things go."""
+        self._ahead = min(AHEAD * self._slots, self._pace.reserve(time.monotonic()))
 
     # --- leases that wait -------------------------------------------------------------------------------
 
@@ -119,6 +120,7 @@ class Runs:
     async def run(self) -> None:
         """Begin what waits, as slots come free."""
         while True:
+            self._look_ahead()
             while self.free and self._reserve:
                 self.begin_waiting()
                 await asyncio.sleep(0)

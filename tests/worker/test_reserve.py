@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -144,6 +145,24 @@ async def test_of_jobs_that_are_not_short_no_more_await_their_answer_than_there_
         await asyncio.sleep(0.05)
         assert worker.tally.runs == watched.held == 2 * SLOTS
         watched.answers.set()
+
+
+async def test_who_asks_how_it_is_from_another_thread_leaves_the_pace_alone(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the loop's: a thread that changed it meanwhile could end the loop's own look at it."""
+    asked_by = set[int]()
+    reserve = Pace.reserve
+
+    def asked(self: Pace, now: float) -> int:
+        asked_by.add(threading.get_ident())
+        return reserve(self, now)
+
+    monkeypatch.setattr(Pace, "reserve", asked)
+    await enqueue(quick.bind() for _ in range(100))
+    async with a_worker() as worker:
+        await until(lambda: worker.tally.runs == 100)
+        facts = (await asyncio.to_thread(worker.vitals.ready)).facts
+    assert facts["free"] == SLOTS
+    assert asked_by == {threading.get_ident()}
 
 
 async def test_no_more_run_at_one_time_than_there_are_slots(watched: Watched, a_reserve_of_two: None) -> None:
