@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -291,9 +292,7 @@ class Worker:
     async def _wind_down(self) -> None:
         """Shielded, since half of it would leave a session that beats and works nothing. A cancellation that comes meanwhile cuts the grace
         time short; all the rest of it is bounded."""
-        from anyio import CancelScope  # not before it is needed: it takes longer to load than a job to run
-
-        with CancelScope(shield=True):
+        with _shielded():
             closing = asyncio.get_running_loop().create_task(self._close())
             try:
                 await asyncio.shield(closing)
@@ -356,3 +355,13 @@ def _choice(queues: str | Sequence[str] | None) -> QueueChoice:
         return QueueChoice.parse(queues if isinstance(queues, str) else ",".join(queues))
     except ValueError as error:
         raise ConfigurationError(f"queues={queues!r}: {error}") from error
+
+
+def _shielded() -> AbstractContextManager[object]:
+    """From the scopes of anyio that this may be in, whose cancellation comes again and again. There is none where nobody has loaded it; and
+    nothing is loaded here, at an end: what stood in its place may have been replaced since."""
+    anyio = sys.modules.get("anyio")
+    try:
+        return nullcontext() if anyio is None else anyio.CancelScope(shield=True)
+    except ImportError:  # it loads its parts when they are first used, which nobody has done
+        return nullcontext()

@@ -16,7 +16,7 @@ from tests.cli.processes import LEDGER, Running, Shell, ended_clearly, on_each_b
 TASKS = (
     LEDGER
     + """
-import asyncio, os, threading, time
+import asyncio, os, sys, threading, time
 from pathlib import Path
 from taskflow import JobContext, job
 
@@ -39,6 +39,12 @@ async def brief(n: int) -> None:
 def brief_in_a_thread(n: int) -> None:
     time.sleep(0.01)
     write(str(n))
+
+@job
+async def outlive_its_packages() -> None:
+    sys.meta_path.clear()  # nothing that is not loaded can be, as where a deploy has replaced what was installed
+    print("begun\\n", end="", flush=True)
+    await asyncio.sleep(3600)
 
 @job
 async def swallow() -> None:
@@ -182,6 +188,17 @@ def test_the_second_hands_back_what_runs_and_another_starts_it_at_once(tasks: Sh
 @on_each_broker
 def test_what_outlasts_the_grace_time_is_handed_back_too(tasks: Shell) -> None:
     tasks.send("wait.bind()")
+    worker = tasks.worker("--grace", "0.1")
+    worker.wait_for("begun")
+    worker.signal(signal.SIGTERM)
+    ended_clearly(worker, [124])
+    assert tasks.counts() == {"ready": 1}
+
+
+@on_each_broker
+def test_a_worker_whose_packages_have_been_replaced_gives_back_what_it_runs(tasks: Shell) -> None:
+    """It loads nothing on its way out."""
+    tasks.send("outlive_its_packages.bind()")
     worker = tasks.worker("--grace", "0.1")
     worker.wait_for("begun")
     worker.signal(signal.SIGTERM)
