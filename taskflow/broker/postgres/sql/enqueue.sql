@@ -56,6 +56,11 @@ BEGIN
 END
 $$;
 
+-- What is told once for all of so many.
+CREATE FUNCTION @.for_each(told anyarray, number integer) RETURNS anyarray LANGUAGE sql IMMUTABLE AS $$
+    SELECT CASE cardinality(told) WHEN 1 THEN array_fill(told[1], ARRAY[number]) ELSE told END
+$$;
+
 -- Adds calls in order; of queues, jobs, priorities and conflicts that are the same for all there may be one. NULL when all were added, else
 -- an answer for each.
 CREATE FUNCTION @.add_all(
@@ -75,18 +80,10 @@ BEGIN
         );
         RETURN NULL;
     END IF;
-    IF cardinality(queues) = 1 THEN
-        queues := array_fill(queues[1], ARRAY[cardinality(ids)]);
-    END IF;
-    IF cardinality(jobs) = 1 THEN
-        jobs := array_fill(jobs[1], ARRAY[cardinality(ids)]);
-    END IF;
-    IF cardinality(priorities) = 1 THEN
-        priorities := array_fill(priorities[1], ARRAY[cardinality(ids)]);
-    END IF;
-    IF cardinality(conflicts) = 1 THEN
-        conflicts := array_fill(conflicts[1], ARRAY[cardinality(ids)]);
-    END IF;
+    queues := @.for_each(queues, cardinality(ids));
+    jobs := @.for_each(jobs, cardinality(ids));
+    priorities := @.for_each(priorities, cardinality(ids));
+    conflicts := @.for_each(conflicts, cardinality(ids));
     IF cardinality(array_remove(keys, NULL)) = 0 THEN
         -- All that is in the block is undone when one of the ids is known: to look for each before, or ON CONFLICT, costs more.
         BEGIN
