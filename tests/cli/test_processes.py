@@ -393,12 +393,13 @@ def test_a_rolling_restart_under_load_loses_nothing_and_keeps_its_strength(tasks
         supervised.wait_for("every worker has been replaced", times=rounds)
     assert load.end() == 0
     until(lambda: len(tasks.ledger()) >= 600, supervised)
+    at_work = fewest_at_work(supervised.said)  # as yet: a worker may say that it winds down before the supervisor's own word is written
     supervised.signal(signal.SIGTERM)
     ended_clearly(supervised, [0])
     assert Counter(line.split()[0] for line in tasks.ledger()) == Counter(map(str, range(600)))
     assert tasks.counts() == {"succeeded": 600}
     assert len(pids(supervised)) == 6
-    assert fewest_at_work(supervised.said[: supervised.said.index("SIGTERM: winding down 2 workers")]) == 2
+    assert at_work == 2
     none_is_left(supervised)
 
 
