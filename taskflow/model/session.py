@@ -54,6 +54,7 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True):
     `seen`      the highest claim request whose answer it has taken in or given up; younger leases are no ghosts,
                 so a beat that was long under way cannot take back what a later claim gave
     `leaving`   the last beat: what is still leased goes back, and the session is dead
+    `looks`     asks what there is to do, too: who has nothing to do need not ask by itself
     `died_of`   told by another process, one that knows: the session's process has died of it ("signal SIGSEGV"). The session is
                 dead, and each of its leases a crash of that cause. Such a beat says nothing else, ValueError if it does: see `of_death`
     """
@@ -63,6 +64,7 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True):
     seen: int = 0
     reports: tuple[Report, ...] = ()
     leaving: bool = False
+    looks: bool = False
     died_of: str = ""
 
     @classmethod
@@ -71,15 +73,25 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True):
         return cls(session=session, died_of=cause[:MAX_CAUSE] or UNKNOWN_CAUSE)
 
     def __post_init__(self) -> None:
-        if self.died_of and (self.claims or self.seen or self.reports or self.leaving):
+        if self.died_of and (self.claims or self.seen or self.reports or self.leaving or self.looks):
             raise ValueError(f"died_of={self.died_of!r}: who tells of a session's death knows nothing else of it")
         if len(self.died_of) > MAX_CAUSE:
             raise ValueError(f"died_of has {len(self.died_of)} characters, of at most {MAX_CAUSE}: Beat.of_death() shortens it")
 
 
+class Outlook(msgspec.Struct, frozen=True):
+    """What there is to do: whether a claim, of whatever queues, might find jobs, and in how many seconds upkeep might have something to
+    move, which is infinite when nothing waits for it."""
+
+    is_ready: bool
+    due_in: float
+
+
 class BeatAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """`lost`: leases named in the beat that are not the session's; `stopping`: jobs asked to stop; `ghosts`: how many went back."""
+    """`lost`: leases named in the beat that are not the session's; `stopping`: jobs asked to stop; `ghosts`: how many went back;
+    `outlook`: of a beat that looks."""
 
     lost: tuple[ClaimId, ...] = ()
     stopping: tuple[ClaimId, ...] = ()
     ghosts: int = 0
+    outlook: Outlook | None = None

@@ -15,11 +15,19 @@ from taskflow.broker.protocol import Broker
 from taskflow.model.envelope import Lease
 from taskflow.model.errors import BrokerError, SessionLost
 from taskflow.model.seams import Chance
+from taskflow.model.session import Outlook
 from taskflow.worker.events import BrokerBack, BrokerTrouble, Events
 from taskflow.worker.queues import QueueChoice
 
-# Nudges are hints and may be missed: look again after so many seconds without one.
 LOOK_AGAIN: Final = 5.0
+"""Nudges are hints and may be missed: who has had none for so many seconds looks again, unless a beat has told that there is nothing."""
+
+BELIEVED_FOR: Final = 1.4
+"""Times as long what a beat has told is gone by. An idle session beats every 6.7 s, if its ttl is 20."""
+
+LONGEST_REST: Final = 60.0
+"""Seconds after which a claim is made whatever beats tell."""
+
 MANY: Final = 8
 """Of jobs that come so fast that a claim brings more than this part of what there is room for, the next are there, most likely, before a
 nudge tells so. Of fewer, every second claim would find nothing."""
@@ -61,6 +69,8 @@ class Fetcher:
         self._chance = chance
         self._nudge: Callable[[], None] = lambda: None
         self._is_stopping = False
+        self._is_waiting = False
+        self._nothing_since: float | None = None
         self.request = 0
         self.answered_at: float | None = None
         self.full_at: float | None = None
@@ -82,6 +92,16 @@ class Fetcher:
         self._is_stopping = True
         self._nudge()
 
+    def heed(self, outlook: Outlook, asked_at: float) -> None:
+        """What a beat was told that asked then."""
+        self._nothing_since = None if outlook.is_ready else asked_at
+        if not self._is_waiting:
+            return
+        if outlook.is_ready:
+            self._nudge()
+        else:
+            self.answered_at = asked_at
+
     async def _fetch(self, nudges: Nudges) -> None:
         limit = self._hands.room()
         if not limit:
@@ -100,7 +120,19 @@ class Fetcher:
             self._hands.begin()
             await asyncio.sleep(0)
         if not leases or (len(leases) * MANY <= limit and nudges.is_prompt):  # what has come since then has nudged
-            await nudges.wait(LOOK_AGAIN)
+            await self._rest(nudges)
+
+    async def _rest(self, nudges: Nudges) -> None:
+        """Until there may be something to claim."""
+        until = time.monotonic() + LONGEST_REST
+        self._is_waiting = True
+        try:
+            while not await nudges.wait(LOOK_AGAIN):
+                now = time.monotonic()
+                if now >= until or self._nothing_since is None or now - self._nothing_since > BELIEVED_FOR * LOOK_AGAIN:
+                    break
+        finally:
+            self._is_waiting = False
 
     async def _claim(self, queues: Sequence[str], limit: int) -> list[Lease]:
         number, times = self.request + 1, 0

@@ -7,12 +7,12 @@ import contextlib
 import errno
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
 
-from taskflow.broker import topics
+from taskflow.broker.nudges import Bell, Nudges
 from taskflow.broker.protocol import Broker
 from taskflow.model.errors import BrokerError, SessionLost
 from taskflow.model.seams import StartThread
@@ -20,6 +20,9 @@ from taskflow.model.session import Beat, BeatAnswer, Session
 from taskflow.worker.holdings import Holdings
 
 BEATS_PER_TTL: Final = 4
+IDLE_BEATS_PER_TTL: Final = 3
+"""Of a session that holds nothing: each is also its look at what there is to do."""
+
 RETRY_PAUSE: Final = 0.5
 STOPS_WITHIN: Final = 5.0
 # What a loop's selector says when its number has been closed, and when it stands for something else since.
@@ -29,13 +32,13 @@ LOST_DESCRIPTORS: Final = (errno.EBADF, errno.EINVAL)
 class Ears(msgspec.Struct, frozen=True):
     """Who hears what the keeper hears. It calls from its own thread.
 
-    `answer`   every beat's answer
+    `answer`   every beat's answer, and when it was asked
     `lost`     the session is dead, or has not beaten for its whole ttl and must be taken for dead
     `trouble`  a beat has not reached the broker, with how many in a row
     `broken`   the thread's own file descriptors are gone
     """
 
-    answer: Callable[[BeatAnswer], None]
+    answer: Callable[[BeatAnswer, float], None]
     lost: Callable[[str], None]
     trouble: Callable[[str, int], None]
     broken: Callable[[str], None]
@@ -65,7 +68,7 @@ class Keeper:
         self._ears = ears
         self._start_thread = start_thread
         self._stopping = threading.Event()
-        self._nudge: Callable[[], None] = lambda: None
+        self._nudges = Nudges(Bell(), ())
         self._loop = asyncio.get_running_loop()
         self._ended = self._loop.create_future()
         self.beaten_at: float | None = None
@@ -85,7 +88,11 @@ class Keeper:
     def fall_silent(self) -> None:
         """Beats no more, from any thread; waits for nothing."""
         self._stopping.set()
-        self._nudge()
+        self._nudges.nudge()
+
+    def beat_now(self) -> None:
+        """There may be something to hear; from any thread."""
+        self._nudges.nudge()
 
     def _keep(self) -> None:
         try:
@@ -104,21 +111,20 @@ class Keeper:
 
     async def _main(self) -> None:
         try:
-            with self._broker.listen([topics.session(self._session.id)]) as nudges:
-                self._nudge = nudges.nudge
-                await self._beat_on(nudges.wait)
+            await self._beat_on()
         finally:
             await self._broker.close()
 
-    async def _beat_on(self, wait: Callable[[float], Awaitable[object]]) -> None:
+    async def _beat_on(self) -> None:
         interval = self._session.ttl / BEATS_PER_TTL
         beaten_at, troubles = time.monotonic(), 0  # registered just now
         while not self._stopping.is_set():
             try:
-                self._ears.answer(await self._beat())
+                asked_at, beat = time.monotonic(), self._a_beat()
+                self._ears.answer(await self._broker.beat(beat), asked_at)
                 beaten_at = self.beaten_at = self.tried_at = time.monotonic()
                 troubles = 0
-                pause = interval
+                pause = self._session.ttl / IDLE_BEATS_PER_TTL if beat.looks else interval
             except SessionLost as error:
                 self._ears.lost(str(error))
                 return
@@ -130,9 +136,9 @@ class Keeper:
                 troubles += 1
                 self._ears.trouble(str(error), troubles)
                 pause = min(RETRY_PAUSE, interval)
-            await wait(pause)
+            await self._nudges.wait(pause)
 
-    async def _beat(self) -> BeatAnswer:
+    def _a_beat(self) -> Beat:
         seen = self._seen()  # first: a claim that is answered between the two is then younger than what was seen
-        beat = Beat(session=self._session.id, claims=self._holdings.claims(), seen=seen, reports=self._holdings.reports())
-        return await self._broker.beat(beat)
+        claims = self._holdings.claims()
+        return Beat(session=self._session.id, claims=claims, seen=seen, reports=self._holdings.reports(), looks=not claims)

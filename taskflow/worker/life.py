@@ -9,17 +9,18 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Coroutine, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from taskflow.app.context import JobContext
+from taskflow.broker import topics
 from taskflow.broker.protocol import Broker
 from taskflow.model.envelope import Lease
 from taskflow.model.errors import BrokerError
 from taskflow.model.ids import id_text
 from taskflow.model.seams import Seams
 from taskflow.model.session import Beat, BeatAnswer, Session
+from taskflow.worker.attendants import Attendants, end, why_ended
 from taskflow.worker.events import (
     Broken,
     BrokerTrouble,
@@ -49,8 +50,6 @@ LAST_CLAIM: Final = 1.0
 
 DEAF_LOOK: Final = 1.0
 """Seconds between two looks at runs that do not end when they are asked to."""
-
-Duty = Callable[[], Coroutine[Any, Any, None]]
 
 
 class Life:
@@ -84,7 +83,9 @@ class Life:
         self._upkeep = Upkeep(broker, seams.chance, events)
         self._suspects = Suspects(self._holdings, self._runs.begin, self._runs.under_way.keys, self._runs.give_back, events)
         self._watch = Watch(self._runs.under_way.values, options.last_words, events, self._holdings.nudge)
-        self._attendants: dict[Duty, asyncio.Task[None]] = {}
+        self._attendants = Attendants(
+            on_end=self._holdings.nudge, on_failed=lambda why: self._lose(f"a part of the worker has failed: {why}")
+        )
         self._keeper: Keeper | None = None
         self._is_over = False
         self._made_at = time.monotonic()
@@ -153,9 +154,10 @@ class Life:
             self._upkeep.run,
             self._suspects.run,
             self._watch.run,
+            self._hear_of_stops,
         )
         for duty in duties:
-            self._attend(duty)
+            self._attendants.attend(duty)
 
     def _hands(self) -> Hands:
         return Hands(
@@ -170,7 +172,7 @@ class Life:
 
     def _ears(self) -> Ears:
         return Ears(
-            answer=lambda answer: self._in_loop(self._heed, answer),
+            answer=lambda answer, asked_at: self._in_loop(self._heed, answer, asked_at),
             lost=lambda why: self._in_loop(self._lose, why),
             trouble=lambda why, times: self._in_loop(self._events.tell, BrokerTrouble("a beat", why, times)),
             broken=lambda why: self._events.tell(Broken(why)),
@@ -183,7 +185,7 @@ class Life:
         The keeper beats, and upkeep is done, until the worker winds down.
         """
         await self._end_fetching()
-        await self._dismiss(self._suspects.run, self._runs.run)
+        await self._attendants.dismiss(self._suspects.run, self._runs.run)
         self._give_back_what_waits()
         while len(self._holdings) and not self._is_over and not self._holdings.do_not_end(time.monotonic() - self._options.grace):
             await self._holdings.wait_for_change(DEAF_LOOK)
@@ -195,7 +197,7 @@ class Life:
         Whether every run had ended by itself.
         """
         self._is_over = True
-        await self._dismiss(self._upkeep.run, self._suspects.run, self._runs.run)
+        await self._attendants.dismiss(self._upkeep.run, self._suspects.run, self._runs.run)
         self._give_back_what_waits()
         self._events.tell(WindingDown(len(self._runs.under_way), self._options.grace))
         await self._end_fetching()
@@ -209,25 +211,24 @@ class Life:
     async def abandon(self) -> None:
         """The session is dead, or must be taken for dead: cancel what runs, beat no more."""
         self._is_over = True
-        await self._dismiss(self._upkeep.run, self._fetcher.run, self._suspects.run, self._runs.run)
+        await self._attendants.dismiss(self._upkeep.run, self._fetcher.run, self._suspects.run, self._runs.run)
         for holding in self._suspects.take_all():
             self._holdings.remove(holding.lease.claim)
         self._runs.drop_reserve()
         await self._stop_runs(LOST)
-        if self._keeper is not None:
-            await self._keeper.stop()
+        await self._end_beating()
 
     async def settle_verdicts(self) -> None:
         """After `abandon`: what had ended is offered for as long as it takes, and the store decides whether it still counts.
 
         When the settler itself has failed nobody is left to offer it: that is told, and the session's lapse gives the jobs to others.
         """
-        if (settling := self._attendants.get(self._settler.run)) is None:
+        if (settling := self._attendants.at(self._settler.run)) is None:
             return
         while len(self._holdings) and not settling.done():
             await self._holdings.wait_for_change()
         if held := self._holdings.all():
-            self._events.tell(VerdictsLost(tuple(holding.lease for holding in held), f"the settler has failed: {_why_ended(settling)}"))
+            self._events.tell(VerdictsLost(tuple(holding.lease for holding in held), f"the settler has failed: {why_ended(settling)}"))
             self._holdings.remove_all([holding.lease.claim for holding in held])
         await self._end_settling()
         await self._give_up_session()
@@ -250,7 +251,7 @@ class Life:
         await self._end_settling()
 
     async def _end_settling(self) -> None:
-        await self._dismiss(self._settler.run, self._settler.run_held_up)
+        await self._attendants.dismiss(self._settler.run, self._settler.run_held_up)
 
     # --- runs ------------------------------------------------------------------------------------------
 
@@ -259,6 +260,8 @@ class Life:
         if self._is_over:
             self._give_back(leases, claimed_at)
             return
+        if leases:
+            self._upkeep.note_work()
         self._runs.add([lease for lease in leases if not lease.crashes], claimed_at)
         if suspects := [lease for lease in leases if lease.crashes]:
             self._runs.begin_waiting()
@@ -282,9 +285,9 @@ class Life:
         """A claim that is under way is answered in a moment, or never: what it brings goes back, which then need not count."""
         self._fetcher.stop()
         self._holdings.nudge()
-        if (fetching := self._attendants.get(self._fetcher.run)) is not None:
+        if (fetching := self._attendants.at(self._fetcher.run)) is not None:
             await asyncio.wait([fetching], timeout=min(LAST_CLAIM, self._options.last_words))
-        await self._dismiss(self._fetcher.run)
+        await self._attendants.dismiss(self._fetcher.run)
 
     async def _until_runs_end(self, patience: float, hurry: asyncio.Event) -> None:
         if not self._runs.under_way:
@@ -292,11 +295,11 @@ class Life:
         hurried = self._loop.create_task(hurry.wait())
         runs = self._loop.create_task(asyncio.wait(list(self._runs.under_way)))
         await asyncio.wait([hurried, runs], timeout=patience, return_when=asyncio.FIRST_COMPLETED)
-        await _end([hurried, runs])
+        await end([hurried, runs])
 
     async def _stop_runs(self, why: str) -> None:
         """Ask; after a while cut off what has not reacted, so that its job is given back. A thread goes on until it ends."""
-        await self._dismiss(self._watch.run)
+        await self._attendants.dismiss(self._watch.run)
         runs = self._runs.under_way
         for holding in list(runs.values()):
             holding.ask_to_stop(why)
@@ -319,6 +322,10 @@ class Life:
                 await self._until_answered()
         self._tell_of_untold()
         await self._end_settling()
+        await self._end_beating()
+
+    async def _end_beating(self) -> None:
+        await self._attendants.dismiss(self._hear_of_stops)
         if self._keeper is not None:
             await self._keeper.stop()
 
@@ -339,7 +346,18 @@ class Life:
 
     # --- what the keeper hears, told in the loop --------------------------------------------------------
 
-    def _heed(self, answer: BeatAnswer) -> None:
+    async def _hear_of_stops(self) -> None:
+        """What was asked to stop the next beat tells: it comes at once then."""
+        with self._broker.listen([topics.session(self._session.id)]) as nudges:
+            while True:
+                await nudges.wait()
+                if self._keeper is not None:
+                    self._keeper.beat_now()
+
+    def _heed(self, answer: BeatAnswer, asked_at: float) -> None:
+        if answer.outlook is not None:
+            self._fetcher.heed(answer.outlook, asked_at)
+            self._upkeep.heed(answer.outlook, asked_at)
         for claim in answer.stopping:
             if (holding := self._holdings.get(claim)) is not None:
                 self._runs.ask_to_stop(holding, CANCELLED)
@@ -363,38 +381,8 @@ class Life:
         except RuntimeError:  # the loop is closed: the worker is gone
             return
 
-    # --- the attendants ---------------------------------------------------------------------------------
-
-    def _attend(self, duty: Duty) -> None:
-        self._attendants[duty] = attendant = self._loop.create_task(duty())
-        attendant.add_done_callback(partial(self._note_end, duty))
-
-    async def _dismiss(self, *duties: Duty) -> None:
-        await _end([self._attendants.pop(duty) for duty in duties if duty in self._attendants])
-
-    def _note_end(self, duty: Duty, attendant: asyncio.Task[None]) -> None:
-        """Without it the worker would be alive and do nothing. Failed, a new session begins with new ones; cancelled by a stranger, a job
-        that cancels every task there is or one that stops the loop, it begins again."""
-        self._holdings.nudge()
-        if attendant.cancelled():
-            if self._attendants.get(duty) is attendant:  # it was not dismissed
-                self._attend(duty)
-        elif attendant.exception() is not None:
-            self._lose(f"a part of the worker has failed: {_why_ended(attendant)}")
-
-
-def _why_ended(attendant: asyncio.Task[None]) -> str:
-    error = None if attendant.cancelled() else attendant.exception()
-    return "it was cancelled" if error is None else f"{type(error).__name__}: {error}"
-
 
 def _a_session(options: WorkerOptions) -> Session:
     name = f"{socket.gethostname()}:{os.getpid()}"
     queues = options.queues.names
     return Session(id=secrets.token_bytes(16), name=name, ttl=options.ttl, queues=queues, concurrency=options.concurrency)
-
-
-async def _end(tasks: list[asyncio.Task[Any]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

@@ -8,6 +8,7 @@ that its runs take. What ends otherwise has crashed, and is replaced after a pau
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -29,12 +30,15 @@ FORCED_AFTER: Final = 30.0
 IDLE: Final = 5.0
 SILENT_AFTER: Final = 10.0
 """Seconds. A worker says how it is every second; one that has said nothing for less than this may have waited for a processor."""
+GONE_WITHIN: Final = 120.0
+"""Seconds that a worker whose session has left has to be gone: Python may take its time to end, and what jobs have left behind as well."""
 KILLED_AFTER: Final = 5.0
 """Seconds that an aborted worker has to show its stacks, and to be gone."""
 DOUBTED_AFTER: Final = 60.0
 MANY_RETIRING: Final = 3
 # The exit code of a worker whose runs had to be cut off.
 FORCED: Final = 124
+ENDS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
 # What a worker that cannot start ends with by itself: a failed lifespan, an application that cannot be imported, a broker that is away.
 NO_STARTS: Final = (1, 2, 3)
 
@@ -162,7 +166,7 @@ class Supervisor:
         if worker is None:
             log.debug("process %d, no worker, has ended: %s", pid, ending.cause)
             return
-        if worker.came_to is not None and ending.status in (-signal.SIGTERM, -signal.SIGINT, -signal.SIGKILL):
+        if worker.came_to is not None and -ending.status in (*ENDS, *([signal.SIGABRT] if worker.aborted_at is not None else ())):
             ending = Ending(worker.came_to)  # it came while Python was ending already, or did not want to
         self._note_end(worker, ending)
         if worker.came_to is None:  # also with 0: a job has ended it, and what it held
@@ -246,19 +250,28 @@ class Supervisor:
 
     def _end_the_silent(self) -> None:
         """C code that never lets go of the interpreter keeps all in its process from ending it: the watch over the event loop as well."""
-        limit, now = max(self._plan.stall_limit, SILENT_AFTER), self._clock()
+        now = self._clock()
         for worker in self._workers.values():
-            works = worker.works_since is not None and worker.came_to is None  # one that has ended says no more
-            if not self._plan.stall_limit or not works or now < worker.heard_at + limit:
+            limit = self._silent_for(worker)
+            if worker.works_since is None or now < worker.heard_at + limit:
                 continue
             if self._hands.is_stopped(worker.pid):
                 worker.heard_at = now
             elif worker.aborted_at is None:
                 worker.aborted_at = now
-                log.error("worker %d has said nothing for %g s: C code keeps its interpreter; it is ended", worker.pid, limit)
+                if worker.came_to is None:
+                    log.error("worker %d has said nothing for %g s: C code keeps its interpreter; it is ended", worker.pid, limit)
+                else:
+                    log.error("worker %d has come to its end, and is not gone after %g s: it is ended by force", worker.pid, limit)
                 self._hands.signal(worker.pid, signal.SIGABRT)
             elif now >= worker.aborted_at + KILLED_AFTER:
                 self._hands.signal(worker.pid, signal.SIGKILL)
+
+    def _silent_for(self, worker: Worker) -> float:
+        """Seconds that it may say nothing: one that has come to its end has nothing more to say."""
+        if worker.came_to is not None:
+            return GONE_WITHIN
+        return max(self._plan.stall_limit, SILENT_AFTER) if self._plan.stall_limit else math.inf
 
     def _tell_workers(self) -> None:
         now = self._clock()

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Callable
 from typing import Final
 
 from taskflow.broker import topics
+from taskflow.broker.nudges import Nudges
 from taskflow.broker.protocol import Broker
 from taskflow.model.errors import BrokerError
 from taskflow.model.seams import Chance
+from taskflow.model.session import Outlook
 from taskflow.worker.events import BrokerTrouble, Events
 
 LIMIT: Final = 1_000
@@ -20,6 +24,12 @@ BREATH: Final = 0.01
 come meanwhile find the server free. The first hundred of 50 moves, the next ones of 250, lest more come than is dropped."""
 
 LONGEST_PAUSE: Final = 5.0
+BELIEVED_FOR: Final = 1.4 * LONGEST_PAUSE
+"""Seconds after which nobody goes by what a beat has told."""
+
+LONGEST_REST: Final = 60.0
+"""Seconds after which upkeep is done whatever beats tell."""
+
 SHORT: Final = 2.0
 MOMENT: Final = 0.001
 """Who came a little too early, as timers have it, and was told that something is due by now, comes again in so many seconds."""
@@ -37,28 +47,57 @@ class Upkeep:
         self._is_awaited = False
         self._portions = 0
         self._was_early = False
+        self._is_at_rest = False
+        self._told_at = self._due_at = self._next_at = 0.0
+        self._nudge: Callable[[], None] = lambda: None
 
     async def run(self) -> None:
         with self._broker.listen([topics.DUE]) as nudges:
+            self._nudge = nudges.nudge
             while True:
                 pause = await self._once()
-                if pause > 0 and await nudges.wait(pause):
+                if pause > 0 and await self._wait(nudges, pause):
                     await asyncio.sleep(AT_LEAST)
 
+    def note_work(self) -> None:
+        """Jobs are done here: what has ended makes more to do."""
+        self._is_at_rest = False
+
+    def heed(self, outlook: Outlook, asked_at: float) -> None:
+        """What a beat was told that asked then."""
+        self._told_at, self._due_at = asked_at, asked_at + outlook.due_in
+        if self._due_at < self._next_at - SHORT:  # nobody has told of that
+            self._nudge()
+
+    async def _wait(self, nudges: Nudges, pause: float) -> bool:
+        """True when nudged. Where nothing was done, and beats since tell of nothing to do, it is put off."""
+        began_at = time.monotonic()
+        self._next_at = began_at + pause
+        while not await nudges.wait(pause):
+            now = time.monotonic()
+            self._next_at = min(self._due_at, self._told_at + BELIEVED_FOR, began_at + LONGEST_REST)
+            if self._next_at <= now or self._told_at < began_at or not self._is_at_rest:
+                return False
+            pause = self._next_at - now
+        return True
+
     async def _once(self) -> float:
+        self._next_at = 0.0
         try:
             done = await self._broker.upkeep(self._limit())
         except BrokerError as error:
+            self._is_at_rest = False
             self._troubles += 1
             self._events.tell(BrokerTrouble("upkeep", str(error), self._troubles))
             return LONGEST_PAUSE * (0.1 + self._chance.random())
         self._troubles = 0
         self._is_awaited = done.readied > 0 or done.released > 0
+        self._is_at_rest = not any((done.readied, done.released, done.reaped, done.expired, done.dropped))
         if done.next_in > 0:
             self._portions, self._was_early = 0, False
             return self._until_next(done.next_in)
         self._portions += 1
-        was_early, self._was_early = self._was_early, not any((done.readied, done.released, done.reaped, done.expired, done.dropped))
+        was_early, self._was_early = self._was_early, self._is_at_rest
         if self._is_awaited:
             return 0.0
         return MOMENT if self._was_early and not was_early else BREATH  # what is due and does not move is another's at this moment

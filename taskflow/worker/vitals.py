@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Final, NamedTuple, Protocol
-
-import msgspec
 
 from taskflow.model.envelope import Lease
 from taskflow.model.ids import id_text
@@ -40,12 +39,13 @@ class Signs(NamedTuple):
     is_over: bool
 
 
-class Finding(msgspec.Struct, frozen=True):
-    """`why` in words for people; `facts` for programs, of numbers and text."""
+@dataclass(frozen=True)
+class Finding:
+    """`why` in words for people; `facts` for programs, of numbers and text. A dataclass, which web frameworks answer with as it is."""
 
     is_well: bool
     why: str
-    facts: dict[str, float | int | str | None] = msgspec.field(default_factory=dict)
+    facts: dict[str, float | int | str | None] = field(default_factory=dict)
 
 
 class Seen(Protocol):

@@ -11,7 +11,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -161,6 +161,13 @@ class Shell:
             if running.process.poll() is None:
                 running.process.kill()
             running.end()
+
+
+def until(condition: Callable[[], bool], running: Running | None = None, patience: float = PATIENCE) -> None:
+    give_up_at = time.monotonic() + patience
+    while not condition():
+        assert time.monotonic() < give_up_at, running and running.said
+        time.sleep(0.01)
 
 
 def ended_clearly(running: Running, codes: Sequence[int]) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.cli.processes import Running, Shell, ended_clearly
-from tests.cli.test_processes import pids, until
+from tests.cli.processes import Running, Shell, ended_clearly, until
+from tests.cli.test_processes import pids
 
 TASKS = """
 import os, resource

@@ -8,9 +8,8 @@ from collections import Counter
 
 import pytest
 
-from tests.cli.processes import Shell, ended_clearly
+from tests.cli.processes import Shell, ended_clearly, until
 from tests.cli.shutdown import counts_of
-from tests.cli.test_processes import until
 
 HEALTHY = 1_000
 

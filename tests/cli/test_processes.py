@@ -9,13 +9,12 @@ import re
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from taskflow.worker.processes import memory_of
-from tests.cli.processes import LEDGER, PATIENCE, Running, Shell, ended_clearly, on_each_broker
+from tests.cli.processes import LEDGER, Running, Shell, ended_clearly, on_each_broker, until
 from tests.cli.test_signals import PYTHONS_OWN, a_little_later
 
 TASKS = (
@@ -103,13 +102,6 @@ def is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
-
-
-def until(condition: Callable[[], bool], running: Running | None = None, patience: float = PATIENCE) -> None:
-    give_up_at = time.monotonic() + patience
-    while not condition():
-        assert time.monotonic() < give_up_at, running and running.said
-        time.sleep(0.01)
 
 
 def none_is_left(running: Running) -> None:

@@ -318,6 +318,106 @@ async def test_beat_reports__the_next_run_begins_afresh(world: World) -> None:
     assert (record.started_at, record.progress, record.claimed_at) == (None, None, instant_of(world.clock.wall()))
 
 
+# --- beat_looks -----------------------------------------------------------------------------------------------------------
+
+
+async def test_beat_looks__nothing(world: World) -> None:
+    """Where there is nothing to do a session hears so; until it would lapse itself nobody need look."""
+    session = await world.a_session()
+
+    outlook = await world.outlook(session)
+    assert not outlook.is_ready
+    assert outlook.due_in == pytest.approx(session.ttl, abs=0.001)
+
+
+async def test_beat_looks__only_when_asked(world: World) -> None:
+    """Others are told nothing of it."""
+    await world.add()
+
+    assert (await world.beat(await world.a_session())).outlook is None
+
+
+async def test_beat_looks__is_heard_as_any_beat(world: World) -> None:
+    """It names what was lost and what is to stop, and extends the session's life."""
+    session = await world.a_session()
+    asked, ended = await world.running(session), await world.running(session)
+    await world.settle(succeeded(ended))
+    await world.cancel(asked)
+    await world.lapse(session)
+
+    answer = await world.broker.beat(Beat(session=session.id, claims=(asked.claim, ended.claim), seen=2, looks=True))
+
+    assert (answer.lost, answer.stopping) == ((ended.claim,), (asked.claim,))
+    assert (await world.upkeep()).reaped == 0
+
+
+async def test_beat_looks__ready(world: World) -> None:
+    """As long as there is something to claim, in whatever queue, and not after."""
+    session = await world.a_session()
+    await world.add(queue="some")
+    await world.add(queue="other", priority=-3)
+    for queue in ("some", "other"):
+        assert (await world.outlook(session)).is_ready
+        await world.claim(session, [queue])
+
+    assert not (await world.outlook(session)).is_ready
+
+
+@pytest.mark.parametrize("how", ["handed_back", "due", "resumed"])
+async def test_beat_looks__ready_again(world: World, how: str) -> None:
+    """However it has come to be so."""
+    session = await world.a_session()
+    match how:
+        case "handed_back":
+            await world.settle(handed_back(await world.running(session)))
+        case "due":
+            await world.add(after=5.0)
+            await world.pass_time(5.0)
+        case _:
+            await world.add(queue="halted")
+            await world.broker.console.pause("halted")
+            await world.broker.console.resume("halted")
+
+    assert (await world.outlook(session)).is_ready
+
+
+@pytest.mark.parametrize("fields", [{"after": 5.0}, {"expires": 5.0}])
+async def test_beat_looks__due(world: World, fields: dict[str, float]) -> None:
+    """What is planned, and what may expire, is told of by its time; when that has come upkeep has something to do."""
+    session = await world.a_session()
+    await world.add(**fields)
+    world.clock.advance(3.0)
+
+    assert (await world.outlook(session)).due_in == pytest.approx(2.0, abs=0.001)
+
+    world.clock.advance(3.0)
+    assert (await world.outlook(session)).due_in == 0.0
+    moved = await world.upkeep()
+    assert moved.readied + moved.expired == 1
+    assert (await world.outlook(session)).due_in > 0.0
+
+
+async def test_beat_looks__fades(world: World) -> None:
+    """So is what is kept no longer."""
+    session = await world.a_session()
+    await world.settle(succeeded(await world.running(session), keep_for=7.0))
+
+    assert (await world.outlook(session)).due_in == pytest.approx(7.0, abs=0.001)
+
+
+async def test_beat_looks__lapses(world: World) -> None:
+    """Another session's life ends before the own one, and what it had is released by then."""
+    session, other = await world.a_session(), await world.a_session(ttl=5.0)
+    await world.running(other)
+    assert (await world.outlook(session)).due_in == pytest.approx(5.0, abs=0.001)
+
+    await world.lapse(other, beside=[session])
+    assert (await world.outlook(session)).due_in == 0.0
+    assert (await world.upkeep(limit=0)).reaped == 1
+
+    assert (await world.outlook(session)).due_in == 0.0
+
+
 # --- beat_leaving ---------------------------------------------------------------------------------------------------------
 
 

@@ -8,8 +8,7 @@ from collections import Counter
 
 import pytest
 
-from tests.cli.processes import Shell, ended_clearly, on_each_broker
-from tests.cli.test_processes import until
+from tests.cli.processes import Shell, ended_clearly, on_each_broker, until
 
 HEALTHY = 60
 

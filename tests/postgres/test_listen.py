@@ -155,7 +155,7 @@ async def test_all_that_one_waits_for_is_looked_for(topic: str, bouncer: PgBounc
 async def test_an_idle_worker_that_polls_looks_about_once_a_second(
     scene: Scene, bouncer: PgBouncer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """All that wait in the process together, the keeper in its thread too."""
+    """All that wait in the process together."""
     async with worker_at(scene, f"{bouncer.url(scene.database)}?pooled=1"):
         await until(lambda: warnings(caplog), 10)
         with counting() as asked:

@@ -115,6 +115,11 @@ async def test_what_is_read_does_not_grow_with_what_nobody_may_clean_away(
         "claim of any queue": ("SELECT * FROM taskflow.lease_jobs(NULL, NULL, $1, $2, '{}', 100)", SESSION, beyond),
         "claim of one": ("SELECT * FROM taskflow.lease_jobs(NULL, NULL, $1, $2, '{default}', 100)", SESSION, beyond),
         "beat": ("SELECT * FROM taskflow.beat(NULL, NULL, $1, '{}', '{}', $2, '{}', '{}', '{}', '{}', false)", SESSION, beyond),
+        "beat that looks": (
+            "SELECT * FROM taskflow.beat_and_look(NULL, NULL, $1, '{}', '{}', $2, '{}', '{}', '{}', '{}', false)",
+            SESSION,
+            beyond,
+        ),
         "upkeep": ("SELECT * FROM taskflow.upkeep(NULL, NULL, 1000)",),
         "arming": ("SELECT * FROM taskflow.there('{queues,due,queue:default}')",),
         "workers": ("SELECT * FROM taskflow.workers(NULL, NULL)",),
@@ -124,6 +129,25 @@ async def test_what_is_read_does_not_grow_with_what_nobody_may_clean_away(
         with capsys.disabled():
             print(f"\n{verb}: " + ", ".join(f"{name} {rows}" for name, (_, rows) in sorted(cost.items()) if rows), end="")
         assert max(sum(rows for _, rows in each.values()) for each in costs) < FEW, verb
+
+
+async def test_nor_does_a_settlement_read_who_was_awaited_once(store: Store, work: Work, stranger: asyncpg.Connection) -> None:
+    """Each wait for a result leaves a row that nobody may clean away meanwhile."""
+    await stranger.execute("CREATE TABLE public.theirs (n integer)")
+    await stranger.execute("BEGIN; INSERT INTO public.theirs VALUES (1)")
+    broker = await asyncpg.connect(store.url)
+    await broker.execute(
+        f"INSERT INTO taskflow.awaited (id, until_when) SELECT decode(md5(n::text), 'hex'), 0 FROM generate_series(1, {MANY}) AS n"
+    )
+    await broker.execute("DELETE FROM taskflow.awaited")
+    await broker.close()
+    await work.broker.enqueue([an_envelope() for _ in range(BATCH)])
+    columns = packing.success_columns([succeeded(lease) for lease in await work.claim()])
+    store.counted = "^awaited"
+
+    costs = await store.costs("SELECT * FROM taskflow.succeed_all(NULL, $1, $2, $3, $4, $5)", *columns, times=UNTIL_PLANS_ARE_KEPT)
+
+    assert max(sum(rows for _, rows in each.values()) for each in costs) < FEW
 
 
 async def test_a_commit_that_comes_late_is_found_by_a_look_behind(work: Work, stranger: asyncpg.Connection) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import asyncpg
+import msgspec
 import pytest
 
 from taskflow.broker.postgres import PostgresBroker, migrations, texts
@@ -29,7 +30,7 @@ from taskflow.model.rules import Rules
 from taskflow.model.session import Beat, Session
 from taskflow.model.verdict import Settled
 from tests.postgres import digest
-from tests.postgres.before import BrokerOfBefore
+from tests.postgres.before import BrokerOfBefore, BrokerOfVersion5
 from tests.postgres.scene import until
 from tests.postgres.test_pooled import one_job_is_done
 from tests.support.pgbouncer import PgBouncer
@@ -265,8 +266,29 @@ class Fleet:
         return await verb()
 
 
+async def test_workers_of_the_version_before_settle_as_they_did() -> None:
+    """Successes that are alike or not, of jobs with keys and without, and those that are not its own any more."""
+    server = shared_postgres()
+    async with a_broker(server.url(await fresh(server))) as broker:
+        old = BrokerOfVersion5(broker)
+        await broker.register(session := Session(id=new_id(), name="somewhere:1"))
+        for number, are_alike in enumerate((True, False), 1):
+            await old.enqueue([an_envelope(), an_envelope(), an_envelope(key=new_id()), an_envelope()])
+            leases = await old.claim(session.id, number, ["default"], 10)
+            assert len(leases) == 4
+            results = [b"\x01" + bytes([0 if are_alike else n]) for n in range(4)]
+            settlements = [succeeded(lease, result, keep_for=100.0) for lease, result in zip(leases, results, strict=True)]
+            assert await old.settle(settlements[:3]) == [Settled.OK] * 3
+            assert await old.settle(settlements) == [Settled.OK] * 4  # the first three as before
+            stale = msgspec.structs.replace(settlements[0], epoch=leases[0].epoch + 1)
+            assert await old.settle([stale, settlements[1]]) == [Settled.STALE, Settled.OK]
+            records = await broker.read([lease.envelope.id for lease in leases])
+            assert [(record.status, record.result) for record in records if record] == [(Status.SUCCEEDED, result) for result in results]
+        await old.close()
+
+
 @pytest.mark.parametrize("pause", [0.0, 0.3, 0.7])
-async def test_workers_of_the_version_before_work_on(pause: float) -> None:
+async def test_workers_of_the_version_before_work_on_while_it_is_migrated(pause: float) -> None:
     """While it is migrated and after, with statements that were prepared before: no verb fails, each job is done once, none is lost."""
     server = shared_postgres()
     url = server.url(of_version_1(server))

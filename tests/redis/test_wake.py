@@ -153,7 +153,7 @@ async def test_so_it_does_when_its_subscription_was_cut_meanwhile(found: Found, 
     with RedisServer(found.path) as server, Proxy("127.0.0.1", server.port) as proxy, server.client() as client:
         async with Scene(server, proxy.url()) as scene, scene.worker():
             await seconds_to_start(scene, 0)
-            await until(lambda: _has_subscribers(server, 2), 5)  # the keeper, in a thread of its own, listens too
+            await until(lambda: _has_subscribers(server, 1), 5)
             number_of_ears = await subscribers(server)
             assert client.client_kill_filter(_type="pubsub") == number_of_ears
             await until(lambda: _has_subscribers(server, number_of_ears), 5)

@@ -20,7 +20,7 @@ from taskflow.model.ids import IdFactory, key_digest
 from taskflow.model.record import Record, Status
 from taskflow.model.rules import Rules
 from taskflow.model.seams import Seams
-from taskflow.model.session import Beat, BeatAnswer, Report, Session
+from taskflow.model.session import Beat, BeatAnswer, Outlook, Report, Session
 from taskflow.model.verdict import Settled, Settlement
 from tests.support.homes import Home, Power
 
@@ -119,6 +119,12 @@ class World:
         claims = tuple(lease.claim for lease in leases)
         seen = self.last_request(session) if seen is None else seen
         return await self.broker.beat(Beat(session=session.id, claims=claims, seen=seen, reports=tuple(reports), leaving=leaving))
+
+    async def outlook(self, session: Session) -> Outlook:
+        """What a beat of a session that has nothing is told when it looks."""
+        answer = await self.broker.beat(Beat(session=session.id, seen=self.last_request(session), looks=True))
+        assert answer.outlook is not None
+        return answer.outlook
 
     async def die(self, session: Session, cause: str = "exit code 77") -> BeatAnswer:
         """Somebody who knows it tells that the session's process has died."""

@@ -15,6 +15,8 @@ from taskflow.worker.staff import HEALTHY_AFTER, LONGEST_PAUSE, Plan
 from taskflow.worker.supervisor import (
     DOUBTED_AFTER,
     FORCED_AFTER,
+    GONE_WITHIN,
+    KILLED_AFTER,
     LOADED_PATIENCE,
     SPACING,
     Supervisor,
@@ -726,3 +728,21 @@ def test_one_whose_session_has_left_need_say_no_more() -> None:
     office.supervisor.heard(1, "ended 0")
     office.act(60.0)
     assert (1, signal.SIGABRT) not in office.sent
+
+
+@pytest.mark.parametrize("said", ["ended 0", "drained 0"])
+def test_nor_has_it_all_time_to_be_gone(said: str, caplog: pytest.LogCaptureFixture) -> None:
+    """C code that runs as Python ends keeps the interpreter for good: its place would never be another's. It keeps its code."""
+    for plan in (Plan(processes=1, stall_limit=30.0), Plan(processes=1)):
+        office = Office(plan)
+        office.act()
+        office.works(1)
+        office.supervisor.heard(1, said)
+        office.act(GONE_WITHIN + 6.0)
+        assert office.sent == [(1, signal.SIGABRT)]
+        office.act(KILLED_AFTER + 6.0)
+        assert (1, signal.SIGKILL) in office.sent
+        office.ends(1, status=-signal.SIGABRT)
+        assert office.crashes == []
+    assert "worker 1 has come to its end, and is not gone after 120 s: it is ended by force" in caplog.text
+    assert "SIGABRT" not in caplog.text

@@ -21,7 +21,9 @@ LATE = 0.5
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vitals, "LATE", LATE)
     monkeypatch.setattr(fetcher, "LOOK_AGAIN", LATE / 5)
+    monkeypatch.setattr(fetcher, "LONGEST_REST", LATE / 5)
     monkeypatch.setattr(keeper, "BEATS_PER_TTL", 200)
+    monkeypatch.setattr(keeper, "IDLE_BEATS_PER_TTL", 200)
 
 
 @pytest.fixture
@@ -61,6 +63,17 @@ async def test_a_verb_that_the_broker_does_not_answer_ends_readiness_and_not_lif
         assert worker.vitals.live().is_well
         broker.away = set()
         await until(worker.vitals.ready, is_well=True)
+
+
+async def test_a_beat_that_tells_of_nothing_to_claim_is_an_answer_too(broker: FaultyBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An idle worker need not claim, then."""
+    monkeypatch.setattr(fetcher, "LONGEST_REST", 3600.0)
+    async with Worker(options=options(Heard(), ttl=4.0)) as worker:
+        await until(worker.vitals.ready, is_well=True)
+        await asyncio.sleep(LATE)
+        broker.away = {"claim"}
+        await asyncio.sleep(2 * LATE)
+        assert worker.vitals.ready().is_well
 
 
 async def test_a_claim_that_hangs_ends_readiness_as_one_that_fails(broker: FaultyBroker) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import heapq
+import math
+
+import msgspec
 
 from taskflow.broker import words
 from taskflow.broker.memory.job import Job
@@ -10,6 +13,7 @@ from taskflow.broker.memory.store import SessionState, Store
 from taskflow.broker.protocol import Upkept
 from taskflow.model.clock import to_microseconds, to_seconds
 from taskflow.model.record import ENDED, WAITING, Event, Status
+from taskflow.model.session import Beat, BeatAnswer, Outlook
 
 
 class KeptStore(Store):
@@ -27,14 +31,29 @@ class KeptStore(Store):
         next_in = 0.0 if left <= 0 else self._next_in()
         return Upkept(readied=readied, reaped=reaped, released=released, expired=expired, dropped=dropped, next_in=next_in)
 
+    def beat(self, beat: Beat) -> BeatAnswer:
+        answer = super().beat(beat)
+        return msgspec.structs.replace(answer, outlook=self._outlook()) if beat.looks else answer
+
+    def _outlook(self) -> Outlook:
+        is_dying = any(state.leases for state in self.sessions.values() if not self._lives(state))
+        at = [heap[0][0] for heap in (self.expiring, self.fading) if heap]
+        waits = [*self._waits(), *(max(0.0, to_seconds(instant - self.now)) for instant in at)]
+        return Outlook(is_ready=bool(self.ready_queues()), due_in=0.0 if is_dying else min(waits, default=math.inf))
+
     def _next_in(self) -> float:
         """The fleet's share: each of n sessions comes once in n turns, all of them when something falls due or a session lapses before."""
-        living = [state for state in self.sessions.values() if self._lives(state)]
-        waits = [self.rules.upkeep_every * max(1, len(living))]
+        return min([self.rules.upkeep_every * max(1, len(self._living_ones())), *self._waits()])
+
+    def _waits(self) -> list[float]:
+        """Seconds until the next job is due, and until each session lapses."""
+        waits = [to_seconds(state.beat_at + state.ttl + 1 - self.steady) for state in self._living_ones()]
         if (due_at := self.next_due()) is not None:
             waits.append(to_seconds(due_at - self.now))
-        waits += [to_seconds(state.beat_at + state.ttl + 1 - self.steady) for state in living]
-        return max(0.0, min(waits))
+        return [max(0.0, wait) for wait in waits]
+
+    def _living_ones(self) -> list[SessionState]:
+        return [state for state in self.sessions.values() if self._lives(state)]
 
     def _ready_due(self, limit: int) -> int:
         now, moved = self.now, 0
@@ -48,7 +67,7 @@ class KeptStore(Store):
 
     def _reap(self) -> int:
         """Dead first, released after: a claim that comes in between finds the session gone, and no lease is forgotten."""
-        lapsed = [state for state in self.sessions.values() if self._lives(state) and self._has_lapsed(state)]
+        lapsed = [state for state in self._living_ones() if self._has_lapsed(state)]
         for state in lapsed:
             self._kill(state)
         return len(lapsed)

@@ -106,14 +106,17 @@ class PostgresBroker:
         return packing.leases_of(rows, session, request)
 
     async def beat(self, beat: Beat) -> BeatAnswer:
-        row = await self.call_one("beat", *self.times(), beat.session, *packing.beat_columns(beat))
+        row = await self.call_one("beat_and_look" if beat.looks else "beat", *self.times(), beat.session, *packing.beat_columns(beat))
         if row["is_lost"]:
             raise SessionLost(words.SESSION_LOST)
+        if row.get("looks_behind"):
+            self._lines.here().behind.want()
         held, stopping = set(row["held"] or ()), set(row["stopping"] or ())
         return BeatAnswer(
             lost=tuple(claim for place, claim in enumerate(beat.claims, 1) if place not in held),
             stopping=tuple(claim for place, claim in enumerate(beat.claims, 1) if place in stopping),
             ghosts=row["ghosts"],
+            outlook=packing.outlook_of(row["is_ready"], row["due_in"]) if beat.looks else None,
         )
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:

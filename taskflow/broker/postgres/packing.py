@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from struct import Struct
 from typing import Any, Final, TypeVar, cast
@@ -12,7 +13,7 @@ from taskflow.broker.protocol import Added, Refused
 from taskflow.model.clock import instant_of, to_microseconds, to_seconds
 from taskflow.model.envelope import ClaimId, Envelope, Lease, pack_extras, unpack_extras
 from taskflow.model.record import BY_CODE, Progress, Record
-from taskflow.model.session import Beat
+from taskflow.model.session import Beat, Outlook
 from taskflow.model.verdict import (
     Cancelled,
     Discarded,
@@ -103,6 +104,10 @@ def beat_columns(beat: Beat) -> list[Any]:
         beat.leaving,
         *([_utf8(beat.died_of)] if beat.died_of else []),
     ]
+
+
+def outlook_of(is_ready: bool, due_in: int | None) -> Outlook:
+    return Outlook(is_ready, math.inf if due_in is None else to_seconds(due_in))
 
 
 _NONE: Final = ClaimId(b"", -1, -1)

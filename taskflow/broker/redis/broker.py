@@ -120,12 +120,13 @@ class RedisBroker:
         reply = await self.call("beat", packing.pack_beat(beat))
         if reply == b"LOST":
             raise SessionLost(words.SESSION_LOST)
-        ghosts, *packed = reply
+        ghosts, *packed = reply[:3]
         lost, stopping = (packing.tails_in(tails, beat.session) for tails in packed)
         return BeatAnswer(
             lost=tuple(claim for claim in beat.claims if claim in lost or not packing.can_be(claim, beat.session)),
             stopping=tuple(claim for claim in beat.claims if claim in stopping),
             ghosts=ghosts,
+            outlook=packing.outlook_of(*reply[3:]) if reply[3:] else None,
         )
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:

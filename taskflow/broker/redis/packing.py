@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
@@ -12,7 +13,7 @@ from taskflow.broker.redis.fields import FIELDS, ID_BYTES, SESSION_BYTES, TAIL_B
 from taskflow.model.clock import instant_of, to_microseconds, to_seconds
 from taskflow.model.envelope import ClaimId, Envelope, Lease, pack_extras, unpack_extras
 from taskflow.model.record import BY_CODE, Progress, Record
-from taskflow.model.session import Beat
+from taskflow.model.session import Beat, Outlook
 from taskflow.model.verdict import (
     Cancelled,
     Discarded,
@@ -137,7 +138,11 @@ def pack_beat(beat: Beat) -> bytes:
         for report in beat.reports
         if can_be(report.claim, beat.session)
     ]
-    return pack([beat.session, b"".join(map(pack_tail, own)), beat.seen, reports, beat.leaving, beat.died_of or False])
+    return pack([beat.session, b"".join(map(pack_tail, own)), beat.seen, reports, beat.leaving, beat.died_of or False, beat.looks])
+
+
+def outlook_of(is_ready: int, due_in: int) -> Outlook:
+    return Outlook(bool(is_ready), math.inf if due_in < 0 else to_seconds(due_in))
 
 
 def tails_in(packed: bytes, session: bytes) -> set[ClaimId]:

@@ -32,12 +32,12 @@ _PARTS: Final[Mapping[str, tuple[str, ...]]] = {
     "add": (*_SHELF, "adding"),
     "register": ("base", "living"),
     "claim": ("base", "names", "counts", "ordered"),
-    "beat": (*_SHELF, "living"),
+    "beat": (*_SHELF, "living", "outlook"),
     "settle": ("base", "names", "counts", "nudges"),
     "cancel": (*_SHELF, "living"),
     "read": _JOBS,
     "known": _JOBS,
-    "upkeep": (*_SHELF, "living"),
+    "upkeep": (*_SHELF, "living", "outlook"),
     "arm": _JOBS,
     "queues": _SHELF,
     "workers": ("base", "living"),
@@ -83,9 +83,11 @@ _SENT: Final = (*_CALLING, "SUBSCRIBE", "PING", "SCAN", "INFO")
 
 class Scripts(Mapping[str, Script]):
     """The scripts of a store that goes by these rules, by their names. Each is put together when it is first asked for, a millisecond or
-    two: all of them would take a worker as long to start as a fifth of its driver's import."""
+    two: all of them would take a worker as long to start as a fifth of its driver's import. What they are made of is read now: by then
+    another version may have been installed in its place."""
 
     def __init__(self, rules: Rules) -> None:
+        _sources()
         self._values = _values(rules)
         self._made: dict[str, Script] = {}
 
@@ -152,8 +154,15 @@ def _needed(parts: Iterable[str]) -> set[str]:
 
 
 @cache
+def _sources() -> dict[str, str]:
+    """Every file, by its name."""
+    folder = resources.files("taskflow.broker.redis") / "lua"
+    return {file.name.removesuffix(".lua"): file.read_text(encoding="utf-8") for file in folder.iterdir() if file.name.endswith(".lua")}
+
+
+@cache
 def _pieces(part: str) -> tuple[_Piece, ...]:
-    source = _without_comments((resources.files("taskflow.broker.redis") / "lua" / f"{part}.lua").read_text(encoding="utf-8"))
+    source = _without_comments(_sources()[part])
     texts = _FUNCTION.split(source)  # text, function, its name, text, ...
     pieces = [("", texts[0])]
     for i in range(1, len(texts), 3):

@@ -8,6 +8,8 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
 
+import msgspec
+
 from taskflow.broker import words
 from taskflow.broker.nudges import Bell, Nudges
 from taskflow.broker.protocol import Added, Refused, Upkept
@@ -86,7 +88,11 @@ class SqliteBroker:
         return await self._call(Durability.NORMAL, lambda shelf: claiming.claim(shelf, session, request, queues, limit))
 
     async def beat(self, beat: Beat) -> BeatAnswer:
-        return await self._call(Durability.NORMAL, lambda shelf: sessions.beat(shelf, beat))
+        return await self._call(Durability.NORMAL, lambda shelf: self._beat(shelf, beat))
+
+    def _beat(self, shelf: Shelf, beat: Beat) -> BeatAnswer:
+        answer = sessions.beat(shelf, beat)
+        return msgspec.structs.replace(answer, outlook=upkeep.outlook(shelf)) if beat.looks else answer
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
         return await self._call(Durability.FULL, lambda shelf: settling.settle(shelf, settlements))

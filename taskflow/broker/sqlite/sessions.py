@@ -172,12 +172,12 @@ def _die(shelf: Shelf, row: SessionRow, cause: str) -> None:
 
 
 def session_records(shelf: Shelf) -> list[SessionRecord]:
-    counted = [(row, _lease_count(shelf, row)) for row in session_rows(shelf, "all_sessions")]
+    counted = [(row, lease_count(shelf, row)) for row in session_rows(shelf, "all_sessions")]
     shown = [_to_record(row, leases, shelf.steady) for row, leases in counted if row.dead_at is None or leases]
     return sorted(shown, key=lambda record: (record.session.name, record.session.id))
 
 
-def _lease_count(shelf: Shelf, row: SessionRow) -> int:
+def lease_count(shelf: Shelf, row: SessionRow) -> int:
     [(count,)] = shelf.connection.execute(shelf.sql["lease_count"], claims_of(row.id))
     return int(count)
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import Final, Literal
 
 from taskflow.broker import words
 from taskflow.broker.protocol import Upkept
 from taskflow.broker.sqlite import settling
 from taskflow.broker.sqlite.row import Job, claims_of
-from taskflow.broker.sqlite.sessions import SessionRow, session_rows, spare_after_outage
+from taskflow.broker.sqlite.sessions import SessionRow, lease_count, session_rows, spare_after_outage
 from taskflow.broker.sqlite.shelf import Shelf
 from taskflow.model.clock import to_microseconds, to_seconds
 from taskflow.model.record import CODES, Event, Status
+from taskflow.model.session import Outlook
 
 MOST_FORGOTTEN: Final = 1_000
 """Ids that one call forgets at most: they are no moves, and take no time worth counting, but not no time at all. When there were so many
@@ -32,15 +34,30 @@ def upkeep(shelf: Shelf, limit: int) -> Upkept:
     return Upkept(readied=readied, reaped=reaped, released=released, expired=expired, dropped=dropped, next_in=next_in)
 
 
+def outlook(shelf: Shelf) -> Outlook:
+    shelf.tally.flush()
+    [(is_ready, first_at)] = shelf.connection.execute(shelf.sql["outlook"])
+    if any(lease_count(shelf, row) for row in session_rows(shelf, "dead_sessions")):
+        return Outlook(bool(is_ready), 0.0)
+    waits = _waits(shelf, session_rows(shelf, "living_sessions"))
+    if first_at is not None:
+        waits.append(max(0.0, to_seconds(first_at - shelf.now)))
+    return Outlook(bool(is_ready), min(waits, default=math.inf))
+
+
 def _next_in(shelf: Shelf) -> float:
     """The fleet's share: each of n sessions comes once in n turns, all of them when something falls due or a session lapses before."""
     living = session_rows(shelf, "living_sessions")
-    waits = [shelf.rules.upkeep_every * max(1, len(living))]
+    return min([shelf.rules.upkeep_every * max(1, len(living)), *_waits(shelf, living)])
+
+
+def _waits(shelf: Shelf, living: list[SessionRow]) -> list[float]:
+    """Seconds until the next job is due, and until each session lapses."""
+    waits = [to_seconds(row.beat_at + row.ttl + 1 - shelf.steady) for row in living]
     [(due_at,)] = shelf.connection.execute(shelf.sql["next_due"])
     if due_at is not None:
         waits.append(to_seconds(due_at - shelf.now))
-    waits += [to_seconds(row.beat_at + row.ttl + 1 - shelf.steady) for row in living]
-    return max(0.0, min(waits))
+    return [max(0.0, wait) for wait in waits]
 
 
 def _ready_due(shelf: Shelf, limit: int) -> int:
@@ -88,8 +105,7 @@ def _forget_session(shelf: Shelf, row: SessionRow) -> None:
     long_ago = shelf.now - to_microseconds(shelf.rules.repeat_for)
     if row.dead_at is None or row.dead_at >= long_ago:
         return
-    [(leases,)] = shelf.connection.execute(shelf.sql["lease_count"], claims_of(row.id))
-    if not leases:
+    if not lease_count(shelf, row):
         shelf.connection.execute(shelf.sql["forget_session"], (row.number,))
 
 

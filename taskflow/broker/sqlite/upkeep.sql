@@ -4,6 +4,20 @@
 -- Parameters: none. Reply: when the next scheduled job is due, or NULL.
 SELECT min(due_at) FROM "~jobs" WHERE status = 1;
 
+-- name: outlook
+-- Parameters: none. Reply: whether a queue that is not paused has ready jobs; when the first waiting job expires or the first kept one is to
+-- fade, or NULL.
+SELECT
+  EXISTS (SELECT 1 FROM "~queues" WHERE ready > 0 AND is_paused = 0),
+  (
+    SELECT min(at)
+    FROM (
+      SELECT min(expires_at) AS at FROM "~jobs" WHERE expires_at IS NOT NULL AND status < 3
+      UNION ALL
+      SELECT min(fade_at) FROM "~jobs" WHERE fade_at IS NOT NULL
+    )
+  );
+
 -- name: due_jobs
 -- Parameters: now, limit. Reply: queue, and how many of the first scheduled jobs that are due are of it.
 SELECT queue, count(*)

@@ -38,13 +38,13 @@ BEGIN
             WHERE settled = given.fence AND jobs.id <> ALL (done)
         );
     END IF;
-    are_awaited := EXISTS (SELECT 1 FROM @.awaited) AND EXISTS (
+    are_awaited := EXISTS ( -- by their ids: of those that were awaited once, and that nobody may clean away yet, there may be many
         SELECT 1 FROM @.awaited WHERE id = ANY (ARRAY (SELECT substr(ids, 16 * n - 15, 16) FROM generate_series(1, cardinality(ran_for)) AS n))
     );
 END
 $$;
 
--- As workers ask that know version 4 of the schema.
+-- As workers ask that know versions 2 to 5 of the schema.
 CREATE FUNCTION @.succeed(
     wall bigint, ids bytea[], fences bytea[], ran_for bigint[], keep_for bigint[], results bytea[], OUT done bytea[],
     OUT are_awaited boolean

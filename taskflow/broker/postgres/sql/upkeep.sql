@@ -47,6 +47,42 @@ BEGIN
 END
 $$;
 
+-- A beat's answer, and what there is to do: whether something is ready, and microseconds until upkeep might have something to move, NULL when
+-- nothing waits for it. `looks_behind` as upkeep's.
+CREATE FUNCTION @.beat_and_look(
+    wall bigint, steady bigint, of_session bytea, requests bigint[], numbers integer[], seen bigint,
+    reported_requests bigint[], reported_numbers integer[], running_for bigint[], progresses bytea[], leaving boolean,
+    OUT is_lost boolean, OUT ghosts integer, OUT held integer[], OUT stopping integer[], OUT rung text,
+    OUT is_ready boolean, OUT due_in bigint, OUT looks_behind boolean
+) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '3s' SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off SET jit = off SET enable_bitmapscan = off AS $$
+#variable_conflict use_column
+DECLARE
+    now_at bigint := @.wall(wall);
+    dues bigint[];
+BEGIN
+    SELECT told.is_lost, told.ghosts, told.held, told.stopping, told.rung INTO is_lost, ghosts, held, stopping, rung FROM @.beat(
+        wall, steady, of_session, requests, numbers, seen, reported_requests, reported_numbers, running_for, progresses, leaving
+    ) AS told;
+    IF is_lost THEN
+        RETURN;
+    END IF;
+    looks_behind := @.takes_turn_to_look_behind(now_at);
+    is_ready := EXISTS (SELECT 1 FROM @.ready_marks(now_at) AS m WHERE @.has_ready(m));
+    dues := ARRAY[
+        @.first_due(now_at),
+        (
+            SELECT expires_at FROM @.jobs WHERE expires_at IS NOT NULL AND status < S.RUNNING AND expires_at >= (@.mark('expiry', '', 0, now_at)).at
+            ORDER BY expires_at, id LIMIT 1
+        ),
+        (SELECT fade_at FROM @.jobs WHERE fade_at IS NOT NULL AND fade_at >= (@.mark('fade', '', 0, now_at)).at ORDER BY fade_at, id LIMIT 1)
+    ];
+    SELECT CASE WHEN bool_or(dead_at IS NOT NULL) THEN 0 ELSE min(beat_at + ttl) + 1 - coalesce(steady, now_at) END INTO due_in
+    FROM @.sessions WHERE dead_at IS NULL OR NOT is_released;
+    due_in := greatest(0, least(due_in, (SELECT min(due) FROM unnest(dues) AS due) - @.wall(wall)));
+END
+$$;
+
 -- How many rows of tally it has taken, 20,000 at most: they are small, and each stands for a whole verb. Not again within half a second of
 -- when all were taken: while a long transaction keeps what has died, each sum has to pass by all versions of the former ones.
 CREATE FUNCTION @.sum_up(now_at bigint) RETURNS integer LANGUAGE plpgsql

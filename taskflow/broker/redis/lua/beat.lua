@@ -1,8 +1,9 @@
 -- A session's sign of life.
 --
 -- arguments  session, the claims that it holds (8 bytes each, one string), the highest request seen, reports
---            {claim, microseconds since the run began, progress}, whether it is leaving, what it has died of or false
--- reply      "LOST", or {how many ghosts, the claims that are lost, those that are asked to stop; 8 bytes each}
+--            {claim, microseconds since the run began, progress}, whether it is leaving, what it has died of or false, whether it looks
+-- reply      "LOST", or {how many ghosts, the claims that are lost, those that are asked to stop; 8 bytes each}, and to who looks also
+--            whether there is something ready, and microseconds until upkeep might have something to move, or -1
 
 local session, named, seen, reports, leaving, died_of = given[1], given[2], given[3], given[4], given[5], given[6]
 local key = P .. 'l:' .. session
@@ -127,4 +128,10 @@ for _, tail in ipairs(call('SMEMBERS', P .. 'x:' .. session)) do
     stopping[#stopping + 1] = tail
   end
 end
-return { ghosts, table.concat(lost), table.concat(stopping) }
+local reply = { ghosts, table.concat(lost), table.concat(stopping) }
+if given[7] then
+  miss_counts()
+  find_lost_queues()
+  reply[4], reply[5] = call('EXISTS', P .. 'ready'), due_in()
+end
+return reply

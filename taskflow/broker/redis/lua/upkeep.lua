@@ -259,43 +259,12 @@ local function drop(left)
   return moved + drop_faded(left - moved)
 end
 
--- counts has the field "whole" from the first name on: where it has lost that, it has lost more. As a wrong type it makes the
--- caller have all counted again (broker.py).
-local function miss_counts()
-  if call('HEXISTS', P .. 'counts', 'whole') == 0 and call('EXISTS', P .. 'names') == 1 then
-    error('WRONGTYPE the counts of jobs have been lost')
-  end
-end
-
--- Where the whole index is gone although jobs are ready, workers of every queue would not find them.
-local function find_lost_queues()
-  if call('EXISTS', P .. 'ready') == 1 then
-    return
-  end
-  local stored = call('HGETALL', P .. 'counts')
-  for i = 1, #stored, 2 do
-    local queue, status = string.match(stored[i], '^(%d+):(%d+)$')
-    local number = tonumber(stored[i + 1])
-    if queue and tonumber(status) == S.READY and number > 0 then
-      index_ready(queue, number, number)
-    end
-  end
-end
-
 -- --- all of it ----------------------------------------------------------------------------------------
 
 -- The fleet's share: each of n sessions comes once in n turns, all of them when something falls due or a session lapses before.
 local function next_in()
   local wait = R.upkeep_every * math.max(1, call('ZCARD', P .. 'alive'))
-  local due = call('ZRANGE', P .. 'due', 0, 0, 'WITHSCORES')
-  if due[2] then
-    wait = math.min(wait, tonumber(due[2]) - wall)
-  end
-  local lapses = call('ZRANGE', P .. 'alive', 0, 0, 'WITHSCORES')
-  if lapses[2] then
-    wait = math.min(wait, tonumber(lapses[2]) + 1 - steady)
-  end
-  return math.max(0, wait)
+  return math.max(0, math.min(wait, until_first('due', wall), until_first('alive', steady - 1)))
 end
 
 spare_after_outage()

@@ -1,0 +1,115 @@
+"""A worker that has nothing to do asks by its beats alone, and misses nothing by that."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+
+import pytest
+
+from taskflow import Worker
+from taskflow.app.current import default_app
+from taskflow.broker.memory import MemoryBroker
+from taskflow.broker.nudges import Bell, Nudges
+from taskflow.broker.protocol import Upkept
+from taskflow.model.envelope import Lease
+from taskflow.model.rules import Rules
+from taskflow.model.session import Beat, BeatAnswer
+from taskflow.worker import fetcher, upkeep
+from tests.worker.scene import Heard, Run, options, waits
+
+TTL = 0.6
+"""An idle session beats three times in that."""
+
+
+class Counting(MemoryBroker):
+    """Who listens here hears nothing, as where every notification is lost. `is_blind`: beats tell nothing of what there is to do."""
+
+    def __init__(self) -> None:
+        super().__init__(rules=Rules(upkeep_every=0.05))
+        self.calls: Counter[str] = Counter()
+        self.is_blind = False
+        self.is_deaf = False
+
+    def listen(self, topics: Sequence[str]) -> Nudges:
+        return Bell().listen(topics) if self.is_deaf else super().listen(topics)
+
+    async def claim(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
+        self.calls["claim"] += 1
+        return await super().claim(session, request, queues, limit)
+
+    async def beat(self, beat: Beat) -> BeatAnswer:
+        self.calls["beat"] += 1
+        answer = await super().beat(beat)
+        return BeatAnswer(lost=answer.lost, stopping=answer.stopping) if self.is_blind else answer
+
+    async def upkeep(self, limit: int) -> Upkept:
+        self.calls["upkeep"] += 1
+        return await super().upkeep(limit)
+
+
+@pytest.fixture
+async def broker() -> AsyncIterator[Counting]:
+    opened = Counting()
+    with default_app().using(opened):
+        yield opened
+
+
+@pytest.fixture(autouse=True)
+def _run() -> None:
+    Run.started, Run.release = asyncio.Event(), asyncio.Event()
+
+
+@pytest.mark.parametrize("is_blind", [False, True], ids=["beats tell", "beats tell nothing"])
+async def test_an_idle_worker_asks_by_its_beats_alone(broker: Counting, monkeypatch: pytest.MonkeyPatch, is_blind: bool) -> None:
+    """As long as they tell it what there is to do; else it looks as often as before."""
+    monkeypatch.setattr(fetcher, "LOOK_AGAIN", TTL / 4)
+    broker.is_blind = is_blind
+    async with Worker(options=options(Heard(), ttl=TTL)):
+        await asyncio.sleep(TTL)
+        broker.calls.clear()
+        await asyncio.sleep(4 * TTL)
+        calls = broker.calls.copy()
+    if is_blind:
+        assert calls["claim"] > 8
+        assert calls["upkeep"] > 8
+    else:
+        assert 6 <= calls["beat"] <= 13
+        assert calls["claim"] <= 1  # a loop that stood still for long goes by no old beat
+        assert calls["upkeep"] <= 1
+
+
+async def test_what_nobody_was_told_of_is_found_by_the_next_beat(broker: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetcher, "LOOK_AGAIN", 3600.0)
+    broker.is_deaf = True
+    async with Worker(options=options(Heard(), ttl=TTL)):
+        await asyncio.sleep(TTL)
+        await waits.delay()
+        await asyncio.wait_for(Run.started.wait(), 10)
+        Run.release.set()
+
+
+async def test_and_what_was_planned_is_made_ready_at_its_time(broker: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetcher, "LOOK_AGAIN", 3600.0)
+    monkeypatch.setattr(upkeep, "SHORT", 0.05)
+    broker.is_deaf = True
+    async with Worker(options=options(Heard(), ttl=TTL)):
+        await asyncio.sleep(2 * TTL)  # it is at rest
+        await waits.options(after=3 * TTL).delay()
+        await asyncio.sleep(2 * TTL)
+        assert not Run.started.is_set()
+        await asyncio.wait_for(Run.started.wait(), 10)
+        Run.release.set()
+
+
+async def test_who_works_does_upkeep_as_the_store_says(broker: Counting) -> None:
+    """What it ends makes more to drop, whatever beats told before."""
+    async with Worker(options=options(Heard(), ttl=TTL)):
+        await asyncio.sleep(2 * TTL)
+        broker.calls.clear()
+        Run.release.set()
+        for _ in range(20):
+            await (await waits.delay()).result(10)
+            await asyncio.sleep(0.05)
+        assert broker.calls["upkeep"] > 4
