@@ -109,6 +109,17 @@ async def test_beat_dead__unknown(world: World) -> None:
         await world.beat(world.an_unregistered_session())
 
 
+async def test_beat_extends__while_it_looks(world: World) -> None:
+    """Also by a beat that asks what there is to do."""
+    session = await world.a_session()
+    lease = await world.running(session)
+    for _ in range(5):
+        world.clock.advance(session.ttl)
+        answer = await world.broker.beat(Beat(session=session.id, claims=(lease.claim,), seen=1, looks=True))
+        assert (answer.lost, answer.ghosts) == ((), 0)
+        assert (await world.upkeep()).reaped == 0
+
+
 async def test_beat_late(world: World) -> None:
     """A session past its ttl that nobody has reaped yet lives on, with all its leases, for a whole ttl."""
     session = await world.a_session()
@@ -168,6 +179,17 @@ async def test_beat_lost__after_the_tail_was_lost(world: World) -> None:
     assert await world.beat(session, old) == BeatAnswer(lost=(old.claim,))
 
 
+async def test_beat_lost__while_it_looks(world: World) -> None:
+    """Also to a beat that asks what there is to do."""
+    session = await world.a_session()
+    held, ended = await world.running(session), await world.running(session)
+    await world.settle(succeeded(ended))
+
+    answer = await world.broker.beat(Beat(session=session.id, claims=(held.claim, ended.claim), seen=2, looks=True))
+
+    assert answer.lost == (ended.claim,)
+
+
 async def test_beat_stopping(world: World) -> None:
     """A run that was asked to stop is named at every beat until it ends; others are not."""
     session = await world.a_session()
@@ -187,6 +209,17 @@ async def test_beat_stopping__only_what_it_names(world: World) -> None:
     await world.cancel(asked)
 
     assert await world.beat(session) == NOTHING
+
+
+async def test_beat_stopping__while_it_looks(world: World) -> None:
+    """Also to a beat that asks what there is to do."""
+    session = await world.a_session()
+    asked = await world.running(session)
+    await world.cancel(asked)
+
+    answer = await world.broker.beat(Beat(session=session.id, claims=(asked.claim,), seen=1, looks=True))
+
+    assert answer.stopping == (asked.claim,)
 
 
 # --- beat_ghosts, beat_young ----------------------------------------------------------------------------------------------
@@ -337,20 +370,6 @@ async def test_beat_looks__only_when_asked(world: World) -> None:
     assert (await world.beat(await world.a_session())).outlook is None
 
 
-async def test_beat_looks__is_heard_as_any_beat(world: World) -> None:
-    """It names what was lost and what is to stop, and extends the session's life."""
-    session = await world.a_session()
-    asked, ended = await world.running(session), await world.running(session)
-    await world.settle(succeeded(ended))
-    await world.cancel(asked)
-    await world.lapse(session)
-
-    answer = await world.broker.beat(Beat(session=session.id, claims=(asked.claim, ended.claim), seen=2, looks=True))
-
-    assert (answer.lost, answer.stopping) == ((ended.claim,), (asked.claim,))
-    assert (await world.upkeep()).reaped == 0
-
-
 async def test_beat_looks__ready(world: World) -> None:
     """As long as there is something to claim, in whatever queue, and not after."""
     session = await world.a_session()
@@ -383,7 +402,7 @@ async def test_beat_looks__ready_again(world: World, how: str) -> None:
 
 @pytest.mark.parametrize("fields", [{"after": 5.0}, {"expires": 5.0}])
 async def test_beat_looks__due(world: World, fields: dict[str, float]) -> None:
-    """What is planned, and what may expire, is told of by its time; when that has come upkeep has something to do."""
+    """What is planned, and what may expire, is told of by its time, and as long as upkeep has not come."""
     session = await world.a_session()
     await world.add(**fields)
     world.clock.advance(3.0)
@@ -392,9 +411,6 @@ async def test_beat_looks__due(world: World, fields: dict[str, float]) -> None:
 
     world.clock.advance(3.0)
     assert (await world.outlook(session)).due_in == 0.0
-    moved = await world.upkeep()
-    assert moved.readied + moved.expired == 1
-    assert (await world.outlook(session)).due_in > 0.0
 
 
 async def test_beat_looks__fades(world: World) -> None:
@@ -406,15 +422,12 @@ async def test_beat_looks__fades(world: World) -> None:
 
 
 async def test_beat_looks__lapses(world: World) -> None:
-    """Another session's life ends before the own one, and what it had is released by then."""
+    """Another session's life ends before the own one."""
     session, other = await world.a_session(), await world.a_session(ttl=5.0)
     await world.running(other)
     assert (await world.outlook(session)).due_in == pytest.approx(5.0, abs=0.001)
 
     await world.lapse(other, beside=[session])
-    assert (await world.outlook(session)).due_in == 0.0
-    assert (await world.upkeep(limit=0)).reaped == 1
-
     assert (await world.outlook(session)).due_in == 0.0
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 
 from taskflow.broker.memory.job import Job
 from taskflow.broker.memory.store import SessionState
 from taskflow.model.envelope import ClaimId
-from taskflow.model.session import Beat, BeatAnswer, Report, Session
+from taskflow.model.session import Beat, BeatAnswer, Outlook, Report, Session
 from tests.conformance.mutants.mutant import Mutant
 
 
@@ -84,6 +86,31 @@ class StopIsSaidOnce(Mutant):
         stopping = tuple(claim for claim in answer.stopping if claim not in self._said)
         self._said.update(stopping)
         return msgspec.structs.replace(answer, stopping=stopping)
+
+
+class LooksAtOneQueueAlone(Mutant):
+    breaks = frozenset({"beat_looks"})
+    because = "a worker of the others sleeps on beside what nobody has told it of"
+
+    def ready_queues(self) -> list[str]:
+        return [queue for queue in super().ready_queues() if queue == "default" or not self._is_looking]
+
+    _is_looking = False
+
+    def _outlook(self) -> Outlook:
+        self._is_looking = True
+        try:
+            return super()._outlook()
+        finally:
+            self._is_looking = False
+
+
+class LooksAtPlansAlone(Mutant):
+    breaks = frozenset({"beat_looks", "upkeep_bounded"})
+    because = "what expires or fades stays until somebody has something else to do"
+
+    def _outlook(self) -> Outlook:
+        return msgspec.structs.replace(super()._outlook(), due_in=min(self._waits(), default=math.inf))
 
 
 class ForgetsReports(Mutant):
