@@ -13,9 +13,9 @@ import pytest
 from taskflow import BrokerRefused, BrokerUnavailable, Worker, job
 from taskflow.app.current import default_app
 from taskflow.broker.memory import MemoryBroker
-from taskflow.broker.nudges import Nudges
 from taskflow.broker.url import connect
 from taskflow.model.envelope import Lease
+from taskflow.model.session import Beat, BeatAnswer
 from taskflow.worker.events import Broken, BrokerBack, BrokerTrouble, Event, SessionOpened
 from taskflow.worker.options import WorkerOptions
 from taskflow.worker.worker import SHORT_LIFE
@@ -57,20 +57,20 @@ async def broker() -> AsyncIterator[MemoryBroker]:
     await opened.close()
 
 
-def deaf(broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+def without_descriptors(broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """The keeper's own connection gets an OSError from the system."""
-    sibling = broker.sibling()
+    sibling = MemoryBroker()
 
-    def listen(topics: Sequence[str]) -> Nudges:
+    async def beat(beat: Beat) -> BeatAnswer:
         raise OSError(number, "as the system says")
 
-    monkeypatch.setattr(sibling, "listen", listen)
+    monkeypatch.setattr(sibling, "beat", beat)
     monkeypatch.setattr(broker, "sibling", lambda: sibling)
 
 
 async def test_without_descriptors_for_its_keeper_a_worker_does_not_spin(broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch) -> None:
     """Session after session, but with a pause between them, and without a word that its descriptors are not its own."""
-    deaf(broker, monkeypatch, errno.EMFILE)
+    without_descriptors(broker, monkeypatch, errno.EMFILE)
     heard = Heard()
     async with Worker(options=WorkerOptions(subscribers=(heard,))):
         await heard.wait_for(SessionOpened, 3)
@@ -81,7 +81,7 @@ async def test_without_descriptors_for_its_keeper_a_worker_does_not_spin(broker:
 
 
 async def test_a_keeper_whose_descriptors_are_gone_says_so(broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch) -> None:
-    deaf(broker, monkeypatch, errno.EBADF)
+    without_descriptors(broker, monkeypatch, errno.EBADF)
     heard = Heard()
     async with Worker(options=WorkerOptions(subscribers=(heard,))):
         await heard.wait_for(Broken)

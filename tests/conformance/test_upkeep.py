@@ -228,9 +228,9 @@ async def test_upkeep_bounded__dead_before_its_first_lease_is_released(world: Wo
 
 async def test_upkeep_bounded__the_rest_is_told_to_who_looks(world: World) -> None:
     """Whoever has begun to release a session's leases may be gone."""
-    session, other = await world.a_session(), await world.a_session()
+    session, other = await world.a_session(), await world.a_session(ttl=1_000_000.0)
     await world.running(session)
-    await world.lapse(session, beside=[other])
+    await world.lapse(session)
     assert (await world.upkeep(limit=0)).reaped == 1
 
     assert (await world.outlook(other)).due_in == 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures.thread  # noqa: F401  # close() needs it, when another version may have been installed in its place
 import os
 import weakref
 from collections.abc import Callable, Sequence
