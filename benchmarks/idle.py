@@ -16,8 +16,9 @@ from benchmarks.stores import Store
 
 IDLE_FOR: Final = 30.0
 PEERS_IDLE_FOR: Final = 6.0
-SETTLED_IN: Final = 12.0
-"""Longer than the ten seconds for which a connection to PostgreSQL may keep to itself what it has done: its start is not to be counted."""
+SETTLED_IN: Final = 30.0
+"""Longer than the 25 s after which a connection that listens says something for the first time: until then PostgreSQL may keep to itself
+what it has done, and its start is not to be counted."""
 
 FLEET: Final = 4
 

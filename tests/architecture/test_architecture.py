@@ -144,13 +144,13 @@ def test_importing_taskflow_loads_next_to_nothing() -> None:
 
 
 def test_a_worker_loads_what_it_works_with() -> None:
-    """Not what a mistake, a child process, a fleet or a configuration file would need, nor what the driver would read about itself."""
+    """Not what a mistake, a child process, a fleet, a zone or a settings file would need, nor what the driver would read about itself."""
     loaded = loaded_by(
         "import taskflow.cli.main, taskflow.cli.worker, taskflow.broker.redis\n"
         "from taskflow.broker.redis.server import Server\nServer().connection()"
     )
     assert "taskflow.worker.worker" in loaded
-    assert loaded.isdisjoint({"ctypes", "difflib", "tomllib", "anyio", "email.parser", "taskflow.worker.supervisor"})
+    assert loaded.isdisjoint({"ctypes", "difflib", "tomllib", "anyio", "email.parser", "zoneinfo", "taskflow.worker.supervisor"})
 
 
 def test_declaring_a_job_loads_no_driver_and_no_worker() -> None:

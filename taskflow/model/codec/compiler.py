@@ -34,7 +34,7 @@ from taskflow.model.codec.classes import record_for
 from taskflow.model.codec.containers import abstract_collection, collection_of, fixed_tuple, mapping_of
 from taskflow.model.codec.hints import stands_for, substitute
 from taskflow.model.codec.misfit import type_name
-from taskflow.model.codec.moments import MOMENTS
+from taskflow.model.codec.moments import MOMENTS, late_moment, zoneinfo_shape
 from taskflow.model.codec.records import Field, Record, promise_of, record_of
 from taskflow.model.codec.scalars import SCALARS
 from taskflow.model.codec.shape import Shape, Unsupported
@@ -76,7 +76,7 @@ class Compiler:
             return union_of(literals_of(_literal_values([annotation])))
         if not isinstance(origin, type):
             raise Unsupported(f"{annotation!r} has no form to be sent in; {_ADVICE}")
-        return _LEAVES.get(origin) or self._container(annotation, origin, arguments) or self._class(annotation, origin, arguments)
+        return _leaf(origin) or self._container(annotation, origin, arguments) or self._class(annotation, origin, arguments)
 
     def _container(self, annotation: Any, origin: type, arguments: tuple[Any, ...]) -> Shape | None:
         if origin is tuple:
@@ -194,6 +194,12 @@ def _promise_of_alias(finished: Callable[[], Shape]) -> Shape:
     )
 
 
+def _leaf(kind: type) -> Shape | None:
+    if kind is datetime.tzinfo:
+        return union_of([MOMENTS[datetime.timezone], zoneinfo_shape()])
+    return _LEAVES.get(kind) or late_moment(kind)
+
+
 def _literal_values(members: Sequence[Any]) -> list[Any]:
     """What all Literals among `members` list. Raises Unsupported if two list the same."""
     values: list[Any] = []
@@ -224,7 +230,7 @@ _PLAINLY: tuple[tuple[Any, Any], ...] = (
     (typing.LiteralString, str),
     (typing_extensions.Any, Any),
 )
-_LEAVES = {**SCALARS, **MOMENTS, datetime.tzinfo: union_of([MOMENTS[each] for each in MOMENTS if issubclass(each, datetime.tzinfo)])}
+_LEAVES = {**SCALARS, **MOMENTS}
 _COLLECTIONS = (list, set, frozenset)
 _MAPPINGS = (dict, abc.Mapping, abc.MutableMapping)
 _ABSTRACT = (

@@ -15,6 +15,7 @@ import msgspec
 
 from taskflow.model.codec import wire as codes
 from taskflow.model.codec.misfit import Misfit, type_name, unexpected
+from taskflow.model.codec.moments import late_moment
 from taskflow.model.codec.scalars import NONE
 from taskflow.model.codec.shape import Read, Shape, Unsupported, Write
 from taskflow.model.codec.wire import form_of, marker, named, plain_number
@@ -102,6 +103,7 @@ def _union(members: Sequence[Shape]) -> Shape:
 
 def _writer(label: str, members: Sequence[Shape]) -> Write:
     by_type = {kind: member.write for member in members for kind in member.types}
+    wide = next((member for member in members if member.wide), None)
     if float in by_type:
         by_type.setdefault(int, by_type[float])
 
@@ -114,6 +116,8 @@ def _writer(label: str, members: Sequence[Shape]) -> Write:
         for kind, chosen in by_type.items():
             if isinstance(value, kind) and type(value) is not bool:
                 return chosen
+        if wide is not None and late_moment(type(value)) is not None:
+            return wide.write
         raise unexpected(label, value)
 
     return write

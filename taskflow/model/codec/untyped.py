@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from taskflow.model.codec import wire as codes
 from taskflow.model.codec.misfit import Misfit, too_deep, type_name
-from taskflow.model.codec.moments import MOMENTS
+from taskflow.model.codec.moments import MOMENTS, late_moment, read_zoneinfo
 from taskflow.model.codec.parts import (
     hashed,
     pairs_of,
@@ -26,7 +26,9 @@ from taskflow.model.codec.wire import Ext, marker, marker_of, named, plain_numbe
 def write_any(value: Any, levels: int) -> Any:
     write = _WRITERS.get(type(value))
     if write is None:
-        raise _refusal(value)
+        if (late := late_moment(type(value))) is None:
+            raise _refusal(value)
+        write = late.write
     return write(value, levels)
 
 
@@ -128,7 +130,10 @@ _WRITERS: Final[dict[type, Write]] = {
     frozenset: _write_frozenset,
     dict: write_any_dict,
 }
-_READERS: Final[dict[object, Read]] = {form: shape.read for shape in _LEAVES.values() for form in shape.forms if type(form) is int}
+_READERS: Final[dict[object, Read]] = {
+    **{form: shape.read for shape in _LEAVES.values() for form in shape.forms if type(form) is int},
+    codes.ZONEINFO: read_zoneinfo,
+}
 ANY: Final = Shape(
     "Any",
     write_any,
