@@ -15,8 +15,8 @@ from taskflow.model.seams import Chance
 from taskflow.model.session import Outlook
 from taskflow.worker.events import BrokerTrouble, Events
 
-LIMIT: Final = 1_000
-"""Moves of one call while jobs fall due: they wait for it."""
+LIMIT: Final = 250
+"""Moves of one call while jobs fall due: they wait for it, and so do the claims of those that the last one has made ready."""
 
 PORTIONS: Final = ((100, 50), (500, 250))
 BREATH: Final = 0.01
