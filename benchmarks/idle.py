@@ -16,8 +16,8 @@ from benchmarks.stores import Store
 
 IDLE_FOR: Final = 30.0
 PEERS_IDLE_FOR: Final = 6.0
-SETTLED_IN: Final = 30.0
-"""Longer than the 25 s after which a connection that listens says something for the first time: until then PostgreSQL may keep to itself
+SETTLED_IN: Final = 45.0
+"""Longer than the 40 s after which a connection that listens says something for the first time: until then PostgreSQL may keep to itself
 what it has done, and its start is not to be counted."""
 
 FLEET: Final = 4

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import cycle
 from typing import Final
 
 from benchmarks.drain import JOBS, drained
@@ -25,6 +27,9 @@ WARMING_UP: Final = 1.0
 
 TICK: Final = 0.002
 """Seconds: what is due in one such span is sent together, as `delay()` does with what is called while it sends."""
+
+KEPT: Final = 90_000
+"""Jobs that go to one queue: of more than 100,000 that have ended there the first are dropped, and when they began is not known any more."""
 
 AHEAD: Final = 2_000
 MOST_AT_ONCE: Final = 500
@@ -76,13 +81,17 @@ def _without_collections() -> Iterator[None]:
 
 
 async def _under_load(store: Store, rate: float) -> Mapping[str, float]:
+    """Of all queues in turn, if there have to be several."""
+    number = math.ceil(rate * (WARMING_UP + LOAD) / KEPT)
+    jobs = cycle([stamp] if number == 1 else [stamp.options(queue=f"load-{n}") for n in range(number)])
     with store.start() as server, _without_collections():
         async with using(server.url), a_worker(server.url):
             sent: list[tuple[float, list[JobHandle[float]]]] = []
             began, total = time.monotonic(), 0
             while (now := time.monotonic()) < began + WARMING_UP + LOAD:
                 due = int((now - began) * rate) - total
-                handles = await enqueue(stamp.bind() for _ in range(due))
+                job = next(jobs)
+                handles = await enqueue(job.bind() for _ in range(due))
                 if now >= began + WARMING_UP:
                     sent.append((now, handles))
                 total += due

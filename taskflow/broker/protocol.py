@@ -46,8 +46,9 @@ running event loop of the process; several processes may share a store (memory e
     place; no counter is raised.
   [beat_young] a lease younger than that, or of a request not yet seen, is left alone.
   [beat_reports] start and progress of runs that it reports are in the record.
-  [beat_looks] a beat that `looks` is answered with an outlook: while a claim could lease anything it `is_ready`, and upkeep has nothing to
-    move before `due_in`, but for what comes meanwhile and for what is beyond `kept_per_queue`. Other beats get none.
+  [beat_looks] a beat that `looks` is answered with an outlook: it `is_ready` while a claim could lease anything from a queue that is not
+    paused, and upkeep has nothing to move before `due_in`, but for what comes meanwhile and for what is beyond `kept_per_queue`. Other
+    beats get none.
   [beat_leaving] a leaving session's remaining leases are handed back at once, and it is dead.
   [beat_died] a session that is said to have `died_of` something is dead, and each of its leases a crash at once, as after its reaping,
     whatever outage there was; the cause is in the job's error, and the last one in the reason of poison. Another process than the

@@ -71,6 +71,7 @@ class Fetcher:
         self._is_stopping = False
         self._is_waiting = False
         self._nothing_since: float | None = None
+        self._looked_at = 0.0
         self.request = 0
         self.answered_at: float | None = None
         self.full_at: float | None = None
@@ -97,10 +98,15 @@ class Fetcher:
         self._nothing_since = None if outlook.is_ready else asked_at
         if not self._is_waiting:
             return
-        if outlook.is_ready:
-            self._nudge()
-        else:
+        if not outlook.is_ready:
             self.answered_at = asked_at
+        elif time.monotonic() - self._looked_at >= LOOK_AGAIN:  # else it is in a queue of others', most likely
+            self._nudge()
+
+    def look(self) -> None:
+        """There is something to claim, as it seems."""
+        if self._is_waiting:
+            self._nudge()
 
     async def _fetch(self, nudges: Nudges) -> None:
         limit = self._hands.room()
@@ -108,7 +114,7 @@ class Fetcher:
             await self._hands.wait()
             self.full_at = time.monotonic()
             return
-        asked_at = time.monotonic()
+        asked_at = self._looked_at = time.monotonic()
         leases = await self._claim(self._queues.order(), limit)
         self.answered_at = time.monotonic()
         # An answer that was long under way may be taken for a ghost's any moment, and run elsewhere.
@@ -124,13 +130,15 @@ class Fetcher:
 
     async def _rest(self, nudges: Nudges) -> None:
         """Until there may be something to claim."""
-        until = time.monotonic() + LONGEST_REST
+        longest, pause = time.monotonic() + LONGEST_REST, LOOK_AGAIN
         self._is_waiting = True
         try:
-            while not await nudges.wait(LOOK_AGAIN):
+            while not await nudges.wait(pause):
                 now = time.monotonic()
-                if now >= until or self._nothing_since is None or now - self._nothing_since > BELIEVED_FOR * LOOK_AGAIN:
+                until = min(longest, BELIEVED_FOR * LOOK_AGAIN + (self._nothing_since or 0.0))
+                if now >= until or not nudges.is_prompt:
                     break
+                pause = min(LOOK_AGAIN, until - now)
         finally:
             self._is_waiting = False
 

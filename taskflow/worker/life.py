@@ -80,7 +80,7 @@ class Life:
         self._settler = Settler(broker, self._holdings, events)
         self._runs = Runs(options.concurrency, threads, self._holdings, executor, self._settler, events)
         self._fetcher = Fetcher(broker, self._session.id, options.queues, events, self._hands(), seams.chance)
-        self._upkeep = Upkeep(broker, seams.chance, events)
+        self._upkeep = Upkeep(broker, seams.chance, events, on_ready=self._fetcher.look)
         self._suspects = Suspects(self._holdings, self._runs.begin, self._runs.under_way.keys, self._runs.give_back, events)
         self._watch = Watch(self._runs.under_way.values, options.last_words, events, self._holdings.nudge)
         self._attendants = Attendants(

@@ -31,6 +31,9 @@ LONGEST_REST: Final = 60.0
 """Seconds after which upkeep is done whatever beats tell."""
 
 SHORT: Final = 2.0
+TOLD: Final = 0.1
+"""What is due so many seconds before the next call, or more, is what nobody has told of."""
+
 MOMENT: Final = 0.001
 """Who came a little too early, as timers have it, and was told that something is due by now, comes again in so many seconds."""
 
@@ -39,10 +42,13 @@ AT_LEAST: Final = 0.005
 
 
 class Upkeep:
-    def __init__(self, broker: Broker, chance: Chance, events: Events) -> None:
+    """`on_ready` is called when it has made jobs ready to be claimed."""
+
+    def __init__(self, broker: Broker, chance: Chance, events: Events, on_ready: Callable[[], None] = lambda: None) -> None:
         self._broker = broker
         self._chance = chance
         self._events = events
+        self._on_ready = on_ready
         self._troubles = 0
         self._is_awaited = False
         self._portions = 0
@@ -50,6 +56,7 @@ class Upkeep:
         self._is_at_rest = False
         self._told_at = self._due_at = self._next_at = 0.0
         self._nudge: Callable[[], None] = lambda: None
+        self._when_due: asyncio.TimerHandle | None = None
 
     async def run(self) -> None:
         with self._broker.listen([topics.DUE]) as nudges:
@@ -66,8 +73,14 @@ class Upkeep:
     def heed(self, outlook: Outlook, asked_at: float) -> None:
         """What a beat was told that asked then."""
         self._told_at, self._due_at = asked_at, asked_at + outlook.due_in
-        if self._due_at < self._next_at - SHORT:  # nobody has told of that
-            self._nudge()
+        if self._due_at < self._next_at - TOLD:
+            self._forget_due()
+            self._when_due = asyncio.get_running_loop().call_later(self._due_at - time.monotonic(), self._nudge)
+
+    def _forget_due(self) -> None:
+        if self._when_due is not None:
+            self._when_due.cancel()
+            self._when_due = None
 
     async def _wait(self, nudges: Nudges, pause: float) -> bool:
         """True when nudged. Where nothing was done, and beats since tell of nothing to do, it is put off."""
@@ -83,6 +96,7 @@ class Upkeep:
 
     async def _once(self) -> float:
         self._next_at = 0.0
+        self._forget_due()
         try:
             done = await self._broker.upkeep(self._limit())
         except BrokerError as error:
@@ -92,6 +106,8 @@ class Upkeep:
             return LONGEST_PAUSE * (0.1 + self._chance.random())
         self._troubles = 0
         self._is_awaited = done.readied > 0 or done.released > 0
+        if self._is_awaited:
+            self._on_ready()
         self._is_at_rest = not any((done.readied, done.released, done.reaped, done.expired, done.dropped))
         if done.next_in > 0:
             self._portions, self._was_early = 0, False

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from datetime import UTC, datetime
+from types import ModuleType
 from typing import Final
 from zoneinfo import ZoneInfo
 
 import pytest
 
-from taskflow.model.codec import encode_value
+from taskflow.model.codec import decode_value, encode_value
+from taskflow.model.errors import EncodeError
+from tests.codec.exactly import codec_of
 
 COMPILED_FIRST: Final = """
 import sys
@@ -69,6 +73,17 @@ def test_and_without_an_annotation() -> None:
 def test_one_that_comes_is_what_loads_it() -> None:
     sent = encode_value(ZoneInfo("Europe/Paris"))
     ends_well(f"{COMPILED_FIRST}zone = decode_value({sent!r})\nassert zone.key == 'Europe/Paris'")
+
+
+def test_beside_a_thread_that_is_about_to_load_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its module is there before anything is in it."""
+    monkeypatch.setitem(sys.modules, "zoneinfo", ModuleType("zoneinfo"))
+    now = datetime.now(UTC)
+    assert decode_value(encode_value([now, now.timetz()])) == [now, now.timetz()]
+    with pytest.raises(EncodeError):
+        encode_value(object())
+    codec = codec_of(datetime | None)
+    assert codec.decode_arguments(codec.encode_arguments((now,), {})) == ((now,), {})
 
 
 def test_who_declares_that_a_zone_comes_loads_it() -> None:

@@ -400,6 +400,15 @@ async def test_beat_looks__ready_again(world: World, how: str) -> None:
     assert (await world.outlook(session)).is_ready
 
 
+async def test_beat_looks__paused(world: World) -> None:
+    """What is paused is nothing to claim."""
+    session = await world.a_session()
+    await world.add(queue="halted")
+    await world.broker.console.pause("halted")
+
+    assert not (await world.outlook(session)).is_ready
+
+
 @pytest.mark.parametrize("fields", [{"after": 5.0}, {"expires": 5.0}])
 async def test_beat_looks__due(world: World, fields: dict[str, float]) -> None:
     """What is planned, and what may expire, is told of by its time, and as long as upkeep has not come."""

@@ -131,6 +131,18 @@ async def test_what_is_read_does_not_grow_with_what_nobody_may_clean_away(
         assert max(sum(rows for _, rows in each.values()) for each in costs) < FEW, verb
 
 
+async def test_a_beat_that_looks_waits_for_no_upkeep(work: Work, stranger: asyncpg.Connection) -> None:
+    """Whose transaction may take long: it has the turn to look behind the marks, and the beat leaves it that."""
+    await stranger.execute("BEGIN; SELECT * FROM taskflow.upkeep(NULL, NULL, 100)")
+    held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
+    assert await stranger.fetchval(held) > 0
+
+    answer = await work.broker.beat(Beat(session=SESSION, looks=True))
+
+    assert answer.outlook is not None
+    await stranger.execute("ROLLBACK")
+
+
 async def test_nor_does_a_settlement_read_who_was_awaited_once(store: Store, work: Work, stranger: asyncpg.Connection) -> None:
     """Each wait for a result leaves a row that nobody may clean away meanwhile."""
     await stranger.execute("CREATE TABLE public.theirs (n integer)")

@@ -238,8 +238,13 @@ def _zone_of(offset: timedelta | None, name: str) -> tzinfo:
 
 
 def _is_zoneinfo(value: object) -> TypeIs[ZoneInfo]:
-    loaded = sys.modules.get("zoneinfo")
-    return loaded is not None and isinstance(value, loaded.ZoneInfo)
+    loaded = _loaded_zoneinfo()
+    return loaded is not None and isinstance(value, loaded)
+
+
+def _loaded_zoneinfo() -> type[ZoneInfo] | None:
+    """None as long as another thread is about to load it: nobody has one, then."""
+    return getattr(sys.modules.get("zoneinfo"), "ZoneInfo", None)
 
 
 def _zone_by_key(key: str) -> ZoneInfo:
@@ -271,7 +276,7 @@ MOMENTS: Final = {
 
 def late_moment(kind: object) -> Shape | None:
     """That of ZoneInfo, which nobody has who has not loaded it."""
-    return zoneinfo_shape() if (loaded := sys.modules.get("zoneinfo")) is not None and kind is loaded.ZoneInfo else None
+    return zoneinfo_shape() if (loaded := _loaded_zoneinfo()) is not None and kind is loaded else None
 
 
 @cache

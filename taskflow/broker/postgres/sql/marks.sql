@@ -241,6 +241,8 @@ BEGIN
         SELECT 1 FROM @.meta WHERE name IN ('look_behind_at', 'look_behind_turn') AND value > now_at AND value <= now_at + 86400000000
     ) THEN
         RETURN false;
+    ELSIF NOT pg_try_advisory_xact_lock(hashtextextended('@.look_behind_turn', 0)) THEN -- a beat waits for nobody, upkeep least of all
+        RETURN false;
     END IF;
     -- Not in the row that the look itself writes at its end: at "repeatable read" it would fail then, and all that it has done.
     INSERT INTO @.meta (name, value) VALUES ('look_behind_turn', now_at + 10000000) ON CONFLICT (name) DO UPDATE SET value = excluded.value;

@@ -68,7 +68,9 @@ BEGIN
         RETURN;
     END IF;
     looks_behind := @.takes_turn_to_look_behind(now_at);
-    is_ready := EXISTS (SELECT 1 FROM @.ready_marks(now_at) AS m WHERE @.has_ready(m));
+    is_ready := EXISTS (
+        SELECT 1 FROM @.ready_marks(now_at) AS m WHERE NOT EXISTS (SELECT 1 FROM @.paused WHERE paused.queue = m.queue) AND @.has_ready(m)
+    );
     dues := ARRAY[
         @.first_due(now_at),
         (

@@ -131,7 +131,7 @@ end
 local reply = { ghosts, table.concat(lost), table.concat(stopping) }
 if given[7] then
   miss_counts()
-  find_lost_queues()
+  find_lost_queues_in_turn()
   reply[4], reply[5] = call('EXISTS', P .. 'ready'), due_in()
 end
 return reply
