@@ -29,7 +29,7 @@ TICK: Final = 0.002
 """Seconds: what is due in one such span is sent together, as `delay()` does with what is called while it sends."""
 
 KEPT: Final = 90_000
-"""Jobs that go to one queue: of more than 100,000 that have ended there the first are dropped, and when they began is not known any more."""
+"""Jobs that go to one queue: of more than 100,000 that have ended there the first are dropped, and when they began is known no more."""
 
 AHEAD: Final = 2_000
 MOST_AT_ONCE: Final = 500

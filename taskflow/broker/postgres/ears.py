@@ -33,7 +33,7 @@ UNAWAITED_WITHIN: Final = 0.05
 """Seconds until the ends of jobs are told for which nobody was seen to wait."""
 
 LOOK_EVERY: Final = 40.0
-"""Seconds after which a silent connection is asked whether it is there. Meanwhile an idle worker learns by its beats what there is to do."""
+"""Seconds after which a silent connection is asked whether it is there. Meanwhile an idle worker learns by beats what there is to do."""
 
 AT_MOST_EVERY: Final = 0.005
 """Seconds between two notifications of one process that is busy: each takes a lock that all who notify share."""
