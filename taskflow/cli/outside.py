@@ -8,15 +8,17 @@ import os
 import threading
 import time
 from types import TracebackType
-from typing import Final, Protocol, Self
+from typing import TYPE_CHECKING, Final, Protocol, Self
 
 from taskflow.cli.fleet import LOOKED_AT_EVERY, SAID_EVERY, Fleet, said
-from taskflow.cli.health import HealthServer, listener
 from taskflow.cli.notify import Notifier
 from taskflow.model.seams import start_thread
 from taskflow.worker.endings import Ending
 from taskflow.worker.events import Event
 from taskflow.worker.vitals import Finding
+
+if TYPE_CHECKING:
+    from taskflow.cli.health import HealthServer
 
 log: Final = logging.getLogger("taskflow.worker")
 
@@ -49,6 +51,8 @@ class Outside:
         self._server: HealthServer | None = None
         if arguments.health_port is not None and line is None:
             asks = {"/live": self._live, "/ready": self._ready}
+            from taskflow.cli.health import HealthServer, listener  # which most workers need not load
+
             self._server = HealthServer(listener(arguments.health_host, arguments.health_port), asks)
         self.notifier = Notifier.from_environment(os.environ, self._live) if line is None else None
 

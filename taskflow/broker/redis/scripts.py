@@ -88,13 +88,13 @@ class Scripts(Mapping[str, Script]):
 
     def __init__(self, rules: Rules) -> None:
         _sources()
-        self._values = _values(rules)
+        self._rules = rules
         self._made: dict[str, Script] = {}
 
     def __getitem__(self, name: str) -> Script:
         script = self._made.get(name)
         if script is None:
-            script = self._made[name] = _script(name, _PARTS[name], self._values)
+            script = self._made[name] = _script(name, _PARTS[name], self._rules)
         return script
 
     def __iter__(self) -> Iterator[str]:
@@ -114,14 +114,15 @@ def calls(names: Sequence[str]) -> list[list[str]]:
     return sorted([*whole, *([command, "", "1", names[0]] for command in _CALLING)])
 
 
-def _script(name: str, parts: tuple[str, ...], values: Mapping[str, str]) -> Script:
+@cache
+def _script(name: str, parts: tuple[str, ...], rules: Rules) -> Script:
     flags = "#!lua" if name in _REFUSED_WHEN_FULL else "#!lua flags=allow-oom"
+    values = _values(rules)
     body = _NAME.sub(lambda found: values[found[0]], _body(name, parts))
     text = f"{flags}\n{body}".encode()
     return Script(name, text, hashlib.sha1(text, usedforsecurity=False).hexdigest().encode())
 
 
-@cache
 def _body(name: str, parts: tuple[str, ...]) -> str:
     rest = _REST.get(name, ())
     at_once, ever = _needed((*parts, name)), _needed((*parts, *rest, name))
@@ -174,6 +175,7 @@ def _without_comments(source: str) -> str:
     return "\n".join(line for line in source.splitlines() if line.strip() and not line.lstrip().startswith("--"))
 
 
+@cache
 def _values(rules: Rules) -> dict[str, str]:
     """Name to Lua literal."""
     fields = {f"F.{field}": str(number) for number, field in enumerate(FIELDS, 1)}
