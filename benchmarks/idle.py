@@ -14,7 +14,8 @@ from benchmarks.processes import a_worker, cpu_of, memory_of, using
 from benchmarks.report import Measured, Row, in_turn
 from benchmarks.stores import Store
 
-IDLE_FOR: Final = 30.0
+IDLE_FOR: Final = 60.0
+"""What a worker does once a minute is a part of it."""
 PEERS_IDLE_FOR: Final = 6.0
 SETTLED_IN: Final = 45.0
 """Longer than the 40 s after which a connection that listens says something for the first time: until then PostgreSQL may keep to itself
