@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
@@ -70,8 +71,7 @@ class Fetcher:
         self._nudge: Callable[[], None] = lambda: None
         self._is_stopping = False
         self._is_waiting = False
-        self._nothing_since: float | None = None
-        self._looked_at = 0.0
+        self._nothing_since = self._looked_at = -math.inf
         self.request = 0
         self.answered_at: float | None = None
         self.full_at: float | None = None
@@ -95,7 +95,7 @@ class Fetcher:
 
     def heed(self, outlook: Outlook, asked_at: float) -> None:
         """What a beat was told that asked then."""
-        self._nothing_since = None if outlook.is_ready else asked_at
+        self._nothing_since = -math.inf if outlook.is_ready else asked_at
         if not self._is_waiting:
             return
         if not outlook.is_ready:
@@ -135,7 +135,7 @@ class Fetcher:
         try:
             while not await nudges.wait(pause):
                 now = time.monotonic()
-                until = min(longest, BELIEVED_FOR * LOOK_AGAIN + (self._nothing_since or 0.0))
+                until = min(longest, self._nothing_since + BELIEVED_FOR * LOOK_AGAIN)
                 if now >= until or not nudges.is_prompt:
                     break
                 pause = min(LOOK_AGAIN, until - now)
