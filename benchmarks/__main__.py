@@ -90,21 +90,24 @@ def _measure(name: str, options: Options, folder: Path, *, is_kept: bool) -> Non
     conditions = {**conditions_of(name, options.repeats), "peers": ", ".join(f"{peer} {told}" for peer, told in peers_of(rows).items())}
     kept = Kept(name, workload.title, {key: value for key, value in conditions.items() if value}, rows)
     keep(kept, folder)
-    text = tables(rows)
-    print(f"\n## {workload.title} ({name}, {time.monotonic() - began:.0f} s)\n\n{text}", flush=True)
+    print(f"\n## {workload.title} ({name}, {time.monotonic() - began:.0f} s)\n\n{tables(rows)}", flush=True)
     if is_kept:
-        plots = [f"![{name}](results/{path.name})" for path in charts.draw(kept, folder)]
-        results.write_block(name, "\n\n".join([_told(kept), text, *plots]))
+        _write(kept, folder)
 
 
-def _told(kept: Kept) -> str:
-    return f"**{kept.title}.** " + "; ".join(f"{key} {value}" for key, value in kept.conditions.items()) + "."
+def _write(kept: Kept, folder: Path) -> None:
+    """Its plots, and its block."""
+    plots = [f"![{kept.workload}](results/{path.name})" for path in charts.draw(kept, folder)]
+    results.write_block(kept.workload, "\n\n".join([summary.workload(kept), *plots]))
 
 
 def _summarize(folder: Path, *, is_kept: bool) -> None:
     all_kept = read_all(folder)
     for kept in all_kept.values():
-        charts.draw(kept, folder)
+        if is_kept:
+            _write(kept, folder)
+        else:
+            charts.draw(kept, folder)
     text = f"{summary.targets_table(all_kept)}\n\n{summary.studies(results.FOLDER)}"
     print(f"\n## Targets\n\n{text}", flush=True)
     if is_kept:
@@ -112,7 +115,7 @@ def _summarize(folder: Path, *, is_kept: bool) -> None:
         results.write_block("peers", summary.peers_table())
         results.write_block("digest", summary.digest(all_kept), results.ROOT_README)
         return
-    report = [f"# Benchmarks\n\n{text}", *(f"{_told(kept)}\n\n{tables(kept.rows)}" for kept in all_kept.values())]
+    report = [f"# Benchmarks\n\n{text}", *map(summary.workload, all_kept.values())]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.md").write_text("\n\n".join(report) + "\n")
     print(f"\n{folder / 'report.md'}")

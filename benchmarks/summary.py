@@ -8,6 +8,7 @@ from pathlib import Path
 from benchmarks.kept import Kept
 from benchmarks.peers.catalogue import PEERS, Peer
 from benchmarks.report import figure_text
+from benchmarks.tables import tables
 from benchmarks.targets import CHECKS, Check, Verdict
 
 AllKept = Mapping[str, Kept]
@@ -26,6 +27,12 @@ def targets_table(kept: AllKept) -> str:
     ]
     lines += [_line(f"{check.target} {check.what}", check, check.judge(kept)) for check in CHECKS]
     return "\n".join([_conditions(kept), "", *lines])
+
+
+def workload(kept: Kept) -> str:
+    """What it was measured under, and its tables."""
+    told = "; ".join(f"{key} {value}" for key, value in kept.conditions.items())
+    return f"**{kept.title}.** {told}.\n\n{tables(kept.rows)}"
 
 
 def studies(folder: Path) -> str:
