@@ -13,7 +13,9 @@ from typing import Any, Final, Generic, TypeVar
 import msgspec
 
 from taskflow.app.patience import NO_ANSWER, gave_up, pause_after
+from taskflow.app.step import Step
 from taskflow.broker.deadline import Deadline
+from taskflow.broker.eager import STARTS_AT_ONCE, started
 from taskflow.model.errors import BrokerUnavailable
 
 Q = TypeVar("Q")
@@ -32,8 +34,11 @@ class _Asked(msgspec.Struct, Generic[Q, A]):
 class Coalescer(Generic[Q, A]):
     """Turns single questions of one event loop into calls with many; answers come one for one, in order.
 
-    Alone, a question goes out at once. While the store is away the questions are sent again, together with what has come meanwhile; each
-    gets BrokerUnavailable `patience` seconds after it was asked. A question whose asker has been cancelled may have gone out.
+    Alone, a question goes out at once. After an answer, those who have it may ask again before what waits goes out; of many that come again
+    and again in step, half go out while the others are made.
+
+    While the store is away the questions are sent again, together with what has come meanwhile; each gets BrokerUnavailable `patience`
+    seconds after it was asked. A question whose asker has been cancelled may have gone out.
     """
 
     def __init__(
@@ -47,27 +52,55 @@ class Coalescer(Generic[Q, A]):
         self._deadline = Deadline(self._give_up)
         self._is_late = False
         self._troubles = 0
+        self._step = Step()
+        self._start_due: asyncio.Handle | None = None
 
     def __call__(self, question: Q) -> asyncio.Future[A]:
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[A] = loop.create_future()
-        self._waiting.append(_Asked(question, answer, time.monotonic() + self._patience))
+        now = time.monotonic()
+        self._waiting.append(_Asked(question, answer, now + self._patience))
         if self._flushing is None:
-            self._flushing = loop.create_task(self._flush())
+            if self._start_due is None:
+                self._step.begin(now)
+                self._start_soon(loop)
+            elif self._step.is_half(len(self._waiting), now):
+                self._start(loop)
         return answer
 
-    async def _flush(self) -> None:
+    def _start_soon(self, loop: asyncio.AbstractEventLoop) -> None:
+        """When all have had their turn that are to have one now."""
+        if STARTS_AT_ONCE:
+            self._start_due = loop.call_soon(self._start, loop)
+        else:
+            self._start(loop)
+
+    def _start(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._start_due is not None:
+            self._start_due.cancel()
+            self._start_due = None
+        self._step.starts(len(self._waiting), time.monotonic())
+        flushing = started(loop, self._flush(loop))
+        if flushing.done():
+            self._step.was_answered_at_once()
+        else:
+            self._flushing = flushing
+
+    async def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
         batch: list[_Asked[Q, A]] = []
+        goes_on = True
         try:
-            while self._waiting:
+            while self._waiting and goes_on:
                 if batch := self._take():
-                    await self._ask(batch)
+                    goes_on = await self._ask(batch)
         except asyncio.CancelledError:  # as a closing loop does
             _cancel(batch)
             _cancel(self._waiting)
             raise
         finally:
             self._flushing = None
+        if self._waiting:
+            self._start_soon(loop)
 
     def _take(self) -> list[_Asked[Q, A]]:
         """As much as one call may carry; what nobody waits for any more is left out, so there may be nothing."""
@@ -83,11 +116,13 @@ class Coalescer(Generic[Q, A]):
             self._waiting.popleft()
         return batch
 
-    async def _ask(self, batch: list[_Asked[Q, A]]) -> None:
+    async def _ask(self, batch: list[_Asked[Q, A]]) -> bool:
+        """Whether what waits is to go out at once."""
         flushing = asyncio.current_task()
         assert flushing is not None
         cancelled_before = flushing.cancelling()
-        self._deadline.begin(max(0.0, batch[0].give_up_at - time.monotonic()))  # the first has waited longest
+        asked_at = time.monotonic()
+        self._deadline.begin(max(0.0, batch[0].give_up_at - asked_at))  # the first has waited longest
         try:
             try:
                 answers = await self._call([asked.question for asked in batch])
@@ -104,6 +139,9 @@ class Coalescer(Generic[Q, A]):
             for asked, answer in zip(batch, answers, strict=True):
                 if not asked.answer.done():
                     asked.answer.set_result(answer)
+            now = time.monotonic()
+            return self._step.answered(len(batch), len(self._waiting), now - asked_at, now)
+        return True
 
     def _give_up(self) -> None:
         if self._flushing is not None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
 from collections import deque
-from collections.abc import Coroutine, Iterable
-from typing import Any, Final
+from collections.abc import Iterable
+from typing import Final
 
+from taskflow.broker.eager import started
 from taskflow.model.envelope import Lease
 from taskflow.model.verdict import Cancelled, HandedBack, Settlement, Verdict
 from taskflow.worker.events import Ended, Events
@@ -140,7 +140,7 @@ class Runs:
     # --- leases that run --------------------------------------------------------------------------------
 
     def begin(self, holding: Holding) -> asyncio.Task[None]:
-        task = _started(self._loop, self._run(holding))
+        task = started(self._loop, self._run(holding))
         if not task.done():
             self.under_way[task] = holding
             task.add_done_callback(self._note_end)
@@ -171,15 +171,3 @@ class Runs:
 def settlement_of(lease: Lease, verdict: Verdict) -> Settlement:
     """Of a run that has not been, or of which nothing is known."""
     return Settlement(id=lease.envelope.id, epoch=lease.epoch, claim=lease.claim, verdict=verdict)
-
-
-if sys.version_info >= (3, 12):
-
-    def _started(loop: asyncio.AbstractEventLoop, run: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Its first step is taken here and now: a run that does not wait needs no turn of the loop."""
-        return asyncio.Task(run, loop=loop, eager_start=True)
-
-else:
-
-    def _started(loop: asyncio.AbstractEventLoop, run: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        return loop.create_task(run)

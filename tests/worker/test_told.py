@@ -157,7 +157,7 @@ async def test_a_worker_outlives_a_job_that_cancels_every_task(broker: Broker) -
 
 async def test_a_run_that_is_cancelled_before_its_first_step_is_given_back(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
     """As it may be where runs begin as plain tasks: nobody else would ever settle it."""
-    monkeypatch.setattr(runs_module, "_started", lambda loop, run: loop.create_task(run))
+    monkeypatch.setattr(runs_module, "started", lambda loop, run: loop.create_task(run))
 
     @job(name="tests.life.cancels_what_begins")
     async def cancels_what_begins() -> None:
