@@ -96,12 +96,14 @@ def _make_output_safe() -> None:
 def _run(argv: Sequence[str] | None) -> int:
     from importlib import import_module
 
+    from taskflow.cli.collector import Collector
     from taskflow.cli.parser import a_parser
 
     arguments = a_parser().parse_args(argv)
     arguments.argv = list(sys.argv[1:] if argv is None else argv)
     module = "process_1" if arguments.module == "worker" and argv is None and _is_process_1(arguments.argv) else arguments.module
-    code: int = import_module(f"taskflow.cli.{module}").run(arguments)
+    with Collector() as arguments.collector:
+        code: int = import_module(f"taskflow.cli.{module}").run(arguments)
     return code
 
 

@@ -17,6 +17,7 @@ from taskflow.app.app import App
 from taskflow.app.current import default_app
 from taskflow.broker.console import QueueRecord
 from taskflow.broker.url import DEFAULT_NAMESPACE, masked
+from taskflow.cli.collector import Collector
 from taskflow.cli.exits import Exit
 from taskflow.cli.logs import logging_to_stderr
 from taskflow.cli.loop import create_own, run_through
@@ -66,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
         _announce(app, options)
         if line is not None:
             line.say("loaded")
-        return _run(Shift(app, options, signals, last_resort, outside, line, is_draining=arguments.drain))
+        return _run(Shift(app, options, signals, last_resort, outside, arguments.collector, line, is_draining=arguments.drain))
 
 
 def _options(arguments: argparse.Namespace) -> WorkerOptions:
@@ -137,6 +138,7 @@ class Shift:
         signals: Signals,
         last_resort: LastResort,
         outside: Outside,
+        collector: Collector,
         line: Line | None,
         *,
         is_draining: bool,
@@ -148,6 +150,7 @@ class Shift:
         self._signals = signals
         self._last_resort = last_resort
         self._outside = outside
+        self._collector = collector
         self._line = line
         self._is_draining = is_draining
 
@@ -204,6 +207,7 @@ class Shift:
     async def _start(self, worker: Worker, stack: AsyncExitStack) -> None:
         await self._doubt_queues()
         await stack.enter_async_context(worker)
+        self._collector.settle()
 
     async def _until_told(self, worker: Worker) -> bool:
         """By a signal, by the queues, which are drained then, or because it has retired: whether it was the queues."""

@@ -1,0 +1,57 @@
+"""Python's collector of cycles leaves alone what a worker's start has made, and is as it was for what comes after."""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+from taskflow.cli.collector import SELDOM, Collector
+from tests.cli.inprocess import Cli
+
+TASKS = """
+import gc
+from taskflow import job
+
+while_loading = gc.get_threshold()
+told = []
+
+@job
+def tell() -> None:
+    told.append((gc.get_threshold(), gc.get_freeze_count() > 10_000))
+"""
+
+
+def test_a_worker_is_collected_seldom_while_it_loads_and_as_ever_while_it_works(cli: Cli) -> None:
+    before = gc.get_threshold()
+    cli.write("tasks.py", TASKS)
+    tasks: Any = cli.load("tasks")
+    tasks.tell.delay_sync()
+    cli("worker", "tasks", "--drain")
+    assert tasks.told == [(before, True)]
+    assert (gc.get_threshold(), gc.get_freeze_count()) == (before, 0), "whoever has called it goes on as before"
+
+
+def test_the_application_is_loaded_with_few_looks(cli: Cli) -> None:
+    cli.write("tasks.py", TASKS)
+    cli("worker", "tasks", "--drain")
+    tasks: Any = cli.load("tasks")
+    assert tasks.while_loading[0] == SELDOM
+
+
+def test_what_the_application_has_set_stays() -> None:
+    before = gc.get_threshold()
+    try:
+        with Collector() as collector:
+            gc.set_threshold(9_999, 9, 9)
+            collector.settle()
+            assert gc.get_threshold()[:2] == (9_999, 9)
+        assert gc.get_threshold()[:2] == (9_999, 9)
+    finally:
+        gc.set_threshold(*before)
+
+
+def test_a_start_that_fails_leaves_nothing_changed(cli: Cli) -> None:
+    before = gc.get_threshold()
+    cli.write("tasks.py", "raise ValueError('no')")
+    cli("worker", "tasks", code=2)
+    assert (gc.get_threshold(), gc.get_freeze_count()) == (before, 0)
