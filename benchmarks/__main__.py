@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import time
 from dataclasses import replace
@@ -13,11 +14,15 @@ from benchmarks import charts, results, summary
 from benchmarks.kept import Kept, conditions_of, keep, peers_of, read_all
 from benchmarks.options import Options
 from benchmarks.peers.catalogue import PEERS
-from benchmarks.peers.environments import default_cache, forget
+from benchmarks.peers.environments import default_cache, forget, own_python
 from benchmarks.peers.rivals import Rivals
+from benchmarks.processes import PYTHON
 from benchmarks.report import machine
 from benchmarks.tables import tables
 from benchmarks.workloads import STUDIES, WORKLOADS
+
+WITH_WORKERS: Final = ("redis", "hiredis", "asyncpg", "msgpack", "msgspec", "anyio", "uvloop", "typing-extensions")
+"""What `taskflow-jobs[fast,postgres]` brings."""
 
 QUICK: Final = 0.2
 """Of the usual jobs."""
@@ -34,6 +39,8 @@ def main() -> None:
         return
     folder = results.FOLDER if arguments.keep else arguments.into
     print(machine(), flush=True)
+    if not arguments.summary:
+        os.environ[PYTHON] = str(own_python(WITH_WORKERS, arguments.cache))
     for name in _chosen(arguments):
         if name in STUDIES:
             STUDIES[name](arguments)

@@ -16,13 +16,14 @@ from contextlib import closing
 from pathlib import Path
 
 from benchmarks import bare_sqlite
+from benchmarks.processes import python
 
 
 def wake_ups(folder: Path, times: int) -> list[float]:
     """Seconds from just before the insert to the moment at which the other process has read the row."""
     file, address = folder / "bare.db", folder / "wake"
     with closing(bare_sqlite.open_file(file, "FULL")) as connection, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-        command = [sys.executable, "-m", "benchmarks.bare_wake", str(file), str(address)]
+        command = [python(), "-m", "benchmarks.bare_wake", str(file), str(address)]
         other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": os.getcwd()})
         assert other.stdout is not None
         other.stdout.readline()  # it listens

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -15,7 +14,7 @@ from typing import Any, Final
 from benchmarks.loops import run_in_fastest_loop
 from benchmarks.marks import Marks, environment_of, marks_of
 from benchmarks.options import Options
-from benchmarks.processes import ROOT, a_worker, cpu_of, using
+from benchmarks.processes import ROOT, a_worker, cpu_of, python, using
 from benchmarks.report import Row, in_turn
 from benchmarks.stores import Store
 from benchmarks.tasks import noop, note, note_in_thread
@@ -229,7 +228,7 @@ def _drain_bare(store: Store, jobs: int, batch: int) -> Mapping[str, float]:
     with store.start() as server, marks_of(jobs) as marks:
         store.bare.add(server.url, jobs)
         before = server.cost()
-        command: list[Any] = [sys.executable, "-m", store.program, "drain", server.url, str(jobs), str(batch)]
+        command: list[Any] = [python(), "-m", store.program, "drain", server.url, str(jobs), str(batch)]
         environment = environment_of(marks)
         told = json.loads(
             subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True, timeout=120).stdout

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -14,7 +13,7 @@ from typing import Final
 
 from benchmarks.loops import run_in_fastest_loop
 from benchmarks.options import Options
-from benchmarks.processes import ROOT, a_worker, using
+from benchmarks.processes import ROOT, a_worker, python, using
 from benchmarks.report import Row, in_turn, of_lags, of_latencies
 from benchmarks.stores import Store
 from benchmarks.tasks import noop, stamp, wall
@@ -86,7 +85,7 @@ def _bare_starts(store: Store) -> Mapping[str, float]:
 
 async def _bare_one_by_one(store: Store) -> Mapping[str, float]:
     with store.start() as server:
-        command = [sys.executable, "-m", store.program, "wake", server.url, str(TIMES + 1)]
+        command = [python(), "-m", store.program, "wake", server.url, str(TIMES + 1)]
         worker = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=asyncio.subprocess.PIPE)
         assert worker.stdout is not None
         await worker.stdout.readline()  # it is subscribed

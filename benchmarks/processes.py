@@ -18,6 +18,13 @@ from taskflow.broker.url import connect
 
 ROOT = Path(__file__).parents[1]
 
+PYTHON = "TASKFLOW_BENCHMARK_PYTHON"
+"""Of the environment: the interpreter that workers and bare loops run in; without it that of the benchmark."""
+
+
+def python() -> str:
+    return os.environ.get(PYTHON, sys.executable)
+
 
 @asynccontextmanager
 async def using(url: str) -> AsyncIterator[Broker]:
@@ -37,7 +44,7 @@ async def a_worker(
     """`taskflow worker` with its logs off, its pid, once it has run a job; or the same command of another program."""
     flags = ["--concurrency", str(concurrency), "--log-level", "warning", "--grace", "0", *flags]
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
+        python(),
         *("-m", *program, "worker", "benchmarks.tasks", "--broker", url, *flags),
         cwd=ROOT,
         env=None if marks is None else environment_of(marks),
@@ -55,7 +62,7 @@ async def a_worker(
 async def workers(url: str, number: int, broker: Broker, *flags: str) -> AsyncIterator[list[int]]:
     """So many of `taskflow worker` with the jobs that are held, their pids, once all have sessions. At the end they are told to go."""
     before = len(await broker.console.workers())
-    command = [sys.executable, "-m", "taskflow", "worker", "benchmarks.held", "--broker", url, "--log-level", "error", *flags]
+    command = [python(), "-m", "taskflow", "worker", "benchmarks.held", "--broker", url, "--log-level", "error", *flags]
     started = [await asyncio.create_subprocess_exec(*command, cwd=ROOT) for _ in range(number)]
     try:
         await until_there_are(before + number, broker)

@@ -6,7 +6,6 @@ import argparse
 import asyncio
 import os
 import signal
-import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
@@ -21,7 +20,7 @@ from benchmarks.held import TAKES, Began, read, take, until
 from benchmarks.loops import run_in_fastest_loop
 from benchmarks.places import PLACES, Place
 from benchmarks.plots import Curve, Panel, draw
-from benchmarks.processes import ROOT, children_of, until_there_are, using
+from benchmarks.processes import ROOT, children_of, python, until_there_are, using
 from benchmarks.report import machine, percentile
 from taskflow import enqueue
 from taskflow.broker.protocol import Broker
@@ -169,7 +168,7 @@ async def _settled(broker: Broker, jobs: int) -> Counter[Status]:
 async def _a_fleet(url: str, broker: Broker) -> AsyncIterator[int]:
     """The pid of its supervisor, once its workers work."""
     flags = ["--processes", str(WORKERS), "--concurrency", str(CONCURRENCY), "--log-level", "error"]
-    command = [sys.executable, "-m", "taskflow", "worker", "benchmarks.held", "--broker", url, *flags]
+    command = [python(), "-m", "taskflow", "worker", "benchmarks.held", "--broker", url, *flags]
     process = await asyncio.create_subprocess_exec(*command, cwd=ROOT)
     try:
         await until_there_are(WORKERS, broker)

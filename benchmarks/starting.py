@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import compileall
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from typing import Final
 from benchmarks.loops import run_in_fastest_loop
 from benchmarks.marks import A_DOUBLE, environment_of, marks_of
 from benchmarks.options import Options
-from benchmarks.processes import ROOT, using
+from benchmarks.processes import ROOT, python, using
 from benchmarks.report import Measured, Row, in_turn
 from benchmarks.stores import Store
 from benchmarks.tasks import note
@@ -30,7 +29,7 @@ def starts(store: Store, options: Options) -> list[Row]:
     """Beside: `python -c "import DRIVER"`, which no worker can do without."""
     _compile()
     driver = DRIVERS[store.name]
-    bare = partial(_ran, [sys.executable, "-c", f"import {driver}"])
+    bare = partial(_ran, [python(), "-c", f"import {driver}"])
     return in_turn(
         f"launch to first job (beside: import {driver})",
         options.repeats,
@@ -45,12 +44,12 @@ def starts(store: Store, options: Options) -> list[Row]:
 def commands(options: Options) -> list[Row]:
     """Beside: an interpreter that does nothing."""
     _compile()
-    bare = partial(_ran, [sys.executable, "-c", "pass"])
+    bare = partial(_ran, [python(), "-c", "pass"])
     return [
         *in_turn(
             "taskflow --help",
             options.repeats,
-            partial(_ran, [sys.executable, "-m", "taskflow", "--help"]),
+            partial(_ran, [python(), "-m", "taskflow", "--help"]),
             bare,
             part="help",
             beside=NOTHING,
@@ -58,7 +57,7 @@ def commands(options: Options) -> list[Row]:
         *in_turn(
             "import taskflow",
             options.repeats,
-            partial(_ran, [sys.executable, "-c", "import taskflow"]),
+            partial(_ran, [python(), "-c", "import taskflow"]),
             bare,
             part="import",
             beside=NOTHING,
@@ -81,7 +80,7 @@ def _ran(command: Sequence[str]) -> Measured:
 def _first_job(store: Store) -> Measured:
     with store.start() as server, marks_of(A_DOUBLE) as marks:
         run_in_fastest_loop(_queue_one(server.url))
-        command = [sys.executable, "-m", "taskflow", "worker", "benchmarks.tasks", "--broker", server.url, "--log-level", "warning"]
+        command = [python(), "-m", "taskflow", "worker", "benchmarks.tasks", "--broker", server.url, "--log-level", "warning"]
         with _launched(command, environment_of(marks)) as began:
             give_up_at = began + PATIENCE
             while not marks.ran and time.monotonic() < give_up_at:

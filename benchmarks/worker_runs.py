@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, closing
@@ -18,6 +17,7 @@ from benchmarks.drain import SHALLOW, until_all_ran
 from benchmarks.loops import run_in_fastest_loop
 from benchmarks.marks import marks_of
 from benchmarks.options import Options
+from benchmarks.processes import python
 from benchmarks.report import BARE, OURS, Measure, Row, a_pair, in_turn
 from benchmarks.tasks import noop, note_into, stamp, stamp_into
 from taskflow import Worker, enqueue
@@ -202,7 +202,7 @@ async def _latency_in_process() -> list[float]:
 
 async def _latency_between_processes() -> list[float]:
     async with _using("sqlite") as url:
-        command = [sys.executable, "-m", "taskflow", "worker", "benchmarks.tasks", "--broker", url, "--log-level", "error"]
+        command = [python(), "-m", "taskflow", "worker", "benchmarks.tasks", "--broker", url, "--log-level", "error"]
         worker = await asyncio.create_subprocess_exec(*command, env={**os.environ, "PYTHONPATH": os.getcwd()})
         try:
             await _one_latency()  # the worker is up

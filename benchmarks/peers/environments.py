@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
@@ -38,6 +40,19 @@ def python_of(requirements: str, cache: Path, version: str | None = None) -> Pat
         shutil.rmtree(folder, ignore_errors=True)
         _run([base, "-m", "venv", str(folder)])
         _run([str(folder / "bin/pip"), "install", "--quiet", "--disable-pip-version-check", "--requirement", str(pinned)])
+        (folder / READY).touch()
+    return folder / "bin/python"
+
+
+def own_python(packages: Sequence[str], cache: Path) -> Path:
+    """The interpreter of a virtual environment with these packages alone, in the versions that are installed here: as a user of ours has
+    it, without what tests need, some of which drivers load where they find it."""
+    pinned = [f"{name}=={version(name)}" for name in packages]
+    folder = cache / f"taskflow-{_digest(*pinned, sys.version)}"
+    if not (folder / READY).exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        _run([sys.executable, "-m", "venv", str(folder)])
+        _run([str(folder / "bin/pip"), "install", "--quiet", "--disable-pip-version-check", *pinned])
         (folder / READY).touch()
     return folder / "bin/python"
 

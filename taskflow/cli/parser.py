@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import re
+import sys
 from collections.abc import Mapping
 from typing import Any, Final, NoReturn
 
@@ -12,6 +15,28 @@ from taskflow.cli.exits import TABLE
 # A quarter of it lies between two beats.
 SHORTEST_TTL: Final = 1.0
 STATUSES: Final = ("held", "scheduled", "ready", "running", "succeeded", "failed", "cancelled")
+
+
+class Formatter(argparse.HelpFormatter):
+    """Of a line's usual width: argparse would load shutil for it, and with it what unpacks archives, whenever a flag is declared."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=_columns() - 2)
+
+
+class AsWritten(Formatter, argparse.RawDescriptionHelpFormatter):
+    """With the description's own lines."""
+
+
+def _columns() -> int:
+    """As `shutil.get_terminal_size` has it."""
+    with contextlib.suppress(KeyError, ValueError):
+        if (told := int(os.environ["COLUMNS"])) > 0:
+            return told
+    with contextlib.suppress(AttributeError, ValueError, OSError):  # no output, or none that is a terminal
+        if (seen := os.get_terminal_size(sys.__stdout__.fileno()).columns) > 0:  # type: ignore[union-attr]
+            return seen
+    return 80
 
 
 class Parser(argparse.ArgumentParser):
@@ -23,7 +48,7 @@ class Parser(argparse.ArgumentParser):
     commands: Mapping[str, Parser] = {}
 
     def __init__(self, **given: Any) -> None:
-        super().__init__(allow_abbrev=False, **given)
+        super().__init__(allow_abbrev=False, **{"formatter_class": Formatter, **given})
 
     def error(self, message: str) -> NoReturn:
         """As argparse does: the usage and the message on stderr, exit code 2."""
@@ -43,7 +68,7 @@ def a_parser() -> Parser:
         prog="taskflow",
         description="Background jobs for Python.",
         epilog=f"exit codes:\n{TABLE}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=AsWritten,
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and end")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

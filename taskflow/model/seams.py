@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Protocol
+
+import msgspec
 
 from taskflow.model.clock import Clock, SystemClock
 
@@ -43,10 +44,9 @@ def start_thread(target: Callable[[], None], name: str) -> threading.Thread:
     return thread
 
 
-@dataclass(frozen=True, slots=True)
-class Seams:
+class Seams(msgspec.Struct, frozen=True):
     """What a part needs from the world besides its broker."""
 
-    clock: Clock = field(default_factory=SystemClock)
-    chance: Chance = field(default_factory=_Module)
+    clock: Clock = msgspec.field(default_factory=SystemClock)
+    chance: Chance = msgspec.field(default_factory=_Module)
     start_thread: StartThread = start_thread

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 FORGOTTEN_AFTER: Final = 5.0
 """Seconds between two looks at the counters: what has grown before the last look but one is no cause any more."""
@@ -21,8 +20,7 @@ class Want(Enum):
     YES = "out of memory ({})"
 
 
-@dataclass(frozen=True)
-class Ending:
+class Ending(NamedTuple):
     """`status` as `os.waitstatus_to_exitcode` has it: an exit code, or a signal's number, negative."""
 
     status: int

@@ -153,6 +153,13 @@ def test_a_worker_loads_what_it_works_with() -> None:
     assert loaded.isdisjoint({"ctypes", "difflib", "tomllib", "anyio", "email.parser", "zoneinfo", "taskflow.worker.supervisor"})
 
 
+def test_the_command_line_loads_nothing_that_unpacks_archives() -> None:
+    """As argparse does by itself, to know how wide a terminal is, and importlib.resources."""
+    loaded = loaded_by("import taskflow.cli.main\nfrom taskflow.cli.parser import a_parser\na_parser().parse_args(['worker', 'tasks'])")
+    assert "argparse" in loaded
+    assert loaded.isdisjoint({"shutil", "zipfile", "tempfile", "importlib.resources"})
+
+
 def test_declaring_a_job_loads_no_driver_and_no_worker() -> None:
     loaded = loaded_by("from taskflow import job; job(name='a')(lambda: None)")
     assert loaded.isdisjoint(DRIVERS | {"anyio"})

@@ -77,6 +77,15 @@ class Link:
             self._listening.add(connection)
         return connection
 
+    def lay_down(self, connection: asyncpg.Connection) -> None:
+        """One that was opened for its caller, who has left it as it was: whatever is asked next may have it."""
+        if not self._is_closed:
+            self._idle.append(connection)
+
+    def has(self, connection: asyncpg.Connection) -> bool:
+        """Whether it lies here, for anybody."""
+        return connection in self._idle
+
     async def close(self) -> None:
         self._is_closed = True
         if self._end is not None:

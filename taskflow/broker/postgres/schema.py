@@ -34,6 +34,8 @@ async def prepare(link: Link, schema: str, rules: Rules, *, migrates: bool) -> N
             raise BrokerRefused(_unmigrated(found, schema, str(link.server)))
         if found.migrations:
             await migrations.upgrade(connection, schema, rules, str(link.server))
+        else:
+            link.lay_down(connection)  # the first verb would open another, 3 ms of a worker's start, and wait for what this one has loaded
 
 
 async def pending(link: Link, schema: str) -> Upgrade:
@@ -57,7 +59,8 @@ async def _opened(link: Link, *, within: float | None) -> AsyncIterator[asyncpg.
                 await _check_server(connection, place)
                 yield connection
         finally:
-            drop(connection)
+            if not link.has(connection):
+                drop(connection)
     except BrokerError:
         raise
     except TimeoutError as error:
@@ -70,10 +73,10 @@ async def _opened(link: Link, *, within: float | None) -> AsyncIterator[asyncpg.
 
 
 async def _check_server(connection: asyncpg.Connection, place: str) -> None:
-    version = int(await connection.fetchval("SELECT current_setting('server_version_num')"))
+    [(version, is_standby)] = await connection.fetch("SELECT current_setting('server_version_num')::int, pg_is_in_recovery()")
     if version < OLDEST_SERVER:
         raise BrokerRefused(f"PostgreSQL {version // 10_000} at {place} is too old: taskflow needs 14 or newer")
-    if await connection.fetchval("SELECT pg_is_in_recovery()"):
+    if is_standby:
         raise BrokerRefused(f"PostgreSQL at {place} is a read-only standby: name the primary in the broker URL")
 
 

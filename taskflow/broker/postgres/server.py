@@ -6,10 +6,10 @@ import asyncio
 import contextlib
 import ssl
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 import asyncpg
+import msgspec
 
 from taskflow.broker.postgres.refusals import ERRORS, may_pass
 
@@ -41,8 +41,7 @@ class Place(NamedTuple):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Server:
+class Server(msgspec.Struct, frozen=True, kw_only=True):
     """One database. `password` is never shown.
 
     `others`     further addresses, when there are standbys: one of them all is the primary's, and which one may change
@@ -56,11 +55,14 @@ class Server:
     others: tuple[Place, ...] = ()
     database: str | None = None
     user: str | None = None
-    password: str | None = field(default=None, repr=False)
+    password: str | None = None
     tls: str = "prefer"
     ca_file: str | None = None
     listen_at: tuple[Place, ...] = ()
     is_pooled: bool = False
+
+    def __repr__(self) -> str:
+        return f"<Server {self} {self.database!r} as {self.user!r}>"
 
     def __str__(self) -> str:
         return shown(self.places)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from functools import cache
-from importlib import resources
-from importlib.resources.abc import Traversable
+from pathlib import Path
 from typing import Final
 
 from taskflow.broker.literals import literals
 from taskflow.model.rules import Rules
 
+_FOLDER: Final = Path(__file__).parent / "sql"
 _NAME: Final = re.compile(r"\b([SEWR])\.([A-Za-z_]+)\b")
 
 
@@ -28,18 +28,14 @@ def placed(text: str, schema: str) -> str:
 
 def names(folder: str = "") -> list[str]:
     """Of the files in the folder of SQL, or in one inside it, as `script` takes them."""
-    found = (file.name.removesuffix(".sql") for file in _folder().joinpath(folder).iterdir() if file.name.endswith(".sql"))
+    found = (file.name.removesuffix(".sql") for file in (_FOLDER / folder).iterdir() if file.name.endswith(".sql"))
     return sorted(f"{folder}/{name}" if folder else name for name in found)
 
 
 @cache
 def source(name: str) -> str:
     """A file as it is written."""
-    return _folder().joinpath(f"{name}.sql").read_text(encoding="utf-8")
-
-
-def _folder() -> Traversable:
-    return resources.files("taskflow.broker.postgres") / "sql"
+    return (_FOLDER / f"{name}.sql").read_text(encoding="utf-8")
 
 
 def _values(rules: Rules) -> dict[str, str]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import socket
 import ssl
-from dataclasses import dataclass, field
 from typing import Any, Final
 
+import msgspec
 import redis
 from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
@@ -42,8 +42,7 @@ def _about() -> dict[str, Any]:
 _ABOUT: Final = _about()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Server:
+class Server(msgspec.Struct, frozen=True, kw_only=True):
     """One server. `password` is never shown.
 
     `path`      of a unix socket, instead of host and port
@@ -56,7 +55,7 @@ class Server:
     port: int = 6379
     db: int = 0
     username: str | None = None
-    password: str | None = field(default=None, repr=False)
+    password: str | None = None
     path: str | None = None
     tls: bool = False
     ca_file: str | None = None
@@ -65,6 +64,9 @@ class Server:
     check_certificate: bool = True
     fsync: bool = False
     evicting: bool = False
+
+    def __repr__(self) -> str:
+        return f"<Server {self} {self.db} as {self.username!r}>"
 
     def __str__(self) -> str:
         return self.path or f"{self.host}:{self.port}{' over TLS' if self.tls else ''}"

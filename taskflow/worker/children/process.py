@@ -9,8 +9,9 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final, Self, TypeVar, cast
+
+import msgspec
 
 from taskflow.model.envelope import Lease
 from taskflow.model.record import Progress
@@ -34,8 +35,7 @@ Report = Callable[[Progress], None]
 F = TypeVar("F", bound=ChildFailed)
 
 
-@dataclass(frozen=True)
-class Nursery:
+class Nursery(msgspec.Struct, frozen=True):
     """What a child is started with."""
 
     hello: Hello
