@@ -12,6 +12,9 @@ from taskflow.model.errors import BrokerError
 LATE_AFTER: Final = 0.25
 """Seconds. No mark goes beyond half a second ago; this leaves as much for what the commit takes beside."""
 
+NOT_AT_ONCE: Final = 1.0
+"""Seconds until a look that is due as every few seconds one is: a worker that has just started has more urgent things to ask."""
+
 AT_MOST_EVERY: Final = 1.0
 """Seconds between two looks of one process: a server on which all verbs take long is not helped by more of them."""
 
@@ -30,19 +33,26 @@ class LookBehind:
         self._is_idle = asyncio.Event()
         self._is_idle.set()
         self._task: asyncio.Task[None] | None = None
+        self._when_due: asyncio.TimerHandle | None = None
 
     def after(self, seconds: float) -> None:
         """A verb has made something ready, and took so long."""
         if seconds >= LATE_AFTER:
             self.want()
 
+    def want_soon(self) -> None:
+        if self._when_due is None:
+            self._when_due = asyncio.get_running_loop().call_later(NOT_AT_ONCE, self.want)
+
     def want(self) -> None:
+        self._forget_due()
         self._is_wanted = True
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run())
 
     async def close(self) -> None:
         """One that is under way is waited for a little: the server would go on with it, on a connection that nobody has any more."""
+        self._forget_due()
         self._is_wanted = False
         if self._task is not None:
             with contextlib.suppress(TimeoutError):
@@ -50,6 +60,11 @@ class LookBehind:
                     await self._is_idle.wait()
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+
+    def _forget_due(self) -> None:
+        if self._when_due is not None:
+            self._when_due.cancel()
+            self._when_due = None
 
     async def _run(self) -> None:
         while self._is_wanted:

@@ -110,7 +110,7 @@ class PostgresBroker:
         if row["is_lost"]:
             raise SessionLost(words.SESSION_LOST)
         if row.get("looks_behind"):
-            self._lines.here().behind.want()
+            self._lines.here().behind.want_soon()
         held, stopping = set(row["held"] or ()), set(row["stopping"] or ())
         return BeatAnswer(
             lost=tuple(claim for place, claim in enumerate(beat.claims, 1) if place not in held),
@@ -190,7 +190,7 @@ class PostgresBroker:
     async def upkeep(self, limit: int) -> Upkept:
         row = await self.call_one("upkeep", *self.times(), int(limit))
         if row.get("looks_behind"):
-            self._lines.here().behind.want()
+            self._lines.here().behind.want_soon()
         return Upkept(
             readied=row["readied"],
             reaped=row["reaped"],
