@@ -24,6 +24,9 @@ A = TypeVar("A")
 MAX_ITEMS: Final = 1_000
 MAX_BYTES: Final = 1 << 20
 
+ROOM: Final = 200
+"""Frames that a call to a store may take."""
+
 
 class _Asked(msgspec.Struct, Generic[Q, A]):
     question: Q
@@ -54,6 +57,7 @@ class Coalescer(Generic[Q, A]):
         self._troubles = 0
         self._step = Step()
         self._start_due: asyncio.Handle | None = None
+        self._is_starting = False
 
     def __call__(self, question: Q) -> asyncio.Future[A]:
         loop = asyncio.get_running_loop()
@@ -64,7 +68,7 @@ class Coalescer(Generic[Q, A]):
             if self._start_due is None:
                 self._step.begin(now)
                 self._start_soon(loop)
-            elif self._step.is_half(len(self._waiting), now):
+            elif self._step.is_half(len(self._waiting), now) and not _is_deep():
                 self._start(loop)
         return answer
 
@@ -79,12 +83,27 @@ class Coalescer(Generic[Q, A]):
         if self._start_due is not None:
             self._start_due.cancel()
             self._start_due = None
+        if self._flushing is not None or self._is_starting:
+            return  # that takes what waits: it was asked within a call that was about to begin
         self._step.starts(len(self._waiting), time.monotonic())
-        flushing = started(loop, self._flush(loop))
+        self._is_starting = True
+        try:
+            flushing = started(loop, self._flush(loop))
+        finally:
+            self._is_starting = False
         if flushing.done():
             self._step.was_answered_at_once()
-        else:
-            self._flushing = flushing
+            return
+        self._flushing = flushing
+        if not STARTS_AT_ONCE:
+            flushing.add_done_callback(self._note_end)
+
+    def _note_end(self, flushing: asyncio.Task[None]) -> None:
+        """A stranger may have cancelled it before its first step."""
+        if self._flushing is flushing:
+            self._flushing = None
+            _cancel(self._waiting)
+            self._waiting.clear()
 
     async def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
         batch: list[_Asked[Q, A]] = []
@@ -97,6 +116,8 @@ class Coalescer(Generic[Q, A]):
             _cancel(batch)
             _cancel(self._waiting)
             raise
+        except Exception as error:  # a bug of ours or of the store's: nobody is to wait for ever
+            _fail(batch or self._waiting, error)
         finally:
             self._flushing = None
         if self._waiting:
@@ -165,6 +186,15 @@ class Coalescer(Generic[Q, A]):
         self._waiting.extendleft(asked for asked in reversed(batch) if asked.give_up_at > again_at)
         if self._waiting:
             await asyncio.sleep(pause)
+
+
+def _is_deep() -> bool:
+    """Whether the one who asks stands near Python's limit of recursion: what is begun here, on top of that, would fail for all."""
+    try:
+        sys._getframe(max(1, sys.getrecursionlimit() - ROOM))
+    except ValueError:
+        return False
+    return True
 
 
 def _fail(batch: Iterable[_Asked[Q, A]], error: Exception) -> None:

@@ -94,6 +94,7 @@ def _make_output_safe() -> None:
 
 
 def _run(argv: Sequence[str] | None) -> int:
+    from contextlib import nullcontext
     from importlib import import_module
 
     from taskflow.cli.collector import Collector
@@ -102,7 +103,8 @@ def _run(argv: Sequence[str] | None) -> int:
     arguments = a_parser().parse_args(argv)
     arguments.argv = list(sys.argv[1:] if argv is None else argv)
     module = "process_1" if arguments.module == "worker" and argv is None and _is_process_1(arguments.argv) else arguments.module
-    with Collector() as arguments.collector:
+    arguments.collector = Collector()
+    with arguments.collector if module in ("worker", "supervise") else nullcontext():
         code: int = import_module(f"taskflow.cli.{module}").run(arguments)
     return code
 

@@ -30,6 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _supervise(arguments: argparse.Namespace) -> int:
+    arguments.collector.settle()
     if arguments.reload and arguments.drain:
         raise ConfigurationError("--reload and --drain: a worker that ends has nothing to reload; leave one of them out")
     watch = _a_watch() if arguments.reload else None

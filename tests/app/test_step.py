@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 import pytest
 
-from taskflow.app.coalesce import Coalescer
+from taskflow.app.coalesce import ROOM, Coalescer
 from taskflow.app.step import MANY, Step
 from taskflow.broker.eager import STARTS_AT_ONCE
 
@@ -85,6 +87,72 @@ async def test_those_that_are_answered_ask_again_before_what_waits_goes_out() ->
     await asyncio.sleep(0.02)
     await asyncio.gather(first, asker(2))
     assert [len(batch) for batch in store.batches] == [1, 2, 2, 2, 1]
+
+
+async def on_top_of(frames: int, ask: Callable[[], Awaitable[int]]) -> int:
+    return await (ask() if frames == 0 else on_top_of(frames - 1, ask))
+
+
+async def test_who_asks_near_the_limit_of_recursion_fails_alone() -> None:
+    """What is begun for all is not begun on top of his frames."""
+    store, limit = Store(), sys.getrecursionlimit()
+    ask = Coalescer[int, int](store, patience=10.0)
+
+    async def asker(number: int, frames: int) -> int:
+        await ask(number)
+        return await on_top_of(frames, partial(ask, number))
+
+    for frames in range(limit - ROOM - 40, limit - 5, 5):
+        deep = MANY // 2 - 1
+        answers = await asyncio.gather(*(asker(n, frames if n == deep else 0) for n in range(MANY)), return_exceptions=True)
+        assert [answer for n, answer in enumerate(answers) if n != deep] == [n for n in range(MANY) if n != deep]
+        assert answers[deep] == deep or isinstance(answers[deep], RecursionError)
+
+
+@pytest.mark.parametrize("askers", [1, 3])
+async def test_a_store_that_answers_too_few_leaves_nobody_waiting(askers: int) -> None:
+    async def short(questions: list[int]) -> Sequence[int]:
+        await asyncio.sleep(0)
+        return questions[:-1]
+
+    ask = Coalescer[int, int](short, patience=10.0)
+    for _ in range(2):
+        answers = await asyncio.wait_for(asyncio.gather(*map(ask, range(askers)), return_exceptions=True), 10)
+        assert answers[:-1] == list(range(askers - 1))
+        assert isinstance(answers[-1], ValueError)
+
+
+async def test_what_is_asked_while_a_call_begins_waits_for_it() -> None:
+    """One call at a time, whoever asks: the deadline is of one."""
+    nested: list[asyncio.Future[int]] = []
+    at_once, most = 0, 0
+
+    async def store(questions: list[int]) -> Sequence[int]:
+        nonlocal at_once, most
+        if len(nested) < 2 * MANY:
+            nested.extend(ask(-1) for _ in range(MANY))
+        at_once += 1
+        most = max(most, at_once)
+        await asyncio.sleep(0.001)
+        at_once -= 1
+        return questions
+
+    ask = Coalescer[int, int](store, patience=10.0)
+    await asyncio.gather(*map(ask, range(MANY)))
+    assert set(await asyncio.gather(*nested)) == {-1}
+    assert most == 1
+
+
+async def test_a_flush_that_a_stranger_cancels_before_it_begins_does_not_block_the_lane() -> None:
+    """As a job does that cancels every task."""
+    store = Store(0.001)
+    ask = Coalescer[int, int](store, patience=10.0)
+    first = ask(1)
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        task.cancel()
+    await asyncio.wait([first], timeout=10)
+    assert first.cancelled() or first.result() == 1
+    assert await asyncio.wait_for(ask(2), 10) == 2
 
 
 # --- the decision, by instants that are given ---------------------------------------------------------------------------

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 from typing import Any
 
+import pytest
+
 from taskflow.cli.collector import SELDOM, Collector
 from tests.cli.inprocess import Cli
 
@@ -48,6 +50,40 @@ def test_what_the_application_has_set_stays() -> None:
         assert gc.get_threshold()[:2] == (9_999, 9)
     finally:
         gc.set_threshold(*before)
+
+
+def test_the_same_number_of_the_applications_own_stays() -> None:
+    before = gc.get_threshold()
+    try:
+        with Collector() as collector:
+            gc.set_threshold(50_000, 500, 1_000)
+            collector.settle()
+            assert gc.get_threshold()[:2] == (50_000, 500)
+    finally:
+        gc.set_threshold(*before)
+
+
+@pytest.mark.parametrize("threshold", [0, 200_000])
+def test_who_has_it_off_or_seldom_already_keeps_it_so(threshold: int) -> None:
+    before = gc.get_threshold()
+    try:
+        gc.set_threshold(threshold)
+        with Collector():
+            assert gc.get_threshold()[0] == threshold
+        assert gc.get_threshold()[0] == threshold
+    finally:
+        gc.set_threshold(*before)
+
+
+def test_what_a_caller_has_frozen_stays_frozen(cli: Cli) -> None:
+    cli.write("tasks.py", TASKS)
+    gc.freeze()
+    try:
+        cli("worker", "tasks", "--drain")
+        cli("status")
+        assert gc.get_freeze_count() > 10_000
+    finally:
+        gc.unfreeze()
 
 
 def test_a_start_that_fails_leaves_nothing_changed(cli: Cli) -> None:

@@ -220,6 +220,22 @@ async def test_a_verb_that_took_long_looks_behind_itself(work: Work, stranger: a
         assert [lease.envelope.id for lease in await work.found(nudges)] == [late.id]
 
 
+async def test_a_look_that_is_due_is_not_left_undone_by_who_leaves(work: Work, stranger: asyncpg.Connection) -> None:
+    """The store has been told that it is this process's turn: nobody else looks for ten seconds."""
+
+    async def looked_at() -> int | None:
+        found: int | None = await stranger.fetchval("SELECT value FROM taskflow.meta WHERE name = 'look_behind_at'")
+        return found
+
+    broker = work.broker.sibling()
+    await broker.upkeep(10)
+    await stranger.execute("DELETE FROM taskflow.meta WHERE name LIKE 'look_behind%'")
+    await broker.upkeep(10)
+    assert await looked_at() is None, "it is not done at once"
+    await broker.close()
+    assert await looked_at() is not None
+
+
 _SLOW_COMMIT: Final = """
     CREATE FUNCTION public.takes_its_time() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(2.5); RETURN NULL; END $$;
     CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON taskflow.jobs DEFERRABLE INITIALLY DEFERRED

@@ -48,12 +48,16 @@ class LookBehind:
         self._forget_due()
         self._is_wanted = True
         if self._task is None or self._task.done():
+            self._is_idle.clear()
             self._task = asyncio.create_task(self._run())
 
     async def close(self) -> None:
-        """One that is under way is waited for a little: the server would go on with it, on a connection that nobody has any more."""
-        self._forget_due()
-        self._is_wanted = False
+        """One that is under way is waited for a little: the server would go on with it, on a connection that nobody has any more. So is one
+        that is due: the store has been told that it is this process's turn."""
+        if self._when_due is not None:
+            self.want()
+        if self._is_idle.is_set():
+            self._is_wanted = False
         if self._task is not None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(CLOSED_WITHIN):

@@ -235,8 +235,7 @@ class PostgresBroker:
         link = self._lines.here().link
         if not self._is_prepared:
             await self._prepare(self._lines.here())
-        places = ", ".join(f"${number}" for number in range(1, len(arguments) + 1))
-        statement = f'SELECT * FROM "{self._namespace}".{name}({places})'
+        statement = self._statement(name, len(arguments))
         try:
             return await link.fetch(statement, *arguments, within=within)
         except BrokerError as error:
@@ -246,6 +245,10 @@ class PostgresBroker:
             elif not was_overtaken(error):
                 raise
         return await link.fetch(statement, *arguments, within=within)
+
+    def _statement(self, name: str, arguments: int) -> str:
+        places = ", ".join(f"${number}" for number in range(1, arguments + 1))
+        return f'SELECT * FROM "{self._namespace}".{name}({places})'
 
     async def _prepare(self, line: _Line) -> None:
         """By one of those who come at the same time: each has a connection of its own meanwhile."""
@@ -265,12 +268,7 @@ class PostgresBroker:
         return row
 
     def tell(self, topics: Sequence[str]) -> None:
-        line = self._lines.here()
-        told = set(topics)
-        if any(topic.startswith("queue:") for topic in told):
-            told.add(names.ANY_QUEUE)
-        line.ears.told(told, disarms=False)
-        line.telling.add(told)
+        self._lines.here().tell(topics)
 
     async def trouble_with_listening(self) -> str | None:
         return await trouble_with_listening(self._lines.here().link, self._namespace)
@@ -294,26 +292,38 @@ class PostgresBroker:
     async def _tell(self, topics: list[str], ended: list[bytes]) -> None:
         await self.call("tell", self._namespace, topics, ended)
 
-    async def _look_behind(self) -> None:
-        [row] = await self.call("look_behind", self.wall(), within=LOOKED_WITHIN)
-        if row["rung"]:
-            self.tell(row["rung"].split("\n"))
-
     def _a_line(self) -> _Line:
         telling = Telling(self._tell)
         link = Link(self.server, telling.close)
-        return _Line(link, PostgresEars(link, self._namespace, self._arm, self._look), telling, LookBehind(self._look_behind))
+        line = _Line(link, PostgresEars(link, self._namespace, self._arm, self._look), telling)
+
+        async def look() -> None:
+            """Also while the line is being closed."""
+            [row] = await link.fetch(self._statement("look_behind", 1), self.wall(), within=LOOKED_WITHIN)
+            if row["rung"]:
+                line.tell(row["rung"].split("\n"))
+
+        line.behind = LookBehind(look)
+        return line
 
 
 class _Line:
     """What a broker has in one event loop."""
 
-    def __init__(self, link: Link, ears: PostgresEars, telling: Telling, behind: LookBehind) -> None:
+    behind: LookBehind
+
+    def __init__(self, link: Link, ears: PostgresEars, telling: Telling) -> None:
         self.link = link
         self.ears = ears
         self.telling = telling
-        self.behind = behind
         self.preparing = asyncio.Lock()
+
+    def tell(self, topics: Sequence[str]) -> None:
+        told = set(topics)
+        if any(topic.startswith("queue:") for topic in told):
+            told.add(names.ANY_QUEUE)
+        self.ears.told(told, disarms=False)
+        self.telling.add(told)
 
     async def close(self) -> None:
         await self.behind.close()

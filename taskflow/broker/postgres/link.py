@@ -78,8 +78,9 @@ class Link:
         return connection
 
     def lay_down(self, connection: asyncpg.Connection) -> None:
-        """One that was opened for its caller, who has left it as it was: whatever is asked next may have it."""
-        if not self._is_closed:
+        """One that was opened for its caller, who has left it as it was: whatever is asked next may have it. Not where there are several
+        servers: another may be the primary by now."""
+        if not self._is_closed and not self.server.others:
             self._idle.append(connection)
 
     def has(self, connection: asyncpg.Connection) -> bool:

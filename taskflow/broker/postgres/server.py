@@ -61,6 +61,9 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     listen_at: tuple[Place, ...] = ()
     is_pooled: bool = False
 
+    def __rich_repr__(self) -> list[tuple[str, Any]]:  # the struct's own has the password too
+        return [("at", str(self))]
+
     def __repr__(self) -> str:
         return f"<Server {self} {self.database!r} as {self.user!r}>"
 

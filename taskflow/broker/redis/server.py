@@ -65,6 +65,9 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     fsync: bool = False
     evicting: bool = False
 
+    def __rich_repr__(self) -> list[tuple[str, Any]]:  # the struct's own has the password too
+        return [("at", str(self))]
+
     def __repr__(self) -> str:
         return f"<Server {self} {self.db} as {self.username!r}>"
 
