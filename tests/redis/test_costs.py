@@ -44,8 +44,8 @@ def stored(world: World, client: redis.Redis, job_id: bytes) -> bytes:
     return value
 
 
-async def add(world: World, number: int, **fields: Any) -> None:
-    await world.enqueue(*(world.an_envelope(**fields) for _ in range(number)))
+async def add(world: World, number: int, *, payload: bytes = b"\x01payload", **fields: Any) -> None:
+    await world.enqueue(*(world.an_envelope(payload=payload, **fields) for _ in range(number)))
 
 
 async def commands_of(client: redis.Redis, verb: Callable[[], Awaitable[object]]) -> tuple[int, int]:
@@ -58,17 +58,19 @@ async def commands_of(client: redis.Redis, verb: Callable[[], Awaitable[object]]
     return scripts, sum(number for name, number in calls.items() if name not in ("config|resetstat", "info", "script|load", "ping"))
 
 
-async def rounds(world: World, client: redis.Redis, session: Session, number: int) -> dict[str, tuple[int, int]]:
+async def rounds(
+    world: World, client: redis.Redis, session: Session, number: int, payload: bytes = b"\x01payload"
+) -> dict[str, tuple[int, int]]:
     """A batch through its life, counted verb by verb."""
     leases = list[Lease]()
 
     async def claim() -> None:
         leases.extend(await world.claim(session, limit=number))
 
-    counted = {"enqueue": await commands_of(client, lambda: add(world, number)), "claim": await commands_of(client, claim)}
+    counted = {"enqueue": await commands_of(client, lambda: add(world, number, payload=payload)), "claim": await commands_of(client, claim)}
     assert len(leases) == number
     counted["settle"] = await commands_of(client, lambda: world.settle(*(succeeded(lease) for lease in leases)))
-    await add(world, number, after=1.0)
+    await add(world, number, payload=payload, after=1.0)
     world.clock.advance(1.0)
     counted["upkeep"] = await commands_of(client, world.upkeep)
     await world.settle(*(succeeded(lease) for lease in await world.claim(session)))
@@ -82,6 +84,16 @@ async def test_a_batch_costs_one_script_and_no_command_a_job(world: World, clien
     assert {scripts for scripts, _ in (*single.values(), *whole.values())} == {1}
     assert {name: commands for name, (_, commands) in single.items() if commands > MOST[name]} == {}
     assert {name: commands for name, (_, commands) in whole.items() if commands > MOST[name] + 12} == {}
+
+
+async def test_a_large_payload_costs_two_commands_more(world: World, client: redis.Redis) -> None:
+    """One that brings it and one that keeps it, both told no script; fetching and dropping is one for all."""
+    session = await world.a_session(ttl=1_000.0)
+    await rounds(world, client, session, 1, bytes(10_000))
+    whole = await rounds(world, client, session, BATCH, bytes(10_000))
+    assert {scripts for scripts, _ in whole.values()} == {1}
+    most = {name: number + 12 for name, number in MOST.items()} | {"enqueue": MOST["enqueue"] + 2 * BATCH + 12}
+    assert {name: commands for name, (_, commands) in whole.items() if commands > most[name]} == {}
 
 
 MOST: Final = {"enqueue": 12, "claim": 24, "settle": 14, "upkeep": 40}

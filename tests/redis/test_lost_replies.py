@@ -25,6 +25,9 @@ from tests.support.verdicts import succeeded
 T = TypeVar("T")
 
 VERBS: Final = ("enqueue", "claim", "settle", "beat")
+PAYLOADS: Final = (b"payload", bytes(2_000), bytes(3_000))
+"""Large ones go ahead of the call, and are fetched after the claim."""
+
 ENOUGH: Final = 50
 """Replies of each verb that are dropped."""
 
@@ -68,11 +71,12 @@ class Rounds:
 
     async def one(self) -> None:
         self.rounds += 1
-        envelopes = [Envelope(id=self._an_id(), job="work", payload=b"payload") for _ in range(3)]
+        envelopes = [Envelope(id=self._an_id(), job="work", payload=payload) for payload in PAYLOADS]
         answers = await resent(lambda: self._broker.enqueue(envelopes))
         assert all(isinstance(answer, Added) or is_own_repeat(answer) for answer in answers)
         leases = await resent(lambda: self._broker.claim(self._session.id, self.rounds, ["default"], 3))
         assert [lease.envelope.id for lease in leases] == [envelope.id for envelope in envelopes]
+        assert [lease.envelope.payload for lease in leases] == list(PAYLOADS)
         assert [lease.epoch for lease in leases] == [1, 1, 1]
         await self._beat(leases)
         settlements = [succeeded(lease) for lease in leases]

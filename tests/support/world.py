@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -29,6 +30,9 @@ Job = Envelope | Lease | bytes
 
 EVERYTHING = 10_000
 
+PAYLOADS = (b"\x01payload", b"\x01payload", b"\x01" + bytes(700))
+"""By turns. A store may keep large ones in another way."""
+
 
 class World:
     """An opened broker of one kind. Close it, or use it as an async context manager."""
@@ -47,6 +51,7 @@ class World:
         self._requests = Counter[bytes]()
         self._bystander: Session | None = None
         self._others = list[World]()
+        self._payloads = itertools.cycle(PAYLOADS)
 
     def under(self, *, capacity: int | None = None, **rules: Any) -> World:
         """A new, empty world of the same kind with other rules. It is closed together with this one."""
@@ -68,7 +73,7 @@ class World:
 
     def an_envelope(self, *, key: str | None = None, **fields: Any) -> Envelope:
         """One call of the job "work" in the queue "default", unless the fields say otherwise. `key` is a user's, not a digest."""
-        given: dict[str, Any] = {"job": "work", "payload": b"\x01payload", **fields}
+        given: dict[str, Any] = {"job": "work", "payload": next(self._payloads), **fields}
         given.setdefault("id", self.an_id())
         digest = None if key is None else key_digest(given.get("queue", "default"), given["job"], key)
         return Envelope(key=digest, **given)

@@ -16,6 +16,7 @@ from taskflow.broker.loops import PerLoop
 from taskflow.broker.nudges import Nudges
 from taskflow.broker.protocol import Added, Refused, Upkept
 from taskflow.broker.redis import packing, plain
+from taskflow.broker.redis.bodies import Bodies, is_large
 from taskflow.broker.redis.console import RedisConsole
 from taskflow.broker.redis.ears import RedisEars
 from taskflow.broker.redis.fields import LAYOUT
@@ -24,9 +25,10 @@ from taskflow.broker.redis.refusals import WrongType, not_permitted
 from taskflow.broker.redis.scripts import Scripts, calls
 from taskflow.broker.redis.server import Server
 from taskflow.broker.redis.survey import Survey
+from taskflow.broker.redis.wire import Command
 from taskflow.model.clock import Clock, to_microseconds, to_seconds
 from taskflow.model.envelope import Envelope, Lease, check_queue
-from taskflow.model.errors import BrokerRefused, SessionLost, StoreFull
+from taskflow.model.errors import BrokerRefused, BrokerUnavailable, SessionLost, StoreFull
 from taskflow.model.record import BY_CODE, Record, Status
 from taskflow.model.rules import Rules
 from taskflow.model.session import Beat, BeatAnswer, Session
@@ -74,24 +76,30 @@ class RedisBroker:
         self._scripts = Scripts(self._rules)
         self._lines = PerLoop(self._a_line)
         self._survey: Survey | None = None
+        self._bodies = Bodies(self._ask, self._prefix)
 
     def __repr__(self) -> str:
         return f"<RedisBroker {self.server} {self._namespace!r}>"
 
     @property
     def console(self) -> RedisConsole:
-        return RedisConsole(self.call, self._ask, self._prefix, self._examine)
+        return RedisConsole(self.call, self._ask, self._prefix, self._examine, self._bodies)
 
     async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
         calls = plain.pack_plain(envelopes)
-        answers: Any = None
+        answers: Any = b"KNOWN"
         try:
-            if calls is None or await self.call("enqueue", calls, on_disk=self.server.fsync) is not None:
-                answers = await self.call("add", packing.pack_envelopes(envelopes), on_disk=self.server.fsync)
+            if calls is not None:
+                answers = await self.call("enqueue", calls.packed, ahead=self._bodies.ahead(calls.large), on_disk=self.server.fsync)
+            if answers == b"KNOWN":
+                ahead = self._bodies.ahead(envelope for envelope in envelopes if is_large(envelope.payload))
+                answers = await self.call("add", packing.pack_envelopes(envelopes), ahead=ahead, on_disk=self.server.fsync)
         except StoreFull:
             if not await self._are_known(envelopes):
                 raise
             return [Refused(envelope.id, envelope.id, "id") for envelope in envelopes]  # sent again: what filled it up is there
+        if answers == b"LACKING":
+            raise BrokerUnavailable(f"Redis at {self.server} has lost a payload before its job was there: send it again")
         if answers is None:  # all were simply added
             return [Added(envelope.id) for envelope in envelopes]
         return [packing.added_or_refused(*pair) for pair in zip(envelopes, answers, strict=True)]
@@ -114,7 +122,7 @@ class RedisBroker:
             ears.armed(topics, times)
         else:  # there may be more, and whoever waits next is to ask: what was asked before may have been told while this was under way
             ears.forget(topics)
-        return leases
+        return await self._bodies.with_payloads(leases)
 
     async def beat(self, beat: Beat) -> BeatAnswer:
         reply = await self.call("beat", packing.pack_beat(beat))
@@ -149,7 +157,7 @@ class RedisBroker:
         times, hears = ears.times, ears.bell.hears
         awaited = {job_id: topic for job_id in ids if hears(topic := names.job(job_id))}
         asked = packing.pack([list(ids), list(awaited), to_microseconds(AWAITED_FOR)])
-        records = packing.records_of(await self.call("read", asked))
+        records = await self._bodies.in_records(packing.records_of(await self.call("read", asked)))
         ears.armed([awaited[job_id] for job_id in awaited.keys() & records.keys() if not records[job_id].status.is_ended], times)
         return [*map(records.get, ids)]
 
@@ -182,21 +190,21 @@ class RedisBroker:
 
     # --- calls ------------------------------------------------------------------------------------------------------
 
-    def call(self, name: str, arguments: bytes, *, on_disk: bool = False) -> Coroutine[Any, Any, Any]:
+    def call(self, name: str, arguments: bytes, *, ahead: Sequence[Command] = (), on_disk: bool = False) -> Coroutine[Any, Any, Any]:
         """A script's reply, from a server that was looked at first, and whose keys are put in order when they are found not to be."""
-        return (self._look_and_run if self._survey is None else self._run_in_order)(name, arguments, on_disk)
+        return (self._look_and_run if self._survey is None else self._run_in_order)(name, arguments, ahead, on_disk)
 
-    async def _look_and_run(self, name: str, arguments: bytes, on_disk: bool) -> Any:
+    async def _look_and_run(self, name: str, arguments: bytes, ahead: Sequence[Command], on_disk: bool) -> Any:
         await self._look_at_server()
-        return await self._run_in_order(name, arguments, on_disk)
+        return await self._run_in_order(name, arguments, ahead, on_disk)
 
-    async def _run_in_order(self, name: str, arguments: bytes, on_disk: bool) -> Any:
+    async def _run_in_order(self, name: str, arguments: bytes, ahead: Sequence[Command] = (), on_disk: bool = False) -> Any:
         for _ in range(MOST_MENDINGS):
             try:
-                return await self._run(name, arguments, on_disk)
+                return await self._run(name, arguments, ahead, on_disk)
             except WrongType as error:
                 await self._put_in_order(error)
-        return await self._run(name, arguments, on_disk)
+        return await self._run(name, arguments, ahead, on_disk)
 
     async def _put_in_order(self, error: WrongType) -> None:
         """By one of all who have come upon it: it takes long, and the others come again when it is done."""
@@ -208,8 +216,9 @@ class RedisBroker:
             return
         log.error("%s; %d key(s) put aside under %sbad:, and all indexes made anew from the jobs", error, aside, self._prefix)
 
-    def _run(self, name: str, arguments: bytes, on_disk: bool) -> Coroutine[Any, Any, Any]:
-        return self._lines.here().link.run(self._scripts[name], self._prefix, self._time(), arguments, on_disk=on_disk)
+    def _run(self, name: str, arguments: bytes, ahead: Sequence[Command] = (), on_disk: bool = False) -> Coroutine[Any, Any, Any]:
+        link = self._lines.here().link
+        return link.run(self._scripts[name], self._prefix, self._time(), arguments, ahead=ahead, on_disk=on_disk)
 
     async def _ask(self, *command: Any) -> Any:
         return await self._lines.here().link.ask(*command)
@@ -229,9 +238,9 @@ class RedisBroker:
                 f"{survey.name} at {self.server} has no append-only file, which durability=fsync asks to wait for: set appendonly yes"
             )
         names = [f"{self._prefix}{name}" for name in ("nudges", "ended", "nudges")]
-        if denied := await self._run("permitted", packing.pack([calls(names)]), False):
+        if denied := await self._run("permitted", packing.pack([calls(names)])):
             raise not_permitted(f"{b', '.join(denied).decode()} with keys and channels under {self._prefix}", str(self.server))
-        layout = await self._run_in_order("layout", packing.pack([LAYOUT]), False)
+        layout = await self._run_in_order("layout", packing.pack([LAYOUT]))
         if int(layout) != LAYOUT:
             raise BrokerRefused(
                 f"{survey.name} at {self.server} has jobs of another version of taskflow under {self._prefix}: they are kept in layout "

@@ -8,6 +8,7 @@ from typing import Any, Final, Protocol
 
 from taskflow.broker.console import Finding, JobFilter, Metrics, QueueRecord, Redone
 from taskflow.broker.redis import packing
+from taskflow.broker.redis.bodies import Ask, Bodies
 from taskflow.broker.redis.fields import ID_BYTES
 from taskflow.model.clock import instant_of, to_microseconds, to_seconds
 from taskflow.model.record import BY_CODE, CODES, ENDED, Record, Status
@@ -26,12 +27,6 @@ class Call(Protocol):
     def __call__(self, name: str, arguments: bytes) -> Awaitable[Any]: ...
 
 
-class Ask(Protocol):
-    """How a broker sends a command."""
-
-    async def __call__(self, *command: Any) -> Any: ...
-
-
 class RedisConsole:
     """See `taskflow.broker.console.Console`.
 
@@ -39,10 +34,11 @@ class RedisConsole:
     a time, or the indexes of the statuses asked for.
     """
 
-    def __init__(self, call: Call, ask: Ask, prefix: str, examine: Callable[[], Awaitable[list[Finding]]]) -> None:
+    def __init__(self, call: Call, ask: Ask, prefix: str, examine: Callable[[], Awaitable[list[Finding]]], bodies: Bodies) -> None:
         self._call = call
         self._ask = ask
         self._examine = examine
+        self._bodies = bodies
         self._prefix = prefix.encode()
         self._rest: dict[tuple[JobFilter, bytes | None], list[_Newest]] = {}
 
@@ -60,7 +56,7 @@ class RedisConsole:
         while newest and len(found) < limit:
             ids = [heapq.heappop(newest).id for _ in range(min(len(newest), PAGE))]
             reply = await self._call("browse", packing.pack([ids, _filter(chosen), limit - len(found)]))
-            records = packing.records_of(reply)
+            records = await self._bodies.in_records(packing.records_of(reply))
             found += [records[job_id] for job_id in ids if job_id in records]
             for job_id in reversed(ids):  # those beyond the limit belong to the next page
                 if len(found) == limit and job_id < found[-1].id:

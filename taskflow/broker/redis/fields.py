@@ -91,6 +91,13 @@ SPANS: Final = _EACH | {
     "fence": (_EACH["epoch"][0], _EACH["number"][1]),
 }
 
+MARK: Final = b"\xff@"
+"""A large payload is kept apart, under b:ID, and its place in the job has a reference: this, and how many bytes it has (4). So no script
+reads it: Lua looks at every byte of each string that it makes, and would make some six of it until the job has ended.
+
+To a version that knows nothing of it a reference is a payload of a newer one, so that it leaves the job to others: `codec.payload`.
+"""
+
 SESSION_BYTES: Final = 16
 ID_BYTES: Final = 16
 TAIL_BYTES: Final = 8

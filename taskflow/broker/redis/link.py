@@ -14,7 +14,7 @@ from taskflow.broker.redis.refusals import in_our_words
 from taskflow.broker.redis.scripts import Script
 from taskflow.broker.redis.server import ANSWER_WITHIN, Server
 from taskflow.broker.redis.turns import Turns
-from taskflow.broker.redis.wire import ERRORS, Wire, drop, wire_over
+from taskflow.broker.redis.wire import ERRORS, Command, Wire, drop, wire_over
 from taskflow.model.errors import BrokerUnavailable
 
 MOST_CONNECTIONS: Final = 16
@@ -35,18 +35,33 @@ class Link:
         self._is_closed = False
         self._end: AsyncGenerator[None] | None = None
 
-    async def run(self, script: Script, *arguments: bytes | str, on_disk: bool = False, within: float = ANSWER_WITHIN) -> Any:
-        """A script's reply. `on_disk`: not before the server has what it wrote on its disk; BrokerUnavailable when that takes long."""
+    async def run(
+        self,
+        script: Script,
+        *arguments: bytes | str,
+        ahead: Sequence[Command] = (),
+        on_disk: bool = False,
+        within: float = ANSWER_WITHIN,
+    ) -> Any:
+        """A script's reply.
+
+        `ahead`    commands that are sent with it, and before it; an error of one is the call's
+        `on_disk`  not before the server has what it wrote on its disk; BrokerUnavailable when that takes long
+        """
+        after = (_ON_DISK,) if on_disk else ()
         try:
-            return await self._ask(("EVALSHA", script.sha, 1, *arguments), on_disk, within)
+            return await self._ask((*ahead, ("EVALSHA", script.sha, 1, *arguments), *after), within)
         except exceptions.NoScriptError:  # a server that was restarted, or whose scripts were flushed: it learns it again by this
-            return await self.ask("EVAL", script.text, 1, *arguments, on_disk=on_disk, within=within)
+            return await self._in_our_words((*ahead, ("EVAL", script.text, 1, *arguments), *after), within)
         except ERRORS as error:
             raise in_our_words(error, str(self.server)) from error
 
-    async def ask(self, *command: Any, on_disk: bool = False, within: float = ANSWER_WITHIN) -> Any:
+    async def ask(self, *command: Any, within: float = ANSWER_WITHIN) -> Any:
+        return await self._in_our_words((command,), within)
+
+    async def _in_our_words(self, commands: Sequence[Command], within: float) -> Any:
         try:
-            return await self._ask(command, on_disk, within)
+            return await self._ask(commands, within)
         except ERRORS as error:
             raise in_our_words(error, str(self.server)) from error
 
@@ -78,25 +93,26 @@ class Link:
 
     # --- one command ------------------------------------------------------------------------------------------
 
-    async def _ask(self, command: Sequence[Any], on_disk: bool, within: float) -> Any:
-        """A connection that lay idle may have been cut meanwhile: then once more, on a new one. Any verb may be sent twice."""
+    async def _ask(self, commands: Sequence[Command], within: float) -> Any:
+        """The reply to the last of them, WAITAOF aside. A connection that lay idle may have been cut meanwhile: then once more, on a new
+        one. Any verb may be sent twice."""
         if not self._turns.take():
             await self._turns.wait()
         try:
             if self._idle:
                 try:
-                    return await self._over(self._idle.pop(), command, on_disk, within)
+                    return await self._over(self._idle.pop(), commands, within)
                 except ERRORS as error:
                     if not _is_cut(error):
                         if not isinstance(error, exceptions.ResponseError):  # silence: the others may be as dead
                             await self._drop_idle()
                         raise
                     await self._drop_idle()
-            return await self._over(wire_over(await self.open()), command, on_disk, within)
+            return await self._over(wire_over(await self.open()), commands, within)
         finally:
             self._turns.give()
 
-    async def _over(self, wire: Wire, command: Sequence[Any], on_disk: bool, within: float) -> Any:
+    async def _over(self, wire: Wire, commands: Sequence[Command], within: float) -> Any:
         if self._is_closed:
             await wire.drop()
             raise BrokerUnavailable(words.CLOSED)
@@ -104,8 +120,8 @@ class Link:
         reply: Any = None
         is_clean = False
         try:
-            replies = await wire.ask((command, _ON_DISK) if on_disk else (command,), within)
-            reply = _unless_not_on_disk(*replies) if on_disk else replies[0]
+            replies = await wire.ask(commands, within)
+            reply = replies[0] if len(replies) == 1 else _reply_among(commands, replies)
             is_clean = not isinstance(reply, exceptions.ReadOnlyError)  # a demoted primary: the next one may find the new
         finally:
             self._in_use.discard(wire)
@@ -142,12 +158,13 @@ def _is_cut(error: Exception) -> bool:
 _ON_DISK: Final = ("WAITAOF", 1, 0, ON_DISK_WITHIN)
 
 
-def _unless_not_on_disk(reply: Any, waited: Any) -> Any:
-    """An error is the reply too: the connection is as good as before after one."""
-    if isinstance(reply, Exception):
-        return reply
-    if isinstance(waited, Exception):
-        return waited
-    if not waited[0]:
+def _reply_among(commands: Sequence[Command], replies: list[Any]) -> Any:
+    """An error is the reply too, the first one: the connection is as good as before after it."""
+    for reply in replies:
+        if isinstance(reply, Exception):
+            return reply
+    if commands[-1] is not _ON_DISK:
+        return replies[-1]
+    if not replies[-1][0]:
         return BrokerUnavailable(f"the server has not written it to its disk within {ON_DISK_WITHIN / 1000:g} s")
-    return reply
+    return replies[-2]

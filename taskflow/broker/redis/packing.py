@@ -9,6 +9,7 @@ from typing import Any, Final
 import msgpack
 
 from taskflow.broker.protocol import Added, Refused
+from taskflow.broker.redis.bodies import is_large, reference_to
 from taskflow.broker.redis.fields import FIELDS, ID_BYTES, SESSION_BYTES, TAIL_BYTES
 from taskflow.model.clock import instant_of, to_microseconds, to_seconds
 from taskflow.model.envelope import ClaimId, Envelope, Lease, pack_extras, unpack_extras
@@ -60,14 +61,14 @@ class Texts:
 
 
 def pack_envelopes(envelopes: Sequence[Envelope]) -> bytes:
-    """See add.lua."""
+    """See add.lua. Large payloads are sent ahead of it: see `bodies`."""
     texts = Texts()
-    items = [item_of(envelope, texts) for envelope in envelopes]
-    return pack([texts.all(), items])
+    items = [item_of(envelope, texts, apart=is_large(envelope.payload)) for envelope in envelopes]
+    return pack([texts.all(), items, [envelope.id for envelope in envelopes if is_large(envelope.payload)]])
 
 
-def item_of(envelope: Envelope, texts: Texts) -> Item:
-    """See adding.lua."""
+def item_of(envelope: Envelope, texts: Texts, *, apart: bool = False) -> Item:
+    """See adding.lua. Follow-ups' payloads go with them, of whatever size."""
     return (
         envelope.id,
         texts.place("q:" + envelope.queue),
@@ -78,7 +79,7 @@ def item_of(envelope: Envelope, texts: Texts) -> Item:
         False if envelope.expires is None else to_microseconds(envelope.expires),
         envelope.key or False,
         int(envelope.on_conflict),
-        envelope.payload,
+        reference_to(envelope.payload) if apart else envelope.payload,
         pack_extras(envelope) or False,
         envelope.awaits,
         b"".join(envelope.joins) or False,

@@ -6,6 +6,7 @@ import struct
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
+from taskflow.broker.redis.bodies import is_large, reference_to
 from taskflow.broker.redis.fields import SESSION_BYTES, TAIL_BYTES
 from taskflow.broker.redis.packing import (
     MOST_NUMBERS,
@@ -31,11 +32,17 @@ MOST_PLAIN: Final = 2_000
 _MOST_EXTRAS: Final = 0xFFFF
 
 
-def pack_plain(envelopes: Sequence[Envelope]) -> bytes | None:
+class Calls(NamedTuple):
+    packed: bytes
+    large: list[Envelope]
+    """Those whose payloads are to be sent ahead: see `bodies`."""
+
+
+def pack_plain(envelopes: Sequence[Envelope]) -> Calls | None:
     """See enqueue.lua. None when one of them wants more than that script does; so for all it is add.lua's, that they stay in order."""
     if not 0 < len(envelopes) <= MOST_PLAIN:
         return None
-    runs, alike = list[list[Any]](), None
+    runs, alike, large = list[list[Any]](), None, list[Envelope]()
     places: dict[str, int] = {}
     for envelope in envelopes:
         if not _is_plain(envelope):
@@ -48,8 +55,11 @@ def pack_plain(envelopes: Sequence[Envelope]) -> bytes | None:
         extras, payload = pack_extras(envelope) or b"", envelope.payload
         if len(extras) > _MOST_EXTRAS:
             return None
+        if is_large(payload):
+            large.append(envelope)
+            payload = reference_to(payload)
         runs[-1] += (envelope.id, b"%b%b%b%b" % (len(extras).to_bytes(2), extras, len(payload).to_bytes(4), payload))
-    return pack([list(places), *runs])
+    return Calls(pack([list(places), [envelope.id for envelope in large], *runs]), large)
 
 
 def _is_plain(envelope: Envelope) -> bool:

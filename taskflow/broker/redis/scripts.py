@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from taskflow.broker.literals import literals
-from taskflow.broker.redis.fields import FIELDS, SPANS
+from taskflow.broker.redis.fields import FIELDS, MARK, SPANS
 from taskflow.model.rules import Rules
 
 
@@ -29,7 +29,7 @@ _SHELF: Final = ("base", "names", "counts", "nudges", "jobs", "ordered", "shelf"
 # What each verb is made of, before its own file.
 _PARTS: Final[Mapping[str, tuple[str, ...]]] = {
     "enqueue": ("base", "counts", "nudges", "ordered"),
-    "add": (*_SHELF, "adding"),
+    "add": (*_SHELF, "adding", "bodies"),
     "register": ("base", "living"),
     "claim": ("base", "names", "counts", "ordered"),
     "beat": (*_SHELF, "living", "outlook"),
@@ -55,7 +55,7 @@ _PARTS: Final[Mapping[str, tuple[str, ...]]] = {
 # What a verb's own file makes, by calling `the_rest()`, only when a job wants it: to make a hundred functions takes the server longer
 # than to lease or settle a plain job does.
 _REST: Final[Mapping[str, tuple[str, ...]]] = {
-    "enqueue": ("names", "interning"),
+    "enqueue": ("names", "bodies", "interning"),
     "claim": ("jobs", "living", "leasing"),
     "settle": ("jobs", "ordered", "shelf", "adding", "settling"),
 }
@@ -69,7 +69,7 @@ _WORD: Final = re.compile(r"\w+")
 _COMMAND: Final = re.compile(r"\b(?:call|in_portions)\('([A-Z]+)'")
 _FEWEST: Final[Mapping[int, str]] = {
     0: "INFO PING TIME",
-    1: "DEL EXISTS HGETALL HLEN HVALS MGET PTTL SCAN SMEMBERS SUBSCRIBE TYPE UNLINK ZCARD",
+    1: "DEL EXISTS HGETALL HLEN HVALS MGET PERSIST PTTL SCAN SMEMBERS SUBSCRIBE TYPE UNLINK ZCARD",
     2: "HDEL HEXISTS HGET HMGET LINDEX MSET MSETNX PEXPIRE PUBLISH RENAME RPUSH SADD SET SISMEMBER SREM ZMSCORE ZREM ZSCORE",
     3: "HINCRBY HSET HSETNX LRANGE LTRIM ZADD ZRANGE ZRANGEBYSCORE ZREMRANGEBYRANK ZREMRANGEBYSCORE",
 }
@@ -78,7 +78,7 @@ _FEWEST: Final[Mapping[int, str]] = {
 _CALLING: Final = ("EVAL", "EVALSHA")
 """Of these a script's keys are counted before them: three with one key."""
 
-_SENT: Final = (*_CALLING, "SUBSCRIBE", "PING", "SCAN", "INFO")
+_SENT: Final = (*_CALLING, "SUBSCRIBE", "PING", "SCAN", "INFO", "SET", "MGET")
 
 
 class Scripts(Mapping[str, Script]):
@@ -180,6 +180,7 @@ def _values(rules: Rules) -> dict[str, str]:
     """Name to Lua literal."""
     fields = {f"F.{field}": str(number) for number, field in enumerate(FIELDS, 1)}
     spans = {f"L.{name}": ", ".join(map(str, span)) for name, span in SPANS.items()}
+    spans["L.mark"] = "'" + "".join(f"\\{byte:03d}" for byte in MARK) + "'"
     return fields | spans | literals(rules, text=_text, numbers=lambda numbers: f"{{ {', '.join(map(str, numbers))} }}")
 
 

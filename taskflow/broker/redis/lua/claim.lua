@@ -10,7 +10,8 @@ local asked = 0
 -- Entries that nobody stands at any more which one call passes over at most.
 local patience = 5000
 
--- What one answer holds at most, about: a worker that asks for hundreds of large jobs gets them in portions.
+-- What one answer brings at most, about, with the payloads that are kept apart: a worker that asks for hundreds of large jobs gets them
+-- in portions.
 local MOST_BYTES = 1048576
 local bytes = 0
 
@@ -34,9 +35,10 @@ local function lease_anew(id, stored, entry, tail)
   if not lease_again then
     lease_again, answer_again = the_rest()
   end
-  local anew, queue, name = lease_again(id, stored, entry, session .. tail, worker)
+  local anew, queue, name, more = lease_again(id, stored, entry, session .. tail, worker)
   if anew then
     numbers[queue], numbers[name] = true, true
+    bytes = bytes + more
   end
   return anew
 end
@@ -58,6 +60,9 @@ local function lease(entry, stored, tail)
   if queue ~= last_queue or name ~= last_name then
     last_queue, last_name = queue, name
     numbers[queue], numbers[name] = true, true
+  end
+  if #stored == payload_at + 9 and sub(stored, payload_at + 4, payload_at + 5) == L.mark then
+    bytes = bytes + struct.unpack('>I4', stored, payload_at + 6)
   end
   return first_of .. tail .. since .. stored, id
 end

@@ -1,12 +1,20 @@
 -- Adds plain calls: with nothing but an id, a queue, a job, a priority, a payload and extras, ready at once. Refused by the server when
 -- it is out of memory: see the flags in scripts.py.
 --
--- arguments  texts of the queues and jobs, and then for each run of calls that are alike but for the rest an array: the places of its
+-- arguments  texts of the queues and jobs; ids of those whose payload is kept apart; and then for each run of calls that are alike but for the rest an array: the places of its
 --            queue and job among the texts, priority, and for each call its id, and its extras and payload as the fixed layout has them;
 --            at least one and at most MOST calls in all
--- reply      nil when all were added, or "KNOWN", and nothing is: some id is there already, or twice among them (see add.lua)
+-- reply      nil when all were added; "KNOWN", and nothing is: some id is there already, or twice among them (see add.lua); "LACKING",
+--            and nothing is: a payload that was sent ahead is not there
 
-local texts = given[1]
+local texts, apart = given[1], given[2]
+local intern, is_lacking, keep_bodies
+if #apart > 0 then
+  intern, is_lacking, keep_bodies = the_rest()
+  if is_lacking(apart) then
+    return redis.status_reply('LACKING')
+  end
+end
 -- As text, where they are known: numbers go into keys, and Lua takes longer to write one than to send a command.
 local numbers = call('HMGET', P .. 'names', unpack(texts))
 for i = 1, #texts do
@@ -16,14 +24,14 @@ for i = 1, #texts do
   end
 end
 local calls = 0
-for r = 2, #given do
+for r = 3, #given do
   calls = calls + (#given[r] - 3) / 2
 end
 local seq = call('HINCRBY', P .. 'meta', 'seq', calls) - calls
 local values, is_named, places, key, value = {}, {}, {}, P .. 'j:', 0
 
 -- The layout is that of fields.py.
-for r = 2, #given do
+for r = 3, #given do
   local run = given[r]
   local queue, priority = numbers[run[1]], run[3]
   local name = queue .. ':' .. priority
@@ -50,6 +58,9 @@ for r = 2, #given do
 end
 if call('MSETNX', unpack(values)) == 0 then
   return redis.status_reply('KNOWN')
+end
+if #apart > 0 then
+  keep_bodies(apart)
 end
 for name, place in pairs(places) do
   local queue, priority, entries = place.queue, place.priority, place.entries

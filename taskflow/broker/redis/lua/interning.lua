@@ -1,3 +1,3 @@
 -- What an enqueue does for queues and jobs that are new.
 
-return intern
+return intern, is_lacking, keep_bodies

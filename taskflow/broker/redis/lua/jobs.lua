@@ -110,6 +110,20 @@ local function packed(job)
     job[F.seq], job[F.created], #extras) .. extras .. struct.pack('>I4', #payload) .. payload
 end
 
+-- Bytes of a payload that is kept apart, under b:ID, of which there is a reference in its place (fields.py); nil of any other.
+local function size_apart(payload)
+  if payload and #payload == 6 and string.sub(payload, 1, 2) == L.mark then
+    return struct.unpack('>I4', payload, 3)
+  end
+end
+
+local function drop_payload(id, job)
+  if size_apart(job[F.payload]) then
+    call('UNLINK', P .. 'b:' .. id)
+  end
+  job[F.payload] = false
+end
+
 -- MGET, since it passes over a key of a wrong type.
 local function prefetch(ids)
   local keys, asked = {}, {}

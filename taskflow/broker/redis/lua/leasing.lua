@@ -1,7 +1,7 @@
 -- What a claim has to do with jobs that are more than the fixed layout holds, or that it has leased before.
 
 -- Changes the job for its next run. False when nobody stands at the entry any more, nil when it has expired, and is left to upkeep;
--- else what is stored and the numbers of its queue and name.
+-- else what is stored, the numbers of its queue and name, and how large a payload is that is kept apart.
 local function lease_again(id, stored, entry, claim, worker)
   cache[id] = parse(id, stored)
   local job = cache[id]
@@ -22,7 +22,7 @@ local function lease_again(id, stored, entry, claim, worker)
       job[field] = false
     end
   end
-  return cmsgpack.pack(job), job[F.queue], job[F.name]
+  return cmsgpack.pack(job), job[F.queue], job[F.name], size_apart(job[F.payload]) or 0
 end
 
 -- What this request was answered before: id, job, id, job, ... and the numbers in them.

@@ -14,8 +14,8 @@ local answers, others_at = {}, {}
 local now, is_succeeded = struct.pack('>I8', wall), string.char(S.SUCCEEDED)
 local values = {}
 
--- As it is stored after a success at its first run. nil for a job that has more to it, or does not have that lease. The layout is that
--- of fields.py.
+-- As it is stored after a success at its first run, its queue and place, and whether its payload was kept apart. nil for a job that has
+-- more to it, or does not have that lease. The layout is that of fields.py.
 local function ended(stored, fence, outcome)
   if byte(stored) ~= S.RUNNING or sub(stored, L.fence) ~= fence or #stored < L.running + 1 then
     return nil
@@ -26,7 +26,9 @@ local function ended(stored, fence, outcome)
   end
   local extras = struct.unpack('>I2', stored, extras_at)
   local queue, seq = struct.unpack('>I4xxxxxxxxxxxxc6', stored, extras_at - L.waiting + 3)
-  return is_succeeded .. sub(stored, 2, extras_at + 1 + extras) .. now .. outcome, queue, seq
+  local payload_at = extras_at + extras + 6
+  local is_apart = #stored == payload_at + 5 and sub(stored, payload_at, payload_at + 1) == L.mark
+  return is_succeeded .. sub(stored, 2, extras_at + 1 + extras) .. now .. outcome, queue, seq, is_apart
 end
 
 -- All of one score.
@@ -52,16 +54,16 @@ end
 
 -- Those that are not so simple join the others.
 local function settle_group(session, keep_for, ids, fences, tails, outcomes)
-  local keys, done, done_tails, kept = {}, {}, {}, {}
+  local keys, done, done_tails, kept, bodies = {}, {}, {}, {}, {}
   local job_key = P .. 'j:'
   for i, id in ipairs(ids) do
     keys[i] = job_key .. id
   end
   for i, stored in ipairs(call('MGET', unpack(keys))) do
     local id, outcome = ids[i], outcomes[i]
-    local new, queue, seq
+    local new, queue, seq, is_apart
     if stored then
-      new, queue, seq = ended(stored, fences[i], outcome)
+      new, queue, seq, is_apart = ended(stored, fences[i], outcome)
     end
     if new then
       local n = #done + 1
@@ -71,6 +73,9 @@ local function settle_group(session, keep_for, ids, fences, tails, outcomes)
       local members = kept[queue] or {}
       kept[queue] = members
       members[#members + 1] = seq .. id
+      if is_apart then
+        bodies[#bodies + 1] = P .. 'b:' .. id
+      end
       answers[#answers + 1] = 'o'
     else
       local epoch, claim = struct.unpack('>I4c24', fences[i])
@@ -80,6 +85,9 @@ local function settle_group(session, keep_for, ids, fences, tails, outcomes)
     end
   end
   write_group(session, keep_for, done, done_tails, kept)
+  if #bodies > 0 then
+    call('UNLINK', unpack(bodies))
+  end
 end
 
 local sent_so = #others

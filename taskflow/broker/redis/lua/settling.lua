@@ -18,7 +18,7 @@ end
 
 local endings = {
   function(id, job, settlement)
-    job[F.payload] = false
+    drop_payload(id, job)
     set(job, F.result, settlement[7])
     finish(id, job, E.SUCCEED, S.SUCCEEDED, false, settlement[6])
   end,

@@ -308,6 +308,7 @@ local function bury(id, job)
   write_kept()
   leave_kept(id, job)
   move(job, E.DROP, S.GONE)
+  drop_payload(id, job)
   for field = F.payload, #job do
     if field ~= F.settled and field ~= F.ended then
       job[field] = false
