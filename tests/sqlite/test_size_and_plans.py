@@ -68,6 +68,7 @@ INDEXES = {
     "oldest_ready": {"taskflow_jobs_ready"},
     "browse": {"sqlite_autoindex_taskflow_jobs_1"},
     "ready_queues": {"taskflow_queues_ready"},
+    "all_ready_jobs": {"taskflow_jobs_ready", "INTEGER PRIMARY KEY"},
 }
 
 
@@ -164,8 +165,9 @@ def test_every_statement_is_used() -> None:
     """And none is missing: a name that Python asks for stands in a file."""
     package = Path(__file__).parents[2] / "taskflow" / "broker" / "sqlite"
     code = "\n".join(file.read_text() for file in package.glob("*.py"))
-    named = {name for file in package.glob("*.sql") for name in re.findall(r"^-- name: (\w+)$", file.read_text(), re.MULTILINE)}
-    composed = {"oldest_done", "oldest_failed", "bury_oldest_done", "bury_oldest_failed"}
+    statements = "\n".join(file.read_text() for file in package.glob("*.sql"))
+    named = set(re.findall(r"^-- name: (\w+)$", statements, re.MULTILINE))
+    composed = set(re.findall(r"@(\w+)", statements)) | {"oldest_done", "oldest_failed", "bury_oldest_done", "bury_oldest_failed"}
     assert {name for name in named if f'"{name}"' not in code} == composed
     for name in named:
         assert SQL[name]

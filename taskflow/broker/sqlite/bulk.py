@@ -28,11 +28,13 @@ def execute_rows(
     return connection.total_changes - before
 
 
-def fetch_rows(connection: sqlite3.Connection, sql: Statements, name: str, rows: Sequence[tuple[object, ...]]) -> list[tuple[Any, ...]]:
+def fetch_rows(
+    connection: sqlite3.Connection, sql: Statements, name: str, rows: Sequence[tuple[object, ...]], shared: tuple[object, ...] = ()
+) -> list[tuple[Any, ...]]:
     """As `execute_rows`; all that the statement replies."""
     found = list[tuple[Any, ...]]()
     for chunk in _filled_up(rows):
-        found += connection.execute(sql.of_rows(name, len(chunk)), tuple(chain.from_iterable(chunk)))
+        found += connection.execute(sql.of_rows(name, len(chunk)), (*chain.from_iterable(chunk), *shared))
     return found
 
 

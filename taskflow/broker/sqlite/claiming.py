@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from operator import attrgetter
 from typing import Final
 
@@ -26,11 +28,7 @@ def claim(shelf: Shelf, session: bytes, request: int, queues: Sequence[str], lim
     taken = shelf.connection.execute(shelf.sql["take_request"], (request, session, request)).fetchall()
     if not taken:
         return _answer_again(shelf, living(shelf, session), request)
-    found = list[_Ready]()
-    for queue, name in _order(shelf, queues, request, limit):
-        if len(found) >= limit:
-            break
-        found += _first_ready(shelf, queue, name, limit - len(found))
+    found = _find(shelf, _order(shelf, queues, request, limit), limit)
     [(worker,)] = taken
     return _lease_all(shelf, session, worker, request, found) if found else []
 
@@ -43,10 +41,18 @@ def _answer_again(shelf: Shelf, row: SessionRow, request: int) -> list[Lease]:
     return [lease_of(job, shelf.queues.name(job.queue), shelf.job_names.name(job.name), shelf.now) for job in jobs]
 
 
-def _order(shelf: Shelf, queues: Sequence[str], request: int, limit: int) -> Iterable[tuple[int, str]]:
-    """Number and name of the queues to look into."""
+class _Queue(msgspec.Struct, array_like=True, frozen=True):
+    """`ready` is how many jobs are ready in it, those that have expired too; where it is not known, as many as anybody may want."""
+
+    number: int
+    name: str
+    ready: int = sys.maxsize
+
+
+def _order(shelf: Shelf, queues: Sequence[str], request: int, limit: int) -> Iterable[_Queue]:
+    """The queues to look into."""
     if queues:
-        return [(number, name) for name in queues if (number := shelf.queues.find(name)) is not None]
+        return [_Queue(number, name) for name in queues if (number := shelf.queues.find(name)) is not None]
     if shelf.tally.has_moved(_READY):
         shelf.tally.flush()
     return _ready_queues(shelf, request, max(limit, _LEAST_QUEUES))
@@ -56,7 +62,7 @@ _LEAST_QUEUES: Final = 32
 """That are read at once."""
 
 
-def _ready_queues(shelf: Shelf, request: int, limit: int) -> Iterator[tuple[int, str]]:
+def _ready_queues(shelf: Shelf, request: int, limit: int) -> Iterator[_Queue]:
     """Round robin, beginning with another one at each request; no more of them are read than are looked into."""
     count, found = _some_ready_queues(shelf, limit, request)
     yield from found
@@ -66,20 +72,21 @@ def _ready_queues(shelf: Shelf, request: int, limit: int) -> Iterator[tuple[int,
             yield from _some_ready_queues(shelf, min(limit, stop - offset), offset)[1]
 
 
-def _some_ready_queues(shelf: Shelf, limit: int, offset: int) -> tuple[int, list[tuple[int, str]]]:
+def _some_ready_queues(shelf: Shelf, limit: int, offset: int) -> tuple[int, list[_Queue]]:
     [(count, packed)] = shelf.connection.execute(shelf.sql["ready_queues"], (limit, offset)).fetchall()
     return count, _QUEUES.decode(packed)
 
 
-_QUEUES: Final = msgspec.json.Decoder(list[tuple[int, str]])
+_QUEUES: Final = msgspec.json.Decoder(list[_Queue])
 
 
 # --- what is found -----------------------------------------------------------------------------------------------
 
 
 class _Ready(msgspec.Struct, array_like=True):
-    """A job to be leased, as `ready_jobs` tells of it: its first four fields when it is a plain one. Id and payload come beside."""
+    """A job to be leased, as `told_of_ready` has it: its first five fields when it is a plain one. Id and payload come beside."""
 
+    queue: int
     seq: int
     name: int
     created_at: int
@@ -96,7 +103,6 @@ class _Ready(msgspec.Struct, array_like=True):
     extras: str = ""
     is_joined: int = 0
     expires_at: int | None = None
-    queue: int = 0
     queue_name: str = ""
     id: bytes = b""
     payload: bytes = b""
@@ -121,21 +127,69 @@ _name: Final = attrgetter("name")
 _queue: Final = attrgetter("queue")
 
 
-def _first_ready(shelf: Shelf, queue: int, queue_name: str, limit: int) -> list[_Ready]:
-    """None of a queue that is paused."""
+def _find(shelf: Shelf, order: Iterable[_Queue], limit: int) -> list[_Ready]:
+    """The first of each queue, in the order of the queues. Those of which all are wanted are asked for together: each statement lets go
+    of the interpreter, which the loop's thread then has until it sleeps."""
+    found, together, expected = list[_Ready](), list[_Queue](), 0
+    for queue in order:
+        left = limit - len(found)
+        together.append(queue)
+        expected += queue.ready
+        if expected < left:
+            continue
+        if expected > left:
+            found += _all_ready(shelf, together[:-1], left)
+            found += _first_ready(shelf, queue, limit - len(found))
+        else:
+            found += _all_ready(shelf, together, left)
+        if len(found) >= limit:
+            return found
+        together, expected = [], 0
+    return found + _all_ready(shelf, together, limit - len(found))
+
+
+def _all_ready(shelf: Shelf, queues: Sequence[_Queue], limit: int) -> list[_Ready]:
+    """Of queues that have no more than so many."""
+    if len(queues) < 2:
+        return [ready for queue in queues for ready in _first_ready(shelf, queue, limit)]
     try:
-        [(packed, ids, payloads)] = shelf.connection.execute(shelf.sql["ready_jobs"], (queue, shelf.now, limit))
+        replies = shelf.fetch_rows("all_ready_jobs", [(queue.number,) for queue in queues], shelf.now)
+    except sqlite3.DataError:  # see below
+        return [ready for queue in queues for ready in _first_ready(shelf, queue, limit)]
+    by_queue: dict[int, list[_Ready]] = {queue.number: [] for queue in queues}
+    for ready in chain.from_iterable(_unpacked(*reply) for reply in replies):
+        by_queue[ready.queue].append(ready)
+    return [ready for queue in queues for ready in _in_order(by_queue[queue.number], queue)]
+
+
+def _first_ready(shelf: Shelf, queue: _Queue, limit: int) -> list[_Ready]:
+    """None of a queue that is paused."""
+    if limit < 1:
+        return []
+    try:
+        [reply] = shelf.connection.execute(shelf.sql["ready_jobs"], (queue.number, shelf.now, limit))
     except sqlite3.DataError:  # their payloads together are more than SQLite holds as one value (1 GB): less will do
         if limit == 1:
             raise
-        return _first_ready(shelf, queue, queue_name, limit // 2)
+        return _first_ready(shelf, queue, limit // 2)
+    return _in_order(_unpacked(*reply), queue)
+
+
+def _unpacked(packed: str, ids: bytes | None, payloads: bytes | None) -> list[_Ready]:
     found = _FOUND.decode(packed)
-    start = 0
+    start, payloads = 0, payloads or b""
     for ready, job_id in zip(found, slices(ids, 16), strict=True):
         end = start + ready.payload_bytes
-        ready.queue, ready.queue_name, ready.id, ready.payload = queue, queue_name, job_id, payloads[start:end]
+        ready.id, ready.payload = job_id, payloads[start:end]
         start = end
-    found.sort(key=_place if any(map(_due_at, found)) else _plain_place)  # aggregates promise no order
+    return found
+
+
+def _in_order(found: list[_Ready], queue: _Queue) -> list[_Ready]:
+    """All of one queue: aggregates promise no order."""
+    for ready in found:
+        ready.queue_name = queue.name
+    found.sort(key=_place if any(map(_due_at, found)) else _plain_place)
     return found
 
 

@@ -59,36 +59,38 @@ SELECT count(*) FROM "~jobs" WHERE claim >= ? AND claim <= ?;
 
 -- name: ready_queues
 -- Parameters: limit; a number, which modulo theirs says where to begin. Reply: how many queues are not paused and have ready jobs; as JSON,
--- number and name of some of them, by name, without those that come before.
+-- number, name and ready jobs of some of them, by name, without those that come before.
 WITH ready (queues) AS (SELECT count(*) FROM "~queues" WHERE ready > 0 AND is_paused = 0)
-SELECT (SELECT queues FROM ready), json_group_array(json_array(number, name))
+SELECT (SELECT queues FROM ready), json_group_array(json_array(number, name, ready))
 FROM (
-  SELECT number, name FROM "~queues" WHERE ready > 0 AND is_paused = 0
+  SELECT number, name, "~queues".ready FROM "~queues" WHERE "~queues".ready > 0 AND is_paused = 0
   ORDER BY name
   LIMIT ? OFFSET (SELECT ? % max(1, queues) FROM ready)
 );
 
--- name: ready_jobs
--- Parameters: queue, now, limit. Reply: one row of the first ready jobs that have not expired, nothing in it when the queue is paused:
--- as JSON, in order of arrival in the answer, seq, name, created_at, the payload's length, and of those that are not as plain as most
--- due_at, priority, epoch, failures, crashes, snoozes, hand_backs, parked_at, key and extras in hexadecimal, whether others await it;
--- then their ids, and their payloads, one after the other.
+-- name: told_of_ready
+-- What is told of ready jobs: as JSON, in order of arrival in the answer, queue, seq, name, created_at, the payload's length, and of those
+-- that are not as plain as most due_at, priority, epoch, failures, crashes, snoozes, hand_backs, parked_at, key and extras in
+-- hexadecimal, whether others await it, expires_at; then their ids, and their payloads, one after the other.
 -- (A job that was never leased has no failures, crashes, snoozes or hand-backs, and was not parked.)
-SELECT
-  json_group_array(
-    CASE
-      WHEN epoch = 0 AND due_at = created_at AND priority = 0 AND key IS NULL AND extras IS NULL AND joins IS NULL
-        AND expires_at IS NULL
-      THEN json_array(seq, name, created_at, length(payload))
-      ELSE
-        json_array(
-          seq, name, created_at, length(payload), due_at, priority, epoch, failures, crashes, snoozes, hand_backs, parked_at, hex(key),
-          hex(extras), joins IS NOT NULL, expires_at
-        )
-    END
-  ),
-  CAST(group_concat(id, '') AS BLOB),
-  CAST(group_concat(payload, '') AS BLOB)
+json_group_array(
+  CASE
+    WHEN epoch = 0 AND due_at = created_at AND priority = 0 AND key IS NULL AND extras IS NULL AND joins IS NULL
+      AND expires_at IS NULL
+    THEN json_array(queue, seq, name, created_at, length(payload))
+    ELSE
+      json_array(
+        queue, seq, name, created_at, length(payload), due_at, priority, epoch, failures, crashes, snoozes, hand_backs, parked_at,
+        hex(key), hex(extras), joins IS NOT NULL, expires_at
+      )
+  END
+),
+CAST(group_concat(id, '') AS BLOB),
+CAST(group_concat(payload, '') AS BLOB)
+
+-- name: ready_jobs
+-- Parameters: queue, now, limit. Reply: one row of the first ready jobs that have not expired, nothing in it when the queue is paused.
+SELECT @told_of_ready
 FROM (
   SELECT * FROM "~jobs"
   WHERE
@@ -97,6 +99,15 @@ FROM (
   ORDER BY priority DESC, due_at, seq
   LIMIT ?
 );
+
+-- name: all_ready_jobs
+-- Parameters: rows of a queue's number; now. Reply: one row of all ready jobs of these queues, as `ready_jobs` has it.
+WITH wanted (number) AS (VALUES (?) ...)
+SELECT @told_of_ready
+FROM wanted CROSS JOIN "~jobs"
+WHERE
+  status = 2 AND queue = (SELECT number FROM "~queues" WHERE number = wanted.number AND is_paused = 0)
+  AND (expires_at IS NULL OR expires_at > ?);
 
 -- name: lease_jobs
 -- Parameters: rows of seq and claim; claimed_at, claimed_steady, worker. Reply: none. Refuses a claim that exists.

@@ -93,8 +93,8 @@ class Shelf:
     def insert_rows(self, statement: str, rows: Sequence[tuple[object, ...]]) -> int:
         return insert_rows(self.connection, self.sql, statement, rows)
 
-    def fetch_rows(self, statement: str, rows: Sequence[tuple[object, ...]]) -> list[tuple[Any, ...]]:
-        return fetch_rows(self.connection, self.sql, statement, rows)
+    def fetch_rows(self, statement: str, rows: Sequence[tuple[object, ...]], *shared: object) -> list[tuple[Any, ...]]:
+        return fetch_rows(self.connection, self.sql, statement, rows, shared)
 
     def _first(self, statement: str, *parameters: object) -> Job | None:
         row = self.connection.execute(self.sql[statement], parameters).fetchone()

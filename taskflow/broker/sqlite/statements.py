@@ -10,6 +10,7 @@ from typing import Final
 _FOLDER: Final = Path(__file__).parent
 _NAME_LINE: Final = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
 _COMMENT: Final = re.compile(r"^\s*--.*$|\s+-- .*$", re.MULTILINE)
+_INCLUDED: Final = re.compile(r"@(\w+)")
 _REPEATED: Final = re.compile(r"(\((?:\?, )*\?\)) \.\.\.")
 
 
@@ -53,4 +54,4 @@ def _texts() -> dict[str, str]:
     for file in sorted(_FOLDER.glob("*.sql")):
         _, *parts = _NAME_LINE.split(file.read_text())
         found |= {name: _COMMENT.sub("", text).strip() for name, text in zip(parts[::2], parts[1::2], strict=True)}
-    return found
+    return {name: _INCLUDED.sub(lambda part: found[part[1]], text) for name, text in found.items()}
