@@ -8,9 +8,12 @@ import os
 import re
 import sys
 from collections.abc import Mapping
-from typing import Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from taskflow.cli.exits import TABLE
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 # A quarter of it lies between two beats.
 SHORTEST_TTL: Final = 1.0
@@ -49,6 +52,12 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **given: Any) -> None:
         super().__init__(allow_abbrev=False, **{"formatter_class": Formatter, **given})
+
+    def print_help(self, file: SupportsWrite[str] | None = None) -> None:
+        """argparse's own keeps silent when it cannot be written."""
+        print(self.format_help(), end="", file=file)
+        if file is None:
+            sys.stdout.flush()
 
     def error(self, message: str) -> NoReturn:
         """As argparse does: the usage and the message on stderr, exit code 2."""
@@ -267,7 +276,7 @@ class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from importlib.metadata import version
 
-        print(f"taskflow {version('taskflow-jobs')}")
+        print(f"taskflow {version('taskflow-jobs')}", flush=True)
         parser.exit()
 
 

@@ -83,7 +83,10 @@ def run(*arguments: str, code: int = 0, **environment: str) -> str:
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-@pytest.mark.parametrize("command", [["status"], ["jobs", "--json"], ["cancel", "--queue", "mail"], ["demo", "--limit", "1"]])
+@pytest.mark.parametrize(
+    "command",
+    [["status"], ["jobs", "--json"], ["cancel", "--queue", "mail"], ["demo", "--limit", "1"], ["--help"], ["worker", "-h"], ["--version"]],
+)
 def test_output_that_cannot_be_written_is_said_in_a_line(cli: Cli, stock: Stock, command: list[str], unbuffered: str) -> None:
     environment = os.environ | {"PYTHONUNBUFFERED": unbuffered, "TMPDIR": str(cli.folder)}
     with open("/dev/full", "w") as full:
