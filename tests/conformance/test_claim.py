@@ -167,6 +167,12 @@ async def test_claim_queues__in_the_order_given(world: World) -> None:
     assert await world.claim(session, ["a", "b"]) == []
 
 
+async def test_claim_queues__named_twice(world: World) -> None:
+    """Once is enough."""
+    envelopes = [await world.add(queue="a") for _ in range(3)]
+    assert ids_of(await world.claim(await world.a_session(), ["a", "a"])) == ids_of(envelopes)
+
+
 async def test_claim_queues__every_one(world: World) -> None:
     """No queue named means every queue."""
     envelopes = [await world.add(queue=queue) for queue in ("a", "b", "c")]

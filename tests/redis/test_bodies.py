@@ -16,6 +16,7 @@ from taskflow.broker.protocol import Added, Refused
 from taskflow.broker.redis import RedisBroker, Server
 from taskflow.broker.redis.bodies import INLINE, Bodies
 from taskflow.broker.redis.fields import MARK
+from taskflow.broker.redis.refusals import WrongType
 from taskflow.model.codec.payload import open_payload
 from taskflow.model.envelope import OnConflict
 from taskflow.model.errors import BrokerUnavailable, NewerFormat, StoreFull
@@ -80,20 +81,37 @@ async def test_one_that_has_failed_is_there_for_a_retry_until_it_is_dropped(worl
 
 
 async def test_what_comes_again_leaves_nothing_behind(world: World, client: redis.Redis) -> None:
-    """A call whose answer was lost, when its job waits, and when it has succeeded meanwhile."""
+    """A call whose answer was lost, when its job waits, when it has succeeded meanwhile, and when it is hardly known any more."""
     envelope = await world.add(payload=LARGE)
     assert await world.enqueue(envelope) == [Refused(envelope.id, envelope.id, "id")]
     assert client.ttl(key(world, "b", envelope.id)) == -1
     [lease] = await world.claim(await world.a_session())
-    await world.settle(succeeded(lease))
+    await world.settle(succeeded(lease, keep_for=1.0))
     assert await world.enqueue(envelope) == [Refused(envelope.id, envelope.id, "id")]
+    assert body(world, client, envelope.id) is None
+    await world.pass_time(2.0)
+    assert await world.read(envelope) is None
+    assert await world.enqueue(envelope) == [Refused(envelope.id, envelope.id, "id")]
+    assert body(world, client, envelope.id) is None
+
+
+async def test_a_call_that_never_came_leaves_a_payload_that_fades(world: World, client: redis.Redis) -> None:
+    envelope = world.an_envelope(payload=LARGE)
+    assert isinstance(world.broker, RedisBroker)
+    await world.read(envelope)
+    assert isinstance(world.home, RedisHome)
+    [command] = Bodies(world.broker._ask, f"{{{world.home.namespace}:0}}:").ahead([envelope])
+    assert (command[0], *command[3:5]) == ("SET", "NX", "EX")
+    client.set(command[1], command[2], nx=True, ex=command[5])
     assert 0 < client.ttl(key(world, "b", envelope.id)) <= 600
+    assert await world.enqueue(envelope) == [Added(envelope.id)]
+    assert client.ttl(key(world, "b", envelope.id)) == -1
 
 
-async def test_of_a_key_that_is_taken_the_payload_fades(world: World, client: redis.Redis) -> None:
+async def test_of_a_key_that_is_taken_no_payload_is_left(world: World, client: redis.Redis) -> None:
     standing, refused = await world.add(key="k", payload=LARGE), world.an_envelope(key="k", payload=LARGE)
     assert await world.enqueue(refused) == [Refused(refused.id, standing.id, "key")]
-    assert 0 < client.ttl(key(world, "b", refused.id)) <= 600
+    assert body(world, client, refused.id) is None
     instead = world.an_envelope(key="k", payload=LARGE, on_conflict=OnConflict.REPLACE)
     assert await world.enqueue(instead) == [Added(instead.id, standing.id)]
     assert client.ttl(key(world, "b", instead.id)) == -1
@@ -167,6 +185,53 @@ async def test_indexes_made_anew_leave_payloads_alone(world: World, client: redi
     client.set(key(world, "ready", b"")[:-1], "no set")
     [lease] = await world.claim(await world.a_session())
     assert (lease.envelope.id, lease.envelope.payload) == (envelope.id, LARGE)
+
+
+@pytest.mark.parametrize(("fields", "wrong"), [({}, "fade"), ({"key": "k"}, "k")], ids=["plain", "with a key"])
+async def test_a_step_that_fails_half_way_leaves_a_job_that_runs_again(
+    world: World, client: redis.Redis, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], wrong: str
+) -> None:
+    """Its worker dies before it could tell once more."""
+    session = await world.a_session()
+    await world.add(payload=LARGE, **fields)
+    [lease] = await world.claim(session)
+    client.delete(key(world, wrong, b"")[:-1])
+    client.set(key(world, wrong, b"")[:-1], "of no use")
+
+    assert isinstance(world.broker, RedisBroker)
+    put_in_order = world.broker._put_in_order
+
+    async def die_then(error: WrongType) -> None:
+        await put_in_order(error)
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.broker, "_put_in_order", die_then)
+        with pytest.raises(WrongType):
+            await world.settle(succeeded(lease))
+    await world.die(session)
+    await world.pass_time(world.rules.crash_backoff[0])
+    [again] = await world.claim(await world.a_session())
+    assert (again.envelope.id, again.envelope.payload) == (lease.envelope.id, LARGE)
+
+
+async def test_more_than_a_command_takes(world: World) -> None:
+    """The application sends a thousand at most; a broker's own caller may send more."""
+    envelopes = [world.an_envelope(payload=bytes(600)) for _ in range(9_000)]
+    assert await world.enqueue(*envelopes) == [Added(envelope.id) for envelope in envelopes]
+    assert (await world.record(envelopes[-1])).payload == bytes(600)
+
+
+async def test_what_no_job_names_fades_when_keys_are_put_in_order(world: World, client: redis.Redis) -> None:
+    """An older version's upkeep, which knows nothing of them, has dropped the job."""
+    gone, there = await world.add(payload=LARGE), await world.add(payload=LARGE)
+    client.delete(key(world, "j", gone.id))
+    client.delete(key(world, "ready", b"")[:-1])
+    client.set(key(world, "ready", b"")[:-1], "no set")
+    [lease] = await world.claim(await world.a_session())
+    assert lease.envelope.payload == LARGE
+    assert client.ttl(key(world, "b", there.id)) == -1
+    assert client.ttl(key(world, "b", gone.id)) > 0
 
 
 async def test_a_full_server_refuses_both_the_payload_and_the_job() -> None:

@@ -100,6 +100,38 @@ async def test_every_verb_but_enqueue_goes_on_when_the_server_is_full(server: Re
         await broker.close()
 
 
+@pytest.mark.parametrize("policy", ["noeviction", "volatile-ttl"])
+async def test_what_is_refused_of_large_calls_takes_no_room_from_others(server: RedisServer, policy: str) -> None:
+    """As jobs are worked off new ones are taken, also when many are refused; and what refuses them is the memory, and nothing else."""
+    with server.client() as client:
+        client.config_set("maxmemory-policy", policy)
+    make_scarce(server, 2 * ROOM)
+    broker, an_id = RedisBroker(Server(host=HOST, port=server.port)), IdFactory()
+    session = Session(id=os.urandom(16), name="worker")
+
+    async def is_taken() -> bool:
+        try:
+            await broker.enqueue([Envelope(id=an_id(), job="work", payload=bytes(20_000)) for _ in range(20)])
+        except StoreFull:
+            return False
+        return True
+
+    try:
+        await broker.register(session)
+        while await is_taken():
+            pass
+        taken = 0
+        for request in range(1, 401):
+            [lease] = await broker.claim(session.id, request, ["default"], 1)
+            await broker.settle([succeeded(lease)])
+            taken += sum([await is_taken() for _ in range(3)])
+        assert taken >= 10
+        with server.client() as client:
+            assert {client.ttl(key) for key in client.scan_iter("*:b:*")} <= {-1, -2}
+    finally:
+        await broker.close()
+
+
 @pytest.mark.parametrize("policy", ["allkeys-lru", "allkeys-lfu", "allkeys-random"])
 async def test_a_server_that_may_evict_jobs_is_refused_unless_told_otherwise(server: RedisServer, policy: str) -> None:
     with server.client() as client:
@@ -117,7 +149,7 @@ async def test_a_server_that_may_evict_jobs_is_refused_unless_told_otherwise(ser
 
 @pytest.mark.parametrize("policy", ["noeviction", "volatile-lru", "volatile-ttl"])
 async def test_a_server_that_evicts_what_expires_is_welcome(server: RedisServer, policy: str) -> None:
-    """None of our keys expires."""
+    """None of our keys expires that a job needs."""
     with server.client() as client:
         client.config_set("maxmemory-policy", policy)
     async with Scene(server) as scene, scene.worker():

@@ -28,6 +28,8 @@ FADES_IN: Final = 600
 FETCHED_AT_ONCE: Final = 4 * 1024 * 1024
 """Bytes, about."""
 
+REFERENCE_BYTES: Final = len(MARK) + 4
+
 Command = tuple[Any, ...]
 
 
@@ -39,7 +41,7 @@ class Ask(Protocol):
 
 def is_large(payload: bytes) -> bool:
     """Also one that would be taken for a reference: no codec of ours makes such."""
-    return len(payload) > INLINE or payload.startswith(MARK)
+    return len(payload) > INLINE or is_reference(payload)
 
 
 def reference_to(payload: bytes) -> bytes:
@@ -47,7 +49,7 @@ def reference_to(payload: bytes) -> bytes:
 
 
 def is_reference(payload: bytes | None) -> bool:
-    return payload is not None and payload.startswith(MARK)
+    return payload is not None and len(payload) == REFERENCE_BYTES and payload.startswith(MARK)
 
 
 class Bodies:

@@ -28,7 +28,7 @@ from taskflow.broker.redis.survey import Survey
 from taskflow.broker.redis.wire import Command
 from taskflow.model.clock import Clock, to_microseconds, to_seconds
 from taskflow.model.envelope import Envelope, Lease, check_queue
-from taskflow.model.errors import BrokerRefused, BrokerUnavailable, SessionLost, StoreFull
+from taskflow.model.errors import BrokerRefused, SessionLost, StoreFull
 from taskflow.model.record import BY_CODE, Record, Status
 from taskflow.model.rules import Rules
 from taskflow.model.session import Beat, BeatAnswer, Session
@@ -86,23 +86,29 @@ class RedisBroker:
         return RedisConsole(self.call, self._ask, self._prefix, self._examine, self._bodies)
 
     async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
-        calls = plain.pack_plain(envelopes)
-        answers: Any = b"KNOWN"
         try:
-            if calls is not None:
-                answers = await self.call("enqueue", calls.packed, ahead=self._bodies.ahead(calls.large), on_disk=self.server.fsync)
-            if answers == b"KNOWN":
-                ahead = self._bodies.ahead(envelope for envelope in envelopes if is_large(envelope.payload))
-                answers = await self.call("add", packing.pack_envelopes(envelopes), ahead=ahead, on_disk=self.server.fsync)
+            answers = await self._add(envelopes)
+            if answers == b"LACKING":  # of a call that was sent before, and whose job has ended between the payload and this: once more
+                answers = await self._add(envelopes)
+            if answers == b"LACKING":
+                raise (await self.survey()).lacking(str(self.server))
         except StoreFull:
             if not await self._are_known(envelopes):
                 raise
             return [Refused(envelope.id, envelope.id, "id") for envelope in envelopes]  # sent again: what filled it up is there
-        if answers == b"LACKING":
-            raise BrokerUnavailable(f"Redis at {self.server} has lost a payload before its job was there: send it again")
         if answers is None:  # all were simply added
             return [Added(envelope.id) for envelope in envelopes]
         return [packing.added_or_refused(*pair) for pair in zip(envelopes, answers, strict=True)]
+
+    async def _add(self, envelopes: Sequence[Envelope]) -> Any:
+        """What add.lua answers."""
+        calls = plain.pack_plain(envelopes)
+        if calls is not None:
+            answer = await self.call("enqueue", calls.packed, ahead=self._bodies.ahead(calls.large), on_disk=self.server.fsync)
+            if answer != b"KNOWN":
+                return answer
+        ahead = self._bodies.ahead(envelope for envelope in envelopes if is_large(envelope.payload))
+        return await self.call("add", packing.pack_envelopes(envelopes), ahead=ahead, on_disk=self.server.fsync)
 
     async def register(self, session: Session) -> None:
         about = packing.pack([session.queues, session.concurrency])
@@ -185,6 +191,7 @@ class RedisBroker:
         return Survey.of(await self._lines.here().link.ask("INFO"))
 
     async def _are_known(self, envelopes: Sequence[Envelope]) -> bool:
+        """Nothing that was sent ahead of them is left, when they are not."""
         ids = [envelope.id for envelope in envelopes]
         return bool(await self.call("known", packing.pack([ids]), on_disk=self.server.fsync) == len(ids))
 

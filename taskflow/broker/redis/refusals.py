@@ -40,13 +40,17 @@ def in_our_words(error: Exception, place: str) -> BrokerError:
     return BrokerUnavailable(f"Redis at {place} does not answer: {_reason(error)}")
 
 
+def full(place: str) -> StoreFull:
+    return StoreFull(f"Redis at {place} has used up its maxmemory, and takes no new jobs: let workers catch up, or raise it")
+
+
 def not_permitted(what: str, place: str) -> BrokerRefused:
     return BrokerRefused(f"Redis at {place} does not let this user do what taskflow needs: {what}; see the README's ACL line")
 
 
 def _of_answer(text: str, place: str) -> BrokerError:
     if "OOM" in text.split(":")[0] or "used memory > 'maxmemory'" in text:
-        return StoreFull(f"Redis at {place} has used up its maxmemory, and takes no new jobs: let workers catch up, or raise it")
+        return full(place)
     word = text.split(" ", 1)[0].strip("-:")
     if word in _PASSING or any(f"{passing} " in text[:60] for passing in _PASSING):
         return BrokerUnavailable(f"Redis at {place} cannot do it now: {text}")

@@ -7,7 +7,8 @@ from typing import Final
 import msgspec
 
 from taskflow.broker.console import Finding
-from taskflow.model.errors import BrokerRefused
+from taskflow.broker.redis.refusals import full
+from taskflow.model.errors import BrokerError, BrokerRefused, BrokerUnavailable
 
 OLDEST: Final = (7, 2)
 """Redis 7.2; Valkey tells that it is compatible with it by the same field. Older ones lack WAITAOF."""
@@ -110,5 +111,12 @@ class Survey(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def evicts(self) -> bool:
-        """Policies of the kind volatile-* leave keys alone that do not expire, as ours do not."""
+        """Policies of the kind volatile-* leave keys alone that do not expire, as ours do not but for large payloads whose call is to come
+        yet: without them it does not take effect."""
         return self.policy.startswith("allkeys-")
+
+    def lacking(self, place: str) -> BrokerError:
+        """A payload that was sent ahead was gone before its call."""
+        if self.maxmemory and self.policy != "noeviction":
+            return full(place)
+        return BrokerUnavailable(f"Redis at {place} has lost a payload before its job was there: send it again")

@@ -52,7 +52,7 @@ class _Queue(msgspec.Struct, array_like=True, frozen=True):
 def _order(shelf: Shelf, queues: Sequence[str], request: int, limit: int) -> Iterable[_Queue]:
     """The queues to look into."""
     if queues:
-        return [_Queue(number, name) for name in queues if (number := shelf.queues.find(name)) is not None]
+        return [_Queue(number, name) for name in dict.fromkeys(queues) if (number := shelf.queues.find(name)) is not None]
     if shelf.tally.has_moved(_READY):
         shelf.tally.flush()
     return _ready_queues(shelf, request, max(limit, _LEAST_QUEUES))

@@ -62,6 +62,7 @@ def _refusal(header: bytes) -> DecodeError:
     if header and header[0] != VERSION:
         return NewerFormat(f"payload version {header[0]} is not known; this taskflow reads version {VERSION}")
     if len(header) < HEADER_SIZE:
-        return DecodeError(f"a payload has at least {HEADER_SIZE} bytes, this one has {len(header)}")
+        lost = "" if header else ": it is gone, or was none"
+        return DecodeError(f"a payload has at least {HEADER_SIZE} bytes, this one has {len(header)}{lost}")
     _, flags, key_id, content = header
     return NewerFormat(f"payload with flags {flags:#04x}, key {key_id}, content {content} is not known; a newer taskflow wrote it")

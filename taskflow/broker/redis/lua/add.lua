@@ -8,13 +8,14 @@ if is_lacking(given[3]) then
   return redis.status_reply('LACKING')
 end
 local answers = add_all(given[1], given[2])
-local kept = {}
+-- Of one that was not added nobody wants it; of one that is known, and has ended, neither.
+local kept, strays = {}, {}
 for _, id in ipairs(given[3]) do
-  local job = load(id) -- one that is known may have ended, and dropped its own
-  if job and size_apart(job[F.payload]) then
-    kept[#kept + 1] = id
-  end
+  local job = load(id)
+  local group = job and size_apart(job[F.payload]) and kept or strays
+  group[#group + 1] = id
 end
 keep_bodies(kept)
 flush()
+drop_bodies(strays)
 return answers

@@ -8,9 +8,13 @@ local function body_keys(ids)
   return keys
 end
 
--- Whether one of them is not there, at most MOST.
+-- Whether one of them is not there.
 local function is_lacking(ids)
-  return #ids > 0 and call('EXISTS', unpack(body_keys(ids))) < #ids
+  local keys, found = body_keys(ids), 0
+  for first = 1, #keys, MOST do
+    found = found + call('EXISTS', unpack(keys, first, math.min(first + MOST - 1, #keys)))
+  end
+  return found < #keys
 end
 
 local function keep_bodies(ids)

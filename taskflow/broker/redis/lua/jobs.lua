@@ -1,6 +1,6 @@
 -- Jobs as they are read, changed and written once at the end.
 
-local cache, changed = {}, {}
+local cache, changed, dropped = {}, {}, {}
 
 -- --- reading and writing ------------------------------------------------------------------------------
 
@@ -117,9 +117,20 @@ local function size_apart(payload)
   end
 end
 
+local function drop_bodies(ids)
+  for first = 1, #ids, MOST do
+    local keys = {}
+    for i = first, math.min(first + MOST - 1, #ids) do
+      keys[#keys + 1] = P .. 'b:' .. ids[i]
+    end
+    call('UNLINK', unpack(keys))
+  end
+end
+
+-- What is kept apart goes when the job has been written: a step between the two may fail, and it would have to run again.
 local function drop_payload(id, job)
   if size_apart(job[F.payload]) then
-    call('UNLINK', P .. 'b:' .. id)
+    dropped[#dropped + 1] = id
   end
   job[F.payload] = false
 end
@@ -162,7 +173,8 @@ local function write_jobs()
     values[#values + 1] = packed(job)
   end
   set_all(values)
-  changed = {}
+  drop_bodies(dropped)
+  changed, dropped = {}, {}
 end
 
 local function is_waiting(job)

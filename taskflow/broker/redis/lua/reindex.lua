@@ -31,9 +31,9 @@ end
 
 -- --- keys ---------------------------------------------------------------------------------------------
 
--- The ids of all jobs, once wrong keys are aside and what is made anew is gone; and how many were put aside.
+-- The ids of all jobs, once wrong keys are aside and what is made anew is gone; how many were put aside; the ids of payloads apart.
 local function clear()
-  local ids, aside = {}, 0
+  local ids, aside, bodies = {}, 0, {}
   for _, key in ipairs(all_keys()) do
     local name = string.sub(key, #P + 1)
     local kind = string.match(name, '^(%l+)')
@@ -44,11 +44,23 @@ local function clear()
       call('RENAME', key, P .. 'bad:' .. string.format('%.0f', wall) .. ':' .. aside .. ':' .. name)
     elseif kind == 'j' and #name == 18 then
       ids[#ids + 1] = string.sub(name, 3)
+    elseif kind == 'b' and #name == 18 then
+      bodies[#bodies + 1] = string.sub(name, 3)
     elseif not is_bad and MADE_ANEW[kind] then
       call('UNLINK', key)
     end
   end
-  return ids, aside
+  return ids, aside, bodies
+end
+
+-- What no job names any more goes, but not at once: a call may be on its way.
+local function let_strays_fade(bodies)
+  for _, id in ipairs(bodies) do
+    local job = load(id)
+    if not (job and size_apart(job[F.payload])) and call('HEXISTS', P .. 'bad', id) == 0 and call('PTTL', P .. 'b:' .. id) == -1 then
+      call('PEXPIRE', P .. 'b:' .. id, R.repeat_for / 1000)
+    end
+  end
 end
 
 -- Fields of a hash whose values are to be numbers, and are not.
@@ -154,7 +166,7 @@ if call('PTTL', mending) >= 0 then
 end
 call('SET', mending, 1, 'PX', spared)
 
-local ids, aside = clear()
+local ids, aside, bodies = clear()
 mend_names()
 prefetch(ids)
 local jobs, seq = {}, tonumber(call('HGET', P .. 'meta', 'seq') or 0)
@@ -169,6 +181,7 @@ for _, id in ipairs(ids) do
     aside = aside + 1
   end
 end
+let_strays_fade(bodies)
 call('HSET', P .. 'meta', 'seq', seq)
 call('HSET', P .. 'counts', 'whole', 1)
 table.sort(jobs, function(one, other)

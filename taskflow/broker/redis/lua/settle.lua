@@ -12,7 +12,7 @@
 local groups, others, texts = given[1], given[2], given[3]
 local answers, others_at = {}, {}
 local now, is_succeeded = struct.pack('>I8', wall), string.char(S.SUCCEEDED)
-local values = {}
+local values, bodies = {}, {}
 
 -- As it is stored after a success at its first run, its queue and place, and whether its payload was kept apart. nil for a job that has
 -- more to it, or does not have that lease. The layout is that of fields.py.
@@ -54,7 +54,7 @@ end
 
 -- Those that are not so simple join the others.
 local function settle_group(session, keep_for, ids, fences, tails, outcomes)
-  local keys, done, done_tails, kept, bodies = {}, {}, {}, {}, {}
+  local keys, done, done_tails, kept = {}, {}, {}, {}
   local job_key = P .. 'j:'
   for i, id in ipairs(ids) do
     keys[i] = job_key .. id
@@ -85,9 +85,6 @@ local function settle_group(session, keep_for, ids, fences, tails, outcomes)
     end
   end
   write_group(session, keep_for, done, done_tails, kept)
-  if #bodies > 0 then
-    call('UNLINK', unpack(bodies))
-  end
 end
 
 local sent_so = #others
@@ -95,6 +92,9 @@ for _, group in ipairs(groups) do
   settle_group(unpack(group))
 end
 set_all(values)
+if #bodies > 0 then -- not before: a step that fails leaves jobs that have to run again
+  call('UNLINK', unpack(bodies))
+end
 for i = 1, sent_so do
   answers[#answers + 1] = 's'
   others_at[i] = #answers
