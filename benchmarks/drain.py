@@ -6,6 +6,7 @@ import asyncio
 import json
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
@@ -18,7 +19,8 @@ from benchmarks.processes import ROOT, a_worker, cpu_of, python, using
 from benchmarks.report import Row, in_turn
 from benchmarks.stores import Store
 from benchmarks.tasks import noop, note, note_in_thread
-from taskflow import Job, JobHandle, SyncJob, enqueue
+from taskflow import Job, JobHandle, Status, SyncJob, enqueue
+from taskflow.broker.protocol import Broker
 
 JOBS: Final = 20_000
 CONCURRENCIES: Final = (100, 32)
@@ -26,12 +28,13 @@ FIRST: Final = 5_000
 FEW: Final = 10_000
 MANY: Final = 500_000
 SCHEDULED: Final = 1_000_000
+KEPT: Final = 1_000_000
 QUEUES: Final = 1_000
 SHALLOW: Final = "the shallow queue"
 BACKLOGS: Final = (5_000, 10_000, 100_000, 300_000, 1_000_000)
 
 BULK: Final = 100_000
-"""Jobs whose handles are held at one time."""
+"""Jobs whose handles are held at one time; and as many ended ones as a queue keeps."""
 
 CURVE: Final = (1, 3, 10, 32, 100, 300, 1_000)
 
@@ -97,7 +100,7 @@ def depths(store: Store, options: Options) -> list[Row]:
     """The first few thousand of many queued, beside as many of few."""
     of = partial(_first_of, store)
     few = partial(of, FEW)
-    many, scheduled, repeats = options.of(MANY), options.of(SCHEDULED), options.repeats
+    many, scheduled, kept, repeats = options.of(MANY), options.of(SCHEDULED), options.of(KEPT), options.repeats
     return [
         *in_turn(f"first {FIRST:,} of {many:,} (beside: of {FEW:,})", repeats, partial(of, many), few, part="many queued", beside=SHALLOW),
         *in_turn(
@@ -108,6 +111,7 @@ def depths(store: Store, options: Options) -> list[Row]:
             part="many scheduled",
             beside=SHALLOW,
         ),
+        *in_turn(f"of {FEW:,} beside {kept:,} kept", repeats, partial(of, FEW, kept=kept), few, part="many kept", beside=SHALLOW),
         *in_turn(f"of {FEW:,} in {QUEUES:,} queues", repeats, partial(of, FEW, queues=QUEUES), few, part="many queues", beside=SHALLOW),
     ]
 
@@ -116,6 +120,17 @@ async def fill(jobs: int) -> None:
     """With no-ops."""
     for start in range(0, jobs, BULK):
         await enqueue(noop.bind() for _ in range(min(BULK, jobs - start)))
+
+
+async def leave_ended(broker: Broker, jobs: int) -> None:
+    """No-ops for a worker that is there, until all have ended: no queue has more of them than it keeps."""
+    for number, start in enumerate(range(0, jobs, BULK)):
+        ended = noop.options(queue=f"kept{number}", keep_result=3_600)
+        await enqueue(ended.bind() for _ in range(min(BULK, jobs - start)))
+    counts = Counter[Status]()
+    while counts[Status.SUCCEEDED] < jobs:
+        await asyncio.sleep(LOOK_EVERY)
+        counts = sum((Counter(queue.counts) for queue in await broker.console.queues()), Counter[Status]())
 
 
 # --- ours ------------------------------------------------------------------------------------------------
@@ -172,15 +187,18 @@ async def until_all_ended(handles: Sequence[JobHandle[object]]) -> None:
         is_over = all(status and status.is_ended for status in await asyncio.gather(*(handle.status() for handle in handles)))
 
 
-def _first_of(store: Store, jobs: int, *, scheduled: int = 0, queues: int = 1) -> Mapping[str, float]:
-    return run_in_fastest_loop(_first_of_filled(store, jobs, scheduled, queues))
+def _first_of(store: Store, jobs: int, *, scheduled: int = 0, kept: int = 0, queues: int = 1) -> Mapping[str, float]:
+    return run_in_fastest_loop(_first_of_filled(store, jobs, scheduled, kept, queues))
 
 
-async def _first_of_filled(store: Store, jobs: int, scheduled: int, queues: int) -> Mapping[str, float]:
+async def _first_of_filled(store: Store, jobs: int, scheduled: int, kept: int, queues: int) -> Mapping[str, float]:
     """By a worker that starts when all is there."""
     kinds = [note.options(queue=f"q{number}") for number in range(queues)] if queues > 1 else [note]
     with store.start() as server, marks_of(jobs) as marks:
-        async with using(server.url):
+        async with using(server.url) as broker:
+            if kept:
+                async with a_worker(server.url):
+                    await leave_ended(broker, kept)
             later = noop.options(after=86_400)
             for _ in range(0, scheduled, BULK):
                 await enqueue(later.bind() for _ in range(min(BULK, scheduled)))

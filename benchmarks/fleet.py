@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from functools import partial
@@ -159,7 +160,7 @@ async def _carried_by(store: Store, jobs: int, size: int) -> Measured:
     with store.start() as server, marks_of(jobs) as marks:
         async with using(server.url) as broker, a_worker(server.url, marks=marks) as worker:
             await broker.console.pause("default")
-            data = bytes(size)
+            data = random.Random(size).randbytes(size)  # PostgreSQL would compress zeros to nothing
             await enqueue(swallow.bind(number, data) for number in range(jobs))
             server.rest()
             cpu, before = cpu_of_family(worker), server.cost().cpu

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks import bare_memory, bare_sqlite, bare_wake
-from benchmarks.drain import SHALLOW, until_all_ran
+from benchmarks.drain import FEW, FIRST, KEPT, MANY, QUEUES, SCHEDULED, SHALLOW, leave_ended, until_all_ran
 from benchmarks.loops import run_in_fastest_loop
 from benchmarks.marks import marks_of
 from benchmarks.options import Options
@@ -28,11 +28,6 @@ from taskflow.worker.options import WorkerOptions
 STORES = ("memory", "sqlite")
 JOBS = 20_000
 BULK = 100_000
-FIRST = 5_000
-QUEUES = 1_000
-DEPTHS = {"memory": (10_000, 500_000, 1_000_000), "sqlite": (10_000, 500_000, 1_000_000)}
-"""Few, many, scheduled."""
-
 CALLERS = 32
 LATENCIES = 200
 CONCURRENCY = 100
@@ -58,19 +53,18 @@ def enqueues(options: Options) -> list[Row]:
 def depths(options: Options) -> list[Row]:
     """The first few thousand of many queued, beside as many of few: the second is in the bare loop's place."""
     rows: list[Row] = []
+    many, scheduled, kept = options.of(MANY), options.of(SCHEDULED), options.of(KEPT)
     for store in STORES:
-        few, many, scheduled = DEPTHS[store]
         of = partial(_first_of, store)
-        beside = _figure(partial(of, few))
-        what = f"{store}, first {FIRST:,} of {many:,} (beside: of {few:,})"
-        rows += in_turn(what, options.repeats, _figure(partial(of, options.of(many))), beside, part=f"{store}, many queued", beside=SHALLOW)
-        what = f"{store}, first {FIRST:,} of {few:,} beside {scheduled:,} scheduled"
-        ours = _figure(partial(of, few, scheduled=options.of(scheduled)))
-        rows += in_turn(what, options.repeats, ours, beside, part=f"{store}, many scheduled", beside=SHALLOW)
-        what = f"{store}, first {FIRST:,} of {few:,} in {QUEUES:,} queues"
-        rows += in_turn(
-            what, options.repeats, _figure(partial(of, few, queues=QUEUES)), beside, part=f"{store}, many queues", beside=SHALLOW
-        )
+        shallow = _figure(partial(of, FEW))
+        for what, part, ours in (
+            (f"of {many:,} (beside: of {FEW:,})", "queued", partial(of, many)),
+            (f"of {FEW:,} beside {scheduled:,} scheduled", "scheduled", partial(of, FEW, scheduled=scheduled)),
+            (f"of {FEW:,} beside {kept:,} kept", "kept", partial(of, FEW, kept=kept)),
+            (f"of {FEW:,} in {QUEUES:,} queues", "queues", partial(of, FEW, queues=QUEUES)),
+        ):
+            what = f"{store}, first {FIRST:,} {what}"
+            rows += in_turn(what, options.repeats, _figure(ours), shallow, part=f"{store}, many {part}", beside=SHALLOW)
     return rows
 
 
@@ -140,12 +134,15 @@ async def _drain(kind: str) -> float:
         return marks.rate
 
 
-async def _first_of(kind: str, jobs: int, *, scheduled: int = 0, queues: int = 1) -> float:
+async def _first_of(kind: str, jobs: int, *, scheduled: int = 0, kept: int = 0, queues: int = 1) -> float:
     """From the first job's first line to that of the last of the first few thousand, whichever they are."""
     stamps: list[float] = []
     noted = stamp_into(stamps)
     kinds = [noted.options(queue=f"q{number}") for number in range(queues)] if queues > 1 else [noted.options()]
     async with _using(kind):
+        if kept:
+            async with Worker(options=_quiet()):
+                await leave_ended(default_app().broker(), kept)
         await enqueue(noted.options(after=86_400).bind() for _ in range(scheduled))
         await enqueue(kinds[number % queues].bind() for number in range(jobs))
         async with Worker(options=_quiet()):
