@@ -4,10 +4,13 @@ import os
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+import redis
 
 from tests.redis.scene import Scene
+from tests.support.homes import RedisHome
 from tests.support.proxy import Proxy
 from tests.support.servers import HOST, RedisServer
+from tests.support.world import World
 
 
 @pytest.fixture(autouse=True)
@@ -40,3 +43,17 @@ async def far_scene(server: RedisServer, proxy: Proxy) -> AsyncIterator[Scene]:
     """An application whose every command goes by way of the proxy."""
     async with Scene(server, proxy.url()) as scene:
         yield scene
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    """A broker on the server that all tests share, and a clock."""
+    async with World(RedisHome) as opened:
+        yield opened
+
+
+@pytest.fixture
+def client(world: World) -> redis.Redis:
+    """Of the server that the world is on."""
+    assert isinstance(world.home, RedisHome)
+    return world.home.server.client()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator
 from typing import Any, Final
 
 import pytest
@@ -29,21 +28,9 @@ from tests.support.world import World
 LARGE: Final = b"\x01" + bytes(range(256)) * 40
 
 
-@pytest.fixture
-async def world() -> AsyncIterator[World]:
-    async with World(RedisHome) as opened:
-        yield opened
-
-
-@pytest.fixture
-def client(world: World) -> redis.Redis:
-    assert isinstance(world.home, RedisHome)
-    return world.home.server.client()
-
-
 def key(world: World, kind: str, job_id: bytes) -> bytes:
     assert isinstance(world.home, RedisHome)
-    return f"{{{world.home.namespace}:0}}:{kind}:".encode() + job_id
+    return world.home.prefix + f"{kind}:".encode() + job_id
 
 
 def body(world: World, client: redis.Redis, job_id: bytes) -> Any:
@@ -100,7 +87,7 @@ async def test_a_call_that_never_came_leaves_a_payload_that_fades(world: World, 
     assert isinstance(world.broker, RedisBroker)
     await world.read(envelope)
     assert isinstance(world.home, RedisHome)
-    [command] = Bodies(world.broker._ask, f"{{{world.home.namespace}:0}}:").ahead([envelope])
+    [command] = Bodies(world.broker._ask, world.home.prefix.decode()).ahead([envelope])
     assert (command[0], *command[3:5]) == ("SET", "NX", "EX")
     client.set(command[1], command[2], nx=True, ex=command[5])
     assert 0 < client.ttl(key(world, "b", envelope.id)) <= 600

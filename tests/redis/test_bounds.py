@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,21 +18,9 @@ from tests.support.verdicts import succeeded
 from tests.support.world import World, ids_of
 
 
-@pytest.fixture
-async def world() -> AsyncIterator[World]:
-    async with World(RedisHome) as opened:
-        yield opened
-
-
-@pytest.fixture
-def client(world: World) -> redis.Redis:
-    assert isinstance(world.home, RedisHome)
-    return world.home.server.client()
-
-
 def key(world: World, name: str) -> str:
     assert isinstance(world.home, RedisHome)
-    return f"{{{world.home.namespace}:0}}:{name}"
+    return world.home.prefix.decode() + name
 
 
 async def fill(world: World, number: int, **fields: Any) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-import pytest
 import redis
 
 from taskflow.model.envelope import Lease
@@ -21,21 +20,9 @@ PLAIN: Final = frozenset({b"\x01", b"\x02", b"\x03", b"\x04"})
 """First bytes of the fixed layout: the status."""
 
 
-@pytest.fixture
-async def world() -> AsyncIterator[World]:
-    async with World(RedisHome) as opened:
-        yield opened
-
-
-@pytest.fixture
-def client(world: World) -> redis.Redis:
-    assert isinstance(world.home, RedisHome)
-    return world.home.server.client()
-
-
 def prefix_of(world: World) -> bytes:
     assert isinstance(world.home, RedisHome)
-    return f"{{{world.home.namespace}:0}}:".encode()
+    return world.home.prefix
 
 
 def stored(world: World, client: redis.Redis, job_id: bytes) -> bytes:

@@ -167,6 +167,10 @@ class RedisHome(Home):
         )
 
     @property
+    def prefix(self) -> bytes:
+        return f"{{{self.namespace}:0}}:".encode()
+
+    @property
     def place(self) -> str:
         return f"redis {self.server.port} {self.namespace}"
 
@@ -191,7 +195,7 @@ class RedisHome(Home):
         from taskflow.broker.redis.fields import ID_BYTES, MARK
 
         ids = [key[-ID_BYTES:] for key in self._keys() if key[:-ID_BYTES].endswith(b"}:b:") and self._client.ttl(key) == -1]
-        jobs: dict[bytes, Any] = {job_id: self._client.get(f"{{{self.namespace}:0}}:j:".encode() + job_id) for job_id in ids}
+        jobs: dict[bytes, Any] = {job_id: self._client.get(self.prefix + b"j:" + job_id) for job_id in ids}
         return [job_id for job_id, stored in jobs.items() if MARK not in (stored or b"")]
 
     def _keys(self) -> list[bytes]:
