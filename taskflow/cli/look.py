@@ -104,7 +104,7 @@ def _print_record(job_id: bytes, record: Record | None) -> None:
         print(f"taskflow: no job {id_text(job_id)} is known, or no longer", file=sys.stderr)
         return
     for name, value in _record_json(record).items():
-        if name != "errors" and value not in (None, {}, False, ""):
+        if name != "errors" and value not in (None, {}, [], False, ""):
             print(f"{name:16} {value}")
     for error in record.errors:
         print(f"\nattempt {error.attempt}: {error.type}: {error.message}\n{error.traceback}".rstrip())
@@ -146,11 +146,14 @@ def _worker_json(worker: SessionRecord) -> dict[str, Any]:
 def _record_json(record: Record) -> dict[str, Any]:
     """Arguments and results are left out: they may hold what a log or a screen must not."""
     fields = {
-        name: getattr(record, name) for name in Record.__struct_fields__ if name not in ("id", "payload", "result", "errors", "progress")
+        name: getattr(record, name)
+        for name in Record.__struct_fields__
+        if name not in ("id", "payload", "result", "errors", "progress", "unreadable")
     }
     shown: dict[str, Any] = {"id": id_text(record.id), "attempt": record.attempt}
     shown |= {name: value.isoformat() if isinstance(value, datetime) else value for name, value in fields.items()}
     shown["progress"] = None if record.progress is None else {"fraction": record.progress.fraction, "note": record.progress.note}
+    shown["unreadable"] = [{"column": u.column, "problem": u.problem, "bytes": u.raw.hex()} for u in record.unreadable]
     shown["errors"] = [
         {"type": e.type, "message": e.message, "traceback": e.traceback, "attempt": e.attempt, "at": instant_of(e.at).isoformat()}
         for e in record.errors

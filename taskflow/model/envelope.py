@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import sys
+from collections.abc import Callable
 from enum import IntEnum
 from typing import Any, Final, NamedTuple
 
@@ -11,6 +13,7 @@ import msgspec
 
 from taskflow.model.backoff import Backoff
 from taskflow.model.rules import LONGEST
+from taskflow.model.stored import Unreadable, maybe, number, unpacked, whole
 
 QUEUE_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,100}")
 MAX_JOB_NAME: Final = 200
@@ -72,7 +75,8 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """An envelope held by a session. `epoch` and `claim` together are the fence; the counters are the store's.
 
     `created_at` is in microseconds since 1970; `parked_for` in seconds since the job was first parked without a run since; `expires_in` in
-    seconds from the claim, by the store's clock, None for a job that does not expire.
+    seconds from the claim, by the store's clock, None for a job that does not expire. `unreadable` are the stored fields that could not be
+    read: such a job is not run, its worker ends it FAILED.
     """
 
     envelope: Envelope
@@ -85,6 +89,7 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     hand_backs: int = 0
     parked_for: float = 0.0
     expires_in: float | None = None
+    unreadable: tuple[Unreadable, ...] = ()
 
     @property
     def attempt(self) -> int:
@@ -139,7 +144,6 @@ def check_headers(headers: dict[str, str]) -> dict[str, str]:
 # Field, its one-letter name in the stored map; defaults are left out, so that a plain envelope costs nothing.
 _EXTRAS: Final = (("max_attempts", "m"), ("timeout", "t"), ("keep_result", "k"), ("headers", "h"))
 _PLAIN: Final = Envelope(id=b"", job="", payload=b"")
-_NAMES: Final = {letter: name for name, letter in _EXTRAS}
 
 
 _PLAIN_EXTRAS: Final = tuple(getattr(_PLAIN, name) for name, _ in _EXTRAS)
@@ -160,12 +164,55 @@ def pack_extras(envelope: Envelope) -> bytes | None:
 
 
 def unpack_extras(packed: bytes | None) -> dict[str, Any]:
-    """Keyword arguments of `Envelope` from what `pack_extras` made; letters of a newer version are passed over."""
+    """Keyword arguments of `Envelope` from what `pack_extras` made; letters of a newer version are passed over.
+
+    Raises ValueError, TypeError or an error of msgpack's for a value that `check_envelope` would not have let through.
+    """
     if packed is None:
         return {}
-    raw: dict[str, Any] = msgpack.unpackb(packed)
-    extras = {_NAMES[letter]: value for letter, value in raw.items() if letter in _NAMES}
-    if "r" in raw:
-        base, factor, longest, jitter = raw["r"][:4]
-        extras["retry"] = Backoff(base=base, factor=factor, max=longest, jitter=jitter)
+    raw = unpacked(packed)
+    if not isinstance(raw, dict):
+        raise TypeError(f"expected a map, got {type(raw).__name__}")
+    extras: dict[str, Any] = {}
+    for letter, stored in raw.items():
+        if letter in _READERS:
+            name, read = _READERS[letter]
+            try:
+                extras[name] = read(stored)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{name}: {error}") from error
     return extras
+
+
+def _read_max_attempts(stored: Any) -> int:
+    return whole(stored, 1)
+
+
+def _read_timeout(stored: Any) -> float | None:
+    return maybe(stored, _read_seconds)
+
+
+def _read_seconds(stored: Any) -> float:
+    return number(stored, 0.0, LONGEST)
+
+
+def _read_headers(stored: Any) -> dict[str, str]:
+    if not isinstance(stored, dict):
+        raise TypeError(f"expected a map, got {type(stored).__name__}")
+    return check_headers(stored)
+
+
+def _read_retry(stored: Any) -> Backoff:
+    if not isinstance(stored, list) or len(stored) < 4 or type(stored[3]) is not bool:
+        raise TypeError("expected base, factor, max and jitter")
+    base, factor, longest = (number(part, 0.0, sys.float_info.max) for part in stored[:3])
+    return Backoff(base=base, factor=factor, max=longest, jitter=stored[3])
+
+
+_READERS: Final[dict[str, tuple[str, Callable[[Any], Any]]]] = {
+    "m": ("max_attempts", _read_max_attempts),
+    "t": ("timeout", _read_timeout),
+    "k": ("keep_result", _read_seconds),
+    "h": ("headers", _read_headers),
+    "r": ("retry", _read_retry),
+}

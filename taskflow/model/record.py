@@ -8,6 +8,7 @@ from typing import Final
 
 import msgspec
 
+from taskflow.model.stored import Unreadable, number, text, unpacked
 from taskflow.model.verdict import RunError
 
 
@@ -113,6 +114,16 @@ class Progress(msgspec.Struct, frozen=True):
     note: str = ""
 
 
+def unpack_progress(packed: bytes | None) -> Progress | None:
+    """From a msgpack array of the two fields. Raises ValueError or TypeError for anything else."""
+    if packed is None:
+        return None
+    stored = unpacked(packed)
+    if not isinstance(stored, list) or len(stored) != 2:
+        raise TypeError("expected fraction and note")
+    return Progress(number(stored[0], 0.0, 1.0), text(stored[1]))
+
+
 class Record(msgspec.Struct, frozen=True, kw_only=True):
     """A job as it stands. Instants are aware, in UTC, by the store's clock; `result` and `payload` are encoded bytes.
 
@@ -121,6 +132,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     `reason`       why it ended, where there is one: "expired", "replaced by ID", "poison: ...", a user's word
     `errors`       of each run that failed or crashed, oldest first
     `worker`       the name of the worker that runs it or ran it last
+    `unreadable`   stored fields that could not be read; each has its default here, the store keeps its bytes
     """
 
     id: bytes
@@ -149,6 +161,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     errors: tuple[RunError, ...] = ()
     cancel_requested: bool = False
     headers: dict[str, str] = {}
+    unreadable: tuple[Unreadable, ...] = ()
 
     @property
     def attempt(self) -> int:

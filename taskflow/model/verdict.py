@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from enum import Enum
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 import msgpack
 import msgspec
 
 from taskflow.model.envelope import ClaimId, Envelope
 from taskflow.model.rules import LONGEST
+from taskflow.model.stored import LATEST, octets, whole
 
 MAX_TRACEBACK: Final = 16_384
 MAX_MESSAGE: Final = 4_096
@@ -163,11 +164,22 @@ def append_error(errors: bytes | None, error: RunError, at: int) -> bytes:
 
 
 def unpack_errors(errors: bytes | None) -> tuple[RunError, ...]:
+    """The history of `append_error`. Raises ValueError or TypeError for anything else."""
     if not errors:
         return ()
     unpacker = msgpack.Unpacker(unicode_errors="surrogatepass")
-    unpacker.feed(errors)
-    return tuple(RunError(*fields) for fields in unpacker)
+    unpacker.feed(octets(errors))
+    found = tuple(map(_read_error, unpacker))
+    if unpacker.tell() != len(errors):
+        raise ValueError(f"the last error ends {len(errors) - unpacker.tell()} bytes before its end")
+    return found
+
+
+def _read_error(stored: Any) -> RunError:
+    if not isinstance(stored, list) or len(stored) != 5 or not all(isinstance(part, str) for part in stored[:3]):
+        raise TypeError("expected type, message, traceback, attempt and time")
+    kind, message, traceback = stored[:3]
+    return RunError(kind, message, traceback, whole(stored[3]), whole(stored[4], 0, LATEST))
 
 
 def _check_wait(seconds: float) -> None:

@@ -15,6 +15,7 @@ from taskflow.app.job import AnyJob, Job, SyncJob
 from taskflow.app.middleware import Middleware, RunNext, run_chain
 from taskflow.app.registry import Registry
 from taskflow.app.signals import Cancel, Discard, Retry, Snooze
+from taskflow.model.envelope import Lease
 from taskflow.model.errors import CodecError, DecodeError, EncodeError, NewerFormat, UnknownArgument
 from taskflow.model.record import Progress
 from taskflow.model.rules import DAY
@@ -93,6 +94,8 @@ class Executor:
     def _verdict(self, holding: Holding) -> Verdict | Coroutine[Any, Any, Verdict]:
         """What can be said without a run, or the run: a coroutine around it would cost every job as much as one more call."""
         lease = holding.lease
+        if lease.unreadable:
+            return Failed(_unreadable(lease))
         job = self._registry.get(lease.envelope.job)
         if job is None:
             return self._park(holding, f"a worker that knows the job {lease.envelope.job!r}")
@@ -214,6 +217,13 @@ class Executor:
         if wait is None:
             wait = (lease.envelope.retry or policy.retry).wait(lease.failures, self._seams.chance)
         return Retried(noted, wait)
+
+
+def _unreadable(lease: Lease) -> RunError:
+    fields = "; ".join(map(str, lease.unreadable))
+    return RunError.trimmed(
+        "taskflow.UnreadableJob", f"stored fields cannot be read ({fields}); the store keeps their bytes", "", lease.attempt
+    )
 
 
 def _not_begun(holding: Holding) -> Verdict:

@@ -12,7 +12,7 @@ import msgpack
 from taskflow.broker.protocol import Added, Refused
 from taskflow.model.clock import instant_of, to_microseconds, to_seconds
 from taskflow.model.envelope import ClaimId, Envelope, Lease, pack_extras, unpack_extras
-from taskflow.model.record import BY_CODE, Progress, Record
+from taskflow.model.record import BY_CODE, Progress, Record, unpack_progress
 from taskflow.model.session import Beat, Outlook
 from taskflow.model.verdict import (
     Cancelled,
@@ -289,7 +289,7 @@ def record_of(row: Row) -> Record:
         hand_backs=row["hand_backs"],
         epoch=row["epoch"],
         worker=_text(row["worker"]),
-        progress=_progress(row["progress"]),
+        progress=unpack_progress(row["progress"]),
         result=row["result"],
         payload=row["payload"],
         reason=_text(row["reason"]),
@@ -306,7 +306,3 @@ def _instant(at: int | None) -> Any:
 
 def _text(stored: bytes | None) -> str | None:
     return None if stored is None else stored.decode(errors="surrogatepass")
-
-
-def _progress(packed: bytes | None) -> Progress | None:
-    return None if packed is None else Progress(*msgpack.unpackb(packed, unicode_errors="surrogatepass"))

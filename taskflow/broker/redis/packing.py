@@ -13,7 +13,7 @@ from taskflow.broker.redis.bodies import is_large, reference_to
 from taskflow.broker.redis.fields import FIELDS, ID_BYTES, SESSION_BYTES, TAIL_BYTES
 from taskflow.model.clock import instant_of, to_microseconds, to_seconds
 from taskflow.model.envelope import ClaimId, Envelope, Lease, pack_extras, unpack_extras
-from taskflow.model.record import BY_CODE, Progress, Record
+from taskflow.model.record import BY_CODE, Progress, Record, unpack_progress
 from taskflow.model.session import Beat, Outlook
 from taskflow.model.verdict import (
     Cancelled,
@@ -300,7 +300,7 @@ def _record(job_id: bytes, fields: list[Any], names: dict[int, str]) -> Record:
         hand_backs=job["hand_backs"],
         epoch=job["epoch"],
         worker=_maybe(_text, job["worker"]),
-        progress=_maybe(_progress, job["progress"]),
+        progress=unpack_progress(job["progress"]),
         result=job["result"],
         payload=job["payload"],
         reason=_maybe(_text, job["reason"]),
@@ -317,11 +317,6 @@ def _maybe(make: Callable[[Any], Any], value: Any) -> Any:
 
 def _text(stored: bytes) -> str:
     return stored.decode(errors="surrogatepass")
-
-
-def _progress(packed: bytes) -> Progress:
-    fraction, note = msgpack.unpackb(packed, unicode_errors="surrogatepass")
-    return Progress(fraction, note)
 
 
 def ids_in(packed: bytes) -> list[bytes]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from operator import attrgetter
-from typing import Any, Final
+from typing import Final
 
 import msgpack
 import msgspec
@@ -12,7 +12,7 @@ import msgspec
 from taskflow.broker.sqlite.bulk import slices
 from taskflow.model.clock import instant_of, to_seconds
 from taskflow.model.envelope import ClaimId, Envelope, Lease, unpack_extras
-from taskflow.model.record import BY_CODE, Progress, Record, Status
+from taskflow.model.record import BY_CODE, Progress, Record, Status, unpack_progress
 from taskflow.model.verdict import unpack_errors
 
 _CLAIM_TAIL: Final = struct.Struct(">QI")
@@ -211,13 +211,6 @@ def pack_progress(progress: Progress | None) -> bytes | None:
     packed = msgpack.packb([progress.fraction, progress.note], unicode_errors="surrogatepass")
     assert packed is not None
     return bytes(packed)
-
-
-def unpack_progress(packed: bytes | None) -> Progress | None:
-    if packed is None:
-        return None
-    fields: list[Any] = msgpack.unpackb(packed, unicode_errors="surrogatepass")
-    return Progress(*fields)
 
 
 # --- text ---------------------------------------------------------------------------------------------------------

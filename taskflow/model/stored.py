@@ -1,0 +1,120 @@
+"""Reads what a store holds. Stored bytes are hostile until they are decoded: an unreadable field spoils its own job, no other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, Final, TypeVar
+
+import msgpack
+import msgspec
+
+from taskflow.model.clock import instant_of
+
+T = TypeVar("T")
+
+LATEST: Final = 253_402_300_799_999_999
+"""Microseconds since 1970 of the last instant that `datetime` can express."""
+
+MAX_RAW: Final = 256
+"""Bytes of an unreadable field that are carried along. The store keeps all of them."""
+
+
+class Unreadable(msgspec.Struct, frozen=True):
+    """A stored field that could not be read.
+
+    `column`   the field's name in the store
+    `problem`  why it could not be read
+    `raw`      its first `MAX_RAW` bytes; of a value that is no bytes, those of its text
+    """
+
+    column: str
+    problem: str
+    raw: bytes
+
+    def __str__(self) -> str:
+        return f"{self.column}: {self.problem}"
+
+
+class FieldReader:
+    """Reads the fields of one stored row. A field that cannot be read takes its default and is listed in `unreadable`.
+
+    A store reads a row at full speed first, and with this class only when that raised: sound rows pay nothing.
+    """
+
+    def __init__(self) -> None:
+        self._found: list[Unreadable] = []
+
+    @property
+    def unreadable(self) -> tuple[Unreadable, ...]:
+        return tuple(self._found)
+
+    def read(self, column: str, stored: Any, decode: Callable[[Any], T], default: T) -> T:
+        """Return `decode(stored)`; if it raises, note the field and return `default`."""
+        try:
+            return decode(stored)
+        except Exception as error:  # RecursionError, OverflowError and msgpack's own errors included
+            self.note(column, stored, f"{type(error).__name__}: {error}"[:MAX_RAW])
+            return default
+
+    def note(self, column: str, stored: Any, problem: str) -> None:
+        self._found.append(Unreadable(column, problem, _raw(stored)))
+
+
+def _raw(stored: Any) -> bytes:
+    if isinstance(stored, bytes | bytearray | memoryview):
+        return bytes(stored[:MAX_RAW])
+    text = stored[:MAX_RAW] if isinstance(stored, str) else repr(stored)[:MAX_RAW]
+    return text.encode(errors="surrogatepass")[:MAX_RAW]
+
+
+# --- decoders: each takes a stored value and raises ValueError or TypeError if it is not what is expected ---------
+
+
+def whole(stored: Any, least: int = 0, most: int = (1 << 63) - 1) -> int:
+    if type(stored) is not int:
+        raise TypeError(f"expected a whole number, got {type(stored).__name__}")
+    if not least <= stored <= most:
+        raise ValueError(f"expected a whole number from {least} to {most}, got {stored}")
+    return stored
+
+
+def number(stored: Any, least: float, most: float) -> float:
+    if type(stored) not in (int, float):
+        raise TypeError(f"expected a number, got {type(stored).__name__}")
+    if not (math.isfinite(stored) and least <= stored <= most):
+        raise ValueError(f"expected a number from {least:g} to {most:g}, got {stored!r}")
+    return float(stored)
+
+
+def text(stored: Any) -> str:
+    """From UTF-8 bytes, in which lone surrogates may stand, or from text."""
+    if isinstance(stored, str):
+        return stored
+    if not isinstance(stored, bytes):
+        raise TypeError(f"expected text, got {type(stored).__name__}")
+    return stored.decode(errors="surrogatepass")
+
+
+def octets(stored: Any, length: int | None = None) -> bytes:
+    """Bytes, of that length where one is given."""
+    if not isinstance(stored, bytes):
+        raise TypeError(f"expected bytes, got {type(stored).__name__}")
+    if length is not None and len(stored) != length:
+        raise ValueError(f"expected {length} bytes, got {len(stored)}")
+    return stored
+
+
+def instant(stored: Any) -> datetime:
+    """From microseconds since 1970."""
+    return instant_of(whole(stored, 0, LATEST))
+
+
+def maybe(stored: Any, decode: Callable[[Any], T]) -> T | None:
+    return None if stored is None else decode(stored)
+
+
+def unpacked(stored: Any, *, raw: bool = False) -> Any:
+    """The one value of a msgpack document."""
+    return msgpack.unpackb(octets(stored), raw=raw, unicode_errors="surrogatepass", strict_map_key=False)
