@@ -4,6 +4,11 @@ Every verb is atomic: it takes effect as a whole or not at all. Every verb may b
 up to 60 s later, without harm. Time is the store's: clients send durations. All methods may be called from any
 running event loop of the process; several processes may share a store (memory excepted).
 
+A store may hold anything: other programs write to it, disks fail, releases differ.
+  [unreadable_row] a value that no broker could have stored spoils its own job or session, and nothing else. Every verb goes on past it. Of
+    a job it is named in `Lease.unreadable` and `Record.unreadable`, with its first bytes; such a job ends FAILED. A session with such a
+    value lives on with a default in its place, or is reaped. (Memory holds objects that nobody else can write.)
+
 **enqueue** adds envelopes in order and answers one by one.
   [enqueue_adds] a new id is Added: READY when it is due, else SCHEDULED until its time, HELD while it awaits others.
   [enqueue_repeat] an id that is known, ended or not, adds nothing: Refused with that id, because of "id".

@@ -40,7 +40,7 @@ def test_every_mutant_breaks_a_clause_of_the_contract() -> None:
 
 
 def test_every_clause_has_its_mutant() -> None:
-    """Each has been seen to fail; only how nudges wait is no store's doing, and is the same `Nudges` for all."""
+    """Each has been seen to fail, but for two: all stores share one class of nudges, and nobody can spoil the memory broker's rows."""
     named = frozenset[str]().union(*(mutant.breaks for mutant in MUTANTS))
 
-    assert clauses.clauses() - named == {"listen_sticky"}
+    assert clauses.clauses() - named == {"listen_sticky", "unreadable_row"}

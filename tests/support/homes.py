@@ -22,6 +22,7 @@ from taskflow.model.rules import Rules
 from taskflow.model.seams import Seams
 from tests.support.postgres import PostgresServer, shared_postgres, the_newest_postgres_binary, the_postgres_binary
 from tests.support.servers import shared_redis
+from tests.support.spoiling import Spoiler
 
 
 class Power(Enum):
@@ -60,6 +61,10 @@ class Home(ABC):
     def is_at_rest(self) -> bool:
         """Nothing goes on there of what a process that has died has asked for."""
         return True
+
+    def spoiler(self) -> Spoiler | None:
+        """Return what spoils its stored values; None where nobody but the broker can write them."""
+        return None
 
     @abstractmethod
     def save(self) -> Any:

@@ -1,0 +1,31 @@
+"""2,000 spoilt values in each store, some in every round, beside valid jobs. See tests/support/spoilt_scene.py."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import resource
+
+import pytest
+
+from tests.support.homes import BROKERS, Home, MemoryHome
+from tests.support.spoilt_scene import go_through
+from tests.support.world import World
+
+WANTED = int(os.environ.get("SPOILINGS", "2000"))
+MOST_GROWTH_KIB = 256 * 1024
+
+
+@pytest.mark.parametrize("home", [home for home in BROKERS if home is not MemoryHome], ids=lambda home: home.name)
+async def test_2000_spoilt_values(home: type[Home]) -> None:
+    """None of them costs a neighbour its run, a session its life, or the process its memory."""
+    spoilt, before = 0, 0
+    for seed in itertools.count(1_000):
+        async with World(home) as world:
+            spoilt += await go_through(world, seed)
+        before = before or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        if spoilt >= WANTED:
+            break
+    growth = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    print(f"{home.name}: {spoilt:,} values spoilt, the process has grown by {growth:,} KiB")
+    assert growth < MOST_GROWTH_KIB

@@ -1,0 +1,279 @@
+"""A store in which one value of some jobs and sessions is spoilt, beside valid ones, and a worker that goes through all of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import msgspec
+import pytest
+
+from taskflow import JobHandle, Worker, job
+from taskflow.app.app import App
+from taskflow.app.current import default_app
+from taskflow.broker.console import JobFilter
+from taskflow.cli import act, look
+from taskflow.cli.parser import a_parser
+from taskflow.model.backoff import Backoff
+from taskflow.model.envelope import Envelope, Lease
+from taskflow.model.errors import SessionLost
+from taskflow.model.ids import id_text
+from taskflow.model.record import Progress, Record, Status
+from taskflow.model.session import Report, Session
+from taskflow.model.verdict import Failed, Parked, Retried, RunError, Settlement, Succeeded, Verdict
+from taskflow.worker.events import Event, SessionEnded
+from taskflow.worker.options import WorkerOptions
+from tests.support.spoiling import Spoiler, Spoilt, spoil_one
+from tests.support.world import World
+
+PATIENCE: Final = 10.0
+ERROR: Final = RunError("app.Error", "it went wrong", "Traceback ...", 1)
+
+
+@job(name="tests.spoilt.work")
+async def work(n: int, data: bytes = b"") -> int:
+    return n
+
+
+@job(name="tests.spoilt.rare")
+async def rare(n: int) -> int:
+    """Only victims are called so, so that the name is theirs alone."""
+    return n
+
+
+class Scene:
+    """One store with a valid job of each kind in `expected`, a victim of each kind, and what was `spoilt` of those."""
+
+    def __init__(self, world: World, spoiler: Spoiler, seed: int) -> None:
+        self.world = world
+        self.spoiler = spoiler
+        self.chance = random.Random(seed)
+        self.expected = dict[bytes, Status]()
+        self.spoilt = list[Spoilt]()
+        self.events = list[Event]()
+        self._doomed: Session
+        self._numbers = iter(range(1_000))
+
+    # --- what is there before ------------------------------------------------------------------------------------
+
+    async def prepare(self) -> None:
+        """Valid jobs and victims in turn; then one value of each victim is spoilt, and the session that holds some of them lapses."""
+        world = self.world
+        self._doomed, cursed = await world.a_session("doomed"), await world.a_session("cursed")
+        for make, status in self._kinds():
+            self.expected[await make()] = status
+        held = await self._running(cursed)
+        self.expected[held] = Status.SUCCEEDED
+        victims = [await make() for make, _ in self._kinds(is_victim=True)]
+        for owner in [*victims, cursed.id]:
+            if (one := spoil_one(self.spoiler, owner, self.chance)) is not None:
+                self.spoilt.append(one)
+        await world.lapse(self._doomed)
+        if any(one.owner == cursed.id and one.value.place.endswith("ttl") for one in self.spoilt):
+            with contextlib.suppress(SessionLost):  # a valid ttl of a year is no damage that a store could see
+                await world.die(cursed)
+
+    def _kinds(self, *, is_victim: bool = False) -> list[tuple[Callable[[], Awaitable[bytes]], Status]]:
+        """How to make a job of each kind, and how a valid one of it ends."""
+        rich: dict[str, Any] = {
+            "priority": 5,
+            "max_attempts": 3,
+            "timeout": 60.0,
+            "keep_result": 1_000.0,
+            "retry": Backoff(base=2.0),
+            "headers": {"tenant": "blå"},
+            "expires": 10_000.0,
+        }
+        succeeded, failed, cancelled = Status.SUCCEEDED, Status.FAILED, Status.CANCELLED
+        kinds: list[tuple[Callable[[], Awaitable[bytes]], Status]] = [
+            (self._add, succeeded),
+            (lambda: self._add(**rich), succeeded),
+            (lambda: self._add(data=bytes(200_000)), succeeded),
+            (lambda: self._add(key=self.chance.randbytes(16)), succeeded),
+            (lambda: self._add(after=5.0), succeeded),
+            (lambda: self._settled(Retried(ERROR, 5.0)), succeeded),
+            (lambda: self._settled(Parked("a worker that knows it", 5.0)), succeeded),
+            (self._running, succeeded),
+            (self._asked_to_stop, cancelled),
+            (lambda: self._settled(Failed(ERROR)), failed),
+            (lambda: self._settled(Succeeded(work.codec.encode_result(7))), succeeded),
+            (self._cancelled, cancelled),
+            (self._awaited, succeeded),
+        ]
+        return [*kinds, (lambda: self._add(is_rare=True, queue="rare"), succeeded)] if is_victim else kinds
+
+    def _envelope(self, *, is_rare: bool = False, data: bytes = b"", **fields: Any) -> Envelope:
+        number = next(self._numbers)
+        call = rare.bind(number) if is_rare else work.bind(number, data)
+        return msgspec.structs.replace(call.envelope, id=self.world.an_id(), **fields)
+
+    async def _add(self, **fields: Any) -> bytes:
+        envelope = self._envelope(**fields)
+        await self.world.enqueue(envelope)
+        return envelope.id
+
+    async def _lease(self, session: Session | None = None) -> Lease:
+        """A job that has left its queue for a session that will lapse."""
+        envelope = self._envelope(queue="taken")
+        await self.world.enqueue(envelope)
+        [lease] = await self.world.claim(session or self._doomed, ["taken"])
+        return lease
+
+    async def _settled(self, verdict: Verdict) -> bytes:
+        lease = await self._lease()
+        await self.world.settle(
+            Settlement(id=lease.envelope.id, epoch=lease.epoch, claim=lease.claim, verdict=verdict, ran_for=0.5, keep_for=10_000.0)
+        )
+        return lease.envelope.id
+
+    async def _running(self, session: Session | None = None) -> bytes:
+        lease = await self._lease(session)
+        report = Report(lease.claim, 0.25, Progress(0.5, "half of it"))
+        await self.world.beat(session or self._doomed, lease, seen=0, reports=[report])
+        return lease.envelope.id
+
+    async def _asked_to_stop(self) -> bytes:
+        job_id = await self._running()
+        await self.world.cancel(job_id)
+        return job_id
+
+    async def _cancelled(self) -> bytes:
+        job_id = await self._add(queue="taken")
+        await self.world.cancel(job_id)
+        return job_id
+
+    async def _awaited(self) -> bytes:
+        held = self._envelope(awaits=1)
+        before = self._envelope(joins=(held.id,))
+        await self.world.enqueue(held, before)
+        self.expected[before.id] = Status.SUCCEEDED
+        return held.id
+
+    # --- a worker, and commands beside it ------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Let a worker and every command go through it all. Raises AssertionError for what the contract does not allow."""
+        app = default_app()
+        with app.using(self.world.broker):
+            app.flag(broker="memory://")  # for commands, which name what they look at
+            options = WorkerOptions(concurrency=20, ttl=2.0, grace=5.0, subscribers=(self.events.append,))
+            async with Worker(options=options):
+                await self._until(self._all_ended, "valid jobs have not ended")
+                await self._until(self._at_rest, "the store does not come to rest")
+                await self._check_results()
+                await self._check_victims()
+                await self._commands(app)
+        assert [event for event in self.events if isinstance(event, SessionEnded)] == []
+
+    async def _until(self, is_so: Callable[[], Awaitable[Any]], complaint: str) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while wrong := await is_so():
+            assert time.monotonic() < deadline, f"{complaint}: {wrong}"
+            await asyncio.sleep(0.02)
+
+    async def _all_ended(self) -> dict[str, Any]:
+        """Those that have not ended as they should."""
+        records = await self.world.broker.read(list(self.expected))
+        found = {job_id: record.status if record else None for job_id, record in zip(self.expected, records, strict=True)}
+        return {id_text(job_id): (found[job_id], status) for job_id, status in self.expected.items() if found[job_id] is not status}
+
+    async def _at_rest(self) -> dict[str, int]:
+        """Queues with something left that a worker could do now."""
+        await self.world.upkeep()
+        queues = await self.world.broker.console.queues()
+        return {queue.name: left for queue in queues if (left := queue.counts[Status.READY] + queue.counts[Status.RUNNING])}
+
+    async def _check_results(self) -> None:
+        for job_id, status in self.expected.items():
+            if status is Status.SUCCEEDED:
+                assert isinstance(await JobHandle.of(id_text(job_id), work).result(timeout=0), int)
+
+    async def _check_victims(self) -> None:
+        """Each is listed and has an end, unless what was changed of it is its id or how long it is kept."""
+        listed = await self._listed()
+        for one in self.spoilt:
+            record = listed.get(one.owner)
+            if record is None:
+                assert self.spoiler.may_hide(one.value) or not _is_job(one), "it is listed no longer"
+            elif record.unreadable:
+                assert record.status.is_ended, f"{record.status}: {record.unreadable}"
+
+    async def _listed(self) -> dict[bytes, Record]:
+        """By pages, as a command goes through them."""
+        found, before = dict[bytes, Record](), None
+        while page := await self.world.broker.console.browse(JobFilter(), before=before, limit=7):
+            assert not found.keys() & {record.id for record in page}, "a page repeats what another had"
+            found.update({record.id: record for record in page})
+            before = page[-1].id
+        return found
+
+    async def _commands(self, app: App) -> None:
+        await self.world.broker.console.pause("later")
+        later = [await self._add(queue="later") for _ in range(3)]
+        ids = [id_text(record_id) for record_id in await self._listed()]
+        for command in (
+            ["status"],
+            ["status", "--json"],
+            ["queues"],
+            ["jobs"],
+            ["jobs", "--json"],
+            ["jobs", *ids],
+            ["jobs", *ids, "--json"],
+        ):
+            await self._command(app, command)
+        await self.world.broker.console.examine()
+        await self._command(app, ["retry", "--all"])
+        await self._until(self._at_rest_but_for_later, "the store does not come to rest after the retry")
+        await self._command(app, ["cancel", "--all"])
+        assert [await self.world.status(job_id) for job_id in later] == [Status.CANCELLED] * 3
+        await self._until(self._at_rest, "the store does not come to rest after the cancellation")
+        await self._command(app, ["purge", "--all"])
+        left = await self._listed()
+        assert not left, f"the purge has left {[(record.status, record.unreadable) for record in left.values()]}"
+
+    async def _at_rest_but_for_later(self) -> dict[str, int]:
+        return {name: left for name, left in (await self._at_rest()).items() if name != "later"}
+
+    async def _command(self, app: App, argv: list[str]) -> None:
+        arguments = a_parser().parse_args(argv)
+        does = act._act if argv[0] in ("retry", "cancel", "purge") else look._look
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            code = await does(app, arguments)
+        assert code in (0, 1), f"{argv} has ended with {code}"
+
+    def report(self) -> str:
+        return "".join(f"\n  {id_text(one.owner) if len(one.owner) == 16 else one.owner!r} {one}" for one in self.spoilt)
+
+
+def _is_job(one: Spoilt) -> bool:
+    return one.value.place.startswith("jobs.")
+
+
+@asynccontextmanager
+async def _a_spoiler(world: World) -> AsyncIterator[Spoiler]:
+    spoiler = world.home.spoiler()
+    if spoiler is None:
+        pytest.skip(f"{world.home.name}: it has no spoiler")
+    try:
+        yield spoiler
+    finally:
+        spoiler.close()
+
+
+async def go_through(world: World, seed: int) -> int:
+    """Prepare and run one scene in an empty store; the number of values that were spoilt."""
+    async with _a_spoiler(world) as spoiler:
+        scene = Scene(world, spoiler, seed)
+        await scene.prepare()
+        try:
+            await scene.run()
+        except Exception as error:
+            error.add_note(f"seed {seed}, spoilt:{scene.report()}")
+            raise
+        return len(scene.spoilt)
