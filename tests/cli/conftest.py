@@ -3,7 +3,6 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from taskflow.app.registry import Registry
 from tests.cli.inprocess import URL, Cli
 from tests.cli.processes import Shell
 from tests.cli.stock import Stock, a_stock
+from tests.support.namespaces import unshare_flags
 from tests.support.postgres import shared_postgres
 from tests.support.servers import shared_redis
 
@@ -81,10 +81,5 @@ def shell(request: pytest.FixtureRequest, tmp_path: Path, new_store: Callable[[]
 @pytest.fixture
 def unshare() -> str:
     """Its flags for a space of process ids, where we may make one."""
-    for flags in ("--pid --fork --kill-child", "--user --map-root-user --pid --fork --kill-child"):
-        try:
-            if subprocess.run(["unshare", *flags.split(), "true"], capture_output=True).returncode == 0:
-                return flags
-        except OSError:
-            break
-    pytest.skip("no space of process ids can be made here")
+    flags = unshare_flags("--pid --fork --kill-child")
+    return flags or pytest.skip("this machine lets us make no PID namespace")

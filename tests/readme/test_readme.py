@@ -39,7 +39,7 @@ def test_the_settings_are_those_of_the_code() -> None:
 
 
 def test_the_second_command_is_what_ci_runs() -> None:
-    """The first two bash blocks are one command each; CI runs the second's test command on both Pythons."""
+    """The first two bash blocks are one command each; CI runs the second's test command in its parts, and as an ordinary user."""
     demo, tests = (block.strip() for block in blocks("bash")[:2])
     assert demo.endswith("taskflow demo")
     assert "\n" not in demo
@@ -47,8 +47,13 @@ def test_the_second_command_is_what_ci_runs() -> None:
     command = tests.rpartition(".venv/bin/python ")[2]
     assert command == "-m pytest"
     ci = (ROOT / ".ci" / "run").read_text()
-    assert ci.count(command) == 1
+    assert ci.count(command) == 2
     assert set(re.findall(r"^part (\S+) ", ci, re.MULTILINE)) == {"3.11", "3.13"}
+
+
+def test_no_installation_of_what_is_not_published_is_advised() -> None:
+    """Until 0.1.0 is published, the package comes from a clone."""
+    assert not re.findall(r"pip install [^`]*taskflow-jobs", README)
 
 
 @pytest.mark.parametrize("block", blocks("python"))

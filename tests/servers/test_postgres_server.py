@@ -57,8 +57,7 @@ def numbers_in(server: PostgresServer) -> list[int]:
     return [number for (number,) in server.rows("select number from numbers order by number")]
 
 
-def test_this_machine_has_two_major_versions_to_test_with() -> None:
-    assert len(postgres_binaries()) >= 2
+def test_the_first_server_found_is_the_default() -> None:
     assert the_postgres_binary() == postgres_binaries()[0]
 
 

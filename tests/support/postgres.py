@@ -316,7 +316,19 @@ def _in_wheels() -> Iterator[Path]:
         # The package is not imported: all that is wanted is where it lies.
         spec = importlib.util.find_spec(package)
         for folder in (spec and spec.submodule_search_locations) or ():
-            yield from sorted(Path(folder).glob(pattern), reverse=True)
+            yield from sorted(_within_reach(Path(folder)).glob(pattern), reverse=True)
+
+
+@cache
+def _within_reach(package: Path) -> Path:
+    """The package, or a copy of it if the user that runs its servers may not enter its folder: a virtual environment in /root."""
+    user = ordinary_user()
+    if user is None or run_as(user, ["test", "-r", package]).returncode == 0:
+        return package
+    reachable = kept_folder("wheel", user)
+    for folder in package.parent.glob(f"{package.name}*"):  # the libraries that it needs lie beside it, in PACKAGE.libs
+        shutil.copytree(folder, reachable / folder.name, symlinks=True)
+    return reachable / package.name
 
 
 def _required(path: Path) -> Found:
