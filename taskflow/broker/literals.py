@@ -28,7 +28,7 @@ def literals(rules: Rules, *, text: Callable[[str], str], numbers: Callable[[Ite
         "R.ghost_after": str(to_microseconds(rules.ghost_after)),
         "R.max_crashes": str(rules.max_crashes),
         "R.crash_backoff": numbers(to_microseconds(seconds) for seconds in rules.crash_backoff),
-        "R.max_hand_backs": str(rules.max_hand_backs),
+        "R.hand_back_backoff": numbers(to_microseconds(seconds) for seconds in rules.hand_back_backoff),
         "R.repeat_for": str(to_microseconds(rules.repeat_for)),
         "R.keep_failed": str(to_microseconds(rules.keep_failed)),
         "R.keep_cancelled": str(to_microseconds(rules.keep_cancelled)),

@@ -69,8 +69,9 @@ A store may hold anything: other programs write to it, disks fail, releases diff
   [settle_late] a lapsed session's settlement counts until its lease is released.
   [settle_resets] an outcome of a run resets the counts of crashes and of hand-backs.
   [settle_marked] a run that would wait again after its cancellation was asked for becomes CANCELLED.
-  [hand_back_place] a job handed back stands where it stood.
-  [hand_back_bounded] more than `max_hand_backs` counted hand-backs without an outcome between: FAILED as poison.
+  [hand_back_place] a job handed back without a wait stands where it stood.
+  [hand_back_backoff] no number of hand-backs fails a job. A counted one waits as `hand_back_backoff` says, by the number of them without
+    an outcome between; `waiting_for` gives that number while it waits.
   [settle_forgets_payload] a success keeps its result and no payload; a failure keeps its payload.
 
 **cancel** answers the status that it found, None for an unknown job.

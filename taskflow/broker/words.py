@@ -29,7 +29,7 @@ SESSION_LOST: Final = "the session was reaped or never registered: register a ne
 REPLACED_BY: Final = "replaced by %s"
 WAITS_BEHIND: Final = "job %s, which runs with its key"
 WORKER_LOST: Final = "worker %s was lost while it had this job (crash %d)"
-HANDED_BACK_IN_VAIN: Final = "handed back %d times without an outcome"
+HANDED_BACK_IN_VAIN: Final = "a back-off: handed back %d times without an outcome"
 LOST_IN_A_ROW: Final = "its worker was lost %d times in a row while it had this job"
 
 DIED_OF: Final = ": "

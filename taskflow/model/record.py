@@ -94,7 +94,7 @@ MOVES: Final[dict[tuple[Status | None, Event], frozenset[Status | None]]] = {
     (_RUNNING, Event.RETRY): frozenset({_SCHEDULED, _READY, _CANCELLED}),
     (_RUNNING, Event.SNOOZE): frozenset({_SCHEDULED, _READY, _CANCELLED}),
     (_RUNNING, Event.PARK): frozenset({_SCHEDULED, _READY, _CANCELLED}),
-    (_RUNNING, Event.HAND_BACK): frozenset({_READY, _FAILED, _CANCELLED}),
+    (_RUNNING, Event.HAND_BACK): frozenset({_SCHEDULED, _READY, _CANCELLED}),
     (_RUNNING, Event.GHOST): frozenset({_READY, _CANCELLED}),
     (_RUNNING, Event.CRASH): frozenset({_SCHEDULED, _READY, _FAILED, _CANCELLED}),
     **{(waiting, event): frozenset({_CANCELLED}) for waiting in WAITING for event in (Event.CANCEL, Event.EXPIRE, Event.REPLACE)},
@@ -128,7 +128,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     """A job as it stands. Instants are aware, in UTC, by the store's clock; `result` and `payload` are encoded bytes.
 
     `due_at`       when it may start: the planned time while SCHEDULED, else when it became ready
-    `waiting_for`  why it waits when it is neither a time nor a worker: an unknown job, a running holder of its key
+    `waiting_for`  why it waits when it is not for its planned time or a worker: an unknown job, a running holder of its key, too many
+                   hand-backs
     `reason`       why it ended, where there is one: "expired", "replaced by ID", "poison: ...", a user's word
     `errors`       of each run that failed or crashed, oldest first
     `worker`       the name of the worker that runs it or ran it last

@@ -18,7 +18,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     `ghost_after`       a lease that its session does not know is given back when it is older than this
     `max_crashes`       a job whose lease was lost more often than this, without an outcome between, is poison
     `crash_backoff`     the wait after the first, second, ... crash; the last one goes on
-    `max_hand_backs`    hand-backs without an outcome between, before a job is poison
+    `hand_back_backoff` the wait after the first, second, ... hand-back without an outcome between; the last one goes on
     `repeat_for`        how long an ended job's id and fence stay known, so that a resent call is harmless
     `keep_failed`       how long a failed job is kept
     `keep_cancelled`    how long a cancelled job is kept
@@ -31,7 +31,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     ghost_after: float = 10.0
     max_crashes: int = 3
     crash_backoff: tuple[float, ...] = (0.0, 5.0, 30.0, 300.0)
-    max_hand_backs: int = 10
+    hand_back_backoff: tuple[float, ...] = (*(0.0,) * 9, 5.0, 30.0, 300.0)
     repeat_for: float = 120.0
     keep_failed: float = 30 * DAY
     keep_cancelled: float = 300.0
@@ -41,3 +41,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     def crash_wait(self, crashes: int) -> float:
         """Seconds before the next run, after so many crashes in a row (at least one)."""
         return self.crash_backoff[min(crashes, len(self.crash_backoff)) - 1]
+
+    def hand_back_wait(self, hand_backs: int) -> float:
+        """Seconds before the next run, after so many hand-backs in a row (at least one)."""
+        return self.hand_back_backoff[min(hand_backs, len(self.hand_back_backoff)) - 1]

@@ -66,6 +66,12 @@ class OnTrial(Event, frozen=True):
     seconds: float
 
 
+class HandedBackOften(Event, frozen=True):
+    """The job has been handed back so often, without an outcome, that it now waits before each run: see `Rules.hand_back_backoff`."""
+
+    lease: Lease
+
+
 class HeldUp(Event, frozen=True):
     """What a run came to, told by `Ended`, cannot be written as long as somebody's open transaction in the store, none of ours, has the
     job or its key. It is offered again every few seconds. Told once for each run."""

@@ -18,6 +18,7 @@ from taskflow.broker.protocol import Broker
 from taskflow.model.envelope import Lease
 from taskflow.model.errors import BrokerError
 from taskflow.model.ids import id_text
+from taskflow.model.rules import Rules
 from taskflow.model.seams import Seams
 from taskflow.model.session import Beat, BeatAnswer, Session
 from taskflow.worker.attendants import Attendants, end, why_ended
@@ -25,6 +26,7 @@ from taskflow.worker.events import (
     Broken,
     BrokerTrouble,
     Events,
+    HandedBackOften,
     LeaseLost,
     NotLeft,
     SessionEnded,
@@ -50,6 +52,8 @@ LAST_CLAIM: Final = 1.0
 
 DEAF_LOOK: Final = 1.0
 """Seconds between two looks at runs that do not end when they are asked to."""
+
+_RULES: Final = Rules()
 
 
 class Life:
@@ -262,6 +266,9 @@ class Life:
             return
         if leases:
             self._upkeep.note_work()
+        for lease in leases:
+            if lease.hand_backs and _RULES.hand_back_wait(lease.hand_backs):
+                self._events.tell(HandedBackOften(lease))
         self._runs.add([lease for lease in leases if not lease.crashes], claimed_at)
         if suspects := [lease for lease in leases if lease.crashes]:
             self._runs.begin_waiting()

@@ -14,6 +14,7 @@ from taskflow.worker.events import (
     BrokerTrouble,
     Ended,
     Event,
+    HandedBackOften,
     HeldUp,
     InterpreterHeld,
     LeaseLost,
@@ -40,6 +41,8 @@ log: Final = logging.getLogger("taskflow.worker")
 BLOCKING: Final = "Make it a plain function, which runs in a thread, or use what can be awaited"
 IN_PROCESS: Final = 'With runs_in="process" it has an interpreter of its own'
 
+OUTLASTED: Final = "each time its worker was stopped, or lost the store, before it ended. Give workers a longer --grace, or split the job"
+
 
 def log_event(event: Event) -> None:
     """Subscribe this to a worker's events."""
@@ -65,6 +68,8 @@ def log_event(event: Event) -> None:
         case OnTrial(lease, seconds):
             words = f"was lost with its worker {lease.crashes} times in a row: nothing else begins here for {seconds:g} s, or until it ends"
             _say(logging.INFO if lease.crashes > 1 else logging.DEBUG, lease, words)
+        case HandedBackOften(lease):
+            _say(logging.WARNING, lease, f"was handed back {lease.hand_backs} times without an outcome: {OUTLASTED}")
         case HeldUp(lease):
             _say(logging.WARNING, lease, "has ended, and somebody's open transaction keeps that from being written: it is tried again")
         case Unwritable(lease, _, instead):

@@ -12,7 +12,7 @@ from taskflow.app.current import default_app
 from taskflow.app.registry import Registry
 from tests.cli.inprocess import URL, Cli
 from tests.cli.processes import Shell
-from tests.cli.stock import Stock, a_stock
+from tests.cli.stock import RULES, Stock, a_stock
 from tests.support.namespaces import unshare_flags
 from tests.support.postgres import shared_postgres
 from tests.support.servers import shared_redis
@@ -44,7 +44,7 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 @pytest.fixture
 def stock(cli: Cli) -> Stock:
     """A store with jobs in every state."""
-    return cli.with_broker(a_stock)
+    return cli.with_broker(a_stock, RULES)
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ import pytest
 from taskflow.broker.protocol import Broker
 from taskflow.broker.url import connect
 from taskflow.cli.main import main
+from taskflow.model.rules import Rules
 
 T = TypeVar("T")
 
@@ -65,9 +66,9 @@ class Cli:
         """A module of the application, as the worker in this process imports it too."""
         return importlib.import_module(module)
 
-    def with_broker(self, do: Callable[[Broker], Awaitable[T]]) -> T:
+    def with_broker(self, do: Callable[[Broker], Awaitable[T]], rules: Rules | None = None) -> T:
         async def opened() -> T:
-            broker = connect(os.environ["TASKFLOW_BROKER"])
+            broker = connect(os.environ["TASKFLOW_BROKER"], rules=rules)
             try:
                 return await do(broker)
             finally:

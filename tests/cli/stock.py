@@ -9,10 +9,12 @@ from typing import Any
 from taskflow.broker.protocol import Broker
 from taskflow.model.envelope import Envelope, Lease
 from taskflow.model.ids import IdFactory, id_text
-from taskflow.model.session import Session
-from tests.support.verdicts import AN_ERROR, cancelled, failed, handed_back, retried, succeeded
+from taskflow.model.rules import Rules
+from taskflow.model.session import Beat, Session
+from tests.support.verdicts import AN_ERROR, cancelled, failed, retried, succeeded
 
-HAND_BACKS_TO_POISON = 11
+RULES = Rules(max_crashes=0)
+"""The first crash makes a job poison."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,10 @@ async def a_stock(broker: Broker) -> Stock:
     [lost] = await worker.take([lost.envelope])
     await broker.settle([failed(lost)])
     poisoned = await worker.add(job="bad")
-    for _ in range(HAND_BACKS_TO_POISON):
-        [back] = await worker.take(poisoned)
-        await broker.settle([handed_back(back)])
+    victim = _Worker(broker, b"the poison's own")
+    await victim.begin()
+    await victim.take(poisoned)
+    await victim.die()
     [given_up] = await worker.take(await worker.add(job="bad"))
     await broker.settle([cancelled(given_up, "no longer needed")])
     [later] = await worker.add(job="late", after=3600.0)
@@ -65,14 +68,17 @@ async def a_stock(broker: Broker) -> Stock:
 class _Worker:
     """Takes one job at a time, by hand."""
 
-    def __init__(self, broker: Broker) -> None:
+    def __init__(self, broker: Broker, session: bytes = b"somebody's worke") -> None:
         self._broker = broker
-        self._session = Session(id=b"somebody's worker"[:16], name="somewhere:1", queues=("default",), concurrency=7, ttl=3600.0)
+        self._session = Session(id=session, name="somewhere:1", queues=("default",), concurrency=7, ttl=3600.0)
         self._request = 0
         self._new_id = IdFactory()
 
     async def begin(self) -> None:
         await self._broker.register(self._session)
+
+    async def die(self) -> None:
+        await self._broker.beat(Beat.of_death(self._session.id, "signal SIGKILL"))
 
     async def add(self, **fields: Any) -> list[Envelope]:
         envelope = Envelope(**{"id": self._new_id(), "payload": SECRET_ARGUMENTS, **fields})

@@ -125,7 +125,7 @@ def _waiting_again(settlement: Callable[..., Settlement]) -> Callable[[Stage, St
 
 async def _hand_back(stage: Stage, to: Status | None) -> None:
     await _mark(stage, to)
-    if to is Status.FAILED:
+    if to is Status.SCHEDULED:
         await stage.settle(handed_back)
         await stage.claim()
     await stage.settle(handed_back)
@@ -201,7 +201,7 @@ CAUSES: Final[dict[Event, Callable[[Stage, Status | None], Awaitable[None]]]] = 
 
 async def set_up(world: World, move: Move) -> Stage:
     """The job where the move begins."""
-    world = world.under(max_hand_backs=1, max_crashes=2, crash_backoff=(0.0, 5.0))
+    world = world.under(hand_back_backoff=(0.0, 5.0), max_crashes=2, crash_backoff=(0.0, 5.0))
     stage = Stage(world, world.an_envelope(queue="stage", **fields_for(move)), await world.a_session())
     await BEGINNINGS[move[0]](stage)
     return stage

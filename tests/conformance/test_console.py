@@ -9,9 +9,9 @@ from taskflow.broker.protocol import Refused
 from taskflow.model.clock import instant_of
 from taskflow.model.envelope import Envelope, Lease, OnConflict
 from taskflow.model.record import Status
-from taskflow.model.session import SessionRecord
+from taskflow.model.session import Beat, SessionRecord
 from taskflow.model.verdict import Settled
-from tests.support.verdicts import SettlementOf, cancelled, discarded, failed, handed_back, retried, snoozed, succeeded
+from tests.support.verdicts import SettlementOf, cancelled, discarded, failed, retried, snoozed, succeeded
 from tests.support.world import World, id_of, ids_of
 
 LONG = 1_000_000.0
@@ -83,7 +83,9 @@ async def test_console_queues__none(world: World) -> None:
 
 
 async def _a_few(world: World) -> list[Envelope]:
-    """Five jobs, a second apart, oldest first: ready mail, scheduled mail, ready default, failed default, poisoned default."""
+    """Five jobs, a second apart, oldest first: ready mail, scheduled mail, ready default, failed default, poisoned default.
+
+    In `world` one crash is poison."""
     session = await world.a_session(ttl=LONG)
     jobs = list[Envelope]()
     for fields in ({"queue": "mail"}, {"queue": "mail", "after": 60.0}, {"job": "other"}):
@@ -94,10 +96,8 @@ async def _a_few(world: World) -> list[Envelope]:
         jobs.append(lease.envelope)
         if settle is not None:
             await world.settle(settle(lease))
-        for _ in range(0 if settle else world.rules.max_hand_backs + 1):
-            await world.settle(handed_back(lease))
-            for lease in await world.claim(session, ["x"]):
-                assert lease.envelope == jobs[-1]
+        else:
+            await world.broker.beat(Beat.of_death(session.id, "signal SIGSEGV"))
         world.clock.advance(1.0)
     return jobs
 
@@ -119,6 +119,7 @@ async def _a_few(world: World) -> list[Envelope]:
 )
 async def test_console_browse(world: World, chosen: JobFilter, expected: list[int]) -> None:
     """The newest first, of those that the filter admits, with all that `read` gives."""
+    world = world.under(max_crashes=0)
     jobs = await _a_few(world)
 
     records = await world.broker.console.browse(chosen)
@@ -129,6 +130,7 @@ async def test_console_browse(world: World, chosen: JobFilter, expected: list[in
 
 async def test_console_browse__page_by_page(world: World) -> None:
     """Each page begins below the last id of the one before; nothing comes twice and nothing is left out."""
+    world = world.under(max_crashes=0)
     jobs, pages, before = await _a_few(world), list[bytes](), None
     while records := await world.broker.console.browse(JobFilter(), before=before, limit=2):
         assert len(records) <= 2
@@ -234,16 +236,15 @@ async def test_console_retry__what_never_ran(world: World) -> None:
 
 async def test_console_retry__poison(world: World) -> None:
     """A poisoned job may be tried again, and is no poison any more."""
-    world = world.under(max_hand_backs=0)
-    session = await world.a_session()
-    lease = await world.running(session)
-    await world.settle(handed_back(lease))
+    world = world.under(max_crashes=0)
+    lease = await world.running()
+    await world.broker.beat(Beat.of_death(lease.claim.session, "signal SIGSEGV"))
 
     assert await redo(world, lease) is Redone.OK
 
     assert await world.broker.console.browse(JobFilter(poison=True)) == []
-    [lease] = await world.claim(session)
-    assert lease.hand_backs == 0
+    [lease] = await world.claim(await world.a_session())
+    assert lease.crashes == 0
     await world.settle(failed(lease))
     assert await world.broker.console.browse(JobFilter(poison=True)) == []
 

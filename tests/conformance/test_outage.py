@@ -63,6 +63,23 @@ async def test_outage__who_does_not_come_back_has_not_crashed(world: World) -> N
     assert (record.status, record.crashes, record.hand_backs, record.errors) == (Status.READY, 0, 1, ())
 
 
+async def test_outage__many_in_a_row_fail_no_job(world: World) -> None:
+    """Twelve outages longer than the ttl during one job: it waits longer each time, and is not FAILED."""
+    session = await world.a_session()
+    lease = await world.running(session)
+    for _ in range(12):
+        world.clock.advance(60.0)
+        await world.upkeep()
+        await world.reap(session)
+        record = await world.record(lease)
+        assert record.status in (Status.READY, Status.SCHEDULED)
+        await world.pass_time(300.0)
+        session = await world.a_session()
+        [lease] = await world.claim(session)
+
+    assert (lease.hand_backs, lease.crashes) == (12, 0)
+
+
 async def test_outage__once(world: World) -> None:
     """One more ttl, not one more each time: a fleet that is gone for good is reaped by the next one's first worker."""
     session = await world.a_session()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 
 from taskflow.model.clock import instant_of
 from taskflow.model.envelope import Lease
 from taskflow.model.record import Status
+from taskflow.model.session import Beat
 from taskflow.model.verdict import Settled
 from tests.conformance.outcomes import ENDING, MARKED, OUTCOMES, Outcome, check_outcome
 from tests.support.verdicts import A_RESULT, SettlementOf, cancelled, discarded, failed, handed_back, parked, retried, snoozed, succeeded
@@ -93,7 +96,7 @@ async def test_settle_marked__as_a_ghost(world: World) -> None:
     assert await world.status(lease) is Status.CANCELLED
 
 
-# --- hand_back_place, hand_back_bounded, settle_forgets_payload ----------------------------------------------------------
+# --- hand_back_place, hand_back_backoff, settle_forgets_payload ----------------------------------------------------------
 
 
 @pytest.mark.parametrize("counts", [True, False])
@@ -139,29 +142,64 @@ async def test_hand_back_place__after_a_retry(world: World) -> None:
     assert ids_of(await world.claim(session)) == ids_of([before, lease])
 
 
-async def test_hand_back_bounded(world: World) -> None:
-    """One more than allowed, and the job is FAILED as poison and says so: it does not cycle for ever."""
-    world = world.under(max_hand_backs=2)
+async def test_hand_back_backoff(world: World) -> None:
+    """The waits come in their order, the last one goes on, and the record says how often the job was handed back."""
+    world = world.under(hand_back_backoff=(0.0, 5.0, 30.0))
+    lease = await world.running(await world.a_session(ttl=1_000.0))
+    for number, wait in enumerate((0.0, 5.0, 30.0, 30.0, 30.0), 1):
+        assert await world.settle(handed_back(lease)) == [OK]
+
+        record = await world.record(lease)
+        assert (record.status, record.hand_backs) == (Status.SCHEDULED if wait else Status.READY, number)
+        if wait:
+            assert record.due_at == instant_of(world.clock.wall()) + timedelta(seconds=wait)
+            assert record.waiting_for == f"a back-off: handed back {number} times without an outcome"
+        await world.pass_time(wait)
+        [lease] = await world.claim(await world.a_session(ttl=1_000.0))
+        assert (lease.hand_backs, (await world.record(lease)).waiting_for) == (number, None)
+
+
+async def test_hand_back_backoff__by_default(world: World) -> None:
+    """Nine hand-backs are free; from the tenth on the job waits 5, 30 and then always 300 seconds. Forty do not fail it."""
+    lease = await world.running()
+    for wait in [0.0] * 9 + [5.0, 30.0] + [300.0] * 29:
+        await world.settle(handed_back(lease))
+        assert await world.status(lease) is (Status.SCHEDULED if wait else Status.READY)
+        await world.pass_time(wait)
+        [lease] = await world.claim(await world.a_session())
+
+    assert (await world.record(lease)).failures == 0
+    assert await world.settle(succeeded(lease)) == [OK]
+
+
+async def test_hand_back_backoff__by_a_leaving_beat(world: World) -> None:
+    """The leases of a session that leaves wait likewise."""
+    world = world.under(hand_back_backoff=(5.0,))
     session = await world.a_session()
     lease = await world.running(session)
-    for number in range(2):
-        await world.settle(handed_back(lease))
-        assert await world.status(lease) is Status.READY
-        [lease] = await world.claim(session)
-        assert lease.hand_backs == number + 1
 
-    assert await world.settle(handed_back(lease)) == [OK]
+    await world.broker.beat(Beat(session=session.id, leaving=True))
+
+    assert await world.status(lease) is Status.SCHEDULED
+    await world.pass_time(5.0)
+    assert await world.status(lease) is Status.READY
+
+
+async def test_hand_back_backoff__cancelled(world: World) -> None:
+    """A job that was asked to stop ends CANCELLED, and waits no longer."""
+    world = world.under(hand_back_backoff=(5.0,))
+    lease = await world.running()
+    await world.cancel(lease)
+
+    await world.settle(handed_back(lease))
 
     record = await world.record(lease)
-    assert record.status is Status.FAILED
-    assert record.reason is not None
-    assert record.reason.startswith("poison: ")
-    assert (record.ended_at, record.payload) == (instant_of(world.clock.wall()), lease.envelope.payload)
+    assert (record.status, record.waiting_for) == (Status.CANCELLED, None)
 
 
-async def test_hand_back_bounded__uncounted_ones_are_free(world: World) -> None:
-    """What a worker held in reserve and gives back does not count, however often."""
-    world = world.under(max_hand_backs=2)
+async def test_hand_back_backoff__uncounted_ones_are_free(world: World) -> None:
+    """What a worker held in reserve and gives back does not count, and does not wait, however often."""
+    world = world.under(hand_back_backoff=(0.0, 5.0))
     session = await world.a_session()
     lease = await world.running(session)
     for _ in range(5):
@@ -171,9 +209,23 @@ async def test_hand_back_bounded__uncounted_ones_are_free(world: World) -> None:
     assert lease.hand_backs == 0
 
 
-async def test_hand_back_bounded__an_outcome_between(world: World) -> None:
+async def test_hand_back_backoff__an_uncounted_one_after_many(world: World) -> None:
+    """An uncounted hand-back does not wait, also when the ones before it did."""
+    world = world.under(hand_back_backoff=(5.0,))
+    lease = await world.running()
+    await world.settle(handed_back(lease))
+    await world.pass_time(5.0)
+    [lease] = await world.claim(await world.a_session())
+
+    await world.settle(handed_back(lease, counts=False))
+
+    record = await world.record(lease)
+    assert (record.status, record.hand_backs, record.waiting_for) == (Status.READY, 1, None)
+
+
+async def test_hand_back_backoff__an_outcome_between(world: World) -> None:
     """Hand-backs are counted since the last outcome."""
-    world = world.under(max_hand_backs=2)
+    world = world.under(hand_back_backoff=(0.0, 0.0, 5.0))
     session = await world.a_session()
     lease = await world.running(session)
     for settlement in (handed_back, handed_back, retried, handed_back, handed_back):

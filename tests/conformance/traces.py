@@ -19,7 +19,7 @@ _STATUSES = {"READY": Status.READY, "RUNNING": Status.RUNNING, "ENDED": Status.S
 async def replay(world: World, trace: Trace) -> None:
     """Take every step; AssertionError names the first one that the broker answers otherwise than a correct one does."""
     # A trace has no waits and bounds no counts: a failure or a crash is READY again at once, however often.
-    world = world.under(crash_backoff=(0.0,), max_crashes=1_000, max_hand_backs=1_000)
+    world = world.under(crash_backoff=(0.0,), max_crashes=1_000, hand_back_backoff=(0.0,))
     player = _Player(world, await world.add())
     for number, step in enumerate(trace.steps, 1):
         answer, expected = await player.take(step)

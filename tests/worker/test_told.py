@@ -11,13 +11,14 @@ import pytest
 from taskflow import Backoff, JobFailed, Status, Worker, enqueue, job
 from taskflow.app.current import default_app
 from taskflow.broker.protocol import Broker
-from taskflow.model.ids import parse_id
+from taskflow.model.ids import id_text, parse_id
 from taskflow.model.session import Beat
 from taskflow.model.verdict import Settled, Settlement, Succeeded
 from taskflow.worker import runs as runs_module
 from taskflow.worker.events import (
     BrokerTrouble,
     Ended,
+    HandedBackOften,
     LeaseLost,
     NotCounted,
     NotLeft,
@@ -197,3 +198,22 @@ async def test_what_could_not_be_settled_by_the_end_is_told(caplog: pytest.LogCa
         [lost] = [event for event in heard.events if isinstance(event, VerdictsLost)]
         assert [lease.envelope.id for lease in lost.leases] == [parse_id(handle.id)]
     assert "could not be settled (the broker has not answered by the worker's end): it most likely runs again" in caplog.text
+
+
+async def test_a_job_that_was_handed_back_ten_times_is_told_of_when_it_is_claimed(caplog: pytest.LogCaptureFixture) -> None:
+    """The log warns once for the claim, with the advice; a job with fewer hand-backs is not mentioned."""
+    caplog.set_level(logging.WARNING, logger="taskflow.worker")
+    heard = Heard()
+    async with a_faulty_broker() as broker:
+        handles = [await waits.delay() for _ in range(2)]
+        for handle, hand_backs in zip(handles, (10, 9), strict=True):
+            broker._store.jobs[parse_id(handle.id)].hand_backs = hand_backs
+        Run.release.set()
+        async with Worker(options=options(heard)):
+            await heard.wait_for(Ended, times=2)
+    [event] = [event for event in heard.events if isinstance(event, HandedBackOften)]
+    assert id_text(event.lease.envelope.id) == handles[0].id
+    log_event(event)
+    [line] = caplog.messages
+    assert "was handed back 10 times without an outcome" in line
+    assert "--grace" in line

@@ -283,23 +283,23 @@ class Store(Shelf):
 
     def _hand_back(self, job: Job, *, counts: bool) -> None:
         job.hand_backs += counts
-        if job.hand_backs > self.rules.max_hand_backs and job.cancel_requested is None:
-            self._poison(job, Event.HAND_BACK, words.handed_back_in_vain(job.hand_backs))
-        else:
-            self.wait_again(job, Event.HAND_BACK)
+        wait = to_microseconds(self.rules.hand_back_wait(job.hand_backs)) if counts else 0
+        if wait:
+            job.waiting_for = words.handed_back_in_vain(job.hand_backs)
+        self.wait_again(job, Event.HAND_BACK, self.now + wait if wait else None)
 
     def _crash(self, job: Job, cause: str = "") -> None:
         job.crashes += 1
         self._note(job, RunError(words.CRASHED, words.worker_lost(job.worker, job.crashes, cause), "", job.failures + 1))
         if job.crashes > self.rules.max_crashes and job.cancel_requested is None:
-            self._poison(job, Event.CRASH, words.lost_in_a_row(job.crashes, cause))
+            self._poison(job, words.lost_in_a_row(job.crashes, cause))
         else:
             wait = to_microseconds(self.rules.crash_wait(job.crashes))
             self.wait_again(job, Event.CRASH, self.now + wait if wait else None)
 
-    def _poison(self, job: Job, event: Event, why: str) -> None:
+    def _poison(self, job: Job, why: str) -> None:
         job.is_poison = True
-        self.end(job, event, Status.FAILED, words.poison(why))
+        self.end(job, Event.CRASH, Status.FAILED, words.poison(why))
 
     # --- cancel, read ------------------------------------------------------------------------------------------
 

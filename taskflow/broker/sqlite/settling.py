@@ -207,10 +207,10 @@ def _fail_once(shelf: Shelf, job: Job, error: RunError) -> None:
 
 def hand_back(shelf: Shelf, job: Job, *, counts: bool) -> None:
     job.hand_backs += counts
-    if job.hand_backs > shelf.rules.max_hand_backs and job.cancel_requested is None:
-        _poison(shelf, job, Event.HAND_BACK, words.handed_back_in_vain(job.hand_backs))
-    else:
-        shelf.wait_again(job, Event.HAND_BACK)
+    wait = to_microseconds(shelf.rules.hand_back_wait(job.hand_backs)) if counts else 0
+    if wait:
+        job.waiting_for = words.handed_back_in_vain(job.hand_backs)
+    shelf.wait_again(job, Event.HAND_BACK, shelf.now + wait if wait else None)
 
 
 def crash(shelf: Shelf, job: Job, cause: str = "") -> None:
@@ -218,15 +218,15 @@ def crash(shelf: Shelf, job: Job, cause: str = "") -> None:
     lost = RunError(words.CRASHED, words.worker_lost(text_of(job.worker), job.crashes, cause), "", job.failures + 1)
     job.errors = append_error(job.errors, lost, shelf.now)
     if job.crashes > shelf.rules.max_crashes and job.cancel_requested is None:
-        _poison(shelf, job, Event.CRASH, words.lost_in_a_row(job.crashes, cause))
+        _poison(shelf, job, words.lost_in_a_row(job.crashes, cause))
     else:
         wait = to_microseconds(shelf.rules.crash_wait(job.crashes))
         shelf.wait_again(job, Event.CRASH, shelf.now + wait if wait else None)
 
 
-def _poison(shelf: Shelf, job: Job, event: Event, why: str) -> None:
+def _poison(shelf: Shelf, job: Job, why: str) -> None:
     job.is_poison = 1
-    shelf.end(job, event, Status.FAILED, words.poison(why))
+    shelf.end(job, Event.CRASH, Status.FAILED, words.poison(why))
 
 
 # --- cancel, read ------------------------------------------------------------------------------------------------

@@ -122,7 +122,7 @@ class ForgetsReports(Mutant):
 
 
 class LeavesItsLeases(Mutant):
-    breaks = frozenset({"beat_leaving", "console_workers"})
+    breaks = frozenset({"beat_leaving", "console_workers", "hand_back_backoff"})
     because = "what a worker had not handed back when it left waits for a reaper"
 
     def _leave(self, state: SessionState) -> None:
@@ -130,7 +130,7 @@ class LeavesItsLeases(Mutant):
 
 
 class DeathIsALeave(Mutant):
-    breaks = frozenset({"beat_died"})
+    breaks = frozenset({"beat_died", "console_browse", "console_retry"})
     because = "the job that kills its worker comes back as if nothing had been (the graceful hand-back of activepieces#15130)"
 
     def _die(self, state: SessionState, cause: str) -> None:

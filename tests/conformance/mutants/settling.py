@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from taskflow.broker.memory.job import Fence, Job
-from taskflow.model.record import Event
+from taskflow.model.record import WAITING, Event, Status
 from taskflow.model.verdict import Retried, Settled, Settlement, Snoozed
 from tests.conformance.mutants.mutant import Mutant
 
@@ -66,7 +66,7 @@ class KeepsPayloads(Mutant):
 
 
 class ForgetsTheMark(Mutant):
-    breaks = frozenset({"settle_marked"})
+    breaks = frozenset({"settle_marked", "hand_back_backoff"})
     because = "a cancelled job is retried, since the mark lay on the run and not on the job"
 
     def _apply(self, job: Job, settlement: Settlement) -> None:
@@ -76,7 +76,7 @@ class ForgetsTheMark(Mutant):
 
 
 class OutcomesResetNothing(Mutant):
-    breaks = frozenset({"settle_resets", "hand_back_bounded", "crash_backoff"})
+    breaks = frozenset({"settle_resets", "hand_back_backoff", "crash_backoff"})
     because = "a long-lived job that snoozes collects crashes over weeks until it is called poison"
 
     def _progressed(self, job: Job) -> None:
@@ -103,10 +103,21 @@ class HandsBackToTheEnd(Mutant):
         super()._hand_back(job, counts=counts)
 
 
-class HandsBackForEver(Mutant):
-    breaks = frozenset({"hand_back_bounded", "console_browse", "console_retry"})
+class HandsBackWithoutAPause(Mutant):
+    breaks = frozenset({"hand_back_backoff"})
     because = "the graceful hand-back went round every counter, and one job cycled a fleet for 17 hours (activepieces#15130)"
 
     def _hand_back(self, job: Job, *, counts: bool) -> None:
         job.hand_backs += counts
         self.wait_again(job, Event.HAND_BACK)
+
+
+class HandBacksArePoison(Mutant):
+    breaks = frozenset({"hand_back_backoff", "outage"})
+    because = "eleven deploys during one long job failed it, though each run went well until then"
+
+    def _hand_back(self, job: Job, *, counts: bool) -> None:
+        super()._hand_back(job, counts=counts)
+        if job.hand_backs > 10 and job.status in WAITING:
+            job.status = Status.RUNNING
+            self._poison(job, "handed back too often")

@@ -70,7 +70,7 @@ class CrashIsAFailure(Mutant):
 
 
 class CrashesForEver(Mutant):
-    breaks = frozenset({"crash_poison", "beat_died", "key_released", "key_waits_behind", "joins"})
+    breaks = frozenset({"crash_poison", "beat_died", "key_released", "key_waits_behind", "joins", "console_browse", "console_retry"})
     because = "the counter lives in the process that is killed (sidekiq#3400, faktory#99)"
 
     def _crash(self, job: Job, cause: str = "") -> None:

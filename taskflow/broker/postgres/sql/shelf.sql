@@ -208,23 +208,28 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION @.poison(j @.jobs, event text, why bytea, now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION @.poison(j @.jobs, why bytea, now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 BEGIN
     j.is_poison := true;
-    PERFORM @.finish(j, event, S.FAILED, @.utf8(W.POISON) || why, now_at);
+    PERFORM @.finish(j, E.CRASH, S.FAILED, @.utf8(W.POISON) || why, now_at);
 END
 $$;
 
 CREATE FUNCTION @.hand_back(j @.jobs, counts boolean, now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
+DECLARE
+    waits bigint[] := R.hand_back_backoff;
+    wait bigint := 0;
 BEGIN
-    j.hand_backs := j.hand_backs + counts::integer;
-    IF j.hand_backs > R.max_hand_backs AND j.cancel_requested IS NULL THEN
-        PERFORM @.poison(j, E.HAND_BACK, @.utf8(format(W.HANDED_BACK_IN_VAIN, j.hand_backs)), now_at);
-    ELSE
-        PERFORM @.wait_again(j, E.HAND_BACK, now_at);
+    IF counts THEN
+        j.hand_backs := j.hand_backs + 1;
+        wait := waits[least(j.hand_backs, cardinality(waits))];
     END IF;
+    IF wait > 0 THEN
+        j.waiting_for := @.utf8(format(W.HANDED_BACK_IN_VAIN, j.hand_backs));
+    END IF;
+    PERFORM @.wait_again(j, E.HAND_BACK, now_at, CASE WHEN wait > 0 THEN now_at + wait END);
 END
 $$;
 

@@ -201,7 +201,7 @@ BEGIN
     wait := waits[least(j.crashes, cardinality(waits))];
     j.errors := @.noted(j.errors, @.packed_error(W.CRASHED, j.worker, j.crashes, cause, j.failures + 1, now_at));
     IF j.crashes > R.max_crashes AND j.cancel_requested IS NULL THEN
-        PERFORM @.poison(j, E.CRASH, @.utf8(format(W.LOST_IN_A_ROW, j.crashes)) || coalesce(@.utf8(W.LAST_DIED_OF) || cause, ''), now_at);
+        PERFORM @.poison(j, @.utf8(format(W.LOST_IN_A_ROW, j.crashes)) || coalesce(@.utf8(W.LAST_DIED_OF) || cause, ''), now_at);
     ELSE
         PERFORM @.wait_again(j, E.CRASH, now_at, CASE WHEN wait > 0 THEN now_at + wait END);
     END IF;

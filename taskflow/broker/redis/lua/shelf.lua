@@ -270,21 +270,22 @@ local function note(job, kind, message, traceback, attempt)
   set(job, F.errors, #whole <= R.max_errors_bytes and whole or one)
 end
 
-local function poison(id, job, event, why)
+local function poison(id, job, why)
   set(job, F.poison, 1)
-  finish(id, job, event, S.FAILED, W.POISON .. why)
+  finish(id, job, E.CRASH, S.FAILED, W.POISON .. why)
 end
 
 local function hand_back(id, job, counts)
-  local hand_backs = (job[F.hand_backs] or 0) + (counts and 1 or 0)
-  if hand_backs > 0 then
+  local wait = 0
+  if counts then
+    local hand_backs, waits = (job[F.hand_backs] or 0) + 1, R.hand_back_backoff
     set(job, F.hand_backs, hand_backs)
+    wait = waits[math.min(hand_backs, #waits)]
+    if wait > 0 then
+      set(job, F.waiting_for, string.format(W.HANDED_BACK_IN_VAIN, hand_backs))
+    end
   end
-  if hand_backs > R.max_hand_backs and not job[F.cancel_requested] then
-    poison(id, job, E.HAND_BACK, string.format(W.HANDED_BACK_IN_VAIN, hand_backs))
-  else
-    wait_again(id, job, E.HAND_BACK)
-  end
+  wait_again(id, job, E.HAND_BACK, wait > 0 and wall + wait or nil)
 end
 
 -- Its worker is lost, `cause` is false where nobody knows of what.
@@ -295,7 +296,7 @@ local function crash(id, job, cause)
   note(job, W.CRASHED, cause and lost .. W.DIED_OF .. cause or lost, '', (job[F.failures] or 0) + 1)
   if crashes > R.max_crashes and not job[F.cancel_requested] then
     local in_a_row = string.format(W.LOST_IN_A_ROW, crashes)
-    poison(id, job, E.CRASH, cause and in_a_row .. W.LAST_DIED_OF .. cause or in_a_row)
+    poison(id, job, cause and in_a_row .. W.LAST_DIED_OF .. cause or in_a_row)
   else
     local waits = R.crash_backoff
     local wait = waits[math.min(crashes, #waits)]
