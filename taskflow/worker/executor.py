@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import time
-import traceback
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, Final
@@ -16,7 +14,7 @@ from taskflow.app.middleware import Middleware, RunNext, run_chain
 from taskflow.app.registry import Registry
 from taskflow.app.signals import Cancel, Discard, Retry, Snooze
 from taskflow.model.envelope import Lease
-from taskflow.model.errors import CodecError, DecodeError, EncodeError, NewerFormat, UnknownArgument
+from taskflow.model.errors import NewerFormat, UnknownArgument
 from taskflow.model.record import Progress
 from taskflow.model.rules import DAY
 from taskflow.model.seams import Seams
@@ -36,8 +34,9 @@ from taskflow.model.verdict import (
 from taskflow.worker.children.death import ChildFailed
 from taskflow.worker.children.pool import Children, Turn
 from taskflow.worker.deadlines import Deadlines
+from taskflow.worker.failures import failure_of, unencodable
 from taskflow.worker.holdings import Holding
-from taskflow.worker.threads import NeverBegun, Threads
+from taskflow.worker.threads import NeverBegun, RaisedInThread, Threads
 
 CANCELLED: Final = "cancelled"
 TIMED_OUT: Final = "timed out"
@@ -76,11 +75,25 @@ class Executor:
         self._deadlines = Deadlines(lambda holding: holding.ask_to_stop(TIMED_OUT))
 
     async def run(self, holding: Holding) -> Settlement:
-        """Never raises but for a bug of ours: whatever the job does becomes a verdict."""
+        """Turn whatever the run does into a verdict.
+
+        Raises nothing, except GeneratorExit when the coroutine is closed: then `close` makes the settlement.
+        """
         begun = holding.started = time.monotonic()
-        verdict = self._verdict(holding)
-        if not isinstance(verdict, Verdict):
-            verdict = await verdict
+        try:
+            verdict = self._verdict(holding)
+            if not isinstance(verdict, Verdict):
+                verdict = await verdict
+        except BaseException as error:
+            verdict = self._judge(holding, self._registry.get(holding.lease.envelope.job), error)
+        return self._settlement(holding, verdict, begun)
+
+    def close(self, holding: Holding, error: GeneratorExit) -> Settlement:
+        """Settle a run whose coroutines were closed, which they cannot report themselves: a future has brought a GeneratorExit."""
+        verdict = self._judge(holding, self._registry.get(holding.lease.envelope.job), error)
+        return self._settlement(holding, verdict, holding.started or time.monotonic())
+
+    def _settlement(self, holding: Holding, verdict: Verdict, begun: float) -> Settlement:
         lease = holding.lease
         return Settlement(
             id=lease.envelope.id,
@@ -105,8 +118,8 @@ class Executor:
             args, kwargs = job.codec.decode_arguments(lease.envelope.payload)
         except PARKED_ON as error:
             return self._park(holding, f"a newer worker: {error}")
-        except CodecError as error:
-            return Failed(_error(error, lease.attempt))
+        except BaseException as error:  # decoding calls the application's own checks
+            return Failed(failure_of(error, lease.attempt))
         return self._run(holding, job, partial(self._call, holding, job, args, kwargs))
 
     async def _verdict_of_child(self, holding: Holding, job: AnyJob, children: Children) -> Verdict:
@@ -165,14 +178,14 @@ class Executor:
         except BaseException as error:
             if holding.in_thread is not None and self._threads is not None:
                 self._threads.give_up(holding.in_thread)
-            return self._judge(holding, job, error)
+            return self._judge(holding, job, error.error if isinstance(error, RaisedInThread) else error)
         finally:
             holding.in_thread = None
         try:
             return Succeeded(job.codec.encode_result(value))
-        except EncodeError as error:
-            # Its effects have happened: another attempt would repeat them and fail the same way.
-            return Failed(_error(error, context.attempt))
+        except BaseException as error:
+            # The run's effects have happened: another attempt would repeat them and fail the same way.
+            return Failed(unencodable(error, context.attempt))
 
     def _invoke(self, holding: Holding, job: AnyJob, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Awaitable[Any]:
         if isinstance(job, Job):
@@ -185,8 +198,15 @@ class Executor:
     def _report_to(self, holding: Holding) -> Callable[[Progress], None]:
         return holding.report
 
-    def _judge(self, holding: Holding, job: AnyJob, error: BaseException) -> Verdict:
-        """What a raised error comes to: what the job says first, then the worker's own reasons, then the job's policy."""
+    def _judge(self, holding: Holding, job: AnyJob | None, error: BaseException) -> Verdict:
+        """Turn a raised error into a verdict. Never raises, although judging calls code of the error's class and of the job's policy."""
+        try:
+            return self._decide(holding, job, error)
+        except BaseException as broken:  # its context is `error`, which the traceback therefore shows too
+            return Failed(failure_of(broken, holding.lease.attempt))
+
+    def _decide(self, holding: Holding, job: AnyJob | None, error: BaseException) -> Verdict:
+        """Ask the job's own signal first, then the reason why the run was stopped, then the job's policy."""
         match error:
             case NeverBegun():
                 return _not_begun(holding)
@@ -203,11 +223,13 @@ class Executor:
             if why == CANCELLED:
                 return Cancelled(CANCELLED)
             error = _timeout_of(holding)
+        if job is None:
+            return Failed(failure_of(error, holding.lease.attempt))
         return self._retry_or_fail(holding, job, error)
 
     def _retry_or_fail(self, holding: Holding, job: AnyJob, error: BaseException) -> Verdict:
         lease, policy = holding.lease, job.policy
-        noted = _error(error, lease.attempt, job.function)
+        noted = failure_of(error, lease.attempt, job.function)
         asked = isinstance(error, Retry)
         # SystemExit, KeyboardInterrupt and a cancellation that is not ours are failures like others.
         is_retried = asked or isinstance(error, (ChildFailed, *policy.retry_on)) or not isinstance(error, Exception)
@@ -262,28 +284,3 @@ def _stop(holding: Holding, context: JobContext, task: asyncio.Task[Any] | None,
 def _timeout_of(holding: Holding) -> TimeoutError:
     envelope = holding.lease.envelope
     return TimeoutError(f"{envelope.job} ran longer than its timeout of {envelope.timeout:g} s")
-
-
-def _error(error: BaseException, attempt: int, function: Callable[..., Any] | None = None) -> RunError:
-    kind = type(error)
-    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-    is_ours = isinstance(error, DecodeError | EncodeError)
-    return RunError.trimmed(name, _message(error), "" if is_ours else _traceback(error, function), attempt)
-
-
-def _message(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception as broken:
-        return f"<its message cannot be shown: {type(broken).__name__}>"
-
-
-def _traceback(error: BaseException, function: Callable[..., Any] | None) -> str:
-    """From the job's own first line on, where it is in it: our frames above tell the user nothing."""
-    code = getattr(inspect.unwrap(function), "__code__", None) if function is not None else None
-    if isinstance(error, ChildFailed):  # what came of it elsewhere is in its notes: how we got to hear of it tells nothing
-        return "".join(traceback.format_exception_only(error))
-    frames = error.__traceback__
-    while frames is not None and frames.tb_frame.f_code is not code:
-        frames = frames.tb_next
-    return "".join(traceback.format_exception(type(error), error, frames or error.__traceback__))

@@ -150,6 +150,10 @@ class Runs:
         settlement: Settlement | None = None
         try:
             settlement = await self._executor.run(holding)
+        except GeneratorExit as closed:
+            task = asyncio.current_task(self._loop)
+            if task is not None and self.under_way.get(task) is holding:  # else the loop is gone, and its coroutines are cleared away
+                settlement = self._executor.close(holding, closed)
         finally:
             self._end(holding, settlement or settlement_of(holding.lease, HandedBack()))  # a cancellation may come past the executor
 

@@ -176,14 +176,14 @@ class NeverBegun(Exception):
     """What a function comes to that was taken back."""
 
 
-class StoppedInThread(Exception):
-    """Carries a StopIteration, which a future refuses, out of a thread."""
+class RaisedInThread(Exception):
+    """Carries an error that a future cannot hand over as it is: it refuses StopIteration, and GeneratorExit closes whoever awaits it."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(f"{type(error).__name__} was raised by the job's function")
+        self.__cause__ = self.error = error
 
 
 def carried(error: BaseException) -> BaseException:
-    """What a future takes in its place."""
-    if isinstance(error, StopIteration):
-        carrier = StoppedInThread("StopIteration was raised by the job's function")
-        carrier.__cause__ = error
-        return carrier
-    return error
+    """Return what a future takes in place of `error`."""
+    return RaisedInThread(error) if issubclass(type(error), (StopIteration, GeneratorExit)) else error

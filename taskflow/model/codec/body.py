@@ -11,6 +11,7 @@ from taskflow.model.codec.payload import HEADER_SIZE, Content, open_payload, sea
 from taskflow.model.codec.shape import Shape
 from taskflow.model.codec.untyped import ANY
 from taskflow.model.codec.wire import pack, unpack, unpack_json
+from taskflow.model.errors import DecodeError
 
 DEFAULT_LIMITS = Limits()
 
@@ -49,6 +50,8 @@ def decode(shape: Shape, payload: bytes, limits: Limits, *, where: str = "") -> 
         raise misfit.as_decode_error(where) from misfit.__cause__
     except RecursionError:
         raise too_deep().as_decode_error(where) from None
+    except Exception as error:  # a class's own code, or a number beyond what its type can hold
+        raise DecodeError(f"cannot be decoded: {type(error).__name__}: {error}{where}") from error
 
 
 def encode_value(value: object, *, limits: Limits = DEFAULT_LIMITS) -> bytes:

@@ -1,0 +1,64 @@
+"""Describes a raised error as the text that stores keep. Nothing here raises, whatever the error's own code does."""
+
+from __future__ import annotations
+
+import inspect
+import traceback
+from collections.abc import Callable
+from typing import Any, Final
+
+from taskflow.model.errors import DecodeError, EncodeError
+from taskflow.model.verdict import RunError
+from taskflow.worker.children.death import ChildFailed
+
+# An error's metaclass may hide or break these attributes. So may `error.__class__`, which `isinstance` reads: ask `type(error)`.
+_MODULE: Final = type.__dict__["__module__"]
+_QUALNAME: Final = type.__dict__["__qualname__"]
+
+
+def failure_of(error: BaseException, attempt: int, function: Callable[..., Any] | None = None) -> RunError:
+    """Describe `error`. The traceback begins in `function` where that is given and on the stack."""
+    is_ours = issubclass(type(error), (DecodeError, EncodeError)) and error.__cause__ is None
+    shown = "" if is_ours else _traceback(error, function)
+    return RunError.trimmed(_type_name(type(error)), _message(error), shown, attempt)
+
+
+def unencodable(error: BaseException, attempt: int) -> RunError:
+    """Describe why a result cannot be encoded, as an EncodeError whatever `error` is."""
+    if issubclass(type(error), EncodeError):
+        return failure_of(error, attempt)
+    message = f"the result cannot be encoded: {_type_name(type(error))}: {_message(error)}"
+    return RunError.trimmed(_type_name(EncodeError), message, _traceback(error, None), attempt)
+
+
+def _type_name(kind: type) -> str:
+    module, name = _MODULE.__get__(kind), _QUALNAME.__get__(kind)
+    return str(name) if module == "builtins" else f"{module}.{name}"
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return str(error)
+    except BaseException as broken:
+        return f"<its message cannot be shown: {_type_name(type(broken))}>"
+
+
+def _traceback(error: BaseException, function: Callable[..., Any] | None) -> str:
+    """From the job's own first line on: our frames above it tell the user nothing."""
+    frames = error.__traceback__
+    try:
+        return _formatted(error, function)
+    except BaseException as broken:
+        # Formatting reads the error's attributes, which are the user's code. The frames alone are not.
+        lines = traceback.format_tb(frames)
+        return "".join([*lines, f"<the error itself cannot be formatted: {_type_name(type(broken))}: {_message(broken)}>\n"])
+
+
+def _formatted(error: BaseException, function: Callable[..., Any] | None) -> str:
+    if isinstance(error, ChildFailed):  # its notes have what happened in the child; the frames here add nothing
+        return "".join(traceback.format_exception_only(error))
+    code = getattr(inspect.unwrap(function), "__code__", None) if function is not None else None
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_code is not code:
+        frames = frames.tb_next
+    return "".join(traceback.format_exception(type(error), error, frames or error.__traceback__))
