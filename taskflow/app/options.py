@@ -30,7 +30,8 @@ class EnqueueOptions(TypedDict, total=False):
     `retry`         the wait between attempts
     `timeout`       seconds or a timedelta that one run may take; None undoes the job's own
     `key`           dedupes against live jobs of the same queue and name, up to 200 bytes
-    `on_conflict`   what becomes of a key that is taken: "keep" the standing job (default), "replace" it, or "raise" KeyConflict
+    `on_conflict`   what becomes of a key that is taken: "keep" the standing job (default), "replace" it, or "raise" KeyConflict. A running
+                    job that was cancelled does not take its key: the new job waits for its end
     `keep_result`   seconds or a timedelta that a success is kept
     `headers`       str to str, 4 KiB in all; they travel with the job
     """

@@ -16,6 +16,8 @@ A store may hold anything: other programs write to it, disks fail, releases diff
   [enqueue_past] an instant in the past means now.
   [key_keeps] while a live job has the key, another is Refused with the standing id, because of "key"; the waiting holder is named
     before the running one.
+  [key_cancelled] a running holder that was asked to stop refuses no other: one that no waiting holder refuses is Added, and waits as
+    [key_waits_behind] says. Only an operator's retry of an ended job finds the key taken still.
   [key_neighbours] a refused item leaves the others of its batch alone.
   [key_released] an ended job holds no key, however it ended.
   [key_survives_retry] a job that waits for its retry still holds its key.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 
 from taskflow import EnqueueFailed, JobCancelled, KeyConflict, Status, enqueue
@@ -67,6 +69,22 @@ async def test_raise_names_the_standing_job_and_the_key(bench: Bench) -> None:
     with pytest.raises(KeyConflict, match=f"{add.name}.*{standing.id}.*'sum'") as caught:
         await once.options(on_conflict="raise").delay(2)
     assert caught.value.job_id == standing.id
+
+
+@pytest.mark.parametrize("on_conflict", ["keep", "replace", "raise"])
+async def test_cancel_and_run_again(bench: Bench, on_conflict: Literal["keep", "replace", "raise"]) -> None:
+    """A run that was asked to stop does not stand in the way: the new job waits for its end, whatever `on_conflict` says."""
+    running = await once.delay(1)
+    lease = await bench.lease_of(running)
+    assert await running.cancel() is Status.RUNNING
+
+    again = await once.options(on_conflict=on_conflict).delay(2)
+
+    assert again.is_new
+    assert await again.status() is Status.HELD
+    await bench.run(lease)
+    await bench.run_all()
+    assert await again.result() == 3
 
 
 async def test_raise_in_a_batch_comes_after_it_with_both_lists(bench: Bench) -> None:

@@ -448,3 +448,26 @@ class BrokerMachine(RuleBasedStateMachine):
         if held:
             await self._settle([self._settlement(lease, verdict) for lease in held])
         await self._enqueue([self._bench.world.an_envelope(queue=queue, key="k1")])
+
+    @precondition(lambda self: self._lives)
+    @rule(
+        pick=PICK,
+        queue=st.sampled_from(QUEUES),
+        verdict=verdicts(),
+        conflicts=st.lists(st.sampled_from(OnConflict), min_size=1, max_size=2),
+    )
+    def cancel_and_run_again(self, pick: int, queue: str, verdict: tuple[str, dict[str, Any]], conflicts: list[OnConflict]) -> None:
+        """A job runs with a key and is asked to stop, others with that key come, and the run comes to something."""
+        self._take(self._cancel_and_run_again(self._life(pick), queue, verdict, conflicts))
+
+    async def _cancel_and_run_again(self, life: Life, queue: str, verdict: tuple[str, dict[str, Any]], conflicts: list[OnConflict]) -> None:
+        first = self._bench.world.an_envelope(queue=queue, key="k1")
+        await self._enqueue([first])
+        await self._claim(life, (queue,))
+        await self._bench.cancel([first.id])
+        for on_conflict in conflicts:
+            await self._enqueue([self._bench.world.an_envelope(queue=queue, key="k1", on_conflict=on_conflict)])
+        held = [lease for lease in life.holds.values() if lease.envelope.id == first.id]
+        if held:
+            await self._settle([self._settlement(lease, verdict) for lease in held])
+        await self._claim(life, (queue,))

@@ -297,3 +297,15 @@ async def test_console_retry__is_kept_while_it_lives(world: World) -> None:
     await world.pass_time(10 * world.rules.keep_cancelled)
 
     assert await world.status(envelope) is Status.READY
+
+
+async def test_console_retry__while_a_cancelled_run_has_the_key(world: World) -> None:
+    """A run that was asked to stop has its key until it has ended: a job put back would be READY at once, beside it."""
+    ended = await world.running(queue="default", key="k")
+    await world.settle(failed(ended))
+    lease = await world.running(queue="default", key="k")
+    await world.cancel(lease)
+
+    assert await redo(world, ended) is Redone.KEY_TAKEN
+    await world.settle(cancelled(lease))
+    assert await redo(world, ended) is Redone.OK

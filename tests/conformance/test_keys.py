@@ -323,6 +323,118 @@ async def test_key_waits_behind__its_worker_lost_for_good(world: World) -> None:
     assert [await world.status(job) for job in (lease, new)] == [Status.FAILED, Status.READY]
 
 
+# --- key_cancelled ----------------------------------------------------------------------------------------------------
+
+
+CONFLICTS = pytest.mark.parametrize("on_conflict", list(OnConflict))
+
+
+async def _asked_to_stop(world: World) -> Lease:
+    lease = await world.running(queue="default", key="k")
+    await world.cancel(lease)
+    return lease
+
+
+@CONFLICTS
+async def test_key_cancelled(world: World, on_conflict: OnConflict) -> None:
+    """The new job is added while the old one still runs, is HELD and says why, and is not claimed."""
+    lease = await _asked_to_stop(world)
+    new = world.an_envelope(key="k", on_conflict=on_conflict)
+
+    assert await world.enqueue(new) == [Added(new.id, replaced=None)]
+
+    record = await world.record(new)
+    assert (record.status, record.waiting_for) == (Status.HELD, f"job {id_text(lease.envelope.id)}, which runs with its key")
+    assert await world.claim(await world.a_session()) == []
+    assert await world.status(lease) is Status.RUNNING
+
+
+@CONFLICTS
+@pytest.mark.parametrize("settlement", [succeeded, failed, cancelled, retried, snoozed, parked, handed_back])
+async def test_key_cancelled__until_that_run_has_ended(world: World, settlement: SettlementOf, on_conflict: OnConflict) -> None:
+    """Whatever the run that was asked to stop comes to, it does not come again, and the new job is READY."""
+    lease = await _asked_to_stop(world)
+    new = world.an_envelope(key="k", on_conflict=on_conflict)
+    await world.enqueue(new)
+
+    await world.settle(settlement(lease))
+
+    assert (await world.record(lease)).status.is_ended
+    assert [leased.envelope.id for leased in await world.claim(await world.a_session())] == [new.id]
+
+
+async def test_key_cancelled__its_worker_is_lost(world: World) -> None:
+    """When the worker of the old job is lost, the new job is READY."""
+    session = await world.a_session()
+    lease = await world.running(session, queue="default", key="k")
+    await world.cancel(lease)
+    new = await world.add(key="k")
+
+    await world.reap(session)
+
+    assert [await world.status(job) for job in (lease, new)] == [Status.CANCELLED, Status.READY]
+
+
+async def test_key_cancelled__one_behind_it_at_most(world: World) -> None:
+    """The job that waits behind the run has the key: a third one is refused with its id, or replaces it."""
+    lease = await _asked_to_stop(world)
+    new = await world.add(key="k")
+
+    assert await stands(world, new)
+    newest = replacement(world)
+    assert await world.enqueue(newest) == [Added(newest.id, replaced=new.id)]
+    assert [await world.status(job) for job in (lease, new, newest)] == [Status.RUNNING, Status.CANCELLED, Status.HELD]
+
+
+async def test_key_cancelled__the_one_behind_it_too(world: World) -> None:
+    """When the one that waits is cancelled as well, it ends at once, and the next one waits in its place."""
+    lease = await _asked_to_stop(world)
+    second = await world.add(key="k")
+    await world.cancel(second)
+    third = await world.add(key="k")
+
+    assert [await world.status(job) for job in (second, third)] == [Status.CANCELLED, Status.HELD]
+    await world.settle(cancelled(lease))
+    assert await world.status(third) is Status.READY
+
+
+async def test_key_cancelled__a_replacement_waited_before(world: World) -> None:
+    """A replacement that waited behind the run before it was asked to stop has the key still."""
+    lease, waiting = await _behind(world)
+    await world.cancel(lease)
+
+    assert await stands(world, waiting)
+
+
+async def test_key_cancelled__within_a_batch(world: World) -> None:
+    """Of two in one batch the first is added, and the second is refused with its id."""
+    await _asked_to_stop(world)
+    first, second = world.an_envelope(key="k"), world.an_envelope(key="k")
+
+    assert await world.enqueue(first, second) == [Added(first.id), Refused(second.id, first.id, "key")]
+
+
+async def test_key_cancelled__resent(world: World) -> None:
+    """The new job, sent again, is refused because of its own id."""
+    await _asked_to_stop(world)
+    new = await world.add(key="k")
+
+    assert await world.enqueue(new) == [Refused(new.id, new.id, "id")]
+
+
+async def test_key_cancelled__as_a_follow_up(world: World) -> None:
+    """A follow-up of another run with that key is added, and waits likewise."""
+    lease = await _asked_to_stop(world)
+    other = await world.running()
+    follow_up = world.an_envelope(key="k")
+
+    await world.settle(succeeded(other, follow_ups=(follow_up,)))
+
+    assert await world.status(follow_up) is Status.HELD
+    await world.settle(cancelled(lease))
+    assert await world.status(follow_up) is Status.READY
+
+
 # --- key_gives_way -------------------------------------------------------------------------------------------------------
 
 

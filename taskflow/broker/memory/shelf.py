@@ -53,7 +53,7 @@ class Shelf:
         self.totals[job.queue][event] += 1
 
     def add(self, job: Job, behind: Job | None) -> None:
-        """Take in a new job; `behind` is the running holder of its key that it replaces afterwards."""
+        """Take in a new job; `behind` is the running holder of its key, for whose end it waits."""
         self.jobs[job.id] = job
         if behind is not None:
             job.awaits += 1

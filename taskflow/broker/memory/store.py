@@ -84,7 +84,7 @@ class Store(Shelf):
         if envelope.id in self.jobs:
             return Refused(envelope.id, envelope.id, "id")
         waiting, running = self.holders(envelope.key)
-        standing = waiting or running
+        standing = waiting or (running if running is not None and running.cancel_requested is None else None)
         if standing is not None and envelope.on_conflict is OnConflict.KEEP:
             return Refused(envelope.id, standing.id, "key")
         if waiting is not None:

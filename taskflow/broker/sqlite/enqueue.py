@@ -105,7 +105,7 @@ def _add_one(shelf: Shelf, envelope: Envelope) -> Added | Refused:
     if shelf.job(envelope.id) is not None:
         return Refused(envelope.id, envelope.id, "id")
     waiting, running = shelf.holders(envelope.key)
-    standing = waiting or running
+    standing = waiting or (running if running is not None and running.cancel_requested is None else None)
     if standing is not None and envelope.on_conflict is OnConflict.KEEP:
         return Refused(envelope.id, standing.id, "key")
     if waiting is not None:

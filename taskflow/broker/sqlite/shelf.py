@@ -111,7 +111,7 @@ class Shelf:
         job.code = code
 
     def add(self, job: Job, behind: Job | None) -> None:
-        """Take in a new job; `behind` is the running holder of its key that it replaces afterwards."""
+        """Take in a new job; `behind` is the running holder of its key, for whose end it waits."""
         if behind is not None:
             job.awaits += 1
             job.behind = behind.id

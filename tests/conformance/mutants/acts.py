@@ -68,7 +68,7 @@ class CancelSaysNothing(Mutant):
 
 
 class CancelsNoHeldJob(Mutant):
-    breaks = frozenset({"cancel_waiting", "console_retry", "joins", "key_waits_behind"})
+    breaks = frozenset({"cancel_waiting", "console_retry", "joins", "key_waits_behind", "key_cancelled"})
     because = "a state that came later is forgotten in one statement"
 
     def _cancel_one(self, job: Job | None) -> Status | None:

@@ -41,7 +41,7 @@ class KeyIsLostByARetry(Mutant):
 
 
 class KeepsWhatShouldBeReplaced(Mutant):
-    breaks = frozenset({"key_replaces", "joins", "console_retry", "key_waits_behind"})
+    breaks = frozenset({"key_replaces", "joins", "console_retry", "key_waits_behind", "key_cancelled"})
     because = "the first one wins, whatever was asked"
 
     def _enqueue_one(self, envelope: Envelope) -> Added | Refused:
@@ -52,7 +52,7 @@ class KeepsWhatShouldBeReplaced(Mutant):
 
 
 class RunsBesideItsHolder(Mutant):
-    breaks = frozenset({"key_waits_behind", "key_gives_way"})
+    breaks = frozenset({"key_waits_behind", "key_gives_way", "key_cancelled"})
     because = "two of one key run at once when the first is replaced as it runs"
 
     def add(self, job: Job, behind: Job | None) -> None:
@@ -89,7 +89,7 @@ class AddsWhatHasEnded(Mutant):
 
 
 class KeyOfARunIsFree(Mutant):
-    breaks = frozenset({"key_keeps", "key_survives_retry"})
+    breaks = frozenset({"key_keeps", "key_survives_retry", "key_cancelled"})
     because = "the lock is taken until the job starts, and two of one key run"
 
     def _enqueue_one(self, envelope: Envelope) -> Added | Refused:
@@ -98,6 +98,25 @@ class KeyOfARunIsFree(Mutant):
             self.add(Job.of(envelope, self.next_seq(), self.clock.wall()), behind=None)
             return Added(envelope.id)
         return super()._enqueue_one(envelope)
+
+
+class KeyOfACancelledRunIsTaken(Mutant):
+    breaks = frozenset({"key_cancelled"})
+    because = "the lock is held until the process has stopped: cancel it and run it again, and nothing happens"
+
+    def _enqueue_one(self, envelope: Envelope) -> Added | Refused:
+        waiting, running = self.holders(envelope.key)
+        if waiting is None and running is not None and envelope.on_conflict is OnConflict.KEEP and envelope.id not in self.jobs:
+            return Refused(envelope.id, running.id, "key")
+        return super()._enqueue_one(envelope)
+
+
+class RunsBesideACancelledOne(Mutant):
+    breaks = frozenset({"key_cancelled"})
+    because = "the cancellation frees the key at once, though the run goes on for as long as it likes"
+
+    def add(self, job: Job, behind: Job | None) -> None:
+        super().add(job, None if behind is not None and behind.cancel_requested is not None else behind)
 
 
 class ARefusalEndsTheBatch(Mutant):

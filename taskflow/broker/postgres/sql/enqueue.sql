@@ -5,18 +5,21 @@ CREATE FUNCTION @.add(j @.jobs, on_conflict integer, now_at bigint) RETURNS byte
 DECLARE
     waiting @.jobs;
     running bytea;
+    standing bytea;
 BEGIN
     IF EXISTS (SELECT 1 FROM @.jobs WHERE id = j.id) THEN
         RETURN 'i';
     END IF;
-    IF j.key IS NOT NULL AND on_conflict = 0 THEN -- without a lock: whoever stands there, waiting or running, stands there
-        running := coalesce(
-            (SELECT id FROM @.jobs WHERE key = j.key AND status < S.RUNNING), (SELECT id FROM @.jobs WHERE key = j.key AND status = S.RUNNING)
+    IF j.key IS NOT NULL AND on_conflict = 0 THEN -- without a lock on the rows: a refusal needs none
+        standing := coalesce(
+            (SELECT id FROM @.jobs WHERE key = j.key AND status < S.RUNNING),
+            (SELECT id FROM @.jobs WHERE key = j.key AND status = S.RUNNING AND cancel_requested IS NULL)
         );
-        IF running IS NOT NULL THEN
-            RETURN 'k'::bytea || running;
+        IF standing IS NOT NULL THEN
+            RETURN 'k'::bytea || standing;
         END IF;
-    ELSIF j.key IS NOT NULL THEN
+    END IF;
+    IF j.key IS NOT NULL THEN
         SELECT * INTO waiting FROM @.jobs WHERE key = j.key AND status < S.RUNNING FOR UPDATE;
         -- Changed, not only locked: a settlement of it that waits for the key, at "repeatable read", must not miss what waits behind it now.
         UPDATE @.jobs SET key = key WHERE key = j.key AND status = S.RUNNING RETURNING id INTO running;

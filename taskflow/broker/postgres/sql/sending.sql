@@ -222,7 +222,8 @@ $$;
 -- same bounds; what the job's decorator declares is not known here.
 --
 -- With a `key` that a live job of this name and queue has, the answer is: for 'keep' the id of that job, for 'replace' the new job's, and
--- 'raise' fails with unique_violation. From such a call on nobody else can send under that key before this transaction has ended.
+-- 'raise' fails with unique_violation. A run that was asked to stop refuses no other: the new job waits for its end. From such a call on
+-- nobody else can send under that key before this transaction has ended.
 --
 -- A role needs USAGE on the schema and EXECUTE on this function, which everybody has unless it is revoked; it runs as the schema's owner, so
 -- that nothing in it may depend on the caller's search_path, and no text becomes a statement. No migration drops it: others' rights, triggers

@@ -9,7 +9,7 @@ local function add(item, seq)
   local waiting, running
   if key then
     waiting, running = holders(key)
-    local standing = waiting or running
+    local standing = waiting or running and not load(running)[F.cancel_requested] and running
     if standing and item[9] == 0 then
       return 'k' .. standing
     end
