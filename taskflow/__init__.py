@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from taskflow.model.errors import DriverMissing as DriverMissing
     from taskflow.model.errors import EncodeError as EncodeError
     from taskflow.model.errors import EnqueueFailed as EnqueueFailed
+    from taskflow.model.errors import InvalidJobId as InvalidJobId
     from taskflow.model.errors import JobCancelled as JobCancelled
     from taskflow.model.errors import JobError as JobError
     from taskflow.model.errors import JobFailed as JobFailed
@@ -84,6 +85,7 @@ _HOMES = {
         "DriverMissing",
         "EncodeError",
         "EnqueueFailed",
+        "InvalidJobId",
         "JobCancelled",
         "JobError",
         "JobFailed",

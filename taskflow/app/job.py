@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 from collections.abc import Callable, Coroutine, Sequence
 from datetime import timedelta
@@ -16,7 +17,9 @@ from taskflow.app.app import App
 from taskflow.app.call import Call
 from taskflow.app.context import JobContext, running
 from taskflow.app.current import default_app
+from taskflow.app.functions import check_function, signature_for_callers, takes_context
 from taskflow.app.handle import JobHandle
+from taskflow.app.option_names import unknown_option
 from taskflow.app.options import EnqueueOptions, Options, plain_options
 from taskflow.app.places import RunsIn, place_for
 from taskflow.app.registry import name_of, place
@@ -25,7 +28,7 @@ from taskflow.model.codec import FunctionCodec
 from taskflow.model.envelope import Envelope, check_envelope, check_job_name
 from taskflow.model.errors import DeclarationError
 from taskflow.model.ids import key_digest
-from taskflow.model.near import nearest
+from taskflow.model.shown import shown
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -43,7 +46,14 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Declared(Generic[P, R_co]):
-    """A job type: the function, its name, how its calls are carried out. Immutable; `options` makes a changed copy."""
+    """A job type: the function, its name, how its calls are carried out. Immutable; `options` makes a changed copy.
+
+    It has the function's `__name__`, `__doc__`, `__wrapped__` and its like, and the signature that callers see: without the context.
+    """
+
+    __name__: str
+    __qualname__: str
+    __wrapped__: Callable[..., Any]
 
     def __init__(
         self,
@@ -62,7 +72,9 @@ class Declared(Generic[P, R_co]):
         self.policy = policy
         self.aliases = aliases
         self.runs_in: RunsIn = runs_in
-        self.takes_context = _takes_context(function)
+        self.takes_context = takes_context(function)
+        functools.update_wrapper(cast(Any, self), function, updated=())
+        self.__signature__ = signature_for_callers(function, skip=int(self.takes_context))
         self.codec = FunctionCodec(function, name=name, skip=int(self.takes_context), limits=app.limits)
         self._with(options)
 
@@ -75,7 +87,7 @@ class Declared(Generic[P, R_co]):
         return self._options.key
 
     def options(self, **options: Unpack[EnqueueOptions]) -> Self:
-        """A copy whose calls are carried out so; see `EnqueueOptions`. TypeError and ValueError name the option that is wrong."""
+        """Return a copy whose calls have these options; see `EnqueueOptions`. TypeError and ValueError name the option that is wrong."""
         changed = copy.copy(self)
         changed._with(self._options.replaced(options))
         return changed
@@ -234,16 +246,16 @@ class _Decorator(Protocol):
         self,
         *,
         name: str | None = None,
-        queue: str = "default",
-        priority: int = 0,
-        max_attempts: int = 10,
-        retry: Backoff = ...,
-        retry_on: Sequence[type[BaseException]] = (Exception,),
-        discard_on: Sequence[type[BaseException]] = (),
+        queue: str | None = "default",
+        priority: int | None = 0,
+        max_attempts: int | None = 10,
+        retry: Backoff | None = ...,
+        retry_on: Sequence[type[BaseException]] | None = (Exception,),
+        discard_on: Sequence[type[BaseException]] | None = (),
         timeout: float | timedelta | None = None,
         expires: float | timedelta | None = None,
-        keep_result: float | timedelta = 300.0,
-        aliases: Sequence[str] = (),
+        keep_result: float | timedelta | None = 300.0,
+        aliases: Sequence[str] | None = (),
         runs_in: RunsIn | None = None,
     ) -> _Decorator: ...
 
@@ -280,15 +292,16 @@ _OPTIONS = ("queue", "priority", "max_attempts", "timeout", "expires", "keep_res
 
 
 def _declare(app: App, function: Callable[..., Any], declared: dict[str, Any]) -> AnyJob:
-    _check_function(function)
+    check_function(function)
     try:
         _refuse_unknown(declared)
-        name = declared["name"] if declared.get("name") is not None else name_of(function)
-        options = Options(**plain_options(cast(EnqueueOptions, {key: declared[key] for key in _OPTIONS if declared.get(key) is not None})))
-        policy = Policy(**{key: _policy_field(key, declared[key]) for key in _POLICY if key in declared})
-        aliases = _aliases(declared.get("aliases", ()))
+        given = {key: value for key, value in declared.items() if value is not None}
+        name = given["name"] if "name" in given else name_of(function)
+        options = Options(**plain_options(cast(EnqueueOptions, {key: given[key] for key in _OPTIONS if key in given})))
+        policy = Policy(**{key: _policy_field(key, given[key]) for key in _POLICY if key in given})
+        aliases = _aliases(given.get("aliases", ()))
         kind = Job if inspect.iscoroutinefunction(function) else SyncJob
-        runs_in = place_for(function, declared.get("runs_in"))
+        runs_in = place_for(function, given.get("runs_in"))
         made: AnyJob = kind(app, function, _job_name("name", name), options, policy=policy, aliases=aliases, runs_in=runs_in)
     except DeclarationError:
         raise
@@ -298,59 +311,35 @@ def _declare(app: App, function: Callable[..., Any], declared: dict[str, Any]) -
     return made
 
 
-def _check_function(function: object) -> None:
-    if not inspect.isroutine(function) or inspect.isbuiltin(function):
-        hint = f"; for a name write @job(name={function!r})" if isinstance(function, str) else ""
-        raise DeclarationError(f"@job takes a function, not {function!r}{hint}")
-    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        raise DeclarationError(f"@job on {place(function)}: a job does not yield; return a list, or report by ctx.progress()")
-
-
 def _refuse_unknown(declared: dict[str, Any]) -> None:
-    known = {*_POLICY, *_OPTIONS, "name", "aliases", "runs_in"}
+    known = sorted((*_POLICY, *_OPTIONS, "name", "aliases", "runs_in"))
     for key in declared:
         if key not in known:
-            near = nearest(key, known)
-            raise TypeError(f"unknown option {key}={f'; did you mean {near[0]}=?' if near else '; it takes ' + ', '.join(sorted(known))}")
+            raise TypeError(unknown_option(key, known, EnqueueOptions.__annotations__, f"with a call, as in .options({key}=...)"))
 
 
 def _job_name(option: str, name: object) -> str:
     if not isinstance(name, str):
-        raise TypeError(f"{option}={name!r}: it takes a str")
+        raise TypeError(f"{option}={shown(name)}: it takes a str")
     return check_job_name(name)
 
 
 def _aliases(value: object) -> tuple[str, ...]:
     if isinstance(value, str) or not isinstance(value, Sequence):
-        raise TypeError(f"aliases={value!r}: it takes a tuple of names, as in aliases=({value!r},)")
+        raise TypeError(f"aliases={shown(value)}: it takes a tuple of names, as in aliases=({shown(value)},)")
     return tuple(_job_name("aliases", alias) for alias in value)
 
 
 def _policy_field(name: str, value: Any) -> Any:
     if name == "retry":
         if not isinstance(value, Backoff):
-            raise TypeError(f"retry={value!r}: it takes a Backoff")
+            raise TypeError(f"retry={shown(value)}: it takes a Backoff")
         return value
     errors = tuple(value) if isinstance(value, Sequence) else (value,)
     for error in errors:
         if not (isinstance(error, type) and issubclass(error, BaseException)):
-            raise TypeError(f"{name}={value!r}: it takes a tuple of exception classes")
+            raise TypeError(f"{name}={shown(value)}: it takes a tuple of exception classes")
     return errors
-
-
-def _takes_context(function: Callable[..., Any]) -> bool:
-    """Whether the first parameter is annotated JobContext, also as text that cannot be resolved yet."""
-    first = next(iter(inspect.signature(function).parameters.values()), None)
-    if first is None or first.kind not in (first.POSITIONAL_ONLY, first.POSITIONAL_OR_KEYWORD):
-        return False
-    annotation = first.annotation
-    if isinstance(annotation, str):
-        namespace = getattr(inspect.unwrap(function), "__globals__", {})
-        head, _, rest = annotation.strip("'\" ").partition(".")
-        annotation = namespace.get(head, JobContext if head == JobContext.__name__ else None)
-        for attribute in rest.split(".") if rest else ():
-            annotation = getattr(annotation, attribute, None)
-    return annotation is JobContext
 
 
 def _envelope_fields(name: str, options: Options) -> dict[str, Any]:

@@ -2,52 +2,54 @@
 
 from __future__ import annotations
 
+import time
 from datetime import datetime, timedelta
 from typing import Any, Final, Literal, TypedDict
 
 import msgspec
 
+from taskflow.app.option_names import unknown_option
 from taskflow.model.backoff import Backoff
-from taskflow.model.clock import microseconds_of
+from taskflow.model.clock import instant_of, microseconds_of, to_microseconds
 from taskflow.model.envelope import DEFAULT_QUEUE, OWN_HEADERS, OnConflict
-from taskflow.model.near import nearest
 from taskflow.model.rules import LONGEST
+from taskflow.model.shown import shown
 
 Conflict = Literal["keep", "replace", "raise"]
 
-# A hundred years of 365.25 days: instants beyond what datetimes and stores can hold would break whoever reads them.
 MOST_ATTEMPTS: Final = 1_000_000
+OF_THE_DECORATOR: Final = ("name", "retry_on", "discard_on", "aliases", "runs_in")
 
 
 class EnqueueOptions(TypedDict, total=False):
-    """What `.options()` takes.
+    """What `.options()` takes. None means "not given", except for `expires` and `timeout`, where it lifts the job's own limit.
 
     `queue`         the queue's name
     `priority`      -100 to 100, higher first
-    `after`, `at`   seconds or a timedelta from now, or an aware datetime; the past means now
-    `expires`       seconds or a timedelta from now, after which no run begins; None undoes the job's own
+    `after`, `at`   seconds or a timedelta from now, or an aware datetime, up to a hundred years from now; the past means now
+    `expires`       seconds or a timedelta from now, after which no run begins
     `max_attempts`  runs that may end in failure
     `retry`         the wait between attempts
-    `timeout`       seconds or a timedelta that one run may take; None undoes the job's own
+    `timeout`       seconds or a timedelta that one run may take
     `key`           dedupes against live jobs of the same queue and name, up to 200 bytes
-    `on_conflict`   what becomes of a key that is taken: "keep" the standing job (default), "replace" it, or "raise" KeyConflict. A running
-                    job that was cancelled does not take its key: the new job waits for its end
+    `on_conflict`   what happens if a live job has the key: "keep" the standing job (default), "replace" it, or "raise" KeyConflict. A
+                    running job that was cancelled does not take its key: the new job waits for its end
     `keep_result`   seconds or a timedelta that a success is kept
     `headers`       str to str, 4 KiB in all; they travel with the job
     """
 
-    queue: str
-    priority: int
-    after: float | timedelta
-    at: datetime
+    queue: str | None
+    priority: int | None
+    after: float | timedelta | None
+    at: datetime | None
     expires: float | timedelta | None
-    max_attempts: int
-    retry: Backoff
+    max_attempts: int | None
+    retry: Backoff | None
     timeout: float | timedelta | None
-    key: str
-    on_conflict: Conflict
-    keep_result: float | timedelta
-    headers: dict[str, str]
+    key: str | None
+    on_conflict: Conflict | None
+    keep_result: float | timedelta | None
+    headers: dict[str, str] | None
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,20 +83,25 @@ _CONFLICTS: dict[str, tuple[OnConflict, bool]] = {
     "raise": (OnConflict.KEEP, True),
 }
 _DURATIONS = ("after", "expires", "timeout", "keep_result")
-_MAY_BE_NONE = ("expires", "timeout")
+_LIFTED_BY_NONE = ("expires", "timeout")
 _KINDS: dict[str, type] = {"priority": int, "max_attempts": int, "queue": str, "key": str, "headers": dict, "retry": Backoff}
 
 
 def plain_options(given: EnqueueOptions) -> dict[str, Any]:
     """Fields of `Options` from what a user wrote, each checked by type here and by range in the envelope."""
-    fields: dict[str, Any] = dict(given)
-    for name, value in fields.items():
+    for name in given:
         if name not in EnqueueOptions.__annotations__:
-            raise TypeError(_unknown(name))
+            raise TypeError(
+                unknown_option(name, EnqueueOptions.__annotations__, OF_THE_DECORATOR, f"to the decorator, as in @job({name}=...)")
+            )
+    fields: dict[str, Any] = {name: value for name, value in given.items() if value is not None or name in _LIFTED_BY_NONE}
+    for name, value in fields.items():
         if name in _DURATIONS:
-            fields[name] = None if value is None and name in _MAY_BE_NONE else seconds_of(name, value)
+            fields[name] = None if value is None else seconds_of(name, value)
         elif name in _KINDS and (not isinstance(value, _KINDS[name]) or isinstance(value, bool)):
-            raise TypeError(f"{name}={value!r}: it takes {_article(_KINDS[name].__name__)}")
+            raise TypeError(f"{name}={shown(value)}: it takes {_article(_KINDS[name].__name__)}")
+        elif isinstance(value, int):
+            fields[name] = int(value)  # a member of an IntEnum too
     if "at" in fields and "after" in fields:
         raise ValueError("after= and at= are two ways to say one thing: give one of them")
     if "at" in fields:
@@ -106,7 +113,7 @@ def plain_options(given: EnqueueOptions) -> dict[str, Any]:
     if "key" in fields:
         _check_text("key", fields["key"])
     if fields.get("max_attempts", 1) > MOST_ATTEMPTS:
-        raise ValueError(f"max_attempts={fields['max_attempts']!r}: it takes 1 to {MOST_ATTEMPTS:,}")
+        raise ValueError(f"max_attempts={shown(fields['max_attempts'])}: it takes 1 to {MOST_ATTEMPTS:,}")
     return fields
 
 
@@ -114,26 +121,31 @@ def seconds_of(name: str, value: object) -> float:
     """Seconds from a number or a timedelta, up to a hundred years; else TypeError or ValueError naming the option."""
     seconds = value.total_seconds() if isinstance(value, timedelta) else value
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
-        raise TypeError(f"{name}={value!r}: it takes seconds, as a number or a timedelta")
+        raise TypeError(f"{name}={shown(value)}: it takes seconds, as a number or a timedelta")
     if not 0 <= seconds <= LONGEST:
-        raise ValueError(f"{name}={value!r}: it takes 0 to {LONGEST:,.0f} seconds, a hundred years")
+        raise ValueError(f"{name}={shown(value)}: it takes 0 to {LONGEST:,.0f} seconds, a hundred years")
     return float(seconds)
 
 
 def _instant(value: object) -> int:
+    """Microseconds since 1970. No store is asked to hold an instant before that, nor one that its numbers or a datetime cannot express."""
     if not isinstance(value, datetime):
-        raise TypeError(f"at={value!r}: it takes an aware datetime; for seconds from now there is after=")
+        raise TypeError(f"at={shown(value)}: it takes an aware datetime; for seconds from now there is after=")
     try:
-        return microseconds_of(value)
+        microseconds = microseconds_of(value)
     except ValueError as error:
         raise ValueError(f"at={error}") from None
+    latest = to_microseconds(time.time() + LONGEST)
+    if microseconds > latest:
+        raise ValueError(f"at={shown(value)}: it takes an instant up to a hundred years from now, {instant_of(latest):%Y-%m-%d}")
+    return max(microseconds, 0)
 
 
 def _headers(given: dict[str, str]) -> dict[str, str]:
     """A copy: the dict is the caller's, and may change."""
     for name, value in given.items():
         if not isinstance(name, str) or not isinstance(value, str):
-            raise TypeError(f"headers={{{name!r}: {value!r}}}: headers are str to str")
+            raise TypeError(f"headers={{{shown(name)}: {shown(value)}}}: headers are str to str")
         if name.startswith(OWN_HEADERS):
             raise ValueError(f"headers={{{name!r}: ...}}: names that begin with {OWN_HEADERS!r} are taskflow's own")
         _check_text("headers", name + value)
@@ -149,14 +161,8 @@ def _check_text(option: str, text: str) -> None:
 
 def _conflict(value: object) -> tuple[OnConflict, bool]:
     if not isinstance(value, str) or value not in _CONFLICTS:
-        raise ValueError(f'on_conflict={value!r}: it takes "keep", "replace" or "raise"')
+        raise ValueError(f'on_conflict={shown(value)}: it takes "keep", "replace" or "raise"')
     return _CONFLICTS[value]
-
-
-def _unknown(name: str) -> str:
-    near = nearest(name, EnqueueOptions.__annotations__)
-    hint = f"; did you mean {near[0]}=?" if near else ""
-    return f"unknown option {name}={hint or '; options are ' + ', '.join(EnqueueOptions.__annotations__)}"
 
 
 def _article(kind: str) -> str:

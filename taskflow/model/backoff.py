@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
+import sys
 
 import msgspec
 
 from taskflow.model.rules import DAY, LONGEST
 from taskflow.model.seams import Chance
+from taskflow.model.shown import shown
 
 
 class Backoff(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,13 +24,21 @@ class Backoff(msgspec.Struct, frozen=True, kw_only=True):
     jitter: bool = True
 
     def __post_init__(self) -> None:
+        """Make all numbers floats, which every store can write. TypeError and ValueError name the field that is wrong."""
         for name in ("base", "factor", "max"):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"Backoff({name}={value!r}): it must be a finite number, 0 or more")
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise TypeError(f"Backoff({name}={shown(value)}): it takes a number")
+            if not 0 <= value <= sys.float_info.max:  # false for NaN
+                raise ValueError(f"Backoff({name}={shown(value)}): it must be a finite number, 0 or more")
+            msgspec.structs.force_setattr(self, name, float(value))
+        if not isinstance(self.jitter, bool):
+            raise TypeError(f"Backoff(jitter={shown(self.jitter)}): it takes True or False")
 
     def span(self, failures: int) -> float:
         """The longest wait after so many failures before this one, in seconds."""
+        if not self.base:
+            return 0.0
         try:
             return min(self.max, LONGEST, self.base * self.factor**failures)
         except OverflowError:

@@ -11,6 +11,8 @@ from typing import Final, Protocol
 MICROSECONDS: Final = 1_000_000
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_FIRST: Final = datetime.min.replace(tzinfo=UTC)
+_LAST: Final = datetime.max.replace(tzinfo=UTC)
 _BOOT_ID_FILE: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -87,14 +89,17 @@ def to_seconds(microseconds: int) -> float:
 
 def microseconds_of(instant: datetime) -> int:
     """Microseconds since 1970 of an aware datetime; ValueError for a naive one, which names no instant."""
-    if instant.tzinfo is None:
+    if instant.utcoffset() is None:
         raise ValueError(f"{instant!r} is naive: give it a time zone, for example datetime.now(UTC)")
     return (instant - _EPOCH) // timedelta(microseconds=1)
 
 
 def instant_of(microseconds: int) -> datetime:
-    """The aware UTC datetime of so many microseconds since 1970."""
-    return _EPOCH + timedelta(microseconds=microseconds)
+    """The aware UTC datetime of so many microseconds since 1970. An instant that no datetime can express becomes the nearest one."""
+    try:
+        return _EPOCH + timedelta(microseconds=microseconds)
+    except OverflowError:
+        return _FIRST if microseconds < 0 else _LAST
 
 
 def _read_boot_id() -> str:

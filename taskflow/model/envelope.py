@@ -13,6 +13,7 @@ import msgspec
 
 from taskflow.model.backoff import Backoff
 from taskflow.model.rules import LONGEST
+from taskflow.model.shown import shown
 from taskflow.model.stored import Unreadable, maybe, number, unpacked, whole
 
 QUEUE_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,100}")
@@ -107,13 +108,13 @@ def check_envelope(envelope: Envelope) -> Envelope:
     check_job_name(envelope.job)
     check_headers(envelope.headers)
     if envelope.priority not in PRIORITIES:
-        raise ValueError(f"priority={envelope.priority!r}: allowed are whole numbers from -100 to 100, higher runs first")
+        raise ValueError(f"priority={shown(envelope.priority)}: allowed are whole numbers from -100 to 100, higher runs first")
     if envelope.max_attempts < 1:
-        raise ValueError(f"max_attempts={envelope.max_attempts!r}: a job has at least one attempt")
+        raise ValueError(f"max_attempts={shown(envelope.max_attempts)}: a job has at least one attempt")
     for name in ("after", "keep_result", "timeout", "expires"):
         seconds = getattr(envelope, name)
         if seconds is not None and not 0 <= seconds <= LONGEST:
-            raise ValueError(f"{name}={seconds!r}: it is in seconds, 0 or more and a hundred years at most")
+            raise ValueError(f"{name}={shown(seconds)}: it is in seconds, 0 or more and a hundred years at most")
     return envelope
 
 

@@ -127,6 +127,10 @@ class UnknownJob(JobError, LookupError):
     """The store knows no such job, or no longer."""
 
 
+class InvalidJobId(TaskflowError, ValueError):
+    """A text that is not a job's id was given as one."""
+
+
 class KeyConflict(JobError):
     """`on_conflict="raise"`: a live job has the key already; `job_id` names it."""
 

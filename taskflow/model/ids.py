@@ -6,10 +6,13 @@ import hashlib
 import uuid
 from typing import Final
 
+from taskflow.model.errors import InvalidJobId
 from taskflow.model.seams import Seams
+from taskflow.model.shown import shown
 
 MAX_SHARD: Final = 0xFFF
 MAX_KEY_BYTES: Final = 200
+EXAMPLE: Final = "01a20e69-e073-7000-9acc-49abe1cd4c9a"
 
 
 class IdFactory:
@@ -38,11 +41,11 @@ def id_text(job_id: bytes) -> str:
 
 
 def parse_id(text: str) -> bytes:
-    """The 16 bytes of an id's text; ValueError that names the text when it is none."""
+    """Return the 16 bytes of an id's text. Raises InvalidJobId for anything else."""
     try:
         return uuid.UUID(text).bytes
     except (ValueError, AttributeError, TypeError):
-        raise ValueError(f"{text!r} is not a job id: it reads like {id_text(bytes(16))}") from None
+        raise InvalidJobId(f"{shown(text)} is not a job id: an id is text such as {EXAMPLE!r}, as `handle.id` has it") from None
 
 
 def key_digest(queue: str, job: str, key: str) -> bytes:

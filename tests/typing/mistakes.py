@@ -226,9 +226,11 @@ OF_THE_REST = (
     Mistake(
         "run_sync forgets the type", PORTAL, "def run_sync(awaitable: Awaitable[T]) -> T", "def run_sync(awaitable: Awaitable[T]) -> Any"
     ),
-    Mistake("after takes no timedelta", OPTIONS, "    after: float | timedelta\n", "    after: float\n"),
-    Mistake("on_conflict takes any text", OPTIONS, "    on_conflict: Conflict\n", "    on_conflict: str\n"),
-    Mistake("headers take any value", OPTIONS, "    headers: dict[str, str]\n\n\n", "    headers: dict[str, Any]\n\n\n"),
+    Mistake("no key is not None", OPTIONS, "    key: str | None\n    on_conflict", "    key: str\n    on_conflict"),
+    Mistake("a job has no name of a function", JOB, "    __name__: str\n", ""),
+    Mistake("after takes no timedelta", OPTIONS, "    after: float | timedelta | None\n", "    after: float | None\n"),
+    Mistake("on_conflict takes any text", OPTIONS, "    on_conflict: Conflict | None\n", "    on_conflict: str | None\n"),
+    Mistake("headers take any value", OPTIONS, "    headers: dict[str, str] | None\n\n\n", "    headers: dict[str, Any] | None\n\n\n"),
     Mistake("there may be no current job", CONTEXT, "def current_job() -> JobContext:", "def current_job() -> JobContext | None:"),
     Mistake("progress cannot be awaited", CONTEXT, 'note: str = "") -> Done', 'note: str = "") -> None'),
     Mistake("a snooze needs no time", SIGNALS, "after: float | timedelta) -> None", "after: float | timedelta = 1) -> None"),

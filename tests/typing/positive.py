@@ -148,6 +148,14 @@ async def the_delay() -> None:
     assert_type(await crunch.delay(10, by=3), JobHandle[dict[str, int]])
 
 
+def a_job_looks_like_its_function() -> None:
+    assert_type(add.__name__, str)
+    assert_type(resize.__qualname__, str)
+    assert_type(resize.__wrapped__, Callable[..., Any])
+    job(queue=None, priority=None, max_attempts=None, retry=None, retry_on=None, discard_on=None, timeout=None, expires=None)
+    job(name=None, keep_result=None, aliases=None, runs_in=None)
+
+
 async def the_options(moment: datetime) -> None:
     assert_type(await add.options(max_attempts=5, after=60).delay(1, 2), JobHandle[int])
     assert_type(await report.options(queue="slow").delay(day=date(2026, 1, 1)), JobHandle[str])
@@ -155,7 +163,8 @@ async def the_options(moment: datetime) -> None:
     assert_type(resize.options(priority=5).options(timeout=1).delay_sync("a"), JobHandle[str])
     add.options(queue="math", priority=5, key="sum:1:2", expires=3600, timeout=10, keep_result=300, headers={"sent-by": "web"})
     add.options(after=timedelta(1), expires=timedelta(2), timeout=timedelta(3), keep_result=timedelta(4))
-    add.options(expires=None, timeout=None)
+    add.options(queue=None, priority=None, after=None, at=None, expires=None, max_attempts=None, retry=None, timeout=None)
+    add.options(key=None, on_conflict=None, keep_result=None, headers=None)
     add.options(at=moment, retry=Backoff(), on_conflict="keep").options(on_conflict="replace").options(on_conflict="raise")
     kept: EnqueueOptions = {"queue": "math", "key": "one"}
     assert_type(add.options(**kept).bind(1), Call[int])
