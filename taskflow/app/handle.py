@@ -14,6 +14,7 @@ from taskflow.model.clock import instant_of
 from taskflow.model.codec import decode_value
 from taskflow.model.errors import JobCancelled, JobFailed, ResultExpired, UnknownJob
 from taskflow.model.ids import id_text, parse_id
+from taskflow.model.printable import message
 from taskflow.model.record import Progress, Record, Status
 from taskflow.model.verdict import RunError
 
@@ -158,7 +159,7 @@ class JobHandle(Generic[R_co]):
             raise self._failure(record)
         if record.status is Status.CANCELLED:
             reason = record.reason or "cancelled"
-            raise JobCancelled(f"{self!r} was cancelled: {reason}", job_id=self.id, reason=reason)
+            raise JobCancelled(f"{self!r} was cancelled: {message(reason)}", job_id=self.id, reason=reason)
         value: R_co = self._decode(record)
         return value
 
@@ -168,9 +169,10 @@ class JobHandle(Generic[R_co]):
         return UnknownJob(f"the store knows no job {self.id}, or no longer", job_id=self.id)
 
     def _failure(self, record: Record) -> JobFailed:
-        last = record.last_error or RunError(DISCARDED, record.reason or "", attempt=record.attempt)
+        reason = record.reason or ""
+        last = record.last_error or RunError(DISCARDED, reason, attempt=record.attempt)
         return JobFailed(
-            f"{self!r} failed in attempt {last.attempt} of {record.max_attempts}: {record.reason}",
+            f"{self!r} failed in attempt {last.attempt} of {record.max_attempts}: {message(reason)}",
             job_id=self.id,
             type=last.type,
             error_message=last.message,

@@ -11,6 +11,7 @@ from taskflow.model.envelope import check_queue
 from taskflow.model.errors import ConfigurationError
 from taskflow.model.ids import parse_id
 from taskflow.model.near import nearest
+from taskflow.model.printable import one_line
 from taskflow.model.record import Status
 
 
@@ -73,6 +74,6 @@ async def doubt_queue(console: Console, name: str | None) -> bool:
     if name in known:
         return True
     near = nearest(name, known)
-    hint = f"; did you mean {near[0]}?" if near else ""
+    hint = f"; did you mean {one_line(near[0])}?" if near else ""
     print(f"taskflow: no job has ever been in queue {name!r}{hint}", file=sys.stderr)
     return False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 
 import msgspec
 
@@ -12,6 +11,8 @@ from taskflow.app.app import App
 from taskflow.app.current import default_app
 from taskflow.broker.url import masked
 from taskflow.cli.exits import Exit
+from taskflow.cli.json_text import json_text
+from taskflow.model.printable import message, one_line
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -27,9 +28,9 @@ async def _examine(app: App, *, as_json: bool) -> int:
     finally:
         await app.close()
     if as_json:
-        print(json.dumps({"broker": masked(app.broker_url()), "findings": msgspec.to_builtins(findings)}, indent=2))
+        print(json_text({"broker": masked(app.broker_url()), "findings": msgspec.to_builtins(findings)}, indent=2))
     else:
-        print(f"broker       {masked(app.broker_url())}")
+        print(f"broker       {one_line(masked(app.broker_url()))}")
         for finding in findings:
-            print(f"{finding.level:<8} {finding.topic}: {finding.says}")
+            print(f"{finding.level:<8} {finding.topic}: {message(finding.says)}")
     return Exit.FAILED if any(finding.level == "problem" for finding in findings) else Exit.OK

@@ -12,12 +12,16 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Final
 
+from taskflow.model.printable import one_line
 from taskflow.model.seams import start_thread
 from taskflow.worker.children.system import end_with_parent
 from taskflow.worker.events import Ended, Event, SessionOpened
 
 log: Final = logging.getLogger("taskflow.worker")
 
+
+LONGEST: Final = 2_000
+"""Characters of a line."""
 
 NoteDeath = Callable[[bytes, str], None]
 
@@ -47,7 +51,7 @@ class Line:
     def say(self, words: str) -> None:
         """Not waited for: a supervisor that is stopped, or gone, holds nobody up."""
         try:
-            self._end.send(f"{words}\n".encode(), socket.MSG_DONTWAIT)
+            self._end.send(f"{one_line(words, LONGEST)}\n".encode(), socket.MSG_DONTWAIT)
         except OSError:
             log.debug("the supervisor could not be told: %s", words)
 

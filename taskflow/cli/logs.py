@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import queue
 import sys
@@ -13,11 +12,17 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from taskflow.cli.json_text import json_text
+from taskflow.model.printable import LONGEST, indented, one_line
+
 FIELDS: Final = ("job", "job_id", "attempt", "queue")
 
 
 MOST_UNREAD: Final = 10_000
 """Lines that wait for somebody to read them; what comes beyond is lost."""
+
+LONGEST_STACK: Final = 65_536
+"""Characters of an error's traceback, or of a stack. Of a longer one the middle is left out."""
 
 WRITTEN_WITHIN: Final = 0.5
 """Seconds that the last lines have at the end."""
@@ -81,14 +86,15 @@ class TextLines(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)-7s %(message)s")
 
     def format(self, record: logging.LogRecord) -> str:
-        """A line stays one, and is one whatever its arguments are."""
-        safe = copy.copy(record)
-        safe.msg, safe.args = "\\n".join(_message(record).splitlines()), None
-        return super().format(safe)
+        """One line, whatever the message holds. An error and a stack follow it, indented."""
+        line = copy.copy(record)
+        line.msg, line.args = one_line(_message(record)), None
+        line.exc_info = line.exc_text = line.stack_info = None
+        return "\n".join((super().format(line), *(indented(text, LONGEST_STACK) for text in _details(self, record).values())))
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
         line = super().formatMessage(record)
-        return f"{line}  [{record.job} {record.job_id}]" if getattr(record, "is_inside", False) else line  # type: ignore[attr-defined]
+        return f"{line}  [{one_line(record.job)} {record.job_id}]" if getattr(record, "is_inside", False) else line  # type: ignore[attr-defined]
 
 
 class JsonLines(logging.Formatter):
@@ -99,14 +105,21 @@ class JsonLines(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": _message(record),
+            "message": _bounded(_message(record), LONGEST),
         }
         shown |= {name: getattr(record, name) for name in FIELDS if hasattr(record, name)}
-        if record.stack_info:
-            shown["stack"] = record.stack_info
-        if record.exc_info:
-            shown["error"] = self.formatException(record.exc_info)
-        return json.dumps(shown, default=str)
+        shown |= {name: _bounded(text, LONGEST_STACK) for name, text in _details(self, record).items()}
+        return json_text(shown)
+
+
+def _details(formatter: logging.Formatter, record: logging.LogRecord) -> dict[str, str]:
+    """The error and the stack of a record, those that it has."""
+    error = formatter.formatException(record.exc_info) if record.exc_info else record.exc_text
+    return {name: text for name, text in (("error", error), ("stack", record.stack_info)) if text}
+
+
+def _bounded(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most // 2]}\n[... of {len(text):,} characters ...]\n{text[-(most // 2) :]}"
 
 
 def _message(record: logging.LogRecord) -> str:

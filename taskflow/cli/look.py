@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import sys
 from datetime import datetime
@@ -16,9 +15,12 @@ from taskflow.broker.console import QueueRecord
 from taskflow.broker.url import masked
 from taskflow.cli.chosen import a_filter, doubt_queue, ids_of, ids_or_filters
 from taskflow.cli.exits import Exit
+from taskflow.cli.json_text import json_text
+from taskflow.cli.parser import columns
 from taskflow.cli.store import what_is_there
 from taskflow.model.clock import instant_of
 from taskflow.model.ids import id_text
+from taskflow.model.printable import LONGEST, indented, message, one_line
 from taskflow.model.record import Record, Status
 from taskflow.model.session import SessionRecord
 
@@ -51,11 +53,11 @@ async def _status(app: App, arguments: argparse.Namespace) -> int:
             }
         )
         return Exit.OK
-    print(f"broker   {masked(app.broker_url())}")
+    print(f"broker   {one_line(masked(app.broker_url()))}")
     print(f"workers  {len(workers)}")
     for worker in workers:
         dying = ", dying" if worker.is_dying else ""
-        print(f"  {worker.session.name}: {worker.leases} leased, beat {worker.seconds_since_beat:.0f} s ago{dying}")
+        print(f"  {one_line(worker.session.name)}: {worker.leases} leased, beat {worker.seconds_since_beat:.0f} s ago{dying}")
     _print_queues(queues)
     return Exit.OK
 
@@ -82,7 +84,7 @@ async def _jobs(app: App, arguments: argparse.Namespace) -> int:
         _print_json([_record_json(record) for record in records])
         return Exit.OK if is_known else Exit.NOT_FOUND
     for record in records:
-        print(f"{id_text(record.id)}  {_colored(record.status):9}  {record.queue:12}  {record.job}  {_brief(record)}".rstrip())
+        print(_row(record))
     if len(records) == arguments.limit:
         print(f"there may be more: --before {id_text(records[-1].id)}", file=sys.stderr)
     return Exit.OK if is_known else Exit.NOT_FOUND
@@ -104,21 +106,32 @@ def _print_record(job_id: bytes, record: Record | None) -> None:
         print(f"taskflow: no job {id_text(job_id)} is known, or no longer", file=sys.stderr)
         return
     for name, value in _record_json(record).items():
-        if name != "errors" and value not in (None, {}, [], False, ""):
-            print(f"{name:16} {value}")
+        if name not in ("errors", "unreadable") and value not in (None, {}, [], False, ""):
+            print(f"{name:16} {one_line(value)}")
+    for field in record.unreadable:
+        print(f"{'unreadable':16} {one_line(field)}\n{'':16} its bytes begin with {field.raw.hex() or 'nothing'}")
     for error in record.errors:
-        print(f"\nattempt {error.attempt}: {error.type}: {error.message}\n{error.traceback}".rstrip())
+        print(f"\nattempt {error.attempt}: {message(f'{error.type}: {error.message}')}\n{indented(error.traceback)}".rstrip())
     print()
 
 
 def _print_queues(queues: list[QueueRecord]) -> None:
     print(f"{'queue':20} " + " ".join(f"{status:>10}" for status in Status))
     for queue in queues:
-        name = f"{queue.name} (paused)" if queue.is_paused else queue.name
+        name = f"{one_line(queue.name)} (paused)" if queue.is_paused else one_line(queue.name)
         print(f"{name:20} " + " ".join(f"{queue.counts.get(status, 0):>10,}" for status in Status))
 
 
+def _row(record: Record) -> str:
+    """On a terminal, as wide as that."""
+    job_id = id_text(record.id)
+    room = max(20, columns() - len(job_id) - 13) if sys.stdout.isatty() else LONGEST
+    return f"{job_id}  {_colored(record.status):9}  {one_line(f'{record.queue:12}  {record.job}  {_brief(record)}'.rstrip(), room)}"
+
+
 def _brief(record: Record) -> str:
+    if record.unreadable:
+        return f"unreadable: {'; '.join(map(str, record.unreadable))}"
     return record.reason or record.waiting_for or (record.progress.note if record.progress else "")
 
 
@@ -175,4 +188,4 @@ def _is_for_people() -> bool:
 
 
 def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, default=str))
+    print(json_text(value, indent=2))

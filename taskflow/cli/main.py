@@ -140,12 +140,13 @@ def _write_or_forget_output() -> None:
 def _explain(error: Exception) -> int:
     from taskflow.cli.exits import Exit
     from taskflow.model.errors import BrokerError, ConfigurationError, TaskflowError
+    from taskflow.model.printable import message
 
     if not isinstance(error, TaskflowError | OSError):
         raise error
     if not isinstance(error, TaskflowError):  # as a rule it is our output that cannot be written: the store's errors are ours
         _write_or_forget_output()
-    print(f"taskflow: {str(error) or type(error).__name__}", file=sys.stderr)
+    print(f"taskflow: {message(str(error) or type(error).__name__)}", file=sys.stderr)
     if isinstance(error, BrokerError):
         return Exit.BROKER
     return Exit.USAGE if isinstance(error, ConfigurationError) else Exit.FAILED

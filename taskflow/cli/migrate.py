@@ -10,6 +10,7 @@ from taskflow.app.app import App
 from taskflow.app.current import default_app
 from taskflow.broker.migrations import Migrating, Upgrade
 from taskflow.cli.exits import Exit
+from taskflow.model.printable import one_line
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -42,16 +43,17 @@ def _print_plan(upgrade: Upgrade) -> None:
     if not upgrade.migrations:
         _print_done(upgrade)
         return
-    print(f"{upgrade.place} {f'is of version {upgrade.version}' if upgrade.version else 'is not there yet'}; pending:")
+    print(f"{one_line(upgrade.place)} {f'is of version {upgrade.version}' if upgrade.version else 'is not there yet'}; pending:")
     for migration in upgrade.migrations:
         print(f"  {migration.version}  {migration.description}")
     print("to apply: taskflow migrate; to see the SQL: taskflow migrate --sql")
 
 
 def _print_done(upgrade: Upgrade) -> None:
+    place = one_line(upgrade.place)
     if not upgrade.migrations:
-        print(f"{upgrade.place} is up to date (version {upgrade.version})")
+        print(f"{place} is up to date (version {upgrade.version})")
     elif upgrade.version:
-        print(f"{upgrade.place}: version {upgrade.version} -> {upgrade.target}")
+        print(f"{place}: version {upgrade.version} -> {upgrade.target}")
     else:
-        print(f"{upgrade.place}: made, version {upgrade.target}")
+        print(f"{place}: made, version {upgrade.target}")

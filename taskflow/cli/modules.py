@@ -12,6 +12,7 @@ from types import ModuleType
 
 from taskflow.cli.tracebacks import print_users
 from taskflow.model.near import nearest
+from taskflow.model.printable import message
 
 
 class TargetFailed(Exception):
@@ -56,7 +57,7 @@ def _absolute(name: str) -> str:
 
 def _shown(name: str, error: BaseException) -> TargetFailed:
     print_users(error)
-    print(f"taskflow: {name} cannot be imported: {type(error).__name__}: {error}", file=sys.stderr)
+    print(f"taskflow: {name} cannot be imported: {message(f'{type(error).__name__}: {error}')}", file=sys.stderr)
     return TargetFailed(name)
 
 

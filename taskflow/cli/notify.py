@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, MutableMapping
 from typing import Final, Self
 
+from taskflow.model.printable import one_line
 from taskflow.model.seams import start_thread
 from taskflow.worker.events import Event, SessionOpened, WindingDown
 from taskflow.worker.vitals import Finding
@@ -112,7 +113,7 @@ class Notifier:
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
                 sender.settimeout(SENT_WITHIN)
-                sender.sendto("\n".join(lines).encode(errors="replace"), self._address)
+                sender.sendto("\n".join(map(one_line, lines)).encode(), self._address)
         except OSError as error:
             if not self._has_failed:
                 self._has_failed = True

@@ -24,15 +24,15 @@ class Formatter(argparse.HelpFormatter):
     """Of a line's usual width: argparse would load shutil for it, and with it what unpacks archives, whenever a flag is declared."""
 
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, width=_columns() - 2)
+        super().__init__(prog, width=columns() - 2)
 
 
 class AsWritten(Formatter, argparse.RawDescriptionHelpFormatter):
     """With the description's own lines."""
 
 
-def _columns() -> int:
-    """As `shutil.get_terminal_size` has it."""
+def columns() -> int:
+    """The width of the terminal, as `shutil.get_terminal_size` has it."""
     with contextlib.suppress(KeyError, ValueError):
         if (told := int(os.environ["COLUMNS"])) > 0:
             return told

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from taskflow.model.errors import TaskflowError
+from taskflow.model.printable import indented
 
 _LOOPS: Final = f"{Path(asyncio.__file__).parent}{os.sep}"
 _PYTHONS: Final = f"{Path(os.__file__).parent}{os.sep}"
@@ -20,7 +21,7 @@ _OURS: Final = f"{Path(__file__).parents[1]}{os.sep}"
 
 def print_users(error: BaseException) -> None:
     """To stderr: the error and its causes, each with what happened in the user's own files."""
-    print("".join(_of(traceback.TracebackException.from_exception(error)).format()), end="", file=sys.stderr)
+    print(indented("".join(_of(traceback.TracebackException.from_exception(error)).format())), file=sys.stderr)
 
 
 def is_ours(error: BaseException) -> bool:

@@ -29,6 +29,7 @@ from taskflow.cli.tracebacks import is_ours, print_users
 from taskflow.cli.whose import add_ids
 from taskflow.model.errors import ConfigurationError
 from taskflow.model.near import nearest
+from taskflow.model.printable import one_line
 from taskflow.model.record import Status
 from taskflow.worker.drain import Drain
 from taskflow.worker.events import Broken, Event
@@ -241,10 +242,12 @@ class Shift:
             left = {status: queue.counts.get(status, 0) for status in _LEFT}
             if any(left.values()):
                 paused = " (paused)" if queue.is_paused else ""
-                print(f"left in {queue.name}{paused}: {', '.join(f'{count:,} {status}' for status, count in left.items() if count)}")
+                print(
+                    f"left in {one_line(queue.name)}{paused}: {', '.join(f'{count:,} {status}' for status, count in left.items() if count)}"
+                )
             if parked := await drain.parked(queue):
-                named = ", ".join(f"{count:,} {name}" for name, count in sorted(parked.items()))
-                print(f"parked in {queue.name}, for a worker that knows more: {named}")
+                named = ", ".join(f"{count:,} {one_line(name)}" for name, count in sorted(parked.items()))
+                print(f"parked in {one_line(queue.name)}, for a worker that knows more: {named}")
 
     async def _queues(self) -> list[QueueRecord]:
         return await self._app.broker().console.queues()

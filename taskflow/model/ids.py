@@ -36,8 +36,8 @@ def shard_of(job_id: bytes) -> int:
 
 
 def id_text(job_id: bytes) -> str:
-    """The canonical text of an id, as users see it."""
-    return str(uuid.UUID(bytes=job_id))
+    """The canonical text of an id, as users see it. Of a stored id that is not 16 bytes, its hexadecimal digits."""
+    return str(uuid.UUID(bytes=job_id)) if len(job_id) == 16 else job_id.hex()
 
 
 def parse_id(text: str) -> bytes:

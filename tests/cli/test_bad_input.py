@@ -32,7 +32,7 @@ def test_a_module_that_raises_shows_where(cli: Cli) -> None:
     assert traceback.splitlines()[0] == "Traceback (most recent call last):"
     assert f'File "{cli.folder}/app/tasks.py", line 3' in traceback
     assert f'File "{cli.folder}/app/settings.py", line 2' in traceback
-    assert traceback.splitlines()[-1] == "KeyError: 'DATABASE'"
+    assert traceback.splitlines()[-1].strip() == "KeyError: 'DATABASE'"
     assert last == "taskflow: app.tasks cannot be imported: KeyError: 'DATABASE'"
 
 

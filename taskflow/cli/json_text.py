@@ -1,0 +1,11 @@
+"""JSON for programs, also where a person looks at it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """In ASCII without control characters: `json` escapes all others, but not DEL."""
+    return json.dumps(value, indent=indent, default=str).replace("\x7f", "\\u007f")

@@ -1,0 +1,53 @@
+"""Makes text safe to show on a terminal or in a text log: stored text may hold escape sequences, line breaks and hidden characters."""
+
+from __future__ import annotations
+
+from typing import Final
+
+LONGEST: Final = 16_384
+"""Characters of a log line, and of an error that is printed."""
+
+INDENT: Final = "    "
+
+_HARMLESS: Final = frozenset("\u00a0\u2007\u200c\u200d\u202f\u3000")
+"""Spaces and joiners of ordinary writing, which `str.isprintable` denies."""
+
+
+def one_line(text: object, most: int = LONGEST) -> str:
+    """Return the text as one line of at most `most` characters. Line breaks and control, hidden and direction characters are escaped."""
+    whole = str(text)
+    if len(whole) <= most and whole.isprintable():
+        return whole
+    return _cut(_escaped(whole[: most + 1]), most, len(whole))
+
+
+def indented(text: object, most: int | None = None) -> str:
+    """Return the text with its line breaks. Each line is escaped and indented, so that none looks like a line of the log.
+
+    Of a text longer than `most` characters the middle is left out.
+    """
+    whole = str(text)
+    if most is not None and len(whole) > most:
+        half = most // 2
+        whole = f"{whole[:half]}\n[... {len(whole) - 2 * half:,} characters left out ...]\n{whole[-half:]}"
+    # Not splitlines(), which also breaks lines at characters that a terminal may not.
+    lines = whole.replace("\r\n", "\n").removesuffix("\n").split("\n")
+    return "\n".join(f"{INDENT}{_escaped(line.expandtabs())}".rstrip() for line in lines)
+
+
+def message(text: object, most: int = LONGEST) -> str:
+    """Return the text of an error: its first line as it stands, the others indented, all of them escaped."""
+    return indented(text, most).removeprefix(INDENT)
+
+
+def _escaped(text: str) -> str:
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in _HARMLESS else c.encode("unicode_escape").decode() for c in text)
+
+
+def _cut(text: str, most: int, length: int) -> str:
+    if length <= most and len(text) <= most:
+        return text
+    mark = f" [... of {length:,} characters]"
+    return text[: most - len(mark)] + mark if most >= 1_000 else f"{text[: most - 3]}..."

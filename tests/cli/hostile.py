@@ -1,0 +1,134 @@
+"""Text that acts upon a terminal or forges lines of a log, and a broker that holds it in every field that it can give back."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from taskflow.broker.console import Finding, JobFilter, Metrics, QueueRecord, Redone
+from taskflow.broker.migrations import Migration, Upgrade
+from taskflow.model.errors import BrokerRefused
+from taskflow.model.record import Progress, Record, Status
+from taskflow.model.session import Session, SessionRecord
+from taskflow.model.stored import Unreadable
+from taskflow.model.verdict import RunError
+
+FORGED = "2026-01-01 00:00:00,000 INFO    all is well"
+HOSTILE = f"\x1b]52;c;aGk=\x07\x1b[2J\rover\b\n{FORGED}\n\x9b31m\u202eevil\u2066\u2028\u2029\x7f\x85\x00\t\ufeff\U000e0041\ud800"
+HUGE = 10**30
+
+
+def assert_safe(*outputs: str) -> None:
+    """No character that a terminal acts upon, and no line that a stored text has begun."""
+    for output in outputs:
+        for line in output.split("\n"):
+            assert not line.startswith(FORGED[:10]), line
+            unsafe = [c for c in line if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp")]
+            assert not unsafe, (unsafe, line)
+
+
+class HostileBroker:
+    """It holds a job in each status, an unreadable one and one whose numbers, instants and id are odd. It is its own console."""
+
+    def __init__(self, text: str = HOSTILE) -> None:
+        self._text = text
+        self.records = [_record(bytes([number]) * 16, status, text) for number, status in enumerate(Status, 1)]
+        self.records.append(_odd_record(text))
+        self.records.reverse()
+        self.acted_on: list[bytes] = []
+
+    @property
+    def console(self) -> HostileBroker:
+        return self
+
+    async def close(self) -> None: ...
+
+    async def read(self, ids: Sequence[bytes]) -> list[Record | None]:
+        by_id = {record.id: record for record in self.records}
+        return [by_id.get(job_id) for job_id in ids]
+
+    async def cancel(self, ids: Sequence[bytes]) -> list[Status | None]:
+        self.acted_on += ids
+        return [None if record is None else record.status for record in await self.read(ids)]
+
+    async def queues(self) -> list[QueueRecord]:
+        return [QueueRecord(name=self._text, is_paused=True, counts=dict.fromkeys(Status, HUGE), oldest_ready_for=1e300)]
+
+    async def browse(self, chosen: JobFilter, *, before: bytes | None = None, limit: int = 100) -> list[Record]:
+        return [record for record in self.records if before is None or record.id < before][:limit]
+
+    async def workers(self) -> list[SessionRecord]:
+        session = Session(id=bytes(16), name=self._text, queues=(self._text,), concurrency=HUGE)
+        never = datetime.max.replace(tzinfo=UTC)
+        return [SessionRecord(session=session, registered_at=never, seconds_since_beat=float("inf"), leases=HUGE, is_dying=True)]
+
+    async def retry(self, ids: Sequence[bytes]) -> list[Redone]:
+        self.acted_on += ids
+        return [Redone.KEY_TAKEN for _ in ids]
+
+    async def purge(self, chosen: JobFilter, *, limit: int = 1_000) -> int:
+        purged = min(limit, len(self.records) - len(self.acted_on))
+        self.acted_on += [record.id for record in self.records[:purged]]
+        return purged
+
+    async def pause(self, queue: str) -> None:
+        raise BrokerRefused(self._text)
+
+    async def resume(self, queue: str) -> None: ...
+
+    async def metrics(self) -> Metrics:
+        return Metrics(totals={self._text: {self._text: HUGE}})
+
+    async def examine(self) -> list[Finding]:
+        return [Finding("place", "problem", self._text)]
+
+
+class HostileMigratingBroker(HostileBroker):
+    """One with tables to migrate."""
+
+    async def pending(self) -> Upgrade:
+        return Upgrade(place=self._text, version=0, migrations=(Migration(1, "make the tables"),))
+
+    async def migrate(self) -> Upgrade:
+        return await self.pending()
+
+    async def sql(self) -> str:
+        return "SELECT 1;\n"
+
+
+def _record(job_id: bytes, status: Status, text: str, **more: Any) -> Record:
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    fields: dict[str, Any] = {
+        "id": job_id,
+        "job": text,
+        "queue": text,
+        "status": status,
+        "priority": 0,
+        "max_attempts": 1,
+        "created_at": now,
+        "due_at": now,
+        "worker": text,
+        "progress": Progress(0.5, text),
+        "reason": text,
+        "waiting_for": text,
+        "errors": (RunError(text, text, text),),
+        "headers": {text: text},
+    }
+    return Record(**fields | more)
+
+
+def _odd_record(text: str) -> Record:
+    return _record(
+        b"\xffan id of 19 bytes",
+        Status.FAILED,
+        text,
+        priority=-HUGE,
+        max_attempts=0,
+        epoch=HUGE,
+        created_at=datetime.min.replace(tzinfo=UTC),
+        due_at=datetime.max.replace(tzinfo=UTC),
+        errors=(),
+        unreadable=(Unreadable(text, text, b"\x1b[2J\n"), Unreadable("headers", "TypeError: expected bytes", b"")),
+    )

@@ -1,0 +1,162 @@
+"""Stored text reaches neither the terminal nor the log as it stands, and odd records stop no command."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from taskflow.broker.migrations import Migrating
+from tests.cli.hostile import HOSTILE, HostileBroker, HostileMigratingBroker, assert_safe
+from tests.cli.inprocess import Cli
+
+COMMANDS = [
+    (["status"], 0),
+    (["status", "--json"], 0),
+    (["queues"], 0),
+    (["queues", "--json"], 0),
+    (["jobs"], 0),
+    (["jobs", "--json"], 0),
+    (["jobs", "--limit", "1"], 0),
+    (["jobs", "--queue", "other"], 4),
+    (["retry", "--all"], 1),
+    (["cancel", "--all"], 0),
+    (["purge", "--all"], 0),
+    (["pause", "default"], 3),
+    (["resume", "default"], 0),
+    (["doctor"], 1),
+    (["doctor", "--json"], 1),
+    (["migrate"], 0),
+    (["migrate", "--plan"], 0),
+]
+
+
+@pytest.fixture
+def broker(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> HostileBroker:
+    broker = HostileMigratingBroker()
+    assert isinstance(broker, Migrating)
+    monkeypatch.setenv("TASKFLOW_BROKER", "memory://")
+    monkeypatch.setattr("taskflow.app.app.connect", lambda url: broker)
+    return broker
+
+
+@pytest.mark.parametrize(("command", "code"), COMMANDS, ids=[" ".join(command) for command, _ in COMMANDS])
+def test_no_command_prints_stored_text_as_it_stands(cli: Cli, broker: HostileBroker, command: list[str], code: int) -> None:
+    said = cli(*command, code=code)
+    assert_safe(said.out, said.err)
+    assert "Traceback" not in said.err
+
+
+def test_jobs_by_id_are_shown_safely(cli: Cli, broker: HostileBroker) -> None:
+    for record in broker.records[1:]:
+        said = cli("jobs", f"{record.id.hex()}")
+        assert "all is well" in said.out
+        assert_safe(said.out, said.err)
+
+
+def test_json_keeps_stored_text_exactly(cli: Cli, broker: HostileBroker) -> None:
+    [odd, *jobs] = cli.json("jobs")
+    assert all((job["reason"], job["headers"]) == (HOSTILE, {HOSTILE: HOSTILE}) for job in jobs)
+    assert odd["unreadable"][0] == {"column": HOSTILE, "problem": HOSTILE, "bytes": b"\x1b[2J\n".hex()}
+    assert odd["due_at"].startswith("9999-12-31T23:59:59")
+
+
+def test_an_unreadable_job_is_marked_in_the_list(cli: Cli, broker: HostileBroker) -> None:
+    first, *_ = cli("jobs").out.splitlines()
+    assert "unreadable: \\x1b]52" in first
+    assert first.endswith("headers: TypeError: expected bytes")
+
+
+@pytest.mark.parametrize("command", ["retry", "cancel", "purge"])
+def test_acting_on_all_goes_past_an_unreadable_job(cli: Cli, broker: HostileBroker, command: str) -> None:
+    cli(command, "--all", code=1 if command == "retry" else 0)
+    assert sorted(broker.acted_on) == sorted(record.id for record in broker.records)
+
+
+def test_an_unreadable_job_is_shown_with_its_columns_and_bytes(cli: Cli, broker: HostileBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    odd = broker.records[0]
+    monkeypatch.setattr("taskflow.cli.look.ids_of", lambda texts: [odd.id])
+    said = cli("jobs", "it")
+    assert f"its bytes begin with {odd.unreadable[0].raw.hex()}" in said.out
+    assert "headers: TypeError: expected bytes" in said.out
+    assert f"id               {odd.id.hex()}" in said.out
+    assert_safe(said.out)
+
+
+def test_a_list_is_no_wider_than_the_terminal(cli: Cli, broker: HostileBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "90")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    lines = cli("jobs").out.splitlines()
+    assert len(lines) == len(broker.records)
+    assert {len(line) for line in lines} == {90}
+
+
+TASKS = """
+import logging
+from taskflow import Backoff, Cancel, Discard, job
+from tests.cli.hostile import HOSTILE
+
+log = logging.getLogger("shop" + HOSTILE)
+
+@job(max_attempts=1)
+async def fail() -> None:
+    raise type(HOSTILE.replace("\\0", ""), (ValueError,), {})(HOSTILE)
+
+@job(max_attempts=2, retry=Backoff(base=0.001))
+async def fail_twice() -> None:
+    raise ValueError(HOSTILE)
+
+@job
+async def discard() -> None:
+    raise Discard(HOSTILE)
+
+@job
+async def cancel() -> None:
+    raise Cancel(HOSTILE)
+
+@job
+async def tell() -> None:
+    log.warning(HOSTILE)
+    log.warning("%s", HOSTILE, stack_info=True)
+    try:
+        raise OSError(HOSTILE)
+    except OSError:
+        log.exception("with its error")
+
+@job(runs_in="process", max_attempts=1)
+def tell_apart() -> None:
+    print(HOSTILE.encode(errors="replace").decode())
+    raise OSError(HOSTILE)
+"""
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_no_text_of_a_job_reaches_the_workers_log_as_it_stands(cli: Cli, form: str) -> None:
+    cli.write("tasks.py", TASKS)
+    tasks = cli.load("tasks")
+    for job in (tasks.fail, tasks.fail_twice, tasks.discard, tasks.cancel, tasks.tell, tasks.tell_apart):
+        job.delay_sync()
+    said = cli("worker", "tasks", "--drain", "--log-level", "debug", "--log-format", form, code=1)
+    assert_safe(said.out, said.err)
+    assert said.err.count("all is well") >= 8
+    if form == "json":
+        lines: list[dict[str, Any]] = [json.loads(line) for line in said.err.splitlines()]
+        assert any(line["message"] == HOSTILE for line in lines)
+
+
+def test_the_lines_of_a_log_are_bounded(cli: Cli) -> None:
+    cli.write("tasks.py", "import logging\nfrom taskflow import job\n@job\ndef tell(): logging.getLogger('x').warning('y' * 10_000_000)\n")
+    cli.load("tasks").tell.delay_sync()
+    for form in ("text", "json"):
+        said = cli("worker", "tasks", "--drain", "--log-format", form)
+        assert max(map(len, said.err.splitlines())) < 17_000
+        cli.load("tasks").tell.delay_sync()
+
+
+def test_a_module_that_cannot_be_imported_is_shown_safely(cli: Cli) -> None:
+    cli.write("tasks.py", "from tests.cli.hostile import HOSTILE\nraise ValueError(HOSTILE)\n")
+    said = cli("worker", "tasks", code=2)
+    assert "all is well" in said.err
+    assert_safe(said.out, said.err)
