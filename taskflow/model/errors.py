@@ -60,11 +60,11 @@ class NewerFormat(DecodeError):
 
 
 class UnknownArgument(DecodeError):
-    """The payload names a parameter that the function does not have (an older worker in a deploy)."""
+    """The payload names a parameter that the function does not have: another version of the code sent it."""
 
 
 class MissingArgument(DecodeError):
-    """The payload lacks a parameter that the function requires."""
+    """The payload lacks a parameter that the function requires: another version of the code sent it."""
 
 
 # --- brokers -----------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from taskflow.app.middleware import Middleware, RunNext, run_chain
 from taskflow.app.registry import Registry
 from taskflow.app.signals import Cancel, Discard, Retry, Snooze
 from taskflow.model.envelope import Lease
-from taskflow.model.errors import NewerFormat, UnknownArgument
+from taskflow.model.errors import MissingArgument, NewerFormat, UnknownArgument
 from taskflow.model.record import Progress
 from taskflow.model.rules import DAY
 from taskflow.model.seams import Seams
@@ -43,8 +43,10 @@ TIMED_OUT: Final = "timed out"
 WINDING_DOWN: Final = "winding down"
 LOST: Final = "lost"
 
-PARKED_ON: Final = (NewerFormat, UnknownArgument)
-"""What a newer sender's payload says to an older worker."""
+PARKED_ON: Final = (NewerFormat, UnknownArgument, MissingArgument)
+"""What the payload of another version of the code, or of taskflow, raises: arguments were checked where they were sent."""
+
+WAYS_OUT: Final = "deploy the code that sent it, or, if that was removed, cancel it (taskflow cancel)"
 
 PARK_FOR_AT_MOST: Final = 7 * DAY
 PARK_SHORTEST: Final = 5.0
@@ -111,13 +113,13 @@ class Executor:
             return Failed(_unreadable(lease))
         job = self._registry.get(lease.envelope.job)
         if job is None:
-            return self._park(holding, f"a worker that knows the job {lease.envelope.job!r}")
+            return self._park(holding, f"a worker that knows the job {lease.envelope.job!r}; {WAYS_OUT}")
         if job.runs_in == "process" and self._children is not None:
             return self._verdict_of_child(holding, job, self._children)
         try:
             args, kwargs = job.codec.decode_arguments(lease.envelope.payload)
         except PARKED_ON as error:
-            return self._park(holding, f"a newer worker: {error}")
+            return self._park(holding, f"a worker with other code: {error}; {WAYS_OUT}")
         except BaseException as error:  # decoding calls the application's own checks
             return Failed(failure_of(error, lease.attempt))
         return self._run(holding, job, partial(self._call, holding, job, args, kwargs))

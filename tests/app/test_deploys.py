@@ -78,17 +78,18 @@ def deploy(bench: Bench) -> Iterator[Deploy]:
 # --- what an old worker finds ---------------------------------------------------------------------------------------
 
 
-async def is_parked(deploy: Deploy, handle: JobHandle[str], *words: str) -> None:
-    """The old worker parks it, saying for what; no attempt is used, and the new worker runs it."""
-    [verdict] = await deploy.bench.run_all(by=deploy.old_app)
+async def is_parked(deploy: Deploy, handle: JobHandle[str], *words: str, by: App | None = None) -> None:
+    """A worker of one version parks it, saying for what and both ways out; no attempt is used, and a worker of the other runs it."""
+    parks = by or deploy.old_app
+    [verdict] = await deploy.bench.run_all(by=parks)
     assert isinstance(verdict, Parked)
     info = await handle.info()
     assert info is not None
     assert (info.status, info.failures, info.attempt, info.errors) == (Status.SCHEDULED, 0, 1, ())
-    for word in words:
+    for word in (*words, "deploy", "cancel"):
         assert word in (info.waiting_for or "")
     await deploy.bench.pass_time(verdict.after)
-    [verdict] = await deploy.bench.run_all(by=deploy.new_app)
+    [verdict] = await deploy.bench.run_all(by=deploy.old_app if parks is deploy.new_app else deploy.new_app)
     assert isinstance(verdict, Succeeded)
 
 
@@ -100,7 +101,7 @@ async def test_an_unknown_job_is_parked(deploy: Deploy) -> None:
 
 async def test_an_unknown_argument_is_parked(deploy: Deploy) -> None:
     handle = await deploy.new.greet.delay("Ada", loud=True)
-    await is_parked(deploy, handle, "loud", "newer")
+    await is_parked(deploy, handle, "loud", "other code")
     assert await handle.result() == "new Ada!"
 
 
@@ -127,7 +128,7 @@ async def test_a_newer_payload_is_parked(deploy: Deploy, newer: Callable[[bytes]
     await deploy.bench.broker.enqueue([msgspec.structs.replace(call.envelope, payload=newer(call.envelope.payload))])
     [verdict] = await deploy.bench.run_all(by=deploy.old_app)
     assert isinstance(verdict, Parked)
-    assert "newer" in verdict.waiting_for
+    assert "is not known" in verdict.waiting_for
 
 
 async def test_parking_backs_off_and_ends_after_seven_days(deploy: Deploy) -> None:
@@ -171,8 +172,20 @@ async def fails_at_once(deploy: Deploy, handle: JobHandle[str], *words: str) -> 
     assert record.payload
 
 
-async def test_a_missing_argument_fails_at_once(deploy: Deploy) -> None:
-    await fails_at_once(deploy, await deploy.old.shrink.delay("Ada"), "MissingArgument", "to: is a required argument", "app.tasks.shrink")
+async def test_a_missing_argument_is_parked(deploy: Deploy) -> None:
+    """In a rolling deploy, old senders and new workers meet as often as new senders and old workers."""
+    handle = await deploy.old.shrink.delay("Ada")
+    await is_parked(deploy, handle, "to: is a required argument", "app.tasks.shrink", by=deploy.new_app)
+    assert await handle.result() == "old Ada"
+
+
+async def test_a_missing_argument_fails_after_seven_days(deploy: Deploy) -> None:
+    """The error names the argument, and the payload is kept."""
+    handle = await deploy.old.shrink.delay("Ada")
+    [verdict] = await deploy.bench.run_all(by=deploy.new_app)
+    assert isinstance(verdict, Parked)
+    await deploy.bench.pass_time(PARK_FOR_AT_MOST)
+    await fails_at_once(deploy, handle, "taskflow.NeverKnown", "waited 7 days", "to: is a required argument")
 
 
 async def test_an_argument_of_another_type_fails_at_once(deploy: Deploy) -> None:

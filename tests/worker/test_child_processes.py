@@ -181,19 +181,23 @@ async def test_a_result_that_cannot_be_kept_fails_without_a_retry(worker: Worker
     assert info.failures == 1
 
 
-async def test_what_a_newer_sender_has_sent_is_parked(worker: Worker, broker: MemoryBroker) -> None:
-    """The payload is decoded in the child, and what that says stands."""
+@pytest.mark.parametrize("is_missing", [False, True], ids=["unknown argument", "missing argument"])
+async def test_a_call_of_another_version_is_parked(worker: Worker, broker: MemoryBroker, *, is_missing: bool) -> None:
+    """The payload is decoded in the child, and its answer stands."""
 
     def newer(n: int) -> None: ...
 
+    def older() -> None: ...
+
+    payload = FunctionCodec(older).encode_arguments((), {}) if is_missing else FunctionCodec(newer).encode_arguments((1,), {})
     job_id = default_app().new_id()
-    await broker.enqueue([Envelope(id=job_id, job=jobs.pid.name, payload=FunctionCodec(newer).encode_arguments((1,), {}))])
-    handle = JobHandle.of(id_text(job_id), job=jobs.pid)
+    await broker.enqueue([Envelope(id=job_id, job=jobs.describe.name if is_missing else jobs.pid.name, payload=payload)])
+    handle = JobHandle.of(id_text(job_id))
     async with asyncio.timeout(PATIENCE):
         while (info := await handle.info()) is None or info.waiting_for is None:  # noqa: ASYNC110  # nobody rings for it
             await asyncio.sleep(0.01)
     assert (info.status, info.failures) == (Status.SCHEDULED, 0)
-    assert "a newer worker" in info.waiting_for
+    assert "a worker with other code" in info.waiting_for
 
 
 async def test_a_plain_function_may_have_a_loop_of_its_own(worker: Worker) -> None:

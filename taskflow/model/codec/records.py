@@ -1,7 +1,7 @@
 """Shapes of classes with named fields, written as maps by field name: one shape for all kinds, told apart by a `Record`.
 
 Values are made by calling the class, with all that its constructor checks. A payload names no class: only the annotation's is called.
-A field that the class does not know is UnknownArgument (a newer worker has it), one that it requires and misses is MissingArgument.
+A field that the class does not know is UnknownArgument (another version of it has it), one that it requires and misses is MissingArgument.
 """
 
 from __future__ import annotations

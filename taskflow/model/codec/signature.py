@@ -127,7 +127,7 @@ class Arguments:
         return self._read(self._reads, wires, levels)
 
     def _read(self, reads: Mapping[str, Read], wires: Any, levels: int) -> Call:
-        """Unknown names are told first: a newer worker may know more than what is wrong here."""
+        """Unknown names are reported first: the code that knows them may know more than what is wrong here."""
         if type(wires) is not dict:
             raise Misfit(f"expected a map by parameter name, got {named(wires)}")
         if not wires.keys() <= self._known:
@@ -183,7 +183,7 @@ def _named_of_kind(parameters: Iterable[Parameter], kind: Any) -> str | None:
 
 def _unknown(names: Iterable[Any]) -> Misfit:
     found = sorted(str(name)[:60] for name in names)
-    return Misfit(f"the function has no such argument (a newer version of it has: {one_of(found)})", UnknownArgument).within(found[0])
+    return Misfit(f"the function has no such argument (another version of it has: {one_of(found)})", UnknownArgument).within(found[0])
 
 
 def _missing(order: Iterable[str], names: frozenset[str] | set[str]) -> Misfit:
