@@ -18,7 +18,7 @@ from taskflow.model.rules import Rules
 from taskflow.model.seams import Seams
 
 _REDIS_OPTIONS: Final = ("namespace", "durability", "evicting", "tls_ca", "tls_cert", "tls_key", "tls_check")
-_POSTGRES_OPTIONS: Final = ("namespace", "tls", "tls_ca", "listen", "pooled", "migrate")
+_POSTGRES_OPTIONS: Final = ("namespace", "tls", "tls_ca", "listen", "pooled", "migrate", "owner")
 
 SCHEMES: Final[Mapping[str, tuple[str, ...]]] = {
     "memory": ("namespace",),

@@ -94,6 +94,30 @@ async def test_a_statement_goes_where_the_same_was_asked_before(scene: Scene) ->
     await link.close()
 
 
+async def test_a_statement_that_the_server_cancelled_is_sent_again_on_the_same_connection(scene: Scene) -> None:
+    """A new one would plan all of it anew, and be cancelled again."""
+    scene.postgres.execute("CREATE SEQUENCE turns", scene.database)
+    scene.set("statement_timeout", "100")
+    broker = connect(scene.straight_url)
+    assert isinstance(broker, PostgresBroker)
+    link = Link(broker.server)
+    [[before]] = await link.fetch("SELECT pg_backend_pid()")
+    slow_twice = "SELECT pg_backend_pid(), pg_sleep(CASE WHEN nextval('turns') < 3 THEN 10 ELSE 0 END)"
+    [[after, _]] = await link.fetch(slow_twice)
+    assert after == before
+    await link.close()
+
+
+async def test_a_statement_that_is_always_cancelled_fails_in_the_end(scene: Scene) -> None:
+    scene.set("statement_timeout", "50")
+    broker = connect(scene.straight_url)
+    assert isinstance(broker, PostgresBroker)
+    link = Link(broker.server)
+    with pytest.raises(BrokerUnavailable, match="statement timeout"):
+        await link.fetch("SELECT pg_sleep(10)")
+    await link.close()
+
+
 # --- ended by the server ------------------------------------------------------------------------------------------
 
 

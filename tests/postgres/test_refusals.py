@@ -138,7 +138,7 @@ def test_nobody_there(shell: Shell) -> None:
 
 
 def test_tls_asked_of_a_server_without(shell: Shell) -> None:
-    exits_by_broker(shell, f"{shared_postgres().url(password=SECRET)}?tls=require", "PostgreSQL at .* does not answer: .*SSL")
+    exits_by_broker(shell, f"{shared_postgres().url(password=SECRET)}?tls=require", "PostgreSQL at .* offers no TLS, which tls=require")
 
 
 async def test_a_schema_of_somebody_else() -> None:

@@ -30,7 +30,7 @@ MANY: Final = 100
 HOUR: Final = 3600.0
 
 LOW: Final = {
-    "statement_timeout": "'30ms'",
+    "statement_timeout": "'20ms'",
     "idle_in_transaction_session_timeout": "'1ms'",
     "idle_session_timeout": "'100ms'",
 }

@@ -21,6 +21,10 @@ def server_of(parts: SplitResult, options: Mapping[str, str]) -> Server:
     tls = options.get("tls", "verify-full" if "tls_ca" in options else "prefer")
     if tls not in _TLS:
         raise BrokerUrlError(f"broker URL has tls={tls!r}: it is one of {', '.join(_TLS)}")
+    if tls == "verify-ca" and "tls_ca" not in options:
+        raise BrokerUrlError(
+            "broker URL has tls=verify-ca without tls_ca=, a file of authorities: with those of the system use verify-full"
+        )
     pooled = options.get("pooled", "0")
     if pooled not in ("0", "1"):
         raise BrokerUrlError(f"broker URL has pooled={pooled!r}: it is 0 or 1")
@@ -38,6 +42,7 @@ def server_of(parts: SplitResult, options: Mapping[str, str]) -> Server:
         ca_file=options.get("tls_ca"),
         listen_at=_listen(options["listen"]) if "listen" in options else (),
         is_pooled=pooled == "1",
+        owner=options.get("owner"),
     )
 
 

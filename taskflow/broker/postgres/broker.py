@@ -294,7 +294,7 @@ class PostgresBroker:
 
     def _a_line(self) -> _Line:
         telling = Telling(self._tell)
-        link = Link(self.server, telling.close)
+        link = Link(self.server, telling.close, schema=self._namespace)
         line = _Line(link, PostgresEars(link, self._namespace, self._arm, self._look), telling)
 
         async def look() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from functools import partial
 from typing import Any, Final
@@ -12,10 +13,10 @@ from weakref import WeakKeyDictionary, WeakSet
 import asyncpg
 
 from taskflow.broker import words
-from taskflow.broker.postgres.refusals import ERRORS, in_our_words, is_cut, is_lost, is_read_only, is_stale
+from taskflow.broker.postgres.refusals import ERRORS, in_our_words, is_cut, is_lost, is_read_only, is_stale, was_cancelled
 from taskflow.broker.postgres.server import ANSWER_WITHIN, Place, Server, is_only_read
 from taskflow.broker.postgres.server import drop as drop
-from taskflow.model.errors import BrokerUnavailable
+from taskflow.model.errors import BrokerError, BrokerUnavailable
 
 MOST_CONNECTIONS: Final = 8
 """In use at a time by one loop; what comes beyond waits for one of them."""
@@ -29,9 +30,10 @@ class Link:
     Of several addresses it goes to the one that was the primary's last, and when another one is, leaves those that lead elsewhere.
     """
 
-    def __init__(self, server: Server, before_the_end: Callable[[], Awaitable[None]] | None = None) -> None:
-        """`before_the_end` is awaited when the loop ends, while there are still connections."""
+    def __init__(self, server: Server, before_the_end: Callable[[], Awaitable[None]] | None = None, *, schema: str = "") -> None:
+        """`before_the_end` is awaited when the loop ends, while there are still connections; `schema` is for messages."""
         self.server = server
+        self._schema = schema
         self._before_the_end = before_the_end
         self._idle: list[asyncpg.Connection] = []
         self._asked: WeakKeyDictionary[asyncpg.Connection, set[str]] = WeakKeyDictionary()
@@ -49,7 +51,10 @@ class Link:
         except ERRORS as error:
             if isinstance(error, ValueError):  # a value that has no form as a column: no store will ever take it
                 raise
-            raise in_our_words(error, str(self.server)) from error
+            raise self.in_our_words(error) from error
+
+    def in_our_words(self, error: Exception) -> BrokerError:
+        return in_our_words(error, str(self.server), self._schema, self.server.user)
 
     async def run(self, script: str, *, within: float = ANSWER_WITHIN) -> None:
         """Statements without arguments, as one transaction."""
@@ -58,7 +63,7 @@ class Link:
                 connection = await self._take_up(script)
                 await self._over(connection, partial(connection.execute, script), within)
         except ERRORS as error:
-            raise in_our_words(error, str(self.server)) from error
+            raise self.in_our_words(error) from error
 
     async def open(self, *, for_listening: bool = False) -> asyncpg.Connection:
         """A connection for the caller alone, who drops it."""
@@ -95,26 +100,34 @@ class Link:
     # --- one statement ------------------------------------------------------------------------------------------
 
     async def _fetch(self, statement: str, arguments: tuple[Any, ...], within: float) -> list[asyncpg.Record]:
+        ends_at = time.monotonic() + within
+        connection: asyncpg.Connection | None = None
         async with self._turns:
             for tries in range(1, MOST_TRIES + 1):
-                connection = await self._take_up(statement)
+                connection = await self._take_up(statement, connection)
                 try:
                     rows: list[asyncpg.Record] = await self._over(connection, partial(connection.fetch, statement, *arguments), within)
                     return rows
                 except ERRORS as error:
                     if is_read_only(error):
                         self._drop_idle()  # it is no primary any more: the others lead to the same
-                    if tries == MOST_TRIES or not (is_cut(error) or is_stale(error) or (is_read_only(error) and self.server.others)):
+                    is_to_be_tried = (
+                        is_cut(error)
+                        or is_stale(error)
+                        or (is_read_only(error) and self.server.others)
+                        or (was_cancelled(error) and time.monotonic() < ends_at)
+                    )
+                    if tries == MOST_TRIES or not is_to_be_tried:
                         raise
                     if is_lost(error) or is_stale(error):
                         self._drop_idle()  # the server was away, or migrated: the others lead nowhere, or are as stale
         raise AssertionError("unreachable")
 
-    async def _take_up(self, statement: str) -> asyncpg.Connection:
-        """One that has been asked the same before, and little else: a session plans all that a statement calls at its first call, which
-        takes the server ten times as long as the call itself."""
+    async def _take_up(self, statement: str, last: asyncpg.Connection | None = None) -> asyncpg.Connection:
+        """The `last`, if it is idle; else one that has been asked the same before, and little else: a session plans all that a statement
+        calls at its first call, which takes the server ten times as long as the call itself."""
         while self._idle:
-            connection = min(self._idle, key=partial(self._strangeness, statement))
+            connection = last if last in self._idle else min(self._idle, key=partial(self._strangeness, statement))
             self._idle.remove(connection)
             if not connection.is_closed():
                 break
@@ -141,7 +154,8 @@ class Link:
             is_clean = True
             return answer
         except asyncpg.PostgresError as error:
-            is_clean = not connection.is_closed() and not is_stale(error) and (error.sqlstate or "")[:2] not in ("57", "25", "08")
+            spoils = (error.sqlstate or "")[:2] in ("57", "25", "08") and not was_cancelled(error)
+            is_clean = not (connection.is_closed() or is_stale(error) or spoils)
             raise
         finally:
             self._in_use.discard(connection)

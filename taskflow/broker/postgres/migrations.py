@@ -13,7 +13,7 @@ from typing import Final
 import asyncpg
 
 from taskflow.broker.migrations import Migration, Upgrade
-from taskflow.broker.postgres import texts
+from taskflow.broker.postgres import ownership, texts
 from taskflow.model.errors import BrokerRefused, BrokerUnavailable
 from taskflow.model.rules import Rules
 
@@ -77,8 +77,8 @@ async def pending(connection: asyncpg.Connection, schema: str, place: str) -> Up
     return Upgrade(place=f"schema {schema!r}", version=version, migrations=tuple(each for each in MIGRATIONS if each.version > version))
 
 
-async def upgrade(connection: asyncpg.Connection, schema: str, rules: Rules, place: str) -> Upgrade:
-    """Brings the schema to VERSION, unless somebody else has by the time that it is our turn."""
+async def upgrade(connection: asyncpg.Connection, schema: str, rules: Rules, place: str, trusted: str | None) -> Upgrade:
+    """Brings the schema to VERSION, unless somebody else has by the time that it is our turn. `trusted`: see ownership."""
     async with connection.transaction(isolation="read_committed"):  # what others have done while it waits for its turn is to be seen
         await connection.execute(_MY_TURN)
         found = await pending(connection, schema, place)
@@ -87,6 +87,10 @@ async def upgrade(connection: asyncpg.Connection, schema: str, rules: Rules, pla
         if found.version:
             await _check_owner(connection, schema, place, found)
             await _lock(connection, schema, place, found)
+        if not found.version:
+            await connection.execute(_making(schema))
+        await ownership.check(connection, schema, place, trusted)  # somebody else may have made the schema since it was looked at
+        await connection.execute(_AS_ITS_OWNER.replace("%schema", schema))
         await connection.execute(_changes(found, schema, rules))
         return found
 
@@ -95,14 +99,14 @@ def script(found: Upgrade, schema: str, rules: Rules) -> str:
     """What `upgrade` does, as a text for psql. It does nothing to a schema of another version."""
     if not found.migrations:
         return f"-- {found.place} is up to date (version {found.version})\n"
-    locked = f"{_LIMITS}\n{_locking(schema)}\n{_NO_LIMITS}" if found.version else ""
+    begun = f"{_LIMITS}\n{_locking(schema)}\n{_NO_LIMITS}" if found.version else _making(schema)
     parts = (
         f"-- taskflow, {found.place}: from version {found.version} to {found.target}. To be run by the owner of its tables.",
         "\\set ON_ERROR_STOP on\n\\set ON_ERROR_ROLLBACK off",
         "BEGIN ISOLATION LEVEL READ COMMITTED;",
         _MY_TURN,
         _guard(found, schema),
-        locked,
+        begun,
         _changes(found, schema, rules),
         "COMMIT;\n",
     )
@@ -239,11 +243,11 @@ $$;"""
 
 def _changes(found: Upgrade, schema: str, rules: Rules) -> str:
     """The functions go first: an old one must not keep a table, or a type, from being changed."""
-    begun = dropping(schema) if found.version else _MAKE_SCHEMA.replace("%schema", schema)
+    dropped = dropping(schema) if found.version else ""
     tables = (texts.script(f"{_FOLDER}/{migration.version}", schema, rules) for migration in found.migrations)
     functions = (texts.script(name, schema, rules) for name in texts.names())
     ended = texts.placed(_SET_VERSION, schema).replace("%version", str(found.target))
-    return "\n\n".join([_UNCHECKED, begun, *tables, *functions, _of_ours(_MARK_FUNCTIONS, schema), ended])
+    return "\n\n".join([_UNCHECKED, dropped, *tables, *functions, _of_ours(_MARK_FUNCTIONS, schema), ended])
 
 
 _UNCHECKED: Final = "SET LOCAL check_function_bodies = off; -- they call each other"
@@ -257,6 +261,23 @@ BEGIN
     END IF;
 END
 $$;"""
+
+
+_AS_ITS_OWNER: Final = """\
+DO $$
+DECLARE
+    owner oid := (SELECT nspowner FROM pg_namespace WHERE nspname = '%schema');
+BEGIN
+    IF pg_has_role(owner, 'MEMBER') AND owner NOT IN (current_user::regrole, 'pg_database_owner'::regrole) THEN
+        EXECUTE format('SET LOCAL ROLE %I', pg_get_userbyid(owner));
+    END IF;
+END
+$$;"""
+"""Whoever of several members migrates: everything in the schema belongs to its owner."""
+
+
+def _making(schema: str) -> str:
+    return _MAKE_SCHEMA.replace("%schema", schema)
 
 
 def dropping(schema: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from typing import Final
 
 import asyncpg
@@ -26,10 +27,38 @@ class NoRoom(BrokerUnavailable):
     """The disk is full. Whoever enqueues is told StoreFull; to all others the store is away until there is room: no session ends by it."""
 
 
-def in_our_words(error: Exception, place: str) -> BrokerError:
-    """The error to raise from it. `place` names the server, without secrets."""
+class Unsuitable(ConnectionError):
+    """The server cannot be used with this URL; another try would fail alike. The message goes on after the server's name."""
+
+
+def of_connecting(error: Exception, tls: str, within: float) -> Exception:
+    """Return the error to raise in place of one that the driver raised while it connected."""
+    if isinstance(error, TimeoutError):
+        return TimeoutError(f"nothing came within {within:g} s")
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return Unsuitable(
+            f"shows a certificate that does not fit: {error.verify_message}; give its authority's file as tls_ca= in the broker URL, "
+            "and the host as the certificate names it"
+        )
+    if isinstance(error, ConnectionError) and _NO_TLS in str(error):
+        if tls == "prefer":  # the driver goes on without TLS when a PostgreSQL server has none
+            return Unsuitable("does not speak PostgreSQL: check host and port in the broker URL")
+        return Unsuitable(f"offers no TLS, which tls={tls} in the broker URL requires, or does not speak PostgreSQL")
+    if isinstance(error, asyncpg.ConnectionDoesNotExistError):
+        return ConnectionError("it closed the connection before it answered; perhaps it does not speak PostgreSQL")
+    return error
+
+
+_NO_TLS: Final = "rejected SSL upgrade"
+"""The driver's words for any answer to a request for TLS that is neither yes, nor a no where that will do."""
+
+
+def in_our_words(error: Exception, place: str, schema: str = "", role: str | None = None) -> BrokerError:
+    """The error to raise from it. `place` names the server, without secrets; `schema` and `role` are for advice on rights."""
     if isinstance(error, BrokerError):
         return error
+    if isinstance(error, Unsuitable):
+        return BrokerRefused(f"PostgreSQL at {place} {error}")
     if not isinstance(error, asyncpg.PostgresError):
         return BrokerUnavailable(f"PostgreSQL at {place} does not answer: {str(error) or type(error).__name__}")
     state = error.sqlstate or ""
@@ -41,13 +70,27 @@ def in_our_words(error: Exception, place: str) -> BrokerError:
         return BrokerRefused(f"PostgreSQL at {place} is behind a pooler that takes no prepared statements: add pooled=1 to the broker URL")
     if may_pass(error):
         return BrokerUnavailable(f"PostgreSQL at {place} cannot do it now: {error}")
+    if isinstance(error, asyncpg.InsufficientPrivilegeError) and schema:
+        return BrokerRefused(f"PostgreSQL at {place} refuses: {error}. {_advice(error, schema, role)}")
     return BrokerRefused(f"PostgreSQL at {place} refuses: {error}")
+
+
+def _advice(error: Exception, schema: str, role: str | None) -> str:
+    """The statements that grant what a role needs, to be run by somebody who may grant it."""
+    to = f'TO "{role}"' if role else "TO the role in the broker URL"
+    if "for database" in str(error):
+        return f"Let the owner of the database make the schema (`taskflow migrate`), or run: GRANT CREATE ON DATABASE the_database {to};"
+    return f"""\
+A role that works needs:
+GRANT USAGE ON SCHEMA "{schema}" {to};
+GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA "{schema}" {to};
+GRANT USAGE ON ALL SEQUENCES IN SCHEMA "{schema}" {to};"""
 
 
 def may_pass(error: Exception) -> bool:
     """The same, tried again in a while, may well be done."""
     if not isinstance(error, asyncpg.PostgresError):
-        return True
+        return not isinstance(error, Unsuitable)
     state = error.sqlstate or ""
     return state in _PASSING or state[:2] in _PASSING_CLASSES
 
@@ -68,6 +111,12 @@ def is_stale(error: Exception) -> bool:
     return isinstance(error, asyncpg.PostgresError) and error.sqlstate == "XX000" and "cache lookup failed" in str(error)
 
 
+def was_cancelled(error: BaseException) -> bool:
+    """The server ended the statement, as its statement_timeout or an operator asked. Nothing of it took effect, and the connection is
+    as good as before. Its session keeps the plans that it has made: sent there again, the statement takes less time."""
+    return isinstance(error, asyncpg.QueryCanceledError)
+
+
 def is_lost(error: Exception) -> bool:
     """The way to the server has failed, and with it most likely the other connections."""
     return not isinstance(error, asyncpg.PostgresError) or isinstance(error, asyncpg.PostgresConnectionError)
@@ -75,7 +124,7 @@ def is_lost(error: Exception) -> bool:
 
 def is_cut(error: Exception) -> bool:
     """The connection was gone before the statement got anywhere, as far as can be told; or two verbs got in each other's way."""
-    if isinstance(error, TimeoutError):
+    if isinstance(error, TimeoutError | Unsuitable):
         return False
     if isinstance(error, asyncpg.PostgresError):
         return (error.sqlstate or "") in ("57P01", "40001", "40P01", "23505") or is_lost(error)

@@ -10,11 +10,12 @@ from typing import Final
 import asyncpg
 
 from taskflow.broker.migrations import Upgrade
-from taskflow.broker.postgres import migrations
+from taskflow.broker.postgres import migrations, ownership
 from taskflow.broker.postgres.link import Link, drop
 from taskflow.broker.postgres.migrations import VERSION
-from taskflow.broker.postgres.refusals import ERRORS, in_our_words
-from taskflow.model.errors import BrokerError, BrokerRefused, BrokerUnavailable
+from taskflow.broker.postgres.refusals import ERRORS
+from taskflow.broker.postgres.server import ANSWER_WITHIN
+from taskflow.model.errors import BrokerRefused, BrokerUnavailable
 from taskflow.model.rules import Rules
 
 OLDEST_SERVER: Final = 140_000
@@ -26,26 +27,41 @@ MADE_WITHIN: Final = 30.0
 async def prepare(link: Link, schema: str, rules: Rules, *, migrates: bool) -> None:
     """Leaves a schema that this version can work with.
 
-    Raises BrokerRefused when a newer one made it, when the server is too old, or when there is something to do and it is not to `migrate`.
+    Raises BrokerRefused when a newer one made it, when the server is too old, when somebody who is not trusted could change it, or when
+    there is something to do and it is not to `migrate`.
     """
     async with _opened(link, within=MADE_WITHIN) as connection:
-        found = await migrations.pending(connection, schema, str(link.server))
+        found = await _look(connection, link, schema)
         if found.migrations and not migrates:
             raise BrokerRefused(_unmigrated(found, schema, str(link.server)))
         if found.migrations:
-            await migrations.upgrade(connection, schema, rules, str(link.server))
+            await _upgrade(connection, link, schema, rules)
         else:
             link.lay_down(connection)  # the first verb would open another, 3 ms of a worker's start, and wait for what this one has loaded
 
 
 async def pending(link: Link, schema: str) -> Upgrade:
     async with _opened(link, within=MADE_WITHIN) as connection:
-        return await migrations.pending(connection, schema, str(link.server))
+        return await _look(connection, link, schema)
 
 
 async def migrate(link: Link, schema: str, rules: Rules) -> Upgrade:
     async with _opened(link, within=None) as connection:
-        return await migrations.upgrade(connection, schema, rules, str(link.server))
+        return await _upgrade(connection, link, schema, rules)
+
+
+async def _upgrade(connection: asyncpg.Connection, link: Link, schema: str, rules: Rules) -> Upgrade:
+    return await migrations.upgrade(connection, schema, rules, str(link.server), link.server.owner)
+
+
+async def _look(connection: asyncpg.Connection, link: Link, schema: str) -> Upgrade:
+    """In a transaction without the limits that the role or the database has: on a new connection the first statements take longest."""
+    place = str(link.server)
+    await connection.execute("BEGIN; SET LOCAL idle_in_transaction_session_timeout = 0; SET LOCAL statement_timeout = 0")
+    await ownership.check(connection, schema, place, link.server.owner)
+    found = await migrations.pending(connection, schema, place)
+    await connection.execute("COMMIT")
+    return found
 
 
 @asynccontextmanager
@@ -55,21 +71,21 @@ async def _opened(link: Link, *, within: float | None) -> AsyncIterator[asyncpg.
     try:
         connection = await link.open()
         try:
-            async with asyncio.timeout(within):
+            async with asyncio.timeout(ANSWER_WITHIN):
                 await _check_server(connection, place)
-                yield connection
+            try:
+                async with asyncio.timeout(within):
+                    yield connection
+            except TimeoutError as error:
+                raise BrokerUnavailable(
+                    f"PostgreSQL at {place}: the schema could not be looked at, or migrated, within {within or 0:g} s, perhaps since "
+                    "somebody else migrates it; `taskflow migrate` takes the time that it needs"
+                ) from error
         finally:
             if not link.has(connection):
                 drop(connection)
-    except BrokerError:
-        raise
-    except TimeoutError as error:
-        raise BrokerUnavailable(
-            f"PostgreSQL at {place}: the schema could not be looked at, or migrated, within {within or 0:g} s, perhaps since somebody else "
-            "migrates it; `taskflow migrate` takes the time that it needs"
-        ) from error
     except ERRORS as error:
-        raise in_our_words(error, place) from error
+        raise link.in_our_words(error) from error
 
 
 async def _check_server(connection: asyncpg.Connection, place: str) -> None:

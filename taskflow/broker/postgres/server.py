@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
+import logging
 import ssl
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, Final, NamedTuple
 
 import asyncpg
 import msgspec
 
-from taskflow.broker.postgres.refusals import ERRORS, may_pass
+from taskflow.broker.postgres.refusals import ERRORS, Unsuitable, may_pass, of_connecting
+
+log: Final = logging.getLogger("taskflow")
 
 ANSWER_WITHIN: Final = 4.0
 """Seconds for one statement. Less than an application's patience with an enqueue (5 s), so that it hears of the trouble from here."""
@@ -48,6 +53,7 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     `listen_at`  where to listen for wake-ups, when the rest goes through a pooler that loses them; again of several the primary
     `tls`        "disable", "prefer", "require", "verify-ca" or "verify-full", as libpq has them
     `is_pooled`  a pooler in between takes no prepared statements
+    `owner`      a role that is trusted with the schema, beside those that `ownership` lists
     """
 
     host: str = "localhost"
@@ -60,6 +66,7 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     ca_file: str | None = None
     listen_at: tuple[Place, ...] = ()
     is_pooled: bool = False
+    owner: str | None = None
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:  # the struct's own has the password too
         return [("at", str(self))]
@@ -89,29 +96,60 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
         return await self._connect_to(place, target_session_attrs="read-write")
 
     async def _connect_to(self, place: Place, **more: Any) -> asyncpg.Connection:
-        connection: asyncpg.Connection = await asyncpg.connect(
-            host=place.host,
-            port=place.port,
-            database=self.database,
-            user=self.user,
-            password=self.password,
-            ssl=self._tls(),
-            timeout=CONNECT_WITHIN,
-            command_timeout=None,
-            statement_cache_size=0 if self.is_pooled else 100,
-            server_settings={} if self.is_pooled else _SETTINGS,
-            **more,
-        )
+        if self.tls == "prefer" and not _is_loopback(place.host):
+            _warn_of_prefer(place)
+        try:
+            connection: asyncpg.Connection = await asyncpg.connect(
+                host=place.host,
+                port=place.port,
+                database=self.database,
+                user=self.user,
+                password=self.password,
+                ssl=self._tls(),
+                timeout=CONNECT_WITHIN,
+                command_timeout=None,
+                statement_cache_size=0 if self.is_pooled else 100,
+                server_settings={} if self.is_pooled else _SETTINGS,
+                **more,
+            )
+        except ERRORS as error:
+            raise of_connecting(error, self.tls, CONNECT_WITHIN) from error
         with contextlib.suppress(AttributeError, LookupError):  # a driver that does it otherwise asks
             connection.get_settings().register_data_types(_ARRAYS)
         return connection
 
     def _tls(self) -> Any:
-        if self.ca_file is None:
-            return self.tls
-        context = ssl.create_default_context(cafile=self.ca_file)
-        context.check_hostname = self.tls == "verify-full"
-        return context
+        if self.ca_file is not None:
+            try:
+                context = ssl.create_default_context(cafile=self.ca_file)
+            except OSError as error:
+                raise Unsuitable(f"cannot be checked: tls_ca={self.ca_file} in the broker URL: {error}") from error
+            context.check_hostname = self.tls == "verify-full"
+            return context
+        return _checked_by_the_system() if self.tls == "verify-full" else self.tls
+
+
+@cache
+def _checked_by_the_system() -> ssl.SSLContext:
+    """By the authorities that the machine trusts. Made once: to read them takes longer than to connect."""
+    return ssl.create_default_context()
+
+
+@cache
+def _warn_of_prefer(place: Place) -> None:
+    """Once a process and place."""
+    log.warning(
+        "PostgreSQL at %s: with tls=prefer, the default, a connection is encrypted only if the server offers it, and nobody checks which "
+        "server that is; add tls=verify-full to the broker URL, or tls=disable where the network is trusted",
+        place,
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.startswith("/")
 
 
 def shown(places: Sequence[Place]) -> str:

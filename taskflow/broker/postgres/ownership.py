@@ -1,0 +1,55 @@
+"""Whom a schema belongs to. Our functions run with the rights of whoever calls them, so everybody who could replace one must be trusted.
+
+Trusted are the role itself, roles that it is a member of, superusers, the owner of the database, and the role that `owner=` in the broker
+URL names. A role that was only granted rights works with a schema whose owner is one of these.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import asyncpg
+
+from taskflow.model.errors import BrokerRefused
+
+
+async def check(connection: asyncpg.Connection, schema: str, place: str, trusted: str | None) -> None:
+    """Raise BrokerRefused if somebody who is not trusted owns the schema or a part of it, or may create in it. `place` names the server."""
+    found = await connection.fetchrow(FIRST_STRANGER, schema, trusted)
+    if found is None:
+        return
+    role = found["role"]
+    if found["may_create"]:
+        remedy = "revoke that right"
+    else:
+        remedy = f"add owner={role} to the broker URL if you trust that role; if not, drop the schema"
+    raise BrokerRefused(
+        f"the schema {schema!r} of PostgreSQL at {place} is not safe to use: {role} {found['how']}, and could replace functions that run "
+        f"as {found['as_whom']}; {remedy}"
+    )
+
+
+# Membership is read from the catalog: pg_has_role() is true for a superuser whatever the role.
+FIRST_STRANGER: Final = """
+WITH RECURSIVE mine (oid) AS (
+    SELECT oid FROM pg_catalog.pg_roles WHERE rolname = current_user
+    UNION SELECT roleid FROM pg_catalog.pg_auth_members JOIN mine ON member = mine.oid
+), space AS (
+    SELECT oid, nspowner, nspacl FROM pg_catalog.pg_namespace WHERE nspname = $1
+), trusted (oid) AS (
+    SELECT oid FROM mine
+    UNION ALL SELECT datdba FROM pg_catalog.pg_database WHERE datname = current_database()
+    UNION ALL SELECT oid FROM pg_catalog.pg_roles WHERE rolsuper OR rolname = $2 OR rolname = 'pg_database_owner'
+), found (oid, how, may_create) AS (
+    SELECT nspowner, 'owns it', false FROM space
+    UNION ALL SELECT grantee, 'may create in it', true
+    FROM space, aclexplode(nspacl) WHERE privilege_type = 'CREATE' AND grantee <> nspowner
+    UNION ALL SELECT proowner, 'owns its function ' || proname, false FROM pg_catalog.pg_proc, space
+    WHERE pronamespace = space.oid AND proowner <> nspowner
+    UNION ALL SELECT relowner, 'owns ' || relname || ' in it', false FROM pg_catalog.pg_class, space
+    WHERE relnamespace = space.oid AND relowner <> nspowner
+)
+SELECT CASE found.oid WHEN 0 THEN 'everybody' ELSE pg_catalog.pg_get_userbyid(found.oid) END AS role, how, may_create,
+    current_user AS as_whom
+FROM found WHERE found.oid NOT IN (SELECT oid FROM trusted) LIMIT 1
+"""
