@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import Any, Final
 
 from taskflow.model.envelope import Lease
@@ -34,9 +35,11 @@ from taskflow.worker.events import (
     WindingDown,
 )
 from taskflow.worker.keeper import BEATS_PER_TTL
+from taskflow.worker.park_log import ParkLog
 from taskflow.worker.stalls import LOOK
 
 log: Final = logging.getLogger("taskflow.worker")
+_parks: Final = ParkLog()
 
 BLOCKING: Final = "Make it a plain function, which runs in a thread, or use what can be awaited"
 IN_PROCESS: Final = 'With runs_in="process" it has an interpreter of its own'
@@ -127,8 +130,15 @@ def _log_standstill(event: LoopStalled | LoopMoves | InterpreterHeld | StalledFo
 
 def _log_verdict(lease: Lease, verdict: Verdict, ran_for: float) -> None:
     level, words = _words(verdict)
-    if log.isEnabledFor(level):
-        _say(level, lease, f"{words} after {ran_for:.3f} s")
+    if not log.isEnabledFor(level):
+        return
+    if type(verdict) is Parked:
+        others = _parks.count(lease.envelope.job, time.monotonic())
+        if others is None:
+            return
+        if others:
+            words += f" ({others:,} more were parked since the last such line)"
+    _say(level, lease, f"{words} after {ran_for:.3f} s")
 
 
 def _words(verdict: Verdict) -> tuple[int, str]:

@@ -1,0 +1,35 @@
+"""Parked runs, counted by job name: a name has one line an interval in the log, however many of its jobs are parked."""
+
+from __future__ import annotations
+
+from typing import Final
+
+INTERVAL: Final = 60.0
+"""Seconds between two lines of one name."""
+
+MOST_NAMES: Final = 1_000
+"""Names that are told apart: those beyond have one line together."""
+
+
+class ParkLog:
+    """Says which parked runs have a line. A line also counts those without one since the line before, of the same name."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, tuple[float, int]] = {}
+
+    def count(self, name: str, now: float) -> int | None:
+        """How many runs of that name were parked without a line since the last one; None if this one has no line either."""
+        if name not in self._names and len(self._names) >= MOST_NAMES:
+            name = ""
+        since, unsaid = self._names.get(name, (now - INTERVAL, 0))
+        if now - since < INTERVAL:
+            self._names[name] = since, unsaid + 1
+            return None
+        self._names[name] = now, 0
+        if not name:
+            self._forget_old(now)
+        return unsaid
+
+    def _forget_old(self, now: float) -> None:
+        """Names whose last line is older than an interval: jobs that are parked still come again within 5 minutes."""
+        self._names = {name: (since, unsaid) for name, (since, unsaid) in self._names.items() if now - since < INTERVAL}
