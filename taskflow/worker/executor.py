@@ -221,9 +221,9 @@ class Executor:
         why = holding.why_stopped
         if why in (WINDING_DOWN, LOST):
             return HandedBack()  # whatever it is: a connection that was cut by our cancellation, for example, is no failure of the job
+        if why == CANCELLED:
+            return Cancelled(CANCELLED)  # likewise: it would not run again either
         if isinstance(error, asyncio.CancelledError) and why is not None:
-            if why == CANCELLED:
-                return Cancelled(CANCELLED)
             error = _timeout_of(holding)
         if job is None:
             return Failed(failure_of(error, holding.lease.attempt))

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import anyio
 import pytest
@@ -109,6 +109,30 @@ async def stubborn() -> str:
     except asyncio.CancelledError:
         return "finished all the same"
     return "released"
+
+
+def _raise(what: str) -> NoReturn:
+    if what == "retry":
+        raise Retry
+    if what == "discard":
+        raise Discard("half of it is done")
+    raise ConnectionError("the connection was cut")
+
+
+@job(name="tests.worker.raises_when_cancelled")
+async def raises_when_cancelled(what: str) -> None:
+    Gate.seen.append("begun")
+    try:
+        await asyncio.sleep(30)
+    except asyncio.CancelledError:
+        _raise(what)
+
+
+@job(name="tests.worker.raises_in_its_thread")
+def raises_in_its_thread(ctx: JobContext, what: str) -> None:
+    Gate.seen.append("begun")
+    if ctx.cancelled.wait(30):
+        _raise(what)
 
 
 @job(name="tests.worker.base_error", max_attempts=2, retry=AT_ONCE)
@@ -255,6 +279,35 @@ async def test_a_job_that_swallows_its_cancellation_and_returns_has_succeeded(br
         await Gate.started.wait()
         await handle.cancel()
         assert await handle.result(10) == "finished all the same"
+
+
+@pytest.mark.parametrize("max_attempts", [1, 2])
+@pytest.mark.parametrize("raises", [raises_when_cancelled, raises_in_its_thread])
+@pytest.mark.parametrize("what", ["error", "retry"])
+async def test_a_cancelled_run_that_raises_is_cancelled(broker: Broker, raises: Any, what: str, max_attempts: int) -> None:
+    """Whatever the error is, and whether or not it was the last attempt."""
+    handle = await raises.options(max_attempts=max_attempts).delay(what)
+    async with Worker():
+        await until_it_runs()
+        await handle.cancel()
+        with pytest.raises(JobCancelled):
+            await handle.result(10)
+
+
+@pytest.mark.parametrize("raises", [raises_when_cancelled, raises_in_its_thread])
+async def test_a_cancelled_run_may_still_discard_itself(broker: Broker, raises: Any) -> None:
+    """The job's own word about its end counts."""
+    handle = await raises.delay("discard")
+    async with Worker():
+        await until_it_runs()
+        await handle.cancel()
+        with pytest.raises(JobFailed, match="half of it is done"):
+            await handle.result(10)
+
+
+async def until_it_runs() -> None:
+    while not Gate.seen:  # noqa: ASYNC110  # it may be in a thread
+        await asyncio.sleep(0.01)
 
 
 async def test_a_waiting_job_is_cancelled_at_once(broker: Broker) -> None:
