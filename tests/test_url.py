@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from taskflow.broker.memory import MemoryBroker
 from taskflow.broker.postgres import PostgresBroker
@@ -14,7 +17,7 @@ from taskflow.broker.postgres import Server as Postgres
 from taskflow.broker.postgres.server import Place
 from taskflow.broker.redis import RedisBroker, Server
 from taskflow.broker.sqlite import SqliteBroker
-from taskflow.broker.url import connect, masked
+from taskflow.broker.url import SCHEMES, connect, masked
 from taskflow.model.errors import BrokerUrlError, ConfigurationError, DriverMissing
 
 
@@ -135,7 +138,7 @@ def test_a_namespace_longer_than_a_schemas_name() -> None:
 
 
 def test_what_is_no_text() -> None:
-    with pytest.raises(BrokerUrlError, match="None is no text"):
+    with pytest.raises(BrokerUrlError, match=r"must be text, such as sqlite:///taskflow.db, got NoneType"):
         connect(None)  # type: ignore[arg-type]
 
 
@@ -158,7 +161,11 @@ def test_what_is_no_text() -> None:
         ("sqlite:///:memory:", "memory://"),
         ("sqlite://queue.db", "three slashes"),
         ("sqlite://[::1/queue.db", "malformed host"),
-        ("sqlite:///a%00b", "zero byte"),
+        ("sqlite:///a%00b", "a control character, '\\x00'"),
+        ("sqlite:///a%0Ab", "a control character, '\\n'"),
+        ("redis://ho\x85st", "a control character, '\\x85'"),
+        ("redis://host?namespace=a%1b", "a control character, '\\x1b'"),
+        ("redis://:a\udcff@host", "not UTF-8"),
         ("sqlite:///queue.db#x", "%23"),
         ("sqlite:///queue.db?shard=1", "unknown parameter 'shard': did you mean shared=?"),
         ("sqlite:///queue.db?timeout=5", "it takes namespace, shared"),
@@ -212,12 +219,25 @@ def test_brokers_to_come(scheme: str) -> None:
         ("redis://user:hunter2@host:6379/0", "redis://user:***@host:6379/0"),
         ("redis://:hunter2@host", "redis://:***@host"),
         ("redis://user:hun@ter2@host", "redis://user:***@host"),
-        ("redis://user:hun/ter2@host", "redis://user:***@host"),
-        ("postgresql://host/db?user=me&password=hunter2&x=1", "postgresql://host/db?user=me&password=***&x=1"),
-        ("postgresql://host/db?sslPassword=hunter2", "postgresql://host/db?sslPassword=***"),
+        ("redis://user:hun/ter2@host", "redis://***"),
+        ("redis://user:hun?ter2@host", "redis://***"),
+        ("redis://user:hun#ter2@host", "redis://***"),
+        ("redis://user:hunter2", "redis://***"),
+        ("redis://hunter2@host", "redis://***@host"),
+        ("redis://host/hunter2", "redis://***"),
+        ("redos://user:hunter2@host", "redos://***"),
+        ("//user:hunter2@host", "***"),
+        ("redis://:hunter2\n@host", "redis://***"),
+        ("redis://:hunter2%0A@host", "redis://:***@host"),
+        ("redis://:hunter2@host\n", "redis://***"),
+        ("postgresql://me@db/app", "postgresql://me@db/app"),
+        ("postgresql://me:hunter2@[::1]:5433,db2/app", "postgresql://me:***@[::1]:5433,db2/app"),
+        ("postgresql://host/db?user=me&password=hunter2&namespace=x", "postgresql://host/db?***&***&namespace=x"),
+        ("postgresql://host/db?sslPassword=hunter2", "postgresql://host/db?***"),
         ("sqlite:////home/me/queue.db?namespace=a", "sqlite:////home/me/queue.db?namespace=a"),
         ("redis://host:6379/0", "redis://host:6379/0"),
-        ("user:hunter2@host", "user:***@host"),
+        ("user:hunter2@host", "***"),
+        ("sqlite://user:hunter2@host/queue.db", "sqlite://***"),
         ("sqlite:////home/me@home/queue.db", "sqlite:////home/me@home/queue.db"),
     ],
 )
@@ -247,6 +267,11 @@ def test_masked(url: str, shown: str) -> None:
         "redis+cluster://user:hunter2@host",
         "sqlite://u:hunter2@[::1/x",
         "u:hunter2@host",
+        "//u:hunter2@host",
+        "redis://:hunter2\n@host",
+        "redis://:hunter2@host\n",
+        "sqlite://user:/hunter2@host/0",
+        "redis://:ab?hunter2&c@host",
     ],
 )
 def test_no_error_tells_a_password(url: str) -> None:
@@ -255,6 +280,32 @@ def test_no_error_tells_a_password(url: str) -> None:
     assert "hunter2" not in str(refused.value)
     assert "hun" not in str(refused.value)
     assert "ter2" not in str(refused.value)
+
+
+AROUND = st.text("@:/?#&=%[],;. \n\t\x7f\u20281xX", max_size=6)
+
+
+@given(st.sampled_from([*SCHEMES, "redos", "redis+cluster"]), AROUND, AROUND)
+def test_no_password_is_shown_however_it_is_written(scheme: str, before: str, after: str) -> None:
+    """Also where it holds what it must not hold unless written as %xx."""
+    url = f"{scheme}://user:{before}hunter2{after}@host/0"
+    assert "hunter2" not in masked(url)
+    if (refused := refusal_of(url)) is not None:
+        assert "hunter2" not in "".join(traceback.format_exception(refused))
+        assert "hunter2" not in str(refused.__context__)
+
+
+def refusal_of(url: str) -> ConfigurationError | None:
+    try:
+        connect(url)
+    except ConfigurationError as refused:
+        return refused
+    return None
+
+
+def test_a_line_break_at_the_end_of_a_secret_is_named() -> None:
+    with pytest.raises(BrokerUrlError, match=r"a control character, '\\n': a secret that is read from a file often ends with a line break"):
+        connect("redis://:hunter2\n@host")
 
 
 def test_only_the_broker_asked_for_is_imported() -> None:

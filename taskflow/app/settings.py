@@ -63,7 +63,7 @@ def check_configured(given: Mapping[str, Any]) -> None:
         if given.get(name) is not None:
             _check_number(f"configure({name}={given[name]!r})", name, given[name])
     if given.get("broker") is not None:
-        _check_url(f"configure(broker={given['broker']!r})", given["broker"])
+        _check_url("configure(broker=...)", given["broker"])
     if given.get("lifespan") is not None and not callable(given["lifespan"]):
         raise ConfigurationError(
             f"configure(lifespan={given['lifespan']!r}): it takes a function that gives an async context manager, called once per worker"
@@ -73,7 +73,8 @@ def check_configured(given: Mapping[str, Any]) -> None:
 def _check_url(where: str, value: object) -> None:
     """What is in it, the broker's own module says."""
     if not isinstance(value, str) or not value:
-        raise ConfigurationError(f"{where}: it takes a URL, for example {DEFAULT_BROKER!r}")
+        found = "an empty text" if value == "" else type(value).__name__  # its value may hold a password
+        raise ConfigurationError(f"{where}: it takes a URL, for example {DEFAULT_BROKER!r}, got {found}")
 
 
 def _check_number(where: str, name: str, value: Any) -> None:
@@ -115,7 +116,7 @@ def _of_file(file: Path) -> dict[str, Any]:
 def _read(where: str, name: str, given: object) -> Any:
     """A setting as the environment has it, as text, or pyproject.toml, which knows numbers too."""
     if name not in _NUMBERS:
-        _check_url(f"{where} is {given!r}", given)
+        _check_url(where, given)
         return given
     try:
         value = _NUMBERS[name][0](str(given))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
@@ -44,18 +45,50 @@ def connect(url: str, *, seams: Seams | None = None, rules: Rules | None = None)
     a password.
     """
     if not isinstance(url, str):
-        raise BrokerUrlError(f"broker URL {url!r} is no text: it reads like sqlite:///taskflow.db")
-    scheme = _scheme(url)
-    parts = _split(url)
+        raise BrokerUrlError(f"a broker URL must be text, such as sqlite:///taskflow.db, got {type(url).__name__}")
+    scheme, parts = _parsed(url)
     options = _options(parts, SCHEMES[scheme])
     return _OPENERS[scheme](parts, options, seams, rules)
 
 
 def masked(url: str) -> str:
-    """The URL as it may be shown: without its password, and without parameters that look like one."""
-    before = "://" if "://" in url else "^"
-    without = re.sub(rf"({before}[^:@/?#]*):.*@", r"\1:***@", url)
-    return re.sub(r"([?&][^=&#]*(?:pass|secret|token)[^=&#]*=)[^&#]*", r"\1***", without, flags=re.IGNORECASE)
+    """The URL as it may be shown, with `***` in place of its password and of unknown parameters.
+
+    If the URL is malformed, only its scheme is shown: any other part of it may belong to the password.
+    """
+    try:
+        scheme, parts = _parsed(url)
+    except ConfigurationError:
+        return _unparsed(url)
+    userinfo, _, hosts = parts.netloc.rpartition("@")
+    if _may_hold_password(scheme, parts, hosts):
+        return _unparsed(url)
+    pieces = [piece if piece.partition("=")[0] in SCHEMES[scheme] else "***" for piece in parts.query.split("&") if piece]
+    return f"{scheme}://{_shown_user(scheme, userinfo)}{unquote(hosts)}{parts.path}{'?' if pieces else ''}{'&'.join(pieces)}"
+
+
+def _unparsed(url: str) -> str:
+    scheme, separator, _ = url.partition("://")
+    return f"{scheme}://***" if separator and _SCHEME.fullmatch(scheme) else "***"
+
+
+def _may_hold_password(scheme: str, parts: SplitResult, hosts: str) -> bool:
+    """Return True if a part that is to be shown may belong to a password in which `/`, `?` or `:` is not written as %2F, %3F or %3A."""
+    if scheme == "sqlite":
+        return bool(parts.netloc)
+    if "@" in parts.path + parts.query or not all(_HOST.fullmatch(host) for host in unquote(hosts).split(",")):
+        return True
+    return scheme in ("redis", "rediss") and not re.fullmatch("/?[0-9]*/?", parts.path)
+
+
+def _shown_user(scheme: str, userinfo: str) -> str:
+    """For Redis, a name without a password is more often a password in the wrong place."""
+    name, colon, _ = userinfo.partition(":")
+    if not userinfo:
+        return ""
+    if not colon:
+        return "***@" if scheme in ("redis", "rediss") else f"{name}@"
+    return f"{name}:***@"
 
 
 # --- the brokers --------------------------------------------------------------------------------------------------
@@ -112,10 +145,34 @@ _OPENERS: Final[Mapping[str, _Open]] = {
 # --- the parts of a URL --------------------------------------------------------------------------------------------
 
 
+_SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
+_HOST: Final = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[^:\[\]]*)(?::[0-9]{0,5})?")
+
+
+def _parsed(url: str) -> tuple[str, SplitResult]:
+    """The scheme and the parts. ConfigurationError, which shows nothing of the URL but its scheme."""
+    _check_characters(url)
+    scheme = _scheme(url)
+    parts = _split(url)
+    for shown in (parts.netloc.rpartition("@")[2], parts.path, parts.query):  # a password may hold any character that is written as %xx
+        _check_characters(unquote(shown))
+    return scheme, parts
+
+
+def _check_characters(text: str) -> None:
+    control = next((c for c in text if c < " " or "\x7f" <= c <= "\x9f"), None)
+    if control is not None:
+        raise BrokerUrlError(
+            f"broker URL has a control character, {control!r}: a secret that is read from a file often ends with a line break; strip it"
+        )
+    if any("\ud800" <= c <= "\udfff" for c in text):
+        raise BrokerUrlError("broker URL is not UTF-8: write its bytes as %xx")
+
+
 def _scheme(url: str) -> str:
     scheme, separator, _ = url.partition("://")
-    if not separator or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):
-        raise BrokerUrlError(f"broker URL {masked(url)!r} has no scheme: it reads like sqlite:///taskflow.db")
+    if not separator or not _SCHEME.fullmatch(scheme):
+        raise BrokerUrlError("broker URL has no scheme: it reads like sqlite:///taskflow.db")
     scheme = scheme.lower()
     if scheme in _LATER:
         raise ConfigurationError(f"{scheme}:// brokers are not part of this version of taskflow: use redis:// or sqlite:///taskflow.db")
@@ -127,12 +184,13 @@ def _scheme(url: str) -> str:
 
 
 def _split(url: str) -> SplitResult:
-    try:
+    parts: SplitResult | None = None
+    with suppress(ValueError):  # its message may quote the password: it is not kept as the cause
         parts = urlsplit(_with_one_host(url))
-    except ValueError:  # its message may repeat what stands where the password does
-        raise BrokerUrlError(f"broker URL {masked(url)!r} has a malformed host") from None
+    if parts is None:
+        raise BrokerUrlError(f"broker URL {_unparsed(url)} has a malformed host; {IN_PASSWORDS}")
     if parts.fragment or url.endswith("#"):
-        raise BrokerUrlError(f"broker URL {masked(url)!r} has a '#': where it belongs to a name it is written %23")
+        raise BrokerUrlError(f"broker URL {_unparsed(url)} has a '#': in a name or a password # is written %23")
     return parts
 
 
@@ -151,10 +209,10 @@ _AS_LIBPQ_HAS_THEM: Final = {"sslmode": "tls", "sslrootcert": "tls_ca"}
 
 
 def _options(parts: SplitResult, known: tuple[str, ...]) -> dict[str, str]:
+    if "@" in parts.query:  # it may be a part of the password, and is not repeated
+        raise BrokerUrlError(f"broker URL has an '@' behind its '?'; {IN_PASSWORDS}")
     options: dict[str, str] = {}
     for name, value in parse_qsl(parts.query, keep_blank_values=True):
-        if "@" in name or "@" in value:  # it may be a part of the password, and is not repeated
-            raise BrokerUrlError(f"broker URL has an '@' behind its '?'; {IN_PASSWORDS}")
         if name not in known:
             near = [ours for ours in [_AS_LIBPQ_HAS_THEM.get(name)] if ours in known] or nearest(name, known)
             hint = f"did you mean {near[0]}=?" if near else f"it takes {', '.join(known)}"
@@ -169,8 +227,8 @@ def _options(parts: SplitResult, known: tuple[str, ...]) -> dict[str, str]:
 
 
 def _shown(parts: SplitResult) -> str:
-    """As it was written: geturl() loses slashes of a URL without a host."""
-    return masked(f"{parts.scheme}://{parts.netloc}{parts.path}")
+    """As it was written: geturl() loses slashes of a URL without a host. Before an `@` may stand a password."""
+    return f"{parts.scheme}://{'***' if parts.netloc and '@' in parts.netloc + parts.path else parts.netloc + parts.path}"
 
 
 def _path(parts: SplitResult) -> Path:
@@ -181,6 +239,4 @@ def _path(parts: SplitResult) -> Path:
     path = unquote(parts.path.removeprefix("/"))
     if not path or path == ":memory:" or path.endswith("/"):
         raise BrokerUrlError(f"broker URL {_shown(parts)!r} names no file, as sqlite:///taskflow.db does; for tests there is memory://")
-    if "\0" in path:
-        raise BrokerUrlError(f"broker URL {_shown(parts)!r} has a zero byte in its path")
     return Path(path)

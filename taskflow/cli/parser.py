@@ -61,6 +61,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """As argparse does: the usage and the message on stderr, exit code 2."""
+        message = re.sub(r"://\S*", "://***", message)  # the password of a broker URL that stands in the wrong place
         slip = re.search(r"unrecognized arguments: (--[\w-]+)|COMMAND: invalid choice: '([^']*)'", message)
         super().error(message + self._hint(slip[1] or slip[2]) if slip else message)
 
@@ -259,7 +260,11 @@ def _chosen(parser: argparse.ArgumentParser, default: str = "all") -> None:
 
 
 def _broker(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--broker", metavar="URL", help="where the jobs wait (default: TASKFLOW_BROKER, else sqlite:///taskflow.db)")
+    parser.add_argument(
+        "--broker",
+        metavar="URL",
+        help="where the jobs wait (default: TASKFLOW_BROKER, which keeps a password off the command line, else sqlite:///taskflow.db)",
+    )
 
 
 class _Supervise(argparse.Action):

@@ -13,7 +13,7 @@ from contextlib import suppress
 from types import FrameType
 from typing import Final
 
-from taskflow.cli.anew import command_of
+from taskflow.cli.anew import command_of, environment_of
 from taskflow.cli.interrupts import interrupts
 
 # What the kernel raises in a process for its own faults, and what a terminal stops and continues its processes by.
@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     interrupts.raise_again()
     # In a session of its own: a terminal's Ctrl-C is told to it from here, and not twice.
     command = command_of(arguments.argv)
-    worker = os.posix_spawn(command[0], command, os.environ, setsid=True)
+    worker = os.posix_spawn(command[0], command, environment_of(arguments.broker), setsid=True)
     while True:
         for number in os.read(wakes, 4096):
             if number != signal.SIGCHLD:

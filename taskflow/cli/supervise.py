@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-from taskflow.cli.anew import command_of
+from taskflow.cli.anew import command_of, environment_of
 from taskflow.cli.interrupts import interrupts
 from taskflow.cli.logs import Unhurried, logging_to_stderr
 from taskflow.model.errors import ConfigurationError, DriverMissing
@@ -45,10 +45,15 @@ def _supervise(arguments: argparse.Namespace) -> int:
     with logging_to_stderr(arguments.log_level, arguments.log_format, handler=Unhurried()):
         if arguments.health_port is None and "NOTIFY_SOCKET" not in os.environ:
             interrupts.raise_again()
-            return supervise(plan, command_of(arguments.argv), watch=watch)
+            return supervise(plan, *_workers_of(arguments), watch=watch)
         with importlib.import_module("taskflow.cli.outside").OutsideOfFleet(arguments) as outside:
             interrupts.raise_again()
-            return supervise(plan, command_of(arguments.argv), watch=watch, onlooker=outside)
+            return supervise(plan, *_workers_of(arguments), watch=watch, onlooker=outside)
+
+
+def _workers_of(arguments: argparse.Namespace) -> tuple[list[str], dict[str, str]]:
+    """The command and the environment of each."""
+    return command_of(arguments.argv), environment_of(arguments.broker)
 
 
 def _a_watch() -> Watch:

@@ -17,6 +17,7 @@ from taskflow.app.app import App
 from taskflow.app.current import default_app
 from taskflow.broker.console import QueueRecord
 from taskflow.broker.url import DEFAULT_NAMESPACE, masked
+from taskflow.cli.anew import take_broker
 from taskflow.cli.collector import Collector
 from taskflow.cli.exits import Exit
 from taskflow.cli.logs import logging_to_stderr
@@ -57,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     ):
         signals = Signals(last_resort, grace=options.grace, last_words=options.last_words)
         app = default_app()
-        app.flag(broker=arguments.broker)
+        app.flag(broker=take_broker(arguments.broker))
         try:
             import_targets(arguments.modules, all_submodules=arguments.all_submodules)
         except TargetFailed:

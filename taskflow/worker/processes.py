@@ -11,7 +11,7 @@ import selectors
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -52,13 +52,21 @@ class Onlooker(Protocol):
 
 
 def supervise(
-    plan: Plan, command: Sequence[str], *, on_crash: OnCrash = log_crash, watch: Watch | None = None, onlooker: Onlooker | None = None
+    plan: Plan,
+    command: Sequence[str],
+    environment: Mapping[str, str] | None = None,
+    *,
+    on_crash: OnCrash = log_crash,
+    watch: Watch | None = None,
+    onlooker: Onlooker | None = None,
 ) -> int:
     """Keep the plan's workers going, each a process that runs `command`, until all have ended for good. The exit code.
 
+    Without `environment` they have this process's.
+
     The workers that live tell the broker of what has died, or the next one that works; `on_crash` hears it at once.
     """
-    with Wakes() as wakes, Processes(command, wakes) as processes:
+    with Wakes() as wakes, Processes(command, wakes, environment) as processes:
         if watch is not None:
             watch(wakes.note_change)
 
@@ -161,8 +169,9 @@ def _has_terminal() -> bool:
 class Processes:
     """Worker processes, each in a session of its own, so that a terminal's Ctrl-C is told to them by the supervisor alone."""
 
-    def __init__(self, command: Sequence[str], wakes: Wakes) -> None:
+    def __init__(self, command: Sequence[str], wakes: Wakes, environment: Mapping[str, str] | None = None) -> None:
         self._command = list(command)
+        self._environment = os.environ if environment is None else environment
         self._selector = selectors.DefaultSelector()
         self._selector.register(wakes, selectors.EVENT_READ)
         self._ears: dict[int, Ear] = {}
@@ -173,7 +182,7 @@ class Processes:
         ours, theirs = socket.socketpair()
         with theirs:
             theirs.set_inheritable(True)
-            environment = os.environ | {TOLD: f"{theirs.fileno()} {os.getpid()} {place}"}
+            environment = {**self._environment, TOLD: f"{theirs.fileno()} {os.getpid()} {place}"}
             try:
                 pid = _spawn(self._command, environment)
             except BaseException:

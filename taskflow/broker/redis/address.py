@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from urllib.parse import SplitResult, unquote
 
 from taskflow.broker.redis.server import Server
@@ -31,11 +32,9 @@ def server_of(parts: SplitResult, options: Mapping[str, str]) -> Server:
 
 
 def _port(parts: SplitResult) -> int:
-    try:
-        port = parts.port
-    except ValueError:  # its message repeats what stands there: a part of the password, where that has a '/' or a '?'
-        raise BrokerUrlError(f"broker URL has a port that is no number up to 65535; {IN_PASSWORDS}") from None
-    return 6379 if port is None else port
+    with suppress(ValueError):  # its message quotes a part of the password, where that has a '/' or a '?': it is not kept as the cause
+        return 6379 if parts.port is None else parts.port
+    raise BrokerUrlError(f"broker URL has a port that is no number up to 65535; {IN_PASSWORDS}")
 
 
 def _db(path: str) -> int:
