@@ -240,7 +240,7 @@ class App:
         answers: list[Added | Refused] = []
 
         async def innermost(enqueue_call: EnqueueCall) -> None:
-            check_headers(enqueue_call.headers)
+            enqueue_call.headers = check_headers(enqueue_call.headers)
             answers.append(await send(enqueue_call.to_envelope()))
 
         await enqueue_chain(self.settings.middleware, innermost)(EnqueueCall(call.envelope))

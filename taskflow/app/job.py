@@ -25,7 +25,7 @@ from taskflow.app.places import RunsIn, place_for
 from taskflow.app.registry import name_of, place
 from taskflow.model.backoff import Backoff
 from taskflow.model.codec import FunctionCodec
-from taskflow.model.envelope import Envelope, check_envelope, check_job_name
+from taskflow.model.envelope import Envelope, check_envelope, check_job_name, plain
 from taskflow.model.errors import DeclarationError
 from taskflow.model.ids import key_digest
 from taskflow.model.shown import shown
@@ -321,7 +321,7 @@ def _refuse_unknown(declared: dict[str, Any]) -> None:
 def _job_name(option: str, name: object) -> str:
     if not isinstance(name, str):
         raise TypeError(f"{option}={shown(name)}: it takes a str")
-    return check_job_name(name)
+    return plain(check_job_name(name))
 
 
 def _aliases(value: object) -> tuple[str, ...]:

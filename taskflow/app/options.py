@@ -11,7 +11,7 @@ import msgspec
 from taskflow.app.option_names import unknown_option
 from taskflow.model.backoff import Backoff
 from taskflow.model.clock import instant_of, microseconds_of, to_microseconds
-from taskflow.model.envelope import DEFAULT_QUEUE, OWN_HEADERS, OnConflict
+from taskflow.model.envelope import DEFAULT_QUEUE, OWN_HEADERS, OnConflict, plain
 from taskflow.model.rules import LONGEST
 from taskflow.model.shown import shown
 
@@ -102,6 +102,8 @@ def plain_options(given: EnqueueOptions) -> dict[str, Any]:
             raise TypeError(f"{name}={shown(value)}: it takes {_article(_KINDS[name].__name__)}")
         elif isinstance(value, int):
             fields[name] = int(value)  # a member of an IntEnum too
+        elif isinstance(value, str):
+            fields[name] = plain(value)
     if "at" in fields and "after" in fields:
         raise ValueError("after= and at= are two ways to say one thing: give one of them")
     if "at" in fields:
@@ -142,14 +144,14 @@ def _instant(value: object) -> int:
 
 
 def _headers(given: dict[str, str]) -> dict[str, str]:
-    """A copy: the dict is the caller's, and may change."""
+    """A copy with plain texts: the dict is the caller's, and may change."""
     for name, value in given.items():
         if not isinstance(name, str) or not isinstance(value, str):
             raise TypeError(f"headers={{{shown(name)}: {shown(value)}}}: headers are str to str")
         if name.startswith(OWN_HEADERS):
             raise ValueError(f"headers={{{name!r}: ...}}: names that begin with {OWN_HEADERS!r} are taskflow's own")
         _check_text("headers", name + value)
-    return dict(given)
+    return {plain(name): plain(value) for name, value in given.items()}
 
 
 def _check_text(option: str, text: str) -> None:

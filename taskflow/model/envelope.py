@@ -130,14 +130,20 @@ def check_job_name(name: str) -> str:
     return name
 
 
+def plain(text: str) -> str:
+    """Return the text itself where a member of a str enum, or of another class of str, was given: stores are to show it alike."""
+    return str.__str__(text)
+
+
 def check_headers(headers: dict[str, str]) -> dict[str, str]:
+    """Return a copy with plain texts."""
     for name, value in headers.items():
         if not isinstance(name, str) or not isinstance(value, str):
             raise TypeError(f"header {name!r}: {value!r}: headers are str to str")
     size = sum(len(name.encode()) + len(value.encode()) for name, value in headers.items())
     if size > MAX_HEADER_BYTES:
         raise ValueError(f"headers are {size} bytes in all, allowed are {MAX_HEADER_BYTES}")
-    return headers
+    return {plain(name): plain(value) for name, value in headers.items()}
 
 
 # --- what stores keep of an envelope without looking into it ------------------------------------------
