@@ -8,6 +8,7 @@ import json
 import logging
 import socket
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Final
@@ -20,10 +21,19 @@ from taskflow.worker.vitals import Finding
 log: Final = logging.getLogger("taskflow.worker")
 
 LARGEST_REQUEST: Final = 8_192
-WITHIN: Final = 5.0
+WITHIN: Final = 2.0
 """Seconds that a request and its answer may take."""
-MOST_AT_ONCE: Final = 32
-"""Connections; what comes beyond is closed unheard."""
+MOST_AT_ONCE: Final = 64
+"""Connections. One more takes the place of the oldest, see `HealthServer._close_oldest_of_busiest`."""
+ACCEPTED_AT_ONCE: Final = 8
+"""Connections accepted before those that are open are read: so few that a flood of them does not replace one before it is read."""
+UNACCEPTED: Final = 128
+"""Connections that wait to be accepted."""
+
+STARTED_WITHIN: Final = 5.0
+ENDED_WITHIN: Final = 5.0
+STEPS_TO_ADMIT: Final = 3
+"""Steps of asyncio's loop from a connection that is accepted to one that is admitted."""
 
 Ask = Callable[[], Finding]
 Response = tuple[HTTPStatus, Mapping[str, object]]
@@ -44,7 +54,7 @@ class HealthServer:
     def __init__(self, listener: socket.socket, asks: Mapping[str, Ask]) -> None:
         self._listener = listener
         self._asks = asks
-        self._open = 0
+        self._open: dict[asyncio.StreamWriter, asyncio.Task[None]] = {}  # the oldest first
         self._end: Callable[[], None] = lambda: None
         self._thread: threading.Thread | None = None
 
@@ -56,12 +66,12 @@ class HealthServer:
     def start(self) -> None:
         is_serving = threading.Event()
         self._thread = start_thread(lambda: self._keep(is_serving), "taskflow-health")
-        is_serving.wait(WITHIN)
+        is_serving.wait(STARTED_WITHIN)
 
     def stop(self) -> None:
         self._end()
         if self._thread is not None:
-            self._thread.join(WITHIN)
+            self._thread.join(ENDED_WITHIN)
         self._listener.close()
 
     def _keep(self, is_serving: threading.Event) -> None:
@@ -78,26 +88,44 @@ class HealthServer:
                 loop.call_soon_threadsafe(ending.set)
 
         self._end = end
-        server = await asyncio.start_server(self._heed, sock=self._listener, limit=LARGEST_REQUEST)
+        server = await asyncio.start_server(self._admit, sock=self._listener, limit=LARGEST_REQUEST, backlog=ACCEPTED_AT_ONCE)
+        self._listener.listen(UNACCEPTED)  # asyncio has one number for both
         is_serving.set()
         await ending.wait()
+        loop.remove_reader(self._listener)  # to close the server fails for what has been accepted and is not admitted yet
+        for _ in range(STEPS_TO_ADMIT):
+            await asyncio.sleep(0)
         server.close()
+        for writer in list(self._open):
+            writer.transport.abort()
+
+    def _admit(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._open) >= MOST_AT_ONCE:
+            self._close_oldest_of_busiest()
+        self._open[writer] = hearing = asyncio.get_running_loop().create_task(self._heed(reader, writer))
+        hearing.add_done_callback(lambda _: self._open.pop(writer, None))
 
     async def _heed(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._open >= MOST_AT_ONCE:
-            writer.transport.abort()
-            return
-        self._open += 1
         try:
             async with asyncio.timeout(WITHIN):
                 writer.write(await self._answer_to(reader))
-                await writer.drain()
+                writer.write_eof()
+                while await reader.read(LARGEST_REQUEST):  # to close with something unread would take the answer back
+                    pass
                 writer.close()
                 await writer.wait_closed()
         except (TimeoutError, OSError, asyncio.IncompleteReadError):
-            writer.transport.abort()
+            return
         finally:
-            self._open -= 1
+            writer.transport.abort()  # does nothing if it is closed
+
+    def _close_oldest_of_busiest(self) -> None:
+        """Close the oldest connection of the client that has most of them. A client that holds many thus keeps no other one out."""
+        clients = [_address_of(writer) for writer in self._open]
+        [(busiest, _)] = Counter(clients).most_common(1)
+        oldest = next(writer for writer, client in zip(self._open, clients, strict=True) if client == busiest)
+        del self._open[oldest]
+        oldest.transport.abort()
 
     async def _answer_to(self, reader: asyncio.StreamReader) -> bytes:
         try:
@@ -122,6 +150,10 @@ class HealthServer:
         found = ask()
         status = HTTPStatus.OK if found.is_well else HTTPStatus.SERVICE_UNAVAILABLE
         return status, {"ok": found.is_well, "why": found.why, **found.facts}
+
+
+def _address_of(writer: asyncio.StreamWriter) -> object:
+    return (writer.get_extra_info("peername") or (None,))[0]
 
 
 def _refused(status: HTTPStatus) -> Response:

@@ -6,8 +6,10 @@ import contextlib
 import http.client
 import json
 import re
+import select
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -231,19 +233,63 @@ def test_who_says_nothing_is_shut_out_and_nobody_else_is(server: HealthServer, m
             assert silent.recv(1) == b""
 
 
-def test_connections_beyond_the_bound_are_refused_and_it_recovers(server: HealthServer) -> None:
+def test_a_connection_beyond_the_bound_takes_the_place_of_the_oldest(server: HealthServer) -> None:
     with ExitStack() as stack:
-        for _ in range(health.MOST_AT_ONCE):
-            stack.enter_context(socket.create_connection(("127.0.0.1", port_of(server)), timeout=PATIENCE))
-        with pytest.raises((OSError, http.client.HTTPException)):
-            ask(port_of(server), "/live")
-    give_up_at = time.monotonic() + PATIENCE
-    while True:
-        try:
-            assert ask(port_of(server), "/live").status == 200
-            return
-        except (OSError, http.client.HTTPException):
-            assert time.monotonic() < give_up_at
+        first, *_, last = [stack.enter_context(connected(server)) for _ in range(health.MOST_AT_ONCE)]
+        assert ask(port_of(server), "/live").status == 200
+        with contextlib.suppress(ConnectionResetError):  # as good as closed
+            assert first.recv(1) == b""
+        last.sendall(b"GET /live HTTP/1.1\r\n\r\n")
+        assert last.recv(12) == b"HTTP/1.1 200"
+
+
+def test_it_is_the_oldest_of_the_client_that_has_most(server: HealthServer) -> None:
+    with ExitStack() as stack:
+        patient = stack.enter_context(connected(server, "127.0.0.2"))
+        for _ in range(3 * health.MOST_AT_ONCE):
+            stack.enter_context(connected(server))
+        assert ask(port_of(server), "/live").status == 200
+        patient.sendall(b"GET /live HTTP/1.1\r\n\r\n")
+        assert patient.recv(12) == b"HTTP/1.1 200"
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.0.0.2"])
+@pytest.mark.parametrize("sent", [b"", b"GET /live HTTP/1.1\r\n"], ids=["nothing", "half a head"])
+def test_a_flood_of_unfinished_connections_keeps_no_probe_out(server: HealthServer, address: str, sent: bytes) -> None:
+    """The attacker opens a connection for each that is closed, from the probe's address or another one."""
+    is_over = threading.Event()
+
+    def attack() -> None:
+        held = set[socket.socket]()
+        while not is_over.is_set():
+            while len(held) < 2 * health.MOST_AT_ONCE:
+                held.add(opened := connected(server, address))
+                with contextlib.suppress(OSError):
+                    opened.sendall(sent)
+            closed, _, _ = select.select(held, (), (), 0.01)
+            held -= set(closed)
+            for connection in closed:
+                connection.close()
+        for connection in held:
+            connection.close()
+
+    attacker = threading.Thread(target=attack)
+    attacker.start()
+    try:
+        time.sleep(0.3)
+        assert [ask(port_of(server), "/live").status for _ in range(25)] == [200] * 25
+    finally:
+        is_over.set()
+        attacker.join()
+
+
+def connected(server: HealthServer, address: str = "127.0.0.1") -> socket.socket:
+    return socket.create_connection(("127.0.0.1", port_of(server)), timeout=PATIENCE, source_address=(address, 0))
+
+
+def test_a_head_without_end_is_answered(server: HealthServer) -> None:
+    """Although most of it is unread by then."""
+    assert raw(server, b"GET /live HTTP/1.1\r\nX: " + b"x" * 4_000_000 + b"\r\n\r\n").startswith(b"HTTP/1.1 431")
 
 
 def test_an_address_that_is_not_ours_is_said() -> None:
