@@ -12,7 +12,7 @@ from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
-from taskflow.app.patience import NO_ANSWER, gave_up, pause_after
+from taskflow.app.patience import NO_ANSWER, gave_up, retries_within
 from taskflow.app.step import Step
 from taskflow.broker.deadline import Deadline
 from taskflow.broker.eager import STARTS_AT_ONCE, started
@@ -54,7 +54,7 @@ class Coalescer(Generic[Q, A]):
         self._flushing: asyncio.Task[None] | None = None
         self._deadline = Deadline(self._give_up)
         self._is_late = False
-        self._troubles = 0
+        self._retries = retries_within(patience)
         self._step = Step()
         self._start_due: asyncio.Handle | None = None
         self._is_starting = False
@@ -156,7 +156,7 @@ class Coalescer(Generic[Q, A]):
         except Exception as error:
             _fail(batch, error)
         else:
-            self._troubles = 0
+            self._retries.succeeded()
             for asked, answer in zip(batch, answers, strict=True):
                 if not asked.answer.done():
                     asked.answer.set_result(answer)
@@ -177,8 +177,7 @@ class Coalescer(Generic[Q, A]):
 
     async def _ask_again(self, batch: list[_Asked[Q, A]], error: Exception) -> None:
         """After a pause, those whose patience lasts as long, before all that came later."""
-        self._troubles += 1
-        pause = pause_after(self._troubles, self._patience)
+        pause = self._retries.failed()
         again_at = time.monotonic() + pause
         too_late = gave_up(self._patience, str(error) or NO_ANSWER)
         too_late.__cause__ = error

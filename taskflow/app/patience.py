@@ -8,20 +8,20 @@ from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
 from taskflow.model.errors import BrokerUnavailable
+from taskflow.model.retry import Pauses, Retries
 
 T = TypeVar("T")
 
-FIRST_PAUSE: Final = 0.02
-LONGEST_PAUSE: Final = 0.5
+PAUSES: Final = Pauses(0.02, 0.5)
 STOOD_STILL: Final = 0.25
 """Seconds by which a timer is late only when its loop was kept from its work."""
 
 NO_ANSWER: Final = "it does not answer"
 
 
-def pause_after(troubles: int, patience: float) -> float:
-    """Seconds before the next try, after so many in a row that failed (at least one); there are several within one's patience."""
-    return min(LONGEST_PAUSE, patience / 4, FIRST_PAUSE * 2.0 ** min(troubles - 1, 10))
+def retries_within(patience: float) -> Retries:
+    """Pauses short enough for several tries within `patience` seconds."""
+    return Retries(PAUSES.at_most(patience / 4))
 
 
 def gave_up(patience: float, why: str) -> BrokerUnavailable:
@@ -38,7 +38,7 @@ async def insist(verb: Callable[[], Awaitable[T]], patience: float) -> T:
     then it is asked for once more.
     """
     give_up_at = time.monotonic() + patience
-    troubles, why = 0, NO_ANSWER
+    retries, why = retries_within(patience), NO_ANSWER
     while True:
         try:
             async with asyncio.timeout(max(0.0, give_up_at - time.monotonic())):
@@ -49,7 +49,7 @@ async def insist(verb: Callable[[], Awaitable[T]], patience: float) -> T:
             give_up_at = time.monotonic() + patience
             continue
         except BrokerUnavailable as error:
-            troubles, why = troubles + 1, str(error)
-            if time.monotonic() + pause_after(troubles, patience) >= give_up_at:
+            pause, why = retries.failed(), str(error)
+            if time.monotonic() + pause >= give_up_at:
                 raise gave_up(patience, why) from error
-        await asyncio.sleep(pause_after(troubles, patience))
+        await asyncio.sleep(pause)

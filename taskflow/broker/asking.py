@@ -15,9 +15,9 @@ from typing import Any, Final
 from taskflow.broker import topics as names
 from taskflow.broker.nudges import Bell, Nudges
 from taskflow.model.errors import BrokerError
+from taskflow.model.retry import Pauses, Retries
 
-FIRST_PAUSE: Final = 0.05
-LONGEST_PAUSE: Final = 2.0
+PAUSES: Final = Pauses(0.05, 2.0)
 
 _JOB: Final = names.job(b"")
 
@@ -135,7 +135,7 @@ class Ears(ABC):
         self.bell.ring(heard)
 
     async def _stay_subscribed(self) -> None:
-        failures = 0
+        retries = Retries(PAUSES, random.random)
         while True:
             before = self.times
             try:
@@ -145,9 +145,9 @@ class Ears(ABC):
             finally:
                 self._is_on.clear()
                 self._armed.clear()
-            failures = 0 if self.times > before else failures + 1
-            pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(failures, 10))
-            await asyncio.sleep(pause * (0.5 + random.random()))
+            if self.times > before:
+                retries.succeeded()
+            await asyncio.sleep(retries.failed())
 
     def _goes_on(self) -> None:
         self.times += 1
@@ -158,6 +158,7 @@ class Ears(ABC):
     # --- asking to be told ----------------------------------------------------------------------------------------
 
     async def _keep_asking(self) -> None:
+        retries = Retries(PAUSES, random.random)
         while True:
             await self._has_wants.wait()
             await self._is_on.wait()
@@ -168,7 +169,9 @@ class Ears(ABC):
             except self._errors:
                 self._wanted |= wanted
                 self._has_wants.set()
-                await asyncio.sleep(FIRST_PAUSE)
+                await asyncio.sleep(retries.failed())
+            else:
+                retries.succeeded()
 
     async def _ask(self, wanted: set[str]) -> None:
         times = self.times

@@ -6,12 +6,15 @@ import asyncio
 from typing import Final
 
 from taskflow.broker.protocol import Broker
+from taskflow.broker.retry import retry
 from taskflow.model.errors import BrokerError, BrokerUnavailable, SessionLost
+from taskflow.model.retry import Pauses
 from taskflow.model.session import Beat
 
 PATIENCE: Final = 5.0
-RETRY_PAUSE: Final = 0.5
 """Seconds."""
+
+PAUSES: Final = Pauses(0.1, 0.5)
 
 
 async def tell_death(broker: Broker, session_id: bytes, cause: str) -> bool:
@@ -22,19 +25,10 @@ async def tell_death(broker: Broker, session_id: bytes, cause: str) -> bool:
     """
     try:
         async with asyncio.timeout(PATIENCE):
-            await _tell(broker, Beat.of_death(session_id, cause))
+            beat = Beat.of_death(session_id, cause)
+            await retry(lambda: broker.beat(beat), PAUSES, on=BrokerUnavailable)
     except SessionLost:
         return True
     except (BrokerError, TimeoutError):
         return False
     return True
-
-
-async def _tell(broker: Broker, beat: Beat) -> None:
-    while True:
-        try:
-            await broker.beat(beat)
-        except BrokerUnavailable:
-            await asyncio.sleep(RETRY_PAUSE)
-        else:
-            return

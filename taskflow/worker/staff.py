@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
+from taskflow.model.retry import Pauses
 from taskflow.worker.endings import Ending
 
 # A worker that has worked for so many seconds was healthy: its crashes before do not count any more.
 HEALTHY_AFTER: Final = 30.0
-LONGEST_PAUSE: Final = 30.0
+PAUSES: Final = Pauses(1.0, 30.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +67,7 @@ class Place:
     def fail(self, worked_for: float, now: float) -> float:
         """Seconds until the next may start: none, then 1, 2, 4 and so on."""
         self.failures = 1 if worked_for >= HEALTHY_AFTER else self.failures + 1
-        pause = 0.0 if self.failures == 1 else min(LONGEST_PAUSE, 2.0 ** min(self.failures - 2, 10))
+        pause = 0.0 if self.failures == 1 else PAUSES.after(self.failures - 1)
         self.free_at = now + pause
         return pause
 

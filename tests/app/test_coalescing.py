@@ -15,7 +15,7 @@ import pytest
 from taskflow import BrokerUnavailable, JobHandle, Status, StoreFull, configure
 from taskflow.app.coalesce import MAX_BYTES, Coalescer
 from taskflow.app.current import default_app
-from taskflow.app.patience import pause_after
+from taskflow.app.patience import retries_within
 from taskflow.broker.sqlite import SqliteBroker
 from tests.app.bench import Bench
 from tests.app.jobs import add, blob
@@ -330,5 +330,6 @@ def test_a_loop_that_ends_cancels_what_waits() -> None:
 
 def test_pauses_grow_to_half_a_second() -> None:
     """Or to a quarter of the patience, so that whoever waits is asked for more than once."""
-    assert [pause_after(troubles, 5.0) for troubles in (1, 2, 3, 6, 100)] == [0.02, 0.04, 0.08, 0.5, 0.5]
-    assert pause_after(100, 0.4) == 0.1
+    retries = retries_within(5.0)
+    assert [retries.failed() for _ in range(7)] == [0.02, 0.04, 0.08, 0.16, 0.32, 0.5, 0.5]
+    assert [retries_within(0.1).failed(), retries_within(0.04).failed()] == [0.02, 0.01]

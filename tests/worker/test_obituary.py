@@ -12,6 +12,7 @@ from taskflow.broker.memory import MemoryBroker
 from taskflow.broker.protocol import Broker
 from taskflow.model.errors import BrokerRefused
 from taskflow.model.record import Status
+from taskflow.model.retry import Pauses
 from taskflow.model.session import Beat, BeatAnswer, Session
 from taskflow.worker import obituary
 from taskflow.worker.obituary import tell_death
@@ -59,7 +60,7 @@ async def test_a_broker_that_is_away_for_a_moment_is_told_when_it_is_back(monkey
     broker = FaultyBroker()
     session = await a_claimer(broker)
     broker.away.add("beat")
-    monkeypatch.setattr(obituary, "RETRY_PAUSE", 0.01)
+    monkeypatch.setattr(obituary, "PAUSES", Pauses(0.01, 0.01))
     telling = asyncio.create_task(tell_death(broker, session.id, "signal SIGKILL"))
     await asyncio.sleep(0.05)
     assert not telling.done()

@@ -11,7 +11,7 @@ import pytest
 from taskflow.worker import supervisor
 from taskflow.worker.children.system import SAME_SIGNAL
 from taskflow.worker.endings import Ending, Want
-from taskflow.worker.staff import HEALTHY_AFTER, LONGEST_PAUSE, Plan
+from taskflow.worker.staff import HEALTHY_AFTER, PAUSES, Plan
 from taskflow.worker.supervisor import (
     DOUBTED_AFTER,
     FORCED_AFTER,
@@ -201,14 +201,14 @@ def test_pauses_grow_while_a_worker_dies_again_and_again() -> None:
             office.act(0.25)
         pauses.append(office.now - died_at)
         office.works(pid + 1)
-    assert pauses == [0.0, *(pytest.approx(min(2.0**n, LONGEST_PAUSE), abs=0.3) for n in range(8))]
+    assert pauses == [0.0, *(pytest.approx(min(2.0**n, PAUSES.longest), abs=0.3) for n in range(8))]
 
 
 def test_health_makes_the_next_death_the_first_again() -> None:
     office = an_office(1)
     for pid in range(1, 4):
         office.ends(pid, status=7)
-        office.act(LONGEST_PAUSE)
+        office.act(PAUSES.longest)
         office.works(pid + 1)
     office.act(HEALTHY_AFTER)
     office.ends(4, status=7)
@@ -220,7 +220,7 @@ def test_a_worker_that_cannot_start_while_others_work_is_tried_again_and_again()
     office.ends(2, status=-KILL)
     for pid in range(3, 8):
         office.ends(pid, status=2)
-        office.act(LONGEST_PAUSE)
+        office.act(PAUSES.longest)
         assert office.started == pid + 1
     assert office.code is None
 
@@ -250,7 +250,7 @@ def test_a_system_that_has_no_process_to_give_is_asked_again(caplog: pytest.LogC
     office.ends(2, status=-KILL)
     office.act(5.0)
     office.refusal = None
-    office.act(LONGEST_PAUSE)
+    office.act(PAUSES.longest)
     assert office.started == 3
     assert "no worker can be started now" in caplog.text
 
@@ -569,7 +569,7 @@ def test_a_limit_that_every_worker_is_beyond_does_not_make_it_spin(caplog: pytes
     for pid in range(1, 6):
         office.does(lambda pid=pid: office.supervisor.weighed(pid, 2000))  # type: ignore[misc]
         office.ends(pid)
-        office.act(LONGEST_PAUSE)
+        office.act(PAUSES.longest)
         office.works(pid + 1)
     office.act(0.9 * 2.0**3)
     assert office.started == 6

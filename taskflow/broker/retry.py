@@ -1,0 +1,40 @@
+"""Sends a verb again until the store answers it."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from taskflow.model.retry import Pauses, Retries
+
+T = TypeVar("T")
+
+
+async def retry(
+    call: Callable[[], Awaitable[T]],
+    pauses: Pauses,
+    *,
+    on: type[Exception],
+    note: Callable[[Exception, int], None] | None = None,
+    draw: Callable[[], float] | None = None,
+    give_up_at: float = math.inf,
+) -> T:
+    """Await `call` until it raises no `on`, and return its result.
+
+    `note` hears of each failure, with the number of failures in a row; what it raises ends the loop. If the next try would begin after
+    `give_up_at`, an instant of the monotonic clock, the failure itself is raised.
+    """
+    retries = Retries(pauses, draw)
+    while True:
+        try:
+            return await call()
+        except on as error:
+            pause = retries.failed()
+            if note is not None:
+                note(error, retries.failures)
+            if time.monotonic() + pause >= give_up_at:
+                raise
+        await asyncio.sleep(pause)
