@@ -103,10 +103,34 @@ class SessionOpened(Event, frozen=True):
 
 
 class SessionEnded(Event, frozen=True):
-    """The broker, or the worker itself, has given the session up; a new one follows."""
+    """The broker, or the worker itself, has given the session up. A new one follows, unless the worker is winding down."""
 
     name: str
     why: str
+    is_followed: bool = True
+
+
+class PartFailed(Event, frozen=True):
+    """A part of the worker, named like "Fetcher.run", has failed with an error that it did not expect. The session lives on, and the part
+    starts again after `pause` seconds."""
+
+    part: str
+    error: BaseException
+    pause: float
+
+
+class ReportDropped(Event, frozen=True):
+    """The progress that a run has reported cannot be written: the beat goes out without it."""
+
+    lease: Lease
+    why: str
+
+
+class AwaitsBroker(Event, frozen=True):
+    """The broker does not answer at the worker's start; the worker tries again for at most `seconds`."""
+
+    why: str
+    seconds: float
 
 
 class BrokerTrouble(Event, frozen=True):

@@ -65,15 +65,18 @@ class Executor:
         seams: Seams,
         state: Any = None,
         children: Children | None = None,
+        is_cut_short: Callable[[], bool] = lambda: False,
     ) -> None:
         """Without `children`, jobs that are meant for a process of their own run in this one: in tests, and in a child. Without `threads`
-        it is `_invoke` that knows where plain functions are called."""
+        it is `_invoke` that knows where plain functions are called. `is_cut_short()` is true while the worker's own block is being
+        cancelled: a run that is cancelled with it, as `asyncio.run` cancels every task at its end, is handed back."""
         self._registry = registry
         self._layers = [layer for layer in middleware if type(layer).run is not Middleware.run]
         self._threads = threads
         self._seams = seams
         self._state = state
         self._children = children
+        self._is_cut_short = is_cut_short
         self._deadlines = Deadlines(lambda holding: holding.ask_to_stop(TIMED_OUT))
 
     async def run(self, holding: Holding) -> Settlement:
@@ -219,7 +222,7 @@ class Executor:
             case Cancel(reason=reason):
                 return Cancelled(reason)
         why = holding.why_stopped
-        if why in (WINDING_DOWN, LOST):
+        if why in (WINDING_DOWN, LOST) or (why is None and _is_being_cancelled() and self._is_cut_short()):
             return HandedBack()  # whatever it is: a connection that was cut by our cancellation, for example, is no failure of the job
         if why == CANCELLED:
             return Cancelled(CANCELLED)  # likewise: it would not run again either
@@ -248,6 +251,11 @@ def _unreadable(lease: Lease) -> RunError:
     return RunError.trimmed(
         "taskflow.UnreadableJob", f"stored fields cannot be read ({fields}); the store keeps their bytes", "", lease.attempt
     )
+
+
+def _is_being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _not_begun(holding: Holding) -> Verdict:

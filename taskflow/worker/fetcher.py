@@ -15,6 +15,7 @@ from taskflow.broker.nudges import Nudges
 from taskflow.broker.protocol import Broker
 from taskflow.model.envelope import Lease
 from taskflow.model.errors import BrokerError, SessionLost
+from taskflow.model.retry import Pauses, Retries
 from taskflow.model.seams import Chance
 from taskflow.model.session import Outlook
 from taskflow.worker.events import BrokerBack, BrokerTrouble, Events
@@ -33,8 +34,7 @@ MANY: Final = 8
 """Of jobs that come so fast that a claim brings more than this part of what there is room for, the next are there, most likely, before a
 nudge tells so. Of fewer, every second claim would find nothing."""
 
-FIRST_PAUSE: Final = 0.05
-LONGEST_PAUSE: Final = 2.0
+PAUSES: Final = Pauses(0.05, 2.0)
 
 
 class Hands(msgspec.Struct, frozen=True):
@@ -67,7 +67,7 @@ class Fetcher:
         self._queues = queues
         self._events = events
         self._hands = hands
-        self._chance = chance
+        self._retries = Retries(PAUSES, chance.random)
         self._nudge: Callable[[], None] = lambda: None
         self._is_stopping = False
         self._is_waiting = False
@@ -143,22 +143,29 @@ class Fetcher:
             self._is_waiting = False
 
     async def _claim(self, queues: Sequence[str], limit: int) -> list[Lease]:
-        number, times = self.request + 1, 0
-        while not self._is_stopping or not times:
+        number = self.request + 1
+        while True:
             try:
                 leases = await self._broker.claim(self._session, number, queues, limit)
             except SessionLost:
                 raise
             except BrokerError as error:
-                times += 1
-                self._events.tell(BrokerTrouble("claiming", str(error), times))
-                await asyncio.sleep(min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(times, 10)) * (0.5 + self._chance.random()))
-                continue
-            if times:
-                self._events.tell(BrokerBack("claiming"))
-            self.request = number
-            return leases
-        return []
+                pause = self._retries.failed()
+                self._events.tell(BrokerTrouble("claiming", str(error), self._retries.failures))
+                await asyncio.sleep(pause)
+                if self._is_stopping:
+                    return []
+            except Exception:
+                # The same request would get the same answer. After the next one the store takes this one's leases for ghosts, and gives
+                # them back without counting that.
+                self.request = number
+                raise
+            else:
+                break
+        if self._retries.succeeded():
+            self._events.tell(BrokerBack("claiming"))
+        self.request = number
+        return leases
 
     def _topics(self) -> list[str]:
         return [topics.queue(name) for name in self._queues.names] or [topics.ANY_QUEUE]

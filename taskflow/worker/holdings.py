@@ -132,12 +132,17 @@ class Holdings:
         return tuple(self._held)
 
     def reports(self) -> tuple[Report, ...]:
-        """Of runs that have begun, or said something new, since the last reports."""
+        """Of runs that have begun, or said something new, since what was `reported`."""
         now = time.monotonic()
         reports: list[Report] = []
         for holding in self.all():
             started, progress = holding.started, holding.progress
             if started is not None and holding.reported is not progress:
-                holding.reported = progress
                 reports.append(Report(holding.lease.claim, now - started, progress))
         return tuple(reports)
+
+    def reported(self, reports: Iterable[Report]) -> None:
+        """A beat has carried these, or dropped them."""
+        for report in reports:
+            if (holding := self._held.get(report.claim)) is not None:
+                holding.reported = report.progress

@@ -14,16 +14,18 @@ import msgspec
 
 from taskflow.broker.nudges import Bell, Nudges
 from taskflow.broker.protocol import Broker
-from taskflow.model.errors import BrokerError, SessionLost
+from taskflow.model.envelope import ClaimId
+from taskflow.model.errors import BrokerError, BrokerUnavailable, SessionLost
+from taskflow.model.retry import Pauses, Retries
 from taskflow.model.seams import StartThread
-from taskflow.model.session import Beat, BeatAnswer, Session
+from taskflow.model.session import Beat, BeatAnswer, Report, Session
 from taskflow.worker.holdings import Holdings
 
 BEATS_PER_TTL: Final = 4
 IDLE_BEATS_PER_TTL: Final = 3
 """Of a session that holds nothing: each is also its look at what there is to do."""
 
-RETRY_PAUSE: Final = 0.5
+PAUSES: Final = Pauses(0.1, 0.5)
 STOPS_WITHIN: Final = 5.0
 # What a loop's selector says when its number has been closed, and when it stands for something else since.
 LOST_DESCRIPTORS: Final = (errno.EBADF, errno.EINVAL)
@@ -36,12 +38,14 @@ class Ears(msgspec.Struct, frozen=True):
     `lost`     the session is dead, or has not beaten for its whole ttl and must be taken for dead
     `trouble`  a beat has not reached the broker, with how many in a row
     `broken`   the thread's own file descriptors are gone
+    `dropped`  the report of that claim cannot be written, and why
     """
 
     answer: Callable[[BeatAnswer, float], None]
     lost: Callable[[str], None]
     trouble: Callable[[str, int], None]
     broken: Callable[[str], None]
+    dropped: Callable[[ClaimId, str], None]
 
 
 class Keeper:
@@ -117,28 +121,55 @@ class Keeper:
 
     async def _beat_on(self) -> None:
         interval = self._session.ttl / BEATS_PER_TTL
-        beaten_at, troubles = time.monotonic(), 0  # registered just now
+        beaten_at, retries = time.monotonic(), Retries(PAUSES.at_most(interval))  # registered just now
         while not self._stopping.is_set():
+            if self._loop.is_closed():
+                await self._leave()
+                return
             try:
                 asked_at, beat = time.monotonic(), self._a_beat()
-                self._ears.answer(await self._broker.beat(beat), asked_at)
+                self._ears.answer(await self._send(beat, self._holdings.reports()), asked_at)
                 beaten_at = self.beaten_at = self.tried_at = time.monotonic()
-                troubles = 0
+                retries.succeeded()
                 pause = self._session.ttl / IDLE_BEATS_PER_TTL if beat.looks else interval
             except SessionLost as error:
                 self._ears.lost(str(error))
                 return
-            except BrokerError as error:  # refused, too: a right that was taken away, a migration
+            except Exception as error:  # a refusal too: a right that was taken away, a migration; or a bug
+                if isinstance(error, OSError) and error.errno in LOST_DESCRIPTORS:
+                    raise
+                why = str(error) if isinstance(error, BrokerError) else f"{type(error).__name__}: {error}"
                 self.tried_at = time.monotonic()
                 if self.tried_at - beaten_at > self._session.ttl:
-                    self._ears.lost(f"no beat has reached the broker for {self._session.ttl:g} s: {error}")
+                    self._ears.lost(f"no beat has reached the broker for {self._session.ttl:g} s: {why}")
                     return
-                troubles += 1
-                self._ears.trouble(str(error), troubles)
-                pause = min(RETRY_PAUSE, interval)
+                pause = retries.failed()
+                self._ears.trouble(why, retries.failures)
             await self._nudges.wait(pause)
 
     def _a_beat(self) -> Beat:
         seen = self._seen()  # first: a claim that is answered between the two is then younger than what was seen
         claims = self._holdings.claims()
-        return Beat(session=self._session.id, claims=claims, seen=seen, reports=self._holdings.reports(), looks=not claims)
+        return Beat(session=self._session.id, claims=claims, seen=seen, looks=not claims)
+
+    async def _send(self, beat: Beat, reports: tuple[Report, ...]) -> BeatAnswer:
+        """Send the beat with the reports. A report that cannot be written is dropped, and costs no other job its report or its lease."""
+        try:
+            answer = await self._broker.beat(msgspec.structs.replace(beat, reports=reports) if reports else beat)
+        except (BrokerUnavailable, SessionLost):
+            raise
+        except Exception as error:
+            if not reports:
+                raise
+            if half := len(reports) // 2:
+                await self._send(beat, reports[:half])
+                return await self._send(beat, reports[half:])
+            answer = await self._broker.beat(beat)
+            self._ears.dropped(reports[0].claim, f"{type(error).__name__}: {error}")
+        self._holdings.reported(reports)
+        return answer
+
+    async def _leave(self) -> None:
+        """The loop that the runs were in is closed, without a winding down: their jobs go to others now, not when this process ends."""
+        with contextlib.suppress(BrokerError):
+            await self._broker.beat(Beat(session=self._session.id, leaving=True))

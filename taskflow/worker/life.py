@@ -15,30 +15,31 @@ from typing import Any, Final
 from taskflow.app.context import JobContext
 from taskflow.broker import topics
 from taskflow.broker.protocol import Broker
-from taskflow.model.envelope import Lease
-from taskflow.model.errors import BrokerError
+from taskflow.model.envelope import ClaimId, Lease
 from taskflow.model.ids import id_text
 from taskflow.model.rules import Rules
 from taskflow.model.seams import Seams
-from taskflow.model.session import Beat, BeatAnswer, Session
-from taskflow.worker.attendants import Attendants, end, why_ended
+from taskflow.model.session import BeatAnswer, Session
+from taskflow.worker.attendants import Attendants
 from taskflow.worker.events import (
     Broken,
     BrokerTrouble,
     Events,
     HandedBackOften,
     LeaseLost,
-    NotLeft,
+    PartFailed,
+    ReportDropped,
     SessionEnded,
     SessionOpened,
-    VerdictsLost,
     WindingDown,
 )
 from taskflow.worker.executor import CANCELLED, LOST, WINDING_DOWN, Executor
 from taskflow.worker.fetcher import Fetcher, Hands
 from taskflow.worker.holdings import Holding, Holdings
 from taskflow.worker.keeper import Ears, Keeper
+from taskflow.worker.leaving import Leaving
 from taskflow.worker.options import WorkerOptions
+from taskflow.worker.phase import Phase
 from taskflow.worker.runs import Runs
 from taskflow.worker.settler import Settler
 from taskflow.worker.suspects import Suspects
@@ -57,9 +58,9 @@ _RULES: Final = Rules()
 
 
 class Life:
-    """Once it is over it stays over: a worker that goes on begins another, with another session.
+    """One session. After it a worker that goes on begins another.
 
-    `on_lost` is called once, in the loop, when the session is dead while the worker is not.
+    `on_lost` is called at most once, in the loop, when the session is dead while the worker goes on.
     """
 
     def __init__(
@@ -88,10 +89,15 @@ class Life:
         self._suspects = Suspects(self._holdings, self._runs.begin, self._runs.under_way.keys, self._runs.give_back, events)
         self._watch = Watch(self._runs.under_way.values, options.last_words, events, self._holdings.nudge)
         self._attendants = Attendants(
-            on_end=self._holdings.nudge, on_failed=lambda why: self._lose(f"a part of the worker has failed: {why}")
+            on_end=self._holdings.nudge,
+            on_failed=lambda part, error, pause: events.tell(PartFailed(part, error, pause)),
+            chance=seams.chance,
         )
         self._keeper: Keeper | None = None
-        self._is_over = False
+        self._phase = Phase.WORKING
+        self._grace_ends_at: float | None = None
+        self._has_forced = False
+        self._leaving = Leaving(broker, self._session, self._holdings, events, options.last_words)
         self._made_at = time.monotonic()
 
     @property
@@ -180,7 +186,12 @@ class Life:
             lost=lambda why: self._in_loop(self._lose, why),
             trouble=lambda why, times: self._in_loop(self._events.tell, BrokerTrouble("a beat", why, times)),
             broken=lambda why: self._events.tell(Broken(why)),
+            dropped=lambda claim, why: self._in_loop(self._note_dropped, claim, why),
         )
+
+    @property
+    def _is_over(self) -> bool:
+        return self._phase >= Phase.WINDING_DOWN
 
     async def finish(self) -> bool:
         """Claim nothing more, and let what runs end, however long that takes, but for what was asked to stop longer ago than the
@@ -188,6 +199,7 @@ class Life:
 
         The keeper beats, and upkeep is done, until the worker winds down.
         """
+        self._enter(Phase.FINISHING)
         await self._end_fetching()
         await self._attendants.dismiss(self._suspects.run, self._runs.run)
         self._give_back_what_waits()
@@ -195,26 +207,30 @@ class Life:
             await self._holdings.wait_for_change(DEAF_LOOK)
         return not self._is_over
 
-    async def wind_down(self, hurry: asyncio.Event) -> bool:
-        """Stop claiming, let runs finish for the grace time (or until `hurry`), cancel and hand back what is left, leave.
+    async def wind_down(self, hurry: Callable[[], bool]) -> bool:
+        """Stop claiming, let runs finish for the grace time, cancel and hand back what is left, leave.
 
-        Whether every run had ended by itself.
+        `look_again` ends the grace time if `hurry()` is true by then.
+
+        Return True if every run had ended by itself. If it is cancelled it may be called again, and goes on where it was.
         """
-        self._is_over = True
+        self._enter(Phase.WINDING_DOWN)
         await self._attendants.dismiss(self._upkeep.run, self._suspects.run, self._runs.run)
         self._give_back_what_waits()
-        self._events.tell(WindingDown(len(self._runs.under_way), self._options.grace))
+        if self._grace_ends_at is None:
+            self._grace_ends_at = time.monotonic() + self._options.grace
+            self._events.tell(WindingDown(len(self._runs.under_way), self._options.grace))
         await self._end_fetching()
-        await self._until_runs_end(self._options.grace, hurry)
-        all_ended = not self._runs.under_way
-        await self._stop_runs(WINDING_DOWN)
+        await self._until_runs_end(self._grace_ends_at, hurry)
+        self._has_forced = self._has_forced or bool(self._runs.under_way)
+        await self._stop_runs(LOST if self._phase is Phase.LOST else WINDING_DOWN)
         await self._settle_rest()
-        await self._leave()
-        return all_ended
+        await self._leaving.leave()
+        return not self._has_forced
 
     async def abandon(self) -> None:
         """The session is dead, or must be taken for dead: cancel what runs, beat no more."""
-        self._is_over = True
+        self._enter(Phase.LOST)
         await self._attendants.dismiss(self._upkeep.run, self._fetcher.run, self._suspects.run, self._runs.run)
         for holding in self._suspects.take_all():
             self._holdings.remove(holding.lease.claim)
@@ -223,35 +239,22 @@ class Life:
         await self._end_beating()
 
     async def settle_verdicts(self) -> None:
-        """After `abandon`: what had ended is offered for as long as it takes, and the store decides whether it still counts.
-
-        When the settler itself has failed nobody is left to offer it: that is told, and the session's lapse gives the jobs to others.
-        """
-        if (settling := self._attendants.at(self._settler.run)) is None:
-            return
-        while len(self._holdings) and not settling.done():
+        """After `abandon`: what had ended is offered for as long as it takes, and the store decides whether it still counts."""
+        while len(self._holdings):
             await self._holdings.wait_for_change()
-        if held := self._holdings.all():
-            self._events.tell(VerdictsLost(tuple(holding.lease for holding in held), f"the settler has failed: {why_ended(settling)}"))
-            self._holdings.remove_all([holding.lease.claim for holding in held])
         await self._end_settling()
-        await self._give_up_session()
-
-    async def _give_up_session(self) -> None:
-        """Where the store takes it for alive still: a claim that was on its way may have leased jobs to it meanwhile."""
         if not self._runs.under_way:
-            with contextlib.suppress(BrokerError, TimeoutError):
-                async with asyncio.timeout(self._options.last_words):
-                    await self._broker.beat(Beat(session=self._session.id, leaving=True))
+            await self._leaving.give_up()
 
     async def end(self, patience: float) -> None:
         """After `abandon`, when the worker ends, within `patience` seconds: what runs still is not waited for, and what the store does not
         answer by then it learns from the lapse of the session."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(patience):
-                await self._until_answered()
-                await self._give_up_session()
-        self._tell_of_untold()
+                await self._leaving.until_answered()
+                if not self._runs.under_way:
+                    await self._leaving.give_up()
+        self._leaving.tell_of_untold()
         await self._end_settling()
 
     async def _end_settling(self) -> None:
@@ -296,13 +299,9 @@ class Life:
             await asyncio.wait([fetching], timeout=min(LAST_CLAIM, self._options.last_words))
         await self._attendants.dismiss(self._fetcher.run)
 
-    async def _until_runs_end(self, patience: float, hurry: asyncio.Event) -> None:
-        if not self._runs.under_way:
-            return
-        hurried = self._loop.create_task(hurry.wait())
-        runs = self._loop.create_task(asyncio.wait(list(self._runs.under_way)))
-        await asyncio.wait([hurried, runs], timeout=patience, return_when=asyncio.FIRST_COMPLETED)
-        await end([hurried, runs])
+    async def _until_runs_end(self, give_up_at: float, hurry: Callable[[], bool]) -> None:
+        while self._runs.under_way and not hurry() and self._phase is not Phase.LOST and (left := give_up_at - time.monotonic()) > 0:
+            await self._holdings.wait_for_change(left)
 
     async def _stop_runs(self, why: str) -> None:
         """Ask; after a while cut off what has not reacted, so that its job is given back. A thread goes on until it ends."""
@@ -326,8 +325,8 @@ class Life:
         """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._options.last_words):
-                await self._until_answered()
-        self._tell_of_untold()
+                await self._leaving.until_answered()
+        self._leaving.tell_of_untold()
         await self._end_settling()
         await self._end_beating()
 
@@ -335,21 +334,6 @@ class Life:
         await self._attendants.dismiss(self._hear_of_stops)
         if self._keeper is not None:
             await self._keeper.stop()
-
-    async def _until_answered(self) -> None:
-        while any(holding.is_offered for holding in self._holdings.all()):
-            await self._holdings.wait_for_change()
-
-    def _tell_of_untold(self) -> None:
-        if untold := tuple(held.lease for held in self._holdings.all() if held.is_offered and held.started is not None):
-            self._events.tell(VerdictsLost(untold, "the broker has not answered by the worker's end"))
-
-    async def _leave(self) -> None:
-        try:
-            async with asyncio.timeout(self._options.last_words):
-                await self._broker.beat(Beat(session=self._session.id, leaving=True))
-        except (BrokerError, TimeoutError) as error:
-            self._events.tell(NotLeft(self._session.name, str(error) or "no answer in time", self._session.ttl))
 
     # --- what the keeper hears, told in the loop --------------------------------------------------------
 
@@ -376,10 +360,27 @@ class Life:
                 self._holdings.remove(claim)
 
     def _lose(self, why: str) -> None:
-        if not self._is_over:
-            self._is_over = self._holdings.is_over = True  # nothing begins any more
-            self._events.tell(SessionEnded(self._session.name, why))
+        if (phase := self._phase) is Phase.LOST or self._leaving.has_left:
+            return
+        self._enter(Phase.LOST)
+        is_followed = phase < Phase.WINDING_DOWN
+        self._events.tell(SessionEnded(self._session.name, why, is_followed))
+        if is_followed:
             self._on_lost()
+        else:  # others may run these jobs already
+            for holding in self._runs.under_way.values():
+                holding.ask_to_stop(LOST)
+
+    def _enter(self, phase: Phase) -> None:
+        if phase > self._phase:
+            self._phase = phase
+        if self._phase is Phase.LOST:
+            self._holdings.is_over = True  # nothing begins any more
+            self._holdings.nudge()
+
+    def _note_dropped(self, claim: ClaimId, why: str) -> None:
+        if (holding := self._holdings.get(claim)) is not None:
+            self._events.tell(ReportDropped(holding.lease, why))
 
     def _in_loop(self, function: Callable[..., None], *args: Any) -> None:
         """With the context variables of where this life was made, not the caller's: another life may come of it, and that one's runs."""

@@ -10,6 +10,7 @@ from taskflow.model.envelope import Lease
 from taskflow.model.ids import id_text
 from taskflow.model.verdict import Cancelled, Discarded, Failed, HandedBack, Parked, Retried, RunError, Snoozed, Succeeded, Verdict
 from taskflow.worker.events import (
+    AwaitsBroker,
     Broken,
     BrokerBack,
     BrokerTrouble,
@@ -24,7 +25,9 @@ from taskflow.worker.events import (
     NotCounted,
     NotLeft,
     OnTrial,
+    PartFailed,
     Printed,
+    ReportDropped,
     SessionEnded,
     SessionOpened,
     StalledForGood,
@@ -77,6 +80,8 @@ def log_event(event: Event) -> None:
             _say(logging.WARNING, lease, "has ended, and somebody's open transaction keeps that from being written: it is tried again")
         case Unwritable(lease, _, instead):
             _say(logging.ERROR, lease, f"failed for good: {_of(instead.error)}")
+        case ReportDropped(lease, why):
+            _say(logging.ERROR, lease, f"reported progress that cannot be written ({why}): this report is dropped")
         case StillRunning(lease, asked_for, why):
             _say(logging.WARNING, lease, f"was asked to stop {asked_for:.0f} s ago ({why}) and runs still: its slot stays taken")
         case _:
@@ -87,8 +92,12 @@ def _log_own(event: Event) -> None:
     match event:
         case SessionOpened(name):
             log.info("working as %s", name)
-        case SessionEnded(name, why):
-            log.error("the session of %s has ended: %s; a new one follows", name, why)
+        case SessionEnded(name, why, is_followed):
+            log.error("the session of %s has ended: %s%s", name, why, "; a new one follows" if is_followed else "")
+        case PartFailed(part, error, pause):
+            log.error("%s failed and starts again in %.1f s; this is a bug in taskflow or its broker", part, pause, exc_info=error)
+        case AwaitsBroker(why, seconds):
+            log.warning("the broker does not answer yet; trying again for at most %g s: %s", seconds, why)
         case BrokerTrouble(doing, why, times) if times == 1:
             log.warning("%s did not reach the broker, and is tried again: %s", doing, why)
         case BrokerBack(doing):

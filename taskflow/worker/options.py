@@ -22,6 +22,7 @@ class WorkerOptions:
     `grace`          seconds that runs have to finish when the worker winds down
     `last_words`     seconds after that to react to being cancelled, and to tell the broker
     `ttl`            seconds without a beat after which other workers may take the jobs
+    `start_timeout`  seconds that the worker waits, at its start, for a broker that does not answer. 0: it raises at once
     `drain_horizon`  `drained` waits for what is due within so many seconds
     `modules`        what a child process imports first, by name; besides it, the module of each job that it runs
     `children`       how child processes are kept
@@ -35,6 +36,7 @@ class WorkerOptions:
     grace: float = 25.0
     last_words: float = 5.0
     ttl: float = 20.0
+    start_timeout: float = 0.0
     drain_horizon: float = 60.0
     modules: tuple[str, ...] = ()
     children: ChildOptions = field(default_factory=ChildOptions)
@@ -45,7 +47,7 @@ class WorkerOptions:
     def __post_init__(self) -> None:
         if not _is_number(self.concurrency, int) or not 1 <= self.concurrency <= MOST_CONCURRENCY:
             raise ConfigurationError(f"concurrency={self.concurrency!r}: a worker runs 1 to {MOST_CONCURRENCY:,} jobs at one time, an int")
-        for name in ("grace", "last_words", "ttl", "drain_horizon", "stall_limit"):
+        for name in ("grace", "last_words", "ttl", "start_timeout", "drain_horizon", "stall_limit"):
             seconds = getattr(self, name)
             if not _is_number(seconds, int | float) or not 0 <= seconds < float("inf"):
                 raise ConfigurationError(f"{name}={seconds!r}: it is a number of seconds, 0 or more")

@@ -12,13 +12,13 @@ import msgspec
 from taskflow.broker.protocol import Broker
 from taskflow.model.envelope import Lease
 from taskflow.model.errors import BrokerError
+from taskflow.model.retry import Pauses, Retries
 from taskflow.model.verdict import Failed, HandedBack, RunError, Settled, Settlement
-from taskflow.worker.events import BrokerBack, BrokerTrouble, Events, HeldUp, NotCounted, Unwritable
+from taskflow.worker.events import BrokerBack, BrokerTrouble, Event, Events, HeldUp, NotCounted, Unwritable
 from taskflow.worker.holdings import Holding, Holdings
 
 MAX_BATCH: Final = 500
-FIRST_PAUSE: Final = 0.05
-LONGEST_PAUSE: Final = 2.0
+PAUSES: Final = Pauses(0.05, 2.0)
 HELD_UP_PAUSE: Final = 1.0
 UNWRITABLE: Final = "taskflow.VerdictNotWritable"
 
@@ -35,7 +35,7 @@ class Settler:
         self._broker = broker
         self._holdings = holdings
         self._events = events
-        self._troubles = 0
+        self._retries = Retries(PAUSES)
         self._inbox: deque[Settlement] = deque()
         self._held_up: deque[Settlement] = deque()
         self._some_are_held_up = asyncio.Event()
@@ -73,7 +73,7 @@ class Settler:
         batch = self._take(waiting)
         try:
             await self._settle(batch)
-        except asyncio.CancelledError:  # not always the end: see Life. What had been settled is not taken again.
+        except BaseException:  # not always the end: see Attendants. What had been settled is not taken again.
             self._put_back(batch)
             raise
 
@@ -100,8 +100,7 @@ class Settler:
             await self._settle_apart(batch, error)
             return
         self.waiting_since = None
-        if self._troubles:
-            self._troubles = 0
+        if self._retries.succeeded():
             self._events.tell(BrokerBack("settling"))
         if answers.count(Settled.OK) < len(answers):
             batch = self._without_held_up(batch, answers)
@@ -113,17 +112,19 @@ class Settler:
         for settlement, answer in zip(batch, answers, strict=True):
             holding = self._holdings.get(settlement.claim)
             if answer is Settled.HELD_UP:
-                self._hold_up(holding, settlement)
+                if holding is not None:
+                    self._set_aside(settlement, HeldUp(holding.lease))
                 continue
             if answer is Settled.STALE and holding is not None:
                 self._tell_stale(holding.lease, settlement)
             answered.append(settlement)
         return answered
 
-    def _hold_up(self, holding: Holding | None, settlement: Settlement) -> None:
-        if holding is not None:
+    def _set_aside(self, settlement: Settlement, event: Event) -> None:
+        """Offer it again apart from the others, and tell the event of it once."""
+        if (holding := self._holdings.get(settlement.claim)) is not None:
             if not holding.is_held_up:
-                self._events.tell(HeldUp(holding.lease))
+                self._events.tell(event)
             holding.is_held_up = True
             self._held_up.append(settlement)
             self._some_are_held_up.set()
@@ -134,9 +135,9 @@ class Settler:
 
     async def _offer_again(self, batch: list[Settlement], error: Exception) -> None:
         self._put_back(batch)
-        self._troubles += 1
-        self._events.tell(BrokerTrouble("settling", str(error), self._troubles))
-        await asyncio.sleep(min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(self._troubles, 10)))
+        pause = self._retries.failed()
+        self._events.tell(BrokerTrouble("settling", str(error), self._retries.failures))
+        await asyncio.sleep(pause)
 
     async def _settle_apart(self, batch: list[Settlement], error: Exception) -> None:
         """Something in the batch cannot be written. It must not stand in the way of its neighbours: it alone fails, and says why."""
@@ -146,7 +147,7 @@ class Settler:
             return
         [unwritable] = batch
         if isinstance(unwritable.verdict, Failed) and unwritable.verdict.error.type == UNWRITABLE:
-            await self._offer_again(batch, error)
+            self._set_aside(unwritable, BrokerTrouble("settling", f"{type(error).__name__}: {error}", 1))
             return
         why = RunError.trimmed(
             UNWRITABLE, f"its verdict {type(unwritable.verdict).__name__} cannot be written: {type(error).__name__}: {error}"

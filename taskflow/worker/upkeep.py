@@ -11,6 +11,7 @@ from taskflow.broker import topics
 from taskflow.broker.nudges import Nudges
 from taskflow.broker.protocol import Broker
 from taskflow.model.errors import BrokerError
+from taskflow.model.retry import Pauses, Retries
 from taskflow.model.seams import Chance
 from taskflow.model.session import Outlook
 from taskflow.worker.events import BrokerTrouble, Events
@@ -24,6 +25,7 @@ BREATH: Final = 0.01
 come meanwhile find the server free. The first hundred of 50 moves, the next ones of 250, lest more come than is dropped."""
 
 LONGEST_PAUSE: Final = 5.0
+PAUSES: Final = Pauses(0.5, LONGEST_PAUSE)
 BELIEVED_FOR: Final = 1.4 * LONGEST_PAUSE
 """Seconds after which nobody goes by what a beat has told."""
 
@@ -49,7 +51,7 @@ class Upkeep:
         self._chance = chance
         self._events = events
         self._on_ready = on_ready
-        self._troubles = 0
+        self._retries = Retries(PAUSES, chance.random)
         self._is_awaited = False
         self._portions = 0
         self._was_early = False
@@ -101,10 +103,10 @@ class Upkeep:
             done = await self._broker.upkeep(self._limit())
         except BrokerError as error:
             self._is_at_rest = False
-            self._troubles += 1
-            self._events.tell(BrokerTrouble("upkeep", str(error), self._troubles))
-            return LONGEST_PAUSE * (0.1 + self._chance.random())
-        self._troubles = 0
+            pause = self._retries.failed()
+            self._events.tell(BrokerTrouble("upkeep", str(error), self._retries.failures))
+            return pause
+        self._retries.succeeded()
         self._is_awaited = done.readied > 0 or done.released > 0
         if self._is_awaited:
             self._on_ready()

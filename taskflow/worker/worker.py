@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from types import TracebackType
@@ -13,7 +13,9 @@ from typing import Any, Final, Self
 from taskflow.app.app import App
 from taskflow.app.context import JobContext
 from taskflow.app.current import default_app
+from taskflow.broker.retry import retry
 from taskflow.model.errors import BrokerUnavailable, ConfigurationError
+from taskflow.model.retry import Pauses, Retries
 from taskflow.model.seams import Seams
 from taskflow.model.verdict import Discarded, Failed, Verdict
 from taskflow.worker.children.pool import Children
@@ -25,12 +27,17 @@ from taskflow.worker.life import Life
 from taskflow.worker.options import WorkerOptions
 from taskflow.worker.queues import QueueChoice
 from taskflow.worker.stalls import Bounds, Eyes, StallWatch
+from taskflow.worker.succession import PAUSES, Succession
 from taskflow.worker.threads import Threads
 from taskflow.worker.vitals import Signs, Vitals
 
+log: Final = logging.getLogger("taskflow.worker")
+
 DRAIN_LOOK: Final = 0.05
-LONGEST_PAUSE: Final = 5.0
-SHORT_LIFE: Final = 0.25
+CLOSE_PAUSES: Final = Pauses(0.01, 1.0)
+MOST_CLOSES: Final = 20
+"""Times that winding down is taken up again after it was cancelled."""
+
 FAILURES: Final = (Failed, Discarded)
 
 
@@ -74,9 +81,10 @@ class Worker:
                    is every queue
     `concurrency`  jobs at one time
     `grace`        seconds that runs have to finish when the block ends
+    `state`        what `ctx.state` is, if the application has no lifespan of its own configured
 
-    Installs no signal handlers and never ends the process. Raises ConfigurationError for what it cannot be told, BrokerUnavailable when the
-    broker does not answer at the start, and what the application's lifespan raises, as it is.
+    A worker is good for one block. It installs no signal handlers and never ends the process. It raises ConfigurationError for arguments
+    that it cannot use, BrokerUnavailable if the broker does not answer at the start, and the errors of the application's lifespan.
     """
 
     def __init__(
@@ -85,6 +93,7 @@ class Worker:
         queues: str | Sequence[str] | None = None,
         concurrency: int = 100,
         grace: float = 25.0,
+        state: Any = None,
         app: App | None = None,
         options: WorkerOptions | None = None,
         seams: Seams | None = None,
@@ -92,20 +101,17 @@ class Worker:
         self.options = options or WorkerOptions(queues=_choice(queues), concurrency=concurrency, grace=grace)
         self.tally = Tally()
         self.has_forced = False
+        self._state = state
         self._app = app or default_app()
         self._seams = seams or Seams()
         self._events = Events(self.tally, *self.options.subscribers)
-        self._hurry = asyncio.Event()
-        self._is_finishing = False
+        self._is_hurried = self._was_entered = False
+        self._host: asyncio.Task[Any] | None = None
+        self._host_cancels = 0
         self._stack = AsyncExitStack()
-        self._life: Life | None = None
-        self._lost: Life | None = None
-        self._to_abandon: Life | None = None
+        self._sessions = Succession(self._begin, self.options, self._events, self._seams.chance)
         self._watch: StallWatch | None = None
         self.vitals = Vitals(lambda: self._watch, self._signs, self.options.ttl)
-        self._rebirth: asyncio.Task[None] | None = None
-        self._abandoning: asyncio.Task[None] | None = None
-        self._past_lives: dict[asyncio.Task[None], Life] = {}
 
     async def __aenter__(self) -> Self:
         if self._app.is_in_child:
@@ -113,19 +119,23 @@ class Worker:
                 'a child process of a worker (runs_in="process") has come to start a worker, by importing the main module: '
                 'what only the command shall do belongs there under `if __name__ == "__main__":`'
             )
+        if self._was_entered:
+            raise ConfigurationError("this Worker was entered before, and is good for one `async with` block: make another Worker()")
+        self._was_entered = True
+        self._host = asyncio.current_task()
+        self._host_cancels = self._host.cancelling() if self._host is not None else 0
         async with AsyncExitStack() as stack:
-            lifespan = self._app.settings.lifespan
-            state = await stack.enter_async_context(lifespan()) if lifespan is not None else None
+            if (lifespan := self._app.settings.lifespan) is not None:
+                self._state = await stack.enter_async_context(lifespan())
             self._threads = Threads(self.options.concurrency, self._seams.start_thread, self._note_freed)
             stack.callback(self._threads.close)
             self._children = self._no_children_yet()
             stack.push_async_callback(self._children.close)
             self._app.registry.resolve()
-            self._state = state
             stack.callback(self._end_watch)
             self._watch = self._a_watch()
             self._watch.start()
-            self._life = await self._begin()
+            await self._sessions.begin_first()
             self._stack = stack.pop_all()
         return self
 
@@ -133,21 +143,31 @@ class Worker:
         # The lifespan ends in the task that began it, and outside of our scope: task groups and scopes of its own want that.
         try:
             await self._wind_down()
-        finally:
+        except BaseException as interrupted:
+            await self._close_rest(interrupted)
+            raise
+        await self._close_rest(error)
+
+    async def _close_rest(self, error: BaseException | None) -> None:
+        """What the lifespan's exit raises must not hide `error`, by which the block has ended."""
+        try:
             await self._stack.aclose()
+        except Exception:
+            if error is None:
+                raise
+            log.exception("the lifespan's exit failed too, after %s", type(error).__name__)
 
     def hurry(self) -> None:
         """Cut the grace time short: cancel what runs, now or as soon as the worker winds down."""
-        self._hurry.set()
+        self._is_hurried = True
+        if (life := self._sessions.present) is not None:
+            life.look_again()
 
     async def finish(self) -> None:
         """Take nothing new any more, and return when all that runs here has ended and the broker knows, however long that takes. Runs that
         are another's by then, since the session was lost, are cancelled. May be cancelled: then the block's end winds down as ever."""
-        self._is_finishing = self.vitals.is_winding_down = True
-        while (life := await self._present_life()) is not None and not await life.finish():
-            pass
-        if self._past_lives:
-            await asyncio.wait(list(self._past_lives))
+        self.vitals.is_winding_down = True
+        await self._sessions.finish()
 
     async def drained(self) -> None:
         """Until its queues have nothing READY or RUNNING anywhere, and nothing SCHEDULED within the horizon.
@@ -155,16 +175,11 @@ class Worker:
         What waits in a paused queue, or is parked for a worker that knows it, is left there. While the broker is away it is asked again.
         """
         drain = Drain(self._app.broker(), self._app.registry, self.options)
-        times = 0
-        while True:
-            try:
-                if await drain.is_over():
-                    return
-                times = 0
-            except BrokerUnavailable as error:
-                times += 1
-                self._events.tell(BrokerTrouble("a look at the queues", str(error), times))
-            await asyncio.sleep(DRAIN_LOOK if not times else min(LONGEST_PAUSE, 0.1 * 2**times))
+        while not await retry(drain.is_over, PAUSES, on=BrokerUnavailable, note=self._trouble_with("a look at the queues")):  # noqa: ASYNC110
+            await asyncio.sleep(DRAIN_LOOK)
+
+    def _trouble_with(self, doing: str) -> Callable[[Exception, int], None]:
+        return lambda error, times: self._events.tell(BrokerTrouble(doing, str(error) or type(error).__name__, times))
 
     def _no_children_yet(self) -> Children:
         options = self.options
@@ -188,29 +203,28 @@ class Worker:
             watch.stop()
 
     def _holding_of(self, run: JobContext) -> Holding | None:
-        lives = [life for life in (self._life, *self._past_lives.values()) if life is not None]
-        return next((holding for life in lives if (holding := life.holding_of(run)) is not None), None)
+        return next((holding for life in self._sessions.all if (holding := life.holding_of(run)) is not None), None)
 
     def _slow(self) -> tuple[Holding, float] | None:
         """What held up the interpreter may have cost the session too."""
-        found = [life.slow for life in (self._life, self._lost) if life is not None and life.slow is not None]
+        found = [life.slow for life in (self._sessions.present, self._sessions.lost) if life is not None and life.slow is not None]
         return max(found, key=lambda one: one[1], default=None)
 
     def _signs(self) -> Signs | None:
-        life = self._life
+        life = self._sessions.present
         return None if life is None else life.signs()
 
     def _beats(self) -> object:
         signs = self._signs()
-        return object() if signs is None else (self._life, signs.beaten_at)
+        return object() if signs is None else (self._sessions.present, signs.beaten_at)
 
     def _note_silence(self) -> None:
-        if (life := self._life) is not None:
+        if (life := self._sessions.present) is not None:
             life.fall_silent("its keeper has not beaten for longer than the ttl")
 
     def _give_up(self, is_told: bool) -> None:
         """Others take its jobs when the ttl is over; should the loop ever move again, it goes on under a new session."""
-        if (life := self._life) is not None:
+        if (life := self._sessions.present) is not None:
             life.fall_silent(f"the event loop stood still for {self.options.stall_limit:g} s")
         if self.options.on_stall_limit is not None:
             self.options.on_stall_limit(is_told)
@@ -225,101 +239,48 @@ class Worker:
             seams=self._seams,
             state=self._state,
             children=self._children,
+            is_cut_short=self._is_cancelled,
         )
-        life = Life(self._app.broker(), executor, self._threads, self.options, self._seams, self._events, on_lost=self._on_lost)
+        life = Life(self._app.broker(), executor, self._threads, self.options, self._seams, self._events, on_lost=self._sessions.note_lost)
         await life.begin()
         return life
 
     def _note_freed(self) -> None:
-        if (life := self._life) is not None:
+        if (life := self._sessions.present) is not None:
             life.look_again()
 
-    def _on_lost(self) -> None:
-        """The session is dead, and what it held belongs to others: another session takes its place."""
-        self._rebirth = asyncio.get_running_loop().create_task(self._begin_again())
-        self._rebirth.add_done_callback(self._note_rebirth)
-
-    def _note_rebirth(self, rebirth: asyncio.Task[None]) -> None:
-        """Cancelled by a stranger, a job that cancels every task there is, it would leave a worker without a session for ever."""
-        if rebirth.cancelled() and not self.vitals.is_winding_down:
-            self._on_lost()
-
-    async def _present_life(self) -> Life | None:
-        """None when it was lost, and none follows."""
-        if self._rebirth is not None:
-            await asyncio.wait([self._rebirth])
-        return self._life
-
-    async def _begin_again(self) -> None:
-        if self._life is not None:
-            self._lost = self._to_abandon = self._life
-            self._life = None
-        await self._abandon_lost()
-        if self._lost is not None and self._lost.age < SHORT_LIFE:
-            await asyncio.sleep(SHORT_LIFE)  # what ended it at once, no descriptors left for example, will not have changed yet
-        times = 0
-        while self._life is None and not self._is_finishing:
-            try:
-                self._life = await self._begin()
-            except Exception as error:  # no thread left for a keeper, for example: to give up would be to live on and do nothing
-                times += 1
-                self._events.tell(BrokerTrouble("a new session", str(error), times))
-                await asyncio.sleep(min(LONGEST_PAUSE, 0.1 * 2**times) * (0.5 + self._seams.chance.random()))
-
-    async def _abandon_lost(self) -> None:
-        """Whatever comes of it, what follows must be. But a stranger's cancellation is no end of it."""
-        while (lost := self._to_abandon) is not None:
-            if self._abandoning is None or self._abandoning.done():
-                self._abandoning = asyncio.get_running_loop().create_task(self._abandon(lost))
-            await asyncio.wait([self._abandoning])
-            if not self._abandoning.cancelled():
-                self._to_abandon = None
-
-    async def _abandon(self, lost: Life) -> None:
-        await lost.abandon()
-        self._settle_verdicts(lost)
-
-    def _settle_verdicts(self, lost: Life) -> None:
-        settling = asyncio.get_running_loop().create_task(lost.settle_verdicts())
-        self._past_lives[settling] = lost
-        settling.add_done_callback(self._note_settled)
-
-    def _note_settled(self, settling: asyncio.Task[None]) -> None:
-        lost = self._past_lives.pop(settling)
-        if settling.cancelled() and not self.vitals.is_winding_down:  # by a stranger
-            self._settle_verdicts(lost)
+    def _is_cancelled(self) -> bool:
+        """The task in which the block runs has been cancelled."""
+        return self._host is not None and self._host.cancelling() > self._host_cancels
 
     async def _wind_down(self) -> None:
-        """Shielded, since half of it would leave a session that beats and works nothing. A cancellation that comes meanwhile cuts the grace
-        time short; all the rest of it is bounded."""
+        """Not to be stopped half-way: that would leave a session that beats and works nothing. A cancellation, of this task or of the one
+        that winds down, cuts the grace time short; the rest is bounded."""
+        interrupted: BaseException | None = None
+        self.vitals.is_winding_down = True
+        loop, retries = asyncio.get_running_loop(), Retries(CLOSE_PAUSES)
         with _shielded():
-            closing = asyncio.get_running_loop().create_task(self._close())
-            try:
-                await asyncio.shield(closing)
-            except asyncio.CancelledError:
-                self.hurry()
-                await closing
-                raise
+            closing = loop.create_task(self._close())
+            while not _has_ended(closing) and not (closing.done() and retries.failures >= MOST_CLOSES):
+                try:
+                    if closing.done():
+                        await asyncio.sleep(retries.failed())
+                        closing = loop.create_task(self._close())
+                    await asyncio.wait([closing])
+                except (asyncio.CancelledError, KeyboardInterrupt, SystemExit) as error:
+                    interrupted = error
+                    self.hurry()
+        closing.result()
+        if interrupted is not None:
+            raise interrupted
 
     async def _close(self) -> None:
-        self.vitals.is_winding_down = True
-        if self._rebirth is not None:
-            self._rebirth.cancel()
-            await asyncio.gather(self._rebirth, return_exceptions=True)
-        await self._abandon_lost()
-        began_at = time.monotonic()
-        if self._life is not None:
-            self.has_forced = not await self._life.wind_down(self._hurry)
-        await self._end_past_lives(max(0.0, self.options.last_words - (time.monotonic() - began_at)))
+        self.has_forced = not await self._sessions.close(lambda: self._is_hurried)
 
-    async def _end_past_lives(self, patience: float) -> None:
-        """All at one time. Their last verdicts have had the time of this life's end, and have `patience` seconds more: it may have been
-        short, and the broker may be back this moment."""
-        past = dict(self._past_lives)
-        for settling in past:
-            settling.cancel()
-        await asyncio.gather(*past, return_exceptions=True)
-        await asyncio.gather(*(life.end(patience) for life in past.values()))
+
+def _has_ended(closing: asyncio.Task[None]) -> bool:
+    """Not cut off by a cancellation of somebody else's, or by a Ctrl-C that came in its midst."""
+    return closing.done() and not closing.cancelled() and isinstance(closing.exception(), Exception | None)
 
 
 def worker_lifespan(
@@ -338,7 +299,7 @@ def worker_lifespan(
     async def lifespan(application: Any) -> AsyncIterator[Any]:
         async with AsyncExitStack() as stack:
             state = await stack.enter_async_context(own(application)) if own is not None else None
-            await stack.enter_async_context(Worker(queues=queues, concurrency=concurrency, grace=grace))
+            await stack.enter_async_context(Worker(queues=queues, concurrency=concurrency, grace=grace, state=state))
             yield state
 
     return lifespan

@@ -186,3 +186,30 @@ def test_a_broker_loads_only_its_own_driver() -> None:
 def test_nobody_waits_in_a_way_that_swallows_a_cancellation() -> None:
     """asyncio.wait_for does on Python 3.11, when what it waits for comes at the same time: who was cancelled goes on for ever."""
     assert [str(path) for path in sorted((ROOT / "taskflow").rglob("*.py")) if "asyncio.wait_for(" in path.read_text()] == []
+
+
+# Where an exponent grows, each with its reason. Retries use `taskflow.model.retry`, whose exponent is bounded.
+GROWING_EXPONENTS = {
+    "taskflow.model.retry": "the one place",
+    "taskflow.model.backoff": "a job's own factor, whose overflow is caught",
+    "taskflow.worker.queues": "of a number below 1: a weight's share",
+    "taskflow.worker.stalls": "of 1 s, 10 s, 100 s, as in watch",
+    "taskflow.worker.watch": "of 10 s, 100 s and so on, each told after so many seconds: 300 of them take longer than the universe",
+}
+
+
+def test_only_the_one_retry_computes_a_growing_pause() -> None:
+    """A hand-written ``first * 2**times`` once overflowed after 1,024 tries, and the worker looked alive for ever."""
+    found = {module for module, file in MODULES.items() if _has_growing_exponent(file.read_text())}
+    assert found == set(GROWING_EXPONENTS)
+
+
+def _has_growing_exponent(source: str) -> bool:
+    powers = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow))
+    return any(not isinstance(node.right, ast.Constant) for node in powers)
+
+
+def test_every_pause_between_tries_is_one_of_the_retrys() -> None:
+    """No module names a first or a longest pause of its own but to make `Pauses` of it, or because nothing is tried again by it."""
+    named = {module for module, file in MODULES.items() if "FIRST_PAUSE" in (text := file.read_text()) or "RETRY_PAUSE" in text}
+    assert named == set()

@@ -23,9 +23,9 @@ from taskflow.worker.events import (
     Ended,
     Events,
     LeaseLost,
+    PartFailed,
     SessionEnded,
     SessionOpened,
-    VerdictsLost,
     WindingDown,
 )
 from taskflow.worker.fetcher import Fetcher, Hands
@@ -248,8 +248,8 @@ class Hard(BaseException):
     """What no part of the worker expects."""
 
 
-async def test_verdicts_of_a_worker_whose_settling_has_failed_are_not_waited_for() -> None:
-    """It says so, and goes on with a new session, under which the job runs again."""
+async def test_a_settler_that_fails_starts_again_with_its_verdicts() -> None:
+    """The session lives on, and the job does not run again."""
 
     class Broken(FaultyBroker):
         is_broken = True
@@ -264,12 +264,11 @@ async def test_verdicts_of_a_worker_whose_settling_has_failed_are_not_waited_for
         handle = await waits.delay()
         Run.release.set()
         async with Worker(options=options(heard)):
-            await heard.wait_for(VerdictsLost)
+            await heard.wait_for(PartFailed)
             broker.is_broken = False
-            assert await handle.result(10) == "epoch 2"
-    [lost] = [event for event in heard.events if isinstance(event, VerdictsLost)]
-    assert [lease.envelope.id for lease in lost.leases] == [parse_id(handle.id)]
-    assert "Hard: as no broker does" in lost.why
+            assert await handle.result(10) == "epoch 1"
+    assert {str(event.error) for event in heard.events if isinstance(event, PartFailed)} == {"as no broker does"}
+    assert not any(isinstance(event, SessionEnded) for event in heard.events)
 
 
 async def test_odd_reasons_and_endless_waits_can_be_written(broker: Broker) -> None:

@@ -181,5 +181,5 @@ async def test_a_stranger_that_cancels_every_task_between_two_sessions_does_not_
         await heard.wait_for(SessionOpened, times=2)
         assert await (await look.delay()).result(10) == "nobody's"
         async with asyncio.timeout(10):
-            while worker._past_lives:  # noqa: ASYNC110  # no event tells it
+            while worker._sessions.past:  # noqa: ASYNC110  # no event tells it
                 await asyncio.sleep(0.01)

@@ -230,7 +230,7 @@ async def test_a_suspect_that_waits_to_be_alone_when_its_session_is_lost_is_not_
         worker._note_silence()
         await heard.wait_for(SessionOpened, times=2)
         async with asyncio.timeout(10):
-            while worker._past_lives:  # noqa: ASYNC110  # no event tells it
+            while worker._sessions.past:  # noqa: ASYNC110  # no event tells it
                 await asyncio.sleep(0.01)
         [record] = await broker.records(suspect)
         assert record.crashes == 1

@@ -1,0 +1,266 @@
+"""The end of a worker: cancelled half-way, lost half-way, at the end of `asyncio.run`, on a loop that is closed already."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+import taskflow
+from taskflow import ConfigurationError, JobContext, Status, Worker, job, worker_lifespan
+from taskflow.app.current import default_app
+from taskflow.broker.memory import MemoryBroker
+from taskflow.broker.protocol import Broker
+from taskflow.model.session import Beat
+from taskflow.worker.events import SessionEnded, SessionOpened, WindingDown
+from taskflow.worker.options import WorkerOptions
+from tests.worker.scene import FaultyBroker, Heard, Run, a_faulty_broker, options, waits
+
+
+def cancel_all(*spared: asyncio.Task[Any] | None) -> None:
+    for task in asyncio.all_tasks() - {*spared}:
+        task.cancel()
+
+
+@pytest.mark.parametrize("times", [1, 3])
+async def test_a_winding_down_whose_tasks_are_all_cancelled_is_done_to_its_end(broker: Broker, times: int) -> None:
+    """By a stranger, or a job; the worker leaves, and nothing beats on."""
+    handle = await waits.options(max_attempts=1).delay()
+    the_test = asyncio.current_task()
+    threads = threading.active_count()
+    heard = Heard()
+
+    async def host() -> None:
+        async with Worker(options=options(heard, grace=3600.0)):
+            await Run.started.wait()
+
+    hosting = asyncio.create_task(host())
+    await heard.wait_for(WindingDown)
+    for _ in range(times):
+        cancel_all(the_test)
+        await asyncio.sleep(0)
+    await asyncio.wait([hosting], timeout=20)
+    assert hosting.done()
+    assert await handle.status() is Status.READY
+    assert await broker.console.workers() == []
+    assert threading.active_count() <= threads + 1, "no keeper is left (SQLite keeps a writer)"
+
+
+async def test_a_worker_whose_own_closing_alone_is_cancelled_goes_on_with_its_grace_time(broker: Broker) -> None:
+    heard = Heard()
+    handle = await waits.delay()
+
+    async def host() -> None:
+        async with Worker(options=options(heard, grace=3600.0)):
+            await Run.started.wait()
+
+    hosting = asyncio.create_task(host())
+    await heard.wait_for(WindingDown)
+    for task in asyncio.all_tasks():
+        if "Worker._close" in repr(task):
+            task.cancel()
+    await asyncio.sleep(0.1)
+    Run.release.set()
+    await hosting
+    assert await handle.status() is Status.SUCCEEDED
+    assert await broker.console.workers() == []
+
+
+@pytest.mark.parametrize("how", ["reaped", "no beat"])
+async def test_a_session_that_is_lost_while_it_winds_down_stops_its_runs(how: str) -> None:
+    """Others run these jobs already: the grace time is over at once, and no other session begins."""
+    async with a_faulty_broker() as broker:
+        heard = Heard()
+        handle = await waits.delay()
+        began_at = 0.0
+        async with Worker(options=options(heard, grace=3600.0)):
+            await Run.started.wait()
+            loop, began_at = asyncio.get_running_loop(), time.monotonic()
+            if how == "reaped":
+                [worker] = await broker.console.workers()
+                leave = Beat(session=worker.session.id, leaving=True)
+                tasks = []
+                loop.call_later(0.1, lambda: tasks.append(loop.create_task(broker.beat(leave))))
+            else:
+                loop.call_later(0.1, broker.away.add, "beat")
+                loop.call_later(2.0, broker.away.clear)
+        assert time.monotonic() - began_at < 10
+        assert await handle.status() is Status.READY
+    [ended] = [event for event in heard.events if isinstance(event, SessionEnded)]
+    assert not ended.is_followed
+    assert sum(isinstance(event, SessionOpened) for event in heard.events) == 1
+
+
+def test_a_run_that_asyncio_run_cancels_with_its_worker_is_handed_back() -> None:
+    """The worker's block is in a background task, and the main task returns."""
+
+    @job(name="tests.closing.once", max_attempts=1)
+    async def once(ctx: JobContext) -> None:
+        started.set()
+        await asyncio.Event().wait()
+
+    broker = MemoryBroker()
+    started = asyncio.Event()
+
+    async def work() -> None:
+        async with Worker(options=options(Heard(), ttl=20.0)):
+            await asyncio.Event().wait()
+
+    async def main() -> Any:
+        handle = await once.delay()
+        tasks.append(asyncio.create_task(work()))
+        await started.wait()
+        return handle
+
+    async def look(handle: Any) -> Any:
+        return await handle.info(), await broker.console.workers()
+
+    tasks: list[Any] = []
+    with default_app().using(broker):
+        handle = asyncio.run(main())
+        info, workers = asyncio.run(look(handle))
+    assert (info.status, info.failures, info.attempt) == (Status.READY, 0, 1)
+    assert workers == []
+
+
+async def test_a_run_that_a_stranger_cancels_alone_has_failed(broker: Broker) -> None:
+    """Also while the worker's block is in the midst of a cancelled winding down: only a run that is cancelled with it is handed back."""
+
+    @job(name="tests.closing.fails", max_attempts=1)
+    async def fails() -> None:
+        Run.started.set()
+        await Run.release.wait()
+        raise ValueError("of its own")
+
+    handle = await fails.delay()
+    heard = Heard()
+
+    async def host() -> None:
+        async with Worker(options=options(heard, grace=3600.0, ttl=20.0)):
+            await asyncio.Event().wait()
+
+    hosting = asyncio.create_task(host())
+    await Run.started.wait()
+    hosting.cancel()
+    await heard.wait_for(WindingDown)
+    Run.release.set()
+    with pytest.raises(asyncio.CancelledError):
+        await hosting
+    assert await handle.status() is Status.FAILED
+
+
+def test_a_worker_whose_loop_is_closed_leaves_and_beats_no_more() -> None:
+    """As after two Ctrl-Cs under `asyncio.run`, which may end it before the block's end has run: the process may live on."""
+    broker = FaultyBroker()
+    loop = asyncio.new_event_loop()
+    heard: list[Any] = []
+
+    async def begin() -> Any:
+        handle = await waits.delay()
+        await Worker(options=WorkerOptions(ttl=0.4, stall_limit=0.0, subscribers=(heard.append,))).__aenter__()
+        await Run.started.wait()
+        return handle
+
+    with default_app().using(broker):
+        handle = loop.run_until_complete(begin())
+        loop.close()
+        give_up_at = time.monotonic() + 10
+        while any(thread.name == "taskflow-keeper" for thread in threading.enumerate()):
+            assert time.monotonic() < give_up_at, "the keeper beats on"
+            time.sleep(0.01)
+        assert asyncio.run(broker.console.workers()) == []
+        assert asyncio.run(handle.status()) is Status.READY
+
+
+def test_two_ctrl_cs_under_asyncio_run_leave_no_lease() -> None:
+    broker = FaultyBroker()
+
+    async def main() -> None:
+        handles.append(await waits.delay())
+        async with Worker(options=options(Heard(), grace=3600.0, ttl=2.0)):
+            await Run.started.wait()
+            loop = asyncio.get_running_loop()
+            for after in (0.1, 0.3):
+                loop.call_later(after, os.kill, os.getpid(), signal.SIGINT)
+            await asyncio.Event().wait()
+
+    handles: list[Any] = []
+    with default_app().using(broker):
+        with pytest.raises(KeyboardInterrupt):
+            asyncio.run(main())
+        give_up_at = time.monotonic() + 10
+        while asyncio.run(broker.console.workers()):
+            assert time.monotonic() < give_up_at, "its session beats on"
+            time.sleep(0.02)
+        assert asyncio.run(handles[0].status()) is Status.READY
+
+
+async def test_a_worker_that_is_entered_twice_is_refused(broker: Broker) -> None:
+    """In its own block, and after it."""
+    worker = Worker(options=options(Heard()))
+    async with worker:
+        with pytest.raises(ConfigurationError, match="this Worker was entered before"):
+            await worker.__aenter__()
+        assert await (await simple.delay()).result(10) is None
+    with pytest.raises(ConfigurationError, match="make another Worker"):
+        await worker.__aenter__()
+    assert await broker.console.workers() == []
+
+
+@job(name="tests.closing.simple")
+async def simple(ctx: JobContext) -> Any:
+    return ctx.state
+
+
+@asynccontextmanager
+async def failing_lifespan() -> AsyncIterator[str]:
+    yield "state"
+    raise OSError("the pool could not be closed")
+
+
+async def test_a_lifespan_whose_exit_fails_does_not_hide_the_blocks_error(broker: Broker, caplog: pytest.LogCaptureFixture) -> None:
+    taskflow.configure(lifespan=failing_lifespan)
+    with pytest.raises(LookupError, match="the block's own"), caplog.at_level(logging.ERROR, "taskflow.worker"):
+        async with Worker(options=options(Heard())):
+            raise LookupError("the block's own")
+    assert "the lifespan's exit failed too, after LookupError" in caplog.text
+    assert "the pool could not be closed" in caplog.text
+
+
+async def test_a_lifespan_whose_exit_fails_alone_is_raised(broker: Broker) -> None:
+    taskflow.configure(lifespan=failing_lifespan)
+    with pytest.raises(OSError, match="the pool could not be closed"):
+        async with Worker(options=options(Heard())):
+            pass
+
+
+async def test_what_an_applications_own_lifespan_yields_is_the_state_of_its_jobs(broker: Broker) -> None:
+    @asynccontextmanager
+    async def own(application: Any) -> AsyncIterator[dict[str, str]]:
+        yield {"pool": f"of {application}"}
+
+    async with worker_lifespan(own=own)("the application") as passed_on:
+        assert passed_on == {"pool": "of the application"}
+        assert await (await simple.delay()).result(10) == passed_on
+
+
+async def test_a_configured_lifespan_comes_before_the_applications_own(broker: Broker) -> None:
+    @asynccontextmanager
+    async def own(application: Any) -> AsyncIterator[str]:
+        yield "the application's"
+
+    @asynccontextmanager
+    async def configured() -> AsyncIterator[str]:
+        yield "the worker's"
+
+    taskflow.configure(lifespan=configured)
+    async with worker_lifespan(own=own)(None):
+        assert await (await simple.delay()).result(10) == "the worker's"
