@@ -36,6 +36,8 @@ async def test_bytes_a_job(broker: SqliteBroker, path: Path, capsys: pytest.Capt
 # What each statement may read: indexes, and lists of its own. Statements of queues, names, totals and sessions read small tables.
 INDEXES = {
     "job_by_id": {"sqlite_autoindex_taskflow_jobs_1"},
+    "job_by_seq": {"INTEGER PRIMARY KEY"},
+    "mend_job": {"INTEGER PRIMARY KEY"},
     "jobs_by_claim": {"taskflow_jobs_leased"},
     "waiting_holder": {"taskflow_jobs_key"},
     "running_holder": {"taskflow_jobs_key"},
@@ -155,7 +157,7 @@ async def steps_of_claims(path: Path) -> int:
         connection.execute("SELECT 1 FROM taskflow_jobs LIMIT 1").fetchall()
         connection.set_progress_handler(count, 1)
         connection.execute(SQL["ready_queues"], (100, 1)).fetchall()
-        connection.execute(SQL["ready_jobs"], (1, 0, 100)).fetchall()
+        connection.execute(SQL["ready_jobs"], (65_536, 1, 0, 100)).fetchall()
         connection.execute(SQL["next_due"]).fetchall()
         connection.set_progress_handler(None, 1)
     return steps

@@ -135,6 +135,11 @@ class SqliteHome(Home):
     def place(self) -> str:
         return f"sqlite {self.path}"
 
+    def spoiler(self) -> Spoiler:
+        from tests.sqlite.spoiler import SqliteSpoiler
+
+        return SqliteSpoiler(self.path)
+
     def save(self) -> bytes:
         """By SQLite's own backup: a plain copy of the files could catch a checkpoint half way."""
         with _connected(self.path) as source:

@@ -27,7 +27,7 @@ from taskflow.model.ids import id_text
 from taskflow.model.record import Progress, Record, Status
 from taskflow.model.session import Report, Session
 from taskflow.model.verdict import Failed, Parked, Retried, RunError, Settlement, Succeeded, Verdict
-from taskflow.worker.events import Event, SessionEnded
+from taskflow.worker.events import BrokerTrouble, Event, SessionEnded
 from taskflow.worker.options import WorkerOptions
 from tests.support.spoiling import Spoiler, Spoilt, spoil_one
 from tests.support.world import World
@@ -74,7 +74,9 @@ class Scene:
         for owner in [*victims, cursed.id]:
             if (one := spoil_one(self.spoiler, owner, self.chance)) is not None:
                 self.spoilt.append(one)
-        await world.lapse(self._doomed)
+        for _ in range(2):  # a session whose last beat cannot be read has one more ttl
+            await world.lapse(self._doomed)
+            await world.upkeep()
         if any(one.owner == cursed.id and one.value.place.endswith("ttl") for one in self.spoilt):
             with contextlib.suppress(SessionLost):  # a valid ttl of a year is no damage that a store could see
                 await world.die(cursed)
@@ -248,7 +250,11 @@ class Scene:
         assert code in (0, 1), f"{argv} has ended with {code}"
 
     def report(self) -> str:
-        return "".join(f"\n  {id_text(one.owner) if len(one.owner) == 16 else one.owner!r} {one}" for one in self.spoilt)
+        """What was spoilt, and what the worker said of it."""
+        said = {f"{type(event).__name__}: {event.why}" for event in self.events if isinstance(event, BrokerTrouble | SessionEnded)}
+        return "".join(f"\n  {one}" for one in sorted(said)) + "".join(
+            f"\n  {id_text(one.owner) if len(one.owner) == 16 else one.owner!r} {one}" for one in self.spoilt
+        )
 
 
 def _is_job(one: Spoilt) -> bool:

@@ -12,6 +12,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from taskflow.broker import words
+from taskflow.broker.foreign import settle_possible
 from taskflow.broker.nudges import Bell, Nudges
 from taskflow.broker.protocol import Added, Refused, Upkept
 from taskflow.broker.sqlite import claiming, enqueue, sessions, settling, upkeep
@@ -19,7 +20,8 @@ from taskflow.broker.sqlite.console import SqliteConsole
 from taskflow.broker.sqlite.durability import Durability
 from taskflow.broker.sqlite.place import Place, Room
 from taskflow.broker.sqlite.refusals import check_payloads
-from taskflow.broker.sqlite.shelf import Shelf
+from taskflow.broker.sqlite.row import is_possible
+from taskflow.broker.sqlite.shelf import Shelf, Unsound
 from taskflow.broker.sqlite.transactions import Transactions
 from taskflow.broker.sqlite.wake import Listener, Sender
 from taskflow.broker.sqlite.writer import Writer
@@ -76,7 +78,7 @@ class SqliteBroker:
 
     @property
     def console(self) -> SqliteConsole:
-        return SqliteConsole(self._call)
+        return SqliteConsole(self._call, self._look)
 
     async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
         check_payloads(envelopes)
@@ -96,13 +98,16 @@ class SqliteBroker:
         return msgspec.structs.replace(answer, outlook=upkeep.outlook(shelf)) if beat.looks else answer
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
+        return await settle_possible(self._settle_all, settlements, is_possible)
+
+    async def _settle_all(self, settlements: Sequence[Settlement]) -> list[Settled]:
         return await self._call(Durability.FULL, lambda shelf: settling.settle(shelf, settlements))
 
     async def cancel(self, ids: Sequence[bytes]) -> list[Status | None]:
         return await self._call(Durability.FULL, lambda shelf: settling.cancel(shelf, ids))
 
     async def read(self, ids: Sequence[bytes]) -> list[Record | None]:
-        return await self._call(Durability.READ, lambda shelf: settling.read(shelf, ids))
+        return await self._look(lambda shelf: settling.read(shelf, ids))
 
     async def upkeep(self, limit: int) -> Upkept:
         return await self._call(Durability.NORMAL, lambda shelf: upkeep.upkeep(shelf, limit))
@@ -132,6 +137,13 @@ class SqliteBroker:
 
     async def _call(self, durability: Durability, verb: Callable[[Shelf], T]) -> T:
         return await self._running().writer.call(durability, verb)
+
+    async def _look(self, verb: Callable[[Shelf], T]) -> T:
+        """Without the write lock, unless a row that is read must be mended."""
+        try:
+            return await self._call(Durability.READ, verb)
+        except Unsound:
+            return await self._call(Durability.NORMAL, verb)
 
     def _running(self) -> _Parts:
         """The parts of this process: a child after a fork starts afresh, and does not touch what was its parent's."""

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import sqlite3
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from operator import attrgetter
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from taskflow.broker import words
 from taskflow.broker.sqlite.bulk import slices
 from taskflow.broker.sqlite.given import Given
-from taskflow.broker.sqlite.row import claims_of, expires_in, lease_of, pack_claims, pack_fence, parked_for
+from taskflow.broker.sqlite.row import Job, claims_of, expires_in, lease_of, pack_claims, pack_fence, parked_for, unpack_claim
 from taskflow.broker.sqlite.sessions import SessionRow, living
 from taskflow.broker.sqlite.shelf import Shelf
 from taskflow.model.envelope import ClaimId, Envelope, Lease, unpack_extras
+from taskflow.model.errors import SessionLost
 from taskflow.model.record import CODES, Event, Status
 
 _READY: Final = CODES[Status.READY]
@@ -25,34 +26,48 @@ _RUNNING: Final = CODES[Status.RUNNING]
 
 
 def claim(shelf: Shelf, session: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
-    taken = shelf.connection.execute(shelf.sql["take_request"], (request, session, request)).fetchall()
+    taken = _take(shelf, session, request)
     if not taken:
-        return _answer_again(shelf, living(shelf, session), request)
+        row = living(shelf, session)  # mended, if it was unsound
+        if row.request >= request:
+            return _answer_again(shelf, row, request)
+        taken = _take(shelf, session, request)
     found = _find(shelf, _order(shelf, queues, request, limit), limit)
     [(worker,)] = taken
+    if type(worker) is not str:
+        worker = living(shelf, session).name
     return _lease_all(shelf, session, worker, request, found) if found else []
+
+
+def _take(shelf: Shelf, session: bytes, request: int) -> list[tuple[Any]]:
+    return shelf.connection.execute(shelf.sql["take_request"], (request, session, request)).fetchall()
+
+
+FAR_BEHIND: Final = 1_000
+"""Requests that no worker can be behind its own: the stored number is not what it was."""
 
 
 def _answer_again(shelf: Shelf, row: SessionRow, request: int) -> list[Lease]:
     """The leases of the last request that are still the session's; none for an older one, whose asker has moved on."""
+    if request + FAR_BEHIND < row.request:
+        raise SessionLost(words.SESSION_LOST)
     if request < row.request:
         return []
-    jobs = shelf.jobs("jobs_by_claim", *claims_of(row.id, request))
-    return [lease_of(job, shelf.queues.name(job.queue), shelf.job_names.name(job.name), shelf.now) for job in jobs]
+    jobs = shelf.leased("jobs_by_claim", *claims_of(row.id, request))
+    return [_lease_of(shelf, job, unpack_claim(job.claim)) for job in jobs if job.claim is not None]
 
 
 class _Queue(msgspec.Struct, array_like=True, frozen=True):
     """`ready` is how many jobs are ready in it, those that have expired too; where it is not known, as many as anybody may want."""
 
     number: int
-    name: str
     ready: int = sys.maxsize
 
 
 def _order(shelf: Shelf, queues: Sequence[str], request: int, limit: int) -> Iterable[_Queue]:
     """The queues to look into."""
     if queues:
-        return [_Queue(number, name) for name in dict.fromkeys(queues) if (number := shelf.queues.find(name)) is not None]
+        return [_Queue(number) for name in dict.fromkeys(queues) if (number := shelf.queues.find(name)) is not None]
     if shelf.tally.has_moved(_READY):
         shelf.tally.flush()
     return _ready_queues(shelf, request, max(limit, _LEAST_QUEUES))
@@ -103,14 +118,13 @@ class _Ready(msgspec.Struct, array_like=True):
     extras: str = ""
     is_joined: int = 0
     expires_at: int | None = None
-    queue_name: str = ""
     id: bytes = b""
     payload: bytes = b""
 
     @property
-    def concerns_no_other(self) -> bool:
-        """Its end is no matter of a key or a join."""
-        return not (self.key or self.is_joined)
+    def is_told_of(self) -> bool:
+        """False if it must be read by itself: a value may be unsound, or its payload is long."""
+        return self.payload_bytes >= 0
 
     @property
     def place(self) -> tuple[int, int, int]:
@@ -122,14 +136,12 @@ _FOUND: Final = msgspec.json.Decoder(list[_Ready])
 _place: Final = attrgetter("place")
 _plain_place: Final = attrgetter("created_at", "seq")
 _due_at: Final = attrgetter("due_at")
-_seq: Final = attrgetter("seq")
-_name: Final = attrgetter("name")
-_queue: Final = attrgetter("queue")
 
 
 def _find(shelf: Shelf, order: Iterable[_Queue], limit: int) -> list[_Ready]:
     """The first of each queue, in the order of the queues. Those of which all are wanted are asked for together: each statement lets go
     of the interpreter, which the loop's thread then has until it sleeps."""
+    longest = max(_SHORT, min(_LONG, MOST_BYTES // max(1, limit)))
     found, together, expected = list[_Ready](), list[_Queue](), 0
     for queue in order:
         left = limit - len(found)
@@ -138,57 +150,57 @@ def _find(shelf: Shelf, order: Iterable[_Queue], limit: int) -> list[_Ready]:
         if expected < left:
             continue
         if expected > left:
-            found += _all_ready(shelf, together[:-1], left)
-            found += _first_ready(shelf, queue, limit - len(found))
+            found += _all_ready(shelf, together[:-1], left, longest)
+            found += _first_ready(shelf, queue, limit - len(found), longest)
         else:
-            found += _all_ready(shelf, together, left)
+            found += _all_ready(shelf, together, left, longest)
         if len(found) >= limit:
             return found
         together, expected = [], 0
-    return found + _all_ready(shelf, together, limit - len(found))
+    return found + _all_ready(shelf, together, limit - len(found), longest)
 
 
-def _all_ready(shelf: Shelf, queues: Sequence[_Queue], limit: int) -> list[_Ready]:
+MOST_BYTES: Final = 64 << 20
+"""Of payloads in an answer: beyond this the next request has the rest."""
+
+_LONG, _SHORT = 65_536, 4_096
+"""Bytes of a payload that comes along with others: these for a claim of a few jobs, at least those for a claim of many."""
+
+
+def _all_ready(shelf: Shelf, queues: Sequence[_Queue], limit: int, longest: int) -> list[_Ready]:
     """Of queues that have no more than so many."""
     if len(queues) < 2:
-        return [ready for queue in queues for ready in _first_ready(shelf, queue, limit)]
-    try:
-        replies = shelf.fetch_rows("all_ready_jobs", [(queue.number,) for queue in queues], shelf.now)
-    except sqlite3.DataError:  # see below
-        return [ready for queue in queues for ready in _first_ready(shelf, queue, limit)]
+        return [ready for queue in queues for ready in _first_ready(shelf, queue, limit, longest)]
+    replies = shelf.fetch_rows("all_ready_jobs", [(queue.number,) for queue in queues], longest, shelf.now)
     by_queue: dict[int, list[_Ready]] = {queue.number: [] for queue in queues}
     for ready in chain.from_iterable(_unpacked(*reply) for reply in replies):
         by_queue[ready.queue].append(ready)
-    return [ready for queue in queues for ready in _in_order(by_queue[queue.number], queue)]
+    return [ready for queue in queues for ready in _in_order(by_queue[queue.number])][:limit]
 
 
-def _first_ready(shelf: Shelf, queue: _Queue, limit: int) -> list[_Ready]:
+def _first_ready(shelf: Shelf, queue: _Queue, limit: int, longest: int) -> list[_Ready]:
     """None of a queue that is paused."""
     if limit < 1:
         return []
-    try:
-        [reply] = shelf.connection.execute(shelf.sql["ready_jobs"], (queue.number, shelf.now, limit))
-    except sqlite3.DataError:  # their payloads together are more than SQLite holds as one value (1 GB): less will do
-        if limit == 1:
-            raise
-        return _first_ready(shelf, queue, limit // 2)
-    return _in_order(_unpacked(*reply), queue)
+    [reply] = shelf.connection.execute(shelf.sql["ready_jobs"], (longest, queue.number, shelf.now, limit))
+    return _in_order(_unpacked(*reply))
 
 
 def _unpacked(packed: str, ids: bytes | None, payloads: bytes | None) -> list[_Ready]:
     found = _FOUND.decode(packed)
     start, payloads = 0, payloads or b""
-    for ready, job_id in zip(found, slices(ids, 16), strict=True):
+    for ready, job_id in zip(filter(_is_told_of, found), slices(ids, 16), strict=True):
         end = start + ready.payload_bytes
         ready.id, ready.payload = job_id, payloads[start:end]
         start = end
     return found
 
 
-def _in_order(found: list[_Ready], queue: _Queue) -> list[_Ready]:
+_is_told_of: Final = attrgetter("is_told_of")
+
+
+def _in_order(found: list[_Ready]) -> list[_Ready]:
     """All of one queue: aggregates promise no order."""
-    for ready in found:
-        ready.queue_name = queue.name
     found.sort(key=_place if any(map(_due_at, found)) else _plain_place)
     return found
 
@@ -196,39 +208,61 @@ def _in_order(found: list[_Ready], queue: _Queue) -> list[_Ready]:
 # --- what becomes of it ------------------------------------------------------------------------------------------
 
 
+class _Leased(NamedTuple):
+    lease: Lease
+    seq: int
+    queue: int
+    concerns_no_other: bool
+    """Its end is no matter of a key or a join."""
+
+
 def _lease_all(shelf: Shelf, session: bytes, worker: str | bytes, request: int, found: list[_Ready]) -> list[Lease]:
-    packed = pack_claims(session, request, len(found))
-    shelf.execute_rows("lease_jobs", list(zip(map(_seq, found), packed, strict=True)), shelf.now, shelf.steady, worker)
-    for queue, number in Counter(map(_queue, found)).items():
+    leased, size = list[_Leased](), 0
+    for ready in found:
+        claim = ClaimId(session, request, len(leased))
+        if ready.is_told_of and (given := _lease_told(shelf, ready, claim)) is not None:
+            leased.append(given)
+            continue
+        size += abs(ready.payload_bytes)
+        if size > MOST_BYTES and leased:
+            shelf.ring_queue(ready.queue)
+            break
+        if (read := _lease_read(shelf, ready, claim)) is not None:
+            leased.append(read)
+    packed = pack_claims(session, request, len(leased))
+    rows = [(one.seq, claim) for one, claim in zip(leased, packed, strict=True)]
+    shelf.execute_rows("lease_jobs", rows, shelf.now, shelf.steady, worker)
+    for queue, number in Counter(one.queue for one in leased).items():
         shelf.tally.move(queue, Event.CLAIM, _READY, _RUNNING, number)
-    names = {name: shelf.job_names.name(name) for name in set(map(_name, found))}
-    leases, given = list[Lease](), list[Given]()
-    for number, ready in enumerate(found):
-        claim = ClaimId(session, request, number)
-        leases.append(
-            _plain_lease(ready, names[ready.name], claim) if ready.due_at is None else _lease(shelf, ready, names[ready.name], claim)
-        )
-        if ready.concerns_no_other:
-            given.append(Given(ready.id, claim, ready.epoch + 1, pack_fence(ready.epoch + 1, packed[number]), ready.seq, ready.queue))
-    shelf.given.keep(given)
-    return leases
+    shelf.given.keep(
+        Given(lease.envelope.id, lease.claim, lease.epoch, pack_fence(lease.epoch, claim), seq, queue)
+        for (lease, seq, queue, concerns_no_other), claim in zip(leased, packed, strict=True)
+        if concerns_no_other
+    )
+    return [one.lease for one in leased]
 
 
-def _plain_lease(ready: _Ready, name: str, claim: ClaimId) -> Lease:
-    plain = Envelope(id=ready.id, job=name, payload=ready.payload, queue=ready.queue_name)
-    return Lease(envelope=plain, epoch=1, claim=claim, created_at=ready.created_at)
-
-
-def _lease(shelf: Shelf, ready: _Ready, name: str, claim: ClaimId) -> Lease:
-    return Lease(
+def _lease_told(shelf: Shelf, ready: _Ready, claim: ClaimId) -> _Leased | None:
+    """None if it has a name or options that cannot be read."""
+    name, queue = shelf.job_names.read(ready.name), shelf.queues.name(ready.queue)
+    if not isinstance(name, str):
+        return None
+    if ready.due_at is None:
+        plain = Envelope(id=ready.id, job=name, payload=ready.payload, queue=queue)
+        return _Leased(Lease(envelope=plain, epoch=1, claim=claim, created_at=ready.created_at), ready.seq, ready.queue, True)
+    try:
+        extras = unpack_extras(bytes.fromhex(ready.extras)) if ready.extras else {}
+    except Exception:
+        return None
+    lease = Lease(
         envelope=Envelope(
             id=ready.id,
             job=name,
             payload=ready.payload,
-            queue=ready.queue_name,
+            queue=queue,
             priority=ready.priority,
             key=bytes.fromhex(ready.key) if ready.key else None,
-            **(unpack_extras(bytes.fromhex(ready.extras)) if ready.extras else {}),
+            **extras,
         ),
         epoch=ready.epoch + 1,
         claim=claim,
@@ -240,3 +274,17 @@ def _lease(shelf: Shelf, ready: _Ready, name: str, claim: ClaimId) -> Lease:
         parked_for=parked_for(ready.parked_at, shelf.now),
         expires_in=expires_in(ready.expires_at, shelf.now),
     )
+    return _Leased(lease, ready.seq, ready.queue, not (ready.key or ready.is_joined))
+
+
+def _lease_read(shelf: Shelf, ready: _Ready, claim: ClaimId) -> _Leased | None:
+    """None if it is not ready any more in its queue, now that its row is mended."""
+    job = shelf.job_by_seq(ready.seq)
+    if job is None or job.status is not Status.READY or job.queue != ready.queue:
+        return None
+    job.epoch += 1
+    return _Leased(_lease_of(shelf, job, claim), job.seq, job.queue, job.key is None and job.joins is None)
+
+
+def _lease_of(shelf: Shelf, job: Job, claim: ClaimId) -> Lease:
+    return lease_of(job, shelf.queues.name(job.queue), shelf.job_names.read(job.name), claim, shelf.now)

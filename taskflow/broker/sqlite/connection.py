@@ -32,6 +32,7 @@ def open_file(place: Place, sql: Statements, steady: int) -> sqlite3.Connection:
         connection = sqlite3.connect(place.path, timeout=place.timeout, isolation_level=None, cached_statements=_STATEMENT_CACHE)
     except sqlite3.Error as error:
         raise in_our_words(error, place) from error
+    connection.text_factory = _text
     try:
         _prepare(connection, place, sql, steady)
     except BaseException as error:
@@ -40,6 +41,14 @@ def open_file(place: Place, sql: Statements, steady: int) -> sqlite3.Connection:
             raise in_our_words(error, place) from error
         raise
     return connection
+
+
+def _text(raw: bytes) -> str | bytes:
+    """Text that is no UTF-8 comes as bytes. sqlite3's own way is to fail, and with it all that is read together."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw
 
 
 def _prepare(connection: sqlite3.Connection, place: Place, sql: Statements, steady: int) -> None:

@@ -31,20 +31,27 @@ class Call(Protocol):
     async def __call__(self, durability: Durability, verb: Callable[[Shelf], T]) -> T: ...
 
 
+class Look(Protocol):
+    """How a broker runs a verb that only reads."""
+
+    async def __call__(self, verb: Callable[[Shelf], T]) -> T: ...
+
+
 class SqliteConsole:
     """See `taskflow.broker.console.Console`."""
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: Call, look: Look) -> None:
         self._call = call
+        self._look = look
 
     async def queues(self) -> list[QueueRecord]:
-        return await self._call(Durability.READ, queue_records)
+        return await self._look(queue_records)
 
     async def browse(self, chosen: JobFilter, *, before: bytes | None = None, limit: int = 100) -> list[Record]:
-        return await self._call(Durability.READ, lambda shelf: browse(shelf, chosen, before, limit))
+        return await self._look(lambda shelf: browse(shelf, chosen, before, limit))
 
     async def workers(self) -> list[SessionRecord]:
-        return await self._call(Durability.READ, session_records)
+        return await self._look(session_records)
 
     async def retry(self, ids: Sequence[bytes]) -> list[Redone]:
         return await self._call(Durability.FULL, lambda shelf: [_redo(shelf, shelf.job(job_id)) for job_id in ids])
@@ -59,10 +66,10 @@ class SqliteConsole:
         await self._call(Durability.FULL, lambda shelf: resume(shelf, queue))
 
     async def metrics(self) -> Metrics:
-        return await self._call(Durability.READ, metrics)
+        return await self._look(metrics)
 
     async def examine(self) -> list[Finding]:
-        return await self._call(Durability.READ, examine)
+        return await self._look(examine)
 
 
 # --- looking ---------------------------------------------------------------------------------------------------
@@ -97,7 +104,11 @@ def browse(shelf: Shelf, chosen: JobFilter, before: bytes | None, limit: int) ->
     parameters = _parameters(shelf, chosen)
     if parameters is None:
         return []
-    return [shelf.record(job) for job in shelf.jobs("browse", *parameters, ID_AFTER_ALL if before is None else before, max(0, limit))]
+    page = (*parameters, ID_AFTER_ALL if before is None else before, max(0, limit))
+    jobs = shelf.jobs("browse", *page)
+    if shelf.has_mended:  # ids have changed by it perhaps, and with them the order
+        jobs = shelf.jobs("browse", *page)
+    return [shelf.record(job) for job in jobs if job.status is not None]
 
 
 def _parameters(shelf: Shelf, chosen: JobFilter) -> tuple[object, ...] | None:
@@ -157,14 +168,17 @@ def purge(shelf: Shelf, chosen: JobFilter, limit: int) -> int:
     parameters = _parameters(shelf, chosen)
     if parameters is None:
         return 0
-    ids = shelf.connection.execute(shelf.sql["to_purge"], (*parameters, max(0, limit))).fetchall()
-    for (job_id,) in ids:
-        job = shelf.job(job_id)
-        assert job is not None
-        if job.status is not None and job.status.is_waiting:
-            shelf.end(job, Event.CANCEL, Status.CANCELLED, words.PURGED)
-        shelf.bury(job)
-    return len(ids)
+    seqs = shelf.connection.execute(shelf.sql["to_purge"], (*parameters, max(0, limit))).fetchall()
+    return sum(_purge_one(shelf, shelf.job_by_seq(seq)) for (seq,) in seqs)
+
+
+def _purge_one(shelf: Shelf, job: Job | None) -> bool:
+    if job is None or job.status in (None, Status.RUNNING):
+        return False
+    if job.status.is_waiting:
+        shelf.end(job, Event.CANCEL, Status.CANCELLED, words.PURGED)
+    shelf.bury(job)
+    return True
 
 
 def pause(shelf: Shelf, queue: str) -> None:

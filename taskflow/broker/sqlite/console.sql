@@ -27,9 +27,8 @@ SELECT due_at FROM "~jobs" WHERE status = 1 AND queue = ? ORDER BY due_at LIMIT 
 -- name: browse
 -- Parameters: now; queue, job, ended_before, poison, statuses each twice, the first telling by NULL that it does not matter; before; limit.
 -- `statuses` is a JSON array of codes. Reply: rows, the newest first.
-SELECT * FROM "~jobs"
-WHERE status IS NOT NULL
-  AND (status < 4 OR fade_at > ?)
+SELECT @job FROM "~jobs"
+WHERE (status < 4 OR (status IS NOT NULL AND fade_at > ?) OR ended_at IS NULL) -- a status that is none has no end
   AND (? IS NULL OR queue = ?)
   AND (? IS NULL OR name = ?)
   AND (? IS NULL OR ended_at <= ?)
@@ -40,10 +39,10 @@ ORDER BY id DESC
 LIMIT ?;
 
 -- name: to_purge
--- Parameters: as browse, without before. Reply: the ids of the jobs that may be purged, in order of arrival.
-SELECT id FROM "~jobs"
-WHERE status IS NOT NULL AND status != 3
-  AND (status < 4 OR fade_at > ?)
+-- Parameters: as browse, without before. Reply: the seqs of the jobs that may be purged, in order of arrival.
+SELECT seq FROM "~jobs"
+WHERE status IS NOT 3
+  AND (status < 4 OR (status IS NOT NULL AND fade_at > ?) OR ended_at IS NULL)
   AND (? IS NULL OR queue = ?)
   AND (? IS NULL OR name = ?)
   AND (? IS NULL OR ended_at <= ?)

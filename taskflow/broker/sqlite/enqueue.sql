@@ -54,6 +54,14 @@ UPDATE "~queues" SET
 FROM change
 WHERE "~queues".number = change.queue;
 
+-- name: all_counts
+-- Reads all jobs: only when counts were found to be wrong. Parameters: none. Reply: queue, status, how many jobs.
+SELECT queue, status, count(*) FROM "~jobs" WHERE status IS NOT NULL GROUP BY queue, status;
+
+-- name: count_none
+-- Parameters: none. Reply: none; every queue's counts are zero.
+UPDATE "~queues" SET held = 0, scheduled = 0, ready = 0, running = 0, succeeded = 0, failed = 0, cancelled = 0;
+
 -- name: count_events
 -- Parameters: rows of queue, event, how many. Reply: none.
 INSERT INTO "~totals" (queue, event, number) VALUES (?, ?, ?) ...

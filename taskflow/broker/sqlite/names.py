@@ -1,17 +1,28 @@
-"""Queues and job names go into rows as small numbers. Numbers are never given up, so that what was once looked up stays true."""
+"""Queues and job names go into rows as small numbers. A number is never given to another name."""
 
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
+from typing import Any
 
 from taskflow.broker.sqlite.statements import Statements
+from taskflow.model.envelope import check_job_name, check_queue
+from taskflow.model.stored import FieldReader, Unreadable, text
 
 
 class Names:
-    """One table of names and what has been read of it. `forget` after a rollback: a number that it made is not there any more."""
+    """One table of names and what has been read of it. `forget` after a rollback: a number that it made is not there any more.
 
-    def __init__(self, connection: sqlite3.Connection, *, find: str, name_of: str, add: str) -> None:
+    `check` returns a name that it allows, and raises ValueError for any other.
+    """
+
+    def __init__(
+        self, connection: sqlite3.Connection, column: str, check: Callable[[str], str], *, find: str, name_of: str, add: str
+    ) -> None:
         self._connection = connection
+        self._column = column
+        self._check = check
         self._find = find
         self._name_of = name_of
         self._add = add
@@ -31,14 +42,32 @@ class Names:
         return None if row is None else self._learn(name, row[0])
 
     def name(self, number: int) -> str:
-        if number not in self._names:
-            [row] = self._connection.execute(self._name_of, (number,)).fetchall()
-            self._learn(row[0], number)
-        return self._names[number]
+        """A stored name that cannot be read has a substitute, which names its number."""
+        name = self.read(number)
+        return name if isinstance(name, str) else f"unreadable-{number}"
+
+    def read(self, number: int) -> str | Unreadable:
+        if number in self._names:
+            return self._names[number]
+        row = self._connection.execute(self._name_of, (number,)).fetchone()
+        if row is None:
+            return Unreadable(self._column, f"number {number} has no name", b"")
+        reader = FieldReader()
+        name: str = reader.read(self._column, row[0], self._decode, "")
+        if reader.unreadable:
+            return reader.unreadable[0]
+        self._learn(name, number)
+        return name
+
+    def has(self, number: int) -> bool:
+        return number in self._names or self._connection.execute(self._name_of, (number,)).fetchone() is not None
 
     def forget(self) -> None:
         self._numbers.clear()
         self._names.clear()
+
+    def _decode(self, stored: Any) -> str:
+        return self._check(text(stored))
 
     def _learn(self, name: str, number: int) -> int:
         self._numbers[name] = number
@@ -47,8 +76,8 @@ class Names:
 
 
 def queue_names(connection: sqlite3.Connection, sql: Statements) -> Names:
-    return Names(connection, find=sql["queue_number"], name_of=sql["queue_name"], add=sql["add_queue"])
+    return Names(connection, "queue", check_queue, find=sql["queue_number"], name_of=sql["queue_name"], add=sql["add_queue"])
 
 
 def job_names(connection: sqlite3.Connection, sql: Statements) -> Names:
-    return Names(connection, find=sql["job_name_number"], name_of=sql["job_name"], add=sql["add_job_name"])
+    return Names(connection, "name", check_job_name, find=sql["job_name_number"], name_of=sql["job_name"], add=sql["add_job_name"])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from operator import attrgetter
-from typing import Final
+from typing import Any, Final
 
 import msgpack
 import msgspec
@@ -13,7 +14,8 @@ from taskflow.broker.sqlite.bulk import slices
 from taskflow.model.clock import instant_of, to_seconds
 from taskflow.model.envelope import ClaimId, Envelope, Lease, unpack_extras
 from taskflow.model.record import BY_CODE, Progress, Record, Status, unpack_progress
-from taskflow.model.verdict import unpack_errors
+from taskflow.model.stored import FieldReader, Unreadable, maybe, octets, text, unpacked
+from taskflow.model.verdict import Settlement, unpack_errors
 
 _CLAIM_TAIL: Final = struct.Struct(">QI")
 _CLAIM_HEAD: Final = struct.Struct(">Q")
@@ -23,9 +25,9 @@ _ID_BYTES: Final = 16
 CLAIM_BYTES: Final = _ID_BYTES + _CLAIM_TAIL.size
 
 _CHANGING: Final = (
-    "code", "due_at", "expires_at", "payload", "awaits", "joins", "behind", "epoch", "failures", "crashes", "snoozes", "hand_backs",
-    "claim", "started_at", "worker", "progress", "settled", "parked_at", "errors", "cancel_requested", "result", "reason", "waiting_for",
-    "is_poison", "ended_at", "fade_at", "seq",
+    "code", "due_at", "expires_at", "awaits", "joins", "behind", "epoch", "failures", "crashes", "snoozes", "hand_backs", "claim",
+    "started_at", "worker", "progress", "settled", "parked_at", "cancel_requested", "reason", "waiting_for", "is_poison", "ended_at",
+    "fade_at", "errors", "result", "code", "seq",
 )  # fmt: skip
 
 
@@ -41,7 +43,6 @@ class Job(msgspec.Struct):
     created_at: int
     due_at: int
     expires_at: int | None = None
-    payload: bytes | None = None
     key: bytes | None = None
     extras: bytes | None = None
     awaits: int = 0
@@ -60,14 +61,16 @@ class Job(msgspec.Struct):
     progress: bytes | None = None
     settled: bytes | None = None
     parked_at: int | None = None
-    errors: bytes | None = None
-    cancel_requested: str | None = None
-    result: bytes | None = None
+    cancel_requested: str | bytes | None = None
     reason: str | bytes | None = None
     waiting_for: str | bytes | None = None
     is_poison: int = 0
     ended_at: int | None = None
     fade_at: int | None = None
+    spoilt: bytes | None = None
+    errors: bytes | None = None
+    result: bytes | None = None
+    payload: bytes | None = None
 
     @property
     def status(self) -> Status | None:
@@ -90,6 +93,8 @@ class Job(msgspec.Struct):
         self.cancel_requested = self.reason = self.progress = self.worker = None
 
 
+COLUMNS: Final = Job.__struct_fields__
+
 changing_columns: Final = attrgetter(*_CHANGING)
 """What `save_job` takes."""
 
@@ -99,17 +104,24 @@ columns_of_run: Final = attrgetter(
 )  # fmt: skip
 """What `save_runs` takes."""
 
-all_columns: Final = attrgetter(*Job.__struct_fields__[1:])
+all_columns: Final = attrgetter(*COLUMNS[1:])
 """What `add_job` takes."""
 
+LEFT_ALONE: Final = frozenset({"seq", "extras", "result", "payload"})
+"""Columns that no statement decides by: an unsound value stays where it is."""
 
-def record_of(job: Job, queue: str, name: str) -> Record:
+mended_columns: Final = attrgetter(*(column for column in COLUMNS if column not in LEFT_ALONE), "seq")
+"""What `mend_job` takes."""
+
+
+def record_of(job: Job, queue: str, name: str | Unreadable) -> Record:
     status = job.status
     assert status is not None
-    extras = unpack_extras(job.extras)
+    reader = _Opaque(job)
+    extras = reader.extras()
     return Record(
         id=job.id,
-        job=name,
+        job=reader.name(name),
         queue=queue,
         status=status,
         priority=job.priority,
@@ -126,35 +138,36 @@ def record_of(job: Job, queue: str, name: str) -> Record:
         hand_backs=job.hand_backs,
         epoch=job.epoch,
         worker=text_of(job.worker),
-        progress=unpack_progress(job.progress),
-        result=job.result,
-        payload=job.payload,
+        progress=reader.read("progress", job.progress, unpack_progress, None),
+        result=reader.read("result", job.result, _maybe_octets, None),
+        payload=reader.read("payload", job.payload, _maybe_octets, None),
         reason=text_of(job.reason),
         waiting_for=text_of(job.waiting_for),
-        errors=unpack_errors(job.errors),
+        errors=reader.read("errors", job.errors, unpack_errors, ()),
         cancel_requested=job.cancel_requested is not None,
         headers=extras.get("headers", {}),
+        unreadable=reader.unreadable,
     )
 
 
 _PLAIN: Final = Envelope(id=b"", job="", payload=b"")
 
 
-def lease_of(job: Job, queue: str, name: str, now: int) -> Lease:
-    """A lease given before, told again."""
-    assert job.claim is not None
+def lease_of(job: Job, queue: str, name: str | Unreadable, claim: ClaimId, now: int) -> Lease:
+    """The lease of that claim, as it was given or is given now. `epoch` is the job's own."""
+    reader = _Opaque(job)
     return Lease(
         envelope=Envelope(
             id=job.id,
-            job=name,
+            job=reader.name(name),
             queue=queue,
-            payload=job.payload or b"",
+            payload=reader.read("payload", job.payload, octets, b""),
             priority=job.priority,
             key=job.key,
-            **unpack_extras(job.extras),
+            **reader.extras(),
         ),
         epoch=job.epoch,
-        claim=unpack_claim(job.claim),
+        claim=claim,
         created_at=job.created_at,
         failures=job.failures,
         crashes=job.crashes,
@@ -162,7 +175,47 @@ def lease_of(job: Job, queue: str, name: str, now: int) -> Lease:
         hand_backs=job.hand_backs,
         parked_for=parked_for(job.parked_at, now),
         expires_in=expires_in(job.expires_at, now),
+        unreadable=reader.unreadable,
     )
+
+
+class _Opaque(FieldReader):
+    """Reads what no statement decides by. What was found before, when the row was mended, comes first."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__()
+        self._job = job
+        if job.spoilt is not None:
+            nothing: tuple[Unreadable, ...] = ()
+            for found in self.read("spoilt", job.spoilt, unpack_spoilt, nothing):
+                self.note(found.column, found.raw, found.problem)
+
+    def extras(self) -> dict[str, Any]:
+        return {} if self._job.extras is None else self.read("extras", self._job.extras, unpack_extras, {})
+
+    def name(self, name: str | Unreadable) -> str:
+        if isinstance(name, str):
+            return name
+        self.note(name.column, name.raw, name.problem)
+        return ""
+
+    def note(self, column: str, stored: Any, problem: str) -> None:
+        if column not in {found.column for found in self.unreadable}:
+            super().note(column, stored, problem)
+
+
+def _maybe_octets(stored: Any) -> bytes | None:
+    return maybe(stored, octets)
+
+
+def pack_spoilt(found: Iterable[Unreadable]) -> bytes:
+    packed = msgpack.packb([[each.column, each.problem, each.raw] for each in found], unicode_errors="surrogatepass")
+    assert packed is not None
+    return bytes(packed)
+
+
+def unpack_spoilt(packed: Any) -> tuple[Unreadable, ...]:
+    return tuple(Unreadable(text(column), text(problem), octets(raw)) for column, problem, raw in unpacked(packed))
 
 
 def parked_for(parked_at: int | None, now: int) -> float:
@@ -198,6 +251,12 @@ def claims_of(session: bytes, request: int | None = None) -> tuple[bytes, bytes]
     return session + _CLAIM_TAIL.pack(first, 0), session + _CLAIM_TAIL.pack(last, 0xFFFF_FFFF)
 
 
+def is_possible(settlement: Settlement) -> bool:
+    """Return False if no store can have given out this fence."""
+    session, request, number = settlement.claim
+    return len(session) == _ID_BYTES and 0 <= settlement.epoch < 1 << 53 and 0 <= request < 1 << 63 and 0 <= number < 1 << 32
+
+
 def pack_fence(epoch: int, claim: bytes) -> bytes:
     return claim + _EPOCH.pack(epoch)
 
@@ -216,13 +275,13 @@ def pack_progress(progress: Progress | None) -> bytes | None:
 # --- text ---------------------------------------------------------------------------------------------------------
 
 
-def storable(text: str) -> str | bytes:
+def storable(told: str) -> str | bytes:
     """SQLite's text is UTF-8: what has no such form (a lone surrogate in an exception's message) is kept as bytes."""
     try:
-        text.encode()
+        told.encode()
     except UnicodeEncodeError:
-        return text.encode(errors="surrogatepass")
-    return text
+        return told.encode(errors="surrogatepass")
+    return told
 
 
 def text_of(stored: str | bytes | None) -> str | None:

@@ -57,6 +57,8 @@ CREATE TABLE "~sessions" (
 
 -- `seq` only orders, and is never named outside a transaction: that SQLite gives the number of a dropped last row again does no harm.
 -- `claim` is (session, request, number) as 28 bytes that sort like it; `settled` is the claim and the epoch of the last settlement.
+-- The large columns come last: SQLite reads a row up to the last column that it needs.
+-- `spoilt` names the columns whose values were unsound, with what stood there, as `row.pack_spoilt` has it.
 -- `joins` are ids one after the other, `errors` as in `verdict.append_error`, `extras` as in `envelope.pack_extras`.
 CREATE TABLE "~jobs" (
   seq INTEGER PRIMARY KEY,
@@ -68,7 +70,6 @@ CREATE TABLE "~jobs" (
   created_at INTEGER NOT NULL,
   due_at INTEGER NOT NULL,
   expires_at INTEGER,
-  payload BLOB,
   key BLOB,
   extras BLOB,
   awaits INTEGER NOT NULL DEFAULT 0,
@@ -87,14 +88,16 @@ CREATE TABLE "~jobs" (
   progress BLOB,
   settled BLOB,
   parked_at INTEGER,
-  errors BLOB,
   cancel_requested TEXT,
-  result BLOB,
   reason TEXT,
   waiting_for TEXT,
   is_poison INTEGER NOT NULL DEFAULT 0,
   ended_at INTEGER,
   fade_at INTEGER,
+  spoilt BLOB,
+  errors BLOB,
+  result BLOB,
+  payload BLOB,
   -- What a bug in the protocol would break; each turns it into an error.
   CHECK ((status IS 3) = (claim IS NOT NULL)),
   CHECK ((status IS NULL OR status >= 4) = (ended_at IS NOT NULL)),

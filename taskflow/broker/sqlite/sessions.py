@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Final
 
 import msgpack
 import msgspec
@@ -24,7 +25,9 @@ from taskflow.model.clock import instant_of, to_microseconds, to_seconds
 from taskflow.model.envelope import ClaimId
 from taskflow.model.errors import SessionLost
 from taskflow.model.record import Event
+from taskflow.model.rules import LONGEST
 from taskflow.model.session import Beat, BeatAnswer, Session, SessionRecord
+from taskflow.model.stored import FieldReader, maybe, number, octets, text, unpacked, whole
 
 
 class SessionRow(msgspec.Struct, frozen=True):
@@ -55,7 +58,84 @@ class SessionRow(msgspec.Struct, frozen=True):
 
 
 def session_rows(shelf: Shelf, statement: str, *parameters: object) -> list[SessionRow]:
-    return [SessionRow(*row) for row in shelf.connection.execute(shelf.sql[statement], parameters)]
+    rows = shelf.connection.execute(shelf.sql[statement], parameters).fetchall()
+    return [session for row in rows if (session := _session(shelf, row)) is not None]
+
+
+# --- unsound rows --------------------------------------------------------------------------------------------
+
+
+def _session(shelf: Shelf, row: tuple[Any, ...]) -> SessionRow | None:
+    """A row, with defaults where a value is unsound: these are written, where that is possible. None if nobody can be meant by its id."""
+    columns = SessionRow.__struct_fields__
+    reader = FieldReader()
+    values = [reader.read(column, stored, *_reading(shelf, column)) for column, stored in zip(columns, row, strict=True)]
+    session = SessionRow(*values)
+    is_early = session.beat_at > shelf.steady and not session.is_of_another_boot(shelf.clock.boot_id())
+    if is_early:
+        session = msgspec.structs.replace(session, beat_at=shelf.steady)
+    if (reader.unreadable or is_early) and shelf.may_write:
+        shelf.connection.execute(shelf.sql["mend_session"], (*msgspec.structs.astuple(session)[2:], session.number))
+    return session if session.id else None
+
+
+def _reading(shelf: Shelf, column: str) -> tuple[Callable[[Any], Any], Any]:
+    """How to read a column, and its default."""
+    match column:
+        case "id":
+            return _read_id, b""
+        case "name":
+            return _read_name, ""
+        case "ttl_seconds":
+            return _read_ttl, shelf.rules.session_ttl
+        case "about":
+            return octets, b""
+        case "boot_id":
+            return _read_boot_id, shelf.clock.boot_id()
+        case "registered_at":
+            return whole, shelf.now
+        case "beat_at":
+            return whole, shelf.steady
+        case "dead_at":
+            return _read_dead_at, shelf.now
+        case "request":
+            return _read_request, 0
+        case "number":
+            return int, 0  # SQLite lets it be nothing else
+        case _:
+            return whole, 0
+
+
+def _read_id(stored: Any) -> bytes:
+    return octets(stored, 16)
+
+
+def _read_name(stored: Any) -> str | bytes:
+    text(stored)
+    named: str | bytes = stored
+    return named
+
+
+def _read_ttl(stored: Any) -> float:
+    return number(stored, 0.0, LONGEST)
+
+
+def _read_boot_id(stored: Any) -> str:
+    if not isinstance(stored, str):
+        raise TypeError(f"expected text, got {type(stored).__name__}")
+    return stored
+
+
+def _read_dead_at(stored: Any) -> int | None:
+    return maybe(stored, whole)
+
+
+def _read_request(stored: Any) -> int:
+    return whole(stored, 0, MOST_REQUESTS)
+
+
+MOST_REQUESTS: Final = 1 << 40
+"""More than a session makes in its life."""
 
 
 # --- life ----------------------------------------------------------------------------------------------------
@@ -90,7 +170,7 @@ def _take_pulse(shelf: Shelf) -> None:
 
 def _find(shelf: Shelf, session: bytes) -> SessionRow | None:
     row = shelf.connection.execute(shelf.sql["session_by_id"], (session,)).fetchone()
-    return None if row is None else SessionRow(*row)
+    return None if row is None else _session(shelf, row)
 
 
 def living(shelf: Shelf, session: bytes) -> SessionRow:
@@ -148,7 +228,7 @@ def _take_back_ghosts(shelf: Shelf, held: set[ClaimId], beat: Beat) -> int:
     ghosts = 0
     for claim in sorted(claim for claim in held.difference(beat.claims) if claim.request <= beat.seen):
         packed = pack_claim(claim)
-        for job in shelf.jobs("jobs_by_claim", packed, packed):
+        for job in shelf.leased("jobs_by_claim", packed, packed):
             if job.claimed_steady <= old:
                 held.discard(claim)
                 shelf.wait_again(job, Event.GHOST)
@@ -158,13 +238,13 @@ def _take_back_ghosts(shelf: Shelf, held: set[ClaimId], beat: Beat) -> int:
 
 def _leave(shelf: Shelf, row: SessionRow) -> None:
     shelf.connection.execute(shelf.sql["kill_session"], (shelf.now, row.number))
-    for job in shelf.jobs("jobs_by_claim", *claims_of(row.id)):
+    for job in shelf.leased("jobs_by_claim", *claims_of(row.id)):
         settling.hand_back(shelf, job, counts=True)
 
 
 def _die(shelf: Shelf, row: SessionRow, cause: str) -> None:
     shelf.connection.execute(shelf.sql["kill_session"], (shelf.now, row.number))
-    for job in shelf.jobs("jobs_by_claim", *claims_of(row.id)):
+    for job in shelf.leased("jobs_by_claim", *claims_of(row.id)):
         settling.crash(shelf, job, cause)
 
 
@@ -183,9 +263,9 @@ def lease_count(shelf: Shelf, row: SessionRow) -> int:
 
 
 def _to_record(row: SessionRow, leases: int, steady: int) -> SessionRecord:
-    queues, concurrency, *_ = _about(row)
+    queues, concurrency = _about(row)
     return SessionRecord(
-        session=Session(id=row.id, name=text_of(row.name) or "", ttl=row.ttl_seconds, queues=tuple(queues), concurrency=concurrency),
+        session=Session(id=row.id, name=text_of(row.name) or "", ttl=row.ttl_seconds, queues=queues, concurrency=concurrency),
         registered_at=instant_of(row.registered_at),
         seconds_since_beat=max(0.0, to_seconds(steady - row.beat_at)),
         leases=leases,
@@ -193,6 +273,10 @@ def _to_record(row: SessionRow, leases: int, steady: int) -> SessionRecord:
     )
 
 
-def _about(row: SessionRow) -> list[Any]:
-    about: list[Any] = msgpack.unpackb(row.about)
-    return about
+def _about(row: SessionRow) -> tuple[tuple[str, ...], int]:
+    """Queues and concurrency; nothing where that cannot be read: only people ask for it."""
+    try:
+        queues, concurrency, *_ = unpacked(row.about)
+        return tuple(text(queue) for queue in queues), whole(concurrency)
+    except Exception:
+        return (), 0

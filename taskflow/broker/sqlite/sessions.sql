@@ -1,25 +1,30 @@
 -- Sessions: their life, their claims, their beats.
 
+-- name: session
+-- The columns of a session in the table's order; what is too long is not fetched.
+number, id, iif(length(name) > 1048576, NULL, name), ttl, iif(length(about) > 1048576, NULL, about), registered_at,
+iif(length(boot_id) > 1024, NULL, boot_id), beat_at, is_spared, dead_at, request
+
 -- name: session_by_id
 -- Parameters: id. Reply: the session's row, none when it is unknown.
-SELECT * FROM "~sessions" WHERE id = ?;
+SELECT @session FROM "~sessions" WHERE id = ?;
 
 -- name: silent_sessions
 -- Parameters: the silence of all sessions, in microseconds. Reply: the rows of living ones that were not spared and whose ttl is about
 -- that or less.
-SELECT * FROM "~sessions" WHERE dead_at IS NULL AND is_spared = 0 AND ttl * 1000000 <= ? + 1 ORDER BY number;
+SELECT @session FROM "~sessions" WHERE dead_at IS NULL AND is_spared = 0 AND ttl * 1000000 <= ? + 1 ORDER BY number;
 
 -- name: living_sessions
 -- Parameters: none. Reply: the rows of those that are not dead, in the order in which they came.
-SELECT * FROM "~sessions" WHERE dead_at IS NULL ORDER BY number;
+SELECT @session FROM "~sessions" WHERE dead_at IS NULL ORDER BY number;
 
 -- name: dead_sessions
 -- Parameters: none. Reply: the rows of those that are dead and not yet forgotten, in the order in which they came.
-SELECT * FROM "~sessions" WHERE dead_at IS NOT NULL ORDER BY number;
+SELECT @session FROM "~sessions" WHERE dead_at IS NOT NULL ORDER BY number;
 
 -- name: all_sessions
 -- Parameters: none. Reply: every row, in the order in which they came.
-SELECT * FROM "~sessions" ORDER BY number;
+SELECT @session FROM "~sessions" ORDER BY number;
 
 -- name: add_session
 -- Parameters: id, name, ttl, about, registered_at, boot_id, beat_at. Reply: none. Refuses a known id.
@@ -28,6 +33,12 @@ INSERT INTO "~sessions" (id, name, ttl, about, registered_at, boot_id, beat_at) 
 -- name: forget_session
 -- Parameters: number. Reply: none.
 DELETE FROM "~sessions" WHERE number = ?;
+
+-- name: mend_session
+-- Parameters: every column but number and id, in the table's order; number. Reply: none.
+UPDATE "~sessions" SET
+  name = ?, ttl = ?, about = ?, registered_at = ?, boot_id = ?, beat_at = ?, is_spared = ?, dead_at = ?, request = ?
+WHERE number = ?;
 
 -- name: take_beat
 -- Parameters: beat_at, number. Reply: none.
@@ -59,40 +70,68 @@ SELECT count(*) FROM "~jobs" WHERE claim >= ? AND claim <= ?;
 
 -- name: ready_queues
 -- Parameters: limit; a number, which modulo theirs says where to begin. Reply: how many queues are not paused and have ready jobs; as JSON,
--- number, name and ready jobs of some of them, by name, without those that come before.
+-- number and ready jobs of some of them, by name, without those that come before.
 WITH ready (queues) AS (SELECT count(*) FROM "~queues" WHERE ready > 0 AND is_paused = 0)
-SELECT (SELECT queues FROM ready), json_group_array(json_array(number, name, ready))
+SELECT (SELECT queues FROM ready), json_group_array(json_array(number, ready))
 FROM (
-  SELECT number, name, "~queues".ready FROM "~queues" WHERE "~queues".ready > 0 AND is_paused = 0
+  SELECT number, "~queues".ready FROM "~queues" WHERE "~queues".ready > 0 AND is_paused = 0
   ORDER BY name
   LIMIT ? OFFSET (SELECT ? % max(1, queues) FROM ready)
 );
 
+-- name: how
+-- How a ready job can be told of: 1 if it is as plain as most, 2 if it is not, 0 if it must be read by itself, since a value may be unsound
+-- or its payload is longer than the parameter. (A job that was never leased has no failures, crashes, snoozes or hand-backs, and was not
+-- parked.)
+CASE
+  WHEN
+    typeof(id) != 'blob' OR length(id) != 16 OR typeof(payload) != 'blob' OR length(payload) > ? OR typeof(name) != 'integer'
+    OR typeof(created_at) != 'integer' OR spoilt IS NOT NULL OR ended_at IS NOT NULL
+  THEN 0
+  WHEN
+    epoch = 0 AND due_at = created_at AND priority = 0 AND key IS NULL AND extras IS NULL AND joins IS NULL AND expires_at IS NULL
+  THEN 1
+  WHEN
+    typeof(due_at) = 'integer' AND typeof(priority) = 'integer' AND priority BETWEEN -100 AND 100
+    AND typeof(epoch) = 'integer' AND typeof(failures) = 'integer' AND typeof(crashes) = 'integer' AND typeof(snoozes) = 'integer'
+    AND typeof(hand_backs) = 'integer' AND min(epoch, failures, crashes, snoozes, hand_backs) >= 0
+    AND max(epoch, failures, crashes, snoozes, hand_backs) < 9007199254740992
+    AND typeof(parked_at) IN ('integer', 'null') AND typeof(expires_at) IN ('integer', 'null')
+    AND coalesce(length(key) <= 64, 1) AND coalesce(length(extras) <= 65536, 1)
+  THEN 2
+  ELSE 0
+END AS how
+
 -- name: told_of_ready
 -- What is told of ready jobs: as JSON, in order of arrival in the answer, queue, seq, name, created_at, the payload's length, and of those
 -- that are not as plain as most due_at, priority, epoch, failures, crashes, snoozes, hand_backs, parked_at, key and extras in
--- hexadecimal, whether others await it, expires_at; then their ids, and their payloads, one after the other.
--- (A job that was never leased has no failures, crashes, snoozes or hand-backs, and was not parked.)
+-- hexadecimal, whether others await it, expires_at; of one that must be read by itself only where it stands, and as a number below zero how
+-- long its payload is; then the ids and payloads of the others, one after the other.
 json_group_array(
-  CASE
-    WHEN epoch = 0 AND due_at = created_at AND priority = 0 AND key IS NULL AND extras IS NULL AND joins IS NULL
-      AND expires_at IS NULL
-    THEN json_array(queue, seq, name, created_at, length(payload))
-    ELSE
+  CASE how
+    WHEN 1 THEN json_array(queue, seq, name, created_at, length(payload))
+    WHEN 2
+    THEN
       json_array(
         queue, seq, name, created_at, length(payload), due_at, priority, epoch, failures, crashes, snoozes, hand_backs, parked_at,
         hex(key), hex(extras), joins IS NOT NULL, expires_at
       )
+    ELSE
+      json_array(
+        queue, seq, 0, 0, -1 - CASE typeof(payload) WHEN 'blob' THEN length(payload) ELSE 0 END, CAST(due_at AS INTEGER),
+        CAST(priority AS INTEGER)
+      )
   END
 ),
-CAST(group_concat(id, '') AS BLOB),
-CAST(group_concat(payload, '') AS BLOB)
+CAST(group_concat(CASE WHEN how > 0 THEN id END, '') AS BLOB),
+CAST(group_concat(CASE WHEN how > 0 THEN payload END, '') AS BLOB)
 
 -- name: ready_jobs
--- Parameters: queue, now, limit. Reply: one row of the first ready jobs that have not expired, nothing in it when the queue is paused.
+-- Parameters: the longest payload that comes along; queue, now, limit. Reply: one row of the first ready jobs that have not expired, nothing
+-- in it when the queue is paused.
 SELECT @told_of_ready
 FROM (
-  SELECT * FROM "~jobs"
+  SELECT *, @how FROM "~jobs"
   WHERE
     status = 2 AND queue = (SELECT number FROM "~queues" WHERE number = ? AND is_paused = 0)
     AND (expires_at IS NULL OR expires_at > ?)
@@ -101,13 +140,17 @@ FROM (
 );
 
 -- name: all_ready_jobs
--- Parameters: rows of a queue's number; now. Reply: one row of all ready jobs of these queues, as `ready_jobs` has it.
+-- Parameters: rows of a queue's number; the longest payload that comes along; now. Reply: one row of all ready jobs of these queues, as
+-- `ready_jobs` has it.
 WITH wanted (number) AS (VALUES (?) ...)
 SELECT @told_of_ready
-FROM wanted CROSS JOIN "~jobs"
-WHERE
-  status = 2 AND queue = (SELECT number FROM "~queues" WHERE number = wanted.number AND is_paused = 0)
-  AND (expires_at IS NULL OR expires_at > ?);
+FROM (
+  SELECT "~jobs".*, @how
+  FROM wanted CROSS JOIN "~jobs"
+  WHERE
+    status = 2 AND queue = (SELECT number FROM "~queues" WHERE number = wanted.number AND is_paused = 0)
+    AND (expires_at IS NULL OR expires_at > ?)
+);
 
 -- name: lease_jobs
 -- Parameters: rows of seq and claim; claimed_at, claimed_steady, worker. Reply: none. Refuses a claim that exists.
@@ -119,11 +162,12 @@ FROM leased
 WHERE "~jobs".seq = leased.seq;
 
 -- name: held_claims
--- Parameters: the least and the greatest claim of a session. Reply: its claims, one after the other, and those of jobs asked to stop.
+-- Parameters: the least and the greatest claim of a session. Reply: its claims, one after the other, and those of jobs asked to stop. A
+-- claim of another length than theirs is unsound.
 SELECT
   CAST(group_concat(claim, '') AS BLOB),
   CAST(group_concat(CASE WHEN cancel_requested IS NOT NULL THEN claim END, '') AS BLOB)
-FROM (SELECT claim, cancel_requested FROM "~jobs" WHERE claim >= ? AND claim <= ? ORDER BY claim);
+FROM (SELECT claim, cancel_requested FROM "~jobs" WHERE claim >= ? AND claim <= ? AND length(claim) = 28 ORDER BY claim);
 
 -- name: save_reports
 -- Parameters: rows of claim, started_at, progress or NULL to keep what is there. Reply: none.

@@ -30,7 +30,13 @@ SELECT
     )
   )
 FROM run JOIN "~jobs" AS j ON j.claim = run.claim
-WHERE j.id = run.id AND j.epoch = run.epoch AND j.key IS NULL AND j.joins IS NULL;
+WHERE
+  j.id = run.id AND j.epoch = run.epoch AND j.key IS NULL AND j.joins IS NULL
+  -- What is unsound is settled by itself.
+  AND typeof(queue) = 'integer' AND typeof(due_at) = 'integer' AND typeof(failures) = 'integer' AND typeof(crashes) = 'integer'
+  AND typeof(snoozes) = 'integer' AND typeof(hand_backs) = 'integer' AND typeof(parked_at) IN ('integer', 'null')
+  AND typeof(cancel_requested) IN ('text', 'null') AND coalesce(length(cancel_requested), 0) <= 4096
+  AND coalesce(length(errors), 0) <= 1048576 AND typeof(errors) IN ('blob', 'null') AND spoilt IS NULL;
 
 -- name: save_runs
 -- Parameters: rows of seq, status, due_at, failures, crashes, snoozes, hand_backs, started_at, settled, parked_at, errors, reason,

@@ -9,19 +9,47 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 from taskflow.broker import topics, words
 from taskflow.broker.sqlite.bulk import execute_rows, fetch_rows, insert_rows
 from taskflow.broker.sqlite.given import GivenLeases
 from taskflow.broker.sqlite.names import job_names, queue_names
-from taskflow.broker.sqlite.row import Job, all_columns, changing_columns, columns_of_run, record_of, storable
+from taskflow.broker.sqlite.row import (
+    COLUMNS,
+    Job,
+    all_columns,
+    changing_columns,
+    columns_of_run,
+    mended_columns,
+    record_of,
+    storable,
+    text_of,
+)
+from taskflow.broker.sqlite.sound import is_sound, look_closely
 from taskflow.broker.sqlite.statements import Statements
 from taskflow.broker.sqlite.tally import Tally
 from taskflow.model.clock import Clock, to_microseconds
+from taskflow.model.envelope import DEFAULT_QUEUE
 from taskflow.model.ids import id_text
 from taskflow.model.record import CODES, MOVES, Event, Record, Status
 from taskflow.model.rules import Rules
+from taskflow.model.stored import Unreadable
+
+_QUEUE: Final = COLUMNS.index("queue")
+
+
+@dataclass
+class Scrubbed:
+    """How far upkeep has looked through the jobs, and the names that it has seen in use since it began at the start."""
+
+    seq: int = -(1 << 63)
+    names: set[object] = field(default_factory=set)
+
+
+class Unsound(Exception):
+    """A row must be mended, which a transaction that only reads cannot do: the verb is to be run again in one that writes."""
 
 
 class Shelf:
@@ -37,11 +65,15 @@ class Shelf:
         self.tally = Tally(connection, sql)
         self.given = GivenLeases()
         self.rung = set[str]()
+        self.scrubbed = Scrubbed()
         self._put_off: list[Job] | None = None
+        self.may_write = self.has_mended = False
         self.now = self.steady = 0
 
-    def begin(self) -> None:
+    def begin(self, *, may_write: bool) -> None:
         """One reading of the clocks a verb: inside the transaction, so that a later commit has a later time."""
+        self.may_write = may_write
+        self.has_mended = False
         self.now = self.clock.wall()
         self.steady = self.clock.steady()
 
@@ -54,6 +86,7 @@ class Shelf:
         self.queues.forget()
         self.job_names.forget()
         self.given.forget()
+        self.scrubbed = Scrubbed()
         self.rung.clear()
 
     def take_rung(self) -> set[str]:
@@ -65,8 +98,16 @@ class Shelf:
     def job(self, job_id: bytes) -> Job | None:
         return self._first("job_by_id", job_id)
 
+    def job_by_seq(self, seq: int) -> Job | None:
+        return self._first("job_by_seq", seq)
+
     def jobs(self, statement: str, *parameters: object) -> list[Job]:
-        return [Job(*row) for row in self.connection.execute(self.sql[statement], parameters)]
+        rows = self.connection.execute(self.sql[statement], parameters).fetchall()
+        return [self._job(row) for row in rows]
+
+    def leased(self, statement: str, *parameters: object) -> list[Job]:
+        """Jobs found by their claims, without those whose claims were unsound: these are ready again."""
+        return [job for job in self.jobs(statement, *parameters) if job.claim is not None]
 
     def save(self, job: Job) -> None:
         if self._put_off is not None:
@@ -85,7 +126,7 @@ class Shelf:
         self.execute_rows("save_runs", [columns_of_run(job) for job in put_off])
 
     def record(self, job: Job) -> Record:
-        return record_of(job, self.queues.name(job.queue), self.job_names.name(job.name))
+        return record_of(job, self.queues.name(job.queue), self.job_names.read(job.name))
 
     def execute_rows(self, statement: str, rows: Sequence[tuple[object, ...]], *shared: object) -> int:
         return execute_rows(self.connection, self.sql, statement, rows, shared)
@@ -98,7 +139,33 @@ class Shelf:
 
     def _first(self, statement: str, *parameters: object) -> Job | None:
         row = self.connection.execute(self.sql[statement], parameters).fetchone()
-        return None if row is None else Job(*row)
+        return None if row is None else self._job(row)
+
+    # --- unsound rows -------------------------------------------------------------------------------------------
+
+    def _job(self, row: tuple[Any, ...]) -> Job:
+        """A row as a job, mended if it is unsound. Raises Unsound if it cannot be mended here."""
+        if is_sound(row) and self.queues.has(row[_QUEUE]):
+            return Job(*row)
+        job, is_mended = look_closely(row, self.now, self._strange_queue(row[_QUEUE]))
+        if is_mended:
+            self._mend(job)
+        return job
+
+    def _strange_queue(self, number: Any) -> Unreadable | None:
+        return None if type(number) is not int or self.queues.has(number) else Unreadable("queue", f"number {number} has no name", b"")
+
+    def _mend(self, job: Job) -> None:
+        if not self.may_write:
+            raise Unsound
+        if not self.queues.has(job.queue):
+            job.queue = self.queues.number(DEFAULT_QUEUE)
+        self.connection.execute(self.sql["mend_job"], mended_columns(job))
+        self.has_mended = True
+        self.given.forget()
+        self.tally.recount()
+        if job.status is Status.READY:
+            self.ring_queue(job.queue)
 
     # --- moves: every change of a single job's status goes through here -----------------------------------------
 
@@ -144,7 +211,7 @@ class Shelf:
         """
         successor = self.waiting_behind(job)
         if job.cancel_requested is not None:
-            self.end(job, event, Status.CANCELLED, job.cancel_requested)
+            self.end(job, event, Status.CANCELLED, text_of(job.cancel_requested))
         elif successor is not None:
             self.end(job, event, Status.CANCELLED, words.replaced_by(successor.id))
         elif due_at is None:

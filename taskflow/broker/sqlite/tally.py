@@ -21,6 +21,11 @@ class Tally:
         self._sql = sql
         self._moves = Counter[tuple[int, int]]()
         self._events = Counter[tuple[int, str]]()
+        self._must_recount = False
+
+    def recount(self) -> None:
+        """The counts may be wrong: take them anew from the jobs when they are written."""
+        self._must_recount = True
 
     def move(self, queue: int, event: str, before: int | None, after: int | None, number: int = 1) -> None:
         if before is not None:
@@ -37,14 +42,33 @@ class Tally:
         return any(code == status for _, code in self._moves)
 
     def flush(self) -> None:
-        if not self._events:
+        if not (self._events or self._must_recount):
             return
         moves, events = self._moves, self._events
-        changes = [(queue, *(moves[queue, code] for code in _CODES)) for queue in sorted({queue for queue, _ in moves})]
-        execute_rows(self._connection, self._sql, "count_moves", changes)
+        changes = [(queue, *(moves[queue, code] for code in _CODES)) for queue in {queue for queue, _ in moves}]
+        if self._must_recount or not self._count(changes):
+            self._count_all()
         insert_rows(self._connection, self._sql, "count_events", [(*of, number) for of, number in events.items()])
         self.forget()
+
+    def _count(self, changes: list[tuple[int, ...]]) -> bool:
+        """False if a count would fall below zero: somebody else has changed a job's status."""
+        try:
+            execute_rows(self._connection, self._sql, "count_moves", changes)
+        except sqlite3.IntegrityError:
+            return False
+        return True
+
+    def _count_all(self) -> None:
+        by_queue: dict[int, Counter[int]] = {}
+        for queue, code, number in self._connection.execute(self._sql["all_counts"]):
+            by_queue.setdefault(queue, Counter())[code] = number
+        self._connection.execute(self._sql["count_none"])
+        execute_rows(
+            self._connection, self._sql, "count_moves", [(queue, *(of[code] for code in _CODES)) for queue, of in by_queue.items()]
+        )
 
     def forget(self) -> None:
         self._moves.clear()
         self._events.clear()
+        self._must_recount = False

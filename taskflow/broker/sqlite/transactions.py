@@ -15,7 +15,8 @@ from taskflow.broker.sqlite.connection import open_file
 from taskflow.broker.sqlite.durability import Durability
 from taskflow.broker.sqlite.place import MIB, Place
 from taskflow.broker.sqlite.refusals import in_our_words, is_about_the_file, is_busy, is_full
-from taskflow.broker.sqlite.shelf import Shelf
+from taskflow.broker.sqlite.scrub import scrub
+from taskflow.broker.sqlite.shelf import Scrubbed, Shelf
 from taskflow.broker.sqlite.statements import Statements, pragma
 from taskflow.model.clock import Clock
 from taskflow.model.errors import BrokerError, BrokerUnavailable, SessionLost, StoreFull
@@ -161,6 +162,8 @@ class Transactions:
 
     def _run_alone(self, file: _File, work: Work) -> None:
         error = self._attempt(file, [work])
+        if isinstance(error, sqlite3.IntegrityError) and self._scrub_all(file):
+            error = self._attempt(file, [work])
         if error is not None and is_full(error) and work.durability is not Durability.FULL_AND_NEW:
             error = self._run_on_ballast(file, work)
         if error is None:
@@ -168,6 +171,16 @@ class Transactions:
         work.error = self._in_our_words(error)
         if is_about_the_file(error):
             self.close()
+
+    def _scrub_all(self, file: _File) -> bool:
+        """A row that somebody else has changed may stand in the way of a rule of the tables. False if the jobs cannot be looked through."""
+        file.shelf.scrubbed = Scrubbed()
+        while True:
+            scrubbing = Work(scrub, Durability.NORMAL, time.monotonic())
+            if self._attempt(file, [scrubbing]) is not None:
+                return False
+            if scrubbing.answer:
+                return True
 
     def _run_on_ballast(self, file: _File, work: Work) -> BaseException | None:
         """The checkpoint lets the log begin anew, so that it need not grow: the ballast is for the file then."""
@@ -210,8 +223,9 @@ class _File:
         except Exception as error:  # nothing has begun, so that what is remembered is still true
             return error
         try:
+            may_write = any(work.durability is not Durability.READ for work in group)
             for work in group:
-                self._run(work)
+                self._run(work, may_write)
             self.shelf.finish()
             self._connection.execute("COMMIT")
         except Exception as error:
@@ -240,9 +254,9 @@ class _File:
         self._set_max_pages(durability is Durability.FULL_AND_NEW)
         self._connection.execute("BEGIN IMMEDIATE")
 
-    def _run(self, work: Work) -> None:
+    def _run(self, work: Work, may_write: bool) -> None:
         """A refusal comes before anything is changed, and is an answer like others; any other error undoes the whole group."""
-        self.shelf.begin()
+        self.shelf.begin(may_write=may_write)
         work.answer = work.error = None
         try:
             work.answer = work.verb(self.shelf)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from taskflow.broker import words
 from taskflow.broker.protocol import Upkept
 from taskflow.broker.sqlite import settling
 from taskflow.broker.sqlite.row import Job, claims_of
+from taskflow.broker.sqlite.scrub import scrub
 from taskflow.broker.sqlite.sessions import SessionRow, lease_count, session_rows, spare_after_outage
 from taskflow.broker.sqlite.shelf import Shelf
 from taskflow.model.clock import to_microseconds, to_seconds
@@ -21,6 +22,7 @@ the caller is to come again at once: more may become due, every second, than a c
 
 
 def upkeep(shelf: Shelf, limit: int) -> Upkept:
+    scrub(shelf)
     spare_after_outage(shelf)
     reaped = _reap(shelf)
     left = limit
@@ -37,6 +39,7 @@ def upkeep(shelf: Shelf, limit: int) -> Upkept:
 def outlook(shelf: Shelf) -> Outlook:
     shelf.tally.flush()
     [(is_ready, first_at)] = shelf.connection.execute(shelf.sql["outlook"])
+    first_at = _sound(shelf, first_at)
     if any(lease_count(shelf, row) for row in session_rows(shelf, "dead_sessions")):
         return Outlook(bool(is_ready), 0.0)
     waits = _waits(shelf, session_rows(shelf, "living_sessions"))
@@ -55,9 +58,15 @@ def _waits(shelf: Shelf, living: list[SessionRow]) -> list[float]:
     """Seconds until the next job is due, and until each session lapses."""
     waits = [to_seconds(row.beat_at + row.ttl + 1 - shelf.steady) for row in living]
     [(due_at,)] = shelf.connection.execute(shelf.sql["next_due"])
+    due_at = _sound(shelf, due_at)
     if due_at is not None:
         waits.append(to_seconds(due_at - shelf.now))
     return [max(0.0, wait) for wait in waits]
+
+
+def _sound(shelf: Shelf, instant: Any) -> int | None:
+    """An instant that is none is due now: upkeep finds it."""
+    return instant if instant is None or type(instant) is int else shelf.now
 
 
 def _ready_due(shelf: Shelf, limit: int) -> int:
@@ -86,7 +95,7 @@ def _reap(shelf: Shelf) -> int:
 def _release_leases(shelf: Shelf, limit: int) -> int:
     released = 0
     for row in session_rows(shelf, "dead_sessions"):
-        jobs = shelf.jobs("some_leases", *claims_of(row.id), max(0, limit - released))
+        jobs = shelf.leased("some_leases", *claims_of(row.id), max(0, limit - released))
         for job in jobs:
             _release(shelf, row, job)
         released += len(jobs)
@@ -113,12 +122,12 @@ def _forget_session(shelf: Shelf, row: SessionRow) -> None:
 
 
 def _expire(shelf: Shelf, limit: int) -> int:
-    ids = shelf.connection.execute(shelf.sql["expired_jobs"], (shelf.now, max(0, limit))).fetchall()
-    for (job_id,) in ids:
-        job = shelf.job(job_id)
-        assert job is not None
-        shelf.end(job, Event.EXPIRE, Status.CANCELLED, words.EXPIRED)
-    return len(ids)
+    seqs = shelf.connection.execute(shelf.sql["expired_jobs"], (shelf.now, max(0, limit))).fetchall()
+    for (seq,) in seqs:
+        job = shelf.job_by_seq(seq)
+        if job is not None and job.status is not None and job.status.is_waiting and (job.expires_at or 0) <= shelf.now:
+            shelf.end(job, Event.EXPIRE, Status.CANCELLED, words.EXPIRED)
+    return len(seqs)
 
 
 def _drop(shelf: Shelf, limit: int) -> tuple[int, int]:

@@ -31,11 +31,11 @@ WHERE seq IN (SELECT seq FROM "~jobs" WHERE status = 1 AND due_at <= ? ORDER BY 
 
 -- name: some_leases
 -- Parameters: the least and the greatest claim of a session, limit. Reply: the rows of its jobs in the order of their claims.
-SELECT * FROM "~jobs" WHERE claim >= ? AND claim <= ? ORDER BY claim LIMIT ?;
+SELECT @job FROM "~jobs" WHERE claim >= ? AND claim <= ? ORDER BY claim LIMIT ?;
 
 -- name: expired_jobs
--- Parameters: now, limit. Reply: the ids of waiting jobs past their expiry, the earliest first.
-SELECT id FROM "~jobs" WHERE expires_at IS NOT NULL AND status < 3 AND expires_at <= ? ORDER BY expires_at, id LIMIT ?;
+-- Parameters: now, limit. Reply: the seqs of waiting jobs past their expiry, the earliest first.
+SELECT seq FROM "~jobs" WHERE expires_at IS NOT NULL AND status < 3 AND expires_at <= ? ORDER BY expires_at, id LIMIT ?;
 
 -- name: crowded_queues
 -- Parameters: the most that are kept, twice. Reply: number, name, succeeded and cancelled, failed of each queue with more, by name.
@@ -50,7 +50,7 @@ GROUP BY status;
 -- name: bury_oldest_failed
 -- Parameters: how long an id stays known; queue, limit. Reply: none.
 UPDATE "~jobs" SET
-  status = NULL, payload = NULL, result = NULL, errors = NULL, extras = NULL, progress = NULL, reason = NULL, worker = NULL,
+  status = NULL, payload = NULL, result = NULL, errors = NULL, extras = NULL, progress = NULL, reason = NULL, worker = NULL, spoilt = NULL,
   fade_at = ended_at + ?
 WHERE seq IN (SELECT seq FROM "~jobs" WHERE status = 5 AND queue = ? ORDER BY ended_at, seq LIMIT ?);
 
@@ -63,7 +63,7 @@ GROUP BY status;
 -- name: bury_oldest_done
 -- Parameters: how long an id stays known; queue, limit. Reply: none.
 UPDATE "~jobs" SET
-  status = NULL, payload = NULL, result = NULL, errors = NULL, extras = NULL, progress = NULL, reason = NULL, worker = NULL,
+  status = NULL, payload = NULL, result = NULL, errors = NULL, extras = NULL, progress = NULL, reason = NULL, worker = NULL, spoilt = NULL,
   fade_at = ended_at + ?
 WHERE seq IN (SELECT seq FROM "~jobs" WHERE status IN (4, 6) AND queue = ? ORDER BY ended_at, seq LIMIT ?);
 
@@ -82,7 +82,7 @@ SELECT fade_at, id FROM "~jobs" WHERE fade_at IS NOT NULL AND fade_at <= ? AND s
 -- name: bury_faded_jobs
 -- Parameters: how long an id stays known; now, limit. Reply: none.
 UPDATE "~jobs" SET
-  status = NULL, payload = NULL, result = NULL, errors = NULL, extras = NULL, progress = NULL, reason = NULL, worker = NULL,
+  status = NULL, payload = NULL, result = NULL, errors = NULL, extras = NULL, progress = NULL, reason = NULL, worker = NULL, spoilt = NULL,
   fade_at = ended_at + ?
 WHERE seq IN (
   SELECT seq FROM "~jobs" WHERE fade_at IS NOT NULL AND fade_at <= ? AND status >= 4 ORDER BY fade_at, id LIMIT ?
