@@ -9,6 +9,8 @@ import msgspec
 
 from taskflow.app.app import App
 from taskflow.app.current import default_app
+from taskflow.app.namesake import advice
+from taskflow.broker.console import Finding
 from taskflow.broker.url import masked
 from taskflow.cli.exits import Exit
 from taskflow.cli.json_text import json_text
@@ -24,7 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
 async def _examine(app: App, *, as_json: bool) -> int:
     """1 when there is a problem, as a check has failed then."""
     try:
-        findings = await app.broker().console.examine()
+        findings = [*_of_installation(), *await app.broker().console.examine()]
     finally:
         await app.close()
     if as_json:
@@ -34,3 +36,8 @@ async def _examine(app: App, *, as_json: bool) -> int:
         for finding in findings:
             print(f"{finding.level:<8} {finding.topic}: {message(finding.says)}")
     return Exit.FAILED if any(finding.level == "problem" for finding in findings) else Exit.OK
+
+
+def _of_installation() -> list[Finding]:
+    says = advice()
+    return [] if says is None else [Finding("installation", "problem", says)]

@@ -15,6 +15,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from taskflow.app.app import App
 from taskflow.app.current import default_app
+from taskflow.app.namesake import advice_if_mixed
 from taskflow.broker.console import QueueRecord
 from taskflow.broker.url import DEFAULT_NAMESPACE, masked
 from taskflow.cli.anew import take_broker
@@ -57,6 +58,8 @@ def run(arguments: argparse.Namespace) -> int:
         Outside(arguments, line) as outside,
     ):
         signals = Signals(last_resort, grace=options.grace, last_words=options.last_words)
+        if (advice := advice_if_mixed()) is not None:
+            log.error(advice)
         app = default_app()
         app.flag(broker=take_broker(arguments.broker))
         try:

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
     from taskflow.testing.jobs import TaskflowJobs
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Warn if OpenStack's TaskFlow is installed in our folder: then `from taskflow import job` may fail while tests are collected."""
+    if (Path(__file__).parents[1] / "engines").exists():
+        from taskflow.app.namesake import advice_if_mixed
+
+        if (advice := advice_if_mixed()) is not None:
+            config.issue_config_time_warning(UserWarning(advice), stacklevel=2)
 
 
 @pytest.fixture
