@@ -11,7 +11,7 @@ from typing import Final
 from taskflow.broker import words
 from taskflow.model.clock import to_microseconds
 from taskflow.model.record import CODES, POISON, Event
-from taskflow.model.rules import Rules
+from taskflow.model.rules import LONGEST, Rules
 from taskflow.model.verdict import MAX_ERRORS_BYTES
 
 GONE: Final = 7
@@ -25,6 +25,8 @@ def literals(rules: Rules, *, text: Callable[[str], str], numbers: Callable[[Ite
     values |= {f"W.{name}": text(word) for name, word in vars(words).items() if name.isupper() and isinstance(word, str)}
     values["W.POISON"] = text(POISON)
     return values | {
+        "R.session_ttl": str(to_microseconds(rules.session_ttl)),
+        "R.longest": str(to_microseconds(LONGEST)),
         "R.ghost_after": str(to_microseconds(rules.ghost_after)),
         "R.max_crashes": str(rules.max_crashes),
         "R.crash_backoff": numbers(to_microseconds(seconds) for seconds in rules.crash_backoff),

@@ -17,6 +17,11 @@ PURGED: Final = "purged"
 CRASHED: Final = "taskflow.WorkerLost"
 """The type of the error that a lost lease leaves in a job's record."""
 
+UNREADABLE: Final = "taskflow.UnreadableJob"
+"""The type of the error of a job of which stored fields cannot be read."""
+
+UNREADABLE_FIELDS: Final = "stored fields cannot be read (%s)"
+
 DROPPED_OVER_CAP: Final = "dropped over the cap"
 
 CLOSED: Final = "the broker is closed: make another one"

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Final
 
+import asyncpg
+
+from taskflow.broker import topics
+from taskflow.broker.console import JobFilter
 from taskflow.broker.postgres import packing
 from taskflow.broker.url import connect
 from taskflow.model.envelope import Envelope
@@ -52,3 +57,33 @@ async def test_a_job_is_written_three_times_in_a_hundredth_of_three_transactions
     inserted, updated, transactions = (after - earlier for after, earlier in zip(store.database_stats(), before, strict=True))
     assert (inserted, updated) == (BATCHES * BATCH, 2 * BATCHES * BATCH)
     assert transactions <= 5 * BATCHES + 20  # the first use looks at the schema, and each look of this test is one
+
+
+async def test_a_purge_of_20_000_waiting_jobs_ends_in_time_and_tells_in_one_word(store: Store) -> None:
+    """Whoever waits for one of them looks. To list them all took the square of their number."""
+    broker = connect(store.url)
+    for _ in range(20):
+        await broker.enqueue(envelopes(1_000))
+    stranger = await asyncpg.connect(store.url)
+    await stranger.execute("BEGIN")
+    assert await stranger.fetchval("SELECT rung FROM taskflow.purge(NULL, NULL, NULL, NULL, NULL, false, 1000)") == "*"
+    await stranger.execute("ROLLBACK")
+    await stranger.close()
+    assert await broker.console.purge(JobFilter(), limit=20_000) == 20_000
+    assert await broker.console.browse(JobFilter()) == []
+    [queue] = await broker.console.queues()
+    assert set(queue.counts.values()) == {0}
+    await broker.close()
+
+
+async def test_a_purge_wakes_whoever_waits_for_one_of_many(store: Store) -> None:
+    broker, other = connect(store.url), connect(store.url)
+    waiting = envelopes(300)
+    await broker.enqueue(waiting)
+    with other.listen([topics.job(waiting[-1].id)]) as nudges:
+        waits = asyncio.create_task(nudges.wait(10))
+        await asyncio.sleep(0.5)
+        await broker.console.purge(JobFilter())
+        assert await waits
+    await broker.close()
+    await other.close()

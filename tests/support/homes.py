@@ -232,6 +232,7 @@ class PostgresHome(Home):
     def __init__(self, seams: Seams, rules: Rules, capacity: int | None = None) -> None:
         super().__init__(seams, rules, capacity)
         self.server = self.shared_server()
+        self._is_spoilt = False
         self._emptied = _SCHEMAS.setdefault((self.name, rules), [])
         self.namespace = self._emptied.pop() if self._emptied else f"test-{next(_NUMBERS)}"
 
@@ -254,6 +255,12 @@ class PostgresHome(Home):
         at_work = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND position($1 IN query) > 0 AND pid <> pg_backend_pid()"
         return self.server.rows(at_work, f'"{self.namespace}".') == [(0,)]
 
+    def spoiler(self) -> Spoiler:
+        from tests.postgres.spoiler import PostgresSpoiler
+
+        self._is_spoilt = True
+        return PostgresSpoiler(self.server.dsn, self.namespace)
+
     def save(self) -> dict[str, str]:
         return {table: str(self._asked(f"SELECT json_agg(t) FROM {self._table(table)} AS t") or "[]") for table in _TABLES}
 
@@ -266,7 +273,9 @@ class PostgresHome(Home):
             )
 
     def remove(self) -> None:
-        if self._asked(f"SELECT to_regclass('{self._table('meta')}')") is not None:
+        if self._is_spoilt:
+            self._execute(f'DROP SCHEMA IF EXISTS "{self.namespace}" CASCADE')
+        elif self._asked(f"SELECT to_regclass('{self._table('meta')}')") is not None:
             self._empty()
             self._execute(f"INSERT INTO {self._table('meta')} (name, value) VALUES ('version', {VERSION})")
             self._emptied.append(self.namespace)

@@ -15,18 +15,18 @@ from taskflow.broker.foreign import settle_possible
 from taskflow.broker.loops import PerLoop
 from taskflow.broker.migrations import Upgrade
 from taskflow.broker.nudges import Nudges
-from taskflow.broker.postgres import packing, schema
+from taskflow.broker.postgres import packing, rows, schema
 from taskflow.broker.postgres.behind import LookBehind
 from taskflow.broker.postgres.console import PostgresConsole
-from taskflow.broker.postgres.ears import PostgresEars, Telling, trouble_with_listening
+from taskflow.broker.postgres.ears import EVERYTHING, PostgresEars, Telling, trouble_with_listening
 from taskflow.broker.postgres.link import Link
 from taskflow.broker.postgres.migrations import script, was_dropped, was_overtaken
-from taskflow.broker.postgres.refusals import NoRoom, was_held_up
+from taskflow.broker.postgres.refusals import NoRoom, is_no_utf8, was_about_a_value, was_held_up
 from taskflow.broker.postgres.server import ANSWER_WITHIN, Server
 from taskflow.broker.protocol import Added, Refused, Upkept
 from taskflow.model.clock import Clock, to_microseconds, to_seconds
 from taskflow.model.envelope import Envelope, Lease, check_queue
-from taskflow.model.errors import BrokerError, ConfigurationError, SessionLost, StoreFull
+from taskflow.model.errors import BrokerError, BrokerRefused, ConfigurationError, SessionLost, StoreFull
 from taskflow.model.record import BY_CODE, Record, Status
 from taskflow.model.rules import Rules
 from taskflow.model.session import Beat, BeatAnswer, Session
@@ -100,10 +100,10 @@ class PostgresBroker:
 
     async def claim(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
         try:
-            rows = await self.call("lease_jobs", *self.times(), session, request, list(queues), limit)
+            found = await self.call("lease_jobs", *self.times(), session, request, list(queues), limit)
         except SessionLost:
             raise SessionLost(words.SESSION_LOST) from None
-        return packing.leases_of(rows, session, request)
+        return rows.leases_of(found, session, request)
 
     async def beat(self, beat: Beat) -> BeatAnswer:
         row = await self.call_one("beat_and_look" if beat.looks else "beat", *self.times(), beat.session, *packing.beat_columns(beat))
@@ -120,7 +120,13 @@ class PostgresBroker:
         )
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
-        return await settle_possible(self._settle_all, settlements, packing.is_possible)
+        """Raises ValueError if one of them cannot be written: the others are to be sent without it."""
+        try:
+            return await settle_possible(self._settle_all, settlements, packing.is_possible)
+        except BrokerRefused as error:
+            if was_about_a_value(error):
+                raise ValueError(str(error)) from error
+            raise
 
     async def _settle_all(self, settlements: Sequence[Settlement]) -> list[Settled]:
         if not settlements:
@@ -184,7 +190,8 @@ class PostgresBroker:
         return [BY_CODE.get(code) for code in row["statuses"]]
 
     async def read(self, ids: Sequence[bytes]) -> list[Record | None]:
-        records = {row["id"]: packing.record_of(row) for row in await self.call("read", self.wall(), list(ids))}
+        found = await self.call("read", self.wall(), list(ids), columns=rows.RECORD_COLUMNS)
+        records = {row["id"]: rows.record_of(row) for row in found}
         return [records.get(job_id) for job_id in ids]
 
     async def upkeep(self, limit: int) -> Upkept:
@@ -230,25 +237,25 @@ class PostgresBroker:
 
     # --- calls ------------------------------------------------------------------------------------------------------
 
-    async def call(self, name: str, *arguments: Any, within: float = ANSWER_WITHIN) -> list[asyncpg.Record]:
-        """The rows of a function of ours, from a schema that was looked at first."""
+    async def call(self, name: str, *arguments: Any, columns: str = "*", within: float = ANSWER_WITHIN) -> list[asyncpg.Record]:
+        """The rows of a function of ours, from a schema that was looked at first; `columns` of them, in SQL."""
         link = self._lines.here().link
         if not self._is_prepared:
             await self._prepare(self._lines.here())
-        statement = self._statement(name, len(arguments))
+        statement = self._statement(name, len(arguments), columns)
         try:
-            return await link.fetch(statement, *arguments, within=within)
+            return await _fetch(link, statement, *arguments, within=within)
         except BrokerError as error:
             if was_dropped(error):
                 self._is_prepared = False
                 await self._prepare(self._lines.here())
             elif not was_overtaken(error):
                 raise
-        return await link.fetch(statement, *arguments, within=within)
+        return await _fetch(link, statement, *arguments, within=within)
 
-    def _statement(self, name: str, arguments: int) -> str:
+    def _statement(self, name: str, arguments: int, columns: str = "*") -> str:
         places = ", ".join(f"${number}" for number in range(1, arguments + 1))
-        return f'SELECT * FROM "{self._namespace}".{name}({places})'
+        return f'SELECT {columns} FROM "{self._namespace}".{name}({places})'
 
     async def _prepare(self, line: _Line) -> None:
         """By one of those who come at the same time: each has a connection of its own meanwhile."""
@@ -290,6 +297,8 @@ class PostgresBroker:
         return there, ended
 
     async def _tell(self, topics: list[str], ended: list[bytes]) -> None:
+        if EVERYTHING in topics:
+            topics, ended = [EVERYTHING], []
         await self.call("tell", self._namespace, topics, ended)
 
     def _a_line(self) -> _Line:
@@ -299,12 +308,23 @@ class PostgresBroker:
 
         async def look() -> None:
             """Also while the line is being closed."""
-            [row] = await link.fetch(self._statement("look_behind", 1), self.wall(), within=LOOKED_WITHIN)
+            [row] = await _fetch(link, self._statement("look_behind", 1), self.wall(), within=LOOKED_WITHIN)
             if row["rung"]:
                 line.tell(row["rung"].split("\n"))
 
         line.behind = LookBehind(look)
         return line
+
+
+async def _fetch(link: Link, statement: str, *arguments: Any, within: float) -> list[Any]:
+    """The statement's rows. If the server cannot give a text in them as UTF-8, text comes as bytes: one bad name spoils one row."""
+    try:
+        return await link.fetch(statement, *arguments, within=within)
+    except (UnicodeDecodeError, BrokerError) as error:
+        if isinstance(error, BrokerError) and not is_no_utf8(error):
+            raise
+    bare = rows.bare(statement, await link.columns_of(statement))
+    return [rows.BareRow.of(row) for row in await link.fetch(bare, *arguments, within=within)]
 
 
 class _Line:
@@ -320,6 +340,8 @@ class _Line:
 
     def tell(self, topics: Sequence[str]) -> None:
         told = set(topics)
+        if EVERYTHING in told:
+            self.ears.bell.ring_all()
         if any(topic.startswith("queue:") for topic in told):
             told.add(names.ANY_QUEUE)
         self.ears.told(told, disarms=False)

@@ -9,16 +9,16 @@ import asyncpg
 
 from taskflow.broker import topics as names
 from taskflow.broker.console import Finding, JobFilter, Metrics, QueueRecord, Redone
-from taskflow.broker.postgres import packing
-from taskflow.model.clock import instant_of, to_microseconds, to_seconds
+from taskflow.broker.postgres import rows
+from taskflow.model.clock import to_microseconds, to_seconds
 from taskflow.model.record import BY_CODE, CODES, Record
-from taskflow.model.session import Session, SessionRecord
+from taskflow.model.session import SessionRecord
 
 
 class Calls(Protocol):
     """What the console needs of its broker."""
 
-    async def call(self, name: str, *arguments: Any) -> list[asyncpg.Record]: ...
+    async def call(self, name: str, *arguments: Any, columns: str = "*") -> list[asyncpg.Record]: ...
 
     async def call_one(self, name: str, *arguments: Any) -> asyncpg.Record: ...
 
@@ -40,16 +40,16 @@ class PostgresConsole:
     async def queues(self) -> list[QueueRecord]:
         given = self._broker.wall()
         wall = given or (await self._broker.call_one("wall", None))["wall"]
-        rows = await self._broker.call("queues", *([] if given is None else [given]))
-        return sorted((_queue_record(row, wall) for row in rows), key=lambda record: record.name)
+        found = await self._broker.call("queues", *([] if given is None else [given]))
+        return sorted((_queue_record(row, wall) for row in found), key=lambda record: record.name)
 
     async def browse(self, chosen: JobFilter, *, before: bytes | None = None, limit: int = 100) -> list[Record]:
-        rows = await self._broker.call("browse", self._broker.wall(), *_filter(chosen), before, max(0, limit))
-        return [packing.record_of(row) for row in rows]
+        found = await self._broker.call("browse", self._broker.wall(), *_filter(chosen), before, max(0, limit), columns=rows.RECORD_COLUMNS)
+        return [rows.record_of(row) for row in found]
 
     async def workers(self) -> list[SessionRecord]:
-        rows = await self._broker.call("workers", *self._broker.times())
-        return sorted((_session_record(row) for row in rows), key=lambda record: (record.session.name, record.session.id))
+        found = await self._broker.call("workers", *self._broker.times())
+        return sorted(map(rows.session_record_of, found), key=lambda record: (record.session.name, record.session.id))
 
     async def retry(self, ids: Sequence[bytes]) -> list[Redone]:
         if not ids:
@@ -123,17 +123,4 @@ def _queue_record(row: asyncpg.Record, wall: int) -> QueueRecord:
         counts={BY_CODE[code]: number for code, number in enumerate(row["counts"])},
         oldest_ready_for=None if row["ready_since"] is None else to_seconds(wall - row["ready_since"]),
         next_due_in=None if row["next_due"] is None else to_seconds(row["next_due"] - wall),
-    )
-
-
-def _session_record(row: asyncpg.Record) -> SessionRecord:
-    queues, concurrency, *_ = packing.unpack(row["session_about"])
-    return SessionRecord(
-        session=Session(
-            id=row["session"], name=row["session_name"], ttl=to_seconds(row["session_ttl"]), queues=tuple(queues), concurrency=concurrency
-        ),
-        registered_at=instant_of(row["registered"]),
-        seconds_since_beat=to_seconds(row["silent_for"]),
-        leases=row["leases"],
-        is_dying=row["is_dying"],
     )

@@ -53,6 +53,16 @@ class Link:
                 raise
             raise self.in_our_words(error) from error
 
+    async def columns_of(self, statement: str) -> list[tuple[str, str]]:
+        """The names and types of its columns."""
+        try:
+            async with self._turns:
+                connection = await self._take_up(statement)
+                prepared = await self._over(connection, partial(connection.prepare, statement), ANSWER_WITHIN)
+        except ERRORS as error:
+            raise self.in_our_words(error) from error
+        return [(column.name, column.type.name) for column in prepared.get_attributes()]
+
     def in_our_words(self, error: Exception) -> BrokerError:
         return in_our_words(error, str(self.server), self._schema, self.server.user)
 

@@ -297,7 +297,17 @@ def our_functions() -> frozenset[str]:
 _A_FUNCTION: Final = re.compile(r"^CREATE (?:OR REPLACE )?FUNCTION @\.(\w+)", re.MULTILINE)
 
 _OLDER_FUNCTIONS: Final = frozenset(
-    {"look_behind_in_time", "number_to_raise", "ready_places", "ready_queues", "settle_plainly", "take", "tell_place", "wants_look_behind"}
+    {
+        "bury",
+        "look_behind_in_time",
+        "number_to_raise",
+        "ready_places",
+        "ready_queues",
+        "settle_plainly",
+        "take",
+        "tell_place",
+        "wants_look_behind",
+    }
 )
 
 _MARK: Final = "taskflow made it, and drops it when the schema is migrated"

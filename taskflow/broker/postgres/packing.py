@@ -1,4 +1,4 @@
-"""Envelopes, settlements and beats as arrays of columns, as the functions take them; rows as leases and records."""
+"""Envelopes, settlements and beats as arrays of columns, as the functions take them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from typing import Any, Final, TypeVar, cast
 import msgpack
 
 from taskflow.broker.protocol import Added, Refused
-from taskflow.model.clock import instant_of, to_microseconds, to_seconds
-from taskflow.model.envelope import ClaimId, Envelope, Lease, pack_extras, unpack_extras
-from taskflow.model.record import BY_CODE, Progress, Record, unpack_progress
+from taskflow.model.clock import to_microseconds, to_seconds
+from taskflow.model.envelope import ClaimId, Envelope, pack_extras
+from taskflow.model.record import Progress
+from taskflow.model.rules import LONGEST
 from taskflow.model.session import Beat, Outlook
+from taskflow.model.stored import LATEST
 from taskflow.model.verdict import (
     Cancelled,
     Discarded,
@@ -25,17 +27,12 @@ from taskflow.model.verdict import (
     Settlement,
     Snoozed,
     Succeeded,
-    unpack_errors,
 )
 
 T = TypeVar("T")
 
 ID_BYTES: Final = 16
 """Of a job's id, and of a session's."""
-
-Row = Any
-"""asyncpg's Record: a column by its name."""
-
 
 # --- enqueue --------------------------------------------------------------------------------------------------
 
@@ -52,7 +49,7 @@ def envelope_columns(envelopes: Sequence[Envelope]) -> list[list[Any]]:
         [envelope.job for envelope in envelopes],
         [envelope.priority for envelope in envelopes],
         _unless_void([to_microseconds(envelope.after) if envelope.after else None for envelope in envelopes]),
-        _unless_void([envelope.at for envelope in envelopes]),
+        _unless_void([None if envelope.at is None else min(envelope.at, LATEST) for envelope in envelopes]),
         _unless_void([None if envelope.expires is None else to_microseconds(envelope.expires) for envelope in envelopes]),
         keys,
         [int(envelope.on_conflict) for envelope in envelopes] if keys else [],
@@ -118,10 +115,6 @@ def can_be(claim: ClaimId, session: bytes) -> bool:
     return claim.session == session and 0 <= claim.request < 1 << 63 and 0 <= claim.number < 1 << 31
 
 
-def unpack(packed: bytes) -> Any:
-    return msgpack.unpackb(packed)
-
-
 def pack_progress(progress: Progress | None) -> bytes | None:
     return None if progress is None else pack([progress.fraction, progress.note])
 
@@ -153,9 +146,13 @@ def success_columns(settlements: Sequence[Settlement]) -> list[Any]:
         b"".join([settlement.id for settlement in settlements]),
         b"".join([_fence(settlement.epoch, settlement.claim) for settlement in settlements]),
         [to_microseconds(settlement.ran_for) for settlement in settlements],
-        _one_of_all([to_microseconds(settlement.keep_for) for settlement in settlements]),
+        _one_of_all([_kept(settlement) for settlement in settlements]),
         _one_of_all([cast(Succeeded, settlement.verdict).result for settlement in settlements]),
     ]
+
+
+def _kept(settlement: Settlement) -> int:
+    return to_microseconds(min(settlement.keep_for, LONGEST))
 
 
 def _one_of_all(column: list[T]) -> list[T]:
@@ -193,7 +190,7 @@ def _settlement_row(settlement: Settlement) -> tuple[Any, ...]:
         claim.number,
         kind,
         to_microseconds(settlement.ran_for),
-        to_microseconds(settlement.keep_for),
+        _kept(settlement) if kind == 1 else 0,
         content,
         error,
         after,
@@ -230,79 +227,3 @@ def _pack_error(error: RunError) -> bytes:
 
 def _utf8(text: str) -> bytes:
     return text.encode(errors="surrogatepass")
-
-
-# --- rows -----------------------------------------------------------------------------------------------------
-
-
-def leases_of(rows: Sequence[Row], session: bytes, request: int) -> list[Lease]:
-    """See claiming.sql. In the order of their numbers."""
-    leases = [_lease_of(row, session, request) for row in rows]
-    leases.sort(key=_number)
-    return leases
-
-
-def _lease_of(row: Row, session: bytes, request: int) -> Lease:
-    (
-        job_id, number, epoch, created_at, failures, crashes, snoozes, hand_backs, parked_for, priority, queue, job, key, payload, extras,
-        expires_in,
-    ) = row  # fmt: skip
-    return Lease(
-        envelope=Envelope(id=job_id, job=job, payload=payload or b"", queue=queue, priority=priority, key=key, **unpack_extras(extras)),
-        epoch=epoch,
-        claim=ClaimId(session, request, number),
-        created_at=created_at,
-        failures=failures,
-        crashes=crashes,
-        snoozes=snoozes,
-        hand_backs=hand_backs,
-        parked_for=0.0 if parked_for is None else to_seconds(parked_for),
-        expires_in=None if expires_in is None else to_seconds(expires_in),
-    )
-
-
-def _number(lease: Lease) -> int:
-    return lease.claim.number
-
-
-_PLAIN: Final = Envelope(id=b"", job="", payload=b"")
-
-
-def record_of(row: Row) -> Record:
-    extras = unpack_extras(row["extras"])
-    return Record(
-        id=row["id"],
-        job=row["job"],
-        queue=row["queue"],
-        status=BY_CODE[row["status"]],
-        priority=row["priority"],
-        max_attempts=extras.get("max_attempts", _PLAIN.max_attempts),
-        created_at=instant_of(row["created_at"]),
-        due_at=instant_of(row["due_at"]),
-        claimed_at=_instant(row["claimed_at"]),
-        started_at=_instant(row["started_at"]),
-        ended_at=_instant(row["ended_at"]),
-        expires_at=_instant(row["expires_at"]),
-        failures=row["failures"],
-        crashes=row["crashes"],
-        snoozes=row["snoozes"],
-        hand_backs=row["hand_backs"],
-        epoch=row["epoch"],
-        worker=_text(row["worker"]),
-        progress=unpack_progress(row["progress"]),
-        result=row["result"],
-        payload=row["payload"],
-        reason=_text(row["reason"]),
-        waiting_for=_text(row["waiting_for"]),
-        errors=unpack_errors(row["errors"]),
-        cancel_requested=row["cancel_requested"] is not None,
-        headers=extras.get("headers", {}),
-    )
-
-
-def _instant(at: int | None) -> Any:
-    return None if at is None else instant_of(at)
-
-
-def _text(stored: bytes | None) -> str | None:
-    return None if stored is None else stored.decode(errors="surrogatepass")

@@ -100,6 +100,17 @@ def was_held_up(error: BaseException) -> bool:
     return isinstance(error.__cause__, asyncpg.LockNotAvailableError)
 
 
+def was_about_a_value(error: BaseException) -> bool:
+    """Of an error of ours: a value has no room in its column, or in a sum with what is stored. Another try would fail alike."""
+    state = getattr(error.__cause__, "sqlstate", None) or ""
+    return state[:2] in ("22", "54") or state in ("23502", "23514")
+
+
+def is_no_utf8(error: BaseException) -> bool:
+    """Of an error of ours: the server cannot give a text in its rows as UTF-8."""
+    return isinstance(error.__cause__, asyncpg.CharacterNotInRepertoireError | asyncpg.UntranslatableCharacterError)
+
+
 def is_read_only(error: Exception) -> bool:
     """The server behind the connection is no primary any more: what was sent has had no effect."""
     return isinstance(error, asyncpg.PostgresError) and error.sqlstate == "25006"

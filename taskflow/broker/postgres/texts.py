@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Final
 
 from taskflow.broker.literals import literals
+from taskflow.broker.postgres import soundness
 from taskflow.model.rules import Rules
 
 _FOLDER: Final = Path(__file__).parent / "sql"
-_NAME: Final = re.compile(r"\b([SEWR])\.([A-Za-z_]+)\b")
+_NAME: Final = re.compile(r"\b([SEWRP])\.([A-Za-z_]+)\b")
 
 
 def script(name: str, schema: str, rules: Rules) -> str:
@@ -40,7 +41,8 @@ def source(name: str) -> str:
 
 def _values(rules: Rules) -> dict[str, str]:
     """Name to SQL literal."""
-    return literals(rules, text=_text, numbers=lambda numbers: f"'{{{','.join(map(str, numbers))}}}'")
+    values = literals(rules, text=_text, numbers=lambda numbers: f"'{{{','.join(map(str, numbers))}}}'")
+    return values | {name: _NAME.sub(lambda found: values[found[0]], text) for name, text in soundness.texts().items()}
 
 
 def _text(text: str) -> str:

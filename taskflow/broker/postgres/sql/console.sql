@@ -2,9 +2,14 @@
 CREATE FUNCTION @.queues(wall bigint DEFAULT NULL)
 RETURNS TABLE (name text, is_paused boolean, counts bigint[], ready_since bigint, next_due bigint) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET jit = off AS $$
 BEGIN
+    PERFORM @.mend(@.wall(wall));
     RETURN QUERY
-    WITH counted AS MATERIALIZED (
+    WITH noted AS MATERIALIZED (
         SELECT queue, what, n FROM @.counted
+    ), counted AS MATERIALIZED (
+        SELECT queue, what, n FROM noted WHERE NOT EXISTS (SELECT 1 FROM noted WHERE n < 0)
+        UNION ALL -- somebody else has changed what is counted
+        SELECT queue, '=' || status, count(*) FROM @.jobs WHERE status < S.GONE AND EXISTS (SELECT 1 FROM noted WHERE n < 0) GROUP BY queue, status
         UNION ALL
         SELECT queue, '=', 0 FROM @.paused
     ), numbers AS (
@@ -52,8 +57,9 @@ CREATE FUNCTION @.browse(
 DECLARE
     now_at bigint := @.wall(wall); -- a value: is_chosen() is written into the statement then, not called for each row
 BEGIN
+    PERFORM @.mend(now_at);
     RETURN QUERY SELECT * FROM @.jobs
-    WHERE (before_id IS NULL OR id < before_id)
+    WHERE octet_length(id) = 16 AND (before_id IS NULL OR id < before_id)
         AND @.is_chosen(jobs, now_at, of_queue, of_job, statuses, ended_before, only_poison)
     ORDER BY id DESC LIMIT most;
 END
@@ -71,21 +77,52 @@ DECLARE
     each bytea;
 BEGIN
     purged := 0;
+    PERFORM @.mend(now_at);
     SELECT array_agg(id ORDER BY seq) INTO ids FROM (
         SELECT id, seq FROM @.jobs
         WHERE status <> S.RUNNING AND @.is_chosen(jobs, now_at, of_queue, of_job, statuses, ended_before, only_poison)
         ORDER BY seq LIMIT most
     ) AS chosen;
     PERFORM @.lock_jobs(ids);
-    FOREACH each IN ARRAY coalesce(ids, '{}') LOOP
-        SELECT * INTO j FROM @.jobs WHERE id = each AND status <> S.RUNNING;
-        CONTINUE WHEN NOT FOUND;
-        IF j.status < S.RUNNING THEN
+    FOREACH each IN ARRAY ARRAY(SELECT id FROM @.jobs WHERE id = ANY (ids) AND status < S.RUNNING AND (key IS NOT NULL OR joins IS NOT NULL)) LOOP
+        SELECT * INTO j FROM @.jobs WHERE id = each AND status < S.RUNNING;
+        IF FOUND THEN
             PERFORM @.finish(j, E.CANCEL, S.CANCELLED, @.utf8(W.PURGED), now_at);
         END IF;
-        purged := purged + @.bury(each, now_at)::integer;
     END LOOP;
+    purged := @.bury_all(ids, now_at);
     rung := current_setting('taskflow.rung', true);
+END
+$$;
+
+-- Drops what is kept of those that have ended, and of those that wait and whose end concerns no other, all but their ids and fences. How many.
+CREATE FUNCTION @.bury_all(ids bytea[], now_at bigint) RETURNS integer LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
+#variable_conflict use_column
+DECLARE
+    buried integer;
+    first_fade bigint;
+    topics text[];
+BEGIN
+    WITH gone AS (
+        UPDATE @.jobs SET
+            status = S.GONE, payload = NULL, result = NULL, errors = NULL, extras = NULL, reason = NULL, progress = NULL, waiting_for = NULL,
+            ended_at = coalesce(jobs.ended_at, now_at), fade_at = coalesce(jobs.ended_at, now_at) + R.repeat_for
+        FROM @.jobs AS before
+        WHERE jobs.id = ANY (ids) AND before.id = jobs.id
+            AND (jobs.status BETWEEN S.SUCCEEDED AND S.CANCELLED OR jobs.status < S.RUNNING AND jobs.key IS NULL AND jobs.joins IS NULL)
+        RETURNING jobs.id, jobs.queue, jobs.fade_at, before.status
+    ), counted AS (
+        INSERT INTO @.tally (queue, event, before, after, n)
+        SELECT queue, E.CANCEL, status, S.CANCELLED, count(*) FROM gone WHERE status < S.RUNNING GROUP BY queue, status
+        UNION ALL
+        SELECT queue, E.DROP, CASE WHEN status < S.RUNNING THEN S.CANCELLED ELSE status END, NULL, count(*) FROM gone GROUP BY 1, 3
+    )
+    SELECT count(*), min(fade_at), array_agg('job:' || encode(id, 'hex')) FILTER (WHERE status < S.RUNNING) INTO buried, first_fade, topics FROM gone;
+    IF buried > 0 THEN
+        PERFORM @.lower('fade', '', 0, first_fade, 0, now_at);
+        PERFORM @.ring(CASE WHEN cardinality(topics) > 100 THEN '*' ELSE array_to_string(topics, E'\n') END) WHERE topics IS NOT NULL;
+    END IF;
+    RETURN buried;
 END
 $$;
 
@@ -96,6 +133,7 @@ DECLARE
     now_at bigint := @.wall(wall);
     j @.jobs;
 BEGIN
+    PERFORM @.mend(now_at);
     PERFORM @.lock_jobs(ids);
     FOR i IN 1 .. cardinality(ids) LOOP
         SELECT * INTO j FROM @.jobs WHERE id = ids[i] AND status < S.GONE AND (ended_at IS NULL OR fade_at > now_at);

@@ -218,6 +218,7 @@ DECLARE
     m @.marks;
 BEGIN
     PERFORM pg_advisory_xact_lock(hashtextextended('@.look_behind', 0));
+    PERFORM @.mend(@.wall(wall));
     live := @.first_of_all();
     now_at := @.wall(wall); -- marks that were set while it was reading are not of the future
     FOREACH m IN ARRAY live LOOP
@@ -227,6 +228,7 @@ BEGIN
     END LOOP;
     PERFORM @.drop_old_marks(now_at);
     PERFORM @.come_to_rest(now_at);
+    PERFORM @.release_orphans(now_at);
     INSERT INTO @.meta (name, value) VALUES ('look_behind_at', now_at + greatest(10000000, 10 * (@.wall(NULL) - began_at)))
     ON CONFLICT (name) DO UPDATE SET value = excluded.value;
     rung := current_setting('taskflow.rung', true);
@@ -274,7 +276,7 @@ BEGIN
             LIMIT 1
         ) AS next
     ), every AS (
-        SELECT 'ready' AS kind, queue, -priority AS rank, due_at AS at, seq FROM ready
+        SELECT 'ready' AS kind, queue, -priority::integer AS rank, due_at AS at, seq FROM ready
         UNION ALL
         (SELECT 'due', '', 0, due_at, 0 FROM @.jobs WHERE status = S.SCHEDULED ORDER BY due_at, seq, id LIMIT 1)
         UNION ALL

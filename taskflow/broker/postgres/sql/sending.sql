@@ -218,6 +218,15 @@ BEGIN
 END
 $$;
 
+-- Locks the keys of one queue and job, for a transaction that adds jobs under several: all of its keys, before it adds the first. Whoever locks
+-- them so takes them in the same order as taskflow does, and no two wait for each other. Keys of several queues or jobs are given as digests:
+-- lock_keys(ARRAY[key_digest(queue, job, key), ...]).
+CREATE FUNCTION @.lock_keys(queue text, job text, keys text[]) RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM @.lock_keys(ARRAY(SELECT @.key_of(queue, job, each) FROM unnest(keys) AS each));
+END
+$$;
+
 -- Adds a job, which is there once the transaction is committed; its id. The options are those of a job's .options() in Python, and have the
 -- same bounds; what the job's decorator declares is not known here.
 --
@@ -264,7 +273,7 @@ BEGIN
         now_at, id, queue, job, priority, coalesce(@.duration('after', after), 0), @.instant_of(after, at), @.duration('expires', expires),
         @.key_of(queue, job, key), (on_conflict = 'replace')::integer, @.payload_of(arguments), extras
     );
-    IF position('queue:' IN current_setting('taskflow.rung', true)) > 0 THEN
+    IF current_setting('taskflow.rung', true) ~ 'queue:|^[*]$' THEN
         PERFORM @.lower_at_commit(queue, priority, now_at, false);
     ELSIF current_setting('taskflow.rung', true) <> '' THEN
         PERFORM @.lower_at_commit(queue, priority, coalesce(@.instant_of(after, at), now_at + @.duration('after', after)), true);

@@ -30,6 +30,7 @@ DECLARE
     died_at bigint;
 BEGIN
     steady := coalesce(steady, now_at);
+    PERFORM @.mend_sessions(steady, now_at);
     PERFORM @.spare_after_outage(steady);
     INSERT INTO @.sessions (id, name, ttl, about, registered_at, beat_at) VALUES (new_id, new_name, new_ttl, new_about, now_at, steady)
     ON CONFLICT (id) DO NOTHING;
@@ -70,12 +71,14 @@ DECLARE
 BEGIN
     steady := coalesce(steady, now_at);
     ghosts := 0;
+    PERFORM @.mend_sessions(steady, now_at);
     PERFORM @.spare_after_outage(steady);
     SELECT * INTO s FROM @.sessions WHERE id = of_session FOR UPDATE;
     is_lost := s.id IS NULL OR s.dead_at IS NOT NULL;
     IF is_lost THEN
         RETURN;
     END IF;
+    PERFORM @.mend(now_at);
     new_floor := greatest(s.floor, least(seen, @.newest_request(of_session)) + 1);
     s.older := (SELECT coalesce(array_agg(DISTINCT request), '{}') FROM @.leases_of(s) WHERE request < new_floor);
     s.floor := new_floor;
@@ -91,7 +94,7 @@ BEGIN
     END LOOP;
     FOR lease IN
         SELECT id FROM @.leases_of(s) AS held
-        WHERE request <= seen AND steady - claimed_steady >= R.ghost_after
+        WHERE request <= seen AND claimed_steady <= steady - R.ghost_after
             AND NOT EXISTS (SELECT 1 FROM unnest(requests, numbers) AS named (request, number)
                 WHERE named.request = held.request AND named.number = held.number)
         ORDER BY request, number
@@ -146,7 +149,7 @@ $$;
 CREATE FUNCTION @.workers(wall bigint, steady bigint) RETURNS TABLE (
     session bytea, session_name text, session_ttl bigint, session_about bytea, registered bigint, silent_for bigint, leases bigint, is_dying boolean
 ) LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
-    SELECT id, name, ttl, about, registered_at, greatest(0, coalesce(steady, @.wall(wall)) - beat_at), count_of.leases, dead_at IS NOT NULL
+    SELECT id, name, ttl, about, registered_at, greatest(0, coalesce(steady, @.wall(wall)) - greatest(0, beat_at)), count_of.leases, dead_at IS NOT NULL
     FROM @.sessions, LATERAL (SELECT count(*) AS leases FROM @.leases_of(sessions)) AS count_of
     WHERE NOT is_released AND (dead_at IS NULL OR count_of.leases > 0)
 $$;

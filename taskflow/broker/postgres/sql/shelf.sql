@@ -15,10 +15,15 @@ CREATE FUNCTION @.utf8(words text) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
     SELECT convert_to(words, 'UTF8')
 $$;
 
--- What is to be told once this is committed: gathered in a setting of the transaction.
+-- What is to be told once this is committed: gathered in a setting of the transaction. Beyond what one notification holds it is "*", everything:
+-- each addition copies what is there.
 CREATE FUNCTION @.ring(topic text) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    so_far CONSTANT text := current_setting('taskflow.rung', true);
 BEGIN
-    PERFORM set_config('taskflow.rung', concat_ws(E'\n', nullif(current_setting('taskflow.rung', true), ''), topic), true);
+    IF so_far <> '*' IS NOT FALSE THEN
+        PERFORM set_config('taskflow.rung', CASE WHEN length(so_far) > 7000 THEN '*' ELSE concat_ws(E'\n', nullif(so_far, ''), topic) END, true);
+    END IF;
 END
 $$;
 
@@ -230,26 +235,6 @@ BEGIN
         j.waiting_for := @.utf8(format(W.HANDED_BACK_IN_VAIN, j.hand_backs));
     END IF;
     PERFORM @.wait_again(j, E.HAND_BACK, now_at, CASE WHEN wait > 0 THEN now_at + wait END);
-END
-$$;
-
--- Drops what is kept of an ended job, all but its id and fence: somebody may still resend a call that names it.
--- Whether it was there to be dropped: not while somebody else has it.
-CREATE FUNCTION @.bury(buried bytea, now_at bigint) RETURNS boolean LANGUAGE plpgsql AS $$
-#variable_conflict use_column
-DECLARE
-    j @.jobs;
-BEGIN
-    SELECT * INTO j FROM @.jobs WHERE id = buried AND status BETWEEN S.SUCCEEDED AND S.CANCELLED FOR UPDATE SKIP LOCKED;
-    IF NOT FOUND THEN
-        RETURN false;
-    END IF;
-    PERFORM @.count_move(j.queue, E.DROP, j.status, NULL);
-    UPDATE @.jobs SET status = S.GONE, payload = NULL, result = NULL, errors = NULL, extras = NULL, reason = NULL, progress = NULL,
-        waiting_for = NULL, fade_at = ended_at + R.repeat_for
-    WHERE id = buried;
-    PERFORM @.lower('fade', '', 0, j.ended_at + R.repeat_for, 0, now_at);
-    RETURN true;
 END
 $$;
 

@@ -20,6 +20,8 @@ BEGIN
     END IF;
     -- What the server forgets in a crash is done again, and nobody was told of it; whoever builds on it waits for the disk itself.
     SET LOCAL synchronous_commit = off;
+    PERFORM @.mend(now_at);
+    PERFORM @.mend_sessions(steady, now_at);
     looks_behind := @.takes_turn_to_look_behind(now_at);
     PERFORM @.spare_after_outage(steady);
     UPDATE @.sessions SET dead_at = now_at WHERE dead_at IS NULL AND steady - beat_at > ttl;
@@ -79,7 +81,7 @@ BEGIN
         ),
         (SELECT fade_at FROM @.jobs WHERE fade_at IS NOT NULL AND fade_at >= (@.mark('fade', '', 0, now_at)).at ORDER BY fade_at, id LIMIT 1)
     ];
-    SELECT CASE WHEN bool_or(dead_at IS NOT NULL) THEN 0 ELSE min(beat_at + ttl) + 1 - coalesce(steady, now_at) END INTO due_in
+    SELECT CASE WHEN bool_or(dead_at IS NOT NULL) THEN 0 ELSE min(least(beat_at, coalesce(steady, now_at)) + least(ttl, R.longest)) + 1 - coalesce(steady, now_at) END INTO due_in
     FROM @.sessions WHERE dead_at IS NULL OR NOT is_released;
     due_in := greatest(0, least(due_in, (SELECT min(due) FROM unnest(dues) AS due) - @.wall(wall)));
 END
@@ -158,7 +160,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION @.release_leases(now_at bigint, most integer) RETURNS integer LANGUAGE plpgsql AS $$
+CREATE FUNCTION @.release_leases(now_at bigint, most integer) RETURNS integer LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
     s @.sessions;
@@ -178,6 +180,9 @@ BEGIN
             END IF;
             moved := moved + 1;
         END LOOP;
+        IF NOT s.is_released AND moved < most AND EXISTS (SELECT 1 FROM @.jobs WHERE status = S.RUNNING AND session = s.id) THEN
+            UPDATE @.sessions SET floor = 0, older = '{}' WHERE id = s.id; -- what hid its leases, or one that is locked
+        END IF;
         -- Not in the call that has found it dead: at "repeatable read" that does not see what a claim, which was under way, has leased to it.
         IF NOT s.is_released AND moved < most AND s.dead_at < now_at THEN
             UPDATE @.sessions SET is_released = true WHERE id = s.id AND NOT EXISTS (SELECT 1 FROM @.leases_of(s)) RETURNING true INTO s.is_released;

@@ -1,0 +1,295 @@
+"""Rows as leases, records and sessions. What a row holds may be spoilt: a field that cannot be read spoils its own job, no other.
+
+A row is decoded at full speed first, and field by field only when that raised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from taskflow.broker.postgres.soundness import MOST_BYTES, MOST_PAYLOAD_BYTES
+from taskflow.model.clock import instant_of, to_seconds
+from taskflow.model.envelope import DEFAULT_QUEUE, ClaimId, Envelope, Lease, unpack_extras
+from taskflow.model.record import BY_CODE, Record, Status, unpack_progress
+from taskflow.model.session import Session, SessionRecord
+from taskflow.model.stored import FieldReader, instant, maybe, octets, text, unpacked, whole
+from taskflow.model.verdict import unpack_errors
+
+Row = Any
+"""asyncpg's Record: a column by its name."""
+
+
+# --- leases ---------------------------------------------------------------------------------------------------
+
+
+def leases_of(rows: Sequence[Row], session: bytes, request: int) -> list[Lease]:
+    """See claiming.sql. In the order of their numbers."""
+    decode = _spoilt_lease if rows and isinstance(rows[0], BareRow) else _lease_of
+    leases = [decode(row, session, request) for row in rows]
+    leases.sort(key=_number)
+    return leases
+
+
+def _lease_of(row: Row, session: bytes, request: int) -> Lease:
+    try:
+        return _sound_lease(row, session, request)
+    except Exception:  # whatever a decoder raises
+        return _spoilt_lease(row, session, request)
+
+
+def _sound_lease(row: Row, session: bytes, request: int) -> Lease:
+    (
+        job_id, number, epoch, created_at, failures, crashes, snoozes, hand_backs, parked_for, priority, queue, job, key, payload, extras,
+        expires_in, payload_bytes,
+    ) = row  # fmt: skip
+    if payload_bytes is not None:
+        raise ValueError("the payload is too long")
+    return Lease(
+        envelope=Envelope(id=job_id, job=job, payload=payload or b"", queue=queue, priority=priority, key=key, **unpack_extras(extras)),
+        epoch=epoch,
+        claim=ClaimId(session, request, number),
+        created_at=created_at,
+        failures=failures,
+        crashes=crashes,
+        snoozes=snoozes,
+        hand_backs=hand_backs,
+        parked_for=0.0 if parked_for is None else to_seconds(parked_for),
+        expires_in=None if expires_in is None else to_seconds(expires_in),
+    )
+
+
+def _spoilt_lease(row: Row, session: bytes, request: int) -> Lease:
+    """With what can be read of it: its worker ends it FAILED. Ids, times and counters are sound, since `mend` goes before each claim."""
+    reader = FieldReader()
+    if row["payload_bytes"] is not None:
+        reader.note("payload", b"", f"it has {row['payload_bytes']:,} bytes, and at most {MOST_PAYLOAD_BYTES:,} are read")
+    extras: dict[str, Any] = reader.read("extras", row["extras"], _extras, {})
+    envelope = Envelope(
+        id=row["id"],
+        job=reader.read("job", row["job"], name, ""),
+        payload=row["payload"] or b"",
+        queue=reader.read("queue", row["queue"], name, DEFAULT_QUEUE),
+        priority=row["priority"],
+        key=row["key"],
+        **extras,
+    )
+    return Lease(
+        envelope=envelope,
+        epoch=row["epoch"],
+        claim=ClaimId(session, request, row["number"]),
+        created_at=row["created_at"],
+        failures=row["failures"],
+        crashes=row["crashes"],
+        snoozes=row["snoozes"],
+        hand_backs=row["hand_backs"],
+        parked_for=to_seconds(row["parked_for"] or 0),
+        expires_in=None if row["expires_in"] is None else to_seconds(row["expires_in"]),
+        unreadable=reader.unreadable,
+    )
+
+
+def _number(lease: Lease) -> int:
+    return lease.claim.number
+
+
+# --- records --------------------------------------------------------------------------------------------------
+
+_SMALL: Final = ("extras", "progress", "worker", "reason", "waiting_for", "errors")
+_MOST: Final = dict.fromkeys(_SMALL, MOST_BYTES) | dict.fromkeys(("payload", "result"), MOST_PAYLOAD_BYTES)
+"""Column to the most bytes that are fetched of it."""
+
+_PLAIN: Final = (
+    "id", "job", "queue", "status", "priority", "created_at", "due_at", "claimed_at", "started_at", "ended_at", "expires_at", "failures",
+    "crashes", "snoozes", "hand_backs", "epoch",
+)  # fmt: skip
+
+
+def _if_too_long(column: str, most: int) -> str:
+    return f"CASE WHEN octet_length({column}) > {most} THEN '{column}' END"
+
+
+RECORD_COLUMNS: Final = ", ".join(
+    (
+        *_PLAIN,
+        "cancel_requested IS NOT NULL AS cancel_requested",
+        *(f"CASE WHEN octet_length({column}) <= {most} THEN {column} END AS {column}" for column, most in _MOST.items()),
+        f"array_remove(ARRAY[{', '.join(_if_too_long(column, most) for column, most in _MOST.items())}], NULL) AS too_long",
+    )
+)
+"""What `record_of` takes of a row of jobs. A value that is too long is not fetched, but listed."""
+
+_NO_ENVELOPE: Final = Envelope(id=b"", job="", payload=b"")
+
+
+def record_of(row: Row) -> Record:
+    if isinstance(row, BareRow):
+        return _spoilt_record(row)
+    try:
+        return _sound_record(row)
+    except Exception:  # whatever a decoder raises
+        return _spoilt_record(row)
+
+
+def _sound_record(row: Row) -> Record:
+    if row["too_long"]:
+        raise ValueError("a value is too long")
+    extras = unpack_extras(row["extras"])
+    return Record(
+        id=row["id"],
+        job=row["job"],
+        queue=row["queue"],
+        status=BY_CODE[row["status"]],
+        priority=row["priority"],
+        max_attempts=extras.get("max_attempts", _NO_ENVELOPE.max_attempts),
+        created_at=instant_of(row["created_at"]),
+        due_at=instant_of(row["due_at"]),
+        claimed_at=maybe(row["claimed_at"], instant_of),
+        started_at=maybe(row["started_at"], instant_of),
+        ended_at=maybe(row["ended_at"], instant_of),
+        expires_at=maybe(row["expires_at"], instant_of),
+        failures=row["failures"],
+        crashes=row["crashes"],
+        snoozes=row["snoozes"],
+        hand_backs=row["hand_backs"],
+        epoch=row["epoch"],
+        worker=maybe(row["worker"], text),
+        progress=unpack_progress(row["progress"]),
+        result=row["result"],
+        payload=row["payload"],
+        reason=maybe(row["reason"], text),
+        waiting_for=maybe(row["waiting_for"], text),
+        errors=unpack_errors(row["errors"]),
+        cancel_requested=row["cancel_requested"],
+        headers=extras.get("headers", {}),
+    )
+
+
+def _spoilt_record(row: Row) -> Record:
+    reader = FieldReader()
+
+    def instant_at(column: str) -> Any:
+        return reader.read(column, row[column], _maybe_instant, None)
+
+    def words(column: str) -> str | None:
+        return reader.read(column, row[column], _maybe_text, None)
+
+    def count(column: str) -> int:
+        return reader.read(column, row[column], whole, 0)
+
+    for column in row["too_long"]:
+        reader.note(column, b"", f"it has more than {_MOST[column]:,} bytes")
+    extras: dict[str, Any] = reader.read("extras", row["extras"], _extras, {})
+    return Record(
+        id=row["id"],
+        job=reader.read("job", row["job"], name, ""),
+        queue=reader.read("queue", row["queue"], name, DEFAULT_QUEUE),
+        status=reader.read("status", row["status"], BY_CODE.__getitem__, Status.FAILED),
+        priority=reader.read("priority", row["priority"], _priority, 0),
+        max_attempts=extras.get("max_attempts", _NO_ENVELOPE.max_attempts),
+        created_at=reader.read("created_at", row["created_at"], instant, instant_of(0)),
+        due_at=reader.read("due_at", row["due_at"], instant, instant_of(0)),
+        claimed_at=instant_at("claimed_at"),
+        started_at=instant_at("started_at"),
+        ended_at=instant_at("ended_at"),
+        expires_at=instant_at("expires_at"),
+        failures=count("failures"),
+        crashes=count("crashes"),
+        snoozes=count("snoozes"),
+        hand_backs=count("hand_backs"),
+        epoch=count("epoch"),
+        worker=words("worker"),
+        progress=reader.read("progress", row["progress"], unpack_progress, None),
+        result=row["result"],
+        payload=row["payload"],
+        reason=words("reason"),
+        waiting_for=words("waiting_for"),
+        errors=reader.read("errors", row["errors"], unpack_errors, ()),
+        cancel_requested=row["cancel_requested"],
+        headers=extras.get("headers", {}),
+        unreadable=reader.unreadable,
+    )
+
+
+def _extras(stored: bytes | None) -> dict[str, Any]:
+    if stored is not None and len(stored) > MOST_BYTES:
+        raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
+    return unpack_extras(stored)
+
+
+def _maybe_instant(stored: Any) -> Any:
+    return maybe(stored, instant)
+
+
+def _maybe_text(stored: Any) -> str | None:
+    return maybe(stored, text)
+
+
+def _priority(stored: Any) -> int:
+    return whole(stored, -100, 100)
+
+
+def name(stored: Any) -> str:
+    if isinstance(stored, _NotUtf8):
+        raise ValueError("it is no UTF-8")
+    return text(stored)
+
+
+# --- sessions -------------------------------------------------------------------------------------------------
+
+
+def session_record_of(row: Row) -> SessionRecord:
+    """Fields that cannot be read are as if they had not been told: the next upkeep mends what matters."""
+    reader = FieldReader()
+    nothing: tuple[tuple[str, ...], int] = ((), 0)
+    queues, concurrency = reader.read("about", row["session_about"], _about, nothing)
+    return SessionRecord(
+        session=Session(
+            id=row["session"],
+            name=reader.read("name", row["session_name"], text, ""),
+            ttl=to_seconds(reader.read("ttl", row["session_ttl"], whole, 0)),
+            queues=queues,
+            concurrency=concurrency,
+        ),
+        registered_at=reader.read("registered_at", row["registered"], instant, instant_of(0)),
+        seconds_since_beat=to_seconds(row["silent_for"] or 0),
+        leases=row["leases"],
+        is_dying=row["is_dying"],
+    )
+
+
+def _about(stored: Any) -> tuple[tuple[str, ...], int]:
+    queues, concurrency, *_ = unpacked(octets(stored))
+    return tuple(map(text, queues)), whole(concurrency)
+
+
+# --- text that is no UTF-8 ------------------------------------------------------------------------------------
+
+
+class BareRow(dict[str, Any]):
+    """A row of which text came as bytes, by a statement of `bare`: a database in SQL_ASCII holds any."""
+
+    @classmethod
+    def of(cls, row: Row) -> BareRow:
+        return cls((column, _text_of(value) if column in row["bare"] else value) for column, value in row.items())
+
+
+class _NotUtf8(str):
+    """With the bytes written out that are none."""
+
+
+def _text_of(raw: bytes | None) -> str | None:
+    if raw is None:
+        return None
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return _NotUtf8(raw.decode(errors="backslashreplace"))
+
+
+def bare(statement: str, columns: Sequence[tuple[str, str]]) -> str:
+    """The same rows with their text as bytes, given the columns' names and types. `bare` lists those columns."""
+    names = [column for column, kind in columns if kind == "text"]
+    shown = (f"convert_to({column}, 'SQL_ASCII') AS {column}" if column in names else column for column, _ in columns)
+    listed = ", ".join(f"'{column}'" for column in names)
+    return f"SELECT {', '.join(shown)}, ARRAY[{listed}]::text[] AS bare FROM ({statement}) AS it"

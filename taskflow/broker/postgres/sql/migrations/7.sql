@@ -1,0 +1,4 @@
+-- 7: Jobs that somebody else has written so that no verb can work with them are found, and set aside.
+
+CREATE INDEX jobs_unsound ON @.jobs (seq) WHERE P.UNSOUND;
+ALTER TABLE @.marks ALTER COLUMN rank TYPE integer; -- a stored priority may be any smallint, and its rank is the negative of it

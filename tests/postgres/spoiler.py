@@ -1,0 +1,106 @@
+"""Spoils the values of a schema by SQL, once the tables' own checks are gone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Final, TypeVar
+
+import asyncpg
+
+from tests.support.postgres import asked
+from tests.support.spoiling import Stored, Value
+
+T = TypeVar("T")
+
+_HIDING: Final = frozenset({"id", "status", "ended_at", "fade_at"})
+
+
+class PostgresSpoiler:
+    """See `tests.support.spoiling.Spoiler`."""
+
+    def __init__(self, url: str, schema: str) -> None:
+        self._url = url
+        self._schema = schema
+        self._types: dict[tuple[str, str], str] = {}
+
+    def values_of(self, owner: bytes) -> Sequence[Value]:
+        if not self._types:  # the schema is there now
+            self._run(self._drop_checks)
+        return self._run(lambda connection: self._values_of(connection, owner))
+
+    def write(self, value: Value, stored: Stored) -> bool:
+        table, column, seq = value.address
+        if not _is_expressible(stored):
+            return False
+        query = f'UPDATE "{self._schema}".{table} SET {column} = {_literal(stored, self._types[str(table), str(column)])} WHERE {seq}'
+        return self._run(lambda connection: _done(connection, query))
+
+    def may_hide(self, value: Value) -> bool:
+        return value.address[1] in _HIDING
+
+    def close(self) -> None:
+        """It keeps nothing open. The checks stay away: a schema that was spoilt is not used again."""
+
+    async def _values_of(self, connection: asyncpg.Connection, owner: bytes) -> list[Value]:
+        for table, key in (("jobs", "seq"), ("sessions", "number")):
+            row = await connection.fetchrow(f'SELECT * FROM "{self._schema}".{table} WHERE id = $1', owner)
+            if row is not None:
+                where = f"{key} = {row[key]}"
+                return [
+                    Value(f"{table}.{column}", (table, column, where), _plain(stored))
+                    for column, stored in row.items()
+                    if (table, column) in self._types
+                ]
+        raise AssertionError(f"{owner!r} is in no table")
+
+    async def _drop_checks(self, connection: asyncpg.Connection) -> None:
+        for table, name in await connection.fetch(
+            "SELECT conrelid::regclass::text, conname FROM pg_constraint WHERE contype = 'c' AND connamespace = $1::regnamespace",
+            f'"{self._schema}"',
+        ):
+            await connection.execute(f'ALTER TABLE {table} DROP CONSTRAINT "{name}"')
+        for table, column, kind, is_required, is_identity in await connection.fetch(
+            "SELECT relname, attname, format_type(atttypid, NULL), attnotnull, attidentity <> '' FROM pg_attribute "
+            "JOIN pg_class ON pg_class.oid = attrelid WHERE relnamespace = $1::regnamespace AND relname IN ('jobs', 'sessions') "
+            "AND attnum > 0 AND NOT attisdropped",
+            f'"{self._schema}"',
+        ):
+            if is_identity:
+                continue
+            self._types[table, column] = kind
+            if is_required and (table, column) != ("sessions", "id"):
+                await connection.execute(f'ALTER TABLE "{self._schema}".{table} ALTER COLUMN {column} DROP NOT NULL')
+
+    def _run(self, ask: Callable[[asyncpg.Connection], Coroutine[Any, Any, T]]) -> T:
+        return asked(self._url, ask)
+
+
+def _done(connection: asyncpg.Connection, query: str) -> Coroutine[Any, Any, bool]:
+    async def run() -> bool:
+        try:
+            return bool(await connection.execute(query) == "UPDATE 1")
+        except asyncpg.PostgresError:  # no value of the column's type, or not unique
+            return False
+
+    return run()
+
+
+def _plain(stored: Any) -> Stored:
+    return str(stored) if isinstance(stored, list) else stored
+
+
+def _is_expressible(stored: Stored) -> bool:
+    """Return False for what no UTF-8 database takes as text."""
+    return not isinstance(stored, str) or not any(0xD800 <= ord(sign) <= 0xDFFF or sign == "\0" for sign in stored)
+
+
+def _literal(stored: Stored, kind: str) -> str:
+    """As the column's type where there is such a value: PostgreSQL refuses all others."""
+    if stored is None:
+        return "NULL"
+    if isinstance(stored, bytes):
+        return f"'\\x{stored.hex()}'::bytea"
+    if isinstance(stored, str) and kind == "bytea":
+        return f"'\\x{stored.encode().hex()}'::bytea"
+    quoted = str(stored).replace("'", "''")
+    return f"'{quoted}'::{kind}"
