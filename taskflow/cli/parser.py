@@ -144,6 +144,13 @@ def _worker(parser: argparse.ArgumentParser) -> None:
         "--ttl", type=_ttl, default=20.0, metavar="S", help="seconds without a sign of life after which others take its jobs (default: 20)"
     )
     parser.add_argument(
+        "--start-timeout",
+        type=_seconds,
+        default=30.0,
+        metavar="S",
+        help="seconds to wait, at the start, for a broker that does not answer; then the process ends with 3 (default: 30; 0: at once)",
+    )
+    parser.add_argument(
         "--stall-limit",
         type=_seconds,
         default=300.0,

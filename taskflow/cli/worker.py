@@ -29,7 +29,7 @@ from taskflow.cli.signals import AFTER_FORCE, LastResort, Signals
 from taskflow.cli.stalled import end_stalled, show_stacks_when_killed
 from taskflow.cli.tracebacks import is_ours, print_users
 from taskflow.cli.whose import add_ids
-from taskflow.model.errors import ConfigurationError
+from taskflow.model.errors import BrokerError, ConfigurationError
 from taskflow.model.near import nearest
 from taskflow.model.printable import one_line
 from taskflow.model.record import Status
@@ -85,6 +85,7 @@ def _options(arguments: argparse.Namespace) -> WorkerOptions:
         concurrency=arguments.concurrency,
         grace=arguments.grace,
         ttl=arguments.ttl,
+        start_timeout=arguments.start_timeout,
         drain_horizon=arguments.drain_horizon,
         modules=tuple(arguments.modules),
         stall_limit=arguments.stall_limit,
@@ -210,8 +211,9 @@ class Shift:
         return self._line is not None and self._line.is_leaving
 
     async def _start(self, worker: Worker, stack: AsyncExitStack) -> None:
-        await self._doubt_queues()
         await stack.enter_async_context(worker)
+        with contextlib.suppress(BrokerError):  # the broker went away again: this is only a hint
+            await self._doubt_queues()
         self._collector.settle()
 
     async def _until_told(self, worker: Worker) -> bool:
