@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 
-from taskflow.broker.sqlite.place import Place
+from taskflow.broker.sqlite.ownership import PRIVATE
+from taskflow.broker.sqlite.place import BALLAST, Place
 
 
 class Ballast:
@@ -16,7 +17,7 @@ class Ballast:
 
     def __init__(self, place: Place) -> None:
         self._place = place
-        self._path = place.beside("-ballast")
+        self._path = place.beside(BALLAST)
         self._size = place.room.ballast
 
     def is_there(self) -> bool:
@@ -59,7 +60,7 @@ class Ballast:
 
     def _make(self) -> bool:
         with contextlib.suppress(FileExistsError):
-            file = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+            file = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, PRIVATE)
             try:
                 _allocate(file, self._size)
             finally:

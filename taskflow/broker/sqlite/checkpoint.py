@@ -14,8 +14,8 @@ import os
 import sqlite3
 from typing import Final, Literal
 
-from taskflow.broker.sqlite.companions import SIDE
-from taskflow.broker.sqlite.place import LOG, LOG_LIMIT, MIB, SMALL_LOG_LIMIT, Place
+from taskflow.broker.sqlite.ownership import open_beside
+from taskflow.broker.sqlite.place import LOG, LOG_LIMIT, MIB, SIDE, SMALL_LOG_LIMIT, Place
 from taskflow.broker.sqlite.statements import pragma
 
 MOST_COMMITS: Final = 128
@@ -99,11 +99,10 @@ class Checkpointer:
 
 
 def _side_file(place: Place) -> int:
-    path = place.beside(SIDE)
-    is_new = not os.path.exists(path)
-    file = os.open(path, os.O_CREAT | os.O_RDONLY, 0o666)
+    is_new = not os.path.exists(place.beside(SIDE))
+    file = open_beside(place, SIDE, os.O_CREAT | os.O_RDONLY)
     if is_new:
-        place.share(path)
+        place.share(file)
     return file
 
 

@@ -18,10 +18,10 @@ from contextlib import contextmanager
 from typing import Final
 
 from taskflow.broker.sqlite.holders import locked_by
-from taskflow.broker.sqlite.place import INDEX, LOG, Place
+from taskflow.broker.sqlite.ownership import open_beside
+from taskflow.broker.sqlite.place import INDEX, LOG, SIDE, Place
 from taskflow.model.errors import BrokerUnavailable
 
-SIDE: Final = "-checkpoint"
 _NAP: Final = 0.002
 
 _RECORD: Final = struct.Struct(">6Q")
@@ -49,7 +49,7 @@ def note_companions(place: Place) -> None:
     if None in found:
         return
     with contextlib.suppress(OSError):
-        side = os.open(place.beside(SIDE), os.O_RDWR)
+        side = open_beside(place, SIDE, os.O_RDWR)
         try:
             os.pwrite(side, _RECORD.pack(*(number for one in found if one is not None for number in one)), 0)
         finally:
@@ -58,7 +58,7 @@ def note_companions(place: Place) -> None:
 
 def _open_side(place: Place) -> int | None:
     try:
-        return os.open(place.beside(SIDE), os.O_RDONLY)
+        return open_beside(place, SIDE, os.O_RDONLY)
     except (FileNotFoundError, NotADirectoryError):  # nobody has opened the file yet, or all was removed
         return None
     except OSError as error:

@@ -9,10 +9,11 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from taskflow.broker.sqlite.ownership import make_private
 from taskflow.broker.sqlite.place import Place
 from taskflow.broker.sqlite.refusals import in_our_words, is_busy, whoami
 from taskflow.broker.sqlite.statements import Statements, pragma, table_prefix
-from taskflow.model.errors import BrokerError, BrokerRefused
+from taskflow.model.errors import BrokerError, BrokerRefused, BrokerUnavailable
 
 VERSION: Final = 1
 """Of the tables, in the meta table: `user_version` may be the user's own, in a file shared with his tables."""
@@ -28,6 +29,10 @@ def open_file(place: Place, sql: Statements, steady: int) -> sqlite3.Connection:
     Raises BrokerRefused or BrokerUnavailable, naming the file and what to do. The connection belongs to the calling thread.
     """
     _check_path(place)
+    try:
+        make_private(place.path)
+    except OSError as error:
+        raise BrokerUnavailable(f"{place.path} cannot be made: {error}") from error
     try:
         connection = sqlite3.connect(place.path, timeout=place.timeout, isolation_level=None, cached_statements=_STATEMENT_CACHE)
     except sqlite3.Error as error:

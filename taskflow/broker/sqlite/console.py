@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import sqlite3
+import stat
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol, TypeVar
 
 from taskflow.broker import topics, words
 from taskflow.broker.console import Finding, JobFilter, Metrics, QueueRecord, Redone
 from taskflow.broker.sqlite.durability import Durability
+from taskflow.broker.sqlite.ownership import PRIVATE
 from taskflow.broker.sqlite.row import Job
 from taskflow.broker.sqlite.sessions import session_records
 from taskflow.broker.sqlite.shelf import Shelf
@@ -140,8 +143,18 @@ def examine(shelf: Shelf) -> list[Finding]:
     return [
         Finding("file", "ok", f"{path}: {size:,} bytes, SQLite {sqlite3.sqlite_version}"),
         Finding("persistence", "ok", "an enqueue and an outcome are on the disk before they are answered"),
+        _permissions(path),
         Finding("room", "ok" if free > max(size, _LITTLE_ROOM) else "problem", f"{free:,} bytes are free on its disk"),
     ]
+
+
+def _permissions(path: str) -> Finding:
+    mode = stat.S_IMODE(os.stat(path).st_mode)
+    if not mode & ~PRIVATE:
+        return Finding("permissions", "ok", "only its owner can read and write the file")
+    can = "read and write" if mode & 0o022 else "read"
+    remedy = f"unless they share it, run `chmod 600 {shlex.quote(path)}`"
+    return Finding("permissions", "note", f"other users can {can} the file (mode {mode:04o}): {remedy}")
 
 
 _LITTLE_ROOM: Final = 100 * 1024 * 1024

@@ -14,6 +14,11 @@ LOG: Final = "-wal"
 INDEX: Final = "-shm"
 """What SQLite keeps beside a file while it is in use: the log, and its index, on which all wait for the lock to write."""
 
+SIDE: Final = "-checkpoint"
+BALLAST: Final = "-ballast"
+WAKE: Final = "-wake"
+"""What we keep there: see companions.py and checkpoint.py, ballast.py, wake.py."""
+
 LOG_LIMIT: Final = 6 * MIB
 """Beyond this the write-ahead log is carried over into the file and cut off."""
 
@@ -50,10 +55,10 @@ class Place:
     def beside(self, ending: str) -> str:
         return self.path + ending
 
-    def share(self, path: str) -> None:
-        """Let whoever may write the file use what we made beside it, as SQLite does with its own; else it is done without."""
+    def share(self, path: str | int) -> None:
+        """Give what we made beside the file the file's own rights, as SQLite does; its owner's alone while the file is missing."""
         with contextlib.suppress(OSError):
-            mode = stat.S_IMODE(os.stat(self.path).st_mode) & 0o666
+            mode = stat.S_IMODE(os.stat(self.path).st_mode) & 0o666 if os.path.exists(self.path) else 0o600
             is_folder = os.path.isdir(path)
             os.chmod(path, mode | (mode & 0o444) >> 2 if is_folder else mode)
 

@@ -13,6 +13,7 @@ from taskflow.broker.sqlite.checkpoint import Checkpointer
 from taskflow.broker.sqlite.companions import note_companions, own_companions
 from taskflow.broker.sqlite.connection import open_file
 from taskflow.broker.sqlite.durability import Durability
+from taskflow.broker.sqlite.ownership import check_beside
 from taskflow.broker.sqlite.place import MIB, Place
 from taskflow.broker.sqlite.refusals import in_our_words, is_about_the_file, is_busy, is_full
 from taskflow.broker.sqlite.scrub import scrub
@@ -82,7 +83,7 @@ class Transactions:
         try:
             with own_companions(self.place):
                 file.close()
-        except BrokerUnavailable:  # the next opening sees to it
+        except BrokerError:  # the next opening sees to it
             file.close()
 
     def abandon(self) -> None:
@@ -104,6 +105,7 @@ class Transactions:
 
     def _open(self) -> _File:
         with own_companions(self.place):
+            check_beside(self.place)
             before = self.place.identity()
             connection = open_file(self.place, self._sql, self._clock.steady())
             try:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import socket
 import sqlite3
+import stat
 import threading
 import time
 from collections.abc import Collection, Sequence
@@ -18,7 +20,9 @@ from typing import Final
 from urllib.parse import quote
 
 from taskflow.broker.nudges import Bell, Nudges
-from taskflow.broker.sqlite.place import Place
+from taskflow.broker.sqlite.ownership import open_folder_beside
+from taskflow.broker.sqlite.place import WAKE, Place
+from taskflow.model.errors import BrokerRefused
 from taskflow.model.seams import StartThread
 
 POLL_EVERY: Final = 1.0
@@ -27,6 +31,9 @@ POLL_WITHOUT_SOCKETS_EVERY: Final = 0.05
 _EVERYTHING: Final = b"*"
 _MOST_BYTES: Final = 60_000
 """A datagram may be larger on Linux, not everywhere; beyond this, or what the system takes, everybody looks."""
+
+_NAME: Final = re.compile(r"\d+-[0-9a-f]{12}")
+"""Of a listener's socket: its process, and six random bytes."""
 
 _MOST_ADDRESS_BYTES: Final = 100
 """Of a socket's path: Linux takes 107, others 103."""
@@ -43,30 +50,36 @@ def bell_here(name: str) -> Bell | None:
 
 
 class Folder:
-    """Where the listeners of a file have their sockets."""
+    """Where the listeners of a file have their sockets. It is used by its descriptor, once that is known to be ours."""
 
     def __init__(self, place: Place) -> None:
         self._place = place
-        self._path = place.beside("-wake")
+        self._path = place.beside(WAKE)
         self._descriptor: int | None = None
 
     def bind(self, name: str) -> socket.socket:
         """A new socket in it. OSError where there can be none."""
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(self._path)
-            self._place.share(self._path)
+        is_new = True
+        try:
+            os.mkdir(self._path, 0o700)
+        except FileExistsError:
+            is_new = False
+        folder = self._opened()
+        if is_new:
+            self._place.share(folder)
         bound = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
             bound.bind(self.address(name))
         except OSError:
             bound.close()
             raise
-        self._place.share(os.path.join(self._path, name))
+        self._place.share(self.address(name))
         return bound
 
     def names(self) -> list[str]:
+        """Of the sockets that listeners have made."""
         try:
-            return os.listdir(self._path)
+            return [name for name in os.listdir(self._opened()) if _NAME.fullmatch(name)]
         except OSError:
             return []
 
@@ -75,18 +88,31 @@ class Folder:
         path = os.path.join(self._path, name)
         if len(os.fsencode(path)) <= _MOST_ADDRESS_BYTES:
             return path
-        if self._descriptor is None:
-            self._descriptor = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY)
-        return f"/proc/self/fd/{self._descriptor}/{name}"
+        return f"/proc/self/fd/{self._opened()}/{name}"
 
     def remove(self, name: str) -> None:
+        """Remove a socket, and nothing that is none."""
         with contextlib.suppress(OSError):
-            os.unlink(os.path.join(self._path, name))
+            folder = self._opened()
+            if stat.S_ISSOCK(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+                os.unlink(name, dir_fd=folder)
 
     def close(self) -> None:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+    def _opened(self) -> int:
+        """Its descriptor; OSError if it is missing, a link, or a stranger's. Somebody may have made it anew since it was opened."""
+        if self._descriptor is not None:
+            if os.path.samestat(os.lstat(self._path), os.fstat(self._descriptor)):
+                return self._descriptor
+            self.close()
+        try:
+            self._descriptor = open_folder_beside(self._place, WAKE)
+        except BrokerRefused as refused:
+            raise PermissionError(str(refused)) from refused
+        return self._descriptor
 
 
 class Sender:

@@ -1,0 +1,90 @@
+"""Which files beside the store may be used. A stranger who can write in its folder may have put others there: a link to somebody's file."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import Final
+
+from taskflow.broker.sqlite.place import BALLAST, INDEX, LOG, SIDE, WAKE, Place
+from taskflow.model.errors import BrokerError, BrokerRefused
+
+PRIVATE: Final = 0o600
+"""What a new file admits: its owner alone. A store that users share is given wider rights by one of them, and so is all beside it."""
+
+_LINKED: Final = (errno.ELOOP, errno.EMLINK)
+"""What O_NOFOLLOW says of a link, here and on BSD."""
+
+
+def make_private(path: str) -> None:
+    """Make the store's file if it is missing: SQLite would let everybody read it."""
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, PRIVATE))
+    except FileExistsError:
+        return
+
+
+def open_beside(place: Place, ending: str, flags: int) -> int:
+    """Open a plain file beside the store. Raises OSError, or BrokerRefused if it is a link, no plain file, or a stranger's."""
+    path = place.beside(ending)
+    try:
+        file = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, PRIVATE)
+    except OSError as error:
+        if error.errno in _LINKED:
+            raise _refusal(path, "is a link") from error
+        raise
+    try:
+        _check(place, path, os.fstat(file), is_folder=False)
+    except BaseException:
+        os.close(file)
+        raise
+    return file
+
+
+def open_folder_beside(place: Place, ending: str) -> int:
+    """Open a folder beside the store, likewise."""
+    path = place.beside(ending)
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        _check(place, path, os.fstat(folder), is_folder=True)
+    except BaseException:
+        os.close(folder)
+        raise
+    return folder
+
+
+def check_beside(place: Place) -> None:
+    """Raise BrokerRefused if something beside the store is not what a broker or SQLite makes there."""
+    for ending in (LOG, INDEX, SIDE, BALLAST, WAKE):
+        path = place.beside(ending)
+        try:
+            found = os.lstat(path)
+        except OSError:
+            continue
+        _check(place, path, found, is_folder=ending == WAKE)
+
+
+def _check(place: Place, path: str, found: os.stat_result, *, is_folder: bool) -> None:
+    mode = found.st_mode
+    if stat.S_ISLNK(mode):
+        raise _refusal(path, "is a link")
+    if not (stat.S_ISDIR(mode) if is_folder else stat.S_ISREG(mode)):
+        raise _refusal(path, "is no folder" if is_folder else "is no plain file")
+    if not _is_trusted(place, found.st_uid):
+        raise _refusal(path, f"belongs to uid {found.st_uid}")
+
+
+def _is_trusted(place: Place, owner: int) -> bool:
+    """Return True for us, root, the store's owner, and for anybody if the store's own rights let others write it."""
+    if owner in (os.geteuid(), 0):
+        return True
+    try:
+        store = os.stat(place.path)
+    except OSError:
+        return False
+    return owner == store.st_uid or bool(store.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
+
+
+def _refusal(path: str, what: str) -> BrokerError:
+    return BrokerRefused(f"{path} {what}: somebody else may have put it there; remove it, and keep the store in a folder of your own")
