@@ -55,6 +55,7 @@ class Coalescer(Generic[Q, A]):
         self._deadline = Deadline(self._give_up)
         self._is_late = False
         self._retries = retries_within(patience)
+        self._trouble = ""  # what the store said last, while it is away
         self._step = Step()
         self._start_due: asyncio.Handle | None = None
         self._is_starting = False
@@ -157,6 +158,7 @@ class Coalescer(Generic[Q, A]):
             _fail(batch, error)
         else:
             self._retries.succeeded()
+            self._trouble = ""
             for asked, answer in zip(batch, answers, strict=True):
                 if not asked.answer.done():
                     asked.answer.set_result(answer)
@@ -176,10 +178,12 @@ class Coalescer(Generic[Q, A]):
             raise TimeoutError from error
 
     async def _ask_again(self, batch: list[_Asked[Q, A]], error: Exception) -> None:
-        """After a pause, those whose patience lasts as long, before all that came later."""
+        """After a pause, those whose patience lasts as long, before all that came later. One that gets no answer in the time that is left
+        is told what the store said before: that it is locked, and by whom."""
+        self._trouble = str(error) or self._trouble
         pause = self._retries.failed()
         again_at = time.monotonic() + pause
-        too_late = gave_up(self._patience, str(error) or NO_ANSWER)
+        too_late = gave_up(self._patience, self._trouble or NO_ANSWER)
         too_late.__cause__ = error
         _fail((asked for asked in batch if asked.give_up_at <= again_at), too_late)
         self._waiting.extendleft(asked for asked in reversed(batch) if asked.give_up_at > again_at)

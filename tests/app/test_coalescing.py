@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import sqlite3
 import time
 import traceback
@@ -205,6 +207,36 @@ async def test_a_file_that_somebody_has_locked_is_given_up(tmp_path: Path) -> No
         [queue] = await broker.console.queues()
         assert queue.counts[Status.READY] == 3
     await broker.close()
+
+
+async def test_whoever_has_the_file_locked_is_named(tmp_path: Path) -> None:
+    """The file's own wait ends before the asker's patience does, as with the defaults; the next try has no answer in time."""
+    path = tmp_path / "jobs.db"
+    broker = SqliteBroker(path, timeout=0.3)
+    with default_app().using(broker):
+        await add.delay(1)
+        configure(enqueue_timeout=0.45)
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as stranger:
+            stranger.execute("BEGIN IMMEDIATE")
+            with pytest.raises(BrokerUnavailable, match=rf"away for 0.45 s: {path} is locked by process {os.getpid()} "):
+                await add.delay(2)
+    await broker.close()
+
+
+async def test_what_the_store_said_last_is_told_when_it_falls_silent(watched: Watched) -> None:
+    """And not when it has answered since."""
+    configure(enqueue_timeout=0.3)
+    watched.is_away = True
+    sending = await under_way(add.delay(1))
+    watched.is_away = False
+    watched.gate.clear()
+    with pytest.raises(BrokerUnavailable, match=r"away for 0.3 s: the store is away"):
+        await sending
+    watched.gate.set()
+    await add.delay(2)
+    watched.gate.clear()
+    with pytest.raises(BrokerUnavailable, match=r"away for 0.3 s: it does not answer"):
+        await add.delay(3)
 
 
 async def test_nobody_waits_longer_for_those_who_came_before(watched: Watched) -> None:

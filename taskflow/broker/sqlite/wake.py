@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 import socket
 import sqlite3
 import stat
@@ -31,9 +30,6 @@ POLL_WITHOUT_SOCKETS_EVERY: Final = 0.05
 _EVERYTHING: Final = b"*"
 _MOST_BYTES: Final = 60_000
 """A datagram may be larger on Linux, not everywhere; beyond this, or what the system takes, everybody looks."""
-
-_NAME: Final = re.compile(r"\d+-[0-9a-f]{12}")
-"""Of a listener's socket: its process, and six random bytes."""
 
 _MOST_ADDRESS_BYTES: Final = 100
 """Of a socket's path: Linux takes 107, others 103."""
@@ -77,9 +73,8 @@ class Folder:
         return bound
 
     def names(self) -> list[str]:
-        """Of the sockets that listeners have made."""
         try:
-            return [name for name in os.listdir(self._opened()) if _NAME.fullmatch(name)]
+            return os.listdir(self._opened())
         except OSError:
             return []
 
