@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from taskflow.model.errors import TaskflowError as TaskflowError
     from taskflow.model.errors import TooLarge as TooLarge
     from taskflow.model.errors import UnknownJob as UnknownJob
-    from taskflow.model.record import Progress as Progress
+    from taskflow.model.progress import Progress as Progress
     from taskflow.model.record import Status as Status
     from taskflow.model.verdict import RunError as RunError
     from taskflow.model.verdict import Verdict as Verdict

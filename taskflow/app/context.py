@@ -12,7 +12,7 @@ from taskflow.model.clock import SystemClock, instant_of
 from taskflow.model.envelope import ClaimId, Envelope, Lease
 from taskflow.model.errors import TaskflowError
 from taskflow.model.ids import IdFactory, id_text
-from taskflow.model.record import Progress
+from taskflow.model.progress import Progress
 
 OnProgress = Callable[[Progress], None]
 
@@ -85,11 +85,13 @@ class JobContext:
         return self._cancelled
 
     def progress(self, fraction: float, note: str = "") -> Done:
-        """Say how far the run is, from 0 to 1. It takes effect when called, also from a thread; `await` is for looks."""
-        if not 0 <= fraction <= 1:
-            raise ValueError(f"progress({fraction!r}): it takes a fraction from 0 to 1")
+        """Report how far the run is, from 0 to 1, with a note of up to 4,096 characters; a longer one is cut off.
+
+        The report takes effect when this is called, also from a thread; `await` is for looks. It is shown within about a second.
+        """
+        progress = Progress.checked(fraction, note)
         if self._on_progress is not None:
-            self._on_progress(Progress(float(fraction), note))
+            self._on_progress(progress)
         return _DONE
 
     def __repr__(self) -> str:

@@ -15,7 +15,8 @@ from taskflow.model.codec import decode_value
 from taskflow.model.errors import JobCancelled, JobFailed, ResultExpired, UnknownJob
 from taskflow.model.ids import id_text, parse_id
 from taskflow.model.printable import message
-from taskflow.model.record import Progress, Record, Status
+from taskflow.model.progress import Progress
+from taskflow.model.record import Record, Status
 from taskflow.model.verdict import RunError
 
 if TYPE_CHECKING:

@@ -67,6 +67,7 @@ A store may hold anything: other programs write to it, disks fail, releases diff
   [settle_repeat] the settlement that took effect last, sent again, is OK and changes nothing.
   [settle_batch] items of one batch are independent of each other. One that a stranger's open transaction holds up, where the store lets
                  strangers have some, is HELD_UP: it alone has not been settled.
+  [settle_progress] the progress that a settlement carries is in the record, whatever the verdict; without one the last report stays.
   [settle_follow_ups] follow-ups are added if and only if the settlement takes effect, once.
   [settle_late] a lapsed session's settlement counts until its lease is released.
   [settle_resets] an outcome of a run resets the counts of crashes and of hand-backs.

@@ -8,7 +8,8 @@ from typing import Final
 
 import msgspec
 
-from taskflow.model.stored import Unreadable, number, text, unpacked
+from taskflow.model.progress import Progress
+from taskflow.model.stored import Unreadable
 from taskflow.model.verdict import RunError
 
 
@@ -105,23 +106,6 @@ MOVES: Final[dict[tuple[Status | None, Event], frozenset[Status | None]]] = {
 
 # How the reason begins of a job that was set aside because it kept losing its workers.
 POISON: Final = "poison: "
-
-
-class Progress(msgspec.Struct, frozen=True):
-    """How far a run says it is: `fraction` from 0 to 1, and a word on it."""
-
-    fraction: float
-    note: str = ""
-
-
-def unpack_progress(packed: bytes | None) -> Progress | None:
-    """From a msgpack array of the two fields. Raises ValueError or TypeError for anything else."""
-    if packed is None:
-        return None
-    stored = unpacked(packed)
-    if not isinstance(stored, list) or len(stored) != 2:
-        raise TypeError("expected fraction and note")
-    return Progress(number(stored[0], 0.0, 1.0), text(stored[1]))
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 
 from taskflow.model.envelope import ClaimId
-from taskflow.model.record import Progress
+from taskflow.model.progress import Progress
 
 MAX_CAUSE: Final = 200
 """Characters of what a process has died of."""

@@ -10,6 +10,7 @@ import msgpack
 import msgspec
 
 from taskflow.model.envelope import ClaimId, Envelope
+from taskflow.model.progress import Progress
 from taskflow.model.rules import LONGEST
 from taskflow.model.stored import LATEST, octets, whole
 
@@ -19,7 +20,10 @@ MAX_ERRORS_BYTES: Final = 65_536
 
 
 class RunError(msgspec.Struct, frozen=True):
-    """Why a run did not succeed, as text: the exception's type by its full name, its message and traceback."""
+    """Why a run did not succeed, as text: the exception's type by its full name, its message and traceback.
+
+    Of a long message the head is kept, and of a long traceback the tail: where it broke matters more than where it began.
+    """
 
     type: str
     message: str
@@ -28,10 +32,13 @@ class RunError(msgspec.Struct, frozen=True):
     at: int = 0
     """Microseconds since 1970, the store's: 0 until it is stored."""
 
-    @classmethod
-    def trimmed(cls, kind: str, message: str, traceback: str = "", attempt: int = 1) -> RunError:
-        """With the message's head and the traceback's tail: where it began matters less than where it broke."""
-        return cls(kind[:MAX_MESSAGE], message[:MAX_MESSAGE], traceback[-MAX_TRACEBACK:], attempt)
+    def __post_init__(self) -> None:
+        _keep_head(self, "type")
+        _keep_head(self, "message")
+        _check("traceback", self.traceback, str)
+        _check("attempt", self.attempt, int)
+        if len(self.traceback) > MAX_TRACEBACK:
+            msgspec.structs.force_setattr(self, "traceback", self.traceback[-MAX_TRACEBACK:])
 
 
 # gc=False, here and below: they are made by the thousand and cannot lie in a circle, so that the collector need not look at them.
@@ -66,7 +73,7 @@ class Discarded(Verdict, frozen=True):
     reason: str
 
     def __post_init__(self) -> None:
-        _check("reason", self.reason, str)
+        _keep_head(self, "reason")
 
 
 class Cancelled(Verdict, frozen=True):
@@ -75,7 +82,7 @@ class Cancelled(Verdict, frozen=True):
     reason: str
 
     def __post_init__(self) -> None:
-        _check("reason", self.reason, str)
+        _keep_head(self, "reason")
 
 
 class _Waits(Verdict, frozen=True):
@@ -109,7 +116,7 @@ class Parked(_Waits, frozen=True):
     after: float
 
     def __post_init__(self) -> None:
-        _check("waiting_for", self.waiting_for, str)
+        _keep_head(self, "waiting_for")
         _check_wait(self.after)
 
 
@@ -125,6 +132,7 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     `ran_for`    seconds from the run's start to its end
     `keep_for`   seconds that a success is kept
     `follow_ups` envelopes that are added in the same step
+    `progress`   what the run has reported last; None if it has reported nothing
     """
 
     id: bytes
@@ -134,6 +142,7 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     ran_for: float = 0.0
     keep_for: float = 300.0
     follow_ups: tuple[Envelope, ...] = ()
+    progress: Progress | None = None
 
 
 class Settled(Enum):
@@ -180,6 +189,14 @@ def _read_error(stored: Any) -> RunError:
         raise TypeError("expected type, message, traceback, attempt and time")
     kind, message, traceback = stored[:3]
     return RunError(kind, message, traceback, whole(stored[3]), whole(stored[4], 0, LATEST))
+
+
+def _keep_head(struct: msgspec.Struct, field: str) -> None:
+    """Cut a text of a job's or a middleware's own off where stores, logs and terminals would suffer from more."""
+    text: str = getattr(struct, field)
+    _check(field, text, str)
+    if len(text) > MAX_MESSAGE:
+        msgspec.structs.force_setattr(struct, field, text[:MAX_MESSAGE])
 
 
 def _check_wait(seconds: float) -> None:

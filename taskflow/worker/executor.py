@@ -15,7 +15,7 @@ from taskflow.app.registry import Registry
 from taskflow.app.signals import Cancel, Discard, Retry, Snooze
 from taskflow.model.envelope import Lease
 from taskflow.model.errors import MissingArgument, NewerFormat, UnknownArgument
-from taskflow.model.record import Progress
+from taskflow.model.progress import Progress
 from taskflow.model.rules import DAY
 from taskflow.model.seams import Seams
 from taskflow.model.verdict import (
@@ -107,6 +107,7 @@ class Executor:
             verdict=verdict,
             ran_for=time.monotonic() - (holding.started or begun),
             keep_for=lease.envelope.keep_result,
+            progress=holding.progress,
         )
 
     def _verdict(self, holding: Holding) -> Verdict | Coroutine[Any, Any, Verdict]:
@@ -248,9 +249,7 @@ class Executor:
 
 def _unreadable(lease: Lease) -> RunError:
     fields = "; ".join(map(str, lease.unreadable))
-    return RunError.trimmed(
-        "taskflow.UnreadableJob", f"stored fields cannot be read ({fields}); the store keeps their bytes", "", lease.attempt
-    )
+    return RunError("taskflow.UnreadableJob", f"stored fields cannot be read ({fields}); the store keeps their bytes", "", lease.attempt)
 
 
 def _is_being_cancelled() -> bool:

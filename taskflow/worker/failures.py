@@ -20,7 +20,7 @@ def failure_of(error: BaseException, attempt: int, function: Callable[..., Any] 
     """Describe `error`. The traceback begins in `function` where that is given and on the stack."""
     is_ours = issubclass(type(error), (DecodeError, EncodeError)) and error.__cause__ is None
     shown = "" if is_ours else _traceback(error, function)
-    return RunError.trimmed(_type_name(type(error)), _message(error), shown, attempt)
+    return RunError(_type_name(type(error)), _message(error), shown, attempt)
 
 
 def unencodable(error: BaseException, attempt: int) -> RunError:
@@ -28,7 +28,7 @@ def unencodable(error: BaseException, attempt: int) -> RunError:
     if issubclass(type(error), EncodeError):
         return failure_of(error, attempt)
     message = f"the result cannot be encoded: {_type_name(type(error))}: {_message(error)}"
-    return RunError.trimmed(_type_name(EncodeError), message, _traceback(error, None), attempt)
+    return RunError(_type_name(EncodeError), message, _traceback(error, None), attempt)
 
 
 def _type_name(kind: type) -> str:

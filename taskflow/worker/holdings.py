@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from taskflow.model.envelope import ClaimId, Lease
-from taskflow.model.record import Progress
+from taskflow.model.progress import Progress
 from taskflow.model.session import Report
 
 NOTHING_YET: Final = object()
@@ -21,7 +21,8 @@ class Holding:
 
     `taken_at`, `begins_by`, `started` and `asked_at` are of the monotonic clock: when it came, when no run may begin any more, when its run
     began, when that was asked to stop.
-    `reminders` counts how often it was told that the run has not stopped; `reported` is the progress that a beat has told last.
+    `reminders` counts how often it was told that the run has not stopped; `reported` is the progress that a beat has told last;
+    `on_report` is called, from any thread, when the run has reported progress.
     """
 
     __slots__ = (
@@ -31,6 +32,7 @@ class Holding:
         "is_held_up",
         "is_offered",
         "lease",
+        "on_report",
         "progress",
         "reminders",
         "reported",
@@ -47,6 +49,7 @@ class Holding:
         self.started: float | None = None
         self.progress: Progress | None = None
         self.reported: object = NOTHING_YET
+        self.on_report: Callable[[], None] | None = None
         self.stop: Callable[[], None] | None = None
         self.in_thread: asyncio.Future[Any] | None = None
         self.why_stopped: str | None = None
@@ -68,20 +71,25 @@ class Holding:
                 self.stop()
 
     def report(self, progress: Progress) -> None:
-        """What the next beat tells of the run; from any thread."""
+        """Keep the run's progress for the next beat and for the settlement; from any thread."""
         self.progress = progress
+        if self.on_report is not None:
+            self.on_report()
 
 
 class Holdings:
     """Written by the worker's loop, read by its keeper's thread: reads take a copy in one step.
 
-    While it `is_closed`, or once it `is_over`, there is room for nothing new.
+    While it `is_closed`, or once it `is_over`, there is room for nothing new. `on_news` is called, from any thread, when a run has reported
+    progress that no beat has taken yet.
     """
 
     def __init__(self) -> None:
         self._held: dict[ClaimId, Holding] = {}
         self.is_closed = False
         self.is_over = False
+        self.on_news: Callable[[], None] = lambda: None
+        self._has_news = False
         self._changed = asyncio.Event()
 
     def __len__(self) -> int:
@@ -91,6 +99,7 @@ class Holdings:
         """`claimed_at` is when the claim was sent: what the store has said of its time was true after that."""
         begins_by = None if lease.expires_in is None else claimed_at + lease.expires_in
         holding = self._held[lease.claim] = Holding(lease, time.monotonic(), begins_by)
+        holding.on_report = self._note_news
         return holding
 
     def remove(self, claim: ClaimId) -> None:
@@ -132,7 +141,8 @@ class Holdings:
         return tuple(self._held)
 
     def reports(self) -> tuple[Report, ...]:
-        """Of runs that have begun, or said something new, since what was `reported`."""
+        """Report the runs that have begun or reported progress, as far as no beat has carried it."""
+        self._has_news = False  # first: what is reported from now on asks for a beat again
         now = time.monotonic()
         reports: list[Report] = []
         for holding in self.all():
@@ -146,3 +156,8 @@ class Holdings:
         for report in reports:
             if (holding := self._held.get(report.claim)) is not None:
                 holding.reported = report.progress
+
+    def _note_news(self) -> None:
+        if not self._has_news:
+            self._has_news = True
+            self.on_news()

@@ -26,6 +26,10 @@ IDLE_BEATS_PER_TTL: Final = 3
 """Of a session that holds nothing: each is also its look at what there is to do."""
 
 PAUSES: Final = Pauses(0.1, 0.5)
+
+PROGRESS_EVERY: Final = 1.0
+"""Seconds between two beats for the sake of progress."""
+
 STOPS_WITHIN: Final = 5.0
 # What a loop's selector says when its number has been closed, and when it stands for something else since.
 LOST_DESCRIPTORS: Final = (errno.EBADF, errno.EINVAL)
@@ -73,6 +77,7 @@ class Keeper:
         self._start_thread = start_thread
         self._stopping = threading.Event()
         self._nudges = Nudges(Bell(), ())
+        self._is_urgent = False
         self._loop = asyncio.get_running_loop()
         self._ended = self._loop.create_future()
         self.beaten_at: float | None = None
@@ -92,10 +97,15 @@ class Keeper:
     def fall_silent(self) -> None:
         """Beats no more, from any thread; waits for nothing."""
         self._stopping.set()
-        self._nudges.nudge()
+        self.beat_now()
 
     def beat_now(self) -> None:
         """There may be something to hear; from any thread."""
+        self._is_urgent = True
+        self._nudges.nudge()
+
+    def beat_soon(self) -> None:
+        """There is progress to tell: beat now, but not within `PROGRESS_EVERY` seconds of the last beat. From any thread."""
         self._nudges.nudge()
 
     def _keep(self) -> None:
@@ -145,7 +155,14 @@ class Keeper:
                     return
                 pause = retries.failed()
                 self._ears.trouble(why, retries.failures)
-            await self._nudges.wait(pause)
+            await self._rest(pause)
+
+    async def _rest(self, pause: float) -> None:
+        rested_at = time.monotonic()
+        await self._nudges.wait(pause)
+        while not self._is_urgent and (left := min(pause, PROGRESS_EVERY) - (time.monotonic() - rested_at)) > 0:
+            await self._nudges.wait(left)
+        self._is_urgent = False
 
     def _a_beat(self) -> Beat:
         seen = self._seen()  # first: a claim that is answered between the two is then younger than what was seen

@@ -155,6 +155,7 @@ class Life:
             ears=self._ears(),
             start_thread=self._seams.start_thread,
         )
+        self._holdings.on_news = self._keeper.beat_soon
         self._keeper.start()
         duties = (
             self._fetcher.run,  # first of all: who has waited for this worker

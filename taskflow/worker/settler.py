@@ -146,12 +146,13 @@ class Settler:
                 await self._settle([settlement])
             return
         [unwritable] = batch
+        if unwritable.progress is not None:  # it may be that alone, which is no reason to fail the job
+            await self._settle([msgspec.structs.replace(unwritable, progress=None)])
+            return
         if isinstance(unwritable.verdict, Failed) and unwritable.verdict.error.type == UNWRITABLE:
             self._set_aside(unwritable, BrokerTrouble("settling", f"{type(error).__name__}: {error}", 1))
             return
-        why = RunError.trimmed(
-            UNWRITABLE, f"its verdict {type(unwritable.verdict).__name__} cannot be written: {type(error).__name__}: {error}"
-        )
+        why = RunError(UNWRITABLE, f"its verdict {type(unwritable.verdict).__name__} cannot be written: {type(error).__name__}: {error}")
         if (holding := self._holdings.get(unwritable.claim)) is not None:
             self._events.tell(Unwritable(holding.lease, unwritable.verdict, Failed(why)))
         await self._settle([msgspec.structs.replace(unwritable, verdict=Failed(why), follow_ups=())])

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from taskflow import JobContext, TaskflowError, configure, current_job, job
+from taskflow import JobContext, Progress, Status, TaskflowError, configure, current_job, job
 from taskflow.model.ids import parse_id
 from taskflow.worker.options import WorkerOptions
 from taskflow.worker.worker import Worker
@@ -110,9 +112,34 @@ async def test_outside_of_a_run_there_is_none(bench: Bench) -> None:
         current_job()
 
 
-async def test_progress_takes_a_fraction() -> None:
-    with pytest.raises(ValueError, match=r"progress\(50\).*from 0 to 1"):
-        JobContext().progress(50)
+@pytest.mark.parametrize(
+    ("fraction", "error", "words"),
+    [
+        (3, ValueError, "progress must be between 0 and 1, got 3"),
+        (float("nan"), ValueError, "progress must be between 0 and 1, got nan"),
+        (10**400, ValueError, "progress must be between 0 and 1, got 1000"),
+        ("0.5", TypeError, "progress must be a number between 0 and 1, got str"),
+        (None, TypeError, "progress must be a number between 0 and 1, got NoneType"),
+    ],
+)
+def test_progress_says_what_fraction_it_takes(fraction: Any, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        JobContext().progress(fraction)
+
+
+@pytest.mark.parametrize("note", [Path("x"), 1, None, b"bytes"])
+def test_a_progress_note_must_be_text(note: Any) -> None:
+    with pytest.raises(TypeError, match=f"a progress note must be text, got {type(note).__name__}: pass str"):
+        JobContext().progress(0.5, note)
+
+
+def test_progress_keeps_plain_values_and_the_head_of_a_long_note() -> None:
+    reported: list[Progress] = []
+    context = JobContext(on_progress=reported.append)
+    context.progress(Fraction(1, 4), Status.READY)  # type: ignore[arg-type]
+    context.progress(1, "x" * 10_000_000)
+    assert reported == [Progress(0.25, "ready"), Progress(1.0, "x" * 4_096)]
+    assert [(type(each.fraction), type(each.note)) for each in reported] == [(float, str)] * 2
 
 
 # --- lifespan -------------------------------------------------------------------------------------------------------

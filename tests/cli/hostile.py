@@ -10,7 +10,8 @@ from typing import Any
 from taskflow.broker.console import Finding, JobFilter, Metrics, QueueRecord, Redone
 from taskflow.broker.migrations import Migration, Upgrade
 from taskflow.model.errors import BrokerRefused
-from taskflow.model.record import Progress, Record, Status
+from taskflow.model.progress import Progress
+from taskflow.model.record import Record, Status
 from taskflow.model.session import Session, SessionRecord
 from taskflow.model.stored import Unreadable
 from taskflow.model.verdict import RunError

@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from taskflow.broker.console import JobFilter
 from taskflow.model.envelope import Envelope, Lease, OnConflict
-from taskflow.model.record import Progress
+from taskflow.model.progress import Progress
 from taskflow.model.session import Beat, Report
 from taskflow.model.verdict import Settlement
 from tests.conformance.bench import TIGHT, Bench, Snapshot

@@ -6,7 +6,9 @@ import msgspec
 import pytest
 
 from taskflow.model.envelope import ClaimId, Lease
+from taskflow.model.progress import Progress
 from taskflow.model.record import Status
+from taskflow.model.session import Report
 from taskflow.model.verdict import RunError, Settled, Settlement
 from tests.conformance.outcomes import ENDING, MARKED, OUTCOMES, PLAIN, REPLACED, Outcome, check_outcome
 from tests.support.homes import Power
@@ -94,6 +96,59 @@ async def test_settle_outcomes__a_large_result(world: World) -> None:
     await world.settle(succeeded(lease, result))
 
     assert (await world.record(lease)).result == result
+
+
+# --- settle_progress ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settlement", ALL)
+async def test_settle_progress(world: World, settlement: SettlementOf) -> None:
+    """What a run reported last is in its job's record, also if no beat has told of it."""
+    session = await world.a_session()
+    lease = await world.running(session)
+    await world.beat(session, lease, reports=[Report(lease.claim, 0.0, Progress(0.5, "half way"))])
+    last = Progress(1.0, "done \ud800 \u00e9\x00")
+
+    assert await world.settle(msgspec.structs.replace(settlement(lease), progress=last)) == [OK]
+
+    assert (await world.record(lease)).progress == last
+
+
+async def test_settle_progress__without_a_report(world: World) -> None:
+    """A settlement without progress leaves what a beat has told."""
+    session = await world.a_session()
+    lease = await world.running(session)
+    await world.beat(session, lease, reports=[Report(lease.claim, 0.0, Progress(0.5))])
+
+    await world.settle(succeeded(lease))
+
+    assert (await world.record(lease)).progress == Progress(0.5)
+
+
+async def test_settle_progress__beside_plain_successes(world: World) -> None:
+    """In a batch each settlement's progress is its own job's."""
+    session = await world.a_session()
+    leases = [await world.running(session) for _ in range(4)]
+    settlements = [succeeded(lease) for lease in leases]
+    for number in (1, 3):
+        settlements[number] = msgspec.structs.replace(settlements[number], progress=Progress(number / 4))
+
+    assert await world.settle(*settlements) == [OK] * 4
+
+    assert [(await world.record(lease)).progress for lease in leases] == [None, Progress(0.25), None, Progress(0.75)]
+
+
+async def test_settle_progress__a_stale_settlement(world: World) -> None:
+    """A settlement that does not count changes no progress."""
+    session = await world.a_session()
+    lease = await world.running(session)
+    await world.settle(handed_back(lease))
+    [again] = await world.claim(session)
+    await world.settle(handed_back(again))
+
+    assert await world.settle(msgspec.structs.replace(succeeded(lease), progress=Progress(1.0))) == [STALE]
+
+    assert (await world.record(lease)).progress is None
 
 
 # --- settle_stale ---------------------------------------------------------------------------------------------------

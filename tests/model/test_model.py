@@ -236,7 +236,7 @@ def test_a_verdict_does_not_wait_for_nonsense(wait: float) -> None:
 
 
 def test_an_error_keeps_the_messages_head_and_the_tracebacks_tail() -> None:
-    error = RunError.trimmed("E", "m" * 10_000 + "end", "begin" + "t" * 100_000, 2)
+    error = RunError("E", "m" * 10_000 + "end", "begin" + "t" * 100_000, 2)
     assert error.message == "m" * MAX_MESSAGE
     assert error.traceback == "t" * MAX_TRACEBACK
     assert error.attempt == 2

@@ -10,7 +10,7 @@ import pytest
 from taskflow.broker.sqlite import SqliteBroker
 from taskflow.model.backoff import Backoff
 from taskflow.model.errors import TooLarge
-from taskflow.model.record import Progress
+from taskflow.model.progress import Progress
 from taskflow.model.session import Beat, Report
 from taskflow.model.verdict import Discarded, Failed, Parked, Retried, RunError, Settled, Settlement, Succeeded, Verdict
 from tests.sqlite.support import a_session, an_envelope, envelopes, registered, succeeded

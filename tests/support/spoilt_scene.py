@@ -24,7 +24,8 @@ from taskflow.model.backoff import Backoff
 from taskflow.model.envelope import Envelope, Lease
 from taskflow.model.errors import SessionLost
 from taskflow.model.ids import id_text
-from taskflow.model.record import Progress, Record, Status
+from taskflow.model.progress import Progress
+from taskflow.model.record import Record, Status
 from taskflow.model.session import Report, Session
 from taskflow.model.verdict import Failed, Parked, Retried, RunError, Settlement, Succeeded, Verdict
 from taskflow.worker.events import BrokerTrouble, Event, SessionEnded

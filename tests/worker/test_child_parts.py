@@ -14,7 +14,7 @@ from taskflow.model.seams import start_thread
 from taskflow.model.verdict import Cancelled, Discarded, Failed, HandedBack, Parked, Retried, RunError, Snoozed, Succeeded
 from taskflow.worker.children.options import ChildOptions, cores
 from taskflow.worker.children.output import LONGEST_LINE, Output
-from taskflow.worker.children.wire import LARGEST, Ended, Garbled, Hello, Import, Message, Ready, Refused, Reported, Run, Unpacker, pack
+from taskflow.worker.children.wire import Ended, Garbled, Hello, Import, Message, Ready, Refused, Reported, Run, Unpacker, pack
 from taskflow.worker.events import Printed
 
 LEASE = Lease(
@@ -75,13 +75,16 @@ MESSAGES: list[Message] = [
 ]
 
 
+MOST = 1 << 16
+
+
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
 def test_a_message_arrives_as_it_was_sent(message: Message) -> None:
-    assert list(Unpacker().feed(pack(message))) == [message]
+    assert list(Unpacker(MOST).feed(pack(message))) == [message]
 
 
 def test_messages_arrive_in_whatever_portions() -> None:
-    unpacker, sent = Unpacker(), b"".join(map(pack, MESSAGES))
+    unpacker, sent = Unpacker(MOST), b"".join(map(pack, MESSAGES))
     for size in (1, 7, 1000):
         portions = [sent[start : start + size] for start in range(0, len(sent), size)]
         assert [message for portion in portions for message in unpacker.feed(portion)] == MESSAGES
@@ -91,7 +94,7 @@ def test_messages_arrive_in_whatever_portions() -> None:
     "noise",
     [
         b"\xff" * 64,
-        (LARGEST + 1).to_bytes(4, "big"),
+        (MOST + 1).to_bytes(4, "big"),
         b"\x00\x00\x00\x01\xc1",
         b"\x00\x00\x00\x01\x00",
         b"\x00\x00\x00\x00",
@@ -102,7 +105,7 @@ def test_messages_arrive_in_whatever_portions() -> None:
 )
 def test_noise_is_told_apart(noise: bytes) -> None:
     with pytest.raises(Garbled):
-        list(Unpacker().feed(noise))
+        list(Unpacker(MOST).feed(noise))
 
 
 # --- output -------------------------------------------------------------------------------------------------------------

@@ -567,7 +567,7 @@ async def test_a_ctrl_c_in_the_terminal_is_the_workers_alone(shell: Shell) -> No
 
 async def test_a_child_whose_worker_hangs_up_ends_at_once(tmp_path: Path) -> None:
     """What the system may not see to: that the worker is gone is seen by the closed connection."""
-    hello = Hello(modules=(), arguments=(), settings={}, is_reachable=False, has_lifespan=False, log_level=0)
+    hello = Hello(modules=(), arguments=(), settings={"max_payload": 1 << 20}, is_reachable=False, has_lifespan=False, log_level=0)
     child = await Child.start(Nursery(hello, ChildOptions(goodbye=PATIENCE), lambda _: None, start_thread))
     await child.prepare(jobs.__name__, None)
     payload = jobs.endless.codec.encode_arguments((str(tmp_path / "note"),), {})

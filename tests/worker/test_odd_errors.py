@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import logging
 import sys
 import traceback
 from typing import Any, Literal
@@ -11,12 +12,13 @@ from typing import Any, Literal
 import msgspec
 import pytest
 
-from taskflow import Backoff, Discard, JobContext, JobFailed, Retry, Worker, job
+from taskflow import Backoff, Cancel, Discard, JobContext, JobFailed, Middleware, Retry, RunError, RunNext, Verdict, Worker, configure, job
 from taskflow.broker.protocol import Broker
 from taskflow.model.codec.payload import seal_json
 from taskflow.model.envelope import Envelope
 from taskflow.model.ids import IdFactory, parse_id
 from taskflow.model.record import Record, Status
+from taskflow.model.verdict import Cancelled, Discarded, Failed, Parked, Retried
 
 AT_ONCE = Backoff(base=0.0)
 ODD_PLACE: Any = [("file", "x", None, object(), 1, 2)]
@@ -283,8 +285,8 @@ async def test_a_json_number_of_any_size_is_decoded_or_fails_the_job(broker: Bro
         assert record.last_error.type == "taskflow.model.errors.DecodeError"
 
 
-async def run_once(broker: Broker, name: str, payload: bytes) -> Record:
-    envelope = Envelope(id=IdFactory()(), job=name, payload=payload)
+async def run_once(broker: Broker, name: str, payload: bytes, **more: Any) -> Record:
+    envelope = Envelope(id=IdFactory()(), job=name, payload=payload, **more)
     await broker.enqueue([envelope])
     async with Worker() as worker:
         await worker.drained()
@@ -297,3 +299,57 @@ async def run_once(broker: Broker, name: str, payload: bytes) -> Record:
 def test_traceback_cannot_format_the_odd_syntax_error() -> None:
     with pytest.raises(TypeError):
         traceback.format_exception(odd_error("syntax"))
+
+
+# --- texts without a bound ---------------------------------------------------------------------------------------
+
+LONG = "x" * 10_000_000
+
+
+class Verbose(Middleware):
+    """Makes verdicts itself, of texts that are longer than the store keeps."""
+
+    async def run(self, context: JobContext, call_next: RunNext) -> Verdict:
+        await call_next(context)
+        error = RunError(type=LONG, message=LONG, traceback=LONG)
+        verdicts: dict[str, Verdict] = {
+            "discarded": Discarded(LONG),
+            "cancelled": Cancelled(LONG),
+            "failed": Failed(error),
+            "parked": Parked(LONG, 1_000.0),
+            "retried": Retried(error, 1_000.0),
+        }
+        return verdicts[context.headers["verdict"]]
+
+
+@job(name="tests.odd.verbose")
+async def verbose(what: str) -> None:
+    if what == "discard":
+        raise Discard(LONG)
+    if what == "cancel":
+        raise Cancel(LONG)
+    if what == "error":
+        raise ValueError(LONG)
+
+
+@pytest.mark.parametrize("what", ["discard", "cancel", "error"])
+async def test_a_long_text_of_a_job_is_cut_off_in_store_and_log(broker: Broker, caplog: pytest.LogCaptureFixture, what: str) -> None:
+    caplog.set_level(logging.INFO)
+    record = await run_once(broker, verbose.name, verbose.codec.encode_arguments((what,), {}), max_attempts=1)
+    assert_short(record, caplog)
+
+
+@pytest.mark.parametrize("what", ["discarded", "cancelled", "failed", "parked", "retried"])
+async def test_a_long_text_of_a_middlewares_verdict_is_cut_off_too(broker: Broker, caplog: pytest.LogCaptureFixture, what: str) -> None:
+    caplog.set_level(logging.INFO)
+    configure(middleware=[Verbose()])
+    record = await run_once(broker, verbose.name, verbose.codec.encode_arguments(("",), {}), headers={"verdict": what})
+    assert_short(record, caplog)
+
+
+def assert_short(record: Record, caplog: pytest.LogCaptureFixture) -> None:
+    texts = [record.reason, record.waiting_for, *(part for error in record.errors for part in (error.type, error.message))]
+    assert 4_096 <= max(len(text or "") for text in texts) <= 10_000
+    assert all(len(error.traceback) <= 16_384 for error in record.errors)
+    assert caplog.records
+    assert all(len(logged.getMessage()) < 10_000 for logged in caplog.records)

@@ -14,7 +14,7 @@ from taskflow.app.current import default_app
 from taskflow.broker.memory import MemoryBroker
 from taskflow.broker.protocol import Broker
 from taskflow.model.envelope import Lease
-from taskflow.model.record import Progress
+from taskflow.model.progress import Progress
 from taskflow.model.rules import Rules
 from taskflow.model.seams import Seams
 from taskflow.model.session import Beat, BeatAnswer

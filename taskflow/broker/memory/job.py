@@ -6,7 +6,8 @@ import msgspec
 
 from taskflow.model.clock import instant_of, to_microseconds
 from taskflow.model.envelope import ClaimId, Envelope, Lease
-from taskflow.model.record import Progress, Record, Status
+from taskflow.model.progress import Progress
+from taskflow.model.record import Record, Status
 from taskflow.model.session import Session
 from taskflow.model.verdict import RunError
 

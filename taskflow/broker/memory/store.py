@@ -228,6 +228,7 @@ class Store(Shelf):
             return Settled.OK if self._took_effect(job, fence) else Settled.STALE
         job.settled = fence
         job.started_at = self.now - to_microseconds(settlement.ran_for)
+        job.progress = settlement.progress or job.progress
         self._let_go(job)
         self._apply(job, settlement)
         for follow_up in settlement.follow_ups:

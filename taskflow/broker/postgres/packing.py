@@ -12,7 +12,7 @@ import msgpack
 from taskflow.broker.protocol import Added, Refused
 from taskflow.model.clock import to_microseconds, to_seconds
 from taskflow.model.envelope import ClaimId, Envelope, pack_extras
-from taskflow.model.record import Progress
+from taskflow.model.progress import Progress
 from taskflow.model.rules import LONGEST
 from taskflow.model.session import Beat, Outlook
 from taskflow.model.stored import LATEST
@@ -130,7 +130,7 @@ def pack(value: object) -> bytes:
 
 def is_plain(settlement: Settlement) -> bool:
     """Whether it may be of those that are ended all at once: of no more than the store can tell, and with ids as long as all of ours."""
-    is_simple = type(settlement.verdict) is Succeeded and not settlement.follow_ups
+    is_simple = type(settlement.verdict) is Succeeded and not settlement.follow_ups and settlement.progress is None
     return is_simple and len(settlement.id) == len(settlement.claim.session) == ID_BYTES
 
 
@@ -169,13 +169,14 @@ _CLAIM: Final = Struct(">qi")
 
 
 def settlement_columns(settlements: Sequence[Settlement]) -> list[list[Any]]:
-    """See settling.sql: what is settled, then the follow-ups with the place, from 1, of the settlement that each belongs to."""
+    """See settling.sql: what is settled; the follow-ups, each with the place, from 1, of the settlement that it belongs to; progress."""
     rows = [_settlement_row(settlement) for settlement in settlements]
     follow_ups = [(place, envelope) for place, settlement in enumerate(settlements, 1) for envelope in settlement.follow_ups]
     return [
         *([list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in range(11)]),
         [place for place, _ in follow_ups],
         *envelope_columns([envelope for _, envelope in follow_ups]),
+        _unless_void([pack_progress(settlement.progress) for settlement in settlements]),
     ]
 
 

@@ -11,7 +11,8 @@ from typing import Any, Final
 from taskflow.broker.postgres.soundness import MOST_BYTES, MOST_PAYLOAD_BYTES
 from taskflow.model.clock import instant_of, to_seconds
 from taskflow.model.envelope import DEFAULT_QUEUE, ClaimId, Envelope, Lease, unpack_extras
-from taskflow.model.record import BY_CODE, Record, Status, unpack_progress
+from taskflow.model.progress import unpack_progress
+from taskflow.model.record import BY_CODE, Record, Status
 from taskflow.model.session import Session, SessionRecord
 from taskflow.model.stored import FieldReader, instant, maybe, octets, text, unpacked, whole
 from taskflow.model.verdict import unpack_errors

@@ -13,7 +13,8 @@ from taskflow.broker.redis.bodies import is_large, reference_to
 from taskflow.broker.redis.fields import FIELDS, ID_BYTES, SESSION_BYTES, TAIL_BYTES
 from taskflow.model.clock import instant_of, to_microseconds, to_seconds
 from taskflow.model.envelope import ClaimId, Envelope, Lease, pack_extras, unpack_extras
-from taskflow.model.record import BY_CODE, Progress, Record, unpack_progress
+from taskflow.model.progress import Progress, unpack_progress
+from taskflow.model.record import BY_CODE, Record
 from taskflow.model.session import Beat, Outlook
 from taskflow.model.verdict import (
     Cancelled,
@@ -188,6 +189,7 @@ def settlement_item(settlement: Settlement, texts: Texts) -> Item:
         error,
         after,
         [item_of(follow_up, texts) for follow_up in settlement.follow_ups] or False,
+        pack_progress(settlement.progress),
     )
 
 

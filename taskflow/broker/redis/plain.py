@@ -151,7 +151,7 @@ class _Columns(NamedTuple):
 
 
 def _is_plain_success(settlement: Settlement) -> bool:
-    if type(settlement.verdict) is not Succeeded or settlement.follow_ups:
+    if type(settlement.verdict) is not Succeeded or settlement.follow_ups or settlement.progress is not None:
         return False
     session, request, number = settlement.claim
     return len(session) == SESSION_BYTES and 0 <= request < MOST_REQUESTS and 0 <= number < MOST_NUMBERS

@@ -13,7 +13,8 @@ import msgspec
 from taskflow.broker.sqlite.bulk import slices
 from taskflow.model.clock import instant_of, to_seconds
 from taskflow.model.envelope import ClaimId, Envelope, Lease, unpack_extras
-from taskflow.model.record import BY_CODE, Progress, Record, Status, unpack_progress
+from taskflow.model.progress import Progress, unpack_progress
+from taskflow.model.record import BY_CODE, Record, Status
 from taskflow.model.stored import FieldReader, Unreadable, maybe, octets, text, unpacked
 from taskflow.model.verdict import Settlement, unpack_errors
 

@@ -11,7 +11,7 @@ import msgspec
 from taskflow.broker import topics, words
 from taskflow.broker.sqlite.enqueue import add_all
 from taskflow.broker.sqlite.given import Misremembered
-from taskflow.broker.sqlite.row import Job, pack_claim, pack_fence, storable, text_of, unpack_claim
+from taskflow.broker.sqlite.row import Job, pack_claim, pack_fence, pack_progress, storable, text_of, unpack_claim
 from taskflow.broker.sqlite.shelf import Shelf
 from taskflow.model.clock import to_microseconds
 from taskflow.model.record import CODES, Event, Record, Status
@@ -56,7 +56,7 @@ def _settle_given(shelf: Shelf, settlements: Sequence[Settlement]) -> bool:
     rows, queues = list[tuple[object, ...]](), list[int]()
     for settlement in settlements:
         given = shelf.given.find(settlement)
-        if given is None or type(settlement.verdict) is not Succeeded or settlement.follow_ups:
+        if given is None or type(settlement.verdict) is not Succeeded or settlement.follow_ups or settlement.progress is not None:
             return False
         rows.append((given.seq, *_success(shelf.now, settlement, settlement.verdict, given.fence)))
         queues.append(given.queue)
@@ -79,8 +79,8 @@ def _success(now: int, settlement: Settlement, verdict: Succeeded, fence: bytes)
 
 
 def _settle_plain_runs(shelf: Shelf, settlements: Sequence[Settlement], claims: list[bytes]) -> list[bool]:
-    """Those that are plain runs under their fence and have come to something without follow-ups. Which they were."""
-    together = [not settlement.follow_ups for settlement in settlements]
+    """Settle the plain runs that hold their fence and have neither follow-ups nor progress. Return which they were."""
+    together = [not settlement.follow_ups and settlement.progress is None for settlement in settlements]
     fences = [
         (number, claims[number], settlement.id, settlement.epoch) for number, settlement in enumerate(settlements) if together[number]
     ]
@@ -160,6 +160,7 @@ def _settle_one(shelf: Shelf, settlement: Settlement) -> Settled:
 def _end_run(shelf: Shelf, job: Job, settlement: Settlement, claim: bytes) -> None:
     job.settled = pack_fence(settlement.epoch, claim)
     job.started_at = shelf.now - to_microseconds(settlement.ran_for)
+    job.progress = pack_progress(settlement.progress) or job.progress
     _apply(shelf, job, settlement)
 
 

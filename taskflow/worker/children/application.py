@@ -7,7 +7,6 @@ import logging
 import os
 import runpy
 import sys
-import traceback
 from types import ModuleType
 from typing import Any, NoReturn
 
@@ -15,6 +14,7 @@ from taskflow.app.current import default_app
 from taskflow.app.job import AnyJob
 from taskflow.model.errors import TaskflowError
 from taskflow.worker.children.wire import Hello, Import, Refused
+from taskflow.worker.failures import failure_of
 
 _MAIN = "__mp_main__"
 """What multiprocessing calls the main module in a process that it has spawned: applications know it, and so does the registry."""
@@ -45,8 +45,9 @@ class Application:
             else:
                 _load_main(wanted.main)
         except BaseException as error:  # SystemExit, or one of the module's own
-            why = f"{wanted.main or wanted.module} cannot be imported in a child process: {type(error).__name__}: {error}"
-            self._failures[wanted.module] = Refused(why, "".join(traceback.format_exception(error)))
+            failure = failure_of(error, 1)
+            why = f"{wanted.main or wanted.module} cannot be imported in a child process: {failure.type}: {failure.message}"
+            self._failures[wanted.module] = Refused(why, failure.traceback)
 
     def find(self, name: str, module: str) -> AnyJob | Refused:
         self._log_to_stderr()

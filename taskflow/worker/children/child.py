@@ -71,7 +71,7 @@ class Conversation:
         heard: asyncio.Queue[Message] = asyncio.Queue()
         async with asyncio.TaskGroup() as group:
             answering = group.create_task(self._answer_each(heard))
-            unpacker = Unpacker()
+            unpacker = Unpacker(sys.maxsize)  # the worker is trusted, and has bounds of its own
             while received := await reader.read(1 << 16):
                 for message in unpacker.feed(received):
                     self._is_busy = True

@@ -14,14 +14,14 @@ from typing import Final, Self, TypeVar, cast
 import msgspec
 
 from taskflow.model.envelope import Lease
-from taskflow.model.record import Progress
+from taskflow.model.progress import Progress
 from taskflow.model.seams import StartThread
 from taskflow.model.verdict import Verdict
 from taskflow.worker.children.death import ChildDied, ChildFailed
 from taskflow.worker.children.options import ChildOptions
 from taskflow.worker.children.output import Output, Tell
 from taskflow.worker.children.spawn import WIRE, Process, spawn
-from taskflow.worker.children.wire import Ended, Garbled, Hello, Import, Message, Ready, Refused, Reported, Run, Unpacker, pack
+from taskflow.worker.children.wire import BESIDES, Ended, Garbled, Hello, Import, Message, Ready, Refused, Reported, Run, Unpacker, pack
 from taskflow.worker.endings import OutOfMemory
 
 # Never a fork of the worker, which has threads, connections and locks: a fresh interpreter with the same path.
@@ -64,7 +64,7 @@ class Child(asyncio.Protocol):
         self._is_retired = False
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
-        self._unpacker = Unpacker()
+        self._unpacker = Unpacker(nursery.hello.settings["max_payload"] + BESIDES)
         self._answer: asyncio.Future[Message] = self._loop.create_future()
         self._report: Report | None = None
         self._out_of_memory = OutOfMemory()
@@ -194,7 +194,8 @@ class Child(asyncio.Protocol):
             if not self._answer.done():
                 self._answer.set_result(message)
         elif self._report is not None:
-            self._report(Progress(message.fraction, message.note))
+            with contextlib.suppress(ValueError):  # not from us: a job has written it
+                self._report(Progress.checked(message.fraction, message.note))
 
     def _give_up(self, why: _HungUp) -> None:
         self.is_spent = True

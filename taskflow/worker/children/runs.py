@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from taskflow.app.current import default_app
 from taskflow.app.job import AnyJob, Job
-from taskflow.model.record import Progress
+from taskflow.model.progress import Progress
 from taskflow.model.seams import Seams
 from taskflow.model.verdict import Settlement
 from taskflow.worker.children.calls import Calls

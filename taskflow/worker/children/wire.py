@@ -18,8 +18,8 @@ import msgspec
 from taskflow.model.envelope import Lease
 from taskflow.model.verdict import Cancelled, Discarded, Failed, HandedBack, Parked, Retried, Snoozed, Succeeded, Verdict
 
-LARGEST: Final = 1 << 30
-"""Bytes of a message. Larger ones are none: payloads have limits of their own, which settings may raise."""
+BESIDES: Final = 1 << 20
+"""Bytes of a message besides a payload: names, headers, an error, and room to spare."""
 
 _LENGTH: Final = struct.Struct(">I")
 _VERDICTS: Final = {kind.__name__: kind for kind in (Cancelled, Discarded, Failed, HandedBack, Parked, Retried, Snoozed, Succeeded)}
@@ -115,9 +115,10 @@ def pack(message: Message) -> bytes:
 
 
 class Unpacker:
-    """Puts the messages together of which bytes arrive. Raises Garbled."""
+    """Puts messages together from the bytes that arrive. Raises Garbled, also for a message of more than `most` bytes."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
+        self._most = most
         self._received = bytearray()
 
     def feed(self, received: bytes) -> Iterator[Message]:
@@ -129,8 +130,8 @@ class Unpacker:
         if len(self._received) < _LENGTH.size:
             return None
         (length,) = _LENGTH.unpack_from(self._received)
-        if length > LARGEST:
-            raise Garbled(f"a message of {length:,} bytes")
+        if length > self._most:
+            raise Garbled(f"a message of {length:,} bytes, more than {self._most:,}")
         end = _LENGTH.size + length
         if len(self._received) < end:
             return None

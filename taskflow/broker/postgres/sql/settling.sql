@@ -63,7 +63,7 @@ CREATE FUNCTION @.settle(
     wall bigint, ids bytea[], epochs integer[], sessions bytea[], requests bigint[], numbers integer[], kinds integer[], ran_for bigint[],
     keep_for bigint[], contents bytea[], errors bytea[], afters bigint[], followed integer[], f_ids bytea[], f_queues text[], f_jobs text[],
     f_priorities integer[], f_afters bigint[], f_ats bigint[], f_expiries bigint[], f_keys bytea[], f_conflicts integer[], f_payloads bytea[],
-    f_extras bytea[], f_awaited integer[], f_joined bytea[], OUT answers boolean[], OUT rung text
+    f_extras bytea[], f_awaited integer[], f_joined bytea[], progresses bytea[] DEFAULT '{}', OUT answers boolean[], OUT rung text
 ) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '1500ms' SET enable_seqscan = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
@@ -86,6 +86,7 @@ BEGIN
         ELSIF j.status = S.RUNNING AND j.epoch = epochs[i] AND j.session = sessions[i] AND j.request = requests[i] AND j.number = numbers[i] THEN
             j.settled := fence;
             j.started_at := now_at - ran_for[i];
+            j.progress := coalesce(progresses[i], j.progress);
             PERFORM @.end_run(j, kinds[i], keep_for[i], contents[i], errors[i], afters[i], now_at);
             answers[i] := true;
             IF i = ANY (followed) THEN

@@ -3,7 +3,7 @@
 -- arguments  successes in columns, those of one session and one keep: session, keep (microseconds), ids, fences (epoch, 4 bytes, and
 --            claim), the claims without the session (8 bytes), and as the fixed layout has them run's length, keep and result;
 --            settlements of any kind; texts of their follow-ups' queues and jobs
---            a settlement: id, epoch, claim, kind, run's length, keep (microseconds), value, error, after, follow-ups
+--            a settlement: id, epoch, claim, kind, run's length, keep (microseconds), value, error, after, follow-ups, progress
 --            a kind: 1 succeeded (value: result), 2 failed (error; value: reason), 3 discarded (value: reason), 4 cancelled
 --            (value: reason), 5 retried (error, after), 6 snoozed (after), 7 parked (value: what for; after), 8 handed back
 --            (value: whether it counts); an error: type, message, traceback, attempt
@@ -80,7 +80,7 @@ local function settle_group(session, keep_for, ids, fences, tails, outcomes)
     else
       local epoch, claim = struct.unpack('>I4c24', fences[i])
       answers[#answers + 1] = 's'
-      others[#others + 1] = { id, epoch, claim, 1, struct.unpack('>I8', outcome), keep_for, sub(outcome, 21), false, false, false }
+      others[#others + 1] = { id, epoch, claim, 1, struct.unpack('>I8', outcome), keep_for, sub(outcome, 21), false, false, false, false }
       others_at[#others] = #answers
     end
   end

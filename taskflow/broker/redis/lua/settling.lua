@@ -64,6 +64,9 @@ local function settle(settlement, texts)
   end
   set(job, F.settled, fence)
   set(job, F.started, wall - settlement[5])
+  if settlement[11] then
+    set(job, F.progress, settlement[11])
+  end
   let_go(job)
   if kind < 7 then
     progressed(job)

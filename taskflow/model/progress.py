@@ -1,0 +1,42 @@
+"""How far a run says it is."""
+
+from __future__ import annotations
+
+from typing import Final, Self
+
+import msgspec
+
+from taskflow.model.stored import number, text, unpacked
+
+MAX_NOTE: Final = 4_096
+"""Characters of a note. What a job adds beyond them is cut off."""
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """How far a run says it is: `fraction` from 0 to 1, and a note on it."""
+
+    fraction: float
+    note: str = ""
+
+    @classmethod
+    def checked(cls, fraction: float, note: str) -> Self:
+        """From what a job hands in. Raises TypeError or ValueError, which say what to hand in instead; a long note is cut off."""
+        if not isinstance(note, str):
+            raise TypeError(f"a progress note must be text, got {type(note).__name__}: pass str(...) of it")
+        try:
+            is_fraction = 0 <= fraction <= 1
+        except TypeError:
+            raise TypeError(f"progress must be a number between 0 and 1, got {type(fraction).__name__}") from None
+        if not is_fraction:
+            raise ValueError(f"progress must be between 0 and 1, got {fraction!r}")
+        return cls(float(fraction), str.__getitem__(note, slice(MAX_NOTE)))  # plain text also of a subclass, such as an enum's member
+
+
+def unpack_progress(packed: bytes | None) -> Progress | None:
+    """From a msgpack array of the two fields. Raises ValueError or TypeError for anything else."""
+    if packed is None:
+        return None
+    stored = unpacked(packed)
+    if not isinstance(stored, list) or len(stored) != 2:
+        raise TypeError("expected fraction and note")
+    return Progress(number(stored[0], 0.0, 1.0), text(stored[1]))
