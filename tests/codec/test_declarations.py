@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Generic, NewT
 
 import pydantic
 import pytest
-from typing_extensions import TypeAliasType, Unpack
+from typing_extensions import TypeAliasType, TypeVarTuple, Unpack
 
 from taskflow.model.codec import FunctionCodec
 from taskflow.model.errors import DeclarationError
@@ -28,7 +28,12 @@ T = TypeVar("T")
 type_alias: Any = TypeAliasType  # so that no checker reads what is wrong on purpose
 new_type: Any = NewType
 type_variable: Any = TypeVar
+type_variables: Any = TypeVarTuple
 Knot = type_alias("Knot", "int | Knot")
+Twist = type_alias("Twist", "int | Turn")
+Turn = type_alias("Turn", "Twist | str")
+several: Any = type_variables("several")
+unpack: Any = Unpack
 Lost = type_alias("Lost", "list[NotDefinedAnywhere]")
 
 
@@ -97,7 +102,12 @@ UNSUPPORTED: list[tuple[Any, str]] = [
     (Enum, "value: enum.Enum has no form"),
     (WithInitVar, "value: WithInitVar.seed is an InitVar"),
     (Growing[int], "value: .* cannot be understood: RecursionError"),
-    (Knot, "value: .* cannot be understood: RecursionError"),
+    (Knot, "value: the type alias Knot stands for itself; let it stand inside a list or a dict there"),
+    (Twist, "value: the type alias Twist stands for itself"),
+    (GenericAlias(list, (Knot,)), "value: the type alias Knot stands for itself"),
+    (tuple[int, *tuple[str, ...]], "value: tuple.* has a part of any length among its items; give that a list of its own"),
+    (tuple[int, unpack[tuple[str, ...]]], "value: .* has a part of any length"),
+    (tuple[int, unpack[several]], "value: .* has a part of any length"),
     (Foreign, "value.thing: .*Plain.* is known neither to taskflow nor to pydantic"),
     (5, "value: 5 has no form to be sent in"),
     ("1 +", "an annotation cannot be evaluated: SyntaxError"),
@@ -234,3 +244,17 @@ def test_a_class_that_failed_once_is_not_half_known_afterwards() -> None:
     assert there_and_back(Model, Model(odd=Odd(pathlib.Path("a")))) == Model(odd=Odd(pathlib.Path("a")))
     with pytest.raises(DeclarationError, match=r"value\[?.*path: pathlib"):
         codec_of(tuple[Model, Odd])
+
+
+Nested = type_alias("Nested", "int | list[Nested | None] | dict[str, Nested | str]")
+
+
+def test_an_alias_may_stand_in_a_union_inside_itself() -> None:
+    value = [1, [None, {"a": "b", "c": [None, 2]}]]
+    assert there_and_back(Nested, value) == value
+    assert there_and_back(Nested | None, value) == value
+
+
+def test_a_tuple_of_fixed_length_may_be_unpacked_in_another() -> None:
+    assert there_and_back(tuple[int, *tuple[str, bool]], (1, "a", True)) == (1, "a", True)
+    assert there_and_back(tuple[int, unpack[tuple[str, bool]], int], (1, "a", True, 2)) == (1, "a", True, 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc as abc
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from typing import Any
@@ -222,3 +223,57 @@ def test_the_number_of_values_is_bounded() -> None:
 def test_limits_that_cannot_work_are_refused(bounds: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=r"limits must be at least 1|at most 200"):
         Limits(**bounds)
+
+
+class Broken(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("nor this")
+
+
+class BrokenList(list[Any]):
+    def __iter__(self) -> Any:
+        raise Broken
+
+
+class BrokenDict(dict[str, Any]):
+    def items(self) -> Any:
+        raise OverflowError("too many")
+
+
+class BrokenZone(tzinfo):
+    def utcoffset(self, moment: datetime | None) -> timedelta:
+        raise LookupError("no zone here")
+
+    tzname = dst = utcoffset  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+
+
+@dataclass
+class Lazy:
+    x: int
+
+    def __getattribute__(self, name: str) -> Any:
+        raise MemoryError("gone")
+
+
+ODD: list[tuple[Any, Any, str]] = [
+    (list[int], BrokenList([1]), "cannot be encoded: an exception that cannot be shown"),
+    (dict[str, int], BrokenDict(a=1), "cannot be encoded: OverflowError: too many"),
+    (datetime, datetime(2024, 1, 1, tzinfo=BrokenZone()), "cannot be encoded: LookupError: no zone here"),
+    (Lazy, object.__new__(Lazy), "cannot be encoded: MemoryError: gone"),
+]
+
+
+@pytest.mark.parametrize(("annotation", "value", "message"), ODD, ids=lambda each: type(each).__name__)
+def test_a_value_whose_own_code_raises_is_refused_by_name(annotation: Any, value: Any, message: str) -> None:
+    with pytest.raises(EncodeError, match=rf"{message} \(in a call of app\.job\)"):
+        codec_of(annotation).encode_arguments((value,), {})
+    with pytest.raises(EncodeError, match=rf"{message} \(in the result of app\.job\)"):
+        codec_of(Any, annotation).encode_result(value)
+
+
+def test_an_instance_without_an_annotation_says_what_to_annotate() -> None:
+    with pytest.raises(EncodeError, match=r"value: .*Point has no form .*: annotate the parameter \(or field\) with its class"):
+        codec_of(Any).encode_arguments((k.Point(1),), {})
+    with pytest.raises(EncodeError, match=r"^\[0\]: .*Point has no form .*: annotate the function's return type ") as caught:
+        codec_of(Any, list).encode_result([k.Point(1)])
+    assert "parameter" not in str(caught.value)

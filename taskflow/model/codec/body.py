@@ -6,33 +6,38 @@ from typing import Any
 
 from taskflow.model.codec.bounds import check_items, check_size
 from taskflow.model.codec.limits import Limits
-from taskflow.model.codec.misfit import Misfit, too_deep
+from taskflow.model.codec.misfit import Misfit, raised, too_deep
 from taskflow.model.codec.payload import HEADER_SIZE, Content, open_payload, seal
 from taskflow.model.codec.shape import Shape
+from taskflow.model.codec.stability import check_stable
 from taskflow.model.codec.untyped import ANY
 from taskflow.model.codec.wire import pack, unpack, unpack_json
-from taskflow.model.errors import DecodeError
+from taskflow.model.errors import DecodeError, EncodeError
 
 DEFAULT_LIMITS = Limits()
 
 
-def encode(shape: Shape, value: Any, limits: Limits, *, must_decode: bool = False, where: str = "") -> bytes:
+def encode(
+    shape: Shape, value: Any, limits: Limits, *, runs_code: bool = False, where: str = "", annotated: str = "the parameter (or field)"
+) -> bytes:
     """The payload of a value.
 
-    `must_decode` has it decoded too, for shapes whose classes may refuse what they once were; `where` ends every message. Raises
-    EncodeError, TooLarge beyond the limits.
+    `runs_code` is for shapes whose classes check or convert their fields: the value is decoded and encoded again, and must not change.
+    `where` ends every message, `annotated` is what the user annotates. Raises EncodeError, TooLarge beyond the limits.
     """
     try:
         payload = seal(pack(shape.write(value, limits.depth)))
         if len(payload) > limits.fewest:
             check_size(len(payload), limits)
             check_items(payload[HEADER_SIZE:], Content.MSGPACK, limits)
-        if must_decode:
-            shape.read(unpack(payload[HEADER_SIZE:]), limits.depth)
+        if runs_code:
+            check_stable(shape, payload[HEADER_SIZE:], limits.depth)
     except Misfit as misfit:
-        raise misfit.as_encode_error(where) from misfit.__cause__
+        raise misfit.as_encode_error(where, annotated) from misfit.__cause__
     except RecursionError:
         raise too_deep().as_encode_error(where) from None
+    except Exception as error:  # a class's own code: a property, a mapping's items()
+        raise EncodeError(f"cannot be encoded: {raised(error)}{where}") from error
     return payload
 
 
@@ -51,7 +56,7 @@ def decode(shape: Shape, payload: bytes, limits: Limits, *, where: str = "") -> 
     except RecursionError:
         raise too_deep().as_decode_error(where) from None
     except Exception as error:  # a class's own code, or a number beyond what its type can hold
-        raise DecodeError(f"cannot be decoded: {type(error).__name__}: {error}{where}") from error
+        raise DecodeError(f"cannot be decoded: {raised(error)}{where}") from error
 
 
 def encode_value(value: object, *, limits: Limits = DEFAULT_LIMITS) -> bytes:

@@ -7,10 +7,10 @@ from enum import Enum, Flag
 from typing import Any
 
 from taskflow.model.codec.misfit import Misfit, one_of, type_name, unexpected
-from taskflow.model.codec.scalars import NONE
+from taskflow.model.codec.scalars import NONE, SCALARS, read_int, write_int
 from taskflow.model.codec.shape import Shape, Unsupported
-from taskflow.model.codec.untyped import write_any
-from taskflow.model.codec.wire import form_of, named, pack, plain_number
+from taskflow.model.codec.untyped import read_json_any, write_any
+from taskflow.model.codec.wire import form_of, named, pack
 
 _LEVELS = 8
 """How deep the value of an Enum's member may be."""
@@ -53,8 +53,13 @@ def _choice(label: str, kind: type, values: Sequence[Any]) -> Shape:
         return by_wire[key]
 
     def read_json(wire: Any, levels: int) -> Any:
-        """Values that JSON has no form of, a date say, are known by their text."""
-        return by_text[wire] if type(wire) is str and wire in by_text else read(plain_number(wire), levels)
+        """A value that JSON has no form of, such as a date, is known by its text, unless another value is that text."""
+        key = _key(write_any(read_json_any(wire, _LEVELS), _LEVELS))
+        if key in by_wire:
+            return by_wire[key]
+        if type(wire) is str and wire in by_text:
+            return by_text[wire]
+        raise Misfit(f"expected {expected}")
 
     forms = frozenset(form_of(wire) for wire in wires.values())
     return Shape(label, write, read, read_json, types=frozenset((kind,)), forms=forms, tag=kind.__name__ if issubclass(kind, Enum) else "")
@@ -70,20 +75,23 @@ def _flag_of(kind: type[Flag]) -> Shape:
             raise Misfit(f"expected {label}, got bits that it does not have")
         return bits
 
-    def write(value: Any, _levels: int) -> int:
+    def write(value: Any, levels: int) -> Any:
         if type(value) is not kind:
             raise unexpected(label, value)
-        return checked(value.value)
+        return write_int(checked(value.value), levels)
 
-    def read(wire: Any, _levels: int) -> Flag:
-        if type(wire) is not int:
+    def read(wire: Any, levels: int) -> Flag:
+        if form_of(wire) not in _INTEGERS:
             raise Misfit(f"expected {label} as an int, got {named(wire)}")
         try:
-            return kind(checked(wire))
+            return kind(checked(read_int(wire, levels)))
         except ValueError:
             raise Misfit(f"expected {label}, got a combination of bits that it does not have") from None
 
-    return Shape(label, write, read, read, types=frozenset((kind,)), forms=frozenset((int,)), tag=kind.__name__)
+    return Shape(label, write, read, read, types=frozenset((kind,)), forms=_INTEGERS, tag=kind.__name__)
+
+
+_INTEGERS = SCALARS[int].forms
 
 
 def _all_bits(values: Iterable[int]) -> int:

@@ -62,13 +62,13 @@ def _is_required(kind: Any, name: str, hint: Any) -> bool:
 def _of_named_tuple(kind: Any, arguments: tuple[Any, ...]) -> Record:
     hints = hints_of_class(kind, arguments)
     fields = tuple(Field(name, hints.get(name, Any), name not in kind._field_defaults) for name in kind._fields)
-    return Record(kind, fields, make=lambda values: kind(**values), may_refuse=kind.__bases__ != (tuple,))
+    return Record(kind, fields, make=lambda values: kind(**values), runs_code=kind.__bases__ != (tuple,))
 
 
 def _of_struct(kind: Any, arguments: tuple[Any, ...]) -> Record:
     hints = hints_of_class(kind, arguments)
     fields = tuple(Field(field.name, hints[field.name], field.required) for field in msgspec.structs.fields(kind))
-    return Record(kind, fields, make=lambda values: kind(**values), may_refuse=hasattr(kind, "__post_init__"))
+    return Record(kind, fields, make=lambda values: kind(**values), runs_code=hasattr(kind, "__post_init__"))
 
 
 def _of_dataclass(kind: Any, arguments: tuple[Any, ...]) -> Record:
@@ -77,8 +77,14 @@ def _of_dataclass(kind: Any, arguments: tuple[Any, ...]) -> Record:
     declared = dataclasses.fields(kind)
     fields = tuple(Field(field.name, hints[field.name], _dataclass_requires(field)) for field in declared)
     late = [field.name for field in declared if not field.init]
-    may_refuse = any(hasattr(kind, name) for name in ("__post_init__", "__pydantic_validator__")) or not kind.__dataclass_params__.init
-    return Record(kind, fields, make=_maker(kind, {}, late), may_refuse=may_refuse)
+    runs_code = any(hasattr(kind, name) for name in ("__post_init__", "__pydantic_validator__")) or _has_own_constructor(kind)
+    return Record(kind, fields, make=_maker(kind, {}, late), runs_code=runs_code)
+
+
+def _has_own_constructor(kind: Any) -> bool:
+    """Return True if its author wrote it: dataclasses and attrs compile theirs from text that lies in no file."""
+    code = getattr(kind.__init__, "__code__", None)
+    return code is None or not code.co_filename.startswith("<") or kind.__new__ is not object.__new__
 
 
 def _refuse_init_vars(kind: Any) -> None:
@@ -97,8 +103,11 @@ def _of_attrs(kind: Any, arguments: tuple[Any, ...]) -> Record:
     fields = tuple(Field(each.name, hints.get(each.name, Any), each.init and not _has_default(each)) for each in attributes)
     aliases = {each.name: each.alias for each in attributes if each.init and each.alias != each.name}
     late = [each.name for each in attributes if not each.init]
-    checks = any(each.validator or each.converter for each in attributes) or hasattr(kind, "__attrs_post_init__")
-    return Record(kind, fields, make=_maker(kind, aliases, late), may_refuse=checks)
+    hooks = any(each.validator or each.converter for each in attributes) or any(hasattr(kind, f"__attrs_{when}_init__") for when in _HOOKS)
+    return Record(kind, fields, make=_maker(kind, aliases, late), runs_code=hooks or _has_own_constructor(kind))
+
+
+_HOOKS = ("pre", "post")
 
 
 def _has_default(attribute: Any) -> bool:

@@ -43,13 +43,13 @@ from taskflow.model.codec.untyped import ANY
 
 
 class Compiler:
-    """Compiles annotations, each class once; `must_decode` tells afterwards whether encoding alone proves that decoding will do.
+    """Compiles annotations, each class once; `runs_code` tells afterwards whether decoding runs code of the user's classes.
 
     Raises Unsupported for an annotation without a shape, Unresolved for one that names what does not exist yet.
     """
 
     def __init__(self) -> None:
-        self.must_decode = False
+        self.runs_code = False
         self._finished: dict[Any, Shape] = {}
         self._promised: dict[Any, Shape] = {}
 
@@ -60,7 +60,13 @@ class Compiler:
 
     def _unaliased(self, annotation: Any) -> Shape:
         members = _members(annotation)
-        return self._single(members[0]) if len(members) == 1 else self._union(members)
+        if len(members) == 1:
+            return self._single(members[0])
+        try:
+            hash(key := ("union", *members))
+        except TypeError:  # an Annotated with a list among its metadata; only an alias could make it recursive
+            return self._union(members)
+        return self._once(key, _promise_of_alias, lambda: self._union(members))
 
     def _union(self, members: Sequence[Any]) -> Shape:
         shapes = [self._single(member) for member in members if get_origin(member) is not Literal]
@@ -94,7 +100,7 @@ class Compiler:
             arguments = (Any, ...)
         if len(arguments) == 2 and arguments[1] is ...:
             return collection_of(tuple, self.shape(arguments[0]))
-        return fixed_tuple([self.shape(argument) for argument in arguments])
+        return fixed_tuple([self.shape(item) for item in _items_of_tuple(annotation, arguments)])
 
     def _class(self, annotation: Any, origin: type, arguments: tuple[Any, ...]) -> Shape:
         if issubclass(origin, Enum) and origin.__members__:
@@ -103,7 +109,7 @@ class Compiler:
         if record is None:
             raise Unsupported(f"{type_name(origin)} has no form to be sent in; {_ADVICE}")
         label = type_name(origin)
-        self.must_decode |= record.may_refuse
+        self.runs_code |= record.runs_code
         return self._once(
             annotation,
             lambda finished: promise_of(record, label, finished),
@@ -138,16 +144,34 @@ class Compiler:
         return self._finished[key]
 
 
-def _members(annotation: Any) -> list[Any]:
-    """The annotation without what only wraps it: several if it is a union, each once."""
+def _members(annotation: Any, around: tuple[Any, ...] = ()) -> list[Any]:
+    """The annotation without what only wraps it: several if it is a union, each once. `around` are the aliases that it stands in."""
     while (inner := _unwrapped(annotation)) is not annotation:
+        if _alias_value(annotation) is not None:
+            if annotation in around:
+                raise Unsupported(f"the type alias {annotation} stands for itself; let it stand inside a list or a dict there")
+            around = (*around, annotation)
         annotation = inner
     if get_origin(annotation) not in (Union, UnionType):
         return [annotation]
     members: list[Any] = []
     for each in get_args(annotation):
-        members += [member for member in _members(each) if member not in members]
+        members += [member for member in _members(each, around) if member not in members]
     return members
+
+
+def _items_of_tuple(annotation: Any, arguments: tuple[Any, ...]) -> list[Any]:
+    """The items of a tuple of fixed length, with those of a tuple that is unpacked in it."""
+    items: list[Any] = []
+    for each in arguments:
+        [unpacked] = get_args(each) if get_origin(each) in UNPACK else [each if getattr(each, "__unpacked__", False) else None]
+        if unpacked is None:
+            items.append(each)
+        elif get_origin(unpacked) is tuple and ... not in get_args(unpacked):
+            items += _items_of_tuple(annotation, get_args(unpacked))
+        else:
+            raise Unsupported(f"{annotation!r} has a part of any length among its items; give that a list of its own")
+    return items
 
 
 def _unwrapped(annotation: Any) -> Any:

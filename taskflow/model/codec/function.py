@@ -21,10 +21,10 @@ from taskflow.model.errors import DeclarationError, EncodeError
 
 
 class _Compiled(msgspec.Struct, frozen=True):
-    """A shape and whether encoding by it alone does not prove that decoding will succeed."""
+    """A shape, and whether decoding by it runs code of the user's classes."""
 
     shape: Shape
-    must_decode: bool
+    runs_code: bool
 
 
 class FunctionCodec:
@@ -70,7 +70,7 @@ class FunctionCodec:
         annotation or have no exact form; TooLarge beyond the limits.
         """
         arguments = self._arguments or self._ready()[0]
-        return encode(arguments.shape, (args, kwargs), self.limits, must_decode=arguments.must_decode, where=self._in_call)
+        return encode(arguments.shape, (args, kwargs), self.limits, runs_code=arguments.runs_code, where=self._in_call)
 
     def decode_arguments(self, payload: bytes) -> Call:
         """Positional and keyword arguments to call the function with, without the skipped ones.
@@ -82,11 +82,11 @@ class FunctionCodec:
         return call
 
     def encode_result(self, value: Any) -> bytes:
-        """A payload of what the function returned; raises EncodeError, TooLarge."""
+        """A payload of what the function returned. Raises EncodeError or TooLarge if it cannot be encoded, for whatever reason."""
         if value is None and self._of_none is not None:
             return self._of_none
         result = self._result or self._ready()[1]
-        return encode(result.shape, value, self.limits, must_decode=result.must_decode, where=self._in_result)
+        return encode(result.shape, value, self.limits, runs_code=result.runs_code, where=self._in_result, annotated=_RETURN)
 
     def decode_result(self, payload: bytes) -> Any:
         """What the function returned; raises DecodeError."""
@@ -127,21 +127,22 @@ class FunctionCodec:
         annotated = [parameter.replace(annotation=hints.get(parameter.name, Any)) for parameter in self._parameters]
         parameters = [each for parameter in annotated for each in _expanded(parameter)]
         shapes = {each.name: _shape(compiler, each.annotation, each.name) for each in parameters}
-        return _Compiled(Arguments(parameters, shapes).shape, compiler.must_decode)
+        return _Compiled(Arguments(parameters, shapes).shape, compiler.runs_code)
 
     def _compile_result(self, annotation: Any) -> _Compiled:
         compiler = Compiler()
-        return _Compiled(_shape(compiler, annotation, "return"), compiler.must_decode)
+        return _Compiled(_shape(compiler, annotation, "return"), compiler.runs_code)
 
 
 def _encoded_none(result: _Compiled, limits: Limits) -> bytes | None:
     """What most functions return, encoded once; None where None is no result."""
     try:
-        return encode(result.shape, None, limits, must_decode=result.must_decode)
+        return encode(result.shape, None, limits, runs_code=result.runs_code)
     except EncodeError:
         return None
 
 
+_RETURN = "the function's return type (or the field)"
 _BY_POSITION = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 
 

@@ -35,15 +35,26 @@ class Misfit(Exception):
         """Where, from the outside in, as code would say it: ``data.lines[2]``."""
         return "".join(reversed(self._steps)).removeprefix(".")
 
-    def as_encode_error(self, where: str = "") -> EncodeError:
-        return self._as(EncodeError, where)
+    def as_encode_error(self, where: str = "", annotated: str = "") -> EncodeError:
+        """`annotated` is what to annotate if the value needs an annotation."""
+        return self._as(EncodeError, f"{self._advice(annotated)}{where}")
 
     def as_decode_error(self, where: str = "") -> DecodeError:
         return self._as(DecodeError, where)
 
+    def _advice(self, annotated: str) -> str:
+        return ""
+
     def _as(self, usual: type[_E], where: str) -> _E:
         error = self._error if self._error is not None and issubclass(self._error, usual) else usual
         return error(f"{self.message}{where}", path=self.path)
+
+
+class NeedsAnnotation(Misfit):
+    """An instance of a class stands where no annotation names the class."""
+
+    def _advice(self, annotated: str) -> str:
+        return f": annotate {annotated} with its class, or give plain data"
 
 
 def too_deep() -> Misfit:
@@ -72,6 +83,14 @@ def key_step(key: Any) -> str:
     if isinstance(key, str | bytes | bool | None) or (isinstance(key, int) and key.bit_length() < 64):
         return f"[{key!r}]"
     return f"[<{type(key).__name__}>]"
+
+
+def raised(error: BaseException) -> str:
+    """An exception as the end of a message, also one that cannot be turned to text."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:
+        return "an exception that cannot be shown"
 
 
 def one_of(names: Sequence[str]) -> str:

@@ -9,10 +9,16 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
+from taskflow.model.codec import wire as codes
 from taskflow.model.codec.misfit import Misfit, type_name
+from taskflow.model.codec.parts import read_map
 from taskflow.model.codec.records import Field, Record
 from taskflow.model.codec.shape import Shape, Unresolved, Unsupported
 from taskflow.model.codec.untyped import read_any, write_any
+from taskflow.model.codec.wire import marker, marker_of
+from taskflow.model.errors import UnknownArgument
 
 
 def is_model(kind: type) -> bool:
@@ -28,15 +34,90 @@ def record_of_model(kind: Any, _arguments: tuple[Any, ...]) -> Record:
     def parts(value: Any) -> Mapping[str, Any] | None:
         if type(value) is not kind:
             return None
-        own = {name: field for name, field in value.__dict__.items() if name in fields}
+        given = value.__pydantic_fields_set__
+        own = {
+            name: part for name, part in value.__dict__.items() if name in fields and (name in given or not _is_default(fields[name], part))
+        }
         return {**own, **(value.__pydantic_extra__ or {})}
 
     def make(values: dict[str, Any]) -> Any:
-        given = values["root"] if kind.__pydantic_root_model__ else values
-        return kind.__pydantic_validator__.validate_python(given, by_name=True, by_alias=False)
+        given = values.get("root", _UNDEFINED) if kind.__pydantic_root_model__ else values
+        return kind() if given is _UNDEFINED else kind.__pydantic_validator__.validate_python(given, by_name=True, by_alias=False)
 
     declared = tuple(Field(name, field.annotation, field.is_required()) for name, field in fields.items())
-    return Record(kind, declared, make=make, parts=parts, may_refuse=True, foreign=shape_of_foreign)
+    return Record(
+        kind,
+        declared,
+        make=make,
+        parts=parts,
+        runs_code=True,
+        forms=frozenset((dict, codes.MODEL)),
+        around=_with_state,
+        foreign=shape_of_foreign,
+    )
+
+
+def _is_default(field: Any, value: Any) -> bool:
+    """Return True if the class fills in the very value. What a factory made is written: the next one may differ."""
+    try:
+        return type(field.default) is type(value) and bool(field.default == value)
+    except Exception:
+        return False
+
+
+def _with_state(of_fields: Shape) -> Shape:
+    """The shape of models with what they know besides their fields: which fields were given, and the private attributes.
+
+    A model is a map of the fields that were given. If there is more to say, it is an array behind the marker MODEL: that map, a map of the
+    other fields that are not at their defaults, and one of the private attributes.
+    """
+
+    def write(value: Any, levels: int) -> Any:
+        wire = of_fields.write(value, levels)
+        private = _private_wires(value, levels - 1)
+        if not private and wire.keys() <= value.__pydantic_fields_set__:
+            return wire
+        given = {name: part for name, part in wire.items() if name in value.__pydantic_fields_set__}
+        return [marker(codes.MODEL), given, {name: part for name, part in wire.items() if name not in given}, private]
+
+    def read(wire: Any, levels: int) -> Any:
+        if type(wire) is not list or marker_of(wire) != codes.MODEL:
+            return of_fields.read(wire, levels)
+        if len(wire) != 4 or any(type(part) is not dict for part in wire[1:]):
+            raise Misfit(f"expected {of_fields.label}, got something else behind its marker")
+        _, given, filled, private = wire
+        value = of_fields.read({**given, **filled}, levels)
+        value.__pydantic_fields_set__.difference_update(filled)
+        _set_private(value, read_map(private, read_any, levels - 1))
+        return value
+
+    return msgspec.structs.replace(of_fields, write=write, read=read)
+
+
+def _private_wires(value: Any, levels: int) -> dict[str, Any]:
+    """The private attributes that are not at their defaults. An object without equality (a lock, a client) is left to the class to make."""
+    wires: dict[str, Any] = {}
+    for name, part in (value.__pydantic_private__ or {}).items():
+        if _is_default(type(value).__private_attributes__[name], part):
+            continue
+        try:
+            wires[name] = write_any(part, levels)
+        except Misfit as misfit:
+            if "__eq__" in {name for kind in type(part).__mro__[:-1] for name in vars(kind)}:
+                raise Misfit("is a private attribute of a model, without a form to be sent in: make it a field").within(
+                    f".{name}"
+                ) from misfit
+    return wires
+
+
+def _set_private(value: Any, private: Mapping[str, Any]) -> None:
+    for name, part in private.items():
+        if name not in type(value).__private_attributes__:
+            raise Misfit(f"has the private attribute {name!r}, which {type_name(type(value))} does not know", UnknownArgument)
+        setattr(value, name, part)
+
+
+_UNDEFINED = object()
 
 
 def shape_of_foreign(annotation: Any) -> Shape:

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from taskflow.model.codec.misfit import Misfit, field_step, key_step, one_of, too_deep, unexpected
-from taskflow.model.codec.shape import Read, Shape, Write
+from taskflow.model.codec.shape import Form, Read, Shape, Write
 from taskflow.model.codec.wire import named
 from taskflow.model.errors import MissingArgument, UnknownArgument
 
@@ -35,10 +35,14 @@ class Record(msgspec.Struct, frozen=True):
     """An instance of its fields by name; may raise anything."""
     parts: Callable[[Any], Mapping[str, Any] | None] | None = None
     """Gives the fields of an instance by name, and None for what is no instance; without it they are its attributes."""
-    may_refuse: bool = False
-    """Its constructor checks or changes something: only decoding shows that it takes what was encoded."""
+    runs_code: bool = False
+    """Its constructor runs code of its author: only decoding shows that it takes what was encoded, and leaves it as it is."""
     has_tag: bool = True
     """False for a TypedDict: its values are plain dicts."""
+    forms: frozenset[Form] = frozenset((dict,))
+    """The forms of its wire values, which `around` may add to."""
+    around: Callable[[Shape], Shape] | None = None
+    """Makes the shape of what its instances hold besides their fields, from the shape of the fields alone."""
     foreign: Callable[[Any], Shape] | None = None
     """Makes the shape of a field whose annotation has none here, where the class's own library knows it."""
 
@@ -52,16 +56,17 @@ class _Part(msgspec.Struct, frozen=True):
 def record_of(record: Record, label: str, shapes: Mapping[str, Shape]) -> Shape:
     """The shape of a class, given the shapes of its fields by name."""
     parts = [_Part(field.name, shapes[field.name], field.required) for field in record.fields]
-    return Shape(
+    shape = Shape(
         label,
         _mapping_writer(record.parts, label, parts) if record.parts else _attribute_writer(record.kind, label, parts),
         _reader(record, label, parts, [part.shape.read for part in parts]),
         _reader(record, label, parts, [part.shape.read_json for part in parts]),
         types=frozenset((record.kind if record.has_tag else dict,)),
-        forms=frozenset((dict,)),
+        forms=record.forms,
         tag=record.kind.__name__ if record.has_tag else "",
         fits_json=_fits(parts),
     )
+    return record.around(shape) if record.around else shape
 
 
 def promise_of(record: Record, label: str, finished: Callable[[], Shape]) -> Shape:
@@ -72,7 +77,7 @@ def promise_of(record: Record, label: str, finished: Callable[[], Shape]) -> Sha
         lambda wire, levels: finished().read(wire, levels),
         lambda wire, levels: finished().read_json(wire, levels),
         types=frozenset((record.kind if record.has_tag else dict,)),
-        forms=frozenset((dict,)),
+        forms=record.forms,
         tag=record.kind.__name__ if record.has_tag else "",
         fits_json=lambda wire: finished().fits_json(wire),
     )

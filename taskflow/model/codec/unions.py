@@ -48,11 +48,17 @@ def _told_apart(members: list[Shape]) -> list[Shape]:
     told_apart = [_tagged(member) if member.tag and _looks_like_another(member, members) else member for member in members]
     for one, other in combinations(told_apart, 2):
         if one.forms & other.forms:
-            raise Unsupported(
-                f"the union of {one.label} and {other.label} is ambiguous: their values look alike when sent; "
-                "use one of them, or give each a class of its own name"
-            )
+            raise Unsupported(f"the union of {one.label} and {other.label} is ambiguous: {_why_ambiguous(one, other)}")
     return told_apart
+
+
+def _why_ambiguous(one: Shape, other: Shape) -> str:
+    if one.tag and one.tag == other.tag:
+        return f"both are sent with the name {one.tag}; give one of the classes another name"
+    return (
+        "their values look alike when sent (a TypedDict is sent as a plain dict); make each a dataclass, "
+        "which is sent with its name, or use one type that covers both"
+    )
 
 
 def _looks_like_another(member: Shape, members: list[Shape]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from taskflow.model.codec import wire as codes
-from taskflow.model.codec.misfit import Misfit, too_deep, type_name
+from taskflow.model.codec.misfit import Misfit, NeedsAnnotation, too_deep, type_name
 from taskflow.model.codec.moments import MOMENTS, late_moment, read_zoneinfo
 from taskflow.model.codec.parts import (
     hashed,
@@ -98,6 +98,8 @@ def _read_array(wire: list[Any], levels: int) -> Any:
         return read_pairs(pairs_of(wire), read_any, read_any, inside)
     if code == codes.TAGGED and len(wire) == 3 and not _is_tagged(wire[2]):
         return read_any(wire[2], levels)
+    if code == codes.MODEL and len(wire) == 4 and type(wire[1]) is type(wire[2]) is dict:
+        return read_map({**wire[1], **wire[2]}, read_any, inside)
     build = _ARRAYS.get(code)
     if build is None:
         raise Misfit(f"{named(wire)} is nothing that a value without an annotation can be")
@@ -110,8 +112,7 @@ def _is_tagged(wire: Any) -> bool:
 
 
 def _refusal(value: Any) -> Misfit:
-    name = type_name(type(value))
-    return Misfit(f"{name} has no form of its own to be sent in: annotate the parameter (or field) with its class, or send plain data")
+    return NeedsAnnotation(f"{type_name(type(value))} has no form of its own to be sent in")
 
 
 _PLAIN: Final = frozenset((type(None), bool, int, float, str, bytes))

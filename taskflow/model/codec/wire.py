@@ -28,6 +28,7 @@ SET: Final = 2
 FROZENSET: Final = 3
 PAIRS: Final = 4
 TAGGED: Final = 5
+MODEL: Final = 6
 LAST_MARKER: Final = 15
 
 # Values: the data is the value.
@@ -135,6 +136,7 @@ _NAMES: Final = {
     FROZENSET: "frozenset",
     PAIRS: "dict",
     TAGGED: "tagged object",
+    MODEL: "model",
     INT: "int",
     DECIMAL: "Decimal",
     UUID: "UUID",

@@ -1,0 +1,62 @@
+"""Checks that a value stays what it is: decoded and encoded again, it gives the same wire value.
+
+Classes run code of their users when they are decoded: validators, converters, `__post_init__`. Code that is not idempotent would change
+the value each time (3, 300, 30,000), and nobody would notice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+from taskflow.model.codec import wire as codes
+from taskflow.model.codec.misfit import Misfit, field_step, key_step
+from taskflow.model.codec.shape import Shape
+from taskflow.model.codec.wire import marker_of, pack, unpack
+
+
+def check_stable(shape: Shape, body: bytes, levels: int) -> None:
+    """Raise Misfit if the value that `body` holds cannot be decoded, or would be another one when it is encoded again."""
+    decoded = shape.read(unpack(body), levels)
+    try:
+        again = pack(shape.write(decoded, levels))
+    except Misfit as misfit:
+        raise Misfit(f"{_CHANGES} (now it {misfit.message})").within(misfit.path) from misfit
+    if again == body:
+        return
+    path = next(_differences(_sorted(unpack(body)), _sorted(unpack(again))), None)
+    if path is not None:
+        raise Misfit(_CHANGES).within(path)
+
+
+def _differences(one: Any, other: Any) -> Iterator[str]:
+    """The paths at which two wire values differ."""
+    if type(one) is not type(other):
+        yield ""
+    elif type(one) is dict and one.keys() == other.keys():
+        for key in one:
+            step = field_step(key) if key.isidentifier() else key_step(key)
+            yield from (step + rest for rest in _differences(one[key], other[key]))
+    elif type(one) is list and len(one) == len(other):
+        offset = int(marker_of(one) > 0)
+        for index, (mine, its) in enumerate(zip(one, other, strict=True)):
+            yield from (f"[{index - offset}]{rest}" for rest in _differences(mine, its))
+    elif pack(one) != pack(other):
+        yield ""
+
+
+def _sorted(wire: Any) -> Any:
+    """The same with the items of sets in one order: two equal sets may iterate differently."""
+    if type(wire) is dict:
+        return {key: _sorted(part) for key, part in wire.items()}
+    if type(wire) is not list:
+        return wire
+    parts = [_sorted(part) for part in wire]
+    return [parts[0], *sorted(parts[1:], key=pack)] if marker_of(wire) in _SETS else parts
+
+
+_CHANGES: Final = (
+    "is changed by its class when it is decoded, by a validator, a converter or __post_init__; "
+    "write that so that it leaves its own result alone, or send plain data"
+)
+_SETS: Final = (codes.SET, codes.FROZENSET)
