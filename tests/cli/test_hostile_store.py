@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from taskflow.broker.migrations import Migrating
 from tests.cli.hostile import HOSTILE, HostileBroker, HostileMigratingBroker, assert_safe
 from tests.cli.inprocess import Cli
+from tests.cli.stock import Stock
 
 COMMANDS = [
     (["status"], 0),
@@ -91,6 +94,26 @@ def test_a_list_is_no_wider_than_the_terminal(cli: Cli, broker: HostileBroker, m
     lines = cli("jobs").out.splitlines()
     assert len(lines) == len(broker.records)
     assert {len(line) for line in lines} == {90}
+
+
+@pytest.mark.parametrize("value", [b"\xff\x1b[2J", HOSTILE.replace("\ud800", ""), 1e300, -(2**63)])
+@pytest.mark.parametrize(
+    "column",
+    ["taskflow_queues.name", "taskflow_queues.ready", "taskflow_queues.is_paused", "taskflow_totals.number", "taskflow_totals.event"],
+)
+def test_a_spoilt_queue_of_a_file_stops_no_look_at_it(cli: Cli, stock: Stock, column: str, value: Any) -> None:
+    table, name = column.split(".")
+    with closing(sqlite3.connect(cli.folder / "queue.db", isolation_level=None)) as file:
+        file.execute("PRAGMA ignore_check_constraints = 1")
+        file.execute(
+            f"UPDATE {table} SET {name} = ? WHERE rowid = 1"
+            if "queues" in table
+            else f"UPDATE {table} SET {name} = ? WHERE event = 'enqueue'",
+            (value,),
+        )
+    for command in (["status"], ["status", "--json"], ["queues"], ["queues", "--json"], ["jobs", "--queue", "mail"], ["doctor"]):
+        said = cli(*command)
+        assert_safe(said.out, said.err)
 
 
 TASKS = """

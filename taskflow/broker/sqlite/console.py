@@ -9,7 +9,7 @@ import shutil
 import sqlite3
 import stat
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from taskflow.broker import topics, words
 from taskflow.broker.console import Finding, JobFilter, Metrics, QueueRecord, Redone
@@ -81,16 +81,19 @@ class SqliteConsole:
 def queue_records(shelf: Shelf) -> list[QueueRecord]:
     shelf.tally.flush()
     rows = shelf.connection.execute(shelf.sql["queue_records"]).fetchall()
-    return [
-        QueueRecord(
-            name=name,
-            is_paused=bool(is_paused),
-            counts={BY_CODE[code]: count for code, count in enumerate(counts)},
-            oldest_ready_for=_oldest_ready_for(shelf, number) if counts[CODES[Status.READY]] else None,
-            next_due_in=_next_due_in(shelf, number) if counts[CODES[Status.SCHEDULED]] else None,
-        )
-        for number, name, is_paused, *counts in rows
-    ]
+    return [_queue_record(shelf, *row) for row in rows]
+
+
+def _queue_record(shelf: Shelf, number: int, name: Any, is_paused: Any, *stored: Any) -> QueueRecord:
+    """A name that is no text is shown as Python writes it; a count that is no number counts as 0."""
+    counts = [count if isinstance(count, int) else 0 for count in stored]
+    return QueueRecord(
+        name=str(name),
+        is_paused=bool(is_paused),
+        counts={BY_CODE[code]: count for code, count in enumerate(counts)},
+        oldest_ready_for=_oldest_ready_for(shelf, number) if counts[CODES[Status.READY]] else None,
+        next_due_in=_next_due_in(shelf, number) if counts[CODES[Status.SCHEDULED]] else None,
+    )
 
 
 def _oldest_ready_for(shelf: Shelf, queue: int) -> float | None:
@@ -131,7 +134,7 @@ def metrics(shelf: Shelf) -> Metrics:
     shelf.tally.flush()
     totals: dict[str, dict[str, int]] = {}
     for queue, event, number in shelf.connection.execute(shelf.sql["totals"]):
-        totals.setdefault(queue, {})[event] = number
+        totals.setdefault(str(queue), {})[str(event)] = number if isinstance(number, int) else 0
     return Metrics(totals=totals)
 
 
