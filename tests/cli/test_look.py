@@ -6,9 +6,14 @@ from collections.abc import Callable
 
 import pytest
 
+from taskflow.broker.protocol import Broker
+from taskflow.model.envelope import Envelope
 from taskflow.model.ids import id_text
+from taskflow.model.rules import Rules
+from taskflow.model.session import Session
 from tests.cli.inprocess import Cli
 from tests.cli.stock import ERROR, SECRET_ARGUMENTS, Stock
+from tests.support.verdicts import handed_back
 
 COUNTS_OF_DEFAULT = {"held": 0, "scheduled": 1, "ready": 0, "running": 1, "succeeded": 1, "failed": 2, "cancelled": 1}
 COUNTS_OF_MAIL = {"held": 0, "scheduled": 0, "ready": 2, "running": 0, "succeeded": 0, "failed": 0, "cancelled": 0}
@@ -115,6 +120,23 @@ def test_jobs_given_by_id_are_shown_with_their_errors(cli: Cli, stock: Stock) ->
     text = cli("jobs", stock.failed).out
     assert ERROR.traceback in text
     assert f"id               {stock.failed}\n" in text
+
+
+def test_a_job_that_is_handed_back_often_says_so(cli: Cli) -> None:
+    """In its line of the list, and among its details."""
+    cli.with_broker(_hand_back, Rules(hand_back_backoff=(0.0, 60.0)))
+    [line] = cli("jobs").out.splitlines()
+    assert line.split(maxsplit=4)[1:] == ["scheduled", "default", "long", "a back-off: handed back 2 times without an outcome"]
+    assert "waiting_for      a back-off: handed back 2 times without an outcome\n" in cli("jobs", line.split()[0]).out
+
+
+async def _hand_back(broker: Broker) -> None:
+    session = Session(id=bytes(16), name="somewhere:2")
+    await broker.register(session)
+    await broker.enqueue([Envelope(id=bytes(16), job="long", payload=b"")])
+    for request in (1, 2):
+        [lease] = await broker.claim(session.id, request, ["default"], 1)
+        await broker.settle([handed_back(lease)])
 
 
 def test_neither_arguments_nor_results_are_shown(cli: Cli, stock: Stock) -> None:

@@ -15,6 +15,7 @@ from taskflow.broker.memory import MemoryBroker
 from taskflow.broker.protocol import Broker
 from taskflow.model.ids import parse_id
 from taskflow.model.record import Record
+from taskflow.model.rules import Rules
 from taskflow.model.session import Beat
 from taskflow.model.verdict import HandedBack, Settled, Settlement, Succeeded
 from taskflow.worker.events import (
@@ -174,6 +175,27 @@ async def test_after_the_grace_time_runs_are_handed_back(broker: Broker) -> None
     assert info is not None
     assert (info.status, info.attempt, info.failures) == (Status.READY, 1, 0)
     assert await broker.console.workers() == []
+
+
+async def test_a_dozen_wind_downs_during_one_job_do_not_fail_it() -> None:
+    """The job has one attempt, and still has it: it waits between hand-backs, and succeeds when it is let run to its end."""
+    broker = MemoryBroker(rules=Rules(hand_back_backoff=(0.0, 0.05)))
+    with default_app().using(broker):
+        handle = await waits.options(max_attempts=1).delay()
+        for _ in range(12):
+            Run.started.clear()
+            async with Worker(options=options(Heard(), grace=0.0)):
+                await Run.started.wait()
+        [record] = await broker.read([parse_id(handle.id)])
+        assert record is not None
+        assert (record.status, record.hand_backs, record.waiting_for) == (
+            Status.SCHEDULED,
+            12,
+            "a back-off: handed back 12 times without an outcome",
+        )
+        Run.release.set()
+        async with Worker(options=options(Heard())):
+            assert await handle.result(10) == "epoch 13"
 
 
 async def test_hurry_cuts_the_grace_time_short(broker: Broker) -> None:
