@@ -111,6 +111,17 @@ async def stubborn() -> str:
     return "released"
 
 
+@job(name="tests.worker.stops_slowly")
+async def stops_slowly(which: str) -> None:
+    Gate.seen.append(f"{which} begins")
+    try:
+        if which == "first":
+            await asyncio.sleep(30)
+    finally:
+        await asyncio.sleep(0.2)
+        Gate.seen.append(f"{which} ends")
+
+
 def _raise(what: str) -> NoReturn:
     if what == "retry":
         raise Retry
@@ -308,6 +319,20 @@ async def test_a_cancelled_run_may_still_discard_itself(broker: Broker, raises: 
 async def until_it_runs() -> None:
     while not Gate.seen:  # noqa: ASYNC110  # it may be in a thread
         await asyncio.sleep(0.01)
+
+
+async def test_a_job_that_is_cancelled_and_sent_again_runs_after_it_has_stopped(broker: Broker) -> None:
+    """With the same key, and never beside it."""
+    call = stops_slowly.options(key="import")
+    first = await call.delay("first")
+    async with Worker():
+        await until_it_runs()
+        await first.cancel()
+        second = await call.delay("second")
+        assert second.is_new
+        await second.result(10)
+    assert Gate.seen == ["first begins", "first ends", "second begins", "second ends"]
+    assert await first.status() is Status.CANCELLED
 
 
 async def test_a_waiting_job_is_cancelled_at_once(broker: Broker) -> None:
