@@ -5,17 +5,24 @@ from __future__ import annotations
 import asyncio
 import gc
 import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
+import redis
+from redis.exceptions import NoPermissionError
 
-from taskflow import BrokerRefused, BrokerUnavailable
+from taskflow import BrokerRefused, BrokerUnavailable, Status
+from taskflow.broker.console import JobFilter, Redone
+from taskflow.broker.redis import RedisBroker
+from taskflow.broker.redis.scripts import Scripts
 from taskflow.broker.redis.scripts import calls as whole_calls
 from taskflow.broker.url import connect
 from taskflow.cli.exits import Exit
+from taskflow.model.rules import Rules
 from taskflow.worker.events import SessionEnded
 from tests.cli.processes import OUR_FRAMES, Shell
 from tests.redis.scene import Scene
@@ -24,8 +31,16 @@ from tests.support.servers import HOST, Found, RedisServer, has_tls, redis_binar
 SECRET: Final = "hush-hush"
 WRONG: Final = "not-the-secret"
 
-OF_THE_README: Final = ("~{taskflow:*", "&{taskflow:*", "+@all", "-@dangerous", "+info")
-"""What a user of ours may do, one rule of an access list each."""
+README: Final = (Path(__file__).parents[2] / "README.md").read_text()
+
+
+def _rules_of_the_readme() -> list[str]:
+    """What a user of ours may do, one rule of an access list each."""
+    [command] = re.findall(r"^redis-cli ACL SETUSER app on '>password' ((?:.*\\\n)*.*)$", README, re.MULTILINE)
+    return shlex.split(command.replace("\\\n", " "))
+
+
+OF_THE_README: Final = _rules_of_the_readme()
 
 
 @pytest.fixture
@@ -83,19 +98,53 @@ async def test_the_right_password(locked: RedisServer) -> None:
 
 
 @contextmanager
-def with_user(*rules: str, binary: Path | None = None) -> Iterator[str]:
+def with_user(*rules: str, binary: Path | None = None, **settings: str) -> Iterator[str]:
     """The URL of a server with one user who may do this."""
-    with RedisServer(binary, users=["default off", f"app on >{SECRET} {' '.join(rules)}"]) as server:
+    with RedisServer(binary, users=["default off", f"app on >{SECRET} {' '.join(rules)}"], settings=settings) as server:
         yield f"redis://app:{SECRET}@{HOST}:{server.port}/0"
 
 
+def test_the_readme_permits_the_commands_that_are_used_and_no_others() -> None:
+    permitted = {rule[1:].upper() for rule in OF_THE_README if rule.startswith("+")}
+    assert permitted - Scripts(Rules()).told() == {"SELECT", "CLIENT|SETINFO", "WAITAOF"}  # the driver's own, and durability=fsync
+    assert permitted >= Scripts(Rules()).told()
+    assert [rule for rule in OF_THE_README if not rule.startswith("+")] == ["~{taskflow:*", "&{taskflow:*"]
+
+
 @pytest.mark.parametrize("found", redis_binaries(), ids=lambda found: found.name)
-async def test_a_user_who_may_do_what_is_needed_and_no_more(found: Found) -> None:
-    with with_user(*OF_THE_README, binary=found.path) as url, RedisServer(found.path) as unused:
-        async with Scene(unused, url) as scene, scene.worker():
-            await scene.send(range(20))
-            await scene.until_ran(range(20))
-            await scene.handles[0].result(timeout=10)
+async def test_a_user_with_the_rights_of_the_readme_can_do_everything(found: Found) -> None:
+    """Every verb, every act of the console, the mending of an overwritten key; and nothing beside."""
+    with with_user(*OF_THE_README, binary=found.path, appendonly="yes") as url, RedisServer(found.path) as unused:
+        async with Scene(unused, f"{url}?durability=fsync") as scene:
+            broker = scene._broker
+            assert isinstance(broker, RedisBroker)
+            async with scene.worker():
+                await scene.send(range(20))
+                await scene.send(range(20, 25), ballast=bytes(10_000))
+                await scene.until_ran(range(25))
+                await scene.handles[0].result(timeout=10)
+            await scene.send(range(25, 30))
+            await broker._ask("SET", "{taskflow:0}:ready", "not ours")
+            waiting = [id_of(scene, number) for number in range(25, 30)]
+            console = broker.console
+            assert await broker.cancel(waiting[:1]) == [Status.READY]
+            assert [record.id for record in await console.browse(JobFilter(statuses=(Status.CANCELLED,)))] == waiting[:1]
+            assert await console.retry(waiting[:1]) == [Redone.OK]
+            await console.pause("default")
+            await console.resume("default")
+            assert [queue.counts[Status.READY] for queue in await console.queues()] == [5]
+            assert len(await console.browse(JobFilter())) == 30
+            assert await console.purge(JobFilter()) == 30
+            assert await console.workers() == []
+            assert (await console.metrics()).totals["default"]["drop"] == 30
+            assert await console.examine()
+            assert (await broker.upkeep(100)).reaped == 0
+        with pytest.raises(NoPermissionError), redis.Redis.from_url(url) as client:
+            client.execute_command("RANDOMKEY")
+
+
+def id_of(scene: Scene, number: int) -> bytes:
+    return bytes.fromhex(scene.handles[number].id.replace("-", ""))
 
 
 @pytest.mark.parametrize(

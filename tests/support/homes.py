@@ -184,6 +184,11 @@ class RedisHome(Home):
     def place(self) -> str:
         return f"redis {self.server.port} {self.namespace}"
 
+    def spoiler(self) -> Spoiler:
+        from tests.redis.spoiler import RedisSpoiler
+
+        return RedisSpoiler(self.server.client(), self.prefix)
+
     def save(self) -> dict[bytes, bytes]:
         dumps = {key: self._client.dump(key) for key in self._keys()}
         return {key: dump for key, dump in dumps.items() if dump is not None}

@@ -6,7 +6,6 @@ a claim, or a reader, finds references in it fetches them for.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, Protocol
 
@@ -16,8 +15,7 @@ from taskflow.broker.redis.fields import MARK
 from taskflow.broker.redis.wire import Command
 from taskflow.model.envelope import Envelope, Lease
 from taskflow.model.record import Record
-
-log: Final = logging.getLogger("taskflow")
+from taskflow.model.stored import MAX_RAW, Unreadable
 
 INLINE: Final = 512
 """Bytes of a payload that stays in its job. To add, claim and settle a job with a kilobyte takes the server some 17 µs so, and 12 apart;
@@ -32,10 +30,10 @@ FETCHED_AT_ONCE: Final = 4 * 1024 * 1024
 REFERENCE_BYTES: Final = len(MARK) + 4
 
 
-class Ask(Protocol):
-    """How a broker sends a command."""
+class AskEach(Protocol):
+    """How a broker sends commands."""
 
-    async def __call__(self, *command: Any) -> Any: ...
+    async def __call__(self, commands: Sequence[Command]) -> list[Any]: ...
 
 
 def is_large(payload: bytes) -> bool:
@@ -52,11 +50,15 @@ def is_reference(payload: bytes) -> bool:
     return len(payload) == REFERENCE_BYTES and payload.startswith(MARK)
 
 
+def size_in(reference: bytes) -> int:
+    return int.from_bytes(reference[len(MARK) :])
+
+
 class Bodies:
     """Of the jobs under one prefix."""
 
-    def __init__(self, ask: Ask, prefix: str) -> None:
-        self._ask = ask
+    def __init__(self, ask_each: AskEach, prefix: str) -> None:
+        self._ask_each = ask_each
         self._prefix = f"{prefix}b:".encode()
 
     def ahead(self, large: Iterable[Envelope]) -> list[Command]:
@@ -76,10 +78,10 @@ class Bodies:
         for place, lease in enumerate(leases):
             envelope = lease.envelope
             if envelope.id in apart:
-                payload = payloads.get(envelope.id, b"")
-                if not payload:
-                    log.error("the payload of job %s (%s) is gone from the server: it cannot run", envelope.id.hex(), envelope.job)
-                leases[place] = replace(lease, envelope=replace(envelope, payload=payload))
+                payload, problem = payloads.get(envelope.id, (b"", "it is gone from the server"))
+                leases[place] = replace(
+                    lease, envelope=replace(envelope, payload=payload), unreadable=lease.unreadable + _told(payload, problem)
+                )
         return leases
 
     async def in_records(self, records: dict[bytes, Record]) -> dict[bytes, Record]:
@@ -88,21 +90,37 @@ class Bodies:
         if not apart:
             return records
         payloads = await self._fetch(apart)
-        return records | {job_id: replace(records[job_id], payload=payloads.get(job_id)) for job_id in apart}
+        whole = dict[bytes, Record]()
+        for job_id in apart:
+            payload, problem = payloads.get(job_id, (None, ""))
+            record = records[job_id]
+            whole[job_id] = replace(record, payload=payload, unreadable=record.unreadable + _told(payload or b"", problem))
+        return records | whole
 
-    async def _fetch(self, references: dict[bytes, bytes]) -> dict[bytes, bytes]:
-        fetched: dict[bytes, bytes] = {}
+    async def _fetch(self, references: dict[bytes, bytes]) -> dict[bytes, tuple[bytes, str]]:
+        """Each payload that is there, with what is wrong with it. No more is fetched of it than its reference says, and one byte."""
+        fetched: dict[bytes, tuple[bytes, str]] = {}
         for ids in _portions(references):
-            payloads = await self._ask("MGET", *(self._prefix + job_id for job_id in ids))
-            fetched.update((job_id, payload) for job_id, payload in zip(ids, payloads, strict=True) if payload is not None)
+            payloads = await self._ask_each([("GETRANGE", self._prefix + job_id, 0, size_in(references[job_id])) for job_id in ids])
+            for job_id, payload in zip(ids, payloads, strict=True):
+                size = size_in(references[job_id])
+                if payload is None:
+                    fetched[job_id] = b"", "its key is not a string"
+                elif payload:
+                    got = len(payload) if len(payload) <= size else "more"
+                    fetched[job_id] = payload, "" if got == size else f"expected {size} bytes, got {got}"
         return fetched
+
+
+def _told(payload: bytes, problem: str) -> tuple[Unreadable, ...]:
+    return (Unreadable("payload", problem, payload[:MAX_RAW]),) if problem else ()
 
 
 def _portions(references: dict[bytes, bytes]) -> Iterator[Sequence[bytes]]:
     portion, size = list[bytes](), 0
     for job_id, reference in references.items():
         portion.append(job_id)
-        size += int.from_bytes(reference[len(MARK) :])
+        size += size_in(reference)
         if size >= FETCHED_AT_ONCE:
             yield portion
             portion, size = [], 0

@@ -20,6 +20,7 @@ from taskflow.broker.redis.bodies import Bodies, is_large
 from taskflow.broker.redis.console import RedisConsole
 from taskflow.broker.redis.ears import RedisEars
 from taskflow.broker.redis.fields import LAYOUT
+from taskflow.broker.redis.jobs import column_of, records_of
 from taskflow.broker.redis.link import Link
 from taskflow.broker.redis.refusals import WrongType, not_permitted
 from taskflow.broker.redis.scripts import Scripts, calls
@@ -76,7 +77,7 @@ class RedisBroker:
         self._scripts = Scripts(self._rules)
         self._lines = PerLoop(self._a_line)
         self._survey: Survey | None = None
-        self._bodies = Bodies(self._ask, self._prefix)
+        self._bodies = Bodies(self._ask_each, self._prefix)
 
     def __repr__(self) -> str:
         return f"<RedisBroker {self.server} {self._namespace!r}>"
@@ -163,14 +164,23 @@ class RedisBroker:
         times, hears = ears.times, ears.bell.hears
         awaited = {job_id: topic for job_id in ids if hears(topic := names.job(job_id))}
         asked = packing.pack([list(ids), list(awaited), to_microseconds(AWAITED_FOR)])
-        records = await self._bodies.in_records(packing.records_of(await self.call("read", asked)))
+        records = await self._bodies.in_records(records_of(await self.call("read", asked)))
         ears.armed([awaited[job_id] for job_id in awaited.keys() & records.keys() if not records[job_id].status.is_ended], times)
         return [*map(records.get, ids)]
 
     async def upkeep(self, limit: int) -> Upkept:
         ears = self._lines.here().ears
         times = ears.times
-        readied, reaped, released, expired, dropped, next_in = await self.call("upkeep", packing.pack([min(int(limit), MOST_AT_ONCE)]))
+        reply = await self.call("upkeep", packing.pack([min(int(limit), MOST_AT_ONCE)]))
+        readied, reaped, released, expired, dropped, next_in, aside = reply
+        for i in range(0, len(aside), 3):
+            log.error(
+                "the record of job %s cannot be read (%s: %s): it has failed; its bytes are kept under %sbad:j: until it is purged",
+                aside[i].hex(),
+                column_of(aside[i + 1]),
+                aside[i + 2].decode(errors="replace"),
+                self._prefix,
+            )
         ears.armed([names.DUE], times)
         return Upkept(readied=readied, reaped=reaped, released=released, expired=expired, dropped=dropped, next_in=to_seconds(next_in))
 
@@ -229,6 +239,9 @@ class RedisBroker:
 
     async def _ask(self, *command: Any) -> Any:
         return await self._lines.here().link.ask(*command)
+
+    async def _ask_each(self, commands: Sequence[Command]) -> list[Any]:
+        return await self._lines.here().link.ask_each(commands)
 
     async def _examine(self) -> list[Finding]:
         settings = dict[str, str]()

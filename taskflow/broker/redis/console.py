@@ -8,11 +8,13 @@ from typing import Any, Final, Protocol
 
 from taskflow.broker.console import Finding, JobFilter, Metrics, QueueRecord, Redone
 from taskflow.broker.redis import packing
-from taskflow.broker.redis.bodies import Ask, Bodies
+from taskflow.broker.redis.bodies import Bodies
 from taskflow.broker.redis.fields import ID_BYTES
+from taskflow.broker.redis.jobs import UNKNOWN, records_of
 from taskflow.model.clock import instant_of, to_microseconds, to_seconds
 from taskflow.model.record import BY_CODE, CODES, ENDED, Record, Status
 from taskflow.model.session import Session, SessionRecord
+from taskflow.model.stored import FieldReader, instant, octets, text, whole
 
 PAGE: Final = 500
 """Jobs that one script looks at: a few milliseconds of the server's time at most."""
@@ -25,6 +27,12 @@ class Call(Protocol):
     """How a broker runs a script."""
 
     def __call__(self, name: str, arguments: bytes) -> Awaitable[Any]: ...
+
+
+class Ask(Protocol):
+    """How a broker sends a command."""
+
+    async def __call__(self, *command: Any) -> Any: ...
 
 
 class RedisConsole:
@@ -56,7 +64,7 @@ class RedisConsole:
         while newest and len(found) < limit:
             ids = [heapq.heappop(newest).id for _ in range(min(len(newest), PAGE))]
             reply = await self._call("browse", packing.pack([ids, _filter(chosen), limit - len(found)]))
-            records = await self._bodies.in_records(packing.records_of(reply))
+            records = await self._bodies.in_records(records_of(reply))
             found += [records[job_id] for job_id in ids if job_id in records]
             for job_id in reversed(ids):  # those beyond the limit belong to the next page
                 if len(found) == limit and job_id < found[-1].id:
@@ -73,6 +81,12 @@ class RedisConsole:
 
     async def purge(self, chosen: JobFilter, *, limit: int = 1_000) -> int:
         """By pages. Those of an index are all found before the first is dropped, since they move up in it."""
+        purged = await self._purge_all(chosen, limit)
+        if purged:
+            await self._call("sweep", packing.pack([]))
+        return purged
+
+    async def _purge_all(self, chosen: JobFilter, limit: int) -> int:
         purged, page = 0, list[bytes]()
         candidates = self._candidates(chosen)
         if Status.READY not in _statuses(chosen):
@@ -94,11 +108,12 @@ class RedisConsole:
 
     async def metrics(self) -> Metrics:
         stored, texts = packing.unpack(await self._call("metrics", packing.pack([])))
-        names = {texts[i]: texts[i + 1].decode()[2:] for i in range(0, len(texts), 2)}
+        names = {texts[i]: _shown(texts[i + 1])[2:] for i in range(0, len(texts), 2)}
         totals: dict[str, dict[str, int]] = {}
         for i in range(0, len(stored), 2):
-            queue, _, event = stored[i].decode().partition(":")
-            totals.setdefault(names[int(queue)], {})[event] = stored[i + 1]
+            queue, _, event = _shown(stored[i]).partition(":")
+            if (name := names.get(int(queue))) is not None:
+                totals.setdefault(name, {})[event] = int(stored[i + 1])
         return Metrics(totals=totals)
 
     async def examine(self) -> list[Finding]:
@@ -192,28 +207,44 @@ def _filter(chosen: JobFilter) -> list[object]:
 def _queue_record(row: list[Any], wall: int) -> QueueRecord:
     name, is_paused, counts, ready_since, next_due = row
     return QueueRecord(
-        name=name.decode(),
+        name=_shown(name),
         is_paused=is_paused,
-        counts={BY_CODE[code]: number for code, number in enumerate(counts)},
+        counts={BY_CODE[code]: int(number) for code, number in enumerate(counts)},
         oldest_ready_for=to_seconds(wall - ready_since) if ready_since is not False else None,
         next_due_in=to_seconds(next_due - wall) if next_due is not False else None,
     )
 
 
 def _session_record(row: list[Any]) -> SessionRecord:
+    """What is spoilt has a default in its place."""
     session_id, name, ttl, about, registered_at, silent, leases, is_dying = row
-    queues, concurrency, *_ = packing.unpack(about)
+    reader = FieldReader()
+    queues, concurrency = reader.read("about", about, _about, _NOTHING)
     session = Session(
         id=session_id,
-        name=name.decode(),
+        name=reader.read("name", name, text, UNKNOWN),
         ttl=to_seconds(ttl),
-        queues=tuple(queue.decode() for queue in queues),
+        queues=queues,
         concurrency=concurrency,
     )
     return SessionRecord(
         session=session,
-        registered_at=instant_of(registered_at),
+        registered_at=reader.read("registered_at", registered_at, instant, _EPOCH),
         seconds_since_beat=to_seconds(silent),
         leases=leases,
         is_dying=is_dying,
     )
+
+
+_EPOCH: Final = instant_of(0)
+_NOTHING: Final[tuple[tuple[str, ...], int]] = ((), 0)
+
+
+def _about(stored: Any) -> tuple[tuple[str, ...], int]:
+    queues, concurrency = packing.unpack(octets(stored))
+    return tuple(map(text, queues)), whole(concurrency)
+
+
+def _shown(stored: bytes) -> str:
+    """The name of a queue, which may be spoilt."""
+    return stored.decode(errors="backslashreplace")

@@ -65,7 +65,7 @@ class RedisEars(Ears):
         if message[1] == self._ended:
             self.told(map(names.job, ids_in(message[2])), disarms=True)
             return
-        topics = message[2].decode().split("\n")
+        topics = message[2].decode(errors="replace").split("\n")
         sessions = [topic for topic in topics if topic.startswith(_SESSION)]
         if sessions:
             self.told(sessions, disarms=False)

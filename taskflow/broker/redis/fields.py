@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-LAYOUT: Final = 2
+LAYOUT: Final = 3
 """Of all that is below, and of the keys. Stores hold it: one that has another is refused. Any change that an older version could not read,
 or would read wrongly, raises it."""
 
@@ -49,6 +49,7 @@ FIELDS: Final = (
     "reason",
     "waiting_for",
     "poison",
+    "spoilt",  # of a job that the store has set aside: msgpack of the field that could not be read, the problem, and first bytes
 )
 
 _WAITING: Final = {

@@ -59,9 +59,17 @@ class Link:
     async def ask(self, *command: Any, within: float = ANSWER_WITHIN) -> Any:
         return await self._in_our_words((command,), within)
 
-    async def _in_our_words(self, commands: Sequence[Command], within: float) -> Any:
+    async def ask_each(self, commands: Sequence[Command], within: float = ANSWER_WITHIN) -> list[Any]:
+        """Return the reply to each of them, None for a key of a wrong type."""
+        replies = await self._in_our_words(commands, within, each=True)
+        errors = [reply for reply in replies if isinstance(reply, Exception) and "WRONGTYPE" not in str(reply)]
+        if errors:
+            raise in_our_words(errors[0], str(self.server)) from errors[0]
+        return [None if isinstance(reply, Exception) else reply for reply in replies]
+
+    async def _in_our_words(self, commands: Sequence[Command], within: float, *, each: bool = False) -> Any:
         try:
-            return await self._ask(commands, within)
+            return await self._ask(commands, within, each=each)
         except ERRORS as error:
             raise in_our_words(error, str(self.server)) from error
 
@@ -93,26 +101,26 @@ class Link:
 
     # --- one command ------------------------------------------------------------------------------------------
 
-    async def _ask(self, commands: Sequence[Command], within: float) -> Any:
-        """The reply to the last of them, WAITAOF aside. A connection that lay idle may have been cut meanwhile: then once more, on a new
-        one. Any verb may be sent twice."""
+    async def _ask(self, commands: Sequence[Command], within: float, *, each: bool = False) -> Any:
+        """The reply to the last of them, WAITAOF aside, or to `each`. A connection that lay idle may have been cut meanwhile: then once
+        more, on a new one. Any verb may be sent twice."""
         if not self._turns.take():
             await self._turns.wait()
         try:
             if self._idle:
                 try:
-                    return await self._over(self._idle.pop(), commands, within)
+                    return await self._over(self._idle.pop(), commands, within, each)
                 except ERRORS as error:
                     if not _is_cut(error):
                         if not isinstance(error, exceptions.ResponseError):  # silence: the others may be as dead
                             await self._drop_idle()
                         raise
                     await self._drop_idle()
-            return await self._over(wire_over(await self.open()), commands, within)
+            return await self._over(wire_over(await self.open()), commands, within, each)
         finally:
             self._turns.give()
 
-    async def _over(self, wire: Wire, commands: Sequence[Command], within: float) -> Any:
+    async def _over(self, wire: Wire, commands: Sequence[Command], within: float, each: bool) -> Any:
         if self._is_closed:
             await wire.drop()
             raise BrokerUnavailable(words.CLOSED)
@@ -121,7 +129,7 @@ class Link:
         is_clean = False
         try:
             replies = await wire.ask(commands, within)
-            reply = replies[0] if len(replies) == 1 else _reply_among(commands, replies)
+            reply = replies if each else replies[0] if len(replies) == 1 else _reply_among(commands, replies)
             is_clean = not isinstance(reply, exceptions.ReadOnlyError)  # a demoted primary: the next one may find the new
         finally:
             self._in_use.discard(wire)

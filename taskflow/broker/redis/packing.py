@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import msgpack
 
 from taskflow.broker.protocol import Added, Refused
 from taskflow.broker.redis.bodies import is_large, reference_to
-from taskflow.broker.redis.fields import FIELDS, ID_BYTES, SESSION_BYTES, TAIL_BYTES
-from taskflow.model.clock import instant_of, to_microseconds, to_seconds
-from taskflow.model.envelope import ClaimId, Envelope, Lease, pack_extras, unpack_extras
-from taskflow.model.progress import Progress, unpack_progress
-from taskflow.model.record import BY_CODE, Record
+from taskflow.broker.redis.fields import ID_BYTES, SESSION_BYTES, TAIL_BYTES
+from taskflow.model.clock import to_microseconds, to_seconds
+from taskflow.model.envelope import ClaimId, Envelope, pack_extras
+from taskflow.model.progress import Progress
 from taskflow.model.session import Beat, Outlook
 from taskflow.model.verdict import (
     Cancelled,
@@ -27,7 +26,6 @@ from taskflow.model.verdict import (
     Settlement,
     Snoozed,
     Succeeded,
-    unpack_errors,
 )
 
 Item = tuple[object, ...]
@@ -54,8 +52,8 @@ class Texts:
     def __init__(self) -> None:
         self._places: dict[str, int] = {}
 
-    def place(self, text: str) -> int:
-        return self._places.setdefault(text, len(self._places) + 1)
+    def place(self, name: str) -> int:
+        return self._places.setdefault(name, len(self._places) + 1)
 
     def all(self) -> list[str]:
         return list(self._places)
@@ -178,13 +176,14 @@ def portions(settlements: Sequence[Settlement]) -> Iterator[list[Settlement]]:
 def settlement_item(settlement: Settlement, texts: Texts) -> Item:
     """See settle.lua."""
     kind, value, error, after = _verdict(settlement.verdict)
+    keep_for = to_microseconds(settlement.keep_for) if kind == _SUCCEEDED else 0  # the store's rules say it of all others
     return (
         settlement.id,
         settlement.epoch,
         pack_claim(settlement.claim),
         kind,
         to_microseconds(settlement.ran_for),
-        to_microseconds(settlement.keep_for),
+        keep_for,
         value,
         error,
         after,
@@ -193,11 +192,23 @@ def settlement_item(settlement: Settlement, texts: Texts) -> Item:
     )
 
 
+_SUCCEEDED: Final = 1
+
+MOST_RESULT: Final = 60 * 1024 * 1024
+"""Bytes. A record beyond 64 MiB is not read by any script."""
+
+
+def checked_result(result: bytes) -> bytes:
+    if len(result) > MOST_RESULT:
+        raise ValueError(f"Redis keeps results of up to {MOST_RESULT:,} bytes, got {len(result):,}")
+    return result
+
+
 def _verdict(verdict: object) -> tuple[int, object, object, object]:
     """Kind, value, error, wait."""
     match verdict:
         case Succeeded(result):
-            return 1, result, False, False
+            return _SUCCEEDED, checked_result(result), False, False
         case Failed(error):
             return 2, f"{error.type}: {error.message}", _error(error), False
         case Discarded(reason):
@@ -218,107 +229,6 @@ def _verdict(verdict: object) -> tuple[int, object, object, object]:
 
 def _error(error: RunError) -> Item:
     return (error.type, error.message, error.traceback, error.attempt)
-
-
-# --- jobs -----------------------------------------------------------------------------------------------------
-
-
-def _defaults() -> list[Any]:
-    numbers = {"epoch", "failures", "crashes", "snoozes", "hand_backs", "awaits"}
-    return [0 if field in numbers else None for field in FIELDS]
-
-
-_DEFAULTS: Final = _defaults()
-_PLAIN: Final = Envelope(id=b"", job="", payload=b"")
-
-
-def job_rows(reply: Sequence[bytes]) -> tuple[int, dict[int, str], list[tuple[bytes, list[Any]]]]:
-    """The store's time, the texts, and each id with its job's fields: what read.lua and browse.lua answer."""
-    wall, names, _ = head_of(reply[0])
-    rows = [(reply[i], unpack(reply[i + 1])) for i in range(1, len(reply), 2)]
-    return wall, names, rows
-
-
-def head_of(packed: bytes) -> tuple[int, dict[int, str], bool]:
-    """The store's time, the texts without their "q:" or "j:", and whether the session will be told of jobs to come."""
-    wall, texts, *rest = unpack(packed)
-    return int(wall), {texts[i]: texts[i + 1].decode()[2:] for i in range(0, len(texts), 2)}, bool(rest and rest[0])
-
-
-def records_of(reply: Sequence[bytes]) -> dict[bytes, Record]:
-    _, names, rows = job_rows(reply)
-    return {job_id: _record(job_id, fields, names) for job_id, fields in rows}
-
-
-def _completed(fields: list[Any]) -> list[Any]:
-    """Of full length, absent fields with their defaults."""
-    told = [default if field is False else field for field, default in zip(fields, _DEFAULTS, strict=False)]
-    return told + _DEFAULTS[len(fields) :]
-
-
-def lease_of(job_id: bytes, fields: list[Any], names: dict[int, str], wall: int) -> Lease:
-    job = dict(zip(FIELDS, _completed(fields), strict=True))
-    return Lease(
-        envelope=Envelope(
-            id=job_id,
-            job=names[job["name"]],
-            payload=job["payload"] or b"",
-            queue=names[job["queue"]],
-            priority=job["priority"],
-            key=job["key"],
-            **unpack_extras(job["extras"]),
-        ),
-        epoch=job["epoch"],
-        claim=unpack_claim(job["claim"]),
-        created_at=job["created"],
-        failures=job["failures"],
-        crashes=job["crashes"],
-        snoozes=job["snoozes"],
-        hand_backs=job["hand_backs"],
-        parked_for=0.0 if job["parked"] is None else to_seconds(wall - job["parked"]),
-        expires_in=None if job["expires"] is None else to_seconds(job["expires"] - wall),
-    )
-
-
-def _record(job_id: bytes, fields: list[Any], names: dict[int, str]) -> Record:
-    job = dict(zip(FIELDS, _completed(fields), strict=True))
-    extras = unpack_extras(job["extras"])
-    return Record(
-        id=job_id,
-        job=names[job["name"]],
-        queue=names[job["queue"]],
-        status=BY_CODE[job["status"]],
-        priority=job["priority"],
-        max_attempts=extras.get("max_attempts", _PLAIN.max_attempts),
-        created_at=instant_of(job["created"]),
-        due_at=instant_of(job["created"] if job["due"] is None else job["due"]),
-        claimed_at=_maybe(instant_of, job["claimed"]),
-        started_at=_maybe(instant_of, job["started"]),
-        ended_at=_maybe(instant_of, job["ended"]),
-        expires_at=_maybe(instant_of, job["expires"]),
-        failures=job["failures"],
-        crashes=job["crashes"],
-        snoozes=job["snoozes"],
-        hand_backs=job["hand_backs"],
-        epoch=job["epoch"],
-        worker=_maybe(_text, job["worker"]),
-        progress=unpack_progress(job["progress"]),
-        result=job["result"],
-        payload=job["payload"],
-        reason=_maybe(_text, job["reason"]),
-        waiting_for=_maybe(_text, job["waiting_for"]),
-        errors=unpack_errors(job["errors"]),
-        cancel_requested=job["cancel_requested"] is not None,
-        headers=extras.get("headers", {}),
-    )
-
-
-def _maybe(make: Callable[[Any], Any], value: Any) -> Any:
-    return None if value is None else make(value)
-
-
-def _text(stored: bytes) -> str:
-    return stored.decode(errors="surrogatepass")
 
 
 def ids_in(packed: bytes) -> list[bytes]:

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from taskflow.broker.redis.bodies import is_large, reference_to
-from taskflow.broker.redis.fields import SESSION_BYTES, TAIL_BYTES
+from taskflow.broker.redis.fields import FIELDS, SESSION_BYTES, TAIL_BYTES
+from taskflow.broker.redis.jobs import head_of, lease_of
 from taskflow.broker.redis.packing import (
     MOST_NUMBERS,
     MOST_REQUESTS,
     Texts,
-    head_of,
-    lease_of,
+    checked_result,
     pack,
     settlement_item,
     unpack,
@@ -85,7 +85,10 @@ def claimed(reply: Sequence[bytes]) -> Claimed:
     for i in range(1, len(reply), 2):
         stored = reply[i + 1]
         if stored[0] == _RUNNING:
-            leases.append(_plain_lease(reply[i], stored, names))
+            try:
+                leases.append(_plain_lease(reply[i], stored, names))
+            except Exception:  # RecursionError, OverflowError, KeyError and msgpack's own errors included
+                leases.append(lease_of(reply[i], _fields_of(stored), names, wall))
         else:
             leases.append(lease_of(reply[i], unpack(stored), names, wall))
     return Claimed(leases, is_armed)
@@ -113,6 +116,26 @@ def _plain_lease(job_id: bytes, stored: bytes, names: dict[int, str]) -> Lease:
 
 
 _NONE: Final[dict[str, Any]] = {}
+
+
+def _fields_of(stored: bytes) -> list[Any]:
+    """The array of fields that the fixed layout of a lease stands for."""
+    epoch, session, tail, worker_bytes = _LEASED.unpack_from(stored)
+    at = _LEASED.size + worker_bytes
+    priority, queue, name, created, extras_bytes = _WAITING.unpack_from(stored, at)
+    at += _WAITING.size
+    job = dict.fromkeys(FIELDS, False) | {
+        "status": _RUNNING,
+        "queue": queue,
+        "name": name,
+        "priority": priority,
+        "created": created,
+        "payload": stored[at + extras_bytes + 4 :],
+        "epoch": epoch,
+        "claim": session + tail.to_bytes(TAIL_BYTES),
+        "extras": stored[at : at + extras_bytes] or False,
+    }
+    return list(job.values())
 
 
 # --- settlements ------------------------------------------------------------------------------------------------
@@ -164,7 +187,7 @@ _OUTCOME: Final = struct.Struct(">QQI")
 def _add_success(columns: _Columns, place: int, settlement: Settlement) -> None:
     session, request, number = settlement.claim
     assert isinstance(settlement.verdict, Succeeded)
-    result = settlement.verdict.result
+    result = checked_result(settlement.verdict.result)
     fence = _FENCE.pack(settlement.epoch, session, request << 16 | number)
     columns.places.append(place)
     columns.ids.append(settlement.id)

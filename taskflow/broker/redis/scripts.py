@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 
 from taskflow.broker.literals import literals
 from taskflow.broker.redis.fields import FIELDS, MARK, SPANS
+from taskflow.model.clock import to_microseconds
 from taskflow.model.rules import Rules
 
 
@@ -24,7 +25,7 @@ class Script(NamedTuple):
 
 
 _JOBS: Final = ("base", "names", "jobs")
-_SHELF: Final = ("base", "names", "counts", "nudges", "jobs", "ordered", "shelf")
+_SHELF: Final = ("base", "names", "counts", "nudges", "jobs", "ordered", "shelf", "aside")
 
 # What each verb is made of, before its own file.
 _PARTS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -50,6 +51,7 @@ _PARTS: Final[Mapping[str, tuple[str, ...]]] = {
     "reindex": (*_SHELF, "living"),
     "permitted": ("base",),
     "layout": ("base",),
+    "sweep": (*_SHELF, "living"),
 }
 
 # What a verb's own file makes, by calling `the_rest()`, only when a job wants it: to make a hundred functions takes the server longer
@@ -69,16 +71,16 @@ _WORD: Final = re.compile(r"\w+")
 _COMMAND: Final = re.compile(r"\b(?:call|in_portions)\('([A-Z]+)'")
 _FEWEST: Final[Mapping[int, str]] = {
     0: "INFO PING TIME",
-    1: "DEL EXISTS HGETALL HLEN HVALS MGET PERSIST PTTL SCAN SMEMBERS SUBSCRIBE TYPE UNLINK ZCARD",
-    2: "HDEL HEXISTS HGET HMGET LINDEX MSET MSETNX PEXPIRE PUBLISH RENAME RPUSH SADD SET SISMEMBER SREM ZMSCORE ZREM ZSCORE",
-    3: "HINCRBY HSET HSETNX LRANGE LTRIM ZADD ZRANGE ZRANGEBYSCORE ZREMRANGEBYRANK ZREMRANGEBYSCORE",
+    1: "DEL EXISTS HGETALL HLEN HVALS LLEN MGET PERSIST PTTL SCAN SMEMBERS SUBSCRIBE TYPE UNLINK ZCARD",
+    2: "HDEL HEXISTS HGET HMGET HSCAN LINDEX MSET MSETNX PEXPIRE PUBLISH RENAME RPUSH SADD SET SISMEMBER SREM ZMSCORE ZREM ZSCORE",
+    3: "GETRANGE HINCRBY HSET HSETNX LRANGE LTRIM ZADD ZRANGE ZRANGEBYSCORE ZREMRANGEBYRANK ZREMRANGEBYSCORE",
 }
 """How many arguments each command that the server is told has at least."""
 
 _CALLING: Final = ("EVAL", "EVALSHA")
 """Of these a script's keys are counted before them: three with one key."""
 
-_SENT: Final = (*_CALLING, "SUBSCRIBE", "PING", "SCAN", "INFO", "SET", "MGET")
+_SENT: Final = (*_CALLING, "SUBSCRIBE", "PING", "SCAN", "INFO", "SET", "GETRANGE")
 
 
 class Scripts(Mapping[str, Script]):
@@ -181,7 +183,8 @@ def _values(rules: Rules) -> dict[str, str]:
     fields = {f"F.{field}": str(number) for number, field in enumerate(FIELDS, 1)}
     spans = {f"L.{name}": ", ".join(map(str, span)) for name, span in SPANS.items()}
     spans["L.mark"] = "'" + "".join(f"\\{byte:03d}" for byte in MARK) + "'"
-    return fields | spans | literals(rules, text=_text, numbers=lambda numbers: f"{{ {', '.join(map(str, numbers))} }}")
+    own = {"R.session_ttl": str(to_microseconds(rules.session_ttl)), "F.names": ", ".join(map(_text, FIELDS))}
+    return fields | spans | own | literals(rules, text=_text, numbers=lambda numbers: f"{{ {', '.join(map(str, numbers))} }}")
 
 
 def _text(text: str) -> str:

@@ -61,6 +61,9 @@ local function add_all(texts, items)
   end
   prefetch(ids)
   local seq = call('HINCRBY', P .. 'meta', 'seq', #items) - #items
+  if seq < 0 or seq > 281474976700000 then
+    error('WRONGTYPE the number of arrivals has been lost')
+  end
   for i, item in ipairs(items) do
     item[2], item[3] = numbers[item[2]], numbers[item[3]]
     answers[i] = add(item, seq + i)

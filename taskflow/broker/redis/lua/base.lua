@@ -41,3 +41,6 @@ local function set_all(keys_and_values)
     call('MSET', unpack(keys_and_values, first, math.min(first + MOST - 1, #keys_and_values)))
   end
 end
+
+-- A record with more bytes than this is not unpacked, nor sent to a client.
+local LARGEST = 67108864

@@ -102,7 +102,7 @@ spare_after_outage()
 if not is_alive(session) then
   return redis.status_reply('LOST')
 end
-revive(session, call('HGET', session_key(session), 'ttl'))
+revive(session, ttl_of(session))
 call('HDEL', session_key(session), 'spared')
 take_pulse()
 if died_of then
@@ -131,7 +131,7 @@ end
 local reply = { ghosts, table.concat(lost), table.concat(stopping) }
 if given[7] then
   miss_counts()
-  find_lost_queues_in_turn()
+  find_what_is_lost_in_turn()
   reply[4], reply[5] = call('EXISTS', P .. 'ready'), due_in()
 end
 return reply

@@ -13,6 +13,9 @@ local patience = 5000
 -- What one answer brings at most, about, with the payloads that are kept apart: a worker that asks for hundreds of large jobs gets them
 -- in portions.
 local MOST_BYTES = 1048576
+
+-- Requests that a session can have made since the one that arrives only now.
+local MOST_AHEAD = 1000
 local bytes = 0
 
 local function is_going_on()
@@ -30,12 +33,13 @@ local lease_again, answer_again
 local first_of = string.char(S.RUNNING) .. struct.pack('>I4', 1) .. session
 local since = struct.pack('>I8I8I2', wall, steady, #worker) .. worker
 local last_queue, last_name
+local taking, has_vanished -- the queue's number; whether a job was not there
 
 local function lease_anew(id, stored, entry, tail)
   if not lease_again then
     lease_again, answer_again = the_rest()
   end
-  local anew, queue, name, more = lease_again(id, stored, entry, session .. tail, worker)
+  local anew, queue, name, more = lease_again(id, stored, entry, taking, session .. tail, worker)
   if anew then
     numbers[queue], numbers[name] = true, true
     bytes = bytes + more
@@ -48,7 +52,7 @@ local function lease(entry, stored, tail)
   local time, seq, id = struct.unpack('>I8I6c16', entry)
   if is_leased[id] then
     return false
-  elseif #stored < L.waiting + 5 then
+  elseif #stored < L.waiting + 5 or #stored > LARGEST then
     return lease_anew(id, stored, entry, tail), id
   end
   local status, queue, name, due, its_seq, extras = struct.unpack('>BxI4I4I8I6xxxxxxxxI2', stored)
@@ -58,6 +62,9 @@ local function lease(entry, stored, tail)
     return lease_anew(id, stored, entry, tail), id
   end
   if queue ~= last_queue or name ~= last_name then
+    if queue ~= taking then
+      return lease_anew(id, stored, entry, tail), id
+    end
     last_queue, last_name = queue, name
     numbers[queue], numbers[name] = true, true
   end
@@ -70,7 +77,7 @@ end
 -- Leases what stands at these entries, until there are bytes enough; those that have expired are given back, and left to upkeep.
 -- How many entries were looked at, and how many of them leased.
 local function lease_all(entries, passed_over)
-  local keys, before, job_key = {}, asked, P .. 'j:'
+  local keys, before, job_key, missing = {}, asked, P .. 'j:', {}
   for i, entry in ipairs(entries) do
     keys[i] = job_key .. sub(entry, 15)
   end
@@ -80,6 +87,8 @@ local function lease_all(entries, passed_over)
     local stored, id = false, nil
     if found[i] then
       stored, id = lease(entry, found[i], tail)
+    else
+      missing[#missing + 1] = keys[i]
     end
     if stored then
       local n = 2 * asked
@@ -95,6 +104,12 @@ local function lease_all(entries, passed_over)
       passed_over[#passed_over + 1] = entry
     else
       patience = patience - 1
+    end
+  end
+  has_vanished = has_vanished or #missing > 0
+  if #missing > 0 and call('EXISTS', unpack(missing)) > 0 then
+    for _, key in ipairs(missing) do
+      lease_anew(sub(key, #job_key + 1), false, nil, '')
     end
   end
   return #entries, asked - before
@@ -121,20 +136,25 @@ end
 
 -- The queue's number as text: it goes into keys.
 local function take(queue, queue_name)
-  local taken = 0
-  told_names[queue] = queue_name
+  local taken, is_exhausted = 0, true
+  told_names[queue], taking, last_queue, has_vanished = queue_name, tonumber(queue), nil, false
   for _, priority in ipairs(call('ZRANGE', P .. 'p:' .. queue, 0, -1)) do
     local passed_over = {}
     local list, returned = ready_keys(queue .. ':' .. priority)
     taken = taken + take_place(list, returned, passed_over)
     for _, entry in ipairs(passed_over) do
       call('ZADD', returned, 0, entry)
+      is_exhausted = false
     end
     if not is_going_on() then
+      is_exhausted = false
       break
     elseif #passed_over == 0 then
       call('ZREM', P .. 'p:' .. queue, priority)
     end
+  end
+  if is_exhausted and has_vanished and tonumber(call('HGET', P .. 'counts', queue .. ':' .. S.READY) or 0) ~= taken then
+    call('HDEL', P .. 'counts', 'whole') -- it was ready: upkeep counts anew
   end
   if taken > 0 then
     count(queue, S.READY, -taken)
@@ -160,7 +180,10 @@ end
 if not call('ZSCORE', P .. 'alive', session) then
   return redis.status_reply('LOST')
 end
-local last, is_armed = tonumber(about[1] or 0), false
+local last, is_armed = tonumber(about[1]) or 0, false
+if not (last <= request + MOST_AHEAD) then -- no session asks so often: what was stored is not what it asked for last
+  last = 0
+end
 local is_new = request > last
 if request == last then
   lease_again, answer_again = the_rest()
@@ -183,7 +206,12 @@ elseif is_new then
     while first <= span[2] and is_going_on() do
       for _, queue_name in ipairs(call('ZRANGE', P .. 'ready', first, math.min(first + 63, span[2]))) do
         if is_going_on() then
-          take(call('HGET', P .. 'names', 'q:' .. queue_name), queue_name)
+          local number = call('HGET', P .. 'names', 'q:' .. queue_name)
+          if number then
+            take(number, queue_name)
+          else
+            call('ZREM', P .. 'ready', queue_name)
+          end
         end
       end
       first = first + 64

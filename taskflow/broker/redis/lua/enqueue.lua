@@ -18,9 +18,12 @@ end
 -- As text, where they are known: numbers go into keys, and Lua takes longer to write one than to send a command.
 local numbers = call('HMGET', P .. 'names', unpack(texts))
 for i = 1, #texts do
-  if not numbers[i] then
+  local number = numbers[i]
+  if not number then
     numbers = the_rest()(texts)
     break
+  elseif #number > 10 or string.find(number, '%D') then
+    error('WRONGTYPE a name has no number')
   end
 end
 local calls = 0
@@ -28,6 +31,9 @@ for r = 3, #given do
   calls = calls + (#given[r] - 3) / 2
 end
 local seq = call('HINCRBY', P .. 'meta', 'seq', calls) - calls
+if seq < 0 or seq > 281474976700000 then -- nobody has added so many
+  error('WRONGTYPE the number of arrivals has been lost')
+end
 local values, is_named, places, key, value = {}, {}, {}, P .. 'j:', 0
 
 -- The layout is that of fields.py.

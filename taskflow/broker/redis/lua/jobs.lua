@@ -7,26 +7,48 @@ local cache, changed, dropped = {}, {}, {}
 -- The fields that are strings, where there are any; all others are numbers.
 local STRINGS = {}
 for _, field in ipairs({ F.payload, F.claim, F.worker, F.settled, F.result, F.extras, F.key, F.joins, F.behind, F.errors, F.progress,
-  F.cancel_requested, F.reason, F.waiting_for }) do
+  F.cancel_requested, F.reason, F.waiting_for, F.spoilt }) do
   STRINGS[field] = true
 end
 
--- So that no step that follows stumbles over a value of a kind that it does not know, and stops with it the claims of all.
-local function is_job(job)
-  if type(job) ~= 'table' then
-    return false
-  end
+-- Numbers are whole, 0 or more, and at most this: what keys, the fixed layout and Lua's own numbers have room for.
+local MOST_OF = { [F.status] = S.GONE, [F.queue] = 4294967295, [F.name] = 4294967295, [F.priority] = 127, [F.seq] = 281474976710655,
+  [F.epoch] = 4294967294 }
+local MOST_ELSEWHERE = 2 ^ 62
+
+-- The first field that no script of ours can have written so, or nil. No step that follows stumbles over any other.
+local function spoilt_field(job)
   for field = 1, #job do
     local value = job[field]
-    if value and type(value) ~= (STRINGS[field] and 'string' or 'number') then
-      return false
+    if value == nil or field > F.spoilt then
+      return field
+    elseif not value then
+      -- absent
+    elseif STRINGS[field] then
+      if type(value) ~= 'string' then
+        return field
+      end
+    elseif type(value) ~= 'number' or value % 1 ~= 0 or value > (MOST_OF[field] or MOST_ELSEWHERE)
+      or value < (field == F.priority and -128 or 0) then
+      return field
+    end
+  end
+  for field = F.status, F.created do
+    if not job[field] then
+      return field
     end
   end
   local status = job[F.status]
-  return status and job[F.queue] and job[F.name] and job[F.priority] and job[F.seq] and job[F.created]
-    and (status ~= S.RUNNING or (job[F.epoch] and job[F.claim] and #job[F.claim] == 24 and job[F.claimed_steady]))
-    and (status ~= S.SCHEDULED or job[F.due])
-    and (status < S.SUCCEEDED or (job[F.ended] and (status == S.GONE or job[F.keep_until])))
+  if status == S.RUNNING then
+    return not job[F.epoch] and F.epoch or (not job[F.claim] or #job[F.claim] ~= 24) and F.claim
+      or not job[F.claimed_steady] and F.claimed_steady or nil
+  elseif status == S.SCHEDULED then
+    return not job[F.due] and F.due or nil
+  elseif status == S.HELD then
+    return (job[F.awaits] or 0) == 0 and F.awaits or nil
+  elseif status >= S.SUCCEEDED then
+    return not job[F.ended] and F.ended or status ~= S.GONE and not job[F.keep_until] and F.keep_until or nil
+  end
 end
 
 -- Sets a field, without a hole before it: cmsgpack would take the array for a map.
@@ -66,26 +88,87 @@ local function of_layout(stored)
   return next_at == #stored + 1 and job or nil
 end
 
+-- The job, or raises. How many fields an array has its first bytes tell: one with a hole ends where Lua sees fit.
 local function unpacked(stored)
   local first = string.byte(stored)
   if first and first >= S.SCHEDULED and first <= S.SUCCEEDED then
-    return of_layout(stored)
+    return of_layout(stored) or error('it is cut off, or goes on after its end')
   end
-  return cmsgpack.unpack(stored)
+  local job, more = cmsgpack.unpack(stored)
+  local fields = first - 144
+  if first == 220 then
+    fields = struct.unpack('>I2', stored, 2)
+  end
+  if type(job) ~= 'table' or more ~= nil or #job ~= fields then
+    error('it is no array of fields')
+  end
+  return job
 end
 
--- What does not read as a job is put aside, once, and is not there any more: one bad value stops nobody.
+-- spoilt: id -> a note of what is wrong with its job, for upkeep, which sets it aside (aside.lua): the field's number (0 for the whole
+-- record), the problem, and the status and the queue that it is counted under, false if they are not known.
+local function report_spoilt(id, note)
+  call('HSET', P .. 'spoilt', id, cmsgpack.pack(note))
+end
+
+local function problem_of(reason)
+  return string.sub(string.gsub(tostring(reason), '^user_script:%d+: ', ''), 1, 200)
+end
+
+-- The notes of this call, by id.
+local stand_ins = {}
+
+local function is_number_for(field, value)
+  return type(value) == 'number' and value % 1 == 0 and value >= 0 and value <= (MOST_OF[field] or MOST_ELSEWHERE)
+end
+
+-- Stands in for a job whose record cannot be read: it has failed, and keeps those fields of `job` that can be read.
+local function stand_in(id, note, raw, job)
+  local one = {}
+  for _, field in ipairs({ F.status, F.queue, F.name, F.priority, F.seq, F.created }) do
+    one[field] = job and is_number_for(field, job[field]) and job[field] or 0
+  end
+  if job and is_number_for(F.status, job[F.status]) and job[F.status] < S.GONE and one[F.queue] > 0 then
+    note[3], note[4] = note[3] or one[F.status], note[4] or one[F.queue]
+  end
+  one[F.status], one[F.queue] = S.FAILED, note[4] or one[F.queue]
+  set(one, F.ended, wall)
+  set(one, F.keep_until, wall + R.keep_failed)
+  for _, field in ipairs({ F.key, F.joins }) do
+    if job and type(job[field]) == 'string' and #job[field] % 16 == 0 then
+      set(one, field, job[field])
+    end
+  end
+  local what = string.format(W.UNREADABLE_FIELDS, (({ F.names })[note[1]] or 'record') .. ': ' .. note[2])
+  set(one, F.errors, cmsgpack.pack({ W.UNREADABLE, what, '', 1, wall }))
+  set(one, F.reason, W.UNREADABLE .. ': ' .. what)
+  set(one, F.spoilt, cmsgpack.pack({ note[1], note[2], string.sub(raw or '', 1, 256) }))
+  stand_ins[id] = note
+  report_spoilt(id, note)
+  return one
+end
+
+-- The job that is stored, or one that stands in for it; false if there is none. One bad record stops no other.
 local function parse(id, stored)
   if not stored then
     return false
+  elseif #stored > LARGEST then
+    return stand_in(id, { 0, #stored .. ' bytes are more than a job can have', false, false }, stored)
   end
-  local is_whole, job = pcall(unpacked, stored)
-  if is_whole and is_job(job) then
-    return job
+  local is_read, job = pcall(unpacked, stored)
+  if not is_read then
+    return stand_in(id, { 0, problem_of(job), false, false }, stored)
   end
-  call('HSET', P .. 'bad', id, stored)
-  call('DEL', P .. 'j:' .. id)
-  return false
+  local field = spoilt_field(job)
+  if field then
+    return stand_in(id, { field, 'its value is of a wrong type, or out of bounds', false, false }, stored, job)
+  end
+  return job
+end
+
+-- Counts and indexes do not agree with the jobs any more: the next upkeep has them made anew (outlook.lua).
+local function recount()
+  call('HDEL', P .. 'counts', 'whole')
 end
 
 -- Whether there is nothing to it but what the fixed layout has for one that waits for its first run.
@@ -135,7 +218,22 @@ local function drop_payload(id, job)
   job[F.payload] = false
 end
 
--- MGET, since it passes over a key of a wrong type.
+-- MGET passes over a key of a wrong type: what it does not find may be there.
+local function look_for(ids)
+  local keys = {}
+  for i, id in ipairs(ids) do
+    keys[i] = P .. 'j:' .. id
+  end
+  if call('EXISTS', unpack(keys)) > 0 then
+    for i, id in ipairs(ids) do
+      local kind = call('TYPE', keys[i]).ok
+      if kind ~= 'none' then
+        cache[id] = stand_in(id, { 0, 'its key is a ' .. kind, false, false })
+      end
+    end
+  end
+end
+
 local function prefetch(ids)
   local keys, asked = {}, {}
   for _, id in ipairs(ids) do
@@ -146,9 +244,14 @@ local function prefetch(ids)
     end
   end
   for first = 1, #keys, MOST do
-    local last = math.min(first + MOST - 1, #keys)
+    local last, missing = math.min(first + MOST - 1, #keys), {}
     for i, stored in ipairs(call('MGET', unpack(keys, first, last))) do
-      cache[asked[first + i - 1]] = parse(asked[first + i - 1], stored)
+      local id = asked[first + i - 1]
+      cache[id] = parse(id, stored)
+      missing[#missing + 1] = not stored and id or nil
+    end
+    if #missing > 0 then
+      look_for(missing)
     end
   end
 end

@@ -1,11 +1,26 @@
 -- What a claim has to do with jobs that are more than the fixed layout holds, or that it has leased before.
 
 -- Changes the job for its next run. False when nobody stands at the entry any more, nil when it has expired, and is left to upkeep;
--- else what is stored, the numbers of its queue and name, and how large a payload is that is kept apart.
-local function lease_again(id, stored, entry, claim, worker)
-  cache[id] = parse(id, stored)
-  local job = cache[id]
-  if not job or job[F.status] ~= S.READY or due_of(job) ~= time_of(entry) then
+-- else what is stored, the numbers of its queue and name, and how large a payload is that is kept apart. `stored` is false for a key
+-- that MGET has not found.
+local function lease_again(id, stored, entry, queue, claim, worker)
+  if stored then
+    cache[id] = parse(id, stored)
+  end
+  local job, note = load(id), stand_ins[id]
+  if note then
+    note[3], note[4] = note[3] or S.READY, note[4] or queue
+    report_spoilt(id, note)
+    return false
+  elseif not job then
+    return false
+  elseif job[F.status] ~= S.READY or due_of(job) ~= time_of(entry) then
+    if job[F.status] < S.READY and due_of(job) == time_of(entry) then -- it was ready: somebody else has made it wait
+      recount()
+    end
+    return false
+  elseif job[F.queue] ~= queue then
+    report_spoilt(id, { F.queue, 'it stands in the list of another queue', S.READY, queue })
     return false
   end
   if job[F.expires] and job[F.expires] <= wall then

@@ -17,6 +17,18 @@ local function request_of(tail)
   return (struct.unpack('>I6', tail))
 end
 
+-- The session's time to live; where what is stored is none, the default from now on.
+local LONGEST_TTL = 2 ^ 53
+local function ttl_of(id)
+  local stored = call('HGET', session_key(id), 'ttl')
+  local ttl = tonumber(stored)
+  if not (ttl and ttl >= 0 and ttl <= LONGEST_TTL) then
+    ttl = R.session_ttl
+    call('HSET', session_key(id), 'ttl', ttl)
+  end
+  return ttl
+end
+
 local function revive(id, ttl)
   call('ZADD', P .. 'alive', steady + ttl, id)
 end
@@ -25,39 +37,37 @@ local function take_pulse()
   call('HSET', P .. 'meta', 'pulse', steady)
 end
 
--- The server's clock may be set back: nobody has beaten in the future.
-local function mend_clock(pulse)
-  take_pulse()
+-- Than its time to live from now.
+local function no_session_lives_longer()
   for _, id in ipairs(call('ZRANGE', P .. 'alive', 0, -1)) do
-    local latest = steady + (tonumber(call('HGET', session_key(id), 'ttl')) or 0)
-    call('ZADD', P .. 'alive', 'LT', latest, id)
+    call('ZADD', P .. 'alive', 'LT', steady + ttl_of(id), id)
   end
 end
 
 -- When nobody has beaten for a session's whole ttl, the store was away, not the workers: one more ttl, once.
 local function spare_after_outage()
   local state = call('HMGET', P .. 'meta', 'pulse', 'least_ttl')
-  if not state[1] then
+  local pulse, least = tonumber(state[1]), tonumber(state[2]) or 0
+  if not pulse then
     return
   end
-  local pulse, least = tonumber(state[1]), tonumber(state[2] or 0)
-  if pulse > steady then
-    mend_clock()
+  if pulse > steady then -- the server's clock was set back: nobody has beaten in the future
+    take_pulse()
+    no_session_lives_longer()
   elseif steady - pulse > least then
     for _, id in ipairs(call('ZRANGE', P .. 'alive', 0, -1)) do
-      local about = call('HMGET', session_key(id), 'ttl', 'spared')
-      if about[1] and not about[2] and steady - pulse > tonumber(about[1]) then
-        call('HSET', session_key(id), 'spared', 1)
-        revive(id, tonumber(about[1]))
+      local ttl = ttl_of(id)
+      if steady - pulse > ttl and call('HSETNX', session_key(id), 'spared', 1) == 1 then
+        revive(id, ttl)
       end
     end
   end
 end
 
 local function kill(id)
-  local about = call('HMGET', session_key(id), 'number', 'ttl')
-  local number, ttl = about[1] or 0, tonumber(about[2] or 0)
-  call('HSET', session_key(id), 'dead_at', wall, 'beat_at', tonumber(is_alive(id) or steady) - ttl)
+  local number = tonumber(call('HGET', session_key(id), 'number'))
+  number = number and number >= 0 and number or 0 -- no NaN either
+  call('HSET', session_key(id), 'dead_at', wall, 'beat_at', tonumber(is_alive(id) or steady) - ttl_of(id))
   call('ZREM', P .. 'alive', id)
   call('ZADD', P .. 'dead', number, id)
 end
@@ -93,5 +103,6 @@ local function leased(session, tail, id)
   end
   call('HDEL', P .. 'l:' .. session, tail)
   call('SREM', P .. 'x:' .. session, tail)
+  recount() -- whatever ends a lease takes it off: the job has vanished, or somebody else has written it
   return false
 end

@@ -19,18 +19,34 @@ end
 
 -- Until upkeep might have something to move, -1 when nothing waits for it.
 local function due_in()
-  if has_dying() or call('EXISTS', P .. 'crowded') == 1 then
+  if has_dying() or call('EXISTS', P .. 'crowded', P .. 'spoilt') > 0 then
     return 0
   end
   local wait = math.min(until_first('due', wall), until_first('exp', wall), until_first('fade', wall), until_first('alive', steady - 1))
   return wait == NEVER and -1 or math.max(0, wait)
 end
 
--- counts has the field "whole" from the first name on: where it has lost that, it has lost more. As a wrong type it makes the
--- caller have all counted again (broker.py).
+-- As a wrong type it makes the caller have all indexes made anew (broker.py).
+local function complain(of_what)
+  error('WRONGTYPE ' .. of_what)
+end
+
+-- counts has the field "whole" from the first name on: where it has lost that, it has lost more. A store that has just been mended is left
+-- alone for a while, however many of its keys others take away.
 local function miss_counts()
-  if call('HEXISTS', P .. 'counts', 'whole') == 0 and call('EXISTS', P .. 'names') == 1 then
-    error('WRONGTYPE the counts of jobs have been lost')
+  if call('HEXISTS', P .. 'counts', 'whole') == 0 and call('EXISTS', P .. 'names') == 1 and call('EXISTS', P .. 'mended') == 0 then
+    complain('the counts of jobs have been lost')
+  end
+end
+
+local function each_count(see)
+  local stored = call('HGETALL', P .. 'counts')
+  for i = 1, #stored, 2 do
+    local queue, status = string.match(stored[i], '^(%d+):(%d+)$')
+    local number = tonumber(stored[i + 1])
+    if queue and number > 0 then
+      see(queue, tonumber(status), number)
+    end
   end
 end
 
@@ -39,21 +55,69 @@ local function find_lost_queues()
   if call('EXISTS', P .. 'ready') == 1 then
     return
   end
-  local stored = call('HGETALL', P .. 'counts')
-  for i = 1, #stored, 2 do
-    local queue, status = string.match(stored[i], '^(%d+):(%d+)$')
-    local number = tonumber(stored[i + 1])
-    if queue and tonumber(status) == S.READY and number > 0 then
+  each_count(function(queue, status, number)
+    if status == S.READY then
       index_ready(queue, number, number)
     end
+  end)
+end
+
+local function length_of_ready(queue)
+  local length = 0
+  for _, priority in ipairs(call('ZRANGE', P .. 'p:' .. queue, 0, -1)) do
+    local list, returned = ready_keys(queue .. ':' .. priority)
+    length = length + call('LLEN', list) + call('ZCARD', returned)
+  end
+  return length
+end
+
+-- An index that holds fewer jobs than are counted has lost some: nobody would come upon these.
+local function check_indexes()
+  local scheduled, running, leases = 0, 0, 0
+  each_count(function(queue, status, number)
+    if status == S.READY and length_of_ready(queue) < number then
+      complain('ready jobs stand nowhere')
+    elseif status == S.SCHEDULED then
+      scheduled = scheduled + number
+    elseif status == S.RUNNING then
+      running = running + number
+    end
+  end)
+  for _, set in ipairs({ 'alive', 'dead' }) do
+    for _, session in ipairs(call('ZRANGE', P .. set, 0, -1)) do
+      leases = leases + call('HLEN', P .. 'l:' .. session)
+    end
+  end
+  if call('ZCARD', P .. 'due') < scheduled or leases < running then
+    complain('scheduled or running jobs stand nowhere')
+  end
+end
+
+local function check_names()
+  local names, texts, numbers = call('HGETALL', P .. 'names'), call('HGETALL', P .. 'texts'), {}
+  for i = 1, #texts, 2 do
+    numbers[texts[i + 1]] = texts[i]
+  end
+  for i = 1, #names, 2 do
+    if numbers[names[i]] ~= names[i + 1] or not is_text(names[i]) then
+      complain('a name has another number than its text')
+    end
+  end
+  if #names ~= #texts then
+    complain('a number has no text')
   end
 end
 
 -- Who looks need not all do so: it takes a look at the counts of every queue there has ever been.
-local function find_lost_queues_in_turn()
-  local since = steady - tonumber(call('HGET', P .. 'meta', 'sought_at') or 0)
+local function find_what_is_lost_in_turn()
+  local since = steady - (tonumber(call('HGET', P .. 'meta', 'sought_at')) or 0)
   if since < 0 or since > 5000000 then
-    call('HSET', P .. 'meta', 'sought_at', steady)
     find_lost_queues()
+    no_session_lives_longer()
+    if call('EXISTS', P .. 'mended', P .. 'spoilt') == 0 then -- else the next call sees whether it is in order
+      call('HSET', P .. 'meta', 'sought_at', steady)
+      check_names()
+      check_indexes()
+    end
   end
 end

@@ -1,6 +1,9 @@
 -- Drops those of the jobs that a filter admits (choose.lua), in order of arrival, up to a limit. Arguments: ids, filter, limit.
 -- The reply: how many.
 
+prefetch(given[1])
+set_all_aside()
+flush()
 local ids = chosen(given[1], given[2])
 table.sort(ids, function(one, other)
   return load(one)[F.seq] < load(other)[F.seq]

@@ -22,11 +22,12 @@ local function counts_of(queue)
   for code = S.HELD, S.CANCELLED do
     fields[#fields + 1] = (queue or '-') .. ':' .. code
   end
-  local counts = call('HMGET', P .. 'counts', unpack(fields))
+  local counts, is_known = call('HMGET', P .. 'counts', unpack(fields)), false
   for i = 1, #fields do
-    counts[i] = tonumber(counts[i] or 0)
+    is_known = is_known or counts[i] ~= false
+    counts[i] = tonumber(counts[i]) or 0
   end
-  return counts
+  return counts, is_known
 end
 
 -- Of what stands at the front of each priority, looked for among the first hundred entries.
@@ -66,12 +67,15 @@ local function next_due(wanted)
 end
 
 local rows, with_scheduled = {}, 0
-for i, name in ipairs(names) do
+for _, name in ipairs(names) do
   local queue = about[name]
-  local counts = counts_of(queue)
-  local ready_since = counts[1 + S.READY] > 0 and oldest_ready(queue) or false
-  with_scheduled = with_scheduled + (counts[1 + S.SCHEDULED] > 0 and 1 or 0)
-  rows[i] = { name, call('SISMEMBER', P .. 'paused', name) == 1, counts, ready_since, queue }
+  local counts, is_known = counts_of(queue)
+  local is_paused = call('SISMEMBER', P .. 'paused', name) == 1
+  if is_known or is_paused then -- a call that was refused leaves a name, and no job
+    local ready_since = counts[1 + S.READY] > 0 and oldest_ready(queue) or false
+    with_scheduled = with_scheduled + (counts[1 + S.SCHEDULED] > 0 and 1 or 0)
+    rows[#rows + 1] = { name, is_paused, counts, ready_since, queue }
+  end
 end
 local due = next_due(with_scheduled)
 for _, row in ipairs(rows) do

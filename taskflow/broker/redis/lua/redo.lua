@@ -5,6 +5,7 @@ local function make_fresh(id, job)
   for field = F.claim, #job do
     if field ~= F.settled and field ~= F.extras and field ~= F.key and field ~= F.joins and field ~= F.errors
       and field ~= F.claimed and field ~= F.claimed_steady and field ~= F.result
+      and field ~= F.spoilt
     then
       job[field] = false
     end
@@ -20,6 +21,8 @@ end
 
 local answers = {}
 prefetch(given[1])
+set_all_aside()
+flush()
 for i, id in ipairs(given[1]) do
   local job = load(id)
   if not job or not is_kept(job) then

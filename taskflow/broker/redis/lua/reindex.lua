@@ -5,7 +5,7 @@
 -- reply      how many keys were put aside; nil when it has been done just now
 
 local ZSETS = { ready = 1, due = 1, exp = 1, fade = 1, crowded = 1, alive = 1, dead = 1, awaited = 1, p = 1, z = 1, y = 1 }
-local HASHES = { names = 1, texts = 1, meta = 1, counts = 1, totals = 1, k = 1, bad = 1, s = 1, l = 1 }
+local HASHES = { names = 1, texts = 1, meta = 1, counts = 1, totals = 1, k = 1, spoilt = 1, s = 1, l = 1 }
 local SETS = { armed = 1, held = 1, paused = 1, x = 1 }
 local LISTS = { r = 1 }
 local MADE_ANEW = { r = 1, z = 1, p = 1, y = 1, l = 1, x = 1, due = 1, exp = 1, fade = 1, held = 1, ready = 1, crowded = 1, k = 1, counts = 1 }
@@ -39,11 +39,11 @@ local function clear()
     local kind = string.match(name, '^(%l+)')
     local is_bad = string.sub(name, 1, 4) == 'bad:'
     local wanted = not is_bad and expected(kind)
-    if wanted and call('TYPE', key).ok ~= wanted then
+    if kind == 'j' and #name == 18 then -- of whatever type: see prefetch
+      ids[#ids + 1] = string.sub(name, 3)
+    elseif wanted and call('TYPE', key).ok ~= wanted then
       aside = aside + 1
       call('RENAME', key, P .. 'bad:' .. string.format('%.0f', wall) .. ':' .. aside .. ':' .. name)
-    elseif kind == 'j' and #name == 18 then
-      ids[#ids + 1] = string.sub(name, 3)
     elseif kind == 'b' and #name == 18 then
       bodies[#bodies + 1] = string.sub(name, 3)
     elseif not is_bad and MADE_ANEW[kind] then
@@ -57,7 +57,7 @@ end
 local function let_strays_fade(bodies)
   for _, id in ipairs(bodies) do
     local job = load(id)
-    if not (job and size_apart(job[F.payload])) and call('HEXISTS', P .. 'bad', id) == 0 and call('PTTL', P .. 'b:' .. id) == -1 then
+    if not (job and size_apart(job[F.payload])) and not (job and job[F.spoilt]) and call('PTTL', P .. 'b:' .. id) == -1 then
       call('PEXPIRE', P .. 'b:' .. id, R.repeat_for / 1000)
     end
   end
@@ -67,35 +67,73 @@ end
 local function drop_what_is_no_number(name)
   local stored = call('HGETALL', P .. name)
   for i = 1, #stored, 2 do
-    if not tonumber(stored[i + 1]) then
+    local number = tonumber(stored[i + 1])
+    if not (number and number >= 0 and number <= MOST_ELSEWHERE and number % 1 == 0) then
       call('HDEL', P .. name, stored[i])
     end
   end
 end
 
--- Each of the two tells what the other has lost.
+-- Each of the two tells what the other has lost. Numbers that stood for a text beside its own: the jobs that have them are given its own.
 local function mend_names()
   for _, name in ipairs({ 'names', 'meta', 'totals' }) do
     drop_what_is_no_number(name)
   end
-  local names, texts = call('HGETALL', P .. 'names'), call('HGETALL', P .. 'texts')
-  local highest = tonumber(call('HGET', P .. 'meta', 'names') or 0)
-  for i = 1, #names, 2 do
-    call('HSET', P .. 'texts', names[i + 1], names[i])
-    highest = math.max(highest, tonumber(names[i + 1]))
+  local numbers, texts, highest = {}, {}, tonumber(call('HGET', P .. 'meta', 'names')) or 0
+  local stored = call('HGETALL', P .. 'names')
+  for i = 1, #stored, 2 do
+    numbers[stored[i]] = is_text(stored[i]) and tonumber(stored[i + 1]) or nil
   end
-  for i = 1, #texts, 2 do
-    if tonumber(texts[i]) then
-      call('HSET', P .. 'names', texts[i + 1], texts[i])
-      highest = math.max(highest, tonumber(texts[i]))
+  stored = call('HGETALL', P .. 'texts')
+  for i = 1, #stored, 2 do
+    local number = tonumber(stored[i])
+    if number and number <= MOST_OF[F.queue] and is_text(stored[i + 1]) then
+      texts[number] = stored[i + 1]
     end
   end
-  call('HSET', P .. 'meta', 'names', highest)
-end
-
-local function is_named(job)
-  local known = call('HMGET', P .. 'texts', job[F.queue], job[F.name])
-  return known[1] and known[2]
+  local own, is_taken, instead = {}, {}, {}
+  local function give(text, number)
+    if not own[text] and not is_taken[number] then
+      own[text], is_taken[number] = number, true
+    end
+  end
+  local function alias(text, number)
+    if own[text] and own[text] ~= number and not is_taken[number] then
+      instead[number] = own[text]
+    end
+  end
+  for text, number in pairs(numbers) do -- those that agree
+    if texts[number] == text then
+      give(text, number)
+    end
+  end
+  for number, text in pairs(texts) do -- a name that has another number
+    if numbers[text] then
+      give(text, number)
+    end
+  end
+  for text, number in pairs(numbers) do -- a text that is lost or altered
+    if not own[texts[number] or ''] then
+      give(text, number)
+    end
+  end
+  for number, text in pairs(texts) do -- a name that is lost
+    give(text, number)
+  end
+  for text, number in pairs(numbers) do
+    alias(text, number)
+  end
+  for number, text in pairs(texts) do
+    alias(text, number)
+  end
+  call('DEL', P .. 'names', P .. 'texts')
+  for text, number in pairs(own) do
+    call('HSET', P .. 'names', text, number)
+    call('HSET', P .. 'texts', number, text)
+    highest = math.max(highest, number)
+  end
+  call('HSET', P .. 'meta', 'names', highest <= MOST_OF[F.queue] and highest or 0)
+  return instead
 end
 
 -- --- sessions -----------------------------------------------------------------------------------------
@@ -104,7 +142,7 @@ end
 local function bury_session(session, name)
   if not is_alive(session) and not call('ZSCORE', P .. 'dead', session) then
     local number = call('HINCRBY', P .. 'meta', 'sessions', 1)
-    call('HSET', session_key(session), 'name', name, 'ttl', 0, 'about', cmsgpack.pack({ {}, 0 }), 'registered_at', wall,
+    call('HSET', session_key(session), 'name', name or '?', 'ttl', 0, 'about', cmsgpack.pack({ {}, 0 }), 'registered_at', wall,
       'number', number, 'request', 0)
     kill(session)
   end
@@ -167,18 +205,28 @@ end
 call('SET', mending, 1, 'PX', spared)
 
 local ids, aside, bodies = clear()
-mend_names()
+local instead = mend_names()
 prefetch(ids)
-local jobs, seq = {}, tonumber(call('HGET', P .. 'meta', 'seq') or 0)
+local jobs, seq = {}, tonumber(call('HGET', P .. 'meta', 'seq')) or 0
+seq = seq < MOST_OF[F.seq] and seq or 0
 for _, id in ipairs(ids) do
   local job = load(id)
-  if job and is_named(job) then
+  if job then
+    local queue, name = instead[job[F.queue]], instead[job[F.name]]
+    if queue or name then
+      job[F.queue], job[F.name] = queue or job[F.queue], name or job[F.name]
+      save(id, job)
+    end
+    if not stand_ins[id] and job[F.status] ~= S.GONE and not is_queue(job[F.queue]) then
+      job = stand_in(id, { F.queue, 'no queue has this number', false, false }, tostring(job[F.queue]), job)
+    end
+    if stand_ins[id] then
+      replace_record(id, job)
+      rung_jobs[#rung_jobs + 1] = id
+      aside = aside + 1
+    end
     jobs[#jobs + 1] = id
     seq = math.max(seq, job[F.seq])
-  elseif job then
-    call('HSET', P .. 'bad', id, cmsgpack.pack(job))
-    call('DEL', P .. 'j:' .. id)
-    aside = aside + 1
   end
 end
 let_strays_fade(bodies)
@@ -193,5 +241,7 @@ end
 sort_all(ready)
 flush()
 -- For the server the time has stood still meanwhile.
-call('PEXPIRE', mending, spared + math.ceil(1000 * (os.clock() - began)))
+local took = math.ceil(1000 * (os.clock() - began))
+call('PEXPIRE', mending, spared + took)
+call('SET', P .. 'mended', 1, 'PX', 20 * took)
 return aside

@@ -180,6 +180,17 @@ local function release_key(id, job)
   end
 end
 
+-- Those that await it.
+local function release_joined(job)
+  local joins = job[F.joins]
+  if joins then
+    job[F.joins] = false
+    for first = 1, #joins, 16 do
+      count_in(string.sub(joins, first, first + 15))
+    end
+  end
+end
+
 -- --- leases -------------------------------------------------------------------------------------------
 
 -- Takes the lease off its session; what becomes of the job is the next step of the same verb.
@@ -224,13 +235,7 @@ local function finish(id, job, event, status, reason, keep_for)
   if job[F.key] then
     release_key(id, job)
   end
-  local joins = job[F.joins]
-  if joins then
-    job[F.joins] = false
-    for first = 1, #joins, 16 do
-      count_in(string.sub(joins, first, first + 15))
-    end
-  end
+  release_joined(job)
   rung_jobs[#rung_jobs + 1] = id
 end
 
@@ -310,6 +315,10 @@ local function bury(id, job)
   leave_kept(id, job)
   move(job, E.DROP, S.GONE)
   drop_payload(id, job)
+  if job[F.spoilt] then -- whatever is kept of it apart
+    dropped[#dropped + 1] = id
+    call('UNLINK', P .. 'bad:j:' .. id)
+  end
   for field = F.payload, #job do
     if field ~= F.settled and field ~= F.ended then
       job[field] = false

@@ -1,5 +1,6 @@
 -- What time brings, in at most so many moves. Arguments: limit.
--- The reply: readied, reaped, released, expired, dropped, microseconds until the next call.
+-- The reply: readied, reaped, released, expired, dropped, microseconds until the next call, and of each record that was set aside its id,
+-- the number of the field and the problem (aside.lua).
 
 local limit = given[1]
 
@@ -58,19 +59,25 @@ local function ready_due(left)
   if #members == 0 then
     return 0
   end
-  local ids, keys = {}, {}
+  local ids, keys, queues = {}, {}, {}
   for i, member in ipairs(members) do
     ids[i] = sub(member, 11)
+    queues[ids[i]] = #member > 10 and struct.unpack('>I4', member, 7) or false
     keys[i] = P .. 'j:' .. ids[i]
   end
   call('ZREMRANGEBYRANK', P .. 'due', 0, #members - 1) -- the first there are, in order of their times
   local moved, others = ready_all(ids, call('MGET', unpack(keys)))
   prefetch(others)
   for _, id in ipairs(others) do
-    local job = load(id)
+    local job, note = load(id), stand_ins[id]
     if job and job[F.status] == S.SCHEDULED then
       enter(id, job, E.DUE)
       moved = moved + 1
+    elseif note then
+      note[3], note[4] = note[3] or S.SCHEDULED, note[4] or queues[id]
+      report_spoilt(id, note)
+    else -- whatever else becomes of a job takes it out of here
+      recount()
     end
   end
   flush()
@@ -108,7 +115,7 @@ local function release(session, left)
 end
 
 local function forget_session(session)
-  local dead_at = tonumber(call('HGET', session_key(session), 'dead_at') or 0)
+  local dead_at = tonumber(call('HGET', session_key(session), 'dead_at')) or 0
   if dead_at < wall - R.repeat_for and call('EXISTS', P .. 'l:' .. session) == 0 then
     call('ZREM', P .. 'dead', session)
     call('DEL', session_key(session), P .. 'x:' .. session)
@@ -165,7 +172,7 @@ local function drop_oldest(queue, failed, number)
   local dropped = 0
   for i, id in ipairs(ids) do
     local job = load(id)
-    if job and has_ended(job) then
+    if job and has_ended(job) and not stand_ins[id] then
       bury(id, job)
       dropped = dropped + 1
     else
@@ -259,6 +266,25 @@ local function drop(left)
   return moved + drop_faded(left - moved)
 end
 
+-- --- what cannot be read ------------------------------------------------------------------------------
+
+-- Sets aside what was come upon (jobs.lua). What to tell of it: id, field, problem, ...
+local function set_spoilt_aside()
+  local told, notes = {}, call('HSCAN', P .. 'spoilt', 0, 'COUNT', 100)[2]
+  for i = 1, #notes, 2 do
+    local id = notes[i]
+    local is_read, note = pcall(cmsgpack.unpack, notes[i + 1])
+    note = is_read and type(note) == 'table' and note or {}
+    if set_aside(id, note) then
+      told[#told + 1], told[#told + 2], told[#told + 3] = id, note[1] or 0, note[2] or ''
+    end
+  end
+  if #notes > 0 then
+    flush()
+  end
+  return told
+end
+
 -- --- all of it ----------------------------------------------------------------------------------------
 
 -- The fleet's share: each of n sessions comes once in n turns, all of them when something falls due or a session lapses before.
@@ -270,8 +296,9 @@ end
 spare_after_outage()
 miss_counts()
 find_lost_queues()
+find_what_is_lost_in_turn()
 local reaped = reap()
-local done = {}
+local done, told = {}, set_spoilt_aside()
 local left = limit
 for i, duty in ipairs({ ready_due, release_leases, expire, drop }) do
   done[i] = duty(math.max(0, left))
@@ -279,4 +306,4 @@ for i, duty in ipairs({ ready_due, release_leases, expire, drop }) do
 end
 call('SADD', P .. 'armed', 'due')
 call('ZREMRANGEBYSCORE', P .. 'awaited', '-inf', wall)
-return { done[1], reaped, done[2], done[3], done[4], (left <= 0 or patience <= 0) and 0 or next_in() }
+return { done[1], reaped, done[2], done[3], done[4], (left <= 0 or patience <= 0 or #told > 0) and 0 or next_in(), told }

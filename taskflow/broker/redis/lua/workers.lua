@@ -3,15 +3,15 @@
 
 local rows = {}
 local function tell(id, is_dead)
-  local about = call('HMGET', session_key(id), 'name', 'ttl', 'about', 'registered_at', 'beat_at')
+  local about = call('HMGET', session_key(id), 'name', 'about', 'registered_at', 'beat_at')
   local leases = call('HLEN', P .. 'l:' .. id)
-  if about[1] and (not is_dead or leases > 0) then
-    local ttl = tonumber(about[2])
-    local silent = steady - (tonumber(about[5] or 0))
+  if not is_dead or leases > 0 then
+    local ttl = ttl_of(id)
+    local silent = steady - (is_dead and tonumber(about[4]) or steady)
     if not is_dead then
       silent = steady - (tonumber(is_alive(id)) - ttl)
     end
-    rows[#rows + 1] = { id, about[1], ttl, about[3], tonumber(about[4]), math.max(0, silent), leases, is_dead }
+    rows[#rows + 1] = { id, about[1], ttl, about[2], tonumber(about[3]) or false, math.max(0, silent), leases, is_dead }
   end
 end
 

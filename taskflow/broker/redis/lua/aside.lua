@@ -1,0 +1,70 @@
+-- Records that cannot be read (jobs.lua) are set aside: the bytes are kept under bad:j:ID, and a job that has failed takes their place.
+
+local function is_queue(number)
+  local text = number > 0 and call('HGET', P .. 'texts', number)
+  return is_text(text) and string.sub(text, 1, 2) == 'q:'
+end
+
+-- In place of what is not known.
+local function give_names(job)
+  local numbers = intern({ 'q:?', 'j:?' })
+  if not is_queue(job[F.queue]) then
+    job[F.queue] = numbers[1]
+  end
+  if job[F.name] == 0 then
+    job[F.name] = numbers[2]
+  end
+end
+
+-- Takes the place of a record, without counts and indexes.
+local function replace_record(id, job)
+  give_names(job)
+  call('RENAME', P .. 'j:' .. id, P .. 'bad:j:' .. id)
+  call('HDEL', P .. 'spoilt', id)
+  stand_ins[id] = nil
+  save(id, job)
+end
+
+-- Returns the job that stands there now, false if nothing is wrong with it any more.
+local function set_aside(id, note)
+  local job = load(id)
+  if job and not stand_ins[id] and note[1] == F.queue and job[F.status] == note[3] then
+    job = stand_in(id, note, tostring(job[F.queue]), job) -- in the list of another queue
+  end
+  note = stand_ins[id]
+  if not note then
+    call('HDEL', P .. 'spoilt', id)
+    return false
+  end
+  if note[3] and is_queue(note[4]) then
+    count(note[4], note[3], -1)
+  else
+    recount()
+  end
+  local key, joins = job[F.key], job[F.joins]
+  replace_record(id, job)
+  call('ZREM', P .. 'exp', id)
+  call('SREM', P .. 'held', id)
+  count(job[F.queue], S.FAILED, 1)
+  tally(job[F.queue], E.FAIL)
+  fading[#fading + 1] = job[F.keep_until]
+  fading[#fading + 1] = id
+  add_to(kept, job[F.queue], 1, kept_member(id, job))
+  if key then
+    release_key(id, job)
+  end
+  release_joined(job)
+  rung_jobs[#rung_jobs + 1] = id
+  return job
+end
+
+-- Those that this call has come upon.
+local function set_all_aside()
+  local found = {}
+  for id, note in pairs(stand_ins) do
+    found[id] = note
+  end
+  for id, note in pairs(found) do
+    set_aside(id, note)
+  end
+end
