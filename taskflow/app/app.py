@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -50,6 +50,7 @@ class App:
         self._has_told_default = False
         self._why_out_of_reach: str | None = None
         self.is_in_child = False
+        self._importing: str | None = None
 
     # --- settings ----------------------------------------------------------------------------------
 
@@ -172,8 +173,28 @@ class App:
 
     # --- sending -----------------------------------------------------------------------------------
 
+    @contextmanager
+    def importing(self, module: str) -> Iterator[None]:
+        """While a worker imports `module`: a job that is sent meanwhile is warned of, once."""
+        self._importing = module
+        try:
+            yield
+        finally:
+            self._importing = None
+
+    def _warn_of_sending(self, call: Call[Any]) -> None:
+        module, self._importing = self._importing, None
+        log.warning(
+            "%s sends %s while it is imported: every worker that imports the module sends the job again; "
+            'send it from a function, or below `if __name__ == "__main__":`',
+            module,
+            call.job.name,
+        )
+
     async def send(self, call: Call[R]) -> JobHandle[R]:
         """One call, sharing its round trip with others under way."""
+        if self._importing is not None:
+            self._warn_of_sending(call)
         send = self.connection().send
         has_middleware = self.settings.middleware and self._has_enqueue_middleware()
         answer = await (self._through_middleware(call, send) if has_middleware else send(call.envelope))
@@ -184,12 +205,13 @@ class App:
     async def enqueue(self, calls: Iterable[Call[R]] | AsyncIterable[Call[R]]) -> list[JobHandle[R]]:
         sent = Sent[R]()
         if isinstance(calls, AsyncIterable):
-            async for batch in async_batches(calls):
-                await self.send_batch(batch, sent)
+            async with aclosing(async_batches(calls)) as batches:
+                async for batch in batches:
+                    await self.send_batch(batch, sent)
         else:
-            batches = Batches(calls)
-            for batch in batches:
-                await self._send_before(batches, batch, sent)
+            in_step = Batches(calls)
+            for batch in in_step:
+                await self._send_before(in_step, batch, sent)
         return sent.handles
 
     async def _send_before(self, rest: Batches[R], batch: Batch[R], sent: Sent[R]) -> None:
@@ -208,6 +230,8 @@ class App:
 
     async def send_batch(self, batch: Batch[R], sent: Sent[R]) -> None:
         """Adds to what was sent; EnqueueFailed, with that, when it is not the whole batch."""
+        if self._importing is not None and batch.calls:
+            self._warn_of_sending(batch.calls[0])
         answers = await self._answers(batch.calls)
         errors = [answer for answer in (*answers, batch.error) if isinstance(answer, BaseException)]
         for call, answer in zip(batch.calls, answers, strict=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Iterator
 from typing import Any, Final, Generic, TypeVar
 
 from taskflow.app.call import Call
@@ -96,18 +96,24 @@ class Batches(Generic[R]):
             self._batch.error = error
 
 
-async def async_batches(calls: AsyncIterable[Call[R]]) -> AsyncIterator[Batch[R]]:
+async def async_batches(calls: AsyncIterable[Call[R]]) -> AsyncGenerator[Batch[R], None]:
+    """The batches of `calls`. An async generator that is not exhausted is closed: nobody else can take it up."""
     batch = Batch[R]()
+    taken = aiter(calls)
     try:
-        async for call in calls:
-            if not batch.add(call):
-                yield batch
-                batch = Batch()
-                batch.add(call)
-    except Exception as error:
-        batch.error = error
-    if batch.is_of_use:
-        yield batch
+        try:
+            async for call in taken:
+                if not batch.add(call):
+                    yield batch
+                    batch = Batch()
+                    batch.add(call)
+        except Exception as error:
+            batch.error = error
+        if batch.is_of_use:
+            yield batch
+    finally:
+        if isinstance(taken, AsyncGenerator):
+            await taken.aclose()
 
 
 def check_calls(calls: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, overload
 
@@ -138,6 +139,8 @@ class JobHandle(Generic[R_co]):
         Raises JobFailed, JobCancelled, ResultExpired when it is no longer kept, UnknownJob for an id that the store
         does not know, TimeoutError.
         """
+        if timeout is not None and math.isnan(timeout):
+            raise ValueError("timeout=nan: it takes seconds; 0 looks once, None waits without a limit")
         connection = self._app.connection()
         record: Record | None = None
         looks_once = timeout is not None and timeout <= 0

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 
+from taskflow.app.current import default_app
 from taskflow.cli.tracebacks import print_users
 from taskflow.model.near import nearest
 from taskflow.model.printable import message
@@ -37,7 +38,8 @@ def packages_of(names: Iterable[str]) -> list[str]:
 
 def _import(name: str) -> ModuleType:
     try:
-        return importlib.import_module(_absolute(name))
+        with default_app().importing(name):
+            return importlib.import_module(_absolute(name))
     except ModuleNotFoundError as error:
         if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
             raise _shown(name, error) from error  # the module is there; one that it imports is not

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, tzinfo
@@ -12,7 +13,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from taskflow import Backoff, DeclarationError, EnqueueOptions, Retry, Snooze, Status, job
+from taskflow import Backoff, DeclarationError, EnqueueOptions, JobHandle, Retry, Snooze, Status, job
 from taskflow.app.job import AnyJob
 from taskflow.app.options import OF_THE_DECORATOR
 from taskflow.model.rules import LONGEST
@@ -282,3 +283,11 @@ def test_the_decorator_says_that_an_option_belongs_to_a_call(name: str) -> None:
 def test_a_call_says_that_an_option_belongs_to_the_job(name: str) -> None:
     with pytest.raises(TypeError, match=rf"unknown option {name}=: give it to the decorator, as in @job\({name}=\.\.\.\)"):
         add.options(**{name: "x"})
+
+
+def test_a_result_is_not_waited_for_by_no_number() -> None:
+    async def wait() -> None:
+        await JobHandle.of("01a20e69-e073-7000-9acc-49abe1cd4c9a").result(timeout=math.nan)
+
+    with pytest.raises(ValueError, match=r"timeout=nan: it takes seconds; 0 looks once"):
+        asyncio.run(wait())
