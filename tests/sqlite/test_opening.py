@@ -235,7 +235,7 @@ async def test_a_path_is_not_led_elsewhere_by_a_change_of_folder(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="to be another user than oneself takes root")
-async def test_two_users_share_a_file() -> None:
+async def test_two_users_share_a_file(tmp_path: Path) -> None:
     """Whoever may write the file may use all that lies beside it: both work, and wake each other."""
     folder = Path("/tmp") / f"taskflow-{os.getpid()}-{os.urandom(4).hex()}"
     folder.mkdir()
@@ -247,26 +247,27 @@ async def test_two_users_share_a_file() -> None:
         file.chmod(0o666)
         await broker.enqueue([an_envelope()])
         script = """
-            import asyncio, concurrent.futures.thread, ctypes, os, sys
+            import asyncio, os, sys
             from taskflow.broker.sqlite import SqliteBroker
             from tests.sqlite.support import an_envelope
 
-            async def main():
-                broker = SqliteBroker(sys.argv[1])
+            async def send(path):
+                broker = SqliteBroker(path)
                 with broker.listen(["queues"]) as nudges:
                     await nudges.wait(1.5)
                     print(await broker.enqueue([an_envelope()]) != [])
                 await broker.close()
 
+            asyncio.run(send(sys.argv[3]))  # loads all that it needs: another user may not read it where it lies
             os.setgid(int(sys.argv[2])), os.setuid(int(sys.argv[2]))
-            asyncio.run(main())
+            asyncio.run(send(sys.argv[1]))
         """
         with broker.listen([topics.ANY_QUEUE]) as nudges:
             await nudges.wait(1.5)
             environment = unmeasured(PYTHONPATH=str(Path(__file__).parents[2]))
-            said = asyncio.create_task(asyncio.to_thread(run_script, script, file, NOBODY, env=environment))
+            said = asyncio.create_task(asyncio.to_thread(run_script, script, file, NOBODY, tmp_path / "own.db", env=environment))
             woken = await nudges.wait(10)
-            assert await said == "True\n"
+            assert await said == "True\nTrue\n"
             assert woken
     finally:
         await broker.close()
