@@ -114,8 +114,17 @@ class JsonLines(logging.Formatter):
 
 def _details(formatter: logging.Formatter, record: logging.LogRecord) -> dict[str, str]:
     """The error and the stack of a record, those that it has."""
-    error = formatter.formatException(record.exc_info) if record.exc_info else record.exc_text
+    error = _traceback(formatter, record.exc_info) if record.exc_info else record.exc_text
     return {name: text for name, text in (("error", error), ("stack", record.stack_info)) if text}
+
+
+def _traceback(formatter: logging.Formatter, info: Any) -> str:
+    try:
+        return formatter.formatException(info)
+    except Exception:  # the error's own code, which formatting calls
+        from taskflow.worker.failures import failure_of  # which a supervisor need not load
+
+        return "" if info[1] is None else failure_of(info[1], attempt=1).traceback
 
 
 def _bounded(text: str, most: int) -> str:
@@ -126,4 +135,6 @@ def _message(record: logging.LogRecord) -> str:
     try:
         return record.getMessage()
     except Exception as error:  # a user's line whose arguments do not fit it is a line all the same
-        return f"{record.msg!r}, and its arguments do not fit: {error}"
+        with suppress(Exception):
+            return f"{record.msg!r}, and its arguments do not fit: {error}"
+        return f"a message that cannot be shown, of {record.name}"

@@ -14,6 +14,7 @@ from taskflow.app.current import default_app
 from taskflow.cli.tracebacks import print_users
 from taskflow.model.near import nearest
 from taskflow.model.printable import message
+from taskflow.worker.failures import failure_of
 
 
 class TargetFailed(Exception):
@@ -59,7 +60,9 @@ def _absolute(name: str) -> str:
 
 def _shown(name: str, error: BaseException) -> TargetFailed:
     print_users(error)
-    print(f"taskflow: {name} cannot be imported: {message(f'{type(error).__name__}: {error}')}", file=sys.stderr)
+    failure = failure_of(error, attempt=1)
+    why = f"{failure.type.rpartition('.')[2]}: {failure.message}"
+    print(f"taskflow: {name} cannot be imported: {message(why)}", file=sys.stderr)
     return TargetFailed(name)
 
 

@@ -13,6 +13,7 @@ from typing import Final
 
 from taskflow.model.errors import TaskflowError
 from taskflow.model.printable import indented
+from taskflow.worker.failures import failure_of
 
 _LOOPS: Final = f"{Path(asyncio.__file__).parent}{os.sep}"
 _PYTHONS: Final = f"{Path(os.__file__).parent}{os.sep}"
@@ -21,7 +22,11 @@ _OURS: Final = f"{Path(__file__).parents[1]}{os.sep}"
 
 def print_users(error: BaseException) -> None:
     """To stderr: the error and its causes, each with what happened in the user's own files."""
-    print(indented("".join(_of(traceback.TracebackException.from_exception(error)).format())), file=sys.stderr)
+    try:
+        shown = "".join(_of(traceback.TracebackException.from_exception(error)).format())
+    except Exception:  # the error's own code, which formatting calls
+        shown = failure_of(error, attempt=1).traceback
+    print(indented(shown), file=sys.stderr)
 
 
 def is_ours(error: BaseException) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
 from contextlib import closing
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from taskflow.broker.migrations import Migrating
+from taskflow.cli.logs import JsonLines, TextLines
 from tests.cli.hostile import HOSTILE, HostileBroker, HostileMigratingBroker, assert_safe
 from tests.cli.inprocess import Cli
 from tests.cli.stock import Stock
@@ -183,3 +185,47 @@ def test_a_module_that_cannot_be_imported_is_shown_safely(cli: Cli) -> None:
     said = cli("worker", "tasks", code=2)
     assert "all is well" in said.err
     assert_safe(said.out, said.err)
+
+
+class Mute(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+def no_notes(error: Exception) -> list[str]:
+    raise RuntimeError("no notes")
+
+
+Unformattable = type("Unformattable", (Exception,), {"__notes__": property(no_notes)})
+
+
+@pytest.mark.parametrize("formatter", [TextLines(), JsonLines()])
+@pytest.mark.parametrize("kind", [Mute, Unformattable])
+def test_an_error_that_cannot_be_formatted_is_logged_all_the_same(formatter: logging.Formatter, kind: type[Exception]) -> None:
+    try:
+        raise kind("x")
+    except kind as error:
+        record = logging.LogRecord("shop", logging.ERROR, "shop.py", 1, "%s, %s", (error,), (kind, error, error.__traceback__))
+    shown = formatter.format(record)
+    assert "and its arguments do not fit" in shown or "a message that cannot be shown" in shown
+    assert "raise kind(" in shown
+
+
+ODD_ERROR = """
+class Mute(Exception):
+    def __str__(self):
+        raise RuntimeError("no words")
+
+class Unformattable(Exception):
+    @property
+    def __notes__(self):
+        raise RuntimeError("no notes")
+"""
+
+
+@pytest.mark.parametrize("kind", ["Mute", "Unformattable"])
+def test_an_error_that_cannot_be_formatted_is_shown_when_it_ends_an_import(cli: Cli, kind: str) -> None:
+    cli.write("tasks.py", f"{ODD_ERROR}\nraise {kind}('x')\n")
+    said = cli("worker", "tasks", code=2)
+    assert f"taskflow: tasks cannot be imported: {kind}: " in said.err
+    assert f"raise {kind}(" in said.err

@@ -19,17 +19,17 @@ ELSEWHERE = """
 import sys, time
 sys.platform = "elsewhere"
 from taskflow.cli.line import Line
-Line(sys.argv[1], max_jobs=None).say("hello")
+Line(sys.argv[1], max_jobs=None).say(*sys.argv[2:])
 print("attached", flush=True)
 time.sleep(3600)
 """
 
 
-def attached(shell: Shell, parent: int) -> tuple[socket.socket, Running]:
+def attached(shell: Shell, parent: int, words: str = "hello") -> tuple[socket.socket, Running]:
     """A process on a system whose kernel does not end it with its parent."""
     ours, theirs = socket.socketpair()
     with theirs:
-        process = shell.start("-c", ELSEWHERE, f"{theirs.fileno()} {parent} 0", pass_fds=[theirs.fileno()])
+        process = shell.start("-c", ELSEWHERE, f"{theirs.fileno()} {parent} 0", words, pass_fds=[theirs.fileno()])
     return ours, process
 
 
@@ -40,6 +40,15 @@ def test_where_the_kernel_does_not_end_it_the_end_of_the_line_does(shell: Shell)
     assert process.process.poll() is None
     ours.close()
     assert process.end() == -signal.SIGKILL
+
+
+def test_what_a_worker_says_is_one_line(shell: Shell) -> None:
+    """A job's name in it, or a text of the application's, can say nothing in the worker's place."""
+    ours, process = attached(shell, os.getpid(), "vitals 1 1 in a\ndrained 0\x1b")
+    process.wait_for("attached")
+    assert ours.recv(100) == b"vitals 1 1 in a\\ndrained 0\\x1b\n"
+    ours.close()
+    process.end()
 
 
 def test_a_worker_whose_supervisor_has_gone_before_it_began_ends(shell: Shell) -> None:

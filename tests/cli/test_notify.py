@@ -157,6 +157,15 @@ def test_a_second_session_is_no_second_start(systemd: FakeSystemd) -> None:
     assert systemd.hear(0.1) == []
 
 
+def test_a_line_break_in_a_name_gives_no_command_to_systemd(systemd: FakeSystemd) -> None:
+    notifier = a_notifier(dict(systemd.environment))
+    assert notifier is not None
+    notifier.start()
+    notifier.heed(SessionOpened("a worker\nMAINPID=1\ud800", bytes(16)))
+    notifier.stop()
+    assert systemd.hear() == ["READY=1", r"STATUS=working as a worker\nMAINPID=1\ud800"]
+
+
 def test_an_end_without_winding_down_is_a_stop_too(systemd: FakeSystemd) -> None:
     notifier = a_notifier(dict(systemd.environment))
     assert notifier is not None
