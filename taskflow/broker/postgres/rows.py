@@ -42,10 +42,10 @@ def _lease_of(row: Row, session: bytes, request: int) -> Lease:
 def _sound_lease(row: Row, session: bytes, request: int) -> Lease:
     (
         job_id, number, epoch, created_at, failures, crashes, snoozes, hand_backs, parked_for, priority, queue, job, key, payload, extras,
-        expires_in, payload_bytes,
+        expires_in, unreadable,
     ) = row  # fmt: skip
-    if payload_bytes is not None:
-        raise ValueError("the payload is too long")
+    if unreadable is not None:
+        raise ValueError(unreadable)
     return Lease(
         envelope=Envelope(id=job_id, job=job, payload=payload or b"", queue=queue, priority=priority, key=key, **unpack_extras(extras)),
         epoch=epoch,
@@ -61,10 +61,8 @@ def _sound_lease(row: Row, session: bytes, request: int) -> Lease:
 
 
 def _spoilt_lease(row: Row, session: bytes, request: int) -> Lease:
-    """With what can be read of it: its worker ends it FAILED. Ids, times and counters are sound, since `mend` goes before each claim."""
-    reader = FieldReader()
-    if row["payload_bytes"] is not None:
-        reader.note("payload", b"", f"it has {row['payload_bytes']:,} bytes, and at most {MOST_PAYLOAD_BYTES:,} are read")
+    """With what can be read of it: its worker ends it FAILED. Ids, times and counters are sound, since `mend` comes before each claim."""
+    reader = _reader(row)
     extras: dict[str, Any] = reader.read("extras", row["extras"], _extras, {})
     envelope = Envelope(
         id=row["id"],
@@ -90,6 +88,15 @@ def _spoilt_lease(row: Row, session: bytes, request: int) -> Lease:
     )
 
 
+def _reader(row: Row) -> FieldReader:
+    """With what the server says of the row: a line a column, with what stands there, or stood before it was mended."""
+    reader = FieldReader()
+    for line in (row["unreadable"] or "").splitlines():
+        column, _, stored = line.partition("\t")
+        reader.note(column, stored, "it is missing, too long or out of range")
+    return reader
+
+
 def _number(lease: Lease) -> int:
     return lease.claim.number
 
@@ -107,7 +114,7 @@ _PLAIN: Final = (
 
 
 def _if_too_long(column: str, most: int) -> str:
-    return f"CASE WHEN octet_length({column}) > {most} THEN '{column}' END"
+    return f"CASE WHEN octet_length({column}) > {most} THEN concat(E'{column}\\t', octet_length({column}), ' bytes') END"
 
 
 RECORD_COLUMNS: Final = ", ".join(
@@ -115,10 +122,11 @@ RECORD_COLUMNS: Final = ", ".join(
         *_PLAIN,
         "cancel_requested IS NOT NULL AS cancel_requested",
         *(f"CASE WHEN octet_length({column}) <= {most} THEN {column} END AS {column}" for column, most in _MOST.items()),
-        f"array_remove(ARRAY[{', '.join(_if_too_long(column, most) for column, most in _MOST.items())}], NULL) AS too_long",
+        f"nullif(concat_ws(E'\\n', left(spoilt, 4096), {', '.join(_if_too_long(column, most) for column, most in _MOST.items())}), '') "
+        "AS unreadable",
     )
 )
-"""What `record_of` takes of a row of jobs. A value that is too long is not fetched, but listed."""
+"""What `record_of` takes of a row of jobs. A value that is too long is not fetched, but told of."""
 
 _NO_ENVELOPE: Final = Envelope(id=b"", job="", payload=b"")
 
@@ -133,8 +141,8 @@ def record_of(row: Row) -> Record:
 
 
 def _sound_record(row: Row) -> Record:
-    if row["too_long"]:
-        raise ValueError("a value is too long")
+    if row["unreadable"] is not None:
+        raise ValueError(row["unreadable"])
     extras = unpack_extras(row["extras"])
     return Record(
         id=row["id"],
@@ -167,7 +175,7 @@ def _sound_record(row: Row) -> Record:
 
 
 def _spoilt_record(row: Row) -> Record:
-    reader = FieldReader()
+    reader = _reader(row)
 
     def instant_at(column: str) -> Any:
         return reader.read(column, row[column], _maybe_instant, None)
@@ -178,8 +186,6 @@ def _spoilt_record(row: Row) -> Record:
     def count(column: str) -> int:
         return reader.read(column, row[column], whole, 0)
 
-    for column in row["too_long"]:
-        reader.note(column, b"", f"it has more than {_MOST[column]:,} bytes")
     extras: dict[str, Any] = reader.read("extras", row["extras"], _extras, {})
     return Record(
         id=row["id"],

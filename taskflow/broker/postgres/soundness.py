@@ -1,7 +1,7 @@
 """What every row of `jobs` and `sessions` must satisfy, so that no verb fails on it. The SQL has these texts as P.UNSOUND and the like.
 
 Somebody else may have written any value that the column's type admits. An index finds the jobs that are not sound: where all are, a look at
-it costs one step. `mending.sql` sets such jobs aside.
+it costs one step. `mending.sql` gives them values that verbs can work with, and notes what stood there: such a job is not run.
 """
 
 from __future__ import annotations
@@ -47,6 +47,10 @@ def _bytes(column: str) -> str:
     return f"encode(substr({column}, 1, 256), 'hex')"
 
 
+def _words(column: str) -> str:
+    return f"translate(left({column}, 100), E'\\n\\t', '  ')"
+
+
 def _beside_status(shown: str) -> str:
     return f"concat(coalesce({shown}, 'NULL'), ' with status ', status)"
 
@@ -54,8 +58,8 @@ def _beside_status(shown: str) -> str:
 JOBS: Final[dict[str, tuple[str, str]]] = {
     "id": ("octet_length(id) = 16", _bytes("id")),
     "status": (f"status BETWEEN 0 AND {GONE - 1} OR status = {GONE} AND {_NOTHING_IS_KEPT}", "status"),
-    "queue": ("octet_length(queue) BETWEEN 1 AND 400", "left(queue, 100)"),
-    "job": ("octet_length(job) BETWEEN 1 AND 800", "left(job, 100)"),
+    "queue": ("octet_length(queue) BETWEEN 1 AND 400", _words("queue")),
+    "job": ("octet_length(job) BETWEEN 1 AND 800", _words("job")),
     "priority": ("priority BETWEEN -100 AND 100", "priority"),
     "seq": ("seq > 0", "seq"),
     "created_at": (_time("created_at"), "created_at"),
@@ -102,14 +106,16 @@ def texts() -> dict[str, str]:
     """Name to SQL text."""
     return {
         "P.UNSOUND": f"({_all(JOBS)}) IS NOT TRUE",
-        "P.PROBLEMS": "concat_ws('; ', {})".format(
-            ", ".join(f"CASE WHEN ({sound}) IS NOT TRUE THEN '{column}: ' || coalesce('''' || {shown} || '''', 'NULL') END"
+        "P.HAS_ENDED": f"status BETWEEN {_SUCCEEDED} AND {GONE - 1} OR status = {GONE} AND {_NOTHING_IS_KEPT}",
+        "P.PROBLEMS": "concat_ws(E'\\n', {})".format(
+            ", ".join(f"CASE WHEN ({sound}) IS NOT TRUE THEN E'{column}\\t' || coalesce({shown}::text, 'NULL') END"
                       for column, (sound, shown) in JOBS.items())
         ),
         "P.UNSOUND_SESSION": f"({_all(_SESSIONS)}) IS NOT TRUE",
         "P.MENDED_SESSION": ", ".join(
             f"{column} = CASE WHEN {sound} THEN {column} ELSE {instead} END" for column, (sound, instead) in _SESSIONS.items()
         ),
+        "P.MOST_JOINED_BYTES": str(16 * MOST_JOINS),
         "P.MOST_BYTES": str(MOST_BYTES),
         "P.MOST_PAYLOAD_BYTES": str(MOST_PAYLOAD_BYTES),
     }  # fmt: skip

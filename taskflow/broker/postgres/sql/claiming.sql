@@ -1,10 +1,10 @@
 -- Leases ready jobs to a session, and says what a worker needs to run them; an error of the class TF001 when the session is lost. Numbered in
--- the order of the claim, and given in any. A payload that is too long is not given, but its length; of extras no more than one byte too many.
+-- the order of the claim, and given in any. A payload that is too long is not given, but told of; of extras no more than a byte too many.
 -- Its plans are made once: where a parameter is an array they would be made anew at each call.
 CREATE FUNCTION @.lease_jobs(wall bigint, steady bigint, of_session bytea, of_request bigint, queues text[], most integer)
 RETURNS TABLE (
     id bytea, number integer, epoch integer, created_at bigint, failures integer, crashes integer, snoozes integer, hand_backs integer,
-    parked_for bigint, priority smallint, queue text, job text, key bytea, payload bytea, extras bytea, expires_in bigint, payload_bytes integer
+    parked_for bigint, priority smallint, queue text, job text, key bytea, payload bytea, extras bytea, expires_in bigint, unreadable text
 )
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '3s' SET plan_cache_mode = force_generic_plan SET jit = off
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET enable_memoize = off AS $$
@@ -25,7 +25,7 @@ BEGIN
     IF of_request <= newest.request THEN
         RETURN QUERY SELECT id, number, epoch, created_at, failures, crashes, snoozes, hand_backs, now_at - parked_at, priority, queue, job, key,
             CASE WHEN octet_length(payload) <= P.MOST_PAYLOAD_BYTES THEN payload END, substr(extras, 1, P.MOST_BYTES + 1), expires_at - now_at,
-            CASE WHEN octet_length(payload) > P.MOST_PAYLOAD_BYTES THEN octet_length(payload) END
+            CASE WHEN octet_length(payload) > P.MOST_PAYLOAD_BYTES THEN concat(E'payload\t', octet_length(payload), ' bytes') ELSE left(spoilt, 4096) END
         FROM @.jobs WHERE session = of_session AND request = of_request AND status = S.RUNNING AND of_request = newest.request;
         RETURN;
     END IF;
@@ -52,7 +52,10 @@ BEGIN
         RETURNING jobs.id, jobs.number, jobs.epoch, jobs.created_at, jobs.failures, jobs.crashes, jobs.snoozes, jobs.hand_backs,
             now_at - jobs.parked_at, jobs.priority, jobs.queue, jobs.job, jobs.key,
             CASE WHEN octet_length(jobs.payload) <= P.MOST_PAYLOAD_BYTES THEN jobs.payload END, substr(jobs.extras, 1, P.MOST_BYTES + 1),
-            jobs.expires_at - now_at, CASE WHEN octet_length(jobs.payload) > P.MOST_PAYLOAD_BYTES THEN octet_length(jobs.payload) END
+            jobs.expires_at - now_at, CASE
+                WHEN octet_length(jobs.payload) > P.MOST_PAYLOAD_BYTES THEN concat(E'payload\t', octet_length(jobs.payload), ' bytes')
+                ELSE left(jobs.spoilt, 4096)
+            END
     ), counted AS (
         INSERT INTO @.tally (queue, event, before, after, n)
         SELECT queue, E.CLAIM, S.READY, S.RUNNING, count(*) FROM leased GROUP BY queue

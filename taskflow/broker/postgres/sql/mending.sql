@@ -1,12 +1,12 @@
 -- Rows that somebody else has written so that no verb could work with them: see soundness.py. Every verb that changes jobs calls mend() first,
--- so that one bad row fails alone.
+-- so that one bad row spoils one job.
 
--- Sets unsound jobs aside as FAILED, with what stood there in their errors. A role that may only look leaves them as they are.
+-- Gives unsound jobs values that verbs can work with, and notes what stood there. A role that may only look leaves them as they are.
 CREATE FUNCTION @.mend(now_at bigint) RETURNS void LANGUAGE plpgsql SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 BEGIN
     IF EXISTS (SELECT 1 FROM @.jobs WHERE P.UNSOUND) THEN
         BEGIN
-            PERFORM @.set_aside_unsound(now_at);
+            PERFORM @.mend_jobs(now_at);
         EXCEPTION WHEN insufficient_privilege THEN
             NULL;
         END;
@@ -14,7 +14,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION @.set_aside_unsound(now_at bigint) RETURNS void LANGUAGE plpgsql
+CREATE FUNCTION @.mend_jobs(now_at bigint) RETURNS void LANGUAGE plpgsql
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
@@ -22,44 +22,40 @@ DECLARE
 BEGIN
     FOR bad IN SELECT ctid AS tid, P.PROBLEMS AS problems FROM @.jobs WHERE P.UNSOUND ORDER BY seq LIMIT 100 FOR UPDATE SKIP LOCKED LOOP
         BEGIN
-            PERFORM @.set_aside(bad.tid, bad.problems, now_at);
+            PERFORM @.mend_job(bad.tid, bad.problems, now_at);
         EXCEPTION WHEN data_exception OR integrity_constraint_violation OR program_limit_exceeded THEN
-            RAISE WARNING 'taskflow: an unreadable job cannot be set aside (%): %', bad.problems, SQLERRM;
+            RAISE WARNING 'taskflow: an unreadable job cannot be mended (%): %', bad.problems, SQLERRM;
         END;
     END LOOP;
     PERFORM @.recount();
 END
 $$;
 
-CREATE FUNCTION @.set_aside(place tid, problems text, now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
+-- What has ended stays so. All else becomes ready: a claim tells what is noted in `spoilt`, and the worker ends the job as FAILED.
+CREATE FUNCTION @.mend_job(place tid, problems text, now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
     j @.jobs;
-    joined bytea;
-    message CONSTANT bytea := @.raw(format(W.UNREADABLE_FIELDS, problems));
-    why CONSTANT bytea := @.utf8(W.UNREADABLE || ': ') || message;
+    has_ended boolean;
 BEGIN
-    SELECT joins INTO joined FROM @.jobs WHERE ctid = place;
+    SELECT coalesce(P.HAS_ENDED, false) INTO has_ended FROM @.jobs WHERE ctid = place;
     UPDATE @.jobs SET
         id = CASE WHEN octet_length(id) = 16 THEN id ELSE @.new_id() END,
         seq = CASE WHEN seq > 0 THEN seq ELSE nextval('@.arrivals') END,
-        created_at = @.a_time(created_at, now_at), due_at = @.a_time(due_at, now_at), expires_at = NULL, parked_at = NULL,
-        status = S.FAILED, ended_at = now_at, fade_at = now_at + R.keep_failed, reason = why,
+        created_at = @.a_time(created_at, now_at), due_at = @.a_time(due_at, now_at), expires_at = @.a_time(expires_at, NULL),
+        parked_at = @.a_time(parked_at, NULL),
+        status = CASE WHEN has_ended THEN status ELSE S.READY END,
+        ended_at = CASE WHEN has_ended THEN @.a_time(ended_at, now_at) END,
+        fade_at = CASE WHEN has_ended THEN @.a_time(fade_at, now_at + R.keep_failed) END,
         priority = CASE WHEN priority BETWEEN -100 AND 100 THEN priority ELSE 0 END,
         queue = CASE WHEN octet_length(queue) BETWEEN 1 AND 400 THEN queue ELSE 'default' END,
         job = coalesce(nullif(left(job, 200), ''), '?'),
         epoch = @.a_count(epoch), failures = @.a_count(failures), crashes = @.a_count(crashes), snoozes = @.a_count(snoozes),
-        hand_backs = @.a_count(hand_backs), awaits = NULL, joins = NULL, behind = NULL, session = NULL, request = NULL, number = NULL,
-        waiting_for = NULL,
-        errors = @.noted(
-            errors, decode('95', 'hex') || @.packed_text(@.utf8(W.UNREADABLE)) || @.packed_text(message) || @.packed_text(''::bytea)
-                || decode('ce', 'hex') || int4send(@.a_count(failures) + 1) || decode('cf', 'hex') || int8send(now_at)
-        )
+        hand_backs = @.a_count(hand_backs), joins = substr(joins, 1, P.MOST_JOINED_BYTES), key = CASE WHEN has_ended THEN key END,
+        awaits = NULL, behind = NULL, session = NULL, request = NULL, number = NULL, waiting_for = NULL, spoilt = problems
     WHERE ctid = place
     RETURNING * INTO j;
-    j.status := NULL; -- nobody knows where it stood: recount() finds out what that has changed
-    j.joins := substr(joined, 1, 16 * 16384);
-    PERFORM @.finish(j, E.FAIL, S.FAILED, why, now_at);
+    PERFORM @.be_found(j.status, j.queue, j.priority, j.due_at, j.seq, now_at);
 END
 $$;
 
