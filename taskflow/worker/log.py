@@ -69,8 +69,12 @@ def log_event(event: Event) -> None:
             for lease in leases:
                 _say(logging.ERROR, lease, f"has ended, and could not be settled ({why}): it most likely runs again")
         case NotCounted(lease, verdict):
-            _, words = _words(verdict)
-            _say(logging.WARNING, lease, f"was another worker's by then, or had been ended: that its run here {words} does not count")
+            _, outcome, details = _words(verdict)
+            _say(
+                logging.WARNING,
+                lease,
+                f"was another worker's by then, or had been ended: that its run here {outcome}{details} does not count",
+            )
         case OnTrial(lease, seconds):
             words = f"was lost with its worker {lease.crashes} times in a row: nothing else begins here for {seconds:g} s, or until it ends"
             _say(logging.INFO if lease.crashes > 1 else logging.DEBUG, lease, words)
@@ -138,7 +142,7 @@ def _log_standstill(event: LoopStalled | LoopMoves | InterpreterHeld | StalledFo
 
 
 def _log_verdict(lease: Lease, verdict: Verdict, ran_for: float) -> None:
-    level, words = _words(verdict)
+    level, outcome, details = _words(verdict)
     if not log.isEnabledFor(level):
         return
     if type(verdict) is Parked:
@@ -146,37 +150,50 @@ def _log_verdict(lease: Lease, verdict: Verdict, ran_for: float) -> None:
         if others is None:
             return
         if others:
-            words += f" ({others:,} more were parked since the last such line)"
-    _say(level, lease, f"{words} after {ran_for:.3f} s")
+            details += f" ({others:,} more were parked since the last such line)"
+    else:
+        outcome += f" after {ran_for:.3f} s"
+    _say(level, lease, outcome + details, _traceback_of(verdict))
 
 
-def _words(verdict: Verdict) -> tuple[int, str]:
+def _words(verdict: Verdict) -> tuple[int, str, str]:
+    """The level, the outcome, and the details that follow it."""
     match verdict:
         case Succeeded():
-            return logging.INFO, "succeeded"
+            return logging.INFO, "succeeded", ""
         case Failed(error):
-            return logging.ERROR, f"failed for good: {_of(error)}"
+            return logging.ERROR, "failed for good", f": {_of(error)}"
         case Retried(error, after):
-            return logging.WARNING, f"failed, again in {after:.1f} s: {_of(error)}"
+            return logging.WARNING, "failed", f", again in {after:.1f} s: {_of(error)}"
         case Discarded(reason):
-            return logging.ERROR, f"discarded: {reason}"
+            return logging.WARNING, "discarded itself", f": {reason}"
         case Cancelled(reason):
-            return logging.INFO, f"cancelled: {reason}"
+            return logging.INFO, "cancelled", f": {reason}"
         case Snoozed(after):
-            return logging.INFO, f"snoozed for {after:.1f} s"
+            return logging.INFO, f"snoozed for {after:.1f} s", ""
         case Parked(waiting_for, after):
-            return logging.WARNING, f"parked for {after:.1f} s: it waits for {waiting_for}"
+            return logging.WARNING, f"parked for {after:.1f} s", f": it waits for {waiting_for}"
         case HandedBack():
-            return logging.INFO, "handed back"
-    return logging.INFO, type(verdict).__name__
+            return logging.INFO, "handed back", ""
+    return logging.INFO, type(verdict).__name__, ""
+
+
+def _traceback_of(verdict: Verdict) -> str:
+    return verdict.error.traceback.rstrip() if isinstance(verdict, Failed | Retried) else ""
 
 
 def _of(error: RunError) -> str:
     return f"{error.type}: {error.message}"
 
 
-def _say(level: int, lease: Lease, words: str) -> None:
-    log.log(level, "%s %s", _name(lease), words, extra=_fields(lease))
+def _say(level: int, lease: Lease, words: str, traceback: str = "") -> None:
+    if not traceback:
+        log.log(level, "%s %s", _name(lease), words, extra=_fields(lease))
+        return
+    # The error is text already, perhaps from a child process: formatters show `exc_text` where they would format `exc_info`.
+    record = log.makeRecord(log.name, level, __file__, 0, "%s %s", (_name(lease), words), None, extra=_fields(lease))
+    record.exc_text = traceback
+    log.handle(record)
 
 
 def _say_where(level: int, lease: Lease | None, words: str, stack: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from typing import Any
 
 import pytest
@@ -78,7 +79,7 @@ def test_lines_about_a_job_carry_its_fields(lines: list[dict[str, Any]]) -> None
     for job, queue, words in (
         ("tasks.greet", "mail", "succeeded"),
         ("tasks.greet_in_a_thread", "default", "succeeded"),
-        ("tasks.fail", "default", "failed for good: ValueError: as asked"),
+        ("tasks.fail", "default", "failed for good after "),
     ):
         [ended] = [line for line in of_job(lines, job, "taskflow.worker") if words in line["message"]]
         assert (ended["queue"], ended["attempt"]) == (queue, 1)
@@ -101,6 +102,23 @@ def test_a_jobs_own_lines_carry_its_fields_too(lines: list[dict[str, Any]]) -> N
 def test_lines_of_no_job_carry_none(lines: list[dict[str, Any]]) -> None:
     [first] = [line for line in lines if line["message"].startswith("broker ")]
     assert first.keys() == {"time", "level", "logger", "message"}
+
+
+@pytest.mark.filterwarnings("default::DeprecationWarning")
+def test_a_failure_has_its_duration_apart_from_its_message_and_its_traceback_as_json(lines: list[dict[str, Any]]) -> None:
+    [ended] = [line for line in of_job(lines, "tasks.fail", "taskflow.worker") if "failed for good" in line["message"]]
+    assert re.search(r" failed for good after \d\.\d{3} s: ValueError: as asked$", ended["message"])
+    assert ended["error"].startswith("Traceback (most recent call last):\n")
+    assert ended["error"].endswith("ValueError: as asked")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_failure_has_its_traceback_below_it_as_text(cli: Cli) -> None:
+    _sent(cli)
+    said = cli("worker", "tasks", "--drain", code=1)
+    _, below = said.err.split(": ValueError: as asked\n")
+    assert re.match(r" *Traceback \(most recent call last\):\n *File .*, in fail\n", below)
+    assert re.search(r"\n +ValueError: as asked\n", below)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -347,6 +347,13 @@ async def test_a_long_text_of_a_middlewares_verdict_is_cut_off_too(broker: Broke
     assert_short(record, caplog)
 
 
+async def test_a_job_that_discards_itself_is_logged_as_a_warning(broker: Broker, caplog: pytest.LogCaptureFixture) -> None:
+    """It is the job's own decision, and no error of the worker's or the code's."""
+    await run_once(broker, verbose.name, verbose.codec.encode_arguments(("discard",), {}))
+    [logged] = [record for record in caplog.records if "discarded itself after" in record.getMessage()]
+    assert logged.levelno == logging.WARNING
+
+
 def assert_short(record: Record, caplog: pytest.LogCaptureFixture) -> None:
     texts = [record.reason, record.waiting_for, *(part for error in record.errors for part in (error.type, error.message))]
     assert 4_096 <= max(len(text or "") for text in texts) <= 10_000
