@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, ParamSpec
 
+import msgspec
+
 from taskflow.app.app import App
 from taskflow.app.current import default_app
+from taskflow.app.handle import JobHandle
 from taskflow.app.job import Declared
 from taskflow.broker import topics
 from taskflow.broker.console import JobFilter
@@ -19,10 +22,11 @@ from taskflow.broker.nudges import Nudges
 from taskflow.broker.protocol import Broker
 from taskflow.broker.url import connect
 from taskflow.model.clock import ManualClock, instant_of
-from taskflow.model.errors import CodecError
-from taskflow.model.record import LIVE, Record
+from taskflow.model.errors import CodecError, JobFailed
+from taskflow.model.record import LIVE, Record, Status
 from taskflow.model.seams import Seams
-from taskflow.model.session import Beat, Session
+from taskflow.model.session import Beat, Report, Session
+from taskflow.model.verdict import Discarded, Failed
 from taskflow.worker.executor import CANCELLED, LOST, WINDING_DOWN, Executor
 from taskflow.worker.holdings import Holding
 from taskflow.worker.threads import Threads
@@ -77,39 +81,70 @@ class TaskflowJobs:
         if self._live(job):
             raise AssertionError(f"{job.name} was enqueued; {self._waiting()}")
 
-    async def run_all(self) -> int:
-        """Run what is ready, and what that makes ready, until nothing is: through the real executor, with decoding,
-        middleware, lifespan and retries. How many runs there were. What waits for a time is not run: see `advance`. Jobs with
-        ``runs_in="process"`` run in this process: what a test has patched holds for them too, and they have `ctx.state`.
+    async def run_all(self, *, raises: bool = True) -> int:
+        """Run what is ready, and what that makes ready, until nothing is. Return how many runs there were.
 
-        Raises AssertionError naming the job when there is no end to it: one that sends itself, or snoozes for no time.
+        Jobs run through the real executor, with decoding, middleware, lifespan and retries. What waits for a time does not run: see
+        `advance`. Jobs with ``runs_in="process"`` run in this process: they see what a test has patched, and have `ctx.state`.
+
+        When all is done, a job that has failed for good raises its JobFailed here; of several, an ExceptionGroup holds each one's. With
+        ``raises=False`` neither is raised. Raises AssertionError, naming the job, if a job sends itself or snoozes without end.
         """
-        return (await self._run_ready()).total()
+        async with self._at_work(raises=raises) as work:
+            await self._run_ready(work)
+        return work.runs.total()
 
-    async def advance(self, seconds: float = 0.0, *, minutes: float = 0.0, hours: float = 0.0, days: float = 0.0) -> int:
-        """Let time pass, and run what falls due on the way, each at its time. How many runs there were.
+    async def advance(
+        self, seconds: float = 0.0, *, minutes: float = 0.0, hours: float = 0.0, days: float = 0.0, raises: bool = True
+    ) -> int:
+        """Let time pass, and run what falls due on the way, each at its time. Return how many runs there were.
 
-        All that time brings comes: results are dropped when `keep_result` (300 s unless the call says otherwise) has passed since their
-        job ended, and `status()` is None then, as in production. Raises ValueError for a time that is less than nothing, AssertionError
-        as `run_all` does.
+        All that time brings comes: a result is dropped when `keep_result` (300 s unless the call says otherwise) has passed since its
+        job ended, and `status()` is None then, as in production. Raises ValueError for a negative time, and otherwise as `run_all` does.
         """
         span = timedelta(seconds=seconds, minutes=minutes, hours=hours, days=days)
         if span < timedelta():
             raise ValueError(f"advance() by {span.total_seconds():g} s: time moves on only")
-        until, runs = self.now + span, Counter[str]()
+        async with self._at_work(raises=raises) as work:
+            await self._pass_time(self.now + span, work)
+        return work.runs.total()
+
+    async def _pass_time(self, until: datetime, work: _Work) -> None:
         for _ in range(MOST_STEPS):
             await self._upkeep()
-            runs += await self._run_ready()
+            await self._run_ready(work)
             due_in = await self._next_due_in()
             left = (until - self.now).total_seconds()
             if due_in is None or due_in > left:
                 self._clock.advance(max(0.0, left))
                 await self._upkeep()
-                return (runs + await self._run_ready()).total()
+                await self._run_ready(work)
+                return
             self._clock.advance(max(0.0, due_in))
-        raise _endless(f"{MOST_STEPS:,} steps", runs)
+        raise _endless(f"{MOST_STEPS:,} steps", work.runs)
 
-    async def _run_ready(self) -> Counter[str]:
+    async def _run_ready(self, work: _Work) -> None:
+        await _Pass(self._broker, work).run()
+        for job_id in work.ended_badly:
+            if (failure := await self._failure_of(job_id)) is not None:
+                work.failures.append(failure)
+        work.ended_badly.clear()
+
+    async def _failure_of(self, job_id: bytes) -> JobFailed | None:
+        [record] = await self._broker.read([job_id])
+        if record is None or record.status is not Status.FAILED:
+            return None
+        handle = JobHandle[Any](self._app, job_id, self._app.registry.get(record.job))
+        try:
+            await handle.result(0)
+        except JobFailed as failure:
+            failure.add_note(failure.traceback)
+            return failure
+        return None
+
+    @asynccontextmanager
+    async def _at_work(self, *, raises: bool) -> AsyncIterator[_Work]:
+        """Open the lifespan once, for all that runs in the block. At its end raise what has failed."""
         async with AsyncExitStack() as stack:
             lifespan = self._app.settings.lifespan
             state = await stack.enter_async_context(lifespan()) if lifespan is not None else None
@@ -118,7 +153,9 @@ class TaskflowJobs:
             executor = Executor(
                 self._app.registry, middleware=self._app.settings.middleware, threads=threads, seams=self._seams, state=state
             )
-            return await _Pass(self._broker, executor).run()
+            yield (work := _Work(executor))
+        if raises and work.failures:
+            raise work.failures[0] if len(work.failures) == 1 else ExceptionGroup("jobs have failed for good", work.failures)
 
     async def _upkeep(self) -> None:
         while (await self._broker.upkeep(10_000)).next_in <= 0:
@@ -146,19 +183,27 @@ class TaskflowJobs:
         return _call(job, args, kwargs)
 
 
+class _Work:
+    """What runs jobs during one call, and what it has run: how often each job, by name, and which have failed for good."""
+
+    def __init__(self, executor: Executor) -> None:
+        self.executor = executor
+        self.runs = Counter[str]()
+        self.ended_badly: list[bytes] = []
+        self.failures: list[JobFailed] = []
+
+
 class _Pass:
     """One run of everything that is ready, as a worker of its own session."""
 
-    def __init__(self, broker: Broker, executor: Executor) -> None:
+    def __init__(self, broker: Broker, work: _Work) -> None:
         self._broker = broker
-        self._executor = executor
+        self._work = work
         self._session = Session(id=secrets.token_bytes(16), name="run_all")
         self._request = 0
-        self._runs = Counter[str]()
         self._running: dict[asyncio.Task[None], Holding] = {}
 
-    async def run(self) -> Counter[str]:
-        """How many runs there were, by the job's name."""
+    async def run(self) -> None:
         await self._broker.register(self._session)
         try:
             with self._broker.listen([topics.ANY_QUEUE, topics.session(self._session.id)]) as nudges:
@@ -167,19 +212,18 @@ class _Pass:
                     await self._beat()
         finally:
             await self._leave()
-        return self._runs
 
     async def _claim(self) -> bool:
         self._request += 1
         leases = await self._broker.claim(self._session.id, self._request, (), CONCURRENCY)
-        if leases and self._runs.total() >= MOST_RUNS:
-            raise _endless(f"{MOST_RUNS:,} runs", self._runs)
+        if leases and self._work.runs.total() >= MOST_RUNS:
+            raise _endless(f"{MOST_RUNS:,} runs", self._work.runs)
         for lease in leases:
             holding = Holding(lease)
             task = asyncio.get_running_loop().create_task(self._run(holding))
             self._running[task] = holding
             task.add_done_callback(self._running.pop)
-            self._runs[lease.envelope.job] += 1
+            self._work.runs[lease.envelope.job] += 1
         return bool(leases)
 
     async def _next_news(self, nudges: Nudges) -> None:
@@ -193,13 +237,18 @@ class _Pass:
 
     async def _beat(self) -> None:
         held = {holding.lease.claim: holding for holding in self._running.values()}
-        answer = await self._broker.beat(Beat(session=self._session.id, claims=tuple(held), seen=self._request))
+        reports = tuple(Report(claim, 0.0, holding.progress) for claim, holding in held.items())
+        answer = await self._broker.beat(Beat(session=self._session.id, claims=tuple(held), seen=self._request, reports=reports))
         for why, claims in ((CANCELLED, answer.stopping), (LOST, answer.lost)):
             for claim in claims:
                 held[claim].ask_to_stop(why)
 
     async def _run(self, holding: Holding) -> None:
-        await self._broker.settle([await self._executor.run(holding)])
+        settlement = await self._work.executor.run(holding)
+        # Virtual time stands still while a job runs: its real length would put its start before it was sent.
+        await self._broker.settle([msgspec.structs.replace(settlement, ran_for=0.0)])
+        if isinstance(settlement.verdict, Failed | Discarded):
+            self._work.ended_badly.append(settlement.id)
 
     async def _leave(self) -> None:
         """Nothing runs any more, unless the test has given up: then what does is stopped, and its jobs are ready again."""

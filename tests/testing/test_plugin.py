@@ -9,15 +9,18 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from taskflow import (
+    Discard,
     JobCancelled,
     JobContext,
     JobFailed,
     JobHandle,
     Middleware,
+    Progress,
     RunNext,
     Snooze,
     Status,
@@ -124,7 +127,7 @@ async def test_retries_come_with_time(taskflow_jobs: TaskflowJobs) -> None:
 
 async def test_the_last_attempt_fails_for_good(taskflow_jobs: TaskflowJobs) -> None:
     handle = await flaky.options(max_attempts=2).delay()
-    await taskflow_jobs.advance(days=1)
+    await taskflow_jobs.advance(days=1, raises=False)
     with pytest.raises(JobFailed) as failure:
         await handle.result()
     assert (failure.value.type, failure.value.message) == ("OSError", "not yet")
@@ -152,7 +155,7 @@ async def test_the_clock_starts_at_the_real_time(taskflow_jobs: TaskflowJobs) ->
 
 
 @pytest.mark.parametrize("back", [{"seconds": -5}, {"days": 1, "hours": -25}])
-async def test_time_does_not_go_back(taskflow_jobs: TaskflowJobs, back: dict[str, float]) -> None:
+async def test_time_does_not_go_back(taskflow_jobs: TaskflowJobs, back: dict[str, Any]) -> None:
     before = taskflow_jobs.now
     with pytest.raises(ValueError, match=r"advance\(\) by -.* time moves on only"):
         await taskflow_jobs.advance(**back)
@@ -299,3 +302,82 @@ def test_anyios_own_plugin_serves_too(pytester: pytest.Pytester) -> None:
         """,
     )
     pytester.runpytest_subprocess("-p", "no:cacheprovider", "-p", "no:asyncio").assert_outcomes(passed=1)
+
+
+# --- what a run says of itself, and what the test hears of it ----------------------------------------------------
+
+
+@job(name="tests.plugin.reports")
+def reports(ctx: JobContext, message: str) -> None:
+    ctx.progress(0.5, "half way")
+    if message:
+        raise ValueError(message)
+
+
+@job(name="tests.plugin.gives_up")
+async def gives_up() -> None:
+    raise Discard("no use")
+
+
+async def test_a_record_has_the_runs_progress_and_times_in_their_order(taskflow_jobs: TaskflowJobs) -> None:
+    handle = await reports.delay("")
+    await taskflow_jobs.run_all()
+    info = await handle.info()
+    assert info is not None
+    assert info.progress == Progress(0.5, "half way")
+    assert info.started_at is not None
+    assert info.ended_at is not None
+    assert info.created_at <= info.started_at <= info.ended_at == taskflow_jobs.now
+
+
+@pytest.mark.parametrize("how", ["run_all", "advance"])
+async def test_a_job_that_fails_for_good_fails_the_test(taskflow_jobs: TaskflowJobs, how: str) -> None:
+    """After all others have run."""
+    await reports.options(max_attempts=1).delay("boom")
+    sent = await send.delay(Mail("a"))
+    with pytest.raises(JobFailed, match="ValueError: boom") as failure:
+        await (taskflow_jobs.run_all() if how == "run_all" else taskflow_jobs.advance(1))
+    assert any("in reports" in note for note in failure.value.__notes__)
+    assert await sent.result(0) == "a False"
+
+
+async def test_several_failures_are_raised_together(taskflow_jobs: TaskflowJobs) -> None:
+    await reports.options(max_attempts=1).delay("one")
+    await gives_up.delay()
+    with pytest.raises(ExceptionGroup) as group:
+        await taskflow_jobs.run_all()
+    assert sorted(failure.type for failure in group.value.exceptions if isinstance(failure, JobFailed)) == [
+        "ValueError",
+        "taskflow.Discard",
+    ]
+
+
+@pytest.mark.parametrize("how", ["run_all", "advance"])
+async def test_failures_are_not_raised_when_the_test_says_so(taskflow_jobs: TaskflowJobs, how: str) -> None:
+    handle = await reports.options(max_attempts=1).delay("boom")
+    ran = taskflow_jobs.run_all(raises=False) if how == "run_all" else taskflow_jobs.advance(1, raises=False)
+    assert await ran == 1
+    assert await handle.status() is Status.FAILED
+
+
+async def test_a_failure_is_raised_once(taskflow_jobs: TaskflowJobs) -> None:
+    await reports.options(max_attempts=1).delay("boom")
+    with pytest.raises(JobFailed):
+        await taskflow_jobs.run_all()
+    assert await taskflow_jobs.run_all() == 0
+
+
+async def test_advance_opens_the_lifespan_once(taskflow_jobs: TaskflowJobs) -> None:
+    opened: list[str] = []
+
+    @asynccontextmanager
+    async def lifespan() -> AsyncIterator[None]:
+        opened.append("opened")
+        yield
+        opened.append("closed")
+
+    configure(lifespan=lifespan)
+    for minutes in range(5):
+        await send.options(after=60 * minutes).delay(Mail(str(minutes)))
+    assert await taskflow_jobs.advance(hours=1) == 5
+    assert opened == ["opened", "closed"]
