@@ -114,7 +114,7 @@ class LooksAtPlansAlone(Mutant):
 
 
 class ForgetsReports(Mutant):
-    breaks = frozenset({"beat_reports"})
+    breaks = frozenset({"beat_reports", "settle_progress"})
     because = "progress is a feature of the dashboard, which nobody looked at"
 
     def _take_report(self, job: Job | None, report: Report) -> None:

@@ -17,7 +17,7 @@ def _readdressed(settlement: Settlement, job: Job) -> Settlement:
 
 
 class SettlesById(Mutant):
-    breaks = frozenset({"settle_stale", "settle_repeat", "settle_follow_ups"})
+    breaks = frozenset({"settle_stale", "settle_repeat", "settle_follow_ups", "settle_progress"})
     because = "UPDATE ... WHERE id = $1, whatever its state: a zombie ends its successor's run (river#1302, solid_queue#589)"
 
     def _settle_one(self, settlement: Settlement) -> Settled:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
+
 from taskflow.broker.memory.job import Fence, Job
 from taskflow.model.record import WAITING, Event, Status
 from taskflow.model.verdict import Retried, Settled, Settlement, Snoozed
@@ -91,6 +93,14 @@ class SnoozeIsAFailure(Mutant):
         if isinstance(settlement.verdict, Snoozed):
             job.failures += 1
         super()._apply(job, settlement)
+
+
+class LosesTheLastProgress(Mutant):
+    breaks = frozenset({"settle_progress"})
+    because = "progress goes up with the beats only, and a job ends at the 97 % of the last one"
+
+    def _settle_one(self, settlement: Settlement) -> Settled:
+        return super()._settle_one(msgspec.structs.replace(settlement, progress=None))
 
 
 class HandsBackToTheEnd(Mutant):
