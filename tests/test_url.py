@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from taskflow.app.settings import Settings
 from taskflow.broker.memory import MemoryBroker
 from taskflow.broker.postgres import PostgresBroker
 from taskflow.broker.postgres import Server as Postgres
@@ -301,6 +302,15 @@ def refusal_of(url: str) -> ConfigurationError | None:
     except ConfigurationError as refused:
         return refused
     return None
+
+
+def test_neither_a_server_nor_settings_show_a_password() -> None:
+    for url in ("redis://me:hunter2@host", "redis://hunter2@host", "postgresql://me:hunter2@host/app"):
+        broker, settings = connect(url), Settings(broker=url)
+        assert isinstance(broker, RedisBroker | PostgresBroker)
+        for shown in (broker.server, broker.server.__rich_repr__(), settings, settings.__rich_repr__()):
+            assert "hunter2" not in f"{shown!r} {shown}"
+    assert "broker=None" in repr(Settings())
 
 
 def test_a_line_break_at_the_end_of_a_secret_is_named() -> None:

@@ -11,6 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from taskflow.app.middleware import Middleware
+from taskflow.broker.url import masked
 from taskflow.model.errors import ConfigurationError
 
 DEFAULT_BROKER: Final = "sqlite:///taskflow.db"
@@ -33,6 +34,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_payload: int = 1 << 20
     middleware: tuple[Middleware, ...] = ()
     lifespan: Lifespan | None = None
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:  # the struct's own shows the broker's password
+        shown = {name: getattr(self, name) for name in self.__struct_fields__}
+        return list((shown | {"broker": None if self.broker is None else masked(self.broker)}).items())
+
+    def __repr__(self) -> str:
+        return f"Settings({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
 
 
 # The settings that the environment and pyproject.toml may give; of those that are numbers, their kind and the least that is allowed.

@@ -89,6 +89,8 @@ class TextLines(logging.Formatter):
         """One line, whatever the message holds. An error and a stack follow it, indented."""
         line = copy.copy(record)
         line.msg, line.args = one_line(_message(record)), None
+        if not (line.exc_info or line.exc_text or line.stack_info):
+            return super().format(line)
         line.exc_info = line.exc_text = line.stack_info = None
         return "\n".join((super().format(line), *(indented(text, LONGEST_STACK) for text in _details(self, record).values())))
 

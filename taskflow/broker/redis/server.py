@@ -69,7 +69,8 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
         return [("at", str(self))]
 
     def __repr__(self) -> str:
-        return f"<Server {self} {self.db} as {self.username!r}>"
+        user = f" as {self.username!r}" if self.password else ""  # a name alone is more often a password in the wrong place
+        return f"<Server {self} {self.db}{user}>"
 
     def __str__(self) -> str:
         return self.path or f"{self.host}:{self.port}{' over TLS' if self.tls else ''}"
