@@ -198,7 +198,7 @@ class Shift:
             return Exit.FORCED
         if self._is_draining and not (is_drained or self._is_replaced()):
             return self._signals.code
-        return Exit.FAILED if self._is_draining and worker.tally.failed else Exit.OK
+        return Exit.FAILED if self._is_draining and (worker.tally.failed or worker.tally.set_aside) else Exit.OK
 
     def _told(self, code: int, *, is_drained: bool) -> int:
         """The supervisor: a signal that comes only now, while Python ends, ends it by that, and means nothing any more."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from datetime import datetime
 from typing import Final
 
 from taskflow.app.registry import Registry
 from taskflow.broker.console import JobFilter, QueueRecord
 from taskflow.broker.protocol import Broker
+from taskflow.broker.words import UNREADABLE
 from taskflow.model.errors import CodecError
 from taskflow.model.record import Record, Status
 from taskflow.worker.executor import PARKED_ON
@@ -27,6 +29,19 @@ class Drain:
         self._names = options.queues.names
         self._horizon = options.drain_horizon
         self._awaited: Record | None = None
+        self._began_at: datetime | None = None
+
+    async def note_begin(self, session: bytes) -> None:
+        """What the store sets aside from when it registered the session on is a failure of this drain."""
+        workers = await self._broker.console.workers()
+        self._began_at = next((worker.registered_at for worker in workers if worker.session.id == session), None)
+
+    async def set_aside(self) -> int:
+        """How many jobs the store has set aside since the begin, among the newest failed ones, since it could not read them."""
+        if self._began_at is None:
+            return 0
+        failed = await self._broker.console.browse(JobFilter(statuses=(Status.FAILED,)), limit=LOOKED_AT)
+        return sum(_is_set_aside(record) and (record.ended_at is None or record.ended_at >= self._began_at) for record in failed)
 
     async def is_over(self) -> bool:
         """Nothing is READY or RUNNING anywhere in the queues, and nothing SCHEDULED within the horizon that this worker can run.
@@ -92,3 +107,7 @@ class Drain:
         except CodecError:  # it fails, which is an end too
             pass
         return True
+
+
+def _is_set_aside(record: Record) -> bool:
+    return bool(record.unreadable) or ((error := record.last_error) is not None and error.type == UNREADABLE)

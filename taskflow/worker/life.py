@@ -78,13 +78,13 @@ class Life:
         self._seams = seams
         self._events = events
         self._on_lost = on_lost
-        self._session = _a_session(options)
+        self.session = _a_session(options)
         self._loop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()
         self._holdings = Holdings()
         self._settler = Settler(broker, self._holdings, events)
         self._runs = Runs(options.concurrency, threads, self._holdings, executor, self._settler, events)
-        self._fetcher = Fetcher(broker, self._session.id, options.queues, events, self._hands(), seams.chance)
+        self._fetcher = Fetcher(broker, self.session.id, options.queues, events, self._hands(), seams.chance)
         self._upkeep = Upkeep(broker, seams.chance, events, on_ready=self._fetcher.look)
         self._suspects = Suspects(self._holdings, self._runs.begin, self._runs.under_way.keys, self._runs.give_back, events)
         self._watch = Watch(self._runs.under_way.values, options.last_words, events, self._holdings.nudge)
@@ -97,7 +97,7 @@ class Life:
         self._phase = Phase.WORKING
         self._grace_ends_at: float | None = None
         self._has_forced = False
-        self._leaving = Leaving(broker, self._session, self._holdings, events, options.last_words)
+        self._leaving = Leaving(broker, self.session, self._holdings, events, options.last_words)
         self._made_at = time.monotonic()
 
     @property
@@ -145,11 +145,11 @@ class Life:
 
     async def begin(self) -> None:
         """Raises what the broker raises when it cannot be reached."""
-        await self._broker.register(self._session)
-        self._events.tell(SessionOpened(self._session.name, self._session.id))
+        await self._broker.register(self.session)
+        self._events.tell(SessionOpened(self.session.name, self.session.id))
         self._keeper = Keeper(
             self._broker.sibling(),
-            self._session,
+            self.session,
             self._holdings,
             seen=lambda: self._fetcher.request,
             ears=self._ears(),
@@ -340,7 +340,7 @@ class Life:
 
     async def _hear_of_stops(self) -> None:
         """What was asked to stop the next beat tells: it comes at once then."""
-        with self._broker.listen([topics.session(self._session.id)]) as nudges:
+        with self._broker.listen([topics.session(self.session.id)]) as nudges:
             while True:
                 await nudges.wait()
                 if self._keeper is not None:
@@ -365,7 +365,7 @@ class Life:
             return
         self._enter(Phase.LOST)
         is_followed = phase < Phase.WINDING_DOWN
-        self._events.tell(SessionEnded(self._session.name, why, is_followed))
+        self._events.tell(SessionEnded(self.session.name, why, is_followed))
         if is_followed:
             self._on_lost()
         else:  # others may run these jobs already

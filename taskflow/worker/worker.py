@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 from taskflow.app.app import App
 from taskflow.app.context import JobContext
@@ -31,6 +31,8 @@ from taskflow.worker.succession import PAUSES, Succession
 from taskflow.worker.threads import Threads
 from taskflow.worker.vitals import Signs, Vitals
 
+T = TypeVar("T")
+
 log: Final = logging.getLogger("taskflow.worker")
 
 DRAIN_LOOK: Final = 0.05
@@ -46,12 +48,14 @@ class Tally:
 
     `runs`    how many there were
     `ended`   how many of them ended their job, `failed` how many ended it FAILED; less those that the store is known not to have counted
+    `set_aside`  how many jobs a drain has found FAILED because the store could not read them; some of them are in `failed` too
     """
 
     def __init__(self) -> None:
         self.runs = 0
         self.ended = 0
         self.failed = 0
+        self.set_aside = 0
 
     def __call__(self, event: Event) -> None:
         if type(event) is Ended:  # of all events by far the most
@@ -175,11 +179,17 @@ class Worker:
         What waits in a paused queue, or is parked for a worker that knows it, is left there. While the broker is away it is asked again.
         """
         drain = Drain(self._app.broker(), self._app.registry, self.options)
-        while not await retry(drain.is_over, PAUSES, on=BrokerUnavailable, note=self._trouble_with("a look at the queues")):  # noqa: ASYNC110
+        if (life := self._sessions.present) is not None:
+            await self._look(lambda: drain.note_begin(life.session.id))
+        while not await self._look(drain.is_over):  # noqa: ASYNC110  # no event tells it
             await asyncio.sleep(DRAIN_LOOK)
+        self.tally.set_aside = await self._look(drain.set_aside)
 
-    def _trouble_with(self, doing: str) -> Callable[[Exception, int], None]:
-        return lambda error, times: self._events.tell(BrokerTrouble(doing, str(error) or type(error).__name__, times))
+    async def _look(self, look: Callable[[], Awaitable[T]]) -> T:
+        def note(error: Exception, times: int) -> None:
+            self._events.tell(BrokerTrouble("a look at the queues", str(error), times))
+
+        return await retry(look, PAUSES, on=BrokerUnavailable, note=note)
 
     def _no_children_yet(self) -> Children:
         options = self.options

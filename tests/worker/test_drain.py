@@ -1,0 +1,73 @@
+"""A drain beside jobs that the store cannot read."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+
+import pytest
+
+from taskflow import Worker, job
+from taskflow.app.current import default_app
+from taskflow.broker.console import JobFilter
+from taskflow.broker.protocol import Broker
+from taskflow.broker.words import UNREADABLE
+from taskflow.model.ids import parse_id
+from taskflow.model.record import Status
+from taskflow.model.rules import Rules
+from taskflow.model.seams import Seams
+from tests.support.homes import Home, homes_of_the_suite
+from tests.support.spoiling import Spoiler, spoil_one
+from tests.worker.scene import Heard, options
+
+
+@job(name="tests.drain.work", keep_result=1_000.0)
+async def work(n: int) -> int:
+    return n
+
+
+@pytest.fixture(params=homes_of_the_suite(), ids=lambda home: home.name)
+async def home(request: pytest.FixtureRequest) -> AsyncIterator[Home]:
+    opened: Home = request.param(Seams(), Rules())
+    yield opened
+    opened.remove()
+
+
+@pytest.fixture
+async def spoiler(home: Home) -> AsyncIterator[Spoiler]:
+    spoiler = home.spoiler()
+    if spoiler is None:
+        pytest.skip(f"{home.name}: nobody but the broker can write its values")
+    yield spoiler
+    spoiler.close()
+
+
+@pytest.fixture
+async def broker(home: Home) -> AsyncIterator[Broker]:
+    opened = home.open()
+    with default_app().using(opened):
+        yield opened
+    await opened.close()
+
+
+async def drained() -> Worker:
+    async with Worker(options=options(Heard(), ttl=5.0, drain_horizon=0.0)) as worker, asyncio.timeout(60):
+        await worker.drained()
+    return worker
+
+
+async def test_a_drain_counts_a_job_that_cannot_be_read_as_a_failure(broker: Broker, spoiler: Spoiler) -> None:
+    """Once: the next drain finds the old ones, and does not count them. The neighbours are done."""
+    await work.delay(0)
+    await drained()
+    for seed in range(12):
+        first, victim, last = [await work.options(priority=3, timeout=5.0).delay(n) for n in range(3)]
+        spoilt = spoil_one(spoiler, parse_id(victim.id), random.Random(seed))
+        worker = await drained()
+        assert [await first.result(5), await last.result(5)] == [0, 2], spoilt
+        bad = [record for record in await broker.console.browse(JobFilter(), limit=10) if record.id == parse_id(victim.id)]
+        if any(record.status is Status.FAILED and (error := record.last_error) and error.type == UNREADABLE for record in bad):
+            assert worker.tally.failed + worker.tally.set_aside, spoilt
+        again = await drained()
+        assert (again.tally.failed, again.tally.set_aside) == (0, 0), spoilt
