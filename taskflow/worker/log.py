@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from taskflow.model.envelope import Lease
 from taskflow.model.ids import id_text
+from taskflow.model.printable import one_line
 from taskflow.model.verdict import Cancelled, Discarded, Failed, HandedBack, Parked, Retried, RunError, Snoozed, Succeeded, Verdict
 from taskflow.worker.events import (
     AwaitsBroker,
@@ -111,7 +112,7 @@ def _log_own(event: Event) -> None:
         case Broken(why):
             log.critical("a job has closed file descriptors that were not its own: %s", why)
         case Printed(_, pid, stream, line):
-            log.info("child process %d, between two jobs, %s: %s", pid, stream, line)
+            log.info("child process %d, between two jobs, %s: %s", pid, stream, one_line(line))
         case LoopStalled() | LoopMoves() | InterpreterHeld() | StalledForGood():
             _log_standstill(event)
         case WindingDown(running, grace):
@@ -187,6 +188,7 @@ def _of(error: RunError) -> str:
 
 
 def _say(level: int, lease: Lease, words: str, traceback: str = "") -> None:
+    words = one_line(words)  # an application's own formatter may not escape what a job says
     if not traceback:
         log.log(level, "%s %s", _name(lease), words, extra=_fields(lease))
         return
@@ -205,7 +207,7 @@ def _say_where(level: int, lease: Lease | None, words: str, stack: str) -> None:
 
 def _name(lease: Lease) -> str:
     envelope = lease.envelope
-    return f"{envelope.job} {id_text(envelope.id)} (attempt {lease.attempt}, queue {envelope.queue})"
+    return one_line(f"{envelope.job} {id_text(envelope.id)} (attempt {lease.attempt}, queue {envelope.queue})")
 
 
 def _fields(lease: Lease) -> dict[str, Any]:

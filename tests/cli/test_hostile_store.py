@@ -12,6 +12,10 @@ import pytest
 
 from taskflow.broker.migrations import Migrating
 from taskflow.cli.logs import JsonLines, TextLines
+from taskflow.model.envelope import ClaimId, Envelope, Lease
+from taskflow.model.verdict import Cancelled, Discarded, Failed, Parked, Retried, RunError, Succeeded
+from taskflow.worker.events import Ended, NotCounted, Printed, Unwritable, VerdictsLost
+from taskflow.worker.log import log_event
 from tests.cli.hostile import HOSTILE, HostileBroker, HostileMigratingBroker, assert_safe
 from tests.cli.inprocess import Cli
 from tests.cli.stock import Stock
@@ -229,3 +233,25 @@ def test_an_error_that_cannot_be_formatted_is_shown_when_it_ends_an_import(cli: 
     said = cli("worker", "tasks", code=2)
     assert f"taskflow: tasks cannot be imported: {kind}: " in said.err
     assert f"raise {kind}(" in said.err
+
+
+ERROR = RunError(HOSTILE, HOSTILE, "")
+VERDICTS = [Failed(ERROR), Retried(ERROR, 1.0), Discarded(HOSTILE), Cancelled(HOSTILE), Parked(HOSTILE, 5.0)]
+
+
+def test_a_workers_messages_are_safe_in_the_log_of_an_application(caplog: pytest.LogCaptureFixture) -> None:
+    """Whose formatter may write a message as it stands."""
+    lease = Lease(
+        envelope=Envelope(id=bytes(16), job=HOSTILE, queue=HOSTILE, payload=b""), epoch=1, claim=ClaimId(bytes(16), 1, 0), created_at=0
+    )
+    with caplog.at_level(logging.DEBUG, "taskflow.worker"):
+        for verdict in VERDICTS:
+            log_event(Ended(lease, verdict, 0.1))
+            log_event(NotCounted(lease, verdict))
+        log_event(Printed(lease, 1, "stdout", HOSTILE))
+        log_event(Printed(None, 1, "stdout", HOSTILE))
+        log_event(Unwritable(lease, Succeeded(b""), Failed(ERROR)))
+        log_event(VerdictsLost((lease,), HOSTILE))
+    assert len(caplog.messages) == 2 * len(VERDICTS) + 4
+    assert_safe(*caplog.messages)
+    assert not any("\n" in message for message in caplog.messages)
