@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import msgspec
 
 from taskflow.app.context import JobContext
 from taskflow.model.envelope import Envelope
+from taskflow.model.errors import TaskflowError
 from taskflow.model.ids import id_text
 from taskflow.model.verdict import Verdict
 
@@ -51,7 +53,10 @@ class Middleware:
         await call_next(call)
 
     async def run(self, context: JobContext, call_next: RunNext) -> Verdict:
-        """Round one run, in the worker; it sees the verdict that is about to be settled, and may return another."""
+        """Round one run, in the worker; it sees the verdict that is about to be settled, and may return another.
+
+        It may call `call_next` again after a call has returned. A second call at the same time raises TaskflowError.
+        """
         return await call_next(context)
 
 
@@ -71,6 +76,32 @@ def run_chain(middleware: Sequence[Middleware], innermost: RunNext) -> RunNext:
         if type(layer).run is not Middleware.run:
             chain = _run_layer(layer, chain)
     return chain  # type: ignore[no-any-return]  # the loop's variable changes its type at each turn
+
+
+class OneAtATime:
+    """The innermost call of a run: middleware may repeat it, but not while it is under way. A run has one slot of the worker's."""
+
+    def __init__(self, call: RunNext) -> None:
+        self._call = call
+        self._task: asyncio.Task[Any] | None = None
+        self._is_over = False
+
+    async def __call__(self, context: JobContext) -> Verdict:
+        if self._task is not None or self._is_over:
+            when = "after the run had ended" if self._is_over else "while an earlier call of it was under way"
+            raise TaskflowError(f"call_next() was called {when}: a run has one slot, so await one call before the next")
+        self._task = asyncio.current_task()
+        try:
+            return await self._call(context)
+        finally:
+            self._task = None
+
+    async def end(self) -> None:
+        """Allow no more calls. Stop one that middleware has started in a task of its own and left behind."""
+        self._is_over = True
+        if self._task is not None and self._task is not asyncio.current_task():
+            self._task.cancel()
+            await asyncio.wait([self._task])
 
 
 def _enqueue_layer(layer: Middleware, inner: EnqueueNext) -> EnqueueNext:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import math
 from collections.abc import Callable
 from typing import Final
@@ -37,7 +38,8 @@ class Deadlines:
         if self._timer is not None:
             self._timer.cancel()
         self._looks_at = instant
-        self._timer = loop.call_at(instant, self._look)
+        # A context of its own: that of the run would be kept, with all that its variables hold, long after the run has ended.
+        self._timer = loop.call_at(instant, self._look, context=contextvars.Context())
 
     def _look(self) -> None:
         loop = asyncio.get_running_loop()

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from taskflow.app.context import JobContext, running
 from taskflow.app.job import AnyJob, Job, SyncJob
-from taskflow.app.middleware import Middleware, RunNext, run_chain
+from taskflow.app.middleware import Middleware, OneAtATime, RunNext, run_chain
 from taskflow.app.registry import Registry
 from taskflow.app.signals import Cancel, Discard, Retry, Snooze
 from taskflow.model.envelope import Lease
@@ -160,7 +160,8 @@ class Executor:
         if holding.why_stopped is not None or (holding.begins_by is not None and holding.is_too_late):
             return _not_begun(holding)
         context = JobContext(holding.lease, state=self._state, on_progress=self._report_to(holding))
-        chain = run_chain(self._layers, call) if self._layers else call
+        alone = OneAtATime(call) if self._layers else None
+        chain = run_chain(self._layers, alone) if alone is not None else call
         timeout = holding.lease.envelope.timeout
         token = running.set(context)
         holding.stop = partial(_stop, holding, context, asyncio.current_task(), self._threads)
@@ -171,6 +172,8 @@ class Executor:
         except BaseException as error:  # a middleware's own
             return self._judge(holding, job, error)
         finally:
+            if alone is not None:
+                await alone.end()
             holding.stop = None
             if timeout is not None:
                 self._deadlines.remove(holding)

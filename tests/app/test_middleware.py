@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from taskflow import JobContext, JobFailed, Status, TaskflowError, configure, enqueue
+from taskflow import JobContext, JobFailed, Status, TaskflowError, Worker, configure, enqueue, job
 from taskflow.app.middleware import EnqueueCall, EnqueueNext, Middleware, RunNext
 from taskflow.model.verdict import Discarded, Failed, Retried, Succeeded, Verdict
 from tests.app.bench import Bench
@@ -182,3 +182,82 @@ async def test_only_what_is_overridden_is_called(bench: Bench) -> None:
     handle = await add.delay(1)
     await bench.run_all()
     assert await handle.result() == 2
+
+
+# --- call_next more than once ------------------------------------------------------------------------------------
+
+
+class AtWork:
+    now = 0
+    most = 0
+    ended = 0
+
+
+@job(name="tests.middleware.counted", max_attempts=1)
+async def counted() -> str:
+    AtWork.now += 1
+    AtWork.most = max(AtWork.most, AtWork.now)
+    try:
+        await asyncio.sleep(0.05)
+    finally:
+        AtWork.now -= 1
+        AtWork.ended += 1
+    return "done"
+
+
+@pytest.fixture
+def _nobody_at_work() -> None:
+    AtWork.now = AtWork.most = AtWork.ended = 0
+
+
+class Twice(Middleware):
+    def __init__(self, how: str) -> None:
+        self.how = how
+        self.tasks: list[Any] = []
+
+    async def run(self, context: JobContext, call_next: RunNext) -> Verdict:
+        if self.how == "one after the other":
+            await call_next(context)
+            return await call_next(context)
+        if self.how == "at once":
+            first, _ = await asyncio.gather(call_next(context), call_next(context))
+            return first
+        self.tasks.append(asyncio.ensure_future(call_next(context)))
+        if self.how == "left behind":
+            await asyncio.sleep(0)
+        return Succeeded(counted.codec.encode_result("made up"))
+
+
+@pytest.mark.usefixtures("_nobody_at_work")
+async def test_middleware_that_calls_the_job_twice_at_once_fails_the_run(bench: Bench) -> None:
+    configure(middleware=[Twice("at once")])
+    handles = [await counted.delay() for _ in range(6)]
+    async with Worker(concurrency=2):
+        for handle in handles:
+            with pytest.raises(JobFailed, match=r"call_next\(\) was called while an earlier call of it was under way"):
+                await handle.result(20)
+    assert AtWork.most == 2
+    assert AtWork.ended == 6
+
+
+@pytest.mark.usefixtures("_nobody_at_work")
+async def test_middleware_may_call_the_job_again(bench: Bench) -> None:
+    """One run after the other, in the slot of the run."""
+    configure(middleware=[Twice("one after the other")])
+    handle = await counted.delay()
+    async with Worker():
+        assert await handle.result(20) == "done"
+    assert (AtWork.most, AtWork.ended) == (1, 2)
+
+
+@pytest.mark.usefixtures("_nobody_at_work")
+@pytest.mark.parametrize("how", ["left behind", "too late"])
+async def test_a_call_that_middleware_leaves_behind_does_not_outlive_the_run(bench: Bench, how: str) -> None:
+    middleware = Twice(how)
+    configure(middleware=[middleware])
+    handles = [await counted.delay() for _ in range(6)]
+    async with Worker(concurrency=1):
+        for handle in handles:
+            await handle.result(20)
+    assert AtWork.most <= 1
+    await asyncio.gather(*middleware.tasks, return_exceptions=True)
