@@ -17,7 +17,6 @@ from taskflow.broker.redis.fields import FIELDS
 from taskflow.broker.redis.packing import MOST_RESULT
 from taskflow.model.envelope import Envelope, Lease
 from taskflow.model.record import Record, Status
-from taskflow.model.session import Session
 from taskflow.model.verdict import Failed, RunError, Settled
 from tests.redis.spoiler import fields_of
 from tests.support.homes import RedisHome
@@ -378,10 +377,6 @@ async def test_a_session_that_would_live_for_years_lapses_like_any_other(world: 
 # --- indexes -------------------------------------------------------------------------------------------------------
 
 
-async def lose_ready(world: World, client: redis.Redis) -> tuple[Envelope, Session]:
-    return await world.add(), await world.a_session()
-
-
 @pytest.mark.parametrize("lost", ["r:1:0", "p:1", "ready", "due", "l:"])
 async def test_jobs_that_an_index_has_lost_are_found_again(world: World, client: redis.Redis, lost: str) -> None:
     """Whoever looks finds out within seconds, from the counts."""
@@ -398,6 +393,31 @@ async def test_jobs_that_an_index_has_lost_are_found_again(world: World, client:
     await world.pass_time(60.0)
     await world.reap(session, beside=[other])
     assert {later.id, running.envelope.id} <= {*ids_of(await world.claim(other))}
+
+
+async def test_a_call_that_fails_half_way_just_after_a_mending_is_found(world: World, client: redis.Redis) -> None:
+    """Sent again, its job is known; but it stands nowhere, and nobody mends the store twice at once."""
+    await world.add()
+    client.rpush(key(world, "r:1:0"), "short")
+    client.set(key(world, "mending"), 1, px=300)
+    envelope = world.an_envelope()
+    await world.enqueue(envelope)
+    await world.upkeep()
+
+    assert envelope.id in ids_of(await world.claim(await world.a_session()))
+
+
+@pytest.mark.parametrize("name", ["mended", "spoilt"])
+async def test_a_key_that_stays_for_ever_does_not_keep_the_store_from_being_mended(world: World, client: redis.Redis, name: str) -> None:
+    envelope, session = await world.add(), await world.a_session(ttl=1_000.0)
+    client.set(key(world, name), "not ours")
+    client.delete(key(world, "p:1"))
+    world.clock.advance(6.0)
+    for _ in range(2):
+        await world.outlook(session)
+        await world.upkeep()
+
+    assert ids_of(await world.claim(session)) == [envelope.id]
 
 
 async def test_ready_jobs_that_have_vanished_are_counted_no_longer(world: World, client: redis.Redis) -> None:

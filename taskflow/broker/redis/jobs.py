@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from typing import Any, Final, NamedTuple
 
 from taskflow.broker.redis.fields import FIELDS
@@ -12,7 +11,7 @@ from taskflow.model.clock import instant_of, to_seconds
 from taskflow.model.envelope import Envelope, Lease, unpack_extras
 from taskflow.model.progress import Progress, unpack_progress
 from taskflow.model.record import BY_CODE, Record
-from taskflow.model.stored import LATEST, FieldReader, Unreadable, maybe, octets, text, whole
+from taskflow.model.stored import FieldReader, Unreadable, maybe, octets, text, whole
 from taskflow.model.verdict import RunError, unpack_errors
 
 
@@ -188,12 +187,12 @@ def _record(job_id: bytes, fields: list[Any], names: Mapping[int, str]) -> Recor
         status=BY_CODE[job["status"]],
         priority=job["priority"],
         max_attempts=decoded.extras.get("max_attempts", _PLAIN.max_attempts),
-        created_at=_instant(job["created"]),
-        due_at=_instant(job["created"] if job["due"] is None else job["due"]),
-        claimed_at=maybe(job["claimed"], _instant),
-        started_at=maybe(job["started"], _instant),
-        ended_at=maybe(job["ended"], _instant),
-        expires_at=maybe(job["expires"], _instant),
+        created_at=instant_of(job["created"]),
+        due_at=instant_of(job["created"] if job["due"] is None else job["due"]),
+        claimed_at=maybe(job["claimed"], instant_of),
+        started_at=maybe(job["started"], instant_of),
+        ended_at=maybe(job["ended"], instant_of),
+        expires_at=maybe(job["expires"], instant_of),
         failures=job["failures"],
         crashes=job["crashes"],
         snoozes=job["snoozes"],
@@ -210,8 +209,3 @@ def _record(job_id: bytes, fields: list[Any], names: Mapping[int, str]) -> Recor
         headers=decoded.extras.get("headers", {}),
         unreadable=unreadable,
     )
-
-
-def _instant(microseconds: int) -> datetime:
-    """What lies beyond the last year of a datetime is shown as its last instant."""
-    return instant_of(min(microseconds, LATEST))

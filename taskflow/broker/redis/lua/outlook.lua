@@ -34,7 +34,7 @@ end
 -- counts has the field "whole" from the first name on: where it has lost that, it has lost more. A store that has just been mended is left
 -- alone for a while, however many of its keys others take away.
 local function miss_counts()
-  if call('HEXISTS', P .. 'counts', 'whole') == 0 and call('EXISTS', P .. 'names') == 1 and call('EXISTS', P .. 'mended') == 0 then
+  if call('HEXISTS', P .. 'counts', 'whole') == 0 and call('EXISTS', P .. 'names') == 1 and call('PTTL', P .. 'mended') < 0 then
     complain('the counts of jobs have been lost')
   end
 end
@@ -114,7 +114,7 @@ local function find_what_is_lost_in_turn()
   if since < 0 or since > 5000000 then
     find_lost_queues()
     no_session_lives_longer()
-    if call('EXISTS', P .. 'mended', P .. 'spoilt') == 0 then -- else the next call sees whether it is in order
+    if call('PTTL', P .. 'mended') < 0 and call('EXISTS', P .. 'spoilt') == 0 then -- else the next call sees whether it is in order
       call('HSET', P .. 'meta', 'sought_at', steady)
       check_names()
       check_indexes()

@@ -200,6 +200,7 @@ end
 -- In one step with the rest, or whoever is cut off between the two would keep all others from it.
 local mending, spared, began = P .. 'mending', given[1], os.clock()
 if call('PTTL', mending) >= 0 then
+  pcall(recount) -- the caller may have failed half way after it was done: the next upkeep does it once more
   return false
 end
 call('SET', mending, 1, 'PX', spared)
