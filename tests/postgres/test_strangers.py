@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 from msgspec import structs
 
-from taskflow import JobFailed, Worker, job
+from taskflow import BrokerUnavailable, JobFailed, Worker, job
 from taskflow.app.current import default_app
 from taskflow.broker import topics
 from taskflow.broker.protocol import Broker
@@ -44,6 +44,22 @@ async def test_a_beat_does_not_wait_for_a_transaction_that_has_a_key(broker: Bro
     async with asyncio.timeout(SOON):
         await broker.beat(Beat(session=SESSION, claims=(lease.claim,), seen=1, reports=(Report(lease.claim, 1.0),)))
         await broker.beat(Beat(session=other.id, claims=(), seen=0))
+
+    await stranger.execute("ROLLBACK")
+
+
+async def test_a_sender_whose_key_a_transaction_has_is_told_so(broker: Broker, stranger: asyncpg.Connection) -> None:
+    """Its second try gets no answer in the time that is left, which says less than the first."""
+
+    @job(name="tests.strangers.sent")
+    async def sent() -> None: ...
+
+    await stranger.execute("BEGIN; SELECT taskflow.enqueue('tests.strangers.sent', key => 'k')")
+    app = default_app()
+    with app.using(broker):
+        app.configure(enqueue_timeout=4.0)
+        with pytest.raises(BrokerUnavailable, match=r"another open transaction holds what is needed here \(.*\), a key for example"):
+            await sent.options(key="k").delay()
 
     await stranger.execute("ROLLBACK")
 

@@ -68,6 +68,11 @@ def in_our_words(error: Exception, place: str, schema: str = "", role: str | Non
         return NoRoom(f"PostgreSQL at {place} has no room: {error}")
     if state in _OF_A_POOLER:
         return BrokerRefused(f"PostgreSQL at {place} is behind a pooler that takes no prepared statements: add pooled=1 to the broker URL")
+    if isinstance(error, asyncpg.LockNotAvailableError):
+        return BrokerUnavailable(
+            f"PostgreSQL at {place}: another open transaction holds what is needed here ({error}), a key for example: "
+            "find it in pg_stat_activity (state 'idle in transaction'), and end it"
+        )
     if may_pass(error):
         return BrokerUnavailable(f"PostgreSQL at {place} cannot do it now: {error}")
     if isinstance(error, asyncpg.InsufficientPrivilegeError) and schema:

@@ -168,7 +168,7 @@ def _make_tables(connection: sqlite3.Connection, place: Place, sql: Statements, 
         if not _are_there(connection, place, sql):  # another process may have been first
             for statement in sql["schema"].split(";"):
                 connection.execute(statement)
-            connection.executemany(sql["add_meta"], [("version", VERSION), ("pulse", steady)])
+            connection.executemany(sql["add_meta"], [("version", VERSION), ("pulse", steady), ("names", 0)])
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:

@@ -41,6 +41,13 @@ def add_all(shelf: Shelf, envelopes: Iterable[Envelope]) -> list[Added | Refused
     return answers
 
 
+def _last_seq(shelf: Shelf) -> int:
+    """Of the job that came last. From here on, what is remembered of job names is true."""
+    [(last_seq, drops)] = shelf.connection.execute(shelf.sql["last_seq"])
+    shelf.job_names.forget_if_dropped(drops)
+    return int(last_seq)
+
+
 def _is_plain(envelope: Envelope) -> bool:
     return envelope.key is None and envelope.awaits <= 0
 
@@ -49,7 +56,7 @@ def _is_plain(envelope: Envelope) -> bool:
 
 
 def _add_plain(shelf: Shelf, envelopes: list[Envelope]) -> list[Added | Refused]:
-    [(last_seq,)] = shelf.connection.execute(shelf.sql["last_seq"])
+    last_seq = _last_seq(shelf)
     rows = [_plain_row(shelf, envelope) for envelope in envelopes]
     added = shelf.insert_rows("add_plain_jobs", rows)
     if added == len(rows):
@@ -110,6 +117,7 @@ def _add_one(shelf: Shelf, envelope: Envelope) -> Added | Refused:
         return Refused(envelope.id, standing.id, "key")
     if waiting is not None:
         shelf.end(waiting, Event.REPLACE, Status.CANCELLED, words.replaced_by(envelope.id))
+    _last_seq(shelf)
     shelf.add(_job_of(shelf, envelope), behind=running)
     return Added(envelope.id, None if waiting is None else waiting.id)
 

@@ -8,8 +8,8 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ...
 ON CONFLICT (id) DO NOTHING;
 
 -- name: last_seq
--- Parameters: none. Reply: the seq of the job that came last, 0 without one.
-SELECT coalesce(max(seq), 0) FROM "~jobs";
+-- Parameters: none. Reply: the seq of the job that came last, 0 without one; how often job names were dropped.
+SELECT coalesce(max(seq), 0), (SELECT value FROM "~meta" WHERE name = 'names') FROM "~jobs";
 
 -- name: ids_after
 -- Parameters: seq. Reply: the ids of the jobs that came after it.

@@ -28,6 +28,7 @@ class Names:
         self._add = add
         self._numbers: dict[str, int] = {}
         self._names: dict[int, str] = {}
+        self._drops = 0
 
     def number(self, name: str) -> int:
         """The number of a name, given now if it has none."""
@@ -65,6 +66,12 @@ class Names:
     def forget(self) -> None:
         self._numbers.clear()
         self._names.clear()
+
+    def forget_if_dropped(self, drops: int) -> None:
+        """Forget all if names were dropped since: `drops` counts how often that has happened in the store."""
+        if drops != self._drops:
+            self.forget()
+            self._drops = drops
 
     def _decode(self, stored: Any) -> str:
         return self._check(text(stored))

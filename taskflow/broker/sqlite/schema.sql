@@ -6,7 +6,7 @@
 -- name: schema
 -- Makes the tables. Parameters: none. Refuses (an error) when one of them is there.
 CREATE TABLE "~meta" (
-  name TEXT NOT NULL PRIMARY KEY, -- version, pulse
+  name TEXT NOT NULL PRIMARY KEY, -- version, pulse, names
   value INTEGER NOT NULL
 ) WITHOUT ROWID;
 
@@ -28,8 +28,10 @@ CREATE TABLE "~queues" (
 -- A claim of every queue looks only at those that have something: a thousand empty ones cost nothing.
 CREATE INDEX "~queues_ready" ON "~queues" (name) WHERE ready > 0 AND is_paused = 0;
 
+-- A name that no job has any more is dropped. Its number is given to no other, so that whoever remembers it is not led astray; but before it
+-- is used for a new job, `names` in the meta table must be as it was: it counts how often names were dropped.
 CREATE TABLE "~job_names" (
-  number INTEGER PRIMARY KEY,
+  number INTEGER PRIMARY KEY AUTOINCREMENT,
   name TEXT NOT NULL UNIQUE
 );
 

@@ -31,3 +31,15 @@ SELECT
   json_group_array(seq) FILTER (WHERE claim IS NOT NULL AND NOT EXISTS (SELECT 1 FROM "~sessions" AS s WHERE s.id = substr(claim, 1, 16))),
   json_group_array(DISTINCT iif(typeof(name) = 'integer', name, 0))
 FROM (SELECT * FROM "~jobs" WHERE seq > ? ORDER BY seq LIMIT ?);
+
+-- name: job_name_numbers
+-- Parameters: none. Reply: the number of every job name.
+SELECT number FROM "~job_names";
+
+-- name: drop_job_names
+-- Parameters: numbers as a JSON array. Reply: none.
+DELETE FROM "~job_names" WHERE number IN (SELECT value FROM json_each(?));
+
+-- name: count_drop_of_names
+-- Parameters: none. Reply: none.
+UPDATE "~meta" SET value = value + 1 WHERE name = 'names';
