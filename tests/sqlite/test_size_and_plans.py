@@ -157,7 +157,7 @@ async def steps_of_claims(path: Path) -> int:
         connection.execute("SELECT 1 FROM taskflow_jobs LIMIT 1").fetchall()
         connection.set_progress_handler(count, 1)
         connection.execute(SQL["ready_queues"], (100, 1)).fetchall()
-        connection.execute(SQL["ready_jobs"], (65_536, 1, 0, 100)).fetchall()
+        connection.execute(SQL["ready_jobs"], (65_536, 65_536, 65_536, 1, 0, 100)).fetchall()
         connection.execute(SQL["next_due"]).fetchall()
         connection.set_progress_handler(None, 1)
     return steps

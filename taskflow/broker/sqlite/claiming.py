@@ -127,6 +127,12 @@ class _Ready(msgspec.Struct, array_like=True):
         return self.payload_bytes >= 0
 
     @property
+    def bytes_to_fetch(self) -> int:
+        """Of its payload, when it is read by itself: one that is too long is not fetched."""
+        size = self.payload_bytes if self.is_told_of else -1 - self.payload_bytes
+        return size if size <= MOST_BYTES else 0
+
+    @property
     def place(self) -> tuple[int, int, int]:
         return (-self.priority, self.created_at if self.due_at is None else self.due_at, self.seq)
 
@@ -171,7 +177,7 @@ def _all_ready(shelf: Shelf, queues: Sequence[_Queue], limit: int, longest: int)
     """Of queues that have no more than so many."""
     if len(queues) < 2:
         return [ready for queue in queues for ready in _first_ready(shelf, queue, limit, longest)]
-    replies = shelf.fetch_rows("all_ready_jobs", [(queue.number,) for queue in queues], longest, shelf.now)
+    replies = shelf.fetch_rows("all_ready_jobs", [(queue.number,) for queue in queues], longest, longest, longest, shelf.now)
     by_queue: dict[int, list[_Ready]] = {queue.number: [] for queue in queues}
     for ready in chain.from_iterable(_unpacked(*reply) for reply in replies):
         by_queue[ready.queue].append(ready)
@@ -182,21 +188,24 @@ def _first_ready(shelf: Shelf, queue: _Queue, limit: int, longest: int) -> list[
     """None of a queue that is paused."""
     if limit < 1:
         return []
-    [reply] = shelf.connection.execute(shelf.sql["ready_jobs"], (longest, queue.number, shelf.now, limit))
+    [reply] = shelf.connection.execute(shelf.sql["ready_jobs"], (longest, longest, longest, queue.number, shelf.now, limit))
     return _in_order(_unpacked(*reply))
 
 
 def _unpacked(packed: str, ids: bytes | None, payloads: bytes | None) -> list[_Ready]:
     found = _FOUND.decode(packed)
-    start, payloads = 0, payloads or b""
-    for ready, job_id in zip(filter(_is_told_of, found), slices(ids, 16), strict=True):
-        end = start + ready.payload_bytes
-        ready.id, ready.payload = job_id, payloads[start:end]
-        start = end
+    each_id, start, payloads = iter(slices(ids, 16)), 0, payloads or b""
+    for ready in found:
+        if ready.is_told_of:
+            end = start + ready.payload_bytes
+            ready.id, ready.payload = next(each_id), payloads[start:end]
+            start = end
+        else:  # epoch and failures say what of it has come along
+            if ready.epoch:
+                next(each_id)
+            if ready.failures:
+                start += -1 - ready.payload_bytes
     return found
-
-
-_is_told_of: Final = attrgetter("is_told_of")
 
 
 def _in_order(found: list[_Ready]) -> list[_Ready]:
@@ -223,7 +232,7 @@ def _lease_all(shelf: Shelf, session: bytes, worker: str | bytes, request: int, 
         if ready.is_told_of and (given := _lease_told(shelf, ready, claim)) is not None:
             leased.append(given)
             continue
-        size += abs(ready.payload_bytes)
+        size += ready.bytes_to_fetch
         if size > MOST_BYTES and leased:
             shelf.ring_queue(ready.queue)
             break

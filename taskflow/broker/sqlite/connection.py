@@ -20,7 +20,7 @@ VERSION: Final = 1
 
 _STATEMENT_CACHE: Final = 256
 _CACHE_KIB: Final = 16_384
-_TABLES: Final = frozenset({"meta", "queues", "job_names", "totals", "sessions", "jobs"})
+_TABLES: Final = frozenset({"meta", "queues", "job_names", "totals", "sessions", "jobs", "oversized"})
 
 
 def open_file(place: Place, sql: Statements, steady: int) -> sqlite3.Connection:

@@ -7,7 +7,7 @@ seq, id, status, queue, name, priority, created_at, due_at, expires_at,
 iif(length(key) > 1048576, -length(key), key),
 iif(length(extras) > 1048576, -length(extras), extras),
 awaits,
-iif(length(joins) > 1048576, -length(joins), joins),
+iif(length(joins) > 67108864, -length(joins), joins),
 behind, epoch, failures, crashes, snoozes, hand_backs, claim, claimed_at, claimed_steady, started_at,
 iif(length(worker) > 1048576, -length(worker), worker),
 iif(length(progress) > 1048576, -length(progress), progress),
@@ -50,13 +50,27 @@ UPDATE "~jobs" SET
   waiting_for = ?, is_poison = ?, ended_at = ?, fade_at = ?, errors = ?, result = coalesce(?, result), payload = iif(? IS 4, NULL, payload)
 WHERE seq = ?;
 
+-- name: keep_oversized
+-- Parameters: name of a column, twice; seq of a job. Reply: none.
+INSERT INTO "~oversized" (seq, name, value)
+SELECT
+  seq, ?,
+  CASE ?
+    WHEN 'key' THEN key WHEN 'extras' THEN extras WHEN 'joins' THEN joins WHEN 'worker' THEN worker WHEN 'progress' THEN progress
+    WHEN 'cancel_requested' THEN cancel_requested WHEN 'reason' THEN reason WHEN 'waiting_for' THEN waiting_for
+    WHEN 'spoilt' THEN spoilt WHEN 'errors' THEN errors WHEN 'result' THEN result ELSE payload
+  END
+FROM "~jobs" WHERE seq = ?
+ON CONFLICT DO NOTHING;
+
 -- name: mend_job
--- Parameters: every column but those of `row.LEFT_ALONE`, in the table's order; seq. Reply: none.
+-- Parameters: every column but those of `row.LEFT_ALONE`, in the table's order; seq. Reply: none. What is oversized of the others is dropped.
 UPDATE "~jobs" SET
   id = ?, status = ?, queue = ?, name = ?, priority = ?, created_at = ?, due_at = ?, expires_at = ?, key = ?, awaits = ?, joins = ?,
   behind = ?, epoch = ?, failures = ?, crashes = ?, snoozes = ?, hand_backs = ?, claim = ?, claimed_at = ?, claimed_steady = ?,
   started_at = ?, worker = ?, progress = ?, settled = ?, parked_at = ?, cancel_requested = ?, reason = ?, waiting_for = ?, is_poison = ?,
-  ended_at = ?, fade_at = ?, spoilt = ?, errors = ?
+  ended_at = ?, fade_at = ?, spoilt = ?, errors = ?, extras = iif(length(extras) > 1048576, NULL, extras),
+  result = iif(length(result) > 67108864, NULL, result), payload = iif(length(payload) > 67108864, NULL, payload)
 WHERE seq = ?;
 
 -- name: waiting_holder

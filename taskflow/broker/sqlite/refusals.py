@@ -15,8 +15,8 @@ from taskflow.model.errors import BrokerRefused, BrokerUnavailable, StoreFull, T
 LARGEST_VALUE: Final = 1_000_000_000
 """Bytes that SQLite holds in one value or row, as it is commonly built (https://sqlite.org/limits.html)."""
 
-LARGEST_PAYLOAD: Final = 900_000_000
-"""What the runs of a job leave in its row, errors for example, needs room as well."""
+LARGEST_PAYLOAD: Final = 64 << 20
+"""Bytes of a payload, or of a result. A longer value in a row is taken for damage, and is not fetched."""
 
 
 def check_payloads(envelopes: Iterable[Envelope]) -> None:
@@ -27,6 +27,13 @@ def check_payloads(envelopes: Iterable[Envelope]) -> None:
                 f"job {envelope.job} was not sent: it has a payload of {len(envelope.payload):,} bytes, "
                 f"and SQLite takes at most {LARGEST_PAYLOAD:,}; send a reference to the data"
             )
+
+
+def check_result(result: bytes) -> bytes:
+    """The result itself; TooLarge if it is longer than what is read back."""
+    if len(result) > LARGEST_PAYLOAD:
+        raise TooLarge(f"a result of {len(result):,} bytes: SQLite takes at most {LARGEST_PAYLOAD:,}; keep a reference to the data")
+    return result
 
 
 def is_full(error: BaseException) -> bool:

@@ -106,6 +106,14 @@ CREATE TABLE "~jobs" (
   CHECK (status IS NOT 0 OR awaits > 0)
 );
 
+-- Values that were too long for their row, moved here when it was mended: every change of a row writes all of it.
+CREATE TABLE "~oversized" (
+  seq INTEGER NOT NULL,
+  name TEXT NOT NULL,
+  value,
+  PRIMARY KEY (seq, name)
+);
+
 -- Each is partial: a job stands in the indexes of its status and in no other. seq comes last in each by itself.
 CREATE INDEX "~jobs_ready" ON "~jobs" (queue, priority DESC, due_at) WHERE status = 2;
 CREATE INDEX "~jobs_due" ON "~jobs" (due_at, queue) WHERE status = 1;

@@ -30,6 +30,7 @@ def scrub(shelf: Shelf) -> bool:
     place.names.update(json.loads(names))
     if number < SCRUBBED_AT_ONCE:
         _drop_names(shelf, place.names)
+        shelf.connection.execute(shelf.sql["drop_oversized"])
         shelf.scrubbed = Scrubbed()
         return True
     place.seq = last

@@ -43,3 +43,8 @@ DELETE FROM "~job_names" WHERE number IN (SELECT value FROM json_each(?));
 -- name: count_drop_of_names
 -- Parameters: none. Reply: none.
 UPDATE "~meta" SET value = value + 1 WHERE name = 'names';
+
+-- name: drop_oversized
+-- Parameters: none. Reply: none; what jobs had that are kept no longer.
+DELETE FROM "~oversized"
+WHERE NOT EXISTS (SELECT 1 FROM "~jobs" AS j WHERE j.seq = "~oversized".seq AND j.status IS NOT NULL);

@@ -79,78 +79,69 @@ FROM (
   LIMIT ? OFFSET (SELECT ? % max(1, queues) FROM ready)
 );
 
--- name: how
--- How a ready job can be told of: 1 if it is as plain as most, 2 if it is not, 0 if it must be read by itself, since a value may be unsound
--- or its payload is longer than the parameter. (A job that was never leased has no failures, crashes, snoozes or hand-backs, and was not
--- parked.)
-CASE
-  WHEN
-    typeof(id) != 'blob' OR length(id) != 16 OR typeof(payload) != 'blob' OR length(payload) > ? OR typeof(name) != 'integer'
-    OR typeof(created_at) != 'integer' OR spoilt IS NOT NULL OR ended_at IS NOT NULL
-  THEN 0
-  WHEN
-    epoch = 0 AND due_at = created_at AND priority = 0 AND key IS NULL AND extras IS NULL AND joins IS NULL AND expires_at IS NULL
-  THEN 1
-  WHEN
-    typeof(due_at) = 'integer' AND typeof(priority) = 'integer' AND priority BETWEEN -100 AND 100
-    AND typeof(epoch) = 'integer' AND typeof(failures) = 'integer' AND typeof(crashes) = 'integer' AND typeof(snoozes) = 'integer'
-    AND typeof(hand_backs) = 'integer' AND min(epoch, failures, crashes, snoozes, hand_backs) >= 0
-    AND max(epoch, failures, crashes, snoozes, hand_backs) < 9007199254740992
-    AND typeof(parked_at) IN ('integer', 'null') AND typeof(expires_at) IN ('integer', 'null')
-    AND coalesce(length(key) <= 64, 1) AND coalesce(length(extras) <= 65536, 1)
-  THEN 2
-  ELSE 0
-END AS how
-
 -- name: told_of_ready
--- What is told of ready jobs: as JSON, in order of arrival in the answer, queue, seq, name, created_at, the payload's length, and of those
--- that are not as plain as most due_at, priority, epoch, failures, crashes, snoozes, hand_backs, parked_at, key and extras in
--- hexadecimal, whether others await it, expires_at; of one that must be read by itself only where it stands, and as a number below zero how
--- long its payload is; then the ids and payloads of the others, one after the other.
+-- What is told of ready jobs. Parameters: the longest payload that comes along, three times.
+--
+-- As JSON, in order of arrival in the answer, queue, seq, name, created_at, the payload's length, and of those that are not as plain as most
+-- due_at, priority, epoch, failures, crashes, snoozes, hand_backs, parked_at, key and extras in hexadecimal, whether others await it,
+-- expires_at. (A job that was never leased has no failures, crashes, snoozes or hand-backs, and was not parked.) Of one that must be read by
+-- itself, since a value may be unsound or its payload is long: queue, seq, two zeros, the payload's length as a number below zero, where it
+-- stands, and whether its id and its payload come along nevertheless.
+--
+-- Then the ids, and the payloads, one after the other.
 json_group_array(
-  CASE how
-    WHEN 1 THEN json_array(queue, seq, name, created_at, length(payload))
-    WHEN 2
+  CASE
+    WHEN
+      typeof(id) != 'blob' OR length(id) != 16 OR typeof(payload) != 'blob' OR length(payload) > ? OR typeof(name) != 'integer'
+      OR typeof(created_at) != 'integer' OR typeof(due_at) != 'integer' OR spoilt IS NOT NULL OR ended_at IS NOT NULL
+    THEN
+      json_array(
+        queue, seq, 0, 0, -1 - CASE typeof(payload) WHEN 'blob' THEN length(payload) ELSE 0 END, CAST(due_at AS INTEGER),
+        CAST(priority AS INTEGER), typeof(id) = 'blob' AND length(id) = 16, typeof(payload) = 'blob' AND length(payload) <= ?
+      )
+    WHEN
+      epoch = 0 AND due_at = created_at AND priority = 0 AND key IS NULL AND extras IS NULL AND joins IS NULL AND expires_at IS NULL
+    THEN json_array(queue, seq, name, created_at, length(payload))
+    WHEN
+      typeof(priority) = 'integer' AND priority BETWEEN -100 AND 100
+      AND typeof(epoch) = 'integer' AND typeof(failures) = 'integer' AND typeof(crashes) = 'integer' AND typeof(snoozes) = 'integer'
+      AND typeof(hand_backs) = 'integer' AND min(epoch, failures, crashes, snoozes, hand_backs) >= 0
+      AND max(epoch, failures, crashes, snoozes, hand_backs) < 9007199254740992
+      AND typeof(parked_at) IN ('integer', 'null') AND typeof(expires_at) IN ('integer', 'null')
+      AND coalesce(length(key) <= 64, 1) AND coalesce(length(extras) <= 65536, 1)
     THEN
       json_array(
         queue, seq, name, created_at, length(payload), due_at, priority, epoch, failures, crashes, snoozes, hand_backs, parked_at,
         hex(key), hex(extras), joins IS NOT NULL, expires_at
       )
-    ELSE
-      json_array(
-        queue, seq, 0, 0, -1 - CASE typeof(payload) WHEN 'blob' THEN length(payload) ELSE 0 END, CAST(due_at AS INTEGER),
-        CAST(priority AS INTEGER)
-      )
+    ELSE json_array(queue, seq, 0, 0, -1 - length(payload), due_at, CAST(priority AS INTEGER), 1, 1)
   END
 ),
-CAST(group_concat(CASE WHEN how > 0 THEN id END, '') AS BLOB),
-CAST(group_concat(CASE WHEN how > 0 THEN payload END, '') AS BLOB)
+CAST(group_concat(CASE WHEN typeof(id) = 'blob' AND length(id) = 16 THEN id END, '') AS BLOB),
+CAST(group_concat(CASE WHEN typeof(payload) = 'blob' AND length(payload) <= ? THEN payload END, '') AS BLOB)
 
 -- name: ready_jobs
--- Parameters: the longest payload that comes along; queue, now, limit. Reply: one row of the first ready jobs that have not expired, nothing
--- in it when the queue is paused.
+-- Parameters: the longest payload that comes along, three times; queue, now, limit. Reply: one row of the first ready jobs that have not
+-- expired, nothing in it when the queue is paused. (They are chosen first, so that no long value is read on the way.)
 SELECT @told_of_ready
 FROM (
-  SELECT *, @how FROM "~jobs"
+  SELECT seq AS chosen FROM "~jobs"
   WHERE
     status = 2 AND queue = (SELECT number FROM "~queues" WHERE number = ? AND is_paused = 0)
     AND (expires_at IS NULL OR expires_at > ?)
   ORDER BY priority DESC, due_at, seq
   LIMIT ?
-);
+) CROSS JOIN "~jobs" ON seq = chosen;
 
 -- name: all_ready_jobs
--- Parameters: rows of a queue's number; the longest payload that comes along; now. Reply: one row of all ready jobs of these queues, as
--- `ready_jobs` has it.
+-- Parameters: rows of a queue's number; the longest payload that comes along, three times; now. Reply: one row of all ready jobs of these
+-- queues, as `ready_jobs` has it.
 WITH wanted (number) AS (VALUES (?) ...)
 SELECT @told_of_ready
-FROM (
-  SELECT "~jobs".*, @how
-  FROM wanted CROSS JOIN "~jobs"
-  WHERE
-    status = 2 AND queue = (SELECT number FROM "~queues" WHERE number = wanted.number AND is_paused = 0)
-    AND (expires_at IS NULL OR expires_at > ?)
-);
+FROM wanted CROSS JOIN "~jobs"
+WHERE
+  status = 2 AND queue = (SELECT number FROM "~queues" WHERE number = wanted.number AND is_paused = 0)
+  AND (expires_at IS NULL OR expires_at > ?);
 
 -- name: lease_jobs
 -- Parameters: rows of seq and claim; claimed_at, claimed_steady, worker. Reply: none. Refuses a claim that exists.

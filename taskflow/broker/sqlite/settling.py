@@ -11,6 +11,7 @@ import msgspec
 from taskflow.broker import topics, words
 from taskflow.broker.sqlite.enqueue import add_all
 from taskflow.broker.sqlite.given import Misremembered
+from taskflow.broker.sqlite.refusals import check_payloads, check_result
 from taskflow.broker.sqlite.row import Job, pack_claim, pack_fence, pack_progress, storable, text_of, unpack_claim
 from taskflow.broker.sqlite.shelf import Shelf
 from taskflow.model.clock import to_microseconds
@@ -75,7 +76,7 @@ def _count_successes(shelf: Shelf, ids: Sequence[bytes], by_queue: Counter[int])
 
 def _success(now: int, settlement: Settlement, verdict: Succeeded, fence: bytes) -> tuple[object, ...]:
     """What is written of it: settled, started_at, result, fade_at."""
-    return (fence, now - to_microseconds(settlement.ran_for), verdict.result, now + to_microseconds(settlement.keep_for))
+    return (fence, now - to_microseconds(settlement.ran_for), check_result(verdict.result), now + to_microseconds(settlement.keep_for))
 
 
 def _settle_plain_runs(shelf: Shelf, settlements: Sequence[Settlement], claims: list[bytes]) -> list[bool]:
@@ -114,7 +115,6 @@ class _State(msgspec.Struct, array_like=True):
     hand_backs: int
     parked_at: int | None
     errors: str
-    cancel_requested: str | None
 
     def to_job(self, settlement: Settlement, claim: bytes) -> Job:
         """With all that the end of its run may look at; the rest is not read, and not saved."""
@@ -135,7 +135,6 @@ class _State(msgspec.Struct, array_like=True):
             hand_backs=self.hand_backs,
             parked_at=self.parked_at,
             errors=bytes.fromhex(self.errors) or None,
-            cancel_requested=self.cancel_requested,
         )
 
 
@@ -153,6 +152,7 @@ def _settle_one(shelf: Shelf, settlement: Settlement) -> Settled:
     if job.status is not Status.RUNNING or job.claim != claim or job.epoch != settlement.epoch:
         return Settled.OK if job.settled == pack_fence(settlement.epoch, claim) else Settled.STALE
     _end_run(shelf, job, settlement, claim)
+    check_payloads(settlement.follow_ups)
     add_all(shelf, settlement.follow_ups)
     return Settled.OK
 
@@ -170,7 +170,7 @@ def _apply(shelf: Shelf, job: Job, settlement: Settlement) -> None:
         _progressed(job)
     match verdict:
         case Succeeded(result):
-            job.result, job.payload = result, None
+            job.result, job.payload = check_result(result), None
             shelf.end(job, Event.SUCCEED, Status.SUCCEEDED, keep=settlement.keep_for)
         case Failed(error):
             _fail_once(shelf, job, error)

@@ -20,22 +20,21 @@ FROM run
 WHERE "~jobs".claim = run.claim;
 
 -- name: states_of_plain_runs
--- Parameters: rows of number, claim, id, epoch. Reply: as JSON, of those of these runs that are plain: number, seq, queue, due_at,
--- failures, crashes, snoozes, hand_backs, parked_at, errors in hexadecimal, cancel_requested.
+-- Parameters: rows of number, claim, id, epoch. Reply: as JSON, of those of these runs that are plain and not asked to stop: number, seq, queue, due_at,
+-- failures, crashes, snoozes, hand_backs, parked_at, errors in hexadecimal.
 WITH run (number, claim, id, epoch) AS (VALUES (?, ?, ?, ?) ...)
 SELECT
   json_group_array(
     json_array(
-      run.number, seq, queue, due_at, failures, crashes, snoozes, hand_backs, parked_at, hex(errors), cancel_requested
+      run.number, seq, queue, due_at, failures, crashes, snoozes, hand_backs, parked_at, hex(errors)
     )
   )
 FROM run JOIN "~jobs" AS j ON j.claim = run.claim
 WHERE
-  j.id = run.id AND j.epoch = run.epoch AND j.key IS NULL AND j.joins IS NULL
+  j.id = run.id AND j.epoch = run.epoch AND j.key IS NULL AND j.joins IS NULL AND j.cancel_requested IS NULL
   -- What is unsound is settled by itself.
   AND typeof(queue) = 'integer' AND typeof(due_at) = 'integer' AND typeof(failures) = 'integer' AND typeof(crashes) = 'integer'
   AND typeof(snoozes) = 'integer' AND typeof(hand_backs) = 'integer' AND typeof(parked_at) IN ('integer', 'null')
-  AND typeof(cancel_requested) IN ('text', 'null') AND coalesce(length(cancel_requested), 0) <= 4096
   AND coalesce(length(errors), 0) <= 1048576 AND typeof(errors) IN ('blob', 'null') AND spoilt IS NULL;
 
 -- name: save_runs

@@ -147,17 +147,19 @@ class Shelf:
         """A row as a job, mended if it is unsound. Raises Unsound if it cannot be mended here."""
         if is_sound(row) and self.queues.has(row[_QUEUE]):
             return Job(*row)
-        job, is_mended = look_closely(row, self.now, self._strange_queue(row[_QUEUE]))
+        job, is_mended, oversized = look_closely(row, self.now, self._strange_queue(row[_QUEUE]))
         if is_mended:
-            self._mend(job)
+            self._mend(job, oversized)
         return job
 
     def _strange_queue(self, number: Any) -> Unreadable | None:
         return None if type(number) is not int or self.queues.has(number) else Unreadable("queue", f"number {number} has no name", b"")
 
-    def _mend(self, job: Job) -> None:
+    def _mend(self, job: Job, oversized: Sequence[str]) -> None:
         if not self.may_write:
             raise Unsound
+        for column in oversized:
+            self.connection.execute(self.sql["keep_oversized"], (column, column, job.seq))
         if not self.queues.has(job.queue):
             job.queue = self.queues.number(DEFAULT_QUEUE)
         self.connection.execute(self.sql["mend_job"], mended_columns(job))

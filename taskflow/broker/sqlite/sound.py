@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any, Final, NamedTuple
 
+from taskflow.broker.sqlite.refusals import LARGEST_PAYLOAD
 from taskflow.broker.sqlite.row import COLUMNS, LEFT_ALONE, Job, pack_spoilt, unpack_spoilt
 from taskflow.model.clock import to_microseconds
 from taskflow.model.envelope import PRIORITIES
@@ -21,7 +22,7 @@ _SUCCEEDED: Final = CODES[Status.SUCCEEDED]
 _FAILED: Final = CODES[Status.FAILED]
 
 _SMALL: Final = 1 << 20
-_LARGE: Final = 64 << 20
+_LARGE: Final = LARGEST_PAYLOAD
 """Bytes of a value that are fetched, of a payload or result and of anything else: `job` in jobs.sql looks at the length first."""
 
 _KEPT: Final = 65_536
@@ -42,12 +43,17 @@ class _Column(NamedTuple):
             return None
         if self.kind is int:
             return whole(stored, self.least, self.most)
-        if type(stored) is int and stored < -_SMALL:
+        if _is_oversized(self, stored):
             raise ValueError(f"it has {-stored:,} bytes, more than are read")
         (text if self.kind is str else octets)(stored)
         if not self.least <= len(stored) <= self.most:
             raise ValueError(f"expected {self.least} to {self.most} bytes, got {len(stored):,}")
         return stored
+
+
+def _is_oversized(column: _Column, stored: Any) -> bool:
+    """In place of its bytes comes their number, below zero: see `job` in jobs.sql."""
+    return column.kind is not int and type(stored) is int and stored < -_SMALL
 
 
 _COUNT: Final = _Column(int, most=1 << 53, or_none=False)
@@ -70,7 +76,7 @@ _SCHEMA: Final = {
     "key": _BYTES,
     "extras": _BYTES,
     "awaits": _COUNT,
-    "joins": _BYTES,
+    "joins": _Column(bytes, most=_LARGE),
     "behind": _ID,
     "epoch": _COUNT,
     "failures": _COUNT,
@@ -142,6 +148,8 @@ class Closely(NamedTuple):
 
     job: Job
     is_mended: bool
+    oversized: tuple[str, ...] = ()
+    """Columns whose values are too long for the row."""
 
 
 def look_closely(row: tuple[Any, ...], now: int, also: Unreadable | None = None) -> Closely:
@@ -165,7 +173,7 @@ def look_closely(row: tuple[Any, ...], now: int, also: Unreadable | None = None)
     kept = {each.column: Unreadable(each.column, each.problem, _raw(raw[each.column]) or each.raw) for each in found}
     job.spoilt = pack_spoilt({**known, **kept}.values())
     _make_consistent(job, now, is_code_sound="code" not in kept)
-    return Closely(job, True)
+    return Closely(job, True, tuple(name for name in kept if _is_oversized(_SCHEMA[name], raw[name])))
 
 
 def _default(name: str, raw: dict[str, Any], now: int) -> Any:
