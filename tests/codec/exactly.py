@@ -61,7 +61,7 @@ def same(one: Any, other: Any) -> bool:
 
 def _parts(value: Any) -> Mapping[str, Any] | None:
     if isinstance(value, pydantic.BaseModel):
-        return value.__dict__
+        return {**value.__dict__, "fields set": value.model_fields_set, "private": value.__pydantic_private__}
     if isinstance(value, msgspec.Struct):
         return msgspec.structs.asdict(value)
     if attrs.has(type(value)):

@@ -21,6 +21,12 @@ FOLDER = Path(__file__).parent / "golden"
 PARIS = ZoneInfo("Europe/Paris")
 
 
+def drafted() -> k.Draft:
+    draft = k.Draft(title=None)
+    draft._seen = 3
+    return draft
+
+
 def every_parameter(a: int, /, b: str, *rest: int, c: bool, d: int = 0, **extra: float) -> None: ...
 
 
@@ -76,6 +82,9 @@ ARGUMENTS: dict[str, tuple[Any, Any]] = {
     "named_tuple": (k.Pin, k.Pin(1, "a")),
     "struct": (k.Wire, k.Wire(1, "b", [2])),
     "attrs": (k.Car, k.Car(4, "s", 3)),
+    "flag_beyond_64_bits": (k.Wide, k.Wide.LOW | k.Wide.HIGH),
+    "pydantic_unset": (k.Draft, k.Draft(title=None, words=[2])),
+    "pydantic_with_state": (k.Draft, drafted()),
     "pydantic": (k.User, k.User(id=1, userName="a", born=date(2024, 2, 29), tags={"x"})),
     "unannotated": (
         Any,

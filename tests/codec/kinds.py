@@ -26,6 +26,22 @@ Json = TypeAliasType("Json", "bool | int | float | str | list[Json] | dict[str, 
 Pair = TypeAliasType("Pair", "tuple[T, T]", type_params=(T,))
 
 
+class Wide(Flag):
+    LOW = 1
+    HIGH = 1 << 70
+
+
+class Draft(pydantic.BaseModel):
+    """Some fields have defaults, one a factory; it has private attributes."""
+
+    title: str | None = None
+    body: str = ""
+    tags: list[str] = []
+    words: list[int] = pydantic.Field(default_factory=lambda: [1])
+    _seen: int = pydantic.PrivateAttr(0)
+    _notes: dict[str, Any] = pydantic.PrivateAttr(default_factory=dict)
+
+
 class Color(Enum):
     RED = "red"
     BLUE = "blue"

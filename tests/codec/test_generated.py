@@ -161,3 +161,18 @@ def test_generated_instances_of_large_classes_come_back_the_same(kind: Any) -> N
         assert same(decoded, value)
 
     check()
+
+
+texts = st.lists(st.text(max_size=3), max_size=3)
+given_fields = st.fixed_dictionaries({}, optional={"title": st.none() | st.text(), "body": st.text(), "tags": texts, "words": st.just([2])})
+
+
+@quick
+@given(given_fields, st.integers(), st.dictionaries(st.text(max_size=3), values, max_size=2), texts)
+def test_a_model_comes_back_with_all_that_it_knows(fields: dict[str, Any], seen: int, notes: dict[str, Any], more_tags: list[str]) -> None:
+    draft = k.Draft(**fields)
+    draft._seen = seen
+    draft._notes.update(notes)
+    draft.tags.extend(more_tags)  # changed in place: no field is given by it
+    for annotation, value in ((k.Draft, draft), (list[k.Draft | k.Point], [draft, k.Point(1)])):
+        assert same(there_and_back(annotation, value), value)
