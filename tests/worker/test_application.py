@@ -81,7 +81,7 @@ async def stops_the_loop() -> None:
 
 
 def test_a_worker_whose_loop_is_stopped_winds_down_while_asyncio_cancels_all() -> None:
-    """It settles and leaves, and waits for nobody."""
+    """It hands back what ran, leaves, and waits for nobody."""
 
     async def application() -> None:
         async with Worker():
@@ -98,7 +98,7 @@ def test_a_worker_whose_loop_is_stopped_winds_down_while_asyncio_cancels_all() -
         with pytest.raises(RuntimeError, match="stopped before"):
             asyncio.run(application())
         assert time.monotonic() - began_at < WorkerOptions().last_words
-        assert asyncio.run(afterwards()) == (Status.SCHEDULED, 0)
+        assert asyncio.run(afterwards()) == (Status.READY, 0)
 
 
 class Odd(BaseException):
