@@ -192,8 +192,16 @@ class LoopStalled(Event, frozen=True):
     stack: str
 
 
+class Starved(Event, frozen=True):
+    """The worker got next to no processor time for `seconds`: its loop made no progress although no code held it up, or its threads waited
+    for a processor. No job is to blame. When it took longer than the `ttl`, the leases have lapsed."""
+
+    seconds: float
+    ttl: float
+
+
 class LoopMoves(Event, frozen=True):
-    """It goes on, after `LoopStalled` was told of it."""
+    """It goes on, after `LoopStalled` or `Starved` was told of it."""
 
     seconds: float
 

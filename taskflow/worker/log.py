@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from typing import Any, Final
 
@@ -33,6 +34,7 @@ from taskflow.worker.events import (
     SessionOpened,
     StalledForGood,
     Started,
+    Starved,
     StillRunning,
     Unwritable,
     VerdictsLost,
@@ -113,7 +115,7 @@ def _log_own(event: Event) -> None:
             log.critical("a job has closed file descriptors that were not its own: %s", why)
         case Printed(_, pid, stream, line):
             log.info("child process %d, between two jobs, %s: %s", pid, stream, one_line(line))
-        case LoopStalled() | LoopMoves() | InterpreterHeld() | StalledForGood():
+        case LoopStalled() | LoopMoves() | InterpreterHeld() | StalledForGood() | Starved():
             _log_standstill(event)
         case WindingDown(running, grace):
             log.info("winding down: %d running, for at most %g s", running, grace)
@@ -121,16 +123,23 @@ def _log_own(event: Event) -> None:
             log.debug("%r", event)
 
 
-def _log_standstill(event: LoopStalled | LoopMoves | InterpreterHeld | StalledForGood) -> None:
+def _log_standstill(event: LoopStalled | LoopMoves | InterpreterHeld | StalledForGood | Starved) -> None:
     match event:
         case LoopStalled(lease, seconds, stack):
             _say_where(logging.WARNING, lease, f"blocks the event loop for {seconds:.1f} s by now: nothing else goes on. {BLOCKING}", stack)
+        case Starved(seconds, ttl):
+            log.log(
+                logging.ERROR if _may_lapse(seconds, ttl) else logging.WARNING,
+                "the worker got no processor time for %.1f s: the machine is overloaded (load average %.1f), "
+                "or threads of this process take all of it%s",
+                seconds,
+                os.getloadavg()[0],
+                _lapsed(seconds, ttl),
+            )
         case LoopMoves(seconds):
             log.warning("the event loop goes on after %.1f s", seconds)
         case InterpreterHeld(lease, seconds, ttl, is_computed, stack):
-            # The last beat was up to one interval before, and the standstill began up to one look before.
-            is_late = seconds + LOOK > ttl - ttl / BEATS_PER_TTL
-            lapsed = f"; after the ttl of {ttl:g} s others may take its jobs, which counts as a crash" if is_late else ""
+            lapsed = _lapsed(seconds, ttl)
             if is_computed:
                 words = f"kept the interpreter lock for {seconds:.1f} s in C code: no other thread could run, no beat went out{lapsed}"
                 _say_where(logging.ERROR if lapsed else logging.WARNING, lease, f"{words}. {IN_PROCESS}", stack)
@@ -140,6 +149,15 @@ def _log_standstill(event: LoopStalled | LoopMoves | InterpreterHeld | StalledFo
         case StalledForGood(lease, seconds, stacks):
             words = f"has blocked the event loop for {seconds:.0f} s: this worker beats no more, and its jobs go to others"
             _say_where(logging.CRITICAL, lease, f"{words}. All threads:", stacks)
+
+
+def _lapsed(seconds: float, ttl: float) -> str:
+    return f"; after the ttl of {ttl:g} s others may take its jobs, which counts as a crash" if _may_lapse(seconds, ttl) else ""
+
+
+def _may_lapse(seconds: float, ttl: float) -> bool:
+    """The last beat was up to one interval before, and the standstill began up to one look before."""
+    return seconds + LOOK > ttl - ttl / BEATS_PER_TTL
 
 
 def _log_verdict(lease: Lease, verdict: Verdict, ran_for: float) -> None:

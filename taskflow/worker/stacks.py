@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import selectors
 import sys
 import threading
 import time
@@ -48,6 +49,11 @@ def shown(lines: list[Line]) -> str:
     return "".join(traceback.StackSummary.from_list(own or lines).format()).rstrip()
 
 
+def waits_for_work(lines: list[Line]) -> bool:
+    """Whether a loop's thread is in no code but the loop's own."""
+    return bool(lines) and (lines[-1][0].startswith(_LOOPS) or lines[-1][0] == selectors.__file__)
+
+
 def shown_all(threads: dict[str, list[Line]]) -> str:
     stacks = (f"{name}:\n{''.join(traceback.StackSummary.from_list(lines).format())}" for name, lines in threads.items())
     return "\n".join(stacks).rstrip()
@@ -88,6 +94,17 @@ def seconds_computed() -> dict[int, float]:
             with contextlib.suppress(OSError):
                 seconds[thread.ident] = time.clock_gettime((~thread.native_id << 3) | _OF_A_THREAD)
     return seconds
+
+
+def waited_for_processor() -> float:
+    """Seconds that the calling thread was ready to run and had no processor; 0.0 where the system does not tell.
+
+    A thread that waits for the interpreter lock sleeps, and is not counted.
+    """
+    try:
+        return int(Path("/proc/thread-self/schedstat").read_text(encoding="ascii").split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):
+        return 0.0
 
 
 def _frames(thread: int) -> Iterator[FrameType]:

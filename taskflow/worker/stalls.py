@@ -14,9 +14,20 @@ import msgspec
 from taskflow.app.context import JobContext
 from taskflow.model.envelope import Lease
 from taskflow.model.seams import StartThread
-from taskflow.worker.events import Event, Events, InterpreterHeld, LoopMoves, LoopStalled, StalledForGood
+from taskflow.worker.events import Event, Events, InterpreterHeld, LoopMoves, LoopStalled, StalledForGood, Starved
 from taskflow.worker.holdings import Holding
-from taskflow.worker.stacks import Line, lines_of, lines_of_all, run_in, run_in_loop, seconds_computed, shown, shown_all
+from taskflow.worker.stacks import (
+    Line,
+    lines_of,
+    lines_of_all,
+    run_in,
+    run_in_loop,
+    seconds_computed,
+    shown,
+    shown_all,
+    waited_for_processor,
+    waits_for_work,
+)
 
 LOOK: Final = 0.25
 FIRST_TOLD: Final = 1.0
@@ -93,6 +104,7 @@ class StallWatch:
         self._times_told = 0
         self._has_given_up = False
         self._computed = dict[int, float]()
+        self._waited = 0.0
         self.looked_at = time.monotonic()
         self.blocker: Lease | None = None
 
@@ -120,20 +132,25 @@ class StallWatch:
             now, computed = _clocks()
             passed, self.looked_at = now - self.looked_at, now
             before, self._computed = self._computed, computed
+            waited_before, self._waited = self._waited, waited_for_processor()
             if passed - LOOK >= FIRST_TOLD:
-                self._look_back(passed, before)
+                self._look_back(passed, before, self._waited - waited_before)
             self._look_at_loop(passed)
             self._look_at_keeper(passed)
 
-    def _look_back(self, passed: float, before: dict[int, float]) -> None:
-        """This look comes much too late: nothing could run, nor be told, until now."""
+    def _look_back(self, passed: float, before: dict[int, float], waited: float) -> None:
+        """This look comes much too late: nothing could run, nor be told, until now. `waited`: as long this thread had no processor."""
+        if waited >= passed / 2:
+            self._tell(lambda: Starved(passed - LOOK, self._bounds.ttl))
+            return
         spent = {thread: seconds - before.get(thread, 0.0) for thread, seconds in self._computed.items()}
         thread = max(spent, key=lambda one: spent[one], default=self._thread)
         # Others want the processor too. Of a process that was stopped a thread may have been busy since the look before, and no longer.
         is_computed = spent.get(thread, 0.0) >= min(passed / 5, 2 * LOOK)
-        if not is_computed:
-            thread = self._thread
-        lease, lines = self._run_since(thread, self.looked_at - passed)
+        if is_computed:
+            lease, lines = self._run_since(thread, self.looked_at - passed)
+        else:
+            lease, lines = self._lease_on_loop(), lines_of(self._thread)
         self._tell(lambda: InterpreterHeld(lease, passed - LOOK, self._bounds.ttl, is_computed, shown(lines)))
 
     def _run_since(self, thread: int, begun_at: float) -> tuple[Lease | None, list[Line]]:
@@ -156,15 +173,18 @@ class StallWatch:
         lasted = self._loops.seconds
         if lasted >= FIRST_TOLD * RARER**self._times_told:
             self._times_told += 1
-            lease, lines = self._run_since(self._thread, self.looked_at - lasted)
-            self.blocker = lease = lease or self._lease_in(self._thread)  # or one of many that have held it up together
-            self._tell(lambda: LoopStalled(lease, lasted, shown(lines)))
+            self.blocker = lease = self._lease_on_loop()
+            lines = lines_of(self._thread)
+            if lease is None and waits_for_work(lines):
+                self._tell(lambda: Starved(lasted, self._bounds.ttl))
+            else:
+                self._tell(lambda: LoopStalled(lease, lasted, shown(lines)))
         if 0 < self._bounds.stall_limit <= lasted and not self._has_given_up:
             self._give_up(lasted)
 
     def _give_up(self, lasted: float) -> None:
         self._has_given_up = True
-        lease, threads = self._lease_in(self._thread), lines_of_all()
+        lease, threads = self._lease_on_loop(), lines_of_all()
         self._eyes.on_limit(self._tell(lambda: StalledForGood(lease, lasted, shown_all(threads))))
 
     def _look_at_keeper(self, passed: float) -> None:
@@ -174,9 +194,10 @@ class StallWatch:
             self._beats.seconds = 0.0
             self._eyes.on_silent()
 
-    def _lease_in(self, thread: int) -> Lease | None:
-        holding = self._holding_in(thread)
-        return holding.lease if holding is not None else None
+    def _lease_on_loop(self) -> Lease | None:
+        """The job whose code the loop's thread is in now. A plain function, in a thread of its own, holds up no loop."""
+        holding = self._holding_in(self._thread)
+        return holding.lease if holding is not None and holding.in_thread is None else None
 
     def _holding_in(self, thread: int) -> Holding | None:
         run = run_in_loop(self._loop, thread) if thread == self._thread else run_in(thread)

@@ -23,12 +23,14 @@ from taskflow.worker import keeper, stalls
 from taskflow.worker.events import (
     BrokerTrouble,
     Event,
+    Events,
     InterpreterHeld,
     LoopMoves,
     LoopStalled,
     SessionEnded,
     SessionOpened,
     StalledForGood,
+    Starved,
 )
 from taskflow.worker.options import WorkerOptions
 from tests.worker.scene import FaultyBroker, Run, waits
@@ -131,6 +133,46 @@ async def test_what_is_no_jobs_code_is_shown_all_the_same(broker: Broker) -> Non
     [stalled] = heard.of(LoopStalled)
     assert stalled.lease is None
     assert "in block\n" in stalled.stack
+
+
+@job(name="tests.stalls.runs_in_a_thread")
+def runs_in_a_thread(seconds: float) -> None:
+    time.sleep(seconds)
+
+
+async def test_a_plain_function_is_not_accused_when_the_loop_gets_no_time(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop is in its own code, and makes no progress: on an overloaded machine it is the last to be asked."""
+
+    def no_tick(watch: stalls.StallWatch) -> None:
+        watch._timer = watch._loop.call_later(60.0, int)
+
+    monkeypatch.setattr(stalls.StallWatch, "_tick", no_tick)
+    heard = Heard()
+    long = await runs_in_a_thread.delay(3.0)
+    short = await runs_in_a_thread.delay(0.7)
+    async with Worker(options=options(heard)):
+        await heard.wait_for(Starved)
+        await short.result(PATIENCE)
+        await long.result(PATIENCE)
+    assert heard.of(LoopStalled) == []
+
+
+@pytest.mark.parametrize(("waited", "kind"), [(1.9, Starved), (0.1, InterpreterHeld)])
+async def test_a_process_that_waited_for_a_processor_is_starved_and_no_job_held_it(
+    monkeypatch: pytest.MonkeyPatch, waited: float, kind: type[Event]
+) -> None:
+    """As the system counts it: whoever waits for the interpreter lock sleeps, and does not wait for a processor."""
+    heard = Heard()
+    clocks = iter(list[tuple[float, dict[int, float]]]([(1.0, {}), (3.0, {})]))
+    waits_seen = iter([waited, waited])
+    monkeypatch.setattr(stalls, "_clocks", lambda: next(clocks, (3.25, {})))
+    monkeypatch.setattr(stalls, "waited_for_processor", lambda: next(waits_seen, waited))
+    eyes = stalls.Eyes(lambda run: None, lambda: None, lambda: 0, lambda: None, lambda is_told: None)
+    watch = stalls.StallWatch(Events(heard), start_thread, stalls.Bounds(stall_limit=0.0, ttl=20.0), eyes)
+    watch.start()
+    await heard.wait_for(kind)
+    watch.stop()
+    assert not heard.of(Starved if kind is InterpreterHeld else InterpreterHeld)
 
 
 async def test_a_stall_is_told_ever_more_rarely(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
