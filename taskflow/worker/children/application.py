@@ -40,10 +40,11 @@ class Application:
     def load(self, wanted: Import) -> None:
         """As far as it goes."""
         try:
-            if wanted.main is None:
-                importlib.import_module(wanted.module)
-            else:
-                _load_main(wanted.main)
+            with default_app().importing(wanted.module):
+                if wanted.main is None:
+                    importlib.import_module(wanted.module)
+                else:
+                    _load_main(wanted.main)
         except BaseException as error:  # SystemExit, or one of the module's own
             failure = failure_of(error, 1)
             why = f"{wanted.main or wanted.module} cannot be imported in a child process: {failure.type}: {failure.message}"
