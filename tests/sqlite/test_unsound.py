@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 from pathlib import Path
 
 import pytest
 
+from taskflow import Worker, job
+from taskflow.app.current import default_app
 from taskflow.broker.console import JobFilter
 from taskflow.broker.sqlite import SqliteBroker
 from taskflow.model.envelope import ClaimId
 from taskflow.model.record import Status
 from taskflow.model.verdict import Settled, Settlement, Succeeded
+from taskflow.worker.options import WorkerOptions
 from tests.sqlite.support import a_session, an_envelope, connected, envelopes, registered, run_script, succeeded, unmeasured
 
 
@@ -157,3 +162,21 @@ def test_a_value_of_80_mb_is_not_multiplied(path: Path, column: str) -> None:
     """It is set aside, its neighbours are done, and the process grows by no more than SQLite needs to move it."""
     said = run_script(HUGE, path, column, timeout=120, env=unmeasured(PYTHONPATH=str(Path(__file__).parents[2])))
     assert said.startswith(f"['{column}'] 4 True"), said
+
+
+@job(name="tests.unsound.work")
+async def work(n: int) -> int:
+    return n
+
+
+@pytest.mark.parametrize("value", [b"\xc1\xff", "text", -1, 1 << 50, 0.5, None])
+@pytest.mark.parametrize("column", ["id", "name", "ttl", "about", "registered_at", "boot_id", "beat_at", "is_spared", "dead_at", "request"])
+async def test_a_worker_goes_on_whose_session_was_spoilt(broker: SqliteBroker, path: Path, column: str, value: object) -> None:
+    """As the same session, or as a new one."""
+    with default_app().using(broker):
+        async with Worker(options=WorkerOptions(ttl=1.0, subscribers=())):
+            assert await (await work.delay(1)).result(timeout=5) == 1
+            with connected(path, timeout=5) as connection, contextlib.suppress(sqlite3.IntegrityError):  # NOT NULL
+                connection.execute("PRAGMA ignore_check_constraints=ON")
+                connection.execute(f"UPDATE taskflow_sessions SET {column} = ?", (value,))
+            assert [await (await work.delay(n)).result(timeout=10) for n in range(3)] == [0, 1, 2]
