@@ -5,7 +5,7 @@ A row is decoded at full speed first, and field by field only when that raised.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from taskflow.broker.postgres.soundness import MOST_BYTES, MOST_PAYLOAD_BYTES
@@ -26,13 +26,17 @@ Row = Any
 
 def leases_of(rows: Sequence[Row], session: bytes, request: int) -> list[Lease]:
     """See claiming.sql. In the order of their numbers."""
-    decode = _spoilt_lease if rows and isinstance(rows[0], BareRow) else _lease_of
-    leases = [decode(row, session, request) for row in rows]
+    try:
+        leases = [_sound_lease(row, session, request) for row in rows]
+    except Exception:  # whatever a decoder raises
+        leases = [_lease_of(row, session, request) for row in rows]
     leases.sort(key=_number)
     return leases
 
 
 def _lease_of(row: Row, session: bytes, request: int) -> Lease:
+    if isinstance(row, BareRow):
+        return _spoilt_lease(row, session, request)
     try:
         return _sound_lease(row, session, request)
     except Exception:  # whatever a decoder raises
@@ -274,7 +278,10 @@ def _about(stored: Any) -> tuple[tuple[str, ...], int]:
 
 
 class BareRow(dict[str, Any]):
-    """A row of which text came as bytes, by a statement of `bare`: a database in SQL_ASCII holds any."""
+    """A row of which text came as bytes, by a statement of `bare`: a database in SQL_ASCII holds any. It is never read as a sound one."""
+
+    def __iter__(self) -> Iterator[str]:
+        raise TypeError("it is read by the names of its columns")
 
     @classmethod
     def of(cls, row: Row) -> BareRow:
