@@ -178,10 +178,13 @@ def unpack_errors(errors: bytes | None) -> tuple[RunError, ...]:
         return ()
     unpacker = msgpack.Unpacker(unicode_errors="surrogatepass")
     unpacker.feed(octets(errors))
-    found = tuple(map(_read_error, unpacker))
-    if unpacker.tell() != len(errors):
-        raise ValueError(f"the last error ends {len(errors) - unpacker.tell()} bytes before its end")
-    return found
+    found, end = list[RunError](), 0
+    for stored in unpacker:
+        found.append(_read_error(stored))
+        end = unpacker.tell()  # after the loop it is beyond an error that is cut off
+    if end != len(errors):
+        raise ValueError(f"{len(errors) - end} bytes after the last whole error")
+    return tuple(found)
 
 
 def _read_error(stored: Any) -> RunError:

@@ -256,6 +256,12 @@ def test_a_history_that_grows_too_large_starts_again_with_the_newest() -> None:
     assert unpack_errors(packed)[-1].message == "9"
 
 
+@pytest.mark.parametrize("rest", [b"\x95", b"\x95\xa1A", b"\xd9", b"\x93\x01", b"\x07"])
+def test_an_error_that_is_cut_off_or_none_is_not_passed_over(rest: bytes) -> None:
+    with pytest.raises((ValueError, TypeError)):
+        unpack_errors(append_error(None, RunError("A", "m", "t", 1), at=5) + rest)
+
+
 # --- the table of moves -------------------------------------------------------------------------------------
 
 

@@ -67,7 +67,6 @@ OPAQUE: Final = {
     "keep_result 1e300": ("extras", msgpack.packb({"k": 1e300})),
     "keep_result a text": ("extras", msgpack.packb({"k": "long"})),
     "an error list": ("errors", b"\x93\x01"),
-    "a worker's name": ("worker", NO_UTF8),
     "a reason": ("reason", NO_UTF8),
     "its name's number": ("name", 77),
 }
@@ -83,11 +82,11 @@ async def test_a_job_with_an_unreadable_field_is_leased_and_can_be_settled(
     leases = await world.claim(await world.a_session())
 
     assert ids_of(leases) == ids_of([spoilt, sound])
-    assert [columns_of(lease) for lease in leases] in ([[column], []], [[], []])  # a worker's name is written anew by the claim
+    assert [columns_of(lease) for lease in leases] == [[column], []]
     assert await fail_all(world, leases) == [Settled.OK] * 2
     record = await only_record(world, spoilt)
     assert record.status is Status.FAILED
-    assert column in (*columns_of(record), "worker", "reason", "errors")  # those are written by the settlement
+    assert column in (*columns_of(record), "reason")  # which the settlement has written
 
 
 DECIDED: Final = {
@@ -344,6 +343,17 @@ async def test_a_spoilt_field_of_a_session_costs_it_nothing(world: World, client
         assert (await world.upkeep()).reaped == 1
         [taken] = await world.claim(other)
         assert taken.crashes == 1
+
+
+async def test_a_session_whose_name_is_no_utf8_spoils_none_of_its_jobs(world: World, client: redis.Redis) -> None:
+    session = await world.a_session()
+    client.hset(key(world, "s:", session.id), "name", NO_UTF8)
+    plain, keyed = await world.add(), await world.add(key="k")
+    leases = await world.claim(session)
+    assert [lease.unreadable for lease in leases] == [(), ()]
+    records = [await world.record(envelope) for envelope in (plain, keyed)]
+    assert [(record.worker, record.unreadable) for record in records] == [("\\xff\\xc1", ())] * 2
+    assert [worker.session.name for worker in await world.broker.console.workers()] == ["\\xff\\xc1"]
 
 
 async def test_a_session_whose_hash_is_gone_lives_on(world: World, client: redis.Redis) -> None:

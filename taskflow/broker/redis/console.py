@@ -10,7 +10,7 @@ from taskflow.broker.console import Finding, JobFilter, Metrics, QueueRecord, Re
 from taskflow.broker.redis import packing
 from taskflow.broker.redis.bodies import Bodies
 from taskflow.broker.redis.fields import ID_BYTES
-from taskflow.broker.redis.jobs import UNKNOWN, records_of
+from taskflow.broker.redis.jobs import UNKNOWN, records_of, shown
 from taskflow.model.clock import instant_of, to_microseconds, to_seconds
 from taskflow.model.record import BY_CODE, CODES, ENDED, Record, Status
 from taskflow.model.session import Session, SessionRecord
@@ -108,10 +108,10 @@ class RedisConsole:
 
     async def metrics(self) -> Metrics:
         stored, texts = packing.unpack(await self._call("metrics", packing.pack([])))
-        names = {texts[i]: _shown(texts[i + 1])[2:] for i in range(0, len(texts), 2)}
+        names = {texts[i]: shown(texts[i + 1])[2:] for i in range(0, len(texts), 2)}
         totals: dict[str, dict[str, int]] = {}
         for i in range(0, len(stored), 2):
-            queue, _, event = _shown(stored[i]).partition(":")
+            queue, _, event = shown(stored[i]).partition(":")
             if (name := names.get(int(queue))) is not None:
                 totals.setdefault(name, {})[event] = int(stored[i + 1])
         return Metrics(totals=totals)
@@ -207,7 +207,7 @@ def _filter(chosen: JobFilter) -> list[object]:
 def _queue_record(row: list[Any], wall: int) -> QueueRecord:
     name, is_paused, counts, ready_since, next_due = row
     return QueueRecord(
-        name=_shown(name),
+        name=shown(name),
         is_paused=is_paused,
         counts={BY_CODE[code]: int(number) for code, number in enumerate(counts)},
         oldest_ready_for=to_seconds(wall - ready_since) if ready_since is not False else None,
@@ -222,7 +222,7 @@ def _session_record(row: list[Any]) -> SessionRecord:
     queues, concurrency = reader.read("about", about, _about, _NOTHING)
     session = Session(
         id=session_id,
-        name=reader.read("name", name, text, UNKNOWN),
+        name=reader.read("name", name, shown, UNKNOWN),
         ttl=to_seconds(ttl),
         queues=queues,
         concurrency=concurrency,
@@ -243,8 +243,3 @@ _NOTHING: Final[tuple[tuple[str, ...], int]] = ((), 0)
 def _about(stored: Any) -> tuple[tuple[str, ...], int]:
     queues, concurrency = packing.unpack(octets(stored))
     return tuple(map(text, queues)), whole(concurrency)
-
-
-def _shown(stored: bytes) -> str:
-    """The name of a queue, which may be spoilt."""
-    return stored.decode(errors="backslashreplace")

@@ -75,7 +75,6 @@ class _Decoded(NamedTuple):
     job: str
     queue: str
     extras: dict[str, Any]
-    worker: str | None
     progress: Progress | None
     reason: str | None
     waiting_for: str | None
@@ -87,7 +86,6 @@ def _decoded(job: Job, names: Mapping[int, str]) -> _Decoded:
         names[job["name"]],
         names[job["queue"]],
         unpack_extras(job["extras"]),
-        maybe(job["worker"], text),
         unpack_progress(job["progress"]),
         maybe(job["reason"], text),
         maybe(job["waiting_for"], text),
@@ -111,7 +109,6 @@ def _decoded_apart(job: Job, names: Mapping[int, str]) -> tuple[_Decoded, tuple[
         reader.read("name", job["name"], named, UNKNOWN),
         reader.read("queue", job["queue"], named, UNKNOWN),
         reader.read("extras", job["extras"], unpack_extras, {}),
-        reader.read("worker", job["worker"], _maybe_text, None),
         reader.read("progress", job["progress"], unpack_progress, None),
         reader.read("reason", job["reason"], _maybe_text, None),
         reader.read("waiting_for", job["waiting_for"], _maybe_text, None),
@@ -126,6 +123,14 @@ UNKNOWN: Final = "?"
 
 def _maybe_text(stored: bytes | None) -> str | None:
     return maybe(stored, text)
+
+
+def shown(stored: bytes) -> str:
+    """The name of a worker or a queue for people. A worker's stands in all its jobs: none of them is unreadable for its sake."""
+    try:
+        return text(stored)
+    except UnicodeDecodeError:
+        return stored.decode(errors="backslashreplace")
 
 
 def column_of(number: int) -> str:
@@ -198,7 +203,7 @@ def _record(job_id: bytes, fields: list[Any], names: Mapping[int, str]) -> Recor
         snoozes=job["snoozes"],
         hand_backs=job["hand_backs"],
         epoch=job["epoch"],
-        worker=decoded.worker,
+        worker=maybe(job["worker"], shown),
         progress=decoded.progress,
         result=job["result"],
         payload=job["payload"],

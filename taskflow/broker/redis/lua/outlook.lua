@@ -39,12 +39,11 @@ local function miss_counts()
   end
 end
 
-local function each_count(see)
-  local stored = call('HGETALL', P .. 'counts')
+local function each_count(stored, see)
   for i = 1, #stored, 2 do
     local queue, status = string.match(stored[i], '^(%d+):(%d+)$')
     local number = tonumber(stored[i + 1])
-    if queue and number > 0 then
+    if queue and number and number > 0 then
       see(queue, tonumber(status), number)
     end
   end
@@ -55,7 +54,7 @@ local function find_lost_queues()
   if call('EXISTS', P .. 'ready') == 1 then
     return
   end
-  each_count(function(queue, status, number)
+  each_count(call('HGETALL', P .. 'counts'), function(queue, status, number)
     if status == S.READY then
       index_ready(queue, number, number)
     end
@@ -71,17 +70,22 @@ local function length_of_ready(queue)
   return length
 end
 
+-- Fields of a hash that one call looks at: a few milliseconds.
+local IN_TURN = 500
+
+-- The next fields and values of a hash, and whether these were the last.
+local function next_of(hash)
+  local page = call('HSCAN', P .. hash, call('HGET', P .. 'meta', 'next_of_' .. hash) or 0, 'COUNT', IN_TURN)
+  call('HSET', P .. 'meta', 'next_of_' .. hash, page[1])
+  return page[2], page[1] == '0'
+end
+
 -- An index that holds fewer jobs than are counted has lost some: nobody would come upon these.
-local function check_indexes()
+local function check_scheduled_and_running()
   local scheduled, running, leases = 0, 0, 0
-  each_count(function(queue, status, number)
-    if status == S.READY and length_of_ready(queue) < number then
-      complain('ready jobs stand nowhere')
-    elseif status == S.SCHEDULED then
-      scheduled = scheduled + number
-    elseif status == S.RUNNING then
-      running = running + number
-    end
+  each_count(call('HGETALL', P .. 'counts'), function(_, status, number)
+    scheduled = scheduled + (status == S.SCHEDULED and number or 0)
+    running = running + (status == S.RUNNING and number or 0)
   end)
   for _, set in ipairs({ 'alive', 'dead' }) do
     for _, session in ipairs(call('ZRANGE', P .. set, 0, -1)) do
@@ -93,22 +97,34 @@ local function check_indexes()
   end
 end
 
-local function check_names()
-  local names, texts, numbers = call('HGETALL', P .. 'names'), call('HGETALL', P .. 'texts'), {}
-  for i = 1, #texts, 2 do
-    numbers[texts[i + 1]] = texts[i]
+local function check_indexes()
+  local counts, is_last = next_of('counts')
+  each_count(counts, function(queue, status, number)
+    if status == S.READY and length_of_ready(queue) < number then
+      complain('ready jobs stand nowhere')
+    end
+  end)
+  if is_last then
+    check_scheduled_and_running()
   end
-  for i = 1, #names, 2 do
-    if numbers[names[i]] ~= names[i + 1] or not is_text(names[i]) then
+end
+
+local function check_names()
+  local names, numbers = next_of('names'), {}
+  for i = 2, #names, 2 do
+    numbers[#numbers + 1] = names[i]
+  end
+  for i, text in ipairs(get_all('texts', numbers)) do
+    if text ~= names[2 * i - 1] or not is_text(text) then
       complain('a name has another number than its text')
     end
   end
-  if #names ~= #texts then
+  if call('HLEN', P .. 'names') ~= call('HLEN', P .. 'texts') then
     complain('a number has no text')
   end
 end
 
--- Who looks need not all do so: it takes a look at the counts of every queue there has ever been.
+-- Who looks need not all do so.
 local function find_what_is_lost_in_turn()
   local since = steady - (tonumber(call('HGET', P .. 'meta', 'sought_at')) or 0)
   if since < 0 or since > 5000000 then
