@@ -42,6 +42,18 @@ async def cancel_everything() -> None:
         if task is not asyncio.current_task():
             task.cancel()
 
+@job(max_attempts=1)
+async def cancel_everything_at_the_end() -> None:
+    print("begun", flush=True)
+    while True:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            for task in asyncio.all_tasks():
+                if task is not asyncio.current_task():
+                    task.cancel()
+            raise
+
 @job
 async def add() -> None: ...
 """
@@ -87,3 +99,14 @@ def test_a_worker_goes_on_after_a_job_that_cancels_every_task_of_its_loop(tasks:
     worker = tasks.worker()
     worker.wait_for("it goes on")
     goes_on(tasks, worker)
+
+
+def test_a_job_that_cancels_every_task_while_the_worker_winds_down_keeps_it_from_nothing(tasks: Shell) -> None:
+    """What ran is handed back at once, and the worker leaves."""
+    tasks.send("cancel_everything_at_the_end.bind()", "neighbour.bind()")
+    worker = tasks.worker("--grace", "0.5")
+    worker.wait_for("begun", times=2)
+    worker.signal(signal.SIGTERM)
+    ended_clearly(worker, [124])
+    assert tasks.counts() == {"ready": 2}
+    assert json.loads(tasks.run("-m", "taskflow", "status", "--json"))["workers"] == []
