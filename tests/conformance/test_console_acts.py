@@ -70,6 +70,16 @@ async def test_console_purge__others_hear_of_it(world: World) -> None:
     assert await world.status(held) is Status.READY
 
 
+async def test_console_purge__a_held_job_with_those_that_it_awaits(world: World) -> None:
+    """They go in the order of their arrival: a job that was held before its members came is not released by their purge."""
+    held = await world.add(awaits=2)
+    for _ in range(2):
+        await world.add(joins=(held.id,))
+
+    assert await world.broker.console.purge(JobFilter()) == 3
+    assert (await world.broker.console.metrics()).totals["default"] == {"enqueue": 3, "cancel": 3, "drop": 3}
+
+
 # --- console_pause --------------------------------------------------------------------------------------------------------
 
 

@@ -84,7 +84,10 @@ BEGIN
         ORDER BY seq LIMIT most
     ) AS chosen;
     PERFORM @.lock_jobs(ids);
-    FOREACH each IN ARRAY ARRAY(SELECT id FROM @.jobs WHERE id = ANY (ids) AND status < S.RUNNING AND (key IS NOT NULL OR joins IS NOT NULL)) LOOP
+    FOREACH each IN ARRAY ARRAY( -- those of which another may hear, or that may hear of another
+        SELECT id FROM @.jobs
+        WHERE id = ANY (ids) AND status < S.RUNNING AND (key IS NOT NULL OR joins IS NOT NULL OR status = S.HELD) ORDER BY seq
+    ) LOOP
         SELECT * INTO j FROM @.jobs WHERE id = each AND status < S.RUNNING;
         IF FOUND THEN
             PERFORM @.finish(j, E.CANCEL, S.CANCELLED, @.utf8(W.PURGED), now_at);
