@@ -266,7 +266,7 @@ def _is_job(one: Spoilt) -> bool:
 async def _a_spoiler(world: World) -> AsyncIterator[Spoiler]:
     spoiler = world.home.spoiler()
     if spoiler is None:
-        pytest.skip(f"{world.home.name}: it has no spoiler")
+        pytest.skip(f"{world.home.name}: its jobs are objects that nobody else can write")
     try:
         yield spoiler
     finally:

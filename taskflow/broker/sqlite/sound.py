@@ -170,10 +170,16 @@ def look_closely(row: tuple[Any, ...], now: int, also: Unreadable | None = None)
         if not reader.unreadable:
             _remember_kinds(row)
         return Closely(job, False)
-    kept = {each.column: Unreadable(each.column, each.problem, _raw(raw[each.column]) or each.raw) for each in found}
+    kept = {
+        each.column: Unreadable(_NAMES.get(each.column, each.column), each.problem, _raw(raw[each.column]) or each.raw) for each in found
+    }
     job.spoilt = pack_spoilt({**known, **kept}.values())
     _make_consistent(job, now, is_code_sound="code" not in kept)
     return Closely(job, True, tuple(name for name in kept if _is_oversized(_SCHEMA[name], raw[name])))
+
+
+_NAMES: Final = {"code": "status"}
+"""Columns that are called otherwise in the file."""
 
 
 def _default(name: str, raw: dict[str, Any], now: int) -> Any:
