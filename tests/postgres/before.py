@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import asyncpg
+
 from taskflow.broker.postgres import PostgresBroker, packing
+from taskflow.broker.postgres.server import ANSWER_WITHIN
 from taskflow.broker.protocol import Added, Refused
 from taskflow.model.clock import to_seconds
 from taskflow.model.envelope import ClaimId, Envelope, Lease, unpack_extras
@@ -18,6 +21,9 @@ class BrokerOfBefore(PostgresBroker):
     def __init__(self, like: PostgresBroker) -> None:
         super().__init__(like.server)
         self._is_prepared = True
+
+    async def call(self, name: str, *arguments: Any, columns: str = "*", within: float = ANSWER_WITHIN) -> list[asyncpg.Record]:
+        return await super().call(name, *arguments, columns=columns.replace("left(spoilt, 4096), ", ""), within=within)
 
     async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
         row = await self.call_one("enqueue", self.wall(), None, *packing.envelope_columns(envelopes))
@@ -32,7 +38,8 @@ class BrokerOfBefore(PostgresBroker):
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
         if not settlements:
             return []
-        row = await self.call_one("settle", self.wall(), *packing.settlement_columns(settlements))
+        *columns, _ = packing.settlement_columns(settlements)  # without progress, which came later
+        row = await self.call_one("settle", self.wall(), *columns)
         return [Settled.OK if is_ok else Settled.STALE for is_ok in row["answers"]]
 
 
