@@ -208,7 +208,7 @@ def test_a_worker_that_dies_again_and_again_is_given_time(tasks: Shell) -> None:
     ("module", "arguments", "message"),
     [
         ("import nowhere_to_be_found", [], "taskflow: tasks cannot be imported: ModuleNotFoundError"),
-        ("def f(:", [], "SyntaxError: invalid syntax"),
+        ("def f(:", [], "taskflow: tasks cannot be imported: SyntaxError: invalid syntax"),
         ("", [], "taskflow: tasks declares no job"),
         (TASKS, ["--broker", "mysql://there"], "taskflow: .*mysql"),
         (TASKS, ["--queues", "a=b"], "taskflow: --queues: queue 'a' has the weight 'b'"),
