@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import resource
+import sys
 import threading
 from collections.abc import Callable
 
@@ -12,8 +15,10 @@ from taskflow import Backoff, ConfigurationError
 from taskflow.model.envelope import ClaimId, Envelope, Lease, OnConflict
 from taskflow.model.seams import start_thread
 from taskflow.model.verdict import Cancelled, Discarded, Failed, HandedBack, Parked, Retried, RunError, Snoozed, Succeeded
+from taskflow.worker.children.death import ChildFailed
 from taskflow.worker.children.options import ChildOptions, cores
 from taskflow.worker.children.output import LONGEST_LINE, Output
+from taskflow.worker.children.process import Child, Nursery
 from taskflow.worker.children.wire import Ended, Garbled, Hello, Import, Message, Ready, Refused, Reported, Run, Unpacker, pack
 from taskflow.worker.events import Printed
 
@@ -191,3 +196,65 @@ def test_there_are_as_many_as_cores_unless_told_otherwise() -> None:
 def test_options_that_make_no_sense_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigurationError, match=next(iter(wrong))):
         ChildOptions(**wrong)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+# --- a start that fails ---------------------------------------------------------------------------------------------------
+
+
+HELLO = Hello(modules=(), arguments=(), settings={"max_payload": 1 << 20}, is_reachable=False, has_lifespan=False, log_level=0)
+
+
+def descriptors() -> set[str]:
+    return set(os.listdir("/proc/self/fd"))
+
+
+async def left_behind(before: set[str]) -> set[str]:
+    """Descriptors that are open still when threads have had time to close theirs; and no process, not even a dead one."""
+    for _ in range(100):
+        if descriptors() <= before:
+            break
+        await asyncio.sleep(0.02)
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)  # noqa: ASYNC222  # it waits for nobody
+    return descriptors() - before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="descriptors are counted in /proc")
+async def test_a_child_that_finds_no_descriptors_leaves_none_and_no_process() -> None:
+    """At whatever step of its start they run out."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    fillers = [os.open(os.devnull, os.O_RDONLY)]  # no number is free below the limit but those that there is room for
+    while fillers[-1] + 1 < max(map(int, descriptors())):  # of which the last is the listing's own
+        fillers.append(os.open(os.devnull, os.O_RDONLY))
+    before, failures = descriptors(), list[str]()
+    for room in range(16):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (fillers[-1] + 1 + room, limits[1]))
+        try:
+            child = await Child.start(Nursery(HELLO, ChildOptions(), lambda _: None, start_thread))
+        except ChildFailed as failure:
+            failures.append(str(failure))
+        else:
+            child.kill()
+            await child.ended
+            del child
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert await left_behind(before) == set(), f"with room for {room}"
+    for filler in fillers:
+        os.close(filler)
+    assert any("Too many open files" in failure for failure in failures)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="descriptors are counted in /proc")
+@pytest.mark.parametrize("thread", ["taskflow-output", "taskflow-child"])
+async def test_a_child_that_finds_no_thread_leaves_no_descriptor_and_no_process(monkeypatch: pytest.MonkeyPatch, thread: str) -> None:
+    def refuse(target: Callable[[], None], name: str) -> threading.Thread:
+        if name == thread:
+            raise RuntimeError("can't start new thread")
+        return start_thread(target, name)
+
+    monkeypatch.delattr(os, "pidfd_open", raising=False)
+    before = descriptors()
+    with pytest.raises(ChildFailed, match="a child process cannot be started: can't start new thread"):
+        await Child.start(Nursery(HELLO, ChildOptions(), lambda _: None, refuse))
+    assert await left_behind(before) == set()

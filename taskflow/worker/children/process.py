@@ -72,7 +72,10 @@ class Child(asyncio.Protocol):
     @classmethod
     async def start(cls, nursery: Nursery) -> Self:
         """One that has imported the worker's modules, as far as it could. Raises ChildFailed; cancelled, it leaves none."""
-        ours, theirs = socket.socketpair()
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError as error:
+            raise _cannot_start(error) from error
         with ours, theirs:
             process, output = _spawn(theirs.fileno(), nursery)
             child = cls(process, output, nursery)
@@ -81,9 +84,11 @@ class Child(asyncio.Protocol):
                 await child._loop.create_unix_connection(lambda: child, sock=ours.dup())
                 theirs.close()
                 child._memory_at_first = await child._get_ready(nursery.hello)
-            except BaseException:
+            except BaseException as error:
                 child.kill()
                 await asyncio.wait([child.ended], timeout=_UNTIL_DEAD)
+                if isinstance(error, OSError):
+                    raise _cannot_start(error) from error
                 raise
         return child
 
@@ -214,7 +219,7 @@ class Child(asyncio.Protocol):
         try:
             descriptor = os.pidfd_open(self.pid)
         except (AttributeError, OSError):  # not Linux, or not allowed
-            self._nursery.start_thread(self._wait_in_a_thread, "taskflow-child")
+            self._wait_for_it()
             return
         self._loop.add_reader(descriptor, self._note_end_of, descriptor)
 
@@ -228,6 +233,14 @@ class Child(asyncio.Protocol):
     def _kill_group(self) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
+
+    def _wait_for_it(self) -> None:
+        try:
+            self._nursery.start_thread(self._wait_in_a_thread, "taskflow-child")
+        except RuntimeError as error:  # nobody could see its end: it must not begin
+            self.kill()
+            self._note_end(self._process.wait())
+            raise _cannot_start(error) from error
 
     def _wait_in_a_thread(self) -> None:
         code = self._process.wait()
@@ -253,17 +266,29 @@ class _HungUp(Exception):
 
 def _spawn(theirs: int, nursery: Nursery) -> tuple[Process, Output]:
     command = [sys.executable, *_flags(), "-c", _BOOT, str(WIRE), *map(os.path.abspath, sys.path)]
-    (read_out, write_out), (read_err, write_err) = os.pipe(), os.pipe()
-    try:
-        process = spawn(command, wire=theirs, stdout=write_out, stderr=write_err)
-    except OSError as error:
-        os.close(read_out)
-        os.close(read_err)
-        raise ChildFailed(f"a child process cannot be started: {error}") from error
-    finally:
-        os.close(write_out)
-        os.close(write_err)
-    return process, Output(process.pid, read_out, read_err, nursery.tell, nursery.start_thread)
+    with contextlib.ExitStack() as undo, contextlib.ExitStack() as writing:
+        try:
+            read_out, write_out = _pipe(undo, writing)
+            read_err, write_err = _pipe(undo, writing)
+            process = spawn(command, wire=theirs, stdout=write_out, stderr=write_err)
+            undo.callback(process.wait)
+            undo.callback(process.kill)
+            output = Output(process.pid, read_out, read_err, nursery.tell, nursery.start_thread)
+        except (OSError, RuntimeError) as error:  # no descriptor, no process or no thread is left
+            raise _cannot_start(error) from error
+        undo.pop_all()
+    return process, output
+
+
+def _pipe(reading: contextlib.ExitStack, writing: contextlib.ExitStack) -> tuple[int, int]:
+    read, write = os.pipe()
+    reading.callback(os.close, read)
+    writing.callback(os.close, write)
+    return read, write
+
+
+def _cannot_start(error: Exception) -> ChildFailed:
+    return ChildFailed(f"a child process cannot be started: {error}")
 
 
 def _flags() -> list[str]:
