@@ -168,6 +168,18 @@ async def test_console_workers(world: World) -> None:
     ]
 
 
+@pytest.mark.parametrize("name", ["host\udcff:1", "host\0:1", "host\N{SKULL}:1"])
+async def test_console_workers__of_any_name(world: World, name: str) -> None:
+    """A machine's name may be no UTF-8: its worker works. A store that cannot hold the name as it is writes the odd part out."""
+    session = await world.a_session(name)
+    lease = await world.running(session)
+
+    [record] = [record for record in await world.broker.console.workers() if record.session.id == session.id]
+
+    assert (record.session.name[:4], record.session.name[-2:]) == ("host", ":1")
+    assert (await world.record(lease)).worker == record.session.name
+
+
 async def test_console_workers__the_dying(world: World) -> None:
     """A dead session is shown, as dying, as long as there are leases of it to be released."""
     session = await world.a_session("host:1")

@@ -94,7 +94,7 @@ class PostgresBroker:
 
     async def register(self, session: Session) -> None:
         about = packing.pack([session.queues, session.concurrency])
-        arguments = (session.id, session.name, to_microseconds(session.ttl), about)
+        arguments = (session.id, packing.text_for(session.name), to_microseconds(session.ttl), about)
         if not (await self.call_one("register", *self.times(), *arguments))["register"]:
             raise SessionLost(words.session_reaped(session.name))
 

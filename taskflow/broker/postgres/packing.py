@@ -228,3 +228,8 @@ def _pack_error(error: RunError) -> bytes:
 
 def _utf8(text: str) -> bytes:
     return text.encode(errors="surrogatepass")
+
+
+def text_for(name: str) -> str:
+    """Return the name with what PostgreSQL's text cannot hold (a lone surrogate, a NUL) written out. A machine's name may be any bytes."""
+    return name.encode(errors="backslashreplace").decode().replace("\0", "\\x00")
