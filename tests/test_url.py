@@ -129,7 +129,7 @@ def test_a_driver_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch
     """With the extra that brings it."""
     monkeypatch.setattr("taskflow.broker.url.find_spec", lambda name: None)
 
-    with pytest.raises(DriverMissing, match=r"pip install 'taskflow-jobs\[postgres\]'"):
+    with pytest.raises(DriverMissing, match=r"pip install asyncpg"):
         connect("postgresql://host/db")
 
 

@@ -24,6 +24,6 @@ def advice() -> str | None:
         return None
     return (
         f"OpenStack's distribution taskflow {theirs} is installed beside taskflow-jobs, and both are imported as taskflow: each overwrites "
-        "the other's files. Remove it, and put ours right: pip uninstall taskflow; pip install --force-reinstall --no-deps taskflow-jobs. "
+        "the other's files. Remove it (pip uninstall taskflow), then install taskflow-jobs again with --force-reinstall --no-deps. "
         "If you need both, give each a virtual environment of its own"
     )

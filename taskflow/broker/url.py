@@ -121,7 +121,7 @@ def _open_redis(parts: SplitResult, options: dict[str, str], seams: Seams | None
 
 def _open_postgres(parts: SplitResult, options: dict[str, str], seams: Seams | None, rules: Rules | None) -> Broker:
     if find_spec("asyncpg") is None:
-        raise DriverMissing("postgresql:// brokers need asyncpg: pip install 'taskflow-jobs[postgres]'")
+        raise DriverMissing("postgresql:// brokers need asyncpg: pip install asyncpg")
     from taskflow.broker.postgres import PostgresBroker
     from taskflow.broker.postgres.address import server_of
 

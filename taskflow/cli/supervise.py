@@ -61,7 +61,7 @@ def _a_watch() -> Watch:
     try:
         watchfiles = importlib.import_module("watchfiles")
     except ImportError as error:
-        raise DriverMissing("--reload needs watchfiles: pip install 'taskflow-jobs[reload]'") from error
+        raise DriverMissing("--reload needs watchfiles: pip install watchfiles") from error
 
     def watch(note_change: Callable[[], None]) -> None:
         def look() -> None:

@@ -11,7 +11,7 @@ import taskflow
 from tests.cli.inprocess import Cli
 from tests.cli.processes import Shell
 
-UNINSTALL = "pip uninstall taskflow; pip install --force-reinstall --no-deps taskflow-jobs"
+UNINSTALL = "(pip uninstall taskflow), then install taskflow-jobs again with --force-reinstall --no-deps"
 
 
 def install_theirs(site: Path) -> None:

@@ -556,7 +556,7 @@ def test_without_watchfiles_it_says_how_to_install_it(tasks: Shell) -> None:
     tasks.write("watchfiles.py", "raise ImportError('not in this test')")
     supervised = tasks.taskflow("worker", "tasks", "--reload")
     ended_clearly(supervised, [2])
-    assert supervised.said == "taskflow: --reload needs watchfiles: pip install 'taskflow-jobs[reload]'\n"
+    assert supervised.said == "taskflow: --reload needs watchfiles: pip install watchfiles\n"
 
 
 def test_to_reload_what_drains_makes_no_sense(tasks: Shell) -> None:
