@@ -183,6 +183,25 @@ def reports(ctx: JobContext, note: str) -> None:
         time.sleep(0.01)
 
 
+@job(runs_in="process", max_attempts=1)
+def reports_wrongly(ctx: JobContext, how: str) -> str:
+    """As `ctx.progress` refuses to, or past its checks."""
+    past_checks = ctx._on_progress
+    assert past_checks is not None
+    match how:
+        case "a note of another type":
+            ctx.progress(0.5, Path("x"))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        case "a note of another type, past the checks":
+            past_checks(Progress(0.5, b"x"))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        case "no fraction":
+            ctx.progress(3)
+        case "no fraction, past the checks":
+            past_checks(Progress(3.0, "x"))
+        case "too long, past the checks":
+            past_checks(Progress(0.5, "x" * 5_000_000))
+    return "done"
+
+
 @job(runs_in="process")
 def reports_and_ends(ctx: JobContext) -> Progress | None:
     ctx.progress(0.1)

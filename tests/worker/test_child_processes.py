@@ -44,7 +44,7 @@ from taskflow.worker.children.death import ChildDied
 from taskflow.worker.children.options import ChildOptions
 from taskflow.worker.children.process import Child, Nursery
 from taskflow.worker.children.wire import Hello
-from taskflow.worker.events import Event, Printed
+from taskflow.worker.events import BrokerTrouble, Event, Printed, SessionEnded
 from taskflow.worker.log import log_event
 from taskflow.worker.options import WorkerOptions
 from tests.cli.processes import Shell
@@ -437,6 +437,29 @@ async def test_progress_is_seen_while_it_runs_and_the_last_of_it_after(worker: W
             await asyncio.sleep(0.01)
     (tmp_path / "note").touch()
     await handle.result(PATIENCE)
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ("a note of another type", "must be text"),
+        ("a note of another type, past the checks", "a message that cannot be read"),
+        ("no fraction", "between 0 and 1"),
+        ("no fraction, past the checks", None),
+        ("too long, past the checks", "a message of 5,"),
+    ],
+)
+async def test_a_wrong_report_harms_its_own_run_at_most(lines: Lines, how: str, says: str | None) -> None:
+    events = list[Event]()
+    async with a_worker(lines, events.append, at_once=1):
+        wrong, neighbour = await jobs.reports_wrongly.delay(how), await jobs.pid.delay()
+        if says is None:  # the report is dropped
+            assert await wrong.result(PATIENCE) == "done"
+        else:
+            failed = await failure(wrong)
+            assert says in failed.message + failed.traceback
+        assert isinstance(await neighbour.result(PATIENCE), int)
+    assert not [event for event in events if isinstance(event, SessionEnded | BrokerTrouble)]
 
 
 # --- where it is found --------------------------------------------------------------------------------------------------
