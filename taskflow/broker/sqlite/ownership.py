@@ -7,7 +7,7 @@ import os
 import stat
 from typing import Final
 
-from taskflow.broker.sqlite.place import BALLAST, INDEX, LOG, SIDE, WAKE, Place
+from taskflow.broker.sqlite.place import BALLAST, INDEX, JOURNAL, LOG, SIDE, WAKE, Place
 from taskflow.model.errors import BrokerError, BrokerRefused
 
 PRIVATE: Final = 0o600
@@ -56,7 +56,7 @@ def open_folder_beside(place: Place, ending: str) -> int:
 
 def check_beside(place: Place) -> None:
     """Raise BrokerRefused if something beside the store is not what a broker or SQLite makes there."""
-    for ending in (LOG, INDEX, SIDE, BALLAST, WAKE):
+    for ending in (LOG, INDEX, JOURNAL, SIDE, BALLAST, WAKE):
         path = place.beside(ending)
         try:
             found = os.lstat(path)

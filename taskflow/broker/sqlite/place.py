@@ -14,6 +14,9 @@ LOG: Final = "-wal"
 INDEX: Final = "-shm"
 """What SQLite keeps beside a file while it is in use: the log, and its index, on which all wait for the lock to write."""
 
+JOURNAL: Final = "-journal"
+"""Beside a file that has no log yet. SQLite writes a journal that it finds back into the file."""
+
 SIDE: Final = "-checkpoint"
 BALLAST: Final = "-ballast"
 WAKE: Final = "-wake"
