@@ -102,7 +102,8 @@ def waited_for_processor() -> float:
     A thread that waits for the interpreter lock sleeps, and is not counted.
     """
     try:
-        return int(Path("/proc/thread-self/schedstat").read_text(encoding="ascii").split()[1]) / 1e9
+        with open("/proc/thread-self/schedstat", "rb") as told:  # as bytes: decoding could import what an upgrade has just removed
+            return int(told.read().split()[1]) / 1e9
     except (OSError, ValueError, IndexError):
         return 0.0
 
