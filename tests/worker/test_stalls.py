@@ -336,11 +336,11 @@ async def test_a_worker_winds_down_when_jobs_have_taken_all_of_the_loops_own_thr
 
 
 def compute_in_c() -> None:
-    """A regular expression that backtracks, for more than a second and a half in one call."""
+    """A regular expression that backtracks, for more than a second and a half of the processor's time in one call."""
     for length in range(18, 60):
-        began_at = time.monotonic()
+        began_at = time.thread_time()
         re.match(r"(a+)+$", "a" * length + "b")
-        if time.monotonic() - began_at > stalls.FIRST_TOLD + 2 * stalls.LOOK:
+        if time.thread_time() - began_at > stalls.FIRST_TOLD + 2 * stalls.LOOK:
             return
 
 
@@ -368,9 +368,9 @@ async def test_c_code_that_keeps_the_interpreter_is_named_afterwards(broker: Bro
     handle = await culprit.delay()
     async with Worker(options=options(heard)):
         await handle.result(PATIENCE)
-        await heard.wait_for(InterpreterHeld)
-    [held, *_] = heard.of(InterpreterHeld)
-    assert held.is_computed
+        while not (computed := [held for held in heard.of(InterpreterHeld) if held.is_computed]):  # a busy machine holds it up too
+            await heard.wait_for(InterpreterHeld, len(heard.of(InterpreterHeld)) + 1)
+    [held, *_] = computed
     assert held.seconds >= stalls.FIRST_TOLD
     assert held.lease is not None
     assert held.lease.envelope.job == culprit.name
