@@ -39,15 +39,17 @@ class _Column(NamedTuple):
 
     def decode(self, stored: Any) -> Any:
         """Return the stored value itself; raises ValueError or TypeError if it is unsound."""
-        if stored is None and self.or_none:
-            return None
+        if stored is None:
+            if self.or_none:
+                return None
+            raise ValueError("expected a value, got none")
         if self.kind is int:
             return whole(stored, self.least, self.most)
         if _is_oversized(self, stored):
             raise ValueError(f"it has {-stored:,} bytes, more than are read")
-        (text if self.kind is str else octets)(stored)
-        if not self.least <= len(stored) <= self.most:
-            raise ValueError(f"expected {self.least} to {self.most} bytes, got {len(stored):,}")
+        length = len(text(stored) if self.kind is str else octets(stored))
+        if not self.least <= length <= self.most:
+            raise ValueError(f"expected {self.least} to {self.most} bytes, got {length:,}")
         return stored
 
 
