@@ -11,6 +11,7 @@ import pytest
 
 from taskflow import (
     Backoff,
+    Cancel,
     Discard,
     EncodeError,
     JobCancelled,
@@ -109,6 +110,27 @@ async def test_a_cancelled_job_tells_why(bench: Bench) -> None:
     with pytest.raises(JobCancelled, match=f"{handle.id}.*cancelled") as caught:
         await handle.result()
     assert caught.value.reason == "cancelled"
+
+
+HOSTILE = "\x1b[2J\rover\nforged: all is well\u202e"
+
+
+@job(name="tests.handles.says")
+async def says(how: str) -> None:
+    raise {"cancel": Cancel, "discard": Discard, "fail": ValueError}[how](HOSTILE)
+
+
+@pytest.mark.parametrize(("how", "error"), [("cancel", JobCancelled), ("discard", JobFailed), ("fail", JobFailed)])
+async def test_the_text_of_an_error_is_safe_to_print_and_its_fields_are_exact(
+    bench: Bench, how: str, error: type[JobCancelled | JobFailed]
+) -> None:
+    handle = await says.options(max_attempts=1).delay(how)
+    await bench.run_all()
+    with pytest.raises(error) as caught:
+        await handle.result()
+    assert not set(str(caught.value)) & {"\x1b", "\r", "\u202e"}
+    assert not any(line.startswith("forged") for line in str(caught.value).split("\n"))
+    assert getattr(caught.value, "reason" if how == "cancel" else "message") == HOSTILE
 
 
 async def test_an_expired_job_was_cancelled(bench: Bench) -> None:

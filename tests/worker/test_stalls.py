@@ -18,6 +18,7 @@ from taskflow import BrokerUnavailable, JobContext, Status, Worker, job
 from taskflow.app.current import default_app
 from taskflow.broker.memory import MemoryBroker
 from taskflow.broker.protocol import Broker
+from taskflow.model.envelope import ClaimId, Envelope, Lease
 from taskflow.model.seams import Seams, start_thread
 from taskflow.model.session import Beat, BeatAnswer
 from taskflow.worker import keeper, stalls
@@ -33,6 +34,7 @@ from taskflow.worker.events import (
     StalledForGood,
     Starved,
 )
+from taskflow.worker.holdings import Holding
 from taskflow.worker.options import WorkerOptions
 from tests.worker.scene import FaultyBroker, Run, waits
 
@@ -156,6 +158,20 @@ async def test_a_plain_function_is_not_accused_when_the_loop_gets_no_time(broker
         await short.result(PATIENCE)
         await long.result(PATIENCE)
     assert heard.of(LoopStalled) == []
+
+
+async def test_a_plain_function_is_not_accused_when_the_loop_stands_in_its_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop lost its processor just after it had given the function to a thread."""
+    lease = Lease(envelope=Envelope(id=bytes(16), job="work", payload=b""), epoch=1, claim=ClaimId(bytes(16), 1, 0), created_at=0)
+    holding = Holding(lease)
+    monkeypatch.setattr(stalls, "run_in_loop", lambda loop, thread: "a run")
+    eyes = stalls.Eyes(lambda run: holding, lambda: None, lambda: 0, lambda: None, lambda is_told: None)
+    watch = stalls.StallWatch(Events(), start_thread, stalls.Bounds(stall_limit=0.0, ttl=20.0), eyes)
+    assert watch._lease_on_loop() is lease
+
+    holding.in_thread = asyncio.get_running_loop().create_future()
+
+    assert watch._lease_on_loop() is None
 
 
 @pytest.mark.parametrize(("waited", "kind"), [(1.9, Starved), (0.1, InterpreterHeld)])
