@@ -69,7 +69,7 @@ def _a_fresh_file(given: str | None) -> Path:
         while True:
             file = folder / (f"demo-{number}.db" if number > 1 else "demo.db")
             with suppress(FileExistsError):
-                file.touch(exist_ok=False)
+                file.touch(0o600, exist_ok=False)
                 return file
             number += 1
     except OSError as error:

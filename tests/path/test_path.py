@@ -112,6 +112,14 @@ def test_the_demo_does_as_well_where_one_has_been(tmp_path: Path) -> None:
     assert (done_in(tmp_path / "demo" / "demo.db"), done_in(tmp_path / "demo" / "demo-2.db")) == (3, 2)
 
 
+def test_the_demos_files_are_for_their_owner_alone(tmp_path: Path) -> None:
+    """As those of any other SQLite store."""
+    demo(tmp_path, "--limit", "1")
+    modes = {file.name: file.stat().st_mode & 0o077 for file in (tmp_path / "demo").iterdir()}
+    assert modes == dict.fromkeys(modes, 0)
+    assert "demo.db" in modes
+
+
 def test_what_the_demo_says_to_type_next_works(tmp_path: Path) -> None:
     """Pasted into the shell it was called from; also when no folder is named, and when the folder's name is odd."""
     script = shlex.quote(str(Path(sys.executable).with_name("taskflow")))
