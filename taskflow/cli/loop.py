@@ -8,6 +8,7 @@ from collections.abc import Coroutine
 from typing import Any, Final, TypeVar
 
 from taskflow.app.context import running
+from taskflow.model.safe_log import log_safely
 
 log: Final = logging.getLogger("taskflow.worker")
 
@@ -24,7 +25,7 @@ def run_through(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -
         except (RuntimeError, SystemExit, KeyboardInterrupt) as stopped:
             if task.done() or loop.is_closed():
                 raise
-            log.error("%s the event loop, which is the worker's: it goes on", _who_stopped(stopped))
+            log_safely(log.error, "%s the event loop, which is the worker's: it goes on", _who_stopped(stopped))
 
 
 def _who_stopped(stopped: BaseException) -> str:
@@ -43,6 +44,6 @@ class OwnTask(asyncio.Task[T]):
 
     def cancel(self, msg: Any | None = None) -> bool:
         if running.get() is not None and asyncio.current_task(self.get_loop()) is not None:
-            log.error("a job has cancelled a task that is the worker's own: it goes on")
+            log_safely(log.error, "a job has cancelled a task that is the worker's own: it goes on")
             return False
         return super().cancel(msg)

@@ -17,6 +17,7 @@ from typing import Any, Final, Self
 from taskflow.cli.exits import Exit
 from taskflow.cli.interrupts import Told, interrupts
 from taskflow.cli.main import SAID_WITHIN, say_what_keeps_it
+from taskflow.model.safe_log import log_safely
 from taskflow.model.seams import start_thread
 from taskflow.worker.children.system import HANDLED, SAME_SIGNAL, keep_handlers_from_forks
 from taskflow.worker.worker import Worker
@@ -177,14 +178,14 @@ class Signals:
         while self._told < self._count:
             self._told += 1
             if self._told == 1 and self._start is not None:
-                log.info("%s: the start is given up; once more ends at once", name)
+                log_safely(log.info, "%s: the start is given up; once more ends at once", name)
                 self._stopped.set()
                 self._start.cancel()
             elif self._told == 1:
-                log.info("%s: winding down; once more cancels what runs, a third time ends at once", name)
+                log_safely(log.info, "%s: winding down; once more cancels what runs, a third time ends at once", name)
                 self._stopped.set()
             elif self._worker is not None:
-                log.warning("%s again: cancelling what runs", name)
+                log_safely(log.warning, "%s again: cancelling what runs", name)
                 self._worker.hurry()
 
 

@@ -9,6 +9,7 @@ from typing import Final
 import msgspec
 
 from taskflow.model.envelope import Lease
+from taskflow.model.safe_log import log_safely
 from taskflow.model.verdict import Failed, Verdict
 
 log: Final = logging.getLogger("taskflow.worker")
@@ -246,4 +247,4 @@ class Events:
             try:
                 subscriber(event)
             except Exception:
-                log.exception("a subscriber to the worker's events failed on %r", type(event).__name__)
+                log_safely(log.exception, "a subscriber to the worker's events failed on %r", type(event).__name__)

@@ -161,8 +161,10 @@ class Runs:
         lease, ran_for = holding.lease, settlement.ran_for
         if ran_for >= SLOW:
             self.slow = (holding, time.monotonic())
-        self._events.tell(Ended(lease, settlement.verdict, ran_for))
-        self._settler.offer(holding, settlement)
+        try:
+            self._events.tell(Ended(lease, settlement.verdict, ran_for))
+        finally:  # an exit or a Ctrl-C in a subscriber must not lose the verdict
+            self._settler.offer(holding, settlement)
         self._pace.note(lease.envelope.queue, ran_for)
 
     def _note_end(self, task: asyncio.Task[None]) -> None:

@@ -7,10 +7,10 @@ import signal
 
 import pytest
 
-from tests.cli.processes import Running, Shell, ended_clearly
+from tests.cli.processes import Running, Shell, ended_clearly, until
 
 TASKS = """
-import asyncio, sys
+import asyncio, logging, sys
 from pathlib import Path
 from taskflow import JobContext, job
 
@@ -53,6 +53,14 @@ async def cancel_everything_at_the_end() -> None:
                 if task is not asyncio.current_task():
                     task.cancel()
             raise
+
+class Failing(logging.Handler):
+    def handle(self, record: logging.LogRecord) -> bool:
+        raise RuntimeError("the application's own handler")
+
+@job
+async def break_the_log() -> None:
+    logging.getLogger().addHandler(Failing())
 
 @job
 async def add() -> None: ...
@@ -110,3 +118,14 @@ def test_a_job_that_cancels_every_task_while_the_worker_winds_down_keeps_it_from
     ended_clearly(worker, [124])
     assert tasks.counts() == {"ready": 2}
     assert json.loads(tasks.run("-m", "taskflow", "status", "--json"))["workers"] == []
+
+
+def test_a_worker_whose_log_fails_works_on_and_heeds_signals(tasks: Shell) -> None:
+    """A handler or a filter of the application's raises for every line."""
+    tasks.send("break_the_log.bind()", "neighbour.bind()")
+    worker = tasks.worker()
+    worker.wait_for("the application's own handler")
+    tasks.write("release", "")
+    until(lambda: tasks.counts() == {"succeeded": 2}, worker)
+    worker.signal(signal.SIGTERM)
+    assert worker.end() == 0

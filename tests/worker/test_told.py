@@ -18,6 +18,7 @@ from taskflow.worker import runs as runs_module
 from taskflow.worker.events import (
     BrokerTrouble,
     Ended,
+    Event,
     HandedBackOften,
     LeaseLost,
     NotCounted,
@@ -217,3 +218,37 @@ async def test_a_job_that_was_handed_back_ten_times_is_told_of_when_it_is_claime
     [line] = caplog.messages
     assert "was handed back 10 times without an outcome" in line
     assert "--grace" in line
+
+
+class _FailingHandler(logging.Handler):
+    def __init__(self, error: type[BaseException]) -> None:
+        super().__init__()
+        self.error = error
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        raise self.error("the application's own handler")
+
+
+@job(name="tests.told.quick", max_attempts=1)
+async def quick(n: int) -> int:
+    return n
+
+
+@pytest.mark.parametrize("error", [RuntimeError, asyncio.CancelledError])
+async def test_a_log_handler_that_raises_costs_no_verdict(
+    error: type[BaseException], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every line of the log fails, also the one that reports it: stderr has it then."""
+    monkeypatch.setattr(logging.getLogger("taskflow.worker"), "handlers", [_FailingHandler(error)])
+    caplog.set_level(logging.INFO, logger="taskflow.worker")
+    async with a_faulty_broker():
+        handles = [await quick.delay(n) for n in range(3)]
+        async with asyncio.timeout(10), Worker(options=WorkerOptions(subscribers=(_log_runs,))):
+            assert [await handle.result(5) for handle in handles] == [0, 1, 2]
+    if error is RuntimeError:
+        assert "the application's own handler" in capsys.readouterr().err
+
+
+def _log_runs(event: Event) -> None:
+    if isinstance(event, Ended):
+        log_event(event)
