@@ -16,6 +16,7 @@ from taskflow.broker.console import JobFilter
 from taskflow.broker.redis.fields import FIELDS
 from taskflow.broker.redis.packing import MOST_RESULT
 from taskflow.model.envelope import Envelope, Lease
+from taskflow.model.ids import id_text
 from taskflow.model.record import Record, Status
 from taskflow.model.verdict import Failed, RunError, Settled
 from tests.redis.spoiler import fields_of
@@ -499,3 +500,21 @@ async def test_queues_that_never_had_a_job_are_not_listed(world: World) -> None:
     known = await world.add(queue="had")
     await world.enqueue(msgspec.structs.replace(known, queue="never"))
     assert [queue.name for queue in await world.broker.console.queues()] == ["had"]
+
+
+async def test_what_is_mended_is_logged_in_plain_words(world: World, client: redis.Redis, caplog: pytest.LogCaptureFixture) -> None:
+    """Without what the server adds of its own, and with ids as commands take them."""
+    spoilt = await world.add()
+    set_fields(world, client, spoilt.id, status="odd")
+    await world.claim(await world.a_session())
+    await world.upkeep()
+    for spoil in (lambda: client.delete(key(world, "counts")), lambda: client.set(key(world, "counts"), "no hash")):
+        spoil()
+        await world.upkeep()
+        await asyncio.sleep(0.2)  # a store that has just been mended is left alone for so long
+
+    said = "\n".join(record.getMessage() for record in caplog.records)
+    assert f"the record of job {id_text(spoilt.id)} cannot be read (status: " in said
+    assert "something else has changed: the counts of jobs have been lost; " in said
+    assert "something else has changed: Operation against a key holding the wrong kind of value; " in said
+    assert "user_script" not in said

@@ -30,6 +30,7 @@ from taskflow.broker.redis.wire import Command
 from taskflow.model.clock import Clock, to_microseconds, to_seconds
 from taskflow.model.envelope import Envelope, Lease, check_queue
 from taskflow.model.errors import BrokerRefused, SessionLost, StoreFull
+from taskflow.model.ids import id_text
 from taskflow.model.record import BY_CODE, Record, Status
 from taskflow.model.rules import Rules
 from taskflow.model.session import Beat, BeatAnswer, Session
@@ -176,7 +177,7 @@ class RedisBroker:
         for i in range(0, len(aside), 3):
             log.error(
                 "the record of job %s cannot be read (%s: %s): it has failed; its bytes are kept under %sbad:j: until it is purged",
-                aside[i].hex(),
+                id_text(aside[i]),
                 column_of(aside[i + 1]),
                 aside[i + 2].decode(errors="replace"),
                 self._prefix,

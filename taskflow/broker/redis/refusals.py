@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 from typing import Final
 
@@ -55,12 +56,16 @@ def _of_answer(text: str, place: str) -> BrokerError:
     if word in _PASSING or any(f"{passing} " in text[:60] for passing in _PASSING):
         return BrokerUnavailable(f"Redis at {place} cannot do it now: {text}")
     if "WRONGTYPE" in text or any(sign in text for sign in _SPOILT):
-        return WrongType(f"Redis at {place} has a key of taskflow's that something else has written: {text}")
+        return WrongType(f"Redis at {place} holds a value of taskflow's that something else has changed: {_OF_SCRIPT.sub('', text)}")
     if word in ("NOAUTH", "WRONGPASS", "ERR") and "AUTH" in text.upper():
         return BrokerRefused(f"Redis at {place} does not take this user and password: {text}")
     if "NOPERM" in text or "ACL failure" in text:
         return not_permitted(text, place)
     return BrokerRefused(f"Redis at {place} refuses: {text}")
+
+
+_OF_SCRIPT: Final = re.compile(r"^(ERR )?(user_script:\d+: )?(WRONGTYPE )?| script: [0-9a-f]{40}, on @user_script:\d+\.$")
+"""What the server adds to an error of a script, before and behind it."""
 
 
 def _is_about_certificates(error: BaseException | None) -> bool:
