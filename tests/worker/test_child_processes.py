@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import logging
 import os
 import re
 import signal
@@ -40,6 +42,7 @@ from taskflow.model.envelope import ClaimId, Envelope, Lease
 from taskflow.model.ids import id_text
 from taskflow.model.seams import start_thread
 from taskflow.model.verdict import Succeeded
+from taskflow.worker.children import spawn
 from taskflow.worker.children.death import ChildDied
 from taskflow.worker.children.options import ChildOptions
 from taskflow.worker.children.process import Child, Nursery
@@ -130,6 +133,38 @@ async def test_plain_and_async_functions_run_in_another_process_which_is_used_ag
     assert first != os.getpid()
     assert await (await jobs.pid_of_async.delay()).result(PATIENCE) == first
     assert await (await jobs.pid.delay()).result(PATIENCE) == first
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EMFILE, "Too many open files"), RuntimeError("can't start new thread")], ids=type)
+async def test_a_shortage_of_the_machine_costs_no_attempt(
+    lines: Lines, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    """A child that cannot be started is tried again for a while; the log says so once."""
+    refusals = iter([error] * 3)
+
+    def spawn_later(*args: Any, **more: Any) -> spawn.Process:
+        if (refusal := next(refusals, None)) is not None:
+            raise refusal
+        return spawn.spawn(*args, **more)
+
+    monkeypatch.setattr("taskflow.worker.children.process.spawn", spawn_later)
+    with caplog.at_level(logging.WARNING, "taskflow.worker"):
+        handle = await jobs.pid.options(max_attempts=1).delay()
+        async with a_worker(lines):
+            assert await handle.result(PATIENCE) != os.getpid()
+    assert [message for message in caplog.messages if "cannot be started" in message] == [
+        f"a child process cannot be started: {error}; trying again for at most 60 s"
+    ]
+
+
+async def test_a_shortage_that_stays_fails_the_attempt(lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> spawn.Process:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("taskflow.worker.children.process.spawn", refuse)
+    handle = await jobs.pid.options(max_attempts=1).delay()
+    async with a_worker(lines, start_within=0.5):
+        assert (await failure(handle)).type == "taskflow.CannotStart"
 
 
 async def test_arguments_and_results_are_what_they_are_annotated_as(worker: Worker) -> None:
@@ -522,6 +557,7 @@ def shell(tmp_path: Path) -> Iterator[Shell]:
 
 TASKS = """
 import ctypes
+import logging
 import os
 import time
 from pathlib import Path
@@ -607,6 +643,7 @@ async def test_a_child_whose_worker_hangs_up_ends_at_once(tmp_path: Path) -> Non
 
 SCRIPT = """
 import asyncio
+import logging
 import os
 from taskflow import Worker, configure, job
 

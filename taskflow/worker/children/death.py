@@ -16,6 +16,12 @@ class ChildFailed(TaskflowError):
     __module__ = "taskflow"  # a job's errors have their type by name
 
 
+class CannotStart(ChildFailed):
+    """The system has no descriptor, no process or no thread left for it. That may pass, and no code of the application has run."""
+
+    __module__ = "taskflow"
+
+
 class ChildDied(ChildFailed):
     """It has died in the middle of a run: of a segfault, of `os._exit()`, for want of memory."""
 

@@ -18,7 +18,7 @@ class ChildOptions:
     `most_runs`     runs after which a child is replaced by a fresh one
     `most_growth`   bytes of memory that it may have grown by since it was ready, likewise
     `idle_for`      seconds without work after which it ends
-    `start_within`  seconds that it may take to import the application
+    `start_within`  seconds that it may take to import the application; as long the system may have no room for it
     `goodbye`       seconds that it may take to end by itself, before it is killed
     """
 

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -14,13 +15,21 @@ import msgspec
 from taskflow.app.app import App
 from taskflow.app.job import AnyJob
 from taskflow.app.places import RUN_AS_MAIN
+from taskflow.broker.retry import retry
 from taskflow.model.envelope import Lease
+from taskflow.model.retry import Pauses
+from taskflow.model.safe_log import log_safely
 from taskflow.model.seams import StartThread
 from taskflow.model.verdict import Verdict
+from taskflow.worker.children.death import CannotStart
 from taskflow.worker.children.options import ChildOptions
 from taskflow.worker.children.output import Tell
 from taskflow.worker.children.process import Child, Nursery, Report
 from taskflow.worker.children.wire import Hello
+
+log: Final = logging.getLogger("taskflow.worker")
+
+START_PAUSES: Final = Pauses(0.1, 2.0)
 
 # Seconds in which a child that was killed is seen to be gone. Longer takes only one that the system itself does not let go.
 _UNTIL_GONE: Final = 5.0
@@ -77,10 +86,17 @@ class Children:
         return None
 
     async def _start(self) -> Child:
-        child = await Child.start(Nursery(self._hello(), self._options, self._tell, self._start_thread))
+        """A machine that is short of something for a moment must cost no job an attempt."""
+        nursery = Nursery(self._hello(), self._options, self._tell, self._start_thread)
+        give_up_at = time.monotonic() + self._options.start_within
+        child = await retry(lambda: Child.start(nursery), START_PAUSES, on=CannotStart, note=self._note_shortage, give_up_at=give_up_at)
         self._alive.add(child)
         child.ended.add_done_callback(lambda _: self._forget(child))
         return child
+
+    def _note_shortage(self, error: Exception, times: int) -> None:
+        if times == 1:
+            log_safely(log.warning, "%s; trying again for at most %g s", error, self._options.start_within)
 
     def _give_back(self, child: Child) -> None:
         self._slots.release()

@@ -17,7 +17,7 @@ from taskflow.model.envelope import Lease
 from taskflow.model.progress import Progress
 from taskflow.model.seams import StartThread
 from taskflow.model.verdict import Verdict
-from taskflow.worker.children.death import ChildDied, ChildFailed
+from taskflow.worker.children.death import CannotStart, ChildDied, ChildFailed
 from taskflow.worker.children.options import ChildOptions
 from taskflow.worker.children.output import Output, Tell
 from taskflow.worker.children.spawn import WIRE, Process, spawn
@@ -287,8 +287,8 @@ def _pipe(reading: contextlib.ExitStack, writing: contextlib.ExitStack) -> tuple
     return read, write
 
 
-def _cannot_start(error: Exception) -> ChildFailed:
-    return ChildFailed(f"a child process cannot be started: {error}")
+def _cannot_start(error: Exception) -> CannotStart:
+    return CannotStart(f"a child process cannot be started: {error}")
 
 
 def _flags() -> list[str]:
