@@ -74,6 +74,19 @@ async def test_register_dead__departed(world: World) -> None:
     assert len(await world.claim(await world.a_session("host:1"))) == 1
 
 
+async def test_register_dead__one_that_was_forgotten_begins_anew(world: World) -> None:
+    session = await world.a_session()
+    assert await world.claim(session) == []
+    await world.reap(session)
+    await world.pass_time(world.rules.repeat_for + 1.0)
+    await world.upkeep()
+
+    await world.broker.register(session)
+    await world.add()
+
+    assert len(await world.broker.claim(session.id, 1, [], 10)) == 1
+
+
 # --- claim_fewer ------------------------------------------------------------------------------------------------------
 
 

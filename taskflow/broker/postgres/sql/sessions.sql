@@ -34,6 +34,9 @@ BEGIN
     PERFORM @.spare_after_outage(steady);
     INSERT INTO @.sessions (id, name, ttl, about, registered_at, beat_at) VALUES (new_id, new_name, new_ttl, new_about, now_at, steady)
     ON CONFLICT (id) DO NOTHING;
+    IF FOUND THEN -- a session that was forgotten, and is registered again, begins anew
+        DELETE FROM @.requests WHERE session = new_id;
+    END IF;
     SELECT dead_at INTO died_at FROM @.sessions WHERE id = new_id;
     IF died_at IS NOT NULL THEN
         RETURN false;
