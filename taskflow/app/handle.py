@@ -13,7 +13,7 @@ from taskflow.app.current import default_app
 from taskflow.broker import topics
 from taskflow.model.clock import instant_of
 from taskflow.model.codec import decode_value
-from taskflow.model.errors import JobCancelled, JobFailed, ResultExpired, UnknownJob
+from taskflow.model.errors import CodecError, JobCancelled, JobFailed, ResultExpired, UnknownJob
 from taskflow.model.ids import id_text, parse_id
 from taskflow.model.printable import message
 from taskflow.model.progress import Progress
@@ -57,7 +57,7 @@ class JobInfo(msgspec.Struct, frozen=True, kw_only=True):
     `waiting_for`  why it waits, when that is neither a time nor a worker
     `reason`       why it ended, where there is one
     `worker`       "host:pid" of the worker that has it or had it last
-    `result`       the decoded return value, None until it has succeeded
+    `result`       the decoded return value; None until it has succeeded, and if it cannot be decoded: `JobHandle.result` says why
     """
 
     id: str
@@ -193,7 +193,11 @@ class JobHandle(Generic[R_co]):
 
     def _to_info(self, record: Record) -> JobInfo:
         fields = {name: getattr(record, name) for name in JobInfo.__struct_fields__ if name not in ("id", "errors", "result")}
-        return JobInfo(id=self.id, errors=tuple(map(_error_info, record.errors)), result=self._decode(record), **fields)
+        try:
+            result = self._decode(record)
+        except CodecError:
+            result = None
+        return JobInfo(id=self.id, errors=tuple(map(_error_info, record.errors)), result=result, **fields)
 
     def __repr__(self) -> str:
         name = self._job.name if self._job is not None else "?"

@@ -24,6 +24,7 @@ from taskflow import (
     UnknownJob,
     job,
 )
+from taskflow.model.errors import DecodeError
 from taskflow.worker.options import WorkerOptions
 from taskflow.worker.worker import Worker
 from tests.app.bench import Bench
@@ -205,6 +206,17 @@ async def test_info_is_the_record(bench: Bench) -> None:
     for instant in (info.created_at, info.due_at, info.started_at, info.ended_at):
         assert instant is not None
         assert instant.tzinfo is UTC
+
+
+async def test_info_of_a_job_whose_result_cannot_be_decoded_has_the_rest(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    handle = await add.delay(1, 2)
+    monkeypatch.setattr(add.codec, "encode_result", lambda value: b"\xff spoilt")
+    await bench.run_all()
+    info = await handle.info()
+    assert info is not None
+    assert (info.status, info.result) == (Status.SUCCEEDED, None)
+    with pytest.raises(DecodeError):
+        await handle.result()
 
 
 async def test_each_error_in_info_has_its_time(bench: Bench) -> None:

@@ -83,6 +83,14 @@ async def test_a_schema_in_which_others_may_create_is_refused(roles: PostgresSer
     await use(roles, database, "app")
 
 
+async def test_a_table_on_which_others_may_put_triggers_is_refused(roles: PostgresServer, database: str) -> None:
+    """A trigger runs with the rights of whoever changes the table."""
+    await use(roles, database, "app")
+    roles.execute("GRANT ALL ON taskflow.jobs TO mallory", database)
+    with pytest.raises(BrokerRefused, match=r"mallory may put triggers on jobs in it.*revoke that right"):
+        await use(roles, database, "app")
+
+
 async def test_a_schema_is_looked_at_before_it_is_migrated(roles: PostgresServer, database: str) -> None:
     roles.execute("SET ROLE mallory; CREATE SCHEMA taskflow; GRANT ALL ON SCHEMA taskflow TO app", database)
     broker = connect(roles.url(database, "app"))
