@@ -120,13 +120,13 @@ def check_envelope(envelope: Envelope) -> Envelope:
 
 def check_queue(name: str) -> str:
     if not QUEUE_NAME.fullmatch(name):
-        raise ValueError(f"queue {name!r}: a queue's name has 1 to 100 of the characters A-Z a-z 0-9 _ . -")
+        raise ValueError(f"queue {shown(name)}: a queue's name has 1 to 100 of the characters A-Z a-z 0-9 _ . -")
     return name
 
 
 def check_job_name(name: str) -> str:
     if not 0 < len(name) <= MAX_JOB_NAME or not name.isprintable():
-        raise ValueError(f"job name {name!r}: a job's name has 1 to {MAX_JOB_NAME} printable characters")
+        raise ValueError(f"job name {shown(name)}: a job's name has 1 to {MAX_JOB_NAME} printable characters")
     return name
 
 
@@ -139,7 +139,7 @@ def check_headers(headers: dict[str, str]) -> dict[str, str]:
     """Return a copy with plain texts."""
     for name, value in headers.items():
         if not isinstance(name, str) or not isinstance(value, str):
-            raise TypeError(f"header {name!r}: {value!r}: headers are str to str")
+            raise TypeError(f"header {shown(name)}: {shown(value)}: headers are str to str")
     size = sum(len(name.encode()) + len(value.encode()) for name, value in headers.items())
     if size > MAX_HEADER_BYTES:
         raise ValueError(f"headers are {size} bytes in all, allowed are {MAX_HEADER_BYTES}")

@@ -190,6 +190,15 @@ def test_an_instant_more_than_a_hundred_years_away_is_refused(at: datetime) -> N
         add.options(at=at)
 
 
+@pytest.mark.parametrize(
+    "options", [{"queue": "x" * 10**6}, {"headers": {"a": 10**999}}, {"headers": {"x" * 10**6: 1}}], ids=lambda one: next(iter(one))
+)
+def test_an_error_about_a_long_value_shows_its_head(options: dict[str, Any]) -> None:
+    with pytest.raises((TypeError, ValueError)) as refused:
+        add.options(**options)
+    assert len(str(refused.value)) < 1_000
+
+
 async def test_an_instant_almost_a_hundred_years_away_is_exact_on_every_store(bench: Bench) -> None:
     at = datetime.now(UTC).replace(microsecond=123_457) + timedelta(days=36_524)
     handle = await add.options(at=at).delay(1)

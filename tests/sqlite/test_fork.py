@@ -53,6 +53,44 @@ def test_parent_and_child_go_on_with_the_same_broker(path: Path) -> None:
     assert run_script(script, path).splitlines() == ["[0, 0, 0]", "{'before': 11, 'child': 33, 'parent': 40}"]
 
 
+def test_a_process_that_is_forked_during_a_transaction_can_use_the_file(path: Path) -> None:
+    """SQLite's table of a process's locks is copied with the process."""
+    script = """
+        import asyncio, os, sys, threading, time, warnings
+        from taskflow.broker.sqlite import SqliteBroker
+        from taskflow.broker.sqlite.shelf import Shelf
+        from taskflow.model.envelope import Envelope
+        from taskflow.model.ids import IdFactory
+
+        warnings.simplefilter("ignore", DeprecationWarning)  # that forking with threads has its dangers
+        broker, an_id, parent = SqliteBroker(sys.argv[1]), IdFactory(), os.getpid()
+        inside, finish = threading.Event(), Shelf.finish
+
+        def finish_late(shelf):
+            if os.getpid() == parent:
+                inside.set()
+                time.sleep(0.3)
+            return finish(shelf)
+
+        def add():
+            return asyncio.run(broker.enqueue([Envelope(id=an_id(), job="work", payload=b"")]))
+
+        add()
+        Shelf.finish = finish_late
+        sender = threading.Thread(target=add)
+        sender.start()
+        inside.wait()
+        if (pid := os.fork()) == 0:
+            add()
+            os._exit(0)
+        sender.join()
+        add()
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), sum(asyncio.run(broker.console.queues())[0].counts.values()))
+        asyncio.run(broker.close())
+    """
+    assert run_script(script, path) == "0 4\n"
+
+
 def test_a_process_that_is_forked_while_the_file_is_opened_keeps_nobody_from_it(path: Path) -> None:
     """It has the descriptor of the lock too, for as long as it lives."""
     script = """

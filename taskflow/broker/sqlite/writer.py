@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from taskflow.broker import words
+from taskflow.broker.sqlite import forks
 from taskflow.broker.sqlite.durability import Durability
 from taskflow.broker.sqlite.shelf import Shelf
 from taskflow.broker.sqlite.transactions import Transactions, Work
@@ -89,11 +90,13 @@ class Writer:
                 _deliver(group)
                 del group  # not to be kept while there is nothing to do: verbs hold payloads, and their broker
         finally:
-            self._transactions.close()
+            with forks.transactions:
+                self._transactions.close()
 
     def _run(self, group: list[Call]) -> None:
         try:
-            self._transactions.run(group)
+            with forks.transactions:
+                self._transactions.run(group)
         except Exception as error:  # a bug, or no memory: nobody is to wait for ever because of it
             for call in group:
                 call.error = error

@@ -1,0 +1,59 @@
+"""A fork waits until no transaction of this process is under way.
+
+SQLite keeps a process's locks on a file in a table in memory. A child that is forked during a transaction inherits the entry, and finds the
+file locked for ever. See https://sqlite.org/howtocorrupt.html, section 2.6.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Final
+
+LONGEST: Final = 5.0
+"""Seconds that a fork waits at most: longer than a transaction waits for the lock of another process."""
+
+
+class _Gate:
+    """Entered around transactions, by any number of threads."""
+
+    def __init__(self) -> None:
+        self._open_anew()
+
+    def __enter__(self) -> None:
+        with self._changed:
+            while self._is_forking:
+                self._changed.wait()
+            self._inside.add(threading.get_ident())
+
+    def __exit__(self, *error: object) -> None:
+        with self._changed:
+            self._inside.discard(threading.get_ident())  # a child of a fork from inside is new
+            if self._is_forking:
+                self._changed.notify_all()
+
+    def before_fork(self) -> None:
+        with self._changed:
+            self._is_forking = True
+            self._changed.wait_for(lambda: self._inside <= {threading.get_ident()}, LONGEST)
+
+    def after_in_parent(self) -> None:
+        with self._changed:
+            self._is_forking = False
+            self._changed.notify_all()
+
+    def after_in_child(self) -> None:
+        """None of the threads that were inside, or had the lock, is in the child."""
+        self._open_anew()
+
+    def _open_anew(self) -> None:
+        self._changed = threading.Condition()
+        self._inside = set[int]()
+        self._is_forking = False
+
+
+transactions: Final = _Gate()
+
+os.register_at_fork(
+    before=transactions.before_fork, after_in_parent=transactions.after_in_parent, after_in_child=transactions.after_in_child
+)
