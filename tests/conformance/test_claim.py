@@ -75,6 +75,7 @@ async def test_register_dead__departed(world: World) -> None:
 
 
 async def test_register_dead__one_that_was_forgotten_begins_anew(world: World) -> None:
+    """Its first claim is no repeat of the one that it made before."""
     session = await world.a_session()
     assert await world.claim(session) == []
     await world.reap(session)
