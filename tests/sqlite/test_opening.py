@@ -172,7 +172,7 @@ async def test_a_damaged_file(open_broker: Open, path: Path) -> None:
         (None, 0o755, "where SQLite keeps files beside it, is read-only for uid 65534"),
     ],
 )
-def test_what_may_not_be_written(file_mode: int | None, folder_mode: int, says: str) -> None:
+def test_what_may_not_be_written(tmp_path: Path, file_mode: int | None, folder_mode: int, says: str) -> None:
     """As another user: root may do everything. (pytest's own folders are not for others to enter.)"""
     folder = Path("/tmp") / f"taskflow-{os.getpid()}-{os.urandom(4).hex()}"
     folder.mkdir()
@@ -183,22 +183,23 @@ def test_what_may_not_be_written(file_mode: int | None, folder_mode: int, says: 
             file.chmod(file_mode)
         folder.chmod(folder_mode)
         script = """
-            import asyncio, concurrent.futures.thread, os, sys  # no more imports as nobody: it may not read them
+            import asyncio, os, sys
             from taskflow.broker.sqlite import SqliteBroker
             from taskflow.model.errors import BrokerRefused
 
-            async def main():
-                broker = SqliteBroker(sys.argv[1])
+            async def read(path):
+                broker = SqliteBroker(path)
                 try:
                     await broker.read([bytes(16)])
                 except BrokerRefused as refused:
                     print(refused)
                 await broker.close()
 
+            asyncio.run(read(sys.argv[3]))  # loads all that it needs: another user may not read it where it lies
             os.setgid(int(sys.argv[2])), os.setuid(int(sys.argv[2]))
-            asyncio.run(main())
+            asyncio.run(read(sys.argv[1]))
         """
-        said = run_script(script, file, NOBODY, env=unmeasured())
+        said = run_script(script, file, NOBODY, tmp_path / "own.db", env=unmeasured())
         assert says in said
         assert str(file) in said
     finally:
