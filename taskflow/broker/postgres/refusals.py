@@ -44,7 +44,7 @@ def of_connecting(error: Exception, tls: str, within: float) -> Exception:
         if tls == "prefer":  # the driver goes on without TLS when a PostgreSQL server has none
             return Unsuitable("does not speak PostgreSQL: check host and port in the broker URL")
         return Unsuitable(f"offers no TLS, which tls={tls} in the broker URL requires, or does not speak PostgreSQL")
-    if isinstance(error, asyncpg.ConnectionDoesNotExistError):
+    if isinstance(error, asyncpg.ConnectionDoesNotExistError | ConnectionResetError):
         return ConnectionError("it closed the connection before it answered; perhaps it does not speak PostgreSQL")
     return error
 
