@@ -25,9 +25,11 @@ from tests.support.servers import HOST
 @asynccontextmanager
 async def listening(answer: bytes | None) -> AsyncIterator[int]:
     """A port where something answers so to the first bytes and closes; None: it says nothing."""
+    opened = list[asyncio.StreamWriter]()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read(100)
+        opened.append(writer)
+        await reader.read(1_000)
         if answer is None:
             await reader.read()
         else:
@@ -37,6 +39,10 @@ async def listening(answer: bytes | None) -> AsyncIterator[int]:
     server = await asyncio.start_server(serve, HOST, 0)
     async with server:
         yield server.sockets[0].getsockname()[1]
+        for writer in opened:  # Python 3.11 does not wait for them when the server is closed
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
 
 
 async def said_by(url: str) -> BrokerError:
