@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 import pytest
 
+from taskflow.app import coalesce
 from taskflow.app.coalesce import ROOM, Coalescer
 from taskflow.app.step import MANY, Step
 from taskflow.broker.eager import STARTS_AT_ONCE
@@ -17,29 +17,63 @@ from taskflow.broker.eager import STARTS_AT_ONCE
 ROUNDS = 12
 
 
-class Store:
-    """Echoes what it is asked, `takes` seconds later or, without, when the loop comes to it."""
+class Clock:
+    """The coalescer's clock in place of `time`. A busy machine does not move it."""
 
-    def __init__(self, takes: float = 0.0, *, at_once: bool = False) -> None:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(coalesce, "time", clock)
+    return clock
+
+
+class Store:
+    """Answers each question with itself: in a later turn of the loop unless `at_once`, and never before `opens` is set."""
+
+    def __init__(self, *, at_once: bool = False, opens: asyncio.Event | None = None) -> None:
         self.batches = list[list[int]]()
-        self._takes = takes
+        self.is_asked = asyncio.Event()
         self._at_once = at_once
+        self._opens = opens
 
     async def __call__(self, questions: list[int]) -> Sequence[int]:
         self.batches.append(questions)
+        self.is_asked.set()
         if not self._at_once:
-            await asyncio.sleep(self._takes)
+            await asyncio.sleep(0)
+            if self._opens is not None:
+                await self._opens.wait()
         return questions
 
 
-async def ask_in_step(store: Store, askers: int, *, made_in: float = 0.0, rounds: int = ROUNDS) -> list[int]:
-    """What was asked, in order; `made_in` are the seconds that each question takes to be made."""
-    ask = Coalescer[int, int](store, patience=10.0)
+class SlowStore(Store):
+    """A store that takes `seconds` of the clock for each answer."""
+
+    def __init__(self, clock: Clock, seconds: float) -> None:
+        super().__init__()
+        self._clock, self._seconds = clock, seconds
+
+    async def __call__(self, questions: list[int]) -> Sequence[int]:
+        answers = await super().__call__(questions)
+        self._clock.now += self._seconds
+        return answers
+
+
+async def ask_in_step(store: Store, askers: int, clock: Clock, *, made_in: float, rounds: int = ROUNDS) -> list[int]:
+    """Return the questions in the order in which they were asked. An asker takes `made_in` seconds of the clock to make one."""
+    ask = Coalescer[int, int](store, patience=1_000.0)
     asked = list[int]()
 
     async def asker(number: int) -> None:
         for turn in range(rounds):
-            time.sleep(made_in)  # noqa: ASYNC251 - to make it takes the loop's own time
+            clock.now += made_in
             asked.append(turn * askers + number)
             assert await ask(asked[-1]) == turn * askers + number
 
@@ -47,36 +81,38 @@ async def ask_in_step(store: Store, askers: int, *, made_in: float = 0.0, rounds
     return asked
 
 
-async def test_of_many_in_step_half_go_out_while_the_others_are_made() -> None:
+async def test_of_many_in_step_half_go_out_while_the_others_are_made(clock: Clock) -> None:
     """Before Python 3.12 a task begins when the loop comes to it, which is after all of them."""
     store = Store()
-    await ask_in_step(store, MANY, made_in=0.0005)
+    await ask_in_step(store, MANY, clock, made_in=0.0005)
     assert [len(batch) for batch in store.batches[:1]] == [MANY]
     assert {len(batch) for batch in store.batches[1:]} == {MANY // 2 if STARTS_AT_ONCE else MANY}
 
 
-async def test_they_are_sent_in_the_order_of_asking() -> None:
+async def test_they_are_sent_in_the_order_of_asking(clock: Clock) -> None:
     store = Store()
-    asked = await ask_in_step(store, MANY + 9, made_in=0.0002)
+    asked = await ask_in_step(store, MANY + 9, clock, made_in=0.0002)
     assert [question for batch in store.batches for question in batch] == asked
 
 
 @pytest.mark.parametrize(
-    ("store", "askers"),
+    ("a_store", "askers"),
     [
-        pytest.param(Store(0.1), MANY, id="the store takes longer than they"),
-        pytest.param(Store(at_once=True), MANY, id="the store is this process"),
-        pytest.param(Store(), MANY - 1, id="they are few"),
+        pytest.param(lambda clock: SlowStore(clock, 0.1), MANY, id="the store takes longer than they"),
+        pytest.param(lambda clock: Store(at_once=True), MANY, id="the store is this process"),
+        pytest.param(lambda clock: Store(), MANY - 1, id="they are few"),
     ],
 )
-async def test_else_they_go_together(store: Store, askers: int) -> None:
-    await ask_in_step(store, askers)
+async def test_else_they_go_together(a_store: Callable[[Clock], Store], askers: int, clock: Clock) -> None:
+    store = a_store(clock)
+    await ask_in_step(store, askers, clock, made_in=0.0005)
     assert [len(batch) for batch in store.batches] == [askers] * ROUNDS
 
 
 async def test_those_that_are_answered_ask_again_before_what_waits_goes_out() -> None:
     """They would be two steps for ever, each with a call of its own."""
-    store = Store(0.05)
+    opens = asyncio.Event()
+    store = Store(opens=opens)
     ask = Coalescer[int, int](store, patience=10.0)
 
     async def asker(number: int) -> None:
@@ -84,8 +120,11 @@ async def test_those_that_are_answered_ask_again_before_what_waits_goes_out() ->
             await ask(number)
 
     first = asyncio.create_task(asker(1))
-    await asyncio.sleep(0.02)
-    await asyncio.gather(first, asker(2))
+    await store.is_asked.wait()
+    second = asyncio.create_task(asker(2))
+    await asyncio.sleep(0)
+    opens.set()
+    await asyncio.gather(first, second)
     assert [len(batch) for batch in store.batches] == [1, 2, 2, 2, 1]
 
 
@@ -145,7 +184,7 @@ async def test_what_is_asked_while_a_call_begins_waits_for_it() -> None:
 
 async def test_a_flush_that_a_stranger_cancels_before_it_begins_does_not_block_the_lane() -> None:
     """As a job does that cancels every task."""
-    store = Store(0.001)
+    store = Store()
     ask = Coalescer[int, int](store, patience=10.0)
     first = ask(1)
     for task in asyncio.all_tasks() - {asyncio.current_task()}:
