@@ -139,27 +139,36 @@ class StallWatch:
             self._look_at_keeper(passed)
 
     def _look_back(self, passed: float, before: dict[int, float], waited: float) -> None:
-        """This look comes much too late: nothing could run, nor be told, until now. `waited`: as long this thread had no processor."""
-        if waited >= passed / 2:
-            self._tell(lambda: Starved(passed - LOOK, self._bounds.ttl))
-            return
+        """Say why this look comes much too late. In `waited` seconds this thread had no processor.
+
+        A thread that computed for long held the interpreter, also on a busy machine. Python code would have given it up within milliseconds
+        of its own time. This thread asks for the interpreter every few milliseconds and waits for a processor each time: so `waited` proves
+        a lack of processors only if no thread of this process computed.
+        """
         spent = {thread: seconds - before.get(thread, 0.0) for thread, seconds in self._computed.items()}
         thread = max(spent, key=lambda one: spent[one], default=self._thread)
-        # Others want the processor too. Of a process that was stopped a thread may have been busy since the look before, and no longer.
+        # If the process was stopped, a thread may have computed between the look before and the stop, for less than `LOOK`.
         is_computed = spent.get(thread, 0.0) >= min(passed / 5, 2 * LOOK)
         if is_computed:
-            lease, lines = self._run_since(thread, self.looked_at - passed)
+            lease, lines = self._run_since(thread, passed)
+        elif waited >= passed / 2:
+            self._tell(lambda: Starved(passed - LOOK, self._bounds.ttl))
+            return
         else:
             lease, lines = self._lease_on_loop(), lines_of(self._thread)
         self._tell(lambda: InterpreterHeld(lease, passed - LOOK, self._bounds.ttl, is_computed, shown(lines)))
 
-    def _run_since(self, thread: int, begun_at: float) -> tuple[Lease | None, list[Line]]:
-        """The run that a thread has been in since then, and where it is. It may have gone on before it was looked at, to its end or into
-        another run: then nobody knows where it was."""
+    def _run_since(self, thread: int, passed: float) -> tuple[Lease | None, list[Line]]:
+        """Return the lease of the run that held the interpreter in `thread`, and the lines where it is.
+
+        A run is named if it was there for at least half of the time that this look is late, or if it took long and ended in that time.
+        After the call of C code the thread may have gone on to another run; its lines would then be wrong, and are left out.
+        """
         holding, slow = self._holding_in(thread), self._eyes.slow()
-        if holding is not None and (holding.started or 0.0) <= begun_at + 2 * LOOK:
+        late = passed - LOOK
+        if holding is not None and (holding.started or 0.0) <= self.looked_at - late / 2:
             return holding.lease, lines_of(thread)
-        if slow is not None and slow[1] > begun_at + LOOK:
+        if slow is not None and slow[1] > self.looked_at - late:
             return slow[0].lease, []
         return None, lines_of(thread)
 

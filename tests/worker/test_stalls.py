@@ -162,34 +162,89 @@ async def test_a_plain_function_is_not_accused_when_the_loop_gets_no_time(broker
 
 async def test_a_plain_function_is_not_accused_when_the_loop_stands_in_its_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """The loop lost its processor just after it had given the function to a thread."""
-    lease = Lease(envelope=Envelope(id=bytes(16), job="work", payload=b""), epoch=1, claim=ClaimId(bytes(16), 1, 0), created_at=0)
-    holding = Holding(lease)
+    holding = a_holding()
     monkeypatch.setattr(stalls, "run_in_loop", lambda loop, thread: "a run")
     eyes = stalls.Eyes(lambda run: holding, lambda: None, lambda: 0, lambda: None, lambda is_told: None)
     watch = stalls.StallWatch(Events(), start_thread, stalls.Bounds(stall_limit=0.0, ttl=20.0), eyes)
-    assert watch._lease_on_loop() is lease
+    assert watch._lease_on_loop() is holding.lease
 
     holding.in_thread = asyncio.get_running_loop().create_future()
 
     assert watch._lease_on_loop() is None
 
 
-@pytest.mark.parametrize(("waited", "kind"), [(1.9, Starved), (0.1, InterpreterHeld)])
-async def test_a_process_that_waited_for_a_processor_is_starved_and_no_job_held_it(
-    monkeypatch: pytest.MonkeyPatch, waited: float, kind: type[Event]
+BEFORE, AFTER = 1.0, 3.0
+"""The instants of two looks. The second is late by all but `LOOK`."""
+
+
+class LateLook:
+    """A watch whose second look is late. `computed` and `waited` are the seconds that the loop's thread computed and the watch waited."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, computed: float, waited: float, runs: Holding | None = None) -> None:
+        loop_thread = threading.get_ident()
+        clocks = iter([(BEFORE, {loop_thread: 0.0}), (AFTER, {loop_thread: computed})])
+        monkeypatch.setattr(stalls, "_clocks", lambda: next(clocks, (AFTER + stalls.LOOK, {})))
+        monkeypatch.setattr(stalls, "waited_for_processor", lambda: waited)
+        monkeypatch.setattr(stalls, "run_in_loop", lambda loop, thread: None if runs is None else "a run")
+        self.slow: tuple[Holding, float] | None = None
+        self._holding = runs
+
+    async def hear(self, kind: type[Event]) -> Any:
+        """Return the event of this kind that the watch tells of the late look."""
+        heard = Heard()
+        eyes = stalls.Eyes(lambda run: self._holding, lambda: self.slow, lambda: 0, lambda: None, lambda is_told: None)
+        watch = stalls.StallWatch(Events(heard), start_thread, stalls.Bounds(stall_limit=0.0, ttl=20.0), eyes)
+        watch.start()
+        await heard.wait_for(kind)
+        watch.stop()
+        assert not heard.of(Starved if kind is InterpreterHeld else InterpreterHeld)
+        [event] = heard.of(kind)
+        return event
+
+
+def a_holding(*, started: float | None = None) -> Holding:
+    lease = Lease(envelope=Envelope(id=bytes(16), job="work", payload=b""), epoch=1, claim=ClaimId(bytes(16), 1, 0), created_at=0)
+    holding = Holding(lease)
+    holding.started = started
+    return holding
+
+
+async def test_a_process_that_waited_for_a_processor_is_starved_and_no_job_held_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the system counts it: a thread that waits for the interpreter lock sleeps, and waits for no processor."""
+    await LateLook(monkeypatch, computed=0.1, waited=1.9).hear(Starved)
+    held = await LateLook(monkeypatch, computed=0.1, waited=0.1).hear(InterpreterHeld)
+    assert not held.is_computed
+
+
+async def test_c_code_on_a_busy_machine_is_named_although_the_watch_waited_for_a_processor_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The watch wakes every 5 ms to ask for the interpreter, and each time the machine lets it wait."""
+    running = a_holding(started=BEFORE)
+    held = await LateLook(monkeypatch, computed=1.5, waited=1.2, runs=running).hear(InterpreterHeld)
+    assert held.is_computed
+    assert held.lease is running.lease
+
+
+@pytest.mark.parametrize(
+    ("started", "is_named"),
+    [
+        pytest.param(BEFORE + stalls.LOOK + 0.8, True, id="there for more than half of the time"),
+        pytest.param(AFTER - 0.8, False, id="there for less"),
+    ],
+)
+async def test_the_run_that_was_there_while_the_interpreter_was_held_is_named(
+    monkeypatch: pytest.MonkeyPatch, started: float, is_named: bool
 ) -> None:
-    """As the system counts it: whoever waits for the interpreter lock sleeps, and does not wait for a processor."""
-    heard = Heard()
-    clocks = iter(list[tuple[float, dict[int, float]]]([(1.0, {}), (3.0, {})]))
-    waits_seen = iter([waited, waited])
-    monkeypatch.setattr(stalls, "_clocks", lambda: next(clocks, (3.25, {})))
-    monkeypatch.setattr(stalls, "waited_for_processor", lambda: next(waits_seen, waited))
-    eyes = stalls.Eyes(lambda run: None, lambda: None, lambda: 0, lambda: None, lambda is_told: None)
-    watch = stalls.StallWatch(Events(heard), start_thread, stalls.Bounds(stall_limit=0.0, ttl=20.0), eyes)
-    watch.start()
-    await heard.wait_for(kind)
-    watch.stop()
-    assert not heard.of(Starved if kind is InterpreterHeld else InterpreterHeld)
+    """On a busy machine the look may be late even before the interpreter is held."""
+    running = a_holding(started=started)
+    held = await LateLook(monkeypatch, computed=1.0, waited=0.5, runs=running).hear(InterpreterHeld)
+    assert (held.lease is running.lease) is is_named
+
+
+async def test_the_run_that_ended_before_the_late_look_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    late = LateLook(monkeypatch, computed=1.0, waited=0.5, runs=a_holding(started=AFTER - 0.01))
+    ended = a_holding()
+    late.slow = (ended, AFTER - 0.02)
+    assert (await late.hear(InterpreterHeld)).lease is ended.lease
 
 
 async def test_a_stall_is_told_ever_more_rarely(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
