@@ -228,9 +228,15 @@ async def test_a_result_beyond_what_a_record_may_have_is_refused_before_it_is_se
     assert await world.settle(succeeded(lease)) == [Settled.OK]
 
 
-async def test_a_payload_apart_that_has_grown_to_eighty_megabytes_is_not_fetched(world: World, client: redis.Redis) -> None:
+@pytest.mark.parametrize("driver", ["hiredis", "redis-py alone"])
+@pytest.mark.parametrize("grown_to", [1_001, 80_000_000])
+async def test_a_payload_apart_that_has_grown_spoils_its_job_alone(
+    world: World, client: redis.Redis, monkeypatch: pytest.MonkeyPatch, grown_to: int, driver: str
+) -> None:
+    if driver != "hiredis":
+        monkeypatch.setattr("taskflow.broker.redis.wire.hiredis", None)
     spoilt, sound = await world.add(payload=bytes(1_000)), await world.add(payload=bytes(1_000))
-    client.setrange(key(world, "b:", spoilt.id), 80_000_000, b"x")
+    client.setrange(key(world, "b:", spoilt.id), grown_to - 1, b"x")
     tracemalloc.start()
     try:
         leases = await world.claim(await world.a_session())

@@ -6,13 +6,14 @@ a claim, or a reader, finds references in it fetches them for.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Final, Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final
 
 from msgspec.structs import replace
 
 from taskflow.broker.redis.fields import MARK
-from taskflow.broker.redis.wire import Command
+from taskflow.broker.redis.link import Link
+from taskflow.broker.redis.wire import Command, TooLong
 from taskflow.model.envelope import Envelope, Lease
 from taskflow.model.record import Record
 from taskflow.model.stored import MAX_RAW, Unreadable
@@ -27,13 +28,10 @@ FADES_IN: Final = 600
 FETCHED_AT_ONCE: Final = 4 * 1024 * 1024
 """Bytes, about."""
 
+AROUND_EACH: Final = 32
+"""More bytes than a reply has beside each payload."""
+
 REFERENCE_BYTES: Final = len(MARK) + 4
-
-
-class AskEach(Protocol):
-    """How a broker sends commands."""
-
-    async def __call__(self, commands: Sequence[Command]) -> list[Any]: ...
 
 
 def is_large(payload: bytes) -> bool:
@@ -57,8 +55,9 @@ def size_in(reference: bytes) -> int:
 class Bodies:
     """Of the jobs under one prefix."""
 
-    def __init__(self, ask_each: AskEach, prefix: str) -> None:
-        self._ask_each = ask_each
+    def __init__(self, link: Callable[[], Link], prefix: str) -> None:
+        """`link` returns the connections of the running event loop."""
+        self._link = link
         self._prefix = f"{prefix}b:".encode()
 
     def ahead(self, large: Iterable[Envelope]) -> list[Command]:
@@ -98,17 +97,40 @@ class Bodies:
         return records | whole
 
     async def _fetch(self, references: dict[bytes, bytes]) -> dict[bytes, tuple[bytes, str]]:
-        """Each payload that is there, with what is wrong with it. No more is fetched of it than its reference says, and one byte."""
+        """Return each payload that is there, with what is wrong with it.
+
+        One command brings a whole portion. If more bytes arrive than the references say, or a payload is not as long as its reference says,
+        the payloads are fetched one by one, none beyond its length.
+        """
         fetched: dict[bytes, tuple[bytes, str]] = {}
         for ids in _portions(references):
-            payloads = await self._ask_each([("GETRANGE", self._prefix + job_id, 0, size_in(references[job_id])) for job_id in ids])
-            for job_id, payload in zip(ids, payloads, strict=True):
-                size = size_in(references[job_id])
-                if payload is None:
-                    fetched[job_id] = b"", "its key is not a string"
-                elif payload:
-                    got = len(payload) if len(payload) <= size else "more"
-                    fetched[job_id] = payload, "" if got == size else f"expected {size} bytes, got {got}"
+            sizes = [size_in(references[job_id]) for job_id in ids]
+            most = sum(sizes) + AROUND_EACH * (len(sizes) + 1)
+            try:
+                payloads = await self._link().ask("MGET", *(self._prefix + job_id for job_id in ids), most=most)
+            except TooLong:
+                payloads = [None] * len(ids)
+            odd = list[bytes]()
+            for job_id, payload, size in zip(ids, payloads, sizes, strict=True):
+                if payload is not None and len(payload) == size:
+                    fetched[job_id] = payload, ""
+                else:
+                    odd.append(job_id)
+            if odd:
+                fetched |= await self._fetch_each(odd, references)
+        return fetched
+
+    async def _fetch_each(self, ids: Sequence[bytes], references: dict[bytes, bytes]) -> dict[bytes, tuple[bytes, str]]:
+        """Return the same as `_fetch`, with a command for each. It brings at most one byte more of a payload than its reference says."""
+        fetched: dict[bytes, tuple[bytes, str]] = {}
+        payloads = await self._link().ask_each([("GETRANGE", self._prefix + job_id, 0, size_in(references[job_id])) for job_id in ids])
+        for job_id, payload in zip(ids, payloads, strict=True):
+            size = size_in(references[job_id])
+            if payload is None:
+                fetched[job_id] = b"", "its key is not a string"
+            elif payload:
+                got = len(payload) if len(payload) <= size else "more"
+                fetched[job_id] = payload, "" if got == size else f"expected {size} bytes, got {got}"
         return fetched
 
 

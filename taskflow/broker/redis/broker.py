@@ -78,7 +78,7 @@ class RedisBroker:
         self._scripts = Scripts(self._rules)
         self._lines = PerLoop(self._a_line)
         self._survey: Survey | None = None
-        self._bodies = Bodies(self._ask_each, self._prefix)
+        self._bodies = Bodies(lambda: self._lines.here().link, self._prefix)
 
     def __repr__(self) -> str:
         return f"<RedisBroker {self.server} {self._namespace!r}>"
@@ -240,9 +240,6 @@ class RedisBroker:
 
     async def _ask(self, *command: Any) -> Any:
         return await self._lines.here().link.ask(*command)
-
-    async def _ask_each(self, commands: Sequence[Command]) -> list[Any]:
-        return await self._lines.here().link.ask_each(commands)
 
     async def _examine(self) -> list[Finding]:
         settings = dict[str, str]()

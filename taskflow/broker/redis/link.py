@@ -56,8 +56,9 @@ class Link:
         except ERRORS as error:
             raise in_our_words(error, str(self.server)) from error
 
-    async def ask(self, *command: Any, within: float = ANSWER_WITHIN) -> Any:
-        return await self._in_our_words((command,), within)
+    async def ask(self, *command: Any, within: float = ANSWER_WITHIN, most: int | None = None) -> Any:
+        """Raises TooLong for a reply of more than `most` bytes: see `Wire.ask`."""
+        return await self._in_our_words((command,), within, most=most)
 
     async def ask_each(self, commands: Sequence[Command], within: float = ANSWER_WITHIN) -> list[Any]:
         """Return the reply to each of them, None for a key of a wrong type."""
@@ -67,9 +68,9 @@ class Link:
             raise in_our_words(errors[0], str(self.server)) from errors[0]
         return [None if isinstance(reply, Exception) else reply for reply in replies]
 
-    async def _in_our_words(self, commands: Sequence[Command], within: float, *, each: bool = False) -> Any:
+    async def _in_our_words(self, commands: Sequence[Command], within: float, *, each: bool = False, most: int | None = None) -> Any:
         try:
-            return await self._ask(commands, within, each=each)
+            return await self._ask(commands, within, each=each, most=most)
         except ERRORS as error:
             raise in_our_words(error, str(self.server)) from error
 
@@ -101,7 +102,7 @@ class Link:
 
     # --- one command ------------------------------------------------------------------------------------------
 
-    async def _ask(self, commands: Sequence[Command], within: float, *, each: bool = False) -> Any:
+    async def _ask(self, commands: Sequence[Command], within: float, *, each: bool = False, most: int | None = None) -> Any:
         """The reply to the last of them, WAITAOF aside, or to `each`. A connection that lay idle may have been cut meanwhile: then once
         more, on a new one. Any verb may be sent twice."""
         if not self._turns.take():
@@ -109,18 +110,18 @@ class Link:
         try:
             if self._idle:
                 try:
-                    return await self._over(self._idle.pop(), commands, within, each)
+                    return await self._over(self._idle.pop(), commands, within, each, most)
                 except ERRORS as error:
                     if not _is_cut(error):
                         if not isinstance(error, exceptions.ResponseError):  # silence: the others may be as dead
                             await self._drop_idle()
                         raise
                     await self._drop_idle()
-            return await self._over(wire_over(await self.open()), commands, within, each)
+            return await self._over(wire_over(await self.open()), commands, within, each, most)
         finally:
             self._turns.give()
 
-    async def _over(self, wire: Wire, commands: Sequence[Command], within: float, each: bool) -> Any:
+    async def _over(self, wire: Wire, commands: Sequence[Command], within: float, each: bool, most: int | None) -> Any:
         if self._is_closed:
             await wire.drop()
             raise BrokerUnavailable(words.CLOSED)
@@ -128,7 +129,7 @@ class Link:
         reply: Any = None
         is_clean = False
         try:
-            replies = await wire.ask(commands, within)
+            replies = await wire.ask(commands, within, most)
             reply = replies if each else replies[0] if len(replies) == 1 else _reply_among(commands, replies)
             is_clean = not isinstance(reply, exceptions.ReadOnlyError)  # a demoted primary: the next one may find the new
         finally:

@@ -80,7 +80,7 @@ _FEWEST: Final[Mapping[int, str]] = {
 _CALLING: Final = ("EVAL", "EVALSHA")
 """Of these a script's keys are counted before them: three with one key."""
 
-_SENT: Final = (*_CALLING, "SUBSCRIBE", "PING", "SCAN", "INFO", "SET", "GETRANGE")
+_SENT: Final = (*_CALLING, "SUBSCRIBE", "PING", "SCAN", "INFO", "SET", "MGET", "GETRANGE")
 
 
 class Scripts(Mapping[str, Script]):

@@ -28,9 +28,16 @@ ERRORS: Final = (exceptions.RedisError, OSError, EOFError)
 """What the driver raises, and we like it; a timeout is an OSError."""
 
 
+class TooLong(Exception):
+    """The replies have more bytes than the caller wants. The connection cannot be used again."""
+
+
 class Wire(Protocol):
-    def ask(self, commands: Sequence[Command], within: float) -> Awaitable[list[Any]]:
-        """A reply for each command, errors of the server among them; any other error is raised, TimeoutError after so many seconds."""
+    def ask(self, commands: Sequence[Command], within: float, most: int | None = None) -> Awaitable[list[Any]]:
+        """A reply for each command, errors of the server among them; any other error is raised, TimeoutError after so many seconds.
+
+        With `most`: raises TooLong as soon as more bytes arrive. The driver's own parser cannot stop there: it raises TooLong at once.
+        """
         ...
 
     async def drop(self, *, nowait: bool = True) -> None: ...
@@ -78,7 +85,9 @@ class DriversWire:
     def __init__(self, connection: AbstractConnection) -> None:
         self._connection = connection
 
-    async def ask(self, commands: Sequence[Command], within: float) -> list[Any]:
+    async def ask(self, commands: Sequence[Command], within: float, most: int | None = None) -> list[Any]:
+        if most is not None:
+            raise TooLong
         connection = self._connection
         async with asyncio.timeout(within):
             await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
@@ -166,19 +175,29 @@ class StraightWire(_Straight):
         self._waiting: asyncio.Future[list[Any]] | None = None
         self._replies = list[Any]()
         self._wanted = 0
+        self._most: int | None = None
         self._deadline = Deadline(self._give_up)
         super().__init__(connection)
 
-    def ask(self, commands: Sequence[Command], within: float) -> asyncio.Future[list[Any]]:
+    def ask(self, commands: Sequence[Command], within: float, most: int | None = None) -> asyncio.Future[list[Any]]:
         """Nothing else is asked before it is done; one that is left before has used the connection up."""
         waiting = self._waiting = self._loop.create_future()
         if self._lost is not None:
             waiting.set_exception(self._lost)
             return waiting
-        self._replies, self._wanted = [], len(commands)
+        self._replies, self._wanted, self._most = [], len(commands), most
         self._transport.write(hiredis.pack_command(commands[0]) if self._wanted == 1 else b"".join(map(hiredis.pack_command, commands)))
         self._deadline.begin(within)
         return waiting
+
+    def data_received(self, data: bytes) -> None:
+        if self._most is not None:
+            self._most -= len(data)
+            if self._most < 0:
+                self._fail(TooLong())
+                self._transport.abort()
+                return
+        super().data_received(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._deadline.drop()

@@ -49,16 +49,16 @@ end
 
 -- As it is stored then; false when nobody stands at the entry any more, nil when the job has expired.
 local function lease(entry, stored, tail)
-  local time, seq, id = struct.unpack('>I8I6c16', entry)
+  local size, time, seq, id = #stored, struct.unpack('>I8I6c16', entry)
   if is_leased[id] then
     return false
-  elseif #stored < L.waiting + 5 or #stored > LARGEST then
+  elseif size < L.waiting + 5 or size > LARGEST then
     return lease_anew(id, stored, entry, tail), id
   end
   local status, queue, name, due, its_seq, extras = struct.unpack('>BxI4I4I8I6xxxxxxxxI2', stored)
   local payload_at = L.waiting + 2 + extras
-  if status ~= S.READY or due ~= time or its_seq ~= seq or #stored < payload_at + 3
-    or struct.unpack('>I4', stored, payload_at) ~= #stored - payload_at - 3 then
+  if status ~= S.READY or due ~= time or its_seq ~= seq or size < payload_at + 3
+    or struct.unpack('>I4', stored, payload_at) ~= size - payload_at - 3 then
     return lease_anew(id, stored, entry, tail), id
   end
   if queue ~= last_queue or name ~= last_name then
@@ -68,7 +68,7 @@ local function lease(entry, stored, tail)
     last_queue, last_name = queue, name
     numbers[queue], numbers[name] = true, true
   end
-  if #stored == payload_at + 9 and sub(stored, payload_at + 4, payload_at + 5) == L.mark then
+  if size == payload_at + 9 and sub(stored, payload_at + 4, payload_at + 5) == L.mark then
     bytes = bytes + struct.unpack('>I4', stored, payload_at + 6)
   end
   return first_of .. tail .. since .. stored, id
