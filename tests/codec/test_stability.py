@@ -14,7 +14,8 @@ import pydantic
 import pytest
 
 from taskflow.model.codec import body, decode_value
-from taskflow.model.errors import EncodeError
+from taskflow.model.errors import EncodeError, UnknownArgument
+from tests.codec import exactly
 from tests.codec import kinds as k
 from tests.codec.exactly import codec_of, there_and_back
 
@@ -130,6 +131,24 @@ def test_a_value_that_its_class_changes_is_refused_where_it_is_sent(kind: Any, v
         assert caught.value.path.startswith("value")
         with pytest.raises(EncodeError, match=r"is changed by its class .*in the result of app\.job"):
             codec_of(Any, annotation).encode_result(wrapped)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value", "path"),
+    [
+        pytest.param(Cents | k.Point, Cents(amount=3), "value.amount", id="a union"),
+        pytest.param(list[Cents | k.Point], [k.Point(1), Cents(amount=3)], "value[1].amount", id="a list of unions"),
+        pytest.param(Cents, Cents.model_construct(amount=3), "value.amount", id="a field that was not given"),
+        pytest.param(tuple[int, Cents], (1, Cents(amount=3)), "value[1].amount", id="a tuple"),
+    ],
+)
+def test_the_path_of_a_changed_value_is_the_one_that_code_would_write(annotation: Any, value: Any, path: str) -> None:
+    """The marker of a union's member and the name of its class are no step of it."""
+    if path == "value.amount" and annotation is Cents:
+        value.__pydantic_fields_set__.clear()
+    with pytest.raises(EncodeError, match="is changed by its class") as caught:
+        codec_of(annotation).encode_arguments((value,), {})
+    assert caught.value.path == path
 
 
 @dataclass
@@ -265,3 +284,42 @@ def test_a_frozen_model_knows_which_fields_were_given() -> None:
     back = there_and_back(Frozen, Frozen(a=1))
     assert (back, back.model_fields_set) == (Frozen(a=1), {"a"})
     assert there_and_back(Frozen, Frozen()).model_fields_set == set()
+
+
+class Counts(pydantic.BaseModel, extra="allow"):
+    __pydantic_extra__: dict[str, int]  # pyright: ignore[reportIncompatibleVariableOverride]
+    name: str
+
+
+@pytest.mark.parametrize("extra", [{}, {"z": 1}, {"b": (1, {2}), "c": {"d": b"e"}, "not a name": None}], ids=str)
+def test_extra_fields_travel_where_the_model_allows_them(extra: dict[str, Any]) -> None:
+    model = k.Open(a=1, **extra)
+    for annotation, value in ((k.Open, model), (k.Open | None, model), (k.Open | k.Point, model)):
+        back = there_and_back(annotation, value)
+        assert exactly.same(back.model_extra, extra)
+        assert back == model
+        assert back.model_fields_set == model.model_fields_set
+    assert there_and_back(Counts, Counts(name="n", many=2)) == Counts(name="n", many=2)  # type: ignore[call-arg]
+
+
+def test_an_extra_field_that_was_set_later_travels_and_was_not_given() -> None:
+    model = k.Open(a=1)
+    model.later = [1]  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+    back = there_and_back(k.Open, model)
+    assert (back.model_extra, back.model_fields_set) == ({"later": [1]}, model.model_fields_set)
+
+
+def test_an_extra_field_without_a_form_is_refused_by_its_path() -> None:
+    with pytest.raises(EncodeError, match=r"^value\.point: tests\.codec\.kinds\.Point has no form of its own") as caught:
+        codec_of(k.Open).encode_arguments((k.Open(a=1, point=k.Point(1)),), {})  # type: ignore[call-arg]
+    assert caught.value.path == "value.point"
+
+
+def test_a_model_that_allows_no_extra_fields_refuses_those_of_another_version() -> None:
+    sent = codec_of(k.Open).encode_arguments((k.Open(a=1, new=1),), {})  # type: ignore[call-arg]
+    with pytest.raises(UnknownArgument, match=r"has 'new', which .*Closed does not know"):
+        codec_of(Closed).decode_arguments(sent)
+
+
+class Closed(pydantic.BaseModel):
+    a: int

@@ -16,7 +16,7 @@ from taskflow.model.codec.misfit import Misfit, type_name
 from taskflow.model.codec.parts import read_map
 from taskflow.model.codec.records import Field, Record
 from taskflow.model.codec.shape import Shape, Unresolved, Unsupported
-from taskflow.model.codec.untyped import read_any, write_any
+from taskflow.model.codec.untyped import ANY, read_any, write_any
 from taskflow.model.codec.wire import marker, marker_of
 from taskflow.model.errors import UnknownArgument
 
@@ -54,6 +54,7 @@ def record_of_model(kind: Any, _arguments: tuple[Any, ...]) -> Record:
         forms=frozenset((dict, codes.MODEL)),
         around=_with_state,
         foreign=shape_of_foreign,
+        undeclared=ANY if kind.model_config.get("extra") == "allow" else None,
     )
 
 

@@ -6,8 +6,8 @@ A field that the class does not know is UnknownArgument (another version of it h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Set
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -15,6 +15,8 @@ from taskflow.model.codec.misfit import Misfit, field_step, key_step, one_of, to
 from taskflow.model.codec.shape import Form, Read, Shape, Write
 from taskflow.model.codec.wire import named
 from taskflow.model.errors import MissingArgument, UnknownArgument
+
+_C = TypeVar("_C", bound=Callable[[Any, int], Any])
 
 
 class Field(msgspec.Struct, frozen=True):
@@ -45,6 +47,16 @@ class Record(msgspec.Struct, frozen=True):
     """Makes the shape of what its instances hold besides their fields, from the shape of the fields alone."""
     foreign: Callable[[Any], Shape] | None = None
     """Makes the shape of a field whose annotation has none here, where the class's own library knows it."""
+    undeclared: Shape | None = None
+    """The shape of each field that an instance has and the class does not declare. None if such fields are refused."""
+
+    def step(self, name: str) -> str:
+        """Return the step of a path into a field, as code would write it."""
+        return field_step(name) if self.has_tag else key_step(name)
+
+    def unknown(self, undeclared: Set[Any]) -> list[Any]:
+        """Return the names, of those that the class does not declare, that it does not allow either."""
+        return [name for name in undeclared if self.undeclared is None or not _is_text(name)]
 
 
 class _Part(msgspec.Struct, frozen=True):
@@ -58,13 +70,13 @@ def record_of(record: Record, label: str, shapes: Mapping[str, Shape]) -> Shape:
     parts = [_Part(field.name, shapes[field.name], field.required) for field in record.fields]
     shape = Shape(
         label,
-        _mapping_writer(record.parts, label, parts) if record.parts else _attribute_writer(record.kind, label, parts),
-        _reader(record, label, parts, [part.shape.read for part in parts]),
-        _reader(record, label, parts, [part.shape.read_json for part in parts]),
+        _mapping_writer(record, record.parts, label, parts) if record.parts else _attribute_writer(record.kind, label, parts),
+        _reader(record, label, parts, lambda shape: shape.read),
+        _reader(record, label, parts, lambda shape: shape.read_json),
         types=frozenset((record.kind if record.has_tag else dict,)),
         forms=record.forms,
         tag=record.kind.__name__ if record.has_tag else "",
-        fits_json=_fits(parts),
+        fits_json=_fits(record, parts),
     )
     return record.around(shape) if record.around else shape
 
@@ -81,6 +93,17 @@ def promise_of(record: Record, label: str, finished: Callable[[], Shape]) -> Sha
         tag=record.kind.__name__ if record.has_tag else "",
         fits_json=lambda wire: finished().fits_json(wire),
     )
+
+
+class _Open(dict[str, _C]):
+    """How to convert each field by its name, where any other name is allowed too."""
+
+    def __init__(self, declared: Mapping[str, _C], undeclared: _C) -> None:
+        super().__init__(declared)
+        self._undeclared = undeclared
+
+    def __missing__(self, _name: str) -> _C:
+        return self._undeclared
 
 
 def _attribute_writer(kind: type, label: str, parts: list[_Part]) -> Write:
@@ -107,9 +130,11 @@ def _attribute_writer(kind: type, label: str, parts: list[_Part]) -> Write:
     return write
 
 
-def _mapping_writer(parts_of: Callable[[Any], Mapping[str, Any] | None], label: str, parts: list[_Part]) -> Write:
+def _mapping_writer(record: Record, parts_of: Callable[[Any], Mapping[str, Any] | None], label: str, parts: list[_Part]) -> Write:
     by_name = {part.name: part.shape.write for part in parts}
     required = frozenset(part.name for part in parts if part.required)
+    if record.undeclared is not None:
+        by_name = _Open(by_name, record.undeclared.write)
 
     def write(value: Any, levels: int) -> dict[str, Any]:
         fields = parts_of(value)
@@ -119,24 +144,25 @@ def _mapping_writer(parts_of: Callable[[Any], Mapping[str, Any] | None], label: 
             raise too_deep()
         if not fields.keys() >= required:
             raise Misfit(f"lacks {_names(required - fields.keys())}, which {label} requires")
-        if not by_name.keys() >= fields.keys():
-            raise Misfit(f"has {_names(fields.keys() - by_name.keys())}, which {label} does not know")
-        return {name: _written(by_name[name], name, field, levels - 1) for name, field in fields.items()}
+        if unknown := record.unknown(fields.keys() - by_name.keys()):
+            raise Misfit(f"has {_names(unknown)}, which {label} does not know")
+        wires: dict[str, Any] = {}
+        for name, field in fields.items():
+            try:
+                wires[name] = by_name[name](field, levels - 1)
+            except Misfit as misfit:
+                misfit.within(record.step(name))
+                raise
+        return wires
 
     return write
 
 
-def _written(write: Write, name: str, value: Any, levels: int) -> Any:
-    try:
-        return write(value, levels)
-    except Misfit as misfit:
-        misfit.within(key_step(name))
-        raise
-
-
-def _reader(record: Record, label: str, parts: list[_Part], reads: list[Read]) -> Read:
-    read_by_name = {part.name: read for part, read in zip(parts, reads, strict=True)}
+def _reader(record: Record, label: str, parts: list[_Part], read_of: Callable[[Shape], Read]) -> Read:
+    by_name = {part.name: read_of(part.shape) for part in parts}
     required = frozenset(part.name for part in parts if part.required)
+    if record.undeclared is not None:
+        by_name = _Open(by_name, read_of(record.undeclared))
     make = record.make
 
     def read_fields(wire: Any, levels: int) -> dict[str, Any]:
@@ -144,9 +170,9 @@ def _reader(record: Record, label: str, parts: list[_Part], reads: list[Read]) -
         name = ""
         try:
             for name, part in wire.items():
-                fields[name] = read_by_name[name](part, levels)
+                fields[name] = by_name[name](part, levels)
         except Misfit as misfit:
-            misfit.within(field_step(name))
+            misfit.within(record.step(name))
             raise
         return fields
 
@@ -155,8 +181,8 @@ def _reader(record: Record, label: str, parts: list[_Part], reads: list[Read]) -
             raise Misfit(f"expected {label}, got {named(wire)}")
         if levels < 1:
             raise too_deep()
-        if not wire.keys() <= read_by_name.keys():
-            raise Misfit(f"has {_names(wire.keys() - read_by_name.keys())}, which {label} does not know", UnknownArgument)
+        if unknown := record.unknown(wire.keys() - by_name.keys()):
+            raise Misfit(f"has {_names(unknown)}, which {label} does not know", UnknownArgument)
         if not wire.keys() >= required:
             raise Misfit(f"lacks {_names(required - wire.keys())}, which {label} requires", MissingArgument)
         fields = read_fields(wire, levels - 1)
@@ -168,11 +194,16 @@ def _reader(record: Record, label: str, parts: list[_Part], reads: list[Read]) -
     return read
 
 
+def _is_text(name: Any) -> bool:
+    return type(name) is str and (name.isascii() or not any("\ud800" <= character <= "\udfff" for character in name))
+
+
 def _names(names: Iterable[Any]) -> str:
     return one_of(sorted(repr(name)[:60] for name in names))
 
 
-def _fits(parts: list[_Part]) -> Callable[[Any], bool]:
+def _fits(record: Record, parts: list[_Part]) -> Callable[[Any], bool]:
     known = frozenset(part.name for part in parts)
     required = frozenset(part.name for part in parts if part.required)
-    return lambda wire: type(wire) is dict and required <= wire.keys() <= known
+    is_open = record.undeclared is not None
+    return lambda wire: type(wire) is dict and required <= wire.keys() and (is_open or wire.keys() <= known)

@@ -38,9 +38,11 @@ def _differences(one: Any, other: Any) -> Iterator[str]:
             step = field_step(key) if key.isidentifier() else key_step(key)
             yield from (step + rest for rest in _differences(one[key], other[key]))
     elif type(one) is list and len(one) == len(other):
-        offset = int(marker_of(one) > 0)
+        code = marker_of(one)
+        offset = int(code > 0)
         for index, (mine, its) in enumerate(zip(one, other, strict=True)):
-            yield from (f"[{index - offset}]{rest}" for rest in _differences(mine, its))
+            step = "" if code in _SAME_VALUE else f"[{index - offset}]"
+            yield from (step + rest for rest in _differences(mine, its))
     elif pack(one) != pack(other):
         yield ""
 
@@ -59,4 +61,6 @@ _CHANGES: Final = (
     "is changed by its class when it is decoded, by a validator, a converter or __post_init__; "
     "write that so that it leaves its own result alone, or send plain data"
 )
+_SAME_VALUE: Final = (codes.TAGGED, codes.MODEL)
+"""Markers of arrays whose parts all belong to one value."""
 _SETS: Final = (codes.SET, codes.FROZENSET)
