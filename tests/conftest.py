@@ -1,8 +1,32 @@
 from __future__ import annotations
 
+import json
+import os
 import signal
+from collections.abc import Generator
+from typing import Any
 
 import pytest
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Return the number of workers for `-n auto`: most tests wait most of their time, so a processor has room for several."""
+    return max(4, 5 * len(os.sched_getaffinity(0)) // 2)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Several workers respect `xdist_group` without being asked."""
+    if config.getoption("numprocesses", None) and config.option.dist == "no":
+        config.option.dist = "loadgroup"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, Any, Any]:
+    """Replace lone surrogates, which some tests print: a report with one cannot be sent to the process that shows it."""
+    report = yield
+    return report and json.loads(json.dumps(report, ensure_ascii=False).encode(errors="replace"))
 
 
 @pytest.fixture(autouse=True, scope="session")

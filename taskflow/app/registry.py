@@ -30,7 +30,7 @@ class Registry:
                 raise DeclarationError(
                     f"two jobs are called {name!r}: {place(standing.function)} and {place(job.function)}; give one of them another name="
                 )
-        for name in [name for name, standing in self._jobs.items() if _owner(standing) == _owner(job) and standing.name == job.name]:
+        for name in [name for name, standing in self._jobs.items() if standing.name == job.name and _owner(standing) == _owner(job)]:
             del self._jobs[name]
         for name in (job.name, *job.aliases):
             self._jobs[name] = job

@@ -131,6 +131,7 @@ def test_what_is_no_socket_is_told_and_not_used(caplog: pytest.LogCaptureFixture
         ("soon", "", False),
         ("", "", False),
     ],
+    ids=["every-process", "this-process", "another-process", "never", "no-number", "nothing"],
 )
 def test_signs_of_life_are_given_when_they_are_asked_of_this_process(
     systemd: FakeSystemd, microseconds: str, pid: str, is_watched: bool

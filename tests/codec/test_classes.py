@@ -16,6 +16,7 @@ from taskflow.model.codec import FunctionCodec, decode_value
 from taskflow.model.errors import DecodeError, EncodeError, MissingArgument, UnknownArgument
 from tests.codec import kinds as k
 from tests.codec.exactly import codec_of, same, there_and_back
+from tests.support.ids import stable_id
 
 ORDER = k.Order(
     id=UUID(int=1),
@@ -64,14 +65,14 @@ INSTANCES: list[tuple[Any, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("annotation", "value"), INSTANCES, ids=lambda each: repr(each)[:60])
+@pytest.mark.parametrize(("annotation", "value"), INSTANCES, ids=stable_id)
 def test_an_instance_comes_back_as_one(annotation: Any, value: Any) -> None:
     decoded = there_and_back(annotation, value)
     assert same(decoded, value)
     assert decoded == value
 
 
-@pytest.mark.parametrize(("annotation", "value"), INSTANCES, ids=lambda each: repr(each)[:60])
+@pytest.mark.parametrize(("annotation", "value"), INSTANCES, ids=stable_id)
 def test_an_instance_comes_back_from_inside_others(annotation: Any, value: Any) -> None:
     assert same(there_and_back(dict[str, list[annotation | None]], {"a": [value, None]}), {"a": [value, None]})
     assert same(there_and_back(tuple[annotation, int], (value, 1)), (value, 1))
@@ -122,7 +123,7 @@ REFUSED: list[tuple[Any, Any, str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("annotation", "value", "path", "fragment"), REFUSED, ids=repr)
+@pytest.mark.parametrize(("annotation", "value", "path", "fragment"), REFUSED, ids=stable_id)
 def test_what_is_no_instance_is_refused_where_it_is_sent(annotation: Any, value: Any, path: str, fragment: str) -> None:
     with pytest.raises(EncodeError) as caught:
         codec_of(annotation).encode_arguments((value,), {})
@@ -150,7 +151,7 @@ def spoiled(instance: Any, **fields: Any) -> Any:
         (k.Car, spoiled(k.Car(4), doors=-1)),
         (k.User, k.User.model_construct(id=0, name="", born=None, tags=set())),
     ],
-    ids=repr,
+    ids=stable_id,
 )
 def test_an_instance_that_its_class_would_refuse_is_refused_where_it_is_sent(kind: Any, instance: Any) -> None:
     """Validation really runs at enqueue; else the worker would be the first to find out."""

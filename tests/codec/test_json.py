@@ -18,6 +18,7 @@ from taskflow.model.codec import FunctionCodec, Limits, decode_value, seal_json
 from taskflow.model.errors import DecodeError, MissingArgument, UnknownArgument
 from tests.codec import kinds as k
 from tests.codec.exactly import codec_of, same
+from tests.support.ids import short_id
 
 
 @dataclass
@@ -119,7 +120,7 @@ READ: list[tuple[Any, Any, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("annotation", "value", "expected"), READ, ids=lambda each: repr(each)[:40])
+@pytest.mark.parametrize(("annotation", "value", "expected"), READ, ids=short_id)
 def test_json_is_read_as_annotated(annotation: Any, value: Any, expected: Any) -> None:
     assert same(from_json(annotation, value), expected)
 
@@ -173,7 +174,7 @@ BAD: list[tuple[Any, Any, str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("annotation", "value", "path", "message"), BAD, ids=lambda each: repr(each)[:40])
+@pytest.mark.parametrize(("annotation", "value", "path", "message"), BAD, ids=short_id)
 def test_json_that_does_not_fit_is_a_decode_error(annotation: Any, value: Any, path: str, message: str) -> None:
     with pytest.raises(DecodeError) as caught:
         from_json(annotation, value)
@@ -208,7 +209,7 @@ WRITTEN: list[tuple[Any, str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("annotation", "text", "expected"), WRITTEN, ids=lambda each: repr(each)[:40])
+@pytest.mark.parametrize(("annotation", "text", "expected"), WRITTEN, ids=short_id)
 def test_a_number_is_read_by_what_is_written(annotation: Any, text: str, expected: Any) -> None:
     """A Decimal keeps every digit; to all others it is what a float would be."""
     [decoded], _ = codec_of(annotation).decode_arguments(seal_json(b'{"value": %s}' % text.encode()))

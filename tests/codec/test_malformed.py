@@ -16,6 +16,7 @@ from taskflow.model.codec.payload import seal
 from taskflow.model.errors import DecodeError
 from tests.codec import kinds as k
 from tests.codec.exactly import codec_of
+from tests.support.ids import short_id
 
 Ext = msgspec.msgpack.Ext
 pack = msgspec.msgpack.encode
@@ -89,7 +90,7 @@ MALFORMED: list[tuple[Any, Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("annotation", "value", "message"), MALFORMED, ids=lambda each: repr(each)[:40])
+@pytest.mark.parametrize(("annotation", "value", "message"), MALFORMED, ids=short_id)
 def test_malformed_values_say_what_was_expected(annotation: Any, value: Any, message: str) -> None:
     with pytest.raises(DecodeError) as caught:
         codec_of(annotation).decode_arguments(seal(pack({"value": value})))

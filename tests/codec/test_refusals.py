@@ -17,6 +17,7 @@ from taskflow.model.codec import Limits, encode_value
 from taskflow.model.errors import DecodeError, EncodeError, TooLarge
 from tests.codec import kinds as k
 from tests.codec.exactly import codec_of
+from tests.support.ids import stable_id
 
 
 class NoOffset(tzinfo):
@@ -104,7 +105,7 @@ WRONG_TYPES: list[tuple[Any, Any, str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("annotation", "value", "path", "message"), WRONG_TYPES, ids=repr)
+@pytest.mark.parametrize(("annotation", "value", "path", "message"), WRONG_TYPES, ids=stable_id)
 def test_a_value_that_is_not_of_its_annotation(annotation: Any, value: Any, path: str, message: str) -> None:
     with pytest.raises(EncodeError) as caught:
         codec_of(annotation).encode_arguments((value,), {})
@@ -130,7 +131,7 @@ SURROGATES: list[tuple[Any, Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("annotation", "value", "path"), SURROGATES, ids=ascii)
+@pytest.mark.parametrize(("annotation", "value", "path"), SURROGATES, ids=stable_id)
 def test_a_lone_surrogate_is_named_by_its_path(annotation: Any, value: Any, path: str) -> None:
     with pytest.raises(EncodeError, match="lone surrogate at index") as caught:
         codec_of(annotation).encode_arguments((value,), {})
@@ -177,7 +178,7 @@ def test_depth_is_bounded(annotation: Any) -> None:
         (Any, {}),
         (Any, {1: 1}),
     ],
-    ids=repr,
+    ids=stable_id,
 )
 def test_containers_of_every_kind_count_as_a_level(annotation: Any, innermost: Any) -> None:
     two, one = (codec_of(list[annotation], limits=Limits(depth=depth)) for depth in (2, 1))

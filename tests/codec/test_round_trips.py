@@ -16,6 +16,7 @@ import pytest
 from taskflow.model.codec import decode_value, encode_value
 from tests.codec import kinds as k
 from tests.codec.exactly import codec_of, same, there_and_back
+from tests.support.ids import short_id, stable_id
 
 PARIS = ZoneInfo("Europe/Paris")
 CET = timezone(timedelta(hours=1), "CET")
@@ -115,7 +116,7 @@ SELF_DESCRIBING: list[Any] = [
 ]
 
 
-@pytest.mark.parametrize("value", SELF_DESCRIBING, ids=lambda value: repr(value)[:40])
+@pytest.mark.parametrize("value", SELF_DESCRIBING, ids=short_id)
 def test_without_annotation_all_is_exact(value: Any) -> None:
     assert same(decode_value(encode_value(value)), value)
     assert same(there_and_back(Any, value), value)
@@ -133,7 +134,7 @@ def test_what_a_type_writes_does_not_depend_on_the_annotation(value: Any) -> Non
     assert same(decode_value(annotated), {"value": value})
 
 
-@pytest.mark.parametrize("value", [value for value in SELF_DESCRIBING if type(value) in SCALARS], ids=lambda value: repr(value)[:40])
+@pytest.mark.parametrize("value", [value for value in SELF_DESCRIBING if type(value) in SCALARS], ids=short_id)
 def test_annotated_scalars_are_exact(value: Any) -> None:
     kind: Any = type(value)
     for annotation in (kind, kind | None, kind | int | str, Annotated[kind, "why"]):
@@ -202,12 +203,12 @@ ANNOTATED: list[tuple[Any, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("annotation", "value"), ANNOTATED, ids=repr)
+@pytest.mark.parametrize(("annotation", "value"), ANNOTATED, ids=stable_id)
 def test_annotated_values_are_exact(annotation: Any, value: Any) -> None:
     assert same(there_and_back(annotation, value), value)
 
 
-@pytest.mark.parametrize(("annotation", "value"), ANNOTATED, ids=repr)
+@pytest.mark.parametrize(("annotation", "value"), ANNOTATED, ids=stable_id)
 def test_results_are_exact_as_arguments_are(annotation: Any, value: Any) -> None:
     codec = codec_of(Any, annotation)
     assert same(codec.decode_result(codec.encode_result(value)), value)
@@ -236,7 +237,7 @@ CONVERTED: list[tuple[Any, Any, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("annotation", "value", "expected"), CONVERTED, ids=repr)
+@pytest.mark.parametrize(("annotation", "value", "expected"), CONVERTED, ids=stable_id)
 def test_what_a_type_checker_lets_pass_comes_back_as_annotated(annotation: Any, value: Any, expected: Any) -> None:
     assert same(there_and_back(annotation, value), expected)
 

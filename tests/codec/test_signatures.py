@@ -14,6 +14,7 @@ from typing_extensions import TypeVarTuple, Unpack
 from taskflow.model.codec import FunctionCodec
 from taskflow.model.errors import DeclarationError, DecodeError, EncodeError, MissingArgument, UnknownArgument
 from tests.codec.exactly import quick
+from tests.support.ids import stable_id
 
 P = ParamSpec("P")
 Ts = TypeVarTuple("Ts")
@@ -168,7 +169,7 @@ MISFITS: list[tuple[Any, tuple[Any, ...], dict[str, Any], str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("function", "args", "kwargs", "path", "message"), MISFITS, ids=ascii)
+@pytest.mark.parametrize(("function", "args", "kwargs", "path", "message"), MISFITS, ids=stable_id)
 def test_a_wrong_call_names_the_argument_and_the_job(function: Any, args: Any, kwargs: Any, path: str, message: str) -> None:
     with pytest.raises(EncodeError) as caught:
         codec_of_function(function).encode_arguments(args, kwargs)
@@ -299,7 +300,7 @@ class Calls:
         Calls.static,
         Calls.of_class,
     ],
-    ids=repr,
+    ids=stable_id,
 )
 def test_all_that_can_be_called_has_a_codec(function: Any) -> None:
     codec = FunctionCodec(function)

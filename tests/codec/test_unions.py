@@ -14,6 +14,7 @@ import pytest
 from taskflow.model.errors import DeclarationError, DecodeError, EncodeError
 from tests.codec import kinds as k
 from tests.codec.exactly import codec_of, same, there_and_back
+from tests.support.ids import stable_id
 
 STRINGS = str | date | datetime | time | timedelta | UUID | Decimal | bytes | bytearray
 ARRAYS = list[int] | tuple[int, ...] | set[int] | frozenset[int] | dict[int, int]
@@ -46,7 +47,7 @@ MEMBERS: list[tuple[Any, list[Any]]] = [
 CASES = [(annotation, member) for annotation, members in MEMBERS for member in members]
 
 
-@pytest.mark.parametrize(("annotation", "value"), CASES, ids=lambda each: repr(each)[:50])
+@pytest.mark.parametrize(("annotation", "value"), CASES, ids=stable_id)
 def test_each_member_comes_back_as_itself(annotation: Any, value: Any) -> None:
     assert same(there_and_back(annotation, value), value)
     assert same(there_and_back(list[annotation], [value, value]), [value, value])
@@ -69,7 +70,7 @@ def test_an_instance_of_a_subclass_is_written_as_the_member_that_it_belongs_to()
         (Literal["a"] | None, "b", r"expected one of 'a'"),
         (date | str, datetime(2024, 1, 1), r"expected date, got datetime"),
     ],
-    ids=repr,
+    ids=stable_id,
 )
 def test_what_is_no_member_is_refused(annotation: Any, value: Any, message: str) -> None:
     with pytest.raises(EncodeError, match=message):
@@ -116,7 +117,7 @@ Other.__name__ = "Color"
         (Any | list[k.Point], "ambiguous"),
         (tuple[int, ...] | tuple[str, str], "ambiguous"),
     ],
-    ids=repr,
+    ids=stable_id,
 )
 def test_an_ambiguous_union_is_refused_when_it_is_declared(annotation: Any, fragment: str) -> None:
     with pytest.raises(DeclarationError, match=f"app.job: value: .*{fragment}"):

@@ -15,7 +15,7 @@ from tests.support.verdicts import cancelled, discarded, failed, handed_back, pa
 from tests.support.world import World
 
 Move = tuple[Status | None, Event, Status | None]
-LEGAL: Final[tuple[Move, ...]] = tuple((was, event, to) for (was, event), targets in MOVES.items() for to in sorted(targets, key=str))
+LEGAL: Final[tuple[Move, ...]] = tuple(sorted(((was, event, to) for (was, event), targets in MOVES.items() for to in targets), key=str))
 
 
 @dataclass

@@ -32,9 +32,15 @@ _POLL: Final = 0.003
 _LOG_TAIL: Final = 2_000
 """Characters of a server's log that go into an error."""
 
-_PORTS: Final = range(15_000, 32_000)
+_WORKER: Final = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_WORKERS: Final = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+
+_PORTS: Final = range(15_000 + _WORKER, 32_000, _WORKERS)
 """Below the ports that the kernel gives to those who connect (32768 and up): a client that keeps trying a port of those while
-its server is away can be given that very port, and is then connected to itself."""
+its server is away can be given that very port, and is then connected to itself. Workers that run tests side by side share none."""
+
+_CHANCE: Final = random.SystemRandom()
+"""Nobody can seed it: two processes with the same seed would try the same ports."""
 
 _ORDINARY_USERS: Final = ("postgres", "nobody")
 """Whom a server runs as that refuses root. The first that there is: the second is on every Unix."""
@@ -59,7 +65,7 @@ class Found:
 def free_port() -> int:
     """A port of 127.0.0.1 on which nobody listens, and which the kernel gives to nobody that connects."""
     while True:
-        port = random.choice(_PORTS)
+        port = _CHANCE.choice(_PORTS)
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind((HOST, port))
             return port

@@ -1,0 +1,23 @@
+"""The long searches: the state machine on every broker, and the protocol's model in its larger worlds."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from tests.conformance.machine import machine_for, run_machine
+from tests.protocol_model.report import FULL, report
+from tests.support.homes import Home, homes_of_the_suite
+
+
+@pytest.mark.parametrize("home", homes_of_the_suite(), ids=lambda home: home.name)
+def test_a_broker_does_as_its_model(home: type[Home]) -> None:
+    """Other examples each time: the seed is printed with a failure."""
+    seed = random.SystemRandom().getrandbits(32)
+    print(f"seed {seed}")
+    run_machine(machine_for(home), examples=200, steps=50, seed=seed)
+
+
+def test_the_protocol_holds_in_larger_worlds() -> None:
+    assert report(FULL)
