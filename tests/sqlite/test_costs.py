@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
 from typing import Any
 
 import pytest
 
 from taskflow.broker.console import QueueRecord
 from taskflow.broker.sqlite import SqliteBroker
+from taskflow.broker.sqlite.transactions import Transactions, Work
 from taskflow.model.errors import SessionLost
 from taskflow.model.record import Status
 from taskflow.model.session import Beat
@@ -95,6 +98,56 @@ async def test_an_enqueue_of_a_thousand_is_a_dozen_statements(broker: SqliteBrok
     await broker.enqueue(envelopes(1_000))
     assert len(said) <= 16, said
     assert said.count("COMMIT") == 1
+
+
+class Calls:
+    """Counts calls of Python functions, in this thread and in transactions."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def __call__(self, frame: FrameType, event: str, argument: object) -> None:
+        self.number += event == "call"
+
+    def take(self) -> int:
+        number, self.number = self.number, 0
+        return number
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[Calls]:
+    counted, run = Calls(), Transactions.run
+
+    def run_counted(self: Transactions, group: Sequence[Work]) -> None:
+        before = sys.getprofile()
+        sys.setprofile(counted)
+        try:
+            run(self, group)
+        finally:
+            sys.setprofile(before)
+
+    monkeypatch.setattr(Transactions, "run", run_counted)
+    before = sys.getprofile()
+    sys.setprofile(counted)
+    yield counted
+    sys.setprofile(before)
+
+
+async def test_a_job_takes_few_calls_of_python(broker: SqliteBroker, calls: Calls) -> None:
+    """A sound row is not checked value by value, and a lease that is remembered is believed."""
+    session = await registered(broker)
+    await broker.enqueue(envelopes(600))
+    claiming, settling = list[int](), list[int]()
+    for request, number in enumerate((100, 100, 300), 1):
+        calls.take()
+        leases = await broker.claim(session.id, request, ["default"], number)
+        claiming.append(calls.take())
+        settlements = [succeeded(lease) for lease in leases]
+        calls.take()
+        assert await broker.settle(settlements) == [Settled.OK] * number
+        settling.append(calls.take())
+    assert (claiming[2] - claiming[1]) / 200 <= 3.1
+    assert (settling[2] - settling[1]) / 200 <= 6.1
 
 
 # --- what is remembered ------------------------------------------------------------------------------------------------

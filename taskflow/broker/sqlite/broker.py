@@ -12,7 +12,6 @@ from typing import Final, TypeVar
 import msgspec
 
 from taskflow.broker import words
-from taskflow.broker.foreign import settle_possible
 from taskflow.broker.nudges import Bell, Nudges
 from taskflow.broker.protocol import Added, Refused, Upkept
 from taskflow.broker.sqlite import claiming, enqueue, sessions, settling, upkeep
@@ -20,7 +19,6 @@ from taskflow.broker.sqlite.console import SqliteConsole
 from taskflow.broker.sqlite.durability import Durability
 from taskflow.broker.sqlite.place import Place, Room
 from taskflow.broker.sqlite.refusals import check_payloads
-from taskflow.broker.sqlite.row import is_possible
 from taskflow.broker.sqlite.shelf import Shelf, Unsound
 from taskflow.broker.sqlite.transactions import Transactions
 from taskflow.broker.sqlite.wake import Listener, Sender
@@ -98,9 +96,6 @@ class SqliteBroker:
         return msgspec.structs.replace(answer, outlook=upkeep.outlook(shelf)) if beat.looks else answer
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
-        return await settle_possible(self._settle_all, settlements, is_possible)
-
-    async def _settle_all(self, settlements: Sequence[Settlement]) -> list[Settled]:
         return await self._call(Durability.FULL, lambda shelf: settling.settle(shelf, settlements))
 
     async def cancel(self, ids: Sequence[bytes]) -> list[Status | None]:

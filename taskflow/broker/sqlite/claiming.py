@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from operator import attrgetter
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 
@@ -99,7 +99,10 @@ _QUEUES: Final = msgspec.json.Decoder(list[_Queue])
 
 
 class _Ready(msgspec.Struct, array_like=True):
-    """A job to be leased, as `told_of_ready` has it: its first five fields when it is a plain one. Id and payload come beside."""
+    """A job to be leased, as `told_of_ready` has it: its first five fields when it is a plain one. Id and payload come beside.
+
+    If `payload_bytes` is below zero, its row must be read by itself: a value may be unsound, or its payload is long.
+    """
 
     queue: int
     seq: int
@@ -122,14 +125,9 @@ class _Ready(msgspec.Struct, array_like=True):
     payload: bytes = b""
 
     @property
-    def is_told_of(self) -> bool:
-        """False if it must be read by itself: a value may be unsound, or its payload is long."""
-        return self.payload_bytes >= 0
-
-    @property
     def bytes_to_fetch(self) -> int:
         """Of its payload, when it is read by itself: one that is too long is not fetched."""
-        size = self.payload_bytes if self.is_told_of else -1 - self.payload_bytes
+        size = self.payload_bytes if self.payload_bytes >= 0 else -1 - self.payload_bytes
         return size if size <= MOST_BYTES else 0
 
     @property
@@ -142,6 +140,9 @@ _FOUND: Final = msgspec.json.Decoder(list[_Ready])
 _place: Final = attrgetter("place")
 _plain_place: Final = attrgetter("created_at", "seq")
 _due_at: Final = attrgetter("due_at")
+_seq: Final = attrgetter("seq")
+_name: Final = attrgetter("name")
+_queue: Final = attrgetter("queue")
 
 
 def _find(shelf: Shelf, order: Iterable[_Queue], limit: int) -> list[_Ready]:
@@ -196,15 +197,15 @@ def _unpacked(packed: str, ids: bytes | None, payloads: bytes | None) -> list[_R
     found = _FOUND.decode(packed)
     each_id, start, payloads = iter(slices(ids, 16)), 0, payloads or b""
     for ready in found:
-        if ready.is_told_of:
-            end = start + ready.payload_bytes
+        if (size := ready.payload_bytes) >= 0:
+            end = start + size
             ready.id, ready.payload = next(each_id), payloads[start:end]
             start = end
         else:  # epoch and failures say what of it has come along
             if ready.epoch:
                 next(each_id)
             if ready.failures:
-                start += -1 - ready.payload_bytes
+                start += -1 - size
     return found
 
 
@@ -217,53 +218,47 @@ def _in_order(found: list[_Ready]) -> list[_Ready]:
 # --- what becomes of it ------------------------------------------------------------------------------------------
 
 
-class _Leased(NamedTuple):
-    lease: Lease
-    seq: int
-    queue: int
-    concerns_no_other: bool
-    """Its end is no matter of a key or a join."""
-
-
 def _lease_all(shelf: Shelf, session: bytes, worker: str | bytes, request: int, found: list[_Ready]) -> list[Lease]:
-    leased, size = list[_Leased](), 0
+    """Lease them in their order. One that must be read by itself is left out if its row, when mended, is not ready any more."""
+    names = {number: name for number in set(map(_name, found)) if isinstance(name := shelf.job_names.read(number), str)}
+    queues = {number: shelf.queues.name(number) for number in set(map(_queue, found))}
+    packed, taken, leases, given, size = pack_claims(session, request, len(found)), list[_Ready](), list[Lease](), list[Given](), 0
     for ready in found:
-        claim = ClaimId(session, request, len(leased))
-        if ready.is_told_of and (given := _lease_told(shelf, ready, claim)) is not None:
-            leased.append(given)
-            continue
-        size += ready.bytes_to_fetch
-        if size > MOST_BYTES and leased:
-            shelf.ring_queue(ready.queue)
-            break
-        if (read := _lease_read(shelf, ready, claim)) is not None:
-            leased.append(read)
-    packed = pack_claims(session, request, len(leased))
-    rows = [(one.seq, claim) for one, claim in zip(leased, packed, strict=True)]
+        claim = ClaimId(session, request, number := len(leases))
+        lease = _lease_told(shelf, ready, names.get(ready.name), queues[ready.queue], claim)
+        if lease is None:
+            size += ready.bytes_to_fetch
+            if size > MOST_BYTES and leases:
+                shelf.ring_queue(ready.queue)
+                break
+            lease = _lease_read(shelf, ready, claim)
+            if lease is None:
+                continue
+        taken.append(ready)
+        leases.append(lease)
+        if not (ready.key or ready.is_joined):  # its end is no matter of a key or a join
+            fence = pack_fence(lease.epoch, packed[number])
+            given.append(Given(lease.envelope.id, claim, lease.epoch, fence, ready.seq, ready.queue))
+    rows = list(zip(map(_seq, taken), packed, strict=False))
     shelf.execute_rows("lease_jobs", rows, shelf.now, shelf.steady, worker)
-    for queue, number in Counter(one.queue for one in leased).items():
+    for queue, number in Counter(map(_queue, taken)).items():
         shelf.tally.move(queue, Event.CLAIM, _READY, _RUNNING, number)
-    shelf.given.keep(
-        Given(lease.envelope.id, lease.claim, lease.epoch, pack_fence(lease.epoch, claim), seq, queue)
-        for (lease, seq, queue, concerns_no_other), claim in zip(leased, packed, strict=True)
-        if concerns_no_other
-    )
-    return [one.lease for one in leased]
+    shelf.given.keep(given)
+    return leases
 
 
-def _lease_told(shelf: Shelf, ready: _Ready, claim: ClaimId) -> _Leased | None:
-    """None if it has a name or options that cannot be read."""
-    name, queue = shelf.job_names.read(ready.name), shelf.queues.name(ready.queue)
-    if not isinstance(name, str):
+def _lease_told(shelf: Shelf, ready: _Ready, name: str | None, queue: str, claim: ClaimId) -> Lease | None:
+    """None if it must be read by itself, or has a name or options that cannot be read."""
+    if name is None or ready.payload_bytes < 0:
         return None
     if ready.due_at is None:
         plain = Envelope(id=ready.id, job=name, payload=ready.payload, queue=queue)
-        return _Leased(Lease(envelope=plain, epoch=1, claim=claim, created_at=ready.created_at), ready.seq, ready.queue, True)
+        return Lease(envelope=plain, epoch=1, claim=claim, created_at=ready.created_at)
     try:
         extras = unpack_extras(bytes.fromhex(ready.extras)) if ready.extras else {}
     except Exception:
         return None
-    lease = Lease(
+    return Lease(
         envelope=Envelope(
             id=ready.id,
             job=name,
@@ -283,16 +278,16 @@ def _lease_told(shelf: Shelf, ready: _Ready, claim: ClaimId) -> _Leased | None:
         parked_for=parked_for(ready.parked_at, shelf.now),
         expires_in=expires_in(ready.expires_at, shelf.now),
     )
-    return _Leased(lease, ready.seq, ready.queue, not (ready.key or ready.is_joined))
 
 
-def _lease_read(shelf: Shelf, ready: _Ready, claim: ClaimId) -> _Leased | None:
+def _lease_read(shelf: Shelf, ready: _Ready, claim: ClaimId) -> Lease | None:
     """None if it is not ready any more in its queue, now that its row is mended."""
     job = shelf.job_by_seq(ready.seq)
     if job is None or job.status is not Status.READY or job.queue != ready.queue:
         return None
     job.epoch += 1
-    return _Leased(_lease_of(shelf, job, claim), job.seq, job.queue, job.key is None and job.joins is None)
+    ready.is_joined = int(job.key is not None or job.joins is not None)  # the key was not told
+    return _lease_of(shelf, job, claim)
 
 
 def _lease_of(shelf: Shelf, job: Job, claim: ClaimId) -> Lease:

@@ -12,7 +12,7 @@ from taskflow.broker import topics, words
 from taskflow.broker.sqlite.enqueue import add_all
 from taskflow.broker.sqlite.given import Misremembered
 from taskflow.broker.sqlite.refusals import check_payloads, check_result
-from taskflow.broker.sqlite.row import Job, pack_claim, pack_fence, pack_progress, storable, text_of, unpack_claim
+from taskflow.broker.sqlite.row import Job, is_possible, pack_claim, pack_fence, pack_progress, storable, text_of, unpack_claim
 from taskflow.broker.sqlite.shelf import Shelf
 from taskflow.model.clock import to_microseconds
 from taskflow.model.record import CODES, Event, Record, Status
@@ -39,8 +39,7 @@ def settle(shelf: Shelf, settlements: Sequence[Settlement]) -> list[Settled]:
         return [_settle_one(shelf, settlement) for settlement in settlements]
     if _settle_given(shelf, settlements):
         return [Settled.OK] * len(settlements)
-    claims = [pack_claim(settlement.claim) for settlement in settlements]
-    settled = _settle_plain_runs(shelf, settlements, claims)
+    settled = _settle_plain_runs(shelf, settlements)
     return [
         Settled.OK if is_settled else _settle_one(shelf, settlement) for settlement, is_settled in zip(settlements, settled, strict=True)
     ]
@@ -79,12 +78,14 @@ def _success(now: int, settlement: Settlement, verdict: Succeeded, fence: bytes)
     return (fence, now - to_microseconds(settlement.ran_for), check_result(verdict.result), now + to_microseconds(settlement.keep_for))
 
 
-def _settle_plain_runs(shelf: Shelf, settlements: Sequence[Settlement], claims: list[bytes]) -> list[bool]:
+def _settle_plain_runs(shelf: Shelf, settlements: Sequence[Settlement]) -> list[bool]:
     """Settle the plain runs that hold their fence and have neither follow-ups nor progress. Return which they were."""
-    together = [not settlement.follow_ups and settlement.progress is None for settlement in settlements]
-    fences = [
-        (number, claims[number], settlement.id, settlement.epoch) for number, settlement in enumerate(settlements) if together[number]
-    ]
+    claims = {
+        number: pack_claim(settlement.claim)
+        for number, settlement in enumerate(settlements)
+        if not settlement.follow_ups and settlement.progress is None and is_possible(settlement)
+    }
+    fences = [(number, claim, settlements[number].id, settlements[number].epoch) for number, claim in claims.items()]
     states = {state.number: state for (packed,) in shelf.fetch_rows("states_of_plain_runs", fences) for state in _STATES.decode(packed)}
     succeeded, rows = list[int](), list[tuple[object, ...]]()
     for number in states:
@@ -145,7 +146,7 @@ _STATES: Final = msgspec.json.Decoder(list[_State])
 
 
 def _settle_one(shelf: Shelf, settlement: Settlement) -> Settled:
-    job = shelf.job(settlement.id)
+    job = shelf.job(settlement.id) if is_possible(settlement) else None
     if job is None:
         return Settled.STALE
     claim = pack_claim(settlement.claim)
