@@ -366,11 +366,8 @@ class Life:
         self._enter(Phase.LOST)
         is_followed = phase < Phase.WINDING_DOWN
         self._events.tell(SessionEnded(self.session.name, why, is_followed))
-        if is_followed:
+        if is_followed:  # else `wind_down` goes on, and stops the runs now: others may run these jobs already
             self._on_lost()
-        else:  # others may run these jobs already
-            for holding in self._runs.under_way.values():
-                holding.ask_to_stop(LOST)
 
     def _enter(self, phase: Phase) -> None:
         if phase > self._phase:

@@ -34,24 +34,23 @@ def open_beside(place: Place, ending: str, flags: int) -> int:
         if error.errno in _LINKED:
             raise _refusal(path, "is a link") from error
         raise
-    try:
-        _check(place, path, os.fstat(file), is_folder=False)
-    except BaseException:
-        os.close(file)
-        raise
-    return file
+    return _checked(place, path, file, is_folder=False)
 
 
 def open_folder_beside(place: Place, ending: str) -> int:
     """Open a folder beside the store, likewise."""
     path = place.beside(ending)
-    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    return _checked(place, path, os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW), is_folder=True)
+
+
+def _checked(place: Place, path: str, descriptor: int, *, is_folder: bool) -> int:
+    """Return the descriptor, or close it and raise BrokerRefused."""
     try:
-        _check(place, path, os.fstat(folder), is_folder=True)
+        _check(place, path, os.fstat(descriptor), is_folder=is_folder)
     except BaseException:
-        os.close(folder)
+        os.close(descriptor)
         raise
-    return folder
+    return descriptor
 
 
 def check_beside(place: Place) -> None:
