@@ -7,7 +7,7 @@ a claim, or a reader, finds references in it fetches them for.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Final
+from typing import Final, TypeVar
 
 from msgspec.structs import replace
 
@@ -73,14 +73,12 @@ class Bodies:
         }
         if not apart:
             return leases
-        payloads = await self._fetch(apart)
+        payloads, problems = await self._fetch(apart)
         for place, lease in enumerate(leases):
-            envelope = lease.envelope
-            if envelope.id in apart:
-                payload, problem = payloads.get(envelope.id, (b"", "it is gone from the server"))
-                leases[place] = replace(
-                    lease, envelope=replace(envelope, payload=payload), unreadable=lease.unreadable + _told(payload, problem)
-                )
+            job_id = lease.envelope.id
+            if job_id in apart:
+                whole = replace(lease, envelope=replace(lease.envelope, payload=payloads.get(job_id, b"")))
+                leases[place] = _noted(whole, problems[job_id]) if job_id in problems else whole
         return leases
 
     async def in_records(self, records: dict[bytes, Record]) -> dict[bytes, Record]:
@@ -88,54 +86,58 @@ class Bodies:
         apart = {job_id: record.payload for job_id, record in records.items() if record.payload and is_reference(record.payload)}
         if not apart:
             return records
-        payloads = await self._fetch(apart)
-        whole = dict[bytes, Record]()
-        for job_id in apart:
-            payload, problem = payloads.get(job_id, (None, ""))
-            record = records[job_id]
-            whole[job_id] = replace(record, payload=payload, unreadable=record.unreadable + _told(payload or b"", problem))
-        return records | whole
+        payloads, problems = await self._fetch(apart)
+        whole = {job_id: replace(records[job_id], payload=payloads.get(job_id)) for job_id in apart}
+        return records | whole | {job_id: _noted(whole[job_id], problems[job_id]) for job_id in payloads.keys() & problems.keys()}
 
-    async def _fetch(self, references: dict[bytes, bytes]) -> dict[bytes, tuple[bytes, str]]:
-        """Return each payload that is there, with what is wrong with it.
+    async def _fetch(self, references: dict[bytes, bytes]) -> tuple[dict[bytes, bytes], dict[bytes, Unreadable]]:
+        """Return the payloads that are there, and what is wrong with any payload.
 
         One command brings a whole portion. If more bytes arrive than the references say, or a payload is not as long as its reference says,
-        the payloads are fetched one by one, none beyond its length.
+        the payloads are fetched one by one, each up to a byte beyond its length.
         """
-        fetched: dict[bytes, tuple[bytes, str]] = {}
+        payloads: dict[bytes, bytes] = {}
+        problems: dict[bytes, Unreadable] = {}
         for ids in _portions(references):
             sizes = [size_in(references[job_id]) for job_id in ids]
-            most = sum(sizes) + AROUND_EACH * (len(sizes) + 1)
             try:
-                payloads = await self._link().ask("MGET", *(self._prefix + job_id for job_id in ids), most=most)
+                most = sum(sizes) + AROUND_EACH * (len(sizes) + 1)
+                found = await self._link().ask("MGET", *(self._prefix + job_id for job_id in ids), most=most)
             except TooLong:
-                payloads = [None] * len(ids)
-            odd = list[bytes]()
-            for job_id, payload, size in zip(ids, payloads, sizes, strict=True):
-                if payload is not None and len(payload) == size:
-                    fetched[job_id] = payload, ""
-                else:
-                    odd.append(job_id)
-            if odd:
-                fetched |= await self._fetch_each(odd, references)
-        return fetched
+                found = []
+            if None not in found and [*map(len, found)] == sizes:
+                payloads.update(zip(ids, found, strict=True))
+            else:
+                await self._fetch_each(ids, sizes, payloads, problems)
+        return payloads, problems
 
-    async def _fetch_each(self, ids: Sequence[bytes], references: dict[bytes, bytes]) -> dict[bytes, tuple[bytes, str]]:
-        """Return the same as `_fetch`, with a command for each. It brings at most one byte more of a payload than its reference says."""
-        fetched: dict[bytes, tuple[bytes, str]] = {}
-        payloads = await self._link().ask_each([("GETRANGE", self._prefix + job_id, 0, size_in(references[job_id])) for job_id in ids])
-        for job_id, payload in zip(ids, payloads, strict=True):
-            size = size_in(references[job_id])
-            if payload is None:
-                fetched[job_id] = b"", "its key is not a string"
-            elif payload:
-                got = len(payload) if len(payload) <= size else "more"
-                fetched[job_id] = payload, "" if got == size else f"expected {size} bytes, got {got}"
-        return fetched
+    async def _fetch_each(
+        self, ids: Sequence[bytes], sizes: Sequence[int], payloads: dict[bytes, bytes], problems: dict[bytes, Unreadable]
+    ) -> None:
+        asked = [("GETRANGE", self._prefix + job_id, 0, size) for job_id, size in zip(ids, sizes, strict=True)]
+        for job_id, size, payload in zip(ids, sizes, await self._link().ask_each(asked), strict=True):
+            problem = _problem(payload, size)
+            if problem:
+                problems[job_id] = Unreadable("payload", problem, (payload or b"")[:MAX_RAW])
+            if payload != b"":
+                payloads[job_id] = payload or b""
 
 
-def _told(payload: bytes, problem: str) -> tuple[Unreadable, ...]:
-    return (Unreadable("payload", problem, payload[:MAX_RAW]),) if problem else ()
+def _problem(payload: bytes | None, size: int) -> str:
+    """What is wrong with as much as came of a payload of `size` bytes: None if its key is no string, empty if it is not there."""
+    if payload is None:
+        return "its key is not a string"
+    if not payload:
+        return "it is gone from the server"
+    got = len(payload) if len(payload) <= size else "more"
+    return "" if got == size else f"expected {size} bytes, got {got}"
+
+
+_Read = TypeVar("_Read", Lease, Record)
+
+
+def _noted(read: _Read, unreadable: Unreadable) -> _Read:
+    return replace(read, unreadable=(*read.unreadable, unreadable))
 
 
 def _portions(references: dict[bytes, bytes]) -> Iterator[Sequence[bytes]]:
