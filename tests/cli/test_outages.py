@@ -17,7 +17,7 @@ import pytest
 
 from tests.cli.processes import LEDGER, Running, Shell, ended_clearly, until
 from tests.cli.test_processes import is_alive, none_is_left, pids, workers
-from tests.support.outages import Outage, SqliteOutage, outages
+from tests.support.outages import Outage, SqliteOutage
 from tests.worker.outage import FIRST_TRIES, SLOWEST
 
 TASKS = (
@@ -48,12 +48,6 @@ ALL: Final = Counter(map(str, range(LONG.stop)))
 
 IDLING: Final = 0.25
 """Of a core, the most for each process: who asks again without a pause takes all that it is given."""
-
-
-@pytest.fixture(params=outages(), ids=lambda kind: kind.name)
-def outage(request: pytest.FixtureRequest) -> Iterator[Outage]:
-    with request.param() as opened:
-        yield opened
 
 
 @pytest.fixture

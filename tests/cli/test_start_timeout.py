@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
 
 import pytest
 
 from tests.cli.processes import Shell, ended_clearly
-from tests.support.outages import Outage, RedisOutage, SqliteOutage, outages
+from tests.support.outages import Outage, RedisOutage, SqliteOutage
 
 TASKS = """
 from taskflow import job
@@ -20,12 +19,6 @@ async def greet(name: str) -> None:
 """
 
 SAYS_SO = r"WARNING the broker does not answer yet; trying again for at most [\d.]+ s: "
-
-
-@pytest.fixture(params=outages(), ids=lambda kind: kind.name)
-def outage(request: pytest.FixtureRequest) -> Iterator[Outage]:
-    with request.param() as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -5,10 +5,13 @@ from __future__ import annotations
 import sqlite3
 import tempfile
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Self
+
+import pytest
 
 from tests.support.postgres import shared_postgres
 from tests.support.proxy import Proxy
@@ -103,3 +106,10 @@ class SqliteOutage(Outage):
 
 def outages() -> tuple[type[Outage], ...]:
     return RedisOutage, PostgresOutage, SqliteOutage
+
+
+@pytest.fixture(params=outages(), ids=lambda kind: kind.name)
+def outage(request: pytest.FixtureRequest) -> Iterator[Outage]:
+    """A store of each kind, which the test can take away. A conftest imports it."""
+    with request.param() as opened:
+        yield opened

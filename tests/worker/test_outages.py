@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 
 import pytest
 
 from taskflow.worker.events import BrokerTrouble, SessionEnded
-from tests.support.outages import Outage, PostgresOutage, RedisOutage, outages
+from tests.support.outages import Outage, PostgresOutage, RedisOutage
 from tests.worker.outage import Bench, until
 
 MANY = 60
 LONG = range(MANY, MANY + 10)
-
-
-@pytest.fixture(params=outages(), ids=lambda kind: kind.name)
-def outage(request: pytest.FixtureRequest) -> Iterator[Outage]:
-    with request.param() as opened:
-        yield opened
 
 
 async def test_an_outage_that_is_shorter_than_the_ttl_costs_nothing(outage: Outage) -> None:
