@@ -48,10 +48,13 @@ def bouncer() -> Iterator[PgBouncer]:
         yield bouncer
 
 
-@pytest.fixture(autouse=True)
-def _quick_to_despair(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A notification that takes longer than this is lost here."""
+@pytest.fixture
+def _loss_is_found_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A notification that takes longer than this counts as lost. Only for tests that lose them: on a busy machine one may take as long."""
     monkeypatch.setattr(ears, "HEARD_WITHIN", 0.5)
+
+
+loses = pytest.mark.usefixtures("_loss_is_found_soon")
 
 
 @asynccontextmanager
@@ -83,6 +86,13 @@ def counting() -> Iterator[Counter[str]]:
         yield asked
 
 
+async def hears_of_jobs(scene: Scene) -> bool:
+    """Return True if a worker starts jobs without a poll. It would otherwise look for them every 5 s only."""
+    with counting() as asked:
+        waits = [await scene.seconds_to_start(number) for number in range(5)]
+    return asked["there"] == 0 and max(waits) < 4
+
+
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING and record.name == "taskflow"]
 
@@ -91,6 +101,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 @pooled
+@loses
 async def test_a_worker_behind_a_pooler_that_loses_notifications_says_so_once_and_polls(
     scene: Scene, bouncer: PgBouncer, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -109,12 +120,12 @@ async def test_a_pooler_beside_which_it_listens_is_no_reason_to_poll(
 ) -> None:
     url = f"{bouncer.url(scene.database)}?pooled=1&listen={HOST}:{scene.postgres.port}"
     async with worker_at(scene, url):
-        waits = [await scene.seconds_to_start(number) for number in range(5)]
-    assert max(waits) < 0.5, waits
+        assert await hears_of_jobs(scene)
     assert warnings(caplog) == []
 
 
 @pooled
+@loses
 async def test_a_pooler_that_is_mended_is_noticed(
     scene: Scene, bouncer: PgBouncer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,8 +137,7 @@ async def test_a_pooler_that_is_mended_is_noticed(
         await asyncio.to_thread(bouncer.command, "SET default_pool_size = 20")  # each of the connections keeps one of its own then
         await asyncio.to_thread(bouncer.command, "SET pool_mode = session")
         await until(lambda: "notifications are heard" in caplog.text)
-        waits = [await scene.seconds_to_start(number) for number in range(5)]
-    assert max(waits) < 0.5, waits
+        assert await hears_of_jobs(scene)
 
 
 @pooled
@@ -152,6 +162,7 @@ async def test_all_that_one_waits_for_is_looked_for(topic: str, bouncer: PgBounc
 
 
 @pooled
+@loses
 async def test_an_idle_worker_that_polls_looks_about_once_a_second(
     scene: Scene, bouncer: PgBouncer, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -177,6 +188,7 @@ async def test_a_wrong_place_to_listen_at_is_named_and_jobs_are_polled(scene: Sc
     assert f"PostgreSQL at 127.0.0.1:{nowhere} (listen= in the broker URL) takes no connection that listens" in said
 
 
+@loses
 async def test_another_database_to_listen_at_is_found_out(server: PostgresServer, scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
     """It takes a LISTEN as any does."""
     server.execute(f"CREATE DATABASE {scene.database}")
@@ -195,8 +207,7 @@ async def test_once_one_can_listen_again_a_job_starts_at_once(scene: Scene, capl
             await until(lambda: warnings(caplog), 20)
             await asyncio.to_thread(proxy.listen_again)
             await until(lambda: "notifications are heard" in caplog.text, 20)
-            waits = [await scene.seconds_to_start(number) for number in range(5)]
-    assert max(waits) < 0.5, waits
+            assert await hears_of_jobs(scene)
     assert len(warnings(caplog)) == 1
 
 
@@ -264,6 +275,7 @@ async def test_the_doctor_finds_that_notifications_are_heard(scene: Scene) -> No
 
 
 @pooled
+@loses
 async def test_the_doctor_finds_a_pooler_that_loses_them(scene: Scene, bouncer: PgBouncer) -> None:
     url = f"{bouncer.url(scene.database)}?pooled=1"
     level, says = await wake_ups(url)
