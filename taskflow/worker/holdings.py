@@ -90,6 +90,7 @@ class Holdings:
         self.is_over = False
         self.on_news: Callable[[], None] = lambda: None
         self._has_news = False
+        self._on_report = self._note_news  # bound once, not for each holding
         self._changed = asyncio.Event()
 
     def __len__(self) -> int:
@@ -99,7 +100,7 @@ class Holdings:
         """`claimed_at` is when the claim was sent: what the store has said of its time was true after that."""
         begins_by = None if lease.expires_in is None else claimed_at + lease.expires_in
         holding = self._held[lease.claim] = Holding(lease, time.monotonic(), begins_by)
-        holding.on_report = self._note_news
+        holding.on_report = self._on_report
         return holding
 
     def remove(self, claim: ClaimId) -> None:
