@@ -1,4 +1,4 @@
-"""Starts this command once more, in a process of its own: the command line, and what it must not show."""
+"""Starts this command again in a new process, with a command line that shows no password."""
 
 from __future__ import annotations
 

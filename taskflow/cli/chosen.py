@@ -1,4 +1,4 @@
-"""Which jobs a command is about: by ids, or by the filter options that all commands share."""
+"""Selects the jobs of a command, by ids or by the filter options that all commands share."""
 
 from __future__ import annotations
 

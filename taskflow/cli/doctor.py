@@ -1,4 +1,4 @@
-"""`taskflow doctor`: whether jobs are safe in the store."""
+"""`taskflow doctor`: checks whether jobs are safe in the store."""
 
 from __future__ import annotations
 

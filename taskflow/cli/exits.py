@@ -1,4 +1,4 @@
-"""Exit codes of every command: the one table, which help and README show."""
+"""The exit codes of all commands. Help and README show this table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the workers of one supervisor are, as they say it themselves: the supervisor is asked, and answers for all of them."""
+"""The health of a supervisor's workers, as they report it. The supervisor answers for all of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`--health-port`: /live and /ready over HTTP, from a thread of its own, so that a loop that stands still is told of."""
+"""`--health-port`: /live and /ready over HTTP. A separate thread answers, also while the event loop is blocked."""
 
 from __future__ import annotations
 

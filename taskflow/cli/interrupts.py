@@ -1,4 +1,4 @@
-"""A Ctrl-C while modules are being loaded, and as process 1 a SIGTERM. Loads nothing itself."""
+"""Handles Ctrl-C while modules are imported, and SIGTERM too if this is process 1. Imports nothing itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""JSON for programs, also where a person looks at it."""
+"""Writes JSON for programs, safe to show on a terminal."""
 
 from __future__ import annotations
 

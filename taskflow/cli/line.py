@@ -1,4 +1,4 @@
-"""A worker's line to its supervisor: what it says over it, and that it does not outlive it."""
+"""The worker's socket to its supervisor. The worker reports over it, and stops when it closes."""
 
 from __future__ import annotations
 

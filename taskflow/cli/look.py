@@ -1,4 +1,4 @@
-"""`taskflow status | queues | jobs`: what stands in the store."""
+"""`taskflow status | queues | jobs`: show what the store holds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The event loop of a worker's process is the worker's. Jobs share it, and may do to it whatever code can: it goes on."""
+"""The event loop of a worker's process. It goes on whatever jobs do to it, for example if one stops it."""
 
 from __future__ import annotations
 

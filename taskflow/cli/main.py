@@ -1,4 +1,4 @@
-"""The command `taskflow`. Nothing is loaded before it is needed: the parser first, then the one command's own."""
+"""The command `taskflow`. It imports the parser first, and then only the modules of the given command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`taskflow migrate`: the store's tables, brought to the version that this taskflow works with."""
+"""`taskflow migrate`: brings the store's tables to the version that this taskflow uses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Importing what the user names, and saying what is wrong with it in the user's terms."""
+"""Imports the modules that the user names, and explains errors in the user's terms."""
 
 from __future__ import annotations
 

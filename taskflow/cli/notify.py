@@ -1,4 +1,4 @@
-"""systemd's notify protocol, sd_notify(3): that the worker is ready, stops, and is alive."""
+"""systemd's notify protocol, sd_notify(3): reports that the worker is ready, stopping or alive."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the world outside is told of a process while it lives: those who probe it, systemd, and its supervisor."""
+"""Reports the state of a process to health probes, systemd and its supervisor."""
 
 from __future__ import annotations
 

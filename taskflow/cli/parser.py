@@ -1,4 +1,4 @@
-"""What the command line takes. Loads nothing but argparse, so that `--help` answers at once."""
+"""The parser of the command line. It imports only argparse, so that `--help` answers at once."""
 
 from __future__ import annotations
 

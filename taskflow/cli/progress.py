@@ -1,4 +1,4 @@
-"""A progress bar on a terminal, a line now and then elsewhere."""
+"""Shows progress: a bar on a terminal, a line from time to time elsewhere."""
 
 from __future__ import annotations
 

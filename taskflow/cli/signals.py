@@ -1,4 +1,4 @@
-"""SIGTERM, SIGINT and SIGHUP in a worker's process, from before its modules are imported until it is gone."""
+"""Handles SIGTERM, SIGINT and SIGHUP in a worker's process, from before its modules are imported until it ends."""
 
 from __future__ import annotations
 

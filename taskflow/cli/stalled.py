@@ -1,4 +1,4 @@
-"""The end of a worker's process whose event loop stands still for good."""
+"""Ends the process of a worker whose event loop is blocked for good."""
 
 from __future__ import annotations
 

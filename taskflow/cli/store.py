@@ -1,4 +1,4 @@
-"""The store that a command looks at."""
+"""Opens the store for a command."""
 
 from __future__ import annotations
 

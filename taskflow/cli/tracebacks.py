@@ -1,4 +1,4 @@
-"""The user's tracebacks, without our frames."""
+"""Formats tracebacks of the user's code, without taskflow's own frames."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""To lines that are logged inside a job: whose they are."""
+"""Adds the job's name and id to records that are logged inside a job."""
 
 from __future__ import annotations
 

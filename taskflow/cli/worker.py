@@ -1,4 +1,4 @@
-"""`taskflow worker`: import the modules, work until told to stop."""
+"""`taskflow worker`: imports the modules and runs jobs until it is asked to stop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Time, as stores see it: a wall clock for instants, a steady one for leases, both in microseconds."""
+"""The clocks of a store: a wall clock for instants and a steady one for leases, both in microseconds."""
 
 from __future__ import annotations
 

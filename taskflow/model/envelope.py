@@ -1,4 +1,4 @@
-"""One serialized call of a job, on its way; and the same call leased to a session."""
+"""Envelopes and leases: a serialized call of a job, and the same call leased to a session."""
 
 from __future__ import annotations
 

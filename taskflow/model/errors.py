@@ -1,4 +1,4 @@
-"""Every error that taskflow raises, one tree. A message says what, which, and what to do next."""
+"""All errors that taskflow raises. A message says what happened, to what, and what to do."""
 
 from __future__ import annotations
 

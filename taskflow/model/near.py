@@ -1,4 +1,4 @@
-"""What somebody may have meant who has written something else."""
+"""Suggests the name that a misspelt one may stand for."""
 
 from __future__ import annotations
 

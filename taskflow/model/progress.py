@@ -1,4 +1,4 @@
-"""How far a run says it is."""
+"""The progress that a run reports."""
 
 from __future__ import annotations
 

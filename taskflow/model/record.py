@@ -1,4 +1,4 @@
-"""A job as it stands, read back; and the one table of the moves that it may make."""
+"""The stored state of a job, and the table of the state changes that are allowed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The numbers of the protocol. A fleet shares them; tests shorten them."""
+"""The limits and times of the protocol. All workers of a fleet share them; tests shorten them."""
 
 from __future__ import annotations
 

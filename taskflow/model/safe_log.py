@@ -1,4 +1,4 @@
-"""Logs where an error of the application's logging must stop nothing: of a handler or a filter that raises."""
+"""Logs in such a way that an error of the application's logging, in a handler or a filter, stops nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where tests take hold: time, chance and the starting of threads come from here and nowhere else."""
+"""Seams: time, randomness and the start of threads come from here alone, so that a test can replace them."""
 
 from __future__ import annotations
 

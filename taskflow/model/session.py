@@ -1,4 +1,4 @@
-"""One incarnation of a worker process, as stores know it."""
+"""A session: one life of a worker, as the store knows it."""
 
 from __future__ import annotations
 

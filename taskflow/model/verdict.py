@@ -1,4 +1,4 @@
-"""What a run came to, and the same addressed to its lease. One class an outcome, so that no illegal mix can be written."""
+"""Verdicts of runs, and settlements that carry them. Each outcome is a class, so that no illegal mix can be written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When a worker that drains its queues has done so, and what it leaves there."""
+"""Decides when a worker has drained its queues, and counts the jobs that it leaves there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a process of ours has ended by, and whether the system was out of memory then: of workers as of their children."""
+"""The cause of a process's end: an exit code, a signal or a lack of memory. For workers and their child processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What happens in a worker, told to whoever subscribes: logs today, metrics and traces by the same events."""
+"""The events of a worker. The log subscribes to them; metrics and traces can do the same."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from taskflow.model.verdict import Failed, Verdict
 log: Final = logging.getLogger("taskflow.worker")
 
 
-# gc=False, and so for all that follow: made by the thousand, and in no circle, they need not be looked at by the collector.
+# Every event inherits gc=False. They are made by the thousand and take part in no cycle: the collector need not look at them.
 class Event(msgspec.Struct, frozen=True, gc=False):
-    """The root of all that follows."""
+    """The base class of all events."""
 
 
 class Started(Event, frozen=True):
@@ -27,7 +27,7 @@ class Started(Event, frozen=True):
 
 
 class Ended(Event, frozen=True):
-    """A run has come to a verdict, which is about to be settled. `ran_for` in seconds."""
+    """A run has ended with a verdict, which the worker is about to settle. `ran_for` is in seconds."""
 
     lease: Lease
     verdict: Verdict
@@ -35,9 +35,9 @@ class Ended(Event, frozen=True):
 
 
 class Printed(Event, frozen=True):
-    """A child process has written a line to its "stdout" or "stderr", `stream`, in the run of that lease; None between two runs.
+    """A child process has written a line. `stream` is "stdout" or "stderr". `lease` is that of the run, None between two runs.
 
-    Told from a thread of its own, since the loop may be busy. A run's lines come before its `Ended`.
+    Sent from a separate thread, because the loop may be busy. The lines of a run come before its `Ended`.
     """
 
     lease: Lease | None
@@ -47,41 +47,42 @@ class Printed(Event, frozen=True):
 
 
 class LeaseLost(Event, frozen=True):
-    """The job belongs to another worker now, or was ended: what its run here comes to will not count."""
+    """The job now belongs to another worker, or has ended. The outcome of its run here will not count."""
 
     lease: Lease
 
 
 class NotCounted(Event, frozen=True):
-    """What a run came to, told by `Ended`, did not count: the job belonged to another worker by then, or had been ended."""
+    """The store refused the verdict that `Ended` announced: the job belonged to another worker by then, or had ended."""
 
     lease: Lease
     verdict: Verdict
 
 
 class OnTrial(Event, frozen=True):
-    """The job's worker died the last time. It begins apart from others, and nothing else begins here for so many `seconds`, or until it
-    ends."""
+    """The job's worker died during its last run. The job now runs alone: no other starts here for `seconds`, or until it ends."""
 
     lease: Lease
     seconds: float
 
 
 class HandedBackOften(Event, frozen=True):
-    """The job has been handed back so often, without an outcome, that it now waits before each run: see `Rules.hand_back_backoff`."""
+    """The job was handed back so often without an outcome that it now waits before each run, see `Rules.hand_back_backoff`."""
 
     lease: Lease
 
 
 class HeldUp(Event, frozen=True):
-    """What a run came to, told by `Ended`, cannot be written as long as somebody's open transaction in the store, none of ours, has the
-    job or its key. It is offered again every few seconds. Told once for each run."""
+    """The verdict that `Ended` announced cannot be written: an open transaction of another program holds the job or its key.
+
+    The worker tries again every few seconds. Sent once for each run.
+    """
 
     lease: Lease
 
 
 class Unwritable(Event, frozen=True):
-    """What a run came to, told by `Ended`, is nothing that the store can write: the job has failed by that, `instead`."""
+    """The store cannot write the verdict that `Ended` announced. The job has failed with `instead`."""
 
     lease: Lease
     verdict: Verdict
@@ -89,22 +90,24 @@ class Unwritable(Event, frozen=True):
 
 
 class VerdictsLost(Event, frozen=True):
-    """The broker could not be told what the runs of these leases came to, and the worker tries no longer: they run again, unless it had
-    heard and its answer was lost."""
+    """The worker gives up sending the verdicts of these leases to the broker.
+
+    Their jobs run again, unless the broker has received the verdicts and only its answer was lost.
+    """
 
     leases: tuple[Lease, ...]
     why: str
 
 
 class SessionOpened(Event, frozen=True):
-    """The worker is known to the broker, by that name, and by the session's id."""
+    """The broker has registered the worker under `name` and the session's `id`."""
 
     name: str
     id: bytes
 
 
 class SessionEnded(Event, frozen=True):
-    """The broker, or the worker itself, has given the session up. A new one follows, unless the worker is winding down."""
+    """The broker or the worker has ended the session. A new one follows, unless the worker is winding down."""
 
     name: str
     why: str
@@ -112,8 +115,10 @@ class SessionEnded(Event, frozen=True):
 
 
 class PartFailed(Event, frozen=True):
-    """A part of the worker, named like "Fetcher.run", has failed with an error that it did not expect. The session lives on, and the part
-    starts again after `pause` seconds."""
+    """A part of the worker, named like "Fetcher.run", has failed with an unexpected error.
+
+    The session goes on, and the part starts again after `pause` seconds.
+    """
 
     part: str
     error: BaseException
@@ -121,21 +126,21 @@ class PartFailed(Event, frozen=True):
 
 
 class ReportDropped(Event, frozen=True):
-    """The progress that a run has reported cannot be written: the beat goes out without it."""
+    """The store cannot write the progress that a run reported. The heartbeat is sent without it."""
 
     lease: Lease
     why: str
 
 
 class AwaitsBroker(Event, frozen=True):
-    """The broker does not answer at the worker's start; the worker tries again for at most `seconds`."""
+    """The broker does not answer while the worker starts. The worker tries again for at most `seconds`."""
 
     why: str
     seconds: float
 
 
 class BrokerTrouble(Event, frozen=True):
-    """A verb did not reach the broker; it is tried again. `times` in a row, the first is 1."""
+    """A call to the broker failed, `times` in a row, counted from 1. The worker tries again."""
 
     doing: str
     why: str
@@ -143,13 +148,13 @@ class BrokerTrouble(Event, frozen=True):
 
 
 class BrokerBack(Event, frozen=True):
-    """The verb reached the broker again."""
+    """The broker answers the call again."""
 
     doing: str
 
 
 class NotLeft(Event, frozen=True):
-    """A worker that has wound down could not tell the broker so: what it holds still is free when it has been silent for `ttl` seconds."""
+    """A worker could not tell the broker that it has stopped. Its leases become free after `ttl` seconds without a heartbeat."""
 
     name: str
     why: str
@@ -157,16 +162,16 @@ class NotLeft(Event, frozen=True):
 
 
 class WindingDown(Event, frozen=True):
-    """No more jobs are claimed; so many run still, for at most `grace` seconds."""
+    """The worker claims no more jobs. `running` is how many still run, for at most `grace` seconds."""
 
     running: int
     grace: float
 
 
 class StillRunning(Event, frozen=True):
-    """A run has not ended although it was asked to, `asked_for` seconds ago, because it was `why`: "timed out", for example.
+    """A run was asked to stop `asked_for` seconds ago and still runs. `why` is the reason, for example "timed out".
 
-    Told when it has had its time to end, and then each time it has taken ten times as long.
+    Sent when its time to stop is over, and then each time it has taken ten times as long.
     """
 
     lease: Lease
@@ -175,17 +180,19 @@ class StillRunning(Event, frozen=True):
 
 
 class Broken(Event, frozen=True):
-    """The file descriptors that the worker stands on are not its own any more: a job has closed them, and what is written to them
-    now may end up in a stranger's file. Told from whichever thread sees it, since the loop may not be there to tell it."""
+    """A job has closed file descriptors of the worker. What is written to them may end up in another file.
+
+    Sent from the thread that notices it, because the loop may no longer run.
+    """
 
     why: str
 
 
 class LoopStalled(Event, frozen=True):
-    """The worker's event loop has made no progress for `seconds`: it is in code that does not give it back.
+    """The worker's event loop has made no progress for `seconds`: code in it does not return.
 
-    `lease` is of the job whose code that is, None when it is no job's; `stack` the code's own lines. Told after 1 s, 10 s, 100 s.
-    This and the next three are told from a thread of their own, since the loop is not there to tell them.
+    `lease` is that of the job whose code it is, None if it is no job's. `stack` holds the lines of that code.
+    Sent after 1 s, 10 s and 100 s. This event and the next four are sent from a separate thread, because the loop cannot send them.
     """
 
     lease: Lease | None
@@ -194,25 +201,29 @@ class LoopStalled(Event, frozen=True):
 
 
 class Starved(Event, frozen=True):
-    """The worker got next to no processor time for `seconds`: its loop made no progress although no code held it up, or its threads waited
-    for a processor. No job is to blame. When it took longer than the `ttl`, the leases have lapsed."""
+    """The worker got almost no processor time for `seconds`. No job is to blame.
+
+    Its loop made no progress although no code blocked it, or its threads waited for a processor. After more than `ttl` seconds the leases
+    have lapsed.
+    """
 
     seconds: float
     ttl: float
 
 
 class LoopMoves(Event, frozen=True):
-    """It goes on, after `LoopStalled` or `Starved` was told of it."""
+    """The loop makes progress again, after `LoopStalled` or `Starved`."""
 
     seconds: float
 
 
 class InterpreterHeld(Event, frozen=True):
-    """No Python code of this process has run for `seconds`, told when it was over: no beat went out either, and when that took longer
-    than the `ttl` the leases have lapsed.
+    """No Python code of this process ran for `seconds`. Sent afterwards.
 
-    `is_computed`  the time was spent by C code that kept the interpreter lock: `lease` and `stack` are of the thread that spent most.
-                   Otherwise the process was stopped, or C code waited with the lock kept, and they are what the loop was about.
+    No heartbeat was sent in that time. After more than `ttl` seconds the leases have lapsed.
+
+    `is_computed`  True if C code computed and kept the interpreter lock: `lease` and `stack` are those of the thread that computed most.
+                   False if the process was stopped, or C code waited with the lock: they are those of the loop.
     """
 
     lease: Lease | None
@@ -223,9 +234,9 @@ class InterpreterHeld(Event, frozen=True):
 
 
 class StalledForGood(Event, frozen=True):
-    """The loop has made no progress for as long as `stall_limit` says: the worker beats no more, so that others take its jobs.
+    """The loop has made no progress for `stall_limit` seconds. The worker stops its heartbeat, so that other workers take its jobs.
 
-    `stacks` are those of all threads. What follows is up to whoever runs the worker: the command ends its process.
+    `stacks` holds the stacks of all threads. The `taskflow worker` command then ends its process; an application goes on.
     """
 
     lease: Lease | None
@@ -237,7 +248,7 @@ Subscriber = Callable[[Event], None]
 
 
 class Events:
-    """Tells every subscriber, in the order of subscription. One that raises is reported, and does not hold up work."""
+    """Calls every subscriber, in the order of subscription. If one raises, that is logged and the worker goes on."""
 
     def __init__(self, *subscribers: Subscriber) -> None:
         self._subscribers = subscribers

@@ -1,4 +1,4 @@
-"""What a worker holds: every lease from its claim to its settlement's answer. The beat speaks from it."""
+"""The leases of a worker, each from its claim to the answer to its settlement. The heartbeat reports them."""
 
 from __future__ import annotations
 

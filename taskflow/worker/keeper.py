@@ -1,4 +1,4 @@
-"""Keeps the session alive from a thread of its own, with a connection of its own: a job that blocks the loop does not lose its lease."""
+"""Sends the session's heartbeat from a separate thread and connection: a job that blocks the loop keeps its lease."""
 
 from __future__ import annotations
 

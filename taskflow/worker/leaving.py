@@ -1,4 +1,4 @@
-"""What a session tells the broker at its end."""
+"""Ends a session at the broker: waits for the answers to its last settlements and hands back its leases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one subscriber that logs: job name, id, attempt and queue; arguments and results never."""
+"""Logs the worker's events, with the job's name, id, attempt and queue, and never with arguments or results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a worker is told at its start."""
+"""The options of a worker."""
 
 from __future__ import annotations
 

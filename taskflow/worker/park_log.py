@@ -1,4 +1,4 @@
-"""Parked runs, counted by job name: a name has one line an interval in the log, however many of its jobs are parked."""
+"""Counts parked jobs by name: each name has one log line an interval, however many of its jobs are parked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tells the broker what came of each lease, in as few round trips as the moment allows."""
+"""Sends the verdicts to the broker, in as few round trips as possible."""
 
 from __future__ import annotations
 

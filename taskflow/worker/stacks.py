@@ -1,4 +1,4 @@
-"""Where a thread is, and in whose run, seen from another thread."""
+"""Reads from outside where a thread is, and in which job's run."""
 
 from __future__ import annotations
 

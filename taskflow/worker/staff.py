@@ -1,4 +1,4 @@
-"""What a supervisor keeps in mind: its plan, its workers, their places, and the change from one to the next."""
+"""The state of a supervisor: its plan, its workers, their places and the replacements under way."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Watches that the worker moves: its event loop, and the thread that beats for it."""
+"""Watches the worker's event loop and its heartbeat from a separate thread."""
 
 from __future__ import annotations
 

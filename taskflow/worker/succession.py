@@ -1,4 +1,4 @@
-"""One session after another: what becomes of a lost one, and when the next begins."""
+"""Replaces a lost session of a worker by a new one."""
 
 from __future__ import annotations
 

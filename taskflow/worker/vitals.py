@@ -1,4 +1,4 @@
-"""Whether a worker lives, and whether it works: read from any thread, so that a loop that stands still can be told of."""
+"""Tells whether a worker is alive and ready. Any thread may ask, also while the event loop is blocked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Watches over runs that were asked to stop: a thread, or a job that swallows its cancellation, might go on for ever unseen."""
+"""Reports runs that were asked to stop and go on: a thread, or a job that swallows its cancellation, could run for ever unnoticed."""
 
 from __future__ import annotations
 
