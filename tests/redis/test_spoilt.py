@@ -14,8 +14,10 @@ import redis
 
 from taskflow.broker.console import JobFilter
 from taskflow.broker.redis.fields import FIELDS
+from taskflow.broker.redis.link import Link
 from taskflow.broker.redis.packing import MOST_RESULT
 from taskflow.model.envelope import Envelope, Lease
+from taskflow.model.errors import BrokerUnavailable
 from taskflow.model.ids import id_text
 from taskflow.model.record import Record, Status
 from taskflow.model.verdict import Failed, RunError, Settled
@@ -248,6 +250,25 @@ async def test_a_payload_apart_that_has_grown_spoils_its_job_alone(
     assert [columns_of(lease) for lease in leases] == [["payload"], []]
     assert leases[1].envelope == sound
     assert peak < 8_000_000
+
+
+async def test_a_server_that_does_not_answer_for_a_huge_payload_in_time_spoils_one_job(
+    world: World, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It copies half a gigabyte before it answers; a busy machine takes seconds for that."""
+    spoilt, sound = await world.add(payload=bytes(1_000)), await world.add(payload=bytes(1_000))
+    client.setrange(key(world, "b:", spoilt.id), 1_001, b"x")
+    ask = Link.ask
+
+    async def slow(link: Link, *command: Any, **options: Any) -> Any:
+        if command[0] == "MGET":
+            raise BrokerUnavailable("Redis does not answer: TimeoutError")
+        return await ask(link, *command, **options)
+
+    monkeypatch.setattr(Link, "ask", slow)
+    leases = await world.claim(await world.a_session())
+    assert [columns_of(lease) for lease in leases] == [["payload"], []]
+    assert leases[1].envelope == sound
 
 
 async def test_times_beyond_the_last_year_are_shown_as_its_end(world: World, client: redis.Redis) -> None:

@@ -15,6 +15,7 @@ from taskflow.broker.redis.fields import MARK
 from taskflow.broker.redis.link import Link
 from taskflow.broker.redis.wire import Command, TooLong
 from taskflow.model.envelope import Envelope, Lease
+from taskflow.model.errors import BrokerUnavailable
 from taskflow.model.record import Record
 from taskflow.model.stored import MAX_RAW, Unreadable
 
@@ -86,15 +87,18 @@ class Bodies:
         apart = {job_id: record.payload for job_id, record in records.items() if record.payload and is_reference(record.payload)}
         if not apart:
             return records
-        payloads, problems = await self._fetch(apart)
+        payloads: dict[bytes, bytes] = {}
+        problems: dict[bytes, Unreadable] = {}
+        for ids in _portions(apart):
+            await self._fetch_each(ids, [size_in(apart[job_id]) for job_id in ids], payloads, problems)
         whole = {job_id: replace(records[job_id], payload=payloads.get(job_id)) for job_id in apart}
         return records | whole | {job_id: _noted(whole[job_id], problems[job_id]) for job_id in payloads.keys() & problems.keys()}
 
     async def _fetch(self, references: dict[bytes, bytes]) -> tuple[dict[bytes, bytes], dict[bytes, Unreadable]]:
         """Return the payloads that are there, and what is wrong with any payload.
 
-        One command brings a whole portion. If more bytes arrive than the references say, or a payload is not as long as its reference says,
-        the payloads are fetched one by one, each up to a byte beyond its length.
+        One command brings a whole portion. If more bytes arrive than the references say, or none in time, or a payload is not as long as
+        its reference says, the payloads are fetched one by one, each up to a byte beyond its length.
         """
         payloads: dict[bytes, bytes] = {}
         problems: dict[bytes, Unreadable] = {}
@@ -103,7 +107,7 @@ class Bodies:
             try:
                 most = sum(sizes) + AROUND_EACH * (len(sizes) + 1)
                 found = await self._link().ask("MGET", *(self._prefix + job_id for job_id in ids), most=most)
-            except TooLong:
+            except (TooLong, BrokerUnavailable):  # a server that copies half a gigabyte may not answer in time, or cut the connection
                 found = []
             if None not in found and [*map(len, found)] == sizes:
                 payloads.update(zip(ids, found, strict=True))
