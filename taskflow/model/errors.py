@@ -7,14 +7,14 @@ from typing import Any
 
 
 class TaskflowError(Exception):
-    """The root: catch this to catch all that taskflow raises by itself."""
+    """The base class of all errors that taskflow raises."""
 
 
 # --- settings and declarations -------------------------------------------------------------------
 
 
 class ConfigurationError(TaskflowError):
-    """A setting, a URL or a declaration is wrong; nothing was started or sent."""
+    """A setting, a URL or a declaration is wrong. Nothing was started or sent."""
 
 
 class BrokerUrlError(ConfigurationError, ValueError):
@@ -22,11 +22,11 @@ class BrokerUrlError(ConfigurationError, ValueError):
 
 
 class DriverMissing(ConfigurationError, ImportError):
-    """The broker asked for needs a package that is not installed; the message names the extra."""
+    """The broker needs a package that is not installed. The message names the extra that brings it."""
 
 
 class DeclarationError(ConfigurationError, TypeError):
-    """A job is declared in a way that cannot work; raised where it is declared."""
+    """A job is declared in a way that cannot work. Raised where it is declared."""
 
 
 # --- values ----------------------------------------------------------------------------------------
@@ -44,7 +44,7 @@ class CodecError(TaskflowError):
 
 
 class EncodeError(CodecError, TypeError):
-    """A value does not fit its annotation, or has no exact form; raised in the caller, at enqueue."""
+    """A value does not fit its annotation, or has no exact form. Raised in the caller when it sends the job."""
 
 
 class TooLarge(EncodeError):
@@ -52,11 +52,11 @@ class TooLarge(EncodeError):
 
 
 class DecodeError(CodecError, ValueError):
-    """Bytes are not what the annotation, or the format, says."""
+    """Stored bytes do not fit the annotation or the format."""
 
 
 class NewerFormat(DecodeError):
-    """Bytes of a version, or with a flag, that this taskflow does not know: a newer one wrote them."""
+    """The bytes have a version or a flag that this taskflow does not know: a newer one wrote them."""
 
 
 class UnknownArgument(DecodeError):
@@ -71,30 +71,30 @@ class MissingArgument(DecodeError):
 
 
 class BrokerError(TaskflowError):
-    """Something between us and the store."""
+    """The base class of errors between taskflow and the store."""
 
 
 class BrokerUnavailable(BrokerError, ConnectionError):
-    """The store does not answer, or not in time. Any verb may be repeated after it without harm."""
+    """The store does not answer, or not in time. Every call may be repeated without harm."""
 
 
 class BrokerRefused(BrokerError):
-    """The store answers, and will not do: it is not ours, not writable, or of a newer version."""
+    """The store answers but cannot be used: it is not taskflow's, not writable, or of a newer version."""
 
 
 class StoreFull(BrokerError):
-    """The store has no room for new jobs; what is queued can still be worked off."""
+    """The store has no room for new jobs. Workers can still run the queued ones."""
 
 
 class SessionLost(BrokerError):
-    """The session was reaped, or never registered: all its leases are gone. Register a new one."""
+    """The session was declared dead or never registered. All its leases are gone: register a new session."""
 
 
 # --- what callers of jobs see ------------------------------------------------------------------------
 
 
 class JobError(TaskflowError):
-    """What became of a job, told to whoever asked for its result."""
+    """The base class of errors that `result()` raises."""
 
     def __init__(self, message: str, *, job_id: str) -> None:
         super().__init__(message)
@@ -102,7 +102,7 @@ class JobError(TaskflowError):
 
 
 class JobFailed(JobError):
-    """The job has failed for good: `type`, `message` and `traceback` are its last error's, as text."""
+    """The job has failed for good. `type`, `message` and `traceback` are those of its last error, as text."""
 
     def __init__(self, message: str, *, job_id: str, type: str, error_message: str, traceback: str) -> None:
         super().__init__(message, job_id=job_id)
@@ -112,7 +112,7 @@ class JobFailed(JobError):
 
 
 class JobCancelled(JobError):
-    """The job was cancelled; `reason` says by what: "cancelled", "expired", "replaced by ID", or the job's own word."""
+    """The job was cancelled. `reason` is "cancelled", "expired", "replaced by ID", or the reason that the job gave."""
 
     def __init__(self, message: str, *, job_id: str, reason: str) -> None:
         super().__init__(message, job_id=job_id)
@@ -120,23 +120,23 @@ class JobCancelled(JobError):
 
 
 class ResultExpired(JobError):
-    """The job has ended, and what it came to is no longer kept: raise `keep_result=`, or ask sooner."""
+    """The job has ended and its result is no longer kept. Raise `keep_result=`, or ask sooner."""
 
 
 class UnknownJob(JobError, LookupError):
-    """The store knows no such job, or no longer."""
+    """The store does not know the job, or no longer."""
 
 
 class InvalidJobId(TaskflowError, ValueError):
-    """A text that is not a job's id was given as one."""
+    """The text given as a job's id is not one."""
 
 
 class KeyConflict(JobError):
-    """`on_conflict="raise"`: a live job has the key already; `job_id` names it."""
+    """A live job already has the key, and `on_conflict="raise"` was given. `job_id` is the id of that job."""
 
 
 class EnqueueFailed(TaskflowError):
-    """Not all of an `enqueue([...])` was sent. `handles` are those of the calls that were, in order; the cause is chained."""
+    """Some calls of an `enqueue([...])` were not sent. `handles` are those of the calls that were, in order. The cause is chained."""
 
     def __init__(self, message: str, *, handles: Sequence[Any], conflicts: Sequence[Any] = ()) -> None:
         super().__init__(message)

@@ -40,7 +40,7 @@ class SessionRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """What a beat carries up about one run: seconds since it began, and its progress if that changed."""
+    """The report of a heartbeat on one run: seconds since it began, and its progress if that has changed."""
 
     claim: ClaimId
     running_for: float
@@ -48,15 +48,16 @@ class Report(msgspec.Struct, frozen=True):
 
 
 class Beat(msgspec.Struct, frozen=True, kw_only=True):
-    """A session's sign of life, or the word of its death.
+    """A heartbeat of a session, or the report of its death.
 
-    `claims`    every lease that it holds, whatever became of the run: only a settlement's answer takes one off
-    `seen`      the highest claim request whose answer it has taken in or given up; younger leases are no ghosts,
-                so a beat that was long under way cannot take back what a later claim gave
-    `leaving`   the last beat: what is still leased goes back, and the session is dead
-    `looks`     asks what there is to do, too: who has nothing to do need not ask by itself
-    `died_of`   told by another process, one that knows: the session's process has died of it ("signal SIGSEGV"). The session is
-                dead, and each of its leases a crash of that cause. Such a beat says nothing else, ValueError if it does: see `of_death`
+    `claims`    every lease that the session holds, also those of runs that have ended: only the answer to a settlement removes one
+    `seen`      the highest claim request whose answer the session has processed or given up. Younger leases are no ghosts:
+                a heartbeat that was long under way cannot take back the leases of a later claim
+    `leaving`   True in the last heartbeat: the remaining leases go back, and the session ends
+    `looks`     True asks for the `Outlook` too, so that an idle worker sends no separate query
+    `died_of`   the cause of the death of the session's process ("signal SIGSEGV"), reported by another process. The session is then
+                dead, and each of its leases counts as a crash of that cause. Such a heartbeat carries nothing else, else it raises
+                ValueError: see `of_death`
     """
 
     session: bytes
@@ -80,8 +81,11 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Outlook(msgspec.Struct, frozen=True):
-    """What there is to do: whether a claim, of whatever queues, might find jobs, and in how many seconds upkeep might have something to
-    move, which is infinite when nothing waits for it."""
+    """The work that a store has.
+
+    `is_ready`  True if a claim may find jobs in some queue
+    `due_in`    seconds until upkeep may have something to move; infinite if nothing waits for it
+    """
 
     is_ready: bool
     due_in: float

@@ -43,7 +43,7 @@ class RunError(msgspec.Struct, frozen=True):
 
 # gc=False, here and below: they are made by the thousand and cannot lie in a circle, so that the collector need not look at them.
 class Verdict(msgspec.Struct, frozen=True, gc=False):
-    """What a run came to. `is_final` claims that the job has ended by it."""
+    """The outcome of a run. `is_final` is True if it ends the job."""
 
     is_final: ClassVar[bool] = True
 
@@ -127,12 +127,12 @@ class HandedBack(_Waits, frozen=True):
 
 
 class Settlement(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """A verdict addressed to one lease, with what follows from it; all of it takes effect, or none.
+    """A verdict for one lease, with its consequences. All of it takes effect, or nothing.
 
     `ran_for`    seconds from the run's start to its end
     `keep_for`   seconds that a success is kept
     `follow_ups` envelopes that are added in the same step
-    `progress`   what the run has reported last; None if it has reported nothing
+    `progress`   the progress that the run reported last; None if it reported none
     """
 
     id: bytes
@@ -146,14 +146,14 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Settled(Enum):
-    """What a store answers to a settlement."""
+    """The answer of a store to a settlement."""
 
     OK = "ok"
     """It took effect, now or when it was sent before."""
     STALE = "stale"
-    """The lease is not the job's any more: nothing changed."""
+    """The job no longer has this lease: nothing changed."""
     HELD_UP = "held up"
-    """Somebody's open transaction, none of ours, has what would have to change: nothing changed, and it is to be offered again."""
+    """An open transaction of another program holds the rows: nothing changed, and the worker offers the settlement again."""
 
 
 # --- errors as stores keep them: msgpack arrays, one after the other ---------------------------------------

@@ -209,11 +209,11 @@ class Life:
         return not self._is_over
 
     async def wind_down(self, hurry: Callable[[], bool]) -> bool:
-        """Stop claiming, let runs finish for the grace time, cancel and hand back what is left, leave.
+        """Stop claiming, let runs finish for the grace time, cancel and hand back the rest, and leave.
 
-        `look_again` ends the grace time if `hurry()` is true by then.
+        `look_again` ends the grace time early if `hurry()` is then true.
 
-        Return True if every run had ended by itself. If it is cancelled it may be called again, and goes on where it was.
+        Return True if every run ended by itself. After a cancellation it may be called again and continues where it was.
         """
         self._enter(Phase.WINDING_DOWN)
         await self._attendants.dismiss(self._upkeep.run, self._suspects.run, self._runs.run)
@@ -230,7 +230,7 @@ class Life:
         return not self._has_forced
 
     async def abandon(self) -> None:
-        """The session is dead, or must be taken for dead: cancel what runs, beat no more."""
+        """Cancel the runs and stop the heartbeat: the session is dead, or must be considered dead."""
         self._enter(Phase.LOST)
         await self._attendants.dismiss(self._upkeep.run, self._fetcher.run, self._suspects.run, self._runs.run)
         for holding in self._suspects.take_all():
@@ -240,7 +240,7 @@ class Life:
         await self._end_beating()
 
     async def settle_verdicts(self) -> None:
-        """After `abandon`: what had ended is offered for as long as it takes, and the store decides whether it still counts."""
+        """After `abandon`: offer the verdicts of runs that had ended until the store answers. It decides whether they still count."""
         while len(self._holdings):
             await self._holdings.wait_for_change()
         await self._end_settling()
@@ -248,8 +248,10 @@ class Life:
             await self._leaving.give_up()
 
     async def end(self, patience: float) -> None:
-        """After `abandon`, when the worker ends, within `patience` seconds: what runs still is not waited for, and what the store does not
-        answer by then it learns from the lapse of the session."""
+        """After `abandon`, when the worker ends: wait at most `patience` seconds for the store to answer the settlements.
+
+        Runs are not waited for. If the store does not answer, it learns of the rest when the session lapses.
+        """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(patience):
                 await self._leaving.until_answered()

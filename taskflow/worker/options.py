@@ -18,17 +18,18 @@ MOST_CONCURRENCY: Final = 100_000
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerOptions:
-    """`concurrency`    jobs at one time
+    """`concurrency`    the most jobs that run at a time
     `grace`          seconds that runs have to finish when the worker winds down
-    `last_words`     seconds after that to react to being cancelled, and to tell the broker
-    `ttl`            seconds without a beat after which other workers may take the jobs
-    `start_timeout`  seconds that the worker waits, at its start, for a broker that does not answer. 0: it raises at once
-    `drain_horizon`  `drained` waits for what is due within so many seconds
-    `modules`        what a child process imports first, by name; besides it, the module of each job that it runs
-    `children`       how child processes are kept
-    `stall_limit`    seconds that a job may block the event loop; then the worker beats no more, so that others take its jobs. 0: no limit
-    `on_stall_limit` what is called then besides, from a thread: whether the event could be told, `StalledForGood`. Its log may be
-                     what the loop hangs in
+    `last_words`     seconds after `grace` for cancelled runs to stop, and to send their verdicts to the broker
+    `ttl`            seconds without a heartbeat after which other workers may take the jobs
+    `start_timeout`  seconds to wait at the start for a broker that does not answer; 0 raises at once
+    `drain_horizon`  `drained` waits for jobs that are due within this many seconds
+    `modules`        names of the modules that a child process imports first; it also imports the module of each job that it runs
+    `children`       options of the child processes
+    `stall_limit`    seconds that a job may block the event loop; then the worker stops its heartbeat, so that others take its jobs.
+                     0 disables
+    `on_stall_limit` called then, from a thread, with False if the subscribers did not take `StalledForGood` in time: the log may be
+                     where the loop hangs
     """
 
     queues: QueueChoice = field(default_factory=QueueChoice)

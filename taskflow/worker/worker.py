@@ -44,11 +44,12 @@ FAILURES: Final = (Failed, Discarded)
 
 
 class Tally:
-    """What a worker's runs have come to: a subscriber to its events.
+    """Counts the runs of a worker. It subscribes to the worker's events.
 
-    `runs`    how many there were
-    `ended`   how many of them ended their job, `failed` how many ended it FAILED; less those that the store is known not to have counted
-    `set_aside`  how many jobs a drain has found FAILED because the store could not read them; some of them are in `failed` too
+    `runs`       all runs
+    `ended`      runs that ended their job, without those whose verdict the store refused
+    `failed`     those of `ended` whose job is FAILED
+    `set_aside`  jobs that a drain found FAILED because their stored values cannot be read; some are in `failed` too
     """
 
     def __init__(self) -> None:
@@ -77,18 +78,19 @@ class Tally:
 
 
 class Worker:
-    """Works jobs while its block lasts, then winds down: ``async with Worker(concurrency=50): ...``
+    """Runs jobs inside its block, then winds down: ``async with Worker(concurrency=50): ...``
 
-    `vitals` may be asked from any thread whether it is `live()` and `ready()`, for the application's own health checks.
-
-    `queues`       as on the command line: "mail,default" strictly in that order, "mail=3,default=1" weighted; or a list of such names; None
-                   is every queue
-    `concurrency`  jobs at one time
+    `queues`       as on the command line: "mail,default" in strict order, "mail=3,default=1" weighted, or a list of such names
+                   (default None: every queue)
+    `concurrency`  the most jobs that run at a time
     `grace`        seconds that runs have to finish when the block ends
-    `state`        what `ctx.state` is, if the application has no lifespan of its own configured
+    `state`        the value of `ctx.state`, if no lifespan is configured for the application
 
-    A worker is good for one block. It installs no signal handlers and never ends the process. It raises ConfigurationError for arguments
-    that it cannot use, BrokerUnavailable if the broker does not answer at the start, and the errors of the application's lifespan.
+    Use a worker for one block only. It installs no signal handlers and never ends the process. For health checks, any thread may call
+    `vitals.live()` and `vitals.ready()`.
+
+    Raises ConfigurationError for unusable arguments, BrokerUnavailable if the broker does not answer at the start, and the errors of the
+    application's lifespan.
     """
 
     def __init__(
@@ -162,21 +164,24 @@ class Worker:
             log.exception("the lifespan's exit failed too, after %s", type(error).__name__)
 
     def hurry(self) -> None:
-        """Cut the grace time short: cancel what runs, now or as soon as the worker winds down."""
+        """End the grace time early: cancel the runs now, or as soon as the worker winds down."""
         self._is_hurried = True
         if (life := self._sessions.present) is not None:
             life.look_again()
 
     async def finish(self) -> None:
-        """Take nothing new any more, and return when all that runs here has ended and the broker knows, however long that takes. Runs that
-        are another's by then, since the session was lost, are cancelled. May be cancelled: then the block's end winds down as ever."""
+        """Claim no more jobs. Return when all runs here have ended and the broker has their verdicts, however long that takes.
+
+        If the session is lost, its runs are cancelled: their jobs belong to other workers. If this call is cancelled, the end of the block
+        winds down as usual.
+        """
         self.vitals.is_winding_down = True
         await self._sessions.finish()
 
     async def drained(self) -> None:
-        """Until its queues have nothing READY or RUNNING anywhere, and nothing SCHEDULED within the horizon.
+        """Return when the queues hold no READY or RUNNING job, and no job SCHEDULED within the horizon.
 
-        What waits in a paused queue, or is parked for a worker that knows it, is left there. While the broker is away it is asked again.
+        Jobs in a paused queue and parked jobs stay there. While the broker does not answer, the worker asks again.
         """
         drain = Drain(self._app.broker(), self._app.registry, self.options)
         if (life := self._sessions.present) is not None:
@@ -300,7 +305,9 @@ def worker_lifespan(
     concurrency: int = 100,
     grace: float = 25.0,
 ) -> Callable[[Any], AbstractAsyncContextManager[Any]]:
-    """A worker in the lifespan of a Starlette or FastAPI application, inside of the application's own, whose state is passed on.
+    """Return a lifespan for a Starlette or FastAPI application that runs a worker.
+
+    `own` is the application's own lifespan. The worker runs inside it, and its state is passed on.
 
     ``Starlette(lifespan=worker_lifespan(own=lifespan, concurrency=50))``
     """
