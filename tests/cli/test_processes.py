@@ -15,7 +15,7 @@ import pytest
 
 from taskflow.worker.processes import memory_of
 from tests.cli.processes import LEDGER, Running, Shell, ended_clearly, on_each_broker, until
-from tests.cli.test_signals import PYTHONS_OWN, a_little_later
+from tests.cli.test_signals import PYTHONS_OWN, a_little_later, interrupt
 
 TASKS = (
     LEDGER
@@ -316,7 +316,7 @@ def test_ctrl_c_at_any_moment_of_the_start(tasks: Shell) -> None:
     for tenth in range(9):
         supervised = tasks.taskflow("worker", "tasks", "--processes", "2")
         time.sleep(0.1 * tenth)
-        supervised.signal(signal.SIGINT)
+        interrupt(supervised)
         ended_clearly(supervised, [0, 128 + signal.SIGINT, *PYTHONS_OWN])
         if supervised.process.returncode in PYTHONS_OWN:
             assert pids(supervised) == []
