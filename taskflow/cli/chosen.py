@@ -37,7 +37,7 @@ def ids_or_filters(arguments: argparse.Namespace) -> None:
 
 
 def all_or_filters(arguments: argparse.Namespace) -> None:
-    """To act on everything takes a word of its own: a forgotten filter, or a shell variable that is empty, does not do it."""
+    """Require `--all` to act on every job, so that a forgotten filter or an empty shell variable does not."""
     filters = _filters(arguments)
     if filters and arguments.all:
         raise ConfigurationError(f"{arguments.command} takes filters or --all, not both: leave out {filters[0]}, or --all")

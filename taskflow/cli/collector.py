@@ -11,11 +11,10 @@ again and again is a twentieth of the time that a worker takes to start. A numbe
 
 
 class Collector:
-    """Seldom at work inside, until `settle` is called: after that as it was before, but for what is there by then.
+    """Inside the block Python's collector runs rarely, until `settle` is called. Then it runs as before, but skips what exists by then.
 
-    That is the modules, and what the application has made to have. In a worker's first burst of jobs a look at it all would hold them up,
-    for 3 ms with this package alone and for more with larger ones, and later ones would again. Of it only what hangs together in a circle
-    and is dropped later stays for as long as the worker.
+    These objects are the modules and what the application made at its start. To scan them would delay the first burst of jobs, by 3 ms
+    with this package alone, and later bursts again. Of these objects, cycles that are dropped later are not freed before the worker ends.
     """
 
     def __init__(self) -> None:

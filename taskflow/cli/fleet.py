@@ -18,7 +18,7 @@ _WORD: Final = "vitals"
 
 
 def said(live: Finding, ready: Finding) -> str:
-    """A line of a worker to its supervisor."""
+    """Return the line in which a worker reports its health to its supervisor."""
     return f"{_WORD} {live.is_well:d} {ready.is_well:d} {live.why if not live.is_well else ready.why}"
 
 
@@ -30,8 +30,11 @@ class Worker(NamedTuple):
 
 
 class Fleet:
-    """Written by the supervisor, read by the thread that answers. One worker that works makes the fleet live and ready: the supervisor
-    looks after the others itself, and to end it for one of them would end what all of them run."""
+    """The health of all workers. The supervisor writes it; the thread that answers health probes reads it.
+
+    The fleet is live and ready while one worker is. The supervisor replaces the others itself: a probe that ended the supervisor for one
+    of them would end the runs of all.
+    """
 
     def __init__(self) -> None:
         self._workers: dict[int, Worker] = {}

@@ -49,7 +49,7 @@ def listener(host: str, port: int) -> socket.socket:
 
 
 class HealthServer:
-    """Answers GET and HEAD of the paths in `asks`, each with what it finds: 200 when that is well, else 503."""
+    """Answers GET and HEAD for the paths in `asks`: 200 if the finding is good, else 503."""
 
     def __init__(self, listener: socket.socket, asks: Mapping[str, Ask]) -> None:
         self._listener = listener

@@ -29,9 +29,9 @@ NoteDeath = Callable[[bytes, str], None]
 class Line:
     """A subscriber to the worker's events.
 
-    `told`       what the supervisor has put into the environment
-    `max_jobs`   after so many runs the worker retires
-    `is_first`   of the supervisor's workers it is the one in the first place
+    `told`       the value of the variable that the supervisor has set in the environment
+    `max_jobs`   the number of runs after which the worker retires
+    `is_first`   True for the worker in the first place of the supervisor's workers
     """
 
     def __init__(self, told: str, *, max_jobs: int | None) -> None:

@@ -54,7 +54,7 @@ def logging_to_stderr(
 
 
 class Unhurried(logging.Handler):
-    """Writes to stderr from a thread of its own: who logs does not wait for whoever reads that, and may not read at all."""
+    """Writes to stderr from a separate thread, so that a log call does not wait for a slow reader of stderr."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -39,8 +39,10 @@ def create_own(work: Coroutine[Any, Any, T]) -> OwnTask[T]:
 
 
 class OwnTask(asyncio.Task[T]):
-    """One of the command's: a job that cancels every task there is does not cancel it. What is no job's task may, a task group of the
-    application's lifespan for example, in which something has failed."""
+    """A task of the command. A job that cancels all tasks does not cancel it.
+
+    Code outside of jobs can, for example a task group in the application's lifespan in which a task failed.
+    """
 
     def cancel(self, msg: Any | None = None) -> bool:
         if running.get() is not None and asyncio.current_task(self.get_loop()) is not None:

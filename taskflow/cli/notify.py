@@ -26,10 +26,11 @@ _OFF: Final[tuple[str, ...]] = ()
 
 
 class Notifier:
-    """Sends from a thread of its own: a socket that takes nothing holds nobody up.
+    """Sends from a separate thread, so that a blocked socket delays nothing else.
 
-    `address` is NOTIFY_SOCKET's, `watchdog` the seconds within which systemd wants a sign of life, None when it wants none. `live` is
-    asked before each: a worker that stands still gives none, and systemd ends it.
+    `address`   the value of NOTIFY_SOCKET
+    `watchdog`  seconds within which systemd expects a sign of life; None if it expects none
+    `live`      asked before each sign of life: a blocked worker sends none, and systemd ends it
     """
 
     def __init__(self, address: str, watchdog: float | None, live: Callable[[], Finding]) -> None:
@@ -67,7 +68,7 @@ class Notifier:
                 return
 
     def ready(self, status: str) -> None:
-        """It has started, if it had not; and what it does."""
+        """Report `status`, and the first time that the worker has started."""
         self._status = f"STATUS={status}"
         self._told.put((*(["READY=1"] if not self._is_ready else []), self._status))
         self._is_ready = True

@@ -105,7 +105,7 @@ class OutsideOfFleet(Outside):
         self.show(self._fleet)
 
     def note(self, pid: int, news: str | Ending) -> None:
-        """What a worker has said, or how it has ended."""
+        """Take in a line of a worker, or the way in which it ended."""
         had_worked = self._fleet.has_worked
         self._fleet.note(pid, news)
         if self.notifier is not None and self._fleet.has_worked and not had_worked:

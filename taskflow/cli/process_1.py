@@ -27,7 +27,7 @@ NOT_PASSED_ON: Final = frozenset(
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """The worker's exit code, 128+n by signal n. What it is told it tells the worker, which says all there is to say."""
+    """Run the worker and pass signals on to it. Return its exit code, 128+n if signal n ended it."""
     wakes = _wakes()
     interrupts.raise_again()
     # In a session of its own: a terminal's Ctrl-C is told to it from here, and not twice.

@@ -32,10 +32,10 @@ AFTER_FORCE: Final = 1.0
 
 
 class LastResort:
-    """Ends the process from a thread of its own when what is left in it does not end: a run that swallows every cancellation,
-    a thread that never returns, a loop that a job blocks. Off again when its block is left.
+    """Ends the process from a separate thread if the rest does not end in time.
 
-    By the code that says so, unless the work has come to another before: what jobs have left behind does not change that.
+    The cause may be a run that swallows every cancellation, a thread that never returns, or a blocked loop. Leaving the block turns this
+    off. The exit code is `Exit.FORCED`, or that of the work if it has ended before.
     """
 
     def __init__(self) -> None:
@@ -44,11 +44,11 @@ class LastResort:
         self._code: int = Exit.FORCED
 
     def end_within(self, seconds: float) -> None:
-        """The process has so long. Of several deadlines the first counts."""
+        """End the process after `seconds`. Of several deadlines the first counts."""
         self._deadlines.put(time.monotonic() + seconds)
 
     def come_to(self, code: int, within: float) -> None:
-        """The work has ended with that code. What is left has so long."""
+        """The work has ended with `code`: end the process with it after `within` seconds."""
         self._code = code
         self.end_within(within)
 
@@ -91,12 +91,13 @@ _OFF: Final = float("-inf")
 
 
 class Signals:
-    """The first winds down, the second cancels what runs now, the third ends the process at once.
+    """The first signal winds the worker down, the second cancels the runs, the third ends the process at once.
 
-    While modules are imported the first raises `Told`, while the worker starts it cancels the start, and either way the second ends
-    the process. From `begin` on the handler only notes and wakes: an exception at any bytecode would be worse than the signal. It
-    is Python's own and not the loop's, so that a third signal is heard when a job blocks the loop; and it stays to the end, so that
-    none comes too late to be clear. A terminal that goes away says so by several SIGHUPs: they count as a first signal, and not beyond.
+    - While modules are imported, the first signal raises `Told`. While the worker starts, it cancels the start. In both cases the second
+      ends the process.
+    - From `begin` on, the handler only takes note and wakes the loop: an exception at an arbitrary bytecode would do more harm.
+    - The handler is Python's own and not the loop's, so that a third signal works while a job blocks the loop. It stays to the end.
+    - A closing terminal sends several SIGHUPs. They count as one first signal.
     """
 
     def __init__(self, last_resort: LastResort, *, grace: float, last_words: float) -> None:
@@ -119,21 +120,21 @@ class Signals:
         interrupts.raise_again()  # what came while modules were loaded, and was lost in a callback of the interpreter
 
     def begin(self) -> None:
-        """From now on no signal raises: a loop is made, which heeds them."""
+        """Raise at no signal from now on: the loop, which is about to be made, handles them."""
         self._has_begun = True
 
     @property
     def has_come(self) -> bool:
-        """One has: what an import has failed with may be its doing, since C code makes an error of its own of what is raised there."""
+        """Return True after a signal. It may be the cause of a failed import: C code can turn the exception into another error."""
         return self._count > 0
 
     @property
     def code(self) -> int:
-        """The exit code of what a signal has cut short."""
+        """The exit code of a worker that a signal stopped."""
         return 128 + self._number
 
     async def start(self, starting: Awaitable[object]) -> bool:
-        """In the worker's loop: await what starts it, in this task. Whether it has started: the first signal cancels it."""
+        """Await `starting` in the worker's loop. Return False if the first signal cancelled it."""
         self._loop, self._start = asyncio.get_running_loop(), asyncio.current_task()
         self._loop.call_soon(self._tell)  # of what has come before there was a loop
         try:

@@ -30,8 +30,10 @@ def print_users(error: BaseException) -> None:
 
 
 def is_ours(error: BaseException) -> bool:
-    """Whether it is one of our own errors, which says what to do, or has come by no code but ours: then it is a bug. What has passed
-    through the user's code, where a task group or a timeout of asyncio's has raised it for example, is the user's to see."""
+    """Return True for an error of taskflow itself: one of its own errors, or a bug, which has passed through no code but taskflow's.
+
+    An error that has passed through the user's code is the user's, also if asyncio raised it there.
+    """
     files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
     if isinstance(error, TaskflowError) and files and _is_machinery(files[-1]):
         return True

@@ -17,7 +17,7 @@ _BOOT_ID_FILE: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Clock(Protocol):
-    """What a store that has no clock of its own (memory, SQLite) takes its time from."""
+    """The source of time for stores without a clock: memory and SQLite."""
 
     def wall(self) -> int:
         """Microseconds since 1970 in UTC. May be set back or forth by an operator."""
@@ -46,7 +46,7 @@ class SystemClock:
 
 
 class ManualClock:
-    """A clock that moves when told to: thirty seconds lapse in none.
+    """A clock that a test moves.
 
     `advance` moves both clocks, `skew` the wall clock alone, `reboot` starts the steady one again.
     """

@@ -25,12 +25,12 @@ DEFAULT_QUEUE: Final = "default"
 
 
 class OnConflict(IntEnum):
-    """What becomes of an envelope whose key a live job has already."""
+    """How to handle an envelope whose key a live job already has."""
 
     KEEP = 0
-    """The standing job is kept, and named to the caller."""
+    """Keep the existing job, and return it to the caller."""
     REPLACE = 1
-    """The waiting job is cancelled in favour of the new one; behind a running one the new one waits."""
+    """Cancel the waiting job in favour of the new one. Behind a running job the new one waits."""
 
 
 # gc=False, here and below: they are made by the thousand and cannot lie in a circle, so that the collector need not look at them.
@@ -103,7 +103,7 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 def check_envelope(envelope: Envelope) -> Envelope:
-    """The envelope itself, when a user may send it; ValueError naming field, value and what is allowed."""
+    """Return the envelope if it may be sent. Raise ValueError that names the field, its value and what is allowed."""
     check_queue(envelope.queue)
     check_job_name(envelope.job)
     check_headers(envelope.headers)
@@ -157,7 +157,7 @@ _PLAIN_EXTRAS: Final = tuple(getattr(_PLAIN, name) for name, _ in _EXTRAS)
 
 
 def pack_extras(envelope: Envelope) -> bytes | None:
-    """The fields that no store decides by, as a msgpack map, or None when all have their defaults."""
+    """Pack the fields that no store uses for decisions into a msgpack map. Return None if all have their defaults."""
     present = (envelope.max_attempts, envelope.timeout, envelope.keep_result, envelope.headers)
     if envelope.retry is None and present == _PLAIN_EXTRAS:
         return None
@@ -171,9 +171,9 @@ def pack_extras(envelope: Envelope) -> bytes | None:
 
 
 def unpack_extras(packed: bytes | None) -> dict[str, Any]:
-    """Keyword arguments of `Envelope` from what `pack_extras` made; letters of a newer version are passed over.
+    """Return the keyword arguments of `Envelope` that `pack_extras` packed. Letters of a newer version are ignored.
 
-    Raises ValueError, TypeError or an error of msgpack's for a value that `check_envelope` would not have let through.
+    Raises ValueError, TypeError or an error of msgpack for a value that `check_envelope` would refuse.
     """
     if packed is None:
         return {}

@@ -49,7 +49,7 @@ def parse_id(text: str) -> bytes:
 
 
 def key_digest(queue: str, job: str, key: str) -> bytes:
-    """What stores keep of a deduplication key: the first 16 bytes of SHA-256 over queue, job and key."""
+    """Return the stored form of a deduplication key: the first 16 bytes of SHA-256 over queue, job and key."""
     encoded = key.encode()
     if not 0 < len(encoded) <= MAX_KEY_BYTES:
         raise ValueError(f"key= is {len(encoded)} bytes of UTF-8, allowed are 1 to {MAX_KEY_BYTES}: {key[:40]!r}")

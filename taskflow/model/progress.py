@@ -20,7 +20,7 @@ class Progress(msgspec.Struct, frozen=True):
 
     @classmethod
     def checked(cls, fraction: float, note: str) -> Self:
-        """From what a job hands in. Raises TypeError or ValueError, which say what to hand in instead; a long note is cut off."""
+        """Make it from the arguments of a job, with a long note cut off. Raises TypeError or ValueError that says what to pass."""
         if not isinstance(note, str):
             raise TypeError(f"a progress note must be text, got {type(note).__name__}: pass str(...) of it")
         try:

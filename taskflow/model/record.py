@@ -156,7 +156,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def last_error(self) -> RunError | None:
-        """What a failed job ended by; None for one that discarded itself, whose errors, if any, are of runs before its last."""
+        """The error that ended a failed job. None if the job discarded itself: its errors, if any, are then of earlier runs."""
         if self.status is not Status.FAILED or not self.errors:
             return None
         last, reason = self.errors[-1], self.reason or ""

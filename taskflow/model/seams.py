@@ -45,7 +45,7 @@ def start_thread(target: Callable[[], None], name: str) -> threading.Thread:
 
 
 class Seams(msgspec.Struct, frozen=True):
-    """What a part needs from the world besides its broker."""
+    """The sources of time, randomness and threads of a part."""
 
     clock: Clock = msgspec.field(default_factory=SystemClock)
     chance: Chance = msgspec.field(default_factory=_Module)
