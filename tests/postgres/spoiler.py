@@ -1,4 +1,4 @@
-"""Spoils the values of a schema by SQL, once the tables' own checks are gone."""
+"""Spoils the values of a schema by SQL: with each value that the columns and the tables' checks admit."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class PostgresSpoiler:
 
     def values_of(self, owner: bytes) -> Sequence[Value]:
         if not self._types:  # the schema is there now
-            self._run(self._drop_checks)
+            self._run(self._read_types)
         return self._run(lambda connection: self._values_of(connection, owner))
 
     def write(self, value: Value, stored: Stored) -> bool:
@@ -39,7 +39,7 @@ class PostgresSpoiler:
         return value.address[1] in _HIDING
 
     def close(self) -> None:
-        """It keeps nothing open. The checks stay away: a schema that was spoilt is not used again."""
+        """It keeps nothing open."""
 
     async def _values_of(self, connection: asyncpg.Connection, owner: bytes) -> list[Value]:
         for table, key in (("jobs", "seq"), ("sessions", "number")):
@@ -53,23 +53,14 @@ class PostgresSpoiler:
                 ]
         raise AssertionError(f"{owner!r} is in no table")
 
-    async def _drop_checks(self, connection: asyncpg.Connection) -> None:
-        for table, name in await connection.fetch(
-            "SELECT conrelid::regclass::text, conname FROM pg_constraint WHERE contype = 'c' AND connamespace = $1::regnamespace",
+    async def _read_types(self, connection: asyncpg.Connection) -> None:
+        for table, column, kind in await connection.fetch(
+            "SELECT relname, attname, format_type(CASE typtype WHEN 'd' THEN typbasetype ELSE atttypid END, NULL) FROM pg_attribute "
+            "JOIN pg_type ON pg_type.oid = atttypid JOIN pg_class ON pg_class.oid = attrelid "
+            "WHERE relnamespace = $1::regnamespace AND relname IN ('jobs', 'sessions') AND attnum > 0 AND attidentity = ''",
             f'"{self._schema}"',
         ):
-            await connection.execute(f'ALTER TABLE {table} DROP CONSTRAINT "{name}"')
-        for table, column, kind, is_required, is_identity in await connection.fetch(
-            "SELECT relname, attname, format_type(atttypid, NULL), attnotnull, attidentity <> '' FROM pg_attribute "
-            "JOIN pg_class ON pg_class.oid = attrelid WHERE relnamespace = $1::regnamespace AND relname IN ('jobs', 'sessions') "
-            "AND attnum > 0 AND NOT attisdropped",
-            f'"{self._schema}"',
-        ):
-            if is_identity:
-                continue
             self._types[table, column] = kind
-            if is_required and (table, column) != ("sessions", "id"):
-                await connection.execute(f'ALTER TABLE "{self._schema}".{table} ALTER COLUMN {column} DROP NOT NULL')
 
     def _run(self, ask: Callable[[asyncpg.Connection], Coroutine[Any, Any, T]]) -> T:
         return asked(self._url, ask)
@@ -79,7 +70,7 @@ def _done(connection: asyncpg.Connection, query: str) -> Coroutine[Any, Any, boo
     async def run() -> bool:
         try:
             return bool(await connection.execute(query) == "UPDATE 1")
-        except asyncpg.PostgresError:  # no value of the column's type, or not unique
+        except asyncpg.PostgresError:  # no value of the column's type, or of no job, or not unique
             return False
 
     return run()

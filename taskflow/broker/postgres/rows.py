@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from taskflow.broker.postgres.soundness import MOST_BYTES, MOST_PAYLOAD_BYTES
+from taskflow.broker.postgres.bounds import MOST_BYTES, MOST_PAYLOAD_BYTES
 from taskflow.model.clock import instant_of, to_seconds
 from taskflow.model.envelope import DEFAULT_QUEUE, ClaimId, Envelope, Lease, unpack_extras
 from taskflow.model.progress import unpack_progress
@@ -65,7 +65,10 @@ def _sound_lease(row: Row, session: bytes, request: int) -> Lease:
 
 
 def _spoilt_lease(row: Row, session: bytes, request: int) -> Lease:
-    """With what can be read of it: its worker ends it FAILED. Ids, times and counters are sound, since `mend` comes before each claim."""
+    """Return a lease with the fields that can be read.
+
+    Its worker ends the job as FAILED. The columns' domains keep ids and counters sound.
+    """
     reader = _reader(row)
     extras: dict[str, Any] = reader.read("extras", row["extras"], _extras, {})
     envelope = Envelope(
@@ -93,11 +96,11 @@ def _spoilt_lease(row: Row, session: bytes, request: int) -> Lease:
 
 
 def _reader(row: Row) -> FieldReader:
-    """With what the server says of the row: a line a column, with what stands there, or stood before it was mended."""
+    """Return a reader that knows the values that the server did not send: a line names a column and what stands in it."""
     reader = FieldReader()
     for line in (row["unreadable"] or "").splitlines():
         column, _, stored = line.partition("\t")
-        reader.note(column, stored, "it is missing, too long or out of range")
+        reader.note(column, stored, "it is too long")
     return reader
 
 
@@ -126,8 +129,7 @@ RECORD_COLUMNS: Final = ", ".join(
         *_PLAIN,
         "cancel_requested IS NOT NULL AS cancel_requested",
         *(f"CASE WHEN octet_length({column}) <= {most} THEN {column} END AS {column}" for column, most in _MOST.items()),
-        f"nullif(concat_ws(E'\\n', left(spoilt, 4096), {', '.join(_if_too_long(column, most) for column, most in _MOST.items())}), '') "
-        "AS unreadable",
+        f"nullif(concat_ws(E'\\n', {', '.join(_if_too_long(column, most) for column, most in _MOST.items())}), '') AS unreadable",
     )
 )
 """What `record_of` takes of a row of jobs. A value that is too long is not fetched, but told of."""
@@ -250,7 +252,7 @@ def name(stored: Any) -> str:
 
 
 def session_record_of(row: Row) -> SessionRecord:
-    """Fields that cannot be read are as if they had not been told: the next upkeep mends what matters."""
+    """Fields that cannot be read are as if they had not been told: the session still beats, and lapses, as others do."""
     reader = FieldReader()
     nothing: tuple[tuple[str, ...], int] = ((), 0)
     queues, concurrency = reader.read("about", row["session_about"], _about, nothing)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from taskflow.broker.literals import literals
-from taskflow.broker.postgres import soundness
+from taskflow.broker.postgres import bounds
 from taskflow.model.rules import Rules
 
 _FOLDER: Final = Path(__file__).parent / "sql"
@@ -42,7 +42,7 @@ def source(name: str) -> str:
 def _values(rules: Rules) -> dict[str, str]:
     """Name to SQL literal."""
     values = literals(rules, text=_text, numbers=lambda numbers: f"'{{{','.join(map(str, numbers))}}}'")
-    return values | {name: _NAME.sub(lambda found: values[found[0]], text) for name, text in soundness.texts().items()}
+    return values | bounds.literals()
 
 
 def _text(text: str) -> str:

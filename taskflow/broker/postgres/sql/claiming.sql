@@ -3,8 +3,9 @@
 -- Its plans are made once: where a parameter is an array they would be made anew at each call.
 CREATE FUNCTION @.lease_jobs(wall bigint, steady bigint, of_session bytea, of_request bigint, queues text[], most integer)
 RETURNS TABLE (
-    id bytea, number integer, epoch integer, created_at bigint, failures integer, crashes integer, snoozes integer, hand_backs integer,
-    parked_for bigint, priority smallint, queue text, job text, key bytea, payload bytea, extras bytea, expires_in bigint, unreadable text
+    id @.identity, number @.counter, epoch @.counter, created_at @.instant, failures @.counter, crashes @.counter, snoozes @.counter,
+    hand_backs @.counter, parked_for bigint, priority @.priority, queue @.queue_name, job @.job_name, key bytea, payload bytea, extras bytea,
+    expires_in bigint, unreadable text
 )
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '3s' SET plan_cache_mode = force_generic_plan SET jit = off
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET enable_memoize = off AS $$
@@ -12,6 +13,7 @@ SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off S
 DECLARE
     now_at bigint := @.wall(wall);
     s @.sessions;
+    worker_name bytea;
     newest @.requests;
     only_queue text;
     picked record;
@@ -20,12 +22,12 @@ BEGIN
     IF s.id IS NULL OR s.dead_at IS NOT NULL THEN
         RAISE EXCEPTION 'the session is lost' USING ERRCODE = 'TF001';
     END IF;
-    PERFORM @.mend(now_at);
+    worker_name := @.raw(s.name);
     SELECT * INTO newest FROM @.requests WHERE session = of_session ORDER BY request DESC LIMIT 1;
     IF of_request <= newest.request THEN
         RETURN QUERY SELECT id, number, epoch, created_at, failures, crashes, snoozes, hand_backs, now_at - parked_at, priority, queue, job, key,
             CASE WHEN octet_length(payload) <= P.MOST_PAYLOAD_BYTES THEN payload END, substr(extras, 1, P.MOST_BYTES + 1), expires_at - now_at,
-            CASE WHEN octet_length(payload) > P.MOST_PAYLOAD_BYTES THEN concat(E'payload\t', octet_length(payload), ' bytes') ELSE left(spoilt, 4096) END
+            CASE WHEN octet_length(payload) > P.MOST_PAYLOAD_BYTES THEN concat(E'payload\t', octet_length(payload), ' bytes') END
         FROM @.jobs WHERE session = of_session AND request = of_request AND status = S.RUNNING AND of_request = newest.request;
         RETURN;
     END IF;
@@ -45,17 +47,15 @@ BEGIN
     WITH leased AS (
         UPDATE @.jobs SET
             status = S.RUNNING, epoch = epoch + 1, session = of_session, request = of_request, number = place - 1, claimed_at = now_at,
-            claimed_steady = coalesce(steady, now_at), worker = @.raw(s.name), started_at = NULL, progress = NULL,
+            claimed_steady = coalesce(steady, now_at), worker = worker_name, started_at = NULL, progress = NULL,
             waiting_for = NULL
         FROM unnest(picked.tids) WITH ORDINALITY AS of_those (tid, place)
         WHERE jobs.ctid = of_those.tid
         RETURNING jobs.id, jobs.number, jobs.epoch, jobs.created_at, jobs.failures, jobs.crashes, jobs.snoozes, jobs.hand_backs,
             now_at - jobs.parked_at, jobs.priority, jobs.queue, jobs.job, jobs.key,
             CASE WHEN octet_length(jobs.payload) <= P.MOST_PAYLOAD_BYTES THEN jobs.payload END, substr(jobs.extras, 1, P.MOST_BYTES + 1),
-            jobs.expires_at - now_at, CASE
-                WHEN octet_length(jobs.payload) > P.MOST_PAYLOAD_BYTES THEN concat(E'payload\t', octet_length(jobs.payload), ' bytes')
-                ELSE left(jobs.spoilt, 4096)
-            END
+            jobs.expires_at - now_at,
+            CASE WHEN octet_length(jobs.payload) > P.MOST_PAYLOAD_BYTES THEN concat(E'payload\t', octet_length(jobs.payload), ' bytes') END
     ), counted AS (
         INSERT INTO @.tally (queue, event, before, after, n)
         SELECT queue, E.CLAIM, S.READY, S.RUNNING, count(*) FROM leased GROUP BY queue
@@ -73,8 +73,8 @@ $$;
 -- As workers ask that know version 3 of the schema: without what has been added since.
 CREATE FUNCTION @.lease(wall bigint, steady bigint, of_session bytea, of_request bigint, queues text[], most integer)
 RETURNS TABLE (
-    id bytea, number integer, epoch integer, created_at bigint, failures integer, crashes integer, snoozes integer, hand_backs integer,
-    parked_for bigint, priority smallint, queue text, job text, key bytea, payload bytea, extras bytea
+    id @.identity, number @.counter, epoch @.counter, created_at @.instant, failures @.counter, crashes @.counter, snoozes @.counter,
+    hand_backs @.counter, parked_for bigint, priority @.priority, queue @.queue_name, job @.job_name, key bytea, payload bytea, extras bytea
 )
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '3s' AS $$
 #variable_conflict use_column

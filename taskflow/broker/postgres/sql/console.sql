@@ -2,7 +2,6 @@
 CREATE FUNCTION @.queues(wall bigint DEFAULT NULL)
 RETURNS TABLE (name text, is_paused boolean, counts bigint[], ready_since bigint, next_due bigint) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET jit = off AS $$
 BEGIN
-    PERFORM @.mend(@.wall(wall));
     RETURN QUERY
     WITH noted AS MATERIALIZED (
         SELECT queue, what, n FROM @.counted
@@ -57,9 +56,8 @@ CREATE FUNCTION @.browse(
 DECLARE
     now_at bigint := @.wall(wall); -- a value: is_chosen() is written into the statement then, not called for each row
 BEGIN
-    PERFORM @.mend(now_at);
     RETURN QUERY SELECT * FROM @.jobs
-    WHERE octet_length(id) = 16 AND (before_id IS NULL OR id < before_id)
+    WHERE (before_id IS NULL OR id < before_id)
         AND @.is_chosen(jobs, now_at, of_queue, of_job, statuses, ended_before, only_poison)
     ORDER BY id DESC LIMIT most;
 END
@@ -77,7 +75,6 @@ DECLARE
     each bytea;
 BEGIN
     purged := 0;
-    PERFORM @.mend(now_at);
     SELECT array_agg(id ORDER BY seq) INTO ids FROM (
         SELECT id, seq FROM @.jobs
         WHERE status <> S.RUNNING AND @.is_chosen(jobs, now_at, of_queue, of_job, statuses, ended_before, only_poison)
@@ -136,7 +133,6 @@ DECLARE
     now_at bigint := @.wall(wall);
     j @.jobs;
 BEGIN
-    PERFORM @.mend(now_at);
     PERFORM @.lock_jobs(ids);
     FOR i IN 1 .. cardinality(ids) LOOP
         SELECT * INTO j FROM @.jobs WHERE id = ids[i] AND status < S.GONE AND (ended_at IS NULL OR fade_at > now_at);

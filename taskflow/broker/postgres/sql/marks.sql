@@ -218,7 +218,6 @@ DECLARE
     m @.marks;
 BEGIN
     PERFORM pg_advisory_xact_lock(hashtextextended('@.look_behind', 0));
-    PERFORM @.mend(@.wall(wall));
     live := @.first_of_all();
     now_at := @.wall(wall); -- marks that were set while it was reading are not of the future
     FOREACH m IN ARRAY live LOOP

@@ -30,7 +30,7 @@ DECLARE
     died_at bigint;
 BEGIN
     steady := coalesce(steady, now_at);
-    PERFORM @.mend_sessions(steady, now_at);
+    PERFORM @.pull_back_sessions(steady, now_at);
     PERFORM @.spare_after_outage(steady);
     INSERT INTO @.sessions (id, name, ttl, about, registered_at, beat_at) VALUES (new_id, new_name, new_ttl, new_about, now_at, steady)
     ON CONFLICT (id) DO NOTHING;
@@ -74,14 +74,13 @@ DECLARE
 BEGIN
     steady := coalesce(steady, now_at);
     ghosts := 0;
-    PERFORM @.mend_sessions(steady, now_at);
+    PERFORM @.pull_back_sessions(steady, now_at);
     PERFORM @.spare_after_outage(steady);
     SELECT * INTO s FROM @.sessions WHERE id = of_session FOR UPDATE;
     is_lost := s.id IS NULL OR s.dead_at IS NOT NULL;
     IF is_lost THEN
         RETURN;
     END IF;
-    PERFORM @.mend(now_at);
     new_floor := greatest(s.floor, least(seen, @.newest_request(of_session)) + 1);
     s.older := (SELECT coalesce(array_agg(DISTINCT request), '{}') FROM @.leases_of(s) WHERE request < new_floor);
     s.floor := new_floor;
@@ -131,7 +130,7 @@ END
 $$;
 
 -- Of the older requests each by itself: from the session alone all would be read that it has ever leased, as long as nobody may clean it away.
-CREATE FUNCTION @.leases_of(s @.sessions) RETURNS TABLE (id bytea, request bigint, number integer, claimed_steady bigint, is_asked_to_stop boolean)
+CREATE FUNCTION @.leases_of(s @.sessions) RETURNS TABLE (id @.identity, request bigint, number @.counter, claimed_steady bigint, is_asked_to_stop boolean)
 LANGUAGE plpgsql SET enable_seqscan = off SET jit = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_column
 BEGIN

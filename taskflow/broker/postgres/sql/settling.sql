@@ -73,7 +73,6 @@ DECLARE
     keys bytea[];
     leaders bytea[];
 BEGIN
-    PERFORM @.mend(now_at);
     SELECT array_agg(key) FILTER (WHERE key IS NOT NULL), array_agg(joins) FILTER (WHERE joins IS NOT NULL) INTO keys, leaders
     FROM @.jobs WHERE id = ANY (ids);
     PERFORM @.lock_keys(keys || f_keys);
@@ -178,7 +177,6 @@ DECLARE
     now_at bigint := @.wall(wall);
     j @.jobs;
 BEGIN
-    PERFORM @.mend(now_at);
     PERFORM @.lock_jobs(ids);
     FOR i IN 1 .. cardinality(ids) LOOP
         SELECT * INTO j FROM @.jobs WHERE id = ids[i] AND status < S.GONE AND (ended_at IS NULL OR fade_at > now_at);
@@ -198,7 +196,6 @@ CREATE FUNCTION @.read(wall bigint, ids bytea[]) RETURNS SETOF @.jobs LANGUAGE p
 DECLARE
     now_at bigint := @.wall(wall);
 BEGIN
-    PERFORM @.mend(now_at);
     RETURN QUERY SELECT * FROM @.jobs WHERE id = ANY (ids) AND status < S.GONE AND (ended_at IS NULL OR fade_at > now_at);
 END
 $$;

@@ -15,6 +15,11 @@ CREATE FUNCTION @.utf8(words text) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
     SELECT convert_to(words, 'UTF8')
 $$;
 
+-- Text as the database has it: one in SQL_ASCII checks nothing, and holds bytes that are no UTF-8.
+CREATE FUNCTION @.raw(words text) RETURNS bytea LANGUAGE sql STABLE AS $$
+    SELECT convert_to(words, CASE getdatabaseencoding() WHEN 'SQL_ASCII' THEN 'SQL_ASCII' ELSE 'UTF8' END::name)
+$$;
+
 -- What is to be told once this is committed: gathered in a setting of the transaction. Beyond what one notification holds it is "*", everything:
 -- each addition copies what is there.
 CREATE FUNCTION @.ring(topic text) RETURNS void LANGUAGE plpgsql AS $$

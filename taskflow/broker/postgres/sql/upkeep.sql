@@ -20,8 +20,7 @@ BEGIN
     END IF;
     -- What the server forgets in a crash is done again, and nobody was told of it; whoever builds on it waits for the disk itself.
     SET LOCAL synchronous_commit = off;
-    PERFORM @.mend(now_at);
-    PERFORM @.mend_sessions(steady, now_at);
+    PERFORM @.pull_back_sessions(steady, now_at);
     looks_behind := @.takes_turn_to_look_behind(now_at);
     PERFORM @.spare_after_outage(steady);
     UPDATE @.sessions SET dead_at = now_at WHERE dead_at IS NULL AND steady - beat_at > ttl;
@@ -385,5 +384,41 @@ BEGIN
         PERFORM @.raise(m, coalesce(last_at, now_at), 0, now_at);
     END IF;
     PERFORM @.lower('fade', '', 0, min(fade_at), 0, now_at) FROM @.jobs WHERE id = ANY (buried_ids) HAVING count(*) > 0;
+END
+$$;
+
+-- A time that lies ahead of the clock, since somebody else wrote it or the clock was set back, must not keep a session alive, or its end unseen.
+CREATE FUNCTION @.pull_back_sessions(steady bigint, now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    UPDATE @.sessions SET beat_at = least(beat_at, steady), dead_at = least(dead_at, now_at) WHERE beat_at > steady + 1000000 OR dead_at > now_at;
+END
+$$;
+
+-- Runs whose session is not known: nobody would ever release them. One step in the index for each session that holds something.
+CREATE FUNCTION @.release_orphans(now_at bigint) RETURNS void LANGUAGE plpgsql
+SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
+#variable_conflict use_column
+DECLARE
+    j @.jobs;
+    orphan bytea;
+BEGIN
+    FOR orphan IN
+        WITH RECURSIVE holding AS (
+            (SELECT session FROM @.jobs WHERE status = S.RUNNING ORDER BY session, request, number LIMIT 1)
+            UNION ALL
+            SELECT next.session FROM holding CROSS JOIN LATERAL (
+                SELECT jobs.session FROM @.jobs WHERE status = S.RUNNING AND jobs.session > holding.session
+                ORDER BY jobs.session, request, number LIMIT 1
+            ) AS next
+        )
+        SELECT jobs.id FROM holding JOIN @.jobs ON jobs.session = holding.session AND jobs.status = S.RUNNING
+        WHERE NOT EXISTS (SELECT 1 FROM @.sessions WHERE sessions.id = holding.session)
+    LOOP
+        CONTINUE WHEN NOT @.try_lock_job(orphan);
+        SELECT * INTO j FROM @.jobs WHERE id = orphan AND status = S.RUNNING;
+        IF FOUND AND NOT EXISTS (SELECT 1 FROM @.sessions WHERE id = j.session) THEN
+            PERFORM @.crash(j, NULL, now_at);
+        END IF;
+    END LOOP;
 END
 $$;

@@ -1,0 +1,26 @@
+"""Bounds of stored values: the SQL has them as P.LATEST and the like, and its domains refuse what is beyond them."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from taskflow.model.stored import LATEST
+
+MOST_BYTES: Final = 1 << 20
+"""Of a small stored value. More of it is not fetched."""
+
+MOST_PAYLOAD_BYTES: Final = 1 << 26
+"""Of a payload or a result. A longer one is not fetched."""
+
+MOST_JOINS: Final = 16_384
+"""Jobs that one job's end may release."""
+
+
+def literals() -> dict[str, str]:
+    """Return each name in the SQL with its value."""
+    return {
+        "P.LATEST": str(LATEST),
+        "P.MOST_BYTES": str(MOST_BYTES),
+        "P.MOST_PAYLOAD_BYTES": str(MOST_PAYLOAD_BYTES),
+        "P.MOST_JOINED_BYTES": str(16 * MOST_JOINS),
+    }
