@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from tests.support import tiers
+
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
@@ -20,6 +22,15 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     """Several workers respect `xdist_group` without being asked."""
     if config.getoption("numprocesses", None) and config.option.dist == "no":
         config.option.dist = "loadgroup"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test's tiers before `-m` chooses; and begin with the slow ones, so that no worker has one left at the end."""
+    for item in items:
+        if item.path.is_relative_to(tiers.TESTS):
+            tiers.mark(item)
+    items.sort(key=tiers.is_fast)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -21,6 +21,8 @@ from taskflow.model.verdict import Failed, Parked, Succeeded
 from taskflow.worker.executor import PARK_FOR_AT_MOST, PARK_LONGEST, PARK_SHORTEST
 from tests.app.bench import Bench, loaded
 
+pytestmark = pytest.mark.slow
+
 OLD = """
 from taskflow import job
 

@@ -27,6 +27,8 @@ from tests.app.jobs import add
 from tests.support.homes import BROKERS, Home
 from tests.support.world import World
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(params=BROKERS, ids=lambda home: home.name)
 def broker(request: pytest.FixtureRequest) -> Iterator[Broker]:

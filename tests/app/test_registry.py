@@ -15,6 +15,8 @@ from taskflow.app.current import default_app
 from tests.app.bench import Bench, loaded
 from tests.app.jobs import add
 
+pytestmark = pytest.mark.slow
+
 
 def one(name: str, *, aliases: tuple[str, ...] = (), function: str = "work") -> str:
     return textwrap.dedent(f"""

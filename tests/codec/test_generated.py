@@ -21,6 +21,8 @@ from taskflow.model.errors import DeclarationError
 from tests.codec import kinds as k
 from tests.codec.exactly import codec_of, quick, same, there_and_back
 
+pytestmark = pytest.mark.slow
+
 offsets = st.timedeltas(timedelta(hours=-23), timedelta(hours=23))
 zones = st.none() | st.timezones() | st.builds(timezone, offsets) | st.builds(timezone, offsets, st.text(max_size=5))
 folded = st.builds(

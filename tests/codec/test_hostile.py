@@ -26,6 +26,8 @@ from tests.codec.exactly import codec_of, quick
 from tests.codec.test_classes import INSTANCES
 from tests.codec.test_round_trips import ANNOTATED, SELF_DESCRIBING
 
+pytestmark = pytest.mark.slow
+
 Ext = msgspec.msgpack.Ext
 pack = msgspec.msgpack.encode
 MEGABYTE = 1 << 20

@@ -15,6 +15,8 @@ from taskflow.model.codec import decode_value, encode_value
 from taskflow.model.errors import EncodeError
 from tests.codec.exactly import codec_of
 
+pytestmark = pytest.mark.slow
+
 COMPILED_FIRST: Final = """
 import sys
 from dataclasses import dataclass

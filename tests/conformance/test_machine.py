@@ -10,6 +10,8 @@ from tests.conformance.machine import machine_for, run_machine
 from tests.conformance.mutants import Mutant, beats, claims, fences, home_of, settling, upkeep
 from tests.support.homes import Home
 
+pytestmark = pytest.mark.slow
+
 # What single verbs in a random order find, and what only steps put together do.
 FOUND: tuple[type[Mutant], ...] = (
     fences.SettlesByIdAndState,
@@ -22,7 +24,7 @@ FOUND: tuple[type[Mutant], ...] = (
 )
 
 
-EXAMPLES: Final = {"memory": 40, "sqlite": 40, "redis": 20, "postgres": 12, "newest-postgres": 12}
+EXAMPLES: Final = {"memory": 40, "sqlite": 20, "redis": 20, "postgres": 12, "newest-postgres": 12}
 """Fewer where a verb takes longer. `python -m tests.nightly` runs 200 on each broker."""
 
 

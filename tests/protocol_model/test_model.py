@@ -13,6 +13,8 @@ from tests.protocol_model.rules import BROKEN, CORRECT, IN_STEPS, Rules
 from tests.protocol_model.search import search
 from tests.protocol_model.world import Bounds
 
+pytestmark = pytest.mark.xdist_group("protocol model")  # what one test has searched is there for the next
+
 SHORTEST = {
     "fence by id": 5,
     "fence by id and state": 7,

@@ -11,6 +11,8 @@ from tests.protocol_model.report import hunt
 from tests.protocol_model.rules import BROKEN, CORRECT, Rules
 from tests.protocol_model.traces import TRACES, Trace, constant_name
 
+pytestmark = pytest.mark.xdist_group("protocol model")  # what one test has searched is there for the next
+
 RULES = {rules.name: rules for rules in BROKEN}
 every_trace = pytest.mark.parametrize("trace", [pytest.param(trace, id=trace.rules) for trace in TRACES])
 

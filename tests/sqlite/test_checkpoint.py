@@ -8,9 +8,13 @@ import fcntl
 import os
 from pathlib import Path
 
+import pytest
+
 from taskflow.broker.sqlite import SqliteBroker
 from taskflow.broker.sqlite.place import MIB
 from tests.sqlite.support import Open, connected, envelopes
+
+pytestmark = pytest.mark.slow
 
 
 def log_size(path: Path) -> int:

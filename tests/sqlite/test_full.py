@@ -17,6 +17,8 @@ from taskflow.model.verdict import Settled
 from tests.sqlite.support import Open, a_session, an_envelope, envelopes, run_script, succeeded
 from tests.support.namespaces import unshare_flags
 
+pytestmark = pytest.mark.slow
+
 
 async def fill(broker: SqliteBroker, payload: int = 3_000) -> int:
     """Until not one more goes in. How many jobs it has taken."""

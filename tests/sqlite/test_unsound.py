@@ -157,6 +157,7 @@ HUGE = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("column", ["payload", "errors"])
 def test_a_value_of_80_mb_is_not_multiplied(path: Path, column: str) -> None:
     """It is set aside, its neighbours are done, and the process grows by no more than SQLite needs to move it."""

@@ -105,6 +105,7 @@ async def test_a_payload_that_is_too_large_is_refused_with_its_size(broker: Sqli
     assert await broker.read([small.id]) != [None]
 
 
+@pytest.mark.slow
 async def test_the_longest_payload_comes_back(broker: SqliteBroker) -> None:
     """Alone in its answer; its neighbour is in the next one."""
     await broker.enqueue([an_envelope(payload=bytes(LARGEST_PAYLOAD)), an_envelope(payload=bytes(1_000_000))])

@@ -14,6 +14,8 @@ from tests.typing import checkers, odd
 from tests.typing.checkers import Error
 from tests.typing.mistakes import MISTAKES, OF_THE_DECORATOR, Mistake
 
+pytestmark = pytest.mark.xdist_group("typing")  # the checkers run once for all; and each takes much memory
+
 Found = dict[str, set[Error]]
 
 
