@@ -1,4 +1,8 @@
-"""`python -m tests.nightly [pytest's options]`: the tests that need root and the network. Their files are called nightly_*.py here."""
+"""`python -m tests.nightly [pytest's options]`: what need not run with every change. The files are called nightly_*.py here.
+
+They test the test servers, search for long, and run the README's commands on a bare machine, which needs root and the network:
+`-k "not bare"` leaves that out.
+"""
 
 from __future__ import annotations
 

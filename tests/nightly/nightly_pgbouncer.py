@@ -15,8 +15,7 @@ import asyncpg
 import pytest
 from asyncpg.prepared_stmt import PreparedStatement
 
-from tests.servers import until
-from tests.servers.test_redis_server import ended
+from tests.nightly.until import ended, until
 from tests.support import pgbouncer
 from tests.support.pgbouncer import PgBouncer, is_there, the_pgbouncer_binary
 from tests.support.postgres import PostgresServer, shared_postgres

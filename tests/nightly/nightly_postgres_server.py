@@ -15,8 +15,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from tests.servers import until
-from tests.servers.test_redis_server import ended
+from tests.nightly.until import ended, until
 from tests.support import postgres, processes
 from tests.support.postgres import PostgresServer, postgres_binaries, shared_postgres, the_postgres_binary
 from tests.support.processes import Found, ServerFailed, children_of

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
-import select
 import subprocess
 import sys
 import textwrap
@@ -18,7 +16,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoPermissionError
 from redis.retry import Retry
 
-from tests.servers import until
+from tests.nightly.until import ended, until
 from tests.support import servers
 from tests.support.servers import HOST, Found, RedisServer, ServerFailed, free_port, has_tls, redis_binaries, shared_redis, the_redis_binary
 
@@ -31,18 +29,6 @@ def forgotten() -> Iterator[None]:
     redis_binaries.cache_clear()
     yield
     redis_binaries.cache_clear()
-
-
-def ended(pid: int, timeout: float = 10.0) -> bool:
-    """Whether that process, no child of this one, ends in time."""
-    try:
-        handle = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return True
-    try:
-        return bool(select.select([handle], [], [], timeout)[0])
-    finally:
-        os.close(handle)
 
 
 def value_of(server: RedisServer, key: str) -> object:

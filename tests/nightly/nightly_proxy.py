@@ -14,7 +14,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from tests.servers import until
+from tests.nightly.until import until
 from tests.support.proxy import (
     BLACKHOLE,
     DROP_COMMAND,
