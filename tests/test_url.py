@@ -15,7 +15,7 @@ from taskflow.app.settings import Settings
 from taskflow.broker.memory import MemoryBroker
 from taskflow.broker.postgres import PostgresBroker
 from taskflow.broker.postgres import Server as Postgres
-from taskflow.broker.postgres.server import Place
+from taskflow.broker.postgres.server import Address
 from taskflow.broker.redis import RedisBroker, Server
 from taskflow.broker.sqlite import SqliteBroker
 from taskflow.broker.url import SCHEMES, connect, masked
@@ -85,7 +85,7 @@ def test_redis(url: str, server: Server) -> None:
         ("postgresql://db/app?tls_ca=/ca.pem", Postgres(host="db", database="app", tls="verify-full", ca_file="/ca.pem")),
         (
             "postgresql://pooler:6432/app?pooled=1&listen=[::1]:5432",
-            Postgres(host="pooler", port=6432, database="app", is_pooled=True, listen_at=(Place("::1", 5432),)),
+            Postgres(host="pooler", port=6432, database="app", is_pooled=True, listen_at=(Address("::1", 5432),)),
         ),
         ("postgresql://[::1]/app", Postgres(host="::1", database="app")),
         ("postgresql://:5433/app", Postgres(port=5433, database="app")),
@@ -94,18 +94,18 @@ def test_redis(url: str, server: Server) -> None:
             Postgres(
                 host="db1",
                 port=5433,
-                others=(Place("db2"),),
+                others=(Address("db2"),),
                 database="app",
                 user="me",
                 password="p@ss",
-                listen_at=(Place("db1"), Place("::2")),
+                listen_at=(Address("db1"), Address("::2")),
             ),
         ),
         (
             "postgresql://[::1],[::2]:1,db,127.0.0.1:2/app",
-            Postgres(host="::1", others=(Place("::2", 1), Place("db"), Place("127.0.0.1", 2)), database="app"),
+            Postgres(host="::1", others=(Address("::2", 1), Address("db"), Address("127.0.0.1", 2)), database="app"),
         ),
-        ("postgresql://db,[::1]:2", Postgres(host="db", others=(Place("::1", 2),))),
+        ("postgresql://db,[::1]:2", Postgres(host="db", others=(Address("::1", 2),))),
         ("postgresql://me:p%2C@db", Postgres(host="db", user="me", password="p,")),
         ("postgresql://me:p,q@db", Postgres(host="db", user="me", password="p,q")),
     ],

@@ -12,10 +12,10 @@ from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
-from taskflow.app.patience import NO_ANSWER, gave_up, retries_within
-from taskflow.app.step import Step
+from taskflow.app.lockstep import Step
+from taskflow.app.store_retry import NO_ANSWER, gave_up, retries_within
 from taskflow.broker.deadline import Deadline
-from taskflow.broker.eager import STARTS_AT_ONCE, started
+from taskflow.broker.eager_tasks import STARTS_AT_ONCE, started
 from taskflow.model.errors import BrokerUnavailable
 
 Q = TypeVar("Q")
@@ -35,7 +35,7 @@ class _Asked(msgspec.Struct, Generic[Q, A]):
 
 
 class Coalescer(Generic[Q, A]):
-    """Turns single questions of one event loop into calls with many; answers come one for one, in order.
+    """Semaphore single questions of one event loop into calls with many; answers come one for one, in order.
 
     Alone, a question goes out at once. After an answer, those who have it may ask again before what waits goes out; of many that come again
     and again in step, half go out while the others are made.

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 from taskflow.app.coalesce import Coalescer
-from taskflow.app.patience import insist
+from taskflow.app.store_retry import insist
 from taskflow.broker.protocol import Added, Broker, Refused
 from taskflow.model.envelope import Envelope
 from taskflow.model.record import Record, Status

@@ -17,11 +17,11 @@ from taskflow.app.app import App
 from taskflow.app.call import Call
 from taskflow.app.context import JobContext, running
 from taskflow.app.current import default_app
+from taskflow.app.execution_mode import RunsIn, place_for
 from taskflow.app.functions import check_function, signature_for_callers, takes_context
 from taskflow.app.handle import JobHandle
 from taskflow.app.option_names import unknown_option
 from taskflow.app.options import EnqueueOptions, Options, plain_options
-from taskflow.app.places import RunsIn, place_for
 from taskflow.app.registry import name_of, place
 from taskflow.model.backoff import Backoff
 from taskflow.model.codec import FunctionCodec

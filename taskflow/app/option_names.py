@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Final
 
-from taskflow.model.near import nearest
+from taskflow.model.suggestions import nearest
 
 _AFTER: Final = "it is after= here, in seconds, given with a call: .options(after=60)"
 _AT: Final = "it is at= here, an aware datetime, given with a call: .options(at=...)"

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from taskflow.app.places import RUN_AS_MAIN
+from taskflow.app.execution_mode import RUN_AS_MAIN
 from taskflow.model.envelope import check_job_name
 from taskflow.model.errors import DeclarationError
-from taskflow.model.near import nearest
+from taskflow.model.suggestions import nearest
 
 if TYPE_CHECKING:
     from taskflow.app.job import AnyJob

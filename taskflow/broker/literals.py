@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from taskflow.broker import words
+from taskflow.broker import wording
 from taskflow.model.clock import to_microseconds
 from taskflow.model.record import CODES, POISON, Event
 from taskflow.model.rules import LONGEST, Rules
@@ -22,7 +22,7 @@ def literals(rules: Rules, *, text: Callable[[str], str], numbers: Callable[[Ite
     """Name to literal: `text` and `numbers` write a string and a list as the script's language has them. Times are microseconds."""
     values = {f"S.{status.name}": str(code) for status, code in CODES.items()} | {"S.GONE": str(GONE)}
     values |= {f"E.{event.name}": text(event.value) for event in Event}
-    values |= {f"W.{name}": text(word) for name, word in vars(words).items() if name.isupper() and isinstance(word, str)}
+    values |= {f"W.{name}": text(word) for name, word in vars(wording).items() if name.isupper() and isinstance(word, str)}
     values["W.POISON"] = text(POISON)
     return values | {
         "R.session_ttl": str(to_microseconds(rules.session_ttl)),

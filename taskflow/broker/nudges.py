@@ -1,4 +1,4 @@
-"""Wake-up hints within a process, for any thread and any event loop. Other processes ring the same bell through a store's own means."""
+"""Wake-up hints within a process, for any thread and any event loop. Other processes wake the same waiters through a store's own means."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Self
 
 
-class Bell:
+class WakeUpFlag:
     """Who listens for what. Ringing is cheap when nobody does, and may be done from any thread."""
 
     def __init__(self) -> None:
@@ -61,13 +61,13 @@ class Nudges:
     A nudge that comes between two waits ends the second at once: look, then wait, and nothing is missed.
     """
 
-    def __init__(self, bell: Bell, topics: Sequence[str]) -> None:
-        self._bell = bell
+    def __init__(self, flag: WakeUpFlag, topics: Sequence[str]) -> None:
+        self._flag = flag
         self._topics = tuple(topics)
         self._lock = threading.Lock()
         self._is_nudged = False
         self._waiter: tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None = None
-        bell.join(self, self._topics)
+        flag.join(self, self._topics)
 
     async def wait(self, timeout: float | None = None) -> bool:
         """True when nudged, False when `timeout` seconds have passed."""
@@ -105,7 +105,7 @@ class Nudges:
             return self._waiter
 
     def close(self) -> None:
-        self._bell.leave(self, self._topics)
+        self._flag.leave(self, self._topics)
 
     def __enter__(self) -> Self:
         return self

@@ -10,9 +10,9 @@ from taskflow.broker.console import Console, JobFilter
 from taskflow.model.envelope import check_queue
 from taskflow.model.errors import ConfigurationError
 from taskflow.model.ids import parse_id
-from taskflow.model.near import nearest
 from taskflow.model.printable import one_line
 from taskflow.model.record import Status
+from taskflow.model.suggestions import nearest
 
 
 def a_filter(arguments: argparse.Namespace, default: Iterable[Status] = ()) -> JobFilter:

@@ -22,7 +22,7 @@ def said(live: Finding, ready: Finding) -> str:
     return f"{_WORD} {live.is_well:d} {ready.is_well:d} {live.why if not live.is_well else ready.why}"
 
 
-class Worker(NamedTuple):
+class WorkerReport(NamedTuple):
     at: float
     is_live: bool
     is_ready: bool
@@ -37,7 +37,7 @@ class Fleet:
     """
 
     def __init__(self) -> None:
-        self._workers: dict[int, Worker] = {}
+        self._workers: dict[int, WorkerReport] = {}
         self.has_worked = False
 
     def note(self, pid: int, news: str | Ending) -> None:
@@ -46,7 +46,7 @@ class Fleet:
             return
         match news.split(" ", 3):
             case [word, live, ready, why] if word == _WORD:
-                self._workers[pid] = Worker(time.monotonic(), live == "1", ready == "1", why)
+                self._workers[pid] = WorkerReport(time.monotonic(), live == "1", ready == "1", why)
             case ["session", _]:
                 self.has_worked = True
             case _:
@@ -64,15 +64,15 @@ class Fleet:
             return Finding(True, "there is a worker whose beats, claims and settlements the broker answers", _facts(workers))
         return Finding(False, f"no worker is ready: {workers[0].why}" if workers else "no worker has started yet", _facts(workers))
 
-    def _present(self) -> list[Worker]:
+    def _present(self) -> list[WorkerReport]:
         now = time.monotonic()
         return [worker if now - worker.at < SILENT_AFTER else _silent(worker, now) for worker in list(self._workers.values())]
 
 
-def _silent(worker: Worker, now: float) -> Worker:
+def _silent(worker: WorkerReport, now: float) -> WorkerReport:
     return worker._replace(is_live=False, is_ready=False, why=f"it has said nothing for {now - worker.at:.0f} s")
 
 
-def _facts(workers: list[Worker]) -> dict[str, float | int | str | None]:
+def _facts(workers: list[WorkerReport]) -> dict[str, float | int | str | None]:
     live, ready = (sum(worker.is_live for worker in workers), sum(worker.is_live and worker.is_ready for worker in workers))
     return {"workers": len(workers), "live": live, "ready": ready}

@@ -12,8 +12,8 @@ from types import ModuleType
 
 from taskflow.app.current import default_app
 from taskflow.cli.tracebacks import print_users
-from taskflow.model.near import nearest
 from taskflow.model.printable import message
+from taskflow.model.suggestions import nearest
 from taskflow.worker.failures import failure_of
 
 

@@ -13,8 +13,8 @@ from contextlib import suppress
 from types import FrameType
 from typing import Final
 
-from taskflow.cli.anew import command_of, environment_of
 from taskflow.cli.interrupts import interrupts
+from taskflow.cli.reexec import command_of, environment_of
 
 # What the kernel raises in a process for its own faults, and what a terminal stops and continues its processes by.
 NOT_PASSED_ON: Final = frozenset(

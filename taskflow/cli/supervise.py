@@ -12,19 +12,19 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-from taskflow.cli.anew import command_of, environment_of
 from taskflow.cli.interrupts import interrupts
 from taskflow.cli.logs import Unhurried, logging_to_stderr
+from taskflow.cli.reexec import command_of, environment_of
 from taskflow.model.errors import ConfigurationError, DriverMissing
 from taskflow.worker.processes import TOLD, Watch, supervise
-from taskflow.worker.staff import Plan
+from taskflow.worker.supervisor_state import Plan
 
 
 def run(arguments: argparse.Namespace) -> int:
     told = os.environ.pop(TOLD, None)  # not for the jobs' own processes
     if told is None:
         return _supervise(arguments)
-    arguments.line = importlib.import_module("taskflow.cli.line").Line(told, max_jobs=arguments.max_jobs)
+    arguments.line = importlib.import_module("taskflow.cli.supervisor_socket").SupervisorSocket(told, max_jobs=arguments.max_jobs)
     code: int = importlib.import_module("taskflow.cli.worker").run(arguments)
     return code
 
@@ -46,9 +46,9 @@ def _supervise(arguments: argparse.Namespace) -> int:
         if arguments.health_port is None and "NOTIFY_SOCKET" not in os.environ:
             interrupts.raise_again()
             return supervise(plan, *_workers_of(arguments), watch=watch)
-        with importlib.import_module("taskflow.cli.outside").OutsideOfFleet(arguments) as outside:
+        with importlib.import_module("taskflow.cli.health_report").FleetHealthReport(arguments) as health_report:
             interrupts.raise_again()
-            return supervise(plan, *_workers_of(arguments), watch=watch, onlooker=outside)
+            return supervise(plan, *_workers_of(arguments), watch=watch, onlooker=health_report)
 
 
 def _workers_of(arguments: argparse.Namespace) -> tuple[list[str], dict[str, str]]:

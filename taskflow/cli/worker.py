@@ -18,30 +18,30 @@ from taskflow.app.current import default_app
 from taskflow.app.namesake import advice_if_mixed
 from taskflow.broker.console import QueueRecord
 from taskflow.broker.url import DEFAULT_NAMESPACE, masked
-from taskflow.cli.anew import take_broker
 from taskflow.cli.collector import Collector
 from taskflow.cli.exits import Exit
+from taskflow.cli.health_report import HealthReport
+from taskflow.cli.log_context import add_ids
 from taskflow.cli.logs import logging_to_stderr
 from taskflow.cli.loop import create_own, run_through
 from taskflow.cli.modules import TargetFailed, import_targets, packages_of
-from taskflow.cli.outside import Outside
+from taskflow.cli.reexec import take_broker
 from taskflow.cli.signals import AFTER_FORCE, LastResort, Signals
 from taskflow.cli.stalled import end_stalled, show_stacks_when_killed
 from taskflow.cli.tracebacks import is_ours, print_users
-from taskflow.cli.whose import add_ids
 from taskflow.model.errors import BrokerError, ConfigurationError
-from taskflow.model.near import nearest
 from taskflow.model.printable import one_line
 from taskflow.model.record import Status
+from taskflow.model.suggestions import nearest
+from taskflow.worker.death_report import tell_death
 from taskflow.worker.drain import Drain
 from taskflow.worker.events import Broken, Event
-from taskflow.worker.obituary import tell_death
 from taskflow.worker.options import WorkerOptions
 from taskflow.worker.queues import QueueChoice
 from taskflow.worker.worker import Worker
 
 if TYPE_CHECKING:
-    from taskflow.cli.line import Line
+    from taskflow.cli.supervisor_socket import SupervisorSocket
 
 log: Final = logging.getLogger("taskflow.worker")
 
@@ -51,11 +51,11 @@ _LEFT: Final = (Status.HELD, Status.SCHEDULED, Status.READY, Status.RUNNING)
 def run(arguments: argparse.Namespace) -> int:
     options = _options(arguments)
     show_stacks_when_killed()
-    line: Line | None = arguments.line
+    line: SupervisorSocket | None = arguments.line
     with (
         logging_to_stderr(arguments.log_level, arguments.log_format, add_ids),
         LastResort() as last_resort,
-        Outside(arguments, line) as outside,
+        HealthReport(arguments, line) as health_report,
     ):
         signals = Signals(last_resort, grace=options.grace, last_words=options.last_words)
         if (advice := advice_if_mixed()) is not None:
@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
         _announce(app, options)
         if line is not None:
             line.say("loaded")
-        return _run(Shift(app, options, signals, last_resort, outside, arguments.collector, line, is_draining=arguments.drain))
+        return _run(Shift(app, options, signals, last_resort, health_report, arguments.collector, line, is_draining=arguments.drain))
 
 
 def _options(arguments: argparse.Namespace) -> WorkerOptions:
@@ -143,19 +143,19 @@ class Shift:
         options: WorkerOptions,
         signals: Signals,
         last_resort: LastResort,
-        outside: Outside,
+        health_report: HealthReport,
         collector: Collector,
-        line: Line | None,
+        line: SupervisorSocket | None,
         *,
         is_draining: bool,
     ) -> None:
         self.has_ended = False
         self._app = app
         lines = () if line is None else (line,)
-        self._options = replace(options, subscribers=(*options.subscribers, outside.heed, self.heed, *lines))
+        self._options = replace(options, subscribers=(*options.subscribers, health_report.heed, self.heed, *lines))
         self._signals = signals
         self._last_resort = last_resort
-        self._outside = outside
+        self._health_report = health_report
         self._collector = collector
         self._line = line
         self._is_draining = is_draining
@@ -170,7 +170,7 @@ class Shift:
 
     async def work(self) -> int:
         worker, obituaries = Worker(app=self._app, options=self._options), Obituaries(self._app)
-        self._outside.show(worker.vitals)
+        self._health_report.show(worker.vitals)
         code: int = Exit.FAILED  # what an error comes to
         try:
             async with AsyncExitStack() as stack:
@@ -268,7 +268,7 @@ class Obituaries:
         self._loop = asyncio.get_running_loop()
         self._telling: dict[bytes, asyncio.Task[None]] = {}
 
-    def begin(self, line: Line) -> None:
+    def begin(self, line: SupervisorSocket) -> None:
         def note(session: bytes, cause: str) -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: others live
                 self._loop.call_soon_threadsafe(self._tell, line, session, cause)
@@ -279,17 +279,17 @@ class Obituaries:
         for telling in self._telling.values():
             telling.cancel()
 
-    def _tell(self, line: Line, session: bytes, cause: str) -> None:
+    def _tell(self, line: SupervisorSocket, session: bytes, cause: str) -> None:
         if session not in self._telling:
             self._telling[session] = task = create_own(self._tell_one(line, session, cause))
             task.add_done_callback(lambda _: self._telling.pop(session, None))
 
-    async def _tell_one(self, line: Line, session: bytes, cause: str) -> None:
+    async def _tell_one(self, line: SupervisorSocket, session: bytes, cause: str) -> None:
         if await tell_death(self._app.broker(), session, cause):
             line.say(f"told {session.hex()}")
 
 
-async def _retire(worker: Worker, line: Line) -> None:
+async def _retire(worker: Worker, line: SupervisorSocket) -> None:
     """When it is told to: a job that is longer than the grace time ends here too, while its successor works already."""
     await line.retired()
     await worker.finish()

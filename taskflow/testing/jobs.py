@@ -28,7 +28,7 @@ from taskflow.model.seams import Seams
 from taskflow.model.session import Beat, Report, Session
 from taskflow.model.verdict import Discarded, Failed
 from taskflow.worker.executor import CANCELLED, LOST, WINDING_DOWN, Executor
-from taskflow.worker.holdings import Holding
+from taskflow.worker.lease_table import HeldLease
 from taskflow.worker.threads import Threads
 
 P = ParamSpec("P")
@@ -201,7 +201,7 @@ class _Pass:
         self._work = work
         self._session = Session(id=secrets.token_bytes(16), name="run_all")
         self._request = 0
-        self._running: dict[asyncio.Task[None], Holding] = {}
+        self._running: dict[asyncio.Task[None], HeldLease] = {}
 
     async def run(self) -> None:
         await self._broker.register(self._session)
@@ -219,7 +219,7 @@ class _Pass:
         if leases and self._work.runs.total() >= MOST_RUNS:
             raise _endless(f"{MOST_RUNS:,} runs", self._work.runs)
         for lease in leases:
-            holding = Holding(lease)
+            holding = HeldLease(lease)
             task = asyncio.get_running_loop().create_task(self._run(holding))
             self._running[task] = holding
             task.add_done_callback(self._running.pop)
@@ -243,7 +243,7 @@ class _Pass:
             for claim in claims:
                 held[claim].ask_to_stop(why)
 
-    async def _run(self, holding: Holding) -> None:
+    async def _run(self, holding: HeldLease) -> None:
         settlement = await self._work.executor.run(holding)
         # Virtual time stands still while a job runs: its real length would put its start before it was sent.
         await self._broker.settle([msgspec.structs.replace(settlement, ran_for=0.0)])

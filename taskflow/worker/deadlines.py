@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from typing import Final
 
-from taskflow.worker.holdings import Holding
+from taskflow.worker.lease_table import HeldLease
 
 SWEPT_EVERY: Final = 0.01
 """Seconds between two looks through the table at the least: so late a run may be told, and so cheap are ten thousand that run long."""
@@ -17,20 +17,20 @@ SWEPT_EVERY: Final = 0.01
 class Deadlines:
     """Of the runs in one event loop. `on_due` is told of each whose deadline has passed, once."""
 
-    def __init__(self, on_due: Callable[[Holding], None]) -> None:
+    def __init__(self, on_due: Callable[[HeldLease], None]) -> None:
         self._on_due = on_due
-        self._due_at: dict[Holding, float] = {}
+        self._due_at: dict[HeldLease, float] = {}
         self._looks_at = math.inf
         self._timer: asyncio.TimerHandle | None = None
 
-    def add(self, holding: Holding, seconds: float) -> None:
+    def add(self, holding: HeldLease, seconds: float) -> None:
         """From now on."""
         loop = asyncio.get_running_loop()
         due_at = self._due_at[holding] = loop.time() + seconds
         if due_at < self._looks_at:
             self._look_at(loop, due_at)
 
-    def remove(self, holding: Holding) -> None:
+    def remove(self, holding: HeldLease) -> None:
         """The timer stays as it is: the next run will most likely want it no sooner."""
         self._due_at.pop(holding, None)
 

@@ -10,7 +10,7 @@ from typing import Final
 from taskflow.app.registry import Registry
 from taskflow.broker.console import JobFilter, QueueRecord
 from taskflow.broker.protocol import Broker
-from taskflow.broker.words import UNREADABLE
+from taskflow.broker.wording import UNREADABLE
 from taskflow.model.errors import CodecError
 from taskflow.model.record import Record, Status
 from taskflow.worker.executor import PARKED_ON

@@ -1,4 +1,4 @@
-"""Turns a lease into a settlement. Knows no broker: the same code runs in a worker and in tests."""
+"""Semaphore a lease into a settlement. Knows no broker: the same code runs in a worker and in tests."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from taskflow.worker.children.death import ChildFailed
 from taskflow.worker.children.pool import Children, Turn
 from taskflow.worker.deadlines import Deadlines
 from taskflow.worker.failures import failure_of, unencodable
-from taskflow.worker.holdings import Holding
+from taskflow.worker.lease_table import HeldLease
 from taskflow.worker.threads import NeverBegun, RaisedInThread, Threads
 
 CANCELLED: Final = "cancelled"
@@ -79,7 +79,7 @@ class Executor:
         self._is_cut_short = is_cut_short
         self._deadlines = Deadlines(lambda holding: holding.ask_to_stop(TIMED_OUT))
 
-    async def run(self, holding: Holding) -> Settlement:
+    async def run(self, holding: HeldLease) -> Settlement:
         """Turn whatever the run does into a verdict.
 
         Raises nothing, except GeneratorExit when the coroutine is closed: then `close` makes the settlement.
@@ -93,12 +93,12 @@ class Executor:
             verdict = self._judge(holding, self._registry.get(holding.lease.envelope.job), error)
         return self._settlement(holding, verdict, begun)
 
-    def close(self, holding: Holding, error: GeneratorExit) -> Settlement:
+    def close(self, holding: HeldLease, error: GeneratorExit) -> Settlement:
         """Settle a run whose coroutines were closed, which they cannot report themselves: a future has brought a GeneratorExit."""
         verdict = self._judge(holding, self._registry.get(holding.lease.envelope.job), error)
         return self._settlement(holding, verdict, holding.started or time.monotonic())
 
-    def _settlement(self, holding: Holding, verdict: Verdict, begun: float) -> Settlement:
+    def _settlement(self, holding: HeldLease, verdict: Verdict, begun: float) -> Settlement:
         lease = holding.lease
         return Settlement(
             id=lease.envelope.id,
@@ -110,7 +110,7 @@ class Executor:
             progress=holding.progress,
         )
 
-    def _verdict(self, holding: Holding) -> Verdict | Coroutine[Any, Any, Verdict]:
+    def _verdict(self, holding: HeldLease) -> Verdict | Coroutine[Any, Any, Verdict]:
         """What can be said without a run, or the run: a coroutine around it would cost every job as much as one more call."""
         lease = holding.lease
         if lease.unreadable:
@@ -128,7 +128,7 @@ class Executor:
             return Failed(failure_of(error, lease.attempt))
         return self._run(holding, job, partial(self._call, holding, job, args, kwargs))
 
-    async def _verdict_of_child(self, holding: Holding, job: AnyJob, children: Children) -> Verdict:
+    async def _verdict_of_child(self, holding: HeldLease, job: AnyJob, children: Children) -> Verdict:
         """The payload goes to a child process as it is, and a verdict comes back. Run, timeout and middleware begin with its turn."""
         try:
             turn = await _turn(holding, job, children)
@@ -147,14 +147,14 @@ class Executor:
         finally:
             turn.end()
 
-    def _park(self, holding: Holding, waiting_for: str) -> Verdict:
+    def _park(self, holding: HeldLease, waiting_for: str) -> Verdict:
         lease = holding.lease
         if lease.parked_for >= PARK_FOR_AT_MOST:
             return Failed(RunError("taskflow.NeverKnown", f"waited 7 days for {waiting_for}", "", lease.attempt))
         # As long again as it has waited already: exponential, without a counter.
         return Parked(waiting_for, min(PARK_LONGEST, max(PARK_SHORTEST, lease.parked_for)))
 
-    async def _run(self, holding: Holding, job: AnyJob, call: RunNext) -> Verdict:
+    async def _run(self, holding: HeldLease, job: AnyJob, call: RunNext) -> Verdict:
         """With the context, with an ear for being asked to stop, and within the timeout, all of which middleware has too. A lease that was
         asked to stop before does not begin, and none does past its `expires`: the store, to whom it goes back, cancels it."""
         if holding.why_stopped is not None or (holding.begins_by is not None and holding.is_too_late):
@@ -179,7 +179,7 @@ class Executor:
                 self._deadlines.remove(holding)
             running.reset(token)
 
-    async def _call(self, holding: Holding, job: AnyJob, args: tuple[Any, ...], kwargs: dict[str, Any], context: JobContext) -> Verdict:
+    async def _call(self, holding: HeldLease, job: AnyJob, args: tuple[Any, ...], kwargs: dict[str, Any], context: JobContext) -> Verdict:
         try:
             value = await self._invoke(holding, job, (context, *args) if job.takes_context else args, kwargs)
             if holding.why_stopped == TIMED_OUT and isinstance(job, SyncJob):
@@ -196,7 +196,7 @@ class Executor:
             # The run's effects have happened: another attempt would repeat them and fail the same way.
             return Failed(unencodable(error, context.attempt))
 
-    def _invoke(self, holding: Holding, job: AnyJob, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Awaitable[Any]:
+    def _invoke(self, holding: HeldLease, job: AnyJob, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Awaitable[Any]:
         if isinstance(job, Job):
             called: Awaitable[Any] = job.function(*args, **kwargs)
             return called
@@ -204,17 +204,17 @@ class Executor:
         holding.in_thread = outcome = self._threads.run(partial(job.function, *args, **kwargs))
         return outcome
 
-    def _report_to(self, holding: Holding) -> Callable[[Progress], None]:
+    def _report_to(self, holding: HeldLease) -> Callable[[Progress], None]:
         return holding.report
 
-    def _judge(self, holding: Holding, job: AnyJob | None, error: BaseException) -> Verdict:
+    def _judge(self, holding: HeldLease, job: AnyJob | None, error: BaseException) -> Verdict:
         """Turn a raised error into a verdict. Never raises, although judging calls code of the error's class and of the job's policy."""
         try:
             return self._decide(holding, job, error)
         except BaseException as broken:  # its context is `error`, which the traceback therefore shows too
             return Failed(failure_of(broken, holding.lease.attempt))
 
-    def _decide(self, holding: Holding, job: AnyJob | None, error: BaseException) -> Verdict:
+    def _decide(self, holding: HeldLease, job: AnyJob | None, error: BaseException) -> Verdict:
         """Ask the job's own signal first, then the reason why the run was stopped, then the job's policy."""
         match error:
             case NeverBegun():
@@ -236,7 +236,7 @@ class Executor:
             return Failed(failure_of(error, holding.lease.attempt))
         return self._retry_or_fail(holding, job, error)
 
-    def _retry_or_fail(self, holding: Holding, job: AnyJob, error: BaseException) -> Verdict:
+    def _retry_or_fail(self, holding: HeldLease, job: AnyJob, error: BaseException) -> Verdict:
         lease, policy = holding.lease, job.policy
         noted = failure_of(error, lease.attempt, job.function)
         asked = isinstance(error, Retry)
@@ -260,12 +260,12 @@ def _is_being_cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-def _not_begun(holding: Holding) -> Verdict:
+def _not_begun(holding: HeldLease) -> Verdict:
     """Of a run that was asked to stop before its function was called: it costs nothing."""
     return Cancelled(CANCELLED) if holding.why_stopped == CANCELLED else HandedBack(counts=False)
 
 
-async def _turn(holding: Holding, job: AnyJob, children: Children) -> Turn:
+async def _turn(holding: HeldLease, job: AnyJob, children: Children) -> Turn:
     """Who waits for it may be asked to stop, and has not begun."""
     task = asyncio.current_task()
     assert task is not None
@@ -282,7 +282,7 @@ async def _turn(holding: Holding, job: AnyJob, children: Children) -> Turn:
         holding.started, holding.stop = time.monotonic(), None
 
 
-def _stop(holding: Holding, context: JobContext, task: asyncio.Task[Any] | None, threads: Threads | None) -> None:
+def _stop(holding: HeldLease, context: JobContext, task: asyncio.Task[Any] | None, threads: Threads | None) -> None:
     """A thread, which is no task, is stopped by word only: its lease and its slot stay until it ends. What waits for one need not begin,
     and what is around it, middleware, is cancelled before and after."""
     context.cancelled.set()
@@ -293,6 +293,6 @@ def _stop(holding: Holding, context: JobContext, task: asyncio.Task[Any] | None,
         threads.take_back(holding.in_thread)
 
 
-def _timeout_of(holding: Holding) -> TimeoutError:
+def _timeout_of(holding: HeldLease) -> TimeoutError:
     envelope = holding.lease.envelope
     return TimeoutError(f"{envelope.job} ran longer than its timeout of {envelope.timeout:g} s")

@@ -12,14 +12,14 @@ from typing import Final
 
 import msgspec
 
-from taskflow.broker.nudges import Bell, Nudges
+from taskflow.broker.nudges import Nudges, WakeUpFlag
 from taskflow.broker.protocol import Broker
 from taskflow.model.envelope import ClaimId
 from taskflow.model.errors import BrokerError, BrokerUnavailable, SessionLost
 from taskflow.model.retry import Pauses, Retries
 from taskflow.model.seams import StartThread
 from taskflow.model.session import Beat, BeatAnswer, Report, Session
-from taskflow.worker.holdings import Holdings
+from taskflow.worker.lease_table import LeaseTable
 
 BEATS_PER_TTL: Final = 4
 IDLE_BEATS_PER_TTL: Final = 3
@@ -35,7 +35,7 @@ STOPS_WITHIN: Final = 5.0
 LOST_DESCRIPTORS: Final = (errno.EBADF, errno.EINVAL)
 
 
-class Ears(msgspec.Struct, frozen=True):
+class BeatListeners(msgspec.Struct, frozen=True):
     """Who hears what the keeper hears. It calls from its own thread.
 
     `answer`   every beat's answer, and when it was asked
@@ -63,20 +63,20 @@ class Keeper:
         self,
         broker: Broker,
         session: Session,
-        holdings: Holdings,
+        lease_table: LeaseTable,
         *,
         seen: Callable[[], int],
-        ears: Ears,
+        beat_listeners: BeatListeners,
         start_thread: StartThread,
     ) -> None:
         self._broker = broker
         self._session = session
-        self._holdings = holdings
+        self._lease_table = lease_table
         self._seen = seen
-        self._ears = ears
+        self._beat_listeners = beat_listeners
         self._start_thread = start_thread
         self._stopping = threading.Event()
-        self._nudges = Nudges(Bell(), ())
+        self._nudges = Nudges(WakeUpFlag(), ())
         self._is_urgent = False
         self._loop = asyncio.get_running_loop()
         self._ended = self._loop.create_future()
@@ -113,8 +113,8 @@ class Keeper:
             asyncio.run(self._main())
         except BaseException as error:  # whatever ends the thread: a session without a keeper must not go on
             if isinstance(error, OSError) and error.errno in LOST_DESCRIPTORS:
-                self._ears.broken(str(error))
-            self._ears.lost(f"nobody beats for it any more: {type(error).__name__}: {error}")
+                self._beat_listeners.broken(str(error))
+            self._beat_listeners.lost(f"nobody beats for it any more: {type(error).__name__}: {error}")
         finally:
             with contextlib.suppress(RuntimeError):  # the loop is closed: the worker is gone
                 self._loop.call_soon_threadsafe(self._note_end)
@@ -138,12 +138,12 @@ class Keeper:
                 return
             try:
                 asked_at, beat = time.monotonic(), self._a_beat()
-                self._ears.answer(await self._send(beat, self._holdings.reports()), asked_at)
+                self._beat_listeners.answer(await self._send(beat, self._lease_table.reports()), asked_at)
                 beaten_at = self.beaten_at = self.tried_at = time.monotonic()
                 retries.succeeded()
                 pause = self._session.ttl / IDLE_BEATS_PER_TTL if beat.looks else interval
             except SessionLost as error:
-                self._ears.lost(str(error))
+                self._beat_listeners.lost(str(error))
                 return
             except Exception as error:  # a refusal too: a right that was taken away, a migration; or a bug
                 if isinstance(error, OSError) and error.errno in LOST_DESCRIPTORS:
@@ -151,10 +151,10 @@ class Keeper:
                 why = str(error) if isinstance(error, BrokerError) else f"{type(error).__name__}: {error}"
                 self.tried_at = time.monotonic()
                 if self.tried_at - beaten_at > self._session.ttl:
-                    self._ears.lost(f"no beat has reached the broker for {self._session.ttl:g} s: {why}")
+                    self._beat_listeners.lost(f"no beat has reached the broker for {self._session.ttl:g} s: {why}")
                     return
                 pause = retries.failed()
-                self._ears.trouble(why, retries.failures)
+                self._beat_listeners.trouble(why, retries.failures)
             await self._rest(pause)
 
     async def _rest(self, pause: float) -> None:
@@ -166,7 +166,7 @@ class Keeper:
 
     def _a_beat(self) -> Beat:
         seen = self._seen()  # first: a claim that is answered between the two is then younger than what was seen
-        claims = self._holdings.claims()
+        claims = self._lease_table.claims()
         return Beat(session=self._session.id, claims=claims, seen=seen, looks=not claims)
 
     async def _send(self, beat: Beat, reports: tuple[Report, ...]) -> BeatAnswer:
@@ -182,8 +182,8 @@ class Keeper:
                 await self._send(beat, reports[:half])
                 return await self._send(beat, reports[half:])
             answer = await self._broker.beat(beat)
-            self._ears.dropped(reports[0].claim, f"{type(error).__name__}: {error}")
-        self._holdings.reported(reports)
+            self._beat_listeners.dropped(reports[0].claim, f"{type(error).__name__}: {error}")
+        self._lease_table.reported(reports)
         return answer
 
     async def _leave(self) -> None:

@@ -8,27 +8,27 @@ from taskflow.broker.protocol import Broker
 from taskflow.model.errors import SessionLost
 from taskflow.model.session import Beat, Session
 from taskflow.worker.events import Events, NotLeft, VerdictsLost
-from taskflow.worker.holdings import Holdings
+from taskflow.worker.lease_table import LeaseTable
 
 
 class Leaving:
     """Every wait takes at most `within` seconds. May be done again after a cancellation."""
 
-    def __init__(self, broker: Broker, session: Session, holdings: Holdings, events: Events, within: float) -> None:
+    def __init__(self, broker: Broker, session: Session, lease_table: LeaseTable, events: Events, within: float) -> None:
         self.has_left = False
         self._broker = broker
         self._session = session
-        self._holdings = holdings
+        self._lease_table = lease_table
         self._events = events
         self._within = within
 
     async def until_answered(self) -> None:
         """Until the broker has answered every settlement that was offered."""
-        while any(holding.is_offered for holding in self._holdings.all()):
-            await self._holdings.wait_for_change()
+        while any(holding.is_offered for holding in self._lease_table.all()):
+            await self._lease_table.wait_for_change()
 
     def tell_of_untold(self) -> None:
-        if untold := tuple(held.lease for held in self._holdings.all() if held.is_offered and held.started is not None):
+        if untold := tuple(held.lease for held in self._lease_table.all() if held.is_offered and held.started is not None):
             self._events.tell(VerdictsLost(untold, "the broker has not answered by the worker's end"))
 
     async def leave(self) -> None:

@@ -18,8 +18,8 @@ from types import FrameType, TracebackType
 from typing import Any, Final, Protocol, Self
 
 from taskflow.worker.endings import Ending, OutOfMemory
-from taskflow.worker.staff import Plan
 from taskflow.worker.supervisor import OnCrash, Supervisor, log_crash
+from taskflow.worker.supervisor_state import Plan
 
 log: Final = logging.getLogger("taskflow.supervisor")
 
@@ -174,7 +174,7 @@ class Processes:
         self._environment = os.environ if environment is None else environment
         self._selector = selectors.DefaultSelector()
         self._selector.register(wakes, selectors.EVENT_READ)
-        self._ears: dict[int, Ear] = {}
+        self._beat_listeners: dict[int, Ear] = {}
         self._out_of_memory = OutOfMemory()
         self._deaths = Deaths()
 
@@ -188,16 +188,16 @@ class Processes:
             except BaseException:
                 ours.close()
                 raise
-        self._ears[pid] = ear = Ear(ours)
+        self._beat_listeners[pid] = ear = Ear(ours)
         self._selector.register(ear, selectors.EVENT_READ)
         return pid
 
     def signal(self, pid: int, number: int) -> None:
-        if pid in self._ears:  # not reaped, so that the pid is nobody else's yet
+        if pid in self._beat_listeners:  # not reaped, so that the pid is nobody else's yet
             os.kill(pid, number)
 
     def retire(self, pid: int) -> bool:
-        return pid in self._ears and self._ears[pid].say(RETIRE)
+        return pid in self._beat_listeners and self._beat_listeners[pid].say(RETIRE)
 
     def is_stopped(self, pid: int) -> bool:
         try:
@@ -211,7 +211,7 @@ class Processes:
         self._remind()
 
     def pids(self) -> list[int]:
-        return list(self._ears)
+        return list(self._beat_listeners)
 
     def wait(self, patience: float) -> None:
         """Until there is something to hear or to reap, or a signal."""
@@ -222,13 +222,13 @@ class Processes:
     def news(self) -> Iterator[tuple[int, str | Ending]]:
         """Lines that workers have said, and whatever has ended, which is reaped by that: workers, after their last words, and as process 1
         everybody's orphans."""
-        for pid, ear in self._ears.items():
+        for pid, ear in self._beat_listeners.items():
             for line in self._listen(ear):
                 self._note_line(ear, line)
                 yield pid, line
         while (reaped := _reap()) is not None:
             pid, status = reaped
-            if (worker := self._ears.pop(pid, None)) is not None:
+            if (worker := self._beat_listeners.pop(pid, None)) is not None:
                 yield from ((pid, line) for line in worker.take())
                 self._forget(worker)
             yield pid, self._out_of_memory.ending(status)
@@ -244,7 +244,7 @@ class Processes:
 
     def _remind(self) -> None:
         for words in self._deaths.due(time.monotonic()):
-            for ear in self._ears.values():
+            for ear in self._beat_listeners.values():
                 if ear.has_session:
                     ear.say(words)
 
@@ -268,7 +268,7 @@ class Processes:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Workers that are left, after a bug of ours, see that the line is closed, and end."""
         self._selector.close()
-        for ear in self._ears.values():
+        for ear in self._beat_listeners.values():
             ear.close()
 
 

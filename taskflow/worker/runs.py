@@ -8,12 +8,12 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Final
 
-from taskflow.broker.eager import started
+from taskflow.broker.eager_tasks import started
 from taskflow.model.envelope import Lease
 from taskflow.model.verdict import Cancelled, HandedBack, Settlement, Verdict
 from taskflow.worker.events import Ended, Events
 from taskflow.worker.executor import CANCELLED, Executor
-from taskflow.worker.holdings import Holding, Holdings
+from taskflow.worker.lease_table import HeldLease, LeaseTable
 from taskflow.worker.pace import Pace
 from taskflow.worker.settler import Settler
 from taskflow.worker.threads import Threads
@@ -40,19 +40,19 @@ class Runs:
     has ended may always be as many as `slots`. With jobs that take longer than 20 ms, then, never more than twice `slots` are leased.
     """
 
-    def __init__(self, slots: int, threads: Threads, holdings: Holdings, executor: Executor, settler: Settler, events: Events) -> None:
+    def __init__(self, slots: int, threads: Threads, lease_table: LeaseTable, executor: Executor, settler: Settler, events: Events) -> None:
         self._slots = slots
         self._threads = threads
-        self._holdings = holdings
+        self._lease_table = lease_table
         self._executor = executor
         self._settler = settler
         self._events = events
         self._loop = asyncio.get_running_loop()
         self._pace = Pace(time.monotonic())
         self._ahead = 0
-        self._reserve: deque[Holding] = deque()
-        self.under_way: dict[asyncio.Task[None], Holding] = {}
-        self.slow: tuple[Holding, float] | None = None
+        self._reserve: deque[HeldLease] = deque()
+        self.under_way: dict[asyncio.Task[None], HeldLease] = {}
+        self.slow: tuple[HeldLease, float] | None = None
         """The last run that took a while, and when it ended: it may be what nobody could see at work."""
 
     # --- how many leases there is room for --------------------------------------------------------------
@@ -61,9 +61,9 @@ class Runs:
     def free(self) -> int:
         """Slots that a run could begin in; from any thread. A plain function that a run has left behind, here or in an earlier session,
         takes one: the thread would be missing to another."""
-        if self._holdings.is_closed or self._holdings.is_over:
+        if self._lease_table.is_closed or self._lease_table.is_over:
             return 0
-        unanswered = len(self._holdings) - len(self._reserve) - self._slots
+        unanswered = len(self._lease_table) - len(self._reserve) - self._slots
         most = max(self._slots, self._ahead)
         return max(0, min(self._slots - self._threads.left_behind - len(self.under_way), most - unanswered))
 
@@ -78,7 +78,7 @@ class Runs:
 
     def room(self) -> int:
         """How many leases to claim now. A slot is not kept waiting; the reserve is filled when half of it is used, in full round trips."""
-        if self._holdings.is_closed or self._holdings.is_over:
+        if self._lease_table.is_closed or self._lease_table.is_over:
             return 0
         self._look_ahead()
         idle, reserve = self.free - len(self._reserve), self._ahead
@@ -93,23 +93,23 @@ class Runs:
 
     def add(self, leases: Iterable[Lease], claimed_at: float) -> None:
         """They begin, in their order, as soon as the loop comes to it and slots are free."""
-        self._reserve.extend([self._holdings.add(lease, claimed_at) for lease in leases])
-        self._holdings.nudge()
+        self._reserve.extend([self._lease_table.add(lease, claimed_at) for lease in leases])
+        self._lease_table.nudge()
 
     def give_back_reserve(self) -> None:
         """To whoever has a slot for them. It does not count: they have not begun."""
         while self._reserve:
             self.give_back(self._reserve.popleft())
 
-    def give_back(self, holding: Holding) -> None:
+    def give_back(self, holding: HeldLease) -> None:
         self._settler.offer(holding, settlement_of(holding.lease, HandedBack(counts=False)))
 
     def drop_reserve(self) -> None:
         """They are another's already."""
-        self._holdings.remove_all([holding.lease.claim for holding in self._reserve])
+        self._lease_table.remove_all([holding.lease.claim for holding in self._reserve])
         self._reserve.clear()
 
-    def ask_to_stop(self, holding: Holding, why: str) -> None:
+    def ask_to_stop(self, holding: HeldLease, why: str) -> None:
         """Its run; a lease that has not begun never will, and one that was to be cancelled is, at once."""
         holding.ask_to_stop(why)
         if holding in self._reserve:
@@ -126,7 +126,7 @@ class Runs:
                 await asyncio.sleep(0)
             if self._reserve and time.monotonic() - self._reserve[0].taken_at > PATIENCE:
                 self.give_back_reserve()
-            await self._holdings.wait_for_change(PATIENCE if self._reserve else None)
+            await self._lease_table.wait_for_change(PATIENCE if self._reserve else None)
 
     def begin_waiting(self) -> None:
         """As many of them as there are slots for, or as fit into a portion of time."""
@@ -135,18 +135,18 @@ class Runs:
             self.begin(self._reserve.popleft())
             if time.monotonic() > until:
                 break
-        self._holdings.nudge()
+        self._lease_table.nudge()
 
     # --- leases that run --------------------------------------------------------------------------------
 
-    def begin(self, holding: Holding) -> asyncio.Task[None]:
+    def begin(self, holding: HeldLease) -> asyncio.Task[None]:
         task = started(self._loop, self._run(holding))
         if not task.done():
             self.under_way[task] = holding
             task.add_done_callback(self._note_end)
         return task
 
-    async def _run(self, holding: Holding) -> None:
+    async def _run(self, holding: HeldLease) -> None:
         settlement: Settlement | None = None
         try:
             settlement = await self._executor.run(holding)
@@ -157,7 +157,7 @@ class Runs:
         finally:
             self._end(holding, settlement or settlement_of(holding.lease, HandedBack()))  # a cancellation may come past the executor
 
-    def _end(self, holding: Holding, settlement: Settlement) -> None:
+    def _end(self, holding: HeldLease, settlement: Settlement) -> None:
         lease, ran_for = holding.lease, settlement.ran_for
         if ran_for >= SLOW:
             self.slow = (holding, time.monotonic())
@@ -171,7 +171,7 @@ class Runs:
         holding = self.under_way.pop(task)
         if holding.started is None:  # a stranger has cancelled it before its first step
             self._settler.offer(holding, settlement_of(holding.lease, HandedBack()))
-        self._holdings.nudge()
+        self._lease_table.nudge()
 
 
 def settlement_of(lease: Lease, verdict: Verdict) -> Settlement:

@@ -15,7 +15,7 @@ from taskflow.model.errors import BrokerError
 from taskflow.model.retry import Pauses, Retries
 from taskflow.model.verdict import Failed, HandedBack, RunError, Settled, Settlement
 from taskflow.worker.events import BrokerBack, BrokerTrouble, Event, Events, HeldUp, NotCounted, Unwritable
-from taskflow.worker.holdings import Holding, Holdings
+from taskflow.worker.lease_table import HeldLease, LeaseTable
 
 MAX_BATCH: Final = 500
 PAUSES: Final = Pauses(0.05, 2.0)
@@ -31,9 +31,9 @@ class Settler:
     `waiting_since` is since when no batch has been answered although one is to be, of the monotonic clock; None when nothing waits.
     """
 
-    def __init__(self, broker: Broker, holdings: Holdings, events: Events) -> None:
+    def __init__(self, broker: Broker, lease_table: LeaseTable, events: Events) -> None:
         self._broker = broker
-        self._holdings = holdings
+        self._lease_table = lease_table
         self._events = events
         self._retries = Retries(PAUSES)
         self._inbox: deque[Settlement] = deque()
@@ -42,9 +42,9 @@ class Settler:
         self._arrived = asyncio.Event()
         self.waiting_since: float | None = None
 
-    def offer(self, holding: Holding, settlement: Settlement) -> None:
+    def offer(self, holding: HeldLease, settlement: Settlement) -> None:
         """Settle it; what was lost meanwhile is only told of, since the store would answer STALE."""
-        if self._holdings.get(settlement.claim) is not holding:
+        if self._lease_table.get(settlement.claim) is not holding:
             self._tell_stale(holding.lease, settlement)
             return
         holding.is_offered = True
@@ -73,14 +73,14 @@ class Settler:
         batch = self._take(waiting)
         try:
             await self._settle(batch)
-        except BaseException:  # not always the end: see Attendants. What had been settled is not taken again.
+        except BaseException:  # not always the end: see TaskSupervisor. What had been settled is not taken again.
             self._put_back(batch)
             raise
 
     def _take(self, waiting: deque[Settlement]) -> list[Settlement]:
-        """What is still ours to settle: a lease that was lost meanwhile has left the holdings."""
+        """What is still ours to settle: a lease that was lost meanwhile is no longer in the lease table."""
         taken = [waiting.popleft() for _ in range(min(MAX_BATCH, len(waiting)))]
-        return [settlement for settlement in taken if self._holdings.get(settlement.claim) is not None]
+        return [settlement for settlement in taken if self._lease_table.get(settlement.claim) is not None]
 
     def _put_back(self, batch: list[Settlement]) -> None:
         self._inbox.extendleft(reversed(batch))
@@ -104,13 +104,13 @@ class Settler:
             self._events.tell(BrokerBack("settling"))
         if answers.count(Settled.OK) < len(answers):
             batch = self._without_held_up(batch, answers)
-        self._holdings.remove_all([settlement.claim for settlement in batch])
+        self._lease_table.remove_all([settlement.claim for settlement in batch])
 
     def _without_held_up(self, batch: list[Settlement], answers: list[Settled]) -> list[Settlement]:
         """What has been answered for good; stale ones are told of."""
         answered: list[Settlement] = []
         for settlement, answer in zip(batch, answers, strict=True):
-            holding = self._holdings.get(settlement.claim)
+            holding = self._lease_table.get(settlement.claim)
             if answer is Settled.HELD_UP:
                 if holding is not None:
                     self._set_aside(settlement, HeldUp(holding.lease))
@@ -122,7 +122,7 @@ class Settler:
 
     def _set_aside(self, settlement: Settlement, event: Event) -> None:
         """Offer it again apart from the others, and tell the event of it once."""
-        if (holding := self._holdings.get(settlement.claim)) is not None:
+        if (holding := self._lease_table.get(settlement.claim)) is not None:
             if not holding.is_held_up:
                 self._events.tell(event)
             holding.is_held_up = True
@@ -153,6 +153,6 @@ class Settler:
             self._set_aside(unwritable, BrokerTrouble("settling", f"{type(error).__name__}: {error}", 1))
             return
         why = RunError(UNWRITABLE, f"its verdict {type(unwritable.verdict).__name__} cannot be written: {type(error).__name__}: {error}")
-        if (holding := self._holdings.get(unwritable.claim)) is not None:
+        if (holding := self._lease_table.get(unwritable.claim)) is not None:
             self._events.tell(Unwritable(holding.lease, unwritable.verdict, Failed(why)))
         await self._settle([msgspec.structs.replace(unwritable, verdict=Failed(why), follow_ups=())])

@@ -15,7 +15,7 @@ from taskflow.app.context import JobContext
 from taskflow.model.envelope import Lease
 from taskflow.model.seams import StartThread
 from taskflow.worker.events import Event, Events, InterpreterHeld, LoopMoves, LoopStalled, StalledForGood, Starved
-from taskflow.worker.holdings import Holding
+from taskflow.worker.lease_table import HeldLease
 from taskflow.worker.stacks import (
     Line,
     lines_of,
@@ -76,8 +76,8 @@ class Eyes(msgspec.Struct, frozen=True):
     `on_limit`   the loop stands still for good; whether the event could be told
     """
 
-    holding_of: Callable[[JobContext], Holding | None]
-    slow: Callable[[], tuple[Holding, float] | None]
+    holding_of: Callable[[JobContext], HeldLease | None]
+    slow: Callable[[], tuple[HeldLease, float] | None]
     beats: Callable[[], object]
     on_silent: Callable[[], None]
     on_limit: Callable[[bool], None]
@@ -208,7 +208,7 @@ class StallWatch:
         holding = self._holding_in(self._thread)
         return holding.lease if holding is not None and holding.in_thread is None else None
 
-    def _holding_in(self, thread: int) -> Holding | None:
+    def _holding_in(self, thread: int) -> HeldLease | None:
         run = run_in_loop(self._loop, thread) if thread == self._thread else run_in(thread)
         return self._eyes.holding_of(run) if run is not None else None
 

@@ -12,8 +12,8 @@ from taskflow.model.errors import BrokerUnavailable
 from taskflow.model.retry import Pauses, Retries
 from taskflow.model.seams import Chance
 from taskflow.worker.events import AwaitsBroker, BrokerTrouble, Events
-from taskflow.worker.life import Life
 from taskflow.worker.options import WorkerOptions
+from taskflow.worker.session import WorkerSession
 
 PAUSES: Final = Pauses(0.1, 5.0)
 EARLY: Final = 10.0
@@ -28,10 +28,10 @@ class Succession:
     `begin` makes a session whose loss calls `note_lost`.
     """
 
-    def __init__(self, begin: Callable[[], Awaitable[Life]], options: WorkerOptions, events: Events, chance: Chance) -> None:
-        self.present: Life | None = None
-        self.lost: Life | None = None
-        self.past: dict[Life, asyncio.Task[None]] = {}
+    def __init__(self, begin: Callable[[], Awaitable[WorkerSession]], options: WorkerOptions, events: Events, chance: Chance) -> None:
+        self.present: WorkerSession | None = None
+        self.lost: WorkerSession | None = None
+        self.past: dict[WorkerSession, asyncio.Task[None]] = {}
         """Lost sessions whose verdicts are still being offered."""
 
         self._begin = begin
@@ -40,12 +40,12 @@ class Succession:
         self._chance = chance
         self._early_ends = Retries(EARLY_PAUSES, chance.random)
         self._is_last = self._is_closing = False
-        self._to_abandon: Life | None = None
+        self._to_abandon: WorkerSession | None = None
         self._rebirth: asyncio.Task[None] | None = None
         self._abandoning: asyncio.Task[None] | None = None
 
     @property
-    def all(self) -> list[Life]:
+    def all(self) -> list[WorkerSession]:
         """From any thread."""
         return [*(() if (present := self.present) is None else (present,)), *self.past]
 
@@ -120,15 +120,15 @@ class Succession:
             if not self._abandoning.cancelled():
                 self._to_abandon = None
 
-    async def _abandon(self, lost: Life) -> None:
+    async def _abandon(self, lost: WorkerSession) -> None:
         await lost.abandon()
         self._settle_verdicts(lost)
 
-    def _settle_verdicts(self, lost: Life) -> None:
+    def _settle_verdicts(self, lost: WorkerSession) -> None:
         self.past[lost] = settling = asyncio.get_running_loop().create_task(lost.settle_verdicts())
         settling.add_done_callback(lambda settling: self._note_settled(lost, settling))
 
-    def _note_settled(self, lost: Life, settling: asyncio.Task[None]) -> None:
+    def _note_settled(self, lost: WorkerSession, settling: asyncio.Task[None]) -> None:
         if not settling.cancelled():
             self.past.pop(lost, None)
         elif not self._is_closing:  # by a stranger

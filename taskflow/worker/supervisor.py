@@ -16,7 +16,7 @@ from typing import Final, Protocol
 
 from taskflow.worker.children.system import SAME_SIGNAL
 from taskflow.worker.endings import Ending
-from taskflow.worker.staff import Change, Place, Plan, Worker
+from taskflow.worker.supervisor_state import Plan, Replacement, WorkerProcess, WorkerSlot
 
 log: Final = logging.getLogger("taskflow.supervisor")
 
@@ -77,11 +77,11 @@ class Supervisor:
         self._hands = hands
         self._on_crash = on_crash
         self._clock = clock
-        self._workers: dict[int, Worker] = {}
-        self._places = [Place() for _ in range(plan.processes)]
+        self._workers: dict[int, WorkerProcess] = {}
+        self._places = [WorkerSlot() for _ in range(plan.processes)]
         self._generation = 0
         self._is_rolling = False
-        self._change: Change | None = None
+        self._change: Replacement | None = None
         self._has_worked = False
         self._may_crowd = False
         self._stops = 0
@@ -195,7 +195,7 @@ class Supervisor:
         place = self._places[number]
         return not place.has_drained and place.no_start is None and not any(worker.place == number for worker in self._staying())
 
-    def _staying(self) -> list[Worker]:
+    def _staying(self) -> list[WorkerProcess]:
         return [worker for worker in self._workers.values() if not worker.is_leaving]
 
     def _may_start(self) -> bool:
@@ -205,7 +205,7 @@ class Supervisor:
             self._may_crowd = True
         return self._may_crowd or not (first or any(place.no_start for place in self._places))
 
-    def _start(self, number: int) -> Worker | None:
+    def _start(self, number: int) -> WorkerProcess | None:
         try:
             pid = self._hands.start(number)
         except OSError as error:
@@ -213,7 +213,7 @@ class Supervisor:
             self._places[number].free_at = self._clock() + pause
             log.error("no worker can be started now, and it is tried again in %g s: %s", pause, error)
             return None
-        self._workers[pid] = worker = Worker(pid, number, self._generation)
+        self._workers[pid] = worker = WorkerProcess(pid, number, self._generation)
         log.info("worker %d starts, process %d of %d", pid, number + 1, self._plan.processes)
         return worker
 
@@ -233,11 +233,11 @@ class Supervisor:
             self._is_rolling = False
             log.info("every worker has been replaced")
         elif (new := self._start(stale.place)) is not None:
-            self._change = Change(stale, new, self._clock())
+            self._change = Replacement(stale, new, self._clock())
         else:
             self._give_up_rolling("there is no process for it")
 
-    def _doubt(self, change: Change) -> None:
+    def _doubt(self, change: Replacement) -> None:
         """It may have much to load. It may as well wait for what never comes."""
         if change.new.works_since is None and not change.is_doubted and self._clock() >= change.began_at + DOUBTED_AFTER:
             change.is_doubted = True
@@ -267,7 +267,7 @@ class Supervisor:
             elif now >= worker.aborted_at + KILLED_AFTER:
                 self._hands.signal(worker.pid, signal.SIGKILL)
 
-    def _silent_for(self, worker: Worker) -> float:
+    def _silent_for(self, worker: WorkerProcess) -> float:
         """Seconds that it may say nothing: one that has come to its end has nothing more to say."""
         if worker.came_to is not None:
             return GONE_WITHIN
@@ -284,11 +284,11 @@ class Supervisor:
                 worker.told_at = now
                 self._hands.signal(worker.pid, self._signal_for(worker))
 
-    def _signal_for(self, worker: Worker) -> int:
+    def _signal_for(self, worker: WorkerProcess) -> int:
         """Theirs are two. While Python is loaded a SIGINT would be shown as an error of ours."""
         return signal.SIGINT if self._number == signal.SIGINT and worker.loaded_at is not None else signal.SIGTERM
 
-    def _forced_at(self, worker: Worker) -> float:
+    def _forced_at(self, worker: WorkerProcess) -> float:
         return worker.told_at + FORCED_AFTER + (self._plan.grace if worker.told == 1 else 0.0)
 
     def _until_due(self) -> float:
@@ -308,7 +308,7 @@ class Supervisor:
 
     # --- what it comes to --------------------------------------------------------------------------------
 
-    def _note_session(self, worker: Worker, session: str) -> None:
+    def _note_session(self, worker: WorkerProcess, session: str) -> None:
         try:
             worker.sessions.append(bytes.fromhex(session))
         except ValueError:  # a job has written into a descriptor that is not its own
@@ -320,19 +320,19 @@ class Supervisor:
                 for place in self._places:  # what could not be started at first may be now
                     place.no_start = None
 
-    def _note_retiring(self, worker: Worker) -> None:
+    def _note_retiring(self, worker: WorkerProcess) -> None:
         worker.is_leaving = worker.is_retiring = True
         retiring = sum(each.place == worker.place and each.is_retiring for each in self._workers.values())
         if retiring >= MANY_RETIRING:
             log.warning("%d workers of process %d have been replaced and go on with what they run", retiring, worker.place + 1)
 
-    def _note_leaving(self, worker: Worker) -> None:
+    def _note_leaving(self, worker: WorkerProcess) -> None:
         """Somebody else may have told it to."""
         worker.is_leaving = True
         if not worker.told:
             worker.told, worker.told_at = 1, self._clock()
 
-    def _note_end(self, worker: Worker, ending: Ending) -> None:
+    def _note_end(self, worker: WorkerProcess, ending: Ending) -> None:
         place = self._places[worker.place]
         if worker.has_drained:
             place.has_drained = True
@@ -352,13 +352,13 @@ class Supervisor:
             when = f"in {pause:g} s" if pause else "now"
             log.error("worker %d has ended: %s; another one starts %s", worker.pid, ending.cause, when)
 
-    def _note_stopped(self, worker: Worker, ending: Ending) -> None:
+    def _note_stopped(self, worker: WorkerProcess, ending: Ending) -> None:
         """One that was about to start when others worked already has been told that it need not."""
         if worker.works_since is not None or not self._has_worked:
             by_us = worker.works_since is None and ending.code == 128 + signal.SIGTERM
             self._codes.append(128 + self._number if by_us or self._stops > 2 else ending.code)
 
-    def _note_left(self, worker: Worker, ending: Ending) -> None:
+    def _note_left(self, worker: WorkerProcess, ending: Ending) -> None:
         if self._plan.is_draining and ending.status == 1:
             self._codes.append(ending.code)
         if worker.works_since is None or (worker.came_to is not None and ending.code != FORCED):

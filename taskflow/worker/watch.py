@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from taskflow.worker.events import Events, StillRunning
-from taskflow.worker.holdings import Holding
+from taskflow.worker.lease_table import HeldLease
 
 RARER: Final = 10
 """A run is told of again when it has taken so many times as long."""
@@ -23,7 +23,7 @@ class Watch:
     `nudge` is called as often: whoever waits for room has then looked lately whether there is some, and vitals can tell.
     """
 
-    def __init__(self, runs: Callable[[], Iterable[Holding]], patience: float, events: Events, nudge: Callable[[], None]) -> None:
+    def __init__(self, runs: Callable[[], Iterable[HeldLease]], patience: float, events: Events, nudge: Callable[[], None]) -> None:
         self._runs = runs
         self._patience = max(SHORTEST_PAUSE, patience)
         self._events = events
@@ -42,7 +42,7 @@ class Watch:
                 tell_of(holding, now, self._events)
 
 
-def tell_of(holding: Holding, now: float, events: Events) -> None:
+def tell_of(holding: HeldLease, now: float, events: Events) -> None:
     """A run that was asked to stop, by now."""
     if holding.asked_at is not None and holding.why_stopped is not None:
         events.tell(StillRunning(holding.lease, now - holding.asked_at, holding.why_stopped))

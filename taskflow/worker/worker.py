@@ -22,10 +22,10 @@ from taskflow.worker.children.pool import Children
 from taskflow.worker.drain import Drain
 from taskflow.worker.events import BrokerTrouble, Ended, Event, Events, NotCounted, Unwritable
 from taskflow.worker.executor import Executor
-from taskflow.worker.holdings import Holding
-from taskflow.worker.life import Life
+from taskflow.worker.lease_table import HeldLease
 from taskflow.worker.options import WorkerOptions
 from taskflow.worker.queues import QueueChoice
+from taskflow.worker.session import WorkerSession
 from taskflow.worker.stalls import Bounds, Eyes, StallWatch
 from taskflow.worker.succession import PAUSES, Succession
 from taskflow.worker.threads import Threads
@@ -217,10 +217,10 @@ class Worker:
         if watch is not None:
             watch.stop()
 
-    def _holding_of(self, run: JobContext) -> Holding | None:
+    def _holding_of(self, run: JobContext) -> HeldLease | None:
         return next((holding for life in self._sessions.all if (holding := life.holding_of(run)) is not None), None)
 
-    def _slow(self) -> tuple[Holding, float] | None:
+    def _slow(self) -> tuple[HeldLease, float] | None:
         """What held up the interpreter may have cost the session too."""
         found = [life.slow for life in (self._sessions.present, self._sessions.lost) if life is not None and life.slow is not None]
         return max(found, key=lambda one: one[1], default=None)
@@ -246,7 +246,7 @@ class Worker:
 
     # --- its sessions -----------------------------------------------------------------------------------
 
-    async def _begin(self) -> Life:
+    async def _begin(self) -> WorkerSession:
         executor = Executor(
             self._app.registry,
             middleware=self._app.settings.middleware,
@@ -256,7 +256,9 @@ class Worker:
             children=self._children,
             is_cut_short=self._is_cancelled,
         )
-        life = Life(self._app.broker(), executor, self._threads, self.options, self._seams, self._events, on_lost=self._sessions.note_lost)
+        life = WorkerSession(
+            self._app.broker(), executor, self._threads, self.options, self._seams, self._events, on_lost=self._sessions.note_lost
+        )
         await life.begin()
         return life
 

@@ -17,7 +17,7 @@ from taskflow.model.envelope import Lease
 from taskflow.model.ids import parse_id
 from taskflow.model.verdict import Verdict
 from taskflow.worker.executor import Executor
-from taskflow.worker.holdings import Holding
+from taskflow.worker.lease_table import HeldLease
 from taskflow.worker.threads import Threads
 from tests.support.world import World
 
@@ -49,7 +49,7 @@ class Bench:
         executor = Executor(
             app.registry, middleware=self.app.settings.middleware, threads=self._threads, seams=self.world.seams, state=state
         )
-        settlement = await executor.run(Holding(lease))
+        settlement = await executor.run(HeldLease(lease))
         await self.broker.settle([settlement])
         return settlement.verdict
 

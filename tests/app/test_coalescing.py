@@ -17,7 +17,7 @@ import pytest
 from taskflow import BrokerUnavailable, JobHandle, Status, StoreFull, configure
 from taskflow.app.coalesce import MAX_BYTES, Coalescer
 from taskflow.app.current import default_app
-from taskflow.app.patience import retries_within
+from taskflow.app.store_retry import retries_within
 from taskflow.broker.sqlite import SqliteBroker
 from tests.app.bench import Bench
 from tests.app.jobs import add, blob

@@ -15,7 +15,7 @@ import taskflow
 from taskflow import enqueue, job
 from taskflow.app.current import default_app
 from taskflow.broker.memory import MemoryBroker
-from taskflow.broker.nudges import Bell
+from taskflow.broker.nudges import WakeUpFlag
 from taskflow.broker.protocol import Added, Refused
 from taskflow.model.envelope import Envelope
 
@@ -85,19 +85,19 @@ async def test_many_who_wait_are_woken_by_one_message(monkeypatch: pytest.Monkey
         messages += 1
         return original(*args, **options)
 
-    bell = Bell()
-    listeners = [bell.listen([f"topic {number}"]) for number in range(100)]
+    flag = WakeUpFlag()
+    listeners = [flag.listen([f"topic {number}"]) for number in range(100)]
     waiting = [asyncio.ensure_future(listener.wait(10)) for listener in listeners]
     await asyncio.sleep(0)
     topics = [f"topic {number}" for number in range(100)]
     if rings_from == "its own loop":
         monkeypatch.setattr(loop, "call_soon_threadsafe", counted)
-        bell.ring(topics)
+        flag.ring(topics)
         assert messages == 0
     else:
         with monkeypatch.context() as patched:
             patched.setattr(loop, "call_soon_threadsafe", counted)
-            ringing = asyncio.to_thread(bell.ring, topics)
+            ringing = asyncio.to_thread(flag.ring, topics)
             await ringing
         assert messages <= 2  # and the thread's own, when it has ended
     assert all(await asyncio.gather(*waiting))

@@ -88,9 +88,9 @@ async def test_a_waiter_that_ends_leaves_nothing_behind(bench: Bench) -> None:
         await waiting
     with pytest.raises(TimeoutError):
         await handle.result(timeout=0.05)
-    bell = getattr(bench.broker, "_bell", None)
-    if bell is not None:
-        assert not bell.is_heard
+    flag = getattr(bench.broker, "_bell", None)
+    if flag is not None:
+        assert not flag.is_heard
 
 
 async def test_a_job_that_ended_before_the_listening_is_not_missed(bench: Bench) -> None:

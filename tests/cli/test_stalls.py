@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from taskflow.broker import words
+from taskflow.broker import wording
 from tests.cli.processes import LEDGER, Running, Shell, ended_clearly, on_each_broker
 
 TASKS = (
@@ -163,7 +163,7 @@ def test_c_code_that_keeps_the_interpreter_beyond_the_ttl_is_fenced_counted_as_a
     let_end(first, second, third)
     assert (shown["status"], shown["epoch"], shown["failures"]) == ("succeeded", 2, 0)
     [crash] = shown["errors"]
-    assert crash["type"] == words.CRASHED
+    assert crash["type"] == wording.CRASHED
     assert tasks.ledger() == ["epoch 2", "epoch 1"]
 
 
@@ -189,7 +189,7 @@ def test_a_supervisor_ends_a_worker_whose_interpreter_c_code_keeps_for_good(task
     supervisor.wait_for("tasks.compute_in_c .* succeeded")
     assert "in compute_in_c" in supervisor.said
     [crash] = the_job(tasks)["errors"]
-    assert crash["type"] == words.CRASHED
+    assert crash["type"] == wording.CRASHED
     assert "SIGABRT" in crash["message"]
     supervisor.signal(signal.SIGTERM)
     ended_in(supervisor, 0)

@@ -15,8 +15,8 @@ import pytest
 
 from taskflow import BrokerUnavailable, configure
 from taskflow.app.current import default_app
-from taskflow.broker.postgres import ears
 from taskflow.broker.postgres import server as server_module
+from taskflow.broker.postgres import wakeups
 from taskflow.broker.postgres.broker import PostgresBroker
 from taskflow.broker.postgres.link import Link
 from taskflow.broker.url import connect
@@ -54,7 +54,7 @@ def _short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
     defaults: dict[str, Any] = Link.fetch.__kwdefaults__ or {}
     monkeypatch.setitem(defaults, "within", server_module.ANSWER_WITHIN / 10)
     monkeypatch.setattr(server_module, "CONNECT_WITHIN", server_module.CONNECT_WITHIN / 10)
-    monkeypatch.setattr(ears, "LOOK_EVERY", 0.3)
+    monkeypatch.setattr(wakeups, "LOOK_EVERY", 0.3)
     execute = asyncpg.Connection.execute
 
     async def execute_within_less(self: asyncpg.Connection, query: str, *args: Any, timeout: float | None = None) -> str:

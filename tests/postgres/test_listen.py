@@ -15,7 +15,7 @@ import pytest
 
 from taskflow.app.current import default_app
 from taskflow.broker import topics
-from taskflow.broker.postgres import ears
+from taskflow.broker.postgres import wakeups
 from taskflow.broker.postgres.link import Link
 from taskflow.broker.protocol import Broker
 from taskflow.broker.url import connect
@@ -51,7 +51,7 @@ def bouncer() -> Iterator[PgBouncer]:
 @pytest.fixture
 def _loss_is_found_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """A notification that takes longer than this counts as lost. Only for tests that lose them: on a busy machine one may take as long."""
-    monkeypatch.setattr(ears, "HEARD_WITHIN", 0.5)
+    monkeypatch.setattr(wakeups, "HEARD_WITHIN", 0.5)
 
 
 loses = pytest.mark.usefixtures("_loss_is_found_soon")
@@ -90,11 +90,11 @@ async def assert_hears_of_jobs(scene: Scene) -> None:
     """The worker starts jobs without a poll. It would otherwise look for them every 5 s only."""
     polls: list[list[str]] = []
 
-    async def polled(_ears: ears.PostgresEars, topics: list[str]) -> None:
+    async def polled(_listener: wakeups.PostgresListener, topics: list[str]) -> None:
         polls.append(topics)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ears.PostgresEars, "_poll", polled)
+        patch.setattr(wakeups.PostgresListener, "_poll", polled)
         waits = [await scene.seconds_to_start(number) for number in range(5)]
     assert polls == []
     assert max(waits) < 4, waits
@@ -137,7 +137,7 @@ async def test_a_pooler_that_is_mended_is_noticed(
     scene: Scene, bouncer: PgBouncer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In session mode it loses nothing."""
-    monkeypatch.setattr(ears, "TEST_AGAIN", 0.5)
+    monkeypatch.setattr(wakeups, "TEST_AGAIN", 0.5)
     caplog.set_level(logging.INFO, "taskflow")
     async with worker_at(scene, f"{bouncer.url(scene.database)}?pooled=1"):
         await until(lambda: warnings(caplog))

@@ -16,7 +16,7 @@ import pytest
 
 from taskflow import BrokerError, BrokerRefused, BrokerUnavailable
 from taskflow.broker.postgres import server as server_module
-from taskflow.broker.postgres.server import Place, Server
+from taskflow.broker.postgres.server import Address, Server
 from taskflow.broker.url import connect
 from taskflow.model.errors import BrokerUrlError
 from tests.support.servers import HOST
@@ -145,9 +145,9 @@ async def test_prefer_off_the_loopback_is_warned_of_once(caplog: pytest.LogCaptu
     with caplog.at_level(logging.WARNING, "taskflow"):
         for host in ("localhost", "127.0.0.3", "::1", "db.internal", "db.internal"):
             with pytest.raises(ConnectionRefusedError):
-                await Server(host=host).connect([Place(host)])
+                await Server(host=host).connect([Address(host)])
         for tls in ("disable", "require", "verify-full"):
             with pytest.raises(ConnectionRefusedError):
-                await Server(host="db.internal", tls=tls).connect([Place("db.internal")])
+                await Server(host="db.internal", tls=tls).connect([Address("db.internal")])
     assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["PostgreSQL at db.internal"]
     assert "tls=verify-full" in caplog.text

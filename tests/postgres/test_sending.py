@@ -281,8 +281,8 @@ async def test_many_jobs_of_a_transaction_are_told_of_once(
 ) -> None:
     """What has to be told does not pile up with every call, which would make a large transaction cost the square of its rows."""
     told: list[object] = []
-    ears = await asyncpg.connect(scene.straight_url)
-    await ears.add_listener("taskflow", lambda *heard: told.append(heard[-1]))
+    listener = await asyncpg.connect(scene.straight_url)
+    await listener.add_listener("taskflow", lambda *heard: told.append(heard[-1]))
     await sql.execute(TRIGGER)
     began_at = time.monotonic()
     await sql.execute("BEGIN")
@@ -293,7 +293,7 @@ async def test_many_jobs_of_a_transaction_are_told_of_once(
     took = time.monotonic() - began_at
     await until(lambda: len(told) >= 2)
     await asyncio.sleep(0.1)
-    await ears.close()
+    await listener.close()
     with capsys.disabled():
         print(f"\na trigger for each of {ROWS:,} rows: {took / ROWS * 1e6:.0f} µs a row")
     assert sorted(map(str, told)) == ["due", "queue:default\nqueues"]

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from taskflow import BrokerUnavailable, configure
-from taskflow.broker.redis import ears, link
+from taskflow.broker.redis import link, wakeups
 from taskflow.broker.redis.server import ANSWER_WITHIN
 from taskflow.worker.events import SessionEnded, SessionOpened
 from tests.redis.scene import PATIENCE, Scene, elapsed_since, until
@@ -22,8 +22,8 @@ HALF_WAY = 100
 def _short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
     """All of them a tenth of what they are, so that a second is longer than every one."""
     monkeypatch.setattr(link, "ANSWER_WITHIN", 0.3)
-    monkeypatch.setattr(ears, "PING_EVERY", 0.3)
-    monkeypatch.setattr(ears, "PONG_WITHIN", 0.3)
+    monkeypatch.setattr(wakeups, "PING_EVERY", 0.3)
+    monkeypatch.setattr(wakeups, "PONG_WITHIN", 0.3)
 
 
 @pytest.mark.parametrize("found", redis_binaries()[:1], ids=lambda found: found.name)

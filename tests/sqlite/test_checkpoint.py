@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from taskflow.broker.sqlite import SqliteBroker
-from taskflow.broker.sqlite.place import MIB
+from taskflow.broker.sqlite.store_file import MIB
 from tests.sqlite.support import Open, connected, envelopes
 
 pytestmark = pytest.mark.slow

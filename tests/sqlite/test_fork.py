@@ -58,13 +58,13 @@ def test_a_process_that_is_forked_during_a_transaction_can_use_the_file(path: Pa
     script = """
         import asyncio, os, sys, threading, time, warnings
         from taskflow.broker.sqlite import SqliteBroker
-        from taskflow.broker.sqlite.shelf import Shelf
+        from taskflow.broker.sqlite.transitions import Transitions
         from taskflow.model.envelope import Envelope
         from taskflow.model.ids import IdFactory
 
         warnings.simplefilter("ignore", DeprecationWarning)  # that forking with threads has its dangers
         broker, an_id, parent = SqliteBroker(sys.argv[1]), IdFactory(), os.getpid()
-        inside, finish = threading.Event(), Shelf.finish
+        inside, finish = threading.Event(), Transitions.finish
 
         def finish_late(shelf):
             if os.getpid() == parent:
@@ -76,7 +76,7 @@ def test_a_process_that_is_forked_during_a_transaction_can_use_the_file(path: Pa
             return asyncio.run(broker.enqueue([Envelope(id=an_id(), job="work", payload=b"")]))
 
         add()
-        Shelf.finish = finish_late
+        Transitions.finish = finish_late
         sender = threading.Thread(target=add)
         sender.start()
         inside.wait()
@@ -95,10 +95,10 @@ def test_a_process_that_is_forked_while_the_file_is_opened_keeps_nobody_from_it(
     """It has the descriptor of the lock too, for as long as it lives."""
     script = """
         import asyncio, os, signal, sys, time, warnings
-        from taskflow.broker.sqlite import SqliteBroker, companions
+        from taskflow.broker.sqlite import SqliteBroker, wal_files
 
         warnings.simplefilter("ignore", DeprecationWarning)  # that forking with threads has its dangers
-        children, remove_strangers = [], companions._remove_strangers
+        children, remove_strangers = [], wal_files._remove_strangers
 
         def fork_in_the_midst(side, place):
             remove_strangers(side, place)
@@ -113,9 +113,9 @@ def test_a_process_that_is_forked_while_the_file_is_opened_keeps_nobody_from_it(
             await broker.close()
 
         asyncio.run(use())
-        companions._remove_strangers = fork_in_the_midst
+        wal_files._remove_strangers = fork_in_the_midst
         asyncio.run(use())
-        companions._remove_strangers = remove_strangers
+        wal_files._remove_strangers = remove_strangers
         asyncio.run(use())
         for pid in children:
             os.kill(pid, signal.SIGKILL)

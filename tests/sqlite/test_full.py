@@ -77,24 +77,24 @@ async def test_so_many_live_jobs_and_no_more(open_broker: Open) -> None:
     assert await broker.enqueue([an_envelope()])
 
 
-async def test_without_ballast_nothing_is_set_aside(open_broker: Open, path: Path) -> None:
-    await open_broker(room=Room(ballast=0)).enqueue([an_envelope()])
-    assert not path.with_name(path.name + "-ballast").exists()
+async def test_without_disk_reserve_nothing_is_set_aside(open_broker: Open, path: Path) -> None:
+    await open_broker(room=Room(disk_reserve=0)).enqueue([an_envelope()])
+    assert not path.with_name(path.name + "-reserve").exists()
 
 
-async def test_new_jobs_wait_until_the_ballast_is_back(open_broker: Open, path: Path) -> None:
+async def test_new_jobs_wait_until_the_reserve_is_back(open_broker: Open, path: Path) -> None:
     """Whoever finds it gone makes it anew first; there is room for it here."""
     broker = open_broker()
     await broker.enqueue([an_envelope()])
-    ballast = path.with_name(path.name + "-ballast")
-    size = ballast.stat().st_size
-    ballast.unlink()
+    disk_reserve = path.with_name(path.name + "-reserve")
+    size = disk_reserve.stat().st_size
+    disk_reserve.unlink()
     await broker.enqueue([an_envelope()])
-    assert ballast.stat().st_size == size
+    assert disk_reserve.stat().st_size == size
 
 
 async def test_the_refusal_says_what_is_needed(open_broker: Open) -> None:
-    broker = open_broker(room=Room(ballast=1 << 60))
+    broker = open_broker(room=Room(disk_reserve=1 << 60))
     with pytest.raises(StoreFull, match=r"new jobs need .* MiB free"):
         await broker.enqueue([an_envelope()])
 
@@ -139,10 +139,10 @@ def test_a_full_disk(tmp_path: Path, size: str, payload: int) -> None:
                 await broker.enqueue([an_envelope()])
                 print("taken: room inside the file", await drain(broker) == 1)
             except StoreFull as full:
-                print("refused: ballast is gone", not (folder / "queue.db-ballast").exists())
+                print("refused: reserve is gone", not (folder / "queue.db-reserve").exists())
             (folder / "other").unlink()
             await broker.enqueue([an_envelope()])
-            print("room again", (folder / "queue.db-ballast").exists())
+            print("room again", (folder / "queue.db-reserve").exists())
             again = await fill(broker, int(sys.argv[4]))
             print("much room", again > added // 2, await drain(broker) == again + 1)
             await broker.close()
@@ -156,7 +156,7 @@ def test_a_full_disk(tmp_path: Path, size: str, payload: int) -> None:
         "full True 0",
         "refused",
         "drained True",
-        "taken: room inside the file True" if payload > 4_096 else "refused: ballast is gone True",
+        "taken: room inside the file True" if payload > 4_096 else "refused: reserve is gone True",
         "room again True",
         f"much room {payload > 4_096} True",
     ]

@@ -25,13 +25,13 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Every statement that brokers make from now on."""
     statements = list[str]()
 
-    class Telling(sqlite3.Connection):
+    class Notifier(sqlite3.Connection):
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **options)
             self.set_trace_callback(statements.append)
 
     def connect(*args: Any, **options: Any) -> sqlite3.Connection:
-        return Telling(*args, **options)
+        return Notifier(*args, **options)
 
     monkeypatch.setattr(sqlite3, "connect", connect)
     return statements

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from taskflow.app.settings import Settings
-from taskflow.broker.sqlite import SqliteBroker, holders
+from taskflow.broker.sqlite import SqliteBroker, lock_owner
 from taskflow.model.errors import BrokerUnavailable
 from tests.sqlite.support import Open, an_envelope, locked
 
@@ -65,7 +65,7 @@ async def test_a_stopped_process_that_holds_it_is_named_with_what_to_do(open_bro
 async def test_where_the_kernel_does_not_tell_it_is_another_process(
     open_broker: Open, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(holders, "_LOCKS", tmp_path / "no such file")
+    monkeypatch.setattr(lock_owner, "_LOCKS", tmp_path / "no such file")
     broker = open_broker(timeout=0.1)
     await broker.enqueue([an_envelope()])
     with locked(path), pytest.raises(BrokerUnavailable, match="is locked by another process, for longer"):

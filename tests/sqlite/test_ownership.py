@@ -14,7 +14,7 @@ from taskflow.broker.sqlite import SqliteBroker
 from taskflow.model.errors import BrokerRefused
 from tests.sqlite.support import NOBODY, Open, an_envelope
 
-ENDINGS = ("-wake", "-checkpoint", "-ballast", "-wal", "-shm", "-journal")
+ENDINGS = ("-wake", "-checkpoint", "-reserve", "-wal", "-shm", "-journal")
 
 
 @pytest.mark.parametrize("ending", ENDINGS)

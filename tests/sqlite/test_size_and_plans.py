@@ -13,8 +13,8 @@ import pytest
 from taskflow.broker.sqlite import SqliteBroker
 from taskflow.broker.sqlite.connection import open_file
 from taskflow.broker.sqlite.console import ID_AFTER_ALL
-from taskflow.broker.sqlite.place import Place, Room
 from taskflow.broker.sqlite.statements import Statements
+from taskflow.broker.sqlite.store_file import Room, StoreFile
 from tests.sqlite.support import a_session, connected, envelopes
 
 SQL = Statements("taskflow")
@@ -78,7 +78,7 @@ INDEXES = {
 def filled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Connection]:
     """A file with so many jobs of each kind, and SQLite knows how many."""
     path = str(tmp_path_factory.mktemp("plans") / "queue.db")
-    connection = open_file(Place(path, "taskflow", False, 5.0, Room()), SQL, 0)
+    connection = open_file(StoreFile(path, "taskflow", False, 5.0, Room()), SQL, 0)
     number: int = request.param
     connection.execute("BEGIN")
     for status in range(7):

@@ -126,7 +126,7 @@ class SqliteHome(Home):
 
     def open(self) -> Broker:
         from taskflow.broker.sqlite import SqliteBroker
-        from taskflow.broker.sqlite.place import Room
+        from taskflow.broker.sqlite.store_file import Room
 
         room = None if self.capacity is None else Room(max_pages=_PAGES_OF_TABLES + 2 * self.capacity)
         return SqliteBroker(self.path, seams=self.seams, rules=self.rules, room=room)

@@ -252,7 +252,7 @@ async def test_a_job_takes_few_calls_of_python(kind: AnyJob, eager: int, plain_t
     assert (many - few) / MORE <= (eager if sys.version_info >= (3, 12) else plain_tasks)
 
 
-class Turns:
+class Semaphore:
     """How often a loop was asked to call something, at once or later."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,7 +271,7 @@ async def test_a_run_that_does_not_wait_has_no_timer_and_no_turn_of_the_loop(kin
     with default_app().using(MemoryBroker()):
         await enqueue(kind.bind() for _ in range(MORE))
         async with Worker(options=WorkerOptions(subscribers=())) as worker:
-            turns = Turns(monkeypatch)
+            turns = Semaphore(monkeypatch)
             while worker.tally.ended < MORE:  # noqa: ASYNC110  # no event tells it
                 await asyncio.sleep(0.001)
             monkeypatch.undo()

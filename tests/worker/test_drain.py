@@ -12,7 +12,7 @@ from taskflow import Worker, job
 from taskflow.app.current import default_app
 from taskflow.broker.console import JobFilter
 from taskflow.broker.protocol import Broker
-from taskflow.broker.words import UNREADABLE
+from taskflow.broker.wording import UNREADABLE
 from taskflow.model.ids import parse_id
 from taskflow.model.record import Status
 from taskflow.model.rules import Rules

@@ -11,7 +11,7 @@ import pytest
 from taskflow import Worker
 from taskflow.app.current import default_app
 from taskflow.broker.memory import MemoryBroker
-from taskflow.broker.nudges import Bell, Nudges
+from taskflow.broker.nudges import Nudges, WakeUpFlag
 from taskflow.broker.protocol import Upkept
 from taskflow.model.envelope import Lease
 from taskflow.model.rules import Rules
@@ -34,7 +34,7 @@ class Counting(MemoryBroker):
         self.is_deaf = False
 
     def listen(self, topics: Sequence[str]) -> Nudges:
-        return Bell().listen(topics) if self.is_deaf else super().listen(topics)
+        return WakeUpFlag().listen(topics) if self.is_deaf else super().listen(topics)
 
     async def claim(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
         self.calls["claim"] += 1

@@ -34,7 +34,7 @@ from taskflow.worker.events import (
     StalledForGood,
     Starved,
 )
-from taskflow.worker.holdings import Holding
+from taskflow.worker.lease_table import HeldLease
 from taskflow.worker.options import WorkerOptions
 from tests.worker.scene import FaultyBroker, Run, waits
 
@@ -180,13 +180,13 @@ BEFORE, AFTER = 1.0, 3.0
 class LateLook:
     """A watch whose second look is late. `computed` and `waited` are the seconds that the loop's thread computed and the watch waited."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, computed: float, waited: float, runs: Holding | None = None) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, computed: float, waited: float, runs: HeldLease | None = None) -> None:
         loop_thread = threading.get_ident()
         clocks = iter([(BEFORE, {loop_thread: 0.0}), (AFTER, {loop_thread: computed})])
         monkeypatch.setattr(stalls, "_clocks", lambda: next(clocks, (AFTER + stalls.LOOK, {})))
         monkeypatch.setattr(stalls, "waited_for_processor", lambda: waited)
         monkeypatch.setattr(stalls, "run_in_loop", lambda loop, thread: None if runs is None else "a run")
-        self.slow: tuple[Holding, float] | None = None
+        self.slow: tuple[HeldLease, float] | None = None
         self._holding = runs
 
     async def hear(self, kind: type[Event]) -> Any:
@@ -202,9 +202,9 @@ class LateLook:
         return event
 
 
-def a_holding(*, started: float | None = None) -> Holding:
+def a_holding(*, started: float | None = None) -> HeldLease:
     lease = Lease(envelope=Envelope(id=bytes(16), job="work", payload=b""), epoch=1, claim=ClaimId(bytes(16), 1, 0), created_at=0)
-    holding = Holding(lease)
+    holding = HeldLease(lease)
     holding.started = started
     return holding
 

@@ -11,7 +11,6 @@ import pytest
 from taskflow.worker import supervisor
 from taskflow.worker.children.system import SAME_SIGNAL
 from taskflow.worker.endings import Ending, Want
-from taskflow.worker.staff import HEALTHY_AFTER, PAUSES, Plan
 from taskflow.worker.supervisor import (
     DOUBTED_AFTER,
     FORCED_AFTER,
@@ -21,6 +20,7 @@ from taskflow.worker.supervisor import (
     SPACING,
     Supervisor,
 )
+from taskflow.worker.supervisor_state import HEALTHY_AFTER, PAUSES, Plan
 
 TERM, INT, KILL = signal.SIGTERM, signal.SIGINT, signal.SIGKILL
 Sent = list[tuple[int, int]]

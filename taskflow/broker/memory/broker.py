@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 
 from taskflow.broker.console import Finding, JobFilter, Metrics, QueueRecord, Redone
 from taskflow.broker.memory.console import OpenStore
-from taskflow.broker.nudges import Bell, Nudges
+from taskflow.broker.nudges import Nudges, WakeUpFlag
 from taskflow.broker.protocol import Added, Refused, Upkept
 from taskflow.model.envelope import Envelope, Lease
 from taskflow.model.record import Record, Status
@@ -36,7 +36,7 @@ class MemoryBroker:
         seams = seams or Seams()
         self._store = store or OpenStore(seams.clock, rules or Rules(), capacity)
         self._lock = threading.Lock()
-        self._bell = Bell()
+        self._flag = WakeUpFlag()
 
     @property
     def console(self) -> MemoryConsole:
@@ -67,7 +67,7 @@ class MemoryBroker:
         return self._atomically(lambda: self._store.upkeep(limit))
 
     def listen(self, topics: Sequence[str]) -> Nudges:
-        return self._bell.listen(topics)
+        return self._flag.listen(topics)
 
     def sibling(self) -> MemoryBroker:
         """Itself: it has no connection that a thread could wait for."""
@@ -82,7 +82,7 @@ class MemoryBroker:
             answer = verb()
             rung, self._store.rung = self._store.rung, set()
         if rung:
-            self._bell.ring(rung)
+            self._flag.ring(rung)
         return answer
 
 

@@ -6,9 +6,9 @@ import heapq
 from collections import Counter
 from collections.abc import Sequence
 
-from taskflow.broker import topics, words
+from taskflow.broker import topics, wording
 from taskflow.broker.console import Finding, JobFilter, Metrics, QueueRecord, Redone
-from taskflow.broker.memory.job import Job
+from taskflow.broker.memory.job import StoredJob
 from taskflow.broker.memory.upkeep import KeptStore
 from taskflow.model.clock import to_microseconds, to_seconds
 from taskflow.model.record import ENDED, WAITING, Event, Record, Status
@@ -50,7 +50,7 @@ class OpenStore(KeptStore):
         found = (job for job in self.jobs.values() if self._is_chosen(job, chosen) and (before is None or job.id < before))
         return [job.to_record() for job in heapq.nlargest(limit, found, key=lambda job: job.id)]
 
-    def _is_chosen(self, job: Job, chosen: JobFilter) -> bool:
+    def _is_chosen(self, job: StoredJob, chosen: JobFilter) -> bool:
         now = self.now
         return (
             job.is_kept(now)
@@ -68,7 +68,7 @@ class OpenStore(KeptStore):
     def redo(self, ids: Sequence[bytes]) -> list[Redone]:
         return [self._redo_one(self.jobs.get(job_id)) for job_id in ids]
 
-    def _redo_one(self, job: Job | None) -> Redone:
+    def _redo_one(self, job: StoredJob | None) -> Redone:
         if job is None or not job.is_kept(self.now):
             return Redone.UNKNOWN
         if job.status not in ENDED:
@@ -87,7 +87,7 @@ class OpenStore(KeptStore):
         purged = [job for job in self.jobs.values() if job.status is not Status.RUNNING and self._is_chosen(job, chosen)][:limit]
         for job in purged:
             if job.status in WAITING:
-                self.end(job, Event.CANCEL, Status.CANCELLED, words.PURGED)
+                self.end(job, Event.CANCEL, Status.CANCELLED, wording.PURGED)
             if job.status in ENDED:
                 self.bury(job)
         return len(purged)

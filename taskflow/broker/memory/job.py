@@ -23,7 +23,7 @@ Entry = tuple[int, int, int, bytes]
 """A job's place among the ready jobs of its queue, and its id."""
 
 
-class Job(msgspec.Struct, gc=False, eq=False):
+class StoredJob(msgspec.Struct, gc=False, eq=False):
     """One envelope and all that became of it. Instants are microseconds since 1970. `entry` is the last one of it among the ready jobs.
 
     The collector does not look at it: it would go through all that is stored, again and again. Nothing that a job holds leads back to it.
@@ -65,8 +65,8 @@ class Job(msgspec.Struct, gc=False, eq=False):
     keep_until: int = 0
 
     @staticmethod
-    def of(envelope: Envelope, seq: int, now: int) -> Job:
-        return Job(
+    def of(envelope: Envelope, seq: int, now: int) -> StoredJob:
+        return StoredJob(
             envelope,
             envelope.id,
             envelope.queue,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from taskflow.broker import topics, words
-from taskflow.broker.memory.job import Fence, Job
-from taskflow.broker.memory.shelf import Shelf
+from taskflow.broker import topics, wording
+from taskflow.broker.memory.job import Fence, StoredJob
+from taskflow.broker.memory.transitions import Transitions
 from taskflow.broker.protocol import Added, Refused
 from taskflow.model.clock import Clock, instant_of, to_microseconds, to_seconds
 from taskflow.model.envelope import ClaimId, Envelope, Lease, OnConflict
@@ -46,7 +46,7 @@ class SessionState:
         self.dead_at: int | None = None
         self.request = 0
         self.answer: list[tuple[bytes, Fence]] = []
-        self.leases: dict[ClaimId, Job] = {}
+        self.leases: dict[ClaimId, StoredJob] = {}
 
     @property
     def ttl(self) -> int:
@@ -62,7 +62,7 @@ class SessionState:
         )
 
 
-class Store(Shelf):
+class Store(Transitions):
     """What a broker does, in one process and without a lock."""
 
     def __init__(self, clock: Clock, rules: Rules, capacity: int | None = None) -> None:
@@ -88,8 +88,8 @@ class Store(Shelf):
         if standing is not None and envelope.on_conflict is OnConflict.KEEP:
             return Refused(envelope.id, standing.id, "key")
         if waiting is not None:
-            self.end(waiting, Event.REPLACE, Status.CANCELLED, words.replaced_by(envelope.id))
-        self.add(Job.of(envelope, self.next_seq(), self.now), behind=running)
+            self.end(waiting, Event.REPLACE, Status.CANCELLED, wording.replaced_by(envelope.id))
+        self.add(StoredJob.of(envelope, self.next_seq(), self.now), behind=running)
         return Added(envelope.id, None if waiting is None else waiting.id)
 
     # --- sessions and claims -----------------------------------------------------------------------------
@@ -100,7 +100,7 @@ class Store(Shelf):
         if known is None:
             self.sessions[session.id] = SessionState(session, self.now, self.steady, self.clock.boot_id())
         elif known.dead_at is not None:
-            raise SessionLost(words.session_reaped(session.name))
+            raise SessionLost(wording.session_reaped(session.name))
         self.pulse = self.steady
 
     def claim(self, session_id: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
@@ -119,7 +119,7 @@ class Store(Shelf):
     def _living(self, session_id: bytes) -> SessionState:
         state = self.sessions.get(session_id)
         if state is None or not self._lives(state):
-            raise SessionLost(words.SESSION_LOST)
+            raise SessionLost(wording.SESSION_LOST)
         return state
 
     def _lives(self, state: SessionState) -> bool:
@@ -132,7 +132,7 @@ class Store(Shelf):
         turn = request % len(names) if names else 0
         return names[turn:] + names[:turn]
 
-    def _lease(self, state: SessionState, job: Job, claim: ClaimId) -> Lease:
+    def _lease(self, state: SessionState, job: StoredJob, claim: ClaimId) -> Lease:
         self.move(job, Event.CLAIM, Status.RUNNING)
         job.lease_to(state.session, claim, self.now, self.steady)
         state.leases[claim] = job
@@ -147,7 +147,7 @@ class Store(Shelf):
         jobs = [(self.jobs.get(job_id), fence) for job_id, fence in state.answer]
         return [job.to_lease(now) for job, fence in jobs if job is not None and self._holds(job, fence)]
 
-    def _holds(self, job: Job, fence: Fence) -> bool:
+    def _holds(self, job: StoredJob, fence: Fence) -> bool:
         """The fence. Every settlement goes by it."""
         return job.status is Status.RUNNING and job.epoch == fence.epoch and job.claim == fence.claim
 
@@ -183,12 +183,12 @@ class Store(Shelf):
             ghosts=len(ghosts),
         )
 
-    def _take_report(self, job: Job | None, report: Report) -> None:
+    def _take_report(self, job: StoredJob | None, report: Report) -> None:
         if job is not None:
             job.started_at = self.now - to_microseconds(report.running_for)
             job.progress = report.progress or job.progress
 
-    def _is_ghost(self, job: Job, claim: ClaimId, beat: Beat) -> bool:
+    def _is_ghost(self, job: StoredJob, claim: ClaimId, beat: Beat) -> bool:
         age = self.steady - job.claimed_steady
         return claim.request <= beat.seen and age >= to_microseconds(self.rules.ghost_after)
 
@@ -207,7 +207,7 @@ class Store(Shelf):
     def _kill(self, state: SessionState) -> None:
         state.dead_at = self.now
 
-    def _let_go(self, job: Job) -> None:
+    def _let_go(self, job: StoredJob) -> None:
         """Take the lease off its session; what becomes of the job is the next step of the same verb."""
         assert job.claim is not None
         state = self.sessions.get(job.claim.session)
@@ -235,10 +235,10 @@ class Store(Shelf):
             self._enqueue_one(follow_up)
         return Settled.OK
 
-    def _took_effect(self, job: Job, fence: Fence) -> bool:
+    def _took_effect(self, job: StoredJob, fence: Fence) -> bool:
         return job.settled == fence
 
-    def _apply(self, job: Job, settlement: Settlement) -> None:
+    def _apply(self, job: StoredJob, settlement: Settlement) -> None:
         verdict = settlement.verdict
         if not isinstance(verdict, NO_OUTCOMES):
             self._progressed(job)
@@ -269,52 +269,52 @@ class Store(Shelf):
             case _:
                 raise TypeError(f"{verdict!r} is no verdict that a store knows")
 
-    def _progressed(self, job: Job) -> None:
+    def _progressed(self, job: StoredJob) -> None:
         """A run came to something: what counts lost leases in a row begins again."""
         job.crashes = job.hand_backs = 0
         job.parked_at = None
 
-    def _fail_once(self, job: Job, error: RunError) -> None:
+    def _fail_once(self, job: StoredJob, error: RunError) -> None:
         job.failures += 1
         self._note(job, error)
 
-    def _note(self, job: Job, error: RunError) -> None:
+    def _note(self, job: StoredJob, error: RunError) -> None:
         packed = b"".join(append_error(None, noted, noted.at) for noted in job.errors)
         job.errors = unpack_errors(append_error(packed, error, self.now))
 
-    def _hand_back(self, job: Job, *, counts: bool) -> None:
+    def _hand_back(self, job: StoredJob, *, counts: bool) -> None:
         job.hand_backs += counts
         wait = to_microseconds(self.rules.hand_back_wait(job.hand_backs)) if counts else 0
         if wait:
-            job.waiting_for = words.handed_back_in_vain(job.hand_backs)
+            job.waiting_for = wording.handed_back_in_vain(job.hand_backs)
         self.wait_again(job, Event.HAND_BACK, self.now + wait if wait else None)
 
-    def _crash(self, job: Job, cause: str = "") -> None:
+    def _crash(self, job: StoredJob, cause: str = "") -> None:
         job.crashes += 1
-        self._note(job, RunError(words.CRASHED, words.worker_lost(job.worker, job.crashes, cause), "", job.failures + 1))
+        self._note(job, RunError(wording.CRASHED, wording.worker_lost(job.worker, job.crashes, cause), "", job.failures + 1))
         if job.crashes > self.rules.max_crashes and job.cancel_requested is None:
-            self._poison(job, words.lost_in_a_row(job.crashes, cause))
+            self._poison(job, wording.lost_in_a_row(job.crashes, cause))
         else:
             wait = to_microseconds(self.rules.crash_wait(job.crashes))
             self.wait_again(job, Event.CRASH, self.now + wait if wait else None)
 
-    def _poison(self, job: Job, why: str) -> None:
+    def _poison(self, job: StoredJob, why: str) -> None:
         job.is_poison = True
-        self.end(job, Event.CRASH, Status.FAILED, words.poison(why))
+        self.end(job, Event.CRASH, Status.FAILED, wording.poison(why))
 
     # --- cancel, read ------------------------------------------------------------------------------------------
 
     def cancel(self, ids: Sequence[bytes]) -> list[Status | None]:
         return [self._cancel_one(self.jobs.get(job_id)) for job_id in ids]
 
-    def _cancel_one(self, job: Job | None) -> Status | None:
+    def _cancel_one(self, job: StoredJob | None) -> Status | None:
         if job is None or not job.is_kept(self.now):
             return None
         found = job.status
         if found in WAITING:
-            self.end(job, Event.CANCEL, Status.CANCELLED, words.CANCELLED)
+            self.end(job, Event.CANCEL, Status.CANCELLED, wording.CANCELLED)
         elif found is Status.RUNNING:
-            job.cancel_requested = words.CANCELLED
+            job.cancel_requested = wording.CANCELLED
             if job.claim is not None:
                 self.rung.add(topics.session(job.claim.session))
         return found

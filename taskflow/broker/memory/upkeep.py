@@ -7,8 +7,8 @@ import math
 
 import msgspec
 
-from taskflow.broker import words
-from taskflow.broker.memory.job import Job
+from taskflow.broker import wording
+from taskflow.broker.memory.job import StoredJob
 from taskflow.broker.memory.store import SessionState, Store
 from taskflow.broker.protocol import Upkept
 from taskflow.model.clock import to_microseconds, to_seconds
@@ -104,7 +104,7 @@ class KeptStore(Store):
         while self.expiring and self.expiring[0][0] <= now and moved < limit:
             job = self.jobs.get(heapq.heappop(self.expiring)[1])
             if job is not None and job.status in WAITING and job.is_expired(now):
-                self.end(job, Event.EXPIRE, Status.CANCELLED, words.EXPIRED)
+                self.end(job, Event.EXPIRE, Status.CANCELLED, wording.EXPIRED)
                 moved += 1
         return moved
 
@@ -122,7 +122,7 @@ class KeptStore(Store):
                 del self.jobs[job.id]
         return moved
 
-    def _is_forgettable(self, job: Job, now: int) -> bool:
+    def _is_forgettable(self, job: StoredJob, now: int) -> bool:
         return job.ended_at is not None and job.ended_at + to_microseconds(self.rules.repeat_for) <= now
 
     def _drop_over_cap(self, limit: int) -> int:
@@ -133,11 +133,11 @@ class KeptStore(Store):
                 if sum(self.counts[queue][status] for status in statuses) <= self.rules.kept_per_queue:
                     break
                 self.bury(job)
-                self.totals[queue][words.DROPPED_OVER_CAP] += 1
+                self.totals[queue][wording.DROPPED_OVER_CAP] += 1
                 moved += 1
         return moved
 
-    def _oldest_kept(self, queue: str, are_failed: bool) -> Job | None:
+    def _oldest_kept(self, queue: str, are_failed: bool) -> StoredJob | None:
         """The first that ended of those still kept; entries of jobs that are gone, or live again, are taken off."""
         oldest = self.kept[queue, are_failed]
         while oldest:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Final
 from urllib.parse import SplitResult, unquote
 
-from taskflow.broker.postgres.server import DEFAULT_PORT, Place, Server
-from taskflow.broker.words import IN_PASSWORDS
+from taskflow.broker.postgres.server import DEFAULT_PORT, Address, Server
+from taskflow.broker.wording import IN_PASSWORDS
 from taskflow.model.errors import BrokerUrlError
 
 _HIGHEST_PORT: Final = 65535
@@ -46,12 +46,12 @@ def server_of(parts: SplitResult, options: Mapping[str, str]) -> Server:
     )
 
 
-def _places(text: str) -> list[Place]:
+def _places(text: str) -> list[Address]:
     """Of ``db1:5432,db2``, or ``[::1]:5432``. What stands there is not repeated: it is a part of the password, where that has a '/'."""
     hosts = [_split(host) for host in text.split(",")]
     if len(hosts) > 1 and not all(host for host, _ in hosts):
         raise BrokerUrlError(f"broker URL has a list of hosts with an empty one: it reads like db1:5432,db2:5432; {IN_PASSWORDS}")
-    return [Place(host or "localhost", _port(port) if port else DEFAULT_PORT) for host, port in hosts]
+    return [Address(host or "localhost", _port(port) if port else DEFAULT_PORT) for host, port in hosts]
 
 
 def _split(text: str) -> tuple[str, str]:
@@ -68,9 +68,9 @@ def _port(text: str) -> int:
     return int(text)
 
 
-def _listen(text: str) -> tuple[Place, ...]:
+def _listen(text: str) -> tuple[Address, ...]:
     found = [_HOST.fullmatch(host) for host in text.split(",")]
     places = [(host["bracketed"] or host["plain"], host["port"]) for host in found if host is not None]
     if len(places) < len(found) or not all(host and port and int(port) <= _HIGHEST_PORT for host, port in places):
         raise BrokerUrlError(f"broker URL has listen={text!r}: it is a host and a port, as in listen=db.internal:5432, or several of them")
-    return tuple(Place(host, int(port)) for host, port in places)
+    return tuple(Address(host, int(port)) for host, port in places)

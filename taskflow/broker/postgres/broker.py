@@ -10,19 +10,19 @@ from typing import Any, Final
 import asyncpg
 
 from taskflow.broker import topics as names
-from taskflow.broker import words
-from taskflow.broker.foreign import settle_possible
-from taskflow.broker.loops import PerLoop
+from taskflow.broker import wording
+from taskflow.broker.fence_validation import settle_possible
 from taskflow.broker.migrations import Upgrade
 from taskflow.broker.nudges import Nudges
+from taskflow.broker.per_loop import PerLoop
 from taskflow.broker.postgres import packing, rows, schema
-from taskflow.broker.postgres.behind import LookBehind
 from taskflow.broker.postgres.console import PostgresConsole
-from taskflow.broker.postgres.ears import EVERYTHING, PostgresEars, Telling, trouble_with_listening
+from taskflow.broker.postgres.late_commits import LateCommits
 from taskflow.broker.postgres.link import Link
 from taskflow.broker.postgres.migrations import script, was_dropped, was_overtaken
 from taskflow.broker.postgres.refusals import NoRoom, is_no_utf8, was_about_a_value, was_held_up
 from taskflow.broker.postgres.server import ANSWER_WITHIN, Server
+from taskflow.broker.postgres.wakeups import EVERYTHING, Notifier, PostgresListener, trouble_with_listening
 from taskflow.broker.protocol import Added, Refused, Upkept
 from taskflow.model.clock import Clock, to_microseconds, to_seconds
 from taskflow.model.envelope import Envelope, Lease, check_queue
@@ -71,7 +71,7 @@ class PostgresBroker:
         self._clock = clock
         self._capacity = capacity
         self._migrates = migrates
-        self._lines = PerLoop(self._a_line)
+        self._per_loop = PerLoop(self._a_line)
         self._is_prepared = False
 
     def __repr__(self) -> str:
@@ -96,21 +96,21 @@ class PostgresBroker:
         about = packing.pack([session.queues, session.concurrency])
         arguments = (session.id, packing.text_for(session.name), to_microseconds(session.ttl), about)
         if not (await self.call_one("register", *self.times(), *arguments))["register"]:
-            raise SessionLost(words.session_reaped(session.name))
+            raise SessionLost(wording.session_reaped(session.name))
 
     async def claim(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
         try:
             found = await self.call("lease_jobs", *self.times(), session, request, list(queues), limit)
         except SessionLost:
-            raise SessionLost(words.SESSION_LOST) from None
+            raise SessionLost(wording.SESSION_LOST) from None
         return rows.leases_of(found, session, request)
 
     async def beat(self, beat: Beat) -> BeatAnswer:
         row = await self.call_one("beat_and_look" if beat.looks else "beat", *self.times(), beat.session, *packing.beat_columns(beat))
         if row["is_lost"]:
-            raise SessionLost(words.SESSION_LOST)
+            raise SessionLost(wording.SESSION_LOST)
         if row.get("looks_behind"):
-            self._lines.here().behind.want_soon()
+            self._per_loop.here().late_commits.want_soon()
         held, stopping = set(row["held"] or ()), set(row["stopping"] or ())
         return BeatAnswer(
             lost=tuple(claim for place, claim in enumerate(beat.claims, 1) if place not in held),
@@ -150,8 +150,8 @@ class PostgresBroker:
             raise
         done = ids if row["done"] is None else set(row["done"])
         if done:
-            line = self._lines.here()
-            line.ears.told([names.job(job_id) for job_id in done], disarms=False)
+            line = self._per_loop.here()
+            line.listener.told([names.job(job_id) for job_id in done], disarms=False)
             line.telling.add_ended(done, are_awaited=row["are_awaited"])
         return done
 
@@ -197,7 +197,7 @@ class PostgresBroker:
     async def upkeep(self, limit: int) -> Upkept:
         row = await self.call_one("upkeep", *self.times(), int(limit))
         if row.get("looks_behind"):
-            self._lines.here().behind.want_soon()
+            self._per_loop.here().late_commits.want_soon()
         return Upkept(
             readied=row["readied"],
             reaped=row["reaped"],
@@ -208,7 +208,7 @@ class PostgresBroker:
         )
 
     def listen(self, topics: Sequence[str]) -> Nudges:
-        return self._lines.here().ears.listen(topics)
+        return self._per_loop.here().listener.listen(topics)
 
     def sibling(self) -> PostgresBroker:
         """Another broker on the same database, with connections of its own."""
@@ -222,15 +222,15 @@ class PostgresBroker:
         )
 
     async def close(self) -> None:
-        await self._lines.close()
+        await self._per_loop.close()
 
     # --- migrations: see taskflow.broker.migrations.Migrating -------------------------------------------------------
 
     async def pending(self) -> Upgrade:
-        return await schema.pending(self._lines.here().link, self._namespace)
+        return await schema.pending(self._per_loop.here().link, self._namespace)
 
     async def migrate(self) -> Upgrade:
-        return await schema.migrate(self._lines.here().link, self._namespace, self._rules)
+        return await schema.migrate(self._per_loop.here().link, self._namespace, self._rules)
 
     async def sql(self) -> str:
         return script(await self.pending(), self._namespace, self._rules)
@@ -239,16 +239,16 @@ class PostgresBroker:
 
     async def call(self, name: str, *arguments: Any, columns: str = "*", within: float = ANSWER_WITHIN) -> list[asyncpg.Record]:
         """The rows of a function of ours, from a schema that was looked at first; `columns` of them, in SQL."""
-        link = self._lines.here().link
+        link = self._per_loop.here().link
         if not self._is_prepared:
-            await self._prepare(self._lines.here())
+            await self._prepare(self._per_loop.here())
         statement = self._statement(name, len(arguments), columns)
         try:
             return await _fetch(link, statement, *arguments, within=within)
         except BrokerError as error:
             if was_dropped(error):
                 self._is_prepared = False
-                await self._prepare(self._lines.here())
+                await self._prepare(self._per_loop.here())
             elif not was_overtaken(error):
                 raise
         return await _fetch(link, statement, *arguments, within=within)
@@ -271,14 +271,14 @@ class PostgresBroker:
         rung = row.get("rung")
         if rung:
             self.tell(rung.split("\n"))
-            self._lines.here().behind.after(time.monotonic() - began_at)
+            self._per_loop.here().late_commits.after(time.monotonic() - began_at)
         return row
 
     def tell(self, topics: Sequence[str]) -> None:
-        self._lines.here().tell(topics)
+        self._per_loop.here().tell(topics)
 
     async def trouble_with_listening(self) -> str | None:
-        return await trouble_with_listening(self._lines.here().link, self._namespace)
+        return await trouble_with_listening(self._per_loop.here().link, self._namespace)
 
     def wall(self) -> int | None:
         return None if self._clock is None else self._clock.wall()
@@ -302,9 +302,9 @@ class PostgresBroker:
         await self.call("tell", self._namespace, topics, ended)
 
     def _a_line(self) -> _Line:
-        telling = Telling(self._tell)
+        telling = Notifier(self._tell)
         link = Link(self.server, telling.close, schema=self._namespace)
-        line = _Line(link, PostgresEars(link, self._namespace, self._arm, self._look), telling)
+        line = _Line(link, PostgresListener(link, self._namespace, self._arm, self._look), telling)
 
         async def look() -> None:
             """Also while the line is being closed."""
@@ -312,7 +312,7 @@ class PostgresBroker:
             if row["rung"]:
                 line.tell(row["rung"].split("\n"))
 
-        line.behind = LookBehind(look)
+        line.late_commits = LateCommits(look)
         return line
 
 
@@ -330,25 +330,25 @@ async def _fetch(link: Link, statement: str, *arguments: Any, within: float) -> 
 class _Line:
     """What a broker has in one event loop."""
 
-    behind: LookBehind
+    late_commits: LateCommits
 
-    def __init__(self, link: Link, ears: PostgresEars, telling: Telling) -> None:
+    def __init__(self, link: Link, listener: PostgresListener, telling: Notifier) -> None:
         self.link = link
-        self.ears = ears
+        self.listener = listener
         self.telling = telling
         self.preparing = asyncio.Lock()
 
     def tell(self, topics: Sequence[str]) -> None:
         told = set(topics)
         if EVERYTHING in told:
-            self.ears.bell.ring_all()
+            self.listener.flag.ring_all()
         if any(topic.startswith("queue:") for topic in told):
             told.add(names.ANY_QUEUE)
-        self.ears.told(told, disarms=False)
+        self.listener.told(told, disarms=False)
         self.telling.add(told)
 
     async def close(self) -> None:
-        await self.behind.close()
+        await self.late_commits.close()
         await self.telling.close()
-        await self.ears.close()
+        await self.listener.close()
         await self.link.close()

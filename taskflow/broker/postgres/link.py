@@ -12,9 +12,9 @@ from weakref import WeakKeyDictionary, WeakSet
 
 import asyncpg
 
-from taskflow.broker import words
+from taskflow.broker import wording
 from taskflow.broker.postgres.refusals import ERRORS, in_our_words, is_cut, is_lost, is_read_only, is_stale, was_cancelled
-from taskflow.broker.postgres.server import ANSWER_WITHIN, Place, Server, is_only_read
+from taskflow.broker.postgres.server import ANSWER_WITHIN, Address, Server, is_only_read
 from taskflow.broker.postgres.server import drop as drop
 from taskflow.model.errors import BrokerError, BrokerUnavailable
 
@@ -39,7 +39,7 @@ class Link:
         self._asked: WeakKeyDictionary[asyncpg.Connection, set[str]] = WeakKeyDictionary()
         self._in_use: set[asyncpg.Connection] = set()
         self._listening: WeakSet[asyncpg.Connection] = WeakSet()
-        self._primary: Place | None = None
+        self._primary: Address | None = None
         self._turns = asyncio.Semaphore(MOST_CONNECTIONS)
         self._is_closed = False
         self._end: AsyncGenerator[None] | None = None
@@ -78,7 +78,7 @@ class Link:
     async def open(self, *, for_listening: bool = False) -> asyncpg.Connection:
         """A connection for the caller alone, who drops it."""
         if self._is_closed:
-            raise BrokerUnavailable(words.CLOSED)
+            raise BrokerUnavailable(wording.CLOSED)
         if self._end is None:
             self._end = self._until_the_loop_ends()
             await anext(self._end)
@@ -153,7 +153,7 @@ class Link:
     async def _over(self, connection: asyncpg.Connection, ask: Callable[[], Awaitable[Any]], within: float) -> Any:
         if self._is_closed:
             drop(connection)
-            raise BrokerUnavailable(words.CLOSED)
+            raise BrokerUnavailable(wording.CLOSED)
         self._in_use.add(connection)
         is_clean = False
         try:
@@ -174,11 +174,11 @@ class Link:
             else:
                 drop(connection)
 
-    def _places(self) -> list[Place]:
+    def _places(self) -> list[Address]:
         """The likeliest first."""
         return sorted(self.server.places, key=lambda place: place != self._primary)
 
-    def _move_to(self, place: Place) -> None:
+    def _move_to(self, place: Address) -> None:
         """What listens elsewhere would hear nothing any more of what is told here."""
         self._primary = place
         self._drop_idle()

@@ -38,7 +38,7 @@ _SETTINGS: Final = {"application_name": "taskflow", "standard_conforming_strings
 """Those that pgbouncer takes too."""
 
 
-class Place(NamedTuple):
+class Address(NamedTuple):
     host: str
     port: int = DEFAULT_PORT
 
@@ -58,13 +58,13 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
 
     host: str = "localhost"
     port: int = DEFAULT_PORT
-    others: tuple[Place, ...] = ()
+    others: tuple[Address, ...] = ()
     database: str | None = None
     user: str | None = None
     password: str | None = None
     tls: str = "prefer"
     ca_file: str | None = None
-    listen_at: tuple[Place, ...] = ()
+    listen_at: tuple[Address, ...] = ()
     is_pooled: bool = False
     owner: str | None = None
 
@@ -78,24 +78,24 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
         return shown(self.places)
 
     @property
-    def places(self) -> tuple[Place, ...]:
-        return (Place(self.host, self.port), *self.others)
+    def places(self) -> tuple[Address, ...]:
+        return (Address(self.host, self.port), *self.others)
 
     @property
-    def listening_places(self) -> tuple[Place, ...]:
+    def listening_places(self) -> tuple[Address, ...]:
         return self.listen_at or self.places
 
-    async def connect(self, places: Sequence[Place]) -> tuple[asyncpg.Connection, Place]:
+    async def connect(self, places: Sequence[Address]) -> tuple[asyncpg.Connection, Address]:
         """A connection, and where it leads: to the only one of these places, or to the primary, of which the first is likeliest."""
         if len(places) == 1:
             return await self._connect_to(places[0]), places[0]
         return await _Search(self, places).run()
 
-    async def connect_to_primary(self, place: Place) -> asyncpg.Connection:
+    async def connect_to_primary(self, place: Address) -> asyncpg.Connection:
         """Raises asyncpg.TargetServerAttributeNotMatched where one may only read."""
         return await self._connect_to(place, target_session_attrs="read-write")
 
-    async def _connect_to(self, place: Place, **more: Any) -> asyncpg.Connection:
+    async def _connect_to(self, place: Address, **more: Any) -> asyncpg.Connection:
         if self.tls == "prefer" and not _is_loopback(place.host):
             _warn_of_prefer(place)
         try:
@@ -136,7 +136,7 @@ def _checked_by_the_system() -> ssl.SSLContext:
 
 
 @cache
-def _warn_of_prefer(place: Place) -> None:
+def _warn_of_prefer(place: Address) -> None:
     """Once a process and place."""
     log.warning(
         "PostgreSQL at %s: with tls=prefer, the default, a connection is encrypted only if the server offers it, and nobody checks which "
@@ -152,7 +152,7 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost" or host.startswith("/")
 
 
-def shown(places: Sequence[Place]) -> str:
+def shown(places: Sequence[Address]) -> str:
     return ",".join(map(str, places))
 
 
@@ -174,14 +174,14 @@ class _Search:
     would try them one after the other, and never come to the second.
     """
 
-    def __init__(self, server: Server, places: Sequence[Place]) -> None:
+    def __init__(self, server: Server, places: Sequence[Address]) -> None:
         self._server = server
         self._untried = list(places)
         self._head_start = CONNECT_WITHIN / (2 * len(places))
-        self._trying: dict[asyncio.Task[asyncpg.Connection], Place] = {}
-        self._failures: dict[Place, Exception] = {}
+        self._trying: dict[asyncio.Task[asyncpg.Connection], Address] = {}
+        self._failures: dict[Address, Exception] = {}
 
-    async def run(self) -> tuple[asyncpg.Connection, Place]:
+    async def run(self) -> tuple[asyncpg.Connection, Address]:
         try:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(CONNECT_WITHIN):
@@ -200,7 +200,7 @@ class _Search:
             place = self._untried.pop(0)
             self._trying[asyncio.create_task(self._server.connect_to_primary(place))] = place
 
-    async def _first_to_succeed(self) -> tuple[asyncpg.Connection, Place] | None:
+    async def _first_to_succeed(self) -> tuple[asyncpg.Connection, Address] | None:
         """None when it is another one's turn."""
         timeout = self._head_start if self._untried else None
         done, _ = await asyncio.wait(self._trying, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)

@@ -7,7 +7,7 @@ from contextlib import suppress
 from urllib.parse import SplitResult, unquote
 
 from taskflow.broker.redis.server import Server
-from taskflow.broker.words import IN_PASSWORDS
+from taskflow.broker.wording import IN_PASSWORDS
 from taskflow.model.errors import BrokerUrlError
 
 

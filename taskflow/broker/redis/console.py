@@ -8,9 +8,9 @@ from typing import Any, Final, Protocol
 
 from taskflow.broker.console import Finding, JobFilter, Metrics, QueueRecord, Redone
 from taskflow.broker.redis import packing
-from taskflow.broker.redis.bodies import Bodies
 from taskflow.broker.redis.fields import ID_BYTES
 from taskflow.broker.redis.jobs import UNKNOWN, records_of, shown
+from taskflow.broker.redis.large_payloads import LargePayloads
 from taskflow.model.clock import instant_of, to_microseconds, to_seconds
 from taskflow.model.record import BY_CODE, CODES, ENDED, Record, Status
 from taskflow.model.session import Session, SessionRecord
@@ -23,7 +23,7 @@ PAGE: Final = 500
 PURGED_AT_ONCE: Final = 200
 
 
-class Call(Protocol):
+class CallStore(Protocol):
     """How a broker runs a script."""
 
     def __call__(self, name: str, arguments: bytes) -> Awaitable[Any]: ...
@@ -42,11 +42,13 @@ class RedisConsole:
     a time, or the indexes of the statuses asked for.
     """
 
-    def __init__(self, call: Call, ask: Ask, prefix: str, examine: Callable[[], Awaitable[list[Finding]]], bodies: Bodies) -> None:
+    def __init__(
+        self, call: CallStore, ask: Ask, prefix: str, examine: Callable[[], Awaitable[list[Finding]]], large_payloads: LargePayloads
+    ) -> None:
         self._call = call
         self._ask = ask
         self._examine = examine
-        self._bodies = bodies
+        self._large_payloads = large_payloads
         self._prefix = prefix.encode()
         self._rest: dict[tuple[JobFilter, bytes | None], list[_Newest]] = {}
 
@@ -64,7 +66,7 @@ class RedisConsole:
         while newest and len(found) < limit:
             ids = [heapq.heappop(newest).id for _ in range(min(len(newest), PAGE))]
             reply = await self._call("browse", packing.pack([ids, _filter(chosen), limit - len(found)]))
-            records = await self._bodies.in_records(records_of(reply))
+            records = await self._large_payloads.in_records(records_of(reply))
             found += [records[job_id] for job_id in ids if job_id in records]
             for job_id in reversed(ids):  # those beyond the limit belong to the next page
                 if len(found) == limit and job_id < found[-1].id:

@@ -9,11 +9,11 @@ from typing import Any, Final
 from redis import exceptions
 from redis.asyncio.connection import AbstractConnection
 
-from taskflow.broker import words
+from taskflow.broker import wording
 from taskflow.broker.redis.refusals import in_our_words
 from taskflow.broker.redis.scripts import Script
+from taskflow.broker.redis.semaphore import Semaphore
 from taskflow.broker.redis.server import ANSWER_WITHIN, Server
-from taskflow.broker.redis.turns import Turns
 from taskflow.broker.redis.wire import ERRORS, Command, Wire, drop, wire_over
 from taskflow.model.errors import BrokerUnavailable
 
@@ -31,7 +31,7 @@ class Link:
         self.server = server
         self._idle: list[Wire] = []
         self._in_use: set[Wire] = set()
-        self._turns = Turns(MOST_CONNECTIONS)
+        self._turns = Semaphore(MOST_CONNECTIONS)
         self._is_closed = False
         self._end: AsyncGenerator[None] | None = None
 
@@ -77,7 +77,7 @@ class Link:
     async def open(self) -> AbstractConnection:
         """A connection for the caller alone, who drops it."""
         if self._is_closed:
-            raise BrokerUnavailable(words.CLOSED)
+            raise BrokerUnavailable(wording.CLOSED)
         if self._end is None:
             self._end = self._until_the_loop_ends()
             await anext(self._end)
@@ -124,7 +124,7 @@ class Link:
     async def _over(self, wire: Wire, commands: Sequence[Command], within: float, each: bool, most: int | None) -> Any:
         if self._is_closed:
             await wire.drop()
-            raise BrokerUnavailable(words.CLOSED)
+            raise BrokerUnavailable(wording.CLOSED)
         self._in_use.add(wire)
         reply: Any = None
         is_clean = False

@@ -9,8 +9,8 @@ from typing import Any, Final
 import msgpack
 
 from taskflow.broker.protocol import Added, Refused
-from taskflow.broker.redis.bodies import is_large, reference_to
 from taskflow.broker.redis.fields import ID_BYTES, SESSION_BYTES, TAIL_BYTES
+from taskflow.broker.redis.large_payloads import is_large, reference_to
 from taskflow.model.clock import to_microseconds, to_seconds
 from taskflow.model.envelope import ClaimId, Envelope, pack_extras
 from taskflow.model.progress import Progress

@@ -6,9 +6,9 @@ import struct
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
-from taskflow.broker.redis.bodies import is_large, reference_to
 from taskflow.broker.redis.fields import FIELDS, SESSION_BYTES, TAIL_BYTES
 from taskflow.broker.redis.jobs import head_of, lease_of
+from taskflow.broker.redis.large_payloads import is_large, reference_to
 from taskflow.broker.redis.packing import (
     MOST_NUMBERS,
     MOST_REQUESTS,

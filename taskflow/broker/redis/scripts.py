@@ -25,41 +25,41 @@ class Script(NamedTuple):
 
 
 _JOBS: Final = ("base", "names", "jobs")
-_SHELF: Final = ("base", "names", "counts", "nudges", "jobs", "ordered", "shelf", "aside")
+_TRANSITIONS: Final = ("base", "names", "counts", "nudges", "jobs", "ordered", "transitions", "unreadable")
 
 # What each verb is made of, before its own file.
 _PARTS: Final[Mapping[str, tuple[str, ...]]] = {
     "enqueue": ("base", "counts", "nudges", "ordered"),
-    "add": (*_SHELF, "adding", "bodies"),
-    "register": ("base", "living"),
+    "add": (*_TRANSITIONS, "adding", "large_payloads"),
+    "register": ("base", "sessions"),
     "claim": ("base", "names", "counts", "ordered"),
-    "beat": (*_SHELF, "living", "outlook"),
+    "beat": (*_TRANSITIONS, "sessions", "outlook"),
     "settle": ("base", "names", "counts", "nudges"),
-    "cancel": (*_SHELF, "living"),
+    "cancel": (*_TRANSITIONS, "sessions"),
     "read": _JOBS,
     "known": _JOBS,
-    "upkeep": (*_SHELF, "living", "outlook"),
+    "upkeep": (*_TRANSITIONS, "sessions", "outlook"),
     "arm": _JOBS,
-    "queues": _SHELF,
-    "workers": ("base", "living"),
+    "queues": _TRANSITIONS,
+    "workers": ("base", "sessions"),
     "metrics": ("base", "names"),
     "browse": (*_JOBS, "choose"),
-    "purge": (*_SHELF, "choose"),
-    "redo": _SHELF,
+    "purge": (*_TRANSITIONS, "choose"),
+    "redo": _TRANSITIONS,
     "pause": ("base",),
     "candidates": ("base",),
-    "reindex": (*_SHELF, "living"),
+    "reindex": (*_TRANSITIONS, "sessions"),
     "permitted": ("base",),
     "layout": ("base",),
-    "sweep": (*_SHELF, "living"),
+    "sweep": (*_TRANSITIONS, "sessions"),
 }
 
 # What a verb's own file makes, by calling `the_rest()`, only when a job wants it: to make a hundred functions takes the server longer
 # than to lease or settle a plain job does.
 _REST: Final[Mapping[str, tuple[str, ...]]] = {
-    "enqueue": ("names", "bodies", "interning"),
-    "claim": ("jobs", "living", "leasing"),
-    "settle": ("jobs", "ordered", "shelf", "adding", "settling"),
+    "enqueue": ("names", "large_payloads", "interning"),
+    "claim": ("jobs", "sessions", "leasing"),
+    "settle": ("jobs", "ordered", "transitions", "adding", "settling"),
 }
 
 # Without it the server refuses a script that writes when its memory is full: so are new jobs refused, and nothing else is.

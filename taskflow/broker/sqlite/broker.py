@@ -11,17 +11,17 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from taskflow.broker import words
-from taskflow.broker.nudges import Bell, Nudges
+from taskflow.broker import wording
+from taskflow.broker.nudges import Nudges, WakeUpFlag
 from taskflow.broker.protocol import Added, Refused, Upkept
 from taskflow.broker.sqlite import claiming, enqueue, sessions, settling, upkeep
 from taskflow.broker.sqlite.console import SqliteConsole
 from taskflow.broker.sqlite.durability import Durability
-from taskflow.broker.sqlite.place import Place, Room
 from taskflow.broker.sqlite.refusals import check_payloads
-from taskflow.broker.sqlite.shelf import Shelf, Unsound
+from taskflow.broker.sqlite.store_file import Room, StoreFile
 from taskflow.broker.sqlite.transactions import Transactions
-from taskflow.broker.sqlite.wake import Listener, Sender
+from taskflow.broker.sqlite.transitions import Transitions, Unsound
+from taskflow.broker.sqlite.wakeups import SocketListener, SocketSender
 from taskflow.broker.sqlite.writer import Writer
 from taskflow.model.envelope import Envelope, Lease, check_queue
 from taskflow.model.errors import BrokerUnavailable
@@ -64,7 +64,7 @@ class SqliteBroker:
     ) -> None:
         # Made real now: a change of folder later does not lead elsewhere.
         real = os.path.realpath(os.fspath(path))
-        self._place = Place(real, check_queue(namespace), shared, timeout, room or Room())
+        self._place = StoreFile(real, check_queue(namespace), shared, timeout, room or Room())
         self._seams = seams or Seams()
         self._rules = rules or Rules()
         self._capacity = capacity
@@ -80,32 +80,32 @@ class SqliteBroker:
 
     async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
         check_payloads(envelopes)
-        return await self._call(Durability.FULL_AND_NEW, lambda shelf: enqueue.enqueue(shelf, envelopes, self._capacity))
+        return await self._call(Durability.FULL_AND_NEW, lambda transitions: enqueue.enqueue(transitions, envelopes, self._capacity))
 
     async def register(self, session: Session) -> None:
-        await self._call(Durability.NORMAL, lambda shelf: sessions.register(shelf, session))
+        await self._call(Durability.NORMAL, lambda transitions: sessions.register(transitions, session))
 
     async def claim(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
-        return await self._call(Durability.NORMAL, lambda shelf: claiming.claim(shelf, session, request, queues, limit))
+        return await self._call(Durability.NORMAL, lambda transitions: claiming.claim(transitions, session, request, queues, limit))
 
     async def beat(self, beat: Beat) -> BeatAnswer:
-        return await self._call(Durability.NORMAL, lambda shelf: self._beat(shelf, beat))
+        return await self._call(Durability.NORMAL, lambda transitions: self._beat(transitions, beat))
 
-    def _beat(self, shelf: Shelf, beat: Beat) -> BeatAnswer:
-        answer = sessions.beat(shelf, beat)
-        return msgspec.structs.replace(answer, outlook=upkeep.outlook(shelf)) if beat.looks else answer
+    def _beat(self, transitions: Transitions, beat: Beat) -> BeatAnswer:
+        answer = sessions.beat(transitions, beat)
+        return msgspec.structs.replace(answer, outlook=upkeep.outlook(transitions)) if beat.looks else answer
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
-        return await self._call(Durability.FULL, lambda shelf: settling.settle(shelf, settlements))
+        return await self._call(Durability.FULL, lambda transitions: settling.settle(transitions, settlements))
 
     async def cancel(self, ids: Sequence[bytes]) -> list[Status | None]:
-        return await self._call(Durability.FULL, lambda shelf: settling.cancel(shelf, ids))
+        return await self._call(Durability.FULL, lambda transitions: settling.cancel(transitions, ids))
 
     async def read(self, ids: Sequence[bytes]) -> list[Record | None]:
-        return await self._look(lambda shelf: settling.read(shelf, ids))
+        return await self._look(lambda transitions: settling.read(transitions, ids))
 
     async def upkeep(self, limit: int) -> Upkept:
-        return await self._call(Durability.NORMAL, lambda shelf: upkeep.upkeep(shelf, limit))
+        return await self._call(Durability.NORMAL, lambda transitions: upkeep.upkeep(transitions, limit))
 
     def listen(self, topics: Sequence[str]) -> Nudges:
         return self._running().listener.listen(topics)
@@ -130,10 +130,10 @@ class SqliteBroker:
         if parts is not None:
             await asyncio.to_thread(parts.close)  # it waits for what was accepted, and for the file
 
-    async def _call(self, durability: Durability, verb: Callable[[Shelf], T]) -> T:
+    async def _call(self, durability: Durability, verb: Callable[[Transitions], T]) -> T:
         return await self._running().writer.call(durability, verb)
 
-    async def _look(self, verb: Callable[[Shelf], T]) -> T:
+    async def _look(self, verb: Callable[[Transitions], T]) -> T:
         """Without the write lock, unless a row that is read must be mended."""
         try:
             return await self._call(Durability.READ, verb)
@@ -143,7 +143,7 @@ class SqliteBroker:
     def _running(self) -> _Parts:
         """The parts of this process: a child after a fork starts afresh, and does not touch what was its parent's."""
         if self._is_closed:
-            raise BrokerUnavailable(words.CLOSED)
+            raise BrokerUnavailable(wording.CLOSED)
         parts = self._parts
         if parts is None or parts.writer.pid != os.getpid():
             if parts is not None:
@@ -154,17 +154,17 @@ class SqliteBroker:
 
 
 class _Parts:
-    """What a broker has in one process: its writer, and its ears."""
+    """What a broker has in one process: its writer and its listener."""
 
-    def __init__(self, place: Place, seams: Seams, rules: Rules) -> None:
-        self._bell = Bell()
-        self._sender = Sender(place)
+    def __init__(self, place: StoreFile, seams: Seams, rules: Rules) -> None:
+        self._flag = WakeUpFlag()
+        self._sender = SocketSender(place)
         self._transactions = Transactions(place, seams.clock, rules, self._announce)
         self.writer = Writer(self._transactions, seams.start_thread)
-        self.listener = Listener(place, self._bell, seams.start_thread)
+        self.listener = SocketListener(place, self._flag, seams.start_thread)
 
     def _announce(self, topics: set[str], /) -> None:
-        self._bell.ring(topics)
+        self._flag.ring(topics)
         self._sender.send(topics, but_not_to=self.listener.name)
 
     def close(self) -> None:

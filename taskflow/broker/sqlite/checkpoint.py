@@ -15,8 +15,8 @@ import sqlite3
 from typing import Final, Literal
 
 from taskflow.broker.sqlite.ownership import open_beside
-from taskflow.broker.sqlite.place import LOG, LOG_LIMIT, MIB, SIDE, SMALL_LOG_LIMIT, Place
 from taskflow.broker.sqlite.statements import pragma
+from taskflow.broker.sqlite.store_file import LOG, LOG_LIMIT, MIB, SIDE, SMALL_LOG_LIMIT, StoreFile
 
 MOST_COMMITS: Final = 128
 MOST_CHANGES: Final = 3_000
@@ -36,7 +36,7 @@ class Checkpointer:
     when it has become larger than it should.
     """
 
-    def __init__(self, connection: sqlite3.Connection, place: Place) -> None:
+    def __init__(self, connection: sqlite3.Connection, place: StoreFile) -> None:
         self._connection = connection
         self._place = place
         self._log = place.beside(LOG)
@@ -98,7 +98,7 @@ class Checkpointer:
         self._connection.execute(pragma("busy_timeout", milliseconds)).fetchall()
 
 
-def _side_file(place: Place) -> int:
+def _side_file(place: StoreFile) -> int:
     is_new = not os.path.exists(place.beside(SIDE))
     file = open_beside(place, SIDE, os.O_CREAT | os.O_RDONLY)
     if is_new:

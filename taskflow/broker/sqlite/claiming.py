@@ -11,12 +11,12 @@ from typing import Any, Final
 
 import msgspec
 
-from taskflow.broker import words
+from taskflow.broker import wording
 from taskflow.broker.sqlite.bulk import slices
 from taskflow.broker.sqlite.given import Given
-from taskflow.broker.sqlite.row import Job, claims_of, expires_in, lease_of, pack_claims, pack_fence, parked_for, unpack_claim
+from taskflow.broker.sqlite.row import JobRow, claims_of, expires_in, lease_of, pack_claims, pack_fence, parked_for, unpack_claim
 from taskflow.broker.sqlite.sessions import SessionRow, living
-from taskflow.broker.sqlite.shelf import Shelf
+from taskflow.broker.sqlite.transitions import Transitions
 from taskflow.model.envelope import ClaimId, Envelope, Lease, unpack_extras
 from taskflow.model.errors import SessionLost
 from taskflow.model.record import CODES, Event, Status
@@ -25,36 +25,36 @@ _READY: Final = CODES[Status.READY]
 _RUNNING: Final = CODES[Status.RUNNING]
 
 
-def claim(shelf: Shelf, session: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
-    taken = _take(shelf, session, request)
+def claim(transitions: Transitions, session: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
+    taken = _take(transitions, session, request)
     if not taken:
-        row = living(shelf, session)  # mended, if it was unsound
+        row = living(transitions, session)  # mended, if it was unsound
         if row.request >= request:
-            return _answer_again(shelf, row, request)
-        taken = _take(shelf, session, request)
-    found = _find(shelf, _order(shelf, queues, request, limit), limit)
+            return _answer_again(transitions, row, request)
+        taken = _take(transitions, session, request)
+    found = _find(transitions, _order(transitions, queues, request, limit), limit)
     [(worker,)] = taken
     if type(worker) is not str:
-        worker = living(shelf, session).name
-    return _lease_all(shelf, session, worker, request, found) if found else []
+        worker = living(transitions, session).name
+    return _lease_all(transitions, session, worker, request, found) if found else []
 
 
-def _take(shelf: Shelf, session: bytes, request: int) -> list[tuple[Any]]:
-    return shelf.connection.execute(shelf.sql["take_request"], (request, session, request)).fetchall()
+def _take(transitions: Transitions, session: bytes, request: int) -> list[tuple[Any]]:
+    return transitions.connection.execute(transitions.sql["take_request"], (request, session, request)).fetchall()
 
 
 FAR_BEHIND: Final = 1_000
 """Requests that no worker can be behind its own: the stored number is not what it was."""
 
 
-def _answer_again(shelf: Shelf, row: SessionRow, request: int) -> list[Lease]:
+def _answer_again(transitions: Transitions, row: SessionRow, request: int) -> list[Lease]:
     """The leases of the last request that are still the session's; none for an older one, whose asker has moved on."""
     if request + FAR_BEHIND < row.request:
-        raise SessionLost(words.SESSION_LOST)
+        raise SessionLost(wording.SESSION_LOST)
     if request < row.request:
         return []
-    jobs = shelf.leased("jobs_by_claim", *claims_of(row.id, request))
-    return [_lease_of(shelf, job, unpack_claim(job.claim)) for job in jobs if job.claim is not None]
+    jobs = transitions.leased("jobs_by_claim", *claims_of(row.id, request))
+    return [_lease_of(transitions, job, unpack_claim(job.claim)) for job in jobs if job.claim is not None]
 
 
 class _Queue(msgspec.Struct, array_like=True, frozen=True):
@@ -64,31 +64,31 @@ class _Queue(msgspec.Struct, array_like=True, frozen=True):
     ready: int = sys.maxsize
 
 
-def _order(shelf: Shelf, queues: Sequence[str], request: int, limit: int) -> Iterable[_Queue]:
+def _order(transitions: Transitions, queues: Sequence[str], request: int, limit: int) -> Iterable[_Queue]:
     """The queues to look into."""
     if queues:
-        return [_Queue(number) for name in dict.fromkeys(queues) if (number := shelf.queues.find(name)) is not None]
-    if shelf.tally.has_moved(_READY):
-        shelf.tally.flush()
-    return _ready_queues(shelf, request, max(limit, _LEAST_QUEUES))
+        return [_Queue(number) for name in dict.fromkeys(queues) if (number := transitions.queues.find(name)) is not None]
+    if transitions.tally.has_moved(_READY):
+        transitions.tally.flush()
+    return _ready_queues(transitions, request, max(limit, _LEAST_QUEUES))
 
 
 _LEAST_QUEUES: Final = 32
 """That are read at once."""
 
 
-def _ready_queues(shelf: Shelf, request: int, limit: int) -> Iterator[_Queue]:
+def _ready_queues(transitions: Transitions, request: int, limit: int) -> Iterator[_Queue]:
     """Round robin, beginning with another one at each request; no more of them are read than are looked into."""
-    count, found = _some_ready_queues(shelf, limit, request)
+    count, found = _some_ready_queues(transitions, limit, request)
     yield from found
     first = request % max(1, count)
     for start, stop in ((first + len(found), count), (0, first)):
         for offset in range(start, stop, limit):
-            yield from _some_ready_queues(shelf, min(limit, stop - offset), offset)[1]
+            yield from _some_ready_queues(transitions, min(limit, stop - offset), offset)[1]
 
 
-def _some_ready_queues(shelf: Shelf, limit: int, offset: int) -> tuple[int, list[_Queue]]:
-    [(count, packed)] = shelf.connection.execute(shelf.sql["ready_queues"], (limit, offset)).fetchall()
+def _some_ready_queues(transitions: Transitions, limit: int, offset: int) -> tuple[int, list[_Queue]]:
+    [(count, packed)] = transitions.connection.execute(transitions.sql["ready_queues"], (limit, offset)).fetchall()
     return count, _QUEUES.decode(packed)
 
 
@@ -145,7 +145,7 @@ _name: Final = attrgetter("name")
 _queue: Final = attrgetter("queue")
 
 
-def _find(shelf: Shelf, order: Iterable[_Queue], limit: int) -> list[_Ready]:
+def _find(transitions: Transitions, order: Iterable[_Queue], limit: int) -> list[_Ready]:
     """The first of each queue, in the order of the queues. Those of which all are wanted are asked for together: each statement lets go
     of the interpreter, which the loop's thread then has until it sleeps."""
     longest = max(_SHORT, min(_LONG, MOST_BYTES // max(1, limit)))
@@ -157,14 +157,14 @@ def _find(shelf: Shelf, order: Iterable[_Queue], limit: int) -> list[_Ready]:
         if expected < left:
             continue
         if expected > left:
-            found += _all_ready(shelf, together[:-1], left, longest)
-            found += _first_ready(shelf, queue, limit - len(found), longest)
+            found += _all_ready(transitions, together[:-1], left, longest)
+            found += _first_ready(transitions, queue, limit - len(found), longest)
         else:
-            found += _all_ready(shelf, together, left, longest)
+            found += _all_ready(transitions, together, left, longest)
         if len(found) >= limit:
             return found
         together, expected = [], 0
-    return found + _all_ready(shelf, together, limit - len(found), longest)
+    return found + _all_ready(transitions, together, limit - len(found), longest)
 
 
 MOST_BYTES: Final = 64 << 20
@@ -174,22 +174,24 @@ _LONG, _SHORT = 65_536, 4_096
 """Bytes of a payload that comes along with others: these for a claim of a few jobs, at least those for a claim of many."""
 
 
-def _all_ready(shelf: Shelf, queues: Sequence[_Queue], limit: int, longest: int) -> list[_Ready]:
+def _all_ready(transitions: Transitions, queues: Sequence[_Queue], limit: int, longest: int) -> list[_Ready]:
     """Of queues that have no more than so many."""
     if len(queues) < 2:
-        return [ready for queue in queues for ready in _first_ready(shelf, queue, limit, longest)]
-    replies = shelf.fetch_rows("all_ready_jobs", [(queue.number,) for queue in queues], longest, longest, longest, shelf.now)
+        return [ready for queue in queues for ready in _first_ready(transitions, queue, limit, longest)]
+    replies = transitions.fetch_rows("all_ready_jobs", [(queue.number,) for queue in queues], longest, longest, longest, transitions.now)
     by_queue: dict[int, list[_Ready]] = {queue.number: [] for queue in queues}
     for ready in chain.from_iterable(_unpacked(*reply) for reply in replies):
         by_queue[ready.queue].append(ready)
     return [ready for queue in queues for ready in _in_order(by_queue[queue.number])][:limit]
 
 
-def _first_ready(shelf: Shelf, queue: _Queue, limit: int, longest: int) -> list[_Ready]:
+def _first_ready(transitions: Transitions, queue: _Queue, limit: int, longest: int) -> list[_Ready]:
     """None of a queue that is paused."""
     if limit < 1:
         return []
-    [reply] = shelf.connection.execute(shelf.sql["ready_jobs"], (longest, longest, longest, queue.number, shelf.now, limit))
+    [reply] = transitions.connection.execute(
+        transitions.sql["ready_jobs"], (longest, longest, longest, queue.number, transitions.now, limit)
+    )
     return _in_order(_unpacked(*reply))
 
 
@@ -218,20 +220,20 @@ def _in_order(found: list[_Ready]) -> list[_Ready]:
 # --- what becomes of it ------------------------------------------------------------------------------------------
 
 
-def _lease_all(shelf: Shelf, session: bytes, worker: str | bytes, request: int, found: list[_Ready]) -> list[Lease]:
+def _lease_all(transitions: Transitions, session: bytes, worker: str | bytes, request: int, found: list[_Ready]) -> list[Lease]:
     """Lease them in their order. One that must be read by itself is left out if its row, when mended, is not ready any more."""
-    names = {number: name for number in set(map(_name, found)) if isinstance(name := shelf.job_names.read(number), str)}
-    queues = {number: shelf.queues.name(number) for number in set(map(_queue, found))}
+    names = {number: name for number in set(map(_name, found)) if isinstance(name := transitions.job_names.read(number), str)}
+    queues = {number: transitions.queues.name(number) for number in set(map(_queue, found))}
     packed, taken, leases, given, size = pack_claims(session, request, len(found)), list[_Ready](), list[Lease](), list[Given](), 0
     for ready in found:
         claim = ClaimId(session, request, number := len(leases))
-        lease = _lease_told(shelf, ready, names.get(ready.name), queues[ready.queue], claim)
+        lease = _lease_told(transitions, ready, names.get(ready.name), queues[ready.queue], claim)
         if lease is None:
             size += ready.bytes_to_fetch
             if size > MOST_BYTES and leases:
-                shelf.ring_queue(ready.queue)
+                transitions.ring_queue(ready.queue)
                 break
-            lease = _lease_read(shelf, ready, claim)
+            lease = _lease_read(transitions, ready, claim)
             if lease is None:
                 continue
         taken.append(ready)
@@ -240,14 +242,14 @@ def _lease_all(shelf: Shelf, session: bytes, worker: str | bytes, request: int, 
             fence = pack_fence(lease.epoch, packed[number])
             given.append(Given(lease.envelope.id, claim, lease.epoch, fence, ready.seq, ready.queue))
     rows = list(zip(map(_seq, taken), packed, strict=False))
-    shelf.execute_rows("lease_jobs", rows, shelf.now, shelf.steady, worker)
+    transitions.execute_rows("lease_jobs", rows, transitions.now, transitions.steady, worker)
     for queue, number in Counter(map(_queue, taken)).items():
-        shelf.tally.move(queue, Event.CLAIM, _READY, _RUNNING, number)
-    shelf.given.keep(given)
+        transitions.tally.move(queue, Event.CLAIM, _READY, _RUNNING, number)
+    transitions.given.keep(given)
     return leases
 
 
-def _lease_told(shelf: Shelf, ready: _Ready, name: str | None, queue: str, claim: ClaimId) -> Lease | None:
+def _lease_told(transitions: Transitions, ready: _Ready, name: str | None, queue: str, claim: ClaimId) -> Lease | None:
     """None if it must be read by itself, or has a name or options that cannot be read."""
     if name is None or ready.payload_bytes < 0:
         return None
@@ -275,20 +277,20 @@ def _lease_told(shelf: Shelf, ready: _Ready, name: str | None, queue: str, claim
         crashes=ready.crashes,
         snoozes=ready.snoozes,
         hand_backs=ready.hand_backs,
-        parked_for=parked_for(ready.parked_at, shelf.now),
-        expires_in=expires_in(ready.expires_at, shelf.now),
+        parked_for=parked_for(ready.parked_at, transitions.now),
+        expires_in=expires_in(ready.expires_at, transitions.now),
     )
 
 
-def _lease_read(shelf: Shelf, ready: _Ready, claim: ClaimId) -> Lease | None:
+def _lease_read(transitions: Transitions, ready: _Ready, claim: ClaimId) -> Lease | None:
     """None if it is not ready any more in its queue, now that its row is mended."""
-    job = shelf.job_by_seq(ready.seq)
+    job = transitions.job_by_seq(ready.seq)
     if job is None or job.status is not Status.READY or job.queue != ready.queue:
         return None
     job.epoch += 1
     ready.is_joined = int(job.key is not None or job.joins is not None)  # the key was not told
-    return _lease_of(shelf, job, claim)
+    return _lease_of(transitions, job, claim)
 
 
-def _lease_of(shelf: Shelf, job: Job, claim: ClaimId) -> Lease:
-    return lease_of(job, shelf.queues.name(job.queue), shelf.job_names.read(job.name), claim, shelf.now)
+def _lease_of(transitions: Transitions, job: JobRow, claim: ClaimId) -> Lease:
+    return lease_of(job, transitions.queues.name(job.queue), transitions.job_names.read(job.name), claim, transitions.now)

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from taskflow.broker.sqlite.ownership import make_private
-from taskflow.broker.sqlite.place import Place
 from taskflow.broker.sqlite.refusals import in_our_words, is_busy, whoami
 from taskflow.broker.sqlite.statements import Statements, pragma, table_prefix
+from taskflow.broker.sqlite.store_file import StoreFile
 from taskflow.model.errors import BrokerError, BrokerRefused, BrokerUnavailable
 
 VERSION: Final = 1
@@ -23,7 +23,7 @@ _CACHE_KIB: Final = 16_384
 _TABLES: Final = frozenset({"meta", "queues", "job_names", "totals", "sessions", "jobs", "oversized"})
 
 
-def open_file(place: Place, sql: Statements, steady: int) -> sqlite3.Connection:
+def open_file(place: StoreFile, sql: Statements, steady: int) -> sqlite3.Connection:
     """A connection to the namespace's tables, made where they are not there. `steady` is the first pulse of new ones.
 
     Raises BrokerRefused or BrokerUnavailable, naming the file and what to do. The connection belongs to the calling thread.
@@ -56,7 +56,7 @@ def _text(raw: bytes) -> str | bytes:
         return raw
 
 
-def _prepare(connection: sqlite3.Connection, place: Place, sql: Statements, steady: int) -> None:
+def _prepare(connection: sqlite3.Connection, place: StoreFile, sql: Statements, steady: int) -> None:
     _check_tables(connection, place, sql)  # before anything is written: a file that is refused stays as it is
     _check_encoding(connection, place)
     _use_wal(connection, place)
@@ -72,7 +72,7 @@ def _prepare(connection: sqlite3.Connection, place: Place, sql: Statements, stea
 # --- the path ---------------------------------------------------------------------------------------------------
 
 
-def _check_path(place: Place) -> None:
+def _check_path(place: StoreFile) -> None:
     """What SQLite would only call "unable to open database file"."""
     path, folder = place.path, os.path.dirname(place.path)
     if not os.path.exists(folder):
@@ -110,7 +110,7 @@ def _check_access(path: str, mode: int, problem: str) -> None:
 # --- the tables ---------------------------------------------------------------------------------------------------
 
 
-def _check_tables(connection: sqlite3.Connection, place: Place, sql: Statements) -> None:
+def _check_tables(connection: sqlite3.Connection, place: StoreFile, sql: Statements) -> None:
     there = {name for (name,) in connection.execute(sql["tables"])}
     if _own(place.namespace) & there or place.shared:
         return
@@ -122,7 +122,7 @@ def _check_tables(connection: sqlite3.Connection, place: Place, sql: Statements)
         )
 
 
-def _check_encoding(connection: sqlite3.Connection, place: Place) -> None:
+def _check_encoding(connection: sqlite3.Connection, place: StoreFile) -> None:
     """Payloads are put together by `group_concat`, which takes bytes for text: in UTF-16 it changes them."""
     [(encoding,)] = connection.execute("PRAGMA encoding")
     if encoding != "UTF-8":
@@ -132,7 +132,7 @@ def _check_encoding(connection: sqlite3.Connection, place: Place) -> None:
         )
 
 
-def _are_there(connection: sqlite3.Connection, place: Place, sql: Statements) -> bool:
+def _are_there(connection: sqlite3.Connection, place: StoreFile, sql: Statements) -> bool:
     return bool(_own(place.namespace) & {name for (name,) in connection.execute(sql["tables"])})
 
 
@@ -147,7 +147,7 @@ def _tables_of_namespaces(there: set[str]) -> set[str]:
     return set().union(*(tables for tables in whole if tables <= there))
 
 
-def _use_wal(connection: sqlite3.Connection, place: Place) -> None:
+def _use_wal(connection: sqlite3.Connection, place: StoreFile) -> None:
     """The change of mode does not wait for other connections as everything else does."""
     deadline = time.monotonic() + place.timeout
     while True:
@@ -162,7 +162,7 @@ def _use_wal(connection: sqlite3.Connection, place: Place) -> None:
         raise BrokerRefused(f"{place.path}: its file system cannot do SQLite's write-ahead log (a network drive?): use a local one")
 
 
-def _make_tables(connection: sqlite3.Connection, place: Place, sql: Statements, steady: int) -> None:
+def _make_tables(connection: sqlite3.Connection, place: StoreFile, sql: Statements, steady: int) -> None:
     connection.execute("BEGIN IMMEDIATE")
     try:
         if not _are_there(connection, place, sql):  # another process may have been first
@@ -176,7 +176,7 @@ def _make_tables(connection: sqlite3.Connection, place: Place, sql: Statements, 
         raise
 
 
-def _check_version(connection: sqlite3.Connection, place: Place, sql: Statements) -> None:
+def _check_version(connection: sqlite3.Connection, place: StoreFile, sql: Statements) -> None:
     try:
         row = connection.execute(sql["version"]).fetchone()
     except sqlite3.OperationalError as error:
@@ -196,5 +196,5 @@ def _check_version(connection: sqlite3.Connection, place: Place, sql: Statements
         )
 
 
-def _not_ours(place: Place) -> BrokerError:
+def _not_ours(place: StoreFile) -> BrokerError:
     return BrokerRefused(f"{place.path}: the tables of namespace {place.namespace!r} are not taskflow's: use another namespace or file")

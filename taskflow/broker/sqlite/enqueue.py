@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Final
 
-from taskflow.broker import topics, words
+from taskflow.broker import topics, wording
 from taskflow.broker.protocol import Added, Refused
-from taskflow.broker.sqlite.row import Job
-from taskflow.broker.sqlite.shelf import Shelf
+from taskflow.broker.sqlite.row import JobRow
+from taskflow.broker.sqlite.transitions import Transitions
 from taskflow.model.clock import to_microseconds
 from taskflow.model.envelope import Envelope, OnConflict, pack_extras
 from taskflow.model.errors import StoreFull
@@ -19,32 +19,32 @@ _READY: Final = CODES[Status.READY]
 _SCHEDULED: Final = CODES[Status.SCHEDULED]
 
 
-def enqueue(shelf: Shelf, envelopes: Sequence[Envelope], capacity: int | None = None) -> list[Added | Refused]:
+def enqueue(transitions: Transitions, envelopes: Sequence[Envelope], capacity: int | None = None) -> list[Added | Refused]:
     if capacity is not None:
-        _check_room(shelf, sum(shelf.job(envelope.id) is None for envelope in envelopes), capacity)
-    return add_all(shelf, envelopes)
+        _check_room(transitions, sum(transitions.job(envelope.id) is None for envelope in envelopes), capacity)
+    return add_all(transitions, envelopes)
 
 
-def _check_room(shelf: Shelf, wanted: int, capacity: int) -> None:
-    shelf.tally.flush()
-    [(live,)] = shelf.connection.execute(shelf.sql["live_count"])
+def _check_room(transitions: Transitions, wanted: int, capacity: int) -> None:
+    transitions.tally.flush()
+    [(live,)] = transitions.connection.execute(transitions.sql["live_count"])
     if wanted and live + wanted > capacity:
         raise StoreFull(f"the store holds {live} live jobs of at most {capacity}: let workers catch up")
 
 
-def add_all(shelf: Shelf, envelopes: Iterable[Envelope]) -> list[Added | Refused]:
+def add_all(transitions: Transitions, envelopes: Iterable[Envelope]) -> list[Added | Refused]:
     """In order: neighbours of the same kind go together."""
     answers = list[Added | Refused]()
     for are_plain, grouped in groupby(envelopes, _is_plain):
         alike = list(grouped)
-        answers += _add_plain(shelf, alike) if are_plain else [_add_one(shelf, envelope) for envelope in alike]
+        answers += _add_plain(transitions, alike) if are_plain else [_add_one(transitions, envelope) for envelope in alike]
     return answers
 
 
-def _last_seq(shelf: Shelf) -> int:
+def _last_seq(transitions: Transitions) -> int:
     """Of the job that came last. From here on, what is remembered of job names is true."""
-    [(last_seq, drops)] = shelf.connection.execute(shelf.sql["last_seq"])
-    shelf.job_names.forget_if_dropped(drops)
+    [(last_seq, drops)] = transitions.connection.execute(transitions.sql["last_seq"])
+    transitions.job_names.forget_if_dropped(drops)
     return int(last_seq)
 
 
@@ -55,20 +55,20 @@ def _is_plain(envelope: Envelope) -> bool:
 # --- as a batch ------------------------------------------------------------------------------------------------
 
 
-def _add_plain(shelf: Shelf, envelopes: list[Envelope]) -> list[Added | Refused]:
-    last_seq = _last_seq(shelf)
-    rows = [_plain_row(shelf, envelope) for envelope in envelopes]
-    added = shelf.insert_rows("add_plain_jobs", rows)
+def _add_plain(transitions: Transitions, envelopes: list[Envelope]) -> list[Added | Refused]:
+    last_seq = _last_seq(transitions)
+    rows = [_plain_row(transitions, envelope) for envelope in envelopes]
+    added = transitions.insert_rows("add_plain_jobs", rows)
     if added == len(rows):
-        _count_in_all(shelf, rows)
+        _count_in_all(transitions, rows)
         return [Added(envelope.id) for envelope in envelopes]
-    fresh = {job_id for (job_id,) in shelf.connection.execute(shelf.sql["ids_after"], (last_seq,))}
+    fresh = {job_id for (job_id,) in transitions.connection.execute(transitions.sql["ids_after"], (last_seq,))}
     answers = list[Added | Refused]()
     for row in rows:
         job_id = row[0]
         if job_id in fresh:
             fresh.discard(job_id)  # so that its second coming in the same batch is refused
-            _count_in_all(shelf, [row])
+            _count_in_all(transitions, [row])
             answers.append(Added(job_id))
         else:
             answers.append(Refused(job_id, job_id, "id"))
@@ -78,14 +78,14 @@ def _add_plain(shelf: Shelf, envelopes: list[Envelope]) -> list[Added | Refused]
 _Row = tuple[bytes, int, int, int, int, int, int, int | None, bytes, bytes | None, bytes | None]
 
 
-def _plain_row(shelf: Shelf, envelope: Envelope) -> _Row:
-    now = shelf.now
+def _plain_row(transitions: Transitions, envelope: Envelope) -> _Row:
+    now = transitions.now
     due_at = _due_at(envelope, now)
     return (
         envelope.id,
         _SCHEDULED if due_at > now else _READY,
-        shelf.queues.number(envelope.queue),
-        shelf.job_names.number(envelope.job),
+        transitions.queues.number(envelope.queue),
+        transitions.job_names.number(envelope.job),
         envelope.priority,
         now,
         due_at,
@@ -96,43 +96,43 @@ def _plain_row(shelf: Shelf, envelope: Envelope) -> _Row:
     )
 
 
-def _count_in_all(shelf: Shelf, rows: list[_Row]) -> None:
+def _count_in_all(transitions: Transitions, rows: list[_Row]) -> None:
     for (status, queue), alike in groupby(rows, lambda row: row[1:3]):
-        shelf.tally.move(queue, Event.ENQUEUE, None, status, sum(1 for _ in alike))
+        transitions.tally.move(queue, Event.ENQUEUE, None, status, sum(1 for _ in alike))
         if status == _READY:
-            shelf.ring_queue(queue)
+            transitions.ring_queue(queue)
         else:
-            shelf.rung.add(topics.DUE)
+            transitions.rung.add(topics.DUE)
 
 
 # --- one by one ------------------------------------------------------------------------------------------------
 
 
-def _add_one(shelf: Shelf, envelope: Envelope) -> Added | Refused:
-    if shelf.job(envelope.id) is not None:
+def _add_one(transitions: Transitions, envelope: Envelope) -> Added | Refused:
+    if transitions.job(envelope.id) is not None:
         return Refused(envelope.id, envelope.id, "id")
-    waiting, running = shelf.holders(envelope.key)
+    waiting, running = transitions.holders(envelope.key)
     standing = waiting or (running if running is not None and running.cancel_requested is None else None)
     if standing is not None and envelope.on_conflict is OnConflict.KEEP:
         return Refused(envelope.id, standing.id, "key")
     if waiting is not None:
-        shelf.end(waiting, Event.REPLACE, Status.CANCELLED, words.replaced_by(envelope.id))
-    _last_seq(shelf)
-    shelf.add(_job_of(shelf, envelope), behind=running)
+        transitions.end(waiting, Event.REPLACE, Status.CANCELLED, wording.replaced_by(envelope.id))
+    _last_seq(transitions)
+    transitions.add(_job_of(transitions, envelope), behind=running)
     return Added(envelope.id, None if waiting is None else waiting.id)
 
 
-def _job_of(shelf: Shelf, envelope: Envelope) -> Job:
-    return Job(
+def _job_of(transitions: Transitions, envelope: Envelope) -> JobRow:
+    return JobRow(
         seq=0,
         id=envelope.id,
         code=None,
-        queue=shelf.queues.number(envelope.queue),
-        name=shelf.job_names.number(envelope.job),
+        queue=transitions.queues.number(envelope.queue),
+        name=transitions.job_names.number(envelope.job),
         priority=envelope.priority,
-        created_at=shelf.now,
-        due_at=_due_at(envelope, shelf.now),
-        expires_at=_expires_at(envelope, shelf.now),
+        created_at=transitions.now,
+        due_at=_due_at(envelope, transitions.now),
+        expires_at=_expires_at(envelope, transitions.now),
         payload=envelope.payload,
         key=envelope.key,
         extras=pack_extras(envelope),

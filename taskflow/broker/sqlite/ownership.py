@@ -7,7 +7,7 @@ import os
 import stat
 from typing import Final
 
-from taskflow.broker.sqlite.place import BALLAST, INDEX, JOURNAL, LOG, SIDE, WAKE, Place
+from taskflow.broker.sqlite.store_file import INDEX, JOURNAL, LOG, RESERVE, SIDE, WAKE, StoreFile
 from taskflow.model.errors import BrokerError, BrokerRefused
 
 PRIVATE: Final = 0o600
@@ -25,7 +25,7 @@ def make_private(path: str) -> None:
         return
 
 
-def open_beside(place: Place, ending: str, flags: int) -> int:
+def open_beside(place: StoreFile, ending: str, flags: int) -> int:
     """Open a plain file beside the store. Raises OSError, or BrokerRefused if it is a link, no plain file, or a stranger's."""
     path = place.beside(ending)
     try:
@@ -37,13 +37,13 @@ def open_beside(place: Place, ending: str, flags: int) -> int:
     return _checked(place, path, file, is_folder=False)
 
 
-def open_folder_beside(place: Place, ending: str) -> int:
+def open_folder_beside(place: StoreFile, ending: str) -> int:
     """Open a folder beside the store, likewise."""
     path = place.beside(ending)
     return _checked(place, path, os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW), is_folder=True)
 
 
-def _checked(place: Place, path: str, descriptor: int, *, is_folder: bool) -> int:
+def _checked(place: StoreFile, path: str, descriptor: int, *, is_folder: bool) -> int:
     """Return the descriptor, or close it and raise BrokerRefused."""
     try:
         _check(place, path, os.fstat(descriptor), is_folder=is_folder)
@@ -53,9 +53,9 @@ def _checked(place: Place, path: str, descriptor: int, *, is_folder: bool) -> in
     return descriptor
 
 
-def check_beside(place: Place) -> None:
+def check_beside(place: StoreFile) -> None:
     """Raise BrokerRefused if something beside the store is not what a broker or SQLite makes there."""
-    for ending in (LOG, INDEX, JOURNAL, SIDE, BALLAST, WAKE):
+    for ending in (LOG, INDEX, JOURNAL, SIDE, RESERVE, WAKE):
         path = place.beside(ending)
         try:
             found = os.lstat(path)
@@ -64,7 +64,7 @@ def check_beside(place: Place) -> None:
         _check(place, path, found, is_folder=ending == WAKE)
 
 
-def _check(place: Place, path: str, found: os.stat_result, *, is_folder: bool) -> None:
+def _check(place: StoreFile, path: str, found: os.stat_result, *, is_folder: bool) -> None:
     mode = found.st_mode
     if stat.S_ISLNK(mode):
         raise _refusal(path, "is a link")
@@ -74,7 +74,7 @@ def _check(place: Place, path: str, found: os.stat_result, *, is_folder: bool) -
         raise _refusal(path, f"belongs to uid {found.st_uid}")
 
 
-def _is_trusted(place: Place, owner: int) -> bool:
+def _is_trusted(place: StoreFile, owner: int) -> bool:
     """Return True for us, root, the store's owner, and for anybody if the store's own rights let others write it."""
     if owner in (os.geteuid(), 0):
         return True

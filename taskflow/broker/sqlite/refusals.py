@@ -7,8 +7,8 @@ import sqlite3
 from collections.abc import Iterable
 from typing import Final
 
-from taskflow.broker.sqlite.holders import locked_by
-from taskflow.broker.sqlite.place import INDEX, Place
+from taskflow.broker.sqlite.lock_owner import locked_by
+from taskflow.broker.sqlite.store_file import INDEX, StoreFile
 from taskflow.model.envelope import Envelope
 from taskflow.model.errors import BrokerRefused, BrokerUnavailable, StoreFull, TaskflowError, TooLarge
 
@@ -62,7 +62,7 @@ def is_about_the_file(error: BaseException) -> bool:
     )
 
 
-def in_our_words(error: sqlite3.Error, place: Place) -> TaskflowError:
+def in_our_words(error: sqlite3.Error, place: StoreFile) -> TaskflowError:
     """The error to raise instead; it names the file and what to do.
 
     A value that is too large is no BrokerError: the store is well, and to try again is of no use.

@@ -32,7 +32,7 @@ _CHANGING: Final = (
 )  # fmt: skip
 
 
-class Job(msgspec.Struct):
+class JobRow(msgspec.Struct):
     """One row, in the order of the table's columns; `schema.sql` says what they hold. Changed here, then saved."""
 
     seq: int
@@ -94,7 +94,7 @@ class Job(msgspec.Struct):
         self.cancel_requested = self.reason = self.progress = self.worker = None
 
 
-COLUMNS: Final = Job.__struct_fields__
+COLUMNS: Final = JobRow.__struct_fields__
 
 changing_columns: Final = attrgetter(*_CHANGING)
 """What `save_job` takes."""
@@ -115,7 +115,7 @@ mended_columns: Final = attrgetter(*(column for column in COLUMNS if column not 
 """What `mend_job` takes."""
 
 
-def record_of(job: Job, queue: str, name: str | Unreadable) -> Record:
+def record_of(job: JobRow, queue: str, name: str | Unreadable) -> Record:
     status = job.status
     assert status is not None
     reader = _Opaque(job)
@@ -154,7 +154,7 @@ def record_of(job: Job, queue: str, name: str | Unreadable) -> Record:
 _PLAIN: Final = Envelope(id=b"", job="", payload=b"")
 
 
-def lease_of(job: Job, queue: str, name: str | Unreadable, claim: ClaimId, now: int) -> Lease:
+def lease_of(job: JobRow, queue: str, name: str | Unreadable, claim: ClaimId, now: int) -> Lease:
     """The lease of that claim, as it was given or is given now. `epoch` is the job's own."""
     reader = _Opaque(job)
     return Lease(
@@ -183,7 +183,7 @@ def lease_of(job: Job, queue: str, name: str | Unreadable, claim: ClaimId, now: 
 class _Opaque(FieldReader):
     """Reads what no statement decides by. What was found before, when the row was mended, comes first."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: JobRow) -> None:
         super().__init__()
         self._job = job
         if job.spoilt is not None:

@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgpack
 import msgspec
 
-from taskflow.broker import words
+from taskflow.broker import wording
 from taskflow.broker.sqlite import settling
 from taskflow.broker.sqlite.bulk import slices
 from taskflow.broker.sqlite.row import (
@@ -20,7 +20,7 @@ from taskflow.broker.sqlite.row import (
     text_of,
     unpack_claim,
 )
-from taskflow.broker.sqlite.shelf import Shelf
+from taskflow.broker.sqlite.transitions import Transitions
 from taskflow.model.clock import instant_of, to_microseconds, to_seconds
 from taskflow.model.envelope import ClaimId
 from taskflow.model.errors import SessionLost
@@ -57,29 +57,29 @@ class SessionRow(msgspec.Struct, frozen=True):
         return self.boot_id != boot_id
 
 
-def session_rows(shelf: Shelf, statement: str, *parameters: object) -> list[SessionRow]:
-    rows = shelf.connection.execute(shelf.sql[statement], parameters).fetchall()
-    return [session for row in rows if (session := _session(shelf, row)) is not None]
+def session_rows(transitions: Transitions, statement: str, *parameters: object) -> list[SessionRow]:
+    rows = transitions.connection.execute(transitions.sql[statement], parameters).fetchall()
+    return [session for row in rows if (session := _session(transitions, row)) is not None]
 
 
 # --- unsound rows --------------------------------------------------------------------------------------------
 
 
-def _session(shelf: Shelf, row: tuple[Any, ...]) -> SessionRow | None:
+def _session(transitions: Transitions, row: tuple[Any, ...]) -> SessionRow | None:
     """A row, with defaults where a value is unsound: these are written, where that is possible. None if nobody can be meant by its id."""
     columns = SessionRow.__struct_fields__
     reader = FieldReader()
-    values = [reader.read(column, stored, *_reading(shelf, column)) for column, stored in zip(columns, row, strict=True)]
+    values = [reader.read(column, stored, *_reading(transitions, column)) for column, stored in zip(columns, row, strict=True)]
     session = SessionRow(*values)
-    is_early = session.beat_at > shelf.steady and not session.is_of_another_boot(shelf.clock.boot_id())
+    is_early = session.beat_at > transitions.steady and not session.is_of_another_boot(transitions.clock.boot_id())
     if is_early:
-        session = msgspec.structs.replace(session, beat_at=shelf.steady)
-    if (reader.unreadable or is_early) and shelf.may_write:
-        shelf.connection.execute(shelf.sql["mend_session"], (*msgspec.structs.astuple(session)[2:], session.number))
+        session = msgspec.structs.replace(session, beat_at=transitions.steady)
+    if (reader.unreadable or is_early) and transitions.may_write:
+        transitions.connection.execute(transitions.sql["mend_session"], (*msgspec.structs.astuple(session)[2:], session.number))
     return session if session.id else None
 
 
-def _reading(shelf: Shelf, column: str) -> tuple[Callable[[Any], Any], Any]:
+def _reading(transitions: Transitions, column: str) -> tuple[Callable[[Any], Any], Any]:
     """How to read a column, and its default."""
     match column:
         case "id":
@@ -87,17 +87,17 @@ def _reading(shelf: Shelf, column: str) -> tuple[Callable[[Any], Any], Any]:
         case "name":
             return _read_name, ""
         case "ttl_seconds":
-            return _read_ttl, shelf.rules.session_ttl
+            return _read_ttl, transitions.rules.session_ttl
         case "about":
             return octets, b""
         case "boot_id":
-            return _read_boot_id, shelf.clock.boot_id()
+            return _read_boot_id, transitions.clock.boot_id()
         case "registered_at":
-            return whole, shelf.now
+            return whole, transitions.now
         case "beat_at":
-            return whole, shelf.steady
+            return whole, transitions.steady
         case "dead_at":
-            return _read_dead_at, shelf.now
+            return _read_dead_at, transitions.now
         case "request":
             return _read_request, 0
         case "number":
@@ -141,61 +141,61 @@ MOST_REQUESTS: Final = 1 << 40
 # --- life ----------------------------------------------------------------------------------------------------
 
 
-def register(shelf: Shelf, session: Session) -> None:
-    spare_after_outage(shelf)
-    known = _find(shelf, session.id)
+def register(transitions: Transitions, session: Session) -> None:
+    spare_after_outage(transitions)
+    known = _find(transitions, session.id)
     if known is None:
         about = msgpack.packb([session.queues, session.concurrency])
-        values = (session.id, storable(session.name), session.ttl, about, shelf.now, shelf.clock.boot_id(), shelf.steady)
-        shelf.connection.execute(shelf.sql["add_session"], values)
+        values = (session.id, storable(session.name), session.ttl, about, transitions.now, transitions.clock.boot_id(), transitions.steady)
+        transitions.connection.execute(transitions.sql["add_session"], values)
     elif known.dead_at is not None:
-        raise SessionLost(words.session_reaped(session.name))
-    _take_pulse(shelf)
+        raise SessionLost(wording.session_reaped(session.name))
+    _take_pulse(transitions)
 
 
-def spare_after_outage(shelf: Shelf) -> None:
+def spare_after_outage(transitions: Transitions) -> None:
     """When nobody has beaten for a session's whole ttl, the store was away, not the workers: one more ttl, once."""
-    [(pulse,)] = shelf.connection.execute(shelf.sql["pulse"])
-    silence = shelf.steady - pulse
+    [(pulse,)] = transitions.connection.execute(transitions.sql["pulse"])
+    silence = transitions.steady - pulse
     if silence <= 0:
         return
-    for row in session_rows(shelf, "silent_sessions", silence):
+    for row in session_rows(transitions, "silent_sessions", silence):
         if silence > row.ttl:
-            shelf.connection.execute(shelf.sql["spare_session"], (shelf.steady, row.number))
+            transitions.connection.execute(transitions.sql["spare_session"], (transitions.steady, row.number))
 
 
-def _take_pulse(shelf: Shelf) -> None:
-    shelf.connection.execute(shelf.sql["take_pulse"], (shelf.steady,))
+def _take_pulse(transitions: Transitions) -> None:
+    transitions.connection.execute(transitions.sql["take_pulse"], (transitions.steady,))
 
 
-def _find(shelf: Shelf, session: bytes) -> SessionRow | None:
-    row = shelf.connection.execute(shelf.sql["session_by_id"], (session,)).fetchone()
-    return None if row is None else _session(shelf, row)
+def _find(transitions: Transitions, session: bytes) -> SessionRow | None:
+    row = transitions.connection.execute(transitions.sql["session_by_id"], (session,)).fetchone()
+    return None if row is None else _session(transitions, row)
 
 
-def living(shelf: Shelf, session: bytes) -> SessionRow:
+def living(transitions: Transitions, session: bytes) -> SessionRow:
     """SessionLost when it is dead, or not known."""
-    row = _find(shelf, session)
+    row = _find(transitions, session)
     if row is None or row.dead_at is not None:
-        raise SessionLost(words.SESSION_LOST)
+        raise SessionLost(wording.SESSION_LOST)
     return row
 
 
 # --- beat ----------------------------------------------------------------------------------------------------
 
 
-def beat(shelf: Shelf, beat: Beat) -> BeatAnswer:
-    spare_after_outage(shelf)
-    row = living(shelf, beat.session)
-    shelf.connection.execute(shelf.sql["take_beat"], (shelf.steady, row.number))
-    _take_pulse(shelf)
+def beat(transitions: Transitions, beat: Beat) -> BeatAnswer:
+    spare_after_outage(transitions)
+    row = living(transitions, beat.session)
+    transitions.connection.execute(transitions.sql["take_beat"], (transitions.steady, row.number))
+    _take_pulse(transitions)
     if beat.died_of:
-        _die(shelf, row, beat.died_of)
-    held, stopping = _held(shelf, row)
-    _take_reports(shelf, held, beat)
-    ghosts = _take_back_ghosts(shelf, held, beat)
+        _die(transitions, row, beat.died_of)
+    held, stopping = _held(transitions, row)
+    _take_reports(transitions, held, beat)
+    ghosts = _take_back_ghosts(transitions, held, beat)
     if beat.leaving:
-        _leave(shelf, row)
+        _leave(transitions, row)
         held.clear()
     return BeatAnswer(
         lost=tuple(claim for claim in beat.claims if claim not in held),
@@ -204,61 +204,61 @@ def beat(shelf: Shelf, beat: Beat) -> BeatAnswer:
     )
 
 
-def _held(shelf: Shelf, row: SessionRow) -> tuple[set[ClaimId], set[ClaimId]]:
+def _held(transitions: Transitions, row: SessionRow) -> tuple[set[ClaimId], set[ClaimId]]:
     """The claims of the session, and those of them whose jobs were asked to stop."""
-    [(held, stopping)] = shelf.connection.execute(shelf.sql["held_claims"], claims_of(row.id))
+    [(held, stopping)] = transitions.connection.execute(transitions.sql["held_claims"], claims_of(row.id))
     return set(map(unpack_claim, slices(held, CLAIM_BYTES))), set(map(unpack_claim, slices(stopping, CLAIM_BYTES)))
 
 
-def _take_reports(shelf: Shelf, held: set[ClaimId], beat: Beat) -> None:
+def _take_reports(transitions: Transitions, held: set[ClaimId], beat: Beat) -> None:
     """The last one of a claim counts."""
-    now = shelf.now
+    now = transitions.now
     reports = {report.claim: report for report in beat.reports if report.claim in held}
     progress = {report.claim: report.progress for report in beat.reports if report.progress is not None}
     rows = [
         (pack_claim(claim), now - to_microseconds(report.running_for), pack_progress(progress.get(claim)))
         for claim, report in reports.items()
     ]
-    shelf.execute_rows("save_reports", rows)
+    transitions.execute_rows("save_reports", rows)
 
 
-def _take_back_ghosts(shelf: Shelf, held: set[ClaimId], beat: Beat) -> int:
+def _take_back_ghosts(transitions: Transitions, held: set[ClaimId], beat: Beat) -> int:
     """Leases old enough that the session does not name go back to their place; they are taken out of `held`."""
-    old = shelf.steady - to_microseconds(shelf.rules.ghost_after)
+    old = transitions.steady - to_microseconds(transitions.rules.ghost_after)
     ghosts = 0
     for claim in sorted(claim for claim in held.difference(beat.claims) if claim.request <= beat.seen):
         packed = pack_claim(claim)
-        for job in shelf.leased("jobs_by_claim", packed, packed):
+        for job in transitions.leased("jobs_by_claim", packed, packed):
             if job.claimed_steady <= old:
                 held.discard(claim)
-                shelf.wait_again(job, Event.GHOST)
+                transitions.wait_again(job, Event.GHOST)
                 ghosts += 1
     return ghosts
 
 
-def _leave(shelf: Shelf, row: SessionRow) -> None:
-    shelf.connection.execute(shelf.sql["kill_session"], (shelf.now, row.number))
-    for job in shelf.leased("jobs_by_claim", *claims_of(row.id)):
-        settling.hand_back(shelf, job, counts=True)
+def _leave(transitions: Transitions, row: SessionRow) -> None:
+    transitions.connection.execute(transitions.sql["kill_session"], (transitions.now, row.number))
+    for job in transitions.leased("jobs_by_claim", *claims_of(row.id)):
+        settling.hand_back(transitions, job, counts=True)
 
 
-def _die(shelf: Shelf, row: SessionRow, cause: str) -> None:
-    shelf.connection.execute(shelf.sql["kill_session"], (shelf.now, row.number))
-    for job in shelf.leased("jobs_by_claim", *claims_of(row.id)):
-        settling.crash(shelf, job, cause)
+def _die(transitions: Transitions, row: SessionRow, cause: str) -> None:
+    transitions.connection.execute(transitions.sql["kill_session"], (transitions.now, row.number))
+    for job in transitions.leased("jobs_by_claim", *claims_of(row.id)):
+        settling.crash(transitions, job, cause)
 
 
 # --- records ---------------------------------------------------------------------------------------------------
 
 
-def session_records(shelf: Shelf) -> list[SessionRecord]:
-    counted = [(row, lease_count(shelf, row)) for row in session_rows(shelf, "all_sessions")]
-    shown = [_to_record(row, leases, shelf.steady) for row, leases in counted if row.dead_at is None or leases]
+def session_records(transitions: Transitions) -> list[SessionRecord]:
+    counted = [(row, lease_count(transitions, row)) for row in session_rows(transitions, "all_sessions")]
+    shown = [_to_record(row, leases, transitions.steady) for row, leases in counted if row.dead_at is None or leases]
     return sorted(shown, key=lambda record: (record.session.name, record.session.id))
 
 
-def lease_count(shelf: Shelf, row: SessionRow) -> int:
-    [(count,)] = shelf.connection.execute(shelf.sql["lease_count"], claims_of(row.id))
+def lease_count(transitions: Transitions, row: SessionRow) -> int:
+    [(count,)] = transitions.connection.execute(transitions.sql["lease_count"], claims_of(row.id))
     return int(count)
 
 

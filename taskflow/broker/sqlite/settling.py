@@ -8,12 +8,12 @@ from typing import Final
 
 import msgspec
 
-from taskflow.broker import topics, words
+from taskflow.broker import topics, wording
 from taskflow.broker.sqlite.enqueue import add_all
 from taskflow.broker.sqlite.given import Misremembered
 from taskflow.broker.sqlite.refusals import check_payloads, check_result
-from taskflow.broker.sqlite.row import Job, is_possible, pack_claim, pack_fence, pack_progress, storable, text_of, unpack_claim
-from taskflow.broker.sqlite.shelf import Shelf
+from taskflow.broker.sqlite.row import JobRow, is_possible, pack_claim, pack_fence, pack_progress, storable, text_of, unpack_claim
+from taskflow.broker.sqlite.transitions import Transitions
 from taskflow.model.clock import to_microseconds
 from taskflow.model.record import CODES, Event, Record, Status
 from taskflow.model.verdict import (
@@ -32,45 +32,46 @@ from taskflow.model.verdict import (
 )
 
 
-def settle(shelf: Shelf, settlements: Sequence[Settlement]) -> list[Settled]:
+def settle(transitions: Transitions, settlements: Sequence[Settlement]) -> list[Settled]:
     """Runs that concern no other job go together, the rest one by one: what order they go in makes no difference then."""
     if len({settlement.id for settlement in settlements}) < len(settlements):
         # The second of a kind is a repeat, and finds what the first has left.
-        return [_settle_one(shelf, settlement) for settlement in settlements]
-    if _settle_given(shelf, settlements):
+        return [_settle_one(transitions, settlement) for settlement in settlements]
+    if _settle_given(transitions, settlements):
         return [Settled.OK] * len(settlements)
-    settled = _settle_plain_runs(shelf, settlements)
+    settled = _settle_plain_runs(transitions, settlements)
     return [
-        Settled.OK if is_settled else _settle_one(shelf, settlement) for settlement, is_settled in zip(settlements, settled, strict=True)
+        Settled.OK if is_settled else _settle_one(transitions, settlement)
+        for settlement, is_settled in zip(settlements, settled, strict=True)
     ]
 
 
 # --- as a batch --------------------------------------------------------------------------------------------------
 
 
-def _settle_given(shelf: Shelf, settlements: Sequence[Settlement]) -> bool:
+def _settle_given(transitions: Transitions, settlements: Sequence[Settlement]) -> bool:
     """All of them without a look, when all are successes of plain runs that this connection has leased itself; else none of them.
 
     Misremembered when one of these leases was lost meanwhile.
     """
     rows, queues = list[tuple[object, ...]](), list[int]()
     for settlement in settlements:
-        given = shelf.given.find(settlement)
+        given = transitions.given.find(settlement)
         if given is None or type(settlement.verdict) is not Succeeded or settlement.follow_ups or settlement.progress is not None:
             return False
-        rows.append((given.seq, *_success(shelf.now, settlement, settlement.verdict, given.fence)))
+        rows.append((given.seq, *_success(transitions.now, settlement, settlement.verdict, given.fence)))
         queues.append(given.queue)
-    if shelf.execute_rows("settle_given", rows, shelf.now) < len(rows):
+    if transitions.execute_rows("settle_given", rows, transitions.now) < len(rows):
         raise Misremembered
-    _count_successes(shelf, [settlement.id for settlement in settlements], Counter(queues))
+    _count_successes(transitions, [settlement.id for settlement in settlements], Counter(queues))
     return True
 
 
-def _count_successes(shelf: Shelf, ids: Sequence[bytes], by_queue: Counter[int]) -> None:
+def _count_successes(transitions: Transitions, ids: Sequence[bytes], by_queue: Counter[int]) -> None:
     for queue, number in by_queue.items():
-        shelf.tally.move(queue, Event.SUCCEED, CODES[Status.RUNNING], CODES[Status.SUCCEEDED], number)
-    shelf.given.drop(ids)
-    shelf.rung.update(map(topics.job, ids))
+        transitions.tally.move(queue, Event.SUCCEED, CODES[Status.RUNNING], CODES[Status.SUCCEEDED], number)
+    transitions.given.drop(ids)
+    transitions.rung.update(map(topics.job, ids))
 
 
 def _success(now: int, settlement: Settlement, verdict: Succeeded, fence: bytes) -> tuple[object, ...]:
@@ -78,7 +79,7 @@ def _success(now: int, settlement: Settlement, verdict: Succeeded, fence: bytes)
     return (fence, now - to_microseconds(settlement.ran_for), check_result(verdict.result), now + to_microseconds(settlement.keep_for))
 
 
-def _settle_plain_runs(shelf: Shelf, settlements: Sequence[Settlement]) -> list[bool]:
+def _settle_plain_runs(transitions: Transitions, settlements: Sequence[Settlement]) -> list[bool]:
     """Settle the plain runs that hold their fence and have neither follow-ups nor progress. Return which they were."""
     claims = {
         number: pack_claim(settlement.claim)
@@ -86,20 +87,22 @@ def _settle_plain_runs(shelf: Shelf, settlements: Sequence[Settlement]) -> list[
         if not settlement.follow_ups and settlement.progress is None and is_possible(settlement)
     }
     fences = [(number, claim, settlements[number].id, settlements[number].epoch) for number, claim in claims.items()]
-    states = {state.number: state for (packed,) in shelf.fetch_rows("states_of_plain_runs", fences) for state in _STATES.decode(packed)}
+    states = {
+        state.number: state for (packed,) in transitions.fetch_rows("states_of_plain_runs", fences) for state in _STATES.decode(packed)
+    }
     succeeded, rows = list[int](), list[tuple[object, ...]]()
     for number in states:
         settlement = settlements[number]
         if isinstance(settlement.verdict, Succeeded):
             fence = pack_fence(settlement.epoch, claims[number])
-            rows.append((claims[number], *_success(shelf.now, settlement, settlement.verdict, fence)))
+            rows.append((claims[number], *_success(transitions.now, settlement, settlement.verdict, fence)))
             succeeded.append(number)
-    shelf.execute_rows("settle_plain_successes", rows, shelf.now)
-    _count_successes(shelf, [settlements[number].id for number in succeeded], Counter(states[number].queue for number in succeeded))
-    with shelf.saving_together():
+    transitions.execute_rows("settle_plain_successes", rows, transitions.now)
+    _count_successes(transitions, [settlements[number].id for number in succeeded], Counter(states[number].queue for number in succeeded))
+    with transitions.saving_together():
         for number in sorted(states.keys() - set(succeeded)):
             job = states[number].to_job(settlements[number], claims[number])
-            _end_run(shelf, job, settlements[number], claims[number])
+            _end_run(transitions, job, settlements[number], claims[number])
     return [number in states for number in range(len(settlements))]
 
 
@@ -117,9 +120,9 @@ class _State(msgspec.Struct, array_like=True):
     parked_at: int | None
     errors: str
 
-    def to_job(self, settlement: Settlement, claim: bytes) -> Job:
+    def to_job(self, settlement: Settlement, claim: bytes) -> JobRow:
         """With all that the end of its run may look at; the rest is not read, and not saved."""
-        return Job(
+        return JobRow(
             seq=self.seq,
             id=settlement.id,
             code=CODES[Status.RUNNING],
@@ -145,112 +148,112 @@ _STATES: Final = msgspec.json.Decoder(list[_State])
 # --- one by one --------------------------------------------------------------------------------------------------
 
 
-def _settle_one(shelf: Shelf, settlement: Settlement) -> Settled:
-    job = shelf.job(settlement.id) if is_possible(settlement) else None
+def _settle_one(transitions: Transitions, settlement: Settlement) -> Settled:
+    job = transitions.job(settlement.id) if is_possible(settlement) else None
     if job is None:
         return Settled.STALE
     claim = pack_claim(settlement.claim)
     if job.status is not Status.RUNNING or job.claim != claim or job.epoch != settlement.epoch:
         return Settled.OK if job.settled == pack_fence(settlement.epoch, claim) else Settled.STALE
-    _end_run(shelf, job, settlement, claim)
+    _end_run(transitions, job, settlement, claim)
     check_payloads(settlement.follow_ups)
-    add_all(shelf, settlement.follow_ups)
+    add_all(transitions, settlement.follow_ups)
     return Settled.OK
 
 
-def _end_run(shelf: Shelf, job: Job, settlement: Settlement, claim: bytes) -> None:
+def _end_run(transitions: Transitions, job: JobRow, settlement: Settlement, claim: bytes) -> None:
     job.settled = pack_fence(settlement.epoch, claim)
-    job.started_at = shelf.now - to_microseconds(settlement.ran_for)
+    job.started_at = transitions.now - to_microseconds(settlement.ran_for)
     job.progress = pack_progress(settlement.progress) or job.progress
-    _apply(shelf, job, settlement)
+    _apply(transitions, job, settlement)
 
 
-def _apply(shelf: Shelf, job: Job, settlement: Settlement) -> None:
-    verdict, now = settlement.verdict, shelf.now
+def _apply(transitions: Transitions, job: JobRow, settlement: Settlement) -> None:
+    verdict, now = settlement.verdict, transitions.now
     if not isinstance(verdict, HandedBack | Parked):
         _progressed(job)
     match verdict:
         case Succeeded(result):
             job.result, job.payload = check_result(result), None
-            shelf.end(job, Event.SUCCEED, Status.SUCCEEDED, keep=settlement.keep_for)
+            transitions.end(job, Event.SUCCEED, Status.SUCCEEDED, keep=settlement.keep_for)
         case Failed(error):
-            _fail_once(shelf, job, error)
-            shelf.end(job, Event.FAIL, Status.FAILED, f"{error.type}: {error.message}")
+            _fail_once(transitions, job, error)
+            transitions.end(job, Event.FAIL, Status.FAILED, f"{error.type}: {error.message}")
         case Discarded(reason):
-            shelf.end(job, Event.DISCARD, Status.FAILED, reason)
+            transitions.end(job, Event.DISCARD, Status.FAILED, reason)
         case Cancelled(reason):
-            shelf.end(job, Event.CANCEL, Status.CANCELLED, reason)
+            transitions.end(job, Event.CANCEL, Status.CANCELLED, reason)
         case Retried(error, after):
-            _fail_once(shelf, job, error)
-            shelf.wait_again(job, Event.RETRY, now + to_microseconds(after))
+            _fail_once(transitions, job, error)
+            transitions.wait_again(job, Event.RETRY, now + to_microseconds(after))
         case Snoozed(after):
             job.snoozes += 1
-            shelf.wait_again(job, Event.SNOOZE, now + to_microseconds(after))
+            transitions.wait_again(job, Event.SNOOZE, now + to_microseconds(after))
         case Parked(waiting_for, after):
             job.parked_at = now if job.parked_at is None else job.parked_at
             job.waiting_for = storable(waiting_for)
-            shelf.wait_again(job, Event.PARK, now + to_microseconds(after))
+            transitions.wait_again(job, Event.PARK, now + to_microseconds(after))
         case HandedBack(counts):
-            hand_back(shelf, job, counts=counts)
+            hand_back(transitions, job, counts=counts)
         case _:
             raise TypeError(f"{verdict!r} is no verdict that a store knows")
 
 
-def _progressed(job: Job) -> None:
+def _progressed(job: JobRow) -> None:
     """A run came to something: what counts lost leases in a row begins again."""
     job.crashes = job.hand_backs = 0
     job.parked_at = None
 
 
-def _fail_once(shelf: Shelf, job: Job, error: RunError) -> None:
+def _fail_once(transitions: Transitions, job: JobRow, error: RunError) -> None:
     job.failures += 1
-    job.errors = append_error(job.errors, error, shelf.now)
+    job.errors = append_error(job.errors, error, transitions.now)
 
 
-def hand_back(shelf: Shelf, job: Job, *, counts: bool) -> None:
+def hand_back(transitions: Transitions, job: JobRow, *, counts: bool) -> None:
     job.hand_backs += counts
-    wait = to_microseconds(shelf.rules.hand_back_wait(job.hand_backs)) if counts else 0
+    wait = to_microseconds(transitions.rules.hand_back_wait(job.hand_backs)) if counts else 0
     if wait:
-        job.waiting_for = words.handed_back_in_vain(job.hand_backs)
-    shelf.wait_again(job, Event.HAND_BACK, shelf.now + wait if wait else None)
+        job.waiting_for = wording.handed_back_in_vain(job.hand_backs)
+    transitions.wait_again(job, Event.HAND_BACK, transitions.now + wait if wait else None)
 
 
-def crash(shelf: Shelf, job: Job, cause: str = "") -> None:
+def crash(transitions: Transitions, job: JobRow, cause: str = "") -> None:
     job.crashes += 1
-    lost = RunError(words.CRASHED, words.worker_lost(text_of(job.worker), job.crashes, cause), "", job.failures + 1)
-    job.errors = append_error(job.errors, lost, shelf.now)
-    if job.crashes > shelf.rules.max_crashes and job.cancel_requested is None:
-        _poison(shelf, job, words.lost_in_a_row(job.crashes, cause))
+    lost = RunError(wording.CRASHED, wording.worker_lost(text_of(job.worker), job.crashes, cause), "", job.failures + 1)
+    job.errors = append_error(job.errors, lost, transitions.now)
+    if job.crashes > transitions.rules.max_crashes and job.cancel_requested is None:
+        _poison(transitions, job, wording.lost_in_a_row(job.crashes, cause))
     else:
-        wait = to_microseconds(shelf.rules.crash_wait(job.crashes))
-        shelf.wait_again(job, Event.CRASH, shelf.now + wait if wait else None)
+        wait = to_microseconds(transitions.rules.crash_wait(job.crashes))
+        transitions.wait_again(job, Event.CRASH, transitions.now + wait if wait else None)
 
 
-def _poison(shelf: Shelf, job: Job, why: str) -> None:
+def _poison(transitions: Transitions, job: JobRow, why: str) -> None:
     job.is_poison = 1
-    shelf.end(job, Event.CRASH, Status.FAILED, words.poison(why))
+    transitions.end(job, Event.CRASH, Status.FAILED, wording.poison(why))
 
 
 # --- cancel, read ------------------------------------------------------------------------------------------------
 
 
-def cancel(shelf: Shelf, ids: Sequence[bytes]) -> list[Status | None]:
-    return [_cancel_one(shelf, shelf.job(job_id)) for job_id in ids]
+def cancel(transitions: Transitions, ids: Sequence[bytes]) -> list[Status | None]:
+    return [_cancel_one(transitions, transitions.job(job_id)) for job_id in ids]
 
 
-def _cancel_one(shelf: Shelf, job: Job | None) -> Status | None:
-    if job is None or not job.is_kept(shelf.now):
+def _cancel_one(transitions: Transitions, job: JobRow | None) -> Status | None:
+    if job is None or not job.is_kept(transitions.now):
         return None
     found = job.status
     if found is not None and found.is_waiting:
-        shelf.end(job, Event.CANCEL, Status.CANCELLED, words.CANCELLED)
+        transitions.end(job, Event.CANCEL, Status.CANCELLED, wording.CANCELLED)
     elif found is Status.RUNNING and job.claim is not None:
-        job.cancel_requested = words.CANCELLED
-        shelf.save(job)
-        shelf.rung.add(topics.session(unpack_claim(job.claim).session))
+        job.cancel_requested = wording.CANCELLED
+        transitions.save(job)
+        transitions.rung.add(topics.session(unpack_claim(job.claim).session))
     return found
 
 
-def read(shelf: Shelf, ids: Sequence[bytes]) -> list[Record | None]:
-    found = [shelf.job(job_id) for job_id in ids]
-    return [shelf.record(job) if job is not None and job.is_kept(shelf.now) else None for job in found]
+def read(transitions: Transitions, ids: Sequence[bytes]) -> list[Record | None]:
+    found = [transitions.job(job_id) for job_id in ids]
+    return [transitions.record(job) if job is not None and job.is_kept(transitions.now) else None for job in found]

@@ -1,4 +1,4 @@
-"""Which rows are sound. A row with a value that no broker could have stored is read with care, and then mended by the shelf.
+"""Which rows are sound. A row with a value that no broker could have stored is read with care, and then mended by `Transitions`.
 
 SQLite takes any value in any column, and anybody who can write the file can change it.
 """
@@ -9,7 +9,7 @@ import hashlib
 from typing import Any, Final, NamedTuple
 
 from taskflow.broker.sqlite.refusals import LARGEST_PAYLOAD
-from taskflow.broker.sqlite.row import COLUMNS, LEFT_ALONE, Job, pack_spoilt, unpack_spoilt
+from taskflow.broker.sqlite.row import COLUMNS, LEFT_ALONE, JobRow, pack_spoilt, unpack_spoilt
 from taskflow.model.clock import to_microseconds
 from taskflow.model.envelope import PRIORITIES
 from taskflow.model.record import CODES, Status
@@ -148,7 +148,7 @@ def _contradiction(code: int | None, awaits: int, claim: bytes | None, ended_at:
 class Closely(NamedTuple):
     """A job after a closer look. If `is_mended`, it differs from its row, which must be written anew."""
 
-    job: Job
+    job: JobRow
     is_mended: bool
     oversized: tuple[str, ...] = ()
     """Columns whose values are too long for the row."""
@@ -161,7 +161,7 @@ def look_closely(row: tuple[Any, ...], now: int, also: Unreadable | None = None)
     """
     reader, raw = FieldReader(), dict(zip(COLUMNS, row, strict=True))
     values = {name: reader.read(name, raw[name], column.decode, _default(name, raw, now)) for name, column in _SCHEMA.items()}
-    job = Job(**values)
+    job = JobRow(**values)
     known = _known(job)
     found = [each for each in reader.unreadable if not (each.column in LEFT_ALONE and each.column in known)]
     if also is not None:
@@ -192,7 +192,7 @@ def _default(name: str, raw: dict[str, Any], now: int) -> Any:
     return None if _SCHEMA[name].or_none else 0
 
 
-def _known(job: Job) -> dict[str, Unreadable]:
+def _known(job: JobRow) -> dict[str, Unreadable]:
     """What an earlier look found."""
     try:
         return {} if job.spoilt is None else {each.column: each for each in unpack_spoilt(job.spoilt)}
@@ -212,7 +212,7 @@ def _remember_kinds(row: tuple[Any, ...]) -> None:
         _sound_kinds.add(tuple(map(type, row)))
 
 
-def _make_consistent(job: Job, now: int, *, is_code_sound: bool) -> None:
+def _make_consistent(job: JobRow, now: int, *, is_code_sound: bool) -> None:
     """Give a mended job a status that its other values allow."""
     has_ended = job.ended_at is not None and job.fade_at is not None
     was_live = job.ended_at is None and job.fade_at is None

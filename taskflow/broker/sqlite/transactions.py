@@ -8,17 +8,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, Protocol
 
-from taskflow.broker.sqlite.ballast import Ballast
 from taskflow.broker.sqlite.checkpoint import Checkpointer
-from taskflow.broker.sqlite.companions import note_companions, own_companions
 from taskflow.broker.sqlite.connection import open_file
+from taskflow.broker.sqlite.disk_reserve import DiskReserve
 from taskflow.broker.sqlite.durability import Durability
 from taskflow.broker.sqlite.ownership import check_beside
-from taskflow.broker.sqlite.place import MIB, Place
 from taskflow.broker.sqlite.refusals import in_our_words, is_about_the_file, is_busy, is_full
 from taskflow.broker.sqlite.scrub import scrub
-from taskflow.broker.sqlite.shelf import Scrubbed, Shelf
 from taskflow.broker.sqlite.statements import Statements, pragma
+from taskflow.broker.sqlite.store_file import MIB, StoreFile
+from taskflow.broker.sqlite.transitions import Scrubbed, Transitions
+from taskflow.broker.sqlite.wal_files import note_companions, own_companions
 from taskflow.model.clock import Clock
 from taskflow.model.errors import BrokerError, BrokerUnavailable, SessionLost, StoreFull
 from taskflow.model.rules import Rules
@@ -39,7 +39,7 @@ _LEAST_NAPS: Final = 50
 class Work:
     """A verb, and what came of it. `accepted_at` is monotonic time."""
 
-    verb: Callable[[Shelf], Any]
+    verb: Callable[[Transitions], Any]
     durability: Durability
     accepted_at: float
     answer: Any = field(default=None, init=False)
@@ -54,13 +54,13 @@ class Announce(Protocol):
 class Transactions:
     """Belongs to the writer's thread. Opens the file when it is first needed, and again when it was lost."""
 
-    def __init__(self, place: Place, clock: Clock, rules: Rules, announce: Announce) -> None:
+    def __init__(self, place: StoreFile, clock: Clock, rules: Rules, announce: Announce) -> None:
         self.place = place
         self._clock = clock
         self._rules = rules
         self._announce = announce
         self._sql = Statements(place.namespace)
-        self._ballast = Ballast(place)
+        self._disk_reserve = DiskReserve(place)
         self._file: _File | None = None
 
     def run(self, group: Sequence[Work]) -> None:
@@ -72,7 +72,7 @@ class Transactions:
             return
         admitted = [work for work in group if self._admits(file, work)]
         self._run_admitted(file, admitted)
-        if rung := file.shelf.take_rung():
+        if rung := file.transitions.take_rung():
             self._announce(rung)
 
     def close(self) -> None:
@@ -91,7 +91,7 @@ class Transactions:
         if self._file is not None:
             import ctypes  # ten milliseconds that only such a child pays
 
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._file.shelf.connection))
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._file.transitions.connection))
 
     # --- the file --------------------------------------------------------------------------------------------------
 
@@ -109,7 +109,7 @@ class Transactions:
             before = self.place.identity()
             connection = open_file(self.place, self._sql, self._clock.steady())
             try:
-                file = _File(self.place, self._ballast, Shelf(connection, self._sql, self._clock, self._rules))
+                file = _File(self.place, self._disk_reserve, Transitions(connection, self._sql, self._clock, self._rules))
             except OSError as error:
                 connection.close()
                 raise BrokerUnavailable(f"{self.place.path}: {error}") from error
@@ -120,13 +120,13 @@ class Transactions:
             return file
 
     def _admits(self, file: _File, work: Work) -> bool:
-        """While the ballast is gone the room that is left belongs to settlements, however much an enqueue would find."""
-        if work.durability is not Durability.FULL_AND_NEW or self._ballast.is_there() or self._ballast.restore(0):
+        """While the disk reserve is gone, the room that is left belongs to settlements, however much an enqueue would find."""
+        if work.durability is not Durability.FULL_AND_NEW or self._disk_reserve.is_there() or self._disk_reserve.restore(0):
             return True
         file.checkpoint("TRUNCATE")  # what the log has taken is room again
-        if self._ballast.restore(file.free_inside()):
+        if self._disk_reserve.restore(file.free_inside()):
             return True
-        needed = f"new jobs need {self._ballast.needs / MIB:g} MiB free on it, or half of that and as much inside the file"
+        needed = f"new jobs need {self._disk_reserve.needs / MIB:g} MiB free on it, or half of that and as much inside the file"
         work.error = StoreFull(f"{self.place.path}: the disk is full, {needed}: let workers catch up, or make room on the disk")
         return False
 
@@ -167,7 +167,7 @@ class Transactions:
         if isinstance(error, sqlite3.IntegrityError) and self._scrub_all(file):
             error = self._attempt(file, [work])
         if error is not None and is_full(error) and work.durability is not Durability.FULL_AND_NEW:
-            error = self._run_on_ballast(file, work)
+            error = self._run_on_disk_reserve(file, work)
         if error is None:
             return
         work.error = self._in_our_words(error)
@@ -176,7 +176,7 @@ class Transactions:
 
     def _scrub_all(self, file: _File) -> bool:
         """A row that somebody else has changed may stand in the way of a rule of the tables. False if the jobs cannot be looked through."""
-        file.shelf.scrubbed = Scrubbed()
+        file.transitions.scrubbed = Scrubbed()
         while True:
             scrubbing = Work(scrub, Durability.NORMAL, time.monotonic())
             if self._attempt(file, [scrubbing]) is not None:
@@ -184,9 +184,9 @@ class Transactions:
             if scrubbing.answer:
                 return True
 
-    def _run_on_ballast(self, file: _File, work: Work) -> BaseException | None:
-        """The checkpoint lets the log begin anew, so that it need not grow: the ballast is for the file then."""
-        self._ballast.release()
+    def _run_on_disk_reserve(self, file: _File, work: Work) -> BaseException | None:
+        """The checkpoint lets the log begin anew, so that it need not grow: the disk reserve is for the file then."""
+        self._disk_reserve.release()
         file.checkpoint("RESTART")
         error = self._attempt(file, [work])
         if error is None or not is_full(error):
@@ -206,16 +206,16 @@ class Transactions:
 class _File:
     """An open file: a connection, what is known of it, and its one transaction."""
 
-    def __init__(self, place: Place, ballast: Ballast, shelf: Shelf) -> None:
-        self.shelf = shelf
+    def __init__(self, place: StoreFile, disk_reserve: DiskReserve, transitions: Transitions) -> None:
+        self.transitions = transitions
         self.identity = place.identity()
         self._place = place
-        self._ballast = ballast
-        self._connection = shelf.connection
-        self._checkpointer = Checkpointer(shelf.connection, place)
+        self._disk_reserve = disk_reserve
+        self._connection = transitions.connection
+        self._checkpointer = Checkpointer(transitions.connection, place)
         self._synchronous = -1
         self._max_pages = _UNLIMITED
-        [(self._page_size,)] = shelf.connection.execute("PRAGMA page_size")
+        [(self._page_size,)] = transitions.connection.execute("PRAGMA page_size")
         self._connection.execute(pragma("busy_timeout", 0)).fetchall()  # waiting is done by whoever attempts
 
     def attempt(self, group: Sequence[Work]) -> BaseException | None:
@@ -228,7 +228,7 @@ class _File:
             may_write = any(work.durability is not Durability.READ for work in group)
             for work in group:
                 self._run(work, may_write)
-            self.shelf.finish()
+            self.transitions.finish()
             self._connection.execute("COMMIT")
         except Exception as error:
             self._roll_back()
@@ -258,15 +258,15 @@ class _File:
 
     def _run(self, work: Work, may_write: bool) -> None:
         """A refusal comes before anything is changed, and is an answer like others; any other error undoes the whole group."""
-        self.shelf.begin(may_write=may_write)
+        self.transitions.begin(may_write=may_write)
         work.answer = work.error = None
         try:
-            work.answer = work.verb(self.shelf)
+            work.answer = work.verb(self.transitions)
         except (SessionLost, StoreFull) as refused:
             work.error = refused
 
     def _roll_back(self) -> None:
-        self.shelf.forget()
+        self.transitions.forget()
         try:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
@@ -294,7 +294,7 @@ class _File:
             self._max_pages = value
 
     def _most_pages(self) -> int:
-        most = self._ballast.most_bytes()
+        most = self._disk_reserve.most_bytes()
         return min(self._place.room.max_pages or _UNLIMITED, _UNLIMITED if most is None else max(1, most // self._page_size))
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any, Final, Literal
 
-from taskflow.broker import words
+from taskflow.broker import wording
 from taskflow.broker.protocol import Upkept
 from taskflow.broker.sqlite import settling
-from taskflow.broker.sqlite.row import Job, claims_of
+from taskflow.broker.sqlite.row import JobRow, claims_of
 from taskflow.broker.sqlite.scrub import scrub
 from taskflow.broker.sqlite.sessions import SessionRow, lease_count, session_rows, spare_after_outage
-from taskflow.broker.sqlite.shelf import Shelf
+from taskflow.broker.sqlite.transitions import Transitions
 from taskflow.model.clock import to_microseconds, to_seconds
 from taskflow.model.record import CODES, Event, Status
 from taskflow.model.session import Outlook
@@ -21,163 +21,163 @@ MOST_FORGOTTEN: Final = 1_000
 the caller is to come again at once: more may become due, every second, than a call in two seconds forgets."""
 
 
-def upkeep(shelf: Shelf, limit: int) -> Upkept:
-    scrub(shelf)
-    spare_after_outage(shelf)
-    reaped = _reap(shelf)
+def upkeep(transitions: Transitions, limit: int) -> Upkept:
+    scrub(transitions)
+    spare_after_outage(transitions)
+    reaped = _reap(transitions)
     left = limit
     moves = list[int]()
     for duty in (_ready_due, _release_leases, _expire):
-        moves.append(duty(shelf, left))
+        moves.append(duty(transitions, left))
         left -= moves[-1]
     readied, released, expired = moves
-    dropped, forgotten = _drop(shelf, left)
-    next_in = 0.0 if dropped >= left or forgotten >= MOST_FORGOTTEN else _next_in(shelf)
+    dropped, forgotten = _drop(transitions, left)
+    next_in = 0.0 if dropped >= left or forgotten >= MOST_FORGOTTEN else _next_in(transitions)
     return Upkept(readied=readied, reaped=reaped, released=released, expired=expired, dropped=dropped, next_in=next_in)
 
 
-def outlook(shelf: Shelf) -> Outlook:
-    shelf.tally.flush()
-    [(is_ready, first_at)] = shelf.connection.execute(shelf.sql["outlook"])
-    first_at = _sound(shelf, first_at)
-    if any(lease_count(shelf, row) for row in session_rows(shelf, "dead_sessions")):
+def outlook(transitions: Transitions) -> Outlook:
+    transitions.tally.flush()
+    [(is_ready, first_at)] = transitions.connection.execute(transitions.sql["outlook"])
+    first_at = _sound(transitions, first_at)
+    if any(lease_count(transitions, row) for row in session_rows(transitions, "dead_sessions")):
         return Outlook(bool(is_ready), 0.0)
-    waits = _waits(shelf, session_rows(shelf, "living_sessions"))
+    waits = _waits(transitions, session_rows(transitions, "living_sessions"))
     if first_at is not None:
-        waits.append(max(0.0, to_seconds(first_at - shelf.now)))
+        waits.append(max(0.0, to_seconds(first_at - transitions.now)))
     return Outlook(bool(is_ready), min(waits, default=math.inf))
 
 
-def _next_in(shelf: Shelf) -> float:
+def _next_in(transitions: Transitions) -> float:
     """The fleet's share: each of n sessions comes once in n turns, all of them when something falls due or a session lapses before."""
-    living = session_rows(shelf, "living_sessions")
-    return min([shelf.rules.upkeep_every * max(1, len(living)), *_waits(shelf, living)])
+    living = session_rows(transitions, "living_sessions")
+    return min([transitions.rules.upkeep_every * max(1, len(living)), *_waits(transitions, living)])
 
 
-def _waits(shelf: Shelf, living: list[SessionRow]) -> list[float]:
+def _waits(transitions: Transitions, living: list[SessionRow]) -> list[float]:
     """Seconds until the next job is due, and until each session lapses."""
-    waits = [to_seconds(row.beat_at + row.ttl + 1 - shelf.steady) for row in living]
-    [(due_at,)] = shelf.connection.execute(shelf.sql["next_due"])
-    due_at = _sound(shelf, due_at)
+    waits = [to_seconds(row.beat_at + row.ttl + 1 - transitions.steady) for row in living]
+    [(due_at,)] = transitions.connection.execute(transitions.sql["next_due"])
+    due_at = _sound(transitions, due_at)
     if due_at is not None:
-        waits.append(to_seconds(due_at - shelf.now))
+        waits.append(to_seconds(due_at - transitions.now))
     return [max(0.0, wait) for wait in waits]
 
 
-def _sound(shelf: Shelf, instant: Any) -> int | None:
+def _sound(transitions: Transitions, instant: Any) -> int | None:
     """An instant that is none is due now: upkeep finds it."""
-    return instant if instant is None or type(instant) is int else shelf.now
+    return instant if instant is None or type(instant) is int else transitions.now
 
 
-def _ready_due(shelf: Shelf, limit: int) -> int:
-    bounds = (shelf.now, max(0, limit))
-    by_queue = shelf.connection.execute(shelf.sql["due_jobs"], bounds).fetchall()
+def _ready_due(transitions: Transitions, limit: int) -> int:
+    bounds = (transitions.now, max(0, limit))
+    by_queue = transitions.connection.execute(transitions.sql["due_jobs"], bounds).fetchall()
     if by_queue:
-        shelf.connection.execute(shelf.sql["ready_due_jobs"], bounds)
+        transitions.connection.execute(transitions.sql["ready_due_jobs"], bounds)
     for queue, number in by_queue:
-        shelf.tally.move(queue, Event.DUE, CODES[Status.SCHEDULED], CODES[Status.READY], number)
-        shelf.ring_queue(queue)
+        transitions.tally.move(queue, Event.DUE, CODES[Status.SCHEDULED], CODES[Status.READY], number)
+        transitions.ring_queue(queue)
     return sum(number for _, number in by_queue)
 
 
 # --- dead sessions ---------------------------------------------------------------------------------------------
 
 
-def _reap(shelf: Shelf) -> int:
+def _reap(transitions: Transitions) -> int:
     """Dead first, released after: a claim that comes in between finds the session gone, and no lease is forgotten."""
-    boot_id = shelf.clock.boot_id()
-    lapsed = [row for row in session_rows(shelf, "living_sessions") if row.has_lapsed(shelf.steady, boot_id)]
+    boot_id = transitions.clock.boot_id()
+    lapsed = [row for row in session_rows(transitions, "living_sessions") if row.has_lapsed(transitions.steady, boot_id)]
     for row in lapsed:
-        shelf.connection.execute(shelf.sql["kill_session"], (shelf.now, row.number))
+        transitions.connection.execute(transitions.sql["kill_session"], (transitions.now, row.number))
     return len(lapsed)
 
 
-def _release_leases(shelf: Shelf, limit: int) -> int:
+def _release_leases(transitions: Transitions, limit: int) -> int:
     released = 0
-    for row in session_rows(shelf, "dead_sessions"):
-        jobs = shelf.leased("some_leases", *claims_of(row.id), max(0, limit - released))
+    for row in session_rows(transitions, "dead_sessions"):
+        jobs = transitions.leased("some_leases", *claims_of(row.id), max(0, limit - released))
         for job in jobs:
-            _release(shelf, row, job)
+            _release(transitions, row, job)
         released += len(jobs)
-        _forget_session(shelf, row)
+        _forget_session(transitions, row)
     return released
 
 
-def _release(shelf: Shelf, row: SessionRow, job: Job) -> None:
-    if row.is_spared or row.is_of_another_boot(shelf.clock.boot_id()):
-        settling.hand_back(shelf, job, counts=True)
+def _release(transitions: Transitions, row: SessionRow, job: JobRow) -> None:
+    if row.is_spared or row.is_of_another_boot(transitions.clock.boot_id()):
+        settling.hand_back(transitions, job, counts=True)
     else:
-        settling.crash(shelf, job)
+        settling.crash(transitions, job)
 
 
-def _forget_session(shelf: Shelf, row: SessionRow) -> None:
-    long_ago = shelf.now - to_microseconds(shelf.rules.repeat_for)
+def _forget_session(transitions: Transitions, row: SessionRow) -> None:
+    long_ago = transitions.now - to_microseconds(transitions.rules.repeat_for)
     if row.dead_at is None or row.dead_at >= long_ago:
         return
-    if not lease_count(shelf, row):
-        shelf.connection.execute(shelf.sql["forget_session"], (row.number,))
+    if not lease_count(transitions, row):
+        transitions.connection.execute(transitions.sql["forget_session"], (row.number,))
 
 
 # --- expiry and keeping ------------------------------------------------------------------------------------------
 
 
-def _expire(shelf: Shelf, limit: int) -> int:
-    seqs = shelf.connection.execute(shelf.sql["expired_jobs"], (shelf.now, max(0, limit))).fetchall()
+def _expire(transitions: Transitions, limit: int) -> int:
+    seqs = transitions.connection.execute(transitions.sql["expired_jobs"], (transitions.now, max(0, limit))).fetchall()
     for (seq,) in seqs:
-        job = shelf.job_by_seq(seq)
-        if job is not None and job.status is not None and job.status.is_waiting and (job.expires_at or 0) <= shelf.now:
-            shelf.end(job, Event.EXPIRE, Status.CANCELLED, words.EXPIRED)
+        job = transitions.job_by_seq(seq)
+        if job is not None and job.status is not None and job.status.is_waiting and (job.expires_at or 0) <= transitions.now:
+            transitions.end(job, Event.EXPIRE, Status.CANCELLED, wording.EXPIRED)
     return len(seqs)
 
 
-def _drop(shelf: Shelf, limit: int) -> tuple[int, int]:
+def _drop(transitions: Transitions, limit: int) -> tuple[int, int]:
     """First to be nothing but an id, when its keep is over; then, when no call can be resent any more, nothing at all. How many of each."""
-    moved = _drop_over_cap(shelf, limit)
+    moved = _drop_over_cap(transitions, limit)
     left = max(0, limit - moved)
-    faded = shelf.connection.execute(shelf.sql["faded_jobs"], (shelf.now, left)).fetchall()
+    faded = transitions.connection.execute(transitions.sql["faded_jobs"], (transitions.now, left)).fetchall()
     for queue, code, number in faded:
-        shelf.tally.move(queue, Event.DROP, code, None, number)
+        transitions.tally.move(queue, Event.DROP, code, None, number)
     dropped: int = sum(number for _, _, number in faded)
     forgotten = 0
     if dropped < left:
-        forgotten = _drop_all_faded(shelf, dropped)
+        forgotten = _drop_all_faded(transitions, dropped)
     elif dropped:
-        forgotten = _drop_first_faded(shelf, dropped)
+        forgotten = _drop_first_faded(transitions, dropped)
     return moved + dropped, forgotten
 
 
-def _drop_all_faded(shelf: Shelf, number: int) -> int:
+def _drop_all_faded(transitions: Transitions, number: int) -> int:
     if number:
-        shelf.connection.execute(shelf.sql["drop_faded_jobs"], (shelf.now, shelf.now - _known_for(shelf)))
-        shelf.connection.execute(shelf.sql["bury_faded_jobs"], (_known_for(shelf), shelf.now, number))
-    return shelf.connection.execute(shelf.sql["forget_jobs"], (shelf.now, MOST_FORGOTTEN)).rowcount
+        transitions.connection.execute(transitions.sql["drop_faded_jobs"], (transitions.now, transitions.now - _known_for(transitions)))
+        transitions.connection.execute(transitions.sql["bury_faded_jobs"], (_known_for(transitions), transitions.now, number))
+    return transitions.connection.execute(transitions.sql["forget_jobs"], (transitions.now, MOST_FORGOTTEN)).rowcount
 
 
-def _drop_first_faded(shelf: Shelf, number: int) -> int:
+def _drop_first_faded(transitions: Transitions, number: int) -> int:
     """The limit is used up by them: of the ids only those go whose turn would have come before the last of them."""
-    [(fade_at, last_id)] = shelf.connection.execute(shelf.sql["last_faded_job"], (shelf.now, number - 1))
-    shelf.connection.execute(shelf.sql["bury_faded_jobs"], (_known_for(shelf), shelf.now, number))
-    return shelf.connection.execute(shelf.sql["forget_jobs_before"], (fade_at, last_id, last_id, MOST_FORGOTTEN)).rowcount
+    [(fade_at, last_id)] = transitions.connection.execute(transitions.sql["last_faded_job"], (transitions.now, number - 1))
+    transitions.connection.execute(transitions.sql["bury_faded_jobs"], (_known_for(transitions), transitions.now, number))
+    return transitions.connection.execute(transitions.sql["forget_jobs_before"], (fade_at, last_id, last_id, MOST_FORGOTTEN)).rowcount
 
 
-def _drop_over_cap(shelf: Shelf, limit: int) -> int:
-    shelf.tally.flush()
-    most, moved = shelf.rules.kept_per_queue, 0
-    for queue, _, done, failed in shelf.connection.execute(shelf.sql["crowded_queues"], (most, most)).fetchall():
-        moved += _drop_oldest(shelf, queue, "done", max(0, min(done - most, limit - moved)))
-        moved += _drop_oldest(shelf, queue, "failed", max(0, min(failed - most, limit - moved)))
+def _drop_over_cap(transitions: Transitions, limit: int) -> int:
+    transitions.tally.flush()
+    most, moved = transitions.rules.kept_per_queue, 0
+    for queue, _, done, failed in transitions.connection.execute(transitions.sql["crowded_queues"], (most, most)).fetchall():
+        moved += _drop_oldest(transitions, queue, "done", max(0, min(done - most, limit - moved)))
+        moved += _drop_oldest(transitions, queue, "failed", max(0, min(failed - most, limit - moved)))
     return moved
 
 
-def _drop_oldest(shelf: Shelf, queue: int, kind: Literal["done", "failed"], number: int) -> int:
+def _drop_oldest(transitions: Transitions, queue: int, kind: Literal["done", "failed"], number: int) -> int:
     if not number:
         return 0
-    for code, count in shelf.connection.execute(shelf.sql["oldest_" + kind], (queue, number)).fetchall():
-        shelf.tally.move(queue, Event.DROP, code, None, count)
-    shelf.connection.execute(shelf.sql["bury_oldest_" + kind], (_known_for(shelf), queue, number))
-    shelf.tally.count(queue, words.DROPPED_OVER_CAP, number)
+    for code, count in transitions.connection.execute(transitions.sql["oldest_" + kind], (queue, number)).fetchall():
+        transitions.tally.move(queue, Event.DROP, code, None, count)
+    transitions.connection.execute(transitions.sql["bury_oldest_" + kind], (_known_for(transitions), queue, number))
+    transitions.tally.count(queue, wording.DROPPED_OVER_CAP, number)
     return number
 
 
-def _known_for(shelf: Shelf) -> int:
-    return to_microseconds(shelf.rules.repeat_for)
+def _known_for(transitions: Transitions) -> int:
+    return to_microseconds(transitions.rules.repeat_for)

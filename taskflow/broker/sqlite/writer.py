@@ -15,11 +15,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-from taskflow.broker import words
+from taskflow.broker import wording
 from taskflow.broker.sqlite import forks
 from taskflow.broker.sqlite.durability import Durability
-from taskflow.broker.sqlite.shelf import Shelf
 from taskflow.broker.sqlite.transactions import Transactions, Work
+from taskflow.broker.sqlite.transitions import Transitions
 from taskflow.model.errors import BrokerUnavailable
 from taskflow.model.seams import StartThread
 
@@ -32,7 +32,7 @@ CLOSED: Final = "the broker is closed: make another one"
 
 
 @dataclass(eq=False, slots=True)
-class Call(Work):
+class WriteCall(Work):
     """Work and who waits for it. Its outcome is the thread's until it is delivered."""
 
     loop: asyncio.AbstractEventLoop
@@ -46,21 +46,21 @@ class Writer:
         self.pid = os.getpid()
         self._transactions = transactions
         self._start_thread = start_thread
-        self._queue = queue.SimpleQueue[Call | None]()
+        self._queue = queue.SimpleQueue[WriteCall | None]()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._is_closed = False
 
-    async def call(self, durability: Durability, verb: Callable[[Shelf], T]) -> T:
+    async def call(self, durability: Durability, verb: Callable[[Transitions], T]) -> T:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        self._put(Call(verb, durability, time.monotonic(), loop, future))
+        self._put(WriteCall(verb, durability, time.monotonic(), loop, future))
         return await future
 
-    def _put(self, call: Call) -> None:
+    def _put(self, call: WriteCall) -> None:
         with self._lock:  # so that nothing comes after the None that ends the thread
             if self._is_closed:
-                raise BrokerUnavailable(words.CLOSED)
+                raise BrokerUnavailable(wording.CLOSED)
             if self._thread is None:
                 self._thread = self._start_thread(self._work, "taskflow-sqlite-writer")
             self._queue.put(call)
@@ -93,7 +93,7 @@ class Writer:
             with forks.transactions:
                 self._transactions.close()
 
-    def _run(self, group: list[Call]) -> None:
+    def _run(self, group: list[WriteCall]) -> None:
         try:
             with forks.transactions:
                 self._transactions.run(group)
@@ -101,9 +101,9 @@ class Writer:
             for call in group:
                 call.error = error
 
-    def _next_group(self) -> list[Call]:
+    def _next_group(self) -> list[WriteCall]:
         """All that waits, once there is something; nothing when it is time to go."""
-        group = list[Call]()
+        group = list[WriteCall]()
         call = self._queue.get()
         while call is not None:
             group.append(call)
@@ -118,9 +118,9 @@ class Writer:
         return group
 
 
-def _deliver(group: list[Call]) -> None:
+def _deliver(group: list[WriteCall]) -> None:
     """One message to each loop, whatever the number of its calls."""
-    by_loop: dict[asyncio.AbstractEventLoop, list[Call]] = {}
+    by_loop: dict[asyncio.AbstractEventLoop, list[WriteCall]] = {}
     for call in group:
         by_loop.setdefault(call.loop, []).append(call)
     for loop, calls in by_loop.items():
@@ -130,7 +130,7 @@ def _deliver(group: list[Call]) -> None:
             continue
 
 
-def _answer(calls: list[Call]) -> None:
+def _answer(calls: list[WriteCall]) -> None:
     for call in calls:
         if call.future.done():  # cancelled
             continue

@@ -23,7 +23,7 @@ from taskflow.worker.children.calls import Calls
 from taskflow.worker.children.runs import Runs
 from taskflow.worker.children.system import HANDLED, end_now, end_with_parent, flush_native, keep_handlers_from_forks, resident_memory
 from taskflow.worker.children.wire import Ended, Hello, Import, Message, Ready, Refused, Run, Unpacker, pack
-from taskflow.worker.holdings import Holding
+from taskflow.worker.lease_table import HeldLease
 
 # Seconds that an interpreter may take to end by itself, once there is no more to do.
 _GOODBYE: Final = 4.0
@@ -99,7 +99,7 @@ class Conversation:
                     if isinstance(found, Refused):
                         self._answer(found)
                     else:
-                        verdict = (await runs.run(Holding(lease))).verdict
+                        verdict = (await runs.run(HeldLease(lease))).verdict
                         self._answer(Ended(verdict, resident_memory(), application.is_whole))
 
     def _answer(self, message: Message) -> None:

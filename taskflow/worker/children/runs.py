@@ -15,7 +15,7 @@ from taskflow.model.verdict import Settlement
 from taskflow.worker.children.calls import Calls
 from taskflow.worker.children.wire import Message, Reported
 from taskflow.worker.executor import Executor
-from taskflow.worker.holdings import Holding
+from taskflow.worker.lease_table import HeldLease
 
 # Seconds between two reports of progress: a job may make one for each of a million items.
 PACE: Final = 0.05
@@ -31,19 +31,19 @@ class Runs(Executor):
         self._calls = calls
         self._say = say
 
-    async def run(self, holding: Holding) -> Settlement:
+    async def run(self, holding: HeldLease) -> Settlement:
         self._progress = _Paced(self._say)
         try:
             return await super().run(holding)
         finally:
             self._progress.end()
 
-    async def _invoke(self, holding: Holding, job: AnyJob, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    async def _invoke(self, holding: HeldLease, job: AnyJob, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if isinstance(job, Job):
             return await self._calls.run_async(partial(job.function, *args, **kwargs))
         return await self._calls.run(partial(job.function, *args, **kwargs))
 
-    def _report_to(self, holding: Holding) -> Callable[[Progress], None]:
+    def _report_to(self, holding: HeldLease) -> Callable[[Progress], None]:
         return self._progress
 
 

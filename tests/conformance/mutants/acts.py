@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from taskflow.broker import topics
 from taskflow.broker.console import Finding, JobFilter, Redone
-from taskflow.broker.memory.job import Job
+from taskflow.broker.memory.job import StoredJob
 from taskflow.model.record import Event, Record, Status
 from tests.conformance.mutants.mutant import Mutant
 
@@ -15,7 +15,7 @@ class CancelsTheEnded(Mutant):
     breaks = frozenset({"cancel_ended"})
     because = "a finished job turns CANCELLED, and its result is taken for nothing"
 
-    def _cancel_one(self, job: Job | None) -> Status | None:
+    def _cancel_one(self, job: StoredJob | None) -> Status | None:
         found = None if job is None else job.status
         answer = super()._cancel_one(job)
         if job is not None and found in (Status.SUCCEEDED, Status.FAILED):
@@ -27,7 +27,7 @@ class CancelDoesNotNudge(Mutant):
     breaks = frozenset({"listen_session"})
     because = "a run goes on until its worker's next beat"
 
-    def _cancel_one(self, job: Job | None) -> Status | None:
+    def _cancel_one(self, job: StoredJob | None) -> Status | None:
         found = super()._cancel_one(job)
         if found is Status.RUNNING:
             self.rung.clear()
@@ -52,7 +52,7 @@ class RedoTakesTheKeyTwice(Mutant):
     breaks = frozenset({"console_retry"})
     because = "an operator's retry brings back a job whose key another has taken meanwhile"
 
-    def _redo_one(self, job: Job | None) -> Redone:
+    def _redo_one(self, job: StoredJob | None) -> Redone:
         if job is not None and job.envelope.key is not None and job.status in (Status.FAILED, Status.CANCELLED):
             self.keys.pop(job.envelope.key, None)
         return super()._redo_one(job)
@@ -62,7 +62,7 @@ class CancelSaysNothing(Mutant):
     breaks = frozenset({"cancel_running", "cancel_waiting"})
     because = "only what was ended is answered, and the caller takes a running job for unknown"
 
-    def _cancel_one(self, job: Job | None) -> Status | None:
+    def _cancel_one(self, job: StoredJob | None) -> Status | None:
         found = super()._cancel_one(job)
         return None if found is Status.RUNNING else found
 
@@ -71,7 +71,7 @@ class CancelsNoHeldJob(Mutant):
     breaks = frozenset({"cancel_waiting", "console_retry", "joins", "key_waits_behind", "key_cancelled"})
     because = "a state that came later is forgotten in one statement"
 
-    def _cancel_one(self, job: Job | None) -> Status | None:
+    def _cancel_one(self, job: StoredJob | None) -> Status | None:
         return Status.HELD if job is not None and job.status is Status.HELD else super()._cancel_one(job)
 
 
@@ -88,7 +88,7 @@ class NudgesOnlyForTheNew(Mutant):
     breaks = frozenset({"listen_ready"})
     because = "a retry that is READY at once waits for the next poll"
 
-    def _stand_ready(self, job: Job, event: Event) -> None:
+    def _stand_ready(self, job: StoredJob, event: Event) -> None:
         rung = set(self.rung)
         super()._stand_ready(job, event)
         if event is not Event.ENQUEUE:
@@ -99,7 +99,7 @@ class DueIsNotTold(Mutant):
     breaks = frozenset({"listen_due"})
     because = "who sleeps until the next due time sleeps over one that was added before it"
 
-    def enter(self, job: Job, event: Event) -> None:
+    def enter(self, job: StoredJob, event: Event) -> None:
         super().enter(job, event)
         self.rung.discard(topics.DUE)
 

@@ -6,7 +6,7 @@ import math
 
 import msgspec
 
-from taskflow.broker.memory.job import Job
+from taskflow.broker.memory.job import StoredJob
 from taskflow.broker.memory.store import SessionState
 from taskflow.model.envelope import ClaimId
 from taskflow.model.session import Beat, BeatAnswer, Outlook, Report, Session
@@ -17,7 +17,7 @@ class FindsNoGhosts(Mutant):
     breaks = frozenset({"beat_ghosts", "key_gives_way", "settle_marked"})
     because = "an answer that was lost for good leaves a lease that nobody holds, and its session lives on"
 
-    def _is_ghost(self, job: Job, claim: ClaimId, beat: Beat) -> bool:
+    def _is_ghost(self, job: StoredJob, claim: ClaimId, beat: Beat) -> bool:
         return False
 
 
@@ -25,7 +25,7 @@ class TakesTheUnseenForGhosts(Mutant):
     breaks = frozenset({"beat_young"})
     because = "a beat long under way takes back what a later answer gave"
 
-    def _is_ghost(self, job: Job, claim: ClaimId, beat: Beat) -> bool:
+    def _is_ghost(self, job: StoredJob, claim: ClaimId, beat: Beat) -> bool:
         return super()._is_ghost(job, claim, msgspec.structs.replace(beat, seen=claim.request))
 
 
@@ -117,7 +117,7 @@ class ForgetsReports(Mutant):
     breaks = frozenset({"beat_reports", "settle_progress"})
     because = "progress is a feature of the dashboard, which nobody looked at"
 
-    def _take_report(self, job: Job | None, report: Report) -> None:
+    def _take_report(self, job: StoredJob | None, report: Report) -> None:
         pass
 
 
@@ -141,7 +141,7 @@ class DeathHasNoCause(Mutant):
     breaks = frozenset({"beat_died"})
     because = "that a worker was lost is all that the record says, and of what stands in the log of another machine"
 
-    def _crash(self, job: Job, cause: str = "") -> None:
+    def _crash(self, job: StoredJob, cause: str = "") -> None:
         super()._crash(job)
 
 

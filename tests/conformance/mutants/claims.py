@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 
-from taskflow.broker.memory.job import Job
+from taskflow.broker.memory.job import StoredJob
 from taskflow.broker.memory.store import SessionState
 from taskflow.model.clock import to_microseconds
 from taskflow.model.envelope import ClaimId, Lease
@@ -54,8 +54,8 @@ class CutsAnswersShort(Mutant):
     breaks = frozenset({"claim_fewer"})
     because = "who got a portion of what was there takes it for all, and waits for a nudge"
 
-    def take_ready(self, queue: str, limit: int) -> list[Job]:
-        taken, size = list[Job](), 0
+    def take_ready(self, queue: str, limit: int) -> list[StoredJob]:
+        taken, size = list[StoredJob](), 0
         for job in super().take_ready(queue, limit):
             if size < 1 << 20:
                 taken.append(job)
@@ -80,8 +80,8 @@ class ClaimsWhatHasExpired(Mutant):
     breaks = frozenset({"claim_eligible"})
     because = "expiry is upkeep's alone: between its calls an expired job is run"
 
-    def take_ready(self, queue: str, limit: int) -> list[Job]:
-        taken = list[Job]()
+    def take_ready(self, queue: str, limit: int) -> list[StoredJob]:
+        taken = list[StoredJob]()
         while len(taken) < limit and (job := self.first_ready(queue)) is not None:
             heapq.heappop(self.ready[queue])
             taken.append(job)
@@ -104,7 +104,7 @@ class RepeatsEpochs(Mutant):
     breaks = frozenset({"claim_fence", "console_retry"})
     because = "the epoch is raised by failures, not by leases"
 
-    def _lease(self, state: SessionState, job: Job, claim: ClaimId) -> Lease:
+    def _lease(self, state: SessionState, job: StoredJob, claim: ClaimId) -> Lease:
         if job.epoch > job.failures:
             job.epoch -= 1
         return super()._lease(state, job, claim)
@@ -122,7 +122,7 @@ class IgnoresPriority(Mutant):
     breaks = frozenset({"enqueue_order"})
     because = "first come, first served"
 
-    def take_ready(self, queue: str, limit: int) -> list[Job]:
+    def take_ready(self, queue: str, limit: int) -> list[StoredJob]:
         now = self.clock.wall()
         ready = [job for job in self.jobs.values() if job.status is Status.READY and job.queue == queue and not job.is_expired(now)]
         return sorted(ready, key=lambda job: job.place[1:])[:limit]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import msgspec
 
-from taskflow.broker.memory.job import Job
+from taskflow.broker.memory.job import StoredJob
 from taskflow.model.record import Event, Status
 from taskflow.model.verdict import Settled, Settlement
 from tests.conformance.mutants.mutant import Mutant
 
 
-def _readdressed(settlement: Settlement, job: Job) -> Settlement:
+def _readdressed(settlement: Settlement, job: StoredJob) -> Settlement:
     """As if the settlement had named the job's present fence."""
     assert job.claim is not None
     return msgspec.structs.replace(settlement, epoch=job.epoch, claim=job.claim)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from taskflow.broker.memory.job import Job
+from taskflow.broker.memory.job import StoredJob
 from taskflow.broker.protocol import Added, Refused
 from taskflow.model.envelope import Envelope, OnConflict
 from taskflow.model.errors import StoreFull
@@ -34,7 +34,7 @@ class KeyIsLostByARetry(Mutant):
     breaks = frozenset({"key_survives_retry"})
     because = "the lock is released at the end of the run, not of the job"
 
-    def wait_again(self, job: Job, event: Event, due_at: int | None = None) -> None:
+    def wait_again(self, job: StoredJob, event: Event, due_at: int | None = None) -> None:
         super().wait_again(job, event, due_at)
         if job.status in WAITING and job.envelope.key is not None:
             self.keys.pop(job.envelope.key, None)
@@ -55,7 +55,7 @@ class RunsBesideItsHolder(Mutant):
     breaks = frozenset({"key_waits_behind", "key_gives_way", "key_cancelled"})
     because = "two of one key run at once when the first is replaced as it runs"
 
-    def add(self, job: Job, behind: Job | None) -> None:
+    def add(self, job: StoredJob, behind: StoredJob | None) -> None:
         super().add(job, behind=None)
 
 
@@ -63,7 +63,7 @@ class BlocksItsOwnRetry(Mutant):
     breaks = frozenset({"key_gives_way"})
     because = "a retry and the replacement that waits behind it both live on"
 
-    def waiting_behind(self, job: Job) -> Job | None:
+    def waiting_behind(self, job: StoredJob) -> StoredJob | None:
         return None
 
 
@@ -71,7 +71,7 @@ class CountsSuccessesOnly(Mutant):
     breaks = frozenset({"joins", "console_purge", "enqueue_order", "key_waits_behind"})
     because = "one failed member, and the workflow waits for ever"
 
-    def end(self, job: Job, event: Event, status: Status, reason: str | None = None, *, keep: float | None = None) -> None:
+    def end(self, job: StoredJob, event: Event, status: Status, reason: str | None = None, *, keep: float | None = None) -> None:
         if status is not Status.SUCCEEDED:
             job.joins = ()
         super().end(job, event, status, reason, keep=keep)
@@ -95,7 +95,7 @@ class KeyOfARunIsFree(Mutant):
     def _enqueue_one(self, envelope: Envelope) -> Added | Refused:
         waiting, running = self.holders(envelope.key)
         if waiting is None and running is not None and envelope.on_conflict is OnConflict.KEEP and envelope.id not in self.jobs:
-            self.add(Job.of(envelope, self.next_seq(), self.clock.wall()), behind=None)
+            self.add(StoredJob.of(envelope, self.next_seq(), self.clock.wall()), behind=None)
             return Added(envelope.id)
         return super()._enqueue_one(envelope)
 
@@ -115,7 +115,7 @@ class RunsBesideACancelledOne(Mutant):
     breaks = frozenset({"key_cancelled"})
     because = "the cancellation frees the key at once, though the run goes on for as long as it likes"
 
-    def add(self, job: Job, behind: Job | None) -> None:
+    def add(self, job: StoredJob, behind: StoredJob | None) -> None:
         super().add(job, None if behind is not None and behind.cancel_requested is not None else behind)
 
 
@@ -157,6 +157,6 @@ class ThePastComesFirst(Mutant):
     breaks = frozenset({"enqueue_past"})
     because = "a clock that is slow by an hour jumps every queue"
 
-    def add(self, job: Job, behind: Job | None) -> None:
+    def add(self, job: StoredJob, behind: StoredJob | None) -> None:
         job.due_at = min(job.due_at, job.envelope.at or job.due_at)
         super().add(job, behind)

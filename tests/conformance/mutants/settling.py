@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from taskflow.broker.memory.job import Fence, Job
+from taskflow.broker.memory.job import Fence, StoredJob
 from taskflow.model.record import WAITING, Event, Status
 from taskflow.model.verdict import Retried, Settled, Settlement, Snoozed
 from tests.conformance.mutants.mutant import Mutant
@@ -16,7 +16,7 @@ class RepeatIsStale(Mutant):
     breaks = frozenset({"settle_repeat"})
     because = "a lost reply turns into STALE, and the worker thinks that its run was in vain"
 
-    def _took_effect(self, job: Job, fence: Fence) -> bool:
+    def _took_effect(self, job: StoredJob, fence: Fence) -> bool:
         return False
 
 
@@ -61,7 +61,7 @@ class KeepsPayloads(Mutant):
     breaks = frozenset({"settle_forgets_payload"})
     because = "the store grows by what no run will ever read again"
 
-    def _apply(self, job: Job, settlement: Settlement) -> None:
+    def _apply(self, job: StoredJob, settlement: Settlement) -> None:
         payload = job.payload
         super()._apply(job, settlement)
         job.payload = payload
@@ -71,7 +71,7 @@ class ForgetsTheMark(Mutant):
     breaks = frozenset({"settle_marked", "hand_back_backoff"})
     because = "a cancelled job is retried, since the mark lay on the run and not on the job"
 
-    def _apply(self, job: Job, settlement: Settlement) -> None:
+    def _apply(self, job: StoredJob, settlement: Settlement) -> None:
         if not settlement.verdict.is_final:
             job.cancel_requested = None
         super()._apply(job, settlement)
@@ -81,7 +81,7 @@ class OutcomesResetNothing(Mutant):
     breaks = frozenset({"settle_resets", "hand_back_backoff", "crash_backoff"})
     because = "a long-lived job that snoozes collects crashes over weeks until it is called poison"
 
-    def _progressed(self, job: Job) -> None:
+    def _progressed(self, job: StoredJob) -> None:
         job.parked_at = None
 
 
@@ -89,7 +89,7 @@ class SnoozeIsAFailure(Mutant):
     breaks = frozenset({"settle_outcomes", "settle_marked", "key_gives_way", "claim_fence"})
     because = "waiting on purpose uses attempts up"
 
-    def _apply(self, job: Job, settlement: Settlement) -> None:
+    def _apply(self, job: StoredJob, settlement: Settlement) -> None:
         if isinstance(settlement.verdict, Snoozed):
             job.failures += 1
         super()._apply(job, settlement)
@@ -107,7 +107,7 @@ class HandsBackToTheEnd(Mutant):
     breaks = frozenset({"hand_back_place", "settle_outcomes"})
     because = "every deploy sends what it interrupts to the end of the queue"
 
-    def _hand_back(self, job: Job, *, counts: bool) -> None:
+    def _hand_back(self, job: StoredJob, *, counts: bool) -> None:
         if job.cancel_requested is None and self.waiting_behind(job) is None:
             job.due_at, job.seq = self.clock.wall(), self.next_seq()
         super()._hand_back(job, counts=counts)
@@ -117,7 +117,7 @@ class HandsBackWithoutAPause(Mutant):
     breaks = frozenset({"hand_back_backoff"})
     because = "the graceful hand-back went round every counter, and one job cycled a fleet for 17 hours (activepieces#15130)"
 
-    def _hand_back(self, job: Job, *, counts: bool) -> None:
+    def _hand_back(self, job: StoredJob, *, counts: bool) -> None:
         job.hand_backs += counts
         self.wait_again(job, Event.HAND_BACK)
 
@@ -126,7 +126,7 @@ class HandBacksArePoison(Mutant):
     breaks = frozenset({"hand_back_backoff", "outage"})
     because = "eleven deploys during one long job failed it, though each run went well until then"
 
-    def _hand_back(self, job: Job, *, counts: bool) -> None:
+    def _hand_back(self, job: StoredJob, *, counts: bool) -> None:
         super()._hand_back(job, counts=counts)
         if job.hand_backs > 10 and job.status in WAITING:
             job.status = Status.RUNNING

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from taskflow.broker.memory.job import Job
+from taskflow.broker.memory.job import StoredJob
 from taskflow.model.record import Event, Status
 from tests.conformance.mutants.mutant import Mutant
 
@@ -64,7 +64,7 @@ class CrashIsAFailure(Mutant):
     breaks = frozenset({"crash_backoff"})
     because = "a deploy or a full memory uses up attempts of jobs that did nothing wrong"
 
-    def _crash(self, job: Job, cause: str = "") -> None:
+    def _crash(self, job: StoredJob, cause: str = "") -> None:
         job.failures += 1
         super()._crash(job, cause)
 
@@ -73,7 +73,7 @@ class CrashesForEver(Mutant):
     breaks = frozenset({"crash_poison", "beat_died", "key_released", "key_waits_behind", "joins", "console_browse", "console_retry"})
     because = "the counter lives in the process that is killed (sidekiq#3400, faktory#99)"
 
-    def _crash(self, job: Job, cause: str = "") -> None:
+    def _crash(self, job: StoredJob, cause: str = "") -> None:
         rules, self.rules = self.rules, msgspec.structs.replace(self.rules, max_crashes=1_000_000)
         super()._crash(job, cause)
         self.rules = rules
@@ -83,7 +83,7 @@ class CrashForgetsTheMark(Mutant):
     breaks = frozenset({"crash_marked", "beat_died"})
     because = "a cancelled job comes back with its worker's end"
 
-    def _crash(self, job: Job, cause: str = "") -> None:
+    def _crash(self, job: StoredJob, cause: str = "") -> None:
         job.cancel_requested = None
         super()._crash(job, cause)
 
@@ -100,7 +100,7 @@ class ReadiesAtTheEnd(Mutant):
     breaks = frozenset({"upkeep_due", "enqueue_order"})
     because = "a job's place depends on when upkeep came by"
 
-    def enter(self, job: Job, event: Event) -> None:
+    def enter(self, job: StoredJob, event: Event) -> None:
         if event is Event.DUE:
             job.due_at = self.clock.wall()
         super().enter(job, event)
@@ -110,10 +110,10 @@ class ForgetsTombstones(Mutant):
     breaks = frozenset({"upkeep_drops", "console_purge", "settle_repeat"})
     because = "a job that is not kept is forgotten at once, and a resent enqueue runs it twice"
 
-    def _is_forgettable(self, job: Job, now: int) -> bool:
+    def _is_forgettable(self, job: StoredJob, now: int) -> bool:
         return True
 
-    def bury(self, job: Job) -> None:
+    def bury(self, job: StoredJob) -> None:
         super().bury(job)
         self.jobs.pop(job.id, None)
 

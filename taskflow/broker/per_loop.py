@@ -8,26 +8,26 @@ import threading
 from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
-from taskflow.broker import words
+from taskflow.broker import wording
 from taskflow.model.errors import BrokerUnavailable
 
 
-class Line(Protocol):
+class LoopBound(Protocol):
     """A loop's connections."""
 
     async def close(self) -> None: ...
 
 
-L = TypeVar("L", bound=Line)
+L = TypeVar("L", bound=LoopBound)
 
 
 class PerLoop(Generic[L]):
-    """One line for each running loop, made at its first use. A child after a fork starts afresh, and does not touch its parent's."""
+    """One connection for each running loop, made at its first use. A child after a fork starts afresh, and does not touch its parent's."""
 
     def __init__(self, make: Callable[[], L]) -> None:
         self._make = make
         self._lock = threading.Lock()
-        self._lines: dict[asyncio.AbstractEventLoop, L] = {}
+        self._by_loop: dict[asyncio.AbstractEventLoop, L] = {}
         self._of_parents: list[object] = []
         self._pid = os.getpid()
         self._is_closed = False
@@ -35,33 +35,33 @@ class PerLoop(Generic[L]):
     def here(self) -> L:
         """The running loop's. BrokerUnavailable once all is closed."""
         if self._is_closed:
-            raise BrokerUnavailable(words.CLOSED)
+            raise BrokerUnavailable(wording.CLOSED)
         loop = asyncio.get_running_loop()
         if self._pid != os.getpid():
             self._forget_parents()
-        found = self._lines.get(loop)
+        found = self._by_loop.get(loop)
         return found if found is not None else self._begin(loop)
 
     async def close(self) -> None:
         """This loop's at once, those of others by themselves; twice is harmless."""
         self._is_closed = True
         with self._lock:
-            lines, self._lines = self._lines, {}
-        for loop, line in lines.items():
+            by_loop, self._by_loop = self._by_loop, {}
+        for loop, connection in by_loop.items():
             if loop is asyncio.get_running_loop():
-                await line.close()
+                await connection.close()
             elif loop.is_running():
-                asyncio.run_coroutine_threadsafe(line.close(), loop)
+                asyncio.run_coroutine_threadsafe(connection.close(), loop)
 
     def _begin(self, loop: asyncio.AbstractEventLoop) -> L:
         with self._lock:
-            self._lines = {other: line for other, line in self._lines.items() if not other.is_closed()}
-            self._lines[loop] = line = self._make()
-        return line
+            self._by_loop = {other: connection for other, connection in self._by_loop.items() if not other.is_closed()}
+            self._by_loop[loop] = connection = self._make()
+        return connection
 
     def _forget_parents(self) -> None:
         """They are kept, since even their end could harm what is shared with the parent."""
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._of_parents.append(self._lines)
-        self._lines = {}
+        self._of_parents.append(self._by_loop)
+        self._by_loop = {}

@@ -1,7 +1,7 @@
 """The jobs of a store as one transaction sees them: their moves, keys and joins, one job at a time.
 
-The rules are the memory broker's, `memory/shelf.py`; what heaps do there, partial indexes do here. Verbs that can treat a batch as one
-do so beside it and count their moves in the same tally.
+The rules are those of `memory/transitions.py`. Partial indexes take the place of its heaps. Verbs that can treat a batch as one do so
+beside it and count their moves in the same tally.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from taskflow.broker import topics, words
+from taskflow.broker import topics, wording
 from taskflow.broker.sqlite.bulk import execute_rows, fetch_rows, insert_rows
 from taskflow.broker.sqlite.given import GivenLeases
 from taskflow.broker.sqlite.names import job_names, queue_names
 from taskflow.broker.sqlite.row import (
     COLUMNS,
-    Job,
+    JobRow,
     all_columns,
     changing_columns,
     columns_of_run,
@@ -52,7 +52,7 @@ class Unsound(Exception):
     """A row must be mended, which a transaction that only reads cannot do: the verb is to be run again in one that writes."""
 
 
-class Shelf:
+class Transitions:
     """Lives as long as its connection; `begin` once a verb, `finish` before a commit, `forget` after a rollback."""
 
     def __init__(self, connection: sqlite3.Connection, sql: Statements, clock: Clock, rules: Rules) -> None:
@@ -66,7 +66,7 @@ class Shelf:
         self.given = GivenLeases()
         self.rung = set[str]()
         self.scrubbed = Scrubbed()
-        self._put_off: list[Job] | None = None
+        self._put_off: list[JobRow] | None = None
         self.may_write = self.has_mended = False
         self.now = self.steady = 0
 
@@ -95,21 +95,21 @@ class Shelf:
 
     # --- rows -------------------------------------------------------------------------------------------------
 
-    def job(self, job_id: bytes) -> Job | None:
+    def job(self, job_id: bytes) -> JobRow | None:
         return self._first("job_by_id", job_id)
 
-    def job_by_seq(self, seq: int) -> Job | None:
+    def job_by_seq(self, seq: int) -> JobRow | None:
         return self._first("job_by_seq", seq)
 
-    def jobs(self, statement: str, *parameters: object) -> list[Job]:
+    def jobs(self, statement: str, *parameters: object) -> list[JobRow]:
         rows = self.connection.execute(self.sql[statement], parameters).fetchall()
         return [self._job(row) for row in rows]
 
-    def leased(self, statement: str, *parameters: object) -> list[Job]:
+    def leased(self, statement: str, *parameters: object) -> list[JobRow]:
         """Jobs found by their claims, without those whose claims were unsound: these are ready again."""
         return [job for job in self.jobs(statement, *parameters) if job.claim is not None]
 
-    def save(self, job: Job) -> None:
+    def save(self, job: JobRow) -> None:
         if self._put_off is not None:
             self._put_off.append(job)
         else:
@@ -118,14 +118,14 @@ class Shelf:
     @contextmanager
     def saving_together(self) -> Iterator[None]:
         """For runs that concern no other job, of which only what `save_runs` writes changes: they are saved at the end, in one step."""
-        put_off = self._put_off = list[Job]()
+        put_off = self._put_off = list[JobRow]()
         try:
             yield
         finally:
             self._put_off = None
         self.execute_rows("save_runs", [columns_of_run(job) for job in put_off])
 
-    def record(self, job: Job) -> Record:
+    def record(self, job: JobRow) -> Record:
         return record_of(job, self.queues.name(job.queue), self.job_names.read(job.name))
 
     def execute_rows(self, statement: str, rows: Sequence[tuple[object, ...]], *shared: object) -> int:
@@ -137,16 +137,16 @@ class Shelf:
     def fetch_rows(self, statement: str, rows: Sequence[tuple[object, ...]], *shared: object) -> list[tuple[Any, ...]]:
         return fetch_rows(self.connection, self.sql, statement, rows, shared)
 
-    def _first(self, statement: str, *parameters: object) -> Job | None:
+    def _first(self, statement: str, *parameters: object) -> JobRow | None:
         row = self.connection.execute(self.sql[statement], parameters).fetchone()
         return None if row is None else self._job(row)
 
     # --- unsound rows -------------------------------------------------------------------------------------------
 
-    def _job(self, row: tuple[Any, ...]) -> Job:
+    def _job(self, row: tuple[Any, ...]) -> JobRow:
         """A row as a job, mended if it is unsound. Raises Unsound if it cannot be mended here."""
         if is_sound(row) and self.queues.has(row[_QUEUE]):
-            return Job(*row)
+            return JobRow(*row)
         job, is_mended, oversized = look_closely(row, self.now, self._strange_queue(row[_QUEUE]))
         if is_mended:
             self._mend(job, oversized)
@@ -155,7 +155,7 @@ class Shelf:
     def _strange_queue(self, number: Any) -> Unreadable | None:
         return None if type(number) is not int or self.queues.has(number) else Unreadable("queue", f"number {number} has no name", b"")
 
-    def _mend(self, job: Job, oversized: Sequence[str]) -> None:
+    def _mend(self, job: JobRow, oversized: Sequence[str]) -> None:
         if not self.may_write:
             raise Unsound
         for column in oversized:
@@ -171,7 +171,7 @@ class Shelf:
 
     # --- moves: every change of a single job's status goes through here -----------------------------------------
 
-    def move(self, job: Job, event: Event, to: Status | None) -> None:
+    def move(self, job: JobRow, event: Event, to: Status | None) -> None:
         """One legal move, counted. The caller saves the job."""
         if to not in MOVES.get((job.status, event), ()):
             raise AssertionError(f"{id_text(job.id)}: {job.status} may not become {to} by {event}")
@@ -179,21 +179,21 @@ class Shelf:
         self.tally.move(job.queue, event, job.code, code)
         job.code = code
 
-    def add(self, job: Job, behind: Job | None) -> None:
+    def add(self, job: JobRow, behind: JobRow | None) -> None:
         """Take in a new job; `behind` is the running holder of its key, for whose end it waits."""
         if behind is not None:
             job.awaits += 1
             job.behind = behind.id
-            job.waiting_for = words.waits_behind(behind.id)
+            job.waiting_for = wording.waits_behind(behind.id)
         self._place(job, Event.ENQUEUE)
         self.connection.execute(self.sql["add_job"], all_columns(job))
 
-    def enter(self, job: Job, event: Event) -> None:
+    def enter(self, job: JobRow, event: Event) -> None:
         """Wait in the place that its due time and what it awaits give it."""
         self._place(job, event)
         self.save(job)
 
-    def _place(self, job: Job, event: Event) -> None:
+    def _place(self, job: JobRow, event: Event) -> None:
         if job.awaits > 0:
             self.move(job, event, Status.HELD)
         elif job.due_at > self.now:
@@ -202,11 +202,11 @@ class Shelf:
         else:
             self._place_ready(job, event)
 
-    def _place_ready(self, job: Job, event: Event) -> None:
+    def _place_ready(self, job: JobRow, event: Event) -> None:
         self.move(job, event, Status.READY)
         self.ring_queue(job.queue)
 
-    def wait_again(self, job: Job, event: Event, due_at: int | None = None) -> None:
+    def wait_again(self, job: JobRow, event: Event, due_at: int | None = None) -> None:
         """After a run that did not end the job; its cancellation and a replacement behind it come first.
 
         Without a new time it is READY where it stood, also when the wall clock has been set back before its due time meanwhile.
@@ -215,7 +215,7 @@ class Shelf:
         if job.cancel_requested is not None:
             self.end(job, event, Status.CANCELLED, text_of(job.cancel_requested))
         elif successor is not None:
-            self.end(job, event, Status.CANCELLED, words.replaced_by(successor.id))
+            self.end(job, event, Status.CANCELLED, wording.replaced_by(successor.id))
         elif due_at is None:
             job.claim = None
             self._place_ready(job, event)
@@ -225,7 +225,7 @@ class Shelf:
             job.due_at = due_at
             self.enter(job, event)
 
-    def end(self, job: Job, event: Event, status: Status, reason: str | None = None, *, keep: float | None = None) -> None:
+    def end(self, job: JobRow, event: Event, status: Status, reason: str | None = None, *, keep: float | None = None) -> None:
         """End a job: nobody holds it any more, its key is free, and those that awaited it know."""
         self.move(job, event, status)
         joined, job.joins = job.joined_ids(), None
@@ -239,7 +239,7 @@ class Shelf:
             self._count_in(self.job(job_id))
         self.rung.add(topics.job(job.id))
 
-    def bury(self, job: Job) -> None:
+    def bury(self, job: JobRow) -> None:
         """Drop what is kept of an ended job, all but its id and fence: somebody may still resend a call that names it."""
         assert job.ended_at is not None
         self.move(job, Event.DROP, None)
@@ -250,17 +250,17 @@ class Shelf:
 
     # --- keys and joins -----------------------------------------------------------------------------------------
 
-    def holders(self, key: bytes | None) -> tuple[Job | None, Job | None]:
+    def holders(self, key: bytes | None) -> tuple[JobRow | None, JobRow | None]:
         """The waiting and the running live job of a key."""
         if key is None:
             return None, None
         return self._first("waiting_holder", key), self._first("running_holder", key)
 
-    def waiting_behind(self, job: Job) -> Job | None:
+    def waiting_behind(self, job: JobRow) -> JobRow | None:
         waiting = None if job.key is None else self._first("waiting_holder", job.key)
         return waiting if waiting is not None and waiting.behind == job.id else None
 
-    def _release_key(self, job: Job) -> None:
+    def _release_key(self, job: JobRow) -> None:
         if job.key is None:
             return
         for other in self.jobs("waiting_behind", job.key, job.id):
@@ -268,7 +268,7 @@ class Shelf:
             self.save(other)
             self._count_in(other)
 
-    def _count_in(self, held: Job | None) -> None:
+    def _count_in(self, held: JobRow | None) -> None:
         if held is None or held.status is not Status.HELD:
             return
         held.awaits -= 1

@@ -18,9 +18,9 @@ from collections.abc import Collection, Sequence
 from typing import Final
 from urllib.parse import quote
 
-from taskflow.broker.nudges import Bell, Nudges
+from taskflow.broker.nudges import Nudges, WakeUpFlag
 from taskflow.broker.sqlite.ownership import open_folder_beside
-from taskflow.broker.sqlite.place import WAKE, Place
+from taskflow.broker.sqlite.store_file import WAKE, StoreFile
 from taskflow.model.errors import BrokerRefused
 from taskflow.model.seams import StartThread
 
@@ -35,11 +35,11 @@ _MOST_ADDRESS_BYTES: Final = 100
 """Of a socket's path: Linux takes 107, others 103."""
 
 
-_BELLS: Final[dict[tuple[int, str], Bell]] = {}
+_BELLS: Final[dict[tuple[int, str], WakeUpFlag]] = {}
 """By process, since a child after a fork has a copy, and by the name of the listener's socket."""
 
 
-def bell_here(name: str) -> Bell | None:
+def flag_here(name: str) -> WakeUpFlag | None:
     """That of a listener in this process. It is rung without a datagram, which would wake a thread at every commit: a worker's keeper
     listens beside its worker, and hardly ever to what that does."""
     return _BELLS.get((os.getpid(), name))
@@ -48,7 +48,7 @@ def bell_here(name: str) -> Bell | None:
 class Folder:
     """Where the listeners of a file have their sockets. It is used by its descriptor, once that is known to be ours."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: StoreFile) -> None:
         self._place = place
         self._path = place.beside(WAKE)
         self._descriptor: int | None = None
@@ -110,10 +110,10 @@ class Folder:
         return self._descriptor
 
 
-class Sender:
+class SocketSender:
     """Tells other brokers' listeners, of this process and others. Used by the writer's thread alone."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: StoreFile) -> None:
         self._folder = Folder(place)
         self._socket: socket.socket | None = None
 
@@ -126,8 +126,8 @@ class Sender:
         for name in self._folder.names():
             if name == but_not_to:
                 continue
-            if (bell := bell_here(name)) is not None:
-                bell.ring(topics)
+            if (flag := flag_here(name)) is not None:
+                flag.ring(topics)
             else:
                 others.append(name)
         if others:
@@ -158,12 +158,12 @@ class Sender:
         self._folder.close()
 
 
-class Listener:
-    """Rings the bell for what other processes do, by a thread of its own, while anybody listens."""
+class SocketListener:
+    """Wakes waiters for what other processes do, in a thread that runs while anybody listens."""
 
-    def __init__(self, place: Place, bell: Bell, start_thread: StartThread) -> None:
+    def __init__(self, place: StoreFile, flag: WakeUpFlag, start_thread: StartThread) -> None:
         self._place = place
-        self._bell = bell
+        self._flag = flag
         self._start_thread = start_thread
         self._lock = threading.Lock()
         self._folder = Folder(place)
@@ -176,7 +176,7 @@ class Listener:
     def listen(self, topics: Sequence[str]) -> Nudges:
         """From now on nothing is missed: the socket is there before this returns."""
         with self._lock:
-            nudges = self._bell.listen(topics)
+            nudges = self._flag.listen(topics)
             if self._thread is None:
                 self._socket = self._bind()
                 self._stop.clear()
@@ -192,7 +192,7 @@ class Listener:
             return None
         bound.settimeout(POLL_EVERY)
         self.name = name
-        _BELLS[os.getpid(), name] = self._bell
+        _BELLS[os.getpid(), name] = self._flag
         return bound
 
     # --- the thread ----------------------------------------------------------------------------------------------
@@ -206,7 +206,7 @@ class Listener:
                 if time.monotonic() - polled_at >= (POLL_EVERY if self._socket else POLL_WITHOUT_SOCKETS_EVERY):
                     polled_at = time.monotonic()
                     if watch.has_changed():
-                        self._bell.ring_all()
+                        self._flag.ring_all()
                     if self._is_done():
                         return
         finally:
@@ -221,14 +221,14 @@ class Listener:
         except OSError:  # nobody had anything to say for as long as that
             return
         if message == _EVERYTHING:
-            self._bell.ring_all()
+            self._flag.ring_all()
         elif message:
-            self._bell.ring(message.decode(errors="replace").split("\n"))
+            self._flag.ring(message.decode(errors="replace").split("\n"))
 
     def _is_done(self) -> bool:
         """When nobody listens any more; whoever comes next starts another thread."""
         with self._lock:
-            if self._bell.is_heard:
+            if self._flag.is_heard:
                 return False
             self._thread = None
             self._let_go()
@@ -271,7 +271,7 @@ class Listener:
 class _Watch:
     """Sees whether anybody has committed to the file since the last look."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: StoreFile) -> None:
         # mode=rw: looking must not make an empty file where there is none.
         self._address = f"file:{quote(place.path)}?mode=rw"
         self._place = place

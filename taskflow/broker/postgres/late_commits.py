@@ -24,7 +24,7 @@ AFTER_FAILURE: Final = 30.0
 CLOSED_WITHIN: Final = 2.0
 
 
-class LookBehind:
+class LateCommits:
     """One look at a time; what was late while it went on is looked for by the next."""
 
     def __init__(self, look: Callable[[], Awaitable[None]]) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from taskflow.broker import topics as names
-from taskflow.broker.asking import Arm, Ears
+from taskflow.broker.listener import Arm, Listener
 from taskflow.broker.redis.link import Link
 from taskflow.broker.redis.packing import ids_in
 from taskflow.broker.redis.wire import ERRORS, Ear, ear_over
@@ -24,7 +24,7 @@ PING_EVERY: Final = 25.0
 PONG_WITHIN: Final = 3.0
 
 
-class RedisEars(Ears):
+class RedisListener(Listener):
     def __init__(self, link: Link, prefix: str, arm: Arm) -> None:
         super().__init__(arm, ERRORS)
         self._link = link

@@ -1,7 +1,7 @@
 """LISTEN and NOTIFY: one listening connection for each event loop, and the telling of what has been committed.
 
-A pooler in transaction mode takes a LISTEN, says that all is well, and loses every notification. So ears count as open only once they
-have heard a word of their own that went the way of all others; as long as they have not, they look once a second.
+A pooler in transaction mode accepts a LISTEN and loses every notification. So a listener counts as open only once it has heard one
+of its own. Until then it polls once a second.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, Final, Self
 import asyncpg
 
 from taskflow.broker import topics as names
-from taskflow.broker.asking import Ears, Look, look_for
+from taskflow.broker.listener import Listener, Look, look_for
 from taskflow.broker.postgres.link import Link
 from taskflow.broker.postgres.refusals import ERRORS
 from taskflow.broker.postgres.server import ANSWER_WITHIN, Server, drop, shown
@@ -65,7 +65,7 @@ _TEST: Final = "test:"
 _SAY: Final = "SELECT set_config('synchronous_commit', 'off', true), pg_notify($1, $2)"
 
 
-class PostgresEars(Ears):
+class PostgresListener(Listener):
     """While nothing is heard, `look` asks for all that wait here in one, and who finds something is woken.
 
     A session's own topic is not looked for: what it would bring comes with the next beat.
@@ -84,10 +84,10 @@ class PostgresEars(Ears):
         self._has_said = False
 
     async def hear(self, goes_on: Callable[[], None]) -> None:
-        # The last look, if it was answered: a server that is away as a whole is no trouble of the ears.
+        # The last look, if it was answered: a server that is away as a whole is no trouble of the listener.
         server_is_there = self._has_looked
         try:
-            async with Listener(self._link, self._channel, self._take) as listener:
+            async with ListenConnection(self._link, self._channel, self._take) as listener:
                 if await listener.hears():
                     self._hears_again()
                     goes_on()
@@ -112,7 +112,7 @@ class PostgresEars(Ears):
 
     def _take(self, words: str) -> None:
         if words == EVERYTHING:
-            self.bell.ring_all()
+            self.flag.ring_all()
             return
         topics = words.split("\n")
         self.told((topic for topic in topics if topic.startswith(_JOB)), disarms=True)
@@ -136,7 +136,7 @@ class PostgresEars(Ears):
 
     async def _poll(self, topics: list[str]) -> None:
         try:
-            self.bell.ring(await look_for(topics, self._look))
+            self.flag.ring(await look_for(topics, self._look))
         except self._errors:
             self._has_looked, self._misses = False, 0
             return
@@ -146,7 +146,7 @@ class PostgresEars(Ears):
             log.warning(self._trouble)
 
 
-class Listener:
+class ListenConnection:
     """A connection that listens, inside. `take` is given the words of each notification but those of its own test."""
 
     def __init__(self, link: Link, channel: str, take: Callable[[str], None]) -> None:
@@ -219,7 +219,7 @@ class Listener:
 async def trouble_with_listening(link: Link, channel: str) -> str | None:
     """In words, or None when what is told on that channel is heard here."""
     try:
-        async with Listener(link, channel, lambda words: None) as listener:
+        async with ListenConnection(link, channel, lambda words: None) as listener:
             return None if await listener.hears(tests=1) else deaf(link.server)
     except (*ERRORS, BrokerError) as error:
         return in_vain(link.server, error)
@@ -253,7 +253,7 @@ def _about(seconds: float) -> float:
     return seconds * (0.75 + 0.5 * random.random())
 
 
-class Telling:
+class Notifier:
     """Tells other processes what has been committed here: one notification under way at a time, with all that came meanwhile.
 
     The ends of jobs for which nobody was seen to wait are told by and by: for those who came to wait in that moment.

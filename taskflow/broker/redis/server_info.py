@@ -18,7 +18,7 @@ _LITTLE_ROOM: Final = 0.9
 """Of maxmemory, in use."""
 
 
-class Survey(msgspec.Struct, frozen=True, kw_only=True):
+class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
     """From INFO. `version` is that of Redis whose commands it has, `name` what it calls itself."""
 
     name: str
@@ -32,7 +32,7 @@ class Survey(msgspec.Struct, frozen=True, kw_only=True):
     is_cluster: bool
 
     @classmethod
-    def of(cls, info: bytes) -> Survey:
+    def of(cls, info: bytes) -> ServerInfo:
         lines = (line.partition(":") for line in info.decode(errors="replace").splitlines() if ":" in line)
         told = {name: value for name, _, value in lines}
         version = told.get("redis_version", "0")

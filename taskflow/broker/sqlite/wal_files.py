@@ -17,9 +17,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from taskflow.broker.sqlite.holders import locked_by
+from taskflow.broker.sqlite.lock_owner import locked_by
 from taskflow.broker.sqlite.ownership import open_beside
-from taskflow.broker.sqlite.place import INDEX, LOG, SIDE, Place
+from taskflow.broker.sqlite.store_file import INDEX, LOG, SIDE, StoreFile
 from taskflow.model.errors import BrokerUnavailable
 
 _NAP: Final = 0.002
@@ -29,7 +29,7 @@ _RECORD: Final = struct.Struct(">6Q")
 
 
 @contextmanager
-def own_companions(place: Place) -> Iterator[None]:
+def own_companions(place: StoreFile) -> Iterator[None]:
     """What lies beside the file is its own, and nobody else opens or closes it meanwhile. BrokerUnavailable when that cannot be had."""
     side = _open_side(place)
     try:
@@ -43,7 +43,7 @@ def own_companions(place: Place) -> Iterator[None]:
             os.close(side)
 
 
-def note_companions(place: Place) -> None:
+def note_companions(place: StoreFile) -> None:
     """After an opening. Where it cannot be noted (a full disk, another user's side file) it is done without."""
     found = (place.identity(), place.identity(LOG), place.identity(INDEX))
     if None in found:
@@ -56,7 +56,7 @@ def note_companions(place: Place) -> None:
             os.close(side)
 
 
-def _open_side(place: Place) -> int | None:
+def _open_side(place: StoreFile) -> int | None:
     try:
         return open_beside(place, SIDE, os.O_RDONLY)
     except (FileNotFoundError, NotADirectoryError):  # nobody has opened the file yet, or all was removed
@@ -65,7 +65,7 @@ def _open_side(place: Place) -> int | None:
         raise BrokerUnavailable(f"{place.path}: {error}") from error
 
 
-def _lock(side: int, place: Place) -> None:
+def _lock(side: int, place: StoreFile) -> None:
     deadline = time.monotonic() + place.timeout
     while True:
         try:
@@ -78,7 +78,7 @@ def _lock(side: int, place: Place) -> None:
             return
 
 
-def _remove_strangers(side: int, place: Place) -> None:
+def _remove_strangers(side: int, place: StoreFile) -> None:
     """Both or neither: one that is new was made by somebody who uses the other one too."""
     noted = os.pread(side, _RECORD.size, 0)
     if len(noted) < _RECORD.size:
@@ -91,7 +91,7 @@ def _remove_strangers(side: int, place: Place) -> None:
         _remove(place, place.beside(ending))
 
 
-def _remove(place: Place, path: str) -> None:
+def _remove(place: StoreFile, path: str) -> None:
     try:
         os.unlink(path)
     except FileNotFoundError:

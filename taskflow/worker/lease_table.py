@@ -14,7 +14,7 @@ from taskflow.model.session import Report
 NOTHING_YET: Final = object()
 
 
-class Holding:
+class HeldLease:
     """One lease. `why_stopped` says why its run is being cancelled, once it is; `is_offered` that its settlement is on its way,
     `is_held_up` that somebody's transaction has kept the store from it. `in_thread` is the outcome of its plain function, while that is
     called in a thread.
@@ -77,7 +77,7 @@ class Holding:
             self.on_report()
 
 
-class Holdings:
+class LeaseTable:
     """Written by the worker's loop, read by its keeper's thread: reads take a copy in one step.
 
     While it `is_closed`, or once it `is_over`, there is room for nothing new. `on_news` is called, from any thread, when a run has reported
@@ -85,7 +85,7 @@ class Holdings:
     """
 
     def __init__(self) -> None:
-        self._held: dict[ClaimId, Holding] = {}
+        self._held: dict[ClaimId, HeldLease] = {}
         self.is_closed = False
         self.is_over = False
         self.on_news: Callable[[], None] = lambda: None
@@ -96,10 +96,10 @@ class Holdings:
     def __len__(self) -> int:
         return len(self._held)
 
-    def add(self, lease: Lease, claimed_at: float) -> Holding:
+    def add(self, lease: Lease, claimed_at: float) -> HeldLease:
         """`claimed_at` is when the claim was sent: what the store has said of its time was true after that."""
         begins_by = None if lease.expires_in is None else claimed_at + lease.expires_in
-        holding = self._held[lease.claim] = Holding(lease, time.monotonic(), begins_by)
+        holding = self._held[lease.claim] = HeldLease(lease, time.monotonic(), begins_by)
         holding.on_report = self._on_report
         return holding
 
@@ -128,10 +128,10 @@ class Holdings:
         except TimeoutError:
             return
 
-    def get(self, claim: ClaimId) -> Holding | None:
+    def get(self, claim: ClaimId) -> HeldLease | None:
         return self._held.get(claim)
 
-    def all(self) -> list[Holding]:
+    def all(self) -> list[HeldLease]:
         return list(self._held.values())
 
     def do_not_end(self, asked_before: float) -> bool:

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from taskflow.broker import topics
-from taskflow.broker.sqlite import SqliteBroker, wake
+from taskflow.broker.sqlite import SqliteBroker, wakeups
 from tests.sqlite.support import Open, an_envelope, connected, envelopes
 
 SENDER = textwrap.dedent("""
@@ -105,7 +105,7 @@ async def test_a_path_too_long_for_a_socket(open_broker: Open, tmp_path: Path) -
 def told(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a broker of this process is told, and as one of another."""
     if request.param == "by datagram":
-        monkeypatch.setattr(wake, "bell_here", lambda name: None)
+        monkeypatch.setattr(wakeups, "bell_here", lambda name: None)
 
 
 @pytest.mark.usefixtures("told")
@@ -132,7 +132,7 @@ async def test_only_who_listens_for_it_is_woken(broker: SqliteBroker, open_broke
 
 async def test_more_topics_than_a_datagram_holds(broker: SqliteBroker, open_broker: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then everybody looks."""
-    monkeypatch.setattr(wake, "bell_here", lambda name: None)
+    monkeypatch.setattr(wakeups, "bell_here", lambda name: None)
     other = open_broker()
     job = an_envelope()
     await other.enqueue([job])
@@ -147,7 +147,7 @@ async def test_a_listener_of_this_process_gets_no_datagram(open_broker: Open, mo
     one = open_broker()
     two = one.sibling()
     sent = list[str]()
-    monkeypatch.setattr(wake.Sender, "_send_to", lambda sender, names, topics: sent.extend(names))
+    monkeypatch.setattr(wakeups.SocketSender, "_send_to", lambda sender, names, topics: sent.extend(names))
     with one.listen([topics.queue("mail")]) as here, two.listen([topics.queue("mail")]) as there:
         await one.enqueue([an_envelope(queue="mail")])
         assert await here.wait(0.5)
@@ -174,7 +174,7 @@ async def test_without_sockets_the_file_is_looked_at(broker: SqliteBroker, open_
     await broker.enqueue([an_envelope()])
     other = open_broker()
     await other.enqueue([an_envelope()])
-    monkeypatch.setattr(wake.Folder, "bind", no_socket)
+    monkeypatch.setattr(wakeups.Folder, "bind", no_socket)
     with broker.listen([topics.ANY_QUEUE]) as nudges:
         await nudges.wait(0.5)
         await other.enqueue([an_envelope()])

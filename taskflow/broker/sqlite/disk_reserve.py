@@ -6,19 +6,19 @@ import contextlib
 import os
 
 from taskflow.broker.sqlite.ownership import PRIVATE
-from taskflow.broker.sqlite.place import BALLAST, Place
+from taskflow.broker.sqlite.store_file import RESERVE, StoreFile
 
 
-class Ballast:
+class DiskReserve:
     """A file beside the database that stands for its size. While it is gone, nothing new is taken in.
 
     Several processes share it: whoever finds the disk full deletes it, and whoever would enqueue makes it anew first.
     """
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: StoreFile) -> None:
         self._place = place
-        self._path = place.beside(BALLAST)
-        self._size = place.room.ballast
+        self._path = place.beside(RESERVE)
+        self._size = place.room.disk_reserve
 
     def is_there(self) -> bool:
         return self._size == 0 or os.path.exists(self._path)

@@ -32,7 +32,7 @@ class Plan:
 
 
 @dataclass(eq=False)
-class Worker:
+class WorkerProcess:
     """A process. `told`: how many signals it has got; `came_to`: its exit code, once its session has left. One that `is_leaving` starts
     nothing new; when it `is_retiring` it has all the time it wants for what it runs, unless it is signalled."""
 
@@ -56,7 +56,7 @@ class Worker:
 
 
 @dataclass(eq=False)
-class Place:
+class WorkerSlot:
     """Where one worker after another works. `failures`: deaths one after the other, none of them in good health."""
 
     failures: int = 0
@@ -73,10 +73,10 @@ class Place:
 
 
 @dataclass(eq=False)
-class Change:
+class Replacement:
     """One worker of a rolling restart: `new` works before `old` is told to leave, and the next change waits for its end."""
 
-    old: Worker
-    new: Worker
+    old: WorkerProcess
+    new: WorkerProcess
     began_at: float
     is_doubted: bool = False

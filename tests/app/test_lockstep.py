@@ -11,8 +11,8 @@ import pytest
 
 from taskflow.app import coalesce
 from taskflow.app.coalesce import ROOM, Coalescer
-from taskflow.app.step import MANY, Step
-from taskflow.broker.eager import STARTS_AT_ONCE
+from taskflow.app.lockstep import MANY, Step
+from taskflow.broker.eager_tasks import STARTS_AT_ONCE
 
 ROUNDS = 12
 

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 from taskflow.model.envelope import Lease
 from taskflow.worker.events import Events, OnTrial
-from taskflow.worker.holdings import Holding, Holdings
+from taskflow.worker.lease_table import HeldLease, LeaseTable
 
 
 class Trial(NamedTuple):
@@ -39,7 +39,7 @@ TRIALS: Final = {
 LAST: Final = Trial(1, 300.0, 30.0)
 
 
-class Suspects:
+class Quarantine:
     """Holds them until they are tried or given back.
 
     `begin` starts a run; `runs` are those under way; `give_back` settles a lease that has not begun.
@@ -47,27 +47,27 @@ class Suspects:
 
     def __init__(
         self,
-        holdings: Holdings,
-        begin: Callable[[Holding], asyncio.Task[None]],
+        lease_table: LeaseTable,
+        begin: Callable[[HeldLease], asyncio.Task[None]],
         runs: Callable[[], Collection[asyncio.Task[None]]],
-        give_back: Callable[[Holding], None],
+        give_back: Callable[[HeldLease], None],
         events: Events,
     ) -> None:
-        self._holdings = holdings
+        self._lease_table = lease_table
         self._begin = begin
         self._runs = runs
         self._give_back = give_back
         self._events = events
-        self._waiting: list[Holding] = []
-        self._chosen: list[Holding] = []
+        self._waiting: list[HeldLease] = []
+        self._chosen: list[HeldLease] = []
         self._has_some = asyncio.Event()
 
     def add(self, lease: Lease, claimed_at: float) -> None:
-        self._waiting.append(self._holdings.add(lease, claimed_at))
-        self._holdings.is_closed = True
+        self._waiting.append(self._lease_table.add(lease, claimed_at))
+        self._lease_table.is_closed = True
         self._has_some.set()
 
-    def take_all(self) -> list[Holding]:
+    def take_all(self) -> list[HeldLease]:
         """Those that have not begun, chosen or not. They will not, any more."""
         taken = self._held([*self._chosen, *self._waiting])
         self._chosen, self._waiting = [], []
@@ -82,8 +82,8 @@ class Suspects:
                     await asyncio.wait(runs, timeout=trial.probation)
             if not self._waiting:
                 self._has_some.clear()
-                self._holdings.is_closed = False
-                self._holdings.nudge()
+                self._lease_table.is_closed = False
+                self._lease_table.nudge()
 
     def _choose(self) -> Trial | None:
         """Those that are tried now, while the rest goes back, and how. Cancelled after that by a stranger, `run` begins again and chooses
@@ -105,13 +105,13 @@ class Suspects:
 
     async def _be_alone(self, patience: float) -> None:
         give_up_at = time.monotonic() + patience
-        while (self._runs() or len(self._holdings) > len(self._chosen)) and (left := give_up_at - time.monotonic()) > 0:
-            await self._holdings.wait_for_change(left)
+        while (self._runs() or len(self._lease_table) > len(self._chosen)) and (left := give_up_at - time.monotonic()) > 0:
+            await self._lease_table.wait_for_change(left)
 
-    def _held(self, waiting: list[Holding]) -> list[Holding]:
+    def _held(self, waiting: list[HeldLease]) -> list[HeldLease]:
         """Those that have not been lost meanwhile."""
-        return [holding for holding in waiting if self._holdings.get(holding.lease.claim) is holding]
+        return [holding for holding in waiting if self._lease_table.get(holding.lease.claim) is holding]
 
 
-def _crashes(holding: Holding) -> int:
+def _crashes(holding: HeldLease) -> int:
     return holding.lease.crashes

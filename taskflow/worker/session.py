@@ -20,7 +20,6 @@ from taskflow.model.ids import id_text
 from taskflow.model.rules import Rules
 from taskflow.model.seams import Seams
 from taskflow.model.session import BeatAnswer, Session
-from taskflow.worker.attendants import Attendants
 from taskflow.worker.events import (
     Broken,
     BrokerTrouble,
@@ -35,14 +34,15 @@ from taskflow.worker.events import (
 )
 from taskflow.worker.executor import CANCELLED, LOST, WINDING_DOWN, Executor
 from taskflow.worker.fetcher import Fetcher, Hands
-from taskflow.worker.holdings import Holding, Holdings
-from taskflow.worker.keeper import Ears, Keeper
+from taskflow.worker.keeper import BeatListeners, Keeper
+from taskflow.worker.lease_table import HeldLease, LeaseTable
 from taskflow.worker.leaving import Leaving
 from taskflow.worker.options import WorkerOptions
 from taskflow.worker.phase import Phase
+from taskflow.worker.quarantine import Quarantine
 from taskflow.worker.runs import Runs
 from taskflow.worker.settler import Settler
-from taskflow.worker.suspects import Suspects
+from taskflow.worker.task_supervisor import TaskSupervisor
 from taskflow.worker.threads import Threads
 from taskflow.worker.upkeep import Upkeep
 from taskflow.worker.vitals import Signs
@@ -57,7 +57,7 @@ DEAF_LOOK: Final = 1.0
 _RULES: Final = Rules()
 
 
-class Life:
+class WorkerSession:
     """One session. After it a worker that goes on begins another.
 
     `on_lost` is called at most once, in the loop, when the session is dead while the worker goes on.
@@ -81,15 +81,15 @@ class Life:
         self.session = _a_session(options)
         self._loop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()
-        self._holdings = Holdings()
-        self._settler = Settler(broker, self._holdings, events)
-        self._runs = Runs(options.concurrency, threads, self._holdings, executor, self._settler, events)
+        self._lease_table = LeaseTable()
+        self._settler = Settler(broker, self._lease_table, events)
+        self._runs = Runs(options.concurrency, threads, self._lease_table, executor, self._settler, events)
         self._fetcher = Fetcher(broker, self.session.id, options.queues, events, self._hands(), seams.chance)
         self._upkeep = Upkeep(broker, seams.chance, events, on_ready=self._fetcher.look)
-        self._suspects = Suspects(self._holdings, self._runs.begin, self._runs.under_way.keys, self._runs.give_back, events)
-        self._watch = Watch(self._runs.under_way.values, options.last_words, events, self._holdings.nudge)
-        self._attendants = Attendants(
-            on_end=self._holdings.nudge,
+        self._quarantine = Quarantine(self._lease_table, self._runs.begin, self._runs.under_way.keys, self._runs.give_back, events)
+        self._watch = Watch(self._runs.under_way.values, options.last_words, events, self._lease_table.nudge)
+        self._task_supervisor = TaskSupervisor(
+            on_end=self._lease_table.nudge,
             on_failed=lambda part, error, pause: events.tell(PartFailed(part, error, pause)),
             chance=seams.chance,
         )
@@ -97,7 +97,7 @@ class Life:
         self._phase = Phase.WORKING
         self._grace_ends_at: float | None = None
         self._has_forced = False
-        self._leaving = Leaving(broker, self.session, self._holdings, events, options.last_words)
+        self._leaving = Leaving(broker, self.session, self._lease_table, events, options.last_words)
         self._made_at = time.monotonic()
 
     @property
@@ -106,13 +106,13 @@ class Life:
         return time.monotonic() - self._made_at
 
     @property
-    def slow(self) -> tuple[Holding, float] | None:
+    def slow(self) -> tuple[HeldLease, float] | None:
         """The last run that took a while, and when it ended."""
         return self._runs.slow
 
-    def holding_of(self, run: JobContext) -> Holding | None:
+    def holding_of(self, run: JobContext) -> HeldLease | None:
         """Of a run of this life, as long as its lease is held; from any thread."""
-        for holding in self._holdings.all():
+        for holding in self._lease_table.all():
             if holding.lease.epoch == run.epoch and id_text(holding.lease.envelope.id) == run.job_id:
                 return holding
         return None
@@ -141,7 +141,7 @@ class Life:
 
     def look_again(self) -> None:
         """There may be room for more than there was."""
-        self._holdings.nudge()
+        self._lease_table.nudge()
 
     async def begin(self) -> None:
         """Raises what the broker raises when it cannot be reached."""
@@ -150,12 +150,12 @@ class Life:
         self._keeper = Keeper(
             self._broker.sibling(),
             self.session,
-            self._holdings,
+            self._lease_table,
             seen=lambda: self._fetcher.request,
-            ears=self._ears(),
+            beat_listeners=self._beat_listeners(),
             start_thread=self._seams.start_thread,
         )
-        self._holdings.on_news = self._keeper.beat_soon
+        self._lease_table.on_news = self._keeper.beat_soon
         self._keeper.start()
         duties = (
             self._fetcher.run,  # first of all: who has waited for this worker
@@ -163,17 +163,17 @@ class Life:
             self._settler.run,
             self._settler.run_held_up,
             self._upkeep.run,
-            self._suspects.run,
+            self._quarantine.run,
             self._watch.run,
             self._hear_of_stops,
         )
         for duty in duties:
-            self._attendants.attend(duty)
+            self._task_supervisor.attend(duty)
 
     def _hands(self) -> Hands:
         return Hands(
             room=self._runs.room,
-            wait=self._holdings.wait_for_change,
+            wait=self._lease_table.wait_for_change,
             take=self._take,
             begin=self._runs.begin_waiting,
             give_back=self._give_back,
@@ -181,8 +181,8 @@ class Life:
             on_lost=self._lose,
         )
 
-    def _ears(self) -> Ears:
-        return Ears(
+    def _beat_listeners(self) -> BeatListeners:
+        return BeatListeners(
             answer=lambda answer, asked_at: self._in_loop(self._heed, answer, asked_at),
             lost=lambda why: self._in_loop(self._lose, why),
             trouble=lambda why, times: self._in_loop(self._events.tell, BrokerTrouble("a beat", why, times)),
@@ -202,10 +202,10 @@ class Life:
         """
         self._enter(Phase.FINISHING)
         await self._end_fetching()
-        await self._attendants.dismiss(self._suspects.run, self._runs.run)
+        await self._task_supervisor.dismiss(self._quarantine.run, self._runs.run)
         self._give_back_what_waits()
-        while len(self._holdings) and not self._is_over and not self._holdings.do_not_end(time.monotonic() - self._options.grace):
-            await self._holdings.wait_for_change(DEAF_LOOK)
+        while len(self._lease_table) and not self._is_over and not self._lease_table.do_not_end(time.monotonic() - self._options.grace):
+            await self._lease_table.wait_for_change(DEAF_LOOK)
         return not self._is_over
 
     async def wind_down(self, hurry: Callable[[], bool]) -> bool:
@@ -216,7 +216,7 @@ class Life:
         Return True if every run ended by itself. After a cancellation it may be called again and continues where it was.
         """
         self._enter(Phase.WINDING_DOWN)
-        await self._attendants.dismiss(self._upkeep.run, self._suspects.run, self._runs.run)
+        await self._task_supervisor.dismiss(self._upkeep.run, self._quarantine.run, self._runs.run)
         self._give_back_what_waits()
         if self._grace_ends_at is None:
             self._grace_ends_at = time.monotonic() + self._options.grace
@@ -232,17 +232,17 @@ class Life:
     async def abandon(self) -> None:
         """Cancel the runs and stop the heartbeat: the session is dead, or must be considered dead."""
         self._enter(Phase.LOST)
-        await self._attendants.dismiss(self._upkeep.run, self._fetcher.run, self._suspects.run, self._runs.run)
-        for holding in self._suspects.take_all():
-            self._holdings.remove(holding.lease.claim)
+        await self._task_supervisor.dismiss(self._upkeep.run, self._fetcher.run, self._quarantine.run, self._runs.run)
+        for holding in self._quarantine.take_all():
+            self._lease_table.remove(holding.lease.claim)
         self._runs.drop_reserve()
         await self._stop_runs(LOST)
         await self._end_beating()
 
     async def settle_verdicts(self) -> None:
         """After `abandon`: offer the verdicts of runs that had ended until the store answers. It decides whether they still count."""
-        while len(self._holdings):
-            await self._holdings.wait_for_change()
+        while len(self._lease_table):
+            await self._lease_table.wait_for_change()
         await self._end_settling()
         if not self._runs.under_way:
             await self._leaving.give_up()
@@ -261,12 +261,12 @@ class Life:
         await self._end_settling()
 
     async def _end_settling(self) -> None:
-        await self._attendants.dismiss(self._settler.run, self._settler.run_held_up)
+        await self._task_supervisor.dismiss(self._settler.run, self._settler.run_held_up)
 
     # --- runs ------------------------------------------------------------------------------------------
 
     def _take(self, leases: Sequence[Lease], claimed_at: float) -> None:
-        """What begins beside suspects begins before them; nothing waits while they are tried."""
+        """Begin the other runs before those in quarantine; nothing waits while these are tried."""
         if self._is_over:
             self._give_back(leases, claimed_at)
             return
@@ -276,18 +276,18 @@ class Life:
             if lease.hand_backs and _RULES.hand_back_wait(lease.hand_backs):
                 self._events.tell(HandedBackOften(lease))
         self._runs.add([lease for lease in leases if not lease.crashes], claimed_at)
-        if suspects := [lease for lease in leases if lease.crashes]:
+        if quarantine := [lease for lease in leases if lease.crashes]:
             self._runs.begin_waiting()
             self._runs.give_back_reserve()
-            for lease in suspects:
-                self._suspects.add(lease, claimed_at)
+            for lease in quarantine:
+                self._quarantine.add(lease, claimed_at)
 
     def _give_back(self, leases: Sequence[Lease], claimed_at: float) -> None:
         for lease in leases:
-            self._runs.give_back(self._holdings.add(lease, claimed_at))
+            self._runs.give_back(self._lease_table.add(lease, claimed_at))
 
     def _give_back_what_waits(self) -> None:
-        for holding in self._suspects.take_all():
+        for holding in self._quarantine.take_all():
             self._runs.give_back(holding)
         self._runs.give_back_reserve()
         for holding in self._runs.under_way.values():
@@ -297,18 +297,18 @@ class Life:
     async def _end_fetching(self) -> None:
         """A claim that is under way is answered in a moment, or never: what it brings goes back, which then need not count."""
         self._fetcher.stop()
-        self._holdings.nudge()
-        if (fetching := self._attendants.at(self._fetcher.run)) is not None:
+        self._lease_table.nudge()
+        if (fetching := self._task_supervisor.at(self._fetcher.run)) is not None:
             await asyncio.wait([fetching], timeout=min(LAST_CLAIM, self._options.last_words))
-        await self._attendants.dismiss(self._fetcher.run)
+        await self._task_supervisor.dismiss(self._fetcher.run)
 
     async def _until_runs_end(self, give_up_at: float, hurry: Callable[[], bool]) -> None:
         while self._runs.under_way and not hurry() and self._phase is not Phase.LOST and (left := give_up_at - time.monotonic()) > 0:
-            await self._holdings.wait_for_change(left)
+            await self._lease_table.wait_for_change(left)
 
     async def _stop_runs(self, why: str) -> None:
         """Ask; after a while cut off what has not reacted, so that its job is given back. A thread goes on until it ends."""
-        await self._attendants.dismiss(self._watch.run)
+        await self._task_supervisor.dismiss(self._watch.run)
         runs = self._runs.under_way
         for holding in list(runs.values()):
             holding.ask_to_stop(why)
@@ -334,7 +334,7 @@ class Life:
         await self._end_beating()
 
     async def _end_beating(self) -> None:
-        await self._attendants.dismiss(self._hear_of_stops)
+        await self._task_supervisor.dismiss(self._hear_of_stops)
         if self._keeper is not None:
             await self._keeper.stop()
 
@@ -353,14 +353,14 @@ class Life:
             self._fetcher.heed(answer.outlook, asked_at)
             self._upkeep.heed(answer.outlook, asked_at)
         for claim in answer.stopping:
-            if (holding := self._holdings.get(claim)) is not None:
+            if (holding := self._lease_table.get(claim)) is not None:
                 self._runs.ask_to_stop(holding, CANCELLED)
         for claim in answer.lost:
             # Not when its settlement is under way: that took it off the session, and its answer follows.
-            if (holding := self._holdings.get(claim)) is not None and not holding.is_offered:
+            if (holding := self._lease_table.get(claim)) is not None and not holding.is_offered:
                 self._events.tell(LeaseLost(holding.lease))
                 self._runs.ask_to_stop(holding, LOST)
-                self._holdings.remove(claim)
+                self._lease_table.remove(claim)
 
     def _lose(self, why: str) -> None:
         if (phase := self._phase) is Phase.LOST or self._leaving.has_left:
@@ -375,11 +375,11 @@ class Life:
         if phase > self._phase:
             self._phase = phase
         if self._phase is Phase.LOST:
-            self._holdings.is_over = True  # nothing begins any more
-            self._holdings.nudge()
+            self._lease_table.is_over = True  # nothing begins any more
+            self._lease_table.nudge()
 
     def _note_dropped(self, claim: ClaimId, why: str) -> None:
-        if (holding := self._holdings.get(claim)) is not None:
+        if (holding := self._lease_table.get(claim)) is not None:
             self._events.tell(ReportDropped(holding.lease, why))
 
     def _in_loop(self, function: Callable[..., None], *args: Any) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from taskflow.broker.sqlite.place import INDEX, Place
+from taskflow.broker.sqlite.store_file import INDEX, StoreFile
 
 _LOCKS: Final = Path("/proc/locks")
 _PROCESSES: Final = Path("/proc")
@@ -25,7 +25,7 @@ _WRITER: Final = 120
 
 
 @dataclass(frozen=True, slots=True)
-class Holder:
+class LockOwner:
     """A process that keeps others from writing. `name` is the kernel's, 15 characters of it."""
 
     pid: int
@@ -39,7 +39,7 @@ class Holder:
         return f"{who}, which is stopped" if self.is_stopped else who
 
 
-def locked_by(place: Place, *endings: str) -> str:
+def locked_by(place: StoreFile, *endings: str) -> str:
     """For an error: who keeps the lock for longer than the place allows, and what to do about it."""
     holder = holder_of(place, *endings)
     if holder is not None and holder.is_stopped:
@@ -49,7 +49,7 @@ def locked_by(place: Place, *endings: str) -> str:
     return f"is locked by {holder or 'another process'}, for longer than {place.timeout:g} s: {remedy}"
 
 
-def holder_of(place: Place, *endings: str) -> Holder | None:
+def holder_of(place: StoreFile, *endings: str) -> LockOwner | None:
     """A process with an exclusive lock on the file, or on one of those beside it, a stopped one before others; None when nobody knows.
 
     What holds it from outside this container, or has let go of it meanwhile, is not found.
@@ -80,10 +80,10 @@ def _number(last: str) -> float:
     return math.inf if last == "EOF" else int(last)
 
 
-def _look(pid: int) -> Holder | None:
+def _look(pid: int) -> LockOwner | None:
     try:
         lines = (_PROCESSES / str(pid) / "status").read_text(errors="replace").splitlines()
     except OSError:
         return None
     known = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
-    return Holder(pid, known.get("Name", "?").strip(), known.get("State", "?")[0] == _STOPPED)
+    return LockOwner(pid, known.get("Name", "?").strip(), known.get("State", "?")[0] == _STOPPED)

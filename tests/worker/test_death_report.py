@@ -14,8 +14,8 @@ from taskflow.model.errors import BrokerRefused
 from taskflow.model.record import Status
 from taskflow.model.retry import Pauses
 from taskflow.model.session import Beat, BeatAnswer, Session
-from taskflow.worker import obituary
-from taskflow.worker.obituary import tell_death
+from taskflow.worker import death_report
+from taskflow.worker.death_report import tell_death
 from tests.worker.scene import FaultyBroker, waits
 
 
@@ -60,7 +60,7 @@ async def test_a_broker_that_is_away_for_a_moment_is_told_when_it_is_back(monkey
     broker = FaultyBroker()
     session = await a_claimer(broker)
     broker.away.add("beat")
-    monkeypatch.setattr(obituary, "PAUSES", Pauses(0.01, 0.01))
+    monkeypatch.setattr(death_report, "PAUSES", Pauses(0.01, 0.01))
     telling = asyncio.create_task(tell_death(broker, session.id, "signal SIGKILL"))
     await asyncio.sleep(0.05)
     assert not telling.done()
@@ -90,7 +90,7 @@ class IsAway(FaultyBroker):
 @pytest.mark.parametrize("kind", [Refuses, IsSilent, IsAway])
 async def test_a_broker_that_does_not_take_it_is_given_up(kind: Callable[[], MemoryBroker], monkeypatch: pytest.MonkeyPatch) -> None:
     """The supervisor has more to do, and upkeep comes to the same without it."""
-    monkeypatch.setattr(obituary, "PATIENCE", 0.05)
+    monkeypatch.setattr(death_report, "PATIENCE", 0.05)
 
     assert not await _soon(tell_death(kind(), secrets.token_bytes(16), "exit code 1"))
 

@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 
 
-class Turns:
+class Semaphore:
     """A semaphore that costs next to nothing while there are enough. Whoever waits gets the turn of one that ends, in their order:
     nobody comes in between."""
 

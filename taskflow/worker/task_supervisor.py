@@ -21,7 +21,7 @@ OnFailed = Callable[[str, BaseException, float], None]
 """Called with the duty's name, the error, and the seconds until the duty starts again."""
 
 
-class Attendants:
+class TaskSupervisor:
     """Keeps every duty running: without one of them the worker would be alive and do nothing.
 
     A duty that a stranger has cancelled starts again at once: a job may cancel every task there is. One that has failed starts again after

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from taskflow.app.patience import STOOD_STILL, insist
+from taskflow.app.store_retry import STOOD_STILL, insist
 from taskflow.model.errors import BrokerUnavailable
 
 

@@ -38,7 +38,7 @@ class Hears(Protocol):
     def say(self, words: str) -> None: ...
 
 
-class Outside:
+class HealthReport:
     """A context manager around all of a worker's life. Before `show` it is a worker that starts: alive, and not ready.
 
     With a `line` to a supervisor it is the supervisor that is asked, and the worker tells it.
@@ -96,7 +96,7 @@ class Outside:
         return self._asked.ready() if self._asked is not None else Finding(False, _STARTING)
 
 
-class OutsideOfFleet(Outside):
+class FleetHealthReport(HealthReport):
     """Around a supervisor's life: answers for all of its workers."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:

@@ -12,10 +12,10 @@ import pytest
 from taskflow import JobCancelled, JobHandle, Status, Worker
 from taskflow.model.envelope import ClaimId, Envelope, Lease
 from taskflow.model.ids import IdFactory, parse_id
-from taskflow.worker import suspects as suspects_module
+from taskflow.worker import quarantine as quarantine_module
 from taskflow.worker.events import Events, SessionOpened
-from taskflow.worker.holdings import Holding, Holdings
-from taskflow.worker.suspects import LAST, TRIALS, Suspects, Trial
+from taskflow.worker.lease_table import HeldLease, LeaseTable
+from taskflow.worker.quarantine import LAST, TRIALS, Quarantine, Trial
 from tests.worker.scene import FaultyBroker, Heard, a_faulty_broker, options, waits
 from tests.worker.scene import Run as Gate
 
@@ -31,12 +31,12 @@ class Stage:
     """
 
     def __init__(self, run: Run) -> None:
-        self.holdings = Holdings()
+        self.lease_table = LeaseTable()
         self.tasks: set[asyncio.Task[None]] = set()
         self.begun: list[int] = []
         self.beside: list[int] = []
         self.store: list[int] = []
-        self.suspects = Suspects(self.holdings, self.begin, lambda: self.tasks, self.give_back, Events())
+        self.quarantine = Quarantine(self.lease_table, self.begin, lambda: self.tasks, self.give_back, Events())
         self._run = run
         self._number = 0
 
@@ -45,38 +45,38 @@ class Stage:
         claim = ClaimId(bytes(16), 1, self._number)
         return Lease(envelope=Envelope(id=new_id(), job="work", payload=b"\x01"), epoch=1, claim=claim, created_at=0, crashes=crashes)
 
-    def begin(self, holding: Holding) -> asyncio.Task[None]:
+    def begin(self, holding: HeldLease) -> asyncio.Task[None]:
         self.begun.append(holding.lease.crashes)
-        self.beside.append(len(self.holdings))
+        self.beside.append(len(self.lease_table))
         task = asyncio.create_task(self._whole(holding))
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
         return task
 
-    async def _whole(self, holding: Holding) -> None:
+    async def _whole(self, holding: HeldLease) -> None:
         await self._run()
-        self.holdings.remove(holding.lease.claim)
+        self.lease_table.remove(holding.lease.claim)
 
-    def give_back(self, holding: Holding) -> None:
+    def give_back(self, holding: HeldLease) -> None:
         self.store.append(holding.lease.crashes)
-        asyncio.get_running_loop().call_later(0.001, self.holdings.remove, holding.lease.claim)
+        asyncio.get_running_loop().call_later(0.001, self.lease_table.remove, holding.lease.claim)
 
     async def until_done(self) -> None:
         async with asyncio.timeout(20):
-            while self.holdings.is_closed or self.store:
-                await self.holdings.wait_for_change(0.1)
-                if not self.holdings.is_closed:
+            while self.lease_table.is_closed or self.store:
+                await self.lease_table.wait_for_change(0.1)
+                if not self.lease_table.is_closed:
                     claimed, self.store = self.store, []
                     for crashes in claimed:
-                        self.suspects.add(self.lease(crashes), 0.0)
+                        self.quarantine.add(self.lease(crashes), 0.0)
 
 
 @asynccontextmanager
 async def a_stage(crashes: Sequence[int], run: Run = lambda: asyncio.sleep(0.001)) -> AsyncIterator[Stage]:
     stage = Stage(run)
     for number in crashes:
-        stage.suspects.add(stage.lease(number), 0.0)
-    trying = asyncio.create_task(stage.suspects.run())
+        stage.quarantine.add(stage.lease(number), 0.0)
+    trying = asyncio.create_task(stage.quarantine.run())
     yield stage
     trying.cancel()
     for task in stage.tasks:
@@ -105,22 +105,22 @@ async def test_nothing_is_claimed_meanwhile() -> None:
         await released.wait()
 
     async with a_stage([1], wait) as stage:
-        assert stage.holdings.is_closed
+        assert stage.lease_table.is_closed
         released.set()
         await stage.until_done()
-        assert not stage.holdings.is_closed
+        assert not stage.lease_table.is_closed
 
 
 async def test_runs_that_began_before_are_waited_for() -> None:
     async with a_stage([]) as stage:
-        stage.begin(stage.holdings.add(stage.lease(0), 0.0))
-        stage.suspects.add(stage.lease(1), 0.0)
+        stage.begin(stage.lease_table.add(stage.lease(0), 0.0))
+        stage.quarantine.add(stage.lease(1), 0.0)
         await stage.until_done()
     assert stage.beside == [1, 1]
 
 
 async def test_one_that_goes_on_holds_the_others_up_for_no_longer_than_its_probation(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(suspects_module.TRIALS, 2, Trial(1, 0.02, 0.02))
+    monkeypatch.setitem(quarantine_module.TRIALS, 2, Trial(1, 0.02, 0.02))
     async with a_stage([2, 2, 2], lambda: asyncio.sleep(3600)) as stage:
         await stage.until_done()
         assert stage.begun == [2, 2, 2]
@@ -137,7 +137,7 @@ async def test_the_more_is_at_stake_the_longer_it_is_alone() -> None:
 
     async with a_stage([3, 3], wait) as stage:
         await asyncio.sleep(2 * TRIALS[1].probation)
-        assert (stage.begun, stage.holdings.is_closed) == ([3], True)
+        assert (stage.begun, stage.lease_table.is_closed) == ([3], True)
         released.set()
         await stage.until_done()
     assert (stage.begun, stage.beside) == ([3, 3], [1, 1])
@@ -146,9 +146,9 @@ async def test_the_more_is_at_stake_the_longer_it_is_alone() -> None:
 async def test_one_that_is_lost_meanwhile_is_not_begun() -> None:
     stage = Stage(lambda: asyncio.sleep(0))
     lease = stage.lease(1)
-    stage.suspects.add(lease, 0.0)
-    stage.holdings.remove(lease.claim)
-    trying = asyncio.create_task(stage.suspects.run())
+    stage.quarantine.add(lease, 0.0)
+    stage.lease_table.remove(lease.claim)
+    trying = asyncio.create_task(stage.quarantine.run())
     await stage.until_done()
     trying.cancel()
     assert stage.begun == []
@@ -160,23 +160,23 @@ async def test_one_that_is_lost_meanwhile_is_not_begun() -> None:
 async def test_one_that_waits_to_be_alone_is_among_those_that_have_not_begun() -> None:
     """Whoever ends the session then gives it back, as it does those that were not chosen."""
     async with a_stage([]) as stage:
-        stage.begin(stage.holdings.add(stage.lease(0), 0.0))
-        stage.suspects.add(stage.lease(1), 0.0)
+        stage.begin(stage.lease_table.add(stage.lease(0), 0.0))
+        stage.quarantine.add(stage.lease(1), 0.0)
         await asyncio.sleep(0)
-        assert [holding.lease.crashes for holding in stage.suspects.take_all()] == [1]
+        assert [holding.lease.crashes for holding in stage.quarantine.take_all()] == [1]
         await stage.until_done()
     assert stage.begun == [0]
 
 
 async def test_one_that_waits_to_be_alone_is_tried_after_a_stranger_has_cancelled_the_trial() -> None:
     stage = Stage(lambda: asyncio.sleep(0.001))
-    stage.begin(stage.holdings.add(stage.lease(0), 0.0))
-    stage.suspects.add(stage.lease(1), 0.0)
-    trying = asyncio.create_task(stage.suspects.run())
+    stage.begin(stage.lease_table.add(stage.lease(0), 0.0))
+    stage.quarantine.add(stage.lease(1), 0.0)
+    trying = asyncio.create_task(stage.quarantine.run())
     await asyncio.sleep(0)
     trying.cancel()
     await asyncio.gather(trying, return_exceptions=True)
-    trying = asyncio.create_task(stage.suspects.run())
+    trying = asyncio.create_task(stage.quarantine.run())
     await stage.until_done()
     trying.cancel()
     assert stage.begun == [0, 1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from taskflow.broker.redis.turns import Turns
+from taskflow.broker.redis.semaphore import Semaphore
 
 
 async def settle_down() -> None:
@@ -13,14 +13,14 @@ async def settle_down() -> None:
 
 
 async def test_there_are_so_many() -> None:
-    turns = Turns(2)
+    turns = Semaphore(2)
     assert [turns.take(), turns.take(), turns.take()] == [True, True, False]
     turns.give()
     assert [turns.take(), turns.take()] == [True, False]
 
 
 async def test_who_waits_is_next_and_nobody_comes_in_between() -> None:
-    turns, order = Turns(1), list[int]()
+    turns, order = Semaphore(1), list[int]()
 
     async def wait(number: int) -> None:
         await turns.wait()
@@ -42,7 +42,7 @@ async def test_who_waits_is_next_and_nobody_comes_in_between() -> None:
 
 async def test_a_turn_of_one_that_was_cancelled_is_not_lost() -> None:
     """While it waited, and in the moment in which it got its turn."""
-    turns = Turns(1)
+    turns = Semaphore(1)
     assert turns.take()
     first, second, third = (asyncio.ensure_future(turns.wait()) for _ in range(3))
     await settle_down()

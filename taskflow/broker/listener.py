@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import Any, Final
 
 from taskflow.broker import topics as names
-from taskflow.broker.nudges import Bell, Nudges
+from taskflow.broker.nudges import Nudges, WakeUpFlag
 from taskflow.model.errors import BrokerError
 from taskflow.model.retry import Pauses, Retries
 
@@ -28,32 +28,32 @@ Arm = Look
 """Asks to be told of them too."""
 
 
-class AskingNudges(Nudges):
+class ListeningNudges(Nudges):
     """Asks to be told before it waits."""
 
-    def __init__(self, ears: Ears, topics: Sequence[str]) -> None:
-        super().__init__(ears.bell, topics)
-        self._ears = ears
+    def __init__(self, listener: Listener, topics: Sequence[str]) -> None:
+        super().__init__(listener.flag, topics)
+        self._listener = listener
 
     async def wait(self, timeout: float | None = None) -> bool:
-        ears, topics = self._ears, self._topics
-        ears.want(topics)
-        ears.begin_waiting(topics)
+        listener, topics = self._listener, self._topics
+        listener.want(topics)
+        listener.begin_waiting(topics)
         try:
             return await super().wait(timeout)
         finally:
-            ears.end_waiting(topics)
+            listener.end_waiting(topics)
 
     @property
     def is_prompt(self) -> bool:
-        return self._ears.is_on
+        return self._listener.is_on
 
     def close(self) -> None:
         super().close()
-        self._ears.forget(self._topics)  # of jobs, most are waited for once
+        self._listener.forget(self._topics)  # of jobs, most are waited for once
 
 
-class Ears(ABC):
+class Listener(ABC):
     """Listens for one event loop. `errors` are those of the driver: after one the subscription is made anew.
 
     `armed` are the topics that the server knows to tell of. `times` counts how often it has been subscribed: what was armed before the
@@ -61,7 +61,7 @@ class Ears(ABC):
     """
 
     def __init__(self, arm: Arm, errors: tuple[type[Exception], ...]) -> None:
-        self.bell = Bell()
+        self.flag = WakeUpFlag()
         self.times = 0
         self.waited: dict[str, int] = {}
         self._arm = arm
@@ -75,7 +75,7 @@ class Ears(ABC):
     def listen(self, topics: Sequence[str]) -> Nudges:
         if not self._tasks:
             self._tasks = [asyncio.create_task(duty()) for duty in self._duties()]
-        return AskingNudges(self, topics)
+        return ListeningNudges(self, topics)
 
     def want(self, topics: Iterable[str]) -> None:
         for topic in topics:
@@ -132,7 +132,7 @@ class Ears(ABC):
         heard = set(topics)
         if disarms:
             self._armed -= heard
-        self.bell.ring(heard)
+        self.flag.ring(heard)
 
     async def _stay_subscribed(self) -> None:
         retries = Retries(PAUSES, random.random)
@@ -153,7 +153,7 @@ class Ears(ABC):
         self.times += 1
         self._is_on.set()
         if self.times > 1:
-            self.bell.ring_all()  # nobody knows what happened meanwhile
+            self.flag.ring_all()  # nobody knows what happened meanwhile
 
     # --- asking to be told ----------------------------------------------------------------------------------------
 
@@ -177,7 +177,7 @@ class Ears(ABC):
         times = self.times
         found = await look_for(wanted, self._arm)
         self.armed((topic for topic in wanted if topic not in found or self.stays_armed(topic)), times)
-        self.bell.ring(found)
+        self.flag.ring(found)
 
 
 async def look_for(topics: Iterable[str], look: Look) -> set[str]:

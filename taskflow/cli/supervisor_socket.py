@@ -26,7 +26,7 @@ LONGEST: Final = 2_000
 NoteDeath = Callable[[bytes, str], None]
 
 
-class Line:
+class SupervisorSocket:
     """A subscriber to the worker's events.
 
     `told`       the value of the variable that the supervisor has set in the environment

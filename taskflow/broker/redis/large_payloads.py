@@ -53,7 +53,7 @@ def size_in(reference: bytes) -> int:
     return int.from_bytes(reference[len(MARK) :])
 
 
-class Bodies:
+class LargePayloads:
     """Of the jobs under one prefix."""
 
     def __init__(self, link: Callable[[], Link], prefix: str) -> None:

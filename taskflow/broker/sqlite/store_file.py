@@ -18,16 +18,16 @@ JOURNAL: Final = "-journal"
 """Beside a file that has no log yet. SQLite writes a journal that it finds back into the file."""
 
 SIDE: Final = "-checkpoint"
-BALLAST: Final = "-ballast"
+RESERVE: Final = "-reserve"
 WAKE: Final = "-wake"
-"""What we keep there: see companions.py and checkpoint.py, ballast.py, wake.py."""
+"""What we keep there: see wal_files.py, checkpoint.py, disk_reserve.py and wakeups.py."""
 
 LOG_LIMIT: Final = 6 * MIB
 """Beyond this the write-ahead log is carried over into the file and cut off."""
 
 
 SMALL_LOG_LIMIT: Final = MIB
-"""The same on a disk that is nearly full, where the ballast must be enough to carry it over."""
+"""The same on a disk that is nearly full, where the reserve must be enough to carry it over."""
 
 _AMPLE: Final = 64 * MIB
 
@@ -36,17 +36,17 @@ _AMPLE: Final = 64 * MIB
 class Room:
     """How much room a store may take.
 
-    `ballast`    bytes set aside beside the file and given up when the disk is full, so that settlements still find room: as much as the
+    `disk_reserve` bytes set aside beside the file and given up when the disk is full, so that settlements still find room: as much as the
                  log may take when it is carried over into the file, and as much again; 0 for none
     `max_pages`  pages of the file beyond which `enqueue` is refused; None for as many as the disk holds
     """
 
-    ballast: int = 2 * SMALL_LOG_LIMIT
+    disk_reserve: int = 2 * SMALL_LOG_LIMIT
     max_pages: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class StoreFile:
     """`path` is real: absolute, and no link. `timeout` is in seconds, the longest wait for another process's lock."""
 
     path: str
@@ -72,7 +72,7 @@ class Place:
 
     def is_scarce(self) -> bool:
         """The disk is nearly full: somebody else may take the rest at any time."""
-        return self.room.ballast > 0 and self.free_room() < _AMPLE
+        return self.room.disk_reserve > 0 and self.free_room() < _AMPLE
 
     def identity(self, ending: str = "") -> tuple[int, int] | None:
         """Tells this file, or one beside it, from another one that has taken its name; None when there is none."""

@@ -10,7 +10,7 @@ from typing import Final
 import pytest
 
 from taskflow.broker import topics
-from taskflow.broker.redis import RedisBroker, ears
+from taskflow.broker.redis import RedisBroker, wakeups
 from taskflow.broker.url import connect
 from taskflow.model.envelope import Envelope
 from taskflow.model.session import Session
@@ -130,8 +130,8 @@ async def test_so_it_does_after_minutes_of_idleness(
     """As many looks and pings as in minutes. Where the server cuts who says nothing for a second, the first command connects anew, which is
     two more: the driver tells its name and its version."""
     monkeypatch.setattr(fetcher, "LOOK_AGAIN", 5.0 / 200)
-    monkeypatch.setattr(ears, "PING_EVERY", 25.0 / 200)
-    monkeypatch.setattr(ears, "PONG_WITHIN", 4 * LATENCY)
+    monkeypatch.setattr(wakeups, "PING_EVERY", 25.0 / 200)
+    monkeypatch.setattr(wakeups, "PONG_WITHIN", 4 * LATENCY)
     proxy.rule = ledger = Ledger()
     with server.client() as client:
         client.config_set("timeout", int(cuts))
@@ -184,15 +184,15 @@ async def test_who_got_a_portion_asks_before_it_waits_whatever_was_told_meanwhil
     await broker.register(session)
     with broker.listen([topic]) as listener:
         await listener.wait(0.01)
-        ears = broker._lines.here().ears
-        await until(lambda: topic in ears._armed)
+        redis_listener = broker._per_loop.here().listener
+        await until(lambda: topic in redis_listener._armed)
         await broker.enqueue([Envelope(id=n.to_bytes(16, "big"), job="work", payload=bytes(400_000)) for n in range(6)])
-        await until(lambda: topic not in ears._armed)
-        ears.armed([topic], ears.times)
+        await until(lambda: topic not in redis_listener._armed)
+        redis_listener.armed([topic], redis_listener.times)
         assert await listener.wait(5.0)
         claimed, request = 0, 0
         while claimed < 6:
-            ears.armed([topic], ears.times)
+            redis_listener.armed([topic], redis_listener.times)
             request += 1
             leases = await broker.claim(session.id, request, ["default"], 100)
             claimed += len(leases)

@@ -12,8 +12,8 @@ import redis
 from taskflow.broker.console import JobFilter
 from taskflow.broker.protocol import Added, Refused
 from taskflow.broker.redis import RedisBroker, Server
-from taskflow.broker.redis.bodies import INLINE, Bodies
 from taskflow.broker.redis.fields import MARK
+from taskflow.broker.redis.large_payloads import INLINE, LargePayloads
 from taskflow.broker.redis.refusals import WrongType
 from taskflow.model.codec.payload import open_payload
 from taskflow.model.envelope import OnConflict
@@ -85,7 +85,7 @@ async def test_a_call_that_never_came_leaves_a_payload_that_fades(world: World, 
     envelope = world.an_envelope(payload=LARGE)
     assert isinstance(world.broker, RedisBroker)
     await world.read(envelope)
-    [command] = world.broker._bodies.ahead([envelope])
+    [command] = world.broker._large_payloads.ahead([envelope])
     assert (command[0], *command[3:5]) == ("SET", "NX", "EX")
     client.set(command[1], command[2], nx=True, ex=command[5])
     assert 0 < client.ttl(key(world, "b", envelope.id)) <= 600
@@ -107,7 +107,7 @@ async def test_no_job_is_there_without_its_payload(world: World, monkeypatch: py
     """One that was sent ahead and has gone before the call: the caller sends both again."""
     envelopes = [world.an_envelope(), world.an_envelope(payload=LARGE, **fields)]
     with monkeypatch.context() as patch:
-        patch.setattr(Bodies, "ahead", lambda self, large: [])
+        patch.setattr(LargePayloads, "ahead", lambda self, large: [])
         with pytest.raises(BrokerUnavailable, match="has lost a payload before its job was there: send it again"):
             await world.enqueue(*envelopes)
     assert [await world.read(envelope) for envelope in envelopes] == [None, None]

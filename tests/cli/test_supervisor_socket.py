@@ -9,17 +9,17 @@ import sys
 
 import pytest
 
-from taskflow.cli.anew import command_of
 from taskflow.cli.exits import Exit
 from taskflow.cli.parser import a_parser
+from taskflow.cli.reexec import command_of
 from taskflow.worker import supervisor
 from tests.cli.processes import Running, Shell
 
 ELSEWHERE = """
 import sys, time
 sys.platform = "elsewhere"
-from taskflow.cli.line import Line
-Line(sys.argv[1], max_jobs=None).say(*sys.argv[2:])
+from taskflow.cli.supervisor_socket import SupervisorSocket
+SupervisorSocket(sys.argv[1], max_jobs=None).say(*sys.argv[2:])
 print("attached", flush=True)
 time.sleep(3600)
 """

@@ -5,15 +5,15 @@ from __future__ import annotations
 import heapq
 from collections import Counter, defaultdict
 
-from taskflow.broker import topics, words
-from taskflow.broker.memory.job import Entry, Job
+from taskflow.broker import topics, wording
+from taskflow.broker.memory.job import Entry, StoredJob
 from taskflow.model.clock import Clock, to_microseconds
 from taskflow.model.ids import id_text
 from taskflow.model.record import LIVE, MOVES, WAITING, Event, Status
 from taskflow.model.rules import Rules
 
 
-class Shelf:
+class Transitions:
     """Heaps are cleaned lazily: an entry counts only while it still says where its job stands, one of the ready jobs while it is the job's
     last."""
 
@@ -21,13 +21,13 @@ class Shelf:
         self.clock = clock
         self.begin_verb()
         self.rules = rules
-        self.jobs: dict[bytes, Job] = {}
+        self.jobs: dict[bytes, StoredJob] = {}
         self.ready: defaultdict[str, list[Entry]] = defaultdict(list)
         self.due: list[tuple[int, int, bytes]] = []
         self.expiring: list[tuple[int, bytes]] = []
         self.fading: list[tuple[int, bytes]] = []
         self.kept: defaultdict[tuple[str, bool], list[tuple[int, int, bytes]]] = defaultdict(list)
-        self.keys: dict[bytes, list[Job]] = {}
+        self.keys: dict[bytes, list[StoredJob]] = {}
         self.paused: set[str] = set()
         self.counts: defaultdict[str, Counter[Status]] = defaultdict(Counter)
         self.totals: defaultdict[str, Counter[str]] = defaultdict(Counter)
@@ -40,7 +40,7 @@ class Shelf:
 
     # --- moves: every change of status goes through here --------------------------------------------
 
-    def move(self, job: Job, event: Event, to: Status | None) -> None:
+    def move(self, job: StoredJob, event: Event, to: Status | None) -> None:
         """One legal move, counted."""
         if to not in MOVES.get((job.status, event), ()):
             raise AssertionError(f"{id_text(job.id)}: {job.status} may not become {to} by {event}")
@@ -52,13 +52,13 @@ class Shelf:
         job.status = to
         self.totals[job.queue][event] += 1
 
-    def add(self, job: Job, behind: Job | None) -> None:
+    def add(self, job: StoredJob, behind: StoredJob | None) -> None:
         """Take in a new job; `behind` is the running holder of its key, for whose end it waits."""
         self.jobs[job.id] = job
         if behind is not None:
             job.awaits += 1
             job.behind = behind.id
-            job.waiting_for = words.waits_behind(behind.id)
+            job.waiting_for = wording.waits_behind(behind.id)
         if job.envelope.key is not None:
             self.keys.setdefault(job.envelope.key, []).append(job)
         self.enter(job, Event.ENQUEUE)
@@ -67,7 +67,7 @@ class Shelf:
         self._seq += 1
         return self._seq
 
-    def enter(self, job: Job, event: Event) -> None:
+    def enter(self, job: StoredJob, event: Event) -> None:
         """Wait in the place that its due time and what it awaits give it."""
         if job.awaits > 0:
             self._watch_expiry(job)
@@ -80,18 +80,18 @@ class Shelf:
         else:
             self._stand_ready(job, event)
 
-    def _stand_ready(self, job: Job, event: Event) -> None:
+    def _stand_ready(self, job: StoredJob, event: Event) -> None:
         self._watch_expiry(job)
         self.move(job, event, Status.READY)
         job.entry = (*job.place, job.id)
         heapq.heappush(self.ready[job.queue], job.entry)
         self.rung |= {topics.queue(job.queue), topics.ANY_QUEUE}
 
-    def _watch_expiry(self, job: Job) -> None:
+    def _watch_expiry(self, job: StoredJob) -> None:
         if job.expires_at is not None:
             heapq.heappush(self.expiring, (job.expires_at, job.id))
 
-    def wait_again(self, job: Job, event: Event, due_at: int | None = None) -> None:
+    def wait_again(self, job: StoredJob, event: Event, due_at: int | None = None) -> None:
         """After a run that did not end the job; its cancellation and a replacement behind it come first.
 
         Without a new time it is READY where it stood, also when the wall clock has been set back before its due time meanwhile.
@@ -100,7 +100,7 @@ class Shelf:
         if job.cancel_requested is not None:
             self.end(job, event, Status.CANCELLED, job.cancel_requested)
         elif successor is not None:
-            self.end(job, event, Status.CANCELLED, words.replaced_by(successor.id))
+            self.end(job, event, Status.CANCELLED, wording.replaced_by(successor.id))
         elif due_at is None:
             job.claim = None
             self._stand_ready(job, event)
@@ -109,7 +109,7 @@ class Shelf:
             job.due_at = due_at
             self.enter(job, event)
 
-    def end(self, job: Job, event: Event, status: Status, reason: str | None = None, *, keep: float | None = None) -> None:
+    def end(self, job: StoredJob, event: Event, status: Status, reason: str | None = None, *, keep: float | None = None) -> None:
         """End a job: nobody holds it any more, its key is free, and those that awaited it know."""
         now = self.now
         self.move(job, event, status)
@@ -126,7 +126,7 @@ class Shelf:
             self._count_in(self.jobs.get(joined))
         self.rung.add(topics.job(job.id))
 
-    def bury(self, job: Job) -> None:
+    def bury(self, job: StoredJob) -> None:
         """Drop what is kept of an ended job, all but its id and fence: somebody may still resend a call that names it."""
         assert job.ended_at is not None
         self.move(job, Event.DROP, None)
@@ -136,7 +136,7 @@ class Shelf:
 
     # --- keys and joins ---------------------------------------------------------------------------------
 
-    def holders(self, key: bytes | None) -> tuple[Job | None, Job | None]:
+    def holders(self, key: bytes | None) -> tuple[StoredJob | None, StoredJob | None]:
         """The waiting and the running live job of a key."""
         if key is None:
             return None, None
@@ -145,11 +145,11 @@ class Shelf:
         running = next((job for job in live if job.status is Status.RUNNING), None)
         return waiting, running
 
-    def waiting_behind(self, job: Job) -> Job | None:
+    def waiting_behind(self, job: StoredJob) -> StoredJob | None:
         waiting, _ = self.holders(job.envelope.key)
         return waiting if waiting is not None and waiting.behind == job.id else None
 
-    def release_key(self, job: Job) -> None:
+    def release_key(self, job: StoredJob) -> None:
         key = job.envelope.key
         if key is None:
             return
@@ -163,7 +163,7 @@ class Shelf:
         if not live:
             self.keys.pop(key, None)
 
-    def _count_in(self, held: Job | None) -> None:
+    def _count_in(self, held: StoredJob | None) -> None:
         if held is None or held.status is not Status.HELD:
             return
         held.awaits -= 1
@@ -176,10 +176,10 @@ class Shelf:
 
     # --- looking ---------------------------------------------------------------------------------------------
 
-    def take_ready(self, queue: str, limit: int) -> list[Job]:
+    def take_ready(self, queue: str, limit: int) -> list[StoredJob]:
         """The first of a queue that may run now, taken out of its heap."""
         now, heap = self.now, self.ready[queue]
-        taken, passed_over = list[Job](), list[Entry]()
+        taken, passed_over = list[StoredJob](), list[Entry]()
         while len(taken) < limit and (job := self.first_ready(queue)) is not None:
             entry = heapq.heappop(heap)
             if job.is_expired(now):
@@ -190,7 +190,7 @@ class Shelf:
             heapq.heappush(heap, entry)
         return taken
 
-    def first_ready(self, queue: str) -> Job | None:
+    def first_ready(self, queue: str) -> StoredJob | None:
         """The head of a queue; entries that no longer say where their job stands are taken off."""
         heap = self.ready[queue]
         while heap:
