@@ -194,7 +194,7 @@ REFUSED_OF_SESSIONS: Final = dict.fromkeys(("ttl", "beat_at", "floor", "register
     "is_spared": ("NULL",),
     "is_released": ("NULL", "true"),
     "about": ("NULL", "convert_to(repeat('x', 2000000), 'UTF8')"),
-    "name": ("NULL", "repeat('x', 100000)"),
+    "name": ("NULL", "repeat('x', 2000000)"),
 }
 
 

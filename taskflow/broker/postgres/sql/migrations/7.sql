@@ -28,7 +28,7 @@ ALTER TABLE @.jobs
     ADD CONSTRAINT the_held_await CHECK (status <> S.HELD OR coalesce(awaits, 0) > 0);
 
 ALTER TABLE @.sessions
-    ADD CONSTRAINT a_name_is_short CHECK (octet_length(name) <= 4096),
+    ADD CONSTRAINT a_name_is_short CHECK (octet_length(name) <= P.MOST_BYTES),
     ADD CONSTRAINT a_ttl_is_possible CHECK (ttl BETWEEN 1 AND R.longest),
     ADD CONSTRAINT about_is_short CHECK (octet_length(about) <= P.MOST_BYTES),
     ADD CONSTRAINT times_are_possible CHECK (
