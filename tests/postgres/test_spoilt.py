@@ -229,7 +229,7 @@ async def test_a_session_with_odd_values_keeps_nobody(broker: Broker, stranger: 
     await broker.beat(Beat(session=SESSION, seen=0, looks=True))
     workers = await broker.console.workers()
     assert SESSION in [worker.session.id for worker in workers]
-    for _ in range(3):
+    for _ in range(5):  # to find it dead, to find what it holds, and to release that
         await broker.upkeep(100)
         await stranger.execute("UPDATE taskflow.sessions SET beat_at = greatest(0, beat_at - 60000000) WHERE id = $1", doomed.id)
         await broker.beat(Beat(session=SESSION, seen=0))
