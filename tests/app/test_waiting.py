@@ -88,7 +88,7 @@ async def test_a_waiter_that_ends_leaves_nothing_behind(bench: Bench) -> None:
         await waiting
     with pytest.raises(TimeoutError):
         await handle.result(timeout=0.05)
-    flag = getattr(bench.broker, "_bell", None)
+    flag = getattr(bench.broker, "_flag", None)
     if flag is not None:
         assert not flag.is_heard
 

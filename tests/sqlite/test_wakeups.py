@@ -101,11 +101,11 @@ async def test_a_path_too_long_for_a_socket(open_broker: Open, tmp_path: Path) -
     other.close()
 
 
-@pytest.fixture(params=["by the bell", "by datagram"])
+@pytest.fixture(params=["by the flag", "by datagram"])
 def told(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a broker of this process is told, and as one of another."""
     if request.param == "by datagram":
-        monkeypatch.setattr(wakeups, "bell_here", lambda name: None)
+        monkeypatch.setattr(wakeups, "flag_here", lambda name: None)
 
 
 @pytest.mark.usefixtures("told")
@@ -132,7 +132,7 @@ async def test_only_who_listens_for_it_is_woken(broker: SqliteBroker, open_broke
 
 async def test_more_topics_than_a_datagram_holds(broker: SqliteBroker, open_broker: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then everybody looks."""
-    monkeypatch.setattr(wakeups, "bell_here", lambda name: None)
+    monkeypatch.setattr(wakeups, "flag_here", lambda name: None)
     other = open_broker()
     job = an_envelope()
     await other.enqueue([job])
