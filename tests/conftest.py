@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from collections.abc import Generator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,9 +13,10 @@ from tests.support import tiers
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers() -> int:
-    """Return the number of workers for `-n auto`: most tests wait most of their time, so a processor has room for several."""
-    return max(4, 5 * len(os.sched_getaffinity(0)) // 2)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Return the number of workers for `-n auto`: most tests wait most of their time, but for the fast ones."""
+    processors = len(os.sched_getaffinity(0))
+    return max(2, 3 * processors // 2) if config.option.markexpr == "fast" else max(4, 3 * processors)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -22,6 +24,11 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     """Several workers respect `xdist_group` without being asked."""
     if config.getoption("numprocesses", None) and config.option.dist == "no":
         config.option.dist = "loadgroup"
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not load folders without a fast test for `-m fast`: that would take as long as the tests."""
+    return (config.option.markexpr == "fast" and tiers.is_slow_folder(collection_path)) or None
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -25,6 +25,10 @@ def mark(item: pytest.Item) -> None:
         item.add_marker("fast")
 
 
+def is_slow_folder(path: Path) -> bool:
+    return path.is_dir() and path.parent == TESTS and path.name not in _FAST
+
+
 def is_fast(item: pytest.Item) -> bool:
     return item.get_closest_marker("fast") is not None
 
