@@ -84,7 +84,7 @@ class JobContext:
                 self._cancelled = self._cancelled or threading.Event()
         return self._cancelled
 
-    def progress(self, fraction: float, note: str = "") -> Done:
+    def progress(self, fraction: float, note: str = "") -> DoneAwaitable:
         """Report how far the run is, from 0 to 1, with a note of up to 4,096 characters; a longer one is cut off.
 
         The report takes effect when this is called, also from a thread; `await` is for looks. It is shown within about a second.
@@ -98,7 +98,7 @@ class JobContext:
         return f"<JobContext {self.job_name} {self.job_id} attempt {self.attempt} of {self.max_attempts}>"
 
 
-class Done:
+class DoneAwaitable:
     """An awaitable that is done already."""
 
     def __await__(self) -> Generator[None, None, None]:
@@ -121,7 +121,7 @@ def current_job() -> JobContext:
 
 
 running: Final[ContextVar[JobContext | None]] = ContextVar("taskflow_running_job", default=None)
-_DONE: Final = Done()
+_DONE: Final = DoneAwaitable()
 _new_id: Final = IdFactory()
 _clock: Final = SystemClock()
 _making: Final = threading.Lock()

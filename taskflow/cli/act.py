@@ -30,7 +30,7 @@ POSSIBLE: Final = {"retry": {Status.FAILED, Status.CANCELLED}, "cancel": LIVE, "
 
 
 @dataclass(frozen=True)
-class Done:
+class ActionResult:
     """To how many jobs it was done, how many running ones were only asked to stop, and to which it was not done, and why."""
 
     count: int = 0
@@ -41,8 +41,8 @@ class Done:
     def seen(self) -> int:
         return self.count + self.asked + len(self.refused)
 
-    def __add__(self, more: Done) -> Done:
-        return Done(self.count + more.count, self.asked + more.asked, {**self.refused, **more.refused})
+    def __add__(self, more: ActionResult) -> ActionResult:
+        return ActionResult(self.count + more.count, self.asked + more.asked, {**self.refused, **more.refused})
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -111,7 +111,7 @@ async def _on_chosen(app: App, arguments: argparse.Namespace) -> int:
     return Exit.FAILED if Redone.KEY_TAKEN.value in refusals else Exit.OK
 
 
-def _print_done(command: str, done: Done) -> None:
+def _print_done(command: str, done: ActionResult) -> None:
     asked = f", asked {done.asked:,} running to stop" if done.asked else ""
     print(f"{_past(command)} {done.count:,}{asked}")
 
@@ -134,32 +134,32 @@ def _a_possible_filter(arguments: argparse.Namespace) -> JobFilter:
     return chosen
 
 
-async def _purge(broker: Broker, chosen: JobFilter, bar: Bar) -> Done:
+async def _purge(broker: Broker, chosen: JobFilter, bar: Bar) -> ActionResult:
     """As many as there were at the start: what others add meanwhile does not make it endless."""
     done = 0
     while (left := bar.total - done) > 0 and (dropped := await broker.console.purge(chosen, limit=min(PAGE, left))) > 0:
         done += dropped
         bar.show(done)
-    return Done(done)
+    return ActionResult(done)
 
 
-async def _go_through(broker: Broker, chosen: JobFilter, bar: Bar, arguments: argparse.Namespace) -> Done:
-    done = Done()
+async def _go_through(broker: Broker, chosen: JobFilter, bar: Bar, arguments: argparse.Namespace) -> ActionResult:
+    done = ActionResult()
     async for ids in _pages(broker.console, chosen):
         done += await _apply(broker, arguments.command, ids)
         bar.show(min(bar.total, done.seen))
     return done
 
 
-async def _apply(broker: Broker, command: str, ids: Sequence[bytes]) -> Done:
+async def _apply(broker: Broker, command: str, ids: Sequence[bytes]) -> ActionResult:
     if command == "retry":
         answers = await broker.console.retry(ids)
         refused = {job_id: _unretried(answer) for job_id, answer in zip(ids, answers, strict=True) if answer is not Redone.OK}
-        return Done(len(ids) - len(refused), refused=refused)
+        return ActionResult(len(ids) - len(refused), refused=refused)
     found = await broker.cancel(ids)
     refused = {job_id: _uncancelled(status) for job_id, status in zip(ids, found, strict=True) if status is None or status.is_ended}
     asked = found.count(Status.RUNNING)
-    return Done(len(ids) - len(refused) - asked, asked, refused)
+    return ActionResult(len(ids) - len(refused) - asked, asked, refused)
 
 
 UNKNOWN: Final = "it is unknown, or no longer kept"

@@ -6,7 +6,7 @@ import time
 from typing import Final, NamedTuple
 
 from taskflow.worker.endings import Ending
-from taskflow.worker.vitals import Finding
+from taskflow.worker.vitals import VitalSign
 
 LOOKED_AT_EVERY: Final = 0.2
 SAID_EVERY: Final = 1.0
@@ -17,7 +17,7 @@ SILENT_AFTER: Final = 10.0
 _WORD: Final = "vitals"
 
 
-def said(live: Finding, ready: Finding) -> str:
+def said(live: VitalSign, ready: VitalSign) -> str:
     """Return the line in which a worker reports its health to its supervisor."""
     return f"{_WORD} {live.is_well:d} {ready.is_well:d} {live.why if not live.is_well else ready.why}"
 
@@ -52,17 +52,17 @@ class Fleet:
             case _:
                 return
 
-    def live(self) -> Finding:
+    def live(self) -> VitalSign:
         workers = self._present()
         if not workers or any(worker.is_live for worker in workers):
-            return Finding(True, "there is a worker that moves" if workers else "no worker has started yet", _facts(workers))
-        return Finding(False, f"no worker moves: {workers[0].why}", _facts(workers))
+            return VitalSign(True, "there is a worker that moves" if workers else "no worker has started yet", _facts(workers))
+        return VitalSign(False, f"no worker moves: {workers[0].why}", _facts(workers))
 
-    def ready(self) -> Finding:
+    def ready(self) -> VitalSign:
         workers = self._present()
         if any(worker.is_live and worker.is_ready for worker in workers):
-            return Finding(True, "there is a worker whose beats, claims and settlements the broker answers", _facts(workers))
-        return Finding(False, f"no worker is ready: {workers[0].why}" if workers else "no worker has started yet", _facts(workers))
+            return VitalSign(True, "there is a worker whose beats, claims and settlements the broker answers", _facts(workers))
+        return VitalSign(False, f"no worker is ready: {workers[0].why}" if workers else "no worker has started yet", _facts(workers))
 
     def _present(self) -> list[WorkerReport]:
         now = time.monotonic()

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from taskflow.model.errors import ConfigurationError
 from taskflow.model.seams import start_thread
-from taskflow.worker.vitals import Finding
+from taskflow.worker.vitals import VitalSign
 
 log: Final = logging.getLogger("taskflow.worker")
 
@@ -35,7 +35,7 @@ ENDED_WITHIN: Final = 5.0
 STEPS_TO_ADMIT: Final = 3
 """Steps of asyncio's loop from a connection that is accepted to one that is admitted."""
 
-Ask = Callable[[], Finding]
+Ask = Callable[[], VitalSign]
 Response = tuple[HTTPStatus, Mapping[str, object]]
 
 

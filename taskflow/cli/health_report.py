@@ -11,11 +11,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, Protocol, Self
 
 from taskflow.cli.fleet import LOOKED_AT_EVERY, SAID_EVERY, Fleet, said
-from taskflow.cli.notify import Notifier
+from taskflow.cli.notify import SystemdNotifier
 from taskflow.model.seams import start_thread
 from taskflow.worker.endings import Ending
 from taskflow.worker.events import Event
-from taskflow.worker.vitals import Finding
+from taskflow.worker.vitals import VitalSign
 
 if TYPE_CHECKING:
     from taskflow.cli.health import HealthServer
@@ -28,8 +28,8 @@ _STARTING: Final = "it has not started yet"
 class Asked(Protocol):
     """A worker's vitals, or those of a fleet."""
 
-    def live(self) -> Finding: ...
-    def ready(self) -> Finding: ...
+    def live(self) -> VitalSign: ...
+    def ready(self) -> VitalSign: ...
 
 
 class Hears(Protocol):
@@ -54,7 +54,7 @@ class HealthReport:
             from taskflow.cli.health import HealthServer, listener  # which most workers need not load
 
             self._server = HealthServer(listener(arguments.health_host, arguments.health_port), asks)
-        self.notifier = Notifier.from_environment(os.environ, self._live) if line is None else None
+        self.notifier = SystemdNotifier.from_environment(os.environ, self._live) if line is None else None
 
     def __enter__(self) -> Self:
         if self._server is not None:
@@ -89,11 +89,11 @@ class HealthReport:
                 last, said_at = (live.is_well, ready.is_well), now
                 self._line.say(said(live, ready))
 
-    def _live(self) -> Finding:
-        return self._asked.live() if self._asked is not None else Finding(True, _STARTING)
+    def _live(self) -> VitalSign:
+        return self._asked.live() if self._asked is not None else VitalSign(True, _STARTING)
 
-    def _ready(self) -> Finding:
-        return self._asked.ready() if self._asked is not None else Finding(False, _STARTING)
+    def _ready(self) -> VitalSign:
+        return self._asked.ready() if self._asked is not None else VitalSign(False, _STARTING)
 
 
 class FleetHealthReport(HealthReport):

@@ -14,7 +14,7 @@ from typing import Final, Self
 from taskflow.model.printable import one_line
 from taskflow.model.seams import start_thread
 from taskflow.worker.events import Event, SessionOpened, WindingDown
-from taskflow.worker.vitals import Finding
+from taskflow.worker.vitals import VitalSign
 
 log: Final = logging.getLogger("taskflow.worker")
 
@@ -25,7 +25,7 @@ AGAIN: Final = 1.0
 _OFF: Final[tuple[str, ...]] = ()
 
 
-class Notifier:
+class SystemdNotifier:
     """Sends from a separate thread, so that a blocked socket delays nothing else.
 
     `address`   the value of NOTIFY_SOCKET
@@ -33,7 +33,7 @@ class Notifier:
     `live`      asked before each sign of life: a blocked worker sends none, and systemd ends it
     """
 
-    def __init__(self, address: str, watchdog: float | None, live: Callable[[], Finding]) -> None:
+    def __init__(self, address: str, watchdog: float | None, live: Callable[[], VitalSign]) -> None:
         self._address = f"\0{address[1:]}" if address.startswith("@") else address
         self._period = watchdog / 2 if watchdog is not None else None
         self._live = live
@@ -46,7 +46,7 @@ class Notifier:
         self._status = "STATUS=starting"
 
     @classmethod
-    def from_environment(cls, environment: MutableMapping[str, str], live: Callable[[], Finding]) -> Self | None:
+    def from_environment(cls, environment: MutableMapping[str, str], live: Callable[[], VitalSign]) -> Self | None:
         """None without NOTIFY_SOCKET. Takes the variables out, as sd_notify(3) advises: the programs that jobs start are not the worker."""
         address, microseconds, pid = (environment.pop(name, "") for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"))
         if not address:

@@ -37,7 +37,7 @@ nudge tells so. Of fewer, every second claim would find nothing."""
 PAUSES: Final = Pauses(0.05, 2.0)
 
 
-class Hands(msgspec.Struct, frozen=True):
+class LeaseSink(msgspec.Struct, frozen=True):
     """Where a claim's leases go, and how many there is room for.
 
     `room` says how many to claim now, and when that is none, `wait` ends as soon as it may be some. `take` takes what came, and when that
@@ -61,12 +61,12 @@ class Fetcher:
     the first.
     """
 
-    def __init__(self, broker: Broker, session: bytes, queues: QueueChoice, events: Events, hands: Hands, chance: Chance) -> None:
+    def __init__(self, broker: Broker, session: bytes, queues: QueueChoice, events: Events, sink: LeaseSink, chance: Chance) -> None:
         self._broker = broker
         self._session = session
         self._queues = queues
         self._events = events
-        self._hands = hands
+        self._sink = sink
         self._retries = Retries(PAUSES, chance.random)
         self._nudge: Callable[[], None] = lambda: None
         self._is_stopping = False
@@ -83,7 +83,7 @@ class Fetcher:
                 while not self._is_stopping:
                     await self._fetch(nudges)
         except SessionLost as error:
-            self._hands.on_lost(str(error))
+            self._sink.on_lost(str(error))
 
     def stop(self) -> None:
         """Ends `run`, when the claim that is under way has been answered: to cancel that would leave its leases to nobody for a while.
@@ -109,21 +109,21 @@ class Fetcher:
             self._nudge()
 
     async def _fetch(self, nudges: Nudges) -> None:
-        limit = self._hands.room()
+        limit = self._sink.room()
         if not limit:
-            await self._hands.wait()
+            await self._sink.wait()
             self.full_at = time.monotonic()
             return
         asked_at = self._looked_at = time.monotonic()
         leases = await self._claim(self._queues.order(), limit)
         self.answered_at = time.monotonic()
         # An answer that was long under way may be taken for a ghost's any moment, and run elsewhere.
-        take = self._hands.take if self.answered_at - asked_at < self._hands.too_old else self._hands.give_back
+        take = self._sink.take if self.answered_at - asked_at < self._sink.too_old else self._sink.give_back
         take(leases, asked_at)
         if len(leases) == limit:
             return
         if leases:  # that was all: what came begins before more is asked for
-            self._hands.begin()
+            self._sink.begin()
             await asyncio.sleep(0)
         if not leases or (len(leases) * MANY <= limit and nudges.is_prompt):  # what has come since then has nudged
             await self._rest(nudges)

@@ -1,4 +1,4 @@
-"""The supervisor's hands: starts worker processes, hears them, reaps what has ended, and waits for signals meanwhile.
+"""Starts worker processes for the supervisor, reads their reports, reaps what has ended, and waits for signals meanwhile.
 
 Loads no event loop and no application: it stays as small as Python itself.
 """
@@ -174,7 +174,7 @@ class Processes:
         self._environment = os.environ if environment is None else environment
         self._selector = selectors.DefaultSelector()
         self._selector.register(wakes, selectors.EVENT_READ)
-        self._beat_listeners: dict[int, Ear] = {}
+        self._beat_listeners: dict[int, WorkerSocket] = {}
         self._out_of_memory = OutOfMemory()
         self._deaths = Deaths()
 
@@ -188,7 +188,7 @@ class Processes:
             except BaseException:
                 ours.close()
                 raise
-        self._beat_listeners[pid] = ear = Ear(ours)
+        self._beat_listeners[pid] = ear = WorkerSocket(ours)
         self._selector.register(ear, selectors.EVENT_READ)
         return pid
 
@@ -233,7 +233,7 @@ class Processes:
                 self._forget(worker)
             yield pid, self._out_of_memory.ending(status)
 
-    def _note_line(self, ear: Ear, line: str) -> None:
+    def _note_line(self, ear: WorkerSocket, line: str) -> None:
         match line.split():
             case ["session", _]:
                 ear.has_session = True
@@ -248,17 +248,17 @@ class Processes:
                 if ear.has_session:
                     ear.say(words)
 
-    def _listen(self, ear: Ear) -> list[str]:
+    def _listen(self, ear: WorkerSocket) -> list[str]:
         lines = ear.take()
         if ear.is_deaf:
             self._unregister(ear)  # else its end would wake us for ever
         return lines
 
-    def _forget(self, ear: Ear) -> None:
+    def _forget(self, ear: WorkerSocket) -> None:
         self._unregister(ear)
         ear.close()
 
-    def _unregister(self, ear: Ear) -> None:
+    def _unregister(self, ear: WorkerSocket) -> None:
         if ear in self._selector.get_map():
             self._selector.unregister(ear)
 
@@ -307,7 +307,7 @@ class Death:
     due_at: float = float("-inf")
 
 
-class Ear:
+class WorkerSocket:
     """Our end of the line to a worker."""
 
     def __init__(self, end: socket.socket) -> None:

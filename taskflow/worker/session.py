@@ -33,7 +33,7 @@ from taskflow.worker.events import (
     WindingDown,
 )
 from taskflow.worker.executor import CANCELLED, LOST, WINDING_DOWN, Executor
-from taskflow.worker.fetcher import Fetcher, Hands
+from taskflow.worker.fetcher import Fetcher, LeaseSink
 from taskflow.worker.keeper import BeatListeners, Keeper
 from taskflow.worker.lease_table import HeldLease, LeaseTable
 from taskflow.worker.leaving import Leaving
@@ -84,7 +84,7 @@ class WorkerSession:
         self._lease_table = LeaseTable()
         self._settler = Settler(broker, self._lease_table, events)
         self._runs = Runs(options.concurrency, threads, self._lease_table, executor, self._settler, events)
-        self._fetcher = Fetcher(broker, self.session.id, options.queues, events, self._hands(), seams.chance)
+        self._fetcher = Fetcher(broker, self.session.id, options.queues, events, self._sink(), seams.chance)
         self._upkeep = Upkeep(broker, seams.chance, events, on_ready=self._fetcher.look)
         self._quarantine = Quarantine(self._lease_table, self._runs.begin, self._runs.under_way.keys, self._runs.give_back, events)
         self._watch = Watch(self._runs.under_way.values, options.last_words, events, self._lease_table.nudge)
@@ -170,8 +170,8 @@ class WorkerSession:
         for duty in duties:
             self._task_supervisor.attend(duty)
 
-    def _hands(self) -> Hands:
-        return Hands(
+    def _sink(self) -> LeaseSink:
+        return LeaseSink(
             room=self._runs.room,
             wait=self._lease_table.wait_for_change,
             take=self._take,

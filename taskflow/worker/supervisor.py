@@ -1,4 +1,4 @@
-"""Which worker processes there are to be: decisions alone, from what is told and from the time. `Hands` carry them out.
+"""Decides which worker processes there should be, from reports and from the time. A `ProcessControl` carries the decisions out.
 
 A worker starts, says that its modules are `loaded`, opens a `session`, and works. It leaves when it is told to; its place is another's
 from then on. One that has run as many jobs as it may, or has grown too large, retires: its place is another's too, and it has all the time
@@ -50,7 +50,7 @@ def log_crash(session: bytes, cause: str) -> None:
     log.info("what session %s held runs again; lost by: %s", session.hex(), cause)
 
 
-class Hands(Protocol):
+class ProcessControl(Protocol):
     def start(self, place: int) -> int:
         """A new worker process; its pid. OSError when the system has none to give."""
         ...
@@ -71,10 +71,12 @@ class Hands(Protocol):
 class Supervisor:
     """Tell it what happens, then let it `act`, which says how long it may be left alone. Over when `code` is no longer None."""
 
-    def __init__(self, plan: Plan, hands: Hands, on_crash: OnCrash = log_crash, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, plan: Plan, processes: ProcessControl, on_crash: OnCrash = log_crash, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.code: int | None = None
         self._plan = plan
-        self._hands = hands
+        self._processes = processes
         self._on_crash = on_crash
         self._clock = clock
         self._workers: dict[int, WorkerProcess] = {}
@@ -156,7 +158,7 @@ class Supervisor:
         worked_for = worker.has_worked_for(now)
         log.info("worker %d has %s of memory, more than %s (--max-memory): another one takes over", pid, _bytes(size), _bytes(most))
         worker.is_leaving = True
-        worker.is_retiring = self._hands.retire(pid)  # else it is signalled
+        worker.is_retiring = self._processes.retire(pid)  # else it is signalled
         if pause := self._places[worker.place].fail(worked_for, now):
             log.warning("it had worked for %.0f s only, and so had the one before: the next starts in %g s", worked_for, pause)
 
@@ -207,7 +209,7 @@ class Supervisor:
 
     def _start(self, number: int) -> WorkerProcess | None:
         try:
-            pid = self._hands.start(number)
+            pid = self._processes.start(number)
         except OSError as error:
             pause = max(1.0, self._places[number].fail(0.0, self._clock()))
             self._places[number].free_at = self._clock() + pause
@@ -255,7 +257,7 @@ class Supervisor:
             limit = self._silent_for(worker)
             if worker.works_since is None or now < worker.heard_at + limit:
                 continue
-            if self._hands.is_stopped(worker.pid):
+            if self._processes.is_stopped(worker.pid):
                 worker.heard_at = now
             elif worker.aborted_at is None:
                 worker.aborted_at = now
@@ -263,9 +265,9 @@ class Supervisor:
                     log.error("worker %d has said nothing for %g s: C code keeps its interpreter; it is ended", worker.pid, limit)
                 else:
                     log.error("worker %d has come to its end, and is not gone after %g s: it is ended by force", worker.pid, limit)
-                self._hands.signal(worker.pid, signal.SIGABRT)
+                self._processes.signal(worker.pid, signal.SIGABRT)
             elif now >= worker.aborted_at + KILLED_AFTER:
-                self._hands.signal(worker.pid, signal.SIGKILL)
+                self._processes.signal(worker.pid, signal.SIGKILL)
 
     def _silent_for(self, worker: WorkerProcess) -> float:
         """Seconds that it may say nothing: one that has come to its end has nothing more to say."""
@@ -278,11 +280,11 @@ class Supervisor:
         for worker in self._workers.values():
             wanted = max(self._stops, int(worker.is_leaving and not worker.is_retiring))
             if wanted > 2 or (worker.told and now >= self._forced_at(worker)):
-                self._hands.signal(worker.pid, signal.SIGKILL)
+                self._processes.signal(worker.pid, signal.SIGKILL)
             elif worker.came_to is None and worker.told < wanted and now >= worker.told_at + SPACING:
                 worker.told += 1
                 worker.told_at = now
-                self._hands.signal(worker.pid, self._signal_for(worker))
+                self._processes.signal(worker.pid, self._signal_for(worker))
 
     def _signal_for(self, worker: WorkerProcess) -> int:
         """Theirs are two. While Python is loaded a SIGINT would be shown as an error of ours."""

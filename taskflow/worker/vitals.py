@@ -40,7 +40,7 @@ class Signs(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Finding:
+class VitalSign:
     """`why` in words for people; `facts` for programs, of numbers and text. A dataclass, which web frameworks answer with as it is."""
 
     is_well: bool
@@ -68,39 +68,39 @@ class Vitals:
         self._ttl = ttl
         self.is_winding_down = False
 
-    def live(self) -> Finding:
+    def live(self) -> VitalSign:
         """That its loop and its keeper's thread move. Says nothing about the broker: to start the process again would not bring it back."""
         seen, signs, now = self._seen(), self._signs(), time.monotonic()
         if seen is None:
-            return Finding(True, self._without_watch())
+            return VitalSign(True, self._without_watch())
         facts: dict[str, float | int | str | None] = {"stalled_for": round(seen.stalled_for, 3)}
         if now - seen.looked_at > BLIND:
-            return Finding(False, f"the thread that watches has not moved for {now - seen.looked_at:.0f} s", facts)
+            return VitalSign(False, f"the thread that watches has not moved for {now - seen.looked_at:.0f} s", facts)
         if seen.stalled_for:
             where = f" in {_name(seen.blocker)}" if seen.blocker else ""
-            return Finding(False, f"the event loop has stood still for {seen.stalled_for:.1f} s{where}", facts)
+            return VitalSign(False, f"the event loop has stood still for {seen.stalled_for:.1f} s{where}", facts)
         if signs is not None and not signs.is_over and now - signs.tried_at > self._ttl + BLIND:
-            return Finding(False, f"the thread that beats has not moved for {now - signs.tried_at:.0f} s", facts)
-        return Finding(True, "the event loop and the thread that beats move", facts)
+            return VitalSign(False, f"the thread that beats has not moved for {now - signs.tried_at:.0f} s", facts)
+        return VitalSign(True, "the event loop and the thread that beats move", facts)
 
-    def ready(self) -> Finding:
+    def ready(self) -> VitalSign:
         """That it lives, and the broker has answered its beats, its claims and its settlements lately."""
         live = self.live()
         if not live.is_well:
             return live
         if self._seen() is None:
-            return Finding(False, self._without_watch())
+            return VitalSign(False, self._without_watch())
         if self.is_winding_down:
-            return Finding(False, "it winds down and claims nothing more")
+            return VitalSign(False, "it winds down and claims nothing more")
         signs = self._signs()
         if signs is None or signs.is_over:
-            return Finding(False, "its session has ended, and the next one has not begun")
+            return VitalSign(False, "its session has ended, and the next one has not begun")
         return self._of(signs, time.monotonic())
 
     def _without_watch(self) -> str:
         return "it has ended" if self.is_winding_down else "it has not started yet"
 
-    def _of(self, signs: Signs, now: float) -> Finding:
+    def _of(self, signs: Signs, now: float) -> VitalSign:
         beaten, claimed = _since(signs.beaten_at, now), _since(signs.claimed_at, now)
         settling = _since(signs.settling_since, now)
         facts: dict[str, float | int | str | None] = {
@@ -112,17 +112,17 @@ class Vitals:
             "left_behind": signs.left_behind,
         }
         if signs.is_stuck:
-            return Finding(False, f"nothing can begin: functions that were given up go on in all {signs.left_behind} slots", facts)
+            return VitalSign(False, f"nothing can begin: functions that were given up go on in all {signs.left_behind} slots", facts)
         if beaten is None or beaten > max(LATE, self._ttl / 2):
-            return Finding(False, _not_for("a beat", beaten), facts)
+            return VitalSign(False, _not_for("a beat", beaten), facts)
         # With every slot taken it does not claim, and need not: what runs there must be told of when it ends, though.
         full = _since(signs.full_at, now)
         waited = claimed if claimed is None or full is None else min(claimed, full)
         if waited is None or (signs.free and waited > LATE):
-            return Finding(False, _not_for("a claim", waited), facts)
+            return VitalSign(False, _not_for("a claim", waited), facts)
         if settling is not None and settling > LATE:
-            return Finding(False, _not_for("a settlement", settling), facts)
-        return Finding(True, "the broker answers its beats, claims and settlements", facts)
+            return VitalSign(False, _not_for("a settlement", settling), facts)
+        return VitalSign(True, "the broker answers its beats, claims and settlements", facts)
 
 
 def _since(at: float | None, now: float) -> float | None:

@@ -43,7 +43,7 @@ MOST_CLOSES: Final = 20
 FAILURES: Final = (Failed, Discarded)
 
 
-class Tally:
+class RunCounts:
     """Counts the runs of a worker. It subscribes to the worker's events.
 
     `runs`       all runs
@@ -105,7 +105,7 @@ class Worker:
         seams: Seams | None = None,
     ) -> None:
         self.options = options or WorkerOptions(queues=_choice(queues), concurrency=concurrency, grace=grace)
-        self.tally = Tally()
+        self.tally = RunCounts()
         self.has_forced = False
         self._state = state
         self._app = app or default_app()

@@ -12,7 +12,7 @@ import pytest
 from taskflow.cli import fleet
 from taskflow.cli.fleet import Fleet, said
 from taskflow.worker.endings import Ending
-from taskflow.worker.vitals import Finding
+from taskflow.worker.vitals import VitalSign
 from tests.cli.processes import PATIENCE, Running, Shell, ended_clearly
 from tests.cli.test_health import ask, ask_until
 from tests.cli.test_notify import FakeSystemd
@@ -29,8 +29,8 @@ async def block() -> None:
         time.sleep(0.005)
 """
 
-WELL = Finding(True, "fine")
-UNWELL = Finding(False, "it stands still")
+WELL = VitalSign(True, "fine")
+UNWELL = VitalSign(False, "it stands still")
 
 
 def supervised(shell: Shell, processes: int, *arguments: str) -> tuple[Running, int]:

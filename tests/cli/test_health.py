@@ -20,7 +20,7 @@ import pytest
 from taskflow.cli import health
 from taskflow.cli.health import HealthServer, listener
 from taskflow.model.errors import ConfigurationError
-from taskflow.worker.vitals import Finding
+from taskflow.worker.vitals import VitalSign
 from tests.cli.processes import PATIENCE, Running, Shell, ended_clearly
 
 TASKS = """
@@ -171,9 +171,9 @@ def test_what_is_no_port_is_refused(shell: Shell, port: str) -> None:
 
 @pytest.fixture
 def server() -> Iterator[HealthServer]:
-    asks: dict[str, Callable[[], Finding]] = {
-        "/live": lambda: Finding(True, "fine", {"seconds": 1.5}),
-        "/ready": lambda: Finding(False, "not yet"),
+    asks: dict[str, Callable[[], VitalSign]] = {
+        "/live": lambda: VitalSign(True, "fine", {"seconds": 1.5}),
+        "/ready": lambda: VitalSign(False, "not yet"),
     }
     opened = HealthServer(listener("127.0.0.1", 0), asks)
     opened.start()
@@ -305,7 +305,7 @@ def test_ipv6_is_as_good() -> None:
         opened = listener("::1", 0)
     except ConfigurationError:
         pytest.skip("this machine has no ::1")
-    server = HealthServer(opened, {"/live": lambda: Finding(True, "fine")})
+    server = HealthServer(opened, {"/live": lambda: VitalSign(True, "fine")})
     server.start()
     try:
         assert server.url.startswith("http://[::1]:")

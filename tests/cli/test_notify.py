@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from taskflow.cli import notify
-from taskflow.cli.notify import Notifier
+from taskflow.cli.notify import SystemdNotifier
 from taskflow.worker.events import SessionOpened, WindingDown
-from taskflow.worker.vitals import Finding
+from taskflow.worker.vitals import VitalSign
 from tests.cli.processes import PATIENCE, Shell, ended_clearly
 
 TASKS = """
@@ -106,8 +106,8 @@ def test_a_worker_whose_loop_stands_still_gives_no_sign_of_life(shell: Shell, sy
     ended_clearly(worker, [0])
 
 
-def a_notifier(environment: dict[str, str], finding: Finding = Finding(True, "fine")) -> Notifier | None:  # noqa: B008  # it is frozen
-    return Notifier.from_environment(environment, lambda: finding)
+def a_notifier(environment: dict[str, str], finding: VitalSign = VitalSign(True, "fine")) -> SystemdNotifier | None:  # noqa: B008  # it is frozen
+    return SystemdNotifier.from_environment(environment, lambda: finding)
 
 
 def test_without_a_socket_there_is_nothing_to_tell() -> None:

@@ -20,7 +20,7 @@ from taskflow.worker.children.death import ChildFailed
 from taskflow.worker.children.options import ChildOptions, cores
 from taskflow.worker.children.output import LONGEST_LINE, Output
 from taskflow.worker.children.process import Child, Nursery
-from taskflow.worker.children.wire import Ended, Garbled, Hello, Import, Message, Ready, Refused, Reported, Run, Unpacker, pack
+from taskflow.worker.children.wire import CallRefused, Garbled, Hello, Import, Message, Ready, Reported, Run, RunEnded, Unpacker, pack
 from taskflow.worker.events import Printed
 
 LEASE = Lease(
@@ -64,9 +64,9 @@ MESSAGES: list[Message] = [
     Run(LEASE, "shop"),
     Ready(1 << 30),
     Reported(0.5, "half way"),
-    Refused("no such job", "Traceback ..."),
+    CallRefused("no such job", "Traceback ..."),
     *(
-        Ended(verdict, 1 << 20, True)
+        RunEnded(verdict, 1 << 20, True)
         for verdict in (
             Succeeded(b"\x00"),
             Failed(ERROR),
@@ -105,7 +105,7 @@ def test_messages_arrive_in_whatever_portions() -> None:
         b"\x00\x00\x00\x01\x00",
         b"\x00\x00\x00\x00",
         pack(Ready(1)).replace(b"ready", b"reads"),
-        pack(Ended(Snoozed(1.0), 1, True)).replace(b"Snoozed", b"Snoozer"),
+        pack(RunEnded(Snoozed(1.0), 1, True)).replace(b"Snoozed", b"Snoozer"),
         pack(Reported(0.5, "a")).replace(b"note", b"nota"),
     ],
 )

@@ -29,7 +29,7 @@ from taskflow.worker.events import (
     SessionOpened,
     WindingDown,
 )
-from taskflow.worker.fetcher import Fetcher, Hands
+from taskflow.worker.fetcher import Fetcher, LeaseSink
 from taskflow.worker.queues import QueueChoice
 from tests.worker.scene import FaultyBroker, Heard, Run, a_faulty_broker, options, waits
 
@@ -113,7 +113,7 @@ async def test_the_pauses_of_a_worker_without_a_broker_are_drawn_from_its_chance
 
     broker, heard, chance = FaultyBroker(), Heard(), Drawn()
     broker.away = {"claim"}
-    hands = Hands(
+    sink = LeaseSink(
         room=lambda: 1,
         wait=asyncio.Event().wait,
         take=lambda _, __: None,
@@ -122,7 +122,7 @@ async def test_the_pauses_of_a_worker_without_a_broker_are_drawn_from_its_chance
         too_old=1.0,
         on_lost=lambda _: None,
     )
-    fetcher = Fetcher(broker, bytes(16), QueueChoice(), Events(heard), hands, chance)
+    fetcher = Fetcher(broker, bytes(16), QueueChoice(), Events(heard), sink, chance)
     fetching = asyncio.create_task(fetcher.run())
     await heard.wait_for(BrokerTrouble, times=3)
     fetching.cancel()

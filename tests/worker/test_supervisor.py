@@ -41,7 +41,7 @@ class Office:
         self.stopped: set[int] = set()
         self.supervisor = Supervisor(plan, self, lambda session, cause: self.crashes.append((session, cause)), lambda: self.now)
 
-    # --- its hands
+    # --- its processes
 
     def start(self, place: int) -> int:
         if self.refusal is not None:

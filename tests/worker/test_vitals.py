@@ -11,7 +11,7 @@ from taskflow import Worker
 from taskflow.model.session import Beat
 from taskflow.worker import fetcher, keeper, vitals
 from taskflow.worker.events import SessionOpened
-from taskflow.worker.vitals import Finding
+from taskflow.worker.vitals import VitalSign
 from tests.worker.scene import FaultyBroker, Heard, Run, a_faulty_broker, options, waits
 
 LATE = 0.5
@@ -32,7 +32,7 @@ async def broker() -> AsyncIterator[FaultyBroker]:
         yield opened
 
 
-async def until(found: Callable[[], Finding], *, is_well: bool) -> Finding:
+async def until(found: Callable[[], VitalSign], *, is_well: bool) -> VitalSign:
     async with asyncio.timeout(30):
         while (finding := found()).is_well is not is_well:  # noqa: ASYNC110  # no event tells it
             await asyncio.sleep(0.02)
@@ -49,7 +49,7 @@ async def test_a_worker_is_ready_when_beats_and_claims_are_answered_and_not_befo
         broker.away = set()
         ready = await until(worker.vitals.ready, is_well=True)
         assert ready.facts["running"] == 0
-    assert (worker.vitals.live().is_well, worker.vitals.ready()) == (True, Finding(False, "it has ended"))
+    assert (worker.vitals.live().is_well, worker.vitals.ready()) == (True, VitalSign(False, "it has ended"))
 
 
 @pytest.mark.parametrize(("verb", "named"), [("claim", "a claim"), ("beat", "a beat")])

@@ -1,4 +1,4 @@
-"""What kinds of classes with fields there are, and the `Record` of each: dataclass, TypedDict, NamedTuple, Struct, attrs, pydantic.
+"""What kinds of classes with fields there are, and the `ClassFields` of each: dataclass, TypedDict, NamedTuple, Struct, attrs, pydantic.
 
 attrs and pydantic are known by the attributes that they leave on a class; neither is imported here.
 """
@@ -15,11 +15,11 @@ from typing_extensions import ReadOnly, is_typeddict
 
 from taskflow.model.codec.hints import hints_of_class
 from taskflow.model.codec.models import is_model, record_of_model
-from taskflow.model.codec.records import Field, Record
+from taskflow.model.codec.records import ClassFields, Field
 from taskflow.model.codec.shape import Unsupported
 
 
-def record_for(kind: type, arguments: tuple[Any, ...]) -> Record | None:
+def record_for(kind: type, arguments: tuple[Any, ...]) -> ClassFields | None:
     """The record of `kind[arguments]`, or None if it is no class of a kind that is known.
 
     Raises Unsupported for one that cannot be rebuilt from its fields, Unresolved if its annotations cannot be resolved yet.
@@ -42,10 +42,10 @@ def _is_struct(kind: type) -> bool:
     return issubclass(kind, msgspec.Struct)
 
 
-def _of_typed_dict(kind: Any, arguments: tuple[Any, ...]) -> Record:
+def _of_typed_dict(kind: Any, arguments: tuple[Any, ...]) -> ClassFields:
     hints = hints_of_class(kind, arguments)
     fields = tuple(Field(name, hint, _is_required(kind, name, hint)) for name, hint in hints.items())
-    return Record(dict, fields, make=dict, parts=lambda value: value if isinstance(value, dict) else None, has_tag=False)
+    return ClassFields(dict, fields, make=dict, parts=lambda value: value if isinstance(value, dict) else None, has_tag=False)
 
 
 def _is_required(kind: Any, name: str, hint: Any) -> bool:
@@ -59,26 +59,26 @@ def _is_required(kind: Any, name: str, hint: Any) -> bool:
     return name in kind.__required_keys__
 
 
-def _of_named_tuple(kind: Any, arguments: tuple[Any, ...]) -> Record:
+def _of_named_tuple(kind: Any, arguments: tuple[Any, ...]) -> ClassFields:
     hints = hints_of_class(kind, arguments)
     fields = tuple(Field(name, hints.get(name, Any), name not in kind._field_defaults) for name in kind._fields)
-    return Record(kind, fields, make=lambda values: kind(**values), runs_code=kind.__bases__ != (tuple,))
+    return ClassFields(kind, fields, make=lambda values: kind(**values), runs_code=kind.__bases__ != (tuple,))
 
 
-def _of_struct(kind: Any, arguments: tuple[Any, ...]) -> Record:
+def _of_struct(kind: Any, arguments: tuple[Any, ...]) -> ClassFields:
     hints = hints_of_class(kind, arguments)
     fields = tuple(Field(field.name, hints[field.name], field.required) for field in msgspec.structs.fields(kind))
-    return Record(kind, fields, make=lambda values: kind(**values), runs_code=hasattr(kind, "__post_init__"))
+    return ClassFields(kind, fields, make=lambda values: kind(**values), runs_code=hasattr(kind, "__post_init__"))
 
 
-def _of_dataclass(kind: Any, arguments: tuple[Any, ...]) -> Record:
+def _of_dataclass(kind: Any, arguments: tuple[Any, ...]) -> ClassFields:
     _refuse_init_vars(kind)
     hints = hints_of_class(kind, arguments)
     declared = dataclasses.fields(kind)
     fields = tuple(Field(field.name, hints[field.name], _dataclass_requires(field)) for field in declared)
     late = [field.name for field in declared if not field.init]
     runs_code = any(hasattr(kind, name) for name in ("__post_init__", "__pydantic_validator__")) or _has_own_constructor(kind)
-    return Record(kind, fields, make=_maker(kind, {}, late), runs_code=runs_code)
+    return ClassFields(kind, fields, make=_maker(kind, {}, late), runs_code=runs_code)
 
 
 def _has_own_constructor(kind: Any) -> bool:
@@ -97,14 +97,14 @@ def _dataclass_requires(field: dataclasses.Field[Any]) -> bool:
     return field.init and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
-def _of_attrs(kind: Any, arguments: tuple[Any, ...]) -> Record:
+def _of_attrs(kind: Any, arguments: tuple[Any, ...]) -> ClassFields:
     hints = hints_of_class(kind, arguments)
     attributes = kind.__attrs_attrs__
     fields = tuple(Field(each.name, hints.get(each.name, Any), each.init and not _has_default(each)) for each in attributes)
     aliases = {each.name: each.alias for each in attributes if each.init and each.alias != each.name}
     late = [each.name for each in attributes if not each.init]
     hooks = any(each.validator or each.converter for each in attributes) or any(hasattr(kind, f"__attrs_{when}_init__") for when in _HOOKS)
-    return Record(kind, fields, make=_maker(kind, aliases, late), runs_code=hooks or _has_own_constructor(kind))
+    return ClassFields(kind, fields, make=_maker(kind, aliases, late), runs_code=hooks or _has_own_constructor(kind))
 
 
 _HOOKS = ("pre", "post")
@@ -129,7 +129,7 @@ def _maker(kind: Any, aliases: dict[str, str], late: Sequence[str]) -> Callable[
     return make
 
 
-_KINDS: tuple[tuple[Callable[[type], bool], Callable[[Any, tuple[Any, ...]], Record]], ...] = (
+_KINDS: tuple[tuple[Callable[[type], bool], Callable[[Any, tuple[Any, ...]], ClassFields]], ...] = (
     (is_typeddict, _of_typed_dict),
     (is_model, record_of_model),
     (_is_struct, _of_struct),

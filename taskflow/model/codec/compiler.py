@@ -35,7 +35,7 @@ from taskflow.model.codec.containers import abstract_collection, collection_of, 
 from taskflow.model.codec.hints import stands_for, substitute
 from taskflow.model.codec.misfit import type_name
 from taskflow.model.codec.moments import MOMENTS, late_moment, zoneinfo_shape
-from taskflow.model.codec.records import Field, Record, promise_of, record_of
+from taskflow.model.codec.records import ClassFields, Field, promise_of, record_of
 from taskflow.model.codec.scalars import SCALARS
 from taskflow.model.codec.shape import Shape, Unsupported
 from taskflow.model.codec.unions import union_of
@@ -116,14 +116,14 @@ class Compiler:
             lambda: record_of(record, label, {field.name: self._field(record, field) for field in record.fields}),
         )
 
-    def _field(self, record: Record, field: Field) -> Shape:
+    def _field(self, record: ClassFields, field: Field) -> Shape:
         try:
             return self._field_of_any_kind(record, field)
         except Unsupported as unsupported:
             unsupported.within(f".{field.name}")
             raise
 
-    def _field_of_any_kind(self, record: Record, field: Field) -> Shape:
+    def _field_of_any_kind(self, record: ClassFields, field: Field) -> Shape:
         try:
             return self.shape(field.annotation)
         except Unsupported:

@@ -14,7 +14,7 @@ import msgspec
 from taskflow.model.codec import wire as codes
 from taskflow.model.codec.misfit import Misfit, type_name
 from taskflow.model.codec.parts import read_map
-from taskflow.model.codec.records import Field, Record
+from taskflow.model.codec.records import ClassFields, Field
 from taskflow.model.codec.shape import Shape, Unresolved, Unsupported
 from taskflow.model.codec.untyped import ANY, read_any, write_any
 from taskflow.model.codec.wire import marker, marker_of
@@ -25,7 +25,7 @@ def is_model(kind: type) -> bool:
     return hasattr(kind, "__pydantic_validator__") and hasattr(kind, "model_fields")
 
 
-def record_of_model(kind: Any, _arguments: tuple[Any, ...]) -> Record:
+def record_of_model(kind: Any, _arguments: tuple[Any, ...]) -> ClassFields:
     """The record of a model; pydantic has replaced its type variables itself. Unresolved while a class that it names is missing."""
     if not kind.__pydantic_complete__ and not kind.model_rebuild(raise_errors=False):
         raise Unresolved(kind.__qualname__, kind.__qualname__)
@@ -45,7 +45,7 @@ def record_of_model(kind: Any, _arguments: tuple[Any, ...]) -> Record:
         return kind() if given is _UNDEFINED else kind.__pydantic_validator__.validate_python(given, by_name=True, by_alias=False)
 
     declared = tuple(Field(name, field.annotation, field.is_required()) for name, field in fields.items())
-    return Record(
+    return ClassFields(
         kind,
         declared,
         make=make,

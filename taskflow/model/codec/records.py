@@ -1,4 +1,4 @@
-"""Shapes of classes with named fields, written as maps by field name: one shape for all kinds, told apart by a `Record`.
+"""Shapes of classes with named fields, written as maps by field name: one shape for all kinds, told apart by a `ClassFields`.
 
 Values are made by calling the class, with all that its constructor checks. A payload names no class: only the annotation's is called.
 A field that the class does not know is UnknownArgument (another version of it has it), one that it requires and misses is MissingArgument.
@@ -28,7 +28,7 @@ class Field(msgspec.Struct, frozen=True):
     """False if the class fills it when the wire has none."""
 
 
-class Record(msgspec.Struct, frozen=True):
+class ClassFields(msgspec.Struct, frozen=True):
     """What is to be known of a class with fields to write and read its instances."""
 
     kind: type
@@ -65,7 +65,7 @@ class _Part(msgspec.Struct, frozen=True):
     required: bool
 
 
-def record_of(record: Record, label: str, shapes: Mapping[str, Shape]) -> Shape:
+def record_of(record: ClassFields, label: str, shapes: Mapping[str, Shape]) -> Shape:
     """The shape of a class, given the shapes of its fields by name."""
     parts = [_Part(field.name, shapes[field.name], field.required) for field in record.fields]
     shape = Shape(
@@ -81,7 +81,7 @@ def record_of(record: Record, label: str, shapes: Mapping[str, Shape]) -> Shape:
     return record.around(shape) if record.around else shape
 
 
-def promise_of(record: Record, label: str, finished: Callable[[], Shape]) -> Shape:
+def promise_of(record: ClassFields, label: str, finished: Callable[[], Shape]) -> Shape:
     """The shape of a class whose fields are being compiled: what stands inside a recursive class for the class itself."""
     return Shape(
         label,
@@ -130,7 +130,7 @@ def _attribute_writer(kind: type, label: str, parts: list[_Part]) -> Write:
     return write
 
 
-def _mapping_writer(record: Record, parts_of: Callable[[Any], Mapping[str, Any] | None], label: str, parts: list[_Part]) -> Write:
+def _mapping_writer(record: ClassFields, parts_of: Callable[[Any], Mapping[str, Any] | None], label: str, parts: list[_Part]) -> Write:
     by_name = {part.name: part.shape.write for part in parts}
     required = frozenset(part.name for part in parts if part.required)
     if record.undeclared is not None:
@@ -158,7 +158,7 @@ def _mapping_writer(record: Record, parts_of: Callable[[Any], Mapping[str, Any] 
     return write
 
 
-def _reader(record: Record, label: str, parts: list[_Part], read_of: Callable[[Shape], Read]) -> Read:
+def _reader(record: ClassFields, label: str, parts: list[_Part], read_of: Callable[[Shape], Read]) -> Read:
     by_name = {part.name: read_of(part.shape) for part in parts}
     required = frozenset(part.name for part in parts if part.required)
     if record.undeclared is not None:
@@ -202,7 +202,7 @@ def _names(names: Iterable[Any]) -> str:
     return one_of(sorted(repr(name)[:60] for name in names))
 
 
-def _fits(record: Record, parts: list[_Part]) -> Callable[[Any], bool]:
+def _fits(record: ClassFields, parts: list[_Part]) -> Callable[[Any], bool]:
     known = frozenset(part.name for part in parts)
     required = frozenset(part.name for part in parts if part.required)
     is_open = record.undeclared is not None

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from taskflow.app.current import default_app
 from taskflow.app.job import AnyJob
 from taskflow.model.errors import TaskflowError
-from taskflow.worker.children.wire import Hello, Import, Refused
+from taskflow.worker.children.wire import CallRefused, Hello, Import
 from taskflow.worker.failures import failure_of
 
 _MAIN = "__mp_main__"
@@ -24,7 +24,7 @@ class Application:
     """What has failed to be imported is told to the run that needs it."""
 
     def __init__(self, hello: Hello) -> None:
-        self._failures: dict[str, Refused] = {}
+        self._failures: dict[str, CallRefused] = {}
         self._log_level = hello.log_level
         self.state = NoState() if hello.has_lifespan else None
         sys.argv[:] = hello.arguments
@@ -48,14 +48,14 @@ class Application:
         except BaseException as error:  # SystemExit, or one of the module's own
             failure = failure_of(error, 1)
             why = f"{wanted.main or wanted.module} cannot be imported in a child process: {failure.type}: {failure.message}"
-            self._failures[wanted.module] = Refused(why, failure.traceback)
+            self._failures[wanted.module] = CallRefused(why, failure.traceback)
 
-    def find(self, name: str, module: str) -> AnyJob | Refused:
+    def find(self, name: str, module: str) -> AnyJob | CallRefused:
         self._log_to_stderr()
         default_app().read_settings()
         if module in self._failures:  # though it may have declared the job before it failed
             return self._failures[module]
-        return default_app().registry.get(name) or Refused(
+        return default_app().registry.get(name) or CallRefused(
             f"{module}, imported in a child process, declares no job {name!r}: declare it where the import comes by, "
             'not inside a function, nor under `if __name__ == "__main__":`',
             "",

@@ -19,7 +19,7 @@ class _Call(NamedTuple):
     outcome: asyncio.Future[Any]
 
 
-class Calls:
+class MainThreadCalls:
     """One after the other. Async functions run in an event loop of the main thread's own, the same for all, so that what is bound to it
     lasts; plain ones run outside of it, and may have loops of theirs."""
 

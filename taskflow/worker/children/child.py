@@ -19,10 +19,10 @@ from functools import partial
 from typing import Final
 
 from taskflow.worker.children.application import Application
-from taskflow.worker.children.calls import Calls
-from taskflow.worker.children.runs import Runs
+from taskflow.worker.children.calls import MainThreadCalls
+from taskflow.worker.children.executor import ChildExecutor
 from taskflow.worker.children.system import HANDLED, end_now, end_with_parent, flush_native, keep_handlers_from_forks, resident_memory
-from taskflow.worker.children.wire import Ended, Hello, Import, Message, Ready, Refused, Run, Unpacker, pack
+from taskflow.worker.children.wire import CallRefused, Hello, Import, Message, Ready, Run, RunEnded, Unpacker, pack
 from taskflow.worker.lease_table import HeldLease
 
 # Seconds that an interpreter may take to end by itself, once there is no more to do.
@@ -39,7 +39,7 @@ def main(descriptor: int) -> None:
     faulthandler.enable(all_threads=False)  # the one that crashes is of interest, in the log and in the error of the job
     for stream in (sys.stdout, sys.stderr):  # what is printed shall be seen while the job runs
         stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]  # nobody has changed them yet
-    calls = Calls()
+    calls = MainThreadCalls()
     conversation = Conversation(socket.socket(fileno=descriptor), calls)
     threading.Thread(target=conversation.hold, name="taskflow-child", daemon=True).start()
     calls.make()
@@ -53,7 +53,7 @@ def _leave_it_to_the_worker(number: int, frame: object) -> None:
 class Conversation:
     """With the worker, in a thread and an event loop of its own."""
 
-    def __init__(self, wire: socket.socket, calls: Calls) -> None:
+    def __init__(self, wire: socket.socket, calls: MainThreadCalls) -> None:
         self._wire = wire
         self._calls = calls
         self._is_busy = False
@@ -86,7 +86,7 @@ class Conversation:
         hello = await heard.get()
         assert isinstance(hello, Hello)
         application: Application = await self._calls.run(partial(Application, hello))
-        runs = Runs(self._calls, self._say, application.state)
+        runs = ChildExecutor(self._calls, self._say, application.state)
         self._answer(Ready(resident_memory()))
         while True:
             message = await heard.get()
@@ -96,11 +96,11 @@ class Conversation:
                     self._answer(Ready(resident_memory()))
                 case Run(lease, module):
                     found = await self._calls.run(partial(application.find, lease.envelope.job, module))
-                    if isinstance(found, Refused):
+                    if isinstance(found, CallRefused):
                         self._answer(found)
                     else:
                         verdict = (await runs.run(HeldLease(lease))).verdict
-                        self._answer(Ended(verdict, resident_memory(), application.is_whole))
+                        self._answer(RunEnded(verdict, resident_memory(), application.is_whole))
 
     def _answer(self, message: Message) -> None:
         _flush()

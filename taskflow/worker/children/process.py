@@ -21,7 +21,20 @@ from taskflow.worker.children.death import CannotStart, ChildDied, ChildFailed
 from taskflow.worker.children.options import ChildOptions
 from taskflow.worker.children.output import Output, Tell
 from taskflow.worker.children.spawn import WIRE, Process, spawn
-from taskflow.worker.children.wire import BESIDES, Ended, Garbled, Hello, Import, Message, Ready, Refused, Reported, Run, Unpacker, pack
+from taskflow.worker.children.wire import (
+    BESIDES,
+    CallRefused,
+    Garbled,
+    Hello,
+    Import,
+    Message,
+    Ready,
+    Reported,
+    Run,
+    RunEnded,
+    Unpacker,
+    pack,
+)
 from taskflow.worker.endings import OutOfMemory
 
 # Never a fork of the worker, which has threads, connections and locks: a fresh interpreter with the same path.
@@ -110,12 +123,12 @@ class Child(asyncio.Protocol):
             self._report = None
             self._output.end()
         match answer:
-            case Ended(verdict, memory, is_whole):
+            case RunEnded(verdict, memory, is_whole):
                 options = self._nursery.options
                 has_grown = memory - self._memory_at_first > options.most_growth
                 self.is_spent |= not is_whole or has_grown or self._runs >= options.most_runs
                 return verdict
-            case Refused(why, traceback):
+            case CallRefused(why, traceback):
                 self.is_spent = True
                 raise _with_note(ChildFailed(why), traceback)
         raise self._out_of_turn(answer)

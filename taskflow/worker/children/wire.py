@@ -3,7 +3,7 @@
 Arguments and results travel as the payloads that they are in the store: they are decoded and encoded in the child, as annotated.
 
     worker   Hello; then any number of Import and Run, each after the last one's answer; to hang up means: end
-    child    to Hello and Import: Ready; to Run: any number of Reported, then Ended or Refused
+    child    to Hello and Import: Ready; to Run: any number of Reported, then RunEnded or CallRefused
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Reported(Message, frozen=True):
     note: str
 
 
-class Ended(Message, frozen=True):
+class RunEnded(Message, frozen=True):
     """What the run came to. `is_whole` claims that all that was to be imported is there."""
 
     kind = "ended"
@@ -92,7 +92,7 @@ class Ended(Message, frozen=True):
     is_whole: bool
 
 
-class Refused(Message, frozen=True):
+class CallRefused(Message, frozen=True):
     """The job is not to be found here: `why`, and what was raised. A fresh child may find it."""
 
     kind = "refused"
@@ -100,13 +100,13 @@ class Refused(Message, frozen=True):
     traceback: str
 
 
-_MESSAGES: Final = {message.kind: message for message in (Hello, Import, Run, Ready, Reported, Ended, Refused)}
+_MESSAGES: Final = {message.kind: message for message in (Hello, Import, Run, Ready, Reported, RunEnded, CallRefused)}
 
 
 def pack(message: Message) -> bytes:
     """The bytes to send."""
     fields = {name: getattr(message, name) for name in message.__struct_fields__}
-    if isinstance(message, Ended):
+    if isinstance(message, RunEnded):
         fields["verdict"] = [type(message.verdict).__name__, message.verdict]
     # An error's message may hold half of a surrogate pair, which is no UTF-8.
     body = msgpack.packb([message.kind, msgspec.to_builtins(fields, builtin_types=(bytes,))], unicode_errors="surrogatepass")
@@ -143,10 +143,10 @@ class Unpacker:
 def _read(body: bytes) -> Message:
     try:
         kind, fields = msgpack.unpackb(body, unicode_errors="surrogatepass")
-        if kind == Ended.kind:
+        if kind == RunEnded.kind:
             name, of_verdict = fields["verdict"]
             fields["verdict"] = msgspec.convert(of_verdict, _VERDICTS[name])
-            return Ended(**fields)
+            return RunEnded(**fields)
         message: Message = msgspec.convert(fields, _MESSAGES[kind])
         return message
     except Exception as error:

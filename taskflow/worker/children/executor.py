@@ -1,4 +1,4 @@
-"""Runs in a child process: the worker's own executor, but for where functions are called, and where progress goes."""
+"""ChildExecutor in a child process: the worker's own executor, but for where functions are called, and where progress goes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from taskflow.app.job import AnyJob, Job
 from taskflow.model.progress import Progress
 from taskflow.model.seams import Seams
 from taskflow.model.verdict import Settlement
-from taskflow.worker.children.calls import Calls
+from taskflow.worker.children.calls import MainThreadCalls
 from taskflow.worker.children.wire import Message, Reported
 from taskflow.worker.executor import Executor
 from taskflow.worker.lease_table import HeldLease
@@ -23,10 +23,10 @@ PACE: Final = 0.05
 Say = Callable[[Message], None]
 
 
-class Runs(Executor):
+class ChildExecutor(Executor):
     """Middleware and the timeout are the worker's business."""
 
-    def __init__(self, calls: Calls, say: Say, state: Any) -> None:
+    def __init__(self, calls: MainThreadCalls, say: Say, state: Any) -> None:
         super().__init__(default_app().registry, middleware=(), threads=None, seams=Seams(), state=state)
         self._calls = calls
         self._say = say
