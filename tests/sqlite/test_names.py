@@ -6,7 +6,7 @@ from pathlib import Path
 
 from taskflow.broker.console import JobFilter
 from taskflow.broker.sqlite import SqliteBroker
-from taskflow.broker.sqlite.scrub import FEW_NAMES, SCRUBBED_AT_ONCE
+from taskflow.broker.sqlite.upkeep import FEW_NAMES, SCRUBBED_AT_ONCE
 from taskflow.model.clock import ManualClock
 from taskflow.model.seams import Seams
 from tests.sqlite.support import Open, an_envelope, connected, registered

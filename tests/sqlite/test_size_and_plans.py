@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from taskflow.broker.sqlite import SqliteBroker
-from taskflow.broker.sqlite.connection import open_file
+from taskflow.broker.sqlite.connect import open_file
 from taskflow.broker.sqlite.console import ID_AFTER_ALL
 from taskflow.broker.sqlite.statements import Statements
 from taskflow.broker.sqlite.store_file import Room, StoreFile
@@ -47,7 +47,7 @@ INDEXES = {
     "lease_jobs": {"INTEGER PRIMARY KEY"},
     "held_claims": {"taskflow_jobs_leased"},
     "save_reports": {"taskflow_jobs_leased"},
-    "settle_given": {"INTEGER PRIMARY KEY"},
+    "settle_cached": {"INTEGER PRIMARY KEY"},
     "settle_plain_successes": {"taskflow_jobs_leased"},
     "states_of_plain_runs": {"taskflow_jobs_leased"},
     "save_runs": {"INTEGER PRIMARY KEY"},

@@ -14,12 +14,12 @@ import msgspec
 from taskflow.broker import wording
 from taskflow.broker.nudges import Nudges, WakeUpFlag
 from taskflow.broker.protocol import Added, Refused, Upkept
-from taskflow.broker.sqlite import claiming, enqueue, sessions, settling, upkeep
+from taskflow.broker.sqlite import claim, enqueue, settle, upkeep
+from taskflow.broker.sqlite import session as sessions
 from taskflow.broker.sqlite.console import SqliteConsole
-from taskflow.broker.sqlite.durability import Durability
 from taskflow.broker.sqlite.refusals import check_payloads
 from taskflow.broker.sqlite.store_file import Room, StoreFile
-from taskflow.broker.sqlite.transactions import Transactions
+from taskflow.broker.sqlite.transactions import Durability, Transactions
 from taskflow.broker.sqlite.transitions import Transitions, Unsound
 from taskflow.broker.sqlite.wakeups import SocketListener, SocketSender
 from taskflow.broker.sqlite.writer import Writer
@@ -86,7 +86,7 @@ class SqliteBroker:
         await self._call(Durability.NORMAL, lambda transitions: sessions.register(transitions, session))
 
     async def claim(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
-        return await self._call(Durability.NORMAL, lambda transitions: claiming.claim(transitions, session, request, queues, limit))
+        return await self._call(Durability.NORMAL, lambda transitions: claim.claim(transitions, session, request, queues, limit))
 
     async def beat(self, beat: Beat) -> BeatAnswer:
         return await self._call(Durability.NORMAL, lambda transitions: self._beat(transitions, beat))
@@ -96,13 +96,13 @@ class SqliteBroker:
         return msgspec.structs.replace(answer, outlook=upkeep.outlook(transitions)) if beat.looks else answer
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
-        return await self._call(Durability.FULL, lambda transitions: settling.settle(transitions, settlements))
+        return await self._call(Durability.FULL, lambda transitions: settle.settle(transitions, settlements))
 
     async def cancel(self, ids: Sequence[bytes]) -> list[Status | None]:
-        return await self._call(Durability.FULL, lambda transitions: settling.cancel(transitions, ids))
+        return await self._call(Durability.FULL, lambda transitions: settle.cancel(transitions, ids))
 
     async def read(self, ids: Sequence[bytes]) -> list[Record | None]:
-        return await self._look(lambda transitions: settling.read(transitions, ids))
+        return await self._look(lambda transitions: settle.read(transitions, ids))
 
     async def upkeep(self, limit: int) -> Upkept:
         return await self._call(Durability.NORMAL, lambda transitions: upkeep.upkeep(transitions, limit))

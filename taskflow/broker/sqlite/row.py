@@ -10,7 +10,6 @@ from typing import Any, Final
 import msgpack
 import msgspec
 
-from taskflow.broker.sqlite.bulk import slices
 from taskflow.model.clock import instant_of, to_seconds
 from taskflow.model.envelope import ClaimId, Envelope, Lease, unpack_extras
 from taskflow.model.progress import Progress, unpack_progress
@@ -256,6 +255,12 @@ def is_possible(settlement: Settlement) -> bool:
     """Return False if no store can have given out this fence."""
     session, request, number = settlement.claim
     return len(session) == _ID_BYTES and 0 <= settlement.epoch < 1 << 53 and 0 <= request < 1 << 63 and 0 <= number < 1 << 32
+
+
+def slices(joined: bytes | None, size: int) -> list[bytes]:
+    """Values of one size out of their concatenation."""
+    joined = joined or b""
+    return [joined[start : start + size] for start in range(0, len(joined), size)]
 
 
 def pack_fence(epoch: int, claim: bytes) -> bytes:

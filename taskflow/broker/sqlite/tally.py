@@ -6,8 +6,7 @@ import sqlite3
 from collections import Counter
 from typing import Final
 
-from taskflow.broker.sqlite.bulk import execute_rows, insert_rows
-from taskflow.broker.sqlite.statements import Statements
+from taskflow.broker.sqlite.statements import Statements, execute_rows, insert_rows
 from taskflow.model.record import CODES
 
 _CODES: Final = sorted(CODES.values())

@@ -6,18 +6,18 @@ import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import Any, Final, Literal, Protocol
 
 from taskflow.broker.sqlite.checkpoint import Checkpointer
-from taskflow.broker.sqlite.connection import open_file
+from taskflow.broker.sqlite.connect import open_file
 from taskflow.broker.sqlite.disk_reserve import DiskReserve
-from taskflow.broker.sqlite.durability import Durability
 from taskflow.broker.sqlite.ownership import check_beside
 from taskflow.broker.sqlite.refusals import in_our_words, is_about_the_file, is_busy, is_full
-from taskflow.broker.sqlite.scrub import scrub
 from taskflow.broker.sqlite.statements import Statements, pragma
 from taskflow.broker.sqlite.store_file import MIB, StoreFile
 from taskflow.broker.sqlite.transitions import Scrubbed, Transitions
+from taskflow.broker.sqlite.upkeep import scrub
 from taskflow.broker.sqlite.wal_files import note_companions, own_companions
 from taskflow.model.clock import Clock
 from taskflow.model.errors import BrokerError, BrokerUnavailable, SessionLost, StoreFull
@@ -33,6 +33,24 @@ _LONG_NAP: Final = 0.005
 _MANY_NAPS: Final = 400
 _LEAST_NAPS: Final = 50
 """Seconds, and how many: short ones for the length of some transactions, then such as cost nothing."""
+
+
+class Durability(IntEnum):
+    """The strictest verb of a group decides for all of it."""
+
+    READ = 0
+    """Nothing is written: no write lock is taken."""
+
+    NORMAL = 1
+    """The log is written and not flushed: claims, beats, upkeep. A killed process loses nothing by it. A power cut may lose the last of
+    them, never what comes before a flush: then a job is READY again that was leased, and its worker, gone with the power, can settle
+    nothing, for the next claim has another claim id. So a flush would buy nothing, at several times the cost."""
+
+    FULL = 2
+    """The log is flushed before the answer: settlements, cancellations, what an operator does. What was answered has happened."""
+
+    FULL_AND_NEW = 3
+    """Flushed likewise; takes in new jobs, and so is refused when room runs out, while all others go on."""
 
 
 @dataclass(eq=False, slots=True)

@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from taskflow.broker import topics, wording
-from taskflow.broker.sqlite.bulk import execute_rows, fetch_rows, insert_rows
-from taskflow.broker.sqlite.given import GivenLeases
+from taskflow.broker.sqlite.lease_cache import LeaseCache
 from taskflow.broker.sqlite.names import job_names, queue_names
 from taskflow.broker.sqlite.row import (
     COLUMNS,
@@ -27,8 +26,8 @@ from taskflow.broker.sqlite.row import (
     storable,
     text_of,
 )
-from taskflow.broker.sqlite.sound import is_sound, look_closely
-from taskflow.broker.sqlite.statements import Statements
+from taskflow.broker.sqlite.soundness import is_sound, look_closely
+from taskflow.broker.sqlite.statements import Statements, execute_rows, fetch_rows, insert_rows
 from taskflow.broker.sqlite.tally import Tally
 from taskflow.model.clock import Clock, to_microseconds
 from taskflow.model.envelope import DEFAULT_QUEUE
@@ -63,7 +62,7 @@ class Transitions:
         self.queues = queue_names(connection, sql)
         self.job_names = job_names(connection, sql)
         self.tally = Tally(connection, sql)
-        self.given = GivenLeases()
+        self.lease_cache = LeaseCache()
         self.rung = set[str]()
         self.scrubbed = Scrubbed()
         self._put_off: list[JobRow] | None = None
@@ -85,7 +84,7 @@ class Transitions:
         self.tally.forget()
         self.queues.forget()
         self.job_names.forget()
-        self.given.forget()
+        self.lease_cache.forget()
         self.scrubbed = Scrubbed()
         self.rung.clear()
 
@@ -164,7 +163,7 @@ class Transitions:
             job.queue = self.queues.number(DEFAULT_QUEUE)
         self.connection.execute(self.sql["mend_job"], mended_columns(job))
         self.has_mended = True
-        self.given.forget()
+        self.lease_cache.forget()
         self.tally.recount()
         if job.status is Status.READY:
             self.ring_queue(job.queue)

@@ -17,8 +17,7 @@ from typing import Any, Final, TypeVar
 
 from taskflow.broker import wording
 from taskflow.broker.sqlite import forks
-from taskflow.broker.sqlite.durability import Durability
-from taskflow.broker.sqlite.transactions import Transactions, Work
+from taskflow.broker.sqlite.transactions import Durability, Transactions, Work
 from taskflow.broker.sqlite.transitions import Transitions
 from taskflow.model.errors import BrokerUnavailable
 from taskflow.model.seams import StartThread
@@ -27,8 +26,6 @@ T = TypeVar("T")
 
 MOST_IN_A_GROUP: Final = 128
 """Verbs that share a commit: more would not make it cheaper, and would keep the first one waiting."""
-
-CLOSED: Final = "the broker is closed: make another one"
 
 
 @dataclass(eq=False, slots=True)

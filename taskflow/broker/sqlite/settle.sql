@@ -1,6 +1,6 @@
 -- Settling as a batch what can be settled so: runs that nobody waits for by a key or a join.
 
--- name: settle_given
+-- name: settle_cached
 -- Parameters: rows of seq, settled, started_at, result, fade_at; ended_at. Reply: none; how many rows it changed says whether all of these
 -- leases are still there. (A fence begins with its claim's 28 bytes. IS, lest it look them up by their claims instead.)
 WITH run (seq, settled, started_at, result, fade_at) AS (VALUES (?, ?, ?, ?, ?) ...)

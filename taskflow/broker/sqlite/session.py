@@ -9,13 +9,13 @@ import msgpack
 import msgspec
 
 from taskflow.broker import wording
-from taskflow.broker.sqlite import settling
-from taskflow.broker.sqlite.bulk import slices
+from taskflow.broker.sqlite import settle
 from taskflow.broker.sqlite.row import (
     CLAIM_BYTES,
     claims_of,
     pack_claim,
     pack_progress,
+    slices,
     storable,
     text_of,
     unpack_claim,
@@ -239,13 +239,13 @@ def _take_back_ghosts(transitions: Transitions, held: set[ClaimId], beat: Beat) 
 def _leave(transitions: Transitions, row: SessionRow) -> None:
     transitions.connection.execute(transitions.sql["kill_session"], (transitions.now, row.number))
     for job in transitions.leased("jobs_by_claim", *claims_of(row.id)):
-        settling.hand_back(transitions, job, counts=True)
+        settle.hand_back(transitions, job, counts=True)
 
 
 def _die(transitions: Transitions, row: SessionRow, cause: str) -> None:
     transitions.connection.execute(transitions.sql["kill_session"], (transitions.now, row.number))
     for job in transitions.leased("jobs_by_claim", *claims_of(row.id)):
-        settling.crash(transitions, job, cause)
+        settle.crash(transitions, job, cause)
 
 
 # --- records ---------------------------------------------------------------------------------------------------

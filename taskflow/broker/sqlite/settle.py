@@ -10,7 +10,7 @@ import msgspec
 
 from taskflow.broker import topics, wording
 from taskflow.broker.sqlite.enqueue import add_all
-from taskflow.broker.sqlite.given import Misremembered
+from taskflow.broker.sqlite.lease_cache import StaleCache
 from taskflow.broker.sqlite.refusals import check_payloads, check_result
 from taskflow.broker.sqlite.row import JobRow, is_possible, pack_claim, pack_fence, pack_progress, storable, text_of, unpack_claim
 from taskflow.broker.sqlite.transitions import Transitions
@@ -37,7 +37,7 @@ def settle(transitions: Transitions, settlements: Sequence[Settlement]) -> list[
     if len({settlement.id for settlement in settlements}) < len(settlements):
         # The second of a kind is a repeat, and finds what the first has left.
         return [_settle_one(transitions, settlement) for settlement in settlements]
-    if _settle_given(transitions, settlements):
+    if _settle_cached(transitions, settlements):
         return [Settled.OK] * len(settlements)
     settled = _settle_plain_runs(transitions, settlements)
     return [
@@ -49,20 +49,20 @@ def settle(transitions: Transitions, settlements: Sequence[Settlement]) -> list[
 # --- as a batch --------------------------------------------------------------------------------------------------
 
 
-def _settle_given(transitions: Transitions, settlements: Sequence[Settlement]) -> bool:
+def _settle_cached(transitions: Transitions, settlements: Sequence[Settlement]) -> bool:
     """All of them without a look, when all are successes of plain runs that this connection has leased itself; else none of them.
 
-    Misremembered when one of these leases was lost meanwhile.
+    StaleCache when one of these leases was lost meanwhile.
     """
     rows, queues = list[tuple[object, ...]](), list[int]()
     for settlement in settlements:
-        given = transitions.given.find(settlement)
-        if given is None or type(settlement.verdict) is not Succeeded or settlement.follow_ups or settlement.progress is not None:
+        cached = transitions.lease_cache.find(settlement)
+        if cached is None or type(settlement.verdict) is not Succeeded or settlement.follow_ups or settlement.progress is not None:
             return False
-        rows.append((given.seq, *_success(transitions.now, settlement, settlement.verdict, given.fence)))
-        queues.append(given.queue)
-    if transitions.execute_rows("settle_given", rows, transitions.now) < len(rows):
-        raise Misremembered
+        rows.append((cached.seq, *_success(transitions.now, settlement, settlement.verdict, cached.fence)))
+        queues.append(cached.queue)
+    if transitions.execute_rows("settle_cached", rows, transitions.now) < len(rows):
+        raise StaleCache
     _count_successes(transitions, [settlement.id for settlement in settlements], Counter(queues))
     return True
 
@@ -70,7 +70,7 @@ def _settle_given(transitions: Transitions, settlements: Sequence[Settlement]) -
 def _count_successes(transitions: Transitions, ids: Sequence[bytes], by_queue: Counter[int]) -> None:
     for queue, number in by_queue.items():
         transitions.tally.move(queue, Event.SUCCEED, CODES[Status.RUNNING], CODES[Status.SUCCEEDED], number)
-    transitions.given.drop(ids)
+    transitions.lease_cache.drop(ids)
     transitions.rung.update(map(topics.job, ids))
 
 

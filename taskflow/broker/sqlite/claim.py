@@ -12,10 +12,9 @@ from typing import Any, Final
 import msgspec
 
 from taskflow.broker import wording
-from taskflow.broker.sqlite.bulk import slices
-from taskflow.broker.sqlite.given import Given
-from taskflow.broker.sqlite.row import JobRow, claims_of, expires_in, lease_of, pack_claims, pack_fence, parked_for, unpack_claim
-from taskflow.broker.sqlite.sessions import SessionRow, living
+from taskflow.broker.sqlite.lease_cache import CachedLease
+from taskflow.broker.sqlite.row import JobRow, claims_of, expires_in, lease_of, pack_claims, pack_fence, parked_for, slices, unpack_claim
+from taskflow.broker.sqlite.session import SessionRow, living
 from taskflow.broker.sqlite.transitions import Transitions
 from taskflow.model.envelope import ClaimId, Envelope, Lease, unpack_extras
 from taskflow.model.errors import SessionLost
@@ -224,7 +223,7 @@ def _lease_all(transitions: Transitions, session: bytes, worker: str | bytes, re
     """Lease them in their order. One that must be read by itself is left out if its row, when mended, is not ready any more."""
     names = {number: name for number in set(map(_name, found)) if isinstance(name := transitions.job_names.read(number), str)}
     queues = {number: transitions.queues.name(number) for number in set(map(_queue, found))}
-    packed, taken, leases, given, size = pack_claims(session, request, len(found)), list[_Ready](), list[Lease](), list[Given](), 0
+    packed, taken, leases, cached, size = pack_claims(session, request, len(found)), list[_Ready](), list[Lease](), list[CachedLease](), 0
     for ready in found:
         claim = ClaimId(session, request, number := len(leases))
         lease = _lease_told(transitions, ready, names.get(ready.name), queues[ready.queue], claim)
@@ -240,12 +239,12 @@ def _lease_all(transitions: Transitions, session: bytes, worker: str | bytes, re
         leases.append(lease)
         if not (ready.key or ready.is_joined):  # its end is no matter of a key or a join
             fence = pack_fence(lease.epoch, packed[number])
-            given.append(Given(lease.envelope.id, claim, lease.epoch, fence, ready.seq, ready.queue))
+            cached.append(CachedLease(lease.envelope.id, claim, lease.epoch, fence, ready.seq, ready.queue))
     rows = list(zip(map(_seq, taken), packed, strict=False))
     transitions.execute_rows("lease_jobs", rows, transitions.now, transitions.steady, worker)
     for queue, number in Counter(map(_queue, taken)).items():
         transitions.tally.move(queue, Event.CLAIM, _READY, _RUNNING, number)
-    transitions.given.keep(given)
+    transitions.lease_cache.keep(cached)
     return leases
 
 

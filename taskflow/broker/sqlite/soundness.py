@@ -23,7 +23,7 @@ _FAILED: Final = CODES[Status.FAILED]
 
 _SMALL: Final = 1 << 20
 _LARGE: Final = LARGEST_PAYLOAD
-"""Bytes of a value that are fetched, of a payload or result and of anything else: `job` in jobs.sql looks at the length first."""
+"""Bytes of a value that are fetched, of a payload or result and of anything else: `job` in transitions.sql looks at the length first."""
 
 _KEPT: Final = 65_536
 """Bytes of a replaced value that are kept."""
@@ -54,7 +54,7 @@ class _Column(NamedTuple):
 
 
 def _is_oversized(column: _Column, stored: Any) -> bool:
-    """In place of its bytes comes their number, below zero: see `job` in jobs.sql."""
+    """In place of its bytes comes their number, below zero: see `job` in transitions.sql."""
     return column.kind is not int and type(stored) is int and stored < -_SMALL
 
 
