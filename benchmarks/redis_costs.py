@@ -14,7 +14,7 @@ from benchmarks.tasks import noop
 from taskflow import Worker, enqueue
 from taskflow.app.current import default_app
 from taskflow.broker.redis import RedisBroker
-from taskflow.broker.redis.server import Server
+from taskflow.broker.redis.connect.server import Server
 from taskflow.model.rules import Rules
 from taskflow.worker.options import WorkerOptions
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from taskflow.broker.redis.semaphore import Semaphore
+from taskflow.broker.redis.connect.semaphore import Semaphore
 
 
 async def settle_down() -> None:

@@ -8,8 +8,9 @@ import time
 import pytest
 
 from taskflow import BrokerUnavailable, configure
-from taskflow.broker.redis import link, wakeups
-from taskflow.broker.redis.server import ANSWER_WITHIN
+from taskflow.broker.redis import wakeups
+from taskflow.broker.redis.connect import pool
+from taskflow.broker.redis.connect.server import ANSWER_WITHIN
 from taskflow.worker.events import SessionEnded, SessionOpened
 from tests.redis.scene import PATIENCE, Scene, elapsed_since, until
 from tests.support.proxy import Proxy
@@ -21,7 +22,7 @@ HALF_WAY = 100
 @pytest.fixture
 def _short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
     """All of them a tenth of what they are, so that a second is longer than every one."""
-    monkeypatch.setattr(link, "ANSWER_WITHIN", 0.3)
+    monkeypatch.setattr(pool, "ANSWER_WITHIN", 0.3)
     monkeypatch.setattr(wakeups, "PING_EVERY", 0.3)
     monkeypatch.setattr(wakeups, "PONG_WITHIN", 0.3)
 

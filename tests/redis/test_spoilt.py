@@ -13,8 +13,8 @@ import pytest
 import redis
 
 from taskflow.broker.console import JobFilter
+from taskflow.broker.redis.connect.pool import Link
 from taskflow.broker.redis.fields import FIELDS
-from taskflow.broker.redis.link import Link
 from taskflow.broker.redis.packing import MOST_RESULT
 from taskflow.model.envelope import Envelope, Lease
 from taskflow.model.errors import BrokerUnavailable
@@ -236,7 +236,7 @@ async def test_a_payload_apart_that_has_grown_spoils_its_job_alone(
     world: World, client: redis.Redis, monkeypatch: pytest.MonkeyPatch, grown_to: int, driver: str
 ) -> None:
     if driver != "hiredis":
-        monkeypatch.setattr("taskflow.broker.redis.wire.hiredis", None)
+        monkeypatch.setattr("taskflow.broker.redis.connect.connection.hiredis", None)
     spoilt, sound = await world.add(payload=bytes(1_000)), await world.add(payload=bytes(1_000))
     client.setrange(key(world, "b:", spoilt.id), grown_to - 1, b"x")
     tracemalloc.start()

@@ -16,17 +16,17 @@ from taskflow.broker.nudges import Nudges
 from taskflow.broker.per_loop import PerLoop
 from taskflow.broker.protocol import Added, Refused, Upkept
 from taskflow.broker.redis import packing, plain
+from taskflow.broker.redis.connect.connection import Command
+from taskflow.broker.redis.connect.pool import Link
+from taskflow.broker.redis.connect.server import Server
+from taskflow.broker.redis.connect.server_info import ServerInfo
 from taskflow.broker.redis.console import RedisConsole
+from taskflow.broker.redis.errors import WrongType, not_permitted
 from taskflow.broker.redis.fields import LAYOUT
 from taskflow.broker.redis.jobs import column_of, records_of
 from taskflow.broker.redis.large_payloads import LargePayloads, is_large
-from taskflow.broker.redis.link import Link
-from taskflow.broker.redis.refusals import WrongType, not_permitted
 from taskflow.broker.redis.scripts import Scripts, calls
-from taskflow.broker.redis.server import Server
-from taskflow.broker.redis.server_info import ServerInfo
 from taskflow.broker.redis.wakeups import RedisListener
-from taskflow.broker.redis.wire import Command
 from taskflow.model.clock import Clock, to_microseconds, to_seconds
 from taskflow.model.envelope import Envelope, Lease, check_queue
 from taskflow.model.errors import BrokerRefused, SessionLost, StoreFull
@@ -258,7 +258,7 @@ class RedisBroker:
         names = [f"{self._prefix}{name}" for name in ("nudges", "ended", "nudges")]
         if denied := await self._run("permitted", packing.pack([calls(names)])):
             raise not_permitted(f"{b', '.join(denied).decode()} with keys and channels under {self._prefix}", str(self.server))
-        layout = await self._run_in_order("layout", packing.pack([LAYOUT]))
+        layout = await self._run_in_order("connect", packing.pack([LAYOUT]))
         if int(layout) != LAYOUT:
             raise BrokerRefused(
                 f"{server_info.name} at {self.server} has jobs of another version of taskflow under {self._prefix}: they have layout "

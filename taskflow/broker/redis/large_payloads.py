@@ -11,9 +11,9 @@ from typing import Final, TypeVar
 
 from msgspec.structs import replace
 
+from taskflow.broker.redis.connect.connection import Command, TooLong
+from taskflow.broker.redis.connect.pool import Link
 from taskflow.broker.redis.fields import MARK
-from taskflow.broker.redis.link import Link
-from taskflow.broker.redis.wire import Command, TooLong
 from taskflow.model.envelope import Envelope, Lease
 from taskflow.model.errors import BrokerUnavailable
 from taskflow.model.record import Record

@@ -25,41 +25,41 @@ class Script(NamedTuple):
 
 
 _JOBS: Final = ("base", "names", "jobs")
-_TRANSITIONS: Final = ("base", "names", "counts", "nudges", "jobs", "ordered", "transitions", "unreadable")
+_TRANSITIONS: Final = ("base", "names", "counts", "wakeups", "jobs", "ready_lists", "transitions", "unreadable")
 
 # What each verb is made of, before its own file.
 _PARTS: Final[Mapping[str, tuple[str, ...]]] = {
-    "enqueue": ("base", "counts", "nudges", "ordered"),
+    "enqueue": ("base", "counts", "wakeups", "ready_lists"),
     "add": (*_TRANSITIONS, "adding", "large_payloads"),
-    "register": ("base", "sessions"),
-    "claim": ("base", "names", "counts", "ordered"),
-    "beat": (*_TRANSITIONS, "sessions", "outlook"),
-    "settle": ("base", "names", "counts", "nudges"),
-    "cancel": (*_TRANSITIONS, "sessions"),
+    "register": ("base", "session"),
+    "claim": ("base", "names", "counts", "ready_lists"),
+    "beat": (*_TRANSITIONS, "session", "outlook"),
+    "settle": ("base", "names", "counts", "wakeups"),
+    "cancel": (*_TRANSITIONS, "session"),
     "read": _JOBS,
     "known": _JOBS,
-    "upkeep": (*_TRANSITIONS, "sessions", "outlook"),
+    "upkeep": (*_TRANSITIONS, "session", "outlook"),
     "arm": _JOBS,
-    "queues": _TRANSITIONS,
-    "workers": ("base", "sessions"),
+    "console": _TRANSITIONS,
+    "workers": ("base", "session"),
     "metrics": ("base", "names"),
     "browse": (*_JOBS, "choose"),
     "purge": (*_TRANSITIONS, "choose"),
     "redo": _TRANSITIONS,
     "pause": ("base",),
     "candidates": ("base",),
-    "reindex": (*_TRANSITIONS, "sessions"),
+    "reindex": (*_TRANSITIONS, "session"),
     "permitted": ("base",),
-    "layout": ("base",),
-    "sweep": (*_TRANSITIONS, "sessions"),
+    "connect": ("base",),
+    "sweep": (*_TRANSITIONS, "session"),
 }
 
 # What a verb's own file makes, by calling `the_rest()`, only when a job wants it: to make a hundred functions takes the server longer
 # than to lease or settle a plain job does.
 _REST: Final[Mapping[str, tuple[str, ...]]] = {
     "enqueue": ("names", "large_payloads", "interning"),
-    "claim": ("jobs", "sessions", "leasing"),
-    "settle": ("jobs", "ordered", "transitions", "adding", "settling"),
+    "claim": ("jobs", "session", "leasing"),
+    "settle": ("jobs", "ready_lists", "transitions", "adding", "settling"),
 }
 
 # Without it the server refuses a script that writes when its memory is full: so are new jobs refused, and nothing else is.
@@ -159,7 +159,7 @@ def _needed(parts: Iterable[str]) -> set[str]:
 @cache
 def _sources() -> dict[str, str]:
     """Every file, by its name."""
-    folder = Path(__file__).parent / "lua"  # importlib.resources takes a worker a fiftieth of its start to load
+    folder = Path(__file__).parent  # importlib.resources takes a worker a fiftieth of its start to load
     return {file.stem: file.read_text(encoding="utf-8") for file in folder.iterdir() if file.suffix == ".lua"}
 
 

@@ -14,9 +14,9 @@ from typing import Any, Final
 
 from taskflow.broker import topics as names
 from taskflow.broker.listener import Arm, Listener
-from taskflow.broker.redis.link import Link
+from taskflow.broker.redis.connect.connection import ERRORS, Ear, ear_over
+from taskflow.broker.redis.connect.pool import Link
 from taskflow.broker.redis.packing import ids_in
-from taskflow.broker.redis.wire import ERRORS, Ear, ear_over
 
 PING_EVERY: Final = 25.0
 """Seconds after which a silent subscription is asked whether it is there."""

@@ -7,7 +7,7 @@ from typing import Final
 import msgspec
 
 from taskflow.broker.console import Finding
-from taskflow.broker.redis.refusals import full
+from taskflow.broker.redis.errors import full
 from taskflow.model.errors import BrokerError, BrokerRefused, BrokerUnavailable
 
 OLDEST: Final = (7, 2)

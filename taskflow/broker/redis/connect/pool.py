@@ -10,11 +10,11 @@ from redis import exceptions
 from redis.asyncio.connection import AbstractConnection
 
 from taskflow.broker import wording
-from taskflow.broker.redis.refusals import in_our_words
+from taskflow.broker.redis.connect.connection import ERRORS, Command, Wire, drop, wire_over
+from taskflow.broker.redis.connect.semaphore import Semaphore
+from taskflow.broker.redis.connect.server import ANSWER_WITHIN, Server
+from taskflow.broker.redis.errors import in_our_words
 from taskflow.broker.redis.scripts import Script
-from taskflow.broker.redis.semaphore import Semaphore
-from taskflow.broker.redis.server import ANSWER_WITHIN, Server
-from taskflow.broker.redis.wire import ERRORS, Command, Wire, drop, wire_over
 from taskflow.model.errors import BrokerUnavailable
 
 MOST_CONNECTIONS: Final = 16

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from urllib.parse import SplitResult, unquote
 
-from taskflow.broker.redis.server import Server
+from taskflow.broker.redis.connect.server import Server
 from taskflow.broker.wording import IN_PASSWORDS
 from taskflow.model.errors import BrokerUrlError
 
