@@ -22,6 +22,12 @@ def modules() -> dict[str, Path]:
     return {_dotted(file): file for file in sorted(PACKAGE.rglob("*.py"))}
 
 
+def modules_of_tests() -> dict[str, Path]:
+    """Return every module with tests in it by its dotted name."""
+    files = sorted((ROOT / "tests").rglob("*.py"))
+    return {_dotted(file): file for file in files if file.name.startswith(("test_", "long_", "nightly_"))}
+
+
 def imports_of(file: Path, known: frozenset[str]) -> set[Imported]:
     """The modules of the package that a file imports, wherever in it."""
     tree = ast.parse(file.read_text())

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 import taskflow
-from tests.architecture.imports import ROOT, Imported, all_imported_names, imports_of, modules
+from tests.architecture.imports import ROOT, Imported, all_imported_names, imports_of, modules, modules_of_tests
 
 MODULES = modules()
 KNOWN = frozenset(MODULES)
@@ -213,3 +213,9 @@ def test_every_pause_between_tries_is_one_of_the_retrys() -> None:
     """No module names a first or a longest pause of its own but to make `Pauses` of it, or because nothing is tried again by it."""
     named = {module for module, file in MODULES.items() if "FIRST_PAUSE" in (text := file.read_text()) or "RETRY_PAUSE" in text}
     assert named == set()
+
+
+def test_no_test_module_imports_another() -> None:
+    """What several share is a module of its own, so that a test can move or go alone."""
+    tests = modules_of_tests()
+    assert {module: found for module, file in tests.items() if (found := imports_of(file, frozenset(tests)))} == {}

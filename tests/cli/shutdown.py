@@ -18,8 +18,7 @@ from typing import Final
 
 from taskflow.broker.url import connect
 from tests.cli.processes import LEDGER, Running, Shell, ended_clearly
-from tests.cli.test_processes import none_is_left, pids
-from tests.cli.test_signals import PYTHONS_OWN, a_little_later
+from tests.cli.supervised import PYTHONS_OWN, a_little_later, none_is_left, pids
 
 TASKS: Final = (
     LEDGER
@@ -240,3 +239,14 @@ def locked(file: Path) -> Iterator[None]:
     finally:
         stranger.execute("ROLLBACK")
         stranger.close()
+
+
+BRIEF = ("*[brief.bind(n) for n in range(40)]", "*[brief_in_a_thread.bind(n) for n in range(40, 80)]")
+
+
+STUBBORN = ("swallow.bind(0)", "never_return.bind(1)", *(f"brief.bind({n})" for n in range(2, 10)))
+
+
+def had_time(stopped: Stopped) -> None:
+    """Told once, its runs may finish, and 10 ms are soon over."""
+    assert stopped.stop.times > 1 or stopped.code != 124, stopped.running.said

@@ -13,9 +13,9 @@ from taskflow.cli import fleet
 from taskflow.cli.fleet import Fleet, said
 from taskflow.worker.endings import Ending
 from taskflow.worker.vitals import VitalSign
+from tests.cli.probes import ask, ask_until
 from tests.cli.processes import PATIENCE, Running, Shell, ended_clearly
-from tests.cli.test_health import ask, ask_until
-from tests.cli.test_notify import FakeSystemd
+from tests.cli.systemd import FakeSystemd
 
 TASKS = """
 import time

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
-import json
 import re
 import select
 import signal
@@ -13,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from typing import Any, NamedTuple
 
 import pytest
 
@@ -21,65 +18,10 @@ from taskflow.cli import health
 from taskflow.cli.health import HealthServer, listener
 from taskflow.model.errors import ConfigurationError
 from taskflow.worker.vitals import VitalSign
-from tests.cli.processes import PATIENCE, Running, Shell, ended_clearly
-
-TASKS = """
-import asyncio, time
-from pathlib import Path
-from taskflow import job
-
-@job
-async def block() -> None:
-    print("begun", flush=True)
-    while not Path("release").exists():
-        time.sleep(0.005)
-
-@job
-async def wait() -> None:
-    print("begun", flush=True)
-    while not Path("release").exists():
-        await asyncio.sleep(0.005)
-
-@job
-async def note() -> None: ...
-"""
-
-
-class Told(NamedTuple):
-    status: int
-    body: Any
-    headers: dict[str, str]
-
-
-def ask(port: int, path: str, method: str = "GET", host: str = "127.0.0.1") -> Told:
-    connection = http.client.HTTPConnection(host, port, timeout=PATIENCE)
-    try:
-        connection.request(method, path)
-        answer = connection.getresponse()
-        body = answer.read()
-        return Told(answer.status, json.loads(body) if body else None, {name.lower(): value for name, value in answer.getheaders()})
-    finally:
-        connection.close()
-
-
-def ask_until(port: int, path: str, status: int) -> Told:
-    give_up_at = time.monotonic() + PATIENCE
-    while (told := ask(port, path)).status != status:
-        assert time.monotonic() < give_up_at, told
-        time.sleep(0.05)
-    return told
-
+from tests.cli.probes import TASKS, a_worker, ask, ask_until
+from tests.cli.processes import PATIENCE, Shell, ended_clearly
 
 # --- a worker's process --------------------------------------------------------------------------------------------------
-
-
-def a_worker(shell: Shell, *arguments: str) -> tuple[Running, int]:
-    """And the port that it answers at."""
-    shell.write("tasks.py", TASKS)
-    worker = shell.worker("--health-port", "0", *arguments)
-    found = re.search(r"health: http://127\.0\.0\.1:(\d+)/live and /ready", worker.said)
-    assert found, worker.said
-    return worker, int(found[1])
 
 
 def test_a_worker_that_works_is_live_and_ready(shell: Shell) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from taskflow.broker.postgres.migrations import MIGRATIONS, VERSION
 from tests.cli.inprocess import Cli
-from tests.postgres.test_migrations import of_version_1
+from tests.postgres.first_version import of_version_1
 from tests.support.postgres import shared_postgres
 
 PENDING = "".join(f"  {migration.version}  {migration.description}\n" for migration in MIGRATIONS[1:])

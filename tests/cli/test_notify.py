@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import signal
-import socket
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +15,8 @@ from taskflow.cli import notify
 from taskflow.cli.notify import SystemdNotifier
 from taskflow.worker.events import SessionOpened, WindingDown
 from taskflow.worker.vitals import VitalSign
-from tests.cli.processes import PATIENCE, Shell, ended_clearly
+from tests.cli.processes import Shell, ended_clearly
+from tests.cli.systemd import FakeSystemd
 
 TASKS = """
 import asyncio, os, time
@@ -34,32 +33,6 @@ async def block() -> None:
 async def tell() -> None:
     print("a job sees", os.environ.get("NOTIFY_SOCKET"), os.environ.get("WATCHDOG_USEC"), flush=True)
 """
-
-
-class FakeSystemd:
-    def __init__(self, address: str) -> None:
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.socket.bind(f"\0{address[1:]}" if address.startswith("@") else address)
-        self.environment = {"NOTIFY_SOCKET": address}
-        self.lines: list[str] = []
-
-    def hear(self, within: float = PATIENCE) -> list[str]:
-        """The lines of the next message; none when there is no message in time."""
-        self.socket.settimeout(within)
-        try:
-            lines = self.socket.recv(4_096).decode().splitlines()
-        except TimeoutError:
-            return []
-        self.lines += lines
-        return lines
-
-    def wait_for(self, start: str) -> str:
-        give_up_at = time.monotonic() + PATIENCE
-        while time.monotonic() < give_up_at:
-            found = [line for line in self.hear() if line.startswith(start)]
-            if found:
-                return found[0]
-        raise AssertionError(f"{start!r} was not told: {self.lines}")
 
 
 @pytest.fixture(params=["path", "abstract"])

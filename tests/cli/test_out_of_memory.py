@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.cli.processes import Running, Shell, ended_clearly, until
-from tests.cli.test_processes import pids
+from tests.cli.supervised import pids
 
 TASKS = """
 import os, resource

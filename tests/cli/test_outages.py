@@ -16,7 +16,7 @@ from typing import Final
 import pytest
 
 from tests.cli.processes import LEDGER, Running, Shell, ended_clearly, until
-from tests.cli.test_processes import is_alive, none_is_left, pids, workers
+from tests.cli.supervised import is_alive, none_is_left, pids, workers
 from tests.support.outages import Outage, SqliteOutage
 from tests.worker.outage import FIRST_TRIES, SLOWEST
 

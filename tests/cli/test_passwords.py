@@ -13,7 +13,7 @@ from taskflow.cli.reexec import command_of
 from tests.cli.hostile import HostileBroker
 from tests.cli.inprocess import Cli
 from tests.cli.processes import Shell, ended_clearly, until
-from tests.cli.test_processes import IN_A_CONTAINER
+from tests.cli.supervised import IN_A_CONTAINER
 from tests.support.processes import children_of
 
 SECRET = "hunter2"

@@ -9,13 +9,22 @@ import re
 import signal
 import time
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
 from taskflow.worker.processes import memory_of
 from tests.cli.processes import LEDGER, Running, Shell, ended_clearly, on_each_broker, until
-from tests.cli.test_signals import PYTHONS_OWN, a_little_later, interrupt
+from tests.cli.supervised import (
+    IN_A_CONTAINER,
+    ON_A_TERMINAL,
+    PYTHONS_OWN,
+    a_little_later,
+    interrupt,
+    is_alive,
+    none_is_left,
+    pids,
+    workers,
+)
 
 TASKS = (
     LEDGER
@@ -83,30 +92,6 @@ def leave_an_orphan() -> None:
 def tasks(shell: Shell) -> Shell:
     shell.write("tasks.py", TASKS)
     return shell
-
-
-def workers(shell: Shell, processes: int, *arguments: str) -> Running:
-    """So many of them, once they work."""
-    started = shell.taskflow("worker", "tasks", "--processes", str(processes), *arguments)
-    started.wait_for("working as", times=processes)
-    return started
-
-
-def pids(running: Running) -> list[int]:
-    """Of all workers that it has ever started, in their order."""
-    return [int(pid) for pid in re.findall(r"worker (\d+) starts", running.said)]
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def none_is_left(running: Running) -> None:
-    """Of its workers. What still ends at this moment may do so."""
-    until(lambda: not any(map(is_alive, pids(running))), running)
 
 
 # --- crashes -------------------------------------------------------------------------------------------------------------
@@ -321,9 +306,6 @@ def test_ctrl_c_at_any_moment_of_the_start(tasks: Shell) -> None:
         if supervised.process.returncode in PYTHONS_OWN:
             assert pids(supervised) == []
         none_is_left(supervised)
-
-
-ON_A_TERMINAL = "import os, sys; os.execvp('setsid', ['setsid', '--ctty', sys.executable, *sys.argv[1:]])"
 
 
 class Terminal:
@@ -566,8 +548,6 @@ def test_to_reload_what_drains_makes_no_sense(tasks: Shell) -> None:
 
 
 # --- process 1 -----------------------------------------------------------------------------------------------------------
-
-IN_A_CONTAINER = "import os, sys; os.execvp('unshare', ['unshare', *sys.argv[1].split(), sys.executable, *sys.argv[2:]])"
 
 
 @pytest.mark.parametrize("processes", [[], ["--processes", "1"]], ids=["plain", "supervised"])

@@ -10,23 +10,14 @@ from collections.abc import Callable
 import pytest
 
 from tests.cli.processes import Shell, ended_clearly, on_each_broker
-from tests.cli.shutdown import Stage, Stopped, nothing_is_lost, stops
-from tests.cli.test_processes import IN_A_CONTAINER, ON_A_TERMINAL, none_is_left, pids
-from tests.cli.test_signals import a_little_later
+from tests.cli.shutdown import BRIEF, STUBBORN, Stage, had_time, nothing_is_lost, stops
+from tests.cli.supervised import IN_A_CONTAINER, ON_A_TERMINAL, a_little_later, none_is_left, pids
 from tests.support.processes import children_of
-
-BRIEF = ("*[brief.bind(n) for n in range(40)]", "*[brief_in_a_thread.bind(n) for n in range(40, 80)]")
-STUBBORN = ("swallow.bind(0)", "never_return.bind(1)", *(f"brief.bind({n})" for n in range(2, 10)))
 
 
 @pytest.fixture
 def brief(shell: Shell) -> Stage:
     return Stage(shell, *BRIEF)
-
-
-def had_time(stopped: Stopped) -> None:
-    """Told once, its runs may finish, and 10 ms are soon over."""
-    assert stopped.stop.times > 1 or stopped.code != 124, stopped.running.said
 
 
 @pytest.mark.parametrize("processes", [[], ["--processes", "2"]], ids=["one", "two"])

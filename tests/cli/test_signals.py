@@ -10,8 +10,8 @@ from collections import Counter
 import pytest
 
 from taskflow.cli.signals import LastResort
-from taskflow.worker.children.system import SAME_SIGNAL
 from tests.cli.processes import LEDGER, Running, Shell, ended_clearly, on_each_broker, until
+from tests.cli.supervised import PYTHONS_OWN, a_little_later, interrupt
 
 TASKS = (
     LEDGER
@@ -124,11 +124,6 @@ print("locked\\n", end="", flush=True)
 time.sleep(3600)
 """
 
-# What Python itself does with a SIGINT before our first line is run: die of it, or fail to load.
-PYTHONS_OWN = (-signal.SIGINT, 1)
-# Or lose it: an import before our first line has callbacks in which the interpreter drops every exception.
-LOST_BY_PYTHON = re.compile(r"^Exception ignored .*_get_module_lock.*\n(?:.*\n){0,3}?KeyboardInterrupt:? *$", re.MULTILINE)
-
 
 @pytest.fixture
 def tasks(shell: Shell) -> Shell:
@@ -144,19 +139,6 @@ def on_each_loop(request: pytest.FixtureRequest, tasks: Shell) -> Shell:
     else:
         pytest.importorskip("uvloop")
     return tasks
-
-
-def interrupt(running: Running) -> None:
-    """Send a SIGINT and wait for the end. If Python lost it before our first line, send another, as a user does."""
-    running.signal(signal.SIGINT)
-    until(lambda: running.process.poll() is not None or LOST_BY_PYTHON.search(running.said) is not None, running)
-    if running.process.poll() is None:
-        running.signal(signal.SIGINT)
-
-
-def a_little_later() -> None:
-    """What comes closer together is one signal, sent twice: as the process sees it, which may have to wait for a processor."""
-    time.sleep(6 * SAME_SIGNAL)
 
 
 # --- once, twice, three times ----------------------------------------------------------------------------------------------

@@ -8,8 +8,7 @@ import signal
 
 from taskflow.cli.exits import Exit
 from tests.cli.processes import Running, Shell
-from tests.cli.test_processes import is_alive
-from tests.cli.test_signals import a_little_later
+from tests.cli.supervised import a_little_later, is_alive
 from tests.support.processes import children_of
 
 TASKS = """

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import InitVar, dataclass
 from datetime import date
-from decimal import Decimal
 from pathlib import PurePath
 from typing import Any
-from uuid import UUID
 
 import pytest
 from msgspec import Struct, structs
@@ -16,53 +14,8 @@ from taskflow.model.codec import FunctionCodec, decode_value
 from taskflow.model.errors import DecodeError, EncodeError, MissingArgument, UnknownArgument
 from tests.codec import kinds as k
 from tests.codec.exactly import codec_of, same, there_and_back
+from tests.codec.values import INSTANCES, ORDER
 from tests.support.ids import stable_id
-
-ORDER = k.Order(
-    id=UUID(int=1),
-    day=date(2024, 1, 1),
-    total=Decimal("1.10"),
-    lines=[("a", 1)],
-    extra={"any": (1, {2})},
-    color=k.Color.BLUE,
-    spot=k.Spot(1),
-)
-INSTANCES: list[tuple[Any, Any]] = [
-    (k.Point, k.Point(1, 2.0)),
-    (k.Frozen, k.Frozen("a", frozenset({"x"}))),
-    (k.Tree, k.Tree(1, [k.Tree(2, [k.Tree(3)])], k.Tree(0))),
-    (k.Box[int], k.Box(1, [2])),
-    (k.Box[list[k.Point]], k.Box([k.Point(1)], [[]])),
-    (k.Box, k.Box[Any]("anything", [1, (2,)])),
-    (k.Labelled[date], k.Labelled(date(2024, 1, 1), label="x")),
-    (k.IntBox, k.IntBox(1, [2], "cm")),
-    (k.Nested[int], k.Nested([1], [[2]], 3)),
-    (k.Order, ORDER),
-    (k.Computed, k.Computed(3)),
-    (k.Positive, k.Positive(3)),
-    (k.Movie, {"title": "a"}),
-    (k.Movie, {"title": "a", "year": 1}),
-    (k.Partial, {"title": "a", "director": "b", "rating": 0.5}),
-    (k.Guarded, {"name": "a", "size": 1, "many": [1]}),
-    (k.Guarded, {"name": "a", "tags": ["b"], "size": 1, "many": []}),
-    (k.Branch, k.Tree(1)),
-    (k.Holder[date], {"held": date(2024, 1, 1)}),
-    (k.Pin, k.Pin(1)),
-    (k.Loose, k.Loose((1, {2}))),
-    (k.Wire, k.Wire(1, c=[2])),
-    (k.Checked, k.Checked(value=1)),
-    (k.Crate[tuple[int, int]], k.Crate((1, 2))),
-    (k.Car, k.Car(4, "s2", 3)),
-    (k.Lamp, k.Lamp(True, 1.5)),
-    (k.User, k.User(id=1, userName="a", born=date(2024, 1, 1), tags={"x"})),
-    (k.Team, k.Team(lead=k.User(id=1), members=(k.User(id=2),), any={1: (2,)})),
-    (k.Site, k.Site(url="https://example.com/a?b=c")),  # type: ignore[arg-type]  # pydantic makes the URL
-    (k.Place, k.Place(path=PurePath("a/b"))),
-    (k.Open, k.Open(a=1)),
-    (k.Numbers, k.Numbers([1, 2**70])),
-    (k.Wrapped[date], k.Wrapped[date](content=date(2024, 1, 1))),
-    (k.Model, k.Model(size=1)),
-]
 
 
 @pytest.mark.parametrize(("annotation", "value"), INSTANCES, ids=stable_id)

@@ -23,8 +23,7 @@ from taskflow.model.codec.payload import seal
 from taskflow.model.errors import DecodeError, TooLarge
 from tests.codec import kinds as k
 from tests.codec.exactly import codec_of, quick
-from tests.codec.test_classes import INSTANCES
-from tests.codec.test_round_trips import ANNOTATED, SELF_DESCRIBING
+from tests.codec.values import ANNOTATED, INSTANCES, SELF_DESCRIBING
 
 pytestmark = pytest.mark.slow
 

@@ -3,117 +3,17 @@
 from __future__ import annotations
 
 import collections.abc as abc
-import math
-from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
-from decimal import Decimal
+from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, LiteralString
-from uuid import UUID
-from zoneinfo import ZoneInfo
+from typing import Annotated, Any
 
 import pytest
 
 from taskflow.model.codec import decode_value, encode_value
 from tests.codec import kinds as k
 from tests.codec.exactly import codec_of, same, there_and_back
+from tests.codec.values import ANNOTATED, PARIS, SELF_DESCRIBING
 from tests.support.ids import short_id, stable_id
-
-PARIS = ZoneInfo("Europe/Paris")
-CET = timezone(timedelta(hours=1), "CET")
-
-SELF_DESCRIBING: list[Any] = [
-    None,
-    True,
-    False,
-    0,
-    -1,
-    2**63 - 1,
-    2**63,
-    2**64 - 1,
-    2**64,
-    -(2**63),
-    -(2**63) - 1,
-    10**400,
-    -(10**400),
-    0.0,
-    -0.0,
-    1e308,
-    5e-324,
-    math.inf,
-    -math.inf,
-    math.nan,
-    "",
-    "text",
-    "é😀\x00",
-    b"",
-    b"\xff\x00",
-    bytearray(b""),
-    bytearray(b"\xff"),
-    Decimal("0"),
-    Decimal("-0"),
-    Decimal("1.10"),
-    Decimal("1E+999999"),
-    Decimal("-1E-999999"),
-    Decimal("NaN"),
-    Decimal("-sNaN123"),
-    Decimal("-Infinity"),
-    UUID(int=0),
-    UUID("12345678-1234-5678-1234-567812345678"),
-    date.min,
-    date.max,
-    datetime.min,
-    datetime.max,
-    datetime(2024, 2, 29, 12, 30, 1, 5),
-    datetime(2024, 2, 29, tzinfo=UTC),
-    datetime(2024, 2, 29, tzinfo=timezone(timedelta(hours=-3, minutes=-30))),
-    datetime(2024, 2, 29, tzinfo=timezone(timedelta(seconds=1, microseconds=5))),
-    datetime(2024, 2, 29, tzinfo=CET),
-    datetime(2024, 2, 29, tzinfo=timezone(timedelta(0), "")),
-    datetime(2024, 2, 29, tzinfo=timezone(timedelta(0), "[é]~")),
-    datetime(2024, 7, 1, tzinfo=PARIS),
-    datetime(2024, 10, 27, 2, 30, tzinfo=PARIS, fold=0),
-    datetime(2024, 10, 27, 2, 30, tzinfo=PARIS, fold=1),
-    datetime(2024, 3, 31, 2, 30, tzinfo=PARIS, fold=0),
-    datetime(2024, 3, 31, 2, 30, tzinfo=PARIS, fold=1),
-    datetime(1800, 1, 1, tzinfo=PARIS),
-    datetime.min.replace(tzinfo=PARIS),
-    datetime(2024, 1, 1, fold=1),
-    datetime(2024, 2, 29, tzinfo=timezone(timedelta(microseconds=5))),
-    datetime(2024, 2, 29, tzinfo=timezone(-timedelta(microseconds=5), "x")),
-    time(1, tzinfo=timezone(-timedelta(microseconds=5))),
-    timezone(timedelta(microseconds=1)),
-    time(1, 2, 3, 4),
-    time(1, 2, fold=1),
-    time(1, tzinfo=UTC),
-    time(1, tzinfo=CET),
-    time(1, tzinfo=PARIS, fold=1),
-    timedelta(0),
-    timedelta.min,
-    timedelta.max,
-    timedelta.resolution,
-    -timedelta.resolution,
-    UTC,
-    CET,
-    timezone(timedelta(hours=-23, minutes=-59)),
-    timezone(timedelta(hours=5, minutes=30), "UTC+05:30"),
-    PARIS,
-    ZoneInfo("Etc/GMT+5"),
-    [],
-    [1, "a", [None]],
-    (),
-    (1, (2,), []),
-    set(),
-    {1, 2.5, "a", (1, 2), frozenset({3}), None, Decimal(7), b"b"},
-    frozenset(),
-    frozenset({date(2024, 1, 1)}),
-    {},
-    {"a": 1, "": {"b": (1,)}},
-    {1: "int", "1": "str", (1, 2): "tuple", None: "none", 2.5: "float", b"b": "bytes", frozenset(): "frozenset"},
-    {True: 1},
-    {math.nan: 1},
-    {date(2024, 1, 1): {UUID(int=1): {1: 2}}},
-    [[["deep"] * 3] * 3],
-]
 
 
 @pytest.mark.parametrize("value", SELF_DESCRIBING, ids=short_id)
@@ -140,67 +40,6 @@ def test_annotated_scalars_are_exact(value: Any) -> None:
     for annotation in (kind, kind | None, kind | int | str, Annotated[kind, "why"]):
         assert same(there_and_back(annotation, value), value)
     assert same(there_and_back(list[kind], [value]), [value])
-
-
-ANNOTATED: list[tuple[Any, Any]] = [
-    (list[int], [1, 2**70]),
-    (list, [1, "a"]),
-    (list[list[str]], [["a"], []]),
-    (tuple[int, str], (1, "a")),
-    (tuple[int, ...], (1, 2, 3)),
-    (tuple[()], ()),
-    (tuple, (1, "a", None)),
-    (set[int], {1, 2}),
-    (set, {1, "a"}),
-    (frozenset[tuple[int, str]], frozenset({(1, "a")})),
-    (dict[str, int], {"a": 1}),
-    (dict[int, str], {1: "a", 2**70: "b"}),
-    (dict[date, list[Decimal]], {date(2024, 1, 1): [Decimal("1.0")]}),
-    (dict[tuple[int, int], str], {(1, 2): "a"}),
-    (dict[k.Mode, int], {k.Mode.FAST: 1}),
-    (dict[k.Color | str, int], {k.Color.RED: 1, "red": 2}),
-    (dict[bool, int], {True: 1}),
-    (dict, {1: 2, "a": "b"}),
-    (abc.Mapping[str, int], {"a": 1}),
-    (abc.MutableMapping[int, int], {1: 1}),
-    (abc.Sequence[int], [1]),
-    (abc.Sequence[int], (1,)),
-    (abc.Iterable[int], {1}),
-    (abc.Iterable, frozenset({1})),
-    (abc.Collection[int], [1]),
-    (abc.Set[int], frozenset({1})),
-    (abc.MutableSet[int], {1}),
-    (abc.MutableSequence[int], [1]),
-    (abc.Reversible[int], (1, 2)),
-    (tzinfo, PARIS),
-    (tzinfo, CET),
-    (LiteralString, "a"),
-    (k.UserId, 7),
-    (k.T, [1, (2,)]),
-    (k.N, 2**70),
-    (k.Usual, date(2024, 1, 1)),
-    (k.Either, "a"),
-    (k.Json, {"a": [1, None, {"b": 1.5}]}),
-    (list[k.Json], [[[[1]]]]),
-    (k.Pair[int], (1, 2)),
-    (Literal["a", 1, True, None, b"b"], True),
-    (Literal["a", 1, True, None, b"b"], 1),
-    (Literal["a", 1, True, None, b"b"], None),
-    (Literal["a", 1, True, None, b"b"], b"b"),
-    (Literal[k.Color.RED, "red"], k.Color.RED),
-    (Literal[k.Color.RED, "red"], "red"),
-    (k.Color, k.Color.CRIMSON),
-    (k.Holiday, k.Holiday.LABOUR),
-    (k.Holiday, k.Holiday.NOTHING),
-    (k.Holiday, k.Holiday.PAIR),
-    (k.Holiday, k.Holiday.HALF),
-    (k.Level, k.Level.HIGH),
-    (k.Mode, k.Mode.SLOW),
-    (k.Rights, k.Rights.READ | k.Rights.WRITE),
-    (k.Rights, k.Rights(0)),
-    (k.Bits, k.Bits.ONE | k.Bits.FOUR),
-    (None, None),
-]
 
 
 @pytest.mark.parametrize(("annotation", "value"), ANNOTATED, ids=stable_id)

@@ -9,9 +9,9 @@ import pytest
 
 from tests.postgres.conftest import scene, store  # noqa: F401 - fixtures
 from tests.postgres.counts import SESSION, Store
+from tests.postgres.plans import CALLS, LIMIT, UNTIL_KEPT, any_kind, assert_cheap
 from tests.postgres.scene import Scene
-from tests.postgres.test_plans import CALLS, LIMIT, UNTIL_KEPT, any_kind, assert_cheap
-from tests.postgres.test_sending import send
+from tests.postgres.sender import send
 
 MANY = 1_000_000
 

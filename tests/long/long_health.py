@@ -6,8 +6,8 @@ import signal
 
 import pytest
 
+from tests.cli.probes import a_worker, ask, ask_until
 from tests.cli.processes import Shell, ended_clearly
-from tests.cli.test_health import a_worker, ask, ask_until
 from tests.support.outages import Outage, outages
 
 

@@ -9,8 +9,7 @@ from typing import Final
 import pytest
 
 from tests.cli.processes import Shell
-from tests.cli.shutdown import HOW, Stage, Stop, Stopped, counts_of, ended_as_told, nothing_is_lost, stops
-from tests.cli.test_shutdown import BRIEF, STUBBORN, had_time
+from tests.cli.shutdown import BRIEF, HOW, STUBBORN, Stage, Stop, Stopped, counts_of, ended_as_told, had_time, nothing_is_lost, stops
 from tests.support.outages import Outage, outages
 
 EVERY_5_MS: Final = range(0, 501, 5)

@@ -17,7 +17,7 @@ from taskflow.model.envelope import Envelope
 from taskflow.model.record import Status
 from taskflow.model.verdict import Settled
 from tests.postgres.counts import SESSION, Store, new_id
-from tests.postgres.test_migrations import of_version_1
+from tests.postgres.first_version import of_version_1
 from tests.support.postgres import shared_postgres
 from tests.support.verdicts import failed, succeeded
 

@@ -31,8 +31,9 @@ from taskflow.model.session import Beat, Session
 from taskflow.model.verdict import Settled
 from tests.postgres import digest
 from tests.postgres.before import BrokerOfBefore, BrokerOfVersion5
+from tests.postgres.first_version import of_version_1
+from tests.postgres.one_job import one_job_is_done
 from tests.postgres.scene import until
-from tests.postgres.test_pooled import one_job_is_done
 from tests.support.pgbouncer import PgBouncer
 from tests.support.pgbouncer import is_there as pgbouncer_is_there
 from tests.support.postgres import PostgresServer, shared_postgres
@@ -40,16 +41,8 @@ from tests.support.verdicts import cancelled, failed, retried, succeeded
 
 T = TypeVar("T")
 
-VERSION_1: Final = Path(__file__).with_name("version_1") / "schema.sql"
 
 new_id = IdFactory()
-
-
-def of_version_1(server: PostgresServer, schema: str = "taskflow") -> str:
-    """The name of a new database with a schema of that version."""
-    database = server.new_database()
-    server.execute(f'CREATE SCHEMA "{schema}"; ' + texts.placed(VERSION_1.read_text(), schema), database)
-    return database
 
 
 def raise_tables(server: PostgresServer, database: str, version: int) -> None:

@@ -7,9 +7,8 @@ these have given. So it holds for the plans that were really used, those within 
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Sequence
-from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from collections.abc import AsyncIterator
+from typing import Final
 
 import pytest
 
@@ -17,33 +16,15 @@ from taskflow import Status
 from taskflow.broker import topics
 from taskflow.broker.protocol import Broker
 from taskflow.broker.url import connect
-from taskflow.model.clock import microseconds_of
 from taskflow.model.envelope import Envelope
 from taskflow.model.session import Beat
 from taskflow.model.verdict import Settled
 from tests.postgres.counts import SESSION, Store, a_store, new_id
+from tests.postgres.plans import CALLS, LIMIT, UNTIL_KEPT, any_kind, assert_cheap
 from tests.postgres.scene import until
 from tests.support.postgres import shared_postgres, the_newest_postgres_binary, the_postgres_binary
 from tests.support.servers import Found
 from tests.support.verdicts import failed, retried, succeeded
-
-LIMIT: Final = 10
-
-UNTIL_KEPT: Final = 6
-"""Executions until the server may keep a plan for whatever parameters."""
-
-CLAIM: Final = "SELECT * FROM taskflow.lease_jobs(NULL, NULL, $1, $2, $3, $4)"
-UPKEEP: Final = "SELECT * FROM taskflow.upkeep($1, NULL, $2)"
-
-IN_A_DAY: Final = microseconds_of(datetime.now(UTC) + timedelta(days=1))
-
-CALLS: Final[Sequence[Any]] = (
-    (CLAIM, SESSION, 1, [], LIMIT),
-    (CLAIM, SESSION, 1, ["default"], LIMIT),
-    (UPKEEP, None, LIMIT),
-    (UPKEEP, IN_A_DAY, LIMIT),
-)
-
 
 VERSIONS: Final = list(dict.fromkeys((the_postgres_binary(), the_newest_postgres_binary())))
 """Each has a planner of its own, and keeps other plans."""
@@ -56,17 +37,8 @@ async def store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
         yield store
 
 
-def assert_cheap(costs: list[dict[str, tuple[int, int]]], index: str, *, is_there: bool = True) -> None:
-    """By that index each time, if there is something to be found by it, never by the table from end to end, and of few rows."""
-    for cost in costs:
-        assert index in cost or not is_there, costs
-        assert "jobs" not in cost, costs
-        assert all(rows <= 3 * LIMIT for _, rows in cost.values()), cost
-
-
 both_ways = pytest.mark.parametrize("is_filled_first", [True, False], ids=["planned when full", "planned when empty"])
 any_number = pytest.mark.parametrize("rows", [0, 1_000, 100_000])
-any_kind = pytest.mark.parametrize("after", [0.0, 3600.0], ids=["ready", "scheduled"])
 
 
 async def test_who_looks_for_jobs_by_a_filter_asks_no_function_about_each(store: Store) -> None:

@@ -9,13 +9,12 @@ import pytest
 
 from taskflow.broker import topics
 from taskflow.broker.postgres import PostgresBroker
-from taskflow.broker.protocol import Added, Broker
+from taskflow.broker.protocol import Broker
 from taskflow.broker.url import connect
 from taskflow.model.envelope import Envelope
 from taskflow.model.errors import BrokerRefused
 from taskflow.model.ids import IdFactory
-from taskflow.model.session import Session
-from taskflow.model.verdict import Settled, Settlement, Succeeded
+from tests.postgres.one_job import one_job_is_done
 from tests.support.pgbouncer import PgBouncer, is_there
 from tests.support.postgres import shared_postgres
 
@@ -25,17 +24,6 @@ pytestmark = pytest.mark.skipif(
 )
 
 new_id = IdFactory()
-
-
-async def one_job_is_done(broker: Broker) -> None:
-    queue = new_id().hex()  # others do the same meanwhile
-    envelope = Envelope(id=new_id(), job="work", payload=b"\x01payload", queue=queue)
-    session = Session(id=new_id(), name="worker")
-    assert await broker.enqueue([envelope]) == [Added(envelope.id)]
-    await broker.register(session)
-    [lease] = await broker.claim(session.id, 1, [queue], 10)
-    settlement = Settlement(id=lease.envelope.id, epoch=lease.epoch, claim=lease.claim, verdict=Succeeded(b"\xc0"))
-    assert await broker.settle([settlement]) == [Settled.OK]
 
 
 @pytest.mark.parametrize(("prepared", "options"), [(0, "pooled=1"), (100, "pooled=1"), (100, "pooled=0")])

@@ -14,7 +14,7 @@ from taskflow import BrokerRefused
 from taskflow.broker.url import connect
 from taskflow.cli.exits import Exit
 from tests.cli.processes import OUR_FRAMES, Shell
-from tests.postgres.test_pooled import one_job_is_done
+from tests.postgres.one_job import one_job_is_done
 from tests.support.postgres import PostgresServer, shared_postgres
 from tests.support.servers import HOST, free_port
 

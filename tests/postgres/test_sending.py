@@ -33,11 +33,9 @@ from taskflow.model.session import Beat, Session
 from taskflow.model.verdict import Settled
 from tests.cli.processes import Shell
 from tests.postgres.scene import Scene, until
+from tests.postgres.sender import NOTE, send
 from tests.support.postgres import postgres_binaries, shared_postgres
 from tests.support.verdicts import retried, succeeded
-
-NOTE: Final = "tests.redis.note"
-"""The scene's job."""
 
 MOST_BYTES: Final = Settings(broker="").max_payload
 
@@ -51,14 +49,6 @@ async def sql(scene: Scene) -> AsyncIterator[asyncpg.Connection]:
     connection = await asyncpg.connect(scene.straight_url)
     yield connection
     await connection.close()
-
-
-async def send(sql: asyncpg.Connection, options: str = "", **arguments: Any) -> JobHandle[Any]:
-    """The scene's job, `options` as they stand in SQL."""
-    job_id = await sql.fetchval(
-        f"SELECT taskflow.enqueue('{NOTE}', $1::jsonb{options and ', ' + options})", json.dumps({"number": 1, **arguments})
-    )
-    return JobHandle.of(str(job_id))
 
 
 async def claimed(scene: Scene, queue: str = "default") -> list[Lease]:

@@ -1,0 +1,59 @@
+"""Supervised workers, their processes, and signals to them."""
+
+from __future__ import annotations
+
+import re
+import signal
+import time
+from pathlib import Path
+
+from taskflow.worker.children.system import SAME_SIGNAL
+from tests.cli.processes import Running, Shell, until
+
+# What Python itself does with a SIGINT before our first line is run: die of it, or fail to load.
+PYTHONS_OWN = (-signal.SIGINT, 1)
+# Or lose it: an import before our first line has callbacks in which the interpreter drops every exception.
+LOST_BY_PYTHON = re.compile(r"^Exception ignored .*_get_module_lock.*\n(?:.*\n){0,3}?KeyboardInterrupt:? *$", re.MULTILINE)
+
+
+def a_little_later() -> None:
+    """What comes closer together is one signal, sent twice: as the process sees it, which may have to wait for a processor."""
+    time.sleep(6 * SAME_SIGNAL)
+
+
+def workers(shell: Shell, processes: int, *arguments: str) -> Running:
+    """So many of them, once they work."""
+    started = shell.taskflow("worker", "tasks", "--processes", str(processes), *arguments)
+    started.wait_for("working as", times=processes)
+    return started
+
+
+def pids(running: Running) -> list[int]:
+    """Of all workers that it has ever started, in their order."""
+    return [int(pid) for pid in re.findall(r"worker (\d+) starts", running.said)]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def none_is_left(running: Running) -> None:
+    """Of its workers. What still ends at this moment may do so."""
+    until(lambda: not any(map(is_alive, pids(running))), running)
+
+
+ON_A_TERMINAL = "import os, sys; os.execvp('setsid', ['setsid', '--ctty', sys.executable, *sys.argv[1:]])"
+
+
+IN_A_CONTAINER = "import os, sys; os.execvp('unshare', ['unshare', *sys.argv[1].split(), sys.executable, *sys.argv[2:]])"
+
+
+def interrupt(running: Running) -> None:
+    """Send a SIGINT and wait for the end. If Python lost it before our first line, send another, as a user does."""
+    running.signal(signal.SIGINT)
+    until(lambda: running.process.poll() is not None or LOST_BY_PYTHON.search(running.said) is not None, running)
+    if running.process.poll() is None:
+        running.signal(signal.SIGINT)

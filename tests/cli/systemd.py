@@ -1,0 +1,34 @@
+"""A socket that stands for systemd's own."""
+
+from __future__ import annotations
+
+import socket
+import time
+
+from tests.cli.processes import PATIENCE
+
+
+class FakeSystemd:
+    def __init__(self, address: str) -> None:
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.socket.bind(f"\0{address[1:]}" if address.startswith("@") else address)
+        self.environment = {"NOTIFY_SOCKET": address}
+        self.lines: list[str] = []
+
+    def hear(self, within: float = PATIENCE) -> list[str]:
+        """The lines of the next message; none when there is no message in time."""
+        self.socket.settimeout(within)
+        try:
+            lines = self.socket.recv(4_096).decode().splitlines()
+        except TimeoutError:
+            return []
+        self.lines += lines
+        return lines
+
+    def wait_for(self, start: str) -> str:
+        give_up_at = time.monotonic() + PATIENCE
+        while time.monotonic() < give_up_at:
+            found = [line for line in self.hear() if line.startswith(start)]
+            if found:
+                return found[0]
+        raise AssertionError(f"{start!r} was not told: {self.lines}")
