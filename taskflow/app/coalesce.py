@@ -35,7 +35,7 @@ class _Asked(msgspec.Struct, Generic[Q, A]):
 
 
 class Coalescer(Generic[Q, A]):
-    """Semaphore single questions of one event loop into calls with many; answers come one for one, in order.
+    """Turns single questions of one event loop into calls with many; answers come one for one, in order.
 
     Alone, a question goes out at once. After an answer, those who have it may ask again before what waits goes out; of many that come again
     and again in step, half go out while the others are made.

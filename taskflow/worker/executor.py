@@ -1,4 +1,4 @@
-"""Semaphore a lease into a settlement. Knows no broker: the same code runs in a worker and in tests."""
+"""Turns a lease into a settlement. Knows no broker: the same code runs in a worker and in tests."""
 
 from __future__ import annotations
 
