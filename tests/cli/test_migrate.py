@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
-from taskflow.broker.postgres.migrations import MIGRATIONS, VERSION
+from taskflow.broker.postgres.migrations import VERSION
 from tests.cli.inprocess import Cli
-from tests.postgres.first_version import of_version_1
+from tests.postgres.versions import DESCRIPTION, NEXT, next_version, of_this_version
 from tests.support.postgres import shared_postgres
-
-PENDING = "".join(f"  {migration.version}  {migration.description}\n" for migration in MIGRATIONS[1:])
 
 
 @pytest.fixture
-def url() -> str:
-    """A database with a schema of version 1."""
+def url() -> Iterator[str]:
+    """A database with a schema of this version, while taskflow is of the next one."""
     server = shared_postgres()
-    return server.url(of_version_1(server))
+    with next_version():
+        yield server.url(of_this_version(server))
 
 
 def test_it_applies_what_is_pending(cli: Cli, url: str) -> None:
-    assert cli("migrate", "--broker", url).out == f"schema 'taskflow': version 1 -> {VERSION}\n"
-    assert cli("migrate", "--broker", url).out == f"schema 'taskflow' is up to date (version {VERSION})\n"
-    assert cli("migrate", "--plan", "--broker", url).out == f"schema 'taskflow' is up to date (version {VERSION})\n"
+    assert cli("migrate", "--broker", url).out == f"schema 'taskflow': version {VERSION} -> {NEXT}\n"
+    assert cli("migrate", "--broker", url).out == f"schema 'taskflow' is up to date (version {NEXT})\n"
+    assert cli("migrate", "--plan", "--broker", url).out == f"schema 'taskflow' is up to date (version {NEXT})\n"
     assert "workers  0" in cli("status", "--broker", f"{url}?migrate=0").out
 
 
@@ -39,14 +40,15 @@ def test_a_plan_changes_nothing(cli: Cli, url: str) -> None:
     for _ in range(2):
         said = cli("migrate", "--plan", "--broker", url)
         assert said.out == (
-            f"schema 'taskflow' is of version 1; pending:\n{PENDING}to apply: taskflow migrate; to see the SQL: taskflow migrate --sql\n"
+            f"schema 'taskflow' is of version {VERSION}; pending:\n  {NEXT}  {DESCRIPTION}\n"
+            "to apply: taskflow migrate; to see the SQL: taskflow migrate --sql\n"
         )
 
 
 def test_the_sql_is_printed_and_not_run(cli: Cli, url: str) -> None:
     for _ in range(2):
         said = cli("migrate", "--sql", "--broker", url)
-        assert said.out.startswith(f"-- taskflow, schema 'taskflow': from version 1 to {VERSION}.")
+        assert said.out.startswith(f"-- taskflow, schema 'taskflow': from version {VERSION} to {NEXT}.")
         assert said.out.endswith("\n\nCOMMIT;\n")
 
 

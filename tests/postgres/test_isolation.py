@@ -10,14 +10,13 @@ import pytest
 
 from taskflow.broker import topics
 from taskflow.broker.postgres import PostgresBroker
-from taskflow.broker.postgres.migrations import VERSION
 from taskflow.broker.protocol import Broker
 from taskflow.broker.url import connect
 from taskflow.model.envelope import Envelope
 from taskflow.model.record import Status
 from taskflow.model.verdict import Settled
 from tests.postgres.counts import SESSION, Store, new_id
-from tests.postgres.first_version import of_version_1
+from tests.postgres.versions import NEXT, next_version, of_this_version
 from tests.support.postgres import shared_postgres
 from tests.support.verdicts import failed, succeeded
 
@@ -77,20 +76,25 @@ async def test_what_such_a_transaction_adds_is_found_as_it_commits(broker: Broke
 @pytest.mark.parametrize("level", LEVELS)
 async def test_where_it_is_the_default_schemas_are_made_and_migrated_by_many_at_once(level: str) -> None:
     server = shared_postgres()
-    for database in (server.new_database(), of_version_1(server)):
+    for database in (server.new_database(), of_this_version(server)):
         server.execute(f"ALTER DATABASE {database} SET default_transaction_isolation = '{level}'")
-        brokers = [connect(f"{server.url(database)}?pooled=1") for _ in range(8)]
-        answers = await asyncio.gather(
-            *(broker.enqueue([Envelope(id=new_id(), job="work", payload=b"\x01", queue=f"q{n}")]) for n, broker in enumerate(brokers))
-        )
-        assert len(answers) == len(brokers)
-        assert isinstance(brokers[0], PostgresBroker)
-        assert (await brokers[0].pending()).version == VERSION
-        assert {queue.name: queue.counts[Status.READY] for queue in await brokers[0].console.queues() if queue.name.startswith("q")} == {
-            f"q{n}": 1 for n in range(len(brokers))
-        }
-        for broker in brokers:
-            await broker.close()
+        with next_version():
+            await _used_by_many(f"{server.url(database)}?pooled=1")
+
+
+async def _used_by_many(url: str) -> None:
+    brokers = [connect(url) for _ in range(8)]
+    answers = await asyncio.gather(
+        *(broker.enqueue([Envelope(id=new_id(), job="work", payload=b"\x01", queue=f"q{n}")]) for n, broker in enumerate(brokers))
+    )
+    assert len(answers) == len(brokers)
+    assert isinstance(brokers[0], PostgresBroker)
+    assert (await brokers[0].pending()).version == NEXT
+    assert {queue.name: queue.counts[Status.READY] for queue in await brokers[0].console.queues() if queue.name.startswith("q")} == {
+        f"q{n}": 1 for n in range(len(brokers))
+    }
+    for broker in brokers:
+        await broker.close()
 
 
 async def test_backslashes_may_mean_what_they_meant_long_ago(store: Store, stranger: asyncpg.Connection) -> None:

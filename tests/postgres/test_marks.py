@@ -114,9 +114,9 @@ async def test_what_is_read_does_not_grow_with_what_nobody_may_clean_away(
     statements: dict[str, tuple[Any, ...]] = {
         "claim of any queue": ("SELECT * FROM taskflow.lease_jobs(NULL, NULL, $1, $2, '{}', 100)", SESSION, beyond),
         "claim of one": ("SELECT * FROM taskflow.lease_jobs(NULL, NULL, $1, $2, '{default}', 100)", SESSION, beyond),
-        "beat": ("SELECT * FROM taskflow.beat(NULL, NULL, $1, '{}', '{}', $2, '{}', '{}', '{}', '{}', false)", SESSION, beyond),
+        "beat": ("SELECT * FROM taskflow.beat(NULL, NULL, $1, '{}', '{}', $2, '{}', '{}', '{}', '{}', false, NULL)", SESSION, beyond),
         "beat that looks": (
-            "SELECT * FROM taskflow.beat_and_look(NULL, NULL, $1, '{}', '{}', $2, '{}', '{}', '{}', '{}', false)",
+            "SELECT * FROM taskflow.beat_and_look(NULL, NULL, $1, '{}', '{}', $2, '{}', '{}', '{}', '{}', false, NULL)",
             SESSION,
             beyond,
         ),

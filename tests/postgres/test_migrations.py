@@ -9,13 +9,12 @@ import shutil
 import subprocess
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import asyncpg
-import msgspec
 import pytest
 
 from taskflow.broker.postgres import PostgresBroker, migrations, texts
@@ -26,14 +25,12 @@ from taskflow.model.envelope import Envelope, Lease, OnConflict
 from taskflow.model.errors import BrokerRefused, BrokerUnavailable
 from taskflow.model.ids import IdFactory
 from taskflow.model.record import Status
-from taskflow.model.rules import Rules
 from taskflow.model.session import Beat, Session
 from taskflow.model.verdict import Settled
 from tests.postgres import digest
-from tests.postgres.before import BrokerOfBefore, BrokerOfVersion5
-from tests.postgres.first_version import of_version_1
 from tests.postgres.one_job import one_job_is_done
 from tests.postgres.scene import until
+from tests.postgres.versions import NEXT, next_version, of_this_version, without_meta_commands
 from tests.support.pgbouncer import PgBouncer
 from tests.support.pgbouncer import is_there as pgbouncer_is_there
 from tests.support.postgres import PostgresServer, shared_postgres
@@ -41,18 +38,7 @@ from tests.support.verdicts import cancelled, failed, retried, succeeded
 
 T = TypeVar("T")
 
-
 new_id = IdFactory()
-
-
-def raise_tables(server: PostgresServer, database: str, version: int) -> None:
-    """From version 1 to that one, as its taskflow has left them: its functions, which the next migration drops, are not there already."""
-    steps = (texts.script(f"migrations/{each.version}", "taskflow", Rules()) for each in MIGRATIONS[1:version])
-    told = f"UPDATE taskflow.meta SET value = {version} WHERE name = 'version';"
-    server.execute("\n".join([migrations.dropping("taskflow"), *steps, told]), database)
-
-
-of_each_version_before = pytest.mark.parametrize("version", range(1, VERSION))
 
 
 @asynccontextmanager
@@ -67,15 +53,31 @@ async def a_broker(url: str) -> AsyncIterator[PostgresBroker]:
 
 @asynccontextmanager
 async def an_old_one(url: str) -> AsyncIterator[PostgresBroker]:
-    """It has looked at the schema when that was of version 1, and knows nothing of another. The verbs are called as they were then."""
+    """It has looked at the schema when that was of this version, and knows nothing of another."""
     async with a_broker(url) as broker:
-        old = BrokerOfBefore(broker)
-        yield old
-        await old.close()
+        assert await version_of(broker) == VERSION
+        await broker.console.queues()
+        yield broker
+
+
+@asynccontextmanager
+async def a_next_one(url: str) -> AsyncIterator[PostgresBroker]:
+    with next_version():
+        async with a_broker(url) as broker:
+            yield broker
 
 
 def an_envelope(**fields: Any) -> Envelope:
     return Envelope(**{"id": new_id(), "job": "work", "payload": b"\x01payload", **fields})
+
+
+@pytest.fixture
+def next_one() -> Iterator[None]:
+    with next_version():
+        yield
+
+
+in_next_version = pytest.mark.usefixtures("next_one")
 
 
 async def version_of(broker: PostgresBroker) -> int:
@@ -86,7 +88,7 @@ async def version_of(broker: PostgresBroker) -> int:
 
 
 class Stock:
-    """Jobs in every status, in a store that a client of version 1 works with. One is leased, by the session's last request."""
+    """Jobs in every status, in a store that a client of this version works with. One is leased, by the session's last request."""
 
     def __init__(self, broker: PostgresBroker) -> None:
         self._broker = broker
@@ -133,33 +135,34 @@ async def all_that_is_there(broker: PostgresBroker, ids: list[bytes]) -> dict[st
     }
 
 
-@of_each_version_before
-async def test_what_lies_in_an_older_schema_stays_and_runs_on(version: int) -> None:
+async def test_what_lies_in_an_older_schema_stays_and_runs_on() -> None:
     """Jobs in every status, counts, pauses and sessions; the first use migrates. A lease from before is settled after."""
     server = shared_postgres()
-    database = of_version_1(server)
-    url = server.url(database)
+    url = server.url(of_this_version(server))
     async with an_old_one(url) as old:
         stock = Stock(old)
         await stock.fill()
         before = await all_that_is_there(old, stock.ids)
     statuses = {record.status for record in before["jobs"]}
     assert statuses == {*Status}
-    raise_tables(server, database, version)
 
-    async with a_broker(url) as broker:
-        assert await all_that_is_there(broker, stock.ids) == before
-        assert await version_of(broker) == VERSION
+    with next_version():
+        async with a_broker(url) as broker:
+            assert await all_that_is_there(broker, stock.ids) == before
+            assert await version_of(broker) == NEXT
+            await all_runs_on(broker, stock)
 
-        [lease] = await broker.claim(stock.session.id, stock.requests, ["default"], 10)  # the answer to the last request, again
-        assert await broker.settle([succeeded(lease)]) == [Settled.OK]
-        await broker.console.resume("mail")
-        leases = await broker.claim(stock.session.id, stock.requests + 1, ["mail", "default"], 10)
-        assert [lease.envelope.priority for lease in leases] == [5, 0, -5, 0, 0]  # with the two that have waited for the first one's end
-        assert await broker.settle([succeeded(lease) for lease in leases]) == [Settled.OK] * 5
-        left = {record.status for record in await broker.read(stock.ids) if record is not None}
-        assert left == {Status.SUCCEEDED, Status.FAILED, Status.SCHEDULED, Status.CANCELLED}
-        await one_job_is_done(broker)
+
+async def all_runs_on(broker: PostgresBroker, stock: Stock) -> None:
+    [lease] = await broker.claim(stock.session.id, stock.requests, ["default"], 10)  # the answer to the last request, again
+    assert await broker.settle([succeeded(lease)]) == [Settled.OK]
+    await broker.console.resume("mail")
+    leases = await broker.claim(stock.session.id, stock.requests + 1, ["mail", "default"], 10)
+    assert [lease.envelope.priority for lease in leases] == [5, 0, -5, 0, 0]  # with the two that have waited for the first one's end
+    assert await broker.settle([succeeded(lease) for lease in leases]) == [Settled.OK] * 5
+    left = {record.status for record in await broker.read(stock.ids) if record is not None}
+    assert left == {Status.SUCCEEDED, Status.FAILED, Status.SCHEDULED, Status.CANCELLED}
+    await one_job_is_done(broker)
 
 
 CATALOG: Final = {
@@ -171,6 +174,8 @@ CATALOG: Final = {
     "constraints": "SELECT relname, conname, pg_get_constraintdef(pg_constraint.oid) FROM pg_constraint JOIN ours ON ours.oid = conrelid",
     "functions": "SELECT pg_get_functiondef(oid) FROM pg_proc WHERE pronamespace = $1::regnamespace",
     "triggers": "SELECT pg_get_triggerdef(pg_trigger.oid) FROM pg_trigger JOIN ours ON ours.oid = tgrelid WHERE NOT tgisinternal",
+    "types": "SELECT typname, conname, pg_get_constraintdef(pg_constraint.oid) FROM pg_type JOIN pg_constraint ON contypid = pg_type.oid "
+    "WHERE typnamespace = $1::regnamespace",
     "views": "SELECT relname, pg_get_viewdef(oid) FROM ours WHERE relkind = 'v'",
 }
 OURS: Final = "WITH ours AS (SELECT * FROM pg_class WHERE relnamespace = $1::regnamespace)"
@@ -182,25 +187,25 @@ def catalog(server: PostgresServer, database: str) -> dict[str, list[str]]:
 
 
 async def fresh(server: PostgresServer) -> str:
-    """A new database with a schema of this version."""
+    """A new database with a schema of the version that taskflow has now."""
     database = server.new_database()
     async with a_broker(server.url(database)) as broker:
-        assert (await broker.migrate()).target == VERSION
+        assert (await broker.migrate()).target == migrations.VERSION
     return database
 
 
-@of_each_version_before
-async def test_a_migrated_schema_is_that_of_a_fresh_one(version: int) -> None:
+async def test_a_migrated_schema_is_that_of_a_fresh_one() -> None:
     """Columns, types, defaults, indexes, constraints, functions, triggers and views; nothing of the old version is left over."""
     server = shared_postgres()
-    database = of_version_1(server)
-    raise_tables(server, database, version)
-    async with a_broker(server.url(database)) as broker:
-        done = await broker.migrate()
-    assert (done.version, done.target, done.migrations) == (version, VERSION, MIGRATIONS[version:])
+    database = of_this_version(server)
+    before = catalog(server, database)
+    with next_version():
+        async with a_broker(server.url(database)) as broker:
+            done = await broker.migrate()
+        assert (done.version, done.target, len(done.migrations)) == (VERSION, NEXT, 1)
+        migrated, made = catalog(server, database), catalog(server, await fresh(server))
 
-    migrated, made = catalog(server, database), catalog(server, await fresh(server))
-
+    assert {part for part in CATALOG if migrated[part] != before[part]} == {"columns", "indexes", "constraints", "functions", "types"}
     assert all(rows for rows in made.values())
     for part, of_fresh in made.items():
         assert migrated[part] == of_fresh, part
@@ -210,7 +215,7 @@ async def test_a_migrated_schema_is_that_of_a_fresh_one(version: int) -> None:
 
 
 class Fleet:
-    """Workers and senders that know version 1. They resend what BrokerUnavailable answers, as the real ones do; all else is fatal."""
+    """Workers and senders that know this version. They resend what BrokerUnavailable answers, as the real ones do; all else is fatal."""
 
     def __init__(self, url: str, jobs: int) -> None:
         self._url = url
@@ -259,39 +264,19 @@ class Fleet:
         return await verb()
 
 
-async def test_workers_of_the_version_before_settle_as_they_did() -> None:
-    """Successes that are alike or not, of jobs with keys and without, and those that are not its own any more."""
-    server = shared_postgres()
-    async with a_broker(server.url(await fresh(server))) as broker:
-        old = BrokerOfVersion5(broker)
-        await broker.register(session := Session(id=new_id(), name="somewhere:1"))
-        for number, are_alike in enumerate((True, False), 1):
-            await old.enqueue([an_envelope(), an_envelope(), an_envelope(key=new_id()), an_envelope()])
-            leases = await old.claim(session.id, number, ["default"], 10)
-            assert len(leases) == 4
-            results = [b"\x01" + bytes([0 if are_alike else n]) for n in range(4)]
-            settlements = [succeeded(lease, result, keep_for=100.0) for lease, result in zip(leases, results, strict=True)]
-            assert await old.settle(settlements[:3]) == [Settled.OK] * 3
-            assert await old.settle(settlements) == [Settled.OK] * 4  # the first three as before
-            stale = msgspec.structs.replace(settlements[0], epoch=leases[0].epoch + 1)
-            assert await old.settle([stale, settlements[1]]) == [Settled.STALE, Settled.OK]
-            records = await broker.read([lease.envelope.id for lease in leases])
-            assert [(record.status, record.result) for record in records if record] == [(Status.SUCCEEDED, result) for result in results]
-        await old.close()
-
-
 @pytest.mark.parametrize("pause", [0.0, 0.3, 0.7])
 async def test_workers_of_the_version_before_work_on_while_it_is_migrated(pause: float) -> None:
     """While it is migrated and after, with statements that were prepared before: no verb fails, each job is done once, none is lost."""
     server = shared_postgres()
-    url = server.url(of_version_1(server))
+    url = server.url(of_this_version(server))
     fleet = Fleet(url, jobs=900)
 
     async def migrate() -> None:
         await until(lambda: len(fleet.settled) >= 90)
         await asyncio.sleep(pause)
-        async with a_broker(url) as broker:
-            assert (await broker.migrate()).version == 1
+        with next_version():
+            async with a_broker(url) as broker:
+                assert (await broker.migrate()).target == NEXT
 
     async with asyncio.timeout(60), asyncio.TaskGroup() as group:
         group.create_task(migrate())
@@ -303,8 +288,8 @@ async def test_workers_of_the_version_before_work_on_while_it_is_migrated(pause:
     once = dict.fromkeys(fleet.ids, 1)
     assert fleet.settled == once
     assert fleet.leased == once
-    async with a_broker(url) as broker:
-        assert await version_of(broker) == VERSION
+    async with a_next_one(url) as broker:
+        assert await version_of(broker) == NEXT
         records = await broker.read(fleet.ids)
         assert {record.status for record in records if record is not None} == {Status.SUCCEEDED}
         totals = Counter[str]()
@@ -313,25 +298,11 @@ async def test_workers_of_the_version_before_work_on_while_it_is_migrated(pause:
         assert (totals["enqueue"], totals["claim"], totals["succeed"]) == (len(fleet.ids),) * 3
 
 
-async def test_a_worker_of_version_3_gets_the_leases_that_it_can_read() -> None:
-    server = shared_postgres()
-    async with a_broker(server.url(server.new_database())) as broker:
-        session = Session(id=new_id(), name="somewhere:1")
-        await broker.register(session)
-        envelope = an_envelope(expires=600.0)
-        await broker.enqueue([envelope])
-        [row] = await broker.call("lease", *broker.times(), session.id, 1, [], 10)
-        assert [*row.keys()] == [
-            "id", "number", "epoch", "created_at", "failures", "crashes", "snoozes", "hand_backs", "parked_for", "priority", "queue", "job",
-            "key", "payload", "extras",
-        ]  # fmt: skip
-        assert row["id"] == envelope.id
-
-
+@in_next_version
 async def test_of_twenty_at_once_one_migrates() -> None:
     """None of them fails, whether it comes by its first verb or to migrate."""
     server = shared_postgres()
-    url = server.url(of_version_1(server))
+    url = server.url(of_this_version(server))
     brokers = [connect(url) for _ in range(20)]
     assert all(isinstance(broker, PostgresBroker) for broker in brokers)
 
@@ -340,7 +311,7 @@ async def test_of_twenty_at_once_one_migrates() -> None:
     added, done = await asyncio.gather(asyncio.gather(*verbs), asyncio.gather(*upgrades))
 
     assert all(isinstance(answer, Added) for [answer] in added)
-    assert {upgrade.target for upgrade in done} == {VERSION}
+    assert {upgrade.target for upgrade in done} == {NEXT}
     assert sum(bool(upgrade.migrations) for upgrade in done) <= 1
     [queue] = await brokers[0].console.queues()
     assert sum(queue.counts.values()) == 10
@@ -348,10 +319,11 @@ async def test_of_twenty_at_once_one_migrates() -> None:
         await broker.close()
 
 
+@in_next_version
 async def test_what_is_not_ours_in_the_schema_stays_as_it_is() -> None:
     """Functions, also those that a trigger uses, and tables: a namespace may be somebody's own schema, `public` for example."""
     server = shared_postgres()
-    database = of_version_1(server)
+    database = of_this_version(server)
     server.execute(
         "CREATE TABLE taskflow.theirs (n integer); "
         "CREATE FUNCTION taskflow.my_own() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'; "
@@ -362,7 +334,7 @@ async def test_what_is_not_ours_in_the_schema_stays_as_it_is() -> None:
     reader = await asyncpg.connect(server.url(database))
     await reader.execute("BEGIN; SELECT count(*) FROM taskflow.theirs")  # which the migration need not wait for
     async with a_broker(server.url(database)) as broker:
-        assert (await broker.migrate()).target == VERSION
+        assert (await broker.migrate()).target == NEXT
     await reader.close()
     assert server.rows("INSERT INTO taskflow.theirs VALUES (1) RETURNING n + taskflow.total()", database=database) == [(8,)]
 
@@ -386,6 +358,7 @@ async def test_a_schema_that_has_gone_is_made_anew() -> None:
         assert [type(answer) for answer in await broker.enqueue([an_envelope()])] == [Added]
 
 
+@in_next_version
 @pytest.mark.skipif(
     not os.environ.get("CI") and not pgbouncer_is_there(),
     reason="there is no pgbouncer on this machine: apt-get install pgbouncer (where CI is set, that is a failure)",
@@ -393,13 +366,13 @@ async def test_a_schema_that_has_gone_is_made_anew() -> None:
 async def test_through_a_pooler() -> None:
     """In transaction mode, with fewer connections than there are who come at once."""
     server = shared_postgres()
-    database = of_version_1(server)
+    database = of_this_version(server)
     with PgBouncer(server, pool_size=2) as bouncer:
         url = f"{bouncer.url(database)}?pooled=1"
         brokers = [connect(url) for _ in range(6)]
         await asyncio.gather(*(one_of(broker) for broker in brokers))
     async with a_broker(server.url(database)) as broker:
-        assert await version_of(broker) == VERSION
+        assert await version_of(broker) == NEXT
 
 
 async def one_of(broker: Any) -> None:
@@ -410,14 +383,15 @@ async def one_of(broker: Any) -> None:
 # --- unless told otherwise -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stands", ["is not there", "is of version 1"])
+@in_next_version
+@pytest.mark.parametrize("stands", ["is not there", f"is of version {VERSION}"])
 async def test_who_is_told_not_to_migrate_says_what_to_do(stands: str) -> None:
     """Nothing is changed; it works once somebody has migrated."""
     server = shared_postgres()
-    database = of_version_1(server) if "version" in stands else server.new_database()
+    database = of_this_version(server) if "version" in stands else server.new_database()
     before = catalog(server, database) if "version" in stands else None
     url = f"{server.url(database)}?migrate=0"
-    says = f"{stands}, this taskflow needs version {VERSION}, and is told not to migrate by itself (migrate=0): run `taskflow migrate`"
+    says = f"{stands}, this taskflow needs version {NEXT}, and is told not to migrate by itself (migrate=0): run `taskflow migrate`"
     async with a_broker(url) as broker:
         with pytest.raises(BrokerRefused, match=re.escape(says)):
             await broker.enqueue([an_envelope()])
@@ -431,11 +405,11 @@ async def test_who_is_told_not_to_migrate_says_what_to_do(stands: str) -> None:
 @pytest.mark.parametrize("options", ["", "?migrate=0"])
 async def test_a_newer_schema_is_refused_by_all(options: str) -> None:
     server = shared_postgres()
-    database = await fresh(server)
-    server.execute("UPDATE taskflow.meta SET value = 99 WHERE name = 'version'", database)
+    with next_version():
+        database = await fresh(server)
     async with a_broker(server.url(database) + options) as broker:
         for ask in (lambda: broker.enqueue([an_envelope()]), broker.pending, broker.migrate, broker.sql):
-            with pytest.raises(BrokerRefused, match=f"of version 99, this taskflow knows {VERSION}: update it"):
+            with pytest.raises(BrokerRefused, match=f"of version {NEXT}, this taskflow knows {VERSION}: update it"):
                 await ask()
 
 
@@ -448,9 +422,10 @@ async def test_somebody_elses_table_meta_is_refused() -> None:
             await broker.enqueue([an_envelope()])
 
 
+@in_next_version
 async def test_who_may_not_change_the_tables_is_told_who_may() -> None:
     server = shared_postgres()
-    database = of_version_1(server)
+    database = of_this_version(server)
     role = f"worker_{database}"
     server.execute(
         f"CREATE ROLE {role} LOGIN; GRANT USAGE ON SCHEMA taskflow TO {role}; GRANT ALL ON ALL TABLES IN SCHEMA taskflow TO {role}",
@@ -479,8 +454,8 @@ async def somebody_reads(url: str) -> AsyncIterator[asyncpg.Connection]:
 async def test_a_transaction_that_goes_on_is_waited_for_by_the_migration_and_not_by_the_others() -> None:
     """It tries a few times, then says who is in the way. Verbs wait for no longer than one try lasts."""
     server = shared_postgres()
-    url = server.url(of_version_1(server))
-    async with an_old_one(url) as old, somebody_reads(url) as reader, a_broker(url) as broker:
+    url = server.url(of_this_version(server))
+    async with an_old_one(url) as old, somebody_reads(url) as reader, a_next_one(url) as broker:
         migrating = asyncio.create_task(broker.migrate())
         longest, number = 0.0, 0
         while not migrating.done():
@@ -490,35 +465,43 @@ async def test_a_transaction_that_goes_on_is_waited_for_by_the_migration_and_not
         with pytest.raises(BrokerUnavailable) as raised:
             await migrating
         assert re.search(
-            rf"could not be migrated from version 1 to {VERSION}: process {reader.get_server_pid()} of the server \(a report\) has a "
+            rf"could not be migrated from version {VERSION} to {NEXT}: process {reader.get_server_pid()} of the server \(a report\) has a "
             r"transaction of \d+ s, which holds locks on its tables; end it, or wait for its end, and try again",
             str(raised.value),
         )
         assert LOCKED_WITHIN / 2 < longest < LOCKED_WITHIN + 1.0
         assert number > 10
-        assert await version_of(broker) == 1
+        assert await version_of(broker) == VERSION
 
         await reader.execute("COMMIT")
-        assert (await broker.migrate()).target == VERSION
+        assert (await broker.migrate()).target == NEXT
         assert sum(sum(queue.counts.values()) for queue in await old.console.queues()) == number
 
 
+@in_next_version
 async def test_a_transaction_that_ends_in_time_holds_nothing_up() -> None:
     server = shared_postgres()
-    url = server.url(of_version_1(server))
+    url = server.url(of_this_version(server))
     async with somebody_reads(url) as reader, a_broker(url) as broker:
         migrating = asyncio.create_task(broker.migrate())
         await asyncio.sleep(LOCKED_WITHIN + migrations.PAUSE / 2)  # after the first try, before the second
         assert not migrating.done()
         await reader.execute("COMMIT")
-        assert (await migrating).target == VERSION
+        assert (await migrating).target == NEXT
+    assert unmarked(server, url) == ["enqueue"]
+
+
+def unmarked(server: PostgresServer, url: str) -> list[str]:
+    """The functions that no migration would drop."""
+    query = "SELECT proname FROM pg_proc WHERE pronamespace = 'taskflow'::regnamespace AND obj_description(oid, 'pg_proc') IS NULL"
+    return [name for (name,) in server.rows(query, database=url.rpartition("/")[2])]
 
 
 # --- the script ------------------------------------------------------------------------------------------------------
 
 
 def by_driver(server: PostgresServer, database: str, script: str) -> None:
-    server.execute(re.sub(r"(?m)^\\set .*$", "", script), database)  # what only psql understands
+    server.execute(without_meta_commands(script), database)
 
 
 def by_psql(server: PostgresServer, database: str, script: str) -> None:
@@ -532,8 +515,9 @@ def by_psql(server: PostgresServer, database: str, script: str) -> None:
         raise asyncpg.PostgresError(ran.stderr)
 
 
+@in_next_version
 @pytest.mark.parametrize("run", [by_driver, by_psql])
-@pytest.mark.parametrize("make", [of_version_1, PostgresServer.new_database])
+@pytest.mark.parametrize("make", [of_this_version, PostgresServer.new_database])
 async def test_an_administrator_runs_the_script(
     make: Callable[[PostgresServer], str], run: Callable[[PostgresServer, str, str], None]
 ) -> None:
@@ -549,7 +533,7 @@ async def test_an_administrator_runs_the_script(
         with pytest.raises(asyncpg.PostgresError, match="let `taskflow migrate --sql` print this script anew"):
             run(server, database, script)
         await one_job_is_done(broker)
-        assert await broker.sql() == f"-- schema 'taskflow' is up to date (version {VERSION})\n"
+        assert await broker.sql() == f"-- schema 'taskflow' is up to date (version {NEXT})\n"
 
 
 # --- the files -------------------------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ transaction keeps the tables from us, no longer than LOCKED_WITHIN at a time.
 from __future__ import annotations
 
 import asyncio
-import re
 from typing import Final
 
 import asyncpg
@@ -38,7 +37,8 @@ _HELD_UP: Final = (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError,
 _OVERTAKEN: Final = frozenset({"0A000", "42703", "42804", "42883", "42P01", "42P13", "XX000"})
 
 
-def _found() -> tuple[Migration, ...]:
+def found() -> tuple[Migration, ...]:
+    """Return the migrations that have a file, in order."""
     numbers = sorted(int(name.rpartition("/")[2]) for name in texts.names(_FOLDER))
     return tuple(Migration(number, _description(number)) for number in numbers)
 
@@ -48,7 +48,7 @@ def _description(number: int) -> str:
     return texts.source(f"{_FOLDER}/{number}").partition("\n")[0].partition(": ")[2]
 
 
-MIGRATIONS: Final = _found()
+MIGRATIONS: Final = found()
 """Every one there is, in order."""
 
 VERSION: Final = MIGRATIONS[-1].version
@@ -151,11 +151,13 @@ async def _check_owner(connection: asyncpg.Connection, schema: str, place: str, 
 async def _lock(connection: asyncpg.Connection, schema: str, place: str, found: Upgrade) -> None:
     """All tables at once: a verb that has begun to change some ends with the functions and tables that it began with."""
     for tries in range(1, MOST_TRIES + 1):
+        await connection.execute("SAVEPOINT locking")  # it stays our turn when this fails
         try:
-            async with connection.transaction():  # a savepoint: it stays our turn when this fails
-                await connection.execute(f"{_LIMITS}\n{_locking(schema)}\n{_NO_LIMITS}")
+            await connection.execute(f"{_LIMITS}\n{_locking(schema)}\n{_NO_LIMITS}\nRELEASE SAVEPOINT locking")
             return
         except _HELD_UP as error:
+            # Released too, or all that follows would be a part of the savepoint, with an xmin of its own: see _MARK_FUNCTIONS.
+            await connection.execute("ROLLBACK TO SAVEPOINT locking; RELEASE SAVEPOINT locking")
             holder = await _holder(connection, schema)
             if tries == MOST_TRIES:
                 raise BrokerUnavailable(
@@ -243,7 +245,7 @@ $$;"""
 
 def _changes(found: Upgrade, schema: str, rules: Rules) -> str:
     """The functions go first: an old one must not keep a table, or a type, from being changed."""
-    dropped = dropping(schema) if found.version else ""
+    dropped = _of_ours(_DROP_FUNCTIONS, schema) if found.version else ""
     tables = (texts.script(f"{_FOLDER}/{migration.version}", schema, rules) for migration in found.migrations)
     functions = (texts.script(name, schema, rules) for name in texts.names())
     ended = texts.placed(_SET_VERSION, schema).replace("%version", str(found.target))
@@ -280,73 +282,42 @@ def _making(schema: str) -> str:
     return _MAKE_SCHEMA.replace("%schema", schema)
 
 
-def dropping(schema: str) -> str:
-    """All functions of ours, of whatever version."""
-    return _of_ours(_DROP_FUNCTIONS, schema)
-
-
 def _of_ours(text: str, schema: str) -> str:
-    return text.replace("%schema", schema).replace("%functions", ",".join(sorted(our_functions()))).replace("%mark", _MARK)
+    return text.replace("%schema", schema).replace("%mark", _MARK)
 
-
-def our_functions() -> frozenset[str]:
-    """The names of all that any version has: what else is in the schema is somebody else's."""
-    return _OLDER_FUNCTIONS | {name for file in texts.names() for name in _A_FUNCTION.findall(texts.source(file))}
-
-
-_A_FUNCTION: Final = re.compile(r"^CREATE (?:OR REPLACE )?FUNCTION @\.(\w+)", re.MULTILINE)
-
-_OLDER_FUNCTIONS: Final = frozenset(
-    {
-        "bury",
-        "look_behind_in_time",
-        "number_to_raise",
-        "ready_places",
-        "ready_queues",
-        "settle_plainly",
-        "take",
-        "tell_place",
-        "wants_look_behind",
-    }
-)
 
 _MARK: Final = "taskflow made it, and drops it when the schema is migrated"
-"""The comment on each function of ours, since somebody else's may have the same name and other parameters."""
+"""The comment on each of our functions. A function without it is not ours, whatever its name."""
 
+# No function is made in this transaction but ours.
 _MARK_FUNCTIONS: Final = """\
 DO $$
 DECLARE
     marks text;
 BEGIN
     SELECT string_agg(format('COMMENT ON FUNCTION %s IS %L', pg_proc.oid::regprocedure, '%mark'), '; ') INTO marks FROM pg_proc
-    WHERE pronamespace = to_regnamespace('"%schema"') AND proname = ANY ('{%functions}') AND pg_proc.xmin = pg_current_xact_id()::xid
+    WHERE pronamespace = to_regnamespace('"%schema"') AND pg_proc.xmin = pg_current_xact_id()::xid
         AND NOT (proname = 'enqueue' AND proargnames[1] = 'job');
-    IF marks IS NOT NULL THEN
-        EXECUTE marks;
-    END IF;
+    EXECUTE marks;
 END
 $$;"""
 
-# All of ours, also those that come again, whose parameters or result may be others; with the triggers by which our tables call them. Where
-# none is marked, as before version 5, it goes by the names. On the enqueue() of sending.sql hang others' rights and triggers.
+# All of ours, with the triggers by which our tables call them: their parameters or results may change. The enqueue() of sending.sql stays:
+# rights and triggers of users depend on it.
 _DROP_FUNCTIONS: Final = """\
 DO $$
 DECLARE
-    are_marked boolean := EXISTS (
-        SELECT FROM pg_proc WHERE pronamespace = to_regnamespace('"%schema"') AND obj_description(pg_proc.oid, 'pg_proc') = '%mark'
-    );
     drops text;
 BEGIN
     SELECT string_agg(format('DROP TRIGGER %I ON %s', tgname, tgrelid::regclass), '; ') INTO drops
     FROM pg_trigger JOIN pg_class ON pg_class.oid = tgrelid JOIN pg_proc ON pg_proc.oid = tgfoid
     WHERE NOT tgisinternal AND relnamespace = pronamespace AND pronamespace = to_regnamespace('"%schema"')
-        AND proname = ANY ('{%functions}') AND (NOT are_marked OR obj_description(pg_proc.oid, 'pg_proc') = '%mark');
+        AND obj_description(pg_proc.oid, 'pg_proc') = '%mark';
     IF drops IS NOT NULL THEN
         EXECUTE drops;
     END IF;
     SELECT 'DROP ROUTINE ' || string_agg(pg_proc.oid::regprocedure::text, ', ') INTO drops FROM pg_proc
-    WHERE pronamespace = to_regnamespace('"%schema"') AND proname = ANY ('{%functions}')
-        AND (NOT are_marked OR obj_description(pg_proc.oid, 'pg_proc') = '%mark') AND NOT (proname = 'enqueue' AND proargnames[1] = 'job');
+    WHERE pronamespace = to_regnamespace('"%schema"') AND obj_description(pg_proc.oid, 'pg_proc') = '%mark';
     IF drops IS NOT NULL THEN
         EXECUTE drops;
     END IF;

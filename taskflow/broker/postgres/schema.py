@@ -12,7 +12,6 @@ import asyncpg
 from taskflow.broker.migrations import Upgrade
 from taskflow.broker.postgres import migrations, ownership
 from taskflow.broker.postgres.link import Link, drop
-from taskflow.broker.postgres.migrations import VERSION
 from taskflow.broker.postgres.refusals import ERRORS
 from taskflow.broker.postgres.server import ANSWER_WITHIN
 from taskflow.model.errors import BrokerRefused, BrokerUnavailable
@@ -99,6 +98,6 @@ async def _check_server(connection: asyncpg.Connection, place: str) -> None:
 def _unmigrated(found: Upgrade, schema: str, place: str) -> str:
     stands = f"is of version {found.version}" if found.version else "is not there"
     return (
-        f"the schema {schema!r} of PostgreSQL at {place} {stands}, this taskflow needs version {VERSION}, "
+        f"the schema {schema!r} of PostgreSQL at {place} {stands}, this taskflow needs version {migrations.VERSION}, "
         "and is told not to migrate by itself (migrate=0): run `taskflow migrate`"
     )

@@ -11,7 +11,7 @@ from taskflow.broker.literals import literals
 from taskflow.broker.postgres import bounds
 from taskflow.model.rules import Rules
 
-_FOLDER: Final = Path(__file__).parent / "sql"
+FOLDER: Final = Path(__file__).parent / "sql"
 _NAME: Final = re.compile(r"\b([SEWRP])\.([A-Za-z_]+)\b")
 
 
@@ -29,14 +29,14 @@ def placed(text: str, schema: str) -> str:
 
 def names(folder: str = "") -> list[str]:
     """Of the files in the folder of SQL, or in one inside it, as `script` takes them."""
-    found = (file.name.removesuffix(".sql") for file in (_FOLDER / folder).iterdir() if file.name.endswith(".sql"))
+    found = (file.name.removesuffix(".sql") for file in (FOLDER / folder).iterdir() if file.name.endswith(".sql"))
     return sorted(f"{folder}/{name}" if folder else name for name in found)
 
 
 @cache
 def source(name: str) -> str:
     """A file as it is written."""
-    return (_FOLDER / f"{name}.sql").read_text(encoding="utf-8")
+    return (FOLDER / f"{name}.sql").read_text(encoding="utf-8")
 
 
 def _values(rules: Rules) -> dict[str, str]:

@@ -70,31 +70,6 @@ BEGIN
 END
 $$;
 
--- As workers ask that know version 3 of the schema: without what has been added since.
-CREATE FUNCTION @.lease(wall bigint, steady bigint, of_session bytea, of_request bigint, queues text[], most integer)
-RETURNS TABLE (
-    id @.identity, number @.counter, epoch @.counter, created_at @.instant, failures @.counter, crashes @.counter, snoozes @.counter,
-    hand_backs @.counter, parked_for bigint, priority @.priority, queue @.queue_name, job @.job_name, key bytea, payload bytea, extras bytea
-)
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '3s' AS $$
-#variable_conflict use_column
-BEGIN
-    RETURN QUERY SELECT id, number, epoch, created_at, failures, crashes, snoozes, hand_backs, parked_for, priority, queue, job, key, payload,
-        extras
-    FROM @.lease_jobs(wall, steady, of_session, of_request, queues, most);
-END
-$$;
-
--- As workers ask that know version 2: the whole rows.
-CREATE FUNCTION @.claim(wall bigint, steady bigint, of_session bytea, of_request bigint, queues text[], most integer) RETURNS SETOF @.jobs
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '3s' AS $$
-#variable_conflict use_column
-BEGIN
-    PERFORM @.lease_jobs(wall, steady, of_session, of_request, queues, most);
-    RETURN QUERY SELECT * FROM @.jobs WHERE session = of_session AND request = of_request AND status = S.RUNNING;
-END
-$$;
-
 -- Locks the rows of ready jobs that are to be run next: where they are, and the first and the last place that they are of. Of the named queues
 -- in their order, each queue's priorities from the highest. Each place is looked at only when those before it were not enough: all is joined
 -- by nested loops, whose order is that of the text.

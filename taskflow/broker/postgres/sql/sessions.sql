@@ -56,12 +56,12 @@ $$;
 -- --- beat ---------------------------------------------------------------------------------------------
 
 -- `requests` and `numbers` name claims; `reported_` and `running_for`, `progress` are the reports. The answer: whether it is lost, how many
--- ghosts there were, which of the named are held (their places, from 1), and which of those are asked to stop. `died_of` came later than
--- the others: who has nothing to say of it leaves it out, as those did who did not know it.
+-- ghosts there were, which of the named are held (their places, from 1), and which of those are asked to stop. `died_of`: the
+-- worker's process died of that; its leases are crashes.
 CREATE FUNCTION @.beat(
     wall bigint, steady bigint, of_session bytea, requests bigint[], numbers integer[], seen bigint,
     reported_requests bigint[], reported_numbers integer[], running_for bigint[], progresses bytea[], leaving boolean,
-    died_of bytea DEFAULT NULL,
+    died_of bytea,
     OUT is_lost boolean, OUT ghosts integer, OUT held integer[], OUT stopping integer[], OUT rung text
 ) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '3s' AS $$
 #variable_conflict use_column

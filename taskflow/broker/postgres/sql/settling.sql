@@ -44,26 +44,12 @@ BEGIN
 END
 $$;
 
--- As workers ask that know versions 2 to 5 of the schema.
-CREATE FUNCTION @.succeed(
-    wall bigint, ids bytea[], fences bytea[], ran_for bigint[], keep_for bigint[], results bytea[], OUT done bytea[],
-    OUT are_awaited boolean
-) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '1500ms' AS $$
-BEGIN
-    SELECT ended.done, ended.are_awaited INTO succeed.done, succeed.are_awaited
-    FROM @.succeed_all(
-        wall, (SELECT string_agg(id, '' ORDER BY n) FROM unnest(ids) WITH ORDINALITY AS given (id, n)),
-        (SELECT string_agg(fence, '' ORDER BY n) FROM unnest(fences) WITH ORDINALITY AS given (fence, n)), ran_for, keep_for, results
-    ) AS ended;
-END
-$$;
-
 -- Ends or turns runs, item by item, and waits for no lock for longer than lets it wait for a second one within a client's patience; see packing.py for the kinds of verdicts. Answers: whether each is OK.
 CREATE FUNCTION @.settle(
     wall bigint, ids bytea[], epochs integer[], sessions bytea[], requests bigint[], numbers integer[], kinds integer[], ran_for bigint[],
     keep_for bigint[], contents bytea[], errors bytea[], afters bigint[], followed integer[], f_ids bytea[], f_queues text[], f_jobs text[],
     f_priorities integer[], f_afters bigint[], f_ats bigint[], f_expiries bigint[], f_keys bytea[], f_conflicts integer[], f_payloads bytea[],
-    f_extras bytea[], f_awaited integer[], f_joined bytea[], progresses bytea[] DEFAULT '{}', OUT answers boolean[], OUT rung text
+    f_extras bytea[], f_awaited integer[], f_joined bytea[], progresses bytea[], OUT answers boolean[], OUT rung text
 ) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '1500ms' SET enable_seqscan = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE

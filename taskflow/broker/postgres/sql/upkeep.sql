@@ -53,7 +53,7 @@ $$;
 CREATE FUNCTION @.beat_and_look(
     wall bigint, steady bigint, of_session bytea, requests bigint[], numbers integer[], seen bigint,
     reported_requests bigint[], reported_numbers integer[], running_for bigint[], progresses bytea[], leaving boolean,
-    OUT is_lost boolean, OUT ghosts integer, OUT held integer[], OUT stopping integer[], OUT rung text,
+    died_of bytea, OUT is_lost boolean, OUT ghosts integer, OUT held integer[], OUT stopping integer[], OUT rung text,
     OUT is_ready boolean, OUT due_in bigint, OUT looks_behind boolean
 ) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '3s' SET plan_cache_mode = force_generic_plan
 SET enable_seqscan = off SET jit = off SET enable_bitmapscan = off AS $$
@@ -63,7 +63,8 @@ DECLARE
     dues bigint[];
 BEGIN
     SELECT told.is_lost, told.ghosts, told.held, told.stopping, told.rung INTO is_lost, ghosts, held, stopping, rung FROM @.beat(
-        wall, steady, of_session, requests, numbers, seen, reported_requests, reported_numbers, running_for, progresses, leaving
+        wall, steady, of_session, requests, numbers, seen, reported_requests, reported_numbers, running_for, progresses, leaving,
+        died_of
     ) AS told;
     IF is_lost THEN
         RETURN;

@@ -1,92 +1,185 @@
 -- 1: The tables.
 
--- The tables. "@." stands for the schema, S.READY and the like for a status's code: both are written in before the server sees it.
--- Times are microseconds since 1970. Ids, sessions and keys are 16 bytes.
+-- "@." stands for the schema; S.READY and the like for the code of a status, P. and R. for a limit. All are written in before the server sees
+-- the text. Times are microseconds since 1970. Ids of jobs and sessions, and keys, are 16 bytes.
 
-CREATE TABLE @.meta (
-    name text PRIMARY KEY,
-    value bigint NOT NULL
-);
+-- --- types ----------------------------------------------------------------------------------------------
+
+-- The server refuses values that no function could work with, whoever writes them. Others it lets pass: a worker decodes them, and ends a job
+-- that it cannot read as FAILED.
+CREATE DOMAIN @.identity AS bytea CHECK (octet_length(VALUE) = 16);
+CREATE DOMAIN @.instant AS bigint CHECK (VALUE BETWEEN 0 AND P.LATEST);
+CREATE DOMAIN @.counter AS integer CHECK (VALUE BETWEEN 0 AND 2147483646); -- one less than the type holds: a function adds one
+CREATE DOMAIN @.arrival AS bigint CHECK (VALUE > 0);
+CREATE DOMAIN @.status AS smallint CHECK (VALUE BETWEEN S.HELD AND S.GONE);
+CREATE DOMAIN @.priority AS smallint CHECK (VALUE BETWEEN -100 AND 100);
+CREATE DOMAIN @.queue_name AS text COLLATE "C" CHECK (octet_length(VALUE) BETWEEN 1 AND 400);
+CREATE DOMAIN @.job_name AS text COLLATE "C" CHECK (octet_length(VALUE) BETWEEN 1 AND 800);
+CREATE DOMAIN @.identities AS bytea CHECK (octet_length(VALUE) <= P.MOST_JOINED_BYTES AND octet_length(VALUE) % 16 = 0);
+
+-- --- jobs -----------------------------------------------------------------------------------------------
 
 CREATE SEQUENCE @.arrivals;
 
-CREATE TABLE @.sessions (
-    id bytea PRIMARY KEY,
-    number bigint GENERATED ALWAYS AS IDENTITY,
-    name text NOT NULL,
-    ttl bigint NOT NULL,
-    about bytea NOT NULL,
-    registered_at bigint NOT NULL,
-    beat_at bigint NOT NULL,
-    request bigint NOT NULL DEFAULT 0,
-    is_spared boolean NOT NULL DEFAULT false,
-    dead_at bigint
-) WITH (fillfactor = 50);
-
+-- In an order that leaves few bytes between the columns that most rows have.
 CREATE TABLE @.jobs (
-    id bytea NOT NULL,
-    seq bigint NOT NULL DEFAULT nextval('@.arrivals'),
-    created_at bigint NOT NULL,
-    due_at bigint NOT NULL,
-    epoch integer NOT NULL DEFAULT 0,
-    status smallint NOT NULL,
-    priority smallint NOT NULL,
-    queue text COLLATE "C" NOT NULL,
-    job text COLLATE "C" NOT NULL,
+    id @.identity NOT NULL,
+    seq @.arrival NOT NULL DEFAULT nextval('@.arrivals'),
+    created_at @.instant NOT NULL,
+    due_at @.instant NOT NULL,
+    epoch @.counter NOT NULL DEFAULT 0, -- one more at each lease
+    status @.status NOT NULL,
+    priority @.priority NOT NULL, -- higher runs first
+    queue @.queue_name NOT NULL,
+    job @.job_name NOT NULL,
     payload bytea,
-    extras bytea,
-    expires_at bigint,
-    key bytea,
-    awaits integer,
-    joins bytea,
-    behind bytea,
-    session bytea,
+    extras bytea, -- msgpack: the fields by which the store decides nothing
+    expires_at @.instant, -- cancelled if it has not started by then
+    key bytea, -- of the jobs with one key at most one waits and one runs
+    awaits @.counter, -- HELD: how many jobs must end before this one is released
+    joins @.identities, -- the jobs that await this one
+    behind @.identity, -- HELD: the running job with the same key
+    -- Its lease while it runs, and what is left of it.
+    session @.identity,
     request bigint,
-    number integer,
+    number @.counter, -- place in the answer to that request
     claimed_at bigint,
     claimed_steady bigint,
-    worker bytea,
+    worker bytea, -- its name
     started_at bigint,
-    settled bytea,
-    failures integer NOT NULL DEFAULT 0,
-    crashes integer NOT NULL DEFAULT 0,
-    snoozes integer NOT NULL DEFAULT 0,
-    hand_backs integer NOT NULL DEFAULT 0,
-    parked_at bigint,
-    errors bytea,
+    settled bytea, -- the fence of its last settlement: epoch, session, request, number
+    -- Its runs so far.
+    failures @.counter NOT NULL DEFAULT 0,
+    crashes @.counter NOT NULL DEFAULT 0,
+    snoozes @.counter NOT NULL DEFAULT 0,
+    hand_backs @.counter NOT NULL DEFAULT 0,
+    parked_at @.instant,
+    errors bytea, -- msgpack, one error after another
     progress bytea,
     cancel_requested text,
     result bytea,
-    reason bytea,
-    waiting_for bytea,
+    reason bytea, -- why it ended as it did
+    waiting_for bytea, -- why it waits
     is_poison boolean,
-    ended_at bigint,
-    fade_at bigint,
-    CONSTRAINT a_run_is_leased CHECK ((status = S.RUNNING) = (session IS NOT NULL)),
-    CONSTRAINT an_end_has_its_time CHECK ((status >= S.SUCCEEDED) = (ended_at IS NOT NULL)),
-    CONSTRAINT the_held_await CHECK (status <> S.HELD OR awaits > 0)
+    ended_at @.instant,
+    fade_at @.instant, -- dropped then
+    CONSTRAINT a_run_is_leased CHECK (
+        CASE WHEN status = S.RUNNING THEN session IS NOT NULL AND (number + claimed_steady) IS NOT NULL AND (request >= 0) IS TRUE ELSE session IS NULL END
+    ),
+    CONSTRAINT an_end_has_its_time CHECK ((status >= S.SUCCEEDED) = (ended_at IS NOT NULL) AND (status >= S.SUCCEEDED) = (fade_at IS NOT NULL)),
+    CONSTRAINT the_held_await CHECK (status <> S.HELD OR coalesce(awaits, 0) > 0)
+) WITH (
+    -- Vacuumed after so many dead rows, however many live ones there are, in steps so short that a claim hardly waits for one. In all as much a
+    -- second as by the server's own settings (200 in 2 ms): more at a time takes the processor, and the log's disk, from claims and commits.
+    autovacuum_vacuum_threshold = 10000, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_insert_threshold = 100000,
+    autovacuum_vacuum_insert_scale_factor = 0.1, autovacuum_analyze_threshold = 10000, autovacuum_analyze_scale_factor = 0.1,
+    autovacuum_vacuum_cost_limit = 100, autovacuum_vacuum_cost_delay = 1, toast.autovacuum_vacuum_threshold = 10000,
+    toast.autovacuum_vacuum_scale_factor = 0.02
 );
+COMMENT ON TABLE @.jobs IS 'A job: waiting, running, or ended and kept for a while.';
 
 CREATE UNIQUE INDEX jobs_by_id ON @.jobs (id);
 CREATE INDEX jobs_ready ON @.jobs (queue, priority DESC, due_at, seq) WHERE status = S.READY;
 CREATE INDEX jobs_due ON @.jobs (due_at, seq, id) WHERE status = S.SCHEDULED;
 CREATE UNIQUE INDEX jobs_leased ON @.jobs (session, request, number) WHERE status = S.RUNNING;
 CREATE INDEX jobs_expiring ON @.jobs (expires_at, id) WHERE expires_at IS NOT NULL AND status < S.RUNNING;
+CREATE INDEX jobs_ended ON @.jobs (ended_at, seq) WHERE status BETWEEN S.SUCCEEDED AND S.CANCELLED;
+CREATE INDEX jobs_fading ON @.jobs (fade_at, id) WHERE fade_at IS NOT NULL;
 CREATE UNIQUE INDEX jobs_waiting_with_key ON @.jobs (key) WHERE key IS NOT NULL AND status < S.RUNNING;
 CREATE UNIQUE INDEX jobs_running_with_key ON @.jobs (key) WHERE key IS NOT NULL AND status = S.RUNNING;
-CREATE INDEX jobs_fading ON @.jobs (fade_at, id) WHERE fade_at IS NOT NULL;
-CREATE INDEX jobs_kept ON @.jobs (queue, (status = S.FAILED), ended_at, seq) WHERE status BETWEEN S.SUCCEEDED AND S.CANCELLED;
+-- A transaction at "repeatable read" does not see a job that was added after it began; this index refuses its own with that key.
+CREATE UNIQUE INDEX jobs_first_of_key ON @.jobs (key) WHERE key IS NOT NULL AND status <= S.RUNNING AND behind IS NULL;
 
 CREATE TABLE @.paused (queue text COLLATE "C" PRIMARY KEY);
+COMMENT ON TABLE @.paused IS 'Queues of which no job is leased.';
 
--- Counts: what verbs add, row by row, so that none waits for another; upkeep sums them up in totals. `what` is an event, or "=" and a status.
-CREATE TABLE @.tally (queue text COLLATE "C" NOT NULL, what text NOT NULL, n bigint NOT NULL);
-CREATE TABLE @.totals (queue text COLLATE "C" NOT NULL, what text NOT NULL, n bigint NOT NULL, PRIMARY KEY (queue, what)) WITH (fillfactor = 50);
+CREATE TABLE @.awaited (id bytea PRIMARY KEY, until_when bigint NOT NULL)
+    WITH (autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_scale_factor = 0);
+COMMENT ON TABLE @.awaited IS 'Jobs whose end a client waits for.';
+
+-- --- workers --------------------------------------------------------------------------------------------
+
+CREATE TABLE @.sessions (
+    id bytea PRIMARY KEY,
+    number bigint GENERATED ALWAYS AS IDENTITY,
+    name text NOT NULL CONSTRAINT a_name_is_short CHECK (octet_length(name) <= P.MOST_BYTES),
+    ttl bigint NOT NULL CONSTRAINT a_ttl_is_possible CHECK (ttl BETWEEN 1 AND R.longest),
+    about bytea NOT NULL CONSTRAINT about_is_short CHECK (octet_length(about) <= P.MOST_BYTES), -- msgpack: queues, concurrency
+    registered_at @.instant NOT NULL,
+    beat_at @.instant NOT NULL, -- its last heartbeat
+    is_spared boolean NOT NULL DEFAULT false, -- its deadline was moved once, since the store itself was away
+    dead_at @.instant,
+    is_released boolean NOT NULL DEFAULT false, -- it is dead, and holds no lease any more
+    -- Its leases are of the requests from `floor` on, and of some `older` ones.
+    floor bigint NOT NULL DEFAULT 0 CONSTRAINT a_floor_is_possible CHECK (floor BETWEEN 0 AND P.LATEST),
+    older bigint[] NOT NULL DEFAULT '{}',
+    CONSTRAINT the_released_are_dead CHECK (dead_at IS NOT NULL OR NOT is_released)
+) WITH (fillfactor = 50, autovacuum_vacuum_threshold = 200, autovacuum_vacuum_scale_factor = 0);
+COMMENT ON TABLE @.sessions IS 'A worker''s session: it holds leases, and is dead when it has sent no heartbeat for its ttl.';
+
+-- A row for each request, since of a row that is changed often all versions would have to be read. The newest of a session counts.
+CREATE TABLE @.requests (
+    session bytea NOT NULL,
+    request bigint NOT NULL,
+    ended_in text COLLATE "C", -- the queue of the last job that it leased: the next request begins with the queue that follows
+    PRIMARY KEY (session, request)
+) WITH (autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_scale_factor = 0);
+COMMENT ON TABLE @.requests IS 'The requests by which sessions have claimed jobs.';
+
+-- --- what verbs read and count --------------------------------------------------------------------------
+
+-- How far an ordered index has been read: in a place of such a kind no live row stands before (at, seq), as far as is known. The newest row of
+-- a place counts; older ones are never read, and are dropped now and then. Rows are added, never changed: of one that is changed often all
+-- versions would have to be read while somebody's long transaction keeps them.
+--
+--   kind     place              order                 written by
+--   ready    queue, -priority   jobs_ready            every function that makes a job ready, and claims
+--   due                         jobs_due              upkeep
+--   expiry                      jobs_expiring         upkeep, and functions that put an expired job back
+--   fade                        jobs_fading           upkeep, and functions that drop what is kept of a job
+--   kept     queue, 1: failed   jobs_ended            upkeep
+--   tally                       id of tally           upkeep
+CREATE TABLE @.marks (
+    kind text COLLATE "C" NOT NULL,
+    queue text COLLATE "C" NOT NULL DEFAULT '',
+    rank smallint NOT NULL DEFAULT 0,
+    n bigint NOT NULL GENERATED ALWAYS AS IDENTITY,
+    at bigint NOT NULL,
+    seq bigint NOT NULL DEFAULT 0,
+    set_at bigint NOT NULL
+) WITH (autovacuum_vacuum_threshold = 500, autovacuum_vacuum_scale_factor = 0);
+COMMENT ON TABLE @.marks IS 'Low-water marks: where to begin to read an index of jobs.';
+CREATE UNIQUE INDEX marks_newest ON @.marks (kind, queue, rank, n DESC);
+
+-- A row for what a function has done in a queue, so that none waits for another: `n` jobs went by an event from one status to another. `late`:
+-- a job became ready or scheduled in a transaction that may go on for long; see marks.sql.
+CREATE TABLE @.tally (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    queue text COLLATE "C" NOT NULL,
+    event text,
+    before smallint,
+    after smallint,
+    n bigint NOT NULL,
+    late_priority smallint,
+    late_at bigint
+) WITH (autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_scale_factor = 0);
+COMMENT ON TABLE @.tally IS 'Counts that upkeep has not yet added to totals.';
+
+CREATE TABLE @.totals (queue text COLLATE "C" NOT NULL, what text NOT NULL, n bigint NOT NULL, PRIMARY KEY (queue, what))
+    WITH (fillfactor = 50, autovacuum_vacuum_threshold = 500, autovacuum_vacuum_scale_factor = 0);
+COMMENT ON TABLE @.totals IS 'Counts by queue: of an event, or, as "=" and its code, of the jobs that have a status.';
 
 CREATE VIEW @.counted AS
     SELECT queue, what, sum(n)::bigint AS n
-    FROM (SELECT queue, what, n FROM @.totals UNION ALL SELECT queue, what, n FROM @.tally) AS every
+    FROM (
+        SELECT queue, what, n FROM @.totals
+        UNION ALL
+        SELECT queue, each.what, each.n FROM @.tally, LATERAL (VALUES ('=' || before, -tally.n), ('=' || after, tally.n), (event, tally.n)) AS each (what, n)
+        WHERE each.what IS NOT NULL
+    ) AS every
     GROUP BY queue, what;
+COMMENT ON VIEW @.counted IS 'totals and tally together.';
 
--- Jobs whose end somebody waits for.
-CREATE TABLE @.awaited (id bytea PRIMARY KEY, until_when bigint NOT NULL);
+CREATE TABLE @.meta (name text PRIMARY KEY, value bigint NOT NULL)
+    WITH (fillfactor = 50, autovacuum_vacuum_threshold = 200, autovacuum_vacuum_scale_factor = 0);
+COMMENT ON TABLE @.meta IS 'The version of this schema, the time of the last heartbeat, and when to check the marks.';

@@ -1,1 +1,0 @@
--- 6: Successes are told in packed columns, what is alike in all calls is told once, and a beat may look at what there is to do.

@@ -1,0 +1,75 @@
+"""The version of the schema after this one: inside `next_version()` taskflow has a second migration, and other functions."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
+from unittest.mock import patch
+
+from taskflow.broker.migrations import Upgrade
+from taskflow.broker.postgres import migrations, texts
+from taskflow.model.rules import Rules
+from tests.support.postgres import PostgresServer
+
+NEXT: Final = migrations.VERSION + 1
+
+DESCRIPTION: Final = "Jobs have a note."
+
+_MIGRATION: Final = f"""\
+-- {NEXT}: {DESCRIPTION}
+
+CREATE DOMAIN @.note AS text CHECK (octet_length(VALUE) < 1000);
+ALTER TABLE @.jobs ADD COLUMN note @.note;
+ALTER TABLE @.jobs DROP CONSTRAINT the_held_await, ADD CONSTRAINT the_held_await CHECK (status <> S.HELD OR coalesce(awaits, 0) >= 1);
+DROP INDEX @.jobs_ended;
+CREATE INDEX jobs_ended ON @.jobs (ended_at, seq, note) WHERE status BETWEEN S.SUCCEEDED AND S.CANCELLED;
+UPDATE @.jobs SET note = 'old';
+"""
+
+_FUNCTIONS: Final = """\
+CREATE FUNCTION @.noted_jobs() RETURNS SETOF @.jobs LANGUAGE sql AS 'SELECT * FROM @.jobs WHERE note IS NOT NULL';
+"""
+
+_RESULT_OF_UPKEEP: Final = "OUT looks_behind boolean, OUT rung text"
+
+_THIS: Final = migrations.script(Upgrade(place="schema", version=0, migrations=migrations.MIGRATIONS), "taskflow", Rules())
+
+
+def of_this_version(server: PostgresServer) -> str:
+    """Return the name of a new database with a schema of this version, also inside `next_version`."""
+    database = server.new_database()
+    server.execute(without_meta_commands(_THIS), database)
+    return database
+
+
+def without_meta_commands(script: str) -> str:
+    """Return the script without the lines that only psql understands."""
+    return re.sub(r"(?m)^\\set .*$", "", script)
+
+
+@contextmanager
+def next_version() -> Iterator[None]:
+    """A column, a type and a changed index more; a function is new, one is gone, and the result of a third has changed.
+
+    Brokers that have used their schema before work on as those of this version: they do not look at it again.
+    """
+    with TemporaryDirectory() as folder:
+        sql = Path(shutil.copytree(texts.FOLDER, Path(folder) / "sql"))
+        (sql / "migrations" / f"{NEXT}.sql").write_text(_MIGRATION)
+        (sql / "notes.sql").write_text(_FUNCTIONS)
+        for file in sql.glob("*.sql"):
+            file.write_text(re.sub(r"@\.id_text\b", "@.uuid_text", file.read_text()))
+        upkeep = (sql / "upkeep.sql").read_text()
+        assert upkeep.count(_RESULT_OF_UPKEEP) == 1
+        (sql / "upkeep.sql").write_text(upkeep.replace(_RESULT_OF_UPKEEP, f"OUT notes integer, {_RESULT_OF_UPKEEP}"))
+        texts.source.cache_clear()
+        with patch.object(texts, "FOLDER", sql):
+            found = migrations.found()
+            with patch.object(migrations, "MIGRATIONS", found), patch.object(migrations, "VERSION", found[-1].version):
+                yield
+    texts.source.cache_clear()
