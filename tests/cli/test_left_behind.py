@@ -8,6 +8,8 @@ import pytest
 
 from tests.cli.processes import Running, Shell, ended_clearly
 
+pytestmark = pytest.mark.unmeasured
+
 TASKS = """
 import asyncio, concurrent.futures, multiprocessing, os, signal, threading, time
 from taskflow import job

@@ -9,6 +9,8 @@ import pytest
 
 from tests.cli.processes import Running, Shell, ended_clearly, until
 
+pytestmark = pytest.mark.unmeasured
+
 TASKS = """
 import asyncio, logging, sys
 from pathlib import Path

@@ -11,6 +11,8 @@ import taskflow
 from tests.cli.inprocess import Cli
 from tests.cli.processes import Shell
 
+pytestmark = pytest.mark.unmeasured
+
 UNINSTALL = "(pip uninstall taskflow), then install taskflow-jobs again with --force-reinstall --no-deps"
 
 

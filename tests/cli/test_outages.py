@@ -20,6 +20,8 @@ from tests.cli.supervised import is_alive, none_is_left, pids, workers
 from tests.support.outages import Outage, SqliteOutage
 from tests.worker.outage import FIRST_TRIES, SLOWEST
 
+pytestmark = pytest.mark.unmeasured
+
 TASKS = (
     LEDGER
     + """

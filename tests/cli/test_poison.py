@@ -11,6 +11,8 @@ import pytest
 from tests.cli.processes import Shell, ended_clearly, until
 from tests.cli.shutdown import counts_of
 
+pytestmark = pytest.mark.unmeasured
+
 HEALTHY = 1_000
 
 TASKS = """

@@ -14,6 +14,8 @@ from tests.cli.shutdown import BRIEF, STUBBORN, Stage, had_time, nothing_is_lost
 from tests.cli.supervised import IN_A_CONTAINER, ON_A_TERMINAL, a_little_later, none_is_left, pids
 from tests.support.processes import children_of
 
+pytestmark = pytest.mark.unmeasured
+
 
 @pytest.fixture
 def brief(shell: Shell) -> Stage:

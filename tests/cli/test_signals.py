@@ -13,6 +13,8 @@ from taskflow.cli.signals import LastResort
 from tests.cli.processes import LEDGER, Running, Shell, ended_clearly, on_each_broker, until
 from tests.cli.supervised import PYTHONS_OWN, a_little_later, interrupt
 
+pytestmark = pytest.mark.unmeasured
+
 TASKS = (
     LEDGER
     + """

@@ -13,6 +13,8 @@ import pytest
 from taskflow.broker import wording
 from tests.cli.processes import LEDGER, Running, Shell, ended_clearly, on_each_broker
 
+pytestmark = pytest.mark.unmeasured
+
 TASKS = (
     LEDGER
     + """

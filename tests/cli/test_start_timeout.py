@@ -10,6 +10,8 @@ import pytest
 from tests.cli.processes import Shell, ended_clearly
 from tests.support.outages import Outage, RedisOutage, SqliteOutage
 
+pytestmark = pytest.mark.unmeasured
+
 TASKS = """
 from taskflow import job
 

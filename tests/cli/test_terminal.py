@@ -13,6 +13,8 @@ import pytest
 from tests.cli.inprocess import Cli
 from tests.cli.stock import Stock
 
+pytestmark = pytest.mark.unmeasured
+
 
 def on_a_terminal(*argv: str, **environment: str) -> str:
     """What a command writes to its standard output when that is a terminal."""

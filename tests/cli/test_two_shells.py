@@ -10,6 +10,8 @@ import pytest
 from taskflow.worker.runs import AHEAD
 from tests.cli.processes import Shell, ended_clearly
 
+pytestmark = pytest.mark.unmeasured
+
 TASKS = """
 import asyncio, os
 from taskflow import JobContext, job

@@ -24,7 +24,7 @@ from tests.support.fileclock import FileClock
 from tests.support.homes import Home, Power, homes_of_the_suite
 from tests.support.world import World
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.unmeasured]
 
 VERBS = ("register", "enqueue", "claim", "beat", "settle", "upkeep")
 POINTS = [(verb, when, number) for verb, when, number in itertools.product(VERBS, When, (1, 2)) if (verb, number) != ("register", 2)]
