@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.architecture.imports import ROOT
+from tests.architecture.imports import ROOT, imports_of, modules
 
+STORES = ("memory", "sqlite", "redis", "postgres")
+ROOMS = ["connect", "enqueue", "claim", "settle", "session", "upkeep", "console", "wakeups"]
 PAGES = sorted([*ROOT.glob("docs/**/*.md"), *ROOT.glob(".github/*.md")])
 
 _PATH = re.compile(r"`((?:taskflow|tests|benchmarks|docs|\.github|\.ci)/[\w./-]+)`")
@@ -37,3 +39,48 @@ def test_decision_records_are_short_and_listed() -> None:
     assert [record.name for record in records if record.read_text().count("\n") > 40] == []
     assert [int(record.name[:4]) for record in records] == list(range(1, len(records) + 1))
     assert sorted(_LINK.findall(index.read_text())) == sorted([*(record.name for record in records), "../../../benchmarks/README.md"])
+
+
+ARCHITECTURE = ROOT / "docs/explanation/architecture.md"
+
+
+def test_the_drawing_of_the_floors_is_what_the_imports_are() -> None:
+    """Without the arrows that follow from others."""
+    drawn = set(re.findall(r"^    (\w+) --> (\w+)$", ARCHITECTURE.read_text(), re.MULTILINE))
+    assert drawn == _reduced(_imports_between_folders())
+
+
+def _imports_between_folders() -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    files = modules()
+    for module, file in files.items():
+        for imported in imports_of(file, frozenset(files)):
+            if not imported.is_for_types:
+                found.setdefault(_part(module), set()).add(_part(imported.module))
+    return {part: targets - {part, ""} for part, targets in found.items() if part not in ("", "__main__")}
+
+
+def _part(module: str) -> str:
+    """Return the folder of a module: of the brokers, the store. `url`, which alone imports the stores, stands for itself."""
+    parts = module.split(".")[1:] or [""]
+    return parts[1] if parts[0] == "broker" and len(parts) > 1 and parts[1] in (*STORES, "url") else parts[0]
+
+
+def _reduced(graph: dict[str, set[str]]) -> set[tuple[str, str]]:
+    """Return the edges of a graph without circles that no other path replaces."""
+
+    def reach(part: str) -> set[str]:
+        targets = graph.get(part, set())
+        return targets.union(*map(reach, targets))
+
+    return {(part, target) for part, targets in graph.items() for target in targets if not any(target in reach(t) for t in targets)}
+
+
+def test_the_table_of_rooms_names_files_of_each_store() -> None:
+    rows = [row.strip("|").split("|") for row in ARCHITECTURE.read_text().splitlines() if row.startswith("| `") and row.count("|") == 6]
+    assert [row[0].strip(" `") for row in rows] == ROOMS
+    for _, *cells in rows:
+        for store, cell in zip(STORES, cells, strict=True):
+            names = re.findall(r"`([^`]+)`", cell)
+            assert names, f"{store} has nothing in {rows}"
+            assert [name for name in names if not (ROOT / "taskflow/broker" / store / name).exists()] == []
