@@ -26,7 +26,7 @@ from taskflow.model.verdict import Settlement, Succeeded
 LOGGED: Final = 200_000
 VERBS: Final = (
     *("enqueue", "add", "register", "claim", "beat", "settle", "cancel", "read", "known", "upkeep", "arm"),
-    *("console", "workers", "metrics", "browse", "purge", "redo", "pause", "candidates"),
+    *("queues", "workers", "metrics", "browse", "purge", "redo", "pause", "candidates"),
 )
 LEASES: Final = 10_000
 

@@ -18,8 +18,7 @@ from redis.exceptions import NoPermissionError
 from taskflow import BrokerRefused, BrokerUnavailable, Status
 from taskflow.broker.console import JobFilter, Redone
 from taskflow.broker.redis import RedisBroker
-from taskflow.broker.redis.scripts import Scripts
-from taskflow.broker.redis.scripts import calls as whole_calls
+from taskflow.broker.redis.scripts import Scripts, smallest_calls
 from taskflow.broker.url import connect
 from taskflow.cli.exits import Exit
 from taskflow.model.rules import Rules
@@ -106,8 +105,8 @@ def with_user(*rules: str, binary: Path | None = None, **settings: str) -> Itera
 
 def test_the_readme_permits_the_commands_that_are_used_and_no_others() -> None:
     permitted = {rule[1:].upper() for rule in OF_THE_README if rule.startswith("+")}
-    assert permitted - Scripts(Rules()).told() == {"SELECT", "CLIENT|SETINFO", "WAITAOF"}  # the driver's own, and durability=fsync
-    assert permitted >= Scripts(Rules()).told()
+    assert permitted - Scripts(Rules()).commands() == {"SELECT", "CLIENT|SETINFO", "WAITAOF"}  # the driver's own, and durability=fsync
+    assert permitted >= Scripts(Rules()).commands()
     assert [rule for rule in OF_THE_README if not rule.startswith("+")] == ["~{taskflow:*", "&{taskflow:*"]
 
 
@@ -170,7 +169,7 @@ async def test_every_kind_of_server_says_what_a_user_may_not_do(found: Found, de
 
 @pytest.mark.parametrize("found", redis_binaries(), ids=lambda found: found.name)
 def test_the_commands_that_are_asked_about_are_whole(found: Found) -> None:
-    calls = whole_calls(["a", "b", "c"])
+    calls = smallest_calls(["a", "b", "c"])
     with RedisServer(found.path) as server, server.client() as client:
         told: Any = client.execute_command("COMMAND INFO", *(call[0] for call in calls))
     needed = {command[0].decode().upper(): abs(command[1]) for command in told}

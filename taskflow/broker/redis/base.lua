@@ -1,3 +1,5 @@
+-- === part base =============================================================================================
+
 -- What every script begins with.
 --
 -- KEYS[1]  the shard's prefix, "{namespace:shard}:"; all keys begin with it, and so lie in one slot of a Cluster

@@ -25,7 +25,7 @@ from taskflow.broker.redis.errors import WrongType, not_permitted
 from taskflow.broker.redis.fields import LAYOUT
 from taskflow.broker.redis.jobs import column_of, records_of
 from taskflow.broker.redis.large_payloads import LargePayloads, is_large
-from taskflow.broker.redis.scripts import Scripts, calls
+from taskflow.broker.redis.scripts import Scripts, smallest_calls
 from taskflow.broker.redis.wakeups import RedisListener
 from taskflow.model.clock import Clock, to_microseconds, to_seconds
 from taskflow.model.envelope import Envelope, Lease, check_queue
@@ -256,9 +256,9 @@ class RedisBroker:
                 f"{server_info.name} at {self.server} has no append-only file, which durability=fsync asks to wait for: set appendonly yes"
             )
         names = [f"{self._prefix}{name}" for name in ("nudges", "ended", "nudges")]
-        if denied := await self._run("permitted", packing.pack([calls(names)])):
+        if denied := await self._run("permitted", packing.pack([smallest_calls(names)])):
             raise not_permitted(f"{b', '.join(denied).decode()} with keys and channels under {self._prefix}", str(self.server))
-        layout = await self._run_in_order("connect", packing.pack([LAYOUT]))
+        layout = await self._run_in_order("layout", packing.pack([LAYOUT]))
         if int(layout) != LAYOUT:
             raise BrokerRefused(
                 f"{server_info.name} at {self.server} has jobs of another version of taskflow under {self._prefix}: they have layout "

@@ -1,3 +1,59 @@
+-- What an operator asks for, and reading and cancelling jobs.
+
+-- === script read ===========================================================================================
+
+-- Jobs as they stand. Arguments: ids; those of them whose end is waited for; until when (microseconds from now) for these. The reply:
+-- {time and texts as msgpack; id, job, id, job, ...} of those that are kept.
+
+local reply, numbers = { '' }, {}
+prefetch(given[1])
+for _, id in ipairs(given[1]) do
+  local job = load(id)
+  if job and is_kept(job) then
+    reply[#reply + 1] = id
+    reply[#reply + 1] = cmsgpack.pack(job)
+    numbers[job[F.queue]], numbers[job[F.name]] = true, true
+  end
+end
+for _, id in ipairs(given[2]) do
+  local job = load(id)
+  if job and job[F.status] <= S.RUNNING then
+    call('ZADD', P .. 'awaited', wall + given[3], id)
+  end
+end
+reply[1] = cmsgpack.pack({ wall, texts_of(numbers) })
+return reply
+
+-- === script cancel =========================================================================================
+
+-- Ends what waits, marks what runs. Arguments: ids. The reply: the status found of each, -1 for an unknown one.
+
+prefetch(given[1])
+local found, sessions = {}, {}
+for i, id in ipairs(given[1]) do
+  local job = load(id)
+  found[i] = job and is_kept(job) and job[F.status] or -1
+  if found[i] >= 0 and is_waiting(job) then
+    finish(id, job, E.CANCEL, S.CANCELLED, W.CANCELLED)
+  elseif found[i] == S.RUNNING then
+    set(job, F.cancel_requested, W.CANCELLED)
+    save(id, job)
+    local session = string.sub(job[F.claim], 1, 16)
+    call('SADD', P .. 'x:' .. session, string.sub(job[F.claim], 17))
+    sessions[session] = true
+  end
+end
+flush()
+for session in pairs(sessions) do
+  local hex = string.gsub(session, '.', function(byte)
+    return string.format('%02x', string.byte(byte))
+  end)
+  call('PUBLISH', P .. 'nudges', 'session:' .. hex)
+end
+return found
+
+-- === script queues =========================================================================================
+
 -- What stands in each queue. The reply: msgpack, for each queue in order: name, whether it is paused, counts by status,
 -- the due time of the ready job that has waited longest, the next due time; and at last the server's time.
 
@@ -37,8 +93,8 @@ local function oldest_ready(queue)
     local list, returned = ready_keys(queue .. ':' .. priority)
     local entries = peek(list, returned, 100)
     for _, entry in ipairs(entries) do
-      local job = load(id_in(entry))
-      if job and job[F.status] == S.READY and due_of(job) == time_of(entry) then
+      local job = load(string.sub(entry, 15))
+      if job and job[F.status] == S.READY and due_of(job) == struct.unpack('>I8', entry) then
         oldest = math.min(oldest or due_of(job), due_of(job))
         break
       end
@@ -82,3 +138,204 @@ for _, row in ipairs(rows) do
   row[5] = row[5] and due[row[5]] or false
 end
 return cmsgpack.pack({ rows, wall })
+
+-- === script metrics ========================================================================================
+
+-- Totals. The reply: msgpack, {field, number, ...} and {number, text, ...} of the queues; a field is "queue's number:event".
+
+local stored, told, numbers = call('HGETALL', P .. 'totals'), {}, {}
+for i = 1, #stored, 2 do
+  local queue, total = tonumber(string.match(stored[i], '^(%d+):')), tonumber(stored[i + 1])
+  if queue and total then
+    numbers[queue] = true
+    told[#told + 1], told[#told + 2] = stored[i], total
+  end
+end
+return cmsgpack.pack({ told, texts_of(numbers) })
+
+-- === part chosen ===========================================================================================
+
+-- Which of these jobs a filter admits. Arguments: ids, filter: {queue, job, statuses, ended before (microseconds ago), poison,
+-- whether running ones are passed over}; absent fields are false. Shared by browse and purge.
+
+local function number_in(filter)
+  local queue = filter[1] and tonumber(call('HGET', P .. 'names', 'q:' .. filter[1]) or -1)
+  local name = filter[2] and tonumber(call('HGET', P .. 'names', 'j:' .. filter[2]) or -1)
+  return queue, name
+end
+
+local function chosen(ids, filter)
+  local queue, name = number_in(filter)
+  local statuses
+  if filter[3] then
+    statuses = {}
+    for _, code in ipairs(filter[3]) do
+      statuses[code] = true
+    end
+  end
+  local found = {}
+  prefetch(ids)
+  for _, id in ipairs(ids) do
+    local job = load(id)
+    if job
+      and is_kept(job)
+      and (not queue or job[F.queue] == queue)
+      and (not name or job[F.name] == name)
+      and (not statuses or statuses[job[F.status]])
+      and (not filter[4] or (has_ended(job) and job[F.ended] <= wall - filter[4]))
+      and (not filter[5] or (job[F.poison] and job[F.status] == S.FAILED))
+      and not (filter[6] and job[F.status] == S.RUNNING)
+    then
+      found[#found + 1] = id
+    end
+  end
+  return found
+end
+
+-- === script browse =========================================================================================
+
+-- Those of the jobs that a filter admits (choose.lua), up to a limit, as read.lua tells them. Arguments: ids, filter, limit.
+
+local reply, numbers = { '' }, {}
+for _, id in ipairs(chosen(given[1], given[2])) do
+  if #reply < 2 * given[3] then
+    local job = load(id)
+    reply[#reply + 1] = id
+    reply[#reply + 1] = cmsgpack.pack(job)
+    numbers[job[F.queue]], numbers[job[F.name]] = true, true
+  end
+end
+reply[1] = cmsgpack.pack({ wall, texts_of(numbers) })
+return reply
+
+-- === script candidates =====================================================================================
+
+-- Ids that may have one of these statuses, from the indexes of those. Arguments: which index ("held", "due", "leases", "ended"),
+-- where to go on, how many. The reply: {where to go on or -1, id, ...}. Some may have another status: the caller's filter looks.
+
+local index, first, number = given[1], given[2], given[3]
+local reply = { -1 }
+
+local function page(members, from)
+  for _, member in ipairs(members) do
+    reply[#reply + 1] = string.sub(member, from)
+  end
+  if #members == number then
+    reply[1] = first + number
+  end
+end
+
+if index == 'held' then
+  for _, id in ipairs(call('SMEMBERS', P .. 'held')) do
+    reply[#reply + 1] = id
+  end
+elseif index == 'due' then
+  page(call('ZRANGE', P .. 'due', first, first + number - 1), 11)
+elseif index == 'ended' then
+  page(call('ZRANGE', P .. 'fade', first, first + number - 1), 1)
+else
+  for _, set in ipairs({ 'alive', 'dead' }) do
+    for _, session in ipairs(call('ZRANGE', P .. set, 0, -1)) do
+      for _, id in ipairs(call('HVALS', P .. 'l:' .. session)) do
+        reply[#reply + 1] = id
+      end
+    end
+  end
+end
+return reply
+
+-- === script purge ==========================================================================================
+
+-- Drops those of the jobs that a filter admits (choose.lua), in order of arrival, up to a limit. Arguments: ids, filter, limit.
+-- The reply: how many.
+
+prefetch(given[1])
+set_all_aside()
+flush()
+local ids = chosen(given[1], given[2])
+table.sort(ids, function(one, other)
+  return load(one)[F.seq] < load(other)[F.seq]
+end)
+local purged = {}
+for _, id in ipairs(ids) do
+  local job = load(id)
+  if #purged < given[3] and job[F.status] ~= S.RUNNING then
+    if is_waiting(job) then
+      finish(id, job, E.CANCEL, S.CANCELLED, W.PURGED)
+    end
+    purged[#purged + 1] = id
+  end
+end
+flush()
+for _, id in ipairs(purged) do
+  bury(id, load(id))
+end
+flush()
+return #purged
+
+-- === script redo ===========================================================================================
+
+-- An operator's retry. Arguments: ids. The reply: for each "ok", "unknown", "live", "succeeded" or "key taken".
+
+local function make_fresh(id, job)
+  job[F.due] = wall
+  for field = F.claim, #job do
+    if field ~= F.settled and field ~= F.extras and field ~= F.key and field ~= F.joins and field ~= F.errors
+      and field ~= F.claimed and field ~= F.claimed_steady and field ~= F.result
+      and field ~= F.spoilt
+    then
+      job[field] = false
+    end
+  end
+  call('ZREM', P .. 'fade', id)
+  leave_kept(id, job)
+end
+
+local function is_taken(key)
+  local waiting, running = holders(key)
+  return waiting or running
+end
+
+local answers = {}
+prefetch(given[1])
+set_all_aside()
+flush()
+for i, id in ipairs(given[1]) do
+  local job = load(id)
+  if not job or not is_kept(job) then
+    answers[i] = 'unknown'
+  elseif not has_ended(job) then
+    answers[i] = 'live'
+  elseif job[F.status] == S.SUCCEEDED then
+    answers[i] = 'succeeded'
+  elseif job[F.key] and is_taken(job[F.key]) then
+    answers[i] = 'key taken'
+  else
+    make_fresh(id, job)
+    if job[F.key] then
+      call('HSET', P .. 'k', job[F.key], id)
+    end
+    enter(id, job, E.REDO)
+    answers[i] = 'ok'
+  end
+end
+flush()
+return answers
+
+-- === script pause ==========================================================================================
+
+-- Pauses a queue or ends its pause. Arguments: name, whether it is to pause.
+
+local name, pauses = given[1], given[2]
+if pauses then
+  call('SADD', P .. 'paused', name)
+  call('ZREM', P .. 'ready', name)
+else
+  call('SREM', P .. 'paused', name)
+  local queue = call('HGET', P .. 'names', 'q:' .. name)
+  if queue and tonumber(call('HGET', P .. 'counts', queue .. ':' .. S.READY) or 0) > 0 then
+    call('ZADD', P .. 'ready', 0, name)
+  end
+  call('PUBLISH', P .. 'nudges', 'queue:' .. name .. '\nqueues')
+end
+return redis.status_reply('OK')

@@ -53,7 +53,7 @@ class RedisConsole:
         self._rest: dict[tuple[JobFilter, bytes | None], list[_Newest]] = {}
 
     async def queues(self) -> list[QueueRecord]:
-        rows, wall = packing.unpack(await self._call("console", packing.pack([])))
+        rows, wall = packing.unpack(await self._call("queues", packing.pack([])))
         return sorted((_queue_record(row, wall) for row in rows or ()), key=lambda record: record.name)
 
     async def browse(self, chosen: JobFilter, *, before: bytes | None = None, limit: int = 100) -> list[Record]:

@@ -1,5 +1,27 @@
--- How many jobs stand where, and what has happened to how many: changed by the call, written once at its end.
+-- How many jobs stand where, and what has happened to how many.
 
+-- === part change_count =====================================================================================
+
+-- Changes a count now. How many there are then.
+local function change(queue, status, number)
+  local digit = sub('01234567', status + 1, status + 1) -- Lua takes longer to write a number than to send the command
+  local now = call('HINCRBY', P .. 'counts', queue .. ':' .. digit, number)
+  if now < 0 then -- some have been lost: as a wrong type it makes the caller have all counted again (broker.py)
+    error('WRONGTYPE the counts of jobs have been lost')
+  end
+  return now
+end
+
+-- ready: the queues, by name, that have ready jobs and are not paused.
+local function show_ready(name)
+  if call('SISMEMBER', P .. 'paused', name) == 0 then
+    call('ZADD', P .. 'ready', 0, name)
+  end
+end
+
+-- === part counts ===========================================================================================
+
+-- Changed by the call, written once at its end.
 local moves, events = {}, {}
 
 local function count(queue, status, number)
@@ -18,36 +40,6 @@ local function tally(queue, event, number)
     events[queue] = of_queue
   end
   of_queue[event] = (of_queue[event] or 0) + (number or 1)
-end
-
--- Every change of status goes through here. GONE and false are not counted: nobody is there.
-local function move(job, event, to)
-  local queue, from = job[F.queue], job[F.status]
-  if from and from ~= S.GONE then
-    count(queue, from, -1)
-  end
-  if to ~= S.GONE then
-    count(queue, to, 1)
-  end
-  job[F.status] = to
-  tally(queue, event)
-end
-
--- Changes a count now. How many there are then.
-local function change(queue, status, number)
-  local digit = sub('01234567', status + 1, status + 1) -- Lua takes longer to write a number than to send the command
-  local now = call('HINCRBY', P .. 'counts', queue .. ':' .. digit, number)
-  if now < 0 then -- some have been lost: as a wrong type it makes the caller have all counted again (broker.py)
-    error('WRONGTYPE the counts of jobs have been lost')
-  end
-  return now
-end
-
--- ready: the queues, by name, that have ready jobs and are not paused.
-local function show_ready(name)
-  if call('SISMEMBER', P .. 'paused', name) == 0 then
-    call('ZADD', P .. 'ready', 0, name)
-  end
 end
 
 local function index_ready(queue, number, now_ready)
@@ -100,9 +92,4 @@ local function write_counts()
     end
   end
   moves, events = {}, {}
-end
-
--- What a queue has kept, apart from it what has failed: a sorted set by the end's time, then by arrival.
-local function kept_key(queue, failed)
-  return P .. 'y:' .. queue .. ':' .. failed
 end

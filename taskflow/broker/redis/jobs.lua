@@ -1,5 +1,7 @@
 -- Jobs as they are read, changed and written once at the end.
 
+-- === part read_jobs ========================================================================================
+
 local cache, changed, dropped = {}, {}, {}
 
 -- --- reading and writing ------------------------------------------------------------------------------
@@ -171,53 +173,6 @@ local function recount()
   call('HDEL', P .. 'counts', 'whole')
 end
 
--- Whether there is nothing to it but what the fixed layout has for one that waits for its first run.
-local function is_plain(job)
-  if #job ~= F.payload and #job ~= F.extras or job[F.status] ~= S.READY and job[F.status] ~= S.SCHEDULED or not job[F.payload] then
-    return false
-  end
-  for field = F.payload + 1, F.extras - 1 do
-    if job[field] then
-      return false
-    end
-  end
-  return #(job[F.extras] or '') < 65536
-end
-
-local function packed(job)
-  if not is_plain(job) then
-    return cmsgpack.pack(job)
-  end
-  local extras, payload = job[F.extras] or '', job[F.payload]
-  return struct.pack('>BbI4I4I8I6I8I2', job[F.status], job[F.priority], job[F.queue], job[F.name], job[F.due] or job[F.created],
-    job[F.seq], job[F.created], #extras) .. extras .. struct.pack('>I4', #payload) .. payload
-end
-
--- Bytes of a payload that is kept apart, under b:ID, of which there is a reference in its place (fields.py); nil of any other.
-local function size_apart(payload)
-  if payload and #payload == 6 and string.sub(payload, 1, 2) == L.mark then
-    return struct.unpack('>I4', payload, 3)
-  end
-end
-
-local function drop_bodies(ids)
-  for first = 1, #ids, MOST do
-    local keys = {}
-    for i = first, math.min(first + MOST - 1, #ids) do
-      keys[#keys + 1] = P .. 'b:' .. ids[i]
-    end
-    call('UNLINK', unpack(keys))
-  end
-end
-
--- What is kept apart goes when the job has been written: a step between the two may fail, and it would have to run again.
-local function drop_payload(id, job)
-  if size_apart(job[F.payload]) then
-    dropped[#dropped + 1] = id
-  end
-  job[F.payload] = false
-end
-
 -- MGET passes over a key of a wrong type: what it does not find may be there.
 local function look_for(ids)
   local keys = {}
@@ -264,22 +219,6 @@ local function load(id)
   return cache[id]
 end
 
-local function save(id, job)
-  cache[id] = job
-  changed[id] = job
-end
-
-local function write_jobs()
-  local values = {}
-  for id, job in pairs(changed) do
-    values[#values + 1] = P .. 'j:' .. id
-    values[#values + 1] = packed(job)
-  end
-  set_all(values)
-  drop_bodies(dropped)
-  changed, dropped = {}, {}
-end
-
 local function is_waiting(job)
   return job[F.status] <= S.READY
 end
@@ -294,6 +233,54 @@ end
 
 local function due_of(job)
   return job[F.due] or job[F.created]
+end
+
+-- === part write_jobs =======================================================================================
+
+-- Whether there is nothing to it but what the fixed layout has for one that waits for its first run.
+local function is_plain(job)
+  if #job ~= F.payload and #job ~= F.extras or job[F.status] ~= S.READY and job[F.status] ~= S.SCHEDULED or not job[F.payload] then
+    return false
+  end
+  for field = F.payload + 1, F.extras - 1 do
+    if job[field] then
+      return false
+    end
+  end
+  return #(job[F.extras] or '') < 65536
+end
+
+local function packed(job)
+  if not is_plain(job) then
+    return cmsgpack.pack(job)
+  end
+  local extras, payload = job[F.extras] or '', job[F.payload]
+  return struct.pack('>BbI4I4I8I6I8I2', job[F.status], job[F.priority], job[F.queue], job[F.name], job[F.due] or job[F.created],
+    job[F.seq], job[F.created], #extras) .. extras .. struct.pack('>I4', #payload) .. payload
+end
+
+-- What is kept apart goes when the job has been written: a step between the two may fail, and it would have to run again.
+local function drop_payload(id, job)
+  if size_apart(job[F.payload]) then
+    dropped[#dropped + 1] = id
+  end
+  job[F.payload] = false
+end
+
+local function save(id, job)
+  cache[id] = job
+  changed[id] = job
+end
+
+local function write_jobs()
+  local values = {}
+  for id, job in pairs(changed) do
+    values[#values + 1] = P .. 'j:' .. id
+    values[#values + 1] = packed(job)
+  end
+  set_all(values)
+  drop_bodies(dropped)
+  changed, dropped = {}, {}
 end
 
 -- "01890a5d-ac96-774b-bcce-b302099a8057"

@@ -1,9 +1,38 @@
 -- Names of queues ("q:mail") and jobs ("j:work") are kept as numbers in every job. names: text -> number; texts: back.
 
--- What one of them has lost the other tells: a wrong type is what makes the caller look at all keys (broker.py).
-local function lose(text)
-  error('WRONGTYPE nothing tells any more which number ' .. text .. ' has')
+-- === part names ============================================================================================
+
+-- What names has for a number whose text is lost or altered, which is written back; nil if nothing stands for it.
+local by_number
+local function text_in_names(number)
+  if not by_number then
+    by_number = {}
+    local stored = call('HGETALL', P .. 'names')
+    for i = 1, #stored, 2 do
+      by_number[tonumber(stored[i + 1]) or 0] = #stored[i] > 2 and stored[i] or nil
+    end
+  end
+  local text = by_number[tonumber(number)]
+  if text then
+    call('HSET', P .. 'texts', number, text)
+  end
+  return text
 end
+
+-- Names of queues by their numbers (both as text), where a script has come upon both.
+local told_names = {}
+
+-- Without its "q:" or "j:".
+local function name_of(number)
+  if not told_names[number] then
+    local text = call('HGET', P .. 'texts', number)
+    told_names[number] = string.sub(text and #text > 2 and text or text_in_names(number)
+      or error('WRONGTYPE no text has the number ' .. number), 3)
+  end
+  return told_names[number]
+end
+
+-- === part texts_of =========================================================================================
 
 local function get_all(hash, fields)
   local values = {}
@@ -13,6 +42,35 @@ local function get_all(hash, fields)
     end
   end
   return values
+end
+
+-- For a reply: the numbers in the set, and the text of each that has one, one after the other.
+local function texts_of(numbers)
+  local asked, told = {}, {}
+  for number in pairs(numbers) do
+    asked[#asked + 1] = number
+  end
+  if #asked > 0 then
+    local texts = get_all('texts', asked)
+    for i, text in ipairs(texts) do
+      texts[i] = text or ''
+    end
+    for i, number in ipairs(get_all('names', texts)) do
+      local text = tonumber(number) == asked[i] and texts[i] or text_in_names(asked[i]) or #texts[i] > 2 and texts[i]
+      if text then
+        told[#told + 1] = asked[i]
+        told[#told + 1] = text
+      end
+    end
+  end
+  return told
+end
+
+-- === part intern ===========================================================================================
+
+-- What one of them has lost the other tells: a wrong type is what makes the caller look at all keys (broker.py).
+local function lose(text)
+  error('WRONGTYPE nothing tells any more which number ' .. text .. ' has')
 end
 
 -- The numbers of these texts, made where there are none; never one that stands for another text already.
@@ -49,54 +107,86 @@ local function is_text(text)
   return text and #text > 2 and byte(text, 2) == 58
 end
 
--- What names has for a number whose text is lost or altered, which is written back; nil if nothing stands for it.
-local by_number
-local function text_in_names(number)
-  if not by_number then
-    by_number = {}
-    local stored = call('HGETALL', P .. 'names')
-    for i = 1, #stored, 2 do
-      by_number[tonumber(stored[i + 1]) or 0] = #stored[i] > 2 and stored[i] or nil
-    end
-  end
-  local text = by_number[tonumber(number)]
-  if text then
-    call('HSET', P .. 'texts', number, text)
-  end
-  return text
+-- === script sweep ==========================================================================================
+
+-- After a purge: where there are many names, forgets those that no job has any more, and with those of queues their totals. Which names of
+-- jobs these are it finds out only where few jobs are left, since it looks at each.
+
+local MANY_NAMES, MOST_JOBS = 1000, 10000
+if call('HLEN', P .. 'names') <= MANY_NAMES then
+  return
 end
 
--- For a reply: the numbers in the set, and the text of each that has one, one after the other.
-local function texts_of(numbers)
-  local asked, told = {}, {}
-  for number in pairs(numbers) do
-    asked[#asked + 1] = number
+local stored, jobs, is_used = call('HGETALL', P .. 'counts'), 0, {}
+for i = 1, #stored, 2 do
+  local queue, number = tonumber(string.match(stored[i], '^(%d+):%d$')), tonumber(stored[i + 1])
+  if queue and number > 0 then
+    is_used[queue] = true
+    jobs = jobs + number
   end
-  if #asked > 0 then
-    local texts = get_all('texts', asked)
-    for i, text in ipairs(texts) do
-      texts[i] = text or ''
-    end
-    for i, number in ipairs(get_all('names', texts)) do
-      local text = tonumber(number) == asked[i] and texts[i] or text_in_names(asked[i]) or #texts[i] > 2 and texts[i]
-      if text then
-        told[#told + 1] = asked[i]
-        told[#told + 1] = text
-      end
-    end
-  end
-  return told
 end
 
--- Names of queues by their numbers (both as text), where a script has come upon both.
-local told_names = {}
-
--- Without its "q:" or "j:".
-local function name_of(number)
-  if not told_names[number] then
-    local text = call('HGET', P .. 'texts', number)
-    told_names[number] = string.sub(text and #text > 2 and text or text_in_names(number)
-      or error('WRONGTYPE no text has the number ' .. number), 3)
+local ids = {}
+local function see_all(members, from)
+  for _, member in ipairs(members) do
+    ids[#ids + 1] = string.sub(member, from)
   end
-  return told_names[number]
 end
+
+local function see_queue(queue)
+  for _, priority in ipairs(call('ZRANGE', P .. 'p:' .. queue, 0, -1)) do
+    local list, returned = ready_keys(queue .. ':' .. priority)
+    see_all(call('LRANGE', list, 0, -1), 15)
+    see_all(call('ZRANGE', returned, 0, -1), 15)
+  end
+  see_all(call('ZRANGE', P .. 'y:' .. queue .. ':0', 0, -1), 7)
+  see_all(call('ZRANGE', P .. 'y:' .. queue .. ':1', 0, -1), 7)
+end
+
+-- All there are, by the indexes.
+local function see_jobs()
+  for queue in pairs(is_used) do
+    see_queue(queue)
+  end
+  see_all(call('ZRANGE', P .. 'due', 0, -1), 11)
+  see_all(call('SMEMBERS', P .. 'held'), 1)
+  for _, set in ipairs({ 'alive', 'dead' }) do
+    for _, session in ipairs(call('ZRANGE', P .. set, 0, -1)) do
+      see_all(call('HVALS', P .. 'l:' .. session), 1)
+    end
+  end
+  prefetch(ids)
+  for _, id in ipairs(ids) do
+    local job = load(id)
+    if job then
+      is_used[job[F.name]] = true
+    end
+  end
+end
+
+local function forget_fields(hash, is_kept)
+  local stored = call('HGETALL', P .. hash)
+  for i = 1, #stored, 2 do
+    local queue = tonumber(string.match(stored[i], '^(%d+):'))
+    if queue and not is_kept[queue] then
+      call('HDEL', P .. hash, stored[i])
+    end
+  end
+end
+
+local sees_jobs = jobs <= MOST_JOBS and call('EXISTS', P .. 'spoilt') == 0
+if sees_jobs then
+  see_jobs()
+end
+local names, is_kept = call('HGETALL', P .. 'names'), {}
+for i = 1, #names, 2 do
+  local number = tonumber(names[i + 1])
+  if number and (is_used[number] or not sees_jobs and string.sub(names[i], 1, 2) == 'j:') then
+    is_kept[number] = true
+  elseif number then
+    call('HDEL', P .. 'names', names[i])
+    call('HDEL', P .. 'texts', number)
+  end
+end
+forget_fields('counts', is_kept)
+forget_fields('totals', is_kept)

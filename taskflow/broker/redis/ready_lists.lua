@@ -3,22 +3,7 @@
 -- job's number of arrival, 8 and 6 bytes, then its id. It counts only while the job still says that it stands there: one
 -- that does not any more is left behind, and passed over when its turn comes.
 
--- The keys of both, of what is ready with a queue's number and a priority.
-local function ready_keys(place)
-  return P .. 'r:' .. place, P .. 'z:' .. place
-end
-
-local function entry_of(time, seq, id)
-  return struct.pack('>I8I6', time, seq) .. id
-end
-
-local function time_of(entry)
-  return (struct.unpack('>I8', entry))
-end
-
-local function id_in(entry)
-  return string.sub(entry, 15)
-end
+-- === part is_before ========================================================================================
 
 -- By the numbers: Lua compares strings as the server's locale does.
 local function is_before(one, other)
@@ -26,6 +11,8 @@ local function is_before(one, other)
   local other_time, other_seq = struct.unpack('>I8I6', other)
   return time < other_time or (time == other_time and seq < other_seq)
 end
+
+-- === part push =============================================================================================
 
 -- Adds entries to the list where they are in order, else to the set.
 local function push(list, returned, entries)
@@ -57,6 +44,13 @@ local function append(list, returned, entries)
   else
     in_portions('RPUSH', list, entries)
   end
+end
+
+-- === part peek =============================================================================================
+
+-- The keys of both, of what is ready with a queue's number and a priority.
+local function ready_keys(place)
+  return P .. 'r:' .. place, P .. 'z:' .. place
 end
 
 -- The first entries of both, in order, and for each whether it stands in the list: nothing, when all do.

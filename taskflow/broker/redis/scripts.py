@@ -1,11 +1,14 @@
-"""The scripts: read from their files, with the names of fields, statuses, events, words and rules written into them as values."""
+"""The Lua scripts, put together from the parts in the Lua files beside this one.
+
+A line ``-- === part NAME ===`` or ``-- === script NAME ===`` in a Lua file begins a section. A script consists of the parts that `_PARTS`
+names, and its own section. Names of fields, statuses, events, words and rules (F.x, S.x, E.x, W.x, R.x) are replaced by their values.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import re
-import sys
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -17,86 +20,91 @@ from taskflow.model.rules import Rules
 
 
 class Script(NamedTuple):
-    """A script's text, and the hash that the server knows it by once it has seen it."""
+    """A script's text, and the hash by which the server runs it once it has seen the text."""
 
     name: str
     text: bytes
     sha: bytes
 
 
-_JOBS: Final = ("base", "names", "jobs")
-_TRANSITIONS: Final = ("base", "names", "counts", "wakeups", "jobs", "ready_lists", "transitions", "unreadable")
+_NAMES: Final = ("names", "texts_of")
+_QUEUES: Final = ("is_before", "push", "peek")
+_COUNTS: Final = ("change_count", "counts")
+_WAKEUPS: Final = ("publish_wakeups", "publish_ended")
+_CHANGE_JOBS: Final = ("large_payloads", "read_jobs", "write_jobs", "transitions")
+_TRANSITIONS: Final = ("base", *_NAMES, "intern", *_COUNTS, *_QUEUES, *_WAKEUPS, *_CHANGE_JOBS)
 
-# What each verb is made of, before its own file.
 _PARTS: Final[Mapping[str, tuple[str, ...]]] = {
-    "enqueue": ("base", "counts", "wakeups", "ready_lists"),
-    "add": (*_TRANSITIONS, "adding", "large_payloads"),
-    "register": ("base", "session"),
-    "claim": ("base", "names", "counts", "ready_lists"),
-    "beat": (*_TRANSITIONS, "session", "outlook"),
-    "settle": ("base", "names", "counts", "wakeups"),
-    "cancel": (*_TRANSITIONS, "session"),
-    "read": _JOBS,
-    "known": _JOBS,
-    "upkeep": (*_TRANSITIONS, "session", "outlook"),
-    "arm": _JOBS,
-    "console": _TRANSITIONS,
-    "workers": ("base", "session"),
-    "metrics": ("base", "names"),
-    "browse": (*_JOBS, "choose"),
-    "purge": (*_TRANSITIONS, "choose"),
-    "redo": _TRANSITIONS,
-    "pause": ("base",),
-    "candidates": ("base",),
-    "reindex": (*_TRANSITIONS, "session"),
     "permitted": ("base",),
-    "connect": ("base",),
-    "sweep": (*_TRANSITIONS, "session"),
+    "layout": ("base",),
+    "enqueue": ("base", "change_count", "is_before", "push", "publish_wakeups"),
+    "add": (*_TRANSITIONS, "add_all"),
+    "known": ("base", "large_payloads", "read_jobs"),
+    "claim": ("base", *_NAMES, *_COUNTS, "is_before", "peek"),
+    "settle": ("base", "names", *_COUNTS, "publish_ended"),
+    "register": ("base", "sessions"),
+    "beat": (*_TRANSITIONS, "sessions", "leases", "due_in", "lost_indexes"),
+    "upkeep": (*_TRANSITIONS, "unreadable", "sessions", "leases", "due_in", "lost_indexes"),
+    "reindex": (*_TRANSITIONS, "unreadable", "sessions"),
+    "arm": ("base", "read_jobs"),
+    "read": ("base", *_NAMES, "read_jobs"),
+    "cancel": _TRANSITIONS,
+    "queues": ("base", "read_jobs", "is_before", "peek"),
+    "workers": ("base", "sessions"),
+    "metrics": ("base", *_NAMES),
+    "browse": ("base", *_NAMES, "read_jobs", "chosen"),
+    "candidates": ("base",),
+    "purge": (*_TRANSITIONS, "unreadable", "chosen"),
+    "redo": (*_TRANSITIONS, "unreadable"),
+    "pause": ("base",),
+    "sweep": ("base", "read_jobs", "is_before", "peek"),
 }
+"""The parts of each script, in order."""
 
-# What a verb's own file makes, by calling `the_rest()`, only when a job wants it: to make a hundred functions takes the server longer
-# than to lease or settle a plain job does.
+# The server makes a part's functions anew in each call: those of all parts take longer than a plain job does. Parts that only some jobs
+# need are therefore made by `the_rest()`, which the script calls for such a job.
 _REST: Final[Mapping[str, tuple[str, ...]]] = {
-    "enqueue": ("names", "large_payloads", "interning"),
-    "claim": ("jobs", "session", "leasing"),
-    "settle": ("jobs", "ready_lists", "transitions", "adding", "settling"),
+    "enqueue": (*_NAMES, "intern", "large_payloads", "enqueue_rest"),
+    "claim": ("large_payloads", "read_jobs", "leases", "claim_others"),
+    "settle": ("texts_of", "intern", *_QUEUES, "publish_wakeups", *_CHANGE_JOBS, "add_all", "settle_others"),
 }
 
-# Without it the server refuses a script that writes when its memory is full: so are new jobs refused, and nothing else is.
+# When the server's memory is full, it refuses scripts without the flag allow-oom: new jobs are refused, all else goes on.
 _REFUSED_WHEN_FULL: Final = frozenset({"enqueue", "add"})
 
+_SECTION: Final = re.compile(r"^-- === (?:part|script) (\w+) =*\n", re.MULTILINE)
 _NAME: Final = re.compile(r"\b([FLSEWR])\.(\w+)\b")
-_FUNCTION: Final = re.compile(r"^(local function (\w+)\(.*?^end)$", re.MULTILINE | re.DOTALL)
-_WORD: Final = re.compile(r"\w+")
 _COMMAND: Final = re.compile(r"\b(?:call|in_portions)\('([A-Z]+)'")
-_FEWEST: Final[Mapping[int, str]] = {
+_ARGUMENTS_NEEDED: Final[Mapping[int, str]] = {
     0: "INFO PING TIME",
     1: "DEL EXISTS HGETALL HLEN HVALS LLEN MGET PERSIST PTTL SCAN SMEMBERS SUBSCRIBE TYPE UNLINK ZCARD",
     2: "HDEL HEXISTS HGET HMGET HSCAN LINDEX MSET MSETNX PEXPIRE PUBLISH RENAME RPUSH SADD SET SISMEMBER SREM ZMSCORE ZREM ZSCORE",
     3: "GETRANGE HINCRBY HSET HSETNX LRANGE LTRIM ZADD ZRANGE ZRANGEBYSCORE ZREMRANGEBYRANK ZREMRANGEBYSCORE",
 }
-"""How many arguments each command that the server is told has at least."""
+"""Every command that taskflow sends, by the number of arguments it needs at least."""
 
-_CALLING: Final = ("EVAL", "EVALSHA")
-"""Of these a script's keys are counted before them: three with one key."""
+_RUN_SCRIPT: Final = ("EVAL", "EVALSHA")
+"""Three arguments with one key: the number of keys stands before the key."""
 
-_SENT: Final = (*_CALLING, "SUBSCRIBE", "PING", "SCAN", "INFO", "SET", "MGET", "GETRANGE")
+_SENT: Final = (*_RUN_SCRIPT, "SUBSCRIBE", "PING", "SCAN", "INFO", "SET", "MGET", "GETRANGE")
 
 
 class Scripts(Mapping[str, Script]):
-    """The scripts of a store that goes by these rules, by their names. Each is put together when it is first asked for, a millisecond or
-    two: all of them would take a worker as long to start as a fifth of its driver's import. What they are made of is read now: by then
-    another version may have been installed in its place."""
+    """The scripts for a store with these rules, by name.
+
+    Each is put together on first use, in a millisecond or two: all at once would add a fifth of the driver's import to a worker's start.
+    The files are read now, before an upgrade can replace them.
+    """
 
     def __init__(self, rules: Rules) -> None:
-        _sources()
+        _sections()
         self._rules = rules
         self._made: dict[str, Script] = {}
 
     def __getitem__(self, name: str) -> Script:
         script = self._made.get(name)
         if script is None:
-            script = self._made[name] = _script(name, _PARTS[name], self._rules)
+            script = self._made[name] = _script(name, self._rules)
         return script
 
     def __iter__(self) -> Iterator[str]:
@@ -105,72 +113,40 @@ class Scripts(Mapping[str, Script]):
     def __len__(self) -> int:
         return len(_PARTS)
 
-    def told(self) -> set[str]:
-        """All that the server is told to do: by the scripts, and beside them."""
+    def commands(self) -> set[str]:
+        """Return the name of every command that taskflow sends, from a script or outside."""
         return {*_SENT, *(name for script in self.values() for name in _COMMAND.findall(script.text.decode()))}
 
 
-def calls(names: Sequence[str]) -> list[list[str]]:
-    """Each command that the server is told as whole as it must be, with some of these names as keys and channels."""
-    whole = [[command, *names[:fewest]] for fewest, commands in _FEWEST.items() for command in commands.split()]
-    return sorted([*whole, *([command, "", "1", names[0]] for command in _CALLING)])
+def smallest_calls(names: Sequence[str]) -> list[list[str]]:
+    """Return each command with as few arguments as it can have, for ACL checks. `names` serve as its keys and channels."""
+    whole = [[command, *names[:needed]] for needed, commands in _ARGUMENTS_NEEDED.items() for command in commands.split()]
+    return sorted([*whole, *([command, "", "1", names[0]] for command in _RUN_SCRIPT)])
 
 
 @cache
-def _script(name: str, parts: tuple[str, ...], rules: Rules) -> Script:
+def _script(name: str, rules: Rules) -> Script:
     flags = "#!lua" if name in _REFUSED_WHEN_FULL else "#!lua flags=allow-oom"
     values = _values(rules)
-    body = _NAME.sub(lambda found: values[found[0]], _body(name, parts))
-    text = f"{flags}\n{body}".encode()
+    rest = _text_of(_REST.get(name, ()))
+    lazy = f"local function the_rest()\n{rest}\nend\n" if rest else ""
+    body = f"{_text_of(_PARTS[name])}\n{lazy}{_text_of([name])}"
+    text = f"{flags}\n{_NAME.sub(lambda found: values[found[0]], body)}".encode()
     return Script(name, text, hashlib.sha1(text, usedforsecurity=False).hexdigest().encode())
 
 
-def _body(name: str, parts: tuple[str, ...]) -> str:
-    rest = _REST.get(name, ())
-    at_once, ever = _needed((*parts, name)), _needed((*parts, *rest, name))
-    lazy = f"local function the_rest()\n{_text_of(parts, ever - at_once)}\n{_text_of(rest, ever)}\nend\n" if rest else ""
-    return f"{_text_of(parts, at_once)}\n{lazy}{_text_of([name], at_once)}"
-
-
-def _text_of(parts: Iterable[str], needed: Container[str]) -> str:
-    return "\n".join(piece.text for part in parts for piece in _pieces(part) if piece.function in needed)
-
-
-class _Piece(NamedTuple):
-    """Of a file: a function, or what stands between two, whose `function` is "". `words` are all that are in it."""
-
-    function: str
-    text: str
-    words: frozenset[str]
-
-
-def _needed(parts: Iterable[str]) -> set[str]:
-    """The functions of these files that are called, far from all of them, and "" for all else: to make a function that nobody calls takes
-    the server a quarter of the time of a command."""
-    pieces = [piece for part in parts for piece in _pieces(part)]
-    calls = {piece.function: piece.words for piece in pieces if piece.function}
-    needed, new = {""}, {word for piece in pieces if not piece.function for word in piece.words} & calls.keys()
-    while new:
-        needed |= new
-        new = {word for function in new for word in calls[function]} & calls.keys() - needed
-    return needed
+def _text_of(sections: Iterable[str]) -> str:
+    return "\n".join(_sections()[section] for section in sections)
 
 
 @cache
-def _sources() -> dict[str, str]:
-    """Every file, by its name."""
-    folder = Path(__file__).parent  # importlib.resources takes a worker a fiftieth of its start to load
-    return {file.stem: file.read_text(encoding="utf-8") for file in folder.iterdir() if file.suffix == ".lua"}
-
-
-@cache
-def _pieces(part: str) -> tuple[_Piece, ...]:
-    source = _without_comments(_sources()[part])
-    texts = _FUNCTION.split(source)  # text, function, its name, text, ...
-    pieces = [("", texts[0])]
-    for i in range(1, len(texts), 3):
-        pieces += [(texts[i + 1], texts[i]), ("", texts[i + 2])]
-    return tuple(_Piece(name, text.strip("\n"), frozenset(map(sys.intern, _WORD.findall(text)))) for name, text in pieces if text.strip())
+def _sections() -> dict[str, str]:
+    """Return the sections of all Lua files by their names, without comments."""
+    found: dict[str, str] = {}
+    for file in Path(__file__).parent.glob("*.lua"):  # importlib.resources would take a fiftieth of a worker's start to load
+        _, *parts = _SECTION.split(file.read_text(encoding="utf-8"))
+        found |= zip(parts[::2], map(_without_comments, parts[1::2]), strict=True)
+    return found
 
 
 def _without_comments(source: str) -> str:
@@ -179,7 +155,7 @@ def _without_comments(source: str) -> str:
 
 @cache
 def _values(rules: Rules) -> dict[str, str]:
-    """Name to Lua literal."""
+    """Return the Lua literal of each name."""
     fields = {f"F.{field}": str(number) for number, field in enumerate(FIELDS, 1)}
     spans = {f"L.{name}": ", ".join(map(str, span)) for name, span in SPANS.items()}
     spans["L.mark"] = "'" + "".join(f"\\{byte:03d}" for byte in MARK) + "'"
@@ -188,5 +164,5 @@ def _values(rules: Rules) -> dict[str, str]:
 
 
 def _text(text: str) -> str:
-    """A Lua string. Ours are printable ASCII; quotes and backslashes are escaped alike in both languages."""
+    """Return a Lua string literal. The texts are printable ASCII; Lua escapes quotes and backslashes as Python does."""
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

@@ -1,20 +1,14 @@
 -- Sessions. s:ID is a hash; alive: the living by the instant (steady) at which their ttl is over; dead: the dead by number.
 -- l:ID: its leases, request and number (8 bytes) -> job; x:ID: those of them that are asked to stop.
 
+-- === part sessions =========================================================================================
+
 local function session_key(id)
   return P .. 's:' .. id
 end
 
 local function is_alive(id)
   return call('ZSCORE', P .. 'alive', id)
-end
-
-local function tail_of(claim)
-  return string.sub(claim, 17)
-end
-
-local function request_of(tail)
-  return (struct.unpack('>I6', tail))
 end
 
 -- The session's time to live; where what is stored is none, the default from now on.
@@ -72,6 +66,12 @@ local function kill(id)
   call('ZADD', P .. 'dead', number, id)
 end
 
+-- === part leases ===========================================================================================
+
+local function request_of(tail)
+  return (struct.unpack('>I6', tail))
+end
+
 -- The leases of a session as {tail, job's id}, in the order in which they were given: the first `most`, of those that `is_wanted`
 -- (both may be nil). Their jobs are read.
 local function leases_of(session, most, is_wanted)
@@ -106,3 +106,188 @@ local function leased(session, tail, id)
   recount() -- whatever ends a lease takes it off: the job has vanished, or somebody else has written it
   return false
 end
+
+-- === script register =======================================================================================
+
+-- Makes a session known. Arguments: id, name, ttl (microseconds), what is told of it. The reply: "OK", or "LOST" when it is dead.
+
+local id, name, ttl, about = given[1], given[2], given[3], given[4]
+spare_after_outage()
+if call('EXISTS', session_key(id)) == 0 then
+  local number = call('HINCRBY', P .. 'meta', 'sessions', 1)
+  call('HSET', session_key(id), 'name', name, 'ttl', ttl, 'about', about, 'registered_at', wall, 'number', number, 'request', 0)
+  revive(id, ttl)
+  local least = tonumber(call('HGET', P .. 'meta', 'least_ttl') or ttl)
+  call('HSET', P .. 'meta', 'least_ttl', math.min(least, ttl))
+elseif not is_alive(id) then
+  return redis.status_reply('LOST')
+end
+take_pulse()
+return redis.status_reply('OK')
+
+-- === script beat ===========================================================================================
+
+-- A session's sign of life.
+--
+-- arguments  session, the claims that it holds (8 bytes each, one string), the highest request seen, reports
+--            {claim, microseconds since the run began, progress}, whether it is leaving, what it has died of or false, whether it looks
+-- reply      "LOST", or {how many ghosts, the claims that are lost, those that are asked to stop; 8 bytes each}, and to who looks also
+--            whether there is something ready, and microseconds until upkeep might have something to move, or -1
+
+local session, named, seen, reports, leaving, died_of = given[1], given[2], given[3], given[4], given[5], given[6]
+local key = P .. 'l:' .. session
+local MOST_AT_ONCE = 500
+
+local function take_reports()
+  local ids = {}
+  for i, report in ipairs(reports) do
+    ids[i] = call('HGET', key, report[1])
+  end
+  local known = {}
+  for i = 1, #reports do
+    known[#known + 1] = ids[i] or nil
+  end
+  prefetch(known)
+  for i, report in ipairs(reports) do
+    local id = ids[i]
+    local job = id and leased(session, report[1], id)
+    if job then
+      set(job, F.started, wall - report[2])
+      if report[3] then
+        set(job, F.progress, report[3])
+      end
+      save(id, job)
+    end
+  end
+end
+
+-- The claims named, as a set, and those of them that are not its leases.
+local function check_named()
+  local tails, is_named, lost, found = {}, {}, {}, 0
+  for first = 1, #named, 8 do
+    local tail = string.sub(named, first, first + 7)
+    if not is_named[tail] then
+      is_named[tail] = true
+      tails[#tails + 1] = tail
+    end
+  end
+  for first = 1, #tails, MOST do
+    local last = math.min(first + MOST - 1, #tails)
+    for i, id in ipairs(call('HMGET', key, unpack(tails, first, last))) do
+      if id then
+        found = found + 1
+      else
+        lost[#lost + 1] = tails[first + i - 1]
+      end
+    end
+  end
+  return is_named, lost, found
+end
+
+-- Leases old enough that it does not name go back to their place.
+local function take_back_ghosts(is_named)
+  local ghosts = 0
+  local unnamed = leases_of(session, nil, function(tail)
+    return not is_named[tail] and request_of(tail) <= seen
+  end)
+  for _, lease in ipairs(unnamed) do
+    local job = leased(session, lease[1], lease[2])
+    if job and steady - job[F.claimed_steady] >= R.ghost_after then
+      let_go(job)
+      wait_again(lease[2], job, E.GHOST)
+      ghosts = ghosts + 1
+    end
+  end
+  return ghosts
+end
+
+local function leave()
+  kill(session)
+  if call('HLEN', key) > MOST_AT_ONCE then -- the rest is upkeep's, which hands back what a spared session had
+    call('HSET', session_key(session), 'spared', 1)
+  end
+  for _, lease in ipairs(leases_of(session, MOST_AT_ONCE)) do
+    local job = leased(session, lease[1], lease[2])
+    if job then
+      let_go(job)
+      hand_back(lease[2], job, true)
+    end
+  end
+end
+
+local function die()
+  kill(session)
+  call('HSET', session_key(session), 'died_of', died_of) -- what it has beyond MOST_AT_ONCE is upkeep's, which is to know it too
+  for _, lease in ipairs(leases_of(session, MOST_AT_ONCE)) do
+    local job = leased(session, lease[1], lease[2])
+    if job then
+      let_go(job)
+      crash(lease[2], job, died_of)
+    end
+  end
+end
+
+spare_after_outage()
+if not is_alive(session) then
+  return redis.status_reply('LOST')
+end
+revive(session, ttl_of(session))
+call('HDEL', session_key(session), 'spared')
+take_pulse()
+if died_of then
+  die()
+  flush()
+  return { 0, '', '' }
+end
+take_reports()
+local is_named, lost, found = check_named()
+local ghosts = 0
+if call('HLEN', key) > found then
+  ghosts = take_back_ghosts(is_named)
+end
+if leaving then
+  leave()
+  flush()
+  return { ghosts, named, '' }
+end
+flush()
+local stopping = {}
+for _, tail in ipairs(call('SMEMBERS', P .. 'x:' .. session)) do
+  if is_named[tail] then
+    stopping[#stopping + 1] = tail
+  end
+end
+local reply = { ghosts, table.concat(lost), table.concat(stopping) }
+if given[7] then
+  miss_counts()
+  find_what_is_lost_in_turn()
+  reply[4], reply[5] = call('EXISTS', P .. 'ready'), due_in()
+end
+return reply
+
+-- === script workers ========================================================================================
+
+-- The sessions that are alive, and the dead that still have leases. The reply: msgpack, for each: id, name, ttl, what it told of
+-- itself, when it registered, microseconds since its last beat, leases, whether it is dead.
+
+local rows = {}
+local function tell(id, is_dead)
+  local about = call('HMGET', session_key(id), 'name', 'about', 'registered_at', 'beat_at')
+  local leases = call('HLEN', P .. 'l:' .. id)
+  if not is_dead or leases > 0 then
+    local ttl = ttl_of(id)
+    local silent = steady - (is_dead and tonumber(about[4]) or steady)
+    if not is_dead then
+      silent = steady - (tonumber(is_alive(id)) - ttl)
+    end
+    rows[#rows + 1] = { id, about[1], ttl, about[2], tonumber(about[3]) or false, math.max(0, silent), leases, is_dead }
+  end
+end
+
+for _, id in ipairs(call('ZRANGE', P .. 'alive', 0, -1)) do
+  tell(id, false)
+end
+for _, id in ipairs(call('ZRANGE', P .. 'dead', 0, -1)) do
+  tell(id, true)
+end
+return cmsgpack.pack(rows)

@@ -1,6 +1,35 @@
 -- Where jobs wait and end, and the moves between. Deferred lists are written by flush().
 
+-- === part transitions ======================================================================================
+
 local ready, scheduled, kept, fading, released = {}, {}, {}, {}, {}
+
+-- Every change of status goes through here. GONE and false are not counted: nobody is there.
+local function move(job, event, to)
+  local queue, from = job[F.queue], job[F.status]
+  if from and from ~= S.GONE then
+    count(queue, from, -1)
+  end
+  if to ~= S.GONE then
+    count(queue, to, 1)
+  end
+  job[F.status] = to
+  tally(queue, event)
+end
+
+local function entry_of(time, seq, id)
+  return struct.pack('>I8I6', time, seq) .. id
+end
+
+local function ring_queue(queue)
+  rung['queue:' .. name_of(queue)] = true
+  rung['queues'] = true
+end
+
+-- What a queue has kept, apart from it what has failed: a sorted set by the end's time, then by arrival.
+local function kept_key(queue, failed)
+  return P .. 'y:' .. queue .. ':' .. failed
+end
 
 local function kept_member(id, job)
   return struct.pack('>I6', job[F.seq]) .. id

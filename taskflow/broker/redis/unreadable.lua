@@ -1,3 +1,5 @@
+-- === part unreadable =======================================================================================
+
 -- Records that cannot be read (jobs.lua) are set aside: the bytes are kept under bad:j:ID, and a job that has failed takes their place.
 
 local function is_queue(number)

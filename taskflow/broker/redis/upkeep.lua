@@ -1,3 +1,33 @@
+-- === part due_in ===========================================================================================
+
+local NEVER = 2 ^ 53
+
+-- Microseconds from `now` until the first of that index.
+local function until_first(index, now)
+  local first = call('ZRANGE', P .. index, 0, 0, 'WITHSCORES')
+  return first[2] and tonumber(first[2]) - now or NEVER
+end
+
+local function has_dying()
+  for _, id in ipairs(call('ZRANGE', P .. 'dead', 0, -1)) do
+    if call('EXISTS', P .. 'l:' .. id) == 1 then
+      return true
+    end
+  end
+  return false
+end
+
+-- Until upkeep might have something to move, -1 when nothing waits for it.
+local function due_in()
+  if has_dying() or call('EXISTS', P .. 'crowded', P .. 'spoilt') > 0 then
+    return 0
+  end
+  local wait = math.min(until_first('due', wall), until_first('exp', wall), until_first('fade', wall), until_first('alive', steady - 1))
+  return wait == NEVER and -1 or math.max(0, wait)
+end
+
+-- === script upkeep =========================================================================================
+
 -- What time brings, in at most so many moves. Arguments: limit.
 -- The reply: readied, reaped, released, expired, dropped, microseconds until the next call, and of each record that was set aside its id,
 -- the number of the field and the problem (aside.lua).

@@ -1,6 +1,6 @@
--- Who is to be told of what the call does: told once, at its end.
+-- === part publish_wakeups ==================================================================================
 
-local rung, rung_jobs = {}, {}
+local rung = {}
 
 -- armed: the topics that somebody has found no more under, and waits for. Only those are told, once: a busy
 -- fleet would otherwise hear of every job of every other worker.
@@ -18,6 +18,10 @@ local function tell_armed()
   end
   rung = {}
 end
+
+-- === part publish_ended ====================================================================================
+
+local rung_jobs = {}
 
 -- awaited: the jobs whose end somebody waits for, by the time after which nobody does any more.
 local function tell_awaited()
@@ -39,7 +43,48 @@ local function tell_awaited()
   rung_jobs = {}
 end
 
-local function ring_queue(queue)
-  rung['queue:' .. name_of(queue)] = true
-  rung['queues'] = true
+-- === script arm ============================================================================================
+
+-- Asks to be told. Arguments: topics; ids of jobs whose end is waited for; until when (microseconds from now) for these.
+-- The reply: {the topics, the ids (one string) that need not be waited for: there is something already}.
+
+local topics, ids, patience = given[1], given[2], given[3]
+
+local function has_ready(name)
+  local queue = call('HGET', P .. 'names', 'q:' .. name)
+  return queue and tonumber(call('HGET', P .. 'counts', queue .. ':' .. S.READY) or 0) > 0
 end
+
+local function is_there(topic)
+  if topic == 'queues' then
+    return call('EXISTS', P .. 'ready') == 1
+  elseif topic == 'due' then
+    return call('EXISTS', P .. 'due') == 1
+  elseif string.sub(topic, 1, 6) == 'queue:' then
+    return has_ready(string.sub(topic, 7))
+  elseif string.sub(topic, 1, 8) == 'session:' then
+    local id = string.gsub(string.sub(topic, 9), '%x%x', function(byte)
+      return string.char(tonumber(byte, 16))
+    end)
+    return call('EXISTS', P .. 'x:' .. id) == 1
+  end
+end
+
+local there, ended = {}, {}
+for _, topic in ipairs(topics) do
+  if is_there(topic) then
+    there[#there + 1] = topic
+  elseif string.sub(topic, 1, 8) ~= 'session:' then -- of a session all is told
+    call('SADD', P .. 'armed', topic)
+  end
+end
+prefetch(ids)
+for _, id in ipairs(ids) do
+  local job = load(id)
+  if job and job[F.status] <= S.RUNNING then
+    call('ZADD', P .. 'awaited', wall + patience, id)
+  else
+    ended[#ended + 1] = id
+  end
+end
+return { there, table.concat(ended) }
