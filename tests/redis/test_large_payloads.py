@@ -182,14 +182,14 @@ async def test_a_step_that_fails_half_way_leaves_a_job_that_runs_again(
     client.set(key(world, wrong, b"")[:-1], "of no use")
 
     assert isinstance(world.broker, RedisBroker)
-    put_in_order = world.broker._put_in_order
+    reindex = world.broker._reindex
 
     async def die_then(error: WrongType) -> None:
-        await put_in_order(error)
+        await reindex(error)
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(world.broker, "_put_in_order", die_then)
+        patch.setattr(world.broker, "_reindex", die_then)
         with pytest.raises(WrongType):
             await world.settle(succeeded(lease))
     await world.die(session)

@@ -13,9 +13,9 @@ import pytest
 import redis
 
 from taskflow.broker.console import JobFilter
-from taskflow.broker.redis.connect.pool import Link
+from taskflow.broker.redis.connect.pool import ConnectionPool
 from taskflow.broker.redis.fields import FIELDS
-from taskflow.broker.redis.packing import MOST_RESULT
+from taskflow.broker.redis.settle import MOST_RESULT
 from taskflow.model.envelope import Envelope, Lease
 from taskflow.model.errors import BrokerUnavailable
 from taskflow.model.ids import id_text
@@ -258,14 +258,14 @@ async def test_a_server_that_does_not_answer_for_a_huge_payload_in_time_spoils_o
     """It copies half a gigabyte before it answers; a busy machine takes seconds for that."""
     spoilt, sound = await world.add(payload=bytes(1_000)), await world.add(payload=bytes(1_000))
     client.setrange(key(world, "b:", spoilt.id), 1_001, b"x")
-    ask = Link.ask
+    ask = ConnectionPool.ask
 
-    async def slow(link: Link, *command: Any, **options: Any) -> Any:
+    async def slow(link: ConnectionPool, *command: Any, **options: Any) -> Any:
         if command[0] == "MGET":
             raise BrokerUnavailable("Redis does not answer: TimeoutError")
         return await ask(link, *command, **options)
 
-    monkeypatch.setattr(Link, "ask", slow)
+    monkeypatch.setattr(ConnectionPool, "ask", slow)
     leases = await world.claim(await world.a_session())
     assert [columns_of(lease) for lease in leases] == [["payload"], []]
     assert leases[1].envelope == sound

@@ -1,4 +1,8 @@
-"""The Redis broker: each verb one script call, atomic on the server. The scripts in lua/ are where the rules are."""
+"""The Redis broker. Each verb calls one Lua script, which the server runs atomically.
+
+The scripts hold the rules. A verb's Lua file, and the Python file that packs its arguments, have the name of its room: enqueue.lua and
+enqueue.py, claim.lua and claim.py.
+"""
 
 from __future__ import annotations
 
@@ -15,22 +19,26 @@ from taskflow.broker.fence_validation import settle_possible
 from taskflow.broker.nudges import Nudges
 from taskflow.broker.per_loop import PerLoop
 from taskflow.broker.protocol import Added, Refused, Upkept
-from taskflow.broker.redis import packing, plain
+from taskflow.broker.redis.claim import read_claim
 from taskflow.broker.redis.connect.connection import Command
-from taskflow.broker.redis.connect.pool import Link
+from taskflow.broker.redis.connect.pool import ConnectionPool
 from taskflow.broker.redis.connect.server import Server
 from taskflow.broker.redis.connect.server_info import ServerInfo
 from taskflow.broker.redis.console import RedisConsole
+from taskflow.broker.redis.enqueue import added_or_refused, pack_envelopes, pack_plain
 from taskflow.broker.redis.errors import WrongType, not_permitted
 from taskflow.broker.redis.fields import LAYOUT
-from taskflow.broker.redis.jobs import column_of, records_of
+from taskflow.broker.redis.jobs import records_of
 from taskflow.broker.redis.large_payloads import LargePayloads, is_large
+from taskflow.broker.redis.packing import ids_in, pack
 from taskflow.broker.redis.scripts import Scripts, smallest_calls
+from taskflow.broker.redis.session import beat_answer, pack_beat, pack_session
+from taskflow.broker.redis.settle import is_possible, pack_settlements, portions, settled_of
+from taskflow.broker.redis.upkeep import read_upkeep
 from taskflow.broker.redis.wakeups import RedisListener
-from taskflow.model.clock import Clock, to_microseconds, to_seconds
+from taskflow.model.clock import Clock, to_microseconds
 from taskflow.model.envelope import Envelope, Lease, check_queue
 from taskflow.model.errors import BrokerRefused, SessionLost, StoreFull
-from taskflow.model.ids import id_text
 from taskflow.model.record import BY_CODE, Record, Status
 from taskflow.model.rules import Rules
 from taskflow.model.session import Beat, BeatAnswer, Session
@@ -39,32 +47,28 @@ from taskflow.model.verdict import Settled, Settlement
 log: Final = logging.getLogger("taskflow")
 
 AWAITED_FOR: Final = 3600.0
-"""Seconds for which the server knows that somebody waits for a job's end; who waits longer looks for itself every few seconds."""
+"""Seconds for which the server remembers that a caller waits for a job's end. A caller that waits longer polls every few seconds."""
 
+REINDEXED_BY_OTHERS_IN: Final = 0.5
+"""Seconds before a caller tries again while another caller reindexes. The server answers nobody meanwhile."""
 
-MENDED_BY_OTHERS_IN: Final = 0.5
-"""Seconds. The server answers nobody meanwhile, so that others ask only when it is done, or nearly."""
-
-MOST_MENDINGS: Final = 10
-"""Of one call, by itself or by others that it waits for, before what is wrong is told."""
+MOST_REINDEXINGS: Final = 10
+"""How often one call waits for a reindexing, its own or another caller's, before it raises the error."""
 
 REINDEXED_WITHIN: Final = 120.0
-"""Seconds: about twelve millions of jobs."""
-
-LONGEST_NAME: Final = 250
-"""Characters of a worker's name that are kept: it stands in each of its jobs."""
+"""Seconds, enough for about twelve million jobs."""
 
 MOST_AT_ONCE: Final = 500
-"""Jobs that one claim or one upkeep moves: four milliseconds or so in which the server does nothing else. Who gets so many comes again."""
+"""Jobs that one claim or one upkeep moves, in about four milliseconds of the server's time. A caller that gets so many asks again."""
 
 
 class RedisBroker:
     """Jobs in a Redis or Valkey server. See `taskflow.broker.protocol.Broker`.
 
-    `namespace`  the keys begin with "{namespace:0}:": several applications may share a server
-    `clock`      instead of the server's own, for tests
+    `namespace`  every key begins with "{namespace:0}:", so that several applications can share a server
+    `clock`      replaces the server's clock, for tests
 
-    Nothing is opened before the first verb, whose errors say what is wrong with the server: BrokerRefused, BrokerUnavailable.
+    The first verb connects, and raises BrokerRefused or BrokerUnavailable if the server is unsuitable or does not answer.
     """
 
     def __init__(
@@ -76,9 +80,9 @@ class RedisBroker:
         self._rules = rules or Rules()
         self._clock = clock
         self._scripts = Scripts(self._rules)
-        self._per_loop = PerLoop(self._a_line)
+        self._per_loop = PerLoop(self._in_this_loop)
         self._server_info: ServerInfo | None = None
-        self._large_payloads = LargePayloads(lambda: self._per_loop.here().link, self._prefix)
+        self._large_payloads = LargePayloads(lambda: self._per_loop.here().pool, self._prefix)
 
     def __repr__(self) -> str:
         return f"<RedisBroker {self.server} {self._namespace!r}>"
@@ -90,81 +94,72 @@ class RedisBroker:
     async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
         try:
             answers = await self._add(envelopes)
-            if answers == b"LACKING":  # of a call that was sent before, and whose job has ended between the payload and this: once more
+            if answers == b"LACKING":  # the job of an earlier, resent call ended after the payload was sent: send both again
                 answers = await self._add(envelopes)
             if answers == b"LACKING":
                 raise (await self.server_info()).lacking(str(self.server))
         except StoreFull:
             if not await self._are_known(envelopes):
                 raise
-            return [Refused(envelope.id, envelope.id, "id") for envelope in envelopes]  # sent again: what filled it up is there
+            return [Refused(envelope.id, envelope.id, "id") for envelope in envelopes]  # a resent call, whose jobs are stored
         if answers is None:  # all were simply added
             return [Added(envelope.id) for envelope in envelopes]
-        return [packing.added_or_refused(*pair) for pair in zip(envelopes, answers, strict=True)]
+        return [added_or_refused(*pair) for pair in zip(envelopes, answers, strict=True)]
 
     async def _add(self, envelopes: Sequence[Envelope]) -> Any:
-        """What add.lua answers."""
-        calls = plain.pack_plain(envelopes)
-        if calls is not None:
-            answer = await self.call("enqueue", calls.packed, ahead=self._large_payloads.ahead(calls.large), on_disk=self.server.fsync)
+        """Return the answer of the script `enqueue` if all jobs are plain, else that of `add`."""
+        plain = pack_plain(envelopes)
+        if plain is not None:
+            answer = await self.call("enqueue", plain.packed, ahead=self._large_payloads.ahead(plain.large), on_disk=self.server.fsync)
             if answer != b"KNOWN":
                 return answer
         ahead = self._large_payloads.ahead(envelope for envelope in envelopes if is_large(envelope.payload))
-        return await self.call("add", packing.pack_envelopes(envelopes), ahead=ahead, on_disk=self.server.fsync)
+        return await self.call("add", pack_envelopes(envelopes), ahead=ahead, on_disk=self.server.fsync)
 
     async def register(self, session: Session) -> None:
-        about = packing.pack([session.queues, session.concurrency])
-        ttl = to_microseconds(session.ttl)
-        if await self.call("register", packing.pack([session.id, session.name[:LONGEST_NAME], ttl, about])) == b"LOST":
+        if await self.call("register", pack_session(session)) == b"LOST":
             raise SessionLost(wording.session_reaped(session.name))
 
     async def claim(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
         listener = self._per_loop.here().listener
         times = listener.times
-        reply = await self.call("claim", packing.pack([session, request, list(queues), min(limit, MOST_AT_ONCE)]))
+        reply = await self.call("claim", pack([session, request, list(queues), min(limit, MOST_AT_ONCE)]))
         if reply == b"LOST":
             raise SessionLost(wording.SESSION_LOST)
-        leases, is_armed = plain.claimed(reply)
+        leases, is_armed = read_claim(reply)
         topics = [names.queue(queue) for queue in queues] or [names.ANY_QUEUE]
         if is_armed:
             listener.armed(topics, times)
-        else:  # there may be more, and whoever waits next is to ask: what was asked before may have been told while this was under way
+        else:  # more jobs may be ready, and an earlier wake-up may have been used up meanwhile: the next to wait asks the server
             listener.forget(topics)
         return await self._large_payloads.with_payloads(leases)
 
     async def beat(self, beat: Beat) -> BeatAnswer:
-        reply = await self.call("beat", packing.pack_beat(beat))
+        reply = await self.call("beat", pack_beat(beat))
         if reply == b"LOST":
             raise SessionLost(wording.SESSION_LOST)
-        ghosts, *packed = reply[:3]
-        lost, stopping = (packing.tails_in(tails, beat.session) for tails in packed)
-        return BeatAnswer(
-            lost=tuple(claim for claim in beat.claims if claim in lost or not packing.can_be(claim, beat.session)),
-            stopping=tuple(claim for claim in beat.claims if claim in stopping),
-            ghosts=ghosts,
-            outlook=packing.outlook_of(*reply[3:]) if reply[3:] else None,
-        )
+        return beat_answer(beat, reply)
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
-        """In portions, none of which holds the server for long; each item is for itself."""
-        return await settle_possible(self._settle, settlements, packing.is_possible)
+        """Settle in portions, so that no call holds the server for long. A settlement that fails does not affect the others."""
+        return await settle_possible(self._settle, settlements, is_possible)
 
     async def _settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
         answers: list[Settled] = []
-        for portion in packing.portions(settlements):
-            packed, order = plain.pack_settlements(portion)
-            answers += plain.settled_of(await self.call("settle", packed), order)
+        for portion in portions(settlements):
+            packed, order = pack_settlements(portion)
+            answers += settled_of(await self.call("settle", packed), order)
         return answers
 
     async def cancel(self, ids: Sequence[bytes]) -> list[Status | None]:
-        return [BY_CODE.get(code) for code in await self.call("cancel", packing.pack([list(ids)]))]
+        return [BY_CODE.get(code) for code in await self.call("cancel", pack([list(ids)]))]
 
     async def read(self, ids: Sequence[bytes]) -> list[Record | None]:
-        """The server tells from now on of those whose ends are listened for here: who finds one under way would ask for that next."""
+        """Read jobs. If this loop listens for the end of one that has not ended, the same call asks the server for that wake-up."""
         listener = self._per_loop.here().listener
         times, hears = listener.times, listener.flag.hears
         awaited = {job_id: topic for job_id in ids if hears(topic := names.job(job_id))}
-        asked = packing.pack([list(ids), list(awaited), to_microseconds(AWAITED_FOR)])
+        asked = pack([list(ids), list(awaited), to_microseconds(AWAITED_FOR)])
         records = await self._large_payloads.in_records(records_of(await self.call("read", asked)))
         listener.armed([awaited[job_id] for job_id in awaited.keys() & records.keys() if not records[job_id].status.is_ended], times)
         return [*map(records.get, ids)]
@@ -172,93 +167,85 @@ class RedisBroker:
     async def upkeep(self, limit: int) -> Upkept:
         listener = self._per_loop.here().listener
         times = listener.times
-        reply = await self.call("upkeep", packing.pack([min(int(limit), MOST_AT_ONCE)]))
-        readied, reaped, released, expired, dropped, next_in, aside = reply
-        for i in range(0, len(aside), 3):
-            log.error(
-                "the record of job %s cannot be read (%s: %s): it has failed; its bytes are kept under %sbad:j: until it is purged",
-                id_text(aside[i]),
-                column_of(aside[i + 1]),
-                aside[i + 2].decode(errors="replace"),
-                self._prefix,
-            )
+        reply = await self.call("upkeep", pack([min(int(limit), MOST_AT_ONCE)]))
+        upkept = read_upkeep(reply, self._prefix)
         listener.armed([names.DUE], times)
-        return Upkept(readied=readied, reaped=reaped, released=released, expired=expired, dropped=dropped, next_in=to_seconds(next_in))
+        return upkept
 
     def listen(self, topics: Sequence[str]) -> Nudges:
         return self._per_loop.here().listener.listen(topics)
 
     def sibling(self) -> RedisBroker:
-        """Another broker on the same server, with connections of its own."""
+        """Return another broker on the same server, with separate connections."""
         another = RedisBroker(self.server, namespace=self._namespace, rules=self._rules, clock=self._clock)
-        another._scripts, another._server_info = self._scripts, self._server_info  # what was made, and looked at, need not be again
+        another._scripts, another._server_info = self._scripts, self._server_info  # the sibling reuses them
         return another
 
     async def close(self) -> None:
         await self._per_loop.close()
 
     async def server_info(self) -> ServerInfo:
-        """What the server tells of itself now."""
-        return ServerInfo.of(await self._per_loop.here().link.ask("INFO"))
+        """Return what the server reports in INFO now."""
+        return ServerInfo.of(await self._per_loop.here().pool.ask("INFO"))
 
     async def _are_known(self, envelopes: Sequence[Envelope]) -> bool:
-        """Nothing that was sent ahead of them is left, when they are not."""
+        """Return True if all are stored. The payloads sent ahead for those that are not are deleted."""
         ids = [envelope.id for envelope in envelopes]
-        return bool(await self.call("known", packing.pack([ids]), on_disk=self.server.fsync) == len(ids))
+        return bool(await self.call("known", pack([ids]), on_disk=self.server.fsync) == len(ids))
 
     # --- calls ------------------------------------------------------------------------------------------------------
 
     def call(self, name: str, arguments: bytes, *, ahead: Sequence[Command] = (), on_disk: bool = False) -> Coroutine[Any, Any, Any]:
-        """A script's reply, from a server that was looked at first, and whose keys are put in order when they are found not to be."""
-        return (self._look_and_run if self._server_info is None else self._run_in_order)(name, arguments, ahead, on_disk)
+        """Return a script's reply. The first call checks the server; a key of a wrong type is mended, and the call repeated."""
+        return (self._check_and_run if self._server_info is None else self._run_and_mend)(name, arguments, ahead, on_disk)
 
-    async def _look_and_run(self, name: str, arguments: bytes, ahead: Sequence[Command], on_disk: bool) -> Any:
-        await self._look_at_server()
-        return await self._run_in_order(name, arguments, ahead, on_disk)
+    async def _check_and_run(self, name: str, arguments: bytes, ahead: Sequence[Command], on_disk: bool) -> Any:
+        await self._check_server()
+        return await self._run_and_mend(name, arguments, ahead, on_disk)
 
-    async def _run_in_order(self, name: str, arguments: bytes, ahead: Sequence[Command] = (), on_disk: bool = False) -> Any:
-        for _ in range(MOST_MENDINGS):
+    async def _run_and_mend(self, name: str, arguments: bytes, ahead: Sequence[Command] = (), on_disk: bool = False) -> Any:
+        for _ in range(MOST_REINDEXINGS):
             try:
                 return await self._run(name, arguments, ahead, on_disk)
             except WrongType as error:
-                await self._put_in_order(error)
+                await self._reindex(error)
         return await self._run(name, arguments, ahead, on_disk)
 
-    async def _put_in_order(self, error: WrongType) -> None:
-        """By one of all who have come upon it: it takes long, and the others come again when it is done."""
-        spared = packing.pack([int(1_000 * MENDED_BY_OTHERS_IN)])
-        link = self._per_loop.here().link
-        aside = await link.run(self._scripts["reindex"], self._prefix, self._time(), spared, within=REINDEXED_WITHIN)
+    async def _reindex(self, error: WrongType) -> None:
+        """Let one of all callers that found the wrong type reindex; the others wait and try again, since it takes long."""
+        spared = pack([int(1_000 * REINDEXED_BY_OTHERS_IN)])
+        pool = self._per_loop.here().pool
+        aside = await pool.run(self._scripts["reindex"], self._prefix, self._time(), spared, within=REINDEXED_WITHIN)
         if aside is None:
-            await asyncio.sleep(MENDED_BY_OTHERS_IN)
+            await asyncio.sleep(REINDEXED_BY_OTHERS_IN)
             return
         log.error("%s; %d key(s) put aside under %sbad:, and all indexes made anew from the jobs", error, aside, self._prefix)
 
     def _run(self, name: str, arguments: bytes, ahead: Sequence[Command] = (), on_disk: bool = False) -> Coroutine[Any, Any, Any]:
-        link = self._per_loop.here().link
-        return link.run(self._scripts[name], self._prefix, self._time(), arguments, ahead=ahead, on_disk=on_disk)
+        pool = self._per_loop.here().pool
+        return pool.run(self._scripts[name], self._prefix, self._time(), arguments, ahead=ahead, on_disk=on_disk)
 
     async def _ask(self, *command: Any) -> Any:
-        return await self._per_loop.here().link.ask(*command)
+        return await self._per_loop.here().pool.ask(*command)
 
     async def _examine(self) -> list[Finding]:
         settings = dict[str, str]()
-        with contextlib.suppress(BrokerRefused):  # hosts that rent servers out let nobody see them
-            told = await self._ask("CONFIG", "GET", "append*", "save")
-            settings = {told[i].decode(): told[i + 1].decode() for i in range(0, len(told), 2)}
+        with contextlib.suppress(BrokerRefused):  # managed servers forbid it
+            reply = await self._ask("CONFIG", "GET", "append*", "save")
+            settings = {reply[i].decode(): reply[i + 1].decode() for i in range(0, len(reply), 2)}
         return (await self.server_info()).findings(str(self.server), settings=settings, is_fsync=self.server.fsync)
 
-    async def _look_at_server(self) -> None:
+    async def _check_server(self) -> None:
         server_info = await self.server_info()
         server_info.check(str(self.server), may_evict=self.server.evicting)
         if self.server.fsync and not server_info.has_aof:
             raise BrokerRefused(
                 f"{server_info.name} at {self.server} has no append-only file, which durability=fsync asks to wait for: set appendonly yes"
             )
-        names = [f"{self._prefix}{name}" for name in ("nudges", "ended", "nudges")]
-        if denied := await self._run("permitted", packing.pack([smallest_calls(names)])):
+        own = [f"{self._prefix}{name}" for name in ("nudges", "ended", "nudges")]
+        if denied := await self._run("permitted", pack([smallest_calls(own)])):
             raise not_permitted(f"{b', '.join(denied).decode()} with keys and channels under {self._prefix}", str(self.server))
-        layout = await self._run_in_order("layout", packing.pack([LAYOUT]))
+        layout = await self._run_and_mend("layout", pack([LAYOUT]))
         if int(layout) != LAYOUT:
             raise BrokerRefused(
                 f"{server_info.name} at {self.server} has jobs of another version of taskflow under {self._prefix}: they have layout "
@@ -270,21 +257,21 @@ class RedisBroker:
         return "" if self._clock is None else f"{self._clock.wall()}:{self._clock.steady()}"
 
     async def _arm(self, topics: list[str], ids: list[bytes]) -> tuple[list[str], list[bytes]]:
-        there, ended = await self.call("arm", packing.pack([topics, ids, to_microseconds(AWAITED_FOR)]))
-        return [topic.decode() for topic in there], packing.ids_in(ended)
+        there, ended = await self.call("arm", pack([topics, ids, to_microseconds(AWAITED_FOR)]))
+        return [topic.decode() for topic in there], ids_in(ended)
 
-    def _a_line(self) -> _Line:
-        link = Link(self.server)
-        return _Line(link, RedisListener(link, self._prefix, self._arm))
+    def _in_this_loop(self) -> _InLoop:
+        pool = ConnectionPool(self.server)
+        return _InLoop(pool, RedisListener(pool, self._prefix, self._arm))
 
 
-class _Line:
-    """What a broker has in one event loop."""
+class _InLoop:
+    """A broker's connections and listener in one event loop."""
 
-    def __init__(self, link: Link, listener: RedisListener) -> None:
-        self.link = link
+    def __init__(self, pool: ConnectionPool, listener: RedisListener) -> None:
+        self.pool = pool
         self.listener = listener
 
     async def close(self) -> None:
         await self.listener.close()
-        await self.link.close()
+        await self.pool.close()

@@ -7,14 +7,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Final, Protocol
 
 from taskflow.broker.console import Finding, JobFilter, Metrics, QueueRecord, Redone
-from taskflow.broker.redis import packing
 from taskflow.broker.redis.fields import ID_BYTES
-from taskflow.broker.redis.jobs import UNKNOWN, records_of, shown
+from taskflow.broker.redis.jobs import records_of, shown
 from taskflow.broker.redis.large_payloads import LargePayloads
-from taskflow.model.clock import instant_of, to_microseconds, to_seconds
+from taskflow.broker.redis.packing import pack, unpack
+from taskflow.broker.redis.session import session_records
+from taskflow.model.clock import to_microseconds, to_seconds
 from taskflow.model.record import BY_CODE, CODES, ENDED, Record, Status
-from taskflow.model.session import Session, SessionRecord
-from taskflow.model.stored import FieldReader, instant, octets, text, whole
+from taskflow.model.session import SessionRecord
 
 PAGE: Final = 500
 """Jobs that one script looks at: a few milliseconds of the server's time at most."""
@@ -53,7 +53,7 @@ class RedisConsole:
         self._rest: dict[tuple[JobFilter, bytes | None], list[_Newest]] = {}
 
     async def queues(self) -> list[QueueRecord]:
-        rows, wall = packing.unpack(await self._call("queues", packing.pack([])))
+        rows, wall = unpack(await self._call("queues", pack([])))
         return sorted((_queue_record(row, wall) for row in rows or ()), key=lambda record: record.name)
 
     async def browse(self, chosen: JobFilter, *, before: bytes | None = None, limit: int = 100) -> list[Record]:
@@ -65,7 +65,7 @@ class RedisConsole:
         found: list[Record] = []
         while newest and len(found) < limit:
             ids = [heapq.heappop(newest).id for _ in range(min(len(newest), PAGE))]
-            reply = await self._call("browse", packing.pack([ids, _filter(chosen), limit - len(found)]))
+            reply = await self._call("browse", pack([ids, _filter(chosen), limit - len(found)]))
             records = await self._large_payloads.in_records(records_of(reply))
             found += [records[job_id] for job_id in ids if job_id in records]
             for job_id in reversed(ids):  # those beyond the limit belong to the next page
@@ -75,17 +75,16 @@ class RedisConsole:
         return found
 
     async def workers(self) -> list[SessionRecord]:
-        rows = packing.unpack(await self._call("workers", packing.pack([])))
-        return sorted((_session_record(row) for row in rows or ()), key=lambda record: (record.session.name, record.session.id))
+        return session_records(await self._call("workers", pack([])))
 
     async def retry(self, ids: Sequence[bytes]) -> list[Redone]:
-        return [_REDONE[answer] for answer in await self._call("redo", packing.pack([list(ids)]))]
+        return [_REDONE[answer] for answer in await self._call("redo", pack([list(ids)]))]
 
     async def purge(self, chosen: JobFilter, *, limit: int = 1_000) -> int:
         """By pages. Those of an index are all found before the first is dropped, since they move up in it."""
         purged = await self._purge_all(chosen, limit)
         if purged:
-            await self._call("sweep", packing.pack([]))
+            await self._call("sweep", pack([]))
         return purged
 
     async def _purge_all(self, chosen: JobFilter, limit: int) -> int:
@@ -103,13 +102,13 @@ class RedisConsole:
         return purged + await self._purge(page, chosen, limit - purged)
 
     async def pause(self, queue: str) -> None:
-        await self._call("pause", packing.pack([queue, True]))
+        await self._call("pause", pack([queue, True]))
 
     async def resume(self, queue: str) -> None:
-        await self._call("pause", packing.pack([queue, False]))
+        await self._call("pause", pack([queue, False]))
 
     async def metrics(self) -> Metrics:
-        stored, texts = packing.unpack(await self._call("metrics", packing.pack([])))
+        stored, texts = unpack(await self._call("metrics", pack([])))
         names = {texts[i]: shown(texts[i + 1])[2:] for i in range(0, len(texts), 2)}
         totals: dict[str, dict[str, int]] = {}
         for i in range(0, len(stored), 2):
@@ -145,13 +144,13 @@ class RedisConsole:
         for index in indexes:
             place = 0
             while place >= 0:
-                place, *ids = await self._call("candidates", packing.pack([index, place, PAGE]))
+                place, *ids = await self._call("candidates", pack([index, place, PAGE]))
                 yield ids
 
     async def _purge(self, ids: list[bytes], chosen: JobFilter, limit: int) -> int:
         if not ids or limit <= 0:
             return 0
-        purged: int = await self._call("purge", packing.pack([ids, _filter(chosen), limit]))
+        purged: int = await self._call("purge", pack([ids, _filter(chosen), limit]))
         return purged
 
 
@@ -215,33 +214,3 @@ def _queue_record(row: list[Any], wall: int) -> QueueRecord:
         oldest_ready_for=to_seconds(wall - ready_since) if ready_since is not False else None,
         next_due_in=to_seconds(next_due - wall) if next_due is not False else None,
     )
-
-
-def _session_record(row: list[Any]) -> SessionRecord:
-    """What is spoilt has a default in its place."""
-    session_id, name, ttl, about, registered_at, silent, leases, is_dying = row
-    reader = FieldReader()
-    queues, concurrency = reader.read("about", about, _about, _NOTHING)
-    session = Session(
-        id=session_id,
-        name=reader.read("name", name, shown, UNKNOWN),
-        ttl=to_seconds(ttl),
-        queues=queues,
-        concurrency=concurrency,
-    )
-    return SessionRecord(
-        session=session,
-        registered_at=reader.read("registered_at", registered_at, instant, _EPOCH),
-        seconds_since_beat=to_seconds(silent),
-        leases=leases,
-        is_dying=is_dying,
-    )
-
-
-_EPOCH: Final = instant_of(0)
-_NOTHING: Final[tuple[tuple[str, ...], int]] = ((), 0)
-
-
-def _about(stored: Any) -> tuple[tuple[str, ...], int]:
-    queues, concurrency = packing.unpack(octets(stored))
-    return tuple(map(text, queues)), whole(concurrency)

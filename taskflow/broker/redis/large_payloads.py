@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 from msgspec.structs import replace
 
 from taskflow.broker.redis.connect.connection import Command, TooLong
-from taskflow.broker.redis.connect.pool import Link
+from taskflow.broker.redis.connect.pool import ConnectionPool
 from taskflow.broker.redis.fields import MARK
 from taskflow.model.envelope import Envelope, Lease
 from taskflow.model.errors import BrokerUnavailable
@@ -56,9 +56,9 @@ def size_in(reference: bytes) -> int:
 class LargePayloads:
     """Of the jobs under one prefix."""
 
-    def __init__(self, link: Callable[[], Link], prefix: str) -> None:
-        """`link` returns the connections of the running event loop."""
-        self._link = link
+    def __init__(self, pool: Callable[[], ConnectionPool], prefix: str) -> None:
+        """`pool` returns the connections of the running event loop."""
+        self._pool = pool
         self._prefix = f"{prefix}b:".encode()
 
     def ahead(self, large: Iterable[Envelope]) -> list[Command]:
@@ -106,7 +106,7 @@ class LargePayloads:
             sizes = [size_in(references[job_id]) for job_id in ids]
             try:
                 most = sum(sizes) + AROUND_EACH * (len(sizes) + 1)
-                found = await self._link().ask("MGET", *(self._prefix + job_id for job_id in ids), most=most)
+                found = await self._pool().ask("MGET", *(self._prefix + job_id for job_id in ids), most=most)
             except (TooLong, BrokerUnavailable):  # a server that copies half a gigabyte may not answer in time, or cut the connection
                 found = []
             if None not in found and [*map(len, found)] == sizes:
@@ -119,7 +119,7 @@ class LargePayloads:
         self, ids: Sequence[bytes], sizes: Sequence[int], payloads: dict[bytes, bytes], problems: dict[bytes, Unreadable]
     ) -> None:
         asked = [("GETRANGE", self._prefix + job_id, 0, size) for job_id, size in zip(ids, sizes, strict=True)]
-        for job_id, size, payload in zip(ids, sizes, await self._link().ask_each(asked), strict=True):
+        for job_id, size, payload in zip(ids, sizes, await self._pool().ask_each(asked), strict=True):
             problem = _problem(payload, size)
             if problem:
                 problems[job_id] = Unreadable("payload", problem, (payload or b"")[:MAX_RAW])

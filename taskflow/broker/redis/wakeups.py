@@ -14,8 +14,8 @@ from typing import Any, Final
 
 from taskflow.broker import topics as names
 from taskflow.broker.listener import Arm, Listener
-from taskflow.broker.redis.connect.connection import ERRORS, Ear, ear_over
-from taskflow.broker.redis.connect.pool import Link
+from taskflow.broker.redis.connect.connection import ERRORS, Subscription, subscription_over
+from taskflow.broker.redis.connect.pool import ConnectionPool
 from taskflow.broker.redis.packing import ids_in
 
 PING_EVERY: Final = 25.0
@@ -25,14 +25,14 @@ PONG_WITHIN: Final = 3.0
 
 
 class RedisListener(Listener):
-    def __init__(self, link: Link, prefix: str, arm: Arm) -> None:
+    def __init__(self, pool: ConnectionPool, prefix: str, arm: Arm) -> None:
         super().__init__(arm, ERRORS)
-        self._link = link
+        self._pool = pool
         self._nudges, self._ended = f"{prefix}nudges".encode(), f"{prefix}ended".encode()
         self._is_heard = False
 
     async def hear(self, goes_on: Callable[[], None]) -> None:
-        ear = ear_over(await self._link.open(), self._take)
+        ear = subscription_over(await self._pool.open(), self._take)
         try:
             async with asyncio.timeout(PONG_WITHIN):
                 await ear.subscribe(self._nudges, self._ended)
@@ -45,7 +45,7 @@ class RedisListener(Listener):
         finally:
             await ear.drop()
 
-    async def _watch(self, ear: Ear) -> None:
+    async def _watch(self, ear: Subscription) -> None:
         """A connection that is dead in silence is cut, so that the listening ends."""
         while True:
             self._is_heard = False

@@ -32,7 +32,7 @@ class TooLong(Exception):
     """The replies have more bytes than the caller wants. The connection cannot be used again."""
 
 
-class Wire(Protocol):
+class CommandConnection(Protocol):
     def ask(self, commands: Sequence[Command], within: float, most: int | None = None) -> Awaitable[list[Any]]:
         """A reply for each command, errors of the server among them; any other error is raised, TimeoutError after so many seconds.
 
@@ -43,7 +43,7 @@ class Wire(Protocol):
     async def drop(self, *, nowait: bool = True) -> None: ...
 
 
-class Ear(Protocol):
+class Subscription(Protocol):
     async def subscribe(self, *channels: bytes) -> None:
         """Returns when the server has confirmed it."""
         ...
@@ -59,18 +59,18 @@ class Ear(Protocol):
     async def drop(self) -> None: ...
 
 
-Take = Callable[[Any], None]
+OnMessage = Callable[[Any], None]
 """What is called with all that comes."""
 
 
-def wire_over(connection: AbstractConnection) -> Wire:
+def connection_over(connection: AbstractConnection) -> CommandConnection:
     """`connection` is connected, and nobody else's from now on."""
-    return DriversWire(connection) if hiredis is None else StraightWire(connection)
+    return DriverConnection(connection) if hiredis is None else DirectConnection(connection)
 
 
-def ear_over(connection: AbstractConnection, take: Take) -> Ear:
+def subscription_over(connection: AbstractConnection, take: OnMessage) -> Subscription:
     """Of such a connection too."""
-    return DriversEar(connection, take) if hiredis is None else StraightEar(connection, take)
+    return DriverSubscription(connection, take) if hiredis is None else DirectSubscription(connection, take)
 
 
 async def drop(connection: AbstractConnection, *, nowait: bool = True) -> None:
@@ -81,7 +81,7 @@ async def drop(connection: AbstractConnection, *, nowait: bool = True) -> None:
 # --- by the driver's own means --------------------------------------------------------------------------------------
 
 
-class DriversWire:
+class DriverConnection:
     def __init__(self, connection: AbstractConnection) -> None:
         self._connection = connection
 
@@ -103,8 +103,8 @@ class DriversWire:
             return error
 
 
-class DriversEar:
-    def __init__(self, connection: AbstractConnection, take: Take) -> None:
+class DriverSubscription:
+    def __init__(self, connection: AbstractConnection, take: OnMessage) -> None:
         self._connection = connection
         self._take = take
 
@@ -129,7 +129,7 @@ class DriversEar:
 _UNFINISHED: Final = object()
 
 
-class _Straight(asyncio.Protocol, ABC):
+class _Direct(asyncio.Protocol, ABC):
     """Takes the transport over from the driver's streams, which still hear of its end. `_take` is called with each reply, `_fail` with
     the error that ended the connection."""
 
@@ -170,7 +170,7 @@ class _Straight(asyncio.Protocol, ABC):
     def _fail(self, error: Exception) -> None: ...
 
 
-class StraightWire(_Straight):
+class DirectConnection(_Direct):
     def __init__(self, connection: AbstractConnection) -> None:
         self._waiting: asyncio.Future[list[Any]] | None = None
         self._replies = list[Any]()
@@ -224,8 +224,8 @@ class StraightWire(_Straight):
         self._fail(TimeoutError())
 
 
-class StraightEar(_Straight):
-    def __init__(self, connection: AbstractConnection, take: Take) -> None:
+class DirectSubscription(_Direct):
+    def __init__(self, connection: AbstractConnection, take: OnMessage) -> None:
         self._tell = take
         self._unconfirmed = 0
         self._cut: asyncio.Future[None] | None = None

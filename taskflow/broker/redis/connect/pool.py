@@ -10,7 +10,7 @@ from redis import exceptions
 from redis.asyncio.connection import AbstractConnection
 
 from taskflow.broker import wording
-from taskflow.broker.redis.connect.connection import ERRORS, Command, Wire, drop, wire_over
+from taskflow.broker.redis.connect.connection import ERRORS, Command, CommandConnection, connection_over, drop
 from taskflow.broker.redis.connect.semaphore import Semaphore
 from taskflow.broker.redis.connect.server import ANSWER_WITHIN, Server
 from taskflow.broker.redis.errors import in_our_words
@@ -24,13 +24,13 @@ ON_DISK_WITHIN: Final = 2_500
 """Milliseconds."""
 
 
-class Link:
+class ConnectionPool:
     """Connections are taken up and laid down again; one that failed, or was left in the middle of a reply, is not used again."""
 
     def __init__(self, server: Server) -> None:
         self.server = server
-        self._idle: list[Wire] = []
-        self._in_use: set[Wire] = set()
+        self._idle: list[CommandConnection] = []
+        self._in_use: set[CommandConnection] = set()
         self._turns = Semaphore(MOST_CONNECTIONS)
         self._is_closed = False
         self._end: AsyncGenerator[None] | None = None
@@ -57,7 +57,7 @@ class Link:
             raise in_our_words(error, str(self.server)) from error
 
     async def ask(self, *command: Any, within: float = ANSWER_WITHIN, most: int | None = None) -> Any:
-        """Raises TooLong for a reply of more than `most` bytes: see `Wire.ask`."""
+        """Raises TooLong for a reply of more than `most` bytes: see `CommandConnection.ask`."""
         return await self._in_our_words((command,), within, most=most)
 
     async def ask_each(self, commands: Sequence[Command], within: float = ANSWER_WITHIN) -> list[Any]:
@@ -117,11 +117,11 @@ class Link:
                             await self._drop_idle()
                         raise
                     await self._drop_idle()
-            return await self._over(wire_over(await self.open()), commands, within, each, most)
+            return await self._over(connection_over(await self.open()), commands, within, each, most)
         finally:
             self._turns.give()
 
-    async def _over(self, wire: Wire, commands: Sequence[Command], within: float, each: bool, most: int | None) -> Any:
+    async def _over(self, wire: CommandConnection, commands: Sequence[Command], within: float, each: bool, most: int | None) -> Any:
         if self._is_closed:
             await wire.drop()
             raise BrokerUnavailable(wording.CLOSED)

@@ -1,0 +1,110 @@
+"""Envelopes as arguments of the scripts in enqueue.lua, and the answers of these."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+from taskflow.broker.protocol import Added, Refused
+from taskflow.broker.redis.large_payloads import is_large, reference_to
+from taskflow.broker.redis.packing import Item, pack
+from taskflow.model.clock import to_microseconds
+from taskflow.model.envelope import Envelope, pack_extras
+
+MOST_PLAIN: Final = 2_000
+"""Envelopes in one call of the script `enqueue`: one command adds them all, and Lua passes at most 8,000 values to a command."""
+
+_MOST_EXTRAS: Final = 0xFFFF
+
+
+# --- plain jobs: the script `enqueue` -----------------------------------------------------------------------------
+
+
+class PlainJobs(NamedTuple):
+    packed: bytes
+    large: list[Envelope]
+    """Envelopes whose payloads must be sent ahead: see `large_payloads`."""
+
+
+def pack_plain(envelopes: Sequence[Envelope]) -> PlainJobs | None:
+    """Pack envelopes for the script `enqueue`. Return None if one of them is not plain: `add` then takes all, so that their order stays."""
+    if not 0 < len(envelopes) <= MOST_PLAIN:
+        return None
+    runs, last_kind, large = list[list[Any]](), None, list[Envelope]()
+    places: dict[str, int] = {}
+    for envelope in envelopes:
+        if not _is_plain(envelope):
+            return None
+        kind = (envelope.queue, envelope.job, envelope.priority)
+        if kind != last_kind:
+            last_kind = kind
+            queue, job = "q:" + envelope.queue, "j:" + envelope.job
+            runs.append([places.setdefault(queue, len(places) + 1), places.setdefault(job, len(places) + 1), envelope.priority])
+        extras, payload = pack_extras(envelope) or b"", envelope.payload
+        if len(extras) > _MOST_EXTRAS:
+            return None
+        if is_large(payload):
+            large.append(envelope)
+            payload = reference_to(payload)
+        runs[-1] += (envelope.id, b"%b%b%b%b" % (len(extras).to_bytes(2), extras, len(payload).to_bytes(4), payload))
+    return PlainJobs(pack([list(places), [envelope.id for envelope in large], *runs]), large)
+
+
+def _is_plain(envelope: Envelope) -> bool:
+    """Return True if the job is ready at once, and no other job or key depends on it."""
+    return not (
+        envelope.after or envelope.at is not None or envelope.expires is not None or envelope.key or envelope.awaits or envelope.joins
+    )
+
+
+# --- jobs of any kind: the script `add` ---------------------------------------------------------------------------
+
+
+class Texts:
+    """The distinct names of queues and jobs in a call. Each is sent once; jobs refer to it by its place."""
+
+    def __init__(self) -> None:
+        self._places: dict[str, int] = {}
+
+    def place(self, name: str) -> int:
+        return self._places.setdefault(name, len(self._places) + 1)
+
+    def all(self) -> list[str]:
+        return list(self._places)
+
+
+def pack_envelopes(envelopes: Sequence[Envelope]) -> bytes:
+    """Pack envelopes for the script `add`. Large payloads must be sent ahead: see `large_payloads`."""
+    texts = Texts()
+    items = [job_item(envelope, texts, apart=is_large(envelope.payload)) for envelope in envelopes]
+    return pack([texts.all(), items, [envelope.id for envelope in envelopes if is_large(envelope.payload)]])
+
+
+def job_item(envelope: Envelope, texts: Texts, *, apart: bool = False) -> Item:
+    """Return the item that `add_job` in enqueue.lua takes. If `apart`, it holds a reference in place of the payload."""
+    return (
+        envelope.id,
+        texts.place("q:" + envelope.queue),
+        texts.place("j:" + envelope.job),
+        envelope.priority,
+        to_microseconds(envelope.after) if envelope.after else 0,
+        envelope.at if envelope.at is not None else False,
+        False if envelope.expires is None else to_microseconds(envelope.expires),
+        envelope.key or False,
+        int(envelope.on_conflict),
+        reference_to(envelope.payload) if apart else envelope.payload,
+        pack_extras(envelope) or False,
+        envelope.awaits,
+        b"".join(envelope.joins) or False,
+    )
+
+
+def added_or_refused(envelope: Envelope, answer: bytes) -> Added | Refused:
+    """Decode the answer of the script `add` for one envelope."""
+    match answer[:1]:
+        case b"i":
+            return Refused(envelope.id, envelope.id, "id")
+        case b"k":
+            return Refused(envelope.id, answer[1:], "key")
+        case _:
+            return Added(envelope.id, answer[1:] or None)

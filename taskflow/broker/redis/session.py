@@ -1,0 +1,95 @@
+"""Sessions and heartbeats as arguments of the scripts in session.lua, and the replies of these."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Final
+
+from taskflow.broker.redis.fields import TAIL_BYTES
+from taskflow.broker.redis.jobs import UNKNOWN, shown
+from taskflow.broker.redis.packing import can_be, claim_of, pack, pack_progress, pack_tail, unpack
+from taskflow.model.clock import instant_of, to_microseconds, to_seconds
+from taskflow.model.envelope import ClaimId
+from taskflow.model.session import Beat, BeatAnswer, Outlook, Session, SessionRecord
+from taskflow.model.stored import FieldReader, instant, octets, text, whole
+
+LONGEST_NAME: Final = 250
+"""Characters of a worker's name that are kept: each of its jobs holds them."""
+
+
+def pack_session(session: Session) -> bytes:
+    """Pack a session for the script `register`."""
+    about = pack([session.queues, session.concurrency])
+    return pack([session.id, session.name[:LONGEST_NAME], to_microseconds(session.ttl), about])
+
+
+# --- heartbeats -----------------------------------------------------------------------------------------------------
+
+
+def pack_beat(beat: Beat) -> bytes:
+    """Pack a heartbeat for the script `beat`, without claims that no store could have given to the session."""
+    own = [claim for claim in beat.claims if can_be(claim, beat.session)]
+    reports = [
+        (pack_tail(report.claim), to_microseconds(report.running_for), pack_progress(report.progress))
+        for report in beat.reports
+        if can_be(report.claim, beat.session)
+    ]
+    return pack([beat.session, b"".join(map(pack_tail, own)), beat.seen, reports, beat.leaving, beat.died_of or False, beat.looks])
+
+
+def beat_answer(beat: Beat, reply: Sequence[Any]) -> BeatAnswer:
+    """Decode the reply of the script `beat`."""
+    ghosts, *packed = reply[:3]
+    lost, stopping = (_claims_in(tails, beat.session) for tails in packed)
+    return BeatAnswer(
+        lost=tuple(claim for claim in beat.claims if claim in lost or not can_be(claim, beat.session)),
+        stopping=tuple(claim for claim in beat.claims if claim in stopping),
+        ghosts=ghosts,
+        outlook=_outlook_of(*reply[3:]) if reply[3:] else None,
+    )
+
+
+def _outlook_of(is_ready: int, due_in: int) -> Outlook:
+    return Outlook(bool(is_ready), math.inf if due_in < 0 else to_seconds(due_in))
+
+
+def _claims_in(packed: bytes, session: bytes) -> set[ClaimId]:
+    return {claim_of(session, packed[first : first + TAIL_BYTES]) for first in range(0, len(packed), TAIL_BYTES)}
+
+
+# --- what the console shows -----------------------------------------------------------------------------------------
+
+
+def session_records(packed: bytes) -> list[SessionRecord]:
+    """Decode the reply of the script `workers`. A field that cannot be read has its default."""
+    return sorted(map(_session_record, unpack(packed) or ()), key=lambda record: (record.session.name, record.session.id))
+
+
+def _session_record(row: list[Any]) -> SessionRecord:
+    session_id, name, ttl, about, registered_at, silent, leases, is_dying = row
+    reader = FieldReader()
+    queues, concurrency = reader.read("about", about, _about, _NOTHING)
+    session = Session(
+        id=session_id,
+        name=reader.read("name", name, shown, UNKNOWN),
+        ttl=to_seconds(ttl),
+        queues=queues,
+        concurrency=concurrency,
+    )
+    return SessionRecord(
+        session=session,
+        registered_at=reader.read("registered_at", registered_at, instant, _EPOCH),
+        seconds_since_beat=to_seconds(silent),
+        leases=leases,
+        is_dying=is_dying,
+    )
+
+
+_EPOCH: Final = instant_of(0)
+_NOTHING: Final[tuple[tuple[str, ...], int]] = ((), 0)
+
+
+def _about(stored: Any) -> tuple[tuple[str, ...], int]:
+    queues, concurrency = unpack(octets(stored))
+    return tuple(map(text, queues)), whole(concurrency)

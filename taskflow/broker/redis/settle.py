@@ -1,0 +1,188 @@
+"""Settlements as arguments of the script `settle`, and its answers.
+
+Plain successes go in columns, since most settlements are such; all others go as items.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from typing import Final, NamedTuple
+
+from taskflow.broker.redis.enqueue import Texts, job_item
+from taskflow.broker.redis.fields import SESSION_BYTES, TAIL_BYTES
+from taskflow.broker.redis.packing import MOST_NUMBERS, MOST_REQUESTS, Item, can_be, pack, pack_claim, pack_progress
+from taskflow.model.clock import to_microseconds
+from taskflow.model.verdict import (
+    Cancelled,
+    Discarded,
+    Failed,
+    HandedBack,
+    Parked,
+    Retried,
+    RunError,
+    Settled,
+    Settlement,
+    Snoozed,
+    Succeeded,
+)
+
+MOST_SETTLED: Final = 200
+"""Settlements in one call of the script."""
+
+MOST_BYTES_SETTLED: Final = 1024 * 1024
+"""Bytes of results in one call of the script, beyond which no further settlement is added."""
+
+MOST_RESULT: Final = 60 * 1024 * 1024
+"""Bytes. No script reads a record beyond 64 MiB."""
+
+MOST_EPOCHS: Final = 1 << 32
+
+
+class PackedSettlements(NamedTuple):
+    """`order` holds, for each answer of the script, the place of its settlement."""
+
+    packed: bytes
+    order: Sequence[int]
+
+
+def is_possible(settlement: Settlement) -> bool:
+    """Return True if a store could have given out this fence. Any other is stale, and too large for the script."""
+    claim = settlement.claim
+    return len(claim.session) == SESSION_BYTES and can_be(claim, claim.session) and 0 <= settlement.epoch < MOST_EPOCHS
+
+
+def portions(settlements: Sequence[Settlement]) -> Iterator[list[Settlement]]:
+    """Yield the settlements in portions for one call each, so that no call holds the server for long."""
+    portion, size = list[Settlement](), 0
+    for settlement in settlements:
+        if portion and (len(portion) == MOST_SETTLED or size >= MOST_BYTES_SETTLED):
+            yield portion
+            portion, size = [], 0
+        portion.append(settlement)
+        size += len(settlement.verdict.result) if isinstance(settlement.verdict, Succeeded) else 0
+    if portion:
+        yield portion
+
+
+def pack_settlements(settlements: Sequence[Settlement]) -> PackedSettlements:
+    """Pack plain successes in columns, by session and keep. The script settles these first, so a job that occurs twice goes as items."""
+    texts, columns, others = Texts(), dict[tuple[bytes, float], _Columns](), list[int]()
+    are_distinct = len({settlement.id for settlement in settlements}) == len(settlements)
+    for place, settlement in enumerate(settlements):
+        if are_distinct and _is_plain_success(settlement):
+            group = settlement.claim.session, settlement.keep_for
+            if (of_group := columns.get(group)) is None:
+                of_group = columns[group] = _Columns([], [], [], [], [])
+            _add_success(of_group, place, settlement)
+        else:
+            others.append(place)
+    named = [[session, to_microseconds(keep_for), *of_group[1:]] for (session, keep_for), of_group in columns.items()]
+    packed = pack([named, [_settlement_item(settlements[place], texts) for place in others], texts.all()])
+    return PackedSettlements(packed, [place for of_group in columns.values() for place in of_group.places] + others)
+
+
+def settled_of(answers: bytes, order: Sequence[int]) -> list[Settled]:
+    """Decode the answers of the script, in the order of the settlements."""
+    settled = [Settled.STALE] * len(order)
+    for place, answer in zip(order, answers, strict=True):
+        if answer == _OK:
+            settled[place] = Settled.OK
+    return settled
+
+
+_OK: Final = ord("o")
+
+
+# --- plain successes ----------------------------------------------------------------------------------------------
+
+
+class _Columns(NamedTuple):
+    places: list[int]
+    ids: list[bytes]
+    fences: list[bytes]
+    tails: list[bytes]
+    outcomes: list[bytes]
+
+
+def _is_plain_success(settlement: Settlement) -> bool:
+    if type(settlement.verdict) is not Succeeded or settlement.follow_ups or settlement.progress is not None:
+        return False
+    session, request, number = settlement.claim
+    return len(session) == SESSION_BYTES and 0 <= request < MOST_REQUESTS and 0 <= number < MOST_NUMBERS
+
+
+_FENCE: Final = struct.Struct(">I16sQ")
+_OUTCOME: Final = struct.Struct(">QQI")
+
+
+def _add_success(columns: _Columns, place: int, settlement: Settlement) -> None:
+    session, request, number = settlement.claim
+    assert isinstance(settlement.verdict, Succeeded)
+    result = settlement.verdict.result
+    if len(result) > MOST_RESULT:  # tested here to save a function call for each job
+        _checked_result(result)
+    fence = _FENCE.pack(settlement.epoch, session, request << 16 | number)
+    columns.places.append(place)
+    columns.ids.append(settlement.id)
+    columns.fences.append(fence)
+    columns.tails.append(fence[-TAIL_BYTES:])
+    ran_for = max(0, to_microseconds(settlement.ran_for))
+    columns.outcomes.append(_OUTCOME.pack(ran_for, to_microseconds(settlement.keep_for), len(result)) + result)
+
+
+# --- settlements of any kind --------------------------------------------------------------------------------------
+
+_SUCCEEDED: Final = 1
+
+
+def _settlement_item(settlement: Settlement, texts: Texts) -> Item:
+    """See settle.lua. Payloads of follow-ups go with them, whatever their size."""
+    kind, value, error, after = _verdict(settlement.verdict)
+    keep_for = to_microseconds(settlement.keep_for) if kind == _SUCCEEDED else 0  # for all others the store's rules decide
+    return (
+        settlement.id,
+        settlement.epoch,
+        pack_claim(settlement.claim),
+        kind,
+        to_microseconds(settlement.ran_for),
+        keep_for,
+        value,
+        error,
+        after,
+        [job_item(follow_up, texts) for follow_up in settlement.follow_ups] or False,
+        pack_progress(settlement.progress),
+    )
+
+
+def _checked_result(result: bytes) -> bytes:
+    if len(result) > MOST_RESULT:
+        raise ValueError(f"Redis keeps results of up to {MOST_RESULT:,} bytes, got {len(result):,}")
+    return result
+
+
+def _verdict(verdict: object) -> tuple[int, object, object, object]:
+    """Return the verdict's kind, value, error and wait."""
+    match verdict:
+        case Succeeded(result):
+            return _SUCCEEDED, _checked_result(result), False, False
+        case Failed(error):
+            return 2, f"{error.type}: {error.message}", _error(error), False
+        case Discarded(reason):
+            return 3, reason, False, False
+        case Cancelled(reason):
+            return 4, reason, False, False
+        case Retried(error, after):
+            return 5, False, _error(error), to_microseconds(after)
+        case Snoozed(after):
+            return 6, False, False, to_microseconds(after)
+        case Parked(waiting_for, after):
+            return 7, waiting_for, False, to_microseconds(after)
+        case HandedBack(counts):
+            return 8, counts, False, False
+        case _:
+            raise TypeError(f"{verdict!r} is not a verdict that a store knows")
+
+
+def _error(error: RunError) -> Item:
+    return (error.type, error.message, error.traceback, error.attempt)
