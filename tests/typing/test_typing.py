@@ -14,7 +14,7 @@ from tests.typing import checkers, odd
 from tests.typing.checkers import Error
 from tests.typing.mistakes import MISTAKES, OF_THE_DECORATOR, Mistake
 
-pytestmark = pytest.mark.xdist_group("typing")  # the checkers run once for all; and each takes much memory
+pytestmark = [pytest.mark.xdist_group("typing"), pytest.mark.unmeasured]  # the checkers run once for all; and each takes much memory
 
 Found = dict[str, set[Error]]
 
