@@ -18,7 +18,7 @@ UNTIL_KEPT: Final = 6
 """Executions until the server may keep a plan for whatever parameters."""
 
 
-CLAIM: Final = "SELECT * FROM taskflow.lease_jobs(NULL, NULL, $1, $2, $3, $4)"
+CLAIM: Final = "SELECT * FROM taskflow.claim(NULL, NULL, $1, $2, $3, $4)"
 
 
 UPKEEP: Final = "SELECT * FROM taskflow.upkeep($1, NULL, $2)"

@@ -20,8 +20,8 @@ from tests.support.verdicts import succeeded
 BATCH: Final = 100
 BATCHES: Final = 5
 
-LEASE: Final = "SELECT * FROM taskflow.lease_jobs(NULL, NULL, $1, $2, '{}', $3)"
-SUCCEED: Final = "SELECT * FROM taskflow.succeed_all(NULL, $1, $2, $3, $4, $5)"
+LEASE: Final = "SELECT * FROM taskflow.claim(NULL, NULL, $1, $2, '{}', $3)"
+SUCCEED: Final = "SELECT * FROM taskflow.succeed(NULL, $1, $2, $3, $4, $5)"
 ENQUEUE: Final = "SELECT * FROM taskflow.enqueue(NULL, NULL, $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
 
 
@@ -66,7 +66,7 @@ async def test_a_purge_of_20_000_waiting_jobs_ends_in_time_and_tells_in_one_word
         await broker.enqueue(envelopes(1_000))
     stranger = await asyncpg.connect(store.url)
     await stranger.execute("BEGIN")
-    assert await stranger.fetchval("SELECT rung FROM taskflow.purge(NULL, NULL, NULL, NULL, NULL, false, 1000)") == "*"
+    assert await stranger.fetchval("SELECT wakeups FROM taskflow.purge(NULL, NULL, NULL, NULL, NULL, false, 1000)") == "*"
     await stranger.execute("ROLLBACK")
     await stranger.close()
     assert await broker.console.purge(JobFilter(), limit=20_000) == 20_000

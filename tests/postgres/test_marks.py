@@ -112,16 +112,20 @@ async def test_what_is_read_does_not_grow_with_what_nobody_may_clean_away(
     store.counted = "."
     beyond = work.request + 1
     statements: dict[str, tuple[Any, ...]] = {
-        "claim of any queue": ("SELECT * FROM taskflow.lease_jobs(NULL, NULL, $1, $2, '{}', 100)", SESSION, beyond),
-        "claim of one": ("SELECT * FROM taskflow.lease_jobs(NULL, NULL, $1, $2, '{default}', 100)", SESSION, beyond),
-        "beat": ("SELECT * FROM taskflow.beat(NULL, NULL, $1, '{}', '{}', $2, '{}', '{}', '{}', '{}', false, NULL)", SESSION, beyond),
+        "claim of any queue": ("SELECT * FROM taskflow.claim(NULL, NULL, $1, $2, '{}', 100)", SESSION, beyond),
+        "claim of one": ("SELECT * FROM taskflow.claim(NULL, NULL, $1, $2, '{default}', 100)", SESSION, beyond),
+        "beat": (
+            "SELECT * FROM taskflow.beat(NULL, NULL, $1, '{}', '{}', $2, '{}', '{}', '{}', '{}', false, NULL, false)",
+            SESSION,
+            beyond,
+        ),
         "beat that looks": (
-            "SELECT * FROM taskflow.beat_and_look(NULL, NULL, $1, '{}', '{}', $2, '{}', '{}', '{}', '{}', false, NULL)",
+            "SELECT * FROM taskflow.beat(NULL, NULL, $1, '{}', '{}', $2, '{}', '{}', '{}', '{}', false, NULL, true)",
             SESSION,
             beyond,
         ),
         "upkeep": ("SELECT * FROM taskflow.upkeep(NULL, NULL, 1000)",),
-        "arming": ("SELECT * FROM taskflow.there('{queues,due,queue:default}')",),
+        "arming": ("SELECT * FROM taskflow.find_topics('{queues,due,queue:default}')",),
         "workers": ("SELECT * FROM taskflow.workers(NULL, NULL)",),
     }
     for verb, statement in statements.items():
@@ -157,12 +161,12 @@ async def test_nor_does_a_settlement_read_who_was_awaited_once(store: Store, wor
     columns = packing.success_columns([succeeded(lease) for lease in await work.claim()])
     store.counted = "^awaited"
 
-    costs = await store.costs("SELECT * FROM taskflow.succeed_all(NULL, $1, $2, $3, $4, $5)", *columns, times=UNTIL_PLANS_ARE_KEPT)
+    costs = await store.costs("SELECT * FROM taskflow.succeed(NULL, $1, $2, $3, $4, $5)", *columns, times=UNTIL_PLANS_ARE_KEPT)
 
     assert max(sum(rows for _, rows in each.values()) for each in costs) < FEW
 
 
-async def test_a_commit_that_comes_late_is_found_by_a_look_behind(work: Work, stranger: asyncpg.Connection) -> None:
+async def test_a_commit_that_comes_late_is_found_by_a_check_of_the_marks(work: Work, stranger: asyncpg.Connection) -> None:
     """The marks have passed it; upkeep reads without them every ten seconds."""
     late = an_envelope()
     await work.pass_through(BATCH)
@@ -174,7 +178,7 @@ async def test_a_commit_that_comes_late_is_found_by_a_look_behind(work: Work, st
     await work.go_beyond(late)
     await stranger.execute("COMMIT")
     assert await work.claim() == []
-    await stranger.execute("DELETE FROM taskflow.meta WHERE name LIKE 'look_behind%'")  # ten seconds are over
+    await stranger.execute("DELETE FROM taskflow.meta WHERE name LIKE 'check_marks%'")  # ten seconds are over
 
     with work.broker.listen([topics.queue("default")]) as nudges:
         await work.broker.upkeep(10)
@@ -187,7 +191,7 @@ async def test_what_a_claim_that_is_rolled_back_has_held_is_found_at_once(work: 
     held = an_envelope()
     await work.broker.enqueue([held])
     await stranger.execute("BEGIN")
-    await stranger.fetch("SELECT * FROM taskflow.lease_jobs(NULL, NULL, $1, 1000000, '{}', 1)", await work.another_session())
+    await stranger.fetch("SELECT * FROM taskflow.claim(NULL, NULL, $1, 1000000, '{}', 1)", await work.another_session())
     await work.go_beyond(held)
 
     await stranger.execute("ROLLBACK")
@@ -209,7 +213,7 @@ async def test_a_scheduled_job_of_a_transaction_that_commits_late_is_found(work:
     assert [lease.envelope.id for lease in await work.claim()] == [job_id.bytes]
 
 
-async def test_a_verb_that_took_long_looks_behind_itself(work: Work, stranger: asyncpg.Connection) -> None:
+async def test_a_verb_that_took_long_checks_the_marks_itself(work: Work, stranger: asyncpg.Connection) -> None:
     """The commit of an enqueue takes two seconds; others' jobs come and go meanwhile."""
     await stranger.execute(_SLOW_COMMIT)
     late = Envelope(id=new_id(), job="slow", payload=b"\x01")
@@ -224,12 +228,12 @@ async def test_a_look_that_is_due_is_not_left_undone_by_who_leaves(work: Work, s
     """The store has been told that it is this process's turn: nobody else looks for ten seconds."""
 
     async def looked_at() -> int | None:
-        found: int | None = await stranger.fetchval("SELECT value FROM taskflow.meta WHERE name = 'look_behind_at'")
+        found: int | None = await stranger.fetchval("SELECT value FROM taskflow.meta WHERE name = 'check_marks_at'")
         return found
 
     broker = work.broker.sibling()
     await broker.upkeep(10)
-    await stranger.execute("DELETE FROM taskflow.meta WHERE name LIKE 'look_behind%'")
+    await stranger.execute("DELETE FROM taskflow.meta WHERE name LIKE 'check_marks%'")
     await broker.upkeep(10)
     assert await looked_at() is None, "it is not done at once"
     await broker.close()
@@ -280,10 +284,10 @@ async def test_a_mark_beyond_the_clock_is_not_believed(work: Work, stranger: asy
     assert len(await work.claim()) == 1
 
 
-async def look_behind_after_a_while(stranger: asyncpg.Connection) -> None:
+async def check_marks_after_a_while(stranger: asyncpg.Connection) -> None:
     """As if every mark had been set a quarter of a minute earlier."""
     await stranger.execute("UPDATE taskflow.marks SET set_at = set_at - 15000000")
-    await stranger.fetch("SELECT * FROM taskflow.look_behind(NULL)")
+    await stranger.fetch("SELECT * FROM taskflow.check_marks(NULL)")
 
 
 async def test_many_queues_with_nothing_in_them_cost_a_claim_nothing(store: Store, work: Work, stranger: asyncpg.Connection) -> None:
@@ -293,9 +297,9 @@ async def test_many_queues_with_nothing_in_them_cost_a_claim_nothing(store: Stor
     leases = await work.claim(len(queues))
     await work.broker.settle([succeeded(lease) for lease in leases[1:]])
     for _ in range(2):
-        await look_behind_after_a_while(stranger)
+        await check_marks_after_a_while(stranger)
     store.counted = "^marks"
-    claim, arm = "SELECT * FROM taskflow.lease_jobs(NULL, NULL, $1, $2, '{}', 100)", "SELECT * FROM taskflow.there('{queues}')"
+    claim, arm = "SELECT * FROM taskflow.claim(NULL, NULL, $1, $2, '{}', 100)", "SELECT * FROM taskflow.find_topics('{queues}')"
     await store.costs(claim, SESSION, work.request + 1)  # the first to come by what has been deleted marks it as dead in the index
     costs = [*await store.costs(claim, SESSION, work.request + 1), *await store.costs(arm)]
     assert all(rows < 20 for cost in costs for _, rows in cost.values()), costs
@@ -320,7 +324,7 @@ async def test_what_comes_as_its_queue_comes_to_rest_is_found(work: Work, strang
                 "SELECT * FROM taskflow.enqueue(NULL, NULL, $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
                 *packing.envelope_columns([late]),
             )
-        await look_behind_after_a_while(looking)
+        await check_marks_after_a_while(looking)
         if look == 0 and looks == 0:
             await stranger.execute("COMMIT")
     if looks == 1:

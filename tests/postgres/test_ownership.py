@@ -150,7 +150,7 @@ async def test_a_role_that_may_not_make_the_schema_is_told_what_it_lacks(roles: 
         "SELECT * FROM taskflow.read(NULL, ARRAY[''::bytea])",
         "SELECT * FROM taskflow.browse(NULL, NULL, NULL, NULL, NULL, false, NULL, 10)",
         "SELECT * FROM taskflow.purge(NULL, NULL, NULL, NULL, NULL, false, 10)",
-        "SELECT * FROM taskflow.lease_jobs(NULL, NULL, ''::bytea, 1, '{}', 1)",
+        "SELECT * FROM taskflow.claim(NULL, NULL, ''::bytea, 1, '{}', 1)",
         "CREATE TABLE taskflow.mine (n integer)",
         "CREATE FUNCTION taskflow.mine() RETURNS integer LANGUAGE sql AS 'SELECT 1'",
     ],

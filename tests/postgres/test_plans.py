@@ -44,7 +44,7 @@ any_number = pytest.mark.parametrize("rows", [0, 1_000, 100_000])
 async def test_who_looks_for_jobs_by_a_filter_asks_no_function_about_each(store: Store) -> None:
     """Which made a look at a million jobs take longer than a statement may."""
     await store.fill(1_000, after=0.0)
-    calls = "SELECT coalesce(sum(pg_stat_get_xact_function_calls(oid)), 0)::bigint FROM pg_proc WHERE proname = 'is_chosen'"
+    calls = "SELECT coalesce(sum(pg_stat_get_xact_function_calls(oid)), 0)::bigint FROM pg_proc WHERE proname = 'matches'"
     browse = "SELECT count(*) FROM taskflow.browse(NULL, 'default', 'work', '{2}', NULL, false, NULL, 5000)"
 
     counted = await store.in_one_transaction("SET LOCAL track_functions = 'all'", browse, calls)

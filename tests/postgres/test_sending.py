@@ -278,7 +278,7 @@ async def test_many_jobs_of_a_transaction_are_told_of_once(
     await sql.execute("BEGIN")
     await sql.execute(f"INSERT INTO orders SELECT generate_series(1, {ROWS})")
     await sql.execute(f"SELECT taskflow.enqueue('{NOTE}', after => '1 hour') FROM generate_series(1, 10)")
-    gathered = await sql.fetchval("SELECT current_setting('taskflow.rung', true)")
+    gathered = await sql.fetchval("SELECT current_setting('taskflow.wakeups', true)")
     await sql.execute("COMMIT")
     took = time.monotonic() - began_at
     await until(lambda: len(told) >= 2)

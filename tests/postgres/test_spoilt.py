@@ -243,7 +243,7 @@ async def test_a_run_of_a_session_that_nobody_knows_is_released(broker: Broker, 
     await broker.enqueue([envelope])
     await broker.claim(SESSION, 1, [], 10)
     await spoil(stranger, envelope.id, "session", f"'\\x{new_id().hex()}'")
-    await stranger.execute("SELECT taskflow.look_behind(NULL)")
+    await stranger.execute("SELECT taskflow.check_marks(NULL)")
     [record] = await broker.read([envelope.id])
     assert record is not None
     assert record.status is Status.READY
@@ -274,7 +274,7 @@ async def test_a_name_that_is_no_utf8_spoils_its_own_job(ascii_database: str, co
     envelopes = [an_envelope() for _ in range(3)]
     await broker.enqueue(envelopes)
     server.execute(f"UPDATE taskflow.jobs SET {column} = {BAD} WHERE id = '\\x{envelopes[1].id.hex()}'", ascii_database)
-    server.execute("SELECT convert_to(taskflow.look_behind(NULL), 'SQL_ASCII')", ascii_database)
+    server.execute("SELECT convert_to(taskflow.check_marks(NULL), 'SQL_ASCII')", ascii_database)
 
     records = await broker.read([envelope.id for envelope in envelopes])
     assert [unreadable_of(record) for record in records] == [[], [column], []]

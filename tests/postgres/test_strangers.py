@@ -178,7 +178,7 @@ async def test_leases_of_a_claim_that_was_under_way_when_its_session_was_reaped_
     reaper = await asyncpg.connect(store.url, server_settings={"default_transaction_isolation": "repeatable read"})
     upkeep = "SELECT released FROM taskflow.upkeep($1, NULL, 10)"
     await stranger.execute("BEGIN")
-    await stranger.fetch("SELECT * FROM taskflow.lease_jobs(NULL, NULL, $1, 1, '{}', 10)", SESSION)
+    await stranger.fetch("SELECT * FROM taskflow.claim(NULL, NULL, $1, 1, '{}', 10)", SESSION)
     reaping = asyncio.create_task(reaper.fetchval(upkeep, now + 30 * SECOND))
     await asyncio.sleep(0.3)
     await stranger.execute("COMMIT")
@@ -196,6 +196,6 @@ async def test_a_role_that_may_add_jobs_cannot_act_as_the_owner(store: Store, st
     await stranger.execute("DROP ROLE IF EXISTS mallory; CREATE ROLE mallory; GRANT USAGE ON SCHEMA taskflow TO mallory; SET ROLE mallory")
     await stranger.execute("CREATE TEMP TABLE trap (queue text, late_priority integer, late_at bigint)")
     with pytest.raises(asyncpg.InsufficientPrivilegeError):
-        await stranger.execute("CREATE TRIGGER springs AFTER INSERT ON trap FOR EACH ROW EXECUTE FUNCTION taskflow.at_commit()")
+        await stranger.execute("CREATE TRIGGER springs AFTER INSERT ON trap FOR EACH ROW EXECUTE FUNCTION taskflow.lower_late_mark()")
     await stranger.fetchval("SELECT taskflow.enqueue('work')")
     await stranger.execute("RESET ROLE; DROP TABLE trap; REVOKE USAGE ON SCHEMA taskflow FROM mallory; DROP ROLE mallory")

@@ -35,7 +35,7 @@ _FUNCTIONS: Final = """\
 CREATE FUNCTION @.noted_jobs() RETURNS SETOF @.jobs LANGUAGE sql AS 'SELECT * FROM @.jobs WHERE note IS NOT NULL';
 """
 
-_RESULT_OF_UPKEEP: Final = "OUT looks_behind boolean, OUT rung text"
+_RESULT_OF_UPKEEP: Final = "OUT checks_marks boolean, OUT wakeups text"
 
 _THIS: Final = migrations.script(Upgrade(place="schema", version=0, migrations=migrations.MIGRATIONS), "taskflow", Rules())
 

@@ -100,16 +100,16 @@ class PostgresBroker:
 
     async def claim(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
         try:
-            found = await self.call("lease_jobs", *self.times(), session, request, list(queues), limit)
+            found = await self.call("claim", *self.times(), session, request, list(queues), limit)
         except SessionLost:
             raise SessionLost(wording.SESSION_LOST) from None
         return rows.leases_of(found, session, request)
 
     async def beat(self, beat: Beat) -> BeatAnswer:
-        row = await self.call_one("beat_and_look" if beat.looks else "beat", *self.times(), beat.session, *packing.beat_columns(beat))
+        row = await self.call_one("beat", *self.times(), beat.session, *packing.beat_columns(beat))
         if row["is_lost"]:
             raise SessionLost(wording.SESSION_LOST)
-        if row.get("looks_behind"):
+        if row["checks_marks"]:
             self._per_loop.here().late_commits.want_soon()
         held, stopping = set(row["held"] or ()), set(row["stopping"] or ())
         return BeatAnswer(
@@ -143,7 +143,7 @@ class PostgresBroker:
         if not plain or len({settlement.id for settlement in settlements}) < len(settlements):
             return frozenset()
         try:
-            [row] = await self.call("succeed_all", self.wall(), *packing.success_columns(plain))
+            [row] = await self.call("succeed", self.wall(), *packing.success_columns(plain))
         except BrokerError as error:
             if was_held_up(error):
                 return frozenset()  # settle() tells which of them
@@ -196,7 +196,7 @@ class PostgresBroker:
 
     async def upkeep(self, limit: int) -> Upkept:
         row = await self.call_one("upkeep", *self.times(), int(limit))
-        if row.get("looks_behind"):
+        if row["checks_marks"]:
             self._per_loop.here().late_commits.want_soon()
         return Upkept(
             readied=row["readied"],
@@ -268,9 +268,9 @@ class PostgresBroker:
         """The one row of a function, of whose effect others are told: in this process at once, elsewhere by a notification."""
         began_at = time.monotonic()
         [row] = await self.call(name, *arguments)
-        rung = row.get("rung")
-        if rung:
-            self.tell(rung.split("\n"))
+        wakeups = row.get("wakeups")
+        if wakeups:
+            self.tell(wakeups.split("\n"))
             self._per_loop.here().late_commits.after(time.monotonic() - began_at)
         return row
 
@@ -292,14 +292,14 @@ class PostgresBroker:
         return await self._look(topics, ids)
 
     async def _look(self, topics: list[str], ids: list[bytes]) -> tuple[list[str], list[bytes]]:
-        there = [row["there"] for row in await self.call("there", topics)] if topics else []
-        ended = [row["already"] for row in await self.call("already", ids)] if ids else []
+        there = [row["find_topics"] for row in await self.call("find_topics", topics)] if topics else []
+        ended = [row["find_ended"] for row in await self.call("find_ended", ids)] if ids else []
         return there, ended
 
     async def _tell(self, topics: list[str], ended: list[bytes]) -> None:
         if EVERYTHING in topics:
             topics, ended = [EVERYTHING], []
-        await self.call("tell", self._namespace, topics, ended)
+        await self.call("notify", self._namespace, topics, ended)
 
     def _a_line(self) -> _Line:
         telling = Notifier(self._tell)
@@ -308,9 +308,9 @@ class PostgresBroker:
 
         async def look() -> None:
             """Also while the line is being closed."""
-            [row] = await _fetch(link, self._statement("look_behind", 1), self.wall(), within=LOOKED_WITHIN)
-            if row["rung"]:
-                line.tell(row["rung"].split("\n"))
+            [row] = await _fetch(link, self._statement("check_marks", 1), self.wall(), within=LOOKED_WITHIN)
+            if row["wakeups"]:
+                line.tell(row["wakeups"].split("\n"))
 
         line.late_commits = LateCommits(look)
         return line

@@ -76,7 +76,7 @@ class PostgresConsole:
         return Metrics(totals=totals)
 
     async def examine(self) -> list[Finding]:
-        [row] = await self._broker.call("examined")
+        [row] = await self._broker.call("server_info")
         trouble = await self._broker.trouble_with_listening()
         risk = next((risk for setting, risk in _RISKS.items() if row[setting] == "off"), None)
         return [

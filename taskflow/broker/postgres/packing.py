@@ -87,7 +87,7 @@ def added_or_refused(envelope: Envelope, answer: bytes) -> Added | Refused:
 
 
 def beat_columns(beat: Beat) -> list[Any]:
-    """See sessions.sql: requests, numbers, seen; of the reports requests, numbers, microseconds, progress; leaving, died_of."""
+    """See sessions.sql: requests, numbers, seen; of the reports requests, numbers, microseconds, progress; leaving, died_of, looks."""
     reports = [report for report in beat.reports if can_be(report.claim, beat.session)]
     own = [claim if can_be(claim, beat.session) else _NONE for claim in beat.claims]
     return [
@@ -100,6 +100,7 @@ def beat_columns(beat: Beat) -> list[Any]:
         [pack_progress(report.progress) for report in reports],
         beat.leaving,
         _utf8(beat.died_of) if beat.died_of else None,
+        beat.looks,
     ]
 
 

@@ -1,7 +1,7 @@
 -- Leases ready jobs to a session, and says what a worker needs to run them; an error of the class TF001 when the session is lost. Numbered in
 -- the order of the claim, and given in any. A payload that is too long is not given, but told of; of extras no more than a byte too many.
 -- Its plans are made once: where a parameter is an array they would be made anew at each call.
-CREATE FUNCTION @.lease_jobs(wall bigint, steady bigint, of_session bytea, of_request bigint, queues text[], most integer)
+CREATE FUNCTION @.claim(wall bigint, steady bigint, of_session bytea, of_request bigint, queues text[], most integer)
 RETURNS TABLE (
     id @.identity, number @.counter, epoch @.counter, created_at @.instant, failures @.counter, crashes @.counter, snoozes @.counter,
     hand_backs @.counter, parked_for bigint, priority @.priority, queue @.queue_name, job @.job_name, key bytea, payload bytea, extras bytea,
@@ -22,7 +22,8 @@ BEGIN
     IF s.id IS NULL OR s.dead_at IS NOT NULL THEN
         RAISE EXCEPTION 'the session is lost' USING ERRCODE = 'TF001';
     END IF;
-    worker_name := @.raw(s.name);
+    -- As the database has it: one in SQL_ASCII checks nothing, and holds bytes that are no UTF-8.
+    worker_name := convert_to(s.name, CASE getdatabaseencoding() WHEN 'SQL_ASCII' THEN 'SQL_ASCII' ELSE 'UTF8' END::name);
     SELECT * INTO newest FROM @.requests WHERE session = of_session ORDER BY request DESC LIMIT 1;
     IF of_request <= newest.request THEN
         RETURN QUERY SELECT id, number, epoch, created_at, failures, crashes, snoozes, hand_backs, now_at - parked_at, priority, queue, job, key,
@@ -31,16 +32,20 @@ BEGIN
         FROM @.jobs WHERE session = of_session AND request = of_request AND status = S.RUNNING AND of_request = newest.request;
         RETURN;
     END IF;
-    only_queue := CASE
-        WHEN cardinality(queues) = 1 THEN queues[1]
-        WHEN cardinality(queues) = 0 THEN @.only_queue()
-    END;
+    IF cardinality(queues) = 1 THEN
+        only_queue := queues[1];
+    ELSIF cardinality(queues) = 0 THEN -- the one in which something may be ready, if there is only one
+        SELECT queue INTO only_queue FROM @.marks WHERE kind = 'ready' ORDER BY kind, queue LIMIT 1;
+        IF EXISTS (SELECT 1 FROM @.marks WHERE kind = 'ready' AND queue > only_queue) THEN
+            only_queue := NULL;
+        END IF;
+    END IF;
     IF only_queue IS NOT NULL THEN
-        SELECT * INTO picked FROM @.pick_of_one(only_queue, most, now_at);
+        SELECT * INTO picked FROM @.pick_from_one(only_queue, most, now_at);
     ELSIF cardinality(queues) > 0 THEN
-        SELECT * INTO picked FROM @.pick(queues, most, now_at);
+        SELECT * INTO picked FROM @.pick_from_queues(queues, most, now_at);
     ELSE
-        SELECT * INTO picked FROM @.pick_of_all(@.first_queue(of_request, newest.ended_in, now_at), most, now_at);
+        SELECT * INTO picked FROM @.pick_from_all(@.next_queue(of_request, newest.ended_in, now_at), most, now_at);
     END IF;
     INSERT INTO @.requests (session, request, ended_in) VALUES (of_session, of_request, coalesce(picked.last_queue, newest.ended_in));
     RETURN QUERY
@@ -62,9 +67,9 @@ BEGIN
     )
     SELECT * FROM leased;
     IF picked.first_queue IS NOT NULL THEN
-        PERFORM @.raise_to_first(picked.first_queue, picked.first_rank, now_at);
+        PERFORM @.raise_ready_mark(picked.first_queue, picked.first_rank, now_at);
         IF (picked.last_queue, picked.last_rank) <> (picked.first_queue, picked.first_rank) THEN
-            PERFORM @.raise_to_first(picked.last_queue, picked.last_rank, now_at);
+            PERFORM @.raise_ready_mark(picked.last_queue, picked.last_rank, now_at);
         END IF;
     END IF;
 END
@@ -73,7 +78,7 @@ $$;
 -- Locks the rows of ready jobs that are to be run next: where they are, and the first and the last place that they are of. Of the named queues
 -- in their order, each queue's priorities from the highest. Each place is looked at only when those before it were not enough: all is joined
 -- by nested loops, whose order is that of the text.
-CREATE FUNCTION @.pick(
+CREATE FUNCTION @.pick_from_queues(
     queues text[], most integer, now_at bigint,
     OUT tids tid[], OUT first_queue text, OUT first_rank integer, OUT last_queue text, OUT last_rank integer
 ) LANGUAGE plpgsql AS $$
@@ -91,7 +96,7 @@ BEGIN
                     ORDER BY kind, marks.queue, marks.rank, marks.n DESC LIMIT 1
                 ) AS next
             )
-            SELECT queue, rank, CASE WHEN @.is_believed(set_at, now_at) THEN at ELSE 0 END AS at, seq FROM step
+            SELECT queue, rank, CASE WHEN @.is_trusted(set_at, now_at) THEN at ELSE 0 END AS at, seq FROM step
             WHERE NOT EXISTS (SELECT 1 FROM @.paused WHERE paused.queue = wanted.queue)
         ) AS place
         CROSS JOIN LATERAL (
@@ -108,7 +113,7 @@ END
 $$;
 
 -- The same of all queues from `start` on, round and round: from place to place it is one step in the index.
-CREATE FUNCTION @.pick_of_all(
+CREATE FUNCTION @.pick_from_all(
     start text, most integer, now_at bigint,
     OUT tids tid[], OUT first_queue text, OUT first_rank integer, OUT last_queue text, OUT last_rank integer
 ) LANGUAGE plpgsql AS $$
@@ -134,7 +139,7 @@ BEGIN
         CROSS JOIN LATERAL (
             SELECT ctid AS tid FROM @.jobs
             WHERE status = S.READY AND jobs.queue = place.queue AND priority = -place.rank
-                AND (due_at, jobs.seq) >= (CASE WHEN @.is_believed(place.set_at, now_at) THEN place.at ELSE 0 END, place.seq)
+                AND (due_at, jobs.seq) >= (CASE WHEN @.is_trusted(place.set_at, now_at) THEN place.at ELSE 0 END, place.seq)
                 AND (expires_at IS NULL OR expires_at > now_at)
             ORDER BY due_at, jobs.seq LIMIT most FOR UPDATE SKIP LOCKED
         ) AS ready
@@ -146,17 +151,8 @@ BEGIN
 END
 $$;
 
--- The one queue in which something may be ready; NULL when there are more, or none.
-CREATE FUNCTION @.only_queue() RETURNS text LANGUAGE plpgsql AS $$
-DECLARE
-    first text := (SELECT queue FROM @.marks WHERE kind = 'ready' ORDER BY kind, queue LIMIT 1);
-BEGIN
-    RETURN CASE WHEN NOT EXISTS (SELECT 1 FROM @.marks WHERE kind = 'ready' AND queue > first) THEN first END;
-END
-$$;
-
--- As pick() does of one queue alone, in statements that cost less to begin.
-CREATE FUNCTION @.pick_of_one(
+-- As pick_from_queues() does of one queue alone, in statements that cost less to begin.
+CREATE FUNCTION @.pick_from_one(
     of_queue text, most integer, now_at bigint,
     OUT tids tid[], OUT first_queue text, OUT first_rank integer, OUT last_queue text, OUT last_rank integer
 ) LANGUAGE plpgsql AS $$
@@ -174,7 +170,7 @@ BEGIN
         found_here := ARRAY(
             SELECT ctid FROM @.jobs
             WHERE status = S.READY AND queue = of_queue AND priority = -m.rank
-                AND (due_at, seq) >= (CASE WHEN @.is_believed(m.set_at, now_at) THEN m.at ELSE 0 END, m.seq)
+                AND (due_at, seq) >= (CASE WHEN @.is_trusted(m.set_at, now_at) THEN m.at ELSE 0 END, m.seq)
                 AND (expires_at IS NULL OR expires_at > now_at)
             ORDER BY due_at, seq LIMIT most - so_far FOR UPDATE SKIP LOCKED
         );
@@ -195,7 +191,7 @@ $$;
 
 -- The queue with which a claim of any begins: another one at each request, by its number, while few have something ready; of more, the one
 -- that follows the last job of the session's last claim.
-CREATE FUNCTION @.first_queue(turn bigint, ended_in text, now_at bigint) RETURNS text LANGUAGE plpgsql AS $$
+CREATE FUNCTION @.next_queue(turn bigint, ended_in text, now_at bigint) RETURNS text LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
     live text[];
@@ -215,7 +211,7 @@ BEGIN
         WHERE (SELECT count(*) FROM first) <= 16 AND NOT EXISTS (SELECT 1 FROM @.paused WHERE paused.queue = first.queue) AND EXISTS (
             SELECT 1 FROM @.jobs
             WHERE status = S.READY AND jobs.queue = first.queue AND priority = -first.rank
-                AND (due_at, jobs.seq) >= (CASE WHEN @.is_believed(set_at, now_at) THEN first.at ELSE 0 END, first.seq)
+                AND (due_at, jobs.seq) >= (CASE WHEN @.is_trusted(set_at, now_at) THEN first.at ELSE 0 END, first.seq)
             OFFSET 0 -- one step in the index for each, not a join
         )
     )
@@ -228,18 +224,18 @@ END
 $$;
 
 -- Raises a place's mark to the first job that is ready still, whoever has locked it: it may remain so.
-CREATE FUNCTION @.raise_to_first(of_queue text, of_rank integer, now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION @.raise_ready_mark(of_queue text, of_rank integer, now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
-    m @.marks := @.mark('ready', of_queue, of_rank, now_at);
+    m @.marks := @.newest_mark('ready', of_queue, of_rank, now_at);
     first record;
 BEGIN
-    IF NOT @.may_raise(m, now_at) THEN
+    IF NOT @.may_raise_mark(m, now_at) THEN
         RETURN;
     END IF;
     SELECT due_at, seq INTO first FROM @.jobs
     WHERE status = S.READY AND queue = of_queue AND priority = -of_rank AND (due_at, seq) >= (m.at, m.seq)
     ORDER BY due_at, seq LIMIT 1;
-    PERFORM @.raise(m, coalesce(first.due_at, now_at), coalesce(first.seq, 0), now_at);
+    PERFORM @.raise_mark(m, coalesce(first.due_at, now_at), coalesce(first.seq, 0), now_at);
 END
 $$;

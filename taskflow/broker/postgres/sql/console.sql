@@ -29,16 +29,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION @.first_ready(m @.marks) RETURNS bigint LANGUAGE plpgsql SET enable_seqscan = off SET jit = off SET enable_bitmapscan = off AS $$
-BEGIN
-    RETURN (
-        SELECT due_at FROM @.jobs WHERE status = S.READY AND queue = m.queue AND priority = -m.rank AND (due_at, seq) >= (m.at, m.seq)
-        ORDER BY due_at, seq LIMIT 1
-    );
-END
-$$;
-
-CREATE FUNCTION @.is_chosen(
+CREATE FUNCTION @.matches(
     j @.jobs, now_at bigint, of_queue text, of_job text, statuses integer[], ended_before bigint, only_poison boolean
 ) RETURNS boolean LANGUAGE sql STABLE AS $$
     SELECT j.status < S.GONE AND (j.ended_at IS NULL OR j.fade_at > now_at)
@@ -54,18 +45,18 @@ CREATE FUNCTION @.browse(
 ) RETURNS SETOF @.jobs LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan AS $$
 #variable_conflict use_column
 DECLARE
-    now_at bigint := @.wall(wall); -- a value: is_chosen() is written into the statement then, not called for each row
+    now_at bigint := @.wall(wall); -- a value: matches() is written into the statement then, not called for each row
 BEGIN
     RETURN QUERY SELECT * FROM @.jobs
     WHERE (before_id IS NULL OR id < before_id)
-        AND @.is_chosen(jobs, now_at, of_queue, of_job, statuses, ended_before, only_poison)
+        AND @.matches(jobs, now_at, of_queue, of_job, statuses, ended_before, only_poison)
     ORDER BY id DESC LIMIT most;
 END
 $$;
 
 CREATE FUNCTION @.purge(
     wall bigint, of_queue text, of_job text, statuses integer[], ended_before bigint, only_poison boolean, most integer,
-    OUT purged integer, OUT rung text
+    OUT purged integer, OUT wakeups text
 ) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '3s' AS $$
 #variable_conflict use_column
 DECLARE
@@ -77,7 +68,7 @@ BEGIN
     purged := 0;
     SELECT array_agg(id ORDER BY seq) INTO ids FROM (
         SELECT id, seq FROM @.jobs
-        WHERE status <> S.RUNNING AND @.is_chosen(jobs, now_at, of_queue, of_job, statuses, ended_before, only_poison)
+        WHERE status <> S.RUNNING AND @.matches(jobs, now_at, of_queue, of_job, statuses, ended_before, only_poison)
         ORDER BY seq LIMIT most
     ) AS chosen;
     PERFORM @.lock_jobs(ids);
@@ -90,13 +81,13 @@ BEGIN
             PERFORM @.finish(j, E.CANCEL, S.CANCELLED, @.utf8(W.PURGED), now_at);
         END IF;
     END LOOP;
-    purged := @.bury_all(ids, now_at);
-    rung := current_setting('taskflow.rung', true);
+    purged := @.drop_jobs(ids, now_at);
+    wakeups := current_setting('taskflow.wakeups', true);
 END
 $$;
 
 -- Drops what is kept of those that have ended, and of those that wait and whose end concerns no other, all but their ids and fences. How many.
-CREATE FUNCTION @.bury_all(ids bytea[], now_at bigint) RETURNS integer LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
+CREATE FUNCTION @.drop_jobs(ids bytea[], now_at bigint) RETURNS integer LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
     buried integer;
@@ -119,15 +110,15 @@ BEGIN
     )
     SELECT count(*), min(fade_at), array_agg('job:' || encode(id, 'hex')) FILTER (WHERE status < S.RUNNING) INTO buried, first_fade, topics FROM gone;
     IF buried > 0 THEN
-        PERFORM @.lower('fade', '', 0, first_fade, 0, now_at);
-        PERFORM @.ring(CASE WHEN cardinality(topics) > 100 THEN '*' ELSE array_to_string(topics, E'\n') END) WHERE topics IS NOT NULL;
+        PERFORM @.lower_mark('fade', '', 0, first_fade, 0, now_at);
+        PERFORM @.add_wakeup(CASE WHEN cardinality(topics) > 100 THEN '*' ELSE array_to_string(topics, E'\n') END) WHERE topics IS NOT NULL;
     END IF;
     RETURN buried;
 END
 $$;
 
 -- An operator's retry. For each: "ok", "unknown", "live", "succeeded" or "key taken".
-CREATE FUNCTION @.redo(wall bigint, ids bytea[], OUT answers text[], OUT rung text) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '3s' AS $$
+CREATE FUNCTION @.redo(wall bigint, ids bytea[], OUT answers text[], OUT wakeups text) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '3s' AS $$
 #variable_conflict use_column
 DECLARE
     now_at bigint := @.wall(wall);
@@ -149,11 +140,11 @@ BEGIN
             j.failures := 0; j.crashes := 0; j.snoozes := 0; j.hand_backs := 0;
             j.awaits := NULL; j.behind := NULL; j.expires_at := NULL; j.ended_at := NULL; j.fade_at := NULL; j.parked_at := NULL;
             j.started_at := NULL; j.cancel_requested := NULL; j.reason := NULL; j.progress := NULL; j.worker := NULL; j.is_poison := NULL;
-            PERFORM @.enter(j, E.REDO, now_at);
+            PERFORM @.wait_in_queue(j, E.REDO, now_at);
             answers[i] := 'ok';
         END IF;
     END LOOP;
-    rung := current_setting('taskflow.rung', true);
+    wakeups := current_setting('taskflow.wakeups', true);
 END
 $$;
 
@@ -166,7 +157,7 @@ CREATE FUNCTION @.resume(of_queue text) RETURNS void LANGUAGE sql SET search_pat
 $$;
 
 -- Tells listeners, once what they are told of is committed. Of the jobs that have ended only those that somebody waits for.
-CREATE FUNCTION @.tell(channel text, topics text[], ended bytea[]) RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+CREATE FUNCTION @.notify(channel text, topics text[], ended bytea[]) RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
@@ -195,7 +186,7 @@ END
 $$;
 
 -- Its plan is made once, perhaps when there are few jobs: it must not read many from end to end.
-CREATE FUNCTION @.already(ids bytea[]) RETURNS SETOF bytea LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+CREATE FUNCTION @.find_ended(ids bytea[]) RETURNS SETOF bytea LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
 BEGIN
     RETURN QUERY SELECT given.id FROM unnest(ids) AS given (id)
@@ -204,12 +195,12 @@ END
 $$;
 
 -- Of these topics those under which there is something already.
-CREATE FUNCTION @.there(topics text[]) RETURNS SETOF text LANGUAGE sql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
+CREATE FUNCTION @.find_topics(topics text[]) RETURNS SETOF text LANGUAGE sql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
     SELECT topic FROM unnest(topics) AS topic
     WHERE CASE
-        WHEN topic = 'queues' THEN EXISTS (SELECT 1 FROM @.ready_marks(@.wall(NULL)) AS m WHERE @.has_ready(m))
-        WHEN topic = 'due' THEN EXISTS (SELECT 1 FROM @.jobs WHERE status = S.SCHEDULED AND due_at >= (SELECT (@.mark('due', '', 0, @.wall(NULL))).at))
-        WHEN topic LIKE 'queue:%' THEN EXISTS (SELECT 1 FROM @.ready_marks(@.wall(NULL), substr(topic, 7)) AS m WHERE @.has_ready(m))
+        WHEN topic = 'queues' THEN EXISTS (SELECT 1 FROM @.ready_marks(@.wall(NULL)) AS m WHERE @.first_ready(m) IS NOT NULL)
+        WHEN topic = 'due' THEN EXISTS (SELECT 1 FROM @.jobs WHERE status = S.SCHEDULED AND due_at >= (SELECT (@.newest_mark('due', '', 0, @.wall(NULL))).at))
+        WHEN topic LIKE 'queue:%' THEN EXISTS (SELECT 1 FROM @.ready_marks(@.wall(NULL), substr(topic, 7)) AS m WHERE @.first_ready(m) IS NOT NULL)
         WHEN topic LIKE 'session:%' THEN EXISTS (
             SELECT 1 FROM @.sessions AS s, LATERAL @.leases_of(s) AS lease WHERE s.id = decode(substr(topic, 9), 'hex') AND lease.is_asked_to_stop
         )
@@ -221,7 +212,7 @@ CREATE FUNCTION @.events() RETURNS TABLE (queue text, what text, n bigint) LANGU
     SELECT queue, what, n FROM @.counted WHERE what NOT LIKE '=%'
 $$;
 
-CREATE FUNCTION @.examined() RETURNS TABLE (version text, fsync text, full_page_writes text, synchronous_commit text, size bigint)
+CREATE FUNCTION @.server_info() RETURNS TABLE (version text, fsync text, full_page_writes text, synchronous_commit text, size bigint)
 LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
     SELECT current_setting('server_version'), current_setting('fsync'), current_setting('full_page_writes'),
         current_setting('synchronous_commit'), pg_total_relation_size('@.jobs'::regclass)

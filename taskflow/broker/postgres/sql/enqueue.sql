@@ -1,6 +1,6 @@
 -- Adds one call that has a key, or awaits or joins others. The answer: "" for added, "r" and the id that gave way, "i" for an id that is
 -- known, "k" and the id that has the key.
-CREATE FUNCTION @.add(j @.jobs, on_conflict integer, now_at bigint) RETURNS bytea LANGUAGE plpgsql AS $$
+CREATE FUNCTION @.add_keyed(j @.jobs, on_conflict integer, now_at bigint) RETURNS bytea LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
     waiting @.jobs;
@@ -33,13 +33,13 @@ BEGIN
         END IF;
     END IF;
     j.seq := nextval('@.arrivals');
-    PERFORM @.enter(j, E.ENQUEUE, now_at, true);
+    PERFORM @.wait_in_queue(j, E.ENQUEUE, now_at, true);
     RETURN CASE WHEN waiting.id IS NULL THEN ''::bytea ELSE 'r'::bytea || waiting.id END;
 END
 $$;
 
 -- Adds one call that has no key, and whose id is not known: statements without the machinery that many in one need.
-CREATE FUNCTION @.add_alone(
+CREATE FUNCTION @.add_plain(
     now_at bigint, id bytea, queue text, job text, priority integer, after bigint, at bigint, expiry bigint, payload bytea, extras bytea,
     awaits integer, joins bytea
 ) RETURNS void LANGUAGE plpgsql AS $$
@@ -51,22 +51,22 @@ BEGIN
     INSERT INTO @.jobs (id, seq, created_at, due_at, status, priority, queue, job, payload, extras, expires_at, awaits, joins)
     VALUES (id, new_seq, now_at, due, to_status, priority, queue, job, payload, extras, now_at + expiry, awaits, joins);
     INSERT INTO @.tally (queue, event, before, after, n) VALUES (queue, E.ENQUEUE, NULL, to_status, 1);
-    IF to_status = S.READY AND @.is_in_sight(queue, -priority, due, new_seq, now_at) THEN
-        PERFORM @.ring('queue:' || queue);
+    IF to_status = S.READY AND @.is_after_mark(queue, -priority, due, new_seq, now_at) THEN
+        PERFORM @.add_wakeup('queue:' || queue);
     ELSE
-        PERFORM @.be_found(to_status, queue, priority, due, new_seq, now_at);
+        PERFORM @.announce_waiting(to_status, queue, priority, due, new_seq, now_at);
     END IF;
 END
 $$;
 
 -- What is told once for all of so many.
-CREATE FUNCTION @.for_each(told anyarray, number integer) RETURNS anyarray LANGUAGE sql IMMUTABLE AS $$
+CREATE FUNCTION @.repeated(told anyarray, number integer) RETURNS anyarray LANGUAGE sql IMMUTABLE AS $$
     SELECT CASE cardinality(told) WHEN 1 THEN array_fill(told[1], ARRAY[number]) ELSE told END
 $$;
 
 -- Adds calls in order; of queues, jobs, priorities and conflicts that are the same for all there may be one. NULL when all were added, else
 -- an answer for each.
-CREATE FUNCTION @.add_all(
+CREATE FUNCTION @.add_jobs(
     now_at bigint, ids bytea[], queues text[], jobs text[], priorities integer[], afters bigint[], ats bigint[], expiries bigint[], keys bytea[],
     conflicts integer[], payloads bytea[], extras bytea[], awaited integer[], joined bytea[]
 ) RETURNS bytea[] LANGUAGE plpgsql SET enable_seqscan = off SET jit = off SET plan_cache_mode = force_generic_plan AS $$
@@ -78,15 +78,15 @@ DECLARE
     of record;
 BEGIN
     IF cardinality(ids) = 1 AND keys[1] IS NULL AND NOT EXISTS (SELECT 1 FROM @.jobs WHERE id = ids[1]) THEN
-        PERFORM @.add_alone(
+        PERFORM @.add_plain(
             now_at, ids[1], queues[1], jobs[1], priorities[1], afters[1], ats[1], expiries[1], payloads[1], extras[1], awaited[1], joined[1]
         );
         RETURN NULL;
     END IF;
-    queues := @.for_each(queues, cardinality(ids));
-    jobs := @.for_each(jobs, cardinality(ids));
-    priorities := @.for_each(priorities, cardinality(ids));
-    conflicts := @.for_each(conflicts, cardinality(ids));
+    queues := @.repeated(queues, cardinality(ids));
+    jobs := @.repeated(jobs, cardinality(ids));
+    priorities := @.repeated(priorities, cardinality(ids));
+    conflicts := @.repeated(conflicts, cardinality(ids));
     IF cardinality(array_remove(keys, NULL)) = 0 THEN
         -- All that is in the block is undone when one of the ids is known: to look for each before, or ON CONFLICT, costs more.
         BEGIN
@@ -105,18 +105,18 @@ BEGIN
                 GROUP BY queue, status, priority
             ), counted AS (
                 INSERT INTO @.tally (queue, event, before, after, n) SELECT queue, E.ENQUEUE, NULL, status, number FROM grouped
-            ), lowered AS ( -- as be_found() does, but only where there is something to do
+            ), lowered AS ( -- as announce_waiting() does, but only where there is something to do
                 SELECT CASE status
-                    WHEN S.SCHEDULED THEN @.lower('due', '', 0, due_at, 0, now_at)
-                    WHEN S.READY THEN @.lower('ready', queue, -priority, due_at, seq, now_at)
+                    WHEN S.SCHEDULED THEN @.lower_mark('due', '', 0, due_at, 0, now_at)
+                    WHEN S.READY THEN @.lower_mark('ready', queue, -priority, due_at, seq, now_at)
                 END
                 FROM grouped
-                WHERE status <> S.READY OR NOT @.is_in_sight(queue, -priority, due_at, seq, now_at)
+                WHERE status <> S.READY OR NOT @.is_after_mark(queue, -priority, due_at, seq, now_at)
             )
             SELECT string_agg(DISTINCT CASE status WHEN S.SCHEDULED THEN 'due' WHEN S.READY THEN 'queue:' || queue END, E'\n') INTO topics FROM grouped
             WHERE (SELECT count(*) FROM lowered) >= 0;
             IF topics IS NOT NULL THEN
-                PERFORM @.ring(topics);
+                PERFORM @.add_wakeup(topics);
             END IF;
             RETURN NULL;
         EXCEPTION WHEN unique_violation THEN
@@ -147,7 +147,7 @@ BEGIN
         j.crashes := 0;
         j.snoozes := 0;
         j.hand_backs := 0;
-        answers := answers || @.add(j, of.conflict, now_at);
+        answers := answers || @.add_keyed(j, of.conflict, now_at);
     END LOOP;
     RETURN answers;
 END
@@ -157,7 +157,7 @@ $$;
 CREATE FUNCTION @.enqueue(
     wall bigint, capacity bigint, ids bytea[], queues text[], jobs text[], priorities integer[], afters bigint[], ats bigint[], expiries bigint[],
     keys bytea[], conflicts integer[], payloads bytea[], extras bytea[], awaited integer[], joined bytea[],
-    OUT answers bytea[], OUT rung text
+    OUT answers bytea[], OUT wakeups text
 ) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '3s' AS $$
 #variable_conflict use_column
 DECLARE
@@ -169,7 +169,7 @@ BEGIN
             RAISE EXCEPTION 'the store holds % live jobs at most', capacity USING ERRCODE = 'disk_full';
         END IF;
     END IF;
-    answers := @.add_all(@.wall(wall), ids, queues, jobs, priorities, afters, ats, expiries, keys, conflicts, payloads, extras, awaited, joined);
-    rung := current_setting('taskflow.rung', true);
+    answers := @.add_jobs(@.wall(wall), ids, queues, jobs, priorities, afters, ats, expiries, keys, conflicts, payloads, extras, awaited, joined);
+    wakeups := current_setting('taskflow.wakeups', true);
 END
 $$;

@@ -2,18 +2,14 @@
 -- can be cleaned away; whoever reads an index from its start walks over all of that, time and again.
 --
 -- A mark may stand too low, never too high: what lies before it is not found. So whoever puts a job before a mark lowers it in the same
--- transaction (lower), and whoever raises one has nobody beside him who lowers it: for what is older than a moment both lock the place,
--- the one for sharing, the other by a try. What is added now lies before no mark, since none goes beyond half a second ago (past). A job
+-- transaction (lower_mark), and whoever raises one has nobody beside him who lowers it: for what is older than a moment both lock the place,
+-- the one for sharing, the other by a try. What is added now lies before no mark, since none goes beyond half a second ago. A job
 -- that was added in a transaction which commits late is the one that its mark may have passed: whoever adds jobs in a verb that took
--- longer looks behind the marks afterwards; a transaction of a user's lowers its marks once more as it commits (at_commit); and the broker
--- looks behind them all every ten seconds (look_behind).
-
-CREATE FUNCTION @.past(now_at bigint) RETURNS bigint LANGUAGE sql IMMUTABLE AS $$
-    SELECT now_at - 500000
-$$;
+-- longer looks behind the marks afterwards; a transaction of a user's lowers its marks once more as it commits (lower_late_mark); and the broker
+-- looks behind them all every ten seconds (check_marks).
 
 -- The newest of a place, or one without a number. None that was set in the future is believed: the clock has been set back.
-CREATE FUNCTION @.mark(of_kind text, of_queue text, of_rank integer, now_at bigint) RETURNS @.marks LANGUAGE plpgsql
+CREATE FUNCTION @.newest_mark(of_kind text, of_queue text, of_rank integer, now_at bigint) RETURNS @.marks LANGUAGE plpgsql
 SET enable_seqscan = off SET jit = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_column
 DECLARE
@@ -23,17 +19,17 @@ BEGIN
     IF NOT FOUND THEN
         SELECT of_kind, of_queue, of_rank, NULL, 0, 0, 0 INTO newest;
     END IF;
-    RETURN @.believed(newest, now_at);
+    RETURN @.trusted(newest, now_at);
 END
 $$;
 
-CREATE FUNCTION @.is_believed(set_at bigint, now_at bigint) RETURNS boolean LANGUAGE sql IMMUTABLE AS $$
+CREATE FUNCTION @.is_trusted(set_at bigint, now_at bigint) RETURNS boolean LANGUAGE sql IMMUTABLE AS $$
     SELECT set_at <= now_at + 250000
 $$;
 
-CREATE FUNCTION @.believed(m @.marks, now_at bigint) RETURNS @.marks LANGUAGE plpgsql IMMUTABLE AS $$
+CREATE FUNCTION @.trusted(m @.marks, now_at bigint) RETURNS @.marks LANGUAGE plpgsql IMMUTABLE AS $$
 BEGIN
-    IF NOT @.is_believed(m.set_at, now_at) THEN
+    IF NOT @.is_trusted(m.set_at, now_at) THEN
         m.at := 0;
         m.seq := 0;
         m.set_at := 0;
@@ -45,25 +41,25 @@ $$;
 -- Something is alive at (new_at, new_seq). Whether the mark was beyond it. Where there is none an index is read from its start; what is
 -- ready is looked for by its marks alone, so that there is one from now on, at the start: others may have made something ready beside us.
 -- So there is in place of one that is not believed now, for it would be again when the clock has come to where it once was.
-CREATE FUNCTION @.lower(of_kind text, of_queue text, of_rank integer, new_at bigint, new_seq bigint, now_at bigint) RETURNS boolean
+CREATE FUNCTION @.lower_mark(of_kind text, of_queue text, of_rank integer, new_at bigint, new_seq bigint, now_at bigint) RETURNS boolean
 LANGUAGE plpgsql AS $$
 DECLARE
     newest @.marks;
-    resting @.marks;
+    idle @.marks;
 BEGIN
     IF new_at < @.wall(NULL) - 250000 THEN
-        PERFORM pg_advisory_xact_lock_shared(@.place(of_kind, of_queue, of_rank));
+        PERFORM pg_advisory_xact_lock_shared(@.mark_lock(of_kind, of_queue, of_rank));
     END IF;
-    newest := @.mark(of_kind, of_queue, of_rank, now_at);
+    newest := @.newest_mark(of_kind, of_queue, of_rank, now_at);
     IF of_kind = 'ready' THEN
-        resting := @.mark('resting', of_queue, of_rank, now_at);
-        IF resting.n > coalesce(newest.n, 0) THEN -- nobody looks there any more, or soon will not
+        idle := @.newest_mark('idle', of_queue, of_rank, now_at);
+        IF idle.n > coalesce(newest.n, 0) THEN -- nobody looks there any more, or soon will not
             IF newest.n IS NULL THEN
-                newest := resting;
+                newest := idle;
             END IF;
             INSERT INTO @.marks (kind, queue, rank, at, seq, set_at)
             SELECT of_kind, of_queue, of_rank, at, seq, now_at -- the one that is left may have been lowered as the place came to rest
-            FROM (VALUES (new_at, new_seq), (resting.at, resting.seq), (newest.at, newest.seq)) AS each (at, seq)
+            FROM (VALUES (new_at, new_seq), (idle.at, idle.seq), (newest.at, newest.seq)) AS each (at, seq)
             ORDER BY at, seq LIMIT 1;
             RETURN true;
         END IF;
@@ -82,8 +78,8 @@ BEGIN
 END
 $$;
 
--- Whether lower() would have nothing to do for what is ready there: one look for most that is added.
-CREATE FUNCTION @.is_in_sight(of_queue text, of_rank integer, new_at bigint, new_seq bigint, now_at bigint) RETURNS boolean
+-- Whether lower_mark() would have nothing to do for what is ready there: one look for most that is added.
+CREATE FUNCTION @.is_after_mark(of_queue text, of_rank integer, new_at bigint, new_seq bigint, now_at bigint) RETURNS boolean
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 BEGIN
@@ -92,30 +88,30 @@ BEGIN
             SELECT * FROM @.marks WHERE kind = 'ready' AND queue = of_queue AND rank = of_rank ORDER BY n DESC LIMIT 1
         ) AS newest
         WHERE set_at BETWEEN 1 AND now_at AND (newest.at, newest.seq) <= (new_at, new_seq) AND NOT EXISTS (
-            SELECT 1 FROM @.marks WHERE kind = 'resting' AND marks.queue = of_queue AND rank = of_rank AND n > newest.n
+            SELECT 1 FROM @.marks WHERE kind = 'idle' AND marks.queue = of_queue AND rank = of_rank AND n > newest.n
         )
     );
 END
 $$;
 
-CREATE FUNCTION @.place(kind text, queue text, rank integer) RETURNS bigint LANGUAGE sql IMMUTABLE AS $$
+CREATE FUNCTION @.mark_lock(kind text, queue text, rank integer) RETURNS bigint LANGUAGE sql IMMUTABLE AS $$
     SELECT hashtextextended('@.marks ' || kind || ' ' || queue || ' ' || rank::text, 0) -- immutable as it stands, and so a part of its callers' plans
 $$;
 
 -- Whether the mark m may be raised by this transaction: to be asked before the index is read. Not when it was set a moment ago, when it is
 -- not the newest any more, or while somebody else lowers or raises it.
-CREATE FUNCTION @.may_raise(m @.marks, now_at bigint) RETURNS boolean LANGUAGE plpgsql AS $$
+CREATE FUNCTION @.may_raise_mark(m @.marks, now_at bigint) RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
-    RETURN m.set_at < now_at - 200000 AND pg_try_advisory_xact_lock(@.place(m.kind, m.queue, m.rank))
-        AND (@.mark(m.kind, m.queue, m.rank, now_at)).n IS NOT DISTINCT FROM m.n;
+    RETURN m.set_at < now_at - 200000 AND pg_try_advisory_xact_lock(@.mark_lock(m.kind, m.queue, m.rank))
+        AND (@.newest_mark(m.kind, m.queue, m.rank, now_at)).n IS NOT DISTINCT FROM m.n;
 END
 $$;
 
--- Nothing is alive before (new_at, new_seq), as the index was read from the mark m on, after may_raise(m).
-CREATE FUNCTION @.raise(m @.marks, new_at bigint, new_seq bigint, now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
+-- Nothing is alive before (new_at, new_seq), as the index was read from the mark m on, after may_raise_mark(m).
+CREATE FUNCTION @.raise_mark(m @.marks, new_at bigint, new_seq bigint, now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
-    IF new_at > @.past(now_at) THEN
-        new_at := @.past(now_at);
+    IF new_at > now_at - 500000 THEN
+        new_at := now_at - 500000;
         new_seq := 0;
     END IF;
     IF (new_at, new_seq) > (m.at, m.seq) THEN
@@ -140,7 +136,7 @@ BEGIN
                 ORDER BY kind, marks.queue, marks.rank, marks.n DESC LIMIT 1
             ) AS next
         )
-        SELECT (@.believed(step, now_at)).* FROM step;
+        SELECT (@.trusted(step, now_at)).* FROM step;
     ELSE
         RETURN QUERY
         WITH RECURSIVE step AS (
@@ -151,15 +147,17 @@ BEGIN
                 ORDER BY kind, marks.queue, marks.rank, marks.n DESC LIMIT 1
             ) AS next
         )
-        SELECT (@.believed(step, now_at)).* FROM step;
+        SELECT (@.trusted(step, now_at)).* FROM step;
     END IF;
 END
 $$;
 
-CREATE FUNCTION @.has_ready(m @.marks) RETURNS boolean LANGUAGE plpgsql SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
+-- When the first job that is ready in the mark's place was due. NULL if there is none.
+CREATE FUNCTION @.first_ready(m @.marks) RETURNS bigint LANGUAGE plpgsql SET enable_seqscan = off SET jit = off SET enable_bitmapscan = off AS $$
 BEGIN
-    RETURN EXISTS (
-        SELECT 1 FROM @.jobs WHERE status = S.READY AND queue = m.queue AND priority = -m.rank AND (due_at, seq) >= (m.at, m.seq)
+    RETURN (
+        SELECT due_at FROM @.jobs WHERE status = S.READY AND queue = m.queue AND priority = -m.rank AND (due_at, seq) >= (m.at, m.seq)
+        ORDER BY due_at, seq LIMIT 1
     );
 END
 $$;
@@ -168,7 +166,7 @@ $$;
 
 -- For whoever makes a job ready in a transaction that is not a verb's: its mark is lowered again as it commits, once for a place, since the
 -- first such job of a transaction is the oldest. The places that have been noted stand in a setting of the transaction.
-CREATE FUNCTION @.lower_at_commit(of_queue text, of_priority integer, due bigint, is_scheduled boolean) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION @.lower_mark_at_commit(of_queue text, of_priority integer, due bigint, is_scheduled boolean) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     place CONSTANT text := CASE WHEN is_scheduled THEN format('@. %s;', due) ELSE format('@.%s %s;', of_queue, of_priority) END;
     noted CONSTANT text := coalesce(current_setting('taskflow.late', true), '');
@@ -183,7 +181,7 @@ END
 $$;
 
 -- Without a priority it is scheduled. Run as the owner, for tally alone: of another table its columns would be whatever its owner likes.
-CREATE FUNCTION @.at_commit() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+CREATE FUNCTION @.lower_late_mark() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF TG_RELID <> '@.tally'::regclass THEN
         RAISE EXCEPTION 'this is a trigger of @.tally alone' USING ERRCODE = 'insufficient_privilege';
@@ -192,23 +190,23 @@ BEGIN
         SELECT CASE WHEN NEW.late_priority IS NULL THEN 'due' ELSE 'ready' END, CASE WHEN NEW.late_priority IS NULL THEN '' ELSE NEW.queue END,
             coalesce(-NEW.late_priority, 0), 0, 0, @.wall(NULL);
     ELSIF NEW.late_priority IS NULL THEN
-        PERFORM pg_advisory_xact_lock_shared(@.place('due', '', 0)); -- the commit itself may take long: nobody raises the mark meanwhile
-        PERFORM @.lower('due', '', 0, NEW.late_at, 0, @.wall(NULL));
+        PERFORM pg_advisory_xact_lock_shared(@.mark_lock('due', '', 0)); -- the commit itself may take long: nobody raises the mark meanwhile
+        PERFORM @.lower_mark('due', '', 0, NEW.late_at, 0, @.wall(NULL));
     ELSE
-        PERFORM pg_advisory_xact_lock_shared(@.place('ready', NEW.queue, -NEW.late_priority));
-        PERFORM @.lower('ready', NEW.queue, -NEW.late_priority, NEW.late_at, 0, @.wall(NULL));
+        PERFORM pg_advisory_xact_lock_shared(@.mark_lock('ready', NEW.queue, -NEW.late_priority));
+        PERFORM @.lower_mark('ready', NEW.queue, -NEW.late_priority, NEW.late_at, 0, @.wall(NULL));
     END IF;
     RETURN NULL;
 END
 $$;
-REVOKE EXECUTE ON FUNCTION @.at_commit() FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION @.lower_late_mark() FROM PUBLIC;
 
 CREATE CONSTRAINT TRIGGER tally_late AFTER INSERT ON @.tally DEFERRABLE INITIALLY DEFERRED
-    FOR EACH ROW WHEN (NEW.late_at IS NOT NULL) EXECUTE FUNCTION @.at_commit();
+    FOR EACH ROW WHEN (NEW.late_at IS NOT NULL) EXECUTE FUNCTION @.lower_late_mark();
 
 -- Reads every index from its start, as if there were no marks, and lowers those that were too high. Drops what no mark needs any more. A
 -- statement of its own, since it may take long: what it lowers must be committed at once, and nothing else is to wait for it.
-CREATE FUNCTION @.look_behind(wall bigint, OUT rung text) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+CREATE FUNCTION @.check_marks(wall bigint, OUT wakeups text) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET jit = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_column
 DECLARE
@@ -217,46 +215,7 @@ DECLARE
     live @.marks[];
     m @.marks;
 BEGIN
-    PERFORM pg_advisory_xact_lock(hashtextextended('@.look_behind', 0));
-    live := @.first_of_all();
-    now_at := @.wall(wall); -- marks that were set while it was reading are not of the future
-    FOREACH m IN ARRAY live LOOP
-        IF @.lower(m.kind, m.queue, m.rank, m.at, m.seq, now_at) AND m.kind IN ('ready', 'due') THEN
-            PERFORM @.ring(CASE m.kind WHEN 'due' THEN 'due' ELSE 'queue:' || m.queue END);
-        END IF;
-    END LOOP;
-    PERFORM @.drop_old_marks(now_at);
-    PERFORM @.come_to_rest(now_at);
-    PERFORM @.release_orphans(now_at);
-    INSERT INTO @.meta (name, value) VALUES ('look_behind_at', now_at + greatest(10000000, 10 * (@.wall(NULL) - began_at)))
-    ON CONFLICT (name) DO UPDATE SET value = excluded.value;
-    rung := current_setting('taskflow.rung', true);
-END
-$$;
-
--- Whether it is time to look behind, never more than a tenth of all time, and the caller is to see to it: until its look has ended nobody else
--- is told so, or in ten seconds, when it should have come to nothing.
-CREATE FUNCTION @.takes_turn_to_look_behind(now_at bigint) RETURNS boolean LANGUAGE plpgsql AS $$
-BEGIN
-    IF EXISTS ( -- the last of these: unless the clock was set back
-        SELECT 1 FROM @.meta WHERE name IN ('look_behind_at', 'look_behind_turn') AND value > now_at AND value <= now_at + 86400000000
-    ) THEN
-        RETURN false;
-    ELSIF NOT pg_try_advisory_xact_lock(hashtextextended('@.look_behind_turn', 0)) THEN -- a beat waits for nobody, upkeep least of all
-        RETURN false;
-    END IF;
-    -- Not in the row that the look itself writes at its end: at "repeatable read" it would fail then, and all that it has done.
-    INSERT INTO @.meta (name, value) VALUES ('look_behind_turn', now_at + 10000000) ON CONFLICT (name) DO UPDATE SET value = excluded.value;
-    RETURN true;
-END
-$$;
-
--- What is alive first in every place, in the form of marks.
-CREATE FUNCTION @.first_of_all() RETURNS @.marks[] LANGUAGE plpgsql SET enable_seqscan = off SET jit = off SET enable_bitmapscan = off AS $$
-#variable_conflict use_column
-DECLARE
-    live @.marks[];
-BEGIN
+    PERFORM pg_advisory_xact_lock(hashtextextended('@.check_marks', 0));
     WITH RECURSIVE ready AS (
         (SELECT queue, priority, due_at, seq FROM @.jobs WHERE status = S.READY ORDER BY queue, priority DESC, due_at, seq LIMIT 1)
         UNION ALL
@@ -286,33 +245,42 @@ BEGIN
         (SELECT 'tally', '', 0, id, 0 FROM @.tally ORDER BY id LIMIT 1)
     )
     SELECT coalesce(array_agg(ROW(kind, queue, rank, NULL, at, seq, 0)::@.marks), '{}') INTO live FROM every;
-    RETURN live;
+    now_at := @.wall(wall); -- marks that were set while it was reading are not of the future
+    FOREACH m IN ARRAY live LOOP
+        IF @.lower_mark(m.kind, m.queue, m.rank, m.at, m.seq, now_at) AND m.kind IN ('ready', 'due') THEN
+            PERFORM @.add_wakeup(CASE m.kind WHEN 'due' THEN 'due' ELSE 'queue:' || m.queue END);
+        END IF;
+    END LOOP;
+    PERFORM @.drop_old_marks(now_at);
+    PERFORM @.release_orphans(now_at);
+    INSERT INTO @.meta (name, value) VALUES ('check_marks_at', now_at + greatest(10000000, 10 * (@.wall(NULL) - began_at)))
+    ON CONFLICT (name) DO UPDATE SET value = excluded.value;
+    wakeups := current_setting('taskflow.wakeups', true);
 END
 $$;
 
--- Places where nothing has become ready for ten seconds come to rest: claims need not look there. First that is written, where the place was
--- left, so that whoever makes something ready there from now on adds a mark again (lower); ten seconds later, when all others have ended, or
--- lower their marks as they commit, the marks by which claims look there go. After an hour it is forgotten where it was.
-CREATE FUNCTION @.come_to_rest(now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
-#variable_conflict use_column
+-- Whether it is time to look behind, never more than a tenth of all time, and the caller is to see to it: until its look has ended nobody else
+-- is told so, or in ten seconds, when it should have come to nothing.
+CREATE FUNCTION @.may_check_marks(now_at bigint) RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
-    DELETE FROM @.marks AS old USING @.marks AS resting
-    WHERE old.kind = 'ready' AND resting.kind = 'resting' AND resting.queue = old.queue AND resting.rank = old.rank AND resting.n > old.n
-        AND resting.set_at < now_at - 10000000 AND NOT @.has_ready(old);
-    INSERT INTO @.marks (kind, queue, rank, at, seq, set_at)
-    SELECT 'resting', queue, rank, at, seq, now_at FROM @.ready_marks(now_at) AS m
-    WHERE set_at < now_at - 10000000 AND NOT @.has_ready(m)
-        AND NOT EXISTS (SELECT 1 FROM @.marks AS known WHERE known.kind = 'resting' AND known.queue = m.queue AND known.rank = m.rank AND known.n > m.n);
-    DELETE FROM @.marks AS resting WHERE kind = 'resting' AND (
-        set_at < now_at - 3600000000 OR EXISTS (
-            SELECT 1 FROM @.marks AS newer
-            WHERE newer.kind = 'ready' AND newer.queue = resting.queue AND newer.rank = resting.rank AND newer.n > resting.n
-        )
-    );
+    IF EXISTS ( -- the last of these: unless the clock was set back
+        SELECT 1 FROM @.meta WHERE name IN ('check_marks_at', 'check_marks_turn') AND value > now_at AND value <= now_at + 86400000000
+    ) THEN
+        RETURN false;
+    ELSIF NOT pg_try_advisory_xact_lock(hashtextextended('@.check_marks_turn', 0)) THEN -- a beat waits for nobody, upkeep least of all
+        RETURN false;
+    END IF;
+    -- Not in the row that the look itself writes at its end: at "repeatable read" it would fail then, and all that it has done.
+    INSERT INTO @.meta (name, value) VALUES ('check_marks_turn', now_at + 10000000) ON CONFLICT (name) DO UPDATE SET value = excluded.value;
+    RETURN true;
 END
 $$;
 
--- What no mark and no verb needs any more.
+-- Drops what no mark and no verb needs any more.
+--
+-- Places where nothing has become ready for ten seconds are idle: claims need not look there. First it is written that they are, and where their
+-- mark was, so that a function that makes something ready there from now on adds a mark again (lower_mark). Ten seconds later, when all other
+-- transactions have ended, or lower their marks as they commit, the marks by which claims look there go. After an hour it is forgotten.
 CREATE FUNCTION @.drop_old_marks(now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 BEGIN
@@ -322,5 +290,18 @@ BEGIN
     WHERE newest.session = old.session AND newest.request > old.request;
     DELETE FROM @.requests WHERE NOT EXISTS (SELECT 1 FROM @.sessions WHERE id = session);
     DELETE FROM @.awaited WHERE until_when < now_at;
+    DELETE FROM @.marks AS old USING @.marks AS idle
+    WHERE old.kind = 'ready' AND idle.kind = 'idle' AND idle.queue = old.queue AND idle.rank = old.rank AND idle.n > old.n
+        AND idle.set_at < now_at - 10000000 AND @.first_ready(old) IS NULL;
+    INSERT INTO @.marks (kind, queue, rank, at, seq, set_at)
+    SELECT 'idle', queue, rank, at, seq, now_at FROM @.ready_marks(now_at) AS m
+    WHERE set_at < now_at - 10000000 AND @.first_ready(m) IS NULL
+        AND NOT EXISTS (SELECT 1 FROM @.marks AS known WHERE known.kind = 'idle' AND known.queue = m.queue AND known.rank = m.rank AND known.n > m.n);
+    DELETE FROM @.marks AS idle WHERE kind = 'idle' AND (
+        set_at < now_at - 3600000000 OR EXISTS (
+            SELECT 1 FROM @.marks AS newer
+            WHERE newer.kind = 'ready' AND newer.queue = idle.queue AND newer.rank = idle.rank AND newer.n > idle.n
+        )
+    );
 END
 $$;

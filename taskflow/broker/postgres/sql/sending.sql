@@ -29,19 +29,6 @@ BEGIN
 END
 $$;
 
--- UUIDv7, without a shard: 48 bits of milliseconds, 62 of chance.
-CREATE FUNCTION @.new_id() RETURNS bytea LANGUAGE sql AS $$
-    SELECT substr(int8send(@.wall(NULL) / 1000), 3, 6) || decode('7000', 'hex') || substr(uuid_send(gen_random_uuid()), 9, 8)
-$$;
-
-CREATE FUNCTION @.packed_text(words text) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
-    SELECT decode('da', 'hex') || int2send(length(@.utf8(words))::smallint) || @.utf8(words)
-$$;
-
-CREATE FUNCTION @.packed_seconds(microseconds bigint) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
-    SELECT decode('cb', 'hex') || float8send(microseconds / 1000000.0::float8)
-$$;
-
 -- The fields that no store decides by, as the client packs them: a msgpack map, without those that have their defaults.
 CREATE FUNCTION @.packed_extras(max_attempts integer, timeout bigint, keep_result bigint, headers jsonb) RETURNS bytea LANGUAGE plpgsql AS $$
 DECLARE
@@ -53,16 +40,16 @@ BEGIN
         number := number + 1;
     END IF;
     IF timeout IS NOT NULL THEN
-        fields := fields || decode('a174', 'hex') || @.packed_seconds(timeout);
+        fields := fields || decode('a174', 'hex') || decode('cb', 'hex') || float8send(timeout / 1000000.0::float8);
         number := number + 1;
     END IF;
     IF keep_result IS NOT NULL THEN
-        fields := fields || decode('a16b', 'hex') || @.packed_seconds(keep_result);
+        fields := fields || decode('a16b', 'hex') || decode('cb', 'hex') || float8send(keep_result / 1000000.0::float8);
         number := number + 1;
     END IF;
     IF headers <> '{}' THEN
         fields := fields || (
-            SELECT decode('a168de', 'hex') || int2send(count(*)::smallint) || string_agg(@.packed_text(key) || @.packed_text(value), '')
+            SELECT decode('a168de', 'hex') || int2send(count(*)::smallint) || string_agg(@.packed_text(@.utf8(key)) || @.packed_text(@.utf8(value)), '')
             FROM jsonb_each_text(headers)
         );
         number := number + 1;
@@ -165,9 +152,9 @@ $$;
 -- --- to send ------------------------------------------------------------------------------------------
 
 -- Tells those who listen, once this transaction is committed. What is told by many calls of it in the same words, PostgreSQL tells once.
-CREATE FUNCTION @.announce(rung text) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION @.announce(wakeups text) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
-    words CONSTANT text := rung || CASE WHEN position('queue:' IN rung) > 0 THEN E'\nqueues' ELSE '' END;
+    words CONSTANT text := wakeups || CASE WHEN position('queue:' IN wakeups) > 0 THEN E'\nqueues' ELSE '' END;
 BEGIN
     IF words <> '' THEN
         PERFORM pg_notify((parse_ident('@.jobs'))[1], CASE WHEN length(words) < 7000 THEN words ELSE '*' END);
@@ -192,7 +179,7 @@ BEGIN
 END
 $$;
 
--- One call as add_all() has it. A transaction at "repeatable read" or "serializable" may not see who has the key since: it fails as such
+-- One call, as add_jobs() takes it. A transaction at "repeatable read" or "serializable" may not see who has the key since: it fails as such
 -- transactions do, to be begun anew.
 CREATE FUNCTION @.add_one(
     now_at bigint, id bytea, queue text, job text, priority integer, after bigint, at bigint, expiry bigint, key bytea, conflict integer,
@@ -200,13 +187,13 @@ CREATE FUNCTION @.add_one(
 ) RETURNS bytea LANGUAGE plpgsql AS $$
 BEGIN
     IF key IS NULL OR current_setting('transaction_isolation') LIKE 'read %' THEN
-        RETURN (@.add_all(
+        RETURN (@.add_jobs(
             now_at, ARRAY[id], ARRAY[queue], ARRAY[job], ARRAY[priority], ARRAY[after], ARRAY[at], ARRAY[expiry], ARRAY[key], ARRAY[conflict],
             ARRAY[payload], ARRAY[extras], ARRAY[NULL::integer], ARRAY[NULL::bytea]
         ))[1];
     END IF;
     BEGIN
-        RETURN (@.add_all(
+        RETURN (@.add_jobs(
             now_at, ARRAY[id], ARRAY[queue], ARRAY[job], ARRAY[priority], ARRAY[after], ARRAY[at], ARRAY[expiry], ARRAY[key], ARRAY[conflict],
             ARRAY[payload], ARRAY[extras], ARRAY[NULL::integer], ARRAY[NULL::bytea]
         ))[1];
@@ -253,9 +240,10 @@ CREATE OR REPLACE FUNCTION @.enqueue(
     headers jsonb DEFAULT '{}'
 ) RETURNS uuid LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET standard_conforming_strings = on AS $$
 DECLARE
-    id CONSTANT bytea := @.new_id();
     now_at CONSTANT bigint := @.wall(NULL);
-    others CONSTANT text := coalesce(current_setting('taskflow.rung', true), '');
+    -- UUIDv7, without a shard: 48 bits of milliseconds, 62 of chance.
+    id CONSTANT bytea := substr(int8send(now_at / 1000), 3, 6) || decode('7000', 'hex') || substr(uuid_send(gen_random_uuid()), 9, 8);
+    others CONSTANT text := coalesce(current_setting('taskflow.wakeups', true), '');
     extras bytea;
     answer bytea;
 BEGIN
@@ -268,18 +256,18 @@ BEGIN
         max_attempts, @.duration('timeout', timeout), @.duration('keep_result', keep_result), headers
     );
     PERFORM @.check_keys(key);
-    PERFORM set_config('taskflow.rung', '', true);
+    PERFORM set_config('taskflow.wakeups', '', true);
     answer := @.add_one(
         now_at, id, queue, job, priority, coalesce(@.duration('after', after), 0), @.instant_of(after, at), @.duration('expires', expires),
         @.key_of(queue, job, key), (on_conflict = 'replace')::integer, @.payload_of(arguments), extras
     );
-    IF current_setting('taskflow.rung', true) ~ 'queue:|^[*]$' THEN
-        PERFORM @.lower_at_commit(queue, priority, now_at, false);
-    ELSIF current_setting('taskflow.rung', true) <> '' THEN
-        PERFORM @.lower_at_commit(queue, priority, coalesce(@.instant_of(after, at), now_at + @.duration('after', after)), true);
+    IF current_setting('taskflow.wakeups', true) ~ 'queue:|^[*]$' THEN
+        PERFORM @.lower_mark_at_commit(queue, priority, now_at, false);
+    ELSIF current_setting('taskflow.wakeups', true) <> '' THEN
+        PERFORM @.lower_mark_at_commit(queue, priority, coalesce(@.instant_of(after, at), now_at + @.duration('after', after)), true);
     END IF;
-    PERFORM @.announce(current_setting('taskflow.rung', true));
-    PERFORM set_config('taskflow.rung', others, true);
+    PERFORM @.announce(current_setting('taskflow.wakeups', true));
+    PERFORM set_config('taskflow.wakeups', others, true);
     IF coalesce(substr(answer, 1, 1), '') <> 'k'::bytea THEN
         RETURN encode(id, 'hex')::uuid;
     ELSIF on_conflict = 'raise' THEN

@@ -1,23 +1,18 @@
--- When nobody has beaten for a session's whole ttl, the store was away, not the workers: one more ttl, once.
-CREATE FUNCTION @.spare_after_outage(steady bigint) RETURNS void LANGUAGE plpgsql AS $$
+-- Moves the sessions' deadlines where the clock or an outage would end them too early or too late.
+CREATE FUNCTION @.adjust_sessions(steady bigint, now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
-    pulse bigint;
+    pulse bigint := (SELECT value FROM @.meta WHERE name = 'pulse');
 BEGIN
-    SELECT value INTO pulse FROM @.meta WHERE name = 'pulse';
-    IF pulse > steady THEN -- the server's clock was set back: nobody has beaten in the future
+    -- Times ahead of the clock: somebody else wrote them, or it was set back. They would keep a session alive, or its end unseen.
+    UPDATE @.sessions SET beat_at = least(beat_at, steady), dead_at = least(dead_at, now_at) WHERE beat_at > steady + 1000000 OR dead_at > now_at;
+    IF pulse > steady THEN
         UPDATE @.meta SET value = steady WHERE name = 'pulse';
         UPDATE @.sessions SET beat_at = steady WHERE dead_at IS NULL AND beat_at > steady;
-    ELSE
+    ELSE -- no worker has sent a heartbeat for a session's whole ttl: the store was away, not the workers. It gets one more ttl, once
         UPDATE @.sessions SET is_spared = true, beat_at = steady
         WHERE dead_at IS NULL AND NOT is_spared AND steady - pulse > ttl;
     END IF;
-END
-$$;
-
-CREATE FUNCTION @.take_pulse(steady bigint) RETURNS void LANGUAGE plpgsql AS $$
-BEGIN
-    INSERT INTO @.meta (name, value) VALUES ('pulse', steady) ON CONFLICT (name) DO UPDATE SET value = excluded.value;
 END
 $$;
 
@@ -30,8 +25,7 @@ DECLARE
     died_at bigint;
 BEGIN
     steady := coalesce(steady, now_at);
-    PERFORM @.pull_back_sessions(steady, now_at);
-    PERFORM @.spare_after_outage(steady);
+    PERFORM @.adjust_sessions(steady, now_at);
     INSERT INTO @.sessions (id, name, ttl, about, registered_at, beat_at) VALUES (new_id, new_name, new_ttl, new_about, now_at, steady)
     ON CONFLICT (id) DO NOTHING;
     IF FOUND THEN -- a session that was forgotten, and is registered again, begins anew
@@ -41,15 +35,8 @@ BEGIN
     IF died_at IS NOT NULL THEN
         RETURN false;
     END IF;
-    PERFORM @.take_pulse(steady);
+    INSERT INTO @.meta (name, value) VALUES ('pulse', steady) ON CONFLICT (name) DO UPDATE SET value = excluded.value;
     RETURN true;
-END
-$$;
-
--- Of the last claim, 0 when there was none.
-CREATE FUNCTION @.newest_request(of_session bytea) RETURNS bigint LANGUAGE plpgsql SET enable_seqscan = off SET jit = off SET enable_bitmapscan = off AS $$
-BEGIN
-    RETURN coalesce((SELECT request FROM @.requests WHERE session = of_session ORDER BY request DESC LIMIT 1), 0);
 END
 $$;
 
@@ -57,31 +44,36 @@ $$;
 
 -- `requests` and `numbers` name claims; `reported_` and `running_for`, `progress` are the reports. The answer: whether it is lost, how many
 -- ghosts there were, which of the named are held (their places, from 1), and which of those are asked to stop. `died_of`: the
--- worker's process died of that; its leases are crashes.
+-- worker's process died of that; its leases are crashes. With `looks` the answer says too what there is to do: whether something is ready, and
+-- microseconds until upkeep might have something to move, NULL if nothing waits for it. `checks_marks` as upkeep's.
 CREATE FUNCTION @.beat(
     wall bigint, steady bigint, of_session bytea, requests bigint[], numbers integer[], seen bigint,
     reported_requests bigint[], reported_numbers integer[], running_for bigint[], progresses bytea[], leaving boolean,
-    died_of bytea,
-    OUT is_lost boolean, OUT ghosts integer, OUT held integer[], OUT stopping integer[], OUT rung text
-) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '3s' AS $$
+    died_of bytea, looks boolean,
+    OUT is_lost boolean, OUT ghosts integer, OUT held integer[], OUT stopping integer[], OUT wakeups text,
+    OUT is_ready boolean, OUT due_in bigint, OUT checks_marks boolean
+) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '3s' SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off SET jit = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_column
 DECLARE
     now_at bigint := @.wall(wall);
     s @.sessions;
     new_floor bigint;
+    dues bigint[];
     lease record;
     j @.jobs;
 BEGIN
     steady := coalesce(steady, now_at);
     ghosts := 0;
-    PERFORM @.pull_back_sessions(steady, now_at);
-    PERFORM @.spare_after_outage(steady);
+    PERFORM @.adjust_sessions(steady, now_at);
     SELECT * INTO s FROM @.sessions WHERE id = of_session FOR UPDATE;
     is_lost := s.id IS NULL OR s.dead_at IS NOT NULL;
     IF is_lost THEN
         RETURN;
     END IF;
-    new_floor := greatest(s.floor, least(seen, @.newest_request(of_session)) + 1);
+    new_floor := greatest(
+        s.floor, least(seen, coalesce((SELECT request FROM @.requests WHERE session = of_session ORDER BY request DESC LIMIT 1), 0)) + 1
+    );
     s.older := (SELECT coalesce(array_agg(DISTINCT request), '{}') FROM @.leases_of(s) WHERE request < new_floor);
     s.floor := new_floor;
     UPDATE @.sessions SET beat_at = steady, is_spared = false, floor = s.floor, older = s.older WHERE id = of_session;
@@ -104,7 +96,7 @@ BEGIN
         CONTINUE WHEN NOT @.try_lock_job(lease.id);
         SELECT * INTO j FROM @.jobs WHERE id = lease.id AND session = of_session AND status = S.RUNNING;
         IF FOUND THEN
-            PERFORM @.wait_again(j, E.GHOST, now_at);
+            PERFORM @.requeue(j, E.GHOST, now_at);
             ghosts := ghosts + 1;
         END IF;
     END LOOP;
@@ -124,8 +116,28 @@ BEGIN
     SELECT array_agg(named.place), array_agg(named.place) FILTER (WHERE lease.is_asked_to_stop) INTO held, stopping
     FROM unnest(requests, numbers) WITH ORDINALITY AS named (request, number, place)
     JOIN @.leases_of(s) AS lease ON lease.request = named.request AND lease.number = named.number;
-    PERFORM @.take_pulse(steady);
-    rung := current_setting('taskflow.rung', true);
+    INSERT INTO @.meta (name, value) VALUES ('pulse', steady) ON CONFLICT (name) DO UPDATE SET value = excluded.value;
+    wakeups := current_setting('taskflow.wakeups', true);
+    IF NOT looks THEN
+        RETURN;
+    END IF;
+    checks_marks := @.may_check_marks(now_at);
+    is_ready := EXISTS (
+        SELECT 1 FROM @.ready_marks(now_at) AS m
+        WHERE NOT EXISTS (SELECT 1 FROM @.paused WHERE paused.queue = m.queue) AND @.first_ready(m) IS NOT NULL
+    );
+    dues := ARRAY[
+        @.first_due(now_at),
+        (
+            SELECT expires_at FROM @.jobs
+            WHERE expires_at IS NOT NULL AND status < S.RUNNING AND expires_at >= (@.newest_mark('expiry', '', 0, now_at)).at
+            ORDER BY expires_at, id LIMIT 1
+        ),
+        (SELECT fade_at FROM @.jobs WHERE fade_at IS NOT NULL AND fade_at >= (@.newest_mark('fade', '', 0, now_at)).at ORDER BY fade_at, id LIMIT 1)
+    ];
+    SELECT CASE WHEN bool_or(dead_at IS NOT NULL) THEN 0 ELSE min(least(beat_at, steady) + least(ttl, R.longest)) + 1 - steady END INTO due_in
+    FROM @.sessions WHERE dead_at IS NULL OR NOT is_released;
+    due_in := greatest(0, least(due_in, (SELECT min(due) FROM unnest(dues) AS due) - @.wall(wall)));
 END
 $$;
 

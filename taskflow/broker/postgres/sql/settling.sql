@@ -3,7 +3,7 @@
 -- The answer: NULL when all have been settled, now or by the same settlement before, else the ids of those; the others are settle()'s.
 -- `are_awaited`: somebody waits for one of them; who comes just now may not be seen.
 -- Rows are changed in the order of their ids, as they are locked everywhere. `+ 0`: by its id, not among all that is leased.
-CREATE FUNCTION @.succeed_all(
+CREATE FUNCTION @.succeed(
     wall bigint, ids bytea, fences bytea, ran_for bigint[], keep_for bigint[], results bytea[], OUT done bytea[], OUT are_awaited boolean
 ) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '1500ms' SET plan_cache_mode = force_generic_plan SET jit = off
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
@@ -49,7 +49,7 @@ CREATE FUNCTION @.settle(
     wall bigint, ids bytea[], epochs integer[], sessions bytea[], requests bigint[], numbers integer[], kinds integer[], ran_for bigint[],
     keep_for bigint[], contents bytea[], errors bytea[], afters bigint[], followed integer[], f_ids bytea[], f_queues text[], f_jobs text[],
     f_priorities integer[], f_afters bigint[], f_ats bigint[], f_expiries bigint[], f_keys bytea[], f_conflicts integer[], f_payloads bytea[],
-    f_extras bytea[], f_awaited integer[], f_joined bytea[], progresses bytea[], OUT answers boolean[], OUT rung text
+    f_extras bytea[], f_awaited integer[], f_joined bytea[], progresses bytea[], OUT answers boolean[], OUT wakeups text
 ) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '1500ms' SET enable_seqscan = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
@@ -62,7 +62,9 @@ BEGIN
     SELECT array_agg(key) FILTER (WHERE key IS NOT NULL), array_agg(joins) FILTER (WHERE joins IS NOT NULL) INTO keys, leaders
     FROM @.jobs WHERE id = ANY (ids);
     PERFORM @.lock_keys(keys || f_keys);
-    PERFORM 1 FROM @.jobs WHERE id = ANY (ids || @.apart(leaders)) ORDER BY id FOR UPDATE;
+    PERFORM 1 FROM @.jobs WHERE id = ANY (ids || ARRAY(
+        SELECT DISTINCT substr(joined, 16 * i + 1, 16) FROM unnest(leaders) AS joined, generate_series(0, length(joined) / 16 - 1) AS i
+    )) ORDER BY id FOR UPDATE;
     FOR i IN 1 .. cardinality(ids) LOOP
         fence := int4send(epochs[i]) || sessions[i] || int8send(requests[i]) || int4send(numbers[i]);
         SELECT * INTO j FROM @.jobs WHERE id = ids[i];
@@ -72,10 +74,10 @@ BEGIN
             j.settled := fence;
             j.started_at := now_at - ran_for[i];
             j.progress := coalesce(progresses[i], j.progress);
-            PERFORM @.end_run(j, kinds[i], keep_for[i], contents[i], errors[i], afters[i], now_at);
+            PERFORM @.apply_verdict(j, kinds[i], keep_for[i], contents[i], errors[i], afters[i], now_at);
             answers[i] := true;
             IF i = ANY (followed) THEN
-                PERFORM @.add_all(
+                PERFORM @.add_jobs(
                     now_at, array_agg(f.id ORDER BY f.n), array_agg(f.queue ORDER BY f.n), array_agg(f.job ORDER BY f.n),
                     array_agg(f.priority ORDER BY f.n), array_agg(f.after ORDER BY f.n), array_agg(f.at ORDER BY f.n),
                     array_agg(f.expiry ORDER BY f.n), array_agg(f.key ORDER BY f.n), array_agg(f.conflict ORDER BY f.n),
@@ -91,23 +93,11 @@ BEGIN
             answers[i] := j.settled IS NOT DISTINCT FROM fence;
         END IF;
     END LOOP;
-    rung := current_setting('taskflow.rung', true);
+    wakeups := current_setting('taskflow.wakeups', true);
 END
 $$;
 
--- The ids that stand one after another in each of these.
-CREATE FUNCTION @.apart(joined bytea[]) RETURNS bytea[] LANGUAGE plpgsql IMMUTABLE AS $$
-BEGIN
-    IF joined IS NULL THEN
-        RETURN NULL;
-    END IF;
-    RETURN ARRAY (
-        SELECT DISTINCT substr(each, 16 * i + 1, 16) FROM unnest(joined) AS each, LATERAL generate_series(0, length(each) / 16 - 1) AS i
-    );
-END
-$$;
-
-CREATE FUNCTION @.end_run(j @.jobs, kind integer, keep_for bigint, content bytea, error bytea, after bigint, now_at bigint)
+CREATE FUNCTION @.apply_verdict(j @.jobs, kind integer, keep_for bigint, content bytea, error bytea, after bigint, now_at bigint)
 RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 BEGIN
@@ -118,7 +108,7 @@ BEGIN
     END IF;
     IF error IS NOT NULL THEN -- its time is the last of its fields: a 64-bit number
         j.failures := j.failures + 1;
-        j.errors := @.noted(j.errors, error || decode('cf', 'hex') || int8send(now_at));
+        j.errors := @.append_error(j.errors, error || decode('cf', 'hex') || int8send(now_at));
     END IF;
     CASE kind
         WHEN 1 THEN
@@ -132,14 +122,14 @@ BEGIN
         WHEN 4 THEN
             PERFORM @.finish(j, E.CANCEL, S.CANCELLED, content, now_at);
         WHEN 5 THEN
-            PERFORM @.wait_again(j, E.RETRY, now_at, now_at + after);
+            PERFORM @.requeue(j, E.RETRY, now_at, now_at + after);
         WHEN 6 THEN
             j.snoozes := j.snoozes + 1;
-            PERFORM @.wait_again(j, E.SNOOZE, now_at, now_at + after);
+            PERFORM @.requeue(j, E.SNOOZE, now_at, now_at + after);
         WHEN 7 THEN
             j.parked_at := coalesce(j.parked_at, now_at);
             j.waiting_for := content;
-            PERFORM @.wait_again(j, E.PARK, now_at, now_at + after);
+            PERFORM @.requeue(j, E.PARK, now_at, now_at + after);
         WHEN 8 THEN
             PERFORM @.hand_back(j, content IS NOT NULL, now_at);
     END CASE;
@@ -157,7 +147,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION @.cancel(wall bigint, ids bytea[], OUT statuses integer[], OUT rung text) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '3s' AS $$
+CREATE FUNCTION @.cancel(wall bigint, ids bytea[], OUT statuses integer[], OUT wakeups text) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '3s' AS $$
 #variable_conflict use_column
 DECLARE
     now_at bigint := @.wall(wall);
@@ -171,10 +161,10 @@ BEGIN
             PERFORM @.finish(j, E.CANCEL, S.CANCELLED, @.utf8(W.CANCELLED), now_at);
         ELSIF statuses[i] = S.RUNNING THEN
             UPDATE @.jobs SET cancel_requested = W.CANCELLED WHERE id = j.id;
-            PERFORM @.ring('session:' || encode(j.session, 'hex'));
+            PERFORM @.add_wakeup('session:' || encode(j.session, 'hex'));
         END IF;
     END LOOP;
-    rung := current_setting('taskflow.rung', true);
+    wakeups := current_setting('taskflow.wakeups', true);
 END
 $$;
 

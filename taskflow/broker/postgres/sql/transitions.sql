@@ -15,19 +15,14 @@ CREATE FUNCTION @.utf8(words text) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
     SELECT convert_to(words, 'UTF8')
 $$;
 
--- Text as the database has it: one in SQL_ASCII checks nothing, and holds bytes that are no UTF-8.
-CREATE FUNCTION @.raw(words text) RETURNS bytea LANGUAGE sql STABLE AS $$
-    SELECT convert_to(words, CASE getdatabaseencoding() WHEN 'SQL_ASCII' THEN 'SQL_ASCII' ELSE 'UTF8' END::name)
-$$;
-
 -- What is to be told once this is committed: gathered in a setting of the transaction. Beyond what one notification holds it is "*", everything:
 -- each addition copies what is there.
-CREATE FUNCTION @.ring(topic text) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION @.add_wakeup(topic text) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
-    so_far CONSTANT text := current_setting('taskflow.rung', true);
+    so_far CONSTANT text := current_setting('taskflow.wakeups', true);
 BEGIN
     IF so_far <> '*' IS NOT FALSE THEN
-        PERFORM set_config('taskflow.rung', CASE WHEN length(so_far) > 7000 THEN '*' ELSE concat_ws(E'\n', nullif(so_far, ''), topic) END, true);
+        PERFORM set_config('taskflow.wakeups', CASE WHEN length(so_far) > 7000 THEN '*' ELSE concat_ws(E'\n', nullif(so_far, ''), topic) END, true);
     END IF;
 END
 $$;
@@ -96,21 +91,21 @@ $$;
 -- --- to wait ------------------------------------------------------------------------------------------
 
 -- One or more, of which the first is at (due, of_seq), have come to wait with this status.
-CREATE FUNCTION @.be_found(status integer, queue text, priority integer, due bigint, of_seq bigint, now_at bigint) RETURNS void
+CREATE FUNCTION @.announce_waiting(status integer, queue text, priority integer, due bigint, of_seq bigint, now_at bigint) RETURNS void
 LANGUAGE plpgsql AS $$
 BEGIN
     IF status = S.SCHEDULED THEN
-        PERFORM @.lower('due', '', 0, due, 0, now_at);
-        PERFORM @.ring('due');
+        PERFORM @.lower_mark('due', '', 0, due, 0, now_at);
+        PERFORM @.add_wakeup('due');
     ELSIF status = S.READY THEN
-        PERFORM @.lower('ready', queue, -priority, due, of_seq, now_at);
-        PERFORM @.ring('queue:' || queue);
+        PERFORM @.lower_mark('ready', queue, -priority, due, of_seq, now_at);
+        PERFORM @.add_wakeup('queue:' || queue);
     END IF;
 END
 $$;
 
 -- Waits in the place that its due time and what it awaits give it. `is_new`: it is not in the table yet.
-CREATE FUNCTION @.enter(j @.jobs, event text, now_at bigint, is_new boolean DEFAULT false) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION @.wait_in_queue(j @.jobs, event text, now_at bigint, is_new boolean DEFAULT false) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
     before smallint := CASE WHEN is_new THEN NULL ELSE j.status END;
@@ -122,11 +117,11 @@ BEGIN
         PERFORM @.save(j);
     END IF;
     PERFORM @.count_move(j.queue, event, before, j.status);
-    PERFORM @.be_found(j.status, j.queue, j.priority, j.due_at, j.seq, now_at);
+    PERFORM @.announce_waiting(j.status, j.queue, j.priority, j.due_at, j.seq, now_at);
 END
 $$;
 
-CREATE FUNCTION @.count_in(held bytea, now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION @.release_awaiting(held bytea, now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
     j @.jobs;
@@ -140,7 +135,7 @@ BEGIN
         PERFORM @.save(j);
     ELSE
         j.due_at := greatest(j.due_at, now_at);
-        PERFORM @.enter(j, E.RELEASE, now_at);
+        PERFORM @.wait_in_queue(j, E.RELEASE, now_at);
     END IF;
 END
 $$;
@@ -167,24 +162,24 @@ BEGIN
     j.joins := NULL;
     PERFORM @.save(j);
     PERFORM @.count_move(j.queue, event, before, to_status);
-    PERFORM @.ring('job:' || encode(j.id, 'hex'));
+    PERFORM @.add_wakeup('job:' || encode(j.id, 'hex'));
     IF j.key IS NOT NULL THEN
         FOR each IN SELECT * FROM @.jobs WHERE key = j.key AND status < S.RUNNING AND behind = j.id FOR UPDATE LOOP
             each.behind := NULL;
             each.waiting_for := NULL;
             PERFORM @.save(each);
-            PERFORM @.count_in(each.id, now_at);
+            PERFORM @.release_awaiting(each.id, now_at);
         END LOOP;
     END IF;
     FOR i IN 0 .. coalesce(length(joined), 0) / 16 - 1 LOOP
-        PERFORM @.count_in(substr(joined, 16 * i + 1, 16), now_at);
+        PERFORM @.release_awaiting(substr(joined, 16 * i + 1, 16), now_at);
     END LOOP;
 END
 $$;
 
 -- After a run that did not end the job; its cancellation and a replacement behind it come first. Without a new time it is ready where it
 -- stood, also when the clock has been set back before its due time meanwhile.
-CREATE FUNCTION @.wait_again(j @.jobs, event text, now_at bigint, due bigint DEFAULT NULL) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION @.requeue(j @.jobs, event text, now_at bigint, due bigint DEFAULT NULL) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
     successor bytea;
@@ -204,25 +199,17 @@ BEGIN
     j.request := NULL;
     j.number := NULL;
     IF j.expires_at <= now_at THEN
-        PERFORM @.lower('expiry', '', 0, j.expires_at, 0, now_at);
+        PERFORM @.lower_mark('expiry', '', 0, j.expires_at, 0, now_at);
     END IF;
     IF due IS NOT NULL THEN
         j.due_at := due;
-        PERFORM @.enter(j, event, now_at);
+        PERFORM @.wait_in_queue(j, event, now_at);
     ELSE
         j.status := S.READY;
         PERFORM @.save(j);
         PERFORM @.count_move(j.queue, event, before, S.READY);
-        PERFORM @.be_found(S.READY, j.queue, j.priority, j.due_at, j.seq, now_at);
+        PERFORM @.announce_waiting(S.READY, j.queue, j.priority, j.due_at, j.seq, now_at);
     END IF;
-END
-$$;
-
-CREATE FUNCTION @.poison(j @.jobs, why bytea, now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
-#variable_conflict use_column
-BEGIN
-    j.is_poison := true;
-    PERFORM @.finish(j, E.CRASH, S.FAILED, @.utf8(W.POISON) || why, now_at);
 END
 $$;
 
@@ -239,11 +226,17 @@ BEGIN
     IF wait > 0 THEN
         j.waiting_for := @.utf8(format(W.HANDED_BACK_IN_VAIN, j.hand_backs));
     END IF;
-    PERFORM @.wait_again(j, E.HAND_BACK, now_at, CASE WHEN wait > 0 THEN now_at + wait END);
+    PERFORM @.requeue(j, E.HAND_BACK, now_at, CASE WHEN wait > 0 THEN now_at + wait END);
 END
 $$;
 
+-- UTF-8 as msgpack has it.
+CREATE FUNCTION @.packed_text(utf8 bytea) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
+    SELECT CASE WHEN length(utf8) < 32768 THEN decode('da', 'hex') || int2send(length(utf8)::smallint) ELSE decode('db', 'hex') || int4send(length(utf8)) END
+        || utf8
+$$;
+
 -- The history of errors with one more; it begins again with the newest when it grows too large.
-CREATE FUNCTION @.noted(errors bytea, one bytea) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
+CREATE FUNCTION @.append_error(errors bytea, one bytea) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
     SELECT CASE WHEN coalesce(length(errors), 0) + length(one) <= R.max_errors_bytes THEN coalesce(errors, '') || one ELSE one END
 $$;

@@ -2,7 +2,7 @@
 CREATE FUNCTION @.upkeep(
     wall bigint, steady bigint, most integer,
     OUT readied integer, OUT reaped integer, OUT released integer, OUT expired integer, OUT dropped integer, OUT next_in bigint,
-    OUT looks_behind boolean, OUT rung text
+    OUT checks_marks boolean, OUT wakeups text
 ) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '3s' SET plan_cache_mode = force_generic_plan AS $$
 #variable_conflict use_column
 DECLARE
@@ -13,16 +13,15 @@ DECLARE
     faded record;
 BEGIN
     steady := coalesce(steady, now_at);
-    readied := 0; reaped := 0; released := 0; expired := 0; dropped := 0; looks_behind := false;
+    readied := 0; reaped := 0; released := 0; expired := 0; dropped := 0; checks_marks := false;
     next_in := R.upkeep_every;
     IF NOT pg_try_advisory_xact_lock(hashtextextended('@.upkeep', 0)) THEN
         RETURN;
     END IF;
     -- What the server forgets in a crash is done again, and nobody was told of it; whoever builds on it waits for the disk itself.
     SET LOCAL synchronous_commit = off;
-    PERFORM @.pull_back_sessions(steady, now_at);
-    looks_behind := @.takes_turn_to_look_behind(now_at);
-    PERFORM @.spare_after_outage(steady);
+    checks_marks := @.may_check_marks(now_at);
+    PERFORM @.adjust_sessions(steady, now_at);
     UPDATE @.sessions SET dead_at = now_at WHERE dead_at IS NULL AND steady - beat_at > ttl;
     GET DIAGNOSTICS reaped = ROW_COUNT;
     readied := @.ready_due(now_at, left_over);
@@ -31,7 +30,7 @@ BEGIN
     left_over := greatest(0, left_over - released);
     expired := @.expire(now_at, left_over);
     left_over := greatest(0, left_over - expired);
-    summed := @.sum_up(now_at);
+    summed := @.sum_counts(now_at);
     dropped := @.drop_over_cap(now_at, left_over);
     SELECT * INTO faded FROM @.drop_faded(now_at, left_over - dropped);
     dropped := dropped + faded.moved;
@@ -44,61 +43,22 @@ BEGIN
         next_in := least(next_in, first_due - @.wall(wall)); -- from now on, not from when it began
     END IF;
     next_in := greatest(0, next_in);
-    rung := current_setting('taskflow.rung', true);
-END
-$$;
-
--- A beat's answer, and what there is to do: whether something is ready, and microseconds until upkeep might have something to move, NULL when
--- nothing waits for it. `looks_behind` as upkeep's.
-CREATE FUNCTION @.beat_and_look(
-    wall bigint, steady bigint, of_session bytea, requests bigint[], numbers integer[], seen bigint,
-    reported_requests bigint[], reported_numbers integer[], running_for bigint[], progresses bytea[], leaving boolean,
-    died_of bytea, OUT is_lost boolean, OUT ghosts integer, OUT held integer[], OUT stopping integer[], OUT rung text,
-    OUT is_ready boolean, OUT due_in bigint, OUT looks_behind boolean
-) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '3s' SET plan_cache_mode = force_generic_plan
-SET enable_seqscan = off SET jit = off SET enable_bitmapscan = off AS $$
-#variable_conflict use_column
-DECLARE
-    now_at bigint := @.wall(wall);
-    dues bigint[];
-BEGIN
-    SELECT told.is_lost, told.ghosts, told.held, told.stopping, told.rung INTO is_lost, ghosts, held, stopping, rung FROM @.beat(
-        wall, steady, of_session, requests, numbers, seen, reported_requests, reported_numbers, running_for, progresses, leaving,
-        died_of
-    ) AS told;
-    IF is_lost THEN
-        RETURN;
-    END IF;
-    looks_behind := @.takes_turn_to_look_behind(now_at);
-    is_ready := EXISTS (
-        SELECT 1 FROM @.ready_marks(now_at) AS m WHERE NOT EXISTS (SELECT 1 FROM @.paused WHERE paused.queue = m.queue) AND @.has_ready(m)
-    );
-    dues := ARRAY[
-        @.first_due(now_at),
-        (
-            SELECT expires_at FROM @.jobs WHERE expires_at IS NOT NULL AND status < S.RUNNING AND expires_at >= (@.mark('expiry', '', 0, now_at)).at
-            ORDER BY expires_at, id LIMIT 1
-        ),
-        (SELECT fade_at FROM @.jobs WHERE fade_at IS NOT NULL AND fade_at >= (@.mark('fade', '', 0, now_at)).at ORDER BY fade_at, id LIMIT 1)
-    ];
-    SELECT CASE WHEN bool_or(dead_at IS NOT NULL) THEN 0 ELSE min(least(beat_at, coalesce(steady, now_at)) + least(ttl, R.longest)) + 1 - coalesce(steady, now_at) END INTO due_in
-    FROM @.sessions WHERE dead_at IS NULL OR NOT is_released;
-    due_in := greatest(0, least(due_in, (SELECT min(due) FROM unnest(dues) AS due) - @.wall(wall)));
+    wakeups := current_setting('taskflow.wakeups', true);
 END
 $$;
 
 -- How many rows of tally it has taken, 20,000 at most: they are small, and each stands for a whole verb. Not again within half a second of
 -- when all were taken: while a long transaction keeps what has died, each sum has to pass by all versions of the former ones.
-CREATE FUNCTION @.sum_up(now_at bigint) RETURNS integer LANGUAGE plpgsql
+CREATE FUNCTION @.sum_counts(now_at bigint) RETURNS integer LANGUAGE plpgsql
 SET enable_seqscan = off SET jit = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_column
 DECLARE
-    m @.marks := @.mark('tally', '', 0, now_at);
-    raises boolean := @.may_raise(m, now_at);
+    m @.marks := @.newest_mark('tally', '', 0, now_at);
+    raises boolean := @.may_raise_mark(m, now_at);
     last_id bigint;
     number integer;
 BEGIN
-    IF (@.mark('summed', '', 0, now_at)).set_at > now_at - 500000 THEN
+    IF (@.newest_mark('summed', '', 0, now_at)).set_at > now_at - 500000 THEN
         RETURN 0;
     END IF;
     WITH first AS MATERIALIZED (
@@ -115,7 +75,7 @@ BEGIN
     )
     SELECT max(id), count(*) INTO last_id, number FROM taken;
     IF raises AND last_id IS NOT NULL THEN
-        PERFORM @.raise(m, last_id, 0, now_at);
+        PERFORM @.raise_mark(m, last_id, 0, now_at);
     END IF;
     IF number < 20000 THEN
         INSERT INTO @.marks (kind, at, set_at) VALUES ('summed', 0, now_at);
@@ -127,7 +87,7 @@ $$;
 CREATE FUNCTION @.ready_due(now_at bigint, most integer) RETURNS integer LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
-    from_at bigint := (@.mark('due', '', 0, now_at)).at;
+    from_at bigint := (@.newest_mark('due', '', 0, now_at)).at;
     moved integer;
 BEGIN
     WITH due AS MATERIALIZED (
@@ -138,7 +98,7 @@ BEGIN
     ), counted AS (
         SELECT queue, priority, count(*) AS number, min(due_at) AS due_at FROM readied GROUP BY queue, priority
     ), moved AS (
-        SELECT @.count_move(queue, E.DUE, S.SCHEDULED, S.READY, number), @.be_found(S.READY, queue, priority, due_at, 0, now_at), number FROM counted
+        SELECT @.count_move(queue, E.DUE, S.SCHEDULED, S.READY, number), @.announce_waiting(S.READY, queue, priority, due_at, 0, now_at), number FROM counted
     )
     SELECT coalesce(sum(number), 0) INTO moved FROM moved;
     RETURN moved;
@@ -148,13 +108,13 @@ $$;
 -- Of the scheduled, NULL when there are none.
 CREATE FUNCTION @.first_due(now_at bigint) RETURNS bigint LANGUAGE plpgsql SET enable_seqscan = off SET jit = off SET enable_bitmapscan = off AS $$
 DECLARE
-    m @.marks := @.mark('due', '', 0, now_at);
-    raises boolean := @.may_raise(m, now_at);
+    m @.marks := @.newest_mark('due', '', 0, now_at);
+    raises boolean := @.may_raise_mark(m, now_at);
     first bigint;
 BEGIN
     SELECT due_at INTO first FROM @.jobs WHERE status = S.SCHEDULED AND due_at >= m.at ORDER BY due_at, seq, id LIMIT 1;
     IF raises THEN
-        PERFORM @.raise(m, coalesce(first, now_at), 0, now_at);
+        PERFORM @.raise_mark(m, coalesce(first, now_at), 0, now_at);
     END IF;
     RETURN first;
 END
@@ -204,35 +164,31 @@ DECLARE
 BEGIN
     j.crashes := j.crashes + 1;
     wait := waits[least(j.crashes, cardinality(waits))];
-    j.errors := @.noted(j.errors, @.packed_error(W.CRASHED, j.worker, j.crashes, cause, j.failures + 1, now_at));
+    j.errors := @.append_error(
+        j.errors, -- type, message, traceback, attempt and time, as verdict.py reads it
+        decode('95', 'hex') || @.packed_text(@.utf8(W.CRASHED))
+            || @.packed_text(
+                @.utf8(split_part(W.WORKER_LOST, '%s', 1)) || j.worker || @.utf8(split_part(W.WORKER_LOST, '%s', 2) || j.crashes)
+                || @.utf8(split_part(W.WORKER_LOST, '%s', 3)) || coalesce(@.utf8(W.DIED_OF) || cause, '')
+            )
+            || @.packed_text('') || decode('ce', 'hex') || int4send(j.failures + 1) || decode('cf', 'hex') || int8send(now_at)
+    );
     IF j.crashes > R.max_crashes AND j.cancel_requested IS NULL THEN
-        PERFORM @.poison(j, @.utf8(format(W.LOST_IN_A_ROW, j.crashes)) || coalesce(@.utf8(W.LAST_DIED_OF) || cause, ''), now_at);
+        j.is_poison := true;
+        PERFORM @.finish(
+            j, E.CRASH, S.FAILED, @.utf8(W.POISON || format(W.LOST_IN_A_ROW, j.crashes)) || coalesce(@.utf8(W.LAST_DIED_OF) || cause, ''), now_at
+        );
     ELSE
-        PERFORM @.wait_again(j, E.CRASH, now_at, CASE WHEN wait > 0 THEN now_at + wait END);
+        PERFORM @.requeue(j, E.CRASH, now_at, CASE WHEN wait > 0 THEN now_at + wait END);
     END IF;
 END
-$$;
-
--- A msgpack array of type, message, traceback, attempt and time, as verdict.py reads it.
-CREATE FUNCTION @.packed_error(kind text, worker bytea, crashes integer, cause bytea, attempt integer, now_at bigint) RETURNS bytea
-LANGUAGE sql IMMUTABLE AS $$
-    SELECT decode('95', 'hex') || @.packed_text(@.utf8(kind))
-        || @.packed_text(
-            @.utf8(split_part(W.WORKER_LOST, '%s', 1)) || worker || @.utf8(split_part(W.WORKER_LOST, '%s', 2) || crashes)
-            || @.utf8(split_part(W.WORKER_LOST, '%s', 3)) || coalesce(@.utf8(W.DIED_OF) || cause, '')
-        )
-        || @.packed_text('') || decode('ce', 'hex') || int4send(attempt) || decode('cf', 'hex') || int8send(now_at)
-$$;
-
-CREATE FUNCTION @.packed_text(utf8 bytea) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
-    SELECT decode('db', 'hex') || int4send(length(utf8)) || utf8
 $$;
 
 CREATE FUNCTION @.expire(now_at bigint, most integer) RETURNS integer LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
-    m @.marks := @.mark('expiry', '', 0, now_at);
-    raises boolean := @.may_raise(m, now_at);
+    m @.marks := @.newest_mark('expiry', '', 0, now_at);
+    raises boolean := @.may_raise_mark(m, now_at);
     j @.jobs;
     moved integer := 0;
     first bigint;
@@ -251,7 +207,7 @@ BEGIN
     IF raises THEN
         SELECT expires_at INTO first FROM @.jobs WHERE expires_at IS NOT NULL AND status < S.RUNNING AND expires_at >= m.at
         ORDER BY expires_at, id LIMIT 1;
-        PERFORM @.raise(m, coalesce(first, now_at), 0, now_at);
+        PERFORM @.raise_mark(m, coalesce(first, now_at), 0, now_at);
     END IF;
     RETURN moved;
 END
@@ -262,7 +218,7 @@ SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
 DECLARE
     crowded record;
     moved integer := 0;
-    unsummed bigint := (@.mark('tally', '', 0, now_at)).at;
+    unsummed bigint := (@.newest_mark('tally', '', 0, now_at)).at;
 BEGIN
     FOR crowded IN
         SELECT queue, failed, sum(n) - R.kept_per_queue AS over FROM (
@@ -288,8 +244,8 @@ CREATE FUNCTION @.drop_oldest(of_queue text, are_failed boolean, most integer, n
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
-    m @.marks := @.mark('kept', of_queue, are_failed::integer, now_at);
-    raises boolean := @.may_raise(m, now_at);
+    m @.marks := @.newest_mark('kept', of_queue, are_failed::integer, now_at);
+    raises boolean := @.may_raise_mark(m, now_at);
     moved integer;
     first_at bigint;
     last_at bigint;
@@ -322,10 +278,10 @@ BEGIN
     SELECT coalesce(sum(number), 0), min(fade_at), (SELECT ended_at FROM reached), (SELECT reached.seq FROM reached)
     INTO moved, first_at, last_at, last_seq FROM counted;
     IF moved > 0 THEN
-        PERFORM @.lower('fade', '', 0, first_at, 0, now_at);
+        PERFORM @.lower_mark('fade', '', 0, first_at, 0, now_at);
     END IF;
     IF raises AND last_at IS NOT NULL THEN
-        PERFORM @.raise(m, last_at, last_seq, now_at);
+        PERFORM @.raise_mark(m, last_at, last_seq, now_at);
     END IF;
     RETURN moved;
 END
@@ -336,8 +292,8 @@ CREATE FUNCTION @.drop_faded(now_at bigint, most integer, OUT moved integer, OUT
 SET enable_seqscan = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
-    m @.marks := @.mark('fade', '', 0, now_at);
-    raises boolean := @.may_raise(m, now_at);
+    m @.marks := @.newest_mark('fade', '', 0, now_at);
+    raises boolean := @.may_raise_mark(m, now_at);
     last_at bigint;
     last_id bytea;
     buried_ids bytea[];
@@ -350,7 +306,7 @@ BEGIN
     SELECT fade_at INTO last_at FROM @.jobs WHERE fade_at >= m.at ORDER BY fade_at, id LIMIT 1;
     IF last_at <= now_at IS NOT TRUE THEN
         IF raises THEN
-            PERFORM @.raise(m, coalesce(last_at, now_at), 0, now_at);
+            PERFORM @.raise_mark(m, coalesce(last_at, now_at), 0, now_at);
         END IF;
         RETURN;
     END IF;
@@ -382,16 +338,9 @@ BEGIN
     DELETE FROM @.jobs WHERE id = ANY (buried_ids) AND (fade_at, id) < (last_at, last_id);
     SELECT fade_at INTO last_at FROM @.jobs WHERE fade_at >= m.at ORDER BY fade_at, id LIMIT 1;
     IF raises THEN
-        PERFORM @.raise(m, coalesce(last_at, now_at), 0, now_at);
+        PERFORM @.raise_mark(m, coalesce(last_at, now_at), 0, now_at);
     END IF;
-    PERFORM @.lower('fade', '', 0, min(fade_at), 0, now_at) FROM @.jobs WHERE id = ANY (buried_ids) HAVING count(*) > 0;
-END
-$$;
-
--- A time that lies ahead of the clock, since somebody else wrote it or the clock was set back, must not keep a session alive, or its end unseen.
-CREATE FUNCTION @.pull_back_sessions(steady bigint, now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
-BEGIN
-    UPDATE @.sessions SET beat_at = least(beat_at, steady), dead_at = least(dead_at, now_at) WHERE beat_at > steady + 1000000 OR dead_at > now_at;
+    PERFORM @.lower_mark('fade', '', 0, min(fade_at), 0, now_at) FROM @.jobs WHERE id = ANY (buried_ids) HAVING count(*) > 0;
 END
 $$;
 
