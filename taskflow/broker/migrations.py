@@ -1,4 +1,4 @@
-"""What the command line asks of a store whose tables have versions. Brokers that make by themselves all they need have no such port."""
+"""The port by which `taskflow migrate` upgrades a store. PostgreSQL and SQLite have it: their tables have versions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Migration(msgspec.Struct, frozen=True):
 class Upgrade(msgspec.Struct, frozen=True, kw_only=True):
     """What leads, or has led, from the version that a store had to the one that this taskflow works with.
 
-    `place`       what has the version, in words: "schema 'taskflow'"
+    `place`       what has the version: "schema 'taskflow'", "namespace 'taskflow' of /var/queue.db"
     `version`     the one that it had; 0 where there was nothing yet
     `migrations`  in order; none when it was up to date
     """

@@ -23,7 +23,7 @@ _POSTGRES_OPTIONS: Final = ("namespace", "tls", "tls_ca", "listen", "pooled", "m
 
 SCHEMES: Final[Mapping[str, tuple[str, ...]]] = {
     "memory": ("namespace",),
-    "sqlite": ("namespace", "shared"),
+    "sqlite": ("namespace", "shared", "migrate"),
     "redis": _REDIS_OPTIONS,
     "rediss": _REDIS_OPTIONS,
     "postgresql": _POSTGRES_OPTIONS,
@@ -103,13 +103,11 @@ def _open_memory(parts: SplitResult, options: dict[str, str], seams: Seams | Non
 
 
 def _open_sqlite(parts: SplitResult, options: dict[str, str], seams: Seams | None, rules: Rules | None) -> Broker:
-    path = _path(parts)
-    shared = options.get("shared", "0")
-    if shared not in ("0", "1"):
-        raise BrokerUrlError(f"broker URL has shared={shared!r}: it is 0 or 1")
+    path, shared, migrates = _path(parts), _flag(options, "shared", "0"), _flag(options, "migrate", "1")
     from taskflow.broker.sqlite import SqliteBroker
 
-    return SqliteBroker(path, namespace=options.get("namespace", DEFAULT_NAMESPACE), shared=shared == "1", seams=seams, rules=rules)
+    namespace = options.get("namespace", DEFAULT_NAMESPACE)
+    return SqliteBroker(path, namespace=namespace, shared=shared, migrates=migrates, seams=seams, rules=rules)
 
 
 def _open_redis(parts: SplitResult, options: dict[str, str], seams: Seams | None, rules: Rules | None) -> Broker:
@@ -125,11 +123,9 @@ def _open_postgres(parts: SplitResult, options: dict[str, str], seams: Seams | N
     from taskflow.broker.postgres import PostgresBroker
     from taskflow.broker.postgres.address import server_of
 
-    migrate = options.get("migrate", "1")
-    if migrate not in ("0", "1"):
-        raise BrokerUrlError(f"broker URL has migrate={migrate!r}: it is 0 or 1")
+    migrates = _flag(options, "migrate", "1")
     namespace = options.get("namespace", DEFAULT_NAMESPACE)
-    return PostgresBroker(server_of(parts, options), namespace=namespace, rules=rules, migrates=migrate == "1")
+    return PostgresBroker(server_of(parts, options), namespace=namespace, rules=rules, migrates=migrates)
 
 
 _OPENERS: Final[Mapping[str, _Open]] = {
@@ -203,6 +199,13 @@ def _with_one_host(url: str) -> str:
         return url
     before = authority.removesuffix(hosts)
     return f"{scheme}{separator}{before}{hosts.replace('[', '%5B').replace(']', '%5D')}{rest.removeprefix(authority)}"
+
+
+def _flag(options: dict[str, str], name: str, default: str) -> bool:
+    value = options.get(name, default)
+    if value not in ("0", "1"):
+        raise BrokerUrlError(f"broker URL has {name}={value!r}: it is 0 or 1")
+    return value == "1"
 
 
 _AS_LIBPQ_HAS_THEM: Final = {"sslmode": "tls", "sslrootcert": "tls_ca"}

@@ -103,7 +103,7 @@ def a_parser() -> Parser:
         commands.add_parser(
             "migrate",
             help="bring the store's tables to this version",
-            description="Apply what the store's tables are short of for this version of taskflow. PostgreSQL alone needs it.",
+            description="Bring the tables of PostgreSQL or SQLite to the version that this taskflow needs. Other stores need none.",
         )
     )
     _queues(commands.add_parser("queues", help="queues and their counts", description="Every queue with its counts."))

@@ -1,4 +1,4 @@
-"""`taskflow migrate`: what it says, and how it ends. What it does: tests/postgres/test_migrations.py."""
+"""`taskflow migrate`: what it says, and how it ends. What it does: test_migrations.py in tests/postgres and tests/sqlite."""
 
 from __future__ import annotations
 
@@ -52,15 +52,28 @@ def test_the_sql_is_printed_and_not_run(cli: Cli, url: str) -> None:
         assert said.out.endswith("\n\nCOMMIT;\n")
 
 
-@pytest.mark.parametrize("url", ["memory://", "redis://127.0.0.1:1", "sqlite:///queue.db"])
+@pytest.mark.parametrize("url", ["memory://", "redis://127.0.0.1:1"])
 def test_the_others_need_none(cli: Cli, url: str) -> None:
-    """They are not even asked: no server has to be there, and no file is made."""
+    """They are not even asked: no server has to be there."""
     scheme = url.partition(":")[0]
     says = f"{scheme}:// needs no migrations: the first use makes all that it works with\n"
     assert cli("migrate", "--broker", url).out == says
     assert cli("migrate", "--plan", "--broker", url).out == says
     assert cli("migrate", "--sql", "--broker", url).out == f"-- {says}"  # which psql takes
+
+
+def test_an_sqlite_file(cli: Cli) -> None:
+    place = f"namespace 'taskflow' of {cli.folder / 'queue.db'}"
+    refused = cli("status", "--broker", "sqlite:///queue.db?migrate=0", code=3)
+    planned, printed = cli("migrate", "--plan", "--broker", "sqlite:///queue.db"), cli("migrate", "--sql", "--broker", "sqlite:///queue.db")
+
+    assert "queue.db" in refused.err
+    assert planned.out.startswith(f"{place} is not there yet; pending:\n  1  The tables.\n")
+    assert printed.out.startswith(f"-- taskflow, {place}: from version 0 to 1.")
     assert list(cli.folder.iterdir()) == []
+    assert cli("migrate", "--broker", "sqlite:///queue.db?migrate=0").out == f"{place}: made, version 1\n"
+    assert cli("migrate", "--broker", "sqlite:///queue.db").out == f"{place} is up to date (version 1)\n"
+    assert "workers  0" in cli("status", "--broker", "sqlite:///queue.db?migrate=0").out
 
 
 @pytest.mark.parametrize("flags", [[], ["--plan"], ["--sql"]])
@@ -73,7 +86,8 @@ def test_a_server_that_does_not_answer(cli: Cli, flags: list[str]) -> None:
 
 
 def test_the_option_of_the_url_is_0_or_1(cli: Cli) -> None:
-    assert "broker URL has migrate='no': it is 0 or 1" in cli("status", "--broker", "postgresql://host/app?migrate=no", code=2).err
+    for place in ("postgresql://host/app", "sqlite:///queue.db"):
+        assert "broker URL has migrate='no': it is 0 or 1" in cli("status", "--broker", f"{place}?migrate=no", code=2).err
 
 
 def test_who_may_not_make_a_schema(cli: Cli) -> None:

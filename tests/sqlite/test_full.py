@@ -69,7 +69,7 @@ async def test_a_full_store_takes_jobs_again_when_there_is_room(open_broker: Ope
 
 
 async def test_so_many_live_jobs_and_no_more(open_broker: Open) -> None:
-    broker = open_broker(capacity=10)
+    broker = open_broker(room=Room(capacity=10))
     assert await fill(broker) == 10
     with pytest.raises(StoreFull, match="10 live jobs of at most 10"):
         await broker.enqueue([an_envelope()])

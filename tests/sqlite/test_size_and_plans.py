@@ -78,7 +78,7 @@ INDEXES = {
 def filled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Connection]:
     """A file with so many jobs of each kind, and SQLite knows how many."""
     path = str(tmp_path_factory.mktemp("plans") / "queue.db")
-    connection = open_file(StoreFile(path, "taskflow", False, 5.0, Room()), SQL, 0)
+    connection, _ = open_file(StoreFile(path, "taskflow", False, 5.0, Room()), SQL)
     number: int = request.param
     connection.execute("BEGIN")
     for status in range(7):

@@ -7,17 +7,21 @@ import concurrent.futures.thread  # noqa: F401  # close() needs it, when another
 import os
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final, TypeVar
 
 import msgspec
 
 from taskflow.broker import wording
+from taskflow.broker.migrations import Upgrade
 from taskflow.broker.nudges import Nudges, WakeUpFlag
 from taskflow.broker.protocol import Added, Refused, Upkept
-from taskflow.broker.sqlite import claim, enqueue, settle, upkeep
+from taskflow.broker.sqlite import claim, enqueue, forks, settle, upkeep
 from taskflow.broker.sqlite import session as sessions
 from taskflow.broker.sqlite.console import SqliteConsole
+from taskflow.broker.sqlite.migrations import script
 from taskflow.broker.sqlite.refusals import check_payloads
+from taskflow.broker.sqlite.statements import Statements
 from taskflow.broker.sqlite.store_file import Room, StoreFile
 from taskflow.broker.sqlite.transactions import Durability, Transactions
 from taskflow.broker.sqlite.transitions import Transitions, Unsound
@@ -43,9 +47,9 @@ class SqliteBroker:
     `path`       of the file, made when it is not there; its folder must be
     `namespace`  the prefix of the tables: several applications may share a file
     `shared`     adopt a file that has tables of other programs
+    `migrates`   the first verb makes the tables, or brings them to this version; False: it is refused until `migrate` has been called
     `timeout`    the longest wait for a lock that another process holds, in seconds
-    `capacity`   the most live jobs that it takes, without one as many as there is room for
-    `room`       how much of the disk
+    `room`       how many jobs it takes, and how much of the disk
 
     Nothing is opened before the first verb, whose errors say what is wrong with the file: BrokerRefused, BrokerUnavailable.
     """
@@ -56,18 +60,17 @@ class SqliteBroker:
         *,
         namespace: str = "taskflow",
         shared: bool = False,
+        migrates: bool = True,
         seams: Seams | None = None,
         rules: Rules | None = None,
         timeout: float = _TIMEOUT,
-        capacity: int | None = None,
         room: Room | None = None,
     ) -> None:
         # Made real now: a change of folder later does not lead elsewhere.
         real = os.path.realpath(os.fspath(path))
-        self._place = StoreFile(real, check_queue(namespace), shared, timeout, room or Room())
+        self._place = StoreFile(real, check_queue(namespace), shared, timeout, room or Room(), migrates)
         self._seams = seams or Seams()
         self._rules = rules or Rules()
-        self._capacity = capacity
         self._parts: _Parts | None = None
         self._is_closed = False
 
@@ -80,7 +83,9 @@ class SqliteBroker:
 
     async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
         check_payloads(envelopes)
-        return await self._call(Durability.FULL_AND_NEW, lambda transitions: enqueue.enqueue(transitions, envelopes, self._capacity))
+        return await self._call(
+            Durability.FULL_AND_NEW, lambda transitions: enqueue.enqueue(transitions, envelopes, self._place.room.capacity)
+        )
 
     async def register(self, session: Session) -> None:
         await self._call(Durability.NORMAL, lambda transitions: sessions.register(transitions, session))
@@ -107,6 +112,15 @@ class SqliteBroker:
     async def upkeep(self, limit: int) -> Upkept:
         return await self._call(Durability.NORMAL, lambda transitions: upkeep.upkeep(transitions, limit))
 
+    async def pending(self) -> Upgrade:
+        return await self._alone(self._place, Transactions.pending)
+
+    async def migrate(self) -> Upgrade:
+        return await self._alone(replace(self._place, migrates=True), Transactions.migrate)
+
+    async def sql(self) -> str:
+        return script(await self.pending(), Statements(self._place.namespace))
+
     def listen(self, topics: Sequence[str]) -> Nudges:
         return self._running().listener.listen(topics)
 
@@ -117,10 +131,10 @@ class SqliteBroker:
             place.path,
             namespace=place.namespace,
             shared=place.shared,
+            migrates=place.migrates,
             seams=self._seams,
             rules=self._rules,
             timeout=place.timeout,
-            capacity=self._capacity,
             room=place.room,
         )
 
@@ -139,6 +153,15 @@ class SqliteBroker:
             return await self._call(Durability.READ, verb)
         except Unsound:
             return await self._call(Durability.NORMAL, verb)
+
+    async def _alone(self, place: StoreFile, verb: Callable[[Transactions], T]) -> T:
+        """Run a migration's verb beside the writer, which would migrate the file when it opens it."""
+
+        def run() -> T:
+            with forks.transactions:
+                return verb(Transactions(place, self._seams.clock, self._rules, lambda _: None))
+
+        return await asyncio.to_thread(run)
 
     def _running(self) -> _Parts:
         """The parts of this process: a child after a fork starts afresh, and does not touch what was its parent's."""

@@ -1,4 +1,4 @@
-"""Opening the file: adopt it, make the tables, or refuse it with one clear error."""
+"""Opens the file: adopts it and brings its tables to this version, or refuses it with one clear error."""
 
 from __future__ import annotations
 
@@ -7,45 +7,60 @@ import sqlite3
 import stat
 import time
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Final, TypeVar
 
+from taskflow.broker.migrations import Upgrade
+from taskflow.broker.sqlite.migrations import pending, refuse_unmigrated, tables_of, tables_of_namespaces, upgrade, upgrade_from
 from taskflow.broker.sqlite.ownership import make_private
 from taskflow.broker.sqlite.refusals import in_our_words, is_busy, whoami
-from taskflow.broker.sqlite.statements import Statements, pragma, table_prefix
+from taskflow.broker.sqlite.statements import Statements, pragma
 from taskflow.broker.sqlite.store_file import StoreFile
-from taskflow.model.errors import BrokerError, BrokerRefused, BrokerUnavailable
+from taskflow.model.errors import BrokerRefused, BrokerUnavailable
 
-VERSION: Final = 1
-"""Of the tables, in the meta table: `user_version` may be the user's own, in a file shared with his tables."""
+T = TypeVar("T")
 
 _STATEMENT_CACHE: Final = 256
 _CACHE_KIB: Final = 16_384
-_TABLES: Final = frozenset({"meta", "queues", "job_names", "totals", "sessions", "jobs", "oversized"})
 
 
-def open_file(place: StoreFile, sql: Statements, steady: int) -> sqlite3.Connection:
-    """A connection to the namespace's tables, made where they are not there. `steady` is the first pulse of new ones.
+def open_file(place: StoreFile, sql: Statements) -> tuple[sqlite3.Connection, Upgrade]:
+    """Open a connection to the namespace's tables, and bring these to this version.
 
     Raises BrokerRefused or BrokerUnavailable, naming the file and what to do. The connection belongs to the calling thread.
     """
     _check_path(place)
+    if not os.path.exists(place.path):
+        refuse_unmigrated(upgrade_from(0, place), place)
     try:
         make_private(place.path)
     except OSError as error:
         raise BrokerUnavailable(f"{place.path} cannot be made: {error}") from error
+    return _connect(place, lambda connection: _prepare(connection, place, sql))
+
+
+def look(place: StoreFile, sql: Statements) -> Upgrade:
+    """Return what the tables lack. Changes nothing: a missing file stays missing."""
+    _check_path(place)
+    if not os.path.exists(place.path):
+        return upgrade_from(0, place)
+    connection, found = _connect(place, lambda connection: _look(connection, place, sql))
+    connection.close()
+    return found
+
+
+def _connect(place: StoreFile, begin: Callable[[sqlite3.Connection], T]) -> tuple[sqlite3.Connection, T]:
     try:
         connection = sqlite3.connect(place.path, timeout=place.timeout, isolation_level=None, cached_statements=_STATEMENT_CACHE)
     except sqlite3.Error as error:
         raise in_our_words(error, place) from error
     connection.text_factory = _text
     try:
-        _prepare(connection, place, sql, steady)
+        return connection, begin(connection)
     except BaseException as error:
         connection.close()
         if isinstance(error, sqlite3.Error):
             raise in_our_words(error, place) from error
         raise
-    return connection
 
 
 def _text(raw: bytes) -> str | bytes:
@@ -56,17 +71,21 @@ def _text(raw: bytes) -> str | bytes:
         return raw
 
 
-def _prepare(connection: sqlite3.Connection, place: StoreFile, sql: Statements, steady: int) -> None:
-    _check_tables(connection, place, sql)  # before anything is written: a file that is refused stays as it is
-    _check_encoding(connection, place)
+def _prepare(connection: sqlite3.Connection, place: StoreFile, sql: Statements) -> Upgrade:
+    found = _look(connection, place, sql)  # before anything is written: a file that is refused stays as it is
+    refuse_unmigrated(found, place)
     _use_wal(connection, place)
     # Checkpoints are ours to make: see checkpoint.py.
     connection.execute(pragma("wal_autocheckpoint", 0))
     connection.execute(pragma("cache_size", -_CACHE_KIB))
     connection.execute("PRAGMA temp_store=MEMORY")
-    if not _are_there(connection, place, sql):
-        _make_tables(connection, place, sql, steady)
-    _check_version(connection, place, sql)
+    return upgrade(connection, place, sql) if found.migrations else found
+
+
+def _look(connection: sqlite3.Connection, place: StoreFile, sql: Statements) -> Upgrade:
+    _check_tables(connection, place, sql)
+    _check_encoding(connection, place)
+    return pending(connection, place, sql)
 
 
 # --- the path ---------------------------------------------------------------------------------------------------
@@ -112,9 +131,9 @@ def _check_access(path: str, mode: int, problem: str) -> None:
 
 def _check_tables(connection: sqlite3.Connection, place: StoreFile, sql: Statements) -> None:
     there = {name for (name,) in connection.execute(sql["tables"])}
-    if _own(place.namespace) & there or place.shared:
+    if tables_of(place.namespace) & there or place.shared:
         return
-    strangers = sorted(there - _tables_of_namespaces(there))
+    strangers = sorted(there - tables_of_namespaces(there))
     if strangers:
         raise BrokerRefused(
             f"{place.path} holds tables of another program ({', '.join(strangers[:3])}{', ...' if strangers[3:] else ''}): "
@@ -132,21 +151,6 @@ def _check_encoding(connection: sqlite3.Connection, place: StoreFile) -> None:
         )
 
 
-def _are_there(connection: sqlite3.Connection, place: StoreFile, sql: Statements) -> bool:
-    return bool(_own(place.namespace) & {name for (name,) in connection.execute(sql["tables"])})
-
-
-def _own(namespace: str) -> set[str]:
-    return {table_prefix(namespace) + name for name in _TABLES}
-
-
-def _tables_of_namespaces(there: set[str]) -> set[str]:
-    """Those that belong to a namespace of ours, complete with all its tables."""
-    prefixes = {name.removesuffix("job_names") for name in there if name.endswith("_job_names")}
-    whole = [{prefix + name for name in _TABLES} for prefix in prefixes]
-    return set().union(*(tables for tables in whole if tables <= there))
-
-
 def _use_wal(connection: sqlite3.Connection, place: StoreFile) -> None:
     """The change of mode does not wait for other connections as everything else does."""
     deadline = time.monotonic() + place.timeout
@@ -160,41 +164,3 @@ def _use_wal(connection: sqlite3.Connection, place: StoreFile) -> None:
             time.sleep(0.01)
     if mode != "wal":
         raise BrokerRefused(f"{place.path}: its file system cannot do SQLite's write-ahead log (a network drive?): use a local one")
-
-
-def _make_tables(connection: sqlite3.Connection, place: StoreFile, sql: Statements, steady: int) -> None:
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        if not _are_there(connection, place, sql):  # another process may have been first
-            for statement in sql["schema"].split(";"):
-                connection.execute(statement)
-            connection.executemany(sql["add_meta"], [("version", VERSION), ("pulse", steady), ("names", 0)])
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
-
-
-def _check_version(connection: sqlite3.Connection, place: StoreFile, sql: Statements) -> None:
-    try:
-        row = connection.execute(sql["version"]).fetchone()
-    except sqlite3.OperationalError as error:
-        raise _not_ours(place) from error
-    if row is None:
-        raise _not_ours(place)
-    [version] = row
-    if not isinstance(version, int):
-        raise BrokerRefused(
-            f"{place.path}: namespace {place.namespace!r} says of its tables that they are of version {version!r}, which is no number: "
-            "it cannot be read by this version of taskflow, so use another file or a backup"
-        )
-    if version > VERSION:
-        raise BrokerRefused(
-            f"{place.path}: namespace {place.namespace!r} was made by a newer taskflow "
-            f"(tables of version {version}, this one knows {VERSION}): upgrade taskflow here, or use another file"
-        )
-
-
-def _not_ours(place: StoreFile) -> BrokerError:
-    return BrokerRefused(f"{place.path}: the tables of namespace {place.namespace!r} are not taskflow's: use another namespace or file")

@@ -8,6 +8,10 @@ SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite!_%
 -- Parameters: none. Reply: the version of the namespace's tables.
 SELECT value FROM "~meta" WHERE name = 'version';
 
--- name: add_meta
--- Parameters: name, value. Reply: none.
-INSERT INTO "~meta" (name, value) VALUES (?, ?);
+-- name: set_version
+-- Parameters: the version, written into the text. Reply: none.
+INSERT INTO "~meta" (name, value) VALUES ('version', ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value;
+
+-- name: guard_version
+-- Parameters: the version, written into the text. Reply: none. Fails if the tables have another one: `value` must not be NULL.
+UPDATE "~meta" SET value = NULL WHERE name = 'version' AND value IS NOT ?;

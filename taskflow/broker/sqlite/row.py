@@ -32,7 +32,7 @@ _CHANGING: Final = (
 
 
 class JobRow(msgspec.Struct):
-    """One row, in the order of the table's columns; `schema.sql` says what they hold. Changed here, then saved."""
+    """One row, in the order of the table's columns; `schema/` says what they hold. Changed here, then saved."""
 
     seq: int
     id: bytes

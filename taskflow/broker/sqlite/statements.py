@@ -26,12 +26,19 @@ class Statements:
     """Every statement of the folder by its name; "~x" in it has become the namespace's table x."""
 
     def __init__(self, namespace: str) -> None:
-        prefix = table_prefix(namespace)
-        self._texts = {name: text.replace('"~', f'"{prefix}') for name, text in _texts().items()}
+        self._prefix = table_prefix(namespace)
+        self._texts = {name: self._of_namespace(text) for name, text in _texts().items()}
         self._of_rows: dict[tuple[str, int], str] = {}
 
     def __getitem__(self, name: str) -> str:
         return self._texts[name]
+
+    def placed(self, script: str) -> str:
+        """A script that is not of this folder, for the namespace, without its comments."""
+        return self._of_namespace(_COMMENT.sub("", script))
+
+    def _of_namespace(self, text: str) -> str:
+        return text.replace('"~', f'"{self._prefix}')
 
     def of_rows(self, name: str, number: int) -> str:
         """A statement that ends a list with "(?, ?) ...", for so many of them."""

@@ -39,21 +39,27 @@ class Room:
     `disk_reserve` bytes set aside beside the file and given up when the disk is full, so that settlements still find room: as much as the
                  log may take when it is carried over into the file, and as much again; 0 for none
     `max_pages`  pages of the file beyond which `enqueue` is refused; None for as many as the disk holds
+    `capacity`   live jobs beyond which `enqueue` is refused; None for as many as there is room for
     """
 
     disk_reserve: int = 2 * SMALL_LOG_LIMIT
     max_pages: int | None = None
+    capacity: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class StoreFile:
-    """`path` is real: absolute, and no link. `timeout` is in seconds, the longest wait for another process's lock."""
+    """`path` is real: absolute, and no link. `timeout` is in seconds, the longest wait for another process's lock.
+
+    If `migrates` is false, a file whose tables are missing or older is refused.
+    """
 
     path: str
     namespace: str
     shared: bool
     timeout: float
     room: Room
+    migrates: bool = True
 
     def beside(self, ending: str) -> str:
         return self.path + ending

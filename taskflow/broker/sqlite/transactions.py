@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Final, Literal, Protocol
 
+from taskflow.broker.migrations import Upgrade
 from taskflow.broker.sqlite.checkpoint import Checkpointer
-from taskflow.broker.sqlite.connect import open_file
+from taskflow.broker.sqlite.connect import look, open_file
 from taskflow.broker.sqlite.disk_reserve import DiskReserve
+from taskflow.broker.sqlite.migrations import check_version
 from taskflow.broker.sqlite.ownership import check_beside
 from taskflow.broker.sqlite.refusals import in_our_words, is_about_the_file, is_busy, is_full
 from taskflow.broker.sqlite.statements import Statements, pragma
@@ -20,7 +22,7 @@ from taskflow.broker.sqlite.transitions import Scrubbed, Transitions
 from taskflow.broker.sqlite.upkeep import scrub
 from taskflow.broker.sqlite.wal_files import note_companions, own_companions
 from taskflow.model.clock import Clock
-from taskflow.model.errors import BrokerError, BrokerUnavailable, SessionLost, StoreFull
+from taskflow.model.errors import BrokerError, BrokerRefused, BrokerUnavailable, SessionLost, StoreFull
 from taskflow.model.rules import Rules
 
 _NORMAL, _FULL = 1, 2
@@ -111,6 +113,18 @@ class Transactions:
 
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._file.transitions.connection))
 
+    def migrate(self) -> Upgrade:
+        """Bring the file to this version, and close it. For the calling thread, as `pending` is."""
+        upgrade = self._opened().upgrade
+        self.close()
+        return upgrade
+
+    def pending(self) -> Upgrade:
+        """Return what `migrate` would do. Changes nothing."""
+        with own_companions(self.place):
+            check_beside(self.place)
+            return look(self.place, self._sql)
+
     # --- the file --------------------------------------------------------------------------------------------------
 
     def _opened(self) -> _File:
@@ -125,9 +139,9 @@ class Transactions:
         with own_companions(self.place):
             check_beside(self.place)
             before = self.place.identity()
-            connection = open_file(self.place, self._sql, self._clock.steady())
+            connection, upgrade = open_file(self.place, self._sql)
             try:
-                file = _File(self.place, self._disk_reserve, Transitions(connection, self._sql, self._clock, self._rules))
+                file = _File(self.place, self._disk_reserve, Transitions(connection, self._sql, self._clock, self._rules), upgrade)
             except OSError as error:
                 connection.close()
                 raise BrokerUnavailable(f"{self.place.path}: {error}") from error
@@ -158,6 +172,10 @@ class Transactions:
             return
         if is_busy(error):
             _refuse(group, self._in_our_words(error))
+            return
+        if isinstance(error, BrokerRefused):  # of the whole file
+            self.close()
+            _refuse(group, error)
             return
         for number, work in enumerate(group):
             if self._file is not file:
@@ -224,8 +242,9 @@ class Transactions:
 class _File:
     """An open file: a connection, what is known of it, and its one transaction."""
 
-    def __init__(self, place: StoreFile, disk_reserve: DiskReserve, transitions: Transitions) -> None:
+    def __init__(self, place: StoreFile, disk_reserve: DiskReserve, transitions: Transitions, upgrade: Upgrade) -> None:
         self.transitions = transitions
+        self.upgrade = upgrade
         self.identity = place.identity()
         self._place = place
         self._disk_reserve = disk_reserve
@@ -233,6 +252,8 @@ class _File:
         self._checkpointer = Checkpointer(transitions.connection, place)
         self._synchronous = -1
         self._max_pages = _UNLIMITED
+        self._has_compiled = True
+        self._connection.set_authorizer(self._note_compilation)
         [(self._page_size,)] = transitions.connection.execute("PRAGMA page_size")
         self._connection.execute(pragma("busy_timeout", 0)).fetchall()  # waiting is done by whoever attempts
 
@@ -247,10 +268,11 @@ class _File:
             for work in group:
                 self._run(work, may_write)
             self.transitions.finish()
+            self._check_version()
             self._connection.execute("COMMIT")
         except Exception as error:
             self._roll_back()
-            return error
+            return self._refusal() or error
         self._checkpointer.after_commit()
         return None
 
@@ -282,6 +304,29 @@ class _File:
             work.answer = work.verb(self.transitions)
         except (SessionLost, StoreFull) as refused:
             work.error = refused
+
+    # --- the tables' version -----------------------------------------------------------------------------------------
+
+    def _note_compilation(self, action: int, *_: object) -> int:
+        """SQLite compiles a statement at its first use, and all of them anew when another process has changed the tables."""
+        self._has_compiled |= action != sqlite3.SQLITE_PRAGMA  # compiled at every use
+        return sqlite3.SQLITE_OK
+
+    def _check_version(self) -> None:
+        """Raise BrokerRefused if another process has migrated the tables. Costs nothing while they stay as they are."""
+        if self._has_compiled:
+            check_version(self._connection, self._place, self.transitions.sql)
+            self._has_compiled = False
+
+    def _refusal(self) -> BrokerRefused | None:
+        """Return why an attempt failed, if a migration is the cause."""
+        try:
+            self._check_version()
+        except BrokerRefused as refusal:
+            return refusal
+        except sqlite3.Error:
+            return None
+        return None
 
     def _roll_back(self) -> None:
         self.transitions.forget()

@@ -1,14 +1,15 @@
--- The tables of one namespace. In every statement of this folder "~x" stands for the namespace's table x.
+-- 1: The tables.
+--
+-- Those of one namespace. In every statement of this folder "~x" stands for the namespace's table x.
 --
 -- Instants are microseconds since 1970 by the wall clock; `..._steady` and `beat_at` are microseconds of the boot clock.
 -- A status is a code of `record.CODES`; NULL means dropped: only the id and the last fence stay, until `fade_at`.
 
--- name: schema
--- Makes the tables. Parameters: none. Refuses (an error) when one of them is there.
 CREATE TABLE "~meta" (
   name TEXT NOT NULL PRIMARY KEY, -- version, pulse, names
   value INTEGER NOT NULL
 ) WITHOUT ROWID;
+INSERT INTO "~meta" (name, value) VALUES ('pulse', 0), ('names', 0);
 
 -- Queues and their counts. `is_used` says that a job has ever been in it.
 CREATE TABLE "~queues" (

@@ -1,0 +1,128 @@
+"""Brings a namespace's tables to the version that this taskflow works with: numbered scripts, in one transaction under the write lock."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from taskflow.broker.migrations import Migration, Upgrade
+from taskflow.broker.sqlite.statements import Statements, table_prefix
+from taskflow.broker.sqlite.store_file import StoreFile
+from taskflow.model.errors import BrokerError, BrokerRefused
+
+FOLDER: Final = Path(__file__).parent / "schema"
+"""`2.sql` leads from version 1 to version 2. Its first line reads ``-- 2: What it changes.``
+
+Each changes tables or indexes, not only rows: SQLite then compiles all statements anew, by which other processes notice the migration.
+"""
+
+_TABLES: Final = frozenset({"meta", "queues", "job_names", "totals", "sessions", "jobs", "oversized"})
+
+
+def pending(connection: sqlite3.Connection, place: StoreFile, sql: Statements) -> Upgrade:
+    """Return what the tables lack. Raises BrokerRefused if they are newer than this taskflow, or not taskflow's."""
+    is_there = tables_of(place.namespace) & {name for (name,) in connection.execute(sql["tables"])}
+    return upgrade_from(_version(connection, place, sql) if is_there else 0, place)
+
+
+def upgrade_from(version: int, place: StoreFile) -> Upgrade:
+    lacking = tuple(migration for migration in _migrations() if migration.version > version)
+    return Upgrade(place=f"namespace {place.namespace!r} of {place.path}", version=version, migrations=lacking)
+
+
+def upgrade(connection: sqlite3.Connection, place: StoreFile, sql: Statements) -> Upgrade:
+    """Apply what is pending, and return it."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        found = pending(connection, place, sql)  # again: another process may have been first
+        for statement in _changes(found, sql):
+            connection.execute(statement)
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+    return found
+
+
+def script(found: Upgrade, sql: Statements) -> str:
+    """Return what `upgrade` does, as a text for the `sqlite3` program. It fails on tables of another version."""
+    if not found.migrations:
+        return f"-- {found.place} is up to date (version {found.version})\n"
+    head = f"-- taskflow, {found.place}: from version {found.version} to {found.target}."
+    guard = [sql["guard_version"].replace("?", str(found.version))] if found.version else []
+    return "\n\n".join([head, ".bail on\nBEGIN IMMEDIATE;", *guard, *_changes(found, sql), "COMMIT;\n"])
+
+
+def check_version(connection: sqlite3.Connection, place: StoreFile, sql: Statements) -> None:
+    """Raise BrokerRefused if another process has brought the tables to a newer version."""
+    _version(connection, place, sql)
+
+
+def refuse_unmigrated(found: Upgrade, place: StoreFile) -> None:
+    """Raise BrokerRefused if something is pending in a store that must not be migrated on the way."""
+    if found.migrations and not place.migrates:
+        stands = f"is of version {found.version}" if found.version else "is not there"
+        raise BrokerRefused(
+            f"{found.place} {stands}, this taskflow needs version {found.target}, "
+            "and must not migrate by itself (migrate=0): run `taskflow migrate`"
+        )
+
+
+def tables_of(namespace: str) -> set[str]:
+    return {table_prefix(namespace) + name for name in _TABLES}
+
+
+def tables_of_namespaces(there: set[str]) -> set[str]:
+    """Those of the given tables that belong to a namespace of taskflow's, complete with all its tables."""
+    prefixes = {name.removesuffix("job_names") for name in there if name.endswith("_job_names")}
+    whole = [{prefix + name for name in _TABLES} for prefix in prefixes]
+    return set().union(*(tables for tables in whole if tables <= there))
+
+
+def _migrations() -> tuple[Migration, ...]:
+    numbers = sorted(int(file.stem) for file in FOLDER.glob("*.sql"))
+    return tuple(Migration(number, _text(number).partition("\n")[0].partition(": ")[2]) for number in numbers)
+
+
+def _text(number: int) -> str:
+    return (FOLDER / f"{number}.sql").read_text()
+
+
+def _changes(found: Upgrade, sql: Statements) -> Iterator[str]:
+    for migration in found.migrations:
+        begun = ""
+        for part in sql.placed(_text(migration.version)).split(";")[:-1]:
+            begun += part + ";"
+            if sqlite3.complete_statement(begun):  # a trigger's body has semicolons too
+                yield begun.strip()
+                begun = ""
+    if found.migrations:
+        yield sql["set_version"].replace("?", str(found.target))
+
+
+def _version(connection: sqlite3.Connection, place: StoreFile, sql: Statements) -> int:
+    try:
+        row = connection.execute(sql["version"]).fetchone()
+    except sqlite3.OperationalError as error:
+        raise _not_ours(place) from error
+    if row is None:
+        raise _not_ours(place)
+    [version] = row
+    if not isinstance(version, int):
+        raise BrokerRefused(
+            f"{place.path}: namespace {place.namespace!r} says of its tables that they are of version {version!r}, which is no number: "
+            "it cannot be read by this version of taskflow, so use another file or a backup"
+        )
+    if version > (known := _migrations()[-1].version):
+        raise BrokerRefused(
+            f"{place.path}: namespace {place.namespace!r} was made by a newer taskflow "
+            f"(tables of version {version}, this one knows {known}): upgrade taskflow here, or use another file"
+        )
+    return version
+
+
+def _not_ours(place: StoreFile) -> BrokerError:
+    return BrokerRefused(f"{place.path}: the tables of namespace {place.namespace!r} are not taskflow's: use another namespace or file")
