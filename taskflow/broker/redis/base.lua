@@ -1,17 +1,17 @@
 -- === part base =============================================================================================
 
--- What every script begins with.
+-- The beginning of every script.
 --
--- KEYS[1]  the shard's prefix, "{namespace:shard}:"; all keys begin with it, and so lie in one slot of a Cluster
--- ARGV[1]  "" for the server's own time, or "wall:steady" in microseconds, for tests
--- ARGV[2]  the verb's arguments, a msgpack array
+-- KEYS[1]  the prefix of every key, "{namespace:shard}:", which puts all keys into one slot of a Cluster
+-- ARGV[1]  "" for the server's clock, or "wall:steady" in microseconds, for tests
+-- ARGV[2]  the arguments of the script, a msgpack array
 --
--- Names of the form F.X, S.X, E.X, W.X, R.X stand for a job's fields, statuses, events, words and rules: they are
--- written into the text as plain values before the server sees it (scripts.py), so that each has one place, in Python.
+-- F.X, S.X, E.X, W.X and R.X stand for the fields of a job, statuses, events, words and rules. scripts.py replaces them by their values,
+-- which Python defines.
 --
--- A job is kept under j:ID, most in a fixed layout that is cut and put together as a string, all others as a msgpack array, in which a
--- field that is absent is false, and which ends after its last one: see fields.py for both, where L.X comes from too, first and last byte
--- of what the fixed layout has. Numbers of microseconds stay exact: Lua's doubles have 53 bits.
+-- A job is stored under j:ID. Most jobs have a fixed layout, which scripts cut and join as strings; L.X is the first and last byte of a
+-- field in it. All other jobs are msgpack arrays: an absent field is false, and the array ends after its last field. See fields.py.
+-- Microseconds stay exact, because Lua's doubles have 53 bits.
 
 local call, byte, sub = redis.call, string.byte, string.sub
 local P = KEYS[1]
@@ -28,10 +28,10 @@ else
   steady = tonumber(string.sub(ARGV[1], colon + 1))
 end
 
--- How many values go to one command: Lua's unpack has room for 8,000.
+-- The most values for one command. The unpack of Lua has room for 8,000.
 local MOST = 2000
 
--- A command with as many values as there are, in portions of MOST.
+-- Sends a command with any number of values, MOST at a time.
 local function in_portions(command, key, values)
   for first = 1, #values, MOST do
     call(command, key, unpack(values, first, math.min(first + MOST - 1, #values)))
@@ -44,5 +44,5 @@ local function set_all(keys_and_values)
   end
 end
 
--- A record with more bytes than this is not unpacked, nor sent to a client.
+-- Bytes. A larger record is neither unpacked nor sent to a client.
 local LARGEST = 67108864

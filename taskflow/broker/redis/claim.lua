@@ -3,20 +3,19 @@
 -- Leases ready jobs to a session.
 --
 -- arguments  session, request, the names of queues in order (none: all), limit
--- reply      "LOST", or: {the server's time, the texts of the numbers in the jobs, and whether the session will be told of new
+-- reply      "LOST", or: {the server's time, the texts of the numbers in the jobs, whether the session will get a wake-up for new
 --            jobs, as msgpack; id, job, id, job, ...}
 
 local session, request, queues, limit = given[1], given[2], given[3], given[4]
 local reply, numbers = { '' }, {}
 local asked = 0
--- Entries that nobody stands at any more which one call passes over at most.
+-- The most stale entries that one call skips.
 local patience = 5000
 
--- What one answer brings at most, about, with the payloads that are kept apart: a worker that asks for hundreds of large jobs gets them
--- in portions.
+-- Bytes of one reply, large payloads included, after which no more jobs are leased: a worker gets many large jobs in portions.
 local MOST_BYTES = 1048576
 
--- Requests that a session can have made since the one that arrives only now.
+-- How far a session can be ahead of a request that arrives late.
 local MOST_AHEAD = 1000
 local bytes = 0
 
@@ -26,22 +25,22 @@ end
 
 local session_key = P .. 's:' .. session
 local about = call('HMGET', session_key, 'request', 'name')
-local worker = string.sub(about[2] or '?', 1, 1000) -- where what was told of the session has been lost
+local worker = string.sub(about[2] or '?', 1, 1000) -- "?" if the hash of the session has lost its name
 local leases, values = {}, {}
-local is_leased = {} -- what is stored is written at the end; an entry may be there twice
-local lease_again, answer_again
+local is_leased = {} -- records are written at the end, and an entry can occur twice
+local lease_other, repeat_reply
 
--- Of jobs in the fixed layout (fields.py), what all that are leased for the first time have alike.
+-- The bytes that all leases of this call share in the fixed layout (fields.py), if it is the first lease of the job.
 local first_of = string.char(S.RUNNING) .. struct.pack('>I4', 1) .. session
 local since = struct.pack('>I8I8I2', wall, steady, #worker) .. worker
 local last_queue, last_name
-local taking, has_vanished -- the queue's number; whether a job was not there
+local taking, has_vanished -- the queue's number; whether a job was missing
 
-local function lease_anew(id, stored, entry, tail)
-  if not lease_again then
-    lease_again, answer_again = the_rest()
+local function lease_any(id, stored, entry, tail)
+  if not lease_other then
+    lease_other, repeat_reply = the_rest()
   end
-  local anew, queue, name, more = lease_again(id, stored, entry, taking, session .. tail, worker)
+  local anew, queue, name, more = lease_other(id, stored, entry, taking, session .. tail, worker)
   if anew then
     numbers[queue], numbers[name] = true, true
     bytes = bytes + more
@@ -49,23 +48,23 @@ local function lease_anew(id, stored, entry, tail)
   return anew
 end
 
--- As it is stored then; false when nobody stands at the entry any more, nil when the job has expired.
+-- Returns the record to store; false if the entry is stale, nil if the job has expired.
 local function lease(entry, stored, tail)
   local size, time, seq, id = #stored, struct.unpack('>I8I6c16', entry)
   if is_leased[id] then
     return false
   elseif size < L.waiting + 5 or size > LARGEST then
-    return lease_anew(id, stored, entry, tail), id
+    return lease_any(id, stored, entry, tail), id
   end
   local status, queue, name, due, its_seq, extras = struct.unpack('>BxI4I4I8I6xxxxxxxxI2', stored)
   local payload_at = L.waiting + 2 + extras
   if status ~= S.READY or due ~= time or its_seq ~= seq or size < payload_at + 3
     or struct.unpack('>I4', stored, payload_at) ~= size - payload_at - 3 then
-    return lease_anew(id, stored, entry, tail), id
+    return lease_any(id, stored, entry, tail), id
   end
   if queue ~= last_queue or name ~= last_name then
     if queue ~= taking then
-      return lease_anew(id, stored, entry, tail), id
+      return lease_any(id, stored, entry, tail), id
     end
     last_queue, last_name = queue, name
     numbers[queue], numbers[name] = true, true
@@ -76,14 +75,14 @@ local function lease(entry, stored, tail)
   return first_of .. tail .. since .. stored, id
 end
 
--- Leases what stands at these entries, until there are bytes enough; those that have expired are given back, and left to upkeep.
--- How many entries were looked at, and how many of them leased.
+-- Leases the jobs of these entries until there are enough bytes. Adds entries of expired jobs, which upkeep ends, to `passed_over`.
+-- Returns how many entries it looked at, and how many jobs it leased.
 local function lease_all(entries, passed_over)
   local keys, before, job_key, missing = {}, asked, P .. 'j:', {}
   for i, entry in ipairs(entries) do
     keys[i] = job_key .. sub(entry, 15)
   end
-  local found = call('MGET', unpack(keys)) -- it passes over a key of a wrong type
+  local found = call('MGET', unpack(keys)) -- it skips keys of a wrong type
   for i, entry in ipairs(entries) do
     local tail = struct.pack('>I6I2', request, asked)
     local stored, id = false, nil
@@ -111,14 +110,14 @@ local function lease_all(entries, passed_over)
   has_vanished = has_vanished or #missing > 0
   if #missing > 0 and call('EXISTS', unpack(missing)) > 0 then
     for _, key in ipairs(missing) do
-      lease_anew(sub(key, #job_key + 1), false, nil, '')
+      lease_any(sub(key, #job_key + 1), false, nil, '')
     end
   end
   return #entries, asked - before
 end
 
--- Small pages first: what they hold may be large.
-local function take_place(list, returned, passed_over)
+-- The first pages are small, because the jobs may be large.
+local function take_from_list(list, returned, passed_over)
   local taken, page = 0, 10
   while is_going_on() do
     local wanted = math.min(page, limit - asked)
@@ -136,14 +135,14 @@ local function take_place(list, returned, passed_over)
   return taken
 end
 
--- The queue's number as text: it goes into keys.
-local function take(queue, queue_name)
+-- `queue` is the queue's number as text, as keys hold it.
+local function take_from_queue(queue, queue_name)
   local taken, is_exhausted = 0, true
-  told_names[queue], taking, last_queue, has_vanished = queue_name, tonumber(queue), nil, false
+  queue_names[queue], taking, last_queue, has_vanished = queue_name, tonumber(queue), nil, false
   for _, priority in ipairs(call('ZRANGE', P .. 'p:' .. queue, 0, -1)) do
     local passed_over = {}
     local list, returned = ready_keys(queue .. ':' .. priority)
-    taken = taken + take_place(list, returned, passed_over)
+    taken = taken + take_from_list(list, returned, passed_over)
     for _, entry in ipairs(passed_over) do
       call('ZADD', returned, 0, entry)
       is_exhausted = false
@@ -156,7 +155,7 @@ local function take(queue, queue_name)
     end
   end
   if is_exhausted and has_vanished and tonumber(call('HGET', P .. 'counts', queue .. ':' .. S.READY) or 0) ~= taken then
-    call('HDEL', P .. 'counts', 'whole') -- it was ready: upkeep counts anew
+    call('HDEL', P .. 'counts', 'whole') -- a ready job is missing: upkeep counts again
   end
   if taken > 0 then
     count(queue, S.READY, -taken)
@@ -165,8 +164,8 @@ local function take(queue, queue_name)
   end
 end
 
--- Redis keeps a hash of some hundred short fields as one string, which each lookup reads through: a third of a claim's time. A long
--- value makes a table of it, which it stays until it is empty.
+-- Redis stores a hash of some hundred short fields as one string that each lookup reads through, which took a third of a claim's time.
+-- One long value turns it into a table, which it stays until it is empty.
 local function write_leases()
   local key = P .. 'l:' .. session
   local is_many = asked > 4
@@ -183,24 +182,24 @@ if not call('ZSCORE', P .. 'alive', session) then
   return redis.status_reply('LOST')
 end
 local last, is_armed = tonumber(about[1]) or 0, false
-if not (last <= request + MOST_AHEAD) then -- no session asks so often: what was stored is not what it asked for last
+if not (last <= request + MOST_AHEAD) then -- no session is so far ahead: the stored number is wrong
   last = 0
 end
 local is_new = request > last
 if request == last then
-  lease_again, answer_again = the_rest()
-  reply, numbers = answer_again(session, request)
+  lease_other, repeat_reply = the_rest()
+  reply, numbers = repeat_reply(session, request)
 end
 
 if is_new and #queues > 0 then
   for _, queue_name in ipairs(queues) do
     local number = is_going_on() and call('HGET', P .. 'names', 'q:' .. queue_name)
     if number and call('SISMEMBER', P .. 'paused', queue_name) == 0 then
-      take(number, queue_name)
+      take_from_queue(number, queue_name)
     end
   end
 elseif is_new then
-  -- Beginning with another queue at each request, a page at a time.
+  -- All queues, a page at a time. Each request begins with another queue.
   local names = call('ZCARD', P .. 'ready')
   local turn = names > 0 and request % names or 0
   for _, span in ipairs({ { turn, names - 1 }, { 0, turn - 1 } }) do
@@ -210,7 +209,7 @@ elseif is_new then
         if is_going_on() then
           local number = call('HGET', P .. 'names', 'q:' .. queue_name)
           if number then
-            take(number, queue_name)
+            take_from_queue(number, queue_name)
           else
             call('ZREM', P .. 'ready', queue_name)
           end
@@ -230,7 +229,7 @@ if asked > 0 then
   write_counts()
 end
 if is_new and is_going_on() then
-  -- Who has found no more is told when there is something again.
+  -- The session found fewer jobs than it wanted, so it gets a wake-up for the next.
   is_armed = true
   if #queues == 0 then
     call('SADD', P .. 'armed', 'queues')
@@ -244,12 +243,12 @@ return reply
 
 -- === part claim_others =====================================================================================
 
--- What a claim has to do with jobs that are more than the fixed layout holds, or that it has leased before.
+-- Leases of jobs outside the fixed layout, and the repeated reply to a resent request.
 
--- Changes the job for its next run. False when nobody stands at the entry any more, nil when it has expired, and is left to upkeep;
--- else what is stored, the numbers of its queue and name, and how large a payload is that is kept apart. `stored` is false for a key
--- that MGET has not found.
-local function lease_again(id, stored, entry, queue, claim, worker)
+-- Leases a job of any kind. Returns false if the entry is stale, nil if the job has expired (upkeep ends it). Otherwise returns the
+-- record to store, the numbers of its queue and name, and the size of a payload stored apart. `stored` is false if MGET did not find
+-- the key.
+local function lease_other(id, stored, entry, queue, claim, worker)
   if stored then
     cache[id] = parse(id, stored)
   end
@@ -261,7 +260,7 @@ local function lease_again(id, stored, entry, queue, claim, worker)
   elseif not job then
     return false
   elseif job[F.status] ~= S.READY or due_of(job) ~= struct.unpack('>I8', entry) then
-    if job[F.status] < S.READY and due_of(job) == struct.unpack('>I8', entry) then -- it was ready: somebody else has made it wait
+    if job[F.status] < S.READY and due_of(job) == struct.unpack('>I8', entry) then -- the entry says ready: the index and the job disagree
       recount()
     end
     return false
@@ -286,8 +285,8 @@ local function lease_again(id, stored, entry, queue, claim, worker)
   return cmsgpack.pack(job), job[F.queue], job[F.name], size_apart(job[F.payload]) or 0
 end
 
--- What this request was answered before: id, job, id, job, ... and the numbers in them.
-local function answer_again(session, request)
+-- Returns the reply to this request again, from the session's leases: id, job, id, job, ... and the numbers in them.
+local function repeat_reply(session, request)
   local told, numbers = { '' }, {}
   local given_then = leases_of(session, nil, function(tail)
     return request_of(tail) == request
@@ -303,4 +302,4 @@ local function answer_again(session, request)
   return told, numbers
 end
 
-return lease_again, answer_again
+return lease_other, repeat_reply

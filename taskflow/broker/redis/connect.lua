@@ -1,10 +1,10 @@
 -- === script permitted ======================================================================================
 
--- Which of these calls this user may not make. Argument: each as the command's name and its arguments, our own keys and channels. The reply: the
--- names of those that are not permitted.
+-- Finds the calls that the ACL of this user forbids. Argument: a list of calls, each the name of a command and its arguments, with keys
+-- and channels under our prefix. Reply: the names of the commands that are forbidden.
 --
--- They must be whole: asked about a command without the arguments that it needs, a server before Redis 8 looks for its keys where there are
--- none, and crashes. What the server has no such command for is permitted.
+-- Each call must have all its arguments. For a call without them, a server before Redis 8 looks for keys where there are none and
+-- crashes. A command that the server does not know counts as permitted.
 
 local denied = {}
 for _, asked in ipairs(given[1]) do
@@ -17,11 +17,11 @@ return denied
 
 -- === script layout =========================================================================================
 
--- Which layout the keys are in. Arguments: ours, which a store without one has from now on. The reply: its own.
+-- Returns the layout of the stored keys. Argument: our layout, which a store without one gets.
 
 call('HSETNX', P .. 'meta', 'layout', given[1])
 local layout = tonumber(call('HGET', P .. 'meta', 'layout'))
-if not layout or layout % 1 ~= 0 then -- no version of ours wrote that
+if not layout or layout % 1 ~= 0 then -- not a layout number
   call('HSET', P .. 'meta', 'layout', given[1])
   return given[1]
 end

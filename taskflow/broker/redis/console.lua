@@ -1,9 +1,9 @@
--- What an operator asks for, and reading and cancelling jobs.
+-- The verbs read and cancel, and the operations of the console.
 
 -- === script read ===========================================================================================
 
--- Jobs as they stand. Arguments: ids; those of them whose end is waited for; until when (microseconds from now) for these. The reply:
--- {time and texts as msgpack; id, job, id, job, ...} of those that are kept.
+-- Reads jobs. Arguments: ids; those of them whose end a caller awaits; microseconds from now for which it does.
+-- Reply: {time and texts as msgpack; id, job, id, job, ...} of those that are kept.
 
 local reply, numbers = { '' }, {}
 prefetch(given[1])
@@ -26,7 +26,7 @@ return reply
 
 -- === script cancel =========================================================================================
 
--- Ends what waits, marks what runs. Arguments: ids. The reply: the status found of each, -1 for an unknown one.
+-- Cancels waiting jobs, and asks running ones to stop. Arguments: ids. Reply: the status that each had, -1 for an unknown id.
 
 prefetch(given[1])
 local found, sessions = {}, {}
@@ -54,8 +54,8 @@ return found
 
 -- === script queues =========================================================================================
 
--- What stands in each queue. The reply: msgpack, for each queue in order: name, whether it is paused, counts by status,
--- the due time of the ready job that has waited longest, the next due time; and at last the server's time.
+-- Describes each queue. Reply, as msgpack: for each queue its name, whether it is paused, its counts by status, the due time of the
+-- ready job that has waited longest and the next due time; then the server's time.
 
 local names, about = {}, {}
 local stored = call('HGETALL', P .. 'names')
@@ -86,7 +86,7 @@ local function counts_of(queue)
   return counts, is_known
 end
 
--- Of what stands at the front of each priority, looked for among the first hundred entries.
+-- Looks at the first hundred entries of each priority.
 local function oldest_ready(queue)
   local oldest = false
   for _, priority in ipairs(call('ZRANGE', P .. 'p:' .. queue, 0, -1)) do
@@ -103,7 +103,7 @@ local function oldest_ready(queue)
   return oldest
 end
 
--- The first due time of each queue, looked for among the first ten thousand that are scheduled.
+-- Returns the first due time of each queue among the first ten thousand scheduled jobs.
 local function next_due(wanted)
   local found = {}
   for page = 0, 9 do
@@ -127,7 +127,7 @@ for _, name in ipairs(names) do
   local queue = about[name]
   local counts, is_known = counts_of(queue)
   local is_paused = call('SISMEMBER', P .. 'paused', name) == 1
-  if is_known or is_paused then -- a call that was refused leaves a name, and no job
+  if is_known or is_paused then -- a refused enqueue leaves a name without a job
     local ready_since = counts[1 + S.READY] > 0 and oldest_ready(queue) or false
     with_scheduled = with_scheduled + (counts[1 + S.SCHEDULED] > 0 and 1 or 0)
     rows[#rows + 1] = { name, is_paused, counts, ready_since, queue }
@@ -141,7 +141,7 @@ return cmsgpack.pack({ rows, wall })
 
 -- === script metrics ========================================================================================
 
--- Totals. The reply: msgpack, {field, number, ...} and {number, text, ...} of the queues; a field is "queue's number:event".
+-- Returns totals of events. Reply, as msgpack: {field, number, ...} and {number, text, ...}; a field is "queue's number:event".
 
 local stored, told, numbers = call('HGETALL', P .. 'totals'), {}, {}
 for i = 1, #stored, 2 do
@@ -155,8 +155,8 @@ return cmsgpack.pack({ told, texts_of(numbers) })
 
 -- === part chosen ===========================================================================================
 
--- Which of these jobs a filter admits. Arguments: ids, filter: {queue, job, statuses, ended before (microseconds ago), poison,
--- whether running ones are passed over}; absent fields are false. Shared by browse and purge.
+-- Returns the ids whose jobs match the filter: {queue, job, statuses, ended before (microseconds ago), poison, whether to skip running
+-- jobs}, with false for what is absent.
 
 local function number_in(filter)
   local queue = filter[1] and tonumber(call('HGET', P .. 'names', 'q:' .. filter[1]) or -1)
@@ -194,7 +194,7 @@ end
 
 -- === script browse =========================================================================================
 
--- Those of the jobs that a filter admits (choose.lua), up to a limit, as read.lua tells them. Arguments: ids, filter, limit.
+-- Returns jobs that match a filter, up to a limit, in the form of `read`. Arguments: ids, filter, limit.
 
 local reply, numbers = { '' }, {}
 for _, id in ipairs(chosen(given[1], given[2])) do
@@ -210,8 +210,8 @@ return reply
 
 -- === script candidates =====================================================================================
 
--- Ids that may have one of these statuses, from the indexes of those. Arguments: which index ("held", "due", "leases", "ended"),
--- where to go on, how many. The reply: {where to go on or -1, id, ...}. Some may have another status: the caller's filter looks.
+-- Returns ids from an index; some may have another status, so the caller filters. Arguments: the index ("held", "due", "leases",
+-- "ended"), the position to continue at, how many. Reply: {the next position or -1, id, ...}.
 
 local index, first, number = given[1], given[2], given[3]
 local reply = { -1 }
@@ -246,8 +246,8 @@ return reply
 
 -- === script purge ==========================================================================================
 
--- Drops those of the jobs that a filter admits (choose.lua), in order of arrival, up to a limit. Arguments: ids, filter, limit.
--- The reply: how many.
+-- Deletes jobs that match a filter, in order of arrival, up to a limit. Arguments: ids, filter, limit.
+-- Reply: how many.
 
 prefetch(given[1])
 set_all_aside()
@@ -275,7 +275,7 @@ return #purged
 
 -- === script redo ===========================================================================================
 
--- An operator's retry. Arguments: ids. The reply: for each "ok", "unknown", "live", "succeeded" or "key taken".
+-- Retries ended jobs. Arguments: ids. Reply: for each "ok", "unknown", "live", "succeeded" or "key taken".
 
 local function make_fresh(id, job)
   job[F.due] = wall
@@ -324,7 +324,7 @@ return answers
 
 -- === script pause ==========================================================================================
 
--- Pauses a queue or ends its pause. Arguments: name, whether it is to pause.
+-- Pauses or resumes a queue. Arguments: its name, true to pause.
 
 local name, pauses = given[1], given[2]
 if pauses then

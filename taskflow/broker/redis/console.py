@@ -17,7 +17,7 @@ from taskflow.model.record import BY_CODE, CODES, ENDED, Record, Status
 from taskflow.model.session import SessionRecord
 
 PAGE: Final = 500
-"""Jobs that one script looks at: a few milliseconds of the server's time at most."""
+"""Jobs that one script looks at, in a few milliseconds of the server's time."""
 
 
 PURGED_AT_ONCE: Final = 200
@@ -38,8 +38,8 @@ class Ask(Protocol):
 class RedisConsole:
     """See `taskflow.broker.console.Console`.
 
-    There is no index of all jobs, which would cost each of them a third of its size again: to browse is to scan the keys, a thousand at
-    a time, or the indexes of the statuses asked for.
+    No index holds all jobs: it would add a third to the size of each. `browse` scans the keys, a thousand at a time, or only the indexes
+    of the statuses in the filter.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class RedisConsole:
         return sorted((_queue_record(row, wall) for row in rows or ()), key=lambda record: record.name)
 
     async def browse(self, chosen: JobFilter, *, before: bytes | None = None, limit: int = 100) -> list[Record]:
-        """Who goes on where the last page ended, with the same console, is spared another scan."""
+        """Return a page of records, newest first. The same console continues where its last page ended without another scan."""
         newest = self._rest.pop((chosen, before), None)
         if newest is None:
             candidates = {job_id async for job_id in self._candidates(chosen) if before is None or job_id < before}
@@ -81,7 +81,7 @@ class RedisConsole:
         return [_REDONE[answer] for answer in await self._call("redo", pack([list(ids)]))]
 
     async def purge(self, chosen: JobFilter, *, limit: int = 1_000) -> int:
-        """By pages. Those of an index are all found before the first is dropped, since they move up in it."""
+        """Delete by pages. The ids of an index are all read before the first is deleted, because deletion moves the others."""
         purged = await self._purge_all(chosen, limit)
         if purged:
             await self._call("sweep", pack([]))
@@ -120,10 +120,10 @@ class RedisConsole:
     async def examine(self) -> list[Finding]:
         return await self._examine()
 
-    # --- which jobs there are ---------------------------------------------------------------------------------------
+    # --- candidates -------------------------------------------------------------------------------------------------
 
     async def _candidates(self, chosen: JobFilter) -> AsyncIterator[bytes]:
-        """Ids of all that the filter may admit, some of them twice."""
+        """Yield the ids of all jobs that may match the filter, some of them twice."""
         statuses = _statuses(chosen)
         indexes = [index for index, of in _INDEXES.items() if of & statuses]
         pages = self._scan() if Status.READY in statuses else self._indexed(indexes)
@@ -195,7 +195,7 @@ def _statuses(chosen: JobFilter) -> frozenset[Status]:
 
 
 def _filter(chosen: JobFilter) -> list[object]:
-    """See choose.lua."""
+    """Return the filter as `chosen` in console.lua takes it."""
     return [
         chosen.queue or False,
         chosen.job or False,

@@ -1,18 +1,18 @@
--- How many jobs stand where, and what has happened to how many.
+-- The number of jobs in each queue and status, and the number of events.
 
 -- === part change_count =====================================================================================
 
--- Changes a count now. How many there are then.
+-- Changes a count at once, and returns the new number.
 local function change(queue, status, number)
-  local digit = sub('01234567', status + 1, status + 1) -- Lua takes longer to write a number than to send the command
+  local digit = sub('01234567', status + 1, status + 1) -- Lua takes longer to format a number than to send the command
   local now = call('HINCRBY', P .. 'counts', queue .. ':' .. digit, number)
-  if now < 0 then -- some have been lost: as a wrong type it makes the caller have all counted again (broker.py)
+  if now < 0 then -- counts are lost: this error makes the caller reindex (broker.py)
     error('WRONGTYPE the counts of jobs have been lost')
   end
   return now
 end
 
--- ready: the queues, by name, that have ready jobs and are not paused.
+-- ready: the names of queues that have ready jobs and are not paused.
 local function show_ready(name)
   if call('SISMEMBER', P .. 'paused', name) == 0 then
     call('ZADD', P .. 'ready', 0, name)
@@ -21,7 +21,7 @@ end
 
 -- === part counts ===========================================================================================
 
--- Changed by the call, written once at its end.
+-- Collected during the call, and written once at its end.
 local moves, events = {}, {}
 
 local function count(queue, status, number)
@@ -45,7 +45,7 @@ end
 local function index_ready(queue, number, now_ready)
   if now_ready == 0 then
     call('ZREM', P .. 'ready', name_of(queue))
-    local left = call('ZRANGE', P .. 'p:' .. queue, 0, -1) -- entries at which nobody stands any more
+    local left = call('ZRANGE', P .. 'p:' .. queue, 0, -1) -- stale entries
     for _, priority in ipairs(left) do
       call('UNLINK', P .. 'r:' .. queue .. ':' .. priority, P .. 'z:' .. queue .. ':' .. priority)
     end
@@ -57,7 +57,7 @@ local function index_ready(queue, number, now_ready)
   end
 end
 
--- crowded: the queues, by name, that keep more than they may; "\1" sorts before whatever a name has.
+-- crowded: the names of queues that keep more jobs than they may. "\1" sorts before every character of a name.
 local function index_crowded(queue, failed)
   local kept = 0
   local codes = failed == 1 and { S.FAILED } or { S.SUCCEEDED, S.CANCELLED }

@@ -1,25 +1,25 @@
--- Adds jobs: plain ones (enqueue), any (add), and whether they are there (known).
+-- Scripts that add jobs: `enqueue` plain ones, `add` any. `known` looks for the jobs of a call that was refused.
 
 -- === script enqueue ========================================================================================
 
--- Adds plain calls: with nothing but an id, a queue, a job, a priority, a payload and extras, ready at once. Refused by the server when
--- it is out of memory: see the flags in scripts.py.
+-- Adds plain jobs: ready at once, with an id, a queue, a name, a priority, a payload and extras only. A server whose memory is full
+-- refuses it: see the flags in scripts.py.
 --
--- arguments  texts of the queues and jobs; ids of those whose payload is kept apart; and then for each run of calls that are alike but for the rest an array: the places of its
---            queue and job among the texts, priority, and for each call its id, and its extras and payload as the fixed layout has them;
---            at least one and at most MOST calls in all
--- reply      nil when all were added; "KNOWN", and nothing is: some id is there already, or twice among them (see add.lua); "LACKING",
---            and nothing is: a payload that was sent ahead is not there
+-- arguments  the texts of queues and names; the ids of jobs whose payload is stored apart; for each run of jobs of the same kind an
+--            array: the places of its queue and name among the texts, the priority, and for each job its id, and its extras and payload
+--            in the fixed layout; 1 to MOST jobs in all
+-- reply      nil if all were added. Otherwise none was added: "KNOWN" if an id is already stored or occurs twice (use `add`), "LACKING"
+--            if a payload that was sent ahead is gone
 
 local texts, apart = given[1], given[2]
-local intern, is_lacking, keep_bodies
+local intern, is_lacking, keep_payloads
 if #apart > 0 then
-  intern, is_lacking, keep_bodies = the_rest()
+  intern, is_lacking, keep_payloads = the_rest()
   if is_lacking(apart) then
     return redis.status_reply('LACKING')
   end
 end
--- As text, where they are known: numbers go into keys, and Lua takes longer to write one than to send a command.
+-- Numbers stay text, as keys hold them: Lua takes longer to format a number than to send a command.
 local numbers = call('HMGET', P .. 'names', unpack(texts))
 for i = 1, #texts do
   local number = numbers[i]
@@ -35,12 +35,12 @@ for r = 3, #given do
   calls = calls + (#given[r] - 3) / 2
 end
 local seq = call('HINCRBY', P .. 'meta', 'seq', calls) - calls
-if seq < 0 or seq > 281474976700000 then -- nobody has added so many
+if seq < 0 or seq > 281474976700000 then -- no store has had so many
   error('WRONGTYPE the number of arrivals has been lost')
 end
 local values, is_named, places, key, value = {}, {}, {}, P .. 'j:', 0
 
--- The layout is that of fields.py.
+-- The fixed layout of fields.py.
 for r = 3, #given do
   local run = given[r]
   local queue, priority = numbers[run[1]], run[3]
@@ -70,7 +70,7 @@ if call('MSETNX', unpack(values)) == 0 then
   return redis.status_reply('KNOWN')
 end
 if #apart > 0 then
-  keep_bodies(apart)
+  keep_payloads(apart)
 end
 for name, place in pairs(places) do
   local queue, priority, entries = place.queue, place.priority, place.entries
@@ -80,24 +80,24 @@ for name, place in pairs(places) do
     show_ready(place.called)
   end
   call('HINCRBY', P .. 'totals', queue .. ':' .. E.ENQUEUE, #entries)
-  rung['queue:' .. place.called] = true
-  rung['queues'] = true
+  wakeup_topics['queue:' .. place.called] = true
+  wakeup_topics['queues'] = true
 end
-tell_armed()
+publish_wakeups()
 return nil
 
 -- === part enqueue_rest =====================================================================================
 
--- What an enqueue does for queues and jobs that are new.
+-- For new queues and names, and payloads that are stored apart.
 
-return intern, is_lacking, keep_bodies
+return intern, is_lacking, keep_payloads
 
 -- === part add_all ==========================================================================================
 
--- Adds one call. An item: id, queue, job (as numbers), priority, after, at, expires (microseconds or false), key, on_conflict,
--- payload, extras, awaits, joins.
--- The answer: "" for added, "r" and the id that gave way, "i" for an id that is known, "k" and the id that has the key.
-local function add(item, seq)
+-- Adds one job. An item: id, queue, name (as numbers), priority, after, at, expires (microseconds or false), key, on_conflict, payload,
+-- extras, awaits, joins. Returns "" if it was added, "r" and the id that it replaced, "i" if the id is known, "k" and the id that holds
+-- the key.
+local function add_job(item, seq)
   local id, key = item[1], item[8]
   if load(id) then
     return 'i'
@@ -144,8 +144,8 @@ local function add(item, seq)
   return waiting and 'r' .. waiting or ''
 end
 
--- Adds all. Arguments: the texts of their queues and jobs, the items that name them by place. The answers, or nil
--- when every item was simply added.
+-- Adds items. They name queues and jobs by their places in `texts`. Returns nil if all were added and none replaced another, else an
+-- answer for each.
 local function add_all(texts, items)
   if #items == 0 then
     return nil
@@ -162,7 +162,7 @@ local function add_all(texts, items)
   end
   for i, item in ipairs(items) do
     item[2], item[3] = numbers[item[2]], numbers[item[3]]
-    answers[i] = add(item, seq + i)
+    answers[i] = add_job(item, seq + i)
     were_all_added = were_all_added and answers[i] == ''
   end
   return not were_all_added and answers or nil
@@ -170,32 +170,32 @@ end
 
 -- === script add ============================================================================================
 
--- Adds calls of any kind, in order, as one step. Refused by the server when it is out of memory: see the flags in scripts.py.
+-- Adds jobs of any kind, in order, as one step. A server whose memory is full refuses it: see the flags in scripts.py.
 --
--- arguments  texts, items (see adding.lua), ids of those whose payload is kept apart
--- reply      nil when all were added, else an answer for each item (see adding.lua); or "LACKING", and none is added: a payload that was
---            sent ahead is not there
+-- arguments  texts, items (see add_job), the ids of jobs whose payload is stored apart
+-- reply      nil if all were added, else an answer for each item (see add_job); "LACKING" if a payload that was sent ahead is gone, and
+--            none was added
 
 if is_lacking(given[3]) then
   return redis.status_reply('LACKING')
 end
 local answers = add_all(given[1], given[2])
--- Of one that was not added nobody wants it; of one that is known, and has ended, neither.
+-- The payload of a job that was not added, or that is known and has ended, is deleted.
 local kept, strays = {}, {}
 for _, id in ipairs(given[3]) do
   local job = load(id)
   local group = job and size_apart(job[F.payload]) and kept or strays
   group[#group + 1] = id
 end
-keep_bodies(kept)
+keep_payloads(kept)
 flush()
-drop_bodies(strays)
+drop_payloads(strays)
 return answers
 
 -- === script known ==========================================================================================
 
--- Whether ids are known, ended or not, after a call that was refused for want of memory: what was sent ahead of it, and belongs to no job,
--- is taken away, or it would be in the way of all that comes until it fades. Arguments: ids. The reply: how many of them are known.
+-- Counts the ids that are known, ended or not, after an enqueue that a full server refused. Deletes payloads that were sent ahead and
+-- belong to no job: they would take memory until they expire. Arguments: ids. Reply: how many are known.
 
 prefetch(given[1])
 local known, strays = 0, {}
@@ -206,5 +206,5 @@ for _, id in ipairs(given[1]) do
     strays[#strays + 1] = id
   end
 end
-drop_bodies(strays)
+drop_payloads(strays)
 return known

@@ -1,4 +1,4 @@
-"""What a server, or the way to it, says no with, as errors of ours."""
+"""Translates errors of the server, the driver and the network into errors of taskflow."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from redis import exceptions
 
 from taskflow.model.errors import BrokerError, BrokerRefused, BrokerUnavailable, StoreFull
 
-# The first word of a server's error, when it may well be gone soon; and the driver's errors that have had theirs taken off.
+# The first words of errors that usually pass soon, and the driver's errors that no longer have theirs.
 _PASSING: Final = frozenset({"READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "NOREPLICAS", "MISCONF", "BUSY", "UNKILLABLE"})
 
 _PASSING_ERRORS: Final = (exceptions.ReadOnlyError, exceptions.MasterDownError, exceptions.ClusterDownError, exceptions.TryAgainError)
 
 
-# What a script of ours fails with when a key holds what none of them wrote: an entry that is too short, a number that is none.
+# Errors of our scripts if a key holds a value that none of them wrote, such as an entry that is too short.
 _SPOILT: Final = ("user_script:", "not an integer", "not a valid float", "not a float", "hash value is not")
 
 
 class WrongType(BrokerRefused):
-    """A key of ours holds what none of our scripts wrote there."""
+    """A key under our prefix holds a value that none of our scripts wrote."""
 
 
-def in_our_words(error: Exception, place: str) -> BrokerError:
-    """The error to raise from it. `place` names the server, without secrets."""
+def broker_error(error: Exception, place: str) -> BrokerError:
+    """Return the error to raise from `error`. `place` names the server, without secrets."""
     if isinstance(error, BrokerError):
         return error
     if isinstance(error, exceptions.AuthenticationError | exceptions.AuthorizationError):
@@ -65,7 +65,7 @@ def _of_answer(text: str, place: str) -> BrokerError:
 
 
 _OF_SCRIPT: Final = re.compile(r"^(ERR )?(user_script:\d+: )?(WRONGTYPE )?| script: [0-9a-f]{40}, on @user_script:\d+\.$")
-"""What the server adds to an error of a script, before and behind it."""
+"""What the server adds to an error of a script, before and after it."""
 
 
 def _is_about_certificates(error: BaseException | None) -> bool:

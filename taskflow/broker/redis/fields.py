@@ -1,7 +1,7 @@
-"""What a job is kept as: the places of its fields, which the scripts and Python share.
+"""The stored form of a job: the order of its fields, which the scripts and Python share.
 
-The order follows a job's life, since the array ends after its last field: one that waits for its first run has eight.
-Never renumber: stores hold these.
+The order follows a job's life, because the array ends after the last field that is set: a job that waits for its first run has eight.
+Never renumber: stores hold these numbers.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from typing import Final
 
 LAYOUT: Final = 3
-"""Of all that is below, and of the keys. Stores hold it: one that has another is refused. Any change that an older version could not read,
-or would read wrongly, raises it."""
+"""The version of the fields and keys. Stores hold it, and a store with another one is refused. Raise it with every change that an older
+version would misread."""
 
 FIELDS: Final = (
     "status",  # a code of record.CODES, or literals.GONE
-    "queue",  # numbers that stand for texts
+    "queue",  # a number that stands for a text, as the next
     "name",
     "priority",
     "seq",  # arrival
@@ -49,7 +49,7 @@ FIELDS: Final = (
     "reason",
     "waiting_for",
     "poison",
-    "spoilt",  # of a job that the store has set aside: msgpack of the field that could not be read, the problem, and first bytes
+    "spoilt",  # of an unreadable job that was set aside: msgpack of field, problem and first bytes
 )
 
 _WAITING: Final = {
@@ -62,20 +62,20 @@ _WAITING: Final = {
     "created": 8,
 }
 _RUNNING: Final = {"status": 1, "epoch": 4, "session": 16, "request": 6, "number": 2, "claimed": 8, "claimed_steady": 8}
-"""The fixed layout, for what most jobs are all their life: one that waits for its first run, is in it, or has succeeded in it, and has
-nothing to it but what is here. It is cut and put together again where an array would be unpacked, changed and packed.
+"""The fixed layout of plain jobs. They wait for their first run, are in it, or have succeeded in it, and have no fields but these.
+Scripts cut and join such a record as a string, instead of unpacking, changing and packing an array.
 
 READY, SCHEDULED   the fields of _WAITING, extras (after their length in 2 bytes), payload (after its length in 4)
 RUNNING            the fields of _RUNNING, worker (after its length in 2 bytes), and all as it was while it waited
 SUCCEEDED          the same without the payload; then ended (8), ran_for (8), keep_for (8), result (after its length in 4 bytes);
                    the fence of its settlement is that of its claim
 
-Numbers are big-endian. All other jobs are msgpack arrays of `FIELDS`, which no byte as small as a status begins.
+Numbers are big-endian. All other jobs are msgpack arrays of `FIELDS`, whose first byte is larger than any status.
 """
 
 
 def _spans() -> Iterator[tuple[str, tuple[int, ...]]]:
-    """First and last byte, counted from 1, of a field or of several in a row; the first byte behind the fixed ones."""
+    """Yield the first and last byte of each field, counted from 1, and the first byte after the fields of fixed width."""
     for widths in (_WAITING, _RUNNING):
         end = 0
         for name, width in widths.items():
@@ -93,10 +93,10 @@ SPANS: Final = _EACH | {
 }
 
 MARK: Final = b"\xff@"
-"""A large payload is kept apart, under b:ID, and its place in the job has a reference: this, and how many bytes it has (4). So no script
-reads it: Lua looks at every byte of each string that it makes, and would make some six of it until the job has ended.
+"""A large payload is stored apart, under b:ID. Its job holds a reference: this mark, and the payload's length in 4 bytes. So no script
+reads the payload: Lua reads every byte of each string it makes, and would make about six copies until the job has ended.
 
-To a version that knows nothing of it a reference is a payload of a newer one, so that it leaves the job to others: `codec.payload`.
+An older version takes a reference for a payload of a newer version, and leaves the job to others: see `codec.payload`.
 """
 
 SESSION_BYTES: Final = 16

@@ -1,4 +1,4 @@
--- Jobs as they are read, changed and written once at the end.
+-- Stored jobs. A script reads each once, changes it in memory, and writes all changed jobs at its end.
 
 -- === part read_jobs ========================================================================================
 
@@ -6,19 +6,19 @@ local cache, changed, dropped = {}, {}, {}
 
 -- --- reading and writing ------------------------------------------------------------------------------
 
--- The fields that are strings, where there are any; all others are numbers.
+-- Fields that hold strings. All others hold numbers.
 local STRINGS = {}
 for _, field in ipairs({ F.payload, F.claim, F.worker, F.settled, F.result, F.extras, F.key, F.joins, F.behind, F.errors, F.progress,
   F.cancel_requested, F.reason, F.waiting_for, F.spoilt }) do
   STRINGS[field] = true
 end
 
--- Numbers are whole, 0 or more, and at most this: what keys, the fixed layout and Lua's own numbers have room for.
+-- Numbers are whole, from 0 to these limits, which keys, the fixed layout and Lua's numbers have room for.
 local MOST_OF = { [F.status] = S.GONE, [F.queue] = 4294967295, [F.name] = 4294967295, [F.priority] = 127, [F.seq] = 281474976710655,
   [F.epoch] = 4294967294 }
 local MOST_ELSEWHERE = 2 ^ 62
 
--- The first field that no script of ours can have written so, or nil. No step that follows stumbles over any other.
+-- Returns the first field with a value that no script writes, or nil. All later steps can trust the other fields.
 local function spoilt_field(job)
   for field = 1, #job do
     local value = job[field]
@@ -53,7 +53,7 @@ local function spoilt_field(job)
   end
 end
 
--- Sets a field, without a hole before it: cmsgpack would take the array for a map.
+-- Sets a field, and fills the gap before it: cmsgpack would pack an array with a gap as a map.
 local function set(job, field, value)
   for i = #job + 1, field - 1 do
     job[i] = false
@@ -61,8 +61,8 @@ local function set(job, field, value)
   job[field] = value
 end
 
--- What is kept in the fixed layout (fields.py), which begins with the status: no msgpack array begins with so small a byte.
--- nil when it is cut off or goes on.
+-- Decodes the fixed layout (fields.py). It begins with the status, a smaller byte than any msgpack array begins with.
+-- Returns nil if the record is too short or too long.
 local function of_layout(stored)
   local status, at, worker = string.byte(stored), 1, nil
   if status >= S.RUNNING then
@@ -90,7 +90,7 @@ local function of_layout(stored)
   return next_at == #stored + 1 and job or nil
 end
 
--- The job, or raises. How many fields an array has its first bytes tell: one with a hole ends where Lua sees fit.
+-- Decodes a record, or raises. The first bytes of an array hold its length: the length operator of Lua is undefined with gaps.
 local function unpacked(stored)
   local first = string.byte(stored)
   if first and first >= S.SCHEDULED and first <= S.SUCCEEDED then
@@ -107,8 +107,8 @@ local function unpacked(stored)
   return job
 end
 
--- spoilt: id -> a note of what is wrong with its job, for upkeep, which sets it aside (aside.lua): the field's number (0 for the whole
--- record), the problem, and the status and the queue that it is counted under, false if they are not known.
+-- spoilt: id -> a note about an unreadable job, which upkeep sets aside (unreadable.lua): the number of the field (0: the whole record),
+-- the problem, and the status and queue under which the job is counted, false if unknown.
 local function report_spoilt(id, note)
   call('HSET', P .. 'spoilt', id, cmsgpack.pack(note))
 end
@@ -117,14 +117,14 @@ local function problem_of(reason)
   return string.sub(string.gsub(tostring(reason), '^user_script:%d+: ', ''), 1, 200)
 end
 
--- The notes of this call, by id.
+-- The notes of this call by id.
 local stand_ins = {}
 
 local function is_number_for(field, value)
   return type(value) == 'number' and value % 1 == 0 and value >= 0 and value <= (MOST_OF[field] or MOST_ELSEWHERE)
 end
 
--- Stands in for a job whose record cannot be read: it has failed, and keeps those fields of `job` that can be read.
+-- Returns a failed job in place of an unreadable one. It keeps the fields of `job` that can be read.
 local function stand_in(id, note, raw, job)
   local one = {}
   for _, field in ipairs({ F.status, F.queue, F.name, F.priority, F.seq, F.created }) do
@@ -150,7 +150,7 @@ local function stand_in(id, note, raw, job)
   return one
 end
 
--- The job that is stored, or one that stands in for it; false if there is none. One bad record stops no other.
+-- Returns the stored job, a stand-in if it cannot be read, or false if there is none. One bad record stops no other.
 local function parse(id, stored)
   if not stored then
     return false
@@ -168,12 +168,12 @@ local function parse(id, stored)
   return job
 end
 
--- Counts and indexes do not agree with the jobs any more: the next upkeep has them made anew (outlook.lua).
+-- Makes the next upkeep reindex (reindex.lua), because counts or indexes disagree with the jobs.
 local function recount()
   call('HDEL', P .. 'counts', 'whole')
 end
 
--- MGET passes over a key of a wrong type: what it does not find may be there.
+-- Looks for keys of a wrong type, which MGET reports as missing.
 local function look_for(ids)
   local keys = {}
   for i, id in ipairs(ids) do
@@ -211,7 +211,7 @@ local function prefetch(ids)
   end
 end
 
--- The job, or false.
+-- Returns the job, or false.
 local function load(id)
   if cache[id] == nil then
     prefetch({ id })
@@ -237,7 +237,7 @@ end
 
 -- === part write_jobs =======================================================================================
 
--- Whether there is nothing to it but what the fixed layout has for one that waits for its first run.
+-- Returns whether the fixed layout can hold the job: it waits for its first run, and has no other fields.
 local function is_plain(job)
   if #job ~= F.payload and #job ~= F.extras or job[F.status] ~= S.READY and job[F.status] ~= S.SCHEDULED or not job[F.payload] then
     return false
@@ -259,7 +259,7 @@ local function packed(job)
     job[F.seq], job[F.created], #extras) .. extras .. struct.pack('>I4', #payload) .. payload
 end
 
--- What is kept apart goes when the job has been written: a step between the two may fail, and it would have to run again.
+-- Deletes a payload stored apart only after the job is written: if a step in between fails, the job must run again.
 local function drop_payload(id, job)
   if size_apart(job[F.payload]) then
     dropped[#dropped + 1] = id
@@ -279,7 +279,7 @@ local function write_jobs()
     values[#values + 1] = packed(job)
   end
   set_all(values)
-  drop_bodies(dropped)
+  drop_payloads(dropped)
   changed, dropped = {}, {}
 end
 

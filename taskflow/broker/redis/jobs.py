@@ -1,4 +1,4 @@
-"""One decoder for stored jobs: leases and records from what the scripts answer. A field that cannot be read has its default."""
+"""Decodes stored jobs into leases and records. A field that cannot be read has its default."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _DEFAULTS: Final = _defaults()
 _PLAIN: Final = Envelope(id=b"", job="", payload=b"")
 
 
-class Reply(NamedTuple):
-    """What read.lua, browse.lua and claim.lua tell first.
+class Head(NamedTuple):
+    """The first part of the replies of `read`, `browse` and `claim`.
 
-    `names`     the texts of queues and jobs by their numbers, without those that cannot be read
-    `is_armed`  whether the session will be told of jobs to come
+    `names`     names of queues and jobs by their numbers, without those that cannot be read
+    `is_armed`  whether the session will get a wake-up for new jobs
     """
 
     wall: int
@@ -36,14 +36,14 @@ class Reply(NamedTuple):
     is_armed: bool
 
 
-def head_of(packed: bytes) -> Reply:
+def head_of(packed: bytes) -> Head:
     wall, texts, *rest = unpack(packed)
     pairs = zip(texts[::2], texts[1::2], strict=True)
     try:
         names = {number: text.decode()[2:] for number, text in pairs}
     except UnicodeDecodeError:
         names = {number: text.decode()[2:] for number, text in zip(texts[::2], texts[1::2], strict=True) if _is_utf8(text)}
-    return Reply(int(wall), names, bool(rest and rest[0]))
+    return Head(int(wall), names, bool(rest and rest[0]))
 
 
 def _is_utf8(text: bytes) -> bool:
@@ -60,9 +60,9 @@ def records_of(reply: Sequence[bytes]) -> dict[bytes, Record]:
 
 
 def _completed(fields: list[Any]) -> list[Any]:
-    """Of full length, absent fields with their defaults."""
-    told = [default if field is False else field for field, default in zip(fields, _DEFAULTS, strict=False)]
-    return told + _DEFAULTS[len(fields) :]
+    """Return all fields, with defaults in place of absent ones."""
+    present = [default if field is False else field for field, default in zip(fields, _DEFAULTS, strict=False)]
+    return present + _DEFAULTS[len(fields) :]
 
 
 Job = dict[str, Any]
@@ -70,7 +70,7 @@ Job = dict[str, Any]
 
 
 class _Decoded(NamedTuple):
-    """Those fields that are more than numbers."""
+    """The fields that are not plain numbers."""
 
     job: str
     queue: str
@@ -94,7 +94,7 @@ def _decoded(job: Job, names: Mapping[int, str]) -> _Decoded:
 
 
 def _decoded_apart(job: Job, names: Mapping[int, str]) -> tuple[_Decoded, tuple[Unreadable, ...]]:
-    """Field by field: one that cannot be read has its default, and is told of."""
+    """Decode field by field. One that cannot be read has its default, and is reported."""
 
     def named(number: int) -> str:
         if number not in names:
@@ -126,7 +126,7 @@ def _maybe_text(stored: bytes | None) -> str | None:
 
 
 def shown(stored: bytes) -> str:
-    """The name of a worker or a queue for people. A worker's stands in all its jobs: none of them is unreadable for its sake."""
+    """Return the name of a worker or a queue for display. Bytes that are not UTF-8 are escaped: a worker's name makes no job unreadable."""
     try:
         return text(stored)
     except UnicodeDecodeError:
@@ -134,12 +134,12 @@ def shown(stored: bytes) -> str:
 
 
 def column_of(number: int) -> str:
-    """The field that a script has found spoilt; 0 stands for the whole record."""
+    """Return the name of the field that a script could not read; 0 stands for the whole record."""
     return FIELDS[number - 1] if 0 < number <= len(FIELDS) else "record"
 
 
 def _read_spoilt(packed: bytes) -> tuple[str, str, bytes]:
-    """What aside.lua notes of a record that it has set aside; it may be spoilt itself."""
+    """Decode the note that unreadable.lua leaves in a job that it has set aside. The note may be damaged too."""
     try:
         number, problem, raw = unpack(packed)
         return column_of(whole(number)), text(problem), octets(raw)

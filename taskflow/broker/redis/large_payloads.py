@@ -1,7 +1,7 @@
-"""Large payloads, which are kept apart from their jobs and go past the scripts: see `fields.MARK`.
+"""Large payloads, which are stored apart from their jobs, and which no script reads: see `fields.MARK`.
 
-They are sent ahead of the call that adds their jobs, and fade unless it keeps them, so that none is left of a call that never came. What
-a claim, or a reader, finds references in it fetches them for.
+They are sent ahead of the call that adds their jobs. They expire unless that call keeps them, so that a call that never arrives leaves
+none behind. Claims and reads return references, and this module fetches the payloads.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ INLINE: Final = 512
 """Bytes of a payload that stays in its job. To add, claim and settle a job with a kilobyte takes the server some 17 µs so, and 12 apart;
 with ten, 110 and 23. But a lone job begins a round trip later. Measured with `redis-payload` of benchmarks/, and adding in bulk."""
 
-FADES_IN: Final = 600
-"""Seconds for which a payload waits for the call that it was sent ahead of."""
+EXPIRES_IN: Final = 600
+"""Seconds after which a payload expires unless its call has arrived."""
 
 FETCHED_AT_ONCE: Final = 4 * 1024 * 1024
-"""Bytes, about."""
+"""Bytes of payloads in one command, about."""
 
 AROUND_EACH: Final = 32
-"""More bytes than a reply has beside each payload."""
+"""An upper bound for the bytes of a reply beside each payload."""
 
 REFERENCE_BYTES: Final = len(MARK) + 4
 
 
 def is_large(payload: bytes) -> bool:
-    """Also one that would be taken for a reference: no codec of ours makes such."""
-    size = len(payload)  # asked of every call: no function is called for it
+    """Return True if the payload must be stored apart: it is large, or looks like a reference, as no payload of our codec does."""
+    size = len(payload)  # runs for every job, so it calls no function
     return size > INLINE or (size == REFERENCE_BYTES and payload.startswith(MARK))
 
 
@@ -54,7 +54,7 @@ def size_in(reference: bytes) -> int:
 
 
 class LargePayloads:
-    """Of the jobs under one prefix."""
+    """Large payloads of the jobs under one prefix."""
 
     def __init__(self, pool: Callable[[], ConnectionPool], prefix: str) -> None:
         """`pool` returns the connections of the running event loop."""
@@ -62,36 +62,36 @@ class LargePayloads:
         self._prefix = f"{prefix}b:".encode()
 
     def ahead(self, large: Iterable[Envelope]) -> list[Command]:
-        """A call that is sent again leaves alone what is there."""
-        return [("SET", self._prefix + envelope.id, envelope.payload, "NX", "EX", FADES_IN) for envelope in large]
+        """Return the commands that store payloads. A resent call does not replace stored ones (NX)."""
+        return [("SET", self._prefix + envelope.id, envelope.payload, "NX", "EX", EXPIRES_IN) for envelope in large]
 
     async def with_payloads(self, leases: list[Lease]) -> list[Lease]:
-        """The leases, whole."""
-        apart = {
+        """Return the leases with payloads in place of references."""
+        references = {
             lease.envelope.id: payload
             for lease in leases
             if len(payload := lease.envelope.payload) == REFERENCE_BYTES and is_reference(payload)  # hardly ever called
         }
-        if not apart:
+        if not references:
             return leases
-        payloads, problems = await self._fetch(apart)
+        payloads, problems = await self._fetch(references)
         for place, lease in enumerate(leases):
             job_id = lease.envelope.id
-            if job_id in apart:
+            if job_id in references:
                 whole = replace(lease, envelope=replace(lease.envelope, payload=payloads.get(job_id, b"")))
                 leases[place] = _noted(whole, problems[job_id]) if job_id in problems else whole
         return leases
 
     async def in_records(self, records: dict[bytes, Record]) -> dict[bytes, Record]:
-        """The records, whole: without a payload where it has gone meanwhile, as it does when a job succeeds."""
-        apart = {job_id: record.payload for job_id, record in records.items() if record.payload and is_reference(record.payload)}
-        if not apart:
+        """Return the records with payloads in place of references, or without if the payload is gone, as after a success."""
+        references = {job_id: record.payload for job_id, record in records.items() if record.payload and is_reference(record.payload)}
+        if not references:
             return records
         payloads: dict[bytes, bytes] = {}
         problems: dict[bytes, Unreadable] = {}
-        for ids in _portions(apart):
-            await self._fetch_each(ids, [size_in(apart[job_id]) for job_id in ids], payloads, problems)
-        whole = {job_id: replace(records[job_id], payload=payloads.get(job_id)) for job_id in apart}
+        for ids in _portions(references):
+            await self._fetch_each(ids, [size_in(references[job_id]) for job_id in ids], payloads, problems)
+        whole = {job_id: replace(records[job_id], payload=payloads.get(job_id)) for job_id in references}
         return records | whole | {job_id: _noted(whole[job_id], problems[job_id]) for job_id in payloads.keys() & problems.keys()}
 
     async def _fetch(self, references: dict[bytes, bytes]) -> tuple[dict[bytes, bytes], dict[bytes, Unreadable]]:

@@ -1,8 +1,8 @@
--- Names of queues ("q:mail") and jobs ("j:work") are kept as numbers in every job. names: text -> number; texts: back.
+-- Jobs hold the names of queues ("q:mail") and jobs ("j:work") as numbers. names: text -> number; texts: number -> text.
 
 -- === part names ============================================================================================
 
--- What names has for a number whose text is lost or altered, which is written back; nil if nothing stands for it.
+-- Finds the text of a number in `names`, and restores it in `texts`. Returns nil if there is none.
 local by_number
 local function text_in_names(number)
   if not by_number then
@@ -19,17 +19,17 @@ local function text_in_names(number)
   return text
 end
 
--- Names of queues by their numbers (both as text), where a script has come upon both.
-local told_names = {}
+-- Names of queues by number (both text), as far as the script has needed them.
+local queue_names = {}
 
--- Without its "q:" or "j:".
+-- Returns the name without "q:" or "j:".
 local function name_of(number)
-  if not told_names[number] then
+  if not queue_names[number] then
     local text = call('HGET', P .. 'texts', number)
-    told_names[number] = string.sub(text and #text > 2 and text or text_in_names(number)
+    queue_names[number] = string.sub(text and #text > 2 and text or text_in_names(number)
       or error('WRONGTYPE no text has the number ' .. number), 3)
   end
-  return told_names[number]
+  return queue_names[number]
 end
 
 -- === part texts_of =========================================================================================
@@ -44,7 +44,7 @@ local function get_all(hash, fields)
   return values
 end
 
--- For a reply: the numbers in the set, and the text of each that has one, one after the other.
+-- Returns number, text, number, text, ... for the numbers of a set that have a text.
 local function texts_of(numbers)
   local asked, told = {}, {}
   for number in pairs(numbers) do
@@ -68,24 +68,24 @@ end
 
 -- === part intern ===========================================================================================
 
--- What one of them has lost the other tells: a wrong type is what makes the caller look at all keys (broker.py).
-local function lose(text)
+-- Raises an error of a wrong type, which makes the caller reindex (broker.py): `names` and `texts` restore each other.
+local function names_lost(text)
   error('WRONGTYPE nothing tells any more which number ' .. text .. ' has')
 end
 
--- The numbers of these texts, made where there are none; never one that stands for another text already.
+-- Returns the numbers of these texts. A new text gets a number that no other text has.
 local function intern(texts)
   local numbers = get_all('names', texts)
   for i, text in ipairs(texts) do
     if not numbers[i] then
       numbers[i] = call('HGET', P .. 'names', text)
       if i == 1 and call('EXISTS', P .. 'names') == 0 and call('EXISTS', P .. 'texts') == 1 then
-        lose(text)
+        names_lost(text)
       end
       while not numbers[i] do
         local free = call('HINCRBY', P .. 'meta', 'names', 1)
         if free < 1 or free > 4294967295 then
-          lose(text)
+          names_lost(text)
         end
         numbers[i] = call('HSETNX', P .. 'texts', free, text) == 1 and free
         if numbers[i] == 1 then
@@ -96,21 +96,21 @@ local function intern(texts)
     end
     numbers[i] = tonumber(numbers[i])
     if not (numbers[i] and numbers[i] >= 1 and numbers[i] <= 4294967295 and numbers[i] % 1 == 0) then
-      lose(text)
+      names_lost(text)
     end
   end
   return numbers
 end
 
--- Whether it names a queue or a job.
+-- Returns whether it is the name of a queue or a job.
 local function is_text(text)
   return text and #text > 2 and byte(text, 2) == 58
 end
 
 -- === script sweep ==========================================================================================
 
--- After a purge: where there are many names, forgets those that no job has any more, and with those of queues their totals. Which names of
--- jobs these are it finds out only where few jobs are left, since it looks at each.
+-- Runs after a purge. If there are many names, forgets those that no job has, and the totals of such queues. To find the names of jobs
+-- that are in use it must look at each job, so it does this only if few are left.
 
 local MANY_NAMES, MOST_JOBS = 1000, 10000
 if call('HLEN', P .. 'names') <= MANY_NAMES then
@@ -143,7 +143,7 @@ local function see_queue(queue)
   see_all(call('ZRANGE', P .. 'y:' .. queue .. ':1', 0, -1), 7)
 end
 
--- All there are, by the indexes.
+-- Looks at every job, through the indexes.
 local function see_jobs()
   for queue in pairs(is_used) do
     see_queue(queue)

@@ -1,11 +1,10 @@
--- A queue of entries in order, taken from the front: a list, for what comes in order, as nearly all does, and beside it a
--- sorted set (all of one score, so ordered by its members' bytes) for what comes out of order. An entry is a time and the
--- job's number of arrival, 8 and 6 bytes, then its id. It counts only while the job still says that it stands there: one
--- that does not any more is left behind, and passed over when its turn comes.
+-- Ready jobs of one queue and priority, in order. A list holds entries that arrive in order, as nearly all do. A sorted set holds the
+-- others; all have one score, so their bytes order them. An entry is a time (8 bytes), the job's arrival number (6) and its id. It is valid
+-- while the job has the same time and number; claims skip stale entries.
 
 -- === part is_before ========================================================================================
 
--- By the numbers: Lua compares strings as the server's locale does.
+-- Compares numbers, because Lua compares strings by the locale of the server.
 local function is_before(one, other)
   local time, seq = struct.unpack('>I8I6', one)
   local other_time, other_seq = struct.unpack('>I8I6', other)
@@ -14,7 +13,7 @@ end
 
 -- === part push =============================================================================================
 
--- Adds entries to the list where they are in order, else to the set.
+-- Adds entries to the list if they are in order, else to the set.
 local function push(list, returned, entries)
   local tail = call('LINDEX', list, -1)
   local last_time, last_seq = -1, -1
@@ -48,12 +47,12 @@ end
 
 -- === part peek =============================================================================================
 
--- The keys of both, of what is ready with a queue's number and a priority.
+-- Returns the keys of the list and the set. `place` is a queue's number and a priority.
 local function ready_keys(place)
   return P .. 'r:' .. place, P .. 'z:' .. place
 end
 
--- The first entries of both, in order, and for each whether it stands in the list: nothing, when all do.
+-- Returns the first entries of both in order, and which of them are in the list; nil instead if all are.
 local function peek(list, returned, number)
   local one = call('LRANGE', list, 0, number - 1)
   local other = call('ZRANGE', returned, 0, number - 1)
@@ -70,7 +69,7 @@ local function peek(list, returned, number)
   return merged, is_listed
 end
 
--- Takes off the first `number` of what `peek` gave.
+-- Removes the first `number` entries that `peek` returned.
 local function drop_first(list, returned, number, is_listed)
   local from_list = is_listed and 0 or number
   for i = 1, is_listed and number or 0 do

@@ -1,17 +1,17 @@
--- Indexes that have lost jobs: how they are found, and made anew.
+-- Finds indexes that have lost jobs, and builds all indexes again from the jobs.
 
 -- === part lost_indexes =====================================================================================
 
--- As a wrong type it makes the caller have all indexes made anew (broker.py).
-local function complain(of_what)
+-- Raises an error of a wrong type, which makes the caller reindex (broker.py).
+local function request_reindex(of_what)
   error('WRONGTYPE ' .. of_what)
 end
 
--- counts has the field "whole" from the first name on: where it has lost that, it has lost more. A store that has just been mended is left
--- alone for a while, however many of its keys others take away.
-local function miss_counts()
+-- Raises if counts has lost the field "whole", which it has from the first name on: other fields are then lost too. A store that was just
+-- reindexed is left alone for a while, even if more keys disappear.
+local function check_counts()
   if call('HEXISTS', P .. 'counts', 'whole') == 0 and call('EXISTS', P .. 'names') == 1 and call('PTTL', P .. 'mended') < 0 then
-    complain('the counts of jobs have been lost')
+    request_reindex('the counts of jobs have been lost')
   end
 end
 
@@ -25,7 +25,7 @@ local function each_count(stored, see)
   end
 end
 
--- Where the whole index is gone although jobs are ready, workers of every queue would not find them.
+-- Restores the index `ready` if it is gone. Without it, workers of all queues would not find ready jobs.
 local function find_lost_queues()
   if call('EXISTS', P .. 'ready') == 1 then
     return
@@ -46,17 +46,17 @@ local function length_of_ready(queue)
   return length
 end
 
--- Fields of a hash that one call looks at: a few milliseconds.
+-- Fields of a hash that one call looks at, in a few milliseconds.
 local IN_TURN = 500
 
--- The next fields and values of a hash, and whether these were the last.
+-- Returns the next fields and values of a hash, and whether these were the last.
 local function next_of(hash)
   local page = call('HSCAN', P .. hash, call('HGET', P .. 'meta', 'next_of_' .. hash) or 0, 'COUNT', IN_TURN)
   call('HSET', P .. 'meta', 'next_of_' .. hash, page[1])
   return page[2], page[1] == '0'
 end
 
--- An index that holds fewer jobs than are counted has lost some: nobody would come upon these.
+-- Raises if an index holds fewer jobs than are counted: the missing ones would never run.
 local function check_scheduled_and_running()
   local scheduled, running, leases = 0, 0, 0
   each_count(call('HGETALL', P .. 'counts'), function(_, status, number)
@@ -69,7 +69,7 @@ local function check_scheduled_and_running()
     end
   end
   if call('ZCARD', P .. 'due') < scheduled or leases < running then
-    complain('scheduled or running jobs stand nowhere')
+    request_reindex('scheduled or running jobs stand nowhere')
   end
 end
 
@@ -77,7 +77,7 @@ local function check_indexes()
   local counts, is_last = next_of('counts')
   each_count(counts, function(queue, status, number)
     if status == S.READY and length_of_ready(queue) < number then
-      complain('ready jobs stand nowhere')
+      request_reindex('ready jobs stand nowhere')
     end
   end)
   if is_last then
@@ -92,21 +92,21 @@ local function check_names()
   end
   for i, text in ipairs(get_all('texts', numbers)) do
     if text ~= names[2 * i - 1] or not is_text(text) then
-      complain('a name has another number than its text')
+      request_reindex('a name has another number than its text')
     end
   end
   if call('HLEN', P .. 'names') ~= call('HLEN', P .. 'texts') then
-    complain('a number has no text')
+    request_reindex('a number has no text')
   end
 end
 
--- Who looks need not all do so.
-local function find_what_is_lost_in_turn()
+-- Checks a part of the indexes every 5 s, whichever session calls.
+local function check_indexes_in_turn()
   local since = steady - (tonumber(call('HGET', P .. 'meta', 'sought_at')) or 0)
   if since < 0 or since > 5000000 then
     find_lost_queues()
-    no_session_lives_longer()
-    if call('PTTL', P .. 'mended') < 0 and call('EXISTS', P .. 'spoilt') == 0 then -- else the next call sees whether it is in order
+    limit_sessions_to_ttl()
+    if call('PTTL', P .. 'mended') < 0 and call('EXISTS', P .. 'spoilt') == 0 then -- otherwise a later call checks
       call('HSET', P .. 'meta', 'sought_at', steady)
       check_names()
       check_indexes()
@@ -116,11 +116,11 @@ end
 
 -- === script reindex ========================================================================================
 
--- Makes all indexes anew from the jobs, which are the truth; keys of a wrong type are put aside under bad:. Run only when a
--- script has come upon one: it looks at every job at once, and holds the server for about ten seconds a million.
+-- Builds all indexes again from the jobs, and moves keys of a wrong type to bad:. It runs only after a script has found such a key: it
+-- looks at every job at once, and holds the server for about ten seconds per million jobs.
 --
--- arguments  milliseconds for which it is not done again: others have come upon the same key meanwhile
--- reply      how many keys were put aside; nil when it has been done just now
+-- arguments  milliseconds for which it does not run again: other callers have found the same key meanwhile
+-- reply      the number of keys moved; nil if it has just run
 
 local ZSETS = { ready = 1, due = 1, exp = 1, fade = 1, crowded = 1, alive = 1, dead = 1, awaited = 1, p = 1, z = 1, y = 1 }
 local HASHES = { names = 1, texts = 1, meta = 1, counts = 1, totals = 1, k = 1, spoilt = 1, s = 1, l = 1 }
@@ -149,7 +149,7 @@ end
 
 -- --- keys ---------------------------------------------------------------------------------------------
 
--- The ids of all jobs, once wrong keys are aside and what is made anew is gone; how many were put aside; the ids of payloads apart.
+-- Moves wrong keys, deletes all indexes. Returns the ids of all jobs, the number of keys moved, and the ids of payloads stored apart.
 local function clear()
   local ids, aside, bodies = {}, 0, {}
   for _, key in ipairs(all_keys()) do
@@ -157,7 +157,7 @@ local function clear()
     local kind = string.match(name, '^(%l+)')
     local is_bad = string.sub(name, 1, 4) == 'bad:'
     local wanted = not is_bad and expected(kind)
-    if kind == 'j' and #name == 18 then -- of whatever type: see prefetch
+    if kind == 'j' and #name == 18 then -- of any type: see prefetch
       ids[#ids + 1] = string.sub(name, 3)
     elseif wanted and call('TYPE', key).ok ~= wanted then
       aside = aside + 1
@@ -171,7 +171,7 @@ local function clear()
   return ids, aside, bodies
 end
 
--- What no job names any more goes, but not at once: a call may be on its way.
+-- Lets payloads that belong to no job expire. They are not deleted at once: their call may be on its way.
 local function let_strays_fade(bodies)
   for _, id in ipairs(bodies) do
     local job = load(id)
@@ -181,7 +181,7 @@ local function let_strays_fade(bodies)
   end
 end
 
--- Fields of a hash whose values are to be numbers, and are not.
+-- Deletes fields of a hash whose values should be numbers, and are not.
 local function drop_what_is_no_number(name)
   local stored = call('HGETALL', P .. name)
   for i = 1, #stored, 2 do
@@ -192,7 +192,7 @@ local function drop_what_is_no_number(name)
   end
 end
 
--- Each of the two tells what the other has lost. Numbers that stood for a text beside its own: the jobs that have them are given its own.
+-- Restores `names` and `texts` from each other. Returns a map from extra numbers of a text to its own: jobs get its own.
 local function mend_names()
   for _, name in ipairs({ 'names', 'meta', 'totals' }) do
     drop_what_is_no_number(name)
@@ -220,22 +220,22 @@ local function mend_names()
       instead[number] = own[text]
     end
   end
-  for text, number in pairs(numbers) do -- those that agree
+  for text, number in pairs(numbers) do -- both agree
     if texts[number] == text then
       give(text, number)
     end
   end
-  for number, text in pairs(texts) do -- a name that has another number
+  for number, text in pairs(texts) do -- `names` has another number
     if numbers[text] then
       give(text, number)
     end
   end
-  for text, number in pairs(numbers) do -- a text that is lost or altered
+  for text, number in pairs(numbers) do -- `texts` has lost or altered it
     if not own[texts[number] or ''] then
       give(text, number)
     end
   end
-  for number, text in pairs(texts) do -- a name that is lost
+  for number, text in pairs(texts) do -- `names` has lost it
     give(text, number)
   end
   for text, number in pairs(numbers) do
@@ -256,7 +256,7 @@ end
 
 -- --- sessions -----------------------------------------------------------------------------------------
 
--- A session that is neither alive nor dead is dead: its leases are released by upkeep, as of a worker that was lost.
+-- Adds a session that is neither alive nor dead to the dead ones. Upkeep then releases its leases as crashed.
 local function bury_session(session, name)
   if not is_alive(session) and not call('ZSCORE', P .. 'dead', session) then
     local number = call('HINCRBY', P .. 'meta', 'sessions', 1)
@@ -266,7 +266,7 @@ local function bury_session(session, name)
   end
 end
 
-local function take_lease(id, job)
+local function index_lease(id, job)
   local session, tail = string.sub(job[F.claim], 1, 16), string.sub(job[F.claim], 17)
   bury_session(session, job[F.worker])
   call('HSET', P .. 'l:' .. session, tail, id)
@@ -277,7 +277,7 @@ end
 
 -- --- jobs ---------------------------------------------------------------------------------------------
 
-local function take_up(id, job)
+local function index_job(id, job)
   local status = job[F.status]
   if status == S.GONE then
     fading[#fading + 1] = job[F.ended] + R.repeat_for
@@ -299,7 +299,7 @@ local function take_up(id, job)
   elseif status == S.HELD then
     call('SADD', P .. 'held', id)
   elseif status == S.RUNNING then
-    take_lease(id, job)
+    index_lease(id, job)
   else
     fading[#fading + 1] = job[F.keep_until]
     fading[#fading + 1] = id
@@ -315,10 +315,10 @@ local function sort_all(groups)
   end
 end
 
--- In one step with the rest, or whoever is cut off between the two would keep all others from it.
+-- Set in the same step: a caller that is cut off in between would keep all others from reindexing.
 local mending, spared, began = P .. 'mending', given[1], os.clock()
 if call('PTTL', mending) >= 0 then
-  pcall(recount) -- the caller may have failed half way after it was done: the next upkeep does it once more
+  pcall(recount) -- the caller may have failed half-way since then: the next upkeep reindexes again
   return false
 end
 call('SET', mending, 1, 'PX', spared)
@@ -341,7 +341,7 @@ for _, id in ipairs(ids) do
     end
     if stand_ins[id] then
       replace_record(id, job)
-      rung_jobs[#rung_jobs + 1] = id
+      ended_ids[#ended_ids + 1] = id
       aside = aside + 1
     end
     jobs[#jobs + 1] = id
@@ -355,11 +355,11 @@ table.sort(jobs, function(one, other)
   return load(one)[F.seq] < load(other)[F.seq]
 end)
 for _, id in ipairs(jobs) do
-  take_up(id, load(id))
+  index_job(id, load(id))
 end
 sort_all(ready)
 flush()
--- For the server the time has stood still meanwhile.
+-- The server's clock does not move during a script.
 local took = math.ceil(1000 * (os.clock() - began))
 call('PEXPIRE', mending, spared + took)
 call('SET', P .. 'mended', 1, 'PX', 20 * took)

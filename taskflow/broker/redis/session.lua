@@ -1,5 +1,5 @@
--- Sessions. s:ID is a hash; alive: the living by the instant (steady) at which their ttl is over; dead: the dead by number.
--- l:ID: its leases, request and number (8 bytes) -> job; x:ID: those of them that are asked to stop.
+-- Sessions. s:ID: a hash. alive: living sessions by the steady time at which their ttl ends. dead: dead ones by number.
+-- l:ID: the session's leases, request and number (8 bytes) -> job. x:ID: leases that are asked to stop.
 
 -- === part sessions =========================================================================================
 
@@ -11,7 +11,7 @@ local function is_alive(id)
   return call('ZSCORE', P .. 'alive', id)
 end
 
--- The session's time to live; where what is stored is none, the default from now on.
+-- Returns the ttl of the session. An invalid value is replaced by the default.
 local LONGEST_TTL = 2 ^ 53
 local function ttl_of(id)
   local stored = call('HGET', session_key(id), 'ttl')
@@ -23,36 +23,36 @@ local function ttl_of(id)
   return ttl
 end
 
-local function revive(id, ttl)
+local function extend(id, ttl)
   call('ZADD', P .. 'alive', steady + ttl, id)
 end
 
-local function take_pulse()
+local function note_heartbeat()
   call('HSET', P .. 'meta', 'pulse', steady)
 end
 
--- Than its time to live from now.
-local function no_session_lives_longer()
+-- Limits the end of each session to its ttl from now.
+local function limit_sessions_to_ttl()
   for _, id in ipairs(call('ZRANGE', P .. 'alive', 0, -1)) do
     call('ZADD', P .. 'alive', 'LT', steady + ttl_of(id), id)
   end
 end
 
--- When nobody has beaten for a session's whole ttl, the store was away, not the workers: one more ttl, once.
+-- If no session sent a heartbeat for its whole ttl, the store was away, not the workers: each session gets one more ttl, once.
 local function spare_after_outage()
   local state = call('HMGET', P .. 'meta', 'pulse', 'least_ttl')
   local pulse, least = tonumber(state[1]), tonumber(state[2]) or 0
   if not pulse then
     return
   end
-  if pulse > steady then -- the server's clock was set back: nobody has beaten in the future
-    take_pulse()
-    no_session_lives_longer()
+  if pulse > steady then -- the clock of the server was set back
+    note_heartbeat()
+    limit_sessions_to_ttl()
   elseif steady - pulse > least then
     for _, id in ipairs(call('ZRANGE', P .. 'alive', 0, -1)) do
       local ttl = ttl_of(id)
       if steady - pulse > ttl and call('HSETNX', session_key(id), 'spared', 1) == 1 then
-        revive(id, ttl)
+        extend(id, ttl)
       end
     end
   end
@@ -60,7 +60,7 @@ end
 
 local function kill(id)
   local number = tonumber(call('HGET', session_key(id), 'number'))
-  number = number and number >= 0 and number or 0 -- no NaN either
+  number = number and number >= 0 and number or 0 -- NaN included
   call('HSET', session_key(id), 'dead_at', wall, 'beat_at', tonumber(is_alive(id) or steady) - ttl_of(id))
   call('ZREM', P .. 'alive', id)
   call('ZADD', P .. 'dead', number, id)
@@ -72,8 +72,8 @@ local function request_of(tail)
   return (struct.unpack('>I6', tail))
 end
 
--- The leases of a session as {tail, job's id}, in the order in which they were given: the first `most`, of those that `is_wanted`
--- (both may be nil). Their jobs are read.
+-- Returns the session's leases as {tail, job's id} in the order of their claims: the first `most` of those that `is_wanted` admits (both
+-- may be nil). Reads their jobs.
 local function leases_of(session, most, is_wanted)
   local stored, leases = call('HGETALL', P .. 'l:' .. session), {}
   for i = 1, #stored, 2 do
@@ -95,7 +95,7 @@ local function leases_of(session, most, is_wanted)
   return leases
 end
 
--- The job of a lease, if it still says so itself; a lease without its job, or with another, is taken off.
+-- Returns the job of a lease, or false if the job does not have this lease; then the lease is removed.
 local function leased(session, tail, id)
   local job = load(id)
   if job and job[F.status] == S.RUNNING and job[F.claim] == session .. tail then
@@ -103,36 +103,36 @@ local function leased(session, tail, id)
   end
   call('HDEL', P .. 'l:' .. session, tail)
   call('SREM', P .. 'x:' .. session, tail)
-  recount() -- whatever ends a lease takes it off: the job has vanished, or somebody else has written it
+  recount() -- the end of a lease removes it, so the index and the job disagree
   return false
 end
 
 -- === script register =======================================================================================
 
--- Makes a session known. Arguments: id, name, ttl (microseconds), what is told of it. The reply: "OK", or "LOST" when it is dead.
+-- Registers a session. Arguments: id, name, ttl (microseconds), queues and concurrency. Reply: "OK", or "LOST" if it is dead.
 
 local id, name, ttl, about = given[1], given[2], given[3], given[4]
 spare_after_outage()
 if call('EXISTS', session_key(id)) == 0 then
   local number = call('HINCRBY', P .. 'meta', 'sessions', 1)
   call('HSET', session_key(id), 'name', name, 'ttl', ttl, 'about', about, 'registered_at', wall, 'number', number, 'request', 0)
-  revive(id, ttl)
+  extend(id, ttl)
   local least = tonumber(call('HGET', P .. 'meta', 'least_ttl') or ttl)
   call('HSET', P .. 'meta', 'least_ttl', math.min(least, ttl))
 elseif not is_alive(id) then
   return redis.status_reply('LOST')
 end
-take_pulse()
+note_heartbeat()
 return redis.status_reply('OK')
 
 -- === script beat ===========================================================================================
 
--- A session's sign of life.
+-- Takes the heartbeat of a session.
 --
--- arguments  session, the claims that it holds (8 bytes each, one string), the highest request seen, reports
---            {claim, microseconds since the run began, progress}, whether it is leaving, what it has died of or false, whether it looks
--- reply      "LOST", or {how many ghosts, the claims that are lost, those that are asked to stop; 8 bytes each}, and to who looks also
---            whether there is something ready, and microseconds until upkeep might have something to move, or -1
+-- arguments  session, its claims (8 bytes each, one string), the highest request it has seen, reports {claim, microseconds since the run
+--            began, progress}, whether it is leaving, the cause of its death or false, whether it asks for the outlook
+-- reply      "LOST", or {the number of ghosts, claims that are lost, claims that are asked to stop (8 bytes each)}; with the outlook also
+--            whether jobs are ready, and microseconds until upkeep has something to do, or -1
 
 local session, named, seen, reports, leaving, died_of = given[1], given[2], given[3], given[4], given[5], given[6]
 local key = P .. 'l:' .. session
@@ -161,7 +161,7 @@ local function take_reports()
   end
 end
 
--- The claims named, as a set, and those of them that are not its leases.
+-- Returns the claims of the heartbeat as a set, those that are not leases of the session, and the number of those that are.
 local function check_named()
   local tails, is_named, lost, found = {}, {}, {}, 0
   for first = 1, #named, 8 do
@@ -184,7 +184,7 @@ local function check_named()
   return is_named, lost, found
 end
 
--- Leases old enough that it does not name go back to their place.
+-- Returns ghosts to their queue: leases that the heartbeat does not name, and that are old enough.
 local function take_back_ghosts(is_named)
   local ghosts = 0
   local unnamed = leases_of(session, nil, function(tail)
@@ -193,8 +193,8 @@ local function take_back_ghosts(is_named)
   for _, lease in ipairs(unnamed) do
     local job = leased(session, lease[1], lease[2])
     if job and steady - job[F.claimed_steady] >= R.ghost_after then
-      let_go(job)
-      wait_again(lease[2], job, E.GHOST)
+      release_lease(job)
+      requeue(lease[2], job, E.GHOST)
       ghosts = ghosts + 1
     end
   end
@@ -203,13 +203,13 @@ end
 
 local function leave()
   kill(session)
-  if call('HLEN', key) > MOST_AT_ONCE then -- the rest is upkeep's, which hands back what a spared session had
+  if call('HLEN', key) > MOST_AT_ONCE then -- upkeep hands back the rest, because the session is spared
     call('HSET', session_key(session), 'spared', 1)
   end
   for _, lease in ipairs(leases_of(session, MOST_AT_ONCE)) do
     local job = leased(session, lease[1], lease[2])
     if job then
-      let_go(job)
+      release_lease(job)
       hand_back(lease[2], job, true)
     end
   end
@@ -217,11 +217,11 @@ end
 
 local function die()
   kill(session)
-  call('HSET', session_key(session), 'died_of', died_of) -- what it has beyond MOST_AT_ONCE is upkeep's, which is to know it too
+  call('HSET', session_key(session), 'died_of', died_of) -- upkeep uses it for leases beyond MOST_AT_ONCE
   for _, lease in ipairs(leases_of(session, MOST_AT_ONCE)) do
     local job = leased(session, lease[1], lease[2])
     if job then
-      let_go(job)
+      release_lease(job)
       crash(lease[2], job, died_of)
     end
   end
@@ -231,9 +231,9 @@ spare_after_outage()
 if not is_alive(session) then
   return redis.status_reply('LOST')
 end
-revive(session, ttl_of(session))
+extend(session, ttl_of(session))
 call('HDEL', session_key(session), 'spared')
-take_pulse()
+note_heartbeat()
 if died_of then
   die()
   flush()
@@ -259,16 +259,16 @@ for _, tail in ipairs(call('SMEMBERS', P .. 'x:' .. session)) do
 end
 local reply = { ghosts, table.concat(lost), table.concat(stopping) }
 if given[7] then
-  miss_counts()
-  find_what_is_lost_in_turn()
+  check_counts()
+  check_indexes_in_turn()
   reply[4], reply[5] = call('EXISTS', P .. 'ready'), due_in()
 end
 return reply
 
 -- === script workers ========================================================================================
 
--- The sessions that are alive, and the dead that still have leases. The reply: msgpack, for each: id, name, ttl, what it told of
--- itself, when it registered, microseconds since its last beat, leases, whether it is dead.
+-- Returns the living sessions, and dead ones that still have leases. Reply, as msgpack, for each: id, name, ttl, queues and concurrency,
+-- time of registration, microseconds since its last heartbeat, leases, whether it is dead.
 
 local rows = {}
 local function tell(id, is_dead)

@@ -1,24 +1,24 @@
 -- === script settle =========================================================================================
 
--- Ends or turns runs.
+-- Settles runs.
 --
--- arguments  successes in columns, those of one session and one keep: session, keep (microseconds), ids, fences (epoch, 4 bytes, and
---            claim), the claims without the session (8 bytes), and as the fixed layout has them run's length, keep and result;
---            settlements of any kind; texts of their follow-ups' queues and jobs
---            a settlement: id, epoch, claim, kind, run's length, keep (microseconds), value, error, after, follow-ups, progress
+-- arguments  plain successes in columns, by session and keep: session, keep (microseconds), ids, fences (epoch, 4 bytes, and claim),
+--            claims without the session (8 bytes), and duration, keep and result in the fixed layout; settlements of any kind; the texts
+--            of the queues and names of follow-ups
+--            a settlement: id, epoch, claim, kind, duration, keep (microseconds), value, error, after, follow-ups, progress
 --            a kind: 1 succeeded (value: result), 2 failed (error; value: reason), 3 discarded (value: reason), 4 cancelled
---            (value: reason), 5 retried (error, after), 6 snoozed (after), 7 parked (value: what for; after), 8 handed back
+--            (value: reason), 5 retried (error, after), 6 snoozed (after), 7 parked (value: what it waits for; after), 8 handed back
 --            (value: whether it counts); an error: type, message, traceback, attempt
--- reply      a string with a byte for each, of those in columns first: "o" for OK, "s" for STALE
+-- reply      a string with a byte for each settlement, columns first: "o" for OK, "s" for STALE
 
 local groups, others, texts = given[1], given[2], given[3]
 local answers, others_at = {}, {}
 local now, is_succeeded = struct.pack('>I8', wall), string.char(S.SUCCEEDED)
 local values, bodies = {}, {}
 
--- As it is stored after a success at its first run, its queue and place, and whether its payload was kept apart. nil for a job that has
--- more to it, or does not have that lease. The layout is that of fields.py.
-local function ended(stored, fence, outcome)
+-- Returns the record after a success in the first run, its queue and arrival number, and whether its payload is stored apart. Returns nil
+-- if the job is not plain or does not have this lease. The layout is in fields.py.
+local function succeeded_record(stored, fence, outcome)
   if byte(stored) ~= S.RUNNING or sub(stored, L.fence) ~= fence or #stored < L.running + 1 then
     return nil
   end
@@ -33,7 +33,7 @@ local function ended(stored, fence, outcome)
   return is_succeeded .. sub(stored, 2, extras_at + 1 + extras) .. now .. outcome, queue, seq, is_apart
 end
 
--- All of one score.
+-- Adds members that all have one score.
 local function add_scored(key, score, members)
   local text, scored = string.format('%.0f', score), {}
   for i, member in ipairs(members) do
@@ -54,7 +54,7 @@ local function write_group(session, keep_for, done, tails, kept)
   end
 end
 
--- Those that are not so simple join the others.
+-- Settles plain successes. Those whose jobs are not plain join `others`.
 local function settle_group(session, keep_for, ids, fences, tails, outcomes)
   local keys, done, done_tails, kept = {}, {}, {}, {}
   local job_key = P .. 'j:'
@@ -65,11 +65,11 @@ local function settle_group(session, keep_for, ids, fences, tails, outcomes)
     local id, outcome = ids[i], outcomes[i]
     local new, queue, seq, is_apart
     if stored then
-      new, queue, seq, is_apart = ended(stored, fences[i], outcome)
+      new, queue, seq, is_apart = succeeded_record(stored, fences[i], outcome)
     end
     if new then
       local n = #done + 1
-      done[n], done_tails[n], rung_jobs[#rung_jobs + 1] = id, tails[i], id
+      done[n], done_tails[n], ended_ids[#ended_ids + 1] = id, tails[i], id
       values[#values + 1] = keys[i]
       values[#values + 1] = new
       local members = kept[queue] or {}
@@ -89,15 +89,15 @@ local function settle_group(session, keep_for, ids, fences, tails, outcomes)
   write_group(session, keep_for, done, done_tails, kept)
 end
 
-local sent_so = #others
+local sent_as_items = #others
 for _, group in ipairs(groups) do
   settle_group(unpack(group))
 end
 set_all(values)
-if #bodies > 0 then -- not before: a step that fails leaves jobs that have to run again
+if #bodies > 0 then -- last: if a step fails, the jobs must run again
   call('UNLINK', unpack(bodies))
 end
-for i = 1, sent_so do
+for i = 1, sent_as_items do
   answers[#answers + 1] = 's'
   others_at[i] = #answers
 end
@@ -108,7 +108,7 @@ if #others > 0 then
   end
 else
   write_counts()
-  tell_awaited()
+  publish_ended()
 end
 return table.concat(answers)
 
@@ -116,8 +116,8 @@ return table.concat(answers)
 
 -- Settlements of any kind, one by one.
 
--- A run came to something: what counts lost leases in a row begins again.
-local function progressed(job)
+-- A worker reported an outcome: resets the count of leases lost in a row.
+local function reset_crashes(job)
   if #job >= F.crashes then
     for _, field in ipairs({ F.crashes, F.hand_backs, F.parked }) do
       if job[field] then
@@ -127,9 +127,9 @@ local function progressed(job)
   end
 end
 
-local function fail_once(job, error)
+local function count_failure(job, error)
   set(job, F.failures, (job[F.failures] or 0) + 1)
-  note(job, error[1], error[2], error[3], error[4])
+  add_error(job, error[1], error[2], error[3], error[4])
 end
 
 local endings = {
@@ -139,7 +139,7 @@ local endings = {
     finish(id, job, E.SUCCEED, S.SUCCEEDED, false, settlement[6])
   end,
   function(id, job, settlement)
-    fail_once(job, settlement[8])
+    count_failure(job, settlement[8])
     finish(id, job, E.FAIL, S.FAILED, settlement[7])
   end,
   function(id, job, settlement)
@@ -149,19 +149,19 @@ local endings = {
     finish(id, job, E.CANCEL, S.CANCELLED, settlement[7])
   end,
   function(id, job, settlement)
-    fail_once(job, settlement[8])
-    wait_again(id, job, E.RETRY, wall + settlement[9])
+    count_failure(job, settlement[8])
+    requeue(id, job, E.RETRY, wall + settlement[9])
   end,
   function(id, job, settlement)
     set(job, F.snoozes, (job[F.snoozes] or 0) + 1)
-    wait_again(id, job, E.SNOOZE, wall + settlement[9])
+    requeue(id, job, E.SNOOZE, wall + settlement[9])
   end,
   function(id, job, settlement)
     if not job[F.parked] then
       set(job, F.parked, wall)
     end
     set(job, F.waiting_for, settlement[7])
-    wait_again(id, job, E.PARK, wall + settlement[9])
+    requeue(id, job, E.PARK, wall + settlement[9])
   end,
   function(id, job, settlement)
     hand_back(id, job, settlement[7])
@@ -183,9 +183,9 @@ local function settle(settlement, texts)
   if settlement[11] then
     set(job, F.progress, settlement[11])
   end
-  let_go(job)
+  release_lease(job)
   if kind < 7 then
-    progressed(job)
+    reset_crashes(job)
   end
   endings[kind](id, job, settlement)
   if settlement[10] then

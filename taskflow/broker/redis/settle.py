@@ -181,7 +181,7 @@ def _verdict(verdict: object) -> tuple[int, object, object, object]:
         case HandedBack(counts):
             return 8, counts, False, False
         case _:
-            raise TypeError(f"{verdict!r} is not a verdict that a store knows")
+            raise TypeError(f"{verdict!r} is no verdict that a store knows")
 
 
 def _error(error: RunError) -> Item:

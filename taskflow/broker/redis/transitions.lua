@@ -1,10 +1,10 @@
--- Where jobs wait and end, and the moves between. Deferred lists are written by flush().
+-- The moves of jobs between statuses, and the indexes by which waiting and ended jobs are found. flush() writes all deferred changes.
 
 -- === part transitions ======================================================================================
 
 local ready, scheduled, kept, fading, released = {}, {}, {}, {}, {}
 
--- Every change of status goes through here. GONE and false are not counted: nobody is there.
+-- Changes the status of a job, counts the move, and tallies the event. GONE and false (a new job) are not counted.
 local function move(job, event, to)
   local queue, from = job[F.queue], job[F.status]
   if from and from ~= S.GONE then
@@ -21,12 +21,12 @@ local function entry_of(time, seq, id)
   return struct.pack('>I8I6', time, seq) .. id
 end
 
-local function ring_queue(queue)
-  rung['queue:' .. name_of(queue)] = true
-  rung['queues'] = true
+local function wake_queue(queue)
+  wakeup_topics['queue:' .. name_of(queue)] = true
+  wakeup_topics['queues'] = true
 end
 
--- What a queue has kept, apart from it what has failed: a sorted set by the end's time, then by arrival.
+-- Returns the key of the jobs that a queue keeps, failed ones apart: a sorted set by the time of their end, then by arrival.
 local function kept_key(queue, failed)
   return P .. 'y:' .. queue .. ':' .. failed
 end
@@ -39,12 +39,12 @@ local function leave_kept(id, job)
   call('ZREM', kept_key(job[F.queue], job[F.status] == S.FAILED and 1 or 0), kept_member(id, job))
 end
 
--- Among the scheduled: by time, then by arrival.
+-- The index of scheduled jobs has their time as score, and orders equal times by arrival.
 local function due_member(id, job)
   return struct.pack('>I6I4', job[F.seq], job[F.queue]) .. id
 end
 
--- Groups by a queue's number and a second one, its priority or whether it keeps the failed.
+-- Adds an entry to a group: a queue's number, and a priority or whether the job has failed.
 local function add_to(groups, queue, second, entry)
   local of_queue = groups[queue]
   if not of_queue then
@@ -66,7 +66,7 @@ local function write_ready()
       push(list, returned, entries)
       call('ZADD', P .. 'p:' .. queue, -priority, priority)
     end
-    ring_queue(queue)
+    wake_queue(queue)
   end
   ready = {}
 end
@@ -97,7 +97,7 @@ local function write_kept()
   kept = {}
 end
 
--- Writes all that is deferred. Whoever reads an index after a change flushes first.
+-- Writes all deferred changes. Code that reads an index after a change must flush first.
 local function flush()
   write_jobs()
   write_released()
@@ -107,18 +107,18 @@ local function flush()
   in_portions('ZADD', P .. 'fade', fading)
   fading = {}
   write_counts()
-  tell_armed()
-  tell_awaited()
+  publish_wakeups()
+  publish_ended()
 end
 
--- --- to wait ------------------------------------------------------------------------------------------
+-- --- waiting ------------------------------------------------------------------------------------------
 
-local function stand_ready(id, job, event)
+local function make_ready(id, job, event)
   move(job, event, S.READY)
   add_to(ready, job[F.queue], job[F.priority], entry_of(due_of(job), job[F.seq], id))
 end
 
--- Waits in the place that its due time and what it awaits give it.
+-- Makes a job wait: held, scheduled or ready, by what it awaits and its due time.
 local function enter(id, job, event)
   if job[F.expires] then
     call('ZADD', P .. 'exp', job[F.expires], id)
@@ -130,15 +130,15 @@ local function enter(id, job, event)
     move(job, event, S.SCHEDULED)
     scheduled[#scheduled + 1] = job[F.due]
     scheduled[#scheduled + 1] = due_member(id, job)
-    rung['due'] = true
+    wakeup_topics['due'] = true
   else
-    stand_ready(id, job, event)
+    make_ready(id, job, event)
   end
   save(id, job)
 end
 
--- Out of its place, but for a ready one, whose entry is passed over when its turn comes.
-local function leave_place(id, job)
+-- Removes a waiting job from its index. The entry of a ready job stays: claims skip it as stale.
+local function leave_index(id, job)
   if job[F.status] == S.HELD then
     call('SREM', P .. 'held', id)
   elseif job[F.status] == S.SCHEDULED then
@@ -149,7 +149,7 @@ end
 
 -- --- keys and joins -----------------------------------------------------------------------------------
 
--- k: key -> the ids of its live jobs, at most one that waits and one that runs.
+-- k: key -> the ids of its live jobs, at most one waiting and one running.
 local function ids_with_key(key)
   local ids = {}
   local stored = call('HGET', P .. 'k', key) or ''
@@ -159,7 +159,7 @@ local function ids_with_key(key)
   return ids
 end
 
--- The ids of the waiting and of the running holder, or nil.
+-- Returns the ids of the waiting and of the running holder, or nil.
 local function holders(key)
   local waiting, running
   for _, id in ipairs(ids_with_key(key)) do
@@ -173,7 +173,7 @@ local function holders(key)
   return waiting, running
 end
 
-local function count_in(id)
+local function stop_awaiting(id)
   local job = load(id)
   if not job or job[F.status] ~= S.HELD then
     return
@@ -181,7 +181,7 @@ local function count_in(id)
   set(job, F.awaits, job[F.awaits] - 1)
   save(id, job)
   if job[F.awaits] <= 0 then
-    leave_place(id, job)
+    leave_index(id, job)
     set(job, F.due, math.max(due_of(job), wall))
     enter(id, job, E.RELEASE)
   end
@@ -204,26 +204,26 @@ local function release_key(id, job)
     if other and other[F.behind] == id then
       other[F.behind], other[F.waiting_for] = false, false
       save(other_id, other)
-      count_in(other_id)
+      stop_awaiting(other_id)
     end
   end
 end
 
--- Those that await it.
+-- Releases the jobs that await this one.
 local function release_joined(job)
   local joins = job[F.joins]
   if joins then
     job[F.joins] = false
     for first = 1, #joins, 16 do
-      count_in(string.sub(joins, first, first + 15))
+      stop_awaiting(string.sub(joins, first, first + 15))
     end
   end
 end
 
 -- --- leases -------------------------------------------------------------------------------------------
 
--- Takes the lease off its session; what becomes of the job is the next step of the same verb.
-local function let_go(job)
+-- Removes the lease from its session. The caller then decides what happens to the job.
+local function release_lease(job)
   local session, tail = string.sub(job[F.claim], 1, 16), string.sub(job[F.claim], 17)
   local tails = released[session]
   if tails then
@@ -236,11 +236,11 @@ local function let_go(job)
   end
 end
 
--- --- to end -------------------------------------------------------------------------------------------
+-- --- ending -------------------------------------------------------------------------------------------
 
--- Nobody holds it any more, its key is free, and those that awaited it know. `keep_for` in microseconds.
+-- Ends a job, frees its key, and releases the jobs that await it. `keep_for` is in microseconds.
 local function finish(id, job, event, status, reason, keep_for)
-  leave_place(id, job)
+  leave_index(id, job)
   move(job, event, status)
   if not keep_for then
     keep_for = status == S.FAILED and R.keep_failed or R.keep_cancelled
@@ -265,12 +265,12 @@ local function finish(id, job, event, status, reason, keep_for)
     release_key(id, job)
   end
   release_joined(job)
-  rung_jobs[#rung_jobs + 1] = id
+  ended_ids[#ended_ids + 1] = id
 end
 
--- After a run that did not end the job; its cancellation and a replacement behind it come first.
--- Without a new time it is ready where it stood, also when the clock has been set back before its due time meanwhile.
-local function wait_again(id, job, event, due)
+-- Makes a job wait again after a run. A requested cancellation, or a replacement that waits for it, ends it instead.
+-- Without `due` it is ready at its old position, even if the clock was set back before its due time.
+local function requeue(id, job, event, due)
   local successor
   if job[F.key] then
     local waiting = holders(job[F.key])
@@ -291,14 +291,14 @@ local function wait_again(id, job, event, due)
       if job[F.expires] then
         call('ZADD', P .. 'exp', job[F.expires], id)
       end
-      stand_ready(id, job, event)
+      make_ready(id, job, event)
       save(id, job)
     end
   end
 end
 
--- The errors of its runs: msgpack arrays one after the other, beginning again with the newest when they grow too large.
-local function note(job, kind, message, traceback, attempt)
+-- Appends an error to the job: msgpack arrays in a row. If they grow too large, only the newest stays.
+local function add_error(job, kind, message, traceback, attempt)
   local one = cmsgpack.pack({ kind, message, traceback, attempt, wall })
   local whole = (job[F.errors] or '') .. one
   set(job, F.errors, #whole <= R.max_errors_bytes and whole or one)
@@ -319,32 +319,32 @@ local function hand_back(id, job, counts)
       set(job, F.waiting_for, string.format(W.HANDED_BACK_IN_VAIN, hand_backs))
     end
   end
-  wait_again(id, job, E.HAND_BACK, wait > 0 and wall + wait or nil)
+  requeue(id, job, E.HAND_BACK, wait > 0 and wall + wait or nil)
 end
 
--- Its worker is lost, `cause` is false where nobody knows of what.
+-- Counts a lost worker. `cause` is false if it is unknown.
 local function crash(id, job, cause)
   local crashes = (job[F.crashes] or 0) + 1
   set(job, F.crashes, crashes)
   local lost = string.format(W.WORKER_LOST, job[F.worker] or '?', crashes)
-  note(job, W.CRASHED, cause and lost .. W.DIED_OF .. cause or lost, '', (job[F.failures] or 0) + 1)
+  add_error(job, W.CRASHED, cause and lost .. W.DIED_OF .. cause or lost, '', (job[F.failures] or 0) + 1)
   if crashes > R.max_crashes and not job[F.cancel_requested] then
     local in_a_row = string.format(W.LOST_IN_A_ROW, crashes)
     poison(id, job, cause and in_a_row .. W.LAST_DIED_OF .. cause or in_a_row)
   else
     local waits = R.crash_backoff
     local wait = waits[math.min(crashes, #waits)]
-    wait_again(id, job, E.CRASH, wait > 0 and wall + wait or nil)
+    requeue(id, job, E.CRASH, wait > 0 and wall + wait or nil)
   end
 end
 
--- Drops what is kept of an ended job, all but its id and fence: somebody may still resend a call that names it.
+-- Deletes all of an ended job except its id and fence, because a client may still resend a call that names it.
 local function bury(id, job)
   write_kept()
   leave_kept(id, job)
   move(job, E.DROP, S.GONE)
   drop_payload(id, job)
-  if job[F.spoilt] then -- whatever is kept of it apart
+  if job[F.spoilt] then -- the record and the payload that were set aside
     dropped[#dropped + 1] = id
     call('UNLINK', P .. 'bad:j:' .. id)
   end

@@ -1,13 +1,13 @@
 -- === part unreadable =======================================================================================
 
--- Records that cannot be read (jobs.lua) are set aside: the bytes are kept under bad:j:ID, and a job that has failed takes their place.
+-- Sets unreadable records aside (see jobs.lua): the bytes move to bad:j:ID, and a failed job takes their place.
 
 local function is_queue(number)
   local text = number > 0 and call('HGET', P .. 'texts', number)
   return is_text(text) and string.sub(text, 1, 2) == 'q:'
 end
 
--- In place of what is not known.
+-- Names an unknown queue or job "?".
 local function give_names(job)
   local numbers = intern({ 'q:?', 'j:?' })
   if not is_queue(job[F.queue]) then
@@ -18,7 +18,7 @@ local function give_names(job)
   end
 end
 
--- Takes the place of a record, without counts and indexes.
+-- Replaces a record, without changing counts and indexes.
 local function replace_record(id, job)
   give_names(job)
   call('RENAME', P .. 'j:' .. id, P .. 'bad:j:' .. id)
@@ -27,11 +27,11 @@ local function replace_record(id, job)
   save(id, job)
 end
 
--- Returns the job that stands there now, false if nothing is wrong with it any more.
+-- Returns the job that replaces the record, or false if the record can be read.
 local function set_aside(id, note)
   local job = load(id)
   if job and not stand_ins[id] and note[1] == F.queue and job[F.status] == note[3] then
-    job = stand_in(id, note, tostring(job[F.queue]), job) -- in the list of another queue
+    job = stand_in(id, note, tostring(job[F.queue]), job) -- the list of another queue holds it
   end
   note = stand_ins[id]
   if not note then
@@ -56,11 +56,11 @@ local function set_aside(id, note)
     release_key(id, job)
   end
   release_joined(job)
-  rung_jobs[#rung_jobs + 1] = id
+  ended_ids[#ended_ids + 1] = id
   return job
 end
 
--- Those that this call has come upon.
+-- Sets aside the unreadable records that this call has found.
 local function set_all_aside()
   local found = {}
   for id, note in pairs(stand_ins) do

@@ -2,7 +2,7 @@
 
 local NEVER = 2 ^ 53
 
--- Microseconds from `now` until the first of that index.
+-- Returns microseconds from `now` until the first entry of the index.
 local function until_first(index, now)
   local first = call('ZRANGE', P .. index, 0, 0, 'WITHSCORES')
   return first[2] and tonumber(first[2]) - now or NEVER
@@ -17,7 +17,7 @@ local function has_dying()
   return false
 end
 
--- Until upkeep might have something to move, -1 when nothing waits for it.
+-- Returns microseconds until upkeep may have something to do, -1 if nothing waits for it.
 local function due_in()
   if has_dying() or call('EXISTS', P .. 'crowded', P .. 'spoilt') > 0 then
     return 0
@@ -28,16 +28,16 @@ end
 
 -- === script upkeep =========================================================================================
 
--- What time brings, in at most so many moves. Arguments: limit.
--- The reply: readied, reaped, released, expired, dropped, microseconds until the next call, and of each record that was set aside its id,
--- the number of the field and the problem (aside.lua).
+-- Does what is due, up to a limit of moves. Arguments: limit.
+-- Reply: readied, reaped, released, expired, dropped, microseconds until the next call, and for each record that was set aside its id, the
+-- number of the field and the problem (unreadable.lua).
 
 local limit = given[1]
 
 -- --- what is due --------------------------------------------------------------------------------------
 
--- In the fixed layout (fields.py), as most are: only the status changes, and what was its place among the scheduled is its place among
--- the ready. What is stored then, its queue, priority and entry; nil for any other.
+-- Makes a scheduled job of the fixed layout (fields.py) ready: only the status changes. Returns the record, its queue, its priority and its
+-- entry; nil for any other job.
 local function ready_plainly(id, stored)
   if byte(stored) ~= S.SCHEDULED or #stored < L.waiting then
     return nil
@@ -49,7 +49,7 @@ local function ready_plainly(id, stored)
   return string.char(S.READY) .. sub(stored, 2), queue, priority, sub(stored, L.place) .. id
 end
 
--- They come in order of their due times.
+-- The entries are in order of their due times.
 local function append_ready(groups)
   for queue, of_queue in pairs(groups) do
     for priority, entries in pairs(of_queue) do
@@ -60,7 +60,7 @@ local function append_ready(groups)
       count(queue, S.READY, #entries)
       tally(queue, E.DUE, #entries)
     end
-    ring_queue(queue)
+    wake_queue(queue)
   end
 end
 
@@ -95,7 +95,7 @@ local function ready_due(left)
     queues[ids[i]] = #member > 10 and struct.unpack('>I4', member, 7) or false
     keys[i] = P .. 'j:' .. ids[i]
   end
-  call('ZREMRANGEBYRANK', P .. 'due', 0, #members - 1) -- the first there are, in order of their times
+  call('ZREMRANGEBYRANK', P .. 'due', 0, #members - 1) -- the same members: the index is in order of time
   local moved, others = ready_all(ids, call('MGET', unpack(keys)))
   prefetch(others)
   for _, id in ipairs(others) do
@@ -106,7 +106,7 @@ local function ready_due(left)
     elseif note then
       note[3], note[4] = note[3] or S.SCHEDULED, note[4] or queues[id]
       report_spoilt(id, note)
-    else -- whatever else becomes of a job takes it out of here
+    else -- every other move removes the job from this index, so they disagree
       recount()
     end
   end
@@ -116,7 +116,7 @@ end
 
 -- --- dead sessions ------------------------------------------------------------------------------------
 
--- Dead first, released after: a claim that comes in between finds the session gone, and no lease is forgotten.
+-- Declares sessions dead before it releases leases: a claim in between then finds its session dead, and no lease is forgotten.
 local function reap()
   local lapsed = call('ZRANGEBYSCORE', P .. 'alive', '-inf', '(' .. string.format('%.0f', steady))
   for _, id in ipairs(lapsed) do
@@ -132,7 +132,7 @@ local function release(session, left)
   for _, lease in ipairs(leases_of(session, left)) do
     local job = leased(session, lease[1], lease[2])
     if job then
-      let_go(job)
+      release_lease(job)
       if was_spared then
         hand_back(lease[2], job, true)
       else
@@ -188,10 +188,10 @@ end
 
 -- --- the end of keeping -------------------------------------------------------------------------------
 
--- Ids that one call looks at, beside those of its moves: they take no time worth counting, but not no time at all.
+-- Ids that one call looks at beside its moves. Each takes little time, but not none.
 local patience = 600
 
--- Buries the first `number` that are kept there. How many it were.
+-- Buries the first `number` jobs that the queue keeps. Returns how many.
 local function drop_oldest(queue, failed, number)
   local members = call('ZRANGE', kept_key(queue, failed), 0, number - 1)
   local ids = {}
@@ -249,8 +249,8 @@ local function forget(ids)
   in_portions('ZREM', P .. 'fade', ids)
 end
 
--- First to be nothing but an id, when its keep is over; then, when no call can be resent any more, nothing at all. When the
--- limit is used up, of the ids only those go whose turn would have come before the last job that was dropped.
+-- An ended job becomes a bare id when its keep ends, and disappears when no call can be resent any more. If the limit is used up, only
+-- ids go whose time was before that of the last job buried.
 local function drop_faded(left)
   local moved, is_last = 0, false
   while not is_last and moved < left and patience > 0 do
@@ -298,7 +298,7 @@ end
 
 -- --- what cannot be read ------------------------------------------------------------------------------
 
--- Sets aside what was come upon (jobs.lua). What to tell of it: id, field, problem, ...
+-- Sets aside the records that were found unreadable (jobs.lua). Returns id, field, problem, ... for the log.
 local function set_spoilt_aside()
   local told, notes = {}, call('HSCAN', P .. 'spoilt', 0, 'COUNT', 100)[2]
   for i = 1, #notes, 2 do
@@ -317,16 +317,16 @@ end
 
 -- --- all of it ----------------------------------------------------------------------------------------
 
--- The fleet's share: each of n sessions comes once in n turns, all of them when something falls due or a session lapses before.
+-- Returns when the session should call again. Each of n sessions calls once in n periods, all of them if something falls due before.
 local function next_in()
   local wait = R.upkeep_every * math.max(1, call('ZCARD', P .. 'alive'))
   return math.max(0, math.min(wait, until_first('due', wall), until_first('alive', steady - 1)))
 end
 
 spare_after_outage()
-miss_counts()
+check_counts()
 find_lost_queues()
-find_what_is_lost_in_turn()
+check_indexes_in_turn()
 local reaped = reap()
 local done, told = {}, set_spoilt_aside()
 local left = limit

@@ -1,12 +1,12 @@
 -- === part publish_wakeups ==================================================================================
 
-local rung = {}
+local wakeup_topics = {}
 
--- armed: the topics that somebody has found no more under, and waits for. Only those are told, once: a busy
--- fleet would otherwise hear of every job of every other worker.
-local function tell_armed()
+-- armed: topics for which a listener awaits a wake-up. Each gets one, and only if it is armed: otherwise every worker of a busy fleet
+-- would hear of every job.
+local function publish_wakeups()
   local topics = {}
-  for topic in pairs(rung) do
+  for topic in pairs(wakeup_topics) do
     topics[#topics + 1] = topic
   end
   local told = 0
@@ -16,22 +16,22 @@ local function tell_armed()
   if told > 0 then
     call('PUBLISH', P .. 'nudges', table.concat(topics, '\n'))
   end
-  rung = {}
+  wakeup_topics = {}
 end
 
 -- === part publish_ended ====================================================================================
 
-local rung_jobs = {}
+local ended_ids = {}
 
--- awaited: the jobs whose end somebody waits for, by the time after which nobody does any more.
-local function tell_awaited()
-  if #rung_jobs > 0 and call('ZCARD', P .. 'awaited') > 0 then
+-- awaited: jobs whose end a caller awaits, by the time at which it gives up.
+local function publish_ended()
+  if #ended_ids > 0 and call('ZCARD', P .. 'awaited') > 0 then
     local told = {}
-    for first = 1, #rung_jobs, MOST do
-      local last = math.min(first + MOST - 1, #rung_jobs)
-      for i, until_when in ipairs(call('ZMSCORE', P .. 'awaited', unpack(rung_jobs, first, last))) do
+    for first = 1, #ended_ids, MOST do
+      local last = math.min(first + MOST - 1, #ended_ids)
+      for i, until_when in ipairs(call('ZMSCORE', P .. 'awaited', unpack(ended_ids, first, last))) do
         if until_when then
-          told[#told + 1] = rung_jobs[first + i - 1]
+          told[#told + 1] = ended_ids[first + i - 1]
         end
       end
     end
@@ -40,13 +40,13 @@ local function tell_awaited()
       call('PUBLISH', P .. 'ended', table.concat(told))
     end
   end
-  rung_jobs = {}
+  ended_ids = {}
 end
 
 -- === script arm ============================================================================================
 
--- Asks to be told. Arguments: topics; ids of jobs whose end is waited for; until when (microseconds from now) for these.
--- The reply: {the topics, the ids (one string) that need not be waited for: there is something already}.
+-- Asks for wake-ups. Arguments: topics; ids of jobs whose end is awaited; microseconds from now for which it is.
+-- Reply: {topics that have something already, ids (one string) of jobs that have ended}.
 
 local topics, ids, patience = given[1], given[2], given[3]
 
@@ -74,7 +74,7 @@ local there, ended = {}, {}
 for _, topic in ipairs(topics) do
   if is_there(topic) then
     there[#there + 1] = topic
-  elseif string.sub(topic, 1, 8) ~= 'session:' then -- of a session all is told
+  elseif string.sub(topic, 1, 8) ~= 'session:' then -- sessions get every wake-up, without asking
     call('SADD', P .. 'armed', topic)
   end
 end

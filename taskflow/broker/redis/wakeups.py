@@ -1,8 +1,8 @@
 """Wake-ups over publish and subscribe.
 
-A server that told everybody of every job would keep a busy fleet busy with listening. So it tells only of what somebody has asked
-for, once: a claim that finds no more asks by itself, in the same step; who waits without having claimed asks by `arm.lua`, which
-also tells him what is there already.
+If every job caused a wake-up, a busy fleet would be busy with listening. The server therefore publishes a topic only if a listener has
+asked for it, and once. A claim that finds too few jobs asks in the same call. Any other listener asks by the script `arm`, which also
+returns the topics that have something already.
 """
 
 from __future__ import annotations
@@ -19,43 +19,44 @@ from taskflow.broker.redis.connect.pool import ConnectionPool
 from taskflow.broker.redis.packing import ids_in
 
 PING_EVERY: Final = 25.0
-"""Seconds after which a silent subscription is asked whether it is there."""
+"""Seconds without a message after which the subscription sends PING."""
 
 PONG_WITHIN: Final = 3.0
+"""Seconds for the answer to PING, or to SUBSCRIBE."""
 
 
 class RedisListener(Listener):
     def __init__(self, pool: ConnectionPool, prefix: str, arm: Arm) -> None:
         super().__init__(arm, ERRORS)
         self._pool = pool
-        self._nudges, self._ended = f"{prefix}nudges".encode(), f"{prefix}ended".encode()
+        self._wakeups, self._ended = f"{prefix}nudges".encode(), f"{prefix}ended".encode()
         self._is_heard = False
 
     async def hear(self, goes_on: Callable[[], None]) -> None:
-        ear = subscription_over(await self._pool.open(), self._take)
+        subscription = subscription_over(await self._pool.open(), self._take)
         try:
             async with asyncio.timeout(PONG_WITHIN):
-                await ear.subscribe(self._nudges, self._ended)
+                await subscription.subscribe(self._wakeups, self._ended)
             goes_on()
-            watching = asyncio.create_task(self._watch(ear))
+            watching = asyncio.create_task(self._watch(subscription))
             try:
-                await ear.listen()
+                await subscription.listen()
             finally:
                 watching.cancel()
         finally:
-            await ear.drop()
+            await subscription.drop()
 
-    async def _watch(self, ear: Subscription) -> None:
-        """A connection that is dead in silence is cut, so that the listening ends."""
+    async def _watch(self, subscription: Subscription) -> None:
+        """Drop the connection if the server does not answer, which ends `listen`."""
         while True:
             self._is_heard = False
             await asyncio.sleep(PING_EVERY)
             if not self._is_heard:
                 with contextlib.suppress(*ERRORS):
-                    await ear.send("PING")
+                    await subscription.send("PING")
                 await asyncio.sleep(PONG_WITHIN)
                 if not self._is_heard:
-                    await ear.drop()
+                    await subscription.drop()
                     return
 
     def _take(self, message: Any) -> None:

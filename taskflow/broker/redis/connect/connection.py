@@ -1,8 +1,7 @@
-"""One connection, over which a command goes and its reply comes, or over which is told what was subscribed to.
+"""One connection to a server, for commands or for a subscription.
 
-The driver opens it: it knows about addresses, passwords, TLS. From then on, where hiredis is installed, commands are packed and replies
-parsed here, straight on the transport: the driver's streams take a process that sends one command at a time as long again as all else
-that it does for it.
+The driver opens it, with its addresses, passwords and TLS. From then on, if hiredis is installed, this module packs commands and parses
+replies directly on the transport. The driver's streams would double the time of a process that sends one command at a time.
 """
 
 from __future__ import annotations
@@ -25,18 +24,18 @@ hiredis: Final[Any] = import_module("hiredis") if find_spec("hiredis") else None
 Command = Sequence[Any]
 
 ERRORS: Final = (exceptions.RedisError, OSError, EOFError)
-"""What the driver raises, and we like it; a timeout is an OSError."""
+"""Errors of the driver and of sockets. A timeout is an OSError."""
 
 
 class TooLong(Exception):
-    """The replies have more bytes than the caller wants. The connection cannot be used again."""
+    """The replies have more bytes than the caller allows. The connection cannot be used again."""
 
 
 class CommandConnection(Protocol):
     def ask(self, commands: Sequence[Command], within: float, most: int | None = None) -> Awaitable[list[Any]]:
-        """A reply for each command, errors of the server among them; any other error is raised, TimeoutError after so many seconds.
+        """Return a reply for each command; an error of the server is a reply. Raise any other error, TimeoutError after `within` seconds.
 
-        With `most`: raises TooLong as soon as more bytes arrive. The driver's own parser cannot stop there: it raises TooLong at once.
+        With `most`, raise TooLong as soon as more bytes arrive. The driver's parser cannot stop there, so it raises TooLong at once.
         """
         ...
 
@@ -45,32 +44,32 @@ class CommandConnection(Protocol):
 
 class Subscription(Protocol):
     async def subscribe(self, *channels: bytes) -> None:
-        """Returns when the server has confirmed it."""
+        """Return when the server has confirmed."""
         ...
 
     async def listen(self) -> None:
-        """Until the connection is cut, which is raised."""
+        """Run until the connection is cut, and raise that error."""
         ...
 
     async def send(self, *command: Any) -> None:
-        """One whose reply is told as all is that comes."""
+        """Send a command. Its reply goes to `on_message`, as every message does."""
         ...
 
     async def drop(self) -> None: ...
 
 
 OnMessage = Callable[[Any], None]
-"""What is called with all that comes."""
+"""Called with each message."""
 
 
 def connection_over(connection: AbstractConnection) -> CommandConnection:
-    """`connection` is connected, and nobody else's from now on."""
+    """Take over a connection that is connected and not used elsewhere."""
     return DriverConnection(connection) if hiredis is None else DirectConnection(connection)
 
 
-def subscription_over(connection: AbstractConnection, take: OnMessage) -> Subscription:
-    """Of such a connection too."""
-    return DriverSubscription(connection, take) if hiredis is None else DirectSubscription(connection, take)
+def subscription_over(connection: AbstractConnection, on_message: OnMessage) -> Subscription:
+    """Take over a connection that is connected and not used elsewhere."""
+    return DriverSubscription(connection, on_message) if hiredis is None else DirectSubscription(connection, on_message)
 
 
 async def drop(connection: AbstractConnection, *, nowait: bool = True) -> None:
@@ -78,7 +77,7 @@ async def drop(connection: AbstractConnection, *, nowait: bool = True) -> None:
         await connection.disconnect(nowait=nowait)
 
 
-# --- by the driver's own means --------------------------------------------------------------------------------------
+# --- through the driver -------------------------------------------------------------------------------------
 
 
 class DriverConnection:
@@ -104,9 +103,9 @@ class DriverConnection:
 
 
 class DriverSubscription:
-    def __init__(self, connection: AbstractConnection, take: OnMessage) -> None:
+    def __init__(self, connection: AbstractConnection, on_message: OnMessage) -> None:
         self._connection = connection
-        self._take = take
+        self._on_message = on_message
 
     async def subscribe(self, *channels: bytes) -> None:
         await self.send("SUBSCRIBE", *channels)
@@ -115,7 +114,7 @@ class DriverSubscription:
 
     async def listen(self) -> None:
         while True:
-            self._take(await self._connection.read_response(disable_decoding=True))
+            self._on_message(await self._connection.read_response(disable_decoding=True))
 
     async def send(self, *command: Any) -> None:
         await self._connection.send_command(*command, check_health=False)
@@ -124,14 +123,16 @@ class DriverSubscription:
         await drop(self._connection)
 
 
-# --- straight on the transport --------------------------------------------------------------------------------------
+# --- directly on the transport --------------------------------------------------------------------------------------
 
 _UNFINISHED: Final = object()
 
 
 class _Direct(asyncio.Protocol, ABC):
-    """Takes the transport over from the driver's streams, which still hear of its end. `_take` is called with each reply, `_fail` with
-    the error that ended the connection."""
+    """Takes the transport over from the driver's streams, which it still informs of the end.
+
+    `_take` is called with each reply, `_fail` with the error that ended the connection.
+    """
 
     def __init__(self, connection: AbstractConnection) -> None:
         untyped: Any = connection
@@ -155,7 +156,7 @@ class _Direct(asyncio.Protocol, ABC):
         try:
             while (reply := self._reader.gets()) is not _UNFINISHED:
                 self._take(reply)
-        except exceptions.RedisError as error:  # what comes is no reply: nor is it what comes after
+        except exceptions.RedisError as error:  # not a reply: what follows cannot be parsed either
             self._fail(error)
             self._transport.abort()
 
@@ -180,7 +181,7 @@ class DirectConnection(_Direct):
         super().__init__(connection)
 
     def ask(self, commands: Sequence[Command], within: float, most: int | None = None) -> asyncio.Future[list[Any]]:
-        """Nothing else is asked before it is done; one that is left before has used the connection up."""
+        """Send commands. The caller awaits the replies before the next call; if it stops early, it drops the connection."""
         waiting = self._waiting = self._loop.create_future()
         if self._lost is not None:
             waiting.set_exception(self._lost)
@@ -225,8 +226,8 @@ class DirectConnection(_Direct):
 
 
 class DirectSubscription(_Direct):
-    def __init__(self, connection: AbstractConnection, take: OnMessage) -> None:
-        self._tell = take
+    def __init__(self, connection: AbstractConnection, on_message: OnMessage) -> None:
+        self._on_message = on_message
         self._unconfirmed = 0
         self._cut: asyncio.Future[None] | None = None
         self._confirmed: asyncio.Future[None] | None = None
@@ -256,7 +257,7 @@ class DirectSubscription(_Direct):
             if not self._unconfirmed and self._confirmed is not None and not self._confirmed.done():
                 self._confirmed.set_result(None)
         else:
-            self._tell(reply)
+            self._on_message(reply)
 
     def _fail(self, error: Exception) -> None:
         self._lost = self._lost or error

@@ -20,12 +20,12 @@ from taskflow.broker.wording import IN_PASSWORDS
 from taskflow.model.errors import BrokerRefused, BrokerUrlError
 
 ANSWER_WITHIN: Final = 3.0
-"""Seconds for one command. Less than an application's patience with an enqueue (5 s), so that it can be sent once more."""
+"""Seconds for one command. Less than the timeout of an enqueue (5 s), which can so be sent once more."""
 
 CONNECT_WITHIN: Final = 2.0
 
 
-# A connection that a firewall has forgotten is noticed within a minute, also when it lies idle.
+# Detects within a minute that a firewall has dropped a connection, even an idle one.
 _KEEPALIVE: Final = {
     getattr(socket, name): seconds
     for name, seconds in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
@@ -34,10 +34,10 @@ _KEEPALIVE: Final = {
 
 
 def _about() -> dict[str, Any]:
-    """What CLIENT LIST says of a connection. The driver would read its version from its distribution's metadata, for each connection anew,
-    with the parser of mails: some milliseconds in which the loop stands still."""
+    """Return the name and version for CLIENT LIST. For each connection, the driver would parse its distribution's metadata, which blocks
+    the event loop for some milliseconds."""
     try:
-        from redis.driver_info import DriverInfo  # of the driver's newer versions
+        from redis.driver_info import DriverInfo  # newer versions of the driver
     except ImportError:
         return {"lib_name": "redis-py", "lib_version": redis.__version__}
     return {"driver_info": DriverInfo(lib_version=redis.__version__)}
@@ -80,11 +80,10 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
         return self.path or f"{self.host}:{self.port}{' over TLS' if self.tls else ''}"
 
     def connection(self) -> AbstractConnection:
-        """Not connected yet.
+        """Return a connection that is not connected yet.
 
-        No retries: the driver would send a command again by itself, ten times, and a script that took effect would run twice; whoever
-        asks sends again, and knows that he does. No timeouts: they are set around a command as a whole. RESP2: the scripts' replies are
-        strings, numbers and arrays, which it parses fastest.
+        No retries: the driver would resend a command up to ten times, and a script could run twice. The pool resends, where it is safe.
+        No timeouts: the pool limits a command as a whole. RESP2: it parses strings, numbers and arrays fastest, and scripts return these.
         """
         common: dict[str, Any] = {
             "db": self.db,
@@ -115,17 +114,17 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def _check_files(self) -> None:
-        """The driver would say that it is the server that is not there."""
+        """Raise if a file is missing: the driver would report a missing server."""
         for file in (self.ca_file, self.cert_file, self.key_file):
             if file is not None and not os.path.isfile(file):
-                raise BrokerRefused(f"no TLS with Redis at {self.host}:{self.port}: the broker URL names {file}, which is no file")
+                raise BrokerRefused(f"no TLS with Redis at {self.host}:{self.port}: the broker URL names {file}, which is not a file")
 
 
 # --- from a broker URL ---------------------------------------------------------------------------------------------
 
 
 def server_of(parts: SplitResult, options: Mapping[str, str]) -> Server:
-    """The server that ``redis://user:password@host:6379/0?durability=fsync`` names. BrokerUrlError, which tells no password."""
+    """Return the server of ``redis://user:password@host:6379/0?durability=fsync``. Raise BrokerUrlError, which shows no password."""
     if parts.scheme != "rediss" and (tls := next((name for name in options if name.startswith("tls_")), None)):
         raise BrokerUrlError(f"broker URL has {tls}= without TLS: it begins with rediss://")
     return Server(
@@ -145,7 +144,7 @@ def server_of(parts: SplitResult, options: Mapping[str, str]) -> Server:
 
 
 def _port(parts: SplitResult) -> int:
-    with suppress(ValueError):  # its message quotes a part of the password, where that has a '/' or a '?': it is not kept as the cause
+    with suppress(ValueError):  # its message may quote a part of the password, so it is not the cause of our error
         return 6379 if parts.port is None else parts.port
     raise BrokerUrlError(f"broker URL has a port that is no number up to 65535; {IN_PASSWORDS}")
 

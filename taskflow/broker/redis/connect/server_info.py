@@ -1,4 +1,4 @@
-"""What a server tells of itself, and whether jobs are safe with it."""
+"""What INFO reports about a server, and whether jobs are safe on it."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from taskflow.broker.redis.errors import full
 from taskflow.model.errors import BrokerError, BrokerRefused, BrokerUnavailable
 
 OLDEST: Final = (7, 2)
-"""Redis 7.2; Valkey tells that it is compatible with it by the same field. Older ones lack WAITAOF."""
+"""Redis 7.2, or Valkey, which reports this version as compatible. Older servers lack WAITAOF."""
 
 
 _LITTLE_ROOM: Final = 0.9
-"""Of maxmemory, in use."""
+"""The share of maxmemory in use from which a server is reported as full."""
 
 
 class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """From INFO. `version` is that of Redis whose commands it has, `name` what it calls itself."""
+    """`version` is the Redis version whose commands the server has, `name` its own name and version."""
 
     name: str
     version: tuple[int, ...]
@@ -33,24 +33,24 @@ class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, info: bytes) -> ServerInfo:
-        lines = (line.partition(":") for line in info.decode(errors="replace").splitlines() if ":" in line)
-        told = {name: value for name, _, value in lines}
-        version = told.get("redis_version", "0")
-        valkey = told.get("valkey_version")
+        rows = (line.partition(":") for line in info.decode(errors="replace").splitlines() if ":" in line)
+        reported = {name: value for name, _, value in rows}
+        version = reported.get("redis_version", "0")
+        valkey = reported.get("valkey_version")
         return cls(
             name=f"Valkey {valkey}" if valkey else f"Redis {version}",
             version=tuple(int(part) for part in version.split(".") if part.isdigit()),
-            role=told.get("role", "master"),
-            policy=told.get("maxmemory_policy", "noeviction"),
-            maxmemory=int(told.get("maxmemory", 0)),
-            used_memory=int(told.get("used_memory", 0)),
-            has_aof=told.get("aof_enabled") == "1",
-            replicas=int(told.get("connected_slaves", 0)),
-            is_cluster=told.get("cluster_enabled") == "1",
+            role=reported.get("role", "master"),
+            policy=reported.get("maxmemory_policy", "noeviction"),
+            maxmemory=int(reported.get("maxmemory", 0)),
+            used_memory=int(reported.get("used_memory", 0)),
+            has_aof=reported.get("aof_enabled") == "1",
+            replicas=int(reported.get("connected_slaves", 0)),
+            is_cluster=reported.get("cluster_enabled") == "1",
         )
 
     def check(self, place: str, *, may_evict: bool) -> None:
-        """BrokerRefused when jobs would not be safe there."""
+        """Raise BrokerRefused if jobs would not be safe on the server."""
         if self.version < OLDEST:
             raise BrokerRefused(f"{self.name} at {place} is too old: taskflow needs Redis 7.2 or newer, or Valkey 7.2 or newer")
         if self.role != "master":
@@ -64,7 +64,7 @@ class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
             )
 
     def findings(self, place: str, *, settings: dict[str, str], is_fsync: bool) -> list[Finding]:
-        """`settings` are those of the server that could be read: some hosts show none."""
+        """Return findings for `taskflow doctor`. `settings` holds what CONFIG GET returned: managed servers may return nothing."""
         return [
             Finding("server", "ok" if self.version >= OLDEST else "problem", f"{self.name} at {place}"),
             self._eviction(),
@@ -111,12 +111,12 @@ class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def evicts(self) -> bool:
-        """Policies of the kind volatile-* leave keys alone that do not expire, as ours do not but for large payloads whose call is to come
-        yet: without them it does not take effect."""
+        """Return True if the server may delete jobs. Policies of the kind volatile-* delete only keys that expire: ours are large payloads
+        that wait for their call, and without its payload a call has no effect."""
         return self.policy.startswith("allkeys-")
 
     def lacking(self, place: str) -> BrokerError:
-        """A payload that was sent ahead was gone before its call."""
+        """Return the error for a payload that was sent ahead and was gone before its call."""
         if self.maxmemory and self.policy != "noeviction":
             return full(place)
         return BrokerUnavailable(f"Redis at {place} has lost a payload before its job was there: send it again")
