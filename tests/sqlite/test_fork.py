@@ -98,10 +98,10 @@ def test_a_process_that_is_forked_while_the_file_is_opened_keeps_nobody_from_it(
         from taskflow.broker.sqlite import SqliteBroker, wal_files
 
         warnings.simplefilter("ignore", DeprecationWarning)  # that forking with threads has its dangers
-        children, remove_strangers = [], wal_files._remove_strangers
+        children, remove_foreign_files = [], wal_files._remove_foreign_files
 
         def fork_in_the_midst(side, place):
-            remove_strangers(side, place)
+            remove_foreign_files(side, place)
             if (pid := os.fork()) == 0:
                 time.sleep(60)
                 os._exit(0)
@@ -113,9 +113,9 @@ def test_a_process_that_is_forked_while_the_file_is_opened_keeps_nobody_from_it(
             await broker.close()
 
         asyncio.run(use())
-        wal_files._remove_strangers = fork_in_the_midst
+        wal_files._remove_foreign_files = fork_in_the_midst
         asyncio.run(use())
-        wal_files._remove_strangers = remove_strangers
+        wal_files._remove_foreign_files = remove_foreign_files
         asyncio.run(use())
         for pid in children:
             os.kill(pid, signal.SIGKILL)

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Final
 
 import taskflow.broker
 from taskflow.broker.memory import MemoryBroker
-from taskflow.broker.memory.console import OpenStore
+from taskflow.broker.memory.console import MemoryStore
 from taskflow.broker.postgres.migrations import VERSION
 from taskflow.broker.protocol import Broker
 from taskflow.model.rules import Rules
@@ -84,7 +84,7 @@ class MemoryHome(Home):
 
     name = "memory"
     patience = 0.05  # its nudges come before the verb returns
-    store_class: ClassVar[type[OpenStore]] = OpenStore
+    store_class: ClassVar[type[MemoryStore]] = MemoryStore
     lacks = {
         Power.RESTART: "jobs in a process's memory end with the process",
         Power.SHARING: "a process's memory is its own",
@@ -97,16 +97,16 @@ class MemoryHome(Home):
     def open(self) -> Broker:
         return MemoryBroker(store=self._store)
 
-    def save(self) -> OpenStore:
+    def save(self) -> MemoryStore:
         return self._copy(self._store)
 
-    def put_back(self, saved: OpenStore) -> None:
+    def put_back(self, saved: MemoryStore) -> None:
         self._store = self._copy(saved)
 
     def remove(self) -> None:
         """It goes with the process."""
 
-    def _copy(self, store: OpenStore) -> OpenStore:
+    def _copy(self, store: MemoryStore) -> MemoryStore:
         """The clock is the world's, not the store's: it is shared, and time goes on over the loss of a tail."""
         return copy.deepcopy(store, {id(self.seams.clock): self.seams.clock})
 

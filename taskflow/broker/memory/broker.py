@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 from taskflow.broker.console import Finding, JobFilter, Metrics, QueueRecord, Redone
-from taskflow.broker.memory.console import OpenStore
+from taskflow.broker.memory.console import MemoryStore
 from taskflow.broker.nudges import Nudges, WakeUpFlag
 from taskflow.broker.protocol import Added, Refused, Upkept
 from taskflow.model.envelope import Envelope, Lease
@@ -31,10 +31,10 @@ class MemoryBroker:
     """
 
     def __init__(
-        self, *, seams: Seams | None = None, rules: Rules | None = None, capacity: int | None = None, store: OpenStore | None = None
+        self, *, seams: Seams | None = None, rules: Rules | None = None, capacity: int | None = None, store: MemoryStore | None = None
     ) -> None:
         seams = seams or Seams()
-        self._store = store or OpenStore(seams.clock, rules or Rules(), capacity)
+        self._store = store or MemoryStore(seams.clock, rules or Rules(), capacity)
         self._lock = threading.Lock()
         self._flag = WakeUpFlag()
 
@@ -87,7 +87,7 @@ class MemoryBroker:
 
 
 class MemoryConsole:
-    def __init__(self, store: OpenStore, atomically: _Atomically) -> None:
+    def __init__(self, store: MemoryStore, atomically: _Atomically) -> None:
         self._store = store
         self._atomically = atomically
 

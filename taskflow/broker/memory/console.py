@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from taskflow.broker import topics, wording
 from taskflow.broker.console import Finding, JobFilter, Metrics, QueueRecord, Redone
 from taskflow.broker.memory.job import StoredJob
-from taskflow.broker.memory.upkeep import KeptStore
+from taskflow.broker.memory.upkeep import UpkeepStore
 from taskflow.model.clock import to_microseconds, to_seconds
 from taskflow.model.record import ENDED, WAITING, Event, Record, Status
 from taskflow.model.session import SessionRecord
 
 
-class OpenStore(KeptStore):
-    """A store that an operator can look into and act upon."""
+class MemoryStore(UpkeepStore):
+    """The whole store: the verbs, their upkeep, and what an operator sees and does."""
 
     def queue_records(self) -> list[QueueRecord]:
         names = sorted(set(self.counts) | self.paused)

@@ -16,7 +16,7 @@ from taskflow.model.record import ENDED, WAITING, Event, Status
 from taskflow.model.session import Beat, BeatAnswer, Outlook
 
 
-class KeptStore(Store):
+class UpkeepStore(Store):
     """A store with its upkeep."""
 
     def upkeep(self, limit: int) -> Upkept:

@@ -1,4 +1,4 @@
-"""claim: ready jobs become leases."""
+"""claim: turns ready jobs into leases."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ FAR_BEHIND: Final = 1_000
 
 
 def _answer_again(transitions: Transitions, row: SessionRow, request: int) -> list[Lease]:
-    """The leases of the last request that are still the session's; none for an older one, whose asker has moved on."""
+    """Return the leases of the last request that the session still holds. An older request gets none."""
     if request + FAR_BEHIND < row.request:
         raise SessionLost(wording.SESSION_LOST)
     if request < row.request:
@@ -57,14 +57,14 @@ def _answer_again(transitions: Transitions, row: SessionRow, request: int) -> li
 
 
 class _Queue(msgspec.Struct, array_like=True, frozen=True):
-    """`ready` is how many jobs are ready in it, those that have expired too; where it is not known, as many as anybody may want."""
+    """`ready` counts its ready jobs, expired ones included. If that is unknown, it is larger than any limit."""
 
     number: int
     ready: int = sys.maxsize
 
 
 def _order(transitions: Transitions, queues: Sequence[str], request: int, limit: int) -> Iterable[_Queue]:
-    """The queues to look into."""
+    """Return the queues to look into."""
     if queues:
         return [_Queue(number) for name in dict.fromkeys(queues) if (number := transitions.queues.find(name)) is not None]
     if transitions.tally.has_moved(_READY):
@@ -77,7 +77,7 @@ _LEAST_QUEUES: Final = 32
 
 
 def _ready_queues(transitions: Transitions, request: int, limit: int) -> Iterator[_Queue]:
-    """Round robin, beginning with another one at each request; no more of them are read than are looked into."""
+    """Yield ready queues in turn, starting with another one at each request. Reads no more of them than are used."""
     count, found = _some_ready_queues(transitions, limit, request)
     yield from found
     first = request % max(1, count)
@@ -145,8 +145,8 @@ _queue: Final = attrgetter("queue")
 
 
 def _find(transitions: Transitions, order: Iterable[_Queue], limit: int) -> list[_Ready]:
-    """The first of each queue, in the order of the queues. Those of which all are wanted are asked for together: each statement lets go
-    of the interpreter, which the loop's thread then has until it sleeps."""
+    """Return the first jobs of each queue, in the order of the queues. One statement reads all queues that are wanted whole: each
+    statement releases the interpreter lock, and the event loop's thread then keeps it until it sleeps."""
     longest = max(_SHORT, min(_LONG, MOST_BYTES // max(1, limit)))
     found, together, expected = list[_Ready](), list[_Queue](), 0
     for queue in order:
@@ -167,14 +167,14 @@ def _find(transitions: Transitions, order: Iterable[_Queue], limit: int) -> list
 
 
 MOST_BYTES: Final = 64 << 20
-"""Of payloads in an answer: beyond this the next request has the rest."""
+"""Bytes of payloads in one answer; the next request gets the rest."""
 
 _LONG, _SHORT = 65_536, 4_096
 """Bytes of a payload that comes along with others: these for a claim of a few jobs, at least those for a claim of many."""
 
 
 def _all_ready(transitions: Transitions, queues: Sequence[_Queue], limit: int, longest: int) -> list[_Ready]:
-    """Of queues that have no more than so many."""
+    """Return all ready jobs of queues that have at most `limit` in all."""
     if len(queues) < 2:
         return [ready for queue in queues for ready in _first_ready(transitions, queue, limit, longest)]
     replies = transitions.fetch_rows("all_ready_jobs", [(queue.number,) for queue in queues], longest, longest, longest, transitions.now)
@@ -185,7 +185,7 @@ def _all_ready(transitions: Transitions, queues: Sequence[_Queue], limit: int, l
 
 
 def _first_ready(transitions: Transitions, queue: _Queue, limit: int, longest: int) -> list[_Ready]:
-    """None of a queue that is paused."""
+    """Return the first ready jobs of a queue, none if it is paused."""
     if limit < 1:
         return []
     [reply] = transitions.connection.execute(
@@ -211,7 +211,7 @@ def _unpacked(packed: str, ids: bytes | None, payloads: bytes | None) -> list[_R
 
 
 def _in_order(found: list[_Ready]) -> list[_Ready]:
-    """All of one queue: aggregates promise no order."""
+    """Sort the jobs of one queue, since aggregates promise no order."""
     found.sort(key=_place if any(map(_due_at, found)) else _plain_place)
     return found
 

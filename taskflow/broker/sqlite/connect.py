@@ -64,7 +64,7 @@ def _connect(place: StoreFile, begin: Callable[[sqlite3.Connection], T]) -> tupl
 
 
 def _text(raw: bytes) -> str | bytes:
-    """Text that is no UTF-8 comes as bytes. sqlite3's own way is to fail, and with it all that is read together."""
+    """Return text that is not UTF-8 as bytes. By default sqlite3 fails, and with it the whole fetch."""
     try:
         return raw.decode()
     except UnicodeDecodeError:
@@ -92,7 +92,7 @@ def _look(connection: sqlite3.Connection, place: StoreFile, sql: Statements) -> 
 
 
 def _check_path(place: StoreFile) -> None:
-    """What SQLite would only call "unable to open database file"."""
+    """Name the cause of errors that SQLite reports only as "unable to open database file"."""
     path, folder = place.path, os.path.dirname(place.path)
     if not os.path.exists(folder):
         raise BrokerRefused(f"{path}: its folder {folder} does not exist: create it, or correct the path")
@@ -142,7 +142,7 @@ def _check_tables(connection: sqlite3.Connection, place: StoreFile, sql: Stateme
 
 
 def _check_encoding(connection: sqlite3.Connection, place: StoreFile) -> None:
-    """Payloads are put together by `group_concat`, which takes bytes for text: in UTF-16 it changes them."""
+    """Refuse UTF-16: `group_concat`, which joins payloads, treats bytes as text and would change them."""
     [(encoding,)] = connection.execute("PRAGMA encoding")
     if encoding != "UTF-8":
         raise BrokerRefused(
@@ -152,7 +152,7 @@ def _check_encoding(connection: sqlite3.Connection, place: StoreFile) -> None:
 
 
 def _use_wal(connection: sqlite3.Connection, place: StoreFile) -> None:
-    """The change of mode does not wait for other connections as everything else does."""
+    """Retry the change of mode: unlike other statements, it does not wait for other connections."""
     deadline = time.monotonic() + place.timeout
     while True:
         try:

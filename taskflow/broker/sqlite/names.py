@@ -1,4 +1,4 @@
-"""Queues and job names go into rows as small numbers. A number is never given to another name."""
+"""Rows hold queues and job names as small numbers. A number is never used for another name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from taskflow.model.stored import FieldReader, Unreadable, text
 
 
 class Names:
-    """One table of names and what has been read of it. `forget` after a rollback: a number that it made is not there any more.
+    """One table of names, and a cache of it. Call `forget` after a rollback, which removes new numbers.
 
     `check` returns a name that it allows, and raises ValueError for any other.
     """
@@ -31,7 +31,7 @@ class Names:
         self._drops = 0
 
     def number(self, name: str) -> int:
-        """The number of a name, given now if it has none."""
+        """Return the number of a name; add the name if it is new."""
         return (
             self._numbers.get(name) or self.find(name) or self._learn(name, self._connection.execute(self._add, (name,)).fetchall()[0][0])
         )
@@ -43,7 +43,7 @@ class Names:
         return None if row is None else self._learn(name, row[0])
 
     def name(self, number: int) -> str:
-        """A stored name that cannot be read has a substitute, which names its number."""
+        """Return a name, or a substitute with its number if the stored name cannot be read."""
         name = self.read(number)
         return name if isinstance(name, str) else f"unreadable-{number}"
 
@@ -68,7 +68,7 @@ class Names:
         self._names.clear()
 
     def forget_if_dropped(self, drops: int) -> None:
-        """Forget all if names were dropped since: `drops` counts how often that has happened in the store."""
+        """Empty the cache if names were dropped since. `drops` counts how often that has happened in the store."""
         if drops != self._drops:
             self.forget()
             self._drops = drops

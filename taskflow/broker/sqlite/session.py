@@ -1,4 +1,4 @@
-"""Sessions: register, beat."""
+"""register, beat, and the records of sessions."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def session_rows(transitions: Transitions, statement: str, *parameters: object) 
 
 
 def _session(transitions: Transitions, row: tuple[Any, ...]) -> SessionRow | None:
-    """A row, with defaults where a value is unsound: these are written, where that is possible. None if nobody can be meant by its id."""
+    """Read a row. An unsound value takes a default, which is written if the transaction may write. Return None if the id is unsound."""
     columns = SessionRow.__struct_fields__
     reader = FieldReader()
     values = [reader.read(column, stored, *_reading(transitions, column)) for column, stored in zip(columns, row, strict=True)]
@@ -80,7 +80,7 @@ def _session(transitions: Transitions, row: tuple[Any, ...]) -> SessionRow | Non
 
 
 def _reading(transitions: Transitions, column: str) -> tuple[Callable[[Any], Any], Any]:
-    """How to read a column, and its default."""
+    """Return the decoder of a column, and its default."""
     match column:
         case "id":
             return _read_id, b""
@@ -138,7 +138,7 @@ MOST_REQUESTS: Final = 1 << 40
 """More than a session makes in its life."""
 
 
-# --- life ----------------------------------------------------------------------------------------------------
+# --- register ----------------------------------------------------------------------------------------------------
 
 
 def register(transitions: Transitions, session: Session) -> None:
@@ -154,7 +154,7 @@ def register(transitions: Transitions, session: Session) -> None:
 
 
 def spare_after_outage(transitions: Transitions) -> None:
-    """When nobody has beaten for a session's whole ttl, the store was away, not the workers: one more ttl, once."""
+    """Give each session one more ttl, once, if no session has sent a heartbeat for its whole ttl: then the store was away."""
     [(pulse,)] = transitions.connection.execute(transitions.sql["pulse"])
     silence = transitions.steady - pulse
     if silence <= 0:
@@ -174,7 +174,7 @@ def _find(transitions: Transitions, session: bytes) -> SessionRow | None:
 
 
 def living(transitions: Transitions, session: bytes) -> SessionRow:
-    """SessionLost when it is dead, or not known."""
+    """Return the session's row. Raises SessionLost if it is dead or unknown."""
     row = _find(transitions, session)
     if row is None or row.dead_at is not None:
         raise SessionLost(wording.SESSION_LOST)
@@ -205,13 +205,13 @@ def beat(transitions: Transitions, beat: Beat) -> BeatAnswer:
 
 
 def _held(transitions: Transitions, row: SessionRow) -> tuple[set[ClaimId], set[ClaimId]]:
-    """The claims of the session, and those of them whose jobs were asked to stop."""
+    """Return the claims of the session, and those whose jobs were asked to stop."""
     [(held, stopping)] = transitions.connection.execute(transitions.sql["held_claims"], claims_of(row.id))
     return set(map(unpack_claim, slices(held, CLAIM_BYTES))), set(map(unpack_claim, slices(stopping, CLAIM_BYTES)))
 
 
 def _take_reports(transitions: Transitions, held: set[ClaimId], beat: Beat) -> None:
-    """The last one of a claim counts."""
+    """Save the last report of each claim."""
     now = transitions.now
     reports = {report.claim: report for report in beat.reports if report.claim in held}
     progress = {report.claim: report.progress for report in beat.reports if report.progress is not None}
@@ -223,7 +223,7 @@ def _take_reports(transitions: Transitions, held: set[ClaimId], beat: Beat) -> N
 
 
 def _take_back_ghosts(transitions: Transitions, held: set[ClaimId], beat: Beat) -> int:
-    """Leases old enough that the session does not name go back to their place; they are taken out of `held`."""
+    """Give back old leases that the session does not name, and remove them from `held`."""
     old = transitions.steady - to_microseconds(transitions.rules.ghost_after)
     ghosts = 0
     for claim in sorted(claim for claim in held.difference(beat.claims) if claim.request <= beat.seen):
@@ -274,7 +274,7 @@ def _to_record(row: SessionRow, leases: int, steady: int) -> SessionRecord:
 
 
 def _about(row: SessionRow) -> tuple[tuple[str, ...], int]:
-    """Queues and concurrency; nothing where that cannot be read: only people ask for it."""
+    """Return queues and concurrency, empty if they cannot be read: they are only shown."""
     try:
         queues, concurrency, *_ = unpacked(row.about)
         return tuple(text(queue) for queue in queues), whole(concurrency)

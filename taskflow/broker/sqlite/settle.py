@@ -33,7 +33,7 @@ from taskflow.model.verdict import (
 
 
 def settle(transitions: Transitions, settlements: Sequence[Settlement]) -> list[Settled]:
-    """Runs that concern no other job go together, the rest one by one: what order they go in makes no difference then."""
+    """Settle runs that concern no other job as a batch, and the others one by one. Their order makes no difference."""
     if len({settlement.id for settlement in settlements}) < len(settlements):
         # The second of a kind is a repeat, and finds what the first has left.
         return [_settle_one(transitions, settlement) for settlement in settlements]
@@ -50,9 +50,9 @@ def settle(transitions: Transitions, settlements: Sequence[Settlement]) -> list[
 
 
 def _settle_cached(transitions: Transitions, settlements: Sequence[Settlement]) -> bool:
-    """All of them without a look, when all are successes of plain runs that this connection has leased itself; else none of them.
+    """Settle all without a look-up if all are successes of plain runs that this connection leased itself; otherwise settle none.
 
-    StaleCache when one of these leases was lost meanwhile.
+    Raises StaleCache if one of these leases has been lost.
     """
     rows, queues = list[tuple[object, ...]](), list[int]()
     for settlement in settlements:
@@ -75,7 +75,7 @@ def _count_successes(transitions: Transitions, ids: Sequence[bytes], by_queue: C
 
 
 def _success(now: int, settlement: Settlement, verdict: Succeeded, fence: bytes) -> tuple[object, ...]:
-    """What is written of it: settled, started_at, result, fade_at."""
+    """Return the stored columns: settled, started_at, result, fade_at."""
     return (fence, now - to_microseconds(settlement.ran_for), check_result(verdict.result), now + to_microseconds(settlement.keep_for))
 
 
@@ -107,7 +107,7 @@ def _settle_plain_runs(transitions: Transitions, settlements: Sequence[Settlemen
 
 
 class _State(msgspec.Struct, array_like=True):
-    """A plain run as `states_of_plain_runs` tells of it."""
+    """A plain run as `states_of_plain_runs` returns it."""
 
     number: int
     seq: int
@@ -121,7 +121,7 @@ class _State(msgspec.Struct, array_like=True):
     errors: str
 
     def to_job(self, settlement: Settlement, claim: bytes) -> JobRow:
-        """With all that the end of its run may look at; the rest is not read, and not saved."""
+        """Return a row with the columns that the end of a run uses. The others are neither read nor saved."""
         return JobRow(
             seq=self.seq,
             id=settlement.id,
@@ -200,7 +200,7 @@ def _apply(transitions: Transitions, job: JobRow, settlement: Settlement) -> Non
 
 
 def _progressed(job: JobRow) -> None:
-    """A run came to something: what counts lost leases in a row begins again."""
+    """Reset the counts of leases lost in a row: a run has reported an outcome."""
     job.crashes = job.hand_backs = 0
     job.parked_at = None
 

@@ -1,4 +1,4 @@
-"""Groups of verbs in one transaction each: together when all goes well, else one by one, so that each fails for itself alone."""
+"""Runs a group of verbs in one transaction. If it fails, runs each by itself, so that an error reaches only its own caller."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from taskflow.broker.sqlite.statements import Statements, pragma
 from taskflow.broker.sqlite.store_file import MIB, StoreFile
 from taskflow.broker.sqlite.transitions import Scrubbed, Transitions
 from taskflow.broker.sqlite.upkeep import scrub
-from taskflow.broker.sqlite.wal_files import note_companions, own_companions
+from taskflow.broker.sqlite.wal_files import own_wal_files, record_wal_files
 from taskflow.model.clock import Clock
 from taskflow.model.errors import BrokerError, BrokerRefused, BrokerUnavailable, SessionLost, StoreFull
 from taskflow.model.rules import Rules
@@ -57,7 +57,7 @@ class Durability(IntEnum):
 
 @dataclass(eq=False, slots=True)
 class Work:
-    """A verb, and what came of it. `accepted_at` is monotonic time."""
+    """A verb, and its answer or error. `accepted_at` is monotonic time."""
 
     verb: Callable[[Transitions], Any]
     durability: Durability
@@ -68,11 +68,11 @@ class Work:
 
 class Announce(Protocol):
     def __call__(self, topics: set[str], /) -> None:
-        """Tell whoever listens, here and in other processes."""
+        """Wake the listeners of these topics, here and in other processes."""
 
 
 class Transactions:
-    """Belongs to the writer's thread. Opens the file when it is first needed, and again when it was lost."""
+    """Belongs to the writer's thread. Opens the file at the first call, and again after it was lost."""
 
     def __init__(self, place: StoreFile, clock: Clock, rules: Rules, announce: Announce) -> None:
         self.place = place
@@ -96,12 +96,12 @@ class Transactions:
             self._announce(rung)
 
     def close(self) -> None:
-        """What lies beside the file is sorted out before: until then the connection keeps inodes from being used again."""
+        """Close the file. Foreign files beside it are removed first: until then the connection keeps inodes from being reused."""
         file, self._file = self._file, None
         if file is None:
             return
         try:
-            with own_companions(self.place):
+            with own_wal_files(self.place):
                 file.close()
         except BrokerError:  # the next opening sees to it
             file.close()
@@ -121,7 +121,7 @@ class Transactions:
 
     def pending(self) -> Upgrade:
         """Return what `migrate` would do. Changes nothing."""
-        with own_companions(self.place):
+        with own_wal_files(self.place):
             check_beside(self.place)
             return look(self.place, self._sql)
 
@@ -136,7 +136,7 @@ class Transactions:
         return self._file
 
     def _open(self) -> _File:
-        with own_companions(self.place):
+        with own_wal_files(self.place):
             check_beside(self.place)
             before = self.place.identity()
             connection, upgrade = open_file(self.place, self._sql)
@@ -148,11 +148,11 @@ class Transactions:
             if before not in (None, file.identity):
                 file.close()
                 raise BrokerUnavailable(f"{self.place.path} was replaced while it was opened: it is opened again at the next call")
-            note_companions(self.place)
+            record_wal_files(self.place)
             return file
 
     def _admits(self, file: _File, work: Work) -> bool:
-        """While the disk reserve is gone, the room that is left belongs to settlements, however much an enqueue would find."""
+        """Refuse new jobs while the disk reserve is gone: the room that is left belongs to settlements."""
         if work.durability is not Durability.FULL_AND_NEW or self._disk_reserve.is_there() or self._disk_reserve.restore(0):
             return True
         file.checkpoint("TRUNCATE")  # what the log has taken is room again
@@ -211,7 +211,7 @@ class Transactions:
             self.close()
 
     def _scrub_all(self, file: _File) -> bool:
-        """A row that somebody else has changed may stand in the way of a rule of the tables. False if the jobs cannot be looked through."""
+        """Mend all rows: one that another program changed may violate a constraint. Return False if that fails."""
         file.transitions.scrubbed = Scrubbed()
         while True:
             scrubbing = Work(scrub, Durability.NORMAL, time.monotonic())
@@ -221,7 +221,7 @@ class Transactions:
                 return True
 
     def _run_on_disk_reserve(self, file: _File, work: Work) -> BaseException | None:
-        """The checkpoint lets the log begin anew, so that it need not grow: the disk reserve is for the file then."""
+        """Give up the reserve and attempt the verb again. After the checkpoint the log begins anew, so only the file needs to grow."""
         self._disk_reserve.release()
         file.checkpoint("RESTART")
         error = self._attempt(file, [work])
@@ -240,7 +240,7 @@ class Transactions:
 
 
 class _File:
-    """An open file: a connection, what is known of it, and its one transaction."""
+    """An open file: a connection, its settings, and its one transaction."""
 
     def __init__(self, place: StoreFile, disk_reserve: DiskReserve, transitions: Transitions, upgrade: Upgrade) -> None:
         self.transitions = transitions
@@ -258,7 +258,7 @@ class _File:
         self._connection.execute(pragma("busy_timeout", 0)).fetchall()  # waiting is done by whoever attempts
 
     def attempt(self, group: Sequence[Work]) -> BaseException | None:
-        """All of them in one transaction; None, or what has kept it from happening."""
+        """Run all of them in one transaction. Return None, or the error that rolled it back."""
         try:
             self._begin(group)
         except Exception as error:  # nothing has begun, so that what is remembered is still true
@@ -280,7 +280,7 @@ class _File:
         self._checkpointer.checkpoint(mode)
 
     def free_inside(self) -> int:
-        """Bytes of the file that hold nothing any more."""
+        """Return the bytes of the file's free pages."""
         try:
             [(pages,)] = self._connection.execute("PRAGMA freelist_count")
         except sqlite3.Error:  # whoever writes next hears of it

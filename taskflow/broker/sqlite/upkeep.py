@@ -1,4 +1,4 @@
-"""What time brings: due jobs, dead sessions, expiry, the end of keeping."""
+"""upkeep: readies due jobs, reaps dead sessions, ends expired jobs, drops kept ones, and mends unsound rows."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from taskflow.model.record import CODES, Event, Status
 from taskflow.model.session import Outlook
 
 MOST_FORGOTTEN: Final = 1_000
-"""Ids that one call forgets at most: they are no moves, and take no time worth counting, but not no time at all. When there were so many
-the caller is to come again at once: more may become due, every second, than a call in two seconds forgets."""
+"""Ids that one call forgets at most, besides its moves. If a call forgets that many, the next one follows at once: more may become due
+each second than a call every two seconds forgets."""
 
 
 def upkeep(transitions: Transitions, limit: int) -> Upkept:
@@ -50,13 +50,13 @@ def outlook(transitions: Transitions) -> Outlook:
 
 
 def _next_in(transitions: Transitions) -> float:
-    """The fleet's share: each of n sessions comes once in n turns, all of them when something falls due or a session lapses before."""
+    """Return the seconds until the next call: each of n sessions calls once in n turns, sooner if a job is due or a session lapses."""
     living = session_rows(transitions, "living_sessions")
     return min([transitions.rules.upkeep_every * max(1, len(living)), *_waits(transitions, living)])
 
 
 def _waits(transitions: Transitions, living: list[SessionRow]) -> list[float]:
-    """Seconds until the next job is due, and until each session lapses."""
+    """Return the seconds until the next job is due, and until each session lapses."""
     waits = [to_seconds(row.beat_at + row.ttl + 1 - transitions.steady) for row in living]
     [(due_at,)] = transitions.connection.execute(transitions.sql["next_due"])
     due_at = _sound(transitions, due_at)
@@ -66,7 +66,7 @@ def _waits(transitions: Transitions, living: list[SessionRow]) -> list[float]:
 
 
 def _sound(transitions: Transitions, instant: Any) -> int | None:
-    """An instant that is none is due now: upkeep finds it."""
+    """Treat an unsound instant as due now, so that upkeep finds it."""
     return instant if instant is None or type(instant) is int else transitions.now
 
 
@@ -85,7 +85,7 @@ def _ready_due(transitions: Transitions, limit: int) -> int:
 
 
 def _reap(transitions: Transitions) -> int:
-    """Dead first, released after: a claim that comes in between finds the session gone, and no lease is forgotten."""
+    """Mark lapsed sessions dead before their leases are released, so that a claim in between is refused."""
     boot_id = transitions.clock.boot_id()
     lapsed = [row for row in session_rows(transitions, "living_sessions") if row.has_lapsed(transitions.steady, boot_id)]
     for row in lapsed:
@@ -132,7 +132,7 @@ def _expire(transitions: Transitions, limit: int) -> int:
 
 
 def _drop(transitions: Transitions, limit: int) -> tuple[int, int]:
-    """First to be nothing but an id, when its keep is over; then, when no call can be resent any more, nothing at all. How many of each."""
+    """Reduce jobs past their keep to their ids, and delete ids that no call can resend. Return the number of each."""
     moved = _drop_over_cap(transitions, limit)
     left = max(0, limit - moved)
     faded = transitions.connection.execute(transitions.sql["faded_jobs"], (transitions.now, left)).fetchall()
@@ -155,7 +155,7 @@ def _drop_all_faded(transitions: Transitions, number: int) -> int:
 
 
 def _drop_first_faded(transitions: Transitions, number: int) -> int:
-    """The limit is used up by them: of the ids only those go whose turn would have come before the last of them."""
+    """Drop the first faded jobs, which use up the limit. Of the ids, delete only those older than the last of these jobs."""
     [(fade_at, last_id)] = transitions.connection.execute(transitions.sql["last_faded_job"], (transitions.now, number - 1))
     transitions.connection.execute(transitions.sql["bury_faded_jobs"], (_known_for(transitions), transitions.now, number))
     return transitions.connection.execute(transitions.sql["forget_jobs_before"], (fade_at, last_id, last_id, MOST_FORGOTTEN)).rowcount
@@ -194,7 +194,7 @@ SCRUBBED_AT_ONCE: Final = 500
 
 
 def scrub(transitions: Transitions) -> bool:
-    """Look at the next jobs. True at the end of all of them; the next call begins again."""
+    """Look at the next jobs. Return True at the end of all of them; the next call begins again."""
     place = transitions.scrubbed
     row = transitions.connection.execute(transitions.sql["some_jobs"], (place.seq, SCRUBBED_AT_ONCE)).fetchone()
     last, number, unsound, orphans, names = row
@@ -215,7 +215,7 @@ def scrub(transitions: Transitions) -> bool:
 
 
 def _drop_names(transitions: Transitions, used: Set[object]) -> None:
-    """Drop what no job is called any more, as after a purge. All jobs have been looked at by now, new ones last."""
+    """Drop names that no job has, as after a purge. All jobs have been looked at by now, new ones last."""
     numbers = {number for (number,) in transitions.connection.execute(transitions.sql["job_name_numbers"])}
     unused = numbers - used
     if len(numbers) <= FEW_NAMES or not unused:

@@ -1,9 +1,9 @@
-"""The log and its index belong to one file: they must not be taken for those of another one that has taken its name.
+"""Keeps the log and its index from being used for another file that has taken the store's name.
 
-After `mv backup.db queue.db` SQLite would replay the former file's log onto the backup, which ruins it. So every opening notes, in the
-side file that also keeps checkpoints apart, which file the log and the index are of. Whoever then opens or closes a file looks there
-first, under that side file's lock, and removes what is another's. Whoever still works on the former file has it all open, and keeps it:
-SQLite leaves the names alone when such a connection is closed (SQLITE_FCNTL_HAS_MOVED).
+After `mv backup.db queue.db` SQLite would replay the former file's log onto the backup, which ruins it. So every opening records, in the
+side file that also keeps checkpoints apart, which file the log and the index belong to. Every later opening or closing reads that record
+under the side file's lock, and removes a log or an index of another file. A process that still works on the former file has all of them
+open and keeps them: when its connection is closed, SQLite leaves the names alone (SQLITE_FCNTL_HAS_MOVED).
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _RECORD: Final = struct.Struct(">6Q")
 
 
 @contextmanager
-def own_companions(place: StoreFile) -> Iterator[None]:
-    """What lies beside the file is its own, and nobody else opens or closes it meanwhile. BrokerUnavailable when that cannot be had."""
+def own_wal_files(place: StoreFile) -> Iterator[None]:
+    """Remove a log or an index of another file, and keep other processes from opening or closing this one. Raises BrokerUnavailable."""
     side = _open_side(place)
     try:
         if side is not None:
             _lock(side, place)
-            _remove_strangers(side, place)
+            _remove_foreign_files(side, place)
         yield
     finally:
         if side is not None:
@@ -43,8 +43,8 @@ def own_companions(place: StoreFile) -> Iterator[None]:
             os.close(side)
 
 
-def note_companions(place: StoreFile) -> None:
-    """After an opening. Where it cannot be noted (a full disk, another user's side file) it is done without."""
+def record_wal_files(place: StoreFile) -> None:
+    """Record after an opening which files belong together. If that fails (a full disk, another user's side file), skip it."""
     found = (place.identity(), place.identity(LOG), place.identity(INDEX))
     if None in found:
         return
@@ -78,8 +78,8 @@ def _lock(side: int, place: StoreFile) -> None:
             return
 
 
-def _remove_strangers(side: int, place: StoreFile) -> None:
-    """Both or neither: one that is new was made by somebody who uses the other one too."""
+def _remove_foreign_files(side: int, place: StoreFile) -> None:
+    """Remove both or neither: a new one was made by a process that uses the other one too."""
     noted = os.pread(side, _RECORD.size, 0)
     if len(noted) < _RECORD.size:
         return

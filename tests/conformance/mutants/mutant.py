@@ -5,11 +5,11 @@ from __future__ import annotations
 from abc import ABC
 from typing import ClassVar
 
-from taskflow.broker.memory.console import OpenStore
+from taskflow.broker.memory.console import MemoryStore
 from tests.support.homes import MemoryHome
 
 
-class Mutant(OpenStore, ABC):
+class Mutant(MemoryStore, ABC):
     """A store with one rule broken. `breaks` names the clauses that must notice."""
 
     breaks: ClassVar[frozenset[str]]
