@@ -15,7 +15,7 @@ from taskflow.app.settings import Settings
 from taskflow.broker.memory import MemoryBroker
 from taskflow.broker.postgres import PostgresBroker
 from taskflow.broker.postgres import Server as Postgres
-from taskflow.broker.postgres.server import Address
+from taskflow.broker.postgres.connect.server import Address
 from taskflow.broker.redis import RedisBroker, Server
 from taskflow.broker.sqlite import SqliteBroker
 from taskflow.broker.url import SCHEMES, connect, masked

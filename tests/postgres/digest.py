@@ -17,7 +17,7 @@ COMMAND: Final = "python -m tests.postgres.digest"
 def digests() -> dict[str, str]:
     """By part: the version, each migration, and all functions together. As the server gets them: a rule or a word is a part of them too."""
     functions = "".join(_rendered(name) for name in texts.names())
-    migrations = {f"migrations/{each.version}": _digest(_rendered(f"migrations/{each.version}")) for each in MIGRATIONS}
+    migrations = {f"schema/{each.version}": _digest(_rendered(f"schema/{each.version}")) for each in MIGRATIONS}
     return {"version": str(VERSION), **migrations, "functions": _digest(functions)}
 
 

@@ -15,10 +15,10 @@ import pytest
 
 from taskflow import BrokerUnavailable, configure
 from taskflow.app.current import default_app
-from taskflow.broker.postgres import server as server_module
 from taskflow.broker.postgres import wakeups
 from taskflow.broker.postgres.broker import PostgresBroker
-from taskflow.broker.postgres.link import Link
+from taskflow.broker.postgres.connect import server as server_module
+from taskflow.broker.postgres.connect.link import Link
 from taskflow.broker.url import connect
 from taskflow.worker import fetcher
 from taskflow.worker.events import SessionEnded, SessionOpened

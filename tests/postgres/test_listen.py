@@ -16,7 +16,7 @@ import pytest
 from taskflow.app.current import default_app
 from taskflow.broker import topics
 from taskflow.broker.postgres import wakeups
-from taskflow.broker.postgres.link import Link
+from taskflow.broker.postgres.connect.link import Link
 from taskflow.broker.protocol import Broker
 from taskflow.broker.url import connect
 from taskflow.model.envelope import Envelope
@@ -178,8 +178,8 @@ async def test_an_idle_worker_that_polls_looks_about_once_a_second(
         await until(lambda: warnings(caplog), 10)
         with counting() as asked:
             await asyncio.sleep(6)
-    assert 4 <= asked["there"] <= 9, asked
-    assert asked.total() - asked["there"] < 9, asked  # what an idle worker asks anyway: claims, beats, upkeep
+    assert 4 <= asked["find_topics"] <= 9, asked
+    assert asked.total() - asked["find_topics"] < 9, asked  # what an idle worker asks anyway: claims, beats, upkeep
 
 
 # --- a way that cannot be listened on ---------------------------------------------------------------------------------

@@ -544,7 +544,7 @@ def test_migrations_are_numbered_from_one_on_and_say_what_they_do() -> None:
     assert [migration.version for migration in MIGRATIONS] == list(range(1, VERSION + 1))
     for migration in MIGRATIONS:
         assert migration.description
-        assert texts.source(f"migrations/{migration.version}").startswith(f"-- {migration.version}: {migration.description}\n")
+        assert texts.source(f"schema/{migration.version}").startswith(f"-- {migration.version}: {migration.description}\n")
 
 
 def test_sql_that_changes_makes_a_new_version() -> None:
@@ -555,6 +555,6 @@ def test_sql_that_changes_makes_a_new_version() -> None:
     assert not changed, (
         f"the SQL of {', '.join(changed)} is not what is pinned for version {pinned.get('version')}; a word or a rule's default may be "
         f"what has changed. Schemas that exist get it by a new version alone. While {VERSION} is not released: {digest.COMMAND}. Once it "
-        f"is: leave its migrations as they are, add {VERSION + 1}.sql to taskflow/broker/postgres/sql/migrations (of its first line alone, "
+        f"is: leave its migrations as they are, add {VERSION + 1}.sql to taskflow/broker/postgres/schema (of its first line alone, "
         f"if only functions change), then: {digest.COMMAND}"
     )

@@ -15,8 +15,8 @@ import asyncpg
 import pytest
 
 from taskflow import BrokerError, BrokerRefused, BrokerUnavailable
-from taskflow.broker.postgres import server as server_module
-from taskflow.broker.postgres.server import Address, Server
+from taskflow.broker.postgres.connect import server as server_module
+from taskflow.broker.postgres.connect.server import Address, Server
 from taskflow.broker.url import connect
 from taskflow.model.errors import BrokerUrlError
 from tests.support.servers import HOST
@@ -72,7 +72,7 @@ async def test_a_foreign_server_is_said_not_to_speak_postgresql(answer: bytes) -
 
 
 async def test_a_server_that_falls_silent_once_connected_is_said_not_to_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    from taskflow.broker.postgres import schema
+    from taskflow.broker.postgres.connect import schema
     from tests.support.postgres import shared_postgres
 
     async def wait(*_: object) -> None:

@@ -59,8 +59,8 @@ def next_version() -> Iterator[None]:
     Brokers that have used their schema before work on as those of this version: they do not look at it again.
     """
     with TemporaryDirectory() as folder:
-        sql = Path(shutil.copytree(texts.FOLDER, Path(folder) / "sql"))
-        (sql / "migrations" / f"{NEXT}.sql").write_text(_MIGRATION)
+        sql = Path(shutil.copytree(texts.FOLDER, Path(folder) / "sql", ignore=shutil.ignore_patterns("*.py", "__pycache__")))
+        (sql / "schema" / f"{NEXT}.sql").write_text(_MIGRATION)
         (sql / "notes.sql").write_text(_FUNCTIONS)
         for file in sql.glob("*.sql"):
             file.write_text(re.sub(r"@\.id_text\b", "@.uuid_text", file.read_text()))

@@ -1,4 +1,4 @@
-"""The Postgres broker: each verb one statement, which calls one of the functions in sql/. They are where the rules are."""
+"""The Postgres broker: each verb one statement, which calls one of the functions in the SQL files beside it. The rules are there."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from taskflow.broker.fence_validation import settle_possible
 from taskflow.broker.migrations import Upgrade
 from taskflow.broker.nudges import Nudges
 from taskflow.broker.per_loop import PerLoop
-from taskflow.broker.postgres import packing, rows, schema
+from taskflow.broker.postgres import packing, rows
+from taskflow.broker.postgres.connect import schema
+from taskflow.broker.postgres.connect.link import Link
+from taskflow.broker.postgres.connect.server import ANSWER_WITHIN, Server
 from taskflow.broker.postgres.console import PostgresConsole
 from taskflow.broker.postgres.late_commits import LateCommits
-from taskflow.broker.postgres.link import Link
 from taskflow.broker.postgres.migrations import script, was_dropped, was_overtaken
 from taskflow.broker.postgres.refusals import NoRoom, is_no_utf8, was_about_a_value, was_held_up
-from taskflow.broker.postgres.server import ANSWER_WITHIN, Server
 from taskflow.broker.postgres.wakeups import EVERYTHING, Notifier, PostgresListener, trouble_with_listening
 from taskflow.broker.protocol import Added, Refused, Upkept
 from taskflow.model.clock import Clock, to_microseconds, to_seconds

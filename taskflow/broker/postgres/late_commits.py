@@ -1,4 +1,4 @@
-"""After a verb that took long: what it has made ready may lie behind the marks by which others read. See sql/marks.sql."""
+"""After a verb that took long: what it has made ready may lie behind the marks by which others read. See marks.sql."""
 
 from __future__ import annotations
 

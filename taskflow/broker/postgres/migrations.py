@@ -26,7 +26,7 @@ PAUSE: Final = 1.0
 # Whoever makes or migrates a schema holds this lock meanwhile: a number that nobody else uses.
 _TURN: Final = 0x7461_736B_666C_6F77
 
-_FOLDER: Final = "migrations"
+_FOLDER: Final = "schema"
 
 _TABLES: Final = ("meta", "sessions", "requests", "paused", "marks", "jobs", "tally", "totals", "awaited")
 """In the order in which most verbs come to them."""

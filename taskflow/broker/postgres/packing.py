@@ -87,7 +87,7 @@ def added_or_refused(envelope: Envelope, answer: bytes) -> Added | Refused:
 
 
 def beat_columns(beat: Beat) -> list[Any]:
-    """See sessions.sql: requests, numbers, seen; of the reports requests, numbers, microseconds, progress; leaving, died_of, looks."""
+    """See session.sql: requests, numbers, seen; of the reports requests, numbers, microseconds, progress; leaving, died_of, looks."""
     reports = [report for report in beat.reports if can_be(report.claim, beat.session)]
     own = [claim if can_be(claim, beat.session) else _NONE for claim in beat.claims]
     return [
@@ -141,7 +141,7 @@ def is_possible(settlement: Settlement) -> bool:
 
 
 def success_columns(settlements: Sequence[Settlement]) -> list[Any]:
-    """Of plain ones; see settling.sql: ids, fences, ran_for, keep_for, results. The driver takes a third of a microsecond for each element
+    """Of plain ones; see settle.sql: ids, fences, ran_for, keep_for, results. The driver takes a third of a microsecond for each element
     of an array, twice that where it is text or bytes."""
     return [
         b"".join([settlement.id for settlement in settlements]),
@@ -170,7 +170,7 @@ _CLAIM: Final = Struct(">qi")
 
 
 def settlement_columns(settlements: Sequence[Settlement]) -> list[list[Any]]:
-    """See settling.sql: what is settled; the follow-ups, each with the place, from 1, of the settlement that it belongs to; progress."""
+    """See settle.sql: what is settled; the follow-ups, each with the place, from 1, of the settlement that it belongs to; progress."""
     rows = [_settlement_row(settlement) for settlement in settlements]
     follow_ups = [(place, envelope) for place, settlement in enumerate(settlements, 1) for envelope in settlement.follow_ups]
     return [

@@ -25,7 +25,7 @@ Row = Any
 
 
 def leases_of(rows: Sequence[Row], session: bytes, request: int) -> list[Lease]:
-    """See claiming.sql. In the order of their numbers."""
+    """See claim.sql. In the order of their numbers."""
     try:
         leases = [_sound_lease(row, session, request) for row in rows]
     except Exception:  # whatever a decoder raises

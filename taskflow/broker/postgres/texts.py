@@ -11,7 +11,7 @@ from taskflow.broker.literals import literals
 from taskflow.broker.postgres import bounds
 from taskflow.model.rules import Rules
 
-FOLDER: Final = Path(__file__).parent / "sql"
+FOLDER: Final = Path(__file__).parent
 _NAME: Final = re.compile(r"\b([SEWRP])\.([A-Za-z_]+)\b")
 
 

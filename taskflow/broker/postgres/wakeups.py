@@ -19,9 +19,9 @@ import asyncpg
 
 from taskflow.broker import topics as names
 from taskflow.broker.listener import Listener, Look, look_for
-from taskflow.broker.postgres.link import Link
+from taskflow.broker.postgres.connect.link import Link
+from taskflow.broker.postgres.connect.server import ANSWER_WITHIN, Server, drop, shown
 from taskflow.broker.postgres.refusals import ERRORS
-from taskflow.broker.postgres.server import ANSWER_WITHIN, Server, drop, shown
 from taskflow.model.errors import BrokerError
 
 log: Final = logging.getLogger("taskflow")

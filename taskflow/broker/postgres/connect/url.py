@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Final
 from urllib.parse import SplitResult, unquote
 
-from taskflow.broker.postgres.server import DEFAULT_PORT, Address, Server
+from taskflow.broker.postgres.connect.server import DEFAULT_PORT, Address, Server
 from taskflow.broker.wording import IN_PASSWORDS
 from taskflow.model.errors import BrokerUrlError
 

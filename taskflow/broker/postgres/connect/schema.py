@@ -11,9 +11,9 @@ import asyncpg
 
 from taskflow.broker.migrations import Upgrade
 from taskflow.broker.postgres import migrations, ownership
-from taskflow.broker.postgres.link import Link, drop
+from taskflow.broker.postgres.connect.link import Link, drop
+from taskflow.broker.postgres.connect.server import ANSWER_WITHIN
 from taskflow.broker.postgres.refusals import ERRORS
-from taskflow.broker.postgres.server import ANSWER_WITHIN
 from taskflow.model.errors import BrokerRefused, BrokerUnavailable
 from taskflow.model.rules import Rules
 
