@@ -1,5 +1,4 @@
 -- === part base =============================================================================================
-
 -- The beginning of every script.
 --
 -- KEYS[1]  the prefix of every key, "{namespace:shard}:", which puts all keys into one slot of a Cluster

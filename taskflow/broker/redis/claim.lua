@@ -1,5 +1,4 @@
 -- === script claim ==========================================================================================
-
 -- Leases ready jobs to a session.
 --
 -- arguments  session, request, the names of queues in order (none: all), limit
@@ -10,7 +9,7 @@ local session, request, queues, limit = given[1], given[2], given[3], given[4]
 local reply, numbers = { '' }, {}
 local asked = 0
 -- The most stale entries that one call skips.
-local patience = 5000
+local skips_left = 5000
 
 -- Bytes of one reply, large payloads included, after which no more jobs are leased: a worker gets many large jobs in portions.
 local MOST_BYTES = 1048576
@@ -20,7 +19,7 @@ local MOST_AHEAD = 1000
 local bytes = 0
 
 local function is_going_on()
-  return asked < limit and patience > 0 and bytes < MOST_BYTES
+  return asked < limit and skips_left > 0 and bytes < MOST_BYTES
 end
 
 local session_key = P .. 's:' .. session
@@ -40,12 +39,12 @@ local function lease_any(id, stored, entry, tail)
   if not lease_other then
     lease_other, repeat_reply = the_rest()
   end
-  local anew, queue, name, more = lease_other(id, stored, entry, taking, session .. tail, worker)
-  if anew then
+  local leased, queue, name, more = lease_other(id, stored, entry, taking, session .. tail, worker)
+  if leased then
     numbers[queue], numbers[name] = true, true
     bytes = bytes + more
   end
-  return anew
+  return leased
 end
 
 -- Returns the record to store; false if the entry is stale, nil if the job has expired.
@@ -101,10 +100,10 @@ local function lease_all(entries, passed_over)
         return i, asked - before
       end
     elseif stored == nil then
-      patience = patience - 10
+      skips_left = skips_left - 10
       passed_over[#passed_over + 1] = entry
     else
-      patience = patience - 1
+      skips_left = skips_left - 1
     end
   end
   has_vanished = has_vanished or #missing > 0
@@ -242,7 +241,6 @@ reply[1] = cmsgpack.pack({ wall, texts_of(numbers), is_armed })
 return reply
 
 -- === part claim_others =====================================================================================
-
 -- Leases of jobs outside the fixed layout, and the repeated reply to a resent request.
 
 -- Leases a job of any kind. Returns false if the entry is stale, nil if the job has expired (upkeep ends it). Otherwise returns the
@@ -287,19 +285,19 @@ end
 
 -- Returns the reply to this request again, from the session's leases: id, job, id, job, ... and the numbers in them.
 local function repeat_reply(session, request)
-  local told, numbers = { '' }, {}
+  local again, numbers = { '' }, {}
   local given_then = leases_of(session, nil, function(tail)
     return request_of(tail) == request
   end)
   for _, lease in ipairs(given_then) do
     local job = leased(session, lease[1], lease[2])
     if job then
-      told[#told + 1] = lease[2]
-      told[#told + 1] = cmsgpack.pack(job)
+      again[#again + 1] = lease[2]
+      again[#again + 1] = cmsgpack.pack(job)
       numbers[job[F.queue]], numbers[job[F.name]] = true, true
     end
   end
-  return told, numbers
+  return again, numbers
 end
 
 return lease_other, repeat_reply

@@ -1,5 +1,4 @@
 -- === script permitted ======================================================================================
-
 -- Finds the calls that the ACL of this user forbids. Argument: a list of calls, each the name of a command and its arguments, with keys
 -- and channels under our prefix. Reply: the names of the commands that are forbidden.
 --
@@ -16,7 +15,6 @@ end
 return denied
 
 -- === script layout =========================================================================================
-
 -- Returns the layout of the stored keys. Argument: our layout, which a store without one gets.
 
 call('HSETNX', P .. 'meta', 'layout', given[1])

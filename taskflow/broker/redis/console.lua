@@ -1,7 +1,6 @@
 -- The verbs read and cancel, and the operations of the console.
 
 -- === script read ===========================================================================================
-
 -- Reads jobs. Arguments: ids; those of them whose end a caller awaits; microseconds from now for which it does.
 -- Reply: {time and texts as msgpack; id, job, id, job, ...} of those that are kept.
 
@@ -25,7 +24,6 @@ reply[1] = cmsgpack.pack({ wall, texts_of(numbers) })
 return reply
 
 -- === script cancel =========================================================================================
-
 -- Cancels waiting jobs, and asks running ones to stop. Arguments: ids. Reply: the status that each had, -1 for an unknown id.
 
 prefetch(given[1])
@@ -53,7 +51,6 @@ end
 return found
 
 -- === script queues =========================================================================================
-
 -- Describes each queue. Reply, as msgpack: for each queue its name, whether it is paused, its counts by status, the due time of the
 -- ready job that has waited longest and the next due time; then the server's time.
 
@@ -140,23 +137,21 @@ end
 return cmsgpack.pack({ rows, wall })
 
 -- === script metrics ========================================================================================
-
 -- Returns totals of events. Reply, as msgpack: {field, number, ...} and {number, text, ...}; a field is "queue's number:event".
 
-local stored, told, numbers = call('HGETALL', P .. 'totals'), {}, {}
+local stored, totals, numbers = call('HGETALL', P .. 'totals'), {}, {}
 for i = 1, #stored, 2 do
   local queue, total = tonumber(string.match(stored[i], '^(%d+):')), tonumber(stored[i + 1])
   if queue and total then
     numbers[queue] = true
-    told[#told + 1], told[#told + 2] = stored[i], total
+    totals[#totals + 1], totals[#totals + 2] = stored[i], total
   end
 end
-return cmsgpack.pack({ told, texts_of(numbers) })
+return cmsgpack.pack({ totals, texts_of(numbers) })
 
 -- === part chosen ===========================================================================================
-
--- Returns the ids whose jobs match the filter: {queue, job, statuses, ended before (microseconds ago), poison, whether to skip running
--- jobs}, with false for what is absent.
+-- Returns the ids whose jobs match the filter: {queue, job, statuses, ended before (microseconds ago), poison}, with false
+-- for what is absent.
 
 local function number_in(filter)
   local queue = filter[1] and tonumber(call('HGET', P .. 'names', 'q:' .. filter[1]) or -1)
@@ -184,7 +179,6 @@ local function chosen(ids, filter)
       and (not statuses or statuses[job[F.status]])
       and (not filter[4] or (has_ended(job) and job[F.ended] <= wall - filter[4]))
       and (not filter[5] or (job[F.poison] and job[F.status] == S.FAILED))
-      and not (filter[6] and job[F.status] == S.RUNNING)
     then
       found[#found + 1] = id
     end
@@ -193,7 +187,6 @@ local function chosen(ids, filter)
 end
 
 -- === script browse =========================================================================================
-
 -- Returns jobs that match a filter, up to a limit, in the form of `read`. Arguments: ids, filter, limit.
 
 local reply, numbers = { '' }, {}
@@ -209,7 +202,6 @@ reply[1] = cmsgpack.pack({ wall, texts_of(numbers) })
 return reply
 
 -- === script candidates =====================================================================================
-
 -- Returns ids from an index; some may have another status, so the caller filters. Arguments: the index ("held", "due", "leases",
 -- "ended"), the position to continue at, how many. Reply: {the next position or -1, id, ...}.
 
@@ -245,7 +237,6 @@ end
 return reply
 
 -- === script purge ==========================================================================================
-
 -- Deletes jobs that match a filter, in order of arrival, up to a limit. Arguments: ids, filter, limit.
 -- Reply: how many.
 
@@ -274,7 +265,6 @@ flush()
 return #purged
 
 -- === script redo ===========================================================================================
-
 -- Retries ended jobs. Arguments: ids. Reply: for each "ok", "unknown", "live", "succeeded" or "key taken".
 
 local function make_fresh(id, job)
@@ -323,7 +313,6 @@ flush()
 return answers
 
 -- === script pause ==========================================================================================
-
 -- Pauses or resumes a queue. Arguments: its name, true to pause.
 
 local name, pauses = given[1], given[2]

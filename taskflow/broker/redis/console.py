@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from taskflow.broker.console import Finding, JobFilter, Metrics, QueueRecord, Redone
 from taskflow.broker.redis.fields import ID_BYTES
@@ -23,18 +23,6 @@ PAGE: Final = 500
 PURGED_AT_ONCE: Final = 200
 
 
-class CallStore(Protocol):
-    """How a broker runs a script."""
-
-    def __call__(self, name: str, arguments: bytes) -> Awaitable[Any]: ...
-
-
-class Ask(Protocol):
-    """How a broker sends a command."""
-
-    async def __call__(self, *command: Any) -> Any: ...
-
-
 class RedisConsole:
     """See `taskflow.broker.console.Console`.
 
@@ -43,8 +31,14 @@ class RedisConsole:
     """
 
     def __init__(
-        self, call: CallStore, ask: Ask, prefix: str, examine: Callable[[], Awaitable[list[Finding]]], large_payloads: LargePayloads
+        self,
+        call: Callable[[str, bytes], Awaitable[Any]],
+        ask: Callable[..., Awaitable[Any]],
+        prefix: str,
+        examine: Callable[[], Awaitable[list[Finding]]],
+        large_payloads: LargePayloads,
     ) -> None:
+        """`call` runs a script, `ask` sends a command."""
         self._call = call
         self._ask = ask
         self._examine = examine

@@ -1,7 +1,6 @@
 -- The number of jobs in each queue and status, and the number of events.
 
 -- === part change_count =====================================================================================
-
 -- Changes a count at once, and returns the new number.
 local function change(queue, status, number)
   local digit = sub('01234567', status + 1, status + 1) -- Lua takes longer to format a number than to send the command
@@ -20,7 +19,6 @@ local function show_ready(name)
 end
 
 -- === part counts ===========================================================================================
-
 -- Collected during the call, and written once at its end.
 local moves, events = {}, {}
 

@@ -1,7 +1,6 @@
 -- Scripts that add jobs: `enqueue` plain ones, `add` any. `known` looks for the jobs of a call that was refused.
 
 -- === script enqueue ========================================================================================
-
 -- Adds plain jobs: ready at once, with an id, a queue, a name, a priority, a payload and extras only. A server whose memory is full
 -- refuses it: see the flags in scripts.py.
 --
@@ -87,13 +86,11 @@ publish_wakeups()
 return nil
 
 -- === part enqueue_rest =====================================================================================
-
 -- For new queues and names, and payloads that are stored apart.
 
 return intern, is_lacking, keep_payloads
 
 -- === part add_all ==========================================================================================
-
 -- Adds one job. An item: id, queue, name (as numbers), priority, after, at, expires (microseconds or false), key, on_conflict, payload,
 -- extras, awaits, joins. Returns "" if it was added, "r" and the id that it replaced, "i" if the id is known, "k" and the id that holds
 -- the key.
@@ -169,7 +166,6 @@ local function add_all(texts, items)
 end
 
 -- === script add ============================================================================================
-
 -- Adds jobs of any kind, in order, as one step. A server whose memory is full refuses it: see the flags in scripts.py.
 --
 -- arguments  texts, items (see add_job), the ids of jobs whose payload is stored apart
@@ -193,7 +189,6 @@ drop_payloads(strays)
 return answers
 
 -- === script known ==========================================================================================
-
 -- Counts the ids that are known, ended or not, after an enqueue that a full server refused. Deletes payloads that were sent ahead and
 -- belong to no job: they would take memory until they expire. Arguments: ids. Reply: how many are known.
 

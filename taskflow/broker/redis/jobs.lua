@@ -1,7 +1,6 @@
 -- Stored jobs. A script reads each once, changes it in memory, and writes all changed jobs at its end.
 
 -- === part read_jobs ========================================================================================
-
 local cache, changed, dropped = {}, {}, {}
 
 -- --- reading and writing ------------------------------------------------------------------------------
@@ -236,7 +235,6 @@ local function due_of(job)
 end
 
 -- === part write_jobs =======================================================================================
-
 -- Returns whether the fixed layout can hold the job: it waits for its first run, and has no other fields.
 local function is_plain(job)
   if #job ~= F.payload and #job ~= F.extras or job[F.status] ~= S.READY and job[F.status] ~= S.SCHEDULED or not job[F.payload] then

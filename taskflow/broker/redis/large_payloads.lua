@@ -1,7 +1,6 @@
 -- Payloads stored apart from their jobs (fields.py). They are sent ahead of the call, and expire unless the call keeps them.
 
 -- === part large_payloads ===================================================================================
-
 -- Returns the size of a payload stored apart, under b:ID, to which the job has a reference (fields.py); nil for any other payload.
 local function size_apart(payload)
   if payload and #payload == 6 and string.sub(payload, 1, 2) == L.mark then

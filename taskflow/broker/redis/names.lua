@@ -1,7 +1,6 @@
 -- Jobs hold the names of queues ("q:mail") and jobs ("j:work") as numbers. names: text -> number; texts: number -> text.
 
 -- === part names ============================================================================================
-
 -- Finds the text of a number in `names`, and restores it in `texts`. Returns nil if there is none.
 local by_number
 local function text_in_names(number)
@@ -33,7 +32,6 @@ local function name_of(number)
 end
 
 -- === part texts_of =========================================================================================
-
 local function get_all(hash, fields)
   local values = {}
   for first = 1, #fields, MOST do
@@ -46,7 +44,7 @@ end
 
 -- Returns number, text, number, text, ... for the numbers of a set that have a text.
 local function texts_of(numbers)
-  local asked, told = {}, {}
+  local asked, found = {}, {}
   for number in pairs(numbers) do
     asked[#asked + 1] = number
   end
@@ -58,16 +56,15 @@ local function texts_of(numbers)
     for i, number in ipairs(get_all('names', texts)) do
       local text = tonumber(number) == asked[i] and texts[i] or text_in_names(asked[i]) or #texts[i] > 2 and texts[i]
       if text then
-        told[#told + 1] = asked[i]
-        told[#told + 1] = text
+        found[#found + 1] = asked[i]
+        found[#found + 1] = text
       end
     end
   end
-  return told
+  return found
 end
 
 -- === part intern ===========================================================================================
-
 -- Raises an error of a wrong type, which makes the caller reindex (broker.py): `names` and `texts` restore each other.
 local function names_lost(text)
   error('WRONGTYPE nothing tells any more which number ' .. text .. ' has')
@@ -108,7 +105,6 @@ local function is_text(text)
 end
 
 -- === script sweep ==========================================================================================
-
 -- Runs after a purge. If there are many names, forgets those that no job has, and the totals of such queues. To find the names of jobs
 -- that are in use it must look at each job, so it does this only if few are left.
 

@@ -3,7 +3,6 @@
 -- while the job has the same time and number; claims skip stale entries.
 
 -- === part is_before ========================================================================================
-
 -- Compares numbers, because Lua compares strings by the locale of the server.
 local function is_before(one, other)
   local time, seq = struct.unpack('>I8I6', one)
@@ -12,7 +11,6 @@ local function is_before(one, other)
 end
 
 -- === part push =============================================================================================
-
 -- Adds entries to the list if they are in order, else to the set.
 local function push(list, returned, entries)
   local tail = call('LINDEX', list, -1)
@@ -46,7 +44,6 @@ local function append(list, returned, entries)
 end
 
 -- === part peek =============================================================================================
-
 -- Returns the keys of the list and the set. `place` is a queue's number and a priority.
 local function ready_keys(place)
   return P .. 'r:' .. place, P .. 'z:' .. place

@@ -1,7 +1,6 @@
 -- Finds indexes that have lost jobs, and builds all indexes again from the jobs.
 
 -- === part lost_indexes =====================================================================================
-
 -- Raises an error of a wrong type, which makes the caller reindex (broker.py).
 local function request_reindex(of_what)
   error('WRONGTYPE ' .. of_what)
@@ -115,7 +114,6 @@ local function check_indexes_in_turn()
 end
 
 -- === script reindex ========================================================================================
-
 -- Builds all indexes again from the jobs, and moves keys of a wrong type to bad:. It runs only after a script has found such a key: it
 -- looks at every job at once, and holds the server for about ten seconds per million jobs.
 --

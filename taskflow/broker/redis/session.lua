@@ -2,7 +2,6 @@
 -- l:ID: the session's leases, request and number (8 bytes) -> job. x:ID: leases that are asked to stop.
 
 -- === part sessions =========================================================================================
-
 local function session_key(id)
   return P .. 's:' .. id
 end
@@ -67,7 +66,6 @@ local function kill(id)
 end
 
 -- === part leases ===========================================================================================
-
 local function request_of(tail)
   return (struct.unpack('>I6', tail))
 end
@@ -108,7 +106,6 @@ local function leased(session, tail, id)
 end
 
 -- === script register =======================================================================================
-
 -- Registers a session. Arguments: id, name, ttl (microseconds), queues and concurrency. Reply: "OK", or "LOST" if it is dead.
 
 local id, name, ttl, about = given[1], given[2], given[3], given[4]
@@ -126,7 +123,6 @@ note_heartbeat()
 return redis.status_reply('OK')
 
 -- === script beat ===========================================================================================
-
 -- Takes the heartbeat of a session.
 --
 -- arguments  session, its claims (8 bytes each, one string), the highest request it has seen, reports {claim, microseconds since the run
@@ -266,7 +262,6 @@ end
 return reply
 
 -- === script workers ========================================================================================
-
 -- Returns the living sessions, and dead ones that still have leases. Reply, as msgpack, for each: id, name, ttl, queues and concurrency,
 -- time of registration, microseconds since its last heartbeat, leases, whether it is dead.
 

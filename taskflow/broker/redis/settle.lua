@@ -1,5 +1,4 @@
 -- === script settle =========================================================================================
-
 -- Settles runs.
 --
 -- arguments  plain successes in columns, by session and keep: session, keep (microseconds), ids, fences (epoch, 4 bytes, and claim),
@@ -113,7 +112,6 @@ end
 return table.concat(answers)
 
 -- === part settle_others ====================================================================================
-
 -- Settlements of any kind, one by one.
 
 -- A worker reported an outcome: resets the count of leases lost in a row.

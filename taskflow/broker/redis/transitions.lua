@@ -1,7 +1,6 @@
 -- The moves of jobs between statuses, and the indexes by which waiting and ended jobs are found. flush() writes all deferred changes.
 
 -- === part transitions ======================================================================================
-
 local ready, scheduled, kept, fading, released = {}, {}, {}, {}, {}
 
 -- Changes the status of a job, counts the move, and tallies the event. GONE and false (a new job) are not counted.

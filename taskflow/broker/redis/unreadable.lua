@@ -1,5 +1,4 @@
 -- === part unreadable =======================================================================================
-
 -- Sets unreadable records aside (see jobs.lua): the bytes move to bad:j:ID, and a failed job takes their place.
 
 local function is_queue(number)

@@ -1,5 +1,4 @@
 -- === part due_in ===========================================================================================
-
 local NEVER = 2 ^ 53
 
 -- Returns microseconds from `now` until the first entry of the index.
@@ -27,7 +26,6 @@ local function due_in()
 end
 
 -- === script upkeep =========================================================================================
-
 -- Does what is due, up to a limit of moves. Arguments: limit.
 -- Reply: readied, reaped, released, expired, dropped, microseconds until the next call, and for each record that was set aside its id, the
 -- number of the field and the problem (unreadable.lua).
@@ -189,7 +187,7 @@ end
 -- --- the end of keeping -------------------------------------------------------------------------------
 
 -- Ids that one call looks at beside its moves. Each takes little time, but not none.
-local patience = 600
+local looks_left = 600
 
 -- Buries the first `number` jobs that the queue keeps. Returns how many.
 local function drop_oldest(queue, failed, number)
@@ -253,11 +251,11 @@ end
 -- ids go whose time was before that of the last job buried.
 local function drop_faded(left)
   local moved, is_last = 0, false
-  while not is_last and moved < left and patience > 0 do
+  while not is_last and moved < left and looks_left > 0 do
     local wanted = left - moved
     local found = call('ZRANGEBYSCORE', P .. 'fade', '-inf', wall, 'WITHSCORES', 'LIMIT', 0, wanted)
     is_last = #found < 2 * wanted
-    patience = patience - #found / 2
+    looks_left = looks_left - #found / 2
     local ids, forgotten, again = {}, {}, {}
     for i = 1, #found, 2 do
       ids[#ids + 1] = found[i]
@@ -300,19 +298,19 @@ end
 
 -- Sets aside the records that were found unreadable (jobs.lua). Returns id, field, problem, ... for the log.
 local function set_spoilt_aside()
-  local told, notes = {}, call('HSCAN', P .. 'spoilt', 0, 'COUNT', 100)[2]
+  local replaced, notes = {}, call('HSCAN', P .. 'spoilt', 0, 'COUNT', 100)[2]
   for i = 1, #notes, 2 do
     local id = notes[i]
     local is_read, note = pcall(cmsgpack.unpack, notes[i + 1])
     note = is_read and type(note) == 'table' and note or {}
     if set_aside(id, note) then
-      told[#told + 1], told[#told + 2], told[#told + 3] = id, note[1] or 0, note[2] or ''
+      replaced[#replaced + 1], replaced[#replaced + 2], replaced[#replaced + 3] = id, note[1] or 0, note[2] or ''
     end
   end
   if #notes > 0 then
     flush()
   end
-  return told
+  return replaced
 end
 
 -- --- all of it ----------------------------------------------------------------------------------------
@@ -328,7 +326,7 @@ check_counts()
 find_lost_queues()
 check_indexes_in_turn()
 local reaped = reap()
-local done, told = {}, set_spoilt_aside()
+local done, aside = {}, set_spoilt_aside()
 local left = limit
 for i, duty in ipairs({ ready_due, release_leases, expire, drop }) do
   done[i] = duty(math.max(0, left))
@@ -336,4 +334,4 @@ for i, duty in ipairs({ ready_due, release_leases, expire, drop }) do
 end
 call('SADD', P .. 'armed', 'due')
 call('ZREMRANGEBYSCORE', P .. 'awaited', '-inf', wall)
-return { done[1], reaped, done[2], done[3], done[4], (left <= 0 or patience <= 0 or #told > 0) and 0 or next_in(), told }
+return { done[1], reaped, done[2], done[3], done[4], (left <= 0 or looks_left <= 0 or #aside > 0) and 0 or next_in(), aside }

@@ -1,5 +1,4 @@
 -- === part publish_wakeups ==================================================================================
-
 local wakeup_topics = {}
 
 -- armed: topics for which a listener awaits a wake-up. Each gets one, and only if it is armed: otherwise every worker of a busy fleet
@@ -9,46 +8,44 @@ local function publish_wakeups()
   for topic in pairs(wakeup_topics) do
     topics[#topics + 1] = topic
   end
-  local told = 0
+  local woken = 0
   for first = 1, #topics, MOST do
-    told = told + call('SREM', P .. 'armed', unpack(topics, first, math.min(first + MOST - 1, #topics)))
+    woken = woken + call('SREM', P .. 'armed', unpack(topics, first, math.min(first + MOST - 1, #topics)))
   end
-  if told > 0 then
+  if woken > 0 then
     call('PUBLISH', P .. 'nudges', table.concat(topics, '\n'))
   end
   wakeup_topics = {}
 end
 
 -- === part publish_ended ====================================================================================
-
 local ended_ids = {}
 
 -- awaited: jobs whose end a caller awaits, by the time at which it gives up.
 local function publish_ended()
   if #ended_ids > 0 and call('ZCARD', P .. 'awaited') > 0 then
-    local told = {}
+    local awaited = {}
     for first = 1, #ended_ids, MOST do
       local last = math.min(first + MOST - 1, #ended_ids)
       for i, until_when in ipairs(call('ZMSCORE', P .. 'awaited', unpack(ended_ids, first, last))) do
         if until_when then
-          told[#told + 1] = ended_ids[first + i - 1]
+          awaited[#awaited + 1] = ended_ids[first + i - 1]
         end
       end
     end
-    if #told > 0 then
-      in_portions('ZREM', P .. 'awaited', told)
-      call('PUBLISH', P .. 'ended', table.concat(told))
+    if #awaited > 0 then
+      in_portions('ZREM', P .. 'awaited', awaited)
+      call('PUBLISH', P .. 'ended', table.concat(awaited))
     end
   end
   ended_ids = {}
 end
 
 -- === script arm ============================================================================================
-
 -- Asks for wake-ups. Arguments: topics; ids of jobs whose end is awaited; microseconds from now for which it is.
 -- Reply: {topics that have something already, ids (one string) of jobs that have ended}.
 
-local topics, ids, patience = given[1], given[2], given[3]
+local topics, ids, awaited_for = given[1], given[2], given[3]
 
 local function has_ready(name)
   local queue = call('HGET', P .. 'names', 'q:' .. name)
@@ -82,7 +79,7 @@ prefetch(ids)
 for _, id in ipairs(ids) do
   local job = load(id)
   if job and job[F.status] <= S.RUNNING then
-    call('ZADD', P .. 'awaited', wall + patience, id)
+    call('ZADD', P .. 'awaited', wall + awaited_for, id)
   else
     ended[#ended + 1] = id
   end

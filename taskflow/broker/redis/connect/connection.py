@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from redis import exceptions
 from redis.asyncio.connection import AbstractConnection
@@ -29,33 +29,6 @@ ERRORS: Final = (exceptions.RedisError, OSError, EOFError)
 
 class TooLong(Exception):
     """The replies have more bytes than the caller allows. The connection cannot be used again."""
-
-
-class CommandConnection(Protocol):
-    def ask(self, commands: Sequence[Command], within: float, most: int | None = None) -> Awaitable[list[Any]]:
-        """Return a reply for each command; an error of the server is a reply. Raise any other error, TimeoutError after `within` seconds.
-
-        With `most`, raise TooLong as soon as more bytes arrive. The driver's parser cannot stop there, so it raises TooLong at once.
-        """
-        ...
-
-    async def drop(self, *, nowait: bool = True) -> None: ...
-
-
-class Subscription(Protocol):
-    async def subscribe(self, *channels: bytes) -> None:
-        """Return when the server has confirmed."""
-        ...
-
-    async def listen(self) -> None:
-        """Run until the connection is cut, and raise that error."""
-        ...
-
-    async def send(self, *command: Any) -> None:
-        """Send a command. Its reply goes to `on_message`, as every message does."""
-        ...
-
-    async def drop(self) -> None: ...
 
 
 OnMessage = Callable[[Any], None]
@@ -85,6 +58,10 @@ class DriverConnection:
         self._connection = connection
 
     async def ask(self, commands: Sequence[Command], within: float, most: int | None = None) -> list[Any]:
+        """Return a reply for each command; an error of the server is a reply. Raise any other error, TimeoutError after `within` seconds.
+
+        With `most`, raise TooLong as soon as more bytes arrive. The driver's parser cannot stop there, so it raises TooLong at once.
+        """
         if most is not None:
             raise TooLong
         connection = self._connection
@@ -108,15 +85,18 @@ class DriverSubscription:
         self._on_message = on_message
 
     async def subscribe(self, *channels: bytes) -> None:
+        """Return when the server has confirmed."""
         await self.send("SUBSCRIBE", *channels)
         for _ in channels:
             await self._connection.read_response(disable_decoding=True)
 
     async def listen(self) -> None:
+        """Run until the connection is cut, and raise that error."""
         while True:
             self._on_message(await self._connection.read_response(disable_decoding=True))
 
     async def send(self, *command: Any) -> None:
+        """Send a command. Its reply goes to `on_message`, as every message does."""
         await self._connection.send_command(*command, check_health=False)
 
     async def drop(self) -> None:
@@ -181,7 +161,7 @@ class DirectConnection(_Direct):
         super().__init__(connection)
 
     def ask(self, commands: Sequence[Command], within: float, most: int | None = None) -> asyncio.Future[list[Any]]:
-        """Send commands. The caller awaits the replies before the next call; if it stops early, it drops the connection."""
+        """See `DriverConnection.ask`. The caller awaits the replies before the next call; if it stops early, it drops the connection."""
         waiting = self._waiting = self._loop.create_future()
         if self._lost is not None:
             waiting.set_exception(self._lost)
@@ -264,3 +244,7 @@ class DirectSubscription(_Direct):
         for waiting in (self._confirmed, self._cut):
             if waiting is not None and not waiting.done():
                 waiting.set_exception(error)
+
+
+CommandConnection = DriverConnection | DirectConnection
+Subscription = DriverSubscription | DirectSubscription
