@@ -68,14 +68,14 @@ class SqliteBroker:
     ) -> None:
         # Made real now: a change of folder later does not lead elsewhere.
         real = os.path.realpath(os.fspath(path))
-        self._place = StoreFile(real, check_queue(namespace), shared, timeout, room or Room(), migrates)
+        self._store = StoreFile(real, check_queue(namespace), shared, timeout, room or Room(), migrates)
         self._seams = seams or Seams()
         self._rules = rules or Rules()
         self._parts: _Parts | None = None
         self._is_closed = False
 
     def __repr__(self) -> str:
-        return f"<SqliteBroker {self._place.path} {self._place.namespace!r}>"
+        return f"<SqliteBroker {self._store.path} {self._store.namespace!r}>"
 
     @property
     def console(self) -> SqliteConsole:
@@ -84,7 +84,7 @@ class SqliteBroker:
     async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
         check_payloads(envelopes)
         return await self._call(
-            Durability.FULL_AND_NEW, lambda transitions: enqueue.enqueue(transitions, envelopes, self._place.room.capacity)
+            Durability.FULL_AND_NEW, lambda transitions: enqueue.enqueue(transitions, envelopes, self._store.room.capacity)
         )
 
     async def register(self, session: Session) -> None:
@@ -113,29 +113,29 @@ class SqliteBroker:
         return await self._call(Durability.NORMAL, lambda transitions: upkeep.upkeep(transitions, limit))
 
     async def pending(self) -> Upgrade:
-        return await self._alone(self._place, Transactions.pending)
+        return await self._alone(self._store, Transactions.pending)
 
     async def migrate(self) -> Upgrade:
-        return await self._alone(replace(self._place, migrates=True), Transactions.migrate)
+        return await self._alone(replace(self._store, migrates=True), Transactions.migrate)
 
     async def sql(self) -> str:
-        return script(await self.pending(), Statements(self._place.namespace))
+        return script(await self.pending(), Statements(self._store.namespace))
 
     def listen(self, topics: Sequence[str]) -> Nudges:
         return self._running().listener.listen(topics)
 
     def sibling(self) -> SqliteBroker:
         """Another broker on the same file, with a thread and a connection of its own."""
-        place = self._place
+        store = self._store
         return SqliteBroker(
-            place.path,
-            namespace=place.namespace,
-            shared=place.shared,
-            migrates=place.migrates,
+            store.path,
+            namespace=store.namespace,
+            shared=store.shared,
+            migrates=store.migrates,
             seams=self._seams,
             rules=self._rules,
-            timeout=place.timeout,
-            room=place.room,
+            timeout=store.timeout,
+            room=store.room,
         )
 
     async def close(self) -> None:
@@ -154,12 +154,12 @@ class SqliteBroker:
         except Unsound:
             return await self._call(Durability.NORMAL, verb)
 
-    async def _alone(self, place: StoreFile, verb: Callable[[Transactions], T]) -> T:
+    async def _alone(self, store: StoreFile, verb: Callable[[Transactions], T]) -> T:
         """Run a migration's verb beside the writer, which would migrate the file when it opens it."""
 
         def run() -> T:
             with forks.transactions:
-                return verb(Transactions(place, self._seams.clock, self._rules, lambda _: None))
+                return verb(Transactions(store, self._seams.clock, self._rules, lambda _: None))
 
         return await asyncio.to_thread(run)
 
@@ -171,7 +171,7 @@ class SqliteBroker:
         if parts is None or parts.writer.pid != os.getpid():
             if parts is not None:
                 parts.abandon()
-            self._parts = parts = _Parts(self._place, self._seams, self._rules)
+            self._parts = parts = _Parts(self._store, self._seams, self._rules)
             weakref.finalize(self, parts.close)
         return parts
 
@@ -179,12 +179,12 @@ class SqliteBroker:
 class _Parts:
     """What a broker has in one process: its writer and its listener."""
 
-    def __init__(self, place: StoreFile, seams: Seams, rules: Rules) -> None:
+    def __init__(self, store: StoreFile, seams: Seams, rules: Rules) -> None:
         self._flag = WakeUpFlag()
-        self._sender = SocketSender(place)
-        self._transactions = Transactions(place, seams.clock, rules, self._announce)
+        self._sender = SocketSender(store)
+        self._transactions = Transactions(store, seams.clock, rules, self._announce)
         self.writer = Writer(self._transactions, seams.start_thread)
-        self.listener = SocketListener(place, self._flag, seams.start_thread)
+        self.listener = SocketListener(store, self._flag, seams.start_thread)
 
     def _announce(self, topics: set[str], /) -> None:
         self._flag.ring(topics)

@@ -36,11 +36,11 @@ class Checkpointer:
     when it has become larger than it should.
     """
 
-    def __init__(self, connection: sqlite3.Connection, place: StoreFile) -> None:
+    def __init__(self, connection: sqlite3.Connection, store: StoreFile) -> None:
         self._connection = connection
-        self._place = place
-        self._log = place.beside(LOG)
-        self._lock = _side_file(place)
+        self._store = store
+        self._log = store.beside(LOG)
+        self._lock = _side_file(store)
         self._commits = 0
         self._changes = connection.total_changes
         self._put_off_until = 0
@@ -84,7 +84,7 @@ class Checkpointer:
 
     def _is_scarce(self) -> bool:
         try:
-            return self._place.is_scarce()
+            return self._store.is_scarce()
         except OSError:  # the folder is gone: whoever writes next hears of it
             return False
 
@@ -98,11 +98,11 @@ class Checkpointer:
         self._connection.execute(pragma("busy_timeout", milliseconds)).fetchall()
 
 
-def _side_file(place: StoreFile) -> int:
-    is_new = not os.path.exists(place.beside(SIDE))
-    file = open_beside(place, SIDE, os.O_CREAT | os.O_RDONLY)
+def _side_file(store: StoreFile) -> int:
+    is_new = not os.path.exists(store.beside(SIDE))
+    file = open_beside(store, SIDE, os.O_CREAT | os.O_RDONLY)
     if is_new:
-        place.share(file)
+        store.share(file)
     return file
 
 

@@ -23,43 +23,43 @@ _STATEMENT_CACHE: Final = 256
 _CACHE_KIB: Final = 16_384
 
 
-def open_file(place: StoreFile, sql: Statements) -> tuple[sqlite3.Connection, Upgrade]:
+def open_file(store: StoreFile, sql: Statements) -> tuple[sqlite3.Connection, Upgrade]:
     """Open a connection to the namespace's tables, and bring these to this version.
 
     Raises BrokerRefused or BrokerUnavailable, naming the file and what to do. The connection belongs to the calling thread.
     """
-    _check_path(place)
-    if not os.path.exists(place.path):
-        refuse_unmigrated(upgrade_from(0, place), place)
+    _check_path(store)
+    if not os.path.exists(store.path):
+        refuse_unmigrated(upgrade_from(0, store), store)
     try:
-        make_private(place.path)
+        make_private(store.path)
     except OSError as error:
-        raise BrokerUnavailable(f"{place.path} cannot be made: {error}") from error
-    return _connect(place, lambda connection: _prepare(connection, place, sql))
+        raise BrokerUnavailable(f"{store.path} cannot be made: {error}") from error
+    return _connect(store, lambda connection: _prepare(connection, store, sql))
 
 
-def look(place: StoreFile, sql: Statements) -> Upgrade:
+def look(store: StoreFile, sql: Statements) -> Upgrade:
     """Return what the tables lack. Changes nothing: a missing file stays missing."""
-    _check_path(place)
-    if not os.path.exists(place.path):
-        return upgrade_from(0, place)
-    connection, found = _connect(place, lambda connection: _look(connection, place, sql))
+    _check_path(store)
+    if not os.path.exists(store.path):
+        return upgrade_from(0, store)
+    connection, found = _connect(store, lambda connection: _look(connection, store, sql))
     connection.close()
     return found
 
 
-def _connect(place: StoreFile, begin: Callable[[sqlite3.Connection], T]) -> tuple[sqlite3.Connection, T]:
+def _connect(store: StoreFile, begin: Callable[[sqlite3.Connection], T]) -> tuple[sqlite3.Connection, T]:
     try:
-        connection = sqlite3.connect(place.path, timeout=place.timeout, isolation_level=None, cached_statements=_STATEMENT_CACHE)
+        connection = sqlite3.connect(store.path, timeout=store.timeout, isolation_level=None, cached_statements=_STATEMENT_CACHE)
     except sqlite3.Error as error:
-        raise in_our_words(error, place) from error
+        raise in_our_words(error, store) from error
     connection.text_factory = _text
     try:
         return connection, begin(connection)
     except BaseException as error:
         connection.close()
         if isinstance(error, sqlite3.Error):
-            raise in_our_words(error, place) from error
+            raise in_our_words(error, store) from error
         raise
 
 
@@ -71,29 +71,29 @@ def _text(raw: bytes) -> str | bytes:
         return raw
 
 
-def _prepare(connection: sqlite3.Connection, place: StoreFile, sql: Statements) -> Upgrade:
-    found = _look(connection, place, sql)  # before anything is written: a file that is refused stays as it is
-    refuse_unmigrated(found, place)
-    _use_wal(connection, place)
+def _prepare(connection: sqlite3.Connection, store: StoreFile, sql: Statements) -> Upgrade:
+    found = _look(connection, store, sql)  # before anything is written: a file that is refused stays as it is
+    refuse_unmigrated(found, store)
+    _use_wal(connection, store)
     # Checkpoints are ours to make: see checkpoint.py.
     connection.execute(pragma("wal_autocheckpoint", 0))
     connection.execute(pragma("cache_size", -_CACHE_KIB))
     connection.execute("PRAGMA temp_store=MEMORY")
-    return upgrade(connection, place, sql) if found.migrations else found
+    return upgrade(connection, store, sql) if found.migrations else found
 
 
-def _look(connection: sqlite3.Connection, place: StoreFile, sql: Statements) -> Upgrade:
-    _check_tables(connection, place, sql)
-    _check_encoding(connection, place)
-    return pending(connection, place, sql)
+def _look(connection: sqlite3.Connection, store: StoreFile, sql: Statements) -> Upgrade:
+    _check_tables(connection, store, sql)
+    _check_encoding(connection, store)
+    return pending(connection, store, sql)
 
 
 # --- the path ---------------------------------------------------------------------------------------------------
 
 
-def _check_path(place: StoreFile) -> None:
+def _check_path(store: StoreFile) -> None:
     """Name the cause of errors that SQLite reports only as "unable to open database file"."""
-    path, folder = place.path, os.path.dirname(place.path)
+    path, folder = store.path, os.path.dirname(store.path)
     if not os.path.exists(folder):
         raise BrokerRefused(f"{path}: its folder {folder} does not exist: create it, or correct the path")
     if not os.path.isdir(folder):
@@ -129,31 +129,31 @@ def _check_access(path: str, mode: int, problem: str) -> None:
 # --- the tables ---------------------------------------------------------------------------------------------------
 
 
-def _check_tables(connection: sqlite3.Connection, place: StoreFile, sql: Statements) -> None:
+def _check_tables(connection: sqlite3.Connection, store: StoreFile, sql: Statements) -> None:
     there = {name for (name,) in connection.execute(sql["tables"])}
-    if tables_of(place.namespace) & there or place.shared:
+    if tables_of(store.namespace) & there or store.shared:
         return
     strangers = sorted(there - tables_of_namespaces(there))
     if strangers:
         raise BrokerRefused(
-            f"{place.path} holds tables of another program ({', '.join(strangers[:3])}{', ...' if strangers[3:] else ''}): "
+            f"{store.path} holds tables of another program ({', '.join(strangers[:3])}{', ...' if strangers[3:] else ''}): "
             "use another file, or add ?shared=1 to keep jobs beside them"
         )
 
 
-def _check_encoding(connection: sqlite3.Connection, place: StoreFile) -> None:
+def _check_encoding(connection: sqlite3.Connection, store: StoreFile) -> None:
     """Refuse UTF-16: `group_concat`, which joins payloads, treats bytes as text and would change them."""
     [(encoding,)] = connection.execute("PRAGMA encoding")
     if encoding != "UTF-8":
         raise BrokerRefused(
-            f"{place.path} keeps its text in {encoding}, and jobs need UTF-8: "
+            f"{store.path} keeps its text in {encoding}, and jobs need UTF-8: "
             "this cannot be changed in a file that has tables, so use another one"
         )
 
 
-def _use_wal(connection: sqlite3.Connection, place: StoreFile) -> None:
+def _use_wal(connection: sqlite3.Connection, store: StoreFile) -> None:
     """Retry the change of mode: unlike other statements, it does not wait for other connections."""
-    deadline = time.monotonic() + place.timeout
+    deadline = time.monotonic() + store.timeout
     while True:
         try:
             [(mode,)] = connection.execute("PRAGMA journal_mode=WAL")
@@ -163,4 +163,4 @@ def _use_wal(connection: sqlite3.Connection, place: StoreFile) -> None:
                 raise
             time.sleep(0.01)
     if mode != "wal":
-        raise BrokerRefused(f"{place.path}: its file system cannot do SQLite's write-ahead log (a network drive?): use a local one")
+        raise BrokerRefused(f"{store.path}: its file system cannot do SQLite's write-ahead log (a network drive?): use a local one")

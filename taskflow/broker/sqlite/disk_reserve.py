@@ -15,10 +15,10 @@ class DiskReserve:
     Several processes share it: whoever finds the disk full deletes it, and whoever would enqueue makes it anew first.
     """
 
-    def __init__(self, place: StoreFile) -> None:
-        self._place = place
-        self._path = place.beside(RESERVE)
-        self._size = place.room.disk_reserve
+    def __init__(self, store: StoreFile) -> None:
+        self._store = store
+        self._path = store.beside(RESERVE)
+        self._size = store.room.disk_reserve
 
     def is_there(self) -> bool:
         return self._size == 0 or os.path.exists(self._path)
@@ -36,7 +36,7 @@ class DiskReserve:
         if self.is_there():
             return True
         try:
-            return self._place.free_room() + free_inside >= self.needs and self._make()
+            return self._store.free_room() + free_inside >= self.needs and self._make()
         except OSError:
             self.release()
             return False
@@ -52,9 +52,9 @@ class DiskReserve:
         Free pages inside the file are room too: it need not grow for them.
         """
         try:
-            if not self._place.is_scarce():
+            if not self._store.is_scarce():
                 return None
-            return os.stat(self._place.path).st_size + max(0, self._place.free_room() - self._size) // 2
+            return os.stat(self._store.path).st_size + max(0, self._store.free_room() - self._size) // 2
         except OSError:  # the file is gone: the next call hears of it
             return None
 

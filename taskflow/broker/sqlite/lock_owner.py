@@ -39,22 +39,22 @@ class LockOwner:
         return f"{who}, which is stopped" if self.is_stopped else who
 
 
-def locked_by(place: StoreFile, *endings: str) -> str:
-    """For an error: who keeps the lock for longer than the place allows, and what to do about it."""
-    holder = holder_of(place, *endings)
+def locked_by(store: StoreFile, *endings: str) -> str:
+    """Return the words for an error: which process holds the lock beyond the timeout, and what to do about it."""
+    holder = holder_of(store, *endings)
     if holder is not None and holder.is_stopped:
         remedy = f"let it go on (kill -CONT {holder.pid}), or end it (kill -KILL {holder.pid}): then its jobs run elsewhere"
     else:
         remedy = "look for a program that keeps a transaction open on it (a database browser, a backup), and end it"
-    return f"is locked by {holder or 'another process'}, for longer than {place.timeout:g} s: {remedy}"
+    return f"is locked by {holder or 'another process'}, for longer than {store.timeout:g} s: {remedy}"
 
 
-def holder_of(place: StoreFile, *endings: str) -> LockOwner | None:
+def holder_of(store: StoreFile, *endings: str) -> LockOwner | None:
     """A process with an exclusive lock on the file, or on one of those beside it, a stopped one before others; None when nobody knows.
 
     What holds it from outside this container, or has let go of it meanwhile, is not found.
     """
-    files = {found: ending for ending in endings if (found := place.identity(ending)) is not None}
+    files = {found: ending for ending in endings if (found := store.identity(ending)) is not None}
     try:
         holders = [holder for pid in sorted(set(_writers(files))) if (holder := _look(pid)) is not None]
     except (OSError, ValueError):  # another system, or a kernel that has other words for it

@@ -21,22 +21,22 @@ Each changes tables or indexes, not only rows: SQLite then compiles all statemen
 _TABLES: Final = frozenset({"meta", "queues", "job_names", "totals", "sessions", "jobs", "oversized"})
 
 
-def pending(connection: sqlite3.Connection, place: StoreFile, sql: Statements) -> Upgrade:
+def pending(connection: sqlite3.Connection, store: StoreFile, sql: Statements) -> Upgrade:
     """Return what the tables lack. Raises BrokerRefused if they are newer than this taskflow, or not taskflow's."""
-    is_there = tables_of(place.namespace) & {name for (name,) in connection.execute(sql["tables"])}
-    return upgrade_from(_version(connection, place, sql) if is_there else 0, place)
+    is_there = tables_of(store.namespace) & {name for (name,) in connection.execute(sql["tables"])}
+    return upgrade_from(_version(connection, store, sql) if is_there else 0, store)
 
 
-def upgrade_from(version: int, place: StoreFile) -> Upgrade:
+def upgrade_from(version: int, store: StoreFile) -> Upgrade:
     lacking = tuple(migration for migration in _migrations() if migration.version > version)
-    return Upgrade(place=f"namespace {place.namespace!r} of {place.path}", version=version, migrations=lacking)
+    return Upgrade(place=f"namespace {store.namespace!r} of {store.path}", version=version, migrations=lacking)
 
 
-def upgrade(connection: sqlite3.Connection, place: StoreFile, sql: Statements) -> Upgrade:
+def upgrade(connection: sqlite3.Connection, store: StoreFile, sql: Statements) -> Upgrade:
     """Apply what is pending, and return it."""
     connection.execute("BEGIN IMMEDIATE")
     try:
-        found = pending(connection, place, sql)  # again: another process may have been first
+        found = pending(connection, store, sql)  # again: another process may have been first
         for statement in _changes(found, sql):
             connection.execute(statement)
         connection.execute("COMMIT")
@@ -56,14 +56,14 @@ def script(found: Upgrade, sql: Statements) -> str:
     return "\n\n".join([head, ".bail on\nBEGIN IMMEDIATE;", *guard, *_changes(found, sql), "COMMIT;\n"])
 
 
-def check_version(connection: sqlite3.Connection, place: StoreFile, sql: Statements) -> None:
+def check_version(connection: sqlite3.Connection, store: StoreFile, sql: Statements) -> None:
     """Raise BrokerRefused if another process has brought the tables to a newer version."""
-    _version(connection, place, sql)
+    _version(connection, store, sql)
 
 
-def refuse_unmigrated(found: Upgrade, place: StoreFile) -> None:
+def refuse_unmigrated(found: Upgrade, store: StoreFile) -> None:
     """Raise BrokerRefused if something is pending in a store that must not be migrated on the way."""
-    if found.migrations and not place.migrates:
+    if found.migrations and not store.migrates:
         stands = f"is of version {found.version}" if found.version else "is not there"
         raise BrokerRefused(
             f"{found.place} {stands}, this taskflow needs version {found.target}, "
@@ -103,26 +103,26 @@ def _changes(found: Upgrade, sql: Statements) -> Iterator[str]:
         yield sql["set_version"].replace("?", str(found.target))
 
 
-def _version(connection: sqlite3.Connection, place: StoreFile, sql: Statements) -> int:
+def _version(connection: sqlite3.Connection, store: StoreFile, sql: Statements) -> int:
     try:
         row = connection.execute(sql["version"]).fetchone()
     except sqlite3.OperationalError as error:
-        raise _not_ours(place) from error
+        raise _not_ours(store) from error
     if row is None:
-        raise _not_ours(place)
+        raise _not_ours(store)
     [version] = row
     if not isinstance(version, int):
         raise BrokerRefused(
-            f"{place.path}: namespace {place.namespace!r} says of its tables that they are of version {version!r}, which is no number: "
+            f"{store.path}: namespace {store.namespace!r} says of its tables that they are of version {version!r}, which is no number: "
             "it cannot be read by this version of taskflow, so use another file or a backup"
         )
     if version > (known := _migrations()[-1].version):
         raise BrokerRefused(
-            f"{place.path}: namespace {place.namespace!r} was made by a newer taskflow "
+            f"{store.path}: namespace {store.namespace!r} was made by a newer taskflow "
             f"(tables of version {version}, this one knows {known}): upgrade taskflow here, or use another file"
         )
     return version
 
 
-def _not_ours(place: StoreFile) -> BrokerError:
-    return BrokerRefused(f"{place.path}: the tables of namespace {place.namespace!r} are not taskflow's: use another namespace or file")
+def _not_ours(store: StoreFile) -> BrokerError:
+    return BrokerRefused(f"{store.path}: the tables of namespace {store.namespace!r} are not taskflow's: use another namespace or file")

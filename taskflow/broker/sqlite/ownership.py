@@ -25,64 +25,64 @@ def make_private(path: str) -> None:
         return
 
 
-def open_beside(place: StoreFile, ending: str, flags: int) -> int:
+def open_beside(store: StoreFile, ending: str, flags: int) -> int:
     """Open a plain file beside the store. Raises OSError, or BrokerRefused if it is a link, no plain file, or a stranger's."""
-    path = place.beside(ending)
+    path = store.beside(ending)
     try:
         file = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, PRIVATE)
     except OSError as error:
         if error.errno in _LINKED:
             raise _refusal(path, "is a link") from error
         raise
-    return _checked(place, path, file, is_folder=False)
+    return _checked(store, path, file, is_folder=False)
 
 
-def open_folder_beside(place: StoreFile, ending: str) -> int:
+def open_folder_beside(store: StoreFile, ending: str) -> int:
     """Open a folder beside the store, likewise."""
-    path = place.beside(ending)
-    return _checked(place, path, os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW), is_folder=True)
+    path = store.beside(ending)
+    return _checked(store, path, os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW), is_folder=True)
 
 
-def _checked(place: StoreFile, path: str, descriptor: int, *, is_folder: bool) -> int:
+def _checked(store: StoreFile, path: str, descriptor: int, *, is_folder: bool) -> int:
     """Return the descriptor, or close it and raise BrokerRefused."""
     try:
-        _check(place, path, os.fstat(descriptor), is_folder=is_folder)
+        _check(store, path, os.fstat(descriptor), is_folder=is_folder)
     except BaseException:
         os.close(descriptor)
         raise
     return descriptor
 
 
-def check_beside(place: StoreFile) -> None:
+def check_beside(store: StoreFile) -> None:
     """Raise BrokerRefused if something beside the store is not what a broker or SQLite makes there."""
     for ending in (LOG, INDEX, JOURNAL, SIDE, RESERVE, WAKE):
-        path = place.beside(ending)
+        path = store.beside(ending)
         try:
             found = os.lstat(path)
         except OSError:
             continue
-        _check(place, path, found, is_folder=ending == WAKE)
+        _check(store, path, found, is_folder=ending == WAKE)
 
 
-def _check(place: StoreFile, path: str, found: os.stat_result, *, is_folder: bool) -> None:
+def _check(store: StoreFile, path: str, found: os.stat_result, *, is_folder: bool) -> None:
     mode = found.st_mode
     if stat.S_ISLNK(mode):
         raise _refusal(path, "is a link")
     if not (stat.S_ISDIR(mode) if is_folder else stat.S_ISREG(mode)):
         raise _refusal(path, "is no folder" if is_folder else "is no plain file")
-    if not _is_trusted(place, found.st_uid):
+    if not _is_trusted(store, found.st_uid):
         raise _refusal(path, f"belongs to uid {found.st_uid}")
 
 
-def _is_trusted(place: StoreFile, owner: int) -> bool:
+def _is_trusted(store: StoreFile, owner: int) -> bool:
     """Return True for us, root, the store's owner, and for anybody if the store's own rights let others write it."""
     if owner in (os.geteuid(), 0):
         return True
     try:
-        store = os.stat(place.path)
+        found = os.stat(store.path)
     except OSError:
         return False
-    return owner == store.st_uid or bool(store.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
+    return owner == found.st_uid or bool(found.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
 
 
 def _refusal(path: str, what: str) -> BrokerError:

@@ -62,17 +62,17 @@ def is_about_the_file(error: BaseException) -> bool:
     )
 
 
-def in_our_words(error: sqlite3.Error, place: StoreFile) -> TaskflowError:
+def in_our_words(error: sqlite3.Error, store: StoreFile) -> TaskflowError:
     """The error to raise instead; it names the file and what to do.
 
     A value that is too large is no BrokerError: the store is well, and to try again is of no use.
     """
-    path = place.path
+    path = store.path
     code = _code(error)
     if is_full(error):
         return StoreFull(f"{path}: no room for new jobs ({error}): let workers catch up, or make room on the disk")
     if is_busy(error):
-        return BrokerUnavailable(f"{path} {locked_by(place, '', INDEX)}")
+        return BrokerUnavailable(f"{path} {locked_by(store, '', INDEX)}")
     if code == sqlite3.SQLITE_TOOBIG:
         return TooLarge(f"{path}: SQLite holds no value of more than {LARGEST_VALUE:,} bytes ({error}): keep a reference to the data")
     if code == sqlite3.SQLITE_NOTADB:

@@ -74,13 +74,13 @@ class Announce(Protocol):
 class Transactions:
     """Belongs to the writer's thread. Opens the file at the first call, and again after it was lost."""
 
-    def __init__(self, place: StoreFile, clock: Clock, rules: Rules, announce: Announce) -> None:
-        self.place = place
+    def __init__(self, store: StoreFile, clock: Clock, rules: Rules, announce: Announce) -> None:
+        self.store = store
         self._clock = clock
         self._rules = rules
         self._announce = announce
-        self._sql = Statements(place.namespace)
-        self._disk_reserve = DiskReserve(place)
+        self._sql = Statements(store.namespace)
+        self._disk_reserve = DiskReserve(store)
         self._file: _File | None = None
 
     def run(self, group: Sequence[Work]) -> None:
@@ -101,7 +101,7 @@ class Transactions:
         if file is None:
             return
         try:
-            with own_wal_files(self.place):
+            with own_wal_files(self.store):
                 file.close()
         except BrokerError:  # the next opening sees to it
             file.close()
@@ -121,34 +121,34 @@ class Transactions:
 
     def pending(self) -> Upgrade:
         """Return what `migrate` would do. Changes nothing."""
-        with own_wal_files(self.place):
-            check_beside(self.place)
-            return look(self.place, self._sql)
+        with own_wal_files(self.store):
+            check_beside(self.store)
+            return look(self.store, self._sql)
 
     # --- the file --------------------------------------------------------------------------------------------------
 
     def _opened(self) -> _File:
-        if self._file is not None and self._file.identity != self.place.identity():
+        if self._file is not None and self._file.identity != self.store.identity():
             self.close()
-            raise BrokerUnavailable(f"{self.place.path} was removed or replaced while it was open: a new one is opened at the next call")
+            raise BrokerUnavailable(f"{self.store.path} was removed or replaced while it was open: a new one is opened at the next call")
         if self._file is None:
             self._file = self._open()
         return self._file
 
     def _open(self) -> _File:
-        with own_wal_files(self.place):
-            check_beside(self.place)
-            before = self.place.identity()
-            connection, upgrade = open_file(self.place, self._sql)
+        with own_wal_files(self.store):
+            check_beside(self.store)
+            before = self.store.identity()
+            connection, upgrade = open_file(self.store, self._sql)
             try:
-                file = _File(self.place, self._disk_reserve, Transitions(connection, self._sql, self._clock, self._rules), upgrade)
+                file = _File(self.store, self._disk_reserve, Transitions(connection, self._sql, self._clock, self._rules), upgrade)
             except OSError as error:
                 connection.close()
-                raise BrokerUnavailable(f"{self.place.path}: {error}") from error
+                raise BrokerUnavailable(f"{self.store.path}: {error}") from error
             if before not in (None, file.identity):
                 file.close()
-                raise BrokerUnavailable(f"{self.place.path} was replaced while it was opened: it is opened again at the next call")
-            record_wal_files(self.place)
+                raise BrokerUnavailable(f"{self.store.path} was replaced while it was opened: it is opened again at the next call")
+            record_wal_files(self.store)
             return file
 
     def _admits(self, file: _File, work: Work) -> bool:
@@ -159,7 +159,7 @@ class Transactions:
         if self._disk_reserve.restore(file.free_inside()):
             return True
         needed = f"new jobs need {self._disk_reserve.needs / MIB:g} MiB free on it, or half of that and as much inside the file"
-        work.error = StoreFull(f"{self.place.path}: the disk is full, {needed}: let workers catch up, or make room on the disk")
+        work.error = StoreFull(f"{self.store.path}: the disk is full, {needed}: let workers catch up, or make room on the disk")
         return False
 
     # --- groups ----------------------------------------------------------------------------------------------------
@@ -180,7 +180,7 @@ class Transactions:
         for number, work in enumerate(group):
             if self._file is not file:
                 _refuse(
-                    group[number:], BrokerUnavailable(f"{self.place.path} was closed after an error: it is opened anew at the next call")
+                    group[number:], BrokerUnavailable(f"{self.store.path} was closed after an error: it is opened anew at the next call")
                 )
                 return
             self._run_alone(file, work)
@@ -191,7 +191,7 @@ class Transactions:
         Not by SQLite's own waiting: its naps grow to 100 ms, and beside a process that takes the lock again at once one may find it
         free after seconds. With short naps two busy processes share the file (measured: 57,000 against 800 jobs/s before).
         """
-        deadline = min(work.accepted_at for work in group) + self.place.timeout
+        deadline = min(work.accepted_at for work in group) + self.store.timeout
         naps = 0
         while (error := file.attempt(group)) is not None and is_busy(error) and (time.monotonic() < deadline or naps < _LEAST_NAPS):
             time.sleep(_NAP if naps < _MANY_NAPS else _LONG_NAP)
@@ -227,14 +227,14 @@ class Transactions:
         error = self._attempt(file, [work])
         if error is None or not is_full(error):
             return error
-        full = BrokerUnavailable(f"{self.place.path}: the disk is full, and what was set aside for this is used up: make room on the disk")
+        full = BrokerUnavailable(f"{self.store.path}: the disk is full, and what was set aside for this is used up: make room on the disk")
         full.__cause__ = error
         return full
 
     def _in_our_words(self, error: BaseException) -> BaseException:
         if not isinstance(error, sqlite3.Error):
             return error
-        told = in_our_words(error, self.place)
+        told = in_our_words(error, self.store)
         told.__cause__ = error
         return told
 
@@ -242,14 +242,14 @@ class Transactions:
 class _File:
     """An open file: a connection, its settings, and its one transaction."""
 
-    def __init__(self, place: StoreFile, disk_reserve: DiskReserve, transitions: Transitions, upgrade: Upgrade) -> None:
+    def __init__(self, store: StoreFile, disk_reserve: DiskReserve, transitions: Transitions, upgrade: Upgrade) -> None:
         self.transitions = transitions
         self.upgrade = upgrade
-        self.identity = place.identity()
-        self._place = place
+        self.identity = store.identity()
+        self._store = store
         self._disk_reserve = disk_reserve
         self._connection = transitions.connection
-        self._checkpointer = Checkpointer(transitions.connection, place)
+        self._checkpointer = Checkpointer(transitions.connection, store)
         self._synchronous = -1
         self._max_pages = _UNLIMITED
         self._has_compiled = True
@@ -315,7 +315,7 @@ class _File:
     def _check_version(self) -> None:
         """Raise BrokerRefused if another process has migrated the tables. Costs nothing while they stay as they are."""
         if self._has_compiled:
-            check_version(self._connection, self._place, self.transitions.sql)
+            check_version(self._connection, self._store, self.transitions.sql)
             self._has_compiled = False
 
     def _refusal(self) -> BrokerRefused | None:
@@ -358,7 +358,7 @@ class _File:
 
     def _most_pages(self) -> int:
         most = self._disk_reserve.most_bytes()
-        return min(self._place.room.max_pages or _UNLIMITED, _UNLIMITED if most is None else max(1, most // self._page_size))
+        return min(self._store.room.max_pages or _UNLIMITED, _UNLIMITED if most is None else max(1, most // self._page_size))
 
 
 def _refuse(group: Sequence[Work], error: BaseException) -> None:

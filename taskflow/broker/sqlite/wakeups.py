@@ -48,9 +48,9 @@ def flag_here(name: str) -> WakeUpFlag | None:
 class Folder:
     """Where the listeners of a file have their sockets. It is used by its descriptor, once that is known to be ours."""
 
-    def __init__(self, place: StoreFile) -> None:
-        self._place = place
-        self._path = place.beside(WAKE)
+    def __init__(self, store: StoreFile) -> None:
+        self._store = store
+        self._path = store.beside(WAKE)
         self._descriptor: int | None = None
 
     def bind(self, name: str) -> socket.socket:
@@ -62,14 +62,14 @@ class Folder:
             is_new = False
         folder = self._opened()
         if is_new:
-            self._place.share(folder)
+            self._store.share(folder)
         bound = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
             bound.bind(self.address(name))
         except OSError:
             bound.close()
             raise
-        self._place.share(self.address(name))
+        self._store.share(self.address(name))
         return bound
 
     def names(self) -> list[str]:
@@ -104,7 +104,7 @@ class Folder:
                 return self._descriptor
             self.close()
         try:
-            self._descriptor = open_folder_beside(self._place, WAKE)
+            self._descriptor = open_folder_beside(self._store, WAKE)
         except BrokerRefused as refused:
             raise PermissionError(str(refused)) from refused
         return self._descriptor
@@ -113,8 +113,8 @@ class Folder:
 class SocketSender:
     """Tells other brokers' listeners, of this process and others. Used by the writer's thread alone."""
 
-    def __init__(self, place: StoreFile) -> None:
-        self._folder = Folder(place)
+    def __init__(self, store: StoreFile) -> None:
+        self._folder = Folder(store)
         self._socket: socket.socket | None = None
 
     def send(self, topics: Collection[str], *, but_not_to: str | None) -> None:
@@ -161,12 +161,12 @@ class SocketSender:
 class SocketListener:
     """Wakes waiters for what other processes do, in a thread that runs while anybody listens."""
 
-    def __init__(self, place: StoreFile, flag: WakeUpFlag, start_thread: StartThread) -> None:
-        self._place = place
+    def __init__(self, store: StoreFile, flag: WakeUpFlag, start_thread: StartThread) -> None:
+        self._store = store
         self._flag = flag
         self._start_thread = start_thread
         self._lock = threading.Lock()
-        self._folder = Folder(place)
+        self._folder = Folder(store)
         self._thread: threading.Thread | None = None
         self._socket: socket.socket | None = None
         self._stop = threading.Event()
@@ -198,7 +198,7 @@ class SocketListener:
     # --- the thread ----------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
-        watch = _Watch(self._place)
+        watch = _Watch(self._store)
         try:
             polled_at = time.monotonic()
             while not self._stop.is_set():
@@ -271,10 +271,10 @@ class SocketListener:
 class _Watch:
     """Sees whether anybody has committed to the file since the last look."""
 
-    def __init__(self, place: StoreFile) -> None:
+    def __init__(self, store: StoreFile) -> None:
         # mode=rw: looking must not make an empty file where there is none.
-        self._address = f"file:{quote(place.path)}?mode=rw"
-        self._place = place
+        self._address = f"file:{quote(store.path)}?mode=rw"
+        self._store = store
         self._identity: tuple[int, int] | None = None
         self._connection: sqlite3.Connection | None = None
         self._version: int | None = None
@@ -289,7 +289,7 @@ class _Watch:
         return changed
 
     def _look(self) -> int:
-        identity = self._place.identity()
+        identity = self._store.identity()
         if self._connection is None or identity != self._identity:
             self.close()
             self._identity = identity

@@ -29,13 +29,13 @@ _RECORD: Final = struct.Struct(">6Q")
 
 
 @contextmanager
-def own_wal_files(place: StoreFile) -> Iterator[None]:
+def own_wal_files(store: StoreFile) -> Iterator[None]:
     """Remove a log or an index of another file, and keep other processes from opening or closing this one. Raises BrokerUnavailable."""
-    side = _open_side(place)
+    side = _open_side(store)
     try:
         if side is not None:
-            _lock(side, place)
-            _remove_foreign_files(side, place)
+            _lock(side, store)
+            _remove_foreign_files(side, store)
         yield
     finally:
         if side is not None:
@@ -43,58 +43,58 @@ def own_wal_files(place: StoreFile) -> Iterator[None]:
             os.close(side)
 
 
-def record_wal_files(place: StoreFile) -> None:
+def record_wal_files(store: StoreFile) -> None:
     """Record after an opening which files belong together. If that fails (a full disk, another user's side file), skip it."""
-    found = (place.identity(), place.identity(LOG), place.identity(INDEX))
+    found = (store.identity(), store.identity(LOG), store.identity(INDEX))
     if None in found:
         return
     with contextlib.suppress(OSError):
-        side = open_beside(place, SIDE, os.O_RDWR)
+        side = open_beside(store, SIDE, os.O_RDWR)
         try:
             os.pwrite(side, _RECORD.pack(*(number for one in found if one is not None for number in one)), 0)
         finally:
             os.close(side)
 
 
-def _open_side(place: StoreFile) -> int | None:
+def _open_side(store: StoreFile) -> int | None:
     try:
-        return open_beside(place, SIDE, os.O_RDONLY)
+        return open_beside(store, SIDE, os.O_RDONLY)
     except (FileNotFoundError, NotADirectoryError):  # nobody has opened the file yet, or all was removed
         return None
     except OSError as error:
-        raise BrokerUnavailable(f"{place.path}: {error}") from error
+        raise BrokerUnavailable(f"{store.path}: {error}") from error
 
 
-def _lock(side: int, place: StoreFile) -> None:
-    deadline = time.monotonic() + place.timeout
+def _lock(side: int, store: StoreFile) -> None:
+    deadline = time.monotonic() + store.timeout
     while True:
         try:
             fcntl.flock(side, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             if time.monotonic() > deadline:
-                raise BrokerUnavailable(f"{place.beside(SIDE)} {locked_by(place, SIDE)}") from error
+                raise BrokerUnavailable(f"{store.beside(SIDE)} {locked_by(store, SIDE)}") from error
             time.sleep(_NAP)
         else:
             return
 
 
-def _remove_foreign_files(side: int, place: StoreFile) -> None:
+def _remove_foreign_files(side: int, store: StoreFile) -> None:
     """Remove both or neither: a new one was made by a process that uses the other one too."""
     noted = os.pread(side, _RECORD.size, 0)
     if len(noted) < _RECORD.size:
         return
     numbers = _RECORD.unpack(noted)
     file, log, index = (numbers[at : at + 2] for at in (0, 2, 4))
-    if place.identity() == file or place.identity(LOG) not in (None, log) or place.identity(INDEX) not in (None, index):
+    if store.identity() == file or store.identity(LOG) not in (None, log) or store.identity(INDEX) not in (None, index):
         return
     for ending in (LOG, INDEX):
-        _remove(place, place.beside(ending))
+        _remove(store, store.beside(ending))
 
 
-def _remove(place: StoreFile, path: str) -> None:
+def _remove(store: StoreFile, path: str) -> None:
     try:
         os.unlink(path)
     except FileNotFoundError:
         return
     except OSError as error:
-        raise BrokerUnavailable(f"{place.path} was replaced, and {path} is the former file's: remove it ({error})") from error
+        raise BrokerUnavailable(f"{store.path} was replaced, and {path} is the former file's: remove it ({error})") from error

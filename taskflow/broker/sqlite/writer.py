@@ -76,7 +76,7 @@ class Writer:
         """For the interpreter's end, and a broker that is forgotten without being closed."""
         thread = self.close()
         if thread is not None and thread is not threading.current_thread():
-            thread.join(timeout=self._transactions.place.timeout)
+            thread.join(timeout=self._transactions.store.timeout)
 
     # --- the thread ------------------------------------------------------------------------------------------------
 
