@@ -9,7 +9,8 @@ import asyncpg
 
 from taskflow.broker import topics
 from taskflow.broker.console import JobFilter
-from taskflow.broker.postgres import packing
+from taskflow.broker.postgres.enqueue import envelope_columns
+from taskflow.broker.postgres.settle import success_columns
 from taskflow.broker.url import connect
 from taskflow.model.envelope import Envelope
 from taskflow.model.verdict import Settled
@@ -36,8 +37,8 @@ async def test_each_verb_reads_what_it_changes_and_no_more(store: Store) -> None
     store.counted = "."
     [claim] = await store.costs(LEASE, SESSION, 1, BATCH)
     leases = await broker.claim(SESSION, 1, [], BATCH)
-    [settlement] = await store.costs(SUCCEED, *packing.success_columns([succeeded(lease) for lease in leases]))
-    [enqueue] = await store.costs(ENQUEUE, *packing.envelope_columns(envelopes(BATCH)))
+    [settlement] = await store.costs(SUCCEED, *success_columns([succeeded(lease) for lease in leases]))
+    [enqueue] = await store.costs(ENQUEUE, *envelope_columns(envelopes(BATCH)))
     versions = 3  # as it was added, as the claim that was rolled back has left it, and as it was leased
     for cost, most in ((claim, BATCH), (settlement, versions * BATCH), (enqueue, 0)):
         assert sum(read for _, read in cost.values()) <= most + 20, cost

@@ -14,7 +14,8 @@ import pytest
 
 from taskflow.broker import topics
 from taskflow.broker.nudges import Nudges
-from taskflow.broker.postgres import packing
+from taskflow.broker.postgres.enqueue import envelope_columns
+from taskflow.broker.postgres.settle import success_columns
 from taskflow.broker.protocol import Added, Broker
 from taskflow.broker.url import connect
 from taskflow.model.envelope import Envelope, Lease
@@ -158,7 +159,7 @@ async def test_nor_does_a_settlement_read_who_was_awaited_once(store: Store, wor
     await broker.execute("DELETE FROM taskflow.awaited")
     await broker.close()
     await work.broker.enqueue([an_envelope() for _ in range(BATCH)])
-    columns = packing.success_columns([succeeded(lease) for lease in await work.claim()])
+    columns = success_columns([succeeded(lease) for lease in await work.claim()])
     store.counted = "^awaited"
 
     costs = await store.costs("SELECT * FROM taskflow.succeed(NULL, $1, $2, $3, $4, $5)", *columns, times=UNTIL_PLANS_ARE_KEPT)
@@ -173,7 +174,7 @@ async def test_a_commit_that_comes_late_is_found_by_a_check_of_the_marks(work: W
     await stranger.execute("BEGIN")
     await stranger.fetch(
         "SELECT * FROM taskflow.enqueue(NULL, NULL, $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
-        *packing.envelope_columns([late]),
+        *envelope_columns([late]),
     )
     await work.go_beyond(late)
     await stranger.execute("COMMIT")
@@ -253,7 +254,7 @@ async def test_the_first_jobs_of_a_queue_are_all_found_whoever_commits_first(wor
     await stranger.execute("BEGIN")
     await stranger.fetch(
         "SELECT * FROM taskflow.enqueue(NULL, NULL, $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
-        *packing.envelope_columns([early]),
+        *envelope_columns([early]),
     )
     await work.broker.enqueue([late])
     await stranger.execute("COMMIT")
@@ -322,7 +323,7 @@ async def test_what_comes_as_its_queue_comes_to_rest_is_found(work: Work, strang
             await stranger.execute("BEGIN")
             await stranger.fetch(
                 "SELECT * FROM taskflow.enqueue(NULL, NULL, $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
-                *packing.envelope_columns([late]),
+                *envelope_columns([late]),
             )
         await check_marks_after_a_while(looking)
         if look == 0 and looks == 0:

@@ -15,17 +15,18 @@ from taskflow.broker.fence_validation import settle_possible
 from taskflow.broker.migrations import Upgrade
 from taskflow.broker.nudges import Nudges
 from taskflow.broker.per_loop import PerLoop
-from taskflow.broker.postgres import packing, rows
+from taskflow.broker.postgres import claim, enqueue, rows, settle, upkeep
+from taskflow.broker.postgres import session as sessions
 from taskflow.broker.postgres.connect import schema
 from taskflow.broker.postgres.connect.link import Link
 from taskflow.broker.postgres.connect.server import ANSWER_WITHIN, Server
 from taskflow.broker.postgres.console import PostgresConsole
 from taskflow.broker.postgres.late_commits import LateCommits
 from taskflow.broker.postgres.migrations import script, was_dropped, was_overtaken
-from taskflow.broker.postgres.refusals import NoRoom, is_no_utf8, was_about_a_value, was_held_up
+from taskflow.broker.postgres.refusals import NoRoom, is_no_utf8, was_about_a_value
 from taskflow.broker.postgres.wakeups import EVERYTHING, Notifier, PostgresListener, trouble_with_listening
 from taskflow.broker.protocol import Added, Refused, Upkept
-from taskflow.model.clock import Clock, to_microseconds, to_seconds
+from taskflow.model.clock import Clock, to_microseconds
 from taskflow.model.envelope import Envelope, Lease, check_queue
 from taskflow.model.errors import BrokerError, BrokerRefused, ConfigurationError, SessionLost, StoreFull
 from taskflow.model.record import BY_CODE, Record, Status
@@ -86,17 +87,15 @@ class PostgresBroker:
         if not envelopes:
             return []
         try:
-            row = await self.call_one("enqueue", self.wall(), self._capacity, *packing.columns_of_calls(envelopes))
+            row = await self.call_one("enqueue", self.wall(), self._capacity, *enqueue.columns_of_calls(envelopes))
         except NoRoom as error:
             raise StoreFull(f"{error}; no new jobs are taken until there is some") from error
         if row["answers"] is None:
             return [Added(envelope.id) for envelope in envelopes]
-        return [packing.added_or_refused(*pair) for pair in zip(envelopes, row["answers"], strict=True)]
+        return [enqueue.added_or_refused(*pair) for pair in zip(envelopes, row["answers"], strict=True)]
 
     async def register(self, session: Session) -> None:
-        about = packing.pack([session.queues, session.concurrency])
-        arguments = (session.id, packing.text_for(session.name), to_microseconds(session.ttl), about)
-        if not (await self.call_one("register", *self.times(), *arguments))["register"]:
+        if not (await self.call_one("register", *self.times(), *sessions.session_columns(session)))["register"]:
             raise SessionLost(wording.session_reaped(session.name))
 
     async def claim(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
@@ -104,85 +103,24 @@ class PostgresBroker:
             found = await self.call("claim", *self.times(), session, request, list(queues), limit)
         except SessionLost:
             raise SessionLost(wording.SESSION_LOST) from None
-        return rows.leases_of(found, session, request)
+        return claim.leases_of(found, session, request)
 
     async def beat(self, beat: Beat) -> BeatAnswer:
-        row = await self.call_one("beat", *self.times(), beat.session, *packing.beat_columns(beat))
+        row = await self.call_one("beat", *self.times(), beat.session, *sessions.beat_columns(beat))
         if row["is_lost"]:
             raise SessionLost(wording.SESSION_LOST)
         if row["checks_marks"]:
             self._per_loop.here().late_commits.want_soon()
-        held, stopping = set(row["held"] or ()), set(row["stopping"] or ())
-        return BeatAnswer(
-            lost=tuple(claim for place, claim in enumerate(beat.claims, 1) if place not in held),
-            stopping=tuple(claim for place, claim in enumerate(beat.claims, 1) if place in stopping),
-            ghosts=row["ghosts"],
-            outlook=packing.outlook_of(row["is_ready"], row["due_in"]) if beat.looks else None,
-        )
+        return sessions.beat_answer(beat, row)
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
         """Raises ValueError if one of them cannot be written: the others are to be sent without it."""
         try:
-            return await settle_possible(self._settle_all, settlements, packing.is_possible)
+            return await settle_possible(settle.Settling(self).settle, settlements, settle.is_possible)
         except BrokerRefused as error:
             if was_about_a_value(error):
                 raise ValueError(str(error)) from error
             raise
-
-    async def _settle_all(self, settlements: Sequence[Settlement]) -> list[Settled]:
-        if not settlements:
-            return []
-        done = await self._succeed(settlements)
-        left = [settlement for settlement in settlements if settlement.id not in done]
-        answers = iter(await self._settle_others(left) if left else ())
-        return [Settled.OK if settlement.id in done else next(answers) for settlement in settlements]
-
-    async def _succeed(self, settlements: Sequence[Settlement]) -> Set[bytes]:
-        """Ends those that have simply succeeded, first and in a transaction of their own: no other holds them up. Their ids."""
-        plain = [settlement for settlement in settlements if packing.is_plain(settlement)]
-        ids = {settlement.id for settlement in plain}
-        if not plain or len({settlement.id for settlement in settlements}) < len(settlements):
-            return frozenset()
-        try:
-            [row] = await self.call("succeed", self.wall(), *packing.success_columns(plain))
-        except BrokerError as error:
-            if was_held_up(error):
-                return frozenset()  # settle() tells which of them
-            raise
-        done = ids if row["done"] is None else set(row["done"])
-        if done:
-            line = self._per_loop.here()
-            line.listener.told([names.job(job_id) for job_id in done], disarms=False)
-            line.telling.add_ended(done, are_awaited=row["are_awaited"])
-        return done
-
-    async def _settle_others(self, settlements: Sequence[Settlement]) -> list[Settled]:
-        """Together, or without those of which somebody's open transaction has the key or the row: the others do not wait for it."""
-        answers = await self._settle(settlements)
-        if answers is not None:
-            return answers
-        held_up = await self._held_up(settlements)
-        free = [settlement for settlement in settlements if settlement.id not in held_up]
-        rest = iter(await self._settle(free) or [Settled.HELD_UP] * len(free))
-        return [Settled.HELD_UP if settlement.id in held_up else next(rest) for settlement in settlements]
-
-    async def _settle(self, settlements: Sequence[Settlement]) -> list[Settled] | None:
-        """None when a stranger's transaction has held it up."""
-        if not settlements:
-            return []
-        try:
-            row = await self.call_one("settle", self.wall(), *packing.settlement_columns(settlements))
-        except BrokerError as error:
-            if was_held_up(error):
-                return None
-            raise
-        return [Settled.OK if is_ok else Settled.STALE for is_ok in row["answers"]]
-
-    async def _held_up(self, settlements: Sequence[Settlement]) -> Set[bytes]:
-        """The ids of those whose job, or whose follow-up's key, somebody else has at this moment."""
-        following = [(each.id, envelope.key) for each in settlements for envelope in each.follow_ups if envelope.key is not None]
-        ids, keys = [job_id for job_id, _ in following], [key for _, key in following]
-        return {row["held_up"] for row in await self.call("held_up", [each.id for each in settlements], ids, keys)}
 
     async def cancel(self, ids: Sequence[bytes]) -> list[Status | None]:
         if not ids:
@@ -199,14 +137,7 @@ class PostgresBroker:
         row = await self.call_one("upkeep", *self.times(), int(limit))
         if row["checks_marks"]:
             self._per_loop.here().late_commits.want_soon()
-        return Upkept(
-            readied=row["readied"],
-            reaped=row["reaped"],
-            released=row["released"],
-            expired=row["expired"],
-            dropped=row["dropped"],
-            next_in=to_seconds(row["next_in"]),
-        )
+        return upkeep.upkept_of(row)
 
     def listen(self, topics: Sequence[str]) -> Nudges:
         return self._per_loop.here().listener.listen(topics)
@@ -277,6 +208,12 @@ class PostgresBroker:
 
     def tell(self, topics: Sequence[str]) -> None:
         self._per_loop.here().tell(topics)
+
+    def tell_ended(self, ids: Set[bytes], *, are_awaited: bool) -> None:
+        """In this process at once; elsewhere at once only if somebody was seen to wait for one of these jobs."""
+        line = self._per_loop.here()
+        line.listener.told([names.job(job_id) for job_id in ids], disarms=False)
+        line.telling.add_ended(ids, are_awaited=are_awaited)
 
     async def trouble_with_listening(self) -> str | None:
         return await trouble_with_listening(self._per_loop.here().link, self._namespace)

@@ -10,6 +10,7 @@ import asyncpg
 from taskflow.broker import topics as names
 from taskflow.broker.console import Finding, JobFilter, Metrics, QueueRecord, Redone
 from taskflow.broker.postgres import rows
+from taskflow.broker.postgres.session import session_record_of
 from taskflow.model.clock import to_microseconds, to_seconds
 from taskflow.model.record import BY_CODE, CODES, Record
 from taskflow.model.session import SessionRecord
@@ -49,7 +50,7 @@ class PostgresConsole:
 
     async def workers(self) -> list[SessionRecord]:
         found = await self._broker.call("workers", *self._broker.times())
-        return sorted(map(rows.session_record_of, found), key=lambda record: (record.session.name, record.session.id))
+        return sorted(map(session_record_of, found), key=lambda record: (record.session.name, record.session.id))
 
     async def retry(self, ids: Sequence[bytes]) -> list[Redone]:
         if not ids:

@@ -1,4 +1,4 @@
-"""Rows as leases, records and sessions. What a row holds may be spoilt: a field that cannot be read spoils its own job, no other.
+"""Rows as records. What a row holds may be spoilt: a field that cannot be read spoils its own job, no other.
 
 A row is decoded at full speed first, and field by field only when that raised.
 """
@@ -9,103 +9,24 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from taskflow.broker.postgres.bounds import MOST_BYTES, MOST_PAYLOAD_BYTES
-from taskflow.model.clock import instant_of, to_seconds
-from taskflow.model.envelope import DEFAULT_QUEUE, ClaimId, Envelope, Lease, unpack_extras
+from taskflow.model.clock import instant_of
+from taskflow.model.envelope import DEFAULT_QUEUE, Envelope, unpack_extras
 from taskflow.model.progress import unpack_progress
 from taskflow.model.record import BY_CODE, Record, Status
-from taskflow.model.session import Session, SessionRecord
-from taskflow.model.stored import FieldReader, instant, maybe, octets, text, unpacked, whole
+from taskflow.model.stored import FieldReader, instant, maybe, text, whole
 from taskflow.model.verdict import unpack_errors
 
 Row = Any
 """asyncpg's Record: a column by its name."""
 
 
-# --- leases ---------------------------------------------------------------------------------------------------
-
-
-def leases_of(rows: Sequence[Row], session: bytes, request: int) -> list[Lease]:
-    """See claim.sql. In the order of their numbers."""
-    try:
-        leases = [_sound_lease(row, session, request) for row in rows]
-    except Exception:  # whatever a decoder raises
-        leases = [_lease_of(row, session, request) for row in rows]
-    leases.sort(key=_number)
-    return leases
-
-
-def _lease_of(row: Row, session: bytes, request: int) -> Lease:
-    if isinstance(row, BareRow):
-        return _spoilt_lease(row, session, request)
-    try:
-        return _sound_lease(row, session, request)
-    except Exception:  # whatever a decoder raises
-        return _spoilt_lease(row, session, request)
-
-
-def _sound_lease(row: Row, session: bytes, request: int) -> Lease:
-    (
-        job_id, number, epoch, created_at, failures, crashes, snoozes, hand_backs, parked_for, priority, queue, job, key, payload, extras,
-        expires_in, unreadable,
-    ) = row  # fmt: skip
-    if unreadable is not None:
-        raise ValueError(unreadable)
-    return Lease(
-        envelope=Envelope(id=job_id, job=job, payload=payload or b"", queue=queue, priority=priority, key=key, **unpack_extras(extras)),
-        epoch=epoch,
-        claim=ClaimId(session, request, number),
-        created_at=created_at,
-        failures=failures,
-        crashes=crashes,
-        snoozes=snoozes,
-        hand_backs=hand_backs,
-        parked_for=0.0 if parked_for is None else to_seconds(parked_for),
-        expires_in=None if expires_in is None else to_seconds(expires_in),
-    )
-
-
-def _spoilt_lease(row: Row, session: bytes, request: int) -> Lease:
-    """Return a lease with the fields that can be read.
-
-    Its worker ends the job as FAILED. The columns' domains keep ids and counters sound.
-    """
-    reader = _reader(row)
-    extras: dict[str, Any] = reader.read("extras", row["extras"], _extras, {})
-    envelope = Envelope(
-        id=row["id"],
-        job=reader.read("job", row["job"], name, ""),
-        payload=row["payload"] or b"",
-        queue=reader.read("queue", row["queue"], name, DEFAULT_QUEUE),
-        priority=row["priority"],
-        key=row["key"],
-        **extras,
-    )
-    return Lease(
-        envelope=envelope,
-        epoch=row["epoch"],
-        claim=ClaimId(session, request, row["number"]),
-        created_at=row["created_at"],
-        failures=row["failures"],
-        crashes=row["crashes"],
-        snoozes=row["snoozes"],
-        hand_backs=row["hand_backs"],
-        parked_for=to_seconds(row["parked_for"] or 0),
-        expires_in=None if row["expires_in"] is None else to_seconds(row["expires_in"]),
-        unreadable=reader.unreadable,
-    )
-
-
-def _reader(row: Row) -> FieldReader:
+def reader_of(row: Row) -> FieldReader:
     """Return a reader that knows the values that the server did not send: a line names a column and what stands in it."""
     reader = FieldReader()
     for line in (row["unreadable"] or "").splitlines():
         column, _, stored = line.partition("\t")
         reader.note(column, stored, "it is too long")
     return reader
-
-
-def _number(lease: Lease) -> int:
-    return lease.claim.number
 
 
 # --- records --------------------------------------------------------------------------------------------------
@@ -181,7 +102,7 @@ def _sound_record(row: Row) -> Record:
 
 
 def _spoilt_record(row: Row) -> Record:
-    reader = _reader(row)
+    reader = reader_of(row)
 
     def instant_at(column: str) -> Any:
         return reader.read(column, row[column], _maybe_instant, None)
@@ -192,7 +113,7 @@ def _spoilt_record(row: Row) -> Record:
     def count(column: str) -> int:
         return reader.read(column, row[column], whole, 0)
 
-    extras: dict[str, Any] = reader.read("extras", row["extras"], _extras, {})
+    extras: dict[str, Any] = reader.read("extras", row["extras"], extras_of, {})
     return Record(
         id=row["id"],
         job=reader.read("job", row["job"], name, ""),
@@ -224,7 +145,7 @@ def _spoilt_record(row: Row) -> Record:
     )
 
 
-def _extras(stored: bytes | None) -> dict[str, Any]:
+def extras_of(stored: bytes | None) -> dict[str, Any]:
     if stored is not None and len(stored) > MOST_BYTES:
         raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
     return unpack_extras(stored)
@@ -246,34 +167,6 @@ def name(stored: Any) -> str:
     if isinstance(stored, _NotUtf8):
         raise ValueError("it is no UTF-8")
     return text(stored)
-
-
-# --- sessions -------------------------------------------------------------------------------------------------
-
-
-def session_record_of(row: Row) -> SessionRecord:
-    """Fields that cannot be read are as if they had not been told: the session still beats, and lapses, as others do."""
-    reader = FieldReader()
-    nothing: tuple[tuple[str, ...], int] = ((), 0)
-    queues, concurrency = reader.read("about", row["session_about"], _about, nothing)
-    return SessionRecord(
-        session=Session(
-            id=row["session"],
-            name=reader.read("name", row["session_name"], text, ""),
-            ttl=to_seconds(reader.read("ttl", row["session_ttl"], whole, 0)),
-            queues=queues,
-            concurrency=concurrency,
-        ),
-        registered_at=reader.read("registered_at", row["registered"], instant, instant_of(0)),
-        seconds_since_beat=to_seconds(row["silent_for"] or 0),
-        leases=row["leases"],
-        is_dying=row["is_dying"],
-    )
-
-
-def _about(stored: Any) -> tuple[tuple[str, ...], int]:
-    queues, concurrency, *_ = unpacked(octets(stored))
-    return tuple(map(text, queues)), whole(concurrency)
 
 
 # --- text that is no UTF-8 ------------------------------------------------------------------------------------

@@ -44,7 +44,8 @@ BEGIN
 END
 $$;
 
--- Ends or turns runs, item by item, and waits for no lock for longer than lets it wait for a second one within a client's patience; see packing.py for the kinds of verdicts. Answers: whether each is OK.
+-- Ends or turns runs, item by item. It waits for one lock so briefly that it could wait for a second one before the client gives up. The kinds of
+-- verdicts: see settle.py. Answers: whether each is OK.
 CREATE FUNCTION @.settle(
     wall bigint, ids bytea[], epochs integer[], sessions bytea[], requests bigint[], numbers integer[], kinds integer[], ran_for bigint[],
     keep_for bigint[], contents bytea[], errors bytea[], afters bigint[], followed integer[], f_ids bytea[], f_queues text[], f_jobs text[],

@@ -1,0 +1,76 @@
+"""Sessions and heartbeats as arguments of the functions in session.sql, and their answers."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from taskflow.broker.postgres.packing import NO_CLAIM, can_be, pack, pack_progress, text_for, utf8
+from taskflow.model.clock import instant_of, to_microseconds, to_seconds
+from taskflow.model.session import Beat, BeatAnswer, Outlook, Session, SessionRecord
+from taskflow.model.stored import FieldReader, instant, octets, text, unpacked, whole
+
+Row = Any
+
+
+def session_columns(session: Session) -> list[Any]:
+    """The arguments of register(): id, name, ttl, about."""
+    return [session.id, text_for(session.name), to_microseconds(session.ttl), pack([session.queues, session.concurrency])]
+
+
+def beat_columns(beat: Beat) -> list[Any]:
+    """See session.sql: requests, numbers, seen; of the reports requests, numbers, microseconds, progress; leaving, died_of, looks."""
+    reports = [report for report in beat.reports if can_be(report.claim, beat.session)]
+    own = [claim if can_be(claim, beat.session) else NO_CLAIM for claim in beat.claims]
+    return [
+        [claim.request for claim in own],
+        [claim.number for claim in own],
+        beat.seen,
+        [report.claim.request for report in reports],
+        [report.claim.number for report in reports],
+        [to_microseconds(report.running_for) for report in reports],
+        [pack_progress(report.progress) for report in reports],
+        beat.leaving,
+        utf8(beat.died_of) if beat.died_of else None,
+        beat.looks,
+    ]
+
+
+def outlook_of(is_ready: bool, due_in: int | None) -> Outlook:
+    return Outlook(is_ready, math.inf if due_in is None else to_seconds(due_in))
+
+
+def beat_answer(beat: Beat, row: Row) -> BeatAnswer:
+    """Decode the answer of beat() to a session that is not lost."""
+    held, stopping = set(row["held"] or ()), set(row["stopping"] or ())
+    return BeatAnswer(
+        lost=tuple(claim for place, claim in enumerate(beat.claims, 1) if place not in held),
+        stopping=tuple(claim for place, claim in enumerate(beat.claims, 1) if place in stopping),
+        ghosts=row["ghosts"],
+        outlook=outlook_of(row["is_ready"], row["due_in"]) if beat.looks else None,
+    )
+
+
+def session_record_of(row: Row) -> SessionRecord:
+    """Fields that cannot be read are as if they had not been told: the session still beats, and lapses, as others do."""
+    reader = FieldReader()
+    nothing: tuple[tuple[str, ...], int] = ((), 0)
+    queues, concurrency = reader.read("about", row["session_about"], _about, nothing)
+    return SessionRecord(
+        session=Session(
+            id=row["session"],
+            name=reader.read("name", row["session_name"], text, ""),
+            ttl=to_seconds(reader.read("ttl", row["session_ttl"], whole, 0)),
+            queues=queues,
+            concurrency=concurrency,
+        ),
+        registered_at=reader.read("registered_at", row["registered"], instant, instant_of(0)),
+        seconds_since_beat=to_seconds(row["silent_for"] or 0),
+        leases=row["leases"],
+        is_dying=row["is_dying"],
+    )
+
+
+def _about(stored: Any) -> tuple[tuple[str, ...], int]:
+    queues, concurrency, *_ = unpacked(octets(stored))
+    return tuple(map(text, queues)), whole(concurrency)

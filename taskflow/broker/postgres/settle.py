@@ -1,0 +1,196 @@
+"""Settlements as columns of the functions in settle.sql, and the calls of these."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Set
+from struct import Struct
+from typing import Any, Final, Protocol, cast
+
+from taskflow.broker.postgres.enqueue import envelope_columns
+from taskflow.broker.postgres.packing import NO_CLAIM, can_be, one_of_all, pack, pack_progress, unless_void, utf8
+from taskflow.broker.postgres.refusals import was_held_up
+from taskflow.model.clock import to_microseconds
+from taskflow.model.envelope import ClaimId
+from taskflow.model.errors import BrokerError
+from taskflow.model.rules import LONGEST
+from taskflow.model.verdict import (
+    Cancelled,
+    Discarded,
+    Failed,
+    HandedBack,
+    Parked,
+    Retried,
+    RunError,
+    Settled,
+    Settlement,
+    Snoozed,
+    Succeeded,
+)
+
+ID_BYTES: Final = 16
+"""Of a job's id, and of a session's."""
+
+
+class SettleCalls(Protocol):
+    """The broker, as far as a settlement needs it."""
+
+    async def call(self, name: str, *arguments: Any) -> list[Any]: ...
+
+    async def call_one(self, name: str, *arguments: Any) -> Any: ...
+
+    def wall(self) -> int | None: ...
+
+    def tell_ended(self, ids: Set[bytes], *, are_awaited: bool) -> None: ...
+
+
+class Settling:
+    """Plain successes first, then the others."""
+
+    def __init__(self, calls: SettleCalls) -> None:
+        self._calls = calls
+
+    async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
+        if not settlements:
+            return []
+        done = await self._succeed(settlements)
+        left = [settlement for settlement in settlements if settlement.id not in done]
+        answers = iter(await self._settle_others(left) if left else ())
+        return [Settled.OK if settlement.id in done else next(answers) for settlement in settlements]
+
+    async def _succeed(self, settlements: Sequence[Settlement]) -> Set[bytes]:
+        """Ends those that have simply succeeded, first and in a transaction of their own: no other holds them up. Their ids."""
+        plain = [settlement for settlement in settlements if is_plain(settlement)]
+        ids = {settlement.id for settlement in plain}
+        if not plain or len({settlement.id for settlement in settlements}) < len(settlements):
+            return frozenset()
+        try:
+            [row] = await self._calls.call("succeed", self._calls.wall(), *success_columns(plain))
+        except BrokerError as error:
+            if was_held_up(error):
+                return frozenset()  # settle() tells which of them
+            raise
+        done = ids if row["done"] is None else set(row["done"])
+        if done:
+            self._calls.tell_ended(done, are_awaited=row["are_awaited"])
+        return done
+
+    async def _settle_others(self, settlements: Sequence[Settlement]) -> list[Settled]:
+        """Together, or without those of which somebody's open transaction has the key or the row: the others do not wait for it."""
+        answers = await self._together(settlements)
+        if answers is not None:
+            return answers
+        held_up = await self._held_up(settlements)
+        free = [settlement for settlement in settlements if settlement.id not in held_up]
+        rest = iter(await self._together(free) or [Settled.HELD_UP] * len(free))
+        return [Settled.HELD_UP if settlement.id in held_up else next(rest) for settlement in settlements]
+
+    async def _together(self, settlements: Sequence[Settlement]) -> list[Settled] | None:
+        """None when a stranger's transaction has held it up."""
+        if not settlements:
+            return []
+        try:
+            row = await self._calls.call_one("settle", self._calls.wall(), *settlement_columns(settlements))
+        except BrokerError as error:
+            if was_held_up(error):
+                return None
+            raise
+        return [Settled.OK if is_ok else Settled.STALE for is_ok in row["answers"]]
+
+    async def _held_up(self, settlements: Sequence[Settlement]) -> Set[bytes]:
+        """The ids of those whose job, or whose follow-up's key, somebody else has at this moment."""
+        following = [(each.id, envelope.key) for each in settlements for envelope in each.follow_ups if envelope.key is not None]
+        ids, keys = [job_id for job_id, _ in following], [key for _, key in following]
+        return {row["held_up"] for row in await self._calls.call("held_up", [each.id for each in settlements], ids, keys)}
+
+
+def is_plain(settlement: Settlement) -> bool:
+    """Whether it may be of those that are ended all at once: of no more than the store can tell, and with ids as long as all of ours."""
+    is_simple = type(settlement.verdict) is Succeeded and not settlement.follow_ups and settlement.progress is None
+    return is_simple and len(settlement.id) == len(settlement.claim.session) == ID_BYTES
+
+
+def is_possible(settlement: Settlement) -> bool:
+    """Whether a store could have given out its fence."""
+    return 0 <= settlement.epoch < 1 << 31 and can_be(settlement.claim, settlement.claim.session)
+
+
+def success_columns(settlements: Sequence[Settlement]) -> list[Any]:
+    """Of plain ones; see settle.sql: ids, fences, ran_for, keep_for, results. The driver takes a third of a microsecond for each element
+    of an array, twice that where it is text or bytes."""
+    return [
+        b"".join([settlement.id for settlement in settlements]),
+        b"".join([_fence(settlement.epoch, settlement.claim) for settlement in settlements]),
+        [to_microseconds(settlement.ran_for) for settlement in settlements],
+        one_of_all([_kept(settlement) for settlement in settlements]),
+        one_of_all([cast(Succeeded, settlement.verdict).result for settlement in settlements]),
+    ]
+
+
+def _kept(settlement: Settlement) -> int:
+    return to_microseconds(min(settlement.keep_for, LONGEST))
+
+
+def _fence(epoch: int, claim: ClaimId) -> bytes:
+    return _EPOCH.pack(epoch) + claim.session + _CLAIM.pack(claim.request, claim.number)
+
+
+_EPOCH: Final = Struct(">i")
+_CLAIM: Final = Struct(">qi")
+
+
+def settlement_columns(settlements: Sequence[Settlement]) -> list[list[Any]]:
+    """See settle.sql: what is settled; the follow-ups, each with the place, from 1, of the settlement that it belongs to; progress."""
+    rows = [_settlement_row(settlement) for settlement in settlements]
+    follow_ups = [(place, envelope) for place, settlement in enumerate(settlements, 1) for envelope in settlement.follow_ups]
+    return [
+        *([list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in range(11)]),
+        [place for place, _ in follow_ups],
+        *envelope_columns([envelope for _, envelope in follow_ups]),
+        unless_void([pack_progress(settlement.progress) for settlement in settlements]),
+    ]
+
+
+def _settlement_row(settlement: Settlement) -> tuple[Any, ...]:
+    kind, content, error, after = _verdict(settlement.verdict)
+    claim = settlement.claim if can_be(settlement.claim, settlement.claim.session) else NO_CLAIM
+    return (
+        settlement.id,
+        settlement.epoch,
+        claim.session,
+        claim.request,
+        claim.number,
+        kind,
+        to_microseconds(settlement.ran_for),
+        _kept(settlement) if kind == 1 else 0,
+        content,
+        error,
+        after,
+    )
+
+
+def _verdict(verdict: object) -> tuple[int, bytes | None, bytes | None, int | None]:
+    """Kind, content, error, wait."""
+    match verdict:
+        case Succeeded(result):
+            return 1, result, None, None
+        case Failed(error):
+            return 2, utf8(f"{error.type}: {error.message}"), _pack_error(error), None
+        case Discarded(reason):
+            return 3, utf8(reason), None, None
+        case Cancelled(reason):
+            return 4, utf8(reason), None, None
+        case Retried(error, after):
+            return 5, None, _pack_error(error), to_microseconds(after)
+        case Snoozed(after):
+            return 6, None, None, to_microseconds(after)
+        case Parked(waiting_for, after):
+            return 7, utf8(waiting_for), None, to_microseconds(after)
+        case HandedBack(counts):
+            return 8, b"" if counts else None, None, None
+        case _:
+            raise TypeError(f"{verdict!r} is no verdict that a store knows")
+
+
+def _pack_error(error: RunError) -> bytes:
+    """The array of five without its last, the time, which the store adds."""
+    return b"\x95" + pack(error.type) + pack(error.message) + pack(error.traceback) + pack(error.attempt)

@@ -1,0 +1,19 @@
+"""The answer of upkeep(): see upkeep.sql."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from taskflow.broker.protocol import Upkept
+from taskflow.model.clock import to_seconds
+
+
+def upkept_of(row: Any) -> Upkept:
+    return Upkept(
+        readied=row["readied"],
+        reaped=row["reaped"],
+        released=row["released"],
+        expired=row["expired"],
+        dropped=row["dropped"],
+        next_in=to_seconds(row["next_in"]),
+    )
