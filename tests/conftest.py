@@ -22,13 +22,6 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return max(2, 3 * processors // 2) if config.option.markexpr == "fast" else max(4, 3 * processors)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_cmdline_main(config: pytest.Config) -> None:
-    """Several workers respect `xdist_group` without being asked."""
-    if config.getoption("numprocesses", None) and config.option.dist == "no":
-        config.option.dist = "loadgroup"
-
-
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Do not load folders without a fast test for `-m fast`: that would take as long as the tests."""
     return (config.option.markexpr == "fast" and tiers.is_slow_folder(collection_path)) or None

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import redis
 
+from taskflow.broker.redis.connect import connection
 from taskflow.model.envelope import Lease
 from taskflow.model.record import CODES, Status
 from taskflow.model.session import Session
@@ -74,12 +75,17 @@ async def test_a_batch_costs_one_script_and_no_command_a_job(world: World, clien
 
 
 async def test_a_large_payload_costs_two_commands_more(world: World, client: redis.Redis) -> None:
-    """One that brings it and one that keeps it, both told no script; fetching and dropping is one for all."""
+    """One that brings it and one that keeps it, both told no script; fetching and dropping is one for all.
+
+    Without hiredis each is fetched by itself: the driver's parser cannot stop at a reply that is too long.
+    """
     session = await world.a_session(ttl=1_000.0)
     await rounds(world, client, session, 1, bytes(10_000))
     whole = await rounds(world, client, session, BATCH, bytes(10_000))
     assert {scripts for scripts, _ in whole.values()} == {1}
     most = {name: number + 12 for name, number in MOST.items()} | {"enqueue": MOST["enqueue"] + 2 * BATCH + 12}
+    if connection.hiredis is None:
+        most["claim"] += BATCH
     assert {name: commands for name, (_, commands) in whole.items() if commands > most[name]} == {}
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from taskflow.broker.sqlite import migrations
 
-PRESENT = max(int(file.stem) for file in migrations.FOLDER.glob("*.sql"))
+PRESENT = migrations.VERSION
 FUTURE = PRESENT + 1
 
 _CHANGE = f"""-- {FUTURE}: A column that says who sent a job.
@@ -18,7 +18,10 @@ END;
 UPDATE "~jobs" SET sender = 'long ago';
 """
 
-BECOME = "import sys, pathlib; from taskflow.broker.sqlite import migrations; migrations.FOLDER = pathlib.Path(sys.argv[2])\n"
+BECOME = (
+    "import sys, pathlib; from taskflow.broker.sqlite import migrations; "
+    f"migrations.FOLDER, migrations.VERSION = pathlib.Path(sys.argv[2]), {FUTURE}\n"
+)
 """The first line of a script that knows the future version; its second argument is the folder."""
 
 

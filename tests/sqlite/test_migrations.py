@@ -30,7 +30,11 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def know_the_future(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Callable[[], None]:
-    return lambda: monkeypatch.setattr(migrations, "FOLDER", folder)
+    def know() -> None:
+        monkeypatch.setattr(migrations, "FOLDER", folder)
+        monkeypatch.setattr(migrations, "VERSION", FUTURE)
+
+    return know
 
 
 async def a_store(open_broker: Open, number: int = 3) -> list[bytes]:
@@ -174,6 +178,7 @@ async def test_a_migration_that_fails_changes_nothing(
     broken = make_future(tmp_path / "broken", f'-- {FUTURE}: Broken.\nDELETE FROM "~jobs";\nINSERT INTO "~nothing" VALUES (1);\n')
     with monkeypatch.context() as patch:
         patch.setattr(migrations, "FOLDER", broken)
+        patch.setattr(migrations, "VERSION", FUTURE)
         with pytest.raises(BrokerRefused, match="no such table: taskflow_nothing"):
             await open_broker().enqueue([an_envelope()])
     assert stored_version(path) == PRESENT

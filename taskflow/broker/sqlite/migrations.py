@@ -18,6 +18,9 @@ FOLDER: Final = Path(__file__).parent / "schema"
 Each changes tables or indexes, not only rows: SQLite then compiles all statements anew, by which other processes notice the migration.
 """
 
+VERSION: Final = max(int(file.stem) for file in FOLDER.glob("*.sql"))
+"""The newest, read once: a worker looks at the version of its tables when its package has been replaced, too."""
+
 _TABLES: Final = frozenset({"meta", "queues", "job_names", "totals", "sessions", "jobs", "oversized"})
 
 
@@ -83,8 +86,7 @@ def tables_of_namespaces(there: set[str]) -> set[str]:
 
 
 def _migrations() -> tuple[Migration, ...]:
-    numbers = sorted(int(file.stem) for file in FOLDER.glob("*.sql"))
-    return tuple(Migration(number, _text(number).partition("\n")[0].partition(": ")[2]) for number in numbers)
+    return tuple(Migration(number, _text(number).partition("\n")[0].partition(": ")[2]) for number in range(1, VERSION + 1))
 
 
 def _text(number: int) -> str:
@@ -116,10 +118,10 @@ def _version(connection: sqlite3.Connection, store: StoreFile, sql: Statements) 
             f"{store.path}: namespace {store.namespace!r} says of its tables that they are of version {version!r}, which is no number: "
             "it cannot be read by this version of taskflow, so use another file or a backup"
         )
-    if version > (known := _migrations()[-1].version):
+    if version > VERSION:
         raise BrokerRefused(
             f"{store.path}: namespace {store.namespace!r} was made by a newer taskflow "
-            f"(tables of version {version}, this one knows {known}): upgrade taskflow here, or use another file"
+            f"(tables of version {version}, this one knows {VERSION}): upgrade taskflow here, or use another file"
         )
     return version
 
