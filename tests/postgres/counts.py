@@ -104,7 +104,7 @@ class Store:
 
 @asynccontextmanager
 async def a_store(server: PostgresServer) -> AsyncIterator[Store]:
-    """In a new database of that server."""
+    """In a new database of that server, dropped at the end: each takes 8 MB of memory."""
     database = server.new_database()
     broker = connect(server.url(database))
     await broker.register(Session(id=SESSION, name="worker"))
@@ -112,3 +112,4 @@ async def a_store(server: PostgresServer) -> AsyncIterator[Store]:
     connection = await asyncpg.connect(server.url(database))
     yield Store(server, database, connection)
     await connection.close()
+    server.drop_database(database)
