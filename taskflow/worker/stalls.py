@@ -147,8 +147,9 @@ class StallWatch:
         """
         spent = {thread: seconds - before.get(thread, 0.0) for thread, seconds in self._computed.items()}
         thread = max(spent, key=lambda one: spent[one], default=self._thread)
-        # If the process was stopped, a thread may have computed between the look before and the stop, for less than `LOOK`.
-        is_computed = spent.get(thread, 0.0) >= min(passed / 5, 2 * LOOK)
+        # If the process was stopped, a thread may have computed between the look before and the stop, for less than `LOOK`. While this
+        # thread had no processor, the other one had less of it too.
+        is_computed = spent.get(thread, 0.0) >= min(max((passed - waited) / 5, LOOK / 2), 2 * LOOK)
         if is_computed:
             lease, lines = self._run_since(thread, passed)
         elif waited >= passed / 2:

@@ -232,7 +232,7 @@ OF_THE_REST = (
     Mistake("on_conflict takes any text", OPTIONS, "    on_conflict: Conflict | None\n", "    on_conflict: str | None\n"),
     Mistake("headers take any value", OPTIONS, "    headers: dict[str, str] | None\n\n\n", "    headers: dict[str, Any] | None\n\n\n"),
     Mistake("there may be no current job", CONTEXT, "def current_job() -> JobContext:", "def current_job() -> JobContext | None:"),
-    Mistake("progress cannot be awaited", CONTEXT, 'note: str = "") -> Done', 'note: str = "") -> None'),
+    Mistake("progress cannot be awaited", CONTEXT, 'note: str = "") -> DoneAwaitable', 'note: str = "") -> None'),
     Mistake("a snooze needs no time", SIGNALS, "after: float | timedelta) -> None", "after: float | timedelta = 1) -> None"),
 )
 
