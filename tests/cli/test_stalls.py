@@ -151,14 +151,14 @@ def test_c_code_that_keeps_the_interpreter_beyond_the_ttl_is_fenced_counted_as_a
     """It goes on until another worker has run the job. A third beats all the while: when nobody does, it is the store that was away, and
     nothing has crashed. On servers alone: a worker that stands still in the midst of a write to a file keeps it to itself, and all wait."""
     tasks.send("compute_in_c.bind()")
-    third = tasks.worker("--ttl", "2", "--queues", "another")
-    first = tasks.worker("--ttl", "2")
+    third = tasks.worker("--ttl", "5", "--queues", "another")
+    first = tasks.worker("--ttl", "5")
     first.wait_for("begun")
-    second = tasks.worker("--ttl", "2")
+    second = tasks.worker("--ttl", "5")
     second.wait_for("tasks.compute_in_c .* succeeded")
     with (tasks.folder / "byte").open("r+b") as file:  # not cut off first: the other process has it in its memory
         file.write(b"\1")
-    first.wait_for(r"tasks\.compute_in_c .* kept the interpreter lock for .* after the ttl of 2 s others may take .*runs_in=.process.")
+    first.wait_for(r"tasks\.compute_in_c .* kept the interpreter lock for .* after the ttl of 5 s others may take .*runs_in=.process.")
     first.wait_for("tasks.compute_in_c .* does not count")
     first.wait_for("working as", times=2)
     shown = the_job(tasks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -17,6 +18,7 @@ from taskflow.app.handle import JobHandle
 from taskflow.broker.redis import RedisBroker, Server
 from taskflow.broker.redis.scripts import Scripts
 from taskflow.broker.url import connect
+from taskflow.model.errors import BrokerUnavailable
 from taskflow.model.record import Record
 from taskflow.model.rules import Rules
 from taskflow.worker.events import Event
@@ -129,7 +131,9 @@ class Scene:
         assert all(self.runs[number] >= 1 for number in self.handles)
 
     async def _have_succeeded(self, numbers: list[int]) -> bool:
-        return await self.told(numbers) == {Status.SUCCEEDED.value: len(numbers)}
+        with contextlib.suppress(BrokerUnavailable):  # the connection of this look may be cut, too
+            return await self.told(numbers) == {Status.SUCCEEDED.value: len(numbers)}
+        return False
 
 
 def _id(handle: JobHandle[Any]) -> bytes:
