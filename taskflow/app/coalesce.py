@@ -201,7 +201,7 @@ def _is_deep() -> bool:
 
 
 def _fail(batch: Iterable[_Asked[Q, A]], error: Exception) -> None:
-    """Each asker gets an error of its own: one that many tasks raise would gather the tracebacks of them all."""
+    """Give each caller a separate copy of the error: a shared one would collect the traceback of every task that raises it."""
     for asked in batch:
         if not asked.answer.done():
             asked.answer.set_exception(_another(error))

@@ -1,4 +1,4 @@
-"""What a run knows of itself."""
+"""The context of a run: its job, attempt, deadline, cancellation and progress."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class DoneAwaitable:
 
 
 def _no_lease(job_name: str, queue: str) -> Lease:
-    """What a call outside of any run sees of itself."""
+    """Return a lease for a call outside of any run, whose context shows the first and only attempt."""
     envelope = Envelope(id=_new_id(), job=job_name, payload=b"", queue=queue, max_attempts=1)
     return Lease(envelope=envelope, epoch=1, claim=ClaimId(b"", 0, 0), created_at=_clock.wall())
 

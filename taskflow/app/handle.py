@@ -134,7 +134,7 @@ class JobHandle(Generic[R_co]):
         return await self._app.connection().cancel(self._id)
 
     async def result(self, timeout: float | None = None) -> R_co:
-        """What the job returned, waiting for it up to `timeout` seconds; 0 looks once.
+        """Wait up to `timeout` seconds for the job to end, and return its result. 0 looks once.
 
         Raises JobFailed, JobCancelled, ResultExpired when it is no longer kept, UnknownJob for an id that the store
         does not know, TimeoutError.

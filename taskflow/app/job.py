@@ -38,7 +38,7 @@ Errors = tuple[type[BaseException], ...]
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker makes of errors: retried are those of `retry_on`, never those of `discard_on`, which wins."""
+    """Which errors of a run are retried: those of `retry_on`, unless `discard_on` names them too."""
 
     retry: Backoff = Backoff()
     retry_on: Errors = (Exception,)
@@ -343,7 +343,7 @@ def _policy_field(name: str, value: Any) -> Any:
 
 
 def _envelope_fields(name: str, options: Options) -> dict[str, Any]:
-    """What every call's envelope has of its options, its defaults left out, checked once; ValueError naming the option."""
+    """Return the options that every call's envelope carries, without defaults. Raises ValueError, naming the option, for a wrong one."""
     fields = {field: getattr(options, field) for field in Options.__struct_fields__ if field not in ("key", "raises_on_conflict")}
     fields["key"] = None if options.key is None else key_digest(options.queue, name, options.key)
     check_envelope(Envelope(id=b"", job=name, payload=b"", **fields))

@@ -63,7 +63,7 @@ class SessionState:
 
 
 class Store(Transitions):
-    """What a broker does, in one process and without a lock."""
+    """The verbs of a broker in one process. The caller holds the lock."""
 
     def __init__(self, clock: Clock, rules: Rules, capacity: int | None = None) -> None:
         super().__init__(clock, rules)

@@ -1,4 +1,4 @@
-"""What time brings, in the memory broker: due jobs, dead sessions, expiry, the end of keeping."""
+"""Maintenance of the memory broker: readies due jobs, releases dead sessions, ends expired jobs, drops what was kept long enough."""
 
 from __future__ import annotations
 
