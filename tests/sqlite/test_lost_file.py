@@ -8,6 +8,7 @@ import fcntl
 import os
 import shutil
 import sqlite3
+import struct
 import subprocess
 import sys
 import textwrap
@@ -130,6 +131,24 @@ async def test_a_restored_backup_is_not_mixed_with_the_former_log(open_broker: O
     for broker in brokers:
         await broker.close()
     assert is_sound(path)
+
+
+async def test_an_opened_backup_is_recorded_with_its_log_and_index(open_broker: Open, path: Path) -> None:
+    """The system gives their inodes to new files. A record of the former file would claim the new log, and the next opening remove it."""
+    old, new = open_broker(), open_broker()
+    await filled_and_restored(path, old)
+    await old.close()
+    assert recorded(path) == (0,) * 6
+
+    await new.read([])
+
+    assert recorded(path) == tuple(
+        number for name in (path, f"{path}-wal", f"{path}-shm") for number in (os.stat(name).st_dev, os.stat(name).st_ino)
+    )
+
+
+def recorded(path: Path) -> tuple[int, ...]:
+    return struct.unpack(">6Q", path.with_name(path.name + "-checkpoint").read_bytes())
 
 
 async def test_who_comes_first_after_a_restore_may_be_new(open_broker: Open, path: Path) -> None:

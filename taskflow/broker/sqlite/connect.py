@@ -164,3 +164,4 @@ def _use_wal(connection: sqlite3.Connection, store: StoreFile) -> None:
             time.sleep(0.01)
     if mode != "wal":
         raise BrokerRefused(f"{store.path}: its file system cannot do SQLite's write-ahead log (a network drive?): use a local one")
+    connection.execute("PRAGMA schema_version").fetchone()  # the first read makes the log's index, which wal_files.py records

@@ -13,7 +13,7 @@ import fcntl
 import os
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
@@ -26,6 +26,9 @@ _NAP: Final = 0.002
 
 _RECORD: Final = struct.Struct(">6Q")
 """Device and inode of the file, its log, and its index."""
+
+_NOTHING: Final = (0,) * 6
+"""Belongs to no file. A record that outlived its files would be taken for that of new ones that the system gave the same inodes."""
 
 
 @contextmanager
@@ -46,12 +49,14 @@ def own_wal_files(store: StoreFile) -> Iterator[None]:
 def record_wal_files(store: StoreFile) -> None:
     """Record after an opening which files belong together. If that fails (a full disk, another user's side file), skip it."""
     found = (store.identity(), store.identity(LOG), store.identity(INDEX))
-    if None in found:
-        return
+    _write(store, [number for one in found if one is not None for number in one] if None not in found else _NOTHING)
+
+
+def _write(store: StoreFile, record: Sequence[int]) -> None:
     with contextlib.suppress(OSError):
         side = open_beside(store, SIDE, os.O_RDWR)
         try:
-            os.pwrite(side, _RECORD.pack(*(number for one in found if one is not None for number in one)), 0)
+            os.pwrite(side, _RECORD.pack(*record), 0)
         finally:
             os.close(side)
 
@@ -89,6 +94,7 @@ def _remove_foreign_files(side: int, store: StoreFile) -> None:
         return
     for ending in (LOG, INDEX):
         _remove(store, store.beside(ending))
+    _write(store, _NOTHING)
 
 
 def _remove(store: StoreFile, path: str) -> None:
