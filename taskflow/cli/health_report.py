@@ -14,7 +14,7 @@ from taskflow.cli.fleet import LOOKED_AT_EVERY, SAID_EVERY, Fleet, said
 from taskflow.cli.notify import SystemdNotifier
 from taskflow.model.seams import start_thread
 from taskflow.worker.endings import Ending
-from taskflow.worker.events import Event
+from taskflow.worker.events import WorkerEvent
 from taskflow.worker.vitals import VitalSign
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class HealthReport:
     def show(self, asked: Asked) -> None:
         self._asked = asked
 
-    def heed(self, event: Event) -> None:
+    def heed(self, event: WorkerEvent) -> None:
         """Subscribe this to the worker's events."""
         if self.notifier is not None:
             self.notifier.heed(event)

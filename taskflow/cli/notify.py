@@ -13,7 +13,7 @@ from typing import Final, Self
 
 from taskflow.model.printable import one_line
 from taskflow.model.seams import start_thread
-from taskflow.worker.events import Event, SessionOpened, WindingDown
+from taskflow.worker.events import SessionOpened, WindingDown, WorkerEvent
 from taskflow.worker.vitals import VitalSign
 
 log: Final = logging.getLogger("taskflow.worker")
@@ -57,7 +57,7 @@ class SystemdNotifier:
         is_watched = microseconds.isascii() and microseconds.isdigit() and int(microseconds) > 0 and pid in ("", str(os.getpid()))
         return cls(address, int(microseconds) / 1e6 if is_watched else None, live)
 
-    def heed(self, event: Event) -> None:
+    def heed(self, event: WorkerEvent) -> None:
         """Subscribe this to the worker's events."""
         match event:
             case SessionOpened(name):

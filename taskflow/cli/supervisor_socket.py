@@ -15,7 +15,7 @@ from typing import Final
 from taskflow.model.printable import one_line
 from taskflow.model.seams import start_thread
 from taskflow.worker.children.system import end_with_parent
-from taskflow.worker.events import Ended, Event, SessionOpened
+from taskflow.worker.events import Ended, SessionOpened, WorkerEvent
 
 log: Final = logging.getLogger("taskflow.worker")
 
@@ -55,7 +55,7 @@ class SupervisorSocket:
         except OSError:
             log.debug("the supervisor could not be told: %s", words)
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: WorkerEvent) -> None:
         match event:
             case Ended():
                 self._count()

@@ -35,7 +35,7 @@ from taskflow.model.record import Status
 from taskflow.model.suggestions import nearest
 from taskflow.worker.death_report import tell_death
 from taskflow.worker.drain import Drain
-from taskflow.worker.events import Broken, Event
+from taskflow.worker.events import Broken, WorkerEvent
 from taskflow.worker.options import WorkerOptions
 from taskflow.worker.queues import QueueChoice
 from taskflow.worker.worker import Worker
@@ -160,7 +160,7 @@ class Shift:
         self._line = line
         self._is_draining = is_draining
 
-    def heed(self, event: Event) -> None:
+    def heed(self, event: WorkerEvent) -> None:
         """To go on with descriptors that are others' by now could harm their files: better to be a worker that has died."""
         if isinstance(event, Broken):
             log.critical(

@@ -16,17 +16,17 @@ log: Final = logging.getLogger("taskflow.worker")
 
 
 # Every event inherits gc=False. They are made by the thousand and take part in no cycle: the collector need not look at them.
-class Event(msgspec.Struct, frozen=True, gc=False):
+class WorkerEvent(msgspec.Struct, frozen=True, gc=False):
     """The base class of all events."""
 
 
-class Started(Event, frozen=True):
+class Started(WorkerEvent, frozen=True):
     """A run begins."""
 
     lease: Lease
 
 
-class Ended(Event, frozen=True):
+class Ended(WorkerEvent, frozen=True):
     """A run has ended with a verdict, which the worker is about to settle. `ran_for` is in seconds."""
 
     lease: Lease
@@ -34,7 +34,7 @@ class Ended(Event, frozen=True):
     ran_for: float
 
 
-class Printed(Event, frozen=True):
+class Printed(WorkerEvent, frozen=True):
     """A child process has written a line. `stream` is "stdout" or "stderr". `lease` is that of the run, None between two runs.
 
     Sent from a separate thread, because the loop may be busy. The lines of a run come before its `Ended`.
@@ -46,33 +46,33 @@ class Printed(Event, frozen=True):
     line: str
 
 
-class LeaseLost(Event, frozen=True):
+class LeaseLost(WorkerEvent, frozen=True):
     """The job now belongs to another worker, or has ended. The outcome of its run here will not count."""
 
     lease: Lease
 
 
-class NotCounted(Event, frozen=True):
+class NotCounted(WorkerEvent, frozen=True):
     """The store refused the verdict that `Ended` announced: the job belonged to another worker by then, or had ended."""
 
     lease: Lease
     verdict: Verdict
 
 
-class OnTrial(Event, frozen=True):
+class OnTrial(WorkerEvent, frozen=True):
     """The job's worker died during its last run. The job now runs alone: no other starts here for `seconds`, or until it ends."""
 
     lease: Lease
     seconds: float
 
 
-class HandedBackOften(Event, frozen=True):
+class HandedBackOften(WorkerEvent, frozen=True):
     """The job was handed back so often without an outcome that it now waits before each run, see `Rules.hand_back_backoff`."""
 
     lease: Lease
 
 
-class HeldUp(Event, frozen=True):
+class HeldUp(WorkerEvent, frozen=True):
     """The verdict that `Ended` announced cannot be written: an open transaction of another program holds the job or its key.
 
     The worker tries again every few seconds. Sent once for each run.
@@ -81,7 +81,7 @@ class HeldUp(Event, frozen=True):
     lease: Lease
 
 
-class Unwritable(Event, frozen=True):
+class Unwritable(WorkerEvent, frozen=True):
     """The store cannot write the verdict that `Ended` announced. The job has failed with `instead`."""
 
     lease: Lease
@@ -89,7 +89,7 @@ class Unwritable(Event, frozen=True):
     instead: Failed
 
 
-class VerdictsLost(Event, frozen=True):
+class VerdictsLost(WorkerEvent, frozen=True):
     """The worker gives up sending the verdicts of these leases to the broker.
 
     Their jobs run again, unless the broker has received the verdicts and only its answer was lost.
@@ -99,14 +99,14 @@ class VerdictsLost(Event, frozen=True):
     why: str
 
 
-class SessionOpened(Event, frozen=True):
+class SessionOpened(WorkerEvent, frozen=True):
     """The broker has registered the worker under `name` and the session's `id`."""
 
     name: str
     id: bytes
 
 
-class SessionEnded(Event, frozen=True):
+class SessionEnded(WorkerEvent, frozen=True):
     """The broker or the worker has ended the session. A new one follows, unless the worker is winding down."""
 
     name: str
@@ -114,7 +114,7 @@ class SessionEnded(Event, frozen=True):
     is_followed: bool = True
 
 
-class PartFailed(Event, frozen=True):
+class PartFailed(WorkerEvent, frozen=True):
     """A part of the worker, named like "Fetcher.run", has failed with an unexpected error.
 
     The session goes on, and the part starts again after `pause` seconds.
@@ -125,21 +125,21 @@ class PartFailed(Event, frozen=True):
     pause: float
 
 
-class ReportDropped(Event, frozen=True):
+class ReportDropped(WorkerEvent, frozen=True):
     """The store cannot write the progress that a run reported. The heartbeat is sent without it."""
 
     lease: Lease
     why: str
 
 
-class AwaitsBroker(Event, frozen=True):
+class AwaitsBroker(WorkerEvent, frozen=True):
     """The broker does not answer while the worker starts. The worker tries again for at most `seconds`."""
 
     why: str
     seconds: float
 
 
-class BrokerTrouble(Event, frozen=True):
+class BrokerTrouble(WorkerEvent, frozen=True):
     """A call to the broker failed, `times` in a row, counted from 1. The worker tries again."""
 
     doing: str
@@ -147,13 +147,13 @@ class BrokerTrouble(Event, frozen=True):
     times: int
 
 
-class BrokerBack(Event, frozen=True):
+class BrokerBack(WorkerEvent, frozen=True):
     """The broker answers the call again."""
 
     doing: str
 
 
-class NotLeft(Event, frozen=True):
+class NotLeft(WorkerEvent, frozen=True):
     """A worker could not tell the broker that it has stopped. Its leases become free after `ttl` seconds without a heartbeat."""
 
     name: str
@@ -161,14 +161,14 @@ class NotLeft(Event, frozen=True):
     ttl: float
 
 
-class WindingDown(Event, frozen=True):
+class WindingDown(WorkerEvent, frozen=True):
     """The worker claims no more jobs. `running` is how many still run, for at most `grace` seconds."""
 
     running: int
     grace: float
 
 
-class StillRunning(Event, frozen=True):
+class StillRunning(WorkerEvent, frozen=True):
     """A run was asked to stop `asked_for` seconds ago and still runs. `why` is the reason, for example "timed out".
 
     Sent when its time to stop is over, and then each time it has taken ten times as long.
@@ -179,7 +179,7 @@ class StillRunning(Event, frozen=True):
     why: str
 
 
-class Broken(Event, frozen=True):
+class Broken(WorkerEvent, frozen=True):
     """A job has closed file descriptors of the worker. What is written to them may end up in another file.
 
     Sent from the thread that notices it, because the loop may no longer run.
@@ -188,7 +188,7 @@ class Broken(Event, frozen=True):
     why: str
 
 
-class LoopStalled(Event, frozen=True):
+class LoopStalled(WorkerEvent, frozen=True):
     """The worker's event loop has made no progress for `seconds`: code in it does not return.
 
     `lease` is that of the job whose code it is, None if it is no job's. `stack` holds the lines of that code.
@@ -200,7 +200,7 @@ class LoopStalled(Event, frozen=True):
     stack: str
 
 
-class Starved(Event, frozen=True):
+class Starved(WorkerEvent, frozen=True):
     """The worker got almost no processor time for `seconds`. No job is to blame.
 
     Its loop made no progress although no code blocked it, or its threads waited for a processor. After more than `ttl` seconds the leases
@@ -211,13 +211,13 @@ class Starved(Event, frozen=True):
     ttl: float
 
 
-class LoopMoves(Event, frozen=True):
+class LoopMoves(WorkerEvent, frozen=True):
     """The loop makes progress again, after `LoopStalled` or `Starved`."""
 
     seconds: float
 
 
-class InterpreterHeld(Event, frozen=True):
+class InterpreterHeld(WorkerEvent, frozen=True):
     """No Python code of this process ran for `seconds`. Sent afterwards.
 
     No heartbeat was sent in that time. After more than `ttl` seconds the leases have lapsed.
@@ -233,7 +233,7 @@ class InterpreterHeld(Event, frozen=True):
     stack: str
 
 
-class StalledForGood(Event, frozen=True):
+class StalledForGood(WorkerEvent, frozen=True):
     """The loop has made no progress for `stall_limit` seconds. The worker stops its heartbeat, so that other workers take its jobs.
 
     `stacks` holds the stacks of all threads. The `taskflow worker` command then ends its process; an application goes on.
@@ -244,7 +244,7 @@ class StalledForGood(Event, frozen=True):
     stacks: str
 
 
-Subscriber = Callable[[Event], None]
+Subscriber = Callable[[WorkerEvent], None]
 
 
 class Events:
@@ -253,7 +253,7 @@ class Events:
     def __init__(self, *subscribers: Subscriber) -> None:
         self._subscribers = subscribers
 
-    def tell(self, event: Event) -> None:
+    def tell(self, event: WorkerEvent) -> None:
         for subscriber in self._subscribers:
             try:
                 subscriber(event)

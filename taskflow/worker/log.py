@@ -17,7 +17,6 @@ from taskflow.worker.events import (
     BrokerBack,
     BrokerTrouble,
     Ended,
-    Event,
     HandedBackOften,
     HeldUp,
     InterpreterHeld,
@@ -39,6 +38,7 @@ from taskflow.worker.events import (
     Unwritable,
     VerdictsLost,
     WindingDown,
+    WorkerEvent,
 )
 from taskflow.worker.keeper import BEATS_PER_TTL
 from taskflow.worker.park_log import ParkLog
@@ -53,7 +53,7 @@ IN_PROCESS: Final = 'With runs_in="process" it has an interpreter of its own'
 OUTLASTED: Final = "each time its worker was stopped, or lost the store, before it ended. Give workers a longer --grace, or split the job"
 
 
-def log_event(event: Event) -> None:
+def log_event(event: WorkerEvent) -> None:
     """Subscribe this to a worker's events."""
     if type(event) is Ended:  # of all events by far the most
         if type(event.verdict) is not Succeeded or log.isEnabledFor(logging.INFO):
@@ -95,7 +95,7 @@ def log_event(event: Event) -> None:
             _log_own(event)
 
 
-def _log_own(event: Event) -> None:
+def _log_own(event: WorkerEvent) -> None:
     match event:
         case SessionOpened(name):
             log.info("working as %s", name)

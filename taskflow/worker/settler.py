@@ -14,7 +14,7 @@ from taskflow.model.envelope import Lease
 from taskflow.model.errors import BrokerError
 from taskflow.model.retry import Pauses, Retries
 from taskflow.model.verdict import Failed, HandedBack, RunError, Settled, Settlement
-from taskflow.worker.events import BrokerBack, BrokerTrouble, Event, Events, HeldUp, NotCounted, Unwritable
+from taskflow.worker.events import BrokerBack, BrokerTrouble, Events, HeldUp, NotCounted, Unwritable, WorkerEvent
 from taskflow.worker.lease_table import HeldLease, LeaseTable
 
 MAX_BATCH: Final = 500
@@ -120,7 +120,7 @@ class Settler:
             answered.append(settlement)
         return answered
 
-    def _set_aside(self, settlement: Settlement, event: Event) -> None:
+    def _set_aside(self, settlement: Settlement, event: WorkerEvent) -> None:
         """Offer it again apart from the others, and tell the event of it once."""
         if (holding := self._lease_table.get(settlement.claim)) is not None:
             if not holding.is_held_up:

@@ -14,7 +14,7 @@ import msgspec
 from taskflow.app.context import JobContext
 from taskflow.model.envelope import Lease
 from taskflow.model.seams import StartThread
-from taskflow.worker.events import Event, Events, InterpreterHeld, LoopMoves, LoopStalled, StalledForGood, Starved
+from taskflow.worker.events import Events, InterpreterHeld, LoopMoves, LoopStalled, StalledForGood, Starved, WorkerEvent
 from taskflow.worker.lease_table import HeldLease
 from taskflow.worker.stacks import (
     Line,
@@ -213,7 +213,7 @@ class StallWatch:
         run = run_in_loop(self._loop, thread) if thread == self._thread else run_in(thread)
         return self._eyes.holding_of(run) if run is not None else None
 
-    def _tell(self, make: Callable[[], Event]) -> bool:
+    def _tell(self, make: Callable[[], WorkerEvent]) -> bool:
         """In a thread that may hang, where this one must not: whether it was done in time."""
         try:
             teller = self._start_thread(partial(_make_and_tell, make, self._events), "taskflow-tells")
@@ -231,5 +231,5 @@ def _clocks() -> tuple[float, dict[int, float]]:
             return now, computed
 
 
-def _make_and_tell(make: Callable[[], Event], events: Events) -> None:
+def _make_and_tell(make: Callable[[], WorkerEvent], events: Events) -> None:
     events.tell(make())

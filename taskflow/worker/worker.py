@@ -20,7 +20,7 @@ from taskflow.model.seams import Seams
 from taskflow.model.verdict import Discarded, Failed, Verdict
 from taskflow.worker.children.pool import Children
 from taskflow.worker.drain import Drain
-from taskflow.worker.events import BrokerTrouble, Ended, Event, Events, NotCounted, Unwritable
+from taskflow.worker.events import BrokerTrouble, Ended, Events, NotCounted, Unwritable, WorkerEvent
 from taskflow.worker.executor import Executor
 from taskflow.worker.lease_table import HeldLease
 from taskflow.worker.options import WorkerOptions
@@ -58,7 +58,7 @@ class RunCounts:
         self.failed = 0
         self.set_aside = 0
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: WorkerEvent) -> None:
         if type(event) is Ended:  # of all events by far the most
             self.runs += 1
             verdict = event.verdict

@@ -16,7 +16,7 @@ from taskflow.broker.memory import MemoryBroker
 from taskflow.broker.url import connect
 from taskflow.model.envelope import Lease
 from taskflow.model.session import Beat, BeatAnswer
-from taskflow.worker.events import Broken, BrokerBack, BrokerTrouble, Event, PartFailed, SessionOpened
+from taskflow.worker.events import Broken, BrokerBack, BrokerTrouble, PartFailed, SessionOpened, WorkerEvent
 from taskflow.worker.options import WorkerOptions
 from taskflow.worker.succession import EARLY_PAUSES
 
@@ -30,18 +30,18 @@ class Heard:
     """A subscriber that can be waited for."""
 
     def __init__(self) -> None:
-        self.events: list[tuple[float, Event]] = []
+        self.events: list[tuple[float, WorkerEvent]] = []
         self._arrived = asyncio.Event()
         self._loop = asyncio.get_running_loop()
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: WorkerEvent) -> None:
         self.events.append((time.monotonic(), event))
         self._loop.call_soon_threadsafe(self._arrived.set)
 
-    def times_of(self, kind: type[Event]) -> list[float]:
+    def times_of(self, kind: type[WorkerEvent]) -> list[float]:
         return [at for at, event in self.events if isinstance(event, kind)]
 
-    async def wait_for(self, kind: type[Event], count: int = 1) -> None:
+    async def wait_for(self, kind: type[WorkerEvent], count: int = 1) -> None:
         async with asyncio.timeout(60):
             while len(self.times_of(kind)) < count:
                 self._arrived.clear()

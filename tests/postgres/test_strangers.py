@@ -18,7 +18,7 @@ from taskflow.model.ids import key_digest
 from taskflow.model.record import Status
 from taskflow.model.session import Beat, Report, Session
 from taskflow.model.verdict import Settled
-from taskflow.worker.events import Event, HeldUp
+from taskflow.worker.events import HeldUp, WorkerEvent
 from taskflow.worker.options import WorkerOptions
 from taskflow.worker.settler import HELD_UP_PAUSE
 from tests.postgres.counts import SESSION, Store, new_id
@@ -142,7 +142,7 @@ async def test_a_worker_goes_on_beside_a_job_whose_end_cannot_be_written_yet(bro
     async def fails() -> None:
         raise ValueError("as it must")
 
-    def hear(event: Event) -> None:
+    def hear(event: WorkerEvent) -> None:
         if isinstance(event, HeldUp):
             held_up.append(event)
 

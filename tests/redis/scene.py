@@ -21,7 +21,7 @@ from taskflow.broker.url import connect
 from taskflow.model.errors import BrokerUnavailable
 from taskflow.model.record import Record
 from taskflow.model.rules import Rules
-from taskflow.worker.events import Event
+from taskflow.worker.events import WorkerEvent
 from taskflow.worker.options import WorkerOptions
 from tests.support.proxy import Command
 from tests.support.servers import HOST, RedisServer
@@ -48,7 +48,7 @@ class Scene:
         self.takes = 0.0
         """Seconds that a run takes."""
         self.handles: dict[int, JobHandle[None]] = {}
-        self.events: list[Event] = []
+        self.events: list[WorkerEvent] = []
         self._broker = connect(url or server.url)
         self._stack = ExitStack()
         self._ran = asyncio.Event()

@@ -28,7 +28,7 @@ from taskflow.model.progress import Progress
 from taskflow.model.record import Record, Status
 from taskflow.model.session import Report, Session
 from taskflow.model.verdict import Failed, Parked, Retried, RunError, Settlement, Succeeded, Verdict
-from taskflow.worker.events import BrokerTrouble, Event, SessionEnded
+from taskflow.worker.events import BrokerTrouble, SessionEnded, WorkerEvent
 from taskflow.worker.options import WorkerOptions
 from tests.support.spoiling import Spoiler, Spoilt, spoil_one
 from tests.support.world import World
@@ -57,7 +57,7 @@ class Scene:
         self.chance = random.Random(seed)
         self.expected = dict[bytes, Status]()
         self.spoilt = list[Spoilt]()
-        self.events = list[Event]()
+        self.events = list[WorkerEvent]()
         self._doomed: Session
         self._numbers = iter(range(1_000))
 

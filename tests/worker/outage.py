@@ -13,7 +13,7 @@ import taskflow
 from taskflow import BrokerUnavailable, EnqueueFailed, Worker
 from taskflow.app.current import default_app
 from taskflow.broker.url import connect
-from taskflow.worker.events import BrokerTrouble, Event, NotCounted
+from taskflow.worker.events import BrokerTrouble, NotCounted, WorkerEvent
 from taskflow.worker.options import WorkerOptions
 from tests.support.outages import Outage
 
@@ -36,7 +36,7 @@ class Bench:
         self.outage = outage
         self.ended: Counter[int] = Counter()
         self.begun: Counter[int] = Counter()
-        self.events: list[Event] = []
+        self.events: list[WorkerEvent] = []
         self.release = asyncio.Event()
         self.away_for = 0.0
 
@@ -94,7 +94,7 @@ class Bench:
                     return
                 await asyncio.sleep(0.05)
 
-    def has(self, kind: type[Event]) -> bool:
+    def has(self, kind: type[WorkerEvent]) -> bool:
         return any(isinstance(event, kind) for event in self.events)
 
     def nothing_was_in_vain(self) -> None:

@@ -14,11 +14,11 @@ from taskflow.broker.memory import MemoryBroker
 from taskflow.broker.protocol import Upkept
 from taskflow.model.envelope import ClaimId, Lease
 from taskflow.model.ids import parse_id
-from taskflow.model.record import Event as Move
 from taskflow.model.record import Record
+from taskflow.model.record import Event as Move
 from taskflow.model.session import Beat, BeatAnswer, Session
 from taskflow.model.verdict import Settled, Settlement
-from taskflow.worker.events import Event
+from taskflow.worker.events import WorkerEvent
 from taskflow.worker.options import WorkerOptions
 
 
@@ -26,14 +26,14 @@ class Heard:
     """The worker's events, and a way to wait for one."""
 
     def __init__(self) -> None:
-        self.events: list[Event] = []
+        self.events: list[WorkerEvent] = []
         self._changed = asyncio.Event()
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: WorkerEvent) -> None:
         self.events.append(event)
         self._changed.set()
 
-    async def wait_for(self, kind: type[Event], times: int = 1) -> None:
+    async def wait_for(self, kind: type[WorkerEvent], times: int = 1) -> None:
         async with asyncio.timeout(20):
             while sum(isinstance(event, kind) for event in self.events) < times:
                 self._changed.clear()

@@ -47,7 +47,7 @@ from taskflow.worker.children.death import ChildDied
 from taskflow.worker.children.options import ChildOptions
 from taskflow.worker.children.process import Child, Nursery
 from taskflow.worker.children.wire import Hello
-from taskflow.worker.events import BrokerTrouble, Event, Printed, SessionEnded
+from taskflow.worker.events import BrokerTrouble, Printed, SessionEnded, WorkerEvent
 from taskflow.worker.log import log_event
 from taskflow.worker.options import WorkerOptions
 from tests.cli.processes import Shell
@@ -63,7 +63,7 @@ class Lines:
     def __init__(self) -> None:
         self.printed: list[Printed] = []
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: WorkerEvent) -> None:
         if isinstance(event, Printed):
             self.printed.append(event)
 
@@ -89,7 +89,7 @@ async def worker(lines: Lines) -> AsyncIterator[Worker]:
         yield begun
 
 
-def a_worker(*subscribers: Callable[[Event], None], grace: float = 5.0, **of_children: Any) -> Worker:
+def a_worker(*subscribers: Callable[[WorkerEvent], None], grace: float = 5.0, **of_children: Any) -> Worker:
     children = ChildOptions(**{"at_once": 2, **of_children})
     return Worker(options=WorkerOptions(subscribers=subscribers, grace=grace, last_words=2.0, ttl=2.0, children=children))
 
@@ -485,7 +485,7 @@ async def test_progress_is_seen_while_it_runs_and_the_last_of_it_after(worker: W
     ],
 )
 async def test_a_wrong_report_harms_its_own_run_at_most(lines: Lines, how: str, says: str | None) -> None:
-    events = list[Event]()
+    events = list[WorkerEvent]()
     async with a_worker(lines, events.append, at_once=1):
         wrong, neighbour = await jobs.reports_wrongly.delay(how), await jobs.pid.delay()
         if says is None:  # the report is dropped

@@ -24,7 +24,6 @@ from taskflow.model.session import Beat, BeatAnswer
 from taskflow.worker import keeper, stalls
 from taskflow.worker.events import (
     BrokerTrouble,
-    Event,
     Events,
     InterpreterHeld,
     LoopMoves,
@@ -33,6 +32,7 @@ from taskflow.worker.events import (
     SessionOpened,
     StalledForGood,
     Starved,
+    WorkerEvent,
 )
 from taskflow.worker.lease_table import HeldLease
 from taskflow.worker.options import WorkerOptions
@@ -44,22 +44,22 @@ PATIENCE = 60.0
 class Heard:
     """Events of all threads, and what is to be done when one comes."""
 
-    def __init__(self, on: type[Event] | None = None, do: Callable[[], object] = lambda: None, times: int = 1) -> None:
-        self.events: list[Event] = []
+    def __init__(self, on: type[WorkerEvent] | None = None, do: Callable[[], object] = lambda: None, times: int = 1) -> None:
+        self.events: list[WorkerEvent] = []
         self._on, self._do, self._times = on, do, times
         self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: WorkerEvent) -> None:
         self.events.append(event)
         if self._on is not None and len(self.of(self._on)) == self._times:
             self._do()
         self._loop.call_soon_threadsafe(self._changed.set)
 
-    def of(self, kind: type[Event]) -> list[Any]:
+    def of(self, kind: type[WorkerEvent]) -> list[Any]:
         return [event for event in self.events if isinstance(event, kind)]
 
-    async def wait_for(self, kind: type[Event], times: int = 1) -> None:
+    async def wait_for(self, kind: type[WorkerEvent], times: int = 1) -> None:
         async with asyncio.timeout(PATIENCE):
             while len(self.of(kind)) < times:
                 self._changed.clear()
@@ -189,7 +189,7 @@ class LateLook:
         self.slow: tuple[HeldLease, float] | None = None
         self._holding = runs
 
-    async def hear(self, kind: type[Event]) -> Any:
+    async def hear(self, kind: type[WorkerEvent]) -> Any:
         """Return the event of this kind that the watch tells of the late look."""
         heard = Heard()
         eyes = stalls.Eyes(lambda run: self._holding, lambda: self.slow, lambda: 0, lambda: None, lambda is_told: None)

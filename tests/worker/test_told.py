@@ -18,7 +18,6 @@ from taskflow.worker import runs as runs_module
 from taskflow.worker.events import (
     BrokerTrouble,
     Ended,
-    Event,
     HandedBackOften,
     LeaseLost,
     NotCounted,
@@ -26,6 +25,7 @@ from taskflow.worker.events import (
     SessionEnded,
     StillRunning,
     VerdictsLost,
+    WorkerEvent,
 )
 from taskflow.worker.log import log_event
 from taskflow.worker.options import WorkerOptions
@@ -249,6 +249,6 @@ async def test_a_log_handler_that_raises_costs_no_verdict(
         assert "the application's own handler" in capsys.readouterr().err
 
 
-def _log_runs(event: Event) -> None:
+def _log_runs(event: WorkerEvent) -> None:
     if isinstance(event, Ended):
         log_event(event)
