@@ -14,7 +14,7 @@ from benchmarks.tasks import noop
 from taskflow import Worker, enqueue
 from taskflow.app.current import default_app
 from taskflow.broker.redis import RedisBroker
-from taskflow.broker.redis.connect.server import Server
+from taskflow.broker.redis.connect.server import RedisTarget
 from taskflow.model.rules import Rules
 from taskflow.worker.options import WorkerOptions
 
@@ -33,7 +33,7 @@ async def _pass_through(jobs: int) -> None:
     """Ids stay known for `repeat_for`, which is made short here, so that their end can be waited for."""
     rules = Rules(repeat_for=0.5)
     with RedisServer() as server:
-        broker = RedisBroker(Server(host=HOST, port=server.port), rules=rules)
+        broker = RedisBroker(RedisTarget(host=HOST, port=server.port), rules=rules)
         with default_app().using(broker):
             await _run_all(1)
             await _forget_all(broker, rules)

@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 
 from taskflow.app.settings import Settings
 from taskflow.broker.memory import MemoryBroker
-from taskflow.broker.postgres import PostgresBroker
-from taskflow.broker.postgres import Server as Postgres
+from taskflow.broker.postgres import PostgresBroker, PostgresTarget
 from taskflow.broker.postgres.connect.server import Address
-from taskflow.broker.redis import RedisBroker, Server
+from taskflow.broker.redis import RedisBroker, RedisTarget
 from taskflow.broker.sqlite import SqliteBroker
 from taskflow.broker.url import SCHEMES, connect, masked
 from taskflow.model.errors import BrokerUrlError, ConfigurationError, DriverMissing
@@ -53,20 +52,20 @@ def test_sqlite(url: str, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("url", "server"),
     [
-        ("redis://", Server()),
-        ("redis://host", Server(host="host")),
-        ("redis://host:6380/3", Server(host="host", port=6380, db=3)),
-        ("REDIS://:secret@host", Server(host="host", password="secret")),
-        ("redis://me:p%40ss@[::1]:1/", Server(host="::1", port=1, username="me", password="p@ss")),
-        ("redis://host?durability=fsync&evicting=1&namespace=shop", Server(host="host", fsync=True, evicting=True)),
-        ("rediss://host", Server(host="host", tls=True)),
+        ("redis://", RedisTarget()),
+        ("redis://host", RedisTarget(host="host")),
+        ("redis://host:6380/3", RedisTarget(host="host", port=6380, db=3)),
+        ("REDIS://:secret@host", RedisTarget(host="host", password="secret")),
+        ("redis://me:p%40ss@[::1]:1/", RedisTarget(host="::1", port=1, username="me", password="p@ss")),
+        ("redis://host?durability=fsync&evicting=1&namespace=shop", RedisTarget(host="host", fsync=True, evicting=True)),
+        ("rediss://host", RedisTarget(host="host", tls=True)),
         (
             "rediss://host?tls_ca=/ca.pem&tls_cert=/me.pem&tls_key=/me.key&tls_check=0",
-            Server(host="host", tls=True, ca_file="/ca.pem", cert_file="/me.pem", key_file="/me.key", check_certificate=False),
+            RedisTarget(host="host", tls=True, ca_file="/ca.pem", cert_file="/me.pem", key_file="/me.key", check_certificate=False),
         ),
     ],
 )
-def test_redis(url: str, server: Server) -> None:
+def test_redis(url: str, server: RedisTarget) -> None:
     """Host, port, database, user and what stands after the question mark; nothing is opened yet."""
     broker = connect(url)
 
@@ -79,19 +78,19 @@ def test_redis(url: str, server: Server) -> None:
 @pytest.mark.parametrize(
     ("url", "server"),
     [
-        ("postgresql://", Postgres()),
-        ("postgres://me:p%40ss@db:6543/app", Postgres(host="db", port=6543, database="app", user="me", password="p@ss")),
-        ("postgresql://db/app?tls=require&namespace=shop", Postgres(host="db", database="app", tls="require")),
-        ("postgresql://db/app?tls_ca=/ca.pem", Postgres(host="db", database="app", tls="verify-full", ca_file="/ca.pem")),
+        ("postgresql://", PostgresTarget()),
+        ("postgres://me:p%40ss@db:6543/app", PostgresTarget(host="db", port=6543, database="app", user="me", password="p@ss")),
+        ("postgresql://db/app?tls=require&namespace=shop", PostgresTarget(host="db", database="app", tls="require")),
+        ("postgresql://db/app?tls_ca=/ca.pem", PostgresTarget(host="db", database="app", tls="verify-full", ca_file="/ca.pem")),
         (
             "postgresql://pooler:6432/app?pooled=1&listen=[::1]:5432",
-            Postgres(host="pooler", port=6432, database="app", is_pooled=True, listen_at=(Address("::1", 5432),)),
+            PostgresTarget(host="pooler", port=6432, database="app", is_pooled=True, listen_at=(Address("::1", 5432),)),
         ),
-        ("postgresql://[::1]/app", Postgres(host="::1", database="app")),
-        ("postgresql://:5433/app", Postgres(port=5433, database="app")),
+        ("postgresql://[::1]/app", PostgresTarget(host="::1", database="app")),
+        ("postgresql://:5433/app", PostgresTarget(port=5433, database="app")),
         (
             "postgresql://me:p%40ss@db1:5433,db2/app?listen=db1:5432,[::2]:5432",
-            Postgres(
+            PostgresTarget(
                 host="db1",
                 port=5433,
                 others=(Address("db2"),),
@@ -103,14 +102,14 @@ def test_redis(url: str, server: Server) -> None:
         ),
         (
             "postgresql://[::1],[::2]:1,db,127.0.0.1:2/app",
-            Postgres(host="::1", others=(Address("::2", 1), Address("db"), Address("127.0.0.1", 2)), database="app"),
+            PostgresTarget(host="::1", others=(Address("::2", 1), Address("db"), Address("127.0.0.1", 2)), database="app"),
         ),
-        ("postgresql://db,[::1]:2", Postgres(host="db", others=(Address("::1", 2),))),
-        ("postgresql://me:p%2C@db", Postgres(host="db", user="me", password="p,")),
-        ("postgresql://me:p,q@db", Postgres(host="db", user="me", password="p,q")),
+        ("postgresql://db,[::1]:2", PostgresTarget(host="db", others=(Address("::1", 2),))),
+        ("postgresql://me:p%2C@db", PostgresTarget(host="db", user="me", password="p,")),
+        ("postgresql://me:p,q@db", PostgresTarget(host="db", user="me", password="p,q")),
     ],
 )
-def test_postgres(url: str, server: Postgres) -> None:
+def test_postgres(url: str, server: PostgresTarget) -> None:
     """Host, port, database, user and what stands after the question mark; nothing is opened yet."""
     broker = connect(url)
 

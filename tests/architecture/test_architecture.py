@@ -147,7 +147,7 @@ def test_a_worker_loads_what_it_works_with() -> None:
     """Not what a mistake, a child process, a fleet, a zone or a settings file would need, nor what the driver would read about itself."""
     loaded = loaded_by(
         "import taskflow.cli.main, taskflow.cli.worker, taskflow.broker.redis\n"
-        "from taskflow.broker.redis.connect.server import Server\nServer().connection()"
+        "from taskflow.broker.redis.connect.server import RedisTarget\nRedisTarget().connection()"
     )
     assert "taskflow.worker.worker" in loaded
     assert loaded.isdisjoint({"ctypes", "difflib", "tomllib", "anyio", "email.parser", "zoneinfo", "taskflow.worker.supervisor"})

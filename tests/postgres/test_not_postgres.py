@@ -16,7 +16,7 @@ import pytest
 
 from taskflow import BrokerError, BrokerRefused, BrokerUnavailable
 from taskflow.broker.postgres.connect import server as server_module
-from taskflow.broker.postgres.connect.server import Address, Server
+from taskflow.broker.postgres.connect.server import Address, PostgresTarget
 from taskflow.broker.url import connect
 from taskflow.model.errors import BrokerUrlError
 from tests.support.servers import HOST
@@ -119,7 +119,7 @@ async def test_a_certificate_that_does_not_fit_is_refused() -> None:
 
 
 def test_verify_full_without_a_file_checks_by_the_authorities_of_the_system() -> None:
-    context = Server(tls="verify-full")._tls()
+    context = PostgresTarget(tls="verify-full")._tls()
     assert context.verify_mode is ssl.CERT_REQUIRED
     assert context.check_hostname
     assert context.cert_store_stats() == ssl.create_default_context().cert_store_stats()
@@ -145,9 +145,9 @@ async def test_prefer_off_the_loopback_is_warned_of_once(caplog: pytest.LogCaptu
     with caplog.at_level(logging.WARNING, "taskflow"):
         for host in ("localhost", "127.0.0.3", "::1", "db.internal", "db.internal"):
             with pytest.raises(ConnectionRefusedError):
-                await Server(host=host).connect([Address(host)])
+                await PostgresTarget(host=host).connect([Address(host)])
         for tls in ("disable", "require", "verify-full"):
             with pytest.raises(ConnectionRefusedError):
-                await Server(host="db.internal", tls=tls).connect([Address("db.internal")])
+                await PostgresTarget(host="db.internal", tls=tls).connect([Address("db.internal")])
     assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["PostgreSQL at db.internal"]
     assert "tls=verify-full" in caplog.text

@@ -15,7 +15,7 @@ import taskflow
 from taskflow import Status, Worker
 from taskflow.app.current import default_app
 from taskflow.app.handle import JobHandle
-from taskflow.broker.redis import RedisBroker, Server
+from taskflow.broker.redis import RedisBroker, RedisTarget
 from taskflow.broker.redis.scripts import Scripts
 from taskflow.broker.url import connect
 from taskflow.model.errors import BrokerUnavailable
@@ -63,7 +63,7 @@ class Scene:
         self.note = note
 
     async def __aenter__(self) -> Self:
-        self.store = RedisBroker(Server(host=HOST, port=self.server.port))
+        self.store = RedisBroker(RedisTarget(host=HOST, port=self.server.port))
         self._stack.enter_context(default_app().using(self._broker))
         return self
 

@@ -9,7 +9,7 @@ from typing import Final
 import pytest
 
 from taskflow import EnqueueFailed, Status, StoreFull
-from taskflow.broker.redis import RedisBroker, Server
+from taskflow.broker.redis import RedisBroker, RedisTarget
 from taskflow.model.envelope import Envelope
 from taskflow.model.errors import BrokerRefused
 from taskflow.model.ids import IdFactory
@@ -74,7 +74,7 @@ async def test_a_full_server_refuses_new_jobs_and_is_worked_off(found: Found, ca
 
 
 async def test_every_verb_but_enqueue_goes_on_when_the_server_is_full(server: RedisServer) -> None:
-    broker, an_id = RedisBroker(Server(host=HOST, port=server.port)), IdFactory()
+    broker, an_id = RedisBroker(RedisTarget(host=HOST, port=server.port)), IdFactory()
     session = Session(id=os.urandom(16), name="worker")
     envelopes = [Envelope(id=an_id(), job="work", payload=BALLAST) for _ in range(4)]
     try:
@@ -106,7 +106,7 @@ async def test_what_is_refused_of_large_calls_takes_no_room_from_others(server: 
     with server.client() as client:
         client.config_set("maxmemory-policy", policy)
     make_scarce(server, 2 * ROOM)
-    broker, an_id = RedisBroker(Server(host=HOST, port=server.port)), IdFactory()
+    broker, an_id = RedisBroker(RedisTarget(host=HOST, port=server.port)), IdFactory()
     session = Session(id=os.urandom(16), name="worker")
 
     async def is_taken() -> bool:

@@ -11,7 +11,7 @@ import redis
 
 from taskflow.broker.console import JobFilter
 from taskflow.broker.protocol import Added, Refused
-from taskflow.broker.redis import RedisBroker, Server
+from taskflow.broker.redis import RedisBroker, RedisTarget
 from taskflow.broker.redis.errors import WrongType
 from taskflow.broker.redis.fields import MARK
 from taskflow.broker.redis.large_payloads import INLINE, LargePayloads
@@ -247,7 +247,7 @@ async def test_pages_of_large_payloads_come_whole(world: World) -> None:
 async def test_many_senders_and_the_driver_without_hiredis(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands that go ahead keep their order beside others' on the driver's own connections too."""
     monkeypatch.setattr("taskflow.broker.redis.connect.connection.hiredis", None)
-    broker = RedisBroker(Server(host=HOST, port=server.port))
+    broker = RedisBroker(RedisTarget(host=HOST, port=server.port))
     async with World(RedisHome) as makes:
         envelopes = [makes.an_envelope(payload=LARGE + bytes([number])) for number in range(40)]
     answers = await asyncio.gather(*(broker.enqueue([envelope]) for envelope in envelopes))

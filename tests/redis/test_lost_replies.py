@@ -11,7 +11,7 @@ from typing import Final, TypeVar
 import pytest
 
 from taskflow.broker.protocol import Added, Refused
-from taskflow.broker.redis import RedisBroker, Server
+from taskflow.broker.redis import RedisBroker, RedisTarget
 from taskflow.model.envelope import Envelope, Lease
 from taskflow.model.errors import BrokerUnavailable
 from taskflow.model.ids import IdFactory
@@ -96,7 +96,7 @@ def is_own_repeat(answer: Refused) -> bool:
 async def test_no_verb_takes_effect_twice_for_a_reply_that_is_lost(found: Found, capsys: pytest.CaptureFixture[str]) -> None:
     """At least fifty lost replies of each verb, and whatever was sent again left the store as if nothing had been lost."""
     with RedisServer(found.path) as server, Proxy(HOST, server.port, rule=(loses := Loses(seed=7))) as proxy:
-        far, near = (RedisBroker(Server(host=HOST, port=port)) for port in (proxy.port, server.port))
+        far, near = (RedisBroker(RedisTarget(host=HOST, port=port)) for port in (proxy.port, server.port))
         rounds = Rounds(far)
         await rounds.begin()
         while min(loses.dropped[verb] for verb in VERBS) < ENOUGH:

@@ -106,11 +106,11 @@ def broker_at(place: str, clock: Clock) -> Broker:
         case "redis", [port, namespace]:
             from taskflow.broker import redis
 
-            return redis.RedisBroker(redis.Server(host=HOST, port=int(port)), namespace=namespace, clock=clock)
+            return redis.RedisBroker(redis.RedisTarget(host=HOST, port=int(port)), namespace=namespace, clock=clock)
         case "postgres", [port, namespace]:
             from taskflow.broker import postgres
 
-            server = postgres.Server(host=HOST, port=int(port), user="postgres", database="postgres", tls="disable")
+            server = postgres.PostgresTarget(host=HOST, port=int(port), user="postgres", database="postgres", tls="disable")
             return postgres.PostgresBroker(server, namespace=namespace, clock=clock)
         case _:
             raise ValueError(f"{place!r} is the place of no home")

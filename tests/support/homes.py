@@ -170,10 +170,10 @@ class RedisHome(Home):
             self._client.config_set("maxmemory", self._used() + capacity * self.much)
 
     def open(self) -> Broker:
-        from taskflow.broker.redis import RedisBroker, Server
+        from taskflow.broker.redis import RedisBroker, RedisTarget
 
         return RedisBroker(
-            Server(host="127.0.0.1", port=self.server.port), namespace=self.namespace, rules=self.rules, clock=self.seams.clock
+            RedisTarget(host="127.0.0.1", port=self.server.port), namespace=self.namespace, rules=self.rules, clock=self.seams.clock
         )
 
     @property
@@ -246,9 +246,9 @@ class PostgresHome(Home):
         return shared_postgres()
 
     def open(self) -> Broker:
-        from taskflow.broker.postgres import PostgresBroker, Server
+        from taskflow.broker.postgres import PostgresBroker, PostgresTarget
 
-        server = Server(host="127.0.0.1", port=self.server.port, user="postgres", database="postgres", tls="disable")
+        server = PostgresTarget(host="127.0.0.1", port=self.server.port, user="postgres", database="postgres", tls="disable")
         return PostgresBroker(server, namespace=self.namespace, rules=self.rules, clock=self.seams.clock, capacity=self.capacity)
 
     @property

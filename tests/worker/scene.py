@@ -14,8 +14,8 @@ from taskflow.broker.memory import MemoryBroker
 from taskflow.broker.protocol import Upkept
 from taskflow.model.envelope import ClaimId, Lease
 from taskflow.model.ids import parse_id
-from taskflow.model.record import Record
 from taskflow.model.record import Event as Move
+from taskflow.model.record import Record
 from taskflow.model.session import Beat, BeatAnswer, Session
 from taskflow.model.verdict import Settled, Settlement
 from taskflow.worker.events import WorkerEvent

@@ -1,6 +1,6 @@
 """Jobs in PostgreSQL: a queue beside the application's own tables. See `taskflow.broker.postgres.broker`."""
 
 from taskflow.broker.postgres.broker import PostgresBroker
-from taskflow.broker.postgres.connect.server import Server
+from taskflow.broker.postgres.connect.server import PostgresTarget
 
-__all__ = ["PostgresBroker", "Server"]
+__all__ = ["PostgresBroker", "PostgresTarget"]

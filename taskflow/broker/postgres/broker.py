@@ -19,7 +19,7 @@ from taskflow.broker.postgres import claim, enqueue, rows, settle, upkeep
 from taskflow.broker.postgres import session as sessions
 from taskflow.broker.postgres.connect import schema
 from taskflow.broker.postgres.connect.link import Link
-from taskflow.broker.postgres.connect.server import ANSWER_WITHIN, Server
+from taskflow.broker.postgres.connect.server import ANSWER_WITHIN, PostgresTarget
 from taskflow.broker.postgres.console import PostgresConsole
 from taskflow.broker.postgres.late_commits import LateCommits
 from taskflow.broker.postgres.migrations import script, was_dropped, was_overtaken
@@ -57,7 +57,7 @@ class PostgresBroker:
 
     def __init__(
         self,
-        server: Server | None = None,
+        server: PostgresTarget | None = None,
         *,
         namespace: str = "taskflow",
         rules: Rules | None = None,
@@ -67,7 +67,7 @@ class PostgresBroker:
     ) -> None:
         if len(check_queue(namespace)) > MOST_NAME_BYTES:
             raise ConfigurationError(f"namespace {namespace!r} is longer than a schema's name may be: {MOST_NAME_BYTES} characters")
-        self.server = server or Server()
+        self.server = server or PostgresTarget()
         self._namespace = namespace
         self._rules = rules or Rules()
         self._clock = clock

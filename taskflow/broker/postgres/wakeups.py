@@ -20,7 +20,7 @@ import asyncpg
 from taskflow.broker import topics as names
 from taskflow.broker.listener import Listener, Look, look_for
 from taskflow.broker.postgres.connect.link import Link
-from taskflow.broker.postgres.connect.server import ANSWER_WITHIN, Server, drop, shown
+from taskflow.broker.postgres.connect.server import ANSWER_WITHIN, PostgresTarget, drop, shown
 from taskflow.broker.postgres.refusals import ERRORS
 from taskflow.model.errors import BrokerError
 
@@ -225,7 +225,7 @@ async def trouble_with_listening(link: Link, channel: str) -> str | None:
         return in_vain(link.server, error)
 
 
-def deaf(server: Server) -> str:
+def deaf(server: PostgresTarget) -> str:
     if server.listen_at:
         return (
             f"PostgreSQL at {shown(server.listen_at)} (listen= in the broker URL) hears nothing of what is told at {server}: {_POLLED}. "
@@ -237,7 +237,7 @@ def deaf(server: Server) -> str:
     )
 
 
-def in_vain(server: Server, error: Exception) -> str:
+def in_vain(server: PostgresTarget, error: Exception) -> str:
     option = " (listen= in the broker URL)" if server.listen_at else ""
     return (
         f"PostgreSQL at {shown(server.listening_places)}{option} takes no connection that listens, though {server} answers: {_POLLED}. "

@@ -1,6 +1,6 @@
 """Jobs in Redis or Valkey: the fast broker, for many machines. See `taskflow.broker.redis.broker`."""
 
 from taskflow.broker.redis.broker import RedisBroker
-from taskflow.broker.redis.connect.server import Server
+from taskflow.broker.redis.connect.server import RedisTarget
 
-__all__ = ["RedisBroker", "Server"]
+__all__ = ["RedisBroker", "RedisTarget"]

@@ -22,7 +22,7 @@ from taskflow.broker.protocol import Added, Refused, Upkept
 from taskflow.broker.redis.claim import read_claim
 from taskflow.broker.redis.connect.connection import Command
 from taskflow.broker.redis.connect.pool import ConnectionPool
-from taskflow.broker.redis.connect.server import Server
+from taskflow.broker.redis.connect.server import RedisTarget
 from taskflow.broker.redis.connect.server_info import ServerInfo
 from taskflow.broker.redis.console import RedisConsole
 from taskflow.broker.redis.enqueue import added_or_refused, pack_envelopes, pack_plain
@@ -72,9 +72,9 @@ class RedisBroker:
     """
 
     def __init__(
-        self, server: Server | None = None, *, namespace: str = "taskflow", rules: Rules | None = None, clock: Clock | None = None
+        self, server: RedisTarget | None = None, *, namespace: str = "taskflow", rules: Rules | None = None, clock: Clock | None = None
     ) -> None:
-        self.server = server or Server()
+        self.server = server or RedisTarget()
         self._namespace = check_queue(namespace)
         self._prefix = f"{{{namespace}:0}}:"
         self._rules = rules or Rules()

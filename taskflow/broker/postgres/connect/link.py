@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary, WeakSet
 import asyncpg
 
 from taskflow.broker import wording
-from taskflow.broker.postgres.connect.server import ANSWER_WITHIN, Address, Server, is_only_read
+from taskflow.broker.postgres.connect.server import ANSWER_WITHIN, Address, PostgresTarget, is_only_read
 from taskflow.broker.postgres.connect.server import drop as drop
 from taskflow.broker.postgres.refusals import ERRORS, in_our_words, is_cut, is_lost, is_read_only, is_stale, was_cancelled
 from taskflow.model.errors import BrokerError, BrokerUnavailable
@@ -30,7 +30,7 @@ class Link:
     Of several addresses it goes to the one that was the primary's last, and when another one is, leaves those that lead elsewhere.
     """
 
-    def __init__(self, server: Server, before_the_end: Callable[[], Awaitable[None]] | None = None, *, schema: str = "") -> None:
+    def __init__(self, server: PostgresTarget, before_the_end: Callable[[], Awaitable[None]] | None = None, *, schema: str = "") -> None:
         """`before_the_end` is awaited when the loop ends, while there are still connections; `schema` is for messages."""
         self.server = server
         self._schema = schema

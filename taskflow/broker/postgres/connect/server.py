@@ -46,7 +46,7 @@ class Address(NamedTuple):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-class Server(msgspec.Struct, frozen=True, kw_only=True):
+class PostgresTarget(msgspec.Struct, frozen=True, kw_only=True):
     """One database. `password` is never shown.
 
     `others`     further addresses, when there are standbys: one of them all is the primary's, and which one may change
@@ -72,7 +72,7 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
         return [("at", str(self))]
 
     def __repr__(self) -> str:
-        return f"<Server {self} {self.database!r} as {self.user!r}>"
+        return f"<PostgresTarget {self} {self.database!r} as {self.user!r}>"
 
     def __str__(self) -> str:
         return shown(self.places)
@@ -174,7 +174,7 @@ class _Search:
     would try them one after the other, and never come to the second.
     """
 
-    def __init__(self, server: Server, places: Sequence[Address]) -> None:
+    def __init__(self, server: PostgresTarget, places: Sequence[Address]) -> None:
         self._server = server
         self._untried = list(places)
         self._head_start = CONNECT_WITHIN / (2 * len(places))

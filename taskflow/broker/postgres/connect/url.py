@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Final
 from urllib.parse import SplitResult, unquote
 
-from taskflow.broker.postgres.connect.server import DEFAULT_PORT, Address, Server
+from taskflow.broker.postgres.connect.server import DEFAULT_PORT, Address, PostgresTarget
 from taskflow.broker.wording import IN_PASSWORDS
 from taskflow.model.errors import BrokerUrlError
 
@@ -16,7 +16,7 @@ _HOST: Final = re.compile(r"(?:\[(?P<bracketed>[^\[\]]+)\]|(?P<plain>[^:\[\]]*))
 _TLS: Final = ("disable", "prefer", "require", "verify-ca", "verify-full")
 
 
-def server_of(parts: SplitResult, options: Mapping[str, str]) -> Server:
+def server_of(parts: SplitResult, options: Mapping[str, str]) -> PostgresTarget:
     """The database that ``postgresql://user:password@host:5432/app?tls=require`` names. BrokerUrlError, which tells no password."""
     tls = options.get("tls", "verify-full" if "tls_ca" in options else "prefer")
     if tls not in _TLS:
@@ -31,7 +31,7 @@ def server_of(parts: SplitResult, options: Mapping[str, str]) -> Server:
     if "@" in parts.path:  # a part of the password may have been taken for an address
         raise BrokerUrlError(f"broker URL has an '@' behind its address; {IN_PASSWORDS}")
     first, *others = _places(parts.netloc.rpartition("@")[2])
-    return Server(
+    return PostgresTarget(
         host=first.host,
         port=first.port,
         others=tuple(others),

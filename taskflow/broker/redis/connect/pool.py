@@ -12,7 +12,7 @@ from redis.asyncio.connection import AbstractConnection
 from taskflow.broker import wording
 from taskflow.broker.redis.connect.connection import ERRORS, Command, CommandConnection, connection_over, drop
 from taskflow.broker.redis.connect.semaphore import Semaphore
-from taskflow.broker.redis.connect.server import ANSWER_WITHIN, Server
+from taskflow.broker.redis.connect.server import ANSWER_WITHIN, RedisTarget
 from taskflow.broker.redis.errors import broker_error
 from taskflow.broker.redis.scripts import Script
 from taskflow.model.errors import BrokerUnavailable
@@ -27,7 +27,7 @@ ON_DISK_WITHIN: Final = 2_500
 class ConnectionPool:
     """A pool of connections. One that failed, or was left in the middle of a reply, is dropped."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: RedisTarget) -> None:
         self.server = server
         self._idle: list[CommandConnection] = []
         self._in_use: set[CommandConnection] = set()

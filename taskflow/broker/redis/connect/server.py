@@ -46,7 +46,7 @@ def _about() -> dict[str, Any]:
 _ABOUT: Final = _about()
 
 
-class Server(msgspec.Struct, frozen=True, kw_only=True):
+class RedisTarget(msgspec.Struct, frozen=True, kw_only=True):
     """One server. `password` is never shown.
 
     `path`      of a unix socket, instead of host and port
@@ -74,7 +74,7 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
 
     def __repr__(self) -> str:
         user = f" as {self.username!r}" if self.password else ""  # a name alone is more often a password in the wrong place
-        return f"<Server {self} {self.db}{user}>"
+        return f"<RedisTarget {self} {self.db}{user}>"
 
     def __str__(self) -> str:
         return self.path or f"{self.host}:{self.port}{' over TLS' if self.tls else ''}"
@@ -123,11 +123,11 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
 # --- from a broker URL ---------------------------------------------------------------------------------------------
 
 
-def server_of(parts: SplitResult, options: Mapping[str, str]) -> Server:
+def server_of(parts: SplitResult, options: Mapping[str, str]) -> RedisTarget:
     """Return the server of ``redis://user:password@host:6379/0?durability=fsync``. Raise BrokerUrlError, which shows no password."""
     if parts.scheme != "rediss" and (tls := next((name for name in options if name.startswith("tls_")), None)):
         raise BrokerUrlError(f"broker URL has {tls}= without TLS: it begins with rediss://")
-    return Server(
+    return RedisTarget(
         host=parts.hostname or "localhost",
         port=_port(parts),
         db=_db(parts.path),
