@@ -7,7 +7,7 @@ from typing import Final
 
 from taskflow.broker import topics, wording
 from taskflow.broker.memory.job import Fence, StoredJob
-from taskflow.broker.memory.transitions import Transitions
+from taskflow.broker.memory.transitions import MemoryTransitions
 from taskflow.broker.protocol import Added, Refused
 from taskflow.model.clock import Clock, instant_of, to_microseconds, to_seconds
 from taskflow.model.envelope import ClaimId, Envelope, Lease, OnConflict
@@ -62,7 +62,7 @@ class SessionState:
         )
 
 
-class Store(Transitions):
+class Store(MemoryTransitions):
     """The verbs of a broker in one process. The caller holds the lock."""
 
     def __init__(self, clock: Clock, rules: Rules, capacity: int | None = None) -> None:

@@ -13,7 +13,7 @@ from taskflow.model.record import LIVE, MOVES, WAITING, Event, Status
 from taskflow.model.rules import Rules
 
 
-class Transitions:
+class MemoryTransitions:
     """Heaps are cleaned lazily: an entry counts only while it still says where its job stands, one of the ready jobs while it is the job's
     last."""
 
