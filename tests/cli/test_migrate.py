@@ -1,4 +1,4 @@
-"""`taskflow migrate`: what it says, and how it ends. What it does: test_migrations.py in tests/postgres and tests/sqlite."""
+"""`taskflow migrate`: what it says, and how it ends. What it does: test_migrations.py in tests/stores/postgres and tests/stores/sqlite."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from taskflow.broker.postgres.migrations import VERSION
 from tests.cli.inprocess import Cli
-from tests.postgres.versions import DESCRIPTION, NEXT, next_version, of_this_version
+from tests.stores.postgres.versions import DESCRIPTION, NEXT, next_version, of_this_version
 from tests.support.postgres import shared_postgres
 
 

@@ -7,11 +7,11 @@ import asyncio
 import asyncpg
 import pytest
 
-from tests.postgres.conftest import scene, store  # noqa: F401 - fixtures
-from tests.postgres.counts import SESSION, Store
-from tests.postgres.plans import CALLS, LIMIT, UNTIL_KEPT, any_kind, assert_cheap
-from tests.postgres.scene import Scene
-from tests.postgres.sender import send
+from tests.stores.postgres.conftest import scene, store  # noqa: F401 - fixtures
+from tests.stores.postgres.counts import SESSION, Store
+from tests.stores.postgres.plans import CALLS, LIMIT, UNTIL_KEPT, any_kind, assert_cheap
+from tests.stores.postgres.scene import Scene
+from tests.stores.postgres.sender import send
 
 MANY = 1_000_000
 
@@ -19,7 +19,7 @@ MANY = 1_000_000
 @any_kind
 @pytest.mark.parametrize("is_filled_first", [True, False], ids=["planned when full", "planned when empty"])
 async def test_a_claim_and_upkeep_read_few_of_a_million_jobs(store: Store, after: float, is_filled_first: bool) -> None:  # noqa: F811
-    """As tests/postgres/test_plans.py has it for fewer."""
+    """As tests/stores/postgres/test_plans.py has it for fewer."""
     if is_filled_first:
         await store.fill(MANY, after=after)
     costs = [await store.costs(*arguments, times=UNTIL_KEPT) for arguments in CALLS]

@@ -9,7 +9,7 @@ import pytest
 
 from taskflow.broker.console import JobFilter
 from taskflow.worker import fetcher
-from tests.redis.scene import Scene
+from tests.stores.redis.scene import Scene
 from tests.support.servers import RedisServer
 
 PREFIX: Final = b"{taskflow:0}:"

@@ -136,7 +136,7 @@ class SqliteHome(Home):
         return f"sqlite {self.path}"
 
     def spoiler(self) -> Spoiler:
-        from tests.sqlite.spoiler import SqliteSpoiler
+        from tests.stores.sqlite.spoiler import SqliteSpoiler
 
         return SqliteSpoiler(self.path)
 
@@ -185,7 +185,7 @@ class RedisHome(Home):
         return f"redis {self.server.port} {self.namespace}"
 
     def spoiler(self) -> Spoiler:
-        from tests.redis.spoiler import RedisSpoiler
+        from tests.stores.redis.spoiler import RedisSpoiler
 
         return RedisSpoiler(self.server.client(), self.prefix)
 
@@ -261,7 +261,7 @@ class PostgresHome(Home):
         return self.server.rows(at_work, f'"{self.namespace}".') == [(0,)]
 
     def spoiler(self) -> Spoiler:
-        from tests.postgres.spoiler import PostgresSpoiler
+        from tests.stores.postgres.spoiler import PostgresSpoiler
 
         self._is_spoilt = True
         return PostgresSpoiler(self.server.dsn, self.namespace)

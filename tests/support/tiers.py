@@ -9,7 +9,7 @@ import pytest
 
 TESTS: Final = Path(__file__).parents[1]
 
-_FAST: Final = frozenset({"app", "architecture", "codec", "conformance", "model", "readme", "sqlite", "test_url.py"})
+_FAST: Final = [TESTS / folder for folder in ("unit", "architecture", "conformance", "readme", "stores/sqlite")]
 """Folders whose tests are fast, but for modules marked `slow` and for those on a server."""
 
 _SERVERS: Final = frozenset({"redis", "postgres"})
@@ -18,15 +18,16 @@ _SERVERS: Final = frozenset({"redis", "postgres"})
 
 def mark(item: pytest.Item) -> None:
     """Mark the test `fast` where it is, and `conformance`."""
-    folder = item.path.relative_to(TESTS).parts[0]
-    if folder == "conformance":
+    if item.path.is_relative_to(TESTS / "conformance"):
         item.add_marker("conformance")
-    if folder in _FAST and item.get_closest_marker("slow") is None and not _parameters(item) & _SERVERS:
+    if any(map(item.path.is_relative_to, _FAST)) and item.get_closest_marker("slow") is None and not _parameters(item) & _SERVERS:
         item.add_marker("fast")
 
 
 def is_slow_folder(path: Path) -> bool:
-    return path.is_dir() and path.parent == TESTS and path.name not in _FAST
+    """Return True if neither this folder of tests nor one in it is fast."""
+    fast = any(path.is_relative_to(folder) or folder.is_relative_to(path) for folder in _FAST)
+    return path.is_dir() and path.is_relative_to(TESTS) and not fast
 
 
 def is_fast(item: pytest.Item) -> bool:

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Iterator
+
+import asyncpg
+import pytest
+
+from taskflow.broker.protocol import Broker
+from taskflow.broker.url import connect
+from tests.stores.postgres.counts import Store, a_store
+from tests.stores.postgres.scene import Scene
+from tests.support.postgres import PostgresServer, shared_postgres
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("TASKFLOW_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def server() -> Iterator[PostgresServer]:
+    """One that the test may harm."""
+    with PostgresServer(fsync=False) as server:
+        yield server
+
+
+@pytest.fixture
+async def scene() -> AsyncIterator[Scene]:
+    """An application straight on the shared server, in a database of its own."""
+    async with Scene(shared_postgres()) as scene:
+        yield scene
+
+
+@pytest.fixture
+async def store() -> AsyncIterator[Store]:
+    async with a_store(shared_postgres()) as store:
+        yield store
+
+
+@pytest.fixture
+async def broker(store: Store) -> AsyncIterator[Broker]:
+    opened = connect(store.url)
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def stranger(store: Store) -> AsyncIterator[asyncpg.Connection]:
+    """A connection of somebody else's, for transactions of theirs."""
+    connection = await asyncpg.connect(store.url)
+    yield connection
+    await connection.close()

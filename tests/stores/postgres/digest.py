@@ -1,0 +1,39 @@
+"""What the SQL of the current version comes to, pinned in digest.txt. `python -m tests.stores.postgres.digest` writes that file anew."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Final
+
+from taskflow.broker.postgres import texts
+from taskflow.broker.postgres.migrations import MIGRATIONS, VERSION
+from taskflow.model.rules import Rules
+
+FILE: Final = Path(__file__).with_name("digest.txt")
+COMMAND: Final = "python -m tests.stores.postgres.digest"
+
+
+def digests() -> dict[str, str]:
+    """By part: the version, each migration, and all functions together. As the server gets them: a rule or a word is a part of them too."""
+    functions = "".join(_rendered(name) for name in texts.names())
+    migrations = {f"schema/{each.version}": _digest(_rendered(f"schema/{each.version}")) for each in MIGRATIONS}
+    return {"version": str(VERSION), **migrations, "functions": _digest(functions)}
+
+
+def pinned() -> dict[str, str]:
+    lines = FILE.read_text().splitlines() if FILE.exists() else []
+    return {part: digest for part, _, digest in (line.partition(" ") for line in lines)}
+
+
+def _rendered(name: str) -> str:
+    return texts.script(name, "taskflow", Rules())
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+if __name__ == "__main__":
+    FILE.write_text("".join(f"{part} {digest}\n" for part, digest in digests().items()))
+    print(f"{FILE.name} is written: version {VERSION}")

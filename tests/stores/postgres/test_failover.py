@@ -1,0 +1,190 @@
+"""A standby takes the primary's place, at another address. The broker URL names both."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from taskflow import BrokerUnavailable, configure
+from taskflow.app.current import default_app
+from taskflow.broker.protocol import Added, Broker
+from taskflow.broker.url import connect
+from taskflow.model.envelope import Envelope
+from taskflow.model.errors import BrokerRefused
+from taskflow.model.ids import IdFactory
+from taskflow.worker.events import SessionEnded
+from tests.stores.postgres.scene import Scene, elapsed_since, terminate, until
+from tests.stores.redis.scene import PATIENCE
+from tests.support.postgres import PostgresServer, shared_postgres
+from tests.support.processes import HOST, free_port
+from tests.support.proxy import Proxy
+from tests.support.standby import Standby, come_back_as_standby
+
+MANY = 300
+
+new_id = IdFactory()
+
+
+@pytest.fixture
+def standby(server: PostgresServer) -> Iterator[Standby]:
+    """Of the server."""
+    with Standby(server) as standby:
+        yield standby
+
+
+def url_of_all(database: str, *ports: int) -> str:
+    return f"postgresql://postgres@{','.join(f'{HOST}:{port}' for port in ports)}/{database}"
+
+
+class SceneOfTwo(Scene):
+    """All of it knows both addresses, the looks at the store too."""
+
+    def __init__(self, first: PostgresServer, second: PostgresServer, *, database: str | None = None) -> None:
+        super().__init__(first, database=database)
+        self.straight_url = url_of_all(self.database, first.port, second.port)
+        self._broker = connect(self.straight_url)
+
+    async def seconds_from_afar(self, numbers: range) -> list[float]:
+        """Until the jobs that another broker has sent start: nothing but a notification tells of them."""
+        afar = connect(self.straight_url)
+        with default_app().using(afar):
+            await self.seconds_to_start(numbers.start)
+            waits = [await self.seconds_to_start(number) for number in numbers[1:]]
+        await afar.close()
+        return waits
+
+
+async def one_is_added(broker: Broker) -> float:
+    """Seconds that it took."""
+    began_at = time.monotonic()
+    envelope = Envelope(id=new_id(), job="work", payload=b"\x01")
+    assert await broker.enqueue([envelope]) == [Added(envelope.id)]
+    return elapsed_since(began_at)
+
+
+# --- the standby takes over -----------------------------------------------------------------------------------------
+
+
+async def test_a_primary_that_dies_under_load_loses_and_repeats_nothing(
+    server: PostgresServer, standby: Standby, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its standby is synchronous, as it has to be for that. Sessions and leases survive with the rest, and wake-ups come as before."""
+    configure(enqueue_timeout=PATIENCE)
+    standby.be_waited_for()
+    async with SceneOfTwo(server, standby) as scene:
+        scene.takes = 0.02
+        async with scene.worker(ttl=20), scene.worker(ttl=20):
+            sending = asyncio.create_task(scene.keep_sending(range(MANY)))
+            await scene.until_ran([40])
+            assert not sending.done()
+            await asyncio.to_thread(server.stop, "immediate")
+            await asyncio.to_thread(standby.promote)
+            await sending
+            await scene.until_done()
+            ran = scene.runs.total()
+            waits = await scene.seconds_from_afar(range(MANY, MANY + 6))
+            await scene.until_done()
+        await scene.assert_each_settled_once()
+    assert not [event for event in scene.events if isinstance(event, SessionEnded)]
+    assert max(waits) < 0.5, waits
+    with capsys.disabled():
+        print(f"\n{ran} runs of {MANY} jobs over a failover; from afar afterwards {max(waits) * 1000:.0f} ms at worst")
+
+
+async def test_a_primary_that_turns_read_only_is_left(server: PostgresServer, standby: Standby) -> None:
+    """Its connections live on, and every write on them fails: the ears too leave it, though nobody cuts them."""
+    configure(enqueue_timeout=PATIENCE)
+    standby.be_waited_for()
+    async with SceneOfTwo(server, standby) as scene, scene.worker(ttl=20):
+        await scene.send(range(20))
+        await scene.until_done()
+        server.execute("ALTER SYSTEM SET default_transaction_read_only = on")
+        server.execute("SELECT pg_reload_conf()")
+        sending = asyncio.create_task(scene.keep_sending(range(20, 60)))
+        await asyncio.to_thread(standby.promote)
+        await sending
+        await scene.until_done()
+        waits = await scene.seconds_from_afar(range(60, 66))
+        await scene.until_done()
+        await scene.assert_each_settled_once()
+    assert max(waits) < 0.5, waits
+
+
+async def test_a_primary_that_comes_back_as_a_standby_is_passed_over(server: PostgresServer, standby: Standby) -> None:
+    """It is the first of the two, and answers, which a broker takes no harm from that was there before, nor one that comes new."""
+    configure(enqueue_timeout=PATIENCE)
+    standby.be_waited_for()
+    async with SceneOfTwo(server, standby) as scene, scene.worker(ttl=20):
+        await scene.send(range(20))
+        await scene.until_done()
+        await asyncio.to_thread(server.stop)
+        await asyncio.to_thread(standby.promote)
+        await asyncio.to_thread(come_back_as_standby, server)
+        await scene.send(range(20, 40))
+        await scene.until_done()
+        terminate(standby, scene.database)
+        await scene.send(range(40, 60))
+        await scene.until_done()
+        await scene.assert_each_settled_once()
+
+
+# --- which of several it is -----------------------------------------------------------------------------------------
+
+
+async def test_a_standby_at_the_first_address_is_passed_over(server: PostgresServer, standby: Standby) -> None:
+    async with SceneOfTwo(standby, server, database=server.new_database()) as scene, scene.worker():
+        await scene.send(range(20))
+        await scene.until_done()
+        waits = await scene.seconds_from_afar(range(20, 24))
+    assert max(waits) < 0.5, waits
+
+
+async def test_standbys_alone_are_waited_for(server: PostgresServer, standby: Standby) -> None:
+    """One of them may be promoted any moment."""
+    nobody = free_port()
+    broker = connect(url_of_all("postgres", standby.port, nobody))
+    with pytest.raises(BrokerUnavailable, match=rf"127.0.0.1:{standby.port} is read-only") as told:
+        await one_is_added(broker)
+    assert f"127.0.0.1:{nobody} says:" in str(told.value)
+    await asyncio.to_thread(standby.promote)
+    await one_is_added(broker)
+    await broker.close()
+
+
+async def test_what_all_refuse_is_refused() -> None:
+    server = shared_postgres()
+    broker = connect(url_of_all("nowhere", server.port, server.port))
+    with pytest.raises(BrokerRefused, match='database "nowhere" does not exist'):
+        await one_is_added(broker)
+    await broker.close()
+
+
+async def test_an_address_that_is_dead_in_silence_costs_a_part_of_the_patience_and_once() -> None:
+    """Each new connection would wait for it again."""
+    server = shared_postgres()
+    database = server.new_database()
+    with Proxy(HOST, server.port, parse=None) as proxy:
+        await asyncio.to_thread(proxy.blackhole)
+        broker = connect(url_of_all(database, proxy.port, server.port))
+        first = await one_is_added(broker)
+        terminate(server, database)
+        second = await one_is_added(broker)
+        await broker.close()
+    assert 0.3 < first < 2.5
+    assert second < 0.3
+
+
+async def test_what_was_tried_beside_is_not_left_open() -> None:
+    """Both addresses lead to a primary, the first one too late."""
+    server = shared_postgres()
+    database = server.new_database()
+    with Proxy(HOST, server.port, parse=None) as proxy:
+        proxy.latency = 0.5
+        broker = connect(url_of_all(database, proxy.port, server.port))
+        await one_is_added(broker)
+        await asyncio.sleep(1.0)
+        await broker.close()
+        await until(lambda: not server.rows("SELECT 1 FROM pg_stat_activity WHERE datname = $1", database), 5)

@@ -1,0 +1,297 @@
+"""Where notifications get lost, or cannot be listened to, jobs are looked for once a second, and it is said."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, Final
+
+import asyncpg
+import pytest
+
+from taskflow.app.current import default_app
+from taskflow.broker import topics
+from taskflow.broker.postgres import wakeups
+from taskflow.broker.postgres.connect.link import Link
+from taskflow.broker.protocol import Broker
+from taskflow.broker.url import connect
+from taskflow.model.envelope import Envelope
+from taskflow.model.ids import IdFactory
+from tests.stores.postgres.scene import Scene, until
+from tests.support.pgbouncer import PgBouncer, is_there
+from tests.support.postgres import PostgresServer, shared_postgres
+from tests.support.processes import HOST, free_port
+from tests.support.proxy import Proxy
+
+POLLED_WITHIN: Final = 2.5
+"""Seconds: the longest pause between two looks, twice. Without polling a worker looks again after 5."""
+
+pooled = pytest.mark.skipif(
+    not os.environ.get("CI") and not is_there(),
+    reason="there is no pgbouncer on this machine: apt-get install pgbouncer (where CI is set, that is a failure)",
+)
+
+new_id = IdFactory()
+
+
+def an_envelope(queue: str = "mail", **more: Any) -> Envelope:
+    return Envelope(id=new_id(), job="work", payload=b"\x01", queue=queue, **more)
+
+
+@pytest.fixture
+def bouncer() -> Iterator[PgBouncer]:
+    with PgBouncer(shared_postgres(), pool_size=4) as bouncer:
+        yield bouncer
+
+
+@pytest.fixture
+def _loss_is_found_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A notification that takes longer than this counts as lost. Only for tests that lose them: on a busy machine one may take as long."""
+    monkeypatch.setattr(wakeups, "HEARD_WITHIN", 0.5)
+
+
+loses = pytest.mark.usefixtures("_loss_is_found_soon")
+
+
+@asynccontextmanager
+async def worker_at(scene: Scene, url: str) -> AsyncIterator[None]:
+    """It works for the scene by way of `url`, and what is sent goes straight: it hears of a job from the server, or not at all."""
+    broker = connect(url)
+    with default_app().using(broker):
+        async with scene.worker(ttl=20):
+            straight = connect(scene.straight_url)
+            with default_app().using(straight):
+                await scene.seconds_to_start(-1)
+                yield
+            await straight.close()
+    await broker.close()
+
+
+@contextmanager
+def counting() -> Iterator[Counter[str]]:
+    """The functions of ours that are called inside, in all threads."""
+    asked = Counter[str]()
+    fetch = Link.fetch
+
+    async def counted(self: Link, statement: str, *arguments: Any, **more: Any) -> list[asyncpg.Record]:
+        asked[statement.partition("(")[0].rpartition(".")[2]] += 1
+        return await fetch(self, statement, *arguments, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Link, "fetch", counted)
+        yield asked
+
+
+async def assert_hears_of_jobs(scene: Scene) -> None:
+    """The worker starts jobs without a poll. It would otherwise look for them every 5 s only."""
+    polls: list[list[str]] = []
+
+    async def polled(_listener: wakeups.PostgresListener, topics: list[str]) -> None:
+        polls.append(topics)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wakeups.PostgresListener, "_poll", polled)
+        waits = [await scene.seconds_to_start(number) for number in range(5)]
+    assert polls == []
+    assert max(waits) < 4, waits
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING and record.name == "taskflow"]
+
+
+# --- through a pooler ---------------------------------------------------------------------------------------------
+
+
+@pooled
+@loses
+async def test_a_worker_behind_a_pooler_that_loses_notifications_says_so_once_and_polls(
+    scene: Scene, bouncer: PgBouncer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with worker_at(scene, f"{bouncer.url(scene.database)}?pooled=1"):
+        await until(lambda: warnings(caplog), 10)
+        waits = [await scene.seconds_to_start(number) for number in range(5)]
+    assert max(waits) < POLLED_WITHIN, waits
+    [said] = warnings(caplog)
+    assert f"PostgreSQL at 127.0.0.1:{bouncer.port} loses notifications" in said
+    assert "listen=host:5432" in said
+
+
+@pooled
+async def test_a_pooler_beside_which_it_listens_is_no_reason_to_poll(
+    scene: Scene, bouncer: PgBouncer, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = f"{bouncer.url(scene.database)}?pooled=1&listen={HOST}:{scene.postgres.port}"
+    async with worker_at(scene, url):
+        await assert_hears_of_jobs(scene)
+    assert warnings(caplog) == []
+
+
+@pooled
+@loses
+async def test_a_pooler_that_is_mended_is_noticed(
+    scene: Scene, bouncer: PgBouncer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In session mode it loses nothing."""
+    monkeypatch.setattr(wakeups, "TEST_AGAIN", 0.5)
+    caplog.set_level(logging.INFO, "taskflow")
+    async with worker_at(scene, f"{bouncer.url(scene.database)}?pooled=1"):
+        await until(lambda: warnings(caplog))
+        await asyncio.to_thread(bouncer.command, "SET default_pool_size = 20")  # each of the connections keeps one of its own then
+        await asyncio.to_thread(bouncer.command, "SET pool_mode = session")
+        await until(lambda: "notifications are heard" in caplog.text)
+        await assert_hears_of_jobs(scene)
+
+
+@pooled
+@pytest.mark.parametrize("topic", ["queue", "any queue", "due", "end"])
+async def test_all_that_one_waits_for_is_looked_for(topic: str, bouncer: PgBouncer) -> None:
+    """And who finds nothing is left alone."""
+    database = shared_postgres().new_database()
+    here, there = connect(f"{bouncer.url(database)}?pooled=1"), connect(shared_postgres().url(database))
+    running = an_envelope("elsewhere", after=3600.0)
+    if topic == "end":
+        await there.enqueue([running])
+    wanted = {"queue": topics.queue("mail"), "any queue": topics.ANY_QUEUE, "due": topics.DUE, "end": topics.job(running.id)}[topic]
+    with here.listen([wanted]) as nudges:
+        assert not await nudges.wait(1.6)
+        if topic == "end":
+            await there.cancel([running.id])
+        else:
+            await there.enqueue([an_envelope(after=60.0 if topic == "due" else 0.0)])
+        assert await nudges.wait(POLLED_WITHIN)
+    await here.close()
+    await there.close()
+
+
+@pooled
+@loses
+async def test_an_idle_worker_that_polls_looks_about_once_a_second(
+    scene: Scene, bouncer: PgBouncer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All that wait in the process together."""
+    async with worker_at(scene, f"{bouncer.url(scene.database)}?pooled=1"):
+        await until(lambda: warnings(caplog), 10)
+        with counting() as asked:
+            await asyncio.sleep(6)
+    assert 4 <= asked["find_topics"] <= 9, asked
+    assert asked.total() - asked["find_topics"] < 9, asked  # what an idle worker asks anyway: claims, beats, upkeep
+
+
+# --- a way that cannot be listened on ---------------------------------------------------------------------------------
+
+
+async def test_a_wrong_place_to_listen_at_is_named_and_jobs_are_polled(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    nowhere = free_port()
+    async with worker_at(scene, f"{scene.straight_url}?listen={HOST}:{nowhere}"):
+        await until(lambda: warnings(caplog), 20)
+        waits = [await scene.seconds_to_start(number) for number in range(4)]
+    assert max(waits) < POLLED_WITHIN, waits
+    [said] = warnings(caplog)
+    assert f"PostgreSQL at 127.0.0.1:{nowhere} (listen= in the broker URL) takes no connection that listens" in said
+
+
+@loses
+async def test_another_database_to_listen_at_is_found_out(server: PostgresServer, scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    """It takes a LISTEN as any does."""
+    server.execute(f"CREATE DATABASE {scene.database}")
+    async with worker_at(scene, f"{scene.straight_url}?listen={HOST}:{server.port}"):
+        await until(lambda: warnings(caplog), 10)
+        assert await scene.seconds_to_start(0) < POLLED_WITHIN
+    [said] = warnings(caplog)
+    assert "hears nothing of what is told at" in said
+
+
+async def test_once_one_can_listen_again_a_job_starts_at_once(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "taskflow")
+    with Proxy(HOST, scene.postgres.port, parse=None) as proxy:
+        proxy.refuse()
+        async with worker_at(scene, f"{scene.straight_url}?listen={HOST}:{proxy.port}"):
+            await until(lambda: warnings(caplog), 20)
+            await asyncio.to_thread(proxy.listen_again)
+            await until(lambda: "notifications are heard" in caplog.text, 20)
+            await assert_hears_of_jobs(scene)
+    assert len(warnings(caplog)) == 1
+
+
+async def test_a_server_that_is_away_is_no_trouble_of_the_ears(server: PostgresServer, caplog: pytest.LogCaptureFixture) -> None:
+    async with Scene(server) as scene, scene.worker():
+        await scene.seconds_to_start(0)
+        for number in range(1, 4):
+            await asyncio.to_thread(server.stop, "immediate")
+            await asyncio.sleep(number)
+            await asyncio.to_thread(server.start)
+            await scene.send([number])
+            await scene.until_done([number])
+    assert warnings(caplog) == []
+
+
+# --- the self-test --------------------------------------------------------------------------------------------------
+
+
+async def test_the_word_of_a_self_test_wakes_nobody(scene: Scene) -> None:
+    """It is told on the same channel, and no topic is such a word."""
+    heard: list[str] = []
+    spy = await asyncpg.connect(scene.straight_url)
+    await spy.add_listener("taskflow", lambda *told: heard.append(str(told[-1])))
+    here, others = connect(scene.straight_url), [connect(scene.straight_url) for _ in range(3)]
+    waiting = an_envelope(after=3600.0)
+    await here.enqueue([waiting])
+    with here.listen([topics.queue("mail"), topics.ANY_QUEUE, topics.DUE, topics.session(b"s"), topics.job(waiting.id)]) as nudges:
+        while await nudges.wait(0.5):
+            pass
+        for other in others:
+            with other.listen([topics.queue("mail")]) as its:
+                await its.wait(0.2)
+        assert not await nudges.wait(0.3)
+    tests = [words for words in heard if words.startswith("test:")]
+    assert len(tests) == len({*tests}) == 1 + len(others)
+    assert {topic for words in heard if words not in tests for topic in words.split("\n")} == {topics.DUE}
+    await spy.close()
+    for broker in (here, *others):
+        await broker.close()
+
+
+async def test_jobs_that_are_due_later_keep_nobody_busy(scene: Scene) -> None:
+    """They were there before the worker came: what it is told of from then on is enough."""
+    await scene.note.options(after=3600).delay(-2)
+    async with scene.worker(ttl=20):
+        await scene.seconds_to_start(-1)
+        with counting() as asked:
+            await asyncio.sleep(3)
+    assert asked.total() < 10, asked
+
+
+# --- the doctor -----------------------------------------------------------------------------------------------------
+
+
+async def wake_ups(url: str) -> tuple[str, str]:
+    """Level and words of the finding."""
+    broker: Broker = connect(url)
+    [finding] = [finding for finding in await broker.console.examine() if finding.topic == "wake-ups"]
+    await broker.close()
+    return finding.level, finding.says
+
+
+async def test_the_doctor_finds_that_notifications_are_heard(scene: Scene) -> None:
+    assert await wake_ups(scene.straight_url) == ("ok", "notifications are heard")
+
+
+@pooled
+@loses
+async def test_the_doctor_finds_a_pooler_that_loses_them(scene: Scene, bouncer: PgBouncer) -> None:
+    url = f"{bouncer.url(scene.database)}?pooled=1"
+    level, says = await wake_ups(url)
+    assert level == "note"
+    assert "listen=host:5432" in says
+    assert (await wake_ups(f"{url}&listen={HOST}:{scene.postgres.port}"))[0] == "ok"
+
+
+async def test_the_doctor_finds_a_wrong_place_to_listen_at(scene: Scene) -> None:
+    level, says = await wake_ups(f"{scene.straight_url}?listen={HOST}:{free_port()}")
+    assert level == "note"
+    assert "takes no connection that listens" in says

@@ -1,0 +1,385 @@
+"""A transaction of somebody else's that stays open keeps all that dies meanwhile; what verbs read does not grow by it, and nothing is lost.
+
+See marks.sql.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Final
+
+import asyncpg
+import pytest
+
+from taskflow.broker import topics
+from taskflow.broker.nudges import Nudges
+from taskflow.broker.postgres.enqueue import envelope_columns
+from taskflow.broker.postgres.settle import success_columns
+from taskflow.broker.protocol import Added, Broker
+from taskflow.broker.url import connect
+from taskflow.model.envelope import Envelope, Lease
+from taskflow.model.session import Beat, Session
+from taskflow.model.verdict import HandedBack, Settled
+from tests.stores.postgres.counts import SESSION, Store, new_id
+from tests.support.verdicts import settlement, succeeded
+
+MANY: Final = 10_000
+BATCH: Final = 200
+FEW: Final = 1_000
+"""Rows: a fraction of the many. No figure of the code's: half a second of jobs may be read again."""
+
+UNTIL_PLANS_ARE_KEPT: Final = 8
+"""Calls on a connection: from the sixth on the server may plan without regard to what it is asked."""
+
+BEYOND_THE_MARKS: Final = 0.8
+"""Seconds. A mark lies half a second back."""
+
+
+def an_envelope(**given: Any) -> Envelope:
+    return Envelope(id=new_id(), job="work", payload=b"\x01payload", **given)
+
+
+class Work:
+    """One session's claims and settlements."""
+
+    def __init__(self, broker: Broker) -> None:
+        self.broker = broker
+        self.request = 0
+
+    async def claim(self, limit: int = BATCH, queues: Sequence[str] = ()) -> list[Lease]:
+        self.request += 1
+        return await self.broker.claim(SESSION, self.request, queues, limit)
+
+    async def pass_through(self, jobs: int, *, after: float = 0.0) -> None:
+        """Each is added, readied if it has to wait, claimed and settled."""
+        for _ in range(jobs // BATCH):
+            await self.broker.enqueue([an_envelope(after=after) for _ in range(BATCH)])
+            if after:
+                await asyncio.sleep(2 * after)
+                assert (await self.broker.upkeep(BATCH)).readied == BATCH
+            leases = await self.claim()
+            assert len(leases) == BATCH
+            assert await self.broker.settle([succeeded(lease) for lease in leases]) == [Settled.OK] * BATCH
+
+    async def beat(self) -> None:
+        await self.broker.beat(Beat(session=SESSION, claims=(), seen=self.request))
+
+    async def another_session(self) -> bytes:
+        session = Session(id=new_id(), name="another")
+        await self.broker.register(session)
+        return session.id
+
+    async def found(self, nudges: Nudges) -> list[Lease]:
+        """What is claimed as soon as there is something."""
+        leases = await self.claim()
+        while not leases:
+            assert await nudges.wait(5.0)
+            leases = await self.claim()
+        return leases
+
+    async def go_beyond(self, envelope: Envelope) -> None:
+        """Others of its queue and priority come and go, until the mark has passed the moment of its enqueue."""
+        for _ in range(2):
+            await asyncio.sleep(BEYOND_THE_MARKS)
+            await self.broker.enqueue([an_envelope()])
+            [lease] = await self.claim(1)
+            assert lease.envelope.id != envelope.id
+            await self.broker.settle([succeeded(lease)])
+
+
+@pytest.fixture
+async def work(store: Store) -> AsyncIterator[Work]:
+    broker = connect(store.url)
+    yield Work(broker)
+    await broker.close()
+
+
+async def test_what_is_read_does_not_grow_with_what_nobody_may_clean_away(
+    store: Store, work: Work, stranger: asyncpg.Connection, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rows of every table and index of ours, by each verb of a busy worker, once ten thousand jobs have come and gone."""
+    await stranger.execute("CREATE TABLE public.theirs (n integer)")
+    await stranger.execute("BEGIN; INSERT INTO public.theirs VALUES (1)")
+    await work.pass_through(MANY // 2)
+    await work.pass_through(MANY // 2, after=0.001)
+    await work.beat()
+    await work.broker.upkeep(1_000)
+    await asyncio.sleep(BEYOND_THE_MARKS)
+    await work.pass_through(BATCH)  # whose claims raise the mark
+    await work.beat()
+    await work.broker.upkeep(1_000)
+    assert store.dead_rows() > MANY  # of two for each, those that the statistics know by now
+    store.counted = "."
+    beyond = work.request + 1
+    statements: dict[str, tuple[Any, ...]] = {
+        "claim of any queue": ("SELECT * FROM taskflow.claim(NULL, NULL, $1, $2, '{}', 100)", SESSION, beyond),
+        "claim of one": ("SELECT * FROM taskflow.claim(NULL, NULL, $1, $2, '{default}', 100)", SESSION, beyond),
+        "beat": (
+            "SELECT * FROM taskflow.beat(NULL, NULL, $1, '{}', '{}', $2, '{}', '{}', '{}', '{}', false, NULL, false)",
+            SESSION,
+            beyond,
+        ),
+        "beat that looks": (
+            "SELECT * FROM taskflow.beat(NULL, NULL, $1, '{}', '{}', $2, '{}', '{}', '{}', '{}', false, NULL, true)",
+            SESSION,
+            beyond,
+        ),
+        "upkeep": ("SELECT * FROM taskflow.upkeep(NULL, NULL, 1000)",),
+        "arming": ("SELECT * FROM taskflow.find_topics('{queues,due,queue:default}')",),
+        "workers": ("SELECT * FROM taskflow.workers(NULL, NULL)",),
+    }
+    for verb, statement in statements.items():
+        *_, cost = costs = await store.costs(*statement, times=UNTIL_PLANS_ARE_KEPT)
+        with capsys.disabled():
+            print(f"\n{verb}: " + ", ".join(f"{name} {rows}" for name, (_, rows) in sorted(cost.items()) if rows), end="")
+        assert max(sum(rows for _, rows in each.values()) for each in costs) < FEW, verb
+
+
+async def test_a_beat_that_looks_waits_for_no_upkeep(work: Work, stranger: asyncpg.Connection) -> None:
+    """Whose transaction may take long: it has the turn to look behind the marks, and the beat leaves it that."""
+    await stranger.execute("BEGIN; SELECT * FROM taskflow.upkeep(NULL, NULL, 100)")
+    held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
+    assert await stranger.fetchval(held) > 0
+
+    answer = await work.broker.beat(Beat(session=SESSION, looks=True))
+
+    assert answer.outlook is not None
+    await stranger.execute("ROLLBACK")
+
+
+async def test_nor_does_a_settlement_read_who_was_awaited_once(store: Store, work: Work, stranger: asyncpg.Connection) -> None:
+    """Each wait for a result leaves a row that nobody may clean away meanwhile."""
+    await stranger.execute("CREATE TABLE public.theirs (n integer)")
+    await stranger.execute("BEGIN; INSERT INTO public.theirs VALUES (1)")
+    broker = await asyncpg.connect(store.url)
+    await broker.execute(
+        f"INSERT INTO taskflow.awaited (id, until_when) SELECT decode(md5(n::text), 'hex'), 0 FROM generate_series(1, {MANY}) AS n"
+    )
+    await broker.execute("DELETE FROM taskflow.awaited")
+    await broker.close()
+    await work.broker.enqueue([an_envelope() for _ in range(BATCH)])
+    columns = success_columns([succeeded(lease) for lease in await work.claim()])
+    store.counted = "^awaited"
+
+    costs = await store.costs("SELECT * FROM taskflow.succeed(NULL, $1, $2, $3, $4, $5)", *columns, times=UNTIL_PLANS_ARE_KEPT)
+
+    assert max(sum(rows for _, rows in each.values()) for each in costs) < FEW
+
+
+async def test_a_commit_that_comes_late_is_found_by_a_check_of_the_marks(work: Work, stranger: asyncpg.Connection) -> None:
+    """The marks have passed it; upkeep reads without them every ten seconds."""
+    late = an_envelope()
+    await work.pass_through(BATCH)
+    await stranger.execute("BEGIN")
+    await stranger.fetch(
+        "SELECT * FROM taskflow.enqueue(NULL, NULL, $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
+        *envelope_columns([late]),
+    )
+    await work.go_beyond(late)
+    await stranger.execute("COMMIT")
+    assert await work.claim() == []
+    await stranger.execute("DELETE FROM taskflow.meta WHERE name LIKE 'check_marks%'")  # ten seconds are over
+
+    with work.broker.listen([topics.queue("default")]) as nudges:
+        await work.broker.upkeep(10)
+
+        assert [lease.envelope.id for lease in await work.found(nudges)] == [late.id]
+
+
+async def test_what_a_claim_that_is_rolled_back_has_held_is_found_at_once(work: Work, stranger: asyncpg.Connection) -> None:
+    """Others have claimed what comes after it meanwhile."""
+    held = an_envelope()
+    await work.broker.enqueue([held])
+    await stranger.execute("BEGIN")
+    await stranger.fetch("SELECT * FROM taskflow.claim(NULL, NULL, $1, 1000000, '{}', 1)", await work.another_session())
+    await work.go_beyond(held)
+
+    await stranger.execute("ROLLBACK")
+
+    assert [lease.envelope.id for lease in await work.claim()] == [held.id]
+
+
+async def test_a_scheduled_job_of_a_transaction_that_commits_late_is_found(work: Work, stranger: asyncpg.Connection) -> None:
+    await stranger.execute("BEGIN")
+    job_id = await stranger.fetchval("SELECT taskflow.enqueue('work', after => '100 milliseconds')")
+    for _ in range(3):
+        await work.pass_through(BATCH, after=0.001)
+        await asyncio.sleep(BEYOND_THE_MARKS)
+        await work.broker.upkeep(10)
+    await stranger.execute("COMMIT")
+
+    await work.broker.upkeep(10)
+
+    assert [lease.envelope.id for lease in await work.claim()] == [job_id.bytes]
+
+
+async def test_a_verb_that_took_long_checks_the_marks_itself(work: Work, stranger: asyncpg.Connection) -> None:
+    """The commit of an enqueue takes two seconds; others' jobs come and go meanwhile."""
+    await stranger.execute(_SLOW_COMMIT)
+    late = Envelope(id=new_id(), job="slow", payload=b"\x01")
+    with work.broker.listen([topics.queue("default")]) as nudges:
+        adding = asyncio.create_task(work.broker.enqueue([late]))
+        await work.go_beyond(late)
+        assert await adding == [Added(late.id)]
+        assert [lease.envelope.id for lease in await work.found(nudges)] == [late.id]
+
+
+async def test_a_look_that_is_due_is_not_left_undone_by_who_leaves(work: Work, stranger: asyncpg.Connection) -> None:
+    """The store has been told that it is this process's turn: nobody else looks for ten seconds."""
+
+    async def looked_at() -> int | None:
+        found: int | None = await stranger.fetchval("SELECT value FROM taskflow.meta WHERE name = 'check_marks_at'")
+        return found
+
+    broker = work.broker.sibling()
+    await broker.upkeep(10)
+    await stranger.execute("DELETE FROM taskflow.meta WHERE name LIKE 'check_marks%'")
+    await broker.upkeep(10)
+    assert await looked_at() is None, "it is not done at once"
+    await broker.close()
+    assert await looked_at() is not None
+
+
+_SLOW_COMMIT: Final = """
+    CREATE FUNCTION public.takes_its_time() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(2.5); RETURN NULL; END $$;
+    CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON taskflow.jobs DEFERRABLE INITIALLY DEFERRED
+        FOR EACH ROW WHEN (NEW.job = 'slow') EXECUTE FUNCTION public.takes_its_time();
+"""
+
+
+async def test_the_first_jobs_of_a_queue_are_all_found_whoever_commits_first(work: Work, stranger: asyncpg.Connection) -> None:
+    """Neither transaction sees that the other has begun the queue."""
+    early, late = an_envelope(queue="new"), an_envelope(queue="new")
+    await stranger.execute("BEGIN")
+    await stranger.fetch(
+        "SELECT * FROM taskflow.enqueue(NULL, NULL, $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
+        *envelope_columns([early]),
+    )
+    await work.broker.enqueue([late])
+    await stranger.execute("COMMIT")
+
+    assert [lease.envelope.id for lease in await work.claim()] == [early.id, late.id]
+
+
+async def test_what_is_handed_back_is_found_where_it_stood(work: Work) -> None:
+    """At once, though the mark has passed it long ago."""
+    old = an_envelope()
+    await work.broker.enqueue([old])
+    [lease] = await work.claim()
+    await work.go_beyond(old)
+
+    await work.broker.settle([settlement(lease, HandedBack())])
+
+    assert [lease.envelope.id for lease in await work.claim()] == [old.id]
+
+
+async def test_a_mark_beyond_the_clock_is_not_believed(work: Work, stranger: asyncpg.Connection) -> None:
+    """The server's clock was set back by an hour after the mark was set."""
+    await work.broker.enqueue([an_envelope()])
+    await stranger.execute(
+        "INSERT INTO taskflow.marks (kind, queue, at, set_at) "
+        "SELECT 'ready', 'default', t, t FROM (SELECT taskflow.wall(NULL) + 3600000000) AS in_an_hour (t)"
+    )
+
+    assert len(await work.claim()) == 1
+
+
+async def check_marks_after_a_while(stranger: asyncpg.Connection) -> None:
+    """As if every mark had been set a quarter of a minute earlier."""
+    await stranger.execute("UPDATE taskflow.marks SET set_at = set_at - 15000000")
+    await stranger.fetch("SELECT * FROM taskflow.check_marks(NULL)")
+
+
+async def test_many_queues_with_nothing_in_them_cost_a_claim_nothing(store: Store, work: Work, stranger: asyncpg.Connection) -> None:
+    """Once they have been empty for a while; what is added to one of them is found at once, also where it stood before others."""
+    queues = [f"queue{number}" for number in range(300)]
+    await work.broker.enqueue([an_envelope(queue=queue) for queue in queues])
+    leases = await work.claim(len(queues))
+    await work.broker.settle([succeeded(lease) for lease in leases[1:]])
+    for _ in range(2):
+        await check_marks_after_a_while(stranger)
+    store.counted = "^marks"
+    claim, arm = "SELECT * FROM taskflow.claim(NULL, NULL, $1, $2, '{}', 100)", "SELECT * FROM taskflow.find_topics('{queues}')"
+    await store.costs(claim, SESSION, work.request + 1)  # the first to come by what has been deleted marks it as dead in the index
+    costs = [*await store.costs(claim, SESSION, work.request + 1), *await store.costs(arm)]
+    assert all(rows < 20 for cost in costs for _, rows in cost.values()), costs
+
+    new = an_envelope(queue="queue7")
+    await work.broker.enqueue([new])
+    await work.broker.settle([settlement(leases[0], HandedBack())])
+
+    assert {lease.envelope.id for lease in await work.claim()} == {new.id, leases[0].envelope.id}
+
+
+@pytest.mark.parametrize("looks", [0, 1], ids=["before it is said", "after"])
+async def test_what_comes_as_its_queue_comes_to_rest_is_found(work: Work, stranger: asyncpg.Connection, store: Store, looks: int) -> None:
+    """At once, though the transaction that adds it is not seen by those who let the queue rest."""
+    await work.pass_through(BATCH)
+    looking = await asyncpg.connect(store.url)
+    late = an_envelope()
+    for look in range(2):
+        if look == looks:
+            await stranger.execute("BEGIN")
+            await stranger.fetch(
+                "SELECT * FROM taskflow.enqueue(NULL, NULL, $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
+                *envelope_columns([late]),
+            )
+        await check_marks_after_a_while(looking)
+        if look == 0 and looks == 0:
+            await stranger.execute("COMMIT")
+    if looks == 1:
+        await stranger.execute("COMMIT")
+    await looking.close()
+
+    assert [lease.envelope.id for lease in await work.claim()] == [late.id]
+
+
+async def test_claims_of_many_queues_go_round(work: Work) -> None:
+    """Each goes on with the queue that follows the last one's last; what lies in several is found by one claim."""
+    queues = [f"queue{letter}" for letter in "abcdefghijklmnopqrst"]
+    await work.broker.enqueue([an_envelope(queue=queue) for queue in queues for _ in range(3)])
+
+    claims = [[lease.envelope.queue for lease in await work.claim(5)] for _ in range(10)]
+
+    assert claims[:3] == [["queuea"] * 3 + ["queueb"] * 2, ["queuec"] * 3 + ["queued"] * 2, ["queuee"] * 3 + ["queuef"] * 2]
+    assert {queue for claim in claims for queue in claim} == set(queues)
+
+
+async def test_updates_that_come_often_stay_on_their_page(work: Work, stranger: asyncpg.Connection) -> None:
+    """Beats, upkeep's sums, reports of progress: "heap-only" updates, which add nothing to any index."""
+    for _ in range(60):
+        await work.pass_through(BATCH)
+        await work.beat()
+        await stranger.execute("DELETE FROM taskflow.marks WHERE kind = 'summed'")  # half a second is over
+        await work.broker.upkeep(10)
+    await work.broker.close()
+    rows = await stranger.fetch(
+        "SELECT relname, n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables "
+        "WHERE schemaname = 'taskflow' AND relname IN ('sessions', 'totals', 'meta')"
+    )
+    for name, updates, hot in rows:
+        assert updates > 50, name
+        assert hot >= 0.9 * updates, name
+
+
+async def test_a_job_whose_commit_takes_long_itself_is_found_at_once(work: Work, stranger: asyncpg.Connection) -> None:
+    """Deferred checks that come after ours, a standby that is waited for: nobody raises the mark meanwhile."""
+    await stranger.execute(
+        """
+        CREATE TABLE public.slow (number integer);
+        CREATE FUNCTION public.wait() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(1.5); RETURN NULL; END $$;
+        CREATE CONSTRAINT TRIGGER waits AFTER INSERT ON public.slow DEFERRABLE INITIALLY DEFERRED
+        FOR EACH ROW EXECUTE FUNCTION public.wait();
+        """
+    )
+    slow = "BEGIN; SELECT taskflow.enqueue('late'); INSERT INTO public.slow VALUES (1); COMMIT"
+    committing = asyncio.create_task(stranger.execute(slow))
+    claimed = set[str]()
+    while not committing.done():
+        await work.broker.enqueue([an_envelope()])
+        claimed |= {lease.envelope.job for lease in await work.claim()}
+        await asyncio.sleep(0.02)
+    await committing
+    claimed |= {lease.envelope.job for lease in await work.claim()}
+    assert "late" in claimed

@@ -1,0 +1,186 @@
+"""A schema is used only if nobody but trusted roles can change the functions in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+import pytest
+
+from taskflow import BrokerRefused
+from taskflow.broker.url import connect
+from tests.stores.postgres.one_job import one_job_is_done
+from tests.support.postgres import PostgresServer
+
+ROLES: Final = "CREATE ROLE app LOGIN; CREATE ROLE mallory LOGIN; CREATE ROLE team; CREATE ROLE other LOGIN"
+
+GRANTS: Final = """
+    GRANT USAGE ON SCHEMA taskflow TO app;
+    GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA taskflow TO app;
+    GRANT USAGE ON ALL SEQUENCES IN SCHEMA taskflow TO app
+"""
+"""What README.md says that a role needs which does not own the schema."""
+
+
+@pytest.fixture(scope="module")
+def roles() -> Iterator[PostgresServer]:
+    with PostgresServer(fsync=False) as server:
+        server.execute(ROLES)
+        yield server
+
+
+@pytest.fixture
+def database(roles: PostgresServer) -> str:
+    name = roles.new_database()
+    roles.execute(f"GRANT CREATE ON DATABASE {name} TO app, mallory, other, team")
+    return name
+
+
+async def use(roles: PostgresServer, database: str, user: str, options: str = "") -> None:
+    broker = connect(f"{roles.url(database, user)}{options}")
+    try:
+        await one_job_is_done(broker)
+    finally:
+        await broker.close()
+
+
+@pytest.mark.parametrize("user", ["app", "postgres"])
+async def test_an_empty_schema_of_another_role_is_refused(roles: PostgresServer, database: str, user: str) -> None:
+    """A superuser has most to lose by running somebody's functions, and is a member of every role as far as pg_has_role() knows."""
+    roles.execute("SET ROLE mallory; CREATE SCHEMA taskflow; GRANT ALL ON SCHEMA taskflow TO app", database)
+    with pytest.raises(BrokerRefused, match=r"mallory owns it.* owner=mallory"):
+        await use(roles, database, user)
+    assert roles.rows("SELECT count(*) FROM pg_proc WHERE pronamespace = 'taskflow'::regnamespace", database=database) == [(0,)]
+
+
+async def test_a_full_schema_of_another_role_is_refused_until_the_url_names_that_role(roles: PostgresServer, database: str) -> None:
+    await use(roles, database, "mallory")
+    roles.execute(GRANTS, database)
+    with pytest.raises(BrokerRefused, match="mallory owns it"):
+        await use(roles, database, "app")
+    await use(roles, database, "app", "?owner=mallory")
+
+
+async def test_a_function_of_another_role_in_our_schema_is_refused(roles: PostgresServer, database: str) -> None:
+    """It may be there since a time when that role could create in the schema."""
+    await use(roles, database, "app")
+    roles.execute(
+        "CREATE FUNCTION taskflow.wall(text) RETURNS bigint LANGUAGE sql AS 'SELECT 1::bigint';"
+        "ALTER FUNCTION taskflow.wall(text) OWNER TO mallory",
+        database,
+    )
+    with pytest.raises(BrokerRefused, match="mallory owns its function wall"):
+        await use(roles, database, "app")
+
+
+@pytest.mark.parametrize(("grantee", "named"), [("PUBLIC", "everybody"), ("mallory", "mallory")])
+async def test_a_schema_in_which_others_may_create_is_refused(roles: PostgresServer, database: str, grantee: str, named: str) -> None:
+    await use(roles, database, "app")
+    roles.execute(f"GRANT CREATE ON SCHEMA taskflow TO {grantee}", database)
+    with pytest.raises(BrokerRefused, match=f"{named} may create in it.*revoke that right"):
+        await use(roles, database, "app")
+    roles.execute(f"REVOKE CREATE ON SCHEMA taskflow FROM {grantee}", database)
+    await use(roles, database, "app")
+
+
+async def test_a_table_on_which_others_may_put_triggers_is_refused(roles: PostgresServer, database: str) -> None:
+    """A trigger runs with the rights of whoever changes the table."""
+    await use(roles, database, "app")
+    roles.execute("GRANT ALL ON taskflow.jobs TO mallory", database)
+    with pytest.raises(BrokerRefused, match=r"mallory may put triggers on jobs in it.*revoke that right"):
+        await use(roles, database, "app")
+
+
+async def test_a_schema_is_looked_at_before_it_is_migrated(roles: PostgresServer, database: str) -> None:
+    roles.execute("SET ROLE mallory; CREATE SCHEMA taskflow; GRANT ALL ON SCHEMA taskflow TO app", database)
+    broker = connect(roles.url(database, "app"))
+    for verb in (broker.migrate, broker.pending):  # type: ignore[attr-defined]
+        with pytest.raises(BrokerRefused, match="mallory owns it"):
+            await verb()
+    await broker.close()
+
+
+async def test_members_of_the_owner_migrate_and_work_alike(roles: PostgresServer, database: str) -> None:
+    """Whichever of them migrates, everything belongs to the owner of the schema."""
+    roles.execute("GRANT team TO app, other; CREATE SCHEMA taskflow AUTHORIZATION team", database)
+    try:
+        await use(roles, database, "app")
+        await use(roles, database, "other")
+    finally:
+        roles.execute("REVOKE team FROM app, other")
+    assert roles.rows(
+        "SELECT DISTINCT proowner::regrole::text FROM pg_proc WHERE pronamespace = 'taskflow'::regnamespace", database=database
+    ) == [("team",)]
+
+
+@pytest.mark.parametrize("owner", ["postgres", "other"], ids=["a superuser", "the owner of the database"])
+async def test_a_role_that_was_granted_rights_works_where_it_trusts_the_owner(roles: PostgresServer, database: str, owner: str) -> None:
+    roles.execute(f"ALTER DATABASE {database} OWNER TO other")
+    await use(roles, database, owner)
+    roles.execute(GRANTS, database)
+    await use(roles, database, "app")
+
+
+async def test_missing_rights_are_answered_with_the_lines_that_grant_them(roles: PostgresServer, database: str) -> None:
+    await use(roles, database, "postgres")
+    with pytest.raises(BrokerRefused, match="permission denied for schema taskflow") as refused:
+        await use(roles, database, "app")
+    lines = [line for line in str(refused.value).splitlines() if line.startswith("GRANT")]
+    assert len(lines) == 3
+    roles.execute("\n".join(lines), database)
+    await use(roles, database, "app")
+
+
+async def test_a_role_that_may_not_make_the_schema_is_told_what_it_lacks(roles: PostgresServer) -> None:
+    with pytest.raises(BrokerRefused, match=r'permission denied for database.*GRANT CREATE ON DATABASE the_database TO "app"'):
+        await use(roles, roles.new_database(), "app")
+
+
+# --- who may only send by SQL ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "forbidden",
+    [
+        "SELECT * FROM taskflow.jobs",
+        "UPDATE taskflow.jobs SET priority = 100",
+        "DELETE FROM taskflow.jobs",
+        "INSERT INTO taskflow.paused VALUES ('default')",
+        "SELECT taskflow.pause('default')",
+        "SELECT * FROM taskflow.read(NULL, ARRAY[''::bytea])",
+        "SELECT * FROM taskflow.browse(NULL, NULL, NULL, NULL, NULL, false, NULL, 10)",
+        "SELECT * FROM taskflow.purge(NULL, NULL, NULL, NULL, NULL, false, 10)",
+        "SELECT * FROM taskflow.claim(NULL, NULL, ''::bytea, 1, '{}', 1)",
+        "CREATE TABLE taskflow.mine (n integer)",
+        "CREATE FUNCTION taskflow.mine() RETURNS integer LANGUAGE sql AS 'SELECT 1'",
+    ],
+)
+async def test_a_sender_may_add_jobs_and_neither_read_nor_change_any(roles: PostgresServer, database: str, forbidden: str) -> None:
+    await use(roles, database, "app")
+    roles.execute("GRANT USAGE ON SCHEMA taskflow TO mallory", database)
+    as_sender = "SET ROLE mallory; SET statement_timeout = 10000; "
+    roles.execute(f"{as_sender} SELECT taskflow.enqueue('work', queue => 'any', priority => 100)", database)
+    with pytest.raises(Exception, match="permission denied"):
+        roles.execute(f"{as_sender} {forbidden}", database)
+
+
+async def test_a_sender_learns_the_id_of_a_job_that_has_its_key_and_may_replace_that_job(roles: PostgresServer, database: str) -> None:
+    """The two things that README.md warns of."""
+    await use(roles, database, "app")
+    roles.execute("GRANT USAGE ON SCHEMA taskflow TO mallory", database)
+    [(standing,)] = roles.rows("SELECT taskflow.enqueue('work', key => 'k')", database=database)
+    send = "SELECT taskflow.enqueue('work', key => 'k', on_conflict => '{}') FROM (SELECT set_config('role', 'mallory', true)) AS it"
+    assert roles.rows(send.format("keep"), database=database) == [(standing,)]
+    assert roles.rows(send.format("replace"), database=database) != [(standing,)]
+    assert roles.rows("SELECT status FROM taskflow.jobs WHERE id = uuid_send($1)", standing, database=database) == [(6,)]
+
+
+async def test_a_role_from_which_execute_was_revoked_adds_nothing(roles: PostgresServer, database: str) -> None:
+    await use(roles, database, "app")
+    [(signature,)] = roles.rows(
+        "SELECT oid::regprocedure::text FROM pg_proc WHERE proname = 'enqueue' AND prosecdef AND pronamespace = 'taskflow'::regnamespace",
+        database=database,
+    )
+    roles.execute(f"GRANT USAGE ON SCHEMA taskflow TO mallory; REVOKE EXECUTE ON FUNCTION {signature} FROM PUBLIC", database)
+    with pytest.raises(Exception, match="permission denied for function enqueue"):
+        roles.execute("SET ROLE mallory; SELECT taskflow.enqueue('work')", database)

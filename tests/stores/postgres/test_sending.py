@@ -1,0 +1,659 @@
+"""`taskflow.enqueue(...)` in SQL: jobs from psql, from triggers, from roles that may do nothing else, in the caller's own transaction."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
+from uuid import UUID, uuid4
+
+import asyncpg
+import msgspec
+import pytest
+
+import taskflow
+from taskflow import JobHandle, Status
+from taskflow.app.options import MOST_ATTEMPTS
+from taskflow.app.settings import Settings
+from taskflow.broker import topics
+from taskflow.broker.postgres import PostgresBroker
+from taskflow.broker.url import connect
+from taskflow.model.codec import seal_json
+from taskflow.model.envelope import DEFAULT_QUEUE, MAX_HEADER_BYTES, MAX_JOB_NAME, OWN_HEADERS, PRIORITIES, Envelope, Lease
+from taskflow.model.ids import MAX_KEY_BYTES, IdFactory, key_digest
+from taskflow.model.rules import DAY, LONGEST
+from taskflow.model.session import Beat, Session
+from taskflow.model.verdict import Settled
+from tests.cli.processes import Shell
+from tests.stores.postgres.scene import Scene, until
+from tests.stores.postgres.sender import NOTE, send
+from tests.support.postgres import postgres_binaries, shared_postgres
+from tests.support.verdicts import retried, succeeded
+
+MOST_BYTES: Final = Settings(broker="").max_payload
+
+ROWS: Final = 5_000
+
+
+@pytest.fixture
+async def sql(scene: Scene) -> AsyncIterator[asyncpg.Connection]:
+    """A user's connection to the database of a scene that has the schema."""
+    await scene.store.read([bytes(16)])
+    connection = await asyncpg.connect(scene.straight_url)
+    yield connection
+    await connection.close()
+
+
+async def claimed(scene: Scene, queue: str = "default") -> list[Lease]:
+    session = Session(id=IdFactory()(), name="worker")
+    await scene.store.register(session)
+    return await scene.store.claim(session.id, 1, [queue], 100)
+
+
+# --- psql, and a worker that is a process of its own ----------------------------------------------------------------
+
+
+TASKS: Final = """
+    from dataclasses import dataclass
+    from datetime import date, datetime, time, timedelta
+    from decimal import Decimal
+    from enum import Enum
+    from typing import Any, TypedDict
+    from uuid import UUID
+
+    import attrs, msgspec, pydantic
+    from taskflow import job
+
+    class Size(Enum):
+        SMALL = "s"
+
+    @dataclass
+    class Line:
+        item: str
+        price: Decimal
+        size: Size = Size.SMALL
+
+    class Address(TypedDict):
+        street: str
+
+    class Struct(msgspec.Struct):
+        at: datetime
+
+    @attrs.define
+    class Attrs:
+        tags: set[str]
+
+    class Model(pydantic.BaseModel):
+        born: date
+
+    @job(name="take")
+    async def take(
+        i: int, whole: int, huge: int, f: float, far: float, nan: float, d: Decimal, exact: Decimal, yes: bool, s: str, b: bytes,
+        hexed: bytes, u: UUID, day: date, hour: time, naive: datetime, aware: datetime, wait: timedelta, spell: timedelta, size: Size,
+        line: Line, address: Address, struct: Struct, attrs_: Attrs, model: Model, items: list[Line], pair: tuple[int, date],
+        many: tuple[int, ...], days: set[date], by_day: dict[date, int], none: int | None, some: date | None, either: int | str, raw: Any,
+        left: int = 7,
+    ) -> None:
+        with open("ledger", "a") as ledger:
+            print(*(f"{name}={value!r}" for name, value in sorted(locals().items()) if name != "ledger"), sep="\\n", file=ledger)
+"""
+
+CALL: Final = """
+    SELECT taskflow.enqueue('take', jsonb_build_object(
+        'i', 1, 'whole', 2.00, 'huge', 100000000000000000000, 'f', 1.5::float8, 'far', 1e300::float8, 'nan', 'NaN'::float8,
+        'd', 1.10::numeric(10,2), 'exact', 12345678901234567890.123456789, 'yes', true, 's', 'é',
+        'b', encode(decode(repeat('00', 60), 'hex'), 'base64'), 'hexed', '\\x00ff'::bytea,
+        'u', '12345678-1234-5678-1234-567812345678'::uuid, 'day', '2024-02-29'::date, 'hour', '12:30'::time,
+        'naive', '2024-02-29 12:30'::timestamp, 'aware', '2024-02-29 12:30:00.5+01'::timestamptz, 'wait', 90,
+        'spell', '1 day 02:00'::interval, 'size', 's', 'line', jsonb_build_object('item', 'x', 'price', 2.50)
+    ) || '{
+        "address": {"street": "a"}, "struct": {"at": "2024-02-29T12:30:00Z"}, "attrs_": {"tags": ["x"]}, "model": {"born": "2024-02-29"},
+        "items": [{"item": "y", "price": "1", "size": "s"}], "by_day": {"2024-02-29": 1}, "raw": {"a": [1.50]}
+    }' || jsonb_build_object(
+        'pair', '[1, "2024-02-29"]'::jsonb, 'many', ARRAY[1, 2], 'days', ARRAY['2024-02-29'::date],
+        'none', NULL, 'some', '2024-02-29'::date, 'either', 'x'
+    ));
+"""
+
+TAKEN: Final = f"""
+address={{'street': 'a'}}
+attrs_=Attrs(tags={{'x'}})
+aware=datetime.datetime(2024, 2, 29, 11, 30, 0, 500000, tzinfo=datetime.timezone.utc)
+b={bytes(60)!r}
+by_day={{datetime.date(2024, 2, 29): 1}}
+d=Decimal('1.10')
+day=datetime.date(2024, 2, 29)
+days={{datetime.date(2024, 2, 29)}}
+either='x'
+exact=Decimal('12345678901234567890.123456789')
+f=1.5
+far=1e+300
+hexed=b'\\x00\\xff'
+hour=datetime.time(12, 30)
+huge=100000000000000000000
+i=1
+items=[Line(item='y', price=Decimal('1'), size=<Size.SMALL: 's'>)]
+left=7
+line=Line(item='x', price=Decimal('2.50'), size=<Size.SMALL: 's'>)
+many=(1, 2)
+model=Model(born=datetime.date(2024, 2, 29))
+naive=datetime.datetime(2024, 2, 29, 12, 30)
+nan=nan
+none=None
+pair=(1, datetime.date(2024, 2, 29))
+raw={{'a': [1.5]}}
+s='é'
+size=<Size.SMALL: 's'>
+some=datetime.date(2024, 2, 29)
+spell=datetime.timedelta(days=1, seconds=7200)
+struct=Struct(at=datetime.datetime(2024, 2, 29, 12, 30, tzinfo=datetime.timezone.utc))
+u=UUID('12345678-1234-5678-1234-567812345678')
+wait=datetime.timedelta(seconds=90)
+whole=2
+yes=True
+"""
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Iterator[Shell]:
+    opened = Shell(tmp_path)
+    try:
+        yield opened
+    finally:
+        opened.kill_all()
+
+
+def psql(url: str, script: str) -> str:
+    """What `psql` prints of a script."""
+    beside = [str(found.path.parent) for found in postgres_binaries()]
+    program = shutil.which("psql") or shutil.which("psql", path=os.pathsep.join(beside))
+    if program is None:
+        if os.environ.get("CI"):
+            pytest.fail("there is no psql on this machine: apt-get install postgresql-client")
+        pytest.skip("there is no psql on this machine: apt-get install postgresql-client (where CI is set, that is a failure)")
+    command = [program, "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-d", url, "-c", "SET timezone = 'UTC'", "-c", script]
+    environment = {**os.environ, "PGCLIENTENCODING": "UTF8"}
+    return subprocess.run(command, check=True, capture_output=True, encoding="utf-8", env=environment).stdout.strip()
+
+
+def test_psql_adds_a_job_that_a_worker_runs_with_its_annotated_values(shell: Shell) -> None:
+    """The id that it printed is the job's in every command."""
+    server = shared_postgres()
+    url = shell.environment["TASKFLOW_BROKER"] = server.url(server.new_database())
+    shell.write("tasks.py", TASKS)
+    shell.worker()
+    job_id = psql(url, CALL)
+    show = ("-m", "taskflow", "jobs", job_id, "--json")
+    give_up_at = time.monotonic() + 30
+    [told] = json.loads(shell.run(*show))
+    while told["status"] not in ("succeeded", "failed") and time.monotonic() < give_up_at:
+        [told] = json.loads(shell.run(*show))
+    assert (told["id"], told["job"], told["status"]) == (job_id, "take", "succeeded"), told
+    assert "\n".join(shell.ledger()) == TAKEN.strip()
+
+
+# --- transactions and triggers ---------------------------------------------------------------------------------------
+
+TRIGGER: Final = f"""
+    CREATE TABLE orders (id integer PRIMARY KEY);
+    CREATE FUNCTION order_came() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        PERFORM taskflow.enqueue('{NOTE}', jsonb_build_object('number', NEW.id));
+        RETURN NEW;
+    END
+    $$;
+    CREATE TRIGGER order_came AFTER INSERT ON orders FOR EACH ROW EXECUTE FUNCTION order_came();
+"""
+
+
+async def test_a_trigger_adds_a_job_for_each_row(scene: Scene, sql: asyncpg.Connection) -> None:
+    await sql.execute(TRIGGER)
+    async with scene.worker():
+        await sql.execute("INSERT INTO orders SELECT generate_series(1, 50)")
+        await scene.until_ran(range(1, 51))
+    assert scene.runs == dict.fromkeys(range(1, 51), 1)
+
+
+async def test_what_is_rolled_back_adds_nothing(scene: Scene, sql: asyncpg.Connection) -> None:
+    await sql.execute(TRIGGER)
+    transaction = sql.transaction()
+    await transaction.start()
+    await sql.execute("INSERT INTO orders VALUES (1)")
+    handle = await send(sql)
+    await transaction.rollback()
+    await sql.execute("BEGIN; SAVEPOINT one; INSERT INTO orders VALUES (2); ROLLBACK TO one; INSERT INTO orders VALUES (3); COMMIT")
+    assert await handle.status() is None
+    [lease] = await claimed(scene)
+    assert lease.envelope.payload == seal_json(b'{"number": 3}')
+
+
+async def test_the_job_is_there_from_the_commit_on(scene: Scene, sql: asyncpg.Connection) -> None:
+    """Nobody sees or hears of it before. A transaction that is held open while others come and go loses nothing."""
+    async with scene.worker():
+        with scene.store.listen([topics.queue("default")]) as nudges:
+            await nudges.wait(0.5)  # it listens now
+            await sql.execute("BEGIN")
+            handle = await send(sql, number=-1)
+            assert not await nudges.wait(0.5)
+            for number in range(10):
+                await scene.send([number])
+                await scene.until_done()
+                await asyncio.sleep(0.15)
+            assert await handle.status() is None
+            await sql.execute("COMMIT")
+            await scene.until_ran([-1], within=5.0)  # not by the look behind, which comes every ten seconds
+    assert scene.runs[-1] == 1
+
+
+async def test_a_commit_wakes_an_idle_worker(scene: Scene, sql: asyncpg.Connection, capsys: pytest.CaptureFixture[str]) -> None:
+    waits = []
+    async with scene.worker():
+        await scene.seconds_to_start(0)
+        for number in range(1, 6):
+            await asyncio.sleep(0.2)
+            began_at = time.monotonic()
+            await asyncio.gather(send(sql, number=number), scene.until_ran([number], within=10))
+            waits.append(time.monotonic() - began_at)
+    with capsys.disabled():
+        print(f"\nfrom the call to the run {min(waits) * 1000:.0f} ms at best, {max(waits) * 1000:.0f} at worst")
+    assert min(waits) < 0.25  # an idle worker that hears nothing looks once a second at most
+
+
+async def test_many_jobs_of_a_transaction_are_told_of_once(
+    scene: Scene, sql: asyncpg.Connection, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What has to be told does not pile up with every call, which would make a large transaction cost the square of its rows."""
+    told: list[object] = []
+    listener = await asyncpg.connect(scene.straight_url)
+    await listener.add_listener("taskflow", lambda *heard: told.append(heard[-1]))
+    await sql.execute(TRIGGER)
+    began_at = time.monotonic()
+    await sql.execute("BEGIN")
+    await sql.execute(f"INSERT INTO orders SELECT generate_series(1, {ROWS})")
+    await sql.execute(f"SELECT taskflow.enqueue('{NOTE}', after => '1 hour') FROM generate_series(1, 10)")
+    gathered = await sql.fetchval("SELECT current_setting('taskflow.wakeups', true)")
+    await sql.execute("COMMIT")
+    took = time.monotonic() - began_at
+    await until(lambda: len(told) >= 2)
+    await asyncio.sleep(0.1)
+    await listener.close()
+    with capsys.disabled():
+        print(f"\na trigger for each of {ROWS:,} rows: {took / ROWS * 1e6:.0f} µs a row")
+    assert sorted(map(str, told)) == ["due", "queue:default\nqueues"]
+    assert gathered == ""
+    assert (await scene.waiting()) == {"ready": ROWS, "scheduled": 10}
+
+
+# --- keys ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("queue", "job", "key"),
+    [("default", "app.tasks.add", "sum:1:2"), ("q", "j", "é" * 100), ("Q" * 100, "ü" * 200, "\U0001f600" * 50), ("q" * 100, "j" * 25, "k")]
+    + [("q", "j", "k" * length) for length in (1, 123, 124, 125, 126)],
+)
+async def test_a_key_is_the_same_in_sql_and_python(sql: asyncpg.Connection, queue: str, job: str, key: str) -> None:
+    """Also where it fills a block of the digest just so."""
+    assert await sql.fetchval("SELECT taskflow.key_digest($1, $2, $3)", queue, job, key) == key_digest(queue, job, key)
+
+
+async def test_a_key_that_is_taken_keeps_the_standing_job(scene: Scene, sql: asyncpg.Connection) -> None:
+    """Whoever sent it."""
+    from_python = await scene.note.options(key="a").delay(1)
+    assert await send(sql, "key => 'a'") == from_python
+    from_sql = await send(sql, "key => 'b'")
+    again = await scene.note.options(key="b").delay(1)
+    assert (again, again.is_new) == (from_sql, False)
+    assert await send(sql, "key => 'b', queue => 'other'") != from_sql
+    assert await scene.waiting() == {"ready": 3}
+
+
+async def test_a_key_that_is_taken_can_be_replaced(scene: Scene, sql: asyncpg.Connection) -> None:
+    old = await scene.note.options(key="a").delay(1)
+    asking = asyncio.create_task(old.result(timeout=10))
+    await asyncio.sleep(0.2)
+    new = await send(sql, "key => 'a', on_conflict => 'replace'")
+    with pytest.raises(taskflow.JobCancelled, match=f"replaced by {new.id}"):
+        await asking
+    assert (await old.status(), await new.status()) == (Status.CANCELLED, Status.READY)
+
+
+async def test_a_key_that_is_taken_can_be_an_error(scene: Scene, sql: asyncpg.Connection) -> None:
+    old = await scene.note.options(key="a").delay(1)
+    with pytest.raises(asyncpg.UniqueViolationError, match=f"key is 'a', which the live job {old.id} has"):
+        await send(sql, "key => 'a', on_conflict => 'raise'")
+    assert await scene.waiting() == {"ready": 1}
+
+
+async def test_a_key_stays_with_an_open_transaction_until_it_ends(scene: Scene, sql: asyncpg.Connection) -> None:
+    """Who sends under the same key meanwhile waits, and learns which job has it; what has no key goes on."""
+    other = await asyncpg.connect(scene.straight_url)
+    await sql.execute("BEGIN")
+    first = await send(sql, "key => 'a'")
+    second = asyncio.create_task(send(other, "key => 'a'"))
+    await scene.send([1])
+    assert not (await asyncio.wait([second], timeout=0.3))[0]
+    await sql.execute("COMMIT")
+    assert await second == first
+    await other.close()
+
+
+async def test_more_keys_than_the_server_has_locks_for_are_refused_in_time(scene: Scene, sql: asyncpg.Connection) -> None:
+    """With a hint, and without harm to others: the server's memory for locks is everybody's."""
+    await sql.execute("BEGIN")
+    with pytest.raises(asyncpg.ConfigurationLimitExceededError, match="this transaction has added 1600 jobs with keys") as raised:
+        await sql.execute(f"SELECT taskflow.enqueue('{NOTE}', key => n::text) FROM generate_series(1, 10000) AS n")
+    assert "several transactions" in (raised.value.hint or "")
+    await sql.execute("ROLLBACK")
+    await send(sql, "key => 'a'")
+
+
+# --- options ---------------------------------------------------------------------------------------------------------
+
+HEADERS: Final = {"trace": "é" * 300, "": "x", **{f"h{number}": "" for number in range(20)}}
+
+
+@pytest.mark.parametrize(
+    ("options", "in_sql"),
+    [
+        ({}, ""),
+        (
+            {"queue": "mail", "priority": -100, "max_attempts": 1, "timeout": 1.5, "keep_result": 0, "headers": {"a": "b"}, "expires": 60},
+            "queue => 'mail', priority => -100, max_attempts => 1, timeout => '1.5 seconds', keep_result => '0', expires => '1 minute', "
+            "headers => jsonb_build_object('a', 'b')",
+        ),
+        ({"headers": HEADERS, "priority": 100}, f"headers => '{json.dumps(HEADERS)}', priority => 100"),
+        ({"max_attempts": MOST_ATTEMPTS, "timeout": LONGEST}, "max_attempts => 1000000, timeout => '36525 days'"),
+        ({"keep_result": 7 * DAY, "timeout": 0}, "keep_result => '7 days', timeout => '0'"),
+    ],
+    ids=["none", "all", "headers", "most", "two"],
+)
+async def test_a_worker_gets_what_it_gets_from_python(scene: Scene, sql: asyncpg.Connection, options: Any, in_sql: str) -> None:
+    """But for the id and the payload."""
+    wanted: Any = {"keep_result": 300, **options}
+    await scene.note.options(**wanted).delay(1)
+    await send(sql, in_sql)
+    envelopes = [lease.envelope for lease in await claimed(scene, options.get("queue", DEFAULT_QUEUE))]
+    assert len(envelopes) == 2
+    assert plain(envelopes[0]) == plain(envelopes[1])
+    assert (envelopes[0].expires is None) == (envelopes[1].expires is None)
+
+
+def plain(envelope: Envelope) -> Envelope:
+    return msgspec.structs.replace(envelope, id=b"", payload=b"", expires=None, at=None)
+
+
+@pytest.mark.parametrize(
+    ("options", "seconds"),
+    [
+        ("", 0),
+        ("after => '90 seconds'", 90),
+        ("after => '2 days 0.5 seconds'", 2 * DAY + 0.5),
+        ("after => '36525 days'", LONGEST),
+        ("at => now() + interval '1 hour'", 3600),
+        ("at => now() - interval '1 hour'", 0),
+        ("at => '0044-03-15 BC'", 0),
+    ],
+)
+async def test_when_it_is_due(sql: asyncpg.Connection, options: str, seconds: float) -> None:
+    await sql.execute("SET timezone = 'UTC'")
+    before = await sql.fetchval("SELECT clock_timestamp()")
+    handle = await send(sql, options)
+    after = await sql.fetchval("SELECT clock_timestamp()")
+    info = await handle.info()
+    assert info is not None
+    assert info.status is (Status.SCHEDULED if seconds else Status.READY)
+    slack = timedelta(milliseconds=1 + (seconds > 0) * 100)
+    assert before + timedelta(seconds=seconds) - slack <= info.due_at <= after + timedelta(seconds=seconds) + slack
+    assert before - slack <= info.created_at <= after + slack
+
+
+async def test_a_month_is_one_of_the_calendar(sql: asyncpg.Connection) -> None:
+    info = await (await send(sql, "after => '1 month'")).info()
+    expected = await sql.fetchval("SELECT now() + interval '1 month'")
+    assert info is not None
+    assert abs(info.due_at - expected) < timedelta(seconds=5)
+
+
+async def test_no_run_begins_after_it_has_expired(scene: Scene, sql: asyncpg.Connection) -> None:
+    handle = await send(sql, "expires => '0.2 seconds'", number=1)
+    await asyncio.sleep(0.3)
+    async with scene.worker():
+        with pytest.raises(taskflow.JobCancelled, match="expired"):
+            await handle.result(timeout=10)
+    assert scene.runs[1] == 0
+
+
+async def test_the_id_is_one_like_the_clients(sql: asyncpg.Connection) -> None:
+    """A UUID of version 7 that tells the moment and no shard; no two are alike."""
+    before = time.time()
+    ids: list[UUID] = [row[0] for row in await sql.fetch(f"SELECT taskflow.enqueue('{NOTE}') FROM generate_series(1, 200)")]
+    assert len(set(ids)) == 200
+    for each in ids:
+        assert (each.version, each.variant) == (7, "specified in RFC 4122")
+        assert each.bytes[6:8] == b"\x70\x00"
+        assert before - 1 <= int.from_bytes(each.bytes[:6], "big") / 1000 <= time.time() + 1
+
+
+async def test_arguments_that_do_not_fit_fail_the_job_as_any_others_do(scene: Scene, sql: asyncpg.Connection) -> None:
+    handle = await send(sql, number="one")
+    async with scene.worker():
+        with pytest.raises(taskflow.JobFailed, match="number: expected int, got str"):
+            await handle.result(timeout=10)
+    info = await handle.info()
+    assert info is not None
+    assert info.attempt == 1
+
+
+# --- what is refused ---------------------------------------------------------------------------------------------------
+
+REFUSED: Final = [
+    ("job => ''", "job is ''", "1 to 200 printable"),
+    ("job => NULL", "job is NULL", "1 to 200 printable"),
+    (f"job => '{'x' * (MAX_JOB_NAME + 1)}'", "job is 'xxx", "1 to 200 printable"),
+    ("job => E'a\\nb'", "job is 'a\nb'", "1 to 200 printable"),
+    ("job => E'a\\u00a0b'", "job is", "1 to 200 printable"),
+    ("queue => 'a b'", "queue is 'a b'", "1 to 100 of the characters"),
+    ("queue => E'a\\n'", "queue is 'a\n'", "1 to 100 of the characters"),
+    ("queue => ''", "queue is ''", "1 to 100 of the characters"),
+    ("queue => NULL", "queue is NULL", "1 to 100 of the characters"),
+    (f"queue => '{'q' * 101}'", "queue is 'qqq", "1 to 100 of the characters"),
+    (f"priority => {PRIORITIES[0] - 1}", "priority is '-101'", "-100 to 100"),
+    (f"priority => {PRIORITIES[-1] + 1}", "priority is '101'", "-100 to 100"),
+    ("priority => NULL", "priority is NULL", "-100 to 100"),
+    ("arguments => '[1]'", "arguments is '[1]'", "JSON object"),
+    ("arguments => 'null'", "arguments is 'null'", "JSON object"),
+    ("arguments => NULL", "arguments is NULL", "JSON object"),
+    (
+        f"arguments => jsonb_build_object('a', repeat('x', {MOST_BYTES}))",
+        f"takes {MOST_BYTES + 13} bytes, the limit is {MOST_BYTES}",
+        "max_payload",
+    ),
+    ("after => '1 s', at => now()", "after is '00:00:01' and at is", "give one of them"),
+    ("after => '-1 s'", "after is '-00:00:01'", "0 to a hundred years"),
+    ("after => '36526 days'", "after is '36526 days'", "0 to a hundred years"),
+    ("expires => '-1 s'", "expires is '-00:00:01'", "0 to a hundred years"),
+    ("timeout => '101 years'", "timeout is '101 years'", "0 to a hundred years"),
+    ("timeout => '178000000 years'", "timeout is '178000000 years'", "0 to a hundred years"),
+    ("keep_result => '-1 s'", "keep_result is '-00:00:01'", "0 to a hundred years"),
+    ("at => 'infinity'", "at is 'infinity'", "before the year 10000"),
+    ("at => '10000-01-01Z'", "at is '10000-01-01", "before the year 10000"),
+    ("max_attempts => 0", "max_attempts is '0'", "1 to 1,000,000"),
+    (f"max_attempts => {MOST_ATTEMPTS + 1}", "max_attempts is '1000001'", "1 to 1,000,000"),
+    ("on_conflict => 'drop'", "on_conflict is 'drop'", "'keep', 'replace' or 'raise'"),
+    ("key => ''", "key is ''", "1 to 200 bytes of UTF-8, these are 0"),
+    (f"key => '{'é' * (MAX_KEY_BYTES // 2)}x'", "key is 'ééé", "1 to 200 bytes of UTF-8, these are 201"),
+    ("headers => '[]'", "headers is '[]'", "text to text"),
+    ("headers => '{\"a\": 1}'", "headers has '1' for 'a'", "text to text"),
+    (f'headers => \'{{"{OWN_HEADERS}a": ""}}\'', "headers has 'tf-a'", "taskflow's own"),
+    (f"headers => jsonb_build_object('é', repeat('x', {MAX_HEADER_BYTES - 1}))", f"headers has {MAX_HEADER_BYTES + 1} bytes", "4096"),
+]
+
+
+@pytest.mark.parametrize(("options", "message", "hint"), REFUSED, ids=[f"{number} {case[1][:20]!r}" for number, case in enumerate(REFUSED)])
+async def test_what_is_wrong_is_named_with_its_value(scene: Scene, sql: asyncpg.Connection, options: str, message: str, hint: str) -> None:
+    name = "" if options.startswith("job") else f"'{NOTE}', "
+    with pytest.raises(asyncpg.InvalidParameterValueError) as caught:
+        await sql.fetchval(f"SELECT taskflow.enqueue({name}{options})")
+    assert message in str(caught.value)
+    assert hint in (caught.value.hint or "")
+    assert await scene.waiting() == {}
+
+
+async def test_the_bounds_themselves_are_allowed(scene: Scene, sql: asyncpg.Connection) -> None:
+    await sql.fetchval("SELECT taskflow.enqueue($1, queue => $2)", "é" * MAX_JOB_NAME, "q" * 100)
+    text = "x" * (MOST_BYTES - len(seal_json(b'{"a": ""}')))
+    await sql.fetchval(f"SELECT taskflow.enqueue('{NOTE}', jsonb_build_object('a', $1::text))", text)
+    await sql.fetchval(f"SELECT taskflow.enqueue('{NOTE}', headers => jsonb_build_object('', repeat('x', {MAX_HEADER_BYTES})))")
+    await sql.fetchval(f"SELECT taskflow.enqueue('{NOTE}', key => $1)", "k" * MAX_KEY_BYTES)
+    await sql.fetchval(f"SELECT taskflow.enqueue('{NOTE}', at => '9999-12-31 23:59:59.999999Z')")
+    assert await scene.waiting() == {"ready": 4, "scheduled": 1}
+
+
+async def test_the_bytes_that_a_call_may_take_can_be_set(sql: asyncpg.Connection) -> None:
+    """As the clients' setting of the same name."""
+    await sql.execute("SET taskflow.max_payload = 100")
+    with pytest.raises(asyncpg.InvalidParameterValueError, match="the limit is 100"):
+        await send(sql, ballast="x" * 100)
+    await sql.execute(f"SET taskflow.max_payload = {2 * MOST_BYTES}")
+    await send(sql, ballast="x" * MOST_BYTES)
+
+
+# --- rights ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def stranger(scene: Scene, sql: asyncpg.Connection) -> AsyncIterator[asyncpg.Connection]:
+    """An ordinary role, which may make schemas of its own."""
+    role = f"stranger_of_{scene.database}"
+    await sql.execute(f"CREATE ROLE {role} LOGIN; GRANT CREATE ON DATABASE {scene.database} TO {role}")
+    connection = await asyncpg.connect(scene.postgres.url(scene.database, user=role))
+    yield connection
+    await connection.close()
+    await sql.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
+async def test_the_use_of_the_schema_is_all_that_a_role_needs(scene: Scene, sql: asyncpg.Connection, stranger: asyncpg.Connection) -> None:
+    role = await stranger.fetchval("SELECT current_user")
+    with pytest.raises(asyncpg.InsufficientPrivilegeError, match="schema taskflow"):
+        await send(stranger)
+    await sql.execute(f"GRANT USAGE ON SCHEMA taskflow TO {role}")
+    await send(stranger, "key => 'a', headers => '{\"a\": \"b\"}'")
+    await send(stranger, "key => 'a', on_conflict => 'replace'")
+    for forbidden in ("SELECT FROM taskflow.jobs", "INSERT INTO taskflow.meta VALUES ('a', 1)", "SELECT taskflow.queues()"):
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await stranger.execute(forbidden)
+    assert await scene.waiting() == {"ready": 1}
+
+
+async def test_the_right_can_be_kept_from_all_but_some(sql: asyncpg.Connection, stranger: asyncpg.Connection) -> None:
+    role = await stranger.fetchval("SELECT current_user")
+    function = (await sql.fetchval("SELECT oid::regprocedure::text FROM pg_proc WHERE proname = 'enqueue' AND prosecdef")).strip()
+    await sql.execute(f"GRANT USAGE ON SCHEMA taskflow TO {role}; REVOKE EXECUTE ON FUNCTION {function} FROM PUBLIC")
+    with pytest.raises(asyncpg.InsufficientPrivilegeError, match="function enqueue"):
+        await send(stranger)
+    await sql.execute(f"GRANT EXECUTE ON FUNCTION {function} TO {role}")
+    await send(stranger)
+
+
+async def test_nothing_of_the_callers_is_run_as_the_owner(sql: asyncpg.Connection, stranger: asyncpg.Connection) -> None:
+    """Neither functions, operators nor tables that its search_path puts first, nor text of the arguments."""
+    role = await stranger.fetchval("SELECT current_user")
+    await sql.execute(f"GRANT USAGE ON SCHEMA taskflow TO {role}")
+    await stranger.execute(
+        """
+        CREATE SCHEMA traps;
+        SET search_path = traps, pg_temp, pg_catalog;
+        CREATE FUNCTION traps.trap() RETURNS void LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'caught %', current_user; END $$;
+        CREATE FUNCTION traps.length(text) RETURNS integer LANGUAGE sql AS 'SELECT traps.trap(); SELECT 1';
+        CREATE FUNCTION traps.length(bytea) RETURNS integer LANGUAGE sql AS 'SELECT traps.trap(); SELECT 1';
+        CREATE FUNCTION traps.jsonb_typeof(jsonb) RETURNS text LANGUAGE sql AS 'SELECT traps.trap(); SELECT ''object''';
+        CREATE FUNCTION traps.gen_random_uuid() RETURNS uuid LANGUAGE sql AS 'SELECT traps.trap(); SELECT NULL::uuid';
+        CREATE FUNCTION traps.pg_notify(text, text) RETURNS void LANGUAGE sql AS 'SELECT traps.trap()';
+        CREATE FUNCTION traps.same(text, text) RETURNS boolean LANGUAGE sql AS 'SELECT traps.trap(); SELECT true';
+        CREATE OPERATOR traps.= (LEFTARG = text, RIGHTARG = text, FUNCTION = traps.same);
+        CREATE TEMP TABLE jobs (id bytea); CREATE TEMP TABLE given (id bytea);
+        """
+    )
+    hostile = "'; DROP TABLE taskflow.jobs; --"
+    await stranger.fetchval(
+        f"SELECT taskflow.enqueue('{NOTE}', jsonb_build_object('a', $1::text), key => $1, headers => jsonb_build_object('a', $1::text))",
+        hostile,
+    )
+    with pytest.raises(asyncpg.InvalidParameterValueError, match="job is ''"):
+        await stranger.fetchval("SELECT taskflow.enqueue(E'''\\n%s %I'::text)")
+    assert await sql.fetchval("SELECT count(*) FROM taskflow.jobs") == 1
+
+
+async def test_nothing_that_stands_in_public_is_run_by_a_worker_or_a_migration(scene: Scene, sql: asyncpg.Connection) -> None:
+    """Whoever may create functions there would be whoever owns the queue: one whose parameters fit better comes before pg_catalog's."""
+    await sql.execute(
+        """
+        CREATE FUNCTION public.trap() RETURNS void LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'caught %', current_user; END $$;
+        CREATE FUNCTION public.hashtextextended(text, integer) RETURNS bigint LANGUAGE sql AS 'SELECT public.trap(); SELECT 1::bigint';
+        CREATE FUNCTION public.times(numeric, integer) RETURNS numeric LANGUAGE sql AS 'SELECT public.trap(); SELECT 1::numeric';
+        CREATE OPERATOR public.* (LEFTARG = numeric, RIGHTARG = integer, FUNCTION = public.times);
+        CREATE FUNCTION public.plus(bigint, smallint) RETURNS bigint LANGUAGE sql AS 'SELECT public.trap(); SELECT 1::bigint';
+        CREATE FUNCTION public.substr(bytea, bigint, integer) RETURNS bytea LANGUAGE sql AS 'SELECT public.trap(); SELECT NULL::bytea';
+        """
+    )
+    with pytest.raises(asyncpg.RaiseError, match="caught"):
+        await sql.fetch("SELECT hashtextextended('a', 1)")
+    for store in (scene.store, connect(f"{scene.straight_url}?namespace=another")):
+        session = Session(id=uuid4().bytes, name="worker", ttl=60.0)
+        await store.register(session)
+        await store.enqueue(
+            [Envelope(id=uuid4().bytes, job="work", payload=b"", key=uuid4().bytes, after=0.001 * (n % 2)) for n in range(4)]
+        )
+        await asyncio.sleep(0.05)
+        await store.upkeep(10)
+        leases = await store.claim(session.id, 1, [], 10)
+        assert len(leases) == 4
+        assert await store.settle([retried(leases[0], 0.0), *(succeeded(lease) for lease in leases[1:])]) == [Settled.OK] * 4
+        await store.beat(Beat(session=session.id, claims=(), seen=1))
+        assert await store.console.queues()
+        await store.close()
+
+
+# --- beside the other broker function -----------------------------------------------------------------------------------
+
+
+async def test_calls_with_few_arguments_are_never_taken_for_the_brokers_own(sql: asyncpg.Connection) -> None:
+    """Untyped literals and parameters too."""
+    for call in (f"'{NOTE}'", f"'{NOTE}', '{{}}'", f"'{NOTE}', '{{}}', 'q', 1, '1 s', NULL, '1 m', 5, '1 h', 'k', 'keep', '1 h', '{{}}'"):
+        assert isinstance(await sql.fetchval(f"SELECT taskflow.enqueue({call})"), UUID)
+    assert await sql.fetchval("SELECT taskflow.enqueue($1, $2)", NOTE, '{"number": 1}')
+
+
+async def test_the_settings_of_a_session_change_nothing(scene: Scene, sql: asyncpg.Connection) -> None:
+    await sql.execute(
+        "SET standard_conforming_strings = off; SET bytea_output = escape; SET intervalstyle = sql_standard; SET datestyle = german"
+    )
+    await send(sql, "key => 'a', headers => '{\"a\": \"b\"}', after => '1 day 1 hour', at => NULL")
+    [record] = await scene.store.read([(await sql.fetchval("SELECT id FROM taskflow.jobs"))])
+    assert record is not None
+    assert record.headers == {"a": "b"}
+    assert await scene.note.options(key="a", after=90).delay(1) == JobHandle.of(str(UUID(bytes=record.id)))
+
+
+async def test_another_namespace_is_told_on_its_own_channel(scene: Scene, sql: asyncpg.Connection) -> None:
+    other = connect(f"{scene.straight_url}?namespace=Other-one")
+    assert isinstance(other, PostgresBroker)
+    await other.read([bytes(16)])
+    with other.listen([topics.queue("default")]) as nudges:
+        await nudges.wait(0.5)  # it listens now
+        await send(sql)
+        assert not await nudges.wait(0.3)
+        job_id = await sql.fetchval("SELECT \"Other-one\".enqueue('work')")
+        assert await nudges.wait(5.0)
+    [record] = await other.read([job_id.bytes])
+    assert record is not None
+    assert record.created_at <= datetime.now(UTC) + timedelta(seconds=1)
+    await other.close()

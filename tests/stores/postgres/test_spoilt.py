@@ -1,0 +1,308 @@
+"""What one spoilt value does to its own job, and does not do to others. tests/conformance/test_spoilt_rows.py spoils values at random."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+import asyncpg
+import pytest
+from msgspec import structs
+
+from taskflow import Status
+from taskflow.broker.console import JobFilter
+from taskflow.broker.protocol import Broker
+from taskflow.broker.url import connect
+from taskflow.model.envelope import Envelope
+from taskflow.model.record import Record
+from taskflow.model.session import Beat, Session
+from taskflow.model.verdict import Settled
+from tests.stores.postgres.counts import SESSION, new_id
+from tests.support.postgres import shared_postgres
+from tests.support.verdicts import failed, retried, succeeded
+
+REFUSED: Final[dict[str, tuple[str, ...]]] = {
+    "id": ("'\\x0102'", "''"),
+    "status": ("NULL", "-1", "8", "3", "0", "7"),
+    "queue": ("NULL", "''"),
+    "job": ("NULL", "''"),
+    "priority": ("NULL", "-32768", "32767"),
+    "seq": ("NULL", "0", "-9223372036854775808"),
+    "created_at": ("NULL", "-1", "9223372036854775807"),
+    "due_at": ("NULL", "-9223372036854775808", "9223372036854775807"),
+    "epoch": ("NULL", "-1", "2147483647"),
+    "failures": ("NULL", "2147483647"),
+    "crashes": ("NULL", "2147483647"),
+    "snoozes": ("NULL", "2147483647"),
+    "hand_backs": ("NULL", "-2147483648"),
+    "awaits": ("-2147483648", "2147483647"),
+    "joins": ("convert_to(repeat('x', 1000000), 'UTF8')",),
+    "behind": ("'\\x00'",),
+    "session": ("'\\x00'",),
+    "expires_at": ("9223372036854775807",),
+    "parked_at": ("-9223372036854775808",),
+    "ended_at": ("1",),
+    "fade_at": ("1",),
+}
+"""Column to values that its domain or a check of the table refuses, of a job that is ready."""
+
+
+def an_envelope(**fields: Any) -> Envelope:
+    return Envelope(**{"id": new_id(), "job": "work", "payload": b"\x01payload", **fields})
+
+
+async def spoil(connection: asyncpg.Connection, victim: bytes, column: str, value: str) -> None:
+    assert await connection.execute(f"UPDATE taskflow.jobs SET {column} = {value} WHERE id = $1", victim) == "UPDATE 1"
+
+
+@pytest.mark.parametrize(("column", "value"), [(column, value) for column, values in REFUSED.items() for value in values])
+async def test_the_server_refuses_a_value_that_no_verb_could_work_with(
+    broker: Broker, stranger: asyncpg.Connection, column: str, value: str
+) -> None:
+    """The job and its neighbours are leased, settled and counted as ever."""
+    envelopes = [an_envelope() for _ in range(3)]
+    await broker.enqueue(envelopes)
+    with pytest.raises(asyncpg.IntegrityConstraintViolationError):
+        await spoil(stranger, envelopes[1].id, column, value)
+    leases = await broker.claim(SESSION, 1, [], 10)
+    assert await broker.settle([succeeded(lease) for lease in leases]) == [Settled.OK] * 3
+    await broker.upkeep(100)
+    assert await counts(broker) == {Status.SUCCEEDED: 3}
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("session", "NULL"), ("request", "NULL"), ("request", "-1"), ("number", "NULL"), ("claimed_steady", "NULL")]
+)
+async def test_the_server_refuses_a_run_that_nobody_could_release(
+    broker: Broker, stranger: asyncpg.Connection, column: str, value: str
+) -> None:
+    envelope = an_envelope()
+    await broker.enqueue([envelope])
+    await broker.claim(SESSION, 1, [], 10)
+    with pytest.raises(asyncpg.IntegrityConstraintViolationError):
+        await spoil(stranger, envelope.id, column, value)
+
+
+@pytest.mark.parametrize("change", ["ended_at = NULL", "fade_at = NULL", "fade_at = 9223372036854775807", "status = 0"])
+async def test_the_server_refuses_an_end_without_its_time(broker: Broker, stranger: asyncpg.Connection, change: str) -> None:
+    await broker.enqueue([an_envelope()])
+    [lease] = await broker.claim(SESSION, 1, [], 10)
+    await broker.settle([succeeded(lease)])
+    with pytest.raises(asyncpg.IntegrityConstraintViolationError):
+        await spoil(stranger, lease.envelope.id, *change.split(" = "))
+
+
+async def counts(broker: Broker) -> dict[Status, int]:
+    [queue] = [queue for queue in await broker.console.queues() if queue.name == "default"]
+    return {status: number for status, number in queue.counts.items() if number}
+
+
+async def test_an_instant_beyond_the_year_9999_is_that_of_the_last_moment(broker: Broker) -> None:
+    envelope = an_envelope(at=(1 << 63) - 1)
+    await broker.enqueue([envelope])
+    [record] = await broker.read([envelope.id])
+    assert record is not None
+    assert record.due_at.year == 9999
+    assert await counts(broker) == {Status.SCHEDULED: 1}
+
+
+@pytest.mark.parametrize("of", ["extras", "payload", "errors", "progress", "reason", "worker"])
+async def test_of_a_value_of_80_mb_only_the_length_is_looked_at(broker: Broker, stranger: asyncpg.Connection, of: str) -> None:
+    envelopes = [an_envelope() for _ in range(3)]
+    await broker.enqueue(envelopes)
+    await spoil(stranger, envelopes[1].id, of, "convert_to(repeat('x', 80000000), 'UTF8')")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    records = await broker.read([envelope.id for envelope in envelopes])
+    leases = await broker.claim(SESSION, 1, [], 10)
+    listed = await broker.console.browse(JobFilter())
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 40_000  # KiB
+
+    assert [record.unreadable[0].column if record and record.unreadable else None for record in records] == [None, of, None]
+    assert [bool(lease.unreadable) for lease in leases] == [False, of in ("extras", "payload"), False]
+    assert len(listed) == 3
+    settlements = [failed(lease) if lease.unreadable else succeeded(lease) for lease in leases]
+    assert await broker.settle(settlements) == [Settled.OK] * 3
+
+
+@pytest.mark.parametrize(
+    "extras",
+    [b"\xc1", b"\x93\x01\x02\x03", b"\x81\xa1k\xcb\x7f\xf8" + bytes(6), b"\x81\xa1k\xa4text", b"\x81\xa1m\xc0", b""],
+    ids=["no msgpack", "no map", "NaN", "text", "None", "empty"],
+)
+async def test_options_that_cannot_be_read_spoil_their_own_job(broker: Broker, stranger: asyncpg.Connection, extras: bytes) -> None:
+    envelopes = [an_envelope(max_attempts=3) for _ in range(3)]
+    await broker.enqueue(envelopes)
+    await spoil(stranger, envelopes[1].id, "extras", f"'\\x{extras.hex()}'")
+    leases = await broker.claim(SESSION, 1, [], 10)
+    assert [[field.column for field in lease.unreadable] for lease in leases] == [[], ["extras"], []]
+    assert [lease.envelope.max_attempts for lease in leases] == [3, 10, 3]
+    assert await broker.settle([succeeded(leases[0]), failed(leases[1]), succeeded(leases[2])]) == [Settled.OK] * 3
+    [record] = await broker.read([envelopes[1].id])
+    assert record is not None
+    assert record.status is Status.FAILED
+    assert [(field.column, field.raw) for field in record.unreadable] == [("extras", extras)]
+
+
+@pytest.mark.parametrize("verdict", [failed, retried])
+async def test_a_settlement_is_written_beside_errors_that_cannot_be_read(
+    broker: Broker, stranger: asyncpg.Connection, verdict: Any
+) -> None:
+    envelope = an_envelope()
+    await broker.enqueue([envelope])
+    [lease] = await broker.claim(SESSION, 1, [], 10)
+    await spoil(stranger, envelope.id, "errors", "'\\xc1ff'")
+    assert await broker.settle([verdict(lease)]) == [Settled.OK]
+    [record] = await broker.read([envelope.id])
+    assert record is not None
+    assert [field.column for field in record.unreadable] == ["errors"]
+
+
+@pytest.mark.parametrize(("field", "value"), [("keep_for", float("nan")), ("ran_for", 1e300), ("ran_for", -9.223e12)])
+async def test_a_verdict_that_cannot_be_written_fails_alone(broker: Broker, field: str, value: float) -> None:
+    """It is no error of the store: the worker sends the batch one by one, and the one as a failure."""
+    await broker.enqueue([an_envelope() for _ in range(3)])
+    leases = await broker.claim(SESSION, 1, [], 10)
+    good, bad, other = (succeeded(lease) for lease in leases)
+    bad = structs.replace(bad, **{field: value})
+    for batch in ([good, bad, other], [bad]):
+        with pytest.raises((ValueError, OverflowError)):
+            await broker.settle(batch)
+    assert await broker.settle([good]) == [Settled.OK]
+    instead = failed(leases[1])
+    assert await broker.settle([structs.replace(instead, keep_for=bad.keep_for), other]) == [Settled.OK] * 2
+
+
+@pytest.mark.parametrize("keep_for", [1e300, 9e12])
+async def test_a_result_is_kept_for_a_hundred_years_at_most(broker: Broker, keep_for: float) -> None:
+    await broker.enqueue([an_envelope()])
+    [lease] = await broker.claim(SESSION, 1, [], 10)
+    assert await broker.settle([structs.replace(succeeded(lease), keep_for=keep_for)]) == [Settled.OK]
+    await broker.upkeep(100)
+    [record] = await broker.read([lease.envelope.id])
+    assert record is not None
+    assert record.status is Status.SUCCEEDED
+
+
+# --- sessions --------------------------------------------------------------------------------------------------
+
+NUMBERS: Final = ("NULL", "9223372036854775807", "-9223372036854775808")
+
+REFUSED_OF_SESSIONS: Final = dict.fromkeys(("ttl", "beat_at", "floor", "registered_at"), NUMBERS) | {
+    "dead_at": NUMBERS[1:],
+    "older": ("NULL",),
+    "is_spared": ("NULL",),
+    "is_released": ("NULL", "true"),
+    "about": ("NULL", "convert_to(repeat('x', 2000000), 'UTF8')"),
+    "name": ("NULL", "repeat('x', 2000000)"),
+}
+
+
+@pytest.mark.parametrize(("column", "value"), [(column, value) for column, values in REFUSED_OF_SESSIONS.items() for value in values])
+async def test_the_server_refuses_a_session_that_nobody_could_read(
+    broker: Broker, stranger: asyncpg.Connection, column: str, value: str
+) -> None:
+    with pytest.raises(asyncpg.IntegrityConstraintViolationError):
+        await stranger.execute(f"UPDATE taskflow.sessions SET {column} = {value} WHERE id = $1", SESSION)
+
+
+ADMITTED_OF_SESSIONS: Final = {
+    "ttl": ("1",),
+    "beat_at": ("0", "253402300799999999"),
+    "floor": ("253402300799999999",),
+    "dead_at": ("0", "253402300799999999"),
+    "about": ("''", "'\\xc1'"),
+}
+"""Column to values that the table admits, and that no session of ours has."""
+
+
+@pytest.mark.parametrize(("column", "value"), [(column, value) for column, values in ADMITTED_OF_SESSIONS.items() for value in values])
+async def test_a_session_with_odd_values_keeps_nobody(broker: Broker, stranger: asyncpg.Connection, column: str, value: str) -> None:
+    """Others beat, claim and are listed; what it holds is released in the end."""
+    doomed = Session(id=new_id(), name="doomed", ttl=0.05)
+    await broker.register(doomed)
+    envelope = an_envelope()
+    await broker.enqueue([envelope])
+    await broker.claim(doomed.id, 1, [], 10)
+    await stranger.execute(f"UPDATE taskflow.sessions SET {column} = {value} WHERE id = $1", doomed.id)
+
+    await broker.beat(Beat(session=SESSION, seen=0, looks=True))
+    workers = await broker.console.workers()
+    assert SESSION in [worker.session.id for worker in workers]
+    for _ in range(5):  # to find it dead, to find what it holds, and to release that
+        await broker.upkeep(100)
+        await stranger.execute("UPDATE taskflow.sessions SET beat_at = greatest(0, beat_at - 60000000) WHERE id = $1", doomed.id)
+        await broker.beat(Beat(session=SESSION, seen=0))
+    [record] = await broker.read([envelope.id])
+    assert record is not None
+    assert record.status in (Status.READY, Status.SCHEDULED)
+
+
+async def test_a_run_of_a_session_that_nobody_knows_is_released(broker: Broker, stranger: asyncpg.Connection) -> None:
+    envelope = an_envelope()
+    await broker.enqueue([envelope])
+    await broker.claim(SESSION, 1, [], 10)
+    await spoil(stranger, envelope.id, "session", f"'\\x{new_id().hex()}'")
+    await stranger.execute("SELECT taskflow.check_marks(NULL)")
+    [record] = await broker.read([envelope.id])
+    assert record is not None
+    assert record.status is Status.READY
+
+
+# --- text that is no UTF-8 -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def ascii_database() -> AsyncIterator[str]:
+    """In SQL_ASCII, which takes any bytes for text."""
+    server = shared_postgres()
+    name = server.new_database() + "_ascii"
+    server.execute(f"CREATE DATABASE {name} ENCODING 'SQL_ASCII' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'")
+    yield name
+    server.drop_database(name)
+
+
+BAD: Final = "convert_from('\\x6e61efff', 'SQL_ASCII')"
+"""A text of these bytes."""
+
+
+@pytest.mark.parametrize("column", ["job", "queue"])
+async def test_a_name_that_is_no_utf8_spoils_its_own_job(ascii_database: str, column: str) -> None:
+    server = shared_postgres()
+    broker = connect(server.url(ascii_database))
+    await broker.register(Session(id=SESSION, name="it"))
+    envelopes = [an_envelope() for _ in range(3)]
+    await broker.enqueue(envelopes)
+    server.execute(f"UPDATE taskflow.jobs SET {column} = {BAD} WHERE id = '\\x{envelopes[1].id.hex()}'", ascii_database)
+    server.execute("SELECT convert_to(taskflow.check_marks(NULL), 'SQL_ASCII')", ascii_database)
+
+    records = await broker.read([envelope.id for envelope in envelopes])
+    assert [unreadable_of(record) for record in records] == [[], [column], []]
+    leases = await broker.claim(SESSION, 1, [], 10)
+    assert {lease.envelope.id: [field.column for field in lease.unreadable] for lease in leases} == {
+        envelope.id: [column] if number == 1 else [] for number, envelope in enumerate(envelopes)
+    }
+    assert await broker.settle([failed(lease) if lease.unreadable else succeeded(lease) for lease in leases]) == [Settled.OK] * 3
+    assert len(await broker.console.browse(JobFilter())) == 3
+    await broker.console.metrics()
+    await broker.console.queues()
+    await broker.upkeep(100)
+    assert await broker.console.purge(JobFilter()) == 3
+    await broker.close()
+
+
+async def test_a_session_whose_name_is_no_utf8_works_on(ascii_database: str) -> None:
+    server = shared_postgres()
+    broker = connect(server.url(ascii_database))
+    await broker.register(Session(id=SESSION, name="it"))
+    server.execute(f"UPDATE taskflow.sessions SET name = {BAD}", ascii_database)
+    await broker.enqueue([an_envelope()])
+    [lease] = await broker.claim(SESSION, 1, [], 10)
+    assert len(await broker.console.workers()) == 1
+    assert await broker.settle([succeeded(lease)]) == [Settled.OK]
+    await broker.close()
+
+
+def unreadable_of(record: Record | None) -> list[str]:
+    assert record is not None
+    return [field.column for field in record.unreadable]

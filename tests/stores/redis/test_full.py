@@ -1,0 +1,159 @@
+"""A server whose memory is used up: new jobs are refused, and what is there is worked off."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Final
+
+import pytest
+
+from taskflow import EnqueueFailed, Status, StoreFull
+from taskflow.broker.redis import RedisBroker, RedisTarget
+from taskflow.model.envelope import Envelope
+from taskflow.model.errors import BrokerRefused
+from taskflow.model.ids import IdFactory
+from taskflow.model.session import Beat, Session
+from taskflow.model.verdict import Settled
+from tests.stores.redis.scene import Scene
+from tests.support.servers import HOST, Found, RedisServer, redis_binaries
+from tests.support.verdicts import retried, succeeded
+
+ROOM: Final = 6_000_000
+"""Bytes beyond what an empty server takes."""
+
+BALLAST: Final = b"x" * 4_000
+
+
+def make_scarce(server: RedisServer, room: int) -> None:
+    """So many bytes more than are used now, or fewer: then it is full and stays full, whatever is worked off."""
+    with server.client() as client:
+        client.config_set("maxmemory", max(1, client.info("memory")["used_memory"] + room))
+
+
+def end_scarcity(server: RedisServer) -> None:
+    with server.client() as client:
+        client.config_set("maxmemory", 0)
+
+
+async def fill(scene: Scene) -> int:
+    """Send until it is full; how many jobs were taken."""
+    sent = 0
+    while sent < 10_000:
+        try:
+            await scene.send(range(sent, sent + 20), ballast=BALLAST)
+        except EnqueueFailed as error:
+            if not isinstance(error.__cause__, StoreFull):
+                raise
+            return sent
+        sent += 20
+    raise AssertionError("it does not fill up")
+
+
+@pytest.mark.parametrize("found", redis_binaries(), ids=lambda found: found.name)
+async def test_a_full_server_refuses_new_jobs_and_is_worked_off(found: Found, capsys: pytest.CaptureFixture[str]) -> None:
+    """It stays full to the last: nothing of what it takes to claim, beat, settle and keep up needs room."""
+    with RedisServer(found.path, settings={"maxmemory-policy": "noeviction"}) as server:
+        async with Scene(server) as scene:
+            make_scarce(server, ROOM)
+            sent = await fill(scene)
+            make_scarce(server, -ROOM)
+            with pytest.raises(StoreFull, match="maxmemory"):
+                await scene.note.delay(-1)
+            async with scene.worker():
+                await scene.until_done()
+                with pytest.raises(StoreFull):
+                    await scene.note.delay(-1)
+                end_scarcity(server)
+                await scene.send(range(sent, sent + 20))
+                await scene.until_done()
+            await scene.assert_each_settled_once()
+    with capsys.disabled():
+        print(f"\n{found.name}: full after {sent} jobs, all of them done while it was full")
+    assert sent > 100
+
+
+async def test_every_verb_but_enqueue_goes_on_when_the_server_is_full(server: RedisServer) -> None:
+    broker, an_id = RedisBroker(RedisTarget(host=HOST, port=server.port)), IdFactory()
+    session = Session(id=os.urandom(16), name="worker")
+    envelopes = [Envelope(id=an_id(), job="work", payload=BALLAST) for _ in range(4)]
+    try:
+        await broker.enqueue(envelopes)
+        make_scarce(server, -ROOM)
+        with pytest.raises(StoreFull):
+            await broker.enqueue([Envelope(id=an_id(), job="work", payload=b"")])
+        await broker.register(session)
+        first, second, *_ = await broker.claim(session.id, 1, [], 3)
+        answer = await broker.beat(Beat(session=session.id, claims=(first.claim, second.claim), seen=1))
+        assert answer.lost == ()
+        assert await broker.settle([succeeded(first), retried(second)]) == [Settled.OK] * 2
+        assert await broker.cancel([envelopes[3].id]) == [Status.READY]
+        await broker.upkeep(100)
+        assert [record and record.status for record in await broker.read([envelope.id for envelope in envelopes])] == [
+            Status.SUCCEEDED,
+            Status.READY,
+            Status.RUNNING,
+            Status.CANCELLED,
+        ]
+        await broker.beat(Beat(session=session.id, leaving=True))
+    finally:
+        await broker.close()
+
+
+@pytest.mark.parametrize("policy", ["noeviction", "volatile-ttl"])
+async def test_what_is_refused_of_large_calls_takes_no_room_from_others(server: RedisServer, policy: str) -> None:
+    """As jobs are worked off new ones are taken, also when many are refused; and what refuses them is the memory, and nothing else."""
+    with server.client() as client:
+        client.config_set("maxmemory-policy", policy)
+    make_scarce(server, 2 * ROOM)
+    broker, an_id = RedisBroker(RedisTarget(host=HOST, port=server.port)), IdFactory()
+    session = Session(id=os.urandom(16), name="worker")
+
+    async def is_taken() -> bool:
+        try:
+            await broker.enqueue([Envelope(id=an_id(), job="work", payload=bytes(20_000)) for _ in range(20)])
+        except StoreFull:
+            return False
+        return True
+
+    try:
+        await broker.register(session)
+        while await is_taken():
+            pass
+        taken = 0
+        for request in range(1, 401):
+            [lease] = await broker.claim(session.id, request, ["default"], 1)
+            await broker.settle([succeeded(lease)])
+            taken += sum([await is_taken() for _ in range(3)])
+        assert taken >= 10
+        with server.client() as client:
+            assert {client.ttl(key) for key in client.scan_iter("*:b:*")} <= {-1, -2}
+    finally:
+        await broker.close()
+
+
+@pytest.mark.parametrize("policy", ["allkeys-lru", "allkeys-lfu", "allkeys-random"])
+async def test_a_server_that_may_evict_jobs_is_refused_unless_told_otherwise(server: RedisServer, policy: str) -> None:
+    with server.client() as client:
+        client.config_set("maxmemory-policy", policy)
+    async with Scene(server) as scene:
+        with pytest.raises(BrokerRefused, match=f"maxmemory-policy {policy}.*noeviction.*evicting=1"):
+            await scene.note.delay(0)
+        with pytest.raises(BrokerRefused, match=policy):
+            async with scene.worker():
+                pass
+    async with Scene(server, f"{server.url}?evicting=1") as scene, scene.worker():
+        await scene.send(range(10))
+        await scene.until_ran(range(10))
+
+
+@pytest.mark.parametrize("policy", ["noeviction", "volatile-lru", "volatile-ttl"])
+async def test_a_server_that_evicts_what_expires_is_welcome(server: RedisServer, policy: str) -> None:
+    """None of our keys expires that a job needs."""
+    with server.client() as client:
+        client.config_set("maxmemory-policy", policy)
+    async with Scene(server) as scene, scene.worker():
+        await scene.send(range(10))
+        await scene.until_done()
+        with server.client() as client:
+            assert await asyncio.to_thread(lambda: [client.ttl(key) for key in client.scan_iter("*")]) == [-1] * client.dbsize()

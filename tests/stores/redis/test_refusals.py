@@ -1,0 +1,283 @@
+"""Servers that let nobody in, or not this one: a clear error, exit code 3, and no secret in what is said."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import re
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import redis
+from redis.exceptions import NoPermissionError
+
+from taskflow import BrokerRefused, BrokerUnavailable, Status
+from taskflow.broker.console import JobFilter, Redone
+from taskflow.broker.redis import RedisBroker
+from taskflow.broker.redis.scripts import Scripts, smallest_calls
+from taskflow.broker.url import connect
+from taskflow.cli.exits import Exit
+from taskflow.model.rules import Rules
+from taskflow.worker.events import SessionEnded
+from tests.cli.processes import OUR_FRAMES, Shell
+from tests.stores.redis.scene import Scene
+from tests.support.servers import HOST, Found, RedisServer, has_tls, redis_binaries
+
+SECRET: Final = "hush-hush"
+WRONG: Final = "not-the-secret"
+
+README: Final = (Path(__file__).parents[3] / "README.md").read_text()
+
+
+def _rules_of_the_readme() -> list[str]:
+    """What a user of ours may do, one rule of an access list each."""
+    [command] = re.findall(r"^redis-cli ACL SETUSER app on '>password' ((?:.*\\\n)*.*)$", README, re.MULTILINE)
+    return shlex.split(command.replace("\\\n", " "))
+
+
+OF_THE_README: Final = _rules_of_the_readme()
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Iterator[Shell]:
+    opened = Shell(tmp_path)
+    opened.write("tasks.py", "from taskflow import job\n\n@job\nasync def note(number: int) -> None: ...\n")
+    try:
+        yield opened
+    finally:
+        opened.kill_all()
+
+
+async def refusal(url: str, *, kind: type[Exception] = BrokerRefused) -> str:
+    """What is told of that server by its first verb."""
+    broker = connect(url)
+    try:
+        with pytest.raises(kind) as caught:
+            await broker.read([bytes(16)])
+        return str(caught.value)
+    finally:
+        await broker.close()
+
+
+def exits_by_broker(shell: Shell, url: str, *patterns: str) -> None:
+    """Both commands end with exit code 3, say why, and show neither a traceback nor a secret."""
+    shell.environment["TASKFLOW_BROKER"] = url
+    for running in [shell.taskflow("worker", "tasks"), shell.taskflow("queues")]:
+        assert running.end() == Exit.BROKER, running.said
+        for pattern in patterns:
+            assert re.search(pattern, running.said), running.said
+        assert not OUR_FRAMES.search(running.said), running.said
+        assert SECRET not in running.said
+        assert WRONG not in running.said
+
+
+# --- passwords and access lists ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def locked() -> Iterator[RedisServer]:
+    with RedisServer(settings={"requirepass": SECRET}) as server:
+        yield server
+
+
+@pytest.mark.parametrize("credentials", ["", f":{WRONG}@", f"app:{WRONG}@"], ids=["none", "a wrong one", "an unknown user"])
+def test_a_wrong_password(locked: RedisServer, shell: Shell, credentials: str) -> None:
+    exits_by_broker(shell, f"redis://{credentials}{HOST}:{locked.port}/0", f"{HOST}:{locked.port} does not take this user and password")
+
+
+async def test_the_right_password(locked: RedisServer) -> None:
+    broker = connect(locked.url)
+    assert await broker.read([bytes(16)]) == [None]
+    assert SECRET not in repr(broker)
+    await broker.close()
+
+
+@contextmanager
+def with_user(*rules: str, binary: Path | None = None, **settings: str) -> Iterator[str]:
+    """The URL of a server with one user who may do this."""
+    with RedisServer(binary, users=["default off", f"app on >{SECRET} {' '.join(rules)}"], settings=settings) as server:
+        yield f"redis://app:{SECRET}@{HOST}:{server.port}/0"
+
+
+def test_the_readme_permits_the_commands_that_are_used_and_no_others() -> None:
+    permitted = {rule[1:].upper() for rule in OF_THE_README if rule.startswith("+")}
+    assert permitted - Scripts(Rules()).commands() == {"SELECT", "CLIENT|SETINFO", "WAITAOF"}  # the driver's own, and durability=fsync
+    assert permitted >= Scripts(Rules()).commands()
+    assert [rule for rule in OF_THE_README if not rule.startswith("+")] == ["~{taskflow:*", "&{taskflow:*"]
+
+
+@pytest.mark.parametrize("found", redis_binaries(), ids=lambda found: found.name)
+async def test_a_user_with_the_rights_of_the_readme_can_do_everything(found: Found) -> None:
+    """Every verb, every act of the console, the mending of an overwritten key; and nothing beside."""
+    with with_user(*OF_THE_README, binary=found.path, appendonly="yes") as url, RedisServer(found.path) as unused:
+        async with Scene(unused, f"{url}?durability=fsync") as scene:
+            broker = scene._broker
+            assert isinstance(broker, RedisBroker)
+            async with scene.worker():
+                await scene.send(range(20))
+                await scene.send(range(20, 25), ballast=bytes(10_000))
+                await scene.until_ran(range(25))
+                await scene.handles[0].result(timeout=10)
+            await scene.send(range(25, 30))
+            await broker._ask("SET", "{taskflow:0}:ready", "not ours")
+            waiting = [id_of(scene, number) for number in range(25, 30)]
+            console = broker.console
+            assert await broker.cancel(waiting[:1]) == [Status.READY]
+            assert [record.id for record in await console.browse(JobFilter(statuses=(Status.CANCELLED,)))] == waiting[:1]
+            assert await console.retry(waiting[:1]) == [Redone.OK]
+            await console.pause("default")
+            await console.resume("default")
+            assert [queue.counts[Status.READY] for queue in await console.queues()] == [5]
+            assert len(await console.browse(JobFilter())) == 30
+            assert await console.purge(JobFilter()) == 30
+            assert await console.workers() == []
+            assert (await console.metrics()).totals["default"]["drop"] == 30
+            assert await console.examine()
+            assert (await broker.upkeep(100)).reaped == 0
+        with pytest.raises(NoPermissionError), redis.Redis.from_url(url) as client:
+            client.execute_command("RANDOMKEY")
+
+
+def id_of(scene: Scene, number: int) -> bytes:
+    return bytes.fromhex(scene.handles[number].id.replace("-", ""))
+
+
+@pytest.mark.parametrize(
+    "denied", ["-info", "-evalsha", "-eval", "-subscribe", "-publish", "-scan", "-@write", "resetchannels", "resetkeys"]
+)
+def test_a_user_who_may_not_do_what_is_needed(denied: str, shell: Shell) -> None:
+    """Told at the start, not by a worker that does nothing."""
+    with with_user(*OF_THE_README, denied) as url:
+        exits_by_broker(shell, url, "does not let this user do what taskflow needs.*README")
+
+
+@pytest.mark.parametrize("found", redis_binaries(), ids=lambda found: found.name)
+@pytest.mark.parametrize("denied", ["-evalsha", "-hget", "-zadd", "-publish", "resetchannels", "resetkeys"])
+async def test_every_kind_of_server_says_what_a_user_may_not_do(found: Found, denied: str) -> None:
+    """And survives the question: one before Redis 8 takes a command that is not whole at its word, and looks for keys beyond its end."""
+    with with_user(*OF_THE_README, denied, binary=found.path) as url:
+        for _ in range(2):
+            broker = connect(url)
+            with pytest.raises(BrokerRefused, match="does not let this user do what taskflow needs"):
+                await broker.read([bytes(16)])
+            await broker.close()
+
+
+@pytest.mark.parametrize("found", redis_binaries(), ids=lambda found: found.name)
+def test_the_commands_that_are_asked_about_are_whole(found: Found) -> None:
+    calls = smallest_calls(["a", "b", "c"])
+    with RedisServer(found.path) as server, server.client() as client:
+        told: Any = client.execute_command("COMMAND INFO", *(call[0] for call in calls))
+    needed = {command[0].decode().upper(): abs(command[1]) for command in told}
+    assert {call[0]: len(call) for call in calls if call[0] not in ("EVAL", "EVALSHA")} == {
+        name: number for name, number in needed.items() if name not in ("EVAL", "EVALSHA")
+    }
+
+
+# --- TLS --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def behind_tls() -> Iterator[RedisServer]:
+    able = [found for found in redis_binaries() if has_tls(found.path)]
+    assert able, "no server of this machine has TLS"
+    with RedisServer(able[0].path, tls=True, settings={"requirepass": SECRET}) as server:
+        yield server
+
+
+async def test_tls_with_the_right_authority(behind_tls: RedisServer) -> None:
+    broker = connect(f"{behind_tls.url}?tls_ca={behind_tls.ca_file}")
+    assert await broker.read([bytes(16)]) == [None]
+    await broker.close()
+    gc.collect()  # what was not closed would be told here
+
+
+async def test_tls_whose_certificate_is_not_checked(behind_tls: RedisServer) -> None:
+    broker = connect(f"{behind_tls.url}?tls_check=0")
+    assert await broker.read([bytes(16)]) == [None]
+    await broker.close()
+
+
+def test_tls_with_an_unknown_authority(behind_tls: RedisServer, shell: Shell) -> None:
+    exits_by_broker(shell, behind_tls.url, "over TLS cannot be trusted: .*certificate", r"\?tls_ca=")
+
+
+def test_tls_with_a_file_that_is_none(behind_tls: RedisServer, shell: Shell, tmp_path: Path) -> None:
+    exits_by_broker(shell, f"{behind_tls.url}?tls_ca={tmp_path}/none.pem", "no TLS with Redis at .*none.pem")
+
+
+def test_tls_asked_of_a_server_without(locked: RedisServer, shell: Shell) -> None:
+    exits_by_broker(shell, f"rediss://:{SECRET}@{HOST}:{locked.port}/0", f"{HOST}:{locked.port} over TLS does not answer")
+
+
+def test_no_tls_with_a_server_that_has_nothing_else(behind_tls: RedisServer, shell: Shell) -> None:
+    exits_by_broker(shell, f"redis://:{SECRET}@{HOST}:{behind_tls.port}/0", f"Redis at {HOST}:{behind_tls.port} does not answer")
+
+
+# --- replicas -----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def replica_of(primary: RedisServer) -> Iterator[RedisServer]:
+    with RedisServer(settings={"replicaof": f"{HOST} {primary.port}"}) as replica:
+        yield replica
+
+
+async def test_a_read_only_replica(server: RedisServer, shell: Shell) -> None:
+    with replica_of(server) as replica:
+        await asyncio.to_thread(exits_by_broker, shell, replica.url, "read-only replica: name the primary")
+
+
+async def test_a_primary_that_is_demoted_and_promoted_again(scene: Scene, server: RedisServer) -> None:
+    """While it is a replica nothing can be written, which may pass: whoever sends waits, the worker goes on with its session."""
+    with server.client() as client:
+        async with scene.worker(ttl=20):
+            await scene.send(range(20))
+            await scene.until_done()
+            client.replicaof(HOST, 1)
+            sending = asyncio.create_task(scene.send(range(20, 40)))
+            await asyncio.sleep(0.5)
+            assert not sending.done()
+            client.replicaof("NO", "ONE")
+            await sending
+            await scene.until_done()
+    await scene.assert_each_settled_once()
+    assert not [event for event in scene.events if isinstance(event, SessionEnded)]
+
+
+# --- others -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_server_that_evicts(server: RedisServer, shell: Shell) -> None:
+    with server.client() as client:
+        client.config_set("maxmemory-policy", "allkeys-lru")
+    exits_by_broker(shell, server.url, "allkeys-lru.*evicting=1")
+
+
+def test_nobody_there(server: RedisServer, shell: Shell) -> None:
+    server.stop()
+    exits_by_broker(shell, f"redis://:{SECRET}@{HOST}:{server.port}/0", f"Redis at {HOST}:{server.port} does not answer")
+
+
+async def test_a_database_that_the_server_does_not_have(server: RedisServer) -> None:
+    assert "DB index" in await refusal(f"redis://{HOST}:{server.port}/99")
+
+
+async def test_nobody_there_is_unavailable_and_no_refusal(server: RedisServer) -> None:
+    server.stop()
+    assert "does not answer" in await refusal(server.url, kind=BrokerUnavailable)
+
+
+async def test_a_store_that_another_version_keeps_in_another_layout(server: RedisServer, shell: Shell) -> None:
+    """It is left alone, and the message says what to do; another namespace of the same server is another store."""
+    with server.client() as client:
+        client.hset("{taskflow:0}:meta", "layout", 99)
+        exits_by_broker(shell, server.url, r"another version of taskflow under \{taskflow:0\}:", r"layout 99", r"namespace=")
+        assert client.keys("*") == [b"{taskflow:0}:meta"]
+    broker = connect(f"{server.url}?namespace=other")
+    assert await broker.read([bytes(16)]) == [None]
+    await broker.close()

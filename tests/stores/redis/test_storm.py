@@ -1,0 +1,147 @@
+"""The short form of `python -m tests.stores.redis.storm`, and each kind of bad weather by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import pytest
+
+from tests.stores.redis.scene import Scene, until, verb_of
+from tests.stores.redis.storm import VERBS, Killer, storm
+from tests.support.proxy import GARBLE, PASS, Command, Fate, Proxy, delay, delay_reply
+from tests.support.servers import RedisServer
+
+JOBS: Final = 1_500
+
+
+async def test_each_job_is_done_once_under_everything_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    report = await storm(JOBS, seed=11, workers=2, least_dropped=10)
+    with capsys.disabled():
+        print(f"\n{report}")
+    report.check()
+    assert report.killed > 10
+    assert all(report.dropped(verb) >= 10 for verb in VERBS)
+
+
+async def test_connections_killed_at_random_lose_and_repeat_nothing(
+    scene: Scene, server: RedisServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with scene.worker(), scene.worker():
+        with Killer(server, seed=3) as killer:
+            for first in range(0, JOBS, 15):
+                await scene.send(range(first, first + 15))
+                await asyncio.sleep(0.02)
+            await scene.until_done()
+    await scene.assert_each_settled_once()
+    with capsys.disabled():
+        print(f"\n{killer.killed} connections killed under {JOBS} jobs; runs {scene.runs.total()}, events {dict(await scene.totals())}")
+    assert killer.killed > 20
+
+
+@contextmanager
+def flushing(server: RedisServer) -> Iterator[list[int]]:
+    """The server forgets all scripts, as often as it can be told to. How often, as the only item."""
+    is_over, flushed = threading.Event(), [0]
+
+    def flush_on() -> None:
+        with server.client() as client:
+            while not is_over.wait(0.001):
+                client.script_flush()
+                flushed[0] += 1
+
+    thread = threading.Thread(target=flush_on)
+    thread.start()
+    try:
+        yield flushed
+    finally:
+        is_over.set()
+        thread.join()
+
+
+async def test_scripts_flushed_in_a_loop_are_taught_again(
+    far_scene: Scene, server: RedisServer, proxy: Proxy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with far_scene.worker():
+        with flushing(server) as flushed:
+            jobs = 0
+            while jobs < JOBS or flushed[0] <= 100:
+                await far_scene.send(range(jobs, jobs + 15))
+                jobs += 15
+            await far_scene.until_done()
+    await far_scene.assert_each_settled_once()
+    sent: dict[bytes, int] = {}
+    for (name, _), number in proxy.counts.items():
+        sent[name] = sent.get(name, 0) + number
+    with capsys.disabled():
+        print(f"\n{flushed[0]} times SCRIPT FLUSH under {jobs} jobs; {sent.get(b'EVALSHA')} EVALSHA, {sent.get(b'EVAL')} EVAL")
+    assert sent[b"EVAL"] > 20
+
+
+class Slow:
+    """A proxy's rule: delays on both ways, of up to `most` seconds."""
+
+    def __init__(self, most: float, seed: int) -> None:
+        self.delayed = 0
+        self._most = most
+        self._chance = random.Random(seed)
+
+    def __call__(self, command: Command) -> Fate:
+        self.delayed += 1
+        how = self._chance.choice((delay, delay_reply))
+        return how(self._chance.random() * self._most)
+
+
+async def test_delays_on_both_ways_lose_nothing(far_scene: Scene, proxy: Proxy) -> None:
+    proxy.rule = slow = Slow(0.05, seed=4)
+    async with far_scene.worker():
+        for first in range(0, 300, 30):
+            await far_scene.send(range(first, first + 30))
+        await far_scene.until_done()
+    await far_scene.assert_each_settled_once()
+    assert slow.delayed > 20
+
+
+class Garbles:
+    """A proxy's rule: a third of the replies to these verbs begin with what no reply begins with."""
+
+    def __init__(self, seed: int) -> None:
+        self.garbled = 0
+        self._chance = random.Random(seed)
+
+    def __call__(self, command: Command) -> Fate:
+        if verb_of(command) not in (*VERBS, "SUBSCRIBE", "upkeep") or self._chance.random() > 0.35:
+            return PASS
+        self.garbled += 1
+        return GARBLE
+
+
+async def test_garbled_replies_lose_nothing(far_scene: Scene, proxy: Proxy, capsys: pytest.CaptureFixture[str]) -> None:
+    """What was garbled may have taken effect, and the connection is not used again."""
+    async with far_scene.worker():
+        proxy.rule = garbles = Garbles(seed=5)
+        for number in range(200):
+            await far_scene.send([number])
+        await far_scene.until_done()
+        proxy.rule = lambda _command: PASS
+        await until(lambda: garbles.garbled > 50, 1)
+    await far_scene.assert_each_settled_once()
+    with capsys.disabled():
+        print(f"\n{garbles.garbled} replies garbled under 200 jobs")
+
+
+async def test_cuts_of_all_connections_lose_nothing(far_scene: Scene, proxy: Proxy) -> None:
+    """By the network, not by the server: half of the commands have been sent, and nobody knows whether they took effect."""
+    proxy.latency = 0.002
+    async with far_scene.worker():
+        for first in range(0, 600, 20):
+            sending = asyncio.create_task(far_scene.send(range(first, first + 20)))
+            await asyncio.sleep(0.001)
+            await asyncio.to_thread(proxy.cut_all)
+            await sending
+        await far_scene.until_done()
+    await far_scene.assert_each_settled_once()

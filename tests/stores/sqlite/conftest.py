@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from taskflow.broker.sqlite import SqliteBroker
+from tests.stores.sqlite.support import Open
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "queue.db"
+
+
+@pytest.fixture
+async def open_broker(path: Path) -> AsyncIterator[Open]:
+    """Makes brokers, on `path` unless told otherwise; all are closed at the end."""
+    opened = list[SqliteBroker]()
+
+    def open_one(at: Path = path, **options: Any) -> SqliteBroker:
+        opened.append(SqliteBroker(at, **options))
+        return opened[-1]
+
+    yield open_one
+    for broker in opened:
+        await broker.close()
+
+
+@pytest.fixture
+def broker(open_broker: Open) -> SqliteBroker:
+    return open_broker()

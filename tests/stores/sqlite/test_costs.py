@@ -1,0 +1,254 @@
+"""What claims and settlements cost in statements, and that a lease which is remembered is believed no longer than it is true."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from taskflow.broker.console import QueueRecord
+from taskflow.broker.sqlite import SqliteBroker
+from taskflow.broker.sqlite.transactions import Transactions, Work
+from taskflow.model.errors import SessionLost
+from taskflow.model.record import Status
+from taskflow.model.session import Beat
+from taskflow.model.verdict import Settled, Settlement
+from tests.stores.sqlite.support import Open, an_envelope, envelopes, registered, succeeded
+
+MANY = 100
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every step that brokers make from now on."""
+    steps = list[str]()
+    original: Callable[..., sqlite3.Connection] = sqlite3.connect
+
+    def connect(*args: Any, **options: Any) -> sqlite3.Connection:
+        connection = original(*args, **options)
+        connection.set_trace_callback(steps.append)
+        return connection
+
+    monkeypatch.setattr(sqlite3, "connect", connect)
+    return steps
+
+
+async def two_of_which_one_loses_its_lease(broker: SqliteBroker, other: SqliteBroker) -> list[Settlement]:
+    """By another connection, which says that its session leaves."""
+    lost, living = await registered(broker), await registered(broker)
+    [first] = await broker.claim(lost.id, 1, ["default"], 1)
+    [second] = await broker.claim(living.id, 1, ["default"], 1)
+    await other.beat(Beat(session=lost.id, leaving=True))
+    return [succeeded(first), succeeded(second)]
+
+
+def counted(queue: QueueRecord) -> dict[Status, int]:
+    return {status: number for status, number in queue.counts.items() if number}
+
+
+@pytest.mark.parametrize("number", [1, MANY])
+async def test_a_claim_and_a_settlement_are_a_handful_of_statements(broker: SqliteBroker, said: list[str], number: int) -> None:
+    """However many jobs are in them: beside a busy event loop each statement may cost a switch of threads."""
+    session = await registered(broker)
+    await broker.enqueue(envelopes(2 * number))
+    await broker.settle([succeeded(lease) for lease in await broker.claim(session.id, 1, ["default"], number)])
+
+    said.clear()
+    leases = await broker.claim(session.id, 2, ["default"], number)
+    assert len(leases) == number
+    # What is flushed, begin, the request, a look, the leases, two counts, commit.
+    assert len(said) <= 8, said
+
+    said.clear()
+    assert await broker.settle([succeeded(lease) for lease in leases]) == [Settled.OK] * number
+    # What is flushed, begin, the jobs, two counts, commit.
+    assert len(said) <= 6, said
+
+
+@pytest.mark.parametrize("queues", [[], ["default"]], ids=["of every queue", "of one queue"])
+async def test_a_claim_and_a_settlement_that_wait_together_share_a_transaction(
+    broker: SqliteBroker, said: list[str], queues: list[str]
+) -> None:
+    """One commit, one flush, and each count written once."""
+    session = await registered(broker)
+    await broker.enqueue(envelopes(2 * MANY))
+    leases = await broker.claim(session.id, 1, queues, MANY)
+
+    said.clear()
+    settled, claimed = await asyncio.gather(
+        broker.settle([succeeded(lease) for lease in leases]), broker.claim(session.id, 2, queues, MANY)
+    )
+    assert (settled, len(claimed)) == ([Settled.OK] * MANY, MANY)
+    together = said[:]
+    assert [step for step in together if step in ("BEGIN IMMEDIATE", "COMMIT")] in (
+        ["BEGIN IMMEDIATE", "COMMIT"],
+        ["BEGIN IMMEDIATE", "COMMIT"] * 2,  # the writer's thread was quicker than the second verb
+    )
+    assert len(together) <= 14, together
+
+
+async def test_an_enqueue_of_a_thousand_is_a_dozen_statements(broker: SqliteBroker, said: list[str]) -> None:
+    await broker.enqueue([an_envelope()])
+    said.clear()
+    await broker.enqueue(envelopes(1_000))
+    assert len(said) <= 16, said
+    assert said.count("COMMIT") == 1
+
+
+class Calls:
+    """Counts calls of Python functions, in this thread and in transactions."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def __call__(self, frame: FrameType, event: str, argument: object) -> None:
+        self.number += event == "call"
+
+    def take(self) -> int:
+        number, self.number = self.number, 0
+        return number
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[Calls]:
+    counted, run = Calls(), Transactions.run
+
+    def run_counted(self: Transactions, group: Sequence[Work]) -> None:
+        before = sys.getprofile()
+        sys.setprofile(counted)
+        try:
+            run(self, group)
+        finally:
+            sys.setprofile(before)
+
+    monkeypatch.setattr(Transactions, "run", run_counted)
+    before = sys.getprofile()
+    sys.setprofile(counted)
+    yield counted
+    sys.setprofile(before)
+
+
+async def test_a_job_takes_few_calls_of_python(broker: SqliteBroker, calls: Calls) -> None:
+    """A sound row is not checked value by value, and a lease that is remembered is believed."""
+    session = await registered(broker)
+    await broker.enqueue(envelopes(800))
+    claiming, settling = list[int](), list[int]()
+    for request, number in enumerate((100, 300, 100, 300), 1):  # SQLite compiles a statement at its first use
+        calls.take()
+        leases = await broker.claim(session.id, request, ["default"], number)
+        claiming.append(calls.take())
+        settlements = [succeeded(lease) for lease in leases]
+        calls.take()
+        assert await broker.settle(settlements) == [Settled.OK] * number
+        settling.append(calls.take())
+    assert (claiming[3] - claiming[2]) / 200 <= 3.1
+    assert (settling[3] - settling[2]) / 200 <= 6.1
+
+
+# --- what is remembered ------------------------------------------------------------------------------------------------
+
+
+async def test_a_lease_that_another_connection_took_away_is_stale(open_broker: Open) -> None:
+    """And its neighbour in the batch counts, once."""
+    broker, other = open_broker(), open_broker()
+    jobs = envelopes(2)
+    await broker.enqueue(jobs)
+    batch = await two_of_which_one_loses_its_lease(broker, other)
+
+    assert await broker.settle(batch) == [Settled.STALE, Settled.OK]
+    assert await broker.settle(batch) == [Settled.STALE, Settled.OK]
+
+    records = await broker.read([job.id for job in jobs])
+    assert [record and record.status for record in records] == [Status.READY, Status.SUCCEEDED]
+    [queue] = await broker.console.queues()
+    assert counted(queue) == {Status.SUCCEEDED: 1, Status.READY: 1}
+
+
+async def test_a_lease_that_another_connection_settled_is_settled(open_broker: Open) -> None:
+    """A settlement whose answer was lost may come again by another way; and nothing is counted twice."""
+    broker, other = open_broker(), open_broker()
+    session = await registered(broker)
+    await broker.enqueue(envelopes(2))
+    batch = [succeeded(lease) for lease in await broker.claim(session.id, 1, ["default"], 2)]
+    assert await other.settle(batch[:1]) == [Settled.OK]
+    assert await broker.settle(batch) == [Settled.OK, Settled.OK]
+    [queue] = await broker.console.queues()
+    assert counted(queue) == {Status.SUCCEEDED: 2}
+
+
+async def test_a_lost_lease_leaves_the_verbs_beside_it_alone(open_broker: Open) -> None:
+    """The transaction that they shared is undone for it, and done again."""
+    broker, other = open_broker(), open_broker()
+    await broker.enqueue(envelopes(2))
+    lost, living = await two_of_which_one_loses_its_lease(broker, other)
+
+    job = an_envelope()
+    first, second, refused, _ = await asyncio.gather(
+        broker.settle([lost]),
+        broker.settle([living]),
+        broker.claim(bytes(16), 1, [], 1),
+        broker.enqueue([job]),
+        return_exceptions=True,
+    )
+    assert (first, second) == ([Settled.STALE], [Settled.OK])
+    assert isinstance(refused, SessionLost)
+    [record] = await broker.read([job.id])
+    assert record is not None
+
+
+async def test_a_settlement_under_another_fence_is_stale(broker: SqliteBroker) -> None:
+    """An epoch, or a claim, that is not the remembered one's."""
+    session = await registered(broker)
+    await broker.enqueue(envelopes(1))
+    [lease] = await broker.claim(session.id, 1, ["default"], 1)
+    settlement = succeeded(lease)
+    wrong_epoch = Settlement(id=settlement.id, epoch=2, claim=lease.claim, verdict=settlement.verdict)
+    wrong_claim = Settlement(id=settlement.id, epoch=1, claim=lease.claim._replace(number=1), verdict=settlement.verdict)
+    assert await broker.settle([wrong_epoch]) == [Settled.STALE]
+    assert await broker.settle([wrong_claim]) == [Settled.STALE]
+    assert await broker.settle([settlement]) == [Settled.OK]
+
+
+async def test_a_claim_from_many_queues_reads_those_that_it_takes_from(broker: SqliteBroker, said: list[str]) -> None:
+    """All queues that give all that they have by one look, and the rest of the statements as for one queue."""
+    session = await registered(broker)
+    await broker.enqueue([an_envelope(queue=f"queue-{number % 500}") for number in range(1_000)])
+    said.clear()
+    leases = await broker.claim(session.id, 499, [], 10)
+    assert [lease.envelope.queue for lease in leases] == [
+        f"queue-{name}" for name in ("99", "99", "0", "0", "1", "1", "10", "10", "100", "100")
+    ]
+    assert len(said) <= 8 + 4, said
+
+
+async def test_a_claim_takes_the_first_of_a_queue_that_has_more_than_it_wants(broker: SqliteBroker, said: list[str]) -> None:
+    """Those before it are emptied; of two looks the second is into it alone."""
+    session = await registered(broker)
+    await broker.enqueue([an_envelope(queue=f"queue-{number % 3}", priority=number // 3) for number in range(30)])
+    said.clear()
+    leases = await broker.claim(session.id, 3, [], 14)
+    assert [(lease.envelope.queue, lease.envelope.priority) for lease in leases] == [
+        *(("queue-0", priority) for priority in range(9, -1, -1)),
+        *(("queue-1", priority) for priority in range(9, 5, -1)),
+    ]
+    assert len(said) <= 8 + 5, said
+    assert [lease.envelope.priority for lease in await broker.claim(session.id, 6, [], 100)] == [
+        *range(5, -1, -1),
+        *range(9, -1, -1),
+    ]
+
+
+async def test_every_queue_has_its_turn_however_many_there_are(broker: SqliteBroker) -> None:
+    """All are looked into when those before them give nothing: their jobs have expired, and nobody has cleared them away yet."""
+    session = await registered(broker)
+    await broker.enqueue([an_envelope(queue=f"empty-{number}", expires=0.0) for number in range(100)])
+    await broker.enqueue([an_envelope(queue="a-full-one"), an_envelope(queue="one-more")])
+    for request in range(1, 204, 101):
+        leases = await broker.claim(session.id, request, [], 2)
+        assert {lease.envelope.queue for lease in leases} == {"a-full-one", "one-more"}
+        await broker.enqueue([an_envelope(queue="a-full-one"), an_envelope(queue="one-more")])

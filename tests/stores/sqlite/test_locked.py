@@ -1,0 +1,152 @@
+"""The file is another process's for a while."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from taskflow.app.settings import Settings
+from taskflow.broker.sqlite import SqliteBroker, lock_owner
+from taskflow.model.errors import BrokerUnavailable
+from tests.stores.sqlite.support import Open, an_envelope, locked
+
+
+async def test_a_lock_is_waited_for(broker: SqliteBroker, path: Path) -> None:
+    await broker.enqueue([an_envelope()])
+    with locked(path) as stranger:
+        threading.Timer(0.2, lambda: stranger.execute("ROLLBACK")).start()
+        assert await broker.enqueue([an_envelope()])
+
+
+async def test_but_not_for_ever(open_broker: Open, path: Path) -> None:
+    """It says what the matter is, and goes on as soon as it can."""
+    broker = open_broker(timeout=0.2)
+    await broker.enqueue([an_envelope()])
+    job = an_envelope()
+    with locked(path):
+        began = time.monotonic()
+        with pytest.raises(BrokerUnavailable, match=rf"is locked by process {os.getpid()} \(.+\), this one, for longer") as unavailable:
+            await broker.enqueue([job])
+        assert 0.15 < time.monotonic() - began < 1.5
+    assert str(path) in str(unavailable.value)
+    assert await broker.enqueue([job])
+
+
+async def test_a_stopped_process_that_holds_it_is_named_with_what_to_do(open_broker: Open, path: Path) -> None:
+    """SQLite knows no lease on its lock: nobody can write until the process goes on, or ends."""
+    broker = open_broker(timeout=0.2)
+    await broker.enqueue([an_envelope()])
+    with _another_that_holds(path) as other:
+        with pytest.raises(BrokerUnavailable, match=rf"is locked by process {other.pid} \(.+\), for longer"):
+            await broker.enqueue([an_envelope()])
+        os.kill(other.pid, signal.SIGSTOP)
+        stopped = rf"is locked by process {other.pid} \(.+\), which is stopped, .+kill -CONT {other.pid}"
+        with pytest.raises(BrokerUnavailable, match=stopped):
+            await broker.enqueue([an_envelope()])
+        with pytest.raises(BrokerUnavailable, match=stopped):  # an opening
+            await open_broker(timeout=0.2).enqueue([an_envelope()])
+        os.kill(other.pid, signal.SIGKILL)
+        assert await broker.enqueue([an_envelope()])
+
+
+async def test_where_the_kernel_does_not_tell_it_is_another_process(
+    open_broker: Open, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock_owner, "_LOCKS", tmp_path / "no such file")
+    broker = open_broker(timeout=0.1)
+    await broker.enqueue([an_envelope()])
+    with locked(path), pytest.raises(BrokerUnavailable, match="is locked by another process, for longer"):
+        await broker.enqueue([an_envelope()])
+
+
+@contextmanager
+def _another_that_holds(path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    script = """
+        import sqlite3, sys, time
+        sqlite3.connect(sys.argv[1], isolation_level=None).execute("BEGIN IMMEDIATE")
+        print("ready", flush=True)
+        time.sleep(60)
+    """
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script), str(path)], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_it_is_heard_of_before_the_application_loses_patience() -> None:
+    assert inspect.signature(SqliteBroker).parameters["timeout"].default <= Settings().enqueue_timeout - 1
+
+
+async def test_the_wait_is_bounded_in_all(open_broker: Open, path: Path) -> None:
+    """Who comes while another waits does not wait for both."""
+    broker = open_broker(timeout=0.6)
+    await broker.enqueue([an_envelope()])
+    with locked(path):
+        first = asyncio.create_task(broker.enqueue([an_envelope()]))
+        await asyncio.sleep(0.3)
+        began = time.monotonic()
+        with pytest.raises(BrokerUnavailable):
+            await broker.enqueue([an_envelope()])
+        assert time.monotonic() - began < 1.0
+        with pytest.raises(BrokerUnavailable):
+            await first
+
+
+async def test_opening_waits_too(open_broker: Open, path: Path) -> None:
+    first = open_broker()
+    await first.enqueue([an_envelope()])
+    with locked(path) as stranger:
+        threading.Timer(0.2, lambda: stranger.execute("ROLLBACK")).start()
+        assert await open_broker().enqueue([an_envelope()])
+
+
+async def test_a_process_that_writes_without_a_pause_leaves_room_for_others(broker: SqliteBroker, path: Path) -> None:
+    """SQLite's own waiting naps for up to 100 ms a time, and then hardly ever finds the lock free."""
+    await broker.enqueue([an_envelope()])
+    script = """
+        import asyncio, sys
+        from taskflow.broker.sqlite import SqliteBroker
+        from tests.stores.sqlite.support import envelopes
+
+        async def main():
+            broker = SqliteBroker(sys.argv[1])
+            await broker.read([bytes(16)])
+            print("ready", flush=True)
+            while True:
+                await broker.enqueue(envelopes(50))
+
+        asyncio.run(main())
+    """
+    root = Path(__file__).parents[3]
+    command = [sys.executable, "-c", textwrap.dedent(script), str(path)]
+    writer = subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(root)})  # noqa: ASYNC220 - it runs beside
+    try:
+        assert writer.stdout is not None
+        writer.stdout.readline()
+        waits = list[float]()
+        for _ in range(20):
+            began = time.monotonic()
+            await broker.enqueue([an_envelope()])
+            waits.append(time.monotonic() - began)
+    finally:
+        writer.kill()
+        writer.communicate()
+    assert statistics.median(waits) < 0.1
+    assert max(waits) < 1

@@ -1,0 +1,155 @@
+"""What goes in comes out, also where SQLite has no place for it."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Any
+
+import pytest
+
+from taskflow.broker.sqlite import SqliteBroker
+from taskflow.broker.sqlite.refusals import LARGEST_PAYLOAD
+from taskflow.model.backoff import Backoff
+from taskflow.model.errors import TooLarge
+from taskflow.model.progress import Progress
+from taskflow.model.session import Beat, Report
+from taskflow.model.verdict import Discarded, Failed, Parked, Retried, RunError, Settled, Settlement, Succeeded, Verdict
+from tests.stores.sqlite.support import a_session, an_envelope, envelopes, registered, succeeded
+
+ODD = "lone \udc80 surrogate, \0 zero, \U0001f600"
+
+
+@pytest.mark.parametrize(
+    ("verdict", "reason"),
+    [
+        (Discarded(ODD), ODD),
+        (Failed(RunError(ODD, ODD, ODD)), f"{ODD}: {ODD}"),
+    ],
+)
+async def test_any_text(broker: SqliteBroker, verdict: Verdict, reason: str) -> None:
+    """Exceptions say what they like: a lone surrogate has no UTF-8, which is all that SQLite's text is."""
+    session = a_session(ODD)
+    await broker.register(session)
+    await broker.enqueue([an_envelope()])
+    [lease] = await broker.claim(session.id, 1, [], 1)
+    await broker.beat(Beat(session=session.id, claims=(lease.claim,), seen=1, reports=(Report(lease.claim, 1.0, Progress(0.25, ODD)),)))
+
+    assert await broker.settle([Settlement(id=lease.envelope.id, epoch=1, claim=lease.claim, verdict=verdict)]) == [Settled.OK]
+
+    [record] = await broker.read([lease.envelope.id])
+    assert record is not None
+    assert (record.reason, record.worker, record.progress) == (reason, ODD, Progress(0.25, ODD))
+    [worker] = await broker.console.workers()
+    assert worker.session == session
+
+
+async def test_any_text_while_it_waits(broker: SqliteBroker) -> None:
+    session = await registered(broker)
+    await broker.enqueue(envelopes(2))
+    first, second = await broker.claim(session.id, 1, [], 2)
+    verdicts = [(first, Parked(ODD, 5.0)), (second, Retried(RunError("E", ODD), 5.0))]
+
+    await broker.settle([Settlement(id=lease.envelope.id, epoch=1, claim=lease.claim, verdict=verdict) for lease, verdict in verdicts])
+
+    parked, retried = await broker.read([first.envelope.id, second.envelope.id])
+    assert parked is not None
+    assert retried is not None
+    assert parked.waiting_for == ODD
+    assert retried.errors[0].message == ODD
+
+
+async def test_a_lease_brings_what_was_sent(broker: SqliteBroker) -> None:
+    """In the first answer, and in the same one again; the store keeps what it decides by to itself."""
+    sent = an_envelope(
+        queue="mail",
+        job="app.tasks.send",
+        payload=bytes(range(256)) * 3,
+        priority=-7,
+        key=b"k" * 16,
+        max_attempts=3,
+        timeout=1.5,
+        keep_result=7.0,
+        retry=Backoff(base=2.0, jitter=False),
+        headers={"tenant": "blå", "": "\0"},
+    )
+    await broker.enqueue([sent])
+    session = await registered(broker)
+
+    [lease] = await broker.claim(session.id, 1, ["mail"], 10)
+
+    assert lease.envelope == sent
+    assert await broker.claim(session.id, 1, ["mail"], 10) == [lease]
+
+
+async def test_payloads_of_all_sizes_in_one_claim(broker: SqliteBroker) -> None:
+    """They come out of SQLite as one value and are cut apart again."""
+    sent = [an_envelope(payload=bytes([number]) * (number * number)) for number in range(60)]
+    await broker.enqueue(sent)
+    session = await registered(broker)
+
+    leases = await broker.claim(session.id, 1, [], 100)
+
+    assert [lease.envelope for lease in leases] == sent
+    assert await broker.settle([succeeded(lease) for lease in leases]) == [Settled.OK] * 60
+
+
+# --- more than SQLite holds -------------------------------------------------------------------------------------------
+
+
+async def test_a_payload_that_is_too_large_is_refused_with_its_size(broker: SqliteBroker) -> None:
+    """At once, not as a store that is away; it costs no memory, since nothing copies it."""
+    small = an_envelope()
+    with pytest.raises(TooLarge, match=r"payload of 70,000,000 bytes.* at most 67,108,864"):
+        await broker.enqueue([an_envelope(payload=bytes(70_000_000))])
+    await broker.enqueue([small])
+    assert await broker.read([small.id]) != [None]
+
+
+@pytest.mark.slow
+async def test_the_longest_payload_comes_back(broker: SqliteBroker) -> None:
+    """Alone in its answer; its neighbour is in the next one."""
+    await broker.enqueue([an_envelope(payload=bytes(LARGEST_PAYLOAD)), an_envelope(payload=bytes(1_000_000))])
+    session = await registered(broker)
+
+    [first] = await broker.claim(session.id, 1, [], 10)
+    [second] = await broker.claim(session.id, 2, [], 10)
+
+    assert (len(first.envelope.payload), first.unreadable) == (LARGEST_PAYLOAD, ())
+    assert len(second.envelope.payload) == 1_000_000
+
+
+async def test_a_result_that_would_not_be_read_back_is_refused(broker: SqliteBroker) -> None:
+    await broker.enqueue([an_envelope()])
+    session = await registered(broker)
+    [lease] = await broker.claim(session.id, 1, [], 1)
+    result = Succeeded(bytes(LARGEST_PAYLOAD + 1))
+
+    with pytest.raises(TooLarge, match="result of 67,108,865 bytes"):
+        await broker.settle([Settlement(id=lease.envelope.id, epoch=lease.epoch, claim=lease.claim, verdict=result)])
+
+
+@pytest.fixture
+def small_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite's own limit, lowered from 1 GB so that it can be reached."""
+    connect = sqlite3.connect
+
+    def connect_with_limit(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        opened: sqlite3.Connection = connect(*arguments, **options)
+        opened.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 50_000)
+        return opened
+
+    monkeypatch.setattr(sqlite3, "connect", connect_with_limit)
+
+
+@pytest.mark.usefixtures("small_values")
+async def test_a_result_that_is_too_large_is_refused_by_itself(broker: SqliteBroker) -> None:
+    """Not as a store that is away, which a worker would wait for without end; its job can be settled otherwise."""
+    await broker.enqueue([an_envelope()])
+    session = await registered(broker)
+    [lease] = await broker.claim(session.id, 1, [], 1)
+    too_large = Settlement(id=lease.envelope.id, epoch=lease.epoch, claim=lease.claim, verdict=Succeeded(bytes(60_000)))
+
+    with pytest.raises(TooLarge, match="SQLite holds no value of more than 1,000,000,000 bytes"):
+        await broker.settle([too_large])
+
+    assert await broker.settle([succeeded(lease)]) == [Settled.OK]

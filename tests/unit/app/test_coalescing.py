@@ -1,0 +1,367 @@
+"""Concurrent delays of one loop share round trips, without a timer, and none waits when it is alone."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sqlite3
+import time
+import traceback
+from collections.abc import Awaitable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from taskflow import BrokerUnavailable, JobHandle, Status, StoreFull, configure
+from taskflow.app.coalesce import MAX_BYTES, Coalescer
+from taskflow.app.current import default_app
+from taskflow.app.store_retry import retries_within
+from taskflow.broker.sqlite import SqliteBroker
+from tests.unit.app.bench import Bench
+from tests.unit.app.jobs import add, blob
+from tests.unit.app.watched import Watched, settle_down
+
+
+@pytest.fixture
+def watched(bench: Bench) -> Iterator[Watched]:
+    watched = Watched(bench.broker)
+    with bench.app.using(watched.as_broker):
+        yield watched
+
+
+async def under_way(awaitable: Awaitable[Any]) -> asyncio.Task[Any]:
+    """A task that has come as far as it gets by itself."""
+    task = asyncio.ensure_future(awaitable)
+    assert isinstance(task, asyncio.Task)
+    await settle_down()
+    return task
+
+
+# --- sharing --------------------------------------------------------------------------------------------------------
+
+
+async def test_alone_it_is_one_call_at_once(watched: Watched) -> None:
+    """No timer: the call is made within two turns of the loop."""
+    watched.gate.clear()
+    sending = asyncio.ensure_future(add.delay(1))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert watched.calls["enqueue"] == 1
+    watched.gate.set()
+    await sending
+    assert watched.calls == {"enqueue": 1}
+
+
+async def test_one_after_the_other_they_share_nothing(watched: Watched) -> None:
+    for n in range(5):
+        await add.delay(n)
+    assert [len(batch) for batch in watched.batches] == [1] * 5
+
+
+async def test_concurrent_ones_share_a_round_trip(watched: Watched, bench: Bench) -> None:
+    handles = await asyncio.gather(*(add.delay(n, n) for n in range(100)))
+    assert [len(batch) for batch in watched.batches] == [100]
+    await bench.run_all()
+    assert [await handle.result() for handle in handles] == [2 * n for n in range(100)], "each has its own answer"
+
+
+async def test_what_comes_meanwhile_gathers_into_the_next(watched: Watched) -> None:
+    watched.gate.clear()
+    first = await under_way(add.delay(0))
+    others = [await under_way(add.delay(n)) for n in range(20)]
+    assert watched.calls["enqueue"] == 1
+    watched.gate.set()
+    await asyncio.gather(first, *others)
+    assert [len(batch) for batch in watched.batches] == [1, 20]
+
+
+async def test_a_batch_is_of_1000(watched: Watched) -> None:
+    await asyncio.gather(*(add.delay(n) for n in range(2_100)))
+    assert [len(batch) for batch in watched.batches] == [1_000, 1_000, 100]
+
+
+async def test_a_batch_is_of_one_mebibyte(watched: Watched) -> None:
+    """A payload that is larger than what is left waits for the next; none is too large to go alone."""
+    await asyncio.gather(*(blob.delay(bytes(size)) for size in (500_000, 500_000, 500_000, 1_000_000, 10)))
+    assert [len(batch) for batch in watched.batches] == [2, 1, 2]
+    assert all(sum(len(envelope.payload) for envelope in batch) <= MAX_BYTES for batch in watched.batches)
+
+
+async def test_they_are_sent_in_the_order_of_asking(watched: Watched, bench: Bench) -> None:
+    handles = await asyncio.gather(*(add.delay(n) for n in range(50)))
+    leases = await bench.claim()
+    assert [JobHandle(bench.app, lease.envelope.id, add) for lease in leases] == handles
+
+
+# --- keys -----------------------------------------------------------------------------------------------------------
+
+
+async def test_keyed_ones_have_a_lane_of_their_own_sorted_by_key(watched: Watched) -> None:
+    """Two senders that take the same locks in one order do not block each other for ever."""
+    plain = [add.delay(n) for n in range(10)]
+    keyed = [add.options(key=f"key {n}").delay(n) for n in range(10)]
+    handles = await asyncio.gather(*plain, *keyed)
+
+    [without, within] = sorted(watched.batches, key=lambda batch: batch[0].key is not None)
+    assert [envelope.key for envelope in without] == [None] * 10
+    assert [envelope.key for envelope in within] == sorted(envelope.key or b"" for envelope in within)
+    assert [handle.id for handle in handles[10:]] != [JobHandle(add.app, e.id, add).id for e in within], "they were sorted indeed"
+    assert all(handle.is_new for handle in handles)
+
+
+async def test_answers_of_keyed_ones_are_each_its_own(watched: Watched, bench: Bench) -> None:
+    handles = await asyncio.gather(*(add.options(key=f"key {n}").delay(n, n) for n in range(20)))
+    await bench.run_all()
+    assert [await handle.result() for handle in handles] == [2 * n for n in range(20)]
+
+
+async def test_of_two_with_one_key_the_first_is_kept(watched: Watched) -> None:
+    first, second = await asyncio.gather(add.options(key="k").delay(1), add.options(key="k").delay(2))
+    assert (first.is_new, second.is_new) == (True, False)
+    assert first == second
+
+
+async def test_a_key_that_is_held_up_does_not_hold_up_plain_ones(watched: Watched) -> None:
+    """A stranger's open transaction, for one, may have the key."""
+    watched.is_held_up = lambda envelopes: any(envelope.key is not None for envelope in envelopes)
+    watched.gate.clear()
+    keyed = await under_way(add.options(key="k").delay(1))
+    async with asyncio.timeout(30):
+        await asyncio.gather(*(add.delay(n) for n in range(10)))
+    assert not keyed.done()
+    watched.gate.set()
+    assert (await keyed).is_new
+
+
+# --- cancelled ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_cancelled_one_under_way_may_have_been_sent_and_hurts_nobody(watched: Watched) -> None:
+    watched.gate.clear()
+    first, second = await under_way(add.delay(1)), await under_way(add.delay(2))
+    third = await under_way(add.delay(3))
+    first.cancel()
+    second.cancel()
+    await settle_down()
+    watched.gate.set()
+    assert await (await third).status() is Status.READY
+    assert first.cancelled()
+    assert second.cancelled()
+    assert [len(batch) for batch in watched.batches] == [1, 1], "the first went out, the second was still waiting to"
+
+
+async def test_a_flush_of_cancelled_ones_alone_sends_nothing(watched: Watched) -> None:
+    watched.gate.clear()
+    first, second = await under_way(add.delay(1)), await under_way(add.delay(2))
+    second.cancel()
+    await settle_down()
+    watched.gate.set()
+    await first
+    await settle_down()
+    assert watched.calls["enqueue"] == 1
+
+
+# --- trouble --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_store_that_comes_back_in_time_is_waited_for(watched: Watched) -> None:
+    watched.is_away = True
+    sending = [await under_way(add.delay(n)) for n in range(3)]
+    watched.is_away = False
+    handles = await asyncio.gather(*sending)
+    assert all(handle.is_new for handle in handles)
+
+
+async def test_a_store_that_stays_away_is_given_up(watched: Watched, bench: Bench) -> None:
+    configure(enqueue_timeout=0.1)
+    watched.is_away = True
+    with pytest.raises(BrokerUnavailable, match=r"away for 0.1 s: the store is away; .*enqueue_timeout="):
+        await add.delay(1)
+    assert watched.calls["enqueue"] > 1, "it was tried again"
+
+
+async def test_a_store_that_does_not_answer_is_given_up(watched: Watched) -> None:
+    configure(enqueue_timeout=0.1)
+    watched.gate.clear()
+    with pytest.raises(BrokerUnavailable, match=r"away for 0.1 s: it does not answer"):
+        await add.delay(1)
+
+
+async def test_a_file_that_somebody_has_locked_is_given_up(tmp_path: Path) -> None:
+    """For real, on SQLite; and what was asked may have been done: here it is, once the lock is gone."""
+    path = tmp_path / "jobs.db"
+    broker = SqliteBroker(path)
+    with default_app().using(broker):
+        await add.delay(1)
+        stranger = sqlite3.connect(path, isolation_level=None)
+        stranger.execute("BEGIN IMMEDIATE")
+        configure(enqueue_timeout=0.2)
+        with pytest.raises(BrokerUnavailable, match=r"away for 0.2 s: it does not answer"):
+            await add.delay(2)
+        stranger.execute("ROLLBACK")
+        stranger.close()
+        configure(enqueue_timeout=30)
+        assert (await add.delay(3)).is_new
+        [queue] = await broker.console.queues()
+        assert queue.counts[Status.READY] == 3
+    await broker.close()
+
+
+async def test_whoever_has_the_file_locked_is_named(tmp_path: Path) -> None:
+    """The file's own wait ends before the asker's patience does, as with the defaults; the next try has no answer in time."""
+    path = tmp_path / "jobs.db"
+    broker = SqliteBroker(path, timeout=0.3)
+    with default_app().using(broker):
+        await add.delay(1)
+        configure(enqueue_timeout=0.45)
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as stranger:
+            stranger.execute("BEGIN IMMEDIATE")
+            with pytest.raises(BrokerUnavailable, match=rf"away for 0.45 s: {path} is locked by process {os.getpid()} "):
+                await add.delay(2)
+    await broker.close()
+
+
+async def test_what_the_store_said_last_is_told_when_it_falls_silent(watched: Watched) -> None:
+    """And not when it has answered since."""
+    configure(enqueue_timeout=0.3)
+    watched.is_away = True
+    sending = await under_way(add.delay(1))
+    watched.is_away = False
+    watched.gate.clear()
+    with pytest.raises(BrokerUnavailable, match=r"away for 0.3 s: the store is away"):
+        await sending
+    watched.gate.set()
+    await add.delay(2)
+    watched.gate.clear()
+    with pytest.raises(BrokerUnavailable, match=r"away for 0.3 s: it does not answer"):
+        await add.delay(3)
+
+
+async def test_nobody_waits_longer_for_those_who_came_before(watched: Watched) -> None:
+    """Patience begins with the asking. One that comes while others wait does not begin after them."""
+    configure(enqueue_timeout=1.0)
+    watched.is_away = True
+    first = asyncio.ensure_future(_wait_in_vain())
+    await asyncio.sleep(0.3)
+    second = asyncio.ensure_future(_wait_in_vain())
+    await first
+    assert await second < 1.5, "one that began with the first one's end would wait for 1.7 s"
+
+
+async def _wait_in_vain() -> float:
+    began = time.monotonic()
+    with pytest.raises(BrokerUnavailable):
+        await add.delay(1)
+    return time.monotonic() - began
+
+
+async def test_a_newcomer_is_not_given_up_with_the_old_ones(watched: Watched) -> None:
+    """It has its own patience: the store comes back when the old one has lost its."""
+    configure(enqueue_timeout=2.0)
+    watched.is_away = True
+    old = await under_way(add.delay(1))
+    await asyncio.sleep(1.0)
+    new = await under_way(add.delay(2))
+    with pytest.raises(BrokerUnavailable):
+        await old
+    watched.is_away = False
+    assert (await new).is_new
+
+
+async def test_a_resend_adds_nothing_twice(watched: Watched, bench: Bench) -> None:
+    """The answer was lost, the jobs were not: the same ids come again, and are the sender's own."""
+    watched.loses_answers = 1
+    handles = await asyncio.gather(*(add.delay(n) for n in range(5)))
+    assert len(watched.batches) == 2
+    assert [envelope.id for envelope in watched.batches[0]] == [envelope.id for envelope in watched.batches[1]]
+    assert all(handle.is_new for handle in handles)
+    assert len(await bench.claim()) == 5
+
+
+async def test_a_resend_with_a_key_is_the_senders_own(watched: Watched, bench: Bench) -> None:
+    watched.loses_answers = 1
+    handle = await add.options(key="k", on_conflict="raise").delay(1)
+    assert handle.is_new
+    assert len(await bench.claim()) == 1
+
+
+async def test_a_full_store_is_told_at_once(bench: Bench) -> None:
+    class Full(Watched):
+        async def enqueue(self, envelopes: Any) -> Any:
+            self.calls["enqueue"] += 1
+            raise StoreFull("no room")
+
+    full = Full(bench.broker)
+    with bench.app.using(full.as_broker), pytest.raises(StoreFull, match="no room"):
+        await add.delay(1)
+    assert full.calls["enqueue"] == 1
+
+
+async def test_each_sender_has_an_error_of_its_own(watched: Watched) -> None:
+    """With its own line in the traceback, and not those of all others."""
+    configure(enqueue_timeout=0.05)
+    watched.is_away = True
+
+    async def here() -> None:
+        await add.delay(1)
+
+    async def there() -> None:
+        await add.delay(2)
+
+    errors = await asyncio.gather(here(), there(), return_exceptions=True)
+    shown = ["".join(traceback.format_exception(error)) for error in errors if isinstance(error, BaseException)]
+    assert ["in here" in each for each in shown] == [True, False]
+    assert ["in there" in each for each in shown] == [False, True]
+
+
+async def test_an_error_that_cannot_be_copied_is_told_all_the_same() -> None:
+    class Odd(Exception):
+        def __init__(self, *, code: int) -> None:
+            super().__init__(f"code {code}")
+            self.code = code
+
+        def __reduce__(self) -> Any:
+            raise TypeError("not me")
+
+    async def fail(questions: list[int]) -> list[int]:
+        raise Odd(code=7)
+
+    ask = Coalescer[int, int](fail, patience=1.0)
+    with pytest.raises(Odd, match="code 7"):
+        await ask(1)
+
+
+def test_a_loop_that_ends_cancels_what_waits() -> None:
+    """asyncio.run cancels every task: whoever waits for an answer is cancelled, and does not hang."""
+
+    async def never(questions: list[int]) -> list[int]:
+        await asyncio.Event().wait()
+        return questions
+
+    ends: list[str] = []
+
+    async def waits(ask: Coalescer[int, int], n: int) -> None:
+        try:
+            await ask(n)
+        except asyncio.CancelledError:
+            ends.append("cancelled")
+            raise
+
+    async def main() -> None:
+        ask = Coalescer[int, int](never, patience=60.0)
+        tasks = [asyncio.ensure_future(waits(ask, n)) for n in range(2)]
+        await settle_down()
+        tasks.append(asyncio.ensure_future(waits(ask, 2)))
+        await settle_down()
+
+    asyncio.run(main())
+    assert ends == ["cancelled"] * 3
+
+
+def test_pauses_grow_to_half_a_second() -> None:
+    """Or to a quarter of the patience, so that whoever waits is asked for more than once."""
+    retries = retries_within(5.0)
+    assert [retries.failed() for _ in range(7)] == [0.02, 0.04, 0.08, 0.16, 0.32, 0.5, 0.5]
+    assert [retries_within(0.1).failed(), retries_within(0.04).failed()] == [0.02, 0.01]

@@ -1,0 +1,103 @@
+"""What sending a job costs its process, in calls of functions: a slower path fails here on any machine."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+
+import taskflow
+from taskflow import enqueue, job
+from taskflow.app.current import default_app
+from taskflow.broker.memory import MemoryBroker
+from taskflow.broker.nudges import WakeUpFlag
+from taskflow.broker.protocol import Added, Refused
+from taskflow.model.envelope import Envelope
+
+CALLERS = 32
+EACH = 10
+SENT = CALLERS * EACH
+
+ROOT = str(Path(taskflow.__file__).parent)
+
+
+@job(name="tests.unit.app.costs.add")
+async def add(x: int, y: int = 1) -> int:
+    return x + y
+
+
+class Accepting(MemoryBroker):
+    """Takes what it is given, and forgets it: what is counted is the sender's part alone."""
+
+    async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
+        return [Added(envelope.id) for envelope in envelopes]
+
+
+async def calls_of(work: Callable[[], Awaitable[object]]) -> int:
+    """How often functions of taskflow, or of the standard library for it, are called or gone on with."""
+    calls = 0
+
+    def count(frame: FrameType, event: str, _: Any) -> None:
+        nonlocal calls
+        calls += event == "call" and not frame.f_code.co_filename.startswith(str(Path(__file__).parent))
+
+    with default_app().using(Accepting()):
+        await add.delay(1)
+        sys.setprofile(count)
+        try:
+            await work()
+        finally:
+            sys.setprofile(None)
+    return calls
+
+
+async def test_a_delay_is_some_forty_calls() -> None:
+    """Nothing is looked up, compiled or bound again that was known when the job was declared."""
+
+    async def caller() -> None:
+        for _ in range(EACH):
+            await add.delay(1, 2)
+
+    async def all_callers() -> None:
+        await asyncio.gather(*(caller() for _ in range(CALLERS)))
+
+    assert await calls_of(all_callers) / SENT <= 40
+
+
+async def test_a_call_in_bulk_is_some_twenty_calls() -> None:
+    assert await calls_of(lambda: enqueue(add.bind(1, 2) for _ in range(SENT))) / SENT <= 19
+
+
+@pytest.mark.parametrize("rings_from", ["its own loop", "another thread"])
+async def test_many_who_wait_are_woken_by_one_message(monkeypatch: pytest.MonkeyPatch, rings_from: str) -> None:
+    """From another thread one to the loop, whose descriptor is written to for each; from the loop itself none."""
+    messages = 0
+    loop = asyncio.get_running_loop()
+    original = loop.call_soon_threadsafe
+
+    def counted(*args: Any, **options: Any) -> Any:
+        nonlocal messages
+        messages += 1
+        return original(*args, **options)
+
+    flag = WakeUpFlag()
+    listeners = [flag.listen([f"topic {number}"]) for number in range(100)]
+    waiting = [asyncio.ensure_future(listener.wait(10)) for listener in listeners]
+    await asyncio.sleep(0)
+    topics = [f"topic {number}" for number in range(100)]
+    if rings_from == "its own loop":
+        monkeypatch.setattr(loop, "call_soon_threadsafe", counted)
+        flag.ring(topics)
+        assert messages == 0
+    else:
+        with monkeypatch.context() as patched:
+            patched.setattr(loop, "call_soon_threadsafe", counted)
+            ringing = asyncio.to_thread(flag.ring, topics)
+            await ringing
+        assert messages <= 2  # and the thread's own, when it has ended
+    assert all(await asyncio.gather(*waiting))

@@ -1,0 +1,115 @@
+"""key= and on_conflict=, as senders see them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pytest
+
+from taskflow import EnqueueFailed, JobCancelled, KeyConflict, Status, enqueue
+from tests.unit.app.bench import Bench
+from tests.unit.app.jobs import add, double
+
+once = add.options(key="sum")
+
+
+async def test_the_standing_jobs_handle_comes_back(bench: Bench) -> None:
+    first = await once.delay(1, 2)
+    second = await once.delay(3, 4)
+
+    assert (first.is_new, second.is_new) == (True, False)
+    assert second == first
+    await bench.run_all()
+    assert await second.result() == 3
+
+
+async def test_an_ended_job_frees_its_key(bench: Bench) -> None:
+    first = await once.delay(1)
+    await bench.run_all()
+    second = await once.delay(2)
+    assert second.is_new
+    assert second != first
+
+
+async def test_a_key_is_of_its_queue_and_job(bench: Bench) -> None:
+    await once.delay(1)
+    others = [await once.options(queue="math").delay(1), await double.options(key="sum").delay(1), await add.options(key="other").delay(1)]
+    assert all(handle.is_new for handle in others)
+
+
+async def test_replace_takes_the_place_of_a_waiting_job(bench: Bench) -> None:
+    old = await once.delay(1)
+    new = await once.options(on_conflict="replace").delay(2)
+
+    assert new.is_new
+    with pytest.raises(JobCancelled, match=f"replaced by {new.id}") as caught:
+        await old.result()
+    assert caught.value.reason == f"replaced by {new.id}"
+    await bench.run_all()
+    assert await new.result() == 3
+
+
+async def test_replace_waits_behind_a_running_job(bench: Bench) -> None:
+    """Else an update that comes during the run would be lost."""
+    running = await once.delay(1)
+    lease = await bench.lease_of(running)
+    behind = await once.options(on_conflict="replace").delay(2)
+
+    info = await behind.info()
+    assert info is not None
+    assert info.status is Status.HELD
+    assert running.id in (info.waiting_for or "")
+    await bench.run(lease)
+    await bench.run_all()
+    assert [await running.result(), await behind.result()] == [2, 3]
+
+
+async def test_raise_names_the_standing_job_and_the_key(bench: Bench) -> None:
+    standing = await once.delay(1)
+    with pytest.raises(KeyConflict, match=f"{add.name}.*{standing.id}.*'sum'") as caught:
+        await once.options(on_conflict="raise").delay(2)
+    assert caught.value.job_id == standing.id
+
+
+@pytest.mark.parametrize("on_conflict", ["keep", "replace", "raise"])
+async def test_cancel_and_run_again(bench: Bench, on_conflict: Literal["keep", "replace", "raise"]) -> None:
+    """A run that was asked to stop does not stand in the way: the new job waits for its end, whatever `on_conflict` says."""
+    running = await once.delay(1)
+    lease = await bench.lease_of(running)
+    assert await running.cancel() is Status.RUNNING
+
+    again = await once.options(on_conflict=on_conflict).delay(2)
+
+    assert again.is_new
+    assert await again.status() is Status.HELD
+    await bench.run(lease)
+    await bench.run_all()
+    assert await again.result() == 3
+
+
+async def test_raise_in_a_batch_comes_after_it_with_both_lists(bench: Bench) -> None:
+    """Those without a conflict are sent, and the caller has all handles, in order, and which of them conflicted."""
+    standing = await once.delay(0)
+    raising = add.options(on_conflict="raise")
+
+    with pytest.raises(EnqueueFailed, match="1 call") as caught:
+        await enqueue([raising.options(key=key).bind(n) for n, key in enumerate(("a", "sum", "b"))])
+
+    assert caught.value.conflicts == [standing]
+    assert [handle.is_new for handle in caught.value.handles] == [True, False, True]
+    assert len(await bench.claim()) == 3
+
+
+async def test_a_batch_keeps_the_first_of_a_key(bench: Bench) -> None:
+    handles = await enqueue(once.bind(n) for n in range(3))
+    assert [handle.is_new for handle in handles] == [True, False, False]
+    assert len(set(handles)) == 1
+
+
+async def test_the_same_call_sent_twice_is_one_job(bench: Bench) -> None:
+    """A resend of my own is new to me: it is the job that I sent."""
+    call = add.bind(1)
+    [first], [second] = await enqueue([call]), await enqueue([call])
+    assert first == second
+    assert second.is_new
+    assert len(await bench.claim()) == 1

@@ -1,0 +1,327 @@
+"""Event loops that come and go, threads without one, processes that fork: each sends, and nothing is lost or hangs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from taskflow import JobHandle, enqueue_sync, run_sync
+from taskflow.app.app import App
+from taskflow.app.current import default_app
+from taskflow.app.portal import LAST_WORDS
+from taskflow.broker.protocol import Broker
+from taskflow.model.session import Session
+from taskflow.model.verdict import Settlement, Succeeded
+from tests.support.homes import BROKERS, Home
+from tests.support.world import World
+from tests.unit.app.jobs import add
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(params=BROKERS, ids=lambda home: home.name)
+def broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
+    """Without a loop of its own: the tests here bring theirs."""
+    home: type[Home] = request.param
+    world = World(home)
+    with default_app().using(world.broker):
+        yield world.broker
+    asyncio.run(world.close())
+
+
+def ids_in(broker: Broker) -> set[str]:
+    async def claim() -> set[str]:
+        session = Session(id=os.urandom(16), name="reader", ttl=1e6)
+        await broker.register(session)
+        return {JobHandle(default_app(), lease.envelope.id, None).id for lease in await broker.claim(session.id, 1, [], 10_000)}
+
+    return asyncio.run(claim())
+
+
+# --- loops ----------------------------------------------------------------------------------------------------------
+
+
+def test_one_asyncio_run_after_the_other(broker: Broker) -> None:
+    """A broker outlives the loops that use it; what belongs to a loop ends with it."""
+    handles = [asyncio.run(add.delay(n)) for n in range(5)]
+    assert {handle.id for handle in handles} == ids_in(broker)
+
+
+def test_a_handle_of_one_loop_is_asked_in_another(broker: Broker) -> None:
+    handle = asyncio.run(add.delay(1, 2))
+
+    async def work() -> None:
+        session = Session(id=os.urandom(16), name="worker", ttl=1e6)
+        await broker.register(session)
+        [lease] = await broker.claim(session.id, 1, [], 1)
+        verdict = Succeeded(add.codec.encode_result(3))
+        await broker.settle([Settlement(id=lease.envelope.id, epoch=lease.epoch, claim=lease.claim, verdict=verdict)])
+
+    asyncio.run(work())
+    assert asyncio.run(handle.result(timeout=30)) == 3
+    assert run_sync(handle.result(timeout=30)) == 3
+
+
+def test_connections_of_closed_loops_are_let_go(broker: Broker) -> None:
+    for n in range(20):
+        asyncio.run(add.delay(n))
+    assert len(default_app()._connections) <= 2
+
+
+class TestLoopsOfPytest:
+    """Each test has a loop of its own; the application is one for all."""
+
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    @pytest.mark.parametrize("n", [1, 2, 3])
+    async def test_each_sends(self, n: int) -> None:
+        assert asyncio.get_running_loop() not in self.loops
+        self.loops.append(asyncio.get_running_loop())
+        world = World(BROKERS[n % len(BROKERS)])
+        with default_app().using(world.broker):
+            assert (await add.delay(n)).is_new
+        await world.close()
+
+
+def test_two_loops_in_two_threads_at_once(broker: Broker) -> None:
+    async def send_many() -> list[JobHandle[int]]:
+        return await asyncio.gather(*(add.delay(n) for n in range(100)))
+
+    with ThreadPoolExecutor(4) as threads:
+        sent = [handle for each in [threads.submit(asyncio.run, send_many()) for _ in range(4)] for handle in each.result()]
+    assert len(ids_in(broker)) == len({handle.id for handle in sent}) == 400
+
+
+# --- threads --------------------------------------------------------------------------------------------------------
+
+
+def test_delay_sync_from_eight_threads(broker: Broker) -> None:
+    """One loop serves them all."""
+    start = threading.Barrier(8)
+
+    def send() -> list[str]:
+        start.wait()
+        return [add.delay_sync(n).id for n in range(25)]
+
+    with ThreadPoolExecutor(8) as threads:
+        sent = [job_id for each in [threads.submit(send) for _ in range(8)] for job_id in each.result()]
+    assert len(sent) == len(set(sent)) == 200
+    assert ids_in(broker) == set(sent)
+    assert [thread.name for thread in threading.enumerate()].count("taskflow-portal") == 1
+
+
+# --- a running loop, as a notebook has one --------------------------------------------------------------------------
+
+
+async def test_inside_of_a_running_loop_one_awaits() -> None:
+    """What would block the loop says so, and says what to write instead; awaiting works."""
+    world = World(BROKERS[0])
+    with default_app().using(world.broker), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with pytest.raises(RuntimeError, match=r"delay_sync\(\) was called inside of a running event loop.*await \.delay\(\)"):
+            add.delay_sync(1)
+        with pytest.raises(RuntimeError, match=r"enqueue_sync\(\).*await enqueue\(\)"):
+            enqueue_sync([])
+        with pytest.raises(RuntimeError, match=r"run_sync\(\).*await"):
+            run_sync(add.delay(1))
+        assert (await add.delay(1)).is_new
+    assert caught == [], "no coroutine was left that nobody has awaited"
+    await world.close()
+
+
+def test_outside_of_a_loop_a_coroutine_says_what_to_use() -> None:
+    """One that is stepped by hand, or by another framework's loop."""
+    coroutine = add.delay(1)
+    with pytest.raises(RuntimeError, match=r"no running event loop here: use \.delay_sync\(\), enqueue_sync\(\) or run_sync\(\)"):
+        coroutine.send(None)
+
+
+# --- forks ----------------------------------------------------------------------------------------------------------
+
+TASKS = """
+from taskflow import job
+
+@job
+async def add(x: int, y: int = 1) -> int:
+    return x + y
+"""
+
+BEGIN = """
+import asyncio, os, sys, threading
+from app.tasks import add
+from taskflow import run_sync
+
+def in_a_child(function):
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            function()
+            sys.stdout.flush()
+            code = 0
+        except BaseException:
+            import traceback
+            traceback.print_exc()
+            sys.stderr.flush()
+        finally:
+            os._exit(code)
+    return pid
+
+def check(*pids):
+    for pid in pids:
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+def say(handle):
+    os.write(1, f"{handle.id}\\n".encode())  # in one piece: threads and processes share the pipe
+"""
+
+SYNC = """
+say(add.delay_sync(1))
+def child():
+    say(add.delay_sync(2))
+    say(add.delay_sync(3))
+check(in_a_child(child))
+say(add.delay_sync(4))
+"""
+
+ASYNC = """
+async def main():
+    say(await add.delay(1))
+    async def in_child():
+        say(await add.delay(2))
+        say(await add.delay(3))
+    check(in_a_child(lambda: asyncio.run(in_child())))
+    say(await add.delay(4))
+asyncio.run(main())
+"""
+
+# As gunicorn --preload does it: the application is imported, and may send, before the workers are forked; they serve threads, and end.
+PRELOAD = """
+say(add.delay_sync(1))
+def worker():
+    threads = [threading.Thread(target=lambda: say(add.delay_sync(2))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+pids = [in_a_child(worker) for _ in range(4)]
+say(add.delay_sync(3))
+check(*pids)
+say(add.delay_sync(4))
+"""
+
+# A child that ends as processes do, with its exit handlers: it must not wait for threads that are its parent's.
+WHOLE_LIFE = """
+say(add.delay_sync(1))
+pid = os.fork()
+say(add.delay_sync(2))
+if pid:
+    check(pid)
+    say(add.delay_sync(3))
+"""
+
+# Parent and child share nothing that one of them could break: the parent waits for results while children come and go.
+WAITING = """
+handle = add.delay_sync(1)
+say(handle)
+waiting = threading.Thread(target=lambda: print(run_sync(handle.status())))
+check(*[in_a_child(lambda: run_sync(handle.status())) for _ in range(3)])
+waiting.start()
+waiting.join(30)
+assert not waiting.is_alive()
+say(add.delay_sync(2))
+"""
+
+GRANDCHILD = """
+say(add.delay_sync(1))
+def child():
+    say(add.delay_sync(2))
+    check(in_a_child(lambda: say(add.delay_sync(3))))
+    say(add.delay_sync(4))
+check(in_a_child(child))
+"""
+
+
+@pytest.mark.parametrize(
+    ("script", "sent"),
+    [(SYNC, 4), (ASYNC, 4), (PRELOAD, 15), (WHOLE_LIFE, 4), (WAITING, 2), (GRANDCHILD, 4)],
+    ids=["sync", "async", "preload", "whole life", "waiting", "grandchild"],
+)
+def test_a_fork_between_two_sends(tmp_path: Path, script: str, sent: int) -> None:
+    """Each process starts afresh; all that was sent is in the one file, once."""
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "tasks.py").write_text(TASKS)
+    said = run_script(tmp_path, BEGIN + script)
+    ids = [line for line in said.splitlines() if len(line) == 36]
+    assert len(ids) == len(set(ids)) == sent
+    assert claimed_from(tmp_path / "queue.db") == set(ids)
+
+
+def run_script(folder: Path, script: str) -> str:
+    """Warnings are errors, but for Python's own (3.12) that a process with threads forks: that is what is tried here."""
+    flags = ["-W", "error", "-W", "ignore:This process:DeprecationWarning"]
+    environment = {**os.environ, "TASKFLOW_BROKER": "sqlite:///queue.db", "PYTHONPATH": "."}
+    command = [sys.executable, *flags, "-c", textwrap.dedent(script)]
+    ran = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    return ran.stdout
+
+
+def claimed_from(path: Path) -> set[str]:
+    from taskflow.broker.sqlite import SqliteBroker
+
+    broker = SqliteBroker(path)
+    try:
+        return ids_in(broker)
+    finally:
+        asyncio.run(broker.close())
+
+
+def test_an_application_in_a_child_knows_its_brokers_are_the_parents(tmp_path: Path) -> None:
+    """Memory stays: it was copied with the process. A connection does not."""
+    app = App()
+    app.configure(broker="memory://")
+    memory = app.broker()
+    app.configure(broker=f"sqlite:///{tmp_path}/jobs.db")
+    file = app.broker()
+    app._pid = -1  # as after a fork
+    assert app.broker() is not file
+    app.configure(broker="memory://")
+    assert app.broker() is memory
+    asyncio.run(app.close())
+    asyncio.run(file.close())
+
+
+# --- the end --------------------------------------------------------------------------------------------------------
+
+
+def test_a_script_that_has_sent_ends_at_once(tmp_path: Path) -> None:
+    """The portal's thread holds up no process; what waits in it when the script ends is cancelled."""
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "tasks.py").write_text(TASKS)
+    script = """
+    import concurrent.futures
+    handle = add.delay_sync(1)
+    def wait():
+        try:
+            run_sync(handle.result())
+        except concurrent.futures.CancelledError:
+            print("cancelled", flush=True)
+    threading.Thread(target=wait, daemon=True).start()
+    print(run_sync(handle.status()))
+    """
+    began = time.monotonic()
+    said = run_script(tmp_path, BEGIN + textwrap.dedent(script))
+    assert said.splitlines()[0] == "ready"
+    assert time.monotonic() - began < LAST_WORDS

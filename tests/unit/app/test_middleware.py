@@ -1,0 +1,263 @@
+"""The onion round sending and running."""
+
+from __future__ import annotations
+
+import asyncio
+from enum import Enum
+from typing import Any
+
+import pytest
+
+from taskflow import JobContext, JobFailed, Status, TaskflowError, Worker, configure, enqueue, job
+from taskflow.app.middleware import EnqueueCall, EnqueueNext, Middleware, RunNext
+from taskflow.model.verdict import Discarded, Failed, Retried, Succeeded, Verdict
+from tests.unit.app.bench import Bench
+from tests.unit.app.jobs import add, fail
+
+
+class Noting(Middleware):
+    def __init__(self, name: str, story: list[str]) -> None:
+        self.name = name
+        self.story = story
+
+    async def enqueue(self, call: EnqueueCall, call_next: EnqueueNext) -> None:
+        self.story.append(f"{self.name} sends {call.job} to {call.queue}")
+        call.headers["path"] = call.headers.get("path", "") + self.name
+        await call_next(call)
+        self.story.append(f"{self.name} has sent")
+
+    async def run(self, context: JobContext, call_next: RunNext) -> Verdict:
+        self.story.append(f"{self.name} runs {context.headers.get('path')}")
+        verdict = await call_next(context)
+        self.story.append(f"{self.name} saw {type(verdict).__name__}, {'final' if verdict.is_final else 'not final'}")
+        return verdict
+
+
+async def test_the_first_is_the_outermost(bench: Bench) -> None:
+    story: list[str] = []
+    configure(middleware=[Noting("a", story), Noting("b", story)])
+
+    handle = await add.options(queue="math").delay(1, 2)
+    assert story == [f"a sends {add.name} to math", f"b sends {add.name} to math", "b has sent", "a has sent"]
+
+    story.clear()
+    await bench.run_all()
+    assert story == ["a runs ab", "b runs ab", "b saw Succeeded, final", "a saw Succeeded, final"]
+    assert await handle.result() == 3
+
+
+async def test_headers_travel_by_every_way_of_sending(bench: Bench) -> None:
+    configure(middleware=[Noting("a", [])])
+    handles = [await add.options(headers={"own": "1"}).delay(1), *await enqueue([add.bind(2)]), await asyncio.to_thread(add.delay_sync, 3)]
+    headers = [info.headers for handle in handles if (info := await handle.info()) is not None]
+    assert headers == [{"own": "1", "path": "a"}, {"path": "a"}, {"path": "a"}]
+
+
+async def test_a_str_enum_as_a_header_travels_as_its_text(bench: Bench) -> None:
+    class Word(str, Enum):  # noqa: UP042  # whose text is "Word.HIGH", unlike that of a StrEnum
+        HIGH = "high"
+
+    class Marking(Middleware):
+        async def enqueue(self, call: EnqueueCall, call_next: EnqueueNext) -> None:
+            call.headers[Word.HIGH] = Word.HIGH
+            await call_next(call)
+
+    configure(middleware=[Marking()])
+    info = await (await add.delay(1)).info()
+    assert info is not None
+    assert [(str(name), str(value)) for name, value in info.headers.items()] == [("high", "high")]
+
+
+async def test_a_call_tells_its_job_and_id(bench: Bench) -> None:
+    seen: list[tuple[str, str, str]] = []
+
+    class Looking(Middleware):
+        async def enqueue(self, call: EnqueueCall, call_next: EnqueueNext) -> None:
+            seen.append((call.job, call.queue, call.job_id))
+            await call_next(call)
+
+    configure(middleware=[Looking()])
+    handle = await add.delay(1)
+    assert seen == [(add.name, "default", handle.id)]
+
+
+async def test_what_is_not_passed_on_is_not_sent(bench: Bench) -> None:
+    class Swallowing(Middleware):
+        async def enqueue(self, call: EnqueueCall, call_next: EnqueueNext) -> None:
+            return
+
+    configure(middleware=[Swallowing()])
+    with pytest.raises(TaskflowError, match=rf"{add.name}.*was not sent.*call_next"):
+        await add.delay(1)
+    assert await bench.claim() == []
+
+
+async def test_a_header_that_is_no_text_is_refused(bench: Bench) -> None:
+    class Careless(Middleware):
+        async def enqueue(self, call: EnqueueCall, call_next: EnqueueNext) -> None:
+            call.headers["user"] = 7  # type: ignore[assignment]  # pyright: ignore[reportArgumentType]
+            await call_next(call)
+
+    configure(middleware=[Careless()])
+    with pytest.raises(TypeError, match="'user': 7: headers are str to str"):
+        await add.delay(1)
+
+
+# --- runs -----------------------------------------------------------------------------------------------------------
+
+
+async def test_it_sees_whether_a_failure_is_final(bench: Bench) -> None:
+    story: list[str] = []
+    configure(middleware=[Noting("a", story)])
+    await fail.options(max_attempts=2).delay("twice")
+    await bench.run_all()
+    await bench.pass_time(10)
+    await bench.run_all()
+    assert [line for line in story if "saw" in line] == ["a saw Retried, not final", "a saw Failed, final"]
+
+
+async def test_it_may_settle_otherwise(bench: Bench) -> None:
+    """What it returns is what is settled."""
+
+    class Strict(Middleware):
+        async def run(self, context: JobContext, call_next: RunNext) -> Verdict:
+            verdict = await call_next(context)
+            return Discarded("no second chance") if isinstance(verdict, Retried) else verdict
+
+    configure(middleware=[Strict()])
+    handle = await fail.delay("once")
+    assert await bench.run_all() == [Discarded("no second chance")]
+    with pytest.raises(JobFailed, match="no second chance"):
+        await handle.result()
+
+
+async def test_what_is_not_passed_on_does_not_run(bench: Bench) -> None:
+    class Cached(Middleware):
+        async def run(self, context: JobContext, call_next: RunNext) -> Verdict:
+            return Succeeded(add.codec.encode_result(99))
+
+    configure(middleware=[Cached()])
+    handle, failing = await add.delay(1), await fail.delay("never")
+    await bench.run_all()
+    assert await handle.result() == 99
+    assert await failing.status() is Status.SUCCEEDED
+
+
+async def test_its_own_error_is_the_runs(bench: Bench) -> None:
+    """It is retried as the job's would be."""
+
+    class Broken(Middleware):
+        async def run(self, context: JobContext, call_next: RunNext) -> Verdict:
+            await call_next(context)
+            raise RuntimeError("in the middle")
+
+    configure(middleware=[Broken()])
+    handle = await add.options(max_attempts=2).delay(1)
+    [verdict] = await bench.run_all()
+    assert isinstance(verdict, Retried)
+    assert (verdict.error.type, verdict.error.message) == ("RuntimeError", "in the middle")
+    assert await handle.status() is Status.SCHEDULED
+
+
+async def test_a_forgotten_return_fails_the_run_and_says_so(bench: Bench) -> None:
+    class Forgetful(Middleware):
+        async def run(self, context: JobContext, call_next: RunNext) -> Any:
+            await call_next(context)
+
+    configure(middleware=[Forgetful()])
+    handle = await add.options(max_attempts=1).delay(1)
+    [verdict] = await bench.run_all()
+    assert isinstance(verdict, Failed)
+    with pytest.raises(JobFailed, match=r"Forgetful.run\(\) returned None: it returns a verdict"):
+        await handle.result()
+
+
+async def test_only_what_is_overridden_is_called(bench: Bench) -> None:
+    """A middleware of one kind costs the other nothing, and one of neither is harmless."""
+
+    class Empty(Middleware):
+        pass
+
+    configure(middleware=[Empty()])
+    handle = await add.delay(1)
+    await bench.run_all()
+    assert await handle.result() == 2
+
+
+# --- call_next more than once ------------------------------------------------------------------------------------
+
+
+class AtWork:
+    now = 0
+    most = 0
+    ended = 0
+
+
+@job(name="tests.middleware.counted", max_attempts=1)
+async def counted() -> str:
+    AtWork.now += 1
+    AtWork.most = max(AtWork.most, AtWork.now)
+    try:
+        await asyncio.sleep(0.05)
+    finally:
+        AtWork.now -= 1
+        AtWork.ended += 1
+    return "done"
+
+
+@pytest.fixture
+def _nobody_at_work() -> None:
+    AtWork.now = AtWork.most = AtWork.ended = 0
+
+
+class Twice(Middleware):
+    def __init__(self, how: str) -> None:
+        self.how = how
+        self.tasks: list[Any] = []
+
+    async def run(self, context: JobContext, call_next: RunNext) -> Verdict:
+        if self.how == "one after the other":
+            await call_next(context)
+            return await call_next(context)
+        if self.how == "at once":
+            first, _ = await asyncio.gather(call_next(context), call_next(context))
+            return first
+        self.tasks.append(asyncio.ensure_future(call_next(context)))
+        if self.how == "left behind":
+            await asyncio.sleep(0)
+        return Succeeded(counted.codec.encode_result("made up"))
+
+
+@pytest.mark.usefixtures("_nobody_at_work")
+async def test_middleware_that_calls_the_job_twice_at_once_fails_the_run(bench: Bench) -> None:
+    configure(middleware=[Twice("at once")])
+    handles = [await counted.delay() for _ in range(6)]
+    async with Worker(concurrency=2):
+        for handle in handles:
+            with pytest.raises(JobFailed, match=r"call_next\(\) was called while an earlier call of it was under way"):
+                await handle.result(20)
+    assert AtWork.most == 2
+    assert AtWork.ended == 6
+
+
+@pytest.mark.usefixtures("_nobody_at_work")
+async def test_middleware_may_call_the_job_again(bench: Bench) -> None:
+    """One run after the other, in the slot of the run."""
+    configure(middleware=[Twice("one after the other")])
+    handle = await counted.delay()
+    async with Worker():
+        assert await handle.result(20) == "done"
+    assert (AtWork.most, AtWork.ended) == (1, 2)
+
+
+@pytest.mark.usefixtures("_nobody_at_work")
+@pytest.mark.parametrize("how", ["left behind", "too late"])
+async def test_a_call_that_middleware_leaves_behind_does_not_outlive_the_run(bench: Bench, how: str) -> None:
+    middleware = Twice(how)
+    configure(middleware=[middleware])
+    handles = [await counted.delay() for _ in range(6)]
+    async with Worker(concurrency=1):
+        for handle in handles:
+            await handle.result(20)
+    assert AtWork.most <= 1
+    await asyncio.gather(*middleware.tasks, return_exceptions=True)

@@ -1,0 +1,302 @@
+"""Options of @job and of `.options()`: what None means, which numbers pass, and how an option of another library is answered."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta, tzinfo
+from decimal import Decimal
+from enum import IntEnum
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from taskflow import Backoff, DeclarationError, EnqueueOptions, JobHandle, Retry, Snooze, Status, job
+from taskflow.app.job import AnyJob
+from taskflow.app.options import OF_THE_DECORATOR
+from taskflow.model.rules import LONGEST
+from tests.unit.app.bench import Bench
+from tests.unit.app.jobs import add as typed_add
+
+add: Any = typed_add
+any_job: Any = job
+DURATIONS_OF_BOTH = ("timeout", "expires", "keep_result")
+
+
+def declared(**options: Any) -> AnyJob:
+    """A job with these options of the decorator."""
+
+    def function() -> None: ...
+
+    made: AnyJob = any_job(name="tests.options", **options)(function)
+    return made
+
+
+def sent(made: AnyJob) -> Any:
+    """The envelope of a call."""
+    return made.bind().envelope
+
+
+# --- None ------------------------------------------------------------------------------------------------------------
+
+
+def test_none_is_not_given_for_every_option_of_a_call() -> None:
+    nothing: dict[str, Any] = dict.fromkeys(EnqueueOptions.__annotations__)
+    before, after = add.bind(1).envelope, add.options(**nothing).bind(1).envelope
+    for field in type(before).__struct_fields__:
+        if field != "id":
+            assert getattr(after, field) == getattr(before, field), field
+
+
+@pytest.mark.parametrize("option", [*OF_THE_DECORATOR, "queue", "priority", "max_attempts", "retry", *DURATIONS_OF_BOTH])
+def test_none_is_not_given_for_every_option_of_the_decorator(option: str) -> None:
+    def function() -> None: ...
+
+    function.__qualname__ = "test_options_function"  # as if it stood in the module
+    made: AnyJob = any_job(**{option: None})(function)
+    plain: AnyJob = any_job(function)
+    assert (made.name, made.policy, made.aliases, made.runs_in) == (plain.name, plain.policy, plain.aliases, plain.runs_in)
+    assert made._options == plain._options
+
+
+def test_none_leaves_what_was_said_before() -> None:
+    call = add.options(key="k", queue="math", after=5).options(key=None, queue=None, after=None).bind(1)
+    assert (call.key, call.envelope.queue, call.envelope.after) == ("k", "math", 5.0)
+
+
+def test_none_lifts_the_limits_of_a_job() -> None:
+    made = declared(timeout=5, expires=60)
+    assert (sent(made).timeout, sent(made).expires) == (5.0, 60.0)
+    lifted = sent(made.options(timeout=None, expires=None))
+    assert (lifted.timeout, lifted.expires) == (None, None)
+
+
+# --- numbers ---------------------------------------------------------------------------------------------------------
+
+WRONG_SECONDS: list[tuple[Any, type[Exception], str]] = [
+    (math.nan, ValueError, "nan: it takes 0 to 3,155,760,000 seconds"),
+    (math.inf, ValueError, "inf: it takes 0 to 3,155,760,000 seconds"),
+    (-math.inf, ValueError, "-inf: it takes 0 to"),
+    (-0.001, ValueError, "-0.001: it takes 0 to"),
+    (LONGEST + 1, ValueError, "it takes 0 to 3,155,760,000 seconds, a hundred years"),
+    (10**5_000, ValueError, "=<int>: it takes 0 to 3,155,760,000 seconds"),
+    (timedelta.max, ValueError, "it takes 0 to"),
+    (True, TypeError, "True: it takes seconds, as a number or a timedelta"),
+    ("5", TypeError, "'5': it takes seconds"),
+    (Decimal(5), TypeError, "Decimal('5'): it takes seconds"),
+]
+
+
+@pytest.mark.parametrize(("value", "error", "says"), WRONG_SECONDS, ids=[str(number) for number in range(len(WRONG_SECONDS))])
+@pytest.mark.parametrize("option", ["after", *DURATIONS_OF_BOTH])
+def test_a_duration_that_is_none_is_refused_at_the_call(option: str, value: Any, error: type[Exception], says: str) -> None:
+    with pytest.raises(error) as caught:
+        add.options(**{option: value})
+    assert str(caught.value).startswith(f"{option}=")
+    assert says in str(caught.value)
+    if option in DURATIONS_OF_BOTH:
+        with pytest.raises(DeclarationError) as of_decorator:
+            declared(**{option: value})
+        assert str(of_decorator.value).endswith(str(caught.value))
+
+
+WRONG_COUNTS: list[tuple[str, Any, type[Exception], str]] = [
+    ("priority", True, TypeError, "priority=True: it takes an int"),
+    ("priority", 1.0, TypeError, "priority=1.0: it takes an int"),
+    ("priority", math.nan, TypeError, "priority=nan: it takes an int"),
+    ("priority", 10**5_000, ValueError, "priority=<int>: allowed are whole numbers from -100 to 100"),
+    ("max_attempts", True, TypeError, "max_attempts=True: it takes an int"),
+    ("max_attempts", 3.0, TypeError, "max_attempts=3.0: it takes an int"),
+    ("max_attempts", math.inf, TypeError, "max_attempts=inf: it takes an int"),
+    ("max_attempts", 0, ValueError, "max_attempts=0: a job has at least one attempt"),
+    ("max_attempts", 10**5_000, ValueError, "max_attempts=<int>: it takes 1 to 1,000,000"),
+]
+
+
+@pytest.mark.parametrize(("option", "value", "error", "says"), WRONG_COUNTS, ids=[str(number) for number in range(len(WRONG_COUNTS))])
+def test_a_count_that_is_none_is_refused_at_the_call(option: str, value: Any, error: type[Exception], says: str) -> None:
+    for refused, make in ((error, add.options), (DeclarationError, declared)):
+        with pytest.raises(refused) as caught:
+            make(**{option: value})
+        assert says in str(caught.value)
+
+
+class Importance(IntEnum):
+    HIGH = 5
+
+
+def test_a_member_of_an_int_enum_is_sent_as_its_number() -> None:
+    envelope = add.options(priority=Importance.HIGH, max_attempts=Importance.HIGH).bind(1).envelope
+    assert (type(envelope.priority), type(envelope.max_attempts)) == (int, int)
+    assert (envelope.priority, envelope.max_attempts) == (5, 5)
+
+
+@pytest.mark.parametrize("field", ["base", "factor", "max"])
+@pytest.mark.parametrize(
+    ("value", "error", "says"),
+    [
+        (math.nan, ValueError, "nan): it must be a finite number, 0 or more"),
+        (math.inf, ValueError, "inf): it must be"),
+        (-1, ValueError, "-1): it must be"),
+        (10**400, ValueError, "it must be a finite number"),
+        (10**5_000, ValueError, "=<int>): it must be a finite number"),
+        (True, TypeError, "True): it takes a number"),
+        ("2", TypeError, "'2'): it takes a number"),
+        (None, TypeError, "None): it takes a number"),
+    ],
+    ids=["nan", "inf", "negative", "beyond floats", "beyond digits", "bool", "str", "None"],
+)
+def test_a_number_of_a_backoff_that_cannot_be_waited_is_refused(field: str, value: Any, error: type[Exception], says: str) -> None:
+    with pytest.raises(error) as caught:
+        Backoff(**{field: value})
+    assert str(caught.value).startswith(f"Backoff({field}=")
+    assert says in str(caught.value)
+
+
+def test_a_backoffs_jitter_is_a_bool() -> None:
+    with pytest.raises(TypeError, match=r"Backoff\(jitter=1\): it takes True or False"):
+        Backoff(jitter=1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+def test_a_backoff_of_nothing_never_waits() -> None:
+    """Also after so many failures that the factor's power is beyond all floats."""
+    assert Backoff(base=0, factor=2, jitter=False).span(5_000) == 0.0
+
+
+async def test_a_backoff_of_huge_whole_numbers_is_sent_to_every_store(bench: Bench) -> None:
+    """No store's format has integers beyond 64 bits."""
+    handle = await add.options(retry=Backoff(base=2**70, factor=10**30, max=2**80)).delay(1)
+    lease = await bench.lease_of(handle)
+    assert lease.envelope.retry == Backoff(base=2.0**70, factor=1e30, max=2.0**80)
+
+
+# --- at= -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "at",
+    [
+        datetime.max.replace(tzinfo=UTC),
+        datetime.max.replace(tzinfo=ZoneInfo("America/New_York")),
+        datetime(2256, 1, 1, tzinfo=UTC),
+        datetime.now(UTC) + timedelta(days=36_526),
+    ],
+    ids=["last", "last-elsewhere", "2256", "a-day-too-far"],
+)
+def test_an_instant_more_than_a_hundred_years_away_is_refused(at: datetime) -> None:
+    with pytest.raises(ValueError, match=r"^at=datetime\.datetime\(.*: it takes an instant up to a hundred years from now, 2\d\d\d-"):
+        add.options(at=at)
+
+
+@pytest.mark.parametrize(
+    "options", [{"queue": "x" * 10**6}, {"headers": {"a": 10**999}}, {"headers": {"x" * 10**6: 1}}], ids=lambda one: next(iter(one))
+)
+def test_an_error_about_a_long_value_shows_its_head(options: dict[str, Any]) -> None:
+    with pytest.raises((TypeError, ValueError)) as refused:
+        add.options(**options)
+    assert len(str(refused.value)) < 1_000
+
+
+async def test_an_instant_almost_a_hundred_years_away_is_exact_on_every_store(bench: Bench) -> None:
+    at = datetime.now(UTC).replace(microsecond=123_457) + timedelta(days=36_524)
+    handle = await add.options(at=at).delay(1)
+    info = await handle.info()
+    assert info is not None
+    assert (info.status, info.due_at) == (Status.SCHEDULED, at)
+
+
+async def test_an_instant_before_1970_means_now(bench: Bench) -> None:
+    handle = await add.options(at=datetime.min.replace(tzinfo=UTC)).delay(1)
+    assert await handle.status() is Status.READY
+    await bench.run_all()
+    assert await handle.result() == 2
+
+
+async def test_the_longest_waits_are_taken_and_shown_by_every_store(bench: Bench) -> None:
+    handle = await add.options(after=LONGEST, expires=LONGEST, keep_result=LONGEST, timeout=LONGEST).delay(1)
+    info = await handle.info()
+    assert info is not None
+    assert info.due_at == info.expires_at == info.created_at + timedelta(seconds=LONGEST)
+
+
+class NoOffset(tzinfo):
+    def utcoffset(self, moment: datetime | None) -> None:
+        return None
+
+    tzname = dst = utcoffset
+
+
+def test_a_zone_without_an_offset_names_no_instant() -> None:
+    with pytest.raises(ValueError, match=r"^at=.* is naive"):
+        add.options(at=datetime(2030, 1, 1, tzinfo=NoOffset()))
+
+
+@pytest.mark.parametrize("signal", [Retry, Snooze])
+def test_a_run_cannot_ask_for_a_wait_beyond_a_hundred_years(signal: Callable[..., Exception]) -> None:
+    for after in (LONGEST + 1, math.nan, math.inf, 10**5_000):
+        with pytest.raises(ValueError, match=r"^after=.*: it takes 0 to 3,155,760,000 seconds, a hundred years"):
+            signal(after=after)
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+OF_OTHERS: list[tuple[str, str]] = [
+    ("retries", "it is max_attempts= here"),
+    ("max_retries", "it is max_attempts= here, which counts the first run too"),
+    ("max_tries", "it is max_attempts= here"),
+    ("countdown", "it is after= here"),
+    ("delay", "it is after= here"),
+    ("defer_by", "it is after= here"),
+    ("eta", "it is at= here"),
+    ("run_at", "it is at= here"),
+    ("unique", "it is key= here"),
+    ("job_id", "it is key= here"),
+    ("queueing_lock", "it is key= here"),
+    ("default_retry_delay", "it is retry=Backoff("),
+    ("autoretry_for", "it is retry_on= here"),
+    ("throws", "discard_on= here"),
+    ("time_limit", "it is timeout= here"),
+    ("result_ttl", "it is keep_result= here"),
+    ("ignore_result", "it is keep_result=0 here"),
+    ("ttl", "it is expires= here"),
+    ("metadata", "it is headers= here"),
+    ("bind", "annotate the function's first parameter with JobContext"),
+    ("acks_late", "leave it out"),
+    ("rate_limit", "--concurrency"),
+    ("schedule", "cron"),
+    ("kwargs", "given to .delay(...)"),
+]
+
+
+@pytest.mark.parametrize(("name", "answer"), OF_OTHERS)
+def test_an_option_of_another_library_is_answered_with_ours(name: str, answer: str) -> None:
+    with pytest.raises(TypeError) as caught:
+        add.options(**{name: 5})
+    assert str(caught.value).startswith(f"unknown option {name}=: ")
+    assert answer in str(caught.value)
+    with pytest.raises(DeclarationError) as of_decorator:
+        declared(**{name: 5})
+    assert str(of_decorator.value).startswith("@job on ")
+    assert str(of_decorator.value).endswith(str(caught.value))
+
+
+@pytest.mark.parametrize("name", ["after", "at", "key", "on_conflict", "headers"])
+def test_the_decorator_says_that_an_option_belongs_to_a_call(name: str) -> None:
+    with pytest.raises(DeclarationError, match=rf"unknown option {name}=: give it with a call, as in \.options\({name}=\.\.\.\)"):
+        declared(**{name: "x"})
+
+
+@pytest.mark.parametrize("name", ["name", "retry_on", "discard_on", "aliases", "runs_in"])
+def test_a_call_says_that_an_option_belongs_to_the_job(name: str) -> None:
+    with pytest.raises(TypeError, match=rf"unknown option {name}=: give it to the decorator, as in @job\({name}=\.\.\.\)"):
+        add.options(**{name: "x"})
+
+
+def test_a_result_is_not_waited_for_by_no_number() -> None:
+    async def wait() -> None:
+        await JobHandle.of("01a20e69-e073-7000-9acc-49abe1cd4c9a").result(timeout=math.nan)
+
+    with pytest.raises(ValueError, match=r"timeout=nan: it takes seconds; 0 looks once"):
+        asyncio.run(wait())

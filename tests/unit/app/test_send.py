@@ -1,0 +1,385 @@
+"""delay, options, bind, enqueue, and their doors for code without a loop."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextvars import ContextVar
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from taskflow import Backoff, EncodeError, EnqueueFailed, EnqueueOptions, Status, configure, enqueue, enqueue_sync, run_sync
+from taskflow.app import batches
+from taskflow.app.batches import AHEAD_FOR
+from taskflow.app.coalesce import MAX_BYTES
+from taskflow.app.middleware import EnqueueCall, EnqueueNext, Middleware
+from taskflow.model.clock import instant_of
+from taskflow.model.ids import parse_id
+from tests.unit.app.bench import Bench
+from tests.unit.app.jobs import add, blob, double, fail, total
+from tests.unit.app.watched import Watched, settle_down
+
+# --- delay ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_sent_job_runs_with_its_arguments(bench: Bench) -> None:
+    by_position, by_name, mixed = await add.delay(1, 2), await add.delay(x=3, y=4), await add.delay(5, y=6)
+    by_default = await add.delay(7)
+
+    await bench.run_all()
+
+    assert [await handle.result() for handle in (by_position, by_name, mixed, by_default)] == [3, 7, 11, 8]
+
+
+async def test_arguments_of_every_kind_arrive(bench: Bench) -> None:
+    handle = await total.delay([1, 2], 3, 4, scale=10, five=5)
+    await bench.run_all()
+    assert await handle.result() == 150
+
+
+async def test_a_plain_function_runs_too(bench: Bench) -> None:
+    handle = await double.delay(21)
+    await bench.run_all()
+    assert await handle.result() == 42
+
+
+async def test_a_call_of_a_job_runs_it_right_here(bench: Bench) -> None:
+    assert await add(1, 2) == 3
+    assert double(4) == 8
+    assert add.function is not add
+    assert await bench.claim() == []
+
+
+async def test_arguments_are_taken_as_they_are_when_bound(bench: Bench) -> None:
+    """What happens to a list afterwards is not in the job."""
+    numbers = [1, 2]
+    call = total.bind(numbers)
+    numbers.append(100)
+    [handle] = await enqueue([call])
+    await bench.run_all()
+    assert await handle.result() == 3
+
+
+# --- options --------------------------------------------------------------------------------------------------------
+
+IN_THE_ENVELOPE: list[tuple[EnqueueOptions, str, Any]] = [
+    ({"queue": "math"}, "queue", "math"),
+    ({"priority": 5}, "priority", 5),
+    ({"priority": -100}, "priority", -100),
+    ({"max_attempts": 5}, "max_attempts", 5),
+    ({"timeout": 10}, "timeout", 10.0),
+    ({"timeout": timedelta(minutes=1)}, "timeout", 60.0),
+    ({"keep_result": 30}, "keep_result", 30.0),
+    ({"keep_result": timedelta(hours=1)}, "keep_result", 3600.0),
+    ({"headers": {"trace": "1"}}, "headers", {"trace": "1"}),
+    ({"retry": Backoff(base=2, jitter=False)}, "retry", Backoff(base=2, jitter=False)),
+]
+
+
+@pytest.mark.parametrize(("options", "field", "value"), IN_THE_ENVELOPE, ids=lambda value: str(value)[:40])
+async def test_an_option_reaches_the_worker(bench: Bench, options: EnqueueOptions, field: str, value: Any) -> None:
+    handle = await add.options(**options).delay(1)
+    lease = await bench.lease_of(handle)
+    assert getattr(lease.envelope, field) == value
+
+
+@pytest.mark.parametrize("after", [60, 60.0, timedelta(minutes=1)])
+async def test_after_is_from_now(bench: Bench, after: float | timedelta) -> None:
+    handle = await add.options(after=after).delay(1)
+
+    assert await handle.status() is Status.SCHEDULED
+    assert await bench.seconds_until_due(handle) == 60.0
+    assert await bench.run_all() == []
+    await bench.pass_time(60)
+    await bench.run_all()
+    assert await handle.result() == 2
+
+
+async def test_at_is_an_instant_in_any_zone(bench: Bench) -> None:
+    now = instant_of(bench.clock.wall())
+    handle = await add.options(at=(now + timedelta(hours=1)).astimezone()).delay(1)
+    assert await bench.seconds_until_due(handle) == 3600.0
+
+
+async def test_the_past_means_now(bench: Bench) -> None:
+    handle = await add.options(at=datetime(2000, 1, 1, tzinfo=UTC)).delay(1)
+    assert await handle.status() is Status.READY
+
+
+async def test_no_run_begins_after_expires(bench: Bench) -> None:
+    handle = await add.options(expires=timedelta(seconds=30)).delay(1)
+    await bench.pass_time(31)
+    info = await handle.info()
+    assert info is not None
+    assert (info.status, info.reason) == (Status.CANCELLED, "expired")
+
+
+async def test_options_make_a_copy(bench: Bench) -> None:
+    """The job itself stays as it was declared, and so does the copy when the caller's dict changes."""
+    headers = {"a": "1"}
+    changed = add.options(queue="math", headers=headers)
+    headers["b"] = "2"
+
+    assert (add.queue, changed.queue) == ("default", "math")
+    assert changed.options(priority=3).queue == "math"
+    assert (await bench.lease_of(await changed.delay(1))).envelope.headers == {"a": "1"}
+
+
+async def test_the_later_word_on_the_time_stands(bench: Bench) -> None:
+    """after= and at= say one thing: the later takes the place of the earlier, whichever it is."""
+    later = instant_of(bench.clock.wall()) + timedelta(hours=1)
+    assert await bench.seconds_until_due(await add.options(at=later).options(after=5).delay(1)) == 5.0
+    assert await bench.seconds_until_due(await add.options(after=5).options(at=later).delay(1)) == 3600.0
+
+
+async def test_an_argument_may_be_called_like_an_option(bench: Bench) -> None:
+    """Options never travel inside of delay: no name is reserved."""
+    handle = await total.delay([1], timeout=10, key=20, priority=30)
+    await bench.run_all()
+    assert await handle.result() == 61
+
+
+# --- enqueue --------------------------------------------------------------------------------------------------------
+
+
+async def test_handles_come_in_the_order_of_the_calls(bench: Bench) -> None:
+    handles = await enqueue(add.bind(n, n) for n in range(50))
+    await bench.run_all()
+    assert [await handle.result() for handle in handles] == [2 * n for n in range(50)]
+
+
+async def test_nothing_to_send_is_nothing(bench: Bench) -> None:
+    assert await enqueue([]) == []
+
+
+async def test_calls_of_several_jobs_go_together(bench: Bench) -> None:
+    handles = await enqueue([add.bind(1), double.bind(2), add.options(queue="math").bind(3)])
+    await bench.run_all()
+    assert [await handle.result() for handle in handles] == [2, 4, 4]
+
+
+async def test_an_async_iterable_is_as_good(bench: Bench) -> None:
+    async def calls() -> AsyncIterator[Any]:
+        for n in range(3):
+            await asyncio.sleep(0)
+            yield add.bind(n)
+
+    assert len(await enqueue(calls())) == 3
+
+
+async def test_a_batch_is_of_1000_calls(bench: Bench) -> None:
+    watched = Watched(bench.broker)
+    with bench.app.using(watched.as_broker):
+        await enqueue(add.bind(n) for n in range(2_500))
+    assert [len(batch) for batch in watched.batches] == [1_000, 1_000, 500]
+
+
+async def test_a_batch_is_of_one_mebibyte(bench: Bench) -> None:
+    """And a call that is larger than half of it goes alone."""
+    watched = Watched(bench.broker)
+    sizes = [400_000, 400_000, 400_000, 700_000, 10]
+    with bench.app.using(watched.as_broker):
+        await enqueue(blob.bind(bytes(size)) for size in sizes)
+    assert [len(batch) for batch in watched.batches] == [2, 1, 2]
+    assert all(sum(len(envelope.payload) for envelope in batch) <= MAX_BYTES for batch in watched.batches)
+
+
+async def test_an_iterable_is_read_one_batch_ahead_at_most(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be endless. The next batch is gathered while one is under way, and one call more is taken to see that it is full."""
+    monkeypatch.setattr(batches, "AHEAD_FOR", 60.0)  # else what a busy machine does not gather in time is left for later
+    watched = Watched(bench.broker)
+    taken = 0
+
+    def endless() -> Iterator[Any]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield add.bind(taken)
+
+    watched.gate.clear()
+    with bench.app.using(watched.as_broker):
+        sending = asyncio.create_task(enqueue(endless()))
+        await watched.arrived.wait()
+        await settle_down()
+        assert taken == 2_001
+        sending.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await sending
+    assert len(watched.batches) == 1
+
+
+async def test_an_iterable_that_takes_its_time_is_not_read_ahead(bench: Bench) -> None:
+    """It would keep the loop from the answer."""
+    watched = Watched(bench.broker)
+    taken = 0
+
+    def slow() -> Iterator[Any]:
+        nonlocal taken
+        for taken in range(1, 1_101):
+            if taken > 1_000:
+                time.sleep(AHEAD_FOR / 2)
+            yield add.bind(taken)
+
+    watched.gate.clear()
+    with bench.app.using(watched.as_broker):
+        sending = asyncio.create_task(enqueue(slow()))
+        await watched.arrived.wait()
+        await settle_down()
+        assert 1_001 <= taken < 1_010
+        watched.gate.set()
+        assert len(await sending) == 1_100
+    assert [len(batch) for batch in watched.batches] == [1_000, 100]
+
+
+async def test_a_failure_carries_the_handles_so_far(bench: Bench) -> None:
+    """What the iterable had given before it raised is sent."""
+    watched = Watched(bench.broker)
+
+    def calls() -> Iterator[Any]:
+        yield from (add.bind(n) for n in range(1_200))
+        yield add.bind("no number")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+    with bench.app.using(watched.as_broker), pytest.raises(EnqueueFailed, match="x: expected int, got str") as caught:
+        await enqueue(calls())
+
+    assert isinstance(caught.value.__cause__, EncodeError)
+    assert len(caught.value.handles) == sum(len(batch) for batch in watched.batches) == 1_200
+    assert await caught.value.handles[-1].status() is Status.READY
+
+
+async def test_a_store_that_goes_away_leaves_the_handles_so_far(bench: Bench) -> None:
+    watched = Watched(bench.broker)
+
+    def calls() -> Iterator[Any]:
+        for n in range(1_500):
+            watched.is_away = n > 1_000
+            yield add.bind(n)
+
+    with bench.app.using(watched.as_broker):
+        configure(enqueue_timeout=1.0)
+        with pytest.raises(EnqueueFailed, match=r"BrokerUnavailable: .*the store is away") as caught:
+            await enqueue(calls())
+    assert len(caught.value.handles) == 1_000
+
+
+class Refusing(Middleware):
+    """Lets no call with an even number through."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    async def enqueue(self, call: EnqueueCall, call_next: EnqueueNext) -> None:
+        self.seen += 1
+        if call.headers.get("bad"):
+            raise PermissionError("not you")
+        await call_next(call)
+
+
+async def test_middleware_leaves_batches_whole(bench: Bench) -> None:
+    """A thousand calls through middleware are not a thousand round trips."""
+    watched, middleware = Watched(bench.broker), Refusing()
+    with bench.app.using(watched.as_broker):
+        configure(middleware=[middleware])
+        handles = await enqueue(add.bind(n) for n in range(1_000))
+    assert (middleware.seen, len(handles), len(watched.batches)) == (1_000, 1_000, 1)
+
+
+async def test_one_bad_item_leaves_its_neighbours_alone(bench: Bench) -> None:
+    """A middleware that refuses one of a batch does not keep the others from being sent."""
+    bad = add.options(headers={"bad": "yes"})
+    with bench.app.using(bench.broker):
+        configure(middleware=[Refusing()])
+        with pytest.raises(EnqueueFailed, match="PermissionError: not you") as caught:
+            await enqueue([add.bind(1), bad.bind(2), add.bind(3)])
+    assert [await handle.status() for handle in caught.value.handles] == [Status.READY] * 2
+
+
+# --- without a loop -------------------------------------------------------------------------------------------------
+
+
+async def test_sync_code_sends_and_waits(bench: Bench) -> None:
+    def view() -> list[int]:
+        handle = add.delay_sync(1, 2)
+        handles = enqueue_sync(add.bind(n) for n in range(3))
+        asyncio.run_coroutine_threadsafe(bench.run_all(), loop).result(30)
+        return [run_sync(each.result(timeout=10)) for each in [handle, *handles]]
+
+    loop = asyncio.get_running_loop()
+    assert await asyncio.to_thread(view) == [3, 1, 2, 3]
+
+
+async def test_sync_code_asks_and_cancels(bench: Bench) -> None:
+    def view() -> tuple[object, ...]:
+        handle = add.options(after=60).delay_sync(1)
+        return run_sync(handle.status()), run_sync(handle.cancel()), run_sync(handle.status())
+
+    assert await asyncio.to_thread(view) == (Status.SCHEDULED, Status.SCHEDULED, Status.CANCELLED)
+
+
+async def test_enqueue_sync_reads_the_iterable_in_the_callers_thread(bench: Bench) -> None:
+    """A database cursor, for one, refuses other threads; and a slow one must not hold up other senders."""
+    threads: set[int] = set()
+
+    def calls() -> Iterator[Any]:
+        for n in range(1_500):
+            threads.add(threading.get_ident())
+            yield add.bind(n)
+
+    def view() -> int:
+        assert len(enqueue_sync(calls())) == 1_500
+        return threading.get_ident()
+
+    assert threads == set()
+    assert {await asyncio.to_thread(view)} == threads
+
+
+async def test_errors_come_through_to_sync_code(bench: Bench) -> None:
+    def view() -> None:
+        with pytest.raises(EncodeError, match="x: expected int"):
+            add.delay_sync("one")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        with pytest.raises(EnqueueFailed):
+            enqueue_sync(add.bind(n) for n in ["one"])  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+    await asyncio.to_thread(view)
+
+
+tenant: ContextVar[str] = ContextVar("tenant", default="nobody")
+
+
+class Naming(Middleware):
+    async def enqueue(self, call: EnqueueCall, call_next: EnqueueNext) -> None:
+        call.headers["tenant"] = tenant.get()
+        await call_next(call)
+
+
+async def test_middleware_sees_the_callers_context(bench: Bench) -> None:
+    """Also of a caller without a loop, and of callers that share a round trip."""
+
+    async def send(name: str) -> str:
+        tenant.set(name)
+        info = await (await add.delay(1)).info()
+        assert info is not None
+        return info.headers["tenant"]
+
+    def view() -> str:
+        tenant.set("sync")
+        info = run_sync(add.delay_sync(1).info())
+        assert info is not None
+        return info.headers["tenant"]
+
+    with bench.app.using(bench.broker):
+        configure(middleware=[Naming()])
+        assert await asyncio.gather(*(send(name) for name in ("a", "b"))) == ["a", "b"]
+        assert await asyncio.to_thread(view) == "sync"
+
+
+async def test_a_job_of_many_attempts_is_replayable(bench: Bench) -> None:
+    """A failed job stays, with its payload, for an operator to send again."""
+    handle = await fail.options(max_attempts=1).delay("broken")
+    await bench.run_all()
+    await bench.broker.console.retry([parse_id(handle.id)])
+    assert await handle.status() is Status.READY

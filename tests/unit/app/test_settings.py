@@ -1,0 +1,227 @@
+"""The layers: flag, configure(), TASKFLOW_*, [tool.taskflow], default."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from taskflow import ConfigurationError, JobHandle, TooLarge, configure, job
+from taskflow.app.app import App
+from taskflow.app.settings import layered
+from tests.unit.app.bench import Bench, loaded
+from tests.unit.app.jobs import blob
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+async def app(folder: Path) -> AsyncIterator[App]:
+    app = App()
+    yield app
+    await app.close()
+
+
+def write(folder: Path, table: str) -> None:
+    (folder / "pyproject.toml").write_text(f"[tool.taskflow]\n{table}\n")
+
+
+def test_each_layer_comes_before_the_next(app: App, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the last to the first."""
+
+    def in_force() -> tuple[str, float]:
+        app.configure()  # reads the layers again
+        return app.broker_url(), app.settings.enqueue_timeout
+
+    assert in_force() == ("sqlite:///taskflow.db", 5.0)
+    write(folder, 'broker = "memory://?namespace=pyproject"\nenqueue_timeout = 1')
+    assert in_force() == ("memory://?namespace=pyproject", 1.0)
+    monkeypatch.setenv("TASKFLOW_BROKER", "memory://?namespace=environment")
+    monkeypatch.setenv("TASKFLOW_ENQUEUE_TIMEOUT", "2")
+    assert in_force() == ("memory://?namespace=environment", 2.0)
+    app.configure(broker="memory://?namespace=configured", enqueue_timeout=3)
+    assert in_force() == ("memory://?namespace=configured", 3.0)
+    app.flag(broker="memory://?namespace=flag", enqueue_timeout=4)
+    assert in_force() == ("memory://?namespace=flag", 4.0)
+    app.configure(broker="memory://?namespace=late")
+    assert in_force() == ("memory://?namespace=flag", 4.0), "a flag wins also when it came before"
+
+
+def test_what_is_left_out_stays_as_it_is(app: App) -> None:
+    app.configure(broker="memory://")
+    app.configure(enqueue_timeout=1.0)
+    assert (app.broker_url(), app.settings.enqueue_timeout) == ("memory://", 1.0)
+
+
+def test_a_parents_pyproject_counts(folder: Path) -> None:
+    """That of the nearest folder that has one."""
+    write(folder, 'broker = "memory://"')
+    (folder / "deeper").mkdir()
+    assert layered({}, environ={}, folder=folder / "deeper").broker == "memory://"
+
+
+def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch, app: App) -> None:
+    monkeypatch.setenv("TASKFLOW_BROKER", "")
+    assert app.settings.broker is None
+
+
+def test_settings_are_read_when_they_are_used(app: App, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not when jobs are declared: the environment may be set after the import."""
+    loaded("from taskflow import job\n@job\ndef work() -> None: ...\n", app=app)
+    monkeypatch.setenv("TASKFLOW_BROKER", "memory://")
+    assert app.broker_url() == "memory://"
+
+
+async def test_a_limit_holds_for_jobs_that_are_declared_already(bench: Bench) -> None:
+    with bench.app.using(bench.broker):
+        configure(max_payload=1_000)
+        with pytest.raises(TooLarge, match="the limit is 1,000"):
+            await blob.delay(bytes(2_000))
+
+        @job(name="declared afterwards")
+        async def later(data: bytes) -> None: ...
+
+        with pytest.raises(TooLarge, match="the limit is 1,000"):
+            later.bind(bytes(2_000))
+    await blob.delay(bytes(2_000))
+
+
+async def test_the_implicit_default_is_told_once_by_its_absolute_path(app: App, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Not for each use, nor for each connection."""
+    with caplog.at_level(logging.INFO, "taskflow"):
+        first = app.broker()
+        assert app.broker() is first
+        await app.close()
+        assert app.broker() is not first
+    [record] = caplog.records
+    assert str(folder / "taskflow.db") in record.getMessage()
+    assert "TASKFLOW_BROKER" in record.getMessage()
+
+
+def test_a_broker_that_was_asked_for_is_not_told(app: App, caplog: pytest.LogCaptureFixture) -> None:
+    app.configure(broker="memory://")
+    app.broker()
+    assert caplog.records == []
+
+
+async def test_a_closed_application_connects_again(app: App) -> None:
+    app.configure(broker="memory://")
+    first = app.broker()
+    await app.close()
+    assert app.broker() is not first
+
+
+async def test_using_a_broker_is_undone(app: App, bench: Bench) -> None:
+    app.configure(broker="memory://", enqueue_timeout=1.0)
+    own = app.broker()
+    with app.using(bench.broker):
+        app.configure(enqueue_timeout=2.0)
+        assert app.broker() is bench.broker
+    assert app.broker() is own
+    assert app.settings.enqueue_timeout == 1.0
+
+
+# --- what is wrong --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "fragments"),
+    [
+        ({"middleware": 5}, ["middleware=5", "list of Middleware"]),
+        ({"middleware": [int]}, ["<class 'int'>", "instance"]),
+        ({"enqueue_timeout": "soon"}, ["enqueue_timeout='soon'", "a number, 0 or more"]),
+        ({"enqueue_timeout": -1}, ["enqueue_timeout=-1", "0 or more"]),
+        ({"enqueue_timeout": float("nan")}, ["enqueue_timeout=nan"]),
+        ({"max_payload": 0}, ["max_payload=0", "a whole number, 1 or more"]),
+        ({"max_payload": 1.5}, ["max_payload=1.5"]),
+        ({"max_payload": True}, ["max_payload=True"]),
+        ({"broker": 7}, ["broker=...", "a URL, for example 'sqlite:///taskflow.db', got int"]),
+        ({"broker": Path("queue.db")}, ["a URL", "got PosixPath"]),
+        ({"broker": b"memory://"}, ["a URL", "got bytes"]),
+        ({"broker": ""}, ["a URL", "got an empty text"]),
+        ({"lifespan": "resources"}, ["lifespan='resources'", "context manager"]),
+    ],
+    ids=str,
+)
+def test_configure_names_what_is_wrong(given: dict[str, object], fragments: list[str]) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        configure(**given)  # type: ignore[arg-type]
+    for fragment in ("configure(", *fragments):
+        assert fragment in str(caught.value)
+
+
+def test_configure_takes_no_unknown_setting() -> None:
+    with pytest.raises(TypeError, match="borker"):
+        configure(borker="memory://")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "fragment"),
+    [
+        ("TASKFLOW_ENQUEUE_TIMEOUT", "soon", "a number, 0 or more"),
+        ("TASKFLOW_ENQUEUE_TIMEOUT", "nan", "a number, 0 or more"),
+        ("TASKFLOW_MAX_PAYLOAD", "0", "a whole number, 1 or more"),
+        ("TASKFLOW_MAX_PAYLOAD", "1e6", "a whole number, 1 or more"),
+    ],
+)
+def test_a_wrong_variable_is_named(folder: Path, name: str, text: str, fragment: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"{name} is '{text}': it takes {fragment}"):
+        layered({}, environ={name: text}, folder=folder)
+
+
+@pytest.mark.parametrize(
+    ("table", "fragments"),
+    [
+        ("borker = 'memory://'", ["unknown setting 'borker'", "broker"]),
+        ("max_payload = 'many'", ["max_payload", "'many'", "a whole number"]),
+        ("broker = ", ["cannot be read"]),
+        ("broker = 7", ["broker", "a URL, for example 'sqlite:///taskflow.db', got int"]),
+        ("broker = ['memory://']", ["broker", "a URL", "got list"]),
+        ("max_payload = true", ["max_payload", "is True", "a whole number"]),
+    ],
+)
+def test_a_wrong_pyproject_is_named(folder: Path, table: str, fragments: list[str]) -> None:
+    write(folder, table)
+    with pytest.raises(ConfigurationError) as caught:
+        layered({}, environ={}, folder=folder)
+    for fragment in (str(folder / "pyproject.toml"), *fragments):
+        assert fragment in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["tool = 7", "[tool]\ntaskflow = 'memory://'"])
+def test_a_pyproject_without_a_table_for_us_is_named(folder: Path, text: str) -> None:
+    (folder / "pyproject.toml").write_text(text)
+    with pytest.raises(ConfigurationError, match=r"pyproject.toml: \[tool.taskflow\] is no table"):
+        layered({}, environ={}, folder=folder)
+
+
+def test_an_empty_flag_is_no_broker(app: App) -> None:
+    """It is refused as a URL, not taken for a setting that is left out."""
+    app.flag(broker="")
+    with pytest.raises(ConfigurationError):
+        app.broker()
+
+
+async def test_more_than_the_default_may_be_sent_and_returned(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`max_payload` counts for arguments and results, and for whoever reads a result without its job."""
+
+    @job(name="sends back")
+    async def back(data: bytes) -> bytes:
+        return data
+
+    large = bytes(2 << 20)
+    with bench.app.using(bench.broker):
+        with pytest.raises(TooLarge, match="raise max_payload="):
+            await back.delay(large)
+        monkeypatch.setenv("TASKFLOW_MAX_PAYLOAD", str(3 << 20))
+        configure()
+        handle = await back.delay(large)
+        await bench.run_all()
+        assert await handle.result() == large
+        assert await JobHandle.of(handle.id).result() == large

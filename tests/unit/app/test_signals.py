@@ -1,0 +1,181 @@
+"""What a run can say, and what the decorator's policy makes of errors."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+
+import pytest
+
+from taskflow import Backoff, Cancel, Discard, JobCancelled, JobFailed, Retry, Snooze, Status, job
+from taskflow.model.verdict import Failed, Retried
+from tests.unit.app.bench import Bench
+
+EXACT = Backoff(base=1, factor=3, max=600, jitter=False)
+
+
+class Left(OSError):
+    pass
+
+
+ERRORS: dict[str, type[BaseException]] = {
+    "os": OSError,
+    "left": Left,
+    "value": ValueError,
+    "key": KeyError,
+    "exit": SystemExit,
+    "interrupt": KeyboardInterrupt,
+    "cancelled": asyncio.CancelledError,
+}
+
+
+@job(retry=EXACT, max_attempts=5)
+async def retries(after: float | None) -> None:
+    raise Retry(after=after)
+
+
+@job(retry=EXACT, max_attempts=5)
+def retries_in_a_thread() -> None:
+    raise Retry(after=timedelta(minutes=1))
+
+
+@job
+async def snoozes() -> None:
+    raise Snooze(after=3600)
+
+
+@job
+async def discards() -> None:
+    raise Discard("no such user")
+
+
+@job
+async def cancels() -> None:
+    raise Cancel("not needed any more")
+
+
+@job(retry=EXACT, retry_on=(OSError,), discard_on=(Left,))
+async def breaks(how: str) -> None:
+    raise ERRORS[how]("broken")
+
+
+@job(retry=EXACT)
+async def breaks_as_it_likes(how: str) -> None:
+    raise ERRORS[how]("broken")
+
+
+async def test_a_return_is_the_end(bench: Bench) -> None:
+    @job(name="returns")
+    async def returns() -> str:
+        return "done"
+
+    handle = await returns.delay()
+    await bench.run_all()
+    assert (await handle.status(), await handle.result()) == (Status.SUCCEEDED, "done")
+
+
+async def test_an_error_is_retried_until_the_last_attempt(bench: Bench) -> None:
+    """With base x factor ** failures between them, and then kept as FAILED."""
+    handle = await breaks_as_it_likes.options(max_attempts=4).delay("value")
+    waits: list[float] = []
+    while await handle.status() is not Status.FAILED:
+        await bench.run_all()
+        if await handle.status() is Status.SCHEDULED:
+            waits.append(await bench.seconds_until_due(handle))
+            await bench.pass_time(waits[-1])
+    assert waits == [1.0, 3.0, 9.0]
+    info = await handle.info()
+    assert info is not None
+    assert (info.failures, len(info.errors)) == (4, 4)
+
+
+async def test_the_wait_is_drawn_from_the_whole_span(bench: Bench) -> None:
+    """Full jitter: uniform from 0 to the span."""
+    handles = [await breaks_as_it_likes.options(retry=Backoff(base=100)).delay("value") for _ in range(30)]
+    await bench.run_all()
+    waits = [await bench.seconds_until_due(handle) for handle in handles]
+    assert all(0 <= wait <= 100 for wait in waits)
+    assert min(waits) < 30
+    assert max(waits) > 70
+
+
+async def test_options_override_the_decorators_backoff(bench: Bench) -> None:
+    handle = await breaks_as_it_likes.options(retry=Backoff(base=7, jitter=False)).delay("value")
+    await bench.run_all()
+    assert await bench.seconds_until_due(handle) == 7.0
+
+
+async def test_backoff_is_bounded() -> None:
+    assert [EXACT.span(failures) for failures in (0, 1, 5, 6, 10_000)] == [1, 3, 243, 600, 600]
+
+
+async def test_retry_waits_as_it_says(bench: Bench) -> None:
+    explicit, by_policy, threaded = await retries.delay(30.0), await retries.delay(None), await retries_in_a_thread.delay()
+    await bench.run_all()
+    assert [await bench.seconds_until_due(handle) for handle in (explicit, by_policy, threaded)] == [30.0, 1.0, 60.0]
+    info = await explicit.info()
+    assert info is not None
+    assert (info.status, info.failures, info.attempt) == (Status.SCHEDULED, 1, 2)
+
+
+async def test_retry_obeys_max_attempts(bench: Bench) -> None:
+    handle = await retries.options(max_attempts=2).delay(1.0)
+    await bench.run_all()
+    await bench.pass_time(1)
+    [verdict] = await bench.run_all()
+    assert isinstance(verdict, Failed)
+    with pytest.raises(JobFailed, match="asked for another attempt"):
+        await handle.result()
+
+
+async def test_snooze_costs_no_attempt(bench: Bench) -> None:
+    handle = await snoozes.options(max_attempts=1).delay()
+    for snoozed in (1, 2, 3):
+        await bench.run_all()
+        assert await bench.seconds_until_due(handle) == 3600.0
+        info = await handle.info()
+        assert info is not None
+        assert (info.snoozes, info.failures, info.attempt) == (snoozed, 0, 1)
+        await bench.pass_time(3600)
+
+
+async def test_discard_fails_for_good(bench: Bench) -> None:
+    handle = await discards.delay()
+    await bench.run_all()
+    assert await handle.status() is Status.FAILED
+    with pytest.raises(JobFailed, match="no such user") as caught:
+        await handle.result()
+    assert (caught.value.type, caught.value.message) == ("taskflow.Discard", "no such user")
+
+
+async def test_cancel_ends_it_as_cancelled(bench: Bench) -> None:
+    handle = await cancels.delay()
+    await bench.run_all()
+    with pytest.raises(JobCancelled) as caught:
+        await handle.result()
+    assert caught.value.reason == "not needed any more"
+
+
+@pytest.mark.parametrize(
+    ("how", "verdict"),
+    [
+        ("os", Retried),  # of retry_on
+        ("left", Failed),  # discard_on wins
+        ("value", Failed),  # of neither: at once
+        ("key", Failed),
+        ("exit", Retried),  # what ends a process elsewhere is a failure like others
+        ("interrupt", Retried),
+        ("cancelled", Retried),  # a cancellation that we did not send
+    ],
+)
+async def test_what_becomes_of_an_error(bench: Bench, how: str, verdict: type) -> None:
+    await breaks.delay(how)
+    [found] = await bench.run_all()
+    assert isinstance(found, verdict)
+
+
+async def test_signals_check_what_they_are_given() -> None:
+    with pytest.raises(ValueError, match="after=-1"):
+        Retry(after=-1)
+    with pytest.raises(TypeError, match="after='soon'"):
+        Snooze(after="soon")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

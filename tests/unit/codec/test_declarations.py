@@ -1,0 +1,260 @@
+"""What no payload can carry is refused when the function is declared, naming function, parameter, field, and what to do."""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+import collections
+import pathlib
+from collections.abc import AsyncIterator, Callable, Generator
+from dataclasses import InitVar, dataclass
+from enum import Enum
+from types import GenericAlias
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Generic, NewType, NoReturn, Protocol, TypeVar
+
+import pydantic
+import pytest
+from typing_extensions import TypeAliasType, TypeVarTuple, Unpack
+
+from taskflow.model.codec import FunctionCodec
+from taskflow.model.errors import DeclarationError
+from tests.unit.codec import kinds as k
+from tests.unit.codec.exactly import codec_of, there_and_back
+
+if TYPE_CHECKING:
+    from decimal import Decimal
+
+T = TypeVar("T")
+type_alias: Any = TypeAliasType  # so that no checker reads what is wrong on purpose
+new_type: Any = NewType
+type_variable: Any = TypeVar
+type_variables: Any = TypeVarTuple
+Knot = type_alias("Knot", "int | Knot")
+Twist = type_alias("Twist", "int | Turn")
+Turn = type_alias("Turn", "Twist | str")
+several: Any = type_variables("several")
+unpack: Any = Unpack
+Lost = type_alias("Lost", "list[NotDefinedAnywhere]")
+
+
+class Shape(Protocol):
+    side: int
+
+
+class Base(abc.ABC):
+    @abc.abstractmethod
+    def method(self) -> None: ...
+
+
+class Members(Enum):
+    A = object()
+
+
+class Empty(Enum):
+    pass
+
+
+@dataclass
+class WithInitVar:
+    value: int
+    seed: InitVar[int] = 0
+
+
+@dataclass
+class Holds:
+    inner: list[Deeper]
+
+
+@dataclass
+class Deeper:
+    path: pathlib.Path
+
+
+@dataclass
+class Growing(Generic[T]):
+    value: T
+    child: Growing[list[T]] | None = None
+
+
+class Foreign(pydantic.BaseModel, arbitrary_types_allowed=True):
+    thing: k.Plain
+
+
+UNSUPPORTED: list[tuple[Any, str]] = [
+    (k.Plain, "value: tests.unit.codec.kinds.Plain has no form to be sent in; make it a dataclass"),
+    (list[k.Plain], "value: tests.unit.codec.kinds.Plain"),
+    (dict[str, tuple[int, k.Plain]], "value: tests.unit.codec.kinds.Plain"),
+    (k.Plain | None, "value: tests.unit.codec.kinds.Plain"),
+    (k.Box[k.Plain], "value.content: tests.unit.codec.kinds.Plain"),
+    (Holds, "value.inner.path: pathlib"),
+    (Callable[[int], int], "value: collections.abc.Callable"),
+    (Generator[int, None, None], "value: collections.abc.Generator"),
+    (AsyncIterator[int], "value: collections.abc.AsyncIterator"),
+    (asyncio.Task, "value: _asyncio.Task"),
+    (type[int], "value: type has no form"),
+    (collections.deque, "value: collections.deque"),
+    (collections.OrderedDict[str, int], "value: collections.OrderedDict"),
+    (complex, "value: complex"),
+    (Shape, "value: tests.unit.codec.test_declarations.Shape"),
+    (Base, "value: tests.unit.codec.test_declarations.Base"),
+    (Members, "value: tests.unit.codec.test_declarations.Members has a value that cannot be sent"),
+    (Empty, "value: tests.unit.codec.test_declarations.Empty has no form"),
+    (Enum, "value: enum.Enum has no form"),
+    (WithInitVar, "value: WithInitVar.seed is an InitVar"),
+    (Growing[int], "value: .* cannot be understood: RecursionError"),
+    (Knot, "value: the type alias Knot stands for itself; let it stand inside a list or a dict there"),
+    (Twist, "value: the type alias Twist stands for itself"),
+    (GenericAlias(list, (Knot,)), "value: the type alias Knot stands for itself"),
+    (tuple[int, *tuple[str, ...]], "value: tuple.* has a part of any length among its items; give that a list of its own"),
+    (tuple[int, unpack[tuple[str, ...]]], "value: .* has a part of any length"),
+    (tuple[int, unpack[several]], "value: .* has a part of any length"),
+    (Foreign, "value.thing: .*Plain.* is known neither to taskflow nor to pydantic"),
+    (5, "value: 5 has no form to be sent in"),
+    ("1 +", "an annotation cannot be evaluated: SyntaxError"),
+    ("list[", "an annotation cannot be evaluated: SyntaxError"),
+]
+
+
+@pytest.mark.parametrize(("annotation", "message"), UNSUPPORTED, ids=repr)
+def test_an_annotation_without_a_form_is_refused(annotation: Any, message: str) -> None:
+    with pytest.raises(DeclarationError, match=f"app.job: {message}"):
+        codec_of(annotation)
+
+
+@pytest.mark.parametrize(("annotation", "message"), UNSUPPORTED[:10], ids=repr)
+def test_a_result_without_a_form_is_refused(annotation: Any, message: str) -> None:
+    with pytest.raises(DeclarationError, match=f"app.job: {message.replace('value', 'return', 1)}"):
+        codec_of(Any, annotation)
+
+
+def test_a_class_whose_annotations_are_broken_is_refused() -> None:
+    Broken: Any = dataclass(type("Broken", (), {"__annotations__": {"a": "1 +"}}))  # noqa: N806
+    with pytest.raises(DeclarationError, match="an annotation of Broken cannot be evaluated: SyntaxError"):
+        codec_of(Broken)
+
+
+UNRESOLVED: list[tuple[Any, str]] = [
+    ("NotDefinedAnywhere", "app.job, value: the name 'NotDefinedAnywhere' cannot be found"),
+    ("list[NotDefinedAnywhere | None]", "app.job, value: the name 'NotDefinedAnywhere' cannot be found"),
+    ("dataclasses.NotDefinedAnywhere", "app.job, value: the name 'NotDefinedAnywhere' cannot be found"),
+    (new_type("Lost", "NotDefinedAnywhere"), "app.job, value: Lost, signature: the name 'NotDefinedAnywhere'"),
+    (type_variable("Lost", bound="NotDefinedAnywhere"), "app.job, value: Lost, signature: the name 'NotDefinedAnywhere'"),
+    (Lost, "app.job, value: Lost, signature: the name 'NotDefinedAnywhere'"),
+    (GenericAlias(list, ("NotDefinedAnywhere",)), "app.job, .*the name 'NotDefinedAnywhere'"),
+]
+
+
+@pytest.mark.parametrize(("annotation", "message"), UNRESOLVED, ids=repr)
+def test_a_name_that_is_never_defined_is_an_error_at_first_use(annotation: Any, message: str) -> None:
+    codec = codec_of(annotation)
+    assert not codec.is_resolved
+    assert repr(codec) == "<FunctionCodec of app.job, not resolved>"
+    for use in (
+        codec.resolve,
+        lambda: codec.encode_arguments((1,), {}),
+        lambda: codec.decode_arguments(b""),
+        lambda: codec.encode_result(1),
+        lambda: codec.decode_result(b""),
+    ):
+        with pytest.raises(DeclarationError, match=message):
+            use()
+
+
+def test_a_name_imported_for_type_checkers_only_is_said_to_be_that() -> None:
+    def function(price: Decimal) -> None: ...
+
+    with pytest.raises(DeclarationError, match=r"price: the name 'Decimal' cannot be found: define or import it .*TYPE_CHECKING"):
+        FunctionCodec(function, name="app.job").resolve()
+
+
+def test_a_field_whose_class_is_not_defined_is_named() -> None:
+    @dataclass
+    class Waiting:
+        first: int
+        second: NotDefinedAnywhere  # type: ignore[name-defined]  # noqa: F821
+
+    codec = codec_of(list[Waiting])
+    with pytest.raises(DeclarationError, match=r"value: .*Waiting\.second: the name 'NotDefinedAnywhere'"):
+        codec.resolve()
+
+
+def test_a_model_that_is_not_complete_waits() -> None:
+    class Unfinished(pydantic.BaseModel):
+        other: NotDefinedAnywhere  # type: ignore[name-defined]  # noqa: F821
+
+    codec = codec_of(Unfinished)
+    assert not codec.is_resolved
+    with pytest.raises(DeclarationError, match=r"value: .*Unfinished"):
+        codec.resolve()
+
+
+def test_the_variables_of_an_enclosing_function_count() -> None:
+    class Inner(Enum):
+        A = 1
+
+    def function(value: Inner) -> None:
+        print(Inner)
+
+    codec = FunctionCodec(function)
+    assert codec.decode_arguments(codec.encode_arguments((Inner.A,), {})) == ((Inner.A,), {})
+
+
+def test_a_variable_of_an_enclosing_function_may_be_filled_later() -> None:
+    def function(value: Later) -> None:
+        print(Later)
+
+    codec = FunctionCodec(function)
+    assert not codec.is_resolved
+
+    class Later(Enum):
+        A = 1
+
+    assert codec.decode_arguments(codec.encode_arguments((Later.A,), {})) == ((Later.A,), {})
+
+
+def test_only_a_typed_dict_can_be_unpacked_into_keywords() -> None:
+    def function(**options: Unpack[int]) -> None: ...  # type: ignore[misc]
+
+    with pytest.raises(DeclarationError, match=r"app\.job: options: Unpack takes a TypedDict"):
+        FunctionCodec(function, name="app.job")
+
+
+@pytest.mark.parametrize("wrapped", [Final[int], ClassVar[int], Annotated[int, []], Annotated[Annotated[k.UserId, 1], 2]], ids=repr)
+def test_what_only_wraps_an_annotation_changes_nothing(wrapped: Any) -> None:
+    assert there_and_back(wrapped, 5) == 5
+    assert there_and_back(list[wrapped], [5]) == [5]
+
+
+def test_a_function_that_never_returns_has_no_result() -> None:
+    codec = codec_of(Any, NoReturn)
+    assert codec.decode_result(codec.encode_result(None)) is None
+
+
+def test_a_class_that_failed_once_is_not_half_known_afterwards() -> None:
+    """pydantic takes over a field after its class failed here; the same class elsewhere must fail again, not hang."""
+
+    @dataclass
+    class Odd:
+        path: pathlib.Path
+
+    class Model(pydantic.BaseModel):
+        odd: Odd
+
+    Model.model_rebuild(_types_namespace={"Odd": Odd})
+    assert there_and_back(Model, Model(odd=Odd(pathlib.Path("a")))) == Model(odd=Odd(pathlib.Path("a")))
+    with pytest.raises(DeclarationError, match=r"value\[?.*path: pathlib"):
+        codec_of(tuple[Model, Odd])
+
+
+Nested = type_alias("Nested", "int | list[Nested | None] | dict[str, Nested | str]")
+
+
+def test_an_alias_may_stand_in_a_union_inside_itself() -> None:
+    value = [1, [None, {"a": "b", "c": [None, 2]}]]
+    assert there_and_back(Nested, value) == value
+    assert there_and_back(Nested | None, value) == value
+
+
+def test_a_tuple_of_fixed_length_may_be_unpacked_in_another() -> None:
+    assert there_and_back(tuple[int, *tuple[str, bool]], (1, "a", True)) == (1, "a", True)
+    assert there_and_back(tuple[int, unpack[tuple[str, bool]], int], (1, "a", True, 2)) == (1, "a", True, 2)

@@ -1,0 +1,280 @@
+"""What cannot be sent is refused in the caller, saying what, where inside which argument, and what to do."""
+
+from __future__ import annotations
+
+import collections.abc as abc
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+import msgspec
+import pytest
+
+from taskflow.model.codec import Limits, encode_value
+from taskflow.model.errors import DecodeError, EncodeError, TooLarge
+from tests.support.ids import stable_id
+from tests.unit.codec import kinds as k
+from tests.unit.codec.exactly import codec_of
+
+
+class NoOffset(tzinfo):
+    def utcoffset(self, moment: datetime | None) -> None:
+        return None
+
+    tzname = dst = utcoffset
+
+
+def nested(depth: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(depth - 1):
+        value = [value]
+    return value
+
+
+def endless() -> list[Any]:
+    value: list[Any] = []
+    value.append({"a": (value,)})
+    return value
+
+
+WRONG_TYPES: list[tuple[Any, Any, str, str]] = [
+    (int, "1", "value", "expected int, got str"),
+    (int, True, "value", "expected int, got bool"),
+    (int, 1.0, "value", "expected int, got float"),
+    (int, None, "value", "expected int, got NoneType"),
+    (bool, 1, "value", "expected bool, got int"),
+    (float, True, "value", "expected float, got bool"),
+    (float, "1", "value", "expected float, got str"),
+    (float, Decimal(1), "value", "expected float, got Decimal"),
+    (float, 2**53 + 1, "value", "no float holds exactly"),
+    (float, 10**400, "value", "beyond the range of a float"),
+    (str, b"a", "value", "expected str, got bytes"),
+    (bytes, "a", "value", "expected bytes, got str"),
+    (bytes, bytearray(b"a"), "value", "expected bytes, got bytearray"),
+    (bytearray, b"a", "value", "expected bytearray, got bytes"),
+    (Decimal, 1, "value", "expected Decimal, got int"),
+    (UUID, "12345678-1234-5678-1234-567812345678", "value", "expected UUID, got str"),
+    (date, datetime(2024, 1, 1), "value", "expected date, got datetime"),
+    (datetime, date(2024, 1, 1), "value", "expected datetime, got date"),
+    (time, "12:00", "value", "expected time, got str"),
+    (timedelta, 1, "value", "expected timedelta, got int"),
+    (timezone, ZoneInfo("UTC"), "value", "expected timezone, got ZoneInfo"),
+    (ZoneInfo, UTC, "value", "expected ZoneInfo, got timezone"),
+    (None, 0, "value", "expected None, got int"),
+    (list[int], (1,), "value", "expected list[int], got tuple"),
+    (list[int], [1, "2"], "value[1]", "expected int, got str"),
+    (tuple[int, ...], [1], "value", "expected tuple[int, ...], got list"),
+    (tuple[int, str], (1, "a", 2), "value", "with 2 items, got 3"),
+    (tuple[int, str], (1, 2), "value[1]", "expected str, got int"),
+    (tuple[int, str], [1, "a"], "value", "expected tuple[int, str], got list"),
+    (tuple[()], (1,), "value", "with 0 items, got 1"),
+    (set[int], [1], "value", "expected set[int], got list"),
+    (set[int], {"a"}, "value.<item>", "expected int, got str"),
+    (frozenset[int], {1}, "value", "expected frozenset[int], got set"),
+    (dict[str, int], [("a", 1)], "value", "expected dict[str, int], got list"),
+    (dict[str, int], {"a": "b"}, "value['a']", "expected int, got str"),
+    (dict[str, int], {1: 1}, "value.<key>", "expected str, got int"),
+    (dict[int, list[int]], {5: [1, None]}, "value[5][1]", "expected int, got NoneType"),
+    (dict[tuple[int, int], int], {(1, 2): "a"}, "value[<tuple>]", "expected int, got str"),
+    (dict[str, int], {"k" * 100: "a"}, f"value['{'k' * 60}'...]", "expected int, got str"),
+    (abc.Mapping[str, int], 5, "value", "expected Mapping[str, int], got int"),
+    (abc.Sequence[str], "text", "value", "expected Sequence[str], that is list, tuple, got str"),
+    (abc.Iterable[int], iter([1]), "value", "expected Iterable[int], that is list, tuple, set, frozenset, got list_iterator"),
+    (abc.Iterable[str], {"a": 1}, "value", "got dict"),
+    (abc.Sequence[int], {1}, "value", "got set"),
+    (abc.Set[int], [1], "value", "got list"),
+    (k.Color, "red", "value", "expected tests.unit.codec.kinds.Color, got str"),
+    (k.Rights, 1, "value", "expected tests.unit.codec.kinds.Rights, got int"),
+    (k.Bits, k.Bits(2), "value", "bits that it does not have"),
+    (k.N, "a", "value", "expected int, got str"),
+    (k.Json, {"a": (1,)}, "value['a']", "got tuple"),
+    (Any, object(), "value", "object has no form of its own"),
+    (Any, [k.Color.RED], "value[0]", "tests.unit.codec.kinds.Color has no form of its own"),
+    (Any, {"a": {1: k.Mode.FAST}}, "value['a'][1]", "tests.unit.codec.kinds.Mode has no form"),
+    (Any, {"a": {k.Mode.FAST: 1}}, "value['a'].<key>", "tests.unit.codec.kinds.Mode has no form"),
+    (Any, {(1, k.Mode.FAST)}, "value.<item>[1]", "tests.unit.codec.kinds.Mode has no form"),
+    (Any, msgspec.msgpack.Ext(1, b""), "value", "Ext has no form"),
+    (Any, memoryview(b"a"), "value", "memoryview has no form"),
+    (Any, 1j, "value", "complex has no form"),
+    (Any, len, "value", "builtin_function_or_method has no form"),
+    (datetime, datetime(2024, 1, 1, tzinfo=NoOffset()), "value", "has a tzinfo without an offset, NoOffset"),
+    (time, time(1, tzinfo=NoOffset()), "value", "has a tzinfo without an offset, NoOffset"),
+]
+
+
+@pytest.mark.parametrize(("annotation", "value", "path", "message"), WRONG_TYPES, ids=stable_id)
+def test_a_value_that_is_not_of_its_annotation(annotation: Any, value: Any, path: str, message: str) -> None:
+    with pytest.raises(EncodeError) as caught:
+        codec_of(annotation).encode_arguments((value,), {})
+    assert caught.value.path == path
+    assert message in str(caught.value)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert isinstance(caught.value, TypeError)
+
+
+SURROGATES: list[tuple[Any, Any, str]] = [
+    (str, "a\ud800", "value"),
+    (Any, "a\ud800", "value"),
+    (Any, {"a": ["b", ("\udfff",)]}, "value['a'][1][0]"),
+    (Any, {"\ud800": 1}, "value['\\ud800']"),
+    (Any, {1: "x", "\ud800": 1}, "value.<key>"),
+    (dict[str, str], {"\ud800": "a"}, "value.<key>"),
+    (list[str], ["é", "\ud800"], "value[1]"),
+    (set[str], {"\ud800"}, "value.<item>"),
+    (k.Frozen, k.Frozen("\ud800"), "value.name"),
+    (k.Frozen | k.Point, k.Frozen("\ud800"), "value.name"),
+    (datetime, datetime(2024, 1, 1, tzinfo=timezone(timedelta(0), "\ud800")), "value"),
+    (str, type("S", (str,), {})("\ud800"), "value"),
+]
+
+
+@pytest.mark.parametrize(("annotation", "value", "path"), SURROGATES, ids=stable_id)
+def test_a_lone_surrogate_is_named_by_its_path(annotation: Any, value: Any, path: str) -> None:
+    with pytest.raises(EncodeError, match="lone surrogate at index") as caught:
+        codec_of(annotation).encode_arguments((value,), {})
+    assert caught.value.path == path
+
+
+def test_a_zone_that_nobody_else_can_find_is_refused(tmp_path: Any) -> None:
+    import importlib.resources
+
+    data = importlib.resources.files("tzdata.zoneinfo.Europe").joinpath("Paris").read_bytes()
+    (tmp_path / "zone").write_bytes(data)
+    with open(tmp_path / "zone", "rb") as file:
+        keyless = ZoneInfo.from_file(file)
+    with pytest.raises(EncodeError, match="without a key"):
+        encode_value(keyless)
+    payload = codec_of(datetime).encode_arguments((datetime(2024, 7, 1, tzinfo=keyless),), {})
+    [decoded] = codec_of(datetime).decode_arguments(payload)[0]
+    assert decoded.tzinfo == timezone(timedelta(hours=2))
+
+
+@pytest.mark.parametrize("annotation", [Any, list, k.Json, list[k.Json], list[list[Any]]])
+def test_depth_is_bounded(annotation: Any) -> None:
+    codec = codec_of(annotation)
+    payload = codec.encode_arguments((nested(64),), {})
+    assert codec.decode_arguments(payload) == ((nested(64),), {})
+    with pytest.raises(TooLarge, match="deeper than the limit") as caught:
+        codec.encode_arguments((nested(65),), {})
+    assert caught.value.path == "value" + "[0]" * 64
+
+
+@pytest.mark.parametrize(
+    ("annotation", "innermost"),
+    [
+        (tuple[int, ...], (1,)),
+        (tuple[int], (1,)),
+        (set[int], {1}),
+        (dict[str, int], {}),
+        (abc.Sequence[int], [1]),
+        (k.Point, k.Point(1)),
+        (k.Movie, {"title": "a"}),
+        (Any, (1,)),
+        (Any, {1}),
+        (Any, frozenset()),
+        (Any, {}),
+        (Any, {1: 1}),
+    ],
+    ids=stable_id,
+)
+def test_containers_of_every_kind_count_as_a_level(annotation: Any, innermost: Any) -> None:
+    two, one = (codec_of(list[annotation], limits=Limits(depth=depth)) for depth in (2, 1))
+    payload = two.encode_arguments(([innermost],), {})
+    assert two.decode_arguments(payload) == (([innermost],), {})
+    with pytest.raises(TooLarge, match=r"value\[0\]"):
+        one.encode_arguments(([innermost],), {})
+    with pytest.raises(DecodeError, match=r"value\[0\]: is nested deeper"):
+        one.decode_arguments(payload)
+
+
+def test_a_value_that_contains_itself_is_too_deep() -> None:
+    with pytest.raises(TooLarge):
+        encode_value(endless())
+    tree = k.Tree(1)
+    tree.children.append(tree)
+    with pytest.raises(TooLarge, match=r"value\.children\[0\]\.children"):
+        codec_of(k.Tree).encode_arguments((tree,), {})
+
+
+def test_size_is_bounded() -> None:
+    text = "x" * 100
+    payload = encode_value(text, limits=Limits(size=106))
+    assert len(payload) == 106
+    with pytest.raises(TooLarge, match="has 106 bytes, the limit is 105"):
+        encode_value(text, limits=Limits(size=105))
+    with pytest.raises(TooLarge, match="the limit is 1,048,576"):
+        encode_value(b"x" * (1 << 20))
+
+
+def test_the_number_of_values_is_bounded() -> None:
+    limits = Limits(items=10)
+    encode_value([1] * 9, limits=limits)
+    values: list[Any] = [[1] * 10, [[]] * 10, {str(key): 1 for key in range(5)}, (1, "a" * 300, b"b" * 300, 1 << 100, 1.5, *range(5))]
+    for value in values:
+        with pytest.raises(TooLarge, match="more than 10 values"):
+            encode_value(value, limits=limits)
+    encode_value("x" * 1000, limits=limits)
+    encode_value([b"x" * 70000, "x" * 70000, Decimal("1" * 300), Decimal("1" * 70000)], limits=limits)
+
+
+@pytest.mark.parametrize("bounds", [{"size": 0}, {"depth": 0}, {"items": 0}, {"depth": 201}])
+def test_limits_that_cannot_work_are_refused(bounds: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=r"limits must be at least 1|at most 200"):
+        Limits(**bounds)
+
+
+class Broken(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("nor this")
+
+
+class BrokenList(list[Any]):
+    def __iter__(self) -> Any:
+        raise Broken
+
+
+class BrokenDict(dict[str, Any]):
+    def items(self) -> Any:
+        raise OverflowError("too many")
+
+
+class BrokenZone(tzinfo):
+    def utcoffset(self, moment: datetime | None) -> timedelta:
+        raise LookupError("no zone here")
+
+    tzname = dst = utcoffset  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+
+
+@dataclass
+class Lazy:
+    x: int
+
+    def __getattribute__(self, name: str) -> Any:
+        raise MemoryError("gone")
+
+
+ODD: list[tuple[Any, Any, str]] = [
+    (list[int], BrokenList([1]), "cannot be encoded: an exception that cannot be shown"),
+    (dict[str, int], BrokenDict(a=1), "cannot be encoded: OverflowError: too many"),
+    (datetime, datetime(2024, 1, 1, tzinfo=BrokenZone()), "cannot be encoded: LookupError: no zone here"),
+    (Lazy, object.__new__(Lazy), "cannot be encoded: MemoryError: gone"),
+]
+
+
+@pytest.mark.parametrize(("annotation", "value", "message"), ODD, ids=lambda each: type(each).__name__)
+def test_a_value_whose_own_code_raises_is_refused_by_name(annotation: Any, value: Any, message: str) -> None:
+    with pytest.raises(EncodeError, match=rf"{message} \(in a call of app\.job\)"):
+        codec_of(annotation).encode_arguments((value,), {})
+    with pytest.raises(EncodeError, match=rf"{message} \(in the result of app\.job\)"):
+        codec_of(Any, annotation).encode_result(value)
+
+
+def test_an_instance_without_an_annotation_says_what_to_annotate() -> None:
+    with pytest.raises(EncodeError, match=r"value: .*Point has no form .*: annotate the parameter \(or field\) with its class"):
+        codec_of(Any).encode_arguments((k.Point(1),), {})
+    with pytest.raises(EncodeError, match=r"^\[0\]: .*Point has no form .*: annotate the function's return type ") as caught:
+        codec_of(Any, list).encode_result([k.Point(1)])
+    assert "parameter" not in str(caught.value)

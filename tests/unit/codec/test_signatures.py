@@ -1,0 +1,321 @@
+"""Arguments are bound as Python binds them, checked where they are sent, and arrive as the function takes them."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import Any, NotRequired, ParamSpec, TypedDict
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typing_extensions import TypeVarTuple, Unpack
+
+from taskflow.model.codec import FunctionCodec
+from taskflow.model.errors import DeclarationError, DecodeError, EncodeError, MissingArgument, UnknownArgument
+from tests.support.ids import stable_id
+from tests.unit.codec.exactly import quick
+
+P = ParamSpec("P")
+Ts = TypeVarTuple("Ts")
+
+
+class Options(TypedDict):
+    colour: str
+    size: NotRequired[int]
+
+
+# Each gives back what its parameters got.
+def plain(a: int, b: int = 2) -> Any:
+    return locals()
+
+
+def nothing() -> Any:
+    return locals()
+
+
+def position_only(a: int, b: int = 2, /, c: int = 3) -> Any:
+    return locals()
+
+
+def keyword_only(*, a: int, b: int = 2) -> Any:
+    return locals()
+
+
+def rest(a: int = 1, *numbers: int) -> Any:
+    return locals()
+
+
+def extra(a: int, /, **options: int) -> Any:
+    return locals()
+
+
+def everything(a: int, b: int = 2, /, c: int = 3, *numbers: int, d: int, e: int = 5, **options: int) -> Any:
+    return locals()
+
+
+def typed_extra(a: int, **options: Unpack[Options]) -> Any:
+    return locals()
+
+
+def unannotated(a, *b, c=None, **d):  # type: ignore[no-untyped-def]
+    return locals()
+
+
+def variadic(*args: Any, **kwargs: Any) -> Any:
+    return locals()
+
+
+variadic.__annotations__ = {"args": "P.args", "kwargs": "P.kwargs"}
+
+
+def many(*items: Any) -> Any:
+    return locals()
+
+
+many.__annotations__ = {"items": "Unpack[Ts]"}
+
+
+def codec_of_function(function: Any, skip: int = 0) -> FunctionCodec:
+    return FunctionCodec(function, name="app.job", skip=skip)
+
+
+CALLS: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = [
+    (plain, (1,), {}),
+    (plain, (1, 2), {}),
+    (plain, (), {"b": 1, "a": 2}),
+    (plain, (1,), {"b": 3}),
+    (nothing, (), {}),
+    (position_only, (1,), {}),
+    (position_only, (1, 2, 3), {}),
+    (position_only, (1,), {"c": 4}),
+    (keyword_only, (), {"a": 1}),
+    (keyword_only, (), {"b": 1, "a": 2}),
+    (rest, (), {}),
+    (rest, (1, 2, 3), {}),
+    (rest, (), {"a": 5}),
+    (extra, (1,), {}),
+    (extra, (1,), {"a": 2, "options": 3, "numbers": 4}),
+    (everything, (1,), {"d": 4}),
+    (everything, (1, 2, 3, 4, 5), {"d": 4, "e": 6, "x": 7, "a": 8, "numbers": 9, "options": 10}),
+    (everything, (1,), {"c": 4, "d": 4}),
+    (typed_extra, (1,), {"colour": "red"}),
+    (typed_extra, (1,), {"colour": "red", "size": 2}),
+    (unannotated, ([1, (2,)], "x", None), {"c": {1}, "z": b"b"}),
+    (variadic, (1, "a"), {"x": None}),
+    (many, (1, "a"), {}),
+]
+
+
+def bound(function: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+    """What each parameter gets when Python itself binds (`Signature.bind` refuses what Python 3.11 takes)."""
+    names: dict[str, Any] = function(*args, **kwargs)
+    return names
+
+
+@pytest.mark.parametrize(("function", "args", "kwargs"), CALLS, ids=lambda each: getattr(each, "__name__", repr(each)))
+def test_a_call_arrives_as_it_was_made(function: Any, args: Any, kwargs: Any) -> None:
+    codec = codec_of_function(function)
+    there = codec.decode_arguments(codec.encode_arguments(args, kwargs))
+    assert bound(function, *there) == bound(function, args, kwargs)
+
+
+arguments = st.tuples(
+    st.lists(st.integers(), max_size=6),
+    st.dictionaries(st.sampled_from(["a", "b", "c", "d", "e", "x", "numbers", "options"]), st.integers()),
+)
+
+
+@pytest.mark.parametrize("function", [plain, position_only, keyword_only, rest, extra, everything], ids=lambda each: each.__name__)
+def test_what_python_would_bind_is_accepted_and_nothing_else(function: Any) -> None:
+    codec = codec_of_function(function)
+
+    @quick
+    @given(arguments)
+    def agree(call: tuple[list[int], dict[str, int]]) -> None:
+        args, kwargs = tuple(call[0]), call[1]
+        try:
+            expected = bound(function, args, kwargs)
+        except TypeError:
+            with pytest.raises(EncodeError):
+                codec.encode_arguments(args, kwargs)
+        else:
+            assert bound(function, *codec.decode_arguments(codec.encode_arguments(args, kwargs))) == expected
+
+    agree()
+
+
+MISFITS: list[tuple[Any, tuple[Any, ...], dict[str, Any], str, str]] = [
+    (plain, (), {}, "a", "is a required argument and was not given"),
+    (plain, (), {"b": 1}, "a", "is a required argument and was not given"),
+    (plain, (1, 2, 3), {}, "", "takes at most 2 positional arguments, got 3"),
+    (plain, (1,), {"a": 2}, "a", "is given twice"),
+    (plain, (1,), {"c": 2}, "c", "is no argument of this function; its arguments are a, b"),
+    (plain, (1,), {"\ud800": 2}, "\ud800", "is no argument"),
+    (plain, ("1",), {}, "a", "expected int, got str"),
+    (plain, (1,), {"b": None}, "b", "expected int, got NoneType"),
+    (nothing, (1,), {}, "", "takes at most 0 positional arguments, got 1"),
+    (nothing, (), {"a": 1}, "a", "is no argument of this function"),
+    (position_only, (), {"a": 1}, "a", "is positional only"),
+    (keyword_only, (1,), {}, "", "takes at most 0 positional"),
+    (keyword_only, (), {}, "a", "is a required argument"),
+    (rest, (1, 2, "3"), {}, "numbers[1]", "expected int, got str"),
+    (extra, (1,), {"x": "a"}, "x", "expected int, got str"),
+    (extra, (1,), {"\ud800": 1}, "\ud800", "lone surrogate"),
+    (everything, (), {}, "a", "(and d)"),
+    (typed_extra, (1,), {}, "colour", "is a required argument"),
+    (typed_extra, (1,), {"colour": 1}, "colour", "expected str, got int"),
+    (typed_extra, (1,), {"color": "a", "colour": "b"}, "color", "is no argument"),
+]
+
+
+@pytest.mark.parametrize(("function", "args", "kwargs", "path", "message"), MISFITS, ids=stable_id)
+def test_a_wrong_call_names_the_argument_and_the_job(function: Any, args: Any, kwargs: Any, path: str, message: str) -> None:
+    with pytest.raises(EncodeError) as caught:
+        codec_of_function(function).encode_arguments(args, kwargs)
+    assert caught.value.path == path
+    assert message in str(caught.value)
+    assert "app.job" in str(caught.value)
+    assert isinstance(caught.value, TypeError)
+
+
+def test_an_injected_parameter_is_no_argument() -> None:
+    def function(ctx: NotDefinedHere, a: int) -> None: ...  # type: ignore[name-defined]  # noqa: F821
+
+    codec = codec_of_function(function, skip=1)
+    assert codec.decode_arguments(codec.encode_arguments((1,), {})) == ((1,), {})
+    with pytest.raises(EncodeError, match="ctx: is no argument"):
+        codec.encode_arguments((1,), {"ctx": 2})
+
+
+@pytest.mark.parametrize("function", [nothing, keyword_only])
+def test_there_must_be_a_parameter_to_inject(function: Any) -> None:
+    with pytest.raises(DeclarationError, match="no first parameter to inject"):
+        codec_of_function(function, skip=1)
+
+
+# --- deploys ------------------------------------------------------------------------------------------------------
+
+
+def newer(a: int, b: int = 2, c: int = 3) -> None: ...
+
+
+def test_an_argument_that_an_older_worker_does_not_know_is_told_as_such() -> None:
+    payload = codec_of_function(newer).encode_arguments((1,), {"c": 4})
+    with pytest.raises(UnknownArgument, match="c: the function has no such argument") as caught:
+        codec_of_function(plain).decode_arguments(payload)
+    assert caught.value.path == "c"
+    assert "app.job" in str(caught.value)
+
+
+def test_an_unknown_argument_is_told_before_all_else() -> None:
+    """The worker that knows it may know what to do about the rest."""
+
+    def renamed(z: str) -> None: ...
+
+    with pytest.raises(UnknownArgument, match=r"c, d|z"):
+        codec_of_function(plain).decode_arguments(codec_of_function(renamed).encode_arguments(("1",), {}))
+
+
+def test_a_missing_argument_is_told_as_such() -> None:
+    def strict(a: int, b: int, c: int) -> None: ...
+
+    payload = codec_of_function(plain).encode_arguments((1,), {})
+    with pytest.raises(MissingArgument, match=r"b: is a required argument and was not given \(and c\)") as caught:
+        codec_of_function(strict).decode_arguments(payload)
+    assert caught.value.path == "b"
+
+
+def test_defaults_are_not_sent_so_the_workers_code_fills_them() -> None:
+    assert codec_of_function(plain).encode_arguments((1,), {}) == codec_of_function(newer).encode_arguments((1,), {})
+
+
+def test_a_gap_before_what_goes_by_position_is_filled_with_defaults() -> None:
+    """Only other languages send such: what Python binds has no gap there."""
+
+    def sender(b: int, numbers: list[int]) -> None: ...
+
+    payload = codec_of_function(sender).encode_arguments((5,), {"numbers": [7]})
+
+    def receiver(a: int = 1, b: int = 2, /, *numbers: int) -> None: ...
+
+    assert codec_of_function(receiver).decode_arguments(payload) == ((1, 5, 7), {})
+
+    def middle(a: int = 1, b: int = 2, /, c: int = 3, **numbers: int) -> None: ...
+
+    only_b = codec_of_function(lambda b: None).encode_arguments((5,), {})
+    assert codec_of_function(middle).decode_arguments(only_b) == ((1, 5), {})
+
+
+@pytest.mark.parametrize(
+    ("sent", "function", "path"),
+    [
+        ({"a": 1, "numbers": 5}, rest, "numbers"),
+        ({"a": 1, "numbers": ["x"]}, rest, "numbers[0]"),
+        ({"a": 1, "options": [1]}, extra, "options"),
+        ({"a": 1, "options": {"x": "y"}}, extra, "options['x']"),
+        ({"a": "x"}, plain, "a"),
+    ],
+)
+def test_arguments_that_do_not_fit_any_more_are_decode_errors(sent: dict[str, Any], function: Any, path: str) -> None:
+    parameters = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in sent]
+
+    def sender(**kwargs: Any) -> None: ...
+
+    sender.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    with pytest.raises(DecodeError) as caught:
+        codec_of_function(function).decode_arguments(codec_of_function(sender).encode_arguments((), sent))
+    assert type(caught.value) is DecodeError
+    assert caught.value.path == path
+
+
+# --- what can be a function -------------------------------------------------------------------------------------
+
+
+def decorated(function: Any) -> Any:
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
+class Calls:
+    def __call__(self, a: int, b: int = 2) -> None: ...
+    def method(self, a: int, b: int = 2) -> None: ...
+    @staticmethod
+    def static(a: int, b: int = 2) -> None: ...
+    @classmethod
+    def of_class(cls, a: int, b: int = 2) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        decorated(plain),
+        functools.partial(newer, c=1),
+        functools.partial(decorated(newer)),
+        Calls(),
+        Calls().method,
+        Calls.static,
+        Calls.of_class,
+    ],
+    ids=stable_id,
+)
+def test_all_that_can_be_called_has_a_codec(function: Any) -> None:
+    codec = FunctionCodec(function)
+    assert codec.decode_arguments(codec.encode_arguments((1,), {"b": 3})) == ((1, 3), {})
+    with pytest.raises(EncodeError, match="a: expected int, got str"):
+        codec.encode_arguments(("1",), {})
+
+
+def test_what_has_no_signature_has_none() -> None:
+    with pytest.raises(DeclarationError, match="no signature that can be read"):
+        FunctionCodec(type, name="app.job")
+    with pytest.raises(DeclarationError, match="no signature"):
+        FunctionCodec(5, name="app.job")  # type: ignore[arg-type]
+
+
+def test_a_codec_tells_what_it_is() -> None:
+    assert repr(codec_of_function(plain)) == "<FunctionCodec of app.job>"
+    assert FunctionCodec(plain).name == "plain"

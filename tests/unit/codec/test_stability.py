@@ -1,0 +1,325 @@
+"""A value that its class would change on the way is refused where it is sent; one that only looks different passes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+from unittest import mock
+
+import attrs
+import msgspec
+import pydantic
+import pytest
+
+from taskflow.model.codec import body, decode_value
+from taskflow.model.errors import EncodeError, UnknownArgument
+from tests.unit.codec import exactly
+from tests.unit.codec import kinds as k
+from tests.unit.codec.exactly import codec_of, there_and_back
+
+
+class Cents(pydantic.BaseModel):
+    amount: int
+
+    @pydantic.field_validator("amount")
+    @classmethod
+    def to_cents(cls, value: int) -> int:
+        return value * 100
+
+
+class Slug(pydantic.BaseModel):
+    name: str
+
+    @pydantic.model_validator(mode="after")
+    def mark(self) -> Slug:
+        self.name = f"-{self.name}"
+        return self
+
+
+def _times_hundred(value: int) -> int:
+    return value * 100
+
+
+@attrs.define
+class Converted:
+    amount: int = attrs.field(converter=_times_hundred)
+
+
+@attrs.define
+class Constructed:
+    amount: int
+
+    def __init__(self, amount: int) -> None:
+        self.__attrs_init__(amount * 100)  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@dataclass
+class Doubled:
+    amount: int
+
+    def __post_init__(self) -> None:
+        self.amount *= 2
+
+
+@dataclass
+class OwnInit:
+    amount: int
+
+    def __init__(self, amount: int) -> None:
+        self.amount = amount * 2
+
+
+@dataclass
+class Sent:
+    amount: int
+
+
+class Subclass(Sent):
+    def __init__(self, amount: int) -> None:
+        super().__init__(amount * 2)
+
+
+class Struct(msgspec.Struct):
+    amount: int
+
+    def __post_init__(self) -> None:
+        self.amount *= 2
+
+
+class Sized(NamedTuple("Sized", [("amount", int)])):
+    def __new__(cls, amount: int) -> Sized:
+        return super().__new__(cls, amount * 2)
+
+
+@dataclass
+class Texting:
+    """After its second making it is no longer of its own annotation."""
+
+    amount: Any
+
+    def __post_init__(self) -> None:
+        self.amount = Unsendable() if self.amount == "twice" else "twice"
+
+
+class Unsendable:
+    pass
+
+
+CHANGING: list[tuple[Any, Any]] = [
+    (Cents, Cents(amount=3)),
+    (Slug, Slug(name="a")),
+    (Converted, Converted(3)),
+    (Constructed, Constructed(3)),
+    (Doubled, Doubled(3)),
+    (OwnInit, OwnInit(3)),
+    (Subclass, Subclass(3)),
+    (Struct, Struct(3)),
+    (Sized, Sized(3)),
+    (Texting, Texting("once")),
+]
+
+
+@pytest.mark.parametrize(("kind", "value"), CHANGING, ids=[kind.__name__ for kind, _ in CHANGING])
+def test_a_value_that_its_class_changes_is_refused_where_it_is_sent(kind: Any, value: Any) -> None:
+    """3, then 300, then 30,000: nobody would notice."""
+    for annotation, wrapped in ((kind, value), (list[kind], [value]), (dict[str, kind | None], {"a": value})):
+        with pytest.raises(EncodeError, match=r"is changed by its class when it is decoded, .*in a call of app\.job") as caught:
+            codec_of(annotation).encode_arguments((wrapped,), {})
+        assert caught.value.path.endswith((".amount", ".name"))
+        assert caught.value.path.startswith("value")
+        with pytest.raises(EncodeError, match=r"is changed by its class .*in the result of app\.job"):
+            codec_of(Any, annotation).encode_result(wrapped)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value", "path"),
+    [
+        pytest.param(Cents | k.Point, Cents(amount=3), "value.amount", id="a union"),
+        pytest.param(list[Cents | k.Point], [k.Point(1), Cents(amount=3)], "value[1].amount", id="a list of unions"),
+        pytest.param(Cents, Cents.model_construct(amount=3), "value.amount", id="a field that was not given"),
+        pytest.param(tuple[int, Cents], (1, Cents(amount=3)), "value[1].amount", id="a tuple"),
+    ],
+)
+def test_the_path_of_a_changed_value_is_the_one_that_code_would_write(annotation: Any, value: Any, path: str) -> None:
+    """The marker of a union's member and the name of its class are no step of it."""
+    if path == "value.amount" and annotation is Cents:
+        value.__pydantic_fields_set__.clear()
+    with pytest.raises(EncodeError, match="is changed by its class") as caught:
+        codec_of(annotation).encode_arguments((value,), {})
+    assert caught.value.path == path
+
+
+@dataclass
+class Normal:
+    """Its constructor changes what it gets, and leaves alone what it made."""
+
+    words: set[str]
+    ratio: float = math.nan
+    any: Any = None
+
+    def __post_init__(self) -> None:
+        self.words = {word.lower() for word in self.words}
+
+
+def test_a_value_that_its_class_leaves_alone_passes() -> None:
+    value = Normal({"A", "B"})
+    assert there_and_back(Normal, value).words == {"a", "b"}
+    assert there_and_back(list[Normal], [Normal({"A"}, -0.0)])[0].ratio == 0.0
+
+
+def test_equal_sets_that_iterate_differently_are_equal() -> None:
+    """Integers that collide lie in the order in which they came."""
+    words: Any = {8, 0}
+    assert list(words) != list({0, 8})
+    value = Normal({"a"}, any=(words, frozenset({frozenset({8, 0}), frozenset({16, 0})})))
+    assert there_and_back(Normal, value).any == value.any
+    for order in ([0, 8, 16, 24], [24, 16, 8, 0], [8, 24, 0, 16]):
+        made: set[int] = set()
+        for each in order:
+            made.add(each)
+        assert there_and_back(Normal, Normal(set(), any={1: [made]})).any == {1: [made]}
+
+
+def test_plain_types_are_not_decoded_where_they_are_sent() -> None:
+    """Nothing but code of the user's can change them: they do not pay."""
+    plain: list[tuple[Any, Any]] = [
+        (int, 1), (Any, {"a": [1]}), (k.Point, k.Point(1)), (k.Frozen, k.Frozen("a")), (k.Wire, k.Wire(1)), (k.Lamp, k.Lamp(True)),
+        (k.Pin, k.Pin(1)), (k.Movie, {"title": "a"}), (k.Color, k.Color.RED), (k.Box[int], k.Box(1)), (k.IntBox, k.IntBox(1)),
+    ]  # fmt: skip
+    with mock.patch.object(body, "unpack", side_effect=AssertionError), mock.patch.object(body, "check_stable", side_effect=AssertionError):
+        for annotation, value in plain:
+            codec_of(annotation).encode_arguments((value,), {})
+
+
+# --- pydantic: what a model knows besides its fields --------------------------------------------------------------------
+
+
+COUNTER: Iterator[int] = iter(range(1_000_000))
+
+
+class Patch(pydantic.BaseModel):
+    name: str | None = None
+    email: str | None = None
+    tags: list[str] = []
+    stamp: int = pydantic.Field(default_factory=lambda: next(COUNTER))
+    _seen: int = pydantic.PrivateAttr(0)
+    _notes: dict[str, Any] = pydantic.PrivateAttr(default_factory=dict)
+
+
+@pytest.mark.parametrize("given", [{}, {"name": None}, {"name": "a", "email": None}, {"tags": []}, {"stamp": -1}], ids=str)
+def test_a_model_knows_which_fields_were_given(given: dict[str, Any]) -> None:
+    """Else a PATCH overwrites with None what it never named."""
+    patch = Patch(**given)
+    for annotation, value in ((Patch, patch), (Patch | None, patch), (Patch | k.Point, patch)):
+        back = there_and_back(annotation, value)
+        assert back.model_fields_set == patch.model_fields_set == set(given)
+        assert back.model_dump(exclude_unset=True) == given
+        assert back == patch
+        assert back.stamp == patch.stamp, "what a factory made is not made again"
+
+
+def test_a_nested_model_knows_it_too() -> None:
+    class Outer(pydantic.BaseModel):
+        patches: list[Patch]
+        more: dict[str, Patch | int] = {}
+
+    outer = Outer(patches=[Patch(name=None), Patch()])
+    back = there_and_back(Outer, outer)
+    assert [patch.model_fields_set for patch in back.patches] == [{"name"}, set()]
+    assert back.model_fields_set == {"patches"}
+
+
+def test_a_default_that_was_changed_in_place_is_sent() -> None:
+    patch = Patch()
+    patch.tags.append("x")
+    back = there_and_back(Patch, patch)
+    assert (back.tags, back.model_fields_set) == (["x"], set())
+
+
+def test_private_attributes_travel() -> None:
+    patch = Patch(name="a")
+    patch._seen = 7
+    patch._notes["at"] = (1, {2})
+    back = there_and_back(Patch, patch)
+    assert (back._seen, back._notes) == (7, {"at": (1, {2})})
+    assert back == patch
+
+
+class Client:
+    """Has no equality, and cannot be sent: the class makes its own."""
+
+
+class WithClient(pydantic.BaseModel):
+    name: str
+    _client: Client = pydantic.PrivateAttr(default_factory=Client)
+
+
+class WithPoint(pydantic.BaseModel):
+    name: str
+    _point: k.Point = pydantic.PrivateAttr(default_factory=lambda: k.Point(1))
+
+
+def test_a_private_attribute_without_a_form_is_made_anew_or_refused() -> None:
+    back = there_and_back(WithClient, WithClient(name="a"))
+    assert isinstance(back._client, Client)
+    with pytest.raises(
+        EncodeError, match=r"value\._point: is a private attribute of a model, without a form to be sent in: make it a field"
+    ):
+        codec_of(WithPoint).encode_arguments((WithPoint(name="a"),), {})
+
+
+def test_a_model_of_plain_fields_is_a_plain_map() -> None:
+    """As small as before, and as SQL and other languages write it."""
+    assert decode_value(codec_of(k.User).encode_arguments((k.User(id=1),), {})) == {"value": {"id": 1}}
+    assert decode_value(codec_of(Patch).encode_arguments((Patch(name="a"),), {}))["value"].keys() == {"name", "stamp"}
+
+
+def test_a_frozen_model_knows_which_fields_were_given() -> None:
+    class Frozen(pydantic.BaseModel, frozen=True):
+        a: int = 1
+        b: list[int] = pydantic.Field(default_factory=lambda: [1])
+
+    back = there_and_back(Frozen, Frozen(a=1))
+    assert (back, back.model_fields_set) == (Frozen(a=1), {"a"})
+    assert there_and_back(Frozen, Frozen()).model_fields_set == set()
+
+
+class Counts(pydantic.BaseModel, extra="allow"):
+    __pydantic_extra__: dict[str, int]  # pyright: ignore[reportIncompatibleVariableOverride]
+    name: str
+
+
+@pytest.mark.parametrize("extra", [{}, {"z": 1}, {"b": (1, {2}), "c": {"d": b"e"}, "not a name": None}], ids=str)
+def test_extra_fields_travel_where_the_model_allows_them(extra: dict[str, Any]) -> None:
+    model = k.Open(a=1, **extra)
+    for annotation, value in ((k.Open, model), (k.Open | None, model), (k.Open | k.Point, model)):
+        back = there_and_back(annotation, value)
+        assert exactly.same(back.model_extra, extra)
+        assert back == model
+        assert back.model_fields_set == model.model_fields_set
+    assert there_and_back(Counts, Counts(name="n", many=2)) == Counts(name="n", many=2)  # type: ignore[call-arg]
+
+
+def test_an_extra_field_that_was_set_later_travels_and_was_not_given() -> None:
+    model = k.Open(a=1)
+    model.later = [1]  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+    back = there_and_back(k.Open, model)
+    assert (back.model_extra, back.model_fields_set) == ({"later": [1]}, model.model_fields_set)
+
+
+def test_an_extra_field_without_a_form_is_refused_by_its_path() -> None:
+    with pytest.raises(EncodeError, match=r"^value\.point: tests\.unit\.codec\.kinds\.Point has no form of its own") as caught:
+        codec_of(k.Open).encode_arguments((k.Open(a=1, point=k.Point(1)),), {})  # type: ignore[call-arg]
+    assert caught.value.path == "value.point"
+
+
+def test_a_model_that_allows_no_extra_fields_refuses_those_of_another_version() -> None:
+    sent = codec_of(k.Open).encode_arguments((k.Open(a=1, new=1),), {})  # type: ignore[call-arg]
+    with pytest.raises(UnknownArgument, match=r"has 'new', which .*Closed does not know"):
+        codec_of(Closed).decode_arguments(sent)
+
+
+class Closed(pydantic.BaseModel):
+    a: int
