@@ -14,7 +14,6 @@ from tests.cli.inprocess import URL, Cli
 from tests.cli.processes import Shell
 from tests.cli.stock import RULES, Stock, a_stock
 from tests.support.namespaces import unshare_flags
-from tests.support.outages import outage as outage
 from tests.support.postgres import shared_postgres
 from tests.support.servers import shared_redis
 

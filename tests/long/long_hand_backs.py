@@ -11,8 +11,8 @@ from typing import Final
 import pytest
 
 from tests.cli.processes import LEDGER, Shell, ended_clearly, on_each_broker, until
+from tests.faults import outage
 from tests.support.outages import Outage, outages
-from tests.worker import outage
 
 TIMES: Final = 11
 """Nine hand-backs are free; the tenth and the eleventh wait 5 and 30 s."""

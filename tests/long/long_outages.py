@@ -1,4 +1,4 @@
-"""The broker is away for a minute under load, with the times that users have; tests/worker/test_outages.py has the short form."""
+"""The broker is away for a minute under load, with the times that users have; tests/faults/test_outages.py has the short form."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 
 from taskflow import BrokerUnavailable, EnqueueFailed
 from taskflow.worker.events import BrokerTrouble, SessionEnded
+from tests.faults.outage import Bench, until
 from tests.support.outages import Outage, outages
-from tests.worker.outage import Bench, until
 
 AWAY_FOR: Final = 60.0
 RATE: Final = 100

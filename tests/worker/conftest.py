@@ -12,7 +12,6 @@ import pytest
 from taskflow.app.current import default_app
 from taskflow.broker.protocol import Broker
 from taskflow.broker.url import connect
-from tests.support.outages import outage as outage
 from tests.worker.scene import Run
 
 

@@ -17,8 +17,8 @@ import pytest
 
 from tests.cli.processes import LEDGER, Running, Shell, ended_clearly, until
 from tests.cli.supervised import is_alive, none_is_left, pids, workers
+from tests.faults.outage import FIRST_TRIES, SLOWEST
 from tests.support.outages import Outage, SqliteOutage
-from tests.worker.outage import FIRST_TRIES, SLOWEST
 
 pytestmark = pytest.mark.unmeasured
 

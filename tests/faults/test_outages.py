@@ -7,8 +7,8 @@ from collections import Counter
 import pytest
 
 from taskflow.worker.events import BrokerTrouble, SessionEnded
+from tests.faults.outage import Bench, until
 from tests.support.outages import Outage, PostgresOutage, RedisOutage
-from tests.worker.outage import Bench, until
 
 MANY = 60
 LONG = range(MANY, MANY + 10)
