@@ -11,11 +11,11 @@ from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from taskflow.app.batches import Batch, Batches, Sent, async_batches
 from taskflow.app.call import Call
-from taskflow.app.connection import Connection
-from taskflow.app.current import set_default_app
+from taskflow.app.default_app import set_default_app
+from taskflow.app.enqueue_batches import Batch, Batches, Sent, async_batches
 from taskflow.app.handle import JobHandle
+from taskflow.app.loop_client import LoopClient
 from taskflow.app.middleware import EnqueueCall, Middleware, enqueue_chain
 from taskflow.app.registry import Registry
 from taskflow.app.settings import DEFAULT_BROKER, Lifespan, Settings, check_configured, layered
@@ -44,7 +44,7 @@ class App:
         self._lock = threading.Lock()
         self._pid = os.getpid()
         self._brokers: dict[str, Broker] = {}
-        self._connections: dict[asyncio.AbstractEventLoop, Connection] = {}
+        self._clients: dict[asyncio.AbstractEventLoop, LoopClient] = {}
         self._given_broker: Broker | None = None
         self._of_parents: list[object] = []
         self._has_told_default = False
@@ -73,30 +73,30 @@ class App:
         check_configured(given)
         self._configured.update({name: value for name, value in given.items() if value is not None})
         self._settings = None
-        self._connections.clear()
+        self._clients.clear()
 
     def flag(self, **given: Any) -> None:
         """Settings from a command's flags: they come before all others."""
         self._flags.update({name: value for name, value in given.items() if value is not None})
         self._settings = None
-        self._connections.clear()
+        self._clients.clear()
 
     @contextmanager
     def using(self, broker: Broker) -> Iterator[None]:
         """Everything goes to this broker for a while, whatever the settings say; what is configured meanwhile is undone after."""
         before = (self._given_broker, self._configured.copy(), self._flags.copy())
         self._given_broker = broker
-        self._connections.clear()
+        self._clients.clear()
         try:
             yield
         finally:
             self._given_broker, self._configured, self._flags = before
             self._settings = None
-            self._connections.clear()
+            self._clients.clear()
 
     # --- connections -------------------------------------------------------------------------------
 
-    def connection(self) -> Connection:
+    def client(self) -> LoopClient:
         """The running loop's; RuntimeError outside of one."""
         try:
             loop = asyncio.get_running_loop()
@@ -104,8 +104,8 @@ class App:
             raise RuntimeError("there is no running event loop here: use .delay_sync(), enqueue_sync() or run_sync()") from None
         if self._pid != os.getpid():
             self._forget_parents()
-        found = self._connections.get(loop)
-        return found if found is not None else self._connect(loop)
+        found = self._clients.get(loop)
+        return found if found is not None else self._new_client(loop)
 
     def broker_url(self) -> str:
         configured = self.settings.broker
@@ -143,18 +143,18 @@ class App:
 
     async def close(self) -> None:
         """Let go of every broker; the next use connects again."""
-        self._connections.clear()
+        self._clients.clear()
         brokers, self._brokers = list(self._brokers.values()), {}
         for broker in brokers:
             await broker.close()
 
-    def _connect(self, loop: asyncio.AbstractEventLoop) -> Connection:
-        for other in list(self._connections):  # a copy: other threads connect loops of their own
+    def _new_client(self, loop: asyncio.AbstractEventLoop) -> LoopClient:
+        for other in list(self._clients):  # a copy: other threads connect loops of their own
             if other.is_closed():
-                self._connections.pop(other, None)
-        connection = Connection(self.broker(), patience=self.settings.enqueue_timeout)
-        self._connections[loop] = connection
-        return connection
+                self._clients.pop(other, None)
+        client = LoopClient(self.broker(), patience=self.settings.enqueue_timeout)
+        self._clients[loop] = client
+        return client
 
     def _tell_default(self) -> None:
         """Once: a web process and a worker in two folders have two files, and nobody would see it."""
@@ -167,8 +167,8 @@ class App:
         """After a fork: the parent's loops and brokers are the parent's. They are kept, since even their end could harm what is shared."""
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._of_parents += [self._connections, self._brokers]
-        self._connections = {}
+        self._of_parents += [self._clients, self._brokers]
+        self._clients = {}
         self._brokers = {url: broker for url, broker in self._brokers.items() if url.startswith("memory:")}
 
     # --- sending -----------------------------------------------------------------------------------
@@ -195,7 +195,7 @@ class App:
         """One call, sharing its round trip with others under way."""
         if self._importing is not None:
             self._warn_of_sending(call)
-        send = self.connection().send
+        send = self.client().send
         has_middleware = self.settings.middleware and self._has_enqueue_middleware()
         answer = await (self._through_middleware(call, send) if has_middleware else send(call.envelope))
         if call.raises_on_conflict and _is_conflict(call, answer):
@@ -246,13 +246,13 @@ class App:
 
     async def _answers(self, calls: list[Call[Any]]) -> list[Added | Refused | BaseException]:
         """One for each call: one that fails leaves its neighbours alone, unless it is the broker that fails."""
-        connection = self.connection()
+        client = self.client()
         if not calls:
             return []
         if self._has_enqueue_middleware():
-            return await asyncio.gather(*(self._through_middleware(call, connection.send) for call in calls), return_exceptions=True)
+            return await asyncio.gather(*(self._through_middleware(call, client.send) for call in calls), return_exceptions=True)
         try:
-            return [*await connection.enqueue([call.envelope for call in calls])]
+            return [*await client.enqueue([call.envelope for call in calls])]
         except TaskflowError as error:
             return [error] * len(calls)
 

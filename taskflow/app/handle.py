@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, overload
 
 import msgspec
 
-from taskflow.app.current import default_app
+from taskflow.app.default_app import default_app
 from taskflow.broker import topics
 from taskflow.model.clock import instant_of
 from taskflow.model.codec import decode_value
@@ -131,7 +131,7 @@ class JobHandle(Generic[R_co]):
 
     async def cancel(self) -> Status | None:
         """Ask it to stop: what waits is CANCELLED at once, what runs is cancelled by its worker. The status that was found."""
-        return await self._app.connection().cancel(self._id)
+        return await self._app.client().cancel(self._id)
 
     async def result(self, timeout: float | None = None) -> R_co:
         """Wait up to `timeout` seconds for the job to end, and return its result. 0 looks once.
@@ -141,13 +141,13 @@ class JobHandle(Generic[R_co]):
         """
         if timeout is not None and math.isnan(timeout):
             raise ValueError("timeout=nan: it takes seconds; 0 looks once, None waits without a limit")
-        connection = self._app.connection()
+        client = self._app.client()
         record: Record | None = None
         looks_once = timeout is not None and timeout <= 0
         try:
             async with asyncio.timeout(None if looks_once else timeout):
-                with connection.broker.listen([topics.job(self._id)]) as nudges:
-                    while (record := await connection.read(self._id)) is not None and not record.status.is_ended:
+                with client.broker.listen([topics.job(self._id)]) as nudges:
+                    while (record := await client.read(self._id)) is not None and not record.status.is_ended:
                         if looks_once:
                             raise TimeoutError
                         await nudges.wait(LOOK_AGAIN)
@@ -189,7 +189,7 @@ class JobHandle(Generic[R_co]):
         return decode_value(record.result, limits=self._app.limits) if self._job is None else self._job.codec.decode_result(record.result)
 
     async def _read(self) -> Record | None:
-        return await self._app.connection().read(self._id)
+        return await self._app.client().read(self._id)
 
     def _to_info(self, record: Record) -> JobInfo:
         fields = {name: getattr(record, name) for name in JobInfo.__struct_fields__ if name not in ("id", "errors", "result")}

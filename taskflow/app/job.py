@@ -16,7 +16,7 @@ from taskflow.app import portal
 from taskflow.app.app import App
 from taskflow.app.call import Call
 from taskflow.app.context import JobContext, running
-from taskflow.app.current import default_app
+from taskflow.app.default_app import default_app
 from taskflow.app.execution_mode import RunsIn, place_for
 from taskflow.app.functions import check_function, signature_for_callers, takes_context
 from taskflow.app.handle import JobHandle

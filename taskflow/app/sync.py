@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from typing import TypeVar
 
 from taskflow.app.app import app
-from taskflow.app.batches import Batches, Sent
 from taskflow.app.call import Call
+from taskflow.app.enqueue_batches import Batches, Sent
 from taskflow.app.handle import JobHandle
 from taskflow.app.portal import refuse_inside_a_loop, run_sync
 

@@ -67,7 +67,7 @@ class Console(Protocol):
         """Every queue that has or had jobs, or is paused, by name. [console_queues]"""
         ...
 
-    async def browse(self, chosen: JobFilter, *, before: bytes | None = None, limit: int = 100) -> list[Record]:
+    async def browse(self, job_filter: JobFilter, *, before: bytes | None = None, limit: int = 100) -> list[Record]:
         """The newest first (by id), those below the id `before`; only what `read` would give. [console_browse]"""
         ...
 
@@ -79,7 +79,7 @@ class Console(Protocol):
         """Failed and cancelled jobs become READY now, with fresh counters, no expiry, their errors kept. [console_retry]"""
         ...
 
-    async def purge(self, chosen: JobFilter, *, limit: int = 1_000) -> int:
+    async def purge(self, job_filter: JobFilter, *, limit: int = 1_000) -> int:
         """Drops ended jobs and cancels and drops waiting ones; what runs is left alone. How many. [console_purge]
 
         Their ids stay known for `repeat_for`, so that a resent enqueue does not bring one back.

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from taskflow.app.app import App
-from taskflow.app.current import default_app
+from taskflow.app.default_app import default_app
 from taskflow.broker.console import Console, JobFilter, Redone
 from taskflow.broker.protocol import Broker
-from taskflow.cli.chosen import a_filter, all_or_filters, doubt_queue, ids_of, ids_or_filters
 from taskflow.cli.exits import Exit
+from taskflow.cli.job_filter import all_or_filters, doubt_queue, filter_of, ids_of, ids_or_filters
 from taskflow.cli.progress import Bar
 from taskflow.cli.store import what_is_there
 from taskflow.model.envelope import check_queue
@@ -59,7 +59,7 @@ async def _act(app: App, arguments: argparse.Namespace) -> int:
         if arguments.ids:
             return await _on_ids(app, arguments)
         all_or_filters(arguments)
-        return await _on_chosen(app, arguments)
+        return await _on_filtered(app, arguments)
     finally:
         await app.close()
 
@@ -92,17 +92,17 @@ async def _on_ids(app: App, arguments: argparse.Namespace) -> int:
     return Exit.NOT_FOUND if UNKNOWN in done.refused.values() else Exit.FAILED if done.refused else Exit.OK
 
 
-async def _on_chosen(app: App, arguments: argparse.Namespace) -> int:
-    chosen = _a_possible_filter(arguments)
+async def _on_filtered(app: App, arguments: argparse.Namespace) -> int:
+    job_filter = _checked_filter(arguments)
     broker = what_is_there(app)
-    if not await doubt_queue(broker.console, chosen.queue):
+    if not await doubt_queue(broker.console, job_filter.queue):
         return Exit.NOT_FOUND
-    total = await _count(broker.console, chosen)
+    total = await _count(broker.console, job_filter)
     if arguments.dry_run:
         print(f"would {arguments.command} {total:,}")
         return Exit.OK
     bar = Bar(total)
-    done = await (_purge(broker, chosen, bar) if arguments.command == "purge" else _go_through(broker, chosen, bar, arguments))
+    done = await (_purge(broker, job_filter, bar) if arguments.command == "purge" else _go_through(broker, job_filter, bar, arguments))
     bar.close()
     refusals = Counter(done.refused.values())
     for why, count in refusals.items():
@@ -116,36 +116,36 @@ def _print_done(command: str, done: ActionResult) -> None:
     print(f"{_past(command)} {done.count:,}{asked}")
 
 
-async def _count(console: Console, chosen: JobFilter) -> int:
-    """How many jobs are chosen, by the queues' own counts where these tell: among ended jobs they count what is kept no longer."""
-    if LIVE.issuperset(chosen.statuses) and chosen == JobFilter(queue=chosen.queue, statuses=chosen.statuses):
-        queues = [queue for queue in await console.queues() if chosen.queue in (None, queue.name)]
-        return sum(queue.counts[status] for queue in queues for status in chosen.statuses)
-    return sum([len(ids) async for ids in _pages(console, chosen)])
+async def _count(console: Console, job_filter: JobFilter) -> int:
+    """How many jobs are job_filter, by the queues' own counts where these tell: among ended jobs they count what is kept no longer."""
+    if LIVE.issuperset(job_filter.statuses) and job_filter == JobFilter(queue=job_filter.queue, statuses=job_filter.statuses):
+        queues = [queue for queue in await console.queues() if job_filter.queue in (None, queue.name)]
+        return sum(queue.counts[status] for queue in queues for status in job_filter.statuses)
+    return sum([len(ids) async for ids in _pages(console, job_filter)])
 
 
-def _a_possible_filter(arguments: argparse.Namespace) -> JobFilter:
+def _checked_filter(arguments: argparse.Namespace) -> JobFilter:
     command = arguments.command
-    chosen = a_filter(arguments, DEFAULTS[command])
-    for status in chosen.statuses:
+    job_filter = filter_of(arguments, DEFAULTS[command])
+    for status in job_filter.statuses:
         if status not in POSSIBLE[command]:
             able = ", ".join(sorted(POSSIBLE[command]))
             raise ConfigurationError(f"{command} --status {status}: it can be done to jobs that are {able}")
-    return chosen
+    return job_filter
 
 
-async def _purge(broker: Broker, chosen: JobFilter, bar: Bar) -> ActionResult:
+async def _purge(broker: Broker, job_filter: JobFilter, bar: Bar) -> ActionResult:
     """As many as there were at the start: what others add meanwhile does not make it endless."""
     done = 0
-    while (left := bar.total - done) > 0 and (dropped := await broker.console.purge(chosen, limit=min(PAGE, left))) > 0:
+    while (left := bar.total - done) > 0 and (dropped := await broker.console.purge(job_filter, limit=min(PAGE, left))) > 0:
         done += dropped
         bar.show(done)
     return ActionResult(done)
 
 
-async def _go_through(broker: Broker, chosen: JobFilter, bar: Bar, arguments: argparse.Namespace) -> ActionResult:
+async def _go_through(broker: Broker, job_filter: JobFilter, bar: Bar, arguments: argparse.Namespace) -> ActionResult:
     done = ActionResult()
-    async for ids in _pages(broker.console, chosen):
+    async for ids in _pages(broker.console, job_filter):
         done += await _apply(broker, arguments.command, ids)
         bar.show(min(bar.total, done.seen))
     return done
@@ -173,10 +173,10 @@ def _uncancelled(status: Status | None) -> str:
     return UNKNOWN if status is None else f"it has {status} already" if status is not Status.CANCELLED else "it was cancelled before"
 
 
-async def _pages(console: Console, chosen: JobFilter) -> AsyncIterator[list[bytes]]:
+async def _pages(console: Console, job_filter: JobFilter) -> AsyncIterator[list[bytes]]:
     """Page by page from the newest down: what is acted upon may leave the choice without shifting the pages."""
     before: bytes | None = None
-    while records := await console.browse(chosen, before=before, limit=PAGE):
+    while records := await console.browse(job_filter, before=before, limit=PAGE):
         before = records[-1].id
         yield [record.id for record in records]
 

@@ -22,7 +22,7 @@ from typing import Final
 from urllib.parse import quote
 
 from taskflow.app.app import App, enqueue
-from taskflow.app.current import default_app
+from taskflow.app.default_app import default_app
 from taskflow.app.handle import JobHandle
 from taskflow.cli.demo_files import source_files
 from taskflow.cli.demo_jobs import SourceFile, index

@@ -8,7 +8,7 @@ import asyncio
 import msgspec
 
 from taskflow.app.app import App
-from taskflow.app.current import default_app
+from taskflow.app.default_app import default_app
 from taskflow.app.namesake import advice
 from taskflow.broker.console import Finding
 from taskflow.broker.url import masked

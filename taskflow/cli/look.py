@@ -10,11 +10,11 @@ from datetime import datetime
 from typing import Any
 
 from taskflow.app.app import App
-from taskflow.app.current import default_app
+from taskflow.app.default_app import default_app
 from taskflow.broker.console import QueueRecord
 from taskflow.broker.url import masked
-from taskflow.cli.chosen import a_filter, doubt_queue, ids_of, ids_or_filters
 from taskflow.cli.exits import Exit
+from taskflow.cli.job_filter import doubt_queue, filter_of, ids_of, ids_or_filters
 from taskflow.cli.json_text import json_text
 from taskflow.cli.parser import columns
 from taskflow.cli.store import what_is_there
@@ -75,11 +75,11 @@ async def _jobs(app: App, arguments: argparse.Namespace) -> int:
     ids_or_filters(arguments)
     if arguments.ids:
         return await _show(app, arguments)
-    chosen = a_filter(arguments)
+    job_filter = filter_of(arguments)
     [before] = ids_of([arguments.before]) if arguments.before else [None]
     broker = what_is_there(app)
-    is_known = await doubt_queue(broker.console, chosen.queue)
-    records = await broker.console.browse(chosen, before=before, limit=arguments.limit)
+    is_known = await doubt_queue(broker.console, job_filter.queue)
+    records = await broker.console.browse(job_filter, before=before, limit=arguments.limit)
     if arguments.json:
         _print_json([_record_json(record) for record in records])
         return Exit.OK if is_known else Exit.NOT_FOUND

@@ -7,7 +7,7 @@ import asyncio
 from urllib.parse import urlsplit
 
 from taskflow.app.app import App
-from taskflow.app.current import default_app
+from taskflow.app.default_app import default_app
 from taskflow.broker.migrations import Migrating, Upgrade
 from taskflow.cli.exits import Exit
 from taskflow.model.printable import one_line

@@ -217,7 +217,7 @@ def _queues(parser: argparse.ArgumentParser) -> None:
 def _jobs(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(module="look", all=False)
     parser.add_argument("ids", nargs="*", metavar="ID", help="show these, with their errors")
-    _chosen(parser)
+    _filter_options(parser)
     parser.add_argument("--limit", type=_positive, default=50, metavar="N", help="at most N (default: 50)")
     parser.add_argument("--before", metavar="ID", help="those older than this one: the next page")
     _reads(parser)
@@ -252,13 +252,13 @@ def _reads(parser: argparse.ArgumentParser) -> None:
 def _acts(parser: argparse.ArgumentParser, *, default: str, with_ids: bool = True) -> None:
     if with_ids:
         parser.add_argument("ids", nargs="*", metavar="ID", help="these jobs, or those that the filters choose")
-    _chosen(parser, default)
+    _filter_options(parser, default)
     parser.add_argument("--all", action="store_true", help=f"instead of ids and filters: all that are {default}")
     parser.add_argument("--dry-run", action="store_true", help="only say how many it would be")
     _broker(parser)
 
 
-def _chosen(parser: argparse.ArgumentParser, default: str = "all") -> None:
+def _filter_options(parser: argparse.ArgumentParser, default: str = "all") -> None:
     parser.add_argument("--queue", metavar="Q", help="only of this queue")
     parser.add_argument("--job", metavar="NAME", help="only of this job type")
     parser.add_argument("--status", action="append", choices=STATUSES, help=f"only with this status; may be repeated (default: {default})")

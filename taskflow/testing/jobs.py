@@ -13,7 +13,7 @@ from typing import Any, Final, ParamSpec
 import msgspec
 
 from taskflow.app.app import App
-from taskflow.app.current import default_app
+from taskflow.app.default_app import default_app
 from taskflow.app.handle import JobHandle
 from taskflow.app.job import Declared
 from taskflow.broker import topics

@@ -12,7 +12,7 @@ from typing import Any, Final, Self, TypeVar
 
 from taskflow.app.app import App
 from taskflow.app.context import JobContext
-from taskflow.app.current import default_app
+from taskflow.app.default_app import default_app
 from taskflow.broker.retry import retry
 from taskflow.model.errors import BrokerUnavailable, ConfigurationError
 from taskflow.model.retry import Pauses, Retries

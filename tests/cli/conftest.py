@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from taskflow.app.current import default_app
+from taskflow.app.default_app import default_app
 from taskflow.app.registry import Registry
 from tests.cli.inprocess import URL, Cli
 from tests.cli.processes import Shell
@@ -26,7 +26,7 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     app = default_app()
     monkeypatch.setattr(app, "registry", Registry())
     monkeypatch.setattr(app, "_settings", None)
-    for state in ("_configured", "_flags", "_brokers", "_connections"):
+    for state in ("_configured", "_flags", "_brokers", "_clients"):
         monkeypatch.setattr(app, state, {})
     monkeypatch.setenv("TASKFLOW_BROKER", URL)
     monkeypatch.chdir(tmp_path)

@@ -57,7 +57,7 @@ class HostileBroker:
     async def queues(self) -> list[QueueRecord]:
         return [QueueRecord(name=self._text, is_paused=True, counts=dict.fromkeys(Status, HUGE), oldest_ready_for=1e300)]
 
-    async def browse(self, chosen: JobFilter, *, before: bytes | None = None, limit: int = 100) -> list[Record]:
+    async def browse(self, job_filter: JobFilter, *, before: bytes | None = None, limit: int = 100) -> list[Record]:
         return [record for record in self.records if before is None or record.id < before][:limit]
 
     async def workers(self) -> list[SessionRecord]:
@@ -69,7 +69,7 @@ class HostileBroker:
         self.acted_on += ids
         return [Redone.KEY_TAKEN for _ in ids]
 
-    async def purge(self, chosen: JobFilter, *, limit: int = 1_000) -> int:
+    async def purge(self, job_filter: JobFilter, *, limit: int = 1_000) -> int:
         purged = min(limit, len(self.records) - len(self.acted_on))
         self.acted_on += [record.id for record in self.records[:purged]]
         return purged

@@ -110,8 +110,8 @@ class Bench:
             self._witness.redone(job_id)
         await self._ask("retry", lambda broker: broker.console.retry(ids))
 
-    async def purge(self, chosen: JobFilter) -> None:
-        await self._ask("purge", lambda broker: broker.console.purge(chosen))
+    async def purge(self, job_filter: JobFilter) -> None:
+        await self._ask("purge", lambda broker: broker.console.purge(job_filter))
 
     async def pause(self, queue: str) -> None:
         await self._ask("pause", lambda broker: broker.console.pause(queue))
@@ -119,8 +119,8 @@ class Bench:
     async def resume(self, queue: str) -> None:
         await self._ask("resume", lambda broker: broker.console.resume(queue))
 
-    async def browse(self, chosen: JobFilter, before: bytes | None, limit: int) -> None:
-        await self._ask("browse", lambda broker: broker.console.browse(chosen, before=before, limit=limit))
+    async def browse(self, job_filter: JobFilter, before: bytes | None, limit: int) -> None:
+        await self._ask("browse", lambda broker: broker.console.browse(job_filter, before=before, limit=limit))
 
     # --- mishaps -------------------------------------------------------------------------------------------------------
 

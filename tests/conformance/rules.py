@@ -288,20 +288,20 @@ class BrokerMachine(RuleBasedStateMachine):
     async def _retry(self, ids: list[bytes]) -> None:
         await self._bench.retry(ids)
 
-    @rule(chosen=FILTERS)
-    def purge(self, chosen: JobFilter) -> None:
-        self._take(self._purge(chosen))
+    @rule(job_filter=FILTERS)
+    def purge(self, job_filter: JobFilter) -> None:
+        self._take(self._purge(job_filter))
 
-    async def _purge(self, chosen: JobFilter) -> None:
-        await self._bench.purge(chosen)
+    async def _purge(self, job_filter: JobFilter) -> None:
+        await self._bench.purge(job_filter)
 
-    @rule(chosen=FILTERS, pick=PICK, limit=st.sampled_from((1, 3, 100)))
-    def browse(self, chosen: JobFilter, pick: int, limit: int) -> None:
+    @rule(job_filter=FILTERS, pick=PICK, limit=st.sampled_from((1, 3, 100)))
+    def browse(self, job_filter: JobFilter, pick: int, limit: int) -> None:
         before = self._envelopes[pick].id if pick < len(self._envelopes) else None
-        self._take(self._browse(chosen, before, limit))
+        self._take(self._browse(job_filter, before, limit))
 
-    async def _browse(self, chosen: JobFilter, before: bytes | None, limit: int) -> None:
-        await self._bench.browse(chosen, before, limit)
+    async def _browse(self, job_filter: JobFilter, before: bytes | None, limit: int) -> None:
+        await self._bench.browse(job_filter, before, limit)
 
     # --- time and mishaps ----------------------------------------------------------------------------------------------
 

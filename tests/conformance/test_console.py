@@ -103,7 +103,7 @@ async def _a_few(world: World) -> list[Envelope]:
 
 
 @pytest.mark.parametrize(
-    ("chosen", "expected"),
+    ("job_filter", "expected"),
     [
         (JobFilter(), [4, 3, 2, 1, 0]),
         (JobFilter(queue="mail"), [1, 0]),
@@ -117,12 +117,12 @@ async def _a_few(world: World) -> list[Envelope]:
         (JobFilter(ended_before=0.5, statuses=(Status.FAILED,)), [4, 3]),
     ],
 )
-async def test_console_browse(world: World, chosen: JobFilter, expected: list[int]) -> None:
+async def test_console_browse(world: World, job_filter: JobFilter, expected: list[int]) -> None:
     """The newest first, of those that the filter admits, with all that `read` gives."""
     world = world.under(max_crashes=0)
     jobs = await _a_few(world)
 
-    records = await world.broker.console.browse(chosen)
+    records = await world.broker.console.browse(job_filter)
 
     assert [record.id for record in records] == ids_of([jobs[index] for index in expected])
     assert records == await world.broker.read([record.id for record in records])

@@ -16,7 +16,7 @@ import pytest
 
 from taskflow import JobHandle, Worker, job
 from taskflow.app.app import App
-from taskflow.app.current import default_app
+from taskflow.app.default_app import default_app
 from taskflow.broker.console import JobFilter
 from taskflow.cli import act, look
 from taskflow.cli.parser import a_parser

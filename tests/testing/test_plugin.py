@@ -29,7 +29,7 @@ from taskflow import (
     configure,
     job,
 )
-from taskflow.app.current import default_app
+from taskflow.app.default_app import default_app
 from taskflow.testing import jobs as testing_jobs
 
 pytest_plugins = ["pytester"]

@@ -35,7 +35,7 @@ from taskflow import (
     enqueue,
     job,
 )
-from taskflow.app.current import default_app
+from taskflow.app.default_app import default_app
 from taskflow.broker.memory import MemoryBroker
 from taskflow.model.codec.function import FunctionCodec
 from taskflow.model.envelope import ClaimId, Envelope, Lease

@@ -15,7 +15,7 @@ from typing import Any, Final
 import pytest
 
 from taskflow import Worker, enqueue, job
-from taskflow.app.current import default_app
+from taskflow.app.default_app import default_app
 from taskflow.app.job import AnyJob
 from taskflow.broker.memory import MemoryBroker
 from taskflow.broker.protocol import Added, Refused, Upkept

@@ -94,8 +94,8 @@ class MemoryConsole:
     async def queues(self) -> list[QueueRecord]:
         return self._atomically(self._store.queue_records)
 
-    async def browse(self, chosen: JobFilter, *, before: bytes | None = None, limit: int = 100) -> list[Record]:
-        return self._atomically(lambda: self._store.browse(chosen, before, limit))
+    async def browse(self, job_filter: JobFilter, *, before: bytes | None = None, limit: int = 100) -> list[Record]:
+        return self._atomically(lambda: self._store.browse(job_filter, before, limit))
 
     async def workers(self) -> list[SessionRecord]:
         return self._atomically(self._store.session_records)
@@ -103,8 +103,8 @@ class MemoryConsole:
     async def retry(self, ids: Sequence[bytes]) -> list[Redone]:
         return self._atomically(lambda: self._store.redo(ids))
 
-    async def purge(self, chosen: JobFilter, *, limit: int = 1_000) -> int:
-        return self._atomically(lambda: self._store.purge(chosen, limit))
+    async def purge(self, job_filter: JobFilter, *, limit: int = 1_000) -> int:
+        return self._atomically(lambda: self._store.purge(job_filter, limit))
 
     async def pause(self, queue: str) -> None:
         self._atomically(lambda: self._store.pause(queue))

@@ -46,19 +46,22 @@ class MemoryStore(UpkeepStore):
         due = min(job.due_at for job in self.jobs.values() if job.status is Status.SCHEDULED and job.queue == queue)
         return to_seconds(due - self.now)
 
-    def browse(self, chosen: JobFilter, before: bytes | None, limit: int) -> list[Record]:
-        found = (job for job in self.jobs.values() if self._is_chosen(job, chosen) and (before is None or job.id < before))
+    def browse(self, job_filter: JobFilter, before: bytes | None, limit: int) -> list[Record]:
+        found = (job for job in self.jobs.values() if self._is_filter_options(job, job_filter) and (before is None or job.id < before))
         return [job.to_record() for job in heapq.nlargest(limit, found, key=lambda job: job.id)]
 
-    def _is_chosen(self, job: StoredJob, chosen: JobFilter) -> bool:
+    def _is_filter_options(self, job: StoredJob, job_filter: JobFilter) -> bool:
         now = self.now
         return (
             job.is_kept(now)
-            and chosen.queue in (None, job.queue)
-            and chosen.job in (None, job.envelope.job)
-            and (not chosen.statuses or job.status in chosen.statuses)
-            and (chosen.ended_before is None or (job.ended_at is not None and job.ended_at <= now - to_microseconds(chosen.ended_before)))
-            and (not chosen.poison or job.is_poison)
+            and job_filter.queue in (None, job.queue)
+            and job_filter.job in (None, job.envelope.job)
+            and (not job_filter.statuses or job.status in job_filter.statuses)
+            and (
+                job_filter.ended_before is None
+                or (job.ended_at is not None and job.ended_at <= now - to_microseconds(job_filter.ended_before))
+            )
+            and (not job_filter.poison or job.is_poison)
         )
 
     def session_records(self) -> list[SessionRecord]:
@@ -83,8 +86,10 @@ class MemoryStore(UpkeepStore):
         self.enter(job, Event.REDO)
         return Redone.OK
 
-    def purge(self, chosen: JobFilter, limit: int) -> int:
-        purged = [job for job in self.jobs.values() if job.status is not Status.RUNNING and self._is_chosen(job, chosen)][:limit]
+    def purge(self, job_filter: JobFilter, limit: int) -> int:
+        purged = [job for job in self.jobs.values() if job.status is not Status.RUNNING and self._is_filter_options(job, job_filter)][
+            :limit
+        ]
         for job in purged:
             if job.status in WAITING:
                 self.end(job, Event.CANCEL, Status.CANCELLED, wording.PURGED)

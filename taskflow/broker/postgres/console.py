@@ -44,8 +44,10 @@ class PostgresConsole:
         found = await self._broker.call("queues", *([] if given is None else [given]))
         return sorted((_queue_record(row, wall) for row in found), key=lambda record: record.name)
 
-    async def browse(self, chosen: JobFilter, *, before: bytes | None = None, limit: int = 100) -> list[Record]:
-        found = await self._broker.call("browse", self._broker.wall(), *_filter(chosen), before, max(0, limit), columns=rows.RECORD_COLUMNS)
+    async def browse(self, job_filter: JobFilter, *, before: bytes | None = None, limit: int = 100) -> list[Record]:
+        found = await self._broker.call(
+            "browse", self._broker.wall(), *_filter(job_filter), before, max(0, limit), columns=rows.RECORD_COLUMNS
+        )
         return [rows.record_of(row) for row in found]
 
     async def workers(self) -> list[SessionRecord]:
@@ -58,8 +60,8 @@ class PostgresConsole:
         row = await self._broker.call_one("redo", self._broker.wall(), list(ids))
         return [_REDONE[answer] for answer in row["answers"]]
 
-    async def purge(self, chosen: JobFilter, *, limit: int = 1_000) -> int:
-        row = await self._broker.call_one("purge", self._broker.wall(), *_filter(chosen), max(0, limit))
+    async def purge(self, job_filter: JobFilter, *, limit: int = 1_000) -> int:
+        row = await self._broker.call_one("purge", self._broker.wall(), *_filter(job_filter), max(0, limit))
         purged: int = row["purged"]
         return purged
 
@@ -107,13 +109,13 @@ _REDONE: Final = {
 }
 
 
-def _filter(chosen: JobFilter) -> list[object]:
+def _filter(job_filter: JobFilter) -> list[object]:
     return [
-        chosen.queue,
-        chosen.job,
-        [CODES[status] for status in chosen.statuses] or None,
-        None if chosen.ended_before is None else to_microseconds(chosen.ended_before),
-        chosen.poison,
+        job_filter.queue,
+        job_filter.job,
+        [CODES[status] for status in job_filter.statuses] or None,
+        None if job_filter.ended_before is None else to_microseconds(job_filter.ended_before),
+        job_filter.poison,
     ]
 
 

@@ -149,7 +149,7 @@ for i = 1, #stored, 2 do
 end
 return cmsgpack.pack({ totals, texts_of(numbers) })
 
--- === part chosen ===========================================================================================
+-- === part matching =========================================================================================
 -- Returns the ids whose jobs match the filter: {queue, job, statuses, ended before (microseconds ago), poison}, with false
 -- for what is absent.
 
@@ -159,7 +159,7 @@ local function number_in(filter)
   return queue, name
 end
 
-local function chosen(ids, filter)
+local function matching(ids, filter)
   local queue, name = number_in(filter)
   local statuses
   if filter[3] then
@@ -190,7 +190,7 @@ end
 -- Returns jobs that match a filter, up to a limit, in the form of `read`. Arguments: ids, filter, limit.
 
 local reply, numbers = { '' }, {}
-for _, id in ipairs(chosen(given[1], given[2])) do
+for _, id in ipairs(matching(given[1], given[2])) do
   if #reply < 2 * given[3] then
     local job = load(id)
     reply[#reply + 1] = id
@@ -243,7 +243,7 @@ return reply
 prefetch(given[1])
 set_all_aside()
 flush()
-local ids = chosen(given[1], given[2])
+local ids = matching(given[1], given[2])
 table.sort(ids, function(one, other)
   return load(one)[F.seq] < load(other)[F.seq]
 end)

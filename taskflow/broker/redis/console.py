@@ -50,22 +50,22 @@ class RedisConsole:
         rows, wall = unpack(await self._call("queues", pack([])))
         return sorted((_queue_record(row, wall) for row in rows or ()), key=lambda record: record.name)
 
-    async def browse(self, chosen: JobFilter, *, before: bytes | None = None, limit: int = 100) -> list[Record]:
+    async def browse(self, job_filter: JobFilter, *, before: bytes | None = None, limit: int = 100) -> list[Record]:
         """Return a page of records, newest first. The same console continues where its last page ended without another scan."""
-        newest = self._rest.pop((chosen, before), None)
+        newest = self._rest.pop((job_filter, before), None)
         if newest is None:
-            candidates = {job_id async for job_id in self._candidates(chosen) if before is None or job_id < before}
+            candidates = {job_id async for job_id in self._candidates(job_filter) if before is None or job_id < before}
             heapq.heapify(newest := [_Newest(job_id) for job_id in candidates])
         found: list[Record] = []
         while newest and len(found) < limit:
             ids = [heapq.heappop(newest).id for _ in range(min(len(newest), PAGE))]
-            reply = await self._call("browse", pack([ids, _filter(chosen), limit - len(found)]))
+            reply = await self._call("browse", pack([ids, _filter(job_filter), limit - len(found)]))
             records = await self._large_payloads.in_records(records_of(reply))
             found += [records[job_id] for job_id in ids if job_id in records]
             for job_id in reversed(ids):  # those beyond the limit belong to the next page
                 if len(found) == limit and job_id < found[-1].id:
                     heapq.heappush(newest, _Newest(job_id))
-        self._rest = {(chosen, found[-1].id): newest} if found else {}
+        self._rest = {(job_filter, found[-1].id): newest} if found else {}
         return found
 
     async def workers(self) -> list[SessionRecord]:
@@ -74,26 +74,26 @@ class RedisConsole:
     async def retry(self, ids: Sequence[bytes]) -> list[Redone]:
         return [_REDONE[answer] for answer in await self._call("redo", pack([list(ids)]))]
 
-    async def purge(self, chosen: JobFilter, *, limit: int = 1_000) -> int:
+    async def purge(self, job_filter: JobFilter, *, limit: int = 1_000) -> int:
         """Delete by pages. The ids of an index are all read before the first is deleted, because deletion moves the others."""
-        purged = await self._purge_all(chosen, limit)
+        purged = await self._purge_all(job_filter, limit)
         if purged:
             await self._call("sweep", pack([]))
         return purged
 
-    async def _purge_all(self, chosen: JobFilter, limit: int) -> int:
+    async def _purge_all(self, job_filter: JobFilter, limit: int) -> int:
         purged, page = 0, list[bytes]()
-        candidates = self._candidates(chosen)
-        if Status.READY not in _statuses(chosen):
+        candidates = self._candidates(job_filter)
+        if Status.READY not in _statuses(job_filter):
             candidates = _each([job_id async for job_id in candidates])
         async for job_id in candidates:
             page.append(job_id)
             if len(page) == PURGED_AT_ONCE:
-                purged += await self._purge(page, chosen, limit - purged)
+                purged += await self._purge(page, job_filter, limit - purged)
                 page = []
             if purged >= limit:
                 return purged
-        return purged + await self._purge(page, chosen, limit - purged)
+        return purged + await self._purge(page, job_filter, limit - purged)
 
     async def pause(self, queue: str) -> None:
         await self._call("pause", pack([queue, True]))
@@ -116,9 +116,9 @@ class RedisConsole:
 
     # --- candidates -------------------------------------------------------------------------------------------------
 
-    async def _candidates(self, chosen: JobFilter) -> AsyncIterator[bytes]:
+    async def _candidates(self, job_filter: JobFilter) -> AsyncIterator[bytes]:
         """Yield the ids of all jobs that may match the filter, some of them twice."""
-        statuses = _statuses(chosen)
+        statuses = _statuses(job_filter)
         indexes = [index for index, of in _INDEXES.items() if of & statuses]
         pages = self._scan() if Status.READY in statuses else self._indexed(indexes)
         async for page in pages:
@@ -141,10 +141,10 @@ class RedisConsole:
                 place, *ids = await self._call("candidates", pack([index, place, PAGE]))
                 yield ids
 
-    async def _purge(self, ids: list[bytes], chosen: JobFilter, limit: int) -> int:
+    async def _purge(self, ids: list[bytes], job_filter: JobFilter, limit: int) -> int:
         if not ids or limit <= 0:
             return 0
-        purged: int = await self._call("purge", pack([ids, _filter(chosen), limit]))
+        purged: int = await self._call("purge", pack([ids, _filter(job_filter), limit]))
         return purged
 
 
@@ -181,21 +181,21 @@ class _Newest:
         return self.id > other.id
 
 
-def _statuses(chosen: JobFilter) -> frozenset[Status]:
-    asked = frozenset(chosen.statuses or Status)
-    if chosen.poison or chosen.ended_before is not None:
+def _statuses(job_filter: JobFilter) -> frozenset[Status]:
+    asked = frozenset(job_filter.statuses or Status)
+    if job_filter.poison or job_filter.ended_before is not None:
         asked &= ENDED
     return asked
 
 
-def _filter(chosen: JobFilter) -> list[object]:
-    """Return the filter as `chosen` in console.lua takes it."""
+def _filter(job_filter: JobFilter) -> list[object]:
+    """Return the filter as `matching` in console.lua takes it."""
     return [
-        chosen.queue or False,
-        chosen.job or False,
-        [CODES[status] for status in chosen.statuses] or False,
-        False if chosen.ended_before is None else to_microseconds(chosen.ended_before),
-        chosen.poison,
+        job_filter.queue or False,
+        job_filter.job or False,
+        [CODES[status] for status in job_filter.statuses] or False,
+        False if job_filter.ended_before is None else to_microseconds(job_filter.ended_before),
+        job_filter.poison,
     ]
 
 

@@ -50,8 +50,8 @@ class SqliteConsole:
     async def queues(self) -> list[QueueRecord]:
         return await self._look(queue_records)
 
-    async def browse(self, chosen: JobFilter, *, before: bytes | None = None, limit: int = 100) -> list[Record]:
-        return await self._look(lambda transitions: browse(transitions, chosen, before, limit))
+    async def browse(self, job_filter: JobFilter, *, before: bytes | None = None, limit: int = 100) -> list[Record]:
+        return await self._look(lambda transitions: browse(transitions, job_filter, before, limit))
 
     async def workers(self) -> list[SessionRecord]:
         return await self._look(session_records)
@@ -59,8 +59,8 @@ class SqliteConsole:
     async def retry(self, ids: Sequence[bytes]) -> list[Redone]:
         return await self._call(Durability.FULL, lambda transitions: [_redo(transitions, transitions.job(job_id)) for job_id in ids])
 
-    async def purge(self, chosen: JobFilter, *, limit: int = 1_000) -> int:
-        return await self._call(Durability.FULL, lambda transitions: purge(transitions, chosen, limit))
+    async def purge(self, job_filter: JobFilter, *, limit: int = 1_000) -> int:
+        return await self._call(Durability.FULL, lambda transitions: purge(transitions, job_filter, limit))
 
     async def pause(self, queue: str) -> None:
         await self._call(Durability.FULL, lambda transitions: pause(transitions, queue))
@@ -106,8 +106,8 @@ def _next_due_in(transitions: Transitions, queue: int) -> float | None:
     return None if row is None else to_seconds(row[0] - transitions.now)
 
 
-def browse(transitions: Transitions, chosen: JobFilter, before: bytes | None, limit: int) -> list[Record]:
-    parameters = _parameters(transitions, chosen)
+def browse(transitions: Transitions, job_filter: JobFilter, before: bytes | None, limit: int) -> list[Record]:
+    parameters = _parameters(transitions, job_filter)
     if parameters is None:
         return []
     page = (*parameters, ID_AFTER_ALL if before is None else before, max(0, limit))
@@ -117,15 +117,15 @@ def browse(transitions: Transitions, chosen: JobFilter, before: bytes | None, li
     return [transitions.record(job) for job in jobs if job.status is not None]
 
 
-def _parameters(transitions: Transitions, chosen: JobFilter) -> tuple[object, ...] | None:
+def _parameters(transitions: Transitions, job_filter: JobFilter) -> tuple[object, ...] | None:
     """What `browse` and `to_purge` begin with; None when a name is unknown, so that nothing can be found."""
-    queue = None if chosen.queue is None else transitions.queues.find(chosen.queue)
-    job = None if chosen.job is None else transitions.job_names.find(chosen.job)
-    if (chosen.queue is not None and queue is None) or (chosen.job is not None and job is None):
+    queue = None if job_filter.queue is None else transitions.queues.find(job_filter.queue)
+    job = None if job_filter.job is None else transitions.job_names.find(job_filter.job)
+    if (job_filter.queue is not None and queue is None) or (job_filter.job is not None and job is None):
         return None
-    ended_at = None if chosen.ended_before is None else transitions.now - to_microseconds(chosen.ended_before)
-    poison = 1 if chosen.poison else None
-    statuses = json.dumps([CODES[status] for status in chosen.statuses]) if chosen.statuses else None
+    ended_at = None if job_filter.ended_before is None else transitions.now - to_microseconds(job_filter.ended_before)
+    poison = 1 if job_filter.poison else None
+    statuses = json.dumps([CODES[status] for status in job_filter.statuses]) if job_filter.statuses else None
     twice = [value for each in (queue, job, ended_at, poison, statuses) for value in (each, each)]
     return (transitions.now, *twice)
 
@@ -180,8 +180,8 @@ def _redo(transitions: Transitions, job: JobRow | None) -> Redone:
     return Redone.OK
 
 
-def purge(transitions: Transitions, chosen: JobFilter, limit: int) -> int:
-    parameters = _parameters(transitions, chosen)
+def purge(transitions: Transitions, job_filter: JobFilter, limit: int) -> int:
+    parameters = _parameters(transitions, job_filter)
     if parameters is None:
         return 0
     seqs = transitions.connection.execute(transitions.sql["to_purge"], (*parameters, max(0, limit))).fetchall()

@@ -10,7 +10,7 @@ import sys
 from types import ModuleType
 from typing import Any, NoReturn
 
-from taskflow.app.current import default_app
+from taskflow.app.default_app import default_app
 from taskflow.app.job import AnyJob
 from taskflow.model.errors import TaskflowError
 from taskflow.worker.children.wire import CallRefused, Hello, Import

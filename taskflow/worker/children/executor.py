@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
-from taskflow.app.current import default_app
+from taskflow.app.default_app import default_app
 from taskflow.app.job import AnyJob, Job
 from taskflow.model.progress import Progress
 from taskflow.model.seams import Seams

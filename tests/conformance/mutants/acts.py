@@ -38,10 +38,10 @@ class PurgesWhatRuns(Mutant):
     breaks = frozenset({"console_purge"})
     because = "DELETE FROM jobs: a worker settles what is not there"
 
-    def purge(self, chosen: JobFilter, limit: int) -> int:
-        purged = super().purge(chosen, limit)
+    def purge(self, job_filter: JobFilter, limit: int) -> int:
+        purged = super().purge(job_filter, limit)
         for job in list(self.jobs.values()):
-            if job.status is Status.RUNNING and self._is_chosen(job, chosen):
+            if job.status is Status.RUNNING and self._is_filter_options(job, job_filter):
                 self._let_go(job)
                 self.end(job, Event.CANCEL, Status.CANCELLED, "purged")
                 self.bury(job)

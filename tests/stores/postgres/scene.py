@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final, Self, cast
 
-from taskflow.app.current import default_app
+from taskflow.app.default_app import default_app
 from taskflow.broker.redis import RedisBroker
 from taskflow.broker.url import connect
 from tests.stores.redis import scene as of_redis

@@ -14,7 +14,7 @@ import asyncpg
 import pytest
 
 from taskflow import BrokerUnavailable, configure
-from taskflow.app.current import default_app
+from taskflow.app.default_app import default_app
 from taskflow.broker.postgres import wakeups
 from taskflow.broker.postgres.broker import PostgresBroker
 from taskflow.broker.postgres.connect import server as server_module

@@ -13,7 +13,7 @@ from typing import Any, Final, Self
 
 import taskflow
 from taskflow import Status, Worker
-from taskflow.app.current import default_app
+from taskflow.app.default_app import default_app
 from taskflow.app.handle import JobHandle
 from taskflow.broker.redis import RedisBroker, RedisTarget
 from taskflow.broker.redis.scripts import Scripts

@@ -10,7 +10,7 @@ from typing import Any
 
 import taskflow.app.job  # noqa: F401  # fills the slot of the default application
 from taskflow.app.app import App
-from taskflow.app.current import default_app, set_default_app
+from taskflow.app.default_app import default_app, set_default_app
 from taskflow.app.handle import JobHandle
 from taskflow.model.clock import instant_of
 from taskflow.model.envelope import Lease

@@ -16,7 +16,7 @@ import pytest
 
 from taskflow import BrokerUnavailable, JobHandle, Status, StoreFull, configure
 from taskflow.app.coalesce import MAX_BYTES, Coalescer
-from taskflow.app.current import default_app
+from taskflow.app.default_app import default_app
 from taskflow.app.store_retry import retries_within
 from taskflow.broker.sqlite import SqliteBroker
 from tests.unit.app.bench import Bench

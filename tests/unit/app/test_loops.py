@@ -18,7 +18,7 @@ import pytest
 
 from taskflow import JobHandle, enqueue_sync, run_sync
 from taskflow.app.app import App
-from taskflow.app.current import default_app
+from taskflow.app.default_app import default_app
 from taskflow.app.portal import LAST_WORDS
 from taskflow.broker.protocol import Broker
 from taskflow.model.session import Session
@@ -76,7 +76,7 @@ def test_a_handle_of_one_loop_is_asked_in_another(broker: Broker) -> None:
 def test_connections_of_closed_loops_are_let_go(broker: Broker) -> None:
     for n in range(20):
         asyncio.run(add.delay(n))
-    assert len(default_app()._connections) <= 2
+    assert len(default_app()._clients) <= 2
 
 
 class TestLoopsOfPytest:

@@ -11,7 +11,7 @@ import pytest
 
 from taskflow import DeclarationError, job
 from taskflow.app.app import App
-from taskflow.app.current import default_app
+from taskflow.app.default_app import default_app
 from tests.unit.app.bench import Bench, loaded
 from tests.unit.app.jobs import add
 

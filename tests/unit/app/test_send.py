@@ -14,8 +14,8 @@ import pytest
 
 from taskflow import Backoff, EncodeError, EnqueueFailed, EnqueueOptions, Status, configure, enqueue, enqueue_sync, run_sync
 from taskflow.app import batches
-from taskflow.app.batches import AHEAD_FOR
 from taskflow.app.coalesce import MAX_BYTES
+from taskflow.app.enqueue_batches import AHEAD_FOR
 from taskflow.app.middleware import EnqueueCall, EnqueueNext, Middleware
 from taskflow.model.clock import instant_of
 from taskflow.model.ids import parse_id

@@ -15,7 +15,7 @@ from taskflow.model.record import Status
 from taskflow.model.suggestions import nearest
 
 
-def a_filter(arguments: argparse.Namespace, default: Iterable[Status] = ()) -> JobFilter:
+def filter_of(arguments: argparse.Namespace, default: Iterable[Status] = ()) -> JobFilter:
     statuses = [Status(status) for status in arguments.status] if arguments.status else default
     try:
         queue = None if arguments.queue is None else check_queue(arguments.queue)

@@ -12,7 +12,7 @@ from taskflow.model.envelope import Envelope
 from taskflow.model.record import Record, Status
 
 
-class Connection:
+class LoopClient:
     """Lanes that share round trips. Keyed envelopes have a lane of their own, sorted by key: a stranger's lock on one
     key must not hold up everybody's `delay()`, and two senders that lock in one order cannot block each other.
 
