@@ -13,10 +13,10 @@ from typing import Any, Final, Generic, TypeVar
 import msgspec
 
 from taskflow.app.lockstep import Step
-from taskflow.app.store_retry import NO_ANSWER, gave_up, retries_within
 from taskflow.broker.deadline import Deadline
 from taskflow.broker.eager_tasks import STARTS_AT_ONCE, started
 from taskflow.model.errors import BrokerUnavailable
+from taskflow.model.retry import Pauses, Retries
 
 Q = TypeVar("Q")
 A = TypeVar("A")
@@ -26,6 +26,21 @@ MAX_BYTES: Final = 1 << 20
 
 ROOM: Final = 200
 """Frames that a call to a store may take."""
+
+PAUSES: Final = Pauses(0.02, 0.5)
+NO_ANSWER: Final = "it does not answer"
+
+
+def pauses_within(patience: float) -> Pauses:
+    """Return pauses that are short enough for several tries within `patience` seconds."""
+    return PAUSES.at_most(patience / 4)
+
+
+def gave_up(patience: float, why: str) -> BrokerUnavailable:
+    return BrokerUnavailable(
+        f"the broker has been away for {patience:g} s: {why}; what was asked may or may not have been done: "
+        "see that it runs and can be reached, or raise enqueue_timeout="
+    )
 
 
 class _Asked(msgspec.Struct, Generic[Q, A]):
@@ -54,7 +69,7 @@ class Coalescer(Generic[Q, A]):
         self._flushing: asyncio.Task[None] | None = None
         self._deadline = Deadline(self._give_up)
         self._is_late = False
-        self._retries = retries_within(patience)
+        self._retries = Retries(pauses_within(patience))
         self._trouble = ""  # what the store said last, while it is away
         self._step = Step()
         self._start_due: asyncio.Handle | None = None

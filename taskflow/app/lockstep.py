@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Final
 
-MANY: Final = 32
+MIN_CALLERS: Final = 32
 """Of fewer, two calls with half of them cost more than is gained when the store answers one while the other is made: on Redis 91,000 in
 place of 98,000 a second with 16 askers, 172,000 in place of 130,000 with 32."""
 
@@ -35,7 +35,7 @@ class Step:
 
     def is_half(self, waiting: int, now: float) -> bool:
         """With the question that has just come. Later ones of the same step are not asked about again: they go together."""
-        if self._number < MANY or not 0 <= waiting * 2 - self._number <= 1:
+        if self._number < MIN_CALLERS or not 0 <= waiting * 2 - self._number <= 1:
             return False
         return self._took * (waiting - self._waited) <= WITHIN * self._number * (now - self._since)
 
@@ -49,7 +49,7 @@ class Step:
         self._number = asked + waiting
         self._took = took
         self._since, self._waited = now, waiting
-        return self._number >= MANY and waiting * 2 >= self._number and took <= WITHIN * self._number * self._each
+        return self._number >= MIN_CALLERS and waiting * 2 >= self._number and took <= WITHIN * self._number * self._each
 
     def was_answered_at_once(self) -> None:
         """By a store of this process, that does not work while others do."""

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, TypeVar
 
-from taskflow.app.coalesce import Coalescer
-from taskflow.app.store_retry import insist
+from taskflow.app.coalesce import NO_ANSWER, Coalescer, gave_up, pauses_within
 from taskflow.broker.protocol import Added, Broker, Refused
+from taskflow.broker.retry import retry
 from taskflow.model.envelope import Envelope
+from taskflow.model.errors import BrokerUnavailable
 from taskflow.model.record import Record, Status
+
+T = TypeVar("T")
+
+BLOCKED_FOR: Final = 0.25
+"""A timer that fires this many seconds late shows that something blocked its event loop."""
 
 
 class LoopClient:
@@ -30,10 +38,10 @@ class LoopClient:
         return (self._plain if envelope.key is None else self._keyed)(envelope)
 
     async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
-        return await insist(lambda: self.broker.enqueue(envelopes), self._patience)
+        return await retry_within(lambda: self.broker.enqueue(envelopes), self._patience)
 
     async def cancel(self, job_id: bytes) -> Status | None:
-        [found] = await insist(lambda: self.broker.cancel([job_id]), self._patience)
+        [found] = await retry_within(lambda: self.broker.cancel([job_id]), self._patience)
         return found
 
     async def _enqueue_by_key(self, envelopes: list[Envelope]) -> list[Added | Refused]:
@@ -47,6 +55,30 @@ class LoopClient:
         distinct = list(dict.fromkeys(ids))
         records = dict(zip(distinct, await self.broker.read(distinct), strict=True))
         return [records[job_id] for job_id in ids]
+
+
+async def retry_within(verb: Callable[[], Awaitable[T]], patience: float) -> T:
+    """Await `verb` until the store answers, for at most `patience` seconds; then raise BrokerUnavailable. Ids make a repeat harmless.
+
+    If something blocked the event loop when the time ran out (a slow iterable, for example), an answer may have arrived unread:
+    then the verb is sent once more.
+    """
+    why = NO_ANSWER
+
+    def note(error: Exception, failures: int) -> None:
+        nonlocal why
+        why = str(error)
+
+    while True:
+        give_up_at = time.monotonic() + patience
+        try:
+            async with asyncio.timeout(patience):
+                return await retry(verb, pauses_within(patience), on=BrokerUnavailable, note=note, give_up_at=give_up_at)
+        except TimeoutError as error:
+            if time.monotonic() < give_up_at + BLOCKED_FOR:
+                raise gave_up(patience, why) from error
+        except BrokerUnavailable as error:
+            raise gave_up(patience, why) from error
 
 
 def _size(envelope: Envelope) -> int:

@@ -21,11 +21,8 @@ PAUSES: Final = Pauses(0.05, 2.0)
 
 _JOB: Final = names.job(b"")
 
-Look = Callable[[list[str], list[bytes]], Awaitable[tuple[list[str], list[bytes]]]]
+Lookup = Callable[[list[str], list[bytes]], Awaitable[tuple[list[str], list[bytes]]]]
 """Of topics and of jobs whose end is waited for, those that need not be waited for: there is something already."""
-
-Arm = Look
-"""Asks to be told of them too."""
 
 
 class ListeningNudges(Nudges):
@@ -60,7 +57,7 @@ class Listener(ABC):
     last time may not have been heard. `waited` are the topics that somebody waits for at this moment, with how many do.
     """
 
-    def __init__(self, arm: Arm, errors: tuple[type[Exception], ...]) -> None:
+    def __init__(self, arm: Lookup, errors: tuple[type[Exception], ...]) -> None:
         self.flag = WakeUpFlag()
         self.times = 0
         self.waited: dict[str, int] = {}
@@ -132,7 +129,7 @@ class Listener(ABC):
         heard = set(topics)
         if disarms:
             self._armed -= heard
-        self.flag.ring(heard)
+        self.flag.wake(heard)
 
     async def _stay_subscribed(self) -> None:
         retries = Retries(PAUSES, random.random)
@@ -153,7 +150,7 @@ class Listener(ABC):
         self.times += 1
         self._is_on.set()
         if self.times > 1:
-            self.flag.ring_all()  # nobody knows what happened meanwhile
+            self.flag.wake_all()  # nobody knows what happened meanwhile
 
     # --- asking to be told ----------------------------------------------------------------------------------------
 
@@ -177,10 +174,10 @@ class Listener(ABC):
         times = self.times
         found = await look_for(wanted, self._arm)
         self.armed((topic for topic in wanted if topic not in found or self.stays_armed(topic)), times)
-        self.flag.ring(found)
+        self.flag.wake(found)
 
 
-async def look_for(topics: Iterable[str], look: Look) -> set[str]:
+async def look_for(topics: Iterable[str], look: Lookup) -> set[str]:
     """Those of the topics under which there is something already."""
     wanted = set(topics)
     ids = [bytes.fromhex(topic.removeprefix(_JOB)) for topic in wanted if topic.startswith(_JOB)]

@@ -20,14 +20,14 @@ class WakeUpFlag:
     def listen(self, topics: Sequence[str]) -> Nudges:
         return Nudges(self, topics)
 
-    def ring(self, topics: Iterable[str]) -> None:
+    def wake(self, topics: Iterable[str]) -> None:
         if not self._listeners:
             return
         with self._lock:
             woken = {nudges for topic in topics for nudges in self._listeners.get(topic, ())}
         _nudge(woken)
 
-    def ring_all(self) -> None:
+    def wake_all(self) -> None:
         """When it is not known what happened: everybody looks."""
         with self._lock:
             woken = {nudges for listeners in self._listeners.values() for nudges in listeners}

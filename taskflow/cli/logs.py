@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from taskflow.cli.json_text import json_text
-from taskflow.model.printable import LONGEST, indented, one_line
+from taskflow.model.printable import MAX_CHARACTERS, indented, one_line
 
 FIELDS: Final = ("job", "job_id", "attempt", "queue")
 
@@ -107,7 +107,7 @@ class JsonLines(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": _bounded(_message(record), LONGEST),
+            "message": _bounded(_message(record), MAX_CHARACTERS),
         }
         shown |= {name: getattr(record, name) for name in FIELDS if hasattr(record, name)}
         shown |= {name: _bounded(text, LONGEST_STACK) for name, text in _details(self, record).items()}

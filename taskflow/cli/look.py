@@ -20,7 +20,7 @@ from taskflow.cli.parser import columns
 from taskflow.cli.store import what_is_there
 from taskflow.model.clock import instant_of
 from taskflow.model.ids import id_text
-from taskflow.model.printable import LONGEST, indented, message, one_line
+from taskflow.model.printable import MAX_CHARACTERS, indented, message, one_line
 from taskflow.model.record import Record, Status
 from taskflow.model.session import SessionRecord
 
@@ -125,7 +125,7 @@ def _print_queues(queues: list[QueueRecord]) -> None:
 def _row(record: Record) -> str:
     """On a terminal, as wide as that."""
     job_id = id_text(record.id)
-    room = max(20, columns() - len(job_id) - 13) if sys.stdout.isatty() else LONGEST
+    room = max(20, columns() - len(job_id) - 13) if sys.stdout.isatty() else MAX_CHARACTERS
     return f"{job_id}  {_colored(record.status):9}  {one_line(f'{record.queue:12}  {record.job}  {_brief(record)}'.rstrip(), room)}"
 
 

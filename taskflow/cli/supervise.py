@@ -16,15 +16,15 @@ from taskflow.cli.interrupts import interrupts
 from taskflow.cli.logs import Unhurried, logging_to_stderr
 from taskflow.cli.reexec import command_of, environment_of
 from taskflow.model.errors import ConfigurationError, DriverMissing
-from taskflow.worker.processes import TOLD, Watch, supervise
+from taskflow.worker.processes import SUPERVISED, FileWatch, supervise
 from taskflow.worker.supervisor_state import Plan
 
 
 def run(arguments: argparse.Namespace) -> int:
-    told = os.environ.pop(TOLD, None)  # not for the jobs' own processes
-    if told is None:
+    address = os.environ.pop(SUPERVISED, None)  # the processes that jobs start must not inherit it
+    if address is None:
         return _supervise(arguments)
-    arguments.line = importlib.import_module("taskflow.cli.supervisor_socket").SupervisorSocket(told, max_jobs=arguments.max_jobs)
+    arguments.line = importlib.import_module("taskflow.cli.supervisor_socket").SupervisorSocket(address, max_jobs=arguments.max_jobs)
     code: int = importlib.import_module("taskflow.cli.worker").run(arguments)
     return code
 
@@ -56,7 +56,7 @@ def _workers_of(arguments: argparse.Namespace) -> tuple[list[str], dict[str, str
     return command_of(arguments.argv), environment_of(arguments.broker)
 
 
-def _a_watch() -> Watch:
+def _a_watch() -> FileWatch:
     """Of the Python files in the current folder and below, but for those of virtual environments and the like."""
     try:
         watchfiles = importlib.import_module("watchfiles")

@@ -20,7 +20,7 @@ from taskflow.worker.events import Ended, SessionOpened, WorkerEvent
 log: Final = logging.getLogger("taskflow.worker")
 
 
-LONGEST: Final = 2_000
+MAX_LINE: Final = 2_000
 """Characters of a line."""
 
 NoteDeath = Callable[[bytes, str], None]
@@ -29,15 +29,15 @@ NoteDeath = Callable[[bytes, str], None]
 class SupervisorSocket:
     """A subscriber to the worker's events.
 
-    `told`       the value of the variable that the supervisor has set in the environment
+    `address`    the value of the environment variable `SUPERVISED`
     `max_jobs`   the number of runs after which the worker retires
-    `is_first`   True for the worker in the first place of the supervisor's workers
+    `is_first`   True for the worker in the supervisor's first slot
     """
 
-    def __init__(self, told: str, *, max_jobs: int | None) -> None:
-        descriptor, supervisor, place = map(int, told.split())
+    def __init__(self, address: str, *, max_jobs: int | None) -> None:
+        descriptor, supervisor, slot = map(int, address.split())
         self.is_leaving = False
-        self.is_first = place == 0
+        self.is_first = slot == 0
         self._runs_left = max_jobs
         self._retired = Future[None]()
         self._deaths: list[tuple[bytes, str]] = []
@@ -51,7 +51,7 @@ class SupervisorSocket:
     def say(self, words: str) -> None:
         """Not waited for: a supervisor that is stopped, or gone, holds nobody up."""
         try:
-            self._end.send(f"{one_line(words, LONGEST)}\n".encode(), socket.MSG_DONTWAIT)
+            self._end.send(f"{one_line(words, MAX_LINE)}\n".encode(), socket.MSG_DONTWAIT)
         except OSError:
             log.debug("the supervisor could not be told: %s", words)
 

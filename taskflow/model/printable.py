@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-LONGEST: Final = 16_384
+MAX_CHARACTERS: Final = 16_384
 """Characters of a log line, and of an error that is printed."""
 
 INDENT: Final = "    "
@@ -13,7 +13,7 @@ _HARMLESS: Final = frozenset("\u00a0\u2007\u200c\u200d\u202f\u3000")
 """Spaces and joiners of ordinary writing, which `str.isprintable` denies."""
 
 
-def one_line(text: object, most: int = LONGEST) -> str:
+def one_line(text: object, most: int = MAX_CHARACTERS) -> str:
     """Return the text as one line of at most `most` characters. Line breaks and control, hidden and direction characters are escaped."""
     whole = str(text)
     if len(whole) <= most and whole.isprintable():
@@ -35,7 +35,7 @@ def indented(text: object, most: int | None = None) -> str:
     return "\n".join(f"{INDENT}{_escaped(line.expandtabs())}".rstrip() for line in lines)
 
 
-def message(text: object, most: int = LONGEST) -> str:
+def message(text: object, most: int = MAX_CHARACTERS) -> str:
     """Return the text of an error: its first line as it stands, the others indented, all of them escaped."""
     return indented(text, most).removeprefix(INDENT)
 

@@ -9,9 +9,9 @@ STARTS_WITHIN: Final = 0.02
 begin its jobs meanwhile."""
 
 MEASURED_OVER: Final = 0.01
-"""Seconds over which ends are counted, unless there are `MANY`."""
+"""Seconds over which ends are counted, unless there are `ENDS_NEEDED`."""
 
-MANY: Final = 50
+ENDS_NEEDED: Final = 50
 MOMENT: Final = 0.001
 """Of so many in so many seconds the pace is known at once: of a burst the next claim brings as many as it can use."""
 
@@ -51,7 +51,7 @@ class Pace:
         """How many jobs will start within `STARTS_WITHIN` of now, as things go; 0 while a queue's median run takes longer than that."""
         self._now = now
         passed = now - self._since
-        if passed >= MEASURED_OVER or (self._ended >= MANY and passed >= MOMENT):
+        if passed >= MEASURED_OVER or (self._ended >= ENDS_NEEDED and passed >= MOMENT):
             self._rate = self._ended / passed
             self._since, self._ended = now, 0
         if self._slow_until and now >= self._fades_at:

@@ -23,7 +23,7 @@ from taskflow.worker.supervisor_state import Plan
 
 log: Final = logging.getLogger("taskflow.supervisor")
 
-TOLD: Final = "TASKFLOW_SUPERVISED"
+SUPERVISED: Final = "TASKFLOW_SUPERVISED"
 """The variable that tells a worker who its supervisor is: the descriptor of the line to it, its pid, and the worker's place."""
 
 RETIRE: Final = b"retire\n"
@@ -32,15 +32,15 @@ RETIRE: Final = b"retire\n"
 WEIGH_EVERY: Final = 1.0
 LONGEST_LINE: Final = 4096
 
-Watch = Callable[[Callable[[], None]], None]
+FileWatch = Callable[[Callable[[], None]], None]
 """Calls what it is given, from a thread of its own, when files have changed."""
 
 _STOPPED: Final = frozenset("Tt")
 """States of a process that a signal, or a debugger, has stopped (proc_pid_stat(5))."""
 
-MOST_TOLD: Final = 100
-TOLD_AGAIN_AFTER: Final = 5.0
-FORGOTTEN_AFTER: Final = 300.0
+MAX_DEATHS: Final = 100
+REPORT_AGAIN_AFTER: Final = 5.0
+DROPPED_AFTER: Final = 300.0
 """Seconds. What nobody could tell the broker by then the sessions' lapse has told it."""
 
 
@@ -57,7 +57,7 @@ def supervise(
     environment: Mapping[str, str] | None = None,
     *,
     on_crash: OnCrash = log_crash,
-    watch: Watch | None = None,
+    watch: FileWatch | None = None,
     onlooker: Onlooker | None = None,
 ) -> int:
     """Keep the plan's workers going, each a process that runs `command`, until all have ended for good. The exit code.
@@ -81,14 +81,14 @@ def supervise(
             if supervisor.code is not None:
                 return supervisor.code
             processes.wait(min(patience, max(0.0, weigh_at - time.monotonic())))
-            _tell(supervisor, wakes, processes, onlooker)
+            _pass_on(supervisor, wakes, processes, onlooker)
             if time.monotonic() >= weigh_at:
                 weigh_at = time.monotonic() + WEIGH_EVERY
                 for pid in processes.pids():
                     supervisor.weighed(pid, memory_of(pid))
 
 
-def _tell(supervisor: Supervisor, wakes: Wakes, processes: Processes, onlooker: Onlooker | None) -> None:
+def _pass_on(supervisor: Supervisor, wakes: Wakes, processes: Processes, onlooker: Onlooker | None) -> None:
     for pid, said in processes.news():
         if onlooker is not None:
             onlooker.note(pid, said)
@@ -174,30 +174,30 @@ class Processes:
         self._environment = os.environ if environment is None else environment
         self._selector = selectors.DefaultSelector()
         self._selector.register(wakes, selectors.EVENT_READ)
-        self._beat_listeners: dict[int, WorkerSocket] = {}
+        self._sockets: dict[int, WorkerSocket] = {}
         self._out_of_memory = OutOfMemory()
         self._deaths = Deaths()
 
-    def start(self, place: int) -> int:
+    def start(self, slot: int) -> int:
         ours, theirs = socket.socketpair()
         with theirs:
             theirs.set_inheritable(True)
-            environment = {**self._environment, TOLD: f"{theirs.fileno()} {os.getpid()} {place}"}
+            environment = {**self._environment, SUPERVISED: f"{theirs.fileno()} {os.getpid()} {slot}"}
             try:
                 pid = _spawn(self._command, environment)
             except BaseException:
                 ours.close()
                 raise
-        self._beat_listeners[pid] = ear = WorkerSocket(ours)
-        self._selector.register(ear, selectors.EVENT_READ)
+        self._sockets[pid] = worker_socket = WorkerSocket(ours)
+        self._selector.register(worker_socket, selectors.EVENT_READ)
         return pid
 
     def signal(self, pid: int, number: int) -> None:
-        if pid in self._beat_listeners:  # not reaped, so that the pid is nobody else's yet
+        if pid in self._sockets:  # not reaped, so that the pid is nobody else's yet
             os.kill(pid, number)
 
     def retire(self, pid: int) -> bool:
-        return pid in self._beat_listeners and self._beat_listeners[pid].say(RETIRE)
+        return pid in self._sockets and self._sockets[pid].say(RETIRE)
 
     def is_stopped(self, pid: int) -> bool:
         try:
@@ -211,7 +211,7 @@ class Processes:
         self._remind()
 
     def pids(self) -> list[int]:
-        return list(self._beat_listeners)
+        return list(self._sockets)
 
     def wait(self, patience: float) -> None:
         """Until there is something to hear or to reap, or a signal."""
@@ -222,45 +222,45 @@ class Processes:
     def news(self) -> Iterator[tuple[int, str | Ending]]:
         """Lines that workers have said, and whatever has ended, which is reaped by that: workers, after their last words, and as process 1
         everybody's orphans."""
-        for pid, ear in self._beat_listeners.items():
-            for line in self._listen(ear):
-                self._note_line(ear, line)
+        for pid, worker_socket in self._sockets.items():
+            for line in self._listen(worker_socket):
+                self._note_line(worker_socket, line)
                 yield pid, line
         while (reaped := _reap()) is not None:
             pid, status = reaped
-            if (worker := self._beat_listeners.pop(pid, None)) is not None:
+            if (worker := self._sockets.pop(pid, None)) is not None:
                 yield from ((pid, line) for line in worker.take())
                 self._forget(worker)
             yield pid, self._out_of_memory.ending(status)
 
-    def _note_line(self, ear: WorkerSocket, line: str) -> None:
+    def _note_line(self, worker_socket: WorkerSocket, line: str) -> None:
         match line.split():
             case ["session", _]:
-                ear.has_session = True
+                worker_socket.has_session = True
                 for words in self._deaths.all():
-                    ear.say(words)
+                    worker_socket.say(words)
             case ["told", session]:
                 self._deaths.forget(session)
 
     def _remind(self) -> None:
         for words in self._deaths.due(time.monotonic()):
-            for ear in self._beat_listeners.values():
-                if ear.has_session:
-                    ear.say(words)
+            for worker_socket in self._sockets.values():
+                if worker_socket.has_session:
+                    worker_socket.say(words)
 
-    def _listen(self, ear: WorkerSocket) -> list[str]:
-        lines = ear.take()
-        if ear.is_deaf:
-            self._unregister(ear)  # else its end would wake us for ever
+    def _listen(self, worker_socket: WorkerSocket) -> list[str]:
+        lines = worker_socket.take()
+        if worker_socket.is_closed:
+            self._unregister(worker_socket)  # else its end would wake us for ever
         return lines
 
-    def _forget(self, ear: WorkerSocket) -> None:
-        self._unregister(ear)
-        ear.close()
+    def _forget(self, worker_socket: WorkerSocket) -> None:
+        self._unregister(worker_socket)
+        worker_socket.close()
 
-    def _unregister(self, ear: WorkerSocket) -> None:
-        if ear in self._selector.get_map():
-            self._selector.unregister(ear)
+    def _unregister(self, worker_socket: WorkerSocket) -> None:
+        if worker_socket in self._selector.get_map():
+            self._selector.unregister(worker_socket)
 
     def __enter__(self) -> Self:
         return self
@@ -268,36 +268,36 @@ class Processes:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Workers that are left, after a bug of ours, see that the line is closed, and end."""
         self._selector.close()
-        for ear in self._beat_listeners.values():
-            ear.close()
+        for worker_socket in self._sockets.values():
+            worker_socket.close()
 
 
 class Deaths:
     """What workers have died of, by session in hexadecimal, until one that lives has told the broker."""
 
     def __init__(self) -> None:
-        self._untold: dict[str, Death] = {}
+        self._unreported: dict[str, Death] = {}
 
     def note(self, session: bytes, cause: str) -> None:
-        self._untold[session.hex()] = Death(f"died {session.hex()} {cause}\n".encode(), time.monotonic())
-        if len(self._untold) > MOST_TOLD:
-            del self._untold[next(iter(self._untold))]
+        self._unreported[session.hex()] = Death(f"died {session.hex()} {cause}\n".encode(), time.monotonic())
+        if len(self._unreported) > MAX_DEATHS:
+            del self._unreported[next(iter(self._unreported))]
 
     def all(self) -> list[bytes]:
         """The words for each."""
-        return [death.words for death in self._untold.values()]
+        return [death.words for death in self._unreported.values()]
 
     def due(self, now: float) -> list[bytes]:
         """The words for those that are to be said now: at once, and again after a while."""
-        self._untold = {session: death for session, death in self._untold.items() if now < death.noted_at + FORGOTTEN_AFTER}
-        due = [death for death in self._untold.values() if now >= death.due_at]
+        self._unreported = {session: death for session, death in self._unreported.items() if now < death.noted_at + DROPPED_AFTER}
+        due = [death for death in self._unreported.values() if now >= death.due_at]
         for death in due:
-            death.due_at = now + TOLD_AGAIN_AFTER
+            death.due_at = now + REPORT_AGAIN_AFTER
         return [death.words for death in due]
 
     def forget(self, session: str) -> None:
         """Somebody has told it."""
-        self._untold.pop(session, None)
+        self._unreported.pop(session, None)
 
 
 @dataclass
@@ -311,7 +311,7 @@ class WorkerSocket:
     """Our end of the line to a worker."""
 
     def __init__(self, end: socket.socket) -> None:
-        self.is_deaf = False
+        self.is_closed = False
         self.has_session = False
         self._end = end
         self._end.setblocking(False)
@@ -322,9 +322,9 @@ class WorkerSocket:
 
     def take(self) -> list[str]:
         """The lines that have come, without waiting."""
-        while not self.is_deaf and (chunk := self._read()) is not None:
+        while not self.is_closed and (chunk := self._read()) is not None:
             self._rest += chunk
-            self.is_deaf = not chunk or len(self._rest) > LONGEST_LINE * 16
+            self.is_closed = not chunk or len(self._rest) > LONGEST_LINE * 16
         *lines, self._rest = self._rest.split(b"\n")
         return [line.decode("ascii", "replace") for line in lines]
 

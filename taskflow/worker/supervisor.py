@@ -51,7 +51,7 @@ def log_crash(session: bytes, cause: str) -> None:
 
 
 class ProcessControl(Protocol):
-    def start(self, place: int) -> int:
+    def start(self, slot: int) -> int:
         """A new worker process; its pid. OSError when the system has none to give."""
         ...
 
@@ -80,7 +80,7 @@ class Supervisor:
         self._on_crash = on_crash
         self._clock = clock
         self._workers: dict[int, WorkerProcess] = {}
-        self._places = [WorkerSlot() for _ in range(plan.processes)]
+        self._slots = [WorkerSlot() for _ in range(plan.processes)]
         self._generation = 0
         self._is_rolling = False
         self._change: Replacement | None = None
@@ -127,8 +127,8 @@ class Supervisor:
         self._change = None
         for worker in self._workers.values():
             worker.is_leaving, worker.is_retiring = True, False
-        for place in self._places:
-            place.no_start, place.failures, place.free_at = None, 0, float("-inf")
+        for slot in self._slots:
+            slot.no_start, slot.failures, slot.may_start_at = None, 0, float("-inf")
 
     def heard(self, pid: int, line: str) -> None:
         """What a worker has said: ``loaded``, ``session ID``, ``retiring``, ``leaving``, ``ended CODE``, ``drained CODE``."""
@@ -146,7 +146,7 @@ class Supervisor:
             case ["leaving"]:
                 self._note_leaving(worker)
             case ["ended" | "drained" as how, code] if code.isdecimal():
-                worker.came_to = int(code)
+                worker.exit_code = int(code)
                 worker.has_drained = how == "drained"
 
     def weighed(self, pid: int, size: int) -> None:
@@ -159,7 +159,7 @@ class Supervisor:
         log.info("worker %d has %s of memory, more than %s (--max-memory): another one takes over", pid, _bytes(size), _bytes(most))
         worker.is_leaving = True
         worker.is_retiring = self._processes.retire(pid)  # else it is signalled
-        if pause := self._places[worker.place].fail(worked_for, now):
+        if pause := self._slots[worker.slot].note_death(worked_for, now):
             log.warning("it had worked for %.0f s only, and so had the one before: the next starts in %g s", worked_for, pause)
 
     def ended(self, pid: int, ending: Ending) -> None:
@@ -168,10 +168,10 @@ class Supervisor:
         if worker is None:
             log.debug("process %d, no worker, has ended: %s", pid, ending.cause)
             return
-        if worker.came_to is not None and -ending.status in (*ENDS, *([signal.SIGABRT] if worker.aborted_at is not None else ())):
-            ending = Ending(worker.came_to)  # it came while Python was ending already, or did not want to
+        if worker.exit_code is not None and -ending.status in (*ENDS, *([signal.SIGABRT] if worker.aborted_at is not None else ())):
+            ending = Ending(worker.exit_code)  # it came while Python was ending already, or did not want to
         self._note_end(worker, ending)
-        if worker.came_to is None:  # also with 0: a job has ended it, and what it held
+        if worker.exit_code is None:  # also with 0: a job has ended it, and what it held
             for session in worker.sessions:
                 self._on_crash(session, ending.cause)
 
@@ -180,22 +180,22 @@ class Supervisor:
     def act(self) -> float:
         """Does what is due. Seconds until there may be more to do, should nothing be told before."""
         if not self._stops:
-            self._fill_places()
+            self._fill_slots()
             self._roll_on()
         self._end_the_silent()
         self._tell_workers()
         self._judge()
         return self._until_due()
 
-    def _fill_places(self) -> None:
+    def _fill_slots(self) -> None:
         now = self._clock()
-        for number, place in enumerate(self._places):
-            if self._is_vacant(number) and place.free_at <= now and self._may_start():
+        for number, slot in enumerate(self._slots):
+            if self._is_vacant(number) and slot.may_start_at <= now and self._may_start():
                 self._start(number)
 
     def _is_vacant(self, number: int) -> bool:
-        place = self._places[number]
-        return not place.has_drained and place.no_start is None and not any(worker.place == number for worker in self._staying())
+        slot = self._slots[number]
+        return not slot.has_drained and slot.no_start is None and not any(worker.slot == number for worker in self._staying())
 
     def _staying(self) -> list[WorkerProcess]:
         return [worker for worker in self._workers.values() if not worker.is_leaving]
@@ -205,14 +205,14 @@ class Supervisor:
         first = self._staying()
         if any(worker.loaded_at is not None and worker.loaded_at + LOADED_PATIENCE <= self._clock() for worker in first):
             self._may_crowd = True
-        return self._may_crowd or not (first or any(place.no_start for place in self._places))
+        return self._may_crowd or not (first or any(slot.no_start for slot in self._slots))
 
     def _start(self, number: int) -> WorkerProcess | None:
         try:
             pid = self._processes.start(number)
         except OSError as error:
-            pause = max(1.0, self._places[number].fail(0.0, self._clock()))
-            self._places[number].free_at = self._clock() + pause
+            pause = max(1.0, self._slots[number].note_death(0.0, self._clock()))
+            self._slots[number].may_start_at = self._clock() + pause
             log.error("no worker can be started now, and it is tried again in %g s: %s", pause, error)
             return None
         self._workers[pid] = worker = WorkerProcess(pid, number, self._generation)
@@ -234,7 +234,7 @@ class Supervisor:
         if stale is None:
             self._is_rolling = False
             log.info("every worker has been replaced")
-        elif (new := self._start(stale.place)) is not None:
+        elif (new := self._start(stale.slot)) is not None:
             self._change = Replacement(stale, new, self._clock())
         else:
             self._give_up_rolling("there is no process for it")
@@ -261,7 +261,7 @@ class Supervisor:
                 worker.heard_at = now
             elif worker.aborted_at is None:
                 worker.aborted_at = now
-                if worker.came_to is None:
+                if worker.exit_code is None:
                     log.error("worker %d has said nothing for %g s: C code keeps its interpreter; it is ended", worker.pid, limit)
                 else:
                     log.error("worker %d has come to its end, and is not gone after %g s: it is ended by force", worker.pid, limit)
@@ -271,7 +271,7 @@ class Supervisor:
 
     def _silent_for(self, worker: WorkerProcess) -> float:
         """Seconds that it may say nothing: one that has come to its end has nothing more to say."""
-        if worker.came_to is not None:
+        if worker.exit_code is not None:
             return GONE_WITHIN
         return max(self._plan.stall_limit, SILENT_AFTER) if self._plan.stall_limit else math.inf
 
@@ -279,11 +279,11 @@ class Supervisor:
         now = self._clock()
         for worker in self._workers.values():
             wanted = max(self._stops, int(worker.is_leaving and not worker.is_retiring))
-            if wanted > 2 or (worker.told and now >= self._forced_at(worker)):
+            if wanted > 2 or (worker.signals_sent and now >= self._forced_at(worker)):
                 self._processes.signal(worker.pid, signal.SIGKILL)
-            elif worker.came_to is None and worker.told < wanted and now >= worker.told_at + SPACING:
-                worker.told += 1
-                worker.told_at = now
+            elif worker.exit_code is None and worker.signals_sent < wanted and now >= worker.signalled_at + SPACING:
+                worker.signals_sent += 1
+                worker.signalled_at = now
                 self._processes.signal(worker.pid, self._signal_for(worker))
 
     def _signal_for(self, worker: WorkerProcess) -> int:
@@ -291,7 +291,7 @@ class Supervisor:
         return signal.SIGINT if self._number == signal.SIGINT and worker.loaded_at is not None else signal.SIGTERM
 
     def _forced_at(self, worker: WorkerProcess) -> float:
-        return worker.told_at + FORCED_AFTER + (self._plan.grace if worker.told == 1 else 0.0)
+        return worker.signalled_at + FORCED_AFTER + (self._plan.grace if worker.signals_sent == 1 else 0.0)
 
     def _until_due(self) -> float:
         now = self._clock()
@@ -299,13 +299,13 @@ class Supervisor:
 
     def _dues(self) -> Iterator[float]:
         yield self._clock() + IDLE
-        for place in self._places:
-            yield place.free_at
+        for slot in self._slots:
+            yield slot.may_start_at
         for worker in self._workers.values():
             if worker.loaded_at is not None:
                 yield worker.loaded_at + LOADED_PATIENCE
-            if worker.told:
-                yield worker.told_at + SPACING
+            if worker.signals_sent:
+                yield worker.signalled_at + SPACING
                 yield self._forced_at(worker)
 
     # --- what it comes to --------------------------------------------------------------------------------
@@ -319,25 +319,25 @@ class Supervisor:
             worker.works_since = self._clock()
             self._has_worked = self._may_crowd = True
             if not self._plan.is_reloading:
-                for place in self._places:  # what could not be started at first may be now
-                    place.no_start = None
+                for slot in self._slots:  # what could not be started at first may be now
+                    slot.no_start = None
 
     def _note_retiring(self, worker: WorkerProcess) -> None:
         worker.is_leaving = worker.is_retiring = True
-        retiring = sum(each.place == worker.place and each.is_retiring for each in self._workers.values())
+        retiring = sum(each.slot == worker.slot and each.is_retiring for each in self._workers.values())
         if retiring >= MANY_RETIRING:
-            log.warning("%d workers of process %d have been replaced and go on with what they run", retiring, worker.place + 1)
+            log.warning("%d workers of process %d have been replaced and go on with what they run", retiring, worker.slot + 1)
 
     def _note_leaving(self, worker: WorkerProcess) -> None:
         """Somebody else may have told it to."""
         worker.is_leaving = True
-        if not worker.told:
-            worker.told, worker.told_at = 1, self._clock()
+        if not worker.signals_sent:
+            worker.signals_sent, worker.signalled_at = 1, self._clock()
 
     def _note_end(self, worker: WorkerProcess, ending: Ending) -> None:
-        place = self._places[worker.place]
+        slot = self._slots[worker.slot]
         if worker.has_drained:
-            place.has_drained = True
+            slot.has_drained = True
             self._codes.append(ending.code)
         elif self._stops:
             self._note_stopped(worker, ending)
@@ -346,11 +346,11 @@ class Supervisor:
         elif self._change is not None and self._change.new is worker and worker.works_since is None:
             self._give_up_rolling(f"the new worker {worker.pid} could not start ({ending.cause})")
         elif worker.works_since is None and ending.status in NO_STARTS and (self._plan.is_reloading or not self._has_worked):
-            place.no_start = ending
+            slot.no_start = ending
             if self._plan.is_reloading:
                 log.error("the application cannot be started (%s): waiting for the next change of a file", ending.cause)
         else:
-            pause = place.fail(worker.has_worked_for(self._clock()), self._clock())
+            pause = slot.note_death(worker.has_worked_for(self._clock()), self._clock())
             when = f"in {pause:g} s" if pause else "now"
             log.error("worker %d has ended: %s; another one starts %s", worker.pid, ending.cause, when)
 
@@ -363,7 +363,7 @@ class Supervisor:
     def _note_left(self, worker: WorkerProcess, ending: Ending) -> None:
         if self._plan.is_draining and ending.status == 1:
             self._codes.append(ending.code)
-        if worker.works_since is None or (worker.came_to is not None and ending.code != FORCED):
+        if worker.works_since is None or (worker.exit_code is not None and ending.code != FORCED):
             log.info("worker %d has wound down", worker.pid)
         else:
             log.warning("worker %d has ended while it wound down: %s", worker.pid, ending.cause)
@@ -376,13 +376,13 @@ class Supervisor:
         """The worst of the workers' codes is ours. Where none has ever worked, a signal has cut us short."""
         if self._workers:
             return
-        failed = [place.no_start.code for place in self._places if place.no_start is not None]
+        failed = [slot.no_start.code for slot in self._slots if slot.no_start is not None]
         if self._stops:
             unworked = 0 if self._has_worked else 128 + self._number
             self.code = max(self._codes, default=unworked) if self._stops < 3 else 128 + self._number
-        elif all(place.has_drained for place in self._places):
+        elif all(slot.has_drained for slot in self._slots):
             self.code = max(self._codes)
-        elif failed and not self._plan.is_reloading and (not self._may_crowd or len(failed) == len(self._places)):
+        elif failed and not self._plan.is_reloading and (not self._may_crowd or len(failed) == len(self._slots)):
             self.code = max(failed)
 
 

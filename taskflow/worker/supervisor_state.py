@@ -33,11 +33,11 @@ class Plan:
 
 @dataclass(eq=False)
 class WorkerProcess:
-    """A process. `told`: how many signals it has got; `came_to`: its exit code, once its session has left. One that `is_leaving` starts
+    """A process. `told`: how many signals it has got; `exit_code`: its exit code, once its session has left. One that `is_leaving` starts
     nothing new; when it `is_retiring` it has all the time it wants for what it runs, unless it is signalled."""
 
     pid: int
-    place: int
+    slot: int
     generation: int
     loaded_at: float | None = None
     works_since: float | None = None
@@ -45,9 +45,9 @@ class WorkerProcess:
     is_leaving: bool = False
     is_retiring: bool = False
     has_drained: bool = False
-    came_to: int | None = None
-    told: int = 0
-    told_at: float = float("-inf")
+    exit_code: int | None = None
+    signals_sent: int = 0
+    signalled_at: float = float("-inf")
     heard_at: float = float("inf")
     aborted_at: float | None = None
 
@@ -60,15 +60,15 @@ class WorkerSlot:
     """Where one worker after another works. `failures`: deaths one after the other, none of them in good health."""
 
     failures: int = 0
-    free_at: float = float("-inf")
+    may_start_at: float = float("-inf")
     has_drained: bool = False
     no_start: Ending | None = None
 
-    def fail(self, worked_for: float, now: float) -> float:
+    def note_death(self, worked_for: float, now: float) -> float:
         """Seconds until the next may start: none, then 1, 2, 4 and so on."""
         self.failures = 1 if worked_for >= HEALTHY_AFTER else self.failures + 1
         pause = 0.0 if self.failures == 1 else PAUSES.after(self.failures - 1)
-        self.free_at = now + pause
+        self.may_start_at = now + pause
         return pause
 
 

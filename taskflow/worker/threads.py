@@ -16,7 +16,7 @@ from taskflow.model.seams import StartThread
 IDLE_FOR: Final = 30.0
 
 
-class _Work(NamedTuple):
+class _ThreadCall(NamedTuple):
     function: Callable[[], Any]
     scope: contextvars.Context
     outcome: asyncio.Future[Any]
@@ -36,7 +36,7 @@ class Threads:
         self._start_thread = start_thread
         self._on_freed = on_freed
         self._loop = asyncio.get_running_loop()
-        self._waiting: deque[_Work] = deque()
+        self._waiting: deque[_ThreadCall] = deque()
         self._wake = threading.Condition(threading.Lock())
         self._idle = 0
         self._alive = 0
@@ -52,7 +52,7 @@ class Threads:
         so by `give_up`. Raises RuntimeError when the system has no thread for it.
         """
         outcome: asyncio.Future[Any] = self._loop.create_future()
-        work = _Work(function, contextvars.copy_context(), outcome)
+        work = _ThreadCall(function, contextvars.copy_context(), outcome)
         self._waiting.append(work)
         try:
             self._call_one()
@@ -126,7 +126,7 @@ class Threads:
             self._deliver(work.outcome, value, error)
             del work, value, error
 
-    def _next(self) -> _Work | None:
+    def _next(self) -> _ThreadCall | None:
         while True:
             try:
                 return self._waiting.popleft()

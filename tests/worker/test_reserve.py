@@ -19,7 +19,7 @@ from taskflow.model.record import Record
 from taskflow.model.session import Beat, BeatAnswer
 from taskflow.model.verdict import Settled, Settlement
 from taskflow.worker import runs as runs_module
-from taskflow.worker.pace import FADES_AFTER, MANY, MEASURED_OVER, MOMENT, QUEUES, REMEMBERED, STARTS_WITHIN, Pace
+from taskflow.worker.pace import ENDS_NEEDED, FADES_AFTER, MEASURED_OVER, MOMENT, QUEUES, REMEMBERED, STARTS_WITHIN, Pace
 from taskflow.worker.runs import AHEAD
 from tests.worker.scene import Heard, Run, options, waits
 
@@ -328,12 +328,12 @@ def test_the_reserve_is_what_will_start_in_a_moment_at_the_measured_rate() -> No
 def test_a_burst_is_known_in_a_moment() -> None:
     """What came first has told by then how fast jobs end here; few jobs tell it in the usual time."""
     pace = Pace(0.0)
-    for _ in range(MANY - 1):
+    for _ in range(ENDS_NEEDED - 1):
         pace.note("q", QUICK)
     assert pace.reserve(2 * MOMENT) == 0
     pace.note("q", QUICK)
     assert pace.reserve(MOMENT / 2) == 0
-    assert pace.reserve(2 * MOMENT) == MANY * STARTS_WITHIN / (2 * MOMENT)
+    assert pace.reserve(2 * MOMENT) == ENDS_NEEDED * STARTS_WITHIN / (2 * MOMENT)
 
 
 def test_a_queue_of_long_runs_has_no_reserve_until_its_median_is_short_again() -> None:

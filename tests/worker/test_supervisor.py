@@ -79,7 +79,7 @@ class Office:
     def ends(self, *pids: int, status: int = 0, want: Want = Want.NO, is_told: bool = True) -> None:
         for pid in pids:
             self.alive.discard(pid)
-            if is_told and not status and self.supervisor._workers[pid].came_to is None:
+            if is_told and not status and self.supervisor._workers[pid].exit_code is None:
                 self.supervisor.heard(pid, "ended 0")
             self.supervisor.ended(pid, Ending(status, want))
             self.act()

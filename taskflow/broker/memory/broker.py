@@ -82,7 +82,7 @@ class MemoryBroker:
             answer = verb()
             rung, self._store.rung = self._store.rung, set()
         if rung:
-            self._flag.ring(rung)
+            self._flag.wake(rung)
         return answer
 
 

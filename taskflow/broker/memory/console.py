@@ -47,20 +47,18 @@ class MemoryStore(UpkeepStore):
         return to_seconds(due - self.now)
 
     def browse(self, job_filter: JobFilter, before: bytes | None, limit: int) -> list[Record]:
-        found = (job for job in self.jobs.values() if self._is_filter_options(job, job_filter) and (before is None or job.id < before))
+        found = (job for job in self.jobs.values() if self._matches(job, job_filter) and (before is None or job.id < before))
         return [job.to_record() for job in heapq.nlargest(limit, found, key=lambda job: job.id)]
 
-    def _is_filter_options(self, job: StoredJob, job_filter: JobFilter) -> bool:
+    def _matches(self, job: StoredJob, job_filter: JobFilter) -> bool:
         now = self.now
+        before = None if job_filter.ended_before is None else to_microseconds(job_filter.ended_before)
         return (
             job.is_kept(now)
             and job_filter.queue in (None, job.queue)
             and job_filter.job in (None, job.envelope.job)
             and (not job_filter.statuses or job.status in job_filter.statuses)
-            and (
-                job_filter.ended_before is None
-                or (job.ended_at is not None and job.ended_at <= now - to_microseconds(job_filter.ended_before))
-            )
+            and (before is None or (job.ended_at is not None and job.ended_at <= now - before))
             and (not job_filter.poison or job.is_poison)
         )
 
@@ -87,9 +85,8 @@ class MemoryStore(UpkeepStore):
         return Redone.OK
 
     def purge(self, job_filter: JobFilter, limit: int) -> int:
-        purged = [job for job in self.jobs.values() if job.status is not Status.RUNNING and self._is_filter_options(job, job_filter)][
-            :limit
-        ]
+        found = [job for job in self.jobs.values() if job.status is not Status.RUNNING and self._matches(job, job_filter)]
+        purged = found[:limit]
         for job in purged:
             if job.status in WAITING:
                 self.end(job, Event.CANCEL, Status.CANCELLED, wording.PURGED)

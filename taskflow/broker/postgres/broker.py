@@ -279,7 +279,7 @@ class _Line:
     def tell(self, topics: Sequence[str]) -> None:
         told = set(topics)
         if EVERYTHING in told:
-            self.listener.flag.ring_all()
+            self.listener.flag.wake_all()
         if any(topic.startswith("queue:") for topic in told):
             told.add(names.ANY_QUEUE)
         self.listener.told(told, disarms=False)

@@ -18,7 +18,7 @@ from typing import Any, Final, Self
 import asyncpg
 
 from taskflow.broker import topics as names
-from taskflow.broker.listener import Listener, Look, look_for
+from taskflow.broker.listener import Listener, Lookup, look_for
 from taskflow.broker.postgres.connect.link import Link
 from taskflow.broker.postgres.connect.server import ANSWER_WITHIN, PostgresTarget, drop, shown
 from taskflow.broker.postgres.refusals import ERRORS
@@ -71,7 +71,7 @@ class PostgresListener(Listener):
     A session's own topic is not looked for: what it would bring comes with the next beat.
     """
 
-    def __init__(self, link: Link, channel: str, arm: Look, look: Look) -> None:
+    def __init__(self, link: Link, channel: str, arm: Lookup, look: Lookup) -> None:
         super().__init__(arm, ERRORS)
         self._link = link
         self._channel = channel
@@ -112,7 +112,7 @@ class PostgresListener(Listener):
 
     def _take(self, words: str) -> None:
         if words == EVERYTHING:
-            self.flag.ring_all()
+            self.flag.wake_all()
             return
         topics = words.split("\n")
         self.told((topic for topic in topics if topic.startswith(_JOB)), disarms=True)
@@ -136,7 +136,7 @@ class PostgresListener(Listener):
 
     async def _poll(self, topics: list[str]) -> None:
         try:
-            self.flag.ring(await look_for(topics, self._look))
+            self.flag.wake(await look_for(topics, self._look))
         except self._errors:
             self._has_looked, self._misses = False, 0
             return

@@ -65,7 +65,7 @@ def _completed(fields: list[Any]) -> list[Any]:
     return present + _DEFAULTS[len(fields) :]
 
 
-Job = dict[str, Any]
+JobFields = dict[str, Any]
 """The fields of a stored job by their names."""
 
 
@@ -81,7 +81,7 @@ class _Decoded(NamedTuple):
     errors: tuple[RunError, ...]
 
 
-def _decoded(job: Job, names: Mapping[int, str]) -> _Decoded:
+def _decoded(job: JobFields, names: Mapping[int, str]) -> _Decoded:
     return _Decoded(
         names[job["name"]],
         names[job["queue"]],
@@ -93,7 +93,7 @@ def _decoded(job: Job, names: Mapping[int, str]) -> _Decoded:
     )
 
 
-def _decoded_apart(job: Job, names: Mapping[int, str]) -> tuple[_Decoded, tuple[Unreadable, ...]]:
+def _decoded_apart(job: JobFields, names: Mapping[int, str]) -> tuple[_Decoded, tuple[Unreadable, ...]]:
     """Decode field by field. One that cannot be read has its default, and is reported."""
 
     def named(number: int) -> str:
@@ -147,7 +147,7 @@ def _read_spoilt(packed: bytes) -> tuple[str, str, bytes]:
         return "record", "it cannot be read", packed
 
 
-def _read(job: Job, names: Mapping[int, str]) -> tuple[_Decoded, tuple[Unreadable, ...]]:
+def _read(job: JobFields, names: Mapping[int, str]) -> tuple[_Decoded, tuple[Unreadable, ...]]:
     if job["spoilt"] is None:
         try:
             return _decoded(job, names), ()
@@ -157,7 +157,7 @@ def _read(job: Job, names: Mapping[int, str]) -> tuple[_Decoded, tuple[Unreadabl
 
 
 def lease_of(job_id: bytes, fields: list[Any], names: Mapping[int, str], wall: int) -> Lease:
-    job: Job = dict(zip(FIELDS, _completed(fields), strict=True))
+    job: JobFields = dict(zip(FIELDS, _completed(fields), strict=True))
     decoded, unreadable = _read(job, names)
     return Lease(
         envelope=Envelope(
@@ -183,7 +183,7 @@ def lease_of(job_id: bytes, fields: list[Any], names: Mapping[int, str], wall: i
 
 
 def _record(job_id: bytes, fields: list[Any], names: Mapping[int, str]) -> Record:
-    job: Job = dict(zip(FIELDS, _completed(fields), strict=True))
+    job: JobFields = dict(zip(FIELDS, _completed(fields), strict=True))
     decoded, unreadable = _read(job, names)
     return Record(
         id=job_id,

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from taskflow.broker import topics as names
-from taskflow.broker.listener import Arm, Listener
+from taskflow.broker.listener import Listener, Lookup
 from taskflow.broker.redis.connect.connection import ERRORS, Subscription, subscription_over
 from taskflow.broker.redis.connect.pool import ConnectionPool
 from taskflow.broker.redis.packing import ids_in
@@ -26,7 +26,7 @@ PONG_WITHIN: Final = 3.0
 
 
 class RedisListener(Listener):
-    def __init__(self, pool: ConnectionPool, prefix: str, arm: Arm) -> None:
+    def __init__(self, pool: ConnectionPool, prefix: str, arm: Lookup) -> None:
         super().__init__(arm, ERRORS)
         self._pool = pool
         self._wakeups, self._ended = f"{prefix}nudges".encode(), f"{prefix}ended".encode()

@@ -187,7 +187,7 @@ class _Parts:
         self.listener = SocketListener(store, self._flag, seams.start_thread)
 
     def _announce(self, topics: set[str], /) -> None:
-        self._flag.ring(topics)
+        self._flag.wake(topics)
         self._sender.send(topics, but_not_to=self.listener.name)
 
     def close(self) -> None:

@@ -10,7 +10,7 @@ import os
 import threading
 from typing import Final
 
-LONGEST: Final = 5.0
+MAX_WAIT: Final = 5.0
 """Seconds that a fork waits at most: longer than a transaction waits for the lock of another process."""
 
 
@@ -35,7 +35,7 @@ class _Gate:
     def before_fork(self) -> None:
         with self._changed:
             self._is_forking = True
-            self._changed.wait_for(lambda: self._inside <= {threading.get_ident()}, LONGEST)
+            self._changed.wait_for(lambda: self._inside <= {threading.get_ident()}, MAX_WAIT)
 
     def after_in_parent(self) -> None:
         with self._changed:

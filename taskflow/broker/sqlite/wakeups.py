@@ -35,14 +35,14 @@ _MOST_ADDRESS_BYTES: Final = 100
 """Of a socket's path: Linux takes 107, others 103."""
 
 
-_BELLS: Final[dict[tuple[int, str], WakeUpFlag]] = {}
+_FLAGS_HERE: Final[dict[tuple[int, str], WakeUpFlag]] = {}
 """By process, since a child after a fork has a copy, and by the name of the listener's socket."""
 
 
 def flag_here(name: str) -> WakeUpFlag | None:
     """That of a listener in this process. It is rung without a datagram, which would wake a thread at every commit: a worker's keeper
     listens beside its worker, and hardly ever to what that does."""
-    return _BELLS.get((os.getpid(), name))
+    return _FLAGS_HERE.get((os.getpid(), name))
 
 
 class Folder:
@@ -127,7 +127,7 @@ class SocketSender:
             if name == but_not_to:
                 continue
             if (flag := flag_here(name)) is not None:
-                flag.ring(topics)
+                flag.wake(topics)
             else:
                 others.append(name)
         if others:
@@ -192,7 +192,7 @@ class SocketListener:
             return None
         bound.settimeout(POLL_EVERY)
         self.name = name
-        _BELLS[os.getpid(), name] = self._flag
+        _FLAGS_HERE[os.getpid(), name] = self._flag
         return bound
 
     # --- the thread ----------------------------------------------------------------------------------------------
@@ -206,7 +206,7 @@ class SocketListener:
                 if time.monotonic() - polled_at >= (POLL_EVERY if self._socket else POLL_WITHOUT_SOCKETS_EVERY):
                     polled_at = time.monotonic()
                     if watch.has_changed():
-                        self._flag.ring_all()
+                        self._flag.wake_all()
                     if self._is_done():
                         return
         finally:
@@ -221,9 +221,9 @@ class SocketListener:
         except OSError:  # nobody had anything to say for as long as that
             return
         if message == _EVERYTHING:
-            self._flag.ring_all()
+            self._flag.wake_all()
         elif message:
-            self._flag.ring(message.decode(errors="replace").split("\n"))
+            self._flag.wake(message.decode(errors="replace").split("\n"))
 
     def _is_done(self) -> bool:
         """When nobody listens any more; whoever comes next starts another thread."""
@@ -263,7 +263,7 @@ class SocketListener:
             self._socket.close()
             self._socket = None
         if self.name is not None:
-            _BELLS.pop((os.getpid(), self.name), None)
+            _FLAGS_HERE.pop((os.getpid(), self.name), None)
             self._folder.remove(self.name)
             self.name = None
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from taskflow.model.codec.bounds import check_items, check_size
-from taskflow.model.codec.limits import Limits
+from taskflow.model.codec.limits import Limits, check_items, check_size
 from taskflow.model.codec.misfit import Misfit, raised, too_deep
 from taskflow.model.codec.payload import HEADER_SIZE, Content, open_payload, seal
 from taskflow.model.codec.shape import Shape
@@ -27,7 +26,7 @@ def encode(
     """
     try:
         payload = seal(pack(shape.write(value, limits.depth)))
-        if len(payload) > limits.fewest:
+        if len(payload) > limits.unchecked_size:
             check_size(len(payload), limits)
             check_items(payload[HEADER_SIZE:], Content.MSGPACK, limits)
         if runs_code:
@@ -45,7 +44,7 @@ def decode(shape: Shape, payload: bytes, limits: Limits, *, where: str = "") -> 
     """The value of a payload; DecodeError (NewerFormat, UnknownArgument, MissingArgument) and no other error, whatever the bytes."""
     content, body = open_payload(payload)
     try:
-        if len(payload) > limits.fewest:
+        if len(payload) > limits.unchecked_size:
             check_size(len(payload), limits)
             check_items(body, content, limits)
         if content is Content.JSON:

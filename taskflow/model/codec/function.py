@@ -16,7 +16,7 @@ from taskflow.model.codec.compiler import UNPACK, Compiler
 from taskflow.model.codec.hints import hints_of_function
 from taskflow.model.codec.limits import Limits
 from taskflow.model.codec.shape import Shape, Unresolved, Unsupported
-from taskflow.model.codec.signature import Arguments, Call
+from taskflow.model.codec.signature import Arguments, CallArguments
 from taskflow.model.errors import DeclarationError, EncodeError
 
 
@@ -72,13 +72,13 @@ class FunctionCodec:
         arguments = self._arguments or self._ready()[0]
         return encode(arguments.shape, (args, kwargs), self.limits, runs_code=arguments.runs_code, where=self._in_call)
 
-    def decode_arguments(self, payload: bytes) -> Call:
+    def decode_arguments(self, payload: bytes) -> CallArguments:
         """Positional and keyword arguments to call the function with, without the skipped ones.
 
         Raises UnknownArgument, MissingArgument, NewerFormat, DecodeError; nothing else, whatever the bytes.
         """
         arguments = self._arguments or self._ready()[0]
-        call: Call = decode(arguments.shape, payload, self.limits, where=self._in_call)
+        call: CallArguments = decode(arguments.shape, payload, self.limits, where=self._in_call)
         return call
 
     def encode_result(self, value: Any) -> bytes:

@@ -16,7 +16,7 @@ from taskflow.model.codec.shape import Read, Write
 from taskflow.model.codec.wire import marker, marker_of, named
 
 _T = TypeVar("_T")
-MANY = 1_000
+LARGE = 1_000
 """So many keys may hash alike without harm: half a million comparisons."""
 ALIKE = 100
 
@@ -108,7 +108,7 @@ def pairs_of(wires: list[Any]) -> Iterator[tuple[Any, Any]]:
 def hashed(build: Callable[[list[Any]], _T], values: list[Any]) -> _T:
     """A set, a dict (of pairs) or a tuple of `values`; Misfit if one cannot be hashed or compared (a signalling NaN, a list)."""
     try:
-        if len(values) > MANY and build is not tuple:
+        if len(values) > LARGE and build is not tuple:
             _refuse_collisions(key for key, _ in values) if build is dict else _refuse_collisions(values)
         return build(values)
     except Misfit:

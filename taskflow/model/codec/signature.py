@@ -17,7 +17,7 @@ from taskflow.model.codec.shape import Read, Shape
 from taskflow.model.codec.wire import named
 from taskflow.model.errors import MissingArgument, UnknownArgument
 
-Call = tuple[tuple[Any, ...], dict[str, Any]]
+CallArguments = tuple[tuple[Any, ...], dict[str, Any]]
 """What a function is called with: positional and keyword arguments."""
 
 
@@ -47,7 +47,7 @@ class Arguments:
 
     @property
     def shape(self) -> Shape:
-        """All arguments as one: its values are `Call`s, its wire values maps by parameter name."""
+        """All arguments as one: its values are `CallArguments`, its wire values maps by parameter name."""
         return Shape(
             "arguments",
             self._write,
@@ -65,7 +65,7 @@ class Arguments:
             return partial(_read_extra, read)
         return read
 
-    def _write(self, call: Call, levels: int) -> dict[str, Any]:
+    def _write(self, call: CallArguments, levels: int) -> dict[str, Any]:
         args, kwargs = call
         wires: dict[str, Any] = {}
         name = ""
@@ -118,7 +118,7 @@ class Arguments:
             raise Misfit(("is positional only" if name in self._position_only else "is no argument of this function") + takes)
         return encodable(name)
 
-    def _read_all(self, wires: Any, levels: int) -> Call:
+    def _read_all(self, wires: Any, levels: int) -> CallArguments:
         if self._reads_in_order is not None and type(wires) is dict and [*wires] == self._position_names:
             try:
                 return tuple([read(wire, levels) for read, wire in zip(self._reads_in_order, wires.values(), strict=True)]), {}
@@ -126,7 +126,7 @@ class Arguments:
                 pass  # said below, where it is known which one it was
         return self._read(self._reads, wires, levels)
 
-    def _read(self, reads: Mapping[str, Read], wires: Any, levels: int) -> Call:
+    def _read(self, reads: Mapping[str, Read], wires: Any, levels: int) -> CallArguments:
         """Unknown names are reported first: the code that knows them may know more than what is wrong here."""
         if type(wires) is not dict:
             raise Misfit(f"expected a map by parameter name, got {named(wires)}")
@@ -144,7 +144,7 @@ class Arguments:
             raise
         return self._call(values) if values else ((), {})
 
-    def _call(self, values: dict[str, Any]) -> Call:
+    def _call(self, values: dict[str, Any]) -> CallArguments:
         """By position as far as the values go without a gap, the others by name."""
         rest = values.pop(self._rest, ()) if self._rest else ()
         extra = values.pop(self._extra, {}) if self._extra else {}

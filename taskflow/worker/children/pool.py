@@ -24,7 +24,7 @@ from taskflow.model.verdict import Verdict
 from taskflow.worker.children.death import CannotStart
 from taskflow.worker.children.options import ChildOptions
 from taskflow.worker.children.output import Tell
-from taskflow.worker.children.process import Child, Nursery, Report
+from taskflow.worker.children.process import Child, Nursery, OnProgress
 from taskflow.worker.children.wire import Hello
 
 log: Final = logging.getLogger("taskflow.worker")
@@ -138,7 +138,7 @@ class Turn:
         self._module = module
         self._give_back = give_back
 
-    async def run(self, lease: Lease, report: Report) -> Verdict:
+    async def run(self, lease: Lease, report: OnProgress) -> Verdict:
         """Raises ChildFailed. Cancelled, it kills the child, and comes back when that is gone."""
         try:
             return await self._child.run(_without_timeout(lease), self._module, report)

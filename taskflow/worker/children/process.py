@@ -44,7 +44,7 @@ _BOOT: Final = "import sys; sys.path[:] = sys.argv[2:]; from taskflow.worker.chi
 _UNTIL_DEAD: Final = 1.0
 _LAST_WORDS: Final = 0.2
 
-Report = Callable[[Progress], None]
+OnProgress = Callable[[Progress], None]
 F = TypeVar("F", bound=ChildFailed)
 
 
@@ -79,7 +79,7 @@ class Child(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._unpacker = Unpacker(nursery.hello.settings["max_payload"] + BESIDES)
         self._answer: asyncio.Future[Message] = self._loop.create_future()
-        self._report: Report | None = None
+        self._report: OnProgress | None = None
         self._out_of_memory = OutOfMemory()
 
     @classmethod
@@ -111,7 +111,7 @@ class Child(asyncio.Protocol):
             self._memory_at_first = await self._get_ready(Import(module, main))
             self._modules.add(module)
 
-    async def run(self, lease: Lease, module: str, report: Report) -> Verdict:
+    async def run(self, lease: Lease, module: str, report: OnProgress) -> Verdict:
         """What the run comes to there. Raises ChildFailed when it comes to nothing; whoever cancels this kills the child."""
         self._runs += 1
         self._report = report

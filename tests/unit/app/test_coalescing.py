@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from taskflow import BrokerUnavailable, JobHandle, Status, StoreFull, configure
-from taskflow.app.coalesce import MAX_BYTES, Coalescer
+from taskflow.app.coalesce import MAX_BYTES, Coalescer, pauses_within
 from taskflow.app.default_app import default_app
-from taskflow.app.store_retry import retries_within
 from taskflow.broker.sqlite import SqliteBroker
+from taskflow.model.retry import Retries
 from tests.unit.app.bench import Bench
 from tests.unit.app.jobs import add, blob
 from tests.unit.app.watched import Watched, settle_down
@@ -362,6 +362,6 @@ def test_a_loop_that_ends_cancels_what_waits() -> None:
 
 def test_pauses_grow_to_half_a_second() -> None:
     """Or to a quarter of the patience, so that whoever waits is asked for more than once."""
-    retries = retries_within(5.0)
+    retries = Retries(pauses_within(5.0))
     assert [retries.failed() for _ in range(7)] == [0.02, 0.04, 0.08, 0.16, 0.32, 0.5, 0.5]
-    assert [retries_within(0.1).failed(), retries_within(0.04).failed()] == [0.02, 0.01]
+    assert [Retries(pauses_within(0.1)).failed(), Retries(pauses_within(0.04)).failed()] == [0.02, 0.01]

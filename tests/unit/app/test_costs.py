@@ -92,12 +92,12 @@ async def test_many_who_wait_are_woken_by_one_message(monkeypatch: pytest.Monkey
     topics = [f"topic {number}" for number in range(100)]
     if rings_from == "its own loop":
         monkeypatch.setattr(loop, "call_soon_threadsafe", counted)
-        flag.ring(topics)
+        flag.wake(topics)
         assert messages == 0
     else:
         with monkeypatch.context() as patched:
             patched.setattr(loop, "call_soon_threadsafe", counted)
-            ringing = asyncio.to_thread(flag.ring, topics)
+            ringing = asyncio.to_thread(flag.wake, topics)
             await ringing
         assert messages <= 2  # and the thread's own, when it has ended
     assert all(await asyncio.gather(*waiting))

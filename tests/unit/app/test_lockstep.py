@@ -11,7 +11,7 @@ import pytest
 
 from taskflow.app import coalesce
 from taskflow.app.coalesce import ROOM, Coalescer
-from taskflow.app.lockstep import MANY, Step
+from taskflow.app.lockstep import MIN_CALLERS, Step
 from taskflow.broker.eager_tasks import STARTS_AT_ONCE
 
 ROUNDS = 12
@@ -84,23 +84,23 @@ async def ask_in_step(store: Store, askers: int, clock: Clock, *, made_in: float
 async def test_of_many_in_step_half_go_out_while_the_others_are_made(clock: Clock) -> None:
     """Before Python 3.12 a task begins when the loop comes to it, which is after all of them."""
     store = Store()
-    await ask_in_step(store, MANY, clock, made_in=0.0005)
-    assert [len(batch) for batch in store.batches[:1]] == [MANY]
-    assert {len(batch) for batch in store.batches[1:]} == {MANY // 2 if STARTS_AT_ONCE else MANY}
+    await ask_in_step(store, MIN_CALLERS, clock, made_in=0.0005)
+    assert [len(batch) for batch in store.batches[:1]] == [MIN_CALLERS]
+    assert {len(batch) for batch in store.batches[1:]} == {MIN_CALLERS // 2 if STARTS_AT_ONCE else MIN_CALLERS}
 
 
 async def test_they_are_sent_in_the_order_of_asking(clock: Clock) -> None:
     store = Store()
-    asked = await ask_in_step(store, MANY + 9, clock, made_in=0.0002)
+    asked = await ask_in_step(store, MIN_CALLERS + 9, clock, made_in=0.0002)
     assert [question for batch in store.batches for question in batch] == asked
 
 
 @pytest.mark.parametrize(
     ("a_store", "askers"),
     [
-        pytest.param(lambda clock: SlowStore(clock, 0.1), MANY, id="the store takes longer than they"),
-        pytest.param(lambda clock: Store(at_once=True), MANY, id="the store is this process"),
-        pytest.param(lambda clock: Store(), MANY - 1, id="they are few"),
+        pytest.param(lambda clock: SlowStore(clock, 0.1), MIN_CALLERS, id="the store takes longer than they"),
+        pytest.param(lambda clock: Store(at_once=True), MIN_CALLERS, id="the store is this process"),
+        pytest.param(lambda clock: Store(), MIN_CALLERS - 1, id="they are few"),
     ],
 )
 async def test_else_they_go_together(a_store: Callable[[Clock], Store], askers: int, clock: Clock) -> None:
@@ -142,9 +142,9 @@ async def test_who_asks_near_the_limit_of_recursion_fails_alone() -> None:
         return await on_top_of(frames, partial(ask, number))
 
     for frames in range(limit - ROOM - 40, limit - 5, 5):
-        deep = MANY // 2 - 1
-        answers = await asyncio.gather(*(asker(n, frames if n == deep else 0) for n in range(MANY)), return_exceptions=True)
-        assert [answer for n, answer in enumerate(answers) if n != deep] == [n for n in range(MANY) if n != deep]
+        deep = MIN_CALLERS // 2 - 1
+        answers = await asyncio.gather(*(asker(n, frames if n == deep else 0) for n in range(MIN_CALLERS)), return_exceptions=True)
+        assert [answer for n, answer in enumerate(answers) if n != deep] == [n for n in range(MIN_CALLERS) if n != deep]
         assert answers[deep] == deep or isinstance(answers[deep], RecursionError)
 
 
@@ -168,8 +168,8 @@ async def test_what_is_asked_while_a_call_begins_waits_for_it() -> None:
 
     async def store(questions: list[int]) -> Sequence[int]:
         nonlocal at_once, most
-        if len(nested) < 2 * MANY:
-            nested.extend(ask(-1) for _ in range(MANY))
+        if len(nested) < 2 * MIN_CALLERS:
+            nested.extend(ask(-1) for _ in range(MIN_CALLERS))
         at_once += 1
         most = max(most, at_once)
         await asyncio.sleep(0.001)
@@ -177,7 +177,7 @@ async def test_what_is_asked_while_a_call_begins_waits_for_it() -> None:
         return questions
 
     ask = Coalescer[int, int](store, patience=10.0)
-    await asyncio.gather(*map(ask, range(MANY)))
+    await asyncio.gather(*map(ask, range(MIN_CALLERS)))
     assert set(await asyncio.gather(*nested)) == {-1}
     assert most == 1
 

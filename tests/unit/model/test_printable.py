@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskflow.model.printable import INDENT, LONGEST, indented, message, one_line
+from taskflow.model.printable import INDENT, MAX_CHARACTERS, indented, message, one_line
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=200)
 DANGEROUS = ("Cc", "Cs", "Zl", "Zp")
@@ -61,11 +61,11 @@ def test_a_message_begins_where_it_is_put() -> None:
 
 
 def test_long_text_is_cut() -> None:
-    assert one_line("x" * LONGEST) == "x" * LONGEST
+    assert one_line("x" * MAX_CHARACTERS) == "x" * MAX_CHARACTERS
     cut = one_line("x" * 1_000_000)
-    assert len(cut) == LONGEST
+    assert len(cut) == MAX_CHARACTERS
     assert cut.endswith("x [... of 1,000,000 characters]")
-    assert len(one_line("\x1b" * LONGEST)) == LONGEST
+    assert len(one_line("\x1b" * MAX_CHARACTERS)) == MAX_CHARACTERS
     assert one_line("x" * 100, 10) == "xxxxxxx..."
 
 

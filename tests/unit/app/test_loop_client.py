@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from taskflow.app.store_retry import STOOD_STILL, insist
+from taskflow.app.loop_client import BLOCKED_FOR, retry_within
 from taskflow.model.errors import BrokerUnavailable
 
 
@@ -21,10 +21,10 @@ async def test_an_answer_that_came_while_the_loop_stood_still_counts() -> None:
         times += 1
         answer: asyncio.Future[int] = loop.create_future()
         threading.Timer(0.02, loop.call_soon_threadsafe, [answer.set_result, times]).start()
-        loop.call_later(0.01, time.sleep, 0.1 + STOOD_STILL if times == 1 else 0.0)
+        loop.call_later(0.01, time.sleep, 0.1 + BLOCKED_FOR if times == 1 else 0.0)
         return await answer
 
-    assert await insist(verb, patience=0.1) in (1, 2)
+    assert await retry_within(verb, patience=0.1) in (1, 2)
 
 
 async def test_without_an_answer_it_is_given_up() -> None:
@@ -33,5 +33,5 @@ async def test_without_an_answer_it_is_given_up() -> None:
 
     began = time.monotonic()
     with pytest.raises(BrokerUnavailable, match=r"away for 0\.1 s"):
-        await insist(verb, patience=0.1)
+        await retry_within(verb, patience=0.1)
     assert time.monotonic() - began < 2
