@@ -41,7 +41,7 @@ class PurgesWhatRuns(Mutant):
     def purge(self, job_filter: JobFilter, limit: int) -> int:
         purged = super().purge(job_filter, limit)
         for job in list(self.jobs.values()):
-            if job.status is Status.RUNNING and self._is_filter_options(job, job_filter):
+            if job.status is Status.RUNNING and self._matches(job, job_filter):
                 self._let_go(job)
                 self.end(job, Event.CANCEL, Status.CANCELLED, "purged")
                 self.bury(job)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from taskflow import Backoff, EncodeError, EnqueueFailed, EnqueueOptions, Status, configure, enqueue, enqueue_sync, run_sync
-from taskflow.app import batches
+from taskflow.app import enqueue_batches
 from taskflow.app.coalesce import MAX_BYTES
 from taskflow.app.enqueue_batches import AHEAD_FOR
 from taskflow.app.middleware import EnqueueCall, EnqueueNext, Middleware
@@ -190,7 +190,7 @@ async def test_a_batch_is_of_one_mebibyte(bench: Bench) -> None:
 
 async def test_an_iterable_is_read_one_batch_ahead_at_most(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """It may be endless. The next batch is gathered while one is under way, and one call more is taken to see that it is full."""
-    monkeypatch.setattr(batches, "AHEAD_FOR", 60.0)  # else what a busy machine does not gather in time is left for later
+    monkeypatch.setattr(enqueue_batches, "AHEAD_FOR", 60.0)  # else what a busy machine does not gather in time is left for later
     watched = Watched(bench.broker)
     taken = 0
 
