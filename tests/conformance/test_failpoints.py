@@ -17,7 +17,7 @@ from taskflow.model.rules import Rules
 from taskflow.model.seams import Seams
 from taskflow.model.session import Beat
 from taskflow.model.verdict import Settled
-from tests.stores.redis.scene import until
+from tests.stores.scene import until
 from tests.support import child
 from tests.support.failpoints import Act, FailingBroker, Failpoint, When
 from tests.support.fileclock import FileClock

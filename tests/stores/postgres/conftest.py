@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator, Iterator
 
 import asyncpg
@@ -11,12 +10,6 @@ from taskflow.broker.url import connect
 from tests.stores.postgres.counts import Store, a_store
 from tests.stores.postgres.scene import Scene
 from tests.support.postgres import PostgresServer, shared_postgres
-
-
-@pytest.fixture(autouse=True)
-def _no_settings_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith("TASKFLOW_")]:
-        monkeypatch.delenv(name)
 
 
 @pytest.fixture

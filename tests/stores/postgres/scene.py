@@ -1,24 +1,19 @@
-"""The scene of the Redis tests on a Postgres server, and what can be done to such a server's connections and databases."""
+"""The scene of every store on a PostgreSQL server, and what can be done to its connections and databases."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Final, Self, cast
+from typing import Final
 
-from taskflow.app.default_app import default_app
-from taskflow.broker.redis import RedisBroker
-from taskflow.broker.url import connect
-from tests.stores.redis import scene as of_redis
-from tests.stores.redis.scene import elapsed_since, until
+import asyncpg
+
+from tests.stores import scene
 from tests.support.postgres import PostgresServer
 from tests.support.proxy import Proxy
-from tests.support.servers import RedisServer
-
-__all__ = ["Scene", "elapsed_since", "killing", "terminate", "until"]
 
 KILLED_EVERY: Final = (0.01, 0.1)
 
@@ -26,21 +21,14 @@ EARS: Final = "(query LIKE 'LISTEN%' OR query = 'SELECT 1')"
 """Of pg_stat_activity: a listening connection, which says this when it is asked whether it is there."""
 
 
-class Scene(of_redis.Scene):
-    """In a new database of `server`, unless `database` names one; by way of `proxy` where there is one. The looks go straight."""
+class Scene(scene.Scene):
+    """In a new database of `server`, unless `database` names one; through `proxy` where there is one."""
 
     def __init__(self, server: PostgresServer, *, proxy: Proxy | None = None, database: str | None = None) -> None:
         self.postgres = server
         self.database = database or server.new_database()
-        self.straight_url = server.url(self.database)
-        url = proxy.url("postgresql", credentials="postgres", path=f"/{self.database}") if proxy is not None else self.straight_url
-        # The base asks the server for nothing when it is given a URL, and of the store what every broker has.
-        super().__init__(cast(RedisServer, server), url)
-
-    async def __aenter__(self) -> Self:
-        self.store = cast(RedisBroker, connect(self.straight_url))
-        self._stack.enter_context(default_app().using(self._broker))
-        return self
+        far = proxy.url("postgresql", credentials="postgres", path=f"/{self.database}") if proxy is not None else None
+        super().__init__(server.url(self.database), far)
 
     async def assert_each_settled_once(self) -> None:
         """And none was added more than once."""
@@ -56,11 +44,12 @@ class Scene(of_redis.Scene):
         self.postgres.execute(f"ALTER DATABASE {self.database} RESET {setting}")
         terminate(self.postgres, self.database)
 
-    async def seconds_to_start(self, number: int) -> float:
-        """From just before the enqueue to the job's first line."""
-        began_at = time.monotonic()
-        await asyncio.gather(self.send([number]), self.until_ran([number], within=10))
-        return elapsed_since(began_at)
+
+def listeners(scene: Scene) -> set[tuple[object, ...]]:
+    """Return the server's processes behind the listening connections; none while it is away."""
+    with contextlib.suppress(OSError, asyncpg.PostgresError):
+        return set(scene.postgres.rows(f"SELECT pid FROM pg_stat_activity WHERE {EARS} AND datname = $1", scene.database))
+    return set()
 
 
 def terminate(server: PostgresServer, database: str, *, which: str = "true", most: int = 1_000) -> int:

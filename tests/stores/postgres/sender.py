@@ -9,7 +9,7 @@ import asyncpg
 
 from taskflow import JobHandle
 
-NOTE: Final = "tests.stores.redis.note"
+NOTE: Final = "tests.stores.note"
 """The scene's job."""
 
 

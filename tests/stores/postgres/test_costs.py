@@ -15,7 +15,7 @@ from taskflow.broker.url import connect
 from taskflow.model.envelope import Envelope
 from taskflow.model.verdict import Settled
 from tests.stores.postgres.counts import SESSION, Store, new_id
-from tests.stores.postgres.scene import until
+from tests.stores.scene import until
 from tests.support.verdicts import succeeded
 
 BATCH: Final = 100

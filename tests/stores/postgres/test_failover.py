@@ -16,8 +16,8 @@ from taskflow.model.envelope import Envelope
 from taskflow.model.errors import BrokerRefused
 from taskflow.model.ids import IdFactory
 from taskflow.worker.events import SessionEnded
-from tests.stores.postgres.scene import Scene, elapsed_since, terminate, until
-from tests.stores.redis.scene import PATIENCE
+from tests.stores.postgres.scene import Scene, terminate
+from tests.stores.scene import PATIENCE, elapsed_since, until
 from tests.support.postgres import PostgresServer, shared_postgres
 from tests.support.processes import HOST, free_port
 from tests.support.proxy import Proxy

@@ -14,8 +14,8 @@ import pytest
 
 from taskflow import EnqueueFailed, StoreFull, configure
 from taskflow.worker.events import BrokerTrouble, SessionEnded
-from tests.stores.postgres.scene import Scene, until
-from tests.stores.redis.scene import PATIENCE
+from tests.stores.postgres.scene import Scene
+from tests.stores.scene import PATIENCE, until
 from tests.support.postgres import PostgresServer
 from tests.support.processes import new_folder
 

@@ -21,7 +21,8 @@ from taskflow.broker.protocol import Broker
 from taskflow.broker.url import connect
 from taskflow.model.envelope import Envelope
 from taskflow.model.ids import IdFactory
-from tests.stores.postgres.scene import Scene, until
+from tests.stores.postgres.scene import Scene
+from tests.stores.scene import until
 from tests.support.pgbouncer import PgBouncer, is_there
 from tests.support.postgres import PostgresServer, shared_postgres
 from tests.support.processes import HOST, free_port

@@ -21,7 +21,7 @@ from taskflow.model.session import Beat
 from taskflow.model.verdict import Settled
 from tests.stores.postgres.counts import SESSION, Store, a_store, new_id
 from tests.stores.postgres.plans import CALLS, LIMIT, UNTIL_KEPT, any_kind, assert_cheap
-from tests.stores.postgres.scene import until
+from tests.stores.scene import until
 from tests.support.postgres import shared_postgres, the_newest_postgres_binary, the_postgres_binary
 from tests.support.servers import Found
 from tests.support.verdicts import failed, retried, succeeded

@@ -6,47 +6,17 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Callable
-from functools import partial
 from signal import SIGKILL
 from typing import Final
 
 import asyncpg
-import pytest
 
-from taskflow.worker.events import BrokerTrouble, SessionOpened
 from tests.stores.postgres.scene import Scene, terminate
 from tests.support.postgres import PostgresServer
 
 MANY: Final = 100
 
 End = Callable[[PostgresServer], None]
-
-
-@pytest.mark.parametrize(
-    "end",
-    [partial(PostgresServer.stop, mode="fast"), partial(PostgresServer.stop, mode="immediate"), PostgresServer.kill],
-    ids=["fast", "immediate", "killed"],
-)
-async def test_restarts_under_load_lose_and_repeat_nothing(server: PostgresServer, end: End, capsys: pytest.CaptureFixture[str]) -> None:
-    """Three times. The worker's session and its leases survive with the rest, and every run counts."""
-    async with Scene(server) as scene:
-        scene.takes = 0.02
-        async with scene.worker(ttl=20):
-            sending = asyncio.create_task(scene.keep_sending(range(3 * MANY)))
-            for number in range(3):
-                await scene.until_ran([number * 20])
-                assert not sending.done()
-                await asyncio.to_thread(end, server)
-                await asyncio.to_thread(server.start)
-            await sending
-            await scene.until_done()
-        await scene.assert_each_settled_once()
-        assert scene.runs.total() == 3 * MANY
-        assert sum(isinstance(event, SessionOpened) for event in scene.events) == 1
-        troubles = [event for event in scene.events if isinstance(event, BrokerTrouble)]
-        assert troubles
-        with capsys.disabled():
-            print(f"\n{scene.runs.total()} runs of {3 * MANY} jobs over 3 restarts; {len(troubles)} troubles told")
 
 
 async def test_a_backend_that_crashes_takes_all_connections_with_it_and_no_job(server: PostgresServer) -> None:
@@ -88,15 +58,3 @@ async def take_all(server: PostgresServer) -> list[asyncpg.Connection]:
         while True:
             taken.append(await asyncpg.connect(server.url(), ssl=False))
     return taken
-
-
-async def test_a_server_that_is_away_at_first_is_waited_for_by_senders(server: PostgresServer) -> None:
-    async with Scene(server) as scene:
-        server.stop()
-        sending = asyncio.create_task(scene.send(range(10)))
-        await asyncio.sleep(0.3)
-        await asyncio.to_thread(server.start)
-        await sending
-        async with scene.worker():
-            await scene.until_done()
-        await scene.assert_each_settled_once()

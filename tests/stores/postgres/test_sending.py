@@ -32,8 +32,9 @@ from taskflow.model.rules import DAY, LONGEST
 from taskflow.model.session import Beat, Session
 from taskflow.model.verdict import Settled
 from tests.cli.processes import Shell
-from tests.stores.postgres.scene import Scene, until
+from tests.stores.postgres.scene import Scene
 from tests.stores.postgres.sender import NOTE, send
+from tests.stores.scene import until
 from tests.support.postgres import postgres_binaries, shared_postgres
 from tests.support.verdicts import retried, succeeded
 

@@ -20,8 +20,8 @@ from taskflow.model.ids import IdFactory
 from taskflow.model.session import Session
 from taskflow.model.verdict import Settled
 from taskflow.worker.events import SessionEnded
-from tests.stores.postgres.scene import Scene, elapsed_since, until
-from tests.stores.redis.scene import PATIENCE
+from tests.stores.postgres.scene import Scene
+from tests.stores.scene import PATIENCE, elapsed_since, until
 from tests.support.postgres import shared_postgres
 from tests.support.verdicts import succeeded
 

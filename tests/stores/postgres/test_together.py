@@ -18,7 +18,8 @@ from taskflow.model.envelope import Envelope, Lease
 from taskflow.model.ids import IdFactory
 from taskflow.model.session import Session
 from tests.cli.processes import Running, Shell
-from tests.stores.postgres.scene import Scene, until
+from tests.stores.postgres.scene import Scene
+from tests.stores.scene import until
 from tests.support.postgres import shared_postgres
 
 JOBS: Final = 2_000

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -11,12 +10,6 @@ from tests.support.homes import RedisHome
 from tests.support.proxy import Proxy
 from tests.support.servers import HOST, RedisServer
 from tests.support.world import World
-
-
-@pytest.fixture(autouse=True)
-def _no_settings_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith("TASKFLOW_")]:
-        monkeypatch.delenv(name)
 
 
 @pytest.fixture

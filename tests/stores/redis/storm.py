@@ -10,21 +10,20 @@ import argparse
 import asyncio
 import random
 import tempfile
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 import msgspec
-import redis
 
 import taskflow
 from tests.cli.processes import Running, Shell
-from tests.stores.redis.scene import Scene, elapsed_since, until, verb_of
+from tests.stores.redis.killer import Killer
+from tests.stores.redis.scene import Scene, verb_of
+from tests.stores.scene import elapsed_since, until
 from tests.support.proxy import BLACKHOLE, DROP_COMMAND, DROP_REPLY, GARBLE, PASS, Command, Fate, Kind, Proxy, delay, delay_reply
 from tests.support.servers import HOST, RedisServer
 
@@ -39,7 +38,7 @@ from taskflow import job
 
 ledger = os.open("ledger", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
-@job(name="tests.stores.redis.note", keep_result=3600)
+@job(name="tests.stores.note", keep_result=3600)
 async def note(number: int, ballast: bytes = b"") -> None:
     os.write(ledger, b"%d\\n" % number)
 """
@@ -56,7 +55,6 @@ _FATES: Final[dict[Fate, float]] = {
 """How often each befalls a command. A beat's reply is dropped half the time: there are few of them."""
 
 _BEAT_DROPPED: Final = 0.5
-_KILLED_EVERY: Final = (0.02, 0.2)
 
 
 class Weather:
@@ -88,45 +86,6 @@ class Weather:
             if draw < 0:
                 return fate
         return PASS
-
-
-class Killer:
-    """Kills all connections of one kind, or one connection of any kind, again and again, from a thread of its own."""
-
-    def __init__(self, server: RedisServer, seed: int) -> None:
-        self.killed = 0
-        self._server = server
-        self._chance = random.Random(seed)
-        self._is_over = threading.Event()
-        self._thread = threading.Thread(target=self._kill_on, name="killer")
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.stop()
-
-    def stop(self) -> None:
-        self._is_over.set()
-        self._thread.join()
-
-    def _kill_on(self) -> None:
-        with self._server.client() as client:
-            while not self._is_over.wait(self._chance.uniform(*_KILLED_EVERY)):
-                kill = self._chance.choice((self._kill_all, self._kill_ears, self._kill_one))
-                self.killed += int(kill(client))
-
-    def _kill_all(self, client: redis.Redis) -> int:
-        return int(client.client_kill_filter(_type="normal", skipme=True)) + self._kill_ears(client)
-
-    def _kill_ears(self, client: redis.Redis) -> int:
-        return int(client.client_kill_filter(_type="pubsub"))
-
-    def _kill_one(self, client: redis.Redis) -> int:
-        mine = client.client_id()
-        ids = [int(one["id"]) for one in client.client_list() if int(one["id"]) != mine]
-        return int(client.client_kill_filter(_id=str(self._chance.choice(ids)))) if ids else 0
 
 
 class Report(msgspec.Struct, frozen=True):

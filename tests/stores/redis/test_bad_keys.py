@@ -14,7 +14,8 @@ import redis
 from taskflow import Status
 from taskflow.broker.redis.fields import FIELDS
 from taskflow.worker import fetcher
-from tests.stores.redis.scene import Scene, until
+from tests.stores.redis.scene import Scene
+from tests.stores.scene import until
 from tests.support.servers import Found, RedisServer, redis_binaries
 
 PREFIX: Final = b"{taskflow:0}:"

@@ -9,9 +9,10 @@ from typing import Final
 import pytest
 
 from taskflow import Status
-from taskflow.worker.events import BrokerTrouble, SessionOpened
-from tests.stores.redis.scene import Scene, until
-from tests.support.servers import Found, RedisServer, redis_binaries
+from taskflow.worker.events import SessionOpened
+from tests.stores.redis.scene import Scene
+from tests.stores.scene import until
+from tests.support.servers import RedisServer
 
 MANY: Final = 200
 
@@ -22,28 +23,6 @@ End = Callable[[RedisServer], None]
 def durable() -> Iterator[RedisServer]:
     with RedisServer(aof=True, appendfsync="always") as server:
         yield server
-
-
-@pytest.mark.parametrize("found", redis_binaries()[:1], ids=lambda found: found.name)
-@pytest.mark.parametrize("end", [RedisServer.stop, RedisServer.kill], ids=["stopped", "killed"])
-async def test_with_an_append_only_file_nothing_is_lost_and_nothing_repeated(found: Found, end: End) -> None:
-    """In the midst of work, three times. The worker's session and its leases survive with the rest, and every run counts."""
-    with RedisServer(found.path, aof=True) as server:
-        async with Scene(server) as scene:
-            scene.takes = 0.02
-            async with scene.worker(ttl=20):
-                sending = asyncio.create_task(scene.keep_sending(range(3 * MANY)))
-                for _ in range(3):
-                    await asyncio.sleep(0.05)
-                    assert not sending.done()
-                    await asyncio.to_thread(end, server)
-                    await asyncio.to_thread(server.start)
-                await sending
-                await scene.until_done()
-            await scene.assert_each_settled_once()
-            assert scene.runs.total() == 3 * MANY
-            assert sum(isinstance(event, SessionOpened) for event in scene.events) == 1
-            assert any(isinstance(event, BrokerTrouble) for event in scene.events)
 
 
 async def test_without_one_all_is_gone_and_the_worker_begins_anew(scene: Scene, server: RedisServer) -> None:
@@ -58,16 +37,6 @@ async def test_without_one_all_is_gone_and_the_worker_begins_anew(scene: Scene, 
         assert (await scene.told(range(MANY))) == {"gone": MANY}
         assert (await scene.totals())["succeed"] == MANY
     assert sum(isinstance(event, SessionOpened) for event in scene.events) == 2
-
-
-async def test_a_server_that_is_away_at_first_is_waited_for_by_senders(scene: Scene, server: RedisServer) -> None:
-    server.stop()
-    sending = asyncio.create_task(scene.send(range(10)))
-    await asyncio.sleep(0.3)
-    await asyncio.to_thread(server.start)
-    await sending
-    async with scene.worker():
-        await scene.until_done()
 
 
 async def test_an_older_append_only_file_copied_back(durable: RedisServer, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 import threading
 from collections.abc import Iterator
@@ -11,8 +10,9 @@ from typing import Final
 
 import pytest
 
-from tests.stores.redis.scene import Scene, until, verb_of
-from tests.stores.redis.storm import VERBS, Killer, storm
+from tests.stores.redis.scene import Scene, verb_of
+from tests.stores.redis.storm import VERBS, storm
+from tests.stores.scene import until
 from tests.support.proxy import GARBLE, PASS, Command, Fate, Proxy, delay, delay_reply
 from tests.support.servers import RedisServer
 
@@ -26,21 +26,6 @@ async def test_each_job_is_done_once_under_everything_at_once(capsys: pytest.Cap
     report.check()
     assert report.killed > 10
     assert all(report.dropped(verb) >= 10 for verb in VERBS)
-
-
-async def test_connections_killed_at_random_lose_and_repeat_nothing(
-    scene: Scene, server: RedisServer, capsys: pytest.CaptureFixture[str]
-) -> None:
-    async with scene.worker(), scene.worker():
-        with Killer(server, seed=3) as killer:
-            for first in range(0, JOBS, 15):
-                await scene.send(range(first, first + 15))
-                await asyncio.sleep(0.02)
-            await scene.until_done()
-    await scene.assert_each_settled_once()
-    with capsys.disabled():
-        print(f"\n{killer.killed} connections killed under {JOBS} jobs; runs {scene.runs.total()}, events {dict(await scene.totals())}")
-    assert killer.killed > 20
 
 
 @contextmanager
@@ -132,16 +117,3 @@ async def test_garbled_replies_lose_nothing(far_scene: Scene, proxy: Proxy, caps
     await far_scene.assert_each_settled_once()
     with capsys.disabled():
         print(f"\n{garbles.garbled} replies garbled under 200 jobs")
-
-
-async def test_cuts_of_all_connections_lose_nothing(far_scene: Scene, proxy: Proxy) -> None:
-    """By the network, not by the server: half of the commands have been sent, and nobody knows whether they took effect."""
-    proxy.latency = 0.002
-    async with far_scene.worker():
-        for first in range(0, 600, 20):
-            sending = asyncio.create_task(far_scene.send(range(first, first + 20)))
-            await asyncio.sleep(0.001)
-            await asyncio.to_thread(proxy.cut_all)
-            await sending
-        await far_scene.until_done()
-    await far_scene.assert_each_settled_once()

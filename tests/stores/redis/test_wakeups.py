@@ -16,7 +16,8 @@ from taskflow.model.envelope import Envelope
 from taskflow.model.session import Session
 from taskflow.worker import fetcher
 from taskflow.worker.options import WorkerOptions
-from tests.stores.redis.scene import Scene, elapsed_since, until, verb_of
+from tests.stores.redis.scene import Scene, verb_of
+from tests.stores.scene import elapsed_since, until
 from tests.support.proxy import PASS, Command, Fate, Proxy
 from tests.support.servers import Found, RedisServer, redis_binaries
 

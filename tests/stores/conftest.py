@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.stores.drivers import DRIVERS, Driver
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("TASKFLOW_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture(params=DRIVERS, ids=lambda kind: kind.name)
+def driver(request: pytest.FixtureRequest) -> Iterator[Driver]:
+    """A server of each kind in turn, which the test may harm."""
+    with request.param() as driver:
+        yield driver
+
+
+@pytest.fixture
+def _short_timeouts(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver.shorten_timeouts(monkeypatch)

@@ -1,0 +1,165 @@
+"""An application on a store that fails: a job that notes that it ran, workers for it, and a direct way to look at the store."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import ExitStack, asynccontextmanager
+from types import TracebackType
+from typing import Any, Final, Self
+
+import taskflow
+from taskflow import Status, Worker
+from taskflow.app.default_app import default_app
+from taskflow.app.handle import JobHandle
+from taskflow.broker.url import connect
+from taskflow.model.errors import BrokerUnavailable
+from taskflow.model.record import Record
+from taskflow.worker.events import WorkerEvent
+from taskflow.worker.options import WorkerOptions
+
+PATIENCE: Final = 60.0
+"""Seconds for what takes far less on a machine that does nothing else. What takes this long has hung."""
+
+_TALLIED_WITHIN: Final = 0.02
+
+SHORT_TTL: Final = 4.0
+"""Seconds: a beat each second, and longer than what a machine with much else to do stands still."""
+
+
+class Scene:
+    """As an asynchronous context manager: inside, what taskflow sends and works goes to the broker at `url`.
+
+    `url` may lead through a proxy; `store` looks at what `straight_url` names.
+    """
+
+    def __init__(self, straight_url: str, url: str | None = None) -> None:
+        self.straight_url = straight_url
+        self.runs: Counter[int] = Counter()
+        """How often the job of each number has run."""
+        self.takes = 0.0
+        """Seconds that a run takes."""
+        self.handles: dict[int, JobHandle[None]] = {}
+        self.events: list[WorkerEvent] = []
+        self._broker = connect(url or straight_url)
+        self._stack = ExitStack()
+        self._ran = asyncio.Event()
+
+        @taskflow.job(name="tests.stores.note", keep_result=3600)
+        async def note(number: int, ballast: bytes = b"") -> None:
+            if self.takes:
+                await asyncio.sleep(self.takes)
+            self.runs[number] += 1
+            self._ran.set()
+
+        self.note = note
+
+    async def __aenter__(self) -> Self:
+        self.store = connect(self.straight_url)
+        self._stack.enter_context(default_app().using(self._broker))
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self._broker.close()
+        await self.store.close()
+        self._stack.close()
+
+    def worker(self, *, ttl: float = SHORT_TTL, concurrency: int = 50) -> Worker:
+        return Worker(options=WorkerOptions(ttl=ttl, concurrency=concurrency, grace=5.0, subscribers=(self.events.append,)))
+
+    async def send(self, numbers: Iterable[int], *, ballast: bytes = b"") -> None:
+        numbers = list(numbers)
+        handles = await taskflow.enqueue(self.note.bind(number, ballast) for number in numbers)
+        self.handles.update(zip(numbers, handles, strict=True))
+
+    async def keep_sending(self, numbers: range, *, by: int = 5, every: float = 0.005) -> None:
+        """In batches, with a pause after each."""
+        for first in range(numbers.start, numbers.stop, by):
+            await self.send(range(first, min(first + by, numbers.stop)))
+            await asyncio.sleep(every)
+
+    async def until_ran(self, numbers: Iterable[int], *, within: float = PATIENCE) -> None:
+        missing = set(numbers)
+        async with asyncio.timeout(within):
+            while missing := {number for number in missing if not self.runs[number]}:
+                self._ran.clear()
+                await self._ran.wait()
+
+    async def until_done(self, numbers: Iterable[int] | None = None, *, within: float = PATIENCE) -> None:
+        """Until the store says of each of these jobs, of all by default, that it has succeeded."""
+        wanted = list(self.handles if numbers is None else numbers)
+        try:
+            await self.until_ran(wanted, within=within)
+            await until(lambda: self._have_succeeded(wanted), within)
+        except TimeoutError:
+            raise AssertionError(f"not done: {await self.told(wanted)}; the last events: {self.events[-5:]}") from None
+
+    async def seconds_to_start(self, number: int) -> float:
+        """From just before the enqueue to the job's first line."""
+        began_at = time.monotonic()
+        await asyncio.gather(self.send([number]), self.until_ran([number], within=10))
+        return elapsed_since(began_at)
+
+    @asynccontextmanager
+    async def from_afar(self) -> AsyncIterator[None]:
+        """Send what is sent inside through another broker than the workers', so that nothing but a notification tells them."""
+        afar = connect(self.straight_url)
+        with default_app().using(afar):
+            await self.send([-1])
+            await self.until_ran([-1])
+            yield
+        await afar.close()
+
+    async def told(self, numbers: Iterable[int]) -> dict[str, int]:
+        """How many of these jobs the store says what of."""
+        records = await self.records(numbers)
+        return dict(Counter("gone" if record is None else record.status.value for record in records))
+
+    async def records(self, numbers: Iterable[int]) -> list[Record | None]:
+        ids = [self.handles[number] for number in numbers]
+        return [record for first in range(0, len(ids), 500) for record in await self.store.read([_id(h) for h in ids[first : first + 500]])]
+
+    async def totals(self) -> Counter[str]:
+        """How often each event has happened, over all queues, says the store."""
+        by_queue = (await self.store.console.metrics()).totals.values()
+        return sum((Counter(events) for events in by_queue), Counter[str]())
+
+    async def waiting(self) -> dict[str, int]:
+        """How many jobs have not ended, by status; nothing where none has."""
+        counts: Counter[str] = Counter()
+        for queue in await self.store.console.queues():
+            counts.update({status.value: count for status, count in queue.counts.items() if not status.is_ended})
+        return dict(+counts)
+
+    async def assert_each_settled_once(self) -> None:
+        """All that was sent is done, nothing is left, and no job was settled more than once."""
+        assert await self.told(self.handles) == {Status.SUCCEEDED.value: len(self.handles)}
+        assert (await self.totals())["succeed"] == len(self.handles)
+        assert await self.waiting() == {}
+        assert all(self.runs[number] >= 1 for number in self.handles)
+
+    async def _have_succeeded(self, numbers: list[int]) -> bool:
+        with contextlib.suppress(BrokerUnavailable):  # the connection of this look may be cut, too
+            return await self.told(numbers) == {Status.SUCCEEDED.value: len(numbers)}
+        return False
+
+
+def _id(handle: JobHandle[Any]) -> bytes:
+    return bytes.fromhex(handle.id.replace("-", ""))
+
+
+async def until(holds: Callable[[], Any], within: float = PATIENCE) -> None:
+    """Wait for what a server or a thread does in its own time, and tells nobody of."""
+    async with asyncio.timeout(within):
+        while True:
+            found = holds()
+            if await found if asyncio.iscoroutine(found) else found:
+                return
+            await asyncio.sleep(_TALLIED_WITHIN)
+
+
+def elapsed_since(began_at: float) -> float:
+    return time.monotonic() - began_at
