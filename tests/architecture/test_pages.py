@@ -14,6 +14,7 @@ ROOMS = ["connect", "enqueue", "claim", "settle", "session", "upkeep", "console"
 PAGES = sorted([*ROOT.glob("docs/**/*.md"), *ROOT.glob(".github/*.md")])
 
 _PATH = re.compile(r"`((?:taskflow|tests|benchmarks|docs|\.github|\.ci)/[\w./-]+)`")
+_FILE_NAME = re.compile(r"`((?:[\w-]+/)*(?:[\w-]+/|[\w-]+\.(?:py|sql|lua)))`")
 _LINK = re.compile(r"\]\((?!https?:)([^)#]+)[^)]*\)")
 
 
@@ -24,6 +25,12 @@ def name_of(page: Path) -> str:
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_path_that_a_page_names_exists(page: Path) -> None:
     missing = [path for path in _PATH.findall(page.read_text()) if "NNNN" not in path and not (ROOT / path).exists()]
+    assert missing == [], f"{name_of(page)} names files that are gone: name their present place"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_file_name_that_a_page_gives_without_its_folder_exists(page: Path) -> None:
+    missing = [name for name in _FILE_NAME.findall(page.read_text()) if not any(ROOT.glob(f"t*/**/{name}")) and not (ROOT / name).exists()]
     assert missing == [], f"{name_of(page)} names files that are gone: name their present place"
 
 

@@ -11,6 +11,38 @@
 -- A job is stored under j:ID. Most jobs have a fixed layout, which scripts cut and join as strings; L.X is the first and last byte of a
 -- field in it. All other jobs are msgpack arrays: an absent field is false, and the array ends after its last field. See fields.py.
 -- Microseconds stay exact, because Lua's doubles have 53 bits.
+--
+-- All keys, after the prefix. QUEUE is the number of a queue's name; a tail is the request and number of a claim (8 bytes).
+--
+-- key              type    content                                                                        written by
+-- meta             hash    layout; the last seq, number of a name and of a session; pulse: the last       connect, enqueue, names, session,
+--                          heartbeat of any session; the shortest ttl; where checks of indexes go on      reindex
+-- names, texts     hash    "q:" and a queue's, "j:" and a job type's name -> its number; the reverse      names
+-- j:ID, b:ID       string  the job; its payload or result, if that is large                               jobs, enqueue, claim, settle
+-- r:QUEUE:PRIORITY list    ready jobs in order: see ready_lists.lua                                       ready_lists
+-- z:QUEUE:PRIORITY zset    ready jobs that came out of order, score 0                                     ready_lists
+-- p:QUEUE          zset    the priorities of ready jobs, score -priority                                  enqueue, transitions
+-- ready            zset    names of queues with ready jobs that are not paused, score 0                   counts
+-- paused           set     names of paused queues                                                         console
+-- due              zset    scheduled jobs by their time: seq, QUEUE, ID                                   transitions
+-- held             set     ids of held jobs                                                               transitions
+-- exp              zset    ids of jobs that have an expiry, by its time                                   transitions
+-- k                hash    a key's digest -> the ids of live jobs that have it                            enqueue, transitions
+-- y:QUEUE:0, :1    zset    jobs that are kept, by the time of their end: seq, ID; failed ones in :1       settle, transitions
+-- fade             zset    ids of ended jobs, by the time at which they are buried, then forgotten        settle, transitions, upkeep
+-- crowded          zset    queues that keep too many jobs: name, \1, 0 or 1 as in y                       counts
+-- counts, totals   hash    QUEUE:STATUS -> jobs, and "whole", see reindex.lua; QUEUE:EVENT -> moves        counts
+-- alive, dead      zset    ids of sessions by the time at which they lapse; by their number               session
+-- s:SESSION        hash    the session: name, ttl, its last request, ...                                  session, claim
+-- l:SESSION        hash    its leases: tail -> ID                                                         claim, transitions
+-- x:SESSION        set     tails of its leases whose jobs are asked to stop                               console
+-- armed            set     topics for which a listener awaits a message                                   wakeups, claim, upkeep
+-- awaited          zset    ids of jobs whose end a caller awaits, by the time at which it gives up        wakeups, console
+-- spoilt           hash    ids of unreadable jobs -> what is wrong                                        jobs
+-- bad:...          any     unreadable values that were set aside                                          unreadable, reindex
+-- mending, mended  string  a reindex runs, or ran lately                                                  reindex
+--
+-- Messages are published under "nudges" (topics) and "ended" (ids).
 
 local call, byte, sub = redis.call, string.byte, string.sub
 local P = KEYS[1]
