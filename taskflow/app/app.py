@@ -22,9 +22,9 @@ from taskflow.app.settings import DEFAULT_BROKER, Lifespan, Settings, check_conf
 from taskflow.broker.protocol import Added, Broker, Refused
 from taskflow.broker.url import connect
 from taskflow.model.codec import Limits
-from taskflow.model.envelope import check_headers
 from taskflow.model.errors import ConfigurationError, EnqueueFailed, KeyConflict, TaskflowError
 from taskflow.model.ids import IdFactory
+from taskflow.model.job_schema import check_headers
 
 R = TypeVar("R")
 

@@ -25,9 +25,10 @@ from taskflow.app.options import EnqueueOptions, Options, plain_options
 from taskflow.app.registry import name_of, place
 from taskflow.model.backoff import Backoff
 from taskflow.model.codec import FunctionCodec
-from taskflow.model.envelope import Envelope, check_envelope, check_job_name, plain
+from taskflow.model.envelope import Envelope, check_envelope, check_job_name
 from taskflow.model.errors import DeclarationError
 from taskflow.model.ids import key_digest
+from taskflow.model.job_schema import plain
 from taskflow.model.shown import shown
 
 P = ParamSpec("P")

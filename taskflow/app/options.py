@@ -11,7 +11,8 @@ import msgspec
 from taskflow.app.option_names import unknown_option
 from taskflow.model.backoff import Backoff
 from taskflow.model.clock import instant_of, microseconds_of, to_microseconds
-from taskflow.model.envelope import DEFAULT_QUEUE, OWN_HEADERS, OnConflict, plain
+from taskflow.model.envelope import OWN_HEADERS, OnConflict
+from taskflow.model.job_schema import DEFAULT_QUEUE, plain
 from taskflow.model.rules import LONGEST
 from taskflow.model.shown import shown
 

@@ -163,7 +163,7 @@ def _record_json(record: Record) -> dict[str, Any]:
         for name in Record.__struct_fields__
         if name not in ("id", "payload", "result", "errors", "progress", "unreadable")
     }
-    shown: dict[str, Any] = {"id": id_text(record.id), "attempt": record.attempt}
+    shown: dict[str, Any] = {"id": id_text(record.id), "status": record.status, "attempt": record.attempt}
     shown |= {name: value.isoformat() if isinstance(value, datetime) else value for name, value in fields.items()}
     shown["progress"] = None if record.progress is None else {"fraction": record.progress.fraction, "note": record.progress.note}
     shown["unreadable"] = [{"column": u.column, "problem": u.problem, "bytes": u.raw.hex()} for u in record.unreadable]

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable
 from enum import IntEnum
+from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 import msgpack
 import msgspec
 
 from taskflow.model.backoff import Backoff
+from taskflow.model.clock import to_seconds
+from taskflow.model.job_schema import FIELDS, OPAQUE, PRIORITIES, SentAndShown, check_headers
 from taskflow.model.rules import LONGEST
 from taskflow.model.shown import shown
-from taskflow.model.stored import Unreadable, maybe, number, unpacked, whole
+from taskflow.model.stored import Unreadable, unpacked
 
 QUEUE_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,100}")
 MAX_JOB_NAME: Final = 200
-PRIORITIES: Final = range(-100, 101)
-MAX_HEADER_BYTES: Final = 4096
 OWN_HEADERS: Final = "tf-"
-DEFAULT_QUEUE: Final = "default"
 
 
 class OnConflict(IntEnum):
@@ -33,8 +32,7 @@ class OnConflict(IntEnum):
     """Cancel the waiting job in favour of the new one. Behind a running job the new one waits."""
 
 
-# gc=False, here and below: they are made by the thousand and cannot lie in a circle, so that the collector need not look at them.
-class Envelope(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+class Envelope(SentAndShown, frozen=True, kw_only=True, gc=False):
     """One call of a job, immutable. Build user input with `check_envelope`; stores build it unchecked.
 
     `id`           16 bytes, made by the client
@@ -45,21 +43,15 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     `joins`        ids of held jobs that count this one's end, however it ends
     """
 
-    id: bytes
-    job: str
     payload: bytes
-    queue: str = DEFAULT_QUEUE
-    priority: int = 0
     after: float = 0.0
     at: int | None = None
     expires: float | None = None
     key: bytes | None = None
     on_conflict: OnConflict = OnConflict.KEEP
-    max_attempts: int = 10
     timeout: float | None = None
     retry: Backoff | None = None
     keep_result: float = 300.0
-    headers: dict[str, str] = {}
     awaits: int = 0
     joins: tuple[bytes, ...] = ()
 
@@ -130,42 +122,33 @@ def check_job_name(name: str) -> str:
     return name
 
 
-def plain(text: str) -> str:
-    """Return the text itself where a member of a str enum, or of another class of str, was given: stores are to show it alike."""
-    return str.__str__(text)
-
-
-def check_headers(headers: dict[str, str]) -> dict[str, str]:
-    """Return a copy with plain texts."""
-    for name, value in headers.items():
-        if not isinstance(name, str) or not isinstance(value, str):
-            raise TypeError(f"header {shown(name)}: {shown(value)}: headers are str to str")
-    size = sum(len(name.encode()) + len(value.encode()) for name, value in headers.items())
-    if size > MAX_HEADER_BYTES:
-        raise ValueError(f"headers are {size} bytes in all, allowed are {MAX_HEADER_BYTES}")
-    return {plain(name): plain(value) for name, value in headers.items()}
-
-
-# --- what stores keep of an envelope without looking into it ------------------------------------------
-
-# Field, its one-letter name in the stored map; defaults are left out, so that a plain envelope costs nothing.
-_EXTRAS: Final = (("max_attempts", "m"), ("timeout", "t"), ("keep_result", "k"), ("headers", "h"))
 _PLAIN: Final = Envelope(id=b"", job="", payload=b"")
 
 
-_PLAIN_EXTRAS: Final = tuple(getattr(_PLAIN, name) for name, _ in _EXTRAS)
+def _tests() -> str:
+    """Return the expression that is true for an envelope `e` with a field that no plain job has."""
+    names = [name for field in FIELDS if not field.is_plain for name in field.sent]
+    return " or ".join(f"e.{name} is not None" if getattr(_PLAIN, name) is None else f"e.{name}" for name in names)
+
+
+is_plain: Final[Callable[[Envelope], bool]] = eval(f"lambda e: not ({_tests()})")
+"""Return True if the envelope is of a plain job: it runs at once, concerns no other job, and has only fields that the fast paths carry."""
+
+# --- the opaque fields --------------------------------------------------------------------------------------------
+
+_opaque: Final = attrgetter(*(field.name for field in OPAQUE))
+_NOTHING_OPAQUE: Final = _opaque(_PLAIN)
+_BY_LETTER: Final = {field.letter: field for field in OPAQUE}
 
 
 def pack_extras(envelope: Envelope) -> bytes | None:
-    """Pack the fields that no store uses for decisions into a msgpack map. Return None if all have their defaults."""
-    present = (envelope.max_attempts, envelope.timeout, envelope.keep_result, envelope.headers)
-    if envelope.retry is None and present == _PLAIN_EXTRAS:
+    """Pack the opaque fields into a msgpack map. Return None if all have their defaults."""
+    values = _opaque(envelope)
+    if values == _NOTHING_OPAQUE:
         return None
-    values = zip(_EXTRAS, present, _PLAIN_EXTRAS, strict=True)
-    extras: dict[str, Any] = {letter: value for (_, letter), value, default in values if value != default}
-    if envelope.retry is not None:
-        extras["r"] = [envelope.retry.base, envelope.retry.factor, envelope.retry.max, envelope.retry.jitter]
-    packed = msgpack.packb(extras)
+    packed = msgpack.packb(
+        {f.letter: f.write(value) for f, value, default in zip(OPAQUE, values, _NOTHING_OPAQUE, strict=True) if value != default}
+    )
     assert packed is not None
     return bytes(packed)
 
@@ -182,44 +165,30 @@ def unpack_extras(packed: bytes | None) -> dict[str, Any]:
         raise TypeError(f"expected a map, got {type(raw).__name__}")
     extras: dict[str, Any] = {}
     for letter, stored in raw.items():
-        if letter in _READERS:
-            name, read = _READERS[letter]
+        if letter in _BY_LETTER:
+            field = _BY_LETTER[letter]
             try:
-                extras[name] = read(stored)
+                extras[field.name] = field.read(stored)
             except (TypeError, ValueError) as error:
-                raise ValueError(f"{name}: {error}") from error
+                raise ValueError(f"{field.name}: {error}") from error
     return extras
 
 
-def _read_max_attempts(stored: Any) -> int:
-    return whole(stored, 1)
+# --- leases -------------------------------------------------------------------------------------------------------
 
 
-def _read_timeout(stored: Any) -> float | None:
-    return maybe(stored, _read_seconds)
-
-
-def _read_seconds(stored: Any) -> float:
-    return number(stored, 0.0, LONGEST)
-
-
-def _read_headers(stored: Any) -> dict[str, str]:
-    if not isinstance(stored, dict):
-        raise TypeError(f"expected a map, got {type(stored).__name__}")
-    return check_headers(stored)
-
-
-def _read_retry(stored: Any) -> Backoff:
-    if not isinstance(stored, list) or len(stored) < 4 or type(stored[3]) is not bool:
-        raise TypeError("expected base, factor, max and jitter")
-    base, factor, longest = (number(part, 0.0, sys.float_info.max) for part in stored[:3])
-    return Backoff(base=base, factor=factor, max=longest, jitter=stored[3])
-
-
-_READERS: Final[dict[str, tuple[str, Callable[[Any], Any]]]] = {
-    "m": ("max_attempts", _read_max_attempts),
-    "t": ("timeout", _read_timeout),
-    "k": ("keep_result", _read_seconds),
-    "h": ("headers", _read_headers),
-    "r": ("retry", _read_retry),
-}
+def lease_of(job: Any, envelope: Envelope, *, epoch: int, claim: ClaimId, now: int, unreadable: tuple[Unreadable, ...] = ()) -> Lease:
+    """Return the lease of a stored job: an object that has the fields of the job schema as attributes."""
+    return Lease(
+        envelope=envelope,
+        epoch=epoch,
+        claim=claim,
+        created_at=job.created_at,
+        failures=job.failures,
+        crashes=job.crashes,
+        snoozes=job.snoozes,
+        hand_backs=job.hand_backs,
+        parked_for=0.0 if job.parked_at is None else to_seconds(now - job.parked_at),
+        expires_in=None if job.expires_at is None else to_seconds(job.expires_at - now),
+        unreadable=unreadable,
+    )

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
-import msgspec
-
-from taskflow.model.progress import Progress
-from taskflow.model.stored import Unreadable
-from taskflow.model.verdict import RunError
+from taskflow.model.clock import instant_of
+from taskflow.model.job_schema import AS_SENT, OPAQUE, SentAndShown
+from taskflow.model.progress import Progress, unpack_progress
+from taskflow.model.stored import FieldReader, Unreadable, maybe_instant, maybe_octets, maybe_text
+from taskflow.model.verdict import RunError, unpack_errors
 
 
 class Status(StrEnum):
@@ -108,7 +109,7 @@ MOVES: Final[dict[tuple[Status | None, Event], frozenset[Status | None]]] = {
 POISON: Final = "poison: "
 
 
-class Record(msgspec.Struct, frozen=True, kw_only=True):
+class Record(SentAndShown, frozen=True, kw_only=True, gc=True):
     """A job as it stands. Instants are aware, in UTC, by the store's clock; `result` and `payload` are encoded bytes.
 
     `due_at`       when it may start: the planned time while SCHEDULED, else when it became ready
@@ -120,12 +121,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     `unreadable`   stored fields that could not be read; each has its default here, the store keeps its bytes
     """
 
-    id: bytes
-    job: str
-    queue: str
     status: Status
-    priority: int
-    max_attempts: int
     created_at: datetime
     due_at: datetime
     claimed_at: datetime | None = None
@@ -145,7 +141,6 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     waiting_for: str | None = None
     errors: tuple[RunError, ...] = ()
     cancel_requested: bool = False
-    headers: dict[str, str] = {}
     unreadable: tuple[Unreadable, ...] = ()
 
     @property
@@ -161,3 +156,41 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
             return None
         last, reason = self.errors[-1], self.reason or ""
         return last if reason == f"{last.type}: {last.message}" or reason.startswith(POISON) else None
+
+
+_AS_SENT: Final = tuple(field for field in AS_SENT if field in Record.__struct_fields__ and field not in ("id", "payload"))
+_OPAQUE: Final = tuple(field.name for field in OPAQUE if field.name in Record.__struct_fields__)
+
+
+def record_of(job: Any, reader: FieldReader, *, id: bytes, name: str, queue: str, status: Status, extras: Mapping[str, Any]) -> Record:
+    """Return the record of a stored job: an object that has the fields of the job schema as attributes."""
+    read = reader.read
+    no_errors: tuple[RunError, ...] = ()
+    return Record(
+        id=id,
+        job=name,
+        queue=queue,
+        status=status,
+        created_at=instant_of(job.created_at),
+        due_at=instant_of(job.due_at),
+        claimed_at=maybe_instant(job.claimed_at),
+        started_at=maybe_instant(job.started_at),
+        ended_at=maybe_instant(job.ended_at),
+        expires_at=maybe_instant(job.expires_at),
+        failures=job.failures,
+        crashes=job.crashes,
+        snoozes=job.snoozes,
+        hand_backs=job.hand_backs,
+        epoch=job.epoch,
+        worker=read("worker", job.worker, maybe_text, None),
+        progress=read("progress", job.progress, unpack_progress, None),
+        result=read("result", job.result, maybe_octets, None),
+        payload=read("payload", job.payload, maybe_octets, None),
+        reason=read("reason", job.reason, maybe_text, None),
+        waiting_for=read("waiting_for", job.waiting_for, maybe_text, None),
+        errors=read("errors", job.errors, unpack_errors, no_errors),
+        cancel_requested=job.cancel_requested is not None,
+        unreadable=reader.unreadable,
+        **{field: getattr(job, field) for field in _AS_SENT},
+        **{field: extras[field] for field in _OPAQUE if field in extras},
+    )

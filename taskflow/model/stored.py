@@ -62,6 +62,25 @@ class FieldReader:
         self._found.append(Unreadable(column, problem, _raw(stored)))
 
 
+class _FullSpeed(FieldReader):
+    """Reads a row that is taken to be sound: whatever cannot be read raises."""
+
+    def read(self, column: str, stored: Any, decode: Callable[[Any], T], default: T) -> T:
+        return decode(stored)
+
+
+class _Decoded(FieldReader):
+    """Reads a row whose values are decoded already."""
+
+    def read(self, column: str, stored: Any, decode: Callable[[Any], T], default: T) -> T:
+        value: T = stored
+        return value
+
+
+FULL_SPEED: Final[FieldReader] = _FullSpeed()
+DECODED: Final[FieldReader] = _Decoded()
+
+
 def _raw(stored: Any) -> bytes:
     if isinstance(stored, bytes | bytearray | memoryview):
         return bytes(stored[:MAX_RAW])
@@ -113,6 +132,18 @@ def instant(stored: Any) -> datetime:
 
 def maybe(stored: Any, decode: Callable[[Any], T]) -> T | None:
     return None if stored is None else decode(stored)
+
+
+def maybe_text(stored: Any) -> str | None:
+    return None if stored is None else text(stored)
+
+
+def maybe_octets(stored: Any) -> bytes | None:
+    return None if stored is None else octets(stored)
+
+
+def maybe_instant(stored: Any) -> datetime | None:
+    return None if stored is None else instant_of(stored)
 
 
 def unpacked(stored: Any, *, raw: bool = False) -> Any:

@@ -59,7 +59,7 @@ class MemoryStore(UpkeepStore):
             and job_filter.job in (None, job.envelope.job)
             and (not job_filter.statuses or job.status in job_filter.statuses)
             and (before is None or (job.ended_at is not None and job.ended_at <= now - before))
-            and (not job_filter.poison or job.is_poison)
+            and (not job_filter.poison or bool(job.is_poison))
         )
 
     def session_records(self) -> list[SessionRecord]:
@@ -76,11 +76,11 @@ class MemoryStore(UpkeepStore):
             return Redone.LIVE
         if job.status is Status.SUCCEEDED:
             return Redone.SUCCEEDED
-        if self.keys.get(job.envelope.key or b""):
+        if self.keys.get(job.key or b""):
             return Redone.KEY_TAKEN
         job.make_fresh(self.now)
-        if job.envelope.key is not None:
-            self.keys[job.envelope.key] = [job]
+        if job.key is not None:
+            self.keys[job.key] = [job]
         self.enter(job, Event.REDO)
         return Redone.OK
 

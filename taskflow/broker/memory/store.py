@@ -241,7 +241,7 @@ class Store(MemoryTransitions):
     def _apply(self, job: StoredJob, settlement: Settlement) -> None:
         verdict = settlement.verdict
         if not isinstance(verdict, NO_OUTCOMES):
-            self._progressed(job)
+            job.reset_losses()
         match verdict:
             case Succeeded(result):
                 job.result, job.payload = result, None
@@ -268,11 +268,6 @@ class Store(MemoryTransitions):
                 self._hand_back(job, counts=counts)
             case _:
                 raise TypeError(f"{verdict!r} is no verdict that a store knows")
-
-    def _progressed(self, job: StoredJob) -> None:
-        """A run came to something: what counts lost leases in a row begins again."""
-        job.crashes = job.hand_backs = 0
-        job.parked_at = None
 
     def _fail_once(self, job: StoredJob, error: RunError) -> None:
         job.failures += 1

@@ -59,8 +59,8 @@ class MemoryTransitions:
             job.awaits += 1
             job.behind = behind.id
             job.waiting_for = wording.waits_behind(behind.id)
-        if job.envelope.key is not None:
-            self.keys.setdefault(job.envelope.key, []).append(job)
+        if job.key is not None:
+            self.keys.setdefault(job.key, []).append(job)
         self.enter(job, Event.ENQUEUE)
 
     def next_seq(self) -> int:
@@ -146,11 +146,11 @@ class MemoryTransitions:
         return waiting, running
 
     def waiting_behind(self, job: StoredJob) -> StoredJob | None:
-        waiting, _ = self.holders(job.envelope.key)
+        waiting, _ = self.holders(job.key)
         return waiting if waiting is not None and waiting.behind == job.id else None
 
     def release_key(self, job: StoredJob) -> None:
-        key = job.envelope.key
+        key = job.key
         if key is None:
             return
         live = self.keys.get(key, [])

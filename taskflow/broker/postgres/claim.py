@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
-from taskflow.broker.postgres.rows import BareRow, Row, extras_of, name, reader_of
-from taskflow.model.clock import to_seconds
-from taskflow.model.envelope import DEFAULT_QUEUE, ClaimId, Envelope, Lease, unpack_extras
+import msgspec
+
+from taskflow.broker.postgres.rows import BareRow, Row, extras_of, fields_of, name, reader_of
+from taskflow.model.envelope import ClaimId, Envelope, Lease, lease_of, unpack_extras
+from taskflow.model.job_schema import DEFAULT_QUEUE
 
 
 def leases_of(rows: Sequence[Row], session: bytes, request: int) -> list[Lease]:
@@ -21,33 +24,28 @@ def leases_of(rows: Sequence[Row], session: bytes, request: int) -> list[Lease]:
 
 
 def _lease_of(row: Row, session: bytes, request: int) -> Lease:
-    if isinstance(row, BareRow):
-        return _spoilt_lease(row, session, request)
-    try:
-        return _sound_lease(row, session, request)
-    except Exception:  # whatever a decoder raises
-        return _spoilt_lease(row, session, request)
+    if not isinstance(row, BareRow):
+        with contextlib.suppress(Exception):  # whatever a decoder raises
+            return _sound_lease(row, session, request)
+    return _spoilt_lease(row, session, request)
+
+
+_JobRow: Any = msgspec.defstruct(
+    "_JobRow",
+    (
+        "id", "number", "epoch", "created_at", "failures", "crashes", "snoozes", "hand_backs", "parked_at", "priority", "queue", "job",
+        "key", "payload", "extras", "expires_at", "unreadable",
+    ),
+)  # fmt: skip
 
 
 def _sound_lease(row: Row, session: bytes, request: int) -> Lease:
-    (
-        job_id, number, epoch, created_at, failures, crashes, snoozes, hand_backs, parked_for, priority, queue, job, key, payload, extras,
-        expires_in, unreadable,
-    ) = row  # fmt: skip
-    if unreadable is not None:
-        raise ValueError(unreadable)
-    return Lease(
-        envelope=Envelope(id=job_id, job=job, payload=payload or b"", queue=queue, priority=priority, key=key, **unpack_extras(extras)),
-        epoch=epoch,
-        claim=ClaimId(session, request, number),
-        created_at=created_at,
-        failures=failures,
-        crashes=crashes,
-        snoozes=snoozes,
-        hand_backs=hand_backs,
-        parked_for=0.0 if parked_for is None else to_seconds(parked_for),
-        expires_in=None if expires_in is None else to_seconds(expires_in),
-    )
+    job = _JobRow(*row)
+    if job.unreadable is not None:
+        raise ValueError(job.unreadable)
+    extras = unpack_extras(job.extras)
+    envelope = Envelope(id=job.id, job=job.job, payload=job.payload or b"", queue=job.queue, priority=job.priority, key=job.key, **extras)
+    return lease_of(job, envelope, epoch=job.epoch, claim=ClaimId(session, request, job.number), now=0)
 
 
 def _spoilt_lease(row: Row, session: bytes, request: int) -> Lease:
@@ -55,30 +53,19 @@ def _spoilt_lease(row: Row, session: bytes, request: int) -> Lease:
 
     Its worker ends the job as FAILED. The columns' domains keep ids and counters sound.
     """
-    reader = reader_of(row)
-    extras: dict[str, Any] = reader.read("extras", row["extras"], extras_of, {})
+    job, reader = fields_of(_JobRow, row), reader_of(row)
+    extras: dict[str, Any] = reader.read("extras", job.extras, extras_of, {})
     envelope = Envelope(
-        id=row["id"],
-        job=reader.read("job", row["job"], name, ""),
-        payload=row["payload"] or b"",
-        queue=reader.read("queue", row["queue"], name, DEFAULT_QUEUE),
-        priority=row["priority"],
-        key=row["key"],
+        id=job.id,
+        job=reader.read("job", job.job, name, ""),
+        payload=job.payload or b"",
+        queue=reader.read("queue", job.queue, name, DEFAULT_QUEUE),
+        priority=job.priority,
+        key=job.key,
         **extras,
     )
-    return Lease(
-        envelope=envelope,
-        epoch=row["epoch"],
-        claim=ClaimId(session, request, row["number"]),
-        created_at=row["created_at"],
-        failures=row["failures"],
-        crashes=row["crashes"],
-        snoozes=row["snoozes"],
-        hand_backs=row["hand_backs"],
-        parked_for=to_seconds(row["parked_for"] or 0),
-        expires_in=None if row["expires_in"] is None else to_seconds(row["expires_in"]),
-        unreadable=reader.unreadable,
-    )
+    claim = ClaimId(session, request, job.number)
+    return lease_of(job, envelope, epoch=job.epoch, claim=claim, now=0, unreadable=reader.unreadable)
 
 
 def _number(lease: Lease) -> int:

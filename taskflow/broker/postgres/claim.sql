@@ -1,11 +1,12 @@
 -- Leases ready jobs to a session, and says what a worker needs to run them; an error of the class TF001 when the session is lost. Numbered in
 -- the order of the claim, and given in any. A payload that is too long is not given, but told of; of extras no more than a byte too many.
+-- `parked_at` and `expires_at` are microseconds from now.
 -- Its plans are made once: where a parameter is an array they would be made anew at each call.
 CREATE FUNCTION @.claim(wall bigint, steady bigint, of_session bytea, of_request bigint, queues text[], most integer)
 RETURNS TABLE (
     id @.identity, number @.counter, epoch @.counter, created_at @.instant, failures @.counter, crashes @.counter, snoozes @.counter,
-    hand_backs @.counter, parked_for bigint, priority @.priority, queue @.queue_name, job @.job_name, key bytea, payload bytea, extras bytea,
-    expires_in bigint, unreadable text
+    hand_backs @.counter, parked_at bigint, priority @.priority, queue @.queue_name, job @.job_name, key bytea, payload bytea, extras bytea,
+    expires_at bigint, unreadable text
 )
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '3s' SET plan_cache_mode = force_generic_plan SET jit = off
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET enable_memoize = off AS $$
@@ -26,7 +27,7 @@ BEGIN
     worker_name := convert_to(s.name, CASE getdatabaseencoding() WHEN 'SQL_ASCII' THEN 'SQL_ASCII' ELSE 'UTF8' END::name);
     SELECT * INTO newest FROM @.requests WHERE session = of_session ORDER BY request DESC LIMIT 1;
     IF of_request <= newest.request THEN
-        RETURN QUERY SELECT id, number, epoch, created_at, failures, crashes, snoozes, hand_backs, now_at - parked_at, priority, queue, job, key,
+        RETURN QUERY SELECT id, number, epoch, created_at, failures, crashes, snoozes, hand_backs, parked_at - now_at, priority, queue, job, key,
             CASE WHEN octet_length(payload) <= P.MOST_PAYLOAD_BYTES THEN payload END, substr(extras, 1, P.MOST_BYTES + 1), expires_at - now_at,
             CASE WHEN octet_length(payload) > P.MOST_PAYLOAD_BYTES THEN concat(E'payload\t', octet_length(payload), ' bytes') END
         FROM @.jobs WHERE session = of_session AND request = of_request AND status = S.RUNNING AND of_request = newest.request;
@@ -57,7 +58,7 @@ BEGIN
         FROM unnest(picked.tids) WITH ORDINALITY AS of_those (tid, place)
         WHERE jobs.ctid = of_those.tid
         RETURNING jobs.id, jobs.number, jobs.epoch, jobs.created_at, jobs.failures, jobs.crashes, jobs.snoozes, jobs.hand_backs,
-            now_at - jobs.parked_at, jobs.priority, jobs.queue, jobs.job, jobs.key,
+            jobs.parked_at - now_at, jobs.priority, jobs.queue, jobs.job, jobs.key,
             CASE WHEN octet_length(jobs.payload) <= P.MOST_PAYLOAD_BYTES THEN jobs.payload END, substr(jobs.extras, 1, P.MOST_BYTES + 1),
             jobs.expires_at - now_at,
             CASE WHEN octet_length(jobs.payload) > P.MOST_PAYLOAD_BYTES THEN concat(E'payload\t', octet_length(jobs.payload), ' bytes') END

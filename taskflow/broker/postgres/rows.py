@@ -5,16 +5,18 @@ A row is decoded at full speed first, and field by field only when that raised.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
+import msgspec
+
 from taskflow.broker.postgres.bounds import MOST_BYTES, MOST_PAYLOAD_BYTES
-from taskflow.model.clock import instant_of
-from taskflow.model.envelope import DEFAULT_QUEUE, Envelope, unpack_extras
-from taskflow.model.progress import unpack_progress
+from taskflow.model import record
+from taskflow.model.envelope import unpack_extras
+from taskflow.model.job_schema import DEFAULT_QUEUE, FIELDS
 from taskflow.model.record import BY_CODE, Record, Status
-from taskflow.model.stored import FieldReader, instant, maybe, text, whole
-from taskflow.model.verdict import unpack_errors
+from taskflow.model.stored import FULL_SPEED, FieldReader, text
 
 Row = Any
 """asyncpg's Record: a column by its name."""
@@ -31,14 +33,15 @@ def reader_of(row: Row) -> FieldReader:
 
 # --- records --------------------------------------------------------------------------------------------------
 
-_SMALL: Final = ("extras", "progress", "worker", "reason", "waiting_for", "errors")
-_MOST: Final = dict.fromkeys(_SMALL, MOST_BYTES) | dict.fromkeys(("payload", "result"), MOST_PAYLOAD_BYTES)
+_SHOWN: Final = tuple(field for field in FIELDS if field.name == "extras" or field.name in Record.__struct_fields__)
+_SIZED: Final = {
+    field.name: MOST_PAYLOAD_BYTES if field.kind.most > MOST_BYTES else MOST_BYTES
+    for field in _SHOWN
+    if field.kind.type is not int and field.kind.least != field.kind.most
+}
 """Column to the most bytes that are fetched of it."""
 
-_PLAIN: Final = (
-    "id", "job", "queue", "status", "priority", "created_at", "due_at", "claimed_at", "started_at", "ended_at", "expires_at", "failures",
-    "crashes", "snoozes", "hand_backs", "epoch",
-)  # fmt: skip
+_COLUMNS: Final = (*(field.name for field in _SHOWN if field.name not in _SIZED), "job", *_SIZED, "unreadable")
 
 
 def _if_too_long(column: str, most: int) -> str:
@@ -47,101 +50,34 @@ def _if_too_long(column: str, most: int) -> str:
 
 RECORD_COLUMNS: Final = ", ".join(
     (
-        *_PLAIN,
-        "cancel_requested IS NOT NULL AS cancel_requested",
-        *(f"CASE WHEN octet_length({column}) <= {most} THEN {column} END AS {column}" for column, most in _MOST.items()),
-        f"nullif(concat_ws(E'\\n', {', '.join(_if_too_long(column, most) for column, most in _MOST.items())}), '') AS unreadable",
+        *_COLUMNS[: -len(_SIZED) - 1],
+        *(f"CASE WHEN octet_length({column}) <= {most} THEN {column} END AS {column}" for column, most in _SIZED.items()),
+        f"nullif(concat_ws(E'\\n', {', '.join(_if_too_long(column, most) for column, most in _SIZED.items())}), '') AS unreadable",
     )
 )
 """What `record_of` takes of a row of jobs. A value that is too long is not fetched, but told of."""
 
-_NO_ENVELOPE: Final = Envelope(id=b"", job="", payload=b"")
+_JobRow: Any = msgspec.defstruct("_JobRow", _COLUMNS)
 
 
 def record_of(row: Row) -> Record:
-    if isinstance(row, BareRow):
-        return _spoilt_record(row)
-    try:
-        return _sound_record(row)
-    except Exception:  # whatever a decoder raises
-        return _spoilt_record(row)
+    job = fields_of(_JobRow, row)
+    if job.unreadable is None and not isinstance(row, BareRow):
+        with contextlib.suppress(Exception):  # whatever a decoder raises
+            return _record_of(job, FULL_SPEED)
+    return _record_of(job, reader_of(row))
 
 
-def _sound_record(row: Row) -> Record:
-    if row["unreadable"] is not None:
-        raise ValueError(row["unreadable"])
-    extras = unpack_extras(row["extras"])
-    return Record(
-        id=row["id"],
-        job=row["job"],
-        queue=row["queue"],
-        status=BY_CODE[row["status"]],
-        priority=row["priority"],
-        max_attempts=extras.get("max_attempts", _NO_ENVELOPE.max_attempts),
-        created_at=instant_of(row["created_at"]),
-        due_at=instant_of(row["due_at"]),
-        claimed_at=maybe(row["claimed_at"], instant_of),
-        started_at=maybe(row["started_at"], instant_of),
-        ended_at=maybe(row["ended_at"], instant_of),
-        expires_at=maybe(row["expires_at"], instant_of),
-        failures=row["failures"],
-        crashes=row["crashes"],
-        snoozes=row["snoozes"],
-        hand_backs=row["hand_backs"],
-        epoch=row["epoch"],
-        worker=maybe(row["worker"], text),
-        progress=unpack_progress(row["progress"]),
-        result=row["result"],
-        payload=row["payload"],
-        reason=maybe(row["reason"], text),
-        waiting_for=maybe(row["waiting_for"], text),
-        errors=unpack_errors(row["errors"]),
-        cancel_requested=row["cancel_requested"],
-        headers=extras.get("headers", {}),
-    )
-
-
-def _spoilt_record(row: Row) -> Record:
-    reader = reader_of(row)
-
-    def instant_at(column: str) -> Any:
-        return reader.read(column, row[column], _maybe_instant, None)
-
-    def words(column: str) -> str | None:
-        return reader.read(column, row[column], _maybe_text, None)
-
-    def count(column: str) -> int:
-        return reader.read(column, row[column], whole, 0)
-
-    extras: dict[str, Any] = reader.read("extras", row["extras"], extras_of, {})
-    return Record(
-        id=row["id"],
-        job=reader.read("job", row["job"], name, ""),
-        queue=reader.read("queue", row["queue"], name, DEFAULT_QUEUE),
-        status=reader.read("status", row["status"], BY_CODE.__getitem__, Status.FAILED),
-        priority=reader.read("priority", row["priority"], _priority, 0),
-        max_attempts=extras.get("max_attempts", _NO_ENVELOPE.max_attempts),
-        created_at=reader.read("created_at", row["created_at"], instant, instant_of(0)),
-        due_at=reader.read("due_at", row["due_at"], instant, instant_of(0)),
-        claimed_at=instant_at("claimed_at"),
-        started_at=instant_at("started_at"),
-        ended_at=instant_at("ended_at"),
-        expires_at=instant_at("expires_at"),
-        failures=count("failures"),
-        crashes=count("crashes"),
-        snoozes=count("snoozes"),
-        hand_backs=count("hand_backs"),
-        epoch=count("epoch"),
-        worker=words("worker"),
-        progress=reader.read("progress", row["progress"], unpack_progress, None),
-        result=row["result"],
-        payload=row["payload"],
-        reason=words("reason"),
-        waiting_for=words("waiting_for"),
-        errors=reader.read("errors", row["errors"], unpack_errors, ()),
-        cancel_requested=row["cancel_requested"],
-        headers=extras.get("headers", {}),
-        unreadable=reader.unreadable,
+def _record_of(job: Any, reader: FieldReader) -> Record:
+    no_extras: dict[str, Any] = {}
+    return record.record_of(
+        job,
+        reader,
+        id=job.id,
+        name=reader.read("job", job.job, name, ""),
+        queue=reader.read("queue", job.queue, name, DEFAULT_QUEUE),
+        status=reader.read("status", job.status, BY_CODE.__getitem__, Status.FAILED),
+        extras=reader.read("extras", job.extras, extras_of, no_extras),
     )
 
 
@@ -149,18 +85,6 @@ def extras_of(stored: bytes | None) -> dict[str, Any]:
     if stored is not None and len(stored) > MOST_BYTES:
         raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
     return unpack_extras(stored)
-
-
-def _maybe_instant(stored: Any) -> Any:
-    return maybe(stored, instant)
-
-
-def _maybe_text(stored: Any) -> str | None:
-    return maybe(stored, text)
-
-
-def _priority(stored: Any) -> int:
-    return whole(stored, -100, 100)
 
 
 def name(stored: Any) -> str:
@@ -194,6 +118,11 @@ def _text_of(raw: bytes | None) -> str | None:
         return raw.decode()
     except UnicodeDecodeError:
         return _NotUtf8(raw.decode(errors="backslashreplace"))
+
+
+def fields_of(kind: Any, row: Row) -> Any:
+    """Return the row as a struct of its columns."""
+    return kind(**{column: row[column] for column in kind.__struct_fields__})
 
 
 def bare(statement: str, columns: Sequence[tuple[str, str]]) -> str:

@@ -266,16 +266,16 @@ local function lease_other(id, stored, entry, queue, claim, worker)
     report_spoilt(id, { F.queue, 'it stands in the list of another queue', S.READY, queue })
     return false
   end
-  if job[F.expires] and job[F.expires] <= wall then
+  if job[F.expires_at] and job[F.expires_at] <= wall then
     return nil
   end
   job[F.status] = S.RUNNING
   set(job, F.epoch, (job[F.epoch] or 0) + 1)
   set(job, F.claim, claim)
-  set(job, F.claimed, wall)
+  set(job, F.claimed_at, wall)
   set(job, F.claimed_steady, steady)
   set(job, F.worker, worker)
-  for _, field in ipairs({ F.started, F.progress, F.waiting_for }) do
+  for _, field in ipairs({ F.cleared_by_claim }) do
     if job[field] then
       job[field] = false
     end

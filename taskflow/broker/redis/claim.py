@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from taskflow.broker.redis.fields import FIELDS, TAIL_BYTES
-from taskflow.broker.redis.jobs import head_of, lease_of
+from taskflow.broker.redis.jobs import Names, head_of, lease_of
 from taskflow.broker.redis.packing import unpack
 from taskflow.model.envelope import ClaimId, Envelope, Lease, unpack_extras
 from taskflow.model.record import CODES, Status
@@ -41,7 +41,7 @@ _WAITING: Final = struct.Struct(">xbII14xQH")
 """The fixed layout: epoch, session, request and number, length of the worker's name; priority, queue, name, created, length of extras."""
 
 
-def _plain_lease(job_id: bytes, stored: bytes, names: dict[int, str]) -> Lease:
+def _plain_lease(job_id: bytes, stored: bytes, names: Names) -> Lease:
     epoch, session, tail, worker_bytes = _LEASED.unpack_from(stored)
     at = _LEASED.size + worker_bytes
     priority, queue, name, created, extras_bytes = _WAITING.unpack_from(stored, at)
@@ -70,7 +70,7 @@ def _fields_of(stored: bytes) -> list[Any]:
         "queue": queue,
         "name": name,
         "priority": priority,
-        "created": created,
+        "created_at": created,
         "payload": stored[at + extras_bytes + 4 :],
         "epoch": epoch,
         "claim": session + tail.to_bytes(TAIL_BYTES),

@@ -177,8 +177,8 @@ local function matching(ids, filter)
       and (not queue or job[F.queue] == queue)
       and (not name or job[F.name] == name)
       and (not statuses or statuses[job[F.status]])
-      and (not filter[4] or (has_ended(job) and job[F.ended] <= wall - filter[4]))
-      and (not filter[5] or (job[F.poison] and job[F.status] == S.FAILED))
+      and (not filter[4] or (has_ended(job) and job[F.ended_at] <= wall - filter[4]))
+      and (not filter[5] or (job[F.is_poison] and job[F.status] == S.FAILED))
     then
       found[#found + 1] = id
     end
@@ -268,12 +268,9 @@ return #purged
 -- Retries ended jobs. Arguments: ids. Reply: for each "ok", "unknown", "live", "succeeded" or "key taken".
 
 local function make_fresh(id, job)
-  job[F.due] = wall
-  for field = F.claim, #job do
-    if field ~= F.settled and field ~= F.extras and field ~= F.key and field ~= F.joins and field ~= F.errors
-      and field ~= F.claimed and field ~= F.claimed_steady and field ~= F.result
-      and field ~= F.spoilt
-    then
+  job[F.due_at] = wall
+  for _, field in ipairs({ F.cleared_by_redo }) do
+    if job[field] then
       job[field] = false
     end
   end

@@ -91,50 +91,50 @@ return nil
 return intern, is_lacking, keep_payloads
 
 -- === part add_all ==========================================================================================
--- Adds one job. An item: id, queue, name (as numbers), priority, after, at, expires (microseconds or false), key, on_conflict, payload,
--- extras, awaits, joins. Returns "" if it was added, "r" and the id that it replaced, "i" if the id is known, "k" and the id that holds
--- the key.
+-- Adds one job. An item: id, queue, name (as numbers), after, at, expires (microseconds or false), on_conflict, payload, extras, joins, and
+-- the fields that are stored as they were sent (F.as_sent). Returns "" if it was added, "r" and the id that it replaced, "i" if the id is
+-- known, "k" and the id that holds the key.
 local function add_job(item, seq)
-  local id, key = item[1], item[8]
+  local id = item[1]
   if load(id) then
     return 'i'
   end
+  local due = wall + item[4]
+  if item[5] then
+    due = math.max(wall, item[5])
+  end
+  local job = { false, item[2], item[3], 0, seq, wall, due > wall and due or false, item[8] }
+  if item[9] then
+    set(job, F.extras, item[9])
+  end
+  if item[6] then
+    set(job, F.expires_at, wall + item[6])
+  end
+  if item[10] then
+    set(job, F.joins, item[10])
+  end
+  for i, field in ipairs({ F.as_sent }) do
+    local value = item[10 + i]
+    if value and value ~= 0 then
+      set(job, field, value)
+    end
+  end
   local waiting, running
+  local key = job[F.key]
   if key then
     waiting, running = holders(key)
     local standing = waiting or running and not load(running)[F.cancel_requested] and running
-    if standing and item[9] == 0 then
+    if standing and item[7] == 0 then
       return 'k' .. standing
     end
     if waiting then
       finish(waiting, load(waiting), E.REPLACE, S.CANCELLED, string.format(W.REPLACED_BY, id_text(id)))
     end
-  end
-  local due = wall + item[5]
-  if item[6] then
-    due = math.max(wall, item[6])
-  end
-  local job = { false, item[2], item[3], item[4], seq, wall, due > wall and due or false, item[10] }
-  if item[11] then
-    set(job, F.extras, item[11])
-  end
-  if item[7] then
-    set(job, F.expires, wall + item[7])
-  end
-  local awaits = item[12]
-  if running then
-    awaits = awaits + 1
-    set(job, F.behind, running)
-    set(job, F.waiting_for, string.format(W.WAITS_BEHIND, id_text(running)))
-  end
-  if awaits > 0 then
-    set(job, F.awaits, awaits)
-  end
-  if item[13] then
-    set(job, F.joins, item[13])
-  end
-  if key then
-    set(job, F.key, key)
+    if running then
+      set(job, F.awaits, (job[F.awaits] or 0) + 1)
+      set(job, F.behind, running)
+      set(job, F.waiting_for, string.format(W.WAITS_BEHIND, id_text(running)))
+    end
     call('HSET', P .. 'k', key, (call('HGET', P .. 'k', key) or '') .. id)
   end
   enter(id, job, E.ENQUEUE)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 from taskflow.broker.protocol import Added, Refused
+from taskflow.broker.redis.fields import AS_SENT
 from taskflow.broker.redis.large_payloads import is_large, reference_to
 from taskflow.broker.redis.packing import Item, pack
 from taskflow.model.clock import to_microseconds
-from taskflow.model.envelope import Envelope, pack_extras
+from taskflow.model.envelope import Envelope, is_plain, pack_extras
 
 MOST_PLAIN: Final = 2_000
 """Envelopes in one call of the script `enqueue`: one command adds them all, and Lua passes at most 8,000 values to a command."""
@@ -33,7 +35,7 @@ def pack_plain(envelopes: Sequence[Envelope]) -> PlainJobs | None:
     runs, last_kind, large = list[list[Any]](), None, list[Envelope]()
     places: dict[str, int] = {}
     for envelope in envelopes:
-        if not _is_plain(envelope):
+        if not is_plain(envelope):
             return None
         kind = (envelope.queue, envelope.job, envelope.priority)
         if kind != last_kind:
@@ -48,13 +50,6 @@ def pack_plain(envelopes: Sequence[Envelope]) -> PlainJobs | None:
             payload = reference_to(payload)
         runs[-1] += (envelope.id, b"%b%b%b%b" % (len(extras).to_bytes(2), extras, len(payload).to_bytes(4), payload))
     return PlainJobs(pack([list(places), [envelope.id for envelope in large], *runs]), large)
-
-
-def _is_plain(envelope: Envelope) -> bool:
-    """Return True if the job is ready at once, and no other job or key depends on it."""
-    return not (
-        envelope.after or envelope.at is not None or envelope.expires is not None or envelope.key or envelope.awaits or envelope.joins
-    )
 
 
 # --- jobs of any kind: the script `add` ---------------------------------------------------------------------------
@@ -86,17 +81,18 @@ def job_item(envelope: Envelope, texts: Texts, *, apart: bool = False) -> Item:
         envelope.id,
         texts.place("q:" + envelope.queue),
         texts.place("j:" + envelope.job),
-        envelope.priority,
         to_microseconds(envelope.after) if envelope.after else 0,
         envelope.at if envelope.at is not None else False,
         False if envelope.expires is None else to_microseconds(envelope.expires),
-        envelope.key or False,
         int(envelope.on_conflict),
         reference_to(envelope.payload) if apart else envelope.payload,
         pack_extras(envelope) or False,
-        envelope.awaits,
         b"".join(envelope.joins) or False,
+        *_as_sent(envelope),
     )
+
+
+_as_sent: Final = attrgetter(*AS_SENT)
 
 
 def added_or_refused(envelope: Envelope, answer: bytes) -> Added | Refused:

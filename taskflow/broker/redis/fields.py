@@ -9,48 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+from taskflow.model.job_schema import AS_SENT as STORED_AS_SENT
+from taskflow.model.job_schema import FIELDS as SCHEMA
+
 LAYOUT: Final = 3
 """The version of the fields and keys. Stores hold it, and a store with another one is refused. Raise it with every change that an older
 version would misread."""
 
-FIELDS: Final = (
-    "status",  # a code of record.CODES, or literals.GONE
-    "queue",  # a number that stands for a text, as the next
-    "name",
-    "priority",
-    "seq",  # arrival
-    "created",  # microseconds since 1970, as all times
-    "due",  # absent: when it was created
-    "payload",
-    "epoch",
-    "claim",  # session (16 bytes), request (6), number (2)
-    "claimed",
-    "claimed_steady",
-    "worker",
-    "started",
-    "settled",  # the fence of the settlement that took effect last: epoch (4 bytes), claim
-    "result",
-    "ended",
-    "keep_until",
-    "extras",
-    "expires",
-    "key",
-    "awaits",
-    "joins",  # ids, one after the other
-    "behind",  # the id of the running holder of its key
-    "failures",
-    "crashes",
-    "snoozes",
-    "hand_backs",
-    "parked",
-    "errors",
-    "progress",
-    "cancel_requested",
-    "reason",
-    "waiting_for",
-    "poison",
-    "spoilt",  # of an unreadable job that was set aside: msgpack of field, problem and first bytes
-)
+FIELDS: Final = tuple(field.name for field in SCHEMA if field.name != "id")
+"""The order of the array. `due_at` is absent if it is `created_at`; `claim` is the session (16 bytes), request (6) and number (2);
+`settled` is the epoch (4 bytes) and the claim; `spoilt` is msgpack of the number of the field, the problem and the first bytes."""
+
+AS_SENT: Final = tuple(field for field in FIELDS if field in STORED_AS_SENT and field != "payload")
+"""The fields that end the item of a job for the script `add`."""
 
 _WAITING: Final = {
     "status": 1,

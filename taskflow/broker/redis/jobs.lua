@@ -6,11 +6,7 @@ local cache, changed, dropped = {}, {}, {}
 -- --- reading and writing ------------------------------------------------------------------------------
 
 -- Fields that hold strings. All others hold numbers.
-local STRINGS = {}
-for _, field in ipairs({ F.payload, F.claim, F.worker, F.settled, F.result, F.extras, F.key, F.joins, F.behind, F.errors, F.progress,
-  F.cancel_requested, F.reason, F.waiting_for, F.spoilt }) do
-  STRINGS[field] = true
-end
+local STRINGS = { F.strings }
 
 -- Numbers are whole, from 0 to these limits, which keys, the fixed layout and Lua's numbers have room for.
 local MOST_OF = { [F.status] = S.GONE, [F.queue] = 4294967295, [F.name] = 4294967295, [F.priority] = 127, [F.seq] = 281474976710655,
@@ -21,7 +17,7 @@ local MOST_ELSEWHERE = 2 ^ 62
 local function spoilt_field(job)
   for field = 1, #job do
     local value = job[field]
-    if value == nil or field > F.spoilt then
+    if value == nil or field > F.last then
       return field
     elseif not value then
       -- absent
@@ -34,7 +30,7 @@ local function spoilt_field(job)
       return field
     end
   end
-  for field = F.status, F.created do
+  for field = F.status, F.created_at do
     if not job[field] then
       return field
     end
@@ -44,11 +40,11 @@ local function spoilt_field(job)
     return not job[F.epoch] and F.epoch or (not job[F.claim] or #job[F.claim] ~= 24) and F.claim
       or not job[F.claimed_steady] and F.claimed_steady or nil
   elseif status == S.SCHEDULED then
-    return not job[F.due] and F.due or nil
+    return not job[F.due_at] and F.due_at or nil
   elseif status == S.HELD then
     return (job[F.awaits] or 0) == 0 and F.awaits or nil
   elseif status >= S.SUCCEEDED then
-    return not job[F.ended] and F.ended or status ~= S.GONE and not job[F.keep_until] and F.keep_until or nil
+    return not job[F.ended_at] and F.ended_at or status ~= S.GONE and not job[F.fade_at] and F.fade_at or nil
   end
 end
 
@@ -71,15 +67,15 @@ local function of_layout(stored)
   local job = { status, queue, name, priority, seq, created, due ~= created and due, false }
   if worker then
     job[F.epoch], job[F.claim] = struct.unpack('>I4c24', stored, L.epoch)
-    job[F.claimed], job[F.claimed_steady] = struct.unpack('>I8I8', stored, L.claimed)
+    job[F.claimed_at], job[F.claimed_steady] = struct.unpack('>I8I8', stored, L.claimed)
     job[F.worker] = worker
   end
   if status == S.SUCCEEDED then
     local ended, ran_for, keep_for
     ended, ran_for, keep_for, next_at = struct.unpack('>I8I8I8', stored, next_at)
-    job[F.claim], job[F.settled], job[F.started] = false, string.sub(stored, L.fence), ended - ran_for
+    job[F.claim], job[F.settled], job[F.started_at] = false, string.sub(stored, L.fence), ended - ran_for
     job[F.result], next_at = struct.unpack('>I4c0', stored, next_at)
-    job[F.ended], job[F.keep_until] = ended, ended + keep_for
+    job[F.ended_at], job[F.fade_at] = ended, ended + keep_for
   else
     job[F.payload], next_at = struct.unpack('>I4c0', stored, next_at)
   end
@@ -126,15 +122,15 @@ end
 -- Returns a failed job in place of an unreadable one. It keeps the fields of `job` that can be read.
 local function stand_in(id, note, raw, job)
   local one = {}
-  for _, field in ipairs({ F.status, F.queue, F.name, F.priority, F.seq, F.created }) do
+  for _, field in ipairs({ F.status, F.queue, F.name, F.priority, F.seq, F.created_at }) do
     one[field] = job and is_number_for(field, job[field]) and job[field] or 0
   end
   if job and is_number_for(F.status, job[F.status]) and job[F.status] < S.GONE and one[F.queue] > 0 then
     note[3], note[4] = note[3] or one[F.status], note[4] or one[F.queue]
   end
   one[F.status], one[F.queue] = S.FAILED, note[4] or one[F.queue]
-  set(one, F.ended, wall)
-  set(one, F.keep_until, wall + R.keep_failed)
+  set(one, F.ended_at, wall)
+  set(one, F.fade_at, wall + R.keep_failed)
   for _, field in ipairs({ F.key, F.joins }) do
     if job and type(job[field]) == 'string' and #job[field] % 16 == 0 then
       set(one, field, job[field])
@@ -227,11 +223,11 @@ local function has_ended(job)
 end
 
 local function is_kept(job)
-  return job[F.status] ~= S.GONE and not (has_ended(job) and job[F.keep_until] <= wall)
+  return job[F.status] ~= S.GONE and not (has_ended(job) and job[F.fade_at] <= wall)
 end
 
 local function due_of(job)
-  return job[F.due] or job[F.created]
+  return job[F.due_at] or job[F.created_at]
 end
 
 -- === part write_jobs =======================================================================================
@@ -253,8 +249,8 @@ local function packed(job)
     return cmsgpack.pack(job)
   end
   local extras, payload = job[F.extras] or '', job[F.payload]
-  return struct.pack('>BbI4I4I8I6I8I2', job[F.status], job[F.priority], job[F.queue], job[F.name], job[F.due] or job[F.created],
-    job[F.seq], job[F.created], #extras) .. extras .. struct.pack('>I4', #payload) .. payload
+  return struct.pack('>BbI4I4I8I6I8I2', job[F.status], job[F.priority], job[F.queue], job[F.name], job[F.due_at] or job[F.created_at],
+    job[F.seq], job[F.created_at], #extras) .. extras .. struct.pack('>I4', #payload) .. payload
 end
 
 -- Deletes a payload stored apart only after the job is written: if a step in between fails, the job must run again.

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
+
+import msgspec
 
 from taskflow.broker.redis.fields import FIELDS
 from taskflow.broker.redis.packing import unpack, unpack_claim
-from taskflow.model.clock import instant_of, to_seconds
+from taskflow.model import envelope as envelopes
 from taskflow.model.envelope import Envelope, Lease, unpack_extras
-from taskflow.model.progress import Progress, unpack_progress
-from taskflow.model.record import BY_CODE, Record
-from taskflow.model.stored import FieldReader, Unreadable, maybe, octets, text, whole
-from taskflow.model.verdict import RunError, unpack_errors
+from taskflow.model.job_schema import BY_NAME
+from taskflow.model.progress import unpack_progress
+from taskflow.model.record import BY_CODE, Record, record_of
+from taskflow.model.stored import FULL_SPEED, FieldReader, maybe_text, octets, text, whole
+from taskflow.model.verdict import unpack_errors
+
+_DEFAULTS: Final = tuple(BY_NAME[field].default for field in FIELDS)
+
+StoredJob: Any = msgspec.defstruct("StoredJob", FIELDS)
 
 
-def _defaults() -> list[Any]:
-    numbers = {"epoch", "failures", "crashes", "snoozes", "hand_backs", "awaits"}
-    return [0 if field in numbers else None for field in FIELDS]
+class Names(dict[int, str]):
+    """The names of queues and jobs by their numbers."""
 
-
-_DEFAULTS: Final = _defaults()
-_PLAIN: Final = Envelope(id=b"", job="", payload=b"")
+    def __missing__(self, number: int) -> str:
+        raise ValueError(f"the number {number} stands for no text, or for one that is no UTF-8")
 
 
 class Head(NamedTuple):
@@ -32,7 +37,7 @@ class Head(NamedTuple):
     """
 
     wall: int
-    names: dict[int, str]
+    names: Names
     is_armed: bool
 
 
@@ -40,9 +45,9 @@ def head_of(packed: bytes) -> Head:
     wall, texts, *rest = unpack(packed)
     pairs = zip(texts[::2], texts[1::2], strict=True)
     try:
-        names = {number: text.decode()[2:] for number, text in pairs}
+        names = Names({number: text.decode()[2:] for number, text in pairs})
     except UnicodeDecodeError:
-        names = {number: text.decode()[2:] for number, text in zip(texts[::2], texts[1::2], strict=True) if _is_utf8(text)}
+        names = Names({number: text.decode()[2:] for number, text in zip(texts[::2], texts[1::2], strict=True) if _is_utf8(text)})
     return Head(int(wall), names, bool(rest and rest[0]))
 
 
@@ -59,70 +64,14 @@ def records_of(reply: Sequence[bytes]) -> dict[bytes, Record]:
     return {reply[i]: _record(reply[i], unpack(reply[i + 1]), head.names) for i in range(1, len(reply), 2)}
 
 
-def _completed(fields: list[Any]) -> list[Any]:
-    """Return all fields, with defaults in place of absent ones."""
+def _job(fields: list[Any]) -> Any:
+    """Return the fields by name, with defaults in place of absent ones."""
     present = [default if field is False else field for field, default in zip(fields, _DEFAULTS, strict=False)]
-    return present + _DEFAULTS[len(fields) :]
-
-
-JobFields = dict[str, Any]
-"""The fields of a stored job by their names."""
-
-
-class _Decoded(NamedTuple):
-    """The fields that are not plain numbers."""
-
-    job: str
-    queue: str
-    extras: dict[str, Any]
-    progress: Progress | None
-    reason: str | None
-    waiting_for: str | None
-    errors: tuple[RunError, ...]
-
-
-def _decoded(job: JobFields, names: Mapping[int, str]) -> _Decoded:
-    return _Decoded(
-        names[job["name"]],
-        names[job["queue"]],
-        unpack_extras(job["extras"]),
-        unpack_progress(job["progress"]),
-        maybe(job["reason"], text),
-        maybe(job["waiting_for"], text),
-        unpack_errors(job["errors"]),
-    )
-
-
-def _decoded_apart(job: JobFields, names: Mapping[int, str]) -> tuple[_Decoded, tuple[Unreadable, ...]]:
-    """Decode field by field. One that cannot be read has its default, and is reported."""
-
-    def named(number: int) -> str:
-        if number not in names:
-            raise ValueError(f"the number {number} stands for no text, or for one that is no UTF-8")
-        return names[number]
-
-    reader = FieldReader()
-    if job["spoilt"] is not None:
-        column, problem, raw = _read_spoilt(job["spoilt"])
-        reader.note(column, raw, problem)
-    decoded = _Decoded(
-        reader.read("name", job["name"], named, UNKNOWN),
-        reader.read("queue", job["queue"], named, UNKNOWN),
-        reader.read("extras", job["extras"], unpack_extras, {}),
-        reader.read("progress", job["progress"], unpack_progress, None),
-        reader.read("reason", job["reason"], _maybe_text, None),
-        reader.read("waiting_for", job["waiting_for"], _maybe_text, None),
-        reader.read("errors", job["errors"], unpack_errors, ()),
-    )
-    return decoded, reader.unreadable
+    return StoredJob(*present, *_DEFAULTS[len(fields) :])
 
 
 UNKNOWN: Final = "?"
 """In place of the name of a queue or job that cannot be read."""
-
-
-def _maybe_text(stored: bytes | None) -> str | None:
-    return maybe(stored, text)
 
 
 def shown(stored: bytes) -> str:
@@ -147,70 +96,72 @@ def _read_spoilt(packed: bytes) -> tuple[str, str, bytes]:
         return "record", "it cannot be read", packed
 
 
-def _read(job: JobFields, names: Mapping[int, str]) -> tuple[_Decoded, tuple[Unreadable, ...]]:
-    if job["spoilt"] is None:
+def _reader_of(job: Any) -> FieldReader:
+    """Return a reader that knows the field for which the job was set aside."""
+    reader = FieldReader()
+    if job.spoilt is not None:
+        column, problem, raw = _read_spoilt(job.spoilt)
+        reader.note(column, raw, problem)
+    return reader
+
+
+def lease_of(job_id: bytes, fields: list[Any], names: Names, wall: int) -> Lease:
+    job = _job(fields)
+    if job.spoilt is None:
         try:
-            return _decoded(job, names), ()
-        except Exception:  # RecursionError, OverflowError, KeyError and msgpack's own errors included
+            return _lease(job_id, job, names, wall, FULL_SPEED)
+        except Exception:  # RecursionError, OverflowError and msgpack's own errors included
             pass
-    return _decoded_apart(job, names)
+    return _lease(job_id, job, names, wall, _reader_of(job))
 
 
-def lease_of(job_id: bytes, fields: list[Any], names: Mapping[int, str], wall: int) -> Lease:
-    job: JobFields = dict(zip(FIELDS, _completed(fields), strict=True))
-    decoded, unreadable = _read(job, names)
-    return Lease(
-        envelope=Envelope(
-            id=job_id,
-            job=decoded.job,
-            payload=job["payload"] or b"",
-            queue=decoded.queue,
-            priority=job["priority"],
-            key=job["key"],
-            **decoded.extras,
-        ),
-        epoch=job["epoch"],
-        claim=unpack_claim(job["claim"]),
-        created_at=job["created"],
-        failures=job["failures"],
-        crashes=job["crashes"],
-        snoozes=job["snoozes"],
-        hand_backs=job["hand_backs"],
-        parked_for=0.0 if job["parked"] is None else to_seconds(wall - job["parked"]),
-        expires_in=None if job["expires"] is None else to_seconds(job["expires"] - wall),
-        unreadable=unreadable,
-    )
-
-
-def _record(job_id: bytes, fields: list[Any], names: Mapping[int, str]) -> Record:
-    job: JobFields = dict(zip(FIELDS, _completed(fields), strict=True))
-    decoded, unreadable = _read(job, names)
-    return Record(
+def _lease(job_id: bytes, job: Any, names: Names, wall: int, reader: FieldReader) -> Lease:
+    read = reader.read
+    no_extras: dict[str, Any] = {}
+    envelope = Envelope(
         id=job_id,
-        job=decoded.job,
-        queue=decoded.queue,
-        status=BY_CODE[job["status"]],
-        priority=job["priority"],
-        max_attempts=decoded.extras.get("max_attempts", _PLAIN.max_attempts),
-        created_at=instant_of(job["created"]),
-        due_at=instant_of(job["created"] if job["due"] is None else job["due"]),
-        claimed_at=maybe(job["claimed"], instant_of),
-        started_at=maybe(job["started"], instant_of),
-        ended_at=maybe(job["ended"], instant_of),
-        expires_at=maybe(job["expires"], instant_of),
-        failures=job["failures"],
-        crashes=job["crashes"],
-        snoozes=job["snoozes"],
-        hand_backs=job["hand_backs"],
-        epoch=job["epoch"],
-        worker=maybe(job["worker"], shown),
-        progress=decoded.progress,
-        result=job["result"],
-        payload=job["payload"],
-        reason=decoded.reason,
-        waiting_for=decoded.waiting_for,
-        errors=decoded.errors,
-        cancel_requested=job["cancel_requested"] is not None,
-        headers=decoded.extras.get("headers", {}),
-        unreadable=unreadable,
+        job=read("name", job.name, names.__getitem__, UNKNOWN),
+        queue=read("queue", job.queue, names.__getitem__, UNKNOWN),
+        payload=job.payload or b"",
+        priority=job.priority,
+        key=job.key,
+        **read("extras", job.extras, unpack_extras, no_extras),
+    )
+    for column, decode in _NOT_LEASED:
+        read(column, getattr(job, column), decode, None)
+    claim = unpack_claim(job.claim)
+    return envelopes.lease_of(job, envelope, epoch=job.epoch, claim=claim, now=wall, unreadable=reader.unreadable)
+
+
+_NOT_LEASED: Final[Sequence[tuple[str, Callable[[Any], Any]]]] = (
+    ("progress", unpack_progress),
+    ("reason", maybe_text),
+    ("waiting_for", maybe_text),
+    ("errors", unpack_errors),
+)
+"""Fields that are read with a lease all the same: a job of which one is damaged is not run."""
+
+
+def _record(job_id: bytes, fields: list[Any], names: Names) -> Record:
+    job = _job(fields)
+    job.due_at = job.due_at or job.created_at
+    job.worker = None if job.worker is None else shown(job.worker)
+    if job.spoilt is None:
+        try:
+            return _record_of(job_id, job, names, FULL_SPEED)
+        except Exception:  # as above
+            pass
+    return _record_of(job_id, job, names, _reader_of(job))
+
+
+def _record_of(job_id: bytes, job: Any, names: Names, reader: FieldReader) -> Record:
+    no_extras: dict[str, Any] = {}
+    return record_of(
+        job,
+        reader,
+        id=job_id,
+        name=reader.read("name", job.name, names.__getitem__, UNKNOWN),
+        queue=reader.read("queue", job.queue, names.__getitem__, UNKNOWN),
+        status=BY_CODE[job.status],
+        extras=reader.read("extras", job.extras, unpack_extras, no_extras),
     )

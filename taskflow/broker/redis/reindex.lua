@@ -278,13 +278,13 @@ end
 local function index_job(id, job)
   local status = job[F.status]
   if status == S.GONE then
-    fading[#fading + 1] = job[F.ended] + R.repeat_for
+    fading[#fading + 1] = job[F.ended_at] + R.repeat_for
     fading[#fading + 1] = id
     return
   end
   count(job[F.queue], status, 1)
-  if job[F.expires] and is_waiting(job) then
-    call('ZADD', P .. 'exp', job[F.expires], id)
+  if job[F.expires_at] and is_waiting(job) then
+    call('ZADD', P .. 'exp', job[F.expires_at], id)
   end
   if job[F.key] and not has_ended(job) then
     call('HSET', P .. 'k', job[F.key], (call('HGET', P .. 'k', job[F.key]) or '') .. id)
@@ -292,16 +292,16 @@ local function index_job(id, job)
   if status == S.READY then
     add_to(ready, job[F.queue], job[F.priority], entry_of(due_of(job), job[F.seq], id))
   elseif status == S.SCHEDULED then
-    scheduled[#scheduled + 1] = job[F.due]
+    scheduled[#scheduled + 1] = job[F.due_at]
     scheduled[#scheduled + 1] = due_member(id, job)
   elseif status == S.HELD then
     call('SADD', P .. 'held', id)
   elseif status == S.RUNNING then
     index_lease(id, job)
   else
-    fading[#fading + 1] = job[F.keep_until]
+    fading[#fading + 1] = job[F.fade_at]
     fading[#fading + 1] = id
-    call('ZADD', kept_key(job[F.queue], status == S.FAILED and 1 or 0), job[F.ended], kept_member(id, job))
+    call('ZADD', kept_key(job[F.queue], status == S.FAILED and 1 or 0), job[F.ended_at], kept_member(id, job))
   end
 end
 

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from taskflow.broker.literals import literals
-from taskflow.broker.redis.fields import FIELDS, MARK, SPANS
+from taskflow.broker.redis.fields import AS_SENT, FIELDS, MARK, SPANS
 from taskflow.model.clock import to_microseconds
+from taskflow.model.job_schema import BY_NAME, CLAIMED, OUTCOME, REDO, cleared_by
 from taskflow.model.rules import Rules
 
 
@@ -159,8 +160,15 @@ def _values(rules: Rules) -> dict[str, str]:
     fields = {f"F.{field}": str(number) for number, field in enumerate(FIELDS, 1)}
     spans = {f"L.{name}": ", ".join(map(str, span)) for name, span in SPANS.items()}
     spans["L.mark"] = "'" + "".join(f"\\{byte:03d}" for byte in MARK) + "'"
-    own = {"R.session_ttl": str(to_microseconds(rules.session_ttl)), "F.names": ", ".join(map(_text, FIELDS))}
+    own = {"R.session_ttl": str(to_microseconds(rules.session_ttl)), "F.names": ", ".join(map(_text, FIELDS)), "F.last": str(len(FIELDS))}
+    own["F.strings"] = ", ".join(f"[{number}] = true" for number, field in enumerate(FIELDS, 1) if BY_NAME[field].kind.type is not int)
+    own["F.as_sent"] = _numbers(AS_SENT)
+    own |= {f"F.cleared_by_{move}": _numbers(cleared_by(move)) for move in (CLAIMED, OUTCOME, REDO)}
     return fields | spans | own | literals(rules, text=_text, numbers=lambda numbers: f"{{ {', '.join(map(str, numbers))} }}")
+
+
+def _numbers(fields: Iterable[str]) -> str:
+    return ", ".join(str(FIELDS.index(field) + 1) for field in fields)
 
 
 def _text(text: str) -> str:

@@ -148,7 +148,7 @@ local function take_reports()
     local id = ids[i]
     local job = id and leased(session, report[1], id)
     if job then
-      set(job, F.started, wall - report[2])
+      set(job, F.started_at, wall - report[2])
       if report[3] then
         set(job, F.progress, report[3])
       end

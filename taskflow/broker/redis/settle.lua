@@ -117,7 +117,7 @@ return table.concat(answers)
 -- A worker reported an outcome: resets the count of leases lost in a row.
 local function reset_crashes(job)
   if #job >= F.crashes then
-    for _, field in ipairs({ F.crashes, F.hand_backs, F.parked }) do
+    for _, field in ipairs({ F.cleared_by_outcome }) do
       if job[field] then
         job[field] = false
       end
@@ -155,8 +155,8 @@ local endings = {
     requeue(id, job, E.SNOOZE, wall + settlement[9])
   end,
   function(id, job, settlement)
-    if not job[F.parked] then
-      set(job, F.parked, wall)
+    if not job[F.parked_at] then
+      set(job, F.parked_at, wall)
     end
     set(job, F.waiting_for, settlement[7])
     requeue(id, job, E.PARK, wall + settlement[9])
@@ -177,7 +177,7 @@ local function settle(settlement, texts)
     return job[F.settled] == fence and 'o' or 's'
   end
   set(job, F.settled, fence)
-  set(job, F.started, wall - settlement[5])
+  set(job, F.started_at, wall - settlement[5])
   if settlement[11] then
     set(job, F.progress, settlement[11])
   end

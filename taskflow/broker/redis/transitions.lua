@@ -119,15 +119,15 @@ end
 
 -- Makes a job wait: held, scheduled or ready, by what it awaits and its due time.
 local function enter(id, job, event)
-  if job[F.expires] then
-    call('ZADD', P .. 'exp', job[F.expires], id)
+  if job[F.expires_at] then
+    call('ZADD', P .. 'exp', job[F.expires_at], id)
   end
   if (job[F.awaits] or 0) > 0 then
     move(job, event, S.HELD)
     call('SADD', P .. 'held', id)
   elseif due_of(job) > wall then
     move(job, event, S.SCHEDULED)
-    scheduled[#scheduled + 1] = job[F.due]
+    scheduled[#scheduled + 1] = job[F.due_at]
     scheduled[#scheduled + 1] = due_member(id, job)
     wakeup_topics['due'] = true
   else
@@ -181,7 +181,7 @@ local function stop_awaiting(id)
   save(id, job)
   if job[F.awaits] <= 0 then
     leave_index(id, job)
-    set(job, F.due, math.max(due_of(job), wall))
+    set(job, F.due_at, math.max(due_of(job), wall))
     enter(id, job, E.RELEASE)
   end
 end
@@ -245,18 +245,18 @@ local function finish(id, job, event, status, reason, keep_for)
     keep_for = status == S.FAILED and R.keep_failed or R.keep_cancelled
   end
   job[F.claim] = job[F.claim] and false
-  set(job, F.ended, wall)
-  set(job, F.keep_until, wall + keep_for)
+  set(job, F.ended_at, wall)
+  set(job, F.fade_at, wall + keep_for)
   if reason or job[F.reason] then
     set(job, F.reason, reason or false)
   end
   if job[F.waiting_for] then
     job[F.waiting_for] = false
   end
-  if job[F.expires] then
+  if job[F.expires_at] then
     call('ZREM', P .. 'exp', id)
   end
-  fading[#fading + 1] = job[F.keep_until]
+  fading[#fading + 1] = job[F.fade_at]
   fading[#fading + 1] = id
   add_to(kept, job[F.queue], status == S.FAILED and 1 or 0, kept_member(id, job))
   save(id, job)
@@ -284,11 +284,11 @@ local function requeue(id, job, event, due)
   else
     job[F.claim] = false
     if due then
-      set(job, F.due, due)
+      set(job, F.due_at, due)
       enter(id, job, event)
     else
-      if job[F.expires] then
-        call('ZADD', P .. 'exp', job[F.expires], id)
+      if job[F.expires_at] then
+        call('ZADD', P .. 'exp', job[F.expires_at], id)
       end
       make_ready(id, job, event)
       save(id, job)
@@ -304,7 +304,7 @@ local function add_error(job, kind, message, traceback, attempt)
 end
 
 local function poison(id, job, why)
-  set(job, F.poison, 1)
+  set(job, F.is_poison, 1)
   finish(id, job, E.CRASH, S.FAILED, W.POISON .. why)
 end
 
@@ -348,11 +348,11 @@ local function bury(id, job)
     call('UNLINK', P .. 'bad:j:' .. id)
   end
   for field = F.payload, #job do
-    if field ~= F.settled and field ~= F.ended then
+    if field ~= F.settled and field ~= F.ended_at then
       job[field] = false
     end
   end
-  fading[#fading + 1] = job[F.ended] + R.repeat_for
+  fading[#fading + 1] = job[F.ended_at] + R.repeat_for
   fading[#fading + 1] = id
   save(id, job)
 end

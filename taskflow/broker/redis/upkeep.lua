@@ -174,7 +174,7 @@ local function expire(left)
     prefetch(ids)
     for _, id in ipairs(ids) do
       local job = load(id)
-      if job and is_waiting(job) and job[F.expires] and job[F.expires] <= wall then
+      if job and is_waiting(job) and job[F.expires_at] and job[F.expires_at] <= wall then
         finish(id, job, E.EXPIRE, S.CANCELLED, W.EXPIRED)
         moved = moved + 1
       end
@@ -264,21 +264,21 @@ local function drop_faded(left)
     local last_score, last_id
     for i, id in ipairs(ids) do
       local job = load(id)
-      if job and has_ended(job) and job[F.keep_until] <= wall then
+      if job and has_ended(job) and job[F.fade_at] <= wall then
         bury(id, job)
         moved = moved + 1
         last_score, last_id = tonumber(found[2 * i]), id
-        if job[F.ended] + R.repeat_for <= wall then
+        if job[F.ended_at] + R.repeat_for <= wall then
           again[#again + 1] = id
         end
-      elseif not job or (job[F.status] == S.GONE and job[F.ended] + R.repeat_for <= wall) then
+      elseif not job or (job[F.status] == S.GONE and job[F.ended_at] + R.repeat_for <= wall) then
         forgotten[#forgotten + 1] = id
       else
         call('ZREM', P .. 'fade', id)
       end
     end
     for _, id in ipairs(again) do
-      local forget_at = load(id)[F.ended] + R.repeat_for
+      local forget_at = load(id)[F.ended_at] + R.repeat_for
       if moved < left or forget_at < last_score then
         forgotten[#forgotten + 1] = id
       end

@@ -13,9 +13,10 @@ import msgspec
 
 from taskflow.broker import wording
 from taskflow.broker.sqlite.lease_cache import CachedLease
-from taskflow.broker.sqlite.row import JobRow, claims_of, expires_in, lease_of, pack_claims, pack_fence, parked_for, slices, unpack_claim
+from taskflow.broker.sqlite.row import JobRow, claims_of, lease_of, pack_claims, pack_fence, slices, unpack_claim
 from taskflow.broker.sqlite.session import SessionRow, living
 from taskflow.broker.sqlite.transitions import Transitions
+from taskflow.model import envelope as envelopes
 from taskflow.model.envelope import ClaimId, Envelope, Lease, unpack_extras
 from taskflow.model.errors import SessionLost
 from taskflow.model.record import CODES, Event, Status
@@ -259,26 +260,16 @@ def _lease_told(transitions: Transitions, ready: _Ready, name: str | None, queue
         extras = unpack_extras(bytes.fromhex(ready.extras)) if ready.extras else {}
     except Exception:
         return None
-    return Lease(
-        envelope=Envelope(
-            id=ready.id,
-            job=name,
-            payload=ready.payload,
-            queue=queue,
-            priority=ready.priority,
-            key=bytes.fromhex(ready.key) if ready.key else None,
-            **extras,
-        ),
-        epoch=ready.epoch + 1,
-        claim=claim,
-        created_at=ready.created_at,
-        failures=ready.failures,
-        crashes=ready.crashes,
-        snoozes=ready.snoozes,
-        hand_backs=ready.hand_backs,
-        parked_for=parked_for(ready.parked_at, transitions.now),
-        expires_in=expires_in(ready.expires_at, transitions.now),
+    envelope = Envelope(
+        id=ready.id,
+        job=name,
+        payload=ready.payload,
+        queue=queue,
+        priority=ready.priority,
+        key=bytes.fromhex(ready.key) if ready.key else None,
+        **extras,
     )
+    return envelopes.lease_of(ready, envelope, epoch=ready.epoch + 1, claim=claim, now=transitions.now)
 
 
 def _lease_read(transitions: Transitions, ready: _Ready, claim: ClaimId) -> Lease | None:

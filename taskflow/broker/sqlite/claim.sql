@@ -36,7 +36,7 @@ json_group_array(
         CAST(priority AS INTEGER), typeof(id) = 'blob' AND length(id) = 16, typeof(payload) = 'blob' AND length(payload) <= ?
       )
     WHEN
-      epoch = 0 AND due_at = created_at AND priority = 0 AND key IS NULL AND extras IS NULL AND joins IS NULL AND expires_at IS NULL
+      epoch = 0 AND priority = 0 AND extras IS NULL AND @plain
     THEN json_array(queue, seq, name, created_at, length(payload))
     WHEN
       typeof(priority) = 'integer' AND priority BETWEEN -100 AND 100
@@ -83,7 +83,6 @@ WHERE
 -- Parameters: rows of seq and claim; claimed_at, claimed_steady, worker. Reply: none. Refuses a claim that exists.
 WITH leased (seq, claim) AS (VALUES (?, ?) ...)
 UPDATE "~jobs" SET
-  status = 3, epoch = epoch + 1, claim = leased.claim, claimed_at = ?, claimed_steady = ?, worker = ?, started_at = NULL, progress = NULL,
-  waiting_for = NULL
+  status = 3, epoch = epoch + 1, claim = leased.claim, claimed_at = ?, claimed_steady = ?, worker = ?, @claimed
 FROM leased
 WHERE "~jobs".seq = leased.seq;

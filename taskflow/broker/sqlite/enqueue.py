@@ -1,18 +1,20 @@
-"""enqueue: plain envelopes as one batch, those with a key or something to await one by one."""
+"""enqueue: envelopes as one batch, but those with a key or something to await one by one."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import groupby
-from typing import Final
+from operator import attrgetter
+from typing import Any, Final
 
 from taskflow.broker import topics, wording
 from taskflow.broker.protocol import Added, Refused
-from taskflow.broker.sqlite.row import JobRow
+from taskflow.broker.sqlite.row import SENT, JobRow
 from taskflow.broker.sqlite.transitions import Transitions
 from taskflow.model.clock import to_microseconds
 from taskflow.model.envelope import Envelope, OnConflict, pack_extras
 from taskflow.model.errors import StoreFull
+from taskflow.model.job_schema import AS_SENT
 from taskflow.model.record import CODES, Event, Status
 
 _READY: Final = CODES[Status.READY]
@@ -35,9 +37,9 @@ def _check_room(transitions: Transitions, wanted: int, capacity: int) -> None:
 def add_all(transitions: Transitions, envelopes: Iterable[Envelope]) -> list[Added | Refused]:
     """In order: neighbours of the same kind go together."""
     answers = list[Added | Refused]()
-    for are_plain, grouped in groupby(envelopes, _is_plain):
+    for stand_alone, grouped in groupby(envelopes, _stands_alone):
         alike = list(grouped)
-        answers += _add_plain(transitions, alike) if are_plain else [_add_one(transitions, envelope) for envelope in alike]
+        answers += _add_together(transitions, alike) if stand_alone else [_add_one(transitions, envelope) for envelope in alike]
     return answers
 
 
@@ -48,24 +50,25 @@ def _last_seq(transitions: Transitions) -> int:
     return int(last_seq)
 
 
-def _is_plain(envelope: Envelope) -> bool:
+def _stands_alone(envelope: Envelope) -> bool:
+    """Return True if no other job matters to it as it is added."""
     return envelope.key is None and envelope.awaits <= 0
 
 
 # --- as a batch ------------------------------------------------------------------------------------------------
 
 
-def _add_plain(transitions: Transitions, envelopes: list[Envelope]) -> list[Added | Refused]:
+def _add_together(transitions: Transitions, envelopes: list[Envelope]) -> list[Added | Refused]:
     last_seq = _last_seq(transitions)
-    rows = [_plain_row(transitions, envelope) for envelope in envelopes]
-    added = transitions.insert_rows("add_plain_jobs", rows)
+    rows = [_row(transitions, envelope) for envelope in envelopes]
+    added = transitions.insert_rows("add_jobs", rows)
     if added == len(rows):
         _count_in_all(transitions, rows)
         return [Added(envelope.id) for envelope in envelopes]
     fresh = {job_id for (job_id,) in transitions.connection.execute(transitions.sql["ids_after"], (last_seq,))}
     answers = list[Added | Refused]()
     for row in rows:
-        job_id = row[0]
+        job_id = row[_ID]
         if job_id in fresh:
             fresh.discard(job_id)  # so that its second coming in the same batch is refused
             _count_in_all(transitions, [row])
@@ -75,29 +78,31 @@ def _add_plain(transitions: Transitions, envelopes: list[Envelope]) -> list[Adde
     return answers
 
 
-_Row = tuple[bytes, int, int, int, int, int, int, int | None, bytes, bytes | None, bytes | None]
+_Row = tuple[Any, ...]
+
+_as_sent: Final = attrgetter(*AS_SENT)
+_ID: Final = SENT.index("id")
 
 
-def _plain_row(transitions: Transitions, envelope: Envelope) -> _Row:
+def _row(transitions: Transitions, envelope: Envelope) -> _Row:
+    """Return the columns of `row.SENT`."""
     now = transitions.now
-    due_at = _due_at(envelope, now)
+    due_at = max(now, envelope.at) if envelope.at is not None else now + to_microseconds(envelope.after)
     return (
-        envelope.id,
         _SCHEDULED if due_at > now else _READY,
         transitions.queues.number(envelope.queue),
         transitions.job_names.number(envelope.job),
-        envelope.priority,
         now,
         due_at,
-        _expires_at(envelope, now),
-        envelope.payload,
+        None if envelope.expires is None else now + to_microseconds(envelope.expires),
         pack_extras(envelope),
         b"".join(envelope.joins) or None,
+        *_as_sent(envelope),
     )
 
 
 def _count_in_all(transitions: Transitions, rows: list[_Row]) -> None:
-    for (status, queue), alike in groupby(rows, lambda row: row[1:3]):
+    for (status, queue), alike in groupby(rows, lambda row: row[:2]):
         transitions.tally.move(queue, Event.ENQUEUE, None, status, sum(1 for _ in alike))
         if status == _READY:
             transitions.ring_queue(queue)
@@ -123,27 +128,6 @@ def _add_one(transitions: Transitions, envelope: Envelope) -> Added | Refused:
 
 
 def _job_of(transitions: Transitions, envelope: Envelope) -> JobRow:
-    return JobRow(
-        seq=0,
-        id=envelope.id,
-        code=None,
-        queue=transitions.queues.number(envelope.queue),
-        name=transitions.job_names.number(envelope.job),
-        priority=envelope.priority,
-        created_at=transitions.now,
-        due_at=_due_at(envelope, transitions.now),
-        expires_at=_expires_at(envelope, transitions.now),
-        payload=envelope.payload,
-        key=envelope.key,
-        extras=pack_extras(envelope),
-        awaits=envelope.awaits,
-        joins=b"".join(envelope.joins) or None,
-    )
-
-
-def _due_at(envelope: Envelope, now: int) -> int:
-    return max(now, envelope.at) if envelope.at is not None else now + to_microseconds(envelope.after)
-
-
-def _expires_at(envelope: Envelope, now: int) -> int | None:
-    return None if envelope.expires is None else now + to_microseconds(envelope.expires)
+    job = JobRow(**dict(zip(SENT, _row(transitions, envelope), strict=True)))
+    job.code = None
+    return job

@@ -1,10 +1,8 @@
 -- Take in jobs.
 
--- name: add_plain_jobs
--- Parameters: rows of id, status, queue, name, priority, created_at, due_at, expires_at, payload, extras, joins.
--- Reply: none; a known id adds nothing.
-INSERT INTO "~jobs" (id, status, queue, name, priority, created_at, due_at, expires_at, payload, extras, joins)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ...
+-- name: add_jobs
+-- Parameters: rows of the columns of `row.SENT`. Reply: none; a known id adds nothing.
+INSERT INTO "~jobs" (@sent) VALUES (@sent_places) ...
 ON CONFLICT (id) DO NOTHING;
 
 -- name: last_seq

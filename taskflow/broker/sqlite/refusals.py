@@ -11,11 +11,12 @@ from taskflow.broker.sqlite.lock_owner import locked_by
 from taskflow.broker.sqlite.store_file import INDEX, StoreFile
 from taskflow.model.envelope import Envelope
 from taskflow.model.errors import BrokerRefused, BrokerUnavailable, StoreFull, TaskflowError, TooLarge
+from taskflow.model.job_schema import LARGE
 
 LARGEST_VALUE: Final = 1_000_000_000
 """Bytes that SQLite holds in one value or row, as it is commonly built (https://sqlite.org/limits.html)."""
 
-LARGEST_PAYLOAD: Final = 64 << 20
+LARGEST_PAYLOAD: Final = LARGE
 """Bytes of a payload, or of a result. A longer value in a row is taken for damage, and is not fetched."""
 
 

@@ -8,14 +8,15 @@ from operator import attrgetter
 from typing import Any, Final
 
 import msgpack
-import msgspec
 
-from taskflow.model.clock import instant_of, to_seconds
+from taskflow.model import envelope as envelopes
+from taskflow.model import record
 from taskflow.model.envelope import ClaimId, Envelope, Lease, unpack_extras
-from taskflow.model.progress import Progress, unpack_progress
+from taskflow.model.job_schema import AS_SENT, JobState
+from taskflow.model.progress import Progress
 from taskflow.model.record import BY_CODE, Record, Status
-from taskflow.model.stored import FieldReader, Unreadable, maybe, octets, text, unpacked
-from taskflow.model.verdict import Settlement, unpack_errors
+from taskflow.model.stored import FieldReader, Unreadable, octets, text, unpacked
+from taskflow.model.verdict import Settlement
 
 _CLAIM_TAIL: Final = struct.Struct(">QI")
 _CLAIM_HEAD: Final = struct.Struct(">Q")
@@ -24,48 +25,22 @@ _EPOCH: Final = struct.Struct(">Q")
 _ID_BYTES: Final = 16
 CLAIM_BYTES: Final = _ID_BYTES + _CLAIM_TAIL.size
 
-_CHANGING: Final = (
-    "code", "due_at", "expires_at", "awaits", "joins", "behind", "epoch", "failures", "crashes", "snoozes", "hand_backs", "claim",
-    "started_at", "worker", "progress", "settled", "parked_at", "cancel_requested", "reason", "waiting_for", "is_poison", "ended_at",
-    "fade_at", "errors", "result", "code", "seq",
-)  # fmt: skip
 
+class JobRow(JobState):
+    """One row of the table, in the order of `COLUMNS`; `schema/` says what they hold. Changed here, then saved."""
 
-class JobRow(msgspec.Struct):
-    """One row, in the order of the table's columns; `schema/` says what they hold. Changed here, then saved."""
-
-    seq: int
-    id: bytes
-    code: int | None
-    queue: int
-    name: int
-    priority: int
-    created_at: int
-    due_at: int
-    expires_at: int | None = None
-    key: bytes | None = None
+    code: int | None = None
+    queue: int = 0
+    name: int = 0
     extras: bytes | None = None
-    awaits: int = 0
     joins: bytes | None = None
-    behind: bytes | None = None
-    epoch: int = 0
-    failures: int = 0
-    crashes: int = 0
-    snoozes: int = 0
-    hand_backs: int = 0
     claim: bytes | None = None
-    claimed_at: int | None = None
-    claimed_steady: int = 0
-    started_at: int | None = None
     worker: str | bytes | None = None
     progress: bytes | None = None
     settled: bytes | None = None
-    parked_at: int | None = None
     cancel_requested: str | bytes | None = None
     reason: str | bytes | None = None
     waiting_for: str | bytes | None = None
-    is_poison: int = 0
-    ended_at: int | None = None
     fade_at: int | None = None
     spoilt: bytes | None = None
     errors: bytes | None = None
@@ -84,33 +59,33 @@ class JobRow(msgspec.Struct):
     def joined_ids(self) -> list[bytes]:
         return slices(self.joins, _ID_BYTES)
 
-    def make_fresh(self, now: int) -> None:
-        """As if it had just been enqueued; what happened to it before stays in its errors."""
-        self.due_at = now
-        self.failures = self.crashes = self.snoozes = self.hand_backs = 0
-        self.awaits = self.is_poison = 0
-        self.expires_at = self.ended_at = self.fade_at = self.parked_at = self.started_at = None
-        self.cancel_requested = self.reason = self.progress = self.worker = None
-
 
 COLUMNS: Final = JobRow.__struct_fields__
 
-changing_columns: Final = attrgetter(*_CHANGING)
-"""What `save_job` takes."""
+_FIXED: Final = frozenset({"seq", "id", "queue", "name", "priority", "created_at", "key", "extras", "spoilt", "result", "payload"})
+"""Columns that `save_job` leaves alone, or treats apart."""
 
-columns_of_run: Final = attrgetter(
-    "seq", "code", "due_at", "failures", "crashes", "snoozes", "hand_backs", "started_at", "settled", "parked_at", "errors", "reason",
+LEFT_ALONE: Final = frozenset({"seq", "extras", "result", "payload"})
+"""Columns that no statement decides by: an unsound value stays where it is."""
+
+CHANGING: Final = tuple(column for column in COLUMNS if column not in _FIXED)
+MENDED: Final = tuple(column for column in COLUMNS if column not in LEFT_ALONE)
+OF_RUN: Final = (
+    "code", "due_at", "failures", "crashes", "snoozes", "hand_backs", "started_at", "settled", "parked_at", "errors", "reason",
     "waiting_for", "is_poison", "ended_at", "fade_at",
 )  # fmt: skip
+SENT: Final = ("code", "queue", "name", "created_at", "due_at", "expires_at", "extras", "joins", *AS_SENT)
+
+changing_columns: Final = attrgetter(*CHANGING, "result", "code", "seq")
+"""What `save_job` takes."""
+
+columns_of_run: Final = attrgetter("seq", *OF_RUN)
 """What `save_runs` takes."""
 
 all_columns: Final = attrgetter(*COLUMNS[1:])
 """What `add_job` takes."""
 
-LEFT_ALONE: Final = frozenset({"seq", "extras", "result", "payload"})
-"""Columns that no statement decides by: an unsound value stays where it is."""
-
-mended_columns: Final = attrgetter(*(column for column in COLUMNS if column not in LEFT_ALONE), "seq")
+mended_columns: Final = attrgetter(*MENDED, "seq")
 """What `mend_job` takes."""
 
 
@@ -118,65 +93,17 @@ def record_of(job: JobRow, queue: str, name: str | Unreadable) -> Record:
     status = job.status
     assert status is not None
     reader = _Opaque(job)
-    extras = reader.extras()
-    return Record(
-        id=job.id,
-        job=reader.name(name),
-        queue=queue,
-        status=status,
-        priority=job.priority,
-        max_attempts=extras.get("max_attempts", _PLAIN.max_attempts),
-        created_at=instant_of(job.created_at),
-        due_at=instant_of(job.due_at),
-        claimed_at=None if job.claimed_at is None else instant_of(job.claimed_at),
-        started_at=None if job.started_at is None else instant_of(job.started_at),
-        ended_at=None if job.ended_at is None else instant_of(job.ended_at),
-        expires_at=None if job.expires_at is None else instant_of(job.expires_at),
-        failures=job.failures,
-        crashes=job.crashes,
-        snoozes=job.snoozes,
-        hand_backs=job.hand_backs,
-        epoch=job.epoch,
-        worker=text_of(job.worker),
-        progress=reader.read("progress", job.progress, unpack_progress, None),
-        result=reader.read("result", job.result, _maybe_octets, None),
-        payload=reader.read("payload", job.payload, _maybe_octets, None),
-        reason=text_of(job.reason),
-        waiting_for=text_of(job.waiting_for),
-        errors=reader.read("errors", job.errors, unpack_errors, ()),
-        cancel_requested=job.cancel_requested is not None,
-        headers=extras.get("headers", {}),
-        unreadable=reader.unreadable,
-    )
-
-
-_PLAIN: Final = Envelope(id=b"", job="", payload=b"")
+    return record.record_of(job, reader, id=job.id, name=reader.name(name), queue=queue, status=status, extras=reader.extras())
 
 
 def lease_of(job: JobRow, queue: str, name: str | Unreadable, claim: ClaimId, now: int) -> Lease:
-    """The lease of that claim, as it was given or is given now. `epoch` is the job's own."""
+    """Return the lease of that claim, as it was given or is given now. `epoch` is the job's own."""
     reader = _Opaque(job)
-    return Lease(
-        envelope=Envelope(
-            id=job.id,
-            job=reader.name(name),
-            queue=queue,
-            payload=reader.read("payload", job.payload, octets, b""),
-            priority=job.priority,
-            key=job.key,
-            **reader.extras(),
-        ),
-        epoch=job.epoch,
-        claim=claim,
-        created_at=job.created_at,
-        failures=job.failures,
-        crashes=job.crashes,
-        snoozes=job.snoozes,
-        hand_backs=job.hand_backs,
-        parked_for=parked_for(job.parked_at, now),
-        expires_in=expires_in(job.expires_at, now),
-        unreadable=reader.unreadable,
+    payload = reader.read("payload", job.payload, octets, b"")
+    envelope = Envelope(
+        id=job.id, job=reader.name(name), queue=queue, payload=payload, priority=job.priority, key=job.key, **reader.extras()
     )
+    return envelopes.lease_of(job, envelope, epoch=job.epoch, claim=claim, now=now, unreadable=reader.unreadable)
 
 
 class _Opaque(FieldReader):
@@ -204,10 +131,6 @@ class _Opaque(FieldReader):
             super().note(column, stored, problem)
 
 
-def _maybe_octets(stored: Any) -> bytes | None:
-    return maybe(stored, octets)
-
-
 def pack_spoilt(found: Iterable[Unreadable]) -> bytes:
     packed = msgpack.packb([[each.column, each.problem, each.raw] for each in found], unicode_errors="surrogatepass")
     assert packed is not None
@@ -216,14 +139,6 @@ def pack_spoilt(found: Iterable[Unreadable]) -> bytes:
 
 def unpack_spoilt(packed: Any) -> tuple[Unreadable, ...]:
     return tuple(Unreadable(text(column), text(problem), octets(raw)) for column, problem, raw in unpacked(packed))
-
-
-def parked_for(parked_at: int | None, now: int) -> float:
-    return 0.0 if parked_at is None else to_seconds(now - parked_at)
-
-
-def expires_in(expires_at: int | None, now: int) -> float | None:
-    return None if expires_at is None else to_seconds(expires_at - now)
 
 
 # --- fences as bytes ---------------------------------------------------------------------------------------

@@ -127,9 +127,6 @@ class _State(msgspec.Struct, array_like=True):
             id=settlement.id,
             code=CODES[Status.RUNNING],
             queue=self.queue,
-            name=0,
-            priority=0,
-            created_at=0,
             due_at=self.due_at,
             epoch=settlement.epoch,
             claim=claim,
@@ -171,7 +168,7 @@ def _end_run(transitions: Transitions, job: JobRow, settlement: Settlement, clai
 def _apply(transitions: Transitions, job: JobRow, settlement: Settlement) -> None:
     verdict, now = settlement.verdict, transitions.now
     if not isinstance(verdict, HandedBack | Parked):
-        _progressed(job)
+        job.reset_losses()
     match verdict:
         case Succeeded(result):
             job.result, job.payload = check_result(result), None
@@ -197,12 +194,6 @@ def _apply(transitions: Transitions, job: JobRow, settlement: Settlement) -> Non
             hand_back(transitions, job, counts=counts)
         case _:
             raise TypeError(f"{verdict!r} is no verdict that a store knows")
-
-
-def _progressed(job: JobRow) -> None:
-    """Reset the counts of leases lost in a row: a run has reported an outcome."""
-    job.crashes = job.hand_backs = 0
-    job.parked_at = None
 
 
 def _fail_once(transitions: Transitions, job: JobRow, error: RunError) -> None:

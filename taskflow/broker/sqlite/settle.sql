@@ -6,7 +6,7 @@
 WITH run (seq, settled, started_at, result, fade_at) AS (VALUES (?, ?, ?, ?, ?) ...)
 UPDATE "~jobs" SET
   status = 4, claim = NULL, settled = run.settled, started_at = run.started_at, result = run.result, ended_at = ?, fade_at = run.fade_at,
-  payload = NULL, crashes = 0, hand_backs = 0, parked_at = NULL
+  payload = NULL, @outcome
 FROM run
 WHERE "~jobs".seq = run.seq AND "~jobs".claim IS substr(run.settled, 1, 28);
 
@@ -15,7 +15,7 @@ WHERE "~jobs".seq = run.seq AND "~jobs".claim IS substr(run.settled, 1, 28);
 WITH run (claim, settled, started_at, result, fade_at) AS (VALUES (?, ?, ?, ?, ?) ...)
 UPDATE "~jobs" SET
   status = 4, claim = NULL, settled = run.settled, started_at = run.started_at, result = run.result, ended_at = ?, fade_at = run.fade_at,
-  payload = NULL, crashes = 0, hand_backs = 0, parked_at = NULL
+  payload = NULL, @outcome
 FROM run
 WHERE "~jobs".claim = run.claim;
 
@@ -38,16 +38,6 @@ WHERE
   AND coalesce(length(errors), 0) <= 1048576 AND typeof(errors) IN ('blob', 'null') AND spoilt IS NULL;
 
 -- name: save_runs
--- Parameters: rows of seq, status, due_at, failures, crashes, snoozes, hand_backs, started_at, settled, parked_at, errors, reason,
--- waiting_for, is_poison, ended_at, fade_at. Reply: none; their runs are over.
-WITH run (
-  seq, status, due_at, failures, crashes, snoozes, hand_backs, started_at, settled, parked_at, errors, reason, waiting_for, is_poison,
-  ended_at, fade_at
-) AS (VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ...)
-UPDATE "~jobs" SET
-  status = run.status, due_at = run.due_at, failures = run.failures, crashes = run.crashes, snoozes = run.snoozes,
-  hand_backs = run.hand_backs, started_at = run.started_at, settled = run.settled, parked_at = run.parked_at, errors = run.errors,
-  reason = run.reason, waiting_for = run.waiting_for, is_poison = run.is_poison, ended_at = run.ended_at, fade_at = run.fade_at,
-  claim = NULL
-FROM run
-WHERE "~jobs".seq = run.seq;
+-- Parameters: rows of seq and the columns of `row.OF_RUN`. Reply: none; their runs are over.
+WITH run (seq, @of_run) AS (VALUES (?, @of_run_places) ...)
+UPDATE "~jobs" SET @from_run, claim = NULL FROM run WHERE "~jobs".seq = run.seq;

@@ -6,12 +6,13 @@ SQLite takes any value in any column, and anybody who can write the file can cha
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-from taskflow.broker.sqlite.refusals import LARGEST_PAYLOAD
+from taskflow.broker.sqlite.columns import name_of
 from taskflow.broker.sqlite.row import COLUMNS, LEFT_ALONE, JobRow, pack_spoilt, unpack_spoilt
 from taskflow.model.clock import to_microseconds
-from taskflow.model.envelope import PRIORITIES
+from taskflow.model.job_schema import BY_NAME, SMALL, Field
 from taskflow.model.record import CODES, Status
 from taskflow.model.stored import MAX_RAW, FieldReader, Unreadable, octets, text, whole
 
@@ -21,94 +22,43 @@ _RUNNING: Final = CODES[Status.RUNNING]
 _SUCCEEDED: Final = CODES[Status.SUCCEEDED]
 _FAILED: Final = CODES[Status.FAILED]
 
-_SMALL: Final = 1 << 20
-_LARGE: Final = LARGEST_PAYLOAD
-"""Bytes of a value that are fetched, of a payload or result and of anything else: `job` in transitions.sql looks at the length first."""
-
 _KEPT: Final = 65_536
 """Bytes of a replaced value that are kept."""
 
 
-class _Column(NamedTuple):
-    """What a column may hold. `least` and `most` bound a number, or the length of bytes and text."""
+def _decoder(field: Field) -> Callable[[Any], Any]:
+    """Return a function that returns a sound value itself, and raises ValueError or TypeError for any other."""
+    kind, least, most = field.kind
 
-    kind: type[int] | type[bytes] | type[str]
-    least: int = 0
-    most: int = (1 << 63) - 1
-    or_none: bool = True
-
-    def decode(self, stored: Any) -> Any:
-        """Return the stored value itself; raises ValueError or TypeError if it is unsound."""
+    def decode(stored: Any) -> Any:
         if stored is None:
-            if self.or_none:
+            if field.default is None:
                 return None
             raise ValueError("expected a value, got none")
-        if self.kind is int:
-            return whole(stored, self.least, self.most)
-        if _is_oversized(self, stored):
+        if kind is int:
+            return whole(stored, least, most)
+        if _is_oversized(field, stored):
             raise ValueError(f"it has {-stored:,} bytes, more than are read")
-        length = len(text(stored) if self.kind is str else octets(stored))
-        if not self.least <= length <= self.most:
-            raise ValueError(f"expected {self.least} to {self.most} bytes, got {length:,}")
+        length = len(text(stored) if kind is str else octets(stored))
+        if not least <= length <= most:
+            raise ValueError(f"expected {least} to {most} bytes, got {length:,}")
         return stored
 
-
-def _is_oversized(column: _Column, stored: Any) -> bool:
-    """In place of its bytes comes their number, below zero: see `job` in transitions.sql."""
-    return column.kind is not int and type(stored) is int and stored < -_SMALL
+    return decode
 
 
-_COUNT: Final = _Column(int, most=1 << 53, or_none=False)
-_INSTANT: Final = _Column(int, or_none=False)
-_MAYBE_INSTANT: Final = _Column(int)
-_TEXT: Final = _Column(str, most=_SMALL)
-_BYTES: Final = _Column(bytes, most=_SMALL)
-_ID: Final = _Column(bytes, 16, 16)
+def _is_oversized(field: Field, stored: Any) -> bool:
+    """In place of its bytes comes their number, below zero: see `columns`."""
+    return field.kind.type is not int and type(stored) is int and stored < -SMALL
 
-_SCHEMA: Final = {
-    "seq": _Column(int, least=-(1 << 63), or_none=False),
-    "id": _ID._replace(or_none=False),
-    "code": _Column(int, most=max(CODES.values())),
-    "queue": _Column(int, least=1, or_none=False),
-    "name": _Column(int, least=1, or_none=False),
-    "priority": _Column(int, PRIORITIES[0], PRIORITIES[-1], or_none=False),
-    "created_at": _INSTANT,
-    "due_at": _INSTANT,
-    "expires_at": _MAYBE_INSTANT,
-    "key": _BYTES,
-    "extras": _BYTES,
-    "awaits": _COUNT,
-    "joins": _Column(bytes, most=_LARGE),
-    "behind": _ID,
-    "epoch": _COUNT,
-    "failures": _COUNT,
-    "crashes": _COUNT,
-    "snoozes": _COUNT,
-    "hand_backs": _COUNT,
-    "claim": _Column(bytes, 28, 28),
-    "claimed_at": _MAYBE_INSTANT,
-    "claimed_steady": _INSTANT,
-    "started_at": _MAYBE_INSTANT,
-    "worker": _TEXT,
-    "progress": _BYTES,
-    "settled": _Column(bytes, 36, 36),
-    "parked_at": _MAYBE_INSTANT,
-    "cancel_requested": _TEXT,
-    "reason": _TEXT,
-    "waiting_for": _TEXT,
-    "is_poison": _Column(int, most=1, or_none=False),
-    "ended_at": _MAYBE_INSTANT,
-    "fade_at": _MAYBE_INSTANT,
-    "spoilt": _Column(bytes, most=_LARGE),
-    "errors": _BYTES,
-    "result": _Column(bytes, most=_LARGE),
-    "payload": _Column(bytes, most=_LARGE),
-}
-assert tuple(_SCHEMA) == COLUMNS
 
-_BOUNDS: Final = tuple((at, column.least, column.most) for at, column in enumerate(_SCHEMA.values()) if column.kind is int)
-_LENGTHS: Final = tuple((at, column.least, column.most) for at, column in enumerate(_SCHEMA.values()) if column.kind is bytes)
-_TEXTS: Final = tuple(at for at, column in enumerate(_SCHEMA.values()) if column.kind is str)
+_SCHEMA: Final = {column: BY_NAME[name_of(column)] for column in COLUMNS}
+_DECODERS: Final = {column: _decoder(field) for column, field in _SCHEMA.items()}
+
+_KINDS: Final = tuple(field.kind for field in _SCHEMA.values())
+_BOUNDS: Final = tuple((at, kind.least, kind.most) for at, kind in enumerate(_KINDS) if kind.type is int)
+_LENGTHS: Final = tuple((at, kind.least, kind.most) for at, kind in enumerate(_KINDS) if kind.type is bytes)
+_TEXTS: Final = tuple(at for at, kind in enumerate(_KINDS) if kind.type is str)
 
 _sound_kinds: Final = set[tuple[type, ...]]()
 """Types that whole rows were seen to have: there are a few dozen sets of them."""
@@ -160,7 +110,7 @@ def look_closely(row: tuple[Any, ...], now: int, also: Unreadable | None = None)
     A job that waits with an unsound value becomes READY: its next lease says what cannot be read, and its worker ends it FAILED.
     """
     reader, raw = FieldReader(), dict(zip(COLUMNS, row, strict=True))
-    values = {name: reader.read(name, raw[name], column.decode, _default(name, raw, now)) for name, column in _SCHEMA.items()}
+    values = {name: reader.read(name, raw[name], decode, _default(name, raw, now)) for name, decode in _DECODERS.items()}
     job = JobRow(**values)
     known = _known(job)
     found = [each for each in reader.unreadable if not (each.column in LEFT_ALONE and each.column in known)]
@@ -172,16 +122,10 @@ def look_closely(row: tuple[Any, ...], now: int, also: Unreadable | None = None)
         if not reader.unreadable:
             _remember_kinds(row)
         return Closely(job, False)
-    kept = {
-        each.column: Unreadable(_NAMES.get(each.column, each.column), each.problem, _raw(raw[each.column]) or each.raw) for each in found
-    }
+    kept = {each.column: Unreadable(name_of(each.column), each.problem, _raw(raw[each.column]) or each.raw) for each in found}
     job.spoilt = pack_spoilt({**known, **kept}.values())
     _make_consistent(job, now, is_code_sound="code" not in kept)
     return Closely(job, True, tuple(name for name in kept if _is_oversized(_SCHEMA[name], raw[name])))
-
-
-_NAMES: Final = {"code": "status"}
-"""Columns that are called otherwise in the file."""
 
 
 def _default(name: str, raw: dict[str, Any], now: int) -> Any:
@@ -189,7 +133,7 @@ def _default(name: str, raw: dict[str, Any], now: int) -> Any:
         return hashlib.sha256(repr((raw["seq"], raw["id"])).encode(errors="replace")).digest()[:16]
     if name in ("created_at", "due_at"):
         return now
-    return None if _SCHEMA[name].or_none else 0
+    return _SCHEMA[name].default
 
 
 def _known(job: JobRow) -> dict[str, Unreadable]:

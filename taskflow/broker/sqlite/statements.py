@@ -15,6 +15,8 @@ from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, Final
 
+from taskflow.broker.sqlite.columns import lists
+
 _FOLDER: Final = Path(__file__).parent
 _NAME_LINE: Final = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
 _COMMENT: Final = re.compile(r"^\s*--.*$|\s+-- .*$", re.MULTILINE)
@@ -66,9 +68,11 @@ def pragma(name: str, value: int) -> str:
 @cache
 def _texts() -> dict[str, str]:
     found: dict[str, str] = {}
+    made = lists()
     for file in sorted(_FOLDER.glob("*.sql")):
         _, *parts = _NAME_LINE.split(file.read_text())
         found |= {name: _COMMENT.sub("", text).strip() for name, text in zip(parts[::2], parts[1::2], strict=True)}
+    found = {name: _INCLUDED.sub(lambda part: made.get(part[1], part[0]), text) for name, text in found.items()}
     return {name: _INCLUDED.sub(lambda part: found[part[1]], text) for name, text in found.items()}
 
 

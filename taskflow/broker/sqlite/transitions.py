@@ -30,8 +30,8 @@ from taskflow.broker.sqlite.soundness import is_sound, look_closely
 from taskflow.broker.sqlite.statements import Statements, execute_rows, fetch_rows, insert_rows
 from taskflow.broker.sqlite.tally import Tally
 from taskflow.model.clock import Clock, to_microseconds
-from taskflow.model.envelope import DEFAULT_QUEUE
 from taskflow.model.ids import id_text
+from taskflow.model.job_schema import DEFAULT_QUEUE
 from taskflow.model.record import CODES, MOVES, Event, Record, Status
 from taskflow.model.rules import Rules
 from taskflow.model.stored import Unreadable

@@ -50,7 +50,7 @@ GROUP BY status;
 -- name: bury_oldest_failed
 -- Parameters: how long an id stays known; queue, limit. Reply: none.
 UPDATE "~jobs" SET
-  status = NULL, payload = NULL, result = NULL, errors = NULL, extras = NULL, progress = NULL, reason = NULL, worker = NULL, spoilt = NULL,
+  status = NULL, @dropped,
   fade_at = ended_at + ?
 WHERE seq IN (SELECT seq FROM "~jobs" WHERE status = 5 AND queue = ? ORDER BY ended_at, seq LIMIT ?);
 
@@ -63,7 +63,7 @@ GROUP BY status;
 -- name: bury_oldest_done
 -- Parameters: how long an id stays known; queue, limit. Reply: none.
 UPDATE "~jobs" SET
-  status = NULL, payload = NULL, result = NULL, errors = NULL, extras = NULL, progress = NULL, reason = NULL, worker = NULL, spoilt = NULL,
+  status = NULL, @dropped,
   fade_at = ended_at + ?
 WHERE seq IN (SELECT seq FROM "~jobs" WHERE status IN (4, 6) AND queue = ? ORDER BY ended_at, seq LIMIT ?);
 
@@ -82,7 +82,7 @@ SELECT fade_at, id FROM "~jobs" WHERE fade_at IS NOT NULL AND fade_at <= ? AND s
 -- name: bury_faded_jobs
 -- Parameters: how long an id stays known; now, limit. Reply: none.
 UPDATE "~jobs" SET
-  status = NULL, payload = NULL, result = NULL, errors = NULL, extras = NULL, progress = NULL, reason = NULL, worker = NULL, spoilt = NULL,
+  status = NULL, @dropped,
   fade_at = ended_at + ?
 WHERE seq IN (
   SELECT seq FROM "~jobs" WHERE fade_at IS NOT NULL AND fade_at <= ? AND status >= 4 ORDER BY fade_at, id LIMIT ?
@@ -111,22 +111,7 @@ DELETE FROM "~jobs" WHERE seq IN (
 SELECT
   max(seq), count(*),
   json_group_array(seq) FILTER (WHERE (
-    typeof(id) = 'blob' AND length(id) = 16
-    AND (status IS NULL OR typeof(status) = 'integer' AND status BETWEEN 0 AND 6)
-    AND typeof(priority) = 'integer' AND priority BETWEEN -100 AND 100
-    AND typeof(created_at) = 'integer' AND typeof(due_at) = 'integer' AND min(created_at, due_at) >= 0
-    AND typeof(expires_at) IN ('integer', 'null') AND typeof(claimed_at) IN ('integer', 'null')
-    AND typeof(started_at) IN ('integer', 'null') AND typeof(parked_at) IN ('integer', 'null')
-    AND typeof(ended_at) IN ('integer', 'null') AND typeof(fade_at) IN ('integer', 'null') AND typeof(claimed_steady) = 'integer'
-    AND typeof(awaits) = 'integer' AND typeof(epoch) = 'integer' AND typeof(failures) = 'integer' AND typeof(crashes) = 'integer'
-    AND typeof(snoozes) = 'integer' AND typeof(hand_backs) = 'integer'
-    AND min(awaits, epoch, failures, crashes, snoozes, hand_backs, claimed_steady) >= 0
-    AND max(awaits, epoch, failures, crashes, snoozes, hand_backs) < 9007199254740992
-    AND typeof(is_poison) = 'integer' AND is_poison IN (0, 1)
-    AND typeof(key) IN ('blob', 'null') AND typeof(joins) IN ('blob', 'null')
-    AND (behind IS NULL OR typeof(behind) = 'blob' AND length(behind) = 16)
-    AND (claim IS NULL OR typeof(claim) = 'blob' AND length(claim) = 28)
-    AND (settled IS NULL OR typeof(settled) = 'blob' AND length(settled) = 36)
+    @sound
     AND (status IS 3) = (claim IS NOT NULL)
     AND (status IS NULL OR status >= 4) = (ended_at IS NOT NULL)
     AND (status IS NULL OR status >= 4) = (fade_at IS NOT NULL)

@@ -26,8 +26,9 @@ from taskflow.broker import topics
 from taskflow.broker.postgres import PostgresBroker
 from taskflow.broker.url import connect
 from taskflow.model.codec import seal_json
-from taskflow.model.envelope import DEFAULT_QUEUE, MAX_HEADER_BYTES, MAX_JOB_NAME, OWN_HEADERS, PRIORITIES, Envelope, Lease
+from taskflow.model.envelope import MAX_JOB_NAME, OWN_HEADERS, Envelope, Lease
 from taskflow.model.ids import MAX_KEY_BYTES, IdFactory, key_digest
+from taskflow.model.job_schema import DEFAULT_QUEUE, MAX_HEADER_BYTES, PRIORITIES
 from taskflow.model.rules import DAY, LONGEST
 from taskflow.model.session import Beat, Session
 from taskflow.model.verdict import Settled

@@ -13,7 +13,7 @@ import redis
 from taskflow.broker.redis.fields import FIELDS
 from tests.support.spoiling import Stored, Value
 
-_HIDING: Final = frozenset({"record", "key", "status", "ended", "keep_until", "fade", "kept"})
+_HIDING: Final = frozenset({"record", "key", "status", "ended_at", "fade_at", "fade", "kept"})
 
 _WAITING: Final = struct.Struct(">BbIIQ6sQH")
 _RUNNING: Final = struct.Struct(">BI24sQQH")
@@ -184,16 +184,16 @@ def fields_of(record: bytes) -> list[Any]:
     job: dict[str, Any] = dict.fromkeys(FIELDS, False)
     at = 0
     if record[0] >= 3:
-        _, job["epoch"], job["claim"], job["claimed"], job["claimed_steady"], length = _RUNNING.unpack_from(record)
+        _, job["epoch"], job["claim"], job["claimed_at"], job["claimed_steady"], length = _RUNNING.unpack_from(record)
         at = _RUNNING.size + length
         job["worker"] = record[_RUNNING.size : at]
-    _, job["priority"], job["queue"], job["name"], due, seq, job["created"], length = _WAITING.unpack_from(record, at)
-    job |= {"status": record[0], "seq": int.from_bytes(seq), "due": False if due == job["created"] else due}
+    _, job["priority"], job["queue"], job["name"], due, seq, job["created_at"], length = _WAITING.unpack_from(record, at)
+    job |= {"status": record[0], "seq": int.from_bytes(seq), "due_at": False if due == job["created_at"] else due}
     at += _WAITING.size
     job["extras"], at = record[at : at + length] or False, at + length
     if record[0] == 4:
-        job["ended"], ran_for, keep_for = _ENDED.unpack_from(record, at)
-        job |= {"settled": record[1:29], "claim": False, "started": job["ended"] - ran_for, "keep_until": job["ended"] + keep_for}
+        job["ended_at"], ran_for, keep_for = _ENDED.unpack_from(record, at)
+        job |= {"settled": record[1:29], "claim": False, "started_at": job["ended_at"] - ran_for, "fade_at": job["ended_at"] + keep_for}
         job["result"] = record[at + _ENDED.size + 4 :]
     else:
         job["payload"] = record[at + 4 :]

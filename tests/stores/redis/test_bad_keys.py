@@ -193,7 +193,7 @@ def as_array(stored: bytes) -> list[Any]:
     return [status, queue, name, priority, int.from_bytes(seq), created, False, payload]
 
 
-@pytest.mark.parametrize("field", ["queue", "name", "priority", "seq", "due", "claim", "expires", "key", "joins", "errors"])
+@pytest.mark.parametrize("field", ["queue", "name", "priority", "seq", "due_at", "claim", "expires_at", "key", "joins", "errors"])
 async def test_a_job_one_of_whose_fields_is_of_a_wrong_type_stops_nobody(scene: Scene, client: redis.Redis, field: str) -> None:
     """What was written there comes back as it may: the others are done."""
     await scene.send(range(BATCH))

@@ -98,12 +98,12 @@ DECIDED: Final = {
     "a queue that there is not": ("queue", 77),
     "a priority out of bounds": ("priority", 1_000),
     "an arrival of half a number": ("seq", 0.5),
-    "a due time that is NaN": ("due", math.nan),
-    "a due time that is infinite": ("due", math.inf),
+    "a due time that is NaN": ("due_at", math.nan),
+    "a due time that is infinite": ("due_at", math.inf),
     "a payload that is a number": ("payload", 7),
     "failures below zero": ("failures", -1),
     "crashes that are a text": ("crashes", b"many"),
-    "an expiry that is a list": ("expires", [1]),
+    "an expiry that is a list": ("expires_at", [1]),
     "one field too many": ("spoilt", b"\xc1"),
 }
 """Fields that scripts decide by."""
@@ -273,7 +273,7 @@ async def test_a_server_that_does_not_answer_for_a_huge_payload_in_time_spoils_o
 
 async def test_times_beyond_the_last_year_are_shown_as_its_end(world: World, client: redis.Redis) -> None:
     envelope = await world.add(after=60.0)
-    set_fields(world, client, envelope.id, due=FAR // 4)
+    set_fields(world, client, envelope.id, due_at=FAR // 4)
     record = await only_record(world, envelope)
     assert (record.due_at.year, record.unreadable) == (9999, ())
     assert [queue.name for queue in await world.broker.console.queues()] == ["default"]

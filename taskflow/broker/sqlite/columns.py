@@ -1,0 +1,64 @@
+"""Lists of the columns of jobs as the statements of this folder name them: @sent, @sound and so on. They are made from the job schema."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from taskflow.broker.sqlite.row import CHANGING, COLUMNS, MENDED, OF_RUN, SENT
+from taskflow.model.job_schema import BY_NAME, CLAIMED, DROP, FIELDS, NAME, OUTCOME, Field, cleared_by
+
+_UNBOUNDED: Final = (1 << 63) - 1
+
+
+def lists() -> dict[str, str]:
+    """Return the text of each list by its name."""
+    lists = {"job": ", ".join(map(_fetched, COLUMNS))}
+    for name, columns in {"sent": SENT, "all": COLUMNS[1:], "of_run": OF_RUN}.items():
+        lists |= {name: ", ".join(map(name_of, columns)), f"{name}_places": ", ".join("?" * len(columns))}
+    lists |= {name: _assigned(columns, "?") for name, columns in {"changing": CHANGING, "mended": MENDED}.items()}
+    lists["from_run"] = ", ".join(f"{name_of(column)} = run.{name_of(column)}" for column in OF_RUN)
+    for name, move in {"claimed": CLAIMED, "outcome": OUTCOME, "dropped": DROP}.items():
+        lists[name] = ", ".join(f"{column} = {'NULL' if default is None else default}" for column, default in cleared_by(move).items())
+    lists["sized"] = " ".join(f"WHEN '{field.name}' THEN {field.name}" for field in FIELDS if _is_sized(field))
+    lists["plain"] = " AND ".join(_plain())
+    lists["sound"] = " AND ".join(_sound())
+    return lists
+
+
+def name_of(column: str) -> str:
+    """Return the name in the file."""
+    return "status" if column == "code" else column
+
+
+def _assigned(columns: Iterable[str], value: str) -> str:
+    return ", ".join(f"{name_of(column)} = {value}" for column in columns)
+
+
+def _is_sized(field: Field) -> bool:
+    return field.kind.type is not int and field.kind.least != field.kind.most
+
+
+def _fetched(column: str) -> str:
+    """Of a value that is too long, its length below zero comes instead: it is not fetched. (A blob's length is known without its bytes.)"""
+    name = name_of(column)
+    field = BY_NAME[name]
+    return f"iif(length({name}) > {field.kind.most}, -length({name}), {name})" if _is_sized(field) else name
+
+
+def _plain() -> Iterator[str]:
+    """Yield the conditions of `envelope.is_plain`."""
+    for field in FIELDS:
+        if field.sent and not field.is_plain:
+            unset = "IS NULL" if field.default is None else f"= {field.default}"
+            yield "due_at = created_at" if field.name == "due_at" else f"{field.name} {unset}"
+
+
+def _sound() -> Iterator[str]:
+    """Yield the conditions of `soundness.is_sound`, for the columns by which statements decide."""
+    for name, kind, default, *_ in (field for field in FIELDS if field.is_decided and field.kind is not NAME and field.name != "seq"):
+        held = {int: "integer", bytes: "blob", str: "text"}[kind.type]
+        value = name if kind.type is int else f"length({name})"
+        bound = f"{value} >= {kind.least}" if kind.most == _UNBOUNDED else f"{value} BETWEEN {kind.least} AND {kind.most}"
+        sound = f"typeof({name}) = '{held}' AND {bound}"
+        yield f"({name} IS NULL OR {sound})" if default is None else sound

@@ -1,0 +1,248 @@
+"""The stored fields of a job, each declared once.
+
+From `FIELDS` come the columns, placeholders and checks of SQLite, the numbers and constants of Redis, the columns that PostgreSQL is sent,
+the packed extras, what a move clears, and `is_plain`. `tests/unit/model/test_job_schema.py` fails if a store or struct lacks a field.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from taskflow.model.backoff import Backoff
+from taskflow.model.rules import LONGEST
+from taskflow.model.shown import shown
+from taskflow.model.stored import maybe, number, whole
+
+DEFAULT_QUEUE: Final = "default"
+PRIORITIES: Final = range(-100, 101)
+MAX_HEADER_BYTES: Final = 4096
+
+# --- structs that share fields ------------------------------------------------------------------------------------
+
+
+# gc=False, here and below: they are made by the thousand and cannot lie in a circle, so that the collector need not look at them.
+class SentAndShown(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """The fields that an envelope carries, and that a record shows."""
+
+    id: bytes
+    job: str
+    queue: str = DEFAULT_QUEUE
+    priority: int = 0
+    max_attempts: int = 10
+    headers: dict[str, str] = {}
+
+
+class JobState(msgspec.Struct, gc=False, eq=False):
+    """The fields that the stores in Python keep alike. Instants are microseconds since 1970."""
+
+    seq: int = 0
+    id: bytes = b""
+    priority: int = 0
+    created_at: int = 0
+    due_at: int = 0
+    expires_at: int | None = None
+    key: bytes | None = None
+    awaits: int = 0
+    behind: bytes | None = None
+    epoch: int = 0
+    failures: int = 0
+    crashes: int = 0
+    snoozes: int = 0
+    hand_backs: int = 0
+    claimed_at: int | None = None
+    claimed_steady: int = 0
+    started_at: int | None = None
+    parked_at: int | None = None
+    is_poison: int = 0
+    ended_at: int | None = None
+
+    def make_fresh(self, now: int) -> None:
+        """Make the job as if it had just been enqueued. Its errors stay."""
+        for name, default in cleared_by(REDO).items():
+            if name in self.__struct_fields__:
+                setattr(self, name, default)
+        self.due_at = now
+
+    def reset_losses(self) -> None:
+        """Reset the counts of leases lost in a row: a run has reported an outcome."""
+        self.crashes = self.hand_backs = 0
+        self.parked_at = None
+
+
+# --- the declaration ----------------------------------------------------------------------------------------------
+
+
+class Kind(NamedTuple):
+    """The values of a field. `least` and `most` bound a number, or the length of bytes and text."""
+
+    type: type[int] | type[bytes] | type[str]
+    least: int = 0
+    most: int = (1 << 63) - 1
+
+
+SMALL: Final = 1 << 20
+LARGE: Final = 64 << 20
+
+NAME: Final = Kind(int, 1)
+"""A number that stands for the name of a queue or a job. PostgreSQL holds the name itself."""
+ORDINAL: Final = Kind(int, -(1 << 63))
+STATUS: Final = Kind(int, most=6)
+PRIORITY: Final = Kind(int, PRIORITIES[0], PRIORITIES[-1])
+COUNT: Final = Kind(int, most=1 << 53)
+FLAG: Final = Kind(int, most=1)
+INSTANT: Final = Kind(int)
+ID: Final = Kind(bytes, 16, 16)
+CLAIM: Final = Kind(bytes, 28, 28)
+FENCE: Final = Kind(bytes, 36, 36)
+BYTES: Final = Kind(bytes, most=SMALL)
+LARGE_BYTES: Final = Kind(bytes, most=LARGE)
+TEXT: Final = Kind(str, most=SMALL)
+
+CLAIMED, OUTCOME, REDO, DROP = "claim", "outcome", "redo", "drop"
+"""Moves that clear fields: a claim, a verdict that is neither a hand-back nor a parking, an operator's retry, the end of a job's keep."""
+
+
+class Field(NamedTuple):
+    """A stored field.
+
+    `default`     its value if nothing sets it; a field whose default is None may be absent
+    `sent`        the fields of `Envelope` that set it
+    `is_packed`   whether each store packs it in its own way; a field that is not is stored as it was sent
+    `is_plain`    whether a plain job may have it: plain jobs take the fast paths, which carry such fields only
+    `is_decided`  whether a store acts on its value; other fields are only kept and shown
+    `cleared_by`  the moves that give it its default again; it survives all others
+    """
+
+    name: str
+    kind: Kind
+    default: Any = None
+    sent: tuple[str, ...] = ()
+    is_packed: bool = False
+    is_plain: bool = False
+    is_decided: bool = True
+    cleared_by: tuple[str, ...] = ()
+
+
+FIELDS: Final = (
+    # In the order of Redis, which stores the numbers of fields: add new ones at the end.
+    Field("id", ID, b"", sent=("id",), is_plain=True),
+    Field("status", STATUS),
+    Field("queue", NAME, 0, sent=("queue",), is_packed=True, is_plain=True),
+    Field("name", NAME, 0, sent=("job",), is_packed=True, is_plain=True),
+    Field("priority", PRIORITY, 0, sent=("priority",), is_plain=True),
+    Field("seq", ORDINAL, 0),  # arrival
+    Field("created_at", INSTANT, 0),
+    Field("due_at", INSTANT, 0, sent=("after", "at"), is_packed=True),
+    Field("payload", LARGE_BYTES, sent=("payload",), is_plain=True, is_decided=False, cleared_by=(DROP,)),
+    Field("epoch", COUNT, 0),  # one more at each lease
+    Field("claim", CLAIM),
+    Field("claimed_at", INSTANT),
+    Field("claimed_steady", INSTANT, 0),
+    Field("worker", TEXT, is_decided=False, cleared_by=(REDO, DROP)),
+    Field("started_at", INSTANT, cleared_by=(CLAIMED, REDO)),
+    Field("settled", FENCE),  # the fence of the settlement that took effect last
+    Field("result", LARGE_BYTES, is_decided=False, cleared_by=(DROP,)),
+    Field("ended_at", INSTANT, cleared_by=(REDO,)),
+    Field("fade_at", INSTANT, cleared_by=(REDO,)),  # dropped then
+    Field("extras", BYTES, is_plain=True, is_decided=False, cleared_by=(DROP,)),  # the opaque fields
+    Field("expires_at", INSTANT, sent=("expires",), is_packed=True, cleared_by=(REDO,)),  # cancelled if it has not started by then
+    Field("key", BYTES, sent=("key",)),  # of the live jobs with one key, at most one waits and one runs
+    Field("awaits", COUNT, 0, sent=("awaits",), cleared_by=(REDO,)),  # HELD until so many jobs have ended
+    Field("joins", LARGE_BYTES, sent=("joins",), is_packed=True),  # ids of jobs that await this one
+    Field("behind", ID, cleared_by=(REDO,)),  # HELD: the running job with the same key
+    Field("failures", COUNT, 0, cleared_by=(REDO,)),
+    Field("crashes", COUNT, 0, cleared_by=(OUTCOME, REDO)),
+    Field("snoozes", COUNT, 0, cleared_by=(REDO,)),
+    Field("hand_backs", COUNT, 0, cleared_by=(OUTCOME, REDO)),
+    Field("parked_at", INSTANT, cleared_by=(OUTCOME, REDO)),
+    Field("errors", BYTES, is_decided=False, cleared_by=(DROP,)),
+    Field("progress", BYTES, is_decided=False, cleared_by=(CLAIMED, REDO, DROP)),
+    Field("cancel_requested", TEXT, is_decided=False, cleared_by=(REDO,)),
+    Field("reason", TEXT, is_decided=False, cleared_by=(REDO, DROP)),
+    Field("waiting_for", TEXT, is_decided=False, cleared_by=(CLAIMED, REDO, DROP)),
+    Field("is_poison", FLAG, 0, cleared_by=(REDO,)),
+    Field("spoilt", LARGE_BYTES, is_decided=False, cleared_by=(DROP,)),  # the fields that could not be read, with their first bytes
+)
+
+BY_NAME: Final = {field.name: field for field in FIELDS}
+
+AS_SENT: Final = tuple(field.name for field in FIELDS if field.sent and not field.is_packed)
+"""The fields of an envelope that stores keep as they are."""
+
+
+def cleared_by(move: str) -> dict[str, Any]:
+    """Return the default of each field that the move clears."""
+    return {field.name: field.default for field in FIELDS if move in field.cleared_by}
+
+
+# --- opaque fields ------------------------------------------------------------------------------------------------
+
+
+class Opaque(NamedTuple):
+    """A field that no store looks into. It travels in the packed extras under its letter, unless it has its default.
+
+    `read` checks and decodes a stored value, which may be damaged; it raises ValueError or TypeError. `write` encodes one.
+    """
+
+    name: str
+    letter: str
+    read: Callable[[Any], Any]
+    write: Callable[[Any], Any] = lambda value: value
+
+
+def _read_max_attempts(stored: Any) -> int:
+    return whole(stored, 1)
+
+
+def _read_timeout(stored: Any) -> float | None:
+    return maybe(stored, _read_seconds)
+
+
+def _read_seconds(stored: Any) -> float:
+    return number(stored, 0.0, LONGEST)
+
+
+def _read_headers(stored: Any) -> dict[str, str]:
+    if not isinstance(stored, dict):
+        raise TypeError(f"expected a map, got {type(stored).__name__}")
+    return check_headers(stored)
+
+
+def _read_retry(stored: Any) -> Backoff:
+    if not isinstance(stored, list) or len(stored) < 4 or type(stored[3]) is not bool:
+        raise TypeError("expected base, factor, max and jitter")
+    base, factor, longest = (number(part, 0.0, sys.float_info.max) for part in stored[:3])
+    return Backoff(base=base, factor=factor, max=longest, jitter=stored[3])
+
+
+def _write_retry(retry: Backoff) -> list[Any]:
+    return [retry.base, retry.factor, retry.max, retry.jitter]
+
+
+def check_headers(headers: dict[str, str]) -> dict[str, str]:
+    """Return a copy with plain texts."""
+    for name, value in headers.items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise TypeError(f"header {shown(name)}: {shown(value)}: headers are str to str")
+    size = sum(len(name.encode()) + len(value.encode()) for name, value in headers.items())
+    if size > MAX_HEADER_BYTES:
+        raise ValueError(f"headers are {size} bytes in all, allowed are {MAX_HEADER_BYTES}")
+    return {plain(name): plain(value) for name, value in headers.items()}
+
+
+def plain(text: str) -> str:
+    """Return the text itself where a member of a str enum, or of another class of str, was given: stores are to show it alike."""
+    return str.__str__(text)
+
+
+OPAQUE: Final = (
+    Opaque("max_attempts", "m", _read_max_attempts),
+    Opaque("timeout", "t", _read_timeout),
+    Opaque("keep_result", "k", _read_seconds),
+    Opaque("headers", "h", _read_headers),
+    Opaque("retry", "r", _read_retry, _write_retry),
+)

@@ -1,0 +1,182 @@
+"""Each store and struct has every stored field of a job, and treats it as declared. A field that one of them lacks fails here."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import pytest
+
+import taskflow
+from taskflow.broker.literals import GONE
+from taskflow.broker.memory.job import StoredJob
+from taskflow.broker.postgres import claim as postgres_claim
+from taskflow.broker.postgres import rows as postgres_rows
+from taskflow.broker.redis import fields as redis_fields
+from taskflow.broker.sqlite import columns as sqlite_columns
+from taskflow.broker.sqlite import migrations as sqlite_migrations
+from taskflow.broker.sqlite.row import COLUMNS, SENT, JobRow
+from taskflow.broker.sqlite.statements import Statements
+from taskflow.model.envelope import Envelope, Lease, OnConflict, is_plain, pack_extras, unpack_extras
+from taskflow.model.job_schema import BY_NAME, DROP, FIELDS, NAME, OPAQUE, OUTCOME, REDO, Field, JobState, cleared_by
+from taskflow.model.record import Record
+
+PLAIN: Final = Envelope(id=b"i" * 16, job="work", payload=b"p")
+SQL: Final = Path(taskflow.__file__).parent / "broker" / "postgres"
+
+OTHER_VALUES: Final[dict[str, Any]] = {
+    "id": b"j" * 16, "job": "other", "queue": "other", "priority": 7, "payload": b"q", "after": 1.0, "at": 1, "expires": 1.0, "key": b"k",
+    "on_conflict": OnConflict.REPLACE, "awaits": 1, "joins": (b"j" * 16,), "max_attempts": 3, "timeout": 2.0, "keep_result": 4.0,
+    "headers": {"a": "b"}, "retry": taskflow.Backoff(base=5.0),
+}  # fmt: skip
+"""A value of each field of an envelope that is not its default."""
+
+
+def sent_names() -> set[str]:
+    return {name for field in FIELDS for name in field.sent}
+
+
+# --- structs -----------------------------------------------------------------------------------------------------
+
+
+def test_every_field_of_an_envelope_is_declared_as_sent_or_as_opaque() -> None:
+    opaque = {field.name for field in OPAQUE}
+    assert not sent_names() & opaque
+    assert sent_names() | opaque | {"on_conflict"} == set(Envelope.__struct_fields__) == set(OTHER_VALUES)
+
+
+def test_opaque_fields_have_different_letters_and_come_back() -> None:
+    assert len({field.letter for field in OPAQUE}) == len(OPAQUE)
+    for field in OPAQUE:
+        changed = msgspec.structs.replace(PLAIN, **{field.name: OTHER_VALUES[field.name]})
+        assert unpack_extras(pack_extras(changed)) == {field.name: OTHER_VALUES[field.name]}
+
+
+def test_a_record_shows_declared_fields_only() -> None:
+    declared = {field.name for field in FIELDS} | {field.name for field in OPAQUE}
+    assert set(Record.__struct_fields__) - declared == {"job", "unreadable"}
+    shown = {"worker", "progress", "reason", "errors", "waiting_for", "cancel_requested"}
+    assert {field.name for field in FIELDS if not field.is_decided} - set(Record.__struct_fields__) == {"extras", "spoilt"}
+    assert shown <= set(Record.__struct_fields__)
+
+
+@pytest.mark.parametrize("field", FIELDS, ids=lambda field: field.name)
+def test_the_memory_store_keeps_every_field(field: Field) -> None:
+    names = {"name": "envelope", "extras": "envelope", "spoilt": "envelope", "fade_at": "keep_until"}
+    assert names.get(field.name, field.name) in StoredJob.__struct_fields__
+
+
+@pytest.mark.parametrize("name", JobState.__struct_fields__)
+def test_a_shared_field_has_its_declared_default(name: str) -> None:
+    assert getattr(JobState(), name) == BY_NAME[name].default
+
+
+def test_an_outcome_resets_the_declared_fields() -> None:
+    job = JobState(crashes=1, hand_backs=2, parked_at=3, failures=4, snoozes=5)
+    job.reset_losses()
+    assert job.failures == 4
+    assert job.snoozes == 5
+    assert {name: getattr(job, name) for name in cleared_by(OUTCOME)} == cleared_by(OUTCOME)
+    assert set(cleared_by(OUTCOME)) == {"crashes", "hand_backs", "parked_at"}
+
+
+def test_an_operators_retry_clears_the_declared_fields_and_no_others() -> None:
+    nines: dict[str, Any] = dict.fromkeys(COLUMNS, 9)
+    job = JobRow(**nines)
+    job.make_fresh(now=77)
+    survivors = {sqlite_columns.name_of(column) for column in COLUMNS if getattr(job, column) == 9}
+    assert survivors == {field.name for field in FIELDS} - set(cleared_by(REDO)) - {"due_at"}
+    assert job.due_at == 77
+
+
+# --- plain jobs --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(OTHER_VALUES))
+def test_an_envelope_with_a_decided_field_is_not_plain(name: str) -> None:
+    changed = msgspec.structs.replace(PLAIN, **{name: OTHER_VALUES[name]})
+    decided = {sent for field in FIELDS if not field.is_plain for sent in field.sent}
+    assert is_plain(PLAIN)
+    assert is_plain(changed) == (name not in decided)
+
+
+def test_a_claim_in_sqlite_takes_no_job_for_plain_that_has_a_decided_field() -> None:
+    condition = sqlite_columns.lists()["plain"]
+    for field in FIELDS:
+        assert bool(re.search(rf"\b{field.name}\b", condition)) == ((bool(field.sent) and not field.is_plain) or field.name == "created_at")
+
+
+def test_the_fixed_layout_of_redis_holds_the_fields_of_a_plain_job_and_no_others() -> None:
+    """`is_plain` in jobs.lua takes it for jobs without any field after `payload` but `extras`: a new field comes after both."""
+    numbers = {field: number for number, field in enumerate(redis_fields.FIELDS)}
+    never_sent = {"status", "seq", "created_at"}
+    plain = {field.name for field in FIELDS if field.is_plain or field.name in never_sent}
+    first = redis_fields.FIELDS[: numbers["payload"] + 1]
+    assert {*first, "id", "extras"} == plain | {"due_at"}
+    assert all(numbers[field.name] > numbers["extras"] for field in FIELDS if field.sent and field.name not in {*plain, "due_at"})
+
+
+# --- stores ------------------------------------------------------------------------------------------------------
+
+
+def test_redis_numbers_every_field_and_renumbers_none() -> None:
+    assert set(redis_fields.FIELDS) == {field.name for field in FIELDS} - {"id"}
+    assert redis_fields.FIELDS[:8] == ("status", "queue", "name", "priority", "seq", "created_at", "due_at", "payload")
+    assert redis_fields.FIELDS.index("extras") == 18
+    assert redis_fields.FIELDS.index("spoilt") == 35
+    assert BY_NAME["status"].kind.most < GONE
+
+
+def test_sqlite_has_a_column_of_the_right_kind_for_every_field() -> None:
+    text = (sqlite_migrations.FOLDER / "1.sql").read_text()
+    with closing(sqlite3.connect(":memory:")) as connection:
+        connection.executescript(Statements("test").placed(text))
+        found = connection.execute('PRAGMA table_info("test_jobs")').fetchall()
+    columns = {name: (kind, notnull, default) for _, name, kind, notnull, default, _ in found}
+    assert set(columns) == {field.name for field in FIELDS} == set(map(sqlite_columns.name_of, COLUMNS))
+    for field in FIELDS:
+        kind, notnull, default = columns[field.name]
+        assert kind == {int: "INTEGER", bytes: "BLOB", str: "TEXT"}[field.kind.type]
+        assert bool(notnull) == (field.default is not None) or field.name == "seq"
+        assert default in (None, str(field.default))
+
+
+def test_sqlite_adds_every_sent_field_and_tests_every_decided_one() -> None:
+    set_at_enqueue = {field.name for field in FIELDS if field.sent} | {"status", "created_at", "extras"}
+    assert set(map(sqlite_columns.name_of, SENT)) == set_at_enqueue
+    condition = sqlite_columns.lists()["sound"]
+    decided = {field.name for field in FIELDS if field.is_decided and field.kind is not NAME} - {"seq"}
+    assert set(re.findall(r"typeof\((\w+)\)", condition)) == decided
+
+
+def postgres_columns() -> set[str]:
+    table = (SQL / "schema" / "1.sql").read_text().partition("CREATE TABLE @.jobs (")[2].partition("CONSTRAINT")[0]
+    return set(re.findall(r"^    (\w+) [@\w]", table, re.MULTILINE))
+
+
+def test_postgres_has_a_column_for_every_field() -> None:
+    parts = {"name": {"job"}, "claim": {"session", "request", "number"}, "spoilt": set[str]()}
+    assert postgres_columns() == set().union(*(parts.get(field.name, {field.name}) for field in FIELDS))
+
+
+def test_postgres_fetches_every_field_of_a_record_and_of_a_lease() -> None:
+    shown = set(Record.__struct_fields__) & set(BY_NAME)
+    assert set(postgres_rows._JobRow.__struct_fields__) == shown | {"job", "extras", "unreadable"}
+    [names] = re.findall(r"RETURNS TABLE \((.*?)\)\nLANGUAGE", (SQL / "claim.sql").read_text(), re.DOTALL)
+    columns = tuple(column.split()[0] for column in names.split(","))
+    assert columns == postgres_claim._JobRow.__struct_fields__
+    assert set(Lease.__struct_fields__) - {*columns, "envelope", "claim"} == {"parked_for", "expires_in"}
+
+
+def test_postgres_clears_the_declared_fields() -> None:
+    redone = (SQL / "console.sql").read_text().partition("CREATE FUNCTION @.redo(")[2].partition("$$;")[0]
+    cleared = set(re.findall(r"j\.(\w+) := (?:0|NULL);", redone))
+    assert cleared == set(cleared_by(REDO)) - {"waiting_for"}  # NULL since its end
+    for buried in re.findall(
+        r"status = S\.GONE, payload = NULL,[^;]*?fade_at", "".join((SQL / f"{name}.sql").read_text() for name in ("console", "upkeep"))
+    ):
+        assert set(re.findall(r"(\w+) = NULL", buried)) == set(cleared_by(DROP)) - {"worker", "spoilt"}
