@@ -3,45 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any, Final
 
+from taskflow.broker.postgres.columns import SENT
 from taskflow.broker.postgres.packing import one_of_all, unless_void
 from taskflow.broker.protocol import Added, Refused
 from taskflow.model.clock import to_microseconds
 from taskflow.model.envelope import Envelope, pack_extras
+from taskflow.model.job_schema import AS_SENT
 from taskflow.model.stored import LATEST
 
 
 def envelope_columns(envelopes: Sequence[Envelope]) -> list[list[Any]]:
-    """See enqueue.sql: ids, queues, jobs, priorities, afters, ats, expiries, keys, conflicts, payloads, extras, awaited, joined.
+    """Return the columns of `columns.SENT`.
 
     A column in which nothing stands is empty: unnest() fills it with NULL, which costs less than to write that for each.
     """
-    keys = unless_void([envelope.key for envelope in envelopes])
-    return [
-        [envelope.id for envelope in envelopes],
-        [envelope.queue for envelope in envelopes],
-        [envelope.job for envelope in envelopes],
-        [envelope.priority for envelope in envelopes],
-        unless_void([to_microseconds(envelope.after) if envelope.after else None for envelope in envelopes]),
-        unless_void([None if envelope.at is None else min(envelope.at, LATEST) for envelope in envelopes]),
-        unless_void([None if envelope.expires is None else to_microseconds(envelope.expires) for envelope in envelopes]),
-        keys,
-        [int(envelope.on_conflict) for envelope in envelopes] if keys else [],
-        [envelope.payload for envelope in envelopes],
-        unless_void([pack_extras(envelope) for envelope in envelopes]),
-        unless_void([envelope.awaits or None for envelope in envelopes]),
-        unless_void([b"".join(envelope.joins) or None if envelope.joins else None for envelope in envelopes]),
-    ]
+    columns: dict[str, list[Any]] = {
+        "queue": [envelope.queue for envelope in envelopes],
+        "job": [envelope.job for envelope in envelopes],
+        "after": unless_void([to_microseconds(envelope.after) if envelope.after else None for envelope in envelopes]),
+        "at": unless_void([None if envelope.at is None else min(envelope.at, LATEST) for envelope in envelopes]),
+        "expiry": unless_void([None if envelope.expires is None else to_microseconds(envelope.expires) for envelope in envelopes]),
+        "conflict": [int(envelope.on_conflict) for envelope in envelopes],
+        "extras": unless_void([pack_extras(envelope) for envelope in envelopes]),
+        "joins": unless_void([b"".join(envelope.joins) or None if envelope.joins else None for envelope in envelopes]),
+        "id": [envelope.id for envelope in envelopes],
+        "priority": [envelope.priority for envelope in envelopes],
+        "payload": [envelope.payload for envelope in envelopes],
+        "awaits": unless_void([envelope.awaits or None for envelope in envelopes]),
+    }
+    columns |= {name: unless_void(list(map(get, envelopes))) for name, get in _AS_SENT.items() if name not in columns}
+    if not columns["key"]:
+        columns["conflict"] = []
+    return [columns[name] for name in SENT]
+
+
+_AS_SENT: Final = {name: attrgetter(name) for name in AS_SENT}
 
 
 def columns_of_calls(envelopes: Sequence[Envelope]) -> list[list[Any]]:
-    """The same for enqueue(), which needs one of what is alike in all: queue, job, priority, conflict."""
-    columns = envelope_columns(envelopes)
-    return [one_of_all(column) if place in _MOSTLY_ALIKE else column for place, column in enumerate(columns)]
+    """The same for enqueue(), which needs one of what is alike in all."""
+    columns = zip(SENT, envelope_columns(envelopes), strict=True)
+    return [one_of_all(column) if name in _MOSTLY_ALIKE else column for name, column in columns]
 
 
-_MOSTLY_ALIKE: Final = (1, 2, 3, 8)
+_MOSTLY_ALIKE: Final = frozenset({"queue", "job", "priority", "conflict"})
 
 
 def added_or_refused(envelope: Envelope, answer: bytes) -> Added | Refused:

@@ -39,17 +39,14 @@ END
 $$;
 
 -- Adds one call that has no key, and whose id is not known: statements without the machinery that many in one need.
-CREATE FUNCTION @.add_plain(
-    now_at bigint, id bytea, queue text, job text, priority integer, after bigint, at bigint, expiry bigint, payload bytea, extras bytea,
-    awaits integer, joins bytea
-) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION @.add_keyless(now_at bigint, @sent{%n %t}) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     due CONSTANT bigint := greatest(now_at, coalesce(at, now_at + after));
     to_status CONSTANT integer := CASE WHEN awaits > 0 THEN S.HELD WHEN due > now_at THEN S.SCHEDULED ELSE S.READY END;
     new_seq CONSTANT bigint := nextval('@.arrivals');
 BEGIN
-    INSERT INTO @.jobs (id, seq, created_at, due_at, status, priority, queue, job, payload, extras, expires_at, awaits, joins)
-    VALUES (id, new_seq, now_at, due, to_status, priority, queue, job, payload, extras, now_at + expiry, awaits, joins);
+    INSERT INTO @.jobs (seq, created_at, due_at, status, queue, job, extras, expires_at, joins, @as_sent{%n})
+    VALUES (new_seq, now_at, due, to_status, queue, job, extras, now_at + expiry, joins, @as_sent{%n});
     INSERT INTO @.tally (queue, event, before, after, n) VALUES (queue, E.ENQUEUE, NULL, to_status, 1);
     IF to_status = S.READY AND @.is_after_mark(queue, -priority, due, new_seq, now_at) THEN
         PERFORM @.add_wakeup('queue:' || queue);
@@ -66,10 +63,7 @@ $$;
 
 -- Adds calls in order; of queues, jobs, priorities and conflicts that are the same for all there may be one. NULL when all were added, else
 -- an answer for each.
-CREATE FUNCTION @.add_jobs(
-    now_at bigint, ids bytea[], queues text[], jobs text[], priorities integer[], afters bigint[], ats bigint[], expiries bigint[], keys bytea[],
-    conflicts integer[], payloads bytea[], extras bytea[], awaited integer[], joined bytea[]
-) RETURNS bytea[] LANGUAGE plpgsql SET enable_seqscan = off SET jit = off SET plan_cache_mode = force_generic_plan AS $$
+CREATE FUNCTION @.add_jobs(now_at bigint, @sent{all_%n %t[]}) RETURNS bytea[] LANGUAGE plpgsql SET enable_seqscan = off SET jit = off SET plan_cache_mode = force_generic_plan AS $$
 #variable_conflict use_column
 DECLARE
     answers bytea[];
@@ -77,27 +71,28 @@ DECLARE
     j @.jobs;
     of record;
 BEGIN
-    IF cardinality(ids) = 1 AND keys[1] IS NULL AND NOT EXISTS (SELECT 1 FROM @.jobs WHERE id = ids[1]) THEN
-        PERFORM @.add_plain(
-            now_at, ids[1], queues[1], jobs[1], priorities[1], afters[1], ats[1], expiries[1], payloads[1], extras[1], awaited[1], joined[1]
-        );
+    IF cardinality(all_id) = 1 AND all_key[1] IS NULL AND NOT EXISTS (SELECT 1 FROM @.jobs WHERE id = all_id[1]) THEN
+        PERFORM @.add_keyless(now_at, @sent{all_%n[1]});
         RETURN NULL;
     END IF;
-    queues := @.repeated(queues, cardinality(ids));
-    jobs := @.repeated(jobs, cardinality(ids));
-    priorities := @.repeated(priorities, cardinality(ids));
-    conflicts := @.repeated(conflicts, cardinality(ids));
-    IF cardinality(array_remove(keys, NULL)) = 0 THEN
+    all_queue := @.repeated(all_queue, cardinality(all_id));
+    all_job := @.repeated(all_job, cardinality(all_id));
+    all_priority := @.repeated(all_priority, cardinality(all_id));
+    all_conflict := @.repeated(all_conflict, cardinality(all_id));
+    IF cardinality(array_remove(all_key, NULL)) = 0 THEN
         -- All that is in the block is undone when one of the ids is known: to look for each before, or ON CONFLICT, costs more.
         BEGIN
             WITH given AS (
-                SELECT * FROM unnest(ids, queues, jobs, priorities, afters, ats, expiries, payloads, extras, awaited, joined) WITH ORDINALITY
-                    AS given (id, queue, job, priority, after, at, expiry, payload, extras, awaits, joins, place)
+                SELECT * FROM unnest(@sent{all_%n}) WITH ORDINALITY AS given (@sent{%n}, place)
             ), added AS (
-                INSERT INTO @.jobs (id, created_at, due_at, status, priority, queue, job, payload, extras, expires_at, awaits, joins)
-                SELECT id, now_at, greatest(now_at, coalesce(at, now_at + after)),
-                    CASE WHEN awaits > 0 THEN S.HELD WHEN greatest(now_at, coalesce(at, now_at + after)) > now_at THEN S.SCHEDULED ELSE S.READY END,
-                    priority, queue, job, payload, extras, now_at + expiry, awaits, joins
+                INSERT INTO @.jobs (created_at, due_at, status, queue, job, extras, expires_at, joins, @as_sent{%n})
+                SELECT now_at, greatest(now_at, coalesce(at, now_at + after)),
+                    CASE
+                        WHEN awaits > 0 THEN S.HELD
+                        WHEN greatest(now_at, coalesce(at, now_at + after)) > now_at THEN S.SCHEDULED
+                        ELSE S.READY
+                    END,
+                    queue, job, extras, now_at + expiry, joins, @as_sent{%n}
                 FROM given ORDER BY place
                 RETURNING queue, status, priority, due_at, seq
             ), grouped AS (
@@ -123,25 +118,19 @@ BEGIN
             NULL; -- one by one
         END;
     END IF;
-    PERFORM @.lock_keys(keys);
+    PERFORM @.lock_keys(all_key);
     FOR of IN
-        SELECT * FROM unnest(ids, queues, jobs, priorities, afters, ats, expiries, keys, conflicts, payloads, extras, awaited, joined) WITH ORDINALITY
-            AS given (id, queue, job, priority, after, at, expiry, key, conflict, payload, extras, awaits, joins, place)
-        ORDER BY place
+        SELECT * FROM unnest(@sent{all_%n}) WITH ORDINALITY AS given (@sent{%n}, place) ORDER BY place
     LOOP
         j := NULL;
-        j.id := of.id;
+        SELECT @as_sent{of.%n} INTO @as_sent{j.%n};
         j.created_at := now_at;
         j.due_at := greatest(now_at, coalesce(of.at, now_at + of.after));
         j.epoch := 0;
-        j.priority := of.priority;
         j.queue := of.queue;
         j.job := of.job;
-        j.payload := of.payload;
         j.extras := of.extras;
         j.expires_at := now_at + of.expiry;
-        j.key := of.key;
-        j.awaits := of.awaits;
         j.joins := of.joins;
         j.failures := 0;
         j.crashes := 0;
@@ -155,8 +144,7 @@ $$;
 
 -- The verb. `capacity`: the most live jobs, or NULL.
 CREATE FUNCTION @.enqueue(
-    wall bigint, capacity bigint, ids bytea[], queues text[], jobs text[], priorities integer[], afters bigint[], ats bigint[], expiries bigint[],
-    keys bytea[], conflicts integer[], payloads bytea[], extras bytea[], awaited integer[], joined bytea[],
+    wall bigint, capacity bigint, @sent{all_%n %t[]},
     OUT answers bytea[], OUT wakeups text
 ) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '3s' AS $$
 #variable_conflict use_column
@@ -164,12 +152,12 @@ DECLARE
     fresh bigint;
 BEGIN
     IF capacity IS NOT NULL THEN
-        SELECT count(*) INTO fresh FROM unnest(ids) AS given (id) WHERE NOT EXISTS (SELECT 1 FROM @.jobs WHERE jobs.id = given.id);
+        SELECT count(*) INTO fresh FROM unnest(all_id) AS given (id) WHERE NOT EXISTS (SELECT 1 FROM @.jobs WHERE jobs.id = given.id);
         IF fresh > 0 AND fresh + (SELECT count(*) FROM @.jobs WHERE status <= S.RUNNING) > capacity THEN
             RAISE EXCEPTION 'the store holds % live jobs at most', capacity USING ERRCODE = 'disk_full';
         END IF;
     END IF;
-    answers := @.add_jobs(@.wall(wall), ids, queues, jobs, priorities, afters, ats, expiries, keys, conflicts, payloads, extras, awaited, joined);
+    answers := @.add_jobs(@.wall(wall), @sent{all_%n});
     wakeups := current_setting('taskflow.wakeups', true);
 END
 $$;

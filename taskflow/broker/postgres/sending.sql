@@ -181,22 +181,13 @@ $$;
 
 -- One call, as add_jobs() takes it. A transaction at "repeatable read" or "serializable" may not see who has the key since: it fails as such
 -- transactions do, to be begun anew.
-CREATE FUNCTION @.add_one(
-    now_at bigint, id bytea, queue text, job text, priority integer, after bigint, at bigint, expiry bigint, key bytea, conflict integer,
-    payload bytea, extras bytea
-) RETURNS bytea LANGUAGE plpgsql AS $$
+CREATE FUNCTION @.add_one(now_at bigint, @sent{%n %t DEFAULT NULL}) RETURNS bytea LANGUAGE plpgsql AS $$
 BEGIN
     IF key IS NULL OR current_setting('transaction_isolation') LIKE 'read %' THEN
-        RETURN (@.add_jobs(
-            now_at, ARRAY[id], ARRAY[queue], ARRAY[job], ARRAY[priority], ARRAY[after], ARRAY[at], ARRAY[expiry], ARRAY[key], ARRAY[conflict],
-            ARRAY[payload], ARRAY[extras], ARRAY[NULL::integer], ARRAY[NULL::bytea]
-        ))[1];
+        RETURN (@.add_jobs(now_at, @sent{ARRAY[%n]}))[1];
     END IF;
     BEGIN
-        RETURN (@.add_jobs(
-            now_at, ARRAY[id], ARRAY[queue], ARRAY[job], ARRAY[priority], ARRAY[after], ARRAY[at], ARRAY[expiry], ARRAY[key], ARRAY[conflict],
-            ARRAY[payload], ARRAY[extras], ARRAY[NULL::integer], ARRAY[NULL::bytea]
-        ))[1];
+        RETURN (@.add_jobs(now_at, @sent{ARRAY[%n]}))[1];
     EXCEPTION WHEN unique_violation THEN
         RAISE EXCEPTION USING ERRCODE = 'serialization_failure',
             MESSAGE = 'could not serialize access: another job has this key since this transaction began',
@@ -258,8 +249,9 @@ BEGIN
     PERFORM @.check_keys(key);
     PERFORM set_config('taskflow.wakeups', '', true);
     answer := @.add_one(
-        now_at, id, queue, job, priority, coalesce(@.duration('after', after), 0), @.instant_of(after, at), @.duration('expires', expires),
-        @.key_of(queue, job, key), (on_conflict = 'replace')::integer, @.payload_of(arguments), extras
+        now_at, queue, job, coalesce(@.duration('after', after), 0), @.instant_of(after, at), @.duration('expires', expires),
+        (on_conflict = 'replace')::integer, extras, id => id, priority => priority, payload => @.payload_of(arguments),
+        key => @.key_of(queue, job, key)
     );
     IF current_setting('taskflow.wakeups', true) ~ 'queue:|^[*]$' THEN
         PERFORM @.lower_mark_at_commit(queue, priority, now_at, false);

@@ -48,9 +48,8 @@ $$;
 -- verdicts: see settle.py. Answers: whether each is OK.
 CREATE FUNCTION @.settle(
     wall bigint, ids bytea[], epochs integer[], sessions bytea[], requests bigint[], numbers integer[], kinds integer[], ran_for bigint[],
-    keep_for bigint[], contents bytea[], errors bytea[], afters bigint[], followed integer[], f_ids bytea[], f_queues text[], f_jobs text[],
-    f_priorities integer[], f_afters bigint[], f_ats bigint[], f_expiries bigint[], f_keys bytea[], f_conflicts integer[], f_payloads bytea[],
-    f_extras bytea[], f_awaited integer[], f_joined bytea[], progresses bytea[], OUT answers boolean[], OUT wakeups text
+    keep_for bigint[], contents bytea[], errors bytea[], afters bigint[], followed integer[], @sent{f_%n %t[]},
+    progresses bytea[], OUT answers boolean[], OUT wakeups text
 ) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '1500ms' SET enable_seqscan = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
@@ -62,7 +61,7 @@ DECLARE
 BEGIN
     SELECT array_agg(key) FILTER (WHERE key IS NOT NULL), array_agg(joins) FILTER (WHERE joins IS NOT NULL) INTO keys, leaders
     FROM @.jobs WHERE id = ANY (ids);
-    PERFORM @.lock_keys(keys || f_keys);
+    PERFORM @.lock_keys(keys || f_key);
     PERFORM 1 FROM @.jobs WHERE id = ANY (ids || ARRAY(
         SELECT DISTINCT substr(joined, 16 * i + 1, 16) FROM unnest(leaders) AS joined, generate_series(0, length(joined) / 16 - 1) AS i
     )) ORDER BY id FOR UPDATE;
@@ -78,16 +77,8 @@ BEGIN
             PERFORM @.apply_verdict(j, kinds[i], keep_for[i], contents[i], errors[i], afters[i], now_at);
             answers[i] := true;
             IF i = ANY (followed) THEN
-                PERFORM @.add_jobs(
-                    now_at, array_agg(f.id ORDER BY f.n), array_agg(f.queue ORDER BY f.n), array_agg(f.job ORDER BY f.n),
-                    array_agg(f.priority ORDER BY f.n), array_agg(f.after ORDER BY f.n), array_agg(f.at ORDER BY f.n),
-                    array_agg(f.expiry ORDER BY f.n), array_agg(f.key ORDER BY f.n), array_agg(f.conflict ORDER BY f.n),
-                    array_agg(f.payload ORDER BY f.n), array_agg(f.extra ORDER BY f.n), array_agg(f.awaits ORDER BY f.n),
-                    array_agg(f.joins ORDER BY f.n)
-                )
-                FROM unnest(followed, f_ids, f_queues, f_jobs, f_priorities, f_afters, f_ats, f_expiries, f_keys, f_conflicts, f_payloads, f_extras,
-                    f_awaited, f_joined) WITH ORDINALITY
-                    AS f (of, id, queue, job, priority, after, at, expiry, key, conflict, payload, extra, awaits, joins, n)
+                PERFORM @.add_jobs(now_at, @sent{array_agg(f.%n ORDER BY f.n)})
+                FROM unnest(followed, @sent{f_%n}) WITH ORDINALITY AS f (of, @sent{%n}, n)
                 WHERE f.of = i;
             END IF;
         ELSE

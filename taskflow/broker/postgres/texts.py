@@ -9,6 +9,7 @@ from typing import Final
 
 from taskflow.broker.literals import literals
 from taskflow.broker.postgres import bounds
+from taskflow.broker.postgres.columns import filled_in
 from taskflow.model.rules import Rules
 
 FOLDER: Final = Path(__file__).parent
@@ -18,7 +19,7 @@ _NAME: Final = re.compile(r"\b([SEWRP])\.([A-Za-z_]+)\b")
 def script(name: str, schema: str, rules: Rules) -> str:
     """The statements of a file, for a schema and a store that goes by these rules."""
     values = _values(rules)
-    text = _NAME.sub(lambda found: values[found[0]], source(name))
+    text = _NAME.sub(lambda found: values[found[0]], filled_in(source(name)))
     return placed(text, schema)
 
 

@@ -15,6 +15,7 @@ import taskflow
 from taskflow.broker.literals import GONE
 from taskflow.broker.memory.job import StoredJob
 from taskflow.broker.postgres import claim as postgres_claim
+from taskflow.broker.postgres import columns as postgres_columns
 from taskflow.broker.postgres import rows as postgres_rows
 from taskflow.broker.redis import fields as redis_fields
 from taskflow.broker.sqlite import columns as sqlite_columns
@@ -153,14 +154,20 @@ def test_sqlite_adds_every_sent_field_and_tests_every_decided_one() -> None:
     assert set(re.findall(r"typeof\((\w+)\)", condition)) == decided
 
 
-def postgres_columns() -> set[str]:
+def table_of_postgres() -> set[str]:
     table = (SQL / "schema" / "1.sql").read_text().partition("CREATE TABLE @.jobs (")[2].partition("CONSTRAINT")[0]
     return set(re.findall(r"^    (\w+) [@\w]", table, re.MULTILINE))
 
 
 def test_postgres_has_a_column_for_every_field() -> None:
     parts = {"name": {"job"}, "claim": {"session", "request", "number"}, "spoilt": set[str]()}
-    assert postgres_columns() == set().union(*(parts.get(field.name, {field.name}) for field in FIELDS))
+    assert table_of_postgres() == set().union(*(parts.get(field.name, {field.name}) for field in FIELDS))
+
+
+def test_postgres_is_sent_every_sent_field() -> None:
+    names = {"name": {"job"}, "due_at": {"after", "at"}, "expires_at": {"expiry"}}
+    sent = set().union(*(names.get(field.name, {field.name}) for field in FIELDS if field.sent))
+    assert set(postgres_columns.SENT) == sent | {"conflict", "extras"}
 
 
 def test_postgres_fetches_every_field_of_a_record_and_of_a_lease() -> None:
