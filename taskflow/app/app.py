@@ -1,4 +1,4 @@
-"""All global state of taskflow, in one object: the registry, the settings, the connections."""
+"""All global state of taskflow, in one object: the registry, the settings and the brokers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ log: Final = logging.getLogger("taskflow")
 
 
 class App:
-    """One set of connections per running event loop, afresh in a forked child."""
+    """One client per running event loop; a forked child begins without any."""
 
     def __init__(self) -> None:
         self.registry = Registry()
@@ -56,11 +56,11 @@ class App:
 
     @property
     def settings(self) -> Settings:
-        """Those in force. They are read at their first use, not at import: jobs are declared before they are configured."""
+        """The settings in force. They are read at their first use, not at import, because jobs are declared before they are configured."""
         return self._settings or self.read_settings()
 
     def read_settings(self) -> Settings:
-        """Once, and again after a change: jobs that are declared already take up the limits."""
+        """Read the settings at the first use and after each change. Jobs that are already declared get the new limits."""
         settings = self._settings
         if settings is None:
             self._settings = settings = layered({**self._configured, **self._flags})
@@ -76,14 +76,15 @@ class App:
         self._clients.clear()
 
     def flag(self, **given: Any) -> None:
-        """Settings from a command's flags: they come before all others."""
+        """Set settings from a command's flags, which override all others."""
         self._flags.update({name: value for name, value in given.items() if value is not None})
         self._settings = None
         self._clients.clear()
 
     @contextmanager
     def using(self, broker: Broker) -> Iterator[None]:
-        """Everything goes to this broker for a while, whatever the settings say; what is configured meanwhile is undone after."""
+        """Send everything to this broker inside the block, whatever the settings say. What is configured in the block is undone after
+        it."""
         before = (self._given_broker, self._configured.copy(), self._flags.copy())
         self._given_broker = broker
         self._clients.clear()
@@ -97,7 +98,7 @@ class App:
     # --- connections -------------------------------------------------------------------------------
 
     def client(self) -> LoopClient:
-        """The running loop's; RuntimeError outside of one."""
+        """Return the client of the running loop. Raises RuntimeError outside of one."""
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
@@ -112,7 +113,7 @@ class App:
         return DEFAULT_BROKER if configured is None else configured
 
     def broker(self) -> Broker:
-        """The broker of the settings; a URL has one in a process."""
+        """Return the broker of the settings. A process has one broker for each URL."""
         if self._given_broker is not None:
             return self._given_broker
         if self._why_out_of_reach is not None:
@@ -128,11 +129,11 @@ class App:
 
     @property
     def is_reachable(self) -> bool:
-        """Whether another process that is told the broker's URL reaches the same jobs."""
+        """Return True if another process with the broker's URL reaches the same jobs."""
         return self._given_broker is None and not self.broker_url().startswith("memory:")
 
     def enter_child(self, settings: dict[str, Any], *, is_reachable: bool) -> None:
-        """This process runs jobs for a worker, whose settings hold here too. A broker that only looks like the worker's is refused."""
+        """Prepare a child process, with the worker's settings. Refuse a broker that only this worker's process can reach."""
         self.is_in_child = True
         self.flag(**settings)
         if not is_reachable:
@@ -142,14 +143,14 @@ class App:
             )
 
     async def close(self) -> None:
-        """Let go of every broker; the next use connects again."""
+        """Close all brokers. The next use connects again."""
         self._clients.clear()
         brokers, self._brokers = list(self._brokers.values()), {}
         for broker in brokers:
             await broker.close()
 
     def _new_client(self, loop: asyncio.AbstractEventLoop) -> LoopClient:
-        for other in list(self._clients):  # a copy: other threads connect loops of their own
+        for other in list(self._clients):  # a copy: other threads add clients for their own loops
             if other.is_closed():
                 self._clients.pop(other, None)
         client = LoopClient(self.broker(), patience=self.settings.enqueue_timeout)
@@ -157,14 +158,15 @@ class App:
         return client
 
     def _tell_default(self) -> None:
-        """Once: a web process and a worker in two folders have two files, and nobody would see it."""
+        """Warn once about the default file: a web process and a worker in two folders would use two files, and nobody would notice."""
         if self.settings.broker is None and not self._has_told_default:
             self._has_told_default = True
             path = Path(DEFAULT_BROKER.removeprefix("sqlite:///")).absolute()
             log.warning("no broker is configured: using the SQLite file %s; set TASKFLOW_BROKER, or configure(broker=...)", path)
 
     def _forget_parents(self) -> None:
-        """After a fork: the parent's loops and brokers are the parent's. They are kept, since even their end could harm what is shared."""
+        """After a fork, put the parent's clients and brokers aside. They are kept, because even their destructors could harm what is
+        shared."""
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._of_parents += [self._clients, self._brokers]
@@ -175,7 +177,7 @@ class App:
 
     @contextmanager
     def importing(self, module: str) -> Iterator[None]:
-        """While a worker imports `module`: a job that is sent meanwhile is warned of, once."""
+        """Warn once about a job that is sent while a worker imports `module`."""
         self._importing = module
         try:
             yield
@@ -192,7 +194,7 @@ class App:
         )
 
     async def send(self, call: Call[R]) -> JobHandle[R]:
-        """One call, sharing its round trip with others under way."""
+        """Send one call. It shares its round trip with other calls."""
         if self._importing is not None:
             self._warn_of_sending(call)
         send = self.client().send
@@ -215,12 +217,12 @@ class App:
         return sent.handles
 
     async def _send_before(self, rest: Batches[R], batch: Batch[R], sent: Sent[R]) -> None:
-        """While a batch is under way the next one is gathered, which takes Python about as long as the store takes to add one."""
+        """Send the batches, and read the next one meanwhile. Python takes about as long to make one as the store takes to add one."""
         if rest.has_ended:
             return await self.send_batch(batch, sent)
         sending = asyncio.create_task(self.send_batch(batch, sent))
         try:
-            await asyncio.sleep(0)  # now it is
+            await asyncio.sleep(0)  # now it has begun
             rest.gather_ahead()
             return await sending
         finally:
@@ -229,7 +231,7 @@ class App:
                 await asyncio.gather(sending, return_exceptions=True)
 
     async def send_batch(self, batch: Batch[R], sent: Sent[R]) -> None:
-        """Adds to what was sent; EnqueueFailed, with that, when it is not the whole batch."""
+        """Send the batch and add its handles to `sent`. Raises EnqueueFailed, with all handles so far, if some calls were not sent."""
         if self._importing is not None and batch.calls:
             self._warn_of_sending(batch.calls[0])
         answers = await self._answers(batch.calls)
@@ -245,7 +247,7 @@ class App:
             raise _failed(sent, f"{len(sent.conflicts)} call(s) found a live job with their key, for example {sent.conflicts[0]!r}")
 
     async def _answers(self, calls: list[Call[Any]]) -> list[Added | Refused | BaseException]:
-        """One for each call: one that fails leaves its neighbours alone, unless it is the broker that fails."""
+        """Return an answer or error for each call. A failing call leaves its neighbours alone, unless the broker itself fails."""
         client = self.client()
         if not calls:
             return []
@@ -303,7 +305,7 @@ def configure(
     middleware: Sequence[Middleware] | None = None,
     lifespan: Lifespan | None = None,
 ) -> None:
-    """Set what the application wants; only a command's flag comes before it. What is left out stays as it is. See `Settings`."""
+    """Set the application's settings. Only a command's flags override them. Settings that are left out stay as they are. See `Settings`."""
     app.configure(broker=broker, enqueue_timeout=enqueue_timeout, max_payload=max_payload, middleware=middleware, lifespan=lifespan)
 
 
@@ -311,8 +313,8 @@ async def enqueue(calls: Iterable[Call[R]] | AsyncIterable[Call[R]]) -> list[Job
     """Send many calls: ``enqueue(add.bind(n, n) for n in range(10_000))``.
 
     They are streamed in batches of at most 1,000 calls or 1 MiB; each batch is added as a whole or not at all.
-    The handles come in the calls' order. Raises EnqueueFailed, which carries the handles of what was sent before,
-    also when the iterable itself raises: what it had given by then is sent.
+    The handles come in the calls' order. Raises EnqueueFailed, which carries the handles of the calls sent so far, also if the iterable
+    itself raises: the calls it yielded before are sent.
     """
     return await app.enqueue(calls)
 

@@ -1,4 +1,4 @@
-"""Group commit without a timer: while one round trip is under way, what comes gathers into the next."""
+"""Group commit without a timer: calls that arrive during a round trip go out together in the next one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MAX_ITEMS: Final = 1_000
 MAX_BYTES: Final = 1 << 20
 
 ROOM: Final = 200
-"""Frames that a call to a store may take."""
+"""Stack frames that a call to a store may need."""
 
 PAUSES: Final = Pauses(0.02, 0.5)
 NO_ANSWER: Final = "it does not answer"
@@ -50,13 +50,14 @@ class _Asked(msgspec.Struct, Generic[Q, A]):
 
 
 class Coalescer(Generic[Q, A]):
-    """Turns single questions of one event loop into calls with many; answers come one for one, in order.
+    """Bundles the questions (envelopes, or ids to read) of one event loop into calls that carry many. Each question gets its answer.
 
-    Alone, a question goes out at once. After an answer, those who have it may ask again before what waits goes out; of many that come again
-    and again in step, half go out while the others are made.
+    A single question goes out at the end of the loop's turn. After an answer, the callers that got it may ask again before the next call
+    goes
+    out. If many callers ask again and again in step, the first half goes out while the others still prepare their questions: see `Step`.
 
-    While the store is away the questions are sent again, together with what has come meanwhile; each gets BrokerUnavailable `patience`
-    seconds after it was asked. A question whose asker has been cancelled may have gone out.
+    While the store is away, the questions are sent again together with those that arrived meanwhile. Each question fails with
+    BrokerUnavailable `patience` seconds after it was asked. If a caller is cancelled, its question may have been sent.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class Coalescer(Generic[Q, A]):
         self._deadline = Deadline(self._give_up)
         self._is_late = False
         self._retries = Retries(pauses_within(patience))
-        self._trouble = ""  # what the store said last, while it is away
+        self._last_error = ""  # the store's last error, while it is away
         self._step = Step()
         self._start_due: asyncio.Handle | None = None
         self._is_starting = False
@@ -89,7 +90,7 @@ class Coalescer(Generic[Q, A]):
         return answer
 
     def _start_soon(self, loop: asyncio.AbstractEventLoop) -> None:
-        """When all have had their turn that are to have one now."""
+        """Start after all tasks that are ready in this turn of the loop have run."""
         if STARTS_AT_ONCE:
             self._start_due = loop.call_soon(self._start, loop)
         else:
@@ -100,7 +101,7 @@ class Coalescer(Generic[Q, A]):
             self._start_due.cancel()
             self._start_due = None
         if self._flushing is not None or self._is_starting:
-            return  # that takes what waits: it was asked within a call that was about to begin
+            return  # the call that is under way, or about to begin, takes what waits
         self._step.starts(len(self._waiting), time.monotonic())
         self._is_starting = True
         try:
@@ -115,7 +116,7 @@ class Coalescer(Generic[Q, A]):
             flushing.add_done_callback(self._note_end)
 
     def _note_end(self, flushing: asyncio.Task[None]) -> None:
-        """A stranger may have cancelled it before its first step."""
+        """Handle a flush that other code cancelled before its first step."""
         if self._flushing is flushing:
             self._flushing = None
             _cancel(self._waiting)
@@ -128,11 +129,11 @@ class Coalescer(Generic[Q, A]):
             while self._waiting and goes_on:
                 if batch := self._take():
                     goes_on = await self._ask(batch)
-        except asyncio.CancelledError:  # as a closing loop does
+        except asyncio.CancelledError:  # a closing loop does this
             _cancel(batch)
             _cancel(self._waiting)
             raise
-        except Exception as error:  # a bug of ours or of the store's: nobody is to wait for ever
+        except Exception as error:  # a bug in taskflow or in the store: no caller may wait for ever
             _fail(batch or self._waiting, error)
         finally:
             self._flushing = None
@@ -140,7 +141,7 @@ class Coalescer(Generic[Q, A]):
             self._start_soon(loop)
 
     def _take(self) -> list[_Asked[Q, A]]:
-        """As much as one call may carry; what nobody waits for any more is left out, so there may be nothing."""
+        """Return as many questions as one call may carry. Skips those whose callers are gone, so the batch may be empty."""
         batch: list[_Asked[Q, A]] = []
         size = 0
         while self._waiting and len(batch) < MAX_ITEMS:
@@ -154,7 +155,7 @@ class Coalescer(Generic[Q, A]):
         return batch
 
     async def _ask(self, batch: list[_Asked[Q, A]]) -> bool:
-        """Whether what waits is to go out at once."""
+        """Ask the store. Return True if the waiting questions should go out at once."""
         flushing = asyncio.current_task()
         assert flushing is not None
         cancelled_before = flushing.cancelling()
@@ -173,7 +174,7 @@ class Coalescer(Generic[Q, A]):
             _fail(batch, error)
         else:
             self._retries.succeeded()
-            self._trouble = ""
+            self._last_error = ""
             for asked, answer in zip(batch, answers, strict=True):
                 if not asked.answer.done():
                     asked.answer.set_result(answer)
@@ -186,19 +187,19 @@ class Coalescer(Generic[Q, A]):
             self._is_late = self._flushing.cancel()
 
     def _take_back(self, flushing: asyncio.Task[Any], cancelled_before: int) -> None:
-        """TimeoutError in place of our own cancellation, not of anybody else's: so does `asyncio.timeout`, with a timer for each call."""
+        """Raise TimeoutError in place of a cancellation that `_give_up` caused. `asyncio.timeout` does the same, with a timer for each
+        call."""
         self._is_late = False
         is_cancelled = flushing.uncancel() > cancelled_before
         if isinstance(error := sys.exception(), asyncio.CancelledError) and not is_cancelled:
             raise TimeoutError from error
 
     async def _ask_again(self, batch: list[_Asked[Q, A]], error: Exception) -> None:
-        """After a pause, those whose patience lasts as long, before all that came later. One that gets no answer in the time that is left
-        is told what the store said before: that it is locked, and by whom."""
-        self._trouble = str(error) or self._trouble
+        """After a pause, put the questions that still have time back to the front. Fail the others with the store's last error."""
+        self._last_error = str(error) or self._last_error
         pause = self._retries.failed()
         again_at = time.monotonic() + pause
-        too_late = gave_up(self._patience, self._trouble or NO_ANSWER)
+        too_late = gave_up(self._patience, self._last_error or NO_ANSWER)
         too_late.__cause__ = error
         _fail((asked for asked in batch if asked.give_up_at <= again_at), too_late)
         self._waiting.extendleft(asked for asked in reversed(batch) if asked.give_up_at > again_at)
@@ -207,7 +208,7 @@ class Coalescer(Generic[Q, A]):
 
 
 def _is_deep() -> bool:
-    """Whether the one who asks stands near Python's limit of recursion: what is begun here, on top of that, would fail for all."""
+    """Return True if the stack is near Python's recursion limit. A call that began on top of it would fail for every question."""
     try:
         sys._getframe(max(1, sys.getrecursionlimit() - ROOM))
     except ValueError:
@@ -226,7 +227,7 @@ def _another(error: Exception) -> Exception:
     try:
         copied = copy.copy(error)
     except Exception:
-        return error  # of a class that cannot be made again from its arguments
+        return error  # a class whose arguments do not make it again
     copied.__cause__ = error.__cause__
     return copied.with_traceback(error.__traceback__)
 

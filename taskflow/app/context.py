@@ -18,15 +18,15 @@ OnProgress = Callable[[Progress], None]
 
 
 class JobContext:
-    """The running job, as it sees itself: injected into a first parameter annotated so, or got by `current_job()`.
+    """The running job as it sees itself: passed to a first parameter with this annotation, or returned by `current_job()`.
 
-    `job_id`        the id as text: the idempotency key for effects outside
-    `epoch`         rises with every lease of the job: a fencing number for the outside world
-    `attempt`       1 for the first; `max_attempts` the last that may fail
+    `job_id`        the id as text: an idempotency key for external effects
+    `epoch`         rises with every lease of the job: a fencing token for external systems
+    `attempt`       1 for the first; `max_attempts` is the last that may fail
     `created_at`    when it was enqueued, aware, by the store's clock
     `headers`       str to str, as sent
     `state`         what the worker's lifespan yielded, else None
-    `cancelled`     set when the run is asked to stop: for plain functions in threads, which cannot be interrupted
+    `cancelled`     set if the run is asked to stop: for plain functions in threads, which cannot be interrupted
     """
 
     __slots__ = ("_cancelled", "_lease", "_on_progress", "state")
@@ -80,14 +80,14 @@ class JobContext:
     @property
     def cancelled(self) -> threading.Event:
         if self._cancelled is None:
-            with _making:  # the loop may ask for it while a thread does
+            with _making:  # the loop may read it while a thread creates it
                 self._cancelled = self._cancelled or threading.Event()
         return self._cancelled
 
     def progress(self, fraction: float, note: str = "") -> DoneAwaitable:
         """Report how far the run is, from 0 to 1, with a note of up to 4,096 characters; a longer one is cut off.
 
-        The report takes effect when this is called, also from a thread; `await` is for looks. It is shown within about a second.
+        The report takes effect at the call, also from a thread; `await` is optional. It becomes visible within about a second.
         """
         progress = Progress.checked(fraction, note)
         if self._on_progress is not None:
@@ -99,7 +99,7 @@ class JobContext:
 
 
 class DoneAwaitable:
-    """An awaitable that is done already."""
+    """An awaitable that is already done."""
 
     def __await__(self) -> Generator[None, None, None]:
         return
@@ -107,13 +107,13 @@ class DoneAwaitable:
 
 
 def _no_lease(job_name: str, queue: str) -> Lease:
-    """Return a lease for a call outside of any run, whose context shows the first and only attempt."""
+    """Return a lease for a call outside of any run. Its context shows the first and only attempt."""
     envelope = Envelope(id=_new_id(), job=job_name, payload=b"", queue=queue, max_attempts=1)
     return Lease(envelope=envelope, epoch=1, claim=ClaimId(b"", 0, 0), created_at=_clock.wall())
 
 
 def current_job() -> JobContext:
-    """The context of the job that is running here; a TaskflowError outside of one."""
+    """Return the context of the job that runs here. Raises TaskflowError outside of one."""
     context = running.get()
     if context is None:
         raise TaskflowError("current_job() was called outside of a running job: call it from a job's function, or from what that calls")

@@ -1,4 +1,4 @@
-"""The one application that the module-level names of taskflow speak for."""
+"""The application that taskflow's module-level functions use."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _slot: Final = _Slot()
 
 
 def default_app() -> App:
-    assert _slot.app is not None, "taskflow.app.app fills the slot as it is imported, before anything that asks"
+    assert _slot.app is not None, "taskflow.app.app must be imported first: it sets the default app"
     return _slot.app
 
 

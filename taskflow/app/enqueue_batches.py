@@ -1,4 +1,4 @@
-"""Calls of an `enqueue`, in the bounded portions that one verb carries."""
+"""Cuts the calls of one `enqueue()` into batches of bounded size."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ R = TypeVar("R")
 
 
 class Batch(Generic[R]):
-    """At most 1,000 calls or, but for a single one, 1 MiB. `error` is what the iterable raised after them."""
+    """At most 1,000 calls and 1 MiB; a single call may be larger. `error` is what the iterable raised after these calls."""
 
     def __init__(self) -> None:
         self.calls: list[Call[R]] = []
@@ -23,9 +23,9 @@ class Batch(Generic[R]):
         self._size = 0
 
     def add(self, call: Call[R]) -> bool:
-        """Whether there was room for it."""
+        """Add the call. Return False if the batch is full."""
         if not isinstance(call, Call):
-            raise TypeError(f"enqueue() got {call!r} among its calls: it takes what .bind(...) makes")
+            raise TypeError(f"enqueue() got {call!r} among its calls: it takes calls made by .bind(...)")
         size = self._size + len(call.envelope.payload)
         if self.calls and (size > MAX_BYTES or len(self.calls) >= MAX_ITEMS):
             return False
@@ -34,12 +34,12 @@ class Batch(Generic[R]):
         return True
 
     @property
-    def is_of_use(self) -> bool:
+    def is_worth_sending(self) -> bool:
         return bool(self.calls) or self.error is not None
 
 
 class Sent(Generic[R]):
-    """What has come of an `enqueue` so far."""
+    """The handles that an `enqueue()` has so far."""
 
     def __init__(self) -> None:
         self.handles: list[JobHandle[R]] = []
@@ -47,17 +47,18 @@ class Sent(Generic[R]):
 
 
 AHEAD_FOR: Final = 0.05
-"""Seconds. When an iterable takes longer over a batch the rest of it waits until the one that is under way has been answered."""
+"""Seconds that the iterable may take to fill the next batch while one is being sent. The rest of it is read after the answer."""
 
 
 class Batches(Generic[R]):
-    """They are taken from the iterable as they are sent, one ahead: a generator may be endless. What it raises ends the last batch."""
+    """Iterates over the batches of an iterable, which may be endless. At most one batch is read ahead. An error of the iterable ends the
+    last."""
 
     def __init__(self, calls: Iterable[Call[R]]) -> None:
         check_calls(calls)
         self._calls = iter(calls)
         self._batch = Batch[R]()
-        self._follows: Call[R] | None = None
+        self._next_call: Call[R] | None = None
         self._has_ended = False
 
     def __iter__(self) -> Iterator[Batch[R]]:
@@ -66,29 +67,29 @@ class Batches(Generic[R]):
     def __next__(self) -> Batch[R]:
         self._gather(math.inf)
         batch = self._batch
-        if not batch.is_of_use:
+        if not batch.is_worth_sending:
             raise StopIteration
         self._batch = Batch()
-        if self._follows is not None:
-            self._batch.add(self._follows)
-            self._follows = None
+        if self._next_call is not None:
+            self._batch.add(self._next_call)
+            self._next_call = None
         return batch
 
     @property
     def has_ended(self) -> bool:
-        """Nothing follows."""
-        return self._has_ended and not self._batch.is_of_use
+        """Return True if nothing follows."""
+        return self._has_ended and not self._batch.is_worth_sending
 
     def gather_ahead(self) -> None:
-        """Takes what there is for the next one, or a part of it."""
+        """Read calls for the next batch while the present one is being sent."""
         self._gather(time.monotonic() + AHEAD_FOR)
 
     def _gather(self, until: float) -> None:
         try:
-            while self._follows is None and not self._has_ended and time.monotonic() < until:
+            while self._next_call is None and not self._has_ended and time.monotonic() < until:
                 call = next(self._calls)
                 if not self._batch.add(call):
-                    self._follows = call
+                    self._next_call = call
         except StopIteration:
             self._has_ended = True
         except Exception as error:
@@ -97,7 +98,7 @@ class Batches(Generic[R]):
 
 
 async def async_batches(calls: AsyncIterable[Call[R]]) -> AsyncGenerator[Batch[R], None]:
-    """The batches of `calls`. An async generator that is not exhausted is closed: nobody else can take it up."""
+    """Yield the batches of `calls`. Close an async generator that is not exhausted, because no other code can."""
     batch = Batch[R]()
     taken = aiter(calls)
     try:
@@ -109,7 +110,7 @@ async def async_batches(calls: AsyncIterable[Call[R]]) -> AsyncGenerator[Batch[R
                     batch.add(call)
         except Exception as error:
             batch.error = error
-        if batch.is_of_use:
+        if batch.is_worth_sending:
             yield batch
     finally:
         if isinstance(taken, AsyncGenerator):

@@ -12,14 +12,15 @@ RunsIn = Literal["loop", "thread", "process"]
 
 _PLACES: Final = get_args(RunsIn)
 
-# The second is what multiprocessing, and our own children, call the first.
+# multiprocessing, and our own child processes, call the main module by the second name.
 RUN_AS_MAIN: Final = ("__main__", "__mp_main__")
 
 
 def place_for(function: Callable[..., Any], asked: object) -> RunsIn:
-    """What is asked for, else the loop for an async function, and a thread for a plain one.
+    """Return the mode asked for; by default "loop" for an async function and "thread" for a plain one.
 
-    ValueError for what is no place, or none for this function; DeclarationError for a function that no child process could import.
+    Raises ValueError for an unknown mode or one that does not fit the function, and DeclarationError for a function that no child process
+    could import.
     """
     own: RunsIn = "loop" if inspect.iscoroutinefunction(function) else "thread"
     if asked is None or asked == own:
@@ -43,7 +44,7 @@ def _kind(own: RunsIn) -> str:
 
 
 def _check_importable(function: Callable[..., Any]) -> None:
-    """As a child process does: it imports the module anew, and finds the job there."""
+    """Import the module as a child process does, and look for the job there."""
     if "<locals>" in function.__qualname__ or "<lambda>" in function.__qualname__:
         raise ValueError('runs_in="process": a child process finds it by importing its module; define it there, not inside a function')
     scope = getattr(inspect.unwrap(function), "__globals__", {})

@@ -13,7 +13,7 @@ from taskflow.model.shown import shown
 
 
 def check_function(function: Any) -> None:
-    """Raise DeclarationError if a worker could not call it: it is no function, a method, or a generator."""
+    """Raise DeclarationError if a worker could not call it: not a function, a method, or a generator."""
     code: Any = getattr(function, "__func__", function)
     if isinstance(function, staticmethod):
         raise DeclarationError(f"@job on {place(function)}: write @staticmethod above @job, so that @job gets the function itself")

@@ -1,4 +1,4 @@
-"""A job that was sent, as its sender holds it."""
+"""The handle of a sent job."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R_co = TypeVar("R_co", covariant=True)
 
-# Nudges are hints that may be missed: a waiter looks for itself as often as this, in seconds.
+# Nudges may be lost, so a waiter also polls at this interval, in seconds.
 LOOK_AGAIN: Final = 5.0
 
-# The type of the error of a job that discarded itself, which left no other.
+# The error type of a job that was discarded without another error.
 DISCARDED: Final = "taskflow.Discard"
 
 
 class ErrorInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """Why one run of a job did not succeed: the exception's type by its full name, its message and traceback as text.
+    """Describes why one run of a job did not succeed: the full name of the exception's type, its message and its traceback.
 
-    `attempt`  which attempt it was
+    `attempt`  the number of the attempt
     `at`       when it was stored: aware, in UTC, by the store's clock
     """
 
@@ -51,13 +51,13 @@ class ErrorInfo(msgspec.Struct, frozen=True, kw_only=True):
 class JobInfo(msgspec.Struct, frozen=True, kw_only=True):
     """The record of a job. Instants are aware, in UTC, by the store's clock.
 
-    `attempt`      the number of the present or next attempt, of the last one when it has ended
-    `errors`       of each run that failed or was lost, oldest first
-    `due_at`       when it may start; `started_at` and `ended_at` of its last run
-    `waiting_for`  why it waits, when that is neither a time nor a worker
-    `reason`       why it ended, where there is one
-    `worker`       "host:pid" of the worker that has it or had it last
-    `result`       the decoded return value; None until it has succeeded, and if it cannot be decoded: `JobHandle.result` says why
+    `attempt`      the number of the present or next attempt; of the last one if the job has ended
+    `errors`       one for each run that failed or was lost, oldest first
+    `due_at`       when it may start; `started_at` and `ended_at` are those of its last run
+    `waiting_for`  why it waits, if it waits for neither a time nor a worker
+    `reason`       why it ended, if there is a reason
+    `worker`       "host:pid" of the worker that runs it or ran it last
+    `result`       the decoded return value; None before success, and if it cannot be decoded: `JobHandle.result` says why
     """
 
     id: str
@@ -86,10 +86,10 @@ class JobInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JobHandle(Generic[R_co]):
-    """Names one job in the store. Handles of the same job are equal.
+    """Identifies one job in the store. Handles of the same job are equal.
 
     `id`      the job's id as text
-    `is_new`  False when an `enqueue` found a live job with its key, and this is that one's handle
+    `is_new`  False if `enqueue` found a live job with the key; then this is the handle of that job
     """
 
     __slots__ = ("_app", "_id", "_is_own", "_job", "is_new")
@@ -111,7 +111,7 @@ class JobHandle(Generic[R_co]):
 
     @staticmethod
     def of(job_id: str, job: Declared[..., Any] | None = None) -> JobHandle[Any]:
-        """The handle of a job whose id was kept elsewhere; with its job, results are decoded as it is annotated."""
+        """Return the handle for an id that was stored elsewhere. With `job`, results are decoded by its annotations."""
         app = default_app() if job is None else job.app
         return JobHandle(app, parse_id(job_id), job, is_new=False, is_own=False)
 
@@ -120,24 +120,26 @@ class JobHandle(Generic[R_co]):
         return id_text(self._id)
 
     async def status(self) -> Status | None:
-        """Where the job stands; None when the store does not know it (any more)."""
+        """Return the job's status, or None if the store does not know the job."""
         record = await self._read()
         return None if record is None else record.status
 
     async def info(self) -> JobInfo | None:
-        """The record; None when the store does not know the job (any more)."""
+        """Return the record, or None if the store does not know the job."""
         record = await self._read()
         return None if record is None else self._to_info(record)
 
     async def cancel(self) -> Status | None:
-        """Ask it to stop: what waits is CANCELLED at once, what runs is cancelled by its worker. The status that was found."""
+        """Ask the job to stop, and return the status it had. A waiting job is CANCELLED at once; a running one is cancelled by its
+        worker."""
         return await self._app.client().cancel(self._id)
 
     async def result(self, timeout: float | None = None) -> R_co:
-        """Wait up to `timeout` seconds for the job to end, and return its result. 0 looks once.
+        """Wait up to `timeout` seconds for the job to end, and return its result. With 0 it looks once.
 
-        Raises JobFailed, JobCancelled, ResultExpired when it is no longer kept, UnknownJob for an id that the store
-        does not know, TimeoutError.
+        Raises JobFailed, JobCancelled, ResultExpired if the result is no longer kept, UnknownJob for an id that the store does not know,
+        and
+        TimeoutError.
         """
         if timeout is not None and math.isnan(timeout):
             raise ValueError("timeout=nan: it takes seconds; 0 looks once, None waits without a limit")

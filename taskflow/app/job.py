@@ -1,4 +1,4 @@
-"""The decorator, and what it makes of a function."""
+"""The `job` decorator and the job types that it makes."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Declared(Generic[P, R_co]):
-    """A job type: the function, its name, how its calls are carried out. Immutable; `options` makes a changed copy.
+    """A job type: its function, its name, and the options of its calls. Immutable; `options` makes a changed copy.
 
-    It has the function's `__name__`, `__doc__`, `__wrapped__` and its like, and the signature that callers see: without the context.
+    It has the function's `__name__`, `__doc__`, `__wrapped__` and so on, and the signature for callers: without the context.
     """
 
     __name__: str
@@ -88,26 +88,27 @@ class Declared(Generic[P, R_co]):
         return self._options.key
 
     def options(self, **options: Unpack[EnqueueOptions]) -> Self:
-        """Return a copy whose calls have these options; see `EnqueueOptions`. TypeError and ValueError name the option that is wrong."""
+        """Return a copy whose calls have these options; see `EnqueueOptions`. TypeError and ValueError name the wrong option."""
         changed = copy.copy(self)
         changed._with(self._options.replaced(options))
         return changed
 
     async def delay(self, *args: P.args, **kwargs: P.kwargs) -> JobHandle[R_co]:
-        """Send a call. The arguments are bound, checked and encoded here: what is wrong with them is raised here.
+        """Send a call. The arguments are bound, checked and encoded here, so errors in them are raised here.
 
-        Raises EncodeError (a TypeError) naming the argument, BrokerUnavailable when the store does not answer in
-        time, StoreFull, KeyConflict with ``on_conflict="raise"``. When it is cancelled, the job may have been sent.
+        Raises EncodeError (a TypeError) naming the argument, BrokerUnavailable if the store does not answer in time, StoreFull, and
+        KeyConflict
+        with ``on_conflict="raise"``. If it is cancelled, the job may have been sent.
         """
         return await self.app.send(self._call(args, kwargs))
 
     def delay_sync(self, *args: P.args, **kwargs: P.kwargs) -> JobHandle[R_co]:
-        """The same from code without an event loop, from any thread; RuntimeError inside of a running loop."""
+        """`delay` for code without an event loop, from any thread. Raises RuntimeError inside of a running loop."""
         portal.refuse_inside_a_loop("delay_sync()", "await .delay()")
         return portal.run_sync(self.app.send(self._call(args, kwargs)))
 
     def bind(self, *args: P.args, **kwargs: P.kwargs) -> Call[R_co]:
-        """A call to be sent later, by `enqueue`; its arguments are checked and encoded here."""
+        """Return a call for `enqueue` to send later. Its arguments are checked and encoded here."""
         return self._call(args, kwargs)
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call[R_co]:
@@ -121,7 +122,7 @@ class Declared(Generic[P, R_co]):
         self._fields = _envelope_fields(self.name, options)
 
     def _arguments(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """With a context before them where the function takes one: the running job's, else an inert one."""
+        """Prepend the context if the function takes one: that of the running job, or an inert one."""
         if not self.takes_context:
             return args
         return (running.get() or JobContext(job_name=self.name, queue=self.queue), *args)
@@ -131,7 +132,7 @@ class Declared(Generic[P, R_co]):
 
 
 class Job(Declared[P, R_co]):
-    """A job whose function is async. Calling it runs the function right here."""
+    """A job with an async function. Calling it runs the function directly."""
 
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
         result: R_co = await self.function(*self._arguments(args), **kwargs)
@@ -139,7 +140,7 @@ class Job(Declared[P, R_co]):
 
 
 class SyncJob(Declared[P, R_co]):
-    """A job whose function is plain: workers run it in a thread, or in a child process. Calling it runs the function right here."""
+    """A job with a plain function, which workers run in a thread or in a child process. Calling it runs the function directly."""
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
         result: R_co = self.function(*self._arguments(args), **kwargs)
@@ -149,9 +150,9 @@ class SyncJob(Declared[P, R_co]):
 AnyJob = Declared[..., Any]
 
 
-# --- what the decorator makes of which function -------------------------------------------------------------------
+# --- the overloads of the decorator -------------------------------------------------------------------------------
 #
-# A function may match several overloads of `_Decorator`; the first should win, in both checkers:
+# A function may match several overloads of `_Decorator`; the first should win, in mypy and in pyright:
 # - a first parameter of Any, object or no annotation takes a JobContext too, and is not one: such functions are met by the
 #   overloads of `_Free` before those of `_Context` can take the parameter away;
 # - mypy gives up and answers Any when an argument that contains an Any (say, a dict[str, Any] anywhere in the signature) matches
@@ -160,19 +161,19 @@ AnyJob = Declared[..., Any]
 # - a type variable with two constraints is not solved by a foreign type variable: a generic function goes on to the last
 #   overload of its group, which keeps it generic;
 # - a plain function that returns Any, or its caller's type variable, would pass for one that returns a coroutine: it is met first.
-# tests/typing says what each checker makes of each signature.
+# tests/typing states what each checker makes of each signature.
 
 
 class _Anything:
-    """Nobody's type: who takes or returns this takes or returns anything."""
+    """A type that no function has: a parameter or a result that matches it is Any."""
 
 
 class _Nothing:
-    """Nobody's either, and no relation of the other."""
+    """Another such type, unrelated to `_Anything`."""
 
 
 class _OwnContext(JobContext):
-    """Never made: a second constraint for `_Context`."""
+    """Never instantiated: the second constraint of `_Context`."""
 
 
 _Free = TypeVar("_Free", object, _Anything)
@@ -185,7 +186,7 @@ S_co = TypeVar("S_co", covariant=True)
 
 
 class _Function(Protocol[First_contra, P, Q, R_co, S_co]):  # pyright: ignore[reportInvalidTypeVarUse]  # P hides its variance
-    """Q is the whole signature, P what follows the first parameter; `R_co` and `S_co` are both what is returned."""
+    """Q is the whole signature, P the rest after the first parameter. `R_co` and `S_co` are both the return type."""
 
     @overload
     def __call__(self, first: First_contra, /, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
@@ -194,7 +195,7 @@ class _Function(Protocol[First_contra, P, Q, R_co, S_co]):  # pyright: ignore[re
 
 
 class _WithCtx(Protocol[First_contra, P, R_co]):
-    """For mypy, which refuses a nameless first parameter where **kwargs follow: they might name it. `ctx` it is, then."""
+    """For mypy, which refuses a nameless first parameter before **kwargs, because they might name it. Therefore it is called `ctx`."""
 
     def __call__(self, ctx: First_contra, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
 
@@ -210,7 +211,7 @@ _Async: TypeAlias = Coroutine[Any, Any, R]
 
 
 class _Decorator(Protocol):
-    """`job`, and what ``job(...)`` returns."""
+    """The type of `job` and of ``job(...)``."""
 
     # Plain functions that return Any, or a type variable of their own.
     @overload
@@ -262,26 +263,26 @@ class _Decorator(Protocol):
 
 
 def _typed(decorator: Callable[..., Any]) -> _Decorator:
-    """One list of overloads serves both ``@job`` and ``@job(...)``."""
+    """Type the decorator: one list of overloads serves ``@job`` and ``@job(...)``."""
     return cast(_Decorator, decorator)
 
 
 @_typed
 def job(function: Callable[..., Any] | None = None, /, **declared: Any) -> Any:
-    """Make a job of a function, and record it in the global registry.
+    """Make a job of a function, and add it to the global registry.
 
-    `name`          how workers know it; by default module and qualified name
+    `name`          the name by which workers find it; by default module and qualified name
     `queue`, `priority`, `timeout`, `expires`, `keep_result`   as in `EnqueueOptions`, for every call
     `max_attempts`  runs that may end in failure, 10 by default
     `retry`         the wait between attempts
     `retry_on`      the errors that are retried; any other fails the job at once
-    `discard_on`    errors that fail the job at once, whatever `retry_on` says
-    `aliases`       former names, so that jobs which wait under them are still run
-    `runs_in`       "process" for what computes for long, or may crash: a child process of the worker, which is killed when the run is past
-                    its timeout or is cancelled. A child that dies, of a segfault for example, fails that run alone, and it is retried
-                    whatever `retry_on` says. Without it: an async function runs in the event loop ("loop"), a plain one in a "thread"
+    `discard_on`    errors that fail the job at once, even if `retry_on` names them
+    `aliases`       former names: waiting jobs with these names still run
+    `runs_in`       "process" for long computations and code that may crash: the job runs in a child process, which is killed if the run
+                    exceeds its timeout or is cancelled. If the child dies, of a segfault for example, only that run fails. It is retried
+                    whatever `retry_on` says. By default an async function runs in the event loop ("loop"), a plain one in a "thread"
 
-    An async function becomes a `Job`, a plain one a `SyncJob`. DeclarationError when it is declared wrongly.
+    An async function becomes a `Job`, a plain one a `SyncJob`. Raises DeclarationError for a wrong declaration.
     """
     if function is not None:
         return _declare(default_app(), function, declared)
@@ -344,7 +345,7 @@ def _policy_field(name: str, value: Any) -> Any:
 
 
 def _envelope_fields(name: str, options: Options) -> dict[str, Any]:
-    """Return the options that every call's envelope carries, without defaults. Raises ValueError, naming the option, for a wrong one."""
+    """Return the options of every call's envelope, without defaults. Raises ValueError, naming the option, for a wrong one."""
     fields = {field: getattr(options, field) for field in Options.__struct_fields__ if field not in ("key", "raises_on_conflict")}
     fields["key"] = None if options.key is None else key_digest(options.queue, name, options.key)
     check_envelope(Envelope(id=b"", job=name, payload=b"", **fields))

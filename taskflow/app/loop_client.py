@@ -1,4 +1,4 @@
-"""A broker as one event loop uses it."""
+"""The broker for the callers of one event loop."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ BLOCKED_FOR: Final = 0.25
 
 
 class LoopClient:
-    """Lanes that share round trips. Keyed envelopes have a lane of their own, sorted by key: a stranger's lock on one
-    key must not hold up everybody's `delay()`, and two senders that lock in one order cannot block each other.
+    """Coalesces the calls of one event loop into shared round trips.
 
-    Whatever is asked is asked again for `patience` seconds while the broker is away; then BrokerUnavailable.
+    Envelopes with a key have a lane of their own, sorted by key. So a lock that another program holds on one key does not hold up every
+    `delay()`, and two senders that lock keys in the same order cannot block each other.
+
+    Every call is repeated for `patience` seconds while the store does not answer. Then it raises BrokerUnavailable.
     """
 
     def __init__(self, broker: Broker, *, patience: float) -> None:
@@ -51,7 +53,7 @@ class LoopClient:
         return [by_index[index] for index in range(len(envelopes))]
 
     async def _read(self, ids: list[bytes]) -> list[Record | None]:
-        """Each id once, however many ask for it."""
+        """Read each id once, however many callers ask for it."""
         distinct = list(dict.fromkeys(ids))
         records = dict(zip(distinct, await self.broker.read(distinct), strict=True))
         return [records[job_id] for job_id in ids]

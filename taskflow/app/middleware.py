@@ -1,4 +1,4 @@
-"""Middleware: an onion round the sending and round the running of jobs."""
+"""Middleware, which wraps the sending and the running of jobs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from taskflow.model.verdict import Verdict
 
 
 class EnqueueCall:
-    """A call about to be sent. `headers` may be changed and travel with the job; `job`, `queue` and `job_id` are for reading."""
+    """A call about to be sent. `headers` may be changed and travel with the job; `job`, `queue` and `job_id` are read-only."""
 
     __slots__ = ("_envelope", "headers")
 
@@ -37,7 +37,7 @@ class EnqueueCall:
         return id_text(self._envelope.id)
 
     def to_envelope(self) -> Envelope:
-        """What is to be sent: as it was built, with the headers as they are now."""
+        """Return the envelope to send, with the present headers."""
         return msgspec.structs.replace(self._envelope, headers=dict(self.headers))
 
 
@@ -46,14 +46,14 @@ RunNext = Callable[[JobContext], Awaitable[Verdict]]
 
 
 class Middleware:
-    """Override one or both. What is not passed on to `call_next` is not sent, or not run."""
+    """Override one method or both. A call that is not passed on to `call_next` is not sent, or not run."""
 
     async def enqueue(self, call: EnqueueCall, call_next: EnqueueNext) -> None:
-        """Round the sending of a call, in the sender's process."""
+        """Wraps the sending of a call, in the sender's process."""
         await call_next(call)
 
     async def run(self, context: JobContext, call_next: RunNext) -> Verdict:
-        """Round one run, in the worker; it sees the verdict that is about to be settled, and may return another.
+        """Wraps one run, in the worker. It sees the verdict before it is settled, and may return another.
 
         It may call `call_next` again after a call has returned. A second call at the same time raises TaskflowError.
         """
@@ -61,7 +61,7 @@ class Middleware:
 
 
 def enqueue_chain(middleware: Sequence[Middleware], innermost: EnqueueNext) -> EnqueueNext:
-    """The first of the sequence is the outermost."""
+    """Return the chain; the first middleware is the outermost."""
     chain: Any = innermost
     for layer in reversed(middleware):
         if type(layer).enqueue is not Middleware.enqueue:
@@ -70,7 +70,7 @@ def enqueue_chain(middleware: Sequence[Middleware], innermost: EnqueueNext) -> E
 
 
 def run_chain(middleware: Sequence[Middleware], innermost: RunNext) -> RunNext:
-    """The first of the sequence is the outermost."""
+    """Return the chain; the first middleware is the outermost."""
     chain: Any = innermost
     for layer in reversed(middleware):
         if type(layer).run is not Middleware.run:
@@ -79,7 +79,8 @@ def run_chain(middleware: Sequence[Middleware], innermost: RunNext) -> RunNext:
 
 
 class OneAtATime:
-    """The innermost call of a run: middleware may repeat it, but not while it is under way. A run has one slot of the worker's."""
+    """The innermost call of a run. Middleware may repeat it, but not call it twice at the same time: a run has one of the worker's
+    slots."""
 
     def __init__(self, call: RunNext) -> None:
         self._call = call

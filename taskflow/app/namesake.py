@@ -1,22 +1,23 @@
-"""PyPI's `taskflow` is OpenStack's TaskFlow, and is imported by the same name as taskflow-jobs: what to do if both are installed."""
+"""Detects OpenStack's `taskflow`, another distribution with the same import name as taskflow-jobs."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Final
 
-# A file that every version of theirs has, and ours has not. Where both are in one folder, each has overwritten the other's `__init__.py`.
+# A file that every version of OpenStack's package has, and ours has not. If both are in one folder, they overwrite each other's files.
 _THEIRS: Final = Path(__file__).parents[1] / "engines" / "__init__.py"
 
 
 def advice_if_mixed() -> str | None:
-    """What to do if theirs is installed in our folder, where it breaks ours. Costs one look at the file system if it is not."""
+    """Return the advice if OpenStack's package is installed in our folder, where it breaks ours. Otherwise this costs one file-system
+    look-up."""
     return advice() if _THEIRS.exists() else None
 
 
 def advice() -> str | None:
-    """What to do if theirs is installed, wherever it is."""
-    from importlib.metadata import PackageNotFoundError, version  # of which a worker's start has no need
+    """Return the advice if OpenStack's package is installed anywhere."""
+    from importlib.metadata import PackageNotFoundError, version  # a worker's start does not need it
 
     try:
         theirs = version("taskflow")

@@ -1,4 +1,4 @@
-"""Answers an option that does not exist: with the nearest one, or with taskflow's name for an option of another library."""
+"""Explains unknown options: suggests the nearest one, or taskflow's name for an option of another library."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ _ANSWERS: Final = {
 
 
 def unknown_option(name: str, known: Collection[str], elsewhere: Collection[str], where_else: str) -> str:
-    """The message for an option that is not among `known`. Those in `elsewhere` are given in another place, named by `where_else`."""
+    """Return the message for an option that is not among `known`. Options in `elsewhere` are given in another place, named `where_else`."""
     unknown = f"unknown option {name}="
     if name in elsewhere:
         return f"{unknown}: give it {where_else}"

@@ -1,4 +1,4 @@
-"""How a call is to be carried out: what the decorator declares, and what `.options()` changes of it."""
+"""The options of a call: what the decorator declares, and what `.options()` overrides."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OF_THE_DECORATOR: Final = ("name", "retry_on", "discard_on", "aliases", "runs_in
 
 
 class EnqueueOptions(TypedDict, total=False):
-    """What `.options()` takes. None means "not given", except for `expires` and `timeout`, where it lifts the job's own limit.
+    """The options of `.options()`. None means "not given", except for `expires` and `timeout`, where it lifts the job's own limit.
 
     `queue`         the queue's name
     `priority`      -100 to 100, higher first
@@ -32,9 +32,9 @@ class EnqueueOptions(TypedDict, total=False):
     `max_attempts`  runs that may end in failure
     `retry`         the wait between attempts
     `timeout`       seconds or a timedelta that one run may take
-    `key`           dedupes against live jobs of the same queue and name, up to 200 bytes
-    `on_conflict`   what happens if a live job has the key: "keep" the standing job (default), "replace" it, or "raise" KeyConflict. A
-                    running job that was cancelled does not take its key: the new job waits for its end
+    `key`           up to 200 bytes; two live jobs of one queue and name never have the same key
+    `on_conflict`   what happens if a live job has the key: "keep" that job (default), "replace" it, or "raise" KeyConflict. A running job
+                    that was cancelled does not keep its key: the new job waits for its end
     `keep_result`   seconds or a timedelta that a success is kept
     `headers`       str to str, 4 KiB in all; they travel with the job
     """
@@ -54,7 +54,7 @@ class EnqueueOptions(TypedDict, total=False):
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """The same, checked and in plain units: seconds, microseconds since 1970."""
+    """The same options, checked and in plain units: seconds, and microseconds since 1970."""
 
     queue: str = DEFAULT_QUEUE
     priority: int = 0
@@ -71,10 +71,10 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     headers: dict[str, str] = {}
 
     def replaced(self, given: EnqueueOptions) -> Options:
-        """A copy with what is given; TypeError or ValueError that names the option when it is wrong."""
+        """Return a copy with the given options. Raises TypeError or ValueError that names the wrong option."""
         fields = plain_options(given)
         if "after" in fields:
-            fields.setdefault("at", None)  # the later word on when it may start takes the place of the earlier
+            fields.setdefault("at", None)  # after= and at= replace each other: the last one given counts
         return msgspec.structs.replace(self, **fields)
 
 
@@ -89,7 +89,7 @@ _KINDS: dict[str, type] = {"priority": int, "max_attempts": int, "queue": str, "
 
 
 def plain_options(given: EnqueueOptions) -> dict[str, Any]:
-    """Fields of `Options` from what a user wrote, each checked by type here and by range in the envelope."""
+    """Convert options to fields of `Options`. Types are checked here, ranges in the envelope."""
     for name in given:
         if name not in EnqueueOptions.__annotations__:
             raise TypeError(
@@ -102,7 +102,7 @@ def plain_options(given: EnqueueOptions) -> dict[str, Any]:
         elif name in _KINDS and (not isinstance(value, _KINDS[name]) or isinstance(value, bool)):
             raise TypeError(f"{name}={shown(value)}: it takes {_article(_KINDS[name].__name__)}")
         elif isinstance(value, int):
-            fields[name] = int(value)  # a member of an IntEnum too
+            fields[name] = int(value)  # also a member of an IntEnum
         elif isinstance(value, str):
             fields[name] = plain(value)
     if "at" in fields and "after" in fields:
@@ -121,7 +121,7 @@ def plain_options(given: EnqueueOptions) -> dict[str, Any]:
 
 
 def seconds_of(name: str, value: object) -> float:
-    """Seconds from a number or a timedelta, up to a hundred years; else TypeError or ValueError naming the option."""
+    """Return seconds for a number or a timedelta, up to a hundred years. Raises TypeError or ValueError that names the option."""
     seconds = value.total_seconds() if isinstance(value, timedelta) else value
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
         raise TypeError(f"{name}={shown(value)}: it takes seconds, as a number or a timedelta")
@@ -131,7 +131,7 @@ def seconds_of(name: str, value: object) -> float:
 
 
 def _instant(value: object) -> int:
-    """Microseconds since 1970. No store is asked to hold an instant before that, nor one that its numbers or a datetime cannot express."""
+    """Return microseconds since 1970. An earlier instant becomes 0, so that every store can hold it."""
     if not isinstance(value, datetime):
         raise TypeError(f"at={shown(value)}: it takes an aware datetime; for seconds from now there is after=")
     try:
@@ -145,7 +145,7 @@ def _instant(value: object) -> int:
 
 
 def _headers(given: dict[str, str]) -> dict[str, str]:
-    """A copy with plain texts: the dict is the caller's, and may change."""
+    """Return a copy with plain str values, because the caller may change its dict."""
     for name, value in given.items():
         if not isinstance(name, str) or not isinstance(value, str):
             raise TypeError(f"headers={{{shown(name)}: {shown(value)}}}: headers are str to str")

@@ -1,4 +1,4 @@
-"""The way in for callers without an event loop: one loop in a thread of its own serves them all."""
+"""Runs coroutines for callers without an event loop. One loop in a separate thread serves all of them."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from typing import Final, TypeVar
 
 T = TypeVar("T")
 
-# At the process's end, what is still under way in the loop has so many seconds to end.
+# Seconds that calls under way have to end when the process ends.
 LAST_WORDS: Final = 5.0
 
 
 def run_sync(awaitable: Awaitable[T]) -> T:
     """Wait for an awaitable from code without an event loop, from any thread: ``run_sync(handle.result(timeout=10))``.
 
-    It sees the caller's context variables. RuntimeError inside of a running loop, which it would block: await there.
+    The awaitable sees the caller's context variables. Raises RuntimeError inside of a running loop, which it would block: await there.
     """
     try:
         refuse_inside_a_loop("run_sync()", "await")
     except RuntimeError:
         if inspect.iscoroutine(awaitable):
-            awaitable.close()  # else Python complains, on top, that nobody has awaited it
+            awaitable.close()  # otherwise Python warns that the coroutine was never awaited
         raise
     return _holder.portal().wait_for(awaitable)
 
@@ -40,7 +40,7 @@ def refuse_inside_a_loop(name: str, instead: str) -> None:
 
 
 class _Portal:
-    """A daemon thread with a loop. anyio's portal would do, but a forked child that lets go of it waits for ever for its thread."""
+    """A daemon thread with an event loop. anyio's portal would hang in a forked child that closes it: its thread does not exist there."""
 
     def __init__(self) -> None:
         self.pid = os.getpid()
@@ -54,7 +54,7 @@ class _Portal:
         try:
             return future.result()
         except BaseException:
-            future.cancel()  # of no effect unless it is the waiting that was interrupted
+            future.cancel()  # does nothing unless the wait was interrupted
             raise
 
     def close(self) -> None:
@@ -72,7 +72,7 @@ async def _await(awaitable: Awaitable[T]) -> T:
 
 
 class _Holder:
-    """Starts the loop at its first use, and again in a forked child, whose copy has no thread."""
+    """Starts the loop at its first use, and again in a forked child, where the thread does not exist."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -91,7 +91,7 @@ class _Holder:
             portal.close()
 
     def after_fork(self) -> None:
-        """The parent's portal is kept, never closed: its selector is shared, and to close it here would deafen the parent."""
+        """Keep the parent's portal without closing it: its selector is shared, and closing it here would stop the parent's."""
         self._lock = threading.Lock()
         if self._portal is not None:
             self._of_parents.append(self._portal)

@@ -1,4 +1,4 @@
-"""Which names stand for which jobs."""
+"""Maps names to jobs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 
 class Registry:
-    """Job types by name and alias. The same function declared again (a reload, `__main__` then its import) replaces itself."""
+    """Job types by name and alias. If a function is declared again (a reload, `__main__` and then its import), it replaces its older
+    job."""
 
     def __init__(self) -> None:
         self._jobs: dict[str, AnyJob] = {}
@@ -39,7 +40,8 @@ class Registry:
         return self._jobs.get(name)
 
     def resolve(self) -> None:
-        """Every job's annotations, also those that named what was not there yet; DeclarationError naming the parameter."""
+        """Resolve the annotations of every job, also those with names that were undefined before. Raises DeclarationError naming the
+        parameter."""
         for job in self:
             job.codec.resolve()
 
@@ -48,7 +50,7 @@ class Registry:
         return near[0] if near else None
 
     def __iter__(self) -> Iterator[AnyJob]:
-        """Each job once, by name."""
+        """Yield each job once, by name."""
         return iter(sorted(set(self._jobs.values()), key=lambda job: job.name))
 
     def __len__(self) -> int:
@@ -56,7 +58,7 @@ class Registry:
 
 
 def name_of(function: Callable[..., Any]) -> str:
-    """Module and qualified name, as a worker that imports the module sees it; DeclarationError for a function in a function."""
+    """Return module and qualified name as an importing worker sees them. Raises DeclarationError for a function inside a function."""
     if "<locals>" in function.__qualname__ or "<lambda>" in function.__qualname__:
         raise DeclarationError(
             f"{place(function)}: a function inside a function has no name that a worker could import it by; give it one with name="
@@ -65,7 +67,7 @@ def name_of(function: Callable[..., Any]) -> str:
 
 
 def place(function: Callable[..., Any]) -> str:
-    """Where a function stands, for people: file and line."""
+    """Return file and line of a function, for messages."""
     code = getattr(inspect.unwrap(function), "__code__", None)
     return f"{code.co_filename}:{code.co_firstlineno} ({function.__qualname__})" if code else repr(function)
 
@@ -86,9 +88,9 @@ def _module_of(function: Callable[..., Any]) -> str:
 
 
 def _dotted(file: Path) -> str:
-    """A script's module name for a worker: below the nearest folder that modules are imported from, among them the current one.
+    """Return the module name that a worker would import a script by: relative to the nearest folder on the import path, or the current one.
 
-    The script's own folder, which Python put there for its sake, is none of them, unless it is the current one.
+    The script's own folder, which Python puts on the path, does not count, unless it is the current one.
     """
     here = Path.cwd().resolve()
     folders = {Path(entry).resolve() for entry in sys.path if entry} - {file.parent} | {here}

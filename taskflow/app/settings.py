@@ -20,11 +20,11 @@ Lifespan = Callable[[], AbstractAsyncContextManager[Any]]
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """What holds for a process.
+    """The settings of a process.
 
-    `broker`            the broker's URL; None means the default, whose path is told once
-    `enqueue_timeout`   seconds after which a `delay()` that the store does not answer gives up
-    `max_payload`       bytes that arguments, and results, may take
+    `broker`            the broker's URL; None means the default file, whose path is logged once
+    `enqueue_timeout`   seconds after which `delay()` fails if the store does not answer
+    `max_payload`       the most bytes of arguments, and of a result
     `middleware`        the outermost first
     `lifespan`          an async context manager per worker; what it yields is `ctx.state`
     """
@@ -35,7 +35,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     middleware: tuple[Middleware, ...] = ()
     lifespan: Lifespan | None = None
 
-    def __rich_repr__(self) -> list[tuple[str, Any]]:  # the struct's own shows the broker's password
+    def __rich_repr__(self) -> list[tuple[str, Any]]:  # the default repr of the struct shows the broker's password
         shown = {name: getattr(self, name) for name in self.__struct_fields__}
         return list((shown | {"broker": None if self.broker is None else masked(self.broker)}).items())
 
@@ -43,13 +43,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return f"Settings({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
 
 
-# The settings that the environment and pyproject.toml may give; of those that are numbers, their kind and the least that is allowed.
+# The settings that may come from the environment and pyproject.toml; for numbers, their type and minimum.
 TEXTUAL: Final = ("broker", "enqueue_timeout", "max_payload")
 _NUMBERS: Final[Mapping[str, tuple[type[int] | type[float], int]]] = {"enqueue_timeout": (float, 0), "max_payload": (int, 1)}
 
 
 def layered(configured: Mapping[str, Any], *, environ: Mapping[str, str] | None = None, folder: Path | None = None) -> Settings:
-    """The settings in force; ConfigurationError that names layer and setting when one is wrong."""
+    """Return the settings in force. Raises ConfigurationError, which names layer and setting, for a wrong one."""
     layers = (_of_pyproject(folder or Path.cwd()), _of_environment(os.environ if environ is None else environ), configured)
     merged = {name: value for layer in layers for name, value in layer.items() if value is not None}
     merged["middleware"] = tuple(merged.get("middleware", ()))
@@ -57,7 +57,7 @@ def layered(configured: Mapping[str, Any], *, environ: Mapping[str, str] | None 
 
 
 def check_configured(given: Mapping[str, Any]) -> None:
-    """What configure() was given; ConfigurationError naming the setting."""
+    """Check the values given to configure(). Raises ConfigurationError, which names the setting."""
     middleware = given.get("middleware")
     if middleware is not None:
         if not isinstance(middleware, Sequence):
@@ -79,7 +79,7 @@ def check_configured(given: Mapping[str, Any]) -> None:
 
 
 def _check_url(where: str, value: object) -> None:
-    """What is in it, the broker's own module says."""
+    """Check the type. The broker's own module checks the URL itself."""
     if not isinstance(value, str) or not value:
         found = "an empty text" if value == "" else type(value).__name__  # its value may hold a password
         raise ConfigurationError(f"{where}: it takes a URL, for example {DEFAULT_BROKER!r}, got {found}")
@@ -88,7 +88,7 @@ def _check_url(where: str, value: object) -> None:
 def _check_number(where: str, name: str, value: Any) -> None:
     kind, least = _NUMBERS[name]
     is_one = isinstance(value, int | kind) and not isinstance(value, bool)
-    if not is_one or not value >= least:  # not a number is not above anything
+    if not is_one or not value >= least:  # NaN is not larger than anything
         raise ConfigurationError(f"{where}: it takes {'a whole number' if kind is int else 'a number'}, {least} or more")
 
 
@@ -97,7 +97,7 @@ def _of_environment(environ: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _of_pyproject(folder: Path) -> dict[str, Any]:
-    """[tool.taskflow] of the folder's pyproject.toml, or of the nearest parent's that has one."""
+    """Return [tool.taskflow] of the pyproject.toml in this folder, or in the nearest parent that has one."""
     for candidate in (folder, *folder.parents):
         file = candidate / "pyproject.toml"
         if file.is_file():
@@ -106,7 +106,7 @@ def _of_pyproject(folder: Path) -> dict[str, Any]:
 
 
 def _of_file(file: Path) -> dict[str, Any]:
-    import tomllib  # most folders have no such file to read
+    import tomllib  # most folders have none
 
     try:
         tool = tomllib.loads(file.read_text(encoding="utf-8")).get("tool", {})
@@ -122,7 +122,7 @@ def _of_file(file: Path) -> dict[str, Any]:
 
 
 def _read(where: str, name: str, given: object) -> Any:
-    """A setting as the environment has it, as text, or pyproject.toml, which knows numbers too."""
+    """Convert a setting: the environment gives text, pyproject.toml also numbers."""
     if name not in _NUMBERS:
         _check_url(where, given)
         return given

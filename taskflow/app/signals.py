@@ -1,4 +1,4 @@
-"""What a job raises to say what shall become of its run. Only the executor catches them and turns them into verdicts."""
+"""Exceptions by which a job controls what happens to its run. Only the executor catches them; it turns them into verdicts."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from taskflow.app.options import seconds_of
 
 
 class Signal(Exception):
-    """Raised by a job to its worker."""
+    """The base class of these exceptions."""
 
 
 class Retry(Signal):
-    """Try again, in `after` seconds (or a timedelta), else as the job's back-off says. Counts as a failed attempt."""
+    """Try again after `after` seconds (or a timedelta); by default after the job's back-off. Counts as a failed attempt."""
 
     def __init__(self, message: str = "the job asked for another attempt", *, after: float | timedelta | None = None) -> None:
         super().__init__(message)
@@ -20,7 +20,7 @@ class Retry(Signal):
 
 
 class Snooze(Signal):
-    """Come back in `after` seconds (or a timedelta). Costs no attempt."""
+    """Run again after `after` seconds (or a timedelta). Uses no attempt."""
 
     def __init__(self, message: str = "snoozed", *, after: float | timedelta) -> None:
         super().__init__(message)
@@ -32,7 +32,7 @@ class Discard(Signal):
 
     def __init__(self, reason: str = "discarded") -> None:
         super().__init__(reason)
-        self.reason = str(reason)  # users hand in exceptions too
+        self.reason = str(reason)  # users pass exceptions too
 
 
 class Cancel(Signal):
@@ -40,4 +40,4 @@ class Cancel(Signal):
 
     def __init__(self, reason: str = "cancelled by the job itself") -> None:
         super().__init__(reason)
-        self.reason = str(reason)  # users hand in exceptions too
+        self.reason = str(reason)  # users pass exceptions too

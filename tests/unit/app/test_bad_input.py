@@ -476,7 +476,7 @@ TABLE = [
     case(run_sync_inside_of_a_loop, RuntimeError, "run_sync()", "use await there"),
     case(current_job_outside_of_one, TaskflowError, "current_job()", "outside of a running job", "call it from a job's function"),
     case(a_single_call, TypeError, NAME, "an iterable of calls", "[...]", ".delay(...)"),
-    case(jobs_instead_of_calls, EnqueueFailed, NAME, "it takes what .bind(...) makes"),
+    case(jobs_instead_of_calls, EnqueueFailed, NAME, "it takes calls made by .bind(...)"),
     case(nothing_to_iterate, TypeError, "enqueue() got 5", "job.bind(...)"),
     case(a_bad_call_among_good_ones, EnqueueFailed, "x: expected int, got str", NAME, "1 call(s) were", ".handles"),
     case(a_key_that_is_taken, KeyConflict, NAME, "the live job", "its key 'k'", 'on_conflict="keep"'),
