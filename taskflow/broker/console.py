@@ -1,4 +1,4 @@
-"""What the command line and the dashboard ask of a store; no worker needs it."""
+"""The operations of the command line on a store. No worker needs them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from taskflow.model.session import SessionRecord
 
 
 class QueueRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """A queue as it stands.
+    """The state of a queue.
 
-    `oldest_ready_for`  seconds that its longest-waiting ready job has been ready
-    `next_due_in`       seconds until its first scheduled job is due, negative when upkeep is late
+    `oldest_ready_for`  seconds for which its oldest ready job has been ready
+    `next_due_in`       seconds until its first scheduled job is due; negative if upkeep is late
     """
 
     name: str
@@ -27,7 +27,7 @@ class QueueRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JobFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """Which jobs; empty fields admit all. `ended_before` in seconds ago. `poison` admits only jobs that ended as poison."""
+    """Selects jobs; an empty field admits all. `ended_before` is in seconds ago. `poison` admits only jobs that ended as poison."""
 
     queue: str | None = None
     job: str | None = None
@@ -37,7 +37,7 @@ class JobFilter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Redone(Enum):
-    """What an operator's retry came to."""
+    """The result of an operator's retry."""
 
     OK = "ok"
     UNKNOWN = "unknown"
@@ -47,13 +47,13 @@ class Redone(Enum):
 
 
 class Metrics(msgspec.Struct, frozen=True, kw_only=True):
-    """Totals since the store was made, by queue and event (a word of `record.Event`, or "dropped over the cap")."""
+    """Totals since the store was created, by queue and event (the value of a `record.Event`, or "dropped over the cap")."""
 
     totals: dict[str, dict[str, int]]
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """One thing that was looked at: what, how it stands, and in words. A `problem` may lose jobs; a `note` is good to know."""
+    """The result of one check: its topic and level, and a text. A `problem` may lose jobs; a `note` is good to know."""
 
     topic: str
     level: Literal["ok", "note", "problem"]
@@ -68,30 +68,30 @@ class Console(Protocol):
         ...
 
     async def browse(self, job_filter: JobFilter, *, before: bytes | None = None, limit: int = 100) -> list[Record]:
-        """The newest first (by id), those below the id `before`; only what `read` would give. [console_browse]"""
+        """Return the newest first (by id), below the id `before`. Contains only jobs that `read` would return. [console_browse]"""
         ...
 
     async def workers(self) -> list[SessionRecord]:
-        """The sessions that are not dead, or dying with leases, by name. [console_workers]"""
+        """Return the sessions that are alive, and dead ones that still have leases, by name. [console_workers]"""
         ...
 
     async def retry(self, ids: Sequence[bytes]) -> list[Redone]:
-        """Failed and cancelled jobs become READY now, with fresh counters, no expiry, their errors kept. [console_retry]"""
+        """Make failed and cancelled jobs READY now, with fresh counters and no expiry. Their errors are kept. [console_retry]"""
         ...
 
     async def purge(self, job_filter: JobFilter, *, limit: int = 1_000) -> int:
-        """Drops ended jobs and cancels and drops waiting ones; what runs is left alone. How many. [console_purge]
+        """Drop ended jobs; cancel and drop waiting ones. Running jobs are left alone. Return how many were dropped. [console_purge]
 
-        Their ids stay known for `repeat_for`, so that a resent enqueue does not bring one back.
+        Their ids stay known for `repeat_for`, so that a resent enqueue does not add one again.
         """
         ...
 
     async def pause(self, queue: str) -> None:
-        """Nothing of the queue is claimed until `resume`; what runs goes on. Pausing twice is once. [console_pause]"""
+        """Claim nothing more from the queue until `resume`. Its running jobs go on. A second pause changes nothing. [console_pause]"""
         ...
 
     async def resume(self, queue: str) -> None:
-        """Ends a pause, and nudges the queue. [console_pause]"""
+        """End a pause, and nudge the queue. [console_pause]"""
         ...
 
     async def metrics(self) -> Metrics:
@@ -99,5 +99,5 @@ class Console(Protocol):
         ...
 
     async def examine(self) -> list[Finding]:
-        """What an operator should know of the store: how safe jobs are in it, and what room it has. [console_examine]"""
+        """Return what an operator should know about the store: how safe its jobs are, and how much room it has. [console_examine]"""
         ...

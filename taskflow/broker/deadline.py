@@ -1,4 +1,4 @@
-"""By when something must be done that is done again and again, and in time as a rule."""
+"""A deadline for an operation that repeats often and is rarely late."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 
 class Deadline:
-    """Of one thing at a time in the loop that it is made in; `late` is called when it has not ended by its time.
+    """Guards one operation at a time, in the event loop that created it. Calls `late` if the operation overruns.
 
-    One timer serves many of them, and looks again when it comes too early: to set one and cancel it costs as much as to send a command.
+    One timer serves many operations; if it fires too early, it is set again. To set and cancel a timer costs as much as to send a command.
     """
 
     __slots__ = ("_due_at", "_late", "_looks_at", "_loop", "_timer")
@@ -22,7 +22,7 @@ class Deadline:
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self, seconds: float) -> None:
-        """From now on."""
+        """Begin an operation that may take `seconds`."""
         due_at = self._due_at = self._loop.time() + seconds
         if due_at < self._looks_at:
             self._look_at(due_at)
@@ -31,7 +31,7 @@ class Deadline:
         self._due_at = math.inf
 
     def drop(self) -> None:
-        """Nothing begins any more."""
+        """End for good, and cancel the timer."""
         self.end()
         if self._timer is not None:
             self._timer.cancel()

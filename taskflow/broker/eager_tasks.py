@@ -1,4 +1,4 @@
-"""Tasks whose first step is taken here and now, where Python has them: one that does not wait needs no turn of the loop."""
+"""Starts tasks eagerly on Python 3.12 and newer: the first step runs at once, so a task that never waits needs no turn of the loop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fences that no store can have given out: stale as any that is not a job's present one, and without room where fences go."""
+"""Answers STALE for fences that no store could have issued. Their numbers would not fit into the store's columns."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ async def settle_possible(
     settlements: Sequence[Settlement],
     is_possible: Callable[[Settlement], bool],
 ) -> list[Settled]:
-    """The answers of `settle`, which is asked about those alone that are possible."""
+    """Settle those settlements for which `is_possible` is true. The others are STALE."""
     if all(map(is_possible, settlements)):
         return await settle(settlements)
     answers = iter(await settle([settlement for settlement in settlements if is_possible(settlement)]))

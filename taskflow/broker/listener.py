@@ -1,7 +1,7 @@
-"""Wake-ups from a server: who waits asks to be told first, and hears what is there already. One for each event loop and broker.
+"""Receives wake-ups from a server: one listener for each event loop and broker.
 
-Nothing falls between the look and the asking: a topic is asked for once the subscription is on, and the answer says what has
-happened before.
+A waiter's topics are announced to the server before it waits. The topics are announced only while the subscription is on, and the answer
+names those for which something has happened already. So nothing is missed in between.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ PAUSES: Final = Pauses(0.05, 2.0)
 _JOB: Final = names.job(b"")
 
 Lookup = Callable[[list[str], list[bytes]], Awaitable[tuple[list[str], list[bytes]]]]
-"""Of topics and of jobs whose end is waited for, those that need not be waited for: there is something already."""
+"""Takes topics and job ids; returns those for which something has already happened."""
 
 
 class ListeningNudges(Nudges):
-    """Asks to be told before it waits."""
+    """Announces its topics to the server before it waits."""
 
     def __init__(self, listener: Listener, topics: Sequence[str]) -> None:
         super().__init__(listener.flag, topics)
@@ -47,14 +47,14 @@ class ListeningNudges(Nudges):
 
     def close(self) -> None:
         super().close()
-        self._listener.forget(self._topics)  # of jobs, most are waited for once
+        self._listener.forget(self._topics)  # most jobs are awaited only once
 
 
 class Listener(ABC):
-    """Listens for one event loop. `errors` are those of the driver: after one the subscription is made anew.
+    """Listens for one event loop. `errors` are the driver's; after one of them it subscribes again.
 
-    `armed` are the topics that the server knows to tell of. `times` counts how often it has been subscribed: what was armed before the
-    last time may not have been heard. `waited` are the topics that somebody waits for at this moment, with how many do.
+    `armed` are the topics that the server knows of. `times` counts the subscriptions: a wake-up for a topic that was armed before the
+    last one may have been lost. `waited` maps each topic to the number of its present waiters.
     """
 
     def __init__(self, arm: Lookup, errors: tuple[type[Exception], ...]) -> None:
@@ -81,11 +81,11 @@ class Listener(ABC):
                 self._has_wants.set()
 
     def forget(self, topics: Iterable[str]) -> None:
-        """Whoever comes to wait for them next asks anew."""
+        """Announce these topics again before the next wait."""
         self._armed.difference_update(topics)
 
     def armed(self, topics: Iterable[str], times: int) -> None:
-        """The server was asked by other means, in a call that was begun when the subscription was the one numbered `times`."""
+        """Note topics that another call has announced to the server. The call began during subscription number `times`."""
         if self.is_on and times == self.times:
             self._armed.update(topics)
 
@@ -101,7 +101,7 @@ class Listener(ABC):
 
     @property
     def is_on(self) -> bool:
-        """It is subscribed, and what is told is heard."""
+        """Return True while it is subscribed."""
         return self._is_on.is_set()
 
     async def close(self) -> None:
@@ -111,21 +111,21 @@ class Listener(ABC):
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _duties(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
-        """What is done as long as somebody may listen."""
+        """Return the tasks that run while the listener is open."""
         return [self._stay_subscribed, self._keep_asking]
 
     # --- the subscription ---------------------------------------------------------------------------------------
 
     @abstractmethod
     async def hear(self, goes_on: Callable[[], None]) -> None:
-        """Subscribe, call `goes_on` when that is done, and tell what is heard by `told`, until the connection is cut."""
+        """Subscribe, call `goes_on`, and pass every topic that arrives to `told`, until the connection breaks."""
 
     def stays_armed(self, topic: str) -> bool:
-        """The server tells of it again and again, once it has been asked: there need not be nothing at that moment."""
+        """Return True if the server announces the topic repeatedly after one request, even if something is there now."""
         return False
 
     def told(self, topics: Iterable[str], *, disarms: bool) -> None:
-        """`disarms`: the server tells of these but once."""
+        """Wake the waiters of these topics. `disarms` is True if the server announces each of them only once per request."""
         heard = set(topics)
         if disarms:
             self._armed -= heard
@@ -150,9 +150,9 @@ class Listener(ABC):
         self.times += 1
         self._is_on.set()
         if self.times > 1:
-            self.flag.wake_all()  # nobody knows what happened meanwhile
+            self.flag.wake_all()  # anything may have happened meanwhile
 
-    # --- asking to be told ----------------------------------------------------------------------------------------
+    # --- announcing topics ----------------------------------------------------------------------------------------
 
     async def _keep_asking(self) -> None:
         retries = Retries(PAUSES, random.random)
@@ -178,7 +178,7 @@ class Listener(ABC):
 
 
 async def look_for(topics: Iterable[str], look: Lookup) -> set[str]:
-    """Those of the topics under which there is something already."""
+    """Return those topics for which something has already happened."""
     wanted = set(topics)
     ids = [bytes.fromhex(topic.removeprefix(_JOB)) for topic in wanted if topic.startswith(_JOB)]
     there, ended = await look([topic for topic in wanted if not topic.startswith(_JOB)], ids)

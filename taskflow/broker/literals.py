@@ -1,6 +1,6 @@
-"""Statuses, events, words and rules as values in a store's own scripts: names there, written into the text before the server sees it.
+"""Writes statuses, events, words and rules as constants into a store's own scripts, before the server sees the text.
 
-S.READY, E.CLAIM, W.CANCELLED, R.repeat_for: each has one place, in Python.
+A script says S.READY, E.CLAIM, W.CANCELLED or R.repeat_for; the values are defined in Python.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from taskflow.model.rules import LONGEST, Rules
 from taskflow.model.verdict import MAX_ERRORS_BYTES
 
 GONE: Final = 7
-"""The code of a job of which only the id and the fence are known any more."""
+"""The code of a job of which only the id and the fence are left."""
 
 
 def literals(rules: Rules, *, text: Callable[[str], str], numbers: Callable[[Iterable[int]], str]) -> dict[str, str]:
-    """Name to literal: `text` and `numbers` write a string and a list as the script's language has them. Times are microseconds."""
+    """Map each name to its literal. `text` and `numbers` write a string and a list in the script's language. Times are in microseconds."""
     values = {f"S.{status.name}": str(code) for status, code in CODES.items()} | {"S.GONE": str(GONE)}
     values |= {f"E.{event.name}": text(event.value) for event in Event}
     values |= {f"W.{name}": text(word) for name, word in vars(wording).items() if name.isupper() and isinstance(word, str)}

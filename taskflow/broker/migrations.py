@@ -1,4 +1,4 @@
-"""The port by which `taskflow migrate` upgrades a store. PostgreSQL and SQLite have it: their tables have versions."""
+"""The interface by which `taskflow migrate` upgrades a store. PostgreSQL and SQLite have it, because their tables have versions."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import msgspec
 
 
 class Migration(msgspec.Struct, frozen=True):
-    """One step: from the version before to `version`. What it changes, in a line."""
+    """One step to `version` from the version before, with a line that says what changes."""
 
     version: int
     description: str
 
 
 class Upgrade(msgspec.Struct, frozen=True, kw_only=True):
-    """What leads, or has led, from the version that a store had to the one that this taskflow works with.
+    """The migrations from the version of a store to the version that this taskflow uses.
 
     `place`       what has the version: "schema 'taskflow'", "namespace 'taskflow' of /var/queue.db"
-    `version`     the one that it had; 0 where there was nothing yet
-    `migrations`  in order; none when it was up to date
+    `version`     the version before; 0 if there was nothing yet
+    `migrations`  in order; empty if the store is up to date
     """
 
     place: str
@@ -28,26 +28,27 @@ class Upgrade(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def target(self) -> int:
-        """The version at the end."""
+        """The version after all migrations."""
         return self.migrations[-1].version if self.migrations else self.version
 
 
 @runtime_checkable
 class Migrating(Protocol):
-    """All raise BrokerUnavailable and BrokerRefused as verbs do; the second also when the store is of a newer version."""
+    """All methods raise BrokerUnavailable and BrokerRefused as verbs do, and BrokerRefused for a store of a newer version."""
 
     async def pending(self) -> Upgrade:
-        """What `migrate` would do now. Changes nothing."""
+        """Return what `migrate` would do now. Changes nothing."""
         ...
 
     async def migrate(self) -> Upgrade:
-        """Applies what is pending, as a whole or not at all, and says what it did. However many do it at once, one does it.
+        """Apply all pending migrations or none, and return what was done. If several callers migrate at once, one does it.
 
-        Raises BrokerUnavailable when somebody holds locks on the tables for too long: it waits for them a little, several times, so that
-        nobody else waits behind it for long.
+        Raises BrokerUnavailable if another session holds locks on the tables for too long. It waits for them several times for a short
+        time, so
+        that nothing queues behind it for long.
         """
         ...
 
     async def sql(self) -> str:
-        """What `migrate` would do, as a script for an administrator, who runs it on this store as it is now. Changes nothing."""
+        """Return the pending migrations as a script, which an administrator runs on the store in its present state. Changes nothing."""
         ...

@@ -1,4 +1,4 @@
-"""Wake-up hints within a process, for any thread and any event loop. Other processes wake the same waiters through a store's own means."""
+"""Wake-ups within a process, for any thread and event loop. Each store has its own way to wake other processes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Self
 
 
 class WakeUpFlag:
-    """Who listens for what. Ringing is cheap when nobody does, and may be done from any thread."""
+    """Wakes the waiters of topics. May be called from any thread; costs little if nobody waits."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -28,7 +28,7 @@ class WakeUpFlag:
         _nudge(woken)
 
     def wake_all(self) -> None:
-        """When it is not known what happened: everybody looks."""
+        """Wake every waiter, if it is unknown what happened."""
         with self._lock:
             woken = {nudges for listeners in self._listeners.values() for nudges in listeners}
         _nudge(woken)
@@ -38,7 +38,7 @@ class WakeUpFlag:
         return bool(self._listeners)
 
     def hears(self, topic: str) -> bool:
-        """Whether anybody listens for it."""
+        """Return True if anybody listens for the topic."""
         return topic in self._listeners
 
     def join(self, nudges: Nudges, topics: Sequence[str]) -> None:
@@ -56,9 +56,9 @@ class WakeUpFlag:
 
 
 class Nudges:
-    """One listener, from its making until it is closed; a context manager. One task waits at a time.
+    """One waiter, from its creation until it is closed; a context manager. One task waits at a time.
 
-    A nudge that comes between two waits ends the second at once: look, then wait, and nothing is missed.
+    A nudge between two waits ends the second one at once. So a caller that looks first and then waits misses nothing.
     """
 
     def __init__(self, flag: WakeUpFlag, topics: Sequence[str]) -> None:
@@ -70,7 +70,7 @@ class Nudges:
         flag.join(self, self._topics)
 
     async def wait(self, timeout: float | None = None) -> bool:
-        """True when nudged, False when `timeout` seconds have passed."""
+        """Return True after a nudge, False after `timeout` seconds."""
         loop = asyncio.get_running_loop()
         with self._lock:
             if self._is_nudged:
@@ -91,15 +91,15 @@ class Nudges:
 
     @property
     def is_prompt(self) -> bool:
-        """Whether a nudge comes as soon as there is something; else it may be a while."""
+        """Return True if nudges arrive at once; otherwise they may be late."""
         return True
 
     def nudge(self) -> None:
-        """Wake whoever waits here, now or next."""
+        """End the present wait, or the next one."""
         _nudge([self])
 
     def nudged(self) -> tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None:
-        """It is to look, now or next; and the waiter to be woken for it, if there is one, in its loop."""
+        """Note a nudge. Return the waiter to wake and its loop, if there is one."""
         with self._lock:
             self._is_nudged = True
             return self._waiter
@@ -115,7 +115,7 @@ class Nudges:
 
 
 def _nudge(woken: Iterable[Nudges]) -> None:
-    """One message to each loop, whatever the number of those who wait in it; none to the one that this is called in."""
+    """Send one message to each loop, however many waiters it has; finish those of the present loop directly."""
     by_loop: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
     for nudges in woken:
         if (waiting := nudges.nudged()) is not None:
@@ -126,7 +126,7 @@ def _nudge(woken: Iterable[Nudges]) -> None:
     if (here := _running_loop()) in by_loop:
         _finish_all(by_loop.pop(here))
     for loop, waiters in by_loop.items():
-        with contextlib.suppress(RuntimeError):  # its loop has been closed meanwhile: nobody waits there any more
+        with contextlib.suppress(RuntimeError):  # that loop is closed: nobody waits in it
             loop.call_soon_threadsafe(_finish_all, waiters)
 
 

@@ -1,4 +1,4 @@
-"""What a broker has for each event loop: connections are bound to the loop that made them."""
+"""Keeps a connection for each event loop, because connections are bound to the loop that opened them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from taskflow.model.errors import BrokerUnavailable
 
 
 class LoopBound(Protocol):
-    """A loop's connections."""
+    """The connections of one loop."""
 
     async def close(self) -> None: ...
 
@@ -22,7 +22,7 @@ L = TypeVar("L", bound=LoopBound)
 
 
 class PerLoop(Generic[L]):
-    """One connection for each running loop, made at its first use. A child after a fork starts afresh, and does not touch its parent's."""
+    """One connection for each running loop, opened at its first use. A forked child opens its own, and leaves its parent's alone."""
 
     def __init__(self, make: Callable[[], L]) -> None:
         self._make = make
@@ -33,7 +33,7 @@ class PerLoop(Generic[L]):
         self._is_closed = False
 
     def here(self) -> L:
-        """The running loop's. BrokerUnavailable once all is closed."""
+        """Return the running loop's connection. Raises BrokerUnavailable after `close`."""
         if self._is_closed:
             raise BrokerUnavailable(wording.CLOSED)
         loop = asyncio.get_running_loop()
@@ -43,7 +43,7 @@ class PerLoop(Generic[L]):
         return found if found is not None else self._begin(loop)
 
     async def close(self) -> None:
-        """This loop's at once, those of others by themselves; twice is harmless."""
+        """Close this loop's connection at once, and let the other loops close theirs. A second call does nothing."""
         self._is_closed = True
         with self._lock:
             by_loop, self._by_loop = self._by_loop, {}
@@ -60,7 +60,7 @@ class PerLoop(Generic[L]):
         return connection
 
     def _forget_parents(self) -> None:
-        """They are kept, since even their end could harm what is shared with the parent."""
+        """Keep the parent's connections: even their destructors could harm what is shared with the parent."""
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._of_parents.append(self._by_loop)

@@ -123,14 +123,14 @@ from taskflow.model.verdict import Settled, Settlement
 
 
 class Added(msgspec.Struct, frozen=True):
-    """The job is in the store. `replaced` is the id of the waiting job that gave way to it."""
+    """The job was added. `replaced` is the id of the waiting job that it replaced."""
 
     id: bytes
     replaced: bytes | None = None
 
 
 class Refused(msgspec.Struct, frozen=True):
-    """The job was not added: `standing` is the id of the job that stands in its way, itself when it was sent before."""
+    """The job was not added. `standing` is the id of the job in its way: its own if it had been sent before."""
 
     id: bytes
     standing: bytes
@@ -138,7 +138,7 @@ class Refused(msgspec.Struct, frozen=True):
 
 
 class Upkept(msgspec.Struct, frozen=True, kw_only=True):
-    """What a call of upkeep did, and in how many seconds the caller should come again."""
+    """What a call of upkeep did, and in how many seconds the next one is due."""
 
     readied: int = 0
     reaped: int = 0
@@ -149,11 +149,11 @@ class Upkept(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Broker(Protocol):
-    """Where jobs wait. See the module for the contract."""
+    """Where jobs wait. The module's docstring is the contract."""
 
     @property
     def console(self) -> Console:
-        """What the command line and the dashboard ask."""
+        """The operations of the command line."""
         ...
 
     async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]: ...
@@ -175,9 +175,9 @@ class Broker(Protocol):
     def listen(self, topics: Sequence[str]) -> Nudges: ...
 
     def sibling(self) -> Broker:
-        """Another broker of the same store, with connections of its own, for a thread of its own."""
+        """Return another broker of the same store, with its own connections, for another thread."""
         ...
 
     async def close(self) -> None:
-        """Let go of connections, threads and files. Closing twice is harmless; a sibling is closed apart."""
+        """Close connections, threads and files. A second call does nothing; a sibling is closed separately."""
         ...

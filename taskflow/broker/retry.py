@@ -1,4 +1,4 @@
-"""Sends a verb again until the store answers it."""
+"""Repeats a call until the store answers it."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ async def retry(
 ) -> T:
     """Await `call` until it raises no `on`, and return its result.
 
-    `note` hears of each failure, with the number of failures in a row; what it raises ends the loop. If the next try would begin after
-    `give_up_at`, an instant of the monotonic clock, the failure itself is raised.
+    `note` is called with each failure and the number of failures in a row; an error that it raises ends the loop. If the next try would
+    begin after `give_up_at`, an instant of the monotonic clock, the last failure is raised.
     """
     retries = Retries(pauses, draw)
     while True:

@@ -1,4 +1,4 @@
-"""The words that a nudge goes by."""
+"""The topics of wake-ups."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Broker URLs: the one place that imports a concrete broker, and only the one asked for."""
+"""Parses broker URLs. This is the only module that imports a concrete broker, and it imports only the one in the URL."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SCHEMES: Final[Mapping[str, tuple[str, ...]]] = {
     "postgresql": _POSTGRES_OPTIONS,
     "postgres": _POSTGRES_OPTIONS,
 }
-"""What this version connects to, and the parameters that each takes."""
+"""The URL schemes of this version, with their parameters."""
 
 DEFAULT_NAMESPACE: Final = "taskflow"
 
@@ -39,10 +39,10 @@ _Open = Callable[[SplitResult, dict[str, str], Seams | None, Rules | None], Brok
 
 
 def connect(url: str, *, seams: Seams | None = None, rules: Rules | None = None) -> Broker:
-    """The broker that a URL names; nothing is opened yet.
+    """Return the broker for a URL. Opens no connection.
 
-    Raises BrokerUrlError naming the part that is wrong, ConfigurationError for a broker that this version does not have. Neither tells
-    a password.
+    Raises BrokerUrlError naming the wrong part, and ConfigurationError for a broker that this version does not have. Neither message
+    shows a password.
     """
     if not isinstance(url, str):
         raise BrokerUrlError(f"a broker URL must be text, such as sqlite:///taskflow.db, got {type(url).__name__}")
@@ -52,7 +52,7 @@ def connect(url: str, *, seams: Seams | None = None, rules: Rules | None = None)
 
 
 def masked(url: str) -> str:
-    """The URL as it may be shown, with `***` in place of its password and of unknown parameters.
+    """Return the URL for messages, with `***` in place of its password and of unknown parameters.
 
     If the URL is malformed, only its scheme is shown: any other part of it may belong to the password.
     """
@@ -82,7 +82,7 @@ def _may_hold_password(scheme: str, parts: SplitResult, hosts: str) -> bool:
 
 
 def _shown_user(scheme: str, userinfo: str) -> str:
-    """For Redis, a name without a password is more often a password in the wrong place."""
+    """Return the user for messages. For Redis, a user without a password is hidden too: often it is the password in the wrong place."""
     name, colon, _ = userinfo.partition(":")
     if not userinfo:
         return ""
@@ -146,7 +146,7 @@ _HOST: Final = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[^:\[\]]*)(?::[0-9]{0,5})?")
 
 
 def _parsed(url: str) -> tuple[str, SplitResult]:
-    """The scheme and the parts. ConfigurationError, which shows nothing of the URL but its scheme."""
+    """Return the scheme and the parts. Raises ConfigurationError, which shows only the scheme of the URL."""
     _check_characters(url)
     scheme = _scheme(url)
     parts = _split(url)
@@ -159,7 +159,7 @@ def _check_characters(text: str) -> None:
     control = next((c for c in text if c < " " or "\x7f" <= c <= "\x9f"), None)
     if control is not None:
         raise BrokerUrlError(
-            f"broker URL has a control character, {control!r}: a secret that is read from a file often ends with a line break; strip it"
+            f"broker URL has a control character, {control!r}: a secret read from a file often ends with a line break; strip it"
         )
     if any("\ud800" <= c <= "\udfff" for c in text):
         raise BrokerUrlError("broker URL is not UTF-8: write its bytes as %xx")
@@ -191,7 +191,7 @@ def _split(url: str) -> SplitResult:
 
 
 def _with_one_host(url: str) -> str:
-    """urlsplit() takes no brackets in a list of hosts, as in postgresql://[::1]:5432,db2/app: there they are written %5B and %5D."""
+    """Write brackets in a list of hosts as %5B and %5D, because urlsplit() refuses postgresql://[::1]:5432,db2/app."""
     scheme, separator, rest = url.partition("://")
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
     hosts = authority.rpartition("@")[2]
@@ -230,7 +230,7 @@ def _options(parts: SplitResult, known: tuple[str, ...]) -> dict[str, str]:
 
 
 def _shown(parts: SplitResult) -> str:
-    """As it was written: geturl() loses slashes of a URL without a host. Before an `@` may stand a password."""
+    """Return the URL as it was written: geturl() drops slashes if there is no host. Hides all before an `@`, which may be a password."""
     return f"{parts.scheme}://{'***' if parts.netloc and '@' in parts.netloc + parts.path else parts.netloc + parts.path}"
 
 

@@ -1,6 +1,6 @@
-"""The words that every store says alike: reasons, messages, and what a queue's totals are counted under.
+"""The words that every store uses: reasons, messages, and the names of totals.
 
-Those with a value in them are templates, which Python and a store's own scripts fill in alike; a cause is put after them as it is.
+Texts with a value in them are templates, filled in by Python or by a store's own scripts. A cause is appended as it is.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ EXPIRED: Final = "expired"
 PURGED: Final = "purged"
 
 CRASHED: Final = "taskflow.WorkerLost"
-"""The type of the error that a lost lease leaves in a job's record."""
+"""The error type of a lost lease in a job's record."""
 
 UNREADABLE: Final = "taskflow.UnreadableJob"
-"""The type of the error of a job of which stored fields cannot be read."""
+"""The error type of a job whose stored fields cannot be read."""
 
 UNREADABLE_FIELDS: Final = "stored fields cannot be read (%s)"
 

@@ -80,7 +80,7 @@ class SupervisorSocket:
             return
         self._runs_left -= 1
         if self._runs_left == 0:
-            log.info("this worker has run as many jobs as it may (--max-jobs): another one takes over, and what runs here still ends here")
+            log.info("this worker has run as many jobs as it may (--max-jobs): another one takes over; the runs of this one still finish")
             self._retire()
 
     def _retire(self) -> None:

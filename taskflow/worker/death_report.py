@@ -1,4 +1,4 @@
-"""Tells the broker that a worker process has died, by whoever has seen it: its jobs need not wait until it has been silent for its ttl."""
+"""Reports the death of a worker process to the broker, so that its jobs need not wait for the ttl."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ PAUSES: Final = Pauses(0.1, 0.5)
 
 
 async def tell_death(broker: Broker, session_id: bytes, cause: str) -> bool:
-    """The session of the process is dead, and each of its leases a crash of that cause ("signal SIGSEGV"), for others to take.
+    """Report that the session's process is dead. Each of its leases becomes a crash with that cause ("signal SIGSEGV").
 
-    False when the broker has not answered in `PATIENCE`, or has refused: then upkeep finds the session silent, and knows no cause.
-    Raises none of the broker's errors. To tell it twice, or of a session that is dead already, does no harm.
+    Return False if the broker does not answer within `PATIENCE` or refuses. Then upkeep declares the session dead, without a cause.
+    Raises no error of the broker. A repeated report does no harm.
     """
     try:
         async with asyncio.timeout(PATIENCE):

@@ -1,4 +1,4 @@
-"""The cause of a process's end: an exit code, a signal or a lack of memory. For workers and their child processes."""
+"""Finds the cause of a process's end: an exit code, a signal or a lack of memory. For workers and their child processes."""
 
 from __future__ import annotations
 
@@ -9,46 +9,45 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 FORGOTTEN_AFTER: Final = 5.0
-"""Seconds between two looks at the counters: what has grown before the last look but one is no cause any more."""
+"""Seconds between two looks at the counters. An increase before the last look but one is no longer taken for a cause."""
 
 
 class Want(Enum):
-    """Whether a process was killed for want of memory, as far as can be known: the kernel counts its kills, and says no names."""
+    """Whether the kernel killed a process for lack of memory. The kernel counts its kills, but does not say which processes."""
 
     NO = "{}"
-    PERHAPS = "{}, perhaps for want of memory: the kernel has killed for it on this machine"
+    PERHAPS = "{}, perhaps for lack of memory: the kernel has killed processes for it on this machine"
     YES = "out of memory ({})"
 
 
 class Ending(NamedTuple):
-    """`status` as `os.waitstatus_to_exitcode` has it: an exit code, or a signal's number, negative."""
+    """`status` is that of `os.waitstatus_to_exitcode`: an exit code, or a negative signal number."""
 
     status: int
     want: Want = Want.NO
 
     @property
     def code(self) -> int:
-        """As a shell has it: 128+n by signal n."""
+        """The exit code that a shell reports: 128+n for signal n."""
         return self.status if self.status >= 0 else 128 - self.status
 
     @property
     def cause(self) -> str:
-        """For people, and for the record of the jobs that were lost with it: "SIGSEGV", "exit code 7", "out of memory (SIGKILL)"."""
+        """The cause in words, also for the record of lost jobs: "SIGSEGV", "exit code 7", "out of memory (SIGKILL)"."""
         if self.status >= 0:
             return f"exit code {self.status}"
         try:
             name = signal.Signals(-self.status).name
-        except ValueError:  # one of the real-time signals
+        except ValueError:  # a real-time signal
             name = f"signal {-self.status}"
         return self.want.value.format(name)
 
 
 class OutOfMemory:
-    """How often the kernel has killed for want of memory in this process's cgroups, where the processes that it starts are too.
+    """Counts the kernel's out-of-memory kills in the cgroups of this process, which are those of its child processes too.
 
-    Version 2 counts in `memory.events`; version 1 in `memory.oom_control`, or, before Linux 4.13, not at all: then `memory.failcnt`, how
-    often the limit was hit, has to do. Where there is none of these the kernel's count of all the machine allows a guess, and where there
-    is not even that nothing is ever found to have grown.
+    The counter is `memory.events` in version 2 and `memory.oom_control` in version 1. Before Linux 4.13 `memory.failcnt` must do: it counts
+    how often the limit was hit. Without cgroups the count for the whole machine allows a guess. Without that, no kill is ever found.
     """
 
     def __init__(self, cgroups: Path = Path("/sys/fs/cgroup"), proc: Path = Path("/proc")) -> None:
@@ -59,17 +58,17 @@ class OutOfMemory:
         self.mark()
 
     def mark(self) -> None:
-        """What has grown until now is nobody's cause of death."""
+        """Ignore all kills until now."""
         self._older = self._newer = self._read()
 
     def look(self, now: float) -> None:
-        """Call this now and then: nor is what has grown long ago."""
+        """Call this regularly: an increase that is older than two looks is no longer taken for a cause."""
         if now - self._looked_at >= FORGOTTEN_AFTER:
             self._looked_at = now
             self._older, self._newer = self._newer, self._read()
 
     def ending(self, status: int) -> Ending:
-        """That of a process which has ended so. Each growth is the cause of one."""
+        """Return how a process with this wait status ended. One out-of-memory kill explains one process."""
         if status != -signal.SIGKILL or self._read() <= self._older:
             return Ending(status)
         self._older += 1
@@ -81,7 +80,7 @@ class OutOfMemory:
 
 
 def _counters(cgroups: Path, memberships: Path) -> Iterator[Path]:
-    """Where they may lie. In a container the folder that a process is told to be in may be another's view of what is the root here."""
+    """Yield the files that may hold the counter. In a container, the cgroup path may be the host's view of what is the root here."""
     folders = _folders(memberships)
     if "" in folders:
         for mount in (".", "unified"):
@@ -93,13 +92,13 @@ def _counters(cgroups: Path, memberships: Path) -> Iterator[Path]:
 
 
 def _folders(memberships: Path) -> dict[str, str]:
-    """Of each hierarchy, "memory" or "" for version 2, the folder that this process is in."""
+    """Map each hierarchy, "memory" or "" for version 2, to the folder of this process."""
     parts = [line.split(":", 2) for line in _text(memberships).splitlines() if line.count(":") >= 2]
     return {name: folder for _, names, folder in parts for name in names.split(",") if name in ("memory", "")}
 
 
 def _count(file: Path) -> int | None:
-    """None where the file is not there, or tells nothing of it."""
+    """Return the count, or None if the file is missing or has none."""
     counts = {name: number for name, _, number in (line.partition(" ") for line in _text(file).splitlines())}
     try:
         if "oom_kill" not in counts and file.name == "memory.oom_control":

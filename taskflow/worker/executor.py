@@ -1,4 +1,4 @@
-"""Turns a lease into a settlement. Knows no broker: the same code runs in a worker and in tests."""
+"""Turns a lease into a settlement. It knows no broker: the same code runs in a worker, in child processes and in tests."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ WINDING_DOWN: Final = "winding down"
 LOST: Final = "lost"
 
 PARKED_ON: Final = (NewerFormat, UnknownArgument, MissingArgument)
-"""What the payload of another version of the code, or of taskflow, raises: arguments were checked where they were sent."""
+"""Raised by a payload of another version of the application or of taskflow: the sender checked its arguments."""
 
 WAYS_OUT: Final = "deploy the code that sent it, or, if that was removed, cancel it (taskflow cancel)"
 
@@ -54,7 +54,7 @@ PARK_LONGEST: Final = 300.0
 
 
 class Executor:
-    """Runs one job after the other's manner: find, decode, run, judge, encode."""
+    """Runs a job: finds it, decodes its arguments, calls it, judges the outcome, and encodes the result."""
 
     def __init__(
         self,
@@ -67,9 +67,11 @@ class Executor:
         children: Children | None = None,
         is_cut_short: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Without `children`, jobs that are meant for a process of their own run in this one: in tests, and in a child. Without `threads`
-        it is `_invoke` that knows where plain functions are called. `is_cut_short()` is true while the worker's own block is being
-        cancelled: a run that is cancelled with it, as `asyncio.run` cancels every task at its end, is handed back."""
+        """Without `children`, jobs for child processes run in this process, as in tests and in a child. Without `threads`, `_invoke` must
+        call
+        plain functions itself. `is_cut_short()` is true while the worker's own block is being cancelled: runs that are cancelled with it,
+        as
+        `asyncio.run` does at its end, are handed back."""
         self._registry = registry
         self._layers = [layer for layer in middleware if type(layer).run is not Middleware.run]
         self._threads = threads
@@ -94,7 +96,7 @@ class Executor:
         return self._settlement(holding, verdict, begun)
 
     def close(self, holding: HeldLease, error: GeneratorExit) -> Settlement:
-        """Settle a run whose coroutines were closed, which they cannot report themselves: a future has brought a GeneratorExit."""
+        """Settle a run whose coroutine was closed and cannot report it itself: a future raised GeneratorExit."""
         verdict = self._judge(holding, self._registry.get(holding.lease.envelope.job), error)
         return self._settlement(holding, verdict, holding.started or time.monotonic())
 
@@ -111,7 +113,8 @@ class Executor:
         )
 
     def _verdict(self, holding: HeldLease) -> Verdict | Coroutine[Any, Any, Verdict]:
-        """What can be said without a run, or the run: a coroutine around it would cost every job as much as one more call."""
+        """Return a verdict without a run if there is one, or else the coroutine that runs the job. A wrapping coroutine would cost every
+        job a call."""
         lease = holding.lease
         if lease.unreadable:
             return Failed(_unreadable(lease))
@@ -129,7 +132,8 @@ class Executor:
         return self._run(holding, job, partial(self._call, holding, job, args, kwargs))
 
     async def _verdict_of_child(self, holding: HeldLease, job: AnyJob, children: Children) -> Verdict:
-        """The payload goes to a child process as it is, and a verdict comes back. Run, timeout and middleware begin with its turn."""
+        """Run the job in a child process, which gets the payload and returns a verdict. Middleware and the timeout begin with its turn
+        there."""
         try:
             turn = await _turn(holding, job, children)
         except BaseException as error:
@@ -151,12 +155,14 @@ class Executor:
         lease = holding.lease
         if lease.parked_for >= PARK_FOR_AT_MOST:
             return Failed(RunError("taskflow.NeverKnown", f"waited 7 days for {waiting_for}", "", lease.attempt))
-        # As long again as it has waited already: exponential, without a counter.
+        # Wait as long again as it has waited already: exponential, without a counter.
         return Parked(waiting_for, min(PARK_LONGEST, max(PARK_SHORTEST, lease.parked_for)))
 
     async def _run(self, holding: HeldLease, job: AnyJob, call: RunNext) -> Verdict:
-        """With the context, with an ear for being asked to stop, and within the timeout, all of which middleware has too. A lease that was
-        asked to stop before does not begin, and none does past its `expires`: the store, to whom it goes back, cancels it."""
+        """Run the job and its middleware with a context, a way to be stopped, and a timeout.
+
+        A lease that was asked to stop does not begin. Nor does an expired one: it is handed back, and the store cancels it.
+        """
         if holding.why_stopped is not None or (holding.begins_by is not None and holding.is_too_late):
             return _not_begun(holding)
         context = JobContext(holding.lease, state=self._state, on_progress=self._report_to(holding))
@@ -169,7 +175,7 @@ class Executor:
             self._deadlines.add(holding, timeout)
         try:
             return await chain(context)
-        except BaseException as error:  # a middleware's own
+        except BaseException as error:  # raised by middleware
             return self._judge(holding, job, error)
         finally:
             if alone is not None:
@@ -208,10 +214,10 @@ class Executor:
         return holding.report
 
     def _judge(self, holding: HeldLease, job: AnyJob | None, error: BaseException) -> Verdict:
-        """Turn a raised error into a verdict. Never raises, although judging calls code of the error's class and of the job's policy."""
+        """Turn a raised error into a verdict. Never raises, although it calls code of the error's class and of the job's policy."""
         try:
             return self._decide(holding, job, error)
-        except BaseException as broken:  # its context is `error`, which the traceback therefore shows too
+        except BaseException as broken:  # `error` is the new error's context, so the traceback shows it too
             return Failed(failure_of(broken, holding.lease.attempt))
 
     def _decide(self, holding: HeldLease, job: AnyJob | None, error: BaseException) -> Verdict:
@@ -227,7 +233,7 @@ class Executor:
                 return Cancelled(reason)
         why = holding.why_stopped
         if why in (WINDING_DOWN, LOST) or (why is None and _is_being_cancelled() and self._is_cut_short()):
-            return HandedBack()  # whatever it is: a connection that was cut by our cancellation, for example, is no failure of the job
+            return HandedBack()  # whatever the error is: it may be a connection that our cancellation cut, which is no failure of the job
         if why == CANCELLED:
             return Cancelled(CANCELLED)  # likewise: it would not run again either
         if isinstance(error, asyncio.CancelledError) and why is not None:
@@ -240,7 +246,7 @@ class Executor:
         lease, policy = holding.lease, job.policy
         noted = failure_of(error, lease.attempt, job.function)
         asked = isinstance(error, Retry)
-        # SystemExit, KeyboardInterrupt and a cancellation that is not ours are failures like others.
+        # SystemExit, KeyboardInterrupt and a cancellation that is not ours are failures like others
         is_retried = asked or isinstance(error, (ChildFailed, *policy.retry_on)) or not isinstance(error, Exception)
         if lease.is_last_attempt or isinstance(error, policy.discard_on) or not is_retried:
             return Failed(noted)
@@ -261,12 +267,12 @@ def _is_being_cancelled() -> bool:
 
 
 def _not_begun(holding: HeldLease) -> Verdict:
-    """Of a run that was asked to stop before its function was called: it costs nothing."""
+    """Return the verdict of a run that was stopped before its function was called: it uses no attempt."""
     return Cancelled(CANCELLED) if holding.why_stopped == CANCELLED else HandedBack(counts=False)
 
 
 async def _turn(holding: HeldLease, job: AnyJob, children: Children) -> Turn:
-    """Who waits for it may be asked to stop, and has not begun."""
+    """Wait for a child process. A run that is stopped meanwhile counts as not begun."""
     task = asyncio.current_task()
     assert task is not None
 
@@ -283,8 +289,8 @@ async def _turn(holding: HeldLease, job: AnyJob, children: Children) -> Turn:
 
 
 def _stop(holding: HeldLease, context: JobContext, task: asyncio.Task[Any] | None, threads: Threads | None) -> None:
-    """A thread, which is no task, is stopped by word only: its lease and its slot stay until it ends. What waits for one need not begin,
-    and what is around it, middleware, is cancelled before and after."""
+    """Stop the run. A function in a thread can only be told to stop: its lease and slot stay until it ends. If it has not begun, it never
+    begins. Middleware around it is cancelled."""
     context.cancelled.set()
     if holding.in_thread is None:
         if task is not None:

@@ -1,6 +1,6 @@
-"""Starts worker processes for the supervisor, reads their reports, reaps what has ended, and waits for signals meanwhile.
+"""Starts worker processes for the supervisor, reads their reports, reaps them, and waits for signals.
 
-Loads no event loop and no application: it stays as small as Python itself.
+It imports no event loop and no application, so that the supervisor stays as small as Python itself.
 """
 
 from __future__ import annotations
@@ -24,28 +24,29 @@ from taskflow.worker.supervisor_state import Plan
 log: Final = logging.getLogger("taskflow.supervisor")
 
 SUPERVISED: Final = "TASKFLOW_SUPERVISED"
-"""The variable that tells a worker who its supervisor is: the descriptor of the line to it, its pid, and the worker's place."""
+"""The environment variable that tells a worker its supervisor: the descriptor of its socket, its pid, and the worker's slot."""
 
 RETIRE: Final = b"retire\n"
-"""What a supervisor says to a worker; and ``died SESSION CAUSE``, which it is to tell the broker, and then says ``told SESSION``."""
+"""A supervisor's message to a worker. The other one is ``died SESSION CAUSE``: the worker reports it to the broker and answers ``told
+SESSION``."""
 
 WEIGH_EVERY: Final = 1.0
 LONGEST_LINE: Final = 4096
 
 FileWatch = Callable[[Callable[[], None]], None]
-"""Calls what it is given, from a thread of its own, when files have changed."""
+"""Calls its argument from a separate thread when files have changed."""
 
 _STOPPED: Final = frozenset("Tt")
-"""States of a process that a signal, or a debugger, has stopped (proc_pid_stat(5))."""
+"""The states of a stopped process (proc_pid_stat(5))."""
 
 MAX_DEATHS: Final = 100
 REPORT_AGAIN_AFTER: Final = 5.0
 DROPPED_AFTER: Final = 300.0
-"""Seconds. What nobody could tell the broker by then the sessions' lapse has told it."""
+"""Seconds after which a death is no longer reported: by then the session has lapsed anyway."""
 
 
 class Onlooker(Protocol):
-    """Hears what the supervisor hears: news of its workers, and that it is told to stop."""
+    """Gets the same reports as the supervisor: from its workers, and that it is told to stop."""
 
     def note(self, pid: int, news: str | Ending) -> None: ...
     def stop(self) -> None: ...
@@ -60,11 +61,10 @@ def supervise(
     watch: FileWatch | None = None,
     onlooker: Onlooker | None = None,
 ) -> int:
-    """Keep the plan's workers going, each a process that runs `command`, until all have ended for good. The exit code.
+    """Keep the plan's workers running, each a process that runs `command`, until all have ended for good. Return the exit code.
 
-    Without `environment` they have this process's.
-
-    The workers that live tell the broker of what has died, or the next one that works; `on_crash` hears it at once.
+    Without `environment` they get this process's. `on_crash` is called at once when a worker dies. Living workers report its death to the
+    broker; if there is none, the next one does.
     """
     with Wakes() as wakes, Processes(command, wakes, environment) as processes:
         if watch is not None:
@@ -95,7 +95,7 @@ def _pass_on(supervisor: Supervisor, wakes: Wakes, processes: Processes, onlooke
         if isinstance(said, Ending):
             supervisor.ended(pid, said)
         else:
-            supervisor.heard(pid, said)
+            supervisor.note_report(pid, said)
     for number in wakes.take():
         if number in (signal.SIGTERM, signal.SIGINT):
             supervisor.stop(number)
@@ -112,7 +112,8 @@ CHANGED: Final = 0
 
 
 class Wakes:
-    """Signals, and changes of files, as bytes in a pipe that can be waited for. No handler does more: no step is left half done."""
+    """Turns signals and changes of files into bytes in a pipe, which can be waited for. The handlers do nothing else, so they interrupt
+    nothing."""
 
     def __init__(self) -> None:
         self._reader, self._writer = os.pipe()
@@ -125,18 +126,18 @@ class Wakes:
         return self._reader
 
     def take(self) -> bytes:
-        """Those that have come since the last time, in their order: signals' numbers, or CHANGED."""
+        """Return the bytes that have arrived since the last call, in order: signal numbers, or CHANGED."""
         try:
             return os.read(self._reader, LONGEST_LINE)
         except BlockingIOError:
             return b""
 
     def note_change(self) -> None:
-        """From any thread."""
+        """Note a change of files. From any thread."""
         os.write(self._writer, bytes([CHANGED]))
 
     def has_lost_terminal(self) -> bool:
-        """The terminal that it was started on is gone: then a SIGHUP says so, and asks for nothing."""
+        """Return True if the terminal on which this started is gone. Then a SIGHUP only reports that, and requests no restart."""
         return self._had_terminal and not _has_terminal()
 
     def __enter__(self) -> Self:
@@ -155,7 +156,7 @@ class Wakes:
 
 
 def _note(number: int, frame: FrameType | None) -> None:
-    """Python has written the number into the pipe already."""
+    """Do nothing: Python has already written the number into the pipe."""
 
 
 def _has_terminal() -> bool:
@@ -167,7 +168,7 @@ def _has_terminal() -> bool:
 
 
 class Processes:
-    """Worker processes, each in a session of its own, so that a terminal's Ctrl-C is told to them by the supervisor alone."""
+    """The worker processes. Each has its own session, so that a Ctrl-C in the terminal reaches only the supervisor, which passes it on."""
 
     def __init__(self, command: Sequence[str], wakes: Wakes, environment: Mapping[str, str] | None = None) -> None:
         self._command = list(command)
@@ -193,7 +194,7 @@ class Processes:
         return pid
 
     def signal(self, pid: int, number: int) -> None:
-        if pid in self._sockets:  # not reaped, so that the pid is nobody else's yet
+        if pid in self._sockets:  # not reaped, so its pid is still its own
             os.kill(pid, number)
 
     def retire(self, pid: int) -> bool:
@@ -202,11 +203,11 @@ class Processes:
     def is_stopped(self, pid: int) -> bool:
         try:
             return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(") ")[2][:1] in _STOPPED
-        except OSError:  # another system
+        except OSError:  # not Linux
             return False
 
     def note_death(self, session: bytes, cause: str) -> None:
-        """Every worker that has a session is to tell the broker, lest the one that is asked dies too. To tell it twice does no harm."""
+        """Let every worker with a session report the death to the broker, in case one of them dies too. A repeated report does no harm."""
         self._deaths.note(session, cause)
         self._remind()
 
@@ -214,14 +215,14 @@ class Processes:
         return list(self._sockets)
 
     def wait(self, patience: float) -> None:
-        """Until there is something to hear or to reap, or a signal."""
+        """Wait for a report, the end of a process, or a signal."""
         self._selector.select(patience)
         self._out_of_memory.look(time.monotonic())
         self._remind()
 
     def news(self) -> Iterator[tuple[int, str | Ending]]:
-        """Lines that workers have said, and whatever has ended, which is reaped by that: workers, after their last words, and as process 1
-        everybody's orphans."""
+        """Yield the workers' reports and the ends of processes, which are reaped: workers after their last report, and orphans if this is
+        process 1."""
         for pid, worker_socket in self._sockets.items():
             for line in self._listen(worker_socket):
                 self._note_line(worker_socket, line)
@@ -251,7 +252,7 @@ class Processes:
     def _listen(self, worker_socket: WorkerSocket) -> list[str]:
         lines = worker_socket.take()
         if worker_socket.is_closed:
-            self._unregister(worker_socket)  # else its end would wake us for ever
+            self._unregister(worker_socket)  # otherwise its end would wake us again and again
         return lines
 
     def _forget(self, worker_socket: WorkerSocket) -> None:
@@ -266,14 +267,14 @@ class Processes:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Workers that are left, after a bug of ours, see that the line is closed, and end."""
+        """Close the sockets. If a bug left workers running, they see that and end."""
         self._selector.close()
         for worker_socket in self._sockets.values():
             worker_socket.close()
 
 
 class Deaths:
-    """What workers have died of, by session in hexadecimal, until one that lives has told the broker."""
+    """The causes of death of workers by session id (hexadecimal), until a living worker has reported them to the broker."""
 
     def __init__(self) -> None:
         self._unreported: dict[str, Death] = {}
@@ -284,11 +285,11 @@ class Deaths:
             del self._unreported[next(iter(self._unreported))]
 
     def all(self) -> list[bytes]:
-        """The words for each."""
+        """Return the message for each death."""
         return [death.words for death in self._unreported.values()]
 
     def due(self, now: float) -> list[bytes]:
-        """The words for those that are to be said now: at once, and again after a while."""
+        """Return the messages that are due: at once, and again after `REPORT_AGAIN_AFTER` seconds."""
         self._unreported = {session: death for session, death in self._unreported.items() if now < death.noted_at + DROPPED_AFTER}
         due = [death for death in self._unreported.values() if now >= death.due_at]
         for death in due:
@@ -296,7 +297,7 @@ class Deaths:
         return [death.words for death in due]
 
     def forget(self, session: str) -> None:
-        """Somebody has told it."""
+        """Forget a death that a worker has reported."""
         self._unreported.pop(session, None)
 
 
@@ -308,7 +309,7 @@ class Death:
 
 
 class WorkerSocket:
-    """Our end of the line to a worker."""
+    """The supervisor's end of a socket to a worker."""
 
     def __init__(self, end: socket.socket) -> None:
         self.is_closed = False
@@ -321,7 +322,7 @@ class WorkerSocket:
         return self._end.fileno()
 
     def take(self) -> list[str]:
-        """The lines that have come, without waiting."""
+        """Return the lines that have arrived. Does not wait."""
         while not self.is_closed and (chunk := self._read()) is not None:
             self._rest += chunk
             self.is_closed = not chunk or len(self._rest) > LONGEST_LINE * 16
@@ -329,7 +330,7 @@ class WorkerSocket:
         return [line.decode("ascii", "replace") for line in lines]
 
     def say(self, word: bytes) -> bool:
-        """Whether the worker has it to read."""
+        """Send a message. Return False if the worker cannot get it."""
         try:
             return self._end.send(word) == len(word)
         except OSError:
@@ -343,14 +344,14 @@ class WorkerSocket:
             return self._end.recv(LONGEST_LINE)
         except BlockingIOError:
             return None
-        except OSError:  # the other end was closed with something unread
+        except OSError:  # the other end closed with unread data
             return b""
 
 
 def _spawn(command: list[str], environment: dict[str, str]) -> int:
     try:
         return os.posix_spawn(command[0], command, environment, setsid=True)
-    except NotImplementedError:  # some systems have no such flag
+    except NotImplementedError:  # some systems do not support setsid
         return os.posix_spawn(command[0], command, environment, setpgroup=0)
 
 
@@ -363,7 +364,7 @@ def _reap() -> tuple[int, int] | None:
 
 
 def memory_of(pid: int) -> int:
-    """Bytes of a process that are in memory (its resident set); 0 when it has ended."""
+    """Return the resident memory of a process in bytes; 0 if it has ended."""
     try:
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     except (OSError, ValueError, IndexError):

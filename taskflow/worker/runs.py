@@ -1,4 +1,4 @@
-"""The runs of a session: which lease begins when, from its claim to the offer of its settlement."""
+"""The runs of a session: decides which lease begins when, from its claim to its settlement."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from taskflow.worker.settler import Settler
 from taskflow.worker.threads import Threads
 
 PORTION: Final = 0.002
-"""Seconds for which jobs are begun one after the other before the loop turns to what else there is."""
+"""Seconds for which jobs are begun in a row before the loop does something else."""
 
 PATIENCE: Final = 0.1
-"""Seconds that a lease waits in reserve at most: then it goes back, since another worker could begin it."""
+"""Seconds that a lease may wait in reserve. Then it is handed back, because another worker could begin it."""
 
 AHEAD: Final = 3
-"""Times as many as there are slots are held in reserve at most, or await their answer. A cycle of two hundred costs less by the job than
-one of a hundred, at the store above all; longer ones let worker and store wait for each other more than they save."""
+"""The reserve and the leases that await their settlement's answer may each be this many times the slots. A cycle of two hundred jobs costs
+less per job than one of a hundred, mostly in the store. In longer cycles worker and store wait for each other more than they save."""
 
 SLOW: Final = 0.5
 
 
 class Runs:
-    """A slot for each run, and a small reserve, so that no slot waits for a round trip: the next claim is under way while these run and
-    the last ones settle.
+    """A slot for each run, and a small reserve, so that no slot waits for a round trip: a claim is under way while other jobs run and
+    settle.
 
-    `slots` bounds what runs at one time. What a kill of the worker puts at risk is more: what has ended and waits for its settlement's
-    answer, and the reserve. Each of the two is as many as end within 20 ms, as things go, and not more than `AHEAD` times `slots`; what
-    has ended may always be as many as `slots`. With jobs that take longer than 20 ms, then, never more than twice `slots` are leased.
+    `slots` limits the runs at one time. If the worker is killed, more leases are affected: those that await the answer to their settlement,
+    and the reserve. Each of the two is limited to the runs that end within 20 ms, and to `AHEAD` times `slots`; the former may always be as
+    many as `slots`. If jobs take longer than 20 ms, at most twice `slots` are leased.
     """
 
     def __init__(self, slots: int, threads: Threads, lease_table: LeaseTable, executor: Executor, settler: Settler, events: Events) -> None:
@@ -53,14 +53,15 @@ class Runs:
         self._reserve: deque[HeldLease] = deque()
         self.under_way: dict[asyncio.Task[None], HeldLease] = {}
         self.slow: tuple[HeldLease, float] | None = None
-        """The last run that took a while, and when it ended: it may be what nobody could see at work."""
+        """The last run that took long, and when it ended: it may explain a stall that is noticed later."""
 
     # --- how many leases there is room for --------------------------------------------------------------
 
     @property
     def free(self) -> int:
-        """Slots that a run could begin in; from any thread. A plain function that a run has left behind, here or in an earlier session,
-        takes one: the thread would be missing to another."""
+        """Return the slots in which a run could begin. From any thread. A plain function that was left behind, here or in an earlier
+        session,
+        occupies its slot, because its thread is still busy."""
         if self._lease_table.is_closed or self._lease_table.is_over:
             return 0
         unanswered = len(self._lease_table) - len(self._reserve) - self._slots
@@ -73,11 +74,12 @@ class Runs:
 
     @property
     def is_stuck(self) -> bool:
-        """No slot will come free by itself."""
+        """Return True if no slot will become free by itself."""
         return self._threads.left_behind >= self._slots
 
     def room(self) -> int:
-        """How many leases to claim now. A slot is not kept waiting; the reserve is filled when half of it is used, in full round trips."""
+        """Return how many leases to claim now. Slots are filled at once; the reserve is filled when half of it is used, in full round
+        trips."""
         if self._lease_table.is_closed or self._lease_table.is_over:
             return 0
         self._look_ahead()
@@ -86,18 +88,18 @@ class Runs:
         return room if idle > 0 or 2 * room >= max(1, reserve) else 0
 
     def _look_ahead(self) -> None:
-        """How many will end in a moment, as things go."""
+        """Estimate how many runs will end soon."""
         self._ahead = min(AHEAD * self._slots, self._pace.reserve(time.monotonic()))
 
     # --- leases that wait -------------------------------------------------------------------------------
 
     def add(self, leases: Iterable[Lease], claimed_at: float) -> None:
-        """They begin, in their order, as soon as the loop comes to it and slots are free."""
+        """Queue leases. They begin in order as slots become free."""
         self._reserve.extend([self._lease_table.add(lease, claimed_at) for lease in leases])
         self._lease_table.nudge()
 
     def give_back_reserve(self) -> None:
-        """To whoever has a slot for them. It does not count: they have not begun."""
+        """Hand the reserve back to other workers. It does not count as a hand-back after which a job waits."""
         while self._reserve:
             self.give_back(self._reserve.popleft())
 
@@ -105,12 +107,12 @@ class Runs:
         self._settler.offer(holding, settlement_of(holding.lease, HandedBack(counts=False)))
 
     def drop_reserve(self) -> None:
-        """They are another's already."""
+        """Forget the reserve: it already belongs to others."""
         self._lease_table.remove_all([holding.lease.claim for holding in self._reserve])
         self._reserve.clear()
 
     def ask_to_stop(self, holding: HeldLease, why: str) -> None:
-        """Its run; a lease that has not begun never will, and one that was to be cancelled is, at once."""
+        """Stop the lease's run. A lease that has not begun never begins; if it was to be cancelled, it is settled at once."""
         holding.ask_to_stop(why)
         if holding in self._reserve:
             self._reserve.remove(holding)
@@ -118,7 +120,7 @@ class Runs:
                 self._settler.offer(holding, settlement_of(holding.lease, Cancelled(CANCELLED)))
 
     async def run(self) -> None:
-        """Begin what waits, as slots come free."""
+        """Begin waiting leases as slots become free."""
         while True:
             self._look_ahead()
             while self.free and self._reserve:
@@ -129,7 +131,7 @@ class Runs:
             await self._lease_table.wait_for_change(PATIENCE if self._reserve else None)
 
     def begin_waiting(self) -> None:
-        """As many of them as there are slots for, or as fit into a portion of time."""
+        """Begin as many as there are free slots, and as fit into `PORTION` seconds."""
         until = time.monotonic() + PORTION
         for _ in range(min(self.free, len(self._reserve))):
             self.begin(self._reserve.popleft())
@@ -152,10 +154,10 @@ class Runs:
             settlement = await self._executor.run(holding)
         except GeneratorExit as closed:
             task = asyncio.current_task(self._loop)
-            if task is not None and self.under_way.get(task) is holding:  # else the loop is gone, and its coroutines are cleared away
+            if task is not None and self.under_way.get(task) is holding:  # otherwise the loop is gone, and its coroutines are closed
                 settlement = self._executor.close(holding, closed)
         finally:
-            self._end(holding, settlement or settlement_of(holding.lease, HandedBack()))  # a cancellation may come past the executor
+            self._end(holding, settlement or settlement_of(holding.lease, HandedBack()))  # a cancellation may pass the executor
 
     def _end(self, holding: HeldLease, settlement: Settlement) -> None:
         lease, ran_for = holding.lease, settlement.ran_for
@@ -169,11 +171,11 @@ class Runs:
 
     def _note_end(self, task: asyncio.Task[None]) -> None:
         holding = self.under_way.pop(task)
-        if holding.started is None:  # a stranger has cancelled it before its first step
+        if holding.started is None:  # other code has cancelled it before its first step
             self._settler.offer(holding, settlement_of(holding.lease, HandedBack()))
         self._lease_table.nudge()
 
 
 def settlement_of(lease: Lease, verdict: Verdict) -> Settlement:
-    """Of a run that has not been, or of which nothing is known."""
+    """Return the settlement of a run that never began, or of which nothing is known."""
     return Settlement(id=lease.envelope.id, epoch=lease.epoch, claim=lease.claim, verdict=verdict)

@@ -1,8 +1,8 @@
-"""Decides which worker processes there should be, from reports and from the time. A `ProcessControl` carries the decisions out.
+"""Decides how many worker processes there should be, from reports and the time. A `ProcessControl` carries out the decisions.
 
-A worker starts, says that its modules are `loaded`, opens a `session`, and works. It leaves when it is told to; its place is another's
-from then on. One that has run as many jobs as it may, or has grown too large, retires: its place is another's too, and it has all the time
-that its runs take. What ends otherwise has crashed, and is replaced after a pause.
+A worker starts, reports that its modules are `loaded`, opens a `session`, and works. When it is told to leave, its slot is free for the
+next worker. A worker that has run its number of jobs, or has grown too large, retires: its slot is free too, and its runs have as much
+time as they need. A worker that ends in any other way has crashed, and is replaced after a pause.
 """
 
 from __future__ import annotations
@@ -20,56 +20,57 @@ from taskflow.worker.supervisor_state import Plan, Replacement, WorkerProcess, W
 
 log: Final = logging.getLogger("taskflow.supervisor")
 
-# So far apart are a worker's signals, which must not be taken for one.
+# Seconds between two signals to a worker, so that it does not take them for one.
 SPACING: Final = 4 * SAME_SIGNAL
-# The first worker starts alone, so that what is wrong with the application is said once. The others wait for its session, or, when that
-# takes long, for so many seconds after its modules were loaded.
+# The first worker starts alone, so that an error of the application is reported once. The others wait for its session, or, if that takes
+# long, this many seconds after its modules were loaded.
 LOADED_PATIENCE: Final = 2.0
-# After the grace time a worker ends by itself, by force if it must. One that has not done so by then has lost its interpreter.
+# After the grace time a worker ends by itself. Without C code that keeps its interpreter, it has done so after this many seconds.
 FORCED_AFTER: Final = 30.0
 IDLE: Final = 5.0
 SILENT_AFTER: Final = 10.0
-"""Seconds. A worker says how it is every second; one that has said nothing for less than this may have waited for a processor."""
+"""Seconds. A worker reports every second; one that was silent for less than this may have waited for a processor."""
 GONE_WITHIN: Final = 120.0
-"""Seconds that a worker whose session has left has to be gone: Python may take its time to end, and what jobs have left behind as well."""
+"""Seconds for a worker to exit after its session has left: Python may take time to end, and so may threads that jobs have left behind."""
 KILLED_AFTER: Final = 5.0
-"""Seconds that an aborted worker has to show its stacks, and to be gone."""
+"""Seconds for an aborted worker to write its stacks and exit."""
 DOUBTED_AFTER: Final = 60.0
 MANY_RETIRING: Final = 3
-# The exit code of a worker whose runs had to be cut off.
+# The exit code of a worker that cut off its runs.
 FORCED: Final = 124
 ENDS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
-# What a worker that cannot start ends with by itself: a failed lifespan, an application that cannot be imported, a broker that is away.
+# Exit codes of a worker that cannot start: a failed lifespan, an application that cannot be imported, a broker that does not answer.
 NO_STARTS: Final = (1, 2, 3)
 
 OnCrash = Callable[[bytes, str], None]
-"""Told of a session (its id) whose process has ended without leaving, and by what: "SIGSEGV", "exit code 7", "out of memory (SIGKILL)"."""
+"""Called with the id of a session whose process ended without leaving, and the cause: "SIGSEGV", "exit code 7", "out of memory
+(SIGKILL)"."""
 
 
 def log_crash(session: bytes, cause: str) -> None:
-    log.info("what session %s held runs again; lost by: %s", session.hex(), cause)
+    log.info("jobs of session %s run again; its worker died: %s", session.hex(), cause)
 
 
 class ProcessControl(Protocol):
     def start(self, slot: int) -> int:
-        """A new worker process; its pid. OSError when the system has none to give."""
+        """Start a worker process and return its pid. Raises OSError if the system cannot start one."""
         ...
 
     def signal(self, pid: int, number: int) -> None:
-        """To a process that may have ended already."""
+        """Send a signal to a process, which may have ended already."""
         ...
 
     def retire(self, pid: int) -> bool:
-        """Tell a worker to claim nothing more, and to end when what it runs has ended. False when it cannot be told."""
+        """Tell a worker to claim nothing more, and to end after its runs. Return False if it cannot be told."""
         ...
 
     def is_stopped(self, pid: int) -> bool:
-        """Whether a signal, or a debugger, keeps it from going on for the time being."""
+        """Return True if a signal or a debugger has stopped the process."""
         ...
 
 
 class Supervisor:
-    """Tell it what happens, then let it `act`, which says how long it may be left alone. Over when `code` is no longer None."""
+    """Report events to it, then call `act`, which returns how many seconds it may be left alone. It is done when `code` is not None."""
 
     def __init__(
         self, plan: Plan, processes: ProcessControl, on_crash: OnCrash = log_crash, clock: Callable[[], float] = time.monotonic
@@ -91,10 +92,10 @@ class Supervisor:
         self._number = 0
         self._codes: list[int] = []
 
-    # --- what is told ------------------------------------------------------------------------------------
+    # --- events -----------------------------------------------------------------------------------------
 
     def stop(self, number: int) -> None:
-        """By a SIGTERM or a SIGINT: the first winds down, the second cancels what runs, the third ends all at once."""
+        """Note a SIGTERM or SIGINT: the first winds down, the second cancels the runs, the third ends everything at once."""
         now = self._clock()
         if now - self._stopped_at < SAME_SIGNAL:
             return
@@ -103,25 +104,25 @@ class Supervisor:
         self._number = number
         name = signal.Signals(number).name
         if self._stops == 1:
-            log.info("%s: %s; once more cancels what runs, a third time ends at once", name, _winding_down(len(self._workers)))
+            log.info("%s: %s; a second signal cancels the runs, a third ends at once", name, _winding_down(len(self._workers)))
         elif self._stops == 2:
-            log.warning("%s again: cancelling what runs", name)
+            log.warning("%s again: cancelling the runs", name)
 
     def hang_up(self) -> None:
-        """The terminal is gone, of which several SIGHUPs may tell: together they are a first signal, and no more."""
+        """Note that the terminal is gone. Several SIGHUPs may say so: together they count as one first signal."""
         if not self._stops:
             self.stop(signal.SIGHUP)
 
     def roll(self) -> None:
-        """Replace every worker, one by one, each when the next one works already."""
+        """Replace the workers one by one, each after the next one works."""
         if self._stops:
             return
-        log.info("SIGHUP: the workers are replaced, one by one")
+        log.info("SIGHUP: replacing the workers one by one")
         self._generation += 1
         self._is_rolling = True
 
     def reload(self) -> None:
-        """Replace every worker now: what runs finishes where it runs, and nothing new starts there."""
+        """Replace all workers now. Their runs finish, and they begin nothing new."""
         self._generation += 1
         self._may_crowd = self._is_rolling = False
         self._change = None
@@ -130,8 +131,8 @@ class Supervisor:
         for slot in self._slots:
             slot.no_start, slot.failures, slot.may_start_at = None, 0, float("-inf")
 
-    def heard(self, pid: int, line: str) -> None:
-        """What a worker has said: ``loaded``, ``session ID``, ``retiring``, ``leaving``, ``ended CODE``, ``drained CODE``."""
+    def note_report(self, pid: int, line: str) -> None:
+        """Note a worker's report: ``loaded``, ``session ID``, ``retiring``, ``leaving``, ``ended CODE`` or ``drained CODE``."""
         worker = self._workers.get(pid)
         if worker is None:
             return
@@ -150,40 +151,40 @@ class Supervisor:
                 worker.has_drained = how == "drained"
 
     def weighed(self, pid: int, size: int) -> None:
-        """A worker has so many bytes of memory."""
+        """Note how many bytes of memory a worker uses."""
         worker, most = self._workers.get(pid), self._plan.max_memory
         if worker is None or worker.is_leaving or worker.works_since is None or most is None or size <= most:
             return
         now = self._clock()
         worked_for = worker.has_worked_for(now)
-        log.info("worker %d has %s of memory, more than %s (--max-memory): another one takes over", pid, _bytes(size), _bytes(most))
+        log.info("worker %d uses %s of memory, more than %s (--max-memory): another one takes over", pid, _bytes(size), _bytes(most))
         worker.is_leaving = True
-        worker.is_retiring = self._processes.retire(pid)  # else it is signalled
+        worker.is_retiring = self._processes.retire(pid)  # otherwise a signal follows
         if pause := self._slots[worker.slot].note_death(worked_for, now):
-            log.warning("it had worked for %.0f s only, and so had the one before: the next starts in %g s", worked_for, pause)
+            log.warning("it worked for only %.0f s, like the one before; the next one starts in %g s", worked_for, pause)
 
     def ended(self, pid: int, ending: Ending) -> None:
-        """A process has ended. Those that are no workers are of no concern: as process 1 of a container one reaps whatever ends there."""
+        """Note the end of a process. Process 1 of a container also reaps processes that are no workers."""
         worker = self._workers.pop(pid, None)
         if worker is None:
-            log.debug("process %d, no worker, has ended: %s", pid, ending.cause)
+            log.debug("process %d, which is no worker, has ended: %s", pid, ending.cause)
             return
         if worker.exit_code is not None and -ending.status in (*ENDS, *([signal.SIGABRT] if worker.aborted_at is not None else ())):
-            ending = Ending(worker.exit_code)  # it came while Python was ending already, or did not want to
+            ending = Ending(worker.exit_code)  # the signal came while Python was already ending, or refused to
         self._note_end(worker, ending)
-        if worker.exit_code is None:  # also with 0: a job has ended it, and what it held
+        if worker.exit_code is None:  # also with code 0: a job has ended the process, and with it the other runs
             for session in worker.sessions:
                 self._on_crash(session, ending.cause)
 
-    # --- what is done ------------------------------------------------------------------------------------
+    # --- actions ----------------------------------------------------------------------------------------
 
     def act(self) -> float:
-        """Does what is due. Seconds until there may be more to do, should nothing be told before."""
+        """Do what is due. Return the seconds until more may be due, if no event comes before."""
         if not self._stops:
             self._fill_slots()
             self._roll_on()
         self._end_the_silent()
-        self._tell_workers()
+        self._signal_workers()
         self._judge()
         return self._until_due()
 
@@ -201,7 +202,7 @@ class Supervisor:
         return [worker for worker in self._workers.values() if not worker.is_leaving]
 
     def _may_start(self) -> bool:
-        """One, while it is not known whether the application can be started at all; then as many as there are to be."""
+        """Return True if a worker may start: only one until the application is known to start, then all."""
         first = self._staying()
         if any(worker.loaded_at is not None and worker.loaded_at + LOADED_PATIENCE <= self._clock() for worker in first):
             self._may_crowd = True
@@ -213,14 +214,14 @@ class Supervisor:
         except OSError as error:
             pause = max(1.0, self._slots[number].note_death(0.0, self._clock()))
             self._slots[number].may_start_at = self._clock() + pause
-            log.error("no worker can be started now, and it is tried again in %g s: %s", pause, error)
+            log.error("cannot start a worker, trying again in %g s: %s", pause, error)
             return None
         self._workers[pid] = worker = WorkerProcess(pid, number, self._generation)
-        log.info("worker %d starts, process %d of %d", pid, number + 1, self._plan.processes)
+        log.info("worker %d started, process %d of %d", pid, number + 1, self._plan.processes)
         return worker
 
     def _roll_on(self) -> None:
-        """Not before it is known whether the application can be started."""
+        """Continue a rolling restart, once it is known whether the application can be started."""
         if not self._is_rolling or (not self._may_crowd and self._staying()):
             return
         if (change := self._change) is not None:
@@ -233,25 +234,26 @@ class Supervisor:
         stale = next((worker for worker in self._staying() if worker.generation < self._generation), None)
         if stale is None:
             self._is_rolling = False
-            log.info("every worker has been replaced")
+            log.info("all workers have been replaced")
         elif (new := self._start(stale.slot)) is not None:
             self._change = Replacement(stale, new, self._clock())
         else:
-            self._give_up_rolling("there is no process for it")
+            self._give_up_rolling("no process can be started")
 
     def _doubt(self, change: Replacement) -> None:
-        """It may have much to load. It may as well wait for what never comes."""
+        """Warn about a new worker that does not begin to work: it may load a lot, or wait for something that never comes."""
         if change.new.works_since is None and not change.is_doubted and self._clock() >= change.began_at + DOUBTED_AFTER:
             change.is_doubted = True
             log.warning(
-                "worker %d has not begun to work for %g s (it imports the application, or starts its lifespan): the replacing of workers "
-                "waits for it; to give that up, end it",
+                "worker %d has not begun to work within %g s (it imports the application, or starts its lifespan): the rolling restart "
+                "waits for it; to give up the restart, end this worker",
                 change.new.pid,
                 DOUBTED_AFTER,
             )
 
     def _end_the_silent(self) -> None:
-        """C code that never lets go of the interpreter keeps all in its process from ending it: the watch over the event loop as well."""
+        """End workers that are silent. C code that never releases the interpreter blocks everything in its process, the stall watch
+        included."""
         now = self._clock()
         for worker in self._workers.values():
             limit = self._silent_for(worker)
@@ -262,20 +264,20 @@ class Supervisor:
             elif worker.aborted_at is None:
                 worker.aborted_at = now
                 if worker.exit_code is None:
-                    log.error("worker %d has said nothing for %g s: C code keeps its interpreter; it is ended", worker.pid, limit)
+                    log.error("worker %d has been silent for %g s: C code holds its interpreter; ending it", worker.pid, limit)
                 else:
-                    log.error("worker %d has come to its end, and is not gone after %g s: it is ended by force", worker.pid, limit)
+                    log.error("worker %d has finished but did not exit within %g s: killing it", worker.pid, limit)
                 self._processes.signal(worker.pid, signal.SIGABRT)
             elif now >= worker.aborted_at + KILLED_AFTER:
                 self._processes.signal(worker.pid, signal.SIGKILL)
 
     def _silent_for(self, worker: WorkerProcess) -> float:
-        """Seconds that it may say nothing: one that has come to its end has nothing more to say."""
+        """Return the seconds for which it may be silent. A worker that has finished reports nothing more."""
         if worker.exit_code is not None:
             return GONE_WITHIN
         return max(self._plan.stall_limit, SILENT_AFTER) if self._plan.stall_limit else math.inf
 
-    def _tell_workers(self) -> None:
+    def _signal_workers(self) -> None:
         now = self._clock()
         for worker in self._workers.values():
             wanted = max(self._stops, int(worker.is_leaving and not worker.is_retiring))
@@ -287,7 +289,7 @@ class Supervisor:
                 self._processes.signal(worker.pid, self._signal_for(worker))
 
     def _signal_for(self, worker: WorkerProcess) -> int:
-        """Theirs are two. While Python is loaded a SIGINT would be shown as an error of ours."""
+        """Return the signal for a worker, which counts up to two. While it loads Python, a SIGINT would appear as an error of ours."""
         return signal.SIGINT if self._number == signal.SIGINT and worker.loaded_at is not None else signal.SIGTERM
 
     def _forced_at(self, worker: WorkerProcess) -> float:
@@ -308,28 +310,28 @@ class Supervisor:
                 yield worker.signalled_at + SPACING
                 yield self._forced_at(worker)
 
-    # --- what it comes to --------------------------------------------------------------------------------
+    # --- consequences -----------------------------------------------------------------------------------
 
     def _note_session(self, worker: WorkerProcess, session: str) -> None:
         try:
             worker.sessions.append(bytes.fromhex(session))
-        except ValueError:  # a job has written into a descriptor that is not its own
+        except ValueError:  # a job has written to a file descriptor that is not its own
             return
         if worker.works_since is None:
             worker.works_since = self._clock()
             self._has_worked = self._may_crowd = True
             if not self._plan.is_reloading:
-                for slot in self._slots:  # what could not be started at first may be now
+                for slot in self._slots:  # workers that could not start before may do so now
                     slot.no_start = None
 
     def _note_retiring(self, worker: WorkerProcess) -> None:
         worker.is_leaving = worker.is_retiring = True
         retiring = sum(each.slot == worker.slot and each.is_retiring for each in self._workers.values())
         if retiring >= MANY_RETIRING:
-            log.warning("%d workers of process %d have been replaced and go on with what they run", retiring, worker.slot + 1)
+            log.warning("%d workers of process %d have been replaced and still run their jobs", retiring, worker.slot + 1)
 
     def _note_leaving(self, worker: WorkerProcess) -> None:
-        """Somebody else may have told it to."""
+        """Note that a worker winds down. Another program may have signalled it."""
         worker.is_leaving = True
         if not worker.signals_sent:
             worker.signals_sent, worker.signalled_at = 1, self._clock()
@@ -344,7 +346,7 @@ class Supervisor:
         elif worker.is_leaving:
             self._note_left(worker, ending)
         elif self._change is not None and self._change.new is worker and worker.works_since is None:
-            self._give_up_rolling(f"the new worker {worker.pid} could not start ({ending.cause})")
+            self._give_up_rolling(f"the new worker {worker.pid} did not start ({ending.cause})")
         elif worker.works_since is None and ending.status in NO_STARTS and (self._plan.is_reloading or not self._has_worked):
             slot.no_start = ending
             if self._plan.is_reloading:
@@ -355,7 +357,7 @@ class Supervisor:
             log.error("worker %d has ended: %s; another one starts %s", worker.pid, ending.cause, when)
 
     def _note_stopped(self, worker: WorkerProcess, ending: Ending) -> None:
-        """One that was about to start when others worked already has been told that it need not."""
+        """Note the end of a worker after a signal. A worker that was still starting while others worked does not count."""
         if worker.works_since is not None or not self._has_worked:
             by_us = worker.works_since is None and ending.code == 128 + signal.SIGTERM
             self._codes.append(128 + self._number if by_us or self._stops > 2 else ending.code)
@@ -366,14 +368,14 @@ class Supervisor:
         if worker.works_since is None or (worker.exit_code is not None and ending.code != FORCED):
             log.info("worker %d has wound down", worker.pid)
         else:
-            log.warning("worker %d has ended while it wound down: %s", worker.pid, ending.cause)
+            log.warning("worker %d died while it wound down: %s", worker.pid, ending.cause)
 
     def _give_up_rolling(self, why: str) -> None:
-        log.error("the replacing of workers is given up, the others go on as they are: %s", why)
+        log.error("giving up the rolling restart, the other workers go on: %s", why)
         self._is_rolling, self._change = False, None
 
     def _judge(self) -> None:
-        """The worst of the workers' codes is ours. Where none has ever worked, a signal has cut us short."""
+        """Decide the exit code: the worst of the workers'. If no worker has ever worked, it is that of the signal."""
         if self._workers:
             return
         failed = [slot.no_start.code for slot in self._slots if slot.no_start is not None]

@@ -1,4 +1,4 @@
-"""The state of a supervisor: its plan, its workers, their places and the replacements under way."""
+"""The state of a supervisor: its plan, its workers, their slots and a worker's replacement."""
 
 from __future__ import annotations
 
@@ -8,20 +8,19 @@ from typing import Final
 from taskflow.model.retry import Pauses
 from taskflow.worker.endings import Ending
 
-# A worker that has worked for so many seconds was healthy: its crashes before do not count any more.
+# Seconds of work after which a worker counts as healthy, and its earlier crashes do not count any more.
 HEALTHY_AFTER: Final = 30.0
 PAUSES: Final = Pauses(1.0, 30.0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """`processes`     how many are to work
+    """`processes`     the number of workers
     `grace`         seconds that a worker's runs have when it winds down
-    `max_memory`    bytes; a worker that has more is replaced
-    `stall_limit`   seconds after which a worker that has said nothing is ended; 0 for never
+    `max_memory`    bytes; a worker that uses more is replaced
+    `stall_limit`   seconds after which a silent worker is ended; 0 for never
     `is_draining`   a worker that has drained its queues is not replaced
-    `is_reloading`  what cannot start waits for the next change of a file
-    """
+    `is_reloading`  a worker that cannot start is replaced at the next change of a file"""
 
     processes: int = 1
     grace: float = 25.0
@@ -33,8 +32,13 @@ class Plan:
 
 @dataclass(eq=False)
 class WorkerProcess:
-    """A process. `told`: how many signals it has got; `exit_code`: its exit code, once its session has left. One that `is_leaving` starts
-    nothing new; when it `is_retiring` it has all the time it wants for what it runs, unless it is signalled."""
+    """A worker process.
+
+    `signals_sent`  the number of signals it has got
+    `exit_code`     set once its session has left
+    `is_leaving`    it begins no more runs
+    `is_retiring`   its runs have as much time as they need, unless it is signalled
+    """
 
     pid: int
     slot: int
@@ -57,7 +61,8 @@ class WorkerProcess:
 
 @dataclass(eq=False)
 class WorkerSlot:
-    """Where one worker after another works. `failures`: deaths one after the other, none of them in good health."""
+    """One of the plan's workers: a process, and after it the next one. `failures` counts deaths in a row of workers that were not
+    healthy."""
 
     failures: int = 0
     may_start_at: float = float("-inf")
@@ -65,7 +70,7 @@ class WorkerSlot:
     no_start: Ending | None = None
 
     def note_death(self, worked_for: float, now: float) -> float:
-        """Seconds until the next may start: none, then 1, 2, 4 and so on."""
+        """Return the seconds until the next worker may start: 0, then 1, 2, 4 and so on."""
         self.failures = 1 if worked_for >= HEALTHY_AFTER else self.failures + 1
         pause = 0.0 if self.failures == 1 else PAUSES.after(self.failures - 1)
         self.may_start_at = now + pause
@@ -74,7 +79,7 @@ class WorkerSlot:
 
 @dataclass(eq=False)
 class Replacement:
-    """One worker of a rolling restart: `new` works before `old` is told to leave, and the next change waits for its end."""
+    """One step of a rolling restart: `new` works before `old` is told to leave. The next step waits until `old` has ended."""
 
     old: WorkerProcess
     new: WorkerProcess

@@ -53,7 +53,7 @@ def test_a_supervisor_answers_for_its_workers(shell: Shell) -> None:
     assert told.status == 200
     assert ask(port, "/live").body["workers"] == 2
     started.signal(signal.SIGHUP)
-    started.wait_for("every worker has been replaced")
+    started.wait_for("all workers have been replaced")
     ask_until(port, "/ready", 200)
     started.signal(signal.SIGTERM)
     ended_clearly(started, [0])

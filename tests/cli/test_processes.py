@@ -105,7 +105,7 @@ def test_a_killed_worker_is_replaced_and_what_it_ran_runs_again(tasks: Shell) ->
     victim = pids(supervised)[0]
     os.kill(victim, signal.SIGKILL)
     supervised.wait_for(f"worker {victim} has ended: SIGKILL; another one starts now")
-    supervised.wait_for("what session [0-9a-f]{32} held runs again; lost by: SIGKILL")
+    supervised.wait_for("jobs of session [0-9a-f]{32} run again; its worker died: SIGKILL")
     supervised.wait_for("begun by", times=3)
     tasks.write("release", "")
     until(lambda: tasks.ledger() == ["ended", "ended"], supervised)
@@ -364,7 +364,7 @@ def test_a_rolling_restart_under_load_loses_nothing_and_keeps_its_strength(tasks
     load.wait_for("imported")
     for rounds in (1, 2):
         supervised.signal(signal.SIGHUP)
-        supervised.wait_for("every worker has been replaced", times=rounds)
+        supervised.wait_for("all workers have been replaced", times=rounds)
     assert load.end() == 0
     until(lambda: len(tasks.ledger()) >= 600, supervised)
     at_work = fewest_at_work(supervised.said)  # as yet: a worker may say that it winds down before the supervisor's own word is written
@@ -390,11 +390,11 @@ def test_a_broken_application_is_not_rolled_out(tasks: Shell) -> None:
     supervised = workers(tasks, 2)
     tasks.write("tasks.py", "def f(:")
     supervised.signal(signal.SIGHUP)
-    supervised.wait_for("given up, the others go on as they are: the new worker .* could not start .exit code 2.")
+    supervised.wait_for("giving up the rolling restart, the other workers go on: the new worker .* did not start .exit code 2.")
     assert all(map(is_alive, pids(supervised)[:2]))
     tasks.write("tasks.py", TASKS)
     supervised.signal(signal.SIGHUP)
-    supervised.wait_for("every worker has been replaced")
+    supervised.wait_for("all workers have been replaced")
     supervised.signal(signal.SIGTERM)
     ended_clearly(supervised, [0])
 

@@ -187,7 +187,7 @@ def test_a_supervisor_ends_a_worker_whose_interpreter_c_code_keeps_for_good(task
     tasks.send("compute_in_c.bind()")
     supervisor = tasks.worker("--processes", "1", "--ttl", "2", "--stall-limit", "3")
     supervisor.wait_for("begun")
-    supervisor.wait_for("has said nothing for 10 s")
+    supervisor.wait_for("has been silent for 10 s")
     supervisor.wait_for("tasks.compute_in_c .* succeeded")
     assert "in compute_in_c" in supervisor.said
     [crash] = the_job(tasks)["errors"]

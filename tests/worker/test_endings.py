@@ -18,7 +18,7 @@ from taskflow.worker.endings import FORGOTTEN_AFTER, Ending, OutOfMemory, Want
         (-11, Want.NO, 139, "SIGSEGV"),
         (-9, Want.NO, 137, "SIGKILL"),
         (-9, Want.YES, 137, "out of memory (SIGKILL)"),
-        (-9, Want.PERHAPS, 137, "SIGKILL, perhaps for want of memory: the kernel has killed for it on this machine"),
+        (-9, Want.PERHAPS, 137, "SIGKILL, perhaps for lack of memory: the kernel has killed processes for it on this machine"),
         (-40, Want.NO, 168, "signal 40"),
     ],
 )
