@@ -55,13 +55,13 @@ class Fleet:
     def live(self) -> VitalSign:
         workers = self._present()
         if not workers or any(worker.is_live for worker in workers):
-            return VitalSign(True, "there is a worker that moves" if workers else "no worker has started yet", _facts(workers))
-        return VitalSign(False, f"no worker moves: {workers[0].why}", _facts(workers))
+            return VitalSign(True, "a worker is alive" if workers else "no worker has started yet", _facts(workers))
+        return VitalSign(False, f"no worker is alive: {workers[0].why}", _facts(workers))
 
     def ready(self) -> VitalSign:
         workers = self._present()
         if any(worker.is_live and worker.is_ready for worker in workers):
-            return VitalSign(True, "there is a worker whose beats, claims and settlements the broker answers", _facts(workers))
+            return VitalSign(True, "the broker answers the heartbeats, claims and settlements of a worker", _facts(workers))
         return VitalSign(False, f"no worker is ready: {workers[0].why}" if workers else "no worker has started yet", _facts(workers))
 
     def _present(self) -> list[WorkerReport]:
@@ -70,7 +70,7 @@ class Fleet:
 
 
 def _silent(worker: WorkerReport, now: float) -> WorkerReport:
-    return worker._replace(is_live=False, is_ready=False, why=f"it has said nothing for {now - worker.at:.0f} s")
+    return worker._replace(is_live=False, is_ready=False, why=f"it has been silent for {now - worker.at:.0f} s")
 
 
 def _facts(workers: list[WorkerReport]) -> dict[str, float | int | str | None]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 log: Final = logging.getLogger("taskflow.worker")
 
-_STARTING: Final = "it has not started yet"
+_STARTING: Final = "the worker has not started yet"
 
 
 class Asked(Protocol):

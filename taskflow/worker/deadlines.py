@@ -1,4 +1,4 @@
-"""When runs have had their time: one table and one timer for all of them, since a timer for each costs more than the run."""
+"""The timeouts of runs: one table and one timer for all of them, because a timer for each would cost more than a short run."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Final
 from taskflow.worker.lease_table import HeldLease
 
 SWEPT_EVERY: Final = 0.01
-"""Seconds between two looks through the table at the least: so late a run may be told, and so cheap are ten thousand that run long."""
+"""Minimum seconds between two scans. A run may learn of its timeout this much late; in return ten thousand long runs are cheap."""
 
 
 class Deadlines:
-    """Of the runs in one event loop. `on_due` is told of each whose deadline has passed, once."""
+    """The deadlines of the runs in one event loop. `on_due` is called once for each run whose deadline has passed."""
 
     def __init__(self, on_due: Callable[[HeldLease], None]) -> None:
         self._on_due = on_due
@@ -24,21 +24,21 @@ class Deadlines:
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, holding: HeldLease, seconds: float) -> None:
-        """From now on."""
+        """The deadline is `seconds` from now."""
         loop = asyncio.get_running_loop()
         due_at = self._due_at[holding] = loop.time() + seconds
         if due_at < self._looks_at:
             self._look_at(loop, due_at)
 
     def remove(self, holding: HeldLease) -> None:
-        """The timer stays as it is: the next run will most likely want it no sooner."""
+        """Remove a deadline. The timer stays, because the next run most likely needs it no sooner."""
         self._due_at.pop(holding, None)
 
     def _look_at(self, loop: asyncio.AbstractEventLoop, instant: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
         self._looks_at = instant
-        # A context of its own: that of the run would be kept, with all that its variables hold, long after the run has ended.
+        # Without a context of its own, the timer would keep the run's context variables long after the run has ended.
         self._timer = loop.call_at(instant, self._look, context=contextvars.Context())
 
     def _look(self) -> None:

@@ -17,11 +17,11 @@ from taskflow.worker.executor import PARKED_ON
 from taskflow.worker.options import WorkerOptions
 
 LOOKED_AT: Final = 1_000
-"""Scheduled jobs of a queue among which parked ones are looked for: to look through more each time would be a load of its own."""
+"""Scheduled jobs of a queue that are searched for parked ones. To search more at each look would load the store."""
 
 
 class Drain:
-    """A look at the worker's queues, one after the other."""
+    """Looks at the worker's queues one after the other."""
 
     def __init__(self, broker: Broker, registry: Registry, options: WorkerOptions) -> None:
         self._broker = broker
@@ -32,21 +32,22 @@ class Drain:
         self._began_at: datetime | None = None
 
     async def note_begin(self, session: bytes) -> None:
-        """What the store sets aside from when it registered the session on is a failure of this drain."""
+        """Note when the store registered the session: a job that the store sets aside after that is a failure of this drain."""
         workers = await self._broker.console.workers()
         self._began_at = next((worker.registered_at for worker in workers if worker.session.id == session), None)
 
     async def set_aside(self) -> int:
-        """How many jobs the store has set aside since the begin, among the newest failed ones, since it could not read them."""
+        """Count the jobs that the store has set aside since `note_begin` because it could not read them. Looks at the newest failed
+        jobs."""
         if self._began_at is None:
             return 0
         failed = await self._broker.console.browse(JobFilter(statuses=(Status.FAILED,)), limit=LOOKED_AT)
         return sum(_is_set_aside(record) and (record.ended_at is None or record.ended_at >= self._began_at) for record in failed)
 
     async def is_over(self) -> bool:
-        """Nothing is READY or RUNNING anywhere in the queues, and nothing SCHEDULED within the horizon that this worker can run.
+        """Return True if no job of the queues is READY or RUNNING anywhere, and none that this worker can run is due within the horizon.
 
-        What waits in a paused queue is left there: nobody may take it.
+        Jobs in a paused queue are left there: no worker may take them.
         """
         for queue in await self.queues():
             if queue.counts[Status.RUNNING] or (queue.counts[Status.READY] and not queue.is_paused):
@@ -56,31 +57,32 @@ class Drain:
         return True
 
     async def queues(self) -> list[QueueRecord]:
-        """Those that the worker works."""
+        """Return the queues that the worker works on."""
         return [queue for queue in await self._broker.console.queues() if not self._names or queue.name in self._names]
 
     async def parked(self, queue: QueueRecord) -> Counter[str]:
-        """How many jobs of each name wait for a worker that knows more than this one, among the newest scheduled ones."""
+        """Count by name the jobs that wait for a worker that knows their name, among the newest scheduled ones."""
         if not queue.counts[Status.SCHEDULED]:
             return Counter()
         return Counter(record.job for record in await self._scheduled(queue) if not self._can_run(record))
 
     async def _has_something_due(self, queue: QueueRecord) -> bool:
-        """In a queue with too many scheduled jobs to look through, a parked one counts too."""
+        """Return True if the worker can run a job that is due within the horizon. In a queue with too many scheduled jobs, parked ones
+        count too."""
         if queue.next_due_in is None or queue.next_due_in > self._horizon:
             return False
         if queue.counts[Status.SCHEDULED] > LOOKED_AT or await self._waits_still(queue):
             return True
         scheduled = await self._scheduled(queue)
-        if len(scheduled) != queue.counts[Status.SCHEDULED]:  # one has become ready meanwhile, or is new
+        if len(scheduled) != queue.counts[Status.SCHEDULED]:  # a job has become ready meanwhile, or is new
             return True
-        # The first of them tells the store's time, in which they are due.
+        # The first record gives the store's time, by which jobs are due.
         until = min(record.due_at for record in scheduled).timestamp() + self._horizon - queue.next_due_in
         self._awaited = self._first_of(record for record in scheduled if record.due_at.timestamp() <= until)
         return self._awaited is not None
 
     async def _waits_still(self, queue: QueueRecord) -> bool:
-        """What was found at an earlier look, which is quicker to see than to find."""
+        """Look again at a job that an earlier look found, which is cheaper than a new search."""
         awaited = self._awaited
         if awaited is None or awaited.queue != queue.name:
             return False
@@ -94,7 +96,7 @@ class Drain:
         return min(filter(self._can_run, due), key=lambda record: record.due_at, default=None)
 
     def _can_run(self, record: Record) -> bool:
-        """What some worker has parked may be known here."""
+        """Return True if this worker can run the job: another worker may have parked it."""
         if record.waiting_for is None:
             return True
         job = self._registry.get(record.job)
@@ -104,7 +106,7 @@ class Drain:
             job.codec.decode_arguments(record.payload or b"")
         except PARKED_ON:
             return False
-        except CodecError:  # it fails, which is an end too
+        except CodecError:  # it will fail, and that is an end too
             pass
         return True
 

@@ -15,7 +15,7 @@ from taskflow.model.verdict import Failed, Verdict
 log: Final = logging.getLogger("taskflow.worker")
 
 
-# Every event inherits gc=False. They are made by the thousand and take part in no cycle: the collector need not look at them.
+# Every event has gc=False: events are created by the thousand and never form a cycle, so the collector can ignore them.
 class WorkerEvent(msgspec.Struct, frozen=True, gc=False):
     """The base class of all events."""
 
@@ -60,7 +60,8 @@ class NotCounted(WorkerEvent, frozen=True):
 
 
 class OnTrial(WorkerEvent, frozen=True):
-    """The job's worker died during its last run. The job now runs alone: no other starts here for `seconds`, or until it ends."""
+    """The job's worker died during its last run. After the first crash up to ten such jobs run together, later one runs alone. No other job
+    starts here for `seconds`, or until they end."""
 
     lease: Lease
     seconds: float
@@ -75,7 +76,7 @@ class HandedBackOften(WorkerEvent, frozen=True):
 class HeldUp(WorkerEvent, frozen=True):
     """The verdict that `Ended` announced cannot be written: an open transaction of another program holds the job or its key.
 
-    The worker tries again every few seconds. Sent once for each run.
+    The worker tries again every second. Sent once for each run.
     """
 
     lease: Lease

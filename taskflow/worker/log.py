@@ -54,8 +54,8 @@ OUTLASTED: Final = "each time its worker was stopped, or lost the store, before 
 
 
 def log_event(event: WorkerEvent) -> None:
-    """Subscribe this to a worker's events."""
-    if type(event) is Ended:  # of all events by far the most
+    """Log an event. Subscribe this function to a worker's events."""
+    if type(event) is Ended:  # by far the most frequent event
         if type(event.verdict) is not Succeeded or log.isEnabledFor(logging.INFO):
             _log_verdict(event.lease, event.verdict, event.ran_for)
         return
@@ -67,16 +67,16 @@ def log_event(event: WorkerEvent) -> None:
             if log.isEnabledFor(logging.INFO):
                 _say(logging.INFO, lease, f"{stream}: {line}")
         case LeaseLost(lease):
-            _say(logging.WARNING, lease, "lost: another worker has it now, or it was ended; this run will not count")
+            _say(logging.WARNING, lease, "lost its lease: another worker has it, or it has ended; the result of this run will be ignored")
         case VerdictsLost(leases, why):
             for lease in leases:
-                _say(logging.ERROR, lease, f"has ended, and could not be settled ({why}): it most likely runs again")
+                _say(logging.ERROR, lease, f"has ended, and could not be settled ({why}): it will most likely run again")
         case NotCounted(lease, verdict):
             _, outcome, details = _words(verdict)
             _say(
                 logging.WARNING,
                 lease,
-                f"was another worker's by then, or had been ended: that its run here {outcome}{details} does not count",
+                f"{outcome}{details} here, but that was ignored: another worker had taken the job, or it had ended",
             )
         case OnTrial(lease, seconds):
             words = f"was lost with its worker {lease.crashes} times in a row: nothing else begins here for {seconds:g} s, or until it ends"
@@ -84,13 +84,13 @@ def log_event(event: WorkerEvent) -> None:
         case HandedBackOften(lease):
             _say(logging.WARNING, lease, f"was handed back {lease.hand_backs} times without an outcome: {OUTLASTED}")
         case HeldUp(lease):
-            _say(logging.WARNING, lease, "has ended, and somebody's open transaction keeps that from being written: it is tried again")
+            _say(logging.WARNING, lease, "has ended, but another program's open transaction blocks the store's write; trying again")
         case Unwritable(lease, _, instead):
             _say(logging.ERROR, lease, f"failed for good: {_of(instead.error)}")
         case ReportDropped(lease, why):
             _say(logging.ERROR, lease, f"reported progress that cannot be written ({why}): this report is dropped")
         case StillRunning(lease, asked_for, why):
-            _say(logging.WARNING, lease, f"was asked to stop {asked_for:.0f} s ago ({why}) and runs still: its slot stays taken")
+            _say(logging.WARNING, lease, f"was asked to stop {asked_for:.0f} s ago ({why}) and still runs; it keeps its slot")
         case _:
             _log_own(event)
 
@@ -106,13 +106,13 @@ def _log_own(event: WorkerEvent) -> None:
         case AwaitsBroker(why, seconds):
             log.warning("the broker does not answer yet; trying again for at most %g s: %s", seconds, why)
         case BrokerTrouble(doing, why, times) if times == 1:
-            log.warning("%s did not reach the broker, and is tried again: %s", doing, why)
+            log.warning("%s failed, trying again: %s", doing, why)
         case BrokerBack(doing):
             log.info("%s reaches the broker again", doing)
         case NotLeft(name, why, ttl):
-            log.warning("%s could not tell the broker that it leaves, what it holds still runs again after %g s: %s", name, ttl, why)
+            log.warning("%s could not tell the broker that it stops; the jobs it still holds run again after %g s: %s", name, ttl, why)
         case Broken(why):
-            log.critical("a job has closed file descriptors that were not its own: %s", why)
+            log.critical("a job has closed file descriptors of the worker: %s", why)
         case Printed(_, pid, stream, line):
             log.info("child process %d, between two jobs, %s: %s", pid, stream, one_line(line))
         case LoopStalled() | LoopMoves() | InterpreterHeld() | StalledForGood() | Starved():
@@ -126,7 +126,7 @@ def _log_own(event: WorkerEvent) -> None:
 def _log_standstill(event: LoopStalled | LoopMoves | InterpreterHeld | StalledForGood | Starved) -> None:
     match event:
         case LoopStalled(lease, seconds, stack):
-            _say_where(logging.WARNING, lease, f"blocks the event loop for {seconds:.1f} s by now: nothing else goes on. {BLOCKING}", stack)
+            _say_where(logging.WARNING, lease, f"blocks the event loop for {seconds:.1f} s: nothing else can run. {BLOCKING}", stack)
         case Starved(seconds, ttl):
             log.log(
                 logging.ERROR if _may_lapse(seconds, ttl) else logging.WARNING,
@@ -137,17 +137,17 @@ def _log_standstill(event: LoopStalled | LoopMoves | InterpreterHeld | StalledFo
                 _lapsed(seconds, ttl),
             )
         case LoopMoves(seconds):
-            log.warning("the event loop goes on after %.1f s", seconds)
+            log.warning("the event loop moves again after %.1f s", seconds)
         case InterpreterHeld(lease, seconds, ttl, is_computed, stack):
             lapsed = _lapsed(seconds, ttl)
             if is_computed:
-                words = f"kept the interpreter lock for {seconds:.1f} s in C code: no other thread could run, no beat went out{lapsed}"
+                words = f"kept the interpreter lock for {seconds:.1f} s in C code: no other thread could run, no heartbeat was sent{lapsed}"
                 _say_where(logging.ERROR if lapsed else logging.WARNING, lease, f"{words}. {IN_PROCESS}", stack)
             else:
                 words = f"stood still for {seconds:.1f} s: it was stopped, or C code waited with the interpreter lock kept{lapsed}"
                 log.warning("the process %s%s", words, f". Then ran {_name(lease)}" if lease else "")
         case StalledForGood(lease, seconds, stacks):
-            words = f"has blocked the event loop for {seconds:.0f} s: this worker beats no more, and its jobs go to others"
+            words = f"has blocked the event loop for {seconds:.0f} s: this worker stops its heartbeat, so that others take its jobs"
             _say_where(logging.CRITICAL, lease, f"{words}. All threads:", stacks)
 
 
@@ -156,7 +156,8 @@ def _lapsed(seconds: float, ttl: float) -> str:
 
 
 def _may_lapse(seconds: float, ttl: float) -> bool:
-    """The last beat was up to one interval before, and the standstill began up to one look before."""
+    """Return True if the ttl may have passed. The last heartbeat was up to one interval earlier, and the stall began up to one look
+    earlier."""
     return seconds + LOOK > ttl - ttl / BEATS_PER_TTL
 
 
@@ -176,7 +177,7 @@ def _log_verdict(lease: Lease, verdict: Verdict, ran_for: float) -> None:
 
 
 def _words(verdict: Verdict) -> tuple[int, str, str]:
-    """The level, the outcome, and the details that follow it."""
+    """Return the level, the outcome, and the details that follow it."""
     match verdict:
         case Succeeded():
             return logging.INFO, "succeeded", ""
@@ -206,20 +207,20 @@ def _of(error: RunError) -> str:
 
 
 def _say(level: int, lease: Lease, words: str, traceback: str = "") -> None:
-    words = one_line(words)  # an application's own formatter may not escape what a job says
+    words = one_line(words)  # an application's own formatter may not escape a job's text
     if not traceback:
         log.log(level, "%s %s", _name(lease), words, extra=_fields(lease))
         return
-    # The error is text already, perhaps from a child process: formatters show `exc_text` where they would format `exc_info`.
+    # The error is text already, perhaps from a child process: formatters print `exc_text` where they would format `exc_info`.
     record = log.makeRecord(log.name, level, __file__, 0, "%s %s", (_name(lease), words), None, extra=_fields(lease))
     record.exc_text = traceback
     log.handle(record)
 
 
 def _say_where(level: int, lease: Lease | None, words: str, stack: str) -> None:
-    """The stack goes below the line, as logging's own `stack_info` does."""
+    """Log the message with the stack below it, as logging's `stack_info` does."""
     if log.isEnabledFor(level):
-        name, fields = (_name(lease), _fields(lease)) if lease else ("what is no job", None)
+        name, fields = (_name(lease), _fields(lease)) if lease else ("code outside of jobs", None)
         log.handle(log.makeRecord(log.name, level, __file__, 0, "%s %s", (name, words), None, extra=fields, sinfo=stack or None))
 
 

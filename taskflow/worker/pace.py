@@ -1,33 +1,32 @@
-"""How fast runs end here, and how long they take: by that a worker knows how many leases it may hold in reserve."""
+"""Measures how fast runs end here and how long they take. This decides how many leases a worker may hold in reserve."""
 
 from __future__ import annotations
 
 from typing import Final
 
 STARTS_WITHIN: Final = 0.02
-"""Seconds within which what is held in reserve is to start. A queue whose runs take longer, most of them, has none: another worker could
-begin its jobs meanwhile."""
+"""Seconds within which a reserved lease should start. A queue whose median run takes longer has no reserve: another worker could begin its
+jobs meanwhile."""
 
 MEASURED_OVER: Final = 0.01
 """Seconds over which ends are counted, unless there are `ENDS_NEEDED`."""
 
 ENDS_NEEDED: Final = 50
 MOMENT: Final = 0.001
-"""Of so many in so many seconds the pace is known at once: of a burst the next claim brings as many as it can use."""
+"""`ENDS_NEEDED` ends within `MOMENT` seconds suffice to know the pace, so that the claim after a burst is large enough."""
 
 REMEMBERED: Final = 16
-"""Runs of a queue by which its median is judged: so many more short ones than long ones, or the reverse, outweigh all that went before."""
+"""Runs by which a queue's median is judged: this many more short ones than long ones, or the reverse, outweigh all before."""
 
 FADES_AFTER: Final = 60.0
-"""Seconds, besides the time that its last run took, after which a queue in which none ends any more tells nothing: it may never be used
-again."""
+"""Seconds after which a queue in which no run ends no longer counts, on top of the time of its last run. It may never be used again."""
 
 QUEUES: Final = 1_000
-"""Of more queues than that, whose names may be made up as they come, all is forgotten now and then."""
+"""If more queues than this are seen (names may be generated), all statistics are dropped."""
 
 
 class Pace:
-    """Of one session. Instants are of the monotonic clock."""
+    """The pace of one session. Instants are of the monotonic clock."""
 
     def __init__(self, now: float) -> None:
         self._since = now
@@ -39,7 +38,7 @@ class Pace:
         self._fades_at = now
 
     def note(self, queue: str, ran_for: float) -> None:
-        """A run has ended."""
+        """Note that a run has ended."""
         self._ended += 1
         leaning = self._leanings.get(queue, 0)
         if ran_for > STARTS_WITHIN:
@@ -48,7 +47,7 @@ class Pace:
             self._lean(queue, leaning - 1, ran_for)
 
     def reserve(self, now: float) -> int:
-        """How many jobs will start within `STARTS_WITHIN` of now, as things go; 0 while a queue's median run takes longer than that."""
+        """Estimate how many jobs will start within `STARTS_WITHIN` seconds; 0 while a queue's median run takes longer than that."""
         self._now = now
         passed = now - self._since
         if passed >= MEASURED_OVER or (self._ended >= ENDS_NEEDED and passed >= MOMENT):
@@ -64,7 +63,7 @@ class Pace:
             del self._slow_until[queue], self._leanings[queue]
 
     def _lean(self, queue: str, leaning: int, ran_for: float) -> None:
-        """Above zero its runs are long, by and large."""
+        """Note a short or long run of a queue. A leaning above 0 means that most of its runs are long."""
         if len(self._leanings) >= QUEUES and queue not in self._leanings:
             self._leanings.clear()
             self._slow_until.clear()

@@ -1,4 +1,4 @@
-"""Counts parked jobs by name: each name has one log line an interval, however many of its jobs are parked."""
+"""Limits the log lines about parked jobs: each name has one line per interval, however many of its jobs are parked."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ INTERVAL: Final = 60.0
 """Seconds between two lines of one name."""
 
 MOST_NAMES: Final = 1_000
-"""Names that are told apart: those beyond have one line together."""
+"""Names that are counted separately; all others share one line."""
 
 
 class ParkLog:
-    """Says which parked runs have a line. A line also counts those without one since the line before, of the same name."""
+    """Decides which parked run has a line. A line also counts the runs without one since the last line of that name."""
 
     def __init__(self) -> None:
         self._names: dict[str, tuple[float, int]] = {}
 
     def count(self, name: str, now: float) -> int | None:
-        """How many runs of that name were parked without a line since the last one; None if this one has no line either."""
+        """Return how many runs of that name were parked without a line since the last one; None if this run has no line either."""
         if name not in self._names and len(self._names) >= MOST_NAMES:
             name = ""
         since, unsaid = self._names.get(name, (now - INTERVAL, 0))
@@ -31,5 +31,5 @@ class ParkLog:
         return unsaid
 
     def _forget_old(self, now: float) -> None:
-        """Names whose last line is older than an interval: jobs that are parked still come again within 5 minutes."""
+        """Forget names whose last line is older than an interval. Jobs that are still parked come back within 5 minutes."""
         self._names = {name: (since, unsaid) for name, (since, unsaid) in self._names.items() if now - since < INTERVAL}

@@ -1,10 +1,10 @@
-"""Jobs whose last run has taken its worker with it, or was beside the one that did: which of them it was, nobody knows.
+"""Jobs that crashed: their last run took down its worker, or ran beside the one that did. Nobody knows which job it was.
 
-Run among others, the guilty one would take down as many leases each time, and those would be counted as crashed as often as it. So suspects
-are tried by themselves: a few at a time while each has but one crash, one at a time after that, the least suspicious first. What has begun
-before is waited for, what else was claimed goes back, so that it is nobody's when the worker dies, and nothing is claimed until those on
-trial have lived for a moment: the longer, the more is at stake. One that another crash would make poison has the worker to itself for as
-long as its run takes, within reason: whatever kills the worker then, nobody else is taken for it.
+If the guilty job ran among others, it would take them down each time, and they would be counted as crashed as often as it. So suspects
+run separately: a few at a time after their first crash, then one at a time, the least suspicious first. Before a trial, runs that had
+begun may end, and all other leases are handed back, so that they are not lost with the worker. Nothing is claimed until the jobs on trial
+have survived for a while; the time grows with the crashes. If one more crash would make a job poison, it has the worker to itself for its
+whole run, within a limit: if that kills the worker, no other job is blamed.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ from taskflow.worker.lease_table import HeldLease, LeaseTable
 
 
 class Trial(NamedTuple):
-    """`together`     so many at one time
-    `probation`    seconds that they have lived when others begin beside them
-    `until_alone`  seconds for which runs that began before are waited for, and the store to take back the rest. What stays is at their risk
-    """
+    """`together`     the number of jobs that run at one time
+    `probation`    seconds after which other jobs may begin beside them
+    `until_alone`  seconds to wait for earlier runs to end and for the store to take back the rest. Runs that go on share the risk"""
 
     together: int
     probation: float
@@ -31,16 +30,16 @@ class Trial(NamedTuple):
 
 
 TRIALS: Final = {
-    # As many of a hundred neighbours of the guilty one as can be cleared in seconds; what kills its worker does so at once, as a rule.
+    # Of a hundred neighbours of the guilty job, this clears most in seconds: a job that kills its worker usually does so at once.
     1: Trial(10, 0.5, 2.0),
-    # It may be one that runs out of memory after a while.
+    # It may be a job that runs out of memory after a while.
     2: Trial(1, 10.0, 10.0),
 }
 LAST: Final = Trial(1, 300.0, 30.0)
 
 
 class Quarantine:
-    """Holds them until they are tried or given back.
+    """Holds leases of suspects until they are tried or handed back.
 
     `begin` starts a run; `runs` are those under way; `give_back` settles a lease that has not begun.
     """
@@ -68,7 +67,7 @@ class Quarantine:
         self._has_some.set()
 
     def take_all(self) -> list[HeldLease]:
-        """Those that have not begun, chosen or not. They will not, any more."""
+        """Return the leases that have not begun, chosen or not. They will not begin any more."""
         taken = self._held([*self._chosen, *self._waiting])
         self._chosen, self._waiting = [], []
         return taken
@@ -86,7 +85,7 @@ class Quarantine:
                 self._lease_table.nudge()
 
     def _choose(self) -> Trial | None:
-        """Those that are tried now, while the rest goes back, and how. Cancelled after that by a stranger, `run` begins again and chooses
+        """Choose the leases to try now, and hand back the rest. If other code cancels `run` after that, it begins again and chooses
         anew."""
         waiting = sorted(self.take_all(), key=_crashes)
         if not waiting:
@@ -109,7 +108,7 @@ class Quarantine:
             await self._lease_table.wait_for_change(left)
 
     def _held(self, waiting: list[HeldLease]) -> list[HeldLease]:
-        """Those that have not been lost meanwhile."""
+        """Return those leases that have not been lost meanwhile."""
         return [holding for holding in waiting if self._lease_table.get(holding.lease.claim) is holding]
 
 

@@ -1,4 +1,4 @@
-"""Which queues a worker works, and in which order it asks for their jobs."""
+"""The queues of a worker, and the order in which it claims from them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from taskflow.model.seams import Chance
 
 
 class QueueChoice:
-    """``a,b`` is strict, ``a=3,b=1`` weighted, nothing given is every queue in turn.
+    """``a,b`` is strict, ``a=3,b=1`` is weighted; without names it is every queue in turn.
 
-    Weighted, a queue comes first in so many of all claims as its share of the weights is, and none starves.
+    With weights, each queue comes first in its share of the claims, so that none starves.
     """
 
     def __init__(self, weights: Mapping[str, int | None] | None = None, chance: Chance = random.Random()) -> None:  # noqa: B008  # a default chance
@@ -25,7 +25,7 @@ class QueueChoice:
 
     @classmethod
     def parse(cls, text: str) -> QueueChoice:
-        """From the text of `--queues`; ValueError that names the part."""
+        """Parse the text of `--queues`. Raises ValueError that names the wrong part."""
         weights: dict[str, int | None] = {}
         for part in text.split(","):
             name, separator, weight = part.strip().partition("=")
@@ -38,7 +38,8 @@ class QueueChoice:
         return cls(weights)
 
     def order(self) -> Sequence[str]:
-        """Weighted: a draw without replacement (Efraimidis and Spirakis 2006: the largest of u ** (1 / weight) comes first)."""
+        """Return the queues in the order of this claim. With weights it is a draw without replacement (Efraimidis and Spirakis 2006: the
+        largest of u ** (1 / weight) comes first)."""
         if not self._weights:
             return self.names
         return sorted(self.names, key=lambda name: self._chance.random() ** (1 / self._weights[name]), reverse=True)

@@ -1,4 +1,4 @@
-"""Reads from outside where a thread is, and in which job's run."""
+"""Finds out where another thread is, and in which job's run."""
 
 from __future__ import annotations
 
@@ -27,30 +27,31 @@ _IN_THREAD: Final = Threads._work.__code__
 _OF_A_THREAD: Final = 4 | 2
 
 Line = tuple[str, int, str, None]
-"""File, line number and function: taken as they are, so that nothing is read from a disk before it is shown."""
+"""File, line number and function: copied, so that nothing is read from a disk before it is shown."""
 
 
 def lines_of(thread: int) -> list[Line]:
-    """From the outermost call to where it is; empty when there is no such thread."""
+    """Return the lines from the outermost call to the present one; empty if there is no such thread."""
     lines = [(code.co_filename, frame.f_lineno or 0, code.co_qualname, None) for frame in _frames(thread) for code in (frame.f_code,)]
     return lines[::-1]
 
 
 def lines_of_all() -> dict[str, list[Line]]:
-    """By the thread's name."""
+    """Return the lines of all threads by the thread's name."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     return {f"{names.get(ident, 'a thread')} ({ident})": lines_of(ident) for ident in sys._current_frames()}
 
 
 def shown(lines: list[Line]) -> str:
-    """As a traceback has them, and the job's own alone where it is in them: the calls that lead to it tell the user nothing."""
+    """Format lines as in a traceback. If the job's own lines are among them, only these: the calls that lead to it tell the user
+    nothing."""
     outside = [number for number, (file, *_) in enumerate(lines) if file.startswith((_OURS, _LOOPS, "<frozen "))]
     own = lines[outside[-1] + 1 :] if outside else lines
     return "".join(traceback.StackSummary.from_list(own or lines).format()).rstrip()
 
 
 def waits_for_work(lines: list[Line]) -> bool:
-    """Whether a loop's thread is in no code but the loop's own."""
+    """Return True if a loop's thread waits in the loop's own code."""
     return bool(lines) and (lines[-1][0].startswith(_LOOPS) or lines[-1][0] == selectors.__file__)
 
 
@@ -60,7 +61,7 @@ def shown_all(threads: dict[str, list[Line]]) -> str:
 
 
 def run_in_loop(loop: asyncio.AbstractEventLoop, thread: int) -> JobContext | None:
-    """The run whose code the loop is in: that of the task itself, or of the one that it was begun by."""
+    """Return the run whose code the loop is in: that of the task itself, or of the task that started it."""
     task = asyncio.current_task(loop)
     if task is None:
         return None
@@ -69,7 +70,8 @@ def run_in_loop(loop: asyncio.AbstractEventLoop, thread: int) -> JobContext | No
 
 
 def run_in(thread: int) -> JobContext | None:
-    """The run that is on the thread's stack, of an async job or of a plain one. Costs the runs nothing: it is read from their frames."""
+    """Return the run on the thread's stack, of an async job or a plain one. It is read from the frames, so that it costs the runs
+    nothing."""
     for frame in _frames(thread):
         if frame.f_code is _IN_LOOP:
             context: JobContext | None = frame.f_locals.get("context")
@@ -81,10 +83,10 @@ def run_in(thread: int) -> JobContext | None:
 
 
 def seconds_computed() -> dict[int, float]:
-    """The processor's time that each thread of Python's has had, by its number; empty where the system does not tell.
+    """Return the processor time of each Python thread by its number; empty if the system does not report it.
 
-    By the kernel's own name of a thread's clock (clock_gettime(2), as glibc makes it up): it refuses a thread that has ended meanwhile,
-    where pthread_getcpuclockid would follow a pointer that leads nowhere.
+    The clock's id is made from the thread's number, as glibc does (clock_gettime(2)). The kernel refuses a thread that has ended;
+    pthread_getcpuclockid would follow a dangling pointer.
     """
     if sys.platform != "linux":
         return {}
@@ -97,19 +99,19 @@ def seconds_computed() -> dict[int, float]:
 
 
 def waited_for_processor() -> float:
-    """Seconds that the calling thread was ready to run and had no processor; 0.0 where the system does not tell.
+    """Return the seconds for which the calling thread was ready to run and had no processor; 0.0 if the system does not report it.
 
     A thread that waits for the interpreter lock sleeps, and is not counted.
     """
     try:
-        with open("/proc/thread-self/schedstat", "rb") as told:  # as bytes: decoding could import what an upgrade has just removed
+        with open("/proc/thread-self/schedstat", "rb") as told:  # as bytes: decoding could import a module that an upgrade has just removed
             return int(told.read().split()[1]) / 1e9
     except (OSError, ValueError, IndexError):
         return 0.0
 
 
 def _frames(thread: int) -> Iterator[FrameType]:
-    """From where it is outwards."""
+    """Yield the frames from the present one outwards."""
     frame = sys._current_frames().get(thread)
     while frame is not None:
         yield frame

@@ -32,15 +32,18 @@ from taskflow.worker.stacks import (
 LOOK: Final = 0.25
 FIRST_TOLD: Final = 1.0
 RARER: Final = 10
-"""A stall is told of again when it has lasted so many times as long."""
+"""A stall is reported again when it has lasted this many times as long."""
 
 TELLING: Final = 2.0
-"""Seconds that those who are told may take: the loop may stand still in the very log that is to tell of it."""
+"""Seconds that subscribers may take: the loop may be blocked in the very log that should report it."""
 
 
 class Standstill:
-    """How long something has stayed the same. What the looking thread has not lived through itself does not count: a process that was
-    stopped, or had no interpreter, is not one whose loop stands still."""
+    """Measures how long something has stayed the same.
+
+    Time that the watching thread did not live through itself does not count: if the process was stopped, or had no interpreter, its loop
+    is not blocked.
+    """
 
     def __init__(self, read: Callable[[], object]) -> None:
         self._read = read
@@ -48,7 +51,7 @@ class Standstill:
         self.seconds = 0.0
 
     def look(self, passed: float) -> bool:
-        """`passed` seconds after the last look: whether it has changed since."""
+        """Look, `passed` seconds after the last look. Return True if something has changed since."""
         seen = self._read()
         if seen != self._seen:
             self._seen, self.seconds = seen, 0.0
@@ -58,22 +61,21 @@ class Standstill:
 
 
 class Bounds(msgspec.Struct, frozen=True):
-    """`stall_limit`  seconds without progress of the loop after which `on_limit` is called; 0 is never
-    `ttl`          of the sessions, in seconds
-    """
+    """`stall_limit`  seconds without progress of the loop after which `on_limit` is called; 0 means never
+    `ttl`          of the sessions, in seconds"""
 
     stall_limit: float
     ttl: float
 
 
 class Eyes(msgspec.Struct, frozen=True):
-    """What the watch asks and whom it calls, from its own thread.
+    """The functions that the watch calls, from its own thread.
 
-    `holding_of` what a run holds, None when that is settled
-    `slow`       the last run that took a while, and when it ended
-    `beats`      changes with every beat that is answered, and with every session
-    `on_silent`  nobody has beaten for the session although the watch has seen time pass for longer than its ttl
-    `on_limit`   the loop stands still for good; whether the event could be told
+    `holding_of` returns what a run holds, None if it is settled
+    `slow`       returns the last run that took long, and when it ended
+    `beats`      changes with every heartbeat that is answered, and with every session
+    `on_silent`  called if no heartbeat was sent for longer than the ttl, although the watch has seen that time pass
+    `on_limit`   called if the loop is blocked for good, with whether the event reached the subscribers
     """
 
     holding_of: Callable[[JobContext], HeldLease | None]
@@ -84,10 +86,11 @@ class Eyes(msgspec.Struct, frozen=True):
 
 
 class StallWatch:
-    """Started in the loop that it watches. Its thread never logs and never waits for the loop, so that neither can hold it up.
+    """Watches the loop in which it was started. Its thread never logs and never waits for the loop, so neither can block it.
 
-    `stalled_for`  seconds without progress of the loop, 0.0 when it moves; `looked_at` of the monotonic clock, to see whether it is alive
-    `blocker`      the lease of the job that is told to block it
+    `stalled_for`  seconds without progress of the loop, 0.0 while it moves; `looked_at`, of the monotonic clock, shows that the watch is
+    alive
+    `blocker`      the lease of the job that blocks it
     """
 
     def __init__(self, events: Events, start_thread: StartThread, bounds: Bounds, eyes: Eyes) -> None:
@@ -198,14 +201,14 @@ class StallWatch:
         self._eyes.on_limit(self._tell(lambda: StalledForGood(lease, lasted, shown_all(threads))))
 
     def _look_at_keeper(self, passed: float) -> None:
-        """Its own word comes sooner, at the ttl; without any, its thread is dead or hangs."""
+        """Check that heartbeats are sent. The keeper reports a lapse itself at the ttl; if it does not, its thread is dead or hangs."""
         self._beats.look(passed)
         if self._beats.seconds > self._bounds.ttl + 2 * FIRST_TOLD:
             self._beats.seconds = 0.0
             self._eyes.on_silent()
 
     def _lease_on_loop(self) -> Lease | None:
-        """The job whose code the loop's thread is in now. A plain function, in a thread of its own, holds up no loop."""
+        """Return the lease of the job whose code the loop's thread is in. A plain function has a thread of its own, and blocks no loop."""
         holding = self._holding_in(self._thread)
         return holding.lease if holding is not None and holding.in_thread is None else None
 
@@ -214,17 +217,17 @@ class StallWatch:
         return self._eyes.holding_of(run) if run is not None else None
 
     def _tell(self, make: Callable[[], WorkerEvent]) -> bool:
-        """In a thread that may hang, where this one must not: whether it was done in time."""
+        """Tell the subscribers, in a thread that may hang, because this one must not. Return True if it was done in time."""
         try:
             teller = self._start_thread(partial(_make_and_tell, make, self._events), "taskflow-tells")
-        except RuntimeError:  # the system has no more threads
+        except RuntimeError:  # the system cannot start another thread
             return False
         teller.join(TELLING)
         return not teller.is_alive()
 
 
 def _clocks() -> tuple[float, dict[int, float]]:
-    """The monotonic one, and those of the threads, read together: not with a long call of C code between the two."""
+    """Read the monotonic clock and those of the threads together: no long call of C code may come between the two."""
     while True:
         begun_at, computed, now = time.monotonic(), seconds_computed(), time.monotonic()
         if now - begun_at < LOOK:

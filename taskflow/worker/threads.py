@@ -1,4 +1,5 @@
-"""Threads for plain functions. They pull from one deque, and results travel back to the loop in bundles: a hop a job costs too much."""
+"""Threads for plain functions. They take calls from one deque and return results to the loop in bundles, because a hop per job costs too
+much."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from taskflow.model.seams import StartThread
 
-# An idle thread goes home after so many seconds, so that a burst does not leave a hundred behind.
+# Seconds after which an idle thread ends, so that a burst does not leave a hundred threads behind.
 IDLE_FOR: Final = 30.0
 
 
@@ -23,11 +24,11 @@ class _ThreadCall(NamedTuple):
 
 
 class Threads:
-    """At most `size` daemon threads, started when there is work and nobody idle. Belongs to one event loop.
+    """At most `size` daemon threads, started if there is work and no thread is idle. Belongs to one event loop.
 
-    Daemons, because a function that never returns must not hold up the end of the process.
+    They are daemons, because a function that never returns must not keep the process from ending.
 
-    `left_behind` is how many threads are at functions that were given up; `on_freed` is called in the loop when one of them has ended.
+    `left_behind` counts threads whose functions were given up. `on_freed` is called in the loop when such a function has ended.
     """
 
     def __init__(self, size: int, start_thread: StartThread, on_freed: Callable[[], None] = lambda: None) -> None:
@@ -46,10 +47,10 @@ class Threads:
         self._is_delivering = False
 
     def run(self, function: Callable[[], Any]) -> asyncio.Future[Any]:
-        """Call it in a thread, with this task's context variables; the future is its outcome.
+        """Call the function in a thread, with this task's context variables. Return a future for its outcome.
 
-        Cancelling the future keeps a function that has not begun from beginning, and stops no other: nothing can. Whoever cancels it says
-        so by `give_up`. Raises RuntimeError when the system has no thread for it.
+        If the future is cancelled, a function that has not begun never begins. A running function cannot be stopped: call `give_up` then.
+        Raises RuntimeError if the system has no thread for it.
         """
         outcome: asyncio.Future[Any] = self._loop.create_future()
         work = _ThreadCall(function, contextvars.copy_context(), outcome)
@@ -62,35 +63,36 @@ class Threads:
         return outcome
 
     def take_back(self, outcome: asyncio.Future[Any]) -> None:
-        """Its function is not called any more, if none of the threads has come to it yet: the outcome is NeverBegun then."""
+        """Take the function back if no thread has begun it. Its outcome is then NeverBegun."""
         if not outcome.done() and self._withdraw(outcome):
             outcome.set_exception(NeverBegun())
 
     def give_up(self, outcome: asyncio.Future[Any]) -> None:
-        """Nobody waits for it any more, if it was cancelled: its thread is not free until the function ends."""
+        """Note that nobody waits for a cancelled call. Its thread is not free until the function ends."""
         if outcome.cancelled() and not self._withdraw(outcome):
             self.left_behind += 1
 
     def close(self) -> None:
-        """No more work; a thread that is at work ends after it."""
+        """Accept no more calls. A busy thread ends after its function."""
         with self._wake:
             self._is_closed = True
             self._wake.notify_all()
 
     def _withdraw(self, outcome: asyncio.Future[Any]) -> bool:
-        """Whether no thread has taken it, and none will."""
+        """Return True if no thread has taken the call, or will."""
         for work in self._waiting.copy():
             if work.outcome is outcome:
-                with contextlib.suppress(ValueError):  # taken this moment
+                with contextlib.suppress(ValueError):  # a thread has just taken it
                     self._waiting.remove(work)
                     return True
         return False
 
     def _call_one(self) -> None:
-        """Have a thread come, unless one is on its way: that one calls the next when it finds more than it takes.
+        """Have a thread take the call, unless one is being woken: that one wakes the next if it finds more than one call.
 
-        So functions that wait get a thread each, while one or two threads work off a bundle of those that do not: with a thread woken for
-        each they would fight for the interpreter, at several times the price of the work.
+        So functions that wait get a thread each, while one or two threads work off a bundle of short ones. If each call woke a thread, they
+        would
+        fight for the interpreter, at several times the cost of the work.
         """
         if self._is_one_coming:
             return
@@ -106,7 +108,7 @@ class Threads:
         self._alive += 1
         try:
             self._start_thread(self._work, "taskflow-job")
-        except RuntimeError:  # the system has no more threads: those that are alive do the work, else nobody could
+        except RuntimeError:  # the system cannot start another thread; the existing ones must do the work
             self._is_one_coming = False
             self._alive -= 1
             if not self._alive:
@@ -119,7 +121,7 @@ class Threads:
                 self._call_one()
             value, error = None, None
             try:
-                if not work.outcome.cancelled():  # else what it belonged to has ended, and it must not come after that
+                if not work.outcome.cancelled():  # otherwise its owner has ended, and the call must not begin after that
                     value = work.scope.run(work.function)
             except BaseException as raised:
                 error = raised
@@ -135,7 +137,8 @@ class Threads:
                     return None
 
     def _has_more(self) -> bool:
-        """Waits for work, and goes home when none comes. Work is added first and called for then: it is seen here, or finds us idle."""
+        """Wait for a call, and return False if none comes. A call is added first and announced after: so it is seen here, or the thread is
+        idle."""
         with self._wake:
             is_late = False
             while not self._waiting:
@@ -149,13 +152,13 @@ class Threads:
             return True
 
     def _deliver(self, outcome: asyncio.Future[Any], value: Any, error: BaseException | None) -> None:
-        """One call into the loop brings all that is done by then."""
+        """Hand all outcomes so far to the loop, in one call."""
         self._done.append((outcome, value, error))
         if not self._is_delivering:
             self._is_delivering = True
             try:
                 self._loop.call_soon_threadsafe(self._take_in)
-            except RuntimeError:  # the loop is closed: nobody waits any more
+            except RuntimeError:  # the loop is closed, so nobody waits
                 self._done.clear()
 
     def _take_in(self) -> None:
@@ -173,11 +176,11 @@ class Threads:
 
 
 class NeverBegun(Exception):
-    """What a function comes to that was taken back."""
+    """The outcome of a function that was taken back."""
 
 
 class RaisedInThread(Exception):
-    """Carries an error that a future cannot hand over as it is: it refuses StopIteration, and GeneratorExit closes whoever awaits it."""
+    """Carries an error that a future cannot: it refuses StopIteration, and GeneratorExit would close the awaiting coroutine."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__(f"{type(error).__name__} was raised by the job's function")

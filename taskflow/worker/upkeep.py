@@ -1,4 +1,4 @@
-"""Does the store's upkeep, as often as the store says."""
+"""Calls the store's upkeep as often as the store asks for it."""
 
 from __future__ import annotations
 
@@ -17,34 +17,35 @@ from taskflow.model.session import Outlook
 from taskflow.worker.events import BrokerTrouble, Events
 
 LIMIT: Final = 250
-"""Moves of one call while jobs fall due: they wait for it, and so do the claims of those that the last one has made ready."""
+"""Moves of one call while jobs fall due. These jobs wait for the call, and so do claims of the jobs that the previous call made ready."""
 
 PORTIONS: Final = ((100, 50), (500, 250))
 BREATH: Final = 0.01
-"""What nobody waits for, to drop what is no longer kept above all, goes in small portions with so many seconds between them: claims that
-come meanwhile find the server free. The first hundred of 50 moves, the next ones of 250, lest more come than is dropped."""
+"""Work that nobody waits for, mostly dropping old results, is done in small portions, `BREATH` seconds apart, so that claims find the
+server free. The first hundred portions have 50 moves, the next ones 250, so that no more is added than dropped."""
 
 LONGEST_PAUSE: Final = 5.0
 PAUSES: Final = Pauses(0.5, LONGEST_PAUSE)
 BELIEVED_FOR: Final = 1.4 * LONGEST_PAUSE
-"""Seconds after which nobody goes by what a beat has told."""
+"""Seconds for which a heartbeat's outlook is trusted."""
 
 LONGEST_REST: Final = 60.0
-"""Seconds after which upkeep is done whatever beats tell."""
+"""Seconds after which upkeep is called whatever the heartbeats' outlook says."""
 
 SHORT: Final = 2.0
-TOLD: Final = 0.1
-"""What is due so many seconds before the next call, or more, is what nobody has told of."""
+UNANNOUNCED: Final = 0.1
+"""If a heartbeat reports work due at least this many seconds before the planned call, no nudge announced it; upkeep is then called
+earlier."""
 
 MOMENT: Final = 0.001
-"""Who came a little too early, as timers have it, and was told that something is due by now, comes again in so many seconds."""
+"""Seconds before another try if a timer fired slightly early and nothing was due yet."""
 
-# A job planned for soon nudges: no more often than this, in seconds, or a flood of them would be a flood of upkeep.
+# Minimum seconds between two calls. Each job that is due soon nudges, and a flood of them must not become a flood of calls.
 AT_LEAST: Final = 0.005
 
 
 class Upkeep:
-    """`on_ready` is called when it has made jobs ready to be claimed."""
+    """`on_ready` is called when upkeep has made jobs ready."""
 
     def __init__(self, broker: Broker, chance: Chance, events: Events, on_ready: Callable[[], None] = lambda: None) -> None:
         self._broker = broker
@@ -69,13 +70,13 @@ class Upkeep:
                     await asyncio.sleep(AT_LEAST)
 
     def note_work(self) -> None:
-        """Jobs are done here: what has ended makes more to do."""
+        """Note that jobs run here: when they end, there is more to do."""
         self._is_at_rest = False
 
     def heed(self, outlook: Outlook, asked_at: float) -> None:
-        """What a beat was told that asked then."""
+        """Take in the outlook of a heartbeat that was sent at `asked_at`."""
         self._told_at, self._due_at = asked_at, asked_at + outlook.due_in
-        if self._due_at < self._next_at - TOLD:
+        if self._due_at < self._next_at - UNANNOUNCED:
             self._forget_due()
             self._when_due = asyncio.get_running_loop().call_later(self._due_at - time.monotonic(), self._nudge)
 
@@ -85,7 +86,7 @@ class Upkeep:
             self._when_due = None
 
     async def _wait(self, nudges: Nudges, pause: float) -> bool:
-        """True when nudged. Where nothing was done, and beats since tell of nothing to do, it is put off."""
+        """Return True after a nudge. If the last call did nothing and the heartbeats report no work, the next call is put off."""
         began_at = time.monotonic()
         self._next_at = began_at + pause
         while not await nudges.wait(pause):
@@ -118,7 +119,7 @@ class Upkeep:
         was_early, self._was_early = self._was_early, self._is_at_rest
         if self._is_awaited:
             return 0.0
-        return MOMENT if self._was_early and not was_early else BREATH  # what is due and does not move is another's at this moment
+        return MOMENT if self._was_early and not was_early else BREATH  # a due job that does not move is locked by another worker
 
     def _limit(self) -> int:
         if self._is_awaited:
@@ -126,6 +127,6 @@ class Upkeep:
         return next((moves for number, moves in PORTIONS if self._portions < number), LIMIT)
 
     def _until_next(self, next_in: float) -> float:
-        # Workers that were told the same time come a little apart: earlier, since a planned job may be what they were told of. One that
-        # was told a short time is alone, or there is something due.
+        # Workers that get the same time spread their calls. They call early, because a planned job may be due then. A short time means that
+        # this worker is alone or that something is due: then it is kept.
         return min(next_in * (1.0 - 0.2 * self._chance.random()) if next_in > SHORT else next_in, LONGEST_PAUSE)

@@ -11,20 +11,20 @@ from taskflow.model.envelope import Lease
 from taskflow.model.ids import id_text
 
 LATE: Final = 12.0
-"""Seconds without an answer after which the broker does not answer: two of the fetcher's looks for jobs, or for room, and a little."""
+"""Seconds without an answer after which the broker counts as away: a little more than two of the fetcher's looks for jobs or room."""
 
 BLIND: Final = 5.0
-"""Seconds after which the thread that watches over the others has not moved itself."""
+"""Seconds after which the thread that watches the others counts as dead."""
 
 
 class Signs(NamedTuple):
-    """Of one session, instants of the monotonic clock; None is never. `free` slots, and `running` those taken.
+    """The signs of one session: instants of the monotonic clock, or None for never. `free` and `running` count slots.
 
-    `beaten_at`, `claimed_at`  when the broker has answered last
-    `full_at`                  until when there was last no room to claim for: that is looked for every few seconds
-    `tried_at`                 when a beat was tried last, whatever came of it
-    `settling_since`           since when a verdict waits to be told
-    `left_behind`              threads at plain functions that were given up; `is_stuck` when there are as many as slots
+    `beaten_at`, `claimed_at`  the broker's last answer to a heartbeat and to a claim
+    `full_at`                  the last time that there was no room to claim for, which is checked every few seconds
+    `tried_at`                 the last attempt to send a heartbeat
+    `settling_since`           since when a verdict has waited for its settlement
+    `left_behind`              threads whose functions were given up; `is_stuck` if they take every slot
     """
 
     running: int
@@ -41,7 +41,7 @@ class Signs(NamedTuple):
 
 @dataclass(frozen=True)
 class VitalSign:
-    """`why` in words for people; `facts` for programs, of numbers and text. A dataclass, which web frameworks answer with as it is."""
+    """`why` is for people, `facts` for programs: numbers and text. A dataclass, because web frameworks can return it as it is."""
 
     is_well: bool
     why: str
@@ -49,7 +49,7 @@ class VitalSign:
 
 
 class Seen(Protocol):
-    """What the watch has seen, see StallWatch."""
+    """What the stall watch has seen, see `StallWatch`."""
 
     @property
     def stalled_for(self) -> float: ...
@@ -60,7 +60,7 @@ class Seen(Protocol):
 
 
 class Vitals:
-    """`seen` is the watch of the worker, None before its start and after its end; `signs` are the present session's, None between two."""
+    """`seen` is the worker's watch, None before its start and after its end. `signs` are those of the present session, None between two."""
 
     def __init__(self, seen: Callable[[], Seen | None], signs: Callable[[], Signs | None], ttl: float) -> None:
         self._seen = seen
@@ -69,36 +69,37 @@ class Vitals:
         self.is_winding_down = False
 
     def live(self) -> VitalSign:
-        """That its loop and its keeper's thread move. Says nothing about the broker: to start the process again would not bring it back."""
+        """Return whether the loop and the keeper's thread move. Says nothing about the broker: restarting the process would not bring it
+        back."""
         seen, signs, now = self._seen(), self._signs(), time.monotonic()
         if seen is None:
             return VitalSign(True, self._without_watch())
         facts: dict[str, float | int | str | None] = {"stalled_for": round(seen.stalled_for, 3)}
         if now - seen.looked_at > BLIND:
-            return VitalSign(False, f"the thread that watches has not moved for {now - seen.looked_at:.0f} s", facts)
+            return VitalSign(False, f"the watching thread has not moved for {now - seen.looked_at:.0f} s", facts)
         if seen.stalled_for:
             where = f" in {_name(seen.blocker)}" if seen.blocker else ""
-            return VitalSign(False, f"the event loop has stood still for {seen.stalled_for:.1f} s{where}", facts)
+            return VitalSign(False, f"the event loop has been blocked for {seen.stalled_for:.1f} s{where}", facts)
         if signs is not None and not signs.is_over and now - signs.tried_at > self._ttl + BLIND:
-            return VitalSign(False, f"the thread that beats has not moved for {now - signs.tried_at:.0f} s", facts)
-        return VitalSign(True, "the event loop and the thread that beats move", facts)
+            return VitalSign(False, f"the heartbeat thread has not moved for {now - signs.tried_at:.0f} s", facts)
+        return VitalSign(True, "the event loop and the heartbeat thread move", facts)
 
     def ready(self) -> VitalSign:
-        """That it lives, and the broker has answered its beats, its claims and its settlements lately."""
+        """Return whether the worker is alive and the broker has lately answered its heartbeats, claims and settlements."""
         live = self.live()
         if not live.is_well:
             return live
         if self._seen() is None:
             return VitalSign(False, self._without_watch())
         if self.is_winding_down:
-            return VitalSign(False, "it winds down and claims nothing more")
+            return VitalSign(False, "the worker winds down and claims nothing more")
         signs = self._signs()
         if signs is None or signs.is_over:
-            return VitalSign(False, "its session has ended, and the next one has not begun")
+            return VitalSign(False, "the worker's session has ended, and the next one has not begun")
         return self._of(signs, time.monotonic())
 
     def _without_watch(self) -> str:
-        return "it has ended" if self.is_winding_down else "it has not started yet"
+        return "the worker has ended" if self.is_winding_down else "the worker has not started yet"
 
     def _of(self, signs: Signs, now: float) -> VitalSign:
         beaten, claimed = _since(signs.beaten_at, now), _since(signs.claimed_at, now)
@@ -115,14 +116,14 @@ class Vitals:
             return VitalSign(False, f"nothing can begin: functions that were given up go on in all {signs.left_behind} slots", facts)
         if beaten is None or beaten > max(LATE, self._ttl / 2):
             return VitalSign(False, _not_for("a beat", beaten), facts)
-        # With every slot taken it does not claim, and need not: what runs there must be told of when it ends, though.
+        # With every slot taken it need not claim. But the runs must be settled when they end.
         full = _since(signs.full_at, now)
         waited = claimed if claimed is None or full is None else min(claimed, full)
         if waited is None or (signs.free and waited > LATE):
             return VitalSign(False, _not_for("a claim", waited), facts)
         if settling is not None and settling > LATE:
             return VitalSign(False, _not_for("a settlement", settling), facts)
-        return VitalSign(True, "the broker answers its beats, claims and settlements", facts)
+        return VitalSign(True, "the broker answers heartbeats, claims and settlements", facts)
 
 
 def _since(at: float | None, now: float) -> float | None:

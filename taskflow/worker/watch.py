@@ -1,4 +1,4 @@
-"""Reports runs that were asked to stop and go on: a thread, or a job that swallows its cancellation, could run for ever unnoticed."""
+"""Reports runs that go on after they were asked to stop: a thread, or a job that swallows its cancellation. They would go unnoticed."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from taskflow.worker.events import Events, StillRunning
 from taskflow.worker.lease_table import HeldLease
 
 RARER: Final = 10
-"""A run is told of again when it has taken so many times as long."""
+"""A run is reported again when it has taken this many times as long."""
 
 SHORTEST_PAUSE: Final = 0.05
 LONGEST_PAUSE: Final = 5.0
 
 
 class Watch:
-    """Looks at all of `runs()` every few seconds. `patience` is how many of them a run has to stop before it is told of.
+    """Checks all of `runs()` every few seconds. `patience` is the time in seconds that a run has to stop before it is reported.
 
-    `nudge` is called as often: whoever waits for room has then looked lately whether there is some, and vitals can tell.
+    `nudge` is called at each check, so that the fetcher looks for free slots, and vitals can tell.
     """
 
     def __init__(self, runs: Callable[[], Iterable[HeldLease]], patience: float, events: Events, nudge: Callable[[], None]) -> None:
@@ -43,6 +43,6 @@ class Watch:
 
 
 def tell_of(holding: HeldLease, now: float, events: Events) -> None:
-    """A run that was asked to stop, by now."""
+    """Report a run that was asked to stop and should have stopped by now."""
     if holding.asked_at is not None and holding.why_stopped is not None:
         events.tell(StillRunning(holding.lease, now - holding.asked_at, holding.why_stopped))

@@ -64,7 +64,7 @@ def test_a_fleet_none_of_whose_workers_moves_is_not_live(shell: Shell) -> None:
     ask_until(port, "/ready", 200)
     shell.send("block.bind()")
     told = ask_until(port, "/live", 503)
-    assert "the event loop has stood still" in told.body["why"]
+    assert "the event loop has been blocked" in told.body["why"]
     shell.write("release", "")
     ask_until(port, "/live", 200)
     started.signal(signal.SIGTERM)
@@ -104,7 +104,7 @@ def test_a_worker_that_has_fallen_silent_does_not_live(monkeypatch: pytest.Monke
     workers = Fleet()
     workers.note(1, said(WELL, WELL))
     monkeypatch.setattr(fleet, "SILENT_AFTER", 0.0)
-    assert "has said nothing for" in workers.live().why
+    assert "has been silent for" in workers.live().why
     assert not workers.ready().is_well
 
 

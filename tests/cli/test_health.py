@@ -28,7 +28,7 @@ def test_a_worker_that_works_is_live_and_ready(shell: Shell) -> None:
     worker, port = a_worker(shell)
     ready = ask_until(port, "/ready", 200)
     assert ready.body["ok"] is True
-    assert ready.body["why"] == "the broker answers its beats, claims and settlements"
+    assert ready.body["why"] == "the broker answers heartbeats, claims and settlements"
     assert ready.headers["content-type"] == "application/json"
     assert ask(port, "/live").status == 200
     worker.signal(signal.SIGTERM)
@@ -40,7 +40,7 @@ def test_a_loop_that_stands_still_is_told_of_and_does_not_hang_the_probe(shell: 
     shell.send("block.bind()")
     worker.wait_for("begun")
     unwell = ask_until(port, "/live", 503)
-    assert re.search(r"the event loop has stood still for \d+\.\d s in tasks\.block [0-9a-f-]{36}", unwell.body["why"])
+    assert re.search(r"the event loop has been blocked for \d+\.\d s in tasks\.block [0-9a-f-]{36}", unwell.body["why"])
     assert ask(port, "/ready").status == 503
     shell.write("release", "")
     ask_until(port, "/live", 200)
@@ -86,7 +86,7 @@ def test_a_worker_that_starts_lives_and_is_not_ready(shell: Shell) -> None:
     found = re.search(r":(\d+)/live", worker.said)
     assert found
     assert ask(int(found[1]), "/live").status == 200
-    assert ask(int(found[1]), "/ready").body["why"] == "it has not started yet"
+    assert ask(int(found[1]), "/ready").body["why"] == "the worker has not started yet"
     worker.signal(signal.SIGTERM)
     ended_clearly(worker, [128 + signal.SIGTERM])
 

@@ -313,7 +313,7 @@ def test_neither_a_server_nor_settings_show_a_password() -> None:
 
 
 def test_a_line_break_at_the_end_of_a_secret_is_named() -> None:
-    with pytest.raises(BrokerUrlError, match=r"a control character, '\\n': a secret that is read from a file often ends with a line break"):
+    with pytest.raises(BrokerUrlError, match=r"a control character, '\\n': a secret read from a file often ends with a line break"):
         connect("redis://:hunter2\n@host")
 
 

@@ -523,7 +523,7 @@ def test_many_that_retire_in_one_place_are_told_of(caplog: pytest.LogCaptureFixt
     for pid in (1, 2, 3):
         office.works(pid)
         office.does(lambda pid=pid: office.supervisor.note_report(pid, "retiring"))  # type: ignore[misc]
-    assert "3 workers of process 1 have been replaced and go on with what they run" in caplog.text
+    assert "3 workers of process 1 have been replaced and still run their jobs" in caplog.text
     assert "2 workers of process 1" not in caplog.text
 
 
@@ -573,7 +573,7 @@ def test_a_limit_that_every_worker_is_beyond_does_not_make_it_spin(caplog: pytes
         office.works(pid + 1)
     office.act(0.9 * 2.0**3)
     assert office.started == 6
-    assert "the next starts in 8 s" in caplog.text
+    assert "the next one starts in 8 s" in caplog.text
 
 
 def test_what_is_starting_is_not_weighed() -> None:

@@ -64,7 +64,7 @@ async def test_a_thread_that_runs_on_past_its_timeout_is_told_of_while_it_runs(c
     with caplog.at_level(logging.WARNING, "taskflow.worker"):
         log_event(StillRunning(first.lease, 5.2, first.why))
     assert f"tests.life.deaf_thread {handle.id}" in caplog.text
-    assert "was asked to stop 5 s ago (timed out) and runs still" in caplog.text
+    assert "was asked to stop 5 s ago (timed out) and still runs" in caplog.text
 
 
 async def test_a_thread_that_runs_on_keeps_its_slot() -> None:
@@ -116,7 +116,7 @@ async def test_what_the_store_refuses_is_told_and_does_not_count(caplog: pytest.
             assert (worker.tally.runs, worker.tally.ended, worker.tally.failed) == (1, 0, 0)
     [refused] = [event for event in heard.events if isinstance(event, NotCounted)]
     assert isinstance(refused.verdict, Succeeded)
-    [warning] = [record for record in caplog.records if "does not count" in record.getMessage()]
+    [warning] = [record for record in caplog.records if "that was ignored" in record.getMessage()]
     assert warning.levelno == logging.WARNING
     assert warning.getMessage().startswith(f"tests.life.waits {handle.id} ")
 
@@ -181,7 +181,7 @@ async def test_a_leave_that_the_broker_did_not_hear_is_not_said_to_be_tried_agai
             async with Worker(options=WorkerOptions(subscribers=(heard, log_event), ttl=60.0, last_words=0.2)):
                 broker.away = {"beat"}
     assert [type(event) for event in heard.events if isinstance(event, BrokerTrouble | NotLeft)][-1] is NotLeft
-    assert "could not tell the broker that it leaves, what it holds still runs again after 60 s" in caplog.text
+    assert "could not tell the broker that it stops; the jobs it still holds run again after 60 s" in caplog.text
     assert "leave did not reach" not in caplog.text
 
 
@@ -198,7 +198,7 @@ async def test_what_could_not_be_settled_by_the_end_is_told(caplog: pytest.LogCa
                 await heard.wait_for(Ended)
         [lost] = [event for event in heard.events if isinstance(event, VerdictsLost)]
         assert [lease.envelope.id for lease in lost.leases] == [parse_id(handle.id)]
-    assert "could not be settled (the broker has not answered by the worker's end): it most likely runs again" in caplog.text
+    assert "could not be settled (the broker has not answered by the worker's end): it will most likely run again" in caplog.text
 
 
 async def test_a_job_that_was_handed_back_ten_times_is_told_of_when_it_is_claimed(caplog: pytest.LogCaptureFixture) -> None:

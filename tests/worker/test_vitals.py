@@ -49,7 +49,7 @@ async def test_a_worker_is_ready_when_beats_and_claims_are_answered_and_not_befo
         broker.away = set()
         ready = await until(worker.vitals.ready, is_well=True)
         assert ready.facts["running"] == 0
-    assert (worker.vitals.live().is_well, worker.vitals.ready()) == (True, VitalSign(False, "it has ended"))
+    assert (worker.vitals.live().is_well, worker.vitals.ready()) == (True, VitalSign(False, "the worker has ended"))
 
 
 @pytest.mark.parametrize(("verb", "named"), [("claim", "a claim"), ("beat", "a beat")])
@@ -144,7 +144,7 @@ async def test_a_worker_that_winds_down_lives_and_is_not_ready(broker: FaultyBro
         await Run.started.wait()
         await until(worker.vitals.ready, is_well=True)
         ending = asyncio.create_task(_see_end(worker))
-    assert await ending == (True, "it winds down and claims nothing more")
+    assert await ending == (True, "the worker winds down and claims nothing more")
 
 
 async def _see_end(worker: Worker) -> tuple[bool, str]:

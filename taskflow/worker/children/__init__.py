@@ -1,5 +1,5 @@
-"""Child processes for jobs that say ``runs_in="process"``.
+"""Child processes for jobs with ``runs_in="process"``.
 
-`pool` keeps them, in the worker; `process` is one of them as the worker sees it, `spawn` how it is started, `output` what it writes,
-`death` why it has died; `child` is the main program of the other side, and `wire` what both speak.
+`pool` keeps them, in the worker; `process` is one child as the worker sees it; `spawn` starts it; `output` reads what it prints;
+`death` has the errors. `child` is the main program on the other side, and `wire` the messages between both.
 """

@@ -1,4 +1,4 @@
-"""The user's application in a child process: imported by name, as the worker has imported it, and once."""
+"""The user's application in a child process: its modules are imported once, by the names by which the worker imported them."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from taskflow.worker.children.wire import CallRefused, Hello, Import
 from taskflow.worker.failures import failure_of
 
 _MAIN = "__mp_main__"
-"""What multiprocessing calls the main module in a process that it has spawned: applications know it, and so does the registry."""
+"""The name that multiprocessing gives the main module in a spawned process. Applications know it, and so does the registry."""
 
 
 class Application:
-    """What has failed to be imported is told to the run that needs it."""
+    """Imports modules. An import that fails is reported to the run that needs the module."""
 
     def __init__(self, hello: Hello) -> None:
         self._failures: dict[str, CallRefused] = {}
@@ -34,18 +34,18 @@ class Application:
 
     @property
     def is_whole(self) -> bool:
-        """Whether all that was to be imported is there."""
+        """Return True if every module was imported."""
         return not self._failures
 
     def load(self, wanted: Import) -> None:
-        """As far as it goes."""
+        """Import the modules. Goes on past one that fails."""
         try:
             with default_app().importing(wanted.module):
                 if wanted.main is None:
                     importlib.import_module(wanted.module)
                 else:
                     _load_main(wanted.main)
-        except BaseException as error:  # SystemExit, or one of the module's own
+        except BaseException as error:  # also SystemExit, or an exception class of the module
             failure = failure_of(error, 1)
             why = f"{wanted.main or wanted.module} cannot be imported in a child process: {failure.type}: {failure.message}"
             self._failures[wanted.module] = CallRefused(why, failure.traceback)
@@ -53,7 +53,7 @@ class Application:
     def find(self, name: str, module: str) -> AnyJob | CallRefused:
         self._log_to_stderr()
         default_app().read_settings()
-        if module in self._failures:  # though it may have declared the job before it failed
+        if module in self._failures:  # it may have declared the job before it failed
             return self._failures[module]
         return default_app().registry.get(name) or CallRefused(
             f"{module}, imported in a child process, declares no job {name!r}: declare it where the import comes by, "
@@ -62,13 +62,13 @@ class Application:
         )
 
     def _log_to_stderr(self) -> None:
-        """Unless the application has made arrangements of its own."""
+        """Log to stderr, unless the application has set up logging."""
         if not logging.getLogger().handlers:
             logging.basicConfig(level=self._log_level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
 
 
 def _load_main(main: str) -> None:
-    """Under another name than `__main__`, so that what is meant for the command alone is not done again."""
+    """Import the main module under a name other than `__main__`, so that code meant only for the command does not run again."""
     module = ModuleType(_MAIN)
     is_file = os.path.isabs(main)
     content = runpy.run_path(main, run_name=_MAIN) if is_file else runpy.run_module(main, run_name=_MAIN, alter_sys=True)
@@ -77,7 +77,7 @@ def _load_main(main: str) -> None:
 
 
 class NoState:
-    """Stands for `ctx.state`, which the worker's lifespan has made, and which stays in the worker's process."""
+    """Stands for `ctx.state`, which the worker's lifespan has created and which exists only in the worker's process."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):

@@ -1,4 +1,4 @@
-"""The main thread of a child process: it calls what the other thread's event loop asks it to, and hands back what comes of it."""
+"""Runs jobs in the main thread of a child process, for the event loop in the other thread."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ class _Call(NamedTuple):
 
 
 class MainThreadCalls:
-    """One after the other. Async functions run in an event loop of the main thread's own, the same for all, so that what is bound to it
-    lasts; plain ones run outside of it, and may have loops of theirs."""
+    """Runs one call after the other. Async functions share one event loop of the main thread, so that objects bound to it stay valid. Plain
+    functions run outside of it, and may have loops of their own."""
 
     def __init__(self) -> None:
         self._asked: SimpleQueue[_Call | None] = SimpleQueue()
         self._runner = asyncio.Runner()
 
     def run(self, function: Callable[[], Any]) -> asyncio.Future[Any]:
-        """From the other thread's loop: call it in the main thread, with this task's context variables."""
+        """Call a function in the main thread, with this task's context variables. Called from the other thread's loop."""
         loop = asyncio.get_running_loop()
         outcome: asyncio.Future[Any] = loop.create_future()
         self._asked.put(_Call(function, contextvars.copy_context(), loop, outcome))
         return outcome
 
     def run_async(self, function: Callable[[], Coroutine[Any, Any, Any]]) -> asyncio.Future[Any]:
-        """The same for an async function."""
+        """Like `run`, for an async function."""
         return self.run(lambda: self._runner.run(function(), context=contextvars.copy_context()))
 
     def end(self) -> None:
-        """After what it is at."""
+        """End after the present call."""
         self._asked.put(None)
 
     def make(self) -> None:
-        """In the main thread, until `end`."""
+        """Make calls in the main thread until `end`."""
         with self._runner:
             while (call := self._asked.get()) is not None:
                 _make(call)
@@ -55,7 +55,7 @@ def _make(call: _Call) -> None:
         value = call.scope.run(call.function)
     except BaseException as raised:
         error = carried(raised)
-    with contextlib.suppress(RuntimeError):  # the other thread's loop is closed: nobody waits any more
+    with contextlib.suppress(RuntimeError):  # the other thread's loop is closed, so nobody waits
         call.loop.call_soon_threadsafe(_settle, call.outcome, value, error)
 
 

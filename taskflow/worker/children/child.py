@@ -1,7 +1,7 @@
-"""The main program of a child process: imports the application once, then runs the jobs that its worker hands it, one after the other.
+"""The main program of a child process: imports the application once, then runs the jobs that its worker sends, one after the other.
 
-The main thread calls the jobs' functions, plain and async ones, since some of what computes insists on it. Beside it a thread has an event
-loop for the rest: it listens to the worker, decodes, judges and encodes by the worker's own executor, and sees when the worker hangs up.
+The main thread calls the jobs' functions, plain and async, because some libraries insist on it. A second thread has an event loop for the
+rest: it reads from the worker, decodes, judges and encodes with the worker's own executor, and notices when the worker is gone.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from taskflow.worker.children.system import HANDLED, end_now, end_with_parent, f
 from taskflow.worker.children.wire import CallRefused, Hello, Import, Message, Ready, Run, RunEnded, Unpacker, pack
 from taskflow.worker.lease_table import HeldLease
 
-# Seconds that an interpreter may take to end by itself, once there is no more to do.
+# Seconds for the interpreter to end after the last job.
 _GOODBYE: Final = 4.0
 
 
 def main(descriptor: int) -> None:
-    """`descriptor` is the child's end of the wire."""
+    """Run the child. `descriptor` is its end of the wire."""
     end_with_parent()
     os.set_inheritable(descriptor, False)
     for number in HANDLED:
         signal.signal(number, _leave_it_to_the_worker)
     keep_handlers_from_forks(lambda handler: handler is _leave_it_to_the_worker)
-    faulthandler.enable(all_threads=False)  # the one that crashes is of interest, in the log and in the error of the job
-    for stream in (sys.stdout, sys.stderr):  # what is printed shall be seen while the job runs
+    faulthandler.enable(all_threads=False)  # the crash of this process belongs in the log and in the job's error
+    for stream in (sys.stdout, sys.stderr):  # print at once, while the job runs
         stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]  # nobody has changed them yet
     calls = MainThreadCalls()
     conversation = Conversation(socket.socket(fileno=descriptor), calls)
@@ -46,12 +46,12 @@ def main(descriptor: int) -> None:
 
 
 def _leave_it_to_the_worker(number: int, frame: object) -> None:
-    """Whoever winds a service down may signal all its processes: the worker is one of them, and it lets runs end. What is started from here
-    has the signal's default again, which it would not have had if it were ignored."""
+    """Do nothing: whoever winds down a service may signal all its processes, and the worker lets runs end. Unlike an ignored signal, a
+    handler does not pass to the programs that are started here."""
 
 
 class Conversation:
-    """With the worker, in a thread and an event loop of its own."""
+    """Talks to the worker, in a thread with its own event loop."""
 
     def __init__(self, wire: socket.socket, calls: MainThreadCalls) -> None:
         self._wire = wire
@@ -61,7 +61,7 @@ class Conversation:
     def hold(self) -> None:
         try:
             asyncio.run(self._hold())
-        except BaseException:  # a job has closed this thread's descriptors, or it is our own fault: the worker hears of the last lines
+        except BaseException:  # a job has closed this thread's descriptors, or it is our own bug: the worker gets the last lines of stderr
             traceback.print_exc()
             os._exit(os.EX_SOFTWARE)
         end_now()
@@ -71,12 +71,12 @@ class Conversation:
         heard: asyncio.Queue[Message] = asyncio.Queue()
         async with asyncio.TaskGroup() as group:
             answering = group.create_task(self._answer_each(heard))
-            unpacker = Unpacker(sys.maxsize)  # the worker is trusted, and has bounds of its own
+            unpacker = Unpacker(sys.maxsize)  # the worker is trusted, and has limits of its own
             while received := await reader.read(1 << 16):
                 for message in unpacker.feed(received):
                     self._is_busy = True
                     heard.put_nowait(message)
-            if self._is_busy:  # the worker is dead, or wants this run no more
+            if self._is_busy:  # the worker is dead, or has given up this run
                 end_now()
             self._calls.end()
             answering.cancel()
@@ -112,8 +112,8 @@ class Conversation:
 
 
 def _flush() -> None:
-    """What was printed is to be read before the answer is."""
+    """Write out what was printed, so that the worker reads it before the answer."""
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):  # a job may have put anything there, or closed it
+        with contextlib.suppress(Exception):  # a job may have replaced or closed the stream
             stream.flush()
     flush_native()

@@ -1,4 +1,4 @@
-"""A child process could not do its part for a run."""
+"""Errors of a child process that did not carry out a run."""
 
 from __future__ import annotations
 
@@ -6,23 +6,24 @@ from taskflow.model.errors import TaskflowError
 
 
 class ChildFailed(TaskflowError):
-    """It did not get ready, or does not find the job.
+    """The child did not start, or does not find the job.
 
-    It is no error of the job's own, so that `retry_on`, which names those, is not asked: the run is a failed attempt that is retried, with
-    the job's back-off, up to its last. It is no *crash* either, as the loss of a lease is: the worker lives, knows the cause, and reports
-    it; a job that kills every child that it is given must come to its last attempt, and have the causes in its history.
+    It is not an error of the job, so `retry_on` does not apply: the run is a failed attempt, and is retried with the job's back-off until
+    its
+    last attempt. Nor is it a crash, as a lost lease is: the worker lives, knows the cause and reports it. A job that kills every child must
+    use up its attempts and have the causes in its history.
     """
 
-    __module__ = "taskflow"  # a job's errors have their type by name
+    __module__ = "taskflow"  # the name under which a job's record shows it
 
 
 class CannotStart(ChildFailed):
-    """The system has no descriptor, no process or no thread left for it. That may pass, and no code of the application has run."""
+    """The system has no descriptor, process or thread left. That may pass, and no code of the application has run."""
 
     __module__ = "taskflow"
 
 
 class ChildDied(ChildFailed):
-    """It has died in the middle of a run: of a segfault, of `os._exit()`, for want of memory."""
+    """The child died during a run, for example of a segfault, of `os._exit()` or for lack of memory."""
 
     __module__ = "taskflow"

@@ -1,4 +1,4 @@
-"""ChildExecutor in a child process: the worker's own executor, but for where functions are called, and where progress goes."""
+"""The worker's executor as a child process uses it: functions are called in the main thread, and progress goes to the worker."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from taskflow.worker.children.wire import Message, Reported
 from taskflow.worker.executor import Executor
 from taskflow.worker.lease_table import HeldLease
 
-# Seconds between two reports of progress: a job may make one for each of a million items.
+# Seconds between two reports of progress: a job may report each of a million items.
 PACE: Final = 0.05
 
 Say = Callable[[Message], None]
 
 
 class ChildExecutor(Executor):
-    """Middleware and the timeout are the worker's business."""
+    """Leaves middleware and the timeout to the worker."""
 
     def __init__(self, calls: MainThreadCalls, say: Say, state: Any) -> None:
         super().__init__(default_app().registry, middleware=(), threads=None, seams=Seams(), state=state)
@@ -48,7 +48,7 @@ class ChildExecutor(Executor):
 
 
 class _Paced:
-    """Says the latest that one run has reported, from whichever thread, and no more often than the pace."""
+    """Sends the latest progress of one run, from any thread, at most once per `PACE` seconds."""
 
     def __init__(self, say: Say) -> None:
         self._say = say
@@ -65,7 +65,7 @@ class _Paced:
             self._loop.call_soon_threadsafe(self._wait)
 
     def end(self) -> None:
-        """What was reported last is said; what comes now is nobody's."""
+        """Send the last report now, and ignore later ones."""
         self._tell()
         self._has_ended = True
 
@@ -73,7 +73,7 @@ class _Paced:
         self._loop.call_at(self._said_at + PACE, self._tell)
 
     def _tell(self) -> None:
-        self._is_under_way = False  # first: what is reported from now on sees to itself
+        self._is_under_way = False  # first, so that a report from now on sends itself
         latest, self._latest = self._latest, None
         if latest is not None and not self._has_ended:
             self._said_at = self._loop.time()

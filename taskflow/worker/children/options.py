@@ -1,4 +1,4 @@
-"""How a worker keeps its child processes."""
+"""Options for child processes."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ MEBIBYTE: Final = 1 << 20
 @dataclass(frozen=True, kw_only=True)
 class ChildOptions:
     """`at_once`       children at one time; None is the number of cores that this process may use
-    `most_runs`     runs after which a child is replaced by a fresh one
-    `most_growth`   bytes of memory that it may have grown by since it was ready, likewise
-    `idle_for`      seconds without work after which it ends
-    `start_within`  seconds that it may take to import the application; as long the system may have no room for it
-    `goodbye`       seconds that it may take to end by itself, before it is killed
-    """
+    `most_runs`     runs after which a child is replaced
+    `most_growth`   bytes of memory that a child may grow by after its start, before it is replaced
+    `idle_for`      seconds without work after which a child ends
+    `start_within`  seconds for a child to import the application, and for the system to have room for one
+    `goodbye`       seconds for a child to end by itself before it is killed"""
 
     at_once: int | None = None
     most_runs: int = 100
@@ -41,7 +40,7 @@ class ChildOptions:
 
 
 def cores() -> int:
-    """Those that this process may use."""
+    """Return the number of cores that this process may use."""
     if sys.version_info >= (3, 13):
         return os.process_cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):

@@ -1,4 +1,4 @@
-"""What a child process writes to its stdout and stderr: a pipe each, emptied by a thread, so that no child ever waits for a busy loop."""
+"""Reads what a child process prints: a pipe each for stdout and stderr, emptied by a thread, so that no child waits for a busy loop."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from taskflow.model.seams import StartThread
 from taskflow.worker.events import Printed
 
 LONGEST_LINE: Final = 8_192
-"""Characters. A longer line is told in pieces."""
+"""Characters. A longer line is reported in pieces."""
 
 MOST_OF_A_RUN: Final = 1 << 20
-"""Characters that are told of one run; what comes after them is counted, and thrown away."""
+"""Characters that are reported for one run. The rest is counted and dropped."""
 
 LAST_LINES: Final = 40
-"""Of stderr, which a run's error has with it when the child has died."""
+"""Characters of stderr that are added to the error of a run whose child died."""
 
-# Bytes that a pipe holds: the most that Linux allows without privileges. 64 KiB otherwise.
+# Bytes that a pipe holds: the most that Linux allows without privileges. By default it is 64 KiB.
 _ROOM: Final = 1 << 20
 _AT_ONCE: Final = 1 << 16
 
@@ -33,7 +33,7 @@ Tell = Callable[[Printed], None]
 
 
 class Output:
-    """Both streams of one child. Its thread ends with the last process that has one of them open."""
+    """Both streams of one child. The thread ends with the last process that has one of them open."""
 
     def __init__(self, pid: int, stdout: int, stderr: int, tell: Tell, start_thread: StartThread) -> None:
         self._lock = threading.Lock()
@@ -46,16 +46,16 @@ class Output:
         start_thread(self._empty, "taskflow-output")
 
     def begin(self, lease: Lease) -> None:
-        """What is read from now on is of this run."""
+        """What is read from now on belongs to this run."""
         with self._lock:
             for stream in self._streams.values():
                 stream.begin(lease)
 
     def end(self) -> None:
-        """Of the run: what it has written by now is told when this returns."""
+        """End the run. All that it has printed is reported when this returns."""
         with self._lock:
             for descriptor, stream in self._streams.items():
-                # No more than the pipe can hold: something that it has started might write for ever.
+                # At most as much as the pipe holds: a program that the job started may print for ever.
                 for _ in range(_ROOM // _AT_ONCE):
                     if descriptor not in self._open or not self._read(descriptor):
                         break
@@ -63,7 +63,7 @@ class Output:
 
     @property
     def last_lines(self) -> str:
-        """The end of what the run has written to stderr, also of one that has ended."""
+        """Return the last lines that the run has written to stderr, also after its end."""
         return "\n".join(self._errors.last_lines)
 
     def _empty(self) -> None:
@@ -82,7 +82,7 @@ class Output:
                 os.close(descriptor)
 
     def _read(self, descriptor: int) -> bool:
-        """Whether there was something. Under the lock."""
+        """Read once. Return True if there was something. Needs the lock."""
         try:
             received = os.read(descriptor, _AT_ONCE)
         except BlockingIOError:
@@ -144,6 +144,6 @@ class _Stream:
 
 
 def _widen(descriptor: int) -> None:
-    """A process that holds the interpreter for long keeps its threads from reading meanwhile."""
+    """Enlarge the pipe: while a job holds the interpreter for long, the reading thread cannot run."""
     with contextlib.suppress(OSError, AttributeError):  # not allowed, or not Linux
         fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, _ROOM)

@@ -1,4 +1,4 @@
-"""The child processes of a worker: as many as there are cores, started when they are wanted, kept warm, and used again."""
+"""The child processes of a worker: as many as there are cores, started on demand and used again."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ log: Final = logging.getLogger("taskflow.worker")
 
 START_PAUSES: Final = Pauses(0.1, 2.0)
 
-# Seconds in which a child that was killed is seen to be gone. Longer takes only one that the system itself does not let go.
+# Seconds within which a killed child is seen to be gone, unless the system itself holds it up.
 _UNTIL_GONE: Final = 5.0
 
 
 class Children:
-    """At most `options.slots` of them are at work; who comes after waits for a turn. Belongs to one event loop."""
+    """At most `options.slots` children work at one time; other runs wait for a turn. Belongs to one event loop."""
 
     def __init__(self, app: App, options: ChildOptions, *, modules: tuple[str, ...], tell: Tell, start_thread: StartThread) -> None:
         self._app = app
@@ -49,7 +49,7 @@ class Children:
         self._alive: set[Child] = set()
 
     async def turn(self, job: AnyJob) -> Turn:
-        """Wait for a slot, and for a child that is ready. Raises ChildFailed when none gets ready."""
+        """Wait for a slot and a child that is ready. Raises ChildFailed if none gets ready."""
         await self._slots.acquire()
         child = None
         try:
@@ -63,7 +63,7 @@ class Children:
         return Turn(child, job.function.__module__, self._give_back)
 
     async def close(self) -> None:
-        """Those that wait for work end by themselves, others are killed. They are gone when this returns, if the system lets them."""
+        """End the idle children and kill the others. They are gone when this returns, if the system permits."""
         for child in self._alive:
             if child in self._idle:
                 child.retire()
@@ -77,7 +77,7 @@ class Children:
             await asyncio.wait([child.ended for child in self._alive], timeout=_UNTIL_GONE)
 
     def _warm(self) -> Child | None:
-        """The one that has waited the shortest: the others may go home."""
+        """Return the idle child that has waited the shortest time, so that the others can end."""
         while self._idle:
             child, timer = self._idle.popitem()
             timer.cancel()
@@ -86,7 +86,7 @@ class Children:
         return None
 
     async def _start(self) -> Child:
-        """A machine that is short of something for a moment must cost no job an attempt."""
+        """Start a child. A machine that is short of resources for a moment must not cost a job an attempt."""
         nursery = Nursery(self._hello(), self._options, self._tell, self._start_thread)
         give_up_at = time.monotonic() + self._options.start_within
         child = await retry(lambda: Child.start(nursery), START_PAUSES, on=CannotStart, note=self._note_shortage, give_up_at=give_up_at)
@@ -139,7 +139,7 @@ class Turn:
         self._give_back = give_back
 
     async def run(self, lease: Lease, report: OnProgress) -> Verdict:
-        """Raises ChildFailed. Cancelled, it kills the child, and comes back when that is gone."""
+        """Run the job. Raises ChildFailed. If it is cancelled, it kills the child and returns when that is gone."""
         try:
             return await self._child.run(_without_timeout(lease), self._module, report)
         except asyncio.CancelledError:
@@ -152,12 +152,12 @@ class Turn:
 
 
 def _without_timeout(lease: Lease) -> Lease:
-    """It is the worker's to enforce."""
+    """Remove the timeout from the lease: the worker enforces it."""
     return msgspec.structs.replace(lease, envelope=msgspec.structs.replace(lease.envelope, timeout=None))
 
 
 def _main_module() -> str | None:
-    """As `Import` has it."""
+    """Return the main module for `Import`."""
     main = sys.modules["__main__"]
     spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)
     if spec is not None:

@@ -1,4 +1,4 @@
-"""One child process, as its worker sees it."""
+"""One child process, as the worker sees it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from taskflow.worker.endings import OutOfMemory
 # Never a fork of the worker, which has threads, connections and locks: a fresh interpreter with the same path.
 _BOOT: Final = "import sys; sys.path[:] = sys.argv[2:]; from taskflow.worker.children.child import main; main(int(sys.argv[1]))"
 
-# Seconds in which a child that has hung up is seen to be dead; and those in which its last words are read, once it is seen to be.
+# Seconds within which a child that closed its connection is seen to be dead, and for which its last output is read then.
 _UNTIL_DEAD: Final = 1.0
 _LAST_WORDS: Final = 0.2
 
@@ -49,7 +49,7 @@ F = TypeVar("F", bound=ChildFailed)
 
 
 class Nursery(msgspec.Struct, frozen=True):
-    """What a child is started with."""
+    """What a child needs to start."""
 
     hello: Hello
     options: ChildOptions
@@ -58,10 +58,10 @@ class Nursery(msgspec.Struct, frozen=True):
 
 
 class Child(asyncio.Protocol):
-    """One interpreter, which runs one job at a time. Belongs to the loop that starts it; `ended` comes true with its exit code.
+    """One interpreter, which runs one job at a time. Belongs to the loop that started it; `ended` is set to its exit code.
 
-    It is the leader of a session and a group of its own: a Ctrl-C in the worker's terminal is none of its business, and to kill it is to
-    kill what it has started too.
+    It leads its own session and process group: a Ctrl-C in the worker's terminal does not reach it, and killing it also kills what it has
+    started.
     """
 
     def __init__(self, process: Process, output: Output, nursery: Nursery) -> None:
@@ -84,7 +84,8 @@ class Child(asyncio.Protocol):
 
     @classmethod
     async def start(cls, nursery: Nursery) -> Self:
-        """One that has imported the worker's modules, as far as it could. Raises ChildFailed; cancelled, it leaves none."""
+        """Start a child and have it import the worker's modules, as far as that succeeds. Raises ChildFailed. If cancelled, it leaves no
+        process."""
         try:
             ours, theirs = socket.socketpair()
         except OSError as error:
@@ -106,13 +107,14 @@ class Child(asyncio.Protocol):
         return child
 
     async def prepare(self, module: str, main: str | None) -> None:
-        """Have it import where a job is declared, as far as it can; once. Raises ChildFailed; whoever cancels this kills the child."""
+        """Have it import the job's module, once, as far as that succeeds. Raises ChildFailed. A caller that cancels this must kill the
+        child."""
         if module not in self._modules:
             self._memory_at_first = await self._get_ready(Import(module, main))
             self._modules.add(module)
 
     async def run(self, lease: Lease, module: str, report: OnProgress) -> Verdict:
-        """What the run comes to there. Raises ChildFailed when it comes to nothing; whoever cancels this kills the child."""
+        """Run the job and return the verdict. Raises ChildFailed if there is none. A caller that cancels this must kill the child."""
         self._runs += 1
         self._report = report
         self._out_of_memory.mark()
@@ -134,23 +136,23 @@ class Child(asyncio.Protocol):
         raise self._out_of_turn(answer)
 
     def retire(self) -> None:
-        """Let it end by itself, soon."""
+        """Let it end by itself soon."""
         self._is_retired = self.is_spent = True
         self._hang_up()
         self._loop.call_later(self._nursery.options.goodbye, self.kill)
 
     def kill(self) -> None:
-        """And what it has started. It is gone when `ended` says so."""
+        """Kill it and what it has started. It is gone when `ended` is set."""
         self.is_spent = True
         if not self.ended.done():
             self._kill_group()
-            self._process.kill()  # should it have left its group
+            self._process.kill()  # in case it has left its group
         self._hang_up()
 
-    # --- what is said ----------------------------------------------------------------------------------
+    # --- messages --------------------------------------------------------------------------------------
 
     async def _get_ready(self, message: Hello | Import) -> int:
-        """How much memory it has then."""
+        """Return how much memory it uses after its imports."""
         patience = self._nursery.options.start_within
         try:
             async with asyncio.timeout(patience):
@@ -159,7 +161,7 @@ class Child(asyncio.Protocol):
             self.kill()
             what = ", ".join(message.modules) if isinstance(message, Hello) else message.module
             raise ChildFailed(
-                f"a child process has not imported {what or 'taskflow'} within {patience:g} s, and was killed; what does it do besides?"
+                f"a child process has not imported {what or 'taskflow'} within {patience:g} s, and was killed: make its imports faster"
             ) from None
         if not isinstance(answer, Ready):
             raise self._out_of_turn(answer)
@@ -168,7 +170,7 @@ class Child(asyncio.Protocol):
     async def _ask(self, message: Message) -> Message:
         self._answer = self._loop.create_future()
         if self._transport is None or self._transport.is_closing():
-            self._answer.set_exception(_HungUp("had hung up before"))
+            self._answer.set_exception(_HungUp("had closed its connection before"))
         else:
             self._transport.write(pack(message))
         try:
@@ -212,14 +214,14 @@ class Child(asyncio.Protocol):
             if not self._answer.done():
                 self._answer.set_result(message)
         elif self._report is not None:
-            with contextlib.suppress(ValueError):  # not from us: a job has written it
+            with contextlib.suppress(ValueError):  # a job has written it
                 self._report(Progress.checked(message.fraction, message.note))
 
     def _give_up(self, why: _HungUp) -> None:
         self.is_spent = True
         if not self._answer.done():
             self._answer.set_exception(why)
-            self._answer.exception()  # nobody may be waiting, which is no reason to complain
+            self._answer.exception()  # asyncio would complain about an exception that nobody awaits
 
     def _hang_up(self) -> None:
         if self._transport is not None:
@@ -228,7 +230,7 @@ class Child(asyncio.Protocol):
     # --- its end -------------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
-        """Not by its hanging up: what it has forked may hold the connection open."""
+        """Wait for its end by pidfd, not by the closed connection, which a forked process may keep open."""
         try:
             descriptor = os.pidfd_open(self.pid)
         except (AttributeError, OSError):  # not Linux, or not allowed
@@ -239,7 +241,7 @@ class Child(asyncio.Protocol):
     def _note_end_of(self, descriptor: int) -> None:
         self._loop.remove_reader(descriptor)
         os.close(descriptor)
-        if not self._is_retired:  # before its number is given up: it may be another's after that
+        if not self._is_retired:  # before the pid is released: it may be another process's after that
             self._kill_group()
         self._note_end(self._process.wait())
 
@@ -250,27 +252,27 @@ class Child(asyncio.Protocol):
     def _wait_for_it(self) -> None:
         try:
             self._nursery.start_thread(self._wait_in_a_thread, "taskflow-child")
-        except RuntimeError as error:  # nobody could see its end: it must not begin
+        except RuntimeError as error:  # without the thread nobody would see its end: it must not begin
             self.kill()
             self._note_end(self._process.wait())
             raise _cannot_start(error) from error
 
     def _wait_in_a_thread(self) -> None:
         code = self._process.wait()
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody wants to know
+        with contextlib.suppress(RuntimeError):  # the loop is closed, so nobody waits
             self._loop.call_soon_threadsafe(self._note_end, code)
 
     def _note_end(self, code: int) -> None:
         self.is_spent = True
         if not self.ended.done():
             self.ended.set_result(code)
-        # What it has said last may be on its way still.
+        # Its last output may still be in the pipe.
         self._loop.call_later(_LAST_WORDS, self._give_up, _HungUp("has ended"))
         self._loop.call_later(_LAST_WORDS, self._hang_up)
 
 
 class _HungUp(Exception):
-    """Inside of here: there is no answer to come. `is_its_own` when the child has done it, and may have died."""
+    """Internal: there will be no answer. `is_its_own` is True if the child closed the connection, and may have died."""
 
     def __init__(self, why: str, *, is_its_own: bool = True) -> None:
         super().__init__(why)
@@ -287,7 +289,7 @@ def _spawn(theirs: int, nursery: Nursery) -> tuple[Process, Output]:
             undo.callback(process.wait)
             undo.callback(process.kill)
             output = Output(process.pid, read_out, read_err, nursery.tell, nursery.start_thread)
-        except (OSError, RuntimeError) as error:  # no descriptor, no process or no thread is left
+        except (OSError, RuntimeError) as error:  # no descriptor, process or thread is left
             raise _cannot_start(error) from error
         undo.pop_all()
     return process, output
@@ -305,7 +307,7 @@ def _cannot_start(error: Exception) -> CannotStart:
 
 
 def _flags() -> list[str]:
-    """Those of this interpreter that change what code does: -O, -W, -X."""
+    """Return the flags of this interpreter that change what code does: -O, -W, -X."""
     optimized = [f"-{'O' * sys.flags.optimize}"] if sys.flags.optimize else []
     extended = [f"-X{name}" if value is True else f"-X{name}={value}" for name, value in sys._xoptions.items()]
     return [*optimized, *(f"-W{option}" for option in sys.warnoptions), *extended]

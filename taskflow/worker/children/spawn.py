@@ -1,7 +1,7 @@
-"""The start of a child's process, in one call of the system that waits for nobody.
+"""Starts a child process with one system call that waits for nothing.
 
-`subprocess` forks, and then reads a pipe until the new program has been loaded: what a job forks in a thread at that moment has the pipe's
-other end, and the worker's event loop would wait for it to end.
+`subprocess` forks and then reads a pipe until the new program is loaded. If a job forks in a thread at that moment, the fork has the other
+end of that pipe, and the worker's event loop would wait for it.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import signal
 from typing import Final
 
 WIRE: Final = 3
-"""The descriptor of the wire to the worker, in the child."""
+"""The child's descriptor of the wire to the worker."""
 
 _DEFAULTS: Final = (signal.SIGPIPE, signal.SIGXFSZ)
-"""Signals that Python ignores, and other programs do not."""
+"""Signals that Python ignores and other programs do not."""
 
 
 class Process:
@@ -25,12 +25,13 @@ class Process:
         self._has_ended = False
 
     def wait(self) -> int:
-        """Until it has ended. Its exit code, negative a signal's number; 0 when a job has waited for all processes that there are."""
+        """Wait for its end. Return its exit code, or the negative number of a signal; 0 if a job has reaped all children of this
+        process."""
         try:
             status = os.waitpid(self.pid, 0)[1]
         except ChildProcessError:
             status = 0
-        self._has_ended = True  # its number may be another's from now on
+        self._has_ended = True  # from now on its pid may be another process's
         return os.waitstatus_to_exitcode(status)
 
     def kill(self) -> None:
@@ -40,7 +41,8 @@ class Process:
 
 
 def spawn(command: list[str], *, wire: int, stdout: int, stderr: int) -> Process:
-    """In a session of its own, with these descriptors, which stay the caller's, and no other that is not meant to be inherited. OSError."""
+    """Start a program in a session of its own, with these descriptors and no others that were not meant to be inherited. The descriptors
+    stay the caller's. Raises OSError."""
     with contextlib.ExitStack() as stack:
         moved = [_above_the_childs(descriptor, stack) for descriptor in (stdout, stderr, wire)]
         actions = [
@@ -49,13 +51,13 @@ def spawn(command: list[str], *, wire: int, stdout: int, stderr: int) -> Process
         ]
         try:
             pid = os.posix_spawn(command[0], command, os.environ, file_actions=actions, setsid=True, setsigdef=_DEFAULTS)
-        except NotImplementedError:  # some systems have no such flag
+        except NotImplementedError:  # some systems do not support setsid
             pid = os.posix_spawn(command[0], command, os.environ, file_actions=actions, setpgroup=0, setsigdef=_DEFAULTS)
     return Process(pid)
 
 
 def _above_the_childs(descriptor: int, stack: contextlib.ExitStack) -> int:
-    """A worker without a stdout, for example, may have been given its number, which is another's in the child."""
+    """Return a copy of the descriptor with a higher number: a worker without a stdout, for example, may have one of the child's three."""
     moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, WIRE + 1)
     stack.callback(os.close, moved)
     return moved

@@ -1,4 +1,4 @@
-"""What a child process asks of the system: to end with its worker, however that ends; how much memory it has."""
+"""System calls of a child process: it ends with its worker however that ends, and measures its memory."""
 
 from __future__ import annotations
 
@@ -16,34 +16,35 @@ _PR_SET_PDEATHSIG: Final = 1
 
 @cache
 def _library() -> Any:
-    """C's own, which the interpreter has loaded."""
-    import ctypes  # a worker without children needs none of it
+    """Return the C library that the interpreter has loaded."""
+    import ctypes  # a worker without children does not need it
 
     return ctypes.CDLL(None)
 
 
 def end_with_parent() -> None:
-    """The system kills this process when the thread that has started it has ended, also while C code holds the interpreter.
+    """Have the system kill this process when the thread that started it ends, even while C code holds the interpreter.
 
-    That thread is the one of the worker's event loop, which outlives its children. What this misses, a worker that was dead already, or
-    another system than Linux, is seen by the closed connection.
+    That is the thread of the worker's event loop, which outlives its children. If the worker was already dead, or on a system other than
+    Linux, the child notices the closed connection.
     """
     if sys.platform == "linux":
         _library().prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
 
 
 SAME_SIGNAL: Final = 0.05
-"""Some parents send a signal to the process and to its group (`timeout`, `npm`): what comes within so many seconds is one signal."""
+"""Seconds. Some parents send a signal to the process and to its group (`timeout`, `npm`): signals within this time count as one."""
 
 HANDLED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-"""What a worker, and a child of its, has handlers of its own for."""
+"""Signals for which a worker and its children have handlers."""
 
 
 def keep_handlers_from_forks(is_ours: Callable[[object], bool]) -> None:
-    """What a job forks has those signals' defaults where this process has handlers of ours, which would keep it from ever ending by them:
-    what they tell is not there any more, or not meant for it. Nor are signals written into the loop's pipe from there.
+    """Restore the defaults of these signals in processes that jobs fork. Our handlers would keep such a process from ever ending by them:
+    what
+    they notify does not exist there. Nor may a fork write signals into the loop's pipe.
 
-    Also for SIGINT, of which Python would make a KeyboardInterrupt: forked in a thread, it may not hear of one.
+    This includes SIGINT, which Python turns into a KeyboardInterrupt: a process forked in a thread may never see it.
     """
     os.register_at_fork(after_in_child=partial(_restore_handlers, is_ours))
 
@@ -57,19 +58,19 @@ def _restore_handlers(is_ours: Callable[[object], bool]) -> None:
 
 
 def end_now() -> NoReturn:
-    """With all that it has started and that did not leave its group."""
+    """End this process, and everything that it started and that is still in its group."""
     if os.getpgrp() == os.getpid():
         os.killpg(0, signal.SIGKILL)
     os._exit(1)
 
 
 def flush_native() -> None:
-    """What C code has printed, and its library keeps back because it is no terminal that it prints to."""
+    """Write out what C code has printed: the C library buffers it if stdout is not a terminal."""
     _library().fflush(None)
 
 
 def resident_memory() -> int:
-    """In bytes; 0 where the system does not tell."""
+    """Return the resident memory in bytes; 0 if the system does not report it."""
     try:
         pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
     except (OSError, IndexError):

@@ -1,8 +1,8 @@
-"""What a worker and a child of its say to each other, over a socket of their own: a length in 4 bytes, big-endian, then msgpack.
+"""The messages between a worker and its child, over a socket: a length in 4 bytes, big-endian, then msgpack.
 
-Arguments and results travel as the payloads that they are in the store: they are decoded and encoded in the child, as annotated.
+Arguments and results travel as the payloads of the store: the child decodes and encodes them by the annotations.
 
-    worker   Hello; then any number of Import and Run, each after the last one's answer; to hang up means: end
+    worker   Hello; then any number of Import and Run, each after the answer to the last one. To end the child, it closes the socket
     child    to Hello and Import: Ready; to Run: any number of Reported, then RunEnded or CallRefused
 """
 
@@ -26,7 +26,7 @@ _VERDICTS: Final = {kind.__name__: kind for kind in (Cancelled, Discarded, Faile
 
 
 class Garbled(Exception):
-    """What came over the wire is none of this: a job has written to a descriptor that is not its own."""
+    """The bytes are no message: a job has written to a descriptor that is not its own."""
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -34,13 +34,12 @@ class Message(msgspec.Struct, frozen=True):
 
 
 class Hello(Message, frozen=True, kw_only=True):
-    """`modules`         what the worker was told to import
-    `arguments`       the worker's own sys.argv, which an application may look into
-    `settings`        those of the worker that hold here too
+    """`modules`         the modules that the worker imports
+    `arguments`       the worker's sys.argv, which an application may read
+    `settings`        the worker's settings that hold here too
     `is_reachable`    whether the worker's broker can be reached from another process
-    `has_lifespan`    whether the worker has one, whose state is not here
-    `log_level`       of the root logger
-    """
+    `has_lifespan`    whether the worker has a lifespan, whose state does not exist here
+    `log_level`       of the root logger"""
 
     kind = "hello"
     modules: tuple[str, ...]
@@ -52,8 +51,8 @@ class Hello(Message, frozen=True, kw_only=True):
 
 
 class Import(Message, frozen=True):
-    """Where jobs are declared that come next. `main` is how to import the worker's main module, when it is that: a module's name, or a
-    file's absolute path."""
+    """The module that declares a job. If it is the worker's main module, `main` says how to import it: a module's name or a file's absolute
+    path."""
 
     kind = "import"
     module: str
@@ -61,7 +60,7 @@ class Import(Message, frozen=True):
 
 
 class Run(Message, frozen=True):
-    """`module` is where the job is declared."""
+    """`module` is the module that declares the job."""
 
     kind = "run"
     lease: Lease
@@ -69,7 +68,7 @@ class Run(Message, frozen=True):
 
 
 class Ready(Message, frozen=True):
-    """All that could be imported is. `memory` is the child's, in bytes."""
+    """All imports that can succeed have been made. `memory` is the child's, in bytes."""
 
     kind = "ready"
     memory: int
@@ -84,7 +83,7 @@ class Reported(Message, frozen=True):
 
 
 class RunEnded(Message, frozen=True):
-    """What the run came to. `is_whole` claims that all that was to be imported is there."""
+    """The verdict of the run. `is_whole` is True if every import succeeded."""
 
     kind = "ended"
     verdict: Verdict
@@ -93,7 +92,7 @@ class RunEnded(Message, frozen=True):
 
 
 class CallRefused(Message, frozen=True):
-    """The job is not to be found here: `why`, and what was raised. A fresh child may find it."""
+    """The job was not found: `why`, and the traceback. A fresh child may find it."""
 
     kind = "refused"
     why: str
@@ -104,11 +103,11 @@ _MESSAGES: Final = {message.kind: message for message in (Hello, Import, Run, Re
 
 
 def pack(message: Message) -> bytes:
-    """The bytes to send."""
+    """Return the bytes to send."""
     fields = {name: getattr(message, name) for name in message.__struct_fields__}
     if isinstance(message, RunEnded):
         fields["verdict"] = [type(message.verdict).__name__, message.verdict]
-    # An error's message may hold half of a surrogate pair, which is no UTF-8.
+    # An error's message may hold half of a surrogate pair, which UTF-8 cannot express.
     body = msgpack.packb([message.kind, msgspec.to_builtins(fields, builtin_types=(bytes,))], unicode_errors="surrogatepass")
     assert body is not None
     return _LENGTH.pack(len(body)) + bytes(body)
