@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from taskflow.broker import wording
+from taskflow.model import wording
 from taskflow.model.clock import to_microseconds
 from taskflow.model.record import CODES, POISON, Event
 from taskflow.model.rules import LONGEST, Rules

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
-from taskflow.broker import wording
+from taskflow.model import wording
 from taskflow.model.errors import BrokerUnavailable
 
 

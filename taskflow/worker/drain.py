@@ -10,9 +10,9 @@ from typing import Final
 from taskflow.app.registry import Registry
 from taskflow.broker.console import JobFilter, QueueRecord
 from taskflow.broker.protocol import Broker
-from taskflow.broker.wording import UNREADABLE
 from taskflow.model.errors import CodecError
 from taskflow.model.record import Record, Status
+from taskflow.model.wording import UNREADABLE
 from taskflow.worker.executor import PARKED_ON
 from taskflow.worker.options import WorkerOptions
 

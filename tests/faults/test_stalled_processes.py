@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from taskflow.broker import wording
+from taskflow.model import wording
 from tests.cli.processes import LEDGER, Running, Shell, ended_clearly, on_each_broker
 
 pytestmark = pytest.mark.unmeasured

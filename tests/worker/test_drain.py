@@ -12,11 +12,11 @@ from taskflow import Worker, job
 from taskflow.app.default_app import default_app
 from taskflow.broker.console import JobFilter
 from taskflow.broker.protocol import Broker
-from taskflow.broker.wording import UNREADABLE
 from taskflow.model.ids import parse_id
 from taskflow.model.record import Status
 from taskflow.model.rules import Rules
 from taskflow.model.seams import Seams
+from taskflow.model.wording import UNREADABLE
 from tests.support.homes import Home, homes_of_the_suite
 from tests.support.spoiling import Spoiler, spoil_one
 from tests.worker.scene import Heard, options

@@ -6,10 +6,11 @@ import heapq
 from collections import Counter
 from collections.abc import Sequence
 
-from taskflow.broker import topics, wording
+from taskflow.broker import topics
 from taskflow.broker.console import Finding, JobFilter, Metrics, QueueRecord, Redone
 from taskflow.broker.memory.job import StoredJob
 from taskflow.broker.memory.upkeep import UpkeepStore
+from taskflow.model import wording
 from taskflow.model.clock import to_microseconds, to_seconds
 from taskflow.model.record import ENDED, WAITING, Event, Record, Status
 from taskflow.model.session import SessionRecord

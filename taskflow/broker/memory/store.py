@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from taskflow.broker import topics, wording
+from taskflow.broker import topics
 from taskflow.broker.memory.job import Fence, StoredJob
 from taskflow.broker.memory.transitions import MemoryTransitions
 from taskflow.broker.protocol import Added, Refused
+from taskflow.model import wording
 from taskflow.model.clock import Clock, instant_of, to_microseconds, to_seconds
 from taskflow.model.envelope import ClaimId, Envelope, Lease, OnConflict
 from taskflow.model.errors import SessionLost, StoreFull

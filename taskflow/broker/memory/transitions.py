@@ -5,8 +5,9 @@ from __future__ import annotations
 import heapq
 from collections import Counter, defaultdict
 
-from taskflow.broker import topics, wording
+from taskflow.broker import topics
 from taskflow.broker.memory.job import Entry, StoredJob
+from taskflow.model import wording
 from taskflow.model.clock import Clock, to_microseconds
 from taskflow.model.ids import id_text
 from taskflow.model.record import LIVE, MOVES, WAITING, Event, Status

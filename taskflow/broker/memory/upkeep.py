@@ -7,10 +7,10 @@ import math
 
 import msgspec
 
-from taskflow.broker import wording
 from taskflow.broker.memory.job import StoredJob
 from taskflow.broker.memory.store import SessionState, Store
 from taskflow.broker.protocol import Upkept
+from taskflow.model import wording
 from taskflow.model.clock import to_microseconds, to_seconds
 from taskflow.model.record import ENDED, WAITING, Event, Status
 from taskflow.model.session import Beat, BeatAnswer, Outlook

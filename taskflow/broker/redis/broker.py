@@ -13,7 +13,6 @@ from collections.abc import Coroutine, Sequence
 from typing import Any, Final
 
 from taskflow.broker import topics as names
-from taskflow.broker import wording
 from taskflow.broker.console import Finding
 from taskflow.broker.fence_validation import settle_possible
 from taskflow.broker.nudges import Nudges
@@ -36,6 +35,7 @@ from taskflow.broker.redis.session import beat_answer, pack_beat, pack_session
 from taskflow.broker.redis.settle import is_possible, pack_settlements, portions, settled_of
 from taskflow.broker.redis.upkeep import read_upkeep
 from taskflow.broker.redis.wakeups import RedisListener
+from taskflow.model import wording
 from taskflow.model.clock import Clock, to_microseconds
 from taskflow.model.envelope import Envelope, Lease, check_queue
 from taskflow.model.errors import BrokerRefused, SessionLost, StoreFull

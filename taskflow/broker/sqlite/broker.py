@@ -12,7 +12,6 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from taskflow.broker import wording
 from taskflow.broker.migrations import Upgrade
 from taskflow.broker.nudges import Nudges, WakeUpFlag
 from taskflow.broker.protocol import Added, Refused, Upkept
@@ -27,6 +26,7 @@ from taskflow.broker.sqlite.transactions import Durability, Transactions
 from taskflow.broker.sqlite.transitions import Transitions, Unsound
 from taskflow.broker.sqlite.wakeups import SocketListener, SocketSender
 from taskflow.broker.sqlite.writer import Writer
+from taskflow.model import wording
 from taskflow.model.envelope import Envelope, Lease, check_queue
 from taskflow.model.errors import BrokerUnavailable
 from taskflow.model.record import Record, Status

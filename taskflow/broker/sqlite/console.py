@@ -11,13 +11,14 @@ import stat
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol, TypeVar
 
-from taskflow.broker import topics, wording
+from taskflow.broker import topics
 from taskflow.broker.console import Finding, JobFilter, Metrics, QueueRecord, Redone
 from taskflow.broker.sqlite.ownership import PRIVATE
 from taskflow.broker.sqlite.row import JobRow
 from taskflow.broker.sqlite.session import session_records
 from taskflow.broker.sqlite.transactions import Durability
 from taskflow.broker.sqlite.transitions import Transitions
+from taskflow.model import wording
 from taskflow.model.clock import to_microseconds, to_seconds
 from taskflow.model.record import BY_CODE, CODES, Event, Record, Status
 from taskflow.model.session import SessionRecord

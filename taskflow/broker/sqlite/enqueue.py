@@ -7,10 +7,11 @@ from itertools import groupby
 from operator import attrgetter
 from typing import Any, Final
 
-from taskflow.broker import topics, wording
+from taskflow.broker import topics
 from taskflow.broker.protocol import Added, Refused
 from taskflow.broker.sqlite.row import SENT, JobRow
 from taskflow.broker.sqlite.transitions import Transitions
+from taskflow.model import wording
 from taskflow.model.clock import to_microseconds
 from taskflow.model.envelope import Envelope, OnConflict, pack_extras
 from taskflow.model.errors import StoreFull

@@ -8,7 +8,6 @@ from typing import Any, Final
 import msgpack
 import msgspec
 
-from taskflow.broker import wording
 from taskflow.broker.sqlite import settle
 from taskflow.broker.sqlite.row import (
     CLAIM_BYTES,
@@ -21,6 +20,7 @@ from taskflow.broker.sqlite.row import (
     unpack_claim,
 )
 from taskflow.broker.sqlite.transitions import Transitions
+from taskflow.model import wording
 from taskflow.model.clock import instant_of, to_microseconds, to_seconds
 from taskflow.model.envelope import ClaimId
 from taskflow.model.errors import SessionLost

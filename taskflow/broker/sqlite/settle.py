@@ -8,12 +8,13 @@ from typing import Final
 
 import msgspec
 
-from taskflow.broker import topics, wording
+from taskflow.broker import topics
 from taskflow.broker.sqlite.enqueue import add_all
 from taskflow.broker.sqlite.lease_cache import StaleCache
 from taskflow.broker.sqlite.refusals import check_payloads, check_result
 from taskflow.broker.sqlite.row import JobRow, is_possible, pack_claim, pack_fence, pack_progress, storable, text_of, unpack_claim
 from taskflow.broker.sqlite.transitions import Transitions
+from taskflow.model import wording
 from taskflow.model.clock import to_microseconds
 from taskflow.model.record import CODES, Event, Record, Status
 from taskflow.model.verdict import (

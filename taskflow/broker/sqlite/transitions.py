@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from taskflow.broker import topics, wording
+from taskflow.broker import topics
 from taskflow.broker.sqlite.lease_cache import LeaseCache
 from taskflow.broker.sqlite.names import job_names, queue_names
 from taskflow.broker.sqlite.row import (
@@ -29,6 +29,7 @@ from taskflow.broker.sqlite.row import (
 from taskflow.broker.sqlite.soundness import is_sound, look_closely
 from taskflow.broker.sqlite.statements import Statements, execute_rows, fetch_rows, insert_rows
 from taskflow.broker.sqlite.tally import Tally
+from taskflow.model import wording
 from taskflow.model.clock import Clock, to_microseconds
 from taskflow.model.ids import id_text
 from taskflow.model.job_schema import DEFAULT_QUEUE

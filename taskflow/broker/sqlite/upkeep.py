@@ -7,12 +7,12 @@ import math
 from collections.abc import Set
 from typing import Any, Final, Literal
 
-from taskflow.broker import wording
 from taskflow.broker.protocol import Upkept
 from taskflow.broker.sqlite import settle
 from taskflow.broker.sqlite.row import JobRow, claims_of
 from taskflow.broker.sqlite.session import SessionRow, lease_count, session_rows, spare_after_outage
 from taskflow.broker.sqlite.transitions import Scrubbed, Transitions
+from taskflow.model import wording
 from taskflow.model.clock import to_microseconds, to_seconds
 from taskflow.model.record import CODES, Event, Status
 from taskflow.model.session import Outlook

@@ -15,10 +15,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-from taskflow.broker import wording
 from taskflow.broker.sqlite import forks
 from taskflow.broker.sqlite.transactions import Durability, Transactions, Work
 from taskflow.broker.sqlite.transitions import Transitions
+from taskflow.model import wording
 from taskflow.model.errors import BrokerUnavailable
 from taskflow.model.seams import StartThread
 

@@ -8,8 +8,8 @@ from typing import Final
 from urllib.parse import SplitResult, unquote
 
 from taskflow.broker.postgres.connect.server import DEFAULT_PORT, Address, PostgresTarget
-from taskflow.broker.wording import IN_PASSWORDS
 from taskflow.model.errors import BrokerUrlError
+from taskflow.model.wording import IN_PASSWORDS
 
 _HIGHEST_PORT: Final = 65535
 _HOST: Final = re.compile(r"(?:\[(?P<bracketed>[^\[\]]+)\]|(?P<plain>[^:\[\]]*))(?::(?P<port>[0-9]{0,5}))?")

@@ -9,12 +9,12 @@ from typing import Any, Final
 from redis import exceptions
 from redis.asyncio.connection import AbstractConnection
 
-from taskflow.broker import wording
 from taskflow.broker.redis.connect.connection import ERRORS, Command, CommandConnection, connection_over, drop
 from taskflow.broker.redis.connect.semaphore import Semaphore
 from taskflow.broker.redis.connect.server import ANSWER_WITHIN, RedisTarget
 from taskflow.broker.redis.errors import broker_error
 from taskflow.broker.redis.scripts import Script
+from taskflow.model import wording
 from taskflow.model.errors import BrokerUnavailable
 
 MOST_CONNECTIONS: Final = 16

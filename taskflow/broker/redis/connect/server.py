@@ -16,8 +16,8 @@ from redis.asyncio.connection import AbstractConnection, Connection, SSLConnecti
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from taskflow.broker.wording import IN_PASSWORDS
 from taskflow.model.errors import BrokerRefused, BrokerUrlError
+from taskflow.model.wording import IN_PASSWORDS
 
 ANSWER_WITHIN: Final = 3.0
 """Seconds for one command. Less than the timeout of an enqueue (5 s), which can so be sent once more."""
