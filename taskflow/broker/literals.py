@@ -10,8 +10,9 @@ from typing import Final
 
 from taskflow.model import wording
 from taskflow.model.clock import to_microseconds
-from taskflow.model.record import CODES, POISON, Event
+from taskflow.model.record import CODES, POISON
 from taskflow.model.rules import LONGEST, Rules
+from taskflow.model.transitions import Event
 from taskflow.model.verdict import MAX_ERRORS_BYTES
 
 GONE: Final = 7

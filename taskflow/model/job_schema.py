@@ -67,10 +67,19 @@ class JobState(msgspec.Struct, gc=False, eq=False):
                 setattr(self, name, default)
         self.due_at = now
 
-    def reset_losses(self) -> None:
-        """Reset the counts of leases lost in a row: a run has reported an outcome."""
-        self.crashes = self.hand_backs = 0
-        self.parked_at = None
+    @property
+    def counters(self) -> Counters:
+        return Counters(self.failures, self.crashes, self.snoozes, self.hand_backs, self.parked_at)
+
+
+class Counters(NamedTuple):
+    """The counts of a job's runs that the rules of `transitions.py` go by. `parked_at` is None unless the job is parked."""
+
+    failures: int = 0
+    crashes: int = 0
+    snoozes: int = 0
+    hand_backs: int = 0
+    parked_at: int | None = None
 
 
 # --- the declaration ----------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The stored state of a job, and the table of the state changes that are allowed."""
+"""What a store keeps of a job: its status, and the record that it shows."""
 
 from __future__ import annotations
 
@@ -52,57 +52,6 @@ CODES: Final = {
     Status.CANCELLED: 6,
 }
 BY_CODE: Final = {code: status for status, code in CODES.items()}
-
-
-class Event(StrEnum):
-    """Why a job moves."""
-
-    ENQUEUE = "enqueue"
-    RELEASE = "release"
-    DUE = "due"
-    CLAIM = "claim"
-    SUCCEED = "succeed"
-    FAIL = "fail"
-    DISCARD = "discard"
-    RETRY = "retry"
-    SNOOZE = "snooze"
-    PARK = "park"
-    HAND_BACK = "hand back"
-    GHOST = "ghost"
-    CRASH = "crash"
-    CANCEL = "cancel"
-    EXPIRE = "expire"
-    REPLACE = "replace"
-    REDO = "operator's retry"
-    DROP = "drop"
-
-    __hash__ = str.__hash__
-
-
-_HELD, _SCHEDULED, _READY, _RUNNING = Status.HELD, Status.SCHEDULED, Status.READY, Status.RUNNING
-_SUCCEEDED, _FAILED, _CANCELLED = Status.SUCCEEDED, Status.FAILED, Status.CANCELLED
-
-# The legal moves: (from, event) -> to. None is "not there": before the enqueue and after the drop.
-# A run that would wait again ends CANCELLED instead when it is asked to stop, or when a replacement waits behind it.
-MOVES: Final[dict[tuple[Status | None, Event], frozenset[Status | None]]] = {
-    (None, Event.ENQUEUE): frozenset({_HELD, _SCHEDULED, _READY}),
-    (_HELD, Event.RELEASE): frozenset({_SCHEDULED, _READY}),
-    (_SCHEDULED, Event.DUE): frozenset({_READY}),
-    (_READY, Event.CLAIM): frozenset({_RUNNING}),
-    (_RUNNING, Event.SUCCEED): frozenset({_SUCCEEDED}),
-    (_RUNNING, Event.FAIL): frozenset({_FAILED}),
-    (_RUNNING, Event.DISCARD): frozenset({_FAILED}),
-    (_RUNNING, Event.CANCEL): frozenset({_CANCELLED}),
-    (_RUNNING, Event.RETRY): frozenset({_SCHEDULED, _READY, _CANCELLED}),
-    (_RUNNING, Event.SNOOZE): frozenset({_SCHEDULED, _READY, _CANCELLED}),
-    (_RUNNING, Event.PARK): frozenset({_SCHEDULED, _READY, _CANCELLED}),
-    (_RUNNING, Event.HAND_BACK): frozenset({_SCHEDULED, _READY, _CANCELLED}),
-    (_RUNNING, Event.GHOST): frozenset({_READY, _CANCELLED}),
-    (_RUNNING, Event.CRASH): frozenset({_SCHEDULED, _READY, _FAILED, _CANCELLED}),
-    **{(waiting, event): frozenset({_CANCELLED}) for waiting in WAITING for event in (Event.CANCEL, Event.EXPIRE, Event.REPLACE)},
-    **{(ended, Event.REDO): frozenset({_READY}) for ended in (_FAILED, _CANCELLED)},
-    **{(ended, Event.DROP): frozenset({None}) for ended in ENDED},
-}
 
 
 # How the reason begins of a job that was set aside because it kept losing its workers.

@@ -8,8 +8,9 @@ from typing import Any, Final
 
 from taskflow.broker.console import JobFilter
 from taskflow.model.envelope import Envelope, Lease, OnConflict
-from taskflow.model.record import MOVES, Event, Status
+from taskflow.model.record import Status
 from taskflow.model.session import Session
+from taskflow.model.transitions import MOVES, Event
 from taskflow.model.verdict import Settlement
 from tests.support.verdicts import cancelled, discarded, failed, handed_back, parked, retried, snoozed, succeeded
 from tests.support.world import World

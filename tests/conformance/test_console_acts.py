@@ -7,7 +7,8 @@ from typing import Any
 from taskflow.broker import topics
 from taskflow.broker.console import JobFilter, QueueRecord
 from taskflow.broker.protocol import Refused
-from taskflow.model.record import Event, Status
+from taskflow.model.record import Status
+from taskflow.model.transitions import Event
 from taskflow.model.verdict import Settled
 from tests.support.verdicts import retried, succeeded
 from tests.support.world import World, id_of, ids_of

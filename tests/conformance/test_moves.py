@@ -6,7 +6,8 @@ from collections import Counter
 
 import pytest
 
-from taskflow.model.record import MOVES, Event, Status
+from taskflow.model.record import Status
+from taskflow.model.transitions import MOVES, Event
 from tests.conformance.moves import CAUSES, LEGAL, Move, Stage, set_up
 from tests.support.world import World
 

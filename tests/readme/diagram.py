@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from taskflow.model.record import MOVES, Status
+from taskflow.model.record import Status
+from taskflow.model.transitions import MOVES
 
 
 def diagram() -> str:

@@ -14,8 +14,9 @@ from taskflow.broker.console import QueueRecord
 from taskflow.model.clock import Clock, instant_of
 from taskflow.model.envelope import ClaimId, Envelope, Lease
 from taskflow.model.ids import id_text
-from taskflow.model.record import ENDED, LIVE, MOVES, WAITING, Event, Record, Status
+from taskflow.model.record import ENDED, LIVE, WAITING, Record, Status
 from taskflow.model.session import SessionRecord
+from taskflow.model.transitions import MOVES, Event
 from taskflow.model.verdict import Settled, Settlement
 
 Fence = tuple[int, ClaimId]

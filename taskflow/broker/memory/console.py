@@ -12,8 +12,9 @@ from taskflow.broker.memory.job import StoredJob
 from taskflow.broker.memory.upkeep import UpkeepStore
 from taskflow.model import wording
 from taskflow.model.clock import to_microseconds, to_seconds
-from taskflow.model.record import ENDED, WAITING, Event, Record, Status
+from taskflow.model.record import ENDED, WAITING, Record, Status
 from taskflow.model.session import SessionRecord
+from taskflow.model.transitions import Event
 
 
 class MemoryStore(UpkeepStore):
@@ -90,7 +91,7 @@ class MemoryStore(UpkeepStore):
         purged = found[:limit]
         for job in purged:
             if job.status in WAITING:
-                self.end(job, Event.CANCEL, Status.CANCELLED, wording.PURGED)
+                self.finish(job, Event.CANCEL, Status.CANCELLED, wording.PURGED)
             if job.status in ENDED:
                 self.bury(job)
         return len(purged)

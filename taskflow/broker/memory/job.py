@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import msgspec
 
-from taskflow.model.clock import to_microseconds
 from taskflow.model.envelope import ClaimId, Envelope, Lease, lease_of
 from taskflow.model.job_schema import JobState
 from taskflow.model.progress import Progress
 from taskflow.model.record import Record, Status, record_of
 from taskflow.model.session import Session
 from taskflow.model.stored import DECODED
+from taskflow.model.transitions import due_at, expires_at
 from taskflow.model.verdict import RunError
 
 
@@ -58,8 +58,8 @@ class StoredJob(JobState, gc=False, eq=False, kw_only=True):
             key=envelope.key,
             seq=seq,
             created_at=now,
-            due_at=max(now, envelope.at) if envelope.at is not None else now + to_microseconds(envelope.after),
-            expires_at=None if envelope.expires is None else now + to_microseconds(envelope.expires),
+            due_at=due_at(envelope, now),
+            expires_at=expires_at(envelope, now),
             payload=envelope.payload,
             awaits=envelope.awaits,
             joins=envelope.joins,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
 
 from taskflow.broker import topics
 from taskflow.broker.memory.job import Fence, StoredJob
@@ -11,28 +10,13 @@ from taskflow.broker.memory.transitions import MemoryTransitions
 from taskflow.broker.protocol import Added, Refused
 from taskflow.model import wording
 from taskflow.model.clock import Clock, instant_of, to_microseconds, to_seconds
-from taskflow.model.envelope import ClaimId, Envelope, Lease, OnConflict
+from taskflow.model.envelope import ClaimId, Envelope, Lease
 from taskflow.model.errors import SessionLost, StoreFull
-from taskflow.model.record import WAITING, Event, Record, Status
+from taskflow.model.record import WAITING, Record, Status
 from taskflow.model.rules import Rules
 from taskflow.model.session import Beat, BeatAnswer, Report, Session, SessionRecord
-from taskflow.model.verdict import (
-    Cancelled,
-    Discarded,
-    Failed,
-    HandedBack,
-    Parked,
-    Retried,
-    RunError,
-    Settled,
-    Settlement,
-    Snoozed,
-    Succeeded,
-    append_error,
-    unpack_errors,
-)
-
-NO_OUTCOMES: Final = (HandedBack, Parked)
+from taskflow.model.transitions import Event, Plan, apply_verdict, refused_for
+from taskflow.model.verdict import Settled, Settlement, Succeeded
 
 
 class SessionState:
@@ -85,11 +69,10 @@ class Store(MemoryTransitions):
         if envelope.id in self.jobs:
             return Refused(envelope.id, envelope.id, "id")
         waiting, running = self.holders(envelope.key)
-        standing = waiting or (running if running is not None and running.cancel_requested is None else None)
-        if standing is not None and envelope.on_conflict is OnConflict.KEEP:
-            return Refused(envelope.id, standing.id, "key")
+        if (holder := refused_for(waiting, running, envelope.on_conflict)) is not None:
+            return Refused(envelope.id, holder.id, "key")
         if waiting is not None:
-            self.end(waiting, Event.REPLACE, Status.CANCELLED, wording.replaced_by(envelope.id))
+            self.finish(waiting, Event.REPLACE, Status.CANCELLED, wording.replaced_by(envelope.id))
         self.add(StoredJob.of(envelope, self.next_seq(), self.now), behind=running)
         return Added(envelope.id, None if waiting is None else waiting.id)
 
@@ -174,8 +157,7 @@ class Store(MemoryTransitions):
         named = set(beat.claims)
         ghosts = [job for claim, job in state.leases.items() if claim not in named and self._is_ghost(job, claim, beat)]
         for job in ghosts:
-            self._let_go(job)
-            self.wait_again(job, Event.GHOST)
+            self.requeue(job, Plan(Event.GHOST, job.counters))
         if beat.leaving:
             self._leave(state)
         return BeatAnswer(
@@ -196,24 +178,20 @@ class Store(MemoryTransitions):
     def _leave(self, state: SessionState) -> None:
         self._kill(state)
         for job in list(state.leases.values()):
-            self._let_go(job)
-            self._hand_back(job, counts=True)
+            self.hand_back(job, counts=True)
 
     def _die(self, state: SessionState, cause: str) -> None:
         self._kill(state)
         for job in list(state.leases.values()):
-            self._let_go(job)
-            self._crash(job, cause)
+            self.crash(job, cause)
 
     def _kill(self, state: SessionState) -> None:
         state.dead_at = self.now
 
-    def _let_go(self, job: StoredJob) -> None:
-        """Take the lease off its session; what becomes of the job is the next step of the same verb."""
-        assert job.claim is not None
-        state = self.sessions.get(job.claim.session)
-        if state is not None:
+    def release_lease(self, job: StoredJob) -> None:
+        if job.claim is not None and (state := self.sessions.get(job.claim.session)) is not None:
             state.leases.pop(job.claim, None)
+        super().release_lease(job)
 
     # --- settle ----------------------------------------------------------------------------------------------
 
@@ -230,8 +208,7 @@ class Store(MemoryTransitions):
         job.settled = fence
         job.started_at = self.now - to_microseconds(settlement.ran_for)
         job.progress = settlement.progress or job.progress
-        self._let_go(job)
-        self._apply(job, settlement)
+        self.apply_verdict(job, settlement)
         for follow_up in settlement.follow_ups:
             self._enqueue_one(follow_up)
         return Settled.OK
@@ -239,64 +216,13 @@ class Store(MemoryTransitions):
     def _took_effect(self, job: StoredJob, fence: Fence) -> bool:
         return job.settled == fence
 
-    def _apply(self, job: StoredJob, settlement: Settlement) -> None:
-        verdict = settlement.verdict
-        if not isinstance(verdict, NO_OUTCOMES):
-            job.reset_losses()
-        match verdict:
-            case Succeeded(result):
-                job.result, job.payload = result, None
-                self.end(job, Event.SUCCEED, Status.SUCCEEDED, keep=settlement.keep_for)
-            case Failed(error):
-                self._fail_once(job, error)
-                self.end(job, Event.FAIL, Status.FAILED, f"{error.type}: {error.message}")
-            case Discarded(reason):
-                self.end(job, Event.DISCARD, Status.FAILED, reason)
-            case Cancelled(reason):
-                self.end(job, Event.CANCEL, Status.CANCELLED, reason)
-            case Retried(error, after):
-                self._fail_once(job, error)
-                self.wait_again(job, Event.RETRY, self.now + to_microseconds(after))
-            case Snoozed(after):
-                job.snoozes += 1
-                self.wait_again(job, Event.SNOOZE, self.now + to_microseconds(after))
-            case Parked(waiting_for, after):
-                now = self.now
-                job.parked_at = now if job.parked_at is None else job.parked_at
-                job.waiting_for = waiting_for
-                self.wait_again(job, Event.PARK, now + to_microseconds(after))
-            case HandedBack(counts):
-                self._hand_back(job, counts=counts)
-            case _:
-                raise TypeError(f"{verdict!r} is no verdict that a store knows")
-
-    def _fail_once(self, job: StoredJob, error: RunError) -> None:
-        job.failures += 1
-        self._note(job, error)
-
-    def _note(self, job: StoredJob, error: RunError) -> None:
-        packed = b"".join(append_error(None, noted, noted.at) for noted in job.errors)
-        job.errors = unpack_errors(append_error(packed, error, self.now))
-
-    def _hand_back(self, job: StoredJob, *, counts: bool) -> None:
-        job.hand_backs += counts
-        wait = to_microseconds(self.rules.hand_back_wait(job.hand_backs)) if counts else 0
-        if wait:
-            job.waiting_for = wording.handed_back_in_vain(job.hand_backs)
-        self.wait_again(job, Event.HAND_BACK, self.now + wait if wait else None)
-
-    def _crash(self, job: StoredJob, cause: str = "") -> None:
-        job.crashes += 1
-        self._note(job, RunError(wording.CRASHED, wording.worker_lost(job.worker, job.crashes, cause), "", job.failures + 1))
-        if job.crashes > self.rules.max_crashes and job.cancel_requested is None:
-            self._poison(job, wording.lost_in_a_row(job.crashes, cause))
+    def apply_verdict(self, job: StoredJob, settlement: Settlement) -> None:
+        plan = apply_verdict(job.counters, settlement.verdict, self.rules, self.now)
+        if isinstance(settlement.verdict, Succeeded):
+            job.result, job.payload = settlement.verdict.result, None
+            self.apply(job, plan, keep=settlement.keep_for)
         else:
-            wait = to_microseconds(self.rules.crash_wait(job.crashes))
-            self.wait_again(job, Event.CRASH, self.now + wait if wait else None)
-
-    def _poison(self, job: StoredJob, why: str) -> None:
-        job.is_poison = True
-        self.end(job, Event.CRASH, Status.FAILED, wording.poison(why))
+            self.apply(job, plan)
 
     # --- cancel, read ------------------------------------------------------------------------------------------
 
@@ -308,7 +234,7 @@ class Store(MemoryTransitions):
             return None
         found = job.status
         if found in WAITING:
-            self.end(job, Event.CANCEL, Status.CANCELLED, wording.CANCELLED)
+            self.finish(job, Event.CANCEL, Status.CANCELLED, wording.CANCELLED)
         elif found is Status.RUNNING:
             job.cancel_requested = wording.CANCELLED
             if job.claim is not None:

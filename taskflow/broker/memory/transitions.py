@@ -7,11 +7,13 @@ from collections import Counter, defaultdict
 
 from taskflow.broker import topics
 from taskflow.broker.memory.job import Entry, StoredJob
-from taskflow.model import wording
+from taskflow.model import transitions, wording
 from taskflow.model.clock import Clock, to_microseconds
 from taskflow.model.ids import id_text
-from taskflow.model.record import LIVE, MOVES, WAITING, Event, Status
+from taskflow.model.record import LIVE, WAITING, Status
 from taskflow.model.rules import Rules
+from taskflow.model.transitions import MOVES, Event, Plan
+from taskflow.model.verdict import append_error, unpack_errors
 
 
 class MemoryTransitions:
@@ -69,19 +71,18 @@ class MemoryTransitions:
         return self._seq
 
     def enter(self, job: StoredJob, event: Event) -> None:
-        """Wait in the place that its due time and what it awaits give it."""
-        if job.awaits > 0:
-            self._watch_expiry(job)
-            self.move(job, event, Status.HELD)
-        elif job.due_at > self.now:
-            self._watch_expiry(job)
-            self.move(job, event, Status.SCHEDULED)
+        """Make a job wait: held, scheduled or ready, by what it awaits and its due time."""
+        status = transitions.place(job.awaits, job.due_at, self.now)
+        if status is Status.READY:
+            self.make_ready(job, event)
+            return
+        self._watch_expiry(job)
+        self.move(job, event, status)
+        if status is Status.SCHEDULED:
             heapq.heappush(self.due, (job.due_at, job.seq, job.id))
             self.rung.add(topics.DUE)
-        else:
-            self._stand_ready(job, event)
 
-    def _stand_ready(self, job: StoredJob, event: Event) -> None:
+    def make_ready(self, job: StoredJob, event: Event) -> None:
         self._watch_expiry(job)
         self.move(job, event, Status.READY)
         job.entry = (*job.place, job.id)
@@ -92,39 +93,63 @@ class MemoryTransitions:
         if job.expires_at is not None:
             heapq.heappush(self.expiring, (job.expires_at, job.id))
 
-    def wait_again(self, job: StoredJob, event: Event, due_at: int | None = None) -> None:
-        """After a run that did not end the job; its cancellation and a replacement behind it come first.
+    def release_lease(self, job: StoredJob) -> None:
+        """The one place where a lease ends."""
+        job.claim = None
 
-        Without a new time it is READY where it stood, also when the wall clock has been set back before its due time meanwhile.
+    def apply(self, job: StoredJob, plan: Plan, *, keep: float | None = None) -> None:
+        """Do what a run's end makes of its job. `keep` is in seconds, None for the status's own time."""
+        job.failures, job.crashes, job.snoozes, job.hand_backs, job.parked_at = plan.counters
+        job.waiting_for = plan.waiting_for
+        job.is_poison = plan.is_poison
+        if plan.error is not None:
+            packed = b"".join(append_error(None, noted, noted.at) for noted in job.errors)
+            job.errors = unpack_errors(append_error(packed, plan.error, self.now))
+        if plan.ends_as is None:
+            self.requeue(job, plan)
+        else:
+            self.finish(job, plan.event, plan.ends_as, plan.reason, keep=keep)
+
+    def requeue(self, job: StoredJob, plan: Plan) -> None:
+        """Make a job wait again after a run, unless its cancellation or a replacement ends it.
+
+        Without a due time it is READY where it stood, also when the wall clock has been set back before its due time meanwhile.
         """
         successor = self.waiting_behind(job)
-        if job.cancel_requested is not None:
-            self.end(job, event, Status.CANCELLED, job.cancel_requested)
-        elif successor is not None:
-            self.end(job, event, Status.CANCELLED, wording.replaced_by(successor.id))
-        elif due_at is None:
-            job.claim = None
-            self._stand_ready(job, event)
+        plan = transitions.requeue(plan, job.cancel_requested, None if successor is None else successor.id)
+        if plan.ends_as is not None:
+            self.finish(job, plan.event, plan.ends_as, plan.reason)
+            return
+        self.release_lease(job)
+        if plan.due_at is None:
+            self.make_ready(job, plan.event)
         else:
-            job.claim = None
-            job.due_at = due_at
-            self.enter(job, event)
+            job.due_at = plan.due_at
+            self.enter(job, plan.event)
 
-    def end(self, job: StoredJob, event: Event, status: Status, reason: str | None = None, *, keep: float | None = None) -> None:
-        """End a job: nobody holds it any more, its key is free, and those that awaited it know."""
+    def hand_back(self, job: StoredJob, *, counts: bool) -> None:
+        self.apply(job, transitions.hand_back(job.counters, self.rules, self.now, counts=counts))
+
+    def crash(self, job: StoredJob, cause: str = "") -> None:
+        is_stopping = job.cancel_requested is not None
+        plan = transitions.crash(job.counters, self.rules, self.now, worker=job.worker, cause=cause, is_stopping=is_stopping)
+        self.apply(job, plan)
+
+    def finish(self, job: StoredJob, event: Event, status: Status, reason: str | None = None, *, keep: float | None = None) -> None:
+        """End a job, free its key, and release the jobs that await it. `keep` is in seconds, None for the status's own time."""
         now = self.now
         self.move(job, event, status)
-        job.claim = None
+        self.release_lease(job)
         job.reason = reason
         job.waiting_for = None
         job.ended_at = now
-        job.keep_until = now + to_microseconds(self._keep(status) if keep is None else keep)
+        job.keep_until = now + (transitions.keep_for(status, self.rules) if keep is None else to_microseconds(keep))
         heapq.heappush(self.fading, (job.keep_until, job.id))
         heapq.heappush(self.kept[job.queue, status is Status.FAILED], (now, job.seq, job.id))
         self.release_key(job)
         joins, job.joins = job.joins, ()
         for joined in joins:
-            self._count_in(self.jobs.get(joined))
+            self.release_awaiting(self.jobs.get(joined))
         self.rung.add(topics.job(job.id))
 
     def bury(self, job: StoredJob) -> None:
@@ -160,20 +185,17 @@ class MemoryTransitions:
         for other in live:
             if other.behind == job.id:
                 other.behind = other.waiting_for = None
-                self._count_in(other)
+                self.release_awaiting(other)
         if not live:
             self.keys.pop(key, None)
 
-    def _count_in(self, held: StoredJob | None) -> None:
+    def release_awaiting(self, held: StoredJob | None) -> None:
         if held is None or held.status is not Status.HELD:
             return
         held.awaits -= 1
         if held.awaits == 0:
             held.due_at = max(held.due_at, self.now)
             self.enter(held, Event.RELEASE)
-
-    def _keep(self, status: Status) -> float:
-        return self.rules.keep_failed if status is Status.FAILED else self.rules.keep_cancelled
 
     # --- looking ---------------------------------------------------------------------------------------------
 

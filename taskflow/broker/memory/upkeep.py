@@ -12,8 +12,9 @@ from taskflow.broker.memory.store import SessionState, Store
 from taskflow.broker.protocol import Upkept
 from taskflow.model import wording
 from taskflow.model.clock import to_microseconds, to_seconds
-from taskflow.model.record import ENDED, WAITING, Event, Status
+from taskflow.model.record import ENDED, WAITING, Status
 from taskflow.model.session import Beat, BeatAnswer, Outlook
+from taskflow.model.transitions import Event
 
 
 class UpkeepStore(Store):
@@ -83,11 +84,10 @@ class UpkeepStore(Store):
         dying = [state for state in self.sessions.values() if state.dead_at is not None]
         released = [(state, job) for state in dying for job in state.leases.values()][:limit]
         for state, job in released:
-            self._let_go(job)
             if state.is_spared or self._is_of_another_boot(state):
-                self._hand_back(job, counts=True)
+                self.hand_back(job, counts=True)
             else:
-                self._crash(job)
+                self.crash(job)
         self._forget_sessions(dying)
         return len(released)
 
@@ -104,7 +104,7 @@ class UpkeepStore(Store):
         while self.expiring and self.expiring[0][0] <= now and moved < limit:
             job = self.jobs.get(heapq.heappop(self.expiring)[1])
             if job is not None and job.status in WAITING and job.is_expired(now):
-                self.end(job, Event.EXPIRE, Status.CANCELLED, wording.EXPIRED)
+                self.finish(job, Event.EXPIRE, Status.CANCELLED, wording.EXPIRED)
                 moved += 1
         return moved
 

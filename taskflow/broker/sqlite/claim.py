@@ -19,7 +19,8 @@ from taskflow.model import envelope as envelopes
 from taskflow.model import wording
 from taskflow.model.envelope import ClaimId, Envelope, Lease, unpack_extras
 from taskflow.model.errors import SessionLost
-from taskflow.model.record import CODES, Event, Status
+from taskflow.model.record import CODES, Status
+from taskflow.model.transitions import Event
 
 _READY: Final = CODES[Status.READY]
 _RUNNING: Final = CODES[Status.RUNNING]

@@ -20,8 +20,9 @@ from taskflow.broker.sqlite.transactions import Durability
 from taskflow.broker.sqlite.transitions import Transitions
 from taskflow.model import wording
 from taskflow.model.clock import to_microseconds, to_seconds
-from taskflow.model.record import BY_CODE, CODES, Event, Record, Status
+from taskflow.model.record import BY_CODE, CODES, Record, Status
 from taskflow.model.session import SessionRecord
+from taskflow.model.transitions import Event
 
 T = TypeVar("T")
 
@@ -193,7 +194,7 @@ def _purge_one(transitions: Transitions, job: JobRow | None) -> bool:
     if job is None or job.status in (None, Status.RUNNING):
         return False
     if job.status.is_waiting:
-        transitions.end(job, Event.CANCEL, Status.CANCELLED, wording.PURGED)
+        transitions.finish(job, Event.CANCEL, Status.CANCELLED, wording.PURGED)
     transitions.bury(job)
     return True
 

@@ -12,11 +12,11 @@ from taskflow.broker.protocol import Added, Refused
 from taskflow.broker.sqlite.row import SENT, JobRow
 from taskflow.broker.sqlite.transitions import Transitions
 from taskflow.model import wording
-from taskflow.model.clock import to_microseconds
-from taskflow.model.envelope import Envelope, OnConflict, pack_extras
+from taskflow.model.envelope import Envelope, pack_extras
 from taskflow.model.errors import StoreFull
 from taskflow.model.job_schema import AS_SENT
-from taskflow.model.record import CODES, Event, Status
+from taskflow.model.record import CODES, Status
+from taskflow.model.transitions import Event, due_at, expires_at, refused_for
 
 _READY: Final = CODES[Status.READY]
 _SCHEDULED: Final = CODES[Status.SCHEDULED]
@@ -88,14 +88,14 @@ _ID: Final = SENT.index("id")
 def _row(transitions: Transitions, envelope: Envelope) -> _Row:
     """Return the columns of `row.SENT`."""
     now = transitions.now
-    due_at = max(now, envelope.at) if envelope.at is not None else now + to_microseconds(envelope.after)
+    due = due_at(envelope, now)
     return (
-        _SCHEDULED if due_at > now else _READY,
+        _SCHEDULED if due > now else _READY,
         transitions.queues.number(envelope.queue),
         transitions.job_names.number(envelope.job),
         now,
-        due_at,
-        None if envelope.expires is None else now + to_microseconds(envelope.expires),
+        due,
+        expires_at(envelope, now),
         pack_extras(envelope),
         b"".join(envelope.joins) or None,
         *_as_sent(envelope),
@@ -118,11 +118,10 @@ def _add_one(transitions: Transitions, envelope: Envelope) -> Added | Refused:
     if transitions.job(envelope.id) is not None:
         return Refused(envelope.id, envelope.id, "id")
     waiting, running = transitions.holders(envelope.key)
-    standing = waiting or (running if running is not None and running.cancel_requested is None else None)
-    if standing is not None and envelope.on_conflict is OnConflict.KEEP:
-        return Refused(envelope.id, standing.id, "key")
+    if (holder := refused_for(waiting, running, envelope.on_conflict)) is not None:
+        return Refused(envelope.id, holder.id, "key")
     if waiting is not None:
-        transitions.end(waiting, Event.REPLACE, Status.CANCELLED, wording.replaced_by(envelope.id))
+        transitions.finish(waiting, Event.REPLACE, Status.CANCELLED, wording.replaced_by(envelope.id))
     _last_seq(transitions)
     transitions.add(_job_of(transitions, envelope), behind=running)
     return Added(envelope.id, None if waiting is None else waiting.id)

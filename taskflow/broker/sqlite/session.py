@@ -8,7 +8,6 @@ from typing import Any, Final
 import msgpack
 import msgspec
 
-from taskflow.broker.sqlite import settle
 from taskflow.broker.sqlite.row import (
     CLAIM_BYTES,
     claims_of,
@@ -24,10 +23,10 @@ from taskflow.model import wording
 from taskflow.model.clock import instant_of, to_microseconds, to_seconds
 from taskflow.model.envelope import ClaimId
 from taskflow.model.errors import SessionLost
-from taskflow.model.record import Event
 from taskflow.model.rules import LONGEST
 from taskflow.model.session import Beat, BeatAnswer, Session, SessionRecord
 from taskflow.model.stored import FieldReader, maybe, number, octets, text, unpacked, whole
+from taskflow.model.transitions import Event, Plan
 
 
 class SessionRow(msgspec.Struct, frozen=True):
@@ -231,7 +230,7 @@ def _take_back_ghosts(transitions: Transitions, held: set[ClaimId], beat: Beat) 
         for job in transitions.leased("jobs_by_claim", packed, packed):
             if job.claimed_steady <= old:
                 held.discard(claim)
-                transitions.wait_again(job, Event.GHOST)
+                transitions.requeue(job, Plan(Event.GHOST, job.counters))
                 ghosts += 1
     return ghosts
 
@@ -239,13 +238,13 @@ def _take_back_ghosts(transitions: Transitions, held: set[ClaimId], beat: Beat) 
 def _leave(transitions: Transitions, row: SessionRow) -> None:
     transitions.connection.execute(transitions.sql["kill_session"], (transitions.now, row.number))
     for job in transitions.leased("jobs_by_claim", *claims_of(row.id)):
-        settle.hand_back(transitions, job, counts=True)
+        transitions.hand_back(job, counts=True)
 
 
 def _die(transitions: Transitions, row: SessionRow, cause: str) -> None:
     transitions.connection.execute(transitions.sql["kill_session"], (transitions.now, row.number))
     for job in transitions.leased("jobs_by_claim", *claims_of(row.id)):
-        settle.crash(transitions, job, cause)
+        transitions.crash(job, cause)
 
 
 # --- records ---------------------------------------------------------------------------------------------------

@@ -12,25 +12,13 @@ from taskflow.broker import topics
 from taskflow.broker.sqlite.enqueue import add_all
 from taskflow.broker.sqlite.lease_cache import StaleCache
 from taskflow.broker.sqlite.refusals import check_payloads, check_result
-from taskflow.broker.sqlite.row import JobRow, is_possible, pack_claim, pack_fence, pack_progress, storable, text_of, unpack_claim
+from taskflow.broker.sqlite.row import JobRow, is_possible, pack_claim, pack_fence, pack_progress, unpack_claim
 from taskflow.broker.sqlite.transitions import Transitions
 from taskflow.model import wording
 from taskflow.model.clock import to_microseconds
-from taskflow.model.record import CODES, Event, Record, Status
-from taskflow.model.verdict import (
-    Cancelled,
-    Discarded,
-    Failed,
-    HandedBack,
-    Parked,
-    Retried,
-    RunError,
-    Settled,
-    Settlement,
-    Snoozed,
-    Succeeded,
-    append_error,
-)
+from taskflow.model.record import CODES, Record, Status
+from taskflow.model.transitions import Event, apply_verdict
+from taskflow.model.verdict import Settled, Settlement, Succeeded
 
 
 def settle(transitions: Transitions, settlements: Sequence[Settlement]) -> list[Settled]:
@@ -163,67 +151,12 @@ def _end_run(transitions: Transitions, job: JobRow, settlement: Settlement, clai
     job.settled = pack_fence(settlement.epoch, claim)
     job.started_at = transitions.now - to_microseconds(settlement.ran_for)
     job.progress = pack_progress(settlement.progress) or job.progress
-    _apply(transitions, job, settlement)
-
-
-def _apply(transitions: Transitions, job: JobRow, settlement: Settlement) -> None:
-    verdict, now = settlement.verdict, transitions.now
-    if not isinstance(verdict, HandedBack | Parked):
-        job.reset_losses()
-    match verdict:
-        case Succeeded(result):
-            job.result, job.payload = check_result(result), None
-            transitions.end(job, Event.SUCCEED, Status.SUCCEEDED, keep=settlement.keep_for)
-        case Failed(error):
-            _fail_once(transitions, job, error)
-            transitions.end(job, Event.FAIL, Status.FAILED, f"{error.type}: {error.message}")
-        case Discarded(reason):
-            transitions.end(job, Event.DISCARD, Status.FAILED, reason)
-        case Cancelled(reason):
-            transitions.end(job, Event.CANCEL, Status.CANCELLED, reason)
-        case Retried(error, after):
-            _fail_once(transitions, job, error)
-            transitions.wait_again(job, Event.RETRY, now + to_microseconds(after))
-        case Snoozed(after):
-            job.snoozes += 1
-            transitions.wait_again(job, Event.SNOOZE, now + to_microseconds(after))
-        case Parked(waiting_for, after):
-            job.parked_at = now if job.parked_at is None else job.parked_at
-            job.waiting_for = storable(waiting_for)
-            transitions.wait_again(job, Event.PARK, now + to_microseconds(after))
-        case HandedBack(counts):
-            hand_back(transitions, job, counts=counts)
-        case _:
-            raise TypeError(f"{verdict!r} is no verdict that a store knows")
-
-
-def _fail_once(transitions: Transitions, job: JobRow, error: RunError) -> None:
-    job.failures += 1
-    job.errors = append_error(job.errors, error, transitions.now)
-
-
-def hand_back(transitions: Transitions, job: JobRow, *, counts: bool) -> None:
-    job.hand_backs += counts
-    wait = to_microseconds(transitions.rules.hand_back_wait(job.hand_backs)) if counts else 0
-    if wait:
-        job.waiting_for = wording.handed_back_in_vain(job.hand_backs)
-    transitions.wait_again(job, Event.HAND_BACK, transitions.now + wait if wait else None)
-
-
-def crash(transitions: Transitions, job: JobRow, cause: str = "") -> None:
-    job.crashes += 1
-    lost = RunError(wording.CRASHED, wording.worker_lost(text_of(job.worker), job.crashes, cause), "", job.failures + 1)
-    job.errors = append_error(job.errors, lost, transitions.now)
-    if job.crashes > transitions.rules.max_crashes and job.cancel_requested is None:
-        _poison(transitions, job, wording.lost_in_a_row(job.crashes, cause))
+    plan = apply_verdict(job.counters, settlement.verdict, transitions.rules, transitions.now)
+    if isinstance(settlement.verdict, Succeeded):
+        job.result, job.payload = check_result(settlement.verdict.result), None
+        transitions.apply(job, plan, keep=settlement.keep_for)
     else:
-        wait = to_microseconds(transitions.rules.crash_wait(job.crashes))
-        transitions.wait_again(job, Event.CRASH, transitions.now + wait if wait else None)
-
-
-def _poison(transitions: Transitions, job: JobRow, why: str) -> None:
-    job.is_poison = 1
-    transitions.end(job, Event.CRASH, Status.FAILED, wording.poison(why))
+        transitions.apply(job, plan)
 
 
 # --- cancel, read ------------------------------------------------------------------------------------------------
@@ -238,7 +171,7 @@ def _cancel_one(transitions: Transitions, job: JobRow | None) -> Status | None:
         return None
     found = job.status
     if found is not None and found.is_waiting:
-        transitions.end(job, Event.CANCEL, Status.CANCELLED, wording.CANCELLED)
+        transitions.finish(job, Event.CANCEL, Status.CANCELLED, wording.CANCELLED)
     elif found is Status.RUNNING and job.claim is not None:
         job.cancel_requested = wording.CANCELLED
         transitions.save(job)

@@ -267,7 +267,7 @@ class _File:
             may_write = any(work.durability is not Durability.READ for work in group)
             for work in group:
                 self._run(work, may_write)
-            self.transitions.finish()
+            self.transitions.flush()
             self._check_version()
             self._connection.execute("COMMIT")
         except Exception as error:

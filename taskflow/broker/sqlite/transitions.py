@@ -29,13 +29,15 @@ from taskflow.broker.sqlite.row import (
 from taskflow.broker.sqlite.soundness import is_sound, look_closely
 from taskflow.broker.sqlite.statements import Statements, execute_rows, fetch_rows, insert_rows
 from taskflow.broker.sqlite.tally import Tally
-from taskflow.model import wording
+from taskflow.model import transitions, wording
 from taskflow.model.clock import Clock, to_microseconds
 from taskflow.model.ids import id_text
 from taskflow.model.job_schema import DEFAULT_QUEUE
-from taskflow.model.record import CODES, MOVES, Event, Record, Status
+from taskflow.model.record import CODES, Record, Status
 from taskflow.model.rules import Rules
 from taskflow.model.stored import Unreadable
+from taskflow.model.transitions import MOVES, Event, Plan
+from taskflow.model.verdict import append_error
 
 _QUEUE: Final = COLUMNS.index("queue")
 
@@ -53,7 +55,7 @@ class Unsound(Exception):
 
 
 class Transitions:
-    """Lives as long as its connection; `begin` once a verb, `finish` before a commit, `forget` after a rollback."""
+    """Lives as long as its connection; `begin` once a verb, `flush` before a commit, `forget` after a rollback."""
 
     def __init__(self, connection: sqlite3.Connection, sql: Statements, clock: Clock, rules: Rules) -> None:
         self.connection = connection
@@ -77,7 +79,7 @@ class Transitions:
         self.now = self.clock.wall()
         self.steady = self.clock.steady()
 
-    def finish(self) -> None:
+    def flush(self) -> None:
         self.tally.flush()
 
     def forget(self) -> None:
@@ -194,49 +196,74 @@ class Transitions:
         self.save(job)
 
     def _place(self, job: JobRow, event: Event) -> None:
-        if job.awaits > 0:
-            self.move(job, event, Status.HELD)
-        elif job.due_at > self.now:
-            self.move(job, event, Status.SCHEDULED)
+        status = transitions.place(job.awaits, job.due_at, self.now)
+        if status is Status.READY:
+            self.make_ready(job, event)
+            return
+        self.move(job, event, status)
+        if status is Status.SCHEDULED:
             self.rung.add(topics.DUE)
-        else:
-            self._place_ready(job, event)
 
-    def _place_ready(self, job: JobRow, event: Event) -> None:
+    def make_ready(self, job: JobRow, event: Event) -> None:
+        """The caller saves the job."""
         self.move(job, event, Status.READY)
         self.ring_queue(job.queue)
 
-    def wait_again(self, job: JobRow, event: Event, due_at: int | None = None) -> None:
-        """After a run that did not end the job; its cancellation and a replacement behind it come first.
+    def release_lease(self, job: JobRow) -> None:
+        """The one place where a lease ends. The caller saves the job."""
+        job.claim = None
 
-        Without a new time it is READY where it stood, also when the wall clock has been set back before its due time meanwhile.
+    def apply(self, job: JobRow, plan: Plan, *, keep: float | None = None) -> None:
+        """Do what a run's end makes of its job. `keep` is in seconds, None for the status's own time."""
+        job.failures, job.crashes, job.snoozes, job.hand_backs, job.parked_at = plan.counters
+        job.waiting_for = None if plan.waiting_for is None else storable(plan.waiting_for)
+        job.is_poison = int(plan.is_poison)
+        if plan.error is not None:
+            job.errors = append_error(job.errors, plan.error, self.now)
+        if plan.ends_as is None:
+            self.requeue(job, plan)
+        else:
+            self.finish(job, plan.event, plan.ends_as, plan.reason, keep=keep)
+
+    def requeue(self, job: JobRow, plan: Plan) -> None:
+        """Make a job wait again after a run, unless its cancellation or a replacement ends it.
+
+        Without a due time it is READY where it stood, also when the wall clock has been set back before its due time meanwhile.
         """
         successor = self.waiting_behind(job)
-        if job.cancel_requested is not None:
-            self.end(job, event, Status.CANCELLED, text_of(job.cancel_requested))
-        elif successor is not None:
-            self.end(job, event, Status.CANCELLED, wording.replaced_by(successor.id))
-        elif due_at is None:
-            job.claim = None
-            self._place_ready(job, event)
+        plan = transitions.requeue(plan, text_of(job.cancel_requested), None if successor is None else successor.id)
+        if plan.ends_as is not None:
+            self.finish(job, plan.event, plan.ends_as, plan.reason)
+            return
+        self.release_lease(job)
+        if plan.due_at is None:
+            self.make_ready(job, plan.event)
             self.save(job)
         else:
-            job.claim = None
-            job.due_at = due_at
-            self.enter(job, event)
+            job.due_at = plan.due_at
+            self.enter(job, plan.event)
 
-    def end(self, job: JobRow, event: Event, status: Status, reason: str | None = None, *, keep: float | None = None) -> None:
-        """End a job: nobody holds it any more, its key is free, and those that awaited it know."""
+    def hand_back(self, job: JobRow, *, counts: bool) -> None:
+        self.apply(job, transitions.hand_back(job.counters, self.rules, self.now, counts=counts))
+
+    def crash(self, job: JobRow, cause: str = "") -> None:
+        is_stopping = job.cancel_requested is not None
+        plan = transitions.crash(job.counters, self.rules, self.now, worker=text_of(job.worker), cause=cause, is_stopping=is_stopping)
+        self.apply(job, plan)
+
+    def finish(self, job: JobRow, event: Event, status: Status, reason: str | None = None, *, keep: float | None = None) -> None:
+        """End a job, free its key, and release the jobs that await it. `keep` is in seconds, None for the status's own time."""
         self.move(job, event, status)
+        self.release_lease(job)
         joined, job.joins = job.joined_ids(), None
-        job.claim = job.waiting_for = None
+        job.waiting_for = None
         job.reason = None if reason is None else storable(reason)
         job.ended_at = self.now
-        job.fade_at = self.now + to_microseconds(self._keep(status) if keep is None else keep)
+        job.fade_at = self.now + (transitions.keep_for(status, self.rules) if keep is None else to_microseconds(keep))
         self.save(job)
-        self._release_key(job)
+        self.release_key(job)
         for job_id in joined:
-            self._count_in(self.job(job_id))
+            self.release_awaiting(self.job(job_id))
         self.rung.add(topics.job(job.id))
 
     def bury(self, job: JobRow) -> None:
@@ -260,15 +287,15 @@ class Transitions:
         waiting = None if job.key is None else self._first("waiting_holder", job.key)
         return waiting if waiting is not None and waiting.behind == job.id else None
 
-    def _release_key(self, job: JobRow) -> None:
+    def release_key(self, job: JobRow) -> None:
         if job.key is None:
             return
         for other in self.jobs("waiting_behind", job.key, job.id):
             other.behind = other.waiting_for = None
             self.save(other)
-            self._count_in(other)
+            self.release_awaiting(other)
 
-    def _count_in(self, held: JobRow | None) -> None:
+    def release_awaiting(self, held: JobRow | None) -> None:
         if held is None or held.status is not Status.HELD:
             return
         held.awaits -= 1
@@ -277,6 +304,3 @@ class Transitions:
             self.enter(held, Event.RELEASE)
         else:
             self.save(held)
-
-    def _keep(self, status: Status) -> float:
-        return self.rules.keep_failed if status is Status.FAILED else self.rules.keep_cancelled

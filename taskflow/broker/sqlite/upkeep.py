@@ -8,14 +8,14 @@ from collections.abc import Set
 from typing import Any, Final, Literal
 
 from taskflow.broker.protocol import Upkept
-from taskflow.broker.sqlite import settle
 from taskflow.broker.sqlite.row import JobRow, claims_of
 from taskflow.broker.sqlite.session import SessionRow, lease_count, session_rows, spare_after_outage
 from taskflow.broker.sqlite.transitions import Scrubbed, Transitions
 from taskflow.model import wording
 from taskflow.model.clock import to_microseconds, to_seconds
-from taskflow.model.record import CODES, Event, Status
+from taskflow.model.record import CODES, Status
 from taskflow.model.session import Outlook
+from taskflow.model.transitions import Event
 
 MOST_FORGOTTEN: Final = 1_000
 """Ids that one call forgets at most, besides its moves. If a call forgets that many, the next one follows at once: more may become due
@@ -106,9 +106,9 @@ def _release_leases(transitions: Transitions, limit: int) -> int:
 
 def _release(transitions: Transitions, row: SessionRow, job: JobRow) -> None:
     if row.is_spared or row.is_of_another_boot(transitions.clock.boot_id()):
-        settle.hand_back(transitions, job, counts=True)
+        transitions.hand_back(job, counts=True)
     else:
-        settle.crash(transitions, job)
+        transitions.crash(job)
 
 
 def _forget_session(transitions: Transitions, row: SessionRow) -> None:
@@ -127,7 +127,7 @@ def _expire(transitions: Transitions, limit: int) -> int:
     for (seq,) in seqs:
         job = transitions.job_by_seq(seq)
         if job is not None and job.status is not None and job.status.is_waiting and (job.expires_at or 0) <= transitions.now:
-            transitions.end(job, Event.EXPIRE, Status.CANCELLED, wording.EXPIRED)
+            transitions.finish(job, Event.EXPIRE, Status.CANCELLED, wording.EXPIRED)
     return len(seqs)
 
 
@@ -203,7 +203,7 @@ def scrub(transitions: Transitions) -> bool:
     for seq in json.loads(orphans):
         job = transitions.job_by_seq(seq)
         if job is not None and job.claim is not None:
-            settle.hand_back(transitions, job, counts=False)
+            transitions.hand_back(job, counts=False)
     place.names.update(json.loads(names))
     if number < SCRUBBED_AT_ONCE:
         _drop_names(transitions, place.names)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from taskflow.broker import topics
 from taskflow.broker.console import Finding, JobFilter, Redone
 from taskflow.broker.memory.job import StoredJob
-from taskflow.model.record import Event, Record, Status
+from taskflow.model.record import Record, Status
+from taskflow.model.transitions import Event
 from tests.conformance.mutants.mutant import Mutant
 
 
@@ -42,8 +43,7 @@ class PurgesWhatRuns(Mutant):
         purged = super().purge(job_filter, limit)
         for job in list(self.jobs.values()):
             if job.status is Status.RUNNING and self._matches(job, job_filter):
-                self._let_go(job)
-                self.end(job, Event.CANCEL, Status.CANCELLED, "purged")
+                self.finish(job, Event.CANCEL, Status.CANCELLED, "purged")
                 self.bury(job)
         return purged
 
@@ -88,9 +88,9 @@ class NudgesOnlyForTheNew(Mutant):
     breaks = frozenset({"listen_ready"})
     because = "a retry that is READY at once waits for the next poll"
 
-    def _stand_ready(self, job: StoredJob, event: Event) -> None:
+    def make_ready(self, job: StoredJob, event: Event) -> None:
         rung = set(self.rung)
-        super()._stand_ready(job, event)
+        super().make_ready(job, event)
         if event is not Event.ENQUEUE:
             self.rung = rung
 

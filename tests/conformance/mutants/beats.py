@@ -141,8 +141,8 @@ class DeathHasNoCause(Mutant):
     breaks = frozenset({"beat_died"})
     because = "that a worker was lost is all that the record says, and of what stands in the log of another machine"
 
-    def _crash(self, job: StoredJob, cause: str = "") -> None:
-        super()._crash(job)
+    def crash(self, job: StoredJob, cause: str = "") -> None:
+        super().crash(job)
 
 
 class RegistrationRevives(Mutant):

@@ -9,7 +9,8 @@ from taskflow.broker.memory.job import StoredJob
 from taskflow.broker.memory.store import SessionState
 from taskflow.model.clock import to_microseconds
 from taskflow.model.envelope import ClaimId, Lease
-from taskflow.model.record import Event, Status
+from taskflow.model.record import Status
+from taskflow.model.transitions import Event, Plan
 from tests.conformance.mutants.mutant import Mutant
 
 
@@ -95,8 +96,7 @@ class ClaimsTwice(Mutant):
     def claim(self, session_id: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
         for job in list(self.jobs.values()):
             if job.status is Status.RUNNING and self.clock.steady() - job.claimed_steady > to_microseconds(60.0):
-                self._let_go(job)
-                self.wait_again(job, Event.GHOST)
+                self.requeue(job, Plan(Event.GHOST, job.counters))
         return super().claim(session_id, request, queues, limit)
 
 

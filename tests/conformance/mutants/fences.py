@@ -5,7 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from taskflow.broker.memory.job import StoredJob
-from taskflow.model.record import Event, Status
+from taskflow.model.record import Status
+from taskflow.model.transitions import Event
 from taskflow.model.verdict import Settled, Settlement
 from tests.conformance.mutants.mutant import Mutant
 

@@ -10,7 +10,8 @@ from taskflow.broker.memory.job import StoredJob
 from taskflow.broker.protocol import Added, Refused
 from taskflow.model.envelope import Envelope, OnConflict
 from taskflow.model.errors import StoreFull
-from taskflow.model.record import WAITING, Event, Status
+from taskflow.model.record import WAITING, Status
+from taskflow.model.transitions import Event, Plan
 from tests.conformance.mutants.mutant import Mutant
 
 
@@ -34,8 +35,8 @@ class KeyIsLostByARetry(Mutant):
     breaks = frozenset({"key_survives_retry"})
     because = "the lock is released at the end of the run, not of the job"
 
-    def wait_again(self, job: StoredJob, event: Event, due_at: int | None = None) -> None:
-        super().wait_again(job, event, due_at)
+    def requeue(self, job: StoredJob, plan: Plan) -> None:
+        super().requeue(job, plan)
         if job.status in WAITING and job.envelope.key is not None:
             self.keys.pop(job.envelope.key, None)
 
@@ -71,10 +72,10 @@ class CountsSuccessesOnly(Mutant):
     breaks = frozenset({"joins", "console_purge", "enqueue_order", "key_waits_behind"})
     because = "one failed member, and the workflow waits for ever"
 
-    def end(self, job: StoredJob, event: Event, status: Status, reason: str | None = None, *, keep: float | None = None) -> None:
+    def finish(self, job: StoredJob, event: Event, status: Status, reason: str | None = None, *, keep: float | None = None) -> None:
         if status is not Status.SUCCEEDED:
             job.joins = ()
-        super().end(job, event, status, reason, keep=keep)
+        super().finish(job, event, status, reason, keep=keep)
 
 
 class AddsWhatHasEnded(Mutant):

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import msgspec
 
 from taskflow.broker.memory.job import Fence, StoredJob
-from taskflow.model.record import WAITING, Event, Status
+from taskflow.model.record import Status
+from taskflow.model.transitions import Event, Plan
 from taskflow.model.verdict import Retried, Settled, Settlement, Snoozed
+from taskflow.model.wording import poison
 from tests.conformance.mutants.mutant import Mutant
 
 
@@ -61,9 +63,9 @@ class KeepsPayloads(Mutant):
     breaks = frozenset({"settle_forgets_payload"})
     because = "the store grows by what no run will ever read again"
 
-    def _apply(self, job: StoredJob, settlement: Settlement) -> None:
+    def apply_verdict(self, job: StoredJob, settlement: Settlement) -> None:
         payload = job.payload
-        super()._apply(job, settlement)
+        super().apply_verdict(job, settlement)
         job.payload = payload
 
 
@@ -71,28 +73,30 @@ class ForgetsTheMark(Mutant):
     breaks = frozenset({"settle_marked", "hand_back_backoff"})
     because = "a cancelled job is retried, since the mark lay on the run and not on the job"
 
-    def _apply(self, job: StoredJob, settlement: Settlement) -> None:
+    def apply_verdict(self, job: StoredJob, settlement: Settlement) -> None:
         if not settlement.verdict.is_final:
             job.cancel_requested = None
-        super()._apply(job, settlement)
+        super().apply_verdict(job, settlement)
 
 
 class OutcomesResetNothing(Mutant):
     breaks = frozenset({"settle_resets", "hand_back_backoff", "crash_backoff"})
     because = "a long-lived job that snoozes collects crashes over weeks until it is called poison"
 
-    def _progressed(self, job: StoredJob) -> None:
-        job.parked_at = None
+    def apply(self, job: StoredJob, plan: Plan, *, keep: float | None = None) -> None:
+        resets = ("crashes", "hand_backs")
+        counters = plan.counters._replace(**{name: max(getattr(job, name), getattr(plan.counters, name)) for name in resets})
+        super().apply(job, plan._replace(counters=counters), keep=keep)
 
 
 class SnoozeIsAFailure(Mutant):
     breaks = frozenset({"settle_outcomes", "settle_marked", "key_gives_way", "claim_fence"})
     because = "waiting on purpose uses attempts up"
 
-    def _apply(self, job: StoredJob, settlement: Settlement) -> None:
+    def apply_verdict(self, job: StoredJob, settlement: Settlement) -> None:
         if isinstance(settlement.verdict, Snoozed):
             job.failures += 1
-        super()._apply(job, settlement)
+        super().apply_verdict(job, settlement)
 
 
 class LosesTheLastProgress(Mutant):
@@ -107,27 +111,25 @@ class HandsBackToTheEnd(Mutant):
     breaks = frozenset({"hand_back_place", "settle_outcomes"})
     because = "every deploy sends what it interrupts to the end of the queue"
 
-    def _hand_back(self, job: StoredJob, *, counts: bool) -> None:
-        if job.cancel_requested is None and self.waiting_behind(job) is None:
+    def apply(self, job: StoredJob, plan: Plan, *, keep: float | None = None) -> None:
+        if plan.event is Event.HAND_BACK and job.cancel_requested is None and self.waiting_behind(job) is None:
             job.due_at, job.seq = self.clock.wall(), self.next_seq()
-        super()._hand_back(job, counts=counts)
+        super().apply(job, plan, keep=keep)
 
 
 class HandsBackWithoutAPause(Mutant):
     breaks = frozenset({"hand_back_backoff"})
     because = "the graceful hand-back went round every counter, and one job cycled a fleet for 17 hours (activepieces#15130)"
 
-    def _hand_back(self, job: StoredJob, *, counts: bool) -> None:
-        job.hand_backs += counts
-        self.wait_again(job, Event.HAND_BACK)
+    def apply(self, job: StoredJob, plan: Plan, *, keep: float | None = None) -> None:
+        super().apply(job, plan._replace(due_at=None, waiting_for=None) if plan.event is Event.HAND_BACK else plan, keep=keep)
 
 
 class HandBacksArePoison(Mutant):
     breaks = frozenset({"hand_back_backoff", "outage"})
     because = "eleven deploys during one long job failed it, though each run went well until then"
 
-    def _hand_back(self, job: StoredJob, *, counts: bool) -> None:
-        super()._hand_back(job, counts=counts)
-        if job.hand_backs > 10 and job.status in WAITING:
-            job.status = Status.RUNNING
-            self._poison(job, "handed back too often")
+    def apply(self, job: StoredJob, plan: Plan, *, keep: float | None = None) -> None:
+        if plan.event is Event.HAND_BACK and plan.counters.hand_backs > 10 and job.cancel_requested is None:
+            plan = plan._replace(event=Event.CRASH, ends_as=Status.FAILED, reason=poison("handed back too often"), is_poison=True)
+        super().apply(job, plan, keep=keep)

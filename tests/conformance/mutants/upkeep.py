@@ -5,7 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from taskflow.broker.memory.job import StoredJob
-from taskflow.model.record import Event, Status
+from taskflow.model.record import Status
+from taskflow.model.transitions import Event
 from tests.conformance.mutants.mutant import Mutant
 
 
@@ -64,18 +65,18 @@ class CrashIsAFailure(Mutant):
     breaks = frozenset({"crash_backoff"})
     because = "a deploy or a full memory uses up attempts of jobs that did nothing wrong"
 
-    def _crash(self, job: StoredJob, cause: str = "") -> None:
+    def crash(self, job: StoredJob, cause: str = "") -> None:
         job.failures += 1
-        super()._crash(job, cause)
+        super().crash(job, cause)
 
 
 class CrashesForEver(Mutant):
     breaks = frozenset({"crash_poison", "beat_died", "key_released", "key_waits_behind", "joins", "console_browse", "console_retry"})
     because = "the counter lives in the process that is killed (sidekiq#3400, faktory#99)"
 
-    def _crash(self, job: StoredJob, cause: str = "") -> None:
+    def crash(self, job: StoredJob, cause: str = "") -> None:
         rules, self.rules = self.rules, msgspec.structs.replace(self.rules, max_crashes=1_000_000)
-        super()._crash(job, cause)
+        super().crash(job, cause)
         self.rules = rules
 
 
@@ -83,9 +84,9 @@ class CrashForgetsTheMark(Mutant):
     breaks = frozenset({"crash_marked", "beat_died"})
     because = "a cancelled job comes back with its worker's end"
 
-    def _crash(self, job: StoredJob, cause: str = "") -> None:
+    def crash(self, job: StoredJob, cause: str = "") -> None:
         job.cancel_requested = None
-        super()._crash(job, cause)
+        super().crash(job, cause)
 
 
 class OutageIsADeath(Mutant):

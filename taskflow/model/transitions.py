@@ -1,0 +1,200 @@
+"""The rules of a job's transitions: which are legal, and what the end of a run makes of its job. Pure functions: a store applies the plan.
+
+Memory and SQLite call these functions. Redis and PostgreSQL hold the same rules under the same names, in their rooms `transitions` and, for
+`apply_verdict`, `settle`. The conformance suite compares all four.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final, NamedTuple, Protocol, TypeVar
+
+from taskflow.model import wording
+from taskflow.model.clock import to_microseconds
+from taskflow.model.envelope import Envelope, OnConflict
+from taskflow.model.job_schema import OUTCOME, Counters, cleared_by
+from taskflow.model.record import ENDED, WAITING, Status
+from taskflow.model.rules import Rules
+from taskflow.model.verdict import Cancelled, Discarded, Failed, HandedBack, Parked, Retried, RunError, Snoozed, Succeeded, Verdict
+
+
+class Event(StrEnum):
+    """Why a job moves."""
+
+    ENQUEUE = "enqueue"
+    RELEASE = "release"
+    DUE = "due"
+    CLAIM = "claim"
+    SUCCEED = "succeed"
+    FAIL = "fail"
+    DISCARD = "discard"
+    RETRY = "retry"
+    SNOOZE = "snooze"
+    PARK = "park"
+    HAND_BACK = "hand back"
+    GHOST = "ghost"
+    CRASH = "crash"
+    CANCEL = "cancel"
+    EXPIRE = "expire"
+    REPLACE = "replace"
+    REDO = "operator's retry"
+    DROP = "drop"
+
+    __hash__ = str.__hash__
+
+
+_HELD, _SCHEDULED, _READY, _RUNNING = Status.HELD, Status.SCHEDULED, Status.READY, Status.RUNNING
+_SUCCEEDED, _FAILED, _CANCELLED = Status.SUCCEEDED, Status.FAILED, Status.CANCELLED
+
+# The legal moves: (from, event) -> to. None is "not there": before the enqueue and after the drop.
+# A run that would wait again ends CANCELLED instead when it is asked to stop, or when a replacement waits behind it.
+MOVES: Final[dict[tuple[Status | None, Event], frozenset[Status | None]]] = {
+    (None, Event.ENQUEUE): frozenset({_HELD, _SCHEDULED, _READY}),
+    (_HELD, Event.RELEASE): frozenset({_SCHEDULED, _READY}),
+    (_SCHEDULED, Event.DUE): frozenset({_READY}),
+    (_READY, Event.CLAIM): frozenset({_RUNNING}),
+    (_RUNNING, Event.SUCCEED): frozenset({_SUCCEEDED}),
+    (_RUNNING, Event.FAIL): frozenset({_FAILED}),
+    (_RUNNING, Event.DISCARD): frozenset({_FAILED}),
+    (_RUNNING, Event.CANCEL): frozenset({_CANCELLED}),
+    (_RUNNING, Event.RETRY): frozenset({_SCHEDULED, _READY, _CANCELLED}),
+    (_RUNNING, Event.SNOOZE): frozenset({_SCHEDULED, _READY, _CANCELLED}),
+    (_RUNNING, Event.PARK): frozenset({_SCHEDULED, _READY, _CANCELLED}),
+    (_RUNNING, Event.HAND_BACK): frozenset({_SCHEDULED, _READY, _CANCELLED}),
+    (_RUNNING, Event.GHOST): frozenset({_READY, _CANCELLED}),
+    (_RUNNING, Event.CRASH): frozenset({_SCHEDULED, _READY, _FAILED, _CANCELLED}),
+    **{(waiting, event): frozenset({_CANCELLED}) for waiting in WAITING for event in (Event.CANCEL, Event.EXPIRE, Event.REPLACE)},
+    **{(ended, Event.REDO): frozenset({_READY}) for ended in (_FAILED, _CANCELLED)},
+    **{(ended, Event.DROP): frozenset({None}) for ended in ENDED},
+}
+
+
+class Plan(NamedTuple):
+    """What a run's end makes of its job.
+
+    `ends_as`     the status that ends the job; None if it waits again
+    `reason`      of an ended job
+    `due_at`      microseconds since 1970 from which a waiting job may run; None: it is READY where it stood
+    `waiting_for` shown while the job waits
+    `error`       is added to the history
+    """
+
+    event: Event
+    counters: Counters
+    ends_as: Status | None = None
+    reason: str | None = None
+    due_at: int | None = None
+    waiting_for: str | None = None
+    error: RunError | None = None
+    is_poison: bool = False
+
+
+# --- enqueue ------------------------------------------------------------------------------------------------------
+
+
+class KeyHolder(Protocol):
+    """A live job that has a key."""
+
+    @property
+    def id(self) -> bytes: ...
+
+    @property
+    def cancel_requested(self) -> object: ...
+
+
+Holder = TypeVar("Holder", bound=KeyHolder)
+
+
+def refused_for(waiting: Holder | None, running: Holder | None, on_conflict: OnConflict) -> Holder | None:
+    """Return the live job for whose sake a new one with its key is refused. A run that was asked to stop refuses nobody."""
+    if on_conflict is OnConflict.REPLACE:
+        return None
+    return waiting or (running if running is not None and running.cancel_requested is None else None)
+
+
+def due_at(envelope: Envelope, now: int) -> int:
+    return max(now, envelope.at) if envelope.at is not None else now + to_microseconds(envelope.after)
+
+
+def expires_at(envelope: Envelope, now: int) -> int | None:
+    return None if envelope.expires is None else now + to_microseconds(envelope.expires)
+
+
+def place(awaits: int, due_at: int, now: int) -> Status:
+    """Return how a job waits."""
+    if awaits > 0:
+        return Status.HELD
+    return Status.SCHEDULED if due_at > now else Status.READY
+
+
+# --- the end of a run ---------------------------------------------------------------------------------------------
+
+
+_RESETS: Final = cleared_by(OUTCOME)
+"""The counts of leases lost in a row: they begin again once a run has reported an outcome."""
+
+
+def apply_verdict(job: Counters, verdict: Verdict, rules: Rules, now: int) -> Plan:
+    if not isinstance(verdict, HandedBack | Parked):
+        job = job._replace(**_RESETS)
+    match verdict:
+        case Succeeded():
+            return Plan(Event.SUCCEED, job, Status.SUCCEEDED)
+        case Failed(error):
+            return Plan(Event.FAIL, _failed(job), Status.FAILED, f"{error.type}: {error.message}", error=error)
+        case Discarded(reason):
+            return Plan(Event.DISCARD, job, Status.FAILED, reason)
+        case Cancelled(reason):
+            return Plan(Event.CANCEL, job, Status.CANCELLED, reason)
+        case Retried(error, after):
+            return Plan(Event.RETRY, _failed(job), due_at=now + to_microseconds(after), error=error)
+        case Snoozed(after):
+            return Plan(Event.SNOOZE, job._replace(snoozes=job.snoozes + 1), due_at=now + to_microseconds(after))
+        case Parked(waiting_for, after):
+            parked = job._replace(parked_at=now if job.parked_at is None else job.parked_at)
+            return Plan(Event.PARK, parked, due_at=now + to_microseconds(after), waiting_for=waiting_for)
+        case HandedBack(counts):
+            return hand_back(job, rules, now, counts=counts)
+    raise TypeError(f"{verdict!r} is no verdict that a store knows")
+
+
+def _failed(job: Counters) -> Counters:
+    return job._replace(failures=job.failures + 1)
+
+
+def hand_back(job: Counters, rules: Rules, now: int, *, counts: bool) -> Plan:
+    if not counts:
+        return Plan(Event.HAND_BACK, job)
+    job = job._replace(hand_backs=job.hand_backs + 1)
+    wait = to_microseconds(rules.hand_back_wait(job.hand_backs))
+    if not wait:
+        return Plan(Event.HAND_BACK, job)
+    return Plan(Event.HAND_BACK, job, due_at=now + wait, waiting_for=wording.handed_back_in_vain(job.hand_backs))
+
+
+def crash(job: Counters, rules: Rules, now: int, *, worker: str | None, cause: str, is_stopping: bool) -> Plan:
+    """The worker was lost. A job that was asked to stop is never poison."""
+    job = job._replace(crashes=job.crashes + 1)
+    lost = RunError(wording.CRASHED, wording.worker_lost(worker, job.crashes, cause), "", job.failures + 1)
+    if job.crashes > rules.max_crashes and not is_stopping:
+        reason = wording.poison(wording.lost_in_a_row(job.crashes, cause))
+        return Plan(Event.CRASH, job, Status.FAILED, reason, error=lost, is_poison=True)
+    wait = to_microseconds(rules.crash_wait(job.crashes))
+    return Plan(Event.CRASH, job, due_at=now + wait if wait else None, error=lost)
+
+
+def requeue(plan: Plan, cancel_requested: str | None, successor: bytes | None) -> Plan:
+    """Return the plan of a job that is to wait again. A requested cancellation, or a replacement that waits behind it, ends it instead."""
+    if cancel_requested is not None:
+        return plan._replace(ends_as=Status.CANCELLED, reason=cancel_requested)
+    if successor is not None:
+        return plan._replace(ends_as=Status.CANCELLED, reason=wording.replaced_by(successor))
+    return plan
+
+
+# --- the end of a job ---------------------------------------------------------------------------------------------
+
+
+def keep_for(status: Status, rules: Rules) -> int:
+    """Return the microseconds that a job is kept which ended as this, unless its settlement says otherwise."""
+    return to_microseconds(rules.keep_failed if status is Status.FAILED else rules.keep_cancelled)
