@@ -189,7 +189,6 @@ local function take_back_ghosts(is_named)
   for _, lease in ipairs(unnamed) do
     local job = leased(session, lease[1], lease[2])
     if job and steady - job[F.claimed_steady] >= R.ghost_after then
-      release_lease(job)
       requeue(lease[2], job, E.GHOST)
       ghosts = ghosts + 1
     end
@@ -205,7 +204,6 @@ local function leave()
   for _, lease in ipairs(leases_of(session, MOST_AT_ONCE)) do
     local job = leased(session, lease[1], lease[2])
     if job then
-      release_lease(job)
       hand_back(lease[2], job, true)
     end
   end
@@ -217,7 +215,6 @@ local function die()
   for _, lease in ipairs(leases_of(session, MOST_AT_ONCE)) do
     local job = leased(session, lease[1], lease[2])
     if job then
-      release_lease(job)
       crash(lease[2], job, died_of)
     end
   end

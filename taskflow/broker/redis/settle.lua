@@ -130,7 +130,7 @@ local function count_failure(job, error)
   add_error(job, error[1], error[2], error[3], error[4])
 end
 
-local endings = {
+local apply_verdict = {
   function(id, job, settlement)
     drop_payload(id, job)
     set(job, F.result, settlement[7])
@@ -181,11 +181,10 @@ local function settle(settlement, texts)
   if settlement[11] then
     set(job, F.progress, settlement[11])
   end
-  release_lease(job)
   if kind < 7 then
     reset_crashes(job)
   end
-  endings[kind](id, job, settlement)
+  apply_verdict[kind](id, job, settlement)
   if settlement[10] then
     add_all(texts, settlement[10])
   end
@@ -206,3 +205,53 @@ local function settle_all(settlements, texts)
 end
 
 return settle_all
+
+-- === script read ===========================================================================================
+-- Reads jobs. Arguments: ids; those of them whose end a caller awaits; microseconds from now for which it does.
+-- Reply: {time and texts as msgpack; id, job, id, job, ...} of those that are kept.
+
+local reply, numbers = { '' }, {}
+prefetch(given[1])
+for _, id in ipairs(given[1]) do
+  local job = load(id)
+  if job and is_kept(job) then
+    reply[#reply + 1] = id
+    reply[#reply + 1] = cmsgpack.pack(job)
+    numbers[job[F.queue]], numbers[job[F.name]] = true, true
+  end
+end
+for _, id in ipairs(given[2]) do
+  local job = load(id)
+  if job and job[F.status] <= S.RUNNING then
+    call('ZADD', P .. 'awaited', wall + given[3], id)
+  end
+end
+reply[1] = cmsgpack.pack({ wall, texts_of(numbers) })
+return reply
+
+-- === script cancel =========================================================================================
+-- Cancels waiting jobs, and asks running ones to stop. Arguments: ids. Reply: the status that each had, -1 for an unknown id.
+
+prefetch(given[1])
+local found, sessions = {}, {}
+for i, id in ipairs(given[1]) do
+  local job = load(id)
+  found[i] = job and is_kept(job) and job[F.status] or -1
+  if found[i] >= 0 and is_waiting(job) then
+    finish(id, job, E.CANCEL, S.CANCELLED, W.CANCELLED)
+  elseif found[i] == S.RUNNING then
+    set(job, F.cancel_requested, W.CANCELLED)
+    save(id, job)
+    local session = string.sub(job[F.claim], 1, 16)
+    call('SADD', P .. 'x:' .. session, string.sub(job[F.claim], 17))
+    sessions[session] = true
+  end
+end
+flush()
+for session in pairs(sessions) do
+  local hex = string.gsub(session, '.', function(byte)
+    return string.format('%02x', string.byte(byte))
+  end)
+  call('PUBLISH', P .. 'nudges', 'session:' .. hex)
+end
+return found

@@ -172,7 +172,7 @@ local function holders(key)
   return waiting, running
 end
 
-local function stop_awaiting(id)
+local function release_awaiting(id)
   local job = load(id)
   if not job or job[F.status] ~= S.HELD then
     return
@@ -203,7 +203,7 @@ local function release_key(id, job)
     if other and other[F.behind] == id then
       other[F.behind], other[F.waiting_for] = false, false
       save(other_id, other)
-      stop_awaiting(other_id)
+      release_awaiting(other_id)
     end
   end
 end
@@ -214,14 +214,14 @@ local function release_joined(job)
   if joins then
     job[F.joins] = false
     for first = 1, #joins, 16 do
-      stop_awaiting(string.sub(joins, first, first + 15))
+      release_awaiting(string.sub(joins, first, first + 15))
     end
   end
 end
 
 -- --- leases -------------------------------------------------------------------------------------------
 
--- Removes the lease from its session. The caller then decides what happens to the job.
+-- The one place where a lease ends, but for plain successes (see settle.lua).
 local function release_lease(job)
   local session, tail = string.sub(job[F.claim], 1, 16), string.sub(job[F.claim], 17)
   local tails = released[session]
@@ -233,6 +233,7 @@ local function release_lease(job)
   if job[F.cancel_requested] then
     call('SREM', P .. 'x:' .. session, tail)
   end
+  job[F.claim] = false
 end
 
 -- --- ending -------------------------------------------------------------------------------------------
@@ -244,7 +245,9 @@ local function finish(id, job, event, status, reason, keep_for)
   if not keep_for then
     keep_for = status == S.FAILED and R.keep_failed or R.keep_cancelled
   end
-  job[F.claim] = job[F.claim] and false
+  if job[F.claim] then
+    release_lease(job)
+  end
   set(job, F.ended_at, wall)
   set(job, F.fade_at, wall + keep_for)
   if reason or job[F.reason] then
@@ -282,7 +285,7 @@ local function requeue(id, job, event, due)
   elseif successor then
     finish(id, job, event, S.CANCELLED, string.format(W.REPLACED_BY, id_text(successor)))
   else
-    job[F.claim] = false
+    release_lease(job)
     if due then
       set(job, F.due_at, due)
       enter(id, job, event)

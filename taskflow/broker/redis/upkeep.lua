@@ -130,7 +130,6 @@ local function release(session, left)
   for _, lease in ipairs(leases_of(session, left)) do
     local job = leased(session, lease[1], lease[2])
     if job then
-      release_lease(job)
       if was_spared then
         hand_back(lease[2], job, true)
       else
