@@ -81,13 +81,13 @@ BEGIN
             PERFORM @.finish(j, E.CANCEL, S.CANCELLED, @.utf8(W.PURGED), now_at);
         END IF;
     END LOOP;
-    purged := @.drop_jobs(ids, now_at);
+    purged := @.bury(ids, now_at);
     wakeups := current_setting('taskflow.wakeups', true);
 END
 $$;
 
 -- Drops what is kept of those that have ended, and of those that wait and whose end concerns no other, all but their ids and fences. How many.
-CREATE FUNCTION @.drop_jobs(ids bytea[], now_at bigint) RETURNS integer LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
+CREATE FUNCTION @.bury(ids bytea[], now_at bigint) RETURNS integer LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
     buried integer;
@@ -140,7 +140,7 @@ BEGIN
             j.failures := 0; j.crashes := 0; j.snoozes := 0; j.hand_backs := 0;
             j.awaits := NULL; j.behind := NULL; j.expires_at := NULL; j.ended_at := NULL; j.fade_at := NULL; j.parked_at := NULL;
             j.started_at := NULL; j.cancel_requested := NULL; j.reason := NULL; j.progress := NULL; j.worker := NULL; j.is_poison := NULL;
-            PERFORM @.wait_in_queue(j, E.REDO, now_at);
+            PERFORM @.enter(j, E.REDO, now_at);
             answers[i] := 'ok';
         END IF;
     END LOOP;

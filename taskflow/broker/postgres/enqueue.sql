@@ -33,7 +33,7 @@ BEGIN
         END IF;
     END IF;
     j.seq := nextval('@.arrivals');
-    PERFORM @.wait_in_queue(j, E.ENQUEUE, now_at, true);
+    PERFORM @.enter(j, E.ENQUEUE, now_at, true);
     RETURN CASE WHEN waiting.id IS NULL THEN ''::bytea ELSE 'r'::bytea || waiting.id END;
 END
 $$;

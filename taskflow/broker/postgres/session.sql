@@ -1,5 +1,5 @@
 -- Moves the sessions' deadlines where the clock or an outage would end them too early or too late.
-CREATE FUNCTION @.adjust_sessions(steady bigint, now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION @.spare_after_outage(steady bigint, now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
     pulse bigint := (SELECT value FROM @.meta WHERE name = 'pulse');
@@ -25,7 +25,7 @@ DECLARE
     died_at bigint;
 BEGIN
     steady := coalesce(steady, now_at);
-    PERFORM @.adjust_sessions(steady, now_at);
+    PERFORM @.spare_after_outage(steady, now_at);
     INSERT INTO @.sessions (id, name, ttl, about, registered_at, beat_at) VALUES (new_id, new_name, new_ttl, new_about, now_at, steady)
     ON CONFLICT (id) DO NOTHING;
     IF FOUND THEN -- a session that was forgotten, and is registered again, begins anew
@@ -65,7 +65,7 @@ DECLARE
 BEGIN
     steady := coalesce(steady, now_at);
     ghosts := 0;
-    PERFORM @.adjust_sessions(steady, now_at);
+    PERFORM @.spare_after_outage(steady, now_at);
     SELECT * INTO s FROM @.sessions WHERE id = of_session FOR UPDATE;
     is_lost := s.id IS NULL OR s.dead_at IS NOT NULL;
     IF is_lost THEN

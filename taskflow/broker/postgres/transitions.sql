@@ -105,7 +105,7 @@ END
 $$;
 
 -- Waits in the place that its due time and what it awaits give it. `is_new`: it is not in the table yet.
-CREATE FUNCTION @.wait_in_queue(j @.jobs, event text, now_at bigint, is_new boolean DEFAULT false) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION @.enter(j @.jobs, event text, now_at bigint, is_new boolean DEFAULT false) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
     before smallint := CASE WHEN is_new THEN NULL ELSE j.status END;
@@ -135,7 +135,7 @@ BEGIN
         PERFORM @.save(j);
     ELSE
         j.due_at := greatest(j.due_at, now_at);
-        PERFORM @.wait_in_queue(j, E.RELEASE, now_at);
+        PERFORM @.enter(j, E.RELEASE, now_at);
     END IF;
 END
 $$;
@@ -203,7 +203,7 @@ BEGIN
     END IF;
     IF due IS NOT NULL THEN
         j.due_at := due;
-        PERFORM @.wait_in_queue(j, event, now_at);
+        PERFORM @.enter(j, event, now_at);
     ELSE
         j.status := S.READY;
         PERFORM @.save(j);
@@ -239,4 +239,33 @@ $$;
 -- The history of errors with one more; it begins again with the newest when it grows too large.
 CREATE FUNCTION @.append_error(errors bytea, one bytea) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
     SELECT CASE WHEN coalesce(length(errors), 0) + length(one) <= R.max_errors_bytes THEN coalesce(errors, '') || one ELSE one END
+$$;
+
+-- Counts a lost worker. `cause` is NULL if it is unknown.
+CREATE FUNCTION @.crash(j @.jobs, cause bytea, now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    waits bigint[] := R.crash_backoff;
+    wait bigint;
+BEGIN
+    j.crashes := j.crashes + 1;
+    wait := waits[least(j.crashes, cardinality(waits))];
+    j.errors := @.append_error(
+        j.errors, -- type, message, traceback, attempt and time, as verdict.py reads it
+        decode('95', 'hex') || @.packed_text(@.utf8(W.CRASHED))
+            || @.packed_text(
+                @.utf8(split_part(W.WORKER_LOST, '%s', 1)) || j.worker || @.utf8(split_part(W.WORKER_LOST, '%s', 2) || j.crashes)
+                || @.utf8(split_part(W.WORKER_LOST, '%s', 3)) || coalesce(@.utf8(W.DIED_OF) || cause, '')
+            )
+            || @.packed_text('') || decode('ce', 'hex') || int4send(j.failures + 1) || decode('cf', 'hex') || int8send(now_at)
+    );
+    IF j.crashes > R.max_crashes AND j.cancel_requested IS NULL THEN
+        j.is_poison := true;
+        PERFORM @.finish(
+            j, E.CRASH, S.FAILED, @.utf8(W.POISON || format(W.LOST_IN_A_ROW, j.crashes)) || coalesce(@.utf8(W.LAST_DIED_OF) || cause, ''), now_at
+        );
+    ELSE
+        PERFORM @.requeue(j, E.CRASH, now_at, CASE WHEN wait > 0 THEN now_at + wait END);
+    END IF;
+END
 $$;

@@ -21,7 +21,7 @@ BEGIN
     -- What the server forgets in a crash is done again, and nobody was told of it; whoever builds on it waits for the disk itself.
     SET LOCAL synchronous_commit = off;
     checks_marks := @.may_check_marks(now_at);
-    PERFORM @.adjust_sessions(steady, now_at);
+    PERFORM @.spare_after_outage(steady, now_at);
     UPDATE @.sessions SET dead_at = now_at WHERE dead_at IS NULL AND steady - beat_at > ttl;
     GET DIAGNOSTICS reaped = ROW_COUNT;
     readied := @.ready_due(now_at, left_over);
@@ -152,35 +152,6 @@ BEGIN
         END IF;
     END LOOP;
     RETURN moved;
-END
-$$;
-
--- `cause` is NULL where nobody knows of what its worker was lost.
-CREATE FUNCTION @.crash(j @.jobs, cause bytea, now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
-#variable_conflict use_column
-DECLARE
-    waits bigint[] := R.crash_backoff;
-    wait bigint;
-BEGIN
-    j.crashes := j.crashes + 1;
-    wait := waits[least(j.crashes, cardinality(waits))];
-    j.errors := @.append_error(
-        j.errors, -- type, message, traceback, attempt and time, as verdict.py reads it
-        decode('95', 'hex') || @.packed_text(@.utf8(W.CRASHED))
-            || @.packed_text(
-                @.utf8(split_part(W.WORKER_LOST, '%s', 1)) || j.worker || @.utf8(split_part(W.WORKER_LOST, '%s', 2) || j.crashes)
-                || @.utf8(split_part(W.WORKER_LOST, '%s', 3)) || coalesce(@.utf8(W.DIED_OF) || cause, '')
-            )
-            || @.packed_text('') || decode('ce', 'hex') || int4send(j.failures + 1) || decode('cf', 'hex') || int8send(now_at)
-    );
-    IF j.crashes > R.max_crashes AND j.cancel_requested IS NULL THEN
-        j.is_poison := true;
-        PERFORM @.finish(
-            j, E.CRASH, S.FAILED, @.utf8(W.POISON || format(W.LOST_IN_A_ROW, j.crashes)) || coalesce(@.utf8(W.LAST_DIED_OF) || cause, ''), now_at
-        );
-    ELSE
-        PERFORM @.requeue(j, E.CRASH, now_at, CASE WHEN wait > 0 THEN now_at + wait END);
-    END IF;
 END
 $$;
 
