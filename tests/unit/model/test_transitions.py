@@ -1,0 +1,76 @@
+"""What the end of a run makes of its job."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from taskflow.model.clock import to_microseconds
+from taskflow.model.record import Status
+from taskflow.model.rules import Rules
+from taskflow.model.transitions import MOVES, Counters, Plan, apply_verdict, crash, hand_back, place, requeue
+from taskflow.model.verdict import Cancelled, Discarded, Failed, HandedBack, Parked, Retried, RunError, Snoozed, Succeeded, Verdict
+
+RULES: Final = Rules()
+NOW: Final = 1_000_000_000
+ERROR: Final = RunError("ValueError", "no")
+VERDICTS: Final = (
+    Succeeded(b""),
+    Failed(ERROR),
+    Discarded("no use"),
+    Cancelled("asked to"),
+    Retried(ERROR, 5.0),
+    Snoozed(5.0),
+    Parked("a newer worker", 5.0),
+    HandedBack(),
+    HandedBack(counts=False),
+)
+
+counters = st.builds(Counters, *[st.integers(0, 20)] * 4, st.none() | st.integers(0, NOW))
+
+
+@given(job=counters, verdict=st.sampled_from(VERDICTS), cancel=st.none() | st.just("asked to"), successor=st.none() | st.just(bytes(16)))
+def test_every_plan_is_a_legal_move(job: Counters, verdict: Verdict, cancel: str | None, successor: bytes | None) -> None:
+    plan = apply_verdict(job, verdict, RULES, NOW)
+    if plan.ends_as is None:
+        plan = requeue(plan, cancel, successor)
+
+    assert status_after(plan) in MOVES[Status.RUNNING, plan.event]
+    assert (plan.ends_as is None) == (not verdict.is_final and cancel is None and successor is None)
+
+
+@given(job=counters, is_stopping=st.booleans())
+def test_a_crash_is_poison_beyond_the_limit_only(job: Counters, is_stopping: bool) -> None:
+    plan = crash(job, RULES, NOW, worker="w", cause="", is_stopping=is_stopping)
+
+    assert status_after(plan) in MOVES[Status.RUNNING, plan.event]
+    assert plan.is_poison == (job.crashes + 1 > RULES.max_crashes and not is_stopping)
+    assert plan.counters == job._replace(crashes=job.crashes + 1)
+
+
+@given(job=counters)
+def test_a_hand_back_never_ends_a_job(job: Counters) -> None:
+    assert hand_back(job, RULES, NOW, counts=True).ends_as is None
+    assert hand_back(job, RULES, NOW, counts=False) == Plan(hand_back(job, RULES, NOW, counts=False).event, job)
+
+
+@pytest.mark.parametrize("verdict", VERDICTS, ids=lambda verdict: type(verdict).__name__)
+def test_an_outcome_resets_the_counts_of_lost_leases(verdict: Verdict) -> None:
+    after = apply_verdict(Counters(crashes=2, hand_backs=3, parked_at=7), verdict, RULES, NOW).counters
+
+    if isinstance(verdict, HandedBack | Parked):
+        assert after == Counters(crashes=2, hand_backs=3 + (verdict == HandedBack()), parked_at=7)
+    else:
+        assert (after.crashes, after.hand_backs, after.parked_at) == (0, 0, None)
+
+
+def status_after(plan: Plan) -> Status:
+    """The status of a job that awaits nothing."""
+    return plan.ends_as or place(0, NOW if plan.due_at is None else plan.due_at, NOW)
+
+
+def test_a_retry_waits_for_its_time() -> None:
+    assert apply_verdict(Counters(), Retried(ERROR, 5.0), RULES, NOW).due_at == NOW + to_microseconds(5.0)
