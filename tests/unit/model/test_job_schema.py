@@ -23,7 +23,7 @@ from taskflow.broker.sqlite import migrations as sqlite_migrations
 from taskflow.broker.sqlite.row import COLUMNS, SENT, JobRow
 from taskflow.broker.sqlite.statements import Statements
 from taskflow.model.envelope import Envelope, Lease, OnConflict, is_plain, pack_extras, unpack_extras
-from taskflow.model.job_schema import BY_NAME, DROP, FIELDS, NAME, OPAQUE, OUTCOME, REDO, Field, JobState, cleared_by
+from taskflow.model.job_schema import BY_NAME, DROP, FIELDS, NAME, OPAQUE, OUTCOME, REDO, Counters, Field, JobState, cleared_by
 from taskflow.model.record import Record
 
 PLAIN: Final = Envelope(id=b"i" * 16, job="work", payload=b"p")
@@ -76,12 +76,8 @@ def test_a_shared_field_has_its_declared_default(name: str) -> None:
     assert getattr(JobState(), name) == BY_NAME[name].default
 
 
-def test_an_outcome_resets_the_declared_fields() -> None:
-    job = JobState(crashes=1, hand_backs=2, parked_at=3, failures=4, snoozes=5)
-    job.reset_losses()
-    assert job.failures == 4
-    assert job.snoozes == 5
-    assert {name: getattr(job, name) for name in cleared_by(OUTCOME)} == cleared_by(OUTCOME)
+def test_the_counters_are_declared_and_an_outcome_resets_some_of_them() -> None:
+    assert Counters()._asdict() == {name: BY_NAME[name].default for name in Counters._fields}
     assert set(cleared_by(OUTCOME)) == {"crashes", "hand_backs", "parked_at"}
 
 
