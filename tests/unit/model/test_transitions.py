@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taskflow.model.clock import to_microseconds
+from taskflow.model.job_schema import Counters
 from taskflow.model.record import Status
 from taskflow.model.rules import Rules
-from taskflow.model.transitions import MOVES, Counters, Plan, apply_verdict, crash, hand_back, place, requeue
+from taskflow.model.transitions import MOVES, Plan, apply_verdict, crash, hand_back, place, requeue
 from taskflow.model.verdict import Cancelled, Discarded, Failed, HandedBack, Parked, Retried, RunError, Snoozed, Succeeded, Verdict
 
 RULES: Final = Rules()
