@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -63,6 +64,15 @@ def test_a_circle_would_be_found() -> None:
     found = imports_of(MODULES["taskflow.app.handle"], KNOWN)
     assert Imported("taskflow.app.job", is_for_types=True) in found
     assert Imported("taskflow.broker.topics", is_for_types=False) in found
+
+
+TRANSITIONS = ("enter", "release_awaiting", "finish", "requeue", "hand_back", "crash")
+
+
+@pytest.mark.parametrize("file", ["memory/transitions.py", "sqlite/transitions.py", "redis/transitions.lua", "postgres/transitions.sql"])
+def test_the_steps_of_a_transition_have_the_same_names_and_order_in_each_store(file: str) -> None:
+    defined = re.findall(r"(?:def |local function |FUNCTION @\.)(\w+)\(", (ROOT / "taskflow/broker" / file).read_text())
+    assert [name for name in defined if name in TRANSITIONS] == list(TRANSITIONS)
 
 
 def test_only_the_url_module_imports_a_broker() -> None:

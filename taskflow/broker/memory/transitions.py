@@ -93,73 +93,6 @@ class MemoryTransitions:
         if job.expires_at is not None:
             heapq.heappush(self.expiring, (job.expires_at, job.id))
 
-    def release_lease(self, job: StoredJob) -> None:
-        """The one place where a lease ends."""
-        job.claim = None
-
-    def apply(self, job: StoredJob, plan: Plan, *, keep: float | None = None) -> None:
-        """Do what a run's end makes of its job. `keep` is in seconds, None for the status's own time."""
-        job.failures, job.crashes, job.snoozes, job.hand_backs, job.parked_at = plan.counters
-        job.waiting_for = plan.waiting_for
-        job.is_poison = plan.is_poison
-        if plan.error is not None:
-            packed = b"".join(append_error(None, noted, noted.at) for noted in job.errors)
-            job.errors = unpack_errors(append_error(packed, plan.error, self.now))
-        if plan.ends_as is None:
-            self.requeue(job, plan)
-        else:
-            self.finish(job, plan.event, plan.ends_as, plan.reason, keep=keep)
-
-    def requeue(self, job: StoredJob, plan: Plan) -> None:
-        """Make a job wait again after a run, unless its cancellation or a replacement ends it.
-
-        Without a due time it is READY where it stood, also when the wall clock has been set back before its due time meanwhile.
-        """
-        successor = self.waiting_behind(job)
-        plan = transitions.requeue(plan, job.cancel_requested, None if successor is None else successor.id)
-        if plan.ends_as is not None:
-            self.finish(job, plan.event, plan.ends_as, plan.reason)
-            return
-        self.release_lease(job)
-        if plan.due_at is None:
-            self.make_ready(job, plan.event)
-        else:
-            job.due_at = plan.due_at
-            self.enter(job, plan.event)
-
-    def hand_back(self, job: StoredJob, *, counts: bool) -> None:
-        self.apply(job, transitions.hand_back(job.counters, self.rules, self.now, counts=counts))
-
-    def crash(self, job: StoredJob, cause: str = "") -> None:
-        is_stopping = job.cancel_requested is not None
-        plan = transitions.crash(job.counters, self.rules, self.now, worker=job.worker, cause=cause, is_stopping=is_stopping)
-        self.apply(job, plan)
-
-    def finish(self, job: StoredJob, event: Event, status: Status, reason: str | None = None, *, keep: float | None = None) -> None:
-        """End a job, free its key, and release the jobs that await it. `keep` is in seconds, None for the status's own time."""
-        now = self.now
-        self.move(job, event, status)
-        self.release_lease(job)
-        job.reason = reason
-        job.waiting_for = None
-        job.ended_at = now
-        job.keep_until = now + (transitions.keep_for(status, self.rules) if keep is None else to_microseconds(keep))
-        heapq.heappush(self.fading, (job.keep_until, job.id))
-        heapq.heappush(self.kept[job.queue, status is Status.FAILED], (now, job.seq, job.id))
-        self.release_key(job)
-        joins, job.joins = job.joins, ()
-        for joined in joins:
-            self.release_awaiting(self.jobs.get(joined))
-        self.rung.add(topics.job(job.id))
-
-    def bury(self, job: StoredJob) -> None:
-        """Drop what is kept of an ended job, all but its id and fence: somebody may still resend a call that names it."""
-        assert job.ended_at is not None
-        self.move(job, Event.DROP, None)
-        job.payload = job.result = None
-        job.errors = ()
-        heapq.heappush(self.fading, (job.ended_at + to_microseconds(self.rules.repeat_for), job.id))
-
     # --- keys and joins ---------------------------------------------------------------------------------
 
     def holders(self, key: bytes | None) -> tuple[StoredJob | None, StoredJob | None]:
@@ -196,6 +129,75 @@ class MemoryTransitions:
         if held.awaits == 0:
             held.due_at = max(held.due_at, self.now)
             self.enter(held, Event.RELEASE)
+
+    # --- the end of a run ----------------------------------------------------------------------------------------
+
+    def release_lease(self, job: StoredJob) -> None:
+        """The one place where a lease ends."""
+        job.claim = None
+
+    def finish(self, job: StoredJob, event: Event, status: Status, reason: str | None = None, *, keep: float | None = None) -> None:
+        """End a job, free its key, and release the jobs that await it. `keep` is in seconds, None for the status's own time."""
+        now = self.now
+        self.move(job, event, status)
+        self.release_lease(job)
+        job.reason = reason
+        job.waiting_for = None
+        job.ended_at = now
+        job.keep_until = now + (transitions.keep_for(status, self.rules) if keep is None else to_microseconds(keep))
+        heapq.heappush(self.fading, (job.keep_until, job.id))
+        heapq.heappush(self.kept[job.queue, status is Status.FAILED], (now, job.seq, job.id))
+        self.release_key(job)
+        joins, job.joins = job.joins, ()
+        for joined in joins:
+            self.release_awaiting(self.jobs.get(joined))
+        self.rung.add(topics.job(job.id))
+
+    def requeue(self, job: StoredJob, plan: Plan) -> None:
+        """Make a job wait again after a run, unless its cancellation or a replacement ends it.
+
+        Without a due time it is READY where it stood, also when the wall clock has been set back before its due time meanwhile.
+        """
+        successor = self.waiting_behind(job)
+        plan = transitions.requeue(plan, job.cancel_requested, None if successor is None else successor.id)
+        if plan.ends_as is not None:
+            self.finish(job, plan.event, plan.ends_as, plan.reason)
+            return
+        self.release_lease(job)
+        if plan.due_at is None:
+            self.make_ready(job, plan.event)
+        else:
+            job.due_at = plan.due_at
+            self.enter(job, plan.event)
+
+    def apply(self, job: StoredJob, plan: Plan, *, keep: float | None = None) -> None:
+        """Do what a run's end makes of its job. `keep` is in seconds, None for the status's own time."""
+        job.failures, job.crashes, job.snoozes, job.hand_backs, job.parked_at = plan.counters
+        job.waiting_for = plan.waiting_for
+        job.is_poison = plan.is_poison
+        if plan.error is not None:
+            packed = b"".join(append_error(None, noted, noted.at) for noted in job.errors)
+            job.errors = unpack_errors(append_error(packed, plan.error, self.now))
+        if plan.ends_as is None:
+            self.requeue(job, plan)
+        else:
+            self.finish(job, plan.event, plan.ends_as, plan.reason, keep=keep)
+
+    def hand_back(self, job: StoredJob, *, counts: bool) -> None:
+        self.apply(job, transitions.hand_back(job.counters, self.rules, self.now, counts=counts))
+
+    def crash(self, job: StoredJob, cause: str = "") -> None:
+        is_stopping = job.cancel_requested is not None
+        plan = transitions.crash(job.counters, self.rules, self.now, worker=job.worker, cause=cause, is_stopping=is_stopping)
+        self.apply(job, plan)
+
+    def bury(self, job: StoredJob) -> None:
+        """Drop what is kept of an ended job, all but its id and fence: somebody may still resend a call that names it."""
+        assert job.ended_at is not None
+        self.move(job, Event.DROP, None)
+        job.payload = job.result = None
+        job.errors = ()
+        heapq.heappush(self.fading, (job.ended_at + to_microseconds(self.rules.repeat_for), job.id))
 
     # --- looking ---------------------------------------------------------------------------------------------
 

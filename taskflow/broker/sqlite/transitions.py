@@ -209,69 +209,6 @@ class Transitions:
         self.move(job, event, Status.READY)
         self.ring_queue(job.queue)
 
-    def release_lease(self, job: JobRow) -> None:
-        """The one place where a lease ends. The caller saves the job."""
-        job.claim = None
-
-    def apply(self, job: JobRow, plan: Plan, *, keep: float | None = None) -> None:
-        """Do what a run's end makes of its job. `keep` is in seconds, None for the status's own time."""
-        job.failures, job.crashes, job.snoozes, job.hand_backs, job.parked_at = plan.counters
-        job.waiting_for = None if plan.waiting_for is None else storable(plan.waiting_for)
-        job.is_poison = int(plan.is_poison)
-        if plan.error is not None:
-            job.errors = append_error(job.errors, plan.error, self.now)
-        if plan.ends_as is None:
-            self.requeue(job, plan)
-        else:
-            self.finish(job, plan.event, plan.ends_as, plan.reason, keep=keep)
-
-    def requeue(self, job: JobRow, plan: Plan) -> None:
-        """Make a job wait again after a run, unless its cancellation or a replacement ends it.
-
-        Without a due time it is READY where it stood, also when the wall clock has been set back before its due time meanwhile.
-        """
-        successor = self.waiting_behind(job)
-        plan = transitions.requeue(plan, text_of(job.cancel_requested), None if successor is None else successor.id)
-        if plan.ends_as is not None:
-            self.finish(job, plan.event, plan.ends_as, plan.reason)
-            return
-        self.release_lease(job)
-        if plan.due_at is None:
-            self.make_ready(job, plan.event)
-            self.save(job)
-        else:
-            job.due_at = plan.due_at
-            self.enter(job, plan.event)
-
-    def hand_back(self, job: JobRow, *, counts: bool) -> None:
-        self.apply(job, transitions.hand_back(job.counters, self.rules, self.now, counts=counts))
-
-    def crash(self, job: JobRow, cause: str = "") -> None:
-        is_stopping = job.cancel_requested is not None
-        plan = transitions.crash(job.counters, self.rules, self.now, worker=text_of(job.worker), cause=cause, is_stopping=is_stopping)
-        self.apply(job, plan)
-
-    def finish(self, job: JobRow, event: Event, status: Status, reason: str | None = None, *, keep: float | None = None) -> None:
-        """End a job, free its key, and release the jobs that await it. `keep` is in seconds, None for the status's own time."""
-        self.move(job, event, status)
-        self.release_lease(job)
-        joined, job.joins = job.joined_ids(), None
-        job.waiting_for = None
-        job.reason = None if reason is None else storable(reason)
-        job.ended_at = self.now
-        job.fade_at = self.now + (transitions.keep_for(status, self.rules) if keep is None else to_microseconds(keep))
-        self.save(job)
-        self.release_key(job)
-        for job_id in joined:
-            self.release_awaiting(self.job(job_id))
-        self.rung.add(topics.job(job.id))
-
-    def bury(self, job: JobRow) -> None:
-        """Drop what is kept of an ended job, all but its id and fence: somebody may still resend a call that names it."""
-        assert job.ended_at is not None
-        self.move(job, Event.DROP, None)
-        self.connection.execute(self.sql["bury_job"], (job.ended_at + to_microseconds(self.rules.repeat_for), job.seq))
-
     def ring_queue(self, queue: int) -> None:
         self.rung |= {topics.queue(self.queues.name(queue)), topics.ANY_QUEUE}
 
@@ -304,3 +241,68 @@ class Transitions:
             self.enter(held, Event.RELEASE)
         else:
             self.save(held)
+
+    # --- the end of a run ----------------------------------------------------------------------------------------
+
+    def release_lease(self, job: JobRow) -> None:
+        """The one place where a lease ends. The caller saves the job."""
+        job.claim = None
+
+    def finish(self, job: JobRow, event: Event, status: Status, reason: str | None = None, *, keep: float | None = None) -> None:
+        """End a job, free its key, and release the jobs that await it. `keep` is in seconds, None for the status's own time."""
+        self.move(job, event, status)
+        self.release_lease(job)
+        joined, job.joins = job.joined_ids(), None
+        job.waiting_for = None
+        job.reason = None if reason is None else storable(reason)
+        job.ended_at = self.now
+        job.fade_at = self.now + (transitions.keep_for(status, self.rules) if keep is None else to_microseconds(keep))
+        self.save(job)
+        self.release_key(job)
+        for job_id in joined:
+            self.release_awaiting(self.job(job_id))
+        self.rung.add(topics.job(job.id))
+
+    def requeue(self, job: JobRow, plan: Plan) -> None:
+        """Make a job wait again after a run, unless its cancellation or a replacement ends it.
+
+        Without a due time it is READY where it stood, also when the wall clock has been set back before its due time meanwhile.
+        """
+        successor = self.waiting_behind(job)
+        plan = transitions.requeue(plan, text_of(job.cancel_requested), None if successor is None else successor.id)
+        if plan.ends_as is not None:
+            self.finish(job, plan.event, plan.ends_as, plan.reason)
+            return
+        self.release_lease(job)
+        if plan.due_at is None:
+            self.make_ready(job, plan.event)
+            self.save(job)
+        else:
+            job.due_at = plan.due_at
+            self.enter(job, plan.event)
+
+    def apply(self, job: JobRow, plan: Plan, *, keep: float | None = None) -> None:
+        """Do what a run's end makes of its job. `keep` is in seconds, None for the status's own time."""
+        job.failures, job.crashes, job.snoozes, job.hand_backs, job.parked_at = plan.counters
+        job.waiting_for = None if plan.waiting_for is None else storable(plan.waiting_for)
+        job.is_poison = int(plan.is_poison)
+        if plan.error is not None:
+            job.errors = append_error(job.errors, plan.error, self.now)
+        if plan.ends_as is None:
+            self.requeue(job, plan)
+        else:
+            self.finish(job, plan.event, plan.ends_as, plan.reason, keep=keep)
+
+    def hand_back(self, job: JobRow, *, counts: bool) -> None:
+        self.apply(job, transitions.hand_back(job.counters, self.rules, self.now, counts=counts))
+
+    def crash(self, job: JobRow, cause: str = "") -> None:
+        is_stopping = job.cancel_requested is not None
+        plan = transitions.crash(job.counters, self.rules, self.now, worker=text_of(job.worker), cause=cause, is_stopping=is_stopping)
+        self.apply(job, plan)
+
+    def bury(self, job: JobRow) -> None:
+        """Drop what is kept of an ended job, all but its id and fence: somebody may still resend a call that names it."""
+        assert job.ended_at is not None
+        self.move(job, Event.DROP, None)
+        self.connection.execute(self.sql["bury_job"], (job.ended_at + to_microseconds(self.rules.repeat_for), job.seq))
