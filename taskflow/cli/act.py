@@ -1,4 +1,4 @@
-"""`taskflow retry | cancel | purge | pause | resume`: what an operator does to a store."""
+"""`taskflow retry | cancel | purge | pause | resume`: change what is in a store."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from taskflow.model.ids import id_text
 from taskflow.model.record import ENDED, LIVE, WAITING, Status
 
 PAGE: Final = 500
-# What each command acts upon: without --status the first, with it no more than the second.
+# The statuses that each command acts on: DEFAULTS without --status, with it any of POSSIBLE.
 DEFAULTS: Final = {"retry": {Status.FAILED}, "cancel": LIVE, "purge": ENDED}
 POSSIBLE: Final = {"retry": {Status.FAILED, Status.CANCELLED}, "cancel": LIVE, "purge": ENDED | WAITING}
 
 
 @dataclass(frozen=True)
 class ActionResult:
-    """To how many jobs it was done, how many running ones were only asked to stop, and to which it was not done, and why."""
+    """The number of jobs that were changed, of running ones that were asked to stop, and of those that were not, by reason."""
 
     count: int = 0
     asked: int = 0
@@ -65,7 +65,7 @@ async def _act(app: App, arguments: argparse.Namespace) -> int:
 
 
 async def _pause(console: Console, arguments: argparse.Namespace) -> int:
-    """A queue may be paused before its first job; that it had none yet is said, since more often its name is mistyped."""
+    """Pause queues. A queue may be paused before its first job, but more often its name is mistyped: stderr says if it is unknown."""
     try:
         names = [check_queue(name) for name in arguments.names]
     except ValueError as error:
@@ -117,7 +117,8 @@ def _print_done(command: str, done: ActionResult) -> None:
 
 
 async def _count(console: Console, job_filter: JobFilter) -> int:
-    """How many jobs are job_filter, by the queues' own counts where these tell: among ended jobs they count what is kept no longer."""
+    """Count the jobs that the filter selects. The queues' own counts suffice for live jobs; those of ended jobs include some that are no
+    longer kept."""
     if LIVE.issuperset(job_filter.statuses) and job_filter == JobFilter(queue=job_filter.queue, statuses=job_filter.statuses):
         queues = [queue for queue in await console.queues() if job_filter.queue in (None, queue.name)]
         return sum(queue.counts[status] for queue in queues for status in job_filter.statuses)
@@ -135,7 +136,7 @@ def _checked_filter(arguments: argparse.Namespace) -> JobFilter:
 
 
 async def _purge(broker: Broker, job_filter: JobFilter, bar: Bar) -> ActionResult:
-    """As many as there were at the start: what others add meanwhile does not make it endless."""
+    """Purge as many jobs as there were at the start, so that jobs added meanwhile do not keep it running."""
     done = 0
     while (left := bar.total - done) > 0 and (dropped := await broker.console.purge(job_filter, limit=min(PAGE, left))) > 0:
         done += dropped
@@ -174,7 +175,7 @@ def _uncancelled(status: Status | None) -> str:
 
 
 async def _pages(console: Console, job_filter: JobFilter) -> AsyncIterator[list[bytes]]:
-    """Page by page from the newest down: what is acted upon may leave the choice without shifting the pages."""
+    """Yield pages from the newest job down. Jobs that the command changes may leave the selection without shifting the pages."""
     before: bytes | None = None
     while records := await console.browse(job_filter, before=before, limit=PAGE):
         before = records[-1].id

@@ -1,4 +1,4 @@
-"""Python's collector of cycles, in a worker's process."""
+"""Python's cyclic garbage collector in a worker's process."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import gc
 from typing import Final, Self
 
 SELDOM: Final = 50_021
-"""New objects between two looks, in place of Python's 700 to 2,000: of what an import makes next to nothing is garbage, and to look at it
-again and again is a twentieth of the time that a worker takes to start. A number that no application sets by itself."""
+"""New objects between two collections, in place of Python's 700 to 2,000. Imports create next to no garbage, and collections took a
+twentieth of a worker's start. No application sets this very number."""
 
 
 class Collector:
@@ -24,24 +24,24 @@ class Collector:
 
     def __enter__(self) -> Self:
         before = gc.get_threshold()
-        if 0 < before[0] < SELDOM:  # else it is off, or as seldom already
+        if 0 < before[0] < SELDOM:  # otherwise it is off, or as rare already
             gc.set_threshold(SELDOM, *before[1:])
             self._before, self._while_starting = before, gc.get_threshold()
         return self
 
     def settle(self) -> None:
         self._restore()
-        if not gc.get_freeze_count():  # else the application does so itself
+        if not gc.get_freeze_count():  # otherwise the application has set it itself
             gc.freeze()
             self._has_frozen = True
 
     def __exit__(self, *error: object) -> None:
         self._restore()
         if self._has_frozen:
-            gc.unfreeze()  # what is written when an object goes, a file's last lines, is to be written at Python's end
+            gc.unfreeze()  # Finalizers must run at Python's end: they may write the last lines of a file.
 
     def _restore(self) -> None:
-        """Unless the application has set it meanwhile."""
+        """Restore the threshold, unless the application has set it meanwhile."""
         if self._before is not None and gc.get_threshold() == self._while_starting:
             gc.set_threshold(*self._before)
         self._before = None

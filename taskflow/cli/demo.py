@@ -61,7 +61,7 @@ async def _demo(files: list[str], file: Path) -> int:
 
 
 def _a_fresh_file(given: str | None) -> Path:
-    """In that folder, or in a temporary one: demo.db, or demo-2.db where a demo has been before. It stays."""
+    """Return the path of a new file in that folder, or in a temporary one: demo.db, or demo-2.db after an earlier demo. The file stays."""
     try:
         folder = Path(given if given is not None else tempfile.mkdtemp(prefix="taskflow-demo-")).absolute()
         folder.mkdir(parents=True, exist_ok=True)
@@ -79,13 +79,13 @@ def _a_fresh_file(given: str | None) -> Path:
 
 # --- the worker -----------------------------------------------------------------------------------------------------
 
-# The package is found at the end of the path if nowhere else: in a clone, where nothing is installed.
+# Appended to the path, so that the package is found in a clone where nothing is installed.
 _START: Final = "import sys; sys.path.append(sys.argv.pop(1)); from taskflow.cli.main import program; raise SystemExit(program())"
 
 
 @contextmanager
 def _worker(url: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A real one, in a process of its own, and in an empty folder: a `queue.py` where the user is does not hide Python's own."""
+    """Start a real worker process in an empty folder, so that a `queue.py` in the user's folder does not hide Python's own."""
     here = str(Path(__file__).parents[2])
     command = [sys.executable, "-P", "-c", _START, here, "worker", "taskflow.cli.demo_jobs", "--broker", url]
     command += ["--queues", index.queue, "--log-level", "warning"]
@@ -101,13 +101,13 @@ def _worker(url: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 async def _watch(app: App, total: int, worker: subprocess.Popen[bytes]) -> None:
-    """Until all have ended: the queue's counts are asked for ten times a second, whatever their number.
+    """Wait until all jobs have ended, and ask for the queue's counts ten times a second.
 
-    TaskflowError when the worker ends before.
+    Raises TaskflowError if the worker ends before.
     """
     bar = Bar(total)
     while True:
-        code = worker.poll()  # before the count, which has all that it did then
+        code = worker.poll()  # before the count, so that the count includes all that it did
         queues = await app.broker().console.queues()
         done = sum(queue.counts[status] for queue in queues if queue.name == index.queue for status in ENDED)
         bar.show(done)
@@ -121,11 +121,11 @@ async def _watch(app: App, total: int, worker: subprocess.Popen[bytes]) -> None:
         await asyncio.sleep(0.1)
 
 
-# --- what it has come to --------------------------------------------------------------------------------------------
+# --- the summary ----------------------------------------------------------------------------------------------------
 
 
 async def _summarize(handles: list[JobHandle[SourceFile]], took: float) -> int:
-    """How many have failed."""
+    """Print the summary. Return the number of failed jobs."""
     results: list[SourceFile] = []
     retries = failed = 0
     for start in range(0, len(handles), BATCH):
@@ -158,7 +158,7 @@ def _tell_next(url: str, failed_once: str) -> None:
 
 
 def _as_called() -> str:
-    """How the user can call this command again, from where he is."""
+    """Return the command line by which the user can call this command again from the same folder."""
     script = sys.argv[0]
     if Path(script).name != "taskflow":
         return f"{shlex.quote(sys.executable)} -m taskflow"

@@ -13,9 +13,9 @@ from taskflow import Backoff, JobContext, job
 
 @dataclass(frozen=True)
 class SourceFile:
-    """What is known of one file: its SHA-256, lines, definitions and the modules that it imports.
+    """The facts about one file: its SHA-256, lines, definitions, and the modules that it imports.
 
-    `definitions` is None for a file that does not parse: tests have some on purpose.
+    `definitions` is None for a file that does not parse: some tests contain such files on purpose.
     """
 
     path: str

@@ -24,7 +24,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def _examine(app: App, *, as_json: bool) -> int:
-    """1 when there is a problem, as a check has failed then."""
+    """Print the findings. Return 1 if one is a problem, as for any failed check."""
     try:
         findings = [*_of_installation(), *await app.broker().console.examine()]
     finally:

@@ -10,9 +10,9 @@ from taskflow.worker.vitals import VitalSign
 
 LOOKED_AT_EVERY: Final = 0.2
 SAID_EVERY: Final = 1.0
-"""Seconds. What is different is said at once."""
+"""Seconds between two reports. A change is reported at once."""
 SILENT_AFTER: Final = 10.0
-"""Seconds after which a worker that has said nothing does not live: C code keeps its interpreter, for example."""
+"""Seconds without a report after which a worker counts as dead: C code may hold its interpreter, for example."""
 
 _WORD: Final = "vitals"
 

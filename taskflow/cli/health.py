@@ -22,25 +22,25 @@ log: Final = logging.getLogger("taskflow.worker")
 
 LARGEST_REQUEST: Final = 8_192
 WITHIN: Final = 2.0
-"""Seconds that a request and its answer may take."""
+"""Seconds for a request and its answer."""
 MOST_AT_ONCE: Final = 64
-"""Connections. One more takes the place of the oldest, see `HealthServer._close_oldest_of_busiest`."""
+"""Connections at one time. One more replaces the oldest, see `HealthServer._close_oldest_of_busiest`."""
 ACCEPTED_AT_ONCE: Final = 8
-"""Connections accepted before those that are open are read: so few that a flood of them does not replace one before it is read."""
+"""Connections that are accepted before the open ones are read. It is small, so that a flood of them replaces none before it is read."""
 UNACCEPTED: Final = 128
-"""Connections that wait to be accepted."""
+"""Connections that may wait to be accepted."""
 
 STARTED_WITHIN: Final = 5.0
 ENDED_WITHIN: Final = 5.0
 STEPS_TO_ADMIT: Final = 3
-"""Steps of asyncio's loop from a connection that is accepted to one that is admitted."""
+"""Turns of asyncio's loop between accepting a connection and admitting it."""
 
 Ask = Callable[[], VitalSign]
 Response = tuple[HTTPStatus, Mapping[str, object]]
 
 
 def listener(host: str, port: int) -> socket.socket:
-    """ConfigurationError when it cannot be had. Port 0 is any that is free."""
+    """Open a listening socket. Raises ConfigurationError if that fails. Port 0 means any free port."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         return socket.create_server(address[:2], family=family)
@@ -77,14 +77,14 @@ class HealthServer:
     def _keep(self, is_serving: threading.Event) -> None:
         try:
             asyncio.run(self._serve(is_serving))
-        except Exception as error:  # a job has closed its descriptors, for example
-            log.error("the worker's health is not told any more: %s: %s", type(error).__name__, error)
+        except Exception as error:  # for example, a job has closed its descriptors
+            log.error("health probes are no longer answered: %s: %s", type(error).__name__, error)
 
     async def _serve(self, is_serving: threading.Event) -> None:
         loop, ending = asyncio.get_running_loop(), asyncio.Event()
 
         def end() -> None:
-            with contextlib.suppress(RuntimeError):  # it has ended by itself
+            with contextlib.suppress(RuntimeError):  # it has ended itself
                 loop.call_soon_threadsafe(ending.set)
 
         self._end = end
@@ -92,7 +92,7 @@ class HealthServer:
         self._listener.listen(UNACCEPTED)  # asyncio has one number for both
         is_serving.set()
         await ending.wait()
-        loop.remove_reader(self._listener)  # to close the server fails for what has been accepted and is not admitted yet
+        loop.remove_reader(self._listener)  # closing the server fails for connections that are accepted but not admitted
         for _ in range(STEPS_TO_ADMIT):
             await asyncio.sleep(0)
         server.close()
@@ -110,7 +110,7 @@ class HealthServer:
             async with asyncio.timeout(WITHIN):
                 writer.write(await self._answer_to(reader))
                 writer.write_eof()
-                while await reader.read(LARGEST_REQUEST):  # to close with something unread would take the answer back
+                while await reader.read(LARGEST_REQUEST):  # a close with unread input would discard the answer
                     pass
                 writer.close()
                 await writer.wait_closed()

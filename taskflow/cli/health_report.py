@@ -26,22 +26,22 @@ _STARTING: Final = "the worker has not started yet"
 
 
 class Asked(Protocol):
-    """A worker's vitals, or those of a fleet."""
+    """The vitals of a worker, or of a fleet."""
 
     def live(self) -> VitalSign: ...
     def ready(self) -> VitalSign: ...
 
 
 class Hears(Protocol):
-    """A line to a supervisor."""
+    """The socket to a supervisor."""
 
     def say(self, words: str) -> None: ...
 
 
 class HealthReport:
-    """A context manager around all of a worker's life. Before `show` it is a worker that starts: alive, and not ready.
+    """A context manager around the whole life of a worker. Before `show` the worker counts as starting: live, but not ready.
 
-    With a `line` to a supervisor it is the supervisor that is asked, and the worker tells it.
+    With a `line` to a supervisor, the worker reports to it, and the supervisor answers the probes.
     """
 
     def __init__(self, arguments: argparse.Namespace, line: Hears | None = None) -> None:
@@ -51,7 +51,7 @@ class HealthReport:
         self._server: HealthServer | None = None
         if arguments.health_port is not None and line is None:
             asks = {"/live": self._live, "/ready": self._ready}
-            from taskflow.cli.health import HealthServer, listener  # which most workers need not load
+            from taskflow.cli.health import HealthServer, listener  # most workers do not need this import
 
             self._server = HealthServer(listener(arguments.health_host, arguments.health_port), asks)
         self.notifier = SystemdNotifier.from_environment(os.environ, self._live) if line is None else None
@@ -97,7 +97,7 @@ class HealthReport:
 
 
 class FleetHealthReport(HealthReport):
-    """Around a supervisor's life: answers for all of its workers."""
+    """Surrounds a supervisor's life, and answers for all of its workers."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         super().__init__(arguments)
@@ -105,7 +105,7 @@ class FleetHealthReport(HealthReport):
         self.show(self._fleet)
 
     def note(self, pid: int, news: str | Ending) -> None:
-        """Take in a line of a worker, or the way in which it ended."""
+        """Take in a report of a worker, or the way in which it ended."""
         had_worked = self._fleet.has_worked
         self._fleet.note(pid, news)
         if self.notifier is not None and self._fleet.has_worked and not had_worked:

@@ -8,7 +8,7 @@ import signal
 
 
 class Told(KeyboardInterrupt):
-    """A signal has come while there is nothing yet to wind down."""
+    """A signal has arrived before there is anything to wind down."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -16,13 +16,13 @@ class Told(KeyboardInterrupt):
 
 
 class Interrupts:
-    """Remembers that one came, and raises it as Python does.
+    """Remembers a Ctrl-C, and raises it as Python does.
 
-    The interpreter drops an exception that is raised in a callback of its own, as imports have many: the Ctrl-C would be lost, and
-    the worker would start. What was remembered is raised again once it can be heeded.
+    The interpreter drops an exception that is raised in one of its own callbacks, of which imports have many. The Ctrl-C would be lost, and
+    the worker would start. So the remembered signal is raised again as soon as it can be handled.
 
-    A SIGTERM ends a process at once, without us. But the kernel keeps from process 1 of a container what it has no handler for: there it
-    would be lost, and is heeded as a Ctrl-C is.
+    A SIGTERM ends a process without our help. But for process 1 of a container, the kernel drops signals without a handler. There a SIGTERM
+    is handled like a Ctrl-C.
     """
 
     def __init__(self) -> None:
@@ -32,14 +32,14 @@ class Interrupts:
             self._before[signal.SIGTERM] = signal.SIG_DFL
 
     def watch(self) -> None:
-        """From now on, unless somebody else heeds them already."""
+        """Handle the signals from now on, unless other code does already."""
         if _thread.get_ident() == _main_thread:
             for number, before in self._before.items():
                 if signal.getsignal(number) == before:
                     signal.signal(number, self._heed)
 
     def raise_again(self) -> None:
-        """What has come, and may have been lost."""
+        """Raise a signal again that has arrived and may have been lost."""
         if self._number:
             raise Told(self._number)
 
@@ -54,7 +54,7 @@ class Interrupts:
         self._number = number
         code = getattr(frame, "f_code", None)
         if code is not None and code.co_name == "cb" and code.co_filename.startswith("<frozen importlib"):
-            return  # a module lock's callback: the exception would be dropped there, and shown as an error of ours
+            return  # in the callback of a module lock the exception would be dropped, and printed as an error of ours
         raise Told(number)
 
 

@@ -1,4 +1,4 @@
-"""Selects the jobs of a command, by ids or by the filter options that all commands share."""
+"""Makes a `JobFilter` from the options that several commands share, and checks ids and filters."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def filter_of(arguments: argparse.Namespace, default: Iterable[Status] = ()) -> 
 
 
 def ids_or_filters(arguments: argparse.Namespace) -> None:
-    """Ids name jobs, filters choose them: together one of them would be passed over in silence."""
+    """Refuse ids and filters together: one of them would be silently ignored."""
     if arguments.ids and (flags := [*_filters(arguments), *["--all"] * arguments.all]):
         raise ConfigurationError(f"{arguments.command} takes ids or filters, not both: leave out {flags[0]}, or the ids")
 
@@ -43,11 +43,11 @@ def all_or_filters(arguments: argparse.Namespace) -> None:
         raise ConfigurationError(f"{arguments.command} takes filters or --all, not both: leave out {filters[0]}, or --all")
     if not filters and not arguments.all:
         ways = "filters or --all" if arguments.command == "purge" else "ids, filters or --all"
-        raise ConfigurationError(f"{arguments.command} has to be told which jobs: {ways}")
+        raise ConfigurationError(f"{arguments.command} needs to know which jobs: {ways}")
 
 
 def _filters(arguments: argparse.Namespace) -> list[str]:
-    """Those that are given, as they are written."""
+    """Return the filter options that are given, as they are written."""
     given = {
         "--queue": arguments.queue,
         "--job": arguments.job,
@@ -59,7 +59,7 @@ def _filters(arguments: argparse.Namespace) -> list[str]:
 
 
 def ids_of(texts: Iterable[str]) -> list[bytes]:
-    """Each once, in their order."""
+    """Return the given ids, each once, in order."""
     try:
         return list(dict.fromkeys(parse_id(text) for text in texts))
     except ValueError as error:
@@ -67,7 +67,7 @@ def ids_of(texts: Iterable[str]) -> list[bytes]:
 
 
 async def doubt_queue(console: Console, name: str | None) -> bool:
-    """Whether the store knows the queue; if not, stderr says so, and which one was perhaps meant."""
+    """Return False if the store does not know the queue. Then stderr says so, and suggests a similar name."""
     if name is None:
         return True
     known = [queue.name for queue in await console.queues()]

@@ -19,20 +19,20 @@ FIELDS: Final = ("job", "job_id", "attempt", "queue")
 
 
 MOST_UNREAD: Final = 10_000
-"""Lines that wait for somebody to read them; what comes beyond is lost."""
+"""Lines that may wait for a slow reader; more are dropped."""
 
 LONGEST_STACK: Final = 65_536
-"""Characters of an error's traceback, or of a stack. Of a longer one the middle is left out."""
+"""Characters of a traceback or a stack. The middle of a longer one is left out."""
 
 WRITTEN_WITHIN: Final = 0.5
-"""Seconds that the last lines have at the end."""
+"""Seconds for the last lines at the end."""
 
 
 @contextmanager
 def logging_to_stderr(
     level: str, form: str, *filters: Callable[[logging.LogRecord], bool], handler: logging.Handler | None = None
 ) -> Iterator[None]:
-    """What is logged in the block, warnings included, goes there, by that `handler`; the loggers are left as they were found."""
+    """Log to stderr inside the block, warnings included, by that `handler`. Afterwards the loggers are as before."""
     handler = handler or logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines() if form == "json" else TextLines())
     for each in filters:
@@ -76,7 +76,7 @@ class Unhurried(logging.Handler):
 
     def _write(self) -> None:
         while (line := self._lines.get()) is not None:
-            with suppress(OSError, ValueError):  # nobody reads it any more, or there is no stderr
+            with suppress(OSError, ValueError):  # nobody reads stderr any more, or it does not exist
                 sys.stderr.write(line)
                 sys.stderr.flush()
 
@@ -86,7 +86,7 @@ class TextLines(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)-7s %(message)s")
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line, whatever the message holds. An error and a stack follow it, indented."""
+        """Format a record as one line, whatever the message holds. An error and a stack follow it, indented."""
         line = copy.copy(record)
         line.msg, line.args = one_line(_message(record)), None
         if not (line.exc_info or line.exc_text or line.stack_info):
@@ -100,7 +100,7 @@ class TextLines(logging.Formatter):
 
 
 class JsonLines(logging.Formatter):
-    """One object a line: time (UTC), level, logger, message, the job's fields, and the stack and the error where there are any."""
+    """One JSON object a line: time (UTC), level, logger, message, the job's fields, and the stack and the error if there are any."""
 
     def format(self, record: logging.LogRecord) -> str:
         shown: dict[str, Any] = {
@@ -115,7 +115,7 @@ class JsonLines(logging.Formatter):
 
 
 def _details(formatter: logging.Formatter, record: logging.LogRecord) -> dict[str, str]:
-    """The error and the stack of a record, those that it has."""
+    """Return the error and the stack of a record, if it has them."""
     error = _traceback(formatter, record.exc_info) if record.exc_info else record.exc_text
     return {name: text for name, text in (("error", error), ("stack", record.stack_info)) if text}
 
@@ -124,7 +124,7 @@ def _traceback(formatter: logging.Formatter, info: Any) -> str:
     try:
         return formatter.formatException(info)
     except Exception:  # the error's own code, which formatting calls
-        from taskflow.worker.failures import failure_of  # which a supervisor need not load
+        from taskflow.worker.failures import failure_of  # a supervisor need not load it
 
         return "" if info[1] is None else failure_of(info[1], attempt=1).traceback
 
@@ -136,7 +136,7 @@ def _bounded(text: str, most: int) -> str:
 def _message(record: logging.LogRecord) -> str:
     try:
         return record.getMessage()
-    except Exception as error:  # a user's line whose arguments do not fit it is a line all the same
+    except Exception as error:  # a user's line whose arguments do not fit is logged all the same
         with suppress(Exception):
             return f"{record.msg!r}, and its arguments do not fit: {error}"
         return f"a message that cannot be shown, of {record.name}"

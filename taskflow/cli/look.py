@@ -123,7 +123,7 @@ def _print_queues(queues: list[QueueRecord]) -> None:
 
 
 def _row(record: Record) -> str:
-    """On a terminal, as wide as that."""
+    """Return a line for a job, as wide as the terminal."""
     job_id = id_text(record.id)
     room = max(20, columns() - len(job_id) - 13) if sys.stdout.isatty() else MAX_CHARACTERS
     return f"{job_id}  {_colored(record.status):9}  {one_line(f'{record.queue:12}  {record.job}  {_brief(record)}'.rstrip(), room)}"
@@ -157,7 +157,7 @@ def _worker_json(worker: SessionRecord) -> dict[str, Any]:
 
 
 def _record_json(record: Record) -> dict[str, Any]:
-    """Arguments and results are left out: they may hold what a log or a screen must not."""
+    """Return a record for JSON. Arguments and results are left out: they may hold what a log or a screen must not show."""
     fields = {
         name: getattr(record, name)
         for name in Record.__struct_fields__
@@ -183,7 +183,7 @@ def _colored(status: Status) -> str:
 
 
 def _is_for_people() -> bool:
-    """On a terminal that knows colours, unless its owner wants none (https://no-color.org)."""
+    """Return True for a terminal with colours, unless its owner wants none (https://no-color.org)."""
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 

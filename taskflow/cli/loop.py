@@ -16,8 +16,8 @@ T = TypeVar("T")
 
 
 def run_through(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> T:
-    """Run it to its end, through whatever stops the loop before: a job's `loop.stop()`, or an exit that a task of a job has raised, or a
-    callback, which asyncio lets through to here. In the task it is a failure like others, and whoever awaits that has it."""
+    """Run the loop until `work` ends, also if a job stops it before: by `loop.stop()`, or by an exit raised in a task or a callback, which
+    asyncio passes on. In the task itself the exit stays a failure like others, raised to whoever awaits it."""
     task = OwnTask(work, loop=loop)
     while True:
         try:
@@ -25,13 +25,13 @@ def run_through(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -
         except (RuntimeError, SystemExit, KeyboardInterrupt) as stopped:
             if task.done() or loop.is_closed():
                 raise
-            log_safely(log.error, "%s the event loop, which is the worker's: it goes on", _who_stopped(stopped))
+            log_safely(log.error, "%s the worker's event loop; restarting it", _who_stopped(stopped))
 
 
 def _who_stopped(stopped: BaseException) -> str:
     if isinstance(stopped, RuntimeError):
         return "a job has stopped (loop.stop())"
-    return f"what a job has started has raised {type(stopped).__name__} through"
+    return f"a task started by a job has raised {type(stopped).__name__} through"
 
 
 def create_own(work: Coroutine[Any, Any, T]) -> OwnTask[T]:
@@ -46,6 +46,6 @@ class OwnTask(asyncio.Task[T]):
 
     def cancel(self, msg: Any | None = None) -> bool:
         if running.get() is not None and asyncio.current_task(self.get_loop()) is not None:
-            log_safely(log.error, "a job has cancelled a task that is the worker's own: it goes on")
+            log_safely(log.error, "a job has cancelled a task of the worker; it goes on")
             return False
         return super().cancel(msg)

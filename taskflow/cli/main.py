@@ -7,24 +7,24 @@ import os
 import sys
 import time
 
-TYPE_CHECKING = False  # typing's own would load typing, and a Ctrl-C meanwhile would show our frames
+TYPE_CHECKING = False  # NoReturn would load typing, and a Ctrl-C meanwhile would print our frames
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Final
 
 
-# Seconds that Python may take to end once we are done: it waits for threads and processes that jobs have left behind, and for ever.
+# Seconds for Python to end: it would wait without limit for threads and processes that jobs have left behind.
 LEFT_BEHIND: Final = 5.0
-# Seconds more in which that is said, and what was printed is written out.
+# Seconds more for the message about that, and for buffered output.
 SAID_WITHIN: Final = 0.5
 
 
 def program() -> int:
-    """The process's own main program: `main`, and then the end of the process with that code, whatever keeps Python from it."""
+    """The main program of the process: run `main`, then end the process with its code, whatever keeps Python from it."""
     code = 1
     try:
         code = main()
-    except SystemExit as ending:  # argparse's
+    except SystemExit as ending:  # argparse raises it
         code = ending.code if isinstance(ending.code, int) else 1
         raise
     finally:
@@ -33,17 +33,18 @@ def program() -> int:
 
 
 def _bound_the_end(code: int) -> None:
-    """Two threads, since who reads what is said may be gone, or what is left may hold a stream. Both begin now: later none may."""
+    """Start two threads that end the process late: one warns, one kills. Two, because the reader of the warning may be gone. Both start
+    now, because later the system may have no thread."""
     try:
         _thread.start_new_thread(say_what_keeps_it, (LEFT_BEHIND,))
         _thread.start_new_thread(_end_by_force, (code,))
-    except RuntimeError:  # the system has no more threads
+    except RuntimeError:  # the system cannot start another thread
         return
 
 
 def say_what_keeps_it(after: float = 0.0) -> None:
     time.sleep(after)
-    print("taskflow: what jobs have left behind, threads or processes, does not end: this process ends without it", file=sys.stderr)
+    print("taskflow: threads or processes left behind by jobs do not end; exiting without them", file=sys.stderr)
     sys.stdout.flush()
 
 
@@ -53,12 +54,12 @@ def _end_by_force(code: int) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; its exit code. Errors of ours are one line on stderr, never a traceback."""
+    """Run a command and return its exit code. Errors of taskflow are printed in one line on stderr, without a traceback."""
     try:
         return _heedfully(argv)
     except KeyboardInterrupt as told:
         return _interrupted(told)
-    except BrokenPipeError:  # the reader of our output has gone, as `head` does
+    except BrokenPipeError:  # the reader of our output is gone, for example `head`
         _forget_output()
         return 0
     except Exception as error:
@@ -76,21 +77,21 @@ def _heedfully(argv: Sequence[str] | None) -> int:
         sys.stdout.flush()
         return code
     except Exception:
-        interrupts.raise_again()  # C code that loads a module makes an error of its own of what was raised there
+        interrupts.raise_again()  # C code that loads a module turns the raised exception into an error of its own
         raise
     finally:
         interrupts.forget()
 
 
 def _make_output_safe() -> None:
-    """What it cannot encode is escaped, a job's error for example; where the process has none, what is printed goes nowhere."""
+    """Escape characters that stdout cannot encode, as in a job's error. If the process has no stdout, drop what is printed."""
     import os
     from io import TextIOWrapper
 
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  # the process's own, to its end
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as Python's own stderr has it
+        sys.stdout.reconfigure(errors="backslashreplace")  # as Python's own stderr does
 
 
 def _run(argv: Sequence[str] | None) -> int:
@@ -110,13 +111,13 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 def _is_process_1(argv: list[str]) -> bool:
-    """And may be another than the worker: by its command line it is this command and no other program that calls us, and systemd does not
-    wait to be told by its service's own process."""
+    """Return True if the worker is process 1 itself: its command line is this command, and no other program imports us. systemd expects
+    notifications only from its service's own process."""
     return os.getpid() == 1 and argv == sys.orig_argv[len(sys.orig_argv) - len(argv) :] and "NOTIFY_SOCKET" not in os.environ
 
 
 def _interrupted(told: KeyboardInterrupt) -> int:
-    """A second Ctrl-C ends what is left of the process without a word."""
+    """End after a Ctrl-C. A second one ends the rest of the process silently."""
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -124,7 +125,7 @@ def _interrupted(told: KeyboardInterrupt) -> int:
 
 
 def _forget_output() -> None:
-    """Python flushes it once more at its end, which must not fail again."""
+    """Discard output, because Python flushes it again at its end, which must not fail again."""
     import os
 
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -144,7 +145,7 @@ def _explain(error: Exception) -> int:
 
     if not isinstance(error, TaskflowError | OSError):
         raise error
-    if not isinstance(error, TaskflowError):  # as a rule it is our output that cannot be written: the store's errors are ours
+    if not isinstance(error, TaskflowError):  # usually our output cannot be written: the store's errors are taskflow's own
         _write_or_forget_output()
     print(f"taskflow: {message(str(error) or type(error).__name__)}", file=sys.stderr)
     if isinstance(error, BrokerError):

@@ -36,7 +36,7 @@ async def _migrate(app: App, arguments: argparse.Namespace) -> int:
 
 
 def _needs_none(app: App) -> str:
-    return f"{urlsplit(app.broker_url()).scheme}:// needs no migrations: the first use makes all that it works with"
+    return f"{urlsplit(app.broker_url()).scheme}:// needs no migrations: the first use creates everything"
 
 
 def _print_plan(upgrade: Upgrade) -> None:

@@ -22,7 +22,8 @@ class TargetFailed(Exception):
 
 
 def import_targets(names: Iterable[str], *, all_submodules: bool) -> None:
-    """With the current folder first on the path. TargetFailed after the user's own traceback, without our frames."""
+    """Import the modules, with the current folder first on the path. Raises TargetFailed after printing the user's traceback without our
+    frames."""
     if sys.path[:1] != [os.getcwd()]:
         sys.path.insert(0, os.getcwd())
     for name in names:
@@ -33,7 +34,7 @@ def import_targets(names: Iterable[str], *, all_submodules: bool) -> None:
 
 
 def packages_of(names: Iterable[str]) -> list[str]:
-    """Those of the imported modules that have submodules."""
+    """Return those modules that have submodules."""
     return [name for name in names if hasattr(sys.modules.get(name), "__path__")]
 
 
@@ -43,17 +44,17 @@ def _import(name: str) -> ModuleType:
             return importlib.import_module(_absolute(name))
     except ModuleNotFoundError as error:
         if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
-            raise _shown(name, error) from error  # the module is there; one that it imports is not
+            raise _shown(name, error) from error  # the module exists; one that it imports does not
         print(f"taskflow: there is no module {name!r} here{_hint(name)}", file=sys.stderr)
         raise TargetFailed(name) from error
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # SystemExit, or one of the module's own
+    except BaseException as error:  # also SystemExit, or an exception class of the module
         raise _shown(name, error) from error
 
 
 def _absolute(name: str) -> str:
-    if not name or name.startswith("."):  # importlib would ask which package it is relative to
+    if not name or name.startswith("."):  # importlib would ask which package the name is relative to
         raise ModuleNotFoundError(name=name)
     return name
 
@@ -74,7 +75,7 @@ def _hint(name: str) -> str:
 
 
 def _modules_here() -> list[str]:
-    """Dotted names of the files in the current folder and two levels below."""
+    """Return dotted names of the files in the current folder and two levels below."""
     here = Path.cwd()
     files = [file for pattern in ("*.py", "*/*.py", "*/*/*.py") for file in here.glob(pattern)]
     return [".".join(file.relative_to(here).with_suffix("").parts).removesuffix(".__init__") for file in files]

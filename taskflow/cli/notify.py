@@ -1,4 +1,4 @@
-"""systemd's notify protocol, sd_notify(3): reports that the worker is ready, stopping or alive."""
+"""Implements systemd's notify protocol, sd_notify(3): reports that the worker is ready, stopping or alive."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ log: Final = logging.getLogger("taskflow.worker")
 
 SENT_WITHIN: Final = 1.0
 AGAIN: Final = 1.0
-"""Seconds after which a worker that did not live is looked at again."""
+"""Seconds before the next check of a worker that was not alive."""
 
 _OFF: Final[tuple[str, ...]] = ()
 
@@ -47,18 +47,19 @@ class SystemdNotifier:
 
     @classmethod
     def from_environment(cls, environment: MutableMapping[str, str], live: Callable[[], VitalSign]) -> Self | None:
-        """None without NOTIFY_SOCKET. Takes the variables out, as sd_notify(3) advises: the programs that jobs start are not the worker."""
+        """Return None without NOTIFY_SOCKET. Removes the variables, as sd_notify(3) advises: programs that jobs start are not the
+        worker."""
         address, microseconds, pid = (environment.pop(name, "") for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"))
         if not address:
             return None
         if address[0] not in "/@":
-            log.warning("NOTIFY_SOCKET=%s is neither a path nor an abstract socket: systemd is told nothing", address)
+            log.warning("NOTIFY_SOCKET=%s is neither a path nor an abstract socket: systemd gets no notifications", address)
             return None
         is_watched = microseconds.isascii() and microseconds.isdigit() and int(microseconds) > 0 and pid in ("", str(os.getpid()))
         return cls(address, int(microseconds) / 1e6 if is_watched else None, live)
 
     def heed(self, event: WorkerEvent) -> None:
-        """Subscribe this to the worker's events."""
+        """Handle an event. Subscribe this method to the worker's events."""
         match event:
             case SessionOpened(name):
                 self.ready(f"working as {name}")
@@ -68,7 +69,7 @@ class SystemdNotifier:
                 return
 
     def ready(self, status: str) -> None:
-        """Report `status`, and the first time that the worker has started."""
+        """Report `status`, and, the first time, that the worker has started."""
         self._status = f"STATUS={status}"
         self._told.put((*(["READY=1"] if not self._is_ready else []), self._status))
         self._is_ready = True
@@ -100,7 +101,7 @@ class SystemdNotifier:
             self._send(*told)
 
     def _give_sign(self) -> float:
-        """Seconds until the next."""
+        """Send a sign of life if the worker is alive. Return the seconds until the next."""
         found, period = self._live(), self._period or AGAIN
         if not found.is_well:
             self._is_unwell = True
@@ -118,4 +119,4 @@ class SystemdNotifier:
         except OSError as error:
             if not self._has_failed:
                 self._has_failed = True
-                log.warning("systemd cannot be told of this worker: NOTIFY_SOCKET: %s", error)
+                log.warning("cannot notify systemd about this worker: NOTIFY_SOCKET: %s", error)

@@ -15,37 +15,38 @@ from taskflow.cli.exits import TABLE
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
 
-# A quarter of it lies between two beats.
+# The shortest ttl in seconds: a quarter of it lies between two heartbeats.
 SHORTEST_TTL: Final = 1.0
 STATUSES: Final = ("held", "scheduled", "ready", "running", "succeeded", "failed", "cancelled")
 
 
 class Formatter(argparse.HelpFormatter):
-    """Of a line's usual width: argparse would load shutil for it, and with it what unpacks archives, whenever a flag is declared."""
+    """Formats help for a fixed width. By default argparse would load shutil, and with it archive modules, for every flag that is
+    declared."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, width=columns() - 2)
 
 
 class AsWritten(Formatter, argparse.RawDescriptionHelpFormatter):
-    """With the description's own lines."""
+    """Keeps the line breaks of the description."""
 
 
 def columns() -> int:
-    """The width of the terminal, as `shutil.get_terminal_size` has it."""
+    """Return the width of the terminal, like `shutil.get_terminal_size`."""
     with contextlib.suppress(KeyError, ValueError):
         if (told := int(os.environ["COLUMNS"])) > 0:
             return told
-    with contextlib.suppress(AttributeError, ValueError, OSError):  # no output, or none that is a terminal
+    with contextlib.suppress(AttributeError, ValueError, OSError):  # no output, or no terminal
         if (seen := os.get_terminal_size(sys.__stdout__.fileno()).columns) > 0:  # type: ignore[union-attr]
             return seen
     return 80
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what an unknown command or flag was perhaps meant to be.
+    """Suggests the command or flag that an unknown one may stand for.
 
-    Flags cannot be abbreviated: a later version's could make an abbreviation mean something else.
+    Flags cannot be abbreviated, because a later version's flags could change the meaning of an abbreviation.
     """
 
     commands: Mapping[str, Parser] = {}
@@ -54,14 +55,14 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **{"formatter_class": Formatter, **given})
 
     def print_help(self, file: SupportsWrite[str] | None = None) -> None:
-        """argparse's own keeps silent when it cannot be written."""
+        """Print the help. Unlike argparse's own, it reports an error if that cannot be written."""
         print(self.format_help(), end="", file=file)
         if file is None:
             sys.stdout.flush()
 
     def error(self, message: str) -> NoReturn:
-        """As argparse does: the usage and the message on stderr, exit code 2."""
-        message = re.sub(r"://\S*", "://***", message)  # the password of a broker URL that stands in the wrong place
+        """Print the usage and the message on stderr and exit with 2, as argparse does."""
+        message = re.sub(r"://\S*", "://***", message)  # hide the password of a broker URL in the wrong place
         slip = re.search(r"unrecognized arguments: (--[\w-]+)|COMMAND: invalid choice: '([^']*)'", message)
         super().error(message + self._hint(slip[1] or slip[2]) if slip else message)
 
@@ -83,7 +84,7 @@ def a_parser() -> Parser:
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and end")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     parser.commands = commands.choices
-    _worker(commands.add_parser("worker", help="work the jobs of modules", description="Work the jobs that the modules declare."))
+    _worker(commands.add_parser("worker", help="run the jobs of modules", description="Run the jobs that the modules declare."))
     _demo(
         commands.add_parser(
             "demo",
@@ -177,7 +178,9 @@ def _health(parser: argparse.ArgumentParser) -> None:
 def _supervised(parser: argparse.ArgumentParser) -> None:
     """Flags that put a supervisor above the worker."""
     group = parser.add_argument_group("under a supervisor", "It replaces workers that die. SIGHUP replaces them one by one.")
-    group.add_argument("--processes", action=_Supervise, type=_positive, metavar="N", help="so many workers, each with --concurrency jobs")
+    group.add_argument(
+        "--processes", action=_Supervise, type=_positive, metavar="N", help="N worker processes, each with --concurrency jobs"
+    )
     group.add_argument("--max-jobs", action=_Supervise, type=_positive, metavar="N", help="replace a worker that has run N jobs")
     group.add_argument(
         "--max-memory", action=_Supervise, type=_size, metavar="BYTES", help="replace a worker that takes more memory: 512M, 1G"
@@ -275,7 +278,7 @@ def _broker(parser: argparse.ArgumentParser) -> None:
 
 
 class _Supervise(argparse.Action):
-    """Any of these flags asks for a supervisor. The worker without is the plain command."""
+    """Any of these flags asks for a supervisor. Without them the command is the worker itself."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
         namespace.module = "supervise"
@@ -283,7 +286,7 @@ class _Supervise(argparse.Action):
 
 
 class _Version(argparse.Action):
-    """Looks the version up only when it is asked for."""
+    """Looks up the version only when it is asked for."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from importlib.metadata import version
@@ -305,7 +308,7 @@ def _port(text: str) -> int:
 
 
 def _size(text: str) -> int:
-    """Bytes; K, M and G are powers of 1,024."""
+    """Parse a number of bytes; K, M and G are powers of 1,024."""
     written = re.fullmatch(r"([1-9][0-9]{0,18})([KMG]?)", text, re.IGNORECASE | re.ASCII)
     if written is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes, such as 536870912, 512M or 1G")

@@ -7,11 +7,11 @@ import sys
 from typing import Final
 
 _BROKER: Final = "TASKFLOW_BROKER_FLAG"
-"""The variable that carries the value of `--broker`: a command line, and a password in it, is for every user of the machine to read."""
+"""The environment variable for the value of `--broker`: every user of the machine can read a command line, and a password in it."""
 
 
 def command_of(argv: list[str]) -> list[str]:
-    """As this process was started, with the same options of Python; or, if another program has called us, as `python -m taskflow`.
+    """Return the command line of this process with the same options of Python, or `python -m taskflow` if another program called us.
 
     Without `--broker`, see `environment_of`.
     """
@@ -22,12 +22,12 @@ def command_of(argv: list[str]) -> list[str]:
 
 
 def environment_of(broker: str | None) -> dict[str, str]:
-    """The environment for `command_of`."""
+    """Return the environment for `command_of`."""
     return {**os.environ, **({} if broker is None else {_BROKER: broker})}
 
 
 def take_broker(given: str | None) -> str | None:
-    """The value of `--broker`, also in a process that was started with `environment_of`. It is taken out of the environment."""
+    """Return the value of `--broker`, also in a process started with `environment_of`. Removes it from the environment."""
     return os.environ.pop(_BROKER, None) or given
 
 

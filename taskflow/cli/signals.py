@@ -24,10 +24,10 @@ from taskflow.worker.worker import Worker
 
 log: Final = logging.getLogger("taskflow.worker")
 
-# A worker that winds down has so many of its `last_words`, after the grace time: for runs to react, for settlements, for the
-# keeper's last beat, for its leave.
+# After the grace time, winding down takes at most this many times `last_words`: for runs to react, for settlements, for the keeper's last
+# heartbeat, and for the leave.
 WORDS_AT_MOST: Final = 4
-# Runs that had to be cut off have had all that: what else there is may take so many seconds.
+# Runs that were cut off have had that time. This is for the rest, in seconds.
 AFTER_FORCE: Final = 1.0
 
 
@@ -39,7 +39,7 @@ class LastResort:
     """
 
     def __init__(self) -> None:
-        self._deadlines = queue.SimpleQueue[float]()  # may be put to by a signal handler, whatever that has interrupted
+        self._deadlines = queue.SimpleQueue[float]()  # reentrant and without locks, because a signal handler may call `put` at any point
         self._thread: threading.Thread | None = None
         self._code: int = Exit.FORCED
 
@@ -48,7 +48,7 @@ class LastResort:
         self._deadlines.put(time.monotonic() + seconds)
 
     def come_to(self, code: int, within: float) -> None:
-        """The work has ended with `code`: end the process with it after `within` seconds."""
+        """Note that the work has ended with `code`. End the process with it after `within` seconds."""
         self._code = code
         self.end_within(within)
 
@@ -78,13 +78,13 @@ class LastResort:
 
     def _end(self) -> None:
         say = _say_that_it_is_forced if self._code == Exit.FORCED else say_what_keeps_it
-        with suppress(RuntimeError):  # the system has no more threads
-            start_thread(say, "taskflow-last-words").join(SAID_WITHIN)  # who is to read it may be gone, or read nothing
+        with suppress(RuntimeError):  # the system cannot start another thread
+            start_thread(say, "taskflow-last-words").join(SAID_WITHIN)  # the reader may be gone, or read nothing
         os._exit(self._code)
 
 
 def _say_that_it_is_forced() -> None:
-    log.error("what is left in this process does not end: it is ended by force")
+    log.error("the process did not exit in time and is killed")
 
 
 _OFF: Final = float("-inf")
@@ -117,15 +117,15 @@ class Signals:
         for number in HANDLED:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # under nohup it stays ignored
                 signal.signal(number, self._heed)
-        interrupts.raise_again()  # what came while modules were loaded, and was lost in a callback of the interpreter
+        interrupts.raise_again()  # a signal that arrived while modules were imported, and was lost in a callback of the interpreter
 
     def begin(self) -> None:
-        """Raise at no signal from now on: the loop, which is about to be made, handles them."""
+        """Raise no exception from now on: the event loop, which is created next, handles the signals."""
         self._has_begun = True
 
     @property
     def has_come(self) -> bool:
-        """Return True after a signal. It may be the cause of a failed import: C code can turn the exception into another error."""
+        """Return True after a signal. It may have caused a failed import: C code can turn the exception into another error."""
         return self._count > 0
 
     @property
@@ -136,7 +136,7 @@ class Signals:
     async def start(self, starting: Awaitable[object]) -> bool:
         """Await `starting` in the worker's loop. Return False if the first signal cancelled it."""
         self._loop, self._start = asyncio.get_running_loop(), asyncio.current_task()
-        self._loop.call_soon(self._tell)  # of what has come before there was a loop
+        self._loop.call_soon(self._tell)  # of a signal that arrived before the loop existed
         try:
             await starting
         except asyncio.CancelledError:
@@ -151,7 +151,7 @@ class Signals:
         return True
 
     async def wait(self, worker: Worker) -> None:
-        """After the start: until the worker is to wind down. Later signals hurry it."""
+        """Wait, after the start, until the worker must wind down. Later signals hurry it."""
         self._worker = worker
         self._tell()
         await self._stopped.wait()
@@ -171,7 +171,7 @@ class Signals:
         if self._loop is not None:
             try:
                 self._loop.call_soon_threadsafe(self._tell)
-            except RuntimeError:  # it is closed: the worker has ended already
+            except RuntimeError:  # the loop is closed: the worker has ended
                 return
 
     def _tell(self) -> None:
@@ -179,15 +179,15 @@ class Signals:
         while self._told < self._count:
             self._told += 1
             if self._told == 1 and self._start is not None:
-                log_safely(log.info, "%s: the start is given up; once more ends at once", name)
+                log_safely(log.info, "%s: cancelling the start; a second signal ends at once", name)
                 self._stopped.set()
                 self._start.cancel()
             elif self._told == 1:
-                log_safely(log.info, "%s: winding down; once more cancels what runs, a third time ends at once", name)
+                log_safely(log.info, "%s: winding down; a second signal cancels the runs, a third ends at once", name)
                 self._stopped.set()
             elif self._worker is not None:
-                log_safely(log.warning, "%s again: cancelling what runs", name)
+                log_safely(log.warning, "%s again: cancelling the runs", name)
                 self._worker.hurry()
 
 
-keep_handlers_from_forks(lambda handler: isinstance(getattr(handler, "__self__", None), Signals))  # once, and for this process's life
+keep_handlers_from_forks(lambda handler: isinstance(getattr(handler, "__self__", None), Signals))  # once in the life of this process

@@ -11,10 +11,10 @@ from taskflow.model.errors import BrokerRefused
 
 
 def what_is_there(app: App) -> Broker:
-    """The application's broker. BrokerRefused when it is a file that nobody has made yet: to look makes none."""
-    broker = app.broker()  # says what is wrong with the URL
+    """Return the application's broker. Raises BrokerRefused for a file that does not exist yet: looking creates none."""
+    broker = app.broker()  # raises for a wrong URL
     url = urlsplit(app.broker_url())
     file = os.path.realpath(unquote(url.path.removeprefix("/")))
     if url.scheme == "sqlite" and not os.path.exists(file) and os.path.isdir(os.path.dirname(file)):
-        raise BrokerRefused(f"there is no file {file}: the first job makes it; if the jobs are elsewhere, say where by --broker")
+        raise BrokerRefused(f"there is no file {file}: the first job creates it; if the jobs are elsewhere, name the store by --broker")
     return broker

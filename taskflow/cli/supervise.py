@@ -1,6 +1,6 @@
-"""`taskflow worker --processes N`, and what else needs a supervisor. The workers that it starts run the same command, and come by here too.
+"""`taskflow worker --processes N` and other flags that need a supervisor. The worker processes run the same command and start here too.
 
-Neither loads the application here: the supervisor never does, a worker does afterwards.
+This module does not import the application: the supervisor never does, and a worker does it later.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _supervise(arguments: argparse.Namespace) -> int:
     arguments.collector.settle()
     if arguments.reload and arguments.drain:
-        raise ConfigurationError("--reload and --drain: a worker that ends has nothing to reload; leave one of them out")
+        raise ConfigurationError("--reload and --drain: a drained worker has nothing to reload; leave one of them out")
     watch = _a_watch() if arguments.reload else None
     plan = Plan(
         processes=arguments.processes or 1,
@@ -52,12 +52,12 @@ def _supervise(arguments: argparse.Namespace) -> int:
 
 
 def _workers_of(arguments: argparse.Namespace) -> tuple[list[str], dict[str, str]]:
-    """The command and the environment of each."""
+    """Return the command and the environment of each worker."""
     return command_of(arguments.argv), environment_of(arguments.broker)
 
 
 def _a_watch() -> FileWatch:
-    """Of the Python files in the current folder and below, but for those of virtual environments and the like."""
+    """Watch the Python files in the current folder and below, except those of virtual environments and the like."""
     try:
         watchfiles = importlib.import_module("watchfiles")
     except ImportError as error:
@@ -74,4 +74,4 @@ def _a_watch() -> FileWatch:
 
 
 DEBOUNCE: Final = 400
-"""Milliseconds in which an editor, or a checkout of another branch, writes what belongs together."""
+"""Milliseconds in which an editor, or a checkout of another branch, writes several files."""

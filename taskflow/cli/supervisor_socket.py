@@ -21,7 +21,7 @@ log: Final = logging.getLogger("taskflow.worker")
 
 
 MAX_LINE: Final = 2_000
-"""Characters of a line."""
+"""The longest line, in characters."""
 
 NoteDeath = Callable[[bytes, str], None]
 
@@ -49,11 +49,11 @@ class SupervisorSocket:
         self._watch: threading.Thread = start_thread(self._listen, "taskflow-line")
 
     def say(self, words: str) -> None:
-        """Not waited for: a supervisor that is stopped, or gone, holds nobody up."""
+        """Send a line. Does not wait: a supervisor that is stopped or gone delays nobody."""
         try:
             self._end.send(f"{one_line(words, MAX_LINE)}\n".encode(), socket.MSG_DONTWAIT)
         except OSError:
-            log.debug("the supervisor could not be told: %s", words)
+            log.debug("could not send to the supervisor: %s", words)
 
     def __call__(self, event: WorkerEvent) -> None:
         match event:
@@ -63,12 +63,12 @@ class SupervisorSocket:
                 self.say(f"session {session.hex()}")
 
     async def retired(self) -> None:
-        """Until this worker is to claim nothing more, and to end when all that it runs has ended: another one takes its place meanwhile."""
+        """Wait until this worker must claim nothing more and end after its runs. Another worker takes its slot meanwhile."""
         await asyncio.shield(asyncio.wrap_future(self._retired))
 
     def hear_of_deaths(self, note: NoteDeath) -> None:
-        """`note` is called from any thread with each session whose process has died, and of what: the broker is to be told, and then the
-        supervisor, that it was."""
+        """Call `note`, from any thread, with the session and cause of each dead process. The broker must be told, and after that the
+        supervisor."""
         with self._lock:
             self._note_death = note
             deaths, self._deaths = self._deaths, []
@@ -84,7 +84,7 @@ class SupervisorSocket:
             self._retire()
 
     def _retire(self) -> None:
-        """From any thread."""
+        """Retire. From any thread."""
         with self._lock:
             if self.is_leaving:
                 return
@@ -93,7 +93,8 @@ class SupervisorSocket:
         self._retired.set_result(None)
 
     def _listen(self) -> None:
-        """To what the supervisor says, see RETIRE. Where the kernel does not end us with it, its end of the line does."""
+        """Read what the supervisor sends, see RETIRE. If the kernel does not end this process with the supervisor, its closed socket
+        does."""
         rest = b""
         while True:
             try:
@@ -117,7 +118,7 @@ class SupervisorSocket:
 
 
 def _die_with(supervisor: int) -> None:
-    """With that process, which is the parent or was it until just now."""
+    """End this process with the supervisor, which is the parent, or was it until a moment ago."""
     end_with_parent()
     if os.getppid() != supervisor:
         os.kill(os.getpid(), signal.SIGKILL)

@@ -21,7 +21,7 @@ _OURS: Final = f"{Path(__file__).parents[1]}{os.sep}"
 
 
 def print_users(error: BaseException) -> None:
-    """To stderr: the error and its causes, each with what happened in the user's own files."""
+    """Print the error and its causes to stderr, each with the frames in the user's own files."""
     try:
         shown = "".join(_of(traceback.TracebackException.from_exception(error)).format())
     except Exception:  # the error's own code, which formatting calls

@@ -100,7 +100,7 @@ def _no_job(modules: list[str], *, all_submodules: bool) -> str:
 
 
 def _announce(app: App, options: WorkerOptions) -> None:
-    app.broker()  # a URL that is wrong is refused here
+    app.broker()  # a wrong URL is refused here
     url = app.broker_url()
     log.info("broker %s, namespace %s", masked(url), dict(parse_qsl(urlsplit(url).query)).get("namespace", DEFAULT_NAMESPACE))
     log.info("queues: %s; %d jobs at one time", options.queues, options.concurrency)
@@ -114,19 +114,19 @@ def _run(shift: Shift) -> int:
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        if not shift.has_ended:  # it is the loop that has failed
+        if not shift.has_ended:  # the event loop has failed
             shift.heed(Broken(str(error)))
         if isinstance(error, asyncio.CancelledError):
-            log.error("this worker's own task was cancelled by code that it has called: it has wound down")
+            log.error("code that it called has cancelled this worker's own task: it has wound down")
             return Exit.FAILED
         if is_ours(error):
             raise
-        print_users(error)  # the application's lifespan, which may exit too
+        print_users(error)  # also in the application's lifespan, which may exit
         return Exit.FAILED
 
 
 def _fastest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop's, where the extra `fast` is installed."""
+    """Return uvloop's loop factory if the extra `fast` is installed."""
     try:
         factory: Callable[[], asyncio.AbstractEventLoop] = importlib.import_module("uvloop").new_event_loop
     except ImportError:
@@ -135,7 +135,7 @@ def _fastest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 class Shift:
-    """A worker from its start to its end. `line` is to its supervisor, if it has one."""
+    """A worker from its start to its end. `line` is its socket to a supervisor, if it has one."""
 
     def __init__(
         self,
@@ -161,17 +161,15 @@ class Shift:
         self._is_draining = is_draining
 
     def heed(self, event: WorkerEvent) -> None:
-        """To go on with descriptors that are others' by now could harm their files: better to be a worker that has died."""
+        """End the process if a job has closed our descriptors: to go on could write to files of others."""
         if isinstance(event, Broken):
-            log.critical(
-                "this worker ends now (%s); what ran here starts elsewhere when it has been silent for %g s", event.why, self._options.ttl
-            )
+            log.critical("this worker exits now (%s); its jobs run elsewhere after %g s without a heartbeat", event.why, self._options.ttl)
             self._last_resort.end_now()
 
     async def work(self) -> int:
         worker, obituaries = Worker(app=self._app, options=self._options), Obituaries(self._app)
         self._health_report.show(worker.vitals)
-        code: int = Exit.FAILED  # what an error comes to
+        code: int = Exit.FAILED  # the error decides the exit code
         try:
             async with AsyncExitStack() as stack:
                 if not await self._signals.start(self._start(worker, stack)):
@@ -181,7 +179,7 @@ class Shift:
                     obituaries.begin(self._line)
                 is_drained = await self._until_told(worker)
                 if not is_drained and self._line is not None:
-                    self._line.say("leaving")  # whoever has told it so
+                    self._line.say("leaving")  # whatever the reason
             obituaries.end()
             if self._is_draining and (self._line is None or (self._line.is_first and not self._line.is_leaving)):
                 await self._tell_what_is_left()
@@ -189,7 +187,7 @@ class Shift:
         finally:
             await self._app.close()
             self.has_ended = True
-            # What jobs have left behind, tasks and threads, is ended next, and may not want to.
+            # Next, tasks and threads that jobs have left behind are ended, and may not cooperate.
             self._last_resort.come_to(code, AFTER_FORCE if worker.has_forced else self._options.last_words)
         return self._told(code, is_drained=is_drained)
 
@@ -201,23 +199,23 @@ class Shift:
         return Exit.FAILED if self._is_draining and (worker.tally.failed or worker.tally.set_aside) else Exit.OK
 
     def _told(self, code: int, *, is_drained: bool) -> int:
-        """The supervisor: a signal that comes only now, while Python ends, ends it by that, and means nothing any more."""
+        """Report the code to the supervisor now: a signal during Python's shutdown would change the exit status and must not count."""
         if self._line is not None:
             self._line.say(f"{'drained' if is_drained else 'ended'} {code:d}")
         return code
 
     def _is_replaced(self) -> bool:
-        """It has run as many jobs as it may, and another worker goes on."""
+        """Return True if it has run its number of jobs, and another worker takes over."""
         return self._line is not None and self._line.is_leaving
 
     async def _start(self, worker: Worker, stack: AsyncExitStack) -> None:
         await stack.enter_async_context(worker)
-        with contextlib.suppress(BrokerError):  # the broker went away again: this is only a hint
+        with contextlib.suppress(BrokerError):  # the broker went away again, and this is only a hint
             await self._doubt_queues()
         self._collector.settle()
 
     async def _until_told(self, worker: Worker) -> bool:
-        """By a signal, by the queues, which are drained then, or because it has retired: whether it was the queues."""
+        """Wait for a signal, drained queues or retirement. Return True for drained queues."""
         drained = create_own(worker.drained()) if self._is_draining else None
         waits: list[asyncio.Task[Any]] = [create_own(self._signals.wait(worker))]
         if drained is not None:
@@ -233,14 +231,19 @@ class Shift:
         return drained in done
 
     async def _doubt_queues(self) -> None:
-        """A queue that no job here names, and that the store does not know, may come yet. More often it is a slip of the pen."""
+        """Warn about queues that no job here names and that the store does not know. They may be used later; more often it is a slip of the
+        pen."""
         if not self._options.queues.names:
             return
         known = {job.queue for job in self._app.registry} | {queue.name for queue in await self._queues()}
         for name in self._options.queues.names:
             if name not in known:
                 near = nearest(name, known)
-                log.warning("no job has been in queue %s, and none here names it%s", name, f"; did you mean {near[0]}?" if near else "")
+                log.warning(
+                    "queue %s is unknown: no job was ever in it, and no job here names it%s",
+                    name,
+                    f"; did you mean {near[0]}?" if near else "",
+                )
 
     async def _tell_what_is_left(self) -> None:
         drain = Drain(self._app.broker(), self._app.registry, self._options)
@@ -260,8 +263,8 @@ class Shift:
 
 
 class Obituaries:
-    """Tells the broker of workers that have died, as the supervisor has seen it; beside the work, which waits for no broker that is slow to
-    answer."""
+    """Reports the deaths of other workers to the broker, as the supervisor noticed them. Runs beside the work, because the broker may be
+    slow."""
 
     def __init__(self, app: App) -> None:
         self._app = app
@@ -270,7 +273,7 @@ class Obituaries:
 
     def begin(self, line: SupervisorSocket) -> None:
         def note(session: bytes, cause: str) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: others live
+            with contextlib.suppress(RuntimeError):  # the loop is closed: other workers report it
                 self._loop.call_soon_threadsafe(self._tell, line, session, cause)
 
         line.hear_of_deaths(note)
@@ -290,6 +293,6 @@ class Obituaries:
 
 
 async def _retire(worker: Worker, line: SupervisorSocket) -> None:
-    """When it is told to: a job that is longer than the grace time ends here too, while its successor works already."""
+    """Retire when the supervisor says so. A job that is longer than the grace time finishes here too, while another worker takes over."""
     await line.retired()
     await worker.finish()

@@ -102,7 +102,7 @@ class Stopped:
     @property
     def is_orderly(self) -> bool:
         """It has wound down, and handed back what it could not finish; or it had not begun."""
-        return self.code in (0, 124, *NOT_HEARD) and "ended by force" not in self.running.said
+        return self.code in (0, 124, *NOT_HEARD) and "did not exit in time" not in self.running.said
 
     def counts(self) -> Counter[str]:
         return counts_of(self.url)
@@ -193,7 +193,7 @@ def ended_as_told(stopped: Stopped) -> None:
     if stopped.stop.times == 3 or workers:
         clear = [0, 124, 128 + number]
     ended_clearly(running, [*clear, *NOT_HEARD])
-    was_told = has_begun or "the start is given up" in running.said
+    was_told = has_begun or "cancelling the start" in running.said
     if stopped.code in NOT_HEARD and not (stopped.stop.times > 1 and was_told):
         assert "broker" not in running.said, running.said
         assert workers == [], running.said

@@ -200,10 +200,10 @@ def test_ids_and_filters_together_are_refused(cli: Cli, stock: Stock) -> None:
 @pytest.mark.parametrize(
     ("command", "complaint"),
     [
-        (["retry"], "retry has to be told which jobs: ids, filters or --all"),
-        (["cancel"], "cancel has to be told which jobs: ids, filters or --all"),
-        (["cancel", "--dry-run"], "cancel has to be told which jobs: ids, filters or --all"),
-        (["purge"], "purge has to be told which jobs: filters or --all"),
+        (["retry"], "retry needs to know which jobs: ids, filters or --all"),
+        (["cancel"], "cancel needs to know which jobs: ids, filters or --all"),
+        (["cancel", "--dry-run"], "cancel needs to know which jobs: ids, filters or --all"),
+        (["purge"], "purge needs to know which jobs: filters or --all"),
         (["purge", "--all", "--queue", "mail"], "purge takes filters or --all, not both: leave out --queue, or --all"),
     ],
 )

@@ -56,7 +56,7 @@ def test_the_sql_is_printed_and_not_run(cli: Cli, url: str) -> None:
 def test_the_others_need_none(cli: Cli, url: str) -> None:
     """They are not even asked: no server has to be there."""
     scheme = url.partition(":")[0]
-    says = f"{scheme}:// needs no migrations: the first use makes all that it works with\n"
+    says = f"{scheme}:// needs no migrations: the first use creates everything\n"
     assert cli("migrate", "--broker", url).out == says
     assert cli("migrate", "--plan", "--broker", url).out == says
     assert cli("migrate", "--sql", "--broker", url).out == f"-- {says}"  # which psql takes

@@ -158,4 +158,4 @@ def test_a_socket_that_nobody_reads_holds_nothing_up(
     for number in range(3):
         notifier.heed(SessionOpened(str(number), bytes(16)))
     notifier.stop()
-    assert caplog.text.count("systemd cannot be told of this worker") == 1
+    assert caplog.text.count("cannot notify systemd about this worker") == 1

@@ -339,7 +339,7 @@ def test_a_signal_while_the_lifespan_starts_cancels_the_start(on_each_loop: Shel
     worker = shell.taskflow("worker", "tasks")
     worker.wait_for("starting")
     worker.signal(number)
-    worker.wait_for(f"{number.name}: the start is given up")
+    worker.wait_for(f"{number.name}: cancelling the start")
     worker.wait_for("let go of")
     ended_clearly(worker, [128 + number])
     assert "working as" not in worker.said
@@ -365,7 +365,7 @@ def test_a_signal_while_the_store_is_locked_cancels_the_start(tasks: Shell) -> N
     worker.wait_for("jobs: tasks.block")
     time.sleep(0.3)
     worker.signal(signal.SIGINT)
-    worker.wait_for("SIGINT: the start is given up")
+    worker.wait_for("SIGINT: cancelling the start")
     ended_clearly(worker, [128 + signal.SIGINT])
     assert "working as" not in worker.said
 
@@ -376,7 +376,7 @@ def test_a_second_signal_ends_a_start_that_waits_for_a_locked_store(tasks: Shell
     worker.wait_for("jobs: tasks.block")
     time.sleep(0.3)
     worker.signal(signal.SIGTERM)
-    worker.wait_for("SIGTERM: the start is given up")
+    worker.wait_for("SIGTERM: cancelling the start")
     a_little_later()
     began = time.monotonic()
     worker.signal(signal.SIGTERM)

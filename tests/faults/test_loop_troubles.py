@@ -92,7 +92,7 @@ def test_an_exit_in_what_a_job_has_started_is_that_jobs_failure_and_nobody_elses
     worker = tasks.worker()
     worker.wait_for("begun")
     tasks.send("exit_in_a_task.bind('exit')", "exit_in_a_task.bind('interrupt')", "exit_in_a_callback.bind()", "stop_the_loop.bind()")
-    worker.wait_for("which is the worker's: it goes on")
+    worker.wait_for("event loop; restarting it")
     worker.wait_for("tasks.exit_in_a_task .*failed for good", times=2)
     tasks.write("release", "")
     worker.wait_for("tasks.neighbour .*succeeded")

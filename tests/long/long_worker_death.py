@@ -66,4 +66,4 @@ def test_a_worker_whose_loop_a_job_blocks_ends_by_the_first_signal(shell: Shell)
     worker.wait_for("begun")
     worker.signal(signal.SIGTERM)
     ended_clearly(worker, [124])
-    assert "ended by force" in worker.said
+    assert "did not exit in time" in worker.said
