@@ -230,9 +230,8 @@ class PostgresBroker:
         return await self._look(topics, ids)
 
     async def _look(self, topics: list[str], ids: list[bytes]) -> tuple[list[str], list[bytes]]:
-        there = [row["find_topics"] for row in await self.call("find_topics", topics)] if topics else []
-        ended = [row["find_ended"] for row in await self.call("find_ended", ids)] if ids else []
-        return there, ended
+        [row] = await self.call("look_for", topics, ids)
+        return row["there"], row["ended"]
 
     async def _tell(self, topics: list[str], ended: list[bytes]) -> None:
         if EVERYTHING in topics:

@@ -44,9 +44,10 @@ BEGIN
     IF only_queue IS NOT NULL THEN
         SELECT * INTO picked FROM @.pick_from_one(only_queue, most, now_at);
     ELSIF cardinality(queues) > 0 THEN
-        SELECT * INTO picked FROM @.pick_from_queues(queues, most, now_at);
-    ELSE
-        SELECT * INTO picked FROM @.pick_from_all(@.next_queue(of_request, newest.ended_in, now_at), most, now_at);
+        SELECT * INTO picked FROM @.pick_from_queues(queues, ARRAY(SELECT queue || E'\x01' FROM unnest(queues) AS queue), most, now_at);
+    ELSE -- from one of them on, round and round
+        only_queue := @.next_queue(of_request, newest.ended_in, now_at);
+        SELECT * INTO picked FROM @.pick_from_queues(ARRAY[only_queue, ''], ARRAY[NULL, only_queue], most, now_at);
     END IF;
     INSERT INTO @.requests (session, request, ended_in) VALUES (of_session, of_request, coalesce(picked.last_queue, newest.ended_in));
     RETURN QUERY
@@ -76,67 +77,19 @@ BEGIN
 END
 $$;
 
--- Locks the rows of ready jobs that are to be run next: where they are, and the first and the last place that they are of. Of the named queues
--- in their order, each queue's priorities from the highest. Each place is looked at only when those before it were not enough: all is joined
--- by nested loops, whose order is that of the text.
+-- Locks the rows of ready jobs that are to be run next: where they are, and the first and the last place that they are of. Of the queues from
+-- each of `firsts` on and before the `past` beside it, in this order, each queue's priorities from the highest. Each place is looked at only when
+-- those before it were not enough: all is joined by nested loops, whose order is that of the text.
 CREATE FUNCTION @.pick_from_queues(
-    queues text[], most integer, now_at bigint,
+    firsts text[], pasts text[], most integer, now_at bigint,
     OUT tids tid[], OUT first_queue text, OUT first_rank integer, OUT last_queue text, OUT last_rank integer
 ) LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 BEGIN
     WITH picked AS (
         SELECT ready.tid, place.queue, place.rank
-        FROM unnest(queues) AS wanted (queue)
-        CROSS JOIN LATERAL (
-            WITH RECURSIVE step AS (
-                (SELECT * FROM @.marks WHERE kind = 'ready' AND queue = wanted.queue ORDER BY kind, queue, rank, n DESC LIMIT 1)
-                UNION ALL
-                SELECT next.* FROM step CROSS JOIN LATERAL (
-                    SELECT * FROM @.marks WHERE kind = 'ready' AND marks.queue = wanted.queue AND marks.rank > step.rank
-                    ORDER BY kind, marks.queue, marks.rank, marks.n DESC LIMIT 1
-                ) AS next
-            )
-            SELECT queue, rank, CASE WHEN @.is_trusted(set_at, now_at) THEN at ELSE 0 END AS at, seq FROM step
-            WHERE NOT EXISTS (SELECT 1 FROM @.paused WHERE paused.queue = wanted.queue)
-        ) AS place
-        CROSS JOIN LATERAL (
-            SELECT ctid AS tid FROM @.jobs
-            WHERE status = S.READY AND jobs.queue = place.queue AND priority = -place.rank AND (due_at, jobs.seq) >= (place.at, place.seq)
-                AND (expires_at IS NULL OR expires_at > now_at)
-            ORDER BY due_at, jobs.seq LIMIT most FOR UPDATE SKIP LOCKED
-        ) AS ready
-        LIMIT most
-    )
-    SELECT array_agg(tid), (array_agg(queue))[1], (array_agg(rank))[1], (array_agg(queue))[count(*)], (array_agg(rank))[count(*)]
-    INTO tids, first_queue, first_rank, last_queue, last_rank FROM picked;
-END
-$$;
-
--- The same of all queues from `start` on, round and round: from place to place it is one step in the index.
-CREATE FUNCTION @.pick_from_all(
-    start text, most integer, now_at bigint,
-    OUT tids tid[], OUT first_queue text, OUT first_rank integer, OUT last_queue text, OUT last_rank integer
-) LANGUAGE plpgsql AS $$
-#variable_conflict use_column
-BEGIN
-    WITH RECURSIVE later AS (
-        (SELECT * FROM @.marks WHERE kind = 'ready' AND queue >= start ORDER BY kind, queue, rank, n DESC LIMIT 1)
-        UNION ALL
-        SELECT next.* FROM later CROSS JOIN LATERAL (
-            SELECT * FROM @.marks WHERE kind = 'ready' AND (marks.queue, marks.rank) > (later.queue, later.rank)
-            ORDER BY kind, marks.queue, marks.rank, marks.n DESC LIMIT 1
-        ) AS next
-    ), earlier AS (
-        (SELECT * FROM @.marks WHERE kind = 'ready' AND queue < start ORDER BY kind, queue, rank, n DESC LIMIT 1)
-        UNION ALL
-        SELECT next.* FROM earlier CROSS JOIN LATERAL (
-            SELECT * FROM @.marks WHERE kind = 'ready' AND (marks.queue, marks.rank) > (earlier.queue, earlier.rank) AND marks.queue < start
-            ORDER BY kind, marks.queue, marks.rank, marks.n DESC LIMIT 1
-        ) AS next
-    ), picked AS (
-        SELECT ready.tid, place.queue, place.rank
-        FROM (SELECT * FROM later UNION ALL SELECT * FROM earlier) AS place
+        FROM unnest(firsts, pasts) AS wanted (first, past)
+        CROSS JOIN LATERAL @.walk_marks(wanted.first, wanted.past) AS place
         CROSS JOIN LATERAL (
             SELECT ctid AS tid FROM @.jobs
             WHERE status = S.READY AND jobs.queue = place.queue AND priority = -place.rank
@@ -198,15 +151,8 @@ DECLARE
     live text[];
     number bigint;
 BEGIN
-    WITH RECURSIVE step AS (
-        (SELECT * FROM @.marks WHERE kind = 'ready' ORDER BY kind, queue, rank, n DESC LIMIT 1)
-        UNION ALL
-        SELECT next.* FROM step CROSS JOIN LATERAL (
-            SELECT * FROM @.marks WHERE kind = 'ready' AND (marks.queue, marks.rank) > (step.queue, step.rank)
-            ORDER BY kind, marks.queue, marks.rank, marks.n DESC LIMIT 1
-        ) AS next
-    ), first AS (
-        SELECT * FROM step LIMIT 17
+    WITH first AS (
+        SELECT * FROM @.walk_marks('', NULL) LIMIT 17
     ), ready AS (
         SELECT DISTINCT queue FROM first
         WHERE (SELECT count(*) FROM first) <= 16 AND NOT EXISTS (SELECT 1 FROM @.paused WHERE paused.queue = first.queue) AND EXISTS (

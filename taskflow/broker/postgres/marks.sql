@@ -122,33 +122,26 @@ $$;
 
 -- --- what is ready --------------------------------------------------------------------------------------
 
--- The newest marks of all queues' priorities, or of one queue's: each is found by one step in the index.
+-- The newest marks of the priorities of the queues from `first` on and before `past`, if that is not NULL, in order. Each is found by one step in
+-- the index. A part of the statement that it stands in: that may stop after a few, and sees to the plan.
+CREATE FUNCTION @.walk_marks(first text, past text) RETURNS SETOF @.marks LANGUAGE sql STABLE AS $$
+    WITH RECURSIVE step AS (
+        (SELECT * FROM @.marks WHERE kind = 'ready' AND queue >= first ORDER BY kind, queue, rank, n DESC LIMIT 1)
+        UNION ALL
+        SELECT next.* FROM step CROSS JOIN LATERAL (
+            SELECT * FROM @.marks WHERE kind = 'ready' AND (marks.queue, marks.rank) > (step.queue, step.rank)
+            ORDER BY kind, marks.queue, marks.rank, marks.n DESC LIMIT 1
+        ) AS next
+        WHERE past IS NULL OR next.queue < past
+    )
+    SELECT * FROM step WHERE past IS NULL OR queue < past
+$$;
+
+-- The marks of all queues, or of one.
 CREATE FUNCTION @.ready_marks(now_at bigint, of_queue text DEFAULT NULL) RETURNS SETOF @.marks LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
 BEGIN
-    IF of_queue IS NULL THEN
-        RETURN QUERY
-        WITH RECURSIVE step AS (
-            (SELECT * FROM @.marks WHERE kind = 'ready' ORDER BY kind, queue, rank, n DESC LIMIT 1)
-            UNION ALL
-            SELECT next.* FROM step CROSS JOIN LATERAL (
-                SELECT * FROM @.marks WHERE kind = 'ready' AND (marks.queue, marks.rank) > (step.queue, step.rank)
-                ORDER BY kind, marks.queue, marks.rank, marks.n DESC LIMIT 1
-            ) AS next
-        )
-        SELECT (@.trusted(step, now_at)).* FROM step;
-    ELSE
-        RETURN QUERY
-        WITH RECURSIVE step AS (
-            (SELECT * FROM @.marks WHERE kind = 'ready' AND queue = of_queue ORDER BY kind, queue, rank, n DESC LIMIT 1)
-            UNION ALL
-            SELECT next.* FROM step CROSS JOIN LATERAL (
-                SELECT * FROM @.marks WHERE kind = 'ready' AND marks.queue = of_queue AND marks.rank > step.rank
-                ORDER BY kind, marks.queue, marks.rank, marks.n DESC LIMIT 1
-            ) AS next
-        )
-        SELECT (@.trusted(step, now_at)).* FROM step;
-    END IF;
+    RETURN QUERY SELECT (@.trusted(m, now_at)).* FROM @.walk_marks(coalesce(of_queue, ''), of_queue || E'\x01') AS m;
 END
 $$;
 

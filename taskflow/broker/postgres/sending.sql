@@ -151,17 +151,6 @@ $$;
 
 -- --- to send ------------------------------------------------------------------------------------------
 
--- Tells those who listen, once this transaction is committed. What is told by many calls of it in the same words, PostgreSQL tells once.
-CREATE FUNCTION @.announce(wakeups text) RETURNS void LANGUAGE plpgsql AS $$
-DECLARE
-    words CONSTANT text := wakeups || CASE WHEN position('queue:' IN wakeups) > 0 THEN E'\nqueues' ELSE '' END;
-BEGIN
-    IF words <> '' THEN
-        PERFORM pg_notify((parse_ident('@.jobs'))[1], CASE WHEN length(words) < 7000 THEN words ELSE '*' END);
-    END IF;
-END
-$$;
-
 -- A transaction keeps a lock for each key until it ends, and the server has room for so many in all: a quarter of it for one.
 CREATE FUNCTION @.check_keys(key text) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
@@ -237,6 +226,7 @@ DECLARE
     others CONSTANT text := coalesce(current_setting('taskflow.wakeups', true), '');
     extras bytea;
     answer bytea;
+    wakeups text;
 BEGIN
     PERFORM @.check_call(job, queue, priority, max_attempts, on_conflict);
     headers := coalesce(headers, '{}');
@@ -253,12 +243,16 @@ BEGIN
         (on_conflict = 'replace')::integer, extras, id => id, priority => priority, payload => @.payload_of(arguments),
         key => @.key_of(queue, job, key)
     );
-    IF current_setting('taskflow.wakeups', true) ~ 'queue:|^[*]$' THEN
+    wakeups := current_setting('taskflow.wakeups', true);
+    IF wakeups ~ 'queue:|^[*]$' THEN
         PERFORM @.lower_mark_at_commit(queue, priority, now_at, false);
-    ELSIF current_setting('taskflow.wakeups', true) <> '' THEN
+        wakeups := wakeups || E'\nqueues';
+    ELSIF wakeups <> '' THEN
         PERFORM @.lower_mark_at_commit(queue, priority, coalesce(@.instant_of(after, at), now_at + @.duration('after', after)), true);
     END IF;
-    PERFORM @.announce(current_setting('taskflow.wakeups', true));
+    IF wakeups <> '' THEN -- told once this transaction is committed, and once only where many calls tell the same
+        PERFORM pg_notify((parse_ident('@.jobs'))[1], CASE WHEN wakeups ~ '^[*]' OR length(wakeups) >= 7000 THEN '*' ELSE wakeups END);
+    END IF;
     PERFORM set_config('taskflow.wakeups', others, true);
     IF coalesce(substr(answer, 1, 1), '') <> 'k'::bytea THEN
         RETURN encode(id, 'hex')::uuid;

@@ -103,14 +103,7 @@ BEGIN
     IF leaving OR died_of IS NOT NULL THEN
         UPDATE @.sessions SET dead_at = now_at, is_spared = died_of IS NULL WHERE id = of_session; -- for upkeep, which takes what is locked now
         FOR lease IN SELECT id FROM @.leases_of(s) ORDER BY request, number LOOP
-            CONTINUE WHEN NOT @.try_lock_job(lease.id);
-            SELECT * INTO j FROM @.jobs WHERE id = lease.id AND session = of_session AND status = S.RUNNING;
-            CONTINUE WHEN NOT FOUND;
-            IF died_of IS NULL THEN
-                PERFORM @.hand_back(j, true, now_at);
-            ELSE
-                PERFORM @.crash(j, died_of, now_at);
-            END IF;
+            PERFORM @.end_lease(lease.id, of_session, died_of IS NULL, died_of, now_at);
         END LOOP;
     END IF;
     SELECT array_agg(named.place), array_agg(named.place) FILTER (WHERE lease.is_asked_to_stop) INTO held, stopping

@@ -269,3 +269,23 @@ BEGIN
     END IF;
 END
 $$;
+
+-- Ends the lease of a dead session on a job, unless somebody has locked the job: as a crash, of which `cause` says what is known, or, where it is
+-- spared, as a hand-back. Whether it did.
+CREATE FUNCTION @.end_lease(of_id bytea, of_session bytea, is_spared boolean, cause bytea, now_at bigint) RETURNS boolean LANGUAGE plpgsql AS $$
+DECLARE
+    j @.jobs;
+BEGIN
+    IF @.try_lock_job(of_id) THEN
+        SELECT * INTO j FROM @.jobs WHERE id = of_id AND session = of_session AND status = S.RUNNING;
+    END IF;
+    IF j.id IS NULL THEN
+        RETURN false;
+    ELSIF is_spared THEN
+        PERFORM @.hand_back(j, true, now_at);
+    ELSE
+        PERFORM @.crash(j, cause, now_at);
+    END IF;
+    RETURN true;
+END
+$$;

@@ -125,20 +125,11 @@ CREATE FUNCTION @.release_leases(now_at bigint, most integer) RETURNS integer LA
 DECLARE
     s @.sessions;
     lease record;
-    j @.jobs;
     moved integer := 0;
 BEGIN
     FOR s IN SELECT * FROM @.sessions WHERE dead_at IS NOT NULL ORDER BY number LOOP
         FOR lease IN SELECT id FROM @.leases_of(s) WHERE NOT s.is_released ORDER BY request, number LIMIT most - moved LOOP
-            CONTINUE WHEN NOT @.try_lock_job(lease.id);
-            SELECT * INTO j FROM @.jobs WHERE id = lease.id AND session = s.id AND status = S.RUNNING;
-            CONTINUE WHEN NOT FOUND;
-            IF s.is_spared THEN
-                PERFORM @.hand_back(j, true, now_at);
-            ELSE
-                PERFORM @.crash(j, NULL, now_at);
-            END IF;
-            moved := moved + 1;
+            moved := moved + @.end_lease(lease.id, s.id, s.is_spared, NULL, now_at)::integer;
         END LOOP;
         IF NOT s.is_released AND moved < most AND EXISTS (SELECT 1 FROM @.jobs WHERE status = S.RUNNING AND session = s.id) THEN
             UPDATE @.sessions SET floor = 0, older = '{}' WHERE id = s.id; -- what hid its leases, or one that is locked
@@ -320,8 +311,7 @@ CREATE FUNCTION @.release_orphans(now_at bigint) RETURNS void LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
-    j @.jobs;
-    orphan bytea;
+    orphan record;
 BEGIN
     FOR orphan IN
         WITH RECURSIVE holding AS (
@@ -332,14 +322,11 @@ BEGIN
                 ORDER BY jobs.session, request, number LIMIT 1
             ) AS next
         )
-        SELECT jobs.id FROM holding JOIN @.jobs ON jobs.session = holding.session AND jobs.status = S.RUNNING
+        SELECT jobs.id, jobs.session FROM holding JOIN @.jobs ON jobs.session = holding.session AND jobs.status = S.RUNNING
         WHERE NOT EXISTS (SELECT 1 FROM @.sessions WHERE sessions.id = holding.session)
     LOOP
-        CONTINUE WHEN NOT @.try_lock_job(orphan);
-        SELECT * INTO j FROM @.jobs WHERE id = orphan AND status = S.RUNNING;
-        IF FOUND AND NOT EXISTS (SELECT 1 FROM @.sessions WHERE id = j.session) THEN
-            PERFORM @.crash(j, NULL, now_at);
-        END IF;
+        PERFORM @.end_lease(orphan.id, orphan.session, false, NULL, now_at)
+        WHERE NOT EXISTS (SELECT 1 FROM @.sessions WHERE id = orphan.session);
     END LOOP;
 END
 $$;

@@ -27,25 +27,28 @@ BEGIN
 END
 $$;
 
--- Its plan is made once, perhaps when there are few jobs: it must not read many from end to end.
-CREATE FUNCTION @.find_ended(ids bytea[]) RETURNS SETOF bytea LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+-- Of these topics those under which there is something already, and of these jobs those that have ended. Its plans are made once, perhaps when
+-- there are few jobs: they must not read many from end to end.
+CREATE FUNCTION @.look_for(topics text[], ids bytea[], OUT there text[], OUT ended bytea[]) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
+DECLARE
+    now_at CONSTANT bigint := @.wall(NULL);
 BEGIN
-    RETURN QUERY SELECT given.id FROM unnest(ids) AS given (id)
-    WHERE NOT EXISTS (SELECT 1 FROM @.jobs WHERE jobs.id = given.id AND jobs.status <= S.RUNNING);
+    there := ARRAY(
+        SELECT topic FROM unnest(topics) AS topic
+        WHERE CASE
+            WHEN topic = 'queues' THEN EXISTS (SELECT 1 FROM @.ready_marks(now_at) AS m WHERE @.first_ready(m) IS NOT NULL)
+            WHEN topic = 'due' THEN EXISTS (SELECT 1 FROM @.jobs WHERE status = S.SCHEDULED AND due_at >= (SELECT (@.newest_mark('due', '', 0, now_at)).at))
+            WHEN topic LIKE 'queue:%' THEN EXISTS (SELECT 1 FROM @.ready_marks(now_at, substr(topic, 7)) AS m WHERE @.first_ready(m) IS NOT NULL)
+            WHEN topic LIKE 'session:%' THEN EXISTS (
+                SELECT 1 FROM @.sessions AS s, LATERAL @.leases_of(s) AS lease WHERE s.id = decode(substr(topic, 9), 'hex') AND lease.is_asked_to_stop
+            )
+            ELSE false
+        END
+    );
+    ended := ARRAY(
+        SELECT given.id FROM unnest(ids) AS given (id)
+        WHERE NOT EXISTS (SELECT 1 FROM @.jobs WHERE jobs.id = given.id AND jobs.status <= S.RUNNING)
+    );
 END
-$$;
-
--- Of these topics those under which there is something already.
-CREATE FUNCTION @.find_topics(topics text[]) RETURNS SETOF text LANGUAGE sql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off SET jit = off AS $$
-    SELECT topic FROM unnest(topics) AS topic
-    WHERE CASE
-        WHEN topic = 'queues' THEN EXISTS (SELECT 1 FROM @.ready_marks(@.wall(NULL)) AS m WHERE @.first_ready(m) IS NOT NULL)
-        WHEN topic = 'due' THEN EXISTS (SELECT 1 FROM @.jobs WHERE status = S.SCHEDULED AND due_at >= (SELECT (@.newest_mark('due', '', 0, @.wall(NULL))).at))
-        WHEN topic LIKE 'queue:%' THEN EXISTS (SELECT 1 FROM @.ready_marks(@.wall(NULL), substr(topic, 7)) AS m WHERE @.first_ready(m) IS NOT NULL)
-        WHEN topic LIKE 'session:%' THEN EXISTS (
-            SELECT 1 FROM @.sessions AS s, LATERAL @.leases_of(s) AS lease WHERE s.id = decode(substr(topic, 9), 'hex') AND lease.is_asked_to_stop
-        )
-        ELSE false
-    END
 $$;

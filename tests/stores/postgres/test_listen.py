@@ -179,8 +179,8 @@ async def test_an_idle_worker_that_polls_looks_about_once_a_second(
         await until(lambda: warnings(caplog), 10)
         with counting() as asked:
             await asyncio.sleep(6)
-    assert 4 <= asked["find_topics"] <= 9, asked
-    assert asked.total() - asked["find_topics"] < 9, asked  # what an idle worker asks anyway: claims, beats, upkeep
+    assert 4 <= asked["look_for"] <= 9, asked
+    assert asked.total() - asked["look_for"] < 9, asked  # what an idle worker asks anyway: claims, beats, upkeep
 
 
 # --- a way that cannot be listened on ---------------------------------------------------------------------------------

@@ -126,7 +126,7 @@ async def test_what_is_read_does_not_grow_with_what_nobody_may_clean_away(
             beyond,
         ),
         "upkeep": ("SELECT * FROM taskflow.upkeep(NULL, NULL, 1000)",),
-        "arming": ("SELECT * FROM taskflow.find_topics('{queues,due,queue:default}')",),
+        "arming": ("SELECT * FROM taskflow.look_for('{queues,due,queue:default}', '{}')",),
         "workers": ("SELECT * FROM taskflow.workers(NULL, NULL)",),
     }
     for verb, statement in statements.items():
@@ -300,7 +300,7 @@ async def test_many_queues_with_nothing_in_them_cost_a_claim_nothing(store: Stor
     for _ in range(2):
         await check_marks_after_a_while(stranger)
     store.counted = "^marks"
-    claim, arm = "SELECT * FROM taskflow.claim(NULL, NULL, $1, $2, '{}', 100)", "SELECT * FROM taskflow.find_topics('{queues}')"
+    claim, arm = "SELECT * FROM taskflow.claim(NULL, NULL, $1, $2, '{}', 100)", "SELECT * FROM taskflow.look_for('{queues}', '{}')"
     await store.costs(claim, SESSION, work.request + 1)  # the first to come by what has been deleted marks it as dead in the index
     costs = [*await store.costs(claim, SESSION, work.request + 1), *await store.costs(arm)]
     assert all(rows < 20 for cost in costs for _, rows in cost.values()), costs
