@@ -1,10 +1,13 @@
-"""The interface by which `taskflow migrate` upgrades a store. PostgreSQL and SQLite have it, because their tables have versions."""
+"""Versions of tables, and the interface by which `taskflow migrate` upgrades a store. PostgreSQL and SQLite have it."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import msgspec
+
+from taskflow.model.errors import BrokerRefused
 
 
 class Migration(msgspec.Struct, frozen=True):
@@ -30,6 +33,37 @@ class Upgrade(msgspec.Struct, frozen=True, kw_only=True):
     def target(self) -> int:
         """The version after all migrations."""
         return self.migrations[-1].version if self.migrations else self.version
+
+    def refuse_unless(self, migrates: bool, place: str | None = None) -> None:
+        """Raise BrokerRefused if something is pending in a store that must not be migrated on the way. `place` is for the message."""
+        if self.migrations and not migrates:
+            stands = f"is of version {self.version}" if self.version else "is not there"
+            raise BrokerRefused(
+                f"{place or self.place} {stands}, this taskflow needs version {self.target}, "
+                "and must not migrate by itself (migrate=0): run `taskflow migrate`"
+            )
+
+
+class Migrations:
+    """The migrations in a folder: `2.sql` leads from version 1 to version 2, and its first line reads ``-- 2: What it changes.``
+
+    `newest` is read once: a worker looks at the version of its tables when its package has been replaced, too.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.newest = max(int(file.stem) for file in folder.glob("*.sql"))
+
+    def after(self, version: int, place: str) -> Upgrade:
+        """Return what leads on from a version. Up-to-date tables need no file, which this user may not be able to read."""
+        numbers = range(version + 1, self.newest + 1)
+        return Upgrade(place=place, version=version, migrations=tuple(Migration(number, self._description(number)) for number in numbers))
+
+    def text(self, version: int) -> str:
+        return (self.folder / f"{version}.sql").read_text(encoding="utf-8")
+
+    def _description(self, version: int) -> str:
+        return self.text(version).partition("\n")[0].partition(": ")[2]
 
 
 @runtime_checkable

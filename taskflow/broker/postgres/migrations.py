@@ -11,7 +11,7 @@ from typing import Final
 
 import asyncpg
 
-from taskflow.broker.migrations import Migration, Upgrade
+from taskflow.broker.migrations import Migrations, Upgrade
 from taskflow.broker.postgres import ownership, texts
 from taskflow.model.errors import BrokerRefused, BrokerUnavailable
 from taskflow.model.rules import Rules
@@ -26,8 +26,6 @@ PAUSE: Final = 1.0
 # Whoever makes or migrates a schema holds this lock meanwhile: a number that nobody else uses.
 _TURN: Final = 0x7461_736B_666C_6F77
 
-_FOLDER: Final = "schema"
-
 _TABLES: Final = ("meta", "sessions", "requests", "paused", "marks", "jobs", "tally", "totals", "awaited")
 """In the order in which most verbs come to them."""
 
@@ -37,21 +35,9 @@ _HELD_UP: Final = (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError,
 _OVERTAKEN: Final = frozenset({"0A000", "42703", "42804", "42883", "42P01", "42P13", "XX000"})
 
 
-def found() -> tuple[Migration, ...]:
-    """Return the migrations that have a file, in order."""
-    numbers = sorted(int(name.rpartition("/")[2]) for name in texts.names(_FOLDER))
-    return tuple(Migration(number, _description(number)) for number in numbers)
+MIGRATIONS: Final = Migrations(texts.FOLDER / "schema")
 
-
-def _description(number: int) -> str:
-    """The first line reads ``-- 2: What it changes.``"""
-    return texts.source(f"{_FOLDER}/{number}").partition("\n")[0].partition(": ")[2]
-
-
-MIGRATIONS: Final = found()
-"""Every one there is, in order."""
-
-VERSION: Final = MIGRATIONS[-1].version
+VERSION: Final = MIGRATIONS.newest
 """Of the schema that this taskflow works with."""
 
 
@@ -74,7 +60,7 @@ async def pending(connection: asyncpg.Connection, schema: str, place: str) -> Up
         raise BrokerRefused(
             f"the schema {schema!r} of PostgreSQL at {place} is of version {version}, this taskflow knows {VERSION}: update it"
         )
-    return Upgrade(place=f"schema {schema!r}", version=version, migrations=tuple(each for each in MIGRATIONS if each.version > version))
+    return MIGRATIONS.after(version, f"schema {schema!r}")
 
 
 async def upgrade(connection: asyncpg.Connection, schema: str, rules: Rules, place: str, trusted: str | None) -> Upgrade:
@@ -246,8 +232,8 @@ $$;"""
 def _changes(found: Upgrade, schema: str, rules: Rules) -> str:
     """The functions go first: an old one must not keep a table, or a type, from being changed."""
     dropped = _of_ours(_DROP_FUNCTIONS, schema) if found.version else ""
-    tables = (texts.script(f"{_FOLDER}/{migration.version}", schema, rules) for migration in found.migrations)
-    functions = (texts.script(name, schema, rules) for name in texts.names())
+    tables = (texts.filled(MIGRATIONS.text(migration.version), schema, rules) for migration in found.migrations)
+    functions = (texts.filled(text, schema, rules) for text in texts.functions())
     ended = texts.placed(_SET_VERSION, schema).replace("%version", str(found.target))
     return "\n\n".join([_UNCHECKED, dropped, *tables, *functions, _of_ours(_MARK_FUNCTIONS, schema), ended])
 

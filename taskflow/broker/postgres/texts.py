@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -16,11 +15,10 @@ FOLDER: Final = Path(__file__).parent
 _NAME: Final = re.compile(r"\b([SEWRP])\.([A-Za-z_]+)\b")
 
 
-def script(name: str, schema: str, rules: Rules) -> str:
-    """The statements of a file, for a schema and a store that goes by these rules."""
+def filled(text: str, schema: str, rules: Rules) -> str:
+    """Statements as a file has them, for a schema and a store that goes by these rules."""
     values = _values(rules)
-    text = _NAME.sub(lambda found: values[found[0]], filled_in(source(name)))
-    return placed(text, schema)
+    return placed(_NAME.sub(lambda found: values[found[0]], filled_in(text)), schema)
 
 
 def placed(text: str, schema: str) -> str:
@@ -28,16 +26,9 @@ def placed(text: str, schema: str) -> str:
     return text.replace("@.", f'"{schema}".')
 
 
-def names(folder: str = "") -> list[str]:
-    """Of the files in the folder of SQL, or in one inside it, as `script` takes them."""
-    found = (file.name.removesuffix(".sql") for file in (FOLDER / folder).iterdir() if file.name.endswith(".sql"))
-    return sorted(f"{folder}/{name}" if folder else name for name in found)
-
-
-@cache
-def source(name: str) -> str:
-    """A file as it is written."""
-    return (FOLDER / f"{name}.sql").read_text(encoding="utf-8")
+def functions() -> list[str]:
+    """The text of each file of functions."""
+    return [file.read_text(encoding="utf-8") for file in sorted(FOLDER.glob("*.sql"))]
 
 
 def _values(rules: Rules) -> dict[str, str]:

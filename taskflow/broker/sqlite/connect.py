@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Final, TypeVar
 
 from taskflow.broker.migrations import Upgrade
-from taskflow.broker.sqlite.migrations import pending, refuse_unmigrated, tables_of, tables_of_namespaces, upgrade, upgrade_from
+from taskflow.broker.sqlite.migrations import pending, tables_of, tables_of_namespaces, upgrade, upgrade_from
 from taskflow.broker.sqlite.ownership import make_private
 from taskflow.broker.sqlite.refusals import in_our_words, is_busy, whoami
 from taskflow.broker.sqlite.statements import Statements, pragma
@@ -30,7 +30,7 @@ def open_file(store: StoreFile, sql: Statements) -> tuple[sqlite3.Connection, Up
     """
     _check_path(store)
     if not os.path.exists(store.path):
-        refuse_unmigrated(upgrade_from(0, store), store)
+        upgrade_from(0, store).refuse_unless(store.migrates)
     try:
         make_private(store.path)
     except OSError as error:
@@ -73,7 +73,7 @@ def _text(raw: bytes) -> str | bytes:
 
 def _prepare(connection: sqlite3.Connection, store: StoreFile, sql: Statements) -> Upgrade:
     found = _look(connection, store, sql)  # before anything is written: a file that is refused stays as it is
-    refuse_unmigrated(found, store)
+    found.refuse_unless(store.migrates)
     _use_wal(connection, store)
     # Checkpoints are ours to make: see checkpoint.py.
     connection.execute(pragma("wal_autocheckpoint", 0))

@@ -7,19 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from taskflow.broker.migrations import Migration, Upgrade
+from taskflow.broker.migrations import Migrations, Upgrade
 from taskflow.broker.sqlite.statements import Statements, table_prefix
 from taskflow.broker.sqlite.store_file import StoreFile
 from taskflow.model.errors import BrokerError, BrokerRefused
 
-FOLDER: Final = Path(__file__).parent / "schema"
-"""`2.sql` leads from version 1 to version 2. Its first line reads ``-- 2: What it changes.``
-
-Each changes tables or indexes, not only rows: SQLite then compiles all statements anew, by which other processes notice the migration.
-"""
-
-VERSION: Final = max(int(file.stem) for file in FOLDER.glob("*.sql"))
-"""The newest, read once: a worker looks at the version of its tables when its package has been replaced, too."""
+MIGRATIONS: Final = Migrations(Path(__file__).parent / "schema")
+"""Each changes tables or indexes, not only rows: SQLite then compiles all statements anew, so other processes notice the migration."""
 
 _TABLES: Final = frozenset({"meta", "queues", "job_names", "totals", "sessions", "jobs", "oversized"})
 
@@ -31,8 +25,7 @@ def pending(connection: sqlite3.Connection, store: StoreFile, sql: Statements) -
 
 
 def upgrade_from(version: int, store: StoreFile) -> Upgrade:
-    lacking = tuple(_migration(number) for number in range(version + 1, VERSION + 1))
-    return Upgrade(place=f"namespace {store.namespace!r} of {store.path}", version=version, migrations=lacking)
+    return MIGRATIONS.after(version, f"namespace {store.namespace!r} of {store.path}")
 
 
 def upgrade(connection: sqlite3.Connection, store: StoreFile, sql: Statements) -> Upgrade:
@@ -64,16 +57,6 @@ def check_version(connection: sqlite3.Connection, store: StoreFile, sql: Stateme
     _version(connection, store, sql)
 
 
-def refuse_unmigrated(found: Upgrade, store: StoreFile) -> None:
-    """Raise BrokerRefused if something is pending in a store that must not be migrated on the way."""
-    if found.migrations and not store.migrates:
-        stands = f"is of version {found.version}" if found.version else "is not there"
-        raise BrokerRefused(
-            f"{found.place} {stands}, this taskflow needs version {found.target}, "
-            "and must not migrate by itself (migrate=0): run `taskflow migrate`"
-        )
-
-
 def tables_of(namespace: str) -> set[str]:
     return {table_prefix(namespace) + name for name in _TABLES}
 
@@ -85,19 +68,10 @@ def tables_of_namespaces(there: set[str]) -> set[str]:
     return set().union(*(tables for tables in whole if tables <= there))
 
 
-def _migration(number: int) -> Migration:
-    """Read one that is pending. Tables that are up to date need no file, which this user may not be able to read."""
-    return Migration(number, _text(number).partition("\n")[0].partition(": ")[2])
-
-
-def _text(number: int) -> str:
-    return (FOLDER / f"{number}.sql").read_text()
-
-
 def _changes(found: Upgrade, sql: Statements) -> Iterator[str]:
     for migration in found.migrations:
         begun = ""
-        for part in sql.placed(_text(migration.version)).split(";")[:-1]:
+        for part in sql.placed(MIGRATIONS.text(migration.version)).split(";")[:-1]:
             begun += part + ";"
             if sqlite3.complete_statement(begun):  # a trigger's body has semicolons too
                 yield begun.strip()
@@ -119,10 +93,10 @@ def _version(connection: sqlite3.Connection, store: StoreFile, sql: Statements) 
             f"{store.path}: namespace {store.namespace!r} says of its tables that they are of version {version!r}, which is no number: "
             "it cannot be read by this version of taskflow, so use another file or a backup"
         )
-    if version > VERSION:
+    if version > MIGRATIONS.newest:
         raise BrokerRefused(
             f"{store.path}: namespace {store.namespace!r} was made by a newer taskflow "
-            f"(tables of version {version}, this one knows {VERSION}): upgrade taskflow here, or use another file"
+            f"(tables of version {version}, this one knows {MIGRATIONS.newest}): upgrade taskflow here, or use another file"
         )
     return version
 

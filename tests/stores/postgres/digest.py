@@ -16,8 +16,8 @@ COMMAND: Final = "python -m tests.stores.postgres.digest"
 
 def digests() -> dict[str, str]:
     """By part: the version, each migration, and all functions together. As the server gets them: a rule or a word is a part of them too."""
-    functions = "".join(_rendered(name) for name in texts.names())
-    migrations = {f"schema/{each.version}": _digest(_rendered(f"schema/{each.version}")) for each in MIGRATIONS}
+    functions = "".join(map(_rendered, texts.functions()))
+    migrations = {f"schema/{number}": _digest(_rendered(MIGRATIONS.text(number))) for number in range(1, VERSION + 1)}
     return {"version": str(VERSION), **migrations, "functions": _digest(functions)}
 
 
@@ -26,8 +26,8 @@ def pinned() -> dict[str, str]:
     return {part: digest for part, _, digest in (line.partition(" ") for line in lines)}
 
 
-def _rendered(name: str) -> str:
-    return texts.script(name, "taskflow", Rules())
+def _rendered(text: str) -> str:
+    return texts.filled(text, "taskflow", Rules())
 
 
 def _digest(text: str) -> str:

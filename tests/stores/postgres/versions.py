@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Final
 from unittest.mock import patch
 
-from taskflow.broker.migrations import Upgrade
+from taskflow.broker.migrations import Migrations
 from taskflow.broker.postgres import migrations, texts
 from taskflow.model.rules import Rules
 from tests.support.postgres import PostgresServer
@@ -37,7 +37,7 @@ CREATE FUNCTION @.noted_jobs() RETURNS SETOF @.jobs LANGUAGE sql AS 'SELECT * FR
 
 _RESULT_OF_UPKEEP: Final = "OUT checks_marks boolean, OUT wakeups text"
 
-_THIS: Final = migrations.script(Upgrade(place="schema", version=0, migrations=migrations.MIGRATIONS), "taskflow", Rules())
+_THIS: Final = migrations.script(migrations.MIGRATIONS.after(0, "schema"), "taskflow", Rules())
 
 
 def of_this_version(server: PostgresServer) -> str:
@@ -67,9 +67,10 @@ def next_version() -> Iterator[None]:
         upkeep = (sql / "upkeep.sql").read_text()
         assert upkeep.count(_RESULT_OF_UPKEEP) == 1
         (sql / "upkeep.sql").write_text(upkeep.replace(_RESULT_OF_UPKEEP, f"OUT notes integer, {_RESULT_OF_UPKEEP}"))
-        texts.source.cache_clear()
-        with patch.object(texts, "FOLDER", sql):
-            found = migrations.found()
-            with patch.object(migrations, "MIGRATIONS", found), patch.object(migrations, "VERSION", found[-1].version):
-                yield
-    texts.source.cache_clear()
+        found = Migrations(sql / "schema")
+        with (
+            patch.object(texts, "FOLDER", sql),
+            patch.object(migrations, "MIGRATIONS", found),
+            patch.object(migrations, "VERSION", found.newest),
+        ):
+            yield

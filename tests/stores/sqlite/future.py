@@ -7,7 +7,7 @@ from pathlib import Path
 
 from taskflow.broker.sqlite import migrations
 
-PRESENT = migrations.VERSION
+PRESENT = migrations.MIGRATIONS.newest
 FUTURE = PRESENT + 1
 
 _CHANGE = f"""-- {FUTURE}: A column that says who sent a job.
@@ -20,13 +20,13 @@ UPDATE "~jobs" SET sender = 'long ago';
 
 BECOME = (
     "import sys, pathlib; from taskflow.broker.sqlite import migrations; "
-    f"migrations.FOLDER, migrations.VERSION = pathlib.Path(sys.argv[2]), {FUTURE}\n"
+    "migrations.MIGRATIONS = migrations.Migrations(pathlib.Path(sys.argv[2]))\n"
 )
 """The first line of a script that knows the future version; its second argument is the folder."""
 
 
 def make_future(folder: Path, change: str = _CHANGE) -> Path:
     """Return a folder with the migrations of today, and one more."""
-    shutil.copytree(migrations.FOLDER, folder)
+    shutil.copytree(migrations.MIGRATIONS.folder, folder)
     (folder / f"{FUTURE}.sql").write_text(change)
     return folder

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from taskflow.broker.migrations import Migrating
+from taskflow.broker.migrations import Migrating, Migrations
 from taskflow.broker.sqlite import migrations
 from taskflow.model.errors import BrokerRefused, BrokerUnavailable
 from taskflow.model.record import Status
@@ -31,8 +31,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def know_the_future(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Callable[[], None]:
     def know() -> None:
-        monkeypatch.setattr(migrations, "FOLDER", folder)
-        monkeypatch.setattr(migrations, "VERSION", FUTURE)
+        monkeypatch.setattr(migrations, "MIGRATIONS", Migrations(folder))
 
     return know
 
@@ -177,8 +176,7 @@ async def test_a_migration_that_fails_changes_nothing(
     ids = await a_store(open_broker)
     broken = make_future(tmp_path / "broken", f'-- {FUTURE}: Broken.\nDELETE FROM "~jobs";\nINSERT INTO "~nothing" VALUES (1);\n')
     with monkeypatch.context() as patch:
-        patch.setattr(migrations, "FOLDER", broken)
-        patch.setattr(migrations, "VERSION", FUTURE)
+        patch.setattr(migrations, "MIGRATIONS", Migrations(broken))
         with pytest.raises(BrokerRefused, match="no such table: taskflow_nothing"):
             await open_broker().enqueue([an_envelope()])
     assert stored_version(path) == PRESENT

@@ -129,7 +129,7 @@ def test_redis_numbers_every_field_and_renumbers_none() -> None:
 
 
 def test_sqlite_has_a_column_of_the_right_kind_for_every_field() -> None:
-    text = (sqlite_migrations.FOLDER / "1.sql").read_text()
+    text = sqlite_migrations.MIGRATIONS.text(1)
     with closing(sqlite3.connect(":memory:")) as connection:
         connection.executescript(Statements("test").placed(text))
         found = connection.execute('PRAGMA table_info("test_jobs")').fetchall()

@@ -31,8 +31,7 @@ async def prepare(link: Link, schema: str, rules: Rules, *, migrates: bool) -> N
     """
     async with _opened(link, within=MADE_WITHIN) as connection:
         found = await _look(connection, link, schema)
-        if found.migrations and not migrates:
-            raise BrokerRefused(_unmigrated(found, schema, str(link.server)))
+        found.refuse_unless(migrates, f"the schema {schema!r} of PostgreSQL at {link.server}")
         if found.migrations:
             await _upgrade(connection, link, schema, rules)
         else:
@@ -93,11 +92,3 @@ async def _check_server(connection: asyncpg.Connection, place: str) -> None:
         raise BrokerRefused(f"PostgreSQL {version // 10_000} at {place} is too old: taskflow needs 14 or newer")
     if is_standby:
         raise BrokerRefused(f"PostgreSQL at {place} is a read-only standby: name the primary in the broker URL")
-
-
-def _unmigrated(found: Upgrade, schema: str, place: str) -> str:
-    stands = f"is of version {found.version}" if found.version else "is not there"
-    return (
-        f"the schema {schema!r} of PostgreSQL at {place} {stands}, this taskflow needs version {migrations.VERSION}, "
-        "and is told not to migrate by itself (migrate=0): run `taskflow migrate`"
-    )
