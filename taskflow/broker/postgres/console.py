@@ -58,7 +58,7 @@ class PostgresConsole:
         if not ids:
             return []
         row = await self._broker.call_one("redo", self._broker.wall(), list(ids))
-        return [_REDONE[answer] for answer in row["answers"]]
+        return [Redone[answer] for answer in row["answers"]]
 
     async def purge(self, job_filter: JobFilter, *, limit: int = 1_000) -> int:
         row = await self._broker.call_one("purge", self._broker.wall(), *_filter(job_filter), max(0, limit))
@@ -98,14 +98,6 @@ _RISKS: Final = {
     "fsync": "fsync is off: a crash of the machine may lose or spoil everything",
     "full_page_writes": "full_page_writes is off: a crash of the machine may spoil everything, unless its file system writes whole pages",
     "synchronous_commit": "synchronous_commit is off: a crash of the server may lose what was answered in its last moments",
-}
-
-_REDONE: Final = {
-    "ok": Redone.OK,
-    "unknown": Redone.UNKNOWN,
-    "live": Redone.LIVE,
-    "succeeded": Redone.SUCCEEDED,
-    "key taken": Redone.KEY_TAKEN,
 }
 
 

@@ -117,7 +117,7 @@ BEGIN
 END
 $$;
 
--- An operator's retry. For each: "ok", "unknown", "live", "succeeded" or "key taken".
+-- An operator's retry. For each the name of one of Redone (console.py).
 CREATE FUNCTION @.redo(wall bigint, ids bytea[], OUT answers text[], OUT wakeups text) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '3s' AS $$
 #variable_conflict use_column
 DECLARE
@@ -128,20 +128,20 @@ BEGIN
     FOR i IN 1 .. cardinality(ids) LOOP
         SELECT * INTO j FROM @.jobs WHERE id = ids[i] AND status < S.GONE AND (ended_at IS NULL OR fade_at > now_at);
         IF NOT FOUND THEN
-            answers[i] := 'unknown';
+            answers[i] := 'UNKNOWN';
         ELSIF j.ended_at IS NULL THEN
-            answers[i] := 'live';
+            answers[i] := 'LIVE';
         ELSIF j.status = S.SUCCEEDED THEN
-            answers[i] := 'succeeded';
+            answers[i] := 'SUCCEEDED';
         ELSIF j.key IS NOT NULL AND EXISTS (SELECT 1 FROM @.jobs WHERE key = j.key AND status <= S.RUNNING) THEN
-            answers[i] := 'key taken';
+            answers[i] := 'KEY_TAKEN';
         ELSE
             j.due_at := now_at;
             j.failures := 0; j.crashes := 0; j.snoozes := 0; j.hand_backs := 0;
             j.awaits := NULL; j.behind := NULL; j.expires_at := NULL; j.ended_at := NULL; j.fade_at := NULL; j.parked_at := NULL;
             j.started_at := NULL; j.cancel_requested := NULL; j.reason := NULL; j.progress := NULL; j.worker := NULL; j.is_poison := NULL;
             PERFORM @.enter(j, E.REDO, now_at);
-            answers[i] := 'ok';
+            answers[i] := 'OK';
         END IF;
     END LOOP;
     wakeups := current_setting('taskflow.wakeups', true);

@@ -215,7 +215,7 @@ flush()
 return #purged
 
 -- === script redo ===========================================================================================
--- Retries ended jobs. Arguments: ids. Reply: for each "ok", "unknown", "live", "succeeded" or "key taken".
+-- Retries ended jobs. Arguments: ids. Reply: for each the name of one of Redone (console.py).
 
 local function make_fresh(id, job)
   job[F.due_at] = wall
@@ -240,20 +240,20 @@ flush()
 for i, id in ipairs(given[1]) do
   local job = load(id)
   if not job or not is_kept(job) then
-    answers[i] = 'unknown'
+    answers[i] = 'UNKNOWN'
   elseif not has_ended(job) then
-    answers[i] = 'live'
+    answers[i] = 'LIVE'
   elseif job[F.status] == S.SUCCEEDED then
-    answers[i] = 'succeeded'
+    answers[i] = 'SUCCEEDED'
   elseif job[F.key] and is_taken(job[F.key]) then
-    answers[i] = 'key taken'
+    answers[i] = 'KEY_TAKEN'
   else
     make_fresh(id, job)
     if job[F.key] then
       call('HSET', P .. 'k', job[F.key], id)
     end
     enter(id, job, E.REDO)
-    answers[i] = 'ok'
+    answers[i] = 'OK'
   end
 end
 flush()

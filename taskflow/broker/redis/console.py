@@ -72,7 +72,7 @@ class RedisConsole:
         return session_records(await self._call("workers", pack([])))
 
     async def retry(self, ids: Sequence[bytes]) -> list[Redone]:
-        return [_REDONE[answer] for answer in await self._call("redo", pack([list(ids)]))]
+        return [Redone[answer.decode()] for answer in await self._call("redo", pack([list(ids)]))]
 
     async def purge(self, job_filter: JobFilter, *, limit: int = 1_000) -> int:
         """Delete by pages. The ids of an index are all read before the first is deleted, because deletion moves the others."""
@@ -153,14 +153,6 @@ _INDEXES: Final = {
     "due": frozenset({Status.SCHEDULED}),
     "leases": frozenset({Status.RUNNING}),
     "ended": ENDED,
-}
-
-_REDONE: Final = {
-    b"ok": Redone.OK,
-    b"unknown": Redone.UNKNOWN,
-    b"live": Redone.LIVE,
-    b"succeeded": Redone.SUCCEEDED,
-    b"key taken": Redone.KEY_TAKEN,
 }
 
 

@@ -66,15 +66,6 @@ class Link:
     def in_our_words(self, error: Exception) -> BrokerError:
         return in_our_words(error, str(self.server), self._schema, self.server.user)
 
-    async def run(self, script: str, *, within: float = ANSWER_WITHIN) -> None:
-        """Statements without arguments, as one transaction."""
-        try:
-            async with self._turns:
-                connection = await self._take_up(script)
-                await self._over(connection, partial(connection.execute, script), within)
-        except ERRORS as error:
-            raise self.in_our_words(error) from error
-
     async def open(self, *, for_listening: bool = False) -> asyncpg.Connection:
         """A connection for the caller alone, who drops it."""
         if self._is_closed:
