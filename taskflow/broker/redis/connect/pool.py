@@ -10,7 +10,6 @@ from redis import exceptions
 from redis.asyncio.connection import AbstractConnection
 
 from taskflow.broker.redis.connect.connection import ERRORS, Command, CommandConnection, connection_over, drop
-from taskflow.broker.redis.connect.semaphore import Semaphore
 from taskflow.broker.redis.connect.server import ANSWER_WITHIN, RedisTarget
 from taskflow.broker.redis.errors import broker_error
 from taskflow.broker.redis.scripts import Script
@@ -31,7 +30,7 @@ class ConnectionPool:
         self.server = server
         self._idle: list[CommandConnection] = []
         self._in_use: set[CommandConnection] = set()
-        self._semaphore = Semaphore(MOST_CONNECTIONS)
+        self._semaphore = asyncio.Semaphore(MOST_CONNECTIONS)
         self._is_closed = False
         self._end: AsyncGenerator[None] | None = None
 
@@ -107,8 +106,7 @@ class ConnectionPool:
 
         If an idle connection was cut meanwhile, send once more on a new one: every verb may be sent twice.
         """
-        if not self._semaphore.take():
-            await self._semaphore.wait()
+        await self._semaphore.acquire()
         try:
             if self._idle:
                 try:
@@ -121,7 +119,7 @@ class ConnectionPool:
                     await self._drop_idle()
             return await self._over(connection_over(await self.open()), commands, within, each, most)
         finally:
-            self._semaphore.give()
+            self._semaphore.release()
 
     async def _over(self, connection: CommandConnection, commands: Sequence[Command], within: float, each: bool, most: int | None) -> Any:
         if self._is_closed:
