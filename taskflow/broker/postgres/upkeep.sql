@@ -74,9 +74,7 @@ BEGIN
         ON CONFLICT (queue, what) DO UPDATE SET n = totals.n + excluded.n
     )
     SELECT max(id), count(*) INTO last_id, number FROM taken;
-    IF raises AND last_id IS NOT NULL THEN
-        PERFORM @.raise_mark(m, last_id, 0, now_at);
-    END IF;
+    PERFORM @.raise_mark(m, last_id, 0, now_at) WHERE raises AND last_id IS NOT NULL;
     IF number < 20000 THEN
         INSERT INTO @.marks (kind, at, set_at) VALUES ('summed', 0, now_at);
     END IF;
@@ -113,9 +111,7 @@ DECLARE
     first bigint;
 BEGIN
     SELECT due_at INTO first FROM @.jobs WHERE status = S.SCHEDULED AND due_at >= m.at ORDER BY due_at, seq, id LIMIT 1;
-    IF raises THEN
-        PERFORM @.raise_mark(m, coalesce(first, now_at), 0, now_at);
-    END IF;
+    PERFORM @.raise_mark(m, coalesce(first, now_at), 0, now_at) WHERE raises;
     RETURN first;
 END
 $$;
@@ -239,12 +235,8 @@ BEGIN
     )
     SELECT coalesce(sum(number), 0), min(fade_at), (SELECT ended_at FROM reached), (SELECT reached.seq FROM reached)
     INTO moved, first_at, last_at, last_seq FROM counted;
-    IF moved > 0 THEN
-        PERFORM @.lower_mark('fade', '', 0, first_at, 0, now_at);
-    END IF;
-    IF raises AND last_at IS NOT NULL THEN
-        PERFORM @.raise_mark(m, last_at, last_seq, now_at);
-    END IF;
+    PERFORM @.lower_mark('fade', '', 0, first_at, 0, now_at) WHERE moved > 0;
+    PERFORM @.raise_mark(m, last_at, last_seq, now_at) WHERE raises AND last_at IS NOT NULL;
     RETURN moved;
 END
 $$;
@@ -267,9 +259,7 @@ BEGIN
     END IF;
     SELECT fade_at INTO last_at FROM @.jobs WHERE fade_at >= m.at ORDER BY fade_at, id LIMIT 1;
     IF last_at <= now_at IS NOT TRUE THEN
-        IF raises THEN
-            PERFORM @.raise_mark(m, coalesce(last_at, now_at), 0, now_at);
-        END IF;
+        PERFORM @.raise_mark(m, coalesce(last_at, now_at), 0, now_at) WHERE raises;
         RETURN;
     END IF;
     WITH first AS MATERIALIZED (
@@ -299,9 +289,7 @@ BEGIN
     GET DIAGNOSTICS forgotten = ROW_COUNT;
     DELETE FROM @.jobs WHERE id = ANY (buried_ids) AND (fade_at, id) < (last_at, last_id);
     SELECT fade_at INTO last_at FROM @.jobs WHERE fade_at >= m.at ORDER BY fade_at, id LIMIT 1;
-    IF raises THEN
-        PERFORM @.raise_mark(m, coalesce(last_at, now_at), 0, now_at);
-    END IF;
+    PERFORM @.raise_mark(m, coalesce(last_at, now_at), 0, now_at) WHERE raises;
     PERFORM @.lower_mark('fade', '', 0, min(fade_at), 0, now_at) FROM @.jobs WHERE id = ANY (buried_ids) HAVING count(*) > 0;
 END
 $$;
