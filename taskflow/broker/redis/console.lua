@@ -151,40 +151,40 @@ end
 reply[1] = cmsgpack.pack({ wall, texts_of(numbers) })
 return reply
 
--- === script candidates =====================================================================================
--- Returns ids from an index; some may have another status, so the caller filters. Arguments: the index ("held", "due", "leases",
--- "ended"), the position to continue at, how many. Reply: {the next position or -1, id, ...}.
-
-local index, first, number = given[1], given[2], given[3]
-local reply = { -1 }
-
-local function page(members, from)
-  for _, member in ipairs(members) do
-    reply[#reply + 1] = string.sub(member, from)
+-- === part ids_in ===========================================================================================
+-- Returns the ids in an index ("held", "due", "leases", "ended"), those of "due" and "ended" from one position to another.
+local function ids_in(index, first, last)
+  local ids = {}
+  local function add_all(members, from)
+    for _, member in ipairs(members) do
+      ids[#ids + 1] = sub(member, from)
+    end
   end
-  if #members == number then
-    reply[1] = first + number
-  end
-end
-
-if index == 'held' then
-  for _, id in ipairs(call('SMEMBERS', P .. 'held')) do
-    reply[#reply + 1] = id
-  end
-elseif index == 'due' then
-  page(call('ZRANGE', P .. 'due', first, first + number - 1), 11)
-elseif index == 'ended' then
-  page(call('ZRANGE', P .. 'fade', first, first + number - 1), 1)
-else
-  for _, set in ipairs({ 'alive', 'dead' }) do
-    for _, session in ipairs(call('ZRANGE', P .. set, 0, -1)) do
-      for _, id in ipairs(call('HVALS', P .. 'l:' .. session)) do
-        reply[#reply + 1] = id
+  if index == 'held' then
+    add_all(call('SMEMBERS', P .. 'held'), 1)
+  elseif index == 'due' then
+    add_all(call('ZRANGE', P .. 'due', first, last), 11)
+  elseif index == 'ended' then
+    add_all(call('ZRANGE', P .. 'fade', first, last), 1)
+  else
+    for _, set in ipairs({ 'alive', 'dead' }) do
+      for _, session in ipairs(call('ZRANGE', P .. set, 0, -1)) do
+        add_all(call('HVALS', P .. 'l:' .. session), 1)
       end
     end
   end
+  return ids
 end
-return reply
+
+-- === script candidates =====================================================================================
+-- Returns ids from an index; some may have another status, so the caller filters. Arguments: the index, the position to continue at, how
+-- many. Reply: {the next position or -1, id, ...}.
+
+local index, first, number = given[1], given[2], given[3]
+local ids = ids_in(index, first, first + number - 1)
+local has_pages = index == 'due' or index == 'ended'
+table.insert(ids, 1, has_pages and #ids == number and first + number or -1)
+return ids
 
 -- === script purge ==========================================================================================
 -- Deletes jobs that match a filter, in order of arrival, up to a limit. Arguments: ids, filter, limit.

@@ -144,12 +144,8 @@ local function see_jobs()
   for queue in pairs(is_used) do
     see_queue(queue)
   end
-  see_all(call('ZRANGE', P .. 'due', 0, -1), 11)
-  see_all(call('SMEMBERS', P .. 'held'), 1)
-  for _, set in ipairs({ 'alive', 'dead' }) do
-    for _, session in ipairs(call('ZRANGE', P .. set, 0, -1)) do
-      see_all(call('HVALS', P .. 'l:' .. session), 1)
-    end
+  for _, index in ipairs({ 'due', 'held', 'leases' }) do
+    see_all(ids_in(index, 0, -1), 1)
   end
   prefetch(ids)
   for _, id in ipairs(ids) do

@@ -54,11 +54,11 @@ _PARTS: Final[Mapping[str, tuple[str, ...]]] = {
     "workers": ("base", "sessions"),
     "metrics": ("base", *_NAMES),
     "browse": ("base", *_NAMES, "read_jobs", "matching"),
-    "candidates": ("base",),
+    "candidates": ("base", "ids_in"),
     "purge": (*_TRANSITIONS, "unreadable", "matching"),
     "redo": (*_TRANSITIONS, "unreadable"),
     "pause": ("base",),
-    "sweep": ("base", "read_jobs", "is_before", "peek"),
+    "sweep": ("base", "read_jobs", "is_before", "peek", "ids_in"),
 }
 """The parts of each script, in order."""
 
