@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from taskflow.model.clock import instant_of
-from taskflow.model.job_schema import AS_SENT, OPAQUE, SentAndShown
+from taskflow.model.job_schema import AS_SENT, BY_NAME, OPAQUE, SentAndShown
 from taskflow.model.progress import Progress, unpack_progress
 from taskflow.model.stored import FieldReader, Unreadable, maybe_instant, maybe_octets, maybe_text
 from taskflow.model.verdict import RunError, unpack_errors
@@ -107,7 +107,15 @@ class Record(SentAndShown, frozen=True, kw_only=True, gc=True):
         return last if reason == f"{last.type}: {last.message}" or reason.startswith(POISON) else None
 
 
-_AS_SENT: Final = tuple(field for field in AS_SENT if field in Record.__struct_fields__ and field not in ("id", "payload"))
+def _itself(stored: Any) -> Any:
+    return stored
+
+
+_AS_SENT: Final = {
+    field: maybe_text if BY_NAME[field].kind.type is str else _itself
+    for field in AS_SENT
+    if field in Record.__struct_fields__ and field not in ("id", "payload")
+}
 _OPAQUE: Final = tuple(field.name for field in OPAQUE if field.name in Record.__struct_fields__)
 
 
@@ -140,6 +148,6 @@ def record_of(job: Any, reader: FieldReader, *, id: bytes, name: str, queue: str
         errors=read("errors", job.errors, unpack_errors, no_errors),
         cancel_requested=job.cancel_requested is not None,
         unreadable=reader.unreadable,
-        **{field: getattr(job, field) for field in _AS_SENT},
+        **{field: read(field, getattr(job, field), decode, None) for field, decode in _AS_SENT.items()},
         **{field: extras[field] for field in _OPAQUE if field in extras},
     )
