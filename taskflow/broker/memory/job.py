@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
+from typing import Final
+
 import msgspec
 
 from taskflow.model.envelope import ClaimId, Envelope, Lease, lease_of
-from taskflow.model.job_schema import JobState
+from taskflow.model.job_schema import AS_SENT, JobState
 from taskflow.model.progress import Progress
 from taskflow.model.record import Record, Status, record_of
 from taskflow.model.session import Session
@@ -23,6 +26,9 @@ class Fence(msgspec.Struct, frozen=True, gc=False):
 
 Entry = tuple[int, int, int, bytes]
 """A job's place among the ready jobs of its queue, and its id."""
+
+
+_as_sent: Final = attrgetter(*AS_SENT)
 
 
 class StoredJob(JobState, gc=False, eq=False, kw_only=True):
@@ -52,17 +58,13 @@ class StoredJob(JobState, gc=False, eq=False, kw_only=True):
     def of(envelope: Envelope, seq: int, now: int) -> StoredJob:
         return StoredJob(
             envelope=envelope,
-            id=envelope.id,
             queue=envelope.queue,
-            priority=envelope.priority,
-            key=envelope.key,
             seq=seq,
             created_at=now,
             due_at=due_at(envelope, now),
             expires_at=expires_at(envelope, now),
-            payload=envelope.payload,
-            awaits=envelope.awaits,
             joins=envelope.joins,
+            **dict(zip(AS_SENT, _as_sent(envelope), strict=True)),
         )
 
     @property

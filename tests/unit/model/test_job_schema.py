@@ -23,7 +23,7 @@ from taskflow.broker.sqlite import migrations as sqlite_migrations
 from taskflow.broker.sqlite.row import COLUMNS, SENT, JobRow
 from taskflow.broker.sqlite.statements import Statements
 from taskflow.model.envelope import Envelope, Lease, OnConflict, is_plain, pack_extras, unpack_extras
-from taskflow.model.job_schema import BY_NAME, DROP, FIELDS, NAME, OPAQUE, OUTCOME, REDO, Counters, Field, JobState, cleared_by
+from taskflow.model.job_schema import AS_SENT, BY_NAME, DROP, FIELDS, NAME, OPAQUE, OUTCOME, REDO, Counters, Field, JobState, cleared_by
 from taskflow.model.record import Record
 
 PLAIN: Final = Envelope(id=b"i" * 16, job="work", payload=b"p")
@@ -69,6 +69,12 @@ def test_a_record_shows_declared_fields_only() -> None:
 def test_the_memory_store_keeps_every_field(field: Field) -> None:
     names = {"name": "envelope", "extras": "envelope", "spoilt": "envelope", "fade_at": "keep_until"}
     assert names.get(field.name, field.name) in StoredJob.__struct_fields__
+
+
+@pytest.mark.parametrize("name", AS_SENT)
+def test_the_memory_store_takes_a_field_over_as_it_was_sent(name: str) -> None:
+    envelope = msgspec.structs.replace(PLAIN, **{name: OTHER_VALUES[name]})
+    assert getattr(StoredJob.of(envelope, 1, 2), name) == OTHER_VALUES[name]
 
 
 @pytest.mark.parametrize("name", JobState.__struct_fields__)
