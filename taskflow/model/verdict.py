@@ -145,6 +145,11 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     progress: Progress | None = None
 
 
+def is_plain_success(settlement: Settlement) -> bool:
+    """Return True for a success that has nothing beside its result: the stores settle many of them at once."""
+    return type(settlement.verdict) is Succeeded and not settlement.follow_ups and settlement.progress is None
+
+
 class Settled(Enum):
     """The answer of a store to a settlement."""
 

@@ -25,6 +25,7 @@ from taskflow.model.verdict import (
     Settlement,
     Snoozed,
     Succeeded,
+    is_plain_success,
 )
 
 ID_BYTES: Final = 16
@@ -59,7 +60,7 @@ class Settling:
 
     async def _succeed(self, settlements: Sequence[Settlement]) -> Set[bytes]:
         """Ends those that have simply succeeded, first and in a transaction of their own: no other holds them up. Their ids."""
-        plain = [settlement for settlement in settlements if is_plain(settlement)]
+        plain = [settlement for settlement in settlements if _can_be_all_at_once(settlement)]
         ids = {settlement.id for settlement in plain}
         if not plain or len({settlement.id for settlement in settlements}) < len(settlements):
             return frozenset()
@@ -103,10 +104,9 @@ class Settling:
         return {row["held_up"] for row in await self._calls.call("held_up", [each.id for each in settlements], ids, keys)}
 
 
-def is_plain(settlement: Settlement) -> bool:
-    """Whether it may be of those that are ended all at once: of no more than the store can tell, and with ids as long as all of ours."""
-    is_simple = type(settlement.verdict) is Succeeded and not settlement.follow_ups and settlement.progress is None
-    return is_simple and len(settlement.id) == len(settlement.claim.session) == ID_BYTES
+def _can_be_all_at_once(settlement: Settlement) -> bool:
+    """Return True if `succeed` takes it, which cuts ids out of one text."""
+    return is_plain_success(settlement) and len(settlement.id) == len(settlement.claim.session) == ID_BYTES
 
 
 def is_possible(settlement: Settlement) -> bool:

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 from taskflow.broker.redis.enqueue import Texts, job_item
 from taskflow.broker.redis.fields import SESSION_BYTES, TAIL_BYTES
-from taskflow.broker.redis.packing import MOST_NUMBERS, MOST_REQUESTS, Item, can_be, pack, pack_claim, pack_progress
+from taskflow.broker.redis.packing import Item, can_be, pack, pack_claim, pack_progress
 from taskflow.model.clock import to_microseconds
 from taskflow.model.verdict import (
     Cancelled,
@@ -25,6 +25,7 @@ from taskflow.model.verdict import (
     Settlement,
     Snoozed,
     Succeeded,
+    is_plain_success,
 )
 
 MOST_SETTLED: Final = 200
@@ -70,7 +71,7 @@ def pack_settlements(settlements: Sequence[Settlement]) -> PackedSettlements:
     texts, columns, others = Texts(), dict[tuple[bytes, float], _Columns](), list[int]()
     are_distinct = len({settlement.id for settlement in settlements}) == len(settlements)
     for place, settlement in enumerate(settlements):
-        if are_distinct and _is_plain_success(settlement):
+        if are_distinct and is_plain_success(settlement):
             group = settlement.claim.session, settlement.keep_for
             if (of_group := columns.get(group)) is None:
                 of_group = columns[group] = _Columns([], [], [], [], [])
@@ -103,13 +104,6 @@ class _Columns(NamedTuple):
     fences: list[bytes]
     tails: list[bytes]
     outcomes: list[bytes]
-
-
-def _is_plain_success(settlement: Settlement) -> bool:
-    if type(settlement.verdict) is not Succeeded or settlement.follow_ups or settlement.progress is not None:
-        return False
-    session, request, number = settlement.claim
-    return len(session) == SESSION_BYTES and 0 <= request < MOST_REQUESTS and 0 <= number < MOST_NUMBERS
 
 
 _FENCE: Final = struct.Struct(">I16sQ")

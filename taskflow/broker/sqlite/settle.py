@@ -28,7 +28,7 @@ def settle(transitions: Transitions, settlements: Sequence[Settlement]) -> list[
         return [_settle_one(transitions, settlement) for settlement in settlements]
     if _settle_cached(transitions, settlements):
         return [Settled.OK] * len(settlements)
-    settled = _settle_plain_runs(transitions, settlements)
+    settled = _settle_lone_runs(transitions, settlements)
     return [
         Settled.OK if is_settled else _settle_one(transitions, settlement)
         for settlement, is_settled in zip(settlements, settled, strict=True)
@@ -39,13 +39,14 @@ def settle(transitions: Transitions, settlements: Sequence[Settlement]) -> list[
 
 
 def _settle_cached(transitions: Transitions, settlements: Sequence[Settlement]) -> bool:
-    """Settle all without a look-up if all are successes of plain runs that this connection leased itself; otherwise settle none.
+    """Settle all without a look-up if all are successes of lone runs that this connection leased itself; otherwise settle none.
 
     Raises StaleCache if one of these leases has been lost.
     """
     rows, queues = list[tuple[object, ...]](), list[int]()
     for settlement in settlements:
         cached = transitions.lease_cache.find(settlement)
+        # `is_plain_success`, without the call: a job has few
         if cached is None or type(settlement.verdict) is not Succeeded or settlement.follow_ups or settlement.progress is not None:
             return False
         rows.append((cached.seq, *_success(transitions.now, settlement, settlement.verdict, cached.fence)))
@@ -68,8 +69,8 @@ def _success(now: int, settlement: Settlement, verdict: Succeeded, fence: bytes)
     return (fence, now - to_microseconds(settlement.ran_for), check_result(verdict.result), now + to_microseconds(settlement.keep_for))
 
 
-def _settle_plain_runs(transitions: Transitions, settlements: Sequence[Settlement]) -> list[bool]:
-    """Settle the plain runs that hold their fence and have neither follow-ups nor progress. Return which they were."""
+def _settle_lone_runs(transitions: Transitions, settlements: Sequence[Settlement]) -> list[bool]:
+    """Settle the lone runs that hold their fence and have neither follow-ups nor progress. Return which they were."""
     claims = {
         number: pack_claim(settlement.claim)
         for number, settlement in enumerate(settlements)
@@ -77,7 +78,7 @@ def _settle_plain_runs(transitions: Transitions, settlements: Sequence[Settlemen
     }
     fences = [(number, claim, settlements[number].id, settlements[number].epoch) for number, claim in claims.items()]
     states = {
-        state.number: state for (packed,) in transitions.fetch_rows("states_of_plain_runs", fences) for state in _STATES.decode(packed)
+        state.number: state for (packed,) in transitions.fetch_rows("states_of_lone_runs", fences) for state in _STATES.decode(packed)
     }
     succeeded, rows = list[int](), list[tuple[object, ...]]()
     for number in states:
@@ -86,7 +87,7 @@ def _settle_plain_runs(transitions: Transitions, settlements: Sequence[Settlemen
             fence = pack_fence(settlement.epoch, claims[number])
             rows.append((claims[number], *_success(transitions.now, settlement, settlement.verdict, fence)))
             succeeded.append(number)
-    transitions.execute_rows("settle_plain_successes", rows, transitions.now)
+    transitions.execute_rows("settle_lone_successes", rows, transitions.now)
     _count_successes(transitions, [settlements[number].id for number in succeeded], Counter(states[number].queue for number in succeeded))
     with transitions.saving_together():
         for number in sorted(states.keys() - set(succeeded)):
@@ -96,7 +97,7 @@ def _settle_plain_runs(transitions: Transitions, settlements: Sequence[Settlemen
 
 
 class _State(msgspec.Struct, array_like=True):
-    """A plain run as `states_of_plain_runs` returns it."""
+    """A lone run as `states_of_lone_runs` returns it."""
 
     number: int
     seq: int

@@ -10,7 +10,7 @@ UPDATE "~jobs" SET
 FROM run
 WHERE "~jobs".seq = run.seq AND "~jobs".claim IS substr(run.settled, 1, 28);
 
--- name: settle_plain_successes
+-- name: settle_lone_successes
 -- Parameters: rows of claim, settled, started_at, result, fade_at; ended_at. Reply: none.
 WITH run (claim, settled, started_at, result, fade_at) AS (VALUES (?, ?, ?, ?, ?) ...)
 UPDATE "~jobs" SET
@@ -19,9 +19,9 @@ UPDATE "~jobs" SET
 FROM run
 WHERE "~jobs".claim = run.claim;
 
--- name: states_of_plain_runs
--- Parameters: rows of number, claim, id, epoch. Reply: as JSON, of those of these runs that are plain and not asked to stop: number, seq, queue, due_at,
--- failures, crashes, snoozes, hand_backs, parked_at, errors in hexadecimal.
+-- name: states_of_lone_runs
+-- Parameters: rows of number, claim, id, epoch. Reply: as JSON, of those of these runs that no other job waits for and that were not asked to
+-- stop: number, seq, queue, due_at, failures, crashes, snoozes, hand_backs, parked_at, errors in hexadecimal.
 WITH run (number, claim, id, epoch) AS (VALUES (?, ?, ?, ?) ...)
 SELECT
   json_group_array(
