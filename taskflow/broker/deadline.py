@@ -5,6 +5,10 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable
+from typing import Final
+
+BLOCKED: Final = 0.05
+"""Seconds by which the timer is late if the loop was blocked. The answer may be there then, and the loop needs so long to take it."""
 
 
 class Deadline:
@@ -13,17 +17,19 @@ class Deadline:
     One timer serves many operations; if it fires too early, it is set again. To set and cancel a timer costs as much as to send a command.
     """
 
-    __slots__ = ("_due_at", "_late", "_looks_at", "_loop", "_timer")
+    __slots__ = ("_due_at", "_is_extended", "_late", "_looks_at", "_loop", "_timer")
 
     def __init__(self, late: Callable[[], None]) -> None:
         self._late = late
         self._loop = asyncio.get_running_loop()
         self._due_at = self._looks_at = math.inf
         self._timer: asyncio.TimerHandle | None = None
+        self._is_extended = False
 
     def begin(self, seconds: float) -> None:
         """Begin an operation that may take `seconds`."""
         due_at = self._due_at = self._loop.time() + seconds
+        self._is_extended = False
         if due_at < self._looks_at:
             self._look_at(due_at)
 
@@ -46,6 +52,8 @@ class Deadline:
     def _look(self) -> None:
         looked_at = self._looks_at
         self._timer, self._looks_at = None, math.inf
+        if self._due_at <= looked_at and not self._is_extended and (now := self._loop.time()) > looked_at + BLOCKED:
+            self._is_extended, self._due_at = True, now + BLOCKED
         if self._due_at <= looked_at:
             self.end()
             self._late()

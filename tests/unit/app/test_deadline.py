@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 
@@ -27,6 +28,33 @@ async def test_what_ends_in_time_is_not_late(late: list[str]) -> None:
 async def test_what_does_not_end_is_late_once(late: list[str]) -> None:
     deadline = Deadline(lambda: late.append("late"))
     deadline.begin(SOON)
+    await asyncio.sleep(5 * SOON)
+    assert late == ["late"]
+
+
+async def test_what_ended_while_the_loop_was_blocked_is_not_late(late: list[str]) -> None:
+    """The loop handles the answer first. The task that waits for it runs one turn later than the timer."""
+    deadline = Deadline(lambda: late.append("late"))
+    answer = asyncio.get_running_loop().create_future()
+
+    async def ask() -> None:
+        deadline.begin(SOON)
+        await answer
+        deadline.end()
+
+    asking = asyncio.create_task(ask())
+    await asyncio.sleep(0)
+    asyncio.get_running_loop().call_soon(answer.set_result, None)
+    time.sleep(4 * SOON)  # noqa: ASYNC251  # the test blocks the loop
+    await asking
+    await asyncio.sleep(3 * SOON)
+    assert late == []
+
+
+async def test_what_has_no_answer_after_the_loop_was_blocked_is_late_once(late: list[str]) -> None:
+    deadline = Deadline(lambda: late.append("late"))
+    deadline.begin(SOON)
+    time.sleep(4 * SOON)  # noqa: ASYNC251
     await asyncio.sleep(5 * SOON)
     assert late == ["late"]
 
