@@ -1,6 +1,6 @@
-"""taskflow: background jobs. See the README; `from taskflow import job` is where it begins.
+"""taskflow: background jobs. See the README; begin with `from taskflow import job`.
 
-Names are loaded when they are first used: importing taskflow loads no driver, no web framework, no event loop.
+Names are loaded at their first use: importing taskflow loads no driver, no web framework and no event loop.
 """
 
 from __future__ import annotations

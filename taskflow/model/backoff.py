@@ -1,4 +1,4 @@
-"""The wait before the next attempt."""
+"""The back-off of a job: the wait before its next attempt."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Backoff(msgspec.Struct, frozen=True, kw_only=True):
             raise TypeError(f"Backoff(jitter={shown(self.jitter)}): it takes True or False")
 
     def span(self, failures: int) -> float:
-        """The longest wait after so many failures before this one, in seconds."""
+        """Return the longest possible wait in seconds after `failures` earlier failures."""
         if not self.base:
             return 0.0
         try:
@@ -45,6 +45,6 @@ class Backoff(msgspec.Struct, frozen=True, kw_only=True):
             return min(self.max, LONGEST)
 
     def wait(self, failures: int, chance: Chance) -> float:
-        """Seconds to wait before the next attempt."""
+        """Return the seconds to wait before the next attempt."""
         span = self.span(failures)
         return span * chance.random() if self.jitter else span

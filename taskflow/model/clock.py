@@ -20,7 +20,7 @@ class Clock(Protocol):
     """The source of time for stores without a clock: memory and SQLite."""
 
     def wall(self) -> int:
-        """Microseconds since 1970 in UTC. May be set back or forth by an operator."""
+        """Microseconds since 1970 in UTC. An operator may change it at any time."""
         ...
 
     def steady(self) -> int:
@@ -28,7 +28,7 @@ class Clock(Protocol):
         ...
 
     def boot_id(self) -> str:
-        """Names the boot that `steady` counts from: readings under another name cannot be compared."""
+        """Identifies the boot at which `steady` began: readings of different boots cannot be compared."""
         ...
 
 
@@ -88,14 +88,15 @@ def to_seconds(microseconds: int) -> float:
 
 
 def microseconds_of(instant: datetime) -> int:
-    """Microseconds since 1970 of an aware datetime; ValueError for a naive one, which names no instant."""
+    """Return the microseconds since 1970 of an aware datetime. Raises ValueError for a naive one, which names no instant."""
     if instant.utcoffset() is None:
         raise ValueError(f"{instant!r} is naive: give it a time zone, for example datetime.now(UTC)")
     return (instant - _EPOCH) // timedelta(microseconds=1)
 
 
 def instant_of(microseconds: int) -> datetime:
-    """The aware UTC datetime of so many microseconds since 1970. An instant that no datetime can express becomes the nearest one."""
+    """Return the aware UTC datetime of that many microseconds since 1970. An instant that no datetime can express becomes the nearest
+    one."""
     try:
         return _EPOCH + timedelta(microseconds=microseconds)
     except OverflowError:
@@ -103,7 +104,7 @@ def instant_of(microseconds: int) -> datetime:
 
 
 def _read_boot_id() -> str:
-    """Linux tells it; elsewhere the boot's own time, to the ten seconds, names it well enough."""
+    """Read the boot's id on Linux; elsewhere return the time of the boot, rounded to ten seconds."""
     try:
         return _BOOT_ID_FILE.read_text().strip()
     except OSError:
@@ -111,6 +112,6 @@ def _read_boot_id() -> str:
         return str(uuid.UUID(int=round(booted / 10)))
 
 
-# CLOCK_BOOTTIME goes on while the machine sleeps, so that a lease lapses over a closed lid; macOS counts sleep in its monotonic clock.
+# CLOCK_BOOTTIME goes on while the machine sleeps, so that a lease lapses with a closed lid. macOS counts sleep in its monotonic clock.
 _STEADY: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 _BOOT_ID: Final = _read_boot_id()

@@ -33,13 +33,13 @@ class OnConflict(IntEnum):
 
 
 class Envelope(SentAndShown, frozen=True, kw_only=True, gc=False):
-    """One call of a job, immutable. Build user input with `check_envelope`; stores build it unchecked.
+    """One call of a job, immutable. Check user input with `check_envelope`; stores create envelopes unchecked.
 
     `id`           16 bytes, made by the client
     `after`, `at`  seconds from now, or microseconds since 1970 in UTC, which wins; the past means now
     `expires`      seconds from now after which no run begins
     `key`          a digest (`ids.key_digest`); at most one live job has it
-    `awaits`       held until so many jobs that name this one in their `joins` have ended
+    `awaits`       held until this many jobs that name this one in their `joins` have ended
     `joins`        ids of held jobs that count this one's end, however it ends
     """
 
@@ -57,7 +57,7 @@ class Envelope(SentAndShown, frozen=True, kw_only=True, gc=False):
 
 
 class ClaimId(NamedTuple):
-    """Names one lease for ever: the session's id, the number of its claim request, its number in the answer."""
+    """Identifies one lease for ever: the session's id, the number of its claim request, the lease's number in the answer."""
 
     session: bytes
     request: int
@@ -65,11 +65,12 @@ class ClaimId(NamedTuple):
 
 
 class Lease(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """An envelope held by a session. `epoch` and `claim` together are the fence; the counters are the store's.
+    """An envelope held by a session. `epoch` and `claim` together are the fence; the store sets the counters.
 
-    `created_at` is in microseconds since 1970; `parked_for` in seconds since the job was first parked without a run since; `expires_in` in
-    seconds from the claim, by the store's clock, None for a job that does not expire. `unreadable` are the stored fields that could not be
-    read: such a job is not run, its worker ends it FAILED.
+    `created_at`  microseconds since 1970
+    `parked_for`  seconds since the job was first parked without a run in between
+    `expires_in`  seconds from the claim, by the store's clock; None for a job that does not expire
+    `unreadable`  the stored fields that could not be read: such a job is not run, and its worker ends it as FAILED
     """
 
     envelope: Envelope
@@ -86,7 +87,7 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     @property
     def attempt(self) -> int:
-        """Failures so far + 1: crashes, snoozes and hand-backs cost none."""
+        """Failures so far plus one: crashes, snoozes and hand-backs use no attempt."""
         return self.failures + 1
 
     @property

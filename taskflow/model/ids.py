@@ -36,7 +36,7 @@ def shard_of(job_id: bytes) -> int:
 
 
 def id_text(job_id: bytes) -> str:
-    """The canonical text of an id, as users see it. Of a stored id that is not 16 bytes, its hexadecimal digits."""
+    """Return the canonical text of an id, as users see it. A stored id of another length than 16 bytes is shown in hexadecimal."""
     return str(uuid.UUID(bytes=job_id)) if len(job_id) == 16 else job_id.hex()
 
 

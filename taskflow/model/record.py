@@ -15,7 +15,7 @@ from taskflow.model.verdict import RunError, unpack_errors
 
 
 class Status(StrEnum):
-    """Where a job stands. `HELD` waits for other jobs, `SCHEDULED` for a time, `READY` for a worker."""
+    """The status of a job. `HELD` waits for other jobs, `SCHEDULED` for a time, `READY` for a worker."""
 
     HELD = "held"
     SCHEDULED = "scheduled"
@@ -26,7 +26,7 @@ class Status(StrEnum):
     CANCELLED = "cancelled"
 
     __hash__ = str.__hash__
-    """In C: Enum's own is a call of Python's for each look into a table."""
+    """Implemented in C: Enum's own hash would cost a Python call for each dict look-up."""
 
     @property
     def is_waiting(self) -> bool:
@@ -54,20 +54,21 @@ CODES: Final = {
 BY_CODE: Final = {code: status for status, code in CODES.items()}
 
 
-# How the reason begins of a job that was set aside because it kept losing its workers.
+# The beginning of the reason of a job that ended because it kept losing its workers.
 POISON: Final = "poison: "
 
 
 class Record(SentAndShown, frozen=True, kw_only=True, gc=True):
-    """A job as it stands. Instants are aware, in UTC, by the store's clock; `result` and `payload` are encoded bytes.
+    """The state of a job. Instants are aware, in UTC, by the store's clock; `result` and `payload` are encoded bytes.
 
     `due_at`       when it may start: the planned time while SCHEDULED, else when it became ready
-    `waiting_for`  why it waits when it is not for its planned time or a worker: an unknown job, a running holder of its key, too many
+    `waiting_for`  why it waits, if it waits for neither its planned time nor a worker: an unknown job, a running holder of its key, too
+    many
                    hand-backs
-    `reason`       why it ended, where there is one: "expired", "replaced by ID", "poison: ...", a user's word
-    `errors`       of each run that failed or crashed, oldest first
+    `reason`       why it ended, if there is a reason: "expired", "replaced by ID", "poison: ...", a text of the user's
+    `errors`       one for each run that failed or crashed, oldest first
     `worker`       the name of the worker that runs it or ran it last
-    `unreadable`   stored fields that could not be read; each has its default here, the store keeps its bytes
+    `unreadable`   stored fields that could not be read; here they have defaults, and the store keeps their bytes
     """
 
     status: Status
@@ -94,7 +95,7 @@ class Record(SentAndShown, frozen=True, kw_only=True, gc=True):
 
     @property
     def attempt(self) -> int:
-        """The number of the present or next attempt; of the last one when the job has ended."""
+        """The number of the present or next attempt; of the last one if the job has ended."""
         last = self.last_error
         return last.attempt if last is not None else min(self.failures + 1, self.max_attempts)
 

@@ -1,17 +1,17 @@
-"""How long to wait between tries of a call that fails. The only place where an exponent grows."""
+"""The pauses between tries of a call to a store or another process. (A job's own back-off is in backoff.py.)"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 STEEPEST = 60
-"""Doublings after which every pause has reached its longest. Without this bound a float overflows after 1,024 failures."""
+"""Doublings after which every pause has reached its maximum. Without this limit a float overflows after 1,024 failures."""
 
 
 class Pauses:
     """Bounded exponential pauses, in seconds: `first`, then twice as long after each failure, up to `longest`.
 
-    A class without imports of taskflow, asyncio or msgspec: the supervisor loads it too.
+    This module imports neither taskflow, asyncio nor msgspec, because the supervisor loads it too.
     """
 
     __slots__ = ("first", "longest")
@@ -21,16 +21,17 @@ class Pauses:
         self.longest = longest
 
     def after(self, failures: int) -> float:
-        """The pause after `failures` failures in a row, 1 or more."""
+        """Return the pause after `failures` failures in a row, 1 or more."""
         return min(self.longest, self.first * 2.0 ** min(max(failures, 1) - 1, STEEPEST))
 
     def at_most(self, longest: float) -> Pauses:
-        """The same pauses with another upper bound, if that is lower."""
+        """Return the same pauses with another upper bound, if that is lower."""
         return Pauses(self.first, min(self.longest, longest))
 
 
 class Retries:
-    """The failures in a row of one call, and the pause that follows each. `draw` spreads pauses over 50 % to 150 % of their length."""
+    """Counts the failures in a row of one call, and returns the pause after each. `draw` spreads pauses over 50 % to 150 % of their
+    length."""
 
     __slots__ = ("_draw", "_pauses", "failures")
 

@@ -8,23 +8,23 @@ import msgspec
 
 DAY: Final = 86_400.0
 LONGEST: Final = 100 * 365.25 * DAY
-"""The longest time that anything waits or is kept, in seconds: stores hold instants in 64 bits of microseconds."""
+"""The longest time in seconds that anything waits or is kept: stores hold instants in 64 bits of microseconds."""
 
 
 class Rules(msgspec.Struct, frozen=True, kw_only=True):
-    """Seconds and counts that a broker decides by.
+    """Seconds and counts by which a broker decides.
 
-    `session_ttl`       a session that has not beaten for so long may be reaped
+    `session_ttl`       a session that sent no heartbeat for this time may be reaped
     `ghost_after`       a lease that its session does not know is given back when it is older than this
-    `max_crashes`       a job whose lease was lost more often than this, without an outcome between, is poison
-    `crash_backoff`     the wait after the first, second, ... crash; the last one goes on
-    `hand_back_backoff` the wait after the first, second, ... hand-back without an outcome between; the last one goes on
+    `max_crashes`       a job that crashes more often than this, without an outcome in between, is poison
+    `crash_backoff`     the wait after the first, second, ... crash; the last value repeats
+    `hand_back_backoff` the wait after the first, second, ... hand-back without an outcome in between; the last value repeats
     `repeat_for`        how long an ended job's id and fence stay known, so that a resent call is harmless
     `keep_failed`       how long a failed job is kept
     `keep_cancelled`    how long a cancelled job is kept
-    `kept_per_queue`    ended, and apart from them failed, jobs kept in a queue; the oldest go first
-    `upkeep_every`      upkeep of the whole fleet, when nothing falls due before: seldom enough for an idle worker to send less than
-                        one command a second, often enough for a dead one's jobs to run again within 25 s
+    `kept_per_queue`    ended jobs that a queue keeps, and as many failed ones; the oldest are dropped first
+    `upkeep_every`      time between calls of the whole fleet if nothing falls due: long enough for an idle worker to send less than one
+                        command a second, short enough for a dead worker's jobs to run again within 25 s
     """
 
     session_ttl: float = 20.0
@@ -39,9 +39,9 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     upkeep_every: float = 2.0
 
     def crash_wait(self, crashes: int) -> float:
-        """Seconds before the next run, after so many crashes in a row (at least one)."""
+        """Return the seconds before the next run after `crashes` crashes in a row (at least one)."""
         return self.crash_backoff[min(crashes, len(self.crash_backoff)) - 1]
 
     def hand_back_wait(self, hand_backs: int) -> float:
-        """Seconds before the next run, after so many hand-backs in a row (at least one)."""
+        """Return the seconds before the next run after `hand_backs` hand-backs in a row (at least one)."""
         return self.hand_back_backoff[min(hand_backs, len(self.hand_back_backoff)) - 1]

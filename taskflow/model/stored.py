@@ -1,4 +1,4 @@
-"""Reads what a store holds. Stored bytes are hostile until they are decoded: an unreadable field spoils its own job, no other."""
+"""Decodes what a store holds. Stored bytes may be damaged or hostile: an unreadable field spoils its own job, and no other."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LATEST: Final = 253_402_300_799_999_999
 """Microseconds since 1970 of the last instant that `datetime` can express."""
 
 MAX_RAW: Final = 256
-"""Bytes of an unreadable field that are carried along. The store keeps all of them."""
+"""Bytes of an unreadable field that are passed on. The store keeps all of them."""
 
 
 class Unreadable(msgspec.Struct, frozen=True):
@@ -108,7 +108,7 @@ def number(stored: Any, least: float, most: float) -> float:
 
 
 def text(stored: Any) -> str:
-    """From UTF-8 bytes, in which lone surrogates may stand, or from text."""
+    """Decode text from UTF-8 bytes, in which lone surrogates may occur, or from str."""
     if isinstance(stored, str):
         return stored
     if not isinstance(stored, bytes):
@@ -117,7 +117,7 @@ def text(stored: Any) -> str:
 
 
 def octets(stored: Any, length: int | None = None) -> bytes:
-    """Bytes, of that length where one is given."""
+    """Check bytes, and their length if one is given."""
     if not isinstance(stored, bytes):
         raise TypeError(f"expected bytes, got {type(stored).__name__}")
     if length is not None and len(stored) != length:
@@ -126,7 +126,7 @@ def octets(stored: Any, length: int | None = None) -> bytes:
 
 
 def instant(stored: Any) -> datetime:
-    """From microseconds since 1970."""
+    """Decode an instant from microseconds since 1970."""
     return instant_of(whole(stored, 0, LATEST))
 
 
@@ -147,5 +147,5 @@ def maybe_instant(stored: Any) -> datetime | None:
 
 
 def unpacked(stored: Any, *, raw: bool = False) -> Any:
-    """The one value of a msgpack document."""
+    """Decode the single value of a msgpack document."""
     return msgpack.unpackb(octets(stored), raw=raw, unicode_errors="surrogatepass", strict_map_key=False)

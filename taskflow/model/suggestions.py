@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 
 def nearest(word: str, known: Iterable[str]) -> list[str]:
-    """The one that is most like it, if any is."""
-    from difflib import get_close_matches  # a command that has nothing to ask about starts without it
+    """Return the most similar name, in a list; an empty list if none is similar."""
+    from difflib import get_close_matches  # commands that suggest nothing start without this import
 
     return get_close_matches(word, list(known), n=1)

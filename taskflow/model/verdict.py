@@ -1,4 +1,4 @@
-"""Verdicts of runs, and settlements that carry them. Each outcome is a class, so that no illegal mix can be written."""
+"""Verdicts of runs, and settlements that carry them. Each outcome is a class, so that no illegal combination can be written."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ MAX_ERRORS_BYTES: Final = 65_536
 
 
 class RunError(msgspec.Struct, frozen=True):
-    """Why a run did not succeed, as text: the exception's type by its full name, its message and traceback.
+    """Describes in text why a run did not succeed: the full name of the exception's type, its message and traceback.
 
-    Of a long message the head is kept, and of a long traceback the tail: where it broke matters more than where it began.
+    A long message is cut at its end, and a long traceback at its beginning: the place of the error matters more.
     """
 
     type: str
@@ -30,7 +30,7 @@ class RunError(msgspec.Struct, frozen=True):
     traceback: str = ""
     attempt: int = 1
     at: int = 0
-    """Microseconds since 1970, the store's: 0 until it is stored."""
+    """Microseconds since 1970 by the store's clock; 0 until it is stored."""
 
     def __post_init__(self) -> None:
         _keep_head(self, "type")
@@ -41,7 +41,7 @@ class RunError(msgspec.Struct, frozen=True):
             msgspec.structs.force_setattr(self, "traceback", self.traceback[-MAX_TRACEBACK:])
 
 
-# gc=False, here and below: they are made by the thousand and cannot lie in a circle, so that the collector need not look at them.
+# gc=False, here and below: verdicts are created by the thousand and never form a cycle, so the collector can skip them.
 class Verdict(msgspec.Struct, frozen=True, gc=False):
     """The outcome of a run. `is_final` is True if it ends the job."""
 
@@ -77,7 +77,7 @@ class Discarded(Verdict, frozen=True):
 
 
 class Cancelled(Verdict, frozen=True):
-    """The run ended because it was asked to, or the job said so itself (`raise Cancel`)."""
+    """The run ended because it was asked to, or the job ended itself (`raise Cancel`)."""
 
     reason: str
 
@@ -90,7 +90,7 @@ class _Waits(Verdict, frozen=True):
 
 
 class Retried(_Waits, frozen=True):
-    """A failed attempt with another to come after so many seconds."""
+    """A failed attempt. The next one follows after `after` seconds."""
 
     error: RunError
     after: float = 0.0
@@ -101,7 +101,7 @@ class Retried(_Waits, frozen=True):
 
 
 class Snoozed(_Waits, frozen=True):
-    """Come back in so many seconds; costs no attempt."""
+    """The job runs again after `after` seconds. Uses no attempt."""
 
     after: float
 
@@ -110,7 +110,7 @@ class Snoozed(_Waits, frozen=True):
 
 
 class Parked(_Waits, frozen=True):
-    """This worker cannot run it (yet): an unknown job, a newer version. Costs no attempt."""
+    """This worker cannot run it (yet): an unknown job, a newer version. Uses no attempt."""
 
     waiting_for: str
     after: float
@@ -121,7 +121,7 @@ class Parked(_Waits, frozen=True):
 
 
 class HandedBack(_Waits, frozen=True):
-    """Given back to its old place: the worker winds down, or held it in reserve, which does not count."""
+    """Returned to its old place because the worker winds down, or held it in reserve; the latter does not count."""
 
     counts: bool = True
 
@@ -158,7 +158,7 @@ class Settled(Enum):
     STALE = "stale"
     """The job no longer has this lease: nothing changed."""
     HELD_UP = "held up"
-    """An open transaction of another program holds the rows: nothing changed, and the worker offers the settlement again."""
+    """An open transaction of another program holds the rows: nothing changed, and the worker sends the settlement again."""
 
 
 # --- errors as stores keep them: msgpack arrays, one after the other ---------------------------------------
@@ -171,14 +171,14 @@ def pack_error(error: RunError, at: int) -> bytes:
 
 
 def append_error(errors: bytes | None, error: RunError, at: int) -> bytes:
-    """The history with one more error; it starts again with the newest when it grows past `MAX_ERRORS_BYTES`."""
+    """Return the history with one more error. If it grows beyond `MAX_ERRORS_BYTES`, only the newest error stays."""
     packed = pack_error(error, at)
     whole = (errors or b"") + packed
     return whole if len(whole) <= MAX_ERRORS_BYTES else packed
 
 
 def unpack_errors(errors: bytes | None) -> tuple[RunError, ...]:
-    """The history of `append_error`. Raises ValueError or TypeError for anything else."""
+    """Unpack the errors that `append_error` packed. Raises ValueError or TypeError for anything else."""
     if not errors:
         return ()
     unpacker = msgpack.Unpacker(unicode_errors="surrogatepass")
@@ -186,7 +186,7 @@ def unpack_errors(errors: bytes | None) -> tuple[RunError, ...]:
     found, end = list[RunError](), 0
     for stored in unpacker:
         found.append(_read_error(stored))
-        end = unpacker.tell()  # after the loop it is beyond an error that is cut off
+        end = unpacker.tell()  # after the loop the position is beyond an error that is cut off
     if end != len(errors):
         raise ValueError(f"{len(errors) - end} bytes after the last whole error")
     return tuple(found)
@@ -200,7 +200,7 @@ def _read_error(stored: Any) -> RunError:
 
 
 def _keep_head(struct: msgspec.Struct, field: str) -> None:
-    """Cut a text of a job's or a middleware's own off where stores, logs and terminals would suffer from more."""
+    """Cut a long text of a job or a middleware, for the sake of stores, logs and terminals."""
     text: str = getattr(struct, field)
     _check(field, text, str)
     if len(text) > MAX_MESSAGE:
@@ -213,6 +213,6 @@ def _check_wait(seconds: float) -> None:
 
 
 def _check(name: str, value: object, kind: type) -> None:
-    """Middleware makes verdicts too: what no store could write is refused where it is made."""
+    """Check a verdict, which middleware may create too: one that no store could write is refused here."""
     if not isinstance(value, kind):
         raise TypeError(f"{name}={value!r}: a verdict takes {kind.__name__} here")

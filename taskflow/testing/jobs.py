@@ -34,16 +34,16 @@ from taskflow.worker.threads import Threads
 P = ParamSpec("P")
 
 CONCURRENCY: Final = 100
-# No test has so many runs in one go, and so many times at which something falls due in one advance: more is a loop without end.
+# Limits of runs in one call, and of instants at which something falls due in one advance: more is an endless loop.
 MOST_RUNS = 50_000
 MOST_STEPS = 100_000
-# Seconds that runs have to end when a test gives them up.
+# Seconds for runs to end when a test gives up.
 LAST_WORDS: Final = 1.0
 
 
 @contextmanager
 def jobs_in_memory(app: App | None = None) -> Iterator[TaskflowJobs]:
-    """For other test runners than pytest: the same as the fixture, as a context manager."""
+    """The fixture as a context manager, for test runners other than pytest."""
     app = app or default_app()
     seams = Seams(clock=ManualClock(datetime.now(UTC)))
     broker = connect("memory://", seams=seams)
@@ -52,7 +52,7 @@ def jobs_in_memory(app: App | None = None) -> Iterator[TaskflowJobs]:
 
 
 class TaskflowJobs:
-    """What the code under test has sent, and the means to run it and to let time pass."""
+    """The jobs that the code under test has sent, and the means to run them and to let time pass."""
 
     def __init__(self, app: App, broker: Broker, seams: Seams) -> None:
         assert isinstance(seams.clock, ManualClock)
@@ -63,32 +63,33 @@ class TaskflowJobs:
 
     @property
     def now(self) -> datetime:
-        """The virtual time, aware, in UTC: the real time when the test began, and since then what `advance` has added."""
+        """The virtual time, aware, in UTC: the real time at the beginning of the test, plus what `advance` has added."""
         return instant_of(self._clock.wall())
 
     async def enqueued(self, job: Declared[..., Any] | None = None) -> list[Record]:
-        """The records of jobs that have not ended, oldest first; only those of one job type when it is given."""
+        """Return the records of jobs that have not ended, oldest first; with `job` only those of that type."""
         chosen = JobFilter(job=None if job is None else job.name, statuses=tuple(LIVE))
         return list(reversed(await self._broker.console.browse(chosen, limit=1_000_000)))
 
     def assert_enqueued(self, job: Declared[P, Any], *args: P.args, **kwargs: P.kwargs) -> None:
-        """That a call of the job with just these arguments waits or runs; else an AssertionError that lists what does."""
+        """Assert that a call of the job with exactly these arguments waits or runs. The AssertionError lists the calls that do."""
         if job.codec.encode_arguments(args, kwargs) not in [record.payload for record in self._live(job)]:
             raise AssertionError(f"{_call(job, args, kwargs)} was not enqueued; {self._waiting()}")
 
     def assert_not_enqueued(self, job: Declared[..., Any]) -> None:
-        """That no call of the job waits or runs."""
+        """Assert that no call of the job waits or runs."""
         if self._live(job):
             raise AssertionError(f"{job.name} was enqueued; {self._waiting()}")
 
     async def run_all(self, *, raises: bool = True) -> int:
-        """Run what is ready, and what that makes ready, until nothing is. Return how many runs there were.
+        """Run ready jobs, and those that become ready by that, until there are none. Return the number of runs.
 
-        Jobs run through the real executor, with decoding, middleware, lifespan and retries. What waits for a time does not run: see
-        `advance`. Jobs with ``runs_in="process"`` run in this process: they see what a test has patched, and have `ctx.state`.
+        Jobs run through the real executor, with decoding, middleware, lifespan and retries. Jobs that wait for a time do not run: see
+        `advance`.
+        Jobs with ``runs_in="process"`` run in this process: they see what a test has patched, and have `ctx.state`.
 
-        When all is done, a job that has failed for good raises its JobFailed here; of several, an ExceptionGroup holds each one's. With
-        ``raises=False`` neither is raised. Raises AssertionError, naming the job, if a job sends itself or snoozes without end.
+        At the end, a job that has failed for good raises its JobFailed here; several raise an ExceptionGroup. With ``raises=False`` none is
+        raised. Raises AssertionError, naming the job, if a job sends itself or snoozes without end.
         """
         async with self._at_work(raises=raises) as work:
             await self._run_ready(work)
@@ -97,10 +98,11 @@ class TaskflowJobs:
     async def advance(
         self, seconds: float = 0.0, *, minutes: float = 0.0, hours: float = 0.0, days: float = 0.0, raises: bool = True
     ) -> int:
-        """Let time pass, and run what falls due on the way, each at its time. Return how many runs there were.
+        """Let time pass, and run each job that falls due at its time. Return the number of runs.
 
-        All that time brings comes: a result is dropped when `keep_result` (300 s unless the call says otherwise) has passed since its
-        job ended, and `status()` is None then, as in production. Raises ValueError for a negative time, and otherwise as `run_all` does.
+        Other effects of time happen too: a result is dropped when `keep_result` (default 300 s) has passed since its job ended, and
+        `status()`
+        is None then, as in production. Raises ValueError for a negative time, and otherwise the same errors as `run_all`.
         """
         span = timedelta(seconds=seconds, minutes=minutes, hours=hours, days=days)
         if span < timedelta():
@@ -144,7 +146,7 @@ class TaskflowJobs:
 
     @asynccontextmanager
     async def _at_work(self, *, raises: bool) -> AsyncIterator[_Work]:
-        """Open the lifespan once, for all that runs in the block. At its end raise what has failed."""
+        """Open the lifespan once for all runs in the block. Raise the failures at its end."""
         async with AsyncExitStack() as stack:
             lifespan = self._app.settings.lifespan
             state = await stack.enter_async_context(lifespan()) if lifespan is not None else None
@@ -184,7 +186,7 @@ class TaskflowJobs:
 
 
 class _Work:
-    """What runs jobs during one call, and what it has run: how often each job, by name, and which have failed for good."""
+    """Runs jobs during one call. Counts the runs of each job by name, and keeps the failures."""
 
     def __init__(self, executor: Executor) -> None:
         self.executor = executor
@@ -194,7 +196,7 @@ class _Work:
 
 
 class _Pass:
-    """One run of everything that is ready, as a worker of its own session."""
+    """One run of all ready jobs, as a worker with its own session."""
 
     def __init__(self, broker: Broker, work: _Work) -> None:
         self._broker = broker
@@ -227,7 +229,7 @@ class _Pass:
         return bool(leases)
 
     async def _next_news(self, nudges: Nudges) -> None:
-        """Until a run has ended, a job has become ready, or a running one was asked to stop."""
+        """Wait until a run has ended, a job has become ready, or a running one was asked to stop."""
         nudged = asyncio.ensure_future(nudges.wait())
         try:
             await asyncio.wait({nudged, *self._running}, return_when=asyncio.FIRST_COMPLETED)
@@ -245,13 +247,13 @@ class _Pass:
 
     async def _run(self, holding: HeldLease) -> None:
         settlement = await self._work.executor.run(holding)
-        # Virtual time stands still while a job runs: its real length would put its start before it was sent.
+        # Virtual time stands still while a job runs: its real duration would put its start before it was sent.
         await self._broker.settle([msgspec.structs.replace(settlement, ran_for=0.0)])
         if isinstance(settlement.verdict, Failed | Discarded):
             self._work.ended_badly.append(settlement.id)
 
     async def _leave(self) -> None:
-        """Nothing runs any more, unless the test has given up: then what does is stopped, and its jobs are ready again."""
+        """Check that nothing runs any more. If the test has given up, stop the runs; their jobs are ready again."""
         for holding in self._running.values():
             holding.ask_to_stop(WINDING_DOWN)
         if self._running:
@@ -267,7 +269,7 @@ def _endless(after: str, runs: Counter[str]) -> AssertionError:
 
 
 def _finished(coroutine: Any) -> Any:
-    """The value of a coroutine that never waits, as the memory broker's do: assertions need no await."""
+    """Return the value of a coroutine that never waits, like those of the memory broker: assertions need no await."""
     try:
         coroutine.send(None)
     except StopIteration as done:

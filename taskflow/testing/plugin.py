@@ -1,4 +1,4 @@
-"""The pytest plugin: the fixture `taskflow_jobs`. Loads nothing of taskflow before a test asks for it."""
+"""The pytest plugin with the fixture `taskflow_jobs`. Imports nothing of taskflow before a test requests it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def taskflow_jobs() -> Iterator[TaskflowJobs]:
-    """Jobs go to memory, under a clock that the test moves; what it configures is undone after."""
+    """Send jobs to memory, under a clock that the test controls. What the test configures is undone after it."""
     from taskflow.testing.jobs import jobs_in_memory
 
     with jobs_in_memory() as jobs:

@@ -27,7 +27,7 @@ class _Atomically(Protocol):
 class MemoryBroker:
     """Jobs in this process's memory: for tests, and for work that may be lost with the process.
 
-    `capacity` is the most live jobs that it takes, without one as many as memory holds.
+    `capacity` is the most live jobs that it takes; None for no limit.
     """
 
     def __init__(
@@ -70,11 +70,11 @@ class MemoryBroker:
         return self._flag.listen(topics)
 
     def sibling(self) -> MemoryBroker:
-        """Itself: it has no connection that a thread could wait for."""
+        """Return this broker: it has no connection that a thread could wait for."""
         return self
 
     async def close(self) -> None:
-        """Nothing to let go of; the jobs live as long as the object."""
+        """Do nothing: the jobs exist as long as the object."""
 
     def _atomically(self, verb: Callable[[], T]) -> T:
         with self._lock:

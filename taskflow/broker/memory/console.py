@@ -34,11 +34,11 @@ class MemoryStore(UpkeepStore):
         ]
 
     def _count(self, queue: str, status: Status) -> int:
-        """Without making an entry for a queue that is only paused."""
+        """Get the counts without adding an entry for a queue that is only paused."""
         return self.counts[queue][status] if queue in self.counts else 0
 
     def _oldest_ready_for(self, queue: str) -> float | None:
-        """Not always the first of them, which has the highest priority."""
+        """Find the oldest ready job. It need not be the first, which has the highest priority."""
         due = [entry[1] for entry in self.ready.get(queue, ()) if self.is_ready(entry)]
         return to_seconds(self.now - min(due)) if due else None
 

@@ -18,7 +18,7 @@ from taskflow.model.verdict import RunError
 
 
 class Fence(msgspec.Struct, frozen=True, gc=False):
-    """Tells one lease from every other, also after the store has lost its tail and counts epochs again."""
+    """Identifies one lease, also if the store has lost its latest changes and counts epochs again."""
 
     epoch: int
     claim: ClaimId
@@ -32,9 +32,10 @@ _as_sent: Final = attrgetter(*AS_SENT)
 
 
 class StoredJob(JobState, gc=False, eq=False, kw_only=True):
-    """One envelope and all that became of it. `entry` is the last one of it among the ready jobs.
+    """An envelope and its state. `entry` is its latest entry among the ready jobs.
 
-    The collector does not look at it: it would go through all that is stored, again and again. Nothing that a job holds leads back to it.
+    The garbage collector skips it, because it would scan everything that is stored again and again. No reference leads from a job back to
+    it.
     """
 
     envelope: Envelope
@@ -69,7 +70,7 @@ class StoredJob(JobState, gc=False, eq=False, kw_only=True):
 
     @property
     def place(self) -> tuple[int, int, int]:
-        """Where it stands among the ready jobs of its queue: the least is claimed first."""
+        """Its place among the ready jobs of its queue: the smallest is claimed first."""
         return (-self.priority, self.due_at, self.seq)
 
     def is_expired(self, now: int) -> bool:

@@ -43,11 +43,11 @@ class UpkeepStore(Store):
         return Outlook(is_ready=bool(self.ready_queues()), due_in=0.0 if is_dying else min(waits, default=math.inf))
 
     def _next_in(self) -> float:
-        """The fleet's share: each of n sessions comes once in n turns, all of them when something falls due or a session lapses before."""
+        """Return the seconds until the next call: each of n sessions calls once in n turns, sooner if a job is due or a session lapses."""
         return min([self.rules.upkeep_every * max(1, len(self._living_ones())), *self._waits()])
 
     def _waits(self) -> list[float]:
-        """Seconds until the next job is due, and until each session lapses."""
+        """Return the seconds until the next job is due, and until each session lapses."""
         waits = [to_seconds(state.beat_at + state.ttl + 1 - self.steady) for state in self._living_ones()]
         if (due_at := self.next_due()) is not None:
             waits.append(to_seconds(due_at - self.now))
@@ -67,7 +67,7 @@ class UpkeepStore(Store):
     # --- dead sessions ------------------------------------------------------------------------------------
 
     def _reap(self) -> int:
-        """Dead first, released after: a claim that comes in between finds the session gone, and no lease is forgotten."""
+        """Mark lapsed sessions dead before their leases are released, so that a claim in between is refused and no lease is forgotten."""
         lapsed = [state for state in self._living_ones() if self._has_lapsed(state)]
         for state in lapsed:
             self._kill(state)
@@ -77,7 +77,7 @@ class UpkeepStore(Store):
         return self._is_of_another_boot(state) or self.steady - state.beat_at > state.ttl
 
     def _is_of_another_boot(self, state: SessionState) -> bool:
-        """The machine has started again since: its workers are gone, and their steady times mean nothing now."""
+        """Return True if the machine was restarted since: its workers are gone, and their steady times mean nothing now."""
         return state.boot_id != self.clock.boot_id()
 
     def _release_leases(self, limit: int) -> int:
@@ -109,7 +109,7 @@ class UpkeepStore(Store):
         return moved
 
     def _drop(self, limit: int) -> int:
-        """First to be nothing but an id, when its keep is over; then, when no call can be resent any more, nothing at all."""
+        """Reduce jobs past their keep to their ids, and delete ids that no call can resend."""
         now, moved = self.now, self._drop_over_cap(limit)
         while self.fading and self.fading[0][0] <= now and moved < limit:
             job = self.jobs.get(heapq.heappop(self.fading)[1])
@@ -138,7 +138,7 @@ class UpkeepStore(Store):
         return moved
 
     def _oldest_kept(self, queue: str, are_failed: bool) -> StoredJob | None:
-        """The first that ended of those still kept; entries of jobs that are gone, or live again, are taken off."""
+        """Return the oldest kept job. Drops entries of jobs that are gone or live again."""
         oldest = self.kept[queue, are_failed]
         while oldest:
             ended_at, _, job_id = oldest[0]

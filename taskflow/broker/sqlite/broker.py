@@ -1,4 +1,4 @@
-"""The SQLite broker: verbs on the way to the writer's thread, wake-ups on the way back."""
+"""The SQLite broker: passes verbs to the writer's thread, and wake-ups back."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ from taskflow.model.verdict import Settled, Settlement
 T = TypeVar("T")
 
 _TIMEOUT: Final = 4.0
-"""Less than an application's own patience with an enqueue (5 s): it is to hear of the lock from here, not of silence from there."""
+"""Less than an application's own patience with an enqueue (5 s): the broker's error names the lock's owner."""
 
 
 class SqliteBroker:
     """Jobs in a file, for all processes of one machine. See `taskflow.broker.protocol.Broker`.
 
-    `path`       of the file, made when it is not there; its folder must be
+    `path`       of the file, which is created if it is missing; its folder must exist
     `namespace`  the prefix of the tables: several applications may share a file
     `shared`     adopt a file that has tables of other programs
-    `migrates`   the first verb makes the tables, or brings them to this version; False: it is refused until `migrate` has been called
-    `timeout`    the longest wait for a lock that another process holds, in seconds
-    `room`       how many jobs it takes, and how much of the disk
+    `migrates`   True: the first verb creates the tables, or brings them to this version. False: verbs are refused until `migrate` is called
+    `timeout`    the longest wait in seconds for a lock that another process holds
+    `room`       limits for the number of jobs and the disk space
 
-    Nothing is opened before the first verb, whose errors say what is wrong with the file: BrokerRefused, BrokerUnavailable.
+    The first verb opens the file, and raises BrokerRefused or BrokerUnavailable if something is wrong with it.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class SqliteBroker:
         timeout: float = _TIMEOUT,
         room: Room | None = None,
     ) -> None:
-        # Made real now: a change of folder later does not lead elsewhere.
+        # Made absolute now, so that a later change of folder does not matter.
         real = os.path.realpath(os.fspath(path))
         self._store = StoreFile(real, check_queue(namespace), shared, timeout, room or Room(), migrates)
         self._seams = seams or Seams()
@@ -125,7 +125,7 @@ class SqliteBroker:
         return self._running().listener.listen(topics)
 
     def sibling(self) -> SqliteBroker:
-        """Another broker on the same file, with a thread and a connection of its own."""
+        """Return another broker on the same file, with a separate thread and connection."""
         store = self._store
         return SqliteBroker(
             store.path,
@@ -142,20 +142,20 @@ class SqliteBroker:
         self._is_closed = True
         parts, self._parts = self._parts, None
         if parts is not None:
-            await asyncio.to_thread(parts.close)  # it waits for what was accepted, and for the file
+            await asyncio.to_thread(parts.close)  # waits for accepted verbs, and for the file
 
     async def _call(self, durability: Durability, verb: Callable[[Transitions], T]) -> T:
         return await self._running().writer.call(durability, verb)
 
     async def _look(self, verb: Callable[[Transitions], T]) -> T:
-        """Without the write lock, unless a row that is read must be mended."""
+        """Run a read without the write lock, unless a row must be mended."""
         try:
             return await self._call(Durability.READ, verb)
         except Unsound:
             return await self._call(Durability.NORMAL, verb)
 
     async def _alone(self, store: StoreFile, verb: Callable[[Transactions], T]) -> T:
-        """Run a migration's verb beside the writer, which would migrate the file when it opens it."""
+        """Run a migration beside the writer, which would migrate the file when it opens it."""
 
         def run() -> T:
             with forks.transactions:
@@ -164,7 +164,7 @@ class SqliteBroker:
         return await asyncio.to_thread(run)
 
     def _running(self) -> _Parts:
-        """The parts of this process: a child after a fork starts afresh, and does not touch what was its parent's."""
+        """Return the parts of this process. A forked child creates its own, and leaves its parent's alone."""
         if self._is_closed:
             raise BrokerUnavailable(wording.CLOSED)
         parts = self._parts
@@ -177,7 +177,7 @@ class SqliteBroker:
 
 
 class _Parts:
-    """What a broker has in one process: its writer and its listener."""
+    """The writer and the listener of one process."""
 
     def __init__(self, store: StoreFile, seams: Seams, rules: Rules) -> None:
         self._flag = WakeUpFlag()

@@ -1,9 +1,9 @@
-"""Carrying the write-ahead log over into the file, one process at a time.
+"""Checkpoints: carries the write-ahead log over into the file, one process at a time.
 
-SQLite before 3.51.3 can corrupt a file when one connection begins a checkpoint while another's commit starts the log anew
-(https://sqlite.org/wal.html#walresetbug), and distributions ship older ones. So `wal_autocheckpoint` is off, a lock on a side file
-keeps checkpoints of different connections apart, and the mode is RESTART or TRUNCATE, which hold the write lock all the while: no commit
-can start the log anew under them. (PASSIVE would not hold it.)
+SQLite before 3.51.3 can corrupt a file if one connection begins a checkpoint while another's commit restarts the log
+(https://sqlite.org/wal.html#walresetbug), and distributions ship older versions. So `wal_autocheckpoint` is off, a lock on a side file
+keeps checkpoints of different connections apart, and the mode is RESTART or TRUNCATE: these hold the write lock, so that no commit can
+restart the log meanwhile. (PASSIVE would not hold it.)
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from taskflow.broker.sqlite.store_file import LOG, LOG_LIMIT, MIB, SIDE, SMALL_L
 
 MOST_COMMITS: Final = 128
 MOST_CHANGES: Final = 3_000
-"""After so many commits or changed rows of its own, some 4 MiB of log, a connection makes a checkpoint."""
+"""Commits, or changed rows, after which a connection makes a checkpoint: some 4 MiB of log."""
 
 SMALL: Final = 2 * MIB
-"""A log that has never grown beyond this is left alone."""
+"""Bytes. A log that has never been larger is left alone."""
 
 _PATIENCE_MS: Final = 100
 
@@ -31,9 +31,8 @@ _PATIENCE_MS: Final = 100
 class Checkpointer:
     """Belongs to one connection and its thread. `after_commit` is called after every commit.
 
-    A log that is carried over begins anew in the same file, whose size therefore tells little: that is why changes are counted. Cutting
-    it off each time would tell more, and cost: a flush takes twice as long where the file grows by it. So it is cut off only
-    when it has become larger than it should.
+    After a checkpoint the log begins again in the same file, so its size says little: that is why changes are counted. To truncate it each
+    time would be simpler, but a flush takes twice as long while the file grows. So it is truncated only if it is larger than it should be.
     """
 
     def __init__(self, connection: sqlite3.Connection, store: StoreFile) -> None:
@@ -55,13 +54,14 @@ class Checkpointer:
             self.checkpoint("RESTART")
 
     def checkpoint(self, mode: Literal["RESTART", "TRUNCATE"]) -> bool:
-        """Now, unless another connection is at it. False when it could not be completed (a long reader): try again later."""
+        """Make a checkpoint now, unless another connection is making one. Return False if a long reader kept it incomplete: try again
+        later."""
         if self._lock < 0:
             return False
         self._commits = 0
         self._changes = self._connection.total_changes
         try:
-            # flock and not lockf: POSIX locks are the process's, and would not keep two brokers of one process apart.
+            # flock, not lockf: POSIX locks belong to the process, and would not keep two brokers of one process apart.
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             return False
@@ -69,7 +69,7 @@ class Checkpointer:
             self._wait_at_most(_PATIENCE_MS)
             [(is_busy, _, _)] = self._connection.execute(_STATEMENTS[mode])
             return not is_busy
-        except sqlite3.Error:  # the disk: whoever writes next hears of it
+        except sqlite3.Error:  # a disk error: the next writer reports it
             return False
         finally:
             with contextlib.suppress(sqlite3.Error):
@@ -77,7 +77,7 @@ class Checkpointer:
             fcntl.flock(self._lock, fcntl.LOCK_UN)
 
     def close(self) -> None:
-        """No checkpoint is made afterwards."""
+        """Make no more checkpoints."""
         if self._lock >= 0:
             os.close(self._lock)
         self._lock = -1
@@ -85,7 +85,7 @@ class Checkpointer:
     def _is_scarce(self) -> bool:
         try:
             return self._store.is_scarce()
-        except OSError:  # the folder is gone: whoever writes next hears of it
+        except OSError:  # the folder is gone: the next writer reports it
             return False
 
     def _size(self) -> int:

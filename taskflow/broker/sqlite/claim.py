@@ -45,7 +45,7 @@ def _take(transitions: Transitions, session: bytes, request: int) -> list[tuple[
 
 
 FAR_BEHIND: Final = 1_000
-"""Requests that no worker can be behind its own: the stored number is not what it was."""
+"""Numbers that no worker can be behind: the stored request number is wrong."""
 
 
 def _answer_again(transitions: Transitions, row: SessionRow, request: int) -> list[Lease]:
@@ -75,7 +75,7 @@ def _order(transitions: Transitions, queues: Sequence[str], request: int, limit:
 
 
 _LEAST_QUEUES: Final = 32
-"""That are read at once."""
+"""Queues that are read at once."""
 
 
 def _ready_queues(transitions: Transitions, request: int, limit: int) -> Iterator[_Queue]:
@@ -100,7 +100,7 @@ _QUEUES: Final = msgspec.json.Decoder(list[_Queue])
 
 
 class _Ready(msgspec.Struct, array_like=True):
-    """A job to be leased, as `told_of_ready` has it: its first five fields when it is a plain one. Id and payload come beside.
+    """A job to be leased, in the form of `told_of_ready`; a plain one has only the first five fields. Id and payload come separately.
 
     If `payload_bytes` is below zero, its row must be read by itself: a value may be unsound, or its payload is long.
     """
@@ -127,7 +127,7 @@ class _Ready(msgspec.Struct, array_like=True):
 
     @property
     def bytes_to_fetch(self) -> int:
-        """Of its payload, when it is read by itself: one that is too long is not fetched."""
+        """Bytes of its payload to fetch if it is read by itself: a payload that is too long is not fetched."""
         size = self.payload_bytes if self.payload_bytes >= 0 else -1 - self.payload_bytes
         return size if size <= MOST_BYTES else 0
 
@@ -172,7 +172,7 @@ MOST_BYTES: Final = 64 << 20
 """Bytes of payloads in one answer; the next request gets the rest."""
 
 _LONG, _SHORT = 65_536, 4_096
-"""Bytes of a payload that comes along with others: these for a claim of a few jobs, at least those for a claim of many."""
+"""Bytes up to which a payload is fetched together with others: the first for a claim of a few jobs, the second for a claim of many."""
 
 
 def _all_ready(transitions: Transitions, queues: Sequence[_Queue], limit: int, longest: int) -> list[_Ready]:
@@ -222,7 +222,7 @@ def _in_order(found: list[_Ready]) -> list[_Ready]:
 
 
 def _lease_all(transitions: Transitions, session: bytes, worker: str | bytes, request: int, found: list[_Ready]) -> list[Lease]:
-    """Lease them in their order. One that must be read by itself is left out if its row, when mended, is not ready any more."""
+    """Lease the jobs in order. A job that must be read by itself is left out if its mended row is no longer ready."""
     names = {number: name for number in set(map(_name, found)) if isinstance(name := transitions.job_names.read(number), str)}
     queues = {number: transitions.queues.name(number) for number in set(map(_queue, found))}
     packed, taken, leases, cached, size = pack_claims(session, request, len(found)), list[_Ready](), list[Lease](), list[CachedLease](), 0
@@ -239,7 +239,7 @@ def _lease_all(transitions: Transitions, session: bytes, worker: str | bytes, re
                 continue
         taken.append(ready)
         leases.append(lease)
-        if not (ready.key or ready.is_joined):  # its end is no matter of a key or a join
+        if not (ready.key or ready.is_joined):  # no key or join depends on its end
             fence = pack_fence(lease.epoch, packed[number])
             cached.append(CachedLease(lease.envelope.id, claim, lease.epoch, fence, ready.seq, ready.queue))
     rows = list(zip(map(_seq, taken), packed, strict=False))
@@ -251,7 +251,7 @@ def _lease_all(transitions: Transitions, session: bytes, worker: str | bytes, re
 
 
 def _lease_told(transitions: Transitions, ready: _Ready, name: str | None, queue: str, claim: ClaimId) -> Lease | None:
-    """None if it must be read by itself, or has a name or options that cannot be read."""
+    """Return the lease; None if the job must be read by itself, or has a name or options that cannot be read."""
     if name is None or ready.payload_bytes < 0:
         return None
     if ready.due_at is None:
@@ -274,12 +274,12 @@ def _lease_told(transitions: Transitions, ready: _Ready, name: str | None, queue
 
 
 def _lease_read(transitions: Transitions, ready: _Ready, claim: ClaimId) -> Lease | None:
-    """None if it is not ready any more in its queue, now that its row is mended."""
+    """Return the lease; None if the mended row is no longer ready in its queue."""
     job = transitions.job_by_seq(ready.seq)
     if job is None or job.status is not Status.READY or job.queue != ready.queue:
         return None
     job.epoch += 1
-    ready.is_joined = int(job.key is not None or job.joins is not None)  # the key was not told
+    ready.is_joined = int(job.key is not None or job.joins is not None)  # the key was not among the fields
     return _lease_of(transitions, job, claim)
 
 

@@ -87,7 +87,7 @@ def queue_records(transitions: Transitions) -> list[QueueRecord]:
 
 
 def _queue_record(transitions: Transitions, number: int, name: Any, is_paused: Any, *stored: Any) -> QueueRecord:
-    """A name that is no text is shown as Python writes it; a count that is no number counts as 0."""
+    """Make a record. A name that is not text is shown as a Python literal; a count that is not a number counts as 0."""
     counts = [count if isinstance(count, int) else 0 for count in stored]
     return QueueRecord(
         name=str(name),
@@ -114,13 +114,13 @@ def browse(transitions: Transitions, job_filter: JobFilter, before: bytes | None
         return []
     page = (*parameters, ID_AFTER_ALL if before is None else before, max(0, limit))
     jobs = transitions.jobs("browse", *page)
-    if transitions.has_mended:  # ids have changed by it perhaps, and with them the order
+    if transitions.has_mended:  # mending may have changed ids, and with them the order
         jobs = transitions.jobs("browse", *page)
     return [transitions.record(job) for job in jobs if job.status is not None]
 
 
 def _parameters(transitions: Transitions, job_filter: JobFilter) -> tuple[object, ...] | None:
-    """What `browse` and `to_purge` begin with; None when a name is unknown, so that nothing can be found."""
+    """Return the first parameters of `browse` and `to_purge`; None if a name is unknown, so that nothing can match."""
     queue = None if job_filter.queue is None else transitions.queues.find(job_filter.queue)
     job = None if job_filter.job is None else transitions.job_names.find(job_filter.job)
     if (job_filter.queue is not None and queue is None) or (job_filter.job is not None and job is None):

@@ -1,4 +1,4 @@
-"""Room kept for settlements: on a full disk even a DELETE fails, for it too must be written to the log first."""
+"""Disk space reserved for settlements: on a full disk even a DELETE fails, because it must be written to the log first."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from taskflow.broker.sqlite.store_file import RESERVE, StoreFile
 
 
 class DiskReserve:
-    """A file beside the database that stands for its size. While it is gone, nothing new is taken in.
+    """A file beside the database that occupies the reserve. While it is missing, new jobs are refused.
 
-    Several processes share it: whoever finds the disk full deletes it, and whoever would enqueue makes it anew first.
+    Several processes share it. A process that finds the disk full deletes it; a process that wants to enqueue must restore it first.
     """
 
     def __init__(self, store: StoreFile) -> None:
@@ -24,7 +24,7 @@ class DiskReserve:
         return self._size == 0 or os.path.exists(self._path)
 
     def release(self) -> bool:
-        """Give it up; False when there was none to give."""
+        """Delete the file. Return False if there was none."""
         try:
             os.unlink(self._path)
         except OSError:
@@ -32,7 +32,7 @@ class DiskReserve:
         return True
 
     def restore(self, free_inside: int) -> bool:
-        """Set it aside, if as much again stays free, on the disk or inside the file: the last of the room is for settlements too."""
+        """Restore the file if as much again stays free, on the disk or inside the database: the last space is for settlements too."""
         if self.is_there():
             return True
         try:
@@ -43,19 +43,19 @@ class DiskReserve:
 
     @property
     def needs(self) -> int:
-        """Bytes that must be free for it to be restored."""
+        """Bytes that must be free before it can be restored."""
         return 2 * self._size
 
     def most_bytes(self) -> int | None:
-        """How large new jobs may make the file, so that the log, where they are first, can still be carried over; None: as they like.
+        """Return the size up to which new jobs may grow the file, so that the log can still be carried over; None for no limit.
 
-        Free pages inside the file are room too: it need not grow for them.
+        Free pages inside the file count as space: it need not grow for them.
         """
         try:
             if not self._store.is_scarce():
                 return None
             return os.stat(self._store.path).st_size + max(0, self._store.free_room() - self._size) // 2
-        except OSError:  # the file is gone: the next call hears of it
+        except OSError:  # the file is gone: the next call reports that
             return None
 
     def _make(self) -> bool:
@@ -69,7 +69,7 @@ class DiskReserve:
 
 
 def _allocate(file: int, size: int) -> None:
-    """Room on the disk, and not only a length."""
+    """Allocate space on the disk, not only a length."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file, 0, size)
     else:

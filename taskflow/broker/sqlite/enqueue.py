@@ -36,7 +36,7 @@ def _check_room(transitions: Transitions, wanted: int, capacity: int) -> None:
 
 
 def add_all(transitions: Transitions, envelopes: Iterable[Envelope]) -> list[Added | Refused]:
-    """In order: neighbours of the same kind go together."""
+    """Add envelopes in order: neighbours of the same kind are added together."""
     answers = list[Added | Refused]()
     for stand_alone, grouped in groupby(envelopes, _stands_alone):
         alike = list(grouped)
@@ -45,7 +45,7 @@ def add_all(transitions: Transitions, envelopes: Iterable[Envelope]) -> list[Add
 
 
 def _last_seq(transitions: Transitions) -> int:
-    """Of the job that came last. From here on, what is remembered of job names is true."""
+    """Return the seq of the newest job. From here on, cached job names are valid."""
     [(last_seq, drops)] = transitions.connection.execute(transitions.sql["last_seq"])
     transitions.job_names.forget_if_dropped(drops)
     return int(last_seq)
@@ -71,7 +71,7 @@ def _add_together(transitions: Transitions, envelopes: list[Envelope]) -> list[A
     for row in rows:
         job_id = row[_ID]
         if job_id in fresh:
-            fresh.discard(job_id)  # so that its second coming in the same batch is refused
+            fresh.discard(job_id)  # so that an id that occurs twice in a batch is refused the second time
             _count_in_all(transitions, [row])
             answers.append(Added(job_id))
         else:

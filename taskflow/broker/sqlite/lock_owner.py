@@ -1,6 +1,6 @@
-"""Who holds a lock on a store's files, as the kernel tells (Linux): so that an operator need not search for it.
+"""Finds the process that holds a lock on a store's files, as the kernel reports it (Linux), so that an operator need not search for it.
 
-Only read: to open the file beside the log (`-shm`) in a process that uses the store, and to close it, would drop that process's own locks.
+This only reads /proc. If a process that uses the store opened and closed the file beside the log (`-shm`), it would drop its own locks.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ _LOCKS: Final = Path("/proc/locks")
 _PROCESSES: Final = Path("/proc")
 
 _STOPPED: Final = "T"
-"""The state of a process that a signal has stopped (proc_pid_status(5)); a debugger's is another one."""
+"""The state of a process that a signal has stopped (proc_pid_status(5)). A process stopped by a debugger has another state."""
 
 _WRITER: Final = 120
-"""The byte of the log's index that whoever writes holds (https://sqlite.org/walformat.html, section 2.3)."""
+"""The byte of the log's index that a writer locks (https://sqlite.org/walformat.html, section 2.3)."""
 
 
 @dataclass(frozen=True, slots=True)
 class LockOwner:
-    """A process that keeps others from writing. `name` is the kernel's, 15 characters of it."""
+    """A process that keeps others from writing. `name` is the kernel's, cut to 15 characters."""
 
     pid: int
     name: str
@@ -50,20 +50,21 @@ def locked_by(store: StoreFile, *endings: str) -> str:
 
 
 def holder_of(store: StoreFile, *endings: str) -> LockOwner | None:
-    """A process with an exclusive lock on the file, or on one of those beside it, a stopped one before others; None when nobody knows.
+    """Return a process with an exclusive lock on the file or one beside it, stopped ones first; None if it is unknown.
 
-    What holds it from outside this container, or has let go of it meanwhile, is not found.
+    A process outside this container, or one that has released the lock meanwhile, is not found.
     """
     files = {found: ending for ending in endings if (found := store.identity(ending)) is not None}
     try:
         holders = [holder for pid in sorted(set(_writers(files))) if (holder := _look(pid)) is not None]
-    except (OSError, ValueError):  # another system, or a kernel that has other words for it
+    except (OSError, ValueError):  # another system, or a kernel with another format
         return None
     return max(holders, key=lambda holder: holder.is_stopped, default=None)
 
 
 def _writers(files: Mapping[tuple[int, int], str]) -> Iterator[int]:
-    """The lines are `1: POSIX  ADVISORY  WRITE 4711 fe:00:1234 120 120` (proc_locks(5)); one with `->` waits for the lock above it."""
+    """Parse lines such as `1: POSIX  ADVISORY  WRITE 4711 fe:00:1234 120 120` (proc_locks(5)). A line with `->` waits for the lock above
+    it."""
     for line in _LOCKS.read_text().splitlines():
         match line.split():
             case [_, "POSIX" | "FLOCK" | "OFDLCK", _, "WRITE", pid, file, first, last] if (ending := files.get(_file(file))) is not None:

@@ -1,4 +1,4 @@
-"""What sqlite3 raises, in our words: nothing of it leaves this package."""
+"""Translates sqlite3's errors. None of them leaves this package."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from taskflow.model.errors import BrokerRefused, BrokerUnavailable, StoreFull, T
 from taskflow.model.job_schema import LARGE
 
 LARGEST_VALUE: Final = 1_000_000_000
-"""Bytes that SQLite holds in one value or row, as it is commonly built (https://sqlite.org/limits.html)."""
+"""The most bytes in one value or row, in the usual build of SQLite (https://sqlite.org/limits.html)."""
 
 LARGEST_PAYLOAD: Final = LARGE
-"""Bytes of a payload, or of a result. A longer value in a row is taken for damage, and is not fetched."""
+"""The most bytes of a payload or a result. A longer value in a row counts as damaged, and is not fetched."""
 
 
 def check_payloads(envelopes: Iterable[Envelope]) -> None:
-    """TooLarge, naming job and size, before anything is copied."""
+    """Raise TooLarge, naming job and size, before anything is copied."""
     for envelope in envelopes:
         if len(envelope.payload) > LARGEST_PAYLOAD:
             raise TooLarge(
@@ -31,14 +31,15 @@ def check_payloads(envelopes: Iterable[Envelope]) -> None:
 
 
 def check_result(result: bytes) -> bytes:
-    """The result itself; TooLarge if it is longer than what is read back."""
+    """Return the result. Raises TooLarge if it is longer than what is read back."""
     if len(result) > LARGEST_PAYLOAD:
         raise TooLarge(f"a result of {len(result):,} bytes: SQLite takes at most {LARGEST_PAYLOAD:,}; keep a reference to the data")
     return result
 
 
 def is_full(error: BaseException) -> bool:
-    """Also some I/O errors: the shared memory beside the WAL is files too, and cannot say why it did not grow."""
+    """Return True for a full disk. That includes some I/O errors: the WAL's shared memory is a file too, and cannot say why it did not
+    grow."""
     if not isinstance(error, sqlite3.Error):
         return isinstance(error, StoreFull)
     return _code(error) == sqlite3.SQLITE_FULL or getattr(error, "sqlite_errorcode", 0) in _NO_ROOM
@@ -52,7 +53,7 @@ def is_busy(error: BaseException) -> bool:
 
 
 def is_about_the_file(error: BaseException) -> bool:
-    """After such an error the connection is not to be trusted: the next call opens the file anew."""
+    """Return True for an error after which the connection cannot be trusted: the next call opens the file again."""
     return isinstance(error, sqlite3.Error) and _code(error) in (
         sqlite3.SQLITE_IOERR,
         sqlite3.SQLITE_CANTOPEN,
@@ -64,9 +65,9 @@ def is_about_the_file(error: BaseException) -> bool:
 
 
 def in_our_words(error: sqlite3.Error, store: StoreFile) -> TaskflowError:
-    """The error to raise instead; it names the file and what to do.
+    """Return the error to raise instead, which names the file and what to do.
 
-    A value that is too large is no BrokerError: the store is well, and to try again is of no use.
+    A value that is too large is not a BrokerError: the store is well, and another try is of no use.
     """
     path = store.path
     code = _code(error)
@@ -100,5 +101,5 @@ def whoami() -> str:
 
 
 def _code(error: sqlite3.Error) -> int:
-    """The primary result code; the byte above tells variants apart (https://sqlite.org/rescode.html)."""
+    """Return the primary result code; the byte above it tells variants apart (https://sqlite.org/rescode.html)."""
     return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF

@@ -49,11 +49,11 @@ class JobRow(JobState):
 
     @property
     def status(self) -> Status | None:
-        """None for what was dropped."""
+        """None for a dropped job."""
         return None if self.code is None else BY_CODE[self.code]
 
     def is_kept(self, now: int) -> bool:
-        """While an ended job is kept, `fade_at` says until when."""
+        """Return True while an ended job is kept, which `fade_at` limits."""
         return self.code is not None and (self.ended_at is None or (self.fade_at or 0) > now)
 
     def joined_ids(self) -> list[bytes]:
@@ -77,16 +77,16 @@ OF_RUN: Final = (
 SENT: Final = ("code", "queue", "name", "created_at", "due_at", "expires_at", "extras", "joins", *AS_SENT)
 
 changing_columns: Final = attrgetter(*CHANGING, "result", "code", "seq")
-"""What `save_job` takes."""
+"""The columns that `save_job` takes."""
 
 columns_of_run: Final = attrgetter("seq", *OF_RUN)
-"""What `save_runs` takes."""
+"""The columns that `save_runs` takes."""
 
 all_columns: Final = attrgetter(*COLUMNS[1:])
-"""What `add_job` takes."""
+"""The columns that `add_job` takes."""
 
 mended_columns: Final = attrgetter(*MENDED, "seq")
-"""What `mend_job` takes."""
+"""The columns that `mend_job` takes."""
 
 
 def record_of(job: JobRow, queue: str, name: str | Unreadable) -> Record:
@@ -145,12 +145,12 @@ def unpack_spoilt(packed: Any) -> tuple[Unreadable, ...]:
 
 
 def pack_claim(claim: ClaimId) -> bytes:
-    """28 bytes that sort as the claim does: session, then request, then number."""
+    """Pack a claim into 28 bytes that sort as the claim does: session, then request, then number."""
     return claim.session + _CLAIM_TAIL.pack(claim.request, claim.number)
 
 
 def pack_claims(session: bytes, request: int, count: int) -> list[bytes]:
-    """The first so many of a request, packed."""
+    """Pack the first `number` claims of a request."""
     head, pack = session + _CLAIM_HEAD.pack(request), _CLAIM_NUMBER.pack
     return [head + pack(number) for number in range(count)]
 
@@ -161,19 +161,19 @@ def unpack_claim(packed: bytes) -> ClaimId:
 
 
 def claims_of(session: bytes, request: int | None = None) -> tuple[bytes, bytes]:
-    """The least and the greatest claim that the session can have, or can have by that request."""
+    """Return the least and the greatest claim that the session can have, in all or by that request."""
     first, last = (0, 0xFFFF_FFFF_FFFF_FFFF) if request is None else (request, request)
     return session + _CLAIM_TAIL.pack(first, 0), session + _CLAIM_TAIL.pack(last, 0xFFFF_FFFF)
 
 
 def is_possible(settlement: Settlement) -> bool:
-    """Return False if no store can have given out this fence."""
+    """Return False if no store could have issued this fence."""
     session, request, number = settlement.claim
     return len(session) == _ID_BYTES and 0 <= settlement.epoch < 1 << 53 and 0 <= request < 1 << 63 and 0 <= number < 1 << 32
 
 
 def slices(joined: bytes | None, size: int) -> list[bytes]:
-    """Values of one size out of their concatenation."""
+    """Cut a concatenation into values of one size."""
     joined = joined or b""
     return [joined[start : start + size] for start in range(0, len(joined), size)]
 
@@ -197,7 +197,7 @@ def pack_progress(progress: Progress | None) -> bytes | None:
 
 
 def storable(told: str) -> str | bytes:
-    """SQLite's text is UTF-8: what has no such form (a lone surrogate in an exception's message) is kept as bytes."""
+    """Return text as SQLite can store it. Text that has no UTF-8 form (a lone surrogate in an exception's message) becomes bytes."""
     try:
         told.encode()
     except UnicodeEncodeError:

@@ -52,7 +52,7 @@ class SessionRow(msgspec.Struct, frozen=True):
         return self.is_of_another_boot(boot_id) or steady - self.beat_at > self.ttl
 
     def is_of_another_boot(self, boot_id: str) -> bool:
-        """The machine has started again since: its workers are gone, and their steady times mean nothing now."""
+        """Return True if the machine was restarted since: the session's worker is gone, and its steady times mean nothing now."""
         return self.boot_id != boot_id
 
 
@@ -100,7 +100,7 @@ def _reading(transitions: Transitions, column: str) -> tuple[Callable[[Any], Any
         case "request":
             return _read_request, 0
         case "number":
-            return int, 0  # SQLite lets it be nothing else
+            return int, 0  # SQLite allows nothing else
         case _:
             return whole, 0
 
@@ -134,7 +134,7 @@ def _read_request(stored: Any) -> int:
 
 
 MOST_REQUESTS: Final = 1 << 40
-"""More than a session makes in its life."""
+"""Larger than any request number of a real session."""
 
 
 # --- register ----------------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
-"""The SQL of this folder, by name, for one namespace, and many rows in few steps. No other module puts text into SQL.
+"""The SQL statements of this folder by name, for one namespace, and ways to run them for many rows. No other module contains SQL text.
 
-sqlite3 lets go of the interpreter's lock at every step of a statement, which is every row of an `executemany` and every row fetched.
-Beside a busy event loop each time may cost a switch of threads: a hundred jobs claimed and settled row by row took 440 us a job, by
-single steps 40, where both took 11 on an idle loop. So rows go in as VALUES lists and come out as one row of aggregates.
+sqlite3 releases the interpreter lock at every step of a statement: for every row of an `executemany` and every row fetched. Beside a
+busy event loop each release may cost a thread switch. Claiming and settling a hundred jobs row by row took 440 µs per job, with single
+steps 40 µs; on an idle loop both took 11 µs. So rows go in as VALUES lists and come out as one row of aggregates.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ class Statements:
         return self._texts[name]
 
     def placed(self, script: str) -> str:
-        """A script that is not of this folder, for the namespace, without its comments."""
+        """Return a script that is not in this folder, for the namespace and without comments."""
         return self._of_namespace(_COMMENT.sub("", script))
 
     def _of_namespace(self, text: str) -> str:
         return text.replace('"~', f'"{self._prefix}')
 
     def of_rows(self, name: str, number: int) -> str:
-        """A statement that ends a list with "(?, ?) ...", for so many of them."""
+        """Return a statement that ends with a list "(?, ?), ..." of that many rows."""
         known = self._of_rows.get((name, number))
         if known is None:
             known = _REPEATED.sub(lambda row: ", ".join([row[1]] * number), self._texts[name])
@@ -52,16 +52,16 @@ class Statements:
 
 
 def table_prefix(namespace: str) -> str:
-    """What the names of a namespace's tables begin with.
+    """Return the prefix of the namespace's table names.
 
-    SQLite takes "A" and "a" for the same name, and keeps those that begin with "sqlite" to itself: a "^" tells them apart.
+    SQLite treats "A" and "a" as the same name, and reserves names that begin with "sqlite": a "^" tells them apart.
     """
     marked = re.sub("[A-Z]", lambda upper: "^" + upper[0].lower(), namespace)
     return ("^^" if marked.startswith("sqlite") else "") + marked + "_"
 
 
 def pragma(name: str, value: int) -> str:
-    """A PRAGMA takes no parameters."""
+    """Return a PRAGMA with its value in the text, because it takes no parameters."""
     return f"PRAGMA {name}={value:d}"
 
 
@@ -79,14 +79,14 @@ def _texts() -> dict[str, str]:
 # --- many rows ---------------------------------------------------------------------------------------------------
 
 _MOST_ROWS: Final = 256
-"""In one statement. Of lengths there are but the powers of two, so that a handful of prepared statements serves every number."""
+"""Run the rows in one statement. Lists have lengths of powers of two, so that a few prepared statements serve every number."""
 
 
 def execute_rows(
     connection: sqlite3.Connection, sql: Statements, name: str, rows: Sequence[tuple[object, ...]], shared: tuple[object, ...] = ()
 ) -> int:
-    """Run a statement that joins a list with a table, with the parameters that all rows share after them. How many rows it changed."""
-    before = connection.total_changes  # a cursor's rowcount does not count what begins by WITH
+    """Run a statement that joins a list with a table; parameters that all rows share follow them. Return the number of changed rows."""
+    before = connection.total_changes  # a cursor's rowcount does not count statements that begin with WITH
     for chunk in _filled_up(rows):
         connection.execute(sql.of_rows(name, len(chunk)), (*chain.from_iterable(chunk), *shared))
     return connection.total_changes - before
@@ -95,7 +95,7 @@ def execute_rows(
 def fetch_rows(
     connection: sqlite3.Connection, sql: Statements, name: str, rows: Sequence[tuple[object, ...]], shared: tuple[object, ...] = ()
 ) -> list[tuple[Any, ...]]:
-    """As `execute_rows`; all that the statement replies."""
+    """Like `execute_rows`, but return all rows of the reply."""
     found = list[tuple[Any, ...]]()
     for chunk in _filled_up(rows):
         found += connection.execute(sql.of_rows(name, len(chunk)), (*chain.from_iterable(chunk), *shared))
@@ -103,7 +103,7 @@ def fetch_rows(
 
 
 def insert_rows(connection: sqlite3.Connection, sql: Statements, name: str, rows: Sequence[tuple[object, ...]]) -> int:
-    """How many it added."""
+    """Insert the rows and return how many were added."""
     added = 0
     for chunk in _cut(rows):
         added += connection.execute(sql.of_rows(name, len(chunk)), tuple(chain.from_iterable(chunk))).rowcount
@@ -111,7 +111,7 @@ def insert_rows(connection: sqlite3.Connection, sql: Statements, name: str, rows
 
 
 def _filled_up(rows: Sequence[tuple[object, ...]]) -> Iterator[Sequence[tuple[object, ...]]]:
-    """With rows of NULLs, which equal nothing, so that they join nothing."""
+    """Fill the list up with rows of NULLs, which equal nothing and therefore join nothing."""
     for start in range(0, len(rows), _MOST_ROWS):
         chunk = rows[start : start + _MOST_ROWS]
         missing = (1 << (len(chunk) - 1).bit_length()) - len(chunk)

@@ -1,4 +1,4 @@
-"""Which file a broker keeps its jobs in, and on what terms."""
+"""The file of a broker, and how it is used."""
 
 from __future__ import annotations
 
@@ -12,34 +12,35 @@ MIB: Final = 1 << 20
 
 LOG: Final = "-wal"
 INDEX: Final = "-shm"
-"""What SQLite keeps beside a file while it is in use: the log, and its index, on which all wait for the lock to write."""
+"""The files that SQLite keeps beside it while it is in use: the log, and the log's index, which holds the write lock."""
 
 JOURNAL: Final = "-journal"
-"""Beside a file that has no log yet. SQLite writes a journal that it finds back into the file."""
+"""A rollback journal, beside a file that has no log yet. SQLite writes it back into the file when it finds it."""
 
 SIDE: Final = "-checkpoint"
 RESERVE: Final = "-reserve"
 WAKE: Final = "-wake"
-"""What we keep there: see wal_files.py, checkpoint.py, disk_reserve.py and wakeups.py."""
+"""The files that taskflow keeps beside it: see wal_files.py, checkpoint.py, disk_reserve.py and wakeups.py."""
 
 LOG_LIMIT: Final = 6 * MIB
-"""Beyond this the write-ahead log is carried over into the file and cut off."""
+"""Bytes of the write-ahead log beyond which it is carried over into the file and truncated."""
 
 
 SMALL_LOG_LIMIT: Final = MIB
-"""The same on a disk that is nearly full, where the reserve must be enough to carry it over."""
+"""The same for a disk that is nearly full, where the reserve must suffice to carry it over."""
 
 _AMPLE: Final = 64 * MIB
 
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """How much room a store may take.
+    """Limits of the space that a store may take.
 
-    `disk_reserve` bytes set aside beside the file and given up when the disk is full, so that settlements still find room: as much as the
-                 log may take when it is carried over into the file, and as much again; 0 for none
-    `max_pages`  pages of the file beyond which `enqueue` is refused; None for as many as the disk holds
-    `capacity`   live jobs beyond which `enqueue` is refused; None for as many as there is room for
+    `disk_reserve` bytes reserved beside the file and given up when the disk is full, so that settlements still find space: as much as the
+    log
+                 may take when it is carried over into the file, and as much again; 0 for none
+    `max_pages`  pages of the file beyond which `enqueue` is refused; None for no limit but the disk
+    `capacity`   live jobs beyond which `enqueue` is refused; None for no limit
     """
 
     disk_reserve: int = 2 * SMALL_LOG_LIMIT
@@ -49,7 +50,7 @@ class Room:
 
 @dataclass(frozen=True, slots=True)
 class StoreFile:
-    """`path` is real: absolute, and no link. `timeout` is in seconds, the longest wait for another process's lock.
+    """`path` is absolute and not a link. `timeout` is the longest wait in seconds for another process's lock.
 
     If `migrates` is false, a file whose tables are missing or older is refused.
     """
@@ -65,23 +66,23 @@ class StoreFile:
         return self.path + ending
 
     def share(self, path: str | int) -> None:
-        """Give what we made beside the file the file's own rights, as SQLite does; its owner's alone while the file is missing."""
+        """Give a file of ours the rights of the store's file, as SQLite does. While that is missing, only its owner gets rights."""
         with contextlib.suppress(OSError):
             mode = stat.S_IMODE(os.stat(self.path).st_mode) & 0o666 if os.path.exists(self.path) else 0o600
             is_folder = os.path.isdir(path)
             os.chmod(path, mode | (mode & 0o444) >> 2 if is_folder else mode)
 
     def free_room(self) -> int:
-        """Bytes on the disk that this user may still take."""
+        """Return the bytes on the disk that this user may still take."""
         disk = os.statvfs(os.path.dirname(self.path))
         return disk.f_bavail * disk.f_frsize
 
     def is_scarce(self) -> bool:
-        """The disk is nearly full: somebody else may take the rest at any time."""
+        """Return True if the disk is nearly full: another program may take the rest at any time."""
         return self.room.disk_reserve > 0 and self.free_room() < _AMPLE
 
     def identity(self, ending: str = "") -> tuple[int, int] | None:
-        """Tells this file, or one beside it, from another one that has taken its name; None when there is none."""
+        """Return what tells this file, or one beside it, from a later one of the same name; None if it is missing."""
         try:
             found = os.stat(self.beside(ending))
         except OSError:

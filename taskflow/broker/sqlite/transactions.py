@@ -34,25 +34,27 @@ _NAP: Final = 0.000_5
 _LONG_NAP: Final = 0.005
 _MANY_NAPS: Final = 400
 _LEAST_NAPS: Final = 50
-"""Seconds, and how many: short ones for the length of some transactions, then such as cost nothing."""
+"""Pauses in seconds, and how many: short ones for the length of some transactions, then longer ones that cost nothing."""
 
 
 class Durability(IntEnum):
-    """The strictest verb of a group decides for all of it."""
+    """How safe the changes of a verb must be. The strictest verb of a group decides for all."""
 
     READ = 0
-    """Nothing is written: no write lock is taken."""
+    """Nothing is written, and no write lock is taken."""
 
     NORMAL = 1
-    """The log is written and not flushed: claims, beats, upkeep. A killed process loses nothing by it. A power cut may lose the last of
-    them, never what comes before a flush: then a job is READY again that was leased, and its worker, gone with the power, can settle
-    nothing, for the next claim has another claim id. So a flush would buy nothing, at several times the cost."""
+    """The log is written but not flushed: claims, heartbeats, upkeep. A killed process loses nothing. A power cut may lose the last of
+    these,
+    but nothing before a flush: a leased job is READY again, and its worker, gone with the power, cannot settle it, because the next claim
+    has another claim id. So a flush would gain nothing, at several times the cost."""
 
     FULL = 2
-    """The log is flushed before the answer: settlements, cancellations, what an operator does. What was answered has happened."""
+    """The log is flushed before the answer: settlements, cancellations and operations of the console. An answer means that it is on the
+    disk."""
 
     FULL_AND_NEW = 3
-    """Flushed likewise; takes in new jobs, and so is refused when room runs out, while all others go on."""
+    """Flushed likewise, and refused when the disk is full, because it adds jobs. All other verbs go on."""
 
 
 @dataclass(eq=False, slots=True)
@@ -84,7 +86,7 @@ class Transactions:
         self._file: _File | None = None
 
     def run(self, group: Sequence[Work]) -> None:
-        """Give every call its answer or its error."""
+        """Give each call its answer or its error."""
         try:
             file = self._opened()
         except BrokerError as error:
@@ -103,18 +105,18 @@ class Transactions:
         try:
             with own_wal_files(self.store):
                 file.close()
-        except BrokerError:  # the next opening sees to it
+        except BrokerError:  # the next opening handles that
             file.close()
 
     def abandon(self) -> None:
-        """In a child after a fork: the connection is the parent's. It is kept for ever, since even closing it could harm the file."""
+        """In a forked child: keep the parent's connection for ever, because even closing it could harm the file."""
         if self._file is not None:
-            import ctypes  # ten milliseconds that only such a child pays
+            import ctypes  # ten milliseconds that only such a child needs
 
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._file.transitions.connection))
 
     def migrate(self) -> Upgrade:
-        """Bring the file to this version, and close it. For the calling thread, as `pending` is."""
+        """Bring the file to this version, and close it. For the calling thread, like `pending`."""
         upgrade = self._opened().upgrade
         self.close()
         return upgrade
@@ -130,7 +132,7 @@ class Transactions:
     def _opened(self) -> _File:
         if self._file is not None and self._file.identity != self.store.identity():
             self.close()
-            raise BrokerUnavailable(f"{self.store.path} was removed or replaced while it was open: a new one is opened at the next call")
+            raise BrokerUnavailable(f"{self.store.path} was removed or replaced while it was open: the next call opens the new file")
         if self._file is None:
             self._file = self._open()
         return self._file
@@ -147,7 +149,7 @@ class Transactions:
                 raise BrokerUnavailable(f"{self.store.path}: {error}") from error
             if before not in (None, file.identity):
                 file.close()
-                raise BrokerUnavailable(f"{self.store.path} was replaced while it was opened: it is opened again at the next call")
+                raise BrokerUnavailable(f"{self.store.path} was replaced while it was opened: the next call opens it again")
             record_wal_files(self.store)
             return file
 
@@ -155,7 +157,7 @@ class Transactions:
         """Refuse new jobs while the disk reserve is gone: the room that is left belongs to settlements."""
         if work.durability is not Durability.FULL_AND_NEW or self._disk_reserve.is_there() or self._disk_reserve.restore(0):
             return True
-        file.checkpoint("TRUNCATE")  # what the log has taken is room again
+        file.checkpoint("TRUNCATE")  # space that the log has taken is free again
         if self._disk_reserve.restore(file.free_inside()):
             return True
         needed = f"new jobs need {self._disk_reserve.needs / MIB:g} MiB free on it, or half of that and as much inside the file"
@@ -179,17 +181,16 @@ class Transactions:
             return
         for number, work in enumerate(group):
             if self._file is not file:
-                _refuse(
-                    group[number:], BrokerUnavailable(f"{self.store.path} was closed after an error: it is opened anew at the next call")
-                )
+                _refuse(group[number:], BrokerUnavailable(f"{self.store.path} was closed after an error: the next call opens it again"))
                 return
             self._run_alone(file, work)
 
     def _attempt(self, file: _File, group: Sequence[Work]) -> BaseException | None:
-        """Again and again while another process holds the lock, as long as a call may wait: what it has waited already is taken off.
+        """Attempt the group again and again while another process holds the lock, for as long as a call may wait in all.
 
-        Not by SQLite's own waiting: its naps grow to 100 ms, and beside a process that takes the lock again at once one may find it
-        free after seconds. With short naps two busy processes share the file (measured: 57,000 against 800 jobs/s before).
+        SQLite's own waiting is not used: its pauses grow to 100 ms, and beside a process that takes the lock again at once, they may find
+        it
+        free only after seconds. With short pauses two busy processes share the file (measured: 57,000 jobs/s instead of 800).
         """
         deadline = min(work.accepted_at for work in group) + self.store.timeout
         naps = 0
@@ -227,7 +228,7 @@ class Transactions:
         error = self._attempt(file, [work])
         if error is None or not is_full(error):
             return error
-        full = BrokerUnavailable(f"{self.store.path}: the disk is full, and what was set aside for this is used up: make room on the disk")
+        full = BrokerUnavailable(f"{self.store.path}: the disk is full, and so is the reserve: make room on the disk")
         full.__cause__ = error
         return full
 
@@ -255,13 +256,13 @@ class _File:
         self._has_compiled = True
         self._connection.set_authorizer(self._note_compilation)
         [(self._page_size,)] = transitions.connection.execute("PRAGMA page_size")
-        self._connection.execute(pragma("busy_timeout", 0)).fetchall()  # waiting is done by whoever attempts
+        self._connection.execute(pragma("busy_timeout", 0)).fetchall()  # the caller of `attempt` waits
 
     def attempt(self, group: Sequence[Work]) -> BaseException | None:
         """Run all of them in one transaction. Return None, or the error that rolled it back."""
         try:
             self._begin(group)
-        except Exception as error:  # nothing has begun, so that what is remembered is still true
+        except Exception as error:  # nothing has begun, so all caches are still true
             return error
         try:
             may_write = any(work.durability is not Durability.READ for work in group)
@@ -283,7 +284,7 @@ class _File:
         """Return the bytes of the file's free pages."""
         try:
             [(pages,)] = self._connection.execute("PRAGMA freelist_count")
-        except sqlite3.Error:  # whoever writes next hears of it
+        except sqlite3.Error:  # the next writer reports it
             return 0
         return int(pages) * int(self._page_size)
 
@@ -297,7 +298,7 @@ class _File:
         self._connection.execute("BEGIN IMMEDIATE")
 
     def _run(self, work: Work, may_write: bool) -> None:
-        """A refusal comes before anything is changed, and is an answer like others; any other error undoes the whole group."""
+        """Run a verb. A refusal changes nothing and is an answer like others; any other error undoes the whole group."""
         self.transitions.begin(may_write=may_write)
         work.answer = work.error = None
         try:
@@ -308,7 +309,8 @@ class _File:
     # --- the tables' version -----------------------------------------------------------------------------------------
 
     def _note_compilation(self, action: int, *_: object) -> int:
-        """SQLite compiles a statement at its first use, and all of them anew when another process has changed the tables."""
+        """Note that SQLite compiled a statement: it does so at first use, and for all statements after another process changed the
+        tables."""
         self._has_compiled |= action != sqlite3.SQLITE_PRAGMA  # compiled at every use
         return sqlite3.SQLITE_OK
 
@@ -333,7 +335,7 @@ class _File:
         try:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
-        except sqlite3.Error:  # SQLite has done it by itself
+        except sqlite3.Error:  # SQLite has rolled back by itself
             return
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
-"""Wake-ups from process to process: a datagram to a socket beside the file, after the commit.
+"""Wakes other processes: after a commit, a datagram goes to sockets beside the file.
 
-Measured against it: polling `data_version` every 4 ms costs 4 % of a core, and inotify on the log fires before the commit can be seen.
-Who writes to the file by other means than a broker sends nothing; for those `data_version` is looked at once a second.
+Measured alternatives: polling `data_version` every 4 ms costs 4 % of a core, and inotify on the log fires before the commit is visible.
+Programs other than taskflow that write to the file send no datagram; for them `data_version` is checked once a second.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ POLL_WITHOUT_SOCKETS_EVERY: Final = 0.05
 
 _EVERYTHING: Final = b"*"
 _MOST_BYTES: Final = 60_000
-"""A datagram may be larger on Linux, not everywhere; beyond this, or what the system takes, everybody looks."""
+"""Bytes. Some systems take no larger datagram. Beyond this, or what the system takes, every waiter is woken."""
 
 _MOST_ADDRESS_BYTES: Final = 100
-"""Of a socket's path: Linux takes 107, others 103."""
+"""Bytes of a socket's path: Linux takes 107, others 103."""
 
 
 _FLAGS_HERE: Final[dict[tuple[int, str], WakeUpFlag]] = {}
-"""By process, since a child after a fork has a copy, and by the name of the listener's socket."""
+"""By process, because a forked child has a copy, and by the name of the listener's socket."""
 
 
 def flag_here(name: str) -> WakeUpFlag | None:
-    """That of a listener in this process. It is rung without a datagram, which would wake a thread at every commit: a worker's keeper
-    listens beside its worker, and hardly ever to what that does."""
+    """Return the flag of a listener in this process. It is woken without a datagram, which would wake a thread at every commit: a worker's
+    keeper listens beside its worker, and rarely for what that one does."""
     return _FLAGS_HERE.get((os.getpid(), name))
 
 
 class Folder:
-    """Where the listeners of a file have their sockets. It is used by its descriptor, once that is known to be ours."""
+    """The folder with the sockets of a file's listeners. It is used through its descriptor, after a check that it is ours."""
 
     def __init__(self, store: StoreFile) -> None:
         self._store = store
@@ -54,7 +54,7 @@ class Folder:
         self._descriptor: int | None = None
 
     def bind(self, name: str) -> socket.socket:
-        """A new socket in it. OSError where there can be none."""
+        """Bind a new socket in it. Raises OSError if that is impossible."""
         is_new = True
         try:
             os.mkdir(self._path, 0o700)
@@ -79,14 +79,14 @@ class Folder:
             return []
 
     def address(self, name: str) -> str:
-        """The socket's path, by a short detour over the folder's descriptor where it is too long; OSError where there is none."""
+        """Return the socket's path, shortened by way of the folder's descriptor if it is too long. Raises OSError if there is none."""
         path = os.path.join(self._path, name)
         if len(os.fsencode(path)) <= _MOST_ADDRESS_BYTES:
             return path
         return f"/proc/self/fd/{self._opened()}/{name}"
 
     def remove(self, name: str) -> None:
-        """Remove a socket, and nothing that is none."""
+        """Remove a socket, but nothing that is not a socket."""
         with contextlib.suppress(OSError):
             folder = self._opened()
             if stat.S_ISSOCK(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
@@ -98,7 +98,8 @@ class Folder:
             self._descriptor = None
 
     def _opened(self) -> int:
-        """Its descriptor; OSError if it is missing, a link, or a stranger's. Somebody may have made it anew since it was opened."""
+        """Return its descriptor. Raises OSError if it is missing, a link, or another user's. It may have been replaced since it was
+        opened."""
         if self._descriptor is not None:
             if os.path.samestat(os.lstat(self._path), os.fstat(self._descriptor)):
                 return self._descriptor
@@ -111,14 +112,14 @@ class Folder:
 
 
 class SocketSender:
-    """Tells other brokers' listeners, of this process and others. Used by the writer's thread alone."""
+    """Wakes the listeners of other brokers, in this process and others. Only the writer's thread uses it."""
 
     def __init__(self, store: StoreFile) -> None:
         self._folder = Folder(store)
         self._socket: socket.socket | None = None
 
     def send(self, topics: Collection[str], *, but_not_to: str | None) -> None:
-        with contextlib.suppress(OSError):  # no descriptors left, for one: a hint is not worth an error
+        with contextlib.suppress(OSError):  # no descriptors are left, for example: a hint is not worth an error
             self._send(topics, but_not_to)
 
     def _send(self, topics: Collection[str], but_not_to: str | None) -> None:
@@ -149,7 +150,7 @@ class SocketSender:
                 self._folder.remove(name)
             elif error.errno == errno.EMSGSIZE and message != _EVERYTHING:
                 self._send_one(sender, name, _EVERYTHING)
-            # Else its queue is full, so it is awake already; or it has just gone.
+            # Otherwise its queue is full, so it is awake already, or it has just gone.
 
     def close(self) -> None:
         if self._socket is not None:
@@ -159,7 +160,7 @@ class SocketSender:
 
 
 class SocketListener:
-    """Wakes waiters for what other processes do, in a thread that runs while anybody listens."""
+    """Wakes waiters when other processes have committed, in a thread that runs while anybody listens."""
 
     def __init__(self, store: StoreFile, flag: WakeUpFlag, start_thread: StartThread) -> None:
         self._store = store
@@ -171,10 +172,10 @@ class SocketListener:
         self._socket: socket.socket | None = None
         self._stop = threading.Event()
         self.name: str | None = None
-        """Of its socket, while it has one."""
+        """The name of its socket, while it has one."""
 
     def listen(self, topics: Sequence[str]) -> Nudges:
-        """From now on nothing is missed: the socket is there before this returns."""
+        """Listen to topics. The socket exists when this returns, so that nothing is missed from then on."""
         with self._lock:
             nudges = self._flag.listen(topics)
             if self._thread is None:
@@ -184,7 +185,7 @@ class SocketListener:
             return nudges
 
     def _bind(self) -> socket.socket | None:
-        """Without one (a file system that has no sockets) the file is looked at more often."""
+        """Bind the socket. If the file system has no sockets, the file is checked more often instead."""
         name = f"{os.getpid()}-{os.urandom(6).hex()}"
         try:
             bound = self._folder.bind(name)
@@ -218,7 +219,7 @@ class SocketListener:
             return
         try:
             message = self._socket.recv(1 << 17)
-        except OSError:  # nobody had anything to say for as long as that
+        except OSError:  # nothing arrived in that time
             return
         if message == _EVERYTHING:
             self._flag.wake_all()
@@ -226,7 +227,7 @@ class SocketListener:
             self._flag.wake(message.decode(errors="replace").split("\n"))
 
     def _is_done(self) -> bool:
-        """When nobody listens any more; whoever comes next starts another thread."""
+        """Return True if nobody listens any more. The next listener starts another thread."""
         with self._lock:
             if self._flag.is_heard:
                 return False
@@ -246,14 +247,14 @@ class SocketListener:
         self._folder.close()
 
     def _end_receive(self) -> None:
-        """By a datagram to itself: neither closing nor shutting down the socket does it."""
+        """End the wait for a datagram by sending one: neither closing nor shutting down the socket ends it."""
         if self.name is not None:
             with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
                 sender.setblocking(False)
                 sender.sendto(b"", self._folder.address(self.name))
 
     def abandon(self) -> None:
-        """In a child after a fork: the socket is the parent's, and only our copy of its descriptor is closed."""
+        """Close this process's copy of the descriptor, in a forked child: the socket is the parent's."""
         if self._socket is not None:
             self._socket.close()
         self._folder.close()
@@ -269,10 +270,10 @@ class SocketListener:
 
 
 class _Watch:
-    """Sees whether anybody has committed to the file since the last look."""
+    """Detects commits to the file since the last look."""
 
     def __init__(self, store: StoreFile) -> None:
-        # mode=rw: looking must not make an empty file where there is none.
+        # mode=rw: opening must not create an empty file
         self._address = f"file:{quote(store.path)}?mode=rw"
         self._store = store
         self._identity: tuple[int, int] | None = None

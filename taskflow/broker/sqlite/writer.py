@@ -1,7 +1,7 @@
-"""The one thread that a broker's connection belongs to, and group commit.
+"""The thread that owns a broker's connection, and group commit.
 
-Callers of any loop and thread put verbs into a queue. The thread takes all that is there, runs it in one transaction, and answers all at
-once; while a commit is under way, the next ones gather. Nobody waits for a timer: idle, a group is one verb, busy, it is many.
+Callers of any loop and thread put verbs into a queue. The thread takes all that are there, runs them in one transaction and answers them
+together; meanwhile the next ones gather. There is no timer: an idle store has groups of one verb, a busy one has large groups.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from taskflow.model.seams import StartThread
 T = TypeVar("T")
 
 MOST_IN_A_GROUP: Final = 128
-"""Verbs that share a commit: more would not make it cheaper, and would keep the first one waiting."""
+"""Verbs that share a commit. More would not make it cheaper, and would delay the first one."""
 
 
 @dataclass(eq=False, slots=True)
 class WriteCall(Work):
-    """Work and who waits for it. Its outcome is the thread's until it is delivered."""
+    """A verb and its caller. Until it is delivered, only the thread uses the outcome."""
 
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[Any]
 
 
 class Writer:
-    """Started by its first call. Belongs to one process: after a fork the child makes another one and leaves this alone."""
+    """Started by its first call. Belongs to one process: a forked child creates its own and leaves this one alone."""
 
     def __init__(self, transactions: Transactions, start_thread: StartThread) -> None:
         self.pid = os.getpid()
@@ -55,7 +55,7 @@ class Writer:
         return await future
 
     def _put(self, call: WriteCall) -> None:
-        with self._lock:  # so that nothing comes after the None that ends the thread
+        with self._lock:  # so that nothing follows the None that ends the thread
             if self._is_closed:
                 raise BrokerUnavailable(wording.CLOSED)
             if self._thread is None:
@@ -63,7 +63,7 @@ class Writer:
             self._queue.put(call)
 
     def close(self) -> threading.Thread | None:
-        """What was accepted is still done. The thread that ends then, if there is one."""
+        """Refuse further calls; accepted ones still run. Return the thread that ends then, if there is one."""
         if self.pid != os.getpid():
             return None
         with self._lock:
@@ -73,7 +73,7 @@ class Writer:
         return self._thread
 
     def close_and_wait(self) -> None:
-        """For the interpreter's end, and a broker that is forgotten without being closed."""
+        """Close at the interpreter's end, or if the broker was dropped without being closed."""
         thread = self.close()
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout=self._transactions.store.timeout)
@@ -85,7 +85,7 @@ class Writer:
             while group := self._next_group():
                 self._run(group)
                 _deliver(group)
-                del group  # not to be kept while there is nothing to do: verbs hold payloads, and their broker
+                del group  # not to be kept while idle: verbs hold payloads and their broker
         finally:
             with forks.transactions:
                 self._transactions.close()
@@ -94,12 +94,12 @@ class Writer:
         try:
             with forks.transactions:
                 self._transactions.run(group)
-        except Exception as error:  # a bug, or no memory: nobody is to wait for ever because of it
+        except Exception as error:  # a bug, or no memory: no caller may wait for ever because of it
             for call in group:
                 call.error = error
 
     def _next_group(self) -> list[WriteCall]:
-        """All that waits, once there is something; nothing when it is time to go."""
+        """Wait for verbs and return all that are there; an empty group means that the thread must end."""
         group = list[WriteCall]()
         call = self._queue.get()
         while call is not None:
@@ -111,19 +111,19 @@ class Writer:
             except queue.Empty:
                 return group
         if group:
-            self._queue.put(None)  # for the next time: nothing else comes after it
+            self._queue.put(None)  # put it back: nothing follows it
         return group
 
 
 def _deliver(group: list[WriteCall]) -> None:
-    """One message to each loop, whatever the number of its calls."""
+    """Send one message to each loop, however many calls it has."""
     by_loop: dict[asyncio.AbstractEventLoop, list[WriteCall]] = {}
     for call in group:
         by_loop.setdefault(call.loop, []).append(call)
     for loop, calls in by_loop.items():
         try:
             loop.call_soon_threadsafe(_answer, calls)
-        except RuntimeError:  # the loop was closed meanwhile: nobody waits for the answers
+        except RuntimeError:  # the loop is closed, so nobody waits for the answers
             continue
 
 
