@@ -278,8 +278,7 @@ end
 local function index_job(id, job)
   local status = job[F.status]
   if status == S.GONE then
-    fading[#fading + 1] = job[F.ended_at] + R.repeat_for
-    fading[#fading + 1] = id
+    add_scored(fading, job[F.ended_at] + R.repeat_for, id)
     return
   end
   count(job[F.queue], status, 1)
@@ -292,15 +291,13 @@ local function index_job(id, job)
   if status == S.READY then
     add_to(ready, job[F.queue], job[F.priority], entry_of(due_of(job), job[F.seq], id))
   elseif status == S.SCHEDULED then
-    scheduled[#scheduled + 1] = job[F.due_at]
-    scheduled[#scheduled + 1] = due_member(id, job)
+    add_scored(scheduled, job[F.due_at], due_member(id, job))
   elseif status == S.HELD then
     call('SADD', P .. 'held', id)
   elseif status == S.RUNNING then
     index_lease(id, job)
   else
-    fading[#fading + 1] = job[F.fade_at]
-    fading[#fading + 1] = id
+    add_scored(fading, job[F.fade_at], id)
     call('ZADD', kept_key(job[F.queue], status == S.FAILED and 1 or 0), job[F.ended_at], kept_member(id, job))
   end
 end

@@ -105,6 +105,24 @@ local function leased(session, tail, id)
   return false
 end
 
+-- === part end_leases =======================================================================================
+-- Ends the first leases of a dead session, up to a limit: as hand-backs if it was spared, otherwise as crashes. Returns how many.
+local function end_leases(session, most, is_spared, cause)
+  local ended = 0
+  for _, lease in ipairs(leases_of(session, most)) do
+    local job = leased(session, lease[1], lease[2])
+    if job then
+      if is_spared then
+        hand_back(lease[2], job, true)
+      else
+        crash(lease[2], job, cause)
+      end
+      ended = ended + 1
+    end
+  end
+  return ended
+end
+
 -- === script register =======================================================================================
 -- Registers a session. Arguments: id, name, ttl (microseconds), queues and concurrency. Reply: "OK", or "LOST" if it is dead.
 
@@ -196,28 +214,16 @@ local function take_back_ghosts(is_named)
   return ghosts
 end
 
+-- Upkeep ends the leases beyond MOST_AT_ONCE: as hand-backs if the session is spared, otherwise as crashes of this cause.
 local function leave()
   kill(session)
-  if call('HLEN', key) > MOST_AT_ONCE then -- upkeep hands back the rest, because the session is spared
+  if died_of then
+    call('HSET', session_key(session), 'died_of', died_of)
+  elseif call('HLEN', key) > MOST_AT_ONCE then
     call('HSET', session_key(session), 'spared', 1)
   end
-  for _, lease in ipairs(leases_of(session, MOST_AT_ONCE)) do
-    local job = leased(session, lease[1], lease[2])
-    if job then
-      hand_back(lease[2], job, true)
-    end
-  end
-end
-
-local function die()
-  kill(session)
-  call('HSET', session_key(session), 'died_of', died_of) -- upkeep uses it for leases beyond MOST_AT_ONCE
-  for _, lease in ipairs(leases_of(session, MOST_AT_ONCE)) do
-    local job = leased(session, lease[1], lease[2])
-    if job then
-      crash(lease[2], job, died_of)
-    end
-  end
+  end_leases(session, MOST_AT_ONCE, not died_of, died_of)
+  flush()
 end
 
 spare_after_outage()
@@ -228,8 +234,7 @@ extend(session, ttl_of(session))
 call('HDEL', session_key(session), 'spared')
 note_heartbeat()
 if died_of then
-  die()
-  flush()
+  leave()
   return { 0, '', '' }
 end
 take_reports()
@@ -240,7 +245,6 @@ if call('HLEN', key) > found then
 end
 if leaving then
   leave()
-  flush()
   return { ghosts, named, '' }
 end
 flush()

@@ -33,7 +33,7 @@ local function succeeded_record(stored, fence, outcome)
 end
 
 -- Adds members that all have one score.
-local function add_scored(key, score, members)
+local function add_alike(key, score, members)
   local text, scored = string.format('%.0f', score), {}
   for i, member in ipairs(members) do
     scored[2 * i - 1], scored[2 * i] = text, member
@@ -43,10 +43,10 @@ end
 
 local function write_group(session, keep_for, done, tails, kept)
   in_portions('HDEL', P .. 'l:' .. session, tails)
-  add_scored(P .. 'fade', wall + keep_for, done)
+  add_alike(P .. 'fade', wall + keep_for, done)
   for number, members in pairs(kept) do
     local queue = tostring(number)
-    add_scored(P .. 'y:' .. queue .. ':0', wall, members)
+    add_alike(P .. 'y:' .. queue .. ':0', wall, members)
     count(queue, S.RUNNING, -#members)
     count(queue, S.SUCCEEDED, #members)
     tally(queue, E.SUCCEED, #members)

@@ -3,6 +3,12 @@
 -- === part transitions ======================================================================================
 local ready, scheduled, kept, fading, released = {}, {}, {}, {}, {}
 
+-- Adds a score and a member, as ZADD takes them.
+local function add_scored(scored, score, member)
+  scored[#scored + 1] = score
+  scored[#scored + 1] = member
+end
+
 -- Changes the status of a job, counts the move, and tallies the event. GONE and false (a new job) are not counted.
 local function move(job, event, to)
   local queue, from = job[F.queue], job[F.status]
@@ -87,8 +93,7 @@ local function write_kept()
     for failed, members in pairs(of_queue) do
       local scored = {}
       for _, member in ipairs(members) do
-        scored[#scored + 1] = wall
-        scored[#scored + 1] = member
+        add_scored(scored, wall, member)
       end
       in_portions('ZADD', kept_key(queue, failed), scored)
     end
@@ -127,8 +132,7 @@ local function enter(id, job, event)
     call('SADD', P .. 'held', id)
   elseif due_of(job) > wall then
     move(job, event, S.SCHEDULED)
-    scheduled[#scheduled + 1] = job[F.due_at]
-    scheduled[#scheduled + 1] = due_member(id, job)
+    add_scored(scheduled, job[F.due_at], due_member(id, job))
     wakeup_topics['due'] = true
   else
     make_ready(id, job, event)
@@ -259,8 +263,7 @@ local function finish(id, job, event, status, reason, keep_for)
   if job[F.expires_at] then
     call('ZREM', P .. 'exp', id)
   end
-  fading[#fading + 1] = job[F.fade_at]
-  fading[#fading + 1] = id
+  add_scored(fading, job[F.fade_at], id)
   add_to(kept, job[F.queue], status == S.FAILED and 1 or 0, kept_member(id, job))
   save(id, job)
   if job[F.key] then
@@ -355,7 +358,6 @@ local function bury(id, job)
       job[field] = false
     end
   end
-  fading[#fading + 1] = job[F.ended_at] + R.repeat_for
-  fading[#fading + 1] = id
+  add_scored(fading, job[F.ended_at] + R.repeat_for, id)
   save(id, job)
 end

@@ -48,8 +48,7 @@ local function set_aside(id, note)
   call('SREM', P .. 'held', id)
   count(job[F.queue], S.FAILED, 1)
   tally(job[F.queue], E.FAIL)
-  fading[#fading + 1] = job[F.fade_at]
-  fading[#fading + 1] = id
+  add_scored(fading, job[F.fade_at], id)
   add_to(kept, job[F.queue], 1, kept_member(id, job))
   if key then
     release_key(id, job)

@@ -123,24 +123,6 @@ local function reap()
   return #lapsed
 end
 
-local function release(session, left)
-  local about = call('HMGET', session_key(session), 'spared', 'died_of')
-  local was_spared, died_of = about[1], about[2]
-  local released = 0
-  for _, lease in ipairs(leases_of(session, left)) do
-    local job = leased(session, lease[1], lease[2])
-    if job then
-      if was_spared then
-        hand_back(lease[2], job, true)
-      else
-        crash(lease[2], job, died_of)
-      end
-      released = released + 1
-    end
-  end
-  return released
-end
-
 local function forget_session(session)
   local dead_at = tonumber(call('HGET', session_key(session), 'dead_at')) or 0
   if dead_at < wall - R.repeat_for and call('EXISTS', P .. 'l:' .. session) == 0 then
@@ -152,7 +134,10 @@ end
 local function release_leases(left)
   local released = 0
   for _, session in ipairs(call('ZRANGE', P .. 'dead', 0, -1)) do
-    released = released + (left > released and release(session, left - released) or 0)
+    if left > released then
+      local about = call('HMGET', session_key(session), 'spared', 'died_of')
+      released = released + end_leases(session, left - released, about[1], about[2])
+    end
     write_released()
     forget_session(session)
   end
