@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
-
-import pytest
 
 from taskflow.app.settings import DEFAULT_BROKER, TEXTUAL, Settings
 from taskflow.cli.exits import MEANINGS
@@ -56,10 +52,3 @@ def test_no_installation_of_what_is_not_published_is_advised() -> None:
     sources = {str(file.relative_to(ROOT)): file.read_text() for file in (ROOT / "taskflow").rglob("*.py")}
     advising = [name for name, text in {"README.md": README, **sources}.items() if re.search(r"pip install [^`\n]*taskflow-jobs", text)]
     assert advising == []
-
-
-@pytest.mark.parametrize("block", blocks("python"))
-def test_python_blocks_run(block: str, tmp_path: Path) -> None:
-    """Each by itself, a file in a fresh interpreter."""
-    (tmp_path / "block.py").write_text(block)
-    subprocess.run([sys.executable, "-W", "error", str(tmp_path / "block.py")], check=True, cwd=ROOT)
