@@ -97,6 +97,8 @@ class Signals:
       ends the process.
     - From `begin` on, the handler only takes note and wakes the loop: an exception at an arbitrary bytecode would do more harm.
     - The handler is Python's own and not the loop's, so that a third signal works while a job blocks the loop. It stays to the end.
+      `anyio.open_signal_receiver` cannot do this: it installs the loop's handlers, hears nothing before the loop runs or while a job blocks
+      it, and restores the system's handlers when it ends.
     - A closing terminal sends several SIGHUPs. They count as one first signal.
     """
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
 
-import msgspec
+import anyio
 
 from taskflow.broker import topics
 from taskflow.broker.nudges import Nudges
@@ -37,38 +37,52 @@ nudge tells so. Of fewer, every second claim would find nothing."""
 PAUSES: Final = Pauses(0.05, 2.0)
 
 
-class LeaseSink(msgspec.Struct, frozen=True):
-    """Where a claim's leases go, and how many there is room for.
+class LeaseSink(Protocol):
+    """Where the leases of a claim go."""
 
-    `room` says how many to claim now, and when that is none, `wait` ends as soon as it may be some. `take` takes what came, and when that
-    was asked for, to begin when the loop comes to it, or here and now by `begin`; `give_back` what came later than `too_old` seconds after
-    that. `on_lost` hears that the session is dead.
-    """
+    def room(self) -> int:
+        """How many leases to claim now."""
+        ...
 
-    room: Callable[[], int]
-    wait: Callable[[], Awaitable[object]]
-    take: Callable[[Sequence[Lease], float], None]
-    begin: Callable[[], None]
-    give_back: Callable[[Sequence[Lease], float], None]
-    too_old: float
-    on_lost: Callable[[str], None]
+    async def wait_for_room(self) -> None:
+        """Return as soon as there may be some. Look first, then wait."""
+        ...
+
+    def take(self, leases: Sequence[Lease], claimed_at: float) -> None:
+        """Leases have come that were asked for at `claimed_at`. They begin when the loop gets to it, or at `begin_taken`."""
+        ...
+
+    def begin_taken(self) -> None:
+        """Begin it now."""
+        ...
+
+    def give_back(self, leases: Sequence[Lease], claimed_at: float) -> None: ...
+
+    def lose(self, why: str) -> None:
+        """The session is dead."""
+        ...
 
 
 class Fetcher:
     """One claim under way at a time, numbered: a claim whose answer was lost is asked again under its number.
 
     `answered_at` is when one was answered last, `full_at` until when there was last no room for any: of the monotonic clock, None before
-    the first.
+    the first. What comes later than `too_old` seconds after it was asked for goes back.
     """
 
-    def __init__(self, broker: Broker, session: bytes, queues: QueueChoice, events: Events, sink: LeaseSink, chance: Chance) -> None:
+    def __init__(
+        self, broker: Broker, session: bytes, queues: QueueChoice, sink: LeaseSink, too_old: float, events: Events, chance: Chance
+    ) -> None:
         self._broker = broker
         self._session = session
         self._queues = queues
-        self._events = events
         self._sink = sink
+        self._too_old = too_old
+        self._events = events
         self._retries = Retries(PAUSES, chance.random)
         self._nudge: Callable[[], None] = lambda: None
+        self._answered = asyncio.Event()
+        self._answered.set()
         self._is_stopping = False
         self._is_waiting = False
         self._nothing_since = self._looked_at = -math.inf
@@ -83,15 +97,16 @@ class Fetcher:
                 while not self._is_stopping:
                     await self._fetch(nudges)
         except SessionLost as error:
-            self._sink.on_lost(str(error))
+            self._sink.lose(str(error))
 
-    def stop(self) -> None:
-        """Ends `run`, when the claim that is under way has been answered: to cancel that would leave its leases to nobody for a while.
+    async def stop(self, within: float) -> None:
+        """Claim nothing more. Wait at most `within` seconds for a claim that is under way.
 
-        While it waits for room it is up to others to wake it.
+        It is answered in a moment, or never. To cancel it would leave its leases to nobody for a while.
         """
         self._is_stopping = True
-        self._nudge()
+        with anyio.move_on_after(within):
+            await self._answered.wait()
 
     def heed(self, outlook: Outlook, asked_at: float) -> None:
         """What a beat was told that asked then."""
@@ -111,19 +126,23 @@ class Fetcher:
     async def _fetch(self, nudges: Nudges) -> None:
         limit = self._sink.room()
         if not limit:
-            await self._sink.wait()
+            await self._sink.wait_for_room()
             self.full_at = time.monotonic()
             return
         asked_at = self._looked_at = time.monotonic()
-        leases = await self._claim(self._queues.order(), limit)
-        self.answered_at = time.monotonic()
-        # An answer that was long under way may be taken for a ghost's any moment, and run elsewhere.
-        take = self._sink.take if self.answered_at - asked_at < self._sink.too_old else self._sink.give_back
-        take(leases, asked_at)
+        self._answered.clear()
+        try:
+            leases = await self._claim(self._queues.order(), limit)
+            self.answered_at = time.monotonic()
+            # An answer that was long under way may be taken for a ghost's any moment, and run elsewhere.
+            take = self._sink.take if self.answered_at - asked_at < self._too_old else self._sink.give_back
+            take(leases, asked_at)
+        finally:
+            self._answered.set()
         if len(leases) == limit:
             return
         if leases:  # that was all: what came begins before more is asked for
-            self._sink.begin()
+            self._sink.begin_taken()
             await asyncio.sleep(0)
         if not leases or (len(leases) * MANY <= limit and nudges.is_prompt):  # what has come since then has nudged
             await self._rest(nudges)

@@ -8,8 +8,9 @@ import errno
 import threading
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol, TypeVarTuple
 
+import anyio
 import msgspec
 
 from taskflow.broker.nudges import Nudges, WakeUpFlag
@@ -19,7 +20,10 @@ from taskflow.model.errors import BrokerError, BrokerUnavailable, SessionLost
 from taskflow.model.retry import Pauses, Retries
 from taskflow.model.seams import StartThread
 from taskflow.model.session import Beat, BeatAnswer, Report, Session
+from taskflow.worker.events import Broken, BrokerTrouble, Events
 from taskflow.worker.lease_table import LeaseTable
+
+Args = TypeVarTuple("Args")
 
 BEATS_PER_TTL: Final = 4
 IDLE_BEATS_PER_TTL: Final = 3
@@ -35,67 +39,68 @@ STOPS_WITHIN: Final = 5.0
 LOST_DESCRIPTORS: Final = (errno.EBADF, errno.EINVAL)
 
 
-class BeatListeners(msgspec.Struct, frozen=True):
-    """Who hears what the keeper hears. It calls from its own thread.
+class BeatListener(Protocol):
+    """What hears a keeper. It is called in its own loop, and from other threads only for `request`."""
 
-    `answer`   every beat's answer, and when it was asked
-    `lost`     the session is dead, or has not beaten for its whole ttl and must be taken for dead
-    `trouble`  a beat has not reached the broker, with how many in a row
-    `broken`   the thread's own file descriptors are gone
-    `dropped`  the report of that claim cannot be written, and why
-    """
+    @property
+    def request(self) -> int:
+        """The highest claim request that has been answered."""
+        ...
 
-    answer: Callable[[BeatAnswer, float], None]
-    lost: Callable[[str], None]
-    trouble: Callable[[str, int], None]
-    broken: Callable[[str], None]
-    dropped: Callable[[ClaimId, str], None]
+    def heed(self, answer: BeatAnswer, asked_at: float) -> None:
+        """A beat that was sent at `asked_at` has this answer."""
+        ...
+
+    def lose(self, why: str) -> None:
+        """The session is dead, or has not beaten for its whole ttl and must be considered dead."""
+        ...
+
+    def note_dropped(self, claim: ClaimId, why: str) -> None:
+        """The report of that claim cannot be written."""
+        ...
 
 
 class Keeper:
-    """Beats until it is stopped. `seen` tells the highest claim request that has been answered.
+    """Beats from `start` until it is stopped.
 
     `beaten_at` is when a beat was answered last, None before the first; `tried_at` when one was tried last, whatever came of it:
     both of the monotonic clock, for any thread to read.
     """
 
     def __init__(
-        self,
-        broker: Broker,
-        session: Session,
-        lease_table: LeaseTable,
-        *,
-        seen: Callable[[], int],
-        beat_listeners: BeatListeners,
-        start_thread: StartThread,
+        self, session: Session, lease_table: LeaseTable, listener: BeatListener, events: Events, start_thread: StartThread
     ) -> None:
-        self._broker = broker
         self._session = session
         self._lease_table = lease_table
-        self._seen = seen
-        self._beat_listeners = beat_listeners
+        self._listener = listener
+        self._events = events
         self._start_thread = start_thread
         self._stopping = threading.Event()
         self._nudges = Nudges(WakeUpFlag(), ())
         self._is_urgent = False
         self._loop = asyncio.get_running_loop()
-        self._ended = self._loop.create_future()
+        self._ended = asyncio.Event()
         self.beaten_at: float | None = None
         self.tried_at = time.monotonic()
+        lease_table.on_news = self.beat_soon
 
-    def start(self) -> None:
+    def start(self, broker: Broker) -> None:
+        """`broker` is the keeper's own connection, which it closes."""
+        self._broker = broker
         self._start_thread(self._keep, "taskflow-keeper")
 
     async def stop(self) -> None:
-        """Ends the thread; a beat that is under way is waited for, a store that is away is not waited for long.
+        """End the thread. Wait for a beat that is under way, but for a store that is away not longer than `STOPS_WITHIN`."""
+        self._stop_beating()
+        with anyio.move_on_after(STOPS_WITHIN):
+            await self._ended.wait()
 
-        Not by the loop's own threads (`asyncio.to_thread`): jobs may have taken all of them.
-        """
-        self.fall_silent()
-        await asyncio.wait([self._ended], timeout=STOPS_WITHIN)
+    def fall_silent(self, why: str) -> None:
+        """Send no more beats. The session is lost as soon as the loop hears of it. From any thread."""
+        self._stop_beating()
+        self._in_loop(self._listener.lose, why)
 
-    def fall_silent(self) -> None:
-        """Beats no more, from any thread; waits for nothing."""
+    def _stop_beating(self) -> None:
         self._stopping.set()
         self.beat_now()
 
@@ -113,15 +118,14 @@ class Keeper:
             asyncio.run(self._main())
         except BaseException as error:  # whatever ends the thread: a session without a keeper must not go on
             if isinstance(error, OSError) and error.errno in LOST_DESCRIPTORS:
-                self._beat_listeners.broken(str(error))
-            self._beat_listeners.lost(f"nobody beats for it any more: {type(error).__name__}: {error}")
+                self._events.tell(Broken(str(error)))
+            self._in_loop(self._listener.lose, f"nobody beats for it any more: {type(error).__name__}: {error}")
         finally:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: the worker is gone
-                self._loop.call_soon_threadsafe(self._note_end)
+            self._in_loop(self._ended.set)
 
-    def _note_end(self) -> None:
-        if not self._ended.done():
-            self._ended.set_result(None)
+    def _in_loop(self, function: Callable[[*Args], object], *args: *Args) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the worker is gone
+            self._loop.call_soon_threadsafe(function, *args)
 
     async def _main(self) -> None:
         try:
@@ -138,12 +142,13 @@ class Keeper:
                 return
             try:
                 asked_at, beat = time.monotonic(), self._a_beat()
-                self._beat_listeners.answer(await self._send(beat, self._lease_table.reports()), asked_at)
+                answer = await self._send(beat, self._lease_table.reports())
+                self._in_loop(self._listener.heed, answer, asked_at)
                 beaten_at = self.beaten_at = self.tried_at = time.monotonic()
                 retries.succeeded()
                 pause = self._session.ttl / IDLE_BEATS_PER_TTL if beat.looks else interval
             except SessionLost as error:
-                self._beat_listeners.lost(str(error))
+                self._in_loop(self._listener.lose, str(error))
                 return
             except Exception as error:  # a refusal too: a right that was taken away, a migration; or a bug
                 if isinstance(error, OSError) and error.errno in LOST_DESCRIPTORS:
@@ -151,10 +156,10 @@ class Keeper:
                 why = str(error) if isinstance(error, BrokerError) else f"{type(error).__name__}: {error}"
                 self.tried_at = time.monotonic()
                 if self.tried_at - beaten_at > self._session.ttl:
-                    self._beat_listeners.lost(f"no beat has reached the broker for {self._session.ttl:g} s: {why}")
+                    self._in_loop(self._listener.lose, f"no beat has reached the broker for {self._session.ttl:g} s: {why}")
                     return
                 pause = retries.failed()
-                self._beat_listeners.trouble(why, retries.failures)
+                self._in_loop(self._events.tell, BrokerTrouble("a beat", why, retries.failures))
             await self._rest(pause)
 
     async def _rest(self, pause: float) -> None:
@@ -165,7 +170,7 @@ class Keeper:
         self._is_urgent = False
 
     def _a_beat(self) -> Beat:
-        seen = self._seen()  # first: a claim that is answered between the two is then younger than what was seen
+        seen = self._listener.request  # first: a claim that is answered between the two is then younger than what was seen
         claims = self._lease_table.claims()
         return Beat(session=self._session.id, claims=claims, seen=seen, looks=not claims)
 
@@ -182,7 +187,7 @@ class Keeper:
                 await self._send(beat, reports[:half])
                 return await self._send(beat, reports[half:])
             answer = await self._broker.beat(beat)
-            self._beat_listeners.dropped(reports[0].claim, f"{type(error).__name__}: {error}")
+            self._in_loop(self._listener.note_dropped, reports[0].claim, f"{type(error).__name__}: {error}")
         self._lease_table.reported(reports)
         return answer
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable
+from enum import Enum
 from typing import Any, Final
 
+from taskflow.app.context import JobContext
 from taskflow.model.envelope import ClaimId, Lease
+from taskflow.model.ids import id_text
 from taskflow.model.progress import Progress
 from taskflow.model.session import Report
 
@@ -77,17 +80,26 @@ class HeldLease:
             self.on_report()
 
 
+class Intake(Enum):
+    """Whether a lease table takes new leases, and begins those that wait."""
+
+    OPEN = "open"
+    ON_TRIAL = "on trial"
+    """Not while a quarantine tries jobs that have crashed."""
+
+    OVER = "over"
+    """Never again: the session is lost."""
+
+
 class LeaseTable:
     """Written by the worker's loop, read by its keeper's thread: reads take a copy in one step.
 
-    While it `is_closed`, or once it `is_over`, there is room for nothing new. `on_news` is called, from any thread, when a run has reported
-    progress that no beat has taken yet.
+    `on_news` is called, from any thread, when a run has reported progress that no beat has taken yet.
     """
 
     def __init__(self) -> None:
         self._held: dict[ClaimId, HeldLease] = {}
-        self.is_closed = False
-        self.is_over = False
+        self._intake = Intake.OPEN
         self.on_news: Callable[[], None] = lambda: None
         self._has_news = False
         self._on_report = self._note_news  # bound once, not for each holding
@@ -96,6 +108,28 @@ class LeaseTable:
     def __len__(self) -> int:
         return len(self._held)
 
+    # --- whether there is room for new leases -----------------------------------------------------------
+
+    @property
+    def is_open(self) -> bool:
+        return self._intake is Intake.OPEN
+
+    def begin_trial(self) -> None:
+        self._move(Intake.ON_TRIAL)
+
+    def end_trial(self) -> None:
+        self._move(Intake.OPEN)
+
+    def close(self) -> None:
+        self._move(Intake.OVER)
+
+    def _move(self, intake: Intake) -> None:
+        if self._intake is not Intake.OVER:
+            self._intake = intake
+        self.nudge()
+
+    # --- the leases -------------------------------------------------------------------------------------
+
     def add(self, lease: Lease, claimed_at: float) -> HeldLease:
         """`claimed_at` is when the claim was sent: what the store has said of its time was true after that."""
         begins_by = None if lease.expires_in is None else claimed_at + lease.expires_in
@@ -103,14 +137,38 @@ class LeaseTable:
         holding.on_report = self._on_report
         return holding
 
-    def remove(self, claim: ClaimId) -> None:
-        """Only once the store has answered its settlement, or the lease is lost."""
-        self.remove_all((claim,))
-
-    def remove_all(self, claims: Iterable[ClaimId]) -> None:
+    def remove(self, claims: Iterable[ClaimId]) -> None:
+        """Only once the store has answered their settlements, or the leases are lost."""
         for claim in claims:
             self._held.pop(claim, None)
         self.nudge()
+
+    def get(self, claim: ClaimId) -> HeldLease | None:
+        return self._held.get(claim)
+
+    def holds(self, holding: HeldLease) -> bool:
+        """Return False once it has been answered or lost."""
+        return self._held.get(holding.lease.claim) is holding
+
+    def all(self) -> list[HeldLease]:
+        return list(self._held.values())
+
+    def held_by(self, run: JobContext) -> HeldLease | None:
+        """Return the lease of a run, as long as it is held; from any thread."""
+        for holding in self.all():
+            if holding.lease.epoch == run.epoch and id_text(holding.lease.envelope.id) == run.job_id:
+                return holding
+        return None
+
+    def unanswered(self) -> list[HeldLease]:
+        """Return those whose settlements were offered, and not answered yet."""
+        return [holding for holding in self.all() if holding.is_offered]
+
+    def do_not_end(self, asked_before: float) -> bool:
+        """All that is left was asked to stop, by a timeout or a cancellation, before that instant."""
+        return all(holding.asked_at is not None and holding.asked_at <= asked_before for holding in self.all())
+
+    # --- waiting ----------------------------------------------------------------------------------------
 
     def nudge(self) -> None:
         """Whoever waits for a change is to look again."""
@@ -128,15 +186,7 @@ class LeaseTable:
         except TimeoutError:
             return
 
-    def get(self, claim: ClaimId) -> HeldLease | None:
-        return self._held.get(claim)
-
-    def all(self) -> list[HeldLease]:
-        return list(self._held.values())
-
-    def do_not_end(self, asked_before: float) -> bool:
-        """All that is left was asked to stop, by a timeout or a cancellation, before that instant."""
-        return all(holding.asked_at is not None and holding.asked_at <= asked_before for holding in self.all())
+    # --- what beats tell --------------------------------------------------------------------------------
 
     def claims(self) -> tuple[ClaimId, ...]:
         return tuple(self._held)

@@ -6,17 +6,31 @@ from enum import IntEnum
 
 
 class Phase(IntEnum):
-    """A session never goes back to an earlier phase. What an event does in each phase:
+    """A session never goes back to an earlier phase. `WorkerSession.run` walks through them. What an event does in each phase:
 
-    | phase        | `finish`       | `wind_down`         | the session is lost                                 |
-    |--------------|----------------|---------------------|-----------------------------------------------------|
-    | WORKING      | -> FINISHING   | -> WINDING_DOWN     | -> LOST; `on_lost` is called, which leads to `abandon` |
-    | FINISHING    | goes on        | -> WINDING_DOWN     | -> LOST; `on_lost` is called, which leads to `abandon` |
-    | WINDING_DOWN | -              | goes on             | -> LOST; the grace time ends, runs are cancelled    |
-    | LOST         | returns False  | settles and leaves  | -                                                   |
+    | phase        | `finish`     | `wind_down`     | `hurry`     | the session is lost                                           |
+    |--------------|--------------|-----------------|-------------|---------------------------------------------------------------|
+    | WORKING      | -> FINISHING | -> WINDING_DOWN | -           | -> LOST; runs are cancelled, verdicts offered; another begins |
+    | FINISHING    | -            | -> WINDING_DOWN | -           | -> LOST; the same, but no other session begins                |
+    | WINDING_DOWN | -            | -               | -> STOPPING | -> LOST; runs are cancelled, verdicts offered for a while     |
+    | STOPPING     | -            | -               | -           | -> LOST; as before                                            |
+    | LOST         | -            | -               | -           | -                                                             |
+    | ENDED        | -            | -               | -           | -                                                             |
+
+    A worker has a phase too: WORKING, FINISHING or WINDING_DOWN. Its present session follows it.
     """
 
     WORKING = 0
     FINISHING = 1
+    """It claims nothing more; what it holds ends by itself."""
+
     WINDING_DOWN = 2
-    LOST = 3
+    """What runs has the grace time."""
+
+    STOPPING = 3
+    """The grace time is over; what still runs is cancelled and handed back, then the session leaves."""
+
+    LOST = 4
+    """The store, or the worker itself, has declared the session dead. Other workers may run its jobs."""
+
+    ENDED = 5

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection
-from typing import Final, NamedTuple
+from collections.abc import Mapping
+from typing import Final, NamedTuple, Protocol
 
 from taskflow.model.envelope import Lease
 from taskflow.worker.events import Events, OnTrial
@@ -38,24 +38,21 @@ TRIALS: Final = {
 LAST: Final = Trial(1, 300.0, 30.0)
 
 
+class TrialRuns(Protocol):
+    """The part of `Runs` that a quarantine needs."""
+
+    @property
+    def under_way(self) -> Mapping[asyncio.Task[None], HeldLease]: ...
+    def begin(self, holding: HeldLease) -> asyncio.Task[None]: ...
+    def give_back(self, holding: HeldLease) -> None: ...
+
+
 class Quarantine:
-    """Holds leases of suspects until they are tried or handed back.
+    """Holds leases of suspects until they are tried or handed back."""
 
-    `begin` starts a run; `runs` are those under way; `give_back` settles a lease that has not begun.
-    """
-
-    def __init__(
-        self,
-        lease_table: LeaseTable,
-        begin: Callable[[HeldLease], asyncio.Task[None]],
-        runs: Callable[[], Collection[asyncio.Task[None]]],
-        give_back: Callable[[HeldLease], None],
-        events: Events,
-    ) -> None:
+    def __init__(self, lease_table: LeaseTable, runs: TrialRuns, events: Events) -> None:
         self._lease_table = lease_table
-        self._begin = begin
         self._runs = runs
-        self._give_back = give_back
         self._events = events
         self._waiting: list[HeldLease] = []
         self._chosen: list[HeldLease] = []
@@ -63,7 +60,7 @@ class Quarantine:
 
     def add(self, lease: Lease, claimed_at: float) -> None:
         self._waiting.append(self._lease_table.add(lease, claimed_at))
-        self._lease_table.is_closed = True
+        self._lease_table.begin_trial()
         self._has_some.set()
 
     def take_all(self) -> list[HeldLease]:
@@ -81,8 +78,7 @@ class Quarantine:
                     await asyncio.wait(runs, timeout=trial.probation)
             if not self._waiting:
                 self._has_some.clear()
-                self._lease_table.is_closed = False
-                self._lease_table.nudge()
+                self._lease_table.end_trial()
 
     def _choose(self) -> Trial | None:
         """Choose the leases to try now, and hand back the rest. If other code cancels `run` after that, it begins again and chooses
@@ -93,23 +89,23 @@ class Quarantine:
         trial = TRIALS.get(_crashes(waiting[0]), LAST)
         self._chosen = [holding for holding in waiting[: trial.together] if _crashes(holding) == _crashes(waiting[0])]
         for holding in waiting[len(self._chosen) :]:
-            self._give_back(holding)
+            self._runs.give_back(holding)
         return trial
 
     def _begin_chosen(self, trial: Trial) -> list[asyncio.Task[None]]:
         chosen, self._chosen = self._held(self._chosen), []
         for holding in chosen:
             self._events.tell(OnTrial(holding.lease, trial.probation))
-        return [self._begin(holding) for holding in chosen]
+        return [self._runs.begin(holding) for holding in chosen]
 
     async def _be_alone(self, patience: float) -> None:
         give_up_at = time.monotonic() + patience
-        while (self._runs() or len(self._lease_table) > len(self._chosen)) and (left := give_up_at - time.monotonic()) > 0:
+        while (self._runs.under_way or len(self._lease_table) > len(self._chosen)) and (left := give_up_at - time.monotonic()) > 0:
             await self._lease_table.wait_for_change(left)
 
     def _held(self, waiting: list[HeldLease]) -> list[HeldLease]:
         """Return those leases that have not been lost meanwhile."""
-        return [holding for holding in waiting if self._lease_table.get(holding.lease.claim) is holding]
+        return [holding for holding in waiting if self._lease_table.holds(holding)]
 
 
 def _crashes(holding: HeldLease) -> int:

@@ -11,9 +11,10 @@ from typing import Final
 from taskflow.broker.eager_tasks import started
 from taskflow.model.envelope import Lease
 from taskflow.model.verdict import Cancelled, HandedBack, Settlement, Verdict
-from taskflow.worker.events import Ended, Events
+from taskflow.worker.events import Ended, Events, StillRunning
 from taskflow.worker.executor import CANCELLED, Executor
 from taskflow.worker.lease_table import HeldLease, LeaseTable
+from taskflow.worker.options import WorkerOptions
 from taskflow.worker.pace import Pace
 from taskflow.worker.settler import Settler
 from taskflow.worker.threads import Threads
@@ -30,6 +31,14 @@ less per job than one of a hundred, mostly in the store. In longer cycles worker
 
 SLOW: Final = 0.5
 
+RARER: Final = 10
+"""A run that does not stop is reported again when it has taken this many times as long."""
+
+SHORTEST_LOOK: Final = 0.05
+LONGEST_LOOK: Final = 5.0
+CUT_OFF_WITHIN: Final = 1.0
+"""Seconds that runs have to end once they are cut off."""
+
 
 class Runs:
     """A slot for each run, and a small reserve, so that no slot waits for a round trip: a claim is under way while other jobs run and
@@ -40,8 +49,11 @@ class Runs:
     many as `slots`. If jobs take longer than 20 ms, at most twice `slots` are leased.
     """
 
-    def __init__(self, slots: int, threads: Threads, lease_table: LeaseTable, executor: Executor, settler: Settler, events: Events) -> None:
-        self._slots = slots
+    def __init__(
+        self, options: WorkerOptions, threads: Threads, lease_table: LeaseTable, executor: Executor, settler: Settler, events: Events
+    ) -> None:
+        self._slots = options.concurrency
+        self._last_words = options.last_words
         self._threads = threads
         self._lease_table = lease_table
         self._executor = executor
@@ -60,9 +72,8 @@ class Runs:
     @property
     def free(self) -> int:
         """Return the slots in which a run could begin. From any thread. A plain function that was left behind, here or in an earlier
-        session,
-        occupies its slot, because its thread is still busy."""
-        if self._lease_table.is_closed or self._lease_table.is_over:
+        session, occupies its slot, because its thread is still busy."""
+        if not self._lease_table.is_open:
             return 0
         unanswered = len(self._lease_table) - len(self._reserve) - self._slots
         most = max(self._slots, self._ahead)
@@ -80,7 +91,7 @@ class Runs:
     def room(self) -> int:
         """Return how many leases to claim now. Slots are filled at once; the reserve is filled when half of it is used, in full round
         trips."""
-        if self._lease_table.is_closed or self._lease_table.is_over:
+        if not self._lease_table.is_open:
             return 0
         self._look_ahead()
         idle, reserve = self.free - len(self._reserve), self._ahead
@@ -108,7 +119,7 @@ class Runs:
 
     def drop_reserve(self) -> None:
         """Forget the reserve: it already belongs to others."""
-        self._lease_table.remove_all([holding.lease.claim for holding in self._reserve])
+        self._lease_table.remove([holding.lease.claim for holding in self._reserve])
         self._reserve.clear()
 
     def ask_to_stop(self, holding: HeldLease, why: str) -> None:
@@ -174,6 +185,46 @@ class Runs:
         if holding.started is None:  # other code has cancelled it before its first step
             self._settler.offer(holding, settlement_of(holding.lease, HandedBack()))
         self._lease_table.nudge()
+
+    # --- runs that were asked to stop -------------------------------------------------------------------
+
+    async def stop_all(self, why: str) -> None:
+        """Ask all runs to stop. After `last_words` seconds cut off those that go on, so that their jobs are given back.
+
+        A function in a thread goes on until it ends.
+        """
+        for holding in list(self.under_way.values()):
+            holding.ask_to_stop(why)
+        await self._until_ended(self._last_words)
+        for holding in self.under_way.values():
+            self._tell_of(holding, time.monotonic())
+        for task in list(self.under_way):
+            task.cancel()
+        await self._until_ended(CUT_OFF_WITHIN)
+
+    async def _until_ended(self, patience: float) -> None:
+        if self.under_way:
+            await asyncio.wait(list(self.under_way), timeout=patience)
+
+    async def watch(self) -> None:
+        """Report runs that go on `last_words` seconds after they were asked to stop, and again more and more rarely.
+
+        A thread, or a job that swallows its cancellation, would otherwise go unnoticed. Each check also nudges, so that the fetcher looks for
+        free slots, and vitals can tell.
+        """
+        patience = max(SHORTEST_LOOK, self._last_words)
+        while True:
+            await asyncio.sleep(min(LONGEST_LOOK, patience))
+            now = time.monotonic()
+            for holding in self.under_way.values():
+                if holding.asked_at is not None and now - holding.asked_at >= patience * RARER**holding.reminders:
+                    holding.reminders += 1
+                    self._tell_of(holding, now)
+            self._lease_table.nudge()
+
+    def _tell_of(self, holding: HeldLease, now: float) -> None:
+        if holding.asked_at is not None and holding.why_stopped is not None:
+            self._events.tell(StillRunning(holding.lease, now - holding.asked_at, holding.why_stopped))
 
 
 def settlement_of(lease: Lease, verdict: Verdict) -> Settlement:

@@ -3,50 +3,47 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import contextvars
 import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Final
+
+import anyio
 
 from taskflow.app.context import JobContext
 from taskflow.broker import topics
 from taskflow.broker.protocol import Broker
 from taskflow.model.envelope import ClaimId, Lease
-from taskflow.model.ids import id_text
+from taskflow.model.errors import SessionLost
 from taskflow.model.rules import Rules
 from taskflow.model.seams import Seams
-from taskflow.model.session import BeatAnswer, Session
+from taskflow.model.session import Beat, BeatAnswer, Session
 from taskflow.worker.events import (
-    Broken,
-    BrokerTrouble,
     Events,
     HandedBackOften,
     LeaseLost,
-    PartFailed,
+    NotLeft,
     ReportDropped,
     SessionEnded,
     SessionOpened,
+    VerdictsLost,
     WindingDown,
 )
 from taskflow.worker.executor import CANCELLED, LOST, WINDING_DOWN, Executor
-from taskflow.worker.fetcher import Fetcher, LeaseSink
-from taskflow.worker.keeper import BeatListeners, Keeper
+from taskflow.worker.fetcher import Fetcher
+from taskflow.worker.keeper import Keeper
 from taskflow.worker.lease_table import HeldLease, LeaseTable
-from taskflow.worker.leaving import Leaving
 from taskflow.worker.options import WorkerOptions
 from taskflow.worker.phase import Phase
 from taskflow.worker.quarantine import Quarantine
 from taskflow.worker.runs import Runs
+from taskflow.worker.services import Services
 from taskflow.worker.settler import Settler
-from taskflow.worker.task_supervisor import TaskSupervisor
 from taskflow.worker.threads import Threads
 from taskflow.worker.upkeep import Upkeep
 from taskflow.worker.vitals import Signs
-from taskflow.worker.watch import Watch, tell_of
 
 LAST_CLAIM: Final = 1.0
 """Seconds that the answer of a claim is waited for when the worker winds down."""
@@ -60,45 +57,188 @@ _RULES: Final = Rules()
 class WorkerSession:
     """One session. After it a worker that goes on begins another.
 
-    `on_lost` is called at most once, in the loop, when the session is dead while the worker goes on.
+    `begin` registers it, and `run` lives it: one walk through the phases. `finish`, `wind_down`, `hurry`, `lose` and `settle_by` only say
+    where that walk goes next. `has_forced` is true if runs had to be cancelled. `all_ended` is set when a session that finishes holds
+    nothing more, `runs_stopped` when no run goes on here but in threads.
     """
 
-    def __init__(
-        self,
-        broker: Broker,
-        executor: Executor,
-        threads: Threads,
-        options: WorkerOptions,
-        seams: Seams,
-        events: Events,
-        on_lost: Callable[[], None],
-    ) -> None:
+    def __init__(self, broker: Broker, executor: Executor, threads: Threads, options: WorkerOptions, seams: Seams, events: Events) -> None:
+        self.session = _a_session(options)
+        self.phase = Phase.WORKING
+        self.has_forced = False
+        self.all_ended, self.runs_stopped = asyncio.Event(), asyncio.Event()
         self._broker = broker
         self._options = options
-        self._seams = seams
         self._events = events
-        self._on_lost = on_lost
-        self.session = _a_session(options)
-        self._loop = asyncio.get_running_loop()
-        self._context = contextvars.copy_context()
+        self._moved = asyncio.Event()
+        self._grace_ends_at: float | None = None
+        self._settles_until: float | None = None
+        self._made_at = time.monotonic()
         self._lease_table = LeaseTable()
         self._settler = Settler(broker, self._lease_table, events)
-        self._runs = Runs(options.concurrency, threads, self._lease_table, executor, self._settler, events)
-        self._fetcher = Fetcher(broker, self.session.id, options.queues, events, self._sink(), seams.chance)
+        self._runs = Runs(options, threads, self._lease_table, executor, self._settler, events)
+        too_old = options.ttl / 4  # half the ghost time, which is half the ttl
+        self._fetcher = Fetcher(broker, self.session.id, options.queues, self, too_old, events, seams.chance)
         self._upkeep = Upkeep(broker, seams.chance, events, on_ready=self._fetcher.look)
-        self._quarantine = Quarantine(self._lease_table, self._runs.begin, self._runs.under_way.keys, self._runs.give_back, events)
-        self._watch = Watch(self._runs.under_way.values, options.last_words, events, self._lease_table.nudge)
-        self._task_supervisor = TaskSupervisor(
-            on_end=self._lease_table.nudge,
-            on_failed=lambda part, error, pause: events.tell(PartFailed(part, error, pause)),
-            chance=seams.chance,
-        )
-        self._keeper: Keeper | None = None
-        self._phase = Phase.WORKING
-        self._grace_ends_at: float | None = None
-        self._has_forced = False
-        self._leaving = Leaving(broker, self.session, self._lease_table, events, options.last_words)
-        self._made_at = time.monotonic()
+        self._quarantine = Quarantine(self._lease_table, self._runs, events)
+        self._keeper = Keeper(self.session, self._lease_table, self, events, seams.start_thread)
+        self._services = Services(events, seams.chance, on_end=self._lease_table.nudge)
+
+    # --- its life ---------------------------------------------------------------------------------------
+
+    async def begin(self) -> None:
+        """Raises what the broker raises when it cannot be reached."""
+        await self._broker.register(self.session)
+        self._events.tell(SessionOpened(self.session.name, self.session.id))
+        self._keeper.start(self._broker.sibling())
+
+    async def run(self) -> None:
+        """Live to the end. A call after a cancellation goes on in the phase where the cancelled one was."""
+        if self.phase is Phase.ENDED:
+            return
+        async with self._services.running(self._settler.run, self._settler.run_held_up, self._hear_of_stops):
+            if not self.runs_stopped.is_set():
+                await self._work()
+            if self.phase is Phase.LOST:
+                await self._keeper.stop()
+            await self._until_settled()
+        await self._keeper.stop()
+        await self._leave()
+        self._enter(Phase.ENDED)
+
+    async def _work(self) -> None:
+        """Until no run goes on."""
+        async with self._services.running(self._runs.watch):
+            async with self._services.running(self._upkeep.run):
+                # The fetcher first of all: somebody may have waited for this worker.
+                async with self._services.running(self._fetcher.run, self._runs.run, self._quarantine.run):
+                    await self.until(Phase.FINISHING)
+                    if self.phase is not Phase.LOST:
+                        await self._fetcher.stop(min(LAST_CLAIM, self._options.last_words))
+                self._part_with_what_waits()
+                await self._finish_runs()
+            await self._use_grace()
+        self.has_forced = self.has_forced or bool(self._runs.under_way)
+        await self._runs.stop_all(LOST if self.phase is Phase.LOST else WINDING_DOWN)
+        self.runs_stopped.set()
+
+    def _part_with_what_waits(self) -> None:
+        """Leases that have not begun go back. If the session is lost, they are another worker's already."""
+        waiting = self._quarantine.take_all()
+        if self.phase is Phase.LOST:
+            self._lease_table.remove([holding.lease.claim for holding in waiting])
+            self._runs.drop_reserve()
+            return
+        for holding in waiting:
+            self._runs.give_back(holding)
+        self._runs.give_back_reserve()
+        for holding in self._runs.under_way.values():
+            if holding.started is None and holding.stop is not None:  # it waits for a child process still, and need not wait here
+                holding.ask_to_stop(WINDING_DOWN)
+
+    async def _finish_runs(self) -> None:
+        """Let runs end, however long that takes. Runs that were asked to stop longer ago than the grace time are not waited for."""
+        while self.phase is Phase.FINISHING and not self.all_ended.is_set():
+            if len(self._lease_table) and not self._lease_table.do_not_end(time.monotonic() - self._options.grace):
+                await self._lease_table.wait_for_change(DEAF_LOOK)
+            else:
+                self.all_ended.set()
+        self.all_ended.set()
+        await self.until(Phase.WINDING_DOWN)
+
+    async def _use_grace(self) -> None:
+        if self._grace_ends_at is not None:
+            with anyio.move_on_after(self._grace_ends_at - time.monotonic()):
+                while self._runs.under_way and self.phase is Phase.WINDING_DOWN:
+                    await self._lease_table.wait_for_change()
+        self._enter(Phase.STOPPING)
+
+    async def _until_settled(self) -> None:
+        """Offer the verdicts until the store has answered.
+
+        A session that winds down waits at most `last_words` for that; the store learns of the rest when the session lapses. A past session
+        waits until `settle_by`, or for ever: only the store knows whether its verdicts still count. When the worker ends, runs that go on
+        against their cancellation are not waited for: the leave hands their jobs back.
+        """
+        if self._settles_until is None and self._grace_ends_at is not None:
+            self._settles_until = time.monotonic() + self._options.last_words
+        while self._lease_table.unanswered() if self._settles_until is not None else len(self._lease_table):
+            left = None if self._settles_until is None else self._settles_until - time.monotonic()
+            if left is not None and left <= 0:
+                break
+            await self._lease_table.wait_for_change(left)
+        if untold := tuple(holding.lease for holding in self._lease_table.unanswered() if holding.started is not None):
+            self._events.tell(VerdictsLost(untold, "the broker has not answered by the worker's end"))
+
+    async def _leave(self) -> None:
+        """Hand back what is still leased. A claim on its way may have leased jobs to a session that is lost, unknown to the store."""
+        is_past, within = self._grace_ends_at is None, self._options.last_words
+        if is_past and self._runs.under_way:
+            return
+        if is_past and self._settles_until is not None:
+            within = self._settles_until - time.monotonic()
+        error: Exception | None = None
+        with anyio.move_on_after(within) as waiting:
+            try:
+                await self._broker.beat(Beat(session=self.session.id, leaving=True))
+            except SessionLost:  # it holds nothing any more
+                pass
+            except Exception as raised:
+                error = raised
+        if not is_past and (error is not None or waiting.cancelled_caught):
+            self._events.tell(NotLeft(self.session.name, str(error or "no answer in time"), self.session.ttl))
+
+    # --- where it goes next -----------------------------------------------------------------------------
+
+    def finish(self) -> None:
+        """Claim nothing more, and let runs end."""
+        self._enter(Phase.FINISHING)
+
+    def wind_down(self) -> None:
+        """Claim nothing more, let runs end for the grace time, cancel and hand back the rest, and leave."""
+        if self.phase < Phase.WINDING_DOWN:
+            self._grace_ends_at = time.monotonic() + self._options.grace
+            self._enter(Phase.WINDING_DOWN)
+            self._events.tell(WindingDown(len(self._runs.under_way), self._options.grace))
+
+    def hurry(self) -> None:
+        """End the grace time."""
+        if self.phase is Phase.WINDING_DOWN:
+            self._enter(Phase.STOPPING)
+
+    def lose(self, why: str) -> None:
+        """The session is dead, or must be considered dead: cancel the runs, since others may run these jobs already."""
+        if self.phase < Phase.LOST:
+            is_followed = self.phase < Phase.WINDING_DOWN
+            self._lease_table.close()  # nothing begins any more
+            self._enter(Phase.LOST)
+            self._events.tell(SessionEnded(self.session.name, why, is_followed))
+
+    def fall_silent(self, why: str) -> None:
+        """From any thread: send no more heartbeats. The session is lost as soon as the loop hears of it."""
+        self._keeper.fall_silent(why)
+
+    def settle_by(self, instant: float) -> None:
+        """Offer verdicts until that instant of the monotonic clock, and no longer."""
+        self._settles_until = instant
+        self._lease_table.nudge()
+
+    def look_again(self) -> None:
+        """There may be room for more than there was."""
+        self._lease_table.nudge()
+
+    async def until(self, phase: Phase) -> None:
+        """Return when the session is in that phase, or past it."""
+        while self.phase < phase:
+            self._moved.clear()
+            await self._moved.wait()
+
+    def _enter(self, phase: Phase) -> None:
+        self.phase = max(phase, self.phase)
+        self._moved.set()
+        self._lease_table.nudge()
+
+    # --- what others see, from any thread ---------------------------------------------------------------
 
     @property
     def age(self) -> float:
@@ -111,164 +251,34 @@ class WorkerSession:
         return self._runs.slow
 
     def holding_of(self, run: JobContext) -> HeldLease | None:
-        """Of a run of this life, as long as its lease is held; from any thread."""
-        for holding in self._lease_table.all():
-            if holding.lease.epoch == run.epoch and id_text(holding.lease.envelope.id) == run.job_id:
-                return holding
-        return None
+        return self._lease_table.held_by(run)
 
     def signs(self) -> Signs:
-        """From any thread."""
-        keeper = self._keeper
         return Signs(
             running=len(self._runs.under_way),
             free=self._runs.free,
-            beaten_at=keeper.beaten_at if keeper else None,
-            tried_at=keeper.tried_at if keeper else self._made_at,
+            beaten_at=self._keeper.beaten_at,
+            tried_at=self._keeper.tried_at,
             claimed_at=self._fetcher.answered_at,
             full_at=self._fetcher.full_at,
             settling_since=self._settler.waiting_since,
             left_behind=self._runs.left_behind,
             is_stuck=self._runs.is_stuck,
-            is_over=self._is_over,
+            is_over=self.phase >= Phase.WINDING_DOWN,
         )
 
-    def fall_silent(self, why: str) -> None:
-        """From any thread: beats no more, and is lost as soon as the loop hears of it."""
-        if self._keeper is not None:
-            self._keeper.fall_silent()
-        self._in_loop(self._lose, why)
+    # --- what its fetcher asks and brings ---------------------------------------------------------------
 
-    def look_again(self) -> None:
-        """There may be room for more than there was."""
-        self._lease_table.nudge()
+    def room(self) -> int:
+        return self._runs.room()
 
-    async def begin(self) -> None:
-        """Raises what the broker raises when it cannot be reached."""
-        await self._broker.register(self.session)
-        self._events.tell(SessionOpened(self.session.name, self.session.id))
-        self._keeper = Keeper(
-            self._broker.sibling(),
-            self.session,
-            self._lease_table,
-            seen=lambda: self._fetcher.request,
-            beat_listeners=self._beat_listeners(),
-            start_thread=self._seams.start_thread,
-        )
-        self._lease_table.on_news = self._keeper.beat_soon
-        self._keeper.start()
-        duties = (
-            self._fetcher.run,  # first of all: who has waited for this worker
-            self._runs.run,
-            self._settler.run,
-            self._settler.run_held_up,
-            self._upkeep.run,
-            self._quarantine.run,
-            self._watch.run,
-            self._hear_of_stops,
-        )
-        for duty in duties:
-            self._task_supervisor.attend(duty)
+    async def wait_for_room(self) -> None:
+        await self._lease_table.wait_for_change()
 
-    def _sink(self) -> LeaseSink:
-        return LeaseSink(
-            room=self._runs.room,
-            wait=self._lease_table.wait_for_change,
-            take=self._take,
-            begin=self._runs.begin_waiting,
-            give_back=self._give_back,
-            too_old=self._options.ttl / 4,  # half the ghost time, which is half the ttl
-            on_lost=self._lose,
-        )
-
-    def _beat_listeners(self) -> BeatListeners:
-        return BeatListeners(
-            answer=lambda answer, asked_at: self._in_loop(self._heed, answer, asked_at),
-            lost=lambda why: self._in_loop(self._lose, why),
-            trouble=lambda why, times: self._in_loop(self._events.tell, BrokerTrouble("a beat", why, times)),
-            broken=lambda why: self._events.tell(Broken(why)),
-            dropped=lambda claim, why: self._in_loop(self._note_dropped, claim, why),
-        )
-
-    @property
-    def _is_over(self) -> bool:
-        return self._phase >= Phase.WINDING_DOWN
-
-    async def finish(self) -> bool:
-        """Claim nothing more, and let what runs end, however long that takes, but for what was asked to stop longer ago than the
-        grace time. Whether the broker knows all of it: not when the session is lost.
-
-        The keeper beats, and upkeep is done, until the worker winds down.
-        """
-        self._enter(Phase.FINISHING)
-        await self._end_fetching()
-        await self._task_supervisor.dismiss(self._quarantine.run, self._runs.run)
-        self._give_back_what_waits()
-        while len(self._lease_table) and not self._is_over and not self._lease_table.do_not_end(time.monotonic() - self._options.grace):
-            await self._lease_table.wait_for_change(DEAF_LOOK)
-        return not self._is_over
-
-    async def wind_down(self, hurry: Callable[[], bool]) -> bool:
-        """Stop claiming, let runs finish for the grace time, cancel and hand back the rest, and leave.
-
-        `look_again` ends the grace time early if `hurry()` is then true.
-
-        Return True if every run ended by itself. After a cancellation it may be called again and continues where it was.
-        """
-        self._enter(Phase.WINDING_DOWN)
-        await self._task_supervisor.dismiss(self._upkeep.run, self._quarantine.run, self._runs.run)
-        self._give_back_what_waits()
-        if self._grace_ends_at is None:
-            self._grace_ends_at = time.monotonic() + self._options.grace
-            self._events.tell(WindingDown(len(self._runs.under_way), self._options.grace))
-        await self._end_fetching()
-        await self._until_runs_end(self._grace_ends_at, hurry)
-        self._has_forced = self._has_forced or bool(self._runs.under_way)
-        await self._stop_runs(LOST if self._phase is Phase.LOST else WINDING_DOWN)
-        await self._settle_rest()
-        await self._leaving.leave()
-        return not self._has_forced
-
-    async def abandon(self) -> None:
-        """Cancel the runs and stop the heartbeat: the session is dead, or must be considered dead."""
-        self._enter(Phase.LOST)
-        await self._task_supervisor.dismiss(self._upkeep.run, self._fetcher.run, self._quarantine.run, self._runs.run)
-        for holding in self._quarantine.take_all():
-            self._lease_table.remove(holding.lease.claim)
-        self._runs.drop_reserve()
-        await self._stop_runs(LOST)
-        await self._end_beating()
-
-    async def settle_verdicts(self) -> None:
-        """After `abandon`: offer the verdicts of runs that had ended until the store answers. It decides whether they still count."""
-        while len(self._lease_table):
-            await self._lease_table.wait_for_change()
-        await self._end_settling()
-        if not self._runs.under_way:
-            await self._leaving.give_up()
-
-    async def end(self, patience: float) -> None:
-        """After `abandon`, when the worker ends: wait at most `patience` seconds for the store to answer the settlements.
-
-        Runs are not waited for. If the store does not answer, it learns of the rest when the session lapses.
-        """
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(patience):
-                await self._leaving.until_answered()
-                if not self._runs.under_way:
-                    await self._leaving.give_up()
-        self._leaving.tell_of_untold()
-        await self._end_settling()
-
-    async def _end_settling(self) -> None:
-        await self._task_supervisor.dismiss(self._settler.run, self._settler.run_held_up)
-
-    # --- runs ------------------------------------------------------------------------------------------
-
-    def _take(self, leases: Sequence[Lease], claimed_at: float) -> None:
+    def take(self, leases: Sequence[Lease], claimed_at: float) -> None:
         """Begin the other runs before those in quarantine; nothing waits while these are tried."""
-        if self._is_over:
-            self._give_back(leases, claimed_at)
+        if self.phase >= Phase.WINDING_DOWN:
+            self.give_back(leases, claimed_at)
             return
         if leases:
             self._upkeep.note_work()
@@ -282,73 +292,20 @@ class WorkerSession:
             for lease in quarantine:
                 self._quarantine.add(lease, claimed_at)
 
-    def _give_back(self, leases: Sequence[Lease], claimed_at: float) -> None:
+    def begin_taken(self) -> None:
+        self._runs.begin_waiting()
+
+    def give_back(self, leases: Sequence[Lease], claimed_at: float) -> None:
         for lease in leases:
             self._runs.give_back(self._lease_table.add(lease, claimed_at))
 
-    def _give_back_what_waits(self) -> None:
-        for holding in self._quarantine.take_all():
-            self._runs.give_back(holding)
-        self._runs.give_back_reserve()
-        for holding in self._runs.under_way.values():
-            if holding.started is None and holding.stop is not None:  # it waits for a child process still, and need not wait here
-                holding.ask_to_stop(WINDING_DOWN)
+    # --- what its keeper asks and hears -----------------------------------------------------------------
 
-    async def _end_fetching(self) -> None:
-        """A claim that is under way is answered in a moment, or never: what it brings goes back, which then need not count."""
-        self._fetcher.stop()
-        self._lease_table.nudge()
-        if (fetching := self._task_supervisor.at(self._fetcher.run)) is not None:
-            await asyncio.wait([fetching], timeout=min(LAST_CLAIM, self._options.last_words))
-        await self._task_supervisor.dismiss(self._fetcher.run)
+    @property
+    def request(self) -> int:
+        return self._fetcher.request
 
-    async def _until_runs_end(self, give_up_at: float, hurry: Callable[[], bool]) -> None:
-        while self._runs.under_way and not hurry() and self._phase is not Phase.LOST and (left := give_up_at - time.monotonic()) > 0:
-            await self._lease_table.wait_for_change(left)
-
-    async def _stop_runs(self, why: str) -> None:
-        """Ask; after a while cut off what has not reacted, so that its job is given back. A thread goes on until it ends."""
-        await self._task_supervisor.dismiss(self._watch.run)
-        runs = self._runs.under_way
-        for holding in list(runs.values()):
-            holding.ask_to_stop(why)
-        if runs:
-            await asyncio.wait(list(runs), timeout=self._options.last_words)
-        for holding in runs.values():
-            tell_of(holding, time.monotonic(), self._events)
-        for task in list(runs):
-            task.cancel()
-        if runs:
-            await asyncio.wait(list(runs), timeout=1.0)
-
-    async def _settle_rest(self) -> None:
-        """Bounded: what the store does not answer now, it learns from the lapse of the session.
-
-        What runs still, against its cancellation, is not waited for: the session's leave hands it back.
-        """
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._options.last_words):
-                await self._leaving.until_answered()
-        self._leaving.tell_of_untold()
-        await self._end_settling()
-        await self._end_beating()
-
-    async def _end_beating(self) -> None:
-        await self._task_supervisor.dismiss(self._hear_of_stops)
-        if self._keeper is not None:
-            await self._keeper.stop()
-
-    # --- what the keeper hears, told in the loop --------------------------------------------------------
-
-    async def _hear_of_stops(self) -> None:
-        """What was asked to stop the next beat tells: it comes at once then."""
-        with self._broker.listen([topics.session(self.session.id)]) as nudges:
-            while True:
-                await nudges.wait()
-                if self._keeper is not None:
-                    self._keeper.beat_now()
-
-    def _heed(self, answer: BeatAnswer, asked_at: float) -> None:
+    def heed(self, answer: BeatAnswer, asked_at: float) -> None:
         if answer.outlook is not None:
             self._fetcher.heed(answer.outlook, asked_at)
             self._upkeep.heed(answer.outlook, asked_at)
@@ -360,34 +317,18 @@ class WorkerSession:
             if (holding := self._lease_table.get(claim)) is not None and not holding.is_offered:
                 self._events.tell(LeaseLost(holding.lease))
                 self._runs.ask_to_stop(holding, LOST)
-                self._lease_table.remove(claim)
+                self._lease_table.remove([claim])
 
-    def _lose(self, why: str) -> None:
-        if (phase := self._phase) is Phase.LOST or self._leaving.has_left:
-            return
-        self._enter(Phase.LOST)
-        is_followed = phase < Phase.WINDING_DOWN
-        self._events.tell(SessionEnded(self.session.name, why, is_followed))
-        if is_followed:  # else `wind_down` goes on, and stops the runs now: others may run these jobs already
-            self._on_lost()
-
-    def _enter(self, phase: Phase) -> None:
-        if phase > self._phase:
-            self._phase = phase
-        if self._phase is Phase.LOST:
-            self._lease_table.is_over = True  # nothing begins any more
-            self._lease_table.nudge()
-
-    def _note_dropped(self, claim: ClaimId, why: str) -> None:
+    def note_dropped(self, claim: ClaimId, why: str) -> None:
         if (holding := self._lease_table.get(claim)) is not None:
             self._events.tell(ReportDropped(holding.lease, why))
 
-    def _in_loop(self, function: Callable[..., None], *args: Any) -> None:
-        """With the context variables of where this life was made, not the caller's: another life may come of it, and that one's runs."""
-        try:
-            self._loop.call_soon_threadsafe(function, *args, context=self._context)
-        except RuntimeError:  # the loop is closed: the worker is gone
-            return
+    async def _hear_of_stops(self) -> None:
+        """The next heartbeat tells which runs to stop: send it at once then."""
+        with self._broker.listen([topics.session(self.session.id)]) as nudges:
+            while True:
+                await nudges.wait()
+                self._keeper.beat_now()
 
 
 def _a_session(options: WorkerOptions) -> Session:

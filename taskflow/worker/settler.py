@@ -44,7 +44,7 @@ class Settler:
 
     def offer(self, holding: HeldLease, settlement: Settlement) -> None:
         """Settle it; what was lost meanwhile is only told of, since the store would answer STALE."""
-        if self._lease_table.get(settlement.claim) is not holding:
+        if not self._lease_table.holds(holding):
             self._tell_stale(holding.lease, settlement)
             return
         holding.is_offered = True
@@ -73,7 +73,7 @@ class Settler:
         batch = self._take(waiting)
         try:
             await self._settle(batch)
-        except BaseException:  # not always the end: see TaskSupervisor. What had been settled is not taken again.
+        except BaseException:  # not always the end: see `Services`. What had been settled is not taken again.
             self._put_back(batch)
             raise
 
@@ -104,7 +104,7 @@ class Settler:
             self._events.tell(BrokerBack("settling"))
         if answers.count(Settled.OK) < len(answers):
             batch = self._without_held_up(batch, answers)
-        self._lease_table.remove_all([settlement.claim for settlement in batch])
+        self._lease_table.remove([settlement.claim for settlement in batch])
 
     def _without_held_up(self, batch: list[Settlement], answers: list[Settled]) -> list[Settlement]:
         """What has been answered for good; stale ones are told of."""

@@ -7,9 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Final
-
-import msgspec
+from typing import Final, Protocol
 
 from taskflow.app.context import JobContext
 from taskflow.model.envelope import Lease
@@ -60,50 +58,53 @@ class Standstill:
         return False
 
 
-class Bounds(msgspec.Struct, frozen=True):
-    """`stall_limit`  seconds without progress of the loop after which `on_limit` is called; 0 means never
-    `ttl`          of the sessions, in seconds"""
+class Watched(Protocol):
+    """What the watch asks and calls, from its own thread: the sessions of a worker."""
 
-    stall_limit: float
-    ttl: float
+    @property
+    def slow(self) -> tuple[HeldLease, float] | None:
+        """The last run that took a while, and when it ended."""
+        ...
 
+    @property
+    def beats(self) -> object:
+        """Changes with every heartbeat that is answered, and with every session."""
+        ...
 
-class Eyes(msgspec.Struct, frozen=True):
-    """The functions that the watch calls, from its own thread.
+    def holding_of(self, run: JobContext) -> HeldLease | None:
+        """What a run holds, None when that is settled."""
+        ...
 
-    `holding_of` returns what a run holds, None if it is settled
-    `slow`       returns the last run that took long, and when it ended
-    `beats`      changes with every heartbeat that is answered, and with every session
-    `on_silent`  called if no heartbeat was sent for longer than the ttl, although the watch has seen that time pass
-    `on_limit`   called if the loop is blocked for good, with whether the event reached the subscribers
-    """
+    def note_silence(self) -> None:
+        """Nobody has beaten for the session although the watch has seen time pass for longer than its ttl."""
+        ...
 
-    holding_of: Callable[[JobContext], HeldLease | None]
-    slow: Callable[[], tuple[HeldLease, float] | None]
-    beats: Callable[[], object]
-    on_silent: Callable[[], None]
-    on_limit: Callable[[bool], None]
+    def give_up(self, *, is_told: bool) -> None:
+        """The loop stands still for good. `is_told` is whether the event could be told."""
+        ...
 
 
 class StallWatch:
     """Watches the loop in which it was started. Its thread never logs and never waits for the loop, so neither can block it.
 
-    `stalled_for`  seconds without progress of the loop, 0.0 while it moves; `looked_at`, of the monotonic clock, shows that the watch is
-    alive
-    `blocker`      the lease of the job that blocks it
+    `stall_limit`  seconds without progress of the loop after which it calls `watched.give_up`; 0 is never
+    `ttl`          of the sessions, in seconds
+    `stalled_for`  seconds without progress of the loop, 0.0 when it moves; `looked_at` of the monotonic clock, to see whether it is alive
+    `blocker`      the lease of the job that is told to block it
     """
 
-    def __init__(self, events: Events, start_thread: StartThread, bounds: Bounds, eyes: Eyes) -> None:
+    def __init__(self, watched: Watched, events: Events, start_thread: StartThread, *, stall_limit: float, ttl: float) -> None:
         self._events = events
         self._start_thread = start_thread
-        self._bounds = bounds
-        self._eyes = eyes
+        self._watched = watched
+        self._stall_limit = stall_limit
+        self._ttl = ttl
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self._stopping = threading.Event()
         self._ticks = 0
         self._loops = Standstill(lambda: self._ticks)
-        self._beats = Standstill(eyes.beats)
+        self._beats = Standstill(lambda: watched.beats)
         self._times_told = 0
         self._has_given_up = False
         self._computed = dict[int, float]()
@@ -156,11 +157,11 @@ class StallWatch:
         if is_computed:
             lease, lines = self._run_since(thread, passed)
         elif waited >= passed / 2:
-            self._tell(lambda: Starved(passed - LOOK, self._bounds.ttl))
+            self._tell(lambda: Starved(passed - LOOK, self._ttl))
             return
         else:
             lease, lines = self._lease_on_loop(), lines_of(self._thread)
-        self._tell(lambda: InterpreterHeld(lease, passed - LOOK, self._bounds.ttl, is_computed, shown(lines)))
+        self._tell(lambda: InterpreterHeld(lease, passed - LOOK, self._ttl, is_computed, shown(lines)))
 
     def _run_since(self, thread: int, passed: float) -> tuple[Lease | None, list[Line]]:
         """Return the lease of the run that held the interpreter in `thread`, and the lines where it is.
@@ -168,7 +169,7 @@ class StallWatch:
         A run is named if it was there for at least half of the time that this look is late, or if it took long and ended in that time.
         After the call of C code the thread may have gone on to another run; its lines would then be wrong, and are left out.
         """
-        holding, slow = self._holding_in(thread), self._eyes.slow()
+        holding, slow = self._holding_in(thread), self._watched.slow
         late = passed - LOOK
         if holding is not None and (holding.started or 0.0) <= self.looked_at - late / 2:
             return holding.lease, lines_of(thread)
@@ -189,23 +190,23 @@ class StallWatch:
             self.blocker = lease = self._lease_on_loop()
             lines = lines_of(self._thread)
             if lease is None and waits_for_work(lines):
-                self._tell(lambda: Starved(lasted, self._bounds.ttl))
+                self._tell(lambda: Starved(lasted, self._ttl))
             else:
                 self._tell(lambda: LoopStalled(lease, lasted, shown(lines)))
-        if 0 < self._bounds.stall_limit <= lasted and not self._has_given_up:
+        if 0 < self._stall_limit <= lasted and not self._has_given_up:
             self._give_up(lasted)
 
     def _give_up(self, lasted: float) -> None:
         self._has_given_up = True
         lease, threads = self._lease_on_loop(), lines_of_all()
-        self._eyes.on_limit(self._tell(lambda: StalledForGood(lease, lasted, shown_all(threads))))
+        self._watched.give_up(is_told=self._tell(lambda: StalledForGood(lease, lasted, shown_all(threads))))
 
     def _look_at_keeper(self, passed: float) -> None:
         """Check that heartbeats are sent. The keeper reports a lapse itself at the ttl; if it does not, its thread is dead or hangs."""
         self._beats.look(passed)
-        if self._beats.seconds > self._bounds.ttl + 2 * FIRST_TOLD:
+        if self._beats.seconds > self._ttl + 2 * FIRST_TOLD:
             self._beats.seconds = 0.0
-            self._eyes.on_silent()
+            self._watched.note_silence()
 
     def _lease_on_loop(self) -> Lease | None:
         """Return the lease of the job whose code the loop's thread is in. A plain function has a thread of its own, and blocks no loop."""
@@ -214,7 +215,7 @@ class StallWatch:
 
     def _holding_in(self, thread: int) -> HeldLease | None:
         run = run_in_loop(self._loop, thread) if thread == self._thread else run_in(thread)
-        return self._eyes.holding_of(run) if run is not None else None
+        return self._watched.holding_of(run) if run is not None else None
 
     def _tell(self, make: Callable[[], WorkerEvent]) -> bool:
         """Tell the subscribers, in a thread that may hang, because this one must not. Return True if it was done in time."""

@@ -1,19 +1,28 @@
-"""Replaces a lost session of a worker by a new one."""
+"""The sessions of a worker: one after another, each from its start to its end."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from functools import partial
 from typing import Final
 
+import anyio
+from anyio.abc import TaskGroup
+
+from taskflow.app.context import JobContext
 from taskflow.broker.retry import retry
 from taskflow.model.errors import BrokerUnavailable
 from taskflow.model.retry import Pauses, Retries
 from taskflow.model.seams import Chance
-from taskflow.worker.events import AwaitsBroker, BrokerTrouble, Events
+from taskflow.worker.events import AwaitsBroker, BrokerTrouble, Events, PartFailed
+from taskflow.worker.lease_table import HeldLease
 from taskflow.worker.options import WorkerOptions
+from taskflow.worker.phase import Phase
+from taskflow.worker.services import a_group
 from taskflow.worker.session import WorkerSession
+from taskflow.worker.vitals import Signs
 
 PAUSES: Final = Pauses(0.1, 5.0)
 EARLY: Final = 10.0
@@ -21,36 +30,40 @@ EARLY: Final = 10.0
 
 EARLY_PAUSES: Final = Pauses(0.25, 30.0)
 
+RESTART_PAUSES: Final = Pauses(0.01, 1.0)
+MOST_RESTARTS: Final = 20
+"""Times that a worker which winds down goes on after its task was cancelled."""
+
 
 class Succession:
-    """`present` is the session that works, None between two; `lost` is the last one that was lost.
+    """`present` is the session that works, None between two; `past` are lost ones whose verdicts are still being offered.
 
-    `begin` makes a session whose loss calls `note_lost`.
+    One task walks from session to session, and each session is a task of its group. Somebody else may cancel them, a job that cancels every
+    task there is for example: then the walk starts again where it was. `phase` is the worker's own.
     """
 
-    def __init__(self, begin: Callable[[], Awaitable[WorkerSession]], options: WorkerOptions, events: Events, chance: Chance) -> None:
+    def __init__(self, make: Callable[[], WorkerSession], options: WorkerOptions, events: Events, chance: Chance) -> None:
         self.present: WorkerSession | None = None
-        self.lost: WorkerSession | None = None
-        self.past: dict[WorkerSession, asyncio.Task[None]] = {}
-        """Lost sessions whose verdicts are still being offered."""
-
-        self._begin = begin
+        self.past: list[WorkerSession] = []
+        self.phase = Phase.WORKING
+        self.has_ended = asyncio.Event()
+        self._make = make
         self._options = options
         self._events = events
         self._chance = chance
+        self._lost: WorkerSession | None = None
         self._early_ends = Retries(EARLY_PAUSES, chance.random)
-        self._is_last = self._is_closing = False
-        self._to_abandon: WorkerSession | None = None
-        self._rebirth: asyncio.Task[None] | None = None
-        self._abandoning: asyncio.Task[None] | None = None
+        self._restarts = Retries(RESTART_PAUSES)
+        self._moved = asyncio.Event()
+        self._ends_at = 0.0
+        self._is_hurried = False
+        self._beginning: anyio.CancelScope | None = None
+        self._error: BaseException | None = None
 
-    @property
-    def all(self) -> list[WorkerSession]:
-        """From any thread."""
-        return [*(() if (present := self.present) is None else (present,)), *self.past]
+    # --- asked by the worker ----------------------------------------------------------------------------
 
-    async def begin_first(self) -> None:
-        """Wait for a broker that does not answer, if the options say so."""
+    async def begin(self) -> None:
+        """Begin the first session. Wait for a broker that does not answer, if the options say so."""
         timeout = self._options.start_timeout
 
         def note(error: Exception, times: int) -> None:
@@ -58,87 +71,158 @@ class Succession:
                 self._events.tell(AwaitsBroker(str(error), timeout))
 
         self.present = await retry(self._begin, PAUSES, on=BrokerUnavailable, note=note, give_up_at=time.monotonic() + timeout)
-
-    def note_lost(self) -> None:
-        """The present session is dead, and what it held belongs to others: another session takes its place."""
-        if self.present is not None:
-            self.lost = self._to_abandon = self.present
-            self.present = None
-        if not self._is_closing:
-            self._rebirth = asyncio.get_running_loop().create_task(self._begin_again())
-            self._rebirth.add_done_callback(self._note_rebirth)
+        self._start()
 
     async def finish(self) -> None:
-        """Let the present session claim nothing more, and return when everything has ended here and the broker knows."""
-        self._is_last = True
-        await self._end_rebirth()
-        if self.present is not None and not await self.present.finish():
-            await self._end_rebirth()
-        if self.past:
-            await asyncio.wait(list(self.past.values()))
+        """Let the present session claim nothing more. Return when everything has ended here and the broker knows."""
+        self._enter(Phase.FINISHING)
+        if (present := self.present) is not None:
+            await present.all_ended.wait()
+            if present.phase is Phase.LOST:
+                await present.until(Phase.ENDED)
+        for session in list(self.past):
+            await session.until(Phase.ENDED)
 
-    async def close(self, hurry: Callable[[], bool]) -> bool:
-        """Wind down; return True if every run had ended by itself. May be cancelled and called again: each step goes on where it was."""
-        self._is_last = self._is_closing = True
-        await self._end_rebirth()
-        began_at = time.monotonic()
-        all_ended = True if self.present is None else await self.present.wind_down(hurry)
-        await self._end_past(max(0.0, self._options.last_words - (time.monotonic() - began_at)))
-        return all_ended
+    def wind_down(self) -> None:
+        self._ends_at = time.monotonic() + self._options.last_words
+        self._enter(Phase.WINDING_DOWN)
 
-    def _note_rebirth(self, rebirth: asyncio.Task[None]) -> None:
-        """Cancelled by a stranger, a job that cancels every task there is, it would leave a worker without a session for ever."""
-        if rebirth.cancelled() and not self._is_last:
-            self.note_lost()
+    def hurry(self) -> None:
+        """End the grace time, now or as soon as it begins."""
+        self._is_hurried = True
+        self._lead()
 
-    async def _end_rebirth(self) -> None:
-        """No other session begins. A lost one is abandoned all the same."""
-        if self._rebirth is not None:
-            self._rebirth.cancel()
-            await asyncio.gather(self._rebirth, return_exceptions=True)
-        await self._abandon_lost()
+    async def end(self) -> bool:
+        """After `wind_down`: return when all sessions have ended; True if runs had to be cancelled for that."""
+        await self.has_ended.wait()
+        if self._error is not None:
+            raise self._error
+        return self.present is not None and self.present.has_forced
 
-    async def _begin_again(self) -> None:
-        await self._abandon_lost()
-        if self.lost is not None and self.lost.age < EARLY:
-            await asyncio.sleep(self._early_ends.failed())
-        else:
-            self._early_ends.succeeded()
-        if not self._is_last:
+    def _enter(self, phase: Phase) -> None:
+        self.phase = max(phase, self.phase)
+        self._moved.set()
+        if self._beginning is not None:
+            self._beginning.cancel()
+        self._lead()
+
+    def _lead(self) -> None:
+        """The present session follows the worker's phase."""
+        if self.present is not None:
+            if self.phase is Phase.FINISHING:
+                self.present.finish()
+            elif self.phase is Phase.WINDING_DOWN:
+                self.present.wind_down()
+                if self._is_hurried:
+                    self.present.hurry()
+
+    # --- its walk ---------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        walk = asyncio.get_running_loop().create_task(self._walk(), name="taskflow-sessions")
+        walk.add_done_callback(partial(self._note_end, time.monotonic()))
+
+    def _note_end(self, began_at: float, walk: asyncio.Task[None]) -> None:
+        if time.monotonic() - began_at > RESTART_PAUSES.longest:
+            self._restarts.succeeded()
+        error = asyncio.CancelledError() if walk.cancelled() else walk.exception()
+        is_closing = self.phase is Phase.WINDING_DOWN
+        if error is None or (is_closing and self._restarts.failures >= MOST_RESTARTS):
+            self._error = error
+            self.has_ended.set()
+            return
+        pause = self._restarts.failed()
+        if not walk.cancelled():
+            self._events.tell(PartFailed(self._walk.__qualname__, error, pause))
+        asyncio.get_running_loop().call_later(pause, self._start)
+
+    async def _walk(self) -> None:
+        async with a_group() as group:
+            for session in self.all:
+                group.start_soon(self._live, session)
+            while self.phase is Phase.WORKING or self.present is not None:
+                if self.present is not None:
+                    await self.present.until(Phase.LOST)
+                    if self.present.phase is Phase.ENDED or self.phase is Phase.WINDING_DOWN:
+                        break
+                    self._lost, self.present = self.present, None
+                    self.past.append(self._lost)
+                if self._lost is not None:
+                    await self._lost.runs_stopped.wait()
+                await self._begin_next(group)
+            await self._end_all()
+
+    async def _begin_next(self, group: TaskGroup) -> None:
+        with anyio.CancelScope() as self._beginning:
+            if self.phase is not Phase.WORKING:
+                return
+            if self._lost is not None and self._lost.age < EARLY:
+                await asyncio.sleep(self._early_ends.failed())
+            else:
+                self._early_ends.succeeded()
             # On any error, no thread left for a keeper for example: to give up would be to live on and do nothing.
             self.present = await retry(self._begin, PAUSES, on=Exception, note=self._note_trouble, draw=self._chance.random)
+        if self.present is not None:
+            group.start_soon(self._live, self.present)
+            self._lead()
+
+    async def _live(self, session: WorkerSession) -> None:
+        await session.run()
+        if session in self.past:
+            self.past.remove(session)
+
+    async def _begin(self) -> WorkerSession:
+        session = self._make()
+        await session.begin()
+        return session
 
     def _note_trouble(self, error: Exception, times: int) -> None:
         self._events.tell(BrokerTrouble("a new session", str(error) or type(error).__name__, times))
 
-    async def _abandon_lost(self) -> None:
-        """Whatever comes of it, what follows must be. But a stranger's cancellation is no end of it."""
-        while (lost := self._to_abandon) is not None:
-            if self._abandoning is None or self._abandoning.done():
-                self._abandoning = asyncio.get_running_loop().create_task(self._abandon(lost))
-            await asyncio.wait([self._abandoning])
-            if not self._abandoning.cancelled():
-                self._to_abandon = None
+    async def _end_all(self) -> None:
+        """The present session ends first. Past ones offer their verdicts meanwhile, for `last_words` seconds at least."""
+        while self.phase is not Phase.WINDING_DOWN:
+            self._moved.clear()
+            await self._moved.wait()
+        if self.present is not None:
+            await self.present.until(Phase.ENDED)
+        for session in self.past:
+            session.settle_by(self._ends_at)
+        for session in list(self.past):
+            await session.until(Phase.ENDED)
 
-    async def _abandon(self, lost: WorkerSession) -> None:
-        await lost.abandon()
-        self._settle_verdicts(lost)
+    # --- what is seen from other threads ----------------------------------------------------------------
 
-    def _settle_verdicts(self, lost: WorkerSession) -> None:
-        self.past[lost] = settling = asyncio.get_running_loop().create_task(lost.settle_verdicts())
-        settling.add_done_callback(lambda settling: self._note_settled(lost, settling))
+    @property
+    def all(self) -> list[WorkerSession]:
+        return [*(() if (present := self.present) is None else (present,)), *self.past]
 
-    def _note_settled(self, lost: WorkerSession, settling: asyncio.Task[None]) -> None:
-        if not settling.cancelled():
-            self.past.pop(lost, None)
-        elif not self._is_closing:  # by a stranger
-            self._settle_verdicts(lost)
+    def signs(self) -> Signs | None:
+        present = self.present
+        return None if present is None else present.signs()
 
-    async def _end_past(self, patience: float) -> None:
-        """All at one time. Their last verdicts have had the time of the last session's end, and have `patience` seconds more: it may have
-        been short, and the broker may be back this moment."""
-        for settling in self.past.values():
-            settling.cancel()
-        await asyncio.gather(*self.past.values(), return_exceptions=True)
-        await asyncio.gather(*(life.end(patience) for life in self.past))
-        self.past.clear()
+    @property
+    def beats(self) -> object:
+        """Changes with every heartbeat that is answered, and with every session."""
+        present = self.present
+        return object() if present is None else (present, present.signs().beaten_at)
+
+    @property
+    def slow(self) -> tuple[HeldLease, float] | None:
+        """The last run that took a while, and when it ended. What held up the interpreter may have cost the session too."""
+        found = [session.slow for session in (self.present, self._lost) if session is not None and session.slow is not None]
+        return max(found, key=lambda one: one[1], default=None)
+
+    def holding_of(self, run: JobContext) -> HeldLease | None:
+        return next((holding for session in self.all if (holding := session.holding_of(run)) is not None), None)
+
+    def note_silence(self) -> None:
+        if (present := self.present) is not None:
+            present.fall_silent("its keeper has not beaten for longer than the ttl")
+
+    def give_up(self, *, is_told: bool) -> None:
+        """Others take its jobs when the ttl is over; should the loop ever move again, it goes on under a new session."""
+        if (present := self.present) is not None:
+            present.fall_silent(f"the event loop stood still for {self._options.stall_limit:g} s")
+        if self._options.on_stall_limit is not None:
+            self._options.on_stall_limit(is_told)

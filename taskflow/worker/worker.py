@@ -1,44 +1,39 @@
-"""A worker: lives one session after another until its block ends."""
+"""A worker: it runs jobs, in one session after another, until its block ends."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack, asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
+import anyio
+
 from taskflow.app.app import App
-from taskflow.app.context import JobContext
 from taskflow.app.default_app import default_app
 from taskflow.broker.retry import retry
 from taskflow.model.errors import BrokerUnavailable, ConfigurationError
-from taskflow.model.retry import Pauses, Retries
 from taskflow.model.seams import Seams
 from taskflow.model.verdict import Discarded, Failed, Verdict
 from taskflow.worker.children.pool import Children
 from taskflow.worker.drain import Drain
 from taskflow.worker.events import BrokerTrouble, Ended, Events, NotCounted, Unwritable, WorkerEvent
 from taskflow.worker.executor import Executor
-from taskflow.worker.lease_table import HeldLease
 from taskflow.worker.options import WorkerOptions
 from taskflow.worker.queues import QueueChoice
 from taskflow.worker.session import WorkerSession
-from taskflow.worker.stalls import Bounds, Eyes, StallWatch
+from taskflow.worker.stalls import StallWatch
 from taskflow.worker.succession import PAUSES, Succession
 from taskflow.worker.threads import Threads
-from taskflow.worker.vitals import Signs, Vitals
+from taskflow.worker.vitals import Vitals
 
 T = TypeVar("T")
 
 log: Final = logging.getLogger("taskflow.worker")
 
 DRAIN_LOOK: Final = 0.05
-CLOSE_PAUSES: Final = Pauses(0.01, 1.0)
-MOST_CLOSES: Final = 20
-"""Times that winding down is taken up again after it was cancelled."""
 
 FAILURES: Final = (Failed, Discarded)
 
@@ -111,13 +106,13 @@ class Worker:
         self._app = app or default_app()
         self._seams = seams or Seams()
         self._events = Events(self.tally, *self.options.subscribers)
-        self._is_hurried = self._was_entered = False
+        self._was_entered = False
         self._host: asyncio.Task[Any] | None = None
         self._host_cancels = 0
         self._stack = AsyncExitStack()
-        self._sessions = Succession(self._begin, self.options, self._events, self._seams.chance)
+        self._sessions = Succession(self._a_session, self.options, self._events, self._seams.chance)
         self._watch: StallWatch | None = None
-        self.vitals = Vitals(lambda: self._watch, self._signs, self.options.ttl)
+        self.vitals = Vitals(lambda: self._watch, self._sessions.signs, self.options.ttl)
 
     async def __aenter__(self) -> Self:
         if self._app.is_in_child:
@@ -139,9 +134,10 @@ class Worker:
             stack.push_async_callback(self._children.close)
             self._app.registry.resolve()
             stack.callback(self._end_watch)
-            self._watch = self._a_watch()
+            limit, ttl = self.options.stall_limit, self.options.ttl
+            self._watch = StallWatch(self._sessions, self._events, self._seams.start_thread, stall_limit=limit, ttl=ttl)
             self._watch.start()
-            await self._sessions.begin_first()
+            await self._sessions.begin()
             self._stack = stack.pop_all()
         return self
 
@@ -165,9 +161,7 @@ class Worker:
 
     def hurry(self) -> None:
         """End the grace time early: cancel the runs now, or as soon as the worker winds down."""
-        self._is_hurried = True
-        if (life := self._sessions.present) is not None:
-            life.look_again()
+        self._sessions.hurry()
 
     async def finish(self) -> None:
         """Claim no more jobs. Return when all runs here have ended and the broker has their verdicts, however long that takes.
@@ -184,8 +178,8 @@ class Worker:
         Jobs in a paused queue and parked jobs stay there. While the broker does not answer, the worker asks again.
         """
         drain = Drain(self._app.broker(), self._app.registry, self.options)
-        if (life := self._sessions.present) is not None:
-            await self._look(lambda: drain.note_begin(life.session.id))
+        if (session := self._sessions.present) is not None:
+            await self._look(lambda: drain.note_begin(session.session.id))
         while not await self._look(drain.is_over):  # noqa: ASYNC110  # no event tells it
             await asyncio.sleep(DRAIN_LOOK)
         self.tally.set_aside = await self._look(drain.set_aside)
@@ -200,53 +194,7 @@ class Worker:
         options = self.options
         return Children(self._app, options.children, modules=options.modules, tell=self._events.tell, start_thread=self._seams.start_thread)
 
-    # --- what is seen from other threads ------------------------------------------------------------------
-
-    def _a_watch(self) -> StallWatch:
-        eyes = Eyes(
-            holding_of=self._holding_of,
-            slow=self._slow,
-            beats=self._beats,
-            on_silent=self._note_silence,
-            on_limit=self._give_up,
-        )
-        return StallWatch(self._events, self._seams.start_thread, Bounds(self.options.stall_limit, self.options.ttl), eyes)
-
-    def _end_watch(self) -> None:
-        watch, self._watch = self._watch, None
-        if watch is not None:
-            watch.stop()
-
-    def _holding_of(self, run: JobContext) -> HeldLease | None:
-        return next((holding for life in self._sessions.all if (holding := life.holding_of(run)) is not None), None)
-
-    def _slow(self) -> tuple[HeldLease, float] | None:
-        """What held up the interpreter may have cost the session too."""
-        found = [life.slow for life in (self._sessions.present, self._sessions.lost) if life is not None and life.slow is not None]
-        return max(found, key=lambda one: one[1], default=None)
-
-    def _signs(self) -> Signs | None:
-        life = self._sessions.present
-        return None if life is None else life.signs()
-
-    def _beats(self) -> object:
-        signs = self._signs()
-        return object() if signs is None else (self._sessions.present, signs.beaten_at)
-
-    def _note_silence(self) -> None:
-        if (life := self._sessions.present) is not None:
-            life.fall_silent("its keeper has not beaten for longer than the ttl")
-
-    def _give_up(self, is_told: bool) -> None:
-        """Others take its jobs when the ttl is over; should the loop ever move again, it goes on under a new session."""
-        if (life := self._sessions.present) is not None:
-            life.fall_silent(f"the event loop stood still for {self.options.stall_limit:g} s")
-        if self.options.on_stall_limit is not None:
-            self.options.on_stall_limit(is_told)
-
-    # --- its sessions -----------------------------------------------------------------------------------
-
-    async def _begin(self) -> WorkerSession:
+    def _a_session(self) -> WorkerSession:
         executor = Executor(
             self._app.registry,
             middleware=self._app.settings.middleware,
@@ -256,48 +204,37 @@ class Worker:
             children=self._children,
             is_cut_short=self._is_cancelled,
         )
-        life = WorkerSession(
-            self._app.broker(), executor, self._threads, self.options, self._seams, self._events, on_lost=self._sessions.note_lost
-        )
-        await life.begin()
-        return life
+        return WorkerSession(self._app.broker(), executor, self._threads, self.options, self._seams, self._events)
 
     def _note_freed(self) -> None:
-        if (life := self._sessions.present) is not None:
-            life.look_again()
+        if (session := self._sessions.present) is not None:
+            session.look_again()
+
+    def _end_watch(self) -> None:
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.stop()
 
     def _is_cancelled(self) -> bool:
         """The task in which the block runs has been cancelled."""
         return self._host is not None and self._host.cancelling() > self._host_cancels
 
     async def _wind_down(self) -> None:
-        """Not to be stopped half-way: that would leave a session that beats and works nothing. A cancellation, of this task or of the one
-        that winds down, cuts the grace time short; the rest is bounded."""
+        """Not to be stopped half-way: that would leave a session that beats and works nothing. A cancellation of this task cuts the grace
+        time short; the rest is bounded. A scope of anyio around this would cancel every await again, hence the shield."""
         interrupted: BaseException | None = None
         self.vitals.is_winding_down = True
-        loop, retries = asyncio.get_running_loop(), Retries(CLOSE_PAUSES)
-        with _shielded():
-            closing = loop.create_task(self._close())
-            while not _has_ended(closing) and not (closing.done() and retries.failures >= MOST_CLOSES):
+        self._sessions.wind_down()
+        with anyio.CancelScope(shield=True):
+            while not self._sessions.has_ended.is_set():
                 try:
-                    if closing.done():
-                        await asyncio.sleep(retries.failed())
-                        closing = loop.create_task(self._close())
-                    await asyncio.wait([closing])
+                    await self._sessions.has_ended.wait()
                 except (asyncio.CancelledError, KeyboardInterrupt, SystemExit) as error:
                     interrupted = error
                     self.hurry()
-        closing.result()
+            self.has_forced = await self._sessions.end()
         if interrupted is not None:
             raise interrupted
-
-    async def _close(self) -> None:
-        self.has_forced = not await self._sessions.close(lambda: self._is_hurried)
-
-
-def _has_ended(closing: asyncio.Task[None]) -> bool:
-    """Not cut off by a cancellation of somebody else's, or by a Ctrl-C that came in its midst."""
-    return closing.done() and not closing.cancelled() and isinstance(closing.exception(), Exception | None)
 
 
 def worker_lifespan(
@@ -335,13 +272,3 @@ def _choice(queues: str | Sequence[str] | None) -> QueueChoice:
         return QueueChoice.parse(queues if isinstance(queues, str) else ",".join(queues))
     except ValueError as error:
         raise ConfigurationError(f"queues={queues!r}: {error}") from error
-
-
-def _shielded() -> AbstractContextManager[object]:
-    """From the scopes of anyio that this may be in, whose cancellation comes again and again. There is none where nobody has loaded it; and
-    nothing is loaded here, at an end: what stood in its place may have been replaced since."""
-    anyio = sys.modules.get("anyio")
-    try:
-        return nullcontext() if anyio is None else anyio.CancelScope(shield=True)
-    except ImportError:  # it loads its parts when they are first used, which nobody has done
-        return nullcontext()

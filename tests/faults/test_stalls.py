@@ -143,6 +143,22 @@ def runs_in_a_thread(seconds: float) -> None:
     time.sleep(seconds)
 
 
+class OneRun:
+    """A worker with one run, or none."""
+
+    beats = 0
+
+    def __init__(self, holding: HeldLease | None, slow: tuple[HeldLease, float] | None = None) -> None:
+        self.slow = slow
+        self._holding = holding
+
+    def holding_of(self, run: JobContext) -> HeldLease | None:
+        return self._holding
+
+    def note_silence(self) -> None: ...
+    def give_up(self, *, is_told: bool) -> None: ...
+
+
 async def test_a_plain_function_is_not_accused_when_the_loop_gets_no_time(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loop is in its own code, and makes no progress: on an overloaded machine it is the last to be asked."""
 
@@ -164,8 +180,7 @@ async def test_a_plain_function_is_not_accused_when_the_loop_stands_in_its_run(m
     """The loop lost its processor just after it had given the function to a thread."""
     holding = a_holding()
     monkeypatch.setattr(stalls, "run_in_loop", lambda loop, thread: "a run")
-    eyes = stalls.Eyes(lambda run: holding, lambda: None, lambda: 0, lambda: None, lambda is_told: None)
-    watch = stalls.StallWatch(Events(), start_thread, stalls.Bounds(stall_limit=0.0, ttl=20.0), eyes)
+    watch = stalls.StallWatch(OneRun(holding), Events(), start_thread, stall_limit=0.0, ttl=20.0)
     assert watch._lease_on_loop() is holding.lease
 
     holding.in_thread = asyncio.get_running_loop().create_future()
@@ -195,8 +210,7 @@ class LateLook:
     async def hear(self, kind: type[WorkerEvent]) -> Any:
         """Return the event of this kind that the watch tells of the late look."""
         heard = Heard()
-        eyes = stalls.Eyes(lambda run: self._holding, lambda: self.slow, lambda: 0, lambda: None, lambda is_told: None)
-        watch = stalls.StallWatch(Events(heard), start_thread, stalls.Bounds(stall_limit=0.0, ttl=20.0), eyes)
+        watch = stalls.StallWatch(OneRun(self._holding, self.slow), Events(heard), start_thread, stall_limit=0.0, ttl=20.0)
         watch.start()
         await heard.wait_for(kind)
         watch.stop()

@@ -32,11 +32,11 @@ class Stage:
 
     def __init__(self, run: Run) -> None:
         self.lease_table = LeaseTable()
-        self.tasks: set[asyncio.Task[None]] = set()
+        self.under_way: dict[asyncio.Task[None], HeldLease] = {}
         self.begun: list[int] = []
         self.beside: list[int] = []
         self.store: list[int] = []
-        self.quarantine = Quarantine(self.lease_table, self.begin, lambda: self.tasks, self.give_back, Events())
+        self.quarantine = Quarantine(self.lease_table, self, Events())
         self._run = run
         self._number = 0
 
@@ -49,23 +49,23 @@ class Stage:
         self.begun.append(holding.lease.crashes)
         self.beside.append(len(self.lease_table))
         task = asyncio.create_task(self._whole(holding))
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
+        self.under_way[task] = holding
+        task.add_done_callback(self.under_way.pop)
         return task
 
     async def _whole(self, holding: HeldLease) -> None:
         await self._run()
-        self.lease_table.remove(holding.lease.claim)
+        self.lease_table.remove([holding.lease.claim])
 
     def give_back(self, holding: HeldLease) -> None:
         self.store.append(holding.lease.crashes)
-        asyncio.get_running_loop().call_later(0.001, self.lease_table.remove, holding.lease.claim)
+        asyncio.get_running_loop().call_later(0.001, self.lease_table.remove, [holding.lease.claim])
 
     async def until_done(self) -> None:
         async with asyncio.timeout(20):
-            while self.lease_table.is_closed or self.store:
+            while not self.lease_table.is_open or self.store:
                 await self.lease_table.wait_for_change(0.1)
-                if not self.lease_table.is_closed:
+                if self.lease_table.is_open:
                     claimed, self.store = self.store, []
                     for crashes in claimed:
                         self.quarantine.add(self.lease(crashes), 0.0)
@@ -79,9 +79,9 @@ async def a_stage(crashes: Sequence[int], run: Run = lambda: asyncio.sleep(0.001
     trying = asyncio.create_task(stage.quarantine.run())
     yield stage
     trying.cancel()
-    for task in stage.tasks:
+    for task in stage.under_way:
         task.cancel()
-    await asyncio.gather(trying, *stage.tasks, return_exceptions=True)
+    await asyncio.gather(trying, *stage.under_way, return_exceptions=True)
 
 
 async def test_the_least_suspicious_come_first_and_the_worst_alone() -> None:
@@ -105,10 +105,10 @@ async def test_nothing_is_claimed_meanwhile() -> None:
         await released.wait()
 
     async with a_stage([1], wait) as stage:
-        assert stage.lease_table.is_closed
+        assert not stage.lease_table.is_open
         released.set()
         await stage.until_done()
-        assert not stage.lease_table.is_closed
+        assert stage.lease_table.is_open
 
 
 async def test_runs_that_began_before_are_waited_for() -> None:
@@ -137,7 +137,7 @@ async def test_the_more_is_at_stake_the_longer_it_is_alone() -> None:
 
     async with a_stage([3, 3], wait) as stage:
         await asyncio.sleep(2 * TRIALS[1].probation)
-        assert (stage.begun, stage.lease_table.is_closed) == ([3], True)
+        assert (stage.begun, stage.lease_table.is_open) == ([3], False)
         released.set()
         await stage.until_done()
     assert (stage.begun, stage.beside) == ([3, 3], [1, 1])
@@ -147,7 +147,7 @@ async def test_one_that_is_lost_meanwhile_is_not_begun() -> None:
     stage = Stage(lambda: asyncio.sleep(0))
     lease = stage.lease(1)
     stage.quarantine.add(lease, 0.0)
-    stage.lease_table.remove(lease.claim)
+    stage.lease_table.remove([lease.claim])
     trying = asyncio.create_task(stage.quarantine.run())
     await stage.until_done()
     trying.cancel()
@@ -227,7 +227,7 @@ async def _end(worker: Worker, suspect: JobHandle[str]) -> Status | None:
 async def test_a_suspect_that_waits_to_be_alone_when_its_session_is_lost_is_not_held_for_ever() -> None:
     """The past session ends, and leaves: it costs the suspect no crash."""
     async with a_suspect_beside_a_run(ttl=20.0) as (broker, worker, heard, suspect):
-        worker._note_silence()
+        worker._sessions.note_silence()
         await heard.wait_for(SessionOpened, times=2)
         async with asyncio.timeout(10):
             while worker._sessions.past:  # noqa: ASYNC110  # no event tells it

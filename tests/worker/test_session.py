@@ -13,6 +13,7 @@ from taskflow import Backoff, BrokerUnavailable, Cancel, Discard, JobCancelled, 
 from taskflow.app.default_app import default_app
 from taskflow.broker.memory import MemoryBroker
 from taskflow.broker.protocol import Broker
+from taskflow.model.envelope import Lease
 from taskflow.model.ids import parse_id
 from taskflow.model.record import Record
 from taskflow.model.rules import Rules
@@ -29,7 +30,7 @@ from taskflow.worker.events import (
     SessionOpened,
     WindingDown,
 )
-from taskflow.worker.fetcher import Fetcher, LeaseSink
+from taskflow.worker.fetcher import Fetcher
 from taskflow.worker.queues import QueueChoice
 from tests.worker.scene import FaultyBroker, Heard, Run, a_faulty_broker, options, waits
 
@@ -98,6 +99,19 @@ async def test_a_broker_that_is_away_is_told_once_and_worked_with_again() -> Non
             await heard.wait_for(BrokerBack)
 
 
+class Roomy:
+    """There is always room for one lease. What comes is dropped."""
+
+    def room(self) -> int:
+        return 1
+
+    async def wait_for_room(self) -> None: ...
+    def take(self, leases: Sequence[Lease], claimed_at: float) -> None: ...
+    def begin_taken(self) -> None: ...
+    def give_back(self, leases: Sequence[Lease], claimed_at: float) -> None: ...
+    def lose(self, why: str) -> None: ...
+
+
 async def test_the_pauses_of_a_worker_without_a_broker_are_drawn_from_its_chance() -> None:
     """So that a simulated fleet can be repeated."""
 
@@ -113,16 +127,7 @@ async def test_the_pauses_of_a_worker_without_a_broker_are_drawn_from_its_chance
 
     broker, heard, chance = FaultyBroker(), Heard(), Drawn()
     broker.away = {"claim"}
-    sink = LeaseSink(
-        room=lambda: 1,
-        wait=asyncio.Event().wait,
-        take=lambda _, __: None,
-        begin=lambda: None,
-        give_back=lambda _, __: None,
-        too_old=1.0,
-        on_lost=lambda _: None,
-    )
-    fetcher = Fetcher(broker, bytes(16), QueueChoice(), Events(heard), sink, chance)
+    fetcher = Fetcher(broker, bytes(16), QueueChoice(), Roomy(), 1.0, Events(heard), chance)
     fetching = asyncio.create_task(fetcher.run())
     await heard.wait_for(BrokerTrouble, times=3)
     fetching.cancel()

@@ -1,0 +1,84 @@
+"""The services of a session: tasks that run for as long as a block lasts, whatever happens to them."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import anyio
+from anyio.abc import TaskGroup
+
+from taskflow.model.retry import Pauses, Retries
+from taskflow.model.seams import Chance
+from taskflow.worker.events import Events, PartFailed
+
+Service = Callable[[], Coroutine[Any, Any, None]]
+
+PAUSES: Final = Pauses(0.1, 30.0)
+HEALTHY_AFTER: Final = 60.0
+"""Seconds after which a service that fails starts again with the shortest pause."""
+
+
+@asynccontextmanager
+async def a_group() -> AsyncIterator[TaskGroup]:
+    """Open a task group that the block ends by itself: its tasks are cancelled then, and awaited.
+
+    A job may cancel every task there is. anyio's group then ends the block too, in silence, as if the group had been cancelled on purpose.
+    This one raises CancelledError instead, so that the task that walks through the session stops, and starts again where it was.
+    """
+    has_ended = False
+    async with anyio.create_task_group() as group:
+        yield group
+        has_ended = True
+        group.cancel_scope.cancel()
+    if not has_ended:
+        raise asyncio.CancelledError
+
+
+class Services:
+    """Starts services, each of which goes on: without one of them the worker would be alive and do nothing.
+
+    A service that somebody else has cancelled starts again at once: a job may cancel every task there is. One that has failed starts again
+    after a growing pause, and the session lives on: a bug here, or one odd row, must not cost the other jobs their leases.
+    `on_end` is called whenever a service ends.
+    """
+
+    def __init__(self, events: Events, chance: Chance, on_end: Callable[[], None]) -> None:
+        self._events = events
+        self._chance = chance
+        self._on_end = on_end
+
+    @asynccontextmanager
+    async def running(self, *services: Service) -> AsyncIterator[None]:
+        """Run them for as long as the block lasts."""
+        async with a_group() as group:
+            for service in services:
+                group.start_soon(self._run, service, name=service.__qualname__)
+            yield
+
+    async def _run(self, service: Service) -> None:
+        retries, pause = Retries(PAUSES, self._chance.random), 0.0
+        while True:
+            began_at = time.monotonic()
+            try:
+                if pause:
+                    await asyncio.sleep(pause)
+                await service()
+                return
+            except asyncio.CancelledError:
+                if anyio.current_effective_deadline() == -math.inf:  # its group ends
+                    raise
+                pause = 0.0
+            except (GeneratorExit, KeyboardInterrupt, SystemExit):  # for whoever runs the loop
+                raise
+            except BaseException as error:
+                if time.monotonic() - began_at > pause + HEALTHY_AFTER:
+                    retries.succeeded()
+                pause = retries.failed()
+                self._events.tell(PartFailed(service.__qualname__, error, pause))
+            finally:
+                self._on_end()
