@@ -209,8 +209,8 @@ class Runs:
     async def watch(self) -> None:
         """Report runs that go on `last_words` seconds after they were asked to stop, and again more and more rarely.
 
-        A thread, or a job that swallows its cancellation, would otherwise go unnoticed. Each check also nudges, so that the fetcher looks for
-        free slots, and vitals can tell.
+        A thread, or a job that swallows its cancellation, would otherwise go unnoticed. Each check also nudges, so that the fetcher looks
+        for free slots, and vitals can tell.
         """
         patience = max(SHORTEST_LOOK, self._last_words)
         while True:

@@ -55,12 +55,19 @@ class Services:
     @asynccontextmanager
     async def running(self, *services: Service) -> AsyncIterator[None]:
         """Run them for as long as the block lasts."""
+        tasks = list[asyncio.Task[Any]]()
         async with a_group() as group:
             for service in services:
-                group.start_soon(self._run, service, name=service.__qualname__)
-            yield
+                group.start_soon(self._run, service, tasks, name=service.__qualname__)
+            try:
+                yield
+            finally:  # at once: anyio passes over a task that is about to run, and one that is woken in each turn of the loop always is
+                for task in tasks:
+                    task.cancel()
 
-    async def _run(self, service: Service) -> None:
+    async def _run(self, service: Service, tasks: list[asyncio.Task[Any]]) -> None:
+        if (task := asyncio.current_task()) is not None:
+            tasks.append(task)
         retries, pause = Retries(PAUSES, self._chance.random), 0.0
         while True:
             began_at = time.monotonic()

@@ -147,10 +147,9 @@ class WorkerSession:
         await self.until(Phase.WINDING_DOWN)
 
     async def _use_grace(self) -> None:
-        if self._grace_ends_at is not None:
-            with anyio.move_on_after(self._grace_ends_at - time.monotonic()):
-                while self._runs.under_way and self.phase is Phase.WINDING_DOWN:
-                    await self._lease_table.wait_for_change()
+        ends_at = self._grace_ends_at or 0.0
+        while self._runs.under_way and self.phase is Phase.WINDING_DOWN and (left := ends_at - time.monotonic()) > 0:
+            await self._lease_table.wait_for_change(left)
         self._enter(Phase.STOPPING)
 
     async def _until_settled(self) -> None:
