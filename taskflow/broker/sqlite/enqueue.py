@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from operator import attrgetter
 from typing import Any, Final
 
 from taskflow.broker import topics
 from taskflow.broker.protocol import Added, Refused
-from taskflow.broker.sqlite.row import SENT, JobRow
+from taskflow.broker.sqlite.row import SENT, SENT_AS_IS, JobRow
 from taskflow.broker.sqlite.transitions import Transitions
 from taskflow.model import wording
 from taskflow.model.envelope import Envelope, pack_extras
 from taskflow.model.errors import StoreFull
-from taskflow.model.job_schema import AS_SENT
 from taskflow.model.record import CODES, Status
 from taskflow.model.transitions import Event, due_at, expires_at, refused_for
 
@@ -52,7 +51,7 @@ def _last_seq(transitions: Transitions) -> int:
 
 
 def _stands_alone(envelope: Envelope) -> bool:
-    """Return True if no other job matters to it as it is added."""
+    """Return True if the job has none of `row.TIES`: no other job matters to it as it is added."""
     return envelope.key is None and envelope.awaits <= 0
 
 
@@ -81,7 +80,7 @@ def _add_together(transitions: Transitions, envelopes: list[Envelope]) -> list[A
 
 _Row = tuple[Any, ...]
 
-_as_sent: Final = attrgetter(*AS_SENT)
+_as_sent: Final[Callable[[Envelope], tuple[Any, ...]]] = attrgetter(*SENT_AS_IS)
 _ID: Final = SENT.index("id")
 
 
@@ -89,7 +88,7 @@ def _row(transitions: Transitions, envelope: Envelope) -> _Row:
     """Return the columns of `row.SENT`."""
     now = transitions.now
     due = due_at(envelope, now)
-    return (
+    made = (
         _SCHEDULED if due > now else _READY,
         transitions.queues.number(envelope.queue),
         transitions.job_names.number(envelope.job),
@@ -97,9 +96,9 @@ def _row(transitions: Transitions, envelope: Envelope) -> _Row:
         due,
         expires_at(envelope, now),
         pack_extras(envelope),
-        b"".join(envelope.joins) or None,
-        *_as_sent(envelope),
+        b"".join(envelope.joins) if envelope.joins else None,
     )
+    return made + _as_sent(envelope)
 
 
 def _count_in_all(transitions: Transitions, rows: list[_Row]) -> None:
@@ -129,5 +128,5 @@ def _add_one(transitions: Transitions, envelope: Envelope) -> Added | Refused:
 
 def _job_of(transitions: Transitions, envelope: Envelope) -> JobRow:
     job = JobRow(**dict(zip(SENT, _row(transitions, envelope), strict=True)))
-    job.code = None
+    job.code, job.key, job.awaits = None, envelope.key, envelope.awaits
     return job

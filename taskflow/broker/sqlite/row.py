@@ -74,7 +74,11 @@ OF_RUN: Final = (
     "code", "due_at", "failures", "crashes", "snoozes", "hand_backs", "started_at", "settled", "parked_at", "errors", "reason",
     "waiting_for", "is_poison", "ended_at", "fade_at",
 )  # fmt: skip
-SENT: Final = ("code", "queue", "name", "created_at", "due_at", "expires_at", "extras", "joins", *AS_SENT)
+TIES: Final = ("key", "awaits")
+"""What ties a new job to others. Jobs without them are added together, with the columns of `SENT`."""
+
+SENT_AS_IS: Final = tuple(field for field in AS_SENT if field not in TIES)
+SENT: Final = ("code", "queue", "name", "created_at", "due_at", "expires_at", "extras", "joins", *SENT_AS_IS)
 
 changing_columns: Final = attrgetter(*CHANGING, "result", "code", "seq")
 """The columns that `save_job` takes."""

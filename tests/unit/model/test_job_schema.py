@@ -20,7 +20,7 @@ from taskflow.broker.postgres import rows as postgres_rows
 from taskflow.broker.redis import fields as redis_fields
 from taskflow.broker.sqlite import columns as sqlite_columns
 from taskflow.broker.sqlite import migrations as sqlite_migrations
-from taskflow.broker.sqlite.row import COLUMNS, SENT, JobRow
+from taskflow.broker.sqlite.row import COLUMNS, SENT, TIES, JobRow
 from taskflow.broker.sqlite.statements import Statements
 from taskflow.model.envelope import Envelope, Lease, OnConflict, is_plain, pack_extras, unpack_extras
 from taskflow.model.job_schema import AS_SENT, BY_NAME, DROP, FIELDS, NAME, OPAQUE, OUTCOME, REDO, Counters, Field, JobState, cleared_by
@@ -150,7 +150,7 @@ def test_sqlite_has_a_column_of_the_right_kind_for_every_field() -> None:
 
 def test_sqlite_adds_every_sent_field_and_tests_every_decided_one() -> None:
     set_at_enqueue = {field.name for field in FIELDS if field.sent} | {"status", "created_at", "extras"}
-    assert set(map(sqlite_columns.name_of, SENT)) == set_at_enqueue
+    assert {*map(sqlite_columns.name_of, SENT), *TIES} == set_at_enqueue
     condition = sqlite_columns.lists()["sound"]
     decided = {field.name for field in FIELDS if field.is_decided and field.kind is not NAME} - {"seq"}
     assert set(re.findall(r"typeof\((\w+)\)", condition)) == decided
