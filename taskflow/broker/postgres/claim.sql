@@ -54,8 +54,7 @@ BEGIN
     WITH leased AS (
         UPDATE @.jobs SET
             status = S.RUNNING, epoch = epoch + 1, session = of_session, request = of_request, number = place - 1, claimed_at = now_at,
-            claimed_steady = coalesce(steady, now_at), worker = worker_name, started_at = NULL, progress = NULL,
-            waiting_for = NULL
+            claimed_steady = coalesce(steady, now_at), worker = worker_name, @claim{%n = %d}
         FROM unnest(picked.tids) WITH ORDINALITY AS of_those (tid, place)
         WHERE jobs.ctid = of_those.tid
         RETURNING jobs.id, jobs.number, jobs.epoch, jobs.created_at, jobs.failures, jobs.crashes, jobs.snoozes, jobs.hand_backs,

@@ -1,9 +1,11 @@
 """Lists of the columns of jobs in SQL: ``@sent{all_%n %t[]}`` stands for the pattern, filled in for each column and joined by commas.
 
-%n is a column's name, %t its type. The lists are made from the job schema:
+%n is a column's name, %t its type, %d its default. The lists are made from the job schema:
 
-@sent     what is sent of a call, in the order of `enqueue.envelope_columns`
-@as_sent  those of its columns that are stored as they were sent
+@sent      what is sent of a call, in the order of `enqueue.envelope_columns`
+@as_sent   those of its columns that are stored as they were sent
+@changing  the columns that can change after the job was added
+@claim, @outcome, @redo, @drop  the columns that such a move clears
 """
 
 from __future__ import annotations
@@ -11,9 +13,11 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from taskflow.model.job_schema import AS_SENT, BY_NAME, INSTANT, Field
+from taskflow.model.job_schema import AS_SENT, BY_NAME, CLAIMED, COUNT, DROP, FIELDS, INSTANT, OUTCOME, REDO, Field
 
-_LIST: Final = re.compile(r"@(as_sent|sent)\{([^}]*)\}")
+_LIST: Final = re.compile(r"@(\w+)\{([^}]*)\}")
+_OWN_COLUMNS: Final = {"claim": ("session", "request", "number"), "name": ("job",), "spoilt": ()}
+_FIXED: Final = frozenset({"id", "seq", "created_at", "queue", "job", "priority", "key"})
 
 
 def _type_of(field: Field) -> str:
@@ -35,10 +39,28 @@ SENT: Final = {
 } | _AS_SENT
 
 
+COLUMNS: Final = {column: field for field in FIELDS for column in _OWN_COLUMNS.get(field.name, (field.name,))}
+"""The columns of the table, each with its field."""
+
+
+def _default_of(field: Field) -> str:
+    return str(field.default) if field.kind is COUNT else "NULL"
+
+
+_LISTS: Final = {
+    "sent": SENT,
+    "as_sent": _AS_SENT,
+    "changing": [column for column in COLUMNS if column not in _FIXED],
+    **{move: [column for column, field in COLUMNS.items() if move in field.cleared_by] for move in (CLAIMED, OUTCOME, REDO, DROP)},
+}
+
+
 def filled_in(sql: str) -> str:
     """Return SQL with its lists written out."""
-    return _LIST.sub(lambda found: _list(SENT if found[1] == "sent" else _AS_SENT, found[2]), sql)
+    return _LIST.sub(lambda found: ", ".join(_written(found[2], column) for column in _LISTS[found[1]]), sql)
 
 
-def _list(columns: dict[str, str], pattern: str) -> str:
-    return ", ".join(pattern.replace("%n", name).replace("%t", kind) for name, kind in columns.items())
+def _written(pattern: str, column: str) -> str:
+    kind = SENT.get(column, "")
+    default = _default_of(COLUMNS[column]) if column in COLUMNS else ""
+    return pattern.replace("%n", column).replace("%t", kind).replace("%d", default)

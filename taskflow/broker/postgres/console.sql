@@ -96,7 +96,7 @@ DECLARE
 BEGIN
     WITH gone AS (
         UPDATE @.jobs SET
-            status = S.GONE, payload = NULL, result = NULL, errors = NULL, extras = NULL, reason = NULL, progress = NULL, waiting_for = NULL,
+            status = S.GONE, @drop{%n = %d},
             ended_at = coalesce(jobs.ended_at, now_at), fade_at = coalesce(jobs.ended_at, now_at) + R.repeat_for
         FROM @.jobs AS before
         WHERE jobs.id = ANY (ids) AND before.id = jobs.id
@@ -137,9 +137,7 @@ BEGIN
             answers[i] := 'KEY_TAKEN';
         ELSE
             j.due_at := now_at;
-            j.failures := 0; j.crashes := 0; j.snoozes := 0; j.hand_backs := 0;
-            j.awaits := NULL; j.behind := NULL; j.expires_at := NULL; j.ended_at := NULL; j.fade_at := NULL; j.parked_at := NULL;
-            j.started_at := NULL; j.cancel_requested := NULL; j.reason := NULL; j.progress := NULL; j.worker := NULL; j.is_poison := NULL;
+            SELECT @redo{%d} INTO @redo{j.%n};
             PERFORM @.enter(j, E.REDO, now_at);
             answers[i] := 'OK';
         END IF;

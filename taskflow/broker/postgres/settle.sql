@@ -14,7 +14,7 @@ BEGIN
     WITH ended AS (
         UPDATE @.jobs SET
             status = S.SUCCEEDED, payload = NULL, result = coalesce(given.outcome, results[1]), session = NULL, request = NULL, number = NULL,
-            reason = NULL, crashes = 0, hand_backs = 0, parked_at = NULL, started_at = now_at - given.length, ended_at = now_at,
+            reason = NULL, @outcome{%n = %d}, started_at = now_at - given.length, ended_at = now_at,
             fade_at = now_at + coalesce(given.keep, keep_for[1]), settled = given.fence
         FROM (
             SELECT substr(ids, 16 * n::integer - 15, 16) AS id, substr(fences, 32 * n::integer - 31, 32) AS fence, length, keep, outcome
@@ -94,9 +94,7 @@ RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 BEGIN
     IF kind < 7 THEN
-        j.crashes := 0;
-        j.hand_backs := 0;
-        j.parked_at := NULL;
+        SELECT @outcome{%d} INTO @outcome{j.%n};
     END IF;
     IF error IS NOT NULL THEN -- its time is the last of its fields: a 64-bit number
         j.failures := j.failures + 1;

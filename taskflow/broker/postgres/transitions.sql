@@ -36,14 +36,7 @@ $$;
 
 CREATE FUNCTION @.save(j @.jobs) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
-    UPDATE @.jobs SET
-        due_at = j.due_at, epoch = j.epoch, status = j.status, payload = j.payload, extras = j.extras, expires_at = j.expires_at,
-        awaits = j.awaits, joins = j.joins, behind = j.behind, session = j.session, request = j.request, number = j.number,
-        claimed_at = j.claimed_at, claimed_steady = j.claimed_steady, worker = j.worker, started_at = j.started_at, settled = j.settled,
-        failures = j.failures, crashes = j.crashes, snoozes = j.snoozes, hand_backs = j.hand_backs, parked_at = j.parked_at,
-        errors = j.errors, progress = j.progress, cancel_requested = j.cancel_requested, result = j.result, reason = j.reason,
-        waiting_for = j.waiting_for, is_poison = j.is_poison, ended_at = j.ended_at, fade_at = j.fade_at
-    WHERE id = j.id;
+    UPDATE @.jobs SET @changing{%n = j.%n} WHERE id = j.id;
 END
 $$;
 

@@ -220,8 +220,7 @@ BEGIN
             FOR UPDATE SKIP LOCKED
         ) AS it
     ), buried AS (
-        UPDATE @.jobs SET status = S.GONE, payload = NULL, result = NULL, errors = NULL, extras = NULL, reason = NULL, progress = NULL,
-            waiting_for = NULL, fade_at = jobs.ended_at + R.repeat_for
+        UPDATE @.jobs SET status = S.GONE, @drop{%n = %d}, fade_at = jobs.ended_at + R.repeat_for
         FROM locked WHERE jobs.ctid = locked.tid
         RETURNING locked.status AS status, jobs.fade_at
     ), counted AS (
@@ -266,8 +265,7 @@ BEGIN
         SELECT ctid AS tid, status, fade_at FROM @.jobs WHERE fade_at >= m.at AND fade_at <= now_at AND status < S.GONE
         ORDER BY fade_at, id LIMIT most FOR UPDATE SKIP LOCKED
     ), buried AS (
-        UPDATE @.jobs SET status = S.GONE, payload = NULL, result = NULL, errors = NULL, extras = NULL, reason = NULL, progress = NULL,
-            waiting_for = NULL, fade_at = jobs.ended_at + R.repeat_for
+        UPDATE @.jobs SET status = S.GONE, @drop{%n = %d}, fade_at = jobs.ended_at + R.repeat_for
         FROM first WHERE jobs.ctid = first.tid
         RETURNING jobs.queue, first.status AS status, first.fade_at AS faded_at, jobs.id AS id
     ), counted AS (

@@ -23,7 +23,7 @@ from taskflow.broker.sqlite import migrations as sqlite_migrations
 from taskflow.broker.sqlite.row import COLUMNS, SENT, TIES, JobRow
 from taskflow.broker.sqlite.statements import Statements
 from taskflow.model.envelope import Envelope, Lease, OnConflict, is_plain, pack_extras, unpack_extras
-from taskflow.model.job_schema import AS_SENT, BY_NAME, DROP, FIELDS, NAME, OPAQUE, OUTCOME, REDO, Counters, Field, JobState, cleared_by
+from taskflow.model.job_schema import AS_SENT, BY_NAME, FIELDS, NAME, OPAQUE, OUTCOME, REDO, Counters, Field, JobState, cleared_by
 from taskflow.model.record import Record
 
 PLAIN: Final = Envelope(id=b"i" * 16, job="work", payload=b"p")
@@ -162,8 +162,7 @@ def table_of_postgres() -> set[str]:
 
 
 def test_postgres_has_a_column_for_every_field() -> None:
-    parts = {"name": {"job"}, "claim": {"session", "request", "number"}, "spoilt": set[str]()}
-    assert table_of_postgres() == set().union(*(parts.get(field.name, {field.name}) for field in FIELDS))
+    assert table_of_postgres() == set(postgres_columns.COLUMNS)
 
 
 def test_postgres_is_sent_every_sent_field() -> None:
@@ -179,13 +178,3 @@ def test_postgres_fetches_every_field_of_a_record_and_of_a_lease() -> None:
     columns = tuple(column.split()[0] for column in names.split(","))
     assert columns == postgres_claim._JobRow.__struct_fields__
     assert set(Lease.__struct_fields__) - {*columns, "envelope", "claim"} == {"parked_for", "expires_in"}
-
-
-def test_postgres_clears_the_declared_fields() -> None:
-    redone = (SQL / "console.sql").read_text().partition("CREATE FUNCTION @.redo(")[2].partition("$$;")[0]
-    cleared = set(re.findall(r"j\.(\w+) := (?:0|NULL);", redone))
-    assert cleared == set(cleared_by(REDO)) - {"waiting_for"}  # NULL since its end
-    for buried in re.findall(
-        r"status = S\.GONE, payload = NULL,[^;]*?fade_at", "".join((SQL / f"{name}.sql").read_text() for name in ("console", "upkeep"))
-    ):
-        assert set(re.findall(r"(\w+) = NULL", buried)) == set(cleared_by(DROP)) - {"worker", "spoilt"}
