@@ -53,8 +53,8 @@ class Coalescer(Generic[Q, A]):
     """Bundles the questions (envelopes, or ids to read) of one event loop into calls that carry many. Each question gets its answer.
 
     A single question goes out at the end of the loop's turn. After an answer, the callers that got it may ask again before the next call
-    goes
-    out. If many callers ask again and again in step, the first half goes out while the others still prepare their questions: see `Step`.
+    goes out. If many callers ask again and again in step, the first half goes out while the others still prepare their questions: see
+    `Step`.
 
     While the store is away, the questions are sent again together with those that arrived meanwhile. Each question fails with
     BrokerUnavailable `patience` seconds after it was asked. If a caller is cancelled, its question may have been sent.

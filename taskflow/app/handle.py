@@ -138,8 +138,7 @@ class JobHandle(Generic[R_co]):
         """Wait up to `timeout` seconds for the job to end, and return its result. With 0 it looks once.
 
         Raises JobFailed, JobCancelled, ResultExpired if the result is no longer kept, UnknownJob for an id that the store does not know,
-        and
-        TimeoutError.
+        and TimeoutError.
         """
         if timeout is not None and math.isnan(timeout):
             raise ValueError("timeout=nan: it takes seconds; 0 looks once, None waits without a limit")

@@ -97,8 +97,7 @@ class Declared(Generic[P, R_co]):
         """Send a call. The arguments are bound, checked and encoded here, so errors in them are raised here.
 
         Raises EncodeError (a TypeError) naming the argument, BrokerUnavailable if the store does not answer in time, StoreFull, and
-        KeyConflict
-        with ``on_conflict="raise"``. If it is cancelled, the job may have been sent.
+        KeyConflict with ``on_conflict="raise"``. If it is cancelled, the job may have been sent.
         """
         return await self.app.send(self._call(args, kwargs))
 

@@ -78,8 +78,7 @@ class Migrating(Protocol):
         """Apply all pending migrations or none, and return what was done. If several callers migrate at once, one does it.
 
         Raises BrokerUnavailable if another session holds locks on the tables for too long. It waits for them several times for a short
-        time, so
-        that nothing queues behind it for long.
+        time, so that nothing queues behind it for long.
         """
         ...
 

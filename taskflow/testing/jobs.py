@@ -85,8 +85,7 @@ class TaskflowJobs:
         """Run ready jobs, and those that become ready by that, until there are none. Return the number of runs.
 
         Jobs run through the real executor, with decoding, middleware, lifespan and retries. Jobs that wait for a time do not run: see
-        `advance`.
-        Jobs with ``runs_in="process"`` run in this process: they see what a test has patched, and have `ctx.state`.
+        `advance`. Jobs with ``runs_in="process"`` run in this process: they see what a test has patched, and have `ctx.state`.
 
         At the end, a job that has failed for good raises its JobFailed here; several raise an ExceptionGroup. With ``raises=False`` none is
         raised. Raises AssertionError, naming the job, if a job sends itself or snoozes without end.
@@ -101,8 +100,7 @@ class TaskflowJobs:
         """Let time pass, and run each job that falls due at its time. Return the number of runs.
 
         Other effects of time happen too: a result is dropped when `keep_result` (default 300 s) has passed since its job ended, and
-        `status()`
-        is None then, as in production. Raises ValueError for a negative time, and otherwise the same errors as `run_all`.
+        `status()` is None then, as in production. Raises ValueError for a negative time, and otherwise the same errors as `run_all`.
         """
         span = timedelta(seconds=seconds, minutes=minutes, hours=hours, days=days)
         if span < timedelta():

@@ -68,10 +68,8 @@ class Executor:
         is_cut_short: Callable[[], bool] = lambda: False,
     ) -> None:
         """Without `children`, jobs for child processes run in this process, as in tests and in a child. Without `threads`, `_invoke` must
-        call
-        plain functions itself. `is_cut_short()` is true while the worker's own block is being cancelled: runs that are cancelled with it,
-        as
-        `asyncio.run` does at its end, are handed back."""
+        call plain functions itself. `is_cut_short()` is true while the worker's own block is being cancelled: runs that are cancelled with
+        it, as `asyncio.run` does at its end, are handed back."""
         self._registry = registry
         self._layers = [layer for layer in middleware if type(layer).run is not Middleware.run]
         self._threads = threads

@@ -91,8 +91,7 @@ class Threads:
         """Have a thread take the call, unless one is being woken: that one wakes the next if it finds more than one call.
 
         So functions that wait get a thread each, while one or two threads work off a bundle of short ones. If each call woke a thread, they
-        would
-        fight for the interpreter, at several times the cost of the work.
+        would fight for the interpreter, at several times the cost of the work.
         """
         if self._is_one_coming:
             return

@@ -1,4 +1,4 @@
--- What the command line and the dashboard ask.
+-- The operations of the command line.
 
 -- name: queue_records
 -- Parameters: none. Reply: number, name, is_paused and the counts by status of each queue that has or had jobs or is paused, by name.

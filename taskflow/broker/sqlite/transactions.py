@@ -45,9 +45,8 @@ class Durability(IntEnum):
 
     NORMAL = 1
     """The log is written but not flushed: claims, heartbeats, upkeep. A killed process loses nothing. A power cut may lose the last of
-    these,
-    but nothing before a flush: a leased job is READY again, and its worker, gone with the power, cannot settle it, because the next claim
-    has another claim id. So a flush would gain nothing, at several times the cost."""
+    these, but nothing before a flush: a leased job is READY again, and its worker, gone with the power, cannot settle it, because the next
+    claim has another claim id. So a flush would gain nothing, at several times the cost."""
 
     FULL = 2
     """The log is flushed before the answer: settlements, cancellations and operations of the console. An answer means that it is on the
@@ -189,8 +188,7 @@ class Transactions:
         """Attempt the group again and again while another process holds the lock, for as long as a call may wait in all.
 
         SQLite's own waiting is not used: its pauses grow to 100 ms, and beside a process that takes the lock again at once, they may find
-        it
-        free only after seconds. With short pauses two busy processes share the file (measured: 57,000 jobs/s instead of 800).
+        it free only after seconds. With short pauses two busy processes share the file (measured: 57,000 jobs/s instead of 800).
         """
         deadline = min(work.accepted_at for work in group) + self.store.timeout
         naps = 0

@@ -1,4 +1,4 @@
-"""Arguments and results as bytes, exact and bounded: `FORMAT.md` describes the bytes, `FunctionCodec` the way there and back."""
+"""Encodes arguments and results as bytes, exactly and within limits. `FORMAT.md` describes the bytes; `FunctionCodec` is the entry."""
 
 from taskflow.model.codec.body import decode_value, encode_value
 from taskflow.model.codec.function import FunctionCodec

@@ -1,4 +1,4 @@
-"""Between values and payloads, by a shape and within limits; here misfits become errors."""
+"""Converts values to payloads and back, by a shape and within limits. Turns misfits into errors."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ DEFAULT_LIMITS = Limits()
 def encode(
     shape: Shape, value: Any, limits: Limits, *, runs_code: bool = False, where: str = "", annotated: str = "the parameter (or field)"
 ) -> bytes:
-    """The payload of a value.
+    """Encode a value as a payload.
 
     `runs_code` is for shapes whose classes check or convert their fields: the value is decoded and encoded again, and must not change.
-    `where` ends every message, `annotated` is what the user annotates. Raises EncodeError, TooLarge beyond the limits.
+    `where` ends every message; `annotated` is what the user should annotate. Raises EncodeError, and TooLarge beyond the limits.
     """
     try:
         payload = seal(pack(shape.write(value, limits.depth)))
@@ -41,7 +41,7 @@ def encode(
 
 
 def decode(shape: Shape, payload: bytes, limits: Limits, *, where: str = "") -> Any:
-    """The value of a payload; DecodeError (NewerFormat, UnknownArgument, MissingArgument) and no other error, whatever the bytes."""
+    """Decode a payload. Raises DecodeError (NewerFormat, UnknownArgument, MissingArgument) and no other error, whatever the bytes."""
     content, body = open_payload(payload)
     try:
         if len(payload) > limits.unchecked_size:
@@ -59,13 +59,13 @@ def decode(shape: Shape, payload: bytes, limits: Limits, *, where: str = "") -> 
 
 
 def encode_value(value: object, *, limits: Limits = DEFAULT_LIMITS) -> bytes:
-    """The payload of a value without an annotation: self-describing types, exactly. Raises EncodeError, TooLarge beyond the limits."""
+    """Encode a value without an annotation: only self-describing types, exactly. Raises EncodeError, and TooLarge beyond the limits."""
     return encode(ANY, value, limits)
 
 
 def decode_value(payload: bytes, *, limits: Limits = DEFAULT_LIMITS) -> Any:
-    """What a payload holds, without an annotation; raises DecodeError.
+    """Decode a payload without an annotation. Raises DecodeError.
 
-    Of what was written by annotation, instances of classes come as dicts by field name, Enum members as their values, all else exactly.
+    If the payload was written by annotation, instances of classes come as dicts by field name, and Enum members as their values.
     """
     return decode(ANY, payload, limits)

@@ -13,11 +13,11 @@ from taskflow.model.codec.untyped import read_json_any, write_any
 from taskflow.model.codec.wire import form_of, named, pack
 
 _LEVELS = 8
-"""How deep the value of an Enum's member may be."""
+"""The greatest depth of an Enum member's value."""
 
 
 def enum_of(kind: type[Enum]) -> Shape:
-    """Members by value. Raises Unsupported if a value has no form of its own."""
+    """Return the shape of an Enum: its members by value. Raises Unsupported if a value cannot be sent."""
     if issubclass(kind, Flag):
         return _flag_of(kind)
     return _choice(type_name(kind), kind, list(kind.__members__.values()))
@@ -33,7 +33,8 @@ def literals_of(values: Sequence[Any]) -> list[Shape]:
 
 
 def _choice(label: str, kind: type, values: Sequence[Any]) -> Shape:
-    """One of `values`, all of exactly that type; by its own value if plain, by its `.value` if a member of an Enum."""
+    """Return the shape of one of `values`, all of exactly that type. A plain value is sent as it is, a member of an Enum as its
+    `.value`."""
     wires = {value: _wire_of(label, value) for value in values}
     by_wire = {_key(wire): value for value, wire in wires.items()}
     by_text = {str(_plain(value)): value for value in values}
@@ -53,7 +54,7 @@ def _choice(label: str, kind: type, values: Sequence[Any]) -> Shape:
         return by_wire[key]
 
     def read_json(wire: Any, levels: int) -> Any:
-        """A value that JSON has no form of, such as a date, is known by its text, unless another value is that text."""
+        """Read a value that JSON cannot express, such as a date, from its text, unless another value is that text."""
         key = _key(write_any(read_json_any(wire, _LEVELS), _LEVELS))
         if key in by_wire:
             return by_wire[key]
@@ -70,7 +71,7 @@ def _flag_of(kind: type[Flag]) -> Shape:
     known = _all_bits(member.value for member in kind.__members__.values())
 
     def checked(bits: int) -> int:
-        """A Flag remembers every combination it ever made: with bits that nobody named, bytes could fill the memory."""
+        """Return the bits. Raises Misfit for bits without a name: a Flag remembers every combination, and bytes could fill the memory."""
         if bits & ~known:
             raise Misfit(f"expected {label}, got bits that it does not have")
         return bits
@@ -113,7 +114,7 @@ def _wire_of(label: str, value: Any) -> Any:
 
 
 def _key(wire: Any) -> Hashable:
-    """Equal for equal wire values of the same type only: 1, True and 1.0 stay apart."""
+    """Return a key that is equal only for equal wire values of the same type: 1, True and 1.0 stay apart."""
     kind = type(wire)
     return (kind, wire) if kind in (str, int, bool, bytes, type(None)) else pack(wire)
 

@@ -1,6 +1,6 @@
-"""What kinds of classes with fields there are, and the `ClassFields` of each: dataclass, TypedDict, NamedTuple, Struct, attrs, pydantic.
+"""Recognizes classes with fields, and makes their `ClassFields`: dataclass, TypedDict, NamedTuple, Struct, attrs, pydantic.
 
-attrs and pydantic are known by the attributes that they leave on a class; neither is imported here.
+attrs and pydantic are recognized by attributes of the class; neither is imported here.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from taskflow.model.codec.shape import Unsupported
 
 
 def record_for(kind: type, arguments: tuple[Any, ...]) -> ClassFields | None:
-    """The record of `kind[arguments]`, or None if it is no class of a kind that is known.
+    """Return the fields of `kind[arguments]`, or None for a class of no known kind.
 
-    Raises Unsupported for one that cannot be rebuilt from its fields, Unresolved if its annotations cannot be resolved yet.
+    Raises Unsupported for a class that cannot be rebuilt from its fields, and Unresolved if its annotations cannot be resolved yet.
     """
     for is_one, build in _KINDS:
         if is_one(kind):
@@ -49,7 +49,7 @@ def _of_typed_dict(kind: Any, arguments: tuple[Any, ...]) -> ClassFields:
 
 
 def _is_required(kind: Any, name: str, hint: Any) -> bool:
-    """The annotation's own word first: under postponed evaluation the class did not see it."""
+    """Return whether a field is required. The annotation decides first: under postponed evaluation the class did not see it."""
     while (origin := get_origin(hint)) is not None:
         if origin in (Required, NotRequired):
             return origin is Required
@@ -82,7 +82,7 @@ def _of_dataclass(kind: Any, arguments: tuple[Any, ...]) -> ClassFields:
 
 
 def _has_own_constructor(kind: Any) -> bool:
-    """Return True if its author wrote it: dataclasses and attrs compile theirs from text that lies in no file."""
+    """Return True if the class's author wrote it: dataclasses and attrs compile theirs from text that is in no file."""
     code = getattr(kind.__init__, "__code__", None)
     return code is None or not code.co_filename.startswith("<") or kind.__new__ is not object.__new__
 
@@ -115,7 +115,7 @@ def _has_default(attribute: Any) -> bool:
 
 
 def _maker(kind: Any, aliases: dict[str, str], late: Sequence[str]) -> Callable[[dict[str, Any]], Any]:
-    """Calls the class with its fields; those that its constructor does not take are set on the instance, as they were."""
+    """Return a function that calls the class with its fields, and sets those that its constructor does not take."""
     if not aliases and not late:
         return lambda values: kind(**values)
 

@@ -1,4 +1,4 @@
-"""From an annotation to its shape."""
+"""Compiles annotations to shapes."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ from taskflow.model.codec.untyped import ANY
 
 
 class Compiler:
-    """Compiles annotations, each class once; `runs_code` tells afterwards whether decoding runs code of the user's classes.
+    """Compiles annotations, each class once. Afterwards `runs_code` is True if decoding runs code of the user's classes.
 
-    Raises Unsupported for an annotation without a shape, Unresolved for one that names what does not exist yet.
+    Raises Unsupported for an annotation without a shape, and Unresolved for one with an undefined name.
     """
 
     def __init__(self) -> None:
@@ -74,7 +74,7 @@ class Compiler:
         return union_of([*shapes, *(choice for choice in choices if not _covers(shapes, choice))])
 
     def _single(self, annotation: Any) -> Shape:
-        """The shape of an annotation that is neither a union nor a wrapper."""
+        """Return the shape of an annotation that is neither a union nor a wrapper."""
         if any(annotation is each for each in _UNTYPED):
             return ANY
         origin, arguments = get_origin(annotation) or annotation, get_args(annotation)
@@ -132,7 +132,8 @@ class Compiler:
             return record.foreign(field.annotation)
 
     def _once(self, key: Any, promise: Callable[[Callable[[], Shape]], Shape], build: Callable[[], Shape]) -> Shape:
-        """The shape of `key`, built the first time; inside itself it is what `promise` makes of the way to find it later."""
+        """Return the shape of `key`, and build it the first time. Inside itself it is what `promise` makes of the means to find it
+        later."""
         known = self._finished.get(key) or self._promised.get(key)
         if known is not None:
             return known
@@ -145,7 +146,7 @@ class Compiler:
 
 
 def _members(annotation: Any, around: tuple[Any, ...] = ()) -> list[Any]:
-    """The annotation without what only wraps it: several if it is a union, each once. `around` are the aliases that it stands in."""
+    """Remove the wrappers of an annotation. Returns several if it is a union, each once. `around` are the aliases around it."""
     while (inner := _unwrapped(annotation)) is not annotation:
         if _alias_value(annotation) is not None:
             if annotation in around:
@@ -161,7 +162,7 @@ def _members(annotation: Any, around: tuple[Any, ...] = ()) -> list[Any]:
 
 
 def _items_of_tuple(annotation: Any, arguments: tuple[Any, ...]) -> list[Any]:
-    """The items of a tuple of fixed length, with those of a tuple that is unpacked in it."""
+    """Return the items of a tuple of fixed length, including those of a tuple that is unpacked in it."""
     items: list[Any] = []
     for each in arguments:
         [unpacked] = get_args(each) if get_origin(each) in UNPACK else [each if getattr(each, "__unpacked__", False) else None]
@@ -175,7 +176,7 @@ def _items_of_tuple(annotation: Any, arguments: tuple[Any, ...]) -> list[Any]:
 
 
 def _unwrapped(annotation: Any) -> Any:
-    """One layer less, or the same if there is none."""
+    """Remove one wrapper; return the same annotation if there is none."""
     if get_origin(annotation) in _WRAPPERS:
         return get_args(annotation)[0]
     if isinstance(annotation, NewType):
@@ -191,7 +192,7 @@ def _unwrapped(annotation: Any) -> Any:
 
 
 def _of_type_variable(variable: Any) -> Any:
-    """What an unsolved type variable stands for: its default, its bound, one of its constraints, anything."""
+    """Return what an unsolved type variable stands for: its default, its bound, a constraint, or anything."""
     if getattr(variable, "has_default", lambda: False)():
         return stands_for(variable, lambda: variable.__default__)
     if variable.__constraints__:
@@ -200,7 +201,7 @@ def _of_type_variable(variable: Any) -> Any:
 
 
 def _alias_value(annotation: Any) -> Any:
-    """What a `type` statement's name stands for; None for anything else."""
+    """Return the value of a `type` statement's name; None for anything else."""
     alias: Any = get_origin(annotation) or annotation
     if not isinstance(alias, _ALIASES):
         return None
@@ -225,7 +226,7 @@ def _leaf(kind: type) -> Shape | None:
 
 
 def _literal_values(members: Sequence[Any]) -> list[Any]:
-    """What all Literals among `members` list. Raises Unsupported if two list the same."""
+    """Return all values of the Literals among `members`. Raises Unsupported if two list the same value."""
     values: list[Any] = []
     for member in members:
         for value in get_args(member) if get_origin(member) is Literal else ():
@@ -236,14 +237,14 @@ def _literal_values(members: Sequence[Any]) -> list[Any]:
 
 
 def _covers(shapes: Sequence[Shape], choice: Shape) -> bool:
-    """Whether one of `shapes` takes each value of a Literal's part anyway: `Literal["a"] | str` is str."""
+    """Return True if one of `shapes` takes every value of the Literal anyway: `Literal["a"] | str` is str."""
     return any(choice.types <= shape.types for shape in shapes)
 
 
 _ADVICE = "make it a dataclass, TypedDict, NamedTuple, Enum, msgspec Struct, attrs class or pydantic model, or send plain data"
 _UNTYPED = (Any, object, Parameter.empty)
 UNPACK = (typing.Unpack, typing_extensions.Unpack)
-"""Both: on Python 3.11 they are two."""
+"""Two classes, which differ on Python 3.11."""
 _VARIADIC = (ParamSpecArgs, ParamSpecKwargs, typing.TypeVarTuple, typing_extensions.TypeVarTuple)
 _ALIASES: tuple[Any, ...] = (TypeAliasType, getattr(typing, "TypeAliasType", TypeAliasType))
 _WRAPPERS = (Annotated, Required, NotRequired, ReadOnly, Final, ClassVar)

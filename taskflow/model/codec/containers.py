@@ -26,11 +26,12 @@ _KINDS: dict[type, tuple[int, object]] = {
     set: (codes.SET, codes.SET),
     frozenset: (codes.FROZENSET, codes.FROZENSET),
 }
-"""Of each concrete collection: its marker (0: none) and its form on the wire."""
+"""For each concrete collection: its marker (0: none) and its form on the wire."""
 
 
 def collection_of(kind: type, item: Shape) -> Shape:
-    """`list[item]`, `tuple[item, ...]`, `set[item]` or `frozenset[item]`; a subclass's instance passes, and comes back plain."""
+    """Return the shape of `list[item]`, `tuple[item, ...]`, `set[item]` or `frozenset[item]`. Instances of subclasses come back as the
+    plain type."""
     label = f"{kind.__name__}[{item.label}{', ...' if kind is tuple else ''}]"
     _, form = _KINDS[kind]
 
@@ -72,7 +73,7 @@ def _reader(kind: type, label: str, read_item: Read) -> Read:
 
 
 def fixed_tuple(items: Sequence[Shape]) -> Shape:
-    """`tuple[A, B]`: each place has its own shape."""
+    """Return the shape of `tuple[A, B]`: each place has its own shape."""
     label = f"tuple[{', '.join(item.label for item in items) or '()'}]"
     count = len(items)
 
@@ -121,7 +122,7 @@ def _wrong_length(label: str, expected: int, got: int) -> Misfit:
 
 
 def mapping_of(key: Shape, value: Shape, *, abstract: bool) -> Shape:
-    """`dict[key, value]`, or `Mapping[key, value]` when `abstract`: any mapping passes, and comes back as a dict."""
+    """Return the shape of `dict[key, value]`, or of `Mapping[key, value]` if `abstract`: any mapping passes, and comes back as a dict."""
     kind: Any = Mapping if abstract else dict
     label = f"{kind.__name__}[{key.label}, {value.label}]"
 
@@ -153,14 +154,14 @@ def mapping_of(key: Shape, value: Shape, *, abstract: bool) -> Shape:
 
 
 def _write_mapping(mapping: Mapping[Any, Any], write_key: Write, write: Write, levels: int) -> Any:
-    """A msgpack map if all keys are str on the wire, else pairs; which of them does not depend on the annotation."""
+    """Write a msgpack map if all keys are str on the wire, else pairs. The annotation does not decide this."""
     wires = write_pairs(mapping, write_key, write, levels)
     keys = wires[1::2]
     return dict(zip(keys, wires[2::2], strict=True)) if all(type(key) is str for key in keys) else wires
 
 
 def _json_key(read: Read) -> Read:
-    """JSON's keys are strings: of one that its annotation refuses as a string, the number that it spells is tried."""
+    """Return a reader for keys of JSON, which are strings. If the annotation refuses a string, the number that it spells is tried."""
 
     def read_key(wire: Any, levels: int) -> Any:
         try:
@@ -172,9 +173,10 @@ def _json_key(read: Read) -> Read:
 
 
 def abstract_collection(kind: type, item: Shape) -> Shape:
-    """`Sequence[item]` and its like: list, tuple (and for some set, frozenset) stay what they are, others come back as a list or set.
+    """Return the shape of `Sequence[item]` and its like. A list or tuple (sometimes a set or frozenset) keeps its type; others become a
+    list or set.
 
-    Text, bytes and mappings are refused, though sequences and iterables by the letter: sent as such they are mistakes.
+    Text, bytes and mappings are refused, although they are sequences or iterables: sent as such they are mistakes.
     """
     label = f"{kind.__name__}[{item.label}]"
     concrete = tuple(each for each in _KINDS if issubclass(each, kind))

@@ -28,10 +28,10 @@ class _Compiled(msgspec.Struct, frozen=True):
 
 
 class FunctionCodec:
-    """Encodes and decodes the calls of one function, and what it returns, by its signature and annotations.
+    """Encodes and decodes the calls and results of one function, by its signature and annotations.
 
-    `name` is the job's, for messages. `skip` parameters at the front are injected when the function runs, and are no arguments. Raises
-    DeclarationError for a signature that cannot work; if it names what is not defined yet, that is found out at `resolve` or first use.
+    `name` is the job's, for messages. The first `skip` parameters are injected when the function runs, and are not arguments. Raises
+    DeclarationError for a signature that cannot work. An undefined name in an annotation is reported by `resolve`, or at first use.
     Threads may share it.
     """
 
@@ -52,11 +52,11 @@ class FunctionCodec:
 
     @property
     def is_resolved(self) -> bool:
-        """Whether all names in the annotations have been found."""
+        """True if all names in the annotations have been found."""
         return self._arguments is not None
 
     def resolve(self) -> None:
-        """Find the names that were not defined at construction. Raises DeclarationError, naming the parameter, if one still is not."""
+        """Find the names that were undefined at construction. Raises DeclarationError, naming the parameter, if one still is."""
         unresolved = self._try_to_compile() if self._arguments is None else None
         if unresolved is not None:
             raise DeclarationError(
@@ -64,32 +64,32 @@ class FunctionCodec:
             ) from unresolved
 
     def encode_arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
-        """A payload of these arguments, which `decode_arguments` is certain to accept.
+        """Encode these arguments as a payload that `decode_arguments` is certain to accept.
 
-        Raises EncodeError, with the path of what is wrong: too many, unknown or missing arguments, values that do not fit their
-        annotation or have no exact form; TooLarge beyond the limits.
+        Raises EncodeError with the path of the error: too many, unknown or missing arguments, values that do not fit their annotation or
+        have no exact form; TooLarge beyond the limits.
         """
         arguments = self._arguments or self._ready()[0]
         return encode(arguments.shape, (args, kwargs), self.limits, runs_code=arguments.runs_code, where=self._in_call)
 
     def decode_arguments(self, payload: bytes) -> CallArguments:
-        """Positional and keyword arguments to call the function with, without the skipped ones.
+        """Decode positional and keyword arguments to call the function with, without the skipped ones.
 
-        Raises UnknownArgument, MissingArgument, NewerFormat, DecodeError; nothing else, whatever the bytes.
+        Raises UnknownArgument, MissingArgument, NewerFormat or DecodeError, and nothing else, whatever the bytes.
         """
         arguments = self._arguments or self._ready()[0]
         call: CallArguments = decode(arguments.shape, payload, self.limits, where=self._in_call)
         return call
 
     def encode_result(self, value: Any) -> bytes:
-        """A payload of what the function returned. Raises EncodeError or TooLarge if it cannot be encoded, for whatever reason."""
+        """Encode the function's result as a payload. Raises EncodeError or TooLarge if it cannot be encoded for any reason."""
         if value is None and self._of_none is not None:
             return self._of_none
         result = self._result or self._ready()[1]
         return encode(result.shape, value, self.limits, runs_code=result.runs_code, where=self._in_result, annotated=_RETURN)
 
     def decode_result(self, payload: bytes) -> Any:
-        """What the function returned; raises DecodeError."""
+        """Decode the function's result. Raises DecodeError."""
         return decode((self._result or self._ready()[1]).shape, payload, self.limits, where=self._in_result)
 
     def _ready(self) -> tuple[_Compiled, _Compiled]:
@@ -108,7 +108,7 @@ class FunctionCodec:
         return parameters[skip:]
 
     def _try_to_compile(self) -> Unresolved | None:
-        """Compiles, unless a name is missing, which is returned. Raises DeclarationError for what will never work."""
+        """Compile, and return a missing name if there is one. Raises DeclarationError for a signature that can never work."""
         try:
             hints = hints_of_function(self._function, ("return", *(each.name for each in self._parameters)))
             result = self._compile_result(hints.get("return", Any))
@@ -119,7 +119,7 @@ class FunctionCodec:
             raise DeclarationError(f"{self.name}: {unsupported}") from unsupported
         self._result = result
         self._of_none = _encoded_none(result, self.limits)
-        self._arguments = arguments  # last: that it is there tells other threads that all is
+        self._arguments = arguments  # last: other threads take this as a sign that everything is there
         return None
 
     def _compile_arguments(self, hints: Mapping[str, Any]) -> _Compiled:
@@ -135,7 +135,7 @@ class FunctionCodec:
 
 
 def _encoded_none(result: _Compiled, limits: Limits) -> bytes | None:
-    """What most functions return, encoded once; None where None is no result."""
+    """Return the payload of None, which most functions return, encoded once. Return None if the function cannot return None."""
     try:
         return encode(result.shape, None, limits, runs_code=result.runs_code)
     except EncodeError:
@@ -147,7 +147,7 @@ _BY_POSITION = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 
 
 def _expanded(parameter: Parameter) -> list[Parameter]:
-    """``**options: Unpack[Options]`` as the keyword-only parameters that it stands for; any other as it is."""
+    """Expand ``**options: Unpack[Options]`` into keyword-only parameters; return any other parameter as it is."""
     if parameter.kind is not Parameter.VAR_KEYWORD or get_origin(parameter.annotation) not in UNPACK:
         return [parameter]
     [options] = get_args(parameter.annotation)
@@ -162,7 +162,7 @@ def _expanded(parameter: Parameter) -> list[Parameter]:
 
 
 def _shape(compiler: Compiler, annotation: Any, name: str) -> Shape:
-    """The shape of a parameter, or of the result; Unsupported and Unresolved come out naming it."""
+    """Return the shape of a parameter, or of the result. Unsupported and Unresolved are raised with its name."""
     try:
         return compiler.shape(annotation)
     except Unsupported as unsupported:

@@ -1,4 +1,4 @@
-"""A value or a piece of wire that does not fit: how it is noted on the way up, and what the caller sees of it."""
+"""Misfits: a value or a wire value that does not fit, and the error that the caller gets."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _LONGEST = 60
 
 
 class Misfit(Exception):
-    """Raised where something does not fit; every container it passes adds its step with `within`.
+    """Raised if something does not fit. Each container on the way adds its step by `within`.
 
-    Never leaves this package: the codec turns it into the error that `error` asks for, or into the usual one of its direction.
+    Never leaves this package: the codec turns it into the class in `error`, or into the usual error of its direction.
     """
 
     def __init__(self, message: str, error: type[CodecError] | None = None) -> None:
@@ -26,17 +26,17 @@ class Misfit(Exception):
         self._steps: list[str] = []
 
     def within(self, step: str) -> Misfit:
-        """Note that it happened inside `step` of what is outside; gives itself, to be raised on."""
+        """Note that it happened inside `step` of the container. Returns itself, to be raised."""
         self._steps.append(step)
         return self
 
     @property
     def path(self) -> str:
-        """Where, from the outside in, as code would say it: ``data.lines[2]``."""
+        """Return where it happened, from the outside in, as code would write it: ``data.lines[2]``."""
         return "".join(reversed(self._steps)).removeprefix(".")
 
     def as_encode_error(self, where: str = "", annotated: str = "") -> EncodeError:
-        """`annotated` is what to annotate if the value needs an annotation."""
+        """Return the EncodeError. `annotated` is what to annotate if the value needs an annotation."""
         return self._as(EncodeError, f"{self._advice(annotated)}{where}")
 
     def as_decode_error(self, where: str = "") -> DecodeError:
@@ -51,7 +51,7 @@ class Misfit(Exception):
 
 
 class NeedsAnnotation(Misfit):
-    """An instance of a class stands where no annotation names the class."""
+    """The value is an instance of a class, and no annotation names the class."""
 
     def _advice(self, annotated: str) -> str:
         return f": annotate {annotated} with its class, or give plain data"
@@ -62,12 +62,12 @@ def too_deep() -> Misfit:
 
 
 def unexpected(expected: str, value: object) -> Misfit:
-    """The misfit of a value of the wrong type; tells types only, since values may be secret."""
+    """Return the misfit of a value of the wrong type. It names only types, because values may be secret."""
     return Misfit(f"expected {expected}, got {type_name(type(value))}")
 
 
 def type_name(kind: type) -> str:
-    """A type as its author calls it: ``int``, ``app.models.User``."""
+    """Return a type as its author calls it: ``int``, ``app.models.User``."""
     module = kind.__module__
     return kind.__qualname__ if module in ("builtins", "datetime", "uuid", "decimal", "zoneinfo") else f"{module}.{kind.__qualname__}"
 
@@ -77,7 +77,7 @@ def field_step(name: str) -> str:
 
 
 def key_step(key: Any) -> str:
-    """The step into a mapping's value, short whatever the key is."""
+    """Return the step into a mapping's value, short for any key."""
     if isinstance(key, str | bytes) and len(key) > _LONGEST:
         return f"[{key[:_LONGEST]!r}...]"
     if isinstance(key, str | bytes | bool | None) or (isinstance(key, int) and key.bit_length() < 64):
@@ -86,7 +86,7 @@ def key_step(key: Any) -> str:
 
 
 def raised(error: BaseException) -> str:
-    """An exception as the end of a message, also one that cannot be turned to text."""
+    """Return an exception as the end of a message, also one that cannot be turned into text."""
     try:
         return f"{type(error).__name__}: {error}"
     except Exception:
@@ -94,5 +94,5 @@ def raised(error: BaseException) -> str:
 
 
 def one_of(names: Sequence[str]) -> str:
-    """The last part of a message that lists what was allowed."""
+    """Return the end of a message that lists what is allowed."""
     return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")

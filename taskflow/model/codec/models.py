@@ -1,6 +1,6 @@
-"""pydantic models (v2): their fields as annotated, so that all stays exact; what only pydantic knows goes through pydantic.
+"""Models of pydantic (v2): their fields by annotation, so that all stays exact. Types that only pydantic knows are left to pydantic.
 
-pydantic is never imported here: a model's class brings it along.
+pydantic is never imported here: the model's class brings it along.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def is_model(kind: type) -> bool:
 
 
 def record_of_model(kind: Any, _arguments: tuple[Any, ...]) -> ClassFields:
-    """The record of a model; pydantic has replaced its type variables itself. Unresolved while a class that it names is missing."""
+    """Return the fields of a model; pydantic has replaced its type variables itself. Raises Unresolved while a class in it is missing."""
     if not kind.__pydantic_complete__ and not kind.model_rebuild(raise_errors=False):
         raise Unresolved(kind.__qualname__, kind.__qualname__)
     fields = kind.__pydantic_fields__
@@ -59,7 +59,7 @@ def record_of_model(kind: Any, _arguments: tuple[Any, ...]) -> ClassFields:
 
 
 def _is_default(field: Any, value: Any) -> bool:
-    """Return True if the class fills in the very value. What a factory made is written: the next one may differ."""
+    """Return True if the class always fills in the same value. A factory's value is written, because the next one may differ."""
     try:
         return type(field.default) is type(value) and bool(field.default == value)
     except Exception:
@@ -67,7 +67,7 @@ def _is_default(field: Any, value: Any) -> bool:
 
 
 def _with_state(of_fields: Shape) -> Shape:
-    """The shape of models with what they know besides their fields: which fields were given, and the private attributes.
+    """Return the shape of models, with what they store besides their fields: which fields were given, and the private attributes.
 
     A model is a map of the fields that were given. If there is more to say, it is an array behind the marker MODEL: that map, a map of the
     other fields that are not at their defaults, and one of the private attributes.
@@ -96,7 +96,7 @@ def _with_state(of_fields: Shape) -> Shape:
 
 
 def _private_wires(value: Any, levels: int) -> dict[str, Any]:
-    """The private attributes that are not at their defaults. An object without equality (a lock, a client) is left to the class to make."""
+    """Return the private attributes that are not at their defaults. An object without equality (a lock, a client) is left to the class."""
     wires: dict[str, Any] = {}
     for name, part in (value.__pydantic_private__ or {}).items():
         if _is_default(type(value).__private_attributes__[name], part):
@@ -122,7 +122,7 @@ _UNDEFINED = object()
 
 
 def shape_of_foreign(annotation: Any) -> Shape:
-    """A type that pydantic alone knows (a URL, a path): as JSON has it, if it comes back equal. A masked secret does not: refused."""
+    """Return the shape of a type that only pydantic knows (a URL, a path): its JSON, if that comes back equal. A masked secret does not."""
     try:
         adapter = sys.modules["pydantic"].TypeAdapter(annotation)
     except Exception as error:

@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 MICROSECOND: Final = timedelta(microseconds=1)
 _LATER_FOLD: Final = "~"
-"""Before the text when fold is 1: the second of two equal wall times."""
+"""Precedes the text if fold is 1: the second of two equal wall times."""
 
 
 def write_date(value: Any, _levels: int) -> Ext:
-    """A datetime is refused, although a subclass: its time would be lost."""
+    """Write a date. A datetime is refused, although a subclass, because its time would be lost."""
     if isinstance(value, date) and not isinstance(value, datetime):
         return Ext(codes.DATE, value.isoformat().encode())
     raise unexpected("date", value)
@@ -80,7 +80,7 @@ def _datetime(text: str) -> datetime:
 
 
 def _placed(value: datetime, name: str) -> datetime:
-    """The same instant, in the zone or under the name that was written after the offset."""
+    """Return the same instant, in the zone or under the name after the offset."""
     offset = value.utcoffset()
     if offset is None:
         raise Misfit("expected an offset before the zone of a datetime")
@@ -130,7 +130,7 @@ def read_timedelta(wire: Any, _levels: int) -> timedelta:
 
 
 def read_json_timedelta(wire: Any, _levels: int) -> timedelta:
-    """A number of seconds; or days, hours, minutes and seconds, as PostgreSQL writes an interval: "-1 days +02:03:04.5"."""
+    """Read a number of seconds; or days, hours, minutes and seconds, as PostgreSQL writes an interval: "-1 days +02:03:04.5"."""
     number = plain_number(wire)
     if type(number) is int or type(number) is float:
         return _timedelta(number, unit=timedelta(seconds=1))
@@ -190,7 +190,7 @@ def read_json_zoneinfo(wire: Any, levels: int) -> ZoneInfo:
 
 
 def _short_of_utc(moment: str) -> timezone | None:
-    """The zone of an offset below a second, which `fromisoformat` takes for UTC."""
+    """Return the zone of an offset below a second, which `fromisoformat` takes for UTC."""
     found = _SHORT_OFFSET.search(moment)
     if found is None:
         return None
@@ -210,7 +210,7 @@ def _with_fold(fold: int, text: str) -> str:
 
 
 def _zone_suffix(zone: tzinfo | None, moment: datetime | time | None) -> str:
-    """What follows the ISO text of `moment` to keep its zone; "" when the offset in the text says all, or there is none.
+    """Return the text after the ISO text of `moment` that keeps its zone; "" if the offset says all, or if there is no zone.
 
     A zone that is neither a `timezone` nor a ZoneInfo with a key (pytz, dateutil) is kept as its fixed offset.
     """
@@ -227,7 +227,7 @@ def _zone_suffix(zone: tzinfo | None, moment: datetime | time | None) -> str:
 
 
 def _zone_of(offset: timedelta | None, name: str) -> tzinfo:
-    """The zone of what stood in brackets, `name` with its closing one."""
+    """Return the zone in brackets. `name` includes the closing bracket."""
     if not name.endswith("]"):
         raise Misfit("expected a zone in brackets")
     if not name.startswith("="):
@@ -243,12 +243,12 @@ def _is_zoneinfo(value: object) -> TypeIs[ZoneInfo]:
 
 
 def _loaded_zoneinfo() -> type[ZoneInfo] | None:
-    """None as long as another thread is about to load it: nobody has one, then."""
+    """Return ZoneInfo, or None while another thread is loading it: then no value of it exists."""
     return getattr(sys.modules.get("zoneinfo"), "ZoneInfo", None)
 
 
 def _zone_by_key(key: str) -> ZoneInfo:
-    """The key is checked first, since ZoneInfo opens a file of that name: no dots, no leading slash, nothing but names of zones."""
+    """Return the zone of a key. The key is checked first, because ZoneInfo opens a file of that name: only names of zones, without dots."""
     if not _ZONE_KEY.fullmatch(key) or len(key) > 100:
         raise Misfit("expected the key of a time zone")
     from zoneinfo import ZoneInfo
@@ -275,7 +275,7 @@ MOMENTS: Final = {
 
 
 def late_moment(kind: object) -> Shape | None:
-    """That of ZoneInfo, which nobody has who has not loaded it."""
+    """Return the shape of ZoneInfo if `kind` is it. An annotation cannot name it before it is loaded."""
     return zoneinfo_shape() if (loaded := _loaded_zoneinfo()) is not None and kind is loaded else None
 
 

@@ -1,7 +1,7 @@
-"""Loops over the parts of containers, each noting where inside it something did not fit.
+"""Loops over the parts of containers. Each notes where inside the container something did not fit.
 
-All take the levels that are left *inside* the container. Maps with str keys are msgpack maps; any other mapping is an array of
-keys and values in turn behind the marker PAIRS, so that keys of every type stay exact and nothing depends on how a map compares them.
+All take the levels that are left *inside* the container. Maps with str keys are msgpack maps. Any other mapping is an array of keys and
+values in turn behind the marker PAIRS, so that keys of every type stay exact and nothing depends on how a map compares them.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from taskflow.model.codec.wire import marker, marker_of, named
 
 _T = TypeVar("_T")
 LARGE = 1_000
-"""So many keys may hash alike without harm: half a million comparisons."""
+"""Keys that may have the same hash without harm: half a million comparisons."""
 ALIKE = 100
 
 
 def write_items(values: Iterable[Any], write: Write, levels: int, wires: list[Any]) -> list[Any]:
-    """`wires` with the items of an ordered collection put behind what it holds."""
+    """Append the written items of an ordered collection to `wires`."""
     offset = len(wires)
     try:
         for value in values:
-            wires.append(write(value, levels))  # noqa: PERF401  # how many there are tells where it failed
+            wires.append(write(value, levels))  # noqa: PERF401  # their number shows where it failed
     except Misfit as misfit:
         misfit.within(f"[{len(wires) - offset}]")
         raise
@@ -37,7 +37,7 @@ def read_items(wires: Iterable[Any], read: Read, levels: int) -> list[Any]:
     values: list[Any] = []
     try:
         for wire in wires:
-            values.append(read(wire, levels))  # noqa: PERF401  # how many there are tells where it failed
+            values.append(read(wire, levels))  # noqa: PERF401  # their number shows where it failed
     except Misfit as misfit:
         misfit.within(f"[{len(values)}]")
         raise
@@ -45,10 +45,10 @@ def read_items(wires: Iterable[Any], read: Read, levels: int) -> list[Any]:
 
 
 def write_unordered(values: Iterable[Any], write: Write, levels: int, wires: list[Any]) -> list[Any]:
-    """As `write_items`, for a set, whose items have no index."""
+    """Like `write_items`, for a set, whose items have no index."""
     try:
         for value in values:
-            wires.append(write(value, levels))  # noqa: PERF401  # how many there are tells where it failed
+            wires.append(write(value, levels))  # noqa: PERF401  # their number shows where it failed
     except Misfit as misfit:
         misfit.within(".<item>")
         raise
@@ -56,7 +56,7 @@ def write_unordered(values: Iterable[Any], write: Write, levels: int, wires: lis
 
 
 def write_map(mapping: Mapping[Any, Any], write: Write, levels: int) -> dict[str, Any]:
-    """A mapping whose keys are known to be str."""
+    """Write a mapping whose keys are known to be str."""
     wires: dict[str, Any] = {}
     for key, value in mapping.items():
         try:
@@ -68,7 +68,7 @@ def write_map(mapping: Mapping[Any, Any], write: Write, levels: int) -> dict[str
 
 
 def read_map(wires: Mapping[str, Any], read: Read, levels: int) -> dict[str, Any]:
-    """A msgpack map; a key that is no str is refused, as we write none."""
+    """Read a msgpack map. A key that is not a str is refused, because we write none."""
     values: dict[str, Any] = {}
     for key, wire in wires.items():
         if type(key) is not str:
@@ -98,7 +98,7 @@ def read_pairs(wires: Iterable[tuple[Any, Any]], read_key: Read, read: Read, lev
 
 
 def pairs_of(wires: list[Any]) -> Iterator[tuple[Any, Any]]:
-    """Keys and values of an array behind the marker PAIRS."""
+    """Yield keys and values of an array behind the marker PAIRS."""
     if len(wires) % 2 == 0:
         raise Misfit("has a key without a value")
     parts = iter(wires[1:])
@@ -106,7 +106,8 @@ def pairs_of(wires: list[Any]) -> Iterator[tuple[Any, Any]]:
 
 
 def hashed(build: Callable[[list[Any]], _T], values: list[Any]) -> _T:
-    """A set, a dict (of pairs) or a tuple of `values`; Misfit if one cannot be hashed or compared (a signalling NaN, a list)."""
+    """Make a set, a dict (of pairs) or a tuple of `values`. Raises Misfit if one cannot be hashed or compared (a signalling NaN, a
+    list)."""
     try:
         if len(values) > LARGE and build is not tuple:
             _refuse_collisions(key for key, _ in values) if build is dict else _refuse_collisions(values)
@@ -118,7 +119,7 @@ def hashed(build: Callable[[list[Any]], _T], values: list[Any]) -> _T:
 
 
 def _refuse_collisions(keys: Iterable[Any]) -> None:
-    """Misfit for many unequal keys of the same hash: a number's hash is no secret, and 32,000 chosen so take 4 s to compare."""
+    """Raise Misfit for many unequal keys with one hash: a number's hash is no secret, and 32,000 such keys take 4 s to compare."""
     first_of: dict[int, Any] = {}
     alike: dict[int, int] = {}
     for key in keys:
@@ -131,7 +132,8 @@ def _refuse_collisions(keys: Iterable[Any]) -> None:
 
 
 def elements(wire: Any, expected: str) -> list[Any]:
-    """What an array of any kind holds, without its marker: a list written before its annotation became a tuple still reads."""
+    """Return the content of an array of any kind without its marker: a list that was written before its annotation became a tuple still
+    reads."""
     if type(wire) is not list:
         raise Misfit(f"expected {expected}, got {named(wire)}")
     code = marker_of(wire)

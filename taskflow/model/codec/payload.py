@@ -25,7 +25,7 @@ HEADER_SIZE = 4
 
 
 class Content(IntEnum):
-    """What the body is."""
+    """The encoding of the body."""
 
     MSGPACK = 1
     JSON = 2
@@ -37,19 +37,19 @@ _JSON_HEADER = bytes((VERSION, 0, 0, Content.JSON))
 
 
 def seal(body: bytes) -> bytes:
-    """A msgpack body as a payload."""
+    """Wrap a msgpack body."""
     return _MSGPACK_HEADER + body
 
 
 def seal_json(body: bytes) -> bytes:
-    """A JSON body (an object by parameter name, in UTF-8) as a payload: what a SQL trigger builds."""
+    """Wrap a JSON body (an object by parameter name, in UTF-8), as an SQL trigger makes it."""
     return _JSON_HEADER + body
 
 
 def open_payload(payload: bytes) -> tuple[Content, bytes]:
-    """The content and the body.
+    """Return the content's encoding and the body.
 
-    Raises NewerFormat for what a newer taskflow wrote, DecodeError for what is no payload at all.
+    Raises NewerFormat for a payload of a newer taskflow, and DecodeError for bytes that are no payload.
     """
     if payload.startswith(_MSGPACK_HEADER):
         return _MSGPACK, payload[HEADER_SIZE:]

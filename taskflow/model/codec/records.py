@@ -1,7 +1,8 @@
-"""Shapes of classes with named fields, written as maps by field name: one shape for all kinds, told apart by a `ClassFields`.
+"""Shapes of classes with named fields, written as maps by field name: one shape for all kinds, which `ClassFields` tells apart.
 
-Values are made by calling the class, with all that its constructor checks. A payload names no class: only the annotation's is called.
-A field that the class does not know is UnknownArgument (another version of it has it), one that it requires and misses is MissingArgument.
+Values are made by calling the class, with all checks of its constructor. A payload names no class: only that of the annotation is called.
+A field that the class does not know raises UnknownArgument (another version of the class has it); a required field that is missing
+raises MissingArgument.
 """
 
 from __future__ import annotations
@@ -25,37 +26,37 @@ class Field(msgspec.Struct, frozen=True):
     name: str
     annotation: Any
     required: bool = True
-    """False if the class fills it when the wire has none."""
+    """False if the class fills in a value that the wire does not have."""
 
 
 class ClassFields(msgspec.Struct, frozen=True):
-    """What is to be known of a class with fields to write and read its instances."""
+    """What is needed to write and read instances of a class with fields."""
 
     kind: type
     fields: tuple[Field, ...]
     make: Callable[[dict[str, Any]], Any]
-    """An instance of its fields by name; may raise anything."""
+    """Makes an instance from its fields by name; may raise anything."""
     parts: Callable[[Any], Mapping[str, Any] | None] | None = None
-    """Gives the fields of an instance by name, and None for what is no instance; without it they are its attributes."""
+    """Returns the fields of an instance by name, and None for anything else. Without it, fields are attributes."""
     runs_code: bool = False
-    """Its constructor runs code of its author: only decoding shows that it takes what was encoded, and leaves it as it is."""
+    """True if the constructor runs code of its author: only decoding shows that it accepts the encoded value, and leaves it unchanged."""
     has_tag: bool = True
     """False for a TypedDict: its values are plain dicts."""
     forms: frozenset[Form] = frozenset((dict,))
-    """The forms of its wire values, which `around` may add to."""
+    """The forms of its wire values. `around` may add more."""
     around: Callable[[Shape], Shape] | None = None
-    """Makes the shape of what its instances hold besides their fields, from the shape of the fields alone."""
+    """Makes the shape of what instances store besides their fields, from the shape of the fields."""
     foreign: Callable[[Any], Shape] | None = None
-    """Makes the shape of a field whose annotation has none here, where the class's own library knows it."""
+    """Makes the shape of a field whose annotation has none here, if the class's own library knows it."""
     undeclared: Shape | None = None
-    """The shape of each field that an instance has and the class does not declare. None if such fields are refused."""
+    """The shape of fields that an instance has and the class does not declare. None if such fields are refused."""
 
     def step(self, name: str) -> str:
         """Return the step of a path into a field, as code would write it."""
         return field_step(name) if self.has_tag else key_step(name)
 
     def unknown(self, undeclared: Set[Any]) -> list[Any]:
-        """Return the names, of those that the class does not declare, that it does not allow either."""
+        """Return those names that the class neither declares nor allows."""
         return [name for name in undeclared if self.undeclared is None or not _is_text(name)]
 
 
@@ -66,7 +67,7 @@ class _Part(msgspec.Struct, frozen=True):
 
 
 def record_of(record: ClassFields, label: str, shapes: Mapping[str, Shape]) -> Shape:
-    """The shape of a class, given the shapes of its fields by name."""
+    """Return the shape of a class, given the shapes of its fields by name."""
     parts = [_Part(field.name, shapes[field.name], field.required) for field in record.fields]
     shape = Shape(
         label,
@@ -82,7 +83,7 @@ def record_of(record: ClassFields, label: str, shapes: Mapping[str, Shape]) -> S
 
 
 def promise_of(record: ClassFields, label: str, finished: Callable[[], Shape]) -> Shape:
-    """The shape of a class whose fields are being compiled: what stands inside a recursive class for the class itself."""
+    """Return the shape that stands for a class inside itself while its fields are being compiled."""
     return Shape(
         label,
         lambda value, levels: finished().write(value, levels),
@@ -96,7 +97,7 @@ def promise_of(record: ClassFields, label: str, finished: Callable[[], Shape]) -
 
 
 class _Open(dict[str, _C]):
-    """How to convert each field by its name, where any other name is allowed too."""
+    """The converters of fields by name, where any other name is allowed too."""
 
     def __init__(self, declared: Mapping[str, _C], undeclared: _C) -> None:
         super().__init__(declared)

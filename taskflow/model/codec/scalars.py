@@ -16,7 +16,7 @@ from taskflow.model.codec.wire import Ext, data_of, named, plain_number
 
 LEAST: Final = -(1 << 63)
 MOST: Final = (1 << 64) - 1
-"""What msgpack's own integers hold; beyond, an extension carries two's complement."""
+"""The range of msgpack's own integers. Larger ones are an extension with two's complement."""
 
 
 def write_none(value: Any, _levels: int) -> None:
@@ -56,7 +56,7 @@ def read_int(wire: Any, _levels: int) -> int:
 
 
 def read_json_int(wire: Any, _levels: int) -> int:
-    """A number without fraction passes however it is written, since some languages know no integers."""
+    """Read an int. A number without a fraction passes however it is written, because some languages have no integers."""
     if type(wire) is int:
         return wire
     if (type(wire) is float and wire.is_integer()) or (type(wire) is Decimal and wire == wire.to_integral_value()):
@@ -83,9 +83,9 @@ def read_float(wire: Any, levels: int) -> float:
 
 
 def read_json_float(wire: Any, levels: int) -> float:
-    """The nearest one of any number: JSON's have no type, and 1e300 comes from a database with all its digits.
+    """Read the nearest float of any number: JSON numbers have no type, and a database writes 1e300 with all its digits.
 
-    JSON has no words for what is not finite: the strings "NaN", "Infinity" and "-Infinity" stand for them.
+    JSON has no literals for values that are not finite: the strings "NaN", "Infinity" and "-Infinity" stand for them.
     """
     if type(wire) is str and wire in ("NaN", "Infinity", "-Infinity"):
         return float(wire)
@@ -95,7 +95,7 @@ def read_json_float(wire: Any, levels: int) -> float:
 
 
 def exact_float(value: int) -> float:
-    """An int as a float, if one is exactly that."""
+    """Return an int as a float, if one is exactly equal."""
     result = _nearest_float(value)
     if result != value:
         raise Misfit("is an int that no float holds exactly; pass float(...) if rounding is meant")
@@ -118,7 +118,7 @@ def write_str(value: Any, levels: int) -> str:
 
 
 def encodable(value: str) -> str:
-    """The text itself; Misfit if UTF-8 cannot say it."""
+    """Return the text. Raises Misfit if UTF-8 cannot express it."""
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -147,7 +147,7 @@ def read_bytes(wire: Any, _levels: int) -> bytes:
 
 
 def read_json_bytes(wire: Any, levels: int) -> bytes:
-    """Base64, in lines or not; or hexadecimal behind ``\\x``, as PostgreSQL writes a bytea."""
+    """Read base64, in lines or not, or hexadecimal after ``\\x``, as PostgreSQL writes a bytea."""
     text = read_str(wire, levels)
     try:
         if text.startswith("\\x"):
@@ -172,7 +172,7 @@ def read_json_bytearray(wire: Any, levels: int) -> bytearray:
 
 
 def write_decimal(value: Any, _levels: int) -> Ext:
-    """Its text: sign, digits and exponent are exact, and NaN keeps its payload."""
+    """Write a Decimal as its text: sign, digits and exponent are exact, and NaN keeps its payload."""
     if isinstance(value, Decimal):
         return Ext(codes.DECIMAL, Decimal.__str__(value).encode())
     raise unexpected("Decimal", value)
@@ -193,7 +193,7 @@ def read_json_decimal(wire: Any, _levels: int) -> Decimal:
 
 
 def _decimal(text: str) -> Decimal:
-    """Time and memory go with the length of the text, whatever its exponent: nothing is expanded."""
+    """Read a Decimal. Time and memory grow with the length of the text, whatever its exponent: nothing is expanded."""
     if not _DECIMAL.fullmatch(text):
         raise Misfit("expected a Decimal, got other text")
     try:
@@ -223,12 +223,12 @@ def read_json_uuid(wire: Any, levels: int) -> UUID:
 
 
 def signed_bytes(value: int) -> bytes:
-    """Two's complement, most significant byte first, as short as it can be."""
+    """Return two's complement, most significant byte first, as short as possible."""
     return value.to_bytes(value.bit_length() // 8 + 1, "big", signed=True)
 
 
 def scalar(kind: type, form: object, write: Write, read: Read, read_json: Read | None = None, *more_forms: object) -> Shape:
-    """The shape of a type without parts, whose wire values all have that form (or one of `more_forms`)."""
+    """Return the shape of a type without parts, whose wire values all have that form (or one of `more_forms`)."""
     forms = frozenset((form, *more_forms))
     return Shape(type_name(kind), write, read, read_json or read, types=frozenset((kind,)), forms=forms)
 

@@ -1,4 +1,4 @@
-"""What is known of one annotation: how its values are written to wire values and read back."""
+"""The compiled form of an annotation: how its values are written to wire values and read back."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import msgspec
 from taskflow.model.codec.misfit import Misfit
 
 Write: TypeAlias = Callable[[Any, int], Any]
-"""(value, levels left) to wire value; Misfit if the value is not of the annotation."""
+"""Takes a value and the levels left; returns a wire value. Raises Misfit if the value does not fit the annotation."""
 
 Read: TypeAlias = Callable[[Any, int], Any]
-"""(wire value, levels left) to value; Misfit if the wire value is not of the annotation. Whatever the wire, only Misfit."""
+"""Takes a wire value and the levels left; returns a value. Raises Misfit, and nothing else, if the wire value does not fit."""
 
 Form: TypeAlias = object
-"""What tells wire values apart: a type (`str`, `dict`), an extension's or marker's code, or ("tag", name)."""
+"""Tells wire values apart: a type (`str`, `dict`), the code of an extension or marker, or ("tag", name)."""
 
 
 class Shape(msgspec.Struct, frozen=True):
-    """One annotation, compiled; immutable and shared by every codec part that has it."""
+    """A compiled annotation; immutable and shared by all codecs that use it."""
 
     label: str
     write: Write
@@ -29,17 +29,17 @@ class Shape(msgspec.Struct, frozen=True):
     types: frozenset[type]
     """The exact types of the values that it writes."""
     forms: frozenset[Form]
-    """The forms of what it writes."""
+    """The forms of its wire values."""
     tag: str = ""
-    """By what name a union can mark its values; "" if it cannot (they are not told apart by their type)."""
+    """The name by which a union can mark its values; "" if it cannot (their type does not tell them apart)."""
     wide: bool = False
-    """Takes every self-describing value, as `Any` does: in a union it covers all members that are not classes."""
+    """True if it takes every self-describing value, as `Any` does: in a union it covers all members that are not classes."""
     fits_json: Callable[[Any], bool] = lambda wire: False
-    """Whether a JSON array or object looks like this one, without going deeper; a union commits to the first that does."""
+    """Returns True if a JSON array or object looks like this one, without going deeper. A union chooses the first that does."""
 
 
 class Unresolved(Exception):
-    """An annotation names what does not exist yet; `where` says in which parameter or field."""
+    """An annotation has an undefined name. `where` names the parameter or field."""
 
     def __init__(self, name: str, where: str) -> None:
         super().__init__(f"{where}: the name {name!r} cannot be found")
@@ -48,7 +48,7 @@ class Unresolved(Exception):
 
 
 class Unsupported(Exception):
-    """An annotation that has no shape; the message says which and what to do, `within` adds the fields around it."""
+    """An annotation without a shape. The message says which and what to do; `within` adds the fields around it."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)

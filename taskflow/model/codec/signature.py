@@ -1,6 +1,6 @@
-"""A function's parameters, compiled: arguments to a map by parameter name, and back to what the function is called with.
+"""Compiles a function's parameters: arguments become a map by parameter name, and the map becomes arguments again.
 
-`Signature.bind` costs 2 µs a call; everything that it would find out anew is found out once, here.
+`Signature.bind` costs 2 µs a call; what it would compute anew is computed once here.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from taskflow.model.codec.wire import named
 from taskflow.model.errors import MissingArgument, UnknownArgument
 
 CallArguments = tuple[tuple[Any, ...], dict[str, Any]]
-"""What a function is called with: positional and keyword arguments."""
+"""The arguments of a call: positional and keyword."""
 
 
 class Arguments:
-    """The parameters of one function with their shapes; immutable once made.
+    """The parameters of one function with their shapes; immutable.
 
-    What was not given is not written: the code that reads fills its own defaults. ``*args`` and ``**kwargs`` are an array and a map
-    under their own names, and absent when empty.
+    Arguments that were not given are not written: the code that reads fills in its own defaults. ``*args`` and ``**kwargs`` are an array
+    and a map under their own names, and absent if empty.
     """
 
     def __init__(self, parameters: Sequence[Parameter], shapes: Mapping[str, Shape]) -> None:
@@ -42,12 +42,12 @@ class Arguments:
         self._shapes = shapes
         self._reads = {name: self._read_of(name, shape.read) for name, shape in shapes.items()}
         self._json_reads = {name: self._read_of(name, shape.read_json) for name, shape in shapes.items()}
-        # Of most functions, in most calls: all arguments by position, and each of them given.
+        # Most calls of most functions give all arguments, and by position.
         self._reads_in_order = [shapes[each.name].read for each in self._positional] if len(self._positional) == len(parameters) else None
 
     @property
     def shape(self) -> Shape:
-        """All arguments as one: its values are `CallArguments`, its wire values maps by parameter name."""
+        """The shape of all arguments: its values are `CallArguments`, its wire values maps by parameter name."""
         return Shape(
             "arguments",
             self._write,
@@ -58,7 +58,7 @@ class Arguments:
         )
 
     def _read_of(self, name: str, read: Read) -> Read:
-        """What ``*args`` and ``**kwargs`` are read by, of which the annotation is that of one."""
+        """Return the reader of a parameter. For ``*args`` and ``**kwargs`` it reads many values, because they annotate one of them."""
         if name == self._rest:
             return partial(_read_rest, read)
         if name == self._extra:
@@ -110,7 +110,7 @@ class Arguments:
             wires[self._extra or ""] = extra
 
     def _extra_name(self, name: str, wires: Mapping[str, Any]) -> str:
-        """The name of an argument that goes to ``**kwargs``; Misfit if it must not."""
+        """Return the name of an argument for ``**kwargs``. Raises Misfit if it is not allowed."""
         if name in self._keyword_writes and name in wires:
             raise Misfit("is given twice, by position and by name")
         if self._extra is None:
@@ -123,11 +123,11 @@ class Arguments:
             try:
                 return tuple([read(wire, levels) for read, wire in zip(self._reads_in_order, wires.values(), strict=True)]), {}
             except Misfit:
-                pass  # said below, where it is known which one it was
+                pass  # reported below, where the argument is known
         return self._read(self._reads, wires, levels)
 
     def _read(self, reads: Mapping[str, Read], wires: Any, levels: int) -> CallArguments:
-        """Unknown names are reported first: the code that knows them may know more than what is wrong here."""
+        """Read the arguments. Unknown names are reported first: newer code may know more than the present error shows."""
         if type(wires) is not dict:
             raise Misfit(f"expected a map by parameter name, got {named(wires)}")
         if not wires.keys() <= self._known:
@@ -145,7 +145,7 @@ class Arguments:
         return self._call(values) if values else ((), {})
 
     def _call(self, values: dict[str, Any]) -> CallArguments:
-        """By position as far as the values go without a gap, the others by name."""
+        """Pass values by position up to the first gap, the others by name."""
         rest = values.pop(self._rest, ()) if self._rest else ()
         extra = values.pop(self._extra, {}) if self._extra else {}
         args: list[Any] = []
@@ -158,7 +158,7 @@ class Arguments:
         return (*args, *rest), {**values, **extra} if extra else values
 
     def _fill_gap(self, args: list[Any], values: dict[str, Any], *, to_the_end: bool) -> None:
-        """Defaults for what was left out before something that can only be given by position."""
+        """Fill in defaults before a value that can only be passed by position."""
         for parameter in self._positional[len(args) :]:
             if not to_the_end and self._position_only.isdisjoint(values):
                 break
@@ -187,7 +187,7 @@ def _unknown(names: Iterable[Any]) -> Misfit:
 
 
 def _missing(order: Iterable[str], names: frozenset[str] | set[str]) -> Misfit:
-    """The misfit of required parameters without a value; the first of them is its path."""
+    """Return the misfit of required parameters without a value. Its path is the first of them."""
     found = [name for name in order if name in names]
     more = f" (and {one_of(found[1:])})" if len(found) > 1 else ""
     return Misfit(f"is a required argument and was not given{more}", MissingArgument).within(found[0])

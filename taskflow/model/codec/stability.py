@@ -30,7 +30,7 @@ def check_stable(shape: Shape, body: bytes, levels: int) -> None:
 
 
 def _differences(one: Any, other: Any) -> Iterator[str]:
-    """The paths at which two wire values differ."""
+    """Yield the paths at which two wire values differ."""
     if type(one) is not type(other):
         yield ""
     elif type(one) is dict and one.keys() == other.keys():
@@ -48,7 +48,7 @@ def _differences(one: Any, other: Any) -> Iterator[str]:
 
 
 def _sorted(wire: Any) -> Any:
-    """The same with the items of sets in one order: two equal sets may iterate differently."""
+    """Sort the items of sets in a wire value: two equal sets may iterate differently."""
     if type(wire) is dict:
         return {key: _sorted(part) for key, part in wire.items()}
     if type(wire) is not list:

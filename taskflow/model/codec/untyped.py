@@ -1,4 +1,4 @@
-"""Values without an annotation: every type that says itself what it is, exactly; instances of classes are refused."""
+"""Values without an annotation: every self-describing type, exactly. Instances of classes are refused."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def read_json_any(wire: Any, levels: int) -> Any:
 
 
 def _inside(levels: int) -> int:
-    """The levels left inside a container."""
+    """Return the levels left inside a container."""
     if levels < 1:
         raise too_deep()
     return levels - 1
@@ -107,7 +107,7 @@ def _read_array(wire: list[Any], levels: int) -> Any:
 
 
 def _is_tagged(wire: Any) -> bool:
-    """A tag takes no level of its own, so one straight inside another, which nobody writes, would have no bound."""
+    """Return True for a tag. A tag takes no level, so tags directly inside one another, which nobody writes, would have no limit."""
     return type(wire) is list and marker_of(wire) == codes.TAGGED
 
 

@@ -22,7 +22,7 @@ from taskflow.model.codec.misfit import Misfit
 
 Ext = msgspec.msgpack.Ext
 
-# Markers: without data, the first element of an array, saying what the rest of it is.
+# Markers: extensions without data, as the first element of an array. They say what the rest of it is.
 TUPLE: Final = 1
 SET: Final = 2
 FROZENSET: Final = 3
@@ -31,7 +31,7 @@ TAGGED: Final = 5
 MODEL: Final = 6
 LAST_MARKER: Final = 15
 
-# Values: the data is the value.
+# Values: extensions whose data is the value.
 INT: Final = 16
 DECIMAL: Final = 17
 UUID: Final = 18
@@ -47,11 +47,11 @@ _decode = msgspec.msgpack.Decoder().decode
 
 
 pack: Final[Callable[[Any], bytes]] = msgspec.msgpack.Encoder().encode
-"""The bytes of a wire value."""
+"""Return the bytes of a wire value."""
 
 
 def unpack(body: bytes) -> Any:
-    """The wire value that `body` holds, the whole of it; Misfit if it is not msgpack."""
+    """Return the wire value in `body`, which must hold nothing else. Raises Misfit if it is not msgpack."""
     try:
         return _decode(body)
     except (ValueError, RecursionError) as error:
@@ -59,10 +59,10 @@ def unpack(body: bytes) -> Any:
 
 
 def unpack_json(body: bytes) -> Any:
-    """The JSON value that `body` holds; strict: no NaN, no lone surrogates, no number beyond a float's range.
+    """Return the JSON value in `body`; strict: no NaN, no lone surrogates, no number beyond a float's range.
 
-    A number with a fraction or an exponent is a float where Python writes that float just so, and a Decimal where it does not: 1.10 or
-    more digits than a float has. `plain_number` makes a float of it for whoever does not ask for a Decimal.
+    A number with a fraction or an exponent is a float if Python writes that float in the same way, else a Decimal: 1.10, or more digits
+    than a float has. `plain_number` makes it a float for a reader that does not ask for a Decimal.
     """
     try:
         return _decode_json(body)
@@ -86,7 +86,7 @@ _decode_json = msgspec.json.Decoder(float_hook=_number).decode
 
 
 def plain_number(wire: Any) -> Any:
-    """A value of `unpack_json` as JSON means it: what is kept as a Decimal is a float."""
+    """Return a value of `unpack_json` as JSON means it: a Decimal becomes a float."""
     return float(wire) if type(wire) is Decimal else wire
 
 
@@ -95,7 +95,7 @@ def marker(code: int) -> Ext:
 
 
 def marker_of(wire: list[Any]) -> int:
-    """The marker's code that an array begins with, 0 if none."""
+    """Return the code of the marker at the beginning of an array, 0 if there is none."""
     if wire:
         first = wire[0]
         if type(first) is Ext and 0 < first.code <= LAST_MARKER and not first.data:
@@ -104,7 +104,7 @@ def marker_of(wire: list[Any]) -> int:
 
 
 def form_of(wire: Any) -> object:
-    """What tells wire values apart: the type, the code of an extension or marker, or ("tag", name)."""
+    """Return what tells wire values apart: the type, the code of an extension or marker, or ("tag", name)."""
     kind = type(wire)
     if kind is list:
         code = marker_of(wire)
@@ -115,14 +115,14 @@ def form_of(wire: Any) -> object:
 
 
 def data_of(wire: Any, code: int, expected: str) -> bytes:
-    """The data of an extension of that code; Misfit if `wire` is anything else."""
+    """Return the data of an extension of that code. Raises Misfit if `wire` is anything else."""
     if type(wire) is Ext and wire.code == code:
         return bytes(wire.data)
     raise Misfit(f"expected {expected}, got {named(wire)}")
 
 
 def named(wire: Any) -> str:
-    """What a wire value is, for messages."""
+    """Name a wire value in messages."""
     if type(wire) is Ext:
         return _NAMES.get(wire.code, f"extension {wire.code}")
     if type(wire) is list:

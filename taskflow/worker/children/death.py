@@ -9,9 +9,8 @@ class ChildFailed(TaskflowError):
     """The child did not start, or does not find the job.
 
     It is not an error of the job, so `retry_on` does not apply: the run is a failed attempt, and is retried with the job's back-off until
-    its
-    last attempt. Nor is it a crash, as a lost lease is: the worker lives, knows the cause and reports it. A job that kills every child must
-    use up its attempts and have the causes in its history.
+    its last attempt. Nor is it a crash, as a lost lease is: the worker lives, knows the cause and reports it. A job that kills every child
+    must use up its attempts and have the causes in its history.
     """
 
     __module__ = "taskflow"  # the name under which a job's record shows it

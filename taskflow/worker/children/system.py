@@ -41,8 +41,7 @@ HANDLED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 def keep_handlers_from_forks(is_ours: Callable[[object], bool]) -> None:
     """Restore the defaults of these signals in processes that jobs fork. Our handlers would keep such a process from ever ending by them:
-    what
-    they notify does not exist there. Nor may a fork write signals into the loop's pipe.
+    what they notify does not exist there. Nor may a fork write signals into the loop's pipe.
 
     This includes SIGINT, which Python turns into a KeyboardInterrupt: a process forked in a thread may never see it.
     """
