@@ -6,7 +6,7 @@ offset name    meaning
 0      version 1
 1      flags   bit 0 signed, bit 1 encrypted, bit 2 compressed: reserved, none is written yet; bits 3 to 7 are zero
 2      key id  which key signed or encrypted; 0 while no flag says so
-3      content 1 msgpack (`FORMAT.md`), 2 JSON decoded by annotation
+3      content 1 msgpack (`docs/reference/wire-format.md`), 2 JSON decoded by annotation
 4      body    to the end
 ====== ======= ==================================================================================================
 

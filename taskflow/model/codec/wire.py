@@ -1,4 +1,4 @@
-"""Between wire values and bytes: msgpack, with extension codes of our own (`FORMAT.md` lists them).
+"""Between wire values and bytes: msgpack, with extension codes of our own (`docs/reference/wire-format.md` lists them).
 
 A wire value is None, bool, int of 64 bits, float, str, bytes, list, dict with str keys, or `Ext`; from JSON also Decimal,
 see `unpack_json`.
