@@ -18,7 +18,7 @@ from taskflow.cli.parser import a_parser
 from tests.docs.pages import Block, all_blocks
 
 SHELL: Final = ("bash", "sh", "console")
-CHECKED: Final = {*SHELL, "python", "dockerfile", "yaml", "ini", "toml", "json", "sql", "mermaid"}
+CHECKED: Final = {*SHELL, "python", "dockerfile", "yaml", "ini", "toml", "json", "sql", "postgresql", "mermaid"}
 FREE: Final = {"text", "{toctree}", "{eval-rst}"}
 """Output of programs, and directives, which the build of the pages checks."""
 
