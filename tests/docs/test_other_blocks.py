@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import configparser
 import json
 import re
@@ -18,7 +19,7 @@ from taskflow.cli.parser import a_parser
 from tests.docs.pages import Block, all_blocks
 
 SHELL: Final = ("bash", "sh", "console")
-CHECKED: Final = {*SHELL, "python", "dockerfile", "yaml", "ini", "toml", "json", "sql", "postgresql", "mermaid"}
+CHECKED: Final = {*SHELL, "python", "dockerfile", "yaml", "ini", "toml", "json", "sql", "postgresql", "mermaid", "py"}
 FREE: Final = {"text", "{toctree}", "{eval-rst}"}
 """Output of programs, and directives, which the build of the pages checks."""
 
@@ -76,6 +77,12 @@ def test_a_unit_file_parses(block: Block) -> None:
 @pytest.mark.parametrize("block", all_blocks("toml", "json"), ids=by_place)
 def test_a_settings_file_parses(block: Block) -> None:
     (tomllib.loads if block.language == "toml" else json.loads)(block.text)
+
+
+@pytest.mark.parametrize("block", all_blocks("py"), ids=by_place)
+def test_the_python_of_another_library_parses(block: Block) -> None:
+    """It does not run here: its library is not installed. An `await` at the top level is allowed."""
+    compile(block.text, block.place, "exec", flags=ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
 
 
 def _script(block: Block) -> str:
