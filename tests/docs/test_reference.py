@@ -1,0 +1,126 @@
+"""The reference has each command, option, exit code, setting, error and event of the code, and no invented ones."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import re
+from typing import Final
+
+import pytest
+
+import taskflow
+from taskflow import EnqueueOptions, TaskflowError
+from taskflow.app.options import OF_THE_DECORATOR
+from taskflow.app.settings import DEFAULT_BROKER, TEXTUAL, Settings
+from taskflow.broker.url import SCHEMES
+from taskflow.cli.exits import MEANINGS
+from taskflow.cli.parser import a_parser
+from taskflow.worker import events
+from tests.docs.pages import ROOT
+from tests.readme.diagram import diagram
+
+REFERENCE: Final = ROOT / "docs/reference"
+CLI: Final = (REFERENCE / "cli.md").read_text()
+COMMANDS: Final = a_parser().commands
+
+# Options that several commands share stand in sections of their own.
+SHARED: Final = ("Options of every command", "Selecting jobs for retry, cancel and purge", "Filters")
+
+
+def section(page: str, title: str) -> str:
+    """Return the text from a heading to the next one of its level or above."""
+    found = re.search(rf"^(#+) {re.escape(title)}\n(.*?)(?=^#{{1,2}} |\Z)", page, re.MULTILINE | re.DOTALL)
+    assert found is not None, f"there is no section {title!r}"
+    return found[2]
+
+
+def rows(text: str) -> set[str]:
+    """Return the names in the first cells of all tables."""
+    cells = re.findall(r"^\| (.+?) \|", text, re.MULTILINE)
+    return {name for cell in cells for name in re.findall(r"`([^` ]+)(?: [^`]*)?`", cell)}
+
+
+def options_of(command: str) -> set[str]:
+    actions = COMMANDS[command]._actions
+    return {flag for action in actions for flag in action.option_strings}
+
+
+def test_every_command_has_a_row_and_a_section() -> None:
+    assert rows(CLI.partition("## Options of every command")[0]) == set(COMMANDS)
+    for command in COMMANDS:
+        assert section(CLI, f"taskflow {'pause and resume' if command in ('pause', 'resume') else command}")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_of_a_command_is_in_its_section_or_a_shared_one(command: str) -> None:
+    own = section(CLI, f"taskflow {'pause and resume' if command in ('pause', 'resume') else command}")
+    shared = "".join(section(CLI, title) for title in SHARED)
+    assert options_of(command) <= set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", own + shared))
+
+
+def test_no_option_is_invented() -> None:
+    known = {flag for command in COMMANDS for flag in options_of(command)} | {"--version"}
+    assert set(re.findall(r"`(--[a-z-]+)", CLI)) <= known
+
+
+def test_the_defaults_of_a_worker_are_those_of_the_parser() -> None:
+    shown = dict(re.findall(r"^\| `(--[a-z-]+)(?: [^`]*)?` \| ([^|]+) \|", section(CLI, "taskflow worker"), re.MULTILINE))
+    parsed = {action.option_strings[-1]: action.default for action in COMMANDS["worker"]._actions if action.option_strings}
+    numbers = {
+        flag: f"{default:g}" for flag, default in parsed.items() if isinstance(default, int | float) and not isinstance(default, bool)
+    }
+    words = {flag: default for flag, default in parsed.items() if isinstance(default, str) and default is not argparse.SUPPRESS}
+    assert {flag: shown[flag] for flag in numbers | words} == numbers | words
+
+
+def test_the_exit_codes_are_those_of_the_code() -> None:
+    shown = dict(re.findall(r"^\| (\d+) \| (.+?) \|$", section(CLI, "Exit codes"), re.MULTILINE))
+    assert shown == {str(int(code)): meaning for code, meaning in MEANINGS.items()}
+
+
+def test_the_settings_are_those_of_the_code() -> None:
+    page = (REFERENCE / "settings.md").read_text()
+    found = re.findall(r"^\| `([a-z_]+)` \| (?:`(TASKFLOW_\w+)`)? ?\| `?([^|`]+)`? \|", page, re.MULTILINE)
+    assert {name for name, *_ in found} == set(Settings.__struct_fields__)
+    shown = {variable: default.replace(",", "") for _, variable, default in found if variable}
+    plain = Settings(broker=DEFAULT_BROKER)
+    assert shown == {f"TASKFLOW_{name.upper()}": str(getattr(plain, name)) for name in TEXTUAL}
+
+
+def test_every_option_of_a_call_and_of_the_decorator_has_a_row() -> None:
+    page = (REFERENCE / "job-options.md").read_text()
+    assert rows(section(page, "Options of a call: `.options()`")) == set(EnqueueOptions.__annotations__)
+    assert rows(section(page, "Options of the decorator alone: `@job`")) == set(OF_THE_DECORATOR)
+
+
+def test_every_public_error_has_a_row_and_its_place_in_the_tree() -> None:
+    page = (REFERENCE / "errors.md").read_text()
+    errors = {name for name in taskflow.__all__ if inspect.isclass(kind := getattr(taskflow, name)) and issubclass(kind, TaskflowError)}
+    assert set(re.findall(r"[├└]── (\w+)", page)) | {"TaskflowError"} == errors
+    bases = {"TaskflowError", "JobError", "CodecError", "BrokerError"}
+    assert errors - bases <= rows(page)
+
+
+def test_every_event_of_a_worker_has_a_row() -> None:
+    page = (REFERENCE / "events.md").read_text()
+    kinds = {name for name, kind in vars(events).items() if inspect.isclass(kind) and issubclass(kind, events.WorkerEvent)}
+    assert rows(page) & set(vars(events)) == kinds - {"WorkerEvent"}
+
+
+@pytest.mark.parametrize(("title", "scheme"), [("SQLite", "sqlite"), ("Redis and Valkey", "rediss"), ("PostgreSQL", "postgresql")])
+def test_the_options_of_a_broker_url_are_those_of_the_code(title: str, scheme: str) -> None:
+    page = (ROOT / "docs/how-to/configure-a-broker.md").read_text()
+    assert rows(section(page, title)) == set(SCHEMES[scheme])
+
+
+def test_the_parameters_of_enqueue_in_sql_are_those_of_the_function() -> None:
+    page = (ROOT / "docs/how-to/send-from-sql.md").read_text()
+    source = (ROOT / "taskflow/broker/postgres/sending.sql").read_text()
+    declared = source.partition("FUNCTION @.enqueue(")[2].partition(") RETURNS")[0]
+    assert rows(section(page, "Parameters")) == set(re.findall(r"^    (\w+) ", declared, re.MULTILINE))
+
+
+def test_the_state_diagram_is_the_table_of_moves() -> None:
+    page = (ROOT / "docs/explanation/life-of-a-job.md").read_text()
+    assert [block.strip() for block in re.findall(r"^```mermaid\n(.*?)^```", page, re.MULTILINE | re.DOTALL)] == [diagram()]
