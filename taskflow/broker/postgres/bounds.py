@@ -1,4 +1,4 @@
-"""Bounds of stored values: the SQL has them as P.LATEST and the like, and its domains refuse what is beyond them."""
+"""Limits of stored values. SQL refers to them as P.LATEST and so on, and its domains refuse larger values."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Final
 from taskflow.model.stored import LATEST
 
 MOST_BYTES: Final = 1 << 20
-"""Of a small stored value. More of it is not fetched."""
+"""Bytes of a small stored value. A longer one is not fetched."""
 
 MOST_PAYLOAD_BYTES: Final = 1 << 26
-"""Of a payload or a result. A longer one is not fetched."""
+"""Bytes of a payload or a result. A longer one is not fetched."""
 
 MOST_JOINS: Final = 16_384
 """Jobs that one job's end may release."""

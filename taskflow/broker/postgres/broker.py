@@ -1,4 +1,4 @@
-"""The Postgres broker: each verb one statement, which calls one of the functions in the SQL files beside it. The rules are there."""
+"""The PostgreSQL broker. Each verb is one statement that calls a function in the SQL files beside this one, where the rules are."""
 
 from __future__ import annotations
 
@@ -35,24 +35,24 @@ from taskflow.model.session import Beat, BeatAnswer, Session
 from taskflow.model.verdict import Settled, Settlement
 
 MOST_NAME_BYTES: Final = 63
-"""Of a schema's name, PostgreSQL's limit."""
+"""PostgreSQL's limit for the name of a schema."""
 
 AWAITED_FOR: Final = 3600.0
-"""Seconds for which the server knows that somebody waits for a job's end; who waits longer looks for itself every few seconds."""
+"""Seconds for which the server remembers that a caller waits for a job's end. A caller that waits longer polls every few seconds."""
 
 LOOKED_WITHIN: Final = 60.0
-"""Seconds for a look behind the marks, which reads all that nobody could clean away."""
+"""Seconds for a check of the marks, which reads all dead rows that cannot be cleaned away."""
 
 
 class PostgresBroker:
     """Jobs in a schema of a PostgreSQL database. See `taskflow.broker.protocol.Broker`.
 
     `namespace`  the schema: several applications may share a database
-    `clock`      instead of the server's own, for tests
-    `capacity`   the most live jobs that it takes, without one as many as there is room for
-    `migrates`   the first verb makes the schema, or brings it to this version; False: it is refused until `migrate` has been called
+    `clock`      replaces the server's clock, for tests
+    `capacity`   the most live jobs that it takes; None for no limit
+    `migrates`   True: the first verb creates the schema, or brings it to this version. False: verbs are refused until `migrate` is called
 
-    Nothing is opened before the first verb, whose errors say what is wrong with the server: BrokerRefused, BrokerUnavailable.
+    The first verb connects, and raises BrokerRefused or BrokerUnavailable if something is wrong with the server.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class PostgresBroker:
         return sessions.beat_answer(beat, row)
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
-        """Raises ValueError if one of them cannot be written: the others are to be sent without it."""
+        """Raises ValueError if one of the settlements cannot be written: the caller then sends the others without it."""
         try:
             return await settle_possible(settle.Settling(self).settle, settlements, settle.is_possible)
         except BrokerRefused as error:
@@ -143,7 +143,7 @@ class PostgresBroker:
         return self._per_loop.here().listener.listen(topics)
 
     def sibling(self) -> PostgresBroker:
-        """Another broker on the same database, with connections of its own."""
+        """Return another broker on the same database, with separate connections."""
         return PostgresBroker(
             self.server,
             namespace=self._namespace,
@@ -170,7 +170,7 @@ class PostgresBroker:
     # --- calls ------------------------------------------------------------------------------------------------------
 
     async def call(self, name: str, *arguments: Any, columns: str = "*", within: float = ANSWER_WITHIN) -> list[asyncpg.Record]:
-        """The rows of a function of ours, from a schema that was looked at first; `columns` of them, in SQL."""
+        """Return the rows of one of our functions. The first call checks the schema. `columns` selects columns, in SQL."""
         link = self._per_loop.here().link
         if not self._is_prepared:
             await self._prepare(self._per_loop.here())
@@ -190,14 +190,14 @@ class PostgresBroker:
         return f'SELECT {columns} FROM "{self._namespace}".{name}({places})'
 
     async def _prepare(self, line: _Line) -> None:
-        """By one of those who come at the same time: each has a connection of its own meanwhile."""
+        """Check the schema. If several calls come at once, one checks it: each would need a connection of its own."""
         async with line.preparing:
             if not self._is_prepared:
                 await schema.prepare(line.link, self._namespace, self._rules, migrates=self._migrates)
                 self._is_prepared = True
 
     async def call_one(self, name: str, *arguments: Any) -> asyncpg.Record:
-        """The one row of a function, of whose effect others are told: in this process at once, elsewhere by a notification."""
+        """Return the only row of a function, and wake others: listeners in this process at once, others by a notification."""
         began_at = time.monotonic()
         [row] = await self.call(name, *arguments)
         wakeups = row.get("wakeups")
@@ -210,7 +210,7 @@ class PostgresBroker:
         self._per_loop.here().tell(topics)
 
     def tell_ended(self, ids: Set[bytes], *, are_awaited: bool) -> None:
-        """In this process at once; elsewhere at once only if somebody was seen to wait for one of these jobs."""
+        """Wake listeners in this process at once, others at once only if somebody is known to wait for one of these jobs."""
         line = self._per_loop.here()
         line.listener.told([names.job(job_id) for job_id in ids], disarms=False)
         line.telling.add_ended(ids, are_awaited=are_awaited)
@@ -244,7 +244,7 @@ class PostgresBroker:
         line = _Line(link, PostgresListener(link, self._namespace, self._arm, self._look), telling)
 
         async def look() -> None:
-            """Also while the line is being closed."""
+            """Check the marks. Works also while the line is being closed."""
             [row] = await _fetch(link, self._statement("check_marks", 1), self.wall(), within=LOOKED_WITHIN)
             if row["wakeups"]:
                 line.tell(row["wakeups"].split("\n"))
@@ -254,7 +254,8 @@ class PostgresBroker:
 
 
 async def _fetch(link: Link, statement: str, *arguments: Any, within: float) -> list[Any]:
-    """The statement's rows. If the server cannot give a text in them as UTF-8, text comes as bytes: one bad name spoils one row."""
+    """Return the rows of a statement. If the server cannot send a text as UTF-8, all text is fetched as bytes: one bad name spoils one
+    row."""
     try:
         return await link.fetch(statement, *arguments, within=within)
     except (UnicodeDecodeError, BrokerError) as error:
@@ -265,7 +266,7 @@ async def _fetch(link: Link, statement: str, *arguments: Any, within: float) -> 
 
 
 class _Line:
-    """What a broker has in one event loop."""
+    """The connections, the listener and the notifier of one event loop."""
 
     late_commits: LateCommits
 

@@ -14,7 +14,7 @@ from taskflow.model.job_schema import DEFAULT_QUEUE
 
 
 def leases_of(rows: Sequence[Row], session: bytes, request: int) -> list[Lease]:
-    """In the order of their numbers."""
+    """Return the leases in the order of their numbers."""
     try:
         leases = [_sound_lease(row, session, request) for row in rows]
     except Exception:  # whatever a decoder raises

@@ -1,7 +1,7 @@
--- Leases ready jobs to a session, and says what a worker needs to run them; an error of the class TF001 when the session is lost. Numbered in
--- the order of the claim, and given in any. A payload that is too long is not given, but told of; of extras no more than a byte too many.
--- `parked_at` and `expires_at` are microseconds from now.
--- Its plans are made once: where a parameter is an array they would be made anew at each call.
+-- Leases ready jobs to a session, and returns what a worker needs to run them; an error of the class TF001 if the session is lost. The rows
+-- are numbered in the order of the claim, and come in any order. A payload that is too long is reported in place of being returned; extras
+-- are cut one byte beyond their limit. `parked_at` and `expires_at` are microseconds from now. The plans are made once: with an array as a
+-- parameter they would be made at each call.
 CREATE FUNCTION @.claim(wall bigint, steady bigint, of_session bytea, of_request bigint, queues text[], most integer)
 RETURNS TABLE (
     id @.identity, number @.counter, epoch @.counter, created_at @.instant, failures @.counter, crashes @.counter, snoozes @.counter,
@@ -23,7 +23,7 @@ BEGIN
     IF s.id IS NULL OR s.dead_at IS NOT NULL THEN
         RAISE EXCEPTION 'the session is lost' USING ERRCODE = 'TF001';
     END IF;
-    -- As the database has it: one in SQL_ASCII checks nothing, and holds bytes that are no UTF-8.
+    -- In the encoding of the database: SQL_ASCII checks nothing, and may hold bytes that are not UTF-8.
     worker_name := convert_to(s.name, CASE getdatabaseencoding() WHEN 'SQL_ASCII' THEN 'SQL_ASCII' ELSE 'UTF8' END::name);
     SELECT * INTO newest FROM @.requests WHERE session = of_session ORDER BY request DESC LIMIT 1;
     IF of_request <= newest.request THEN
@@ -35,7 +35,7 @@ BEGIN
     END IF;
     IF cardinality(queues) = 1 THEN
         only_queue := queues[1];
-    ELSIF cardinality(queues) = 0 THEN -- the one in which something may be ready, if there is only one
+    ELSIF cardinality(queues) = 0 THEN -- the only queue in which jobs may be ready, if there is just one
         SELECT queue INTO only_queue FROM @.marks WHERE kind = 'ready' ORDER BY kind, queue LIMIT 1;
         IF EXISTS (SELECT 1 FROM @.marks WHERE kind = 'ready' AND queue > only_queue) THEN
             only_queue := NULL;
@@ -76,9 +76,9 @@ BEGIN
 END
 $$;
 
--- Locks the rows of ready jobs that are to be run next: where they are, and the first and the last place that they are of. Of the queues from
--- each of `firsts` on and before the `past` beside it, in this order, each queue's priorities from the highest. Each place is looked at only when
--- those before it were not enough: all is joined by nested loops, whose order is that of the text.
+-- Locks the rows of the next ready jobs: where they are, and the first and last place that they come from. Looks at the queues from each of
+-- `firsts` up to the `past` beside it, in this order, and at each queue's priorities from the highest. Looks at a place only if those
+-- before it did not suffice: all joins are nested loops in the order of the text.
 CREATE FUNCTION @.pick_from_queues(
     firsts text[], pasts text[], most integer, now_at bigint,
     OUT tids tid[], OUT first_queue text, OUT first_rank integer, OUT last_queue text, OUT last_rank integer
@@ -104,7 +104,7 @@ BEGIN
 END
 $$;
 
--- As pick_from_queues() does of one queue alone, in statements that cost less to begin.
+-- Like pick_from_queues() for a single queue, in statements that cost less to begin.
 CREATE FUNCTION @.pick_from_one(
     of_queue text, most integer, now_at bigint,
     OUT tids tid[], OUT first_queue text, OUT first_rank integer, OUT last_queue text, OUT last_rank integer
@@ -142,8 +142,8 @@ BEGIN
 END
 $$;
 
--- The queue with which a claim of any begins: another one at each request, by its number, while few have something ready; of more, the one
--- that follows the last job of the session's last claim.
+-- Returns the queue with which a claim from any queue begins. If few queues have ready jobs, the request's number chooses; otherwise it is
+-- the queue after that of the session's last leased job.
 CREATE FUNCTION @.next_queue(turn bigint, ended_in text, now_at bigint) RETURNS text LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
@@ -169,7 +169,7 @@ BEGIN
 END
 $$;
 
--- Raises a place's mark to the first job that is ready still, whoever has locked it: it may remain so.
+-- Raises a place's mark to the first job that is still ready, even if another transaction has locked it: it may stay ready.
 CREATE FUNCTION @.raise_ready_mark(of_queue text, of_rank integer, now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE

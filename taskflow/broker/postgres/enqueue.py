@@ -18,7 +18,7 @@ from taskflow.model.stored import LATEST
 def envelope_columns(envelopes: Sequence[Envelope]) -> list[list[Any]]:
     """Return the columns of `columns.SENT`.
 
-    A column in which nothing stands is empty: unnest() fills it with NULL, which costs less than to write that for each.
+    A column without any value is empty: unnest() fills it with NULL, which costs less than sending a NULL for each row.
     """
     columns: dict[str, list[Any]] = {
         "queue": [envelope.queue for envelope in envelopes],
@@ -44,7 +44,7 @@ _AS_SENT: Final = {name: attrgetter(name) for name in AS_SENT}
 
 
 def columns_of_calls(envelopes: Sequence[Envelope]) -> list[list[Any]]:
-    """The same for enqueue(), which needs one of what is alike in all."""
+    """Return columns for enqueue(), with a single element if all values are alike."""
     columns = zip(SENT, envelope_columns(envelopes), strict=True)
     return [one_of_all(column) if name in _MOSTLY_ALIKE else column for name, column in columns]
 

@@ -1,4 +1,4 @@
--- Adds one call that has a key, or awaits or joins others. The answer: "" for added, "r" and the id that gave way, "i" for an id that is
+-- Adds one call that has a key, or awaits or joins others. Returns "" if it was added, "r" and the id that it replaced, "i" if the id is
 -- known, "k" and the id that has the key.
 CREATE FUNCTION @.add_keyed(j @.jobs, on_conflict integer, now_at bigint) RETURNS bytea LANGUAGE plpgsql AS $$
 #variable_conflict use_column
@@ -21,7 +21,7 @@ BEGIN
     END IF;
     IF j.key IS NOT NULL THEN
         SELECT * INTO waiting FROM @.jobs WHERE key = j.key AND status < S.RUNNING FOR UPDATE;
-        -- Changed, not only locked: a settlement of it that waits for the key, at "repeatable read", must not miss what waits behind it now.
+        -- Updated, not only locked: a settlement of that job that waits for the key, at "repeatable read", must not miss the job behind it.
         UPDATE @.jobs SET key = key WHERE key = j.key AND status = S.RUNNING RETURNING id INTO running;
         IF waiting.id IS NOT NULL THEN
             PERFORM @.finish(waiting, E.REPLACE, S.CANCELLED, @.utf8(format(W.REPLACED_BY, @.id_text(j.id))), now_at);
@@ -38,7 +38,7 @@ BEGIN
 END
 $$;
 
--- Adds one call that has no key, and whose id is not known: statements without the machinery that many in one need.
+-- Adds one call that has no key and an unknown id, in statements without the overhead of those for many calls.
 CREATE FUNCTION @.add_keyless(now_at bigint, @sent{%n %t}) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     due CONSTANT bigint := greatest(now_at, coalesce(at, now_at + after));
@@ -56,13 +56,13 @@ BEGIN
 END
 $$;
 
--- What is told once for all of so many.
+-- Announces many jobs at once.
 CREATE FUNCTION @.repeated(told anyarray, number integer) RETURNS anyarray LANGUAGE sql IMMUTABLE AS $$
     SELECT CASE cardinality(told) WHEN 1 THEN array_fill(told[1], ARRAY[number]) ELSE told END
 $$;
 
--- Adds calls in order; of queues, jobs, priorities and conflicts that are the same for all there may be one. NULL when all were added, else
--- an answer for each.
+-- Adds calls in order. Arrays of queues, jobs, priorities and conflicts may have one element if all are the same. Returns NULL if all were
+-- added, else an answer for each.
 CREATE FUNCTION @.add_jobs(now_at bigint, @sent{all_%n %t[]}) RETURNS bytea[] LANGUAGE plpgsql SET enable_seqscan = off SET jit = off SET plan_cache_mode = force_generic_plan AS $$
 #variable_conflict use_column
 DECLARE
@@ -80,7 +80,7 @@ BEGIN
     all_priority := @.repeated(all_priority, cardinality(all_id));
     all_conflict := @.repeated(all_conflict, cardinality(all_id));
     IF cardinality(array_remove(all_key, NULL)) = 0 THEN
-        -- All that is in the block is undone when one of the ids is known: to look for each before, or ON CONFLICT, costs more.
+        -- If one of the ids is known, the whole block is undone: to look for each before, or ON CONFLICT, costs more.
         BEGIN
             WITH given AS (
                 SELECT * FROM unnest(@sent{all_%n}) WITH ORDINALITY AS given (@sent{%n}, place)
@@ -100,7 +100,7 @@ BEGIN
                 GROUP BY queue, status, priority
             ), counted AS (
                 INSERT INTO @.tally (queue, event, before, after, n) SELECT queue, E.ENQUEUE, NULL, status, number FROM grouped
-            ), lowered AS ( -- as announce_waiting() does, but only where there is something to do
+            ), lowered AS ( -- like announce_waiting(), but only if there is something to do
                 SELECT CASE status
                     WHEN S.SCHEDULED THEN @.lower_mark('due', '', 0, due_at, 0, now_at)
                     WHEN S.READY THEN @.lower_mark('ready', queue, -priority, due_at, seq, now_at)

@@ -1,4 +1,4 @@
-"""After a verb that took long: what it has made ready may lie behind the marks by which others read. See marks.sql."""
+"""Checks the marks after a verb that took long: its jobs may lie behind the marks by which others read. See marks.sql."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from typing import Final
 from taskflow.model.errors import BrokerError
 
 LATE_AFTER: Final = 0.25
-"""Seconds. No mark goes beyond half a second ago; this leaves as much for what the commit takes beside."""
+"""Seconds. No mark goes beyond half a second ago, so this leaves as much for the commit itself."""
 
 NOT_AT_ONCE: Final = 1.0
-"""Seconds until a look that is due as every few seconds one is: a worker that has just started has more urgent things to ask."""
+"""Delay before a routine look; a worker that has just started has more urgent queries."""
 
 AT_MOST_EVERY: Final = 1.0
-"""Seconds between two looks of one process: a server on which all verbs take long is not helped by more of them."""
+"""Seconds between two looks of one process. If all verbs take long on a server, more looks do not help it."""
 
 AFTER_FAILURE: Final = 30.0
-"""Seconds until the next, where one has failed: it may have taken longer than the server allows."""
+"""Seconds until the next look after a failed one, which may have taken longer than the server allows."""
 
 CLOSED_WITHIN: Final = 2.0
 
 
 class LateCommits:
-    """One look at a time; what was late while it went on is looked for by the next."""
+    """Runs one look at a time. Late commits during a look are found by the next one."""
 
     def __init__(self, look: Callable[[], Awaitable[None]]) -> None:
         self._look = look
@@ -36,7 +36,7 @@ class LateCommits:
         self._when_due: asyncio.TimerHandle | None = None
 
     def after(self, seconds: float) -> None:
-        """A verb has made something ready, and took so long."""
+        """Note that a verb has made jobs ready, and how long it took."""
         if seconds >= LATE_AFTER:
             self.want()
 
@@ -52,8 +52,8 @@ class LateCommits:
             self._task = asyncio.create_task(self._run())
 
     async def close(self) -> None:
-        """One that is under way is waited for a little: the server would go on with it, on a connection that nobody has any more. So is one
-        that is due: the store has been told that it is this process's turn."""
+        """Wait briefly for a look under way: the server would go on with it on an abandoned connection. The same for a look that is due,
+        because the store counts on this process."""
         if self._when_due is not None:
             self.want()
         if self._is_idle.is_set():
@@ -76,7 +76,7 @@ class LateCommits:
             self._is_idle.clear()
             try:
                 await self._look()
-            except BrokerError:  # upkeep asks for one again, every ten seconds
+            except BrokerError:  # upkeep asks for another one every ten seconds
                 self._is_idle.set()
                 await asyncio.sleep(AFTER_FAILURE)
             finally:

@@ -1,14 +1,13 @@
--- Low-water marks: where to begin to read an index. While a transaction anywhere in the database is open, nothing that died after it began
--- can be cleaned away; whoever reads an index from its start walks over all of that, time and again.
+-- Low-water marks: positions from which to read an index. While any transaction in the database is open, rows that died after it began
+-- cannot be cleaned away, and a reader that starts at the beginning of an index walks over all of them each time.
 --
--- A mark may stand too low, never too high: what lies before it is not found. So whoever puts a job before a mark lowers it in the same
--- transaction (lower_mark), and whoever raises one has nobody beside him who lowers it: for what is older than a moment both lock the place,
--- the one for sharing, the other by a try. What is added now lies before no mark, since none goes beyond half a second ago. A job
--- that was added in a transaction which commits late is the one that its mark may have passed: whoever adds jobs in a verb that took
--- longer looks behind the marks afterwards; a transaction of a user's lowers its marks once more as it commits (lower_late_mark); and the broker
--- looks behind them all every ten seconds (check_marks).
+-- A mark may be too low, but never too high: jobs before it are not found. So a function that puts a job before a mark lowers the mark in
+-- the same transaction (lower_mark), and no mark is raised while another transaction lowers it: except for very recent jobs, both lock the
+-- place, the one shared and the other by a try. New jobs do not lie before a mark, because none goes beyond half a second ago. But a
+-- transaction that commits late may leave its jobs behind a mark: a verb that took longer checks the marks afterwards; a transaction of a
+-- user lowers its marks again as it commits (lower_late_mark); and the broker checks all marks every ten seconds (check_marks).
 
--- The newest of a place, or one without a number. None that was set in the future is believed: the clock has been set back.
+-- Returns the newest mark of a place, or one without a number. Marks that were set in the future are ignored: the clock was set back.
 CREATE FUNCTION @.newest_mark(of_kind text, of_queue text, of_rank integer, now_at bigint) RETURNS @.marks LANGUAGE plpgsql
 SET enable_seqscan = off SET jit = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_column
@@ -38,9 +37,9 @@ BEGIN
 END
 $$;
 
--- Something is alive at (new_at, new_seq). Whether the mark was beyond it. Where there is none an index is read from its start; what is
--- ready is looked for by its marks alone, so that there is one from now on, at the start: others may have made something ready beside us.
--- So there is in place of one that is not believed now, for it would be again when the clock has come to where it once was.
+-- Notes that a row lives at (new_at, new_seq). Returns true if the mark was lowered. Without a mark, an index is read from its start. Ready
+-- jobs are only found by marks, so a missing mark is created at the start, because other transactions may have made jobs ready meanwhile. A
+-- mark from the future is replaced too: it would become valid when the clock reaches it again.
 CREATE FUNCTION @.lower_mark(of_kind text, of_queue text, of_rank integer, new_at bigint, new_seq bigint, now_at bigint) RETURNS boolean
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -53,7 +52,7 @@ BEGIN
     newest := @.newest_mark(of_kind, of_queue, of_rank, now_at);
     IF of_kind = 'ready' THEN
         idle := @.newest_mark('idle', of_queue, of_rank, now_at);
-        IF idle.n > coalesce(newest.n, 0) THEN -- nobody looks there any more, or soon will not
+        IF idle.n > coalesce(newest.n, 0) THEN -- claims no longer look there, or soon will not
             IF newest.n IS NULL THEN
                 newest := idle;
             END IF;
@@ -78,7 +77,7 @@ BEGIN
 END
 $$;
 
--- Whether lower_mark() would have nothing to do for what is ready there: one look for most that is added.
+-- Returns true if lower_mark() would change nothing for ready jobs there: the only look-up that most added jobs need.
 CREATE FUNCTION @.is_after_mark(of_queue text, of_rank integer, new_at bigint, new_seq bigint, now_at bigint) RETURNS boolean
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
@@ -95,11 +94,11 @@ END
 $$;
 
 CREATE FUNCTION @.mark_lock(kind text, queue text, rank integer) RETURNS bigint LANGUAGE sql IMMUTABLE AS $$
-    SELECT hashtextextended('@.marks ' || kind || ' ' || queue || ' ' || rank::text, 0) -- immutable as it stands, and so a part of its callers' plans
+    SELECT hashtextextended('@.marks ' || kind || ' ' || queue || ' ' || rank::text, 0) -- immutable as it is written, and so inlined into the plans of its callers
 $$;
 
--- Whether the mark m may be raised by this transaction: to be asked before the index is read. Not when it was set a moment ago, when it is
--- not the newest any more, or while somebody else lowers or raises it.
+-- Returns true if this transaction may raise the mark m; to be called before the index is read. False if the mark was set a moment ago, is
+-- not the newest, or is being lowered or raised by another transaction.
 CREATE FUNCTION @.may_raise_mark(m @.marks, now_at bigint) RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
     RETURN m.set_at < now_at - 200000 AND pg_try_advisory_xact_lock(@.mark_lock(m.kind, m.queue, m.rank))
@@ -107,7 +106,7 @@ BEGIN
 END
 $$;
 
--- Nothing is alive before (new_at, new_seq), as the index was read from the mark m on, after may_raise_mark(m).
+-- Notes that no row lives before (new_at, new_seq), as the index was read from the mark m on, after may_raise_mark(m).
 CREATE FUNCTION @.raise_mark(m @.marks, new_at bigint, new_seq bigint, now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     IF new_at > now_at - 500000 THEN
@@ -122,8 +121,8 @@ $$;
 
 -- --- what is ready --------------------------------------------------------------------------------------
 
--- The newest marks of the priorities of the queues from `first` on and before `past`, if that is not NULL, in order. Each is found by one step in
--- the index. A part of the statement that it stands in: that may stop after a few, and sees to the plan.
+-- Returns the newest marks of the priorities of the queues from `first` up to `past` (NULL: no end), in order. Each is found by one step in
+-- the index. Inlined into the calling statement, which may stop after a few, and determines the plan.
 CREATE FUNCTION @.walk_marks(first text, past text) RETURNS SETOF @.marks LANGUAGE sql STABLE AS $$
     WITH RECURSIVE step AS (
         (SELECT * FROM @.marks WHERE kind = 'ready' AND queue >= first ORDER BY kind, queue, rank, n DESC LIMIT 1)
@@ -137,7 +136,7 @@ CREATE FUNCTION @.walk_marks(first text, past text) RETURNS SETOF @.marks LANGUA
     SELECT * FROM step WHERE past IS NULL OR queue < past
 $$;
 
--- The marks of all queues, or of one.
+-- Returns the marks of all queues, or of one.
 CREATE FUNCTION @.ready_marks(now_at bigint, of_queue text DEFAULT NULL) RETURNS SETOF @.marks LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
 BEGIN
@@ -145,7 +144,7 @@ BEGIN
 END
 $$;
 
--- When the first job that is ready in the mark's place was due. NULL if there is none.
+-- Returns when the first ready job in the mark's place was due; NULL if there is none.
 CREATE FUNCTION @.first_ready(m @.marks) RETURNS bigint LANGUAGE plpgsql SET enable_seqscan = off SET jit = off SET enable_bitmapscan = off AS $$
 BEGIN
     RETURN (
@@ -157,8 +156,8 @@ $$;
 
 -- --- commits that come late -------------------------------------------------------------------------------
 
--- For whoever makes a job ready in a transaction that is not a verb's: its mark is lowered again as it commits, once for a place, since the
--- first such job of a transaction is the oldest. The places that have been noted stand in a setting of the transaction.
+-- Called for a job that becomes ready in a transaction that is not a verb's: its mark is lowered again at the commit. Once for each place,
+-- because the first such job of a transaction is the oldest. A setting of the transaction lists the places.
 CREATE FUNCTION @.lower_mark_at_commit(of_queue text, of_priority integer, due bigint, is_scheduled boolean) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     place CONSTANT text := CASE WHEN is_scheduled THEN format('@. %s;', due) ELSE format('@.%s %s;', of_queue, of_priority) END;
@@ -173,17 +172,18 @@ BEGIN
 END
 $$;
 
--- Without a priority it is scheduled. Run as the owner, for tally alone: of another table its columns would be whatever its owner likes.
+-- Without a priority the job is scheduled. Runs as the owner, and only for tally: the columns of another table would be whatever its owner
+-- likes.
 CREATE FUNCTION @.lower_late_mark() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF TG_RELID <> '@.tally'::regclass THEN
         RAISE EXCEPTION 'this is a trigger of @.tally alone' USING ERRCODE = 'insufficient_privilege';
-    ELSIF current_setting('transaction_isolation') NOT LIKE 'read %' THEN -- which does not see the marks of today: read from the start once
+    ELSIF current_setting('transaction_isolation') NOT LIKE 'read %' THEN -- it does not see the present marks: read from the start once
         INSERT INTO @.marks (kind, queue, rank, at, seq, set_at)
         SELECT CASE WHEN NEW.late_priority IS NULL THEN 'due' ELSE 'ready' END, CASE WHEN NEW.late_priority IS NULL THEN '' ELSE NEW.queue END,
             coalesce(-NEW.late_priority, 0), 0, 0, @.wall(NULL);
     ELSIF NEW.late_priority IS NULL THEN
-        PERFORM pg_advisory_xact_lock_shared(@.mark_lock('due', '', 0)); -- the commit itself may take long: nobody raises the mark meanwhile
+        PERFORM pg_advisory_xact_lock_shared(@.mark_lock('due', '', 0)); -- the commit itself may take long: no transaction may raise the mark meanwhile
         PERFORM @.lower_mark('due', '', 0, NEW.late_at, 0, @.wall(NULL));
     ELSE
         PERFORM pg_advisory_xact_lock_shared(@.mark_lock('ready', NEW.queue, -NEW.late_priority));
@@ -197,8 +197,8 @@ REVOKE EXECUTE ON FUNCTION @.lower_late_mark() FROM PUBLIC;
 CREATE CONSTRAINT TRIGGER tally_late AFTER INSERT ON @.tally DEFERRABLE INITIALLY DEFERRED
     FOR EACH ROW WHEN (NEW.late_at IS NOT NULL) EXECUTE FUNCTION @.lower_late_mark();
 
--- Reads every index from its start, as if there were no marks, and lowers those that were too high. Drops what no mark needs any more. A
--- statement of its own, since it may take long: what it lowers must be committed at once, and nothing else is to wait for it.
+-- Reads every index from its start, as if there were no marks, and lowers marks that were too high. Drops marks that are no longer needed.
+-- A separate statement, because it may take long: lowered marks must be committed at once, and nothing else should wait for it.
 CREATE FUNCTION @.check_marks(wall bigint, OUT wakeups text) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET jit = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_column
@@ -238,7 +238,7 @@ BEGIN
         (SELECT 'tally', '', 0, id, 0 FROM @.tally ORDER BY id LIMIT 1)
     )
     SELECT coalesce(array_agg(ROW(kind, queue, rank, NULL, at, seq, 0)::@.marks), '{}') INTO live FROM every;
-    now_at := @.wall(wall); -- marks that were set while it was reading are not of the future
+    now_at := @.wall(wall); -- marks that were set while it was reading are not from the future
     FOREACH m IN ARRAY live LOOP
         IF @.lower_mark(m.kind, m.queue, m.rank, m.at, m.seq, now_at) AND m.kind IN ('ready', 'due') THEN
             PERFORM @.add_wakeup(CASE m.kind WHEN 'due' THEN 'due' ELSE 'queue:' || m.queue END);
@@ -252,28 +252,27 @@ BEGIN
 END
 $$;
 
--- Whether it is time to look behind, never more than a tenth of all time, and the caller is to see to it: until its look has ended nobody else
--- is told so, or in ten seconds, when it should have come to nothing.
+-- Returns true if it is time for check_marks and the caller should call it. Checks take at most a tenth of all time. No other caller is
+-- told so until the check has ended, or for ten seconds if it fails.
 CREATE FUNCTION @.may_check_marks(now_at bigint) RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
-    IF EXISTS ( -- the last of these: unless the clock was set back
+    IF EXISTS ( -- the last of these, unless the clock was set back
         SELECT 1 FROM @.meta WHERE name IN ('check_marks_at', 'check_marks_turn') AND value > now_at AND value <= now_at + 86400000000
     ) THEN
         RETURN false;
-    ELSIF NOT pg_try_advisory_xact_lock(hashtextextended('@.check_marks_turn', 0)) THEN -- a beat waits for nobody, upkeep least of all
+    ELSIF NOT pg_try_advisory_xact_lock(hashtextextended('@.check_marks_turn', 0)) THEN -- a heartbeat waits for no other transaction, least of all for upkeep
         RETURN false;
     END IF;
-    -- Not in the row that the look itself writes at its end: at "repeatable read" it would fail then, and all that it has done.
+    -- Not in the row that check_marks itself writes at its end: at "repeatable read" it would then fail, and lose all its work.
     INSERT INTO @.meta (name, value) VALUES ('check_marks_turn', now_at + 10000000) ON CONFLICT (name) DO UPDATE SET value = excluded.value;
     RETURN true;
 END
 $$;
 
--- Drops what no mark and no verb needs any more.
---
--- Places where nothing has become ready for ten seconds are idle: claims need not look there. First it is written that they are, and where their
--- mark was, so that a function that makes something ready there from now on adds a mark again (lower_mark). Ten seconds later, when all other
--- transactions have ended, or lower their marks as they commit, the marks by which claims look there go. After an hour it is forgotten.
+-- Drops rows that no mark and no verb needs any more.  A place in which no job has become ready for ten seconds is idle, and claims need
+-- not look there. First its mark is written down as idle, so that a function that makes a job ready there adds a mark again (lower_mark).
+-- Ten seconds later, when all other transactions have ended, or lower their marks as they commit, the marks by which claims look there are
+-- dropped. After an hour the place is forgotten.
 CREATE FUNCTION @.drop_old_marks(now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 BEGIN

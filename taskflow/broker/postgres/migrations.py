@@ -1,7 +1,7 @@
-"""From the version that a schema has to the one that this taskflow works with: its tables step by step, then all functions anew.
+"""Migrates a schema to the version that this taskflow works with: its tables step by step, then all functions anew.
 
-All is one transaction. Whoever is in the midst of a verb is waited for; whoever begins one meanwhile waits, and while somebody else's
-transaction keeps the tables from us, no longer than LOCKED_WITHIN at a time.
+All is one transaction. It waits for verbs that have begun; verbs that begin later wait for it. While another transaction holds the tables,
+the migration waits at most LOCKED_WITHIN at a time.
 """
 
 from __future__ import annotations
@@ -17,42 +17,42 @@ from taskflow.model.errors import BrokerRefused, BrokerUnavailable
 from taskflow.model.rules import Rules
 
 LOCKED_WITHIN: Final = 2.0
-"""Seconds for which a migration waits for the tables, and others behind it. Less than a verb's patience: see ANSWER_WITHIN."""
+"""Seconds for which a migration waits for the tables, and verbs wait behind it. Less than a verb's patience: see ANSWER_WITHIN."""
 
 MOST_TRIES: Final = 3
 PAUSE: Final = 1.0
-"""Seconds between two of them, for those that have waited behind it."""
+"""Seconds between two attempts, for the verbs that have waited behind it."""
 
-# Whoever makes or migrates a schema holds this lock meanwhile: a number that nobody else uses.
+# The advisory lock of a migration: a number that no other program should use.
 _TURN: Final = 0x7461_736B_666C_6F77
 
 _TABLES: Final = ("meta", "sessions", "requests", "paused", "marks", "jobs", "tally", "totals", "awaited")
-"""In the order in which most verbs come to them."""
+"""Tables in the order in which most verbs use them."""
 
 _HELD_UP: Final = (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError, asyncpg.QueryCanceledError)
 
-# Of a verb in which a migration has come: the rest of the old function met new tables, or a function that is gone.
+# Errors of a verb during which a migration took place: the old function met new tables, or a function that is gone.
 _OVERTAKEN: Final = frozenset({"0A000", "42703", "42804", "42883", "42P01", "42P13", "XX000"})
 
 
 MIGRATIONS: Final = Migrations(texts.FOLDER / "schema")
 
 VERSION: Final = MIGRATIONS.newest
-"""Of the schema that this taskflow works with."""
+"""The version that this taskflow works with."""
 
 
 def was_overtaken(error: BaseException) -> bool:
-    """Whether a verb may have failed since a migration came in the midst of it. Nothing of it has taken effect; it may be sent again."""
+    """Return True if a verb may have failed because a migration took place meanwhile. It has had no effect, and may be sent again."""
     return isinstance(error.__cause__, asyncpg.PostgresError) and error.__cause__.sqlstate in _OVERTAKEN
 
 
 def was_dropped(error: BaseException) -> bool:
-    """Whether the schema is not there any more, or was not there yet."""
+    """Return True if the schema no longer exists, or did not exist yet."""
     return isinstance(error.__cause__, asyncpg.InvalidSchemaNameError)
 
 
 async def pending(connection: asyncpg.Connection, schema: str, place: str) -> Upgrade:
-    """What the schema is short of. BrokerRefused when it is newer than we are, or not ours; `place` names the server in messages."""
+    """Return what the schema lacks. Raises BrokerRefused if it is newer than this taskflow, or not taskflow's. `place` names the server."""
     version = await _version(connection, schema)
     if version is None:
         raise BrokerRefused(f"the schema {schema!r} of PostgreSQL at {place} has a table meta without a version: it is not taskflow's")
@@ -64,8 +64,8 @@ async def pending(connection: asyncpg.Connection, schema: str, place: str) -> Up
 
 
 async def upgrade(connection: asyncpg.Connection, schema: str, rules: Rules, place: str, trusted: str | None) -> Upgrade:
-    """Brings the schema to VERSION, unless somebody else has by the time that it is our turn. `trusted`: see ownership."""
-    async with connection.transaction(isolation="read_committed"):  # what others have done while it waits for its turn is to be seen
+    """Bring the schema to VERSION, unless another process has done so meanwhile. `trusted`: see ownership."""
+    async with connection.transaction(isolation="read_committed"):  # sees what others have done while it waited for its turn
         await connection.execute(_MY_TURN)
         found = await pending(connection, schema, place)
         if not found.migrations:
@@ -75,14 +75,14 @@ async def upgrade(connection: asyncpg.Connection, schema: str, rules: Rules, pla
             await _lock(connection, schema, place, found)
         if not found.version:
             await connection.execute(_making(schema))
-        await ownership.check(connection, schema, place, trusted)  # somebody else may have made the schema since it was looked at
+        await ownership.check(connection, schema, place, trusted)  # another process may have created the schema meanwhile
         await connection.execute(_AS_ITS_OWNER.replace("%schema", schema))
         await connection.execute(_changes(found, schema, rules))
         return found
 
 
 def script(found: Upgrade, schema: str, rules: Rules) -> str:
-    """What `upgrade` does, as a text for psql. It does nothing to a schema of another version."""
+    """Return `upgrade` as a script for psql. It does nothing to a schema of another version."""
     if not found.migrations:
         return f"-- {found.place} is up to date (version {found.version})\n"
     begun = f"{_LIMITS}\n{_locking(schema)}\n{_NO_LIMITS}" if found.version else _making(schema)
@@ -103,9 +103,9 @@ def script(found: Upgrade, schema: str, rules: Rules) -> str:
 
 
 async def _version(connection: asyncpg.Connection, schema: str) -> int | None:
-    """0 where there is nothing yet, None where there is something else.
+    """Return 0 if there is nothing yet, None if there is something else.
 
-    By a look at the catalog itself: to_regclass() goes by a cache, which does not hear of what others did while it waited for a lock.
+    This reads the catalog itself: to_regclass() uses a cache, which misses changes that others made while it waited for a lock.
     """
     found = await connection.fetchval(
         "SELECT true FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace WHERE nspname = $1 AND relname = 'meta'", schema
@@ -120,7 +120,7 @@ async def _version(connection: asyncpg.Connection, schema: str) -> int | None:
 
 
 async def _check_owner(connection: asyncpg.Connection, schema: str, place: str, found: Upgrade) -> None:
-    """Before anybody has to wait for us: who may not change the tables could still lock them."""
+    """Check the rights before others must wait: a role that may not change the tables could still lock them."""
     owner = await connection.fetchval(
         "SELECT pg_get_userbyid(relowner) FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace "
         "WHERE nspname = $1 AND relname = ANY ($2) AND NOT pg_has_role(relowner, 'USAGE') LIMIT 1",
@@ -135,14 +135,14 @@ async def _check_owner(connection: asyncpg.Connection, schema: str, place: str, 
 
 
 async def _lock(connection: asyncpg.Connection, schema: str, place: str, found: Upgrade) -> None:
-    """All tables at once: a verb that has begun to change some ends with the functions and tables that it began with."""
+    """Lock all tables at once, so that a verb ends with the functions and tables with which it began."""
     for tries in range(1, MOST_TRIES + 1):
-        await connection.execute("SAVEPOINT locking")  # it stays our turn when this fails
+        await connection.execute("SAVEPOINT locking")  # the advisory lock stays if this fails
         try:
             await connection.execute(f"{_LIMITS}\n{_locking(schema)}\n{_NO_LIMITS}\nRELEASE SAVEPOINT locking")
             return
         except _HELD_UP as error:
-            # Released too, or all that follows would be a part of the savepoint, with an xmin of its own: see _MARK_FUNCTIONS.
+            # Released too: otherwise all that follows would belong to the savepoint, with its own xmin. See _MARK_FUNCTIONS.
             await connection.execute("ROLLBACK TO SAVEPOINT locking; RELEASE SAVEPOINT locking")
             holder = await _holder(connection, schema)
             if tries == MOST_TRIES:
@@ -154,7 +154,7 @@ async def _lock(connection: asyncpg.Connection, schema: str, place: str, found: 
 
 
 async def _holder(connection: asyncpg.Connection, schema: str) -> str:
-    """Whose transaction it is that holds locks on tables of ours, the oldest first."""
+    """Name the owner of the oldest transaction that holds locks on our tables."""
     row = await connection.fetchrow(
         "SELECT activity.pid, application_name, extract(epoch FROM clock_timestamp() - xact_start)::bigint AS lasts FROM pg_locks "
         "JOIN pg_class ON pg_class.oid = relation JOIN pg_namespace ON pg_namespace.oid = relnamespace "
@@ -173,7 +173,7 @@ async def _holder(connection: asyncpg.Connection, schema: str) -> str:
 
 # --- the statements --------------------------------------------------------------------------------------------------
 
-# Whatever limits the role or the database has: a turn may take long to come, and a large table to change.
+# Whatever the role's or the database's limits are: the turn may come late, and a large table takes long to change.
 _MY_TURN: Final = f"""\
 SET LOCAL lock_timeout = 0;
 SET LOCAL statement_timeout = 0;
@@ -181,7 +181,7 @@ SET LOCAL idle_in_transaction_session_timeout = 0;
 SET LOCAL search_path = pg_catalog, pg_temp; -- no function of somebody's takes the place of one that is meant
 SELECT pg_advisory_xact_lock({_TURN});"""
 
-# A statement's limit too: the one of locks is for each table anew.
+# The statement is limited too, because the lock's limit applies to each table separately.
 _LIMITS: Final = f"""\
 SET LOCAL lock_timeout = {round(LOCKED_WITHIN * 1000)};
 SET LOCAL statement_timeout = {round(LOCKED_WITHIN * 1000)};"""
@@ -230,7 +230,7 @@ $$;"""
 
 
 def _changes(found: Upgrade, schema: str, rules: Rules) -> str:
-    """The functions go first: an old one must not keep a table, or a type, from being changed."""
+    """Drop the functions first: an old one must not keep a table or a type from being changed."""
     dropped = _of_ours(_DROP_FUNCTIONS, schema) if found.version else ""
     tables = (texts.filled(MIGRATIONS.text(migration.version), schema, rules) for migration in found.migrations)
     functions = (texts.filled(text, schema, rules) for text in texts.functions())
@@ -240,7 +240,7 @@ def _changes(found: Upgrade, schema: str, rules: Rules) -> str:
 
 _UNCHECKED: Final = "SET LOCAL check_function_bodies = off; -- they call each other"
 
-# The right to make one is asked for even where it is there.
+# The right to create a schema is needed even if it exists.
 _MAKE_SCHEMA: Final = """\
 DO $$
 BEGIN
@@ -261,7 +261,7 @@ BEGIN
     END IF;
 END
 $$;"""
-"""Whoever of several members migrates: everything in the schema belongs to its owner."""
+"""Act as the schema's owner, so that everything belongs to it whichever member migrates."""
 
 
 def _making(schema: str) -> str:
@@ -275,7 +275,7 @@ def _of_ours(text: str, schema: str) -> str:
 _MARK: Final = "taskflow made it, and drops it when the schema is migrated"
 """The comment on each of our functions. A function without it is not ours, whatever its name."""
 
-# No function is made in this transaction but ours.
+# This transaction creates no functions but ours.
 _MARK_FUNCTIONS: Final = """\
 DO $$
 DECLARE
@@ -288,8 +288,8 @@ BEGIN
 END
 $$;"""
 
-# All of ours, with the triggers by which our tables call them: their parameters or results may change. The enqueue() of sending.sql stays:
-# rights and triggers of users depend on it.
+# All of our functions, with the triggers by which our tables call them: their parameters or results may change. The enqueue() of
+# sending.sql stays, because rights and triggers of users depend on it.
 _DROP_FUNCTIONS: Final = """\
 DO $$
 DECLARE

@@ -1,4 +1,4 @@
-"""Whom a schema belongs to. Our functions run with the rights of whoever calls them, so everybody who could replace one must be trusted.
+"""Checks who owns a schema. Our functions run with the rights of their caller, so everybody who could replace one must be trusted.
 
 Trusted are the role itself, roles that it is a member of, superusers, the owner of the database, and the role that `owner=` in the broker
 URL names. A role that was only granted rights works with a schema whose owner is one of these.

@@ -1,4 +1,4 @@
-"""Values and columns as the functions take them."""
+"""Packs values and columns for the functions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def unless_void(column: list[T | None]) -> list[T | None]:
 
 
 def one_of_all(column: list[T]) -> list[T]:
-    """One, where all are the same."""
+    """Return a single element if all are the same."""
     return column[:1] if column and column.count(column[0]) == len(column) else column
 
 
@@ -25,7 +25,7 @@ NO_CLAIM: Final = ClaimId(b"", -1, -1)
 
 
 def can_be(claim: ClaimId, session: bytes) -> bool:
-    """Whether a claim is one that a store could have given to the session."""
+    """Return True if a store could have given the claim to the session."""
     return claim.session == session and 0 <= claim.request < 1 << 63 and 0 <= claim.number < 1 << 31
 
 

@@ -1,4 +1,4 @@
-"""What a server, or the way to it, says no with, as errors of ours."""
+"""Translates errors of the server, the driver and the network into errors of taskflow."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ import asyncpg
 from taskflow.model.errors import BrokerError, BrokerRefused, BrokerUnavailable, SessionLost
 
 ERRORS: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
-"""What the driver raises, the third when a connection is cut under its hands; a timeout is an OSError."""
+"""The driver's errors; the third one if a connection breaks while it is used. A timeout is an OSError."""
 
 _LOST: Final = "TF001"
 
-# Classes of errors, and single ones, that may well be gone soon: connection, resources, operator intervention, transaction rollback, locks.
+# Error classes and codes that usually pass soon: connection, resources, operator intervention, transaction rollback, locks.
 _PASSING_CLASSES: Final = ("08", "53", "57", "40", "55")
 _PASSING: Final = frozenset({"25006", "25P03", "XX000"})
 
 
-# A prepared statement is not there, or is there already: it was another connection's of the server.
+# A prepared statement is missing, or exists already: behind a pooler it belonged to another connection of the server.
 _OF_A_POOLER: Final = ("26000", "42P05")
 
 
 class NoRoom(BrokerUnavailable):
-    """The disk is full. Whoever enqueues is told StoreFull; to all others the store is away until there is room: no session ends by it."""
+    """The disk is full. `enqueue` raises StoreFull. For all other verbs the store is away until there is space, so that no session ends."""
 
 
 class Unsuitable(ConnectionError):
-    """The server cannot be used with this URL; another try would fail alike. The message goes on after the server's name."""
+    """The server cannot be used with this URL, and another try would fail alike. The message follows the server's name."""
 
 
 def of_connecting(error: Exception, tls: str, within: float) -> Exception:
-    """Return the error to raise in place of one that the driver raised while it connected."""
+    """Return the error to raise for one of the driver's while it connected."""
     if isinstance(error, TimeoutError):
         return TimeoutError(f"nothing came within {within:g} s")
     if isinstance(error, ssl.SSLCertVerificationError):
@@ -41,7 +41,7 @@ def of_connecting(error: Exception, tls: str, within: float) -> Exception:
             "and the host as the certificate names it"
         )
     if isinstance(error, ConnectionError) and _NO_TLS in str(error):
-        if tls == "prefer":  # the driver goes on without TLS when a PostgreSQL server has none
+        if tls == "prefer":  # the driver goes on without TLS if a PostgreSQL server offers none
             return Unsuitable("does not speak PostgreSQL: check host and port in the broker URL")
         return Unsuitable(f"offers no TLS, which tls={tls} in the broker URL requires, or does not speak PostgreSQL")
     if isinstance(error, asyncpg.ConnectionDoesNotExistError | ConnectionResetError):
@@ -50,11 +50,11 @@ def of_connecting(error: Exception, tls: str, within: float) -> Exception:
 
 
 _NO_TLS: Final = "rejected SSL upgrade"
-"""The driver's words for any answer to a request for TLS that is neither yes, nor a no where that will do."""
+"""Return True for the driver's message about an answer to its TLS request that is neither a yes nor an acceptable no."""
 
 
 def in_our_words(error: Exception, place: str, schema: str = "", role: str | None = None) -> BrokerError:
-    """The error to raise from it. `place` names the server, without secrets; `schema` and `role` are for advice on rights."""
+    """Return the error to raise from it. `place` names the server, without secrets; `schema` and `role` are for advice on rights."""
     if isinstance(error, BrokerError):
         return error
     if isinstance(error, Unsuitable):
@@ -81,7 +81,7 @@ def in_our_words(error: Exception, place: str, schema: str = "", role: str | Non
 
 
 def _advice(error: Exception, schema: str, role: str | None) -> str:
-    """The statements that grant what a role needs, to be run by somebody who may grant it."""
+    """Return the statements that grant a role what it needs, for somebody who may grant it."""
     to = f'TO "{role}"' if role else "TO the role in the broker URL"
     if "for database" in str(error):
         return f"Let the owner of the database make the schema (`taskflow migrate`), or run: GRANT CREATE ON DATABASE the_database {to};"
@@ -93,7 +93,7 @@ GRANT USAGE ON ALL SEQUENCES IN SCHEMA "{schema}" {to};"""
 
 
 def may_pass(error: Exception) -> bool:
-    """The same, tried again in a while, may well be done."""
+    """Return True if the same call may succeed later."""
     if not isinstance(error, asyncpg.PostgresError):
         return not isinstance(error, Unsuitable)
     state = error.sqlstate or ""
@@ -101,45 +101,45 @@ def may_pass(error: Exception) -> bool:
 
 
 def was_held_up(error: BaseException) -> bool:
-    """Of an error of ours: somebody else's transaction has held a lock for longer than a verb waits."""
+    """Return True if another program's transaction has held a lock for longer than a verb waits."""
     return isinstance(error.__cause__, asyncpg.LockNotAvailableError)
 
 
 def was_about_a_value(error: BaseException) -> bool:
-    """Of an error of ours: a value has no room in its column, or in a sum with what is stored. Another try would fail alike."""
+    """Return True if a value is too large for its column, or for a sum with stored ones. Another try would fail alike."""
     state = getattr(error.__cause__, "sqlstate", None) or ""
     return state[:2] in ("22", "54") or state in ("23502", "23514")
 
 
 def is_no_utf8(error: BaseException) -> bool:
-    """Of an error of ours: the server cannot give a text in its rows as UTF-8."""
+    """Return True if the server cannot send a text in its rows as UTF-8."""
     return isinstance(error.__cause__, asyncpg.CharacterNotInRepertoireError | asyncpg.UntranslatableCharacterError)
 
 
 def is_read_only(error: Exception) -> bool:
-    """The server behind the connection is no primary any more: what was sent has had no effect."""
+    """Return True if the server behind the connection is no longer a primary: the statement has had no effect."""
     return isinstance(error, asyncpg.PostgresError) and error.sqlstate == "25006"
 
 
 def is_stale(error: Exception) -> bool:
-    """The connection's session goes on with a function that a migration has dropped meanwhile, and would for good: the migration came while
-    it looked the function up, and it has not heard of it. What was sent has had no effect; another connection will do."""
+    """Return True if the connection's session still uses a function that a migration has dropped: it looked the function up at that moment.
+    The statement has had no effect; another connection works."""
     return isinstance(error, asyncpg.PostgresError) and error.sqlstate == "XX000" and "cache lookup failed" in str(error)
 
 
 def was_cancelled(error: BaseException) -> bool:
-    """The server ended the statement, as its statement_timeout or an operator asked. Nothing of it took effect, and the connection is
-    as good as before. Its session keeps the plans that it has made: sent there again, the statement takes less time."""
+    """Return True if the server ended the statement (its statement_timeout, or an operator). It had no effect, and the connection is still
+    good. Its session keeps its plans, so a second try there takes less time."""
     return isinstance(error, asyncpg.QueryCanceledError)
 
 
 def is_lost(error: Exception) -> bool:
-    """The way to the server has failed, and with it most likely the other connections."""
+    """Return True if the network to the server failed, and most likely the other connections with it."""
     return not isinstance(error, asyncpg.PostgresError) or isinstance(error, asyncpg.PostgresConnectionError)
 
 
 def is_cut(error: Exception) -> bool:
-    """The connection was gone before the statement got anywhere, as far as can be told; or two verbs got in each other's way."""
+    """Return True if the connection was probably gone before the statement arrived, or if two verbs got in each other's way."""
     if isinstance(error, TimeoutError | Unsuitable):
         return False
     if isinstance(error, asyncpg.PostgresError):

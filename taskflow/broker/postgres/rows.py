@@ -1,6 +1,6 @@
-"""Rows as records. What a row holds may be spoilt: a field that cannot be read spoils its own job, no other.
+"""Rows as records. A row may be spoilt: a field that cannot be read spoils its own job, and no other.
 
-A row is decoded at full speed first, and field by field only when that raised.
+A row is decoded at full speed first, and field by field only if that raised.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _SIZED: Final = {
     for field in _SHOWN
     if field.kind.type is not int and field.kind.least != field.kind.most
 }
-"""Column to the most bytes that are fetched of it."""
+"""Maps columns to the most bytes that are fetched of them."""
 
 _COLUMNS: Final = (*(field.name for field in _SHOWN if field.name not in _SIZED), "job", *_SIZED, "unreadable")
 
@@ -55,7 +55,7 @@ RECORD_COLUMNS: Final = ", ".join(
         f"nullif(concat_ws(E'\\n', {', '.join(_if_too_long(column, most) for column, most in _SIZED.items())}), '') AS unreadable",
     )
 )
-"""What `record_of` takes of a row of jobs. A value that is too long is not fetched, but told of."""
+"""The columns that `record_of` takes. A value that is too long is not fetched, but reported."""
 
 _JobRow: Any = msgspec.defstruct("_JobRow", _COLUMNS)
 
@@ -97,7 +97,7 @@ def name(stored: Any) -> str:
 
 
 class BareRow(dict[str, Any]):
-    """A row of which text came as bytes, by a statement of `bare`: a database in SQL_ASCII holds any. It is never read as a sound one."""
+    """A row whose text came as bytes, by a statement of `bare`: a database in SQL_ASCII holds any bytes. It is never treated as sound."""
 
     def __iter__(self) -> Iterator[str]:
         raise TypeError("it is read by the names of its columns")
@@ -108,7 +108,7 @@ class BareRow(dict[str, Any]):
 
 
 class _NotUtf8(str):
-    """With the bytes written out that are none."""
+    """Decode text; bytes that are not UTF-8 are written out."""
 
 
 def _text_of(raw: bytes | None) -> str | None:
@@ -126,7 +126,7 @@ def fields_of(kind: Any, row: Row) -> Any:
 
 
 def bare(statement: str, columns: Sequence[tuple[str, str]]) -> str:
-    """The same rows with their text as bytes, given the columns' names and types. `bare` lists those columns."""
+    """Return a statement for the same rows with text as bytes, given the columns' names and types. `bare` lists those columns."""
     names = [column for column, kind in columns if kind == "text"]
     shown = (f"convert_to({column}, 'SQL_ASCII') AS {column}" if column in names else column for column, _ in columns)
     listed = ", ".join(f"'{column}'" for column in names)

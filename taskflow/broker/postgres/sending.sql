@@ -1,4 +1,4 @@
--- Jobs from SQL: what triggers and other languages call, in their own transaction, under their own role.
+-- Jobs from SQL: the functions that triggers and other languages call, in their own transaction and under their own role.
 
 -- --- fields as the client writes them -----------------------------------------------------------------
 
@@ -8,18 +8,18 @@ BEGIN
 END
 $$;
 
--- A value as it was given, for messages.
+-- Returns a value as it was given, for messages.
 CREATE FUNCTION @.shown(value anyelement) RETURNS text LANGUAGE sql AS $$
     SELECT coalesce('''' || left(value::text, 100) || CASE WHEN length(value::text) > 100 THEN '...' ELSE '' END || '''', 'NULL')
 $$;
 
--- Microseconds of an interval that begins now, up to a hundred years. Months and days are those of the calendar.
+-- Returns the microseconds of an interval that begins now, up to a hundred years. Months and days are those of the calendar.
 CREATE FUNCTION @.duration(option text, length interval) RETURNS bigint LANGUAGE plpgsql STRICT AS $$
 DECLARE
     began_at CONSTANT timestamptz := clock_timestamp();
     microseconds bigint;
 BEGIN
-    IF length BETWEEN '-36525 days' AND '36525 days' THEN -- beyond, there may be no such moment; a year has 360 days here
+    IF length BETWEEN '-36525 days' AND '36525 days' THEN -- a longer one may end at no valid moment; a year has 360 days here
         microseconds := (extract(epoch FROM began_at + length) - extract(epoch FROM began_at)) * 1000000;
     END IF;
     IF (microseconds BETWEEN 0 AND 3155760000000000) IS NOT TRUE THEN
@@ -29,7 +29,7 @@ BEGIN
 END
 $$;
 
--- The fields that no store decides by, as the client packs them: a msgpack map, without those that have their defaults.
+-- Packs the fields that no store decides by, as the client does: a msgpack map without those that have their defaults.
 CREATE FUNCTION @.packed_extras(max_attempts integer, timeout bigint, keep_result bigint, headers jsonb) RETURNS bytea LANGUAGE plpgsql AS $$
 DECLARE
     fields bytea := '';
@@ -60,14 +60,14 @@ $$;
 
 -- --- keys ---------------------------------------------------------------------------------------------
 
--- As every client makes them: see ids.py. A key is the same job's wherever it was sent.
+-- Returns the digest of a key, as every client computes it: see ids.py. So a key is the same wherever the job was sent.
 CREATE FUNCTION @.key_digest(queue text, job text, key text) RETURNS bytea LANGUAGE sql IMMUTABLE STRICT AS $$
     SELECT substr(sha256(@.utf8(queue) || '\x00' || @.utf8(job) || '\x00' || @.utf8(key)), 1, 16)
 $$;
 
--- --- what is wrong with a call ------------------------------------------------------------------------
+-- --- checks of a call ----------------------------------------------------------------------------------
 
--- The bounds are the client's.
+-- The limits are the client's.
 CREATE FUNCTION @.check_call(job text, queue text, priority integer, max_attempts integer, on_conflict text) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     IF (length(job) BETWEEN 1 AND 200) IS NOT TRUE
@@ -109,8 +109,8 @@ BEGIN
 END
 $$;
 
--- Content 2 of the payload format. The most bytes are the client's default, unless a database or role sets them as its clients do:
--- ALTER DATABASE ... SET taskflow.max_payload = ...
+-- Makes a payload of content 2. Its largest size is the client's default, unless a database or role sets it as its clients do: ALTER
+-- DATABASE ... SET taskflow.max_payload = ...
 CREATE FUNCTION @.payload_of(arguments jsonb) RETURNS bytea LANGUAGE plpgsql AS $$
 DECLARE
     most CONSTANT bigint := coalesce(nullif(current_setting('taskflow.max_payload', true), ''), '1048576');
@@ -137,7 +137,7 @@ BEGIN
 END
 $$;
 
--- Microseconds since 1970, NULL for none.
+-- Returns microseconds since 1970, NULL for none.
 CREATE FUNCTION @.instant_of(after interval, at timestamptz) RETURNS bigint LANGUAGE plpgsql AS $$
 BEGIN
     IF after IS NOT NULL AND at IS NOT NULL THEN
@@ -149,9 +149,9 @@ BEGIN
 END
 $$;
 
--- --- to send ------------------------------------------------------------------------------------------
+-- --- sending -------------------------------------------------------------------------------------------
 
--- A transaction keeps a lock for each key until it ends, and the server has room for so many in all: a quarter of it for one.
+-- A transaction keeps a lock for each key until it ends, and the server's lock table is limited: one transaction may use a quarter of it.
 CREATE FUNCTION @.check_keys(key text) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     most CONSTANT integer := current_setting('max_locks_per_transaction')::integer * current_setting('max_connections')::integer / 4;
@@ -168,8 +168,8 @@ BEGIN
 END
 $$;
 
--- One call, as add_jobs() takes it. A transaction at "repeatable read" or "serializable" may not see who has the key since: it fails as such
--- transactions do, to be begun anew.
+-- Adds one call, as add_jobs() takes it. A transaction at "repeatable read" or "serializable" may not see who has the key since: it then
+-- fails with a serialization error, and must be repeated.
 CREATE FUNCTION @.add_one(now_at bigint, @sent{%n %t DEFAULT NULL}) RETURNS bytea LANGUAGE plpgsql AS $$
 BEGIN
     IF key IS NULL OR current_setting('transaction_isolation') LIKE 'read %' THEN
@@ -185,25 +185,25 @@ BEGIN
 END
 $$;
 
--- Locks the keys of one queue and job, for a transaction that adds jobs under several: all of its keys, before it adds the first. Whoever locks
--- them so takes them in the same order as taskflow does, and no two wait for each other. Keys of several queues or jobs are given as digests:
--- lock_keys(ARRAY[key_digest(queue, job, key), ...]).
+-- Locks keys of one queue and job, for a transaction that adds jobs under several keys: all of its keys, before it adds the first. It locks
+-- them in the same order as taskflow does, so that no two transactions wait for each other. Keys of several queues or jobs are given as
+-- digests: lock_keys(ARRAY[key_digest(queue, job, key), ...]).
 CREATE FUNCTION @.lock_keys(queue text, job text, keys text[]) RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     PERFORM @.lock_keys(ARRAY(SELECT @.key_of(queue, job, each) FROM unnest(keys) AS each));
 END
 $$;
 
--- Adds a job, which is there once the transaction is committed; its id. The options are those of a job's .options() in Python, and have the
--- same bounds; what the job's decorator declares is not known here.
+-- Adds a job, which exists once the transaction is committed, and returns its id. The options are those of a job's .options() in Python,
+-- with the same limits. The defaults of the job's decorator are not known here.
 --
--- With a `key` that a live job of this name and queue has, the answer is: for 'keep' the id of that job, for 'replace' the new job's, and
--- 'raise' fails with unique_violation. A run that was asked to stop refuses no other: the new job waits for its end. From such a call on
--- nobody else can send under that key before this transaction has ended.
+-- If a live job of this name and queue has the `key`, 'keep' returns the id of that job, 'replace' returns the new job's, and 'raise' fails
+-- with unique_violation. A run that was asked to stop refuses no other: the new job waits for its end. After such a call no other
+-- transaction can send under that key before this one has ended.
 --
--- A role needs USAGE on the schema and EXECUTE on this function, which everybody has unless it is revoked; it runs as the schema's owner, so
--- that nothing in it may depend on the caller's search_path, and no text becomes a statement. No migration drops it: others' rights, triggers
--- and defaults hang on it. One that changes its parameters must drop it itself.
+-- A role needs USAGE on the schema and EXECUTE on this function, which everybody has unless it is revoked. The function runs as the
+-- schema's owner, so nothing in it may depend on the caller's search_path, and no text may become a statement. No migration drops it,
+-- because others' rights, triggers and defaults depend on it. A migration that changes its parameters must drop it itself.
 CREATE OR REPLACE FUNCTION @.enqueue(
     job text,
     arguments jsonb DEFAULT '{}',
@@ -221,7 +221,7 @@ CREATE OR REPLACE FUNCTION @.enqueue(
 ) RETURNS uuid LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET standard_conforming_strings = on AS $$
 DECLARE
     now_at CONSTANT bigint := @.wall(NULL);
-    -- UUIDv7, without a shard: 48 bits of milliseconds, 62 of chance.
+    -- UUIDv7, without a shard: 48 bits of milliseconds, 62 random bits.
     id CONSTANT bytea := substr(int8send(now_at / 1000), 3, 6) || decode('7000', 'hex') || substr(uuid_send(gen_random_uuid()), 9, 8);
     others CONSTANT text := coalesce(current_setting('taskflow.wakeups', true), '');
     extras bytea;
@@ -250,7 +250,7 @@ BEGIN
     ELSIF wakeups <> '' THEN
         PERFORM @.lower_mark_at_commit(queue, priority, coalesce(@.instant_of(after, at), now_at + @.duration('after', after)), true);
     END IF;
-    IF wakeups <> '' THEN -- told once this transaction is committed, and once only where many calls tell the same
+    IF wakeups <> '' THEN -- announced when this transaction commits, and only once if many calls announce the same
         PERFORM pg_notify((parse_ident('@.jobs'))[1], CASE WHEN wakeups ~ '^[*]' OR length(wakeups) >= 7000 THEN '*' ELSE wakeups END);
     END IF;
     PERFORM set_config('taskflow.wakeups', others, true);

@@ -14,12 +14,13 @@ Row = Any
 
 
 def session_columns(session: Session) -> list[Any]:
-    """The arguments of register(): id, name, ttl, about."""
+    """Return the arguments of register(): id, name, ttl, about."""
     return [session.id, text_for(session.name), to_microseconds(session.ttl), pack([session.queues, session.concurrency])]
 
 
 def beat_columns(beat: Beat) -> list[Any]:
-    """See session.sql: requests, numbers, seen; of the reports requests, numbers, microseconds, progress; leaving, died_of, looks."""
+    """Return the arguments of beat(), see session.sql: requests, numbers, seen; requests, numbers, microseconds and progress of the
+    reports; leaving, died_of, looks."""
     reports = [report for report in beat.reports if can_be(report.claim, beat.session)]
     own = [claim if can_be(claim, beat.session) else NO_CLAIM for claim in beat.claims]
     return [
@@ -52,7 +53,7 @@ def beat_answer(beat: Beat, row: Row) -> BeatAnswer:
 
 
 def session_record_of(row: Row) -> SessionRecord:
-    """Fields that cannot be read are as if they had not been told: the session still beats, and lapses, as others do."""
+    """Drop reports with fields that cannot be read: the session still beats, and lapses, like others."""
     reader = FieldReader()
     nothing: tuple[tuple[str, ...], int] = ((), 0)
     queues, concurrency = reader.read("about", row["session_about"], _about, nothing)

@@ -1,10 +1,10 @@
--- Moves the sessions' deadlines where the clock or an outage would end them too early or too late.
+-- Moves the sessions' deadlines if the clock or an outage would end them too early or too late.
 CREATE FUNCTION @.spare_after_outage(steady bigint, now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
     pulse bigint := (SELECT value FROM @.meta WHERE name = 'pulse');
 BEGIN
-    -- Times ahead of the clock: somebody else wrote them, or it was set back. They would keep a session alive, or its end unseen.
+    -- Times in the future: another program wrote them, or the clock was set back. They would keep a session alive, or hide its end.
     UPDATE @.sessions SET beat_at = least(beat_at, steady), dead_at = least(dead_at, now_at) WHERE beat_at > steady + 1000000 OR dead_at > now_at;
     IF pulse > steady THEN
         UPDATE @.meta SET value = steady WHERE name = 'pulse';
@@ -16,7 +16,7 @@ BEGIN
 END
 $$;
 
--- Makes a session known. False when it is dead.
+-- Registers a session. Returns false if it is dead.
 CREATE FUNCTION @.register(wall bigint, steady bigint, new_id bytea, new_name text, new_ttl bigint, new_about bytea) RETURNS boolean
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '3s' AS $$
 #variable_conflict use_column
@@ -28,7 +28,7 @@ BEGIN
     PERFORM @.spare_after_outage(steady, now_at);
     INSERT INTO @.sessions (id, name, ttl, about, registered_at, beat_at) VALUES (new_id, new_name, new_ttl, new_about, now_at, steady)
     ON CONFLICT (id) DO NOTHING;
-    IF FOUND THEN -- a session that was forgotten, and is registered again, begins anew
+    IF FOUND THEN -- a session that was forgotten and is registered again starts anew
         DELETE FROM @.requests WHERE session = new_id;
     END IF;
     SELECT dead_at INTO died_at FROM @.sessions WHERE id = new_id;
@@ -42,10 +42,10 @@ $$;
 
 -- --- beat ---------------------------------------------------------------------------------------------
 
--- `requests` and `numbers` name claims; `reported_` and `running_for`, `progress` are the reports. The answer: whether it is lost, how many
--- ghosts there were, which of the named are held (their places, from 1), and which of those are asked to stop. `died_of`: the
--- worker's process died of that; its leases are crashes. With `looks` the answer says too what there is to do: whether something is ready, and
--- microseconds until upkeep might have something to move, NULL if nothing waits for it. `checks_marks` as upkeep's.
+-- `requests` and `numbers` name claims; `reported_` and `running_for`, `progress` are the reports. Returns whether the session is lost, how
+-- many ghosts there were, which of the named claims are held (their places, from 1), and which of these are asked to stop. `died_of`: the
+-- worker's process died of that, and its leases are crashes. With `looks` also the outlook: whether a job is ready, and microseconds until
+-- upkeep may have something to move, NULL if nothing waits for it. `checks_marks` as in upkeep.
 CREATE FUNCTION @.beat(
     wall bigint, steady bigint, of_session bytea, requests bigint[], numbers integer[], seen bigint,
     reported_requests bigint[], reported_numbers integer[], running_for bigint[], progresses bytea[], leaving boolean,
@@ -77,7 +77,7 @@ BEGIN
     s.older := (SELECT coalesce(array_agg(DISTINCT request), '{}') FROM @.leases_of(s) WHERE request < new_floor);
     s.floor := new_floor;
     UPDATE @.sessions SET beat_at = steady, is_spared = false, floor = s.floor, older = s.older WHERE id = of_session;
-    -- Nothing that a stranger may have locked is waited for: a beat that comes late ends its session.
+    -- This waits for no lock that another program may hold: a late heartbeat would end its session.
     FOR i IN 1 .. cardinality(reported_requests) LOOP
         UPDATE @.jobs SET started_at = now_at - running_for[i], progress = coalesce(progresses[i], progress)
         WHERE id = (
@@ -101,7 +101,7 @@ BEGIN
         END IF;
     END LOOP;
     IF leaving OR died_of IS NOT NULL THEN
-        UPDATE @.sessions SET dead_at = now_at, is_spared = died_of IS NULL WHERE id = of_session; -- for upkeep, which takes what is locked now
+        UPDATE @.sessions SET dead_at = now_at, is_spared = died_of IS NULL WHERE id = of_session; -- for upkeep, which takes rows that are locked now
         FOR lease IN SELECT id FROM @.leases_of(s) ORDER BY request, number LOOP
             PERFORM @.end_lease(lease.id, of_session, died_of IS NULL, died_of, now_at);
         END LOOP;
@@ -134,7 +134,8 @@ BEGIN
 END
 $$;
 
--- Of the older requests each by itself: from the session alone all would be read that it has ever leased, as long as nobody may clean it away.
+-- Looks up each of the older requests: an index of the session alone would also read all that it ever leased and that cannot be cleaned
+-- away.
 CREATE FUNCTION @.leases_of(s @.sessions) RETURNS TABLE (id @.identity, request bigint, number @.counter, claimed_steady bigint, is_asked_to_stop boolean)
 LANGUAGE plpgsql SET enable_seqscan = off SET jit = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_column

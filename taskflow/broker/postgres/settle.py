@@ -1,4 +1,4 @@
-"""Settlements as columns of the functions in settle.sql, and the calls of these."""
+"""Settlements as columns of the functions in settle.sql, and the calls of these functions."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from taskflow.model.verdict import (
 )
 
 ID_BYTES: Final = 16
-"""Of a job's id, and of a session's."""
+"""Bytes of a job's id, and of a session's."""
 
 
 class SettleCalls(Protocol):
-    """The broker, as far as a settlement needs it."""
+    """The part of the broker that a settlement needs."""
 
     async def call(self, name: str, *arguments: Any) -> list[Any]: ...
 
@@ -45,7 +45,7 @@ class SettleCalls(Protocol):
 
 
 class Settling:
-    """Plain successes first, then the others."""
+    """Settle plain successes first, then the others."""
 
     def __init__(self, calls: SettleCalls) -> None:
         self._calls = calls
@@ -59,7 +59,7 @@ class Settling:
         return [Settled.OK if settlement.id in done else next(answers) for settlement in settlements]
 
     async def _succeed(self, settlements: Sequence[Settlement]) -> Set[bytes]:
-        """Ends those that have simply succeeded, first and in a transaction of their own: no other holds them up. Their ids."""
+        """Settle plain successes in their own transaction, so that no other settlement delays them. Return the ids that are done."""
         plain = [settlement for settlement in settlements if _can_be_all_at_once(settlement)]
         ids = {settlement.id for settlement in plain}
         if not plain or len({settlement.id for settlement in settlements}) < len(settlements):
@@ -68,7 +68,7 @@ class Settling:
             [row] = await self._calls.call("succeed", self._calls.wall(), *success_columns(plain))
         except BrokerError as error:
             if was_held_up(error):
-                return frozenset()  # settle() tells which of them
+                return frozenset()  # settle() finds out which of them
             raise
         done = ids if row["done"] is None else set(row["done"])
         if done:
@@ -76,7 +76,7 @@ class Settling:
         return done
 
     async def _settle_others(self, settlements: Sequence[Settlement]) -> list[Settled]:
-        """Together, or without those of which somebody's open transaction has the key or the row: the others do not wait for it."""
+        """Settle all together, or without those whose key or row is locked by another program: the others do not wait for it."""
         answers = await self._together(settlements)
         if answers is not None:
             return answers
@@ -86,7 +86,7 @@ class Settling:
         return [Settled.HELD_UP if settlement.id in held_up else next(rest) for settlement in settlements]
 
     async def _together(self, settlements: Sequence[Settlement]) -> list[Settled] | None:
-        """None when a stranger's transaction has held it up."""
+        """Settle one; return None if another program's transaction has held it up."""
         if not settlements:
             return []
         try:
@@ -98,7 +98,7 @@ class Settling:
         return [Settled.OK if is_ok else Settled.STALE for is_ok in row["answers"]]
 
     async def _held_up(self, settlements: Sequence[Settlement]) -> Set[bytes]:
-        """The ids of those whose job, or whose follow-up's key, somebody else has at this moment."""
+        """Return the ids of those whose job, or whose follow-up's key, another program has locked at this moment."""
         following = [(each.id, envelope.key) for each in settlements for envelope in each.follow_ups if envelope.key is not None]
         ids, keys = [job_id for job_id, _ in following], [key for _, key in following]
         return {row["held_up"] for row in await self._calls.call("held_up", [each.id for each in settlements], ids, keys)}
@@ -110,13 +110,13 @@ def _can_be_all_at_once(settlement: Settlement) -> bool:
 
 
 def is_possible(settlement: Settlement) -> bool:
-    """Whether a store could have given out its fence."""
+    """Return True if a store could have issued its fence."""
     return 0 <= settlement.epoch < 1 << 31 and can_be(settlement.claim, settlement.claim.session)
 
 
 def success_columns(settlements: Sequence[Settlement]) -> list[Any]:
-    """Of plain ones; see settle.sql: ids, fences, ran_for, keep_for, results. The driver takes a third of a microsecond for each element
-    of an array, twice that where it is text or bytes."""
+    """Return columns of plain successes, see settle.sql: ids, fences, ran_for, keep_for, results. The driver takes a third of a microsecond
+    for each element of an array, and twice that for text or bytes."""
     return [
         b"".join([settlement.id for settlement in settlements]),
         b"".join([_fence(settlement.epoch, settlement.claim) for settlement in settlements]),
@@ -139,7 +139,7 @@ _CLAIM: Final = Struct(">qi")
 
 
 def settlement_columns(settlements: Sequence[Settlement]) -> list[list[Any]]:
-    """See settle.sql: what is settled; the follow-ups, each with the place, from 1, of the settlement that it belongs to; progress."""
+    """Return columns, see settle.sql: settlements; follow-ups, each with the place of its settlement, from 1; progress."""
     rows = [_settlement_row(settlement) for settlement in settlements]
     follow_ups = [(place, envelope) for place, settlement in enumerate(settlements, 1) for envelope in settlement.follow_ups]
     return [
@@ -169,7 +169,7 @@ def _settlement_row(settlement: Settlement) -> tuple[Any, ...]:
 
 
 def _verdict(verdict: object) -> tuple[int, bytes | None, bytes | None, int | None]:
-    """Kind, content, error, wait."""
+    """Return kind, content, error and wait."""
     match verdict:
         case Succeeded(result):
             return 1, result, None, None
@@ -192,5 +192,5 @@ def _verdict(verdict: object) -> tuple[int, bytes | None, bytes | None, int | No
 
 
 def _pack_error(error: RunError) -> bytes:
-    """The array of five without its last, the time, which the store adds."""
+    """Return the array of an error without the time, which the store adds."""
     return b"\x95" + pack(error.type) + pack(error.message) + pack(error.traceback) + pack(error.attempt)

@@ -1,4 +1,4 @@
-"""The SQL: read from its files, with the schema and the names of statuses, events, words and rules written into it as values."""
+"""Reads the SQL files, and writes the schema and the values of statuses, events, words and rules into their text."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _NAME: Final = re.compile(r"\b([SEWRP])\.([A-Za-z_]+)\b")
 
 
 def filled(text: str, schema: str, rules: Rules) -> str:
-    """Statements as a file has them, for a schema and a store that goes by these rules."""
+    """Return the statements of a file, for a schema and the rules of a store."""
     values = _values(rules)
     return placed(_NAME.sub(lambda found: values[found[0]], filled_in(text)), schema)
 
 
 def placed(text: str, schema: str) -> str:
-    """SQL in which "@." stands for the schema, for this one."""
+    """Return SQL with the schema in place of "@."."""
     return text.replace("@.", f'"{schema}".')
 
 
@@ -38,5 +38,5 @@ def _values(rules: Rules) -> dict[str, str]:
 
 
 def _text(text: str) -> str:
-    """A literal. PostgreSQL's format() knows %s for numbers too."""
+    """Return a literal. PostgreSQL's format() uses %s for numbers too."""
     return "'" + text.replace("'", "''").replace("%d", "%s") + "'"

@@ -1,8 +1,8 @@
--- Where jobs wait and end, and the moves between, one job at a time. Whoever calls these has locked the job, and its key.
+-- The moves of jobs between statuses, one job at a time. The caller has locked the job, and its key.
 
--- Functions that change anything are plpgsql, which keeps its plans: those of SQL functions are made at every call.
+-- Functions that change rows are plpgsql, which keeps its plans: those of SQL functions are made at every call.
 
--- Microseconds since 1970: a test's, else the server's own.
+-- Returns microseconds since 1970: a test's, else the server's own.
 CREATE FUNCTION @.wall(given bigint) RETURNS bigint LANGUAGE sql AS $$
     SELECT coalesce(given, (extract(epoch FROM pg_catalog.clock_timestamp()) OPERATOR(pg_catalog.*) 1000000::numeric)::bigint)
 $$;
@@ -15,8 +15,8 @@ CREATE FUNCTION @.utf8(words text) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
     SELECT convert_to(words, 'UTF8')
 $$;
 
--- What is to be told once this is committed: gathered in a setting of the transaction. Beyond what one notification holds it is "*", everything:
--- each addition copies what is there.
+-- Adds a topic to announce after the commit. A setting of the transaction gathers them. If they exceed one notification, it becomes "*",
+-- which means everything: each addition copies the whole text.
 CREATE FUNCTION @.add_wakeup(topic text) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     so_far CONSTANT text := current_setting('taskflow.wakeups', true);
@@ -56,8 +56,8 @@ BEGIN
 END
 $$;
 
--- Locks jobs and their keys: keys first, then rows by id. Here and wherever many ids are given: a plan that was made when the table was
--- empty, and is kept, must not read it from end to end when it is full.
+-- Locks jobs and their keys: keys first, then rows by id. As everywhere with many ids, a plan that was made for an empty table, and is
+-- kept, must not read a full one from end to end.
 CREATE FUNCTION @.lock_jobs(ids bytea[]) RETURNS void LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 #variable_conflict use_column
 BEGIN
@@ -66,7 +66,7 @@ BEGIN
 END
 $$;
 
--- The same for one job, without waiting: false when somebody else has it, or its key, in a transaction that may go on for long.
+-- The same for one job, without waiting: returns false if another transaction has it, or its key, and may go on for long.
 CREATE FUNCTION @.try_lock_job(of_id bytea) RETURNS boolean LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
@@ -81,9 +81,9 @@ BEGIN
 END
 $$;
 
--- --- to wait ------------------------------------------------------------------------------------------
+-- --- waiting ------------------------------------------------------------------------------------------
 
--- One or more, of which the first is at (due, of_seq), have come to wait with this status.
+-- Announces that one or more jobs wait with this status; the first is at (due, of_seq).
 CREATE FUNCTION @.announce_waiting(status integer, queue text, priority integer, due bigint, of_seq bigint, now_at bigint) RETURNS void
 LANGUAGE plpgsql AS $$
 BEGIN
@@ -133,7 +133,7 @@ BEGIN
 END
 $$;
 
--- --- to end -------------------------------------------------------------------------------------------
+-- --- ending -------------------------------------------------------------------------------------------
 
 -- Nobody holds it any more, its key is free, and those that awaited it know. `keep_for` in microseconds, NULL for the status's own.
 CREATE FUNCTION @.finish(j @.jobs, event text, to_status integer, why bytea, now_at bigint, keep_for bigint DEFAULT NULL)
@@ -223,13 +223,13 @@ BEGIN
 END
 $$;
 
--- UTF-8 as msgpack has it.
+-- Returns UTF-8 as msgpack has it.
 CREATE FUNCTION @.packed_text(utf8 bytea) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
     SELECT CASE WHEN length(utf8) < 32768 THEN decode('da', 'hex') || int2send(length(utf8)::smallint) ELSE decode('db', 'hex') || int4send(length(utf8)) END
         || utf8
 $$;
 
--- The history of errors with one more; it begins again with the newest when it grows too large.
+-- Returns the history of errors with one more; if it grows too large, only the newest stays.
 CREATE FUNCTION @.append_error(errors bytea, one bytea) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
     SELECT CASE WHEN coalesce(length(errors), 0) + length(one) <= R.max_errors_bytes THEN coalesce(errors, '') || one ELSE one END
 $$;

@@ -1,4 +1,4 @@
--- What time brings, in at most `most` moves; one caller at a time, the others come again later.
+-- The work that time brings, in at most `most` moves. One caller works at a time; the others come again later.
 CREATE FUNCTION @.upkeep(
     wall bigint, steady bigint, most integer,
     OUT readied integer, OUT reaped integer, OUT released integer, OUT expired integer, OUT dropped integer, OUT next_in bigint,
@@ -18,7 +18,7 @@ BEGIN
     IF NOT pg_try_advisory_xact_lock(hashtextextended('@.upkeep', 0)) THEN
         RETURN;
     END IF;
-    -- What the server forgets in a crash is done again, and nobody was told of it; whoever builds on it waits for the disk itself.
+    -- If the server forgets this in a crash it is done again, and nobody was told. A call that builds on it waits for the disk itself.
     SET LOCAL synchronous_commit = off;
     checks_marks := @.may_check_marks(now_at);
     PERFORM @.spare_after_outage(steady, now_at);
@@ -47,8 +47,8 @@ BEGIN
 END
 $$;
 
--- How many rows of tally it has taken, 20,000 at most: they are small, and each stands for a whole verb. Not again within half a second of
--- when all were taken: while a long transaction keeps what has died, each sum has to pass by all versions of the former ones.
+-- Sums up rows of tally, 20,000 at most, and returns how many: they are small, and each stands for a whole verb. Not again within half a
+-- second after all were summed: while a long transaction keeps dead rows, each sum has to pass all versions of the former ones.
 CREATE FUNCTION @.sum_counts(now_at bigint) RETURNS integer LANGUAGE plpgsql
 SET enable_seqscan = off SET jit = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_column
@@ -103,7 +103,7 @@ BEGIN
 END
 $$;
 
--- Of the scheduled, NULL when there are none.
+-- Of the scheduled jobs; NULL if there are none.
 CREATE FUNCTION @.first_due(now_at bigint) RETURNS bigint LANGUAGE plpgsql SET enable_seqscan = off SET jit = off SET enable_bitmapscan = off AS $$
 DECLARE
     m @.marks := @.newest_mark('due', '', 0, now_at);
@@ -128,9 +128,9 @@ BEGIN
             moved := moved + @.end_lease(lease.id, s.id, s.is_spared, NULL, now_at)::integer;
         END LOOP;
         IF NOT s.is_released AND moved < most AND EXISTS (SELECT 1 FROM @.jobs WHERE status = S.RUNNING AND session = s.id) THEN
-            UPDATE @.sessions SET floor = 0, older = '{}' WHERE id = s.id; -- what hid its leases, or one that is locked
+            UPDATE @.sessions SET floor = 0, older = '{}' WHERE id = s.id; -- a mark that hid its leases, or a locked lease
         END IF;
-        -- Not in the call that has found it dead: at "repeatable read" that does not see what a claim, which was under way, has leased to it.
+        -- Not in the call that has found it dead: at "repeatable read" that call does not see what a concurrent claim has leased to it.
         IF NOT s.is_released AND moved < most AND s.dead_at < now_at THEN
             UPDATE @.sessions SET is_released = true WHERE id = s.id AND NOT EXISTS (SELECT 1 FROM @.leases_of(s)) RETURNING true INTO s.is_released;
         END IF;
@@ -196,8 +196,8 @@ BEGIN
 END
 $$;
 
--- Of the ended jobs of a queue, the failed or the others, so many that ended first. They lie among those of other queues, which the mark passes
--- by, once. What somebody else has at the moment is left.
+-- Returns the ended jobs of a queue, failed ones or the others, that ended first. They lie among those of other queues, which the mark
+-- passes once. Rows that another transaction has locked are left.
 CREATE FUNCTION @.drop_oldest(of_queue text, are_failed boolean, most integer, now_at bigint) RETURNS integer LANGUAGE plpgsql
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
 #variable_conflict use_column
@@ -213,7 +213,7 @@ BEGIN
         SELECT ctid AS tid, ended_at, seq, queue, status FROM @.jobs WHERE status BETWEEN S.SUCCEEDED AND S.CANCELLED AND (ended_at, seq) >= (m.at, m.seq)
         ORDER BY ended_at, seq LIMIT 1000 + 10 * most
     ), chosen AS MATERIALIZED (
-        SELECT * FROM scanned WHERE queue = of_queue AND (status = S.FAILED) = are_failed LIMIT most -- in their order: no more is read than it takes
+        SELECT * FROM scanned WHERE queue = of_queue AND (status = S.FAILED) = are_failed LIMIT most -- in order, so that no more rows are read than needed
     ), locked AS MATERIALIZED (
         SELECT it.tid, chosen.status FROM chosen CROSS JOIN LATERAL (
             SELECT ctid AS tid FROM @.jobs WHERE jobs.ctid = chosen.tid AND jobs.status + 0 BETWEEN S.SUCCEEDED AND S.CANCELLED
@@ -240,7 +240,7 @@ BEGIN
 END
 $$;
 
--- First to be nothing but an id, when its keep is over; then, when no call can be resent any more, nothing at all: 1,000 of these a time.
+-- Buries jobs past their keep, then forgets ids that no call can resend any more, 1,000 of these at a time.
 CREATE FUNCTION @.drop_faded(now_at bigint, most integer, OUT moved integer, OUT forgotten integer) LANGUAGE plpgsql
 SET enable_seqscan = off SET jit = off AS $$
 #variable_conflict use_column
@@ -274,7 +274,7 @@ BEGIN
     SELECT coalesce(sum(number), 0), (SELECT faded_at FROM buried ORDER BY faded_at DESC, id DESC LIMIT 1),
         (SELECT id FROM buried ORDER BY faded_at DESC, id DESC LIMIT 1), (SELECT array_agg(id) FROM buried)
     INTO moved, last_at, last_id, buried_ids FROM counted;
-    -- When the limit is used up, of the ids only those go whose turn would have come before the last of them.
+    -- If the limit is used up, forget only ids whose turn came before the last job buried.
     IF moved < most THEN
         last_at := now_at + 1;
         last_id := '';
@@ -292,7 +292,7 @@ BEGIN
 END
 $$;
 
--- Runs whose session is not known: nobody would ever release them. One step in the index for each session that holds something.
+-- Finds runs whose session is unknown: otherwise they would never be released. One step in the index for each session that holds something.
 CREATE FUNCTION @.release_orphans(now_at bigint) RETURNS void LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
 #variable_conflict use_column

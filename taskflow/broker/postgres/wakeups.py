@@ -1,7 +1,7 @@
-"""LISTEN and NOTIFY: one listening connection for each event loop, and the telling of what has been committed.
+"""LISTEN and NOTIFY: one listening connection for each event loop, and the notifications of what was committed.
 
-A pooler in transaction mode accepts a LISTEN and loses every notification. So a listener counts as open only once it has heard one
-of its own. Until then it polls once a second.
+A pooler in transaction mode accepts a LISTEN and loses every notification. So a listener counts as open only after it has received one of
+its own notifications. Until then it polls once a second.
 """
 
 from __future__ import annotations
@@ -27,48 +27,48 @@ from taskflow.model.errors import BrokerError
 log: Final = logging.getLogger("taskflow")
 
 EVERYTHING: Final = "*"
-"""What a notification says when it would be too long: everybody looks."""
+"""Sent in place of a notification that is too long: every waiter looks."""
 
 UNAWAITED_WITHIN: Final = 0.05
-"""Seconds until the ends of jobs are told for which nobody was seen to wait."""
+"""Seconds until the ends of jobs are announced for which no waiter was known."""
 
 LOOK_EVERY: Final = 40.0
-"""Seconds after which a silent connection is asked whether it is there. Meanwhile an idle worker learns by beats what there is to do."""
+"""Seconds after which a silent connection is tested. Meanwhile an idle worker learns from its heartbeats what there is to do."""
 
 AT_MOST_EVERY: Final = 0.005
-"""Seconds between two notifications of one process that is busy: each takes a lock that all who notify share."""
+"""Minimum seconds between two notifications of a busy process: each takes a lock that all notifying processes share."""
 
 LAST_WORDS: Final = 1.0
-"""Seconds for what is still to be told when the loop ends."""
+"""Seconds for the last notifications when the loop ends."""
 
 HEARD_WITHIN: Final = 2.0
-"""Seconds that a notification may be on its way. It takes about a millisecond."""
+"""Seconds that a notification may take to arrive. Usually it takes a millisecond."""
 
 TESTS: Final = 2
-"""Words of which none has been heard: then notifications are lost, and not merely late."""
+"""Test notifications in a row that must be lost before they count as lost and not merely late."""
 
 TEST_AGAIN: Final = 30.0
-"""Seconds after which a way that loses notifications is tried anew."""
+"""Seconds after which a route that loses notifications is tried again."""
 
 POLL_EVERY: Final = 1.0
-"""Seconds between two looks while nothing is heard."""
+"""Seconds between two polls while notifications do not arrive."""
 
 MISSES: Final = 2
-"""Vain attempts to listen at a server that answers otherwise, before it is said."""
+"""Failed attempts to listen, at a server that answers otherwise, before a warning."""
 
 _JOB: Final = names.job(b"")
 _SESSION: Final = names.session(b"")
 
 _TEST: Final = "test:"
-"""What the word of a self-test begins with. No topic does: nobody else, of whatever version, waits for it."""
+"""The prefix of a self-test's message. No topic begins with it, so no process of any version waits for it."""
 
 _SAY: Final = "SELECT set_config('synchronous_commit', 'off', true), pg_notify($1, $2)"
 
 
 class PostgresListener(Listener):
-    """While nothing is heard, `look` asks for all that wait here in one, and who finds something is woken.
+    """While notifications do not arrive, polls for all waiters in one query and wakes those that have something.
 
-    A session's own topic is not looked for: what it would bring comes with the next beat.
+    A session's own topic is not polled: its news comes with the next heartbeat.
     """
 
     def __init__(self, link: Link, channel: str, arm: Lookup, look: Lookup) -> None:
@@ -84,7 +84,7 @@ class PostgresListener(Listener):
         self._has_said = False
 
     async def hear(self, goes_on: Callable[[], None]) -> None:
-        # The last look, if it was answered: a server that is away as a whole is no trouble of the listener.
+        # The last poll, if it was answered: if the server as a whole is away, the listener is not the problem.
         server_is_there = self._has_looked
         try:
             async with ListenConnection(self._link, self._channel, self._take) as listener:
@@ -104,7 +104,7 @@ class PostgresListener(Listener):
         await asyncio.sleep(_about(TEST_AGAIN))
 
     def stays_armed(self, topic: str) -> bool:
-        """All is told of but the end of a job that nobody waits for."""
+        """Return True if the server announces the topic without a request. The end of a job is announced only if somebody waits for it."""
         return not topic.startswith(_JOB)
 
     def _duties(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
@@ -121,7 +121,7 @@ class PostgresListener(Listener):
     def _hears_again(self) -> None:
         self._is_off.clear()
         if self._has_said:
-            log.info("PostgreSQL at %s: notifications are heard, nothing is polled any more", self._link.server)
+            log.info("PostgreSQL at %s: notifications arrive again, polling has stopped", self._link.server)
         self._has_looked, self._misses, self._trouble, self._has_said = False, 0, None, False
 
     # --- instead of hearing ---------------------------------------------------------------------------------------
@@ -147,7 +147,7 @@ class PostgresListener(Listener):
 
 
 class ListenConnection:
-    """A connection that listens, inside. `take` is given the words of each notification but those of its own test."""
+    """A connection that listens inside the block. `take` gets the message of each notification except those of its own tests."""
 
     def __init__(self, link: Link, channel: str, take: Callable[[str], None]) -> None:
         self._link = link
@@ -171,7 +171,7 @@ class ListenConnection:
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
-            if kind is None and not self._has_heard:  # behind a pooler another's connection would go on listening
+            if kind is None and not self._has_heard:  # behind a pooler another program's connection would go on listening
                 with contextlib.suppress(*ERRORS):
                     async with asyncio.timeout(1.0):
                         await self._connection.remove_listener(self._channel, self._heard)
@@ -179,7 +179,7 @@ class ListenConnection:
             drop(self._connection)
 
     async def hears(self, *, tests: int = TESTS) -> bool:
-        """Whether it hears what is told in the way that all is told. OSError when it is cut."""
+        """Sends itself a notification by the usual way; returns whether it arrived. Raises OSError if the connection breaks."""
         for _ in range(tests):
             await self._link.fetch(_SAY, self._channel, self._test)
             with contextlib.suppress(TimeoutError):
@@ -187,11 +187,11 @@ class ListenConnection:
                     await self._stirs.wait()
                 break
         if self._is_cut:
-            raise ConnectionError("the connection that listens was cut")
+            raise ConnectionError("the listening connection was cut")
         return self._has_heard
 
     async def stay(self) -> None:
-        """Until it is cut, or does not answer."""
+        """Listen until the connection breaks or does not answer."""
         while not self._is_cut:
             self._stirs.clear()
             try:
@@ -217,7 +217,7 @@ class ListenConnection:
 
 
 async def trouble_with_listening(link: Link, channel: str) -> str | None:
-    """In words, or None when what is told on that channel is heard here."""
+    """Return a message about the trouble, or None if notifications on that channel arrive here."""
     try:
         async with ListenConnection(link, channel, lambda words: None) as listener:
             return None if await listener.hears(tests=1) else deaf(link.server)
@@ -249,14 +249,14 @@ _POLLED: Final = f"new jobs are looked for every {POLL_EVERY:g} s instead, and s
 
 
 def _about(seconds: float) -> float:
-    """Many workers that began together do not come together."""
+    """Return a pause of about that length, so that workers that started together do not poll together."""
     return seconds * (0.75 + 0.5 * random.random())
 
 
 class Notifier:
-    """Tells other processes what has been committed here: one notification under way at a time, with all that came meanwhile.
+    """Notifies other processes of what was committed here: one notification at a time, with all topics that gathered meanwhile.
 
-    The ends of jobs for which nobody was seen to wait are told by and by: for those who came to wait in that moment.
+    The ends of jobs for which no waiter was known are announced later, for waiters that came at that moment.
     """
 
     def __init__(self, tell: Callable[[list[str], list[bytes]], Awaitable[Any]]) -> None:
@@ -279,7 +279,8 @@ class Notifier:
         self._go_on(is_urgent=are_awaited)
 
     async def close(self) -> None:
-        """What was to be told is told: others would wait for it. Also at the end of asyncio.run(), which has cancelled the task by then."""
+        """Send the last notifications, because others would wait for them. Also at the end of asyncio.run(), which has cancelled the task
+        by then."""
         if self._task is not None:
             self._is_urgent.set()
             await asyncio.wait([self._task], timeout=LAST_WORDS)
@@ -310,7 +311,7 @@ class Notifier:
         try:
             await self._tell(list(topics), list(ended))
         except BrokerError:
-            return  # a hint: who waits looks for himself in the end
+            return  # a hint: every waiter polls in the end
         except asyncio.CancelledError:
             self._topics |= topics
             self._ended |= ended

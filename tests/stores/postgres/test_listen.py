@@ -144,7 +144,7 @@ async def test_a_pooler_that_is_mended_is_noticed(
         await until(lambda: warnings(caplog))
         await asyncio.to_thread(bouncer.command, "SET default_pool_size = 20")  # each of the connections keeps one of its own then
         await asyncio.to_thread(bouncer.command, "SET pool_mode = session")
-        await until(lambda: "notifications are heard" in caplog.text)
+        await until(lambda: "notifications arrive again" in caplog.text)
         await assert_hears_of_jobs(scene)
 
 
@@ -214,7 +214,7 @@ async def test_once_one_can_listen_again_a_job_starts_at_once(scene: Scene, capl
         async with worker_at(scene, f"{scene.straight_url}?listen={HOST}:{proxy.port}"):
             await until(lambda: warnings(caplog), 20)
             await asyncio.to_thread(proxy.listen_again)
-            await until(lambda: "notifications are heard" in caplog.text, 20)
+            await until(lambda: "notifications arrive again" in caplog.text, 20)
             await assert_hears_of_jobs(scene)
     assert len(warnings(caplog)) == 1
 

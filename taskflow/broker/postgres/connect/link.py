@@ -1,4 +1,4 @@
-"""An event loop's connections to a server."""
+"""The connections of an event loop to a server."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ from taskflow.model import wording
 from taskflow.model.errors import BrokerError, BrokerUnavailable
 
 MOST_CONNECTIONS: Final = 8
-"""In use at a time by one loop; what comes beyond waits for one of them."""
+"""Connections in use by one loop at a time. Further calls wait for one of them."""
 
 MOST_TRIES: Final = 5
 
 
 class Link:
-    """Connections are taken up and laid down again; one that failed, or was left in the middle of an answer, is not used again.
+    """Reuses connections. A connection that failed, or was left in the middle of an answer, is dropped.
 
-    Of several addresses it goes to the one that was the primary's last, and when another one is, leaves those that lead elsewhere.
+    Of several addresses it prefers the one that was the primary's last. If another one becomes the primary, it drops connections to the
+    rest.
     """
 
     def __init__(self, server: PostgresTarget, before_the_end: Callable[[], Awaitable[None]] | None = None, *, schema: str = "") -> None:
@@ -45,16 +46,16 @@ class Link:
         self._end: AsyncGenerator[None] | None = None
 
     async def fetch(self, statement: str, *arguments: Any, within: float = ANSWER_WITHIN) -> list[asyncpg.Record]:
-        """A statement's rows. It may be sent twice: any verb may."""
+        """Return the rows of a statement. It may be sent twice, as any verb may."""
         try:
             return await self._fetch(statement, arguments, within)
         except ERRORS as error:
-            if isinstance(error, ValueError):  # a value that has no form as a column: no store will ever take it
+            if isinstance(error, ValueError):  # a value that the column's type cannot express: no store will ever take it
                 raise
             raise self.in_our_words(error) from error
 
     async def columns_of(self, statement: str) -> list[tuple[str, str]]:
-        """The names and types of its columns."""
+        """Return the names and types of the statement's columns."""
         try:
             async with self._turns:
                 connection = await self._take_up(statement)
@@ -67,7 +68,7 @@ class Link:
         return in_our_words(error, str(self.server), self._schema, self.server.user)
 
     async def open(self, *, for_listening: bool = False) -> asyncpg.Connection:
-        """A connection for the caller alone, who drops it."""
+        """Return a connection for the caller alone, who must drop it."""
         if self._is_closed:
             raise BrokerUnavailable(wording.CLOSED)
         if self._end is None:
@@ -84,13 +85,13 @@ class Link:
         return connection
 
     def lay_down(self, connection: asyncpg.Connection) -> None:
-        """One that was opened for its caller, who has left it as it was: whatever is asked next may have it. Not where there are several
-        servers: another may be the primary by now."""
+        """Take in a connection that was opened for a caller and is unchanged, for any other call. Not if there are several addresses:
+        another one may be the primary by now."""
         if not self._is_closed and not self.server.others:
             self._idle.append(connection)
 
     def has(self, connection: asyncpg.Connection) -> bool:
-        """Whether it lies here, for anybody."""
+        """Return True if the connection is here, unused."""
         return connection in self._idle
 
     async def close(self) -> None:
@@ -111,7 +112,7 @@ class Link:
                     return rows
                 except ERRORS as error:
                     if is_read_only(error):
-                        self._drop_idle()  # it is no primary any more: the others lead to the same
+                        self._drop_idle()  # no longer a primary: the other connections lead to the same server
                     is_to_be_tried = (
                         is_cut(error)
                         or is_stale(error)
@@ -121,12 +122,12 @@ class Link:
                     if tries == MOST_TRIES or not is_to_be_tried:
                         raise
                     if is_lost(error) or is_stale(error):
-                        self._drop_idle()  # the server was away, or migrated: the others lead nowhere, or are as stale
+                        self._drop_idle()  # the server was away, or migrated: the other connections are gone or stale too
         raise AssertionError("unreachable")
 
     async def _take_up(self, statement: str, last: asyncpg.Connection | None = None) -> asyncpg.Connection:
-        """The `last`, if it is idle; else one that has been asked the same before, and little else: a session plans all that a statement
-        calls at its first call, which takes the server ten times as long as the call itself."""
+        """Return `last` if it is idle; else a connection that has run the same statement, and few others. A session plans all that a
+        statement calls at its first run, which takes the server ten times as long as the call itself."""
         while self._idle:
             connection = last if last in self._idle else min(self._idle, key=partial(self._strangeness, statement))
             self._idle.remove(connection)
@@ -151,7 +152,7 @@ class Link:
             async with asyncio.timeout(within):
                 answer = await ask()
             if self.server.others and is_only_read(connection):
-                raise asyncpg.ReadOnlySQLTransactionError("it has become read-only: another one may be the primary")
+                raise asyncpg.ReadOnlySQLTransactionError("it has become read-only: another server may be the primary")
             is_clean = True
             return answer
         except asyncpg.PostgresError as error:
@@ -166,11 +167,11 @@ class Link:
                 drop(connection)
 
     def _places(self) -> list[Address]:
-        """The likeliest first."""
+        """Return the addresses, the likeliest first."""
         return sorted(self.server.places, key=lambda place: place != self._primary)
 
     def _move_to(self, place: Address) -> None:
-        """What listens elsewhere would hear nothing any more of what is told here."""
+        """Use another address from now on. Listeners elsewhere would get no notifications from there."""
         self._primary = place
         self._drop_idle()
         for connection in list(self._listening):
@@ -181,7 +182,7 @@ class Link:
             drop(self._idle.pop())
 
     async def _until_the_loop_ends(self) -> AsyncGenerator[None]:
-        """asyncio.run() and the like end a loop's asynchronous generators before they close it: the connections go with it."""
+        """Close all connections when the loop ends: asyncio.run() and its like finish asynchronous generators before they close a loop."""
         try:
             yield
         finally:

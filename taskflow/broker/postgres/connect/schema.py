@@ -1,4 +1,4 @@
-"""The schema: made when it is not there, migrated when it is of an older version, and looked at when it is of ours."""
+"""Prepares the schema: creates it if it is missing, migrates an older one, and checks one of this version."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from taskflow.model.rules import Rules
 OLDEST_SERVER: Final = 140_000
 
 MADE_WITHIN: Final = 30.0
-"""Seconds for the first use, a migration included. One that takes longer is for `taskflow migrate`, which takes the time that it needs."""
+"""Seconds for the first use, including a migration. A longer migration is for `taskflow migrate`, which has no limit."""
 
 
 async def prepare(link: Link, schema: str, rules: Rules, *, migrates: bool) -> None:
-    """Leaves a schema that this version can work with.
+    """Leave a schema that this version can work with.
 
-    Raises BrokerRefused when a newer one made it, when the server is too old, when somebody who is not trusted could change it, or when
-    there is something to do and it is not to `migrate`.
+    Raises BrokerRefused if a newer version made it, if the server is too old, if a role that is not trusted could change it, or if a
+    migration is pending and `migrates` is false.
     """
     async with _opened(link, within=MADE_WITHIN) as connection:
         found = await _look(connection, link, schema)
@@ -35,7 +35,7 @@ async def prepare(link: Link, schema: str, rules: Rules, *, migrates: bool) -> N
         if found.migrations:
             await _upgrade(connection, link, schema, rules)
         else:
-            link.lay_down(connection)  # the first verb would open another, 3 ms of a worker's start, and wait for what this one has loaded
+            link.lay_down(connection)  # the first verb would open another one, which takes 3 ms of a worker's start, and load all again
 
 
 async def pending(link: Link, schema: str) -> Upgrade:
@@ -53,7 +53,7 @@ async def _upgrade(connection: asyncpg.Connection, link: Link, schema: str, rule
 
 
 async def _look(connection: asyncpg.Connection, link: Link, schema: str) -> Upgrade:
-    """In a transaction without the limits that the role or the database has: on a new connection the first statements take longest."""
+    """Check the schema, in a transaction without the role's or the database's limits: the first statements of a connection take longest."""
     place = str(link.server)
     await connection.execute("BEGIN; SET LOCAL idle_in_transaction_session_timeout = 0; SET LOCAL statement_timeout = 0")
     await ownership.check(connection, schema, place, link.server.owner)
@@ -64,7 +64,7 @@ async def _look(connection: asyncpg.Connection, link: Link, schema: str) -> Upgr
 
 @asynccontextmanager
 async def _opened(link: Link, *, within: float | None) -> AsyncIterator[asyncpg.Connection]:
-    """A connection to a server that will do, for so many seconds; what it raises inside is told in our words."""
+    """Open a connection to a suitable server for at most `within` seconds. Errors inside the block are translated."""
     place = str(link.server)
     try:
         connection = await link.open()
@@ -76,8 +76,8 @@ async def _opened(link: Link, *, within: float | None) -> AsyncIterator[asyncpg.
                     yield connection
             except TimeoutError as error:
                 raise BrokerUnavailable(
-                    f"PostgreSQL at {place}: the schema could not be looked at, or migrated, within {within or 0:g} s, perhaps since "
-                    "somebody else migrates it; `taskflow migrate` takes the time that it needs"
+                    f"PostgreSQL at {place}: the schema could not be checked or migrated within {within or 0:g} s, perhaps because "
+                    "another process is migrating it; `taskflow migrate` has no time limit"
                 ) from error
         finally:
             if not link.has(connection):

@@ -1,4 +1,4 @@
-"""Where a server is, and how it is spoken to."""
+"""The address of a server, and how to connect to it."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from taskflow.broker.postgres.refusals import ERRORS, Unsuitable, may_pass, of_c
 log: Final = logging.getLogger("taskflow")
 
 ANSWER_WITHIN: Final = 4.0
-"""Seconds for one statement. Less than an application's patience with an enqueue (5 s), so that it hears of the trouble from here."""
+"""Seconds for one statement. Less than an application's patience with an enqueue (5 s), so that its error comes from here."""
 
 CONNECT_WITHIN: Final = 3.0
-"""Seconds for a connection, however many addresses there are."""
+"""Seconds to connect, however many addresses there are."""
 
 DEFAULT_PORT: Final = 5432
 
@@ -32,10 +32,10 @@ _ARRAYS: Final = [
     | dict.fromkeys(("range_subtype", "attrtypoids", "attrnames"))
     for oid, name, elemtype in ((1000, "_bool", 16), (1001, "_bytea", 17), (1005, "_int2", 21), (1007, "_int4", 23), (1016, "_int8", 20))
 ]
-"""The arrays among our columns, which have the same numbers on every server: as the driver would ask for them on each new connection."""
+"""The array types of our columns, which have the same numbers on every server. Otherwise the driver would query them on each connection."""
 
 _SETTINGS: Final = {"application_name": "taskflow", "standard_conforming_strings": "on"}
-"""Those that pgbouncer takes too."""
+"""Settings that pgbouncer accepts too."""
 
 
 class Address(NamedTuple):
@@ -49,11 +49,11 @@ class Address(NamedTuple):
 class PostgresTarget(msgspec.Struct, frozen=True, kw_only=True):
     """One database. `password` is never shown.
 
-    `others`     further addresses, when there are standbys: one of them all is the primary's, and which one may change
-    `listen_at`  where to listen for wake-ups, when the rest goes through a pooler that loses them; again of several the primary
-    `tls`        "disable", "prefer", "require", "verify-ca" or "verify-full", as libpq has them
+    `others`     further addresses if there are standbys: one of all is the primary's, and which one may change
+    `listen_at`  where to listen for wake-ups if the rest goes through a pooler that loses them; of several addresses the primary's
+    `tls`        "disable", "prefer", "require", "verify-ca" or "verify-full", as in libpq
     `is_pooled`  a pooler in between takes no prepared statements
-    `owner`      a role that is trusted with the schema, beside those that `ownership` lists
+    `owner`      a role that is trusted with the schema, besides those that `ownership` lists
     """
 
     host: str = "localhost"
@@ -68,7 +68,7 @@ class PostgresTarget(msgspec.Struct, frozen=True, kw_only=True):
     is_pooled: bool = False
     owner: str | None = None
 
-    def __rich_repr__(self) -> list[tuple[str, Any]]:  # the struct's own has the password too
+    def __rich_repr__(self) -> list[tuple[str, Any]]:  # the default repr of the struct shows the password
         return [("at", str(self))]
 
     def __repr__(self) -> str:
@@ -86,13 +86,13 @@ class PostgresTarget(msgspec.Struct, frozen=True, kw_only=True):
         return self.listen_at or self.places
 
     async def connect(self, places: Sequence[Address]) -> tuple[asyncpg.Connection, Address]:
-        """A connection, and where it leads: to the only one of these places, or to the primary, of which the first is likeliest."""
+        """Connect to the only address, or to the primary, beginning with the likeliest one. Return the connection and its address."""
         if len(places) == 1:
             return await self._connect_to(places[0]), places[0]
         return await _Search(self, places).run()
 
     async def connect_to_primary(self, place: Address) -> asyncpg.Connection:
-        """Raises asyncpg.TargetServerAttributeNotMatched where one may only read."""
+        """Connect to one address. Raises asyncpg.TargetServerAttributeNotMatched if it is read-only."""
         return await self._connect_to(place, target_session_attrs="read-write")
 
     async def _connect_to(self, place: Address, **more: Any) -> asyncpg.Connection:
@@ -131,13 +131,13 @@ class PostgresTarget(msgspec.Struct, frozen=True, kw_only=True):
 
 @cache
 def _checked_by_the_system() -> ssl.SSLContext:
-    """By the authorities that the machine trusts. Made once: to read them takes longer than to connect."""
+    """Return a TLS context with the machine's authorities. Made once: reading them takes longer than connecting."""
     return ssl.create_default_context()
 
 
 @cache
 def _warn_of_prefer(place: Address) -> None:
-    """Once a process and place."""
+    """Warn once per process and address."""
     log.warning(
         "PostgreSQL at %s: with tls=prefer, the default, a connection is encrypted only if the server offers it, and nobody checks which "
         "server that is; add tls=verify-full to the broker URL, or tls=disable where the network is trusted",
@@ -162,16 +162,16 @@ def drop(connection: asyncpg.Connection) -> None:
 
 
 def is_only_read(connection: asyncpg.Connection) -> bool:
-    """The server has said so, with its last answer: what was read there may be long out of date."""
+    """Return True if the server said, with its last answer, that it is read-only: what was read there may be long out of date."""
     settings = connection.get_settings()
     return "on" in (getattr(settings, "default_transaction_read_only", ""), getattr(settings, "in_hot_standby", ""))
 
 
 class _Search:
-    """For the primary among several addresses.
+    """Find the primary among several addresses.
 
-    Each gets a head start before the next is tried beside it: one that is dead in silence costs a fraction of the patience. The driver
-    would try them one after the other, and never come to the second.
+    Each address gets a head start before the next is tried beside it, so that one that does not answer costs only a fraction of the
+    patience. The driver would try one after the other, and never reach the second.
     """
 
     def __init__(self, server: PostgresTarget, places: Sequence[Address]) -> None:
@@ -201,7 +201,7 @@ class _Search:
             self._trying[asyncio.create_task(self._server.connect_to_primary(place))] = place
 
     async def _first_to_succeed(self) -> tuple[asyncpg.Connection, Address] | None:
-        """None when it is another one's turn."""
+        """Return the first connection. Return None if another address should be tried."""
         timeout = self._head_start if self._untried else None
         done, _ = await asyncio.wait(self._trying, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
@@ -213,7 +213,7 @@ class _Search:
         return None
 
     def _failure(self) -> Exception:
-        """What all refuse is refused; what one of them may soon do may soon be done."""
+        """Combine the errors: if all addresses refuse, the call is refused; if one may soon work, the store is away."""
         failures = list(self._failures.values())
         if not self._trying and not any(may_pass(error) for error in failures):
             return failures[0]

@@ -1,4 +1,4 @@
-"""From a broker URL to a server."""
+"""Parses the server out of a broker URL."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TLS: Final = ("disable", "prefer", "require", "verify-ca", "verify-full")
 
 
 def server_of(parts: SplitResult, options: Mapping[str, str]) -> PostgresTarget:
-    """The database that ``postgresql://user:password@host:5432/app?tls=require`` names. BrokerUrlError, which tells no password."""
+    """Return the database of ``postgresql://user:password@host:5432/app?tls=require``. Raises BrokerUrlError, which shows no password."""
     tls = options.get("tls", "verify-full" if "tls_ca" in options else "prefer")
     if tls not in _TLS:
         raise BrokerUrlError(f"broker URL has tls={tls!r}: it is one of {', '.join(_TLS)}")
@@ -47,7 +47,7 @@ def server_of(parts: SplitResult, options: Mapping[str, str]) -> PostgresTarget:
 
 
 def _places(text: str) -> list[Address]:
-    """Of ``db1:5432,db2``, or ``[::1]:5432``. What stands there is not repeated: it is a part of the password, where that has a '/'."""
+    """Parse ``db1:5432,db2`` or ``[::1]:5432``. Messages do not repeat it: if the password has a '/', it is a part of that."""
     hosts = [_split(host) for host in text.split(",")]
     if len(hosts) > 1 and not all(host for host, _ in hosts):
         raise BrokerUrlError(f"broker URL has a list of hosts with an empty one: it reads like db1:5432,db2:5432; {IN_PASSWORDS}")
@@ -55,7 +55,7 @@ def _places(text: str) -> list[Address]:
 
 
 def _split(text: str) -> tuple[str, str]:
-    """Host and port, as they are written."""
+    """Return host and port as they are written."""
     found = _HOST.fullmatch(unquote(text))
     if found is None:
         raise BrokerUrlError(f"broker URL has a malformed host, or a port that is no number up to 65535; {IN_PASSWORDS}")
