@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--peers", metavar="NAME,...", help="only these beside ours; 'none' for none (default: all)")
     parser.add_argument("--peer-repeats", type=int, default=3, metavar="N", help="at most so many of each peer (default: 3)")
     parser.add_argument("--summary", action="store_true", help="measure nothing: only write the tables and plots of what is there")
-    parser.add_argument("--keep", action="store_true", help="keep results and tables in benchmarks/, and the digest in README.md")
+    parser.add_argument("--keep", action="store_true", help="keep results and tables in benchmarks/, and the digest in docs and README.md")
     parser.add_argument(
         "--into", type=Path, default=Path("build/benchmarks"), metavar="FOLDER", help="for what is not kept (default: build/benchmarks)"
     )
@@ -120,7 +120,8 @@ def _summarize(folder: Path, *, is_kept: bool) -> None:
     if is_kept:
         results.write_block("targets", text)
         results.write_block("peers", summary.peers_table())
-        results.write_block("digest", summary.digest(all_kept), results.ROOT_README)
+        results.write_block("digest", summary.digest(all_kept), results.PERFORMANCE_PAGE)
+        results.write_block("headlines", summary.headlines(all_kept), results.ROOT_README)
         return
     report = [f"# Benchmarks\n\n{text}", *map(summary.workload, all_kept.values())]
     folder.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ from typing import Any, Final
 HERE: Final = Path(__file__).parent
 FOLDER: Final = HERE / "results"
 README: Final = HERE / "README.md"
+PERFORMANCE_PAGE: Final = HERE.parent / "docs" / "explanation" / "performance.md"
 ROOT_README: Final = HERE.parent / "README.md"
 
 

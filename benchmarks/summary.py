@@ -17,6 +17,8 @@ STUDIES: Mapping[str, str] = {"postgres-busy": "T18", "postgres-backlog": "T14",
 """Which targets those judge that have tables of their own."""
 
 DIGEST: Sequence[str] = ("T1", "T2", "T3", "T8", "T9", "T11", "T12", "T13", "T14")
+HEADLINES: Sequence[str] = ("T1", "T2", "T11", "T12")
+"""The lines of the digest that the README shows."""
 
 
 def targets_table(kept: AllKept) -> str:
@@ -43,12 +45,21 @@ def studies(folder: Path) -> str:
 
 
 def digest(kept: AllKept) -> str:
-    """About ten lines, for who decides whether to read on."""
+    """Return about ten lines for a reader who decides whether to read on."""
+    return f"{_conditions(kept)}\n\n{_figures(kept, DIGEST)}"
+
+
+def headlines(kept: AllKept) -> str:
+    """Return the few lines of the digest that the README shows."""
+    return _figures(kept, HEADLINES)
+
+
+def _figures(kept: AllKept, targets: Sequence[str]) -> str:
     heading = ["| | taskflow | bare loop, ratio | best peer, ratio |", "| :--- | ---: | ---: | ---: |"]
-    firsts = [next(check for check in CHECKS if check.target == name) for name in DIGEST]
+    firsts = [next(check for check in CHECKS if check.target == name) for name in targets]
     judged = [(check, verdict) for check in firsts if (verdict := check.judge(kept)) is not None]
     lines = [f"| {check.what} | {_measured(check, verdict)} | {_bare(verdict)} | {_peer(verdict)} |" for check, verdict in judged]
-    return "\n".join([_conditions(kept), "", *heading, *lines])
+    return "\n".join([*heading, *lines])
 
 
 def peers_table() -> str:

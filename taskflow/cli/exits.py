@@ -1,4 +1,4 @@
-"""The exit codes of all commands. Help and README show this table."""
+"""The exit codes of all commands. Help and docs/reference/cli.md show this table."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import pytest
 from benchmarks import results
 from benchmarks.kept import Kept, read_all
 from benchmarks.report import BARE, OURS, Row
-from benchmarks.summary import digest, studies, targets_table, workload
+from benchmarks.summary import digest, headlines, studies, targets_table, workload
 from benchmarks.targets import CHECKS, Check
 from benchmarks.workloads import WORKLOADS
 
@@ -187,14 +187,15 @@ def test_the_digest_has_a_line_for_what_was_measured_alone() -> None:
     assert len(lines) == 5
 
 
-def test_both_readmes_tell_what_is_kept() -> None:
+def test_the_pages_tell_what_is_kept() -> None:
     """A figure that was measured anew stands in the tables, and in all of them: `python -m benchmarks --summary --keep` writes them."""
     all_kept = read_all(results.FOLDER)
     told = results.README.read_text()
 
     assert [name for name, each in all_kept.items() if workload(each) not in told] == []
     assert f"{targets_table(all_kept)}\n\n{studies(results.FOLDER)}" in told
-    assert digest(all_kept) in results.ROOT_README.read_text()
+    assert digest(all_kept) in results.PERFORMANCE_PAGE.read_text()
+    assert headlines(all_kept) in results.ROOT_README.read_text()
 
 
 def test_the_verdicts_of_studies_are_their_tables_last_lines(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ def test_every_block_names_a_language_that_is_checked() -> None:
     assert [(block.place, block.language) for block in all_blocks() if block.language not in CHECKED | FREE] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", all_blocks(*SHELL), ids=by_place)
 def test_a_block_for_the_shell_parses(block: Block) -> None:
     subprocess.run(["bash", "-n"], input=_script(block), text=True, check=True)

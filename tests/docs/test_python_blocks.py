@@ -13,6 +13,8 @@ import pytest
 
 from tests.docs.pages import PAGES, README, Block, blocks, name_of
 
+pytestmark = pytest.mark.slow
+
 _FILE: Final = re.compile(r"# ((?:\w+/)*\w+\.py)\n")
 """The first line of a block that is a file by itself. Later blocks of the page can import it."""
 
@@ -25,17 +27,17 @@ def test_the_python_of_a_page_runs(page: Path, tmp_path: Path) -> None:
     for name, block in files:
         _write(tmp_path / name, block.text)
     script = [block for block in blocks(page, "python") if not _FILE.match(block.text)]
-    _run(tmp_path, *(["-c", f"import {_module(name)}"] for name, _ in files if not _is_test(name)))
+    _run(tmp_path, *(["-W", "error", "-c", f"import {_module(name)}"] for name, _ in files if not _is_test(name)))
     if script:
         _write(tmp_path / "page.py", _at_their_lines(script))
-        _run(tmp_path, ["page.py"])
+        _run(tmp_path, ["-W", "error", "page.py"])
     _run(tmp_path, *(["-m", "pytest", "-q", "-p", "no:cacheprovider", name] for name, _ in files if _is_test(name)))
 
 
 @pytest.mark.parametrize("block", blocks(README, "python"), ids=lambda block: block.place)
 def test_each_python_block_of_the_readme_runs_by_itself(block: Block, tmp_path: Path) -> None:
     _write(tmp_path / "block.py", block.text)
-    _run(tmp_path, ["block.py"])
+    _run(tmp_path, ["-W", "error", "block.py"])
 
 
 def _write(file: Path, text: str) -> None:
@@ -63,7 +65,7 @@ def _run(folder: Path, *commands: list[str]) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TASKFLOW_")}
     for command in commands:
         ran = subprocess.run(
-            [sys.executable, "-W", "error", *command],
+            [sys.executable, *command],
             cwd=folder,
             env=environment | {"PYTHONPATH": "."},
             capture_output=True,

@@ -17,8 +17,8 @@ from taskflow.broker.url import SCHEMES
 from taskflow.cli.exits import MEANINGS
 from taskflow.cli.parser import a_parser
 from taskflow.worker import events
+from tests.docs.diagram import diagram
 from tests.docs.pages import ROOT
-from tests.readme.diagram import diagram
 
 REFERENCE: Final = ROOT / "docs/reference"
 CLI: Final = (REFERENCE / "cli.md").read_text()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from taskflow import (
 )
 from taskflow.app.default_app import default_app
 from taskflow.testing import jobs as testing_jobs
+from tests.docs.pages import blocks
 
 pytest_plugins = ["pytester"]
 
@@ -267,16 +267,16 @@ def test_it_works_in_a_project_of_its_own(pytester: pytest.Pytester) -> None:
     pytester.runpytest_subprocess("-p", "no:cacheprovider", "-p", "no:asyncio", "-W", "error").assert_outcomes(passed=2)
 
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+PAGE = Path(__file__).parents[2] / "docs/how-to/test-jobs.md"
 
 
-def test_the_example_in_the_readme_is_a_test_that_passes(pytester: pytest.Pytester) -> None:
-    """With the setting that stands beside it, and nothing else."""
-    [example] = [block for block in re.findall(r"^```python\n(.*?)^```", README, re.M | re.S) if "taskflow_jobs" in block]
-    [settings] = [block for block in re.findall(r"^```toml\n(.*?)^```", README, re.M | re.S) if "pytest" in block]
-    pytester.makepyfile(test_greeting=example)
+def test_the_examples_on_the_page_are_tests_that_pass(pytester: pytest.Pytester) -> None:
+    """With the setting that stands beside them, and nothing else."""
+    examples = "\n".join(block.text for block in blocks(PAGE, "python"))
+    [settings] = [block.text for block in blocks(PAGE, "toml") if "pytest" in block.text]
+    pytester.makepyfile(test_greeting=examples)
     pytester.makefile(".toml", pyproject=settings)
-    pytester.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(passed=1)
+    pytester.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(passed=examples.count("def test_"))
 
 
 def test_anyios_own_plugin_serves_too(pytester: pytest.Pytester) -> None:

@@ -46,7 +46,9 @@ def full(place: str) -> StoreFull:
 
 
 def not_permitted(what: str, place: str) -> BrokerRefused:
-    return BrokerRefused(f"Redis at {place} does not let this user do what taskflow needs: {what}; see the README's ACL line")
+    return BrokerRefused(
+        f"Redis at {place} does not let this user do what taskflow needs: {what}; see the ACL in docs/how-to/configure-a-broker.md"
+    )
 
 
 def _of_answer(text: str, place: str) -> BrokerError:

@@ -19,7 +19,7 @@ GRANTS: Final = """
     GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA taskflow TO app;
     GRANT USAGE ON ALL SEQUENCES IN SCHEMA taskflow TO app
 """
-"""What README.md says that a role needs which does not own the schema."""
+"""The rights that docs/how-to/configure-a-broker.md grants to a role that does not own the schema."""
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +165,7 @@ async def test_a_sender_may_add_jobs_and_neither_read_nor_change_any(roles: Post
 
 
 async def test_a_sender_learns_the_id_of_a_job_that_has_its_key_and_may_replace_that_job(roles: PostgresServer, database: str) -> None:
-    """The two things that README.md warns of."""
+    """The two things that the page warns of."""
     await use(roles, database, "app")
     roles.execute("GRANT USAGE ON SCHEMA taskflow TO mallory", database)
     [(standing,)] = roles.rows("SELECT taskflow.enqueue('work', key => 'k')", database=database)

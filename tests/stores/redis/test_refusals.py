@@ -30,16 +30,16 @@ from tests.support.servers import HOST, Found, RedisServer, has_tls, redis_binar
 SECRET: Final = "hush-hush"
 WRONG: Final = "not-the-secret"
 
-README: Final = (Path(__file__).parents[3] / "README.md").read_text()
+PAGE: Final = (Path(__file__).parents[3] / "docs/how-to/configure-a-broker.md").read_text()
 
 
-def _rules_of_the_readme() -> list[str]:
+def _rules_of_the_page() -> list[str]:
     """What a user of ours may do, one rule of an access list each."""
-    [command] = re.findall(r"^redis-cli ACL SETUSER app on '>password' ((?:.*\\\n)*.*)$", README, re.MULTILINE)
+    [command] = re.findall(r"^redis-cli ACL SETUSER app on '>password' ((?:.*\\\n)*.*)$", PAGE, re.MULTILINE)
     return shlex.split(command.replace("\\\n", " "))
 
 
-OF_THE_README: Final = _rules_of_the_readme()
+OF_THE_PAGE: Final = _rules_of_the_page()
 
 
 @pytest.fixture
@@ -103,17 +103,17 @@ def with_user(*rules: str, binary: Path | None = None, **settings: str) -> Itera
         yield f"redis://app:{SECRET}@{HOST}:{server.port}/0"
 
 
-def test_the_readme_permits_the_commands_that_are_used_and_no_others() -> None:
-    permitted = {rule[1:].upper() for rule in OF_THE_README if rule.startswith("+")}
+def test_the_page_permits_the_commands_that_are_used_and_no_others() -> None:
+    permitted = {rule[1:].upper() for rule in OF_THE_PAGE if rule.startswith("+")}
     assert permitted - Scripts(Rules()).commands() == {"SELECT", "CLIENT|SETINFO", "WAITAOF"}  # the driver's own, and durability=fsync
     assert permitted >= Scripts(Rules()).commands()
-    assert [rule for rule in OF_THE_README if not rule.startswith("+")] == ["~{taskflow:*", "&{taskflow:*"]
+    assert [rule for rule in OF_THE_PAGE if not rule.startswith("+")] == ["~{taskflow:*", "&{taskflow:*"]
 
 
 @pytest.mark.parametrize("found", redis_binaries(), ids=lambda found: found.name)
-async def test_a_user_with_the_rights_of_the_readme_can_do_everything(found: Found) -> None:
+async def test_a_user_with_the_rights_of_the_page_can_do_everything(found: Found) -> None:
     """Every verb, every act of the console, the mending of an overwritten key; and nothing beside."""
-    with with_user(*OF_THE_README, binary=found.path, appendonly="yes") as url, RedisServer(found.path) as unused:
+    with with_user(*OF_THE_PAGE, binary=found.path, appendonly="yes") as url, RedisServer(found.path) as unused:
         async with Scene(unused, f"{url}?durability=fsync") as scene:
             broker = scene._broker
             assert isinstance(broker, RedisBroker)
@@ -151,15 +151,15 @@ def id_of(scene: Scene, number: int) -> bytes:
 )
 def test_a_user_who_may_not_do_what_is_needed(denied: str, shell: Shell) -> None:
     """Told at the start, not by a worker that does nothing."""
-    with with_user(*OF_THE_README, denied) as url:
-        exits_by_broker(shell, url, "does not let this user do what taskflow needs.*README")
+    with with_user(*OF_THE_PAGE, denied) as url:
+        exits_by_broker(shell, url, "does not let this user do what taskflow needs.*configure-a-broker")
 
 
 @pytest.mark.parametrize("found", redis_binaries(), ids=lambda found: found.name)
 @pytest.mark.parametrize("denied", ["-evalsha", "-hget", "-zadd", "-publish", "resetchannels", "resetkeys"])
 async def test_every_kind_of_server_says_what_a_user_may_not_do(found: Found, denied: str) -> None:
     """And survives the question: one before Redis 8 takes a command that is not whole at its word, and looks for keys beyond its end."""
-    with with_user(*OF_THE_README, denied, binary=found.path) as url:
+    with with_user(*OF_THE_PAGE, denied, binary=found.path) as url:
         for _ in range(2):
             broker = connect(url)
             with pytest.raises(BrokerRefused, match="does not let this user do what taskflow needs"):

@@ -1,4 +1,4 @@
-"""The README's state diagram, drawn from the table of legal moves: `python -m tests.readme.diagram` prints it."""
+"""The state diagram of docs/explanation/life-of-a-job.md, drawn from the table of legal moves: `python -m tests.docs.diagram` prints it."""
 
 from __future__ import annotations
 
