@@ -50,6 +50,6 @@ def _check_importable(function: Callable[..., Any]) -> None:
     scope = getattr(inspect.unwrap(function), "__globals__", {})
     if function.__module__ in RUN_AS_MAIN and scope.get("__spec__") is None and "__file__" not in scope:
         raise DeclarationError(
-            f'@job(runs_in="process") on {function.__qualname__}: a child process imports the module that it is in, and what is typed into '
-            "an interpreter, a notebook or python -c is none; write it into a file, and import it from there"
+            f'@job(runs_in="process") on {function.__qualname__}: a child process imports the module of the job. Code typed into '
+            "an interpreter, a notebook or python -c is in no module; write it into a file, and import it from there"
         )

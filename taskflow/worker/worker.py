@@ -117,8 +117,8 @@ class Worker:
     async def __aenter__(self) -> Self:
         if self._app.is_in_child:
             raise ConfigurationError(
-                'a child process of a worker (runs_in="process") has come to start a worker, by importing the main module: '
-                'what only the command shall do belongs there under `if __name__ == "__main__":`'
+                'a child process of a worker (runs_in="process") imported the main module, which starts a worker. '
+                'Put code that only the command must run under `if __name__ == "__main__":`'
             )
         if self._was_entered:
             raise ConfigurationError("this Worker was entered before, and is good for one `async with` block: make another Worker()")

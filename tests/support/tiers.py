@@ -9,7 +9,7 @@ import pytest
 
 TESTS: Final = Path(__file__).parents[1]
 
-_FAST: Final = [TESTS / folder for folder in ("unit", "architecture", "conformance", "readme", "stores/sqlite")]
+_FAST: Final = [TESTS / folder for folder in ("unit", "architecture", "conformance", "docs", "prose", "stores/sqlite")]
 """Folders whose tests are fast, but for modules marked `slow` and for those on a server."""
 
 _SERVERS: Final = frozenset({"redis", "postgres"})

@@ -86,4 +86,6 @@ def _is_trusted(store: StoreFile, owner: int) -> bool:
 
 
 def _refusal(path: str, what: str) -> BrokerError:
-    return BrokerRefused(f"{path} {what}: somebody else may have put it there; remove it, and keep the store in a folder of your own")
+    return BrokerRefused(
+        f"{path} {what}: somebody else may have put it there; remove it, and keep the store in a folder that only you can write to"
+    )

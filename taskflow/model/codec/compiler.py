@@ -171,7 +171,7 @@ def _items_of_tuple(annotation: Any, arguments: tuple[Any, ...]) -> list[Any]:
         elif get_origin(unpacked) is tuple and ... not in get_args(unpacked):
             items += _items_of_tuple(annotation, get_args(unpacked))
         else:
-            raise Unsupported(f"{annotation!r} has a part of any length among its items; give that a list of its own")
+            raise Unsupported(f"{annotation!r} has a part of any length among its items; put that part into a separate list")
     return items
 
 

@@ -105,7 +105,7 @@ UNSUPPORTED: list[tuple[Any, str]] = [
     (Knot, "value: the type alias Knot stands for itself; let it stand inside a list or a dict there"),
     (Twist, "value: the type alias Twist stands for itself"),
     (GenericAlias(list, (Knot,)), "value: the type alias Knot stands for itself"),
-    (tuple[int, *tuple[str, ...]], "value: tuple.* has a part of any length among its items; give that a list of its own"),
+    (tuple[int, *tuple[str, ...]], "value: tuple.* has a part of any length among its items; put that part into a separate list"),
     (tuple[int, unpack[tuple[str, ...]]], "value: .* has a part of any length"),
     (tuple[int, unpack[several]], "value: .* has a part of any length"),
     (Foreign, "value.thing: .*Plain.* is known neither to taskflow nor to pydantic"),

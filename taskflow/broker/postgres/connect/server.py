@@ -139,8 +139,8 @@ def _checked_by_the_system() -> ssl.SSLContext:
 def _warn_of_prefer(place: Address) -> None:
     """Warn once per process and address."""
     log.warning(
-        "PostgreSQL at %s: with tls=prefer, the default, a connection is encrypted only if the server offers it, and nobody checks which "
-        "server that is; add tls=verify-full to the broker URL, or tls=disable where the network is trusted",
+        "PostgreSQL at %s: with tls=prefer, the default, a connection is encrypted only if the server offers it. The server's identity "
+        "is not checked. Add tls=verify-full to the broker URL, or tls=disable where the network is trusted",
         place,
     )
 
