@@ -1,77 +1,33 @@
-"""The public types, in both checkers: what is right is taken and typed, what is wrong is refused, and mistakes are noticed."""
+"""The public types, in both checkers: what is right is taken and typed, and what is wrong is refused.
+
+`python -m tests.nightly` makes mistakes in the package, and tests that these tests notice them.
+"""
 
 from __future__ import annotations
 
 import importlib
-import shutil
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tests.typing import checkers, odd
 from tests.typing.checkers import Error
-from tests.typing.mistakes import MISTAKES, OF_THE_DECORATOR, Mistake
+from tests.typing.mistakes import MISTAKES
 
-pytestmark = [pytest.mark.xdist_group("typing"), pytest.mark.unmeasured]  # the checkers run once for all; and each takes much memory
-
-Found = dict[str, set[Error]]
+pytestmark = [pytest.mark.xdist_group("typing"), pytest.mark.unmeasured]  # each of the checkers takes much memory
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("typing").resolve()
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkers.plant(tmp_path_factory.mktemp("typing").resolve() / "right")
 
 
-@pytest.fixture(scope="module")
-def tree(folder: Path) -> Path:
-    return checkers.plant(folder / "right")
+def test_mypy_reports_what_is_expected_and_nothing_else(tree: Path, tmp_path: Path) -> None:
+    assert checkers.mypy(tree, tmp_path) == checkers.expected(tree, "mypy")
 
 
-@pytest.fixture(scope="module")
-def cache(folder: Path) -> Path:
-    return folder / "cache"
-
-
-@pytest.fixture(scope="module")
-def of_pyright(folder: Path, tree: Path) -> Iterator[Future[Found]]:
-    """What pyright says of the right tree and of each mistake's, in one run, which takes its time while mypy is asked."""
-    with ThreadPoolExecutor(1) as pool:
-        yield pool.submit(_ask_pyright, folder, tree)
-
-
-@pytest.fixture(scope="module")
-def of_mypy(tree: Path, cache: Path, of_pyright: Future[Found]) -> set[Error]:
-    """What mypy says of the right tree; its cache is filled, and pyright at work."""
-    return checkers.mypy(tree, cache)
-
-
-def test_mypy_reports_what_is_expected_and_nothing_else(tree: Path, of_mypy: set[Error]) -> None:
-    assert of_mypy == checkers.expected(tree, "mypy")
-
-
-@pytest.mark.parametrize("mistake", [each for each in MISTAKES if "mypy" in each.seen_by], ids=lambda mistake: mistake.name)
-def test_mypy_notices_a_mistake(mistake: Mistake, tree: Path, cache: Path, of_mypy: set[Error], tmp_path: Path) -> None:
-    with mistake.made(tree):
-        assert checkers.mypy(tree, _copied(cache, tmp_path)) != of_mypy
-
-
-@pytest.mark.parametrize("file", sorted({mistake.file for mistake in MISTAKES}))
-def test_mypy_notices_nothing_where_there_is_no_mistake(file: str, tree: Path, cache: Path, of_mypy: set[Error], tmp_path: Path) -> None:
-    """Else the tests above would not mean anything: an answer that takes up from a cache is that of a whole run."""
-    innocent = Mistake("none", file, "from __future__ import annotations\n", "from __future__ import annotations\n\nINNOCENT = 1\n")
-    with innocent.made(tree):
-        assert checkers.mypy(tree, _copied(cache, tmp_path)) == of_mypy
-
-
-def test_pyright_reports_what_is_expected_and_nothing_else(tree: Path, of_pyright: Future[Found]) -> None:
-    assert of_pyright.result()["right"] == checkers.expected(tree, "pyright")
-
-
-@pytest.mark.parametrize("mistake", [each for each in MISTAKES if "pyright" in each.seen_by], ids=lambda mistake: mistake.name)
-def test_pyright_notices_a_mistake(mistake: Mistake, folder: Path, of_pyright: Future[Found]) -> None:
-    assert of_pyright.result()[mistake.name] != checkers.expected(_tree_of(mistake, folder), "pyright")
+def test_pyright_reports_what_is_expected_and_nothing_else(tree: Path) -> None:
+    assert checkers.pyright([tree], tree.parent)[tree] == checkers.expected(tree, "pyright")
 
 
 def test_a_comment_names_the_error_of_each_checker(tree: Path) -> None:
@@ -86,36 +42,10 @@ def test_what_is_typed_can_be_run() -> None:
     exec(compile(odd.module(), "odd_signatures", "exec", dont_inherit=True), {"__name__": "tests.typing.odd_signatures"})
 
 
-def test_there_are_twenty_mistakes_and_more() -> None:
+def test_each_mistake_can_be_made(tree: Path) -> None:
+    """Else the nightly run would find out that a signature has changed."""
+    for mistake in MISTAKES:
+        with mistake.made(tree):
+            pass
     names = {mistake.name for mistake in MISTAKES}
     assert len(names) == len(MISTAKES) > 20
-
-
-def _copied(cache: Path, folder: Path) -> Path:
-    """Of the right tree's run. A cache that went through several changes is not to be trusted."""
-    return Path(shutil.copytree(cache, folder / "cache"))
-
-
-# --- pyright, once for all ------------------------------------------------------------------------------------------
-
-
-def _ask_pyright(folder: Path, tree: Path) -> Found:
-    pristine = checkers.plant(folder / "pristine")  # the other tree is mypy's, and changes
-    trees = {"right": pristine}
-    for mistake in MISTAKES:
-        if "pyright" in mistake.seen_by:
-            trees[mistake.name] = _spoilt(mistake, pristine, _tree_of(mistake, folder))
-    found = checkers.pyright(trees.values(), folder)
-    return {name: found[tree] for name, tree in trees.items()}
-
-
-def _tree_of(mistake: Mistake, folder: Path) -> Path:
-    return folder / f"mistake_{MISTAKES.index(mistake)}"
-
-
-def _spoilt(mistake: Mistake, right: Path, tree: Path) -> Path:
-    shutil.copytree(right, tree)
-    mistake.make(tree)
-    if mistake not in OF_THE_DECORATOR:
-        (tree / checkers.ODD).unlink()  # it takes most of the time, and says no more of a method than the other files do
-    return tree
