@@ -22,7 +22,7 @@ from tests.stores.scene import until
 from tests.support import child
 from tests.support.failpoints import Act, FailingBroker, Failpoint, When
 from tests.support.fileclock import FileClock
-from tests.support.homes import Home, Power, homes_of_the_suite
+from tests.support.homes import BROKERS, Home, Power
 from tests.support.world import World
 
 pytestmark = [pytest.mark.slow, pytest.mark.unmeasured]
@@ -31,7 +31,7 @@ VERBS = ("register", "enqueue", "claim", "beat", "settle", "upkeep")
 POINTS = [(verb, when, number) for verb, when, number in itertools.product(VERBS, When, (1, 2)) if (verb, number) != ("register", 2)]
 ROOT = Path(__file__).parents[2]
 
-SHARED = [home for home in homes_of_the_suite() if Power.SHARING not in home.lacks]
+SHARED = [home for home in BROKERS if Power.SHARING not in home.lacks]
 
 
 def named(point: Failpoint) -> str:

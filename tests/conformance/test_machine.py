@@ -24,7 +24,7 @@ FOUND: tuple[type[Mutant], ...] = (
 )
 
 
-EXAMPLES: Final = {"memory": 40, "sqlite": 20, "redis": 20, "postgres": 12, "newest-postgres": 12}
+EXAMPLES: Final = {"memory": 40, "sqlite": 20, "redis": 20, "postgres": 12}
 """Fewer where a verb takes longer. `python -m tests.nightly` runs 200 on each broker."""
 
 

@@ -20,11 +20,11 @@ from taskflow.model.seams import Seams
 from taskflow.model.session import Beat, BeatAnswer
 from taskflow.model.verdict import Settled, Settlement
 from taskflow.worker.events import BrokerTrouble, PartFailed, ReportDropped, SessionEnded, SessionOpened
-from tests.support.homes import Home, homes_of_the_suite
+from tests.support.homes import BROKERS, Home
 from tests.worker.scene import FaultyBroker, Heard, Run, a_faulty_broker, options, waits
 
 
-@pytest.fixture(params=homes_of_the_suite(), ids=lambda home: home.name)
+@pytest.fixture(params=BROKERS, ids=lambda home: home.name)
 async def any_broker(request: pytest.FixtureRequest) -> AsyncIterator[Broker]:
     """Each kind of store in turn, in real time, with ghosts that are given back after a moment."""
     home: Home = request.param(Seams(), Rules(ghost_after=0.3))

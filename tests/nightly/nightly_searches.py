@@ -8,10 +8,10 @@ import pytest
 
 from tests.conformance.machine import machine_for, run_machine
 from tests.protocol_model.report import FULL, report
-from tests.support.homes import Home, homes_of_the_suite
+from tests.support.homes import BROKERS, Home, NewestPostgresHome
 
 
-@pytest.mark.parametrize("home", homes_of_the_suite(), ids=lambda home: home.name)
+@pytest.mark.parametrize("home", [*BROKERS, NewestPostgresHome], ids=lambda home: home.name)
 def test_a_broker_does_as_its_model(home: type[Home]) -> None:
     """Other examples each time: the seed is printed with a failure."""
     seed = random.SystemRandom().getrandbits(32)

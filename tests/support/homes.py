@@ -20,7 +20,7 @@ from taskflow.broker.postgres.migrations import VERSION
 from taskflow.broker.protocol import Broker
 from taskflow.model.rules import Rules
 from taskflow.model.seams import Seams
-from tests.support.postgres import PostgresServer, shared_postgres, the_newest_postgres_binary, the_postgres_binary
+from tests.support.postgres import PostgresServer, shared_postgres, the_newest_postgres_binary
 from tests.support.servers import shared_redis
 from tests.support.spoiling import Spoiler
 
@@ -340,8 +340,3 @@ def _has_joined(kind: str) -> bool:
 
 KINDS: Final[tuple[type[Home], ...]] = (MemoryHome, SqliteHome, RedisHome, PostgresHome)
 BROKERS: Final[tuple[type[Home], ...]] = tuple(kind for kind in KINDS if _has_joined(kind.name))
-
-
-def homes_of_the_suite() -> tuple[type[Home], ...]:
-    """What the conformance suite runs on: every kind of broker, and of one whose servers differ by version the newest too."""
-    return (*BROKERS, NewestPostgresHome) if the_newest_postgres_binary() != the_postgres_binary() else BROKERS

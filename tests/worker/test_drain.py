@@ -17,7 +17,7 @@ from taskflow.model.record import Status
 from taskflow.model.rules import Rules
 from taskflow.model.seams import Seams
 from taskflow.model.wording import UNREADABLE
-from tests.support.homes import Home, homes_of_the_suite
+from tests.support.homes import BROKERS, Home
 from tests.support.spoiling import Spoiler, spoil_one
 from tests.worker.scene import Heard, options
 
@@ -27,7 +27,7 @@ async def work(n: int) -> int:
     return n
 
 
-@pytest.fixture(params=homes_of_the_suite(), ids=lambda home: home.name)
+@pytest.fixture(params=BROKERS, ids=lambda home: home.name)
 async def home(request: pytest.FixtureRequest) -> AsyncIterator[Home]:
     opened: Home = request.param(Seams(), Rules())
     yield opened

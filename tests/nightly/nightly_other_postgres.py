@@ -1,0 +1,35 @@
+"""The suite runs on one version of PostgreSQL. Here what runs on PostgreSQL runs again on each other version of this machine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.support.postgres import postgres_binaries
+from tests.support.processes import Found
+
+ROOT: Final = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("found", postgres_binaries()[1:], ids=lambda found: found.name)
+def test_what_runs_on_postgres_passes_on_another_version(found: Found) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-n",
+        "auto",
+        "-k",
+        "postgres",
+        "tests/conformance",
+        "tests/stores",
+        "tests/faults",
+        "tests/worker",
+    ]
+    ran = subprocess.run(command, cwd=ROOT, env={**os.environ, "TASKFLOW_POSTGRES": str(found.path)}, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout[-20_000:]
