@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import asyncio
 import os
 import re
 import signal
@@ -11,11 +11,16 @@ import sys
 import textwrap
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
 import pytest
+
+from taskflow.broker.url import connect
+from tests.support.forks import run_in_fork
 
 # For a machine with much else to do. What takes this long has hung.
 PATIENCE = 60.0
@@ -142,17 +147,17 @@ class Shell:
         return running.said
 
     def send(self, *calls: str) -> None:
-        """Calls of jobs of the module `tasks`, sent from a process of its own: `shell.send("add.bind(1)")`."""
-        self.run("-c", f"import tasks\nfrom tasks import *\nfrom taskflow import enqueue_sync\nenqueue_sync([{', '.join(calls)}])")
+        """Send calls of jobs of the module `tasks` from another process: `shell.send("add.bind(1)")`."""
+        self.send_to(self.environment["TASKFLOW_BROKER"], *calls)
 
-    def counts(self) -> dict[str, int]:
+    def send_to(self, url: str, *calls: str) -> None:
+        program = f"import tasks\nfrom tasks import *\nfrom taskflow import enqueue_sync\nenqueue_sync([{', '.join(calls)}])"
+        code, said = run_in_fork(program, self.folder, {**self.environment, "TASKFLOW_BROKER": url})
+        assert code == 0, said
+
+    def counts(self) -> Counter[str]:
         """How many jobs are in each state, of those states that have any."""
-        queues = json.loads(self.run("-m", "taskflow", "queues", "--json"))
-        totals: dict[str, int] = {}
-        for queue in queues:
-            for status, count in queue["counts"].items():
-                totals[status] = totals.get(status, 0) + count
-        return {status: count for status, count in totals.items() if count}
+        return counts_of(re.sub("^sqlite:///(?!/)", f"sqlite:///{self.folder}/", self.environment["TASKFLOW_BROKER"]))
 
     def ledger(self) -> list[str]:
         """What jobs have written down, a line a run."""
@@ -164,6 +169,23 @@ class Shell:
             if running.process.poll() is None:
                 running.process.kill()
             running.end()
+
+
+def counts_of(url: str) -> Counter[str]:
+    """How many jobs are in each state, of those states that have any, by a look at the store from this process."""
+
+    async def count() -> Counter[str]:
+        broker = connect(url)
+        try:
+            counts = Counter[str]()
+            for queue in await broker.console.queues():
+                counts.update({status.value: number for status, number in queue.counts.items()})
+            return +counts
+        finally:
+            await broker.close()
+
+    with ThreadPoolExecutor(1) as threads:  # the caller may be in an event loop
+        return threads.submit(asyncio.run, count()).result()
 
 
 def until(condition: Callable[[], bool], running: Running | None = None, patience: float = PATIENCE) -> None:

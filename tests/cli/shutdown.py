@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import shutil
 import signal
@@ -16,8 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from taskflow.broker.url import connect
-from tests.cli.processes import LEDGER, Running, Shell, ended_clearly
+from tests.cli.processes import LEDGER, Running, Shell, counts_of, ended_clearly
 from tests.cli.supervised import PYTHONS_OWN, a_little_later, none_is_left, pids
 
 TASKS: Final = (
@@ -146,10 +144,7 @@ class Stage:
         return running, url, ledger
 
     def _filled(self, url: str) -> str:
-        """By a process of its own, since the module is none of ours."""
-        send = f"from tasks import *\nfrom taskflow import enqueue_sync\nenqueue_sync([{', '.join(self._calls)}])"
-        sending = self.shell.start("-c", send, env={**self.shell.environment, "TASKFLOW_BROKER": url})
-        assert sending.end() == 0, sending.said
+        self.shell.send_to(url, *self._calls)
         return url
 
     def start_takes(self) -> float:
@@ -211,22 +206,6 @@ def nothing_is_lost(stopped: Stopped, jobs: int) -> None:
         assert runs.total() == len(runs) == counts["succeeded"], said
     assert len(runs) <= counts["succeeded"] + counts["running"], said
     assert counts["succeeded"] <= len(runs), said
-
-
-def counts_of(url: str) -> Counter[str]:
-    """How many jobs are in which state."""
-
-    async def count() -> Counter[str]:
-        broker = connect(url)
-        try:
-            counts = Counter[str]()
-            for queue in await broker.console.queues():
-                counts.update({str(status): number for status, number in queue.counts.items()})
-            return counts
-        finally:
-            await broker.close()
-
-    return asyncio.run(count())
 
 
 @contextmanager

@@ -90,7 +90,7 @@ def away(outage: Outage, supervised: Running) -> Iterator[None]:
 
 def tries(supervised: Running) -> Counter[str]:
     """Attempts of both workers that did not reach the broker, by what was attempted. The first is told in words, the rest to who debugs."""
-    first = re.findall(r"WARNING (.+) did not reach the broker", supervised.said)
+    first = re.findall(r"WARNING (.+) failed, trying again", supervised.said)
     return Counter([*first, *re.findall(r"BrokerTrouble\(doing='([^']+)'", supervised.said)])
 
 
@@ -122,7 +122,7 @@ def test_an_outage_that_is_shorter_than_the_ttl_costs_nothing(tasks: Shell, outa
     """The sessions live on, what runs goes on, and what ends meanwhile is settled after it."""
     supervised = two_at_work(tasks, "--ttl", "60")
     with away(outage, supervised):
-        supervised.wait_for("settling did not reach the broker", times=2)
+        supervised.wait_for("settling failed, trying again", times=2)
         if not isinstance(outage, SqliteOutage):  # where each attempt takes seconds
             supervised.wait_for(r"BrokerTrouble\(doing='settling'.*times=6", times=2)
     supervised.wait_for("settling reaches the broker again", times=2)

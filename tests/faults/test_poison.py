@@ -8,8 +8,7 @@ from collections import Counter
 
 import pytest
 
-from tests.cli.processes import Shell, ended_clearly, until
-from tests.cli.shutdown import counts_of
+from tests.cli.processes import Shell, counts_of, ended_clearly, until
 
 pytestmark = pytest.mark.unmeasured
 

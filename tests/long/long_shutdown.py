@@ -8,8 +8,8 @@ from typing import Final
 
 import pytest
 
-from tests.cli.processes import Shell
-from tests.cli.shutdown import BRIEF, HOW, STUBBORN, Stage, Stop, Stopped, counts_of, ended_as_told, had_time, nothing_is_lost, stops
+from tests.cli.processes import Shell, counts_of
+from tests.cli.shutdown import BRIEF, HOW, STUBBORN, Stage, Stop, Stopped, ended_as_told, had_time, nothing_is_lost, stops
 from tests.support.outages import Outage, outages
 
 EVERY_5_MS: Final = range(0, 501, 5)
