@@ -153,7 +153,7 @@ class JobHandle(Generic[R_co]):
                             raise TimeoutError
                         await nudges.wait(LOOK_AGAIN)
         except TimeoutError:
-            stands = "was not told of by the broker" if record is None else f"is {record.status} still"
+            stands = "could not be read from the broker" if record is None else f"is still {record.status}"
             raise TimeoutError(f"{self!r} {stands} after {timeout} s: ask again later, the job goes on") from None
         return self._outcome(record)
 

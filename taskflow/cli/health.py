@@ -102,10 +102,10 @@ class HealthServer:
     def _admit(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if len(self._open) >= MOST_AT_ONCE:
             self._close_oldest_of_busiest()
-        self._open[writer] = hearing = asyncio.get_running_loop().create_task(self._heed(reader, writer))
+        self._open[writer] = hearing = asyncio.get_running_loop().create_task(self._handle(reader, writer))
         hearing.add_done_callback(lambda _: self._open.pop(writer, None))
 
-    async def _heed(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             async with asyncio.timeout(WITHIN):
                 writer.write(await self._answer_to(reader))

@@ -76,10 +76,10 @@ class HealthReport:
     def show(self, asked: Asked) -> None:
         self._asked = asked
 
-    def heed(self, event: WorkerEvent) -> None:
+    def note_event(self, event: WorkerEvent) -> None:
         """Subscribe this to the worker's events."""
         if self.notifier is not None:
-            self.notifier.heed(event)
+            self.notifier.note_event(event)
 
     def _tell_supervisor(self) -> None:
         last, said_at = (False, False), float("-inf")

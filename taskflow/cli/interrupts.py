@@ -36,7 +36,7 @@ class Interrupts:
         if _thread.get_ident() == _main_thread:
             for number, before in self._before.items():
                 if signal.getsignal(number) == before:
-                    signal.signal(number, self._heed)
+                    signal.signal(number, self._handle)
 
     def raise_again(self) -> None:
         """Raise a signal again that has arrived and may have been lost."""
@@ -47,10 +47,10 @@ class Interrupts:
         self._number = 0
         if _thread.get_ident() == _main_thread:
             for number, before in self._before.items():
-                if signal.getsignal(number) == self._heed:
+                if signal.getsignal(number) == self._handle:
                     signal.signal(number, before)  # type: ignore[arg-type]
 
-    def _heed(self, number: int, frame: object) -> None:
+    def _handle(self, number: int, frame: object) -> None:
         self._number = number
         code = getattr(frame, "f_code", None)
         if code is not None and code.co_name == "cb" and code.co_filename.startswith("<frozen importlib"):

@@ -7,5 +7,5 @@ from typing import Any
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
-    """In ASCII without control characters: `json` escapes all others, but not DEL."""
+    """Return JSON in ASCII without control characters: `json` escapes all of them but DEL."""
     return json.dumps(value, indent=indent, default=str).replace("\x7f", "\\u007f")

@@ -56,7 +56,7 @@ def _end_by_force(code: int) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code. Errors of taskflow are printed in one line on stderr, without a traceback."""
     try:
-        return _heedfully(argv)
+        return _with_interrupts(argv)
     except KeyboardInterrupt as told:
         return _interrupted(told)
     except BrokenPipeError:  # the reader of our output is gone, for example `head`
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _explain(error)
 
 
-def _heedfully(argv: Sequence[str] | None) -> int:
+def _with_interrupts(argv: Sequence[str] | None) -> int:
     """Run it so that no Ctrl-C is lost."""
     from taskflow.cli.interrupts import interrupts
 

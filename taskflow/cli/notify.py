@@ -58,7 +58,7 @@ class SystemdNotifier:
         is_watched = microseconds.isascii() and microseconds.isdigit() and int(microseconds) > 0 and pid in ("", str(os.getpid()))
         return cls(address, int(microseconds) / 1e6 if is_watched else None, live)
 
-    def heed(self, event: WorkerEvent) -> None:
+    def note_event(self, event: WorkerEvent) -> None:
         """Handle an event. Subscribe this method to the worker's events."""
         match event:
             case SessionOpened(name):

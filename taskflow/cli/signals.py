@@ -113,12 +113,12 @@ class Signals:
         self._worker: Worker | None = None
         self._stopped = asyncio.Event()
         self._count = 0
-        self._heeded_at = float("-inf")
+        self._handled_at = float("-inf")
         self._number = 0
         self._told = 0
         for number in HANDLED:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # under nohup it stays ignored
-                signal.signal(number, self._heed)
+                signal.signal(number, self._handle)
         interrupts.raise_again()  # a signal that arrived while modules were imported, and was lost in a callback of the interpreter
 
     def begin(self) -> None:
@@ -158,11 +158,11 @@ class Signals:
         self._tell()
         await self._stopped.wait()
 
-    def _heed(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        if now - self._heeded_at < SAME_SIGNAL or (number == signal.SIGHUP and self._count):
+        if now - self._handled_at < SAME_SIGNAL or (number == signal.SIGHUP and self._count):
             return
-        self._heeded_at = now
+        self._handled_at = now
         self._count += 1
         self._number = number
         if self._count > 2 or (self._count > 1 and not self._has_started):

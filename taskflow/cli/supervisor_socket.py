@@ -105,9 +105,9 @@ class SupervisorSocket:
                 os.kill(os.getpid(), signal.SIGKILL)
             *lines, rest = (rest + heard).split(b"\n")
             for line in lines:
-                self._heed(line.decode("utf-8", "replace"))
+                self._handle_line(line.decode("utf-8", "replace"))
 
-    def _heed(self, line: str) -> None:
+    def _handle_line(self, line: str) -> None:
         match line.split(" ", 2):
             case ["retire"]:
                 self._retire()

@@ -115,7 +115,7 @@ def _run(shift: Shift) -> int:
         raise
     except BaseException as error:
         if not shift.has_ended:  # the event loop has failed
-            shift.heed(Broken(str(error)))
+            shift.note_event(Broken(str(error)))
         if isinstance(error, asyncio.CancelledError):
             log.error("code that it called has cancelled this worker's own task: it has wound down")
             return Exit.FAILED
@@ -152,7 +152,7 @@ class Shift:
         self.has_ended = False
         self._app = app
         lines = () if line is None else (line,)
-        self._options = replace(options, subscribers=(*options.subscribers, health_report.heed, self.heed, *lines))
+        self._options = replace(options, subscribers=(*options.subscribers, health_report.note_event, self.note_event, *lines))
         self._signals = signals
         self._last_resort = last_resort
         self._health_report = health_report
@@ -160,7 +160,7 @@ class Shift:
         self._line = line
         self._is_draining = is_draining
 
-    def heed(self, event: WorkerEvent) -> None:
+    def note_event(self, event: WorkerEvent) -> None:
         """End the process if a job has closed our descriptors: to go on could write to files of others."""
         if isinstance(event, Broken):
             log.critical("this worker exits now (%s); its jobs run elsewhere after %g s without a heartbeat", event.why, self._options.ttl)

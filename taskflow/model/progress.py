@@ -13,7 +13,7 @@ MAX_NOTE: Final = 4_096
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """How far a run says it is: `fraction` from 0 to 1, and a note on it."""
+    """The progress that a run reports: `fraction` from 0 to 1, and a note."""
 
     fraction: float
     note: str = ""
@@ -33,7 +33,7 @@ class Progress(msgspec.Struct, frozen=True):
 
 
 def unpack_progress(packed: bytes | None) -> Progress | None:
-    """From a msgpack array of the two fields. Raises ValueError or TypeError for anything else."""
+    """Decode a msgpack array of the two fields. Raises ValueError or TypeError for anything else."""
     if packed is None:
         return None
     stored = unpacked(packed)

@@ -1,4 +1,4 @@
-"""What a store keeps of a job: its status, and the record that it shows."""
+"""The statuses of a job, and the record that a store shows."""
 
 from __future__ import annotations
 

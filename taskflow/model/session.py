@@ -11,15 +11,15 @@ from taskflow.model.envelope import ClaimId
 from taskflow.model.progress import Progress
 
 MAX_CAUSE: Final = 200
-"""Characters of what a process has died of."""
+"""The most characters of the cause of a process's death."""
 
 UNKNOWN_CAUSE: Final = "an unknown cause"
 
 
 class Session(msgspec.Struct, frozen=True, kw_only=True):
-    """`id` is 16 random bytes, fresh for every incarnation; `name` is for people ("host:pid") and no part of any fence.
+    """`id` is 16 random bytes, new for each session; `name` is for people ("host:pid") and no part of a fence.
 
-    `ttl` in seconds: without a beat for so long the session may be reaped.
+    After `ttl` seconds without a heartbeat the session may be reaped.
     """
 
     id: bytes
@@ -30,7 +30,7 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SessionRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """A session read back. `is_dying`: reaped, with leases of it still to be released."""
+    """The record of a session. `is_dying`: it was reaped, and some of its leases are not released yet."""
 
     session: Session
     registered_at: datetime
@@ -70,12 +70,12 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of_death(cls, session: bytes, cause: str) -> Beat:
-        """With the cause's first `MAX_CAUSE` characters; an empty one becomes `UNKNOWN_CAUSE`, for without any it is a beat of life."""
+        """Return the report of a death. The cause is cut to `MAX_CAUSE` characters; an empty one becomes `UNKNOWN_CAUSE`."""
         return cls(session=session, died_of=cause[:MAX_CAUSE] or UNKNOWN_CAUSE)
 
     def __post_init__(self) -> None:
         if self.died_of and (self.claims or self.seen or self.reports or self.leaving or self.looks):
-            raise ValueError(f"died_of={self.died_of!r}: who tells of a session's death knows nothing else of it")
+            raise ValueError(f"died_of={self.died_of!r}: a beat with died_of= must carry nothing else")
         if len(self.died_of) > MAX_CAUSE:
             raise ValueError(f"died_of has {len(self.died_of)} characters, of at most {MAX_CAUSE}: Beat.of_death() shortens it")
 

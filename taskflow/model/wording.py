@@ -41,7 +41,7 @@ DIED_OF: Final = ": "
 """Goes before the cause, where it is known, in the error that a lost lease leaves."""
 
 LAST_DIED_OF: Final = ", the last time: "
-"""The same in the reason of poison."""
+"""The same for the reason of poison."""
 
 
 def session_reaped(name: str) -> str:

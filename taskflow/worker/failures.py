@@ -44,7 +44,7 @@ def _message(error: BaseException) -> str:
 
 
 def _traceback(error: BaseException, function: Callable[..., Any] | None) -> str:
-    """From the job's own first line on: our frames above it tell the user nothing."""
+    """Format the traceback from the job's own first line on: our frames above it tell the user nothing."""
     frames = error.__traceback__
     try:
         return _formatted(error, function)

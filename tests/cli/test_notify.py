@@ -112,7 +112,7 @@ def test_signs_of_life_are_given_when_they_are_asked_of_this_process(
     notifier = a_notifier({**systemd.environment, "WATCHDOG_USEC": microseconds, "WATCHDOG_PID": pid})
     assert notifier is not None
     notifier.start()
-    notifier.heed(SessionOpened("a worker", bytes(16)))
+    notifier.note_event(SessionOpened("a worker", bytes(16)))
     heard = [systemd.hear(), systemd.hear(0.5), systemd.hear(0.5)]
     notifier.stop()
     assert (["WATCHDOG=1"] in heard) is is_watched
@@ -124,7 +124,7 @@ def test_a_second_session_is_no_second_start(systemd: FakeSystemd) -> None:
     assert notifier is not None
     notifier.start()
     for event in (SessionOpened("first", bytes(16)), SessionOpened("second", bytes(16)), WindingDown(3, 25.0)):
-        notifier.heed(event)
+        notifier.note_event(event)
     notifier.stop()
     told = [systemd.hear() for _ in range(3)]
     assert told == [["READY=1", "STATUS=working as first"], ["STATUS=working as second"], ["STOPPING=1", "STATUS=winding down: 3 running"]]
@@ -135,7 +135,7 @@ def test_a_line_break_in_a_name_gives_no_command_to_systemd(systemd: FakeSystemd
     notifier = a_notifier(dict(systemd.environment))
     assert notifier is not None
     notifier.start()
-    notifier.heed(SessionOpened("a worker\nMAINPID=1\ud800", bytes(16)))
+    notifier.note_event(SessionOpened("a worker\nMAINPID=1\ud800", bytes(16)))
     notifier.stop()
     assert systemd.hear() == ["READY=1", r"STATUS=working as a worker\nMAINPID=1\ud800"]
 
@@ -156,6 +156,6 @@ def test_a_socket_that_nobody_reads_holds_nothing_up(
     assert notifier is not None
     notifier.start()
     for number in range(3):
-        notifier.heed(SessionOpened(str(number), bytes(16)))
+        notifier.note_event(SessionOpened(str(number), bytes(16)))
     notifier.stop()
     assert caplog.text.count("cannot notify systemd about this worker") == 1

@@ -136,7 +136,7 @@ class Store(MemoryTransitions):
         return job.status is Status.RUNNING and job.epoch == fence.epoch and job.claim == fence.claim
 
     def _spare_after_outage(self) -> None:
-        """When nobody has beaten for a session's whole ttl, the store was away, not the workers: one more ttl, once."""
+        """Give each session one more ttl, once, if no session has sent a heartbeat for its whole ttl: then the store was away."""
         steady = self.steady
         for state in self.sessions.values():
             if self._lives(state) and not state.is_spared and steady - self.pulse > state.ttl:

@@ -263,7 +263,7 @@ BEGIN
 END
 $$;
 
--- Ends the lease of a dead session on a job, unless somebody has locked the job: as a crash, of which `cause` says what is known, or, where it is
+-- Ends the lease of a dead session on a job, unless another transaction has locked the job: as a crash, of which `cause` says what is known, or, where it is
 -- spared, as a hand-back. Whether it did.
 CREATE FUNCTION @.end_lease(of_id bytea, of_session bytea, is_spared boolean, cause bytea, now_at bigint) RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE

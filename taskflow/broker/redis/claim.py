@@ -16,7 +16,7 @@ from taskflow.model.record import CODES, Status
 class Claimed(NamedTuple):
     leases: list[Lease]
     is_armed: bool
-    """Whether the server will send the session a wake-up for new jobs: it does if it found fewer than the session wanted."""
+    """True if the server will send the session a wake-up for new jobs, which it does if it found fewer than the session wanted."""
 
 
 def read_claim(reply: Sequence[bytes]) -> Claimed:

@@ -67,7 +67,7 @@ def _of_answer(text: str, place: str) -> BrokerError:
 
 
 _OF_SCRIPT: Final = re.compile(r"^(ERR )?(user_script:\d+: )?(WRONGTYPE )?| script: [0-9a-f]{40}, on @user_script:\d+\.$")
-"""What the server adds to an error of a script, before and after it."""
+"""The texts that the server adds to an error of a script, before and after it."""
 
 
 def _is_about_certificates(error: BaseException | None) -> bool:

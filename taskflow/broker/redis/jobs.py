@@ -71,7 +71,7 @@ def _job(fields: list[Any]) -> Any:
 
 
 UNKNOWN: Final = "?"
-"""In place of the name of a queue or job that cannot be read."""
+"""Stands for the name of a queue or job that cannot be read."""
 
 
 def shown(stored: bytes) -> str:

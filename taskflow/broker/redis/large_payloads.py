@@ -128,7 +128,7 @@ class LargePayloads:
 
 
 def _problem(payload: bytes | None, size: int) -> str:
-    """What is wrong with as much as came of a payload of `size` bytes: None if its key is no string, empty if it is not there."""
+    """Describe what is wrong with the bytes of a payload of `size` bytes: None if its key is no string, empty if it is not there."""
     if payload is None:
         return "its key is not a string"
     if not payload:

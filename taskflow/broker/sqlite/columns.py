@@ -40,7 +40,8 @@ def _is_sized(field: Field) -> bool:
 
 
 def _fetched(column: str) -> str:
-    """Of a value that is too long, its length below zero comes instead: it is not fetched. (A blob's length is known without its bytes.)"""
+    """Return SQL for a column, with the negative length in place of a value that is too long. (A blob's length is known without its
+    bytes.)"""
     name = name_of(column)
     field = BY_NAME[name]
     return f"iif(length({name}) > {field.kind.most}, -length({name}), {name})" if _is_sized(field) else name

@@ -43,7 +43,7 @@ class _Gate:
             self._changed.notify_all()
 
     def after_in_child(self) -> None:
-        """None of the threads that were inside, or had the lock, is in the child."""
+        """Make the lock anew: none of the threads that were inside, or held it, exists in the child."""
         self._open_anew()
 
     def _open_anew(self) -> None:

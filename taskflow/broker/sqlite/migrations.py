@@ -62,7 +62,7 @@ def tables_of(namespace: str) -> set[str]:
 
 
 def tables_of_namespaces(there: set[str]) -> set[str]:
-    """Those of the given tables that belong to a namespace of taskflow's, complete with all its tables."""
+    """Return those tables that belong to a complete namespace of taskflow."""
     prefixes = {name.removesuffix("job_names") for name in there if name.endswith("_job_names")}
     whole = [{prefix + name for name in _TABLES} for prefix in prefixes]
     return set().union(*(tables for tables in whole if tables <= there))

@@ -1,4 +1,5 @@
-"""Which files beside the store may be used. A stranger who can write in its folder may have put others there: a link to somebody's file."""
+"""Decides which files beside the store may be used. Another user who can write in its folder may have put others there, such as a link to a
+file of somebody else."""
 
 from __future__ import annotations
 
@@ -11,10 +12,10 @@ from taskflow.broker.sqlite.store_file import INDEX, JOURNAL, LOG, RESERVE, SIDE
 from taskflow.model.errors import BrokerError, BrokerRefused
 
 PRIVATE: Final = 0o600
-"""What a new file admits: its owner alone. A store that users share is given wider rights by one of them, and so is all beside it."""
+"""The rights of a new file: only its owner may use it. To share a store, one user must give it wider rights; files beside it follow."""
 
 _LINKED: Final = (errno.ELOOP, errno.EMLINK)
-"""What O_NOFOLLOW says of a link, here and on BSD."""
+"""The errors of O_NOFOLLOW for a link, on Linux and on BSD."""
 
 
 def make_private(path: str) -> None:
@@ -26,7 +27,7 @@ def make_private(path: str) -> None:
 
 
 def open_beside(store: StoreFile, ending: str, flags: int) -> int:
-    """Open a plain file beside the store. Raises OSError, or BrokerRefused if it is a link, no plain file, or a stranger's."""
+    """Open a plain file beside the store. Raises OSError, and BrokerRefused for a link, a file that is not plain, or another user's."""
     path = store.beside(ending)
     try:
         file = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, PRIVATE)

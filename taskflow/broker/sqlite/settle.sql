@@ -1,4 +1,4 @@
--- Settling as a batch what can be settled so: runs that nobody waits for by a key or a join.
+-- Settles in batches: runs on which no other job depends by a key or a join.
 
 -- name: settle_cached
 -- Parameters: rows of seq, settled, started_at, result, fade_at; ended_at. Reply: none; how many rows it changed says whether all of these

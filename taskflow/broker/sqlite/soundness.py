@@ -48,7 +48,7 @@ def _decoder(field: Field) -> Callable[[Any], Any]:
 
 
 def _is_oversized(field: Field, stored: Any) -> bool:
-    """In place of its bytes comes their number, below zero: see `columns`."""
+    """Return True for a value whose negative length came in place of its bytes: see `columns`."""
     return field.kind.type is not int and type(stored) is int and stored < -SMALL
 
 
@@ -137,7 +137,7 @@ def _default(name: str, raw: dict[str, Any], now: int) -> Any:
 
 
 def _known(job: JobRow) -> dict[str, Unreadable]:
-    """What an earlier look found."""
+    """Return the problems that an earlier look found."""
     try:
         return {} if job.spoilt is None else {each.column: each for each in unpack_spoilt(job.spoilt)}
     except Exception:  # then it is noted anew
@@ -151,7 +151,7 @@ def _raw(stored: Any) -> bytes:
 
 
 def _remember_kinds(row: tuple[Any, ...]) -> None:
-    """Not of texts kept as bytes: whether these are sound, only a closer look tells."""
+    """Remember these types as sound. Not with texts kept as bytes: only a closer look tells if they are."""
     if len(_sound_kinds) < _MOST_KINDS and not any(type(row[at]) is bytes for at in _TEXTS):
         _sound_kinds.add(tuple(map(type, row)))
 

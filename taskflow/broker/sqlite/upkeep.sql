@@ -93,7 +93,7 @@ WHERE seq IN (
 DELETE FROM "~jobs" WHERE fade_at IS NOT NULL AND fade_at <= ? AND status >= 4 AND ended_at <= ?;
 
 -- name: forget_jobs
--- Parameters: now, limit. Reply: none; of what was dropped no id stays that nobody can send again.
+-- Parameters: now, limit. Reply: none. Deletes ids of dropped jobs that no call can resend.
 DELETE FROM "~jobs" WHERE seq IN (SELECT seq FROM "~jobs" WHERE fade_at IS NOT NULL AND fade_at <= ? AND status IS NULL ORDER BY fade_at LIMIT ?);
 
 -- name: forget_jobs_before

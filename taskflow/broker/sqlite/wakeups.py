@@ -36,7 +36,7 @@ _MOST_ADDRESS_BYTES: Final = 100
 
 
 _FLAGS_HERE: Final[dict[tuple[int, str], WakeUpFlag]] = {}
-"""By process, because a forked child has a copy, and by the name of the listener's socket."""
+"""The flags of listeners in this process, by process id (a forked child has a copy) and name of the socket."""
 
 
 def flag_here(name: str) -> WakeUpFlag | None:

@@ -42,7 +42,7 @@ def own_wal_files(store: StoreFile) -> Iterator[None]:
         yield
     finally:
         if side is not None:
-            fcntl.flock(side, fcntl.LOCK_UN)  # here, since a process that somebody has forked meanwhile holds the descriptor too
+            fcntl.flock(side, fcntl.LOCK_UN)  # here, because a process forked meanwhile holds the descriptor too
             os.close(side)
 
 
@@ -64,7 +64,7 @@ def _write(store: StoreFile, record: Sequence[int]) -> None:
 def _open_side(store: StoreFile) -> int | None:
     try:
         return open_beside(store, SIDE, os.O_RDONLY)
-    except (FileNotFoundError, NotADirectoryError):  # nobody has opened the file yet, or all was removed
+    except (FileNotFoundError, NotADirectoryError):  # the file was not opened yet, or all was removed
         return None
     except OSError as error:
         raise BrokerUnavailable(f"{store.path}: {error}") from error

@@ -485,7 +485,7 @@ TABLE = [
     case(the_result_of_an_expired_job, ResultExpired, NAME, "no longer kept", "keep_result="),
     case(the_result_of_a_failed_job, JobFailed, fail.name, "attempt 1 of 1", "ValueError: by design"),
     case(the_result_of_a_cancelled_job, JobCancelled, NAME, "was cancelled"),
-    case(a_result_that_does_not_come, TimeoutError, NAME, "ready still after 0 s"),
+    case(a_result_that_does_not_come, TimeoutError, NAME, "still ready after 0 s"),
     case(a_store_that_is_away, BrokerUnavailable, "away for 0.05 s", "the store is away", "see that it runs", "enqueue_timeout="),
     case(a_store_that_is_deaf, BrokerUnavailable, "away for 0.05 s", "does not answer", "see that it runs"),
     case(a_status_of_a_store_that_is_away, BrokerUnavailable, "away for 0.05 s"),

@@ -168,13 +168,13 @@ async def test_a_result_that_is_no_longer_kept(bench: Bench) -> None:
 
 async def test_a_result_that_does_not_come_in_time(bench: Bench) -> None:
     handle = await add.delay(1)
-    with pytest.raises(TimeoutError, match=f"{handle.id}.*ready still after 0.2 s"):
+    with pytest.raises(TimeoutError, match=f"{handle.id}.*still ready after 0.2 s"):
         await handle.result(timeout=0.2)
 
 
 async def test_a_timeout_of_zero_looks_once(bench: Bench) -> None:
     handle = await add.delay(1)
-    with pytest.raises(TimeoutError, match=f"{handle.id}.*ready still after 0 s"):
+    with pytest.raises(TimeoutError, match=f"{handle.id}.*still ready after 0 s"):
         await handle.result(timeout=0)
     await bench.run_all()
     assert await handle.result(timeout=0) == 2

@@ -311,5 +311,5 @@ A_CLAIM = ClaimId(bytes(16), 1, 0)
 @pytest.mark.parametrize("more", [{"leaving": True}, {"claims": (A_CLAIM,)}, {"seen": 1}, {"reports": (Report(A_CLAIM, 0.0),)}], ids=repr)
 def test_who_tells_of_a_death_says_nothing_else(more: dict[str, Any]) -> None:
     """A leave hands back, and a beat of the living takes back ghosts: neither is what becomes of the leases of the dead."""
-    with pytest.raises(ValueError, match="died_of='exit code 77': who tells of a session's death knows nothing else of it"):
+    with pytest.raises(ValueError, match="died_of='exit code 77': a beat with died_of= must carry nothing else"):
         Beat(session=bytes(16), died_of="exit code 77", **more)
