@@ -64,19 +64,19 @@ def test_a_process_that_is_forked_during_a_transaction_can_use_the_file(path: Pa
 
         warnings.simplefilter("ignore", DeprecationWarning)  # that forking with threads has its dangers
         broker, an_id, parent = SqliteBroker(sys.argv[1]), IdFactory(), os.getpid()
-        inside, finish = threading.Event(), Transitions.finish
+        inside, flush = threading.Event(), Transitions.flush
 
-        def finish_late(shelf):
+        def flush_late(transitions):
             if os.getpid() == parent:
                 inside.set()
                 time.sleep(0.3)
-            return finish(shelf)
+            return flush(transitions)
 
         def add():
             return asyncio.run(broker.enqueue([Envelope(id=an_id(), job="work", payload=b"")]))
 
         add()
-        Transitions.finish = finish_late
+        Transitions.flush = flush_late
         sender = threading.Thread(target=add)
         sender.start()
         inside.wait()

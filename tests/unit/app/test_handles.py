@@ -184,7 +184,7 @@ async def test_a_store_that_does_not_answer_does_not_outlast_the_timeout(bench: 
     handle = await add.delay(1)
     watched = Watched(bench.broker)
     watched.is_away = True
-    with bench.app.using(watched.as_broker), pytest.raises(TimeoutError, match="not told of by the broker"):
+    with bench.app.using(watched.as_broker), pytest.raises(TimeoutError, match="could not be read from the broker"):
         await handle.result(timeout=0.05)
 
 
