@@ -30,7 +30,7 @@ def workers(shell: Shell, processes: int, *arguments: str) -> Running:
 
 def pids(running: Running) -> list[int]:
     """Of all workers that it has ever started, in their order."""
-    return [int(pid) for pid in re.findall(r"worker (\d+) starts", running.said)]
+    return [int(pid) for pid in re.findall(r"worker (\d+) started", running.said)]
 
 
 def is_alive(pid: int) -> bool:

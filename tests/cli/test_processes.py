@@ -624,5 +624,5 @@ def test_as_process_1_a_plain_worker_ends_as_anywhere_else(tasks: Shell, unshare
     tasks.write("tasks.py", ENDS.format(end=end, at_import=at_import))
     worker = tasks.start("-c", IN_A_CONTAINER, unshare, "-m", "taskflow", "worker", "tasks", "--drain")
     assert worker.end() == code, worker.said
-    assert "starts" not in worker.said
+    assert "started" not in worker.said
     assert worker.said.count("queues: every queue") == (code != 2)

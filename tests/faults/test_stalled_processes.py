@@ -94,7 +94,7 @@ def test_a_job_that_blocks_the_loop_beyond_the_ttl_runs_once_and_is_named(tasks:
     first.wait_for(r"in wait_for")
     first.wait_for(r"blocks the event loop for 10\.")  # ten lives of a session that nobody beats for
     tasks.write("release", "")
-    first.wait_for("the event loop goes on")
+    first.wait_for("the event loop moves again")
     first.wait_for("succeeded")
     let_end(first, second)
     assert tasks.ledger() == ["epoch 1"]
