@@ -16,6 +16,7 @@ from taskflow.cli.interrupts import interrupts
 from taskflow.cli.logs import Unhurried, logging_to_stderr
 from taskflow.cli.reexec import command_of, environment_of
 from taskflow.model.errors import ConfigurationError, DriverMissing
+from taskflow.worker.children.system import die_before_parent
 from taskflow.worker.processes import SUPERVISED, FileWatch, supervise
 from taskflow.worker.supervisor_state import Plan
 
@@ -24,6 +25,7 @@ def run(arguments: argparse.Namespace) -> int:
     address = os.environ.pop(SUPERVISED, None)  # the processes that jobs start must not inherit it
     if address is None:
         return _supervise(arguments)
+    die_before_parent()
     arguments.line = importlib.import_module("taskflow.cli.supervisor_socket").SupervisorSocket(address, max_jobs=arguments.max_jobs)
     code: int = importlib.import_module("taskflow.cli.worker").run(arguments)
     return code

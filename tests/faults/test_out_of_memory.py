@@ -29,6 +29,14 @@ def grow(ctx: JobContext, megabytes: int) -> str:
 grow_in_a_thread = job(grow, name="grow_in_a_thread")
 grow_in_a_child = job(grow, name="grow_in_a_child", runs_in="process")
 
+def _score_of(pid: int) -> int:
+    return int(open(f"/proc/{pid}/oom_score_adj").read())
+
+@job(name="score", runs_in="process")
+def score() -> None:
+    with open("scores", "w") as file:
+        print(_score_of(os.getpid()), _score_of(os.getppid()), file=file)
+
 @job(max_attempts=1)
 def want_more_than_there_may_be() -> None:
     used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
@@ -93,6 +101,15 @@ def test_a_worker_that_the_kernel_kills_for_memory_is_told_apart_and_the_record_
     supervised.wait_for("has ended: SIGKILL; another")
     supervised.signal(signal.SIGTERM)
     ended_clearly(supervised, [0, 128 + signal.SIGTERM])
+
+
+@pytest.mark.skipif(not Path("/proc/self/oom_score_adj").exists(), reason="only Linux lets a process say this")
+def test_the_kernel_prefers_a_child_to_its_worker_and_a_worker_to_the_supervisor(tasks: Shell) -> None:
+    tasks.send("score.bind()")
+    supervised = tasks.taskflow("worker", "tasks", "--processes", "1", "--drain")
+    ended_clearly(supervised, [0])
+    supervisor = int(Path("/proc/self/oom_score_adj").read_text())
+    assert (tasks.folder / "scores").read_text().split() == [str(supervisor + 200), str(supervisor + 100)]
 
 
 def test_a_child_that_the_kernel_kills_for_memory_is_its_runs_failure_alone(tasks: Shell, small_cgroup: Path) -> None:

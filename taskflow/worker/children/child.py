@@ -21,7 +21,15 @@ from typing import Final
 from taskflow.worker.children.application import Application
 from taskflow.worker.children.calls import MainThreadCalls
 from taskflow.worker.children.executor import ChildExecutor
-from taskflow.worker.children.system import HANDLED, end_now, end_with_parent, flush_native, keep_handlers_from_forks, resident_memory
+from taskflow.worker.children.system import (
+    HANDLED,
+    die_before_parent,
+    end_now,
+    end_with_parent,
+    flush_native,
+    keep_handlers_from_forks,
+    resident_memory,
+)
 from taskflow.worker.children.wire import CallRefused, Hello, Import, Message, Ready, Run, RunEnded, Unpacker, pack
 from taskflow.worker.lease_table import HeldLease
 
@@ -32,6 +40,7 @@ _GOODBYE: Final = 4.0
 def main(descriptor: int) -> None:
     """Run the child. `descriptor` is its end of the wire."""
     end_with_parent()
+    die_before_parent()
     os.set_inheritable(descriptor, False)
     for number in HANDLED:
         signal.signal(number, _leave_it_to_the_worker)
