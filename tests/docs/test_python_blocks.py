@@ -1,4 +1,7 @@
-"""The Python of each page runs as the reader would run it: from top to bottom, in a folder of its own, on a fresh SQLite file."""
+"""The Python of each page runs as the reader would run it: from top to bottom, in a folder of its own.
+
+Jobs wait in memory: a busy disk would make them late.
+"""
 
 from __future__ import annotations
 
@@ -63,11 +66,12 @@ def _is_test(file: str) -> bool:
 
 def _run(folder: Path, *commands: list[str]) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TASKFLOW_")}
+    environment |= {"PYTHONPATH": ".", "TASKFLOW_BROKER": "memory://"}
     for command in commands:
         ran = subprocess.run(
             [sys.executable, *command],
             cwd=folder,
-            env=environment | {"PYTHONPATH": "."},
+            env=environment,
             capture_output=True,
             text=True,
             timeout=120,
