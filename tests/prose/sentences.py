@@ -110,6 +110,17 @@ def of_public_docstrings() -> list[str]:
     return found
 
 
+def of_all_docstrings() -> list[str]:
+    """Return the sentences of every docstring of the package, which contributors read. Rows of tables are none."""
+    found: list[str] = []
+    for file in sorted((ROOT / "taskflow").rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and (text := ast.get_docstring(node)):
+                prose = re.sub(r"^ *(?:\||={4}|.*={6}).*$", "\n", text, flags=re.MULTILINE)
+                found += [sentence for part in _parts(prose) for sentence in sentences(part)]
+    return found
+
+
 def _parts(docstring: str) -> list[str]:
     first, _, rest = docstring.partition("\n")
     return re.split(r"\n(?=`\w)", f"{first.strip()}\n{textwrap.dedent(rest)}")
@@ -121,4 +132,5 @@ SOURCES: Final = {
     "help": of_help,
     "messages": of_messages,
     "public docstrings": of_public_docstrings,
+    "all docstrings": of_all_docstrings,
 }
