@@ -96,11 +96,11 @@ def odd_error(which: str) -> BaseException:
 
 
 EXPECTED = {
-    "group": ("tests.worker.test_odd_errors.BrokenGroup", "several"),
-    "notes": ("tests.worker.test_odd_errors.BrokenNotes", "noted"),
+    "group": (f"{__name__}.BrokenGroup", "several"),
+    "notes": (f"{__name__}.BrokenNotes", "noted"),
     "syntax": ("SyntaxError", "odd"),
-    "text": ("tests.worker.test_odd_errors.ExitingText", "its message cannot be shown: SystemExit"),
-    "metaclass": ("tests.worker.test_odd_errors.Hidden", "hidden"),
+    "text": (f"{__name__}.ExitingText", "its message cannot be shown: SystemExit"),
+    "metaclass": (f"{__name__}.Hidden", "hidden"),
     "class": ("RuntimeError", "it has no class"),
     "closed": ("GeneratorExit", "closed"),
 }
