@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -23,18 +24,41 @@ HEALTHY_AFTER: Final = 60.0
 """Seconds after which a service that fails starts again with the shortest pause."""
 
 
+class Group:
+    """A task group of anyio."""
+
+    def __init__(self, group: TaskGroup) -> None:
+        self._group = group
+        self._calls: list[Coroutine[Any, Any, None]] = []
+
+    def start(self, call: Coroutine[Any, Any, None], name: str) -> None:
+        self._calls = [*(call for call in self._calls if inspect.getcoroutinestate(call) != inspect.CORO_CLOSED), call]
+        self._group.start_soon(lambda: call, name=name)
+
+    def close(self) -> None:
+        """Close the calls whose tasks were cancelled before their first step: anyio never awaits them, of which Python would warn."""
+        for call in self._calls:
+            if inspect.getcoroutinestate(call) == inspect.CORO_CREATED:
+                call.close()
+
+
 @asynccontextmanager
-async def a_group() -> AsyncIterator[TaskGroup]:
+async def a_group() -> AsyncIterator[Group]:
     """Open a task group that the block ends by itself: its tasks are cancelled then, and awaited.
 
     A job may cancel every task there is. anyio's group then ends the block too, in silence, as if the group had been cancelled on purpose.
     This one raises CancelledError instead, so that the task that walks through the session stops, and starts again where it was.
     """
     has_ended = False
-    async with anyio.create_task_group() as group:
-        yield group
-        has_ended = True
-        group.cancel_scope.cancel()
+    tasks = anyio.create_task_group()
+    group = Group(tasks)
+    try:
+        async with tasks:
+            yield group
+            has_ended = True
+            tasks.cancel_scope.cancel()
+    finally:
+        group.close()
     if not has_ended:
         raise asyncio.CancelledError
 
@@ -58,7 +82,7 @@ class Services:
         tasks = list[asyncio.Task[Any]]()
         async with a_group() as group:
             for service in services:
-                group.start_soon(self._run, service, tasks, name=service.__qualname__)
+                group.start(self._run(service, tasks), service.__qualname__)
             try:
                 yield
             finally:  # at once: anyio passes over a task that is about to run, and one that is woken in each turn of the loop always is

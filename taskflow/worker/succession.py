@@ -9,7 +9,6 @@ from functools import partial
 from typing import Final
 
 import anyio
-from anyio.abc import TaskGroup
 
 from taskflow.app.context import JobContext
 from taskflow.broker.retry import retry
@@ -20,7 +19,7 @@ from taskflow.worker.events import AwaitsBroker, BrokerTrouble, Events, PartFail
 from taskflow.worker.lease_table import HeldLease
 from taskflow.worker.options import WorkerOptions
 from taskflow.worker.phase import Phase
-from taskflow.worker.services import a_group
+from taskflow.worker.services import Group, a_group
 from taskflow.worker.session import WorkerSession
 from taskflow.worker.vitals import Signs
 
@@ -139,7 +138,7 @@ class Succession:
     async def _walk(self) -> None:
         async with a_group() as group:
             for session in self.all:
-                group.start_soon(self._live, session)
+                group.start(self._live(session), "taskflow-session")
             while self.phase is Phase.WORKING or self.present is not None:
                 if self.present is not None:
                     await self.present.until(Phase.LOST)
@@ -152,7 +151,7 @@ class Succession:
                 await self._begin_next(group)
             await self._end_all()
 
-    async def _begin_next(self, group: TaskGroup) -> None:
+    async def _begin_next(self, group: Group) -> None:
         with anyio.CancelScope() as self._beginning:
             if self.phase is not Phase.WORKING:
                 return
@@ -163,7 +162,7 @@ class Succession:
             # On any error, no thread left for a keeper for example: to give up would be to live on and do nothing.
             self.present = await retry(self._begin, PAUSES, on=Exception, note=self._note_trouble, draw=self._chance.random)
         if self.present is not None:
-            group.start_soon(self._live, self.present)
+            group.start(self._live(self.present), "taskflow-session")
             self._lead()
 
     async def _live(self, session: WorkerSession) -> None:

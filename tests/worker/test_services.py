@@ -104,10 +104,8 @@ async def test_a_service_that_is_woken_in_each_turn_of_the_loop_ends_with_its_bl
     waking.cancel()
 
 
-@pytest.mark.filterwarnings("ignore:coroutine 'Services._run' was never awaited")
 async def test_a_block_whose_service_is_cancelled_before_its_first_step_is_cut_short_and_says_so() -> None:
-    """anyio's group would end the block in silence, and the session would go on as if it had been asked to end. It never awaits the
-    coroutines of such tasks, of which Python warns when they are collected."""
+    """anyio's group would end the block in silence, and the session would go on as if it had been asked to end."""
     scene, before, has_gone_on = Scene(), asyncio.all_tasks(), False
 
     async def live() -> None:
@@ -123,4 +121,4 @@ async def test_a_block_whose_service_is_cancelled_before_its_first_step_is_cut_s
     assert living.cancelled()
     assert not has_gone_on
     del living
-    gc.collect()
+    gc.collect()  # Python would warn of coroutines that were never awaited
