@@ -6,6 +6,9 @@ import _thread
 import os
 import signal
 
+CALLBACKS = ("cb", "remove")
+"""The functions that the import system calls when a weak reference dies."""
+
 
 class Told(KeyboardInterrupt):
     """A signal has arrived before there is anything to wind down."""
@@ -53,8 +56,8 @@ class Interrupts:
     def _handle(self, number: int, frame: object) -> None:
         self._number = number
         code = getattr(frame, "f_code", None)
-        if code is not None and code.co_name == "cb" and code.co_filename.startswith("<frozen importlib"):
-            return  # in the callback of a module lock the exception would be dropped, and printed as an error of ours
+        if code is not None and code.co_name in CALLBACKS and code.co_filename.startswith("<frozen importlib"):
+            return  # there the exception would be dropped, and printed as an error of ours
         raise Told(number)
 
 

@@ -13,6 +13,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qsl, urlsplit
 
+import anyio
+
 from taskflow.app.app import App
 from taskflow.app.default_app import default_app
 from taskflow.app.namesake import advice_if_mixed
@@ -185,7 +187,8 @@ class Shift:
                 await self._tell_what_is_left()
             code = self._code(worker, is_drained=is_drained)
         finally:
-            await self._app.close()
+            with anyio.move_on_after(self._options.last_words, shield=True):
+                await self._app.close()
             self.has_ended = True
             # Next, tasks and threads that jobs have left behind are ended, and may not cooperate.
             self._last_resort.come_to(code, AFTER_FORCE if worker.has_forced else self._options.last_words)

@@ -6,9 +6,11 @@ import re
 import signal
 import time
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 
+from taskflow.cli.interrupts import Interrupts, Told
 from taskflow.cli.signals import LastResort
 from tests.cli.processes import LEDGER, Running, Shell, ended_clearly, on_each_broker, until
 from tests.cli.supervised import PYTHONS_OWN, a_little_later, interrupt
@@ -209,6 +211,16 @@ def test_nor_does_it_need_them_to_tell_what_came_of_it(tasks: Shell) -> None:
     until(lambda: tasks.counts() == {"succeeded": 1}, worker)
     worker.signal(signal.SIGTERM)
     ended_clearly(worker, [0])
+
+
+@pytest.mark.parametrize("name", ["cb", "remove"])
+def test_a_ctrl_c_in_a_callback_of_the_import_system_is_raised_later(name: str) -> None:
+    """Python drops an exception there, and prints it."""
+    interrupts = Interrupts()
+    frame = SimpleNamespace(f_code=SimpleNamespace(co_name=name, co_filename="<frozen importlib._bootstrap>"))
+    interrupts._handle(signal.SIGINT, frame)
+    with pytest.raises(Told):
+        interrupts.raise_again()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
