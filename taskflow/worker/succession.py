@@ -64,6 +64,7 @@ class Succession:
     async def begin(self) -> None:
         """Begin the first session. Wait for a broker that does not answer, if the options say so."""
         timeout = self._options.start_timeout
+        self._beginning = anyio.CancelScope()  # the first one loads anyio's part for asyncio: before jobs are claimed, not after
 
         def note(error: Exception, times: int) -> None:
             if timeout and times == 1:
