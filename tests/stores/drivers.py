@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from functools import partial
 from types import TracebackType
-from typing import Any, ClassVar, Final, Self
+from typing import Any, ClassVar, Final, Generic, Self, TypeVar
 
 import asyncpg
 import pytest
@@ -31,14 +31,17 @@ SHORT: Final = 0.3
 """Seconds of a timeout that a test has shortened."""
 
 
-class Driver(ABC):
+S = TypeVar("S", RedisServer, PostgresServer)
+
+
+class ServerDriver(ABC, Generic[S]):
     """As a context manager: a server that keeps what it acknowledged, and a proxy before it."""
 
     name: ClassVar[str]
     ends: ClassVar[Mapping[str, Callable[[Any], None]]]
     """The ways in which the server's process may end."""
 
-    server: RedisServer | PostgresServer
+    server: S
 
     def __init__(self) -> None:
         self._stack = ExitStack()
@@ -74,10 +77,9 @@ class Driver(ABC):
         """Make a second longer than every timeout of a command and of a listener."""
 
 
-class RedisDriver(Driver):
+class RedisDriver(ServerDriver[RedisServer]):
     name = "redis"
     ends = {"stopped": RedisServer.stop, "killed": RedisServer.kill}
-    server: RedisServer
 
     def _a_server(self) -> RedisServer:
         return RedisServer(aof=True)
@@ -101,14 +103,13 @@ class RedisDriver(Driver):
         patch.setattr(redis_wakeups, "PONG_WITHIN", SHORT)
 
 
-class PostgresDriver(Driver):
+class PostgresDriver(ServerDriver[PostgresServer]):
     name = "postgres"
     ends = {
         "stopped": partial(PostgresServer.stop, mode="fast"),
         "stopped at once": partial(PostgresServer.stop, mode="immediate"),
         "killed": PostgresServer.kill,
     }
-    server: PostgresServer
 
     def _a_server(self) -> PostgresServer:
         return PostgresServer(fsync=False)
@@ -139,5 +140,7 @@ class PostgresDriver(Driver):
 
         patch.setattr(asyncpg.Connection, "execute", execute_within_less)
 
+
+Driver = RedisDriver | PostgresDriver
 
 DRIVERS: Final[tuple[type[Driver], ...]] = (RedisDriver, PostgresDriver)

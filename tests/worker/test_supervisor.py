@@ -31,7 +31,7 @@ class Office:
 
     def __init__(self, plan: Plan) -> None:
         self.now = 1000.0
-        self.places: list[int] = []
+        self.slots: list[int] = []
         self.sent: Sent = []
         self.retired: list[int] = []
         self.is_heard = True
@@ -43,12 +43,12 @@ class Office:
 
     # --- its processes
 
-    def start(self, place: int) -> int:
+    def start(self, slot: int) -> int:
         if self.refusal is not None:
             raise self.refusal
-        self.places.append(place)
-        self.alive.add(len(self.places))
-        return len(self.places)
+        self.slots.append(slot)
+        self.alive.add(len(self.slots))
+        return len(self.slots)
 
     def signal(self, pid: int, number: int) -> None:
         self.sent.append((pid, number))
@@ -99,7 +99,7 @@ class Office:
 
     @property
     def started(self) -> int:
-        return len(self.places)
+        return len(self.slots)
 
     def sent_to(self, pid: int) -> Sequence[int]:
         return [number for to, number in self.sent if to == pid]
@@ -123,9 +123,9 @@ def an_office(processes: int = 2, *, working: bool = True, **plan: object) -> Of
 
 def test_the_first_worker_starts_alone_and_the_others_when_it_works() -> None:
     office = an_office(3, working=False)
-    assert office.places == [0]
+    assert office.slots == [0]
     office.works(1)
-    assert office.places == [0, 1, 2]
+    assert office.slots == [0, 1, 2]
 
 
 def test_when_its_session_takes_long_the_others_do_not_wait_for_it() -> None:
@@ -164,13 +164,13 @@ def test_when_one_can_start_after_all_the_others_are_tried_again() -> None:
     office.act(60.0)
     assert office.started == 2
     office.works(2)
-    assert office.places == [0, 1, 0]
+    assert office.slots == [0, 1, 0]
 
 
 def test_a_first_worker_that_crashes_is_replaced_and_still_alone() -> None:
     office = an_office(2, working=False)
     office.ends(1, status=-signal.SIGSEGV)
-    assert (office.code, office.places) == (None, [0, 0])
+    assert (office.code, office.slots) == (None, [0, 0])
 
 
 # --- crashes -------------------------------------------------------------------------------------------------------------
@@ -179,7 +179,7 @@ def test_a_first_worker_that_crashes_is_replaced_and_still_alone() -> None:
 def test_a_worker_that_dies_is_replaced_at_once_in_its_place(caplog: pytest.LogCaptureFixture) -> None:
     office = an_office(3)
     office.ends(2, status=-KILL, want=Want.YES)
-    assert office.places == [0, 1, 2, 1]
+    assert office.slots == [0, 1, 2, 1]
     assert "worker 2 has ended: out of memory (SIGKILL); another one starts now" in caplog.text
 
 
@@ -398,13 +398,13 @@ def test_a_worker_that_has_lost_its_interpreter_is_killed_in_the_end() -> None:
 def test_each_is_replaced_when_the_next_works_and_the_one_before_has_gone() -> None:
     office = an_office(2)
     office.does(office.supervisor.roll)
-    assert (office.places, office.sent) == ([0, 1, 0], [])
+    assert (office.slots, office.sent) == ([0, 1, 0], [])
     office.act(60.0)
-    assert (office.places, office.sent) == ([0, 1, 0], [])
+    assert (office.slots, office.sent) == ([0, 1, 0], [])
     office.works(3)
-    assert (office.places, office.sent) == ([0, 1, 0], [(1, TERM)])
+    assert (office.slots, office.sent) == ([0, 1, 0], [(1, TERM)])
     office.ends(1)
-    assert (office.places, office.sent) == ([0, 1, 0, 1], [(1, TERM)])
+    assert (office.slots, office.sent) == ([0, 1, 0, 1], [(1, TERM)])
     office.works(4)
     office.ends(2)
     office.act(60.0)
@@ -416,11 +416,11 @@ def test_an_old_one_that_retires_meanwhile_is_wound_down_like_the_others() -> No
     office = an_office(2)
     office.does(office.supervisor.roll)
     office.does(lambda: office.supervisor.note_report(1, "retiring"))
-    assert (office.places, office.sent) == ([0, 1, 0], [])
+    assert (office.slots, office.sent) == ([0, 1, 0], [])
     office.works(3)
     assert office.sent == [(1, TERM)]
     office.ends(1)
-    assert office.places == [0, 1, 0, 1]
+    assert office.slots == [0, 1, 0, 1]
 
 
 def test_a_new_worker_that_does_not_begin_to_work_is_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -463,7 +463,7 @@ def test_an_old_one_that_dies_meanwhile_is_not_replaced_twice() -> None:
     office.does(office.supervisor.roll)
     office.ends(1, status=-KILL)
     office.act(60.0)
-    assert office.places == [0, 1, 0]
+    assert office.slots == [0, 1, 0]
     office.works(3)
     office.works(4)
     office.ends(2)
@@ -561,7 +561,7 @@ def test_one_that_is_too_large_is_told_to_leave_once_and_has_a_successor() -> No
     office.act(HEALTHY_AFTER)
     for size in (1000, 1001, 1002):
         office.does(lambda size=size: office.supervisor.weighed(2, size))  # type: ignore[misc]
-    assert (office.places, office.retired, office.sent) == ([0, 1, 1], [2], [])
+    assert (office.slots, office.retired, office.sent) == ([0, 1, 1], [2], [])
 
 
 def test_a_limit_that_every_worker_is_beyond_does_not_make_it_spin(caplog: pytest.LogCaptureFixture) -> None:
@@ -621,9 +621,9 @@ def test_a_change_replaces_all_at_once_the_first_alone() -> None:
     office = an_office(2, is_reloading=True)
     office.does(office.supervisor.reload)
     assert office.sent == [(1, TERM), (2, TERM)]
-    assert office.places == [0, 1, 0]
+    assert office.slots == [0, 1, 0]
     office.works(3)
-    assert office.places == [0, 1, 0, 1]
+    assert office.slots == [0, 1, 0, 1]
 
 
 def test_what_cannot_start_waits_for_the_next_change(caplog: pytest.LogCaptureFixture) -> None:
