@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from taskflow.broker.console import JobFilter
+from taskflow.model.clock import to_microseconds
 from taskflow.model.envelope import Envelope, Lease, OnConflict
 from taskflow.model.progress import Progress
 from taskflow.model.session import Beat, Report
@@ -53,7 +54,7 @@ class BrokerMachine(RuleBasedStateMachine):
         self._lives: list[Life] = []
         self._envelopes: list[Envelope] = []
         self._leases: list[Lease] = []
-        self._settlements: list[Settlement] = []
+        self._settlements: list[tuple[int, Settlement]] = []
         self._snapshot: Snapshot | None = None
 
     async def _opened(self) -> Bench:
@@ -231,7 +232,7 @@ class BrokerMachine(RuleBasedStateMachine):
         return SETTLEMENTS[name](lease, follow_ups=follow_ups, **arguments)
 
     async def _settle(self, settlements: list[Settlement]) -> None:
-        self._settlements += settlements
+        self._settlements += [(self._bench.clock.wall(), settlement) for settlement in settlements]
         self._envelopes += [follow_up for settlement in settlements for follow_up in settlement.follow_ups]
         await self._bench.settle(settlements)
         for life in self._lives:
@@ -255,10 +256,12 @@ class BrokerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self._settlements)
     @rule(pick=PICK)
     def resend_settle(self, pick: int) -> None:
-        self._take(self._resend_settle(self._settlements[-1 - pick % len(self._settlements)]))
+        self._take(self._resend_settle(*self._settlements[-1 - pick % len(self._settlements)]))
 
-    async def _resend_settle(self, settlement: Settlement) -> None:
-        await self._bench.settle([settlement])
+    async def _resend_settle(self, sent_at: int, settlement: Settlement) -> None:
+        """A store may forget a job sooner or later after `repeat_for`, and answers OK or STALE then."""
+        if self._bench.clock.wall() < sent_at + to_microseconds(self._bench.world.rules.repeat_for):
+            await self._bench.settle([settlement])
 
     # --- operators -----------------------------------------------------------------------------------------------------
 
