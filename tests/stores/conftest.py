@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from tests.cli.processes import Shell
 from tests.stores.drivers import DRIVERS, Driver
 
 
@@ -24,3 +26,14 @@ def driver(request: pytest.FixtureRequest) -> Iterator[Driver]:
 @pytest.fixture
 def _short_timeouts(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     driver.shorten_timeouts(monkeypatch)
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Iterator[Shell]:
+    """Processes in a folder with a module of jobs."""
+    opened = Shell(tmp_path)
+    opened.write("tasks.py", "from taskflow import job\n\n@job\nasync def note(number: int) -> None: ...\n")
+    try:
+        yield opened
+    finally:
+        opened.kill_all()

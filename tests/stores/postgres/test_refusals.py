@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Final
 
 import pytest
 
@@ -15,32 +13,9 @@ from taskflow.broker.url import connect
 from taskflow.cli.exits import Exit
 from tests.cli.processes import OUR_FRAMES, Shell
 from tests.stores.postgres.one_job import one_job_is_done
+from tests.stores.refusals import SECRET, WRONG, exits_by_broker
 from tests.support.postgres import PostgresServer, shared_postgres
 from tests.support.servers import HOST, free_port
-
-SECRET: Final = "hush-hush"
-WRONG: Final = "not-the-secret"
-
-
-@pytest.fixture
-def shell(tmp_path: Path) -> Iterator[Shell]:
-    opened = Shell(tmp_path)
-    opened.write("tasks.py", "from taskflow import job\n\n@job\nasync def note(number: int) -> None: ...\n")
-    try:
-        yield opened
-    finally:
-        opened.kill_all()
-
-
-def exits_by_broker(shell: Shell, url: str, pattern: str) -> None:
-    """Both commands end with exit code 3, say why, and show neither a traceback nor a secret."""
-    shell.environment["TASKFLOW_BROKER"] = url
-    for running in [shell.taskflow("worker", "tasks"), shell.taskflow("queues")]:
-        assert running.end() == Exit.BROKER, running.said
-        assert re.search(pattern, running.said), running.said
-        assert not OUR_FRAMES.search(running.said), running.said
-        assert SECRET not in running.said
-        assert WRONG not in running.said
 
 
 async def make_schema(server: PostgresServer, database: str) -> None:

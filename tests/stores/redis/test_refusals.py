@@ -20,15 +20,12 @@ from taskflow.broker.console import JobFilter, Redone
 from taskflow.broker.redis import RedisBroker
 from taskflow.broker.redis.scripts import Scripts, smallest_calls
 from taskflow.broker.url import connect
-from taskflow.cli.exits import Exit
 from taskflow.model.rules import Rules
 from taskflow.worker.events import SessionEnded
-from tests.cli.processes import OUR_FRAMES, Shell
+from tests.cli.processes import Shell
 from tests.stores.redis.scene import Scene
+from tests.stores.refusals import SECRET, WRONG, exits_by_broker
 from tests.support.servers import HOST, Found, RedisServer, has_tls, redis_binaries
-
-SECRET: Final = "hush-hush"
-WRONG: Final = "not-the-secret"
 
 PAGE: Final = (Path(__file__).parents[3] / "docs/how-to/configure-a-broker.md").read_text()
 
@@ -42,16 +39,6 @@ def _rules_of_the_page() -> list[str]:
 OF_THE_PAGE: Final = _rules_of_the_page()
 
 
-@pytest.fixture
-def shell(tmp_path: Path) -> Iterator[Shell]:
-    opened = Shell(tmp_path)
-    opened.write("tasks.py", "from taskflow import job\n\n@job\nasync def note(number: int) -> None: ...\n")
-    try:
-        yield opened
-    finally:
-        opened.kill_all()
-
-
 async def refusal(url: str, *, kind: type[Exception] = BrokerRefused) -> str:
     """What is told of that server by its first verb."""
     broker = connect(url)
@@ -61,18 +48,6 @@ async def refusal(url: str, *, kind: type[Exception] = BrokerRefused) -> str:
         return str(caught.value)
     finally:
         await broker.close()
-
-
-def exits_by_broker(shell: Shell, url: str, *patterns: str) -> None:
-    """Both commands end with exit code 3, say why, and show neither a traceback nor a secret."""
-    shell.environment["TASKFLOW_BROKER"] = url
-    for running in [shell.taskflow("worker", "tasks"), shell.taskflow("queues")]:
-        assert running.end() == Exit.BROKER, running.said
-        for pattern in patterns:
-            assert re.search(pattern, running.said), running.said
-        assert not OUR_FRAMES.search(running.said), running.said
-        assert SECRET not in running.said
-        assert WRONG not in running.said
 
 
 # --- passwords and access lists ------------------------------------------------------------------------------------
