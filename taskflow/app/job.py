@@ -28,7 +28,7 @@ from taskflow.model.codec import FunctionCodec
 from taskflow.model.envelope import Envelope, check_envelope, check_job_name
 from taskflow.model.errors import DeclarationError
 from taskflow.model.ids import key_digest
-from taskflow.model.job_schema import plain
+from taskflow.model.job_schema import bare_text
 from taskflow.model.shown import shown
 
 P = ParamSpec("P")
@@ -322,7 +322,7 @@ def _refuse_unknown(declared: dict[str, Any]) -> None:
 def _job_name(option: str, name: object) -> str:
     if not isinstance(name, str):
         raise TypeError(f"{option}={shown(name)}: it takes a str")
-    return plain(check_job_name(name))
+    return bare_text(check_job_name(name))
 
 
 def _aliases(value: object) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from taskflow.app.option_names import unknown_option
 from taskflow.model.backoff import Backoff
 from taskflow.model.clock import instant_of, microseconds_of, to_microseconds
 from taskflow.model.envelope import OWN_HEADERS, OnConflict
-from taskflow.model.job_schema import DEFAULT_QUEUE, plain
+from taskflow.model.job_schema import DEFAULT_QUEUE, bare_text
 from taskflow.model.rules import LONGEST
 from taskflow.model.shown import shown
 
@@ -104,7 +104,7 @@ def plain_options(given: EnqueueOptions) -> dict[str, Any]:
         elif isinstance(value, int):
             fields[name] = int(value)  # also a member of an IntEnum
         elif isinstance(value, str):
-            fields[name] = plain(value)
+            fields[name] = bare_text(value)
     if "at" in fields and "after" in fields:
         raise ValueError("after= and at= are two ways to say one thing: give one of them")
     if "at" in fields:
@@ -152,7 +152,7 @@ def _headers(given: dict[str, str]) -> dict[str, str]:
         if name.startswith(OWN_HEADERS):
             raise ValueError(f"headers={{{name!r}: ...}}: names that begin with {OWN_HEADERS!r} are taskflow's own")
         _check_text("headers", name + value)
-    return {plain(name): plain(value) for name, value in given.items()}
+    return {bare_text(name): bare_text(value) for name, value in given.items()}
 
 
 def _check_text(option: str, text: str) -> None:

@@ -233,17 +233,17 @@ def _write_retry(retry: Backoff) -> list[Any]:
 
 
 def check_headers(headers: dict[str, str]) -> dict[str, str]:
-    """Return a copy with plain texts."""
+    """Return a copy with bare texts."""
     for name, value in headers.items():
         if not isinstance(name, str) or not isinstance(value, str):
             raise TypeError(f"header {shown(name)}: {shown(value)}: headers are str to str")
     size = sum(len(name.encode()) + len(value.encode()) for name, value in headers.items())
     if size > MAX_HEADER_BYTES:
         raise ValueError(f"headers are {size} bytes in all, allowed are {MAX_HEADER_BYTES}")
-    return {plain(name): plain(value) for name, value in headers.items()}
+    return {bare_text(name): bare_text(value) for name, value in headers.items()}
 
 
-def plain(text: str) -> str:
+def bare_text(text: str) -> str:
     """Return the text itself where a member of a str enum, or of another class of str, was given: stores are to show it alike."""
     return str.__str__(text)
 
