@@ -26,7 +26,6 @@ def envelope_columns(envelopes: Sequence[Envelope]) -> list[list[Any]]:
         "after": unless_void([to_microseconds(envelope.after) if envelope.after else None for envelope in envelopes]),
         "at": unless_void([None if envelope.at is None else min(envelope.at, LATEST) for envelope in envelopes]),
         "expiry": unless_void([None if envelope.expires is None else to_microseconds(envelope.expires) for envelope in envelopes]),
-        "conflict": [int(envelope.on_conflict) for envelope in envelopes],
         "extras": unless_void([pack_extras(envelope) for envelope in envelopes]),
         "joins": unless_void([b"".join(envelope.joins) or None if envelope.joins else None for envelope in envelopes]),
         "id": [envelope.id for envelope in envelopes],
@@ -35,8 +34,7 @@ def envelope_columns(envelopes: Sequence[Envelope]) -> list[list[Any]]:
         "awaits": unless_void([envelope.awaits or None for envelope in envelopes]),
     }
     columns |= {name: unless_void(list(map(get, envelopes))) for name, get in _AS_SENT.items() if name not in columns}
-    if not columns["key"]:
-        columns["conflict"] = []
+    columns["conflict"] = [int(envelope.on_conflict) for envelope in envelopes] if columns["key"] else []
     return [columns[name] for name in SENT]
 
 

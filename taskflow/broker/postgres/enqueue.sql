@@ -56,7 +56,7 @@ BEGIN
 END
 $$;
 
--- Announces many jobs at once.
+-- Returns `number` elements: those given, or the only one that was given, repeated.
 CREATE FUNCTION @.repeated(told anyarray, number integer) RETURNS anyarray LANGUAGE sql IMMUTABLE AS $$
     SELECT CASE cardinality(told) WHEN 1 THEN array_fill(told[1], ARRAY[number]) ELSE told END
 $$;
