@@ -98,7 +98,7 @@ class OneAtATime:
             self._task = None
 
     async def end(self) -> None:
-        """Allow no more calls. Stop one that middleware has started in a task of its own and left behind."""
+        """Refuse further calls. Cancel a call that middleware started in a separate task and did not await."""
         self._is_over = True
         if self._task is not None and self._task is not asyncio.current_task():
             self._task.cancel()

@@ -138,7 +138,7 @@ class Refused(msgspec.Struct, frozen=True):
 
 
 class Upkept(msgspec.Struct, frozen=True, kw_only=True):
-    """What a call of upkeep did, and in how many seconds the next one is due."""
+    """The result of a maintenance call: the number of jobs it moved, by kind. The next call is due in `next_in` seconds."""
 
     readied: int = 0
     reaped: int = 0

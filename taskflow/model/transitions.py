@@ -70,7 +70,7 @@ MOVES: Final[dict[tuple[Status | None, Event], frozenset[Status | None]]] = {
 
 
 class Plan(NamedTuple):
-    """What a run's end makes of its job.
+    """The consequences of a run's end for its job.
 
     `ends_as`     the status that ends the job; None if it waits again
     `reason`      of an ended job

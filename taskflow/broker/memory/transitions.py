@@ -38,13 +38,13 @@ class MemoryTransitions:
         self._seq = 0
 
     def begin_verb(self) -> None:
-        """What one verb does happens at one instant."""
+        """Read the clocks once, so that all changes of a verb have the same time."""
         self.now, self.steady = self.clock.wall(), self.clock.steady()
 
     # --- moves: every change of status goes through here --------------------------------------------
 
     def move(self, job: StoredJob, event: Event, to: Status | None) -> None:
-        """One legal move, counted."""
+        """Change the status, and count the move. Raises AssertionError for an illegal one."""
         if to not in MOVES.get((job.status, event), ()):
             raise AssertionError(f"{id_text(job.id)}: {job.status} may not become {to} by {event}")
         counts = self.counts[job.queue]
@@ -171,7 +171,7 @@ class MemoryTransitions:
             self.enter(job, plan.event)
 
     def apply(self, job: StoredJob, plan: Plan, *, keep: float | None = None) -> None:
-        """Do what a run's end makes of its job. `keep` is in seconds, None for the status's own time."""
+        """Apply the plan of a run's end to its job. `keep` is in seconds, None for the status's own time."""
         job.failures, job.crashes, job.snoozes, job.hand_backs, job.parked_at = plan.counters
         job.waiting_for = plan.waiting_for
         job.is_poison = plan.is_poison
@@ -192,7 +192,7 @@ class MemoryTransitions:
         self.apply(job, plan)
 
     def bury(self, job: StoredJob) -> None:
-        """Drop what is kept of an ended job, all but its id and fence: somebody may still resend a call that names it."""
+        """Drop all of an ended job except its id and fence: a client may still resend a call that names it."""
         assert job.ended_at is not None
         self.move(job, Event.DROP, None)
         job.payload = job.result = None

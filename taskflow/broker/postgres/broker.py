@@ -190,7 +190,7 @@ class PostgresBroker:
         return f'SELECT {columns} FROM "{self._namespace}".{name}({places})'
 
     async def _prepare(self, line: _Line) -> None:
-        """Check the schema. If several calls come at once, one checks it: each would need a connection of its own."""
+        """Check the schema once, also if several calls arrive together: each check needs a connection."""
         async with line.preparing:
             if not self._is_prepared:
                 await schema.prepare(line.link, self._namespace, self._rules, migrates=self._migrates)

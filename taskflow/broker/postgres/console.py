@@ -17,7 +17,7 @@ from taskflow.model.session import SessionRecord
 
 
 class Calls(Protocol):
-    """What the console needs of its broker."""
+    """The part of the broker that the console uses."""
 
     async def call(self, name: str, *arguments: Any, columns: str = "*") -> list[asyncpg.Record]: ...
 

@@ -147,7 +147,7 @@ class PostgresListener(Listener):
 
 
 class ListenConnection:
-    """A connection that listens inside the block. `take` gets the message of each notification except those of its own tests."""
+    """Listens on a connection inside the block. Passes the message of each notification to `take`, except its own test messages."""
 
     def __init__(self, link: Link, channel: str, take: Callable[[str], None]) -> None:
         self._link = link

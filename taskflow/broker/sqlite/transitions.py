@@ -73,7 +73,7 @@ class Transitions:
         self.now = self.steady = 0
 
     def begin(self, *, may_write: bool) -> None:
-        """One reading of the clocks a verb: inside the transaction, so that a later commit has a later time."""
+        """Read the clocks once for a verb, inside the transaction, so that a later commit has a later time."""
         self.may_write = may_write
         self.has_mended = False
         self.now = self.clock.wall()
@@ -83,7 +83,7 @@ class Transitions:
         self.tally.flush()
 
     def forget(self) -> None:
-        """What was counted, rung or named since the last commit has not happened."""
+        """Discard the counts, wake-ups and names of a transaction that was rolled back."""
         self.tally.forget()
         self.queues.forget()
         self.job_names.forget()
@@ -174,7 +174,7 @@ class Transitions:
     # --- moves: every change of a single job's status goes through here -----------------------------------------
 
     def move(self, job: JobRow, event: Event, to: Status | None) -> None:
-        """One legal move, counted. The caller saves the job."""
+        """Change the status, and count the move. The caller saves the job. Raises AssertionError for an illegal move."""
         if to not in MOVES.get((job.status, event), ()):
             raise AssertionError(f"{id_text(job.id)}: {job.status} may not become {to} by {event}")
         code = None if to is None else CODES[to]
@@ -282,7 +282,7 @@ class Transitions:
             self.enter(job, plan.event)
 
     def apply(self, job: JobRow, plan: Plan, *, keep: float | None = None) -> None:
-        """Do what a run's end makes of its job. `keep` is in seconds, None for the status's own time."""
+        """Apply the plan of a run's end to its job. `keep` is in seconds, None for the status's own time."""
         job.failures, job.crashes, job.snoozes, job.hand_backs, job.parked_at = plan.counters
         job.waiting_for = None if plan.waiting_for is None else storable(plan.waiting_for)
         job.is_poison = int(plan.is_poison)
@@ -302,7 +302,7 @@ class Transitions:
         self.apply(job, plan)
 
     def bury(self, job: JobRow) -> None:
-        """Drop what is kept of an ended job, all but its id and fence: somebody may still resend a call that names it."""
+        """Drop all of an ended job except its id and fence: a client may still resend a call that names it."""
         assert job.ended_at is not None
         self.move(job, Event.DROP, None)
         self.connection.execute(self.sql["bury_job"], (job.ended_at + to_microseconds(self.rules.repeat_for), job.seq))
