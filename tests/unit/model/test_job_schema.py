@@ -16,18 +16,26 @@ from taskflow.broker.literals import GONE
 from taskflow.broker.memory.job import StoredJob
 from taskflow.broker.postgres import claim as postgres_claim
 from taskflow.broker.postgres import columns as postgres_columns
+from taskflow.broker.postgres import enqueue as postgres_enqueue
 from taskflow.broker.postgres import rows as postgres_rows
+from taskflow.broker.redis import claim as redis_claim
+from taskflow.broker.redis import enqueue as redis_enqueue
 from taskflow.broker.redis import fields as redis_fields
+from taskflow.broker.redis import settle as redis_settle
+from taskflow.broker.redis.jobs import Names
+from taskflow.broker.sqlite import claim as sqlite_claim
 from taskflow.broker.sqlite import columns as sqlite_columns
 from taskflow.broker.sqlite import migrations as sqlite_migrations
-from taskflow.broker.sqlite.row import COLUMNS, SENT, TIES, JobRow
+from taskflow.broker.sqlite import settle as sqlite_settle
+from taskflow.broker.sqlite.row import COLUMNS, OF_RUN, SENT, TIES, JobRow
 from taskflow.broker.sqlite.statements import Statements
-from taskflow.model.envelope import Envelope, Lease, OnConflict, is_plain, pack_extras, unpack_extras
+from taskflow.model.envelope import ClaimId, Envelope, Lease, OnConflict, is_plain, pack_extras, unpack_extras
 from taskflow.model.job_schema import AS_SENT, BY_NAME, FIELDS, NAME, OPAQUE, OUTCOME, REDO, Counters, Field, JobState, cleared_by
 from taskflow.model.record import Record
 
 PLAIN: Final = Envelope(id=b"i" * 16, job="work", payload=b"p")
-SQL: Final = Path(taskflow.__file__).parent / "broker" / "postgres"
+BROKER: Final = Path(taskflow.__file__).parent / "broker"
+SQL: Final = BROKER / "postgres"
 
 OTHER_VALUES: Final[dict[str, Any]] = {
     "id": b"j" * 16, "job": "other", "queue": "other", "priority": 7, "payload": b"q", "after": 1.0, "at": 1, "expires": 1.0, "key": b"k",
@@ -134,6 +142,65 @@ def test_redis_numbers_every_field_and_renumbers_none() -> None:
     assert BY_NAME["status"].kind.most < GONE
 
 
+def values_of_layout(widths: dict[str, int]) -> dict[str, bytes]:
+    """Return a value of each field, all different."""
+    return {name: bytes([number]).rjust(width, b"\0") for number, (name, width) in enumerate(widths.items(), 1)}
+
+
+def test_the_fixed_layout_of_redis_has_the_fields_of_a_plain_run_and_room_for_their_values() -> None:
+    names = {"due": "due_at", "created": "created_at", "claimed": "claimed_at"}
+    layout = {names.get(name, name): width for name, width in (redis_fields._WAITING | redis_fields._RUNNING).items()}
+    parts_of_claim = {"session", "request", "number"}
+    never_sent = {"status", "seq", "created_at", "due_at"}
+    plain = {field.name for field in FIELDS if field.is_plain} | never_sent
+    assert set(layout) - parts_of_claim == plain - {"id", "extras", "payload"} | {"epoch", "claimed_at", "claimed_steady"}
+    assert (layout["session"], layout["request"] + layout["number"]) == (redis_fields.SESSION_BYTES, redis_fields.TAIL_BYTES)
+    for name in ("status", "priority"):
+        least, most = BY_NAME[name].kind[1:]
+        assert -(1 << 8 * layout[name] - 1) <= least <= most < 1 << 8 * layout[name] - 1
+
+
+def test_a_lease_of_redis_reads_each_field_of_the_fixed_layout_where_it_is() -> None:
+    running, waiting = values_of_layout(redis_fields._RUNNING), values_of_layout(redis_fields._WAITING)
+    running["status"] = waiting["status"] = bytes([redis_claim._RUNNING])
+    numbers = {name: int.from_bytes(value) for name, value in waiting.items()}
+    extras = pack_extras(msgspec.structs.replace(PLAIN, max_attempts=3)) or b""
+    rest = b"\0\6worker" + b"".join(waiting.values()) + len(extras).to_bytes(2) + extras + b"\0\0\0\7payload"
+    stored = b"".join(running.values()) + rest
+    lease = redis_claim._plain_lease(b"i" * 16, stored, Names({numbers["queue"]: "mail", numbers["name"]: "send"}))
+    assert lease.envelope == Envelope(
+        id=b"i" * 16, job="send", queue="mail", priority=numbers["priority"], payload=b"payload", max_attempts=3
+    )
+    assert lease.claim == ClaimId(running["session"], int.from_bytes(running["request"]), int.from_bytes(running["number"]))
+    assert (lease.epoch, lease.created_at) == (int.from_bytes(running["epoch"]), numbers["created"])
+
+    fields = dict(zip(redis_fields.FIELDS, redis_claim._fields_of(stored), strict=True))
+    claim = {"claim": running["session"] + running["request"] + running["number"], "epoch": lease.epoch, "created_at": lease.created_at}
+    kept = {name: numbers[name] for name in ("queue", "name", "priority")} | {"payload": b"payload", "extras": extras, "status": 3}
+    assert {name: value for name, value in fields.items() if value is not False} == kept | claim
+
+
+def test_a_settlement_of_redis_has_the_fence_of_the_fixed_layout() -> None:
+    first, last = redis_fields.SPANS["fence"]
+    assert redis_settle._FENCE.size == last - first + 1
+    running = values_of_layout(redis_fields._RUNNING)
+    fence = running["epoch"] + running["session"] + running["request"] + running["number"]
+    epoch, session, tail = redis_settle._FENCE.unpack(fence)
+    assert (epoch, session) == (int.from_bytes(running["epoch"]), running["session"])
+    assert (tail >> 16, tail & 0xFFFF) == (int.from_bytes(running["request"]), int.from_bytes(running["number"]))
+
+
+@pytest.mark.parametrize("name", sorted(OTHER_VALUES))
+def test_a_changed_field_of_an_envelope_changes_what_each_server_is_sent(name: str) -> None:
+    keyed = msgspec.structs.replace(PLAIN, key=b"key")
+    changed = msgspec.structs.replace(keyed, **{name: OTHER_VALUES[name]})
+    assert redis_enqueue.pack_envelopes([changed]) != redis_enqueue.pack_envelopes([keyed])
+    assert postgres_enqueue.envelope_columns([changed]) != postgres_enqueue.envelope_columns([keyed])
+    if name != "on_conflict":  # without a key it means nothing
+        plain = msgspec.structs.replace(PLAIN, **{name: OTHER_VALUES[name]})
+        assert redis_enqueue.pack_plain([plain]) != redis_enqueue.pack_plain([PLAIN])
+
+
 def test_sqlite_has_a_column_of_the_right_kind_for_every_field() -> None:
     text = sqlite_migrations.MIGRATIONS.text(1)
     with closing(sqlite3.connect(":memory:")) as connection:
@@ -154,6 +221,34 @@ def test_sqlite_adds_every_sent_field_and_tests_every_decided_one() -> None:
     condition = sqlite_columns.lists()["sound"]
     decided = {field.name for field in FIELDS if field.is_decided and field.kind is not NAME} - {"seq"}
     assert set(re.findall(r"typeof\((\w+)\)", condition)) == decided
+
+
+def listed_in_json(statement: str) -> tuple[str, ...]:
+    """Return the columns of the longest array in the SQL, by the names that a struct has for them."""
+    arrays = re.findall(r"json_array\(\s*((?:[^()]|\(\w+\))*?)\s*\)", statement)
+    columns = [column.strip() for column in max(arrays, key=len).split(",")]
+    names = {"length(payload)": "payload_bytes", "joins IS NOT NULL": "is_joined", "run.number": "number"}
+    return tuple(names.get(column) or re.sub(r"hex\((\w+)\)", r"\1", column) for column in columns)
+
+
+def test_a_claim_of_sqlite_knows_of_a_ready_job_what_was_sent_and_what_its_lease_shows() -> None:
+    fields = sqlite_claim._Ready.__struct_fields__
+    assert (*listed_in_json(Statements("test")["told_of_ready"]), "id", "payload") == fields
+    known = set(fields) - {"payload_bytes", "is_joined"} | {"joins"}
+    assert {field.name for field in FIELDS if field.sent} - known == {"awaits"}  # nothing, of a job that is ready
+    assert {*Counters._fields, "epoch", "created_at", "extras"} <= known
+    assert known - {field.name for field in FIELDS} == set()
+    for name in set(fields[6:]) & set(JobState.__struct_fields__) - {"id", "key"}:  # of a plain job only the fields before are told
+        assert getattr(sqlite_claim._Ready(0, 0, 0, 0, 0), name) == BY_NAME[name].default
+
+
+def test_a_settlement_of_sqlite_knows_of_a_run_what_its_end_keeps_or_counts_on() -> None:
+    fields = sqlite_settle._State.__struct_fields__
+    assert listed_in_json(Statements("test")["states_of_lone_runs"]) == fields
+    assert set(fields) - set(BY_NAME) == {"number"}
+    assert set(cleared_by(OUTCOME)) | set(Counters._fields) <= set(OF_RUN)
+    set_by_each_end = {"code", "started_at", "settled", "reason", "waiting_for", "is_poison", "ended_at", "fade_at"}
+    assert set(OF_RUN) - set_by_each_end == set(fields) - {"number", "seq", "queue"}
 
 
 def table_of_postgres() -> set[str]:
