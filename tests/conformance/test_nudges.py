@@ -59,15 +59,16 @@ class IdleWorker:
         self._waiting = asyncio.create_task(self._nudges.wait(60.0))
         await asyncio.sleep(0)
 
-    def stop_waiting(self) -> None:
+    async def stop_waiting(self) -> None:
         """It has no room for jobs."""
         assert self._waiting is not None
         self._waiting.cancel()
+        await asyncio.wait([self._waiting])
 
-    def stop_listening(self) -> None:
+    async def stop_listening(self) -> None:
         """Its process goes on without it."""
         assert self._nudges is not None
-        self.stop_waiting()
+        await self.stop_waiting()
         self._nudges.close()
 
     @property
@@ -189,7 +190,7 @@ async def test_nudge_full(world: World) -> None:
         [first] = await nudged(world, workers, 1)
         full, other = [worker for worker in workers if worker is not first]
         assert len(await full.claim(limit=1)) == 1
-        full.stop_waiting()
+        await full.stop_waiting()
         await world.add(queue="mail")
 
         assert await nudged(world, [other], 1) == [other]
@@ -246,7 +247,7 @@ async def test_nudge_unheard(world: World) -> None:
     """A nudge that reaches a process where nobody waits for jobs any more is passed on."""
     async with idle(world, 2) as workers:
         for worker in workers:
-            worker.stop_listening()
+            await worker.stop_listening()
         async with idle(world, 1) as [third]:
             for _ in range(3):
                 await world.add(queue="mail")
