@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
@@ -83,14 +82,13 @@ class MemoryBroker:
             self._store.begin_verb()
             answer = verb()
             rung, self._store.rung = self._store.rung, set()
-            readied, self._store.readied = self._store.readied, Counter()
-            ready = {queue: jobs for queue, jobs in readied.items() if queue not in self._store.paused} if readied else {}
+            nudges = self._store.take_nudges()
         if topics.DUE in rung:
             rung.discard(topics.DUE)
             self.flag.wake_some([topics.DUE], UPKEEPERS)
         if rung:
             self.flag.wake(rung)
-        for queue, jobs in ready.items():
+        for queue, jobs in nudges.items():
             self.flag.wake_some([topics.queue(queue), topics.ANY_QUEUE], jobs)
         return answer
 

@@ -85,14 +85,14 @@ class ReadsWhatIsOver(Mutant):
 
 
 class NudgesOnlyForTheNew(Mutant):
-    breaks = frozenset({"listen_ready"})
+    breaks = frozenset({"listen_ready", "nudge_few"})
     because = "a retry that is READY at once waits for the next poll"
 
     def make_ready(self, job: StoredJob, event: Event) -> None:
-        rung = set(self.rung)
+        readied = self.readied.copy()
         super().make_ready(job, event)
         if event is not Event.ENQUEUE:
-            self.rung = rung
+            self.readied = readied
 
 
 class DueIsNotTold(Mutant):
