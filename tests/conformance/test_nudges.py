@@ -185,12 +185,14 @@ async def test_nudge_next(world: World) -> None:
         assert len(await nudged(world, workers, 3)) == 3
 
 
-async def test_nudge_full(world: World) -> None:
+@pytest.mark.parametrize("place", [0, 1])
+async def test_nudge_full(world: World, place: int) -> None:
     """A worker that has claimed as many jobs as it has room for does not wait for any, and is passed over."""
     async with idle(world, 3) as workers:
         await world.add(queue="mail")
         [first] = await nudged(world, workers, 1)
-        full, other = [worker for worker in workers if worker is not first]
+        others = [worker for worker in workers if worker is not first]
+        full, other = others[place], others[1 - place]
         assert len(await full.claim(limit=1)) == 1
         await full.stop_waiting()
         await world.add(queue="mail")
