@@ -219,15 +219,15 @@ async def test_nudge_paused(world: World) -> None:
 # --- nudge_dead, nudge_hung, nudge_unheard --------------------------------------------------------------------------------
 
 
-async def test_nudge_dead(world: World) -> None:
+@pytest.mark.parametrize("place", [0, 2])
+async def test_nudge_dead(world: World, place: int) -> None:
     """A worker whose connections are closed is passed over."""
     world.needs(Power.SHARING)
     async with idle(world, 3) as workers:
-        gone, *others = workers
-        await gone.end()
+        await workers.pop(place).end()
         for number in (1, 2):
             await world.add(queue="mail")
-            assert len(await nudged(world, others, number)) == number
+            assert len(await nudged(world, workers, number)) == number
 
 
 @pytest.mark.parametrize("verb", ["enqueue", "upkeep"])
