@@ -1,6 +1,6 @@
-"""taskflow: background jobs. See the README; begin with `from taskflow import job`.
+"""taskflow: background jobs for Python. Start with `from taskflow import job`, and see the README.
 
-Names are loaded at their first use: importing taskflow loads no driver, no web framework and no event loop.
+Names are loaded when first used, so importing taskflow loads no driver, no web framework and no event loop.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ _HOMES = {
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = sorted(_HOME_OF)  # pyright: ignore[reportUnsupportedDunderAll]  # one list of names, above
+__all__ = sorted(_HOME_OF)  # pyright: ignore[reportUnsupportedDunderAll]  # the names are listed once, above
 
 
 def __getattr__(name: str) -> Any:

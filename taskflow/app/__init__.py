@@ -1,3 +1,3 @@
-"""Floor 3: declaring jobs and sending them."""
+"""Layer 3: declaring and sending jobs."""
 
-import taskflow.app.app  # noqa: F401  # whichever part is loaded first: the default application is there when it is asked for
+import taskflow.app.app  # noqa: F401  # sets the default application, whichever module of the package is imported first

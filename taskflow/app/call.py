@@ -1,4 +1,4 @@
-"""A call of a job: bound and encoded, but not sent yet."""
+"""A call of a job: arguments bound and encoded, not sent yet."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ R_co = TypeVar("R_co", covariant=True)
 
 
 class Call(Generic[R_co]):
-    """Made by `bind` and sent once, by `enqueue`. Its id becomes the job's id."""
+    """Made by `bind`; `enqueue` sends it once. Its id becomes the job's id."""
 
     __slots__ = ("envelope", "job", "raises_on_conflict")
 

@@ -1,4 +1,4 @@
-"""The application that taskflow's module-level functions use."""
+"""The application that the module-level functions of taskflow use."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ Errors = tuple[type[BaseException], ...]
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
-    """Which errors of a run are retried: those of `retry_on`, unless `discard_on` names them too."""
+    """Decides which errors of a run are retried: those in `retry_on`, except those in `discard_on`."""
 
     retry: Backoff = Backoff()
     retry_on: Errors = (Exception,)
@@ -47,9 +47,9 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Declared(Generic[P, R_co]):
-    """A job type: its function, its name, and the options of its calls. Immutable; `options` makes a changed copy.
+    """A job type: its function, its name, and the options of its calls. Immutable; `options` returns a changed copy.
 
-    It has the function's `__name__`, `__doc__`, `__wrapped__` and so on, and the signature for callers: without the context.
+    It copies `__name__`, `__doc__` and so on from the function. Its signature is the one for callers, without the context.
     """
 
     __name__: str
@@ -88,21 +88,21 @@ class Declared(Generic[P, R_co]):
         return self._options.key
 
     def options(self, **options: Unpack[EnqueueOptions]) -> Self:
-        """Return a copy whose calls have these options; see `EnqueueOptions`. TypeError and ValueError name the wrong option."""
+        """Return a copy whose calls have these options; see `EnqueueOptions`. Raises TypeError or ValueError, naming the wrong option."""
         changed = copy.copy(self)
         changed._with(self._options.replaced(options))
         return changed
 
     async def delay(self, *args: P.args, **kwargs: P.kwargs) -> JobHandle[R_co]:
-        """Send a call. The arguments are bound, checked and encoded here, so errors in them are raised here.
+        """Send a call. Its arguments are bound, checked and encoded here, so errors in them are raised here.
 
         Raises EncodeError (a TypeError) naming the argument, BrokerUnavailable if the store does not answer in time, StoreFull, and
-        KeyConflict with ``on_conflict="raise"``. If it is cancelled, the job may have been sent.
+        KeyConflict with ``on_conflict="raise"``. If `delay` is cancelled, the job may have been sent.
         """
         return await self.app.send(self._call(args, kwargs))
 
     def delay_sync(self, *args: P.args, **kwargs: P.kwargs) -> JobHandle[R_co]:
-        """`delay` for code without an event loop, from any thread. Raises RuntimeError inside of a running loop."""
+        """Like `delay`, for code without an event loop, from any thread. Raises RuntimeError inside a running loop."""
         portal.refuse_inside_a_loop("delay_sync()", "await .delay()")
         return portal.run_sync(self.app.send(self._call(args, kwargs)))
 
@@ -121,7 +121,7 @@ class Declared(Generic[P, R_co]):
         self._fields = _envelope_fields(self.name, options)
 
     def _arguments(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Prepend the context if the function takes one: that of the running job, or an inert one."""
+        """Prepend the context if the function takes one: that of the running job, or a context without effect outside of a job."""
         if not self.takes_context:
             return args
         return (running.get() or JobContext(job_name=self.name, queue=self.queue), *args)
@@ -168,7 +168,7 @@ class _Anything:
 
 
 class _Nothing:
-    """Another such type, unrelated to `_Anything`."""
+    """A second such type, unrelated to `_Anything`."""
 
 
 class _OwnContext(JobContext):
@@ -185,7 +185,7 @@ S_co = TypeVar("S_co", covariant=True)
 
 
 class _Function(Protocol[First_contra, P, Q, R_co, S_co]):  # pyright: ignore[reportInvalidTypeVarUse]  # P hides its variance
-    """Q is the whole signature, P the rest after the first parameter. `R_co` and `S_co` are both the return type."""
+    """`Q` is the whole signature, `P` the signature without the first parameter. `R_co` and `S_co` are both the return type."""
 
     @overload
     def __call__(self, first: First_contra, /, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
@@ -194,7 +194,7 @@ class _Function(Protocol[First_contra, P, Q, R_co, S_co]):  # pyright: ignore[re
 
 
 class _WithCtx(Protocol[First_contra, P, R_co]):
-    """For mypy, which refuses a nameless first parameter before **kwargs, because they might name it. Therefore it is called `ctx`."""
+    """Used by mypy, which refuses a nameless first parameter before **kwargs. That is why it has the name `ctx`."""
 
     def __call__(self, ctx: First_contra, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
 
@@ -212,7 +212,7 @@ _Async: TypeAlias = Coroutine[Any, Any, R]
 class _Decorator(Protocol):
     """The type of `job` and of ``job(...)``."""
 
-    # Plain functions that return Any, or a type variable of their own.
+    # Plain functions that return Any or a type variable.
     @overload
     def __call__(self, function: _Function[_Free, P, Q, _Odd, _Odder], /) -> SyncJob[Q, _Odd]: ...  # type: ignore[overload-overlap]
     @overload
@@ -262,7 +262,7 @@ class _Decorator(Protocol):
 
 
 def _typed(decorator: Callable[..., Any]) -> _Decorator:
-    """Type the decorator: one list of overloads serves ``@job`` and ``@job(...)``."""
+    """Give the decorator its type: one list of overloads serves ``@job`` and ``@job(...)``."""
     return cast(_Decorator, decorator)
 
 
@@ -270,13 +270,13 @@ def _typed(decorator: Callable[..., Any]) -> _Decorator:
 def job(function: Callable[..., Any] | None = None, /, **declared: Any) -> Any:
     """Make a job of a function, and add it to the global registry.
 
-    `name`          the name by which workers find it; by default module and qualified name
+    `name`          the name by which workers find the job; by default module and qualified name
     `queue`, `priority`, `timeout`, `expires`, `keep_result`   as in `EnqueueOptions`, for every call
     `max_attempts`  runs that may end in failure, 10 by default
     `retry`         the wait between attempts
     `retry_on`      the errors that are retried; any other fails the job at once
     `discard_on`    errors that fail the job at once, even if `retry_on` names them
-    `aliases`       former names: waiting jobs with these names still run
+    `aliases`       former names, so that waiting jobs with these names still run
     `runs_in`       "process" for long computations and code that may crash: the job runs in a child process, which is killed if the run
                     exceeds its timeout or is cancelled. If the child dies, of a segfault for example, only that run fails. It is retried
                     whatever `retry_on` says. By default an async function runs in the event loop ("loop"), a plain one in a "thread"
@@ -321,30 +321,30 @@ def _refuse_unknown(declared: dict[str, Any]) -> None:
 
 def _job_name(option: str, name: object) -> str:
     if not isinstance(name, str):
-        raise TypeError(f"{option}={shown(name)}: it takes a str")
+        raise TypeError(f"{option}={shown(name)}: expected a str")
     return bare_text(check_job_name(name))
 
 
 def _aliases(value: object) -> tuple[str, ...]:
     if isinstance(value, str) or not isinstance(value, Sequence):
-        raise TypeError(f"aliases={shown(value)}: it takes a tuple of names, as in aliases=({shown(value)},)")
+        raise TypeError(f"aliases={shown(value)}: expected a tuple of names, as in aliases=({shown(value)},)")
     return tuple(_job_name("aliases", alias) for alias in value)
 
 
 def _policy_field(name: str, value: Any) -> Any:
     if name == "retry":
         if not isinstance(value, Backoff):
-            raise TypeError(f"retry={shown(value)}: it takes a Backoff")
+            raise TypeError(f"retry={shown(value)}: expected a Backoff")
         return value
     errors = tuple(value) if isinstance(value, Sequence) else (value,)
     for error in errors:
         if not (isinstance(error, type) and issubclass(error, BaseException)):
-            raise TypeError(f"{name}={shown(value)}: it takes a tuple of exception classes")
+            raise TypeError(f"{name}={shown(value)}: expected a tuple of exception classes")
     return errors
 
 
 def _envelope_fields(name: str, options: Options) -> dict[str, Any]:
-    """Return the options of every call's envelope, without defaults. Raises ValueError, naming the option, for a wrong one."""
+    """Return the options of every call's envelope, without defaults. Raises ValueError, naming the wrong option."""
     fields = {field: getattr(options, field) for field in Options.__struct_fields__ if field not in ("key", "raises_on_conflict")}
     fields["key"] = None if options.key is None else key_digest(options.queue, name, options.key)
     check_envelope(Envelope(id=b"", job=name, payload=b"", **fields))

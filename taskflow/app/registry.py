@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Registry:
-    """Job types by name and alias. If a function is declared again (a reload, `__main__` and then its import), it replaces its older
+    """Job types by name and alias. A function that is declared again (by a reload, or as `__main__` and then by import) replaces its older
     job."""
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class Registry:
         return self._jobs.get(name)
 
     def resolve(self) -> None:
-        """Resolve the annotations of every job, also those with names that were undefined before. Raises DeclarationError naming the
+        """Resolve the annotations of every job, including names that were undefined before. Raises DeclarationError, naming the
         parameter."""
         for job in self:
             job.codec.resolve()
@@ -58,16 +58,14 @@ class Registry:
 
 
 def name_of(function: Callable[..., Any]) -> str:
-    """Return module and qualified name as an importing worker sees them. Raises DeclarationError for a function inside a function."""
+    """Return module and qualified name, as a worker imports them. Raises DeclarationError for a function inside a function."""
     if "<locals>" in function.__qualname__ or "<lambda>" in function.__qualname__:
-        raise DeclarationError(
-            f"{place(function)}: a function inside a function has no name that a worker could import it by; give it one with name="
-        )
+        raise DeclarationError(f"{place(function)}: a worker cannot import a function inside a function by name; set name=")
     return check_job_name(f"{_module_of(function)}.{function.__qualname__}")
 
 
 def place(function: Callable[..., Any]) -> str:
-    """Return file and line of a function, for messages."""
+    """Return the file and line of a function, for messages."""
     code = getattr(inspect.unwrap(function), "__code__", None)
     return f"{code.co_filename}:{code.co_firstlineno} ({function.__qualname__})" if code else repr(function)
 
@@ -88,9 +86,10 @@ def _module_of(function: Callable[..., Any]) -> str:
 
 
 def _dotted(file: Path) -> str:
-    """Return the module name that a worker would import a script by: relative to the nearest folder on the import path, or the current one.
+    """Return the module name by which a worker would import a script: relative to the nearest folder on the import path, or to the current
+    one.
 
-    The script's own folder, which Python puts on the path, does not count, unless it is the current one.
+    The script's own folder, which Python puts on the path, counts only if it is the current one.
     """
     here = Path.cwd().resolve()
     folders = {Path(entry).resolve() for entry in sys.path if entry} - {file.parent} | {here}

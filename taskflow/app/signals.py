@@ -1,4 +1,4 @@
-"""Exceptions by which a job controls what happens to its run. Only the executor catches them; it turns them into verdicts."""
+"""Exceptions with which a job controls the outcome of its run. Only the executor catches them; it turns them into verdicts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Snooze(Signal):
 
 
 class Discard(Signal):
-    """Fail for good, now: another attempt would not help."""
+    """Fail for good, without another attempt."""
 
     def __init__(self, reason: str = "discarded") -> None:
         super().__init__(reason)

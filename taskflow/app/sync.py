@@ -1,4 +1,4 @@
-"""Sending from code without an event loop."""
+"""Sends many calls from code without an event loop."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ R = TypeVar("R")
 
 
 def enqueue_sync(calls: Iterable[Call[R]]) -> list[JobHandle[R]]:
-    """`enqueue` for code without an event loop. Raises RuntimeError inside of a running one. The iterable is read in this thread."""
+    """Like `enqueue`, for code without an event loop. Raises RuntimeError inside a running one. The iterable is read in this thread."""
     refuse_inside_a_loop("enqueue_sync()", "await enqueue()")
     sent = Sent[R]()
     for batch in Batches(calls):

@@ -28,12 +28,12 @@ class Backoff(msgspec.Struct, frozen=True, kw_only=True):
         for name in ("base", "factor", "max"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float):
-                raise TypeError(f"Backoff({name}={shown(value)}): it takes a number")
+                raise TypeError(f"Backoff({name}={shown(value)}): expected a number")
             if not 0 <= value <= sys.float_info.max:  # false for NaN
                 raise ValueError(f"Backoff({name}={shown(value)}): it must be a finite number, 0 or more")
             msgspec.structs.force_setattr(self, name, float(value))
         if not isinstance(self.jitter, bool):
-            raise TypeError(f"Backoff(jitter={shown(self.jitter)}): it takes True or False")
+            raise TypeError(f"Backoff(jitter={shown(self.jitter)}): expected True or False")
 
     def span(self, failures: int) -> float:
         """Return the longest possible wait in seconds after `failures` earlier failures."""

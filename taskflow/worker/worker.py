@@ -266,7 +266,7 @@ def _choice(queues: str | Sequence[str] | None) -> QueueChoice:
         return QueueChoice()
     if not isinstance(queues, Sequence) or not all(isinstance(name, str) for name in queues):
         raise ConfigurationError(
-            f'queues={queues!r}: it takes names, in strict order ("mail,default", ["mail", "default"]) or weighted ("mail=3,default=1")'
+            f'queues={queues!r}: expected names, in strict order ("mail,default", ["mail", "default"]) or weighted ("mail=3,default=1")'
         )
     try:
         return QueueChoice.parse(queues if isinstance(queues, str) else ",".join(queues))

@@ -1,4 +1,4 @@
-"""The floors, the circles, the sizes, and what an import loads."""
+"""The layers, the circles, the sizes, and what an import loads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.architecture.imports import ROOT, Imported, all_imported_names, impor
 
 MODULES = modules()
 KNOWN = frozenset(MODULES)
-FLOORS = {"model": 1, "broker": 2, "app": 3, "worker": 4, "testing": 5, "telemetry": 5, "cli": 5, "dashboard": 5, "integrations": 5}
+LAYERS = {"model": 1, "broker": 2, "app": 3, "worker": 4, "testing": 5, "telemetry": 5, "cli": 5, "dashboard": 5, "integrations": 5}
 TOP = 5
 
 # Files that are longer than 400 lines, or functions than 60, each with its reason. Empty is best.
@@ -23,29 +23,29 @@ LONG_FILES: dict[str, str] = {}
 LONG_FUNCTIONS: dict[str, str] = {}
 
 
-def floor_of(module: str) -> int | None:
+def layer_of(module: str) -> int | None:
     parts = module.split(".")
-    return FLOORS.get(parts[1]) if len(parts) > 1 else None
+    return LAYERS.get(parts[1]) if len(parts) > 1 else None
 
 
-def test_every_module_stands_on_a_floor() -> None:
-    """A new folder of the package must be given its floor here, and in the design."""
-    homeless = [module for module in MODULES if floor_of(module) is None and module not in ("taskflow", "taskflow.__main__")]
+def test_every_module_belongs_to_a_layer() -> None:
+    """A new folder of the package must be given its layer here, and in the design."""
+    homeless = [module for module in MODULES if layer_of(module) is None and module not in ("taskflow", "taskflow.__main__")]
     assert homeless == []
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_an_import_never_runs_up(module: str) -> None:
     """Nor sideways between surfaces; what is imported for types alone may."""
-    floor = floor_of(module)
-    if floor is None:
+    layer = layer_of(module)
+    if layer is None:
         return
     for imported in imports_of(MODULES[module], KNOWN):
-        target = floor_of(imported.module)
+        target = layer_of(imported.module)
         if imported.is_for_types or target is None:
             continue
-        assert target <= floor, f"{module} (floor {floor}) imports {imported.module} (floor {target})"
-        if floor == target == TOP:
+        assert target <= layer, f"{module} (layer {layer}) imports {imported.module} (layer {target})"
+        if layer == target == TOP:
             assert module.split(".")[1] == imported.module.split(".")[1], f"{module} imports another surface, {imported.module}"
 
 
@@ -89,9 +89,9 @@ def _shares_constants(module: str, imported: str) -> tuple[str, ...]:
 
 
 def test_the_model_does_nothing_by_itself() -> None:
-    """Floor 1: no event loop, no socket, no store, no process."""
+    """Layer 1: no event loop, no socket, no store, no process."""
     for module, file in MODULES.items():
-        if floor_of(module) == 1:
+        if layer_of(module) == 1:
             assert all_imported_names(file).isdisjoint({"asyncio", "anyio", "socket", "sqlite3", "redis", "asyncpg", "subprocess"}), module
 
 

@@ -168,7 +168,7 @@ async def test_a_forgotten_return_fails_the_run_and_says_so(bench: Bench) -> Non
     handle = await add.options(max_attempts=1).delay(1)
     [verdict] = await bench.run_all()
     assert isinstance(verdict, Failed)
-    with pytest.raises(JobFailed, match=r"Forgetful.run\(\) returned None: it returns a verdict"):
+    with pytest.raises(JobFailed, match=r"Forgetful.run\(\) returned None: expected a verdict"):
         await handle.result()
 
 
