@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 from taskflow.app.options import seconds_of
+from taskflow.model.errors import name_as_public
 
 
 class Signal(Exception):
@@ -41,3 +42,6 @@ class Cancel(Signal):
     def __init__(self, reason: str = "cancelled by the job itself") -> None:
         super().__init__(reason)
         self.reason = str(reason)  # users pass exceptions too
+
+
+name_as_public(globals())

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import taskflow
+
 
 class TaskflowError(Exception):
     """The base class of all errors that taskflow raises."""
@@ -142,3 +144,16 @@ class EnqueueFailed(TaskflowError):
         super().__init__(message)
         self.handles = list(handles)
         self.conflicts = list(conflicts)
+
+
+def name_as_public(defined: dict[str, Any]) -> None:
+    """Name the public errors of a module as users import them: a traceback or a stored error says `taskflow.Retry`.
+
+    Other public classes keep their module, because tools look there for the names in their annotations.
+    """
+    for name in taskflow.__all__:
+        if name in defined:
+            defined[name].__module__ = "taskflow"
+
+
+name_as_public(globals())

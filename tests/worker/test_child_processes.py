@@ -35,7 +35,7 @@ from taskflow import (
     enqueue,
     job,
 )
-from taskflow.app.default_app import default_app
+from taskflow.app.app import default_app
 from taskflow.broker.memory import MemoryBroker
 from taskflow.model.codec.function import FunctionCodec
 from taskflow.model.envelope import ClaimId, Envelope, Lease
@@ -536,7 +536,7 @@ async def test_an_import_that_hangs_is_cut_off(lines: Lines, tmp_path: Path, mon
 
 async def test_a_child_sends_to_no_broker_that_only_looks_like_the_workers(worker: Worker) -> None:
     failed = await failure(await jobs.sends.delay())
-    assert failed.type == "taskflow.model.errors.ConfigurationError"
+    assert failed.type == "taskflow.ConfigurationError"
     assert "jobs of the memory broker can be sent only from the worker's process" in failed.message
 
 
