@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from taskflow.app.app import configure as configure
-    from taskflow.app.app import enqueue as enqueue
     from taskflow.app.call import Call as Call
     from taskflow.app.context import JobContext as JobContext
     from taskflow.app.context import current_job as current_job
@@ -26,11 +25,12 @@ if TYPE_CHECKING:
     from taskflow.app.middleware import RunNext as RunNext
     from taskflow.app.options import EnqueueOptions as EnqueueOptions
     from taskflow.app.portal import run_sync as run_sync
+    from taskflow.app.sending import enqueue as enqueue
+    from taskflow.app.sending import enqueue_sync as enqueue_sync
     from taskflow.app.signals import Cancel as Cancel
     from taskflow.app.signals import Discard as Discard
     from taskflow.app.signals import Retry as Retry
     from taskflow.app.signals import Snooze as Snooze
-    from taskflow.app.sync import enqueue_sync as enqueue_sync
     from taskflow.model.backoff import Backoff as Backoff
     from taskflow.model.errors import BrokerError as BrokerError
     from taskflow.model.errors import BrokerRefused as BrokerRefused
@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     from taskflow.worker.worker import worker_lifespan as worker_lifespan
 
 _HOMES = {
-    "taskflow.app.app": ("configure", "enqueue"),
+    "taskflow.app.app": ("configure",),
     "taskflow.app.call": ("Call",),
     "taskflow.app.context": ("JobContext", "current_job"),
     "taskflow.app.handle": ("ErrorInfo", "JobHandle", "JobInfo"),
@@ -70,8 +70,8 @@ _HOMES = {
     "taskflow.app.middleware": ("EnqueueCall", "EnqueueNext", "Middleware", "RunNext"),
     "taskflow.app.options": ("EnqueueOptions",),
     "taskflow.app.portal": ("run_sync",),
+    "taskflow.app.sending": ("enqueue", "enqueue_sync"),
     "taskflow.app.signals": ("Cancel", "Discard", "Retry", "Snooze"),
-    "taskflow.app.sync": ("enqueue_sync",),
     "taskflow.model.backoff": ("Backoff",),
     "taskflow.model.errors": (
         "BrokerError",

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
-if TYPE_CHECKING:
-    from taskflow.app.job import Declared
-    from taskflow.model.envelope import Envelope
+from taskflow.app.job_type import JobType
+from taskflow.model.envelope import Envelope
 
 R_co = TypeVar("R_co", covariant=True)
 
@@ -16,7 +15,7 @@ class Call(Generic[R_co]):
 
     __slots__ = ("envelope", "job", "raises_on_conflict")
 
-    def __init__(self, job: Declared[..., Any], envelope: Envelope, *, raises_on_conflict: bool) -> None:
+    def __init__(self, job: JobType[R_co], envelope: Envelope, *, raises_on_conflict: bool) -> None:
         self.job = job
         self.envelope = envelope
         self.raises_on_conflict = raises_on_conflict

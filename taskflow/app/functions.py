@@ -1,13 +1,16 @@
-"""Decides which functions can be jobs, and which of them take a context."""
+"""Decides which functions can be jobs, which of them take a context, and what they are called."""
 
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from taskflow.app.context import JobContext
-from taskflow.app.registry import place
+from taskflow.app.execution_mode import RUN_AS_MAIN
+from taskflow.model.envelope import check_job_name
 from taskflow.model.errors import DeclarationError
 from taskflow.model.shown import shown
 
@@ -56,3 +59,39 @@ def signature_for_callers(function: Callable[..., Any], *, skip: int) -> inspect
     """Return the signature without the `skip` first parameters, which are injected."""
     signature = inspect.signature(function)
     return signature.replace(parameters=list(signature.parameters.values())[skip:])
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """Return module and qualified name, as a worker imports them. Raises DeclarationError for a function inside a function."""
+    if "<locals>" in function.__qualname__ or "<lambda>" in function.__qualname__:
+        raise DeclarationError(f"{place(function)}: a worker cannot import a function inside a function by name; set name=")
+    return check_job_name(f"{_module_of(function)}.{function.__qualname__}")
+
+
+def place(function: Callable[..., Any]) -> str:
+    """Return the file and line of a function, for messages."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return f"{code.co_filename}:{code.co_firstlineno} ({function.__qualname__})" if code else repr(function)
+
+
+def _module_of(function: Callable[..., Any]) -> str:
+    if function.__module__ not in RUN_AS_MAIN:
+        return function.__module__
+    scope = getattr(inspect.unwrap(function), "__globals__", {})
+    spec = scope.get("__spec__")
+    if spec is not None and spec.name not in RUN_AS_MAIN:  # python -m package.module
+        return str(spec.name)
+    return _dotted(Path(scope.get("__file__") or "__main__.py").resolve())
+
+
+def _dotted(file: Path) -> str:
+    """Return the module name by which a worker would import a script: relative to the nearest folder on the import path, or to the current
+    one.
+
+    The script's own folder, which Python puts on the path, counts only if it is the current one.
+    """
+    here = Path.cwd().resolve()
+    folders = {Path(entry).resolve() for entry in sys.path if entry} - {file.parent} | {here}
+    above = [folder for folder in folders if file.is_relative_to(folder)]
+    relative = file.relative_to(max(above, key=lambda folder: len(folder.parts))) if above else Path(file.name)
+    return ".".join(relative.with_suffix("").parts)

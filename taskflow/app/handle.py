@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import math
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, overload
+from typing import Any, Final, Generic, TypeVar, overload
 
 import msgspec
 
-from taskflow.app.default_app import default_app
+from taskflow.app.app import App, default_app
+from taskflow.app.job_type import AnyJob, JobType
 from taskflow.broker import topics
 from taskflow.model.clock import instant_of
 from taskflow.model.codec import decode_value
@@ -19,10 +20,6 @@ from taskflow.model.printable import message
 from taskflow.model.progress import Progress
 from taskflow.model.record import Record, Status
 from taskflow.model.verdict import RunError
-
-if TYPE_CHECKING:
-    from taskflow.app.app import App
-    from taskflow.app.job import Declared
 
 T = TypeVar("T")
 R_co = TypeVar("R_co", covariant=True)
@@ -94,7 +91,7 @@ class JobHandle(Generic[R_co]):
 
     __slots__ = ("_app", "_id", "_is_own", "_job", "is_new")
 
-    def __init__(self, app: App, job_id: bytes, job: Declared[..., Any] | None, *, is_new: bool = True, is_own: bool = True) -> None:
+    def __init__(self, app: App, job_id: bytes, job: AnyJob | None, *, is_new: bool = True, is_own: bool = True) -> None:
         self._app = app
         self._id = job_id
         self._job = job
@@ -103,17 +100,16 @@ class JobHandle(Generic[R_co]):
 
     @overload
     @staticmethod
-    def of(job_id: str, job: Declared[..., T]) -> JobHandle[T]: ...
+    def of(job_id: str, job: JobType[T]) -> JobHandle[T]: ...
 
     @overload
     @staticmethod
     def of(job_id: str) -> JobHandle[Any]: ...
 
     @staticmethod
-    def of(job_id: str, job: Declared[..., Any] | None = None) -> JobHandle[Any]:
+    def of(job_id: str, job: AnyJob | None = None) -> JobHandle[Any]:
         """Return the handle for a stored id. With `job`, its annotations decode the result."""
-        app = default_app() if job is None else job.app
-        return JobHandle(app, parse_id(job_id), job, is_new=False, is_own=False)
+        return JobHandle(default_app(), parse_id(job_id), job, is_new=False, is_own=False)
 
     @property
     def id(self) -> str:

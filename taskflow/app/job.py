@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import copy
-import functools
 import inspect
 from collections.abc import Callable, Coroutine, Sequence
-from datetime import timedelta
 from typing import Any, Final, Generic, ParamSpec, Protocol, Self, TypeAlias, TypeVar, cast, overload
 
-import msgspec
 from typing_extensions import Unpack
 
 from taskflow.app import portal
-from taskflow.app.app import App
+from taskflow.app.app import App, default_app
 from taskflow.app.call import Call
 from taskflow.app.context import JobContext, running
-from taskflow.app.default_app import default_app
-from taskflow.app.execution_mode import RunsIn, place_for
-from taskflow.app.functions import check_function, signature_for_callers, takes_context
+from taskflow.app.execution_mode import place_for
+from taskflow.app.functions import check_function, name_of, place
 from taskflow.app.handle import JobHandle
+from taskflow.app.job_type import AnyJob, JobType, Policy
 from taskflow.app.option_names import unknown_option
-from taskflow.app.options import EnqueueOptions, Options, plain_options
-from taskflow.app.registry import name_of, place
+from taskflow.app.options import OF_THE_DECORATOR, EnqueueOptions, JobOptions, Options, plain_options
+from taskflow.app.sending import send
 from taskflow.model.backoff import Backoff
-from taskflow.model.codec import FunctionCodec
-from taskflow.model.envelope import Envelope, check_envelope, check_job_name
+from taskflow.model.envelope import Envelope, check_job_name
 from taskflow.model.errors import DeclarationError
-from taskflow.model.ids import key_digest
 from taskflow.model.job_schema import bare_text
 from taskflow.model.shown import shown
 
@@ -35,57 +30,13 @@ P = ParamSpec("P")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
-Errors = tuple[type[BaseException], ...]
 
+class Declared(JobType[R_co], Generic[P, R_co]):
+    """A job type whose calls can be sent. Immutable; `options` returns a changed copy."""
 
-class Policy(msgspec.Struct, frozen=True, kw_only=True):
-    """Decides which errors of a run are retried: those in `retry_on`, except those in `discard_on`."""
-
-    retry: Backoff = Backoff()
-    retry_on: Errors = (Exception,)
-    discard_on: Errors = ()
-
-
-class Declared(Generic[P, R_co]):
-    """A job type: its function, its name, and the options of its calls. Immutable; `options` returns a changed copy.
-
-    It copies `__name__`, `__doc__` and so on from the function. Its signature is the one for callers, without the context.
-    """
-
-    __name__: str
-    __qualname__: str
-    __wrapped__: Callable[..., Any]
-
-    def __init__(
-        self,
-        app: App,
-        function: Callable[..., Any],
-        name: str,
-        options: Options,
-        *,
-        policy: Policy,
-        aliases: tuple[str, ...],
-        runs_in: RunsIn,
-    ) -> None:
+    def __init__(self, app: App, function: Callable[..., Any], name: str, options: Options, **declared: Any) -> None:
+        super().__init__(function, name, options, limits=app.limits, **declared)
         self.app = app
-        self.function = function
-        self.name = name
-        self.policy = policy
-        self.aliases = aliases
-        self.runs_in: RunsIn = runs_in
-        self.takes_context = takes_context(function)
-        functools.update_wrapper(cast(Any, self), function, updated=())
-        self.__signature__ = signature_for_callers(function, skip=int(self.takes_context))
-        self.codec = FunctionCodec(function, name=name, skip=int(self.takes_context), limits=app.limits)
-        self._with(options)
-
-    @property
-    def queue(self) -> str:
-        return self._options.queue
-
-    @property
-    def key(self) -> str | None:
-        return self._options.key
 
     def options(self, **options: Unpack[EnqueueOptions]) -> Self:
         """Return a copy whose calls have these options; see `EnqueueOptions`. Raises TypeError or ValueError, naming the wrong option."""
@@ -99,12 +50,12 @@ class Declared(Generic[P, R_co]):
         Raises EncodeError (a TypeError) naming the argument, BrokerUnavailable if the store does not answer in time, StoreFull, and
         KeyConflict with ``on_conflict="raise"``. If `delay` is cancelled, the job may have been sent.
         """
-        return await self.app.send(self._call(args, kwargs))
+        return await send(self.app, self._call(args, kwargs))
 
     def delay_sync(self, *args: P.args, **kwargs: P.kwargs) -> JobHandle[R_co]:
         """Like `delay`, for code without an event loop, from any thread. Raises RuntimeError inside a running loop."""
         portal.refuse_inside_a_loop("delay_sync()", "await .delay()")
-        return portal.run_sync(self.app.send(self._call(args, kwargs)))
+        return portal.run_sync(send(self.app, self._call(args, kwargs)))
 
     def bind(self, *args: P.args, **kwargs: P.kwargs) -> Call[R_co]:
         """Return a call for `enqueue` to send later. Its arguments are checked and encoded here."""
@@ -116,18 +67,11 @@ class Declared(Generic[P, R_co]):
         envelope = Envelope(id=self.app.new_id(), job=self.name, payload=payload, **self._fields)
         return Call(self, envelope, raises_on_conflict=self._options.raises_on_conflict)
 
-    def _with(self, options: Options) -> None:
-        self._options = options
-        self._fields = _envelope_fields(self.name, options)
-
     def _arguments(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Prepend the context if the function takes one: that of the running job, or a context without effect outside of a job."""
         if not self.takes_context:
             return args
         return (running.get() or JobContext(job_name=self.name, queue=self.queue), *args)
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.name}>"
 
 
 class Job(Declared[P, R_co]):
@@ -144,9 +88,6 @@ class SyncJob(Declared[P, R_co]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
         result: R_co = self.function(*self._arguments(args), **kwargs)
         return result
-
-
-AnyJob = Declared[..., Any]
 
 
 # --- the overloads of the decorator -------------------------------------------------------------------------------
@@ -243,22 +184,7 @@ class _Decorator(Protocol):
     def __call__(self, function: Callable[Q, R], /) -> SyncJob[Q, R]: ...
 
     @overload
-    def __call__(
-        self,
-        *,
-        name: str | None = None,
-        queue: str | None = "default",
-        priority: int | None = 0,
-        max_attempts: int | None = 10,
-        retry: Backoff | None = ...,
-        retry_on: Sequence[type[BaseException]] | None = (Exception,),
-        discard_on: Sequence[type[BaseException]] | None = (),
-        timeout: float | timedelta | None = None,
-        expires: float | timedelta | None = None,
-        keep_result: float | timedelta | None = 300.0,
-        aliases: Sequence[str] | None = (),
-        runs_in: RunsIn | None = None,
-    ) -> _Decorator: ...
+    def __call__(self, **declared: Unpack[JobOptions]) -> _Decorator: ...
 
 
 def _typed(decorator: Callable[..., Any]) -> _Decorator:
@@ -288,8 +214,7 @@ def job(function: Callable[..., Any] | None = None, /, **declared: Any) -> Any:
     return lambda decorated: _declare(default_app(), decorated, declared)
 
 
-_POLICY = ("retry", "retry_on", "discard_on")
-_OPTIONS = ("queue", "priority", "max_attempts", "timeout", "expires", "keep_result")
+_OPTIONS: Final = tuple(name for name in JobOptions.__annotations__ if name not in (*OF_THE_DECORATOR, "retry"))
 
 
 def _declare(app: App, function: Callable[..., Any], declared: dict[str, Any]) -> AnyJob:
@@ -299,7 +224,7 @@ def _declare(app: App, function: Callable[..., Any], declared: dict[str, Any]) -
         given = {key: value for key, value in declared.items() if value is not None}
         name = given["name"] if "name" in given else name_of(function)
         options = Options(**plain_options(cast(EnqueueOptions, {key: given[key] for key in _OPTIONS if key in given})))
-        policy = Policy(**{key: _policy_field(key, given[key]) for key in _POLICY if key in given})
+        policy = Policy(**{key: _policy_field(key, given[key]) for key in Policy.__struct_fields__ if key in given})
         aliases = _aliases(given.get("aliases", ()))
         kind = Job if inspect.iscoroutinefunction(function) else SyncJob
         runs_in = place_for(function, given.get("runs_in"))
@@ -313,7 +238,7 @@ def _declare(app: App, function: Callable[..., Any], declared: dict[str, Any]) -
 
 
 def _refuse_unknown(declared: dict[str, Any]) -> None:
-    known = sorted((*_POLICY, *_OPTIONS, "name", "aliases", "runs_in"))
+    known = sorted(JobOptions.__annotations__)
     for key in declared:
         if key not in known:
             raise TypeError(unknown_option(key, known, EnqueueOptions.__annotations__, f"with a call, as in .options({key}=...)"))
@@ -341,14 +266,3 @@ def _policy_field(name: str, value: Any) -> Any:
         if not (isinstance(error, type) and issubclass(error, BaseException)):
             raise TypeError(f"{name}={shown(value)}: expected a tuple of exception classes")
     return errors
-
-
-def _envelope_fields(name: str, options: Options) -> dict[str, Any]:
-    """Return the options of every call's envelope, without defaults. Raises ValueError, naming the wrong option."""
-    fields = {field: getattr(options, field) for field in Options.__struct_fields__ if field not in ("key", "raises_on_conflict")}
-    fields["key"] = None if options.key is None else key_digest(options.queue, name, options.key)
-    check_envelope(Envelope(id=b"", job=name, payload=b"", **fields))
-    return {field: value for field, value in fields.items() if value != getattr(_PLAIN, field)}
-
-
-_PLAIN: Final = Envelope(id=b"", job="", payload=b"")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final, Literal, TypedDict
 
 import msgspec
 
+from taskflow.app.execution_mode import RunsIn
 from taskflow.app.option_names import unknown_option
 from taskflow.model.backoff import Backoff
 from taskflow.model.clock import instant_of, microseconds_of, to_microseconds
@@ -19,10 +21,29 @@ from taskflow.model.shown import shown
 Conflict = Literal["keep", "replace", "raise"]
 
 MOST_ATTEMPTS: Final = 1_000_000
-OF_THE_DECORATOR: Final = ("name", "retry_on", "discard_on", "aliases", "runs_in")
 
 
-class EnqueueOptions(TypedDict, total=False):
+class _SharedOptions(TypedDict, total=False):
+    queue: str | None
+    priority: int | None
+    expires: float | timedelta | None
+    max_attempts: int | None
+    retry: Backoff | None
+    timeout: float | timedelta | None
+    keep_result: float | timedelta | None
+
+
+class JobOptions(_SharedOptions, total=False):
+    """The options of the decorator; see `job`."""
+
+    name: str | None
+    retry_on: Sequence[type[BaseException]] | None
+    discard_on: Sequence[type[BaseException]] | None
+    aliases: Sequence[str] | None
+    runs_in: RunsIn | None
+
+
+class EnqueueOptions(_SharedOptions, total=False):
     """The options of `.options()`. None means "not given", except for `expires` and `timeout`, where it removes the job's limit.
 
     `queue`         the queue's name
@@ -39,18 +60,14 @@ class EnqueueOptions(TypedDict, total=False):
     `headers`       str to str, 4 KiB in all; they are sent with the job
     """
 
-    queue: str | None
-    priority: int | None
     after: float | timedelta | None
     at: datetime | None
-    expires: float | timedelta | None
-    max_attempts: int | None
-    retry: Backoff | None
-    timeout: float | timedelta | None
     key: str | None
     on_conflict: Conflict | None
-    keep_result: float | timedelta | None
     headers: dict[str, str] | None
+
+
+OF_THE_DECORATOR: Final = tuple(name for name in JobOptions.__annotations__ if name not in EnqueueOptions.__annotations__)
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):

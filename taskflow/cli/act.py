@@ -10,8 +10,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from taskflow.app.app import App
-from taskflow.app.default_app import default_app
+from taskflow.app.app import App, default_app
 from taskflow.broker.console import Console, JobFilter, Redone
 from taskflow.broker.protocol import Broker
 from taskflow.cli.exits import Exit

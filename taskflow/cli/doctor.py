@@ -7,8 +7,7 @@ import asyncio
 
 import msgspec
 
-from taskflow.app.app import App
-from taskflow.app.default_app import default_app
+from taskflow.app.app import App, default_app
 from taskflow.app.namesake import advice
 from taskflow.broker.console import Finding
 from taskflow.broker.url import masked

@@ -9,8 +9,7 @@ import sys
 from datetime import datetime
 from typing import Any
 
-from taskflow.app.app import App
-from taskflow.app.default_app import default_app
+from taskflow.app.app import App, default_app
 from taskflow.broker.console import QueueRecord
 from taskflow.broker.url import masked
 from taskflow.cli.exits import Exit

@@ -6,8 +6,7 @@ import argparse
 import asyncio
 from urllib.parse import urlsplit
 
-from taskflow.app.app import App
-from taskflow.app.default_app import default_app
+from taskflow.app.app import App, default_app
 from taskflow.broker.migrations import Migrating, Upgrade
 from taskflow.cli.exits import Exit
 from taskflow.model.printable import one_line

@@ -15,8 +15,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import anyio
 
-from taskflow.app.app import App
-from taskflow.app.default_app import default_app
+from taskflow.app.app import App, default_app
 from taskflow.app.namesake import advice_if_mixed
 from taskflow.broker.console import QueueRecord
 from taskflow.broker.url import DEFAULT_NAMESPACE, masked

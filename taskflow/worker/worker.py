@@ -11,8 +11,7 @@ from typing import Any, Final, Self, TypeVar
 
 import anyio
 
-from taskflow.app.app import App
-from taskflow.app.default_app import default_app
+from taskflow.app.app import App, default_app
 from taskflow.broker.retry import retry
 from taskflow.model.errors import BrokerUnavailable, ConfigurationError
 from taskflow.model.seams import Seams

@@ -13,7 +13,7 @@ from typing import Any, Final, Self
 
 import taskflow
 from taskflow import Status, Worker
-from taskflow.app.default_app import default_app
+from taskflow.app.app import default_app
 from taskflow.app.handle import JobHandle
 from taskflow.broker.url import connect
 from taskflow.model.errors import BrokerUnavailable

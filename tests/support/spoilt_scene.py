@@ -15,8 +15,7 @@ import msgspec
 import pytest
 
 from taskflow import JobHandle, Worker, job
-from taskflow.app.app import App
-from taskflow.app.default_app import default_app
+from taskflow.app.app import App, default_app
 from taskflow.broker.console import JobFilter
 from taskflow.cli import act, look
 from taskflow.cli.parser import a_parser

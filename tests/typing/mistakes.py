@@ -46,7 +46,7 @@ JOB = "taskflow/app/job.py"
 OPTIONS = "taskflow/app/options.py"
 PORTAL = "taskflow/app/portal.py"
 SIGNALS = "taskflow/app/signals.py"
-SYNC = "taskflow/app/sync.py"
+SYNC = "taskflow/app/sending.py"
 
 # What the decorator makes of a function.
 OF_THE_DECORATOR = (

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from taskflow import BrokerUnavailable, JobContext, JobHandle, job
-from taskflow.app.default_app import default_app
+from taskflow.app.app import default_app
 from taskflow.broker.memory import MemoryBroker
 from taskflow.broker.protocol import Upkept
 from taskflow.model.envelope import ClaimId, Lease

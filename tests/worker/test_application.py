@@ -12,7 +12,7 @@ import anyio
 import pytest
 
 from taskflow import ConfigurationError, JobContext, JobHandle, Status, Worker, configure, job
-from taskflow.app.default_app import default_app
+from taskflow.app.app import default_app
 from taskflow.broker.protocol import Broker
 from taskflow.broker.url import connect
 from taskflow.worker.options import WorkerOptions

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from taskflow import JobHandle, Status, Worker, enqueue, job
-from taskflow.app.default_app import default_app
+from taskflow.app.app import default_app
 from taskflow.broker.memory import MemoryBroker
 from taskflow.model.envelope import Lease
 from taskflow.model.ids import parse_id

@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from taskflow import Backoff, BrokerUnavailable, Cancel, Discard, JobCancelled, JobContext, JobFailed, JobHandle, Retry, Status, Worker, job
-from taskflow.app.default_app import default_app
+from taskflow.app.app import default_app
 from taskflow.broker.memory import MemoryBroker
 from taskflow.broker.protocol import Broker
 from taskflow.model.envelope import Lease

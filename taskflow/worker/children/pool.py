@@ -14,7 +14,7 @@ import msgspec
 
 from taskflow.app.app import App
 from taskflow.app.execution_mode import RUN_AS_MAIN
-from taskflow.app.job import AnyJob
+from taskflow.app.job_type import AnyJob
 from taskflow.broker.retry import retry
 from taskflow.model.envelope import Lease
 from taskflow.model.retry import Pauses

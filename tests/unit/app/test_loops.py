@@ -17,8 +17,7 @@ from pathlib import Path
 import pytest
 
 from taskflow import JobHandle, enqueue_sync, run_sync
-from taskflow.app.app import App
-from taskflow.app.default_app import default_app
+from taskflow.app.app import App, default_app
 from taskflow.app.portal import LAST_WORDS
 from taskflow.broker.protocol import Broker
 from taskflow.model.session import Session

@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from taskflow import Backoff, DeclarationError, EnqueueOptions, JobHandle, Retry, Snooze, Status, job
-from taskflow.app.job import AnyJob
+from taskflow.app.job import Declared
 from taskflow.app.options import OF_THE_DECORATOR
 from taskflow.model.rules import LONGEST
 from tests.unit.app.bench import Bench
@@ -25,16 +25,16 @@ any_job: Any = job
 DURATIONS_OF_BOTH = ("timeout", "expires", "keep_result")
 
 
-def declared(**options: Any) -> AnyJob:
+def declared(**options: Any) -> Declared[..., Any]:
     """A job with these options of the decorator."""
 
     def function() -> None: ...
 
-    made: AnyJob = any_job(name="tests.options", **options)(function)
+    made: Declared[..., Any] = any_job(name="tests.options", **options)(function)
     return made
 
 
-def sent(made: AnyJob) -> Any:
+def sent(made: Declared[..., Any]) -> Any:
     """The envelope of a call."""
     return made.bind().envelope
 
@@ -55,8 +55,8 @@ def test_none_is_not_given_for_every_option_of_the_decorator(option: str) -> Non
     def function() -> None: ...
 
     function.__qualname__ = "test_options_function"  # as if it stood in the module
-    made: AnyJob = any_job(**{option: None})(function)
-    plain: AnyJob = any_job(function)
+    made: Declared[..., Any] = any_job(**{option: None})(function)
+    plain: Declared[..., Any] = any_job(function)
     assert (made.name, made.policy, made.aliases, made.runs_in) == (plain.name, plain.policy, plain.aliases, plain.runs_in)
     assert made._options == plain._options
 

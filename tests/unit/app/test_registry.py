@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from taskflow import DeclarationError, job
-from taskflow.app.app import App
-from taskflow.app.default_app import default_app
+from taskflow.app.app import App, default_app
 from tests.unit.app.bench import Bench, loaded
 from tests.unit.app.jobs import add
 
