@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import _signal
+import _signal  # type: ignore[import-not-found]  # built in, so it loads nothing: `signal` would load enum
 import _thread
 import os
 import sys

@@ -60,7 +60,7 @@ class Parser(argparse.ArgumentParser):
         if file is None:
             sys.stdout.flush()
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]  # of overloads
         known, unknown = super().parse_known_args(args, namespace)
         if unknown and self.commands:
             command = self.commands[known.command]
