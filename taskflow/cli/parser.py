@@ -64,7 +64,8 @@ class Parser(argparse.ArgumentParser):
         known, unknown = super().parse_known_args(args, namespace)
         if unknown and self.commands:
             command = self.commands[known.command]
-            hint = _hint(unknown[0], [flag for action in command._actions for flag in action.option_strings])
+            flags = [flag[2:] for action in command._actions for flag in action.option_strings]  # the dashes would make all similar
+            hint = _hint(unknown[0].removeprefix("--"), flags, "--")
             command.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         return known, unknown
 
@@ -75,11 +76,11 @@ class Parser(argparse.ArgumentParser):
         super().error(message + _hint(slip[1], self.commands) if slip else message)
 
 
-def _hint(slip: str, known: Iterable[str]) -> str:
+def _hint(slip: str, known: Iterable[str], prefix: str = "") -> str:
     from taskflow.model.suggestions import nearest
 
     near = nearest(slip, sorted(known))
-    return f"; did you mean {near[0]}?" if near else ""
+    return f"; did you mean {prefix}{near[0]}?" if near else ""
 
 
 def a_parser() -> Parser:
