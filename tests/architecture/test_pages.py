@@ -91,3 +91,31 @@ def test_the_table_of_rooms_names_files_of_each_store() -> None:
             names = re.findall(r"`([^`]+)`", cell)
             assert names, f"{store} has nothing in {rows}"
             assert [name for name in names if not (ROOT / "taskflow/broker" / store / name).exists()] == []
+
+
+WALKS = dict(re.findall(r"^### (The walk of .*?)\n(.*?)(?=^#{2,3} |\Z)", ARCHITECTURE.read_text(), re.MULTILINE | re.DOTALL))
+
+
+def test_the_walks_are_there() -> None:
+    job = [f"The walk of one job on {store}" for store in ("Redis", "SQLite", "PostgreSQL")]
+    assert list(WALKS) == [*job, "The walk of a heartbeat", "The walk of a cancellation", "The walk of a shutdown"]
+
+
+@pytest.mark.parametrize("walk", WALKS)
+def test_a_walk_goes_through_at_most_20_files(walk: str) -> None:
+    assert 5 <= len(set(_PATH.findall(WALKS[walk]))) <= 20
+
+
+@pytest.mark.parametrize("walk", WALKS)
+def test_each_function_of_a_walk_is_in_a_file_of_its_step(walk: str) -> None:
+    steps = re.findall(r"^\d+\. (.+)$", WALKS[walk], re.MULTILINE)
+    assert steps
+    for step in steps:
+        defined = {name for path in _PATH.findall(step) for name in _functions_of(ROOT / path)}
+        missing = [name for name in re.findall(r"`(\w+)\(\)`", step) if name not in defined]
+        assert missing == [], step
+
+
+def _functions_of(file: Path) -> set[str]:
+    """Return the names of the functions and methods that a file of Python, Lua or SQL defines."""
+    return set(re.findall(r"^ *(?:async def|def|local function|CREATE.* FUNCTION @\.)\s*(\w+)", file.read_text(), re.MULTILINE))
