@@ -27,8 +27,8 @@ from taskflow.model.ids import IdFactory
 from taskflow.model.record import Status
 from taskflow.model.session import Beat, Session
 from taskflow.model.verdict import Settled
+from tests.stores.one_job import one_job_is_done
 from tests.stores.postgres import digest
-from tests.stores.postgres.one_job import one_job_is_done
 from tests.stores.postgres.versions import NEXT, next_version, of_this_version, without_meta_commands
 from tests.stores.scene import until
 from tests.support.pgbouncer import PgBouncer

@@ -12,7 +12,7 @@ from taskflow import BrokerRefused
 from taskflow.broker.url import connect
 from taskflow.cli.exits import Exit
 from tests.cli.processes import OUR_FRAMES, Shell
-from tests.stores.postgres.one_job import one_job_is_done
+from tests.stores.one_job import one_job_is_done
 from tests.stores.refusals import SECRET, WRONG, exits_by_broker
 from tests.support.postgres import PostgresServer, shared_postgres
 from tests.support.servers import HOST, free_port

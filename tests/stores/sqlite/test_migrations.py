@@ -17,8 +17,8 @@ from taskflow.model.errors import BrokerRefused, BrokerUnavailable
 from taskflow.model.record import Status
 from taskflow.model.session import Beat
 from taskflow.model.verdict import Settled
-from tests.stores.sqlite.future import BECOME, FUTURE, PRESENT, make_future
 from tests.stores.sqlite.support import Open, an_envelope, connected, envelopes, locked, registered, run_script, succeeded
+from tests.stores.sqlite.versions import BECOME, FUTURE, PRESENT, make_future
 
 LATER = f"tables of version {FUTURE}, this one knows {PRESENT}"
 
