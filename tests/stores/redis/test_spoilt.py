@@ -64,11 +64,6 @@ async def fail_all(world: World, leases: list[Lease]) -> list[Settled]:
 # --- a job ---------------------------------------------------------------------------------------------------------
 
 OPAQUE: Final = {
-    "extras no msgpack": ("extras", b"\xc1"),
-    "extras no map": ("extras", msgpack.packb([1])),
-    "keep_result NaN": ("extras", msgpack.packb({"k": math.nan})),
-    "keep_result 1e300": ("extras", msgpack.packb({"k": 1e300})),
-    "keep_result a text": ("extras", msgpack.packb({"k": "long"})),
     "an error list": ("errors", b"\x93\x01"),
     "a reason": ("reason", NO_UTF8),
     "its name's number": ("name", 77),

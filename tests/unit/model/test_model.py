@@ -186,6 +186,11 @@ def test_extras_come_back() -> None:
     assert envelope(**extras) == full
 
 
+def test_empty_extras_are_unreadable() -> None:
+    with pytest.raises(ValueError, match="incomplete"):
+        unpack_extras(b"")
+
+
 def test_extras_of_a_newer_version_are_passed_over() -> None:
     assert unpack_extras(msgpack.packb({"m": 4, "Z": "new"})) == {"max_attempts": 4}
 
