@@ -9,8 +9,11 @@ import pytest
 
 TESTS: Final = Path(__file__).parents[1]
 
-_FAST: Final = [TESTS / folder for folder in ("unit", "architecture", "conformance", "docs", "prose", "stores/sqlite")]
-"""Folders whose tests are fast, but for modules marked `slow` and for those on a server."""
+_FAST: Final = [
+    *(TESTS / folder for folder in ("unit", "architecture", "conformance", "docs", "prose", "stores/sqlite")),
+    *(TESTS / "stores" / module for module in ("test_migrations.py", "test_spoilt.py")),
+]
+"""Places whose tests are fast, but for modules marked `slow` and for tests on a server."""
 
 _SERVERS: Final = frozenset({"redis", "postgres"})
 """Parameters of tests that need one."""
