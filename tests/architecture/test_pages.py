@@ -34,11 +34,6 @@ def test_every_file_name_that_a_page_gives_without_its_folder_exists(page: Path)
     assert missing == [], f"{name_of(page)} names files that are gone: name their present place"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_every_relative_link_of_a_page_leads_to_a_file(page: Path) -> None:
-    assert [link for link in _LINK.findall(page.read_text()) if not (page.parent / link).exists()] == []
-
-
 def test_decision_records_are_short_and_listed() -> None:
     """Each has at most 40 lines, so that it is read, and a number that no other one has."""
     records = sorted(ROOT.glob("docs/explanation/decisions/[0-9]*.md"))
