@@ -1,4 +1,4 @@
-"""Every link between files leads to a file and, after a number sign, to a heading of it. `tests/nightly/nightly_links.py` has the others."""
+"""Every link between files leads to a file and to a heading of it. `tests/nightly/nightly_links.py` checks the links to other sites."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from tests.docs.pages import ROOT
 
 pytest.importorskip("sphinx")
 
+
 def test_the_links_of_the_documentation_work(tmp_path: Path) -> None:
     _check(tmp_path, str(ROOT / "docs"))
 
