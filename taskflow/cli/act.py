@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from taskflow.app.app import App, default_app
+from taskflow.app.app import App
 from taskflow.broker.console import Console, JobFilter, Redone
 from taskflow.broker.protocol import Broker
 from taskflow.cli.exits import Exit
 from taskflow.cli.job_filter import all_or_filters, doubt_queue, filter_of, ids_of, ids_or_filters
 from taskflow.cli.progress import Bar
-from taskflow.cli.store import what_is_there
+from taskflow.cli.store import what_is_there, with_store
 from taskflow.model.envelope import check_queue
 from taskflow.model.errors import ConfigurationError
 from taskflow.model.ids import id_text
@@ -45,22 +44,17 @@ class ActionResult:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    app = default_app()
-    app.flag(broker=arguments.broker)
-    return asyncio.run(_act(app, arguments))
+    return with_store(arguments, _act)
 
 
 async def _act(app: App, arguments: argparse.Namespace) -> int:
-    try:
-        if arguments.command in ("pause", "resume"):
-            return await _pause(app.broker().console, arguments)
-        ids_or_filters(arguments)
-        if arguments.ids:
-            return await _on_ids(app, arguments)
-        all_or_filters(arguments)
-        return await _on_filtered(app, arguments)
-    finally:
-        await app.close()
+    if arguments.command in ("pause", "resume"):
+        return await _pause(app.broker().console, arguments)
+    ids_or_filters(arguments)
+    if arguments.ids:
+        return await _on_ids(app, arguments)
+    all_or_filters(arguments)
+    return await _on_filtered(app, arguments)
 
 
 async def _pause(console: Console, arguments: argparse.Namespace) -> int:

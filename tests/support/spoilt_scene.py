@@ -244,7 +244,7 @@ class Scene:
 
     async def _command(self, app: App, argv: list[str]) -> None:
         arguments = a_parser().parse_args(argv)
-        does = act._act if argv[0] in ("retry", "cancel", "purge") else look._look
+        does = act._act if argv[0] in ("retry", "cancel", "purge") else look.VIEWS[argv[0]]
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             code = await does(app, arguments)
         assert code in (0, 1), f"{argv} has ended with {code}"

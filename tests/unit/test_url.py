@@ -8,8 +8,7 @@ import traceback
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from taskflow.app.settings import Settings
 from taskflow.broker.memory import MemoryBroker

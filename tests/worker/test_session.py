@@ -19,17 +19,7 @@ from taskflow.model.record import Record
 from taskflow.model.rules import Rules
 from taskflow.model.session import Beat
 from taskflow.model.verdict import HandedBack, Settled, Settlement, Succeeded
-from taskflow.worker.events import (
-    BrokerBack,
-    BrokerTrouble,
-    Ended,
-    Events,
-    LeaseLost,
-    PartFailed,
-    SessionEnded,
-    SessionOpened,
-    WindingDown,
-)
+from taskflow.worker.events import BrokerBack, BrokerTrouble, Ended, Events, LeaseLost, PartFailed, SessionEnded, SessionOpened, WindingDown
 from taskflow.worker.fetcher import Fetcher
 from taskflow.worker.queues import QueueChoice
 from tests.worker.scene import FaultyBroker, Heard, Run, a_faulty_broker, options, waits

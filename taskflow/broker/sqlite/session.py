@@ -8,16 +8,7 @@ from typing import Any, Final
 import msgpack
 import msgspec
 
-from taskflow.broker.sqlite.row import (
-    CLAIM_BYTES,
-    claims_of,
-    pack_claim,
-    pack_progress,
-    slices,
-    storable,
-    text_of,
-    unpack_claim,
-)
+from taskflow.broker.sqlite.row import CLAIM_BYTES, claims_of, pack_claim, pack_progress, slices, storable, text_of, unpack_claim
 from taskflow.broker.sqlite.transitions import Transitions
 from taskflow.model import wording
 from taskflow.model.clock import instant_of, to_microseconds, to_seconds

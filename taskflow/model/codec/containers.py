@@ -7,16 +7,7 @@ from typing import Any
 
 from taskflow.model.codec import wire as codes
 from taskflow.model.codec.misfit import Misfit, one_of, too_deep, unexpected
-from taskflow.model.codec.parts import (
-    elements,
-    hashed,
-    pairs_of,
-    read_items,
-    read_pairs,
-    write_items,
-    write_pairs,
-    write_unordered,
-)
+from taskflow.model.codec.parts import elements, hashed, pairs_of, read_items, read_pairs, write_items, write_pairs, write_unordered
 from taskflow.model.codec.shape import Read, Shape, Write
 from taskflow.model.codec.wire import marker, marker_of, named, unpack_json
 

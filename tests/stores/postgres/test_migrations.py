@@ -27,8 +27,7 @@ from taskflow.model.verdict import Settled
 from tests.stores.postgres import digest
 from tests.stores.postgres.versions import CATALOG, NEXT, catalog, next_version, of_this_version
 from tests.stores.scene import until
-from tests.support.pgbouncer import PgBouncer
-from tests.support.pgbouncer import is_there as pgbouncer_is_there
+from tests.support.pgbouncer import PgBouncer, is_there as pgbouncer_is_there
 from tests.support.postgres import PostgresServer, shared_postgres
 from tests.support.verdicts import succeeded
 

@@ -40,8 +40,7 @@ from taskflow import (
 from taskflow.app.settings import Settings
 from taskflow.model.ids import id_text
 from tests.unit.app.bench import Bench
-from tests.unit.app.jobs import add as typed_add
-from tests.unit.app.jobs import fail
+from tests.unit.app.jobs import add as typed_add, fail
 from tests.unit.app.watched import Watched
 
 add: Any = typed_add

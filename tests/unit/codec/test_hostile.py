@@ -15,8 +15,7 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from taskflow.model.codec import FunctionCodec, Limits, decode_value, encode_value, seal_json
 from taskflow.model.codec.payload import seal

@@ -7,8 +7,7 @@ import inspect
 from typing import Any, NotRequired, ParamSpec, TypedDict
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from typing_extensions import TypeVarTuple, Unpack
 
 from taskflow.model.codec import FunctionCodec

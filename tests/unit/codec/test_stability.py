@@ -15,8 +15,7 @@ import pytest
 
 from taskflow.model.codec import body, decode_value
 from taskflow.model.errors import EncodeError, UnknownArgument
-from tests.unit.codec import exactly
-from tests.unit.codec import kinds as k
+from tests.unit.codec import exactly, kinds as k
 from tests.unit.codec.exactly import codec_of, there_and_back
 
 

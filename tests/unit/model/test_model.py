@@ -11,8 +11,7 @@ from typing import Any
 
 import msgpack
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from taskflow.model import clock as clocks
 from taskflow.model.backoff import Backoff
