@@ -26,7 +26,9 @@ def place_for(function: Callable[..., Any], asked: object) -> RunsIn:
     if asked is None or asked == own:
         return own
     if not isinstance(asked, str) or asked not in _PLACES:
-        raise ValueError(f'runs_in={asked!r}: expected "process", or "{own}", the default of {_kind(own)} function')
+        raise ValueError(
+            f'runs_in={asked!r}: expected "process", or "{own}", the default of {"an async" if own == "loop" else "a plain"} function'
+        )
     if asked != "process":
         raise ValueError(f'runs_in="{asked}": {_WHY_NOT[own]}, or use runs_in="process"')
     _check_importable(function)
@@ -37,10 +39,6 @@ _WHY_NOT: Final = {
     "loop": "an async function runs in the event loop; to run in a thread, make it a plain one",
     "thread": "a plain function would block the event loop; it runs in a thread unless you make it async",
 }
-
-
-def _kind(own: RunsIn) -> str:
-    return "an async" if own == "loop" else "a plain"
 
 
 def _check_importable(function: Callable[..., Any]) -> None:

@@ -117,7 +117,8 @@ def plain_options(given: EnqueueOptions) -> dict[str, Any]:
         if name in _DURATIONS:
             fields[name] = None if value is None else seconds_of(name, value)
         elif name in _KINDS and (not isinstance(value, _KINDS[name]) or isinstance(value, bool)):
-            raise TypeError(f"{name}={shown(value)}: expected {_article(_KINDS[name].__name__)}")
+            kind = _KINDS[name].__name__
+            raise TypeError(f"{name}={shown(value)}: expected {'an' if kind[0] in 'aeiou' else 'a'} {kind}")
         elif isinstance(value, int):
             fields[name] = int(value)  # also a member of an IntEnum
         elif isinstance(value, str):
@@ -183,7 +184,3 @@ def _conflict(value: object) -> tuple[OnConflict, bool]:
     if not isinstance(value, str) or value not in _CONFLICTS:
         raise ValueError(f'on_conflict={shown(value)}: expected "keep", "replace" or "raise"')
     return _CONFLICTS[value]
-
-
-def _article(kind: str) -> str:
-    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"

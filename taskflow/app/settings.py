@@ -50,7 +50,10 @@ _NUMBERS: Final[Mapping[str, tuple[type[int] | type[float], int]]] = {"enqueue_t
 
 def layered(configured: Mapping[str, Any], *, environ: Mapping[str, str] | None = None, folder: Path | None = None) -> Settings:
     """Return the current settings. Raises ConfigurationError, naming the layer and the setting, for a wrong value."""
-    layers = (_of_pyproject(folder or Path.cwd()), _of_environment(os.environ if environ is None else environ), configured)
+    environ = os.environ if environ is None else environ
+    variables = {name: f"TASKFLOW_{name.upper()}" for name in TEXTUAL}
+    given = {name: _read(variable, name, text) for name, variable in variables.items() if (text := environ.get(variable))}
+    layers = (_of_pyproject(folder or Path.cwd()), given, configured)
     merged = {name: value for layer in layers for name, value in layer.items() if value is not None}
     merged["middleware"] = tuple(merged.get("middleware", ()))
     return Settings(**merged)
@@ -88,10 +91,6 @@ def _check_number(where: str, name: str, value: Any) -> None:
     is_one = isinstance(value, int | kind) and not isinstance(value, bool)
     if not is_one or not value >= least:  # false for NaN, too
         raise ConfigurationError(f"{where}: expected {'a whole number' if kind is int else 'a number'}, {least} or more")
-
-
-def _of_environment(environ: Mapping[str, str]) -> dict[str, Any]:
-    return {name: _read(f"TASKFLOW_{name.upper()}", name, text) for name in TEXTUAL if (text := environ.get(f"TASKFLOW_{name.upper()}"))}
 
 
 def _of_pyproject(folder: Path) -> dict[str, Any]:

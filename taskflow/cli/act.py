@@ -148,7 +148,8 @@ async def _go_through(broker: Broker, job_filter: JobFilter, bar: Bar, arguments
 async def _apply(broker: Broker, command: str, ids: Sequence[bytes]) -> ActionResult:
     if command == "retry":
         answers = await broker.console.retry(ids)
-        refused = {job_id: _unretried(answer) for job_id, answer in zip(ids, answers, strict=True) if answer is not Redone.OK}
+        whys = (UNKNOWN if answer is Redone.UNKNOWN else answer.value for answer in answers)
+        refused = {job_id: why for job_id, answer, why in zip(ids, answers, whys, strict=True) if answer is not Redone.OK}
         return ActionResult(len(ids) - len(refused), refused=refused)
     found = await broker.cancel(ids)
     refused = {job_id: _uncancelled(status) for job_id, status in zip(ids, found, strict=True) if status is None or status.is_ended}
@@ -157,10 +158,6 @@ async def _apply(broker: Broker, command: str, ids: Sequence[bytes]) -> ActionRe
 
 
 UNKNOWN: Final = "it is unknown, or no longer kept"
-
-
-def _unretried(answer: Redone) -> str:
-    return UNKNOWN if answer is Redone.UNKNOWN else answer.value
 
 
 def _uncancelled(status: Status | None) -> str:

@@ -168,7 +168,7 @@ class Shift:
             self._last_resort.end_now()
 
     async def work(self) -> int:
-        worker, obituaries = Worker(app=self._app, options=self._options), Obituaries(self._app)
+        worker, obituaries = Worker(options=self._options), Obituaries(self._app)
         self._health_report.show(worker.vitals)
         code: int = Exit.FAILED  # the error decides the exit code
         try:

@@ -6,7 +6,6 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Final, Protocol
 
 from taskflow.app.context import JobContext
@@ -220,7 +219,7 @@ class StallWatch:
     def _tell(self, make: Callable[[], WorkerEvent]) -> bool:
         """Tell the subscribers, in a thread that may hang, because this one must not. Return True if it was done in time."""
         try:
-            teller = self._start_thread(partial(_make_and_tell, make, self._events), "taskflow-tells")
+            teller = self._start_thread(lambda: self._events.tell(make()), "taskflow-tells")
         except RuntimeError:  # the system cannot start another thread
             return False
         teller.join(TELLING)
@@ -233,7 +232,3 @@ def _clocks() -> tuple[float, dict[int, float]]:
         begun_at, computed, now = time.monotonic(), seconds_computed(), time.monotonic()
         if now - begun_at < LOOK:
             return now, computed
-
-
-def _make_and_tell(make: Callable[[], WorkerEvent], events: Events) -> None:
-    events.tell(make())

@@ -11,7 +11,7 @@ from typing import Any, Final, Self, TypeVar
 
 import anyio
 
-from taskflow.app.app import App, default_app
+from taskflow.app.app import default_app
 from taskflow.broker.retry import retry
 from taskflow.model.errors import BrokerUnavailable, ConfigurationError
 from taskflow.model.seams import Seams
@@ -94,7 +94,6 @@ class Worker:
         concurrency: int = 100,
         grace: float = 25.0,
         state: Any = None,
-        app: App | None = None,
         options: WorkerOptions | None = None,
         seams: Seams | None = None,
     ) -> None:
@@ -102,7 +101,7 @@ class Worker:
         self.tally = RunCounts()
         self.has_forced = False
         self._state = state
-        self._app = app or default_app()
+        self._app = default_app()
         self._seams = seams or Seams()
         self._events = Events(self.tally, *self.options.subscribers)
         self._was_entered = False

@@ -57,10 +57,9 @@ def session_rows(transitions: Transitions, statement: str, *parameters: object) 
 
 def _session(transitions: Transitions, row: tuple[Any, ...]) -> SessionRow | None:
     """Read a row. An unsound value takes a default, which is written if the transaction may write. Return None if the id is unsound."""
-    columns = SessionRow.__struct_fields__
-    reader = FieldReader()
-    values = [reader.read(column, stored, *_reading(transitions, column)) for column, stored in zip(columns, row, strict=True)]
-    session = SessionRow(*values)
+    reader, readings = FieldReader(), _readings(transitions)
+    columns = zip(SessionRow.__struct_fields__, row, strict=True)
+    session = SessionRow(*(reader.read(column, stored, *readings[column]) for column, stored in columns))
     is_early = session.beat_at > transitions.steady and not session.is_of_another_boot(transitions.clock.boot_id())
     if is_early:
         session = msgspec.structs.replace(session, beat_at=transitions.steady)
@@ -69,35 +68,21 @@ def _session(transitions: Transitions, row: tuple[Any, ...]) -> SessionRow | Non
     return session if session.id else None
 
 
-def _reading(transitions: Transitions, column: str) -> tuple[Callable[[Any], Any], Any]:
-    """Return the decoder of a column, and its default."""
-    match column:
-        case "id":
-            return _read_id, b""
-        case "name":
-            return _read_name, ""
-        case "ttl_seconds":
-            return _read_ttl, transitions.rules.session_ttl
-        case "about":
-            return octets, b""
-        case "boot_id":
-            return _read_boot_id, transitions.clock.boot_id()
-        case "registered_at":
-            return whole, transitions.now
-        case "beat_at":
-            return whole, transitions.steady
-        case "dead_at":
-            return _read_dead_at, transitions.now
-        case "request":
-            return _read_request, 0
-        case "number":
-            return int, 0  # SQLite allows nothing else
-        case _:
-            return whole, 0
-
-
-def _read_id(stored: Any) -> bytes:
-    return octets(stored, 16)
+def _readings(transitions: Transitions) -> dict[str, tuple[Callable[[Any], Any], Any]]:
+    """Return the decoder of each column, and its default."""
+    return {
+        "number": (int, 0),  # SQLite allows nothing else
+        "id": (lambda stored: octets(stored, 16), b""),
+        "name": (_read_name, ""),
+        "ttl_seconds": (lambda stored: number(stored, 0.0, LONGEST), transitions.rules.session_ttl),
+        "about": (octets, b""),
+        "registered_at": (whole, transitions.now),
+        "boot_id": (_read_boot_id, transitions.clock.boot_id()),
+        "beat_at": (whole, transitions.steady),
+        "is_spared": (whole, 0),
+        "dead_at": (lambda stored: maybe(stored, whole), transitions.now),
+        "request": (lambda stored: whole(stored, 0, MOST_REQUESTS), 0),
+    }
 
 
 def _read_name(stored: Any) -> str | bytes:
@@ -106,22 +91,10 @@ def _read_name(stored: Any) -> str | bytes:
     return named
 
 
-def _read_ttl(stored: Any) -> float:
-    return number(stored, 0.0, LONGEST)
-
-
 def _read_boot_id(stored: Any) -> str:
     if not isinstance(stored, str):
         raise TypeError(f"expected text, got {type(stored).__name__}")
     return stored
-
-
-def _read_dead_at(stored: Any) -> int | None:
-    return maybe(stored, whole)
-
-
-def _read_request(stored: Any) -> int:
-    return whole(stored, 0, MOST_REQUESTS)
 
 
 MOST_REQUESTS: Final = 1 << 40
