@@ -191,7 +191,7 @@ def test_what_is_no_text() -> None:
         ("postgresql://db1:5432:5433,db2/db", "a port that is no number"),
         ("postgresql://db1,[::1/db", "malformed host"),
         ("postgresql://db1,::1/db", "malformed host"),
-        ("postgresql://db1,db2/d@b", "@ is %40"),
+        ("postgresql://db1,db2/d@b", "@ as %40"),
         ("postgresql://host/db?listen=a:1,b", "listen='a:1,b': it is a host and a port"),
         ("postgresql://host/db?listen=a:99999", "listen='a:99999'"),
         ("postgresql://host/db?listen=5432", "listen='5432': it is a host and a port"),

@@ -1,9 +1,9 @@
-"""The datetime family: date, time, datetime, timedelta, timezone, ZoneInfo.
+"""Shapes of dates and times: date, time, datetime, timedelta, timezone, ZoneInfo.
 
-A zone is written as text after the moment: ``+02:00`` alone for a fixed offset, ``+02:00[=CEST]`` for a named one,
-``+02:00[Europe/Paris]`` for a zone by key, with the offset that held there, so that a reader whose zone data differ keeps the instant.
+A zone is written as text after the time: ``+02:00`` for a fixed offset, ``+02:00[=CEST]`` for a named one, and
+``+02:00[Europe/Paris]`` for a zone by key. The offset is included so that a reader with other zone data gets the same instant.
 
-`zoneinfo` takes a process 0.8 MB and a fortieth of the time in which a worker starts: it is loaded where there is something of it.
+`zoneinfo` uses 0.8 MB per process and a fortieth of a worker's start-up time, so it is loaded only when needed.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 MICROSECOND: Final = timedelta(microseconds=1)
 _LATER_FOLD: Final = "~"
-"""Precedes the text if fold is 1: the second of two equal wall times."""
+"""Precedes the text if fold is 1, which marks the second of two equal wall times."""
 
 
 def write_date(value: Any, _levels: int) -> Ext:
-    """Write a date. A datetime is refused, although a subclass, because its time would be lost."""
+    """Write a date. A datetime is rejected, although it is a subclass, because its time would be lost."""
     if isinstance(value, date) and not isinstance(value, datetime):
         return Ext(codes.DATE, value.isoformat().encode())
     raise unexpected("date", value)
@@ -76,11 +76,11 @@ def _datetime(text: str) -> datetime:
             value = value.replace(fold=1)
         return _placed(value, name) if name else value
     except (ValueError, OverflowError) as error:
-        raise Misfit(f"expected a datetime as ISO 8601 has it: {error}") from None
+        raise Misfit(f"expected a datetime in ISO 8601: {error}") from None
 
 
 def _placed(value: datetime, name: str) -> datetime:
-    """Return the same instant, in the zone or under the name after the offset."""
+    """Return the same instant, in the zone or with the name that follows the offset."""
     offset = value.utcoffset()
     if offset is None:
         raise Misfit("expected an offset before the zone of a datetime")
@@ -110,7 +110,7 @@ def _time(text: str) -> time:
     try:
         value = time.fromisoformat(moment)
     except ValueError as error:
-        raise Misfit(f"expected a time as ISO 8601 has it: {error}") from None
+        raise Misfit(f"expected a time in ISO 8601: {error}") from None
     if value.tzinfo is UTC and (zone := _short_of_utc(moment)):
         value = value.replace(tzinfo=zone)
     if name:
@@ -130,7 +130,7 @@ def read_timedelta(wire: Any, _levels: int) -> timedelta:
 
 
 def read_json_timedelta(wire: Any, _levels: int) -> timedelta:
-    """Read a number of seconds; or days, hours, minutes and seconds, as PostgreSQL writes an interval: "-1 days +02:03:04.5"."""
+    """Read a number of seconds, or an interval as PostgreSQL writes it: "-1 days +02:03:04.5"."""
     number = plain_number(wire)
     if type(number) is int or type(number) is float:
         return _timedelta(number, unit=timedelta(seconds=1))
@@ -177,7 +177,7 @@ def write_zoneinfo(value: Any, _levels: int) -> Ext:
     if not _is_zoneinfo(value):
         raise unexpected("ZoneInfo", value)
     if value.key is None:
-        raise Misfit("is a ZoneInfo without a key, which no other process can find")
+        raise Misfit("is a ZoneInfo without a key, so no other process can load it")
     return Ext(codes.ZONEINFO, value.key.encode())
 
 
@@ -190,7 +190,7 @@ def read_json_zoneinfo(wire: Any, levels: int) -> ZoneInfo:
 
 
 def _short_of_utc(moment: str) -> timezone | None:
-    """Return the zone of an offset below a second, which `fromisoformat` takes for UTC."""
+    """Return the zone of an offset shorter than a second, which `fromisoformat` treats as UTC."""
     found = _SHORT_OFFSET.search(moment)
     if found is None:
         return None
@@ -210,9 +210,9 @@ def _with_fold(fold: int, text: str) -> str:
 
 
 def _zone_suffix(zone: tzinfo | None, moment: datetime | time | None) -> str:
-    """Return the text after the ISO text of `moment` that keeps its zone; "" if the offset says all, or if there is no zone.
+    """Return the text that follows the ISO text of `moment` and names its zone; "" if there is no zone, or if the offset is enough.
 
-    A zone that is neither a `timezone` nor a ZoneInfo with a key (pytz, dateutil) is kept as its fixed offset.
+    A zone that is neither a `timezone` nor a ZoneInfo with a key (pytz, dateutil) is stored as its fixed offset.
     """
     if zone is None:
         return ""
@@ -227,7 +227,7 @@ def _zone_suffix(zone: tzinfo | None, moment: datetime | time | None) -> str:
 
 
 def _zone_of(offset: timedelta | None, name: str) -> tzinfo:
-    """Return the zone in brackets. `name` includes the closing bracket."""
+    """Return the zone for the text in brackets. `name` includes the closing bracket."""
     if not name.endswith("]"):
         raise Misfit("expected a zone in brackets")
     if not name.startswith("="):
@@ -243,12 +243,13 @@ def _is_zoneinfo(value: object) -> TypeIs[ZoneInfo]:
 
 
 def _loaded_zoneinfo() -> type[ZoneInfo] | None:
-    """Return ZoneInfo, or None while another thread is loading it: then no value of it exists."""
+    """Return ZoneInfo if it is loaded. Otherwise return None: then no ZoneInfo value exists."""
     return getattr(sys.modules.get("zoneinfo"), "ZoneInfo", None)
 
 
 def _zone_by_key(key: str) -> ZoneInfo:
-    """Return the zone of a key. The key is checked first, because ZoneInfo opens a file of that name: only names of zones, without dots."""
+    """Return the zone of a key. The key is checked first, because ZoneInfo opens a file of that name: only zone names without dots are
+    allowed."""
     if not _ZONE_KEY.fullmatch(key) or len(key) > 100:
         raise Misfit("expected the key of a time zone")
     from zoneinfo import ZoneInfo
@@ -275,7 +276,7 @@ MOMENTS: Final = {
 
 
 def late_moment(kind: object) -> Shape | None:
-    """Return the shape of ZoneInfo if `kind` is it. An annotation cannot name it before it is loaded."""
+    """Return the shape of ZoneInfo if `kind` is ZoneInfo. It is looked up late because the class is loaded only when needed."""
     return zoneinfo_shape() if (loaded := _loaded_zoneinfo()) is not None and kind is loaded else None
 
 

@@ -106,11 +106,11 @@ WRONG_COUNTS: list[tuple[str, Any, type[Exception], str]] = [
     ("priority", True, TypeError, "priority=True: expected an int"),
     ("priority", 1.0, TypeError, "priority=1.0: expected an int"),
     ("priority", math.nan, TypeError, "priority=nan: expected an int"),
-    ("priority", 10**5_000, ValueError, "priority=<int>: allowed are whole numbers from -100 to 100"),
+    ("priority", 10**5_000, ValueError, "priority=<int>: expected a whole number from -100 to 100"),
     ("max_attempts", True, TypeError, "max_attempts=True: expected an int"),
     ("max_attempts", 3.0, TypeError, "max_attempts=3.0: expected an int"),
     ("max_attempts", math.inf, TypeError, "max_attempts=inf: expected an int"),
-    ("max_attempts", 0, ValueError, "max_attempts=0: a job has at least one attempt"),
+    ("max_attempts", 0, ValueError, "max_attempts=0: expected at least 1"),
     ("max_attempts", 10**5_000, ValueError, "max_attempts=<int>: expected 1 to 1,000,000"),
 ]
 
@@ -137,11 +137,11 @@ def test_a_member_of_an_int_enum_is_sent_as_its_number() -> None:
 @pytest.mark.parametrize(
     ("value", "error", "says"),
     [
-        (math.nan, ValueError, "nan): it must be a finite number, 0 or more"),
-        (math.inf, ValueError, "inf): it must be"),
-        (-1, ValueError, "-1): it must be"),
-        (10**400, ValueError, "it must be a finite number"),
-        (10**5_000, ValueError, "=<int>): it must be a finite number"),
+        (math.nan, ValueError, "nan): expected a finite number, 0 or more"),
+        (math.inf, ValueError, "inf): expected"),
+        (-1, ValueError, "-1): expected"),
+        (10**400, ValueError, "expected a finite number"),
+        (10**5_000, ValueError, "=<int>): expected a finite number"),
         (True, TypeError, "True): expected a number"),
         ("2", TypeError, "'2'): expected a number"),
         (None, TypeError, "None): expected a number"),

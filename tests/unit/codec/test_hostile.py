@@ -311,7 +311,7 @@ def test_numbers_chosen_to_hash_alike_are_refused(annotation: Any) -> None:
         if annotation == dict[int, int]
         else [Ext(2, b""), *COLLIDING]
     )
-    with pytest.raises(DecodeError, match="value: has more than 100 keys or items of the same hash"):
+    with pytest.raises(DecodeError, match="value: has more than 100 keys or items with the same hash"):
         codec_of(annotation).decode_arguments(seal(pack({"value": head})))
 
 
