@@ -151,7 +151,7 @@ def name_as_public(defined: dict[str, Any]) -> None:
 
     Other public classes keep their module, because tools look there for the names in their annotations.
     """
-    for name in taskflow.__all__:
+    for name in getattr(taskflow, "__all__", ()):  # the other distribution of this name has overwritten ours: see app/namesake.py
         if name in defined:
             defined[name].__module__ = "taskflow"
 
