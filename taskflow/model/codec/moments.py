@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable
 from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from taskflow.model.codec import wire as codes
 from taskflow.model.codec.misfit import Misfit, unexpected
 from taskflow.model.codec.scalars import encodable, read_str, scalar, signed_bytes
-from taskflow.model.codec.shape import Shape
+from taskflow.model.codec.shape import Read, Shape
 from taskflow.model.codec.wire import Ext, data_of, plain_number
 
 if TYPE_CHECKING:
@@ -37,14 +38,6 @@ def write_date(value: Any, _levels: int) -> Ext:
     raise unexpected("date", value)
 
 
-def read_date(wire: Any, _levels: int) -> date:
-    return _date(_text(data_of(wire, codes.DATE, "date")))
-
-
-def read_json_date(wire: Any, levels: int) -> date:
-    return _date(read_str(wire, levels))
-
-
 def _date(text: str) -> date:
     try:
         return date.fromisoformat(text)
@@ -56,14 +49,6 @@ def write_datetime(value: Any, _levels: int) -> Ext:
     if not isinstance(value, datetime):
         raise unexpected("datetime", value)
     return Ext(codes.DATETIME, _with_fold(value.fold, datetime.isoformat(value) + _zone_suffix(value.tzinfo, value)).encode())
-
-
-def read_datetime(wire: Any, _levels: int) -> datetime:
-    return _datetime(_text(data_of(wire, codes.DATETIME, "datetime")))
-
-
-def read_json_datetime(wire: Any, levels: int) -> datetime:
-    return _datetime(read_str(wire, levels))
 
 
 def _datetime(text: str) -> datetime:
@@ -95,14 +80,6 @@ def write_time(value: Any, _levels: int) -> Ext:
     if not isinstance(value, time):
         raise unexpected("time", value)
     return Ext(codes.TIME, _with_fold(value.fold, value.isoformat() + _zone_suffix(value.tzinfo, value)).encode())
-
-
-def read_time(wire: Any, _levels: int) -> time:
-    return _time(_text(data_of(wire, codes.TIME, "time")))
-
-
-def read_json_time(wire: Any, levels: int) -> time:
-    return _time(read_str(wire, levels))
 
 
 def _time(text: str) -> time:
@@ -154,14 +131,6 @@ def write_timezone(value: Any, _levels: int) -> Ext:
     return Ext(codes.TIMEZONE, (time(tzinfo=value).isoformat()[len("00:00:00") :] + _zone_suffix(value, None)).encode())
 
 
-def read_timezone(wire: Any, _levels: int) -> timezone:
-    return _timezone(_text(data_of(wire, codes.TIMEZONE, "timezone")))
-
-
-def read_json_timezone(wire: Any, levels: int) -> timezone:
-    return _timezone(read_str(wire, levels))
-
-
 def _timezone(text: str) -> timezone:
     offset, _, name = text.partition("[")
     delta = _time("00:00:00" + offset).utcoffset() if offset.startswith(("+", "-")) else None
@@ -181,14 +150,6 @@ def write_zoneinfo(value: Any, _levels: int) -> Ext:
     return Ext(codes.ZONEINFO, value.key.encode())
 
 
-def read_zoneinfo(wire: Any, _levels: int) -> ZoneInfo:
-    return _zone_by_key(_text(data_of(wire, codes.ZONEINFO, "ZoneInfo")))
-
-
-def read_json_zoneinfo(wire: Any, levels: int) -> ZoneInfo:
-    return _zone_by_key(read_str(wire, levels))
-
-
 def _short_of_utc(moment: str) -> timezone | None:
     """Return the zone of an offset shorter than a second, which `fromisoformat` treats as UTC."""
     found = _SHORT_OFFSET.search(moment)
@@ -203,6 +164,18 @@ def _text(data: bytes) -> str:
         return data.decode()
     except UnicodeDecodeError as error:
         raise Misfit(f"is not UTF-8: {error}") from None
+
+
+def _readers(parse: Callable[[str], Any], code: int, name: str) -> tuple[Read, Read]:
+    """Return the functions that read a value from msgpack and from JSON."""
+
+    def read(wire: Any, _levels: int) -> Any:
+        return parse(_text(data_of(wire, code, name)))
+
+    def read_json(wire: Any, levels: int) -> Any:
+        return parse(read_str(wire, levels))
+
+    return read, read_json
 
 
 def _with_fold(fold: int, text: str) -> str:
@@ -266,12 +239,13 @@ _INTERVAL: Final = re.compile(
 )
 _ZONE_KEY: Final = re.compile(r"[A-Za-z0-9_+-]+(?:/[A-Za-z0-9_+-]+)*")
 
+read_zoneinfo, _read_json_zoneinfo = _readers(_zone_by_key, codes.ZONEINFO, "ZoneInfo")
 MOMENTS: Final = {
-    date: scalar(date, codes.DATE, write_date, read_date, read_json_date),
-    time: scalar(time, codes.TIME, write_time, read_time, read_json_time),
-    datetime: scalar(datetime, codes.DATETIME, write_datetime, read_datetime, read_json_datetime),
+    date: scalar(date, codes.DATE, write_date, *_readers(_date, codes.DATE, "date")),
+    time: scalar(time, codes.TIME, write_time, *_readers(_time, codes.TIME, "time")),
+    datetime: scalar(datetime, codes.DATETIME, write_datetime, *_readers(_datetime, codes.DATETIME, "datetime")),
     timedelta: scalar(timedelta, codes.TIMEDELTA, write_timedelta, read_timedelta, read_json_timedelta),
-    timezone: scalar(timezone, codes.TIMEZONE, write_timezone, read_timezone, read_json_timezone),
+    timezone: scalar(timezone, codes.TIMEZONE, write_timezone, *_readers(_timezone, codes.TIMEZONE, "timezone")),
 }
 
 
@@ -284,4 +258,4 @@ def late_moment(kind: object) -> Shape | None:
 def zoneinfo_shape() -> Shape:
     from zoneinfo import ZoneInfo
 
-    return scalar(ZoneInfo, codes.ZONEINFO, write_zoneinfo, read_zoneinfo, read_json_zoneinfo)
+    return scalar(ZoneInfo, codes.ZONEINFO, write_zoneinfo, read_zoneinfo, _read_json_zoneinfo)
