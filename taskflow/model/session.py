@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
+from taskflow.model.clock import instant_of, to_seconds
 from taskflow.model.envelope import ClaimId
 from taskflow.model.progress import Progress
+from taskflow.model.stored import FieldReader, instant, octets, text, unpacked, whole
 
 MAX_CAUSE: Final = 200
 """The maximum length of the cause of a process's death, in characters."""
@@ -37,6 +39,30 @@ class SessionRecord(msgspec.Struct, frozen=True, kw_only=True):
     seconds_since_beat: float
     leases: int
     is_dying: bool
+
+
+def session_record_of(
+    *, id: bytes, name: Any, ttl: float, about: Any, registered_at: Any, silent_for: int, leases: int, is_dying: bool
+) -> SessionRecord:
+    """Return the record of a stored session. `ttl` is in seconds, other times are in microseconds.
+
+    A field that cannot be read has its default: the session goes on, and lapses, like others.
+    """
+    reader = FieldReader()
+    nothing: tuple[tuple[str, ...], int] = ((), 0)
+    queues, concurrency = reader.read("about", about, _about, nothing)
+    return SessionRecord(
+        session=Session(id=id, name=reader.read("name", name, text, ""), ttl=ttl, queues=queues, concurrency=concurrency),
+        registered_at=reader.read("registered_at", registered_at, instant, instant_of(0)),
+        seconds_since_beat=max(0.0, to_seconds(silent_for)),
+        leases=leases,
+        is_dying=is_dying,
+    )
+
+
+def _about(stored: Any) -> tuple[tuple[str, ...], int]:
+    queues, concurrency, *_ = unpacked(octets(stored))
+    return tuple(map(text, queues)), whole(concurrency)
 
 
 class Report(msgspec.Struct, frozen=True):

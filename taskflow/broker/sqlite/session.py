@@ -11,12 +11,12 @@ import msgspec
 from taskflow.broker.sqlite.row import CLAIM_BYTES, claims_of, pack_claim, pack_progress, slices, storable, text_of, unpack_claim
 from taskflow.broker.sqlite.transitions import Transitions
 from taskflow.model import wording
-from taskflow.model.clock import instant_of, to_microseconds, to_seconds
+from taskflow.model.clock import to_microseconds
 from taskflow.model.envelope import ClaimId
 from taskflow.model.errors import SessionLost
 from taskflow.model.rules import LONGEST
-from taskflow.model.session import Beat, BeatAnswer, Session, SessionRecord
-from taskflow.model.stored import FieldReader, maybe, number, octets, text, unpacked, whole
+from taskflow.model.session import Beat, BeatAnswer, Session, SessionRecord, session_record_of
+from taskflow.model.stored import FieldReader, maybe, number, octets, text, whole
 from taskflow.model.transitions import Event, Plan
 
 
@@ -216,30 +216,23 @@ def _die(transitions: Transitions, row: SessionRow, cause: str) -> None:
 
 def session_records(transitions: Transitions) -> list[SessionRecord]:
     counted = [(row, lease_count(transitions, row)) for row in session_rows(transitions, "all_sessions")]
-    shown = [_to_record(row, leases, transitions.steady) for row, leases in counted if row.dead_at is None or leases]
+    shown = [
+        session_record_of(
+            id=row.id,
+            name=text_of(row.name),
+            ttl=row.ttl_seconds,
+            about=row.about,
+            registered_at=row.registered_at,
+            silent_for=transitions.steady - row.beat_at,
+            leases=leases,
+            is_dying=row.dead_at is not None,
+        )
+        for row, leases in counted
+        if row.dead_at is None or leases
+    ]
     return sorted(shown, key=lambda record: (record.session.name, record.session.id))
 
 
 def lease_count(transitions: Transitions, row: SessionRow) -> int:
     [(count,)] = transitions.connection.execute(transitions.sql["lease_count"], claims_of(row.id))
     return int(count)
-
-
-def _to_record(row: SessionRow, leases: int, steady: int) -> SessionRecord:
-    queues, concurrency = _about(row)
-    return SessionRecord(
-        session=Session(id=row.id, name=text_of(row.name) or "", ttl=row.ttl_seconds, queues=queues, concurrency=concurrency),
-        registered_at=instant_of(row.registered_at),
-        seconds_since_beat=max(0.0, to_seconds(steady - row.beat_at)),
-        leases=leases,
-        is_dying=row.dead_at is not None,
-    )
-
-
-def _about(row: SessionRow) -> tuple[tuple[str, ...], int]:
-    """Return queues and concurrency, empty if they cannot be read: they are only shown."""
-    try:
-        queues, concurrency, *_ = unpacked(row.about)
-        return tuple(text(queue) for queue in queues), whole(concurrency)
-    except Exception:
-        return (), 0
