@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -21,10 +22,16 @@ _SERVERS: Final = frozenset({"redis", "postgres"})
 
 def mark(item: pytest.Item) -> None:
     """Mark the test `fast` where it is, and `conformance`."""
-    if item.path.is_relative_to(TESTS / "conformance"):
+    if _is_in(item.path, TESTS / "conformance"):
         item.add_marker("conformance")
-    if any(map(item.path.is_relative_to, _FAST)) and item.get_closest_marker("slow") is None and not _parameters(item) & _SERVERS:
+    if _is_in(item.path, *_FAST) and item.get_closest_marker("slow") is None and not _parameters(item) & _SERVERS:
         item.add_marker("fast")
+
+
+@cache
+def _is_in(path: Path, *places: Path) -> bool:
+    """Remembered, because each worker of pytest-xdist asks for ten thousand tests, which takes it a second and a half."""
+    return any(map(path.is_relative_to, places))
 
 
 def is_slow_folder(path: Path) -> bool:
