@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
@@ -43,6 +44,12 @@ _THIS: Final = migrations.script(migrations.MIGRATIONS.after(0, "schema"), "task
 
 def of_this_version(server: PostgresServer) -> str:
     """Return the name of a new database with a schema of this version, also inside `next_version`."""
+    return server.new_database(_template(server))
+
+
+@cache
+def _template(server: PostgresServer) -> str:
+    """Make the schema once: to copy it takes the server a third of the time."""
     database = server.new_database()
     server.execute(without_meta_commands(_THIS), database)
     return database
