@@ -19,8 +19,7 @@ from benchmarks.processes import ROOT, python, until_there_are, using
 from benchmarks.report import Measured, Row, in_turn, of_latencies
 from benchmarks.stores import Store
 from benchmarks.tasks import noop
-from taskflow.app.app import App
-from taskflow.app.default_app import default_app
+from taskflow.app.app import default_app
 from taskflow.broker.protocol import Broker
 from taskflow.broker.url import connect
 from taskflow.worker.worker import Worker
@@ -84,10 +83,8 @@ async def idle_workers(url: str, number: int, broker: Broker) -> AsyncIterator[N
 async def _work(url: str, number: int) -> None:
     async with AsyncExitStack() as stack:
         for _ in range(number):
-            app = App()
-            app.registry = default_app().registry
-            stack.enter_context(app.using(connect(url)))
-            await stack.enter_async_context(Worker(app=app, grace=0.0))
+            with default_app().using(connect(url)):
+                await stack.enter_async_context(Worker(grace=0.0))
         await asyncio.Event().wait()
 
 
