@@ -93,51 +93,35 @@ def a_parser() -> Parser:
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and end")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     parser.commands = commands.choices
-    _worker(commands.add_parser("worker", help="run the jobs of modules", description="Run the jobs that the modules declare."))
-    _demo(
-        commands.add_parser(
-            "demo",
-            help="index this machine's Python files, as jobs",
-            description="Index the Python files of this machine, the standard library's first, a job for each; a worker does them.",
-        )
-    )
-    _status(commands.add_parser("status", help="the store at a glance", description="Queues, workers and totals."))
-    _doctor(
-        commands.add_parser(
-            "doctor",
-            help="whether jobs are safe in the store",
-            description="Looks at the store's settings; exit 1 when there is a problem.",
-        )
-    )
-    _migrate(
-        commands.add_parser(
-            "migrate",
-            help="bring the store's tables to this version",
-            description="Bring the tables of PostgreSQL or SQLite to the version that this taskflow needs. Other stores need none.",
-        )
-    )
-    _queues(commands.add_parser("queues", help="queues and their counts", description="Every queue with its counts."))
-    _jobs(
-        commands.add_parser(
-            "jobs", help="list jobs, or show some", description="List jobs, the newest first, or show those with the given ids."
-        )
-    )
-    _retry(
-        commands.add_parser("retry", help="run failed or cancelled jobs again", description="Failed and cancelled jobs become ready again.")
-    )
-    _cancel(commands.add_parser("cancel", help="cancel jobs", description="What waits is cancelled at once, what runs is asked to stop."))
-    _purge(
-        commands.add_parser(
-            "purge", help="drop jobs", description="Drop ended jobs, cancel and drop waiting ones; what runs is left alone."
-        )
-    )
+
+    def command(name: str, module: str, summary: str, description: str, **defaults: Any) -> Parser:
+        added = commands.add_parser(name, help=summary, description=description)
+        added.set_defaults(module=module, **defaults)
+        return added
+
+    _worker(command("worker", "worker", "run the jobs of modules", "Run the jobs that the modules declare.", line=None))
+    index = "Index the Python files of this machine, the standard library's first, a job for each; a worker does them."
+    _demo(command("demo", "demo", "index this machine's Python files, as jobs", index))
+    _reads(command("status", "look", "the store at a glance", "Queues, workers and totals."))
+    examine = "Looks at the store's settings; exit 1 when there is a problem."
+    _reads(command("doctor", "doctor", "whether jobs are safe in the store", examine))
+    bring = "Bring the tables of PostgreSQL or SQLite to the version that this taskflow needs. Other stores need none."
+    _migrate(command("migrate", "migrate", "bring the store's tables to this version", bring))
+    _reads(command("queues", "look", "queues and their counts", "Every queue with its counts."))
+    browse = "List jobs, the newest first, or show those with the given ids."
+    _jobs(command("jobs", "look", "list jobs, or show some", browse, all=False))
+    again = "Failed and cancelled jobs become ready again."
+    _acts(command("retry", "act", "run failed or cancelled jobs again", again), default="failed")
+    stop = "What waits is cancelled at once, what runs is asked to stop."
+    _acts(command("cancel", "act", "cancel jobs", stop), default="held, scheduled, ready and running")
+    drop = "Drop ended jobs, cancel and drop waiting ones; what runs is left alone."
+    _acts(command("purge", "act", "drop jobs", drop, ids=[]), default="ended", with_ids=False)
     for verb, meaning in (("pause", "claim nothing more of queues"), ("resume", "end a pause")):
-        _pause(commands.add_parser(verb, help=meaning, description=f"{meaning[0].upper()}{meaning[1:]}."), verb)
+        _pause(command(verb, "act", meaning, f"{meaning[0].upper()}{meaning[1:]}."), verb)
     return parser
 
 
 def _worker(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(module="worker", line=None)
     parser.add_argument("modules", nargs="+", metavar="MODULE", help="a module that declares jobs, for example app.tasks")
     parser.add_argument("--all-submodules", action="store_true", help="of packages, import every module")
     _broker(parser)
@@ -198,36 +182,18 @@ def _supervised(parser: argparse.ArgumentParser) -> None:
 
 
 def _demo(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(module="demo")
     parser.add_argument("--folder", metavar="DIR", help="where the queue's file goes and stays (default: a new temporary folder)")
     parser.add_argument("--limit", type=_positive, default=3000, metavar="N", help="no more than the first N files (default: 3000)")
 
 
-def _status(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(module="look")
-    _reads(parser)
-
-
-def _doctor(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(module="doctor")
-    _reads(parser)
-
-
 def _migrate(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(module="migrate")
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--plan", action="store_true", help="only say what is pending")
     instead.add_argument("--sql", action="store_true", help="only print the SQL, for an administrator to run")
     _broker(parser)
 
 
-def _queues(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(module="look")
-    _reads(parser)
-
-
 def _jobs(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(module="look", all=False)
     parser.add_argument("ids", nargs="*", metavar="ID", help="show these, with their errors")
     _filter_options(parser)
     parser.add_argument("--limit", type=_positive, default=50, metavar="N", help="at most N (default: 50)")
@@ -235,23 +201,7 @@ def _jobs(parser: argparse.ArgumentParser) -> None:
     _reads(parser)
 
 
-def _retry(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(module="act")
-    _acts(parser, default="failed")
-
-
-def _cancel(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(module="act")
-    _acts(parser, default="held, scheduled, ready and running")
-
-
-def _purge(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(module="act", ids=[])
-    _acts(parser, default="ended", with_ids=False)
-
-
 def _pause(parser: argparse.ArgumentParser, verb: str) -> None:
-    parser.set_defaults(module="act")
     parser.add_argument("names", nargs="+", metavar="QUEUE", help=f"the queues to {verb}")
     _broker(parser)
 

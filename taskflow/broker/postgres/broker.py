@@ -24,6 +24,7 @@ from taskflow.broker.postgres.migrations import script, was_dropped, was_overtak
 from taskflow.broker.postgres.refusals import NoRoom, is_no_utf8, was_about_a_value
 from taskflow.broker.postgres.wakeups import EVERYTHING, Notifier, PostgresListener, trouble_with_listening
 from taskflow.broker.protocol import Added, Refused, Upkept
+from taskflow.broker.script_values import added_or_refused
 from taskflow.model import wording
 from taskflow.model.clock import Clock, to_microseconds
 from taskflow.model.envelope import Envelope, Lease, check_queue
@@ -91,7 +92,7 @@ class PostgresBroker:
             raise StoreFull(f"{error}; no new jobs are taken until there is some") from error
         if row["answers"] is None:
             return [Added(envelope.id) for envelope in envelopes]
-        return [enqueue.added_or_refused(*pair) for pair in zip(envelopes, row["answers"], strict=True)]
+        return [added_or_refused(*pair) for pair in zip(envelopes, row["answers"], strict=True)]
 
     async def register(self, session: Session) -> None:
         if not (await self.call_one("register", *self.times(), *sessions.session_columns(session)))["register"]:

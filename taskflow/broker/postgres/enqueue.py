@@ -8,7 +8,6 @@ from typing import Any, Final
 
 from taskflow.broker.postgres.columns import SENT
 from taskflow.broker.postgres.packing import one_of_all, unless_void
-from taskflow.broker.protocol import Added, Refused
 from taskflow.model.clock import to_microseconds
 from taskflow.model.envelope import Envelope, pack_extras
 from taskflow.model.job_schema import AS_SENT
@@ -48,13 +47,3 @@ def columns_of_calls(envelopes: Sequence[Envelope]) -> list[list[Any]]:
 
 
 _MOSTLY_ALIKE: Final = frozenset({"queue", "job", "priority", "conflict"})
-
-
-def added_or_refused(envelope: Envelope, answer: bytes) -> Added | Refused:
-    match answer[:1]:
-        case b"i":
-            return Refused(envelope.id, envelope.id, "id")
-        case b"k":
-            return Refused(envelope.id, answer[1:], "key")
-        case _:
-            return Added(envelope.id, answer[1:] or None)

@@ -24,7 +24,7 @@ from taskflow.broker.redis.connect.pool import ConnectionPool
 from taskflow.broker.redis.connect.server import RedisTarget
 from taskflow.broker.redis.connect.server_info import ServerInfo
 from taskflow.broker.redis.console import RedisConsole
-from taskflow.broker.redis.enqueue import added_or_refused, pack_envelopes, pack_plain
+from taskflow.broker.redis.enqueue import pack_envelopes, pack_plain
 from taskflow.broker.redis.errors import WrongType, not_permitted
 from taskflow.broker.redis.fields import LAYOUT
 from taskflow.broker.redis.jobs import records_of
@@ -35,6 +35,7 @@ from taskflow.broker.redis.session import beat_answer, pack_beat, pack_session
 from taskflow.broker.redis.settle import is_possible, pack_settlements, portions, settled_of
 from taskflow.broker.redis.upkeep import read_upkeep
 from taskflow.broker.redis.wakeups import RedisListener
+from taskflow.broker.script_values import added_or_refused
 from taskflow.model import wording
 from taskflow.model.clock import Clock, to_microseconds
 from taskflow.model.envelope import Envelope, Lease, check_queue

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
-from taskflow.broker.protocol import Added, Refused
 from taskflow.broker.redis.fields import AS_SENT
 from taskflow.broker.redis.large_payloads import is_large, reference_to
 from taskflow.broker.redis.packing import Item, pack
@@ -93,14 +92,3 @@ def job_item(envelope: Envelope, texts: Texts, *, apart: bool = False) -> Item:
 
 
 _as_sent: Final = attrgetter(*AS_SENT)
-
-
-def added_or_refused(envelope: Envelope, answer: bytes) -> Added | Refused:
-    """Decode the answer of the script `add` for one envelope."""
-    match answer[:1]:
-        case b"i":
-            return Refused(envelope.id, envelope.id, "id")
-        case b"k":
-            return Refused(envelope.id, answer[1:], "key")
-        case _:
-            return Added(envelope.id, answer[1:] or None)

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 from taskflow.broker.redis.enqueue import Texts, job_item
 from taskflow.broker.redis.fields import SESSION_BYTES, TAIL_BYTES
 from taskflow.broker.redis.packing import Item, can_be, pack, pack_claim, pack_progress
-from taskflow.broker.verdict_parts import SUCCEEDED, parts_of
+from taskflow.broker.script_values import SUCCEEDED, parts_of
 from taskflow.model.clock import to_microseconds
 from taskflow.model.verdict import Settled, Settlement, Succeeded, is_plain_success
 

@@ -1,10 +1,12 @@
-"""A verdict as the scripts of Redis and the functions of PostgreSQL take it: settle.lua and settle.sql list the kinds."""
+"""Verdicts and answers as the scripts of Redis and the functions of PostgreSQL exchange them: see `enqueue` and `settle` in Lua and SQL."""
 
 from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from taskflow.broker.protocol import Added, Refused
 from taskflow.model.clock import to_microseconds
+from taskflow.model.envelope import Envelope
 from taskflow.model.verdict import Cancelled, Discarded, Failed, HandedBack, Parked, Retried, RunError, Snoozed, Succeeded, Verdict
 
 SUCCEEDED: Final = 1
@@ -39,3 +41,13 @@ def parts_of(verdict: Verdict) -> VerdictParts:
             return VerdictParts(8, counts)
         case _:
             raise TypeError(f"{verdict!r} is no verdict that a store knows")
+
+
+def added_or_refused(envelope: Envelope, answer: bytes) -> Added | Refused:
+    match answer[:1]:
+        case b"i":
+            return Refused(envelope.id, envelope.id, "id")
+        case b"k":
+            return Refused(envelope.id, answer[1:], "key")
+        case _:
+            return Added(envelope.id, answer[1:] or None)
