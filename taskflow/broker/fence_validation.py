@@ -1,4 +1,4 @@
-"""Answers STALE for fences that no store could have issued. Their numbers would not fit into the store's columns."""
+"""Answers STALE to fences that no store could have issued, and whose numbers may not fit into the store's columns."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ async def settle_possible(
     settlements: Sequence[Settlement],
     is_possible: Callable[[Settlement], bool],
 ) -> list[Settled]:
-    """Settle those settlements for which `is_possible` is true. The others are STALE."""
+    """Settle those for which `is_possible` returns True. The others are STALE."""
     if all(map(is_possible, settlements)):
         return await settle(settlements)
     answers = iter(await settle([settlement for settlement in settlements if is_possible(settlement)]))

@@ -188,11 +188,11 @@ def test_a_worker_without_a_target_is_told_so(cli: Cli) -> None:
 @pytest.mark.parametrize(
     ("url", "complaint"),
     [
-        ("queue.db", "has no scheme: it reads like sqlite:///taskflow.db"),
+        ("queue.db", "has no scheme: expected a URL such as sqlite:///taskflow.db"),
         ("sqlit:///queue.db", "did you mean sqlite://?"),
-        ("sqlite://queue.db", "names a host: a file has three slashes"),
+        ("sqlite://queue.db", "names a host: write three slashes"),
         ("sqlite:///", "names no file"),
-        ("sqlite:///:memory:", "for tests there is memory://"),
+        ("sqlite:///:memory:", "use memory://"),
         ("sqlite://[x", "has a malformed host"),
         ("redis://app:hunter2@[h", "has a malformed host"),
         ("sqlite:///queue.db?namespac=x", "unknown parameter 'namespac'"),

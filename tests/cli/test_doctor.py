@@ -41,7 +41,7 @@ def test_a_disk_without_room_is_a_problem(cli: Cli, monkeypatch: pytest.MonkeyPa
     told = cli.json("doctor", "--broker", "sqlite:///queue.db?shared=1", code=int(level == "problem"))
 
     [room] = [finding for finding in told["findings"] if finding["topic"] == "room"]
-    assert room == {"topic": "room", "level": level, "says": f"{free * MIB:,} bytes are free on its disk"}
+    assert room == {"topic": "room", "level": level, "says": f"{free * MIB:,} bytes free on its disk"}
 
 
 @pytest.mark.parametrize(
