@@ -1,4 +1,4 @@
-"""Envelopes as columns of enqueue(), and its answers: see enqueue.sql."""
+"""Packs envelopes as the arguments of enqueue(), and decodes its answers: see enqueue.sql."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from taskflow.model.stored import LATEST
 def envelope_columns(envelopes: Sequence[Envelope]) -> list[list[Any]]:
     """Return the columns of `columns.SENT`.
 
-    A column without any value is empty: unnest() fills it with NULL, which costs less than sending a NULL for each row.
+    A column without any value is an empty array: unnest() fills it with NULL, which costs less than sending a NULL for each row.
     """
     columns: dict[str, list[Any]] = {
         "queue": [envelope.queue for envelope in envelopes],
@@ -41,7 +41,7 @@ _AS_SENT: Final = {name: attrgetter(name) for name in AS_SENT}
 
 
 def columns_of_calls(envelopes: Sequence[Envelope]) -> list[list[Any]]:
-    """Return columns for enqueue(), with a single element if all values are alike."""
+    """Return the arguments of enqueue(). A column is a single element if all its values are equal."""
     columns = zip(SENT, envelope_columns(envelopes), strict=True)
     return [one_of_all(column) if name in _MOSTLY_ALIKE else column for name, column in columns]
 

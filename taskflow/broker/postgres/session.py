@@ -1,4 +1,4 @@
-"""Sessions and heartbeats as arguments of the functions in session.sql, and their answers."""
+"""Packs sessions and heartbeats as arguments of the functions in session.sql, and decodes their answers."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The Redis broker. Each verb calls one Lua script, which the server runs atomically.
 
-The scripts hold the rules. A verb's Lua file, and the Python file that packs its arguments, have the name of its room: enqueue.lua and
+The rules are in the scripts. The Lua file of a verb, and the Python file that packs its arguments, have the same name: enqueue.lua and
 enqueue.py, claim.lua and claim.py.
 """
 
@@ -51,20 +51,21 @@ AWAITED_FOR: Final = 3600.0
 """Seconds for which the server remembers that a caller waits for a job's end. A caller that waits longer polls every few seconds."""
 
 REINDEXED_BY_OTHERS_IN: Final = 0.5
-"""Seconds before a caller tries again while another caller reindexes. The server answers nobody meanwhile."""
+"""Seconds before a caller tries again while another caller reindexes. The server answers no one meanwhile."""
 
 MOST_REINDEXINGS: Final = 10
-"""How often one call waits for a reindexing, its own or another caller's, before it raises the error."""
+"""How many times one call waits for a reindexing, its own or another caller's, before it raises the error."""
 
 REINDEXED_WITHIN: Final = 120.0
 """Seconds, enough for about twelve million jobs."""
 
 MOST_AT_ONCE: Final = 500
-"""Jobs that one claim or one upkeep moves, in about four milliseconds of the server's time. A caller that gets so many asks again."""
+"""The maximum number of jobs that one claim or one upkeep moves, in about 4 ms of the server's time. A caller that gets this many calls
+again."""
 
 
 class RedisBroker:
-    """Jobs in a Redis or Valkey server. See `taskflow.broker.protocol.Broker`.
+    """Keeps jobs in a Redis or Valkey server. See `taskflow.broker.protocol.Broker`.
 
     `namespace`  every key begins with "{namespace:0}:", so that several applications can share a server
     `clock`      replaces the server's clock, for tests
@@ -95,15 +96,15 @@ class RedisBroker:
     async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
         try:
             answers = await self._add(envelopes)
-            if answers == b"LACKING":  # the job of an earlier, resent call ended after the payload was sent: send both again
+            if answers == b"LACKING":  # the call was resent, and its job ended after the payload was sent: send both again
                 answers = await self._add(envelopes)
             if answers == b"LACKING":
                 raise (await self.server_info()).lacking(str(self.server))
         except StoreFull:
             if not await self._are_known(envelopes):
                 raise
-            return [Refused(envelope.id, envelope.id, "id") for envelope in envelopes]  # a resent call, whose jobs are stored
-        if answers is None:  # all were simply added
+            return [Refused(envelope.id, envelope.id, "id") for envelope in envelopes]  # the call was resent, and its jobs are stored
+        if answers is None:  # all were added without conflicts
             return [Added(envelope.id) for envelope in envelopes]
         return [added_or_refused(*pair) for pair in zip(envelopes, answers, strict=True)]
 
@@ -131,7 +132,7 @@ class RedisBroker:
         topics = [names.queue(queue) for queue in queues] or [names.ANY_QUEUE]
         if is_armed:
             listener.armed(topics, times)
-        else:  # more jobs may be ready, and an earlier wake-up may have been used up meanwhile: the next to wait asks the server
+        else:  # more jobs may be ready, and an earlier wake-up may be used up: the next waiter asks the server
             listener.forget(topics)
         return await self._large_payloads.with_payloads(leases)
 
@@ -142,7 +143,7 @@ class RedisBroker:
         return beat_answer(beat, reply)
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
-        """Settle in portions, so that no call holds the server for long. A settlement that fails does not affect the others."""
+        """Settle in portions, so that no call occupies the server for long. A settlement that fails does not affect the others."""
         return await settle_possible(self._settle, settlements, is_possible)
 
     async def _settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
@@ -156,7 +157,7 @@ class RedisBroker:
         return [BY_CODE.get(code) for code in await self.call("cancel", pack([list(ids)]))]
 
     async def read(self, ids: Sequence[bytes]) -> list[Record | None]:
-        """Read jobs. If this loop listens for the end of one that has not ended, the same call asks the server for that wake-up."""
+        """Read jobs. If this loop listens for the end of a job that has not ended, the same call requests that wake-up from the server."""
         listener = self._per_loop.here().listener
         times, hears = listener.times, listener.flag.hears
         awaited = {job_id: topic for job_id in ids if hears(topic := names.job(job_id))}
@@ -186,18 +187,18 @@ class RedisBroker:
         await self._per_loop.close()
 
     async def server_info(self) -> ServerInfo:
-        """Return what the server reports in INFO now."""
+        """Return the server's current INFO."""
         return ServerInfo.of(await self._per_loop.here().pool.ask("INFO"))
 
     async def _are_known(self, envelopes: Sequence[Envelope]) -> bool:
-        """Return True if all are stored. The payloads sent ahead for those that are not are deleted."""
+        """Return True if all are stored. The payloads sent ahead for the others are deleted."""
         ids = [envelope.id for envelope in envelopes]
         return bool(await self.call("known", pack([ids]), on_disk=self.server.fsync) == len(ids))
 
     # --- calls ------------------------------------------------------------------------------------------------------
 
     def call(self, name: str, arguments: bytes, *, ahead: Sequence[Command] = (), on_disk: bool = False) -> Coroutine[Any, Any, Any]:
-        """Return a script's reply. The first call checks the server; a key of a wrong type is mended, and the call repeated."""
+        """Return a script's reply. The first call checks the server. If a key has a wrong type, it is mended and the call is repeated."""
         return (self._check_and_run if self._server_info is None else self._run_and_mend)(name, arguments, ahead, on_disk)
 
     async def _check_and_run(self, name: str, arguments: bytes, ahead: Sequence[Command], on_disk: bool) -> Any:
@@ -213,14 +214,14 @@ class RedisBroker:
         return await self._run(name, arguments, ahead, on_disk)
 
     async def _reindex(self, error: WrongType) -> None:
-        """Let one of all callers that found the wrong type reindex; the others wait and try again, since it takes long."""
+        """Let one of the callers that found the wrong type reindex. The others wait and try again, because it takes long."""
         spared = pack([int(1_000 * REINDEXED_BY_OTHERS_IN)])
         pool = self._per_loop.here().pool
         aside = await pool.run(self._scripts["reindex"], self._prefix, self._time(), spared, within=REINDEXED_WITHIN)
         if aside is None:
             await asyncio.sleep(REINDEXED_BY_OTHERS_IN)
             return
-        log.error("%s; %d key(s) put aside under %sbad:, and all indexes made anew from the jobs", error, aside, self._prefix)
+        log.error("%s; moved %d key(s) to %sbad:, and rebuilt all indexes from the jobs", error, aside, self._prefix)
 
     def _run(self, name: str, arguments: bytes, ahead: Sequence[Command] = (), on_disk: bool = False) -> Coroutine[Any, Any, Any]:
         pool = self._per_loop.here().pool
@@ -241,7 +242,7 @@ class RedisBroker:
         server_info.check(str(self.server), may_evict=self.server.evicting)
         if self.server.fsync and not server_info.has_aof:
             raise BrokerRefused(
-                f"{server_info.name} at {self.server} has no append-only file, which durability=fsync asks to wait for: set appendonly yes"
+                f"{server_info.name} at {self.server} has no append-only file, which durability=fsync requires: set appendonly yes"
             )
         own = [f"{self._prefix}{name}" for name in ("nudges", "ended", "nudges")]
         if denied := await self._run("permitted", pack([smallest_calls(own)])):
@@ -249,8 +250,8 @@ class RedisBroker:
         layout = await self._run_and_mend("layout", pack([LAYOUT]))
         if int(layout) != LAYOUT:
             raise BrokerRefused(
-                f"{server_info.name} at {self.server} has jobs of another version of taskflow under {self._prefix}: they have layout "
-                f"{int(layout)}, and this version reads {LAYOUT}. Use that version, or another ?namespace= in the broker URL"
+                f"{server_info.name} at {self.server} has jobs of another version of taskflow under {self._prefix}: their layout is "
+                f"{int(layout)}, but this version reads {LAYOUT}. Use that version, or another ?namespace= in the broker URL"
             )
         self._server_info = server_info
 

@@ -1,8 +1,9 @@
-"""Wake-ups over publish and subscribe.
+"""Wake-ups by publish and subscribe.
 
-If every job caused a wake-up, a busy fleet would be busy with listening. The server therefore publishes a topic only if a listener has
-asked for it, and once. A claim that finds too few jobs asks in the same call. Any other listener asks by the script `arm`, which also
-returns the topics that have something already.
+If every job caused a wake-up, a busy fleet would spend its time on receiving them. So the server publishes a topic only if a listener has
+asked for it, and only once. A claim that finds too few jobs asks in the same call. Any other listener asks with the script `arm`, which
+also
+returns the topics that already have something.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ PING_EVERY: Final = 25.0
 """Seconds without a message after which the subscription sends PING."""
 
 PONG_WITHIN: Final = 3.0
-"""Seconds for the answer to PING, or to SUBSCRIBE."""
+"""Seconds for the answer to PING or SUBSCRIBE."""
 
 
 class RedisListener(Listener):

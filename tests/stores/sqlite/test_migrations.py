@@ -16,7 +16,7 @@ from taskflow.model.session import Beat
 from tests.stores.sqlite.support import Open, an_envelope, connected, envelopes, locked, registered, run_script, succeeded
 from tests.stores.sqlite.versions import BECOME, FUTURE, PRESENT, make_future
 
-LATER = f"tables of version {FUTURE}, this one knows {PRESENT}"
+LATER = f"table version {FUTURE}, this one knows {PRESENT}"
 
 
 @pytest.fixture
