@@ -150,7 +150,7 @@ def test_what_is_no_text() -> None:
         ("://x", "no scheme"),
         ("sqlight:///queue.db", "did you mean sqlite://"),
         ("memmory://", "did you mean memory://"),
-        ("amqp://host", "there are memory://, sqlite://"),
+        ("amqp://host", "known schemes are memory://, sqlite://"),
         ("memory://queue", "neither host nor path"),
         ("memory:///queue", "neither host nor path"),
         ("sqlite://", "names no file"),
