@@ -40,7 +40,7 @@ def parts_of(verdict: Verdict) -> VerdictParts:
         case HandedBack(counts):
             return VerdictParts(8, counts)
         case _:
-            raise TypeError(f"{verdict!r} is no verdict that a store knows")
+            raise TypeError(f"{verdict!r} is not a verdict that a store knows")
 
 
 def added_or_refused(envelope: Envelope, answer: bytes) -> Added | Refused:

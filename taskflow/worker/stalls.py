@@ -155,7 +155,7 @@ class StallWatch:
         self._tell(lambda: InterpreterHeld(lease, passed - LOOK, self._ttl, is_computed, stacks.shown(lines)))
 
     def _run_since(self, thread: int, passed: float) -> tuple[Lease | None, list[stacks.Line]]:
-        """Return the lease of the run that held the interpreter in `thread`, and the lines where it is.
+        """Return the lease of the run that held the interpreter in `thread`, and its current lines.
 
         A run is named if it was there for at least half of the time by which this check is late, or if it took long and ended in that time.
         After a call of C code, the thread may have continued with another run. Its lines would then be wrong, and are left out.

@@ -544,7 +544,7 @@ def test_without_watchfiles_it_says_how_to_install_it(tasks: Shell) -> None:
 def test_to_reload_what_drains_makes_no_sense(tasks: Shell) -> None:
     supervised = tasks.taskflow("worker", "tasks", "--reload", "--drain")
     ended_clearly(supervised, [2])
-    assert "leave one of them out" in supervised.said
+    assert "exclude each other" in supervised.said
 
 
 # --- process 1 -----------------------------------------------------------------------------------------------------------

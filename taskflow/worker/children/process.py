@@ -138,7 +138,7 @@ class Child(asyncio.Protocol):
     # --- messages --------------------------------------------------------------------------------------
 
     async def _get_ready(self, message: wire.Hello | wire.Import) -> int:
-        """Return how much memory it uses after its imports."""
+        """Return the memory that the child uses after its imports."""
         patience = self._nursery.options.start_within
         try:
             async with asyncio.timeout(patience):
