@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, NamedTuple
 
 from taskflow.broker.protocol import Added, Refused
+from taskflow.model import verdict as verdicts
 from taskflow.model.clock import to_microseconds
 from taskflow.model.envelope import Envelope
-from taskflow.model.verdict import Cancelled, Discarded, Failed, HandedBack, Parked, Retried, RunError, Snoozed, Succeeded, Verdict
 
 SUCCEEDED: Final = 1
 
@@ -17,27 +18,27 @@ class VerdictParts(NamedTuple):
 
     kind: int
     value: bytes | str | bool | None = None
-    error: RunError | None = None
+    error: verdicts.RunError | None = None
     after: int | None = None
 
 
-def parts_of(verdict: Verdict) -> VerdictParts:
+def parts_of(verdict: verdicts.Verdict) -> VerdictParts:
     match verdict:
-        case Succeeded(result):
+        case verdicts.Succeeded(result):
             return VerdictParts(SUCCEEDED, result)
-        case Failed(error):
+        case verdicts.Failed(error):
             return VerdictParts(2, f"{error.type}: {error.message}", error)
-        case Discarded(reason):
+        case verdicts.Discarded(reason):
             return VerdictParts(3, reason)
-        case Cancelled(reason):
+        case verdicts.Cancelled(reason):
             return VerdictParts(4, reason)
-        case Retried(error, after):
+        case verdicts.Retried(error, after):
             return VerdictParts(5, None, error, to_microseconds(after))
-        case Snoozed(after):
+        case verdicts.Snoozed(after):
             return VerdictParts(6, after=to_microseconds(after))
-        case Parked(waiting_for, after):
+        case verdicts.Parked(waiting_for, after):
             return VerdictParts(7, waiting_for, after=to_microseconds(after))
-        case HandedBack(counts):
+        case verdicts.HandedBack(counts):
             return VerdictParts(8, counts)
         case _:
             raise TypeError(f"{verdict!r} is not a verdict that a store knows")
@@ -51,3 +52,15 @@ def added_or_refused(envelope: Envelope, answer: bytes) -> Added | Refused:
             return Refused(envelope.id, answer[1:], "key")
         case _:
             return Added(envelope.id, answer[1:] or None)
+
+
+async def settle_possible(
+    settle: Callable[[Sequence[verdicts.Settlement]], Awaitable[list[verdicts.Settled]]],
+    settlements: Sequence[verdicts.Settlement],
+    is_possible: Callable[[verdicts.Settlement], bool],
+) -> list[verdicts.Settled]:
+    """Settle those whose fence a store could have issued. The others are STALE, and their numbers may not fit into a column."""
+    if all(map(is_possible, settlements)):
+        return await settle(settlements)
+    answers = iter(await settle([settlement for settlement in settlements if is_possible(settlement)]))
+    return [next(answers) if is_possible(settlement) else verdicts.Settled.STALE for settlement in settlements]

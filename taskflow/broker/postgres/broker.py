@@ -10,7 +10,6 @@ from typing import Any, Final
 import asyncpg
 
 from taskflow.broker import topics as names
-from taskflow.broker.fence_validation import settle_possible
 from taskflow.broker.migrations import Upgrade
 from taskflow.broker.nudges import Nudges
 from taskflow.broker.per_loop import PerLoop
@@ -24,7 +23,7 @@ from taskflow.broker.postgres.migrations import script, was_dropped, was_overtak
 from taskflow.broker.postgres.refusals import NoRoom, is_no_utf8, was_about_a_value
 from taskflow.broker.postgres.wakeups import EVERYTHING, Notifier, PostgresListener, trouble_with_listening
 from taskflow.broker.protocol import Added, Refused, Upkept
-from taskflow.broker.script_values import added_or_refused
+from taskflow.broker.script_values import added_or_refused, settle_possible
 from taskflow.model import wording
 from taskflow.model.clock import Clock, to_microseconds
 from taskflow.model.envelope import Envelope, Lease, check_queue

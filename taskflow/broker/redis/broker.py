@@ -14,7 +14,6 @@ from typing import Any, Final
 
 from taskflow.broker import topics as names
 from taskflow.broker.console import Finding
-from taskflow.broker.fence_validation import settle_possible
 from taskflow.broker.nudges import Nudges
 from taskflow.broker.per_loop import PerLoop
 from taskflow.broker.protocol import Added, Refused, Upkept
@@ -35,7 +34,7 @@ from taskflow.broker.redis.session import beat_answer, pack_beat, pack_session
 from taskflow.broker.redis.settle import is_possible, pack_settlements, portions, settled_of
 from taskflow.broker.redis.upkeep import read_upkeep
 from taskflow.broker.redis.wakeups import RedisListener
-from taskflow.broker.script_values import added_or_refused
+from taskflow.broker.script_values import added_or_refused, settle_possible
 from taskflow.model import wording
 from taskflow.model.clock import Clock, to_microseconds
 from taskflow.model.envelope import Envelope, Lease, check_queue
