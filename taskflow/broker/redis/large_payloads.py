@@ -1,4 +1,4 @@
-"""Large payloads, which are stored apart from their jobs, and which no script reads: see `fields.MARK`.
+"""Large payloads are stored apart from their jobs, and no script reads them: see `fields.MARK`.
 
 They are sent ahead of the call that adds their jobs. They expire unless that call keeps them, so that a call that never arrives leaves
 none behind. Claims and reads return references, and this module fetches the payloads.
@@ -20,23 +20,26 @@ from taskflow.model.record import Record
 from taskflow.model.stored import MAX_RAW, Unreadable
 
 INLINE: Final = 512
-"""Bytes of a payload that stays in its job. To add, claim and settle a job with a kilobyte takes the server some 17 µs so, and 12 apart;
-with ten, 110 and 23. But a lone job begins a round trip later. Measured with `redis-payload` of benchmarks/, and adding in bulk."""
+"""Payloads of up to this many bytes stay in their jobs. A separate payload saves server time: adding, claiming and settling a job takes 17
+µs with
+1 KB inline and 12 µs apart; with 10 KB, 110 µs and 23 µs. But a lone job then starts one round trip later. Measured with `redis-payload` of
+benchmarks/, adding in bulk.
+"""
 
 EXPIRES_IN: Final = 600
 """Seconds after which a payload expires unless its call has arrived."""
 
 FETCHED_AT_ONCE: Final = 4 * 1024 * 1024
-"""Bytes of payloads in one command, about."""
+"""The approximate maximum of payload bytes in one command."""
 
 AROUND_EACH: Final = 32
-"""An upper bound for the bytes of a reply beside each payload."""
+"""An upper bound for the bytes of a reply besides the payload."""
 
 REFERENCE_BYTES: Final = len(MARK) + 4
 
 
 def is_large(payload: bytes) -> bool:
-    """Return True if the payload must be stored apart: it is large, or looks like a reference, as no payload of our codec does."""
+    """Return True if the payload must be stored apart: it is large, or looks like a reference, which no payload of our codec does."""
     size = len(payload)  # runs for every job, so it calls no function
     return size > INLINE or (size == REFERENCE_BYTES and payload.startswith(MARK))
 
@@ -54,7 +57,7 @@ def size_in(reference: bytes) -> int:
 
 
 class LargePayloads:
-    """Large payloads of the jobs under one prefix."""
+    """The large payloads of the jobs under one prefix."""
 
     def __init__(self, pool: Callable[[], ConnectionPool], prefix: str) -> None:
         """`pool` returns the connections of the running event loop."""
@@ -70,7 +73,7 @@ class LargePayloads:
         references = {
             lease.envelope.id: payload
             for lease in leases
-            if len(payload := lease.envelope.payload) == REFERENCE_BYTES and is_reference(payload)  # hardly ever called
+            if len(payload := lease.envelope.payload) == REFERENCE_BYTES and is_reference(payload)  # rarely true
         }
         if not references:
             return leases
@@ -83,7 +86,7 @@ class LargePayloads:
         return leases
 
     async def in_records(self, records: dict[bytes, Record]) -> dict[bytes, Record]:
-        """Return the records with payloads in place of references, or without if the payload is gone, as after a success."""
+        """Return the records with payloads in place of references, or without a payload that is gone, as after a success."""
         references = {job_id: record.payload for job_id, record in records.items() if record.payload and is_reference(record.payload)}
         if not references:
             return records
@@ -95,10 +98,11 @@ class LargePayloads:
         return records | whole | {job_id: _noted(whole[job_id], problems[job_id]) for job_id in payloads.keys() & problems.keys()}
 
     async def _fetch(self, references: dict[bytes, bytes]) -> tuple[dict[bytes, bytes], dict[bytes, Unreadable]]:
-        """Return the payloads that are there, and what is wrong with any payload.
+        """Return the payloads that exist, and the problem of any other.
 
-        One command brings a whole portion. If more bytes arrive than the references say, or none in time, or a payload is not as long as
-        its reference says, the payloads are fetched one by one, each up to a byte beyond its length.
+        One command fetches a whole portion. If the reply is longer than the references say or late, or a payload does not have the length
+        in its
+        reference, the payloads are fetched one by one, each up to one byte beyond its length.
         """
         payloads: dict[bytes, bytes] = {}
         problems: dict[bytes, Unreadable] = {}
@@ -107,7 +111,7 @@ class LargePayloads:
             try:
                 most = sum(sizes) + AROUND_EACH * (len(sizes) + 1)
                 found = await self._pool().ask("MGET", *(self._prefix + job_id for job_id in ids), most=most)
-            except (TooLong, BrokerUnavailable):  # a server that copies half a gigabyte may not answer in time, or cut the connection
+            except (TooLong, BrokerUnavailable):  # a server that copies half a gigabyte may answer late or cut the connection
                 found = []
             if None not in found and [*map(len, found)] == sizes:
                 payloads.update(zip(ids, found, strict=True))
@@ -128,7 +132,7 @@ class LargePayloads:
 
 
 def _problem(payload: bytes | None, size: int) -> str:
-    """Describe what is wrong with the bytes of a payload of `size` bytes: None if its key is no string, empty if it is not there."""
+    """Return what is wrong with a payload of `size` bytes. None means that its key is not a string, an empty payload that it is missing."""
     if payload is None:
         return "its key is not a string"
     if not payload:
