@@ -262,7 +262,7 @@ async def test_the_state_of_the_lifespan_is_not_there_and_says_so(lines: Lines) 
     configure(lifespan=resources)
     async with a_worker(lines):
         failed = await failure(await jobs.reads_state.delay())
-    assert "open what it needs in the job itself" in failed.message
+    assert "create what it needs in the job itself" in failed.message
 
 
 # --- its death ----------------------------------------------------------------------------------------------------------

@@ -130,7 +130,7 @@ async def test_a_version_that_is_no_number(open_broker: Open, path: Path, value:
     said = await refusal(open_broker())
 
     assert "which is not a number" in said
-    assert "cannot be read by this version of taskflow" in said
+    assert "use another file or a backup" in said
 
 
 async def test_a_damaged_file(open_broker: Open, path: Path) -> None:
