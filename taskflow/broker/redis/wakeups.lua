@@ -1,8 +1,9 @@
 -- === part publish_wakeups ==================================================================================
 local wakeup_topics = {}
 
--- armed: topics for which a listener awaits a wake-up. Each gets one, and only if it is armed: otherwise every worker of a busy fleet
--- would hear of every job.
+-- armed: topics for which a listener awaits a wake-up. Each gets one, and only if it is armed. Otherwise every worker of a busy fleet
+-- would
+-- be woken by every job.
 local function publish_wakeups()
   local topics = {}
   for topic in pairs(wakeup_topics) do
