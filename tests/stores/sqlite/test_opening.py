@@ -63,7 +63,7 @@ async def test_something_else_in_the_place_of_the_file(open_broker: Open, path: 
 
 
 async def test_a_device_in_the_place_of_the_file(open_broker: Open) -> None:
-    assert "/dev/null is a device, and no file" in await refusal(open_broker(Path("/dev/null")))
+    assert "/dev/null is a device, not a file" in await refusal(open_broker(Path("/dev/null")))
 
 
 async def test_not_a_database(open_broker: Open, path: Path) -> None:
