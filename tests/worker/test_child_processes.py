@@ -531,7 +531,7 @@ async def test_an_import_that_hangs_is_cut_off(lines: Lines, tmp_path: Path, mon
     module.write_text("import time\ntime.sleep(60)\n")
     async with a_worker(lines, start_within=4.0):
         failed = await failure(await slow.sell.delay())
-    assert "has not imported slow_of_children within 4 s" in failed.message
+    assert "did not import slow_of_children within 4 s" in failed.message
 
 
 async def test_a_child_sends_to_no_broker_that_only_looks_like_the_workers(worker: Worker) -> None:

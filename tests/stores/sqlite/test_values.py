@@ -149,7 +149,7 @@ async def test_a_result_that_is_too_large_is_refused_by_itself(broker: SqliteBro
     [lease] = await broker.claim(session.id, 1, [], 1)
     too_large = Settlement(id=lease.envelope.id, epoch=lease.epoch, claim=lease.claim, verdict=Succeeded(bytes(60_000)))
 
-    with pytest.raises(TooLarge, match="SQLite holds no value of more than 1,000,000,000 bytes"):
+    with pytest.raises(TooLarge, match="SQLite allows no value above 1,000,000,000 bytes"):
         await broker.settle([too_large])
 
     assert await broker.settle([succeeded(lease)]) == [Settled.OK]
