@@ -79,7 +79,7 @@ _ANSWERS: Final = {
     "args": _ARGUMENTS,
     "kwargs": _ARGUMENTS,
     "bind": "annotate the function's first parameter with JobContext to get the context of the run",
-    "pass_context": "annotate the function's first parameter with JobContext, and it gets the context of the run",
+    "pass_context": "annotate the function's first parameter with JobContext to get the context of the run",
     "acks_late": _ACKNOWLEDGED,
     "reject_on_worker_lost": _ACKNOWLEDGED,
     "task_acks_late": _ACKNOWLEDGED,

@@ -51,7 +51,7 @@ def test_retry_by_id_tells_of_each_that_it_cannot(cli: Cli, stock: Stock) -> Non
     assert said.out == "retried 1\n"
     assert said.err.splitlines() == [
         f"taskflow: {stock.succeeded} was not retried: it succeeded, so its payload is gone",
-        f"taskflow: {stock.running} was not retried: it has not ended",
+        f"taskflow: {stock.running} was not retried: it has not ended yet",
     ]
     said = cli("retry", stock.poison, NOBODY, code=4)
     assert said.out == "retried 1\n"

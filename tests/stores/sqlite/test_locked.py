@@ -39,7 +39,7 @@ async def test_but_not_for_ever(open_broker: Open, path: Path) -> None:
     with locked(path):
         began = time.monotonic()
         with pytest.raises(
-            BrokerUnavailable, match=rf"is locked by process {os.getpid()} \(.+\), which is this process for longer"
+            BrokerUnavailable, match=rf"is locked by process {os.getpid()} \(.+\), which is this process, for longer"
         ) as unavailable:
             await broker.enqueue([job])
         assert 0.15 < time.monotonic() - began < 1.5
@@ -52,7 +52,7 @@ async def test_a_stopped_process_that_holds_it_is_named_with_what_to_do(open_bro
     broker = open_broker(timeout=0.2)
     await broker.enqueue([an_envelope()])
     with _another_that_holds(path) as other:
-        with pytest.raises(BrokerUnavailable, match=rf"is locked by process {other.pid} \(.+\) for longer"):
+        with pytest.raises(BrokerUnavailable, match=rf"is locked by process {other.pid} \(.+\), for longer"):
             await broker.enqueue([an_envelope()])
         os.kill(other.pid, signal.SIGSTOP)
         stopped = rf"is locked by process {other.pid} \(.+\), which is stopped, .+kill -CONT {other.pid}"
@@ -70,7 +70,7 @@ async def test_where_the_kernel_does_not_tell_it_is_another_process(
     monkeypatch.setattr(lock_owner, "_LOCKS", tmp_path / "no such file")
     broker = open_broker(timeout=0.1)
     await broker.enqueue([an_envelope()])
-    with locked(path), pytest.raises(BrokerUnavailable, match="is locked by another process for longer"):
+    with locked(path), pytest.raises(BrokerUnavailable, match="is locked by another process, for longer"):
         await broker.enqueue([an_envelope()])
 
 

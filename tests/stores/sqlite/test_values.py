@@ -99,7 +99,7 @@ async def test_payloads_of_all_sizes_in_one_claim(broker: SqliteBroker) -> None:
 async def test_a_payload_that_is_too_large_is_refused_with_its_size(broker: SqliteBroker) -> None:
     """At once, not as a store that is away; it costs no memory, since nothing copies it."""
     small = an_envelope()
-    with pytest.raises(TooLarge, match=r"payload of 70,000,000 bytes.* at most 67,108,864"):
+    with pytest.raises(TooLarge, match=r"payload has 70,000,000 bytes.* at most 67,108,864"):
         await broker.enqueue([an_envelope(payload=bytes(70_000_000))])
     await broker.enqueue([small])
     assert await broker.read([small.id]) != [None]
