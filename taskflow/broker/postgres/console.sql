@@ -1,4 +1,4 @@
--- Describes each queue: name, whether it is paused, counts by status, due time of the oldest ready and of the next scheduled job.
+-- Describes each queue: name, whether it is paused, counts by status, due times of the oldest ready and of the next scheduled job.
 CREATE FUNCTION @.queues(wall bigint DEFAULT NULL)
 RETURNS TABLE (name text, is_paused boolean, counts bigint[], ready_since bigint, next_due bigint) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET jit = off AS $$
 BEGIN
@@ -14,7 +14,7 @@ BEGIN
     ), numbers AS (
         SELECT queue, code, coalesce(sum(n) FILTER (WHERE what = '=' || code), 0)::bigint AS n
         FROM counted CROSS JOIN generate_series(S.HELD, S.CANCELLED) AS code GROUP BY queue, code
-    ), next AS MATERIALIZED ( -- jobs_due does not know queues: reading it once for all is best, unless only one queue has scheduled jobs
+    ), next AS MATERIALIZED ( -- jobs_due lacks queues: one scan for all is best, unless only one queue has scheduled jobs
         SELECT queue, min(due_at) AS due_at FROM @.jobs WHERE status = S.SCHEDULED GROUP BY queue
     )
     SELECT queue, EXISTS (SELECT 1 FROM @.paused WHERE paused.queue = numbers.queue), array_agg(n ORDER BY code),
@@ -45,7 +45,7 @@ CREATE FUNCTION @.browse(
 ) RETURNS SETOF @.jobs LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan AS $$
 #variable_conflict use_column
 DECLARE
-    now_at bigint := @.wall(wall); -- a value, so that matches() is inlined into the statement and not called for each row
+    now_at bigint := @.wall(wall); -- a variable, so that matches() is inlined into the statement and not called for each row
 BEGIN
     RETURN QUERY SELECT * FROM @.jobs
     WHERE (before_id IS NULL OR id < before_id)
@@ -72,7 +72,7 @@ BEGIN
         ORDER BY seq LIMIT most
     ) AS chosen;
     PERFORM @.lock_jobs(ids);
-    FOREACH each IN ARRAY ARRAY( -- those on which another job depends, or that depend on another
+    FOREACH each IN ARRAY ARRAY( -- jobs that depend on another, or on which another depends
         SELECT id FROM @.jobs
         WHERE id = ANY (ids) AND status < S.RUNNING AND (key IS NOT NULL OR joins IS NOT NULL OR status = S.HELD) ORDER BY seq
     ) LOOP
@@ -86,7 +86,7 @@ BEGIN
 END
 $$;
 
--- Drops what is kept of ended jobs, and of waiting jobs on which no other depends, except their ids and fences. Returns how many.
+-- Drops everything except ids and fences of ended jobs, and of waiting jobs on which no other depends. Returns how many.
 CREATE FUNCTION @.bury(ids bytea[], now_at bigint) RETURNS integer LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
@@ -117,7 +117,7 @@ BEGIN
 END
 $$;
 
--- An operator's retry. Returns for each the name of a member of Redone (console.py).
+-- Retries ended jobs for an operator. Returns the name of a member of Redone (console.py) for each.
 CREATE FUNCTION @.redo(wall bigint, ids bytea[], OUT answers text[], OUT wakeups text) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '3s' AS $$
 #variable_conflict use_column
 DECLARE

@@ -1,4 +1,4 @@
--- Notifies listeners after the commit. Ends of jobs are announced only if somebody waits for them.
+-- Notifies listeners after the commit. Ends of jobs are announced only if a caller waits for them.
 CREATE FUNCTION @.notify(channel text, topics text[], ended bytea[]) RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
 #variable_conflict use_column
@@ -17,7 +17,7 @@ BEGIN
 END
 $$;
 
--- Notes that somebody waits for these jobs to end.
+-- Records that a caller waits for these jobs to end.
 CREATE FUNCTION @.await(wall bigint, ids bytea[], patience bigint) RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan SET jit = off AS $$
 #variable_conflict use_column
@@ -27,8 +27,9 @@ BEGIN
 END
 $$;
 
--- Returns those topics and those jobs for which something has already happened. The plans are made once, perhaps when there are few jobs:
--- they must not read many from end to end.
+-- Returns the topics and the jobs for which something has already happened. The plans are made once, perhaps when there are few jobs,
+-- and must
+-- not read many from end to end.
 CREATE FUNCTION @.look_for(topics text[], ids bytea[], OUT there text[], OUT ended bytea[]) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
 DECLARE

@@ -475,7 +475,7 @@ REFUSED: Final = [
     ("arguments => NULL", "arguments is NULL", "JSON object"),
     (
         f"arguments => jsonb_build_object('a', repeat('x', {MOST_BYTES}))",
-        f"takes {MOST_BYTES + 13} bytes, the limit is {MOST_BYTES}",
+        f"has {MOST_BYTES + 13} bytes, but the limit is {MOST_BYTES}",
         "max_payload",
     ),
     ("after => '1 s', at => now()", "after is '00:00:01' and at is", "give one of them"),
@@ -490,10 +490,10 @@ REFUSED: Final = [
     ("max_attempts => 0", "max_attempts is '0'", "1 to 1,000,000"),
     (f"max_attempts => {MOST_ATTEMPTS + 1}", "max_attempts is '1000001'", "1 to 1,000,000"),
     ("on_conflict => 'drop'", "on_conflict is 'drop'", "'keep', 'replace' or 'raise'"),
-    ("key => ''", "key is ''", "1 to 200 bytes of UTF-8, these are 0"),
-    (f"key => '{'é' * (MAX_KEY_BYTES // 2)}x'", "key is 'ééé", "1 to 200 bytes of UTF-8, these are 201"),
+    ("key => ''", "key is ''", "1 to 200 bytes of UTF-8, got 0"),
+    (f"key => '{'é' * (MAX_KEY_BYTES // 2)}x'", "key is 'ééé", "1 to 200 bytes of UTF-8, got 201"),
     ("headers => '[]'", "headers is '[]'", "text to text"),
-    ("headers => '{\"a\": 1}'", "headers has '1' for 'a'", "text to text"),
+    ("headers => '{\"a\": 1}'", "headers has '1' for 'a'", "must be text"),
     (f'headers => \'{{"{OWN_HEADERS}a": ""}}\'', "headers has 'tf-a'", "taskflow's own"),
     (f"headers => jsonb_build_object('é', repeat('x', {MAX_HEADER_BYTES - 1}))", f"headers has {MAX_HEADER_BYTES + 1} bytes", "4096"),
 ]
