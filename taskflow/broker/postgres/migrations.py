@@ -26,7 +26,7 @@ PAUSE: Final = 1.0
 # The advisory lock of a migration: a number that no other program should use.
 _TURN: Final = 0x7461_736B_666C_6F77
 
-_TABLES: Final = ("meta", "sessions", "requests", "paused", "marks", "jobs", "tally", "totals", "awaited")
+_TABLES: Final = ("meta", "sessions", "requests", "paused", "marks", "jobs", "tally", "totals", "awaited", "idle")
 """Tables in the order in which most verbs use them."""
 
 _HELD_UP: Final = (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError, asyncpg.QueryCanceledError)
