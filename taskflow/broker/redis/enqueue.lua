@@ -79,10 +79,9 @@ for name, place in pairs(places) do
     show_ready(place.called)
   end
   call('HINCRBY', P .. 'totals', queue .. ':' .. E.ENQUEUE, #entries)
-  wakeup_topics['queue:' .. place.called] = true
-  wakeup_topics['queues'] = true
+  readied[place.called] = (readied[place.called] or 0) + #entries
 end
-publish_wakeups()
+wake_listeners()
 return nil
 
 -- === part enqueue_rest =====================================================================================
