@@ -19,9 +19,6 @@ MOST_JOINS: Final = 16_384
 NOTED_FOR: Final = 90_000_000
 """Microseconds for which a listener's note counts. A listener writes it anew every minute."""
 
-HUNG_AFTER: Final = 250_000
-"""Microseconds after which a nudge is passed on if its listener has not claimed."""
-
 MOST_TOLD_BYTES: Final = 5_000
 """Bytes of a record that is sent with the news of a job's end. A notification has at most 8,000, of base64."""
 
@@ -34,6 +31,5 @@ def literals() -> dict[str, str]:
         "P.MOST_PAYLOAD_BYTES": str(MOST_PAYLOAD_BYTES),
         "P.MOST_JOINED_BYTES": str(16 * MOST_JOINS),
         "P.NOTED_FOR": str(NOTED_FOR),
-        "P.HUNG_AFTER": str(HUNG_AFTER),
         "P.MOST_TOLD_BYTES": str(MOST_TOLD_BYTES),
     }

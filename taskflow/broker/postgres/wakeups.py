@@ -65,7 +65,7 @@ NOTE_AGAIN: Final = 60.0
 """Seconds after which a listener writes its notes anew. They count for 90 s: see bounds.NOTED_FOR."""
 
 NUDGE_STANDS: Final = 0.2
-"""Seconds in which a claim that follows a nudge finds the listener's note, which others remove later: see bounds.HUNG_AFTER."""
+"""Seconds in which a claim that follows a nudge finds the listener's note, which others remove after PASSED_ON_AFTER."""
 
 LOOKS_AGAIN: Final = (0.0, 0.01, 0.05, 0.25, 1.0, 2.0, 4.0)
 """Pauses before each look, while transactions go on that may not have seen a note. Afterwards the job is found as after a lost nudge."""

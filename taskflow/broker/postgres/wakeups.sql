@@ -165,7 +165,7 @@ SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bit
 #variable_conflict use_column
 BEGIN
     PERFORM @.add_wakeup('hung') WHERE EXISTS (
-        SELECT 1 FROM @.idle WHERE nudged_at IS NOT NULL AND nudged_at BETWEEN now_at - P.NOTED_FOR AND now_at - P.HUNG_AFTER AND nudged_for IS NOT NULL
+        SELECT 1 FROM @.idle WHERE nudged_at IS NOT NULL AND nudged_at BETWEEN now_at - P.NOTED_FOR AND now_at - R.passed_on_after AND nudged_for IS NOT NULL
     );
 END
 $$;
@@ -222,7 +222,7 @@ BEGIN
         WITH hung AS (
             DELETE FROM @.idle WHERE ctid = ANY (ARRAY(
                 SELECT ctid FROM @.idle
-                WHERE nudged_at IS NOT NULL AND nudged_at BETWEEN now_at - P.NOTED_FOR AND now_at - P.HUNG_AFTER AND nudged_for IS NOT NULL
+                WHERE nudged_at IS NOT NULL AND nudged_at BETWEEN now_at - P.NOTED_FOR AND now_at - R.passed_on_after AND nudged_for IS NOT NULL
                 LIMIT 1000 FOR UPDATE SKIP LOCKED
             )) RETURNING nudged_for AS topic
         )
@@ -236,7 +236,7 @@ BEGIN
             WITH told AS (
                 UPDATE @.idle SET nudged_at = now_at WHERE ctid = ANY (ARRAY(
                     SELECT ctid FROM @.idle WHERE topic = 'due' AND since >= @.noted_since() ORDER BY nudged_at NULLS FIRST, since
-                    LIMIT 2 FOR UPDATE SKIP LOCKED
+                    LIMIT R.upkeepers FOR UPDATE SKIP LOCKED
                 )) RETURNING listener
             )
             SELECT array_agg(listener) INTO told_due FROM told;
