@@ -27,7 +27,7 @@ from taskflow.broker.postgres.refusals import NoRoom, is_no_utf8, was_about_a_va
 from taskflow.broker.postgres.wakeups import (
     EVERYTHING,
     LAST_WORDS,
-    UNAWAITED_WITHIN,
+    READ_WITHIN,
     Notes,
     Notifier,
     PostgresListener,
@@ -162,7 +162,7 @@ class PostgresBroker:
         else:
             found = await self.call("read", self.wall(), ids, columns=rows.RECORD_COLUMNS)
         records = {row["id"]: rows.record_of(row) for row in found}
-        if time.monotonic() - began_at < UNAWAITED_WITHIN / 2:  # ends that were not known to be awaited are told later than that
+        if time.monotonic() - began_at < READ_WITHIN:  # ends that were not known to be awaited are told later than that
             listener.armed([names.job(each) for each in awaited if each in records and not records[each].status.is_ended], times)
         return records
 

@@ -34,8 +34,11 @@ log: Final = logging.getLogger("taskflow")
 EVERYTHING: Final = "*"
 """Sent in place of a notification that is too long: every waiter looks."""
 
-UNAWAITED_WITHIN: Final = 0.05
+UNAWAITED_WITHIN: Final = 0.1
 """Seconds until the ends of jobs are announced for which no waiter was known."""
+
+READ_WITHIN: Final = 0.08
+"""Seconds in which a waiter that reads a job is noted before the job's end is announced. If the call takes longer, it looks again."""
 
 LOOK_EVERY: Final = 40.0
 """Seconds after which a silent connection is tested. Meanwhile an idle worker learns from its heartbeats what there is to do."""

@@ -176,30 +176,32 @@ $$;
 CREATE FUNCTION @.nudge(of_topic text, number bigint, now_at bigint) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
+    from_when CONSTANT bigint := @.noted_since();
     place text;
-    told text[];
-    left_over bigint := number;
+    now_told text[];
+    told text[] := '{}';
 BEGIN
     FOREACH place IN ARRAY ARRAY[of_topic, 'queues'] LOOP
-        EXIT WHEN left_over <= 0;
+        EXIT WHEN cardinality(told) >= number;
         WITH nudged AS (
             UPDATE @.idle SET nudged_at = now_at, nudged_for = of_topic
             WHERE ctid = ANY (ARRAY(
-                SELECT ctid FROM @.idle WHERE topic = place AND nudged_at IS NULL AND since >= @.noted_since()
-                ORDER BY since LIMIT left_over FOR UPDATE SKIP LOCKED
+                SELECT ctid FROM @.idle WHERE topic = place AND nudged_at IS NULL AND since >= from_when
+                ORDER BY since LIMIT number - cardinality(told) FOR UPDATE SKIP LOCKED
             ))
             RETURNING listener
         )
-        SELECT array_agg(listener) INTO told FROM nudged;
-        PERFORM pg_notify(listener, of_topic) FROM unnest(told) AS listener;
-        left_over := left_over - coalesce(cardinality(told), 0);
+        SELECT array_agg(listener) INTO now_told FROM nudged;
+        told := told || now_told;
     END LOOP;
-    IF left_over > 0 THEN -- their claims may have been under way, and have missed these jobs
-        PERFORM pg_notify(listener, of_topic) FROM (
-            SELECT DISTINCT listener FROM @.idle WHERE nudged_at IS NOT NULL AND nudged_at >= now_at - P.NOTED_FOR AND topic IN (of_topic, 'queues')
-            LIMIT left_over
-        ) AS nudged;
-    END IF;
+    FOREACH place IN ARRAY ARRAY[of_topic, 'queues'] LOOP -- claims of those nudged before may be under way, and have missed these jobs
+        EXIT WHEN cardinality(told) >= number;
+        told := told || ARRAY(
+            SELECT listener FROM @.idle WHERE topic = place AND nudged_at IS NOT NULL AND since >= from_when AND listener <> ALL (told)
+            LIMIT number - cardinality(told)
+        );
+    END LOOP;
+    PERFORM pg_notify(listener, of_topic) FROM unnest(told) AS listener;
 END
 $$;
 
@@ -211,6 +213,7 @@ SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 #variable_conflict use_column
 DECLARE
     now_at bigint := @.wall(wall);
+    from_when CONSTANT bigint := @.noted_since();
     each record;
     told_due text[];
 BEGIN
@@ -235,7 +238,7 @@ BEGIN
         ELSIF each.topic = 'due' THEN
             WITH told AS (
                 UPDATE @.idle SET nudged_at = now_at WHERE ctid = ANY (ARRAY(
-                    SELECT ctid FROM @.idle WHERE topic = 'due' AND since >= @.noted_since() ORDER BY nudged_at NULLS FIRST, since
+                    SELECT ctid FROM @.idle WHERE topic = 'due' AND since >= from_when ORDER BY nudged_at NULLS FIRST, since
                     LIMIT R.upkeepers FOR UPDATE SKIP LOCKED
                 )) RETURNING listener
             )
@@ -244,7 +247,7 @@ BEGIN
         ELSIF each.topic LIKE 'session:%' THEN
             PERFORM pg_notify(listener, each.topic) FROM @.sessions WHERE id = decode(substr(each.topic, 9), 'hex') AND listener IS NOT NULL;
         ELSIF each.topic = '*' THEN
-            PERFORM pg_notify(listener, '*') FROM (SELECT listener FROM @.awaited UNION SELECT listener FROM @.idle WHERE since >= @.noted_since()) AS all_of_them;
+            PERFORM pg_notify(listener, '*') FROM (SELECT listener FROM @.awaited UNION SELECT listener FROM @.idle WHERE since >= from_when) AS all_of_them;
         END IF;
     END LOOP;
     IF cardinality(ended) > 0 THEN
