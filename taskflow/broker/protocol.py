@@ -136,6 +136,9 @@ from taskflow.model.verdict import Settled, Settlement
 PASSED_ON_AFTER: Final = 0.25
 """Seconds after which a nudge that no claim has followed is passed on to another listener."""
 
+GONE_AFTER: Final = 150.0
+"""Seconds after which a listener that has not come to wait again is taken for gone. An idle worker claims at least once a minute."""
+
 UPKEEPERS: Final = 2
 """The most listeners that are nudged when a job is scheduled before all others: each calls upkeep when it is due."""
 

@@ -235,13 +235,19 @@ end
 if is_new and is_going_on() then
   -- The session found fewer jobs than it wanted, so its listener is nudged for the next.
   is_armed = true
-  wait_for_jobs(listener, queues)
+  for _, name in ipairs(#queues > 0 and queues or { '' }) do
+    call('ZREMRANGEBYSCORE', P .. 'w:' .. name, '-inf', wall - R.gone_after)
+    call('ZADD', P .. 'w:' .. name, wall, listener)
+  end
 else
   if is_listed then
-    stop_waiting(listener, queues)
+    for _, name in ipairs(#queues > 0 and queues or { '' }) do
+      call('ZREM', P .. 'w:' .. name, listener)
+    end
   end
-  if left_over and call('EXISTS', P .. 'nudged', P .. 'w:', P .. 'w:' .. left_over[1]) > 0
+  if left_over and call('EXISTS', P .. 'w:', P .. 'w:' .. left_over[1]) > 0
     and tonumber(call('HGET', P .. 'counts', left_over[2] .. ':' .. S.READY) or 0) > 0 then
+    local _, _, nudge = the_rest()
     nudge(left_over[1], 1)
   end
 end
@@ -308,4 +314,4 @@ local function repeat_reply(session, request)
   return again, numbers
 end
 
-return lease_other, repeat_reply
+return lease_other, repeat_reply, nudge

@@ -1,12 +1,6 @@
 -- Wake-ups. Each listener (one for each event loop of a process) subscribes to a channel of its own, n:ID, and is told only what concerns it.
 
--- === part wake_listeners ===================================================================================
--- Microseconds after which a nudge that no claim has followed is passed on to another listener.
-local PASSED_ON_AFTER = R.passed_on_after
-
--- Names of queues -> the number of their jobs that became ready in this call.
-local readied = {}
-
+-- === part nudge ============================================================================================
 -- Tells a listener something. Returns false if nobody receives it, because its process is gone.
 local function tell(listener, message)
   return call('PUBLISH', P .. 'n:' .. listener, message) > 0
@@ -49,47 +43,43 @@ end
 
 -- A listener whose process has been stopped, or whose worker has no room, does not claim after its nudge: others are nudged instead.
 local function pass_on_late_nudges()
-  local late = call('ZRANGEBYSCORE', P .. 'nudged', '-inf', wall - PASSED_ON_AFTER, 'LIMIT', 0, 100)
+  local late = call('ZRANGEBYSCORE', P .. 'nudged', '-inf', wall - R.passed_on_after, 'LIMIT', 0, 100)
   if #late > 0 then
     call('ZREM', P .. 'nudged', unpack(late))
     nudge_for_ready(#late)
   end
 end
 
+-- Nudges as many listeners as jobs became ready: `readied` has their numbers by the names of queues.
+local function nudge_for(readied)
+  pass_on_late_nudges()
+  for name, jobs in pairs(readied) do
+    nudge(name, jobs)
+  end
+end
+
+-- === part wake_listeners ===================================================================================
+-- Names of queues -> the number of their jobs that became ready in this call.
+local readied = {}
+
 local function wake_listeners()
-  local lists = { P .. 'nudged', P .. 'w:' }
+  local lists, waiting = { P .. 'w:' }, 0
   for name in pairs(readied) do
     lists[#lists + 1] = P .. 'w:' .. name
   end
-  if #lists > 2 and call('EXISTS', unpack(lists)) > 0 then
-    pass_on_late_nudges()
-    for name, jobs in pairs(readied) do
-      nudge(name, jobs)
-    end
+  for first = 2, #lists, MOST do
+    waiting = waiting + call('EXISTS', lists[1], unpack(lists, first, math.min(first + MOST - 1, #lists)))
+  end
+  if waiting > 0 then
+    nudge_for(readied)
   end
   readied = {}
 end
 
 -- === part listeners ========================================================================================
--- Microseconds after which a listener that has not come again is gone: an idle worker claims once a minute.
-local GONE_AFTER = 150000000
-
 local function add_listener(list, listener)
-  call('ZREMRANGEBYSCORE', list, '-inf', wall - GONE_AFTER)
+  call('ZREMRANGEBYSCORE', list, '-inf', wall - R.gone_after)
   call('ZADD', list, wall, listener)
-end
-
--- Puts a listener on the lists of these queues, of every queue if there are none.
-local function wait_for_jobs(listener, queues)
-  for _, name in ipairs(#queues > 0 and queues or { '' }) do
-    add_listener(P .. 'w:' .. name, listener)
-  end
-end
-
-local function stop_waiting(listener, queues)
-  for _, name in ipairs(#queues > 0 and queues or { '' }) do
-    call('ZREM', P .. 'w:' .. name, listener)
-  end
 end
 
 -- === part await_end ========================================================================================
@@ -165,13 +155,13 @@ local function is_asked_to_stop(hex)
   return call('EXISTS', P .. 'x:' .. id) == 1
 end
 
-local there, ended, queues = {}, {}, {}
+local there, ended = {}, {}
 for _, topic in ipairs(topics) do
   local is_there = false
   if topic == 'queues' then
     is_there = call('EXISTS', P .. 'ready') == 1
     if not is_there then
-      wait_for_jobs(listener, {})
+      add_listener(P .. 'w:', listener)
     end
   elseif topic == 'due' then
     is_there = call('EXISTS', P .. 'due') == 1
@@ -179,7 +169,7 @@ for _, topic in ipairs(topics) do
   elseif sub(topic, 1, 6) == 'queue:' then
     is_there = has_ready(sub(topic, 7))
     if not is_there then
-      queues[#queues + 1] = sub(topic, 7)
+      add_listener(P .. 'w:' .. sub(topic, 7), listener)
     end
   elseif sub(topic, 1, 8) == 'session:' then -- its claims have named the listener
     is_there = is_asked_to_stop(sub(topic, 9))
@@ -187,9 +177,6 @@ for _, topic in ipairs(topics) do
   if is_there then
     there[#there + 1] = topic
   end
-end
-if #queues > 0 then
-  wait_for_jobs(listener, queues)
 end
 if unheard > 0 then
   call('ZREM', P .. 'nudged', listener)
