@@ -27,6 +27,7 @@ from taskflow.broker.postgres.wakeups import (
     EVERYTHING,
     LAST_WORDS,
     READ_WITHIN,
+    UNNOTED,
     Notes,
     Notifier,
     PostgresListener,
@@ -117,9 +118,12 @@ class PostgresBroker:
         except BrokerError:
             claiming.fail()
             raise
-        if found and found[-1]["id"] is None:
-            line.telling.add({found.pop()["unreadable"]: 1})
-        claiming.end(is_full=len(found) >= limit)
+        news = found.pop()["unreadable"] if found and found[-1]["id"] is None else None
+        if news == UNNOTED:
+            claiming.fail()
+        else:
+            line.telling.add({news: 1} if news else {})
+            claiming.end(is_full=len(found) >= limit)
         return claim.leases_of(found, session, request)
 
     async def beat(self, beat: Beat) -> BeatAnswer:

@@ -4,8 +4,8 @@
 -- parameter they would be made at each call.
 --
 -- `of_listener`: the worker's listener, which `is_noted` in idle, as far as it knows, and `was_nudged` since its last claim. If there are
--- fewer jobs than `most`, it waits for more. If more jobs are left and somebody else waits for them, a last row has only their topic, in
--- `unreadable`.
+-- fewer jobs than `most`, it waits for more. A last row may have only news in `unreadable`: the topic of more jobs that are left, for which
+-- somebody else waits, or "unnoted": no note was written.
 CREATE FUNCTION @.claim(
     wall bigint, steady bigint, of_session bytea, of_request bigint, queues text[], most integer,
     of_listener text DEFAULT NULL, is_noted boolean DEFAULT false, was_nudged boolean DEFAULT false
@@ -83,7 +83,10 @@ BEGIN
     IF of_listener <> s.listener IS NOT FALSE AND of_listener IS NOT NULL THEN
         UPDATE @.sessions SET listener = of_listener WHERE id = of_session;
     END IF;
-    IF cardinality(picked.tids) >= most THEN
+    IF @.has_old_view() THEN
+        unreadable := 'unnoted';
+        RETURN NEXT;
+    ELSIF cardinality(picked.tids) >= most THEN
         IF is_noted OR was_nudged THEN
             DELETE FROM @.idle WHERE listener = of_listener AND topic = ANY (@.topics_of(queues));
         END IF;

@@ -47,7 +47,6 @@ RECORD: Final = (*(field.name for field in _SHOWN if field.name not in SIZED), "
 """The columns of a record."""
 
 
-
 def _if_too_long(column: str, most: int) -> str:
     return f"CASE WHEN octet_length({column}) > {most} THEN concat(E'{column}\\t', octet_length({column}), ' bytes') END"
 

@@ -75,6 +75,9 @@ LOOKS_AGAIN: Final = (0.0, 0.01, 0.05, 0.25, 1.0, 2.0, 4.0)
 
 MOST_CHANNEL_BYTES: Final = 63
 
+UNNOTED: Final = "unnoted"
+"""The news of a claim that could not note its listener: see claim.sql."""
+
 AGAIN: Final = "again"
 """A line of a message: other transactions commit at the same time, and send no message."""
 
@@ -175,7 +178,7 @@ class PostgresListener(Listener):
         self.want(topic for topic in topics if topic in self.waited)  # others in this process, whose note is gone
 
     def fail_claim(self, topics: Sequence[str], standing: Standing) -> None:
-        """The claim may have taken effect, or not."""
+        """It is unknown whether the listener is noted."""
         self._claims -= 1
         self._was_nudged |= standing.was_nudged
         self.forget(topics)

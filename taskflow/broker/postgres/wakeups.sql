@@ -9,6 +9,11 @@ CREATE FUNCTION @.crossing_lock() RETURNS bigint LANGUAGE sql IMMUTABLE AS $$
     SELECT hashtextextended('@.crossing', 0)
 $$;
 
+-- Returns true if this transaction sees the notes as they were when it began, and would fail if it changed a note that has changed since.
+CREATE FUNCTION @.has_old_view() RETURNS boolean LANGUAGE sql STABLE AS $$
+    SELECT current_setting('transaction_isolation') NOT LIKE 'read %'
+$$;
+
 -- --- notes ---------------------------------------------------------------------------------------------------
 
 CREATE FUNCTION @.note_idle(of_listener text, topics text[]) RETURNS void LANGUAGE plpgsql AS $$
@@ -134,8 +139,8 @@ $$;
 -- Returns true if a listener waits for such news. Jobs of a paused queue are none.
 CREATE FUNCTION @.is_awaited(of_topic text) RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
-    IF of_topic !~ '^(queue:|due$)' OR NOT pg_try_advisory_xact_lock_shared(@.crossing_lock()) THEN -- a listener looks at this moment
-        RETURN true;
+    IF of_topic !~ '^(queue:|due$)' OR @.has_old_view() OR NOT pg_try_advisory_xact_lock_shared(@.crossing_lock()) THEN
+        RETURN true; -- without that lock: a listener looks at this moment
     END IF;
     RETURN @.has_note(of_topic) AND NOT EXISTS (SELECT 1 FROM @.paused WHERE queue = substr(of_topic, 7));
 END
@@ -296,12 +301,8 @@ BEGIN
     PERFORM set_config('taskflow.at_commit', '', true);
     PERFORM pg_try_advisory_xact_lock_shared(@.crossing_lock());
     FOREACH each IN ARRAY array_remove(topics, NULL) LOOP
-        CONTINUE WHEN EXISTS (SELECT 1 FROM @.paused WHERE queue = substr(each, 7));
-        listeners := @.listeners_for(each);
-        -- Without a present view of the notes: all that also listen for such transactions.
-        IF cardinality(listeners) = 0 AND current_setting('transaction_isolation') NOT LIKE 'read %' THEN
-            listeners := ARRAY[(parse_ident('@.jobs'))[1]];
-        END IF;
+        -- Without a view of the present notes: every listener hears the channel that has the schema's name.
+        listeners := CASE WHEN @.has_old_view() THEN ARRAY[(parse_ident('@.jobs'))[1]] ELSE @.listeners_for(each) END;
         IF cardinality(listeners) > 0 AND (each LIKE 'job:%' OR pg_try_advisory_xact_lock(hashtextextended('@.telling ' || each, 0))) THEN
             PERFORM pg_notify(listener, each || E'\nagain') FROM unnest(listeners) AS listener;
         END IF;
@@ -319,6 +320,8 @@ DECLARE
 BEGIN
     IF of_topic LIKE 'job:%' THEN
         RETURN ARRAY(SELECT listener FROM @.awaited WHERE id = decode(substr(of_topic, 5), 'hex'));
+    ELSIF EXISTS (SELECT 1 FROM @.paused WHERE queue = substr(of_topic, 7)) THEN
+        RETURN '{}';
     END IF;
     listeners := ARRAY(
         SELECT DISTINCT found.listener

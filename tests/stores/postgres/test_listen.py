@@ -219,7 +219,7 @@ async def test_a_server_that_is_away_is_no_trouble_of_the_ears(server: PostgresS
 
 
 async def test_the_word_of_a_self_test_wakes_nobody(scene: Scene) -> None:
-    """It is told on the same channel, and no topic is such a word."""
+    """It is told on the listener's own channel. On the channel that all share nothing is said."""
     heard: list[str] = []
     spy = await asyncpg.connect(scene.straight_url)
     await spy.add_listener("taskflow", lambda *told: heard.append(str(told[-1])))
@@ -233,9 +233,7 @@ async def test_the_word_of_a_self_test_wakes_nobody(scene: Scene) -> None:
             with other.listen([topics.queue("mail")]) as its:
                 await its.wait(0.2)
         assert not await nudges.wait(0.3)
-    tests = [words for words in heard if words.startswith("test:")]
-    assert len(tests) == len({*tests}) == 1 + len(others)
-    assert {topic for words in heard if words not in tests for topic in words.split("\n")} == {topics.DUE}
+    assert heard == []
     await spy.close()
     for broker in (here, *others):
         await broker.close()
