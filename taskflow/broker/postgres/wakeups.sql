@@ -235,7 +235,7 @@ BEGIN
             )) RETURNING nudged_for AS topic
         )
         SELECT topic, sum(number)::bigint AS number FROM (
-            SELECT topic, 1 AS number FROM hung UNION ALL SELECT topic, number FROM unnest(topics, numbers) AS given (topic, number)
+            SELECT topic, 1 AS number FROM hung WHERE topic LIKE 'queue:%' UNION ALL SELECT topic, number FROM unnest(topics, numbers) AS given (topic, number)
         ) AS every GROUP BY topic
     LOOP
         IF each.topic LIKE 'queue:%' THEN
