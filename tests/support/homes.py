@@ -282,6 +282,11 @@ class PostgresHome(Home):
         return PostgresSpoiler(self.server.dsn, self.namespace)
 
     async def waiting(self, broker: Broker, queue: str) -> int:
+        from taskflow.broker.postgres import PostgresBroker
+
+        assert isinstance(broker, PostgresBroker)
+        while broker.listener.is_looking_again:  # noqa: ASYNC110 - nobody announces it
+            await asyncio.sleep(0.005)
         query = f"SELECT count(*) FROM {self._table('idle')} WHERE topic IN ('queue:{queue}', 'queues')"
         there = await asyncio.to_thread(self._asked, f"SELECT to_regclass('{self._table('idle')}') IS NOT NULL")
         return int(await asyncio.to_thread(self._asked, query)) if there else 0

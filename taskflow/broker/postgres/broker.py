@@ -93,6 +93,11 @@ class PostgresBroker:
     def console(self) -> PostgresConsole:
         return PostgresConsole(self)
 
+    @property
+    def listener(self) -> PostgresListener:
+        """The listener of the running event loop."""
+        return self._per_loop.here().listener
+
     async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
         if not envelopes:
             return []
@@ -151,13 +156,13 @@ class PostgresBroker:
 
     async def read(self, ids: Sequence[bytes]) -> list[Record | None]:
         """Read jobs. If this loop listens for the end of one that has not ended, the same call notes that for the senders of that news."""
-        listener = self._per_loop.here().listener
+        listener = self.listener
         ended = {job_id: record for job_id in ids if (record := listener.take_ended(job_id)) is not None}
         records = ended if len(ended) == len(ids) else ended | await self._read([job_id for job_id in ids if job_id not in ended])
         return [records.get(job_id) for job_id in ids]
 
     async def _read(self, ids: list[bytes]) -> dict[bytes, Record]:
-        listener = self._per_loop.here().listener
+        listener = self.listener
         times, began_at = listener.times, time.monotonic()
         if awaited := listener.unnoted(ids):
             arguments = (ids, awaited, listener.id, to_microseconds(AWAITED_FOR))
@@ -176,7 +181,7 @@ class PostgresBroker:
         return upkeep.upkept_of(row)
 
     def listen(self, topics: Sequence[str]) -> Nudges:
-        return self._per_loop.here().listener.listen(topics)
+        return self.listener.listen(topics)
 
     def sibling(self) -> PostgresBroker:
         """Return another broker on the same database, with separate connections."""

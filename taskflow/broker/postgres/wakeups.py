@@ -121,6 +121,7 @@ class PostgresListener(Listener):
         self._told_during_claim = Counter[str]()
         self._again: set[str] = set()
         self._has_again = asyncio.Event()
+        self.is_looking_again = False
         self.nudged_at = 0.0
         self.has_noted = False
 
@@ -249,11 +250,13 @@ class PostgresListener(Listener):
 
     def _look_again(self, topics: Iterable[str]) -> None:
         self._again.update(topics)
+        self.is_looking_again = True
         self._has_again.set()
 
     async def _keep_looking_again(self) -> None:
         """Look until no transaction goes on that may not have seen the note of this listener."""
         while True:
+            self.is_looking_again = self._has_again.is_set()
             await self._has_again.wait()
             topics, self._again = list(self._again), set()
             self._has_again.clear()
