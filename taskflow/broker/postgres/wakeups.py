@@ -73,8 +73,6 @@ NUDGE_STANDS: Final = 0.2
 LOOKS_AGAIN: Final = (0.0, 0.01, 0.05, 0.25, 1.0, 2.0, 4.0)
 """Pauses before each look, while transactions go on that may not have seen a note. Afterwards the job is found as after a lost nudge."""
 
-MOST_CHANNEL_BYTES: Final = 63
-
 UNNOTED: Final = "unnoted"
 """The news of a claim that could not note its listener: see claim.sql."""
 
@@ -129,7 +127,7 @@ class PostgresListener(Listener):
         # The last poll, if it was answered: if the server as a whole is away, the listener is not the problem.
         server_is_there = self._has_looked
         try:
-            async with ListenConnection(self._link, (self.id, self._schema), self._take) as listener:
+            async with ListenConnection(self._link, {self.id: self._take, self._schema: self._take_shared}) as listener:
                 if await listener.hears():
                     self._hears_again()
                     goes_on()
@@ -206,12 +204,14 @@ class PostgresListener(Listener):
         return [*super()._duties(), self._keep_polling, self._keep_looking_again, self._keep_noted]
 
     async def _keep_noted(self) -> None:
-        """Write the notes anew before they are too old."""
+        """Write the notes of waiters anew before they are too old."""
         while True:
             await asyncio.sleep(NOTE_AGAIN)
-            old = [topic for topic in self._armed if not topic.startswith((_JOB, _SESSION))]
-            self.forget(old)
-            self.want(topic for topic in old if topic in self.waited)
+            noted = [topic for topic in self._armed if not topic.startswith((_JOB, _SESSION))]
+            self.forget(topic for topic in noted if topic not in self.waited)
+            if waited := [topic for topic in noted if topic in self.waited]:
+                with contextlib.suppress(*self._errors):
+                    await self._notes.note(self.id, waited, [])
 
     # --- messages -------------------------------------------------------------------------------------------------
 
@@ -230,6 +230,12 @@ class PostgresListener(Listener):
         if AGAIN in lines:
             self._look_again(topic for topic in lines if not topic.startswith(_JOB) and topic != AGAIN)
         self.told((topic for topic in lines if not topic.startswith((_JOB, _QUEUE))), disarms=False)
+
+    def _take_shared(self, words: str) -> None:
+        """Take news of a transaction that could not see who waits."""
+        heard = [topic for topic in [*words.split("\n"), names.ANY_QUEUE] if self.flag.hears(topic)]
+        self.flag.wake(heard)
+        self._look_again(topic for topic in heard if not topic.startswith(_JOB))
 
     def _take_nudge(self, topic: str) -> None:
         heard = {each for each in (topic, names.ANY_QUEUE) if self.flag.hears(each)}
@@ -305,7 +311,9 @@ class Claiming:
 
     @property
     def standing(self) -> tuple[str | None, bool, bool]:
-        return (None, False, False) if self._standing is None else (self._listener.id, *self._standing)
+        if self._standing is None:
+            return None, False, False
+        return self._listener.id, self._standing.is_listed, self._standing.was_nudged
 
     def end(self, *, is_full: bool) -> None:
         if self._standing is not None:
@@ -318,12 +326,11 @@ class Claiming:
 
 
 class ListenConnection:
-    """Listens on a connection inside the block. Passes the message of each notification to `take`, except its own test messages."""
+    """Listens on channels inside the block. Passes the message of each notification to its function in `takes`, except test messages."""
 
-    def __init__(self, link: Link, channels: Sequence[str], take: Callable[[str], None]) -> None:
+    def __init__(self, link: Link, takes: Mapping[str, Callable[[str], None]]) -> None:
         self._link = link
-        self._channels = channels
-        self._take = take
+        self._takes = takes
         self._test = f"{_TEST}{secrets.token_hex(8)}"
         self._has_heard = False
         self._is_cut = False
@@ -334,7 +341,7 @@ class ListenConnection:
         try:
             self._connection.add_termination_listener(self._cut)
             async with asyncio.timeout(ANSWER_WITHIN):
-                for channel in self._channels:
+                for channel in self._takes:
                     await self._connection.add_listener(channel, self._heard)
         except BaseException:
             drop(self._connection)
@@ -346,7 +353,7 @@ class ListenConnection:
             if kind is None and not self._has_heard:  # behind a pooler another program's connection would go on listening
                 with contextlib.suppress(*ERRORS):
                     async with asyncio.timeout(1.0):
-                        for channel in self._channels:
+                        for channel in self._takes:
                             await self._connection.remove_listener(channel, self._heard)
         finally:
             drop(self._connection)
@@ -354,7 +361,7 @@ class ListenConnection:
     async def hears(self, *, tests: int = TESTS) -> bool:
         """Sends itself a notification by the usual way; returns whether it arrived. Raises OSError if the connection breaks."""
         for _ in range(tests):
-            await self._link.fetch(_SAY, self._channels[0], self._test)
+            await self._link.fetch(_SAY, next(iter(self._takes)), self._test)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(HEARD_WITHIN):
                     await self._stirs.wait()
@@ -382,7 +389,7 @@ class ListenConnection:
             self._has_heard = True
             self._stirs.set()
         else:
-            self._take(words)
+            self._takes[channel](words)
 
     def _cut(self, connection: object) -> None:
         self._is_cut = True
@@ -392,7 +399,7 @@ class ListenConnection:
 async def trouble_with_listening(link: Link) -> str | None:
     """Return a message about the trouble, or None if notifications arrive here."""
     try:
-        async with ListenConnection(link, [secrets.token_hex()[:MOST_CHANNEL_BYTES]], lambda words: None) as listener:
+        async with ListenConnection(link, {secrets.token_hex(16): lambda words: None}) as listener:
             return None if await listener.hears(tests=1) else deaf(link.server)
     except (*ERRORS, BrokerError) as error:
         return in_vain(link.server, error)

@@ -30,10 +30,10 @@ SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan S
 #variable_conflict use_column
 BEGIN
     SET LOCAL synchronous_commit = off;
-    PERFORM @.note_idle(of_listener, ARRAY(SELECT topic FROM unnest(topics) AS topic WHERE topic NOT LIKE 'session:%'));
-    UPDATE @.sessions SET listener = of_listener
+    UPDATE @.sessions SET listener = of_listener -- first: a claim locks its session before its notes
     WHERE id = ANY (ARRAY(SELECT decode(substr(topic, 9), 'hex') FROM unnest(topics) AS topic WHERE topic LIKE 'session:%'))
         AND listener IS DISTINCT FROM of_listener;
+    PERFORM @.note_idle(of_listener, ARRAY(SELECT topic FROM unnest(topics) AS topic WHERE topic NOT LIKE 'session:%'));
     INSERT INTO @.awaited (id, listener, until_when) SELECT DISTINCT given.id, of_listener, @.wall(wall) + patience FROM unnest(ids) AS given (id)
     ON CONFLICT (id, listener) DO UPDATE SET until_when = excluded.until_when;
 END
