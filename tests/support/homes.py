@@ -281,6 +281,16 @@ class PostgresHome(Home):
         self._is_spoilt = True
         return PostgresSpoiler(self.server.dsn, self.namespace)
 
+    async def waiting(self, broker: Broker, queue: str) -> int:
+        from taskflow.broker.postgres import PostgresBroker
+
+        assert isinstance(broker, PostgresBroker)
+        while broker.listener.is_looking_again:  # noqa: ASYNC110 - nobody announces it
+            await asyncio.sleep(0.005)
+        query = f"SELECT count(*) FROM {self._table('idle')} WHERE topic IN ('queue:{queue}', 'queues')"
+        there = await asyncio.to_thread(self._asked, f"SELECT to_regclass('{self._table('idle')}') IS NOT NULL")
+        return int(await asyncio.to_thread(self._asked, query)) if there else 0
+
     def save(self) -> dict[str, str]:
         return {table: str(self._asked(f"SELECT json_agg(t) FROM {self._table(table)} AS t") or "[]") for table in _TABLES}
 
@@ -326,7 +336,7 @@ class NewestPostgresHome(PostgresHome):
 
 
 _SCHEMAS: Final[dict[tuple[str, Rules], list[str]]] = {}
-_TABLES: Final = ("meta", "sessions", "requests", "jobs", "paused", "marks", "tally", "totals", "awaited")
+_TABLES: Final = ("meta", "sessions", "requests", "jobs", "paused", "marks", "tally", "totals", "awaited", "idle")
 
 
 class _connected:  # noqa: N801 - reads as a word in a with statement

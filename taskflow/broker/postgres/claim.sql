@@ -1,10 +1,15 @@
--- Leases ready jobs to a session, and returns what a worker needs to run them. Raises an error of the class TF001 if the session is
--- lost.
--- The rows are numbered in the order of the claim, and arrive in any order. A payload that is too long is reported instead of returned;
--- extras are cut one byte beyond their limit. `parked_at` and `expires_at` are microseconds from now. The plans are made once: with an
--- array
--- as a parameter, they would be made at each call.
-CREATE FUNCTION @.claim(wall bigint, steady bigint, of_session bytea, of_request bigint, queues text[], most integer)
+-- Leases ready jobs to a session, and returns what a worker needs to run them; an error of the class TF001 if the session is lost. The rows
+-- are numbered in the order of the claim, and come in any order. A payload that is too long is reported in place of being returned; extras
+-- are cut one byte beyond their limit. `parked_at` and `expires_at` are microseconds from now. The plans are made once: with an array as a
+-- parameter they would be made at each call.
+--
+-- `of_listener`: the worker's listener, which `is_noted` in idle, as far as it knows, and `was_nudged` since its last claim. If there are
+-- fewer jobs than `most`, it waits for more. A last row may have only news in `unreadable`: the topic of more jobs that are left, for which
+-- somebody else waits, or "unnoted": no note was written.
+CREATE FUNCTION @.claim(
+    wall bigint, steady bigint, of_session bytea, of_request bigint, queues text[], most integer,
+    of_listener text DEFAULT NULL, is_noted boolean DEFAULT false, was_nudged boolean DEFAULT false
+)
 RETURNS TABLE (
     id @.identity, number @.counter, epoch @.counter, created_at @.instant, failures @.counter, crashes @.counter, snoozes @.counter,
     hand_backs @.counter, parked_at bigint, priority @.priority, queue @.queue_name, job @.job_name, key bytea, payload bytea, extras bytea,
@@ -75,14 +80,36 @@ BEGIN
             PERFORM @.raise_ready_mark(picked.last_queue, picked.last_rank, now_at);
         END IF;
     END IF;
+    IF of_listener <> s.listener IS NOT FALSE AND of_listener IS NOT NULL THEN
+        UPDATE @.sessions SET listener = of_listener WHERE id = of_session;
+    END IF;
+    IF @.has_old_view() THEN
+        unreadable := 'unnoted';
+        RETURN NEXT;
+    ELSIF cardinality(picked.tids) >= most THEN
+        IF is_noted OR was_nudged THEN
+            DELETE FROM @.idle WHERE listener = of_listener AND topic = ANY (@.topics_of(queues));
+        END IF;
+        IF @.has_note('queue:' || picked.last_queue) AND EXISTS (
+            SELECT 1 FROM @.ready_marks(now_at, picked.last_queue) AS m WHERE @.first_ready(m) IS NOT NULL
+        ) THEN
+            unreadable := 'queue:' || picked.last_queue;
+            RETURN NEXT;
+        END IF;
+    ELSIF of_listener IS NOT NULL AND (was_nudged OR NOT is_noted) THEN
+        PERFORM @.note_idle(of_listener, @.topics_of(queues));
+    END IF;
 END
 $$;
 
--- Locks the rows of the next ready jobs. Returns where they are, and the first and last place that they come from. It looks at the
--- queues
--- from each of `firsts` up to the `past` beside it, in this order, and at each queue's priorities from the highest. It looks at a place
--- only
--- if those before it were not enough: all joins are nested loops in the order of the text.
+-- Returns the topics of a worker that claims from these queues.
+CREATE FUNCTION @.topics_of(queues text[]) RETURNS text[] LANGUAGE sql IMMUTABLE AS $$
+    SELECT CASE cardinality(queues) WHEN 0 THEN ARRAY['queues'] ELSE ARRAY(SELECT 'queue:' || queue FROM unnest(queues) AS queue) END
+$$;
+
+-- Locks the rows of the next ready jobs: where they are, and the first and last place that they come from. Looks at the queues from each of
+-- `firsts` up to the `past` beside it, in this order, and at each queue's priorities from the highest. Looks at a place only if those
+-- before it did not suffice: all joins are nested loops in the order of the text.
 CREATE FUNCTION @.pick_from_queues(
     firsts text[], pasts text[], most integer, now_at bigint,
     OUT tids tid[], OUT first_queue text, OUT first_rank integer, OUT last_queue text, OUT last_rank integer

@@ -82,7 +82,7 @@ BEGIN
         END IF;
     END LOOP;
     purged := @.bury(ids, now_at);
-    wakeups := current_setting('taskflow.wakeups', true);
+    wakeups := @.wakeups();
 END
 $$;
 
@@ -111,7 +111,11 @@ BEGIN
     SELECT count(*), min(fade_at), array_agg('job:' || encode(id, 'hex')) FILTER (WHERE status < S.RUNNING) INTO buried, first_fade, topics FROM gone;
     IF buried > 0 THEN
         PERFORM @.lower_mark('fade', '', 0, first_fade, 0, now_at);
-        PERFORM @.add_wakeup(CASE WHEN cardinality(topics) > 100 THEN '*' ELSE array_to_string(topics, E'\n') END) WHERE topics IS NOT NULL;
+        IF cardinality(topics) > 100 THEN
+            PERFORM set_config('taskflow.wakeups', '*', true);
+        ELSE
+            PERFORM @.add_wakeup(topic) FROM unnest(topics) AS topic;
+        END IF;
     END IF;
     RETURN buried;
 END
@@ -142,7 +146,7 @@ BEGIN
             answers[i] := 'OK';
         END IF;
     END LOOP;
-    wakeups := current_setting('taskflow.wakeups', true);
+    wakeups := @.wakeups();
 END
 $$;
 
@@ -150,8 +154,14 @@ CREATE FUNCTION @.pause(of_queue text) RETURNS void LANGUAGE sql SET search_path
     INSERT INTO @.paused (queue) VALUES (of_queue) ON CONFLICT DO NOTHING
 $$;
 
-CREATE FUNCTION @.resume(of_queue text) RETURNS void LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
-    DELETE FROM @.paused WHERE queue = of_queue
+-- Announces so many jobs as may be of interest.
+CREATE FUNCTION @.resume(of_queue text, OUT wakeups text) LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
+BEGIN
+    DELETE FROM @.paused WHERE queue = of_queue;
+    PERFORM @.add_wakeup('queue:' || of_queue, ready.number)
+    FROM (SELECT count(*) AS number FROM (SELECT FROM @.jobs WHERE status = S.READY AND queue = of_queue LIMIT 1000) AS first) AS ready;
+    wakeups := @.wakeups();
+END
 $$;
 
 CREATE FUNCTION @.events() RETURNS TABLE (queue text, what text, n bigint) LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$

@@ -68,7 +68,8 @@ CREATE FUNCTION @.add_jobs(now_at bigint, @sent{all_%n %t[]}) RETURNS bytea[] LA
 #variable_conflict use_column
 DECLARE
     answers bytea[];
-    topics text;
+    topics text[];
+    numbers bigint[];
     j @.jobs;
     of record;
 BEGIN
@@ -109,10 +110,12 @@ BEGIN
                 FROM grouped
                 WHERE status <> S.READY OR NOT @.is_after_mark(queue, -priority, due_at, seq, now_at)
             )
-            SELECT string_agg(DISTINCT CASE status WHEN S.SCHEDULED THEN 'due' WHEN S.READY THEN 'queue:' || queue END, E'\n') INTO topics FROM grouped
-            WHERE (SELECT count(*) FROM lowered) >= 0;
+            SELECT array_agg(CASE status WHEN S.SCHEDULED THEN 'due' ELSE 'queue:' || queue END),
+                array_agg(CASE status WHEN S.SCHEDULED THEN @.is_first_due(due_at, seq)::integer ELSE number END)
+            INTO topics, numbers FROM grouped
+            WHERE (SELECT count(*) FROM lowered) >= 0 AND status IN (S.SCHEDULED, S.READY);
             IF topics IS NOT NULL THEN
-                PERFORM @.add_wakeup(topics);
+                PERFORM @.add_wakeup(topic, number) FROM unnest(topics, numbers) AS each (topic, number);
             END IF;
             RETURN NULL;
         EXCEPTION WHEN unique_violation THEN
@@ -159,6 +162,6 @@ BEGIN
         END IF;
     END IF;
     answers := @.add_jobs(@.wall(wall), @sent{all_%n});
-    wakeups := current_setting('taskflow.wakeups', true);
+    wakeups := @.wakeups();
 END
 $$;

@@ -195,6 +195,7 @@ BEGIN
         PERFORM pg_advisory_xact_lock_shared(@.mark_lock('ready', NEW.queue, -NEW.late_priority));
         PERFORM @.lower_mark('ready', NEW.queue, -NEW.late_priority, NEW.late_at, 0, @.wall(NULL));
     END IF;
+    PERFORM @.tell_at_commit(CASE WHEN NEW.late_priority IS NOT NULL THEN 'queue:' || NEW.queue END);
     RETURN NULL;
 END
 $$;
@@ -255,7 +256,7 @@ BEGIN
     PERFORM @.release_orphans(now_at);
     INSERT INTO @.meta (name, value) VALUES ('check_marks_at', now_at + greatest(10000000, 10 * (@.wall(NULL) - began_at)))
     ON CONFLICT (name) DO UPDATE SET value = excluded.value;
-    wakeups := current_setting('taskflow.wakeups', true);
+    wakeups := @.wakeups();
 END
 $$;
 
@@ -291,6 +292,7 @@ BEGIN
     WHERE newest.session = old.session AND newest.request > old.request;
     DELETE FROM @.requests WHERE NOT EXISTS (SELECT 1 FROM @.sessions WHERE id = session);
     DELETE FROM @.awaited WHERE until_when < now_at;
+    DELETE FROM @.idle WHERE since < @.noted_since();
     DELETE FROM @.marks AS old USING @.marks AS idle
     WHERE old.kind = 'ready' AND idle.kind = 'idle' AND idle.queue = old.queue AND idle.rank = old.rank AND idle.n > old.n
         AND idle.set_at < now_at - 10000000 AND @.first_ready(old) IS NULL;

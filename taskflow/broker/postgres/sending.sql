@@ -252,14 +252,12 @@ BEGIN
         key => @.key_of(queue, job, key)
     );
     wakeups := current_setting('taskflow.wakeups', true);
+    PERFORM set_config('taskflow.at_commit', concat_ws(E'\n', nullif(current_setting('taskflow.at_commit', true), ''), topic), true)
+    FROM regexp_split_to_table(wakeups, E'\n') AS line, substr(line, 3) AS topic WHERE line ~ '^1 (job:|due)';
     IF wakeups ~ 'queue:|^[*]$' THEN
         PERFORM @.lower_mark_at_commit(queue, priority, now_at, false);
-        wakeups := wakeups || E'\nqueues';
     ELSIF wakeups <> '' THEN
         PERFORM @.lower_mark_at_commit(queue, priority, coalesce(@.instant_of(after, at), now_at + @.duration('after', after)), true);
-    END IF;
-    IF wakeups <> '' THEN -- announced when this transaction commits, and only once if many calls announce the same
-        PERFORM pg_notify((parse_ident('@.jobs'))[1], CASE WHEN wakeups ~ '^[*]' OR length(wakeups) >= 7000 THEN '*' ELSE wakeups END);
     END IF;
     PERFORM set_config('taskflow.wakeups', others, true);
     IF coalesce(substr(answer, 1, 1), '') <> 'k'::bytea THEN

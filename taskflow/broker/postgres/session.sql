@@ -103,7 +103,10 @@ BEGIN
         END IF;
     END LOOP;
     IF leaving OR died_of IS NOT NULL THEN
-        UPDATE @.sessions SET dead_at = now_at, is_spared = died_of IS NULL WHERE id = of_session; -- upkeep releases the rows that are locked now
+        UPDATE @.sessions SET dead_at = now_at, is_spared = died_of IS NULL WHERE id = of_session; -- for upkeep, which takes rows that are locked now
+        IF died_of IS NOT NULL THEN
+            DELETE FROM @.idle WHERE listener = s.listener;
+        END IF;
         FOR lease IN SELECT id FROM @.leases_of(s) ORDER BY request, number LOOP
             PERFORM @.end_lease(lease.id, of_session, died_of IS NULL, died_of, now_at);
         END LOOP;
@@ -112,7 +115,8 @@ BEGIN
     FROM unnest(requests, numbers) WITH ORDINALITY AS named (request, number, place)
     JOIN @.leases_of(s) AS lease ON lease.request = named.request AND lease.number = named.number;
     INSERT INTO @.meta (name, value) VALUES ('pulse', steady) ON CONFLICT (name) DO UPDATE SET value = excluded.value;
-    wakeups := current_setting('taskflow.wakeups', true);
+    PERFORM @.add_hung_nudges(now_at) WHERE looks;
+    wakeups := @.wakeups();
     IF NOT looks THEN
         RETURN;
     END IF;

@@ -86,7 +86,7 @@ BEGIN
             answers[i] := j.settled IS NOT DISTINCT FROM fence;
         END IF;
     END LOOP;
-    wakeups := current_setting('taskflow.wakeups', true);
+    wakeups := @.wakeups();
 END
 $$;
 
@@ -155,7 +155,7 @@ BEGIN
             PERFORM @.add_wakeup('session:' || encode(j.session, 'hex'));
         END IF;
     END LOOP;
-    wakeups := current_setting('taskflow.wakeups', true);
+    wakeups := @.wakeups();
 END
 $$;
 

@@ -15,19 +15,6 @@ CREATE FUNCTION @.utf8(words text) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$
     SELECT convert_to(words, 'UTF8')
 $$;
 
--- Adds a topic to announce after the commit. A setting of the transaction collects them. If they exceed one notification, it becomes
--- "*",
--- which means everything, because each addition copies the whole text.
-CREATE FUNCTION @.add_wakeup(topic text) RETURNS void LANGUAGE plpgsql AS $$
-DECLARE
-    so_far CONSTANT text := current_setting('taskflow.wakeups', true);
-BEGIN
-    IF so_far <> '*' IS NOT FALSE THEN
-        PERFORM set_config('taskflow.wakeups', CASE WHEN length(so_far) > 7000 THEN '*' ELSE concat_ws(E'\n', nullif(so_far, ''), topic) END, true);
-    END IF;
-END
-$$;
-
 CREATE FUNCTION @.count_move(of_queue text, event text, from_status integer, to_status integer, number bigint DEFAULT 1) RETURNS void
 LANGUAGE plpgsql AS $$
 BEGIN
@@ -85,21 +72,32 @@ $$;
 
 -- --- waiting ------------------------------------------------------------------------------------------
 
--- Announces that one or more jobs wait with this status; the first is at (due, of_seq).
-CREATE FUNCTION @.announce_waiting(status integer, queue text, priority integer, due bigint, of_seq bigint, now_at bigint) RETURNS void
-LANGUAGE plpgsql AS $$
+-- Announces that so many jobs wait with this status; the first is at (due, of_seq).
+CREATE FUNCTION @.announce_waiting(
+    status integer, queue text, priority integer, due bigint, of_seq bigint, now_at bigint, number bigint DEFAULT 1
+) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     IF status = S.SCHEDULED THEN
         PERFORM @.lower_mark('due', '', 0, due, 0, now_at);
-        PERFORM @.add_wakeup('due');
+        PERFORM @.add_wakeup('due', @.is_first_due(due, of_seq)::integer);
     ELSIF status = S.READY THEN
         PERFORM @.lower_mark('ready', queue, -priority, due, of_seq, now_at);
-        PERFORM @.add_wakeup('queue:' || queue);
+        PERFORM @.add_wakeup('queue:' || queue, number);
     END IF;
 END
 $$;
 
--- Makes a job wait: held, scheduled or ready, by what it awaits and its due time. `is_new`: it is not in the table yet.
+-- Returns true if no job is due before one at (due, of_seq): only the first determines when the next upkeep is due.
+CREATE FUNCTION @.is_first_due(due bigint, of_seq bigint) RETURNS boolean LANGUAGE plpgsql
+SET enable_seqscan = off SET jit = off SET enable_bitmapscan = off AS $$
+DECLARE
+    from_at CONSTANT bigint := (@.newest_mark('due', '', 0, @.wall(NULL))).at;
+BEGIN
+    RETURN NOT EXISTS (SELECT 1 FROM @.jobs WHERE status = S.SCHEDULED AND due_at >= from_at AND (due_at, seq) < (due, of_seq));
+END
+$$;
+
+-- Waits in the place that its due time and what it awaits give it. `is_new`: it is not in the table yet.
 CREATE FUNCTION @.enter(j @.jobs, event text, now_at bigint, is_new boolean DEFAULT false) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE

@@ -23,8 +23,12 @@ BEGIN
     SET LOCAL synchronous_commit = off;
     checks_marks := @.may_check_marks(now_at);
     PERFORM @.spare_after_outage(steady, now_at);
-    UPDATE @.sessions SET dead_at = now_at WHERE dead_at IS NULL AND steady - beat_at > ttl;
-    GET DIAGNOSTICS reaped = ROW_COUNT;
+    WITH lapsed AS (
+        UPDATE @.sessions SET dead_at = now_at WHERE dead_at IS NULL AND steady - beat_at > ttl RETURNING listener
+    ), forgotten AS (
+        DELETE FROM @.idle USING lapsed WHERE idle.listener = lapsed.listener
+    )
+    SELECT count(*) INTO reaped FROM lapsed;
     readied := @.ready_due(now_at, left_over);
     left_over := greatest(0, left_over - readied);
     released := @.release_leases(now_at, left_over);
@@ -44,7 +48,8 @@ BEGIN
         next_in := least(next_in, first_due - @.wall(wall)); -- measured from now, not from the start of the call
     END IF;
     next_in := greatest(0, next_in);
-    wakeups := current_setting('taskflow.wakeups', true);
+    PERFORM @.add_hung_nudges(now_at);
+    wakeups := @.wakeups();
 END
 $$;
 
@@ -98,7 +103,7 @@ BEGIN
     ), counted AS (
         SELECT queue, priority, count(*) AS number, min(due_at) AS due_at FROM readied GROUP BY queue, priority
     ), moved AS (
-        SELECT @.count_move(queue, E.DUE, S.SCHEDULED, S.READY, number), @.announce_waiting(S.READY, queue, priority, due_at, 0, now_at), number FROM counted
+        SELECT @.count_move(queue, E.DUE, S.SCHEDULED, S.READY, number), @.announce_waiting(S.READY, queue, priority, due_at, 0, now_at, number), number FROM counted
     )
     SELECT coalesce(sum(number), 0) INTO moved FROM moved;
     RETURN moved;

@@ -1,6 +1,10 @@
 -- Wake-ups. Each listener (one for each event loop of a process) subscribes to a channel of its own, n:ID, and is told only what concerns it.
 
--- === part nudge =====================================================================================end
+-- === part nudge ============================================================================================
+-- Tells a listener something. Returns false if nobody receives it, because its process is gone.
+local function tell(listener, message)
+  return call('PUBLISH', P .. 'n:' .. listener, message) > 0
+end
 
 -- Takes up to `wanted` listeners off a list, the one that came last first, and nudges them. Returns how many are still wanted.
 local function nudge_from(list, topic, wanted)

@@ -17,6 +17,8 @@ CREATE DOMAIN @.status AS smallint CHECK (VALUE BETWEEN S.HELD AND S.GONE);
 CREATE DOMAIN @.priority AS smallint CHECK (VALUE BETWEEN -100 AND 100);
 CREATE DOMAIN @.queue_name AS text COLLATE "C" CHECK (octet_length(VALUE) BETWEEN 1 AND 400);
 CREATE DOMAIN @.job_name AS text COLLATE "C" CHECK (octet_length(VALUE) BETWEEN 1 AND 800);
+CREATE DOMAIN @.channel AS text COLLATE "C" CHECK (octet_length(VALUE) BETWEEN 1 AND 63); -- as NOTIFY takes it
+CREATE DOMAIN @.topic AS text COLLATE "C" CHECK (octet_length(VALUE) BETWEEN 1 AND 500);
 CREATE DOMAIN @.identities AS bytea CHECK (octet_length(VALUE) <= P.MOST_JOINED_BYTES AND octet_length(VALUE) % 16 = 0);
 
 -- --- jobs -----------------------------------------------------------------------------------------------
@@ -97,9 +99,28 @@ CREATE UNIQUE INDEX jobs_first_of_key ON @.jobs (key) WHERE key IS NOT NULL AND 
 CREATE TABLE @.paused (queue text COLLATE "C" PRIMARY KEY);
 COMMENT ON TABLE @.paused IS 'Queues of which no job is leased.';
 
-CREATE TABLE @.awaited (id bytea PRIMARY KEY, until_when bigint NOT NULL)
+-- --- listeners ------------------------------------------------------------------------------------------
+
+-- A listener is named by its own channel. Its notes are hints: after a crash of the server these tables are empty, the connections are
+-- cut, and each listener notes itself anew.
+
+-- `since`: it has waited since then, by the server's own clock; notes are written anew every minute, and old ones do not count.
+-- `nudged_at`: it was told then of jobs in the topic `nudged_for`, and has not claimed since.
+CREATE UNLOGGED TABLE @.idle (
+    listener @.channel NOT NULL,
+    topic @.topic NOT NULL,
+    since bigint NOT NULL,
+    nudged_at bigint,
+    nudged_for @.topic,
+    PRIMARY KEY (listener, topic)
+) WITH (fillfactor = 50, autovacuum_vacuum_threshold = 500, autovacuum_vacuum_scale_factor = 0);
+COMMENT ON TABLE @.idle IS 'Listeners that wait for jobs of a queue, of any queue, or for what is due.';
+CREATE INDEX idle_by_topic ON @.idle (topic, since);
+CREATE INDEX idle_nudged ON @.idle (nudged_at) WHERE nudged_at IS NOT NULL;
+
+CREATE UNLOGGED TABLE @.awaited (id bytea, listener @.channel, until_when bigint NOT NULL, PRIMARY KEY (id, listener))
     WITH (autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_scale_factor = 0);
-COMMENT ON TABLE @.awaited IS 'Jobs whose end a client waits for.';
+COMMENT ON TABLE @.awaited IS 'Jobs whose end a listener waits for.';
 
 -- --- workers --------------------------------------------------------------------------------------------
 
@@ -117,6 +138,7 @@ CREATE TABLE @.sessions (
     -- Its leases belong to the requests from `floor` on, and to some `older` ones.
     floor bigint NOT NULL DEFAULT 0 CONSTRAINT a_floor_is_possible CHECK (floor BETWEEN 0 AND P.LATEST),
     older bigint[] NOT NULL DEFAULT '{}',
+    listener @.channel, -- hears of a run that is asked to stop
     CONSTRAINT the_released_are_dead CHECK (dead_at IS NOT NULL OR NOT is_released)
 ) WITH (fillfactor = 50, autovacuum_vacuum_threshold = 200, autovacuum_vacuum_scale_factor = 0);
 COMMENT ON TABLE @.sessions IS 'A worker''s session: it holds leases, and is dead when it has sent no heartbeat for its ttl.';
