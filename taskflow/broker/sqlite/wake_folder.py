@@ -1,0 +1,233 @@
+"""The folder beside the store in which listeners can be found. The names of its files tell senders whom to wake.
+
+A listener has a socket, NAME, and at most two files:
+
+STATE.SINCE.NAME.TOPICS  its mark. STATE is "w" if it waits for jobs, "b" if it is busy, and "n" with a topic if it was nudged for that.
+                         SINCE is when the state began, in nanoseconds of the monotonic clock. TOPICS are all that it listens to.
+j.NAME                   the ids of the jobs whose end it waits for.
+
+A sender nudges a waiting listener by renaming its mark. Only one sender succeeds, so a listener gets one nudge however many senders there
+are. Topics are hashed with the namespace, since several namespaces may share a file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import stat
+import time
+from collections.abc import Callable, Collection, Iterable
+from functools import lru_cache
+from hashlib import blake2b
+from typing import Final, NamedTuple
+
+from taskflow.broker.sqlite.ownership import PRIVATE, open_folder_beside
+from taskflow.broker.sqlite.store_file import WAKE, StoreFile
+from taskflow.model.errors import BrokerRefused
+
+WAITING: Final = "w"
+BUSY: Final = "b"
+NUDGED: Final = "n"
+_AWAITED: Final = "j"
+
+_MOST_ADDRESS_BYTES: Final = 100
+"""Bytes of a socket's path: Linux takes 107, others 103."""
+
+_TOPIC_DIGITS: Final = 8
+ANY_TOPIC: Final = "any"
+_MOST_TOPICS: Final = 25
+"""Topics whose hashes a file's name holds. A listener to more is told of everything, and ignores the rest."""
+
+ID_BYTES: Final = 16
+_MOST_AWAITED_BYTES: Final = 1 << 22
+
+
+@lru_cache(4096)
+def topic_hash(namespace: str, topic: str) -> str:
+    return blake2b(f"{namespace} {topic}".encode(), digest_size=_TOPIC_DIGITS // 2).hexdigest()
+
+
+class Mark(NamedTuple):
+    """The mark of a listener. `state` is one of `WAITING`, `BUSY`, and `NUDGED` followed by a topic's hash."""
+
+    state: str
+    since: str
+    listener: str
+    topics: str
+
+    @classmethod
+    def new(cls, state: str, listener: str, namespace: str, topics: Collection[str]) -> Mark:
+        hashes = ANY_TOPIC if len(topics) > _MOST_TOPICS else "".join(topic_hash(namespace, topic) for topic in topics)
+        return cls(state, _now(), listener, hashes)
+
+    def turned(self, state: str) -> Mark:
+        return Mark(state, _now(), self.listener, self.topics)
+
+    def hears(self, hashed: str) -> bool:
+        return self.topics == ANY_TOPIC or hashed in _split(self.topics)
+
+    def is_older_than(self, seconds: float) -> bool:
+        return time.monotonic_ns() - int(self.since, 16) > seconds * 1e9
+
+    @property
+    def file(self) -> str:
+        return ".".join(self)
+
+
+def _now() -> str:
+    return f"{time.monotonic_ns():016x}"
+
+
+@lru_cache(1024)
+def _split(topics: str) -> frozenset[str]:
+    return frozenset(topics[start : start + _TOPIC_DIGITS] for start in range(0, len(topics), _TOPIC_DIGITS))
+
+
+class Listeners:
+    """What the folder holds: names of sockets, marks, those that have waited longest first, and the names of those that await ends."""
+
+    def __init__(self, files: Iterable[str]) -> None:
+        self.sockets = set[str]()
+        self.marks = list[Mark]()
+        self.awaiting = list[str]()
+        for file in files:
+            parts = file.split(".")
+            if len(parts) == 1:
+                self.sockets.add(file)
+            elif len(parts) == 4 and _is_number(parts[1]):
+                self.marks.append(Mark(*parts))
+            elif len(parts) == 2 and parts[0] == _AWAITED:
+                self.awaiting.append(parts[1])
+        self.marks.sort(key=_since)
+
+    def files_of(self, listener: str) -> list[str]:
+        """Return the files of a listener besides its socket."""
+        files = [mark.file for mark in self.marks if mark.listener == listener]
+        return files + [awaited_file(name) for name in self.awaiting if name == listener]
+
+    @property
+    def names(self) -> set[str]:
+        return self.sockets.union((mark.listener for mark in self.marks), self.awaiting)
+
+    @property
+    def unmarked(self) -> set[str]:
+        """The sockets that have no other file."""
+        return self.sockets.difference((mark.listener for mark in self.marks), self.awaiting)
+
+
+def _is_number(since: str) -> bool:
+    try:
+        return int(since, 16) >= 0
+    except ValueError:
+        return False
+
+
+def _since(mark: Mark) -> str:
+    return mark.since
+
+
+def awaited_file(listener: str) -> str:
+    return f"{_AWAITED}.{listener}"
+
+
+class Folder:
+    """It is used through its descriptor, after a check that it is ours."""
+
+    def __init__(self, store: StoreFile) -> None:
+        self._store = store
+        self._path = store.beside(WAKE)
+        self._descriptor: int | None = None
+
+    def bind(self, name: str) -> socket.socket:
+        """Bind a new socket in it. Raises OSError if that is impossible."""
+        is_new = True
+        try:
+            os.mkdir(self._path, 0o700)
+        except FileExistsError:
+            is_new = False
+        folder = self._opened()
+        if is_new:
+            self._store.share(folder)
+        bound = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            bound.bind(self.address(name))
+        except OSError:
+            bound.close()
+            raise
+        self._store.share(self.address(name))
+        return bound
+
+    def listeners(self) -> Listeners | None:
+        """Return None if the folder is missing or cannot be read."""
+        try:
+            return Listeners(os.listdir(self._opened()))
+        except OSError:
+            return None
+
+    def address(self, name: str) -> str:
+        """Return the socket's path, shortened by way of the folder's descriptor if it is too long. Raises OSError if there is none."""
+        path = os.path.join(self._path, name)
+        if len(os.fsencode(path)) <= _MOST_ADDRESS_BYTES:
+            return path
+        return f"/proc/self/fd/{self._opened()}/{name}"
+
+    def create(self, file: str) -> int:
+        """Create a file and return its descriptor. Raises OSError."""
+        flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW
+        descriptor = os.open(file, flags, PRIVATE, dir_fd=self._opened())
+        self._store.share(descriptor)
+        return descriptor
+
+    def has(self, file: str) -> bool:
+        return os.access(file, os.F_OK, dir_fd=self._opened(), follow_symlinks=False)
+
+    def rename(self, before: str, after: str) -> None:
+        """Raises FileNotFoundError if somebody else has renamed or removed it."""
+        folder = self._opened()
+        os.rename(before, after, src_dir_fd=folder, dst_dir_fd=folder)
+
+    def read(self, file: str) -> bytes:
+        """Return the content of a file; nothing if it cannot be read."""
+        try:
+            descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=self._opened())
+        except OSError:
+            return b""
+        try:
+            return os.read(descriptor, _MOST_AWAITED_BYTES)
+        except OSError:
+            return b""
+        finally:
+            os.close(descriptor)
+
+    def remove(self, name: str) -> None:
+        """Remove a socket, but nothing that is not a socket."""
+        self._remove(name, stat.S_ISSOCK)
+
+    def remove_file(self, file: str) -> None:
+        """Remove a plain file, likewise."""
+        self._remove(file, stat.S_ISREG)
+
+    def _remove(self, name: str, is_expected: Callable[[int], bool]) -> None:
+        with contextlib.suppress(OSError):
+            folder = self._opened()
+            if is_expected(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+                os.unlink(name, dir_fd=folder)
+
+    def close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _opened(self) -> int:
+        """Return its descriptor. Raises OSError if it is missing, a link, or another user's. It may have been replaced since it was
+        opened."""
+        if self._descriptor is not None:
+            if os.path.samestat(os.lstat(self._path), os.fstat(self._descriptor)):
+                return self._descriptor
+            self.close()
+        try:
+            self._descriptor = open_folder_beside(self._store, WAKE)
+        except BrokerRefused as refused:
+            raise PermissionError(str(refused)) from refused
+        return self._descriptor
