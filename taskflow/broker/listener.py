@@ -1,4 +1,7 @@
-"""Receives wake-ups from a server: one listener for each event loop and broker.
+"""Receives wake-ups from a server: one listener for each event loop and broker, with a channel of its own.
+
+The server nudges only as many listeners as there are jobs to claim. A listener that is told of jobs for which nobody waits here any more
+passes the nudge on.
 
 A waiter's topics are announced to the server before it waits. The topics are announced only while the subscription is on, and the answer
 names those for which something has happened already. So nothing is missed in between.
@@ -8,21 +11,37 @@ from __future__ import annotations
 
 import asyncio
 import random
+import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
 from taskflow.broker import topics as names
 from taskflow.broker.nudges import Nudges, WakeUpFlag
 from taskflow.model.errors import BrokerError
+from taskflow.model.record import Record
 from taskflow.model.retry import Pauses, Retries
 
 PAUSES: Final = Pauses(0.05, 2.0)
 
+ID_BYTES: Final = 8
+
 _JOB: Final = names.job(b"")
+_QUEUE: Final = names.queue("")
 
 Lookup = Callable[[list[str], list[bytes]], Awaitable[tuple[list[str], list[bytes]]]]
 """Takes topics and job ids; returns those for which something has already happened."""
+
+
+class Standing(NamedTuple):
+    """What a listener tells the server with a claim.
+
+    `is_listed`   the server has it, as far as is known, on the lists of those that wait for jobs
+    `was_nudged`  it was nudged since its last claim
+    """
+
+    is_listed: bool
+    was_nudged: bool
 
 
 class ListeningNudges(Nudges):
@@ -53,11 +72,12 @@ class ListeningNudges(Nudges):
 class Listener(ABC):
     """Listens for one event loop. `errors` are the driver's; after one of them it subscribes again.
 
-    `armed` are the topics that the server knows of. `times` counts the subscriptions: a wake-up for a topic that was armed before the
-    last one may have been lost. `waited` maps each topic to the number of its present waiters.
+    `id` is random, and names the listener's channel. `armed` are the topics that the server knows of. `times` counts the subscriptions: a
+    wake-up for a topic that was armed before the last one may have been lost. `waited` maps topics to the number of their present waiters.
     """
 
     def __init__(self, arm: Lookup, errors: tuple[type[Exception], ...]) -> None:
+        self.id = secrets.token_hex(ID_BYTES)
         self.flag = WakeUpFlag()
         self.times = 0
         self.waited: dict[str, int] = {}
@@ -65,6 +85,9 @@ class Listener(ABC):
         self._errors: tuple[type[Exception], ...] = (*errors, BrokerError)
         self._armed: set[str] = set()
         self._wanted: set[str] = set()
+        self._unheard = 0
+        self._was_nudged = False
+        self._ended: dict[bytes, Record] = {}
         self._is_on = asyncio.Event()
         self._has_wants = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -83,6 +106,17 @@ class Listener(ABC):
     def forget(self, topics: Iterable[str]) -> None:
         """Announce these topics again before the next wait."""
         self._armed.difference_update(topics)
+        for job_id in job_ids(topics):
+            self._ended.pop(job_id, None)
+
+    def standing(self, topics: Iterable[str]) -> Standing:
+        """Return the listener's standing for a claim from the queues of these topics. The claim is taken to follow."""
+        was_nudged, self._was_nudged = self._was_nudged, False
+        return Standing(not self._armed.isdisjoint(topics), was_nudged)
+
+    def take_ended(self, job_id: bytes) -> Record | None:
+        """Return the record that came with the news of a job's end, once."""
+        return self._ended.pop(job_id, None)
 
     def armed(self, topics: Iterable[str], times: int) -> None:
         """Note topics that another call has announced to the server. The call began during subscription number `times`."""
@@ -129,7 +163,20 @@ class Listener(ABC):
         heard = set(topics)
         if disarms:
             self._armed -= heard
+        for topic in heard:
+            if topic == names.ANY_QUEUE or topic.startswith(_QUEUE):
+                self._was_nudged = True
+                if disarms and not self.flag.hears(topic):
+                    self._unheard += 1
+                    self._has_wants.set()
         self.flag.wake(heard)
+
+    def told_ended(self, records: Mapping[bytes, Record | None]) -> None:
+        """Wake the waiters of these jobs. A record that came with the news spares them a question."""
+        for job_id, record in records.items():
+            if record is not None and self.flag.hears(names.job(job_id)):
+                self._ended[job_id] = record
+        self.told(map(names.job, records), disarms=True)
 
     async def _stay_subscribed(self) -> None:
         retries = Retries(PAUSES, random.random)
@@ -152,6 +199,10 @@ class Listener(ABC):
         if self.times > 1:
             self.flag.wake_all()  # anything may have happened meanwhile
 
+    @abstractmethod
+    async def pass_on(self, nudges: int) -> None:
+        """Let the server nudge others in place of this listener, which has nobody who waits for jobs."""
+
     # --- announcing topics ----------------------------------------------------------------------------------------
 
     async def _keep_asking(self) -> None:
@@ -161,8 +212,12 @@ class Listener(ABC):
             await self._is_on.wait()
             self._has_wants.clear()
             wanted, self._wanted = self._wanted, set()
+            unheard, self._unheard = self._unheard, 0
             try:
-                await self._ask(wanted)
+                if unheard:
+                    await self.pass_on(unheard)
+                if wanted:
+                    await self._ask(wanted)
             except self._errors:
                 self._wanted |= wanted
                 self._has_wants.set()
@@ -177,9 +232,13 @@ class Listener(ABC):
         self.flag.wake(found)
 
 
+def job_ids(topics: Iterable[str]) -> list[bytes]:
+    """Return the ids of the jobs among these topics."""
+    return [bytes.fromhex(topic.removeprefix(_JOB)) for topic in topics if topic.startswith(_JOB)]
+
+
 async def look_for(topics: Iterable[str], look: Lookup) -> set[str]:
     """Return those topics for which something has already happened."""
     wanted = set(topics)
-    ids = [bytes.fromhex(topic.removeprefix(_JOB)) for topic in wanted if topic.startswith(_JOB)]
-    there, ended = await look([topic for topic in wanted if not topic.startswith(_JOB)], ids)
+    there, ended = await look([topic for topic in wanted if not topic.startswith(_JOB)], job_ids(wanted))
     return {*there, *map(names.job, ended)}

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Final
 
+from taskflow.broker.protocol import GONE_AFTER, PASSED_ON_AFTER, UPKEEPERS
 from taskflow.model import wording
 from taskflow.model.clock import to_microseconds
 from taskflow.model.record import CODES, POISON
@@ -38,4 +39,7 @@ def literals(rules: Rules, *, text: Callable[[str], str], numbers: Callable[[Ite
         "R.kept_per_queue": str(rules.kept_per_queue),
         "R.upkeep_every": str(to_microseconds(rules.upkeep_every)),
         "R.max_errors_bytes": str(MAX_ERRORS_BYTES),
+        "R.passed_on_after": str(to_microseconds(PASSED_ON_AFTER)),
+        "R.gone_after": str(to_microseconds(GONE_AFTER)),
+        "R.upkeepers": str(UPKEEPERS),
     }

@@ -27,6 +27,20 @@ class WakeUpFlag:
             woken = {nudges for topic in topics for nudges in self._listeners.get(topic, ())}
         _nudge(woken)
 
+    def wake_some(self, topics: Iterable[str], number: int) -> None:
+        """Wake up to `number` of the waiters of these topics. Listeners that do not wait now look before they wait again."""
+        if not self._listeners:
+            return
+        with self._lock:
+            listeners = {nudges for topic in topics for nudges in self._listeners.get(topic, ())}
+        waiting = [nudges for nudges in listeners if nudges.is_waiting]
+        _nudge([*waiting[:number], *(nudges for nudges in listeners if nudges not in waiting)])
+
+    def waiting(self, topics: Iterable[str]) -> int:
+        """Return the number of listeners that wait for one of these topics now."""
+        with self._lock:
+            return sum(nudges.is_waiting for nudges in {nudges for topic in topics for nudges in self._listeners.get(topic, ())})
+
     def wake_all(self) -> None:
         """Wake every waiter, if it is unknown what happened."""
         with self._lock:
@@ -93,6 +107,11 @@ class Nudges:
                 self._waiter = None
                 nudged, self._is_nudged = self._is_nudged, False
         return nudged
+
+    @property
+    def is_waiting(self) -> bool:
+        """Return True while its waiter waits and has not been nudged."""
+        return self._waiter is not None and not self._is_nudged
 
     @property
     def is_prompt(self) -> bool:

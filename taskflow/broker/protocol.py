@@ -99,18 +99,30 @@ A store may hold anything: other programs write to it, disks fail, releases diff
   [upkeep_drops] what outlived its keep is dropped, its id only after `repeat_for`.
   [upkeep_caps] beyond `kept_per_queue` ended, and apart from them failed, jobs of a queue the oldest are dropped, and counted.
 
-**listen** gives hints, never promises.
-  [listen_ready] a nudge for the queue when a job becomes READY, for every queue under `topics.ANY_QUEUE`.
+**listen** gives hints, never promises. A listener is one event loop of a process with one broker.
+  [listen_ready] a nudge for the queue when a job becomes READY, for every queue under `topics.ANY_QUEUE`: see below, to how many.
   [listen_session] a nudge for the session when one of its runs is asked to stop.
   [listen_ended] a nudge for the job when it ends.
-  [listen_due] a nudge under `topics.DUE` when a job is SCHEDULED.
+  [listen_due] a nudge under `topics.DUE` when a job is SCHEDULED that is due before all others, to `UPKEEPERS` listeners.
   [listen_sticky] a nudge between two waits is not missed by the second.
+
+**nudges** wake as many workers as there is work for. A listener waits for jobs after a claim that got fewer than its limit.
+  [nudge_few] n jobs that become READY nudge n of the listeners that wait for jobs of their queue;
+  [nudge_all_when_many] all of them, if fewer wait.
+  [nudge_next] a claim that gets its limit and leaves READY jobs nudges another listener.
+  [nudge_full] a listener whose claim got its limit does not wait.
+  [nudge_paused] jobs of a paused queue nudge nobody. When it is resumed, they nudge as if they became READY then.
+  [nudge_dead] a listener that is closed, or whose process is seen to be gone, is passed over.
+  [nudge_hung] a nudge that no claim has followed within `PASSED_ON_AFTER` goes to another listener with the next verb that makes jobs
+    READY, with upkeep, or with a beat that `looks`.
+  [nudge_unheard] a nudge for which nobody waits in the listener's process any more goes to another.
+  [ended_told] the end of a job is told only to the listeners that wait for it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 import msgspec
 
@@ -120,6 +132,15 @@ from taskflow.model.envelope import Envelope, Lease
 from taskflow.model.record import Record, Status
 from taskflow.model.session import Beat, BeatAnswer, Session
 from taskflow.model.verdict import Settled, Settlement
+
+PASSED_ON_AFTER: Final = 0.25
+"""Seconds after which a nudge that no claim has followed is passed on to another listener."""
+
+GONE_AFTER: Final = 150.0
+"""Seconds after which a listener that has not come to wait again is taken for gone. An idle worker claims at least once a minute."""
+
+UPKEEPERS: Final = 2
+"""The most listeners that are nudged when a job is scheduled before all others: each calls upkeep when it is due."""
 
 
 class Added(msgspec.Struct, frozen=True):

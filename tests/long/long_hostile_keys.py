@@ -17,7 +17,9 @@ ROUNDS: Final = 40
 NAMES: Final = (
     *(b"names", b"texts", b"meta", b"counts", b"totals", b"alive", b"dead", b"ready", b"due", b"exp", b"fade", b"crowded", b"k", b"held"),
     *(
-        b"armed",
+        b"w:",
+        b"nudged",
+        b"upkeepers",
         b"awaited",
         b"spoilt",
         b"mending",

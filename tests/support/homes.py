@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import itertools
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 
 import taskflow.broker
+from taskflow.broker import topics
 from taskflow.broker.memory import MemoryBroker
 from taskflow.broker.memory.console import MemoryStore
 from taskflow.broker.postgres.migrations import VERSION
@@ -67,6 +69,10 @@ class Home(ABC):
         return None
 
     @abstractmethod
+    async def waiting(self, broker: Broker, queue: str) -> int:
+        """The number of listeners that wait for jobs of this queue, as far as the store knows."""
+
+    @abstractmethod
     def save(self) -> Any:
         """A copy of all that the store holds, taken while the broker is open."""
 
@@ -96,6 +102,11 @@ class MemoryHome(Home):
 
     def open(self) -> Broker:
         return MemoryBroker(store=self._store)
+
+    async def waiting(self, broker: Broker, queue: str) -> int:
+        assert isinstance(broker, MemoryBroker)
+        await asyncio.sleep(0)
+        return broker.flag.waiting([topics.queue(queue), topics.ANY_QUEUE])
 
     def save(self) -> MemoryStore:
         return self._copy(self._store)
@@ -175,6 +186,10 @@ class RedisHome(Home):
         return RedisBroker(
             RedisTarget(host="127.0.0.1", port=self.server.port), namespace=self.namespace, rules=self.rules, clock=self.seams.clock
         )
+
+    async def waiting(self, broker: Broker, queue: str) -> int:
+        lists = [self.prefix + b"w:", self.prefix + b"w:" + queue.encode()]
+        return sum([await asyncio.to_thread(self._client.zcard, name) for name in lists])
 
     @property
     def prefix(self) -> bytes:

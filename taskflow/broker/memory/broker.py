@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
+from taskflow.broker import topics
 from taskflow.broker.console import Finding, JobFilter, Metrics, QueueRecord, Redone
 from taskflow.broker.memory.console import MemoryStore
 from taskflow.broker.nudges import Nudges, WakeUpFlag
-from taskflow.broker.protocol import Added, Refused, Upkept
+from taskflow.broker.protocol import UPKEEPERS, Added, Refused, Upkept
 from taskflow.model.envelope import Envelope, Lease
 from taskflow.model.record import Record, Status
 from taskflow.model.rules import Rules
@@ -36,7 +38,7 @@ class MemoryBroker:
         seams = seams or Seams()
         self._store = store or MemoryStore(seams.clock, rules or Rules(), capacity)
         self._lock = threading.Lock()
-        self._flag = WakeUpFlag()
+        self.flag = WakeUpFlag()
 
     @property
     def console(self) -> MemoryConsole:
@@ -67,7 +69,7 @@ class MemoryBroker:
         return self._atomically(lambda: self._store.upkeep(limit))
 
     def listen(self, topics: Sequence[str]) -> Nudges:
-        return self._flag.listen(topics)
+        return self.flag.listen(topics)
 
     def sibling(self) -> MemoryBroker:
         """Return this broker: it has no connection that a thread could wait for."""
@@ -81,8 +83,15 @@ class MemoryBroker:
             self._store.begin_verb()
             answer = verb()
             rung, self._store.rung = self._store.rung, set()
+            readied, self._store.readied = self._store.readied, Counter()
+            ready = {queue: jobs for queue, jobs in readied.items() if queue not in self._store.paused} if readied else {}
+        if topics.DUE in rung:
+            rung.discard(topics.DUE)
+            self.flag.wake_some([topics.DUE], UPKEEPERS)
         if rung:
-            self._flag.wake(rung)
+            self.flag.wake(rung)
+        for queue, jobs in ready.items():
+            self.flag.wake_some([topics.queue(queue), topics.ANY_QUEUE], jobs)
         return answer
 
 

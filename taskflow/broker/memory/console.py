@@ -6,7 +6,6 @@ import heapq
 from collections import Counter
 from collections.abc import Sequence
 
-from taskflow.broker import topics
 from taskflow.broker.console import Finding, JobFilter, Metrics, QueueRecord, Redone
 from taskflow.broker.memory.job import StoredJob
 from taskflow.broker.memory.upkeep import UpkeepStore
@@ -101,7 +100,7 @@ class MemoryStore(UpkeepStore):
 
     def resume(self, queue: str) -> None:
         self.paused.discard(queue)
-        self.rung |= {topics.queue(queue), topics.ANY_QUEUE}
+        self.readied[queue] += len(self.ready[queue])
 
     def metrics(self) -> Metrics:
         return Metrics(totals={queue: {str(event): count for event, count in events.items()} for queue, events in self.totals.items()})

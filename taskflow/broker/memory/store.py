@@ -98,6 +98,8 @@ class Store(MemoryTransitions):
                 break
             for job in self.take_ready(queue, limit - len(leases)):
                 leases.append(self._lease(state, job, ClaimId(session_id, request, len(leases))))
+            if len(leases) >= limit and self.ready[queue]:
+                self.readied[queue] += 1  # for another worker
         return leases
 
     def _living(self, session_id: bytes) -> SessionState:

@@ -35,6 +35,7 @@ class MemoryTransitions:
         self.counts: defaultdict[str, Counter[Status]] = defaultdict(Counter)
         self.totals: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self.rung: set[str] = set()
+        self.readied = Counter[str]()
         self._seq = 0
 
     def begin_verb(self) -> None:
@@ -79,15 +80,17 @@ class MemoryTransitions:
         self._watch_expiry(job)
         self.move(job, event, status)
         if status is Status.SCHEDULED:
-            heapq.heappush(self.due, (job.due_at, job.seq, job.id))
-            self.rung.add(topics.DUE)
+            entry = (job.due_at, job.seq, job.id)
+            heapq.heappush(self.due, entry)
+            if self.due[0] == entry:
+                self.rung.add(topics.DUE)
 
     def make_ready(self, job: StoredJob, event: Event) -> None:
         self._watch_expiry(job)
         self.move(job, event, Status.READY)
         job.entry = (*job.place, job.id)
         heapq.heappush(self.ready[job.queue], job.entry)
-        self.rung |= {topics.queue(job.queue), topics.ANY_QUEUE}
+        self.readied[job.queue] += 1
 
     def _watch_expiry(self, job: StoredJob) -> None:
         if job.expires_at is not None:

@@ -107,6 +107,9 @@ class PostgresListener(Listener):
         """Return True if the server announces the topic without a request. The end of a job is announced only if somebody waits for it."""
         return not topic.startswith(_JOB)
 
+    async def pass_on(self, nudges: int) -> None:
+        """Do nothing: every listener is told of every job."""
+
     def _duties(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
         return [*super()._duties(), self._keep_polling]
 

@@ -36,13 +36,15 @@
 -- s:SESSION        hash    the session: name, ttl, its last request, ...                                  session, claim
 -- l:SESSION        hash    its leases: tail -> ID                                                         claim, transitions
 -- x:SESSION        set     tails of its leases whose jobs are asked to stop                               console
--- armed            set     topics for which a listener awaits a message                                   wakeups, claim, upkeep
--- awaited          zset    ids of jobs whose end a caller awaits, by the time at which it gives up        wakeups, console
+-- w:, w:QUEUE      zset    listeners that wait for jobs of every queue, of one (its name), by the time     wakeups, claim
+-- nudged           zset    listeners that were nudged and have not claimed since, by the time of that     wakeups, claim
+-- upkeepers        zset    listeners that wait for the next due time                                      upkeep, wakeups
+-- awaited          hash    ids of jobs whose end is awaited -> the listeners that await it                wakeups, settle
 -- spoilt           hash    ids of unreadable jobs -> what is wrong                                        jobs
 -- bad:...          any     unreadable values that were set aside                                          unreadable, reindex
 -- mending, mended  string  a reindex runs, or ran lately                                                  reindex
 --
--- Messages are published under "nudges" (topics) and "ended" (ids).
+-- A listener is a text of 16 characters. Messages for it are published under n:LISTENER: a topic, or \0 and msgpack of ended jobs.
 
 local call, byte, sub = redis.call, string.byte, string.sub
 local P = KEYS[1]

@@ -15,6 +15,7 @@ from typing import Any, Final
 from taskflow.broker import topics as names
 from taskflow.broker.console import Finding
 from taskflow.broker.fence_validation import settle_possible
+from taskflow.broker.listener import ID_BYTES
 from taskflow.broker.nudges import Nudges
 from taskflow.broker.per_loop import PerLoop
 from taskflow.broker.protocol import Added, Refused, Upkept
@@ -29,14 +30,14 @@ from taskflow.broker.redis.errors import WrongType, not_permitted
 from taskflow.broker.redis.fields import LAYOUT
 from taskflow.broker.redis.jobs import records_of
 from taskflow.broker.redis.large_payloads import LargePayloads, is_large
-from taskflow.broker.redis.packing import ids_in, pack
+from taskflow.broker.redis.packing import pack
 from taskflow.broker.redis.scripts import Scripts, smallest_calls
 from taskflow.broker.redis.session import beat_answer, pack_beat, pack_session
 from taskflow.broker.redis.settle import is_possible, pack_settlements, portions, settled_of
 from taskflow.broker.redis.upkeep import read_upkeep
-from taskflow.broker.redis.wakeups import RedisListener
+from taskflow.broker.redis.wakeups import RedisListener, channel
 from taskflow.model import wording
-from taskflow.model.clock import Clock, to_microseconds
+from taskflow.model.clock import Clock
 from taskflow.model.envelope import Envelope, Lease, check_queue
 from taskflow.model.errors import BrokerRefused, SessionLost, StoreFull
 from taskflow.model.record import BY_CODE, Record, Status
@@ -45,9 +46,6 @@ from taskflow.model.session import Beat, BeatAnswer, Session
 from taskflow.model.verdict import Settled, Settlement
 
 log: Final = logging.getLogger("taskflow")
-
-AWAITED_FOR: Final = 3600.0
-"""Seconds for which the server remembers that a caller waits for a job's end. A caller that waits longer polls every few seconds."""
 
 REINDEXED_BY_OTHERS_IN: Final = 0.5
 """Seconds before a caller tries again while another caller reindexes. The server answers nobody meanwhile."""
@@ -122,12 +120,12 @@ class RedisBroker:
 
     async def claim(self, session: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
         listener = self._per_loop.here().listener
-        times = listener.times
-        reply = await self.call("claim", pack([session, request, list(queues), min(limit, MOST_AT_ONCE)]))
+        times, topics = listener.times, [names.queue(queue) for queue in queues] or [names.ANY_QUEUE]
+        asked = [session, request, list(queues), min(limit, MOST_AT_ONCE), listener.id, *listener.standing(topics)]
+        reply = await self.call("claim", pack(asked))
         if reply == b"LOST":
             raise SessionLost(wording.SESSION_LOST)
         leases, is_armed = read_claim(reply)
-        topics = [names.queue(queue) for queue in queues] or [names.ANY_QUEUE]
         if is_armed:
             listener.armed(topics, times)
         else:  # more jobs may be ready, and an earlier wake-up may have been used up meanwhile: the next to wait asks the server
@@ -157,17 +155,26 @@ class RedisBroker:
     async def read(self, ids: Sequence[bytes]) -> list[Record | None]:
         """Read jobs. If this loop listens for the end of one that has not ended, the same call asks the server for that wake-up."""
         listener = self._per_loop.here().listener
+        ended = {job_id: record for job_id in ids if (record := listener.take_ended(job_id)) is not None}
+        records = ended | await self._read([job_id for job_id in ids if job_id not in ended], listener) if len(ended) < len(ids) else ended
+        return [*map(records.get, ids)]
+
+    async def _read(self, ids: list[bytes], listener: RedisListener) -> dict[bytes, Record]:
         times, hears = listener.times, listener.flag.hears
         awaited = {job_id: topic for job_id in ids if hears(topic := names.job(job_id))}
-        asked = pack([list(ids), list(awaited), to_microseconds(AWAITED_FOR)])
-        records = await self._large_payloads.in_records(records_of(await self.call("read", asked)))
-        listener.armed([awaited[job_id] for job_id in awaited.keys() & records.keys() if not records[job_id].status.is_ended], times)
-        return [*map(records.get, ids)]
+        reply = await self.call("read", pack([ids, list(awaited), listener.id]))
+        found, texts = records_of(reply)
+        records = await self._large_payloads.in_records(found)
+        going_on = [job_id for job_id in awaited.keys() & records.keys() if not records[job_id].status.is_ended]
+        for job_id in going_on:
+            listener.note_names(job_id, texts)
+        listener.armed(map(awaited.__getitem__, going_on), times)
+        return records
 
     async def upkeep(self, limit: int) -> Upkept:
         listener = self._per_loop.here().listener
         times = listener.times
-        reply = await self.call("upkeep", pack([min(int(limit), MOST_AT_ONCE)]))
+        reply = await self.call("upkeep", pack([min(int(limit), MOST_AT_ONCE), listener.id]))
         upkept = read_upkeep(reply, self._prefix)
         listener.armed([names.DUE], times)
         return upkept
@@ -242,7 +249,7 @@ class RedisBroker:
             raise BrokerRefused(
                 f"{server_info.name} at {self.server} has no append-only file, which durability=fsync asks to wait for: set appendonly yes"
             )
-        own = [f"{self._prefix}{name}" for name in ("nudges", "ended", "nudges")]
+        own = [channel(self._prefix, "0" * 2 * ID_BYTES).decode()] * 3
         if denied := await self._run("permitted", pack([smallest_calls(own)])):
             raise not_permitted(f"{b', '.join(denied).decode()} with keys and channels under {self._prefix}", str(self.server))
         layout = await self._run_and_mend("layout", pack([LAYOUT]))
@@ -256,13 +263,9 @@ class RedisBroker:
     def _time(self) -> str:
         return "" if self._clock is None else f"{self._clock.wall()}:{self._clock.steady()}"
 
-    async def _arm(self, topics: list[str], ids: list[bytes]) -> tuple[list[str], list[bytes]]:
-        there, ended = await self.call("arm", pack([topics, ids, to_microseconds(AWAITED_FOR)]))
-        return [topic.decode() for topic in there], ids_in(ended)
-
     def _in_this_loop(self) -> _InLoop:
         pool = ConnectionPool(self.server)
-        return _InLoop(pool, RedisListener(pool, self._prefix, self._arm))
+        return _InLoop(pool, RedisListener(pool, self._prefix, self.call))
 
 
 class _InLoop:

@@ -1,11 +1,12 @@
 -- === script claim ==========================================================================================
 -- Leases ready jobs to a session.
 --
--- arguments  session, request, the names of queues in order (none: all), limit
+-- arguments  session, request, the names of queues in order (none: all), limit, the listener, whether it is on the lists of those
+--            that wait for jobs, whether it was nudged since its last claim
 -- reply      "LOST", or: {the server's time, the texts of the numbers in the jobs, whether the session will get a wake-up for new
 --            jobs, as msgpack; id, job, id, job, ...}
 
-local session, request, queues, limit = given[1], given[2], given[3], given[4]
+local session, request, queues, limit, listener, is_listed, was_nudged = unpack(given)
 local reply, numbers = { '' }, {}
 local asked = 0
 -- The most stale entries that one call skips.
@@ -34,6 +35,7 @@ local first_of = string.char(S.RUNNING) .. struct.pack('>I4', 1) .. session
 local since = struct.pack('>I8I8I2', wall, steady, #worker) .. worker
 local last_queue, last_name
 local taking, has_vanished -- the queue's number; whether a job was missing
+local left_over -- the name and number of a queue that may have more ready jobs
 
 local function lease_any(id, stored, entry, tail)
   if not lease_other then
@@ -147,7 +149,7 @@ local function take_from_queue(queue, queue_name)
       is_exhausted = false
     end
     if not is_going_on() then
-      is_exhausted = false
+      is_exhausted, left_over = false, { queue_name, queue }
       break
     elseif #passed_over == 0 then
       call('ZREM', P .. 'p:' .. queue, priority)
@@ -220,7 +222,10 @@ elseif is_new then
 end
 
 if is_new then
-  call('HSET', session_key, 'request', request)
+  call('HSET', session_key, 'request', request, 'listener', listener)
+end
+if was_nudged then
+  call('ZREM', P .. 'nudged', listener)
 end
 if asked > 0 then
   write_leases()
@@ -228,13 +233,22 @@ if asked > 0 then
   write_counts()
 end
 if is_new and is_going_on() then
-  -- The session found fewer jobs than it wanted, so it gets a wake-up for the next.
+  -- The session found fewer jobs than it wanted, so its listener is nudged for the next.
   is_armed = true
-  if #queues == 0 then
-    call('SADD', P .. 'armed', 'queues')
+  for _, name in ipairs(#queues > 0 and queues or { '' }) do
+    call('ZREMRANGEBYSCORE', P .. 'w:' .. name, '-inf', wall - R.gone_after)
+    call('ZADD', P .. 'w:' .. name, wall, listener)
   end
-  for _, queue_name in ipairs(queues) do
-    call('SADD', P .. 'armed', 'queue:' .. queue_name)
+else
+  if is_listed then
+    for _, name in ipairs(#queues > 0 and queues or { '' }) do
+      call('ZREM', P .. 'w:' .. name, listener)
+    end
+  end
+  if left_over and call('EXISTS', P .. 'w:', P .. 'w:' .. left_over[1]) > 0
+    and tonumber(call('HGET', P .. 'counts', left_over[2] .. ':' .. S.READY) or 0) > 0 then
+    local _, _, nudge = the_rest()
+    nudge(left_over[1], 1)
   end
 end
 reply[1] = cmsgpack.pack({ wall, texts_of(numbers), is_armed })
@@ -300,4 +314,4 @@ local function repeat_reply(session, request)
   return again, numbers
 end
 
-return lease_other, repeat_reply
+return lease_other, repeat_reply, nudge

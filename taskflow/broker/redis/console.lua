@@ -269,9 +269,10 @@ if pauses then
 else
   call('SREM', P .. 'paused', name)
   local queue = call('HGET', P .. 'names', 'q:' .. name)
-  if queue and tonumber(call('HGET', P .. 'counts', queue .. ':' .. S.READY) or 0) > 0 then
+  local jobs = queue and tonumber(call('HGET', P .. 'counts', queue .. ':' .. S.READY) or 0) or 0
+  if jobs > 0 then
     call('ZADD', P .. 'ready', 0, name)
+    nudge(name, jobs)
   end
-  call('PUBLISH', P .. 'nudges', 'queue:' .. name .. '\nqueues')
 end
 return redis.status_reply('OK')

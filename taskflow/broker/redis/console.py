@@ -60,7 +60,7 @@ class RedisConsole:
         while newest and len(found) < limit:
             ids = [heapq.heappop(newest).id for _ in range(min(len(newest), PAGE))]
             reply = await self._call("browse", pack([ids, _filter(job_filter), limit - len(found)]))
-            records = await self._large_payloads.in_records(records_of(reply))
+            records = await self._large_payloads.in_records(records_of(reply)[0])
             found += [records[job_id] for job_id in ids if job_id in records]
             for job_id in reversed(ids):  # those beyond the limit belong to the next page
                 if len(found) == limit and job_id < found[-1].id:

@@ -38,6 +38,7 @@ if seq < 0 or seq > 281474976700000 then -- no store has had so many
   error('WRONGTYPE the number of arrivals has been lost')
 end
 local values, is_named, places, key, value = {}, {}, {}, P .. 'j:', 0
+local readied, lists = {}, { P .. 'w:' }
 
 -- The fixed layout of fields.py.
 for r = 3, #given do
@@ -79,16 +80,19 @@ for name, place in pairs(places) do
     show_ready(place.called)
   end
   call('HINCRBY', P .. 'totals', queue .. ':' .. E.ENQUEUE, #entries)
-  wakeup_topics['queue:' .. place.called] = true
-  wakeup_topics['queues'] = true
+  readied[place.called] = (readied[place.called] or 0) + #entries
+  lists[#lists + 1] = P .. 'w:' .. place.called
 end
-publish_wakeups()
+if call('EXISTS', unpack(lists)) > 0 then
+  local _, _, _, nudge_for = the_rest()
+  nudge_for(readied)
+end
 return nil
 
 -- === part enqueue_rest =====================================================================================
 -- For new queues and names, and payloads that are stored apart.
 
-return intern, is_lacking, keep_payloads
+return intern, is_lacking, keep_payloads, nudge_for
 
 -- === part add_all ==========================================================================================
 -- Adds one job. An item: id, queue, name (as numbers), after, at, expires (microseconds or false), on_conflict, payload, extras, joins, and

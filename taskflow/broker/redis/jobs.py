@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from taskflow.broker.redis.fields import FIELDS
+from taskflow.broker.redis.large_payloads import is_reference
 from taskflow.broker.redis.packing import unpack, unpack_claim
 from taskflow.model import envelope as envelopes
 from taskflow.model.envelope import Envelope, Lease, unpack_extras
 from taskflow.model.job_schema import BY_NAME
 from taskflow.model.progress import unpack_progress
-from taskflow.model.record import BY_CODE, Record, record_of
+from taskflow.model.record import BY_CODE, CODES, Record, Status, record_of
 from taskflow.model.stored import FULL_SPEED, FieldReader, maybe_text, octets, text, whole
 from taskflow.model.verdict import unpack_errors
 
@@ -59,9 +61,60 @@ def _is_utf8(text: bytes) -> bool:
     return True
 
 
-def records_of(reply: Sequence[bytes]) -> dict[bytes, Record]:
-    head = head_of(reply[0])
-    return {reply[i]: _record(reply[i], unpack(reply[i + 1]), head.names) for i in range(1, len(reply), 2)}
+def records_of(reply: Sequence[bytes]) -> tuple[dict[bytes, Record], Names]:
+    """Return the records in a reply, and the names of their queues and jobs."""
+    names = head_of(reply[0]).names
+    return {reply[i]: _record(reply[i], unpack(reply[i + 1]), names) for i in range(1, len(reply), 2)}, names
+
+
+def ended_record(job_id: bytes, stored: bytes, names: Names | None) -> Record | None:
+    """Return the record of an ended job from its stored form.
+
+    Return None if it cannot be read, is no longer kept, or has a payload that is stored apart: the waiter then reads the job.
+    """
+    if names is None or not stored:
+        return None
+    try:
+        fields = succeeded_fields(stored) if stored[0] == CODES[Status.SUCCEEDED] else unpack(stored)
+        job = _job(fields)
+        is_whole = job.fade_at > job.ended_at and not (job.payload and is_reference(job.payload))
+        return _record(job_id, fields, names) if is_whole else None
+    except Exception:  # whatever a decoder raises
+        return None
+
+
+_RAN: Final = struct.Struct(">xI24xQ8xH")
+_WAITED: Final = struct.Struct(">xbIIQ6xQH")
+_ENDED: Final = struct.Struct(">QQQI")
+"""The layout: epoch, claimed, length of the worker's name; priority, queue, name, due, created, length of extras; ended, ran for, kept
+for, length of the result."""
+
+
+def succeeded_fields(stored: bytes) -> list[Any]:
+    """Return the array of fields that is equivalent to a success in the fixed layout."""
+    epoch, claimed, worker_bytes = _RAN.unpack_from(stored)
+    at = _RAN.size + worker_bytes
+    worker = stored[_RAN.size : at]
+    priority, queue, name, due, created, extras_bytes = _WAITED.unpack_from(stored, at)
+    at += _WAITED.size
+    ended, ran_for, keep_for, result_bytes = _ENDED.unpack_from(stored, at + extras_bytes)
+    job = dict.fromkeys(FIELDS, False) | {
+        "status": CODES[Status.SUCCEEDED],
+        "queue": queue,
+        "name": name,
+        "priority": priority,
+        "created_at": created,
+        "due_at": due != created and due,
+        "extras": stored[at : at + extras_bytes] or False,
+        "epoch": epoch,
+        "claimed_at": claimed,
+        "worker": worker,
+        "started_at": ended - ran_for,
+        "ended_at": ended,
+        "fade_at": ended + keep_for,
+        "result": stored[-result_bytes:] if result_bytes else b"",
+    }
+    return list(job.values())
 
 
 def _job(fields: list[Any]) -> Any:

@@ -120,9 +120,9 @@ end
 -- arguments  milliseconds for which it does not run again: other callers have found the same key meanwhile
 -- reply      the number of keys moved; nil if it has just run
 
-local ZSETS = { ready = 1, due = 1, exp = 1, fade = 1, crowded = 1, alive = 1, dead = 1, awaited = 1, p = 1, z = 1, y = 1 }
-local HASHES = { names = 1, texts = 1, meta = 1, counts = 1, totals = 1, k = 1, spoilt = 1, s = 1, l = 1 }
-local SETS = { armed = 1, held = 1, paused = 1, x = 1 }
+local ZSETS = { ready = 1, due = 1, exp = 1, fade = 1, crowded = 1, alive = 1, dead = 1, w = 1, nudged = 1, upkeepers = 1, p = 1, z = 1, y = 1 }
+local HASHES = { names = 1, texts = 1, meta = 1, counts = 1, totals = 1, k = 1, spoilt = 1, s = 1, l = 1, awaited = 1 }
+local SETS = { held = 1, paused = 1, x = 1 }
 local LISTS = { r = 1 }
 local MADE_ANEW = { r = 1, z = 1, p = 1, y = 1, l = 1, x = 1, due = 1, exp = 1, fade = 1, held = 1, ready = 1, crowded = 1, k = 1, counts = 1 }
 

@@ -31,24 +31,24 @@ class Script(NamedTuple):
 _NAMES: Final = ("names", "texts_of")
 _QUEUES: Final = ("is_before", "push", "peek")
 _COUNTS: Final = ("change_count", "counts")
-_WAKEUPS: Final = ("publish_wakeups", "publish_ended")
+_WAKEUPS: Final = ("nudge", "wake_listeners", "tell_ended")
 _CHANGE_JOBS: Final = ("large_payloads", "read_jobs", "write_jobs", "transitions")
 _TRANSITIONS: Final = ("base", *_NAMES, "intern", *_COUNTS, *_QUEUES, *_WAKEUPS, *_CHANGE_JOBS)
 
 _PARTS: Final[Mapping[str, tuple[str, ...]]] = {
     "permitted": ("base",),
     "layout": ("base",),
-    "enqueue": ("base", "change_count", "is_before", "push", "publish_wakeups"),
+    "enqueue": ("base", "change_count", "is_before", "push"),
     "add": (*_TRANSITIONS, "add_all"),
     "known": ("base", "large_payloads", "read_jobs"),
     "claim": ("base", *_NAMES, *_COUNTS, "is_before", "peek"),
-    "settle": ("base", "names", *_COUNTS, "publish_ended"),
+    "settle": ("base", "names", *_COUNTS, "tell_ended"),
     "register": ("base", "sessions"),
     "beat": (*_TRANSITIONS, "sessions", "leases", "end_leases", "due_in", "lost_indexes"),
-    "upkeep": (*_TRANSITIONS, "unreadable", "sessions", "leases", "end_leases", "due_in", "lost_indexes"),
+    "upkeep": (*_TRANSITIONS, "unreadable", "sessions", "leases", "end_leases", "due_in", "lost_indexes", "listeners"),
     "reindex": (*_TRANSITIONS, "unreadable", "sessions"),
-    "arm": ("base", "read_jobs"),
-    "read": ("base", *_NAMES, "read_jobs"),
+    "arm": ("base", "read_jobs", "nudge", "listeners", "await_end"),
+    "read": ("base", *_NAMES, "read_jobs", "await_end"),
     "cancel": _TRANSITIONS,
     "queues": ("base", "read_jobs", "is_before", "peek"),
     "workers": ("base", "sessions"),
@@ -57,7 +57,7 @@ _PARTS: Final[Mapping[str, tuple[str, ...]]] = {
     "candidates": ("base", "ids_in"),
     "purge": (*_TRANSITIONS, "unreadable", "matching"),
     "redo": (*_TRANSITIONS, "unreadable"),
-    "pause": ("base",),
+    "pause": ("base", "nudge"),
     "sweep": ("base", "read_jobs", "is_before", "peek", "ids_in"),
 }
 """The parts of each script, in order."""
@@ -65,9 +65,9 @@ _PARTS: Final[Mapping[str, tuple[str, ...]]] = {
 # The server makes a part's functions anew in each call: those of all parts take longer than a plain job does. Parts that only some jobs
 # need are therefore made by `the_rest()`, which the script calls for such a job.
 _REST: Final[Mapping[str, tuple[str, ...]]] = {
-    "enqueue": (*_NAMES, "intern", "large_payloads", "enqueue_rest"),
-    "claim": ("large_payloads", "read_jobs", "leases", "claim_others"),
-    "settle": ("texts_of", "intern", *_QUEUES, "publish_wakeups", *_CHANGE_JOBS, "add_all", "settle_others"),
+    "enqueue": (*_NAMES, "intern", "large_payloads", "nudge", "enqueue_rest"),
+    "claim": ("large_payloads", "read_jobs", "leases", "nudge", "claim_others"),
+    "settle": ("texts_of", "intern", *_QUEUES, "nudge", "wake_listeners", *_CHANGE_JOBS, "add_all", "settle_others"),
 }
 
 # When the server's memory is full, it refuses scripts without the flag allow-oom: new jobs are refused, all else goes on.
@@ -78,8 +78,8 @@ _NAME: Final = re.compile(r"\b([FLSEWR])\.(\w+)\b")
 _COMMAND: Final = re.compile(r"\b(?:call|in_portions)\('([A-Z]+)'")
 _ARGUMENTS_NEEDED: Final[Mapping[int, str]] = {
     0: "INFO PING TIME",
-    1: "DEL EXISTS HGETALL HLEN HVALS LLEN MGET PERSIST PTTL SCAN SMEMBERS SUBSCRIBE TYPE UNLINK ZCARD",
-    2: "HDEL HEXISTS HGET HMGET HSCAN LINDEX MSET MSETNX PEXPIRE PUBLISH RENAME RPUSH SADD SET SISMEMBER SREM ZMSCORE ZREM ZSCORE",
+    1: "DEL EXISTS HGETALL HLEN HVALS LLEN MGET PERSIST PTTL SCAN SMEMBERS SUBSCRIBE TYPE UNLINK ZCARD ZPOPMAX",
+    2: "HDEL HEXISTS HGET HMGET HSCAN LINDEX MSET MSETNX PEXPIRE PUBLISH RENAME RPUSH SADD SET SISMEMBER SREM ZREM ZSCORE",
     3: "GETRANGE HINCRBY HSET HSETNX LRANGE LTRIM ZADD ZRANGE ZRANGEBYSCORE ZREMRANGEBYRANK ZREMRANGEBYSCORE",
 }
 """Every command that taskflow sends, by the number of arguments it needs at least."""

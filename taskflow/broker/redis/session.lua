@@ -258,6 +258,7 @@ local reply = { ghosts, table.concat(lost), table.concat(stopping) }
 if given[7] then
   check_counts()
   check_indexes_in_turn()
+  pass_on_late_nudges()
   reply[4], reply[5] = call('EXISTS', P .. 'ready'), due_in()
 end
 return reply

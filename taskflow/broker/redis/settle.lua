@@ -107,7 +107,7 @@ if #others > 0 then
   end
 else
   write_counts()
-  publish_ended()
+  tell_ended()
 end
 return table.concat(answers)
 
@@ -207,7 +207,7 @@ end
 return settle_all
 
 -- === script read ===========================================================================================
--- Reads jobs. Arguments: ids; those of them whose end a caller awaits; microseconds from now for which it does.
+-- Reads jobs. Arguments: ids; those of them whose end a caller awaits; its listener.
 -- Reply: {time and texts as msgpack; id, job, id, job, ...} of those that are kept.
 
 local reply, numbers = { '' }, {}
@@ -223,7 +223,7 @@ end
 for _, id in ipairs(given[2]) do
   local job = load(id)
   if job and job[F.status] <= S.RUNNING then
-    call('ZADD', P .. 'awaited', wall + given[3], id)
+    await_end(id, given[3])
   end
 end
 reply[1] = cmsgpack.pack({ wall, texts_of(numbers) })
@@ -252,6 +252,9 @@ for session in pairs(sessions) do
   local hex = string.gsub(session, '.', function(byte)
     return string.format('%02x', string.byte(byte))
   end)
-  call('PUBLISH', P .. 'nudges', 'session:' .. hex)
+  local listener = call('HGET', P .. 's:' .. session, 'listener')
+  if listener then
+    tell(listener, 'session:' .. hex)
+  end
 end
 return found

@@ -26,9 +26,9 @@ local function entry_of(time, seq, id)
   return struct.pack('>I8I6', time, seq) .. id
 end
 
-local function wake_queue(queue)
-  wakeup_topics['queue:' .. name_of(queue)] = true
-  wakeup_topics['queues'] = true
+local function note_ready(queue, jobs)
+  local name = name_of(queue)
+  readied[name] = (readied[name] or 0) + jobs
 end
 
 -- Returns the key of the jobs that a queue keeps, failed ones apart: a sorted set by the time of their end, then by arrival.
@@ -70,14 +70,29 @@ local function write_ready()
       local list, returned = ready_keys(queue .. ':' .. priority)
       push(list, returned, entries)
       call('ZADD', P .. 'p:' .. queue, -priority, priority)
+      note_ready(queue, #entries)
     end
-    wake_queue(queue)
   end
   ready = {}
 end
 
+-- If one of the jobs is now the first of all, some of the listeners that wait for the next due time hear of it.
 local function write_scheduled()
+  if #scheduled == 0 then
+    return
+  end
   in_portions('ZADD', P .. 'due', scheduled)
+  local first = call('ZRANGE', P .. 'due', 0, 0)[1]
+  for i = 2, #scheduled, 2 do
+    if scheduled[i] == first then
+      local wanted = R.upkeepers
+      repeat
+        local found = call('ZPOPMAX', P .. 'upkeepers', 1)
+        wanted = #found == 0 and 0 or wanted - (tell(found[1], 'due') and 1 or 0)
+      until wanted == 0
+      break
+    end
+  end
   scheduled = {}
 end
 
@@ -111,8 +126,8 @@ local function flush()
   in_portions('ZADD', P .. 'fade', fading)
   fading = {}
   write_counts()
-  publish_wakeups()
-  publish_ended()
+  wake_listeners()
+  tell_ended()
 end
 
 -- --- waiting ------------------------------------------------------------------------------------------
@@ -133,7 +148,6 @@ local function enter(id, job, event)
   elseif due_of(job) > wall then
     move(job, event, S.SCHEDULED)
     add_scored(scheduled, job[F.due_at], due_member(id, job))
-    wakeup_topics['due'] = true
   else
     make_ready(id, job, event)
   end

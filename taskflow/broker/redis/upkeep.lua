@@ -26,7 +26,7 @@ local function due_in()
 end
 
 -- === script upkeep =========================================================================================
--- Does what is due, up to a limit of moves. Arguments: limit.
+-- Does what is due, up to a limit of moves. Arguments: limit; the listener, which waits for the next due time.
 -- Reply: readied, reaped, released, expired, dropped, microseconds until the next call, and for each record that was set aside its id, the
 -- number of the field and the problem (unreadable.lua).
 
@@ -57,8 +57,8 @@ local function append_ready(groups)
       count(queue, S.SCHEDULED, -#entries)
       count(queue, S.READY, #entries)
       tally(queue, E.DUE, #entries)
+      note_ready(queue, #entries)
     end
-    wake_queue(queue)
   end
 end
 
@@ -316,6 +316,6 @@ for i, duty in ipairs({ ready_due, release_leases, expire, drop }) do
   done[i] = duty(math.max(0, left))
   left = left - done[i]
 end
-call('SADD', P .. 'armed', 'due')
-call('ZREMRANGEBYSCORE', P .. 'awaited', '-inf', wall)
+add_listener(P .. 'upkeepers', given[2])
+pass_on_late_nudges()
 return { done[1], reaped, done[2], done[3], done[4], (left <= 0 or looks_left <= 0 or #aside > 0) and 0 or next_in(), aside }

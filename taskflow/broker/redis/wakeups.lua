@@ -1,85 +1,192 @@
--- === part publish_wakeups ==================================================================================
-local wakeup_topics = {}
+-- Wake-ups. Each listener (one for each event loop of a process) subscribes to a channel of its own, n:ID, and is told only what concerns it.
 
--- armed: topics for which a listener awaits a wake-up. Each gets one, and only if it is armed: otherwise every worker of a busy fleet
--- would hear of every job.
-local function publish_wakeups()
-  local topics = {}
-  for topic in pairs(wakeup_topics) do
-    topics[#topics + 1] = topic
-  end
-  local woken = 0
-  for first = 1, #topics, MOST do
-    woken = woken + call('SREM', P .. 'armed', unpack(topics, first, math.min(first + MOST - 1, #topics)))
-  end
-  if woken > 0 then
-    call('PUBLISH', P .. 'nudges', table.concat(topics, '\n'))
-  end
-  wakeup_topics = {}
+-- === part nudge ============================================================================================
+-- Tells a listener something. Returns false if nobody receives it, because its process is gone.
+local function tell(listener, message)
+  return call('PUBLISH', P .. 'n:' .. listener, message) > 0
 end
 
--- === part publish_ended ====================================================================================
+-- Takes up to `wanted` listeners off a list, the one that came last first, and nudges them. Returns how many are still wanted.
+local function nudge_from(list, topic, wanted)
+  while wanted > 0 do
+    local found = call('ZPOPMAX', list, math.min(wanted, MOST))
+    if #found == 0 then
+      break
+    end
+    for i = 1, #found, 2 do
+      if tell(found[i], topic) then
+        call('ZADD', P .. 'nudged', wall, found[i])
+        wanted = wanted - 1
+      end
+    end
+  end
+  return wanted
+end
+
+-- Nudges up to `wanted` listeners that wait for jobs of this queue. Returns how many are still wanted.
+local function nudge(name, wanted)
+  if call('SISMEMBER', P .. 'paused', name) == 1 then
+    return wanted
+  end
+  wanted = nudge_from(P .. 'w:' .. name, 'queue:' .. name, wanted)
+  return nudge_from(P .. 'w:', 'queues', wanted)
+end
+
+-- Nudges up to `wanted` listeners of queues that have ready jobs now.
+local function nudge_for_ready(wanted)
+  for _, name in ipairs(call('ZRANGE', P .. 'ready', 0, 99)) do
+    if wanted > 0 then
+      wanted = nudge(name, wanted)
+    end
+  end
+end
+
+-- A listener whose process has been stopped, or whose worker has no room, does not claim after its nudge: others are nudged instead.
+local function pass_on_late_nudges()
+  local late = call('ZRANGEBYSCORE', P .. 'nudged', '-inf', wall - R.passed_on_after, 'LIMIT', 0, 100)
+  if #late > 0 then
+    call('ZREM', P .. 'nudged', unpack(late))
+    nudge_for_ready(#late)
+  end
+end
+
+-- Nudges as many listeners as jobs became ready: `readied` has their numbers by the names of queues.
+local function nudge_for(readied)
+  pass_on_late_nudges()
+  for name, jobs in pairs(readied) do
+    nudge(name, jobs)
+  end
+end
+
+-- === part wake_listeners ===================================================================================
+-- Names of queues -> the number of their jobs that became ready in this call.
+local readied = {}
+
+local function wake_listeners()
+  local lists, waiting = { P .. 'w:' }, 0
+  for name in pairs(readied) do
+    lists[#lists + 1] = P .. 'w:' .. name
+  end
+  for first = 2, #lists, MOST do
+    waiting = waiting + call('EXISTS', lists[1], unpack(lists, first, math.min(first + MOST - 1, #lists)))
+  end
+  if waiting > 0 then
+    nudge_for(readied)
+  end
+  readied = {}
+end
+
+-- === part listeners ========================================================================================
+local function add_listener(list, listener)
+  call('ZREMRANGEBYSCORE', list, '-inf', wall - R.gone_after)
+  call('ZADD', list, wall, listener)
+end
+
+-- === part await_end ========================================================================================
+-- awaited: ids of jobs -> the listeners that wait for their end, without separators. The entry goes when the job ends.
+local MOST_LISTENERS = 1000
+
+local function await_end(id, listener)
+  if call('HSETNX', P .. 'awaited', id, listener) == 0 then
+    local known = call('HGET', P .. 'awaited', id)
+    if not string.find(known, listener, 1, true) then
+      call('HSET', P .. 'awaited', id, sub(known .. listener, -16 * MOST_LISTENERS))
+    end
+  end
+end
+
+-- === part tell_ended =======================================================================================
 local ended_ids = {}
 
--- awaited: jobs whose end a caller awaits, by the time at which it gives up.
-local function publish_ended()
-  if #ended_ids > 0 and call('ZCARD', P .. 'awaited') > 0 then
-    local awaited = {}
+-- Bytes. A larger record is not sent to the listeners: they read it.
+local LARGEST_SENT = 4096
+
+-- Tells the ends of jobs to the listeners that wait for them: one message for each listener, of ids and stored jobs.
+local function tell_ended()
+  if #ended_ids > 0 and call('EXISTS', P .. 'awaited') == 1 then
+    local ids, keys, listeners_of = {}, {}, {}
     for first = 1, #ended_ids, MOST do
       local last = math.min(first + MOST - 1, #ended_ids)
-      for i, until_when in ipairs(call('ZMSCORE', P .. 'awaited', unpack(ended_ids, first, last))) do
-        if until_when then
-          awaited[#awaited + 1] = ended_ids[first + i - 1]
+      for i, listeners in ipairs(call('HMGET', P .. 'awaited', unpack(ended_ids, first, last))) do
+        if listeners then
+          local n = #ids + 1
+          ids[n], listeners_of[n] = ended_ids[first + i - 1], listeners
+          keys[n] = P .. 'j:' .. ids[n]
         end
       end
     end
-    if #awaited > 0 then
-      in_portions('ZREM', P .. 'awaited', awaited)
-      call('PUBLISH', P .. 'ended', table.concat(awaited))
+    local messages = {}
+    for first = 1, #ids, MOST do
+      local last = math.min(first + MOST - 1, #ids)
+      for i, stored in ipairs(call('MGET', unpack(keys, first, last))) do
+        local n = first + i - 1
+        for listener in string.gmatch(listeners_of[n], '................') do
+          local message = messages[listener] or {}
+          messages[listener] = message
+          message[#message + 1] = ids[n]
+          message[#message + 1] = stored and #stored <= LARGEST_SENT and stored or ''
+        end
+      end
+    end
+    in_portions('HDEL', P .. 'awaited', ids)
+    for listener, message in pairs(messages) do
+      call('PUBLISH', P .. 'n:' .. listener, '\0' .. cmsgpack.pack(message))
     end
   end
   ended_ids = {}
 end
 
 -- === script arm ============================================================================================
--- Asks for wake-ups. Arguments: topics; ids of jobs whose end is awaited; microseconds from now for which it is.
+-- Asks for wake-ups. Arguments: topics; ids of jobs whose end is awaited; the listener; how many nudges nobody in its process waits for any
+-- more, which go to others.
 -- Reply: {topics that have something already, ids (one string) of jobs that have ended}.
 
-local topics, ids, awaited_for = given[1], given[2], given[3]
+local topics, ids, listener, unheard = given[1], given[2], given[3], given[4]
 
 local function has_ready(name)
   local queue = call('HGET', P .. 'names', 'q:' .. name)
   return queue and tonumber(call('HGET', P .. 'counts', queue .. ':' .. S.READY) or 0) > 0
 end
 
-local function is_there(topic)
-  if topic == 'queues' then
-    return call('EXISTS', P .. 'ready') == 1
-  elseif topic == 'due' then
-    return call('EXISTS', P .. 'due') == 1
-  elseif string.sub(topic, 1, 6) == 'queue:' then
-    return has_ready(string.sub(topic, 7))
-  elseif string.sub(topic, 1, 8) == 'session:' then
-    local id = string.gsub(string.sub(topic, 9), '%x%x', function(byte)
-      return string.char(tonumber(byte, 16))
-    end)
-    return call('EXISTS', P .. 'x:' .. id) == 1
-  end
+local function is_asked_to_stop(hex)
+  local id = string.gsub(hex, '%x%x', function(byte)
+    return string.char(tonumber(byte, 16))
+  end)
+  return call('EXISTS', P .. 'x:' .. id) == 1
 end
 
 local there, ended = {}, {}
 for _, topic in ipairs(topics) do
-  if is_there(topic) then
-    there[#there + 1] = topic
-  elseif string.sub(topic, 1, 8) ~= 'session:' then -- sessions get every wake-up, without asking
-    call('SADD', P .. 'armed', topic)
+  local is_there = false
+  if topic == 'queues' then
+    is_there = call('EXISTS', P .. 'ready') == 1
+    if not is_there then
+      add_listener(P .. 'w:', listener)
+    end
+  elseif topic == 'due' then
+    is_there = call('EXISTS', P .. 'due') == 1
+    add_listener(P .. 'upkeepers', listener)
+  elseif sub(topic, 1, 6) == 'queue:' then
+    is_there = has_ready(sub(topic, 7))
+    if not is_there then
+      add_listener(P .. 'w:' .. sub(topic, 7), listener)
+    end
+  elseif sub(topic, 1, 8) == 'session:' then -- its claims have named the listener
+    is_there = is_asked_to_stop(sub(topic, 9))
   end
+  if is_there then
+    there[#there + 1] = topic
+  end
+end
+if unheard > 0 then
+  call('ZREM', P .. 'nudged', listener)
+  nudge_for_ready(unheard)
 end
 prefetch(ids)
 for _, id in ipairs(ids) do
   local job = load(id)
   if job and job[F.status] <= S.RUNNING then
-    call('ZADD', P .. 'awaited', wall + awaited_for, id)
+    await_end(id, listener)
   else
     ended[#ended + 1] = id
   end

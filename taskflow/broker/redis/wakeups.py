@@ -1,22 +1,24 @@
-"""Wake-ups over publish and subscribe.
+"""Wake-ups over publish and subscribe, to each listener on a channel of its own.
 
-If every job caused a wake-up, a busy fleet would be busy with listening. The server therefore publishes a topic only if a listener has
-asked for it, and once. A claim that finds too few jobs asks in the same call. Any other listener asks by the script `arm`, which also
-returns the topics that have something already.
+If every job woke every worker, a busy fleet would be busy with listening. The server therefore keeps lists of the listeners that wait for
+jobs, and nudges as many of them as there are new jobs. A claim that finds too few jobs puts its listener on the lists in the same call. Any
+other listener asks by the script `arm`, which also returns the topics that have something already.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final
 
 from taskflow.broker import topics as names
-from taskflow.broker.listener import Listener, Lookup
+from taskflow.broker.listener import Listener, job_ids
 from taskflow.broker.redis.connect.connection import ERRORS, Subscription, subscription_over
 from taskflow.broker.redis.connect.pool import ConnectionPool
-from taskflow.broker.redis.packing import ids_in
+from taskflow.broker.redis.jobs import Names, ended_record
+from taskflow.broker.redis.packing import ids_in, pack, unpack
+from taskflow.model.record import Record
 
 PING_EVERY: Final = 25.0
 """Seconds without a message after which the subscription sends PING."""
@@ -26,17 +28,38 @@ PONG_WITHIN: Final = 3.0
 
 
 class RedisListener(Listener):
-    def __init__(self, pool: ConnectionPool, prefix: str, arm: Lookup) -> None:
-        super().__init__(arm, ERRORS)
+    def __init__(self, pool: ConnectionPool, prefix: str, call: Callable[[str, bytes], Awaitable[Any]]) -> None:
+        super().__init__(self._arm_topics, ERRORS)
         self._pool = pool
-        self._wakeups, self._ended = f"{prefix}nudges".encode(), f"{prefix}ended".encode()
+        self._call = call
+        self._channel = channel(prefix, self.id)
         self._is_heard = False
+        self._names: dict[bytes, Names] = {}
+
+    def note_names(self, job_id: bytes, names: Names) -> None:
+        """Note the names that the record of an awaited job had, which the news of its end does not repeat."""
+        self._names[job_id] = names
+
+    def forget(self, topics: Iterable[str]) -> None:
+        super().forget(topics)
+        for job_id in job_ids(topics):
+            self._names.pop(job_id, None)
+
+    async def pass_on(self, nudges: int) -> None:
+        await self._ask_server([], [], nudges)
+
+    async def _arm_topics(self, topics: list[str], ids: list[bytes]) -> tuple[list[str], list[bytes]]:
+        return await self._ask_server(topics, ids, 0)
+
+    async def _ask_server(self, topics: list[str], ids: list[bytes], unheard: int) -> tuple[list[str], list[bytes]]:
+        there, ended = await self._call("arm", pack([topics, ids, self.id, unheard]))
+        return [topic.decode() for topic in there], ids_in(ended)
 
     async def hear(self, goes_on: Callable[[], None]) -> None:
         subscription = subscription_over(await self._pool.open(), self._take)
         try:
             async with asyncio.timeout(PONG_WITHIN):
-                await subscription.subscribe(self._wakeups, self._ended)
+                await subscription.subscribe(self._channel)
             goes_on()
             watching = asyncio.create_task(self._watch(subscription))
             try:
@@ -63,15 +86,25 @@ class RedisListener(Listener):
         self._is_heard = True
         if not isinstance(message, list) or message[0] != b"message":
             return
-        if message[1] == self._ended:
-            self.told(map(names.job, ids_in(message[2])), disarms=True)
+        told = message[2]
+        if told.startswith(ENDED):
+            self.told_ended(self._ended_in(told[1:]))
             return
-        topics = message[2].decode(errors="replace").split("\n")
-        sessions = [topic for topic in topics if topic.startswith(_SESSION)]
-        if sessions:
-            self.told(sessions, disarms=False)
-        if len(sessions) < len(topics):
-            self.told((topic for topic in topics if topic not in sessions) if sessions else topics, disarms=True)
+        topic = told.decode(errors="replace")
+        self.told([topic], disarms=not topic.startswith(_SESSION))
 
+    def _ended_in(self, packed: bytes) -> dict[bytes, Record | None]:
+        """Return the ended jobs of a message: those with a record that came with it, and that can be read, and the others."""
+        flat = unpack(packed)
+        pairs = zip(flat[::2], flat[1::2], strict=True)
+        return {job_id: ended_record(job_id, stored, self._names.get(job_id)) for job_id, stored in pairs}
+
+
+def channel(prefix: str, listener: str) -> bytes:
+    return f"{prefix}n:{listener}".encode()
+
+
+ENDED: Final = b"\0"
+"""The first byte of a message about ended jobs. All other messages are topics."""
 
 _SESSION: Final = names.session(b"")

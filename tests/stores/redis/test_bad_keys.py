@@ -21,7 +21,7 @@ from tests.support.servers import Found, RedisServer, redis_binaries
 PREFIX: Final = b"{taskflow:0}:"
 
 ONE_OF_EACH: Final = ("names", "texts", "meta", "counts", "totals", "alive", "dead", "ready", "due", "exp", "fade", "crowded", "k", "held")
-OTHERS: Final = ("armed", "awaited", "paused", "spoilt", "mending", "mended")
+OTHERS: Final = ("awaited", "nudged", "paused", "upkeepers", "w:", "spoilt", "mending", "mended")
 OF_THE_QUEUE: Final = ("r:1:0", "z:1:0", "p:1", "y:1:0", "y:1:1")
 OF_THE_SESSION: Final = ("s:", "l:", "x:")
 

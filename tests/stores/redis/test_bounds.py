@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import redis
 
-from taskflow.broker import topics
 from taskflow.broker.console import JobFilter
 from taskflow.model.envelope import Lease
 from taskflow.model.record import Status
@@ -96,13 +95,17 @@ async def test_all_pages_of_what_is_scheduled_are_purged(world: World) -> None:
     assert await world.broker.console.purge(JobFilter(statuses=(Status.SCHEDULED,)), limit=10_000) == 1_500
 
 
-async def test_a_session_that_listens_leaves_nothing_behind(world: World, client: redis.Redis) -> None:
-    session = await world.a_session()
-    with world.broker.listen([topics.session(session.id)]) as nudges:
-        await nudges.wait(0.2)
-    await world.beat(session, leaving=True)
+async def test_listeners_that_are_gone_leave_nothing_behind(world: World, client: redis.Redis) -> None:
+    """Their names go when the next listener waits, minutes later."""
+    for _ in range(3):
+        world.clock.advance(100.0)
+        broker = world.broker.sibling()
+        session = await world.a_session()
+        await broker.claim(session.id, 1, ["mail"], 10)
+        await broker.upkeep(10)
+        await broker.close()
 
-    assert client.smembers(key(world, "armed")) == set()
+    assert (client.zcard(key(world, "w:mail")), client.zcard(key(world, "upkeepers"))) == (2, 2)
 
 
 async def test_of_many_leases_of_the_dead_upkeep_releases_the_rest_and_knows_the_cause(world: World) -> None:

@@ -89,7 +89,7 @@ async def test_a_large_payload_costs_two_commands_more(world: World, client: red
     assert {name: commands for name, (_, commands) in whole.items() if commands > most[name]} == {}
 
 
-MOST: Final = {"enqueue": 12, "claim": 24, "settle": 14, "upkeep": 40}
+MOST: Final = {"enqueue": 12 + 5, "claim": 24, "settle": 14, "upkeep": 40}
 
 
 async def test_a_plain_job_is_kept_in_the_fixed_layout_all_its_life(world: World, client: redis.Redis) -> None:

@@ -1,0 +1,283 @@
+"""nudges: as many workers are woken as there is work for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+
+from taskflow.broker import topics
+from taskflow.broker.nudges import Nudges
+from taskflow.broker.protocol import Broker
+from taskflow.model.envelope import Lease
+from taskflow.model.session import Session
+from tests.support.homes import Power
+from tests.support.verdicts import succeeded
+from tests.support.world import World
+
+QUIET: float = 0.1
+"""Seconds in which a nudge too many would arrive."""
+
+
+async def until_prompt(nudges: Nudges) -> None:
+    async with asyncio.timeout(10.0):
+        while not nudges.is_prompt:  # noqa: ASYNC110 - nobody announces it
+            await asyncio.sleep(0.005)
+
+
+class IdleWorker:
+    """A worker with a broker of its own. It has claimed too few jobs, and waits for a nudge."""
+
+    def __init__(self, world: World, session: Session, queues: Sequence[str]) -> None:
+        self._world = world
+        self._session = session
+        self._queues = queues
+        self._requests = 0
+        self._nudges: Nudges | None = None
+        self._waiting: asyncio.Task[bool] | None = None
+        self.broker: Broker = world.broker.sibling()
+
+    async def claim(self, limit: int = 10) -> list[Lease]:
+        self._requests += 1
+        return await self.broker.claim(self._session.id, self._requests, self._queues, limit)
+
+    async def begin(self) -> None:
+        """Wait for jobs, and return when a nudge would come."""
+        listed = await self._world.home.waiting(self.broker, "mail")
+        self._nudges = self.broker.listen([topics.queue(name) for name in self._queues] or [topics.ANY_QUEUE])
+        self._waiting = asyncio.create_task(self._nudges.wait(60.0))
+        await until_prompt(self._nudges)
+        assert await self.claim() == []
+        async with asyncio.timeout(10.0):
+            while await self._world.home.waiting(self.broker, "mail") <= listed:  # noqa: ASYNC110 - as above
+                await asyncio.sleep(0.005)
+
+    async def wait_again(self) -> None:
+        assert self._nudges is not None
+        self._waiting = asyncio.create_task(self._nudges.wait(60.0))
+        await asyncio.sleep(0)
+
+    async def stop_waiting(self) -> None:
+        """It has no room for jobs."""
+        assert self._waiting is not None
+        self._waiting.cancel()
+        await asyncio.wait([self._waiting])
+
+    async def stop_listening(self) -> None:
+        """Its process goes on without it."""
+        assert self._nudges is not None
+        await self.stop_waiting()
+        self._nudges.close()
+
+    @property
+    def is_nudged(self) -> bool:
+        return self._waiting is not None and self._waiting.done() and not self._waiting.cancelled()
+
+    async def end(self) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+        await self.broker.close()
+
+
+@asynccontextmanager
+async def idle(world: World, number: int, queues: Sequence[str] = ("mail",)) -> AsyncIterator[list[IdleWorker]]:
+    """So many workers wait for jobs."""
+    workers = [IdleWorker(world, await world.a_session(f"worker {n}"), queues) for n in range(number)]
+    try:
+        for worker in workers:
+            await worker.begin()
+        yield workers
+    finally:
+        for worker in workers:
+            await worker.end()
+
+
+async def nudged(world: World, workers: Sequence[IdleWorker], expected: int) -> list[IdleWorker]:
+    """Return the workers that are nudged, after as many as expected are, and a moment for any more."""
+    try:
+        async with asyncio.timeout(world.home.patience):
+            while sum(worker.is_nudged for worker in workers) < expected:  # noqa: ASYNC110 - they are many
+                await asyncio.sleep(0.005)
+    except TimeoutError:
+        pass
+    await asyncio.sleep(QUIET)
+    return [worker for worker in workers if worker.is_nudged]
+
+
+# --- nudge_few ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("queues", [["mail"], [], ["other", "mail"]], ids=["one queue", "every queue", "two queues"])
+@pytest.mark.parametrize("jobs", [1, 2])
+async def test_nudge_few(world: World, queues: Sequence[str], jobs: int) -> None:
+    """As many workers are nudged as jobs became ready."""
+    async with idle(world, 4, queues) as workers:
+        await world.enqueue(*(world.an_envelope(queue="mail") for _ in range(jobs)))
+
+        assert len(await nudged(world, workers, jobs)) == jobs
+
+
+async def test_nudge_few__job_by_job(world: World) -> None:
+    """Each job nudges another worker, as long as there is one."""
+    async with idle(world, 3) as workers:
+        for number in range(1, 4):
+            await world.add(queue="mail")
+            assert len(await nudged(world, workers, number)) == number
+
+
+async def test_nudge_few__again_and_again(world: World) -> None:
+    """A worker that has claimed and waits again is nudged again, and it alone if it is the only one."""
+    async with idle(world, 1) as [worker]:
+        for _ in range(3):
+            await world.add(queue="mail")
+            assert await nudged(world, [worker], 1) == [worker]
+            [lease] = await worker.claim()
+            await world.settle(succeeded(lease))
+            await worker.wait_again()
+            assert await nudged(world, [worker], 0) == []
+
+
+async def test_nudge_few__when_they_fall_due(world: World) -> None:
+    """Jobs that upkeep makes ready nudge no more workers than new ones."""
+    for _ in range(2):
+        await world.add(queue="mail", after=10.0)
+    async with idle(world, 4) as workers:
+        await world.pass_time(10.0)
+
+        assert len(await nudged(world, workers, 2)) == 2
+
+
+async def test_nudge_few__for_another_queue(world: World) -> None:
+    """Nobody is nudged for jobs of a queue from which nobody waits to claim."""
+    async with idle(world, 2) as workers:
+        await world.add(queue="other")
+
+        assert await nudged(world, workers, 0) == []
+
+
+# --- nudge_all_when_many --------------------------------------------------------------------------------------------------
+
+
+async def test_nudge_all_when_many(world: World) -> None:
+    """More jobs than workers nudge every worker."""
+    async with idle(world, 4) as workers:
+        await world.enqueue(*(world.an_envelope(queue="mail") for _ in range(9)))
+
+        assert await nudged(world, workers, 4) == workers
+
+
+# --- nudge_next, nudge_full -----------------------------------------------------------------------------------------------
+
+
+async def test_nudge_next(world: World) -> None:
+    """A worker that leaves ready jobs when it has claimed as many as it has room for nudges another."""
+    async with idle(world, 3) as workers:
+        await world.add(queue="mail")
+        await nudged(world, workers, 1)  # it does not claim
+        await world.add(queue="mail")
+        second = next(worker for worker in await nudged(world, workers, 2) if worker.is_nudged)
+        assert len(await second.claim(limit=1)) == 1
+
+        assert len(await nudged(world, workers, 3)) == 3
+
+
+async def test_nudge_full(world: World) -> None:
+    """A worker that has claimed as many jobs as it has room for does not wait for any, and is passed over."""
+    async with idle(world, 3) as workers:
+        await world.add(queue="mail")
+        [first] = await nudged(world, workers, 1)
+        full, other = [worker for worker in workers if worker is not first]
+        assert len(await full.claim(limit=1)) == 1
+        await full.stop_waiting()
+        await world.add(queue="mail")
+
+        assert await nudged(world, [other], 1) == [other]
+
+
+# --- nudge_paused ---------------------------------------------------------------------------------------------------------
+
+
+async def test_nudge_paused(world: World) -> None:
+    """Jobs of a paused queue nudge nobody. When it is resumed, they nudge as many workers as there are jobs."""
+    async with idle(world, 3) as workers:
+        await world.broker.console.pause("mail")
+        await world.add(queue="mail")
+        await world.add(queue="mail")
+        assert await nudged(world, workers, 0) == []
+
+        await world.broker.console.resume("mail")
+        assert len(await nudged(world, workers, 2)) == 2
+
+
+# --- nudge_dead, nudge_hung, nudge_unheard --------------------------------------------------------------------------------
+
+
+async def test_nudge_dead(world: World) -> None:
+    """A worker whose connections are closed is passed over."""
+    world.needs(Power.SHARING)
+    async with idle(world, 3) as workers:
+        gone, *others = workers
+        await gone.end()
+        for number in (1, 2):
+            await world.add(queue="mail")
+            assert len(await nudged(world, others, number)) == number
+
+
+@pytest.mark.parametrize("verb", ["enqueue", "upkeep"])
+async def test_nudge_hung(world: World, verb: str) -> None:
+    """If a worker does not claim within 250 ms after its nudge, the next call to the store nudges another."""
+    world.needs(Power.SHARING)
+    async with idle(world, 3) as workers:
+        await world.add(queue="mail")
+        assert len(await nudged(world, workers, 1)) == 1
+        world.clock.advance(0.3)
+        if verb == "enqueue":
+            await world.add(queue="mail")
+            expected = 3
+        else:
+            await world.upkeep()
+            expected = 2
+
+        assert len(await nudged(world, workers, expected)) == expected
+
+
+async def test_nudge_unheard(world: World) -> None:
+    """A nudge that reaches a process where nobody waits for jobs any more is passed on."""
+    async with idle(world, 2) as workers:
+        for worker in workers:
+            await worker.stop_listening()
+        async with idle(world, 1) as [third]:
+            for _ in range(3):
+                await world.add(queue="mail")
+
+            assert await nudged(world, [third], 1) == [third]
+
+
+# --- ended_told -----------------------------------------------------------------------------------------------------------
+
+
+async def test_ended_told(world: World) -> None:
+    """The end of a job is told to those that wait for it, and to nobody else."""
+    one, other = await world.running(), await world.running()
+    brokers = [world.broker.sibling(), world.broker.sibling()]
+    waits = list[asyncio.Task[bool]]()
+    try:
+        for broker, lease in zip(brokers, [one, other], strict=True):
+            nudges = broker.listen([topics.job(lease.envelope.id)])
+            waits.append(asyncio.create_task(nudges.wait(60.0)))
+            await until_prompt(nudges)
+            await broker.read([lease.envelope.id])
+        await world.settle(succeeded(one, b"\x01r"))
+        assert await asyncio.wait_for(waits[0], world.home.patience)
+        await asyncio.sleep(QUIET)
+
+        assert not waits[1].done()
+        [record] = await brokers[0].read([one.envelope.id])
+        assert record == await world.record(one)
+    finally:
+        for waiting in waits:
+            waiting.cancel()
+        for broker in brokers:
+            await broker.close()
