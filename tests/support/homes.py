@@ -142,6 +142,14 @@ class SqliteHome(Home):
         room = None if self.capacity is None else Room(max_pages=_PAGES_OF_TABLES + 2 * self.capacity)
         return SqliteBroker(self.path, seams=self.seams, rules=self.rules, room=room)
 
+    async def waiting(self, broker: Broker, queue: str) -> int:
+        from taskflow.broker.sqlite.wake_folder import WAITING, Mark, topic_hash
+
+        folder = Path(f"{self.path}-wake")
+        marks = [mark for file in (folder.iterdir() if folder.exists() else ()) if (mark := Mark.parse(file.name)) is not None]
+        hashes = [topic_hash("taskflow", topic) for topic in (topics.queue(queue), topics.ANY_QUEUE)]
+        return sum(mark.state == WAITING and any(map(mark.hears, hashes)) for mark in marks)
+
     @property
     def place(self) -> str:
         return f"sqlite {self.path}"

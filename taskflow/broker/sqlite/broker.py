@@ -197,10 +197,10 @@ class _Parts:
 
     def __init__(self, store: StoreFile, seams: Seams, rules: Rules) -> None:
         self._flag = WakeUpFlag()
-        self._sender = Sender(store)
+        self._sender = Sender(store, seams.clock)
         self._transactions = Transactions(store, seams.clock, rules, self._announce)
         self.writer = Writer(self._transactions, seams.start_thread)
-        self.listener = SocketListener(store, self._flag, seams.start_thread)
+        self.listener = SocketListener(store, self._flag, seams)
 
     def _announce(self, announcement: Announcement, transitions: Transitions, /) -> None:
         if not self._sender.announce(announcement, transitions) or self.listener.name is None:

@@ -10,6 +10,7 @@ from typing import Final
 
 from taskflow.broker import topics as names
 from taskflow.broker.sqlite.wake_folder import ANY_TOPIC, BUSY, ID_BYTES, NUDGED, WAITING, Folder, Mark, awaited_file, topic_hash
+from taskflow.model.clock import Clock
 
 _JOB: Final = names.job(b"")
 _QUEUE: Final = names.queue("")
@@ -21,11 +22,12 @@ _TRIES: Final = 3
 class ListenerFiles:
     """Written by one thread at a time. If the files cannot be written, no error is raised: wake-ups are late then."""
 
-    def __init__(self, folder: Folder, namespace: str, name: str) -> None:
+    def __init__(self, folder: Folder, namespace: str, name: str, clock: Clock) -> None:
         self.awaited = AwaitedIds(folder, awaited_file(name))
         self._folder = folder
         self._namespace = namespace
         self._name = name
+        self._clock = clock
         self._topics = Counter[str]()
         self._mark: Mark | None = None
 
@@ -79,11 +81,9 @@ class ListenerFiles:
 
     def take(self, mark: str) -> None:
         """A sender says that it has renamed the mark to this."""
-        parts = mark.split(".")
-        if len(parts) == 4 and parts[2] == self._name:
-            with contextlib.suppress(OSError):
-                if self._folder.has(mark):
-                    self._mark = Mark(*parts)
+        with contextlib.suppress(OSError):
+            if self._folder.has(mark):
+                self._mark = Mark.parse(mark)
 
     def hears_jobs(self, hashed: str) -> bool:
         """Return True if somebody waits for jobs of the queue whose topic has that hash."""
@@ -103,7 +103,7 @@ class ListenerFiles:
         self.awaited.remove()
 
     def _turn(self, state: str) -> None:
-        new = Mark.new(state, self._name, self._namespace, self._topics)
+        new = Mark.new(state, self._clock.steady(), self._name, self._namespace, self._topics)
         for _ in range(_TRIES):
             old = self._mark or self._actual()
             self._mark = None

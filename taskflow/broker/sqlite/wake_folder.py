@@ -3,7 +3,7 @@
 A listener has a socket, NAME, and at most two files:
 
 STATE.SINCE.NAME.TOPICS  its mark. STATE is "w" if it waits for jobs, "b" if it is busy, and "n" with a topic if it was nudged for that.
-                         SINCE is when the state began, in nanoseconds of the monotonic clock. TOPICS are all that it listens to.
+                         SINCE is when the state began, in microseconds of the boot clock. TOPICS are all that it listens to.
 j.NAME                   the ids of the jobs whose end it waits for.
 
 A sender nudges a waiting listener by renaming its mark. Only one sender succeeds, so a listener gets one nudge however many senders there
@@ -16,10 +16,10 @@ import contextlib
 import os
 import socket
 import stat
-import time
 from collections.abc import Callable, Collection, Iterable
 from functools import lru_cache
 from hashlib import blake2b
+from operator import attrgetter
 from typing import Final, NamedTuple
 
 from taskflow.broker.sqlite.ownership import PRIVATE, open_folder_beside
@@ -29,7 +29,7 @@ from taskflow.model.errors import BrokerRefused
 WAITING: Final = "w"
 BUSY: Final = "b"
 NUDGED: Final = "n"
-_AWAITED: Final = "j"
+_AWAITED: Final = "j."
 
 _MOST_ADDRESS_BYTES: Final = 100
 """Bytes of a socket's path: Linux takes 107, others 103."""
@@ -57,26 +57,28 @@ class Mark(NamedTuple):
     topics: str
 
     @classmethod
-    def new(cls, state: str, listener: str, namespace: str, topics: Collection[str]) -> Mark:
+    def new(cls, state: str, now: int, listener: str, namespace: str, topics: Collection[str]) -> Mark:
         hashes = ANY_TOPIC if len(topics) > _MOST_TOPICS else "".join(topic_hash(namespace, topic) for topic in topics)
-        return cls(state, _now(), listener, hashes)
+        return cls(state, f"{now:016x}", listener, hashes)
 
-    def turned(self, state: str) -> Mark:
-        return Mark(state, _now(), self.listener, self.topics)
+    @classmethod
+    def parse(cls, file: str) -> Mark | None:
+        parts = file.split(".")
+        return cls(*parts) if len(parts) == 4 and _is_number(parts[1]) else None
+
+    def turned(self, state: str, now: int) -> Mark:
+        return Mark(state, f"{now:016x}", self.listener, self.topics)
 
     def hears(self, hashed: str) -> bool:
         return self.topics == ANY_TOPIC or hashed in _split(self.topics)
 
-    def is_older_than(self, seconds: float) -> bool:
-        return time.monotonic_ns() - int(self.since, 16) > seconds * 1e9
+    @property
+    def since_number(self) -> int:
+        return int(self.since, 16)
 
     @property
     def file(self) -> str:
         return ".".join(self)
-
-
-def _now() -> str:
-    return f"{time.monotonic_ns():016x}"
 
 
 @lru_cache(1024)
@@ -92,14 +94,13 @@ class Listeners:
         self.marks = list[Mark]()
         self.awaiting = list[str]()
         for file in files:
-            parts = file.split(".")
-            if len(parts) == 1:
+            if "." not in file:
                 self.sockets.add(file)
-            elif len(parts) == 4 and _is_number(parts[1]):
-                self.marks.append(Mark(*parts))
-            elif len(parts) == 2 and parts[0] == _AWAITED:
-                self.awaiting.append(parts[1])
-        self.marks.sort(key=_since)
+            elif file.startswith(_AWAITED):
+                self.awaiting.append(file.removeprefix(_AWAITED))
+            elif (mark := Mark.parse(file)) is not None:
+                self.marks.append(mark)
+        self.marks.sort(key=attrgetter("since"))
 
     def files_of(self, listener: str) -> list[str]:
         """Return the files of a listener besides its socket."""
@@ -123,12 +124,8 @@ def _is_number(since: str) -> bool:
         return False
 
 
-def _since(mark: Mark) -> str:
-    return mark.since
-
-
 def awaited_file(listener: str) -> str:
-    return f"{_AWAITED}.{listener}"
+    return _AWAITED + listener
 
 
 class Folder:

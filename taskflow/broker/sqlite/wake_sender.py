@@ -14,6 +14,7 @@ from typing import Final, Protocol
 import msgspec
 
 from taskflow.broker import topics
+from taskflow.broker.protocol import PASSED_ON_AFTER, UPKEEPERS
 from taskflow.broker.sqlite import settle
 from taskflow.broker.sqlite.announcement import Announcement
 from taskflow.broker.sqlite.row import slices
@@ -31,13 +32,10 @@ from taskflow.broker.sqlite.wake_folder import (
     awaited_file,
     topic_hash,
 )
+from taskflow.model.clock import Clock, to_microseconds
 from taskflow.model.record import Record
 
-UNANSWERED_FOR: Final = 0.25
-"""Seconds after which a nudge that no claim has followed is passed on to another listener."""
-
-DUE_LISTENERS: Final = 2
-"""Listeners that are told of the next due time. One would do, but it may be stopped."""
+_PASSED_ON_AFTER: Final = to_microseconds(PASSED_ON_AFTER)
 
 SMALL_RECORD: Final = 4096
 """Bytes up to which the record of an ended job travels with the message."""
@@ -86,7 +84,8 @@ def remove_here(name: str) -> None:
 class Sender:
     """Used by one thread at a time."""
 
-    def __init__(self, store: StoreFile) -> None:
+    def __init__(self, store: StoreFile, clock: Clock) -> None:
+        self.clock = clock
         self.folder = Folder(store)
         self._namespace = store.namespace
         self._socket: socket.socket | None = None
@@ -176,6 +175,7 @@ class _Round:
 
     def __init__(self, sender: Sender, listeners: Listeners, namespace: str) -> None:
         self._sender = sender
+        self._now = sender.clock.steady()
         self._listeners = listeners
         self._namespace = namespace
         self._any_queue = topic_hash(namespace, topics.ANY_QUEUE)
@@ -220,16 +220,16 @@ class _Round:
     def pass_on_unanswered(self) -> None:
         for mark in [*self._marks.values()]:
             hashed = mark.state[1:]
-            if not hashed or not mark.is_older_than(UNANSWERED_FOR) or not any(self._waiting_for(hashed, WAITING)):
+            if not hashed or self._now - mark.since_number < _PASSED_ON_AFTER or not any(self._waiting_for(hashed, WAITING)):
                 continue
-            if self._rename(mark, mark.turned(BUSY)):
+            if self._rename(mark, mark.turned(BUSY, self._now)):
                 self.nudge(hashed, 1)
 
     def _waiting_for(self, hashed: str, states: str) -> Iterator[Mark]:
         return (mark for mark in self._marks.values() if mark.state[0] in states and (mark.hears(hashed) or mark.hears(self._any_queue)))
 
     def _take(self, mark: Mark, hashed: str) -> bool:
-        nudged = mark.turned(NUDGED + hashed)
+        nudged = mark.turned(NUDGED + hashed, self._now)
         if not self._rename(mark, nudged):
             return False
         message = self._message(mark.listener)
@@ -262,7 +262,7 @@ class _Round:
         """Tell a few listeners if no other job is due before that."""
         listeners = [mark.listener for mark in self._marks.values() if mark.hears(self._due)]
         if listeners and transitions.next_due() == due_at:
-            for listener in random.sample(listeners, min(DUE_LISTENERS, len(listeners))):
+            for listener in random.sample(listeners, min(UPKEEPERS, len(listeners))):
                 self._message(listener).heard.append(self._due)
 
     def tell_of_ends(self, ended: set[bytes], transitions: Transitions) -> None:

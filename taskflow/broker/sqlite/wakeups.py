@@ -24,7 +24,7 @@ from taskflow.broker.sqlite.store_watch import StoreWatch
 from taskflow.broker.sqlite.wake_folder import Folder
 from taskflow.broker.sqlite.wake_sender import Message, Sender, add_here, decode, remove_here
 from taskflow.model.record import Record
-from taskflow.model.seams import StartThread
+from taskflow.model.seams import Seams
 
 POLL_EVERY: Final = 1.0
 POLL_WITHOUT_SOCKETS_EVERY: Final = 0.05
@@ -52,11 +52,11 @@ class SocketListener:
     `name` is that of its socket, while it has one.
     """
 
-    def __init__(self, store: StoreFile, flag: WakeUpFlag, start_thread: StartThread) -> None:
+    def __init__(self, store: StoreFile, flag: WakeUpFlag, seams: Seams) -> None:
         self.name: str | None = None
         self._store = store
         self._flag = flag
-        self._start_thread = start_thread
+        self._clock, self._start_thread = seams.clock, seams.start_thread
         self._lock = threading.Lock()
         self._pid = os.getpid()
         self._folder = Folder(store)
@@ -88,7 +88,7 @@ class SocketListener:
             return None
         bound.settimeout(POLL_EVERY)
         self.name = name
-        self._files = ListenerFiles(self._folder, self._store.namespace, name)
+        self._files = ListenerFiles(self._folder, self._store.namespace, name, self._clock)
         add_here(name, self)
         return bound
 
@@ -143,7 +143,7 @@ class SocketListener:
         return is_heeded
 
     def _pass_on(self, hashed: str) -> None:
-        sender = Sender(self._store)
+        sender = Sender(self._store, self._clock)
         try:
             sender.pass_on(hashed)
         finally:
