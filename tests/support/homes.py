@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import itertools
+import os
 import shutil
 import sqlite3
 import tempfile
@@ -145,10 +146,11 @@ class SqliteHome(Home):
     async def waiting(self, broker: Broker, queue: str) -> int:
         from taskflow.broker.sqlite.wake_folder import WAITING, Mark, topic_hash
 
-        folder = Path(f"{self.path}-wake")
-        marks = [mark for file in (folder.iterdir() if folder.exists() else ()) if (mark := Mark.parse(file.name)) is not None]
+        folder = f"{self.path}-wake"
+        files = await asyncio.to_thread(os.listdir, folder) if await asyncio.to_thread(os.path.exists, folder) else []
         hashes = [topic_hash("taskflow", topic) for topic in (topics.queue(queue), topics.ANY_QUEUE)]
-        return sum(mark.state == WAITING and any(map(mark.hears, hashes)) for mark in marks)
+        marks = [mark for mark in map(Mark.parse, files) if mark is not None and mark.state == WAITING]
+        return sum(any(map(mark.hears, hashes)) for mark in marks)
 
     @property
     def place(self) -> str:

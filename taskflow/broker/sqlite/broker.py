@@ -121,7 +121,7 @@ class SqliteBroker:
     async def read(self, ids: Sequence[bytes]) -> list[Record | None]:
         listener = self._running().listener
         ended = {job_id: record for job_id in ids if (record := listener.take_ended(job_id)) is not None}
-        if len(ended) == len(ids):
+        if ended and len(ended) == len(ids):
             return [*map(ended.get, ids)]
         return await self._look(lambda transitions: settle.read(transitions, ids))
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable
 from typing import Final
 
 from taskflow.broker import topics as names
-from taskflow.broker.sqlite.wake_folder import ANY_TOPIC, BUSY, ID_BYTES, NUDGED, WAITING, Folder, Mark, awaited_file, topic_hash
+from taskflow.broker.sqlite.wake_folder import ANY_TOPIC, BUSY, ID_BYTES, WAITING, Folder, Mark, awaited_file, topic_hash
 from taskflow.model.clock import Clock
 
 _JOB: Final = names.job(b"")
@@ -54,7 +54,7 @@ class ListenerFiles:
         if not gone:
             return None
         actual = self._actual()
-        unheeded = None if actual is None or actual.state[0] != NUDGED or self.hears_jobs(actual.state[1:]) else actual.state[1:]
+        unheeded = actual.nudged_for if actual is not None and not self._heeds(actual) else None
         if self._topics:
             self._turn(BUSY if unheeded or actual is None else actual.state)
         else:
@@ -79,20 +79,21 @@ class ListenerFiles:
         self._turn(WAITING)
         return False
 
-    def take(self, mark: str) -> None:
-        """A sender says that it has renamed the mark to this."""
+    def take(self, file: str) -> bool:
+        """A sender says that it has renamed the mark to this. Return False if it is a nudge for jobs that nobody waits for."""
+        mark = Mark.parse(file)
         with contextlib.suppress(OSError):
-            if self._folder.has(mark):
-                self._mark = Mark.parse(mark)
+            if self._folder.has(file):
+                self._mark = mark
+        return mark is not None and self._heeds(mark)
 
-    def hears_jobs(self, hashed: str) -> bool:
-        """Return True if somebody waits for jobs of the queue whose topic has that hash."""
-        return any(
-            topic == names.ANY_QUEUE or (topic.startswith(_QUEUE) and topic_hash(self._namespace, topic) == hashed)
-            for topic in self._topics
-        )
+    def _heeds(self, mark: Mark) -> bool:
+        """Return True if the mark says nothing of a nudge, or if somebody waits for such jobs."""
+        hashed = mark.nudged_for
+        queues = filter(_is_queue, self._topics)
+        return hashed is None or any(topic == names.ANY_QUEUE or topic_hash(self._namespace, topic) == hashed for topic in queues)
 
-    def heard(self, hashes: Sequence[str]) -> list[str]:
+    def heard(self, hashes: Collection[str]) -> list[str]:
         """Return the topics with these hashes that somebody waits for."""
         topics = list(self._topics)
         return topics if ANY_TOPIC in hashes else [topic for topic in topics if topic_hash(self._namespace, topic) in hashes]

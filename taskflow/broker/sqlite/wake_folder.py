@@ -73,6 +73,11 @@ class Mark(NamedTuple):
         return self.topics == ANY_TOPIC or hashed in _split(self.topics)
 
     @property
+    def nudged_for(self) -> str | None:
+        """The hash of the topic that it was nudged for; None if it was not."""
+        return self.state[1:] or None
+
+    @property
     def since_number(self) -> int:
         return int(self.since, 16)
 

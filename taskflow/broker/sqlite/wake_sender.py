@@ -45,10 +45,13 @@ _MOST_BYTES: Final = 60_000
 
 
 class Message(msgspec.Struct, array_like=True):
-    """`mark` is the listener's new mark if it is nudged. `heard` are hashes of topics, `ended` ids of jobs, `records` some of theirs."""
+    """`mark` is the listener's new mark if it is nudged. `heard` are hashes of topics, `ended` ids of jobs, `records` some of theirs.
+
+    If a message would be too long for a datagram, it says instead that anything may have happened: `ANY_TOPIC` is heard.
+    """
 
     mark: str = ""
-    heard: list[str] = []
+    heard: set[str] = set()
     ended: list[bytes] = []
     records: list[Record] = []
 
@@ -128,7 +131,7 @@ class Sender:
             return here.take(message)
         encoded = _ENCODER.encode(message)
         if len(encoded) > _MOST_BYTES:
-            encoded = _ENCODER.encode(Message(message.mark, [ANY_TOPIC]))
+            encoded = _ENCODER.encode(Message(message.mark, {ANY_TOPIC}))
         try:
             self._opened().sendto(encoded, self.folder.address(name))
         except OSError as error:
@@ -207,7 +210,7 @@ class _Round:
         nudged = [*self._waiting_for(hashed, NUDGED)]
         left = self._nudge_waiting(hashed, number)
         for mark in nudged[:left]:
-            self._message(mark.listener).heard += [hashed, self._any_queue]
+            self._message(mark.listener).heard |= {hashed, self._any_queue}
 
     def _nudge_waiting(self, hashed: str, number: int) -> int:
         """Return how many were missing."""
@@ -219,10 +222,10 @@ class _Round:
 
     def pass_on_unanswered(self) -> None:
         for mark in [*self._marks.values()]:
-            hashed = mark.state[1:]
-            if not hashed or self._now - mark.since_number < _PASSED_ON_AFTER or not any(self._waiting_for(hashed, WAITING)):
+            hashed = mark.nudged_for
+            if hashed is None or self._now - mark.since_number < _PASSED_ON_AFTER:
                 continue
-            if self._rename(mark, mark.turned(BUSY, self._now)):
+            if any(self._waiting_for(hashed, WAITING)) and self._rename(mark, mark.turned(BUSY, self._now)):
                 self.nudge(hashed, 1)
 
     def _waiting_for(self, hashed: str, states: str) -> Iterator[Mark]:
@@ -234,7 +237,7 @@ class _Round:
             return False
         message = self._message(mark.listener)
         message.mark = nudged.file
-        message.heard += [hashed, self._any_queue]
+        message.heard |= {hashed, self._any_queue}
         self._nudges.setdefault(mark.listener, []).append(hashed)
         return True
 
@@ -256,14 +259,14 @@ class _Round:
         hashed = topic_hash(self._namespace, topic)
         for mark in self._marks.values():
             if mark.hears(hashed):
-                self._message(mark.listener).heard.append(hashed)
+                self._message(mark.listener).heard.add(hashed)
 
     def tell_of_due(self, due_at: int, transitions: Transitions) -> None:
         """Tell a few listeners if no other job is due before that."""
         listeners = [mark.listener for mark in self._marks.values() if mark.hears(self._due)]
         if listeners and transitions.next_due() == due_at:
             for listener in random.sample(listeners, min(UPKEEPERS, len(listeners))):
-                self._message(listener).heard.append(self._due)
+                self._message(listener).heard.add(self._due)
 
     def tell_of_ends(self, ended: set[bytes], transitions: Transitions) -> None:
         """Tell each listener that awaits jobs of the ends of these, with the records as far as they are small."""
@@ -304,7 +307,7 @@ class _Round:
             for hashed in nudges:
                 self.nudge(hashed, 1)
             if self._due in message.heard and (others := [mark.listener for mark in self._marks.values() if mark.hears(self._due)]):
-                self._message(random.choice(others)).heard.append(self._due)
+                self._message(random.choice(others)).heard.add(self._due)
 
 
 def _ready_in(transitions: Transitions, queue: str) -> int:

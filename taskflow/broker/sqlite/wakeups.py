@@ -21,7 +21,7 @@ from taskflow.broker.nudges import Nudges, WakeUpFlag
 from taskflow.broker.sqlite.listener_files import ListenerFiles, parted
 from taskflow.broker.sqlite.store_file import StoreFile
 from taskflow.broker.sqlite.store_watch import StoreWatch
-from taskflow.broker.sqlite.wake_folder import Folder
+from taskflow.broker.sqlite.wake_folder import ANY_TOPIC, Folder, Mark
 from taskflow.broker.sqlite.wake_sender import Message, Sender, add_here, decode, remove_here
 from taskflow.model.record import Record
 from taskflow.model.seams import Seams
@@ -131,15 +131,16 @@ class SocketListener:
         """Wake whom a message concerns. Return False if it is a nudge for jobs that nobody waits for any more."""
         with self._lock:
             if self._files is None:
-                return False
-            if message.mark:
-                self._files.take(message.mark)
+                return not message.mark
+            is_heeded = not message.mark or self._files.take(message.mark)
             heard = self._files.heard(message.heard)
             for record in message.records:
                 if record.id in self._files.awaited:
                     self._ended[record.id] = record
-            is_heeded = not message.mark or any(self._files.hears_jobs(hashed) for hashed in message.heard)
-        self._flag.wake([*heard, *map(names.job, message.ended)])
+        if ANY_TOPIC in message.heard:
+            self._flag.wake_all()
+        else:
+            self._flag.wake([*heard, *map(names.job, message.ended)])
         return is_heeded
 
     def _pass_on(self, hashed: str) -> None:
@@ -184,9 +185,8 @@ class SocketListener:
         except msgspec.MsgspecError:  # not from a taskflow of this version
             self._must_look = True
             return
-        if not self.take(message):
-            for hashed in message.heard[:1]:
-                self._pass_on(hashed)
+        if not self.take(message) and (mark := Mark.parse(message.mark)) is not None and mark.nudged_for is not None:
+            self._pass_on(mark.nudged_for)
 
     def _is_done(self) -> bool:
         """Return True if nobody listens any more. The next listener starts another thread."""
