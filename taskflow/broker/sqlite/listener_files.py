@@ -126,7 +126,7 @@ class ListenerFiles:
             if self._mark is not None and self._folder.has(self._mark.file):
                 return self._mark
         listeners = self._folder.listeners()
-        return None if listeners is None else next((mark for mark in listeners.marks if mark.listener == self._name), None)
+        return None if listeners is None else listeners.marks.get(self._name)
 
     def _remove_mark(self) -> None:
         for _ in range(_TRIES):

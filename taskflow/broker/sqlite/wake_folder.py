@@ -92,34 +92,35 @@ def _split(topics: str) -> frozenset[str]:
 
 
 class Listeners:
-    """What the folder holds: names of sockets, marks, those that have waited longest first, and the names of those that await ends."""
+    """What the folder holds: names of sockets, marks by listener, those first that have waited longest, and who awaits ends."""
 
     def __init__(self, files: Iterable[str]) -> None:
         self.sockets = set[str]()
-        self.marks = list[Mark]()
         self.awaiting = list[str]()
+        marks = list[Mark]()
         for file in files:
             if "." not in file:
                 self.sockets.add(file)
             elif file.startswith(_AWAITED):
                 self.awaiting.append(file.removeprefix(_AWAITED))
             elif (mark := Mark.parse(file)) is not None:
-                self.marks.append(mark)
-        self.marks.sort(key=attrgetter("since"))
+                marks.append(mark)
+        marks.sort(key=attrgetter("since"))
+        self.marks = {mark.listener: mark for mark in marks}
 
     def files_of(self, listener: str) -> list[str]:
         """Return the files of a listener besides its socket."""
-        files = [mark.file for mark in self.marks if mark.listener == listener]
-        return files + [awaited_file(name) for name in self.awaiting if name == listener]
+        files = [awaited_file(listener)] if listener in self.awaiting else []
+        return [*files, self.marks[listener].file] if listener in self.marks else files
 
     @property
     def names(self) -> set[str]:
-        return self.sockets.union((mark.listener for mark in self.marks), self.awaiting)
+        return self.sockets.union(self.marks, self.awaiting)
 
     @property
     def unmarked(self) -> set[str]:
         """The sockets that have no other file."""
-        return self.sockets.difference((mark.listener for mark in self.marks), self.awaiting)
+        return self.sockets.difference(self.marks, self.awaiting)
 
 
 def _is_number(since: str) -> bool:

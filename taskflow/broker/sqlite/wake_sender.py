@@ -183,7 +183,7 @@ class _Round:
         self._namespace = namespace
         self._any_queue = topic_hash(namespace, topics.ANY_QUEUE)
         self._due = topic_hash(namespace, topics.DUE)
-        self._marks = {mark.listener: mark for mark in listeners.marks}
+        self._marks = listeners.marks
         self._messages: dict[str, Message] = {}
         self._nudges: dict[str, list[str]] = {}
 
@@ -196,13 +196,12 @@ class _Round:
             self.nudge(hashed, min(number, _ready_in(transitions, queue)))
 
     def nudge_next(self, number: int, transitions: Transitions) -> None:
-        """After claims that got as many jobs as they wanted: nudge as many listeners for jobs that no nudged one is about to claim."""
+        """Nudge one more listener for each claim that got as many jobs as it wanted and left others."""
         if not any(mark.state == WAITING for mark in self._marks.values()):
             return
         for queue, ready in transitions.ready_queues():
             hashed = topic_hash(self._namespace, topics.queue(queue))
-            wanted = max(0, min(number, ready - len([*self._waiting_for(hashed, NUDGED)])))
-            number -= wanted - self._nudge_waiting(hashed, wanted)
+            number = self._nudge_waiting(hashed, min(number, ready)) + max(0, number - ready)
 
     def nudge(self, hashed: str, number: int) -> None:
         """Nudge those that have waited longest. If they are too few, tell those again that were nudged before: they may have claimed
