@@ -13,7 +13,7 @@ class Announcement:
     """`ready` counts the jobs that became ready by queue, `ended` has the ids of jobs, `stopping` the sessions that have runs to stop.
 
     `due_at`        when the first of the newly scheduled jobs is due
-    `full_claims`   claims that got as many jobs as they wanted: more may be ready
+    `full_claims`   counts claims that got as many jobs as they wanted by their queues, none for all queues: more jobs may be ready
     `is_periodical` True for a heartbeat or maintenance, which also looks after nudges that nobody has answered
     `cleans`        True for maintenance, which also removes the files of listeners that are gone
     """
@@ -22,7 +22,7 @@ class Announcement:
     ended: set[bytes] = field(default_factory=set)
     stopping: set[bytes] = field(default_factory=set)
     due_at: int | None = None
-    full_claims: int = 0
+    full_claims: Counter[tuple[str, ...]] = field(default_factory=Counter)
     is_periodical: bool = False
     cleans: bool = False
 

@@ -101,7 +101,8 @@ class SqliteBroker:
     ) -> list[Lease]:
         leases = claim.claim(transitions, session, request, queues, limit)
         is_full = len(leases) >= limit
-        transitions.announcement.full_claims += is_full
+        if is_full:
+            transitions.announcement.full_claims[tuple(queues)] += 1
         listener.claimed(is_full=is_full)
         return leases
 
@@ -203,7 +204,8 @@ class _Parts:
         self.listener = SocketListener(store, self._flag, seams)
 
     def _announce(self, announcement: Announcement, transitions: Transitions, /) -> None:
-        if not self._sender.announce(announcement, transitions) or self.listener.name is None:
+        is_told = self._sender.announce(announcement, transitions) and self.listener.name is not None
+        if not is_told and self._flag.is_heard:
             self._flag.wake(announcement.topics())
 
     def close(self) -> None:

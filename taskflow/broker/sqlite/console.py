@@ -205,5 +205,4 @@ def pause(transitions: Transitions, queue: str) -> None:
 def resume(transitions: Transitions, queue: str) -> None:
     transitions.connection.execute(transitions.sql["resume_queue"], (queue,))
     transitions.tally.flush()
-    if row := transitions.connection.execute(transitions.sql["ready_in_queue"], (queue,)).fetchone():
-        transitions.announcement.ready[queue] += row[0]
+    transitions.announcement.ready[queue] += transitions.ready_in(queue)

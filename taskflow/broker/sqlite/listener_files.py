@@ -40,7 +40,7 @@ class ListenerFiles:
         self._topics.update(others)
         if new:
             mark = self._mark
-            self._turn(WAITING if mark is None or any(map(_is_queue, new)) else mark.state)
+            self._turn(WAITING if mark is None or any(map(is_queue, new)) else mark.state)
 
     def drop(self, topics: Iterable[str]) -> str | None:
         """Undo `add`. Return the topic of a nudge that now nobody heeds, if there is one: a hash."""
@@ -90,7 +90,7 @@ class ListenerFiles:
     def _heeds(self, mark: Mark) -> bool:
         """Return True if the mark says nothing of a nudge, or if somebody waits for such jobs."""
         hashed = mark.nudged_for
-        queues = filter(_is_queue, self._topics)
+        queues = filter(is_queue, self._topics)
         return hashed is None or any(topic == names.ANY_QUEUE or topic_hash(self._namespace, topic) == hashed for topic in queues)
 
     def heard(self, hashes: Collection[str]) -> list[str]:
@@ -197,5 +197,5 @@ def parted(topics: Iterable[str]) -> tuple[list[bytes], list[str]]:
     return jobs, others
 
 
-def _is_queue(topic: str) -> bool:
+def is_queue(topic: str) -> bool:
     return topic == names.ANY_QUEUE or topic.startswith(_QUEUE)

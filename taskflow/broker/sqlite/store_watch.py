@@ -52,11 +52,15 @@ class StoreWatch:
         return found
 
     def _queues(self, connection: sqlite3.Connection, topics: Sequence[str]) -> set[str]:
-        wanted = {topic for topic in topics if topic == names.ANY_QUEUE or topic.startswith(_QUEUE)}
-        if not wanted:
-            return set()
-        ready = {names.queue(queue) for queue, _ in connection.execute(self._sql["names_of_ready_queues"])}
-        return wanted & (ready | {names.ANY_QUEUE}) if ready else set()
+        found = {
+            topic
+            for topic in topics
+            if topic.startswith(_QUEUE)
+            and any(connection.execute(self._sql["ready_in_queue"], (topic.removeprefix(_QUEUE),)).fetchone() or ())
+        }
+        if names.ANY_QUEUE in topics and connection.execute(self._sql["first_ready_queues"], (1,)).fetchone():
+            found.add(names.ANY_QUEUE)
+        return found
 
     def _sessions(self, connection: sqlite3.Connection, topics: Iterable[str]) -> set[str]:
         sessions = {topic: bytes.fromhex(topic.removeprefix(_SESSION)) for topic in topics if topic.startswith(_SESSION)}

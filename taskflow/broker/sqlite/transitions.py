@@ -212,9 +212,13 @@ class Transitions:
     def announce_ready(self, queue: int, number: int = 1) -> None:
         self.announcement.ready[self.queues.name(queue)] += number
 
-    def ready_queues(self) -> list[tuple[str, int]]:
-        """Return the queues that are not paused and have ready jobs, and how many."""
-        return self.connection.execute(self.sql["names_of_ready_queues"]).fetchall()
+    def first_ready_queues(self, limit: int) -> list[str]:
+        return [name for (name,) in self.connection.execute(self.sql["first_ready_queues"], (limit,))]
+
+    def ready_in(self, queue: str) -> int:
+        """Return how many ready jobs a queue has, none if it is paused."""
+        row = self.connection.execute(self.sql["ready_in_queue"], (queue,)).fetchone()
+        return 0 if row is None else int(row[0])
 
     def next_due(self) -> Any:
         [(due_at,)] = self.connection.execute(self.sql["next_due"])

@@ -8,7 +8,7 @@ import os
 import random
 import socket
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, Protocol
 
 import msgspec
@@ -42,6 +42,12 @@ SMALL_RECORD: Final = 4096
 
 _MOST_BYTES: Final = 60_000
 """Bytes of a datagram. Some systems take no larger one."""
+
+
+_MOST_QUEUES: Final = 100
+"""Queues in which a claim of every queue may have left jobs that are looked at."""
+
+_CLEAN_EVERY: Final = to_microseconds(5.0)
 
 
 class Message(msgspec.Struct, array_like=True):
@@ -91,6 +97,7 @@ class Sender:
         self.clock = clock
         self.folder = Folder(store)
         self._namespace = store.namespace
+        self._cleaned_at = -_CLEAN_EVERY
         self._socket: socket.socket | None = None
 
     def announce(self, announcement: Announcement, transitions: Transitions) -> bool:
@@ -104,8 +111,8 @@ class Sender:
                 round.pass_on_unanswered()
             for queue, number in announcement.ready.items():
                 round.nudge_for(queue, number, transitions)
-            if announcement.full_claims:
-                round.nudge_next(announcement.full_claims, transitions)
+            for queues, number in announcement.full_claims.items():
+                round.nudge_next(queues, number, transitions)
             for session in announcement.stopping:
                 round.tell_all(topics.session(session))
             if announcement.due_at is not None:
@@ -113,8 +120,7 @@ class Sender:
             if announcement.ended:
                 round.tell_of_ends(announcement.ended, transitions)
         round.send()
-        for name in listeners.names if announcement.cleans else listeners.unmarked:
-            self._clean(listeners, name)
+        self._clean(listeners, announcement)
         return True
 
     def pass_on(self, hashed: str) -> None:
@@ -141,10 +147,16 @@ class Sender:
             return False
         return True
 
-    def _clean(self, listeners: Listeners, name: str) -> None:
-        """Remove the files of a listener whose process is gone and could not clean up."""
-        if listener_here(name) is not None:
-            return
+    def _clean(self, listeners: Listeners, announcement: Announcement) -> None:
+        """Remove the files of listeners whose processes are gone and could not clean up."""
+        names, now = listeners.unmarked, self.clock.steady()
+        if announcement.cleans and now - self._cleaned_at >= _CLEAN_EVERY:
+            names, self._cleaned_at = listeners.names, now
+        for name in names:
+            if listener_here(name) is None:
+                self._remove_if_gone(listeners, name)
+
+    def _remove_if_gone(self, listeners: Listeners, name: str) -> None:
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
             try:
                 probe.connect(self.folder.address(name))
@@ -193,15 +205,17 @@ class _Round:
         """Nudge a listener for each job that became ready, unless the queue is paused or others have claimed the jobs."""
         hashed = topic_hash(self._namespace, topics.queue(queue))
         if any(self._waiting_for(hashed, WAITING + NUDGED)):
-            self.nudge(hashed, min(number, _ready_in(transitions, queue)))
+            self.nudge(hashed, min(number, transitions.ready_in(queue)))
 
-    def nudge_next(self, number: int, transitions: Transitions) -> None:
+    def nudge_next(self, queues: Sequence[str], number: int, transitions: Transitions) -> None:
         """Nudge one more listener for each claim that got as many jobs as it wanted and left others."""
         if not any(mark.state == WAITING for mark in self._marks.values()):
             return
-        for queue, ready in transitions.ready_queues():
+        for queue in queues or transitions.first_ready_queues(_MOST_QUEUES):
             hashed = topic_hash(self._namespace, topics.queue(queue))
-            number = self._nudge_waiting(hashed, min(number, ready)) + max(0, number - ready)
+            if any(self._waiting_for(hashed, WAITING)):
+                wanted = min(number, transitions.ready_in(queue))
+                number -= wanted - self._nudge_waiting(hashed, wanted)
 
     def nudge(self, hashed: str, number: int) -> None:
         """Nudge those that have waited longest. If they are too few, tell those again that were nudged before: they may have claimed
@@ -307,11 +321,6 @@ class _Round:
                 self.nudge(hashed, 1)
             if self._due in message.heard and (others := [mark.listener for mark in self._marks.values() if mark.hears(self._due)]):
                 self._message(random.choice(others)).heard.add(self._due)
-
-
-def _ready_in(transitions: Transitions, queue: str) -> int:
-    row = transitions.connection.execute(transitions.sql["ready_in_queue"], (queue,)).fetchone()
-    return 0 if row is None else int(row[0])
 
 
 def _small_records(transitions: Transitions, ids: set[bytes]) -> dict[bytes, tuple[Record, int]]:

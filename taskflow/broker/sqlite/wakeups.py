@@ -18,7 +18,7 @@ import msgspec
 
 from taskflow.broker import topics as names
 from taskflow.broker.nudges import Nudges, WakeUpFlag
-from taskflow.broker.sqlite.listener_files import ListenerFiles, parted
+from taskflow.broker.sqlite.listener_files import ListenerFiles, is_queue, parted
 from taskflow.broker.sqlite.store_file import StoreFile
 from taskflow.broker.sqlite.store_watch import StoreWatch
 from taskflow.broker.sqlite.wake_folder import ANY_TOPIC, Folder, Mark
@@ -36,9 +36,11 @@ class SocketNudges(Nudges):
     def __init__(self, listener: SocketListener, flag: WakeUpFlag, topics: Sequence[str]) -> None:
         super().__init__(flag, topics)
         self._listener = listener
+        self._is_for_jobs = any(map(is_queue, topics))
 
     async def wait(self, timeout: float | None = None) -> bool:
-        self._listener.begin_waiting()
+        if self._is_for_jobs:
+            self._listener.begin_waiting()
         return await super().wait(timeout)
 
     def close(self) -> None:

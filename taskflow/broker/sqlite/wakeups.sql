@@ -1,8 +1,8 @@
 -- What a waiter or a sender of wake-ups looks for.
 
--- name: names_of_ready_queues
--- Parameters: none. Reply: name and ready jobs of each queue that is not paused and has ready jobs.
-SELECT name, ready FROM "~queues" WHERE ready > 0 AND is_paused = 0;
+-- name: first_ready_queues
+-- Parameters: limit. Reply: the names of queues that are not paused and have ready jobs.
+SELECT name FROM "~queues" WHERE ready > 0 AND is_paused = 0 LIMIT ?;
 
 -- name: ready_in_queue
 -- Parameters: name. Reply: its ready jobs, none when it is paused or unknown.

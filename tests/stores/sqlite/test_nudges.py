@@ -225,6 +225,35 @@ def test_a_child_leaves_its_parents_files_alone(path: Path) -> None:
     assert run_script(script, path) == "3 True\n"
 
 
+@pytest.mark.usefixtures("only_nudges_count")
+async def test_a_worker_that_is_full_is_passed_over_whatever_else_it_waits_for(broker: SqliteBroker, open_broker: Open) -> None:
+    """It waits for due times, for its session and for results as well."""
+    worker = open_broker()
+    session = await registered(worker)
+    await broker.enqueue(envelopes(2))
+    with (
+        worker.listen([topics.ANY_QUEUE]) as jobs,
+        worker.listen([topics.DUE]) as due,
+        worker.listen([topics.job(bytes(range(16)))]) as result,
+    ):
+        assert len(await worker.claim(session.id, 1, [], 1)) == 1
+        assert not any(await asyncio.gather(due.wait(0.1), result.wait(0.1)))
+        await broker.enqueue([an_envelope()])
+        await asyncio.sleep(0.1)
+        assert not jobs._is_nudged  # a new wait would look
+
+
+@pytest.mark.usefixtures("only_nudges_count")
+async def test_a_claim_that_leaves_jobs_of_one_of_many_queues_nudges_the_next(broker: SqliteBroker, open_broker: Open) -> None:
+    full, waiting = open_broker(), open_broker()
+    session = await registered(full)
+    await broker.enqueue([an_envelope(queue=f"queue-{number}") for number in range(300)])
+    await broker.enqueue(envelopes(2, queue="z"))
+    with waiting.listen([topics.queue("z")]) as nudges:
+        await full.claim(session.id, 1, ["z"], 1)
+        assert await nudges.wait(0.5)
+
+
 # --- the end of a job ---------------------------------------------------------------------------------------------------------
 
 
