@@ -16,6 +16,7 @@ import contextlib
 import os
 import socket
 import stat
+import time
 from collections.abc import Callable, Collection, Iterable
 from functools import lru_cache
 from hashlib import blake2b
@@ -41,6 +42,9 @@ _MOST_TOPICS: Final = 25
 
 ID_BYTES: Final = 16
 _MOST_AWAITED_BYTES: Final = 1 << 22
+
+_LONGEST_TICK: Final = 20_000_000
+"""Nanoseconds."""
 
 
 @lru_cache(4096)
@@ -135,12 +139,13 @@ def awaited_file(listener: str) -> str:
 
 
 class Folder:
-    """It is used through its descriptor, after a check that it is ours."""
+    """It is used through its descriptor, after a check that it is ours. Listing and creating check again that it is still there."""
 
     def __init__(self, store: StoreFile) -> None:
         self._store = store
         self._path = store.beside(WAKE)
         self._descriptor: int | None = None
+        self._listed: tuple[int, Listeners] | None = None
 
     def bind(self, name: str) -> socket.socket:
         """Bind a new socket in it. Raises OSError if that is impossible."""
@@ -164,9 +169,16 @@ class Folder:
     def listeners(self) -> Listeners | None:
         """Return None if the folder is missing or cannot be read."""
         try:
-            return Listeners(os.listdir(self._opened()))
+            folder = self._opened()
+            changed_at = os.fstat(folder).st_mtime_ns
+            if self._listed is None or self._listed[0] != changed_at:
+                listed_at, listeners = time.time_ns(), Listeners(os.listdir(folder))
+                # The system's clock for files moves on in ticks: another change within this one would leave the same time.
+                self._listed = (changed_at, listeners) if listed_at - changed_at > _LONGEST_TICK else None
+                return listeners
         except OSError:
             return None
+        return self._listed[1]
 
     def address(self, name: str) -> str:
         """Return the socket's path, shortened by way of the folder's descriptor if it is too long. Raises OSError if there is none."""
@@ -183,17 +195,17 @@ class Folder:
         return descriptor
 
     def has(self, file: str) -> bool:
-        return os.access(file, os.F_OK, dir_fd=self._opened(), follow_symlinks=False)
+        return os.access(file, os.F_OK, dir_fd=self._descriptor or self._opened(), follow_symlinks=False)
 
     def rename(self, before: str, after: str) -> None:
         """Raises FileNotFoundError if somebody else has renamed or removed it."""
-        folder = self._opened()
+        folder = self._descriptor or self._opened()
         os.rename(before, after, src_dir_fd=folder, dst_dir_fd=folder)
 
     def read(self, file: str) -> bytes:
         """Return the content of a file; nothing if it cannot be read."""
         try:
-            descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=self._opened())
+            descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=self._descriptor or self._opened())
         except OSError:
             return b""
         try:
@@ -220,7 +232,7 @@ class Folder:
     def close(self) -> None:
         if self._descriptor is not None:
             os.close(self._descriptor)
-            self._descriptor = None
+            self._descriptor = self._listed = None
 
     def _opened(self) -> int:
         """Return its descriptor. Raises OSError if it is missing, a link, or another user's. It may have been replaced since it was

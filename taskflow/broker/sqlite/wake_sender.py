@@ -131,7 +131,7 @@ class Sender:
             round.nudge(hashed, 1)
             round.send()
 
-    def send(self, name: str, message: Message, listeners: Listeners) -> bool:
+    def send(self, name: str, message: Message) -> bool:
         """Return False if the listener does not take it."""
         if (here := listener_here(name)) is not None:
             return here.take(message)
@@ -142,7 +142,7 @@ class Sender:
             self._opened().sendto(encoded, self.folder.address(name))
         except OSError as error:
             if error.errno in _GONE:
-                self._remove(listeners, name)
+                self._remove(name)
             # Otherwise its queue is full, for example: it is stopped, or awake already.
             return False
         return True
@@ -154,18 +154,19 @@ class Sender:
             names, self._cleaned_at = listeners.names, now
         for name in names:
             if listener_here(name) is None:
-                self._remove_if_gone(listeners, name)
+                self._remove_if_gone(name)
 
-    def _remove_if_gone(self, listeners: Listeners, name: str) -> None:
+    def _remove_if_gone(self, name: str) -> None:
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
             try:
                 probe.connect(self.folder.address(name))
             except OSError as error:
                 if error.errno in _GONE:
-                    self._remove(listeners, name)
+                    self._remove(name)
 
-    def _remove(self, listeners: Listeners, name: str) -> None:
-        for file in listeners.files_of(name):
+    def _remove(self, name: str) -> None:
+        listeners = self.folder.listeners()
+        for file in listeners.files_of(name) if listeners is not None else ():
             self.folder.remove_file(file)
         self.folder.remove(name)
 
@@ -195,7 +196,7 @@ class _Round:
         self._namespace = namespace
         self._any_queue = topic_hash(namespace, topics.ANY_QUEUE)
         self._due = topic_hash(namespace, topics.DUE)
-        self._marks = listeners.marks
+        self._marks = dict(listeners.marks)
         self._messages: dict[str, Message] = {}
         self._nudges: dict[str, list[str]] = {}
 
@@ -314,7 +315,7 @@ class _Round:
             listener, message = self._messages.popitem()
             nudges = self._nudges.pop(listener, [])
             with contextlib.suppress(OSError):
-                if self._sender.send(listener, message, self._listeners):
+                if self._sender.send(listener, message):
                     continue
             self._marks.pop(listener, None)
             for hashed in nudges:

@@ -300,9 +300,9 @@ async def test_many_ends_cost_their_listener_one_message(
     sent = list[tuple[str, wake_sender.Message]]()
     send = wake_sender.Sender.send
 
-    def sending(sender: wake_sender.Sender, name: str, message: wake_sender.Message, listeners: Listeners) -> bool:
+    def sending(sender: wake_sender.Sender, name: str, message: wake_sender.Message) -> bool:
         sent.append((name, message))
-        return send(sender, name, message, listeners)
+        return send(sender, name, message)
 
     monkeypatch.setattr(wake_sender.Sender, "send", sending)
     waiting, unconcerned, jobs = open_broker(), open_broker(), envelopes(number)
