@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.kept import Kept
-from benchmarks.plots import Bars, Curve, Panel, draw_bars
-from benchmarks.plots import draw as draw_curves
+from benchmarks.plots import Bars, Curve, Panel, draw as draw_curves, draw_bars
 from benchmarks.report import FOR_PLOTS, Row
 
 ALONG: Final = {

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.marks import Marks, environment_of
 from benchmarks.tasks import stamp
-from taskflow.app.default_app import default_app
+from taskflow.app.app import default_app
 from taskflow.broker.protocol import Broker
 from taskflow.broker.url import connect
 

@@ -12,7 +12,7 @@ from benchmarks.ports import HOST
 from benchmarks.servers import RedisServer
 from benchmarks.tasks import noop
 from taskflow import Worker, enqueue
-from taskflow.app.default_app import default_app
+from taskflow.app.app import default_app
 from taskflow.broker.redis import RedisBroker
 from taskflow.broker.redis.connect.server import RedisTarget
 from taskflow.model.rules import Rules

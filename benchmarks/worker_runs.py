@@ -21,7 +21,7 @@ from benchmarks.processes import python
 from benchmarks.report import BARE, OURS, Measure, Row, a_pair, in_turn
 from benchmarks.tasks import noop, note_into, stamp, stamp_into
 from taskflow import Worker, enqueue
-from taskflow.app.default_app import default_app
+from taskflow.app.app import default_app
 from taskflow.broker.url import connect
 from taskflow.worker.options import WorkerOptions
 

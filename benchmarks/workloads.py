@@ -12,6 +12,7 @@ from benchmarks import (
     backlog,
     drain,
     fleet,
+    herd,
     idle,
     latency,
     loads,
@@ -58,6 +59,7 @@ ON_SERVERS: Final[Sequence[tuple[str, str, OnStore, bool]]] = (
     ("depth", "a worker drains, much beside", drain.depths, True),
     ("bytes", "what a queued job takes", sizes.sizes, False),
     ("idle", "nothing to do", idle.idleness, True),
+    ("herd", "a lone job beside many idle workers", herd.herds, True),
     ("start", "starting a worker", starting.starts, False),
 )
 

@@ -7,12 +7,11 @@ from sphinx.application import Sphinx
 
 project = "taskflow"
 author = "The taskflow developers"
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinxcontrib.mermaid"]
+extensions = ["myst_parser", "sphinx.ext.autodoc"]
 
 html_theme = "furo"
 html_title = "taskflow"
 
-myst_fence_as_directive = ["mermaid"]
 myst_heading_anchors = 4
 
 default_role = "code"

@@ -1,6 +1,6 @@
-"""taskflow: background jobs. See the README; begin with `from taskflow import job`.
+"""taskflow: background jobs for Python. Start with `from taskflow import job`, and see the README.
 
-Names are loaded at their first use: importing taskflow loads no driver, no web framework and no event loop.
+Names are loaded when first used, so importing taskflow loads no driver, no web framework and no event loop.
 """
 
 from __future__ import annotations
@@ -10,100 +10,70 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from taskflow.app.app import configure as configure
-    from taskflow.app.app import enqueue as enqueue
     from taskflow.app.call import Call as Call
-    from taskflow.app.context import JobContext as JobContext
-    from taskflow.app.context import current_job as current_job
-    from taskflow.app.handle import ErrorInfo as ErrorInfo
-    from taskflow.app.handle import JobHandle as JobHandle
-    from taskflow.app.handle import JobInfo as JobInfo
-    from taskflow.app.job import Job as Job
-    from taskflow.app.job import SyncJob as SyncJob
-    from taskflow.app.job import job as job
-    from taskflow.app.middleware import EnqueueCall as EnqueueCall
-    from taskflow.app.middleware import EnqueueNext as EnqueueNext
-    from taskflow.app.middleware import Middleware as Middleware
-    from taskflow.app.middleware import RunNext as RunNext
+    from taskflow.app.context import JobContext as JobContext, current_job as current_job
+    from taskflow.app.handle import ErrorInfo as ErrorInfo, JobHandle as JobHandle, JobInfo as JobInfo
+    from taskflow.app.job import Job as Job, SyncJob as SyncJob, job as job
+    from taskflow.app.middleware import EnqueueCall as EnqueueCall, EnqueueNext as EnqueueNext, Middleware as Middleware, RunNext as RunNext
     from taskflow.app.options import EnqueueOptions as EnqueueOptions
     from taskflow.app.portal import run_sync as run_sync
-    from taskflow.app.signals import Cancel as Cancel
-    from taskflow.app.signals import Discard as Discard
-    from taskflow.app.signals import Retry as Retry
-    from taskflow.app.signals import Snooze as Snooze
-    from taskflow.app.sync import enqueue_sync as enqueue_sync
+    from taskflow.app.sending import enqueue as enqueue, enqueue_sync as enqueue_sync
+    from taskflow.app.signals import Cancel as Cancel, Discard as Discard, Retry as Retry, Snooze as Snooze
     from taskflow.model.backoff import Backoff as Backoff
-    from taskflow.model.errors import BrokerError as BrokerError
-    from taskflow.model.errors import BrokerRefused as BrokerRefused
-    from taskflow.model.errors import BrokerUnavailable as BrokerUnavailable
-    from taskflow.model.errors import BrokerUrlError as BrokerUrlError
-    from taskflow.model.errors import CodecError as CodecError
-    from taskflow.model.errors import ConfigurationError as ConfigurationError
-    from taskflow.model.errors import DeclarationError as DeclarationError
-    from taskflow.model.errors import DecodeError as DecodeError
-    from taskflow.model.errors import DriverMissing as DriverMissing
-    from taskflow.model.errors import EncodeError as EncodeError
-    from taskflow.model.errors import EnqueueFailed as EnqueueFailed
-    from taskflow.model.errors import InvalidJobId as InvalidJobId
-    from taskflow.model.errors import JobCancelled as JobCancelled
-    from taskflow.model.errors import JobError as JobError
-    from taskflow.model.errors import JobFailed as JobFailed
-    from taskflow.model.errors import KeyConflict as KeyConflict
-    from taskflow.model.errors import ResultExpired as ResultExpired
-    from taskflow.model.errors import StoreFull as StoreFull
-    from taskflow.model.errors import TaskflowError as TaskflowError
-    from taskflow.model.errors import TooLarge as TooLarge
-    from taskflow.model.errors import UnknownJob as UnknownJob
+    from taskflow.model.errors import (
+        BrokerError as BrokerError,
+        BrokerRefused as BrokerRefused,
+        BrokerUnavailable as BrokerUnavailable,
+        BrokerUrlError as BrokerUrlError,
+        CodecError as CodecError,
+        ConfigurationError as ConfigurationError,
+        DeclarationError as DeclarationError,
+        DecodeError as DecodeError,
+        DriverMissing as DriverMissing,
+        EncodeError as EncodeError,
+        EnqueueFailed as EnqueueFailed,
+        InvalidJobId as InvalidJobId,
+        JobCancelled as JobCancelled,
+        JobError as JobError,
+        JobFailed as JobFailed,
+        KeyConflict as KeyConflict,
+        ResultExpired as ResultExpired,
+        StoreFull as StoreFull,
+        TaskflowError as TaskflowError,
+        TooLarge as TooLarge,
+        UnknownJob as UnknownJob,
+    )
     from taskflow.model.progress import Progress as Progress
     from taskflow.model.record import Status as Status
-    from taskflow.model.verdict import RunError as RunError
-    from taskflow.model.verdict import Verdict as Verdict
+    from taskflow.model.verdict import RunError as RunError, Verdict as Verdict
     from taskflow.testing.jobs import TaskflowJobs as TaskflowJobs
-    from taskflow.worker.worker import Worker as Worker
-    from taskflow.worker.worker import worker_lifespan as worker_lifespan
+    from taskflow.worker.worker import Worker as Worker, worker_lifespan as worker_lifespan
 
 _HOMES = {
-    "taskflow.app.app": ("configure", "enqueue"),
-    "taskflow.app.call": ("Call",),
-    "taskflow.app.context": ("JobContext", "current_job"),
-    "taskflow.app.handle": ("ErrorInfo", "JobHandle", "JobInfo"),
-    "taskflow.app.job": ("Job", "SyncJob", "job"),
-    "taskflow.app.middleware": ("EnqueueCall", "EnqueueNext", "Middleware", "RunNext"),
-    "taskflow.app.options": ("EnqueueOptions",),
-    "taskflow.app.portal": ("run_sync",),
-    "taskflow.app.signals": ("Cancel", "Discard", "Retry", "Snooze"),
-    "taskflow.app.sync": ("enqueue_sync",),
-    "taskflow.model.backoff": ("Backoff",),
+    "taskflow.app.app": "configure",
+    "taskflow.app.call": "Call",
+    "taskflow.app.context": "JobContext current_job",
+    "taskflow.app.handle": "ErrorInfo JobHandle JobInfo",
+    "taskflow.app.job": "Job SyncJob job",
+    "taskflow.app.middleware": "EnqueueCall EnqueueNext Middleware RunNext",
+    "taskflow.app.options": "EnqueueOptions",
+    "taskflow.app.portal": "run_sync",
+    "taskflow.app.sending": "enqueue enqueue_sync",
+    "taskflow.app.signals": "Cancel Discard Retry Snooze",
+    "taskflow.model.backoff": "Backoff",
     "taskflow.model.errors": (
-        "BrokerError",
-        "BrokerRefused",
-        "BrokerUnavailable",
-        "BrokerUrlError",
-        "CodecError",
-        "ConfigurationError",
-        "DeclarationError",
-        "DecodeError",
-        "DriverMissing",
-        "EncodeError",
-        "EnqueueFailed",
-        "InvalidJobId",
-        "JobCancelled",
-        "JobError",
-        "JobFailed",
-        "KeyConflict",
-        "ResultExpired",
-        "StoreFull",
-        "TaskflowError",
-        "TooLarge",
-        "UnknownJob",
+        "BrokerError BrokerRefused BrokerUnavailable BrokerUrlError CodecError ConfigurationError DeclarationError DecodeError "
+        "DriverMissing EncodeError EnqueueFailed InvalidJobId JobCancelled JobError JobFailed KeyConflict ResultExpired "
+        "StoreFull TaskflowError TooLarge UnknownJob"
     ),
-    "taskflow.model.record": ("Progress", "Status"),
-    "taskflow.model.verdict": ("RunError", "Verdict"),
-    "taskflow.testing.jobs": ("TaskflowJobs",),
-    "taskflow.worker.worker": ("Worker", "worker_lifespan"),
+    "taskflow.model.record": "Progress Status",
+    "taskflow.model.verdict": "RunError Verdict",
+    "taskflow.testing.jobs": "TaskflowJobs",
+    "taskflow.worker.worker": "Worker worker_lifespan",
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 
-__all__ = sorted(_HOME_OF)  # pyright: ignore[reportUnsupportedDunderAll]  # one list of names, above
+__all__ = sorted(_HOME_OF)  # pyright: ignore[reportUnsupportedDunderAll]  # the names are listed once, above
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""`python -m taskflow` is the command `taskflow`."""
+"""Runs the command `taskflow` as `python -m taskflow`."""
 
 from taskflow.cli.main import program
 

@@ -1,22 +1,21 @@
-"""A call of a job: bound and encoded, but not sent yet."""
+"""A call of a job: arguments bound and encoded, not sent yet."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
-if TYPE_CHECKING:
-    from taskflow.app.job import Declared
-    from taskflow.model.envelope import Envelope
+from taskflow.app.job_type import JobType
+from taskflow.model.envelope import Envelope
 
 R_co = TypeVar("R_co", covariant=True)
 
 
 class Call(Generic[R_co]):
-    """Made by `bind` and sent once, by `enqueue`. Its id becomes the job's id."""
+    """Made by `bind`; `enqueue` sends it once. Its id becomes the job's id."""
 
     __slots__ = ("envelope", "job", "raises_on_conflict")
 
-    def __init__(self, job: Declared[..., Any], envelope: Envelope, *, raises_on_conflict: bool) -> None:
+    def __init__(self, job: JobType[R_co], envelope: Envelope, *, raises_on_conflict: bool) -> None:
         self.job = job
         self.envelope = envelope
         self.raises_on_conflict = raises_on_conflict

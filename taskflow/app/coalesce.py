@@ -1,4 +1,4 @@
-"""Group commit without a timer: calls that arrive during a round trip go out together in the next one."""
+"""Groups calls without a timer: those that arrive during a round trip share the next one."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def pauses_within(patience: float) -> Pauses:
 
 def gave_up(patience: float, why: str) -> BrokerUnavailable:
     return BrokerUnavailable(
-        f"the broker has been away for {patience:g} s: {why}; what was asked may or may not have been done: "
-        "see that it runs and can be reached, or raise enqueue_timeout="
+        f"the broker has been away for {patience:g} s: {why}; the last request may or may not have taken effect: "
+        "check that it runs and can be reached, or raise enqueue_timeout="
     )
 
 
@@ -50,14 +50,14 @@ class _Asked(msgspec.Struct, Generic[Q, A]):
 
 
 class Coalescer(Generic[Q, A]):
-    """Bundles the questions (envelopes, or ids to read) of one event loop into calls that carry many. Each question gets its answer.
+    """Bundles the questions (envelopes, or ids to read) of one event loop into shared calls to the store, and gives each question its
+    answer.
 
-    A single question goes out at the end of the loop's turn. After an answer, the callers that got it may ask again before the next call
-    goes out. If many callers ask again and again in step, the first half goes out while the others still prepare their questions: see
-    `Step`.
+    A single question is sent at the end of the current turn of the loop. After an answer, the callers that got it may ask again before the
+    next call is sent. If many callers keep asking in lockstep, the first half is sent while the others prepare their questions: see `Step`.
 
-    While the store is away, the questions are sent again together with those that arrived meanwhile. Each question fails with
-    BrokerUnavailable `patience` seconds after it was asked. If a caller is cancelled, its question may have been sent.
+    If the store is unavailable, the questions are sent again together with those that arrived meanwhile. Each question fails with
+    BrokerUnavailable `patience` seconds after it was asked. The question of a cancelled caller may have been sent.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Coalescer(Generic[Q, A]):
         self._deadline = Deadline(self._give_up)
         self._is_late = False
         self._retries = Retries(pauses_within(patience))
-        self._last_error = ""  # the store's last error, while it is away
+        self._last_error = ""  # the last error while the store is unavailable
         self._step = Step()
         self._start_due: asyncio.Handle | None = None
         self._is_starting = False
@@ -90,7 +90,7 @@ class Coalescer(Generic[Q, A]):
         return answer
 
     def _start_soon(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Start after all tasks that are ready in this turn of the loop have run."""
+        """Start once all tasks that are ready in this turn of the loop have run."""
         if STARTS_AT_ONCE:
             self._start_due = loop.call_soon(self._start, loop)
         else:
@@ -101,7 +101,7 @@ class Coalescer(Generic[Q, A]):
             self._start_due.cancel()
             self._start_due = None
         if self._flushing is not None or self._is_starting:
-            return  # the call that is under way, or about to begin, takes what waits
+            return  # the flush that runs or is about to start takes the waiting questions
         self._step.starts(len(self._waiting), time.monotonic())
         self._is_starting = True
         try:
@@ -116,7 +116,7 @@ class Coalescer(Generic[Q, A]):
             flushing.add_done_callback(self._note_end)
 
     def _note_end(self, flushing: asyncio.Task[None]) -> None:
-        """Handle a flush that other code cancelled before its first step."""
+        """Handle a flush that was cancelled before its first step."""
         if self._flushing is flushing:
             self._flushing = None
             _cancel(self._waiting)
@@ -129,11 +129,11 @@ class Coalescer(Generic[Q, A]):
             while self._waiting and goes_on:
                 if batch := self._take():
                     goes_on = await self._ask(batch)
-        except asyncio.CancelledError:  # a closing loop does this
+        except asyncio.CancelledError:  # raised when the loop closes
             _cancel(batch)
             _cancel(self._waiting)
             raise
-        except Exception as error:  # a bug in taskflow or in the store: no caller may wait for ever
+        except Exception as error:  # a bug in taskflow or in the store: fail the callers, so that none waits for ever
             _fail(batch or self._waiting, error)
         finally:
             self._flushing = None
@@ -141,7 +141,7 @@ class Coalescer(Generic[Q, A]):
             self._start_soon(loop)
 
     def _take(self) -> list[_Asked[Q, A]]:
-        """Return as many questions as one call may carry. Skips those whose callers are gone, so the batch may be empty."""
+        """Remove and return as many questions as one call may carry. Cancelled questions are skipped, so the batch may be empty."""
         batch: list[_Asked[Q, A]] = []
         size = 0
         while self._waiting and len(batch) < MAX_ITEMS:
@@ -155,12 +155,12 @@ class Coalescer(Generic[Q, A]):
         return batch
 
     async def _ask(self, batch: list[_Asked[Q, A]]) -> bool:
-        """Ask the store. Return True if the waiting questions should go out at once."""
+        """Send the batch to the store. Return True if the waiting questions should be sent at once."""
         flushing = asyncio.current_task()
         assert flushing is not None
         cancelled_before = flushing.cancelling()
         asked_at = time.monotonic()
-        self._deadline.begin(max(0.0, batch[0].give_up_at - asked_at))  # the first has waited longest
+        self._deadline.begin(max(0.0, batch[0].give_up_at - asked_at))  # the first question has waited longest
         try:
             try:
                 answers = await self._call([asked.question for asked in batch])
@@ -187,15 +187,14 @@ class Coalescer(Generic[Q, A]):
             self._is_late = self._flushing.cancel()
 
     def _take_back(self, flushing: asyncio.Task[Any], cancelled_before: int) -> None:
-        """Raise TimeoutError in place of a cancellation that `_give_up` caused. `asyncio.timeout` does the same, with a timer for each
-        call."""
+        """Raise TimeoutError instead of a cancellation caused by `_give_up`. `asyncio.timeout` would need a timer for each call."""
         self._is_late = False
         is_cancelled = flushing.uncancel() > cancelled_before
         if isinstance(error := sys.exception(), asyncio.CancelledError) and not is_cancelled:
             raise TimeoutError from error
 
     async def _ask_again(self, batch: list[_Asked[Q, A]], error: Exception) -> None:
-        """After a pause, put the questions that still have time back to the front. Fail the others with the store's last error."""
+        """Put questions that still have time back to the front, after a pause. Fail the others with the store's last error."""
         self._last_error = str(error) or self._last_error
         pause = self._retries.failed()
         again_at = time.monotonic() + pause
@@ -208,7 +207,7 @@ class Coalescer(Generic[Q, A]):
 
 
 def _is_deep() -> bool:
-    """Return True if the stack is near Python's recursion limit. A call that began on top of it would fail for every question."""
+    """Return True if the stack is near Python's recursion limit, where a call to the store would fail for every question."""
     try:
         sys._getframe(max(1, sys.getrecursionlimit() - ROOM))
     except ValueError:
@@ -217,7 +216,7 @@ def _is_deep() -> bool:
 
 
 def _fail(batch: Iterable[_Asked[Q, A]], error: Exception) -> None:
-    """Give each caller a separate copy of the error: a shared one would collect the traceback of every task that raises it."""
+    """Give each caller a separate copy of the error. A shared one would collect the tracebacks of all tasks that raise it."""
     for asked in batch:
         if not asked.answer.done():
             asked.answer.set_exception(_another(error))
@@ -227,7 +226,7 @@ def _another(error: Exception) -> Exception:
     try:
         copied = copy.copy(error)
     except Exception:
-        return error  # a class whose arguments do not make it again
+        return error  # the class cannot be rebuilt from its arguments
     copied.__cause__ = error.__cause__
     return copied.with_traceback(error.__traceback__)
 

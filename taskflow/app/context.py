@@ -1,4 +1,4 @@
-"""The context of a run: its job, attempt, deadline, cancellation and progress."""
+"""The context of a run: job, attempt, deadline, cancellation and progress."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ OnProgress = Callable[[Progress], None]
 
 
 class JobContext:
-    """The running job as it sees itself: passed to a first parameter with this annotation, or returned by `current_job()`.
+    """The running job. It is passed to a first parameter with this annotation, and `current_job()` returns it.
 
-    `job_id`        the id as text: an idempotency key for external effects
+    `job_id`        the id as text: an idempotency key for external systems
     `epoch`         rises with every lease of the job: a fencing token for external systems
-    `attempt`       1 for the first; `max_attempts` is the last that may fail
-    `created_at`    when it was enqueued, aware, by the store's clock
+    `attempt`       1 for the first; `max_attempts` is the last one
+    `created_at`    when the job was enqueued, by the store's clock; aware
     `headers`       str to str, as sent
-    `state`         what the worker's lifespan yielded, else None
-    `cancelled`     set if the run is asked to stop: for plain functions in threads, which cannot be interrupted
+    `state`         the value that the worker's lifespan yielded, else None
+    `cancelled`     set when the run is asked to stop. Plain functions in threads check it, because threads cannot be interrupted
     """
 
     __slots__ = ("_cancelled", "_lease", "_on_progress", "state")
@@ -80,14 +80,14 @@ class JobContext:
     @property
     def cancelled(self) -> threading.Event:
         if self._cancelled is None:
-            with _making:  # the loop may read it while a thread creates it
+            with _making:  # the event loop may read it while a thread creates it
                 self._cancelled = self._cancelled or threading.Event()
         return self._cancelled
 
     def progress(self, fraction: float, note: str = "") -> DoneAwaitable:
-        """Report how far the run is, from 0 to 1, with a note of up to 4,096 characters; a longer one is cut off.
+        """Report how far the run is, from 0 to 1, with a note. A note longer than 4,096 characters is cut off.
 
-        The report takes effect at the call, also from a thread; `await` is optional. It becomes visible within about a second.
+        The report takes effect at once, also from a thread; `await` is optional. Others see it within about a second.
         """
         progress = Progress.checked(fraction, note)
         if self._on_progress is not None:
@@ -113,10 +113,12 @@ def _no_lease(job_name: str, queue: str) -> Lease:
 
 
 def current_job() -> JobContext:
-    """Return the context of the job that runs here. Raises TaskflowError outside of one."""
+    """Return the context of the running job. Raises TaskflowError outside of a job."""
     context = running.get()
     if context is None:
-        raise TaskflowError("current_job() was called outside of a running job: call it from a job's function, or from what that calls")
+        raise TaskflowError(
+            "current_job() was called outside of a running job: call it in a job's function, or in code that the function calls"
+        )
     return context
 
 

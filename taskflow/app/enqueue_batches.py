@@ -1,4 +1,4 @@
-"""Cuts the calls of one `enqueue()` into batches of bounded size."""
+"""Cuts the calls of one `enqueue()` into batches of limited size."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ R = TypeVar("R")
 
 
 class Batch(Generic[R]):
-    """At most 1,000 calls and 1 MiB; a single call may be larger. `error` is what the iterable raised after these calls."""
+    """A batch of at most 1,000 calls and 1 MiB; a single call may be larger. `error` was raised by the iterable after these calls."""
 
     def __init__(self) -> None:
         self.calls: list[Call[R]] = []
@@ -25,7 +25,7 @@ class Batch(Generic[R]):
     def add(self, call: Call[R]) -> bool:
         """Add the call. Return False if the batch is full."""
         if not isinstance(call, Call):
-            raise TypeError(f"enqueue() got {call!r} among its calls: it takes calls made by .bind(...)")
+            raise TypeError(f"enqueue() got {call!r}: expected calls made by .bind(...)")
         size = self._size + len(call.envelope.payload)
         if self.calls and (size > MAX_BYTES or len(self.calls) >= MAX_ITEMS):
             return False
@@ -47,12 +47,12 @@ class Sent(Generic[R]):
 
 
 AHEAD_FOR: Final = 0.05
-"""Seconds that the iterable may take to fill the next batch while one is being sent. The rest of it is read after the answer."""
+"""Seconds to spend on filling the next batch while one is being sent. The rest of it is read after the answer."""
 
 
 class Batches(Generic[R]):
-    """Iterates over the batches of an iterable, which may be endless. At most one batch is read ahead. An error of the iterable ends the
-    last."""
+    """Iterates over the batches of an iterable, which may be endless. At most one batch is read ahead. An error of the iterable is put into
+    the last batch."""
 
     def __init__(self, calls: Iterable[Call[R]]) -> None:
         check_calls(calls)
@@ -77,11 +77,11 @@ class Batches(Generic[R]):
 
     @property
     def has_ended(self) -> bool:
-        """Return True if nothing follows."""
+        """Return True if there are no more batches."""
         return self._has_ended and not self._batch.is_worth_sending
 
     def gather_ahead(self) -> None:
-        """Read calls for the next batch while the present one is being sent."""
+        """Read calls for the next batch while the current one is being sent."""
         self._gather(time.monotonic() + AHEAD_FOR)
 
     def _gather(self, until: float) -> None:
@@ -98,7 +98,7 @@ class Batches(Generic[R]):
 
 
 async def async_batches(calls: AsyncIterable[Call[R]]) -> AsyncGenerator[Batch[R], None]:
-    """Yield the batches of `calls`. Close an async generator that is not exhausted, because no other code can."""
+    """Yield the batches of `calls`. An async generator that is not exhausted is closed, because no other code can close it."""
     batch = Batch[R]()
     taken = aiter(calls)
     try:
@@ -119,5 +119,5 @@ async def async_batches(calls: AsyncIterable[Call[R]]) -> AsyncGenerator[Batch[R
 
 def check_calls(calls: Any) -> None:
     if not isinstance(calls, Iterable):
-        hint = "[...] round a single one, or .delay(...)" if isinstance(calls, Call) else "job.bind(...) for each call"
-        raise TypeError(f"enqueue() got {calls!r}: it takes an iterable of calls; write {hint}")
+        hint = "[...] around a single one, or .delay(...)" if isinstance(calls, Call) else "job.bind(...) for each call"
+        raise TypeError(f"enqueue() got {calls!r}: expected an iterable of calls; write {hint}")

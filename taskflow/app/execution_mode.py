@@ -12,44 +12,42 @@ RunsIn = Literal["loop", "thread", "process"]
 
 _PLACES: Final = get_args(RunsIn)
 
-# multiprocessing, and our own child processes, call the main module by the second name.
+# The second is the name of the main module in multiprocessing and in our own child processes.
 RUN_AS_MAIN: Final = ("__main__", "__mp_main__")
 
 
 def place_for(function: Callable[..., Any], asked: object) -> RunsIn:
-    """Return the mode asked for; by default "loop" for an async function and "thread" for a plain one.
+    """Return the requested mode. The default is "loop" for an async function and "thread" for a plain one.
 
-    Raises ValueError for an unknown mode or one that does not fit the function, and DeclarationError for a function that no child process
-    could import.
+    Raises ValueError for an unknown mode or one that does not fit the function, and DeclarationError for a function that a child process
+    cannot import.
     """
     own: RunsIn = "loop" if inspect.iscoroutinefunction(function) else "thread"
     if asked is None or asked == own:
         return own
     if not isinstance(asked, str) or asked not in _PLACES:
-        raise ValueError(f'runs_in={asked!r}: it takes "process", or "{own}", which is what {_kind(own)} function runs in anyway')
+        raise ValueError(
+            f'runs_in={asked!r}: expected "process", or "{own}", the default of {"an async" if own == "loop" else "a plain"} function'
+        )
     if asked != "process":
-        raise ValueError(f'runs_in="{asked}": {_WHY_NOT[own]}, or say runs_in="process"')
+        raise ValueError(f'runs_in="{asked}": {_WHY_NOT[own]}, or use runs_in="process"')
     _check_importable(function)
     return cast(RunsIn, asked)
 
 
 _WHY_NOT: Final = {
     "loop": "an async function runs in the event loop; to run in a thread, make it a plain one",
-    "thread": "a plain function would block the event loop; it runs in a thread, unless it is made async",
+    "thread": "a plain function would block the event loop; it runs in a thread unless you make it async",
 }
 
 
-def _kind(own: RunsIn) -> str:
-    return "an async" if own == "loop" else "a plain"
-
-
 def _check_importable(function: Callable[..., Any]) -> None:
-    """Import the module as a child process does, and look for the job there."""
+    """Import the module as a child process does, and check that the job is there."""
     if "<locals>" in function.__qualname__ or "<lambda>" in function.__qualname__:
         raise ValueError('runs_in="process": a child process finds it by importing its module; define it there, not inside a function')
     scope = getattr(inspect.unwrap(function), "__globals__", {})
     if function.__module__ in RUN_AS_MAIN and scope.get("__spec__") is None and "__file__" not in scope:
         raise DeclarationError(
-            f'@job(runs_in="process") on {function.__qualname__}: a child process imports the module of the job. Code typed into '
-            "an interpreter, a notebook or python -c is in no module; write it into a file, and import it from there"
+            f'@job(runs_in="process") on {function.__qualname__}: a child process must import the module of the job. Code in '
+            "an interpreter, a notebook or python -c has no module; move it into a file, and import it"
         )

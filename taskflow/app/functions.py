@@ -1,36 +1,39 @@
-"""Which functions can be jobs, and which of them take a context."""
+"""Decides which functions can be jobs, which of them take a context, and what they are called."""
 
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from taskflow.app.context import JobContext
-from taskflow.app.registry import place
+from taskflow.app.execution_mode import RUN_AS_MAIN
+from taskflow.model.envelope import check_job_name
 from taskflow.model.errors import DeclarationError
 from taskflow.model.shown import shown
 
 
 def check_function(function: Any) -> None:
-    """Raise DeclarationError if a worker could not call it: not a function, a method, or a generator."""
+    """Raise DeclarationError if a worker could not call `function`: if it is not a function, or is a method or a generator."""
     code: Any = getattr(function, "__func__", function)
     if isinstance(function, staticmethod):
         raise DeclarationError(f"@job on {place(function)}: write @staticmethod above @job, so that @job gets the function itself")
     if inspect.ismethod(function) or isinstance(function, classmethod) or _is_in_a_class(function):
         raise DeclarationError(
-            f"@job on {place(code)}: methods cannot be jobs, since a worker has no object to call them on; "
-            "make it a function of the module, and send the object's data or id as an argument"
+            f"@job on {place(code)}: methods cannot be jobs, because a worker has no object to call them on; "
+            "make it a module-level function, and pass the object's data or id as an argument"
         )
     if not inspect.isroutine(function) or inspect.isbuiltin(function):
-        hint = f"; for a name write @job(name={function!r})" if isinstance(function, str) else ""
+        hint = f"; to set the name, write @job(name={function!r})" if isinstance(function, str) else ""
         raise DeclarationError(f"@job takes a function, not {shown(function)}{hint}")
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        raise DeclarationError(f"@job on {place(function)}: a job does not yield; return a list, or report by ctx.progress()")
+        raise DeclarationError(f"@job on {place(function)}: a job cannot yield; return a list, or report with ctx.progress()")
 
 
 def _is_in_a_class(function: object) -> bool:
-    """Return True for a function in a class body whose first parameter is self or cls. Any other there needs no object."""
+    """Return True for a function in a class body whose first parameter is self or cls. Other functions there need no object."""
     around, _, _ = getattr(function, "__qualname__", "").rpartition(".")
     if not inspect.isfunction(function) or not around or around.endswith("<locals>"):
         return False
@@ -38,7 +41,7 @@ def _is_in_a_class(function: object) -> bool:
 
 
 def takes_context(function: Callable[..., Any]) -> bool:
-    """Return True if the first parameter is annotated JobContext, also as text that cannot be resolved yet."""
+    """Return True if the first parameter is annotated with JobContext, also in a string that cannot be resolved yet."""
     first = next(iter(inspect.signature(function).parameters.values()), None)
     if first is None or first.kind not in (first.POSITIONAL_ONLY, first.POSITIONAL_OR_KEYWORD):
         return False
@@ -56,3 +59,39 @@ def signature_for_callers(function: Callable[..., Any], *, skip: int) -> inspect
     """Return the signature without the `skip` first parameters, which are injected."""
     signature = inspect.signature(function)
     return signature.replace(parameters=list(signature.parameters.values())[skip:])
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """Return module and qualified name, as a worker imports them. Raises DeclarationError for a function inside a function."""
+    if "<locals>" in function.__qualname__ or "<lambda>" in function.__qualname__:
+        raise DeclarationError(f"{place(function)}: a worker cannot import a function inside a function by name; set name=")
+    return check_job_name(f"{_module_of(function)}.{function.__qualname__}")
+
+
+def place(function: Callable[..., Any]) -> str:
+    """Return the file and line of a function, for messages."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return f"{code.co_filename}:{code.co_firstlineno} ({function.__qualname__})" if code else repr(function)
+
+
+def _module_of(function: Callable[..., Any]) -> str:
+    if function.__module__ not in RUN_AS_MAIN:
+        return function.__module__
+    scope = getattr(inspect.unwrap(function), "__globals__", {})
+    spec = scope.get("__spec__")
+    if spec is not None and spec.name not in RUN_AS_MAIN:  # python -m package.module
+        return str(spec.name)
+    return _dotted(Path(scope.get("__file__") or "__main__.py").resolve())
+
+
+def _dotted(file: Path) -> str:
+    """Return the module name by which a worker would import a script: relative to the nearest folder on the import path, or to the current
+    one.
+
+    The script's own folder, which Python puts on the path, counts only if it is the current one.
+    """
+    here = Path.cwd().resolve()
+    folders = {Path(entry).resolve() for entry in sys.path if entry} - {file.parent} | {here}
+    above = [folder for folder in folders if file.is_relative_to(folder)]
+    relative = file.relative_to(max(above, key=lambda folder: len(folder.parts))) if above else Path(file.name)
+    return ".".join(relative.with_suffix("").parts)

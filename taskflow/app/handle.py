@@ -1,15 +1,16 @@
-"""The handle of a sent job."""
+"""The handle of a job that was sent."""
 
 from __future__ import annotations
 
 import asyncio
 import math
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, overload
+from typing import Any, Final, Generic, TypeVar, overload
 
 import msgspec
 
-from taskflow.app.default_app import default_app
+from taskflow.app.app import App, default_app
+from taskflow.app.job_type import AnyJob, JobType
 from taskflow.broker import topics
 from taskflow.model.clock import instant_of
 from taskflow.model.codec import decode_value
@@ -20,14 +21,10 @@ from taskflow.model.progress import Progress
 from taskflow.model.record import Record, Status
 from taskflow.model.verdict import RunError
 
-if TYPE_CHECKING:
-    from taskflow.app.app import App
-    from taskflow.app.job import Declared
-
 T = TypeVar("T")
 R_co = TypeVar("R_co", covariant=True)
 
-# Nudges may be lost, so a waiter also polls at this interval, in seconds.
+# Wake-ups may be lost, so a waiting caller also polls at this interval, in seconds.
 LOOK_AGAIN: Final = 5.0
 
 # The error type of a job that was discarded without another error.
@@ -35,10 +32,10 @@ DISCARDED: Final = "taskflow.Discard"
 
 
 class ErrorInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """Describes why one run of a job did not succeed: the full name of the exception's type, its message and its traceback.
+    """Describes why a run failed: the exception's full type name, its message and its traceback.
 
     `attempt`  the number of the attempt
-    `at`       when it was stored: aware, in UTC, by the store's clock
+    `at`       when it was stored, by the store's clock; aware, in UTC
     """
 
     type: str
@@ -49,15 +46,15 @@ class ErrorInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JobInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """The record of a job. Instants are aware, in UTC, by the store's clock.
+    """The record of a job. Times are aware, in UTC, by the store's clock.
 
-    `attempt`      the number of the present or next attempt; of the last one if the job has ended
+    `attempt`      the number of the current or next attempt, or of the last one if the job has ended
     `errors`       one for each run that failed or was lost, oldest first
-    `due_at`       when it may start; `started_at` and `ended_at` are those of its last run
-    `waiting_for`  why it waits, if it waits for neither a time nor a worker
-    `reason`       why it ended, if there is a reason
+    `due_at`       when the job may start; `started_at` and `ended_at` are those of its last run
+    `waiting_for`  why the job waits, unless it waits for its time or for a worker
+    `reason`       why the job ended, if there is a reason
     `worker`       "host:pid" of the worker that runs it or ran it last
-    `result`       the decoded return value; None before success, and if it cannot be decoded: `JobHandle.result` says why
+    `result`       the decoded return value. None before success, or if it cannot be decoded: then `JobHandle.result` raises the reason
     """
 
     id: str
@@ -89,12 +86,12 @@ class JobHandle(Generic[R_co]):
     """Identifies one job in the store. Handles of the same job are equal.
 
     `id`      the job's id as text
-    `is_new`  False if `enqueue` found a live job with the key; then this is the handle of that job
+    `is_new`  False if `enqueue` found a live job with the same key; then this is the handle of that job
     """
 
     __slots__ = ("_app", "_id", "_is_own", "_job", "is_new")
 
-    def __init__(self, app: App, job_id: bytes, job: Declared[..., Any] | None, *, is_new: bool = True, is_own: bool = True) -> None:
+    def __init__(self, app: App, job_id: bytes, job: AnyJob | None, *, is_new: bool = True, is_own: bool = True) -> None:
         self._app = app
         self._id = job_id
         self._job = job
@@ -103,17 +100,16 @@ class JobHandle(Generic[R_co]):
 
     @overload
     @staticmethod
-    def of(job_id: str, job: Declared[..., T]) -> JobHandle[T]: ...
+    def of(job_id: str, job: JobType[T]) -> JobHandle[T]: ...
 
     @overload
     @staticmethod
     def of(job_id: str) -> JobHandle[Any]: ...
 
     @staticmethod
-    def of(job_id: str, job: Declared[..., Any] | None = None) -> JobHandle[Any]:
-        """Return the handle for an id that was stored elsewhere. With `job`, results are decoded by its annotations."""
-        app = default_app() if job is None else job.app
-        return JobHandle(app, parse_id(job_id), job, is_new=False, is_own=False)
+    def of(job_id: str, job: AnyJob | None = None) -> JobHandle[Any]:
+        """Return the handle for a stored id. With `job`, its annotations decode the result."""
+        return JobHandle(default_app(), parse_id(job_id), job, is_new=False, is_own=False)
 
     @property
     def id(self) -> str:
@@ -130,18 +126,17 @@ class JobHandle(Generic[R_co]):
         return None if record is None else self._to_info(record)
 
     async def cancel(self) -> Status | None:
-        """Ask the job to stop, and return the status it had. A waiting job is CANCELLED at once; a running one is cancelled by its
-        worker."""
+        """Ask the job to stop, and return the status it had. A waiting job is cancelled at once, a running one by its worker."""
         return await self._app.client().cancel(self._id)
 
     async def result(self, timeout: float | None = None) -> R_co:
-        """Wait up to `timeout` seconds for the job to end, and return its result. With 0 it looks once.
+        """Wait up to `timeout` seconds for the job to end, and return its result. 0 checks once; None waits without a limit.
 
-        Raises JobFailed, JobCancelled, ResultExpired if the result is no longer kept, UnknownJob for an id that the store does not know,
-        and TimeoutError.
+        Raises JobFailed, JobCancelled, ResultExpired if the result is no longer kept, UnknownJob if the store does not know the id, and
+        TimeoutError.
         """
         if timeout is not None and math.isnan(timeout):
-            raise ValueError("timeout=nan: it takes seconds; 0 looks once, None waits without a limit")
+            raise ValueError("timeout=nan: expected seconds; 0 checks once, None waits without a limit")
         client = self._app.client()
         record: Record | None = None
         looks_once = timeout is not None and timeout <= 0
@@ -154,7 +149,7 @@ class JobHandle(Generic[R_co]):
                         await nudges.wait(LOOK_AGAIN)
         except TimeoutError:
             stands = "could not be read from the broker" if record is None else f"is still {record.status}"
-            raise TimeoutError(f"{self!r} {stands} after {timeout} s: ask again later, the job goes on") from None
+            raise TimeoutError(f"{self!r} {stands} after {timeout} s: the job is not affected; call result() again later") from None
         return self._outcome(record)
 
     def _outcome(self, record: Record | None) -> R_co:
@@ -170,8 +165,10 @@ class JobHandle(Generic[R_co]):
 
     def _missing(self) -> ResultExpired | UnknownJob:
         if self._is_own:
-            return ResultExpired(f"{self!r} has ended and is no longer kept: ask sooner, or raise keep_result=", job_id=self.id)
-        return UnknownJob(f"the store knows no job {self.id}, or no longer", job_id=self.id)
+            return ResultExpired(
+                f"{self!r} has ended and its result is no longer kept: read it sooner, or raise keep_result=", job_id=self.id
+            )
+        return UnknownJob(f"the store does not know job {self.id}, or no longer keeps it", job_id=self.id)
 
     def _failure(self, record: Record) -> JobFailed:
         reason = record.reason or ""

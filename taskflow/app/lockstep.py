@@ -1,4 +1,4 @@
-"""Detects callers in step: tasks that get their answers together, and then ask again together."""
+"""Detects callers in lockstep: tasks that get their answers together and then ask again together."""
 
 from __future__ import annotations
 
@@ -6,20 +6,23 @@ import math
 from typing import Final
 
 MIN_CALLERS: Final = 32
-"""With fewer callers, two half calls cost more than they gain. Measured on Redis: 16 callers send 91,000 a second in halves and 98,000
-together; 32 callers send 172,000 and 130,000."""
+"""With fewer callers, two half calls cost more than they gain. Measured on Redis: 16 callers send 91,000 calls a second in halves and
+98,000 together; 32 callers send 172,000 in halves and 130,000 together.
+"""
 
 WITHIN: Final = 1.5
-"""Halves pay off only if the store answers at most this many times slower than the callers ask. The time for a half shows the fixed cost of
-a call, such as a commit or a network round trip."""
+"""Send halves only if the store takes at most this many times as long to answer as the callers take to ask. The time of a half call
+shows the fixed cost of a call, such as a commit or a network round trip.
+"""
 
 
 class Step:
-    """Decides whether half of the questions go out while the callers still prepare the other half. Then store and callers work in parallel.
+    """Decides whether half of the questions are sent while the callers prepare the other half. Store and callers then work in parallel.
 
-    Halves pay off if the store takes about as long to answer as the callers take to ask. If it takes longer, all questions go together.
+    This pays off if the store takes about as long to answer as the callers take to ask. If the store takes longer, all questions are sent
+    together.
 
-    `_number`   callers in step: those answered last, and those that waited then
+    `_number`   callers in lockstep: those answered last, and those that waited then
     `_each`     seconds that a caller needed for one question
     `_took`     seconds that the store needed for the last answer
     """
@@ -33,28 +36,27 @@ class Step:
         self._waited = 0
 
     def begin(self, now: float) -> None:
-        """Note the first question while no call is under way."""
+        """Record that the first question arrived while no call is under way."""
         self._since, self._waited = now, 0
 
     def is_half(self, waiting: int, now: float) -> bool:
-        """Return True if the question that just arrived completes a half. It is asked once in a step: later questions go together."""
+        """Return True if the latest question completes a half. True is returned once in a step: later questions are sent together."""
         if self._number < MIN_CALLERS or not 0 <= waiting * 2 - self._number <= 1:
             return False
         return self._took * (waiting - self._waited) <= WITHIN * self._number * (now - self._since)
 
     def starts(self, waiting: int, now: float) -> None:
-        """Note that `waiting` questions go out, and measure how long each took to arrive."""
+        """Record that `waiting` questions are sent, and measure how long each took to arrive."""
         if waiting > self._waited:
             self._each = (now - self._since) / (waiting - self._waited)
 
     def answered(self, asked: int, waiting: int, took: float, now: float) -> bool:
-        """Note an answer to `asked` questions. Return True if the waiting ones should go out at once, before the answered callers ask
-        again."""
+        """Record an answer to `asked` questions. Return True if the waiting ones should be sent before the answered callers ask again."""
         self._number = asked + waiting
         self._took = took
         self._since, self._waited = now, waiting
         return self._number >= MIN_CALLERS and waiting * 2 >= self._number and took <= WITHIN * self._number * self._each
 
     def was_answered_at_once(self) -> None:
-        """Note an answer from a store in this process: it does not work in parallel with the callers."""
+        """Record that a store in this process answered at once. It does not work in parallel with the callers."""
         self._took = math.inf

@@ -1,4 +1,4 @@
-"""The broker for the callers of one event loop."""
+"""Sends the calls of one event loop to the broker."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from taskflow.model.record import Record, Status
 T = TypeVar("T")
 
 BLOCKED_FOR: Final = 0.25
-"""A timer that fires this many seconds late shows that something blocked its event loop."""
+"""If a timer fires this many seconds late, something blocked its event loop."""
 
 
 class LoopClient:
     """Coalesces the calls of one event loop into shared round trips.
 
-    Envelopes with a key have a lane of their own, sorted by key. So a lock that another program holds on one key does not hold up every
-    `delay()`, and two senders that lock keys in the same order cannot block each other.
+    Envelopes with a key have a separate lane, sorted by key. So a lock that another program holds on one key delays no unkeyed call, and
+    two senders that lock keys in the same order cannot block each other.
 
     Every call is repeated for `patience` seconds while the store does not answer. Then it raises BrokerUnavailable.
     """
@@ -53,17 +53,17 @@ class LoopClient:
         return [by_index[index] for index in range(len(envelopes))]
 
     async def _read(self, ids: list[bytes]) -> list[Record | None]:
-        """Read each id once, however many callers ask for it."""
+        """Read each id once, even if several callers asked for it."""
         distinct = list(dict.fromkeys(ids))
         records = dict(zip(distinct, await self.broker.read(distinct), strict=True))
         return [records[job_id] for job_id in ids]
 
 
 async def retry_within(verb: Callable[[], Awaitable[T]], patience: float) -> T:
-    """Await `verb` until the store answers, for at most `patience` seconds; then raise BrokerUnavailable. Ids make a repeat harmless.
+    """Call `verb` until the store answers, for at most `patience` seconds; then raise BrokerUnavailable. Ids make a repeat harmless.
 
-    If something blocked the event loop when the time ran out (a slow iterable, for example), an answer may have arrived unread:
-    then the verb is sent once more.
+    If the event loop was blocked when the time ran out (by a slow iterable, for example), an answer may have arrived unread:
+    then the verb is called once more.
     """
     why = NO_ANSWER
 

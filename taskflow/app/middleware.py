@@ -1,4 +1,4 @@
-"""Middleware, which wraps the sending and the running of jobs."""
+"""Middleware around the sending and running of jobs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from taskflow.model.verdict import Verdict
 
 
 class EnqueueCall:
-    """A call about to be sent. `headers` may be changed and travel with the job; `job`, `queue` and `job_id` are read-only."""
+    """A call about to be sent. `headers` may be changed and are sent with the job; `job`, `queue` and `job_id` are read-only."""
 
     __slots__ = ("_envelope", "headers")
 
@@ -37,7 +37,7 @@ class EnqueueCall:
         return id_text(self._envelope.id)
 
     def to_envelope(self) -> Envelope:
-        """Return the envelope to send, with the present headers."""
+        """Return the envelope to send, with the current headers."""
         return msgspec.structs.replace(self._envelope, headers=dict(self.headers))
 
 
@@ -46,22 +46,22 @@ RunNext = Callable[[JobContext], Awaitable[Verdict]]
 
 
 class Middleware:
-    """Override one method or both. A call that is not passed on to `call_next` is not sent, or not run."""
+    """The base class of middleware; override one method or both. A call that is not passed on to `call_next` is not sent, or not run."""
 
     async def enqueue(self, call: EnqueueCall, call_next: EnqueueNext) -> None:
-        """Wraps the sending of a call, in the sender's process."""
+        """Wrap the sending of a call, in the sender's process."""
         await call_next(call)
 
     async def run(self, context: JobContext, call_next: RunNext) -> Verdict:
-        """Wraps one run, in the worker. It sees the verdict before it is settled, and may return another.
+        """Wrap one run, in the worker. The verdict can be read or replaced before it is settled.
 
-        It may call `call_next` again after a call has returned. A second call at the same time raises TaskflowError.
+        A method may call `call_next` again after a call has returned. A second call at the same time raises TaskflowError.
         """
         return await call_next(context)
 
 
 def enqueue_chain(middleware: Sequence[Middleware], innermost: EnqueueNext) -> EnqueueNext:
-    """Return the chain; the first middleware is the outermost."""
+    """Return the middleware chained around `innermost`, the first one outermost."""
     chain: Any = innermost
     for layer in reversed(middleware):
         if type(layer).enqueue is not Middleware.enqueue:
@@ -70,7 +70,7 @@ def enqueue_chain(middleware: Sequence[Middleware], innermost: EnqueueNext) -> E
 
 
 def run_chain(middleware: Sequence[Middleware], innermost: RunNext) -> RunNext:
-    """Return the chain; the first middleware is the outermost."""
+    """Return the middleware chained around `innermost`, the first one outermost."""
     chain: Any = innermost
     for layer in reversed(middleware):
         if type(layer).run is not Middleware.run:
@@ -79,8 +79,7 @@ def run_chain(middleware: Sequence[Middleware], innermost: RunNext) -> RunNext:
 
 
 class OneAtATime:
-    """The innermost call of a run. Middleware may repeat it, but not call it twice at the same time: a run has one of the worker's
-    slots."""
+    """The innermost call of a run. Middleware may repeat it, but not call it twice at the same time, because a run has only one slot."""
 
     def __init__(self, call: RunNext) -> None:
         self._call = call
@@ -117,7 +116,7 @@ def _run_layer(layer: Middleware, inner: RunNext) -> RunNext:
         verdict: object = await layer.run(context, inner)
         if not isinstance(verdict, Verdict):
             raise TypeError(
-                f"{type(layer).__name__}.run() returned {verdict!r}: it returns a verdict, as `await call_next(context)` gives it"
+                f"{type(layer).__name__}.run() returned {verdict!r}: expected a verdict, as `await call_next(context)` returns it"
             )
         return verdict
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-# A file that every version of OpenStack's package has, and ours has not. If both are in one folder, they overwrite each other's files.
+# Every version of OpenStack's package has this file, and ours does not. In one folder, the two packages overwrite each other's files.
 _THEIRS: Final = Path(__file__).parents[1] / "engines" / "__init__.py"
 
 
 def advice_if_mixed() -> str | None:
-    """Return the advice if OpenStack's package is installed in our folder, where it breaks ours. Otherwise this costs one file-system
+    """Return advice if OpenStack's package is installed in our folder, where it breaks ours. Otherwise this costs one file-system
     look-up."""
     return advice() if _THEIRS.exists() else None
 
 
 def advice() -> str | None:
-    """Return the advice if OpenStack's package is installed anywhere."""
-    from importlib.metadata import PackageNotFoundError, version  # a worker's start does not need it
+    """Return advice if OpenStack's package is installed anywhere."""
+    from importlib.metadata import PackageNotFoundError, version  # not needed when a worker starts
 
     try:
         theirs = version("taskflow")
@@ -26,5 +26,5 @@ def advice() -> str | None:
     return (
         f"OpenStack's distribution taskflow {theirs} is installed beside taskflow-jobs, and both are imported as taskflow: each overwrites "
         "the other's files. Remove it (pip uninstall taskflow), then install taskflow-jobs again with --force-reinstall --no-deps. "
-        "If you need both, give each a virtual environment of its own"
+        "If you need both, use two virtual environments"
     )

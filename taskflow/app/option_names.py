@@ -9,7 +9,7 @@ from taskflow.model.suggestions import nearest
 
 _AFTER: Final = "it is after= here, in seconds, given with a call: .options(after=60)"
 _AT: Final = "it is at= here, an aware datetime, given with a call: .options(at=...)"
-_KEY: Final = "it is key= here, given with a call: .options(key=...); two live jobs never have the same key"
+_KEY: Final = "it is key= here, given with a call: .options(key=...); at most one live job has a key"
 _ATTEMPTS: Final = "it is max_attempts= here, which counts the first run too"
 _RETRY: Final = "it is retry=Backoff(base=..., factor=..., max=...) here"
 _RETRY_ON: Final = "it is retry_on= here, a tuple of exception classes"
@@ -17,9 +17,9 @@ _TIMEOUT: Final = "it is timeout= here, in seconds"
 _KEEP: Final = "it is keep_result= here, in seconds"
 _EXPIRES: Final = "it is expires= here, in seconds"
 _ARGUMENTS: Final = "arguments of the job are given to .delay(...)"
-_ACKNOWLEDGED: Final = "leave it out: a job is acknowledged after its run, and runs again if its worker dies"
-_SCHEDULE: Final = "jobs have no schedule here: let cron or a systemd timer send the job"
-_LIMIT: Final = "a job has no limit here: give it a queue, and run that with `taskflow worker --queues NAME --concurrency N`"
+_ACKNOWLEDGED: Final = "leave it out: a job is always acknowledged after its run, and runs again if its worker dies"
+_SCHEDULE: Final = "jobs have no schedule here: send the job from cron or a systemd timer"
+_LIMIT: Final = "a job has no limit here: give it a queue, and run that queue with `taskflow worker --queues NAME --concurrency N`"
 _HEADERS: Final = "it is headers= here, str to str"
 
 _ANSWERS: Final = {
@@ -78,12 +78,12 @@ _ANSWERS: Final = {
     "labels": _HEADERS,
     "args": _ARGUMENTS,
     "kwargs": _ARGUMENTS,
-    "bind": "annotate the function's first parameter with JobContext, and it gets the context of the run",
+    "bind": "annotate the function's first parameter with JobContextto get the context of the run",
     "pass_context": "annotate the function's first parameter with JobContext, and it gets the context of the run",
     "acks_late": _ACKNOWLEDGED,
     "reject_on_worker_lost": _ACKNOWLEDGED,
     "task_acks_late": _ACKNOWLEDGED,
-    "serializer": "leave it out: values are sent by their annotations",
+    "serializer": "leave it out: annotations decide how values are sent",
     "crontab": _SCHEDULE,
     "cron": _SCHEDULE,
     "schedule": _SCHEDULE,
@@ -97,7 +97,7 @@ _ANSWERS: Final = {
 
 
 def unknown_option(name: str, known: Collection[str], elsewhere: Collection[str], where_else: str) -> str:
-    """Return the message for an option that is not among `known`. Options in `elsewhere` are given in another place, named `where_else`."""
+    """Return the message for an option that is not in `known`. An option in `elsewhere` is valid in the place named by `where_else`."""
     unknown = f"unknown option {name}="
     if name in elsewhere:
         return f"{unknown}: give it {where_else}"

@@ -1,13 +1,15 @@
-"""The options of a call: what the decorator declares, and what `.options()` overrides."""
+"""The options of a call: the decorator declares them, and `.options()` overrides them."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final, Literal, TypedDict
 
 import msgspec
 
+from taskflow.app.execution_mode import RunsIn
 from taskflow.app.option_names import unknown_option
 from taskflow.model.backoff import Backoff
 from taskflow.model.clock import instant_of, microseconds_of, to_microseconds
@@ -19,42 +21,57 @@ from taskflow.model.shown import shown
 Conflict = Literal["keep", "replace", "raise"]
 
 MOST_ATTEMPTS: Final = 1_000_000
-OF_THE_DECORATOR: Final = ("name", "retry_on", "discard_on", "aliases", "runs_in")
 
 
-class EnqueueOptions(TypedDict, total=False):
-    """The options of `.options()`. None means "not given", except for `expires` and `timeout`, where it lifts the job's own limit.
+class _SharedOptions(TypedDict, total=False):
+    queue: str | None
+    priority: int | None
+    expires: float | timedelta | None
+    max_attempts: int | None
+    retry: Backoff | None
+    timeout: float | timedelta | None
+    keep_result: float | timedelta | None
+
+
+class JobOptions(_SharedOptions, total=False):
+    """The options of the decorator; see `job`."""
+
+    name: str | None
+    retry_on: Sequence[type[BaseException]] | None
+    discard_on: Sequence[type[BaseException]] | None
+    aliases: Sequence[str] | None
+    runs_in: RunsIn | None
+
+
+class EnqueueOptions(_SharedOptions, total=False):
+    """The options of `.options()`. None means "not given", except for `expires` and `timeout`, where it removes the job's limit.
 
     `queue`         the queue's name
-    `priority`      -100 to 100, higher first
+    `priority`      -100 to 100; higher runs first
     `after`, `at`   seconds or a timedelta from now, or an aware datetime, up to a hundred years from now; the past means now
     `expires`       seconds or a timedelta from now, after which no run begins
     `max_attempts`  runs that may end in failure
     `retry`         the wait between attempts
     `timeout`       seconds or a timedelta that one run may take
-    `key`           up to 200 bytes; two live jobs of one queue and name never have the same key
+    `key`           up to 200 bytes; at most one live job of a queue and name has it
     `on_conflict`   what happens if a live job has the key: "keep" that job (default), "replace" it, or "raise" KeyConflict. A running job
-                    that was cancelled does not keep its key: the new job waits for its end
+                    that was cancelled does not block the key: the new job waits until that one ends
     `keep_result`   seconds or a timedelta that a success is kept
-    `headers`       str to str, 4 KiB in all; they travel with the job
+    `headers`       str to str, 4 KiB in all; they are sent with the job
     """
 
-    queue: str | None
-    priority: int | None
     after: float | timedelta | None
     at: datetime | None
-    expires: float | timedelta | None
-    max_attempts: int | None
-    retry: Backoff | None
-    timeout: float | timedelta | None
     key: str | None
     on_conflict: Conflict | None
-    keep_result: float | timedelta | None
     headers: dict[str, str] | None
 
 
+OF_THE_DECORATOR: Final = tuple(name for name in JobOptions.__annotations__ if name not in EnqueueOptions.__annotations__)
+
+
 class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """The same options, checked and in plain units: seconds, and microseconds since 1970."""
+    """The same options after checking, in plain units: seconds, and microseconds since 1970."""
 
     queue: str = DEFAULT_QUEUE
     priority: int = 0
@@ -71,10 +88,10 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     headers: dict[str, str] = {}
 
     def replaced(self, given: EnqueueOptions) -> Options:
-        """Return a copy with the given options. Raises TypeError or ValueError that names the wrong option."""
+        """Return a copy with the given options. Raises TypeError or ValueError, naming the wrong option."""
         fields = plain_options(given)
         if "after" in fields:
-            fields.setdefault("at", None)  # after= and at= replace each other: the last one given counts
+            fields.setdefault("at", None)  # after= and at= exclude each other: the last one given counts
         return msgspec.structs.replace(self, **fields)
 
 
@@ -89,7 +106,7 @@ _KINDS: dict[str, type] = {"priority": int, "max_attempts": int, "queue": str, "
 
 
 def plain_options(given: EnqueueOptions) -> dict[str, Any]:
-    """Convert options to fields of `Options`. Types are checked here, ranges in the envelope."""
+    """Convert options to fields of `Options`. Types are checked here, ranges in `check_envelope`."""
     for name in given:
         if name not in EnqueueOptions.__annotations__:
             raise TypeError(
@@ -100,13 +117,14 @@ def plain_options(given: EnqueueOptions) -> dict[str, Any]:
         if name in _DURATIONS:
             fields[name] = None if value is None else seconds_of(name, value)
         elif name in _KINDS and (not isinstance(value, _KINDS[name]) or isinstance(value, bool)):
-            raise TypeError(f"{name}={shown(value)}: it takes {_article(_KINDS[name].__name__)}")
+            kind = _KINDS[name].__name__
+            raise TypeError(f"{name}={shown(value)}: expected {'an' if kind[0] in 'aeiou' else 'a'} {kind}")
         elif isinstance(value, int):
             fields[name] = int(value)  # also a member of an IntEnum
         elif isinstance(value, str):
             fields[name] = bare_text(value)
     if "at" in fields and "after" in fields:
-        raise ValueError("after= and at= are two ways to say one thing: give one of them")
+        raise ValueError("after= and at= exclude each other: give one of them")
     if "at" in fields:
         fields["at"] = _instant(fields["at"])
     if "on_conflict" in fields:
@@ -116,41 +134,41 @@ def plain_options(given: EnqueueOptions) -> dict[str, Any]:
     if "key" in fields:
         _check_text("key", fields["key"])
     if fields.get("max_attempts", 1) > MOST_ATTEMPTS:
-        raise ValueError(f"max_attempts={shown(fields['max_attempts'])}: it takes 1 to {MOST_ATTEMPTS:,}")
+        raise ValueError(f"max_attempts={shown(fields['max_attempts'])}: expected 1 to {MOST_ATTEMPTS:,}")
     return fields
 
 
 def seconds_of(name: str, value: object) -> float:
-    """Return seconds for a number or a timedelta, up to a hundred years. Raises TypeError or ValueError that names the option."""
+    """Return the seconds of a number or a timedelta, up to a hundred years. Raises TypeError or ValueError, naming the option."""
     seconds = value.total_seconds() if isinstance(value, timedelta) else value
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
-        raise TypeError(f"{name}={shown(value)}: it takes seconds, as a number or a timedelta")
+        raise TypeError(f"{name}={shown(value)}: expected seconds, as a number or a timedelta")
     if not 0 <= seconds <= LONGEST:
-        raise ValueError(f"{name}={shown(value)}: it takes 0 to {LONGEST:,.0f} seconds, a hundred years")
+        raise ValueError(f"{name}={shown(value)}: expected 0 to {LONGEST:,.0f} seconds, a hundred years")
     return float(seconds)
 
 
 def _instant(value: object) -> int:
-    """Return microseconds since 1970. An earlier instant becomes 0, so that every store can hold it."""
+    """Return microseconds since 1970. An earlier time becomes 0, which every store can hold."""
     if not isinstance(value, datetime):
-        raise TypeError(f"at={shown(value)}: it takes an aware datetime; for seconds from now there is after=")
+        raise TypeError(f"at={shown(value)}: expected an aware datetime; for seconds from now, use after=")
     try:
         microseconds = microseconds_of(value)
     except ValueError as error:
         raise ValueError(f"at={error}") from None
     latest = to_microseconds(time.time() + LONGEST)
     if microseconds > latest:
-        raise ValueError(f"at={shown(value)}: it takes an instant up to a hundred years from now, {instant_of(latest):%Y-%m-%d}")
+        raise ValueError(f"at={shown(value)}: expected a time up to a hundred years from now, {instant_of(latest):%Y-%m-%d}")
     return max(microseconds, 0)
 
 
 def _headers(given: dict[str, str]) -> dict[str, str]:
-    """Return a copy with plain str values, because the caller may change its dict."""
+    """Return a copy with plain str values. It is a copy because the caller may change its dict later."""
     for name, value in given.items():
         if not isinstance(name, str) or not isinstance(value, str):
-            raise TypeError(f"headers={{{shown(name)}: {shown(value)}}}: headers are str to str")
+            raise TypeError(f"headers={{{shown(name)}: {shown(value)}}}: header names and values must be str")
         if name.startswith(OWN_HEADERS):
-            raise ValueError(f"headers={{{name!r}: ...}}: names that begin with {OWN_HEADERS!r} are taskflow's own")
+            raise ValueError(f"headers={{{name!r}: ...}}: names that begin with {OWN_HEADERS!r} are reserved for taskflow")
         _check_text("headers", name + value)
     return {bare_text(name): bare_text(value) for name, value in given.items()}
 
@@ -159,14 +177,10 @@ def _check_text(option: str, text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"{option}= has a lone surrogate, which is no text: {text!r}") from None
+        raise ValueError(f"{option}= has a lone surrogate, which is not valid text: {text!r}") from None
 
 
 def _conflict(value: object) -> tuple[OnConflict, bool]:
     if not isinstance(value, str) or value not in _CONFLICTS:
-        raise ValueError(f'on_conflict={shown(value)}: it takes "keep", "replace" or "raise"')
+        raise ValueError(f'on_conflict={shown(value)}: expected "keep", "replace" or "raise"')
     return _CONFLICTS[value]
-
-
-def _article(kind: str) -> str:
-    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"

@@ -1,4 +1,4 @@
-"""Runs coroutines for callers without an event loop. One loop in a separate thread serves all of them."""
+"""Runs coroutines for callers without an event loop, all in one loop in a separate thread."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import Final, TypeVar
 
 T = TypeVar("T")
 
-# Seconds that calls under way have to end when the process ends.
+# Seconds that running calls have to finish when the process exits.
 LAST_WORDS: Final = 5.0
 
 
 def run_sync(awaitable: Awaitable[T]) -> T:
     """Wait for an awaitable from code without an event loop, from any thread: ``run_sync(handle.result(timeout=10))``.
 
-    The awaitable sees the caller's context variables. Raises RuntimeError inside of a running loop, which it would block: await there.
+    The awaitable sees the caller's context variables. Raises RuntimeError inside a running loop, which it would block: use await there.
     """
     try:
         refuse_inside_a_loop("run_sync()", "await")
@@ -36,11 +36,11 @@ def refuse_inside_a_loop(name: str, instead: str) -> None:
         asyncio.get_running_loop()
     except RuntimeError:
         return
-    raise RuntimeError(f"{name} was called inside of a running event loop, which it would block: use {instead} there")
+    raise RuntimeError(f"{name} was called inside a running event loop, which it would block: use {instead} there")
 
 
 class _Portal:
-    """A daemon thread with an event loop. anyio's portal would hang in a forked child that closes it: its thread does not exist there."""
+    """A daemon thread with an event loop. anyio's portal would hang when a forked child closes it, because the child lacks its thread."""
 
     def __init__(self) -> None:
         self.pid = os.getpid()
@@ -54,7 +54,7 @@ class _Portal:
         try:
             return future.result()
         except BaseException:
-            future.cancel()  # does nothing unless the wait was interrupted
+            future.cancel()  # has no effect unless the wait was interrupted
             raise
 
     def close(self) -> None:
@@ -72,7 +72,7 @@ async def _await(awaitable: Awaitable[T]) -> T:
 
 
 class _Holder:
-    """Starts the loop at its first use, and again in a forked child, where the thread does not exist."""
+    """Starts the loop when first used, and again in a forked child, which lacks the thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -91,7 +91,7 @@ class _Holder:
             portal.close()
 
     def after_fork(self) -> None:
-        """Keep the parent's portal without closing it: its selector is shared, and closing it here would stop the parent's."""
+        """Keep the parent's portal without closing it. Its selector is shared, so closing it would stop the parent's loop."""
         self._lock = threading.Lock()
         if self._portal is not None:
             self._of_parents.append(self._portal)

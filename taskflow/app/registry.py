@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import inspect
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from taskflow.app.execution_mode import RUN_AS_MAIN
-from taskflow.model.envelope import check_job_name
+from taskflow.app.functions import place
+from taskflow.app.job_type import AnyJob
 from taskflow.model.errors import DeclarationError
 from taskflow.model.suggestions import nearest
 
-if TYPE_CHECKING:
-    from taskflow.app.job import AnyJob
-
 
 class Registry:
-    """Job types by name and alias. If a function is declared again (a reload, `__main__` and then its import), it replaces its older
+    """Job types by name and alias. A function that is declared again (by a reload, or as `__main__` and then by import) replaces its older
     job."""
 
     def __init__(self) -> None:
@@ -40,7 +35,7 @@ class Registry:
         return self._jobs.get(name)
 
     def resolve(self) -> None:
-        """Resolve the annotations of every job, also those with names that were undefined before. Raises DeclarationError naming the
+        """Resolve the annotations of every job, including names that were undefined before. Raises DeclarationError, naming the
         parameter."""
         for job in self:
             job.codec.resolve()
@@ -57,43 +52,6 @@ class Registry:
         return len(set(self._jobs.values()))
 
 
-def name_of(function: Callable[..., Any]) -> str:
-    """Return module and qualified name as an importing worker sees them. Raises DeclarationError for a function inside a function."""
-    if "<locals>" in function.__qualname__ or "<lambda>" in function.__qualname__:
-        raise DeclarationError(
-            f"{place(function)}: a function inside a function has no name that a worker could import it by; give it one with name="
-        )
-    return check_job_name(f"{_module_of(function)}.{function.__qualname__}")
-
-
-def place(function: Callable[..., Any]) -> str:
-    """Return file and line of a function, for messages."""
-    code = getattr(inspect.unwrap(function), "__code__", None)
-    return f"{code.co_filename}:{code.co_firstlineno} ({function.__qualname__})" if code else repr(function)
-
-
 def _owner(job: AnyJob) -> tuple[str, str]:
     code = getattr(inspect.unwrap(job.function), "__code__", None)
     return (str(Path(code.co_filename).resolve()) if code else job.function.__module__, job.function.__qualname__)
-
-
-def _module_of(function: Callable[..., Any]) -> str:
-    if function.__module__ not in RUN_AS_MAIN:
-        return function.__module__
-    scope = getattr(inspect.unwrap(function), "__globals__", {})
-    spec = scope.get("__spec__")
-    if spec is not None and spec.name not in RUN_AS_MAIN:  # python -m package.module
-        return str(spec.name)
-    return _dotted(Path(scope.get("__file__") or "__main__.py").resolve())
-
-
-def _dotted(file: Path) -> str:
-    """Return the module name that a worker would import a script by: relative to the nearest folder on the import path, or the current one.
-
-    The script's own folder, which Python puts on the path, does not count, unless it is the current one.
-    """
-    here = Path.cwd().resolve()
-    folders = {Path(entry).resolve() for entry in sys.path if entry} - {file.parent} | {here}
-    above = [folder for folder in folders if file.is_relative_to(folder)]
-    relative = file.relative_to(max(above, key=lambda folder: len(folder.parts))) if above else Path(file.name)
-    return ".".join(relative.with_suffix("").parts)

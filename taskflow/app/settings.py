@@ -1,4 +1,4 @@
-"""Settings in layers: a flag comes before configure(), then TASKFLOW_* in the environment, then [tool.taskflow] in pyproject.toml."""
+"""Settings in layers. Precedence: flags, then configure(), then TASKFLOW_* in the environment, then [tool.taskflow] in pyproject.toml."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     `broker`            the broker's URL; None means the default file, whose path is logged once
     `enqueue_timeout`   seconds after which `delay()` fails if the store does not answer
-    `max_payload`       the most bytes of arguments, and of a result
+    `max_payload`       the maximum size of arguments, and of a result, in bytes
     `middleware`        the outermost first
-    `lifespan`          an async context manager per worker; what it yields is `ctx.state`
+    `lifespan`          returns an async context manager, entered once per worker; the value that it yields is `ctx.state`
     """
 
     broker: str | None = None
@@ -35,7 +35,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     middleware: tuple[Middleware, ...] = ()
     lifespan: Lifespan | None = None
 
-    def __rich_repr__(self) -> list[tuple[str, Any]]:  # the default repr of the struct shows the broker's password
+    def __rich_repr__(self) -> list[tuple[str, Any]]:  # the struct's default repr would show the broker's password
         shown = {name: getattr(self, name) for name in self.__struct_fields__}
         return list((shown | {"broker": None if self.broker is None else masked(self.broker)}).items())
 
@@ -43,29 +43,32 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return f"Settings({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
 
 
-# The settings that may come from the environment and pyproject.toml; for numbers, their type and minimum.
+# The settings that the environment and pyproject.toml may have. A number has its type and minimum.
 TEXTUAL: Final = ("broker", "enqueue_timeout", "max_payload")
 _NUMBERS: Final[Mapping[str, tuple[type[int] | type[float], int]]] = {"enqueue_timeout": (float, 0), "max_payload": (int, 1)}
 
 
 def layered(configured: Mapping[str, Any], *, environ: Mapping[str, str] | None = None, folder: Path | None = None) -> Settings:
-    """Return the settings in force. Raises ConfigurationError, which names layer and setting, for a wrong one."""
-    layers = (_of_pyproject(folder or Path.cwd()), _of_environment(os.environ if environ is None else environ), configured)
+    """Return the current settings. Raises ConfigurationError, naming the layer and the setting, for a wrong value."""
+    environ = os.environ if environ is None else environ
+    variables = {name: f"TASKFLOW_{name.upper()}" for name in TEXTUAL}
+    given = {name: _read(variable, name, text) for name, variable in variables.items() if (text := environ.get(variable))}
+    layers = (_of_pyproject(folder or Path.cwd()), given, configured)
     merged = {name: value for layer in layers for name, value in layer.items() if value is not None}
     merged["middleware"] = tuple(merged.get("middleware", ()))
     return Settings(**merged)
 
 
 def check_configured(given: Mapping[str, Any]) -> None:
-    """Check the values given to configure(). Raises ConfigurationError, which names the setting."""
+    """Check the values given to configure(). Raises ConfigurationError, naming the setting."""
     middleware = given.get("middleware")
     if middleware is not None:
         if not isinstance(middleware, Sequence):
-            raise ConfigurationError(f"configure(middleware={middleware!r}): it takes a list of Middleware instances")
+            raise ConfigurationError(f"configure(middleware={middleware!r}): expected a list of Middleware instances")
         for layer in middleware:
             if not isinstance(layer, Middleware):
                 raise ConfigurationError(
-                    f"configure(middleware=[... {layer!r} ...]): each is an instance of a subclass of taskflow.Middleware"
+                    f"configure(middleware=[... {layer!r} ...]): expected instances of subclasses of taskflow.Middleware"
                 )
     for name in _NUMBERS:
         if given.get(name) is not None:
@@ -73,27 +76,21 @@ def check_configured(given: Mapping[str, Any]) -> None:
     if given.get("broker") is not None:
         _check_url("configure(broker=...)", given["broker"])
     if given.get("lifespan") is not None and not callable(given["lifespan"]):
-        raise ConfigurationError(
-            f"configure(lifespan={given['lifespan']!r}): it takes a function that gives an async context manager, called once per worker"
-        )
+        raise ConfigurationError(f"configure(lifespan={given['lifespan']!r}): expected a function that returns an async context manager")
 
 
 def _check_url(where: str, value: object) -> None:
-    """Check the type. The broker's own module checks the URL itself."""
+    """Check the type. The broker's module checks the URL itself."""
     if not isinstance(value, str) or not value:
-        found = "an empty text" if value == "" else type(value).__name__  # its value may hold a password
-        raise ConfigurationError(f"{where}: it takes a URL, for example {DEFAULT_BROKER!r}, got {found}")
+        found = "an empty text" if value == "" else type(value).__name__  # the value may contain a password
+        raise ConfigurationError(f"{where}: expected a URL, for example {DEFAULT_BROKER!r}, got {found}")
 
 
 def _check_number(where: str, name: str, value: Any) -> None:
     kind, least = _NUMBERS[name]
     is_one = isinstance(value, int | kind) and not isinstance(value, bool)
-    if not is_one or not value >= least:  # NaN is not larger than anything
-        raise ConfigurationError(f"{where}: it takes {'a whole number' if kind is int else 'a number'}, {least} or more")
-
-
-def _of_environment(environ: Mapping[str, str]) -> dict[str, Any]:
-    return {name: _read(f"TASKFLOW_{name.upper()}", name, text) for name in TEXTUAL if (text := environ.get(f"TASKFLOW_{name.upper()}"))}
+    if not is_one or not value >= least:  # false for NaN, too
+        raise ConfigurationError(f"{where}: expected {'a whole number' if kind is int else 'a number'}, {least} or more")
 
 
 def _of_pyproject(folder: Path) -> dict[str, Any]:
@@ -114,15 +111,15 @@ def _of_file(file: Path) -> dict[str, Any]:
         raise ConfigurationError(f"{file} cannot be read: {error}") from error
     table = tool.get("taskflow", {}) if isinstance(tool, dict) else tool
     if not isinstance(table, dict):
-        raise ConfigurationError(f"{file}: [tool.taskflow] is no table, but {table!r}")
+        raise ConfigurationError(f"{file}: [tool.taskflow] must be a table, got {table!r}")
     for name in table:
         if name not in TEXTUAL:
-            raise ConfigurationError(f"[tool.taskflow] in {file} has an unknown setting {name!r}; it takes {', '.join(TEXTUAL)}")
+            raise ConfigurationError(f"[tool.taskflow] in {file} has an unknown setting {name!r}; settings are {', '.join(TEXTUAL)}")
     return {name: _read(f"{name} in [tool.taskflow] of {file}", name, value) for name, value in table.items()}
 
 
 def _read(where: str, name: str, given: object) -> Any:
-    """Convert a setting: the environment gives text, pyproject.toml also numbers."""
+    """Convert a setting. The environment holds text; pyproject.toml may hold numbers."""
     if name not in _NUMBERS:
         _check_url(where, given)
         return given

@@ -1,10 +1,11 @@
-"""Exceptions by which a job controls what happens to its run. Only the executor catches them; it turns them into verdicts."""
+"""Exceptions with which a job controls the outcome of its run. Only the executor catches them; it turns them into verdicts."""
 
 from __future__ import annotations
 
 from datetime import timedelta
 
 from taskflow.app.options import seconds_of
+from taskflow.model.errors import name_as_public
 
 
 class Signal(Exception):
@@ -28,7 +29,7 @@ class Snooze(Signal):
 
 
 class Discard(Signal):
-    """Fail for good, now: another attempt would not help."""
+    """Fail for good, without another attempt."""
 
     def __init__(self, reason: str = "discarded") -> None:
         super().__init__(reason)
@@ -41,3 +42,6 @@ class Cancel(Signal):
     def __init__(self, reason: str = "cancelled by the job itself") -> None:
         super().__init__(reason)
         self.reason = str(reason)  # users pass exceptions too
+
+
+name_as_public(globals())

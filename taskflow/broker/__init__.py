@@ -1,1 +1,1 @@
-"""Floor 2: where jobs wait. `protocol` is the contract, `memory` its readable specification."""
+"""Layer 2: where jobs wait. `protocol` is the contract, `memory` its readable specification."""

@@ -1,7 +1,7 @@
-"""Receives wake-ups from a server: one listener for each event loop and broker, with a channel of its own.
+"""Receives wake-ups from a server: one listener for each event loop and broker, with a separate channel.
 
-The server nudges only as many listeners as there are jobs to claim. A listener that is told of jobs for which nobody waits here any more
-passes the nudge on.
+The server nudges only as many listeners as there are jobs to claim. A listener that receives a nudge for which nobody waits any more passes
+it on.
 
 A waiter's topics are announced to the server before it waits. The topics are announced only while the subscription is on, and the answer
 names those for which something has happened already. So nothing is missed in between.

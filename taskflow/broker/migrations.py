@@ -57,13 +57,11 @@ class Migrations:
     def after(self, version: int, place: str) -> Upgrade:
         """Return what leads on from a version. Up-to-date tables need no file, which this user may not be able to read."""
         numbers = range(version + 1, self.newest + 1)
-        return Upgrade(place=place, version=version, migrations=tuple(Migration(number, self._description(number)) for number in numbers))
+        descriptions = (self.text(number).partition("\n")[0].partition(": ")[2] for number in numbers)
+        return Upgrade(place=place, version=version, migrations=tuple(map(Migration, numbers, descriptions)))
 
     def text(self, version: int) -> str:
         return (self.folder / f"{version}.sql").read_text(encoding="utf-8")
-
-    def _description(self, version: int) -> str:
-        return self.text(version).partition("\n")[0].partition(": ")[2]
 
 
 @runtime_checkable

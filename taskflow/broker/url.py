@@ -218,7 +218,7 @@ def _options(parts: SplitResult, known: tuple[str, ...]) -> dict[str, str]:
     for name, value in parse_qsl(parts.query, keep_blank_values=True):
         if name not in known:
             near = [ours for ours in [_AS_LIBPQ_HAS_THEM.get(name)] if ours in known] or nearest(name, known)
-            hint = f"did you mean {near[0]}=?" if near else f"it takes {', '.join(known)}"
+            hint = f"did you mean {near[0]}=?" if near else f"its options are {', '.join(known)}"
             raise BrokerUrlError(f"broker URL has an unknown parameter {name!r}: {hint}")
         if name in options:
             raise BrokerUrlError(f"broker URL has the parameter {name!r} twice")

@@ -1,1 +1,1 @@
-"""Floor 5: the command line."""
+"""Layer 5: the command line."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -11,13 +10,12 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from taskflow.app.app import App
-from taskflow.app.default_app import default_app
 from taskflow.broker.console import Console, JobFilter, Redone
 from taskflow.broker.protocol import Broker
 from taskflow.cli.exits import Exit
 from taskflow.cli.job_filter import all_or_filters, doubt_queue, filter_of, ids_of, ids_or_filters
 from taskflow.cli.progress import Bar
-from taskflow.cli.store import what_is_there
+from taskflow.cli.store import what_is_there, with_store
 from taskflow.model.envelope import check_queue
 from taskflow.model.errors import ConfigurationError
 from taskflow.model.ids import id_text
@@ -46,22 +44,17 @@ class ActionResult:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    app = default_app()
-    app.flag(broker=arguments.broker)
-    return asyncio.run(_act(app, arguments))
+    return with_store(arguments, _act)
 
 
 async def _act(app: App, arguments: argparse.Namespace) -> int:
-    try:
-        if arguments.command in ("pause", "resume"):
-            return await _pause(app.broker().console, arguments)
-        ids_or_filters(arguments)
-        if arguments.ids:
-            return await _on_ids(app, arguments)
-        all_or_filters(arguments)
-        return await _on_filtered(app, arguments)
-    finally:
-        await app.close()
+    if arguments.command in ("pause", "resume"):
+        return await _pause(app.broker().console, arguments)
+    ids_or_filters(arguments)
+    if arguments.ids:
+        return await _on_ids(app, arguments)
+    all_or_filters(arguments)
+    return await _on_filtered(app, arguments)
 
 
 async def _pause(console: Console, arguments: argparse.Namespace) -> int:
@@ -155,7 +148,8 @@ async def _go_through(broker: Broker, job_filter: JobFilter, bar: Bar, arguments
 async def _apply(broker: Broker, command: str, ids: Sequence[bytes]) -> ActionResult:
     if command == "retry":
         answers = await broker.console.retry(ids)
-        refused = {job_id: _unretried(answer) for job_id, answer in zip(ids, answers, strict=True) if answer is not Redone.OK}
+        whys = (UNKNOWN if answer is Redone.UNKNOWN else answer.value for answer in answers)
+        refused = {job_id: why for job_id, answer, why in zip(ids, answers, whys, strict=True) if answer is not Redone.OK}
         return ActionResult(len(ids) - len(refused), refused=refused)
     found = await broker.cancel(ids)
     refused = {job_id: _uncancelled(status) for job_id, status in zip(ids, found, strict=True) if status is None or status.is_ended}
@@ -164,10 +158,6 @@ async def _apply(broker: Broker, command: str, ids: Sequence[bytes]) -> ActionRe
 
 
 UNKNOWN: Final = "it is unknown, or no longer kept"
-
-
-def _unretried(answer: Redone) -> str:
-    return UNKNOWN if answer is Redone.UNKNOWN else answer.value
 
 
 def _uncancelled(status: Status | None) -> str:

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
-from taskflow.app.app import App, enqueue
-from taskflow.app.default_app import default_app
+from taskflow.app.app import App, default_app
 from taskflow.app.handle import JobHandle
+from taskflow.app.sending import enqueue
 from taskflow.cli.demo_files import source_files
 from taskflow.cli.demo_jobs import SourceFile, index
 from taskflow.cli.exits import Exit

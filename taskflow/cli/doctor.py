@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 
 import msgspec
 
 from taskflow.app.app import App
-from taskflow.app.default_app import default_app
 from taskflow.app.namesake import advice
 from taskflow.broker.console import Finding
 from taskflow.broker.url import masked
 from taskflow.cli.exits import Exit
 from taskflow.cli.json_text import json_text
+from taskflow.cli.store import with_store
 from taskflow.model.printable import message, one_line
 
 
 def run(arguments: argparse.Namespace) -> int:
-    app = default_app()
-    app.flag(broker=arguments.broker)
-    return asyncio.run(_examine(app, as_json=arguments.json))
+    return with_store(arguments, _examine)
 
 
-async def _examine(app: App, *, as_json: bool) -> int:
+async def _examine(app: App, arguments: argparse.Namespace) -> int:
     """Print the findings. Return 1 if one is a problem, as for any failed check."""
-    try:
-        findings = [*_of_installation(), *await app.broker().console.examine()]
-    finally:
-        await app.close()
-    if as_json:
+    findings = [*_of_installation(), *await app.broker().console.examine()]
+    if arguments.json:
         print(json_text({"broker": masked(app.broker_url()), "findings": msgspec.to_builtins(findings)}, indent=2))
     else:
         print(f"broker       {one_line(masked(app.broker_url()))}")

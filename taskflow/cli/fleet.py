@@ -66,11 +66,12 @@ class Fleet:
 
     def _present(self) -> list[WorkerReport]:
         now = time.monotonic()
-        return [worker if now - worker.at < SILENT_AFTER else _silent(worker, now) for worker in list(self._workers.values())]
-
-
-def _silent(worker: WorkerReport, now: float) -> WorkerReport:
-    return worker._replace(is_live=False, is_ready=False, why=f"it has been silent for {now - worker.at:.0f} s")
+        return [
+            worker
+            if now - worker.at < SILENT_AFTER
+            else worker._replace(is_live=False, is_ready=False, why=f"it has been silent for {now - worker.at:.0f} s")
+            for worker in list(self._workers.values())
+        ]
 
 
 def _facts(workers: list[WorkerReport]) -> dict[str, float | int | str | None]:

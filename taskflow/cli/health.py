@@ -121,7 +121,7 @@ class HealthServer:
 
     def _close_oldest_of_busiest(self) -> None:
         """Close the oldest connection of the client that has most of them. A client that holds many thus keeps no other one out."""
-        clients = [_address_of(writer) for writer in self._open]
+        clients = [(writer.get_extra_info("peername") or (None,))[0] for writer in self._open]
         [(busiest, _)] = Counter(clients).most_common(1)
         oldest = next(writer for writer, client in zip(self._open, clients, strict=True) if client == busiest)
         del self._open[oldest]
@@ -150,10 +150,6 @@ class HealthServer:
         found = ask()
         status = HTTPStatus.OK if found.is_well else HTTPStatus.SERVICE_UNAVAILABLE
         return status, {"ok": found.is_well, "why": found.why, **found.facts}
-
-
-def _address_of(writer: asyncio.StreamWriter) -> object:
-    return (writer.get_extra_info("peername") or (None,))[0]
 
 
 def _refused(status: HTTPStatus) -> Response:

@@ -22,7 +22,7 @@ class Interrupts:
     """Remembers a Ctrl-C, and raises it as Python does.
 
     The interpreter drops an exception that is raised in one of its own callbacks, of which imports have many. The Ctrl-C would be lost, and
-    the worker would start. So the remembered signal is raised again as soon as it can be handled.
+    the worker would start. So the remembered signal is raised again as soon as it can be handled. A second one ends the process at once.
 
     A SIGTERM ends a process without our help. But for process 1 of a container, the kernel drops signals without a handler. There a SIGTERM
     is handled like a Ctrl-C.
@@ -30,15 +30,14 @@ class Interrupts:
 
     def __init__(self) -> None:
         self._number = 0
-        self._before: dict[int, object] = {signal.SIGINT: signal.default_int_handler}
-        if os.getpid() == 1:
-            self._before[signal.SIGTERM] = signal.SIG_DFL
+        self._before: dict[int, object] = {}
 
     def watch(self) -> None:
         """Handle the signals from now on, unless other code does already."""
         if _thread.get_ident() == _main_thread:
-            for number, before in self._before.items():
-                if signal.getsignal(number) == before:
+            for number in (signal.SIGINT, signal.SIGTERM) if os.getpid() == 1 else (signal.SIGINT,):
+                if (before := signal.getsignal(number)) in (signal.default_int_handler, signal.SIG_DFL):
+                    self._before[number] = before
                     signal.signal(number, self._handle)
 
     def raise_again(self) -> None:
@@ -54,6 +53,8 @@ class Interrupts:
                     signal.signal(number, before)  # type: ignore[arg-type]
 
     def _handle(self, number: int, frame: object) -> None:
+        if self._number:
+            os._exit(128 + number)
         self._number = number
         code = getattr(frame, "f_code", None)
         if code is not None and code.co_name in CALLBACKS and code.co_filename.startswith("<frozen importlib"):

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import os
 import sys
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from taskflow.app.app import App
-from taskflow.app.default_app import default_app
 from taskflow.broker.console import QueueRecord
 from taskflow.broker.url import masked
 from taskflow.cli.exits import Exit
 from taskflow.cli.job_filter import doubt_queue, filter_of, ids_of, ids_or_filters
 from taskflow.cli.json_text import json_text
 from taskflow.cli.parser import columns
-from taskflow.cli.store import what_is_there
+from taskflow.cli.store import what_is_there, with_store
 from taskflow.model.clock import instant_of
 from taskflow.model.ids import id_text
 from taskflow.model.printable import MAX_CHARACTERS, indented, message, one_line
@@ -26,17 +24,7 @@ from taskflow.model.session import SessionRecord
 
 
 def run(arguments: argparse.Namespace) -> int:
-    app = default_app()
-    app.flag(broker=arguments.broker)
-    return asyncio.run(_look(app, arguments))
-
-
-async def _look(app: App, arguments: argparse.Namespace) -> int:
-    try:
-        look = {"status": _status, "queues": _queues, "jobs": _jobs}[arguments.command]
-        return await look(app, arguments)
-    finally:
-        await app.close()
+    return with_store(arguments, VIEWS[arguments.command])
 
 
 async def _status(app: App, arguments: argparse.Namespace) -> int:
@@ -99,6 +87,9 @@ async def _show(app: App, arguments: argparse.Namespace) -> int:
         for job_id, record in zip(ids, records, strict=True):
             _print_record(job_id, record)
     return Exit.OK if all(record is not None for record in records) else Exit.NOT_FOUND
+
+
+VIEWS: Final = {"status": _status, "queues": _queues, "jobs": _jobs}
 
 
 def _print_record(job_id: bytes, record: Record | None) -> None:

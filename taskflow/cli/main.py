@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # built in, so it loads nothing: `signal` would load enum
 import _thread
 import os
 import sys
@@ -20,7 +21,12 @@ SAID_WITHIN: Final = 0.5
 
 
 def program() -> int:
-    """The main program of the process: run `main`, then end the process with its code, whatever keeps Python from it."""
+    """The main program of the process: run `main`, then end the process with its code, whatever keeps Python from it.
+
+    Where `main` does not handle a Ctrl-C, it ends the process silently: Python's own handler would print a traceback of our frames.
+    """
+    if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
+        _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
     code = 1
     try:
         code = main()
@@ -58,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _with_interrupts(argv)
     except KeyboardInterrupt as told:
-        return _interrupted(told)
+        return 128 + int(getattr(told, "number", _signal.SIGINT))
     except BrokenPipeError:  # the reader of our output is gone, for example `head`
         _forget_output()
         return 0
@@ -114,14 +120,6 @@ def _is_process_1(argv: list[str]) -> bool:
     """Return True if the worker is process 1 itself: its command line is this command, and no other program imports us. systemd expects
     notifications only from its service's own process."""
     return os.getpid() == 1 and argv == sys.orig_argv[len(sys.orig_argv) - len(argv) :] and "NOTIFY_SOCKET" not in os.environ
-
-
-def _interrupted(told: KeyboardInterrupt) -> int:
-    """End after a Ctrl-C. A second one ends the rest of the process silently."""
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    return 128 + int(getattr(told, "number", signal.SIGINT))
 
 
 def _forget_output() -> None:

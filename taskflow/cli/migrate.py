@@ -3,40 +3,31 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 from urllib.parse import urlsplit
 
 from taskflow.app.app import App
-from taskflow.app.default_app import default_app
 from taskflow.broker.migrations import Migrating, Upgrade
 from taskflow.cli.exits import Exit
+from taskflow.cli.store import with_store
 from taskflow.model.printable import one_line
 
 
 def run(arguments: argparse.Namespace) -> int:
-    app = default_app()
-    app.flag(broker=arguments.broker)
-    return asyncio.run(_migrate(app, arguments))
+    return with_store(arguments, _migrate)
 
 
 async def _migrate(app: App, arguments: argparse.Namespace) -> int:
-    try:
-        broker = app.broker()
-        if not isinstance(broker, Migrating):
-            print(f"{'-- ' if arguments.sql else ''}{_needs_none(app)}")
-        elif arguments.sql:
-            print(await broker.sql(), end="")
-        elif arguments.plan:
-            _print_plan(await broker.pending())
-        else:
-            _print_done(await broker.migrate())
-    finally:
-        await app.close()
+    broker = app.broker()
+    if not isinstance(broker, Migrating):
+        scheme = urlsplit(app.broker_url()).scheme
+        print(f"{'-- ' if arguments.sql else ''}{scheme}:// needs no migrations: the first use creates everything")
+    elif arguments.sql:
+        print(await broker.sql(), end="")
+    elif arguments.plan:
+        _print_plan(await broker.pending())
+    else:
+        _print_done(await broker.migrate())
     return Exit.OK
-
-
-def _needs_none(app: App) -> str:
-    return f"{urlsplit(app.broker_url()).scheme}:// needs no migrations: the first use creates everything"
 
 
 def _print_plan(upgrade: Upgrade) -> None:

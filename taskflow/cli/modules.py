@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 
-from taskflow.app.default_app import default_app
+from taskflow.app.app import default_app
 from taskflow.cli.tracebacks import print_users
 from taskflow.model.printable import message
 from taskflow.model.suggestions import nearest

@@ -7,7 +7,7 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from taskflow.cli.exits import TABLE
@@ -60,18 +60,27 @@ class Parser(argparse.ArgumentParser):
         if file is None:
             sys.stdout.flush()
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]  # of overloads
+        known, unknown = super().parse_known_args(args, namespace)
+        if unknown and self.commands:
+            command = self.commands[known.command]
+            flags = [flag[2:] for action in command._actions for flag in action.option_strings]  # the dashes would make all similar
+            hint = _hint(unknown[0].removeprefix("--"), flags, "--")
+            command.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return known, unknown
+
     def error(self, message: str) -> NoReturn:
         """Print the usage and the message on stderr and exit with 2, as argparse does."""
         message = re.sub(r"://\S*", "://***", message)  # hide the password of a broker URL in the wrong place
-        slip = re.search(r"unrecognized arguments: (--[\w-]+)|COMMAND: invalid choice: '([^']*)'", message)
-        super().error(message + self._hint(slip[1] or slip[2]) if slip else message)
+        slip = re.search(r"COMMAND: invalid choice: '([^']*)'", message)
+        super().error(message + _hint(slip[1], self.commands) if slip else message)
 
-    def _hint(self, slip: str) -> str:
-        import difflib
 
-        flags = {flag for command in self.commands.values() for flag in re.findall(r"--[a-z-]+", command.format_help())}
-        near = difflib.get_close_matches(slip, sorted({*self.commands, *flags}), n=1)
-        return f"; did you mean {near[0]}?" if near else ""
+def _hint(slip: str, known: Iterable[str], prefix: str = "") -> str:
+    from taskflow.model.suggestions import nearest
+
+    near = nearest(slip, sorted(known))
+    return f"; did you mean {prefix}{near[0]}?" if near else ""
 
 
 def a_parser() -> Parser:
@@ -208,7 +217,7 @@ def _migrate(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(module="migrate")
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--plan", action="store_true", help="only say what is pending")
-    instead.add_argument("--sql", action="store_true", help="only print it, for an administrator to run with psql")
+    instead.add_argument("--sql", action="store_true", help="only print the SQL, for an administrator to run")
     _broker(parser)
 
 

@@ -1,13 +1,30 @@
-"""Opens the store for a command."""
+"""Opens the store for a command, and closes it."""
 
 from __future__ import annotations
 
+import argparse
+import asyncio
 import os
+from collections.abc import Awaitable, Callable
 from urllib.parse import unquote, urlsplit
 
-from taskflow.app.app import App
+from taskflow.app.app import App, default_app
 from taskflow.broker.protocol import Broker
 from taskflow.model.errors import BrokerRefused
+
+
+def with_store(arguments: argparse.Namespace, work: Callable[[App, argparse.Namespace], Awaitable[int]]) -> int:
+    """Do the work of a command with the store that it names. Return the exit code."""
+    app = default_app()
+    app.flag(broker=arguments.broker)
+
+    async def run() -> int:
+        try:
+            return await work(app, arguments)
+        finally:
+            await app.close()
+
+    return asyncio.run(run())
 
 
 def what_is_there(app: App) -> Broker:

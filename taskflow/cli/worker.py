@@ -15,8 +15,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import anyio
 
-from taskflow.app.app import App
-from taskflow.app.default_app import default_app
+from taskflow.app.app import App, default_app
 from taskflow.app.namesake import advice_if_mixed
 from taskflow.broker.console import QueueRecord
 from taskflow.broker.url import DEFAULT_NAMESPACE, masked
@@ -169,7 +168,7 @@ class Shift:
             self._last_resort.end_now()
 
     async def work(self) -> int:
-        worker, obituaries = Worker(app=self._app, options=self._options), Obituaries(self._app)
+        worker, obituaries = Worker(options=self._options), Obituaries(self._app)
         self._health_report.show(worker.vitals)
         code: int = Exit.FAILED  # the error decides the exit code
         try:

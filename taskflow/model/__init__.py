@@ -1,1 +1,1 @@
-"""Floor 1: plain data and pure rules. No I/O, no await, no mutable globals."""
+"""Layer 1: plain data and pure rules. No I/O, no await, no mutable globals."""

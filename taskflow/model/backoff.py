@@ -14,8 +14,8 @@ from taskflow.model.shown import shown
 class Backoff(msgspec.Struct, frozen=True, kw_only=True):
     """Exponential back-off with full jitter: ``uniform(0, min(max, base * factor ** failures))`` seconds.
 
-    `failures` counts from 0 at the first retry. Full jitter spreads a herd of retries over the whole span
-    ("Exponential Backoff And Jitter", AWS Architecture Blog, 2015). With ``jitter=False`` the span itself is waited.
+    `failures` is 0 for the first retry. Full jitter spreads simultaneous retries over the whole span
+    ("Exponential Backoff And Jitter", AWS Architecture Blog, 2015). With ``jitter=False`` the wait is the full span.
     """
 
     base: float = 1.0
@@ -24,16 +24,16 @@ class Backoff(msgspec.Struct, frozen=True, kw_only=True):
     jitter: bool = True
 
     def __post_init__(self) -> None:
-        """Make all numbers floats, which every store can write. TypeError and ValueError name the field that is wrong."""
+        """Convert all numbers to floats, which every store can write. Raises TypeError or ValueError, naming the wrong field."""
         for name in ("base", "factor", "max"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float):
-                raise TypeError(f"Backoff({name}={shown(value)}): it takes a number")
+                raise TypeError(f"Backoff({name}={shown(value)}): expected a number")
             if not 0 <= value <= sys.float_info.max:  # false for NaN
-                raise ValueError(f"Backoff({name}={shown(value)}): it must be a finite number, 0 or more")
+                raise ValueError(f"Backoff({name}={shown(value)}): expected a finite number, 0 or more")
             msgspec.structs.force_setattr(self, name, float(value))
         if not isinstance(self.jitter, bool):
-            raise TypeError(f"Backoff(jitter={shown(self.jitter)}): it takes True or False")
+            raise TypeError(f"Backoff(jitter={shown(self.jitter)}): expected True or False")
 
     def span(self, failures: int) -> float:
         """Return the longest possible wait in seconds after `failures` earlier failures."""

@@ -20,15 +20,15 @@ class Clock(Protocol):
     """The source of time for stores without a clock: memory and SQLite."""
 
     def wall(self) -> int:
-        """Microseconds since 1970 in UTC. An operator may change it at any time."""
+        """Microseconds since 1970 in UTC. The clock may be set at any time."""
         ...
 
     def steady(self) -> int:
-        """Microseconds since the machine booted, sleep included; comparable between its processes."""
+        """Microseconds since the machine booted, including sleep. Processes of one machine can compare them."""
         ...
 
     def boot_id(self) -> str:
-        """Identifies the boot at which `steady` began: readings of different boots cannot be compared."""
+        """Identifies the boot at which `steady` began. Readings from different boots cannot be compared."""
         ...
 
 
@@ -48,7 +48,7 @@ class SystemClock:
 class ManualClock:
     """A clock that a test moves.
 
-    `advance` moves both clocks, `skew` the wall clock alone, `reboot` starts the steady one again.
+    `advance` moves both clocks, `skew` only the wall clock, `reboot` restarts the steady one.
     """
 
     def __init__(self, start: datetime = datetime(2026, 1, 1, tzinfo=UTC)) -> None:
@@ -67,7 +67,7 @@ class ManualClock:
 
     def advance(self, seconds: float) -> None:
         if seconds < 0:
-            raise ValueError("time moves on only: use skew() to set the wall clock back")
+            raise ValueError("time only moves forward: use skew() to set the wall clock back")
         self._wall += to_microseconds(seconds)
         self._steady += to_microseconds(seconds)
 
@@ -88,15 +88,14 @@ def to_seconds(microseconds: int) -> float:
 
 
 def microseconds_of(instant: datetime) -> int:
-    """Return the microseconds since 1970 of an aware datetime. Raises ValueError for a naive one, which names no instant."""
+    """Return the microseconds since 1970 of an aware datetime. Raises ValueError for a naive one, which is ambiguous."""
     if instant.utcoffset() is None:
         raise ValueError(f"{instant!r} is naive: give it a time zone, for example datetime.now(UTC)")
     return (instant - _EPOCH) // timedelta(microseconds=1)
 
 
 def instant_of(microseconds: int) -> datetime:
-    """Return the aware UTC datetime of that many microseconds since 1970. An instant that no datetime can express becomes the nearest
-    one."""
+    """Return the aware UTC datetime for microseconds since 1970, or the nearest one that a datetime can express."""
     try:
         return _EPOCH + timedelta(microseconds=microseconds)
     except OverflowError:
@@ -112,6 +111,7 @@ def _read_boot_id() -> str:
         return str(uuid.UUID(int=round(booted / 10)))
 
 
-# CLOCK_BOOTTIME goes on while the machine sleeps, so that a lease lapses with a closed lid. macOS counts sleep in its monotonic clock.
+# CLOCK_BOOTTIME keeps counting while the machine sleeps, so a lease expires even if the lid is closed. On macOS the monotonic clock
+# does.
 _STEADY: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 _BOOT_ID: Final = _read_boot_id()

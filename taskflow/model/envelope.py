@@ -24,23 +24,23 @@ OWN_HEADERS: Final = "tf-"
 
 
 class OnConflict(IntEnum):
-    """How to handle an envelope whose key a live job already has."""
+    """What to do with an envelope whose key a live job already has."""
 
     KEEP = 0
     """Keep the existing job, and return it to the caller."""
     REPLACE = 1
-    """Cancel the waiting job in favour of the new one. Behind a running job the new one waits."""
+    """Cancel the waiting job in favour of the new one. If the job is running, the new one waits until it ends."""
 
 
 class Envelope(SentAndShown, frozen=True, kw_only=True, gc=False):
     """One call of a job, immutable. Check user input with `check_envelope`; stores create envelopes unchecked.
 
     `id`           16 bytes, made by the client
-    `after`, `at`  seconds from now, or microseconds since 1970 in UTC, which wins; the past means now
+    `after`, `at`  seconds from now, or microseconds since 1970 in UTC, which takes precedence; the past means now
     `expires`      seconds from now after which no run begins
     `key`          a digest (`ids.key_digest`); at most one live job has it
-    `awaits`       held until this many jobs that name this one in their `joins` have ended
-    `joins`        ids of held jobs that count this one's end, however it ends
+    `awaits`       the job is held until this many jobs whose `joins` contain its id have ended
+    `joins`        ids of held jobs that wait for this one to end, with any outcome
     """
 
     payload: bytes
@@ -57,7 +57,7 @@ class Envelope(SentAndShown, frozen=True, kw_only=True, gc=False):
 
 
 class ClaimId(NamedTuple):
-    """Identifies one lease for ever: the session's id, the number of its claim request, the lease's number in the answer."""
+    """Uniquely identifies one lease: the session's id, the number of its claim request, the lease's number in the answer."""
 
     session: bytes
     request: int
@@ -70,7 +70,7 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     `created_at`  microseconds since 1970
     `parked_for`  seconds since the job was first parked without a run in between
     `expires_in`  seconds from the claim, by the store's clock; None for a job that does not expire
-    `unreadable`  the stored fields that could not be read: such a job is not run, and its worker ends it as FAILED
+    `unreadable`  the stored fields that could not be read: the worker does not run such a job, and ends it as FAILED
     """
 
     envelope: Envelope
@@ -87,7 +87,7 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     @property
     def attempt(self) -> int:
-        """Failures so far plus one: crashes, snoozes and hand-backs use no attempt."""
+        """Failures so far plus one. Crashes, snoozes and hand-backs use no attempt."""
         return self.failures + 1
 
     @property
@@ -96,30 +96,30 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 def check_envelope(envelope: Envelope) -> Envelope:
-    """Return the envelope if it may be sent. Raise ValueError that names the field, its value and what is allowed."""
+    """Return the envelope if it may be sent. Raises ValueError, naming the field, its value and the allowed values."""
     check_queue(envelope.queue)
     check_job_name(envelope.job)
     check_headers(envelope.headers)
     if envelope.priority not in PRIORITIES:
-        raise ValueError(f"priority={shown(envelope.priority)}: allowed are whole numbers from -100 to 100, higher runs first")
+        raise ValueError(f"priority={shown(envelope.priority)}: expected a whole number from -100 to 100; higher runs first")
     if envelope.max_attempts < 1:
-        raise ValueError(f"max_attempts={shown(envelope.max_attempts)}: a job has at least one attempt")
+        raise ValueError(f"max_attempts={shown(envelope.max_attempts)}: expected at least 1")
     for name in ("after", "keep_result", "timeout", "expires"):
         seconds = getattr(envelope, name)
         if seconds is not None and not 0 <= seconds <= LONGEST:
-            raise ValueError(f"{name}={shown(seconds)}: it is in seconds, 0 or more and a hundred years at most")
+            raise ValueError(f"{name}={shown(seconds)}: expected seconds, from 0 to a hundred years")
     return envelope
 
 
 def check_queue(name: str) -> str:
     if not QUEUE_NAME.fullmatch(name):
-        raise ValueError(f"queue {shown(name)}: a queue's name has 1 to 100 of the characters A-Z a-z 0-9 _ . -")
+        raise ValueError(f"queue {shown(name)}: expected 1 to 100 of the characters A-Z a-z 0-9 _ . -")
     return name
 
 
 def check_job_name(name: str) -> str:
     if not 0 < len(name) <= MAX_JOB_NAME or not name.isprintable():
-        raise ValueError(f"job name {shown(name)}: a job's name has 1 to {MAX_JOB_NAME} printable characters")
+        raise ValueError(f"job name {shown(name)}: expected 1 to {MAX_JOB_NAME} printable characters")
     return name
 
 
@@ -129,14 +129,14 @@ _PLAIN: Final = Envelope(id=b"", job="", payload=b"")
 def _has_more() -> str:
     """Return the expression that is true for an envelope `e` with a field that no plain job has.
 
-    It is compiled, because a loop over the fields would take several times as long for each job.
+    It is compiled because a loop over the fields takes several times as long for each job.
     """
     names = [name for field in FIELDS if not field.is_plain for name in field.sent]
     return " or ".join(f"e.{name} is not None" if getattr(_PLAIN, name) is None else f"e.{name}" for name in names)
 
 
 is_plain: Final[Callable[[Envelope], bool]] = eval(f"lambda e: not ({_has_more()})")
-"""Return True if the envelope is of a plain job: it runs at once, concerns no other job, and has only fields that the fast paths carry."""
+"""Return True if the envelope is of a plain job: it runs at once, concerns no other job, and has only fields that the fast paths handle."""
 
 # --- the opaque fields --------------------------------------------------------------------------------------------
 
@@ -158,9 +158,9 @@ def pack_extras(envelope: Envelope) -> bytes | None:
 
 
 def unpack_extras(packed: bytes | None) -> dict[str, Any]:
-    """Return the keyword arguments of `Envelope` that `pack_extras` packed. Letters of a newer version are ignored.
+    """Return the keyword arguments of `Envelope` that `pack_extras` packed. Unknown letters, written by a newer version, are ignored.
 
-    Raises ValueError, TypeError or an error of msgpack for a value that `check_envelope` would refuse.
+    Raises ValueError, TypeError or a msgpack error for a value that `check_envelope` would reject.
     """
     if packed is None:
         return {}
@@ -182,7 +182,7 @@ def unpack_extras(packed: bytes | None) -> dict[str, Any]:
 
 
 def lease_of(job: Any, envelope: Envelope, *, epoch: int, claim: ClaimId, now: int, unreadable: tuple[Unreadable, ...] = ()) -> Lease:
-    """Return the lease of a stored job: an object that has the fields of the job schema as attributes."""
+    """Return the lease of a stored job. `job` is any object with the fields of the job schema as attributes."""
     return Lease(
         envelope=envelope,
         epoch=epoch,

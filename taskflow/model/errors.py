@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import taskflow
+
 
 class TaskflowError(Exception):
     """The base class of all errors that taskflow raises."""
@@ -18,24 +20,24 @@ class ConfigurationError(TaskflowError):
 
 
 class BrokerUrlError(ConfigurationError, ValueError):
-    """A broker URL is malformed or of an unknown scheme; the message names the part, never a password."""
+    """A broker URL is malformed or has an unknown scheme. The message names the part, never a password."""
 
 
 class DriverMissing(ConfigurationError, ImportError):
-    """The broker needs a package that is not installed. The message names the extra that brings it."""
+    """The broker needs a package that is not installed. The message names the extra that installs it."""
 
 
 class DeclarationError(ConfigurationError, TypeError):
-    """A job is declared in a way that cannot work. Raised where it is declared."""
+    """A job is declared in a way that cannot work. Raised at the declaration."""
 
 
 # --- values ----------------------------------------------------------------------------------------
 
 
 class CodecError(TaskflowError):
-    """A value cannot be written, or bytes cannot be read; `path` says where inside the argument.
+    """A value cannot be written, or bytes cannot be read. `path` gives the place inside the argument.
 
-    `path` reads like code: ``"data.address.lines[2]"``; it is "" when the whole is meant.
+    `path` is written like code: ``"data.address.lines[2]"``. It is "" for the whole value.
     """
 
     def __init__(self, message: str, *, path: str = "") -> None:
@@ -44,7 +46,7 @@ class CodecError(TaskflowError):
 
 
 class EncodeError(CodecError, TypeError):
-    """A value does not fit its annotation, or has no exact form. Raised in the caller when it sends the job."""
+    """A value does not fit its annotation, or cannot be encoded exactly. Raised where the job is sent."""
 
 
 class TooLarge(EncodeError):
@@ -56,7 +58,7 @@ class DecodeError(CodecError, ValueError):
 
 
 class NewerFormat(DecodeError):
-    """The bytes have a version or a flag that this taskflow does not know: a newer one wrote them."""
+    """The bytes have a version or a flag that this taskflow does not know. A newer version wrote them."""
 
 
 class UnknownArgument(DecodeError):
@@ -75,11 +77,11 @@ class BrokerError(TaskflowError):
 
 
 class BrokerUnavailable(BrokerError, ConnectionError):
-    """The store does not answer, or not in time. Every call may be repeated without harm."""
+    """The store does not answer, or not in time. Every call can be repeated safely."""
 
 
 class BrokerRefused(BrokerError):
-    """The store answers but cannot be used: it is not taskflow's, not writable, or of a newer version."""
+    """The store answers but cannot be used: it does not belong to taskflow, is not writable, or has a newer version."""
 
 
 class StoreFull(BrokerError):
@@ -87,7 +89,7 @@ class StoreFull(BrokerError):
 
 
 class SessionLost(BrokerError):
-    """The session was declared dead or never registered. All its leases are gone: register a new session."""
+    """The session was declared dead or never registered. All its leases are gone. Register a new session."""
 
 
 # --- what callers of jobs see ------------------------------------------------------------------------
@@ -120,15 +122,15 @@ class JobCancelled(JobError):
 
 
 class ResultExpired(JobError):
-    """The job has ended and its result is no longer kept. Raise `keep_result=`, or ask sooner."""
+    """The job has ended and its result is no longer kept. Raise `keep_result=`, or read the result sooner."""
 
 
 class UnknownJob(JobError, LookupError):
-    """The store does not know the job, or no longer."""
+    """The store does not know the job, or no longer keeps it."""
 
 
 class InvalidJobId(TaskflowError, ValueError):
-    """The text given as a job's id is not one."""
+    """The text is not a valid job id."""
 
 
 class KeyConflict(JobError):
@@ -136,9 +138,22 @@ class KeyConflict(JobError):
 
 
 class EnqueueFailed(TaskflowError):
-    """Some calls of an `enqueue([...])` were not sent. `handles` are those of the calls that were, in order. The cause is chained."""
+    """Some calls of an `enqueue([...])` were not sent. `handles` are those of the sent calls, in order. The cause is chained."""
 
     def __init__(self, message: str, *, handles: Sequence[Any], conflicts: Sequence[Any] = ()) -> None:
         super().__init__(message)
         self.handles = list(handles)
         self.conflicts = list(conflicts)
+
+
+def name_as_public(defined: dict[str, Any]) -> None:
+    """Name the public errors of a module as users import them: a traceback or a stored error says `taskflow.Retry`.
+
+    Other public classes keep their module, because tools look there for the names in their annotations.
+    """
+    for name in getattr(taskflow, "__all__", ()):  # the other distribution of this name has overwritten ours: see app/namesake.py
+        if name in defined:
+            defined[name].__module__ = "taskflow"
+
+
+name_as_public(globals())

@@ -1,4 +1,4 @@
-"""Job ids: UUIDv7, made by the client, so that a resent enqueue adds nothing."""
+"""Job ids: UUIDv7. The client makes them, so that resending an enqueue adds nothing."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ EXAMPLE: Final = "01a20e69-e073-7000-9acc-49abe1cd4c9a"
 
 
 class IdFactory:
-    """Makes 16-byte ids (RFC 9562, version 7): 48 bits of milliseconds, 12 of shard, 62 of chance.
+    """Makes 16-byte ids (RFC 9562, version 7): 48 bits of milliseconds, 12 bits of shard, 62 random bits.
 
-    The shard stands where the RFC has `rand_a`, so that an id alone tells where its job lies.
+    The shard takes the place of `rand_a` in the RFC, so that an id alone shows which shard has the job.
     """
 
     def __init__(self, seams: Seams | None = None) -> None:
@@ -36,7 +36,7 @@ def shard_of(job_id: bytes) -> int:
 
 
 def id_text(job_id: bytes) -> str:
-    """Return the canonical text of an id, as users see it. A stored id of another length than 16 bytes is shown in hexadecimal."""
+    """Return the canonical text of an id. A damaged stored id that is not 16 bytes long is shown in hexadecimal."""
     return str(uuid.UUID(bytes=job_id)) if len(job_id) == 16 else job_id.hex()
 
 
@@ -45,12 +45,12 @@ def parse_id(text: str) -> bytes:
     try:
         return uuid.UUID(text).bytes
     except (ValueError, AttributeError, TypeError):
-        raise InvalidJobId(f"{shown(text)} is not a job id: an id is text such as {EXAMPLE!r}, as `handle.id` has it") from None
+        raise InvalidJobId(f"{shown(text)} is not a job id: expected text such as {EXAMPLE!r}, the form of `handle.id`") from None
 
 
 def key_digest(queue: str, job: str, key: str) -> bytes:
     """Return the stored form of a deduplication key: the first 16 bytes of SHA-256 over queue, job and key."""
     encoded = key.encode()
     if not 0 < len(encoded) <= MAX_KEY_BYTES:
-        raise ValueError(f"key= is {len(encoded)} bytes of UTF-8, allowed are 1 to {MAX_KEY_BYTES}: {key[:40]!r}")
+        raise ValueError(f"key= has {len(encoded)} bytes of UTF-8, expected 1 to {MAX_KEY_BYTES}: {key[:40]!r}")
     return hashlib.sha256(b"\0".join((queue.encode(), job.encode(), encoded))).digest()[:16]

@@ -1,7 +1,8 @@
 """The stored fields of a job, each declared once.
 
-From `FIELDS` come the columns, placeholders and checks of SQLite, the numbers and constants of Redis, the columns that PostgreSQL is sent,
-the packed extras, what a move clears, and `is_plain`. `tests/unit/model/test_job_schema.py` fails if a store or struct lacks a field.
+`FIELDS` provides the columns, placeholders and checks of SQLite, the numbers and constants of Redis, the columns sent to PostgreSQL,
+the packed extras, the fields that a move clears, and `is_plain`. `tests/unit/model/test_job_schema.py` fails if a store or struct lacks
+a field.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ MAX_HEADER_BYTES: Final = 4096
 # --- structs that share fields ------------------------------------------------------------------------------------
 
 
-# gc=False, here and below: they are made by the thousand and cannot lie in a circle, so that the collector need not look at them.
+# gc=False, here and below: thousands of these are created and they never form a cycle, so the collector can skip them.
 class SentAndShown(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """The fields that an envelope carries, and that a record shows."""
+    """The fields that both envelopes and records have."""
 
     id: bytes
     job: str
@@ -37,7 +38,7 @@ class SentAndShown(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class JobState(msgspec.Struct, gc=False, eq=False):
-    """The fields that the stores in Python keep alike. Instants are microseconds since 1970."""
+    """The fields that both Python stores keep. Times are microseconds since 1970."""
 
     seq: int = 0
     id: bytes = b""
@@ -61,7 +62,7 @@ class JobState(msgspec.Struct, gc=False, eq=False):
     ended_at: int | None = None
 
     def make_fresh(self, now: int) -> None:
-        """Make the job as if it had just been enqueued. Its errors stay."""
+        """Reset the job as if it had just been enqueued. Its errors stay."""
         for name, default in cleared_by(REDO).items():
             if name in self.__struct_fields__:
                 setattr(self, name, default)
@@ -73,7 +74,7 @@ class JobState(msgspec.Struct, gc=False, eq=False):
 
 
 class Counters(NamedTuple):
-    """The counts of a job's runs that the rules of `transitions.py` go by. `parked_at` is None unless the job is parked."""
+    """The counts of a job's runs that the rules in `transitions.py` need. `parked_at` is None unless the job is parked."""
 
     failures: int = 0
     crashes: int = 0
@@ -86,7 +87,7 @@ class Counters(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """The values of a field. `least` and `most` bound a number, or the length of bytes and text."""
+    """The type and range of a field. `least` and `most` limit a number, or the length of bytes and text."""
 
     type: type[int] | type[bytes] | type[str]
     least: int = 0
@@ -97,7 +98,7 @@ SMALL: Final = 1 << 20
 LARGE: Final = 64 << 20
 
 NAME: Final = Kind(int, 1)
-"""A number that stands for the name of a queue or a job. PostgreSQL holds the name itself."""
+"""A number that stands for the name of a queue or a job. PostgreSQL stores the name itself."""
 ORDINAL: Final = Kind(int, -(1 << 63))
 STATUS: Final = Kind(int, most=6)
 PRIORITY: Final = Kind(int, PRIORITIES[0], PRIORITIES[-1])
@@ -112,7 +113,7 @@ LARGE_BYTES: Final = Kind(bytes, most=LARGE)
 TEXT: Final = Kind(str, most=SMALL)
 
 CLAIMED, OUTCOME, REDO, DROP = "claim", "outcome", "redo", "drop"
-"""Moves that clear fields: a claim, a verdict that is neither a hand-back nor a parking, an operator's retry, the end of a job's keep."""
+"""Moves that clear fields: a claim, a verdict (except a hand-back or a parking), an operator's retry, and dropping an ended job."""
 
 
 class Field(NamedTuple):
@@ -120,10 +121,10 @@ class Field(NamedTuple):
 
     `default`     its value if nothing sets it; a field whose default is None may be absent
     `sent`        the fields of `Envelope` that set it
-    `is_packed`   whether each store packs it in its own way; a field that is not is stored as it was sent
-    `is_plain`    whether a plain job may have it: plain jobs take the fast paths, which carry such fields only
+    `is_packed`   whether each store packs it in its own way; other fields are stored as sent
+    `is_plain`    whether a plain job may have it: plain jobs take the fast paths, which handle only such fields
     `is_decided`  whether a store acts on its value; other fields are only kept and shown
-    `cleared_by`  the moves that give it its default again; it survives all others
+    `cleared_by`  the moves that reset it to its default; it survives all others
     """
 
     name: str
@@ -137,32 +138,34 @@ class Field(NamedTuple):
 
 
 FIELDS: Final = (
-    # In the order of Redis, which stores the numbers of fields: add new ones at the end.
+    # The order is that of Redis, which stores the numbers of fields: add new ones at the end.
     Field("id", ID, b"", sent=("id",), is_plain=True),
     Field("status", STATUS),
     Field("queue", NAME, 0, sent=("queue",), is_packed=True, is_plain=True),
     Field("name", NAME, 0, sent=("job",), is_packed=True, is_plain=True),
     Field("priority", PRIORITY, 0, sent=("priority",), is_plain=True),
-    Field("seq", ORDINAL, 0),  # arrival
+    Field("seq", ORDINAL, 0),  # the order of arrival
     Field("created_at", INSTANT, 0),
     Field("due_at", INSTANT, 0, sent=("after", "at"), is_packed=True),
     Field("payload", LARGE_BYTES, sent=("payload",), is_plain=True, is_decided=False, cleared_by=(DROP,)),
-    Field("epoch", COUNT, 0),  # one more at each lease
+    Field("epoch", COUNT, 0),  # rises by one with each lease
     Field("claim", CLAIM),
     Field("claimed_at", INSTANT),
     Field("claimed_steady", INSTANT, 0),
     Field("worker", TEXT, is_decided=False, cleared_by=(REDO, DROP)),
     Field("started_at", INSTANT, cleared_by=(CLAIMED, REDO)),
-    Field("settled", FENCE),  # the fence of the settlement that took effect last
+    Field("settled", FENCE),  # the fence of the last settlement that took effect
     Field("result", LARGE_BYTES, is_decided=False, cleared_by=(DROP,)),
     Field("ended_at", INSTANT, cleared_by=(REDO,)),
-    Field("fade_at", INSTANT, cleared_by=(REDO,)),  # dropped then
+    Field("fade_at", INSTANT, cleared_by=(REDO,)),  # the job is dropped then
     Field("extras", BYTES, is_plain=True, is_decided=False, cleared_by=(DROP,)),  # the opaque fields
-    Field("expires_at", INSTANT, sent=("expires",), is_packed=True, cleared_by=(REDO,)),  # cancelled if it has not started by then
-    Field("key", BYTES, sent=("key",)),  # of the live jobs with one key, at most one waits and one runs
-    Field("awaits", COUNT, 0, sent=("awaits",), cleared_by=(REDO,)),  # HELD until so many jobs have ended
-    Field("joins", LARGE_BYTES, sent=("joins",), is_packed=True),  # ids of jobs that await this one
-    Field("behind", ID, cleared_by=(REDO,)),  # HELD: the running job with the same key
+    Field(
+        "expires_at", INSTANT, sent=("expires",), is_packed=True, cleared_by=(REDO,)
+    ),  # the job is cancelled if it has not started by then
+    Field("key", BYTES, sent=("key",)),  # of the live jobs with a key, at most one waits and one runs
+    Field("awaits", COUNT, 0, sent=("awaits",), cleared_by=(REDO,)),  # the job is HELD until this many jobs have ended
+    Field("joins", LARGE_BYTES, sent=("joins",), is_packed=True),  # ids of jobs that wait for this one
+    Field("behind", ID, cleared_by=(REDO,)),  # the running job with the same key, for which this one is HELD
     Field("failures", COUNT, 0, cleared_by=(REDO,)),
     Field("crashes", COUNT, 0, cleared_by=(OUTCOME, REDO)),
     Field("snoozes", COUNT, 0, cleared_by=(REDO,)),
@@ -174,13 +177,13 @@ FIELDS: Final = (
     Field("reason", TEXT, is_decided=False, cleared_by=(REDO, DROP)),
     Field("waiting_for", TEXT, is_decided=False, cleared_by=(CLAIMED, REDO, DROP)),
     Field("is_poison", FLAG, 0, cleared_by=(REDO,)),
-    Field("spoilt", LARGE_BYTES, is_decided=False, cleared_by=(DROP,)),  # the fields that could not be read, with their first bytes
+    Field("spoilt", LARGE_BYTES, is_decided=False, cleared_by=(DROP,)),  # the unreadable fields, with their first bytes
 )
 
 BY_NAME: Final = {field.name: field for field in FIELDS}
 
 AS_SENT: Final = tuple(field.name for field in FIELDS if field.sent and not field.is_packed)
-"""The fields of an envelope that stores keep as they are."""
+"""The fields of an envelope that stores keep unchanged."""
 
 
 def cleared_by(move: str) -> dict[str, Any]:
@@ -192,9 +195,9 @@ def cleared_by(move: str) -> dict[str, Any]:
 
 
 class Opaque(NamedTuple):
-    """A field that no store looks into. It travels in the packed extras under its letter, unless it has its default.
+    """A field that no store looks into. It is packed into the extras under its letter, unless it has its default.
 
-    `read` checks and decodes a stored value, which may be damaged; it raises ValueError or TypeError. `write` encodes one.
+    `read` checks and decodes a stored value, which may be damaged, and raises ValueError or TypeError. `write` encodes one.
     """
 
     name: str
@@ -233,18 +236,18 @@ def _write_retry(retry: Backoff) -> list[Any]:
 
 
 def check_headers(headers: dict[str, str]) -> dict[str, str]:
-    """Return a copy with bare texts."""
+    """Return a copy with plain str names and values."""
     for name, value in headers.items():
         if not isinstance(name, str) or not isinstance(value, str):
-            raise TypeError(f"header {shown(name)}: {shown(value)}: headers are str to str")
+            raise TypeError(f"header {shown(name)}: {shown(value)}: header names and values must be str")
     size = sum(len(name.encode()) + len(value.encode()) for name, value in headers.items())
     if size > MAX_HEADER_BYTES:
-        raise ValueError(f"headers are {size} bytes in all, allowed are {MAX_HEADER_BYTES}")
+        raise ValueError(f"headers have {size} bytes in all, expected at most {MAX_HEADER_BYTES}")
     return {bare_text(name): bare_text(value) for name, value in headers.items()}
 
 
 def bare_text(text: str) -> str:
-    """Return the text itself where a member of a str enum, or of another class of str, was given: stores are to show it alike."""
+    """Return the text as plain str, also if it is a member of a str enum or of another subclass, so that all stores show it alike."""
     return str.__str__(text)
 
 

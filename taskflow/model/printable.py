@@ -1,20 +1,20 @@
-"""Makes text safe to show on a terminal or in a text log: stored text may hold escape sequences, line breaks and hidden characters."""
+"""Makes text safe for a terminal or a text log. Stored text may contain escape sequences, line breaks and hidden characters."""
 
 from __future__ import annotations
 
 from typing import Final
 
 MAX_CHARACTERS: Final = 16_384
-"""Characters of a log line, and of an error that is printed."""
+"""The maximum length of a log line, and of an error that is printed, in characters."""
 
 INDENT: Final = "    "
 
 _HARMLESS: Final = frozenset("\u00a0\u2007\u200c\u200d\u202f\u3000")
-"""Spaces and joiners of ordinary writing, which `str.isprintable` denies."""
+"""Spaces and joiners of ordinary writing that `str.isprintable` rejects."""
 
 
 def one_line(text: object, most: int = MAX_CHARACTERS) -> str:
-    """Return the text as one line of at most `most` characters. Line breaks and control, hidden and direction characters are escaped."""
+    """Return the text as one line of at most `most` characters. Line breaks, control, hidden and direction characters are escaped."""
     whole = str(text)
     if len(whole) <= most and whole.isprintable():
         return whole
@@ -22,21 +22,21 @@ def one_line(text: object, most: int = MAX_CHARACTERS) -> str:
 
 
 def indented(text: object, most: int | None = None) -> str:
-    """Return the text with its line breaks. Each line is escaped and indented, so that none looks like a line of the log.
+    """Return the text with its line breaks. Each line is escaped and indented, so that none looks like a log line.
 
-    Of a text longer than `most` characters the middle is left out.
+    If the text is longer than `most` characters, its middle is left out.
     """
     whole = str(text)
     if most is not None and len(whole) > most:
         half = most // 2
         whole = f"{whole[:half]}\n[... {len(whole) - 2 * half:,} characters left out ...]\n{whole[-half:]}"
-    # Not splitlines(), which also breaks lines at characters that a terminal may not.
+    # Not splitlines(), which also splits at characters that a terminal may not treat as line breaks.
     lines = whole.replace("\r\n", "\n").removesuffix("\n").split("\n")
     return "\n".join(f"{INDENT}{_escaped(line.expandtabs())}".rstrip() for line in lines)
 
 
 def message(text: object, most: int = MAX_CHARACTERS) -> str:
-    """Return the text of an error: its first line as it stands, the others indented, all of them escaped."""
+    """Return the text of an error: the first line as it is, the others indented, all of them escaped."""
     return indented(text, most).removeprefix(INDENT)
 
 

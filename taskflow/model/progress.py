@@ -9,7 +9,7 @@ import msgspec
 from taskflow.model.stored import number, text, unpacked
 
 MAX_NOTE: Final = 4_096
-"""Characters of a note. What a job adds beyond them is cut off."""
+"""The maximum length of a note. The rest of a longer one is cut off."""
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -20,7 +20,7 @@ class Progress(msgspec.Struct, frozen=True):
 
     @classmethod
     def checked(cls, fraction: float, note: str) -> Self:
-        """Make it from the arguments of a job, with a long note cut off. Raises TypeError or ValueError that says what to pass."""
+        """Create it from a job's arguments; a long note is cut off. Raises TypeError or ValueError that says what to pass."""
         if not isinstance(note, str):
             raise TypeError(f"a progress note must be text, got {type(note).__name__}: pass str(...) of it")
         try:
@@ -29,7 +29,7 @@ class Progress(msgspec.Struct, frozen=True):
             raise TypeError(f"progress must be a number between 0 and 1, got {type(fraction).__name__}") from None
         if not is_fraction:
             raise ValueError(f"progress must be between 0 and 1, got {fraction!r}")
-        return cls(float(fraction), str.__getitem__(note, slice(MAX_NOTE)))  # plain text also of a subclass, such as an enum's member
+        return cls(float(fraction), str.__getitem__(note, slice(MAX_NOTE)))  # makes plain text of a subclass, such as an enum's member
 
 
 def unpack_progress(packed: bytes | None) -> Progress | None:

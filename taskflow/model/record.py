@@ -26,7 +26,7 @@ class Status(StrEnum):
     CANCELLED = "cancelled"
 
     __hash__ = str.__hash__
-    """Implemented in C: Enum's own hash would cost a Python call for each dict look-up."""
+    """Implemented in C. Enum's own hash would add a Python call to each dict look-up."""
 
     @property
     def is_waiting(self) -> bool:
@@ -41,7 +41,7 @@ WAITING: Final = frozenset({Status.HELD, Status.SCHEDULED, Status.READY})
 LIVE: Final = WAITING | {Status.RUNNING}
 ENDED: Final = frozenset({Status.SUCCEEDED, Status.FAILED, Status.CANCELLED})
 
-# What stores write instead of the name. Never renumber: databases hold these.
+# Stores write these numbers instead of the names. Never renumber them: databases contain them.
 CODES: Final = {
     Status.HELD: 0,
     Status.SCHEDULED: 1,
@@ -54,21 +54,20 @@ CODES: Final = {
 BY_CODE: Final = {code: status for status, code in CODES.items()}
 
 
-# The beginning of the reason of a job that ended because it kept losing its workers.
+# The first word of the reason of a job that ended because it kept losing its workers.
 POISON: Final = "poison: "
 
 
 class Record(SentAndShown, frozen=True, kw_only=True, gc=True):
-    """The state of a job. Instants are aware, in UTC, by the store's clock; `result` and `payload` are encoded bytes.
+    """The state of a job. Times are aware, in UTC, by the store's clock; `result` and `payload` are encoded bytes.
 
-    `due_at`       when it may start: the planned time while SCHEDULED, else when it became ready
-    `waiting_for`  why it waits, if it waits for neither its planned time nor a worker: an unknown job, a running holder of its key, too
-    many
+    `due_at`       when the job may start: the planned time while SCHEDULED, else when it became ready
+    `waiting_for`  why the job waits, unless it waits for its time or for a worker: an unknown job, a running job with its key, too many
                    hand-backs
-    `reason`       why it ended, if there is a reason: "expired", "replaced by ID", "poison: ...", a text of the user's
+    `reason`       why the job ended, if there is a reason: "expired", "replaced by ID", "poison: ...", or a user's text
     `errors`       one for each run that failed or crashed, oldest first
     `worker`       the name of the worker that runs it or ran it last
-    `unreadable`   stored fields that could not be read; here they have defaults, and the store keeps their bytes
+    `unreadable`   stored fields that could not be read: here they have defaults, and the store keeps their bytes
     """
 
     status: Status
@@ -95,13 +94,13 @@ class Record(SentAndShown, frozen=True, kw_only=True, gc=True):
 
     @property
     def attempt(self) -> int:
-        """The number of the present or next attempt; of the last one if the job has ended."""
+        """The number of the current or next attempt, or of the last one if the job has ended."""
         last = self.last_error
         return last.attempt if last is not None else min(self.failures + 1, self.max_attempts)
 
     @property
     def last_error(self) -> RunError | None:
-        """The error that ended a failed job. None if the job discarded itself: its errors, if any, are then of earlier runs."""
+        """The error that ended a failed job. None if the job discarded itself; any errors then belong to earlier runs."""
         if self.status is not Status.FAILED or not self.errors:
             return None
         last, reason = self.errors[-1], self.reason or ""
@@ -121,7 +120,7 @@ _OPAQUE: Final = tuple(field.name for field in OPAQUE if field.name in Record.__
 
 
 def record_of(job: Any, reader: FieldReader, *, id: bytes, name: str, queue: str, status: Status, extras: Mapping[str, Any]) -> Record:
-    """Return the record of a stored job: an object that has the fields of the job schema as attributes."""
+    """Return the record of a stored job. `job` is any object with the fields of the job schema as attributes."""
     read = reader.read
     no_errors: tuple[RunError, ...] = ()
     return Record(

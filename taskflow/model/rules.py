@@ -8,11 +8,11 @@ import msgspec
 
 DAY: Final = 86_400.0
 LONGEST: Final = 100 * 365.25 * DAY
-"""The longest time in seconds that anything waits or is kept: stores hold instants in 64 bits of microseconds."""
+"""The longest time in seconds that anything waits or is kept. Stores keep times as microseconds in 64 bits."""
 
 
 class Rules(msgspec.Struct, frozen=True, kw_only=True):
-    """Seconds and counts by which a broker decides.
+    """The times (in seconds) and counts that a broker applies.
 
     `session_ttl`       a session that sent no heartbeat for this time may be reaped
     `ghost_after`       a lease that its session does not know is given back when it is older than this
@@ -22,9 +22,9 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     `repeat_for`        how long an ended job's id and fence stay known, so that a resent call is harmless
     `keep_failed`       how long a failed job is kept
     `keep_cancelled`    how long a cancelled job is kept
-    `kept_per_queue`    ended jobs that a queue keeps, and as many failed ones; the oldest are dropped first
-    `upkeep_every`      time between calls of the whole fleet if nothing falls due: long enough for an idle worker to send less than one
-                        command a second, short enough for a dead worker's jobs to run again within 25 s
+    `kept_per_queue`    the maximum number of ended jobs per queue, and of failed ones; the oldest are dropped first
+    `upkeep_every`      the interval of upkeep in the whole fleet if nothing is due: long enough that an idle worker sends less than one
+                        command a second, short enough that a dead worker's jobs run again within 25 s
     """
 
     session_ttl: float = 20.0

@@ -1,4 +1,4 @@
-"""Logs in such a way that an error of the application's logging, in a handler or a filter, stops nothing."""
+"""Logs in such a way that an error in the application's logging (a handler or a filter) stops nothing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 
 def log_safely(log: Callable[..., None], *args: object) -> None:
-    """Call `log(*args)`, for example `log.info`. If it raises, stderr gets the traceback."""
+    """Call `log(*args)`, where `log` is `log.info` for example. If it raises, the traceback is printed to stderr."""
     try:
         log(*args)
     except Exception:

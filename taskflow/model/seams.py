@@ -1,4 +1,4 @@
-"""Seams: time, randomness and the start of threads come from here alone, so that a test can replace them."""
+"""Seams: the only sources of time, randomness and new threads, so that a test can replace them."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ class StartThread(Protocol):
 
 
 class Chance(Protocol):
-    """The part of `random.Random` that taskflow draws from."""
+    """The methods of `random.Random` that taskflow uses."""
 
     def random(self) -> float:
-        """A float from 0 to 1, 1 excluded."""
+        """Return a float from 0 to 1, excluding 1."""
         ...
 
     def getrandbits(self, k: int, /) -> int:
-        """An integer of k random bits."""
+        """Return an integer of k random bits."""
         ...
 
 
 class _Module:
-    """The random module's own generator: seeded by the system, and again after a fork."""
+    """The random module's own generator, which is seeded by the system and again after a fork."""
 
     def __init__(self) -> None:
         self.random = random.random
@@ -45,7 +45,7 @@ def start_thread(target: Callable[[], None], name: str) -> threading.Thread:
 
 
 class Seams(msgspec.Struct, frozen=True):
-    """The sources of time, randomness and threads of a part."""
+    """The sources of time, randomness and threads for a part of taskflow."""
 
     clock: Clock = msgspec.field(default_factory=SystemClock)
     chance: Chance = msgspec.field(default_factory=_Module)

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
+from taskflow.model.clock import instant_of, to_seconds
 from taskflow.model.envelope import ClaimId
 from taskflow.model.progress import Progress
+from taskflow.model.stored import FieldReader, instant, octets, text, unpacked, whole
 
 MAX_CAUSE: Final = 200
-"""The most characters of the cause of a process's death."""
+"""The maximum length of the cause of a process's death, in characters."""
 
 UNKNOWN_CAUSE: Final = "an unknown cause"
 
 
 class Session(msgspec.Struct, frozen=True, kw_only=True):
-    """`id` is 16 random bytes, new for each session; `name` is for people ("host:pid") and no part of a fence.
+    """`id` is 16 random bytes, new for each session. `name` is for people ("host:pid") and not part of a fence.
 
     After `ttl` seconds without a heartbeat the session may be reaped.
     """
@@ -30,13 +32,37 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SessionRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """The record of a session. `is_dying`: it was reaped, and some of its leases are not released yet."""
+    """The record of a session. `is_dying` means that it was reaped, and some of its leases are not released yet."""
 
     session: Session
     registered_at: datetime
     seconds_since_beat: float
     leases: int
     is_dying: bool
+
+
+def session_record_of(
+    *, id: bytes, name: Any, ttl: float, about: Any, registered_at: Any, silent_for: int, leases: int, is_dying: bool
+) -> SessionRecord:
+    """Return the record of a stored session. `ttl` is in seconds, other times are in microseconds.
+
+    A field that cannot be read has its default: the session goes on, and lapses, like others.
+    """
+    reader = FieldReader()
+    nothing: tuple[tuple[str, ...], int] = ((), 0)
+    queues, concurrency = reader.read("about", about, _about, nothing)
+    return SessionRecord(
+        session=Session(id=id, name=reader.read("name", name, text, ""), ttl=ttl, queues=queues, concurrency=concurrency),
+        registered_at=reader.read("registered_at", registered_at, instant, instant_of(0)),
+        seconds_since_beat=max(0.0, to_seconds(silent_for)),
+        leases=leases,
+        is_dying=is_dying,
+    )
+
+
+def _about(stored: Any) -> tuple[tuple[str, ...], int]:
+    queues, concurrency, *_ = unpacked(octets(stored))
+    return tuple(map(text, queues)), whole(concurrency)
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -50,14 +76,14 @@ class Report(msgspec.Struct, frozen=True):
 class Beat(msgspec.Struct, frozen=True, kw_only=True):
     """A heartbeat of a session, or the report of its death.
 
-    `claims`    every lease that the session holds, also those of runs that have ended: only the answer to a settlement removes one
-    `seen`      the highest claim request whose answer the session has processed or given up. Younger leases are no ghosts:
-                a heartbeat that was long under way cannot take back the leases of a later claim
+    `claims`    every lease that the session holds, including those of ended runs: only the answer to a settlement removes one
+    `seen`      the highest claim request whose answer the session has processed or given up. Younger leases are never ghosts,
+                so a delayed heartbeat cannot take back the leases of a later claim
     `leaving`   True in the last heartbeat: the remaining leases go back, and the session ends
     `looks`     True asks for the `Outlook` too, so that an idle worker sends no separate query
     `died_of`   the cause of the death of the session's process ("signal SIGSEGV"), reported by another process. The session is then
-                dead, and each of its leases counts as a crash of that cause. Such a heartbeat carries nothing else, else it raises
-                ValueError: see `of_death`
+                dead, and each of its leases counts as a crash with that cause. Such a heartbeat must carry nothing else, or ValueError
+                is raised: see `of_death`
     """
 
     session: bytes
@@ -77,14 +103,14 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True):
         if self.died_of and (self.claims or self.seen or self.reports or self.leaving or self.looks):
             raise ValueError(f"died_of={self.died_of!r}: a beat with died_of= must carry nothing else")
         if len(self.died_of) > MAX_CAUSE:
-            raise ValueError(f"died_of has {len(self.died_of)} characters, of at most {MAX_CAUSE}: Beat.of_death() shortens it")
+            raise ValueError(f"died_of has {len(self.died_of)} characters, expected at most {MAX_CAUSE}: Beat.of_death() shortens it")
 
 
 class Outlook(msgspec.Struct, frozen=True):
     """The work that a store has.
 
     `is_ready`  True if a claim may find jobs in some queue
-    `due_in`    seconds until upkeep may have something to move; infinite if nothing waits for it
+    `due_in`    seconds until upkeep may find work; infinite if nothing waits for a time
     """
 
     is_ready: bool
@@ -92,8 +118,10 @@ class Outlook(msgspec.Struct, frozen=True):
 
 
 class BeatAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """`lost`: leases named in the beat that are not the session's; `stopping`: jobs asked to stop; `ghosts`: how many went back;
-    `outlook`: of a beat that looks."""
+    """The answer to a heartbeat. `lost`: leases in the beat that the session no longer has; `stopping`: jobs to stop; `ghosts`: how many
+    went back;
+    `outlook`: set if the beat asked for it.
+    """
 
     lost: tuple[ClaimId, ...] = ()
     stopping: tuple[ClaimId, ...] = ()

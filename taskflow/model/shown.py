@@ -8,7 +8,8 @@ MOST_SHOWN: Final = 200
 
 
 def shown(value: object) -> str:
-    """Return the value's repr, cut at 200 characters. A value without one (an int of 5,000 digits, a broken __repr__) shows as its type."""
+    """Return the value's repr, cut at 200 characters. If the repr fails (an int of 5,000 digits, a broken __repr__), return the type's
+    name."""
     try:
         text = repr(value)
     except Exception:

@@ -1,4 +1,4 @@
-"""Decodes what a store holds. Stored bytes may be damaged or hostile: an unreadable field spoils its own job, and no other."""
+"""Decodes stored values. Stored bytes may be damaged or hostile: an unreadable field affects only its own job."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from taskflow.model.clock import instant_of
 T = TypeVar("T")
 
 LATEST: Final = 253_402_300_799_999_999
-"""Microseconds since 1970 of the last instant that `datetime` can express."""
+"""The last instant that `datetime` can express, in microseconds since 1970."""
 
 MAX_RAW: Final = 256
-"""Bytes of an unreadable field that are passed on. The store keeps all of them."""
+"""The maximum number of bytes of an unreadable field that are passed on. The store keeps all of them."""
 
 
 class Unreadable(msgspec.Struct, frozen=True):
@@ -26,7 +26,7 @@ class Unreadable(msgspec.Struct, frozen=True):
 
     `column`   the field's name in the store
     `problem`  why it could not be read
-    `raw`      its first `MAX_RAW` bytes; of a value that is no bytes, those of its text
+    `raw`      its first `MAX_RAW` bytes; for a value that is not bytes, those of its text
     """
 
     column: str
@@ -38,9 +38,9 @@ class Unreadable(msgspec.Struct, frozen=True):
 
 
 class FieldReader:
-    """Reads the fields of one stored row. A field that cannot be read takes its default and is listed in `unreadable`.
+    """Reads the fields of one stored row. A field that cannot be read gets its default and is listed in `unreadable`.
 
-    A store reads a row at full speed first, and with this class only when that raised: sound rows pay nothing.
+    A store first reads a row at full speed, and uses this class only if that raises. Sound rows cost nothing extra.
     """
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class FieldReader:
         """Return `decode(stored)`; if it raises, note the field and return `default`."""
         try:
             return decode(stored)
-        except Exception as error:  # RecursionError, OverflowError and msgpack's own errors included
+        except Exception as error:  # includes RecursionError, OverflowError and msgpack's own errors
             self.note(column, stored, f"{type(error).__name__}: {error}"[:MAX_RAW])
             return default
 
@@ -63,14 +63,14 @@ class FieldReader:
 
 
 class _FullSpeed(FieldReader):
-    """Reads a row that is taken to be sound: whatever cannot be read raises."""
+    """Reads a row that is assumed to be sound: any unreadable field raises."""
 
     def read(self, column: str, stored: Any, decode: Callable[[Any], T], default: T) -> T:
         return decode(stored)
 
 
 class _Decoded(FieldReader):
-    """Reads a row whose values are decoded already."""
+    """Reads a row whose values are already decoded."""
 
     def read(self, column: str, stored: Any, decode: Callable[[Any], T], default: T) -> T:
         value: T = stored
@@ -108,7 +108,7 @@ def number(stored: Any, least: float, most: float) -> float:
 
 
 def text(stored: Any) -> str:
-    """Decode text from UTF-8 bytes, in which lone surrogates may occur, or from str."""
+    """Decode text from UTF-8 bytes, which may contain lone surrogates, or from str."""
     if isinstance(stored, str):
         return stored
     if not isinstance(stored, bytes):
@@ -117,7 +117,7 @@ def text(stored: Any) -> str:
 
 
 def octets(stored: Any, length: int | None = None) -> bytes:
-    """Check bytes, and their length if one is given."""
+    """Check that the value is bytes, and its length if one is given."""
     if not isinstance(stored, bytes):
         raise TypeError(f"expected bytes, got {type(stored).__name__}")
     if length is not None and len(stored) != length:

@@ -1,4 +1,4 @@
-"""Suggests the name that a misspelt one may stand for."""
+"""Suggests the intended name for a misspelt one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 
 def nearest(word: str, known: Iterable[str]) -> list[str]:
-    """Return the most similar name, in a list; an empty list if none is similar."""
-    from difflib import get_close_matches  # commands that suggest nothing start without this import
+    """Return a list with the most similar name, or an empty list if none is similar."""
+    from difflib import get_close_matches  # imported here because most commands suggest nothing
 
     return get_close_matches(word, list(known), n=1)

@@ -1,7 +1,8 @@
-"""The rules of a job's transitions: which are legal, and what the end of a run makes of its job. Pure functions: a store applies the plan.
+"""The rules of a job's transitions: the legal moves, and the state of a job after a run ends. Pure functions; a store applies the plan.
 
-Memory and SQLite call these functions. Redis and PostgreSQL hold the same rules under the same names, in their rooms `transitions` and, for
-`apply_verdict`, `settle`. The conformance suite compares all four.
+Memory and SQLite call these functions. Redis and PostgreSQL implement the same rules under the same names, in their files `transitions`
+and,
+for `apply_verdict`, `settle`. The conformance suite compares all four.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ class Event(StrEnum):
 _HELD, _SCHEDULED, _READY, _RUNNING = Status.HELD, Status.SCHEDULED, Status.READY, Status.RUNNING
 _SUCCEEDED, _FAILED, _CANCELLED = Status.SUCCEEDED, Status.FAILED, Status.CANCELLED
 
-# The legal moves: (from, event) -> to. None is "not there": before the enqueue and after the drop.
-# A run that would wait again ends CANCELLED instead when it is asked to stop, or when a replacement waits behind it.
+# The legal moves: (from, event) -> to. None means that the job does not exist: before the enqueue and after the drop. A run that would
+# wait again is CANCELLED instead if it was asked to stop, or if a replacement waits for it to end.
 MOVES: Final[dict[tuple[Status | None, Event], frozenset[Status | None]]] = {
     (None, Event.ENQUEUE): frozenset({_HELD, _SCHEDULED, _READY}),
     (_HELD, Event.RELEASE): frozenset({_SCHEDULED, _READY}),
@@ -70,11 +71,11 @@ MOVES: Final[dict[tuple[Status | None, Event], frozenset[Status | None]]] = {
 
 
 class Plan(NamedTuple):
-    """The consequences of a run's end for its job.
+    """The state of a job after its run has ended.
 
     `ends_as`     the status that ends the job; None if it waits again
-    `reason`      of an ended job
-    `due_at`      microseconds since 1970 from which a waiting job may run; None: it is READY where it stood
+    `reason`      the reason of an ended job
+    `due_at`      microseconds since 1970 from which a waiting job may run; None: it is READY in its old place
     `waiting_for` shown while the job waits
     `error`       is added to the history
     """
@@ -106,7 +107,7 @@ Holder = TypeVar("Holder", bound=KeyHolder)
 
 
 def refused_for(waiting: Holder | None, running: Holder | None, on_conflict: OnConflict) -> Holder | None:
-    """Return the live job for whose sake a new one with its key is refused. A run that was asked to stop refuses nobody."""
+    """Return the live job that blocks a new one with its key, or None. A running job that was asked to stop blocks nothing."""
     if on_conflict is OnConflict.REPLACE:
         return None
     return waiting or (running if running is not None and running.cancel_requested is None else None)
@@ -121,7 +122,7 @@ def expires_at(envelope: Envelope, now: int) -> int | None:
 
 
 def place(awaits: int, due_at: int, now: int) -> Status:
-    """Return how a job waits."""
+    """Return the status of a waiting job."""
     if awaits > 0:
         return Status.HELD
     return Status.SCHEDULED if due_at > now else Status.READY
@@ -131,7 +132,7 @@ def place(awaits: int, due_at: int, now: int) -> Status:
 
 
 _RESETS: Final = cleared_by(OUTCOME)
-"""The counts of leases lost in a row: they begin again once a run has reported an outcome."""
+"""The counts of consecutive lost leases: they start again once a run has reported an outcome."""
 
 
 def apply_verdict(job: Counters, verdict: Verdict, rules: Rules, now: int) -> Plan:
@@ -155,7 +156,7 @@ def apply_verdict(job: Counters, verdict: Verdict, rules: Rules, now: int) -> Pl
             return Plan(Event.PARK, parked, due_at=now + to_microseconds(after), waiting_for=waiting_for)
         case HandedBack(counts):
             return hand_back(job, rules, now, counts=counts)
-    raise TypeError(f"{verdict!r} is no verdict that a store knows")
+    raise TypeError(f"{verdict!r} is not a verdict that a store knows")
 
 
 def _failed(job: Counters) -> Counters:
@@ -173,7 +174,7 @@ def hand_back(job: Counters, rules: Rules, now: int, *, counts: bool) -> Plan:
 
 
 def crash(job: Counters, rules: Rules, now: int, *, worker: str | None, cause: str, is_stopping: bool) -> Plan:
-    """The worker was lost. A job that was asked to stop is never poison."""
+    """Return the plan of a job whose worker was lost. A job that was asked to stop is never poison."""
     job = job._replace(crashes=job.crashes + 1)
     lost = RunError(wording.CRASHED, wording.worker_lost(worker, job.crashes, cause), "", job.failures + 1)
     if job.crashes > rules.max_crashes and not is_stopping:
@@ -184,7 +185,8 @@ def crash(job: Counters, rules: Rules, now: int, *, worker: str | None, cause: s
 
 
 def requeue(plan: Plan, cancel_requested: str | None, successor: bytes | None) -> Plan:
-    """Return the plan of a job that is to wait again. A requested cancellation, or a replacement that waits behind it, ends it instead."""
+    """Return the plan of a job that should wait again. A requested cancellation, or a replacement that waits for it, ends the job
+    instead."""
     if cancel_requested is not None:
         return plan._replace(ends_as=Status.CANCELLED, reason=cancel_requested)
     if successor is not None:
@@ -196,5 +198,5 @@ def requeue(plan: Plan, cancel_requested: str | None, successor: bytes | None) -
 
 
 def keep_for(status: Status, rules: Rules) -> int:
-    """Return the microseconds that a job is kept which ended as this, unless its settlement says otherwise."""
+    """Return the microseconds that a job which ended with this status is kept, unless its settlement says otherwise."""
     return to_microseconds(rules.keep_failed if status is Status.FAILED else rules.keep_cancelled)

@@ -1,4 +1,4 @@
-"""Verdicts of runs, and settlements that carry them. Each outcome is a class, so that no illegal combination can be written."""
+"""Verdicts of runs, and settlements that carry them. Each outcome is a class, so that no invalid combination can be written."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ MAX_ERRORS_BYTES: Final = 65_536
 
 
 class RunError(msgspec.Struct, frozen=True):
-    """Describes in text why a run did not succeed: the full name of the exception's type, its message and traceback.
+    """Describes in text why a run failed: the exception's full type name, its message and its traceback.
 
-    A long message is cut at its end, and a long traceback at its beginning: the place of the error matters more.
+    A long message is cut at its end, and a long traceback at its beginning, because the place of the error matters more.
     """
 
     type: str
@@ -49,7 +49,7 @@ class Verdict(msgspec.Struct, frozen=True, gc=False):
 
 
 class Succeeded(Verdict, frozen=True):
-    """Done; `result` is the encoded return value."""
+    """The run succeeded. `result` is the encoded return value."""
 
     result: bytes
 
@@ -59,7 +59,7 @@ class Succeeded(Verdict, frozen=True):
 
 
 class Failed(Verdict, frozen=True):
-    """Failed for good: attempts used up, an error that is not retried, or input that no run can use."""
+    """The job failed for good: no attempts left, an error that is not retried, or unusable input."""
 
     error: RunError
 
@@ -68,7 +68,7 @@ class Failed(Verdict, frozen=True):
 
 
 class Discarded(Verdict, frozen=True):
-    """The job gave itself up (`raise Discard`): FAILED, without another attempt."""
+    """The job raised `Discard`: FAILED, without another attempt."""
 
     reason: str
 
@@ -77,7 +77,7 @@ class Discarded(Verdict, frozen=True):
 
 
 class Cancelled(Verdict, frozen=True):
-    """The run ended because it was asked to, or the job ended itself (`raise Cancel`)."""
+    """The run was asked to stop, or the job raised `Cancel`."""
 
     reason: str
 
@@ -90,7 +90,7 @@ class _Waits(Verdict, frozen=True):
 
 
 class Retried(_Waits, frozen=True):
-    """A failed attempt. The next one follows after `after` seconds."""
+    """The attempt failed. The next one starts after `after` seconds."""
 
     error: RunError
     after: float = 0.0
@@ -110,7 +110,7 @@ class Snoozed(_Waits, frozen=True):
 
 
 class Parked(_Waits, frozen=True):
-    """This worker cannot run it (yet): an unknown job, a newer version. Uses no attempt."""
+    """This worker cannot run the job (yet): an unknown job, a newer version. Uses no attempt."""
 
     waiting_for: str
     after: float
@@ -121,18 +121,18 @@ class Parked(_Waits, frozen=True):
 
 
 class HandedBack(_Waits, frozen=True):
-    """Returned to its old place because the worker winds down, or held it in reserve; the latter does not count."""
+    """Returned to its old place because the worker winds down or never started it. The latter does not count as a hand-back."""
 
     counts: bool = True
 
 
 class Settlement(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """A verdict for one lease, with its consequences. All of it takes effect, or nothing.
+    """A verdict for one lease, with its consequences. They take effect together, or not at all.
 
     `ran_for`    seconds from the run's start to its end
     `keep_for`   seconds that a success is kept
-    `follow_ups` envelopes that are added in the same step
-    `progress`   the progress that the run reported last; None if it reported none
+    `follow_ups` envelopes that are added in the same transaction
+    `progress`   the run's last report of progress; None if it reported none
     """
 
     id: bytes
@@ -146,19 +146,19 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 def is_plain_success(settlement: Settlement) -> bool:
-    """Return True for a success that has nothing beside its result: the stores settle many of them at once."""
+    """Return True for a success with nothing but its result: stores settle many of them at once."""
     return type(settlement.verdict) is Succeeded and not settlement.follow_ups and settlement.progress is None
 
 
 class Settled(Enum):
-    """The answer of a store to a settlement."""
+    """A store's answer to a settlement."""
 
     OK = "ok"
     """It took effect, now or when it was sent before."""
     STALE = "stale"
     """The job no longer has this lease: nothing changed."""
     HELD_UP = "held up"
-    """An open transaction of another program holds the rows: nothing changed, and the worker sends the settlement again."""
+    """Another program's open transaction holds the rows: nothing changed, and the worker sends the settlement again."""
 
 
 # --- errors as stores keep them: msgpack arrays, one after the other ---------------------------------------
@@ -171,7 +171,7 @@ def pack_error(error: RunError, at: int) -> bytes:
 
 
 def append_error(errors: bytes | None, error: RunError, at: int) -> bytes:
-    """Return the history with one more error. If it grows beyond `MAX_ERRORS_BYTES`, only the newest error stays."""
+    """Return the history with `error` added. If it would exceed `MAX_ERRORS_BYTES`, only the new error is kept."""
     packed = pack_error(error, at)
     whole = (errors or b"") + packed
     return whole if len(whole) <= MAX_ERRORS_BYTES else packed
@@ -186,7 +186,7 @@ def unpack_errors(errors: bytes | None) -> tuple[RunError, ...]:
     found, end = list[RunError](), 0
     for stored in unpacker:
         found.append(_read_error(stored))
-        end = unpacker.tell()  # after the loop the position is beyond an error that is cut off
+        end = unpacker.tell()  # after the loop, the position may be beyond a truncated error
     if end != len(errors):
         raise ValueError(f"{len(errors) - end} bytes after the last whole error")
     return tuple(found)
@@ -200,7 +200,7 @@ def _read_error(stored: Any) -> RunError:
 
 
 def _keep_head(struct: msgspec.Struct, field: str) -> None:
-    """Cut a long text of a job or a middleware, for the sake of stores, logs and terminals."""
+    """Cut a long text of a job or a middleware, to protect stores, logs and terminals."""
     text: str = getattr(struct, field)
     _check(field, text, str)
     if len(text) > MAX_MESSAGE:
@@ -209,10 +209,10 @@ def _keep_head(struct: msgspec.Struct, field: str) -> None:
 
 def _check_wait(seconds: float) -> None:
     if not (math.isfinite(seconds) and 0 <= seconds <= LONGEST):
-        raise ValueError(f"a wait of {seconds!r} seconds: it must be a finite number, 0 or more, and a hundred years at most")
+        raise ValueError(f"a wait of {seconds!r} seconds: expected a finite number from 0 to a hundred years")
 
 
 def _check(name: str, value: object, kind: type) -> None:
-    """Check a verdict, which middleware may create too: one that no store could write is refused here."""
+    """Check the type of a verdict's field. Middleware can create verdicts too, and one that no store can write is rejected here."""
     if not isinstance(value, kind):
-        raise TypeError(f"{name}={value!r}: a verdict takes {kind.__name__} here")
+        raise TypeError(f"{name}={value!r}: expected {kind.__name__}")

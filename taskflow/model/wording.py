@@ -1,6 +1,6 @@
-"""The words that every store uses: reasons, messages, and the names of totals.
+"""The words that all stores use: reasons, messages, and the names of totals.
 
-Texts with a value in them are templates, filled in by Python or by a store's own scripts. A cause is appended as it is.
+Texts with a value in them are templates that Python or a store's scripts fill in. A cause is appended unchanged.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ EXPIRED: Final = "expired"
 PURGED: Final = "purged"
 
 CRASHED: Final = "taskflow.WorkerLost"
-"""The error type of a lost lease in a job's record."""
+"""The error type of a lost lease, in a job's record."""
 
 UNREADABLE: Final = "taskflow.UnreadableJob"
 """The error type of a job whose stored fields cannot be read."""
@@ -24,9 +24,9 @@ UNREADABLE_FIELDS: Final = "stored fields cannot be read (%s)"
 
 DROPPED_OVER_CAP: Final = "dropped over the cap"
 
-CLOSED: Final = "the broker is closed: make another one"
+CLOSED: Final = "the broker is closed: create a new one"
 
-IN_PASSWORDS: Final = "in a password / is written %2F, ? is %3F, @ is %40, # is %23"
+IN_PASSWORDS: Final = "in a password, write / as %2F, ? as %3F, @ as %40 and # as %23"
 
 SESSION_LOST: Final = "the session was reaped or never registered: register a new one, with a fresh id"
 
@@ -38,10 +38,10 @@ HANDED_BACK_IN_VAIN: Final = "a back-off: handed back %d times without an outcom
 LOST_IN_A_ROW: Final = "its worker was lost %d times in a row while it had this job"
 
 DIED_OF: Final = ": "
-"""Goes before the cause, where it is known, in the error that a lost lease leaves."""
+"""Separates the error of a lost lease from the cause, if that is known."""
 
 LAST_DIED_OF: Final = ", the last time: "
-"""The same for the reason of poison."""
+"""Separates the reason of poison from the last cause, if that is known."""
 
 
 def session_reaped(name: str) -> str:

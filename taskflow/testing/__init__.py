@@ -1,1 +1,1 @@
-"""Floor 5: what users test their jobs with. `plugin` is pytest's way in."""
+"""Layer 5: what users test their jobs with. `plugin` is pytest's way in."""

@@ -12,10 +12,10 @@ from typing import Any, Final, ParamSpec
 
 import msgspec
 
-from taskflow.app.app import App
-from taskflow.app.default_app import default_app
+from taskflow.app.app import App, default_app
 from taskflow.app.handle import JobHandle
 from taskflow.app.job import Declared
+from taskflow.app.job_type import AnyJob
 from taskflow.broker import topics
 from taskflow.broker.console import JobFilter
 from taskflow.broker.nudges import Nudges
@@ -275,6 +275,6 @@ def _finished(coroutine: Any) -> Any:
     raise AssertionError("the memory broker waited")
 
 
-def _call(job: Declared[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+def _call(job: AnyJob, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     shown = [*map(repr, args), *(f"{name}={value!r}" for name, value in kwargs.items())]
     return f"{job.name}({', '.join(shown)})"

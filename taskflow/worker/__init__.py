@@ -1,1 +1,1 @@
-"""Floor 4: take, run, settle."""
+"""Layer 4: take, run, settle."""

@@ -9,7 +9,8 @@ from functools import partial
 from typing import Any, Final
 
 from taskflow.app.context import JobContext, running
-from taskflow.app.job import AnyJob, Job, SyncJob
+from taskflow.app.job import Job, SyncJob
+from taskflow.app.job_type import AnyJob
 from taskflow.app.middleware import Middleware, OneAtATime, RunNext, run_chain
 from taskflow.app.registry import Registry
 from taskflow.app.signals import Cancel, Discard, Retry, Snooze

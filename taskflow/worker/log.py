@@ -11,35 +11,7 @@ from taskflow.model.envelope import Lease
 from taskflow.model.ids import id_text
 from taskflow.model.printable import one_line
 from taskflow.model.verdict import Cancelled, Discarded, Failed, HandedBack, Parked, Retried, RunError, Snoozed, Succeeded, Verdict
-from taskflow.worker.events import (
-    AwaitsBroker,
-    Broken,
-    BrokerBack,
-    BrokerTrouble,
-    Ended,
-    HandedBackOften,
-    HeldUp,
-    InterpreterHeld,
-    LeaseLost,
-    LoopMoves,
-    LoopStalled,
-    NotCounted,
-    NotLeft,
-    OnTrial,
-    PartFailed,
-    Printed,
-    ReportDropped,
-    SessionEnded,
-    SessionOpened,
-    StalledForGood,
-    Started,
-    Starved,
-    StillRunning,
-    Unwritable,
-    VerdictsLost,
-    WindingDown,
-    WorkerEvent,
-)
+from taskflow.worker import events
 from taskflow.worker.keeper import BEATS_PER_TTL
 from taskflow.worker.park_log import ParkLog
 from taskflow.worker.stalls import LOOK
@@ -53,81 +25,81 @@ IN_PROCESS: Final = 'With runs_in="process" it has an interpreter of its own'
 OUTLASTED: Final = "each time its worker was stopped, or lost the store, before it ended. Give workers a longer --grace, or split the job"
 
 
-def log_event(event: WorkerEvent) -> None:
+def log_event(event: events.WorkerEvent) -> None:
     """Log an event. Subscribe this function to a worker's events."""
-    if type(event) is Ended:  # by far the most frequent event
+    if type(event) is events.Ended:  # by far the most frequent event
         if type(event.verdict) is not Succeeded or log.isEnabledFor(logging.INFO):
             _log_verdict(event.lease, event.verdict, event.ran_for)
         return
     match event:
-        case Started(lease):
+        case events.Started(lease):
             if log.isEnabledFor(logging.DEBUG):
                 _say(logging.DEBUG, lease, "started")
-        case Printed(Lease() as lease, _, stream, line):
+        case events.Printed(Lease() as lease, _, stream, line):
             if log.isEnabledFor(logging.INFO):
                 _say(logging.INFO, lease, f"{stream}: {line}")
-        case LeaseLost(lease):
+        case events.LeaseLost(lease):
             _say(logging.WARNING, lease, "lost its lease: another worker has it, or it has ended; the result of this run will be ignored")
-        case VerdictsLost(leases, why):
+        case events.VerdictsLost(leases, why):
             for lease in leases:
                 _say(logging.ERROR, lease, f"has ended, and could not be settled ({why}): it will most likely run again")
-        case NotCounted(lease, verdict):
+        case events.NotCounted(lease, verdict):
             _, outcome, details = _words(verdict)
             _say(
                 logging.WARNING,
                 lease,
                 f"{outcome}{details} here, but that was ignored: another worker had taken the job, or it had ended",
             )
-        case OnTrial(lease, seconds):
+        case events.OnTrial(lease, seconds):
             words = f"was lost with its worker {lease.crashes} times in a row: nothing else begins here for {seconds:g} s, or until it ends"
             _say(logging.INFO if lease.crashes > 1 else logging.DEBUG, lease, words)
-        case HandedBackOften(lease):
+        case events.HandedBackOften(lease):
             _say(logging.WARNING, lease, f"was handed back {lease.hand_backs} times without an outcome: {OUTLASTED}")
-        case HeldUp(lease):
+        case events.HeldUp(lease):
             _say(logging.WARNING, lease, "has ended, but another program's open transaction blocks the store's write; trying again")
-        case Unwritable(lease, _, instead):
+        case events.Unwritable(lease, _, instead):
             _say(logging.ERROR, lease, f"failed for good: {_of(instead.error)}")
-        case ReportDropped(lease, why):
+        case events.ReportDropped(lease, why):
             _say(logging.ERROR, lease, f"reported progress that cannot be written ({why}): this report is dropped")
-        case StillRunning(lease, asked_for, why):
+        case events.StillRunning(lease, asked_for, why):
             _say(logging.WARNING, lease, f"was asked to stop {asked_for:.0f} s ago ({why}) and still runs; it keeps its slot")
         case _:
             _log_own(event)
 
 
-def _log_own(event: WorkerEvent) -> None:
+def _log_own(event: events.WorkerEvent) -> None:
     match event:
-        case SessionOpened(name):
+        case events.SessionOpened(name):
             log.info("working as %s", name)
-        case SessionEnded(name, why, is_followed):
+        case events.SessionEnded(name, why, is_followed):
             log.error("the session of %s has ended: %s%s", name, why, "; a new one follows" if is_followed else "")
-        case PartFailed(part, error, pause):
+        case events.PartFailed(part, error, pause):
             log.error("%s failed and starts again in %.1f s; this is a bug in taskflow or its broker", part, pause, exc_info=error)
-        case AwaitsBroker(why, seconds):
+        case events.AwaitsBroker(why, seconds):
             log.warning("the broker does not answer yet; trying again for at most %g s: %s", seconds, why)
-        case BrokerTrouble(doing, why, times) if times == 1:
+        case events.BrokerTrouble(doing, why, times) if times == 1:
             log.warning("%s failed, trying again: %s", doing, why)
-        case BrokerBack(doing):
+        case events.BrokerBack(doing):
             log.info("%s reaches the broker again", doing)
-        case NotLeft(name, why, ttl):
+        case events.NotLeft(name, why, ttl):
             log.warning("%s could not tell the broker that it stops; the jobs it still holds run again after %g s: %s", name, ttl, why)
-        case Broken(why):
+        case events.Broken(why):
             log.critical("a job has closed file descriptors of the worker: %s", why)
-        case Printed(_, pid, stream, line):
+        case events.Printed(_, pid, stream, line):
             log.info("child process %d, between two jobs, %s: %s", pid, stream, one_line(line))
-        case LoopStalled() | LoopMoves() | InterpreterHeld() | StalledForGood() | Starved():
+        case events.LoopStalled() | events.LoopMoves() | events.InterpreterHeld() | events.StalledForGood() | events.Starved():
             _log_standstill(event)
-        case WindingDown(running, grace):
+        case events.WindingDown(running, grace):
             log.info("winding down: %d running, for at most %g s", running, grace)
         case _:
             log.debug("%r", event)
 
 
-def _log_standstill(event: LoopStalled | LoopMoves | InterpreterHeld | StalledForGood | Starved) -> None:
+def _log_standstill(event: events.LoopStalled | events.LoopMoves | events.InterpreterHeld | events.StalledForGood | events.Starved) -> None:
     match event:
-        case LoopStalled(lease, seconds, stack):
+        case events.LoopStalled(lease, seconds, stack):
             _say_where(logging.WARNING, lease, f"blocks the event loop for {seconds:.1f} s: nothing else can run. {BLOCKING}", stack)
-        case Starved(seconds, ttl):
+        case events.Starved(seconds, ttl):
             log.log(
                 logging.ERROR if _may_lapse(seconds, ttl) else logging.WARNING,
                 "the worker got no processor time for %.1f s: the machine is overloaded (load average %.1f), "
@@ -136,9 +108,9 @@ def _log_standstill(event: LoopStalled | LoopMoves | InterpreterHeld | StalledFo
                 os.getloadavg()[0],
                 _lapsed(seconds, ttl),
             )
-        case LoopMoves(seconds):
+        case events.LoopMoves(seconds):
             log.warning("the event loop moves again after %.1f s", seconds)
-        case InterpreterHeld(lease, seconds, ttl, is_computed, stack):
+        case events.InterpreterHeld(lease, seconds, ttl, is_computed, stack):
             lapsed = _lapsed(seconds, ttl)
             if is_computed:
                 words = f"kept the interpreter lock for {seconds:.1f} s in C code: no other thread could run, no heartbeat was sent{lapsed}"
@@ -146,7 +118,7 @@ def _log_standstill(event: LoopStalled | LoopMoves | InterpreterHeld | StalledFo
             else:
                 words = f"stood still for {seconds:.1f} s: it was stopped, or C code waited with the interpreter lock kept{lapsed}"
                 log.warning("the process %s%s", words, f". Then ran {_name(lease)}" if lease else "")
-        case StalledForGood(lease, seconds, stacks):
+        case events.StalledForGood(lease, seconds, stacks):
             words = f"has blocked the event loop for {seconds:.0f} s: this worker stops its heartbeat, so that others take its jobs"
             _say_where(logging.CRITICAL, lease, f"{words}. All threads:", stacks)
 
@@ -173,7 +145,7 @@ def _log_verdict(lease: Lease, verdict: Verdict, ran_for: float) -> None:
             details += f" ({others:,} more were parked since the last such line)"
     else:
         outcome += f" after {ran_for:.3f} s"
-    _say(level, lease, outcome + details, _traceback_of(verdict))
+    _say(level, lease, outcome + details, verdict.error.traceback.rstrip() if isinstance(verdict, Failed | Retried) else "")
 
 
 def _words(verdict: Verdict) -> tuple[int, str, str]:
@@ -196,10 +168,6 @@ def _words(verdict: Verdict) -> tuple[int, str, str]:
         case HandedBack():
             return logging.INFO, "handed back", ""
     return logging.INFO, type(verdict).__name__, ""
-
-
-def _traceback_of(verdict: Verdict) -> str:
-    return verdict.error.traceback.rstrip() if isinstance(verdict, Failed | Retried) else ""
 
 
 def _of(error: RunError) -> str:

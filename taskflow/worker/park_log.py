@@ -27,9 +27,6 @@ class ParkLog:
             return None
         self._names[name] = now, 0
         if not name:
-            self._forget_old(now)
+            # Forget names whose last line is older than an interval. Jobs that are still parked come back within 5 minutes.
+            self._names = {name: (since, unsaid) for name, (since, unsaid) in self._names.items() if now - since < INTERVAL}
         return unsaid
-
-    def _forget_old(self, now: float) -> None:
-        """Forget names whose last line is older than an interval. Jobs that are still parked come back within 5 minutes."""
-        self._names = {name: (since, unsaid) for name, (since, unsaid) in self._names.items() if now - since < INTERVAL}

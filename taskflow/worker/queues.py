@@ -33,7 +33,7 @@ class QueueChoice:
             if name in weights:
                 raise ValueError(f"queue {name!r} is named twice")
             if separator and not (weight.isascii() and weight.isdigit() and int(weight) > 0):
-                raise ValueError(f"queue {name!r} has the weight {weight!r}: it takes a whole number, 1 or more")
+                raise ValueError(f"queue {name!r} has the weight {weight!r}: expected a whole number, 1 or more")
             weights[name] = int(weight) if separator else None
         return cls(weights)
 

@@ -6,26 +6,14 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Final, Protocol
 
 from taskflow.app.context import JobContext
 from taskflow.model.envelope import Lease
 from taskflow.model.seams import StartThread
+from taskflow.worker import stacks
 from taskflow.worker.events import Events, InterpreterHeld, LoopMoves, LoopStalled, StalledForGood, Starved, WorkerEvent
 from taskflow.worker.lease_table import HeldLease
-from taskflow.worker.stacks import (
-    Line,
-    lines_of,
-    lines_of_all,
-    run_in,
-    run_in_loop,
-    seconds_computed,
-    shown,
-    shown_all,
-    waited_for_processor,
-    waits_for_work,
-)
 
 LOOK: Final = 0.25
 FIRST_TOLD: Final = 1.0
@@ -136,7 +124,7 @@ class StallWatch:
             now, computed = _clocks()
             passed, self.looked_at = now - self.looked_at, now
             before, self._computed = self._computed, computed
-            waited_before, self._waited = self._waited, waited_for_processor()
+            waited_before, self._waited = self._waited, stacks.waited_for_processor()
             if passed - LOOK >= FIRST_TOLD:
                 self._look_back(passed, before, self._waited - waited_before)
             self._look_at_loop(passed)
@@ -160,10 +148,10 @@ class StallWatch:
             self._tell(lambda: Starved(passed - LOOK, self._ttl))
             return
         else:
-            lease, lines = self._lease_on_loop(), lines_of(self._thread)
-        self._tell(lambda: InterpreterHeld(lease, passed - LOOK, self._ttl, is_computed, shown(lines)))
+            lease, lines = self._lease_on_loop(), stacks.lines_of(self._thread)
+        self._tell(lambda: InterpreterHeld(lease, passed - LOOK, self._ttl, is_computed, stacks.shown(lines)))
 
-    def _run_since(self, thread: int, passed: float) -> tuple[Lease | None, list[Line]]:
+    def _run_since(self, thread: int, passed: float) -> tuple[Lease | None, list[stacks.Line]]:
         """Return the lease of the run that held the interpreter in `thread`, and the lines where it is.
 
         A run is named if it was there for at least half of the time that this look is late, or if it took long and ended in that time.
@@ -172,10 +160,10 @@ class StallWatch:
         holding, slow = self._holding_in(thread), self._watched.slow
         late = passed - LOOK
         if holding is not None and (holding.started or 0.0) <= self.looked_at - late / 2:
-            return holding.lease, lines_of(thread)
+            return holding.lease, stacks.lines_of(thread)
         if slow is not None and slow[1] > self.looked_at - late:
             return slow[0].lease, []
-        return None, lines_of(thread)
+        return None, stacks.lines_of(thread)
 
     def _look_at_loop(self, passed: float) -> None:
         lasted = self._loops.seconds
@@ -188,18 +176,18 @@ class StallWatch:
         if lasted >= FIRST_TOLD * RARER**self._times_told:
             self._times_told += 1
             self.blocker = lease = self._lease_on_loop()
-            lines = lines_of(self._thread)
-            if lease is None and waits_for_work(lines):
+            lines = stacks.lines_of(self._thread)
+            if lease is None and stacks.waits_for_work(lines):
                 self._tell(lambda: Starved(lasted, self._ttl))
             else:
-                self._tell(lambda: LoopStalled(lease, lasted, shown(lines)))
+                self._tell(lambda: LoopStalled(lease, lasted, stacks.shown(lines)))
         if 0 < self._stall_limit <= lasted and not self._has_given_up:
             self._give_up(lasted)
 
     def _give_up(self, lasted: float) -> None:
         self._has_given_up = True
-        lease, threads = self._lease_on_loop(), lines_of_all()
-        self._watched.give_up(is_told=self._tell(lambda: StalledForGood(lease, lasted, shown_all(threads))))
+        lease, threads = self._lease_on_loop(), stacks.lines_of_all()
+        self._watched.give_up(is_told=self._tell(lambda: StalledForGood(lease, lasted, stacks.shown_all(threads))))
 
     def _look_at_keeper(self, passed: float) -> None:
         """Check that heartbeats are sent. The keeper reports a lapse itself at the ttl; if it does not, its thread is dead or hangs."""
@@ -214,13 +202,13 @@ class StallWatch:
         return holding.lease if holding is not None and holding.in_thread is None else None
 
     def _holding_in(self, thread: int) -> HeldLease | None:
-        run = run_in_loop(self._loop, thread) if thread == self._thread else run_in(thread)
+        run = stacks.run_in_loop(self._loop, thread) if thread == self._thread else stacks.run_in(thread)
         return self._watched.holding_of(run) if run is not None else None
 
     def _tell(self, make: Callable[[], WorkerEvent]) -> bool:
         """Tell the subscribers, in a thread that may hang, because this one must not. Return True if it was done in time."""
         try:
-            teller = self._start_thread(partial(_make_and_tell, make, self._events), "taskflow-tells")
+            teller = self._start_thread(lambda: self._events.tell(make()), "taskflow-tells")
         except RuntimeError:  # the system cannot start another thread
             return False
         teller.join(TELLING)
@@ -230,10 +218,6 @@ class StallWatch:
 def _clocks() -> tuple[float, dict[int, float]]:
     """Read the monotonic clock and those of the threads together: no long call of C code may come between the two."""
     while True:
-        begun_at, computed, now = time.monotonic(), seconds_computed(), time.monotonic()
+        begun_at, computed, now = time.monotonic(), stacks.seconds_computed(), time.monotonic()
         if now - begun_at < LOOK:
             return now, computed
-
-
-def _make_and_tell(make: Callable[[], WorkerEvent], events: Events) -> None:
-    events.tell(make())

@@ -104,7 +104,8 @@ class Supervisor:
         self._number = number
         name = signal.Signals(number).name
         if self._stops == 1:
-            log.info("%s: %s; a second signal cancels the runs, a third ends at once", name, _winding_down(len(self._workers)))
+            workers = "" if len(self._workers) == 1 else f" {len(self._workers)} workers"
+            log.info("%s: winding down%s; a second signal cancels the runs, a third ends at once", name, workers)
         elif self._stops == 2:
             log.warning("%s again: cancelling the runs", name)
 
@@ -386,10 +387,6 @@ class Supervisor:
             self.code = max(self._codes)
         elif failed and not self._plan.is_reloading and (not self._may_crowd or len(failed) == len(self._slots)):
             self.code = max(failed)
-
-
-def _winding_down(workers: int) -> str:
-    return "winding down" if workers == 1 else f"winding down {workers} workers"
 
 
 def _bytes(size: int) -> str:

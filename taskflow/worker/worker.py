@@ -11,8 +11,7 @@ from typing import Any, Final, Self, TypeVar
 
 import anyio
 
-from taskflow.app.app import App
-from taskflow.app.default_app import default_app
+from taskflow.app.app import default_app
 from taskflow.broker.retry import retry
 from taskflow.model.errors import BrokerUnavailable, ConfigurationError
 from taskflow.model.seams import Seams
@@ -95,7 +94,6 @@ class Worker:
         concurrency: int = 100,
         grace: float = 25.0,
         state: Any = None,
-        app: App | None = None,
         options: WorkerOptions | None = None,
         seams: Seams | None = None,
     ) -> None:
@@ -103,7 +101,7 @@ class Worker:
         self.tally = RunCounts()
         self.has_forced = False
         self._state = state
-        self._app = app or default_app()
+        self._app = default_app()
         self._seams = seams or Seams()
         self._events = Events(self.tally, *self.options.subscribers)
         self._was_entered = False
@@ -266,7 +264,7 @@ def _choice(queues: str | Sequence[str] | None) -> QueueChoice:
         return QueueChoice()
     if not isinstance(queues, Sequence) or not all(isinstance(name, str) for name in queues):
         raise ConfigurationError(
-            f'queues={queues!r}: it takes names, in strict order ("mail,default", ["mail", "default"]) or weighted ("mail=3,default=1")'
+            f'queues={queues!r}: expected names, in strict order ("mail,default", ["mail", "default"]) or weighted ("mail=3,default=1")'
         )
     try:
         return QueueChoice.parse(queues if isinstance(queues, str) else ",".join(queues))

@@ -17,7 +17,7 @@ import pytest
 
 import taskflow
 from taskflow import EnqueueOptions, JobCancelled, JobContext, JobFailed, JobHandle, Status, configure, current_job, job
-from taskflow.app.default_app import default_app
+from taskflow.app.app import default_app
 from taskflow.app.settings import DEFAULT_BROKER
 from taskflow.broker.protocol import Broker
 from taskflow.broker.url import SCHEMES, connect

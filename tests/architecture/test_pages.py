@@ -34,11 +34,6 @@ def test_every_file_name_that_a_page_gives_without_its_folder_exists(page: Path)
     assert missing == [], f"{name_of(page)} names files that are gone: name their present place"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_every_relative_link_of_a_page_leads_to_a_file(page: Path) -> None:
-    assert [link for link in _LINK.findall(page.read_text()) if not (page.parent / link).exists()] == []
-
-
 def test_decision_records_are_short_and_listed() -> None:
     """Each has at most 40 lines, so that it is read, and a number that no other one has."""
     records = sorted(ROOT.glob("docs/explanation/decisions/[0-9]*.md"))
@@ -53,7 +48,8 @@ ARCHITECTURE = ROOT / "docs/explanation/architecture.md"
 
 def test_the_drawing_of_the_floors_is_what_the_imports_are() -> None:
     """Without the arrows that follow from others."""
-    drawn = set(re.findall(r"^    (\w+) --> (\w+)$", ARCHITECTURE.read_text(), re.MULTILINE))
+    arrows = re.findall(r"^ *([\w, ]+) → ([\w, ]+)$", ARCHITECTURE.read_text(), re.MULTILINE)
+    drawn = {(part, target) for parts, targets in arrows for part in parts.split(", ") for target in targets.split(", ")}
     assert drawn == _reduced(_imports_between_folders())
 
 
@@ -91,3 +87,31 @@ def test_the_table_of_rooms_names_files_of_each_store() -> None:
             names = re.findall(r"`([^`]+)`", cell)
             assert names, f"{store} has nothing in {rows}"
             assert [name for name in names if not (ROOT / "taskflow/broker" / store / name).exists()] == []
+
+
+WALKS = dict(re.findall(r"^### (The walk of .*?)\n(.*?)(?=^#{2,3} |\Z)", ARCHITECTURE.read_text(), re.MULTILINE | re.DOTALL))
+
+
+def test_the_walks_are_there() -> None:
+    job = [f"The walk of one job on {store}" for store in ("Redis", "SQLite", "PostgreSQL")]
+    assert list(WALKS) == [*job, "The walk of a heartbeat", "The walk of a cancellation", "The walk of a shutdown"]
+
+
+@pytest.mark.parametrize("walk", WALKS)
+def test_a_walk_goes_through_at_most_20_files(walk: str) -> None:
+    assert 5 <= len(set(_PATH.findall(WALKS[walk]))) <= 20
+
+
+@pytest.mark.parametrize("walk", WALKS)
+def test_each_function_of_a_walk_is_in_a_file_of_its_step(walk: str) -> None:
+    steps = re.findall(r"^\d+\. (.+)$", WALKS[walk], re.MULTILINE)
+    assert steps
+    for step in steps:
+        defined = {name for path in _PATH.findall(step) for name in _functions_of(ROOT / path)}
+        missing = [name for name in re.findall(r"`(\w+)\(\)`", step) if name not in defined]
+        assert missing == [], step
+
+
+def _functions_of(file: Path) -> set[str]:
+    """Return the names of the functions and methods that a file of Python, Lua or SQL defines."""
+    return set(re.findall(r"^ *(?:async def|def|local function|CREATE.* FUNCTION @\.)\s*(\w+)", file.read_text(), re.MULTILINE))

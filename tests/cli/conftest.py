@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from taskflow.app.default_app import default_app
+from taskflow.app.app import default_app
 from taskflow.app.registry import Registry
 from tests.cli.inprocess import URL, Cli
 from tests.cli.processes import Shell

@@ -154,6 +154,7 @@ def test_two_jobs_of_one_name_name_both_places(cli: Cli) -> None:
     [
         (["--concurency", "3"], "did you mean --concurrency?"),
         (["--conc", "3"], "unrecognized arguments: --conc 3"),
+        (["--pan"], "unrecognized arguments: --pan\n"),  # not --plan, a flag of `migrate`
         (["--concurrency", "0"], "'0' is not a whole number, 1 or more"),
         (["--concurrency", "1000000"], "a worker runs 1 to 100,000 jobs at one time"),
         (["--concurrency", "many"], "'many' is not a whole number"),

@@ -13,7 +13,7 @@ import pytest
 from taskflow.cli.interrupts import Interrupts, Told
 from taskflow.cli.signals import LastResort
 from tests.cli.processes import LEDGER, Running, Shell, ended_clearly, on_each_broker, until
-from tests.cli.supervised import PYTHONS_OWN, a_little_later, interrupt
+from tests.cli.supervised import PYTHONS_OWN, a_little_later, interrupt, is_alive, pids, workers
 
 pytestmark = pytest.mark.unmeasured
 
@@ -311,6 +311,36 @@ def test_ctrl_c_at_any_moment_of_the_end(tasks: Shell) -> None:
         worker.signal(signal.SIGINT)
         ended_clearly(worker, [0, *PYTHONS_OWN[:1]])
     assert tasks.ledger() == ["0", "1", "2", "3", "4"]
+
+
+def test_a_storm_of_ctrl_c_at_the_end_of_a_supervisor_ends_it_silently(tasks: Shell) -> None:
+    """From the end of its last worker to the end of Python."""
+    for _ in range(5):
+        supervisor = workers(tasks, 1)
+        supervisor.signal(signal.SIGTERM)
+        while any(map(is_alive, pids(supervisor))):
+            pass  # a pause would miss the moment
+        while supervisor.process.poll() is None:
+            supervisor.signal(signal.SIGINT)
+        ended_clearly(supervisor, [0, 128 + signal.SIGINT, -signal.SIGINT])
+        assert "KeyboardInterrupt" not in supervisor.said
+
+
+def test_ctrl_c_while_python_ends_is_silent(shell: Shell) -> None:
+    shell.write(
+        "end.py",
+        """
+        import atexit, os, signal, sys, time
+        from taskflow.cli.main import program
+        atexit.register(time.sleep, 5)
+        atexit.register(os.kill, os.getpid(), signal.SIGINT)
+        sys.argv = ["taskflow", "--version"]
+        sys.exit(program())
+        """,
+    )
+    ending = shell.start("end.py")
+    ended_clearly(ending, [-signal.SIGINT])
+    assert "KeyboardInterrupt" not in ending.said
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

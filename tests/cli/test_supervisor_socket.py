@@ -59,7 +59,7 @@ def test_a_worker_whose_supervisor_has_gone_before_it_began_ends(shell: Shell) -
 
 
 def test_the_supervisor_knows_the_workers_exit_codes() -> None:
-    """It stands on a lower floor than their table."""
+    """The socket is in a lower layer than their table."""
     assert int(Exit.FORCED) == supervisor.FORCED
     assert supervisor.NO_STARTS == (Exit.FAILED, Exit.USAGE, Exit.BROKER)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from taskflow.app.default_app import default_app
+from taskflow.app.app import default_app
 from taskflow.app.registry import Registry
 from taskflow.model.codec.payload import seal
 from taskflow.model.codec.wire import pack
@@ -273,7 +273,7 @@ def test_a_jobs_own_lifespan_error_is_the_users_traceback(cli: Cli, error: str) 
     shown = said.err[said.err.index("Traceback") :]
     assert f"raise {error}" in shown
     assert "taskflow/" not in shown
-    cli.load("taskflow.app.default_app").default_app().configure()
+    cli.load("taskflow.app.app").default_app().configure()
 
 
 FAILING = """
@@ -312,7 +312,7 @@ def test_what_asyncio_raises_in_a_lifespan_is_the_users_traceback_too(cli: Cli, 
     assert shown in told
     assert "taskflow/" not in told
     assert "asyncio/" not in told
-    cli.load("taskflow.app.default_app").default_app().configure()
+    cli.load("taskflow.app.app").default_app().configure()
 
 
 def test_an_error_without_a_message_is_told_by_its_name(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

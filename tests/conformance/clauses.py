@@ -7,7 +7,7 @@ import importlib
 import inspect
 import itertools
 import re
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Container, Iterator
 from typing import Any, Final, NamedTuple
 
 import pytest
@@ -78,11 +78,15 @@ def _label(value: Any) -> str:
 Skipped = pytest.skip.Exception
 
 
-def run_all(home: type[Home]) -> Iterator[tuple[ClauseTest, BaseException | None]]:
-    """Each test on a fresh world of that kind, with what it failed with: None when it passed, `Skipped` when it skipped itself."""
+def run_all(home: type[Home], *, of: Container[str] | None = None) -> Iterator[tuple[ClauseTest, BaseException | None]]:
+    """Run each test, or those of some clauses, on a fresh world of that kind.
+
+    Yield it with the error with which it failed: None if it passed, `Skipped` if it skipped itself.
+    """
     with asyncio.Runner() as runner:
         for test in clause_tests():
-            yield test, runner.run(_outcome(test, home))
+            if of is None or test.clause in of:
+                yield test, runner.run(_outcome(test, home))
 
 
 async def _outcome(test: ClauseTest, home: type[Home]) -> BaseException | None:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 
-from hypothesis import HealthCheck, Phase, settings
-from hypothesis import seed as seeded
+from hypothesis import HealthCheck, Phase, seed as seeded, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from tests.conformance.rules import BrokerMachine

@@ -11,18 +11,7 @@ from taskflow.model.clock import instant_of
 from taskflow.model.envelope import Envelope, Lease, OnConflict
 from taskflow.model.ids import id_text
 from taskflow.model.record import Record, Status
-from taskflow.model.verdict import (
-    Cancelled,
-    Discarded,
-    Failed,
-    HandedBack,
-    Parked,
-    Retried,
-    Settled,
-    Snoozed,
-    Succeeded,
-    Verdict,
-)
+from taskflow.model.verdict import Cancelled, Discarded, Failed, HandedBack, Parked, Retried, Settled, Snoozed, Succeeded, Verdict
 from tests.support.verdicts import A_RESULT, AN_ERROR, settlement
 from tests.support.world import World
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 import taskflow
 from tests.docs.pages import ROOT
 
@@ -19,3 +21,11 @@ def test_every_guarantee_names_tests_that_exist() -> None:
     assert [(test, file) for test, file in named if f"def {test}(" not in (ROOT / file).read_text()] == []
     promises = re.findall(r"^\*\*", text, re.MULTILINE)
     assert len(promises) == text.count("\nTested by ") >= 15
+
+
+@pytest.mark.parametrize("folder", ["tutorial", "how-to", "explanation", "reference", "migrate"])
+def test_the_index_of_a_folder_lists_its_pages(folder: str) -> None:
+    """Sphinx could make the list, but GitHub shows the file as it is."""
+    index = ROOT / "docs" / folder / "index.md"
+    listed = re.findall(r"^(?:-|\d+\.) \[[^]]+\]\(([^/)]+)\)", index.read_text(), re.MULTILINE)
+    assert sorted([*listed, "index.md"]) == sorted(page.name for page in index.parent.glob("*.md"))

@@ -19,7 +19,7 @@ from taskflow.cli.parser import a_parser
 from tests.docs.pages import Block, all_blocks
 
 SHELL: Final = ("bash", "sh", "console")
-CHECKED: Final = {*SHELL, "python", "dockerfile", "yaml", "ini", "toml", "json", "sql", "postgresql", "mermaid", "py"}
+CHECKED: Final = {*SHELL, "python", "dockerfile", "yaml", "ini", "toml", "json", "sql", "postgresql", "py"}
 FREE: Final = {"text", "{toctree}", "{eval-rst}"}
 """Output of programs, and directives, which the build of the pages checks."""
 

@@ -1,14 +1,37 @@
-"""The README's two commands, and its size."""
+"""The README's quick start, its two commands, and its size."""
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
 
 from tests.docs.pages import PAGES, README, ROOT, blocks, name_of
 
 
 def test_it_is_short() -> None:
     assert README.read_text().count("\n") <= 150
+
+
+@pytest.mark.slow
+def test_the_quick_start_works_as_copied(tmp_path: Path) -> None:
+    """All but the installation, which the two commands contain as well."""
+    install, run = (block.text for block in blocks(README, "sh"))
+    assert ".venv/bin/pip install --quiet .\n" in install
+    tasks = blocks(README, "python")[0].text
+    assert tasks.startswith("# app/tasks.py\n")
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app/tasks.py").write_text(tasks)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TASKFLOW_")}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    ran = subprocess.run(["bash", "-e"], input=run, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "to a@example.com" in ran.stdout
+    assert re.search(r"^\S+  succeeded  default +app\.tasks\.send_welcome_email$", ran.stdout, re.MULTILINE)
 
 
 def test_the_second_command_is_what_ci_runs() -> None:

@@ -17,7 +17,8 @@ from taskflow.broker.url import SCHEMES
 from taskflow.cli.exits import MEANINGS
 from taskflow.cli.parser import a_parser
 from taskflow.worker import events
-from tests.docs.diagram import diagram
+from taskflow.worker.children import death
+from tests.docs import moves
 from tests.docs.pages import ROOT
 
 REFERENCE: Final = ROOT / "docs/reference"
@@ -102,6 +103,23 @@ def test_every_public_error_has_a_row_and_its_place_in_the_tree() -> None:
     assert errors - bases <= rows(page)
 
 
+def test_every_error_type_of_a_record_has_a_row() -> None:
+    page = section((REFERENCE / "errors.md").read_text(), "Error types in the record of a job")
+    sources = "".join(file.read_text() for file in (ROOT / "taskflow").rglob("*.py"))
+    children = {f"taskflow.{name}" for name, kind in vars(death).items() if inspect.isclass(kind) and issubclass(kind, death.ChildFailed)}
+    assert rows(page) >= {*re.findall(r'"(taskflow\.[A-Z]\w+)"', sources), *children}
+
+
+@pytest.mark.parametrize("page", ["errors.md", "sql.md"])
+def test_each_error_says_what_to_do(page: str) -> None:
+    tables = re.findall(r"^\| (?:exception|type|SQLSTATE) \|.*\n(?:\|.*\n)+", (REFERENCE / page).read_text(), re.MULTILINE)
+    assert tables
+    for table in tables:
+        heading, _, *lines = (line.strip("| ").split(" | ") for line in table.splitlines())
+        assert heading[2] == "what to do"
+        assert [line for line in lines if len(line) != 3] == []
+
+
 def test_every_event_of_a_worker_has_a_row() -> None:
     page = (REFERENCE / "events.md").read_text()
     kinds = {name for name, kind in vars(events).items() if inspect.isclass(kind) and issubclass(kind, events.WorkerEvent)}
@@ -115,12 +133,11 @@ def test_the_options_of_a_broker_url_are_those_of_the_code(title: str, scheme: s
 
 
 def test_the_parameters_of_enqueue_in_sql_are_those_of_the_function() -> None:
-    page = (ROOT / "docs/how-to/send-from-sql.md").read_text()
+    page = (REFERENCE / "sql.md").read_text()
     source = (ROOT / "taskflow/broker/postgres/sending.sql").read_text()
     declared = source.partition("FUNCTION @.enqueue(")[2].partition(") RETURNS")[0]
-    assert rows(section(page, "Parameters")) == set(re.findall(r"^    (\w+) ", declared, re.MULTILINE))
+    assert rows(section(page, "`enqueue`")) == set(re.findall(r"^    (\w+) ", declared, re.MULTILINE))
 
 
-def test_the_state_diagram_is_the_table_of_moves() -> None:
-    page = (ROOT / "docs/explanation/life-of-a-job.md").read_text()
-    assert [block.strip() for block in re.findall(r"^```mermaid\n(.*?)^```", page, re.MULTILINE | re.DOTALL)] == [diagram()]
+def test_the_table_of_moves_is_that_of_the_rules() -> None:
+    assert f"\n\n{moves.table()}\n\n" in (ROOT / "docs/explanation/life-of-a-job.md").read_text()

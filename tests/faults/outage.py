@@ -11,7 +11,7 @@ from typing import Final
 
 import taskflow
 from taskflow import BrokerUnavailable, EnqueueFailed, Worker
-from taskflow.app.default_app import default_app
+from taskflow.app.app import default_app
 from taskflow.broker.url import connect
 from taskflow.worker.events import BrokerTrouble, NotCounted, WorkerEvent
 from taskflow.worker.options import WorkerOptions

@@ -147,7 +147,7 @@ def test_after_an_outage_that_is_longer_what_had_ended_counts_and_the_rest_runs_
 def test_a_worker_that_dies_meanwhile_is_replaced_when_the_broker_is_back(tasks: Shell, outage: Outage) -> None:
     """What could not start for want of it is tried again, the other one works on, and the broker hears of the death after all."""
     tasks.send(f"wait.bind({LONG[0]})")
-    supervised = workers(tasks, 2, "--ttl", "3600")
+    supervised = workers(tasks, 2, "--ttl", "3600", "--start-timeout", "3")
     supervised.wait_for("begun by")
     [victim] = {int(pid) for pid in re.findall(r"begun by (\d+)", supervised.said)}
     [other] = set(pids(supervised)) - {victim}

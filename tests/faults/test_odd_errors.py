@@ -282,7 +282,7 @@ async def test_a_json_number_of_any_size_is_decoded_or_fails_the_job(broker: Bro
     assert record.status in (Status.SUCCEEDED, Status.FAILED)
     if record.status is Status.FAILED:
         assert record.last_error is not None
-        assert record.last_error.type == "taskflow.model.errors.DecodeError"
+        assert record.last_error.type == "taskflow.DecodeError"
 
 
 async def run_once(broker: Broker, name: str, payload: bytes, **more: Any) -> Record:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from taskflow import BrokerUnavailable, Worker
-from taskflow.app.default_app import default_app
+from taskflow.app.app import default_app
 from taskflow.broker.memory import MemoryBroker
 from taskflow.model.envelope import Lease
 from taskflow.model.verdict import Settled, Settlement

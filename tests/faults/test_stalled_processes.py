@@ -18,7 +18,7 @@ pytestmark = pytest.mark.unmeasured
 TASKS = (
     LEDGER
     + """
-import asyncio, collections, functools, logging, mmap, operator, os, time
+import asyncio, collections, ctypes, functools, logging, mmap, operator, os, time
 from pathlib import Path
 from taskflow import JobContext, job
 
@@ -53,6 +53,14 @@ async def compute_in_c(ctx: JobContext) -> None:
         with open("byte", "r+b") as file, mmap.mmap(file.fileno(), 1) as memory:
             print("begun\\n", end="", flush=True)
             collections.deque(iter(functools.partial(operator.getitem, memory, 0), 1), maxlen=0)
+    write(f"epoch {ctx.epoch}")
+
+@job
+async def wait_in_c(ctx: JobContext) -> None:
+    # It keeps the interpreter, as above, and takes no processor.
+    if ctx.epoch == 1:
+        print("begun\\n", end="", flush=True)
+        ctypes.PyDLL(None).pause()
     write(f"epoch {ctx.epoch}")
 
 @job
@@ -171,25 +179,25 @@ def test_c_code_that_keeps_the_interpreter_beyond_the_ttl_is_fenced_counted_as_a
 
 def test_a_worker_that_is_aborted_shows_where_its_threads_were(tasks: Shell) -> None:
     """As systemd's watchdog does it, to one whose interpreter C code keeps: no Python code can tell it any more."""
-    tasks.send("compute_in_c.bind()")
+    tasks.send("wait_in_c.bind()")
     worker = tasks.worker()
     worker.wait_for("begun")
     time.sleep(1.0)  # any moment will do, this one is in the midst of C code
     worker.signal(signal.SIGABRT)
     assert worker.end() == -signal.SIGABRT
     assert "Fatal Python error: Aborted" in worker.said
-    assert "in compute_in_c" in worker.said
+    assert "in wait_in_c" in worker.said
 
 
 @pytest.mark.parametrize("new_store", ["redis"], indirect=True)
 def test_a_supervisor_ends_a_worker_whose_interpreter_c_code_keeps_for_good(tasks: Shell) -> None:
     """Nothing in the worker's own process can. The job's record says what became of that run, and others have been run meanwhile."""
-    tasks.send("compute_in_c.bind()")
+    tasks.send("wait_in_c.bind()")
     supervisor = tasks.worker("--processes", "1", "--ttl", "2", "--stall-limit", "3")
     supervisor.wait_for("begun")
     supervisor.wait_for("has been silent for 10 s")
-    supervisor.wait_for("tasks.compute_in_c .* succeeded")
-    assert "in compute_in_c" in supervisor.said
+    supervisor.wait_for("tasks.wait_in_c .* succeeded")
+    assert "in wait_in_c" in supervisor.said
     [crash] = the_job(tasks)["errors"]
     assert crash["type"] == wording.CRASHED
     assert "SIGABRT" in crash["message"]

@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 
 from taskflow import BrokerUnavailable, JobContext, Status, Worker, job
-from taskflow.app.default_app import default_app
+from taskflow.app.app import default_app
 from taskflow.broker.memory import MemoryBroker
 from taskflow.broker.protocol import Broker
 from taskflow.model.envelope import ClaimId, Envelope, Lease
 from taskflow.model.seams import Seams, start_thread
 from taskflow.model.session import Beat, BeatAnswer
-from taskflow.worker import keeper, stalls
+from taskflow.worker import keeper, stacks, stalls
 from taskflow.worker.events import (
     BrokerTrouble,
     Events,
@@ -179,7 +179,7 @@ async def test_a_plain_function_is_not_accused_when_the_loop_gets_no_time(broker
 async def test_a_plain_function_is_not_accused_when_the_loop_stands_in_its_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """The loop lost its processor just after it had given the function to a thread."""
     holding = a_holding()
-    monkeypatch.setattr(stalls, "run_in_loop", lambda loop, thread: "a run")
+    monkeypatch.setattr(stacks, "run_in_loop", lambda loop, thread: "a run")
     watch = stalls.StallWatch(OneRun(holding), Events(), start_thread, stall_limit=0.0, ttl=20.0)
     assert watch._lease_on_loop() is holding.lease
 
@@ -202,8 +202,8 @@ class LateLook:
         monkeypatch.setattr(
             stalls, "_clocks", lambda: real() if threading.current_thread() in others else next(clocks, (AFTER + stalls.LOOK, {}))
         )  # the watch of an earlier test may look once more
-        monkeypatch.setattr(stalls, "waited_for_processor", lambda: waited)
-        monkeypatch.setattr(stalls, "run_in_loop", lambda loop, thread: None if runs is None else "a run")
+        monkeypatch.setattr(stacks, "waited_for_processor", lambda: waited)
+        monkeypatch.setattr(stacks, "run_in_loop", lambda loop, thread: None if runs is None else "a run")
         self.slow: tuple[HeldLease, float] | None = None
         self._holding = runs
 

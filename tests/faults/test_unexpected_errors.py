@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from taskflow import JobContext, Worker, job
-from taskflow.app.default_app import default_app
+from taskflow.app.app import default_app
 from taskflow.broker.memory import MemoryBroker
 from taskflow.broker.protocol import Broker
 from taskflow.model.envelope import Lease

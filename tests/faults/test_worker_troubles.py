@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from taskflow import BrokerRefused, BrokerUnavailable, Worker, job
-from taskflow.app.default_app import default_app
+from taskflow.app.app import default_app
 from taskflow.broker.memory import MemoryBroker
 from taskflow.broker.url import connect
 from taskflow.model.envelope import Lease

@@ -12,8 +12,22 @@ from tests.protocol_model import verbs
 from tests.protocol_model.replay import first_deviation
 from tests.protocol_model.rules import AT_ONCE, WRONG_STEPS, Rules
 from tests.protocol_model.states import SESSION_LOST, BeatAnswer, Job, Lease, Session, SessionLost, Standing, Store
-from tests.protocol_model.traces import OK, Beat, Claim, GhostTime, Lapse, Read, Register, Restore, Settle, Snapshot, Step, Trace, Upkeep
-from tests.protocol_model.traces import SESSION_LOST as EXPECTS_SESSION_LOST
+from tests.protocol_model.traces import (
+    OK,
+    SESSION_LOST as EXPECTS_SESSION_LOST,
+    Beat,
+    Claim,
+    GhostTime,
+    Lapse,
+    Read,
+    Register,
+    Restore,
+    Settle,
+    Snapshot,
+    Step,
+    Trace,
+    Upkeep,
+)
 from tests.protocol_model.world import (
     Action,
     BeatArrived,

@@ -9,6 +9,7 @@ from tests.protocol_model.rules import Rules
 from tests.protocol_model.states import SESSION_LOST, Job, Lease, Session, Store, Verdict
 from tests.protocol_model.traces import (
     OK,
+    SESSION_LOST as EXPECTS_SESSION_LOST,
     Beat,
     Claim,
     GhostTime,
@@ -22,7 +23,6 @@ from tests.protocol_model.traces import (
     Trace,
     Upkeep,
 )
-from tests.protocol_model.traces import SESSION_LOST as EXPECTS_SESSION_LOST
 
 
 def first_deviation(rules: Rules, trace: Trace) -> int | None:

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.conftest import cli
 from tests.cli.processes import Shell
 from tests.stores.drivers import DRIVERS, Driver
+
+__all__ = ["cli"]
 
 
 @pytest.fixture(autouse=True)

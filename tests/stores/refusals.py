@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from taskflow.cli.exits import Exit
-from tests.cli.processes import OUR_FRAMES, Shell
+from tests.cli.inprocess import Cli
+from tests.cli.processes import OUR_FRAMES
+from tests.support.postgres import PostgresServer
 
 SECRET: Final = "hush-hush"
 WRONG: Final = "not-the-secret"
 
+_TASKS: Final = "from taskflow import job\n\n@job\nasync def note(number: int) -> None: ...\n"
 
-def exits_by_broker(shell: Shell, url: str, *patterns: str) -> None:
+
+def exits_by_broker(cli: Cli, url: str, *patterns: str) -> None:
     """Check that a worker and a look end with exit code 3, say why, and show neither a traceback nor a secret."""
-    shell.environment["TASKFLOW_BROKER"] = url
-    for running in [shell.taskflow("worker", "tasks"), shell.taskflow("queues")]:
-        assert running.end() == Exit.BROKER, running.said
+    cli.write("tasks.py", _TASKS)
+    for command in (["worker", "tasks", "--start-timeout", "0.2"], ["queues"]):
+        said = cli(*command, "--broker", url, code=Exit.BROKER)
+        told = said.out + said.err
         for pattern in patterns:
-            assert re.search(pattern, running.said), running.said
-        assert not OUR_FRAMES.search(running.said), running.said
-        assert SECRET not in running.said
-        assert WRONG not in running.said
+            assert re.search(pattern, told), told
+        assert not OUR_FRAMES.search(told), told
+        assert SECRET not in told
+        assert WRONG not in told
+
+
+@contextmanager
+def locked_postgres() -> Iterator[PostgresServer]:
+    """A server whose user app has a password, and may make a schema in the database postgres alone."""
+    with PostgresServer(fsync=False, access=["host all app all scram-sha-256"]) as server:
+        server.execute(f"CREATE ROLE app LOGIN PASSWORD '{SECRET}'; GRANT CREATE ON DATABASE postgres TO app")
+        yield server

@@ -12,8 +12,8 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 import taskflow
-from taskflow import Status, Worker
-from taskflow.app.default_app import default_app
+from taskflow import EnqueueFailed, Status, StoreFull, Worker
+from taskflow.app.app import default_app
 from taskflow.app.handle import JobHandle
 from taskflow.broker.url import connect
 from taskflow.model.errors import BrokerUnavailable
@@ -80,6 +80,18 @@ class Scene:
         for first in range(numbers.start, numbers.stop, by):
             await self.send(range(first, min(first + by, numbers.stop)))
             await asyncio.sleep(every)
+
+    async def fill(self, ballast: bytes) -> int:
+        """Send until the store is full. Return the number that comes next."""
+        first = len(self.handles)
+        for sent in range(first, 10_000, 20):
+            try:
+                await self.send(range(sent, sent + 20), ballast=ballast)
+            except EnqueueFailed as error:
+                if not isinstance(error.__cause__, StoreFull):
+                    raise
+                return sent
+        raise AssertionError("it does not fill up")
 
     async def until_ran(self, numbers: Iterable[int], *, within: float = PATIENCE) -> None:
         missing = set(numbers)

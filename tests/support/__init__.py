@@ -1,1 +1,1 @@
-"""What tests of every floor stand on: stores of each kind, a world around one, verdicts, invariants, failpoints."""
+"""What tests of every layer share: stores of each kind, a world around one, verdicts, invariants, failpoints."""

@@ -39,7 +39,7 @@ def _server() -> subprocess.Popen[str]:
 
 def main() -> None:
     """Answer requests, one a line, until there are no more."""
-    import taskflow.app.sync
+    import taskflow.app.sending
     import taskflow.broker.postgres
     import taskflow.broker.redis
     import taskflow.broker.sqlite  # noqa: F401 - loaded for the forks

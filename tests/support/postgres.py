@@ -159,10 +159,10 @@ class PostgresServer(OwnServer):
         """What one statement gives, with $1 and so on for the arguments. Otherwise as `execute`."""
         return [tuple(row) for row in self._ask(database, lambda connection: connection.fetch(query, *arguments))]
 
-    def new_database(self) -> str:
-        """The name of an empty database that nobody else uses."""
+    def new_database(self, template: str = "template1") -> str:
+        """The name of a database that nobody else uses: an empty one, or a copy of another to which nobody is connected."""
         name = f"taskflow_{next(self._databases)}"
-        self.execute(f"create database {name}")
+        self.execute(f"create database {name} template {template}")
         return name
 
     def drop_database(self, name: str) -> None:

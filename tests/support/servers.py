@@ -20,11 +20,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from tests.support.processes import HOST as HOST
-from tests.support.processes import PATIENCE, OwnServer
-from tests.support.processes import Found as Found
-from tests.support.processes import ServerFailed as ServerFailed
-from tests.support.processes import free_port as free_port
+from tests.support.processes import HOST as HOST, PATIENCE, Found as Found, OwnServer, ServerFailed as ServerFailed, free_port as free_port
 
 _NAMED: Final = os.environ.get("TASKFLOW_REDIS_SERVER", "")
 """Read at once: fixtures take away the settings of the machine that begin so."""

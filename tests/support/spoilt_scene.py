@@ -15,8 +15,7 @@ import msgspec
 import pytest
 
 from taskflow import JobHandle, Worker, job
-from taskflow.app.app import App
-from taskflow.app.default_app import default_app
+from taskflow.app.app import App, default_app
 from taskflow.broker.console import JobFilter
 from taskflow.cli import act, look
 from taskflow.cli.parser import a_parser
@@ -245,7 +244,7 @@ class Scene:
 
     async def _command(self, app: App, argv: list[str]) -> None:
         arguments = a_parser().parse_args(argv)
-        does = act._act if argv[0] in ("retry", "cancel", "purge") else look._look
+        does = act._act if argv[0] in ("retry", "cancel", "purge") else look.VIEWS[argv[0]]
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             code = await does(app, arguments)
         assert code in (0, 1), f"{argv} has ended with {code}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -9,8 +10,11 @@ import pytest
 
 TESTS: Final = Path(__file__).parents[1]
 
-_FAST: Final = [TESTS / folder for folder in ("unit", "architecture", "conformance", "docs", "prose", "stores/sqlite")]
-"""Folders whose tests are fast, but for modules marked `slow` and for those on a server."""
+_FAST: Final = [
+    *(TESTS / folder for folder in ("unit", "architecture", "conformance", "docs", "prose", "stores/sqlite")),
+    *(TESTS / "stores" / module for module in ("test_migrations.py", "test_spoilt.py")),
+]
+"""Places whose tests are fast, but for modules marked `slow` and for tests on a server."""
 
 _SERVERS: Final = frozenset({"redis", "postgres"})
 """Parameters of tests that need one."""
@@ -18,10 +22,16 @@ _SERVERS: Final = frozenset({"redis", "postgres"})
 
 def mark(item: pytest.Item) -> None:
     """Mark the test `fast` where it is, and `conformance`."""
-    if item.path.is_relative_to(TESTS / "conformance"):
+    if _is_in(item.path, TESTS / "conformance"):
         item.add_marker("conformance")
-    if any(map(item.path.is_relative_to, _FAST)) and item.get_closest_marker("slow") is None and not _parameters(item) & _SERVERS:
+    if _is_in(item.path, *_FAST) and item.get_closest_marker("slow") is None and not _parameters(item) & _SERVERS:
         item.add_marker("fast")
+
+
+@cache
+def _is_in(path: Path, *places: Path) -> bool:
+    """Remembered, because each worker of pytest-xdist asks for ten thousand tests, which takes it a second and a half."""
+    return any(map(path.is_relative_to, places))
 
 
 def is_slow_folder(path: Path) -> bool:

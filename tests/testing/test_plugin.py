@@ -28,7 +28,7 @@ from taskflow import (
     configure,
     job,
 )
-from taskflow.app.default_app import default_app
+from taskflow.app.app import default_app
 from taskflow.testing import jobs as testing_jobs
 from tests.docs.pages import blocks
 

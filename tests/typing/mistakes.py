@@ -43,10 +43,11 @@ CALL = "taskflow/app/call.py"
 CONTEXT = "taskflow/app/context.py"
 HANDLE = "taskflow/app/handle.py"
 JOB = "taskflow/app/job.py"
+JOB_TYPE = "taskflow/app/job_type.py"
 OPTIONS = "taskflow/app/options.py"
 PORTAL = "taskflow/app/portal.py"
 SIGNALS = "taskflow/app/signals.py"
-SYNC = "taskflow/app/sync.py"
+SENDING = "taskflow/app/sending.py"
 
 # What the decorator makes of a function.
 OF_THE_DECORATOR = (
@@ -113,21 +114,26 @@ OF_THE_DECORATOR = (
         "Callable[..., _Anything], /) -> SyncJob[..., Any]",
         "Callable[..., _Anything], /) -> Job[..., Any]",
     ),
-    Mistake("a job does not know where it runs", JOB, "self.runs_in: RunsIn = runs_in", "self.runs_in: str = runs_in"),
-    Mistake("options make a decorator without types", JOB, "    ) -> _Decorator: ...", "    ) -> Callable[..., Any]: ..."),
-    Mistake("the decorator takes any errors", JOB, "retry_on: Sequence[type[BaseException]]", "retry_on: Any"),
+    Mistake("a job does not know where it runs", JOB_TYPE, "self.runs_in: RunsIn = runs_in", "self.runs_in: str = runs_in"),
+    Mistake(
+        "options make a decorator without types",
+        JOB,
+        "Unpack[JobOptions]) -> _Decorator: ...",
+        "Unpack[JobOptions]) -> Callable[..., Any]: ...",
+    ),
+    Mistake("the decorator takes any errors", OPTIONS, "retry_on: Sequence[type[BaseException]]", "retry_on: Any"),
     Mistake(
         "the decorator takes no timedelta",
-        JOB,
-        "        timeout: float | timedelta | None = None,",
-        "        timeout: float | None = None,",
+        OPTIONS,
+        "    timeout: float | timedelta | None\n    keep",
+        "    timeout: float | None\n    keep",
     ),
-    Mistake("a job runs in any place", JOB, "        runs_in: RunsIn | None = None,\n", "        runs_in: str | None = None,\n"),
+    Mistake("a job runs in any place", OPTIONS, "    runs_in: RunsIn | None\n", "    runs_in: str | None\n"),
     Mistake(
         "the decorator takes any option",
         JOB,
-        "        runs_in: RunsIn | None = None,\n",
-        "        runs_in: RunsIn | None = None,\n        **more: Any,\n",
+        "**declared: Unpack[JobOptions]) -> _Decorator: ...",
+        "**declared: Any) -> _Decorator: ...",
     ),
 )
 
@@ -193,8 +199,8 @@ OF_THE_REST = (
     Mistake(
         "a handle of a job forgets the result's type",
         HANDLE,
-        "job: Declared[..., T]) -> JobHandle[T]",
-        "job: Declared[..., T]) -> JobHandle[Any]",
+        "job: JobType[T]) -> JobHandle[T]",
+        "job: JobType[T]) -> JobHandle[Any]",
     ),
     Mistake(
         "a handle of an id knows the result", HANDLE, "def of(job_id: str) -> JobHandle[Any]", "def of(job_id: str) -> JobHandle[None]"
@@ -206,17 +212,17 @@ OF_THE_REST = (
     Mistake("calls are invariant", CALL, 'R_co = TypeVar("R_co", covariant=True)', 'R_co = TypeVar("R_co")'),
     Mistake(
         "enqueue forgets the results' type",
-        APP,
+        SENDING,
         "\nasync def enqueue(calls: Iterable[Call[R]] | AsyncIterable[Call[R]]) -> list[JobHandle[R]]",
         "\nasync def enqueue(calls: Iterable[Call[R]] | AsyncIterable[Call[R]]) -> list[JobHandle[Any]]",
     ),
     Mistake(
         "enqueue takes no async generator",
-        APP,
+        SENDING,
         "\nasync def enqueue(calls: Iterable[Call[R]] | AsyncIterable[Call[R]])",
         "\nasync def enqueue(calls: Iterable[Call[R]])",
     ),
-    Mistake("enqueue_sync takes anything", SYNC, "def enqueue_sync(calls: Iterable[Call[R]])", "def enqueue_sync(calls: Any)"),
+    Mistake("enqueue_sync takes anything", SENDING, "def enqueue_sync(calls: Iterable[Call[R]])", "def enqueue_sync(calls: Any)"),
     Mistake(
         "configure takes any middleware",
         APP,
@@ -227,7 +233,7 @@ OF_THE_REST = (
         "run_sync forgets the type", PORTAL, "def run_sync(awaitable: Awaitable[T]) -> T", "def run_sync(awaitable: Awaitable[T]) -> Any"
     ),
     Mistake("no key is not None", OPTIONS, "    key: str | None\n    on_conflict", "    key: str\n    on_conflict"),
-    Mistake("a job has no name of a function", JOB, "    __name__: str\n", ""),
+    Mistake("a job has no name of a function", JOB_TYPE, "    __name__: str\n", ""),
     Mistake("after takes no timedelta", OPTIONS, "    after: float | timedelta | None\n", "    after: float | None\n"),
     Mistake("on_conflict takes any text", OPTIONS, "    on_conflict: Conflict | None\n", "    on_conflict: str | None\n"),
     Mistake("headers take any value", OPTIONS, "    headers: dict[str, str] | None\n\n\n", "    headers: dict[str, Any] | None\n\n\n"),

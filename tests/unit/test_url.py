@@ -8,8 +8,7 @@ import traceback
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from taskflow.app.settings import Settings
 from taskflow.broker.memory import MemoryBroker
@@ -168,8 +167,8 @@ def test_what_is_no_text() -> None:
         ("redis://:a\udcff@host", "not UTF-8"),
         ("sqlite:///queue.db#x", "%23"),
         ("sqlite:///queue.db?shard=1", "unknown parameter 'shard': did you mean shared=?"),
-        ("sqlite:///queue.db?timeout=5", "it takes namespace, shared"),
-        ("memory://?shared=1", "it takes namespace"),
+        ("sqlite:///queue.db?timeout=5", "its options are namespace, shared"),
+        ("memory://?shared=1", "its options are namespace"),
         ("sqlite:///queue.db?shared=yes", "shared='yes': it is 0 or 1"),
         ("sqlite:///queue.db?shared", "shared=''"),
         ("sqlite:///queue.db?shared=1&shared=0", "'shared' twice"),
@@ -192,7 +191,7 @@ def test_what_is_no_text() -> None:
         ("postgresql://db1:5432:5433,db2/db", "a port that is no number"),
         ("postgresql://db1,[::1/db", "malformed host"),
         ("postgresql://db1,::1/db", "malformed host"),
-        ("postgresql://db1,db2/d@b", "@ is %40"),
+        ("postgresql://db1,db2/d@b", "@ as %40"),
         ("postgresql://host/db?listen=a:1,b", "listen='a:1,b': it is a host and a port"),
         ("postgresql://host/db?listen=a:99999", "listen='a:99999'"),
         ("postgresql://host/db?listen=5432", "listen='5432': it is a host and a port"),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from taskflow.app.default_app import default_app
+from taskflow.app.app import default_app
 from taskflow.broker.protocol import Broker
 from taskflow.broker.url import connect
 from tests.worker.scene import Run

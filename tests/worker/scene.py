@@ -9,15 +9,14 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from taskflow import BrokerUnavailable, JobContext, JobHandle, job
-from taskflow.app.default_app import default_app
+from taskflow.app.app import default_app
 from taskflow.broker.memory import MemoryBroker
 from taskflow.broker.protocol import Upkept
 from taskflow.model.envelope import ClaimId, Lease
 from taskflow.model.ids import parse_id
 from taskflow.model.record import Record
 from taskflow.model.session import Beat, BeatAnswer, Session
-from taskflow.model.transitions import Event as Move
-from taskflow.model.transitions import Plan
+from taskflow.model.transitions import Event as Move, Plan
 from taskflow.model.verdict import Settled, Settlement
 from taskflow.worker.events import WorkerEvent
 from taskflow.worker.options import WorkerOptions

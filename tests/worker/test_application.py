@@ -12,7 +12,7 @@ import anyio
 import pytest
 
 from taskflow import ConfigurationError, JobContext, JobHandle, Status, Worker, configure, job
-from taskflow.app.default_app import default_app
+from taskflow.app.app import default_app
 from taskflow.broker.protocol import Broker
 from taskflow.broker.url import connect
 from taskflow.worker.options import WorkerOptions
@@ -37,9 +37,9 @@ async def where(ctx: JobContext) -> str:
         ({"concurrency": 0}, r"concurrency=0: a worker runs 1 to"),
         ({"grace": "25"}, r"grace='25': it is a number of seconds, 0 or more"),
         ({"grace": None}, r"grace=None: it is a number of seconds, 0 or more"),
-        ({"queues": {"mail": 3}}, r"queues=\{'mail': 3\}: it takes names, .*\[\"mail\", \"default\"\].*mail=3,default=1"),
-        ({"queues": ["mail", 3]}, r"queues=\['mail', 3\]: it takes names"),
-        ({"queues": 5}, r"queues=5: it takes names"),
+        ({"queues": {"mail": 3}}, r"queues=\{'mail': 3\}: expected names, .*\[\"mail\", \"default\"\].*mail=3,default=1"),
+        ({"queues": ["mail", 3]}, r"queues=\['mail', 3\]: expected names"),
+        ({"queues": 5}, r"queues=5: expected names"),
         ({"queues": []}, r"queues=\[\]: .*''"),
         ({"queues": ["a b"]}, r"queues=\['a b'\]: .*'a b'"),
         ({"queues": ["a", "a"]}, r"queues=\['a', 'a'\]: queue 'a' is named twice"),

@@ -16,7 +16,7 @@ import pytest
 
 import taskflow
 from taskflow import ConfigurationError, JobContext, Status, Worker, job, worker_lifespan
-from taskflow.app.default_app import default_app
+from taskflow.app.app import default_app
 from taskflow.broker.memory import MemoryBroker
 from taskflow.broker.protocol import Broker
 from taskflow.model.session import Beat

@@ -15,8 +15,8 @@ from typing import Any, Final
 import pytest
 
 from taskflow import Worker, enqueue, job
-from taskflow.app.default_app import default_app
-from taskflow.app.job import AnyJob
+from taskflow.app.app import default_app
+from taskflow.app.job import Declared
 from taskflow.broker.memory import MemoryBroker
 from taskflow.broker.protocol import Added, Refused, Upkept
 from taskflow.broker.url import connect
@@ -230,7 +230,7 @@ class Calls:
         self.number += event == "call"
 
 
-async def calls_of(kind: AnyJob, jobs: int) -> int:
+async def calls_of(kind: Declared[..., Any], jobs: int) -> int:
     calls, broker = Calls(), MemoryBroker()
     with default_app().using(broker):
         await enqueue(kind.bind() for _ in range(jobs))
@@ -246,7 +246,7 @@ async def calls_of(kind: AnyJob, jobs: int) -> int:
 
 
 @pytest.mark.parametrize(("kind", "eager", "plain_tasks"), [(noop, 66, 86), (timed, 70, 90), (pauses, 94, 104), (plain, 94, 105)])
-async def test_a_job_takes_few_calls_of_python(kind: AnyJob, eager: int, plain_tasks: int) -> None:
+async def test_a_job_takes_few_calls_of_python(kind: Declared[..., Any], eager: int, plain_tasks: int) -> None:
     """From its claim to its end, the memory broker's part included. Runs begin as eager tasks where Python has them."""
     few, many = await calls_of(kind, 1_000), await calls_of(kind, 1_000 + MORE)
     assert (many - few) / MORE <= (eager if sys.version_info >= (3, 12) else plain_tasks)
@@ -267,7 +267,9 @@ class Semaphore:
 
 
 @pytest.mark.parametrize("kind", [noop, timed])
-async def test_a_run_that_does_not_wait_has_no_timer_and_no_turn_of_the_loop(kind: AnyJob, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_run_that_does_not_wait_has_no_timer_and_no_turn_of_the_loop(
+    kind: Declared[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with default_app().using(MemoryBroker()):
         await enqueue(kind.bind() for _ in range(MORE))
         async with Worker(options=WorkerOptions(subscribers=())) as worker:

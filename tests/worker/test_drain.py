@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from taskflow import Worker, job
-from taskflow.app.default_app import default_app
+from taskflow.app.app import default_app
 from taskflow.broker.console import JobFilter
 from taskflow.broker.protocol import Broker
 from taskflow.model.ids import parse_id

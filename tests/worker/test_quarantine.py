@@ -16,8 +16,7 @@ from taskflow.worker import quarantine as quarantine_module
 from taskflow.worker.events import Events, SessionOpened
 from taskflow.worker.lease_table import HeldLease, LeaseTable
 from taskflow.worker.quarantine import LAST, TRIALS, Quarantine, Trial
-from tests.worker.scene import FaultyBroker, Heard, a_faulty_broker, options, waits
-from tests.worker.scene import Run as Gate
+from tests.worker.scene import FaultyBroker, Heard, Run as Gate, a_faulty_broker, options, waits
 
 new_id = IdFactory()
 

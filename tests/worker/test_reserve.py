@@ -10,14 +10,13 @@ from typing import Any
 import pytest
 
 from taskflow import JobHandle, Status, Worker, enqueue, job
-from taskflow.app.default_app import default_app
+from taskflow.app.app import default_app
 from taskflow.broker.memory import MemoryBroker
 from taskflow.model.envelope import Lease
 from taskflow.model.ids import parse_id
 from taskflow.model.record import Record
 from taskflow.model.session import Beat, BeatAnswer
-from taskflow.model.transitions import Event as Move
-from taskflow.model.transitions import Plan
+from taskflow.model.transitions import Event as Move, Plan
 from taskflow.model.verdict import Settled, Settlement
 from taskflow.worker import runs as runs_module
 from taskflow.worker.pace import ENDS_NEEDED, FADES_AFTER, MEASURED_OVER, MOMENT, QUEUES, REMEMBERED, STARTS_WITHIN, Pace

@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from taskflow import Backoff, BrokerUnavailable, Cancel, Discard, JobCancelled, JobContext, JobFailed, JobHandle, Retry, Status, Worker, job
-from taskflow.app.default_app import default_app
+from taskflow.app.app import default_app
 from taskflow.broker.memory import MemoryBroker
 from taskflow.broker.protocol import Broker
 from taskflow.model.envelope import Lease
@@ -19,17 +19,7 @@ from taskflow.model.record import Record
 from taskflow.model.rules import Rules
 from taskflow.model.session import Beat
 from taskflow.model.verdict import HandedBack, Settled, Settlement, Succeeded
-from taskflow.worker.events import (
-    BrokerBack,
-    BrokerTrouble,
-    Ended,
-    Events,
-    LeaseLost,
-    PartFailed,
-    SessionEnded,
-    SessionOpened,
-    WindingDown,
-)
+from taskflow.worker.events import BrokerBack, BrokerTrouble, Ended, Events, LeaseLost, PartFailed, SessionEnded, SessionOpened, WindingDown
 from taskflow.worker.fetcher import Fetcher
 from taskflow.worker.queues import QueueChoice
 from tests.worker.scene import FaultyBroker, Heard, Run, a_faulty_broker, options, waits

@@ -11,15 +11,7 @@ import pytest
 from taskflow.worker import supervisor
 from taskflow.worker.children.system import SAME_SIGNAL
 from taskflow.worker.endings import Ending, Want
-from taskflow.worker.supervisor import (
-    DOUBTED_AFTER,
-    FORCED_AFTER,
-    GONE_WITHIN,
-    KILLED_AFTER,
-    LOADED_PATIENCE,
-    SPACING,
-    Supervisor,
-)
+from taskflow.worker.supervisor import DOUBTED_AFTER, FORCED_AFTER, GONE_WITHIN, KILLED_AFTER, LOADED_PATIENCE, SPACING, Supervisor
 from taskflow.worker.supervisor_state import HEALTHY_AFTER, PAUSES, Plan
 
 TERM, INT, KILL = signal.SIGTERM, signal.SIGINT, signal.SIGKILL

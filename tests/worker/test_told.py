@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pytest
 
 from taskflow import Backoff, JobFailed, Status, Worker, enqueue, job
-from taskflow.app.default_app import default_app
+from taskflow.app.app import default_app
 from taskflow.broker.protocol import Broker
 from taskflow.model.ids import id_text, parse_id
 from taskflow.model.session import Beat

@@ -47,7 +47,7 @@ class MemoryStore(UpkeepStore):
         due = min(job.due_at for job in self.jobs.values() if job.status is Status.SCHEDULED and job.queue == queue)
         return to_seconds(due - self.now)
 
-    def browse(self, job_filter: JobFilter, before: bytes | None, limit: int) -> list[Record]:
+    def browse(self, job_filter: JobFilter, *, before: bytes | None = None, limit: int = 100) -> list[Record]:
         found = (job for job in self.jobs.values() if self._matches(job, job_filter) and (before is None or job.id < before))
         return [job.to_record() for job in heapq.nlargest(limit, found, key=lambda job: job.id)]
 
@@ -85,7 +85,7 @@ class MemoryStore(UpkeepStore):
         self.enter(job, Event.REDO)
         return Redone.OK
 
-    def purge(self, job_filter: JobFilter, limit: int) -> int:
+    def purge(self, job_filter: JobFilter, *, limit: int = 1_000) -> int:
         found = [job for job in self.jobs.values() if job.status is not Status.RUNNING and self._matches(job, job_filter)]
         purged = found[:limit]
         for job in purged:

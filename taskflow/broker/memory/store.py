@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 from taskflow.broker import topics
 from taskflow.broker.memory.job import Fence, StoredJob
@@ -75,6 +76,13 @@ class Store(MemoryTransitions):
             self.finish(waiting, Event.REPLACE, Status.CANCELLED, wording.replaced_by(envelope.id))
         self.add(StoredJob.of(envelope, self.next_seq(), self.now), behind=running)
         return Added(envelope.id, None if waiting is None else waiting.id)
+
+    def take_nudges(self) -> Mapping[str, int]:
+        """Return how many listeners to nudge for jobs of each queue, once."""
+        if not self.readied:
+            return {}
+        readied, self.readied = self.readied, Counter()
+        return {queue: jobs for queue, jobs in readied.items() if queue not in self.paused}
 
     # --- sessions and claims -----------------------------------------------------------------------------
 

@@ -14,8 +14,7 @@ from taskflow.broker.fence_validation import settle_possible
 from taskflow.broker.migrations import Upgrade
 from taskflow.broker.nudges import Nudges
 from taskflow.broker.per_loop import PerLoop
-from taskflow.broker.postgres import claim, enqueue, rows, settle, upkeep
-from taskflow.broker.postgres import session as sessions
+from taskflow.broker.postgres import claim, enqueue, rows, session as sessions, settle, upkeep
 from taskflow.broker.postgres.connect import schema
 from taskflow.broker.postgres.connect.link import Link
 from taskflow.broker.postgres.connect.server import ANSWER_WITHIN, PostgresTarget

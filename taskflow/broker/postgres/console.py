@@ -10,7 +10,7 @@ import asyncpg
 from taskflow.broker import topics as names
 from taskflow.broker.console import Finding, JobFilter, Metrics, QueueRecord, Redone
 from taskflow.broker.postgres import rows
-from taskflow.broker.postgres.session import session_record_of
+from taskflow.broker.postgres.session import record_of_session
 from taskflow.model.clock import to_microseconds, to_seconds
 from taskflow.model.record import BY_CODE, CODES, Record
 from taskflow.model.session import SessionRecord
@@ -52,7 +52,7 @@ class PostgresConsole:
 
     async def workers(self) -> list[SessionRecord]:
         found = await self._broker.call("workers", *self._broker.times())
-        return sorted(map(session_record_of, found), key=lambda record: (record.session.name, record.session.id))
+        return sorted(map(record_of_session, found), key=lambda record: (record.session.name, record.session.id))
 
     async def retry(self, ids: Sequence[bytes]) -> list[Redone]:
         if not ids:

@@ -6,9 +6,8 @@ import math
 from typing import Any
 
 from taskflow.broker.postgres.packing import NO_CLAIM, can_be, pack, pack_progress, text_for, utf8
-from taskflow.model.clock import instant_of, to_microseconds, to_seconds
-from taskflow.model.session import Beat, BeatAnswer, Outlook, Session, SessionRecord
-from taskflow.model.stored import FieldReader, instant, octets, text, unpacked, whole
+from taskflow.model.clock import to_microseconds, to_seconds
+from taskflow.model.session import Beat, BeatAnswer, Outlook, Session, SessionRecord, session_record_of
 
 Row = Any
 
@@ -37,41 +36,25 @@ def beat_columns(beat: Beat) -> list[Any]:
     ]
 
 
-def outlook_of(is_ready: bool, due_in: int | None) -> Outlook:
-    return Outlook(is_ready, math.inf if due_in is None else to_seconds(due_in))
-
-
 def beat_answer(beat: Beat, row: Row) -> BeatAnswer:
     """Decode the answer of beat() to a session that is not lost."""
-    held, stopping = set(row["held"] or ()), set(row["stopping"] or ())
+    held, stopping, due_in = set(row["held"] or ()), set(row["stopping"] or ()), row["due_in"]
     return BeatAnswer(
         lost=tuple(claim for place, claim in enumerate(beat.claims, 1) if place not in held),
         stopping=tuple(claim for place, claim in enumerate(beat.claims, 1) if place in stopping),
         ghosts=row["ghosts"],
-        outlook=outlook_of(row["is_ready"], row["due_in"]) if beat.looks else None,
+        outlook=Outlook(row["is_ready"], math.inf if due_in is None else to_seconds(due_in)) if beat.looks else None,
     )
 
 
-def session_record_of(row: Row) -> SessionRecord:
-    """Drop reports with fields that cannot be read: the session still beats, and lapses, like others."""
-    reader = FieldReader()
-    nothing: tuple[tuple[str, ...], int] = ((), 0)
-    queues, concurrency = reader.read("about", row["session_about"], _about, nothing)
-    return SessionRecord(
-        session=Session(
-            id=row["session"],
-            name=reader.read("name", row["session_name"], text, ""),
-            ttl=to_seconds(reader.read("ttl", row["session_ttl"], whole, 0)),
-            queues=queues,
-            concurrency=concurrency,
-        ),
-        registered_at=reader.read("registered_at", row["registered"], instant, instant_of(0)),
-        seconds_since_beat=to_seconds(row["silent_for"] or 0),
+def record_of_session(row: Row) -> SessionRecord:
+    return session_record_of(
+        id=row["session"],
+        name=row["session_name"],
+        ttl=to_seconds(row["session_ttl"] or 0),
+        about=row["session_about"],
+        registered_at=row["registered"],
+        silent_for=row["silent_for"] or 0,
         leases=row["leases"],
         is_dying=row["is_dying"],
     )
-
-
-def _about(stored: Any) -> tuple[tuple[str, ...], int]:
-    queues, concurrency, *_ = unpacked(octets(stored))
-    return tuple(map(text, queues)), whole(concurrency)

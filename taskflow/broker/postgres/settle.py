@@ -9,24 +9,12 @@ from typing import Any, Final, Protocol, cast
 from taskflow.broker.postgres.enqueue import envelope_columns
 from taskflow.broker.postgres.packing import NO_CLAIM, can_be, one_of_all, pack, pack_progress, unless_void, utf8
 from taskflow.broker.postgres.refusals import was_held_up
+from taskflow.broker.verdict_parts import SUCCEEDED, parts_of
 from taskflow.model.clock import to_microseconds
 from taskflow.model.envelope import ClaimId
 from taskflow.model.errors import BrokerError
 from taskflow.model.rules import LONGEST
-from taskflow.model.verdict import (
-    Cancelled,
-    Discarded,
-    Failed,
-    HandedBack,
-    Parked,
-    Retried,
-    RunError,
-    Settled,
-    Settlement,
-    Snoozed,
-    Succeeded,
-    is_plain_success,
-)
+from taskflow.model.verdict import RunError, Settled, Settlement, Succeeded, is_plain_success
 
 ID_BYTES: Final = 16
 """Bytes of a job's id, and of a session's."""
@@ -151,7 +139,7 @@ def settlement_columns(settlements: Sequence[Settlement]) -> list[list[Any]]:
 
 
 def _settlement_row(settlement: Settlement) -> tuple[Any, ...]:
-    kind, content, error, after = _verdict(settlement.verdict)
+    kind, value, error, after = parts_of(settlement.verdict)
     claim = settlement.claim if can_be(settlement.claim, settlement.claim.session) else NO_CLAIM
     return (
         settlement.id,
@@ -161,34 +149,17 @@ def _settlement_row(settlement: Settlement) -> tuple[Any, ...]:
         claim.number,
         kind,
         to_microseconds(settlement.ran_for),
-        _kept(settlement) if kind == 1 else 0,
-        content,
-        error,
+        _kept(settlement) if kind == SUCCEEDED else 0,
+        _content(value),
+        None if error is None else _pack_error(error),
         after,
     )
 
 
-def _verdict(verdict: object) -> tuple[int, bytes | None, bytes | None, int | None]:
-    """Return kind, content, error and wait."""
-    match verdict:
-        case Succeeded(result):
-            return 1, result, None, None
-        case Failed(error):
-            return 2, utf8(f"{error.type}: {error.message}"), _pack_error(error), None
-        case Discarded(reason):
-            return 3, utf8(reason), None, None
-        case Cancelled(reason):
-            return 4, utf8(reason), None, None
-        case Retried(error, after):
-            return 5, None, _pack_error(error), to_microseconds(after)
-        case Snoozed(after):
-            return 6, None, None, to_microseconds(after)
-        case Parked(waiting_for, after):
-            return 7, utf8(waiting_for), None, to_microseconds(after)
-        case HandedBack(counts):
-            return 8, b"" if counts else None, None, None
-        case _:
-            raise TypeError(f"{verdict!r} is no verdict that a store knows")
+def _content(value: bytes | str | bool | None) -> bytes | None:
+    if isinstance(value, str):
+        return utf8(value)
+    return value if isinstance(value, bytes) else b"" if value else None
 
 
 def _pack_error(error: RunError) -> bytes:

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from taskflow.model.job_schema import AS_SENT as STORED_AS_SENT
-from taskflow.model.job_schema import FIELDS as SCHEMA
+from taskflow.model.job_schema import AS_SENT as STORED_AS_SENT, FIELDS as SCHEMA
 
 LAYOUT: Final = 3
 """The version of the fields and keys. Stores hold it, and a store with another one is refused. Raise it with every change that an older

@@ -9,10 +9,9 @@ from typing import Any, Final
 from taskflow.broker.redis.fields import TAIL_BYTES
 from taskflow.broker.redis.jobs import UNKNOWN, shown
 from taskflow.broker.redis.packing import can_be, claim_of, pack, pack_progress, pack_tail, unpack
-from taskflow.model.clock import instant_of, to_microseconds, to_seconds
+from taskflow.model.clock import to_microseconds, to_seconds
 from taskflow.model.envelope import ClaimId
-from taskflow.model.session import Beat, BeatAnswer, Outlook, Session, SessionRecord
-from taskflow.model.stored import FieldReader, instant, octets, text, whole
+from taskflow.model.session import Beat, BeatAnswer, Outlook, Session, SessionRecord, session_record_of
 
 LONGEST_NAME: Final = 250
 """Characters of a worker's name that are kept: each of its jobs holds them."""
@@ -46,12 +45,8 @@ def beat_answer(beat: Beat, reply: Sequence[Any]) -> BeatAnswer:
         lost=tuple(claim for claim in beat.claims if claim in lost or not can_be(claim, beat.session)),
         stopping=tuple(claim for claim in beat.claims if claim in stopping),
         ghosts=ghosts,
-        outlook=_outlook_of(*reply[3:]) if reply[3:] else None,
+        outlook=Outlook(bool(reply[3]), math.inf if reply[4] < 0 else to_seconds(reply[4])) if reply[3:] else None,
     )
-
-
-def _outlook_of(is_ready: int, due_in: int) -> Outlook:
-    return Outlook(bool(is_ready), math.inf if due_in < 0 else to_seconds(due_in))
 
 
 def _claims_in(packed: bytes, session: bytes) -> set[ClaimId]:
@@ -67,29 +62,14 @@ def session_records(packed: bytes) -> list[SessionRecord]:
 
 
 def _session_record(row: list[Any]) -> SessionRecord:
-    session_id, name, ttl, about, registered_at, silent, leases, is_dying = row
-    reader = FieldReader()
-    queues, concurrency = reader.read("about", about, _about, _NOTHING)
-    session = Session(
+    session_id, name, ttl, about, registered_at, silent_for, leases, is_dying = row
+    return session_record_of(
         id=session_id,
-        name=reader.read("name", name, shown, UNKNOWN),
+        name=shown(name) if isinstance(name, bytes) else UNKNOWN,
         ttl=to_seconds(ttl),
-        queues=queues,
-        concurrency=concurrency,
-    )
-    return SessionRecord(
-        session=session,
-        registered_at=reader.read("registered_at", registered_at, instant, _EPOCH),
-        seconds_since_beat=to_seconds(silent),
+        about=about,
+        registered_at=registered_at,
+        silent_for=silent_for,
         leases=leases,
         is_dying=is_dying,
     )
-
-
-_EPOCH: Final = instant_of(0)
-_NOTHING: Final[tuple[tuple[str, ...], int]] = ((), 0)
-
-
-def _about(stored: Any) -> tuple[tuple[str, ...], int]:
-    queues, concurrency = unpack(octets(stored))
-    return tuple(map(text, queues)), whole(concurrency)

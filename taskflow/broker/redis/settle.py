@@ -12,21 +12,9 @@ from typing import Final, NamedTuple
 from taskflow.broker.redis.enqueue import Texts, job_item
 from taskflow.broker.redis.fields import SESSION_BYTES, TAIL_BYTES
 from taskflow.broker.redis.packing import Item, can_be, pack, pack_claim, pack_progress
+from taskflow.broker.verdict_parts import SUCCEEDED, parts_of
 from taskflow.model.clock import to_microseconds
-from taskflow.model.verdict import (
-    Cancelled,
-    Discarded,
-    Failed,
-    HandedBack,
-    Parked,
-    Retried,
-    RunError,
-    Settled,
-    Settlement,
-    Snoozed,
-    Succeeded,
-    is_plain_success,
-)
+from taskflow.model.verdict import Settled, Settlement, Succeeded, is_plain_success
 
 MOST_SETTLED: Final = 200
 """Settlements in one call of the script."""
@@ -115,7 +103,7 @@ def _add_success(columns: _Columns, place: int, settlement: Settlement) -> None:
     assert isinstance(settlement.verdict, Succeeded)
     result = settlement.verdict.result
     if len(result) > MOST_RESULT:  # tested here to save a function call for each job
-        _checked_result(result)
+        _check_result(result)
     fence = _FENCE.pack(settlement.epoch, session, request << 16 | number)
     columns.places.append(place)
     columns.ids.append(settlement.id)
@@ -127,13 +115,13 @@ def _add_success(columns: _Columns, place: int, settlement: Settlement) -> None:
 
 # --- settlements of any kind --------------------------------------------------------------------------------------
 
-_SUCCEEDED: Final = 1
-
 
 def _settlement_item(settlement: Settlement, texts: Texts) -> Item:
     """See settle.lua. Payloads of follow-ups go with them, whatever their size."""
-    kind, value, error, after = _verdict(settlement.verdict)
-    keep_for = to_microseconds(settlement.keep_for) if kind == _SUCCEEDED else 0  # for all others the store's rules decide
+    kind, value, error, after = parts_of(settlement.verdict)
+    if isinstance(value, bytes):
+        _check_result(value)
+    keep_for = to_microseconds(settlement.keep_for) if kind == SUCCEEDED else 0  # for all others the store's rules decide
     return (
         settlement.id,
         settlement.epoch,
@@ -141,42 +129,14 @@ def _settlement_item(settlement: Settlement, texts: Texts) -> Item:
         kind,
         to_microseconds(settlement.ran_for),
         keep_for,
-        value,
-        error,
-        after,
+        False if value is None else value,
+        False if error is None else (error.type, error.message, error.traceback, error.attempt),
+        False if after is None else after,
         [job_item(follow_up, texts) for follow_up in settlement.follow_ups] or False,
         pack_progress(settlement.progress),
     )
 
 
-def _checked_result(result: bytes) -> bytes:
+def _check_result(result: bytes) -> None:
     if len(result) > MOST_RESULT:
         raise ValueError(f"Redis keeps results of up to {MOST_RESULT:,} bytes, got {len(result):,}")
-    return result
-
-
-def _verdict(verdict: object) -> tuple[int, object, object, object]:
-    """Return the verdict's kind, value, error and wait."""
-    match verdict:
-        case Succeeded(result):
-            return _SUCCEEDED, _checked_result(result), False, False
-        case Failed(error):
-            return 2, f"{error.type}: {error.message}", _error(error), False
-        case Discarded(reason):
-            return 3, reason, False, False
-        case Cancelled(reason):
-            return 4, reason, False, False
-        case Retried(error, after):
-            return 5, False, _error(error), to_microseconds(after)
-        case Snoozed(after):
-            return 6, False, False, to_microseconds(after)
-        case Parked(waiting_for, after):
-            return 7, waiting_for, False, to_microseconds(after)
-        case HandedBack(counts):
-            return 8, counts, False, False
-        case _:
-            raise TypeError(f"{verdict!r} is no verdict that a store knows")
-
-
-def _error(error: RunError) -> Item:
-    return (error.type, error.message, error.traceback, error.attempt)

@@ -15,8 +15,7 @@ import msgspec
 from taskflow.broker.migrations import Upgrade
 from taskflow.broker.nudges import Nudges, WakeUpFlag
 from taskflow.broker.protocol import Added, Refused, Upkept
-from taskflow.broker.sqlite import claim, enqueue, forks, settle, upkeep
-from taskflow.broker.sqlite import session as sessions
+from taskflow.broker.sqlite import claim, enqueue, forks, session as sessions, settle, upkeep
 from taskflow.broker.sqlite.announcement import Announcement
 from taskflow.broker.sqlite.console import SqliteConsole
 from taskflow.broker.sqlite.migrations import script

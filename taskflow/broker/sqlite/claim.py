@@ -15,8 +15,7 @@ from taskflow.broker.sqlite.lease_cache import CachedLease
 from taskflow.broker.sqlite.row import JobRow, claims_of, lease_of, pack_claims, pack_fence, slices, unpack_claim
 from taskflow.broker.sqlite.session import SessionRow, living
 from taskflow.broker.sqlite.transitions import Transitions
-from taskflow.model import envelope as envelopes
-from taskflow.model import wording
+from taskflow.model import envelope as envelopes, wording
 from taskflow.model.envelope import ClaimId, Envelope, Lease, unpack_extras
 from taskflow.model.errors import SessionLost
 from taskflow.model.record import CODES, Status

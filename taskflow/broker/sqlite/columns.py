@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Final
 
 from taskflow.broker.sqlite.row import CHANGING, COLUMNS, MENDED, OF_RUN, SENT
@@ -16,7 +16,7 @@ def lists() -> dict[str, str]:
     lists = {"job": ", ".join(map(_fetched, COLUMNS))}
     for name, columns in {"sent": SENT, "all": COLUMNS[1:], "of_run": OF_RUN}.items():
         lists |= {name: ", ".join(map(name_of, columns)), f"{name}_places": ", ".join("?" * len(columns))}
-    lists |= {name: _assigned(columns, "?") for name, columns in {"changing": CHANGING, "mended": MENDED}.items()}
+    lists |= {name: ", ".join(f"{name_of(each)} = ?" for each in columns) for name, columns in (("changing", CHANGING), ("mended", MENDED))}
     lists["from_run"] = ", ".join(f"{name_of(column)} = run.{name_of(column)}" for column in OF_RUN)
     for name, move in {"claimed": CLAIMED, "outcome": OUTCOME, "dropped": DROP}.items():
         lists[name] = ", ".join(f"{column} = {'NULL' if default is None else default}" for column, default in cleared_by(move).items())
@@ -29,10 +29,6 @@ def lists() -> dict[str, str]:
 def name_of(column: str) -> str:
     """Return the name in the file."""
     return "status" if column == "code" else column
-
-
-def _assigned(columns: Iterable[str], value: str) -> str:
-    return ", ".join(f"{name_of(column)} = {value}" for column in columns)
 
 
 def _is_sized(field: Field) -> bool:

@@ -21,7 +21,7 @@ _TABLES: Final = frozenset({"meta", "queues", "job_names", "totals", "sessions",
 def pending(connection: sqlite3.Connection, store: StoreFile, sql: Statements) -> Upgrade:
     """Return what the tables lack. Raises BrokerRefused if they are newer than this taskflow, or not taskflow's."""
     is_there = tables_of(store.namespace) & {name for (name,) in connection.execute(sql["tables"])}
-    return upgrade_from(_version(connection, store, sql) if is_there else 0, store)
+    return upgrade_from(version_of(connection, store, sql) if is_there else 0, store)
 
 
 def upgrade_from(version: int, store: StoreFile) -> Upgrade:
@@ -52,11 +52,6 @@ def script(found: Upgrade, sql: Statements) -> str:
     return "\n\n".join([head, ".bail on\nBEGIN IMMEDIATE;", *guard, *_changes(found, sql), "COMMIT;\n"])
 
 
-def check_version(connection: sqlite3.Connection, store: StoreFile, sql: Statements) -> None:
-    """Raise BrokerRefused if another process has brought the tables to a newer version."""
-    _version(connection, store, sql)
-
-
 def tables_of(namespace: str) -> set[str]:
     return {table_prefix(namespace) + name for name in _TABLES}
 
@@ -80,7 +75,8 @@ def _changes(found: Upgrade, sql: Statements) -> Iterator[str]:
         yield sql["set_version"].replace("?", str(found.target))
 
 
-def _version(connection: sqlite3.Connection, store: StoreFile, sql: Statements) -> int:
+def version_of(connection: sqlite3.Connection, store: StoreFile, sql: Statements) -> int:
+    """Return the version of the tables. Raises BrokerRefused if it is newer than this taskflow, or if the tables are not taskflow's."""
     try:
         row = connection.execute(sql["version"]).fetchone()
     except sqlite3.OperationalError as error:

@@ -9,8 +9,7 @@ from typing import Any, Final
 
 import msgpack
 
-from taskflow.model import envelope as envelopes
-from taskflow.model import record
+from taskflow.model import envelope as envelopes, record
 from taskflow.model.envelope import ClaimId, Envelope, Lease, unpack_extras
 from taskflow.model.job_schema import AS_SENT, JobState
 from taskflow.model.progress import Progress

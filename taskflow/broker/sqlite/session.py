@@ -8,24 +8,15 @@ from typing import Any, Final
 import msgpack
 import msgspec
 
-from taskflow.broker.sqlite.row import (
-    CLAIM_BYTES,
-    claims_of,
-    pack_claim,
-    pack_progress,
-    slices,
-    storable,
-    text_of,
-    unpack_claim,
-)
+from taskflow.broker.sqlite.row import CLAIM_BYTES, claims_of, pack_claim, pack_progress, slices, storable, text_of, unpack_claim
 from taskflow.broker.sqlite.transitions import Transitions
 from taskflow.model import wording
-from taskflow.model.clock import instant_of, to_microseconds, to_seconds
+from taskflow.model.clock import to_microseconds
 from taskflow.model.envelope import ClaimId
 from taskflow.model.errors import SessionLost
 from taskflow.model.rules import LONGEST
-from taskflow.model.session import Beat, BeatAnswer, Session, SessionRecord
-from taskflow.model.stored import FieldReader, maybe, number, octets, text, unpacked, whole
+from taskflow.model.session import Beat, BeatAnswer, Session, SessionRecord, session_record_of
+from taskflow.model.stored import FieldReader, maybe, number, octets, text, whole
 from taskflow.model.transitions import Event, Plan
 
 
@@ -66,10 +57,9 @@ def session_rows(transitions: Transitions, statement: str, *parameters: object) 
 
 def _session(transitions: Transitions, row: tuple[Any, ...]) -> SessionRow | None:
     """Read a row. An unsound value takes a default, which is written if the transaction may write. Return None if the id is unsound."""
-    columns = SessionRow.__struct_fields__
-    reader = FieldReader()
-    values = [reader.read(column, stored, *_reading(transitions, column)) for column, stored in zip(columns, row, strict=True)]
-    session = SessionRow(*values)
+    reader, readings = FieldReader(), _readings(transitions)
+    columns = zip(SessionRow.__struct_fields__, row, strict=True)
+    session = SessionRow(*(reader.read(column, stored, *readings[column]) for column, stored in columns))
     is_early = session.beat_at > transitions.steady and not session.is_of_another_boot(transitions.clock.boot_id())
     if is_early:
         session = msgspec.structs.replace(session, beat_at=transitions.steady)
@@ -78,35 +68,21 @@ def _session(transitions: Transitions, row: tuple[Any, ...]) -> SessionRow | Non
     return session if session.id else None
 
 
-def _reading(transitions: Transitions, column: str) -> tuple[Callable[[Any], Any], Any]:
-    """Return the decoder of a column, and its default."""
-    match column:
-        case "id":
-            return _read_id, b""
-        case "name":
-            return _read_name, ""
-        case "ttl_seconds":
-            return _read_ttl, transitions.rules.session_ttl
-        case "about":
-            return octets, b""
-        case "boot_id":
-            return _read_boot_id, transitions.clock.boot_id()
-        case "registered_at":
-            return whole, transitions.now
-        case "beat_at":
-            return whole, transitions.steady
-        case "dead_at":
-            return _read_dead_at, transitions.now
-        case "request":
-            return _read_request, 0
-        case "number":
-            return int, 0  # SQLite allows nothing else
-        case _:
-            return whole, 0
-
-
-def _read_id(stored: Any) -> bytes:
-    return octets(stored, 16)
+def _readings(transitions: Transitions) -> dict[str, tuple[Callable[[Any], Any], Any]]:
+    """Return the decoder of each column, and its default."""
+    return {
+        "number": (int, 0),  # SQLite allows nothing else
+        "id": (lambda stored: octets(stored, 16), b""),
+        "name": (_read_name, ""),
+        "ttl_seconds": (lambda stored: number(stored, 0.0, LONGEST), transitions.rules.session_ttl),
+        "about": (octets, b""),
+        "registered_at": (whole, transitions.now),
+        "boot_id": (_read_boot_id, transitions.clock.boot_id()),
+        "beat_at": (whole, transitions.steady),
+        "is_spared": (whole, 0),
+        "dead_at": (lambda stored: maybe(stored, whole), transitions.now),
+        "request": (lambda stored: whole(stored, 0, MOST_REQUESTS), 0),
+    }
 
 
 def _read_name(stored: Any) -> str | bytes:
@@ -115,22 +91,10 @@ def _read_name(stored: Any) -> str | bytes:
     return named
 
 
-def _read_ttl(stored: Any) -> float:
-    return number(stored, 0.0, LONGEST)
-
-
 def _read_boot_id(stored: Any) -> str:
     if not isinstance(stored, str):
         raise TypeError(f"expected text, got {type(stored).__name__}")
     return stored
-
-
-def _read_dead_at(stored: Any) -> int | None:
-    return maybe(stored, whole)
-
-
-def _read_request(stored: Any) -> int:
-    return whole(stored, 0, MOST_REQUESTS)
 
 
 MOST_REQUESTS: Final = 1 << 40
@@ -253,30 +217,23 @@ def _die(transitions: Transitions, row: SessionRow, cause: str) -> None:
 
 def session_records(transitions: Transitions) -> list[SessionRecord]:
     counted = [(row, lease_count(transitions, row)) for row in session_rows(transitions, "all_sessions")]
-    shown = [_to_record(row, leases, transitions.steady) for row, leases in counted if row.dead_at is None or leases]
+    shown = [
+        session_record_of(
+            id=row.id,
+            name=text_of(row.name),
+            ttl=row.ttl_seconds,
+            about=row.about,
+            registered_at=row.registered_at,
+            silent_for=transitions.steady - row.beat_at,
+            leases=leases,
+            is_dying=row.dead_at is not None,
+        )
+        for row, leases in counted
+        if row.dead_at is None or leases
+    ]
     return sorted(shown, key=lambda record: (record.session.name, record.session.id))
 
 
 def lease_count(transitions: Transitions, row: SessionRow) -> int:
     [(count,)] = transitions.connection.execute(transitions.sql["lease_count"], claims_of(row.id))
     return int(count)
-
-
-def _to_record(row: SessionRow, leases: int, steady: int) -> SessionRecord:
-    queues, concurrency = _about(row)
-    return SessionRecord(
-        session=Session(id=row.id, name=text_of(row.name) or "", ttl=row.ttl_seconds, queues=queues, concurrency=concurrency),
-        registered_at=instant_of(row.registered_at),
-        seconds_since_beat=max(0.0, to_seconds(steady - row.beat_at)),
-        leases=leases,
-        is_dying=row.dead_at is not None,
-    )
-
-
-def _about(row: SessionRow) -> tuple[tuple[str, ...], int]:
-    """Return queues and concurrency, empty if they cannot be read: they are only shown."""
-    try:
-        queues, concurrency, *_ = unpacked(row.about)
-        return tuple(text(queue) for queue in queues), whole(concurrency)
-    except Exception:
-        return (), 0

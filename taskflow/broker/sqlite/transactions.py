@@ -14,7 +14,7 @@ from taskflow.broker.sqlite.announcement import Announcement
 from taskflow.broker.sqlite.checkpoint import Checkpointer
 from taskflow.broker.sqlite.connect import look, open_file
 from taskflow.broker.sqlite.disk_reserve import DiskReserve
-from taskflow.broker.sqlite.migrations import check_version
+from taskflow.broker.sqlite.migrations import version_of
 from taskflow.broker.sqlite.ownership import check_beside
 from taskflow.broker.sqlite.refusals import in_our_words, is_about_the_file, is_busy, is_full
 from taskflow.broker.sqlite.statements import Statements, pragma
@@ -316,7 +316,7 @@ class _File:
     def _check_version(self) -> None:
         """Raise BrokerRefused if another process has migrated the tables. Costs nothing while they stay as they are."""
         if self._has_compiled:
-            check_version(self._connection, self._store, self.transitions.sql)
+            version_of(self._connection, self._store, self.transitions.sql)
             self._has_compiled = False
 
     def _refusal(self) -> BrokerRefused | None:

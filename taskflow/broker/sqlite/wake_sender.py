@@ -20,18 +20,7 @@ from taskflow.broker.sqlite.announcement import Announcement
 from taskflow.broker.sqlite.row import slices
 from taskflow.broker.sqlite.store_file import StoreFile
 from taskflow.broker.sqlite.transitions import Transitions, Unsound
-from taskflow.broker.sqlite.wake_folder import (
-    ANY_TOPIC,
-    BUSY,
-    ID_BYTES,
-    NUDGED,
-    WAITING,
-    Folder,
-    Listeners,
-    Mark,
-    awaited_file,
-    topic_hash,
-)
+from taskflow.broker.sqlite.wake_folder import ANY_TOPIC, BUSY, ID_BYTES, NUDGED, WAITING, Folder, Listeners, Mark, awaited_file, topic_hash
 from taskflow.model.clock import Clock, to_microseconds
 from taskflow.model.record import Record
 

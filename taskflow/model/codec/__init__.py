@@ -1,4 +1,4 @@
-"""Encodes arguments and results as bytes, exactly and within limits, see `docs/reference/wire-format.md`. `FunctionCodec` is the entry."""
+"""Encodes arguments and results as bytes, exactly and within limits. See `docs/reference/wire-format.md`. Start with `FunctionCodec`."""
 
 from taskflow.model.codec.body import decode_value, encode_value
 from taskflow.model.codec.function import FunctionCodec

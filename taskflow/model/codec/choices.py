@@ -1,4 +1,4 @@
-"""Shapes of annotations that list their values: Enum, Flag, Literal."""
+"""Shapes of annotations that list their values: Enum, Flag and Literal."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _LEVELS = 8
 
 
 def enum_of(kind: type[Enum]) -> Shape:
-    """Return the shape of an Enum: its members by value. Raises Unsupported if a value cannot be sent."""
+    """Return the shape of an Enum, which sends members as their values. Raises Unsupported if a value cannot be sent."""
     if issubclass(kind, Flag):
         return _flag_of(kind)
     return _choice(type_name(kind), kind, list(kind.__members__.values()))
 
 
 def literals_of(values: Sequence[Any]) -> list[Shape]:
-    """`Literal[...]` as one shape per type of value; a union of them is the whole."""
+    """Return one shape per type of value in a `Literal[...]`. Their union is the whole Literal."""
     by_type: dict[type, list[Any]] = {}
     for value in values:
         by_type.setdefault(type(value), []).append(value)
@@ -33,8 +33,7 @@ def literals_of(values: Sequence[Any]) -> list[Shape]:
 
 
 def _choice(label: str, kind: type, values: Sequence[Any]) -> Shape:
-    """Return the shape of one of `values`, all of exactly that type. A plain value is sent as it is, a member of an Enum as its
-    `.value`."""
+    """Return the shape of one of `values`, all of exactly this type. A plain value is sent unchanged, an Enum member as its `.value`."""
     wires = {value: _wire_of(label, value) for value in values}
     by_wire = {_key(wire): value for value, wire in wires.items()}
     by_text = {str(_plain(value)): value for value in values}
@@ -54,7 +53,7 @@ def _choice(label: str, kind: type, values: Sequence[Any]) -> Shape:
         return by_wire[key]
 
     def read_json(wire: Any, levels: int) -> Any:
-        """Read a value that JSON cannot express, such as a date, from its text, unless another value is that text."""
+        """Read a value that JSON cannot express, such as a date, from its text, unless the text itself is one of the values."""
         key = _key(write_any(read_json_any(wire, _LEVELS), _LEVELS))
         if key in by_wire:
             return by_wire[key]
@@ -71,9 +70,10 @@ def _flag_of(kind: type[Flag]) -> Shape:
     known = _all_bits(member.value for member in kind.__members__.values())
 
     def checked(bits: int) -> int:
-        """Return the bits. Raises Misfit for bits without a name: a Flag remembers every combination, and bytes could fill the memory."""
+        """Return the bits. Raises Misfit for bits without a name: a Flag caches every combination, so hostile payloads could fill the
+        memory."""
         if bits & ~known:
-            raise Misfit(f"expected {label}, got bits that it does not have")
+            raise Misfit(f"expected {label}, got unknown bits")
         return bits
 
     def write(value: Any, levels: int) -> Any:
@@ -87,7 +87,7 @@ def _flag_of(kind: type[Flag]) -> Shape:
         try:
             return kind(checked(read_int(wire, levels)))
         except ValueError:
-            raise Misfit(f"expected {label}, got a combination of bits that it does not have") from None
+            raise Misfit(f"expected {label}, got an unknown combination of bits") from None
 
     return Shape(label, write, read, read, types=frozenset((kind,)), forms=_INTEGERS, tag=kind.__name__)
 
@@ -114,7 +114,7 @@ def _wire_of(label: str, value: Any) -> Any:
 
 
 def _key(wire: Any) -> Hashable:
-    """Return a key that is equal only for equal wire values of the same type: 1, True and 1.0 stay apart."""
+    """Return a key that is equal only for equal wire values of the same type: 1, True and 1.0 differ."""
     kind = type(wire)
     return (kind, wire) if kind in (str, int, bool, bytes, type(None)) else pack(wire)
 

@@ -1,6 +1,6 @@
-"""Recognizes classes with fields, and makes their `ClassFields`: dataclass, TypedDict, NamedTuple, Struct, attrs, pydantic.
+"""Recognizes classes with fields and makes their `ClassFields`: dataclass, TypedDict, NamedTuple, Struct, attrs, pydantic.
 
-attrs and pydantic are recognized by attributes of the class; neither is imported here.
+attrs and pydantic classes are recognized by their attributes; neither package is imported here.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from taskflow.model.codec.shape import Unsupported
 
 
 def record_for(kind: type, arguments: tuple[Any, ...]) -> ClassFields | None:
-    """Return the fields of `kind[arguments]`, or None for a class of no known kind.
+    """Return the fields of `kind[arguments]`, or None if the class is of no known kind.
 
     Raises Unsupported for a class that cannot be rebuilt from its fields, and Unresolved if its annotations cannot be resolved yet.
     """
@@ -49,7 +49,7 @@ def _of_typed_dict(kind: Any, arguments: tuple[Any, ...]) -> ClassFields:
 
 
 def _is_required(kind: Any, name: str, hint: Any) -> bool:
-    """Return whether a field is required. The annotation decides first: under postponed evaluation the class did not see it."""
+    """Return True if a field is required. The annotation decides first, because with postponed evaluation the class did not see it."""
     while (origin := get_origin(hint)) is not None:
         if origin in (Required, NotRequired):
             return origin is Required
@@ -82,7 +82,7 @@ def _of_dataclass(kind: Any, arguments: tuple[Any, ...]) -> ClassFields:
 
 
 def _has_own_constructor(kind: Any) -> bool:
-    """Return True if the class's author wrote it: dataclasses and attrs compile theirs from text that is in no file."""
+    """Return True if the class's author wrote `__init__`. Dataclasses and attrs generate theirs from text that is in no file."""
     code = getattr(kind.__init__, "__code__", None)
     return code is None or not code.co_filename.startswith("<") or kind.__new__ is not object.__new__
 
@@ -90,7 +90,7 @@ def _has_own_constructor(kind: Any) -> bool:
 def _refuse_init_vars(kind: Any) -> None:
     for name, field in kind.__dataclass_fields__.items():
         if repr(field._field_type) == "_FIELD_INITVAR":
-            raise Unsupported(f"{kind.__qualname__}.{name} is an InitVar, which an instance does not keep; make it a field, or drop it")
+            raise Unsupported(f"{kind.__qualname__}.{name} is an InitVar, which an instance does not keep; make it a field, or remove it")
 
 
 def _dataclass_requires(field: dataclasses.Field[Any]) -> bool:
@@ -115,7 +115,7 @@ def _has_default(attribute: Any) -> bool:
 
 
 def _maker(kind: Any, aliases: dict[str, str], late: Sequence[str]) -> Callable[[dict[str, Any]], Any]:
-    """Return a function that calls the class with its fields, and sets those that its constructor does not take."""
+    """Return a function that calls the class with its fields, and then sets those that its constructor does not accept."""
     if not aliases and not late:
         return lambda values: kind(**values)
 

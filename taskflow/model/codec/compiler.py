@@ -43,7 +43,7 @@ from taskflow.model.codec.untyped import ANY
 
 
 class Compiler:
-    """Compiles annotations, each class once. Afterwards `runs_code` is True if decoding runs code of the user's classes.
+    """Compiles annotations, each class once. Afterwards `runs_code` is True if decoding runs code of users' classes.
 
     Raises Unsupported for an annotation without a shape, and Unresolved for one with an undefined name.
     """
@@ -64,7 +64,7 @@ class Compiler:
             return self._single(members[0])
         try:
             hash(key := ("union", *members))
-        except TypeError:  # an Annotated with a list among its metadata; only an alias could make it recursive
+        except TypeError:  # an Annotated with a list in its metadata is unhashable; only an alias could make it recursive
             return self._union(members)
         return self._once(key, _promise_of_alias, lambda: self._union(members))
 
@@ -81,7 +81,7 @@ class Compiler:
         if origin is Literal:
             return union_of(literals_of(_literal_values([annotation])))
         if not isinstance(origin, type):
-            raise Unsupported(f"{annotation!r} has no form to be sent in; {_ADVICE}")
+            raise Unsupported(f"{annotation!r} cannot be sent; {_ADVICE}")
         return _leaf(origin) or self._container(annotation, origin, arguments) or self._class(annotation, origin, arguments)
 
     def _container(self, annotation: Any, origin: type, arguments: tuple[Any, ...]) -> Shape | None:
@@ -96,7 +96,7 @@ class Compiler:
         return None
 
     def _tuple(self, annotation: Any, arguments: tuple[Any, ...]) -> Shape:
-        if annotation is tuple or annotation is typing.Tuple:  # noqa: UP006  # the bare one, which has no arguments, unlike tuple[()]
+        if annotation is tuple or annotation is typing.Tuple:  # noqa: UP006  # the bare type, which has no arguments, unlike tuple[()]
             arguments = (Any, ...)
         if len(arguments) == 2 and arguments[1] is ...:
             return collection_of(tuple, self.shape(arguments[0]))
@@ -107,7 +107,7 @@ class Compiler:
             return enum_of(origin)
         record = record_for(origin, arguments)
         if record is None:
-            raise Unsupported(f"{type_name(origin)} has no form to be sent in; {_ADVICE}")
+            raise Unsupported(f"{type_name(origin)} cannot be sent; {_ADVICE}")
         label = type_name(origin)
         self.runs_code |= record.runs_code
         return self._once(
@@ -132,8 +132,9 @@ class Compiler:
             return record.foreign(field.annotation)
 
     def _once(self, key: Any, promise: Callable[[Callable[[], Shape]], Shape], build: Callable[[], Shape]) -> Shape:
-        """Return the shape of `key`, and build it the first time. Inside itself it is what `promise` makes of the means to find it
-        later."""
+        """Return the shape for `key`, building it the first time. If it refers to itself, `promise` makes the inner shape, which finds the
+        outer one later.
+        """
         known = self._finished.get(key) or self._promised.get(key)
         if known is not None:
             return known
@@ -146,11 +147,11 @@ class Compiler:
 
 
 def _members(annotation: Any, around: tuple[Any, ...] = ()) -> list[Any]:
-    """Remove the wrappers of an annotation. Returns several if it is a union, each once. `around` are the aliases around it."""
+    """Remove the wrappers of an annotation. Returns the members if it is a union, each once. `around` holds the enclosing aliases."""
     while (inner := _unwrapped(annotation)) is not annotation:
         if _alias_value(annotation) is not None:
             if annotation in around:
-                raise Unsupported(f"the type alias {annotation} stands for itself; let it stand inside a list or a dict there")
+                raise Unsupported(f"the type alias {annotation} refers to itself directly; put it inside a list or a dict")
             around = (*around, annotation)
         annotation = inner
     if get_origin(annotation) not in (Union, UnionType):
@@ -162,7 +163,7 @@ def _members(annotation: Any, around: tuple[Any, ...] = ()) -> list[Any]:
 
 
 def _items_of_tuple(annotation: Any, arguments: tuple[Any, ...]) -> list[Any]:
-    """Return the items of a tuple of fixed length, including those of a tuple that is unpacked in it."""
+    """Return the items of a tuple of fixed length, including those of a tuple unpacked inside it."""
     items: list[Any] = []
     for each in arguments:
         [unpacked] = get_args(each) if get_origin(each) in UNPACK else [each if getattr(each, "__unpacked__", False) else None]
@@ -171,12 +172,12 @@ def _items_of_tuple(annotation: Any, arguments: tuple[Any, ...]) -> list[Any]:
         elif get_origin(unpacked) is tuple and ... not in get_args(unpacked):
             items += _items_of_tuple(annotation, get_args(unpacked))
         else:
-            raise Unsupported(f"{annotation!r} has a part of any length among its items; put that part into a separate list")
+            raise Unsupported(f"{annotation!r} mixes items with a part of variable length; put that part into a separate list")
     return items
 
 
 def _unwrapped(annotation: Any) -> Any:
-    """Remove one wrapper; return the same annotation if there is none."""
+    """Remove one wrapper. Returns the annotation itself if there is none."""
     if get_origin(annotation) in _WRAPPERS:
         return get_args(annotation)[0]
     if isinstance(annotation, NewType):
@@ -192,16 +193,16 @@ def _unwrapped(annotation: Any) -> Any:
 
 
 def _of_type_variable(variable: Any) -> Any:
-    """Return what an unsolved type variable stands for: its default, its bound, a constraint, or anything."""
+    """Return the replacement for an unsolved type variable: its default, its bound, its constraints, or Any."""
     if getattr(variable, "has_default", lambda: False)():
         return stands_for(variable, lambda: variable.__default__)
     if variable.__constraints__:
-        return stands_for(variable, lambda: Union[variable.__constraints__])  # noqa: UP007  # made of a tuple
+        return stands_for(variable, lambda: Union[variable.__constraints__])  # noqa: UP007  # built from a tuple
     return Any if variable.__bound__ is None else stands_for(variable, lambda: variable.__bound__)
 
 
 def _alias_value(annotation: Any) -> Any:
-    """Return the value of a `type` statement's name; None for anything else."""
+    """Return the value of a `type` alias, or None for anything else."""
     alias: Any = get_origin(annotation) or annotation
     if not isinstance(alias, _ALIASES):
         return None
@@ -226,7 +227,7 @@ def _leaf(kind: type) -> Shape | None:
 
 
 def _literal_values(members: Sequence[Any]) -> list[Any]:
-    """Return all values of the Literals among `members`. Raises Unsupported if two list the same value."""
+    """Return all values of the Literals in `members`. Raises Unsupported if two list the same value."""
     values: list[Any] = []
     for member in members:
         for value in get_args(member) if get_origin(member) is Literal else ():
@@ -237,14 +238,14 @@ def _literal_values(members: Sequence[Any]) -> list[Any]:
 
 
 def _covers(shapes: Sequence[Shape], choice: Shape) -> bool:
-    """Return True if one of `shapes` takes every value of the Literal anyway: `Literal["a"] | str` is str."""
+    """Return True if one of `shapes` also accepts every value of the Literal: `Literal["a"] | str` is str."""
     return any(choice.types <= shape.types for shape in shapes)
 
 
 _ADVICE = "make it a dataclass, TypedDict, NamedTuple, Enum, msgspec Struct, attrs class or pydantic model, or send plain data"
 _UNTYPED = (Any, object, Parameter.empty)
 UNPACK = (typing.Unpack, typing_extensions.Unpack)
-"""Two classes, which differ on Python 3.11."""
+"""Two classes that differ on Python 3.11."""
 _VARIADIC = (ParamSpecArgs, ParamSpecKwargs, typing.TypeVarTuple, typing_extensions.TypeVarTuple)
 _ALIASES: tuple[Any, ...] = (TypeAliasType, getattr(typing, "TypeAliasType", TypeAliasType))
 _WRAPPERS = (Annotated, Required, NotRequired, ReadOnly, Final, ClassVar)

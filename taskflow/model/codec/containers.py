@@ -7,16 +7,7 @@ from typing import Any
 
 from taskflow.model.codec import wire as codes
 from taskflow.model.codec.misfit import Misfit, one_of, too_deep, unexpected
-from taskflow.model.codec.parts import (
-    elements,
-    hashed,
-    pairs_of,
-    read_items,
-    read_pairs,
-    write_items,
-    write_pairs,
-    write_unordered,
-)
+from taskflow.model.codec.parts import elements, hashed, pairs_of, read_items, read_pairs, write_items, write_pairs, write_unordered
 from taskflow.model.codec.shape import Read, Shape, Write
 from taskflow.model.codec.wire import marker, marker_of, named, unpack_json
 
@@ -26,11 +17,11 @@ _KINDS: dict[type, tuple[int, object]] = {
     set: (codes.SET, codes.SET),
     frozenset: (codes.FROZENSET, codes.FROZENSET),
 }
-"""For each concrete collection: its marker (0: none) and its form on the wire."""
+"""The marker (0: none) and the wire form of each concrete collection."""
 
 
 def collection_of(kind: type, item: Shape) -> Shape:
-    """Return the shape of `list[item]`, `tuple[item, ...]`, `set[item]` or `frozenset[item]`. Instances of subclasses come back as the
+    """Return the shape of `list[item]`, `tuple[item, ...]`, `set[item]` or `frozenset[item]`. Instances of subclasses are decoded as the
     plain type."""
     label = f"{kind.__name__}[{item.label}{', ...' if kind is tuple else ''}]"
     _, form = _KINDS[kind]
@@ -73,7 +64,7 @@ def _reader(kind: type, label: str, read_item: Read) -> Read:
 
 
 def fixed_tuple(items: Sequence[Shape]) -> Shape:
-    """Return the shape of `tuple[A, B]`: each place has its own shape."""
+    """Return the shape of `tuple[A, B]`, where each position has its own shape."""
     label = f"tuple[{', '.join(item.label for item in items) or '()'}]"
     count = len(items)
 
@@ -122,7 +113,8 @@ def _wrong_length(label: str, expected: int, got: int) -> Misfit:
 
 
 def mapping_of(key: Shape, value: Shape, *, abstract: bool) -> Shape:
-    """Return the shape of `dict[key, value]`, or of `Mapping[key, value]` if `abstract`: any mapping passes, and comes back as a dict."""
+    """Return the shape of `dict[key, value]`, or of `Mapping[key, value]` if `abstract`: any mapping is accepted and is decoded as a
+    dict."""
     kind: Any = Mapping if abstract else dict
     label = f"{kind.__name__}[{key.label}, {value.label}]"
 
@@ -154,14 +146,14 @@ def mapping_of(key: Shape, value: Shape, *, abstract: bool) -> Shape:
 
 
 def _write_mapping(mapping: Mapping[Any, Any], write_key: Write, write: Write, levels: int) -> Any:
-    """Write a msgpack map if all keys are str on the wire, else pairs. The annotation does not decide this."""
+    """Write a msgpack map if all keys are str on the wire, else pairs. The keys decide this, not the annotation."""
     wires = write_pairs(mapping, write_key, write, levels)
     keys = wires[1::2]
     return dict(zip(keys, wires[2::2], strict=True)) if all(type(key) is str for key in keys) else wires
 
 
 def _json_key(read: Read) -> Read:
-    """Return a reader for keys of JSON, which are strings. If the annotation refuses a string, the number that it spells is tried."""
+    """Return a reader for JSON keys, which are strings. If the annotation rejects a string, the number it spells is tried."""
 
     def read_key(wire: Any, levels: int) -> Any:
         try:
@@ -173,10 +165,10 @@ def _json_key(read: Read) -> Read:
 
 
 def abstract_collection(kind: type, item: Shape) -> Shape:
-    """Return the shape of `Sequence[item]` and its like. A list or tuple (sometimes a set or frozenset) keeps its type; others become a
-    list or set.
+    """Return the shape of `Sequence[item]` and similar types. A list or tuple (for some types also a set or frozenset) keeps its type;
+    others are decoded as a list or set.
 
-    Text, bytes and mappings are refused, although they are sequences or iterables: sent as such they are mistakes.
+    Text, bytes and mappings are rejected although they are sequences or iterables, because sending them as such is a mistake.
     """
     label = f"{kind.__name__}[{item.label}]"
     concrete = tuple(each for each in _KINDS if issubclass(each, kind))
@@ -185,7 +177,7 @@ def abstract_collection(kind: type, item: Shape) -> Shape:
 
     def write(value: Any, levels: int) -> list[Any]:
         if not isinstance(value, kind) or not isinstance(value, Collection) or isinstance(value, str | bytes | bytearray | Mapping):
-            raise unexpected(f"{label}, that is {one_of([each.__name__ for each in concrete])}", value)
+            raise unexpected(f"{label}, which means {one_of([each.__name__ for each in concrete])}", value)
         if levels < 1:
             raise too_deep()
         return _write_as(next((each for each in concrete if isinstance(value, each)), otherwise), value, item.write, levels - 1)

@@ -1,4 +1,4 @@
-"""The codec of one function: its arguments and its result, as annotated."""
+"""Encodes and decodes the arguments and the result of one function, by its annotations."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from taskflow.model.errors import DeclarationError, EncodeError
 
 
 class _Compiled(msgspec.Struct, frozen=True):
-    """A shape, and whether decoding by it runs code of the user's classes."""
+    """A shape, and whether decoding it runs code of users' classes."""
 
     shape: Shape
     runs_code: bool
@@ -30,9 +30,9 @@ class _Compiled(msgspec.Struct, frozen=True):
 class FunctionCodec:
     """Encodes and decodes the calls and results of one function, by its signature and annotations.
 
-    `name` is the job's, for messages. The first `skip` parameters are injected when the function runs, and are not arguments. Raises
-    DeclarationError for a signature that cannot work. An undefined name in an annotation is reported by `resolve`, or at first use.
-    Threads may share it.
+    `name` is the job's name, for messages. The first `skip` parameters are injected when the function runs, and are not arguments. Raises
+    DeclarationError for an unsupported signature. An undefined name in an annotation is reported by `resolve`, or at first use.
+    Threads may share a codec.
     """
 
     def __init__(self, function: Callable[..., Any], *, name: str = "", skip: int = 0, limits: Limits = DEFAULT_LIMITS) -> None:
@@ -52,11 +52,11 @@ class FunctionCodec:
 
     @property
     def is_resolved(self) -> bool:
-        """True if all names in the annotations have been found."""
+        """True if all names in the annotations have been resolved."""
         return self._arguments is not None
 
     def resolve(self) -> None:
-        """Find the names that were undefined at construction. Raises DeclarationError, naming the parameter, if one still is."""
+        """Resolve the names that were undefined at construction. Raises DeclarationError, naming the parameter, if one still is."""
         unresolved = self._try_to_compile() if self._arguments is None else None
         if unresolved is not None:
             raise DeclarationError(
@@ -64,25 +64,26 @@ class FunctionCodec:
             ) from unresolved
 
     def encode_arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
-        """Encode these arguments as a payload that `decode_arguments` is certain to accept.
+        """Encode arguments as a payload that `decode_arguments` is certain to accept.
 
-        Raises EncodeError with the path of the error: too many, unknown or missing arguments, values that do not fit their annotation or
-        have no exact form; TooLarge beyond the limits.
+        Raises TooLarge beyond the limits, and EncodeError with the path of the error for:
+        - too many, unknown or missing arguments
+        - values that do not fit their annotation or cannot be written exactly
         """
         arguments = self._arguments or self._ready()[0]
         return encode(arguments.shape, (args, kwargs), self.limits, runs_code=arguments.runs_code, where=self._in_call)
 
     def decode_arguments(self, payload: bytes) -> CallArguments:
-        """Decode positional and keyword arguments to call the function with, without the skipped ones.
+        """Decode the positional and keyword arguments to call the function with, without the skipped ones.
 
-        Raises UnknownArgument, MissingArgument, NewerFormat or DecodeError, and nothing else, whatever the bytes.
+        Raises UnknownArgument, MissingArgument, NewerFormat or DecodeError, and no other error for any bytes.
         """
         arguments = self._arguments or self._ready()[0]
         call: CallArguments = decode(arguments.shape, payload, self.limits, where=self._in_call)
         return call
 
     def encode_result(self, value: Any) -> bytes:
-        """Encode the function's result as a payload. Raises EncodeError or TooLarge if it cannot be encoded for any reason."""
+        """Encode the function's result as a payload. Raises EncodeError or TooLarge if that fails for any reason."""
         if value is None and self._of_none is not None:
             return self._of_none
         result = self._result or self._ready()[1]
@@ -102,13 +103,13 @@ class FunctionCodec:
         try:
             parameters = list(inspect.signature(self._function).parameters.values())
         except (TypeError, ValueError) as error:
-            raise DeclarationError(f"{self.name} has no signature that can be read: {error}; wrap it in a function") from error
+            raise DeclarationError(f"the signature of {self.name} cannot be read: {error}; wrap it in a function") from error
         if len(parameters) < skip or any(each.kind not in _BY_POSITION for each in parameters[:skip]):
-            raise DeclarationError(f"{self.name} has no first parameter to inject: give it one that is not keyword-only")
+            raise DeclarationError(f"{self.name} has no first parameter for the context: add one that is not keyword-only")
         return parameters[skip:]
 
     def _try_to_compile(self) -> Unresolved | None:
-        """Compile, and return a missing name if there is one. Raises DeclarationError for a signature that can never work."""
+        """Compile the signature. Returns a missing name if there is one. Raises DeclarationError for a signature that can never work."""
         try:
             hints = hints_of_function(self._function, ("return", *(each.name for each in self._parameters)))
             result = self._compile_result(hints.get("return", Any))
@@ -119,7 +120,7 @@ class FunctionCodec:
             raise DeclarationError(f"{self.name}: {unsupported}") from unsupported
         self._result = result
         self._of_none = _encoded_none(result, self.limits)
-        self._arguments = arguments  # last: other threads take this as a sign that everything is there
+        self._arguments = arguments  # assigned last: other threads take it as the sign that everything is compiled
         return None
 
     def _compile_arguments(self, hints: Mapping[str, Any]) -> _Compiled:
@@ -135,7 +136,7 @@ class FunctionCodec:
 
 
 def _encoded_none(result: _Compiled, limits: Limits) -> bytes | None:
-    """Return the payload of None, which most functions return, encoded once. Return None if the function cannot return None."""
+    """Return the payload of None, encoded once because most functions return None. Returns None if the function cannot return None."""
     try:
         return encode(result.shape, None, limits, runs_code=result.runs_code)
     except EncodeError:
@@ -154,7 +155,7 @@ def _expanded(parameter: Parameter) -> list[Parameter]:
     origin = get_origin(options) or options
     record = record_for(origin, get_args(options)) if is_typeddict(origin) else None
     if record is None:
-        raise Unsupported("Unpack takes a TypedDict here").within(parameter.name)
+        raise Unsupported("Unpack needs a TypedDict here").within(parameter.name)
     return [
         Parameter(each.name, Parameter.KEYWORD_ONLY, default=Parameter.empty if each.required else None, annotation=each.annotation)
         for each in record.fields
@@ -162,7 +163,7 @@ def _expanded(parameter: Parameter) -> list[Parameter]:
 
 
 def _shape(compiler: Compiler, annotation: Any, name: str) -> Shape:
-    """Return the shape of a parameter, or of the result. Unsupported and Unresolved are raised with its name."""
+    """Return the shape of a parameter or of the result. Unsupported and Unresolved are raised with its name."""
     try:
         return compiler.shape(annotation)
     except Unsupported as unsupported:

@@ -1,4 +1,4 @@
-"""The limits of a payload: its size, its depth and its number of values. They are checked before anything is built from bytes."""
+"""The limits of a payload: its size, depth and number of values. They are checked before anything is built from bytes."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from taskflow.model.codec.payload import Content
 from taskflow.model.errors import TooLarge
 
 DEEPEST: Final = 200
-"""The largest depth that may be set: each level costs up to three Python frames of the interpreter's 1,000."""
+"""The largest depth that may be set. Each level needs up to three of the interpreter's 1,000 Python frames."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Limits of one payload. What encodes within them also decodes within them.
+    """The limits of one payload. Any value that encodes within them also decodes within them.
 
-    `size` counts bytes of the whole payload, `depth` containers inside an argument (``[[1]]`` is two deep),
-    `items` values of any kind: a million empty lists fit into 1 MiB and grow sixtyfold when decoded.
+    `size` counts the bytes of the whole payload, `depth` the containers inside an argument (``[[1]]`` is two deep), and
+    `items` values of any kind: a million empty lists fit into 1 MiB, and take sixty times that when decoded.
     Raises ValueError for a limit below 1, or a depth above `DEEPEST`.
     """
 
@@ -27,24 +27,24 @@ class Limits:
     depth: int = 64
     items: int = 1 << 17
     unchecked_size: int = field(init=False, repr=False)
-    """A payload of at most this many bytes breaks neither limit: a value takes at least one byte."""
+    """A payload of at most this many bytes is within `size` and `items`, because a value takes at least one byte."""
 
     def __post_init__(self) -> None:
         if min(self.size, self.depth, self.items) < 1:
             raise ValueError(f"limits must be at least 1: {self}")
         if self.depth > DEEPEST:
-            raise ValueError(f"depth is {self.depth}; at most {DEEPEST} is safe")
+            raise ValueError(f"depth must be at most {DEEPEST}, got {self.depth}")
         object.__setattr__(self, "unchecked_size", min(self.size, self.items))
 
 
 def check_size(size: int, limits: Limits) -> None:
     """Raise Misfit if a payload of `size` bytes is larger than allowed."""
     if size > limits.size:
-        raise Misfit(f"has {size:,} bytes, the limit is {limits.size:,}; send a reference to the data, or raise max_payload=", TooLarge)
+        raise Misfit(f"has {size:,} bytes, but the limit is {limits.size:,}; send a reference to the data, or raise max_payload=", TooLarge)
 
 
 def check_items(body: bytes, content: Content, limits: Limits) -> None:
-    """Raise Misfit if `body` holds more values than allowed. A body of up to `limits.items` bytes is not read: each value takes a byte."""
+    """Raise Misfit if `body` holds too many values. A body of up to `limits.items` bytes is not read, because each value takes a byte."""
     if len(body) <= limits.items:
         return
     found = _items_in_json(body) if content is Content.JSON else _items_in_msgpack(body, limits.items)
@@ -53,13 +53,13 @@ def check_items(body: bytes, content: Content, limits: Limits) -> None:
 
 
 def _items_in_json(body: bytes) -> int:
-    """Return an upper bound: each value but the first follows a comma, a colon or an opening bracket outside a string."""
+    """Return an upper bound: each value except the first follows a comma, a colon or an opening bracket outside a string."""
     bare = _JSON_STRING.sub(b"", body)
     return 1 + sum(bare.count(mark) for mark in (b",", b":", b"[", b"{"))
 
 
 def _items_in_msgpack(body: bytes, enough: int) -> int:
-    """Count the values in `body`, up to one above `enough`. Bytes that are not msgpack give any number."""
+    """Count the values in `body`, up to `enough` + 1. The result for bytes that are not msgpack is arbitrary."""
     position, found, end = 0, 0, len(body)
     while position < end and found <= enough:
         lead = body[position]
@@ -71,12 +71,12 @@ def _items_in_msgpack(body: bytes, enough: int) -> int:
     return found
 
 
-# The closing quote is optional, so that every match succeeds at once: else a body of escaped quotes costs the square of its length.
+# The closing quote is optional, so that every match succeeds at once. Otherwise a body of escaped quotes takes quadratic time.
 _JSON_STRING: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
 
 
 def _head_width(lead: int) -> int:
-    """Return the bytes of an item without a payload whose length is written out. Elements of arrays and maps are items themselves."""
+    """Return the size of an item's head in bytes. Elements of arrays and maps count as separate items."""
     if 0xA0 <= lead <= 0xBF:
         return 1 + (lead & 0x1F)
     return _WIDTHS.get(lead, 1)

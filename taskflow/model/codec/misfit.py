@@ -1,4 +1,4 @@
-"""Misfits: a value or a wire value that does not fit, and the error that the caller gets."""
+"""Misfits: values and wire values that do not fit. The caller gets them as errors."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _LONGEST = 60
 
 
 class Misfit(Exception):
-    """Raised if something does not fit. Each container on the way adds its step by `within`.
+    """Raised when a value does not fit. Each enclosing container adds its step to the path with `within`.
 
-    Never leaves this package: the codec turns it into the class in `error`, or into the usual error of its direction.
+    It never leaves this package: the codec converts it to the class in `error`, or to EncodeError or DecodeError.
     """
 
     def __init__(self, message: str, error: type[CodecError] | None = None) -> None:
@@ -26,17 +26,17 @@ class Misfit(Exception):
         self._steps: list[str] = []
 
     def within(self, step: str) -> Misfit:
-        """Note that it happened inside `step` of the container. Returns itself, to be raised."""
+        """Add `step`, the place inside the enclosing container, to the path. Returns the misfit itself, to be raised."""
         self._steps.append(step)
         return self
 
     @property
     def path(self) -> str:
-        """Return where it happened, from the outside in, as code would write it: ``data.lines[2]``."""
+        """Return the path from the outside in, written like code: ``data.lines[2]``."""
         return "".join(reversed(self._steps)).removeprefix(".")
 
     def as_encode_error(self, where: str = "", annotated: str = "") -> EncodeError:
-        """Return the EncodeError. `annotated` is what to annotate if the value needs an annotation."""
+        """Return the EncodeError. `annotated` names what to annotate if the value needs an annotation."""
         return self._as(EncodeError, f"{self._advice(annotated)}{where}")
 
     def as_decode_error(self, where: str = "") -> DecodeError:
@@ -51,10 +51,10 @@ class Misfit(Exception):
 
 
 class NeedsAnnotation(Misfit):
-    """The value is an instance of a class, and no annotation names the class."""
+    """The value is an instance of a class that no annotation names."""
 
     def _advice(self, annotated: str) -> str:
-        return f": annotate {annotated} with its class, or give plain data"
+        return f": annotate {annotated} with its class, or send plain data"
 
 
 def too_deep() -> Misfit:
@@ -62,12 +62,12 @@ def too_deep() -> Misfit:
 
 
 def unexpected(expected: str, value: object) -> Misfit:
-    """Return the misfit of a value of the wrong type. It names only types, because values may be secret."""
+    """Return the misfit of a value of the wrong type. The message names only types, because values may be secret."""
     return Misfit(f"expected {expected}, got {type_name(type(value))}")
 
 
 def type_name(kind: type) -> str:
-    """Return a type as its author calls it: ``int``, ``app.models.User``."""
+    """Return the name of a type as its author writes it: ``int``, ``app.models.User``."""
     module = kind.__module__
     return kind.__qualname__ if module in ("builtins", "datetime", "uuid", "decimal", "zoneinfo") else f"{module}.{kind.__qualname__}"
 
@@ -77,7 +77,7 @@ def field_step(name: str) -> str:
 
 
 def key_step(key: Any) -> str:
-    """Return the step into a mapping's value, short for any key."""
+    """Return the step into a mapping's value, shortened if the key is long."""
     if isinstance(key, str | bytes) and len(key) > _LONGEST:
         return f"[{key[:_LONGEST]!r}...]"
     if isinstance(key, str | bytes | bool | None) or (isinstance(key, int) and key.bit_length() < 64):
@@ -86,7 +86,7 @@ def key_step(key: Any) -> str:
 
 
 def raised(error: BaseException) -> str:
-    """Return an exception as the end of a message, also one that cannot be turned into text."""
+    """Return an exception as the end of a message, even if it cannot be converted to text."""
     try:
         return f"{type(error).__name__}: {error}"
     except Exception:
@@ -94,5 +94,5 @@ def raised(error: BaseException) -> str:
 
 
 def one_of(names: Sequence[str]) -> str:
-    """Return the end of a message that lists what is allowed."""
+    """Return the allowed values as the end of a message."""
     return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")

@@ -1,6 +1,6 @@
-"""Models of pydantic (v2): their fields by annotation, so that all stays exact. Types that only pydantic knows are left to pydantic.
+"""Models of pydantic v2. Their fields are encoded by annotation, so that values stay exact. pydantic encodes types that only it knows.
 
-pydantic is never imported here: the model's class brings it along.
+pydantic is never imported here: a model's class implies that the user's code has imported it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def is_model(kind: type) -> bool:
 
 
 def record_of_model(kind: Any, _arguments: tuple[Any, ...]) -> ClassFields:
-    """Return the fields of a model; pydantic has replaced its type variables itself. Raises Unresolved while a class in it is missing."""
+    """Return the fields of a model; pydantic has already replaced its type variables. Raises Unresolved while a class in it is missing."""
     if not kind.__pydantic_complete__ and not kind.model_rebuild(raise_errors=False):
         raise Unresolved(kind.__qualname__, kind.__qualname__)
     fields = kind.__pydantic_fields__
@@ -59,7 +59,7 @@ def record_of_model(kind: Any, _arguments: tuple[Any, ...]) -> ClassFields:
 
 
 def _is_default(field: Any, value: Any) -> bool:
-    """Return True if the class always fills in the same value. A factory's value is written, because the next one may differ."""
+    """Return True if the class always fills in this value. The value of a default factory is written, because the next one may differ."""
     try:
         return type(field.default) is type(value) and bool(field.default == value)
     except Exception:
@@ -67,10 +67,11 @@ def _is_default(field: Any, value: Any) -> bool:
 
 
 def _with_state(of_fields: Shape) -> Shape:
-    """Return the shape of models, with what they store besides their fields: which fields were given, and the private attributes.
+    """Return the shape of models that also stores which fields were given, and the private attributes.
 
-    A model is a map of the fields that were given. If there is more to say, it is an array behind the marker MODEL: that map, a map of the
-    other fields that are not at their defaults, and one of the private attributes.
+    A model is a map of the given fields. If more must be stored, it is an array that begins with the marker MODEL, followed by this map, a
+    map
+    of other fields that differ from their defaults, and a map of the private attributes.
     """
 
     def write(value: Any, levels: int) -> Any:
@@ -85,7 +86,7 @@ def _with_state(of_fields: Shape) -> Shape:
         if type(wire) is not list or marker_of(wire) != codes.MODEL:
             return of_fields.read(wire, levels)
         if len(wire) != 4 or any(type(part) is not dict for part in wire[1:]):
-            raise Misfit(f"expected {of_fields.label}, got something else behind its marker")
+            raise Misfit(f"expected {of_fields.label}, got something else after its marker")
         _, given, filled, private = wire
         value = of_fields.read({**given, **filled}, levels)
         value.__pydantic_fields_set__.difference_update(filled)
@@ -96,7 +97,7 @@ def _with_state(of_fields: Shape) -> Shape:
 
 
 def _private_wires(value: Any, levels: int) -> dict[str, Any]:
-    """Return the private attributes that are not at their defaults. An object without equality (a lock, a client) is left to the class."""
+    """Return the private attributes that differ from their defaults. An object without equality (a lock, a client) is left to the class."""
     wires: dict[str, Any] = {}
     for name, part in (value.__pydantic_private__ or {}).items():
         if _is_default(type(value).__private_attributes__[name], part):
@@ -105,9 +106,7 @@ def _private_wires(value: Any, levels: int) -> dict[str, Any]:
             wires[name] = write_any(part, levels)
         except Misfit as misfit:
             if "__eq__" in {name for kind in type(part).__mro__[:-1] for name in vars(kind)}:
-                raise Misfit("is a private attribute of a model, without a form to be sent in: make it a field").within(
-                    f".{name}"
-                ) from misfit
+                raise Misfit("is a private attribute of a model and cannot be sent: make it a field").within(f".{name}") from misfit
     return wires
 
 
@@ -122,11 +121,12 @@ _UNDEFINED = object()
 
 
 def shape_of_foreign(annotation: Any) -> Shape:
-    """Return the shape of a type that only pydantic knows (a URL, a path): its JSON, if that comes back equal. A masked secret does not."""
+    """Return the shape of a type that only pydantic knows (a URL, a path). It is sent as JSON, if it reads back equal: a masked secret does
+    not."""
     try:
         adapter = sys.modules["pydantic"].TypeAdapter(annotation)
     except Exception as error:
-        raise Unsupported(f"{annotation!r} is known neither to taskflow nor to pydantic: {type(error).__name__}") from error
+        raise Unsupported(f"{annotation!r} is supported neither by taskflow nor by pydantic: {type(error).__name__}") from error
     label = annotation.__name__ if isinstance(annotation, type) else str(annotation)
 
     def write(value: Any, levels: int) -> Any:

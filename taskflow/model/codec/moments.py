@@ -1,15 +1,16 @@
-"""The datetime family: date, time, datetime, timedelta, timezone, ZoneInfo.
+"""Shapes of dates and times: date, time, datetime, timedelta, timezone, ZoneInfo.
 
-A zone is written as text after the moment: ``+02:00`` alone for a fixed offset, ``+02:00[=CEST]`` for a named one,
-``+02:00[Europe/Paris]`` for a zone by key, with the offset that held there, so that a reader whose zone data differ keeps the instant.
+A zone is written as text after the time: ``+02:00`` for a fixed offset, ``+02:00[=CEST]`` for a named one, and
+``+02:00[Europe/Paris]`` for a zone by key. The offset is included so that a reader with other zone data gets the same instant.
 
-`zoneinfo` takes a process 0.8 MB and a fortieth of the time in which a worker starts: it is loaded where there is something of it.
+`zoneinfo` uses 0.8 MB per process and a fortieth of a worker's start-up time, so it is loaded only when needed.
 """
 
 from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable
 from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from taskflow.model.codec import wire as codes
 from taskflow.model.codec.misfit import Misfit, unexpected
 from taskflow.model.codec.scalars import encodable, read_str, scalar, signed_bytes
-from taskflow.model.codec.shape import Shape
+from taskflow.model.codec.shape import Read, Shape
 from taskflow.model.codec.wire import Ext, data_of, plain_number
 
 if TYPE_CHECKING:
@@ -27,22 +28,14 @@ if TYPE_CHECKING:
 
 MICROSECOND: Final = timedelta(microseconds=1)
 _LATER_FOLD: Final = "~"
-"""Precedes the text if fold is 1: the second of two equal wall times."""
+"""Precedes the text if fold is 1, which marks the second of two equal wall times."""
 
 
 def write_date(value: Any, _levels: int) -> Ext:
-    """Write a date. A datetime is refused, although a subclass, because its time would be lost."""
+    """Write a date. A datetime is rejected, although it is a subclass, because its time would be lost."""
     if isinstance(value, date) and not isinstance(value, datetime):
         return Ext(codes.DATE, value.isoformat().encode())
     raise unexpected("date", value)
-
-
-def read_date(wire: Any, _levels: int) -> date:
-    return _date(_text(data_of(wire, codes.DATE, "date")))
-
-
-def read_json_date(wire: Any, levels: int) -> date:
-    return _date(read_str(wire, levels))
 
 
 def _date(text: str) -> date:
@@ -58,14 +51,6 @@ def write_datetime(value: Any, _levels: int) -> Ext:
     return Ext(codes.DATETIME, _with_fold(value.fold, datetime.isoformat(value) + _zone_suffix(value.tzinfo, value)).encode())
 
 
-def read_datetime(wire: Any, _levels: int) -> datetime:
-    return _datetime(_text(data_of(wire, codes.DATETIME, "datetime")))
-
-
-def read_json_datetime(wire: Any, levels: int) -> datetime:
-    return _datetime(read_str(wire, levels))
-
-
 def _datetime(text: str) -> datetime:
     moment, _, name = text.removeprefix(_LATER_FOLD).partition("[")
     try:
@@ -76,11 +61,11 @@ def _datetime(text: str) -> datetime:
             value = value.replace(fold=1)
         return _placed(value, name) if name else value
     except (ValueError, OverflowError) as error:
-        raise Misfit(f"expected a datetime as ISO 8601 has it: {error}") from None
+        raise Misfit(f"expected a datetime in ISO 8601: {error}") from None
 
 
 def _placed(value: datetime, name: str) -> datetime:
-    """Return the same instant, in the zone or under the name after the offset."""
+    """Return the same instant, in the zone or with the name that follows the offset."""
     offset = value.utcoffset()
     if offset is None:
         raise Misfit("expected an offset before the zone of a datetime")
@@ -97,20 +82,12 @@ def write_time(value: Any, _levels: int) -> Ext:
     return Ext(codes.TIME, _with_fold(value.fold, value.isoformat() + _zone_suffix(value.tzinfo, value)).encode())
 
 
-def read_time(wire: Any, _levels: int) -> time:
-    return _time(_text(data_of(wire, codes.TIME, "time")))
-
-
-def read_json_time(wire: Any, levels: int) -> time:
-    return _time(read_str(wire, levels))
-
-
 def _time(text: str) -> time:
     moment, _, name = text.removeprefix(_LATER_FOLD).partition("[")
     try:
         value = time.fromisoformat(moment)
     except ValueError as error:
-        raise Misfit(f"expected a time as ISO 8601 has it: {error}") from None
+        raise Misfit(f"expected a time in ISO 8601: {error}") from None
     if value.tzinfo is UTC and (zone := _short_of_utc(moment)):
         value = value.replace(tzinfo=zone)
     if name:
@@ -130,7 +107,7 @@ def read_timedelta(wire: Any, _levels: int) -> timedelta:
 
 
 def read_json_timedelta(wire: Any, _levels: int) -> timedelta:
-    """Read a number of seconds; or days, hours, minutes and seconds, as PostgreSQL writes an interval: "-1 days +02:03:04.5"."""
+    """Read a number of seconds, or an interval as PostgreSQL writes it: "-1 days +02:03:04.5"."""
     number = plain_number(wire)
     if type(number) is int or type(number) is float:
         return _timedelta(number, unit=timedelta(seconds=1))
@@ -154,14 +131,6 @@ def write_timezone(value: Any, _levels: int) -> Ext:
     return Ext(codes.TIMEZONE, (time(tzinfo=value).isoformat()[len("00:00:00") :] + _zone_suffix(value, None)).encode())
 
 
-def read_timezone(wire: Any, _levels: int) -> timezone:
-    return _timezone(_text(data_of(wire, codes.TIMEZONE, "timezone")))
-
-
-def read_json_timezone(wire: Any, levels: int) -> timezone:
-    return _timezone(read_str(wire, levels))
-
-
 def _timezone(text: str) -> timezone:
     offset, _, name = text.partition("[")
     delta = _time("00:00:00" + offset).utcoffset() if offset.startswith(("+", "-")) else None
@@ -177,20 +146,12 @@ def write_zoneinfo(value: Any, _levels: int) -> Ext:
     if not _is_zoneinfo(value):
         raise unexpected("ZoneInfo", value)
     if value.key is None:
-        raise Misfit("is a ZoneInfo without a key, which no other process can find")
+        raise Misfit("is a ZoneInfo without a key, so no other process can load it")
     return Ext(codes.ZONEINFO, value.key.encode())
 
 
-def read_zoneinfo(wire: Any, _levels: int) -> ZoneInfo:
-    return _zone_by_key(_text(data_of(wire, codes.ZONEINFO, "ZoneInfo")))
-
-
-def read_json_zoneinfo(wire: Any, levels: int) -> ZoneInfo:
-    return _zone_by_key(read_str(wire, levels))
-
-
 def _short_of_utc(moment: str) -> timezone | None:
-    """Return the zone of an offset below a second, which `fromisoformat` takes for UTC."""
+    """Return the zone of an offset shorter than a second, which `fromisoformat` treats as UTC."""
     found = _SHORT_OFFSET.search(moment)
     if found is None:
         return None
@@ -205,14 +166,26 @@ def _text(data: bytes) -> str:
         raise Misfit(f"is not UTF-8: {error}") from None
 
 
+def _readers(parse: Callable[[str], Any], code: int, name: str) -> tuple[Read, Read]:
+    """Return the functions that read a value from msgpack and from JSON."""
+
+    def read(wire: Any, _levels: int) -> Any:
+        return parse(_text(data_of(wire, code, name)))
+
+    def read_json(wire: Any, levels: int) -> Any:
+        return parse(read_str(wire, levels))
+
+    return read, read_json
+
+
 def _with_fold(fold: int, text: str) -> str:
     return _LATER_FOLD + text if fold else text
 
 
 def _zone_suffix(zone: tzinfo | None, moment: datetime | time | None) -> str:
-    """Return the text after the ISO text of `moment` that keeps its zone; "" if the offset says all, or if there is no zone.
+    """Return the text that follows the ISO text of `moment` and names its zone; "" if there is no zone, or if the offset is enough.
 
-    A zone that is neither a `timezone` nor a ZoneInfo with a key (pytz, dateutil) is kept as its fixed offset.
+    A zone that is neither a `timezone` nor a ZoneInfo with a key (pytz, dateutil) is stored as its fixed offset.
     """
     if zone is None:
         return ""
@@ -227,7 +200,7 @@ def _zone_suffix(zone: tzinfo | None, moment: datetime | time | None) -> str:
 
 
 def _zone_of(offset: timedelta | None, name: str) -> tzinfo:
-    """Return the zone in brackets. `name` includes the closing bracket."""
+    """Return the zone for the text in brackets. `name` includes the closing bracket."""
     if not name.endswith("]"):
         raise Misfit("expected a zone in brackets")
     if not name.startswith("="):
@@ -243,12 +216,13 @@ def _is_zoneinfo(value: object) -> TypeIs[ZoneInfo]:
 
 
 def _loaded_zoneinfo() -> type[ZoneInfo] | None:
-    """Return ZoneInfo, or None while another thread is loading it: then no value of it exists."""
+    """Return ZoneInfo if it is loaded. Otherwise return None: then no ZoneInfo value exists."""
     return getattr(sys.modules.get("zoneinfo"), "ZoneInfo", None)
 
 
 def _zone_by_key(key: str) -> ZoneInfo:
-    """Return the zone of a key. The key is checked first, because ZoneInfo opens a file of that name: only names of zones, without dots."""
+    """Return the zone of a key. The key is checked first, because ZoneInfo opens a file of that name: only zone names without dots are
+    allowed."""
     if not _ZONE_KEY.fullmatch(key) or len(key) > 100:
         raise Misfit("expected the key of a time zone")
     from zoneinfo import ZoneInfo
@@ -265,17 +239,18 @@ _INTERVAL: Final = re.compile(
 )
 _ZONE_KEY: Final = re.compile(r"[A-Za-z0-9_+-]+(?:/[A-Za-z0-9_+-]+)*")
 
+read_zoneinfo, _read_json_zoneinfo = _readers(_zone_by_key, codes.ZONEINFO, "ZoneInfo")
 MOMENTS: Final = {
-    date: scalar(date, codes.DATE, write_date, read_date, read_json_date),
-    time: scalar(time, codes.TIME, write_time, read_time, read_json_time),
-    datetime: scalar(datetime, codes.DATETIME, write_datetime, read_datetime, read_json_datetime),
+    date: scalar(date, codes.DATE, write_date, *_readers(_date, codes.DATE, "date")),
+    time: scalar(time, codes.TIME, write_time, *_readers(_time, codes.TIME, "time")),
+    datetime: scalar(datetime, codes.DATETIME, write_datetime, *_readers(_datetime, codes.DATETIME, "datetime")),
     timedelta: scalar(timedelta, codes.TIMEDELTA, write_timedelta, read_timedelta, read_json_timedelta),
-    timezone: scalar(timezone, codes.TIMEZONE, write_timezone, read_timezone, read_json_timezone),
+    timezone: scalar(timezone, codes.TIMEZONE, write_timezone, *_readers(_timezone, codes.TIMEZONE, "timezone")),
 }
 
 
 def late_moment(kind: object) -> Shape | None:
-    """Return the shape of ZoneInfo if `kind` is it. An annotation cannot name it before it is loaded."""
+    """Return the shape of ZoneInfo if `kind` is ZoneInfo. It is looked up late because the class is loaded only when needed."""
     return zoneinfo_shape() if (loaded := _loaded_zoneinfo()) is not None and kind is loaded else None
 
 
@@ -283,4 +258,4 @@ def late_moment(kind: object) -> Shape | None:
 def zoneinfo_shape() -> Shape:
     from zoneinfo import ZoneInfo
 
-    return scalar(ZoneInfo, codes.ZONEINFO, write_zoneinfo, read_zoneinfo, read_json_zoneinfo)
+    return scalar(ZoneInfo, codes.ZONEINFO, write_zoneinfo, read_zoneinfo, _read_json_zoneinfo)

@@ -1,7 +1,7 @@
-"""Loops over the parts of containers. Each notes where inside the container something did not fit.
+"""Loops over the parts of containers. Each records the place inside the container at which something did not fit.
 
-All take the levels that are left *inside* the container. Maps with str keys are msgpack maps. Any other mapping is an array of keys and
-values in turn behind the marker PAIRS, so that keys of every type stay exact and nothing depends on how a map compares them.
+All take the levels that are left *inside* the container. Maps with str keys are msgpack maps. Other mappings are arrays that begin with the
+marker PAIRS and alternate keys and values, so that keys of every type stay exact, however a map compares them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from taskflow.model.codec.wire import marker, marker_of, named
 
 _T = TypeVar("_T")
 LARGE = 1_000
-"""Keys that may have the same hash without harm: half a million comparisons."""
+"""This many keys with the same hash do no harm: comparing them takes half a million comparisons."""
 ALIKE = 100
 
 
@@ -26,7 +26,7 @@ def write_items(values: Iterable[Any], write: Write, levels: int, wires: list[An
     offset = len(wires)
     try:
         for value in values:
-            wires.append(write(value, levels))  # noqa: PERF401  # their number shows where it failed
+            wires.append(write(value, levels))  # noqa: PERF401  # the length of the list shows where it failed
     except Misfit as misfit:
         misfit.within(f"[{len(wires) - offset}]")
         raise
@@ -37,7 +37,7 @@ def read_items(wires: Iterable[Any], read: Read, levels: int) -> list[Any]:
     values: list[Any] = []
     try:
         for wire in wires:
-            values.append(read(wire, levels))  # noqa: PERF401  # their number shows where it failed
+            values.append(read(wire, levels))  # noqa: PERF401  # the length of the list shows where it failed
     except Misfit as misfit:
         misfit.within(f"[{len(values)}]")
         raise
@@ -48,7 +48,7 @@ def write_unordered(values: Iterable[Any], write: Write, levels: int, wires: lis
     """Like `write_items`, for a set, whose items have no index."""
     try:
         for value in values:
-            wires.append(write(value, levels))  # noqa: PERF401  # their number shows where it failed
+            wires.append(write(value, levels))  # noqa: PERF401  # the length of the list shows where it failed
     except Misfit as misfit:
         misfit.within(".<item>")
         raise
@@ -68,7 +68,7 @@ def write_map(mapping: Mapping[Any, Any], write: Write, levels: int) -> dict[str
 
 
 def read_map(wires: Mapping[str, Any], read: Read, levels: int) -> dict[str, Any]:
-    """Read a msgpack map. A key that is not a str is refused, because we write none."""
+    """Read a msgpack map. A key that is not a str is rejected, because taskflow writes none."""
     values: dict[str, Any] = {}
     for key, wire in wires.items():
         if type(key) is not str:
@@ -98,7 +98,7 @@ def read_pairs(wires: Iterable[tuple[Any, Any]], read_key: Read, read: Read, lev
 
 
 def pairs_of(wires: list[Any]) -> Iterator[tuple[Any, Any]]:
-    """Yield keys and values of an array behind the marker PAIRS."""
+    """Yield the keys and values of an array that begins with the marker PAIRS."""
     if len(wires) % 2 == 0:
         raise Misfit("has a key without a value")
     parts = iter(wires[1:])
@@ -106,8 +106,8 @@ def pairs_of(wires: list[Any]) -> Iterator[tuple[Any, Any]]:
 
 
 def hashed(build: Callable[[list[Any]], _T], values: list[Any]) -> _T:
-    """Make a set, a dict (of pairs) or a tuple of `values`. Raises Misfit if one cannot be hashed or compared (a signalling NaN, a
-    list)."""
+    """Build a set, a dict (from pairs) or a tuple of `values`. Raises Misfit if one cannot be hashed or compared (a list, a signalling
+    NaN)."""
     try:
         if len(values) > LARGE and build is not tuple:
             _refuse_collisions(key for key, _ in values) if build is dict else _refuse_collisions(values)
@@ -119,7 +119,7 @@ def hashed(build: Callable[[list[Any]], _T], values: list[Any]) -> _T:
 
 
 def _refuse_collisions(keys: Iterable[Any]) -> None:
-    """Raise Misfit for many unequal keys with one hash: a number's hash is no secret, and 32,000 such keys take 4 s to compare."""
+    """Raise Misfit if many unequal keys share a hash. Hashes of numbers are predictable, and comparing 32,000 such keys takes 4 s."""
     first_of: dict[int, Any] = {}
     alike: dict[int, int] = {}
     for key in keys:
@@ -128,12 +128,12 @@ def _refuse_collisions(keys: Iterable[Any]) -> None:
         if first is not key and first != key:
             alike[number] = alike.get(number, 0) + 1
             if alike[number] > ALIKE:
-                raise Misfit(f"has more than {ALIKE} keys or items of the same hash, as if to keep a worker busy")
+                raise Misfit(f"has more than {ALIKE} keys or items with the same hash, which looks like an attack")
 
 
 def elements(wire: Any, expected: str) -> list[Any]:
-    """Return the content of an array of any kind without its marker: a list that was written before its annotation became a tuple still
-    reads."""
+    """Return the content of an array of any kind without its marker. So a list written before its annotation became a tuple can still be
+    read."""
     if type(wire) is not list:
         raise Misfit(f"expected {expected}, got {named(wire)}")
     code = marker_of(wire)

@@ -1,17 +1,17 @@
-"""The envelope of every argument list and every result: four bytes, then the body.
+"""The payload format of arguments and results: a header of four bytes, then the body.
 
 ====== ======= ==================================================================================================
 offset name    meaning
 ====== ======= ==================================================================================================
 0      version 1
 1      flags   bit 0 signed, bit 1 encrypted, bit 2 compressed: reserved, none is written yet; bits 3 to 7 are zero
-2      key id  which key signed or encrypted; 0 while no flag says so
+2      key id  which key signed or encrypted; 0 if no flag is set
 3      content 1 msgpack (`docs/reference/wire-format.md`), 2 JSON decoded by annotation
 4      body    to the end
 ====== ======= ==================================================================================================
 
-A version, flag, key or content that is not known here was written by a newer taskflow: `NewerFormat`, so that the job waits for
-a worker that knows it. There is no length and no checksum: the store keeps both.
+An unknown version, flag, key or content was written by a newer taskflow: it raises `NewerFormat`, and the job waits for a worker that
+knows it. There is neither a length nor a checksum, because the store takes care of both.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ _JSON_HEADER = bytes((VERSION, 0, 0, Content.JSON))
 
 
 def seal(body: bytes) -> bytes:
-    """Wrap a msgpack body."""
+    """Add the header to a msgpack body."""
     return _MSGPACK_HEADER + body
 
 
 def seal_json(body: bytes) -> bytes:
-    """Wrap a JSON body (an object by parameter name, in UTF-8), as an SQL trigger makes it."""
+    """Add the header to a JSON body (an object by parameter name, in UTF-8), as an SQL trigger does."""
     return _JSON_HEADER + body
 
 
 def open_payload(payload: bytes) -> tuple[Content, bytes]:
     """Return the content's encoding and the body.
 
-    Raises NewerFormat for a payload of a newer taskflow, and DecodeError for bytes that are no payload.
+    Raises NewerFormat for a payload of a newer taskflow, and DecodeError for bytes that are not a payload.
     """
     if payload.startswith(_MSGPACK_HEADER):
         return _MSGPACK, payload[HEADER_SIZE:]

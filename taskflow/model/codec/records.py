@@ -1,8 +1,8 @@
-"""Shapes of classes with named fields, written as maps by field name: one shape for all kinds, which `ClassFields` tells apart.
+"""Shapes of classes with named fields, written as maps by field name. All kinds of class share one shape; `ClassFields` holds the
+differences.
 
-Values are made by calling the class, with all checks of its constructor. A payload names no class: only that of the annotation is called.
-A field that the class does not know raises UnknownArgument (another version of the class has it); a required field that is missing
-raises MissingArgument.
+The class is called to make a value, with all checks of its constructor. A payload names no class; the annotation decides which one is
+called. An unknown field raises UnknownArgument (another version of the class has it), a missing required field MissingArgument.
 """
 
 from __future__ import annotations
@@ -26,37 +26,38 @@ class Field(msgspec.Struct, frozen=True):
     name: str
     annotation: Any
     required: bool = True
-    """False if the class fills in a value that the wire does not have."""
+    """False if the class fills in a value that is missing on the wire."""
 
 
 class ClassFields(msgspec.Struct, frozen=True):
-    """What is needed to write and read instances of a class with fields."""
+    """Describes how to write and read instances of a class with fields."""
 
     kind: type
     fields: tuple[Field, ...]
     make: Callable[[dict[str, Any]], Any]
-    """Makes an instance from its fields by name; may raise anything."""
+    """Makes an instance from its fields by name; may raise any exception."""
     parts: Callable[[Any], Mapping[str, Any] | None] | None = None
-    """Returns the fields of an instance by name, and None for anything else. Without it, fields are attributes."""
+    """Returns the fields of an instance by name, or None for anything else. If not given, fields are attributes."""
     runs_code: bool = False
-    """True if the constructor runs code of its author: only decoding shows that it accepts the encoded value, and leaves it unchanged."""
+    """True if the constructor runs code of the class's author. Only decoding shows whether that code accepts the value and leaves it
+    unchanged."""
     has_tag: bool = True
     """False for a TypedDict: its values are plain dicts."""
     forms: frozenset[Form] = frozenset((dict,))
-    """The forms of its wire values. `around` may add more."""
+    """The forms of its wire values. `around` may add others."""
     around: Callable[[Shape], Shape] | None = None
-    """Makes the shape of what instances store besides their fields, from the shape of the fields."""
+    """Takes the shape of the fields, and returns a shape that includes what else instances store."""
     foreign: Callable[[Any], Shape] | None = None
-    """Makes the shape of a field whose annotation has none here, if the class's own library knows it."""
+    """Makes the shape of a field whose annotation only the class's library knows."""
     undeclared: Shape | None = None
-    """The shape of fields that an instance has and the class does not declare. None if such fields are refused."""
+    """The shape of fields that an instance has but the class does not declare; None if such fields are rejected."""
 
     def step(self, name: str) -> str:
-        """Return the step of a path into a field, as code would write it."""
+        """Return the step of a path into a field, written like code."""
         return field_step(name) if self.has_tag else key_step(name)
 
     def unknown(self, undeclared: Set[Any]) -> list[Any]:
-        """Return those names that the class neither declares nor allows."""
+        """Return the names that the class neither declares nor allows."""
         return [name for name in undeclared if self.undeclared is None or not _is_text(name)]
 
 
@@ -83,7 +84,7 @@ def record_of(record: ClassFields, label: str, shapes: Mapping[str, Shape]) -> S
 
 
 def promise_of(record: ClassFields, label: str, finished: Callable[[], Shape]) -> Shape:
-    """Return the shape that stands for a class inside itself while its fields are being compiled."""
+    """Return a shape for uses of a class inside itself, while its fields are being compiled."""
     return Shape(
         label,
         lambda value, levels: finished().write(value, levels),
@@ -97,7 +98,7 @@ def promise_of(record: ClassFields, label: str, finished: Callable[[], Shape]) -
 
 
 class _Open(dict[str, _C]):
-    """The converters of fields by name, where any other name is allowed too."""
+    """The converters of fields by name. Any other name is allowed too."""
 
     def __init__(self, declared: Mapping[str, _C], undeclared: _C) -> None:
         super().__init__(declared)

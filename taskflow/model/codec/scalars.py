@@ -1,4 +1,4 @@
-"""Values without parts: None, bool, int, float, str, bytes, bytearray, Decimal, UUID."""
+"""Shapes of scalars: None, bool, int, float, str, bytes, bytearray, Decimal, UUID."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from taskflow.model.codec.wire import Ext, data_of, named, plain_number
 
 LEAST: Final = -(1 << 63)
 MOST: Final = (1 << 64) - 1
-"""The range of msgpack's own integers. Larger ones are an extension with two's complement."""
+"""The largest integer of msgpack. Larger ones are an extension with two's complement."""
 
 
 def write_none(value: Any, _levels: int) -> None:
@@ -56,7 +56,7 @@ def read_int(wire: Any, _levels: int) -> int:
 
 
 def read_json_int(wire: Any, _levels: int) -> int:
-    """Read an int. A number without a fraction passes however it is written, because some languages have no integers."""
+    """Read an int. A number without a fraction is accepted in any notation, because some languages have no integers."""
     if type(wire) is int:
         return wire
     if (type(wire) is float and wire.is_integer()) or (type(wire) is Decimal and wire == wire.to_integral_value()):
@@ -85,7 +85,7 @@ def read_float(wire: Any, levels: int) -> float:
 def read_json_float(wire: Any, levels: int) -> float:
     """Read the nearest float of any number: JSON numbers have no type, and a database writes 1e300 with all its digits.
 
-    JSON has no literals for values that are not finite: the strings "NaN", "Infinity" and "-Infinity" stand for them.
+    JSON has no literals for non-finite values: the strings "NaN", "Infinity" and "-Infinity" stand for them.
     """
     if type(wire) is str and wire in ("NaN", "Infinity", "-Infinity"):
         return float(wire)
@@ -95,10 +95,10 @@ def read_json_float(wire: Any, levels: int) -> float:
 
 
 def exact_float(value: int) -> float:
-    """Return an int as a float, if one is exactly equal."""
+    """Return an int as a float. Raises Misfit if no float is exactly equal."""
     result = _nearest_float(value)
     if result != value:
-        raise Misfit("is an int that no float holds exactly; pass float(...) if rounding is meant")
+        raise Misfit("is an int that no float represents exactly; pass float(...) to round it")
     return result
 
 
@@ -122,7 +122,9 @@ def encodable(value: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise Misfit(f"has a lone surrogate at index {error.start}, which UTF-8 cannot say; decode it properly, or pass bytes") from None
+        raise Misfit(
+            f"has a lone surrogate at index {error.start}, which UTF-8 cannot encode; decode the text correctly, or pass bytes"
+        ) from None
     return value
 
 
@@ -147,7 +149,7 @@ def read_bytes(wire: Any, _levels: int) -> bytes:
 
 
 def read_json_bytes(wire: Any, levels: int) -> bytes:
-    """Read base64, in lines or not, or hexadecimal after ``\\x``, as PostgreSQL writes a bytea."""
+    """Read base64, with or without line breaks, or hexadecimal after ``\\x``, as PostgreSQL writes a bytea."""
     text = read_str(wire, levels)
     try:
         if text.startswith("\\x"):
@@ -172,7 +174,7 @@ def read_json_bytearray(wire: Any, levels: int) -> bytearray:
 
 
 def write_decimal(value: Any, _levels: int) -> Ext:
-    """Write a Decimal as its text: sign, digits and exponent are exact, and NaN keeps its payload."""
+    """Write a Decimal as text: sign, digits and exponent are exact, and NaN keeps its payload."""
     if isinstance(value, Decimal):
         return Ext(codes.DECIMAL, Decimal.__str__(value).encode())
     raise unexpected("Decimal", value)
@@ -193,13 +195,13 @@ def read_json_decimal(wire: Any, _levels: int) -> Decimal:
 
 
 def _decimal(text: str) -> Decimal:
-    """Read a Decimal. Time and memory grow with the length of the text, whatever its exponent: nothing is expanded."""
+    """Read a Decimal. Time and memory grow with the length of the text, not with the exponent."""
     if not _DECIMAL.fullmatch(text):
         raise Misfit("expected a Decimal, got other text")
     try:
         return Decimal(text)
     except ArithmeticError:
-        raise Misfit("expected a Decimal, got one beyond every exponent") from None
+        raise Misfit("expected a Decimal, got one whose exponent is out of range") from None
 
 
 def write_uuid(value: Any, _levels: int) -> Ext:
@@ -228,7 +230,7 @@ def signed_bytes(value: int) -> bytes:
 
 
 def scalar(kind: type, form: object, write: Write, read: Read, read_json: Read | None = None, *more_forms: object) -> Shape:
-    """Return the shape of a type without parts, whose wire values all have that form (or one of `more_forms`)."""
+    """Return the shape of a scalar type. All its wire values have this form, or one of `more_forms`."""
     forms = frozenset((form, *more_forms))
     return Shape(type_name(kind), write, read, read_json or read, types=frozenset((kind,)), forms=forms)
 

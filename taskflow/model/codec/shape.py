@@ -1,4 +1,4 @@
-"""The compiled form of an annotation: how its values are written to wire values and read back."""
+"""The compiled form of an annotation, which writes values to wire values and reads them back."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Read: TypeAlias = Callable[[Any, int], Any]
 """Takes a wire value and the levels left; returns a value. Raises Misfit, and nothing else, if the wire value does not fit."""
 
 Form: TypeAlias = object
-"""Tells wire values apart: a type (`str`, `dict`), the code of an extension or marker, or ("tag", name)."""
+"""Distinguishes wire values: a type (`str`, `dict`), the code of an extension or marker, or ("tag", name)."""
 
 
 class Shape(msgspec.Struct, frozen=True):
@@ -27,28 +27,28 @@ class Shape(msgspec.Struct, frozen=True):
     read: Read
     read_json: Read
     types: frozenset[type]
-    """The exact types of the values that it writes."""
+    """The exact types of the values that it can write."""
     forms: frozenset[Form]
     """The forms of its wire values."""
     tag: str = ""
-    """The name by which a union can mark its values; "" if it cannot (their type does not tell them apart)."""
+    """The name with which a union can mark its values; "" if their type is not enough to recognize them."""
     wide: bool = False
-    """True if it takes every self-describing value, as `Any` does: in a union it covers all members that are not classes."""
+    """True if it accepts every self-describing value, as `Any` does. In a union it replaces all members that are not classes."""
     fits_json: Callable[[Any], bool] = lambda wire: False
-    """Returns True if a JSON array or object looks like this one, without going deeper. A union chooses the first that does."""
+    """Returns True if a JSON array or object looks like this shape, without looking deeper. A union chooses the first match."""
 
 
 class Unresolved(Exception):
-    """An annotation has an undefined name. `where` names the parameter or field."""
+    """An annotation contains an undefined name. `where` names the parameter or field."""
 
     def __init__(self, name: str, where: str) -> None:
-        super().__init__(f"{where}: the name {name!r} cannot be found")
+        super().__init__(f"{where}: the name {name!r} is not defined")
         self.name = name
         self.where = where
 
 
 class Unsupported(Exception):
-    """An annotation without a shape. The message says which and what to do; `within` adds the fields around it."""
+    """The annotation cannot be compiled. The message says why and what to do; `within` adds the enclosing fields."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)

@@ -1,6 +1,6 @@
-"""Compiles a function's parameters: arguments become a map by parameter name, and the map becomes arguments again.
+"""Compiles a function's parameters, to convert arguments to a map by parameter name and back.
 
-`Signature.bind` costs 2 µs a call; what it would compute anew is computed once here.
+`Signature.bind` takes 2 µs a call, because it computes everything anew; here it is computed once.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CallArguments = tuple[tuple[Any, ...], dict[str, Any]]
 class Arguments:
     """The parameters of one function with their shapes; immutable.
 
-    Arguments that were not given are not written: the code that reads fills in its own defaults. ``*args`` and ``**kwargs`` are an array
+    Arguments that were not given are not written: the reader's code fills in its own defaults. ``*args`` and ``**kwargs`` are an array
     and a map under their own names, and absent if empty.
     """
 
@@ -42,7 +42,7 @@ class Arguments:
         self._shapes = shapes
         self._reads = {name: self._read_of(name, shape.read) for name, shape in shapes.items()}
         self._json_reads = {name: self._read_of(name, shape.read_json) for name, shape in shapes.items()}
-        # Most calls of most functions give all arguments, and by position.
+        # Most calls of most functions pass all arguments by position.
         self._reads_in_order = [shapes[each.name].read for each in self._positional] if len(self._positional) == len(parameters) else None
 
     @property
@@ -58,7 +58,8 @@ class Arguments:
         )
 
     def _read_of(self, name: str, read: Read) -> Read:
-        """Return the reader of a parameter. For ``*args`` and ``**kwargs`` it reads many values, because they annotate one of them."""
+        """Return the reader of a parameter. For ``*args`` and ``**kwargs`` it reads several values, because the annotation describes
+        one."""
         if name == self._rest:
             return partial(_read_rest, read)
         if name == self._extra:
@@ -115,7 +116,7 @@ class Arguments:
             raise Misfit("is given twice, by position and by name")
         if self._extra is None:
             takes = f"; its arguments are {one_of(list(self._keyword_writes))}" if self._keyword_writes else ""
-            raise Misfit(("is positional only" if name in self._position_only else "is no argument of this function") + takes)
+            raise Misfit(("is positional only" if name in self._position_only else "is not an argument of this function") + takes)
         return encodable(name)
 
     def _read_all(self, wires: Any, levels: int) -> CallArguments:
@@ -123,11 +124,11 @@ class Arguments:
             try:
                 return tuple([read(wire, levels) for read, wire in zip(self._reads_in_order, wires.values(), strict=True)]), {}
             except Misfit:
-                pass  # reported below, where the argument is known
+                pass  # reported below, with the name of the argument
         return self._read(self._reads, wires, levels)
 
     def _read(self, reads: Mapping[str, Read], wires: Any, levels: int) -> CallArguments:
-        """Read the arguments. Unknown names are reported first: newer code may know more than the present error shows."""
+        """Read the arguments. Unknown names are reported first, because they show that newer code sent the call."""
         if type(wires) is not dict:
             raise Misfit(f"expected a map by parameter name, got {named(wires)}")
         if not wires.keys() <= self._known:
@@ -145,7 +146,7 @@ class Arguments:
         return self._call(values) if values else ((), {})
 
     def _call(self, values: dict[str, Any]) -> CallArguments:
-        """Pass values by position up to the first gap, the others by name."""
+        """Pass values by position up to the first missing one, and the others by name."""
         rest = values.pop(self._rest, ()) if self._rest else ()
         extra = values.pop(self._extra, {}) if self._extra else {}
         args: list[Any] = []
@@ -158,7 +159,7 @@ class Arguments:
         return (*args, *rest), {**values, **extra} if extra else values
 
     def _fill_gap(self, args: list[Any], values: dict[str, Any], *, to_the_end: bool) -> None:
-        """Fill in defaults before a value that can only be passed by position."""
+        """Append defaults for missing arguments that precede a value which can only be passed by position."""
         for parameter in self._positional[len(args) :]:
             if not to_the_end and self._position_only.isdisjoint(values):
                 break

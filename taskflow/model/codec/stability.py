@@ -1,7 +1,7 @@
-"""Checks that a value stays what it is: decoded and encoded again, it gives the same wire value.
+"""Checks that a value survives decoding: encoded again, it gives the same wire value.
 
-Classes run code of their users when they are decoded: validators, converters, `__post_init__`. Code that is not idempotent would change
-the value each time (3, 300, 30,000), and nobody would notice.
+Decoding runs code of users' classes: validators, converters, `__post_init__`. Code that is not idempotent would silently change the value
+each time (3, 300, 30,000).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from taskflow.model.codec.wire import marker_of, pack, unpack
 
 
 def check_stable(shape: Shape, body: bytes, levels: int) -> None:
-    """Raise Misfit if the value that `body` holds cannot be decoded, or would be another one when it is encoded again."""
+    """Raise Misfit if the value in `body` cannot be decoded, or would change when it is encoded again."""
     decoded = shape.read(unpack(body), levels)
     try:
         again = pack(shape.write(decoded, levels))
@@ -48,7 +48,7 @@ def _differences(one: Any, other: Any) -> Iterator[str]:
 
 
 def _sorted(wire: Any) -> Any:
-    """Sort the items of sets in a wire value: two equal sets may iterate differently."""
+    """Sort the items of sets in a wire value, because two equal sets may iterate in different orders."""
     if type(wire) is dict:
         return {key: _sorted(part) for key, part in wire.items()}
     if type(wire) is not list:
@@ -59,8 +59,8 @@ def _sorted(wire: Any) -> Any:
 
 _CHANGES: Final = (
     "is changed by its class when it is decoded, by a validator, a converter or __post_init__; "
-    "write that so that it leaves its own result alone, or send plain data"
+    "make that code leave its own result unchanged, or send plain data"
 )
 _SAME_VALUE: Final = (codes.TAGGED, codes.MODEL)
-"""Markers of arrays whose parts all belong to one value."""
+"""Markers of arrays whose parts together are one value."""
 _SETS: Final = (codes.SET, codes.FROZENSET)

@@ -1,8 +1,8 @@
-"""Unions: decides which member writes a value, and which reads a wire value, without trial and error.
+"""Unions: choose the member that writes a value or reads a wire value, without trial and error.
 
-Members are told apart by the exact type of a value and by the form of its wire value. If two would look alike on the wire (two
-dataclasses, an Enum and str), those that are classes are written in an array behind the marker TAGGED, with their name. If that does not
-help, the union is ambiguous and refused at its declaration.
+The exact type of a value, or the form of its wire value, decides. If two members look alike on the wire (two dataclasses, an Enum and
+str), the classes among them are written as an array that begins with the marker TAGGED and their name. If that is not enough, the union is
+ambiguous and rejected when it is declared.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from taskflow.model.codec.wire import form_of, marker, named, plain_number
 
 
 def union_of(members: Sequence[Shape]) -> Shape:
-    """Return the shape of a union of at least one member, none itself a union. Raises Unsupported if it is ambiguous."""
+    """Return the shape of a union of at least one member. No member is itself a union. Raises Unsupported if it is ambiguous."""
     told_apart = _told_apart(_without_covered(members))
     if len(told_apart) == 1:
         return told_apart[0]
@@ -33,7 +33,7 @@ def union_of(members: Sequence[Shape]) -> Shape:
 
 
 def _without_covered(members: Sequence[Shape]) -> list[Shape]:
-    """Return the members that `Any` does not write just as exactly: the classes, and those that may contain one."""
+    """Return the members that `Any` cannot replace: classes, and those that may contain one."""
     wide = next((member for member in members if member.wide), None)
     if wide is None:
         return list(members)
@@ -44,7 +44,7 @@ _LEAVES = frozenset((type(None), bool, int, float, str, bytes))
 
 
 def _told_apart(members: list[Shape]) -> list[Shape]:
-    """Return the members, tagged if they need it. Raises Unsupported if that does not help."""
+    """Return the members, tagged if necessary. Raises Unsupported if tags do not distinguish them."""
     told_apart = [_tagged(member) if member.tag and _looks_like_another(member, members) else member for member in members]
     for one, other in combinations(told_apart, 2):
         if one.forms & other.forms:
@@ -78,7 +78,7 @@ def _tagged(member: Shape) -> Shape:
 
 
 def _optional(member: Shape) -> Shape:
-    """Return the shape of `member | None`, the most frequent union, without a table."""
+    """Return the shape of `member | None`, the most frequent union. It needs no table."""
 
     def around(convert: Callable[[Any, int], Any]) -> Callable[[Any, int], Any]:
         return lambda value, levels: None if value is None else convert(value, levels)
@@ -118,7 +118,7 @@ def _writer(label: str, members: Sequence[Shape]) -> Write:
         return chosen(value, levels)
 
     def write_of_base(value: Any) -> Write:
-        """Choose a member for an instance of a subclass: the first one that it belongs to."""
+        """Choose the writer for an instance of a subclass: the first member that matches."""
         for kind, chosen in by_type.items():
             if isinstance(value, kind) and type(value) is not bool:
                 return chosen
@@ -144,7 +144,8 @@ def _reader(label: str, members: Sequence[Shape]) -> Read:
 
 
 def _json_reader(label: str, members: Sequence[Shape]) -> Read:
-    """Read an array or object as the first member that it looks like: to try them in turn would cost 2**depth for hostile bytes."""
+    """Return a reader that reads an array or object as the first member it looks like. Trying each in turn would take 2**depth steps for
+    hostile bytes."""
 
     def read_parts(wire: Any, levels: int) -> Any:
         for member in members:

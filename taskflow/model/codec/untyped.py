@@ -1,4 +1,4 @@
-"""Values without an annotation: every self-describing type, exactly. Instances of classes are refused."""
+"""Values without an annotation: every self-describing type, exactly. Instances of classes are rejected."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def read_any(wire: Any, levels: int) -> Any:
         return read_map(wire, read_any, _inside(levels))
     read = _READERS.get(wire.code) if kind is Ext else None
     if read is None:
-        raise Misfit(f"{named(wire)} is nothing that a value without an annotation can be")
+        raise Misfit(f"{named(wire)} cannot be a value without an annotation")
     return read(wire, levels)
 
 
 def read_json_any(wire: Any, levels: int) -> Any:
-    """JSON's own values, as they are."""
+    """Read JSON's own values unchanged."""
     if type(wire) is list:
         return read_items(wire, read_json_any, _inside(levels))
     if type(wire) is dict:
@@ -102,17 +102,17 @@ def _read_array(wire: list[Any], levels: int) -> Any:
         return read_map({**wire[1], **wire[2]}, read_any, inside)
     build = _ARRAYS.get(code)
     if build is None:
-        raise Misfit(f"{named(wire)} is nothing that a value without an annotation can be")
+        raise Misfit(f"{named(wire)} cannot be a value without an annotation")
     return hashed(build, read_items(wire[1:], read_any, inside))
 
 
 def _is_tagged(wire: Any) -> bool:
-    """Return True for a tag. A tag takes no level, so tags directly inside one another, which nobody writes, would have no limit."""
+    """Return True for a tag. A tag uses no level, so directly nested tags, which taskflow never writes, would have no limit."""
     return type(wire) is list and marker_of(wire) == codes.TAGGED
 
 
 def _refusal(value: Any) -> Misfit:
-    return NeedsAnnotation(f"{type_name(type(value))} has no form of its own to be sent in")
+    return NeedsAnnotation(f"{type_name(type(value))} cannot be sent by itself")
 
 
 _PLAIN: Final = frozenset((type(None), bool, int, float, str, bytes))

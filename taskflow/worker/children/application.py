@@ -10,8 +10,8 @@ import sys
 from types import ModuleType
 from typing import Any, NoReturn
 
-from taskflow.app.default_app import default_app
-from taskflow.app.job import AnyJob
+from taskflow.app.app import default_app
+from taskflow.app.job_type import AnyJob
 from taskflow.model.errors import TaskflowError
 from taskflow.worker.children.wire import CallRefused, Hello, Import
 from taskflow.worker.failures import failure_of

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
-from taskflow.app.default_app import default_app
-from taskflow.app.job import AnyJob, Job
+from taskflow.app.app import default_app
+from taskflow.app.job import Job
+from taskflow.app.job_type import AnyJob
 from taskflow.model.progress import Progress
 from taskflow.model.seams import Seams
 from taskflow.model.verdict import Settlement

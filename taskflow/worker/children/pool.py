@@ -14,7 +14,7 @@ import msgspec
 
 from taskflow.app.app import App
 from taskflow.app.execution_mode import RUN_AS_MAIN
-from taskflow.app.job import AnyJob
+from taskflow.app.job_type import AnyJob
 from taskflow.broker.retry import retry
 from taskflow.model.envelope import Lease
 from taskflow.model.retry import Pauses
@@ -140,8 +140,9 @@ class Turn:
 
     async def run(self, lease: Lease, report: OnProgress) -> Verdict:
         """Run the job. Raises ChildFailed. If it is cancelled, it kills the child and returns when that is gone."""
+        envelope = msgspec.structs.replace(lease.envelope, timeout=None)  # the worker enforces the timeout
         try:
-            return await self._child.run(_without_timeout(lease), self._module, report)
+            return await self._child.run(msgspec.structs.replace(lease, envelope=envelope), self._module, report)
         except asyncio.CancelledError:
             self._child.kill()
             await asyncio.wait([self._child.ended], timeout=_UNTIL_GONE)
@@ -149,11 +150,6 @@ class Turn:
 
     def end(self) -> None:
         self._give_back(self._child)
-
-
-def _without_timeout(lease: Lease) -> Lease:
-    """Remove the timeout from the lease: the worker enforces it."""
-    return msgspec.structs.replace(lease, envelope=msgspec.structs.replace(lease.envelope, timeout=None))
 
 
 def _main_module() -> str | None:

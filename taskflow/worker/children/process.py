@@ -17,24 +17,11 @@ from taskflow.model.envelope import Lease
 from taskflow.model.progress import Progress
 from taskflow.model.seams import StartThread
 from taskflow.model.verdict import Verdict
+from taskflow.worker.children import wire
 from taskflow.worker.children.death import CannotStart, ChildDied, ChildFailed
 from taskflow.worker.children.options import ChildOptions
 from taskflow.worker.children.output import Output, Tell
 from taskflow.worker.children.spawn import WIRE, Process, spawn
-from taskflow.worker.children.wire import (
-    BESIDES,
-    CallRefused,
-    Garbled,
-    Hello,
-    Import,
-    Message,
-    Ready,
-    Reported,
-    Run,
-    RunEnded,
-    Unpacker,
-    pack,
-)
 from taskflow.worker.endings import OutOfMemory
 
 # Never a fork of the worker, which has threads, connections and locks: a fresh interpreter with the same path.
@@ -51,7 +38,7 @@ F = TypeVar("F", bound=ChildFailed)
 class Nursery(msgspec.Struct, frozen=True):
     """What a child needs to start."""
 
-    hello: Hello
+    hello: wire.Hello
     options: ChildOptions
     tell: Tell
     start_thread: StartThread
@@ -77,8 +64,8 @@ class Child(asyncio.Protocol):
         self._is_retired = False
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
-        self._unpacker = Unpacker(nursery.hello.settings["max_payload"] + BESIDES)
-        self._answer: asyncio.Future[Message] = self._loop.create_future()
+        self._unpacker = wire.Unpacker(nursery.hello.settings["max_payload"] + wire.BESIDES)
+        self._answer: asyncio.Future[wire.Message] = self._loop.create_future()
         self._report: OnProgress | None = None
         self._out_of_memory = OutOfMemory()
 
@@ -110,7 +97,7 @@ class Child(asyncio.Protocol):
         """Have it import the job's module, once, as far as that succeeds. Raises ChildFailed. A caller that cancels this must kill the
         child."""
         if module not in self._modules:
-            self._memory_at_first = await self._get_ready(Import(module, main))
+            self._memory_at_first = await self._get_ready(wire.Import(module, main))
             self._modules.add(module)
 
     async def run(self, lease: Lease, module: str, report: OnProgress) -> Verdict:
@@ -120,17 +107,17 @@ class Child(asyncio.Protocol):
         self._out_of_memory.mark()
         self._output.begin(lease)
         try:
-            answer = await self._ask(Run(lease, module))
+            answer = await self._ask(wire.Run(lease, module))
         finally:
             self._report = None
             self._output.end()
         match answer:
-            case RunEnded(verdict, memory, is_whole):
+            case wire.RunEnded(verdict, memory, is_whole):
                 options = self._nursery.options
                 has_grown = memory - self._memory_at_first > options.most_growth
                 self.is_spent |= not is_whole or has_grown or self._runs >= options.most_runs
                 return verdict
-            case CallRefused(why, traceback):
+            case wire.CallRefused(why, traceback):
                 self.is_spent = True
                 raise _with_note(ChildFailed(why), traceback)
         raise self._out_of_turn(answer)
@@ -151,7 +138,7 @@ class Child(asyncio.Protocol):
 
     # --- messages --------------------------------------------------------------------------------------
 
-    async def _get_ready(self, message: Hello | Import) -> int:
+    async def _get_ready(self, message: wire.Hello | wire.Import) -> int:
         """Return how much memory it uses after its imports."""
         patience = self._nursery.options.start_within
         try:
@@ -159,20 +146,20 @@ class Child(asyncio.Protocol):
                 answer = await self._ask(message)
         except TimeoutError:
             self.kill()
-            what = ", ".join(message.modules) if isinstance(message, Hello) else message.module
+            what = ", ".join(message.modules) if isinstance(message, wire.Hello) else message.module
             raise ChildFailed(
                 f"a child process has not imported {what or 'taskflow'} within {patience:g} s, and was killed: make its imports faster"
             ) from None
-        if not isinstance(answer, Ready):
+        if not isinstance(answer, wire.Ready):
             raise self._out_of_turn(answer)
         return answer.memory
 
-    async def _ask(self, message: Message) -> Message:
+    async def _ask(self, message: wire.Message) -> wire.Message:
         self._answer = self._loop.create_future()
         if self._transport is None or self._transport.is_closing():
             self._answer.set_exception(_HungUp("had closed its connection before"))
         else:
-            self._transport.write(pack(message))
+            self._transport.write(wire.pack(message))
         try:
             return await self._answer
         except _HungUp as hung_up:
@@ -189,7 +176,7 @@ class Child(asyncio.Protocol):
         self._output.end()
         return _with_note(ChildDied(f"the child process (pid {self.pid}) {cause}"), self._output.last_lines)
 
-    def _out_of_turn(self, message: Message) -> ChildDied:
+    def _out_of_turn(self, message: wire.Message) -> ChildDied:
         self.kill()
         return ChildDied(f"the child process (pid {self.pid}) spoke out of turn ({message.kind}), and was killed")
 
@@ -202,15 +189,15 @@ class Child(asyncio.Protocol):
         try:
             for message in self._unpacker.feed(data):
                 self._hear(message)
-        except Garbled as garbled:
+        except wire.Garbled as garbled:
             self._give_up(_HungUp(f"sent {garbled}", is_its_own=False))
             self.kill()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._give_up(_HungUp("has closed its connection to the worker"))
 
-    def _hear(self, message: Message) -> None:
-        if not isinstance(message, Reported):
+    def _hear(self, message: wire.Message) -> None:
+        if not isinstance(message, wire.Reported):
             if not self._answer.done():
                 self._answer.set_result(message)
         elif self._report is not None:

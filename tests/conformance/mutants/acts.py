@@ -39,8 +39,8 @@ class PurgesWhatRuns(Mutant):
     breaks = frozenset({"console_purge"})
     because = "DELETE FROM jobs: a worker settles what is not there"
 
-    def purge(self, job_filter: JobFilter, limit: int) -> int:
-        purged = super().purge(job_filter, limit)
+    def purge(self, job_filter: JobFilter, *, limit: int = 1_000) -> int:
+        purged = super().purge(job_filter, limit=limit)
         for job in list(self.jobs.values()):
             if job.status is Status.RUNNING and self._matches(job, job_filter):
                 self.finish(job, Event.CANCEL, Status.CANCELLED, "purged")
@@ -85,14 +85,14 @@ class ReadsWhatIsOver(Mutant):
 
 
 class NudgesOnlyForTheNew(Mutant):
-    breaks = frozenset({"listen_ready"})
+    breaks = frozenset({"listen_ready", "nudge_few"})
     because = "a retry that is READY at once waits for the next poll"
 
     def make_ready(self, job: StoredJob, event: Event) -> None:
-        rung = set(self.rung)
+        readied = self.readied.copy()
         super().make_ready(job, event)
         if event is not Event.ENQUEUE:
-            self.rung = rung
+            self.readied = readied
 
 
 class DueIsNotTold(Mutant):

@@ -13,6 +13,7 @@ from taskflow.broker.url import connect
 from taskflow.model.envelope import Envelope
 from taskflow.model.ids import IdFactory
 from taskflow.model.session import Session
+from tests.stores.postgres.versions import of_this_version
 from tests.support.postgres import PostgresServer
 
 new_id = IdFactory()
@@ -105,7 +106,7 @@ class Store:
 @asynccontextmanager
 async def a_store(server: PostgresServer) -> AsyncIterator[Store]:
     """In a new database of that server, dropped at the end: each takes 8 MB of memory."""
-    database = server.new_database()
+    database = of_this_version(server)
     broker = connect(server.url(database))
     await broker.register(Session(id=SESSION, name="worker"))
     await broker.close()

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from taskflow import BrokerUnavailable, configure
-from taskflow.app.default_app import default_app
+from taskflow.app.app import default_app
 from taskflow.broker.protocol import Added, Broker
 from taskflow.broker.url import connect
 from taskflow.model.envelope import Envelope

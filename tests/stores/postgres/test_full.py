@@ -12,7 +12,7 @@ from typing import Final
 
 import pytest
 
-from taskflow import EnqueueFailed, StoreFull, configure
+from taskflow import StoreFull, configure
 from taskflow.worker.events import BrokerTrouble, SessionEnded
 from tests.stores.postgres.scene import Scene
 from tests.stores.scene import PATIENCE, until
@@ -67,7 +67,8 @@ async def test_a_full_disk_loses_nothing(server: PostgresServer, small_disk: Pat
             await scene.send(range(10))
             await scene.until_done()
             scene.takes = 0.5
-            sent = await fill(scene)
+            configure(enqueue_timeout=PATIENCE)
+            sent = await scene.fill(BALLAST)
             with pytest.raises(StoreFull, match="has no room: could not extend file"):
                 await scene.note.delay(-1, BALLAST)
             await asyncio.sleep(1)
@@ -83,21 +84,6 @@ async def test_a_full_disk_loses_nothing(server: PostgresServer, small_disk: Pat
     with capsys.disabled():
         print(f"\nfull after {sent} jobs; a second later {told_when_full}; troubles with {troubles}; runs {scene.runs.total()}; {ended}")
     assert not ended
-
-
-async def fill(scene: Scene) -> int:
-    """Send until it is full; how many jobs were taken."""
-    configure(enqueue_timeout=PATIENCE)
-    sent = 10
-    while sent < 10_000:
-        try:
-            await scene.send(range(sent, sent + 20), ballast=BALLAST)
-        except EnqueueFailed as error:
-            if not isinstance(error.__cause__, StoreFull):
-                raise
-            return sent
-        sent += 20
-    raise AssertionError("it does not fill up")
 
 
 @pytest.mark.parametrize("table", ["jobs", "sessions"])

@@ -13,7 +13,7 @@ from typing import Any, Final
 import asyncpg
 import pytest
 
-from taskflow.app.default_app import default_app
+from taskflow.app.app import default_app
 from taskflow.broker import topics
 from taskflow.broker.postgres import wakeups
 from taskflow.broker.postgres.connect.link import Link

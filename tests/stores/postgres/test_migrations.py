@@ -5,14 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import shutil
-import subprocess
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
-from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import asyncpg
 import pytest
@@ -21,20 +18,18 @@ from taskflow.broker.postgres import PostgresBroker, migrations
 from taskflow.broker.postgres.migrations import LOCKED_WITHIN, MIGRATIONS, VERSION
 from taskflow.broker.protocol import Added
 from taskflow.broker.url import connect
-from taskflow.model.envelope import Envelope, Lease, OnConflict
+from taskflow.model.envelope import Envelope
 from taskflow.model.errors import BrokerRefused, BrokerUnavailable
 from taskflow.model.ids import IdFactory
 from taskflow.model.record import Status
 from taskflow.model.session import Beat, Session
 from taskflow.model.verdict import Settled
 from tests.stores.postgres import digest
-from tests.stores.postgres.one_job import one_job_is_done
-from tests.stores.postgres.versions import NEXT, next_version, of_this_version, without_meta_commands
+from tests.stores.postgres.versions import CATALOG, NEXT, catalog, next_version, of_this_version
 from tests.stores.scene import until
-from tests.support.pgbouncer import PgBouncer
-from tests.support.pgbouncer import is_there as pgbouncer_is_there
+from tests.support.pgbouncer import PgBouncer, is_there as pgbouncer_is_there
 from tests.support.postgres import PostgresServer, shared_postgres
-from tests.support.verdicts import cancelled, failed, retried, succeeded
+from tests.support.verdicts import succeeded
 
 T = TypeVar("T")
 
@@ -82,108 +77,6 @@ in_next_version = pytest.mark.usefixtures("next_one")
 
 async def version_of(broker: PostgresBroker) -> int:
     return (await broker.pending()).version
-
-
-# --- what lies in it -------------------------------------------------------------------------------------------------
-
-
-class Stock:
-    """Jobs in every status, in a store that a client of this version works with. One is leased, by the session's last request."""
-
-    def __init__(self, broker: PostgresBroker) -> None:
-        self._broker = broker
-        self.session = Session(id=new_id(), name="somewhere:1", queues=("default",), concurrency=7, ttl=3600.0)
-        self.requests = 0
-        self.ids: list[bytes] = []
-
-    async def fill(self) -> None:
-        await self._broker.register(self.session)
-        await self._broker.settle([succeeded(await self.lease(job="good"))])
-        await self._broker.settle([failed(await self.lease(job="bad"))])
-        await self._broker.settle([retried(await self.lease(job="worse", max_attempts=2), after=3600.0)])
-        await self._broker.settle([cancelled(await self.lease())])
-        await self.add(queue="mail")
-        await self.add(queue="mail", priority=5, headers={"from": "web"})
-        await self.add(queue="mail", priority=-5, expires=3600.0, timeout=7.0)
-        await self.add(after=3600.0)
-        leader = await self.add(awaits=1)
-        await self.lease(key=b"a key of 16 bytes", joins=(leader,))
-        await self.add(key=b"a key of 16 bytes", on_conflict=OnConflict.REPLACE)  # it waits behind the one that runs
-        await self._broker.console.pause("mail")
-
-    async def add(self, **fields: Any) -> bytes:
-        envelope = an_envelope(**fields)
-        assert await self._broker.enqueue([envelope]) == [Added(envelope.id)]
-        self.ids.append(envelope.id)
-        return envelope.id
-
-    async def lease(self, **fields: Any) -> Lease:
-        added = await self.add(**fields)
-        self.requests += 1
-        [lease] = await self._broker.claim(self.session.id, self.requests, ["default"], 1)
-        assert lease.envelope.id == added
-        return lease
-
-
-async def all_that_is_there(broker: PostgresBroker, ids: list[bytes]) -> dict[str, Any]:
-    queues, workers = await broker.console.queues(), await broker.console.workers()
-    return {
-        "jobs": await broker.read(ids),
-        "queues": [(queue.name, queue.is_paused, queue.counts) for queue in queues],
-        "workers": [(worker.session, worker.registered_at, worker.leases, worker.is_dying) for worker in workers],
-        "metrics": await broker.console.metrics(),
-    }
-
-
-async def test_what_lies_in_an_older_schema_stays_and_runs_on() -> None:
-    """Jobs in every status, counts, pauses and sessions; the first use migrates. A lease from before is settled after."""
-    server = shared_postgres()
-    url = server.url(of_this_version(server))
-    async with an_old_one(url) as old:
-        stock = Stock(old)
-        await stock.fill()
-        before = await all_that_is_there(old, stock.ids)
-    statuses = {record.status for record in before["jobs"]}
-    assert statuses == {*Status}
-
-    with next_version():
-        async with a_broker(url) as broker:
-            assert await all_that_is_there(broker, stock.ids) == before
-            assert await version_of(broker) == NEXT
-            await all_runs_on(broker, stock)
-
-
-async def all_runs_on(broker: PostgresBroker, stock: Stock) -> None:
-    [lease] = await broker.claim(stock.session.id, stock.requests, ["default"], 10)  # the answer to the last request, again
-    assert await broker.settle([succeeded(lease)]) == [Settled.OK]
-    await broker.console.resume("mail")
-    leases = await broker.claim(stock.session.id, stock.requests + 1, ["mail", "default"], 10)
-    assert [lease.envelope.priority for lease in leases] == [5, 0, -5, 0, 0]  # with the two that have waited for the first one's end
-    assert await broker.settle([succeeded(lease) for lease in leases]) == [Settled.OK] * 5
-    left = {record.status for record in await broker.read(stock.ids) if record is not None}
-    assert left == {Status.SUCCEEDED, Status.FAILED, Status.SCHEDULED, Status.CANCELLED}
-    await one_job_is_done(broker)
-
-
-CATALOG: Final = {
-    "columns": "SELECT relname, attname, attnum, format_type(atttypid, atttypmod), attnotnull, attidentity, attcollation, "
-    "pg_get_expr(adbin, adrelid) FROM pg_attribute JOIN ours ON ours.oid = attrelid AND relkind IN ('r', 'v', 'S') "
-    "LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum WHERE attnum > 0 AND NOT attisdropped",
-    "relations": "SELECT relname, relkind, reloptions FROM ours WHERE relkind <> 't'",
-    "indexes": "SELECT pg_get_indexdef(indexrelid) FROM pg_index JOIN ours ON ours.oid = indrelid",
-    "constraints": "SELECT relname, conname, pg_get_constraintdef(pg_constraint.oid) FROM pg_constraint JOIN ours ON ours.oid = conrelid",
-    "functions": "SELECT pg_get_functiondef(oid) FROM pg_proc WHERE pronamespace = $1::regnamespace",
-    "triggers": "SELECT pg_get_triggerdef(pg_trigger.oid) FROM pg_trigger JOIN ours ON ours.oid = tgrelid WHERE NOT tgisinternal",
-    "types": "SELECT typname, conname, pg_get_constraintdef(pg_constraint.oid) FROM pg_type JOIN pg_constraint ON contypid = pg_type.oid "
-    "WHERE typnamespace = $1::regnamespace",
-    "views": "SELECT relname, pg_get_viewdef(oid) FROM ours WHERE relkind = 'v'",
-}
-OURS: Final = "WITH ours AS (SELECT * FROM pg_class WHERE relnamespace = $1::regnamespace)"
-
-
-def catalog(server: PostgresServer, database: str) -> dict[str, list[str]]:
-    """What the schema is made of, without the numbers by which the server knows it."""
-    return {part: sorted(map(str, server.rows(f"{OURS} {query}", "taskflow", database=database))) for part, query in CATALOG.items()}
 
 
 async def fresh(server: PostgresServer) -> str:
@@ -299,27 +192,6 @@ async def test_workers_of_the_version_before_work_on_while_it_is_migrated(pause:
 
 
 @in_next_version
-async def test_of_twenty_at_once_one_migrates() -> None:
-    """None of them fails, whether it comes by its first verb or to migrate."""
-    server = shared_postgres()
-    url = server.url(of_this_version(server))
-    brokers = [connect(url) for _ in range(20)]
-    assert all(isinstance(broker, PostgresBroker) for broker in brokers)
-
-    verbs = [broker.enqueue([an_envelope()]) for broker in brokers[:10]]
-    upgrades = [broker.migrate() for broker in brokers[10:] if isinstance(broker, PostgresBroker)]
-    added, done = await asyncio.gather(asyncio.gather(*verbs), asyncio.gather(*upgrades))
-
-    assert all(isinstance(answer, Added) for [answer] in added)
-    assert {upgrade.target for upgrade in done} == {NEXT}
-    assert sum(bool(upgrade.migrations) for upgrade in done) <= 1
-    [queue] = await brokers[0].console.queues()
-    assert sum(queue.counts.values()) == 10
-    for broker in brokers:
-        await broker.close()
-
-
-@in_next_version
 async def test_what_is_not_ours_in_the_schema_stays_as_it_is() -> None:
     """Functions, also those that a trigger uses, and tables: a namespace may be somebody's own schema, `public` for example."""
     server = shared_postgres()
@@ -378,39 +250,6 @@ async def test_through_a_pooler() -> None:
 async def one_of(broker: Any) -> None:
     assert [type(answer) for answer in await broker.enqueue([an_envelope()])] == [Added]
     await broker.close()
-
-
-# --- unless told otherwise -------------------------------------------------------------------------------------------
-
-
-@in_next_version
-@pytest.mark.parametrize("stands", ["is not there", f"is of version {VERSION}"])
-async def test_who_is_told_not_to_migrate_says_what_to_do(stands: str) -> None:
-    """Nothing is changed; it works once somebody has migrated."""
-    server = shared_postgres()
-    database = of_this_version(server) if "version" in stands else server.new_database()
-    before = catalog(server, database) if "version" in stands else None
-    url = f"{server.url(database)}?migrate=0"
-    says = f"{stands}, this taskflow needs version {NEXT}, and must not migrate by itself (migrate=0): run `taskflow migrate`"
-    async with a_broker(url) as broker:
-        with pytest.raises(BrokerRefused, match=re.escape(says)):
-            await broker.enqueue([an_envelope()])
-        assert before is None or catalog(server, database) == before
-
-        await broker.migrate()  # what it is told is not to do so by itself
-
-        await one_job_is_done(broker)
-
-
-@pytest.mark.parametrize("options", ["", "?migrate=0"])
-async def test_a_newer_schema_is_refused_by_all(options: str) -> None:
-    server = shared_postgres()
-    with next_version():
-        database = await fresh(server)
-    async with a_broker(server.url(database) + options) as broker:
-        for ask in (lambda: broker.enqueue([an_envelope()]), broker.pending, broker.migrate, broker.sql):
-            with pytest.raises(BrokerRefused, match=f"of version {NEXT}, this taskflow knows {VERSION}: update it"):
-                await ask()
 
 
 async def test_somebody_elses_table_meta_is_refused() -> None:
@@ -495,45 +334,6 @@ def unmarked(server: PostgresServer, url: str) -> list[str]:
     """The functions that no migration would drop."""
     query = "SELECT proname FROM pg_proc WHERE pronamespace = 'taskflow'::regnamespace AND obj_description(oid, 'pg_proc') IS NULL"
     return [name for (name,) in server.rows(query, database=url.rpartition("/")[2])]
-
-
-# --- the script ------------------------------------------------------------------------------------------------------
-
-
-def by_driver(server: PostgresServer, database: str, script: str) -> None:
-    server.execute(without_meta_commands(script), database)
-
-
-def by_psql(server: PostgresServer, database: str, script: str) -> None:
-    psql = shutil.which("psql") or server.binary.with_name("psql")
-    if not Path(psql).exists():
-        if os.environ.get("CI"):
-            pytest.fail("there is no psql on this machine: apt-get install postgresql-client")
-        pytest.skip("there is no psql on this machine: apt-get install postgresql-client (where CI is set, that is a failure)")
-    ran = subprocess.run([psql, "--no-psqlrc", "--quiet", server.url(database)], input=script, text=True, capture_output=True)
-    if ran.returncode:
-        raise asyncpg.PostgresError(ran.stderr)
-
-
-@in_next_version
-@pytest.mark.parametrize("run", [by_driver, by_psql])
-@pytest.mark.parametrize("make", [of_this_version, PostgresServer.new_database])
-async def test_an_administrator_runs_the_script(
-    make: Callable[[PostgresServer], str], run: Callable[[PostgresServer, str, str], None]
-) -> None:
-    """On a schema of an older version, and where there is none. A second time it does nothing."""
-    server = shared_postgres()
-    database = make(server)
-    async with a_broker(f"{server.url(database)}?migrate=0") as broker:
-        script = await broker.sql()
-        run(server, database, script)
-        await one_job_is_done(broker)
-        assert catalog(server, database) == catalog(server, await fresh(server))
-
-        with pytest.raises(asyncpg.PostgresError, match="let `taskflow migrate --sql` print this script anew"):
-            run(server, database, script)
-        await one_job_is_done(broker)
-        assert await broker.sql() == f"-- schema 'taskflow' is up to date (version {NEXT})\n"
 
 
 # --- the files -------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import pytest
 
 from taskflow import BrokerRefused
 from taskflow.broker.url import connect
-from tests.stores.postgres.one_job import one_job_is_done
+from tests.stores.one_job import one_job_is_done
 from tests.support.postgres import PostgresServer
 
 ROLES: Final = "CREATE ROLE app LOGIN; CREATE ROLE mallory LOGIN; CREATE ROLE team; CREATE ROLE other LOGIN"

@@ -14,7 +14,7 @@ from taskflow.broker.url import connect
 from taskflow.model.envelope import Envelope
 from taskflow.model.errors import BrokerRefused
 from taskflow.model.ids import IdFactory
-from tests.stores.postgres.one_job import one_job_is_done
+from tests.stores.one_job import one_job_is_done
 from tests.support.pgbouncer import PgBouncer, is_there
 from tests.support.postgres import shared_postgres
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import resource
+import tracemalloc
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
@@ -15,8 +15,9 @@ from taskflow.broker.console import JobFilter
 from taskflow.broker.protocol import Broker
 from taskflow.broker.url import connect
 from taskflow.model.envelope import Envelope
+from taskflow.model.job_schema import BY_NAME
 from taskflow.model.record import Record
-from taskflow.model.session import Beat, Session
+from taskflow.model.session import Session
 from taskflow.model.verdict import Settled
 from tests.stores.postgres.counts import SESSION, new_id
 from tests.support.postgres import shared_postgres
@@ -108,40 +109,25 @@ async def test_an_instant_beyond_the_year_9999_is_that_of_the_last_moment(broker
 
 
 @pytest.mark.parametrize("of", ["extras", "payload", "errors", "progress", "reason", "worker"])
-async def test_of_a_value_of_80_mb_only_the_length_is_looked_at(broker: Broker, stranger: asyncpg.Connection, of: str) -> None:
+async def test_of_a_value_that_is_too_long_only_the_length_is_looked_at(broker: Broker, stranger: asyncpg.Connection, of: str) -> None:
     envelopes = [an_envelope() for _ in range(3)]
     await broker.enqueue(envelopes)
-    await spoil(stranger, envelopes[1].id, of, "convert_to(repeat('x', 80000000), 'UTF8')")
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    records = await broker.read([envelope.id for envelope in envelopes])
-    leases = await broker.claim(SESSION, 1, [], 10)
-    listed = await broker.console.browse(JobFilter())
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 40_000  # KiB
+    size = 8_000_000 if BY_NAME[of].kind.most < 8_000_000 else 80_000_000
+    await spoil(stranger, envelopes[1].id, of, f"convert_to(repeat('x', {size}), 'UTF8')")
+    tracemalloc.start()
+    try:
+        records = await broker.read([envelope.id for envelope in envelopes])
+        leases = await broker.claim(SESSION, 1, [], 10)
+        listed = await broker.console.browse(JobFilter())
+        assert tracemalloc.get_traced_memory()[1] < 4_000_000
+    finally:
+        tracemalloc.stop()
 
     assert [record.unreadable[0].column if record and record.unreadable else None for record in records] == [None, of, None]
     assert [bool(lease.unreadable) for lease in leases] == [False, of in ("extras", "payload"), False]
     assert len(listed) == 3
     settlements = [failed(lease) if lease.unreadable else succeeded(lease) for lease in leases]
     assert await broker.settle(settlements) == [Settled.OK] * 3
-
-
-@pytest.mark.parametrize(
-    "extras",
-    [b"\xc1", b"\x93\x01\x02\x03", b"\x81\xa1k\xcb\x7f\xf8" + bytes(6), b"\x81\xa1k\xa4text", b"\x81\xa1m\xc0", b""],
-    ids=["no msgpack", "no map", "NaN", "text", "None", "empty"],
-)
-async def test_options_that_cannot_be_read_spoil_their_own_job(broker: Broker, stranger: asyncpg.Connection, extras: bytes) -> None:
-    envelopes = [an_envelope(max_attempts=3) for _ in range(3)]
-    await broker.enqueue(envelopes)
-    await spoil(stranger, envelopes[1].id, "extras", f"'\\x{extras.hex()}'")
-    leases = await broker.claim(SESSION, 1, [], 10)
-    assert [[field.column for field in lease.unreadable] for lease in leases] == [[], ["extras"], []]
-    assert [lease.envelope.max_attempts for lease in leases] == [3, 10, 3]
-    assert await broker.settle([succeeded(leases[0]), failed(leases[1]), succeeded(leases[2])]) == [Settled.OK] * 3
-    [record] = await broker.read([envelopes[1].id])
-    assert record is not None
-    assert record.status is Status.FAILED
-    assert [(field.column, field.raw) for field in record.unreadable] == [("extras", extras)]
 
 
 @pytest.mark.parametrize("verdict", [failed, retried])
@@ -204,38 +190,6 @@ async def test_the_server_refuses_a_session_that_nobody_could_read(
 ) -> None:
     with pytest.raises(asyncpg.IntegrityConstraintViolationError):
         await stranger.execute(f"UPDATE taskflow.sessions SET {column} = {value} WHERE id = $1", SESSION)
-
-
-ADMITTED_OF_SESSIONS: Final = {
-    "ttl": ("1",),
-    "beat_at": ("0", "253402300799999999"),
-    "floor": ("253402300799999999",),
-    "dead_at": ("0", "253402300799999999"),
-    "about": ("''", "'\\xc1'"),
-}
-"""Column to values that the table admits, and that no session of ours has."""
-
-
-@pytest.mark.parametrize(("column", "value"), [(column, value) for column, values in ADMITTED_OF_SESSIONS.items() for value in values])
-async def test_a_session_with_odd_values_keeps_nobody(broker: Broker, stranger: asyncpg.Connection, column: str, value: str) -> None:
-    """Others beat, claim and are listed; what it holds is released in the end."""
-    doomed = Session(id=new_id(), name="doomed", ttl=0.05)
-    await broker.register(doomed)
-    envelope = an_envelope()
-    await broker.enqueue([envelope])
-    await broker.claim(doomed.id, 1, [], 10)
-    await stranger.execute(f"UPDATE taskflow.sessions SET {column} = {value} WHERE id = $1", doomed.id)
-
-    await broker.beat(Beat(session=SESSION, seen=0, looks=True))
-    workers = await broker.console.workers()
-    assert SESSION in [worker.session.id for worker in workers]
-    for _ in range(5):  # to find it dead, to find what it holds, and to release that
-        await broker.upkeep(100)
-        await stranger.execute("UPDATE taskflow.sessions SET beat_at = greatest(0, beat_at - 60000000) WHERE id = $1", doomed.id)
-        await broker.beat(Beat(session=SESSION, seen=0))
-    [record] = await broker.read([envelope.id])
-    assert record is not None
-    assert record.status in (Status.READY, Status.SCHEDULED)
 
 
 async def test_a_run_of_a_session_that_nobody_knows_is_released(broker: Broker, stranger: asyncpg.Connection) -> None:

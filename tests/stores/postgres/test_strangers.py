@@ -10,7 +10,7 @@ import pytest
 from msgspec import structs
 
 from taskflow import BrokerUnavailable, JobFailed, Worker, job
-from taskflow.app.default_app import default_app
+from taskflow.app.app import default_app
 from taskflow.broker import topics
 from taskflow.broker.protocol import Broker
 from taskflow.model.envelope import Envelope, Lease

@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
@@ -16,7 +17,8 @@ from taskflow.broker.postgres import migrations, texts
 from taskflow.model.rules import Rules
 from tests.support.postgres import PostgresServer
 
-NEXT: Final = migrations.VERSION + 1
+VERSION: Final = migrations.VERSION
+NEXT: Final = VERSION + 1
 
 DESCRIPTION: Final = "Jobs have a note."
 
@@ -42,6 +44,12 @@ _THIS: Final = migrations.script(migrations.MIGRATIONS.after(0, "schema"), "task
 
 def of_this_version(server: PostgresServer) -> str:
     """Return the name of a new database with a schema of this version, also inside `next_version`."""
+    return server.new_database(_template(server))
+
+
+@cache
+def _template(server: PostgresServer) -> str:
+    """Make the schema once: to copy it takes the server a third of the time."""
     database = server.new_database()
     server.execute(without_meta_commands(_THIS), database)
     return database
@@ -74,3 +82,24 @@ def next_version() -> Iterator[None]:
             patch.object(migrations, "VERSION", found.newest),
         ):
             yield
+
+
+CATALOG: Final = {
+    "columns": "SELECT relname, attname, attnum, format_type(atttypid, atttypmod), attnotnull, attidentity, attcollation, "
+    "pg_get_expr(adbin, adrelid) FROM pg_attribute JOIN ours ON ours.oid = attrelid AND relkind IN ('r', 'v', 'S') "
+    "LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum WHERE attnum > 0 AND NOT attisdropped",
+    "relations": "SELECT relname, relkind, reloptions FROM ours WHERE relkind <> 't'",
+    "indexes": "SELECT pg_get_indexdef(indexrelid) FROM pg_index JOIN ours ON ours.oid = indrelid",
+    "constraints": "SELECT relname, conname, pg_get_constraintdef(pg_constraint.oid) FROM pg_constraint JOIN ours ON ours.oid = conrelid",
+    "functions": "SELECT pg_get_functiondef(oid) FROM pg_proc WHERE pronamespace = $1::regnamespace",
+    "triggers": "SELECT pg_get_triggerdef(pg_trigger.oid) FROM pg_trigger JOIN ours ON ours.oid = tgrelid WHERE NOT tgisinternal",
+    "types": "SELECT typname, conname, pg_get_constraintdef(pg_constraint.oid) FROM pg_type JOIN pg_constraint ON contypid = pg_type.oid "
+    "WHERE typnamespace = $1::regnamespace",
+    "views": "SELECT relname, pg_get_viewdef(oid) FROM ours WHERE relkind = 'v'",
+}
+OURS: Final = "WITH ours AS (SELECT * FROM pg_class WHERE relnamespace = $1::regnamespace)"
+
+
+def catalog(server: PostgresServer, database: str) -> dict[str, list[str]]:
+    """What the schema is made of, without the numbers by which the server knows it."""
+    return {part: sorted(map(str, server.rows(f"{OURS} {query}", "taskflow", database=database))) for part, query in CATALOG.items()}

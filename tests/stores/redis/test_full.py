@@ -8,7 +8,7 @@ from typing import Final
 
 import pytest
 
-from taskflow import EnqueueFailed, Status, StoreFull
+from taskflow import Status, StoreFull
 from taskflow.broker.redis import RedisBroker, RedisTarget
 from taskflow.model.envelope import Envelope
 from taskflow.model.errors import BrokerRefused
@@ -36,27 +36,13 @@ def end_scarcity(server: RedisServer) -> None:
         client.config_set("maxmemory", 0)
 
 
-async def fill(scene: Scene) -> int:
-    """Send until it is full; how many jobs were taken."""
-    sent = 0
-    while sent < 10_000:
-        try:
-            await scene.send(range(sent, sent + 20), ballast=BALLAST)
-        except EnqueueFailed as error:
-            if not isinstance(error.__cause__, StoreFull):
-                raise
-            return sent
-        sent += 20
-    raise AssertionError("it does not fill up")
-
-
 @pytest.mark.parametrize("found", redis_binaries(), ids=lambda found: found.name)
 async def test_a_full_server_refuses_new_jobs_and_is_worked_off(found: Found, capsys: pytest.CaptureFixture[str]) -> None:
     """It stays full to the last: nothing of what it takes to claim, beat, settle and keep up needs room."""
     with RedisServer(found.path, settings={"maxmemory-policy": "noeviction"}) as server:
         async with Scene(server) as scene:
             make_scarce(server, ROOM)
-            sent = await fill(scene)
+            sent = await scene.fill(BALLAST)
             make_scarce(server, -ROOM)
             with pytest.raises(StoreFull, match="maxmemory"):
                 await scene.note.delay(-1)

@@ -22,7 +22,7 @@ from taskflow.broker.redis.scripts import Scripts, smallest_calls
 from taskflow.broker.url import connect
 from taskflow.model.rules import Rules
 from taskflow.worker.events import SessionEnded
-from tests.cli.processes import Shell
+from tests.cli.inprocess import Cli
 from tests.stores.redis.scene import Scene
 from tests.stores.refusals import SECRET, WRONG, exits_by_broker
 from tests.support.servers import HOST, Found, RedisServer, has_tls, redis_binaries
@@ -59,16 +59,8 @@ def locked() -> Iterator[RedisServer]:
         yield server
 
 
-@pytest.mark.parametrize("credentials", ["", f":{WRONG}@", f"app:{WRONG}@"], ids=["none", "a wrong one", "an unknown user"])
-def test_a_wrong_password(locked: RedisServer, shell: Shell, credentials: str) -> None:
-    exits_by_broker(shell, f"redis://{credentials}{HOST}:{locked.port}/0", f"{HOST}:{locked.port} does not take this user and password")
-
-
-async def test_the_right_password(locked: RedisServer) -> None:
-    broker = connect(locked.url)
-    assert await broker.read([bytes(16)]) == [None]
-    assert SECRET not in repr(broker)
-    await broker.close()
+def test_an_unknown_user(locked: RedisServer, cli: Cli) -> None:
+    exits_by_broker(cli, f"redis://app:{WRONG}@{HOST}:{locked.port}/0", f"{HOST}:{locked.port} does not take this user and password")
 
 
 @contextmanager
@@ -124,10 +116,10 @@ def id_of(scene: Scene, number: int) -> bytes:
 @pytest.mark.parametrize(
     "denied", ["-info", "-evalsha", "-eval", "-subscribe", "-publish", "-scan", "-@write", "resetchannels", "resetkeys"]
 )
-def test_a_user_who_may_not_do_what_is_needed(denied: str, shell: Shell) -> None:
+def test_a_user_who_may_not_do_what_is_needed(denied: str, cli: Cli) -> None:
     """Told at the start, not by a worker that does nothing."""
     with with_user(*OF_THE_PAGE, denied) as url:
-        exits_by_broker(shell, url, "does not let this user do what taskflow needs.*configure-a-broker")
+        exits_by_broker(cli, url, "does not let this user do what taskflow needs.*configure-a-broker")
 
 
 @pytest.mark.parametrize("found", redis_binaries(), ids=lambda found: found.name)
@@ -177,20 +169,16 @@ async def test_tls_whose_certificate_is_not_checked(behind_tls: RedisServer) -> 
     await broker.close()
 
 
-def test_tls_with_an_unknown_authority(behind_tls: RedisServer, shell: Shell) -> None:
-    exits_by_broker(shell, behind_tls.url, "over TLS cannot be trusted: .*certificate", r"\?tls_ca=")
+def test_tls_with_an_unknown_authority(behind_tls: RedisServer, cli: Cli) -> None:
+    exits_by_broker(cli, behind_tls.url, "over TLS cannot be trusted: .*certificate", r"\?tls_ca=")
 
 
-def test_tls_with_a_file_that_is_none(behind_tls: RedisServer, shell: Shell, tmp_path: Path) -> None:
-    exits_by_broker(shell, f"{behind_tls.url}?tls_ca={tmp_path}/none.pem", "no TLS with Redis at .*none.pem")
+def test_tls_with_a_file_that_is_none(behind_tls: RedisServer, cli: Cli, tmp_path: Path) -> None:
+    exits_by_broker(cli, f"{behind_tls.url}?tls_ca={tmp_path}/none.pem", "no TLS with Redis at .*none.pem")
 
 
-def test_tls_asked_of_a_server_without(locked: RedisServer, shell: Shell) -> None:
-    exits_by_broker(shell, f"rediss://:{SECRET}@{HOST}:{locked.port}/0", f"{HOST}:{locked.port} over TLS does not answer")
-
-
-def test_no_tls_with_a_server_that_has_nothing_else(behind_tls: RedisServer, shell: Shell) -> None:
-    exits_by_broker(shell, f"redis://:{SECRET}@{HOST}:{behind_tls.port}/0", f"Redis at {HOST}:{behind_tls.port} does not answer")
+def test_no_tls_with_a_server_that_has_nothing_else(behind_tls: RedisServer, cli: Cli) -> None:
+    exits_by_broker(cli, f"redis://:{SECRET}@{HOST}:{behind_tls.port}/0", f"Redis at {HOST}:{behind_tls.port} does not answer")
 
 
 # --- replicas -----------------------------------------------------------------------------------------------------------
@@ -202,9 +190,9 @@ def replica_of(primary: RedisServer) -> Iterator[RedisServer]:
         yield replica
 
 
-async def test_a_read_only_replica(server: RedisServer, shell: Shell) -> None:
+def test_a_read_only_replica(server: RedisServer, cli: Cli) -> None:
     with replica_of(server) as replica:
-        await asyncio.to_thread(exits_by_broker, shell, replica.url, "read-only replica: name the primary")
+        exits_by_broker(cli, replica.url, "read-only replica: name the primary")
 
 
 async def test_a_primary_that_is_demoted_and_promoted_again(scene: Scene, server: RedisServer) -> None:
@@ -227,15 +215,10 @@ async def test_a_primary_that_is_demoted_and_promoted_again(scene: Scene, server
 # --- others -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_server_that_evicts(server: RedisServer, shell: Shell) -> None:
+def test_a_server_that_evicts(server: RedisServer, cli: Cli) -> None:
     with server.client() as client:
         client.config_set("maxmemory-policy", "allkeys-lru")
-    exits_by_broker(shell, server.url, "allkeys-lru.*evicting=1")
-
-
-def test_nobody_there(server: RedisServer, shell: Shell) -> None:
-    server.stop()
-    exits_by_broker(shell, f"redis://:{SECRET}@{HOST}:{server.port}/0", f"Redis at {HOST}:{server.port} does not answer")
+    exits_by_broker(cli, server.url, "allkeys-lru.*evicting=1")
 
 
 async def test_a_database_that_the_server_does_not_have(server: RedisServer) -> None:
@@ -247,12 +230,10 @@ async def test_nobody_there_is_unavailable_and_no_refusal(server: RedisServer) -
     assert "does not answer" in await refusal(server.url, kind=BrokerUnavailable)
 
 
-async def test_a_store_that_another_version_keeps_in_another_layout(server: RedisServer, shell: Shell) -> None:
+def test_a_store_that_another_version_keeps_in_another_layout(server: RedisServer, cli: Cli) -> None:
     """It is left alone, and the message says what to do; another namespace of the same server is another store."""
     with server.client() as client:
         client.hset("{taskflow:0}:meta", "layout", 99)
-        exits_by_broker(shell, server.url, r"another version of taskflow under \{taskflow:0\}:", r"layout 99", r"namespace=")
+        exits_by_broker(cli, server.url, r"another version of taskflow under \{taskflow:0\}:", r"layout 99", r"namespace=")
         assert client.keys("*") == [b"{taskflow:0}:meta"]
-    broker = connect(f"{server.url}?namespace=other")
-    assert await broker.read([bytes(16)]) == [None]
-    await broker.close()
+    cli("queues", "--broker", f"{server.url}?namespace=other")

@@ -47,27 +47,6 @@ async def drain(broker: SqliteBroker) -> int:
         settled += len(leases)
 
 
-async def test_a_full_file(open_broker: Open) -> None:
-    broker = open_broker(room=Room(max_pages=200))
-
-    added = await fill(broker)
-
-    assert added > 50
-    [last] = envelopes(1, payload=bytes(3_000))
-    with pytest.raises(StoreFull, match="let workers catch up"):
-        await broker.enqueue([last])
-    assert await broker.read([last.id]) == [None]
-    assert await broker.cancel([last.id]) == [None]
-    assert await drain(broker) == added
-
-
-async def test_a_full_store_takes_jobs_again_when_there_is_room(open_broker: Open, path: Path) -> None:
-    broker = open_broker(room=Room(max_pages=200))
-    await fill(broker)
-    roomier = open_broker(path, room=Room(max_pages=400))
-    assert await roomier.enqueue(envelopes(50))
-
-
 async def test_so_many_live_jobs_and_no_more(open_broker: Open) -> None:
     broker = open_broker(room=Room(capacity=10))
     assert await fill(broker) == 10

@@ -1,24 +1,20 @@
 """Tables of an older version are brought to the newer one, once, as a whole, and no broker works with tables that it does not know."""
 
-# ruff: noqa: ASYNC240 - a look at the disk holds up nothing but this test
 from __future__ import annotations
 
 import asyncio
-import shutil
-import sqlite3
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
-from taskflow.broker.migrations import Migrating, Migrations
+from taskflow.broker.migrations import Migrations
 from taskflow.broker.sqlite import migrations
 from taskflow.model.errors import BrokerRefused, BrokerUnavailable
 from taskflow.model.record import Status
 from taskflow.model.session import Beat
-from taskflow.model.verdict import Settled
-from tests.stores.sqlite.future import BECOME, FUTURE, PRESENT, make_future
 from tests.stores.sqlite.support import Open, an_envelope, connected, envelopes, locked, registered, run_script, succeeded
+from tests.stores.sqlite.versions import BECOME, FUTURE, PRESENT, make_future
 
 LATER = f"tables of version {FUTURE}, this one knows {PRESENT}"
 
@@ -56,11 +52,7 @@ async def migrate_elsewhere(path: Path, folder: Path) -> str:
     return await asyncio.to_thread(run_script, script, path, folder)
 
 
-def test_the_broker_has_the_port(open_broker: Open) -> None:
-    assert isinstance(open_broker(), Migrating)
-
-
-async def test_the_first_verb_migrates_and_keeps_the_jobs(open_broker: Open, path: Path, know_the_future: Callable[[], None]) -> None:
+async def test_a_migration_may_have_comments_and_triggers(open_broker: Open, path: Path, know_the_future: Callable[[], None]) -> None:
     ids = await a_store(open_broker)
     know_the_future()
 
@@ -72,58 +64,6 @@ async def test_the_first_verb_migrates_and_keeps_the_jobs(open_broker: Open, pat
     with connected(path) as stranger:
         senders = [sender for (sender,) in stranger.execute("SELECT sender FROM taskflow_jobs ORDER BY seq")]
     assert senders == ["long ago", "long ago", "long ago", "nobody"]
-
-
-async def test_a_new_file_runs_through_all_versions(open_broker: Open, path: Path, know_the_future: Callable[[], None]) -> None:
-    know_the_future()
-    await open_broker().enqueue([an_envelope()])
-    assert stored_version(path) == FUTURE
-
-
-async def test_what_is_pending_is_told_and_not_done(open_broker: Open, path: Path, know_the_future: Callable[[], None]) -> None:
-    missing = await open_broker().pending()
-    assert (missing.version, missing.target, path.exists()) == (0, PRESENT, False)
-    await a_store(open_broker)
-    assert not (await open_broker().pending()).migrations
-    know_the_future()
-
-    found = await open_broker().pending()
-
-    assert (found.version, [str(each.description) for each in found.migrations]) == (PRESENT, ["A column that says who sent a job."])
-    assert stored_version(path) == PRESENT
-
-
-async def test_migrate_says_what_it_did(open_broker: Open, path: Path, know_the_future: Callable[[], None]) -> None:
-    await a_store(open_broker)
-    know_the_future()
-    broker = open_broker(migrates=False)
-
-    done = await broker.migrate()
-
-    assert (done.place, done.version, done.target) == (f"namespace 'taskflow' of {path}", PRESENT, FUTURE)
-    assert not (await broker.migrate()).migrations
-    await broker.enqueue([an_envelope()])
-
-
-async def test_only_migrate_migrates_where_the_url_says_so(open_broker: Open, path: Path, know_the_future: Callable[[], None]) -> None:
-    with pytest.raises(BrokerRefused, match=rf"is not there, this taskflow needs version {PRESENT}.*run `taskflow migrate`"):
-        await open_broker(migrates=False).enqueue([an_envelope()])
-    assert not path.exists()
-    await a_store(open_broker)
-    await open_broker(migrates=False).enqueue([an_envelope()])
-    know_the_future()
-    with pytest.raises(BrokerRefused, match=f"is of version {PRESENT}, this taskflow needs version {FUTURE}"):
-        await open_broker(migrates=False).enqueue([an_envelope()])
-    assert stored_version(path) == PRESENT
-
-
-async def test_two_processes_migrate_at_once_and_one_does_it(open_broker: Open, path: Path, folder: Path) -> None:
-    await a_store(open_broker)
-    with locked(path):
-        both = asyncio.gather(*(migrate_elsewhere(path, folder) for _ in range(2)))
-        await asyncio.sleep(1.0)
-    assert sorted(await both) == [f"{PRESENT} {FUTURE}\n", f"{FUTURE} {FUTURE}\n"]
-    assert stored_version(path) == FUTURE
 
 
 async def test_a_worker_of_the_version_before_is_refused_and_changes_nothing(open_broker: Open, path: Path, folder: Path) -> None:
@@ -189,40 +129,3 @@ async def test_a_lock_that_is_held_for_long_is_named(open_broker: Open, path: Pa
     with locked(path), pytest.raises(BrokerUnavailable, match="is locked by"):
         await open_broker(timeout=0.2).migrate()
     assert stored_version(path) == PRESENT
-
-
-async def test_the_script_does_what_the_migration_does(
-    open_broker: Open, path: Path, tmp_path: Path, know_the_future: Callable[[], None]
-) -> None:
-    ids = await a_store(open_broker)
-    twin = tmp_path / "twin.db"
-    shutil.copy(path, twin)
-    know_the_future()
-
-    by_hand = (await open_broker().sql()).replace(".bail on\n", "")
-    with connected(path) as administrator:
-        administrator.executescript(by_hand)
-        with pytest.raises(sqlite3.IntegrityError):
-            administrator.executescript(by_hand)
-    await open_broker(twin).migrate()
-
-    assert schema_of(path) == schema_of(twin)
-    assert stored_version(path) == FUTURE
-    assert None not in await open_broker(migrates=False).read(ids)
-    assert (await open_broker().sql()).startswith("-- namespace 'taskflow'")
-
-
-async def test_the_script_of_a_new_file_makes_the_tables(open_broker: Open, path: Path) -> None:
-    script = await open_broker().sql()
-    with connected(path) as administrator:
-        administrator.executescript(script.replace(".bail on\n", ""))
-    broker = open_broker(migrates=False)
-    session, [job] = await registered(broker), envelopes(1)
-    await broker.enqueue([job])
-    [lease] = await broker.claim(session.id, 1, [], 1)
-    assert await broker.settle([succeeded(lease)]) == [Settled.OK]
-
-
-def schema_of(path: Path) -> list[tuple[str, str]]:
-    with connected(path) as stranger:
-        return stranger.execute("SELECT name, sql FROM sqlite_master ORDER BY name").fetchall()

@@ -119,19 +119,6 @@ async def test_tables_that_only_look_like_ours(open_broker: Open, path: Path) ->
     assert "are not taskflow's" in await refusal(open_broker())
 
 
-async def test_tables_of_a_newer_version(open_broker: Open, path: Path) -> None:
-    first = open_broker()
-    await first.enqueue([an_envelope()])
-    await first.close()
-    with connected(path) as future:
-        future.execute("UPDATE taskflow_meta SET value = 7 WHERE name = 'version'")
-
-    said = await refusal(open_broker())
-
-    assert "version 7" in said
-    assert "upgrade taskflow" in said
-
-
 @pytest.mark.parametrize("value", ["'two'", "1.5", "x'0102'"])
 async def test_a_version_that_is_no_number(open_broker: Open, path: Path, value: str) -> None:
     first = open_broker()

@@ -8,9 +8,7 @@ from datetime import datetime
 from types import ModuleType
 from typing import Any
 
-import taskflow.app.job  # noqa: F401  # fills the slot of the default application
-from taskflow.app.app import App
-from taskflow.app.default_app import default_app, set_default_app
+from taskflow.app.app import App, default_app, set_default_app
 from taskflow.app.handle import JobHandle
 from taskflow.model.clock import instant_of
 from taskflow.model.envelope import Lease

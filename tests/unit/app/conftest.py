@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from taskflow.app.default_app import default_app
+from taskflow.app.app import default_app
 from tests.support.homes import BROKERS
 from tests.support.world import World
 from tests.unit.app.bench import Bench

@@ -13,7 +13,7 @@ import pytest
 
 import taskflow
 from taskflow import enqueue, job
-from taskflow.app.default_app import default_app
+from taskflow.app.app import default_app
 from taskflow.broker.memory import MemoryBroker
 from taskflow.broker.nudges import WakeUpFlag
 from taskflow.broker.protocol import Added, Refused

@@ -76,7 +76,7 @@ METHODS: list[Any] = [Mailer.send, Mailer().send, Mailer.make, vars(Mailer)["mak
 
 @pytest.mark.parametrize("method", METHODS, ids=["in its class", "bound", "bound to the class", "a classmethod"])
 def test_a_method_is_refused_as_a_job(method: Any) -> None:
-    with pytest.raises(DeclarationError, match=r"methods cannot be jobs.*make it a function of the module") as caught:
+    with pytest.raises(DeclarationError, match=r"methods cannot be jobs.*make it a module-level function") as caught:
         any_job(name="tests.declaring.method")(method)
     assert "test_declaring.py:" in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -17,8 +17,7 @@ from pathlib import Path
 import pytest
 
 from taskflow import JobHandle, enqueue_sync, run_sync
-from taskflow.app.app import App
-from taskflow.app.default_app import default_app
+from taskflow.app.app import App, default_app
 from taskflow.app.portal import LAST_WORDS
 from taskflow.broker.protocol import Broker
 from taskflow.model.session import Session
@@ -129,7 +128,7 @@ async def test_inside_of_a_running_loop_one_awaits() -> None:
     world = World(BROKERS[0])
     with default_app().using(world.broker), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        with pytest.raises(RuntimeError, match=r"delay_sync\(\) was called inside of a running event loop.*await \.delay\(\)"):
+        with pytest.raises(RuntimeError, match=r"delay_sync\(\) was called inside a running event loop.*await \.delay\(\)"):
             add.delay_sync(1)
         with pytest.raises(RuntimeError, match=r"enqueue_sync\(\).*await enqueue\(\)"):
             enqueue_sync([])
@@ -143,7 +142,7 @@ async def test_inside_of_a_running_loop_one_awaits() -> None:
 def test_outside_of_a_loop_a_coroutine_says_what_to_use() -> None:
     """One that is stepped by hand, or by another framework's loop."""
     coroutine = add.delay(1)
-    with pytest.raises(RuntimeError, match=r"no running event loop here: use \.delay_sync\(\), enqueue_sync\(\) or run_sync\(\)"):
+    with pytest.raises(RuntimeError, match=r"no event loop is running here: use \.delay_sync\(\), enqueue_sync\(\) or run_sync\(\)"):
         coroutine.send(None)
 
 

@@ -99,7 +99,7 @@ async def test_a_header_that_is_no_text_is_refused(bench: Bench) -> None:
             await call_next(call)
 
     configure(middleware=[Careless()])
-    with pytest.raises(TypeError, match="'user': 7: headers are str to str"):
+    with pytest.raises(TypeError, match="'user': 7: header names and values must be str"):
         await add.delay(1)
 
 
@@ -168,7 +168,7 @@ async def test_a_forgotten_return_fails_the_run_and_says_so(bench: Bench) -> Non
     handle = await add.options(max_attempts=1).delay(1)
     [verdict] = await bench.run_all()
     assert isinstance(verdict, Failed)
-    with pytest.raises(JobFailed, match=r"Forgetful.run\(\) returned None: it returns a verdict"):
+    with pytest.raises(JobFailed, match=r"Forgetful.run\(\) returned None: expected a verdict"):
         await handle.result()
 
 

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from taskflow import DeclarationError, job
-from taskflow.app.app import App
-from taskflow.app.default_app import default_app
+from taskflow.app.app import App, default_app
 from tests.unit.app.bench import Bench, loaded
 from tests.unit.app.jobs import add
 
@@ -94,7 +93,7 @@ def test_another_function_of_the_same_file_is_another_owner() -> None:
 
 
 def test_a_function_in_a_function_needs_a_name() -> None:
-    with pytest.raises(DeclarationError, match=r"test_registry.py:\d+ .*no name that a worker could import.*name="):
+    with pytest.raises(DeclarationError, match=r"test_registry.py:\d+ .*a worker cannot import.*name="):
 
         @job
         def inner() -> None: ...

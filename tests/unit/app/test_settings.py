@@ -171,7 +171,7 @@ def test_configure_takes_no_unknown_setting() -> None:
     ],
 )
 def test_a_wrong_variable_is_named(folder: Path, name: str, text: str, fragment: str) -> None:
-    with pytest.raises(ConfigurationError, match=f"{name} is '{text}': it takes {fragment}"):
+    with pytest.raises(ConfigurationError, match=f"{name} is '{text}': expected {fragment}"):
         layered({}, environ={name: text}, folder=folder)
 
 
@@ -197,7 +197,7 @@ def test_a_wrong_pyproject_is_named(folder: Path, table: str, fragments: list[st
 @pytest.mark.parametrize("text", ["tool = 7", "[tool]\ntaskflow = 'memory://'"])
 def test_a_pyproject_without_a_table_for_us_is_named(folder: Path, text: str) -> None:
     (folder / "pyproject.toml").write_text(text)
-    with pytest.raises(ConfigurationError, match=r"pyproject.toml: \[tool.taskflow\] is no table"):
+    with pytest.raises(ConfigurationError, match=r"pyproject.toml: \[tool.taskflow\] must be a table"):
         layered({}, environ={}, folder=folder)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from taskflow import JobHandle
-from taskflow.app.default_app import default_app
+from taskflow.app.app import default_app
 from taskflow.broker.sqlite import SqliteBroker
 from taskflow.model.envelope import Lease
 from taskflow.model.ids import parse_id

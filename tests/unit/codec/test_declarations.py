@@ -81,7 +81,7 @@ class Foreign(pydantic.BaseModel, arbitrary_types_allowed=True):
 
 
 UNSUPPORTED: list[tuple[Any, str]] = [
-    (k.Plain, "value: tests.unit.codec.kinds.Plain has no form to be sent in; make it a dataclass"),
+    (k.Plain, "value: tests.unit.codec.kinds.Plain cannot be sent; make it a dataclass"),
     (list[k.Plain], "value: tests.unit.codec.kinds.Plain"),
     (dict[str, tuple[int, k.Plain]], "value: tests.unit.codec.kinds.Plain"),
     (k.Plain | None, "value: tests.unit.codec.kinds.Plain"),
@@ -91,25 +91,25 @@ UNSUPPORTED: list[tuple[Any, str]] = [
     (Generator[int, None, None], "value: collections.abc.Generator"),
     (AsyncIterator[int], "value: collections.abc.AsyncIterator"),
     (asyncio.Task, "value: _asyncio.Task"),
-    (type[int], "value: type has no form"),
+    (type[int], "value: type cannot be sent"),
     (collections.deque, "value: collections.deque"),
     (collections.OrderedDict[str, int], "value: collections.OrderedDict"),
     (complex, "value: complex"),
     (Shape, "value: tests.unit.codec.test_declarations.Shape"),
     (Base, "value: tests.unit.codec.test_declarations.Base"),
     (Members, "value: tests.unit.codec.test_declarations.Members has a value that cannot be sent"),
-    (Empty, "value: tests.unit.codec.test_declarations.Empty has no form"),
-    (Enum, "value: enum.Enum has no form"),
+    (Empty, "value: tests.unit.codec.test_declarations.Empty cannot be sent"),
+    (Enum, "value: enum.Enum cannot be sent"),
     (WithInitVar, "value: WithInitVar.seed is an InitVar"),
     (Growing[int], "value: .* cannot be understood: RecursionError"),
-    (Knot, "value: the type alias Knot stands for itself; let it stand inside a list or a dict there"),
-    (Twist, "value: the type alias Twist stands for itself"),
-    (GenericAlias(list, (Knot,)), "value: the type alias Knot stands for itself"),
-    (tuple[int, *tuple[str, ...]], "value: tuple.* has a part of any length among its items; put that part into a separate list"),
-    (tuple[int, unpack[tuple[str, ...]]], "value: .* has a part of any length"),
-    (tuple[int, unpack[several]], "value: .* has a part of any length"),
-    (Foreign, "value.thing: .*Plain.* is known neither to taskflow nor to pydantic"),
-    (5, "value: 5 has no form to be sent in"),
+    (Knot, "value: the type alias Knot refers to itself directly; put it inside a list or a dict"),
+    (Twist, "value: the type alias Twist refers to itself"),
+    (GenericAlias(list, (Knot,)), "value: the type alias Knot refers to itself"),
+    (tuple[int, *tuple[str, ...]], "value: tuple.* mixes items with a part of variable length; put that part into a separate list"),
+    (tuple[int, unpack[tuple[str, ...]]], "value: .* mixes items"),
+    (tuple[int, unpack[several]], "value: .* mixes items"),
+    (Foreign, "value.thing: .*Plain.* is supported neither by taskflow nor by pydantic"),
+    (5, "value: 5 cannot be sent"),
     ("1 +", "an annotation cannot be evaluated: SyntaxError"),
     ("list[", "an annotation cannot be evaluated: SyntaxError"),
 ]
@@ -134,9 +134,9 @@ def test_a_class_whose_annotations_are_broken_is_refused() -> None:
 
 
 UNRESOLVED: list[tuple[Any, str]] = [
-    ("NotDefinedAnywhere", "app.job, value: the name 'NotDefinedAnywhere' cannot be found"),
-    ("list[NotDefinedAnywhere | None]", "app.job, value: the name 'NotDefinedAnywhere' cannot be found"),
-    ("dataclasses.NotDefinedAnywhere", "app.job, value: the name 'NotDefinedAnywhere' cannot be found"),
+    ("NotDefinedAnywhere", "app.job, value: the name 'NotDefinedAnywhere' is not defined"),
+    ("list[NotDefinedAnywhere | None]", "app.job, value: the name 'NotDefinedAnywhere' is not defined"),
+    ("dataclasses.NotDefinedAnywhere", "app.job, value: the name 'NotDefinedAnywhere' is not defined"),
     (new_type("Lost", "NotDefinedAnywhere"), "app.job, value: Lost, signature: the name 'NotDefinedAnywhere'"),
     (type_variable("Lost", bound="NotDefinedAnywhere"), "app.job, value: Lost, signature: the name 'NotDefinedAnywhere'"),
     (Lost, "app.job, value: Lost, signature: the name 'NotDefinedAnywhere'"),
@@ -163,7 +163,7 @@ def test_a_name_that_is_never_defined_is_an_error_at_first_use(annotation: Any, 
 def test_a_name_imported_for_type_checkers_only_is_said_to_be_that() -> None:
     def function(price: Decimal) -> None: ...
 
-    with pytest.raises(DeclarationError, match=r"price: the name 'Decimal' cannot be found: define or import it .*TYPE_CHECKING"):
+    with pytest.raises(DeclarationError, match=r"price: the name 'Decimal' is not defined: define or import it .*TYPE_CHECKING"):
         FunctionCodec(function, name="app.job").resolve()
 
 
@@ -215,7 +215,7 @@ def test_a_variable_of_an_enclosing_function_may_be_filled_later() -> None:
 def test_only_a_typed_dict_can_be_unpacked_into_keywords() -> None:
     def function(**options: Unpack[int]) -> None: ...  # type: ignore[misc]
 
-    with pytest.raises(DeclarationError, match=r"app\.job: options: Unpack takes a TypedDict"):
+    with pytest.raises(DeclarationError, match=r"app\.job: options: Unpack needs a TypedDict"):
         FunctionCodec(function, name="app.job")
 
 

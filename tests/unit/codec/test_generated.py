@@ -10,8 +10,7 @@ from typing import Any, Literal, Optional, Union, get_args, get_origin
 from uuid import UUID
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from taskflow.model.codec import decode_value, encode_value
 from taskflow.model.codec.compiler import Compiler

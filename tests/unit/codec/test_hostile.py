@@ -15,8 +15,7 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from taskflow.model.codec import FunctionCodec, Limits, decode_value, encode_value, seal_json
 from taskflow.model.codec.payload import seal
@@ -312,7 +311,7 @@ def test_numbers_chosen_to_hash_alike_are_refused(annotation: Any) -> None:
         if annotation == dict[int, int]
         else [Ext(2, b""), *COLLIDING]
     )
-    with pytest.raises(DecodeError, match="value: has more than 100 keys or items of the same hash"):
+    with pytest.raises(DecodeError, match="value: has more than 100 keys or items with the same hash"):
         codec_of(annotation).decode_arguments(seal(pack({"value": head})))
 
 

@@ -35,5 +35,5 @@ def test_what_is_too_short_to_be_a_payload_is_none(header: str) -> None:
 
 
 def test_a_payload_larger_than_the_limit_is_not_read() -> None:
-    with pytest.raises(DecodeError, match="has 1,048,581 bytes, the limit is 1,048,576"):
+    with pytest.raises(DecodeError, match="has 1,048,581 bytes, but the limit is 1,048,576"):
         decode_value(encode_value(b"x" * (MEGABYTE - 4), limits=Limits(size=2 * MEGABYTE)))

@@ -49,7 +49,7 @@ WRONG_TYPES: list[tuple[Any, Any, str, str]] = [
     (float, True, "value", "expected float, got bool"),
     (float, "1", "value", "expected float, got str"),
     (float, Decimal(1), "value", "expected float, got Decimal"),
-    (float, 2**53 + 1, "value", "no float holds exactly"),
+    (float, 2**53 + 1, "value", "no float represents exactly"),
     (float, 10**400, "value", "beyond the range of a float"),
     (str, b"a", "value", "expected str, got bytes"),
     (bytes, "a", "value", "expected bytes, got str"),
@@ -81,25 +81,25 @@ WRONG_TYPES: list[tuple[Any, Any, str, str]] = [
     (dict[tuple[int, int], int], {(1, 2): "a"}, "value[<tuple>]", "expected int, got str"),
     (dict[str, int], {"k" * 100: "a"}, f"value['{'k' * 60}'...]", "expected int, got str"),
     (abc.Mapping[str, int], 5, "value", "expected Mapping[str, int], got int"),
-    (abc.Sequence[str], "text", "value", "expected Sequence[str], that is list, tuple, got str"),
-    (abc.Iterable[int], iter([1]), "value", "expected Iterable[int], that is list, tuple, set, frozenset, got list_iterator"),
+    (abc.Sequence[str], "text", "value", "expected Sequence[str], which means list, tuple, got str"),
+    (abc.Iterable[int], iter([1]), "value", "expected Iterable[int], which means list, tuple, set, frozenset, got list_iterator"),
     (abc.Iterable[str], {"a": 1}, "value", "got dict"),
     (abc.Sequence[int], {1}, "value", "got set"),
     (abc.Set[int], [1], "value", "got list"),
     (k.Color, "red", "value", "expected tests.unit.codec.kinds.Color, got str"),
     (k.Rights, 1, "value", "expected tests.unit.codec.kinds.Rights, got int"),
-    (k.Bits, k.Bits(2), "value", "bits that it does not have"),
+    (k.Bits, k.Bits(2), "value", "unknown bits"),
     (k.N, "a", "value", "expected int, got str"),
     (k.Json, {"a": (1,)}, "value['a']", "got tuple"),
-    (Any, object(), "value", "object has no form of its own"),
-    (Any, [k.Color.RED], "value[0]", "tests.unit.codec.kinds.Color has no form of its own"),
-    (Any, {"a": {1: k.Mode.FAST}}, "value['a'][1]", "tests.unit.codec.kinds.Mode has no form"),
-    (Any, {"a": {k.Mode.FAST: 1}}, "value['a'].<key>", "tests.unit.codec.kinds.Mode has no form"),
-    (Any, {(1, k.Mode.FAST)}, "value.<item>[1]", "tests.unit.codec.kinds.Mode has no form"),
-    (Any, msgspec.msgpack.Ext(1, b""), "value", "Ext has no form"),
-    (Any, memoryview(b"a"), "value", "memoryview has no form"),
-    (Any, 1j, "value", "complex has no form"),
-    (Any, len, "value", "builtin_function_or_method has no form"),
+    (Any, object(), "value", "object cannot be sent by itself"),
+    (Any, [k.Color.RED], "value[0]", "tests.unit.codec.kinds.Color cannot be sent by itself"),
+    (Any, {"a": {1: k.Mode.FAST}}, "value['a'][1]", "tests.unit.codec.kinds.Mode cannot be sent"),
+    (Any, {"a": {k.Mode.FAST: 1}}, "value['a'].<key>", "tests.unit.codec.kinds.Mode cannot be sent"),
+    (Any, {(1, k.Mode.FAST)}, "value.<item>[1]", "tests.unit.codec.kinds.Mode cannot be sent"),
+    (Any, msgspec.msgpack.Ext(1, b""), "value", "Ext cannot be sent"),
+    (Any, memoryview(b"a"), "value", "memoryview cannot be sent"),
+    (Any, 1j, "value", "complex cannot be sent"),
+    (Any, len, "value", "builtin_function_or_method cannot be sent"),
     (datetime, datetime(2024, 1, 1, tzinfo=NoOffset()), "value", "has a tzinfo without an offset, NoOffset"),
     (time, time(1, tzinfo=NoOffset()), "value", "has a tzinfo without an offset, NoOffset"),
 ]
@@ -203,7 +203,7 @@ def test_size_is_bounded() -> None:
     text = "x" * 100
     payload = encode_value(text, limits=Limits(size=106))
     assert len(payload) == 106
-    with pytest.raises(TooLarge, match="has 106 bytes, the limit is 105"):
+    with pytest.raises(TooLarge, match="has 106 bytes, but the limit is 105"):
         encode_value(text, limits=Limits(size=105))
     with pytest.raises(TooLarge, match="the limit is 1,048,576"):
         encode_value(b"x" * (1 << 20))
@@ -273,8 +273,8 @@ def test_a_value_whose_own_code_raises_is_refused_by_name(annotation: Any, value
 
 
 def test_an_instance_without_an_annotation_says_what_to_annotate() -> None:
-    with pytest.raises(EncodeError, match=r"value: .*Point has no form .*: annotate the parameter \(or field\) with its class"):
+    with pytest.raises(EncodeError, match=r"value: .*Point cannot be sent .*: annotate the parameter \(or field\) with its class"):
         codec_of(Any).encode_arguments((k.Point(1),), {})
-    with pytest.raises(EncodeError, match=r"^\[0\]: .*Point has no form .*: annotate the function's return type ") as caught:
+    with pytest.raises(EncodeError, match=r"^\[0\]: .*Point cannot be sent .*: annotate the function's return type ") as caught:
         codec_of(Any, list).encode_result([k.Point(1)])
     assert "parameter" not in str(caught.value)

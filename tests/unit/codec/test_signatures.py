@@ -7,8 +7,7 @@ import inspect
 from typing import Any, NotRequired, ParamSpec, TypedDict
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from typing_extensions import TypeVarTuple, Unpack
 
 from taskflow.model.codec import FunctionCodec
@@ -150,12 +149,12 @@ MISFITS: list[tuple[Any, tuple[Any, ...], dict[str, Any], str, str]] = [
     (plain, (), {"b": 1}, "a", "is a required argument and was not given"),
     (plain, (1, 2, 3), {}, "", "takes at most 2 positional arguments, got 3"),
     (plain, (1,), {"a": 2}, "a", "is given twice"),
-    (plain, (1,), {"c": 2}, "c", "is no argument of this function; its arguments are a, b"),
-    (plain, (1,), {"\ud800": 2}, "\ud800", "is no argument"),
+    (plain, (1,), {"c": 2}, "c", "is not an argument of this function; its arguments are a, b"),
+    (plain, (1,), {"\ud800": 2}, "\ud800", "is not an argument"),
     (plain, ("1",), {}, "a", "expected int, got str"),
     (plain, (1,), {"b": None}, "b", "expected int, got NoneType"),
     (nothing, (1,), {}, "", "takes at most 0 positional arguments, got 1"),
-    (nothing, (), {"a": 1}, "a", "is no argument of this function"),
+    (nothing, (), {"a": 1}, "a", "is not an argument of this function"),
     (position_only, (), {"a": 1}, "a", "is positional only"),
     (keyword_only, (1,), {}, "", "takes at most 0 positional"),
     (keyword_only, (), {}, "a", "is a required argument"),
@@ -165,7 +164,7 @@ MISFITS: list[tuple[Any, tuple[Any, ...], dict[str, Any], str, str]] = [
     (everything, (), {}, "a", "(and d)"),
     (typed_extra, (1,), {}, "colour", "is a required argument"),
     (typed_extra, (1,), {"colour": 1}, "colour", "expected str, got int"),
-    (typed_extra, (1,), {"color": "a", "colour": "b"}, "color", "is no argument"),
+    (typed_extra, (1,), {"color": "a", "colour": "b"}, "color", "is not an argument"),
 ]
 
 
@@ -184,13 +183,13 @@ def test_an_injected_parameter_is_no_argument() -> None:
 
     codec = codec_of_function(function, skip=1)
     assert codec.decode_arguments(codec.encode_arguments((1,), {})) == ((1,), {})
-    with pytest.raises(EncodeError, match="ctx: is no argument"):
+    with pytest.raises(EncodeError, match="ctx: is not an argument"):
         codec.encode_arguments((1,), {"ctx": 2})
 
 
 @pytest.mark.parametrize("function", [nothing, keyword_only])
 def test_there_must_be_a_parameter_to_inject(function: Any) -> None:
-    with pytest.raises(DeclarationError, match="no first parameter to inject"):
+    with pytest.raises(DeclarationError, match="no first parameter for the context"):
         codec_of_function(function, skip=1)
 
 
@@ -310,9 +309,9 @@ def test_all_that_can_be_called_has_a_codec(function: Any) -> None:
 
 
 def test_what_has_no_signature_has_none() -> None:
-    with pytest.raises(DeclarationError, match="no signature that can be read"):
+    with pytest.raises(DeclarationError, match=r"signature of .* cannot be read"):
         FunctionCodec(type, name="app.job")
-    with pytest.raises(DeclarationError, match="no signature"):
+    with pytest.raises(DeclarationError, match=r"signature of .* cannot be read"):
         FunctionCodec(5, name="app.job")  # type: ignore[arg-type]
 
 

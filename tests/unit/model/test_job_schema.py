@@ -14,19 +14,20 @@ import pytest
 import taskflow
 from taskflow.broker.literals import GONE
 from taskflow.broker.memory.job import StoredJob
-from taskflow.broker.postgres import claim as postgres_claim
-from taskflow.broker.postgres import columns as postgres_columns
-from taskflow.broker.postgres import enqueue as postgres_enqueue
-from taskflow.broker.postgres import rows as postgres_rows
-from taskflow.broker.redis import claim as redis_claim
-from taskflow.broker.redis import enqueue as redis_enqueue
-from taskflow.broker.redis import fields as redis_fields
-from taskflow.broker.redis import settle as redis_settle
+from taskflow.broker.postgres import (
+    claim as postgres_claim,
+    columns as postgres_columns,
+    enqueue as postgres_enqueue,
+    rows as postgres_rows,
+)
+from taskflow.broker.redis import claim as redis_claim, enqueue as redis_enqueue, fields as redis_fields, settle as redis_settle
 from taskflow.broker.redis.jobs import Names
-from taskflow.broker.sqlite import claim as sqlite_claim
-from taskflow.broker.sqlite import columns as sqlite_columns
-from taskflow.broker.sqlite import migrations as sqlite_migrations
-from taskflow.broker.sqlite import settle as sqlite_settle
+from taskflow.broker.sqlite import (
+    claim as sqlite_claim,
+    columns as sqlite_columns,
+    migrations as sqlite_migrations,
+    settle as sqlite_settle,
+)
 from taskflow.broker.sqlite.row import COLUMNS, OF_RUN, SENT, TIES, JobRow
 from taskflow.broker.sqlite.statements import Statements
 from taskflow.model.envelope import ClaimId, Envelope, Lease, OnConflict, is_plain, pack_extras, unpack_extras

@@ -12,8 +12,7 @@ from weakref import WeakKeyDictionary, WeakSet
 
 import asyncpg
 
-from taskflow.broker.postgres.connect.server import ANSWER_WITHIN, Address, PostgresTarget, is_only_read
-from taskflow.broker.postgres.connect.server import drop as drop
+from taskflow.broker.postgres.connect.server import ANSWER_WITHIN, Address, PostgresTarget, drop as drop, is_only_read
 from taskflow.broker.postgres.refusals import ERRORS, in_our_words, is_cut, is_lost, is_read_only, is_stale, was_cancelled
 from taskflow.model import wording
 from taskflow.model.errors import BrokerError, BrokerUnavailable

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from taskflow import Worker, job
-from taskflow.app.default_app import default_app
+from taskflow.app.app import default_app
 from taskflow.broker.console import JobFilter
 from taskflow.broker.sqlite import SqliteBroker
 from taskflow.model.envelope import ClaimId

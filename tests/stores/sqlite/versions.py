@@ -10,7 +10,9 @@ from taskflow.broker.sqlite import migrations
 PRESENT = migrations.MIGRATIONS.newest
 FUTURE = PRESENT + 1
 
-_CHANGE = f"""-- {FUTURE}: A column that says who sent a job.
+DESCRIPTION = "A column that says who sent a job."
+
+_CHANGE = f"""-- {FUTURE}: {DESCRIPTION}
 ALTER TABLE "~jobs" ADD COLUMN sender TEXT; -- none for jobs of before; a comment may have a semicolon
 CREATE TRIGGER "~jobs_sender" AFTER INSERT ON "~jobs" BEGIN
   UPDATE "~jobs" SET sender = 'nobody' WHERE seq = new.seq;

@@ -1,0 +1,92 @@
+"""A lone job beside many idle workers: what it costs the server, and how soon its result is there.
+
+As a program: `python -m benchmarks.herd URL NUMBER` runs so many workers in one process until it is killed. Each has its connections.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from typing import Final
+
+from benchmarks.loops import run_in_fastest_loop
+from benchmarks.options import Options
+from benchmarks.processes import ROOT, python, until_there_are, using
+from benchmarks.report import Measured, Row, in_turn, of_latencies
+from benchmarks.stores import Store
+from benchmarks.tasks import noop
+from taskflow.app.app import default_app
+from taskflow.broker.protocol import Broker
+from taskflow.broker.url import connect
+from taskflow.worker.worker import Worker
+
+WORKERS: Final = (1, 10, 50, 200)
+IN_ONE_PROCESS: Final = 25
+LONE_JOBS: Final = 300
+EVERY: Final = 0.02
+SETTLED_IN: Final = 8.0
+"""Seconds until the workers have looked for jobs as often as new ones do."""
+
+CALLS: Final = "calls a job"
+
+
+def herds(store: Store, options: Options) -> list[Row]:
+    """One job at a time, with its result, beside 1, 10, 50 and 200 idle workers."""
+    rows: list[Row] = []
+    for workers in WORKERS:
+        what = f"a lone job beside {workers} idle worker{'s' if workers > 1 else ''}"
+        rows += in_turn(what, options.repeats, partial(_lone_jobs, store, workers), part=f"{workers}")
+    return rows
+
+
+def _lone_jobs(store: Store, workers: int) -> Mapping[str, float]:
+    return run_in_fastest_loop(_one_by_one(store, workers))
+
+
+async def _one_by_one(store: Store, workers: int) -> Measured:
+    with store.start() as server:
+        async with using(server.url) as broker, idle_workers(server.url, workers, broker):
+            await (await noop.delay()).result(60)
+            await asyncio.sleep(SETTLED_IN)
+            idle = server.sent()
+            await asyncio.sleep(LONE_JOBS * EVERY)
+            before, taken = server.sent(), list[float]()
+            idle = before - idle
+            for _ in range(LONE_JOBS):
+                began = time.perf_counter()
+                await (await noop.delay()).result(10)
+                taken.append(time.perf_counter() - began)
+                await asyncio.sleep(EVERY - min(EVERY, taken[-1]))
+            return {CALLS: (server.sent() - before - idle) / LONE_JOBS, **of_latencies(taken)}
+
+
+@asynccontextmanager
+async def idle_workers(url: str, number: int, broker: Broker) -> AsyncIterator[None]:
+    """So many workers, several in each process. In the block they have sessions."""
+    shares = [min(IN_ONE_PROCESS, number - first) for first in range(0, number, IN_ONE_PROCESS)]
+    before = len(await broker.console.workers())
+    processes = [await asyncio.create_subprocess_exec(python(), "-m", "benchmarks.herd", url, str(share), cwd=ROOT) for share in shares]
+    try:
+        await until_there_are(before + number, broker)
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+        for process in processes:
+            await process.wait()
+
+
+async def _work(url: str, number: int) -> None:
+    async with AsyncExitStack() as stack:
+        for _ in range(number):
+            with default_app().using(connect(url)):
+                await stack.enter_async_context(Worker(grace=0.0))
+        await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    run_in_fastest_loop(_work(sys.argv[1], int(sys.argv[2])))

@@ -1,0 +1,148 @@
+"""The stores whose tables have versions: how the suite of migrations makes tables of this version, and lets taskflow know the next one."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import sqlite3
+import subprocess
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, ClassVar, Final
+from unittest.mock import patch
+
+import asyncpg
+import pytest
+
+from taskflow.broker.migrations import Migrations
+from taskflow.broker.sqlite import migrations as of_sqlite
+from taskflow.broker.sqlite.statements import Statements
+from tests.stores.postgres import versions as postgres
+from tests.stores.sqlite import versions as sqlite
+from tests.stores.sqlite.support import connected
+from tests.support.postgres import shared_postgres
+
+
+class MigratingDriver(ABC):
+    name: ClassVar[str]
+    version: ClassVar[int]
+    newer: ClassVar[int]
+    description: ClassVar[str]
+    """What the migration to the next version says of itself."""
+
+    run_again: ClassVar[str]
+    """What a script says on tables that have the newer version already."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @abstractmethod
+    def nowhere(self) -> str:
+        """Return the URL of a store that is not there yet."""
+
+    @abstractmethod
+    def of_this_version(self) -> str:
+        """Return the URL of a new store with tables of this version, also inside `next_version`."""
+
+    @abstractmethod
+    def next_version(self) -> AbstractContextManager[None]:
+        """Inside, taskflow knows one version more."""
+
+    @abstractmethod
+    def shape(self, url: str) -> Any:
+        """Return what the tables are, without what they hold."""
+
+    @abstractmethod
+    def run(self, url: str, script: str) -> None:
+        """Run a script on the store. Raises ScriptFailed."""
+
+
+class ScriptFailed(Exception):
+    pass
+
+
+class SqliteDriver(MigratingDriver):
+    name = "sqlite"
+    version, newer, description = sqlite.PRESENT, sqlite.FUTURE, sqlite.DESCRIPTION
+    run_again = "constraint failed|already exists"
+    _this: Final = of_sqlite.script(of_sqlite.MIGRATIONS.after(0, "tables"), Statements("taskflow"))
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._numbers = itertools.count()
+
+    def nowhere(self) -> str:
+        return f"sqlite:///{self._folder}/{next(self._numbers)}.db"
+
+    def of_this_version(self) -> str:
+        self.run(url := self.nowhere(), self._this)
+        return url
+
+    @contextmanager
+    def next_version(self) -> Iterator[None]:
+        folder = self._folder / f"future-{next(self._numbers)}"
+        with patch.object(of_sqlite, "MIGRATIONS", Migrations(sqlite.make_future(folder))):
+            yield
+
+    def shape(self, url: str) -> list[tuple[str, str]]:
+        with connected(_path(url)) as connection:
+            return connection.execute("SELECT name, sql FROM sqlite_master ORDER BY name").fetchall()
+
+    def run(self, url: str, script: str) -> None:
+        with connected(_path(url)) as connection:
+            try:
+                connection.executescript(script.replace(".bail on\n", ""))
+            except sqlite3.Error as error:
+                raise ScriptFailed(str(error)) from error
+
+
+def _path(url: str) -> Path:
+    return Path(url.removeprefix("sqlite:///").partition("?")[0])
+
+
+class PostgresDriver(MigratingDriver):
+    name = "postgres"
+    version, newer, description = postgres.VERSION, postgres.NEXT, postgres.DESCRIPTION
+    run_again = "let `taskflow migrate --sql` print this script anew"
+
+    def nowhere(self) -> str:
+        return shared_postgres().url(shared_postgres().new_database())
+
+    def of_this_version(self) -> str:
+        return shared_postgres().url(postgres.of_this_version(shared_postgres()))
+
+    def next_version(self) -> AbstractContextManager[None]:
+        return postgres.next_version()
+
+    def shape(self, url: str) -> dict[str, list[str]]:
+        return postgres.catalog(shared_postgres(), _database(url))
+
+    def run(self, url: str, script: str) -> None:
+        try:
+            shared_postgres().execute(postgres.without_meta_commands(script), _database(url))
+        except asyncpg.PostgresError as error:
+            raise ScriptFailed(str(error)) from error
+
+
+class PsqlDriver(PostgresDriver):
+    """Runs scripts by psql, for which they are written."""
+
+    name = "postgres-psql"
+
+    def run(self, url: str, script: str) -> None:
+        psql = shutil.which("psql") or shared_postgres().binary.with_name("psql")
+        if not Path(psql).exists():
+            if os.environ.get("CI"):
+                pytest.fail("there is no psql on this machine: apt-get install postgresql-client")
+            pytest.skip("there is no psql on this machine: apt-get install postgresql-client (where CI is set, that is a failure)")
+        command = [psql, "--no-psqlrc", "--quiet", shared_postgres().url(_database(url))]
+        ran = subprocess.run(command, input=script, text=True, capture_output=True, check=False)
+        if ran.returncode:
+            raise ScriptFailed(ran.stderr)
+
+
+def _database(url: str) -> str:
+    return url.rpartition("/")[2].partition("?")[0]

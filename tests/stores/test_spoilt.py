@@ -1,0 +1,99 @@
+"""What one spoilt value does to its own job or session, and does not do to others. tests/conformance/test_spoilt_rows.py draws values."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, Final
+
+import msgpack
+import pytest
+
+from taskflow.model.errors import SessionLost
+from taskflow.model.record import Status
+from taskflow.model.verdict import Settled
+from tests.support.homes import BROKERS, MemoryHome
+from tests.support.spoiling import Spoiler, Stored
+from tests.support.verdicts import failed, succeeded
+from tests.support.world import World
+
+
+@pytest.fixture(params=[home for home in BROKERS if home is not MemoryHome], ids=lambda home: home.name)
+async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
+    async with World(request.param) as opened:
+        yield opened
+
+
+@pytest.fixture
+def spoiler(world: World) -> Iterator[Spoiler]:
+    opened = world.home.spoiler()
+    assert opened is not None
+    with contextlib.closing(opened):
+        yield opened
+
+
+def spoil(spoiler: Spoiler, owner: bytes, place: str, stored: Stored) -> None:
+    [value] = [value for value in spoiler.values_of(owner) if value.place == place]
+    assert spoiler.write(value, stored)
+
+
+EXTRAS: Final[dict[str, Any]] = {
+    "no msgpack": b"\xc1",
+    "no map": msgpack.packb([1, 2, 3]),
+    "NaN": msgpack.packb({"k": math.nan}),
+    "beyond a hundred years": msgpack.packb({"k": 1e300}),
+    "a text for a number": msgpack.packb({"k": "long"}),
+    "None for a number": msgpack.packb({"m": None}),
+}
+
+
+@pytest.mark.parametrize("extras", EXTRAS.values(), ids=EXTRAS)
+async def test_options_that_cannot_be_read_spoil_their_own_job(world: World, spoiler: Spoiler, extras: bytes) -> None:
+    envelopes = [await world.add(max_attempts=3) for _ in range(3)]
+    spoil(spoiler, envelopes[1].id, "jobs.extras", extras)
+
+    leases = await world.claim(await world.a_session())
+    assert [[field.column for field in lease.unreadable] for lease in leases] == [[], ["extras"], []]
+    assert [lease.envelope.max_attempts for lease in leases] == [3, 10, 3]
+    assert await world.settle(succeeded(leases[0]), failed(leases[1]), succeeded(leases[2])) == [Settled.OK] * 3
+    record = await world.record(envelopes[1])
+    assert record.status is Status.FAILED
+    assert [(field.column, field.raw) for field in record.unreadable] == [("extras", extras)]
+
+
+ODD: Final[dict[str, Stored]] = {
+    "absent": None,
+    "no UTF-8": b"\xff\xc1",
+    "empty": b"",
+    "one": 1,
+    "the first instant": 0,
+    "the last instant": 253_402_300_799_999_999,
+    "the largest number": (1 << 63) - 1,
+}
+
+
+@pytest.mark.parametrize("stored", ODD.values(), ids=ODD)
+async def test_whatever_of_a_session_is_spoilt_costs_nobody_else(world: World, spoiler: Spoiler, stored: Stored) -> None:
+    """Each value in turn, if the store admits it. Others beat, claim and are listed, and what the session held is released in the end."""
+    other = await world.a_session("other", ttl=100_000.0)
+    for value in spoiler.values_of((await world.a_session("like the doomed")).id):
+        doomed = await world.a_session("doomed")
+        held, neighbour = await world.running(doomed), await world.running(other)
+        [same] = [each for each in spoiler.values_of(doomed.id) if each.place == value.place]
+        if not spoiler.write(same, stored):
+            continue
+        assert (await world.beat(other, neighbour)).lost == (), value.place
+        assert other.id in [worker.session.id for worker in await world.broker.console.workers()], value.place
+        for _ in range(2):  # a session whose last beat cannot be read has one more ttl
+            await world.lapse(doomed, beside=[other])
+            await world.upkeep()
+        with contextlib.suppress(SessionLost):  # it may have a valid ttl of years
+            await world.die(doomed)
+        async with asyncio.timeout(10):
+            while not (released := await world.claim(other, [held.envelope.queue])):  # PostgreSQL misses a session's row every ten seconds
+                await world.pass_time(11.0)
+                await asyncio.sleep(0.01)
+        assert [lease.envelope.id for lease in released] == [held.envelope.id], value.place
+        assert await world.settle(succeeded(neighbour)) == [Settled.OK], value.place
