@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ import pytest
 
 from taskflow.broker import topics
 from taskflow.broker.sqlite import SqliteBroker, wake_sender, wakeups
+from taskflow.broker.sqlite.listener_files import ListenerFiles
 from taskflow.broker.sqlite.store_watch import StoreWatch
 from taskflow.broker.sqlite.wake_folder import WAITING, Listeners
 from taskflow.model.record import Status
@@ -29,7 +31,8 @@ from tests.stores.sqlite.support import NOBODY, Open, an_envelope, envelopes, re
 IDLE = textwrap.dedent("""
     import asyncio, os, sys
     from taskflow.broker.sqlite import SqliteBroker
-    from taskflow.broker.sqlite.store_watch import StoreWatch
+    from taskflow.broker.sqlite.listener_files import ListenerFiles
+from taskflow.broker.sqlite.store_watch import StoreWatch
     from taskflow.model.session import Session
 
     StoreWatch.look = lambda *_, **__: set()  # only nudges count
@@ -252,6 +255,32 @@ async def test_a_claim_that_leaves_jobs_of_one_of_many_queues_nudges_the_next(br
     with waiting.listen([topics.queue("z")]) as nudges:
         await full.claim(session.id, 1, ["z"], 1)
         assert await nudges.wait(0.5)
+
+
+@pytest.mark.usefixtures("only_nudges_count")
+async def test_a_job_cannot_slip_in_between_a_claim_and_its_mark(
+    broker: SqliteBroker, open_broker: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mark is written while the claim holds the write lock."""
+    other = open_broker()
+    session = await registered(broker)
+    await other.enqueue([an_envelope()])
+    loop, enqueues = asyncio.get_running_loop(), list[asyncio.Task[object]]()
+    claimed = ListenerFiles.claimed
+
+    def claimed_late(files: ListenerFiles, *, is_full: bool) -> None:
+        if not is_full:
+            loop.call_soon_threadsafe(lambda: enqueues.append(loop.create_task(other.enqueue([an_envelope()]))))
+            time.sleep(0.2)
+        claimed(files, is_full=is_full)
+
+    with broker.listen([topics.ANY_QUEUE]) as nudges:
+        assert len(await broker.claim(session.id, 1, [], 1)) == 1  # it is busy now
+        monkeypatch.setattr(ListenerFiles, "claimed", claimed_late)
+        assert await broker.claim(session.id, 2, [], 1) == []
+        await asyncio.gather(*enqueues)
+        await asyncio.sleep(0.1)
+        assert nudges._is_nudged
 
 
 # --- the end of a job ---------------------------------------------------------------------------------------------------------
