@@ -31,8 +31,7 @@ from tests.stores.sqlite.support import NOBODY, Open, an_envelope, envelopes, re
 IDLE = textwrap.dedent("""
     import asyncio, os, sys
     from taskflow.broker.sqlite import SqliteBroker
-    from taskflow.broker.sqlite.listener_files import ListenerFiles
-from taskflow.broker.sqlite.store_watch import StoreWatch
+    from taskflow.broker.sqlite.store_watch import StoreWatch
     from taskflow.model.session import Session
 
     StoreWatch.look = lambda *_, **__: set()  # only nudges count
