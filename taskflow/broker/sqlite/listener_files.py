@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from typing import Final
 
 from taskflow.broker import topics as names
+from taskflow.broker.listener import job_ids
 from taskflow.broker.sqlite.wake_folder import ANY_TOPIC, BUSY, ID_BYTES, WAITING, Folder, Mark, awaited_file, topic_hash
 from taskflow.model.clock import Clock
 
@@ -31,7 +32,7 @@ class ListenerFiles:
         self._topics = Counter[str]()
         self._mark: Mark | None = None
 
-    def add(self, topics: Iterable[str]) -> None:
+    def add(self, topics: Collection[str]) -> None:
         """Let senders know that somebody waits for these topics."""
         jobs, others = parted(topics)
         for job_id in jobs:
@@ -42,7 +43,7 @@ class ListenerFiles:
             mark = self._mark
             self._turn(WAITING if mark is None or any(map(is_queue, new)) else mark.state)
 
-    def drop(self, topics: Iterable[str]) -> str | None:
+    def drop(self, topics: Collection[str]) -> str | None:
         """Undo `add`. Return the topic of a nudge that now nobody heeds, if there is one: a hash."""
         jobs, others = parted(topics)
         for job_id in jobs:
@@ -153,9 +154,6 @@ class AwaitedIds:
     def __bool__(self) -> bool:
         return bool(self._counts)
 
-    def ids(self) -> list[bytes]:
-        return list(self._counts)
-
     def add(self, job_id: bytes) -> None:
         self._counts[job_id] += 1
         if self._counts[job_id] == 1:
@@ -186,15 +184,9 @@ class AwaitedIds:
             os.pwrite(self._descriptor, job_id, slot * ID_BYTES)
 
 
-def parted(topics: Iterable[str]) -> tuple[list[bytes], list[str]]:
+def parted(topics: Collection[str]) -> tuple[list[bytes], list[str]]:
     """Return the ids of jobs among the topics, and the other topics."""
-    jobs, others = list[bytes](), list[str]()
-    for topic in topics:
-        if topic.startswith(_JOB):
-            jobs.append(bytes.fromhex(topic.removeprefix(_JOB)))
-        else:
-            others.append(topic)
-    return jobs, others
+    return job_ids(topics), [topic for topic in topics if not topic.startswith(_JOB)]
 
 
 def is_queue(topic: str) -> bool:

@@ -18,7 +18,7 @@ import socket
 import stat
 import time
 from collections.abc import Callable, Collection, Iterable
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from hashlib import blake2b
 from operator import attrgetter
 from typing import Final, NamedTuple
@@ -121,7 +121,7 @@ class Listeners:
     def names(self) -> set[str]:
         return self.sockets.union(self.marks, self.awaiting)
 
-    @property
+    @cached_property
     def unmarked(self) -> set[str]:
         """The sockets that have no other file."""
         return self.sockets.difference(self.marks, self.awaiting)

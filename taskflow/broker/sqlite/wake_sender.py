@@ -94,21 +94,21 @@ class Sender:
         listeners = self.folder.listeners()
         if listeners is None:
             return False
-        round = _Round(self, listeners, self._namespace)
+        delivery = _Delivery(self, listeners, self._namespace)
         with contextlib.suppress(OSError, sqlite3.Error, Unsound):  # a hint is not worth an error
             if announcement.is_periodical or announcement.ready:
-                round.pass_on_unanswered()
+                delivery.pass_on_unanswered()
             for queue, number in announcement.ready.items():
-                round.nudge_for(queue, number, transitions)
+                delivery.nudge_for(queue, number, transitions)
             for queues, number in announcement.full_claims.items():
-                round.nudge_next(queues, number, transitions)
+                delivery.nudge_next(queues, number, transitions)
             for session in announcement.stopping:
-                round.tell_all(topics.session(session))
+                delivery.tell_all(topics.session(session))
             if announcement.due_at is not None:
-                round.tell_of_due(announcement.due_at, transitions)
+                delivery.tell_of_due(announcement.due_at, transitions)
             if announcement.ended:
-                round.tell_of_ends(announcement.ended, transitions)
-        round.send()
+                delivery.tell_of_ends(announcement.ended, transitions)
+        delivery.send()
         self._clean(listeners, announcement)
         return True
 
@@ -116,9 +116,9 @@ class Sender:
         """Nudge another listener for the topic with that hash."""
         listeners = self.folder.listeners()
         if listeners is not None:
-            round = _Round(self, listeners, self._namespace)
-            round.nudge(hashed, 1)
-            round.send()
+            delivery = _Delivery(self, listeners, self._namespace)
+            delivery.nudge(hashed, 1)
+            delivery.send()
 
     def send(self, name: str, message: Message) -> bool:
         """Return False if the listener does not take it."""
@@ -175,7 +175,7 @@ class Sender:
 _GONE: Final = (errno.ECONNREFUSED, errno.ENOENT)
 
 
-class _Round:
+class _Delivery:
     """Collects the messages of one announcement, one for each listener, and sends them."""
 
     def __init__(self, sender: Sender, listeners: Listeners, namespace: str) -> None:

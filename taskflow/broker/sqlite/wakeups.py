@@ -17,6 +17,7 @@ from typing import Final
 import msgspec
 
 from taskflow.broker import topics as names
+from taskflow.broker.listener import job_ids
 from taskflow.broker.nudges import Nudges, WakeUpFlag
 from taskflow.broker.sqlite.listener_files import ListenerFiles, is_queue, parted
 from taskflow.broker.sqlite.store_file import StoreFile
@@ -96,20 +97,24 @@ class SocketListener:
 
     def begin_waiting(self) -> None:
         """Have the thread look for jobs if they may have become ready while this listener was not on the list of those that wait."""
+        if self._pid != os.getpid():  # in a forked child: before the lock, which another thread may have held
+            return
         with self._lock:
-            if self._files is None or self._files.wait():
-                return
-            self._must_look = True
-            self._end_receive()
+            if self._files is not None and not self._files.wait():
+                self._must_look = True
+                self._end_receive()
 
     def forget(self, topics: Sequence[str]) -> None:
         """Note that a waiter is gone. If it was nudged for jobs and has claimed none since, another listener is nudged."""
+        if self._pid != os.getpid():
+            return
         with self._lock:
-            if self._files is None or self._pid != os.getpid():
+            if self._files is None:
                 return
             unheeded = self._files.drop(topics)
-            for job_id in [job_id for job_id in self._ended if job_id not in self._files.awaited]:
-                del self._ended[job_id]
+            for job_id in job_ids(topics):
+                if job_id not in self._files.awaited:
+                    self._ended.pop(job_id, None)
         if unheeded is not None:
             self._pass_on(unheeded)
 

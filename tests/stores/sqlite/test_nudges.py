@@ -287,7 +287,7 @@ async def test_a_job_cannot_slip_in_between_a_claim_and_its_mark(
 @pytest.mark.usefixtures("only_nudges_count")
 async def test_two_senders_at_once_nudge_two_listeners(open_broker: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both have seen the same listener wait longest, and only one of them may nudge it."""
-    both_have_listed, nudge_for = threading.Barrier(2, timeout=5), wake_sender._Round.nudge_for
+    both_have_listed, nudge_for = threading.Barrier(2, timeout=5), wake_sender._Delivery.nudge_for
 
     def together(*arguments: Any) -> None:
         both_have_listed.wait()
@@ -295,10 +295,10 @@ async def test_two_senders_at_once_nudge_two_listeners(open_broker: Open, monkey
 
     one, other, first, second = (open_broker() for _ in range(4))
     await asyncio.gather(one.read([]), other.read([]))
-    monkeypatch.setattr(wake_sender._Round, "nudge_for", together)
+    monkeypatch.setattr(wake_sender._Delivery, "nudge_for", together)
     with first.listen([topics.ANY_QUEUE]) as first_nudges, second.listen([topics.ANY_QUEUE]) as second_nudges:
         await asyncio.gather(one.enqueue([an_envelope()]), other.enqueue([an_envelope()]))
-        assert await asyncio.gather(first_nudges.wait(0.5), second_nudges.wait(0.5)) == [True, True]
+        assert all(await asyncio.gather(first_nudges.wait(0.5), second_nudges.wait(0.5)))
 
 
 # --- the end of a job ---------------------------------------------------------------------------------------------------------
