@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from dataclasses import dataclass, field
 
 from taskflow.broker import topics
@@ -18,16 +18,21 @@ class Announcement:
     `cleans`        True for maintenance, which also removes the files of listeners that are gone
     """
 
-    ready: Counter[str] = field(default_factory=Counter)
+    ready: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
     ended: set[bytes] = field(default_factory=set)
     stopping: set[bytes] = field(default_factory=set)
     due_at: int | None = None
-    full_claims: Counter[tuple[str, ...]] = field(default_factory=Counter)
+    full_claims: defaultdict[tuple[str, ...], int] = field(default_factory=lambda: defaultdict(int))
     is_periodical: bool = False
     cleans: bool = False
 
     def __bool__(self) -> bool:
-        return bool(self.ended or self.ready or self.full_claims or self.is_periodical or self.due_at is not None or self.stopping)
+        return bool(self.ended or self.full_claims) or self.is_for_marked
+
+    @property
+    def is_for_marked(self) -> bool:
+        """True if it may concern a listener with a mark, whatever its state."""
+        return bool(self.ready or self.is_periodical or self.due_at is not None or self.stopping)
 
     def add_due(self, due_at: int) -> None:
         self.due_at = due_at if self.due_at is None else min(self.due_at, due_at)

@@ -17,7 +17,7 @@ import os
 import socket
 import stat
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from functools import cached_property, lru_cache
 from hashlib import blake2b
 from operator import attrgetter
@@ -98,19 +98,23 @@ def _split(topics: str) -> frozenset[str]:
 class Listeners:
     """What the folder holds: names of sockets, marks by listener, those first that have waited longest, and who awaits ends."""
 
-    def __init__(self, files: Iterable[str]) -> None:
-        self.sockets = set[str]()
-        self.awaiting = list[str]()
-        marks = list[Mark]()
-        for file in files:
-            if "." not in file:
-                self.sockets.add(file)
-            elif file.startswith(_AWAITED):
-                self.awaiting.append(file.removeprefix(_AWAITED))
-            elif (mark := Mark.parse(file)) is not None:
-                marks.append(mark)
-        marks.sort(key=attrgetter("since"))
-        self.marks = {mark.listener: mark for mark in marks}
+    def __init__(self, files: list[str]) -> None:
+        self._files = files
+        self.awaiting = [file.removeprefix(_AWAITED) for file in files if file.startswith(_AWAITED)]
+
+    @cached_property
+    def sockets(self) -> set[str]:
+        return {file for file in self._files if "." not in file}
+
+    @cached_property
+    def marks(self) -> dict[str, Mark]:
+        marks = [mark for mark in map(Mark.parse, self._files) if mark is not None]
+        return {mark.listener: mark for mark in sorted(marks, key=attrgetter("since"))}
+
+    @cached_property
+    def are_waiting(self) -> bool:
+        """True if any listener waits for jobs."""
+        return any(mark.state == WAITING for mark in self.marks.values())
 
     def files_of(self, listener: str) -> list[str]:
         """Return the files of a listener besides its socket."""
@@ -145,6 +149,7 @@ class Folder:
         self._store = store
         self._path = store.beside(WAKE)
         self._descriptor: int | None = None
+        self._changed_at = 0
         self._listed: tuple[int, Listeners] | None = None
 
     def bind(self, name: str) -> socket.socket:
@@ -170,15 +175,14 @@ class Folder:
         """Return None if the folder is missing or cannot be read."""
         try:
             folder = self._opened()
-            changed_at = os.fstat(folder).st_mtime_ns
-            if self._listed is None or self._listed[0] != changed_at:
-                listed_at, listeners = time.time_ns(), Listeners(os.listdir(folder))
-                # The system's clock for files moves on in ticks: another change within this one would leave the same time.
-                self._listed = (changed_at, listeners) if listed_at - changed_at > _LONGEST_TICK else None
-                return listeners
+            if self._listed is not None and self._listed[0] == self._changed_at:
+                return self._listed[1]
+            listed_at, listeners = time.time_ns(), Listeners(os.listdir(folder))
         except OSError:
             return None
-        return self._listed[1]
+        # The system's clock for files moves on in ticks: another change within this one would leave the same time.
+        self._listed = (self._changed_at, listeners) if listed_at - self._changed_at > _LONGEST_TICK else None
+        return listeners
 
     def address(self, name: str) -> str:
         """Return the socket's path, shortened by way of the folder's descriptor if it is too long. Raises OSError if there is none."""
@@ -238,11 +242,14 @@ class Folder:
         """Return its descriptor. Raises OSError if it is missing, a link, or another user's. It may have been replaced since it was
         opened."""
         if self._descriptor is not None:
-            if os.path.samestat(os.lstat(self._path), os.fstat(self._descriptor)):
+            found = os.lstat(self._path)
+            if os.path.samestat(found, os.fstat(self._descriptor)):
+                self._changed_at = found.st_mtime_ns
                 return self._descriptor
             self.close()
         try:
             self._descriptor = open_folder_beside(self._store, WAKE)
         except BrokerRefused as refused:
             raise PermissionError(str(refused)) from refused
+        self._changed_at = os.fstat(self._descriptor).st_mtime_ns
         return self._descriptor

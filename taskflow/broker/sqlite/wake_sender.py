@@ -94,13 +94,15 @@ class Sender:
         listeners = self.folder.listeners()
         if listeners is None:
             return False
+        if not (announcement.is_for_marked or listeners.awaiting or (announcement.full_claims and listeners.are_waiting)):
+            return True
         delivery = _Delivery(self, listeners, self._namespace)
         with contextlib.suppress(OSError, sqlite3.Error, Unsound):  # a hint is not worth an error
             if announcement.is_periodical or announcement.ready:
                 delivery.pass_on_unanswered()
             for queue, number in announcement.ready.items():
                 delivery.nudge_for(queue, number, transitions)
-            for queues, number in announcement.full_claims.items():
+            for queues, number in announcement.full_claims.items() if listeners.are_waiting else ():
                 delivery.nudge_next(queues, number, transitions)
             for session in announcement.stopping:
                 delivery.tell_all(topics.session(session))
@@ -199,8 +201,6 @@ class _Delivery:
 
     def nudge_next(self, queues: Sequence[str], number: int, transitions: Transitions) -> None:
         """Nudge one more listener for each claim that got as many jobs as it wanted and left others."""
-        if not any(mark.state == WAITING for mark in self._marks.values()):
-            return
         for queue in queues or transitions.first_ready_queues(_MOST_QUEUES):
             hashed = topic_hash(self._namespace, topics.queue(queue))
             if any(self._waiting_for(hashed, WAITING)):
