@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import itertools
+import os
 import shutil
 import sqlite3
 import tempfile
@@ -141,6 +142,15 @@ class SqliteHome(Home):
 
         room = None if self.capacity is None else Room(max_pages=_PAGES_OF_TABLES + 2 * self.capacity)
         return SqliteBroker(self.path, seams=self.seams, rules=self.rules, room=room)
+
+    async def waiting(self, broker: Broker, queue: str) -> int:
+        from taskflow.broker.sqlite.wake_folder import WAITING, Mark, topic_hash
+
+        folder = f"{self.path}-wake"
+        files = await asyncio.to_thread(os.listdir, folder) if await asyncio.to_thread(os.path.exists, folder) else []
+        hashes = [topic_hash("taskflow", topic) for topic in (topics.queue(queue), topics.ANY_QUEUE)]
+        marks = [mark for mark in map(Mark.parse, files) if mark is not None and mark.state == WAITING]
+        return sum(any(map(mark.hears, hashes)) for mark in marks)
 
     @property
     def place(self) -> str:
