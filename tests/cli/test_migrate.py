@@ -1,4 +1,4 @@
-"""`taskflow migrate`: what it says, and how it ends. What it does: test_migrations.py in tests/stores/postgres and tests/stores/sqlite."""
+"""`taskflow migrate`: what it says, and how it ends. What it does: test_migrations.py in tests/stores, and in the folders of the stores."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_it_makes_what_is_not_there(cli: Cli) -> None:
     url = server.url(server.new_database()) + "?namespace=shop"
 
     assert "schema 'shop' is not there yet; pending:\n  1  The tables.\n" in cli("migrate", "--plan", "--broker", url).out
-    assert cli("migrate", "--broker", f"{url}&migrate=0").out == f"schema 'shop': made, version {VERSION}\n"
+    assert cli("migrate", "--broker", f"{url}&migrate=0").out == f"schema 'shop': created, version {VERSION}\n"
 
 
 def test_a_plan_changes_nothing(cli: Cli, url: str) -> None:
@@ -40,7 +40,7 @@ def test_a_plan_changes_nothing(cli: Cli, url: str) -> None:
     for _ in range(2):
         said = cli("migrate", "--plan", "--broker", url)
         assert said.out == (
-            f"schema 'taskflow' is of version {VERSION}; pending:\n  {NEXT}  {DESCRIPTION}\n"
+            f"schema 'taskflow' has version {VERSION}; pending:\n  {NEXT}  {DESCRIPTION}\n"
             "to apply: taskflow migrate; to see the SQL: taskflow migrate --sql\n"
         )
 
@@ -71,7 +71,7 @@ def test_an_sqlite_file(cli: Cli) -> None:
     assert planned.out.startswith(f"{place} is not there yet; pending:\n  1  The tables.\n")
     assert printed.out.startswith(f"-- taskflow, {place}: from version 0 to 1.")
     assert list(cli.folder.iterdir()) == []
-    assert cli("migrate", "--broker", "sqlite:///queue.db?migrate=0").out == f"{place}: made, version 1\n"
+    assert cli("migrate", "--broker", "sqlite:///queue.db?migrate=0").out == f"{place}: created, version 1\n"
     assert cli("migrate", "--broker", "sqlite:///queue.db").out == f"{place} is up to date (version 1)\n"
     assert "workers  0" in cli("status", "--broker", "sqlite:///queue.db?migrate=0").out
 

@@ -295,10 +295,11 @@ class PostgresHome(Home):
     def remove(self) -> None:
         if self._is_spoilt:
             self._execute(f'DROP SCHEMA IF EXISTS "{self.namespace}" CASCADE')
-        elif self._asked(f"SELECT to_regclass('{self._table('meta')}')") is not None:
-            self._empty()
-            self._execute(f"INSERT INTO {self._table('meta')} (name, value) VALUES ('version', {VERSION})")
-            self._emptied.append(self.namespace)
+            return
+        meta = self._table("meta")
+        emptied = f"TRUNCATE {', '.join(map(self._table, _TABLES))}; INSERT INTO {meta} (name, value) VALUES ('version', {VERSION});"
+        self._execute(f"DO $$ BEGIN IF to_regclass('{meta}') IS NOT NULL THEN {emptied} END IF; END $$")
+        self._emptied.append(self.namespace)
 
     def _empty(self) -> None:
         self._execute("TRUNCATE " + ", ".join(map(self._table, _TABLES)))

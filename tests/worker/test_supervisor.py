@@ -625,7 +625,7 @@ def test_what_cannot_start_waits_for_the_next_change(caplog: pytest.LogCaptureFi
     office.ends(3, status=2)
     office.act(3600.0)
     assert (office.started, office.code) == (3, None)
-    assert caplog.text.count("waiting for the next change of a file") == 1
+    assert caplog.text.count("waiting for a file to change") == 1
     office.does(office.supervisor.reload)
     office.works(4)
     assert office.started == 5

@@ -1,4 +1,4 @@
-"""The PostgreSQL broker. Each verb is one statement that calls a function in the SQL files beside this one, where the rules are."""
+"""The PostgreSQL broker. Each verb is one statement that calls a function in the SQL files beside this one. The rules are in SQL."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any, Final
 import asyncpg
 
 from taskflow.broker import topics as names
-from taskflow.broker.fence_validation import settle_possible
 from taskflow.broker.migrations import Upgrade
 from taskflow.broker.nudges import Nudges
 from taskflow.broker.per_loop import PerLoop
@@ -24,6 +23,7 @@ from taskflow.broker.postgres.migrations import script, was_dropped, was_overtak
 from taskflow.broker.postgres.refusals import NoRoom, is_no_utf8, was_about_a_value
 from taskflow.broker.postgres.wakeups import EVERYTHING, Notifier, PostgresListener, trouble_with_listening
 from taskflow.broker.protocol import Added, Refused, Upkept
+from taskflow.broker.script_values import added_or_refused, settle_possible
 from taskflow.model import wording
 from taskflow.model.clock import Clock, to_microseconds
 from taskflow.model.envelope import Envelope, Lease, check_queue
@@ -34,21 +34,21 @@ from taskflow.model.session import Beat, BeatAnswer, Session
 from taskflow.model.verdict import Settled, Settlement
 
 MOST_NAME_BYTES: Final = 63
-"""PostgreSQL's limit for the name of a schema."""
+"""PostgreSQL's limit for the name of a schema, in bytes."""
 
 AWAITED_FOR: Final = 3600.0
 """Seconds for which the server remembers that a caller waits for a job's end. A caller that waits longer polls every few seconds."""
 
 LOOKED_WITHIN: Final = 60.0
-"""Seconds for a check of the marks, which reads all dead rows that cannot be cleaned away."""
+"""Seconds for a check of the marks, which reads all dead rows that cannot be vacuumed yet."""
 
 
 class PostgresBroker:
-    """Jobs in a schema of a PostgreSQL database. See `taskflow.broker.protocol.Broker`.
+    """Keeps jobs in a schema of a PostgreSQL database. See `taskflow.broker.protocol.Broker`.
 
     `namespace`  the schema: several applications may share a database
     `clock`      replaces the server's clock, for tests
-    `capacity`   the most live jobs that it takes; None for no limit
+    `capacity`   the maximum number of live jobs; None for no limit
     `migrates`   True: the first verb creates the schema, or brings it to this version. False: verbs are refused until `migrate` is called
 
     The first verb connects, and raises BrokerRefused or BrokerUnavailable if something is wrong with the server.
@@ -65,7 +65,7 @@ class PostgresBroker:
         migrates: bool = True,
     ) -> None:
         if len(check_queue(namespace)) > MOST_NAME_BYTES:
-            raise ConfigurationError(f"namespace {namespace!r} is longer than a schema's name may be: {MOST_NAME_BYTES} characters")
+            raise ConfigurationError(f"namespace {namespace!r} is too long for a schema: at most {MOST_NAME_BYTES} characters")
         self.server = server or PostgresTarget()
         self._namespace = namespace
         self._rules = rules or Rules()
@@ -88,10 +88,10 @@ class PostgresBroker:
         try:
             row = await self.call_one("enqueue", self.wall(), self._capacity, *enqueue.columns_of_calls(envelopes))
         except NoRoom as error:
-            raise StoreFull(f"{error}; no new jobs are taken until there is some") from error
+            raise StoreFull(f"{error}; new jobs are refused until there is some") from error
         if row["answers"] is None:
             return [Added(envelope.id) for envelope in envelopes]
-        return [enqueue.added_or_refused(*pair) for pair in zip(envelopes, row["answers"], strict=True)]
+        return [added_or_refused(*pair) for pair in zip(envelopes, row["answers"], strict=True)]
 
     async def register(self, session: Session) -> None:
         if not (await self.call_one("register", *self.times(), *sessions.session_columns(session)))["register"]:
@@ -113,7 +113,7 @@ class PostgresBroker:
         return sessions.beat_answer(beat, row)
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
-        """Raises ValueError if one of the settlements cannot be written: the caller then sends the others without it."""
+        """Settle runs. Raises ValueError if one of the settlements cannot be written; the caller then sends the others without it."""
         try:
             return await settle_possible(settle.Settling(self).settle, settlements, settle.is_possible)
         except BrokerRefused as error:
@@ -189,14 +189,14 @@ class PostgresBroker:
         return f'SELECT {columns} FROM "{self._namespace}".{name}({places})'
 
     async def _prepare(self, line: _Line) -> None:
-        """Check the schema once, also if several calls arrive together: each check needs a connection."""
+        """Check the schema once, even if several calls arrive together, because each check needs a connection."""
         async with line.preparing:
             if not self._is_prepared:
                 await schema.prepare(line.link, self._namespace, self._rules, migrates=self._migrates)
                 self._is_prepared = True
 
     async def call_one(self, name: str, *arguments: Any) -> asyncpg.Record:
-        """Return the only row of a function, and wake others: listeners in this process at once, others by a notification."""
+        """Return the only row of a function, and wake listeners: those in this process at once, others by a notification."""
         began_at = time.monotonic()
         [row] = await self.call(name, *arguments)
         wakeups = row.get("wakeups")
@@ -209,7 +209,7 @@ class PostgresBroker:
         self._per_loop.here().tell(topics)
 
     def tell_ended(self, ids: Set[bytes], *, are_awaited: bool) -> None:
-        """Wake listeners in this process at once, others at once only if somebody is known to wait for one of these jobs."""
+        """Wake the waiters for these jobs: those in this process at once, others at once only if a waiter is known (`are_awaited`)."""
         line = self._per_loop.here()
         line.listener.told([names.job(job_id) for job_id in ids], disarms=False)
         line.telling.add_ended(ids, are_awaited=are_awaited)
@@ -243,7 +243,7 @@ class PostgresBroker:
         line = _Line(link, PostgresListener(link, self._namespace, self._arm, self._look), telling)
 
         async def look() -> None:
-            """Check the marks. Works also while the line is being closed."""
+            """Check the marks. Also works while the line is being closed."""
             [row] = await _fetch(link, self._statement("check_marks", 1), self.wall(), within=LOOKED_WITHIN)
             if row["wakeups"]:
                 line.tell(row["wakeups"].split("\n"))
@@ -253,8 +253,8 @@ class PostgresBroker:
 
 
 async def _fetch(link: Link, statement: str, *arguments: Any, within: float) -> list[Any]:
-    """Return the rows of a statement. If the server cannot send a text as UTF-8, all text is fetched as bytes: one bad name spoils one
-    row."""
+    """Return the rows of a statement. If the server cannot send a text as UTF-8, all text is fetched as bytes, so that a bad name affects
+    one row."""
     try:
         return await link.fetch(statement, *arguments, within=within)
     except (UnicodeDecodeError, BrokerError) as error:

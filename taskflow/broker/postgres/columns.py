@@ -2,10 +2,10 @@
 
 %n is a column's name, %t its type, %d its default. The lists are made from the job schema:
 
-@sent      what is sent of a call, in the order of `enqueue.envelope_columns`
-@as_sent   those of its columns that are stored as they were sent
+@sent      the columns sent for a call, in the order of `enqueue.envelope_columns`
+@as_sent   those of them that are stored unchanged
 @changing  the columns that can change after the job was added
-@claim, @outcome, @redo, @drop  the columns that such a move clears
+@claim, @outcome, @redo, @drop  the columns that this move clears
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Rows as records. A row may be spoilt: a field that cannot be read spoils its own job, and no other.
+"""Decodes rows as records. An unreadable field affects only its own job.
 
-A row is decoded at full speed first, and field by field only if that raised.
+A row is decoded at full speed first, and field by field only if that raises.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ Row = Any
 
 
 def reader_of(row: Row) -> FieldReader:
-    """Return a reader that knows the values that the server did not send: a line names a column and what stands in it."""
+    """Return a reader that reports the values that the server did not send. Each line of `unreadable` names a column and describes its
+    value."""
     reader = FieldReader()
     for line in (row["unreadable"] or "").splitlines():
         column, _, stored = line.partition("\t")
@@ -39,7 +40,7 @@ _SIZED: Final = {
     for field in _SHOWN
     if field.kind.type is not int and field.kind.least != field.kind.most
 }
-"""Maps columns to the most bytes that are fetched of them."""
+"""The columns of limited size, with the maximum number of bytes that are fetched."""
 
 _COLUMNS: Final = (*(field.name for field in _SHOWN if field.name not in _SIZED), "job", *_SIZED, "unreadable")
 
@@ -55,7 +56,7 @@ RECORD_COLUMNS: Final = ", ".join(
         f"nullif(concat_ws(E'\\n', {', '.join(_if_too_long(column, most) for column, most in _SIZED.items())}), '') AS unreadable",
     )
 )
-"""The columns that `record_of` takes. A value that is too long is not fetched, but reported."""
+"""The columns that `record_of` needs. A value that is too long is not fetched, but reported."""
 
 _JobRow: Any = msgspec.defstruct("_JobRow", _COLUMNS)
 
@@ -63,7 +64,7 @@ _JobRow: Any = msgspec.defstruct("_JobRow", _COLUMNS)
 def record_of(row: Row) -> Record:
     job = fields_of(_JobRow, row)
     if job.unreadable is None and not isinstance(row, BareRow):
-        with contextlib.suppress(Exception):  # whatever a decoder raises
+        with contextlib.suppress(Exception):  # decoders may raise anything
             return _record_of(job, FULL_SPEED)
     return _record_of(job, reader_of(row))
 
@@ -89,7 +90,7 @@ def extras_of(stored: bytes | None) -> dict[str, Any]:
 
 def name(stored: Any) -> str:
     if isinstance(stored, _NotUtf8):
-        raise ValueError("it is no UTF-8")
+        raise ValueError("it is not UTF-8")
     return text(stored)
 
 
@@ -97,10 +98,11 @@ def name(stored: Any) -> str:
 
 
 class BareRow(dict[str, Any]):
-    """A row whose text came as bytes, by a statement of `bare`: a database in SQL_ASCII holds any bytes. It is never treated as sound."""
+    """A row whose text was fetched as bytes by a statement of `bare`, because a database in SQL_ASCII may contain any bytes. It never
+    counts as sound."""
 
     def __iter__(self) -> Iterator[str]:
-        raise TypeError("it is read by the names of its columns")
+        raise TypeError("read it by the names of its columns")
 
     @classmethod
     def of(cls, row: Row) -> BareRow:
@@ -108,7 +110,7 @@ class BareRow(dict[str, Any]):
 
 
 class _NotUtf8(str):
-    """Decode text; bytes that are not UTF-8 are written out."""
+    """A text that was decoded from bytes that are not UTF-8; these are escaped."""
 
 
 def _text_of(raw: bytes | None) -> str | None:
@@ -121,12 +123,13 @@ def _text_of(raw: bytes | None) -> str | None:
 
 
 def fields_of(kind: Any, row: Row) -> Any:
-    """Return the row as a struct of its columns."""
+    """Return the columns of a row as a struct."""
     return kind(**{column: row[column] for column in kind.__struct_fields__})
 
 
 def bare(statement: str, columns: Sequence[tuple[str, str]]) -> str:
-    """Return a statement for the same rows with text as bytes, given the columns' names and types. `bare` lists those columns."""
+    """Return a statement for the same rows with text as bytes, given the columns' names and types. Its column `bare` lists those
+    columns."""
     names = [column for column, kind in columns if kind == "text"]
     shown = (f"convert_to({column}, 'SQL_ASCII') AS {column}" if column in names else column for column, _ in columns)
     listed = ", ".join(f"'{column}'" for column in names)

@@ -1,4 +1,4 @@
-"""LISTEN and NOTIFY: one listening connection for each event loop, and the notifications of what was committed.
+"""LISTEN and NOTIFY: one listening connection for each event loop, and notifications of committed changes.
 
 A pooler in transaction mode accepts a LISTEN and loses every notification. So a listener counts as open only after it has received one of
 its own notifications. Until then it polls once a second.
@@ -27,16 +27,16 @@ from taskflow.model.errors import BrokerError
 log: Final = logging.getLogger("taskflow")
 
 EVERYTHING: Final = "*"
-"""Sent in place of a notification that is too long: every waiter looks."""
+"""Replaces a notification that is too long: every waiter checks."""
 
 UNAWAITED_WITHIN: Final = 0.05
 """Seconds until the ends of jobs are announced for which no waiter was known."""
 
 LOOK_EVERY: Final = 40.0
-"""Seconds after which a silent connection is tested. Meanwhile an idle worker learns from its heartbeats what there is to do."""
+"""Seconds after which a silent connection is tested. Meanwhile, the answers to heartbeats tell an idle worker of new jobs."""
 
 AT_MOST_EVERY: Final = 0.005
-"""Minimum seconds between two notifications of a busy process: each takes a lock that all notifying processes share."""
+"""Minimum seconds between two notifications of a busy process. Each takes a lock that all notifying processes share."""
 
 LAST_WORDS: Final = 1.0
 """Seconds for the last notifications when the loop ends."""
@@ -45,7 +45,7 @@ HEARD_WITHIN: Final = 2.0
 """Seconds that a notification may take to arrive. Usually it takes a millisecond."""
 
 TESTS: Final = 2
-"""Test notifications in a row that must be lost before they count as lost and not merely late."""
+"""The number of consecutive test notifications that must be lost before notifications count as lost, and not merely late."""
 
 TEST_AGAIN: Final = 30.0
 """Seconds after which a route that loses notifications is tried again."""
@@ -54,21 +54,21 @@ POLL_EVERY: Final = 1.0
 """Seconds between two polls while notifications do not arrive."""
 
 MISSES: Final = 2
-"""Failed attempts to listen, at a server that answers otherwise, before a warning."""
+"""Failed attempts to listen, at a server that otherwise answers, before a warning."""
 
 _JOB: Final = names.job(b"")
 _SESSION: Final = names.session(b"")
 
 _TEST: Final = "test:"
-"""The prefix of a self-test's message. No topic begins with it, so no process of any version waits for it."""
+"""The prefix of a test message. No topic begins with it, so no process of any version waits for it."""
 
 _SAY: Final = "SELECT set_config('synchronous_commit', 'off', true), pg_notify($1, $2)"
 
 
 class PostgresListener(Listener):
-    """While notifications do not arrive, polls for all waiters in one query and wakes those that have something.
+    """Listens for notifications. While they do not arrive, it polls for all waiters in one query and wakes those that have something to do.
 
-    A session's own topic is not polled: its news comes with the next heartbeat.
+    A session's own topic is not polled, because the next heartbeat brings its news.
     """
 
     def __init__(self, link: Link, channel: str, arm: Lookup, look: Lookup) -> None:
@@ -84,7 +84,7 @@ class PostgresListener(Listener):
         self._has_said = False
 
     async def hear(self, goes_on: Callable[[], None]) -> None:
-        # The last poll, if it was answered: if the server as a whole is away, the listener is not the problem.
+        # The time of the last answered poll: if the whole server is away, the listener is not the problem.
         server_is_there = self._has_looked
         try:
             async with ListenConnection(self._link, self._channel, self._take) as listener:
@@ -104,7 +104,7 @@ class PostgresListener(Listener):
         await asyncio.sleep(_about(TEST_AGAIN))
 
     def stays_armed(self, topic: str) -> bool:
-        """Return True if the server announces the topic without a request. The end of a job is announced only if somebody waits for it."""
+        """Return True if the server announces the topic without a request. The end of a job is announced only if a waiter asked for it."""
         return not topic.startswith(_JOB)
 
     async def pass_on(self, nudges: int) -> None:
@@ -124,7 +124,7 @@ class PostgresListener(Listener):
     def _hears_again(self) -> None:
         self._is_off.clear()
         if self._has_said:
-            log.info("PostgreSQL at %s: notifications arrive again, polling has stopped", self._link.server)
+            log.info("PostgreSQL at %s: notifications arrive again; polling has stopped", self._link.server)
         self._has_looked, self._misses, self._trouble, self._has_said = False, 0, None, False
 
     # --- instead of hearing ---------------------------------------------------------------------------------------
@@ -174,7 +174,7 @@ class ListenConnection:
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
-            if kind is None and not self._has_heard:  # behind a pooler another program's connection would go on listening
+            if kind is None and not self._has_heard:  # behind a pooler, another program's connection would keep listening
                 with contextlib.suppress(*ERRORS):
                     async with asyncio.timeout(1.0):
                         await self._connection.remove_listener(self._channel, self._heard)
@@ -182,7 +182,7 @@ class ListenConnection:
             drop(self._connection)
 
     async def hears(self, *, tests: int = TESTS) -> bool:
-        """Sends itself a notification by the usual way; returns whether it arrived. Raises OSError if the connection breaks."""
+        """Send a notification to itself on the usual route. Return True if it arrived. Raises OSError if the connection breaks."""
         for _ in range(tests):
             await self._link.fetch(_SAY, self._channel, self._test)
             with contextlib.suppress(TimeoutError):
@@ -220,7 +220,7 @@ class ListenConnection:
 
 
 async def trouble_with_listening(link: Link, channel: str) -> str | None:
-    """Return a message about the trouble, or None if notifications on that channel arrive here."""
+    """Return a message about the problem, or None if notifications on this channel arrive here."""
     try:
         async with ListenConnection(link, channel, lambda words: None) as listener:
             return None if await listener.hears(tests=1) else deaf(link.server)
@@ -231,35 +231,35 @@ async def trouble_with_listening(link: Link, channel: str) -> str | None:
 def deaf(server: PostgresTarget) -> str:
     if server.listen_at:
         return (
-            f"PostgreSQL at {shown(server.listen_at)} (listen= in the broker URL) hears nothing of what is told at {server}: {_POLLED}. "
-            "It has to be the same database, without a pooler in between"
+            f"PostgreSQL at {shown(server.listen_at)} (listen= in the broker URL) gets no notifications sent at {server}: {_POLLED}. "
+            "It must be the same database, without a pooler in between"
         )
     return (
-        f"PostgreSQL at {server} loses notifications in silence, as a pooler in transaction mode does (pgbouncer): {_POLLED}. "
-        "Name the server itself in the broker URL, for the one connection that listens: listen=host:5432"
+        f"PostgreSQL at {server} loses notifications without an error, like a pooler in transaction mode (pgbouncer): {_POLLED}. "
+        "Name the server itself in the broker URL, for the listening connection: listen=host:5432"
     )
 
 
 def in_vain(server: PostgresTarget, error: Exception) -> str:
     option = " (listen= in the broker URL)" if server.listen_at else ""
     return (
-        f"PostgreSQL at {shown(server.listening_places)}{option} takes no connection that listens, though {server} answers: {_POLLED}. "
+        f"PostgreSQL at {shown(server.listening_places)}{option} accepts no listening connection, although {server} answers: {_POLLED}. "
         f"It says: {str(error) or type(error).__name__}"
     )
 
 
-_POLLED: Final = f"new jobs are looked for every {POLL_EVERY:g} s instead, and start that much later"
+_POLLED: Final = f"workers poll every {POLL_EVERY:g} s instead, and jobs start that much later"
 
 
 def _about(seconds: float) -> float:
-    """Return a pause of about that length, so that workers that started together do not poll together."""
+    """Return a pause of about this length, so that workers that started together do not poll together."""
     return seconds * (0.75 + 0.5 * random.random())
 
 
 class Notifier:
-    """Notifies other processes of what was committed here: one notification at a time, with all topics that gathered meanwhile.
+    """Notifies other processes of committed changes: one notification at a time, with all topics that gathered meanwhile.
 
-    The ends of jobs for which no waiter was known are announced later, for waiters that came at that moment.
+    The ends of jobs without a known waiter are announced later, for waiters that arrived at that moment.
     """
 
     def __init__(self, tell: Callable[[list[str], list[bytes]], Awaitable[Any]]) -> None:
@@ -282,8 +282,10 @@ class Notifier:
         self._go_on(is_urgent=are_awaited)
 
     async def close(self) -> None:
-        """Send the last notifications, because others would wait for them. Also at the end of asyncio.run(), which has cancelled the task
-        by then."""
+        """Send the last notifications, because other processes would wait for them. Also works at the end of asyncio.run(), which has
+        cancelled the
+        task by then.
+        """
         if self._task is not None:
             self._is_urgent.set()
             await asyncio.wait([self._task], timeout=LAST_WORDS)
@@ -314,7 +316,7 @@ class Notifier:
         try:
             await self._tell(list(topics), list(ended))
         except BrokerError:
-            return  # a hint: every waiter polls in the end
+            return  # a notification is only a hint, because every waiter also polls
         except asyncio.CancelledError:
             self._topics |= topics
             self._ended |= ended

@@ -1,6 +1,6 @@
-"""Settlements as arguments of the script `settle`, and its answers.
+"""Packs settlements as arguments of the script `settle`, and decodes its answers.
 
-Plain successes go in columns, since most settlements are such; all others go as items.
+Plain successes are packed in columns, because most settlements are of this kind; all others are items.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from taskflow.broker.redis.enqueue import Texts, job_item
 from taskflow.broker.redis.fields import SESSION_BYTES, TAIL_BYTES
 from taskflow.broker.redis.large_payloads import INLINE, REFERENCE_BYTES, reference_to
 from taskflow.broker.redis.packing import Item, can_be, pack, pack_claim, pack_progress
-from taskflow.broker.verdict_parts import SUCCEEDED, parts_of
+from taskflow.broker.script_values import SUCCEEDED, parts_of
 from taskflow.model.clock import to_microseconds
 from taskflow.model.verdict import Settled, Settlement, Succeeded, is_plain_success
 
 MOST_SETTLED: Final = 200
-"""Settlements in one call of the script."""
+"""The maximum number of settlements in one call of the script."""
 
 MOST_BYTES_SETTLED: Final = 1024 * 1024
-"""Bytes of results in one call of the script, beyond which no further settlement is added."""
+"""Once the results in a call have this many bytes, no further settlement is added."""
 
 MOST_RESULT: Final = 60 * 1024 * 1024
-"""Bytes. No script reads a record beyond 64 MiB."""
+"""The maximum size of a result in bytes. No script reads a record beyond 64 MiB."""
 
 MOST_EPOCHS: Final = 1 << 32
 
@@ -33,7 +33,7 @@ IsApart = Callable[[bytes], bool]
 
 
 class PackedSettlements(NamedTuple):
-    """`order` holds, for each answer of the script, the place of its settlement."""
+    """`order` holds the position of the settlement for each answer of the script."""
 
     packed: bytes
     order: Sequence[int]
@@ -42,13 +42,13 @@ class PackedSettlements(NamedTuple):
 
 
 def is_possible(settlement: Settlement) -> bool:
-    """Return True if a store could have given out this fence. Any other is stale, and too large for the script."""
+    """Return True if a store could have issued this fence. Any other is stale, and too large for the script."""
     claim = settlement.claim
     return len(claim.session) == SESSION_BYTES and can_be(claim, claim.session) and 0 <= settlement.epoch < MOST_EPOCHS
 
 
 def portions(settlements: Sequence[Settlement]) -> Iterator[list[Settlement]]:
-    """Yield the settlements in portions for one call each, so that no call holds the server for long."""
+    """Yield the settlements in portions for one call each, so that no call occupies the server for long."""
     portion, size = list[Settlement](), 0
     for settlement in settlements:
         if portion and (len(portion) == MOST_SETTLED or size >= MOST_BYTES_SETTLED):
@@ -61,7 +61,8 @@ def portions(settlements: Sequence[Settlement]) -> Iterator[list[Settlement]]:
 
 
 def pack_settlements(settlements: Sequence[Settlement], is_apart: IsApart) -> PackedSettlements:
-    """Pack plain successes in columns, by session and keep. The script settles these first, so a job that occurs twice goes as items.
+    """Pack plain successes in columns, by session and keep. The script settles these first, so a job that occurs twice is packed as
+    items.
 
     A reference replaces each result for which `is_apart` is true.
     """
@@ -97,7 +98,7 @@ _OK: Final = ord("o")
 def _as_sent(result: bytes, fence: bytes, is_apart: IsApart, ahead: dict[bytes, bytes]) -> bytes:
     """Return what goes to the script: the result, or a reference to it after adding it to `ahead`."""
     if len(result) > MOST_RESULT:
-        raise ValueError(f"Redis keeps results of up to {MOST_RESULT:,} bytes, got {len(result):,}")
+        raise ValueError(f"Redis allows results of at most {MOST_RESULT:,} bytes, got {len(result):,}")
     if not is_apart(result):
         return result
     ahead[fence] = result
@@ -124,7 +125,7 @@ def _add_success(columns: _Columns, place: int, settlement: Settlement, is_apart
     assert isinstance(settlement.verdict, Succeeded)
     result = settlement.verdict.result
     fence = _FENCE.pack(settlement.epoch, session, request << 16 | number)
-    if (size := len(result)) > INLINE or size == REFERENCE_BYTES:  # tested here to save a function call for each job
+    if (size := len(result)) > INLINE or size == REFERENCE_BYTES:  # checked inline to save a function call for each job
         result = _as_sent(result, fence, is_apart, ahead)
     columns.places.append(place)
     columns.ids.append(settlement.id)
@@ -138,11 +139,11 @@ def _add_success(columns: _Columns, place: int, settlement: Settlement, is_apart
 
 
 def _settlement_item(settlement: Settlement, texts: Texts, is_apart: IsApart, ahead: dict[bytes, bytes]) -> Item:
-    """See settle.lua. Payloads of follow-ups go with them, whatever their size."""
+    """Return the item of a settlement, see settle.lua. It contains the payloads of follow-ups, whatever their size."""
     kind, value, error, after = parts_of(settlement.verdict)
     if isinstance(value, bytes):
         value = _as_sent(value, settlement.epoch.to_bytes(4) + pack_claim(settlement.claim), is_apart, ahead)
-    keep_for = to_microseconds(settlement.keep_for) if kind == SUCCEEDED else 0  # for all others the store's rules decide
+    keep_for = to_microseconds(settlement.keep_for) if kind == SUCCEEDED else 0  # for all others, the store's rules decide
     return (
         settlement.id,
         settlement.epoch,

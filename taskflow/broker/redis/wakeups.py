@@ -1,4 +1,4 @@
-"""Wake-ups over publish and subscribe, to each listener on a channel of its own.
+"""Wake-ups over publish and subscribe. Each listener has a separate channel.
 
 If every job woke every worker, a busy fleet would be busy with listening. The server therefore keeps lists of the listeners that wait for
 jobs, and nudges as many of them as there are new jobs. A claim that finds too few jobs puts its listener on the lists in the same call. Any
@@ -24,7 +24,7 @@ PING_EVERY: Final = 25.0
 """Seconds without a message after which the subscription sends PING."""
 
 PONG_WITHIN: Final = 3.0
-"""Seconds for the answer to PING, or to SUBSCRIBE."""
+"""Seconds for the answer to PING or SUBSCRIBE."""
 
 
 class RedisListener(Listener):

@@ -1,7 +1,7 @@
-"""Wakes other processes: after a commit, a datagram goes to sockets beside the file.
+"""Wakes other processes: after a commit, datagrams are sent to sockets beside the file.
 
 Measured alternatives: polling `data_version` every 4 ms costs 4 % of a core, and inotify on the log fires before the commit is visible.
-Programs other than taskflow that write to the file send no datagram; for them `data_version` is checked once a second.
+Other programs that write to the file send no datagram; for them `data_version` is checked once a second.
 """
 
 from __future__ import annotations
@@ -29,24 +29,26 @@ POLL_WITHOUT_SOCKETS_EVERY: Final = 0.05
 
 _EVERYTHING: Final = b"*"
 _MOST_BYTES: Final = 60_000
-"""Bytes. Some systems take no larger datagram. Beyond this, or what the system takes, every waiter is woken."""
+"""The maximum size of a datagram in bytes; some systems allow no more. If a message does not fit, every waiter is woken."""
 
 _MOST_ADDRESS_BYTES: Final = 100
-"""Bytes of a socket's path: Linux takes 107, others 103."""
+"""The maximum length of a socket's path in bytes: Linux allows 107, others 103."""
 
 
 _FLAGS_HERE: Final[dict[tuple[int, str], WakeUpFlag]] = {}
-"""The flags of listeners in this process, by process id (a forked child has a copy) and name of the socket."""
+"""The flags of listeners in this process, by process id (a forked child has a copy) and socket name."""
 
 
 def flag_here(name: str) -> WakeUpFlag | None:
-    """Return the flag of a listener in this process. It is woken without a datagram, which would wake a thread at every commit: a worker's
-    keeper listens beside its worker, and rarely for what that one does."""
+    """Return the flag of a listener in this process. It is set without a datagram, which would wake a thread at every commit: the thread
+    that
+    sends heartbeats listens in the same process, and needs few of its wake-ups.
+    """
     return _FLAGS_HERE.get((os.getpid(), name))
 
 
 class Folder:
-    """The folder with the sockets of a file's listeners. It is used through its descriptor, after a check that it is ours."""
+    """The folder with the sockets of a file's listeners. It is used through its descriptor, after a check that it belongs to this user."""
 
     def __init__(self, store: StoreFile) -> None:
         self._store = store
@@ -54,7 +56,7 @@ class Folder:
         self._descriptor: int | None = None
 
     def bind(self, name: str) -> socket.socket:
-        """Bind a new socket in it. Raises OSError if that is impossible."""
+        """Bind a new socket in the folder. Raises OSError if that is impossible."""
         is_new = True
         try:
             os.mkdir(self._path, 0o700)
@@ -79,7 +81,8 @@ class Folder:
             return []
 
     def address(self, name: str) -> str:
-        """Return the socket's path, shortened by way of the folder's descriptor if it is too long. Raises OSError if there is none."""
+        """Return the socket's path, shortened through the folder's descriptor if it is too long. Raises OSError if there is no short
+        form."""
         path = os.path.join(self._path, name)
         if len(os.fsencode(path)) <= _MOST_ADDRESS_BYTES:
             return path
@@ -98,8 +101,10 @@ class Folder:
             self._descriptor = None
 
     def _opened(self) -> int:
-        """Return its descriptor. Raises OSError if it is missing, a link, or another user's. It may have been replaced since it was
-        opened."""
+        """Return the folder's descriptor. Raises OSError if the folder is missing, a link, or another user's. It may have been replaced
+        since it was
+        opened.
+        """
         if self._descriptor is not None:
             if os.path.samestat(os.lstat(self._path), os.fstat(self._descriptor)):
                 return self._descriptor
@@ -119,7 +124,7 @@ class SocketSender:
         self._socket: socket.socket | None = None
 
     def send(self, topics: Collection[str], *, but_not_to: str | None) -> None:
-        with contextlib.suppress(OSError):  # no descriptors are left, for example: a hint is not worth an error
+        with contextlib.suppress(OSError):  # a wake-up is only a hint and not worth an error, for example if no descriptors are left
             self._send(topics, but_not_to)
 
     def _send(self, topics: Collection[str], but_not_to: str | None) -> None:
@@ -146,11 +151,11 @@ class SocketSender:
         try:
             sender.sendto(message, self._folder.address(name))
         except OSError as error:
-            if error.errno == errno.ECONNREFUSED:  # its process is gone and could not clean up
+            if error.errno == errno.ECONNREFUSED:  # the process has died without removing its socket
                 self._folder.remove(name)
             elif error.errno == errno.EMSGSIZE and message != _EVERYTHING:
                 self._send_one(sender, name, _EVERYTHING)
-            # Otherwise its queue is full, so it is awake already, or it has just gone.
+            # Otherwise the queue is full, so the process is awake already, or it has just ended.
 
     def close(self) -> None:
         if self._socket is not None:
@@ -160,7 +165,7 @@ class SocketSender:
 
 
 class SocketListener:
-    """Wakes waiters when other processes have committed, in a thread that runs while anybody listens."""
+    """Wakes waiters when other processes have committed, in a thread that runs while there are listeners."""
 
     def __init__(self, store: StoreFile, flag: WakeUpFlag, start_thread: StartThread) -> None:
         self._store = store
@@ -185,7 +190,7 @@ class SocketListener:
             return nudges
 
     def _bind(self) -> socket.socket | None:
-        """Bind the socket. If the file system has no sockets, the file is checked more often instead."""
+        """Bind the socket. If the file system does not support sockets, the file is checked more often instead."""
         name = f"{os.getpid()}-{os.urandom(6).hex()}"
         try:
             bound = self._folder.bind(name)
@@ -219,7 +224,7 @@ class SocketListener:
             return
         try:
             message = self._socket.recv(1 << 17)
-        except OSError:  # nothing arrived in that time
+        except OSError:  # nothing arrived in time
             return
         if message == _EVERYTHING:
             self._flag.wake_all()
@@ -227,7 +232,7 @@ class SocketListener:
             self._flag.wake(message.decode(errors="replace").split("\n"))
 
     def _is_done(self) -> bool:
-        """Return True if nobody listens any more. The next listener starts another thread."""
+        """Return True if there are no listeners any more. The next one starts another thread."""
         with self._lock:
             if self._flag.is_heard:
                 return False
@@ -247,14 +252,14 @@ class SocketListener:
         self._folder.close()
 
     def _end_receive(self) -> None:
-        """End the wait for a datagram by sending one: neither closing nor shutting down the socket ends it."""
+        """End the wait for a datagram by sending one, because neither closing nor shutting down the socket ends it."""
         if self.name is not None:
             with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
                 sender.setblocking(False)
                 sender.sendto(b"", self._folder.address(self.name))
 
     def abandon(self) -> None:
-        """Close this process's copy of the descriptor, in a forked child: the socket is the parent's."""
+        """Close a forked child's copy of the descriptor. The socket belongs to the parent."""
         if self._socket is not None:
             self._socket.close()
         self._folder.close()
@@ -270,7 +275,7 @@ class SocketListener:
 
 
 class _Watch:
-    """Detects commits to the file since the last look."""
+    """Detects commits to the file since the last check."""
 
     def __init__(self, store: StoreFile) -> None:
         # mode=rw: opening must not create an empty file

@@ -1,6 +1,6 @@
 """The messages between a worker and its child, over a socket: a length in 4 bytes, big-endian, then msgpack.
 
-Arguments and results travel as the payloads of the store: the child decodes and encodes them by the annotations.
+Arguments and results are sent as stored payloads: the child decodes and encodes them by the annotations.
 
     worker   Hello; then any number of Import and Run, each after the answer to the last one. To end the child, it closes the socket
     child    to Hello and Import: Ready; to Run: any number of Reported, then RunEnded or CallRefused
@@ -19,14 +19,14 @@ from taskflow.model.envelope import Lease
 from taskflow.model.verdict import Cancelled, Discarded, Failed, HandedBack, Parked, Retried, Snoozed, Succeeded, Verdict
 
 BESIDES: Final = 1 << 20
-"""Bytes of a message besides a payload: names, headers, an error, and room to spare."""
+"""The bytes of a message besides a payload: names, headers, an error, and some reserve."""
 
 _LENGTH: Final = struct.Struct(">I")
 _VERDICTS: Final = {kind.__name__: kind for kind in (Cancelled, Discarded, Failed, HandedBack, Parked, Retried, Snoozed, Succeeded)}
 
 
 class Garbled(Exception):
-    """The bytes are no message: a job has written to a descriptor that is not its own."""
+    """The bytes are not a message: a job has written to a descriptor that is not its own."""
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -36,10 +36,11 @@ class Message(msgspec.Struct, frozen=True):
 class Hello(Message, frozen=True, kw_only=True):
     """`modules`         the modules that the worker imports
     `arguments`       the worker's sys.argv, which an application may read
-    `settings`        the worker's settings that hold here too
-    `is_reachable`    whether the worker's broker can be reached from another process
-    `has_lifespan`    whether the worker has a lifespan, whose state does not exist here
-    `log_level`       of the root logger"""
+    `settings`        the worker's settings that also apply here
+    `is_reachable`    True if another process can reach the worker's broker
+    `has_lifespan`    True if the worker has a lifespan, whose state does not exist here
+    `log_level`       of the root logger
+    """
 
     kind = "hello"
     modules: tuple[str, ...]
@@ -68,14 +69,14 @@ class Run(Message, frozen=True):
 
 
 class Ready(Message, frozen=True):
-    """All imports that can succeed have been made. `memory` is the child's, in bytes."""
+    """All imports that can succeed are done. `memory` is the child's, in bytes."""
 
     kind = "ready"
     memory: int
 
 
 class Reported(Message, frozen=True):
-    """ctx.progress()"""
+    """Progress that the job reported."""
 
     kind = "reported"
     fraction: float
@@ -92,7 +93,7 @@ class RunEnded(Message, frozen=True):
 
 
 class CallRefused(Message, frozen=True):
-    """The job was not found: `why`, and the traceback. A fresh child may find it."""
+    """The job was not found: `why`, and the traceback. A new child may find it."""
 
     kind = "refused"
     why: str
@@ -107,14 +108,14 @@ def pack(message: Message) -> bytes:
     fields = {name: getattr(message, name) for name in message.__struct_fields__}
     if isinstance(message, RunEnded):
         fields["verdict"] = [type(message.verdict).__name__, message.verdict]
-    # An error's message may hold half of a surrogate pair, which UTF-8 cannot express.
+    # the message of an error may contain half of a surrogate pair, which UTF-8 cannot express
     body = msgpack.packb([message.kind, msgspec.to_builtins(fields, builtin_types=(bytes,))], unicode_errors="surrogatepass")
     assert body is not None
     return _LENGTH.pack(len(body)) + bytes(body)
 
 
 class Unpacker:
-    """Puts messages together from the bytes that arrive. Raises Garbled, also for a message of more than `most` bytes."""
+    """Assembles messages from the received bytes. Raises Garbled, also for a message of more than `most` bytes."""
 
     def __init__(self, most: int) -> None:
         self._most = most

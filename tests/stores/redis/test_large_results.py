@@ -266,7 +266,7 @@ async def test_more_than_one_call_takes(world: World) -> None:
 
 async def test_a_result_beyond_what_a_record_may_have_is_refused_before_it_is_sent(world: World, client: redis.Redis) -> None:
     lease = await world.running(key="k")
-    with pytest.raises(ValueError, match=f"up to {MOST_RESULT:,} bytes, got"):
+    with pytest.raises(ValueError, match=f"at most {MOST_RESULT:,} bytes, got"):
         await world.settle(succeeded(lease, bytes(MOST_RESULT + 1)))
     assert keys_of_results(world, client) == []
 

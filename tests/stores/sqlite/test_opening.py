@@ -59,7 +59,7 @@ async def test_a_folder_in_the_place_of_the_file(open_broker: Open, tmp_path: Pa
 async def test_something_else_in_the_place_of_the_file(open_broker: Open, path: Path, kind: str, make: Callable[[Path], None]) -> None:
     """SQLite would call it an I/O error, which would be tried again and again."""
     make(path)
-    assert f"{path} is a {kind}, and no file" in await refusal(open_broker())
+    assert f"{path} is a {kind}, not a file" in await refusal(open_broker())
 
 
 async def test_a_device_in_the_place_of_the_file(open_broker: Open) -> None:
@@ -116,7 +116,7 @@ async def test_tables_of_another_namespace_are_no_strangers(open_broker: Open) -
 async def test_tables_that_only_look_like_ours(open_broker: Open, path: Path) -> None:
     with connected(path) as stranger:
         stranger.execute("CREATE TABLE taskflow_jobs (id)")
-    assert "are not taskflow's" in await refusal(open_broker())
+    assert "belong to another program" in await refusal(open_broker())
 
 
 @pytest.mark.parametrize("value", ["'two'", "1.5", "x'0102'"])
@@ -129,7 +129,7 @@ async def test_a_version_that_is_no_number(open_broker: Open, path: Path, value:
 
     said = await refusal(open_broker())
 
-    assert "which is no number" in said
+    assert "which is not a number" in said
     assert "cannot be read by this version of taskflow" in said
 
 

@@ -1,7 +1,7 @@
 """One connection to a server, for commands or for a subscription.
 
-The driver opens it, with its addresses, passwords and TLS. From then on, if hiredis is installed, this module packs commands and parses
-replies directly on the transport. The driver's streams would double the time of a process that sends one command at a time.
+The driver opens it, including addresses, passwords and TLS. If hiredis is installed, this module then packs commands and parses replies
+directly on the transport. With the driver's streams, a process that sends one command at a time would need twice as long.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.util import find_spec
@@ -54,22 +55,36 @@ async def drop(connection: AbstractConnection, *, nowait: bool = True) -> None:
 
 
 class DriverConnection:
+    """Sends commands one call after another."""
+
     def __init__(self, connection: AbstractConnection) -> None:
         self._connection = connection
+        self._lock = asyncio.Lock()
+        self.is_lost = False
 
     async def ask(self, commands: Sequence[Command], within: float, most: int | None = None) -> list[Any]:
-        """Return a reply for each command; an error of the server is a reply. Raise any other error, TimeoutError after `within` seconds.
+        """Return a reply for each command; an error of the server is a reply. Raise any other error, and TimeoutError after `within`
+        seconds.
 
-        With `most`, raise TooLong as soon as more bytes arrive. The driver's parser cannot stop there, so it raises TooLong at once.
+        After such an error the connection is lost. With `most`, raise TooLong as soon as more bytes arrive. The driver's parser cannot stop
+        there, so it raises TooLong at once.
         """
         if most is not None:
             raise TooLong
         connection = self._connection
-        async with asyncio.timeout(within):
-            await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
-            return [await self._reply() for _ in commands]
+        async with self._lock:
+            if self.is_lost:
+                raise exceptions.ConnectionError("the connection is lost")
+            try:
+                async with asyncio.timeout(within):
+                    await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+                    return [await self._reply() for _ in commands]
+            except BaseException:  # a reply may be on its way still
+                await self.drop()
+                raise
 
     async def drop(self, *, nowait: bool = True) -> None:
+        self.is_lost = True
         await drop(self._connection, nowait=nowait)
 
     async def _reply(self) -> Any:
@@ -85,7 +100,7 @@ class DriverSubscription:
         self._on_message = on_message
 
     async def subscribe(self, *channels: bytes) -> None:
-        """Return when the server has confirmed."""
+        """Return when the server has confirmed the subscription."""
         await self.send("SUBSCRIBE", *channels)
         for _ in channels:
             await self._connection.read_response(disable_decoding=True)
@@ -96,7 +111,7 @@ class DriverSubscription:
             self._on_message(await self._connection.read_response(disable_decoding=True))
 
     async def send(self, *command: Any) -> None:
-        """Send a command. Its reply goes to `on_message`, as every message does."""
+        """Send a command. Its reply is passed to `on_message`, like every message."""
         await self._connection.send_command(*command, check_health=False)
 
     async def drop(self) -> None:
@@ -109,7 +124,7 @@ _UNFINISHED: Final = object()
 
 
 class _Direct(asyncio.Protocol, ABC):
-    """Takes the transport over from the driver's streams, which it still informs of the end.
+    """Takes the transport over from the driver's streams, which it still notifies of the end.
 
     `_take` is called with each reply, `_fail` with the error that ended the connection.
     """
@@ -136,7 +151,7 @@ class _Direct(asyncio.Protocol, ABC):
         try:
             while (reply := self._reader.gets()) is not _UNFINISHED:
                 self._take(reply)
-        except exceptions.RedisError as error:  # not a reply: what follows cannot be parsed either
+        except exceptions.RedisError as error:  # not a reply, so what follows cannot be parsed either
             self._fail(error)
             self._transport.abort()
 
@@ -151,30 +166,51 @@ class _Direct(asyncio.Protocol, ABC):
     def _fail(self, error: Exception) -> None: ...
 
 
+class _Asked:
+    """A call under way: the replies so far, and how many bytes may still arrive."""
+
+    __slots__ = ("most", "replies", "waiting", "wanted", "within")
+
+    def __init__(self, waiting: asyncio.Future[list[Any]], wanted: int, within: float, most: int | None) -> None:
+        self.waiting = waiting
+        self.wanted = wanted
+        self.within = within
+        self.most = most
+        self.replies = list[Any]()
+
+
 class DirectConnection(_Direct):
+    """Several calls may be under way at a time: the server answers them in order."""
+
     def __init__(self, connection: AbstractConnection) -> None:
-        self._waiting: asyncio.Future[list[Any]] | None = None
-        self._replies = list[Any]()
-        self._wanted = 0
-        self._most: int | None = None
+        self._asked: deque[_Asked] = deque()
         self._deadline = Deadline(self._give_up)
         super().__init__(connection)
 
+    @property
+    def is_lost(self) -> bool:
+        return self._lost is not None
+
     def ask(self, commands: Sequence[Command], within: float, most: int | None = None) -> asyncio.Future[list[Any]]:
-        """See `DriverConnection.ask`. The caller awaits the replies before the next call; if it stops early, it drops the connection."""
-        waiting = self._waiting = self._loop.create_future()
+        """See `DriverConnection.ask`. The time counts from the answer to the call before. A caller may stop awaiting at any time.
+
+        If one call fails, the connection is lost, and the others fail with a ConnectionError. A reply may be longer than `most` by what
+        arrives together with the answer to the call before.
+        """
+        waiting: asyncio.Future[list[Any]] = self._loop.create_future()
         if self._lost is not None:
             waiting.set_exception(self._lost)
             return waiting
-        self._replies, self._wanted, self._most = [], len(commands), most
-        self._transport.write(hiredis.pack_command(commands[0]) if self._wanted == 1 else b"".join(map(hiredis.pack_command, commands)))
-        self._deadline.begin(within)
+        if not self._asked:
+            self._deadline.begin(within)
+        self._asked.append(_Asked(waiting, len(commands), within, most))
+        self._transport.write(hiredis.pack_command(commands[0]) if len(commands) == 1 else b"".join(map(hiredis.pack_command, commands)))
         return waiting
 
     def data_received(self, data: bytes) -> None:
-        if self._most is not None:
-            self._most -= len(data)
-            if self._most < 0:
+        if self._asked and (first := self._asked[0]).most is not None:
+            first.most -= len(data)
+            if first.most < 0:
                 self._fail(TooLong())
                 self._transport.abort()
                 return
@@ -185,24 +221,34 @@ class DirectConnection(_Direct):
         super().connection_lost(exc)
 
     def _take(self, reply: Any) -> None:
-        self._replies.append(reply)
-        waiting = self._waiting
-        if waiting is None or waiting.done() or len(self._replies) < self._wanted:
+        if isinstance(reply, Exception) and not isinstance(reply, exceptions.ResponseError):
+            self._fail(reply)
+            self._transport.abort()
+        if not self._asked:
             return
-        self._deadline.end()
-        for each in self._replies:
-            if isinstance(each, Exception) and not isinstance(each, exceptions.ResponseError):
-                waiting.set_exception(each)
-                return
-        waiting.set_result(self._replies)
+        first = self._asked[0]
+        first.replies.append(reply)
+        if len(first.replies) < first.wanted:
+            return
+        self._asked.popleft()
+        if self._asked:
+            self._deadline.begin(self._asked[0].within)
+        else:
+            self._deadline.end()
+        if not first.waiting.done():
+            first.waiting.set_result(first.replies)
 
     def _fail(self, error: Exception) -> None:
-        self._lost = self._lost or error
-        if self._waiting is not None and not self._waiting.done():
-            self._waiting.set_exception(error)
+        """Fail the first call with this error."""
+        self._lost = self._lost or exceptions.ConnectionError(f"the connection was given up: {str(error) or type(error).__name__}")
+        asked, self._asked = self._asked, deque()
+        for number, each in enumerate(asked):
+            if not each.waiting.done():
+                each.waiting.set_exception(error if number == 0 else self._lost)
 
     def _give_up(self) -> None:
         self._fail(TimeoutError())
+        self._transport.abort()
 
 
 class DirectSubscription(_Direct):

@@ -1,4 +1,4 @@
-"""The connections of one event loop to a server."""
+"""The connections of one event loop to a server: one for all commands, and those that a caller opens for itself."""
 
 from __future__ import annotations
 
@@ -16,21 +16,17 @@ from taskflow.broker.redis.scripts import Script
 from taskflow.model import wording
 from taskflow.model.errors import BrokerUnavailable
 
-MOST_CONNECTIONS: Final = 16
-"""Connections that one event loop uses at a time. Further calls wait."""
-
 ON_DISK_WITHIN: Final = 2_500
 """Milliseconds."""
 
 
 class ConnectionPool:
-    """A pool of connections. One that failed, or was left in the middle of a reply, is dropped."""
+    """Sends all commands over one connection, which it opens again after an error. Calls do not wait for each other's answers."""
 
     def __init__(self, server: RedisTarget) -> None:
         self.server = server
-        self._idle: list[CommandConnection] = []
-        self._in_use: set[CommandConnection] = set()
-        self._semaphore = asyncio.Semaphore(MOST_CONNECTIONS)
+        self._connection: CommandConnection | None = None
+        self._connecting = asyncio.Lock()
         self._is_closed = False
         self._end: AsyncGenerator[None] | None = None
 
@@ -45,12 +41,12 @@ class ConnectionPool:
         """Run a script, and return its reply.
 
         `ahead`    commands to send before it in the same write; if one fails, the call fails
-        `on_disk`  wait until the server has written the changes to disk; raise BrokerUnavailable if that takes long
+        `on_disk`  wait until the server has written the changes to disk; raise BrokerUnavailable if that takes too long
         """
         after = (_ON_DISK,) if on_disk else ()
         try:
             return await self._ask((*ahead, ("EVALSHA", script.sha, 1, *arguments), *after), within)
-        except exceptions.NoScriptError:  # after a restart or SCRIPT FLUSH: EVAL loads the script again
+        except exceptions.NoScriptError:  # after a restart or SCRIPT FLUSH, EVAL loads the script again
             return await self._ask_or_raise((*ahead, ("EVAL", script.text, 1, *arguments), *after), within)
         except ERRORS as error:
             raise broker_error(error, str(self.server)) from error
@@ -60,7 +56,7 @@ class ConnectionPool:
         return await self._ask_or_raise((command,), within, most=most)
 
     async def ask_each(self, commands: Sequence[Command], within: float = ANSWER_WITHIN) -> list[Any]:
-        """Return the reply to each command, None for a key of a wrong type."""
+        """Return the reply to each command, or None for a key of a wrong type."""
         replies = await self._ask_or_raise(commands, within, each=True)
         errors = [reply for reply in replies if isinstance(reply, Exception) and "WRONGTYPE" not in str(reply)]
         if errors:
@@ -74,7 +70,7 @@ class ConnectionPool:
             raise broker_error(error, str(self.server)) from error
 
     async def open(self) -> AbstractConnection:
-        """Return a new connection for the caller alone, who must drop it."""
+        """Return a new connection for the exclusive use of the caller, who must drop it."""
         if self._is_closed:
             raise BrokerUnavailable(wording.CLOSED)
         if self._end is None:
@@ -96,69 +92,58 @@ class ConnectionPool:
             await self._end.aclose()
 
     def abandon(self) -> None:
-        """Close without awaiting anything: the event loop is gone, or belongs to another process."""
+        """Close without awaiting anything: the event loop has ended, or belongs to another process."""
         self._is_closed = True
 
     # --- one command ------------------------------------------------------------------------------------------
 
     async def _ask(self, commands: Sequence[Command], within: float, *, each: bool = False, most: int | None = None) -> Any:
-        """Return the reply to the last command before WAITAOF, or to `each`.
+        """Return the reply to the last command before WAITAOF, or with `each` the replies to all.
 
-        If an idle connection was cut meanwhile, send once more on a new one: every verb may be sent twice.
+        If the connection was cut meanwhile, send once more on a new one: every verb may be sent twice.
         """
-        await self._semaphore.acquire()
-        try:
-            if self._idle:
-                try:
-                    return await self._over(self._idle.pop(), commands, within, each, most)
-                except ERRORS as error:
-                    if not _is_cut(error):
-                        if not isinstance(error, exceptions.ResponseError):  # no answer: the other connections may be dead too
-                            await self._drop_idle()
-                        raise
-                    await self._drop_idle()
-            return await self._over(connection_over(await self.open()), commands, within, each, most)
-        finally:
-            self._semaphore.release()
+        connection = self._connection
+        if connection is not None and not connection.is_lost:
+            try:
+                return await self._over(connection, commands, within, each, most)
+            except ERRORS as error:
+                if not _is_cut(error):
+                    raise
+        return await self._over(await self._connected(), commands, within, each, most)
+
+    async def _connected(self) -> CommandConnection:
+        async with self._connecting:
+            if self._connection is None or self._connection.is_lost:
+                if self._connection is not None:
+                    await self._connection.drop()
+                self._connection = connection_over(await self.open())
+            return self._connection
 
     async def _over(self, connection: CommandConnection, commands: Sequence[Command], within: float, each: bool, most: int | None) -> Any:
         if self._is_closed:
-            await connection.drop()
             raise BrokerUnavailable(wording.CLOSED)
-        self._in_use.add(connection)
-        reply: Any = None
-        is_clean = False
-        try:
-            replies = await connection.ask(commands, within, most)
-            reply = replies if each else replies[0] if len(replies) == 1 else _reply_among(commands, replies)
-            is_clean = not isinstance(reply, exceptions.ReadOnlyError)  # a demoted primary: a new connection may reach the new one
-        finally:
-            self._in_use.discard(connection)
-            if is_clean and not self._is_closed:
-                self._idle.append(connection)
-            else:
-                await connection.drop()
+        replies = await connection.ask(commands, within, most)
+        reply = replies if each else replies[0] if len(replies) == 1 else _reply_among(commands, replies)
         if isinstance(reply, Exception):
+            if isinstance(reply, exceptions.ReadOnlyError):  # a demoted primary: a new connection may reach the new one
+                await connection.drop()
             raise reply
         return reply
 
-    async def _drop_idle(self) -> None:
-        while self._idle:
-            await self._idle.pop().drop()
-
     async def _until_the_loop_ends(self) -> AsyncGenerator[None]:
-        """Close all connections when the loop ends: asyncio.run() and its like finish asynchronous generators before they close a loop."""
+        """Close all connections when the loop ends: asyncio.run() and similar functions finish asynchronous generators before they close a
+        loop."""
         try:
             yield
         finally:
             self._is_closed = True
-            for connection in [*self._idle, *self._in_use]:
-                await connection.drop(nowait=not self.server.tls)  # TLS says goodbye to the server first: two seconds at most
-            self._idle.clear()
+            if self._connection is not None:
+                await self._connection.drop(nowait=not self.server.tls)  # TLS says goodbye to the server first: two seconds at most
 
 
 def _is_cut(error: Exception) -> bool:
-    """Return True if the connection was probably gone before the command reached the server: neither an answer nor a timeout."""
+    """Return True if the connection was probably gone before the command reached the server: the error is neither an answer nor a
+    timeout."""
     is_answer = isinstance(error, exceptions.ResponseError | exceptions.AuthenticationError | exceptions.BusyLoadingError)
     is_silence = isinstance(error, TimeoutError | exceptions.TimeoutError)
     return not is_answer and not is_silence
@@ -175,5 +160,5 @@ def _reply_among(commands: Sequence[Command], replies: list[Any]) -> Any:
     if commands[-1] is not _ON_DISK:
         return replies[-1]
     if not replies[-1][0]:
-        return BrokerUnavailable(f"the server has not written it to its disk within {ON_DISK_WITHIN / 1000:g} s")
+        return BrokerUnavailable(f"the server did not write the changes to its disk within {ON_DISK_WITHIN / 1000:g} s")
     return replies[-2]
