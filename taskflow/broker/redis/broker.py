@@ -28,7 +28,7 @@ from taskflow.broker.redis.enqueue import pack_envelopes, pack_plain
 from taskflow.broker.redis.errors import WrongType, not_permitted
 from taskflow.broker.redis.fields import LAYOUT
 from taskflow.broker.redis.jobs import records_of
-from taskflow.broker.redis.large_payloads import LargePayloads, is_large, is_reference
+from taskflow.broker.redis.large_payloads import LargePayloads, is_large, is_large_result, is_reference
 from taskflow.broker.redis.packing import pack
 from taskflow.broker.redis.scripts import Scripts, smallest_calls
 from taskflow.broker.redis.session import beat_answer, pack_beat, pack_session
@@ -149,7 +149,7 @@ class RedisBroker:
     async def _settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
         answers: list[Settled] = []
         for portion in portions(settlements):
-            packed = pack_settlements(portion, is_large)
+            packed = pack_settlements(portion, is_large_result)
             reply = await (self._settle_large(portion, packed) if packed.ahead else self.call("settle", packed.packed))
             answers += settled_of(reply, packed.order)
         return answers

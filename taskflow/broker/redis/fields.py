@@ -65,8 +65,8 @@ SPANS: Final = _EACH | {
 }
 
 MARK: Final = b"\xff@"
-"""A large payload is stored separately, under b:ID, and a large result under o:ID. The job holds a reference: this mark, and the length in 4
-bytes. So no script reads them: Lua reads every byte of each string it makes, and would make about six copies until the job has ended.
+"""A large payload is stored separately, under b:ID, and a large result under o:ID. The job holds a reference: this mark, and the length in
+4 bytes. So no script reads them: Lua reads every byte of each string it makes, and would make about six copies until the job has ended.
 
 An older version takes a reference for a payload of a newer version, and leaves the job to others: see `codec.payload`.
 """

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 from taskflow.broker.redis.enqueue import Texts, job_item
 from taskflow.broker.redis.fields import SESSION_BYTES, TAIL_BYTES
-from taskflow.broker.redis.large_payloads import INLINE, REFERENCE_BYTES, reference_to
+from taskflow.broker.redis.large_payloads import INLINE_RESULT, REFERENCE_BYTES, reference_to
 from taskflow.broker.redis.packing import Item, can_be, pack, pack_claim, pack_progress
 from taskflow.broker.script_values import SUCCEEDED, parts_of
 from taskflow.model.clock import to_microseconds
@@ -125,7 +125,7 @@ def _add_success(columns: _Columns, place: int, settlement: Settlement, is_apart
     assert isinstance(settlement.verdict, Succeeded)
     result = settlement.verdict.result
     fence = _FENCE.pack(settlement.epoch, session, request << 16 | number)
-    if (size := len(result)) > INLINE or size == REFERENCE_BYTES:  # checked inline to save a function call for each job
+    if (size := len(result)) > INLINE_RESULT or size == REFERENCE_BYTES:  # checked inline to save a function call for each job
         result = _as_sent(result, fence, is_apart, ahead)
     columns.places.append(place)
     columns.ids.append(settlement.id)

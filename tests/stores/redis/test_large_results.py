@@ -14,7 +14,7 @@ from taskflow.broker.protocol import Refused
 from taskflow.broker.redis import RedisBroker, RedisTarget
 from taskflow.broker.redis.errors import WrongType
 from taskflow.broker.redis.fields import MARK
-from taskflow.broker.redis.large_payloads import INLINE, LargePayloads
+from taskflow.broker.redis.large_payloads import INLINE_RESULT, LargePayloads
 from taskflow.broker.redis.settle import MOST_RESULT, MOST_SETTLED
 from taskflow.model.envelope import Lease
 from taskflow.model.errors import BrokerUnavailable, StoreFull
@@ -51,16 +51,16 @@ async def test_a_large_result_is_apart_from_its_job_until_it_is_dropped(
 ) -> None:
     session = await world.a_session()
     small, large = await world.running(session), await world.running(session, payload=payload, **fields)
-    await world.settle(succeeded(small, bytes(INLINE)), succeeded(large, LARGE, keep_for=60.0))
+    await world.settle(succeeded(small, bytes(INLINE_RESULT)), succeeded(large, LARGE, keep_for=60.0))
     assert apart(world, client, small) is None
     assert apart(world, client, large) == LARGE
     assert client.ttl(key(world, "o", large.envelope.id)) == -1
     stored: Any = client.get(key(world, "j", large.envelope.id))
     assert len(stored) < 200
     assert not client.exists(key(world, "b", large.envelope.id))
-    assert [(await world.record(lease)).result for lease in (small, large)] == [bytes(INLINE), LARGE]
+    assert [(await world.record(lease)).result for lease in (small, large)] == [bytes(INLINE_RESULT), LARGE]
     found = await world.broker.console.browse(JobFilter(statuses=(Status.SUCCEEDED,)))
-    assert {record.result for record in found} == {bytes(INLINE), LARGE}
+    assert {record.result for record in found} == {bytes(INLINE_RESULT), LARGE}
 
     await world.pass_time(61.0)
     assert await world.read(large) is None
@@ -314,8 +314,8 @@ async def test_a_server_that_was_killed_has_what_it_acknowledged() -> None:
 
 async def test_a_caller_that_waits_gets_a_large_result(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """The message about the job's end has no room for it: the caller reads it."""
-    monkeypatch.setattr("taskflow.broker.redis.settle.INLINE", 0)
-    monkeypatch.setattr("taskflow.broker.redis.broker.is_large", lambda result: True)
+    monkeypatch.setattr("taskflow.broker.redis.settle.INLINE_RESULT", 0)
+    monkeypatch.setattr("taskflow.broker.redis.broker.is_large_result", lambda result: True)
     async with scene.worker():
         await scene.send([1])
         result = await scene.handles[1].result(10)
