@@ -228,15 +228,15 @@ class RedisHome(Home):
         strays = self._stray_bodies()
         self._forget()
         self._client.close()
-        assert not strays, f"large payloads whose jobs do not name them: {strays}"
+        assert not strays, f"large payloads or results whose jobs do not name them: {strays}"
 
     def _stray_bodies(self) -> list[bytes]:
-        """Large payloads that stay, of jobs that have none, or are gone."""
+        """Large payloads and results that stay, of jobs that have none, or are gone."""
         from taskflow.broker.redis.fields import ID_BYTES, MARK
 
-        ids = [key[-ID_BYTES:] for key in self._keys() if key[:-ID_BYTES].endswith(b"}:b:") and self._client.ttl(key) == -1]
-        jobs: dict[bytes, Any] = {job_id: self._client.get(self.prefix + b"j:" + job_id) for job_id in ids}
-        return [job_id for job_id, stored in jobs.items() if MARK not in (stored or b"")]
+        apart = [key for key in self._keys() if key[:-ID_BYTES].endswith((b"}:b:", b"}:o:")) and self._client.ttl(key) == -1]
+        jobs: dict[bytes, Any] = {key: self._client.get(self.prefix + b"j:" + key[-ID_BYTES:]) for key in apart}
+        return [key for key, stored in jobs.items() if MARK not in (stored or b"")]
 
     def _keys(self) -> list[bytes]:
         return list(self._client.scan_iter(match=f"{{{self.namespace}:*}}:*", count=1_000))

@@ -28,11 +28,11 @@ from taskflow.broker.redis.enqueue import pack_envelopes, pack_plain
 from taskflow.broker.redis.errors import WrongType, not_permitted
 from taskflow.broker.redis.fields import LAYOUT
 from taskflow.broker.redis.jobs import records_of
-from taskflow.broker.redis.large_payloads import LargePayloads, is_large
+from taskflow.broker.redis.large_payloads import LargePayloads, is_large, is_large_result, is_reference
 from taskflow.broker.redis.packing import pack
 from taskflow.broker.redis.scripts import Scripts, smallest_calls
 from taskflow.broker.redis.session import beat_answer, pack_beat, pack_session
-from taskflow.broker.redis.settle import is_possible, pack_settlements, portions, settled_of
+from taskflow.broker.redis.settle import PackedSettlements, is_possible, pack_settlements, portions, settled_of
 from taskflow.broker.redis.upkeep import read_upkeep
 from taskflow.broker.redis.wakeups import RedisListener, channel
 from taskflow.broker.script_values import added_or_refused, settle_possible
@@ -59,6 +59,9 @@ REINDEXED_WITHIN: Final = 120.0
 MOST_AT_ONCE: Final = 500
 """The maximum number of jobs that one claim or one upkeep moves, in about 4 ms of the server's time. A caller that gets this many calls
 again."""
+
+_LACKING: Final = b"LACKING"
+"""The reply of a script if a payload or a result that was sent ahead is gone."""
 
 
 class RedisBroker:
@@ -93,9 +96,9 @@ class RedisBroker:
     async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
         try:
             answers = await self._add(envelopes)
-            if answers == b"LACKING":  # the call was resent, and its job ended after the payload was sent: send both again
+            if answers == _LACKING:  # the call was resent, and its job ended after the payload was sent: send both again
                 answers = await self._add(envelopes)
-            if answers == b"LACKING":
+            if answers == _LACKING:
                 raise (await self.server_info()).lacking(str(self.server))
         except StoreFull:
             if not await self._are_known(envelopes):
@@ -146,9 +149,25 @@ class RedisBroker:
     async def _settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
         answers: list[Settled] = []
         for portion in portions(settlements):
-            packed, order = pack_settlements(portion)
-            answers += settled_of(await self.call("settle", packed), order)
+            packed = pack_settlements(portion, is_large_result)
+            reply = await (self._settle_large(portion, packed) if packed.ahead else self.call("settle", packed.packed))
+            answers += settled_of(reply, packed.order)
         return answers
+
+    async def _settle_large(self, portion: Sequence[Settlement], packed: PackedSettlements) -> bytes:
+        """Send large results ahead. If the server has no room for them beside the payloads, or has lost one, they go with the call."""
+        ahead = self._large_payloads.results_ahead(packed.ahead)
+        try:
+            reply: bytes = await self.call("settle", packed.packed, ahead=ahead)
+        except StoreFull:
+            reply = _LACKING
+        if reply == _LACKING:
+            inline = pack_settlements(portion, is_reference)
+            again = [("UNLINK", *(key for _, key, *_ in ahead)), *self._large_payloads.results_ahead(inline.ahead)]
+            reply = await self.call("settle", inline.packed, ahead=again)
+        if reply == _LACKING:
+            raise (await self.server_info()).lacking(str(self.server))
+        return reply
 
     async def cancel(self, ids: Sequence[bytes]) -> list[Status | None]:
         return [BY_CODE.get(code) for code in await self.call("cancel", pack([list(ids)]))]

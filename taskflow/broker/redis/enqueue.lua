@@ -189,7 +189,7 @@ for _, id in ipairs(given[3]) do
 end
 keep_payloads(kept)
 flush()
-drop_payloads(strays)
+unlink_all('b:', strays)
 return answers
 
 -- === script known ==========================================================================================
@@ -205,5 +205,5 @@ for _, id in ipairs(given[1]) do
     strays[#strays + 1] = id
   end
 end
-drop_payloads(strays)
+unlink_all('b:', strays)
 return known

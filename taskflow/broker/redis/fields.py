@@ -11,7 +11,7 @@ from typing import Final
 
 from taskflow.model.job_schema import AS_SENT as STORED_AS_SENT, FIELDS as SCHEMA
 
-LAYOUT: Final = 3
+LAYOUT: Final = 4
 """The version of the fields and keys. A store with another version is refused. Raise it with every change that an older version would
 misread."""
 
@@ -65,8 +65,8 @@ SPANS: Final = _EACH | {
 }
 
 MARK: Final = b"\xff@"
-"""A large payload is stored separately, under b:ID. Its job holds a reference: this mark, and the payload's length in 4 bytes. So no script
-reads the payload: Lua reads every byte of each string it makes, and would make about six copies until the job has ended.
+"""A large payload is stored separately, under b:ID, and a large result under o:ID. The job holds a reference: this mark, and the length in
+4 bytes. So no script reads them: Lua reads every byte of each string it makes, and would make about six copies until the job has ended.
 
 An older version takes a reference for a payload of a newer version, and leaves the job to others: see `codec.payload`.
 """

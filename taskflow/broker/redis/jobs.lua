@@ -1,7 +1,7 @@
 -- Stored jobs. A script reads each once, changes it in memory, and writes all changed jobs at its end.
 
 -- === part read_jobs ========================================================================================
-local cache, changed, dropped = {}, {}, {}
+local cache, changed = {}, {}
 
 -- --- reading and writing ------------------------------------------------------------------------------
 
@@ -253,10 +253,13 @@ local function packed(job)
     job[F.seq], job[F.created_at], #extras) .. extras .. struct.pack('>I4', #payload) .. payload
 end
 
--- Deletes a payload stored apart only after the job is written: if a step in between fails, the job must run again.
+-- Ids whose payloads and results, stored apart, are to be deleted. That happens only after the job is written: if a step in between fails,
+-- the job must run again.
+local payloads_dropped, results_dropped = {}, {}
+
 local function drop_payload(id, job)
   if size_apart(job[F.payload]) then
-    dropped[#dropped + 1] = id
+    payloads_dropped[#payloads_dropped + 1] = id
   end
   job[F.payload] = false
 end
@@ -273,8 +276,9 @@ local function write_jobs()
     values[#values + 1] = packed(job)
   end
   set_all(values)
-  drop_payloads(dropped)
-  changed, dropped = {}, {}
+  unlink_all('b:', payloads_dropped)
+  unlink_all('o:', results_dropped)
+  changed, payloads_dropped, results_dropped = {}, {}, {}
 end
 
 -- "01890a5d-ac96-774b-bcce-b302099a8057"

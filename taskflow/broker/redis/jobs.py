@@ -70,15 +70,15 @@ def records_of(reply: Sequence[bytes]) -> tuple[dict[bytes, Record], Names]:
 def ended_record(job_id: bytes, stored: bytes, names: Names | None) -> Record | None:
     """Return the record of an ended job from its stored form.
 
-    Return None if it cannot be read, is no longer kept, or has a payload that is stored apart: the waiter then reads the job.
+    Return None if it cannot be read, is no longer kept, or has a payload or a result that is stored apart: the waiter then reads the job.
     """
     if names is None or not stored:
         return None
     try:
         fields = succeeded_fields(stored) if stored[0] == CODES[Status.SUCCEEDED] else unpack(stored)
         job = _job(fields)
-        is_whole = job.fade_at > job.ended_at and not (job.payload and is_reference(job.payload))
-        return _record(job_id, fields, names) if is_whole else None
+        is_whole = not any(is_reference(value) for value in (job.payload, job.result) if value)
+        return _record(job_id, fields, names) if is_whole and job.fade_at > job.ended_at else None
     except Exception:  # whatever a decoder raises
         return None
 

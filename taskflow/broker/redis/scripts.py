@@ -42,7 +42,7 @@ _PARTS: Final[Mapping[str, tuple[str, ...]]] = {
     "add": (*_TRANSITIONS, "add_all"),
     "known": ("base", "large_payloads", "read_jobs"),
     "claim": ("base", *_NAMES, *_COUNTS, "is_before", "peek"),
-    "settle": ("base", "names", *_COUNTS, "tell_ended"),
+    "settle": ("base", "names", *_COUNTS, "tell_ended", "results"),
     "register": ("base", "sessions"),
     "beat": (*_TRANSITIONS, "sessions", "leases", "end_leases", "due_in", "lost_indexes"),
     "upkeep": (*_TRANSITIONS, "unreadable", "sessions", "leases", "end_leases", "due_in", "lost_indexes", "listeners"),

@@ -6,11 +6,12 @@ Plain successes are packed in columns, because most settlements are of this kind
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from taskflow.broker.redis.enqueue import Texts, job_item
 from taskflow.broker.redis.fields import SESSION_BYTES, TAIL_BYTES
+from taskflow.broker.redis.large_payloads import INLINE_RESULT, REFERENCE_BYTES, reference_to
 from taskflow.broker.redis.packing import Item, can_be, pack, pack_claim, pack_progress
 from taskflow.broker.script_values import SUCCEEDED, parts_of
 from taskflow.model.clock import to_microseconds
@@ -27,12 +28,17 @@ MOST_RESULT: Final = 60 * 1024 * 1024
 
 MOST_EPOCHS: Final = 1 << 32
 
+IsApart = Callable[[bytes], bool]
+"""Returns True if a result must be sent ahead."""
+
 
 class PackedSettlements(NamedTuple):
     """`order` holds the position of the settlement for each answer of the script."""
 
     packed: bytes
     order: Sequence[int]
+    ahead: dict[bytes, bytes]
+    """Results that must be sent ahead, by the fences of their settlements: see `large_payloads`."""
 
 
 def is_possible(settlement: Settlement) -> bool:
@@ -54,22 +60,27 @@ def portions(settlements: Sequence[Settlement]) -> Iterator[list[Settlement]]:
         yield portion
 
 
-def pack_settlements(settlements: Sequence[Settlement]) -> PackedSettlements:
+def pack_settlements(settlements: Sequence[Settlement], is_apart: IsApart) -> PackedSettlements:
     """Pack plain successes in columns, by session and keep. The script settles these first, so a job that occurs twice is packed as
-    items."""
+    items.
+
+    A reference replaces each result for which `is_apart` is true.
+    """
     texts, columns, others = Texts(), dict[tuple[bytes, float], _Columns](), list[int]()
+    ahead: dict[bytes, bytes] = {}
     are_distinct = len({settlement.id for settlement in settlements}) == len(settlements)
     for place, settlement in enumerate(settlements):
         if are_distinct and is_plain_success(settlement):
             group = settlement.claim.session, settlement.keep_for
             if (of_group := columns.get(group)) is None:
                 of_group = columns[group] = _Columns([], [], [], [], [])
-            _add_success(of_group, place, settlement)
+            _add_success(of_group, place, settlement, is_apart, ahead)
         else:
             others.append(place)
     named = [[session, to_microseconds(keep_for), *of_group[1:]] for (session, keep_for), of_group in columns.items()]
-    packed = pack([named, [_settlement_item(settlements[place], texts) for place in others], texts.all()])
-    return PackedSettlements(packed, [place for of_group in columns.values() for place in of_group.places] + others)
+    items = [_settlement_item(settlements[place], texts, is_apart, ahead) for place in others]
+    packed = pack([named, items, texts.all(), list(ahead)])
+    return PackedSettlements(packed, [place for of_group in columns.values() for place in of_group.places] + others, ahead)
 
 
 def settled_of(answers: bytes, order: Sequence[int]) -> list[Settled]:
@@ -82,6 +93,16 @@ def settled_of(answers: bytes, order: Sequence[int]) -> list[Settled]:
 
 
 _OK: Final = ord("o")
+
+
+def _as_sent(result: bytes, fence: bytes, is_apart: IsApart, ahead: dict[bytes, bytes]) -> bytes:
+    """Return what goes to the script: the result, or a reference to it after adding it to `ahead`."""
+    if len(result) > MOST_RESULT:
+        raise ValueError(f"Redis allows results of at most {MOST_RESULT:,} bytes, got {len(result):,}")
+    if not is_apart(result):
+        return result
+    ahead[fence] = result
+    return reference_to(result)
 
 
 # --- plain successes ----------------------------------------------------------------------------------------------
@@ -99,13 +120,13 @@ _FENCE: Final = struct.Struct(">I16sQ")
 _OUTCOME: Final = struct.Struct(">QQI")
 
 
-def _add_success(columns: _Columns, place: int, settlement: Settlement) -> None:
+def _add_success(columns: _Columns, place: int, settlement: Settlement, is_apart: IsApart, ahead: dict[bytes, bytes]) -> None:
     session, request, number = settlement.claim
     assert isinstance(settlement.verdict, Succeeded)
     result = settlement.verdict.result
-    if len(result) > MOST_RESULT:  # checked inline to save a function call for each job
-        _check_result(result)
     fence = _FENCE.pack(settlement.epoch, session, request << 16 | number)
+    if (size := len(result)) > INLINE_RESULT or size == REFERENCE_BYTES:  # checked inline to save a function call for each job
+        result = _as_sent(result, fence, is_apart, ahead)
     columns.places.append(place)
     columns.ids.append(settlement.id)
     columns.fences.append(fence)
@@ -117,11 +138,11 @@ def _add_success(columns: _Columns, place: int, settlement: Settlement) -> None:
 # --- settlements of any kind --------------------------------------------------------------------------------------
 
 
-def _settlement_item(settlement: Settlement, texts: Texts) -> Item:
+def _settlement_item(settlement: Settlement, texts: Texts, is_apart: IsApart, ahead: dict[bytes, bytes]) -> Item:
     """Return the item of a settlement, see settle.lua. It contains the payloads of follow-ups, whatever their size."""
     kind, value, error, after = parts_of(settlement.verdict)
     if isinstance(value, bytes):
-        _check_result(value)
+        value = _as_sent(value, settlement.epoch.to_bytes(4) + pack_claim(settlement.claim), is_apart, ahead)
     keep_for = to_microseconds(settlement.keep_for) if kind == SUCCEEDED else 0  # for all others, the store's rules decide
     return (
         settlement.id,
@@ -136,8 +157,3 @@ def _settlement_item(settlement: Settlement, texts: Texts) -> Item:
         [job_item(follow_up, texts) for follow_up in settlement.follow_ups] or False,
         pack_progress(settlement.progress),
     )
-
-
-def _check_result(result: bytes) -> None:
-    if len(result) > MOST_RESULT:
-        raise ValueError(f"Redis allows results of at most {MOST_RESULT:,} bytes, got {len(result):,}")

@@ -363,9 +363,11 @@ local function bury(id, job)
   leave_kept(id, job)
   move(job, E.DROP, S.GONE)
   drop_payload(id, job)
-  if job[F.spoilt] then -- the record and the payload that were set aside
-    dropped[#dropped + 1] = id
-    call('UNLINK', P .. 'bad:j:' .. id)
+  if size_apart(job[F.result]) then
+    results_dropped[#results_dropped + 1] = id
+  end
+  if job[F.spoilt] then -- the record, the payload and the result that were set aside
+    call('UNLINK', P .. 'bad:j:' .. id, P .. 'b:' .. id, P .. 'o:' .. id)
   end
   for field = F.payload, #job do
     if field ~= F.settled and field ~= F.ended_at then

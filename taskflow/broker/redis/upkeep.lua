@@ -219,15 +219,11 @@ local function drop_over_cap(left)
 end
 
 local function forget(ids)
-  local keys = {}
-  for i, id in ipairs(ids) do
-    keys[i] = P .. 'j:' .. id
+  for _, id in ipairs(ids) do
     cache[id] = false
     changed[id] = nil
   end
-  for first = 1, #keys, MOST do
-    call('UNLINK', unpack(keys, first, math.min(first + MOST - 1, #keys)))
-  end
+  unlink_all('j:', ids)
   in_portions('ZREM', P .. 'fade', ids)
 end
 
