@@ -14,7 +14,7 @@ import pytest
 
 from taskflow.broker import topics
 from taskflow.broker.nudges import Nudges
-from taskflow.broker.postgres import wakeups
+from taskflow.broker.postgres import PostgresBroker, wakeups
 from taskflow.broker.postgres.enqueue import envelope_columns
 from taskflow.broker.protocol import Broker
 from taskflow.broker.url import connect
@@ -214,7 +214,8 @@ async def test_an_end_during_the_first_read_is_told(store: Store, broker: Broker
     await broker.enqueue([envelope])
     [lease] = await broker.claim(SESSION, 1, [], 1)
     waiter = broker.sibling()
-    call = waiter.call  # type: ignore[attr-defined]
+    assert isinstance(waiter, PostgresBroker)
+    call = waiter.call
 
     async def slow(name: str, *arguments: Any, **more: Any) -> Any:
         found = await call(name, *arguments, **more)
@@ -362,6 +363,53 @@ async def test_who_waits_for_a_job_hears_that_a_user_has_replaced_it(store: Stor
         await asyncio.sleep(0.3)
         await stranger.fetchval("SELECT taskflow.enqueue('work', key => 'k', on_conflict => 'replace')")
         assert "replaced by" in str((await asyncio.wait_for(waiting, SOON)).reason)
+
+
+# --- what is due, and sessions ------------------------------------------------------------------------------------------------
+
+
+async def test_two_of_those_that_wait_for_what_is_due_hear_of_a_job_that_is_due_first(broker: Broker, stranger: asyncpg.Connection) -> None:
+    brokers = [broker.sibling() for _ in range(4)]
+    heard = [0] * len(brokers)
+
+    async def hear(place: int) -> None:
+        with brokers[place].listen([topics.DUE]) as nudges:
+            while True:
+                heard[place] += await nudges.wait(60.0)
+
+    listening = [asyncio.create_task(hear(place)) for place in range(len(brokers))]
+    async with asyncio.timeout(10.0):
+        while await stranger.fetchval("SELECT count(*) FROM taskflow.idle WHERE topic = 'due'") < len(brokers):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    told = list[int]()
+    for after in (50.0, 100.0, 60.0, 10.0):
+        before = sum(heard)
+        await broker.enqueue([an_envelope(after=after)])
+        await asyncio.sleep(0.3)
+        told.append(sum(heard) - before)
+    assert told == [2, 0, 0, 2]
+    assert heard == [1, 1, 1, 1]
+    for task in listening:
+        task.cancel()
+    for each in brokers:
+        await each.close()
+
+
+async def test_a_request_to_stop_is_told_to_the_listener_of_that_session(store: Store, broker: Broker, spy: Spy) -> None:
+    async with idle_workers(store.url, 3) as workers:
+        chosen = workers[1]
+        assert isinstance(chosen.broker, PostgresBroker)
+        for worker in workers:
+            await worker.stop()
+        job = an_envelope()
+        await broker.enqueue([job])
+        assert await chosen.broker.claim(chosen.session.id, 1_000_000, [], 1)
+        await spy.listen()
+        with chosen.broker.listen([topics.session(chosen.session.id)]) as nudges:
+            await broker.cancel([job.id])
+            assert await nudges.wait(SOON)
+        told = [channel for channel, words in spy.heard if words.startswith("session:")]
+        assert told == [chosen.broker.listener.id]
 
 
 # --- notes --------------------------------------------------------------------------------------------------------------------
