@@ -489,8 +489,9 @@ class Notifier:
         self._go_on(is_urgent=are_awaited)
 
     async def close(self) -> None:
-        """Send the last notifications, because others would wait for them. Also at the end of asyncio.run(), which has cancelled the task
-        by then."""
+        """Send the last notifications, because other processes would wait for them. Also works at the end of asyncio.run(), which has
+        cancelled the task by then.
+        """
         self._is_closing = True
         if self._task is not None:
             self._is_urgent.set()
