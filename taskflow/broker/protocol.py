@@ -92,7 +92,7 @@ any number of times.
   [upkeep_reaps] A session past its ttl is dead for good, and its leases are released, each as a crash. `next_in` is no later than that.
   [upkeep_bounded] No call makes more than `limit` moves. `next_in` is 0 if more are left. A session is dead before its first lease is
     released.
-  [crash_backoff] There is no wait after the first crash, then one as `crash_backoff` says. A crash is no failure.
+  [crash_backoff] There is no wait after the first crash, then one as `crash_backoff` says. A crash does not count as a failure.
   [crash_poison] More than `max_crashes` crashes in a row make the job FAILED as poison, whatever attempts are left or used.
   [crash_marked] A job that was asked to stop does not run again after a crash: CANCELLED.
   [outage] If no session has sent a heartbeat for a session's whole ttl, the store was away. The session gets one more ttl. If it does not

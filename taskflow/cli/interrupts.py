@@ -21,7 +21,7 @@ class Told(KeyboardInterrupt):
 class Interrupts:
     """Remembers a Ctrl-C, and raises it again if it was lost.
 
-    The interpreter drops an exception that is raised in one of its own callbacks, and imports run many of them. Without this class the
+    The interpreter drops an exception that is raised in one of its callbacks, and imports run many of them. Without this class the
     Ctrl-C
     would be lost, and the worker would start. A second Ctrl-C ends the process at once.
 

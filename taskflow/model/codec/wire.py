@@ -7,6 +7,7 @@ msgspec implements msgpack here. Measured against the `msgpack` package on a bod
 - Encoding takes 0.09 µs instead of 0.26 (0.42 without a shared Packer, which threads cannot share safely; an Encoder is safe).
 - Decoding takes 0.15 µs instead of 0.22.
 - Bytes that announce 2**31 items allocate nothing, and bad bytes raise only ValueError or RecursionError, not seven types.
+
 msgspec's own typed decoding is not used: it mixes str-like unions, has no tuple in Any, and rounds numbers that it cannot hold.
 """
 
