@@ -54,8 +54,7 @@ class Listener(ABC):
     """Listens for one event loop. `errors` are the driver's; after one of them it subscribes again.
 
     `_armed` are the topics that the server knows. `times` counts the subscriptions: a wake-up for a topic armed before the last one may
-    have
-    been lost. `waited` maps each topic to the number of its waiters.
+    have been lost. `waited` maps each topic to the number of its waiters.
     """
 
     def __init__(self, arm: Lookup, errors: tuple[type[Exception], ...]) -> None:

@@ -76,8 +76,7 @@ class Migrating(Protocol):
         """Apply all pending migrations or none, and return what was done. If several callers migrate at once, one of them does it.
 
         Raises BrokerUnavailable if another session holds locks on the tables for too long. It tries several times and waits only briefly,
-        so that
-        other sessions do not queue behind it for long.
+        so that other sessions do not queue behind it for long.
         """
         ...
 

@@ -86,8 +86,7 @@ A store may contain anything: other programs write to it, disks fail, releases d
   [read_kept] An ended job is returned for as long as it is kept, and not after.
 
 **upkeep** makes up to `limit` moves that time has made necessary, and returns when to call it next. Any worker may call it, in any order
-and
-any number of times.
+and any number of times.
   [upkeep_due] A due job becomes READY, and its due time is its place.
   [upkeep_reaps] A session past its ttl is dead for good, and its leases are released, each as a crash. `next_in` is no later than that.
   [upkeep_bounded] No call makes more than `limit` moves. `next_in` is 0 if more are left. A session is dead before its first lease is

@@ -280,8 +280,7 @@ class Notifier:
 
     async def close(self) -> None:
         """Send the last notifications, because other processes would wait for them. Also works at the end of asyncio.run(), which has
-        cancelled the
-        task by then.
+        cancelled the task by then.
         """
         if self._task is not None:
             self._is_urgent.set()

@@ -2,8 +2,7 @@
 
 If every job caused a wake-up, a busy fleet would spend its time on receiving them. So the server publishes a topic only if a listener has
 asked for it, and only once. A claim that finds too few jobs asks in the same call. Any other listener asks with the script `arm`, which
-also
-returns the topics that already have something.
+also returns the topics that already have something.
 """
 
 from __future__ import annotations

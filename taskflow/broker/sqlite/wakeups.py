@@ -41,8 +41,7 @@ _FLAGS_HERE: Final[dict[tuple[int, str], WakeUpFlag]] = {}
 
 def flag_here(name: str) -> WakeUpFlag | None:
     """Return the flag of a listener in this process. It is set without a datagram, which would wake a thread at every commit: the thread
-    that
-    sends heartbeats listens in the same process, and needs few of its wake-ups.
+    that sends heartbeats listens in the same process, and needs few of its wake-ups.
     """
     return _FLAGS_HERE.get((os.getpid(), name))
 
@@ -102,8 +101,7 @@ class Folder:
 
     def _opened(self) -> int:
         """Return the folder's descriptor. Raises OSError if the folder is missing, a link, or another user's. It may have been replaced
-        since it was
-        opened.
+        since it was opened.
         """
         if self._descriptor is not None:
             if os.path.samestat(os.lstat(self._path), os.fstat(self._descriptor)):

@@ -234,6 +234,6 @@ def test_a_store_that_another_version_keeps_in_another_layout(server: RedisServe
     """It is left alone, and the message says what to do; another namespace of the same server is another store."""
     with server.client() as client:
         client.hset("{taskflow:0}:meta", "layout", 99)
-        exits_by_broker(cli, server.url, r"another version of taskflow under \{taskflow:0\}:", r"layout 99", r"namespace=")
+        exits_by_broker(cli, server.url, r"another version of taskflow under \{taskflow:0\}:", r"layout is 99", r"namespace=")
         assert client.keys("*") == [b"{taskflow:0}:meta"]
     cli("queues", "--broker", f"{server.url}?namespace=other")

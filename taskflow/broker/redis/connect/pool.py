@@ -20,7 +20,7 @@ MOST_CONNECTIONS: Final = 16
 """The maximum number of connections that one event loop uses at a time. Further calls wait."""
 
 ON_DISK_WITHIN: Final = 2_500
-"""Milliseconds."""
+"""Milliseconds that the server has to write changes to its disk."""
 
 
 class ConnectionPool:

@@ -110,8 +110,7 @@ class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def evicts(self) -> bool:
         """Return True if the server may delete jobs. Policies of the kind volatile-* delete only keys that expire: in taskflow these are
-        large
-        payloads that wait for their call, and without its payload a call has no effect.
+        large payloads that wait for their call, and without its payload a call has no effect.
         """
         return self.policy.startswith("allkeys-")
 
