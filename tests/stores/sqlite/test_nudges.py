@@ -285,6 +285,31 @@ async def test_a_job_cannot_slip_in_between_a_claim_and_its_mark(
 
 
 @pytest.mark.usefixtures("only_nudges_count")
+async def test_a_worker_that_stops_before_it_claims_passes_its_nudge_on(open_broker: Open) -> None:
+    sender, first, second = (open_broker() for _ in range(3))
+    with first.listen([topics.DUE]):
+        stopping = first.listen([topics.ANY_QUEUE])
+        with second.listen([topics.ANY_QUEUE]) as nudges:
+            await sender.enqueue([an_envelope()])
+            assert not await nudges.wait(0.1)
+            stopping.close()
+            assert await nudges.wait(0.5)
+
+
+@pytest.mark.usefixtures("only_nudges_count")
+async def test_a_nudge_that_arrives_too_late_is_passed_on(open_broker: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the datagram is read, nobody waits for jobs any more; the sender was quicker than the removal of the mark."""
+    sender, first, second = (open_broker() for _ in range(3))
+    monkeypatch.setattr(wake_sender, "listener_here", lambda name: None)
+    with first.listen([topics.DUE]), first.listen([topics.ANY_QUEUE]), second.listen([topics.ANY_QUEUE]) as nudges:
+        files = first._running().listener._files
+        assert files is not None
+        files._topics.clear()
+        await sender.enqueue([an_envelope()])
+        assert await nudges.wait(0.5)
+
+
+@pytest.mark.usefixtures("only_nudges_count")
 async def test_two_senders_at_once_nudge_two_listeners(open_broker: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both have seen the same listener wait longest, and only one of them may nudge it."""
     both_have_listed, nudge_for = threading.Barrier(2, timeout=5), wake_sender._Delivery.nudge_for
