@@ -108,6 +108,22 @@ def only_nudges_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(StoreWatch, "look", lambda *_, **__: set[str]())
 
 
+Sent = tuple[str, wake_sender.Message]
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[Sent]:
+    """The messages from now on, with the names of those that get them."""
+    messages, send = list[Sent](), wake_sender.Sender.send
+
+    def sending(sender: wake_sender.Sender, name: str, message: wake_sender.Message) -> bool:
+        messages.append((name, message))
+        return send(sender, name, message)
+
+    monkeypatch.setattr(wake_sender.Sender, "send", sending)
+    return messages
+
+
 # --- processes --------------------------------------------------------------------------------------------------------------
 
 
@@ -326,6 +342,44 @@ async def test_two_senders_at_once_nudge_two_listeners(open_broker: Open, monkey
         assert all(await asyncio.gather(first_nudges.wait(0.5), second_nudges.wait(0.5)))
 
 
+# --- due times and sessions ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("only_nudges_count")
+async def test_a_new_first_due_time_is_told_to_two_listeners(broker: SqliteBroker, open_broker: Open) -> None:
+    """A later one is told to nobody."""
+    others = [open_broker() for _ in range(5)]
+    with contextlib.ExitStack() as stack:
+        waits = [stack.enter_context(other.listen([topics.DUE])) for other in others]
+        for after, told in ((60.0, 2), (90.0, 0), (30.0, 2)):
+            await broker.enqueue([an_envelope(after=after)])
+            assert sum(await asyncio.gather(*(nudges.wait(0.3) for nudges in waits))) == told
+
+
+@pytest.mark.usefixtures("only_nudges_count")
+async def test_a_killed_process_is_passed_over_when_a_due_time_is_told(broker: SqliteBroker, open_broker: Open, path: Path) -> None:
+    other = open_broker()
+    with other.listen([topics.DUE]) as nudges:
+        for mark in [*Listeners(files(path)).marks.values()]:
+            for number in range(8):
+                Path(f"{path}-wake", mark._replace(listener=f"1-{number:012x}").file).touch()
+        await broker.enqueue([an_envelope(after=60.0)])
+        assert await nudges.wait(0.5)
+
+
+@pytest.mark.usefixtures("only_nudges_count")
+async def test_a_request_to_stop_is_told_to_its_session_alone(broker: SqliteBroker, open_broker: Open, sent: list[Sent]) -> None:
+    one, other = open_broker(), open_broker()
+    session, other_session = await registered(one), await registered(other)
+    job = an_envelope()
+    await broker.enqueue([job])
+    await one.claim(session.id, 1, [], 1)
+    with one.listen([topics.session(session.id)]) as nudges, other.listen([topics.session(other_session.id)]):
+        await broker.cancel([job.id])
+        assert await nudges.wait(0.5)
+    assert len(sent) == 1
+
+
 # --- the end of a job ---------------------------------------------------------------------------------------------------------
 
 
@@ -365,18 +419,10 @@ async def test_a_result_that_nobody_reads_is_not_kept(broker: SqliteBroker) -> N
 @pytest.mark.parametrize("number", [1, 3_000])
 @pytest.mark.usefixtures("only_nudges_count")
 async def test_many_ends_cost_their_listener_one_message(
-    broker: SqliteBroker, open_broker: Open, monkeypatch: pytest.MonkeyPatch, number: int
+    broker: SqliteBroker, open_broker: Open, monkeypatch: pytest.MonkeyPatch, sent: list[Sent], number: int
 ) -> None:
     """However many wait, and a listener that waits for other jobs gets none."""
     monkeypatch.setattr(wake_sender, "listener_here", lambda name: None)
-    sent = list[tuple[str, wake_sender.Message]]()
-    send = wake_sender.Sender.send
-
-    def sending(sender: wake_sender.Sender, name: str, message: wake_sender.Message) -> bool:
-        sent.append((name, message))
-        return send(sender, name, message)
-
-    monkeypatch.setattr(wake_sender.Sender, "send", sending)
     waiting, unconcerned, jobs = open_broker(), open_broker(), envelopes(number)
     await broker.enqueue(jobs)
     with contextlib.ExitStack() as stack:
