@@ -6,6 +6,7 @@ As a program: `python -m benchmarks.herd URL NUMBER` runs so many workers in one
 from __future__ import annotations
 
 import asyncio
+import secrets
 import sys
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -22,6 +23,7 @@ from benchmarks.tasks import noop
 from taskflow.app.app import default_app
 from taskflow.broker.protocol import Broker
 from taskflow.broker.url import connect
+from taskflow.model.session import Beat, Session
 from taskflow.worker.worker import Worker
 
 WORKERS: Final = (1, 10, 50, 200)
@@ -30,6 +32,9 @@ LONE_JOBS: Final = 300
 EVERY: Final = 0.02
 SETTLED_IN: Final = 8.0
 """Seconds until the workers have looked for jobs as often as new ones do."""
+
+SESSIONS: Final = 500
+BEATS_OF_EACH: Final = 6
 
 CALLS: Final = "calls a job"
 
@@ -40,7 +45,7 @@ def herds(store: Store, options: Options) -> list[Row]:
     for workers in WORKERS:
         what = f"a lone job beside {workers} idle worker{'s' if workers > 1 else ''}"
         rows += in_turn(what, options.repeats, partial(_lone_jobs, store, workers), part=f"{workers}")
-    return rows
+    return [*rows, *in_turn("heartbeats of idle workers", options.repeats, partial(_heartbeats, store), part="heartbeats")]
 
 
 def _lone_jobs(store: Store, workers: int) -> Mapping[str, float]:
@@ -62,6 +67,24 @@ async def _one_by_one(store: Store, workers: int) -> Measured:
                 taken.append(time.perf_counter() - began)
                 await asyncio.sleep(EVERY - min(EVERY, taken[-1]))
             return {CALLS: (server.sent() - before - idle) / LONE_JOBS, **of_latencies(taken)}
+
+
+def _heartbeats(store: Store) -> Mapping[str, float]:
+    return run_in_fastest_loop(_beat(store))
+
+
+async def _beat(store: Store) -> Measured:
+    """One after the other, of many sessions that hold nothing. An idle worker sends one in 6.7 s."""
+    with store.start() as server:
+        async with using(server.url) as broker:
+            ids = [secrets.token_bytes(16) for _ in range(SESSIONS)]
+            for each in ids:
+                await broker.register(Session(id=each, name="idle"))
+            before = server.cost().cpu
+            for _ in range(BEATS_OF_EACH):
+                for each in ids:
+                    await broker.beat(Beat(session=each, looks=True))
+            return {"µs of the server's CPU a beat": 1e6 * (server.cost().cpu - before) / SESSIONS / BEATS_OF_EACH}
 
 
 @asynccontextmanager

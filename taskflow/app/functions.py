@@ -12,7 +12,7 @@ from taskflow.app.context import JobContext
 from taskflow.app.execution_mode import RUN_AS_MAIN
 from taskflow.model.envelope import check_job_name
 from taskflow.model.errors import DeclarationError
-from taskflow.model.shown import shown
+from taskflow.model.printable import shown
 
 
 def check_function(function: Any) -> None:

@@ -24,7 +24,7 @@ from taskflow.model.backoff import Backoff
 from taskflow.model.envelope import Envelope, check_job_name
 from taskflow.model.errors import DeclarationError
 from taskflow.model.job_schema import bare_text
-from taskflow.model.shown import shown
+from taskflow.model.printable import shown
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from functools import reduce
 from typing import Any
 
 import msgspec
@@ -62,20 +63,14 @@ class Middleware:
 
 def enqueue_chain(middleware: Sequence[Middleware], innermost: EnqueueNext) -> EnqueueNext:
     """Return the middleware chained around `innermost`, the first one outermost."""
-    chain: Any = innermost
-    for layer in reversed(middleware):
-        if type(layer).enqueue is not Middleware.enqueue:
-            chain = _enqueue_layer(layer, chain)
-    return chain  # type: ignore[no-any-return]  # the loop's variable changes its type at each turn
+    layers = [layer for layer in reversed(middleware) if type(layer).enqueue is not Middleware.enqueue]
+    return reduce(_enqueue_layer, layers, innermost)
 
 
 def run_chain(middleware: Sequence[Middleware], innermost: RunNext) -> RunNext:
     """Return the middleware chained around `innermost`, the first one outermost."""
-    chain: Any = innermost
-    for layer in reversed(middleware):
-        if type(layer).run is not Middleware.run:
-            chain = _run_layer(layer, chain)
-    return chain  # type: ignore[no-any-return]  # the loop's variable changes its type at each turn
+    layers = [layer for layer in reversed(middleware) if type(layer).run is not Middleware.run]
+    return reduce(_run_layer, layers, innermost)
 
 
 class OneAtATime:
@@ -104,14 +99,14 @@ class OneAtATime:
             await asyncio.wait([self._task])
 
 
-def _enqueue_layer(layer: Middleware, inner: EnqueueNext) -> EnqueueNext:
+def _enqueue_layer(inner: EnqueueNext, layer: Middleware) -> EnqueueNext:
     async def call_layer(call: EnqueueCall) -> None:
         await layer.enqueue(call, inner)
 
     return call_layer
 
 
-def _run_layer(layer: Middleware, inner: RunNext) -> RunNext:
+def _run_layer(inner: RunNext, layer: Middleware) -> RunNext:
     async def call_layer(context: JobContext) -> Verdict:
         verdict: object = await layer.run(context, inner)
         if not isinstance(verdict, Verdict):

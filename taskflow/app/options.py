@@ -15,8 +15,8 @@ from taskflow.model.backoff import Backoff
 from taskflow.model.clock import instant_of, microseconds_of, to_microseconds
 from taskflow.model.envelope import OWN_HEADERS, OnConflict
 from taskflow.model.job_schema import DEFAULT_QUEUE, bare_text
+from taskflow.model.printable import shown
 from taskflow.model.rules import LONGEST
-from taskflow.model.shown import shown
 
 Conflict = Literal["keep", "replace", "raise"]
 

@@ -1,4 +1,4 @@
-"""The operations of the command line on a store. No worker needs them."""
+"""The store operations of the command line. Workers do not need them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from taskflow.model.session import SessionRecord
 class QueueRecord(msgspec.Struct, frozen=True, kw_only=True):
     """The state of a queue.
 
-    `oldest_ready_for`  seconds for which its oldest ready job has been ready
+    `oldest_ready_for`  seconds since its oldest ready job became ready
     `next_due_in`       seconds until its first scheduled job is due; negative if upkeep is late
     """
 
@@ -27,7 +27,7 @@ class QueueRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JobFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """Selects jobs; an empty field admits all. `ended_before` is in seconds ago. `poison` admits only jobs that ended as poison."""
+    """Selects jobs; an empty field matches all. `ended_before` is in seconds ago. `poison` matches only jobs that ended as poison."""
 
     queue: str | None = None
     job: str | None = None
@@ -41,19 +41,19 @@ class Redone(Enum):
 
     OK = "ok"
     UNKNOWN = "unknown"
-    LIVE = "it has not ended"
-    SUCCEEDED = "it has succeeded, and its payload is gone"
+    LIVE = "it has not ended yet"
+    SUCCEEDED = "it succeeded, so its payload is gone"
     KEY_TAKEN = "another live job has its key"
 
 
 class Metrics(msgspec.Struct, frozen=True, kw_only=True):
-    """Totals since the store was created, by queue and event (the value of a `record.Event`, or "dropped over the cap")."""
+    """Totals since the store was created, by queue and event (a value of `record.Event`, or "dropped over the cap")."""
 
     totals: dict[str, dict[str, int]]
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """The result of one check: its topic and level, and a text. A `problem` may lose jobs; a `note` is good to know."""
+    """The result of one check: topic, level and text. A `problem` may lose jobs; a `note` is for information."""
 
     topic: str
     level: Literal["ok", "note", "problem"]
@@ -61,18 +61,19 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 class Console(Protocol):
-    """Each clause in brackets is a conformance test, as in `protocol`."""
+    """The operations of the command line. Each clause in brackets is a conformance test, as in `protocol`."""
 
     async def queues(self) -> list[QueueRecord]:
-        """Every queue that has or had jobs, or is paused, by name. [console_queues]"""
+        """Return every queue that has or had jobs, or is paused, by name. [console_queues]"""
         ...
 
     async def browse(self, job_filter: JobFilter, *, before: bytes | None = None, limit: int = 100) -> list[Record]:
-        """Return the newest first (by id), below the id `before`. Contains only jobs that `read` would return. [console_browse]"""
+        """Return the newest jobs (by id) below the id `before`, newest first. Contains only jobs that `read` would return.
+        [console_browse]"""
         ...
 
     async def workers(self) -> list[SessionRecord]:
-        """Return the sessions that are alive, and dead ones that still have leases, by name. [console_workers]"""
+        """Return the living sessions, and dead ones that still have leases, by name. [console_workers]"""
         ...
 
     async def retry(self, ids: Sequence[bytes]) -> list[Redone]:
@@ -80,24 +81,24 @@ class Console(Protocol):
         ...
 
     async def purge(self, job_filter: JobFilter, *, limit: int = 1_000) -> int:
-        """Drop ended jobs; cancel and drop waiting ones. Running jobs are left alone. Return how many were dropped. [console_purge]
+        """Drop ended jobs; cancel and drop waiting ones. Running jobs are not affected. Return the number dropped. [console_purge]
 
-        Their ids stay known for `repeat_for`, so that a resent enqueue does not add one again.
+        Their ids stay known for `repeat_for`, so that a resent enqueue does not add them again.
         """
         ...
 
     async def pause(self, queue: str) -> None:
-        """Claim nothing more from the queue until `resume`. Its running jobs go on. A second pause changes nothing. [console_pause]"""
+        """Claim no more jobs from the queue until `resume`. Its running jobs continue. A second pause changes nothing. [console_pause]"""
         ...
 
     async def resume(self, queue: str) -> None:
-        """End a pause, and nudge the queue. [console_pause]"""
+        """End a pause, and wake up the workers of the queue. [console_pause]"""
         ...
 
     async def metrics(self) -> Metrics:
-        """[console_metrics]"""
+        """Return the totals. [console_metrics]"""
         ...
 
     async def examine(self) -> list[Finding]:
-        """Return what an operator should know about the store: how safe its jobs are, and how much room it has. [console_examine]"""
+        """Return findings about the store: how safe its jobs are, and how much room it has. [console_examine]"""
         ...

@@ -1,4 +1,4 @@
-"""A deadline for an operation that repeats often and is rarely late."""
+"""A deadline for operations that repeat often and are rarely late."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from collections.abc import Callable
 from typing import Final
 
 BLOCKED: Final = 0.05
-"""Seconds by which the timer is late if the loop was blocked. The answer may be there then, and the loop needs so long to take it."""
+"""If the timer fires this many seconds late, the loop was blocked. The answer may have arrived, and the loop gets as long again to read
+it."""
 
 
 class Deadline:
-    """Guards one operation at a time, in the event loop that created it. Calls `late` if the operation overruns.
+    """Guards one operation at a time, in the event loop that created it. Calls `late` if the operation takes too long.
 
-    One timer serves many operations; if it fires too early, it is set again. To set and cancel a timer costs as much as to send a command.
+    One timer serves many operations; if it fires too early, it is set again. Setting and cancelling a timer costs as much as sending a
+    command.
     """
 
     __slots__ = ("_due_at", "_is_extended", "_late", "_looks_at", "_loop", "_timer")
@@ -27,7 +29,7 @@ class Deadline:
         self._is_extended = False
 
     def begin(self, seconds: float) -> None:
-        """Begin an operation that may take `seconds`."""
+        """Start an operation that may take `seconds`."""
         due_at = self._due_at = self._loop.time() + seconds
         self._is_extended = False
         if due_at < self._looks_at:
@@ -37,7 +39,7 @@ class Deadline:
         self._due_at = math.inf
 
     def drop(self) -> None:
-        """End for good, and cancel the timer."""
+        """Stop guarding for good, and cancel the timer."""
         self.end()
         if self._timer is not None:
             self._timer.cancel()

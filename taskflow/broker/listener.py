@@ -3,8 +3,8 @@
 The server nudges only as many listeners as there are jobs to claim. A listener that receives a nudge for which nobody waits any more passes
 it on.
 
-A waiter's topics are announced to the server before it waits. The topics are announced only while the subscription is on, and the answer
-names those for which something has happened already. So nothing is missed in between.
+A waiter first announces its topics to the server, and only while the listener is subscribed. The answer names the topics for which
+something has already happened, so nothing is missed.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class ListeningNudges(Nudges):
 
     def close(self) -> None:
         super().close()
-        self._listener.forget(self._topics)  # most jobs are awaited only once
+        self._listener.forget(self._topics)  # most jobs are waited for only once
 
 
 class Listener(ABC):
@@ -104,7 +104,7 @@ class Listener(ABC):
                 self._has_wants.set()
 
     def forget(self, topics: Iterable[str]) -> None:
-        """Announce these topics again before the next wait."""
+        """Make the next wait announce these topics again."""
         self._armed.difference_update(topics)
         for job_id in job_ids(topics):
             self._ended.pop(job_id, None)
@@ -119,7 +119,7 @@ class Listener(ABC):
         return self._ended.pop(job_id, None)
 
     def armed(self, topics: Iterable[str], times: int) -> None:
-        """Note topics that another call has announced to the server. The call began during subscription number `times`."""
+        """Record topics that another call announced to the server. `times` is the number of the subscription during which it began."""
         if self.is_on and times == self.times:
             self._armed.update(topics)
 
@@ -135,7 +135,7 @@ class Listener(ABC):
 
     @property
     def is_on(self) -> bool:
-        """Return True while it is subscribed."""
+        """Return True while subscribed."""
         return self._is_on.is_set()
 
     async def close(self) -> None:
@@ -145,7 +145,7 @@ class Listener(ABC):
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _duties(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
-        """Return the tasks that run while the listener is open."""
+        """Return the coroutine functions that run while the listener is open."""
         return [self._stay_subscribed, self._keep_asking]
 
     # --- the subscription ---------------------------------------------------------------------------------------
@@ -159,7 +159,7 @@ class Listener(ABC):
         return False
 
     def told(self, topics: Iterable[str], *, disarms: bool) -> None:
-        """Wake the waiters of these topics. `disarms` is True if the server announces each of them only once per request."""
+        """Wake the waiters of these topics. `disarms` is True if the server announces each topic only once per request."""
         heard = set(topics)
         if disarms:
             self._armed -= heard
@@ -197,7 +197,7 @@ class Listener(ABC):
         self.times += 1
         self._is_on.set()
         if self.times > 1:
-            self.flag.wake_all()  # anything may have happened meanwhile
+            self.flag.wake_all()  # wake-ups may have been lost between the subscriptions
 
     @abstractmethod
     async def pass_on(self, nudges: int) -> None:
@@ -238,7 +238,7 @@ def job_ids(topics: Iterable[str]) -> list[bytes]:
 
 
 async def look_for(topics: Iterable[str], look: Lookup) -> set[str]:
-    """Return those topics for which something has already happened."""
+    """Return the topics for which something has already happened."""
     wanted = set(topics)
     there, ended = await look([topic for topic in wanted if not topic.startswith(_JOB)], job_ids(wanted))
     return {*there, *map(names.job, ended)}

@@ -1,6 +1,6 @@
-"""Writes statuses, events, words and rules as constants into a store's own scripts, before the server sees the text.
+"""Writes statuses, events, words and rules into a store's scripts as constants, before the text is sent to the server.
 
-A script says S.READY, E.CLAIM, W.CANCELLED or R.repeat_for; the values are defined in Python.
+A script uses names such as S.READY, E.CLAIM, W.CANCELLED and R.repeat_for; Python defines their values.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from taskflow.model.transitions import Event
 from taskflow.model.verdict import MAX_ERRORS_BYTES
 
 GONE: Final = 7
-"""The code of a job of which only the id and the fence are left."""
+"""The status code of a job of which only the id and the fence remain."""
 
 
 def literals(rules: Rules, *, text: Callable[[str], str], numbers: Callable[[Iterable[int]], str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Versions of tables, and the interface by which `taskflow migrate` upgrades a store. PostgreSQL and SQLite have it."""
+"""Versions of tables, and the interface with which `taskflow migrate` upgrades PostgreSQL and SQLite."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from taskflow.model.errors import BrokerRefused
 
 
 class Migration(msgspec.Struct, frozen=True):
-    """One step to `version` from the version before, with a line that says what changes."""
+    """One step to `version` from the version before, and a line that describes the change."""
 
     version: int
     description: str
 
 
 class Upgrade(msgspec.Struct, frozen=True, kw_only=True):
-    """The migrations from the version of a store to the version that this taskflow uses.
+    """The migrations from a store's version to the version that this taskflow uses.
 
-    `place`       what has the version: "schema 'taskflow'", "namespace 'taskflow' of /var/queue.db"
-    `version`     the version before; 0 if there was nothing yet
+    `place`       the location of the tables: "schema 'taskflow'", "namespace 'taskflow' of /var/queue.db"
+    `version`     the version before; 0 if there were no tables
     `migrations`  in order; empty if the store is up to date
     """
 
@@ -35,19 +35,19 @@ class Upgrade(msgspec.Struct, frozen=True, kw_only=True):
         return self.migrations[-1].version if self.migrations else self.version
 
     def refuse_unless(self, migrates: bool, place: str | None = None) -> None:
-        """Raise BrokerRefused if something is pending in a store that must not be migrated on the way. `place` is for the message."""
+        """Raise BrokerRefused if a migration is pending in a store that must not be migrated implicitly. `place` is for the message."""
         if self.migrations and not migrates:
-            stands = f"is of version {self.version}" if self.version else "is not there"
+            stands = f"has version {self.version}" if self.version else "does not exist"
             raise BrokerRefused(
                 f"{place or self.place} {stands}, this taskflow needs version {self.target}, "
-                "and must not migrate by itself (migrate=0): run `taskflow migrate`"
+                "and may not migrate it (migrate=0): run `taskflow migrate`"
             )
 
 
 class Migrations:
     """The migrations in a folder: `2.sql` leads from version 1 to version 2, and its first line reads ``-- 2: What it changes.``
 
-    `newest` is read once: a worker looks at the version of its tables when its package has been replaced, too.
+    `newest` is read once, because a worker must know the version of its own tables even after its package has been replaced.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -55,7 +55,7 @@ class Migrations:
         self.newest = max(int(file.stem) for file in folder.glob("*.sql"))
 
     def after(self, version: int, place: str) -> Upgrade:
-        """Return what leads on from a version. Up-to-date tables need no file, which this user may not be able to read."""
+        """Return the migrations after a version. Up-to-date tables need no file, which this user may not be able to read."""
         numbers = range(version + 1, self.newest + 1)
         descriptions = (self.text(number).partition("\n")[0].partition(": ")[2] for number in numbers)
         return Upgrade(place=place, version=version, migrations=tuple(map(Migration, numbers, descriptions)))
@@ -66,20 +66,21 @@ class Migrations:
 
 @runtime_checkable
 class Migrating(Protocol):
-    """All methods raise BrokerUnavailable and BrokerRefused as verbs do, and BrokerRefused for a store of a newer version."""
+    """Migrates a store. All methods raise BrokerUnavailable and BrokerRefused like verbs, and BrokerRefused for a newer store."""
 
     async def pending(self) -> Upgrade:
-        """Return what `migrate` would do now. Changes nothing."""
+        """Return the migrations that `migrate` would apply now. Changes nothing."""
         ...
 
     async def migrate(self) -> Upgrade:
-        """Apply all pending migrations or none, and return what was done. If several callers migrate at once, one does it.
+        """Apply all pending migrations or none, and return what was done. If several callers migrate at once, one of them does it.
 
-        Raises BrokerUnavailable if another session holds locks on the tables for too long. It waits for them several times for a short
-        time, so that nothing queues behind it for long.
+        Raises BrokerUnavailable if another session holds locks on the tables for too long. It tries several times and waits only briefly,
+        so that
+        other sessions do not queue behind it for long.
         """
         ...
 
     async def sql(self) -> str:
-        """Return the pending migrations as a script, which an administrator runs on the store in its present state. Changes nothing."""
+        """Return the pending migrations as a script for an administrator to run on the store in its current state. Changes nothing."""
         ...

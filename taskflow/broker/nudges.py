@@ -1,4 +1,4 @@
-"""Wake-ups within a process, for any thread and event loop. Each store has its own way to wake other processes."""
+"""Wake-ups within a process, between threads and event loops. Each store has its own way to wake other processes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Self
 
 
 class WakeUpFlag:
-    """Wakes the waiters of topics. May be called from any thread; costs little if nobody waits."""
+    """Wakes the waiters of topics. May be called from any thread; costs little if nothing waits."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -42,7 +42,7 @@ class WakeUpFlag:
             return sum(nudges.is_waiting for nudges in {nudges for topic in topics for nudges in self._listeners.get(topic, ())})
 
     def wake_all(self) -> None:
-        """Wake every waiter, if it is unknown what happened."""
+        """Wake every waiter, because it is unknown what happened."""
         with self._lock:
             woken = {nudges for listeners in self._listeners.values() for nudges in listeners}
         _nudge(woken)
@@ -57,7 +57,7 @@ class WakeUpFlag:
             return list(self._listeners)
 
     def hears(self, topic: str) -> bool:
-        """Return True if anybody listens for the topic."""
+        """Return True if a waiter listens for the topic."""
         return topic in self._listeners
 
     def join(self, nudges: Nudges, topics: Sequence[str]) -> None:
@@ -77,7 +77,7 @@ class WakeUpFlag:
 class Nudges:
     """One waiter, from its creation until it is closed; a context manager. One task waits at a time.
 
-    A nudge between two waits ends the second one at once. So a caller that looks first and then waits misses nothing.
+    A nudge between two waits ends the second one at once. So a caller that checks first and then waits misses nothing.
     """
 
     def __init__(self, flag: WakeUpFlag, topics: Sequence[str]) -> None:
@@ -115,15 +115,15 @@ class Nudges:
 
     @property
     def is_prompt(self) -> bool:
-        """Return True if nudges arrive at once; otherwise they may be late."""
+        """Return True if nudges arrive at once. Otherwise they may be late."""
         return True
 
     def nudge(self) -> None:
-        """End the present wait, or the next one."""
+        """End the current wait, or the next one."""
         _nudge([self])
 
     def nudged(self) -> tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None:
-        """Note a nudge. Return the waiter to wake and its loop, if there is one."""
+        """Record a nudge. Return the waiter to wake and its loop, if there is one."""
         with self._lock:
             self._is_nudged = True
             return self._waiter
@@ -139,7 +139,7 @@ class Nudges:
 
 
 def _nudge(woken: Iterable[Nudges]) -> None:
-    """Send one message to each loop, however many waiters it has; finish those of the present loop directly."""
+    """Send one message to each loop, however many waiters it has. Wake the waiters of the current loop directly."""
     by_loop: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
     for nudges in woken:
         if (waiting := nudges.nudged()) is not None:
@@ -150,7 +150,7 @@ def _nudge(woken: Iterable[Nudges]) -> None:
     if (here := _running_loop()) in by_loop:
         _finish_all(by_loop.pop(here))
     for loop, waiters in by_loop.items():
-        with contextlib.suppress(RuntimeError):  # that loop is closed: nobody waits in it
+        with contextlib.suppress(RuntimeError):  # the loop is closed, so nothing waits in it
             loop.call_soon_threadsafe(_finish_all, waiters)
 
 

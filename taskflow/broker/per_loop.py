@@ -1,4 +1,4 @@
-"""Keeps a connection for each event loop, because connections are bound to the loop that opened them."""
+"""Keeps a connection for each event loop, because a connection is bound to the loop that opened it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ L = TypeVar("L", bound=LoopBound)
 
 
 class PerLoop(Generic[L]):
-    """One connection for each running loop, opened at its first use. A forked child opens its own, and leaves its parent's alone."""
+    """One connection for each running loop, opened when first used. A forked child opens its own connections and does not touch its
+    parent's."""
 
     def __init__(self, make: Callable[[], L]) -> None:
         self._make = make
@@ -43,7 +44,7 @@ class PerLoop(Generic[L]):
         return found if found is not None else self._begin(loop)
 
     async def close(self) -> None:
-        """Close this loop's connection at once, and let the other loops close theirs. A second call does nothing."""
+        """Close this loop's connection at once, and make the other loops close theirs. A second call does nothing."""
         self._is_closed = True
         with self._lock:
             by_loop, self._by_loop = self._by_loop, {}
@@ -60,7 +61,7 @@ class PerLoop(Generic[L]):
         return connection
 
     def _forget_parents(self) -> None:
-        """Keep the parent's connections: even their destructors could harm what is shared with the parent."""
+        """Keep the parent's connections alive: their destructors could harm what is shared with the parent."""
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._of_parents.append(self._by_loop)

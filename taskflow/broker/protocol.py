@@ -1,103 +1,105 @@
-"""The broker's contract. Each clause (a name in brackets) is a test of that name in the conformance suite, run on every broker.
+"""The contract of all brokers. Each clause has a name in brackets; the conformance test of that name runs on every broker.
 
-Every verb is atomic: it takes effect as a whole or not at all. Every verb may be sent again after `BrokerUnavailable`,
-up to 60 s later, without harm. Time is the store's: clients send durations. All methods may be called from any
-running event loop of the process; several processes may share a store (memory excepted).
+Every verb is atomic: it takes effect as a whole or not at all. After `BrokerUnavailable`, every verb may be sent again for up to 60 s
+without harm. Time is the store's time: clients send durations. All methods may be called from any running event loop of the process.
+Several processes may share a store, except memory.
 
-A store may hold anything: other programs write to it, disks fail, releases differ.
-  [unreadable_row] a value that no broker could have stored spoils its own job or session, and nothing else. Every verb goes on past it. Of
-    a job it is named in `Lease.unreadable` and `Record.unreadable`, with its first bytes; such a job ends FAILED. A session with such a
-    value lives on with a default in its place, or is reaped. (Memory holds objects that nobody else can write.)
+A store may contain anything: other programs write to it, disks fail, releases differ.
+  [unreadable_row] A value that no broker could have stored affects only its own job or session, and stops no verb. Such a job ends FAILED:
+    `Lease.unreadable` and `Record.unreadable` name the value with its first bytes. Such a session lives on with a default instead, or is
+    reaped. (Memory holds objects that no other program can write.)
 
-**enqueue** adds envelopes in order and answers one by one.
-  [enqueue_adds] a new id is Added: READY when it is due, else SCHEDULED until its time, HELD while it awaits others.
-  [enqueue_repeat] an id that is known, ended or not, adds nothing: Refused with that id, because of "id".
-  [enqueue_order] ready jobs are claimed by priority, higher first, then by the time they became ready, then in order of arrival.
-  [enqueue_past] an instant in the past means now.
-  [key_keeps] while a live job has the key, another is Refused with the standing id, because of "key"; the waiting holder is named
-    before the running one.
-  [key_cancelled] a running holder that was asked to stop refuses no other: one that no waiting holder refuses is Added, and waits as
-    [key_waits_behind] says. Only an operator's retry of an ended job finds the key taken still.
-  [key_neighbours] a refused item leaves the others of its batch alone.
-  [key_released] an ended job holds no key, however it ended.
-  [key_survives_retry] a job that waits for its retry still holds its key.
-  [key_replaces] on REPLACE the waiting holder becomes CANCELLED, "replaced by ID", and the new job is Added under its own id.
-  [key_waits_behind] on REPLACE while the holder runs, the new job is HELD until that run's job has left RUNNING.
-  [key_gives_way] a run that would wait again while a replacement waits behind it becomes CANCELLED, "replaced by ID".
-  [enqueue_full] a store without room raises StoreFull and adds nothing of the batch; all other verbs go on.
-  [joins] a HELD job is released when as many jobs that name it in `joins` have ended, however they ended, as it awaits.
+**enqueue** adds envelopes in order, with one answer for each.
+  [enqueue_adds] A new id is Added: HELD while it awaits other jobs, SCHEDULED until its time, otherwise READY.
+  [enqueue_repeat] A known id, ended or not, adds nothing: it is Refused with that id, because of "id".
+  [enqueue_order] Ready jobs are claimed by priority (higher first), then by the time they became ready, then in order of arrival.
+  [enqueue_past] A time in the past means now.
+  [key_keeps] While a live job has the key, another is Refused because of "key", with the id of the waiting holder, or else of the
+    running one.
+  [key_cancelled] A running holder that was asked to stop refuses no job. Unless a waiting holder refuses it, the new job is Added, and
+    waits as in [key_waits_behind]. Only for an operator's retry of an ended job does such a holder still have the key.
+  [key_neighbours] A refused item does not affect the others of its batch.
+  [key_released] An ended job has no key, however it ended.
+  [key_survives_retry] A job that waits for its retry keeps its key.
+  [key_replaces] With REPLACE, the waiting holder becomes CANCELLED, "replaced by ID", and the new job is Added with its own id.
+  [key_waits_behind] With REPLACE while the holder runs, the new job is HELD until the holder is no longer RUNNING.
+  [key_gives_way] A run that would wait again while a replacement waits for it becomes CANCELLED, "replaced by ID".
+  [enqueue_full] A store without room raises StoreFull and adds nothing of the batch. All other verbs still work.
+  [joins] A HELD job with `awaits` n is released when n jobs that name it in `joins` have ended, with any outcome.
 
-**register** makes a session known.
-  [register_repeat] registering a living session again changes nothing.
-  [register_dead] a session that was reaped, or has left, stays dead: SessionLost, for `repeat_for` at least, and then is forgotten.
+**register** adds a session.
+  [register_repeat] Registering a living session again changes nothing.
+  [register_dead] A session that was reaped or has left stays dead. It gets SessionLost for at least `repeat_for`, and then is forgotten.
 
 **claim** leases up to `limit` ready jobs to a session.
-  [claim_queues] from `queues` in that order, or, when it is empty, from every queue, starting from another one at each request.
-  [claim_fewer] fewer than `limit` are all that could be leased, or all that one answer holds: a listener of their queues that waits next is
-    woken by what comes after, and by what is there still.
-  [claim_eligible] never a job that is paused, expired, held, or not yet due.
-  [claim_fence] each lease has an epoch one above the job's last, and with its claim id a pair that never existed before:
-    either of them alone may come again after a store has lost its tail.
-  [claim_session] an unknown, reaped or departed session gets SessionLost, and nothing is leased.
-  [claim_exclusive] a leased job is not leased to another until it was settled, handed back or released by upkeep.
-  [claim_memory] the same request number again gets the same leases, less those that are no longer its own; nothing new is leased.
-  [claim_old_request] a request number below the last one gets nothing.
+  [claim_queues] Jobs come from `queues` in that order. If it is empty, they come from every queue, starting with another one at each
+    request.
+  [claim_fewer] Fewer than `limit` means that no more could be leased, or that the answer has no room for more. A listener of these queues
+    that waits next is woken by later jobs, and by those still there.
+  [claim_eligible] A job that is paused, expired, held or not yet due is never leased.
+  [claim_fence] Each lease has an epoch one above the job's last. Together with the claim id it is a pair that never existed before.
+    After a store has lost its latest changes, either of them alone may repeat.
+  [claim_session] An unknown, reaped or departed session gets SessionLost, and nothing is leased.
+  [claim_exclusive] A leased job is not leased to another session until it was settled, handed back or released by upkeep.
+  [claim_memory] The same request number gets the same leases again, except those that the session no longer holds. Nothing new is leased.
+  [claim_old_request] A request number below the last one gets nothing.
 
-**beat** is a session's sign of life, one write whatever it holds.
-  [beat_extends] a session that beats within its ttl is not reaped.
-  [beat_dead] a reaped or departed session is not revived: SessionLost.
-  [beat_late] a session past its ttl that nobody has reaped yet lives on.
-  [beat_lost] claims named that are not leased under that very fence are answered as lost.
-  [beat_stopping] claims whose jobs were asked to stop are answered as stopping, each time.
-  [beat_ghosts] a lease older than `ghost_after` that the session does not name, of a request that it has `seen`, goes back to its old
-    place; no counter is raised.
-  [beat_young] a lease younger than that, or of a request not yet seen, is left alone.
-  [beat_reports] start and progress of runs that it reports are in the record.
-  [beat_looks] a beat that `looks` is answered with an outlook: it `is_ready` while a claim could lease anything from a queue that is not
-    paused, and upkeep has nothing to move before `due_in`, but for what comes meanwhile and for what is beyond `kept_per_queue`. Other
-    beats get none.
-  [beat_leaving] a leaving session's remaining leases are handed back at once, and it is dead.
-  [beat_died] a session that is said to have `died_of` something is dead, and each of its leases a crash at once, as after its reaping,
-    whatever outage there was; the cause is in the job's error, and the last one in the reason of poison. Another process than the
-    session's own says so: its supervisor knows long before the ttl has passed.
+**beat** is a session's heartbeat: one write, however many leases it has.
+  [beat_extends] A session that sends a heartbeat within its ttl is not reaped.
+  [beat_dead] A reaped or departed session is not revived: it gets SessionLost.
+  [beat_late] A session past its ttl lives on if it has not been reaped yet.
+  [beat_lost] Claims in the beat that are not leased with exactly this fence are answered as lost.
+  [beat_stopping] Claims whose jobs were asked to stop are answered as stopping, each time.
+  [beat_ghosts] A lease goes back to its old place if it is older than `ghost_after`, the session does not name it, and its request is one
+    that the session has `seen`. No counter is raised.
+  [beat_young] A younger lease, or one of a request not yet seen, is not affected.
+  [beat_reports] The record shows the reported start and progress of runs.
+  [beat_looks] A beat with `looks` is answered with an outlook; other beats get none. It `is_ready` while a claim could lease anything from
+    a queue that is not paused. Upkeep has nothing to move before `due_in`, except later changes and what is beyond `kept_per_queue`.
+  [beat_leaving] A leaving session's remaining leases are handed back at once, and it is dead.
+  [beat_died] A beat with `died_of` comes from another process, such as the supervisor, which knows of a death before the ttl has passed.
+    The session is dead, and each of its leases counts as a crash at once, as if it had been reaped, even during an outage. The job's
+    error has the cause, and the reason of poison has the last one.
 
-**settle** ends or turns a run, if the fence (RUNNING, epoch, claim id) holds.
-  [settle_outcomes] each verdict leads where the table of moves says, with its counters, times, error, result and reason.
-  [settle_stale] another fence than the job's present one changes nothing: STALE. So does an unknown job.
-  [settle_repeat] the settlement that took effect last, sent again, is OK and changes nothing.
-  [settle_batch] items of one batch are independent of each other. One that a stranger's open transaction holds up, where the store lets
-                 strangers have some, is HELD_UP: it alone has not been settled.
-  [settle_progress] the progress that a settlement carries is in the record, whatever the verdict; without one the last report stays.
-  [settle_follow_ups] follow-ups are added if and only if the settlement takes effect, once.
-  [settle_late] a lapsed session's settlement counts until its lease is released.
-  [settle_resets] an outcome of a run resets the counts of crashes and of hand-backs.
-  [settle_marked] a run that would wait again after its cancellation was asked for becomes CANCELLED.
-  [hand_back_place] a job handed back without a wait stands where it stood.
-  [hand_back_backoff] no number of hand-backs fails a job. A counted one waits as `hand_back_backoff` says, by the number of them without
-    an outcome between; `waiting_for` gives that number while it waits.
-  [settle_forgets_payload] a success keeps its result and no payload; a failure keeps its payload.
+**settle** ends a run, if the fence (RUNNING, epoch, claim id) matches.
+  [settle_outcomes] The table of moves determines what follows each verdict: status, counters, times, error, result and reason.
+  [settle_stale] A fence other than the job's current one changes nothing: STALE. So does an unknown job.
+  [settle_repeat] Sending the settlement that took effect last again is OK and changes nothing.
+  [settle_batch] Items of one batch are independent of each other. An item whose rows another program's open transaction holds (in stores
+                 that allow this) is HELD_UP: only this item has not been settled.
+  [settle_progress] The record shows the progress in a settlement, whatever the verdict. Without one, the last report stays.
+  [settle_follow_ups] Follow-ups are added once, if and only if the settlement takes effect.
+  [settle_late] A lapsed session's settlement counts until its lease is released.
+  [settle_resets] An outcome of a run resets the counts of crashes and of hand-backs.
+  [settle_marked] A run that would wait again after it was asked to stop becomes CANCELLED.
+  [hand_back_place] A job handed back without a wait keeps its place.
+  [hand_back_backoff] No number of hand-backs fails a job. A counted one waits as `hand_back_backoff` says, by the number of hand-backs
+    without an outcome in between. `waiting_for` shows that number while it waits.
+  [settle_forgets_payload] A success keeps its result and no payload; a failure keeps its payload.
 
-**cancel** answers the status that it found, None for an unknown job.
-  [cancel_waiting] what waits is CANCELLED at once.
-  [cancel_running] what runs is marked, goes on, and its session hears of it.
-  [cancel_ended] what has ended stays as it is.
+**cancel** returns the status that the job had, or None for an unknown job.
+  [cancel_waiting] A waiting job is CANCELLED at once.
+  [cancel_running] A running job is marked and continues. Its session learns of the mark.
+  [cancel_ended] An ended job stays as it is.
 
-**read** gives records, None for what is unknown or no longer kept.
-  [read_kept] an ended job is there for as long as it is kept, and not after.
+**read** returns records, and None for a job that is unknown or no longer kept.
+  [read_kept] An ended job is returned for as long as it is kept, and not after.
 
-**upkeep** does up to `limit` moves of what time has brought and says when to come again; any worker, any order, any number of times.
-  [upkeep_due] what is due becomes READY with its due time as its place.
-  [upkeep_reaps] a session past its ttl is dead for good, and its leases are released, each a crash; `next_in` comes no later than that.
-  [upkeep_bounded] no call makes more than `limit` moves; `next_in` is 0 when there is more; a session is dead before its first lease is
+**upkeep** makes up to `limit` moves that time has made necessary, and returns when to call it next. Any worker may call it, in any order
+and
+any number of times.
+  [upkeep_due] A due job becomes READY, and its due time is its place.
+  [upkeep_reaps] A session past its ttl is dead for good, and its leases are released, each as a crash. `next_in` is no later than that.
+  [upkeep_bounded] No call makes more than `limit` moves. `next_in` is 0 if more are left. A session is dead before its first lease is
     released.
-  [crash_backoff] no wait after the first crash, then as `crash_backoff` says; a crash is no failure.
-  [crash_poison] more than `max_crashes` crashes in a row, whatever attempts are left or used: FAILED as poison.
-  [crash_marked] a job that was asked to stop does not run again after a crash: CANCELLED.
-  [outage] when no session has beaten for a session's whole ttl, that was the store's outage: it gets one more ttl, and its leases, if
-    it does not come back, count as handed back, not as crashed.
-  [upkeep_expires] a waiting job past its expiry is CANCELLED, "expired".
-  [upkeep_drops] what outlived its keep is dropped, its id only after `repeat_for`.
-  [upkeep_caps] beyond `kept_per_queue` ended, and apart from them failed, jobs of a queue the oldest are dropped, and counted.
+  [crash_backoff] There is no wait after the first crash, then one as `crash_backoff` says. A crash is no failure.
+  [crash_poison] More than `max_crashes` crashes in a row make the job FAILED as poison, whatever attempts are left or used.
+  [crash_marked] A job that was asked to stop does not run again after a crash: CANCELLED.
+  [outage] If no session has sent a heartbeat for a session's whole ttl, the store was away. The session gets one more ttl. If it does not
+    return, its leases count as handed back, not as crashed.
+  [upkeep_expires] A waiting job past its expiry is CANCELLED, "expired".
+  [upkeep_drops] A job past its keep is dropped, and its id after another `repeat_for`.
+  [upkeep_caps] If a queue has more than `kept_per_queue` ended jobs, or more failed ones, its oldest are dropped and counted.
 
 **listen** gives hints, never promises. A listener is one event loop of a process with one broker.
   [listen_ready] a nudge for the queue when a job becomes READY, for every queue under `topics.ANY_QUEUE`: see below, to how many.
@@ -151,7 +153,7 @@ class Added(msgspec.Struct, frozen=True):
 
 
 class Refused(msgspec.Struct, frozen=True):
-    """The job was not added. `standing` is the id of the job in its way: its own if it had been sent before."""
+    """The job was not added. `standing` is the id of the job that prevented it: its own id if it had been sent before."""
 
     id: bytes
     standing: bytes
@@ -159,7 +161,7 @@ class Refused(msgspec.Struct, frozen=True):
 
 
 class Upkept(msgspec.Struct, frozen=True, kw_only=True):
-    """The result of a maintenance call: the number of jobs it moved, by kind. The next call is due in `next_in` seconds."""
+    """The result of one upkeep call: the number of jobs moved, by kind. The next call is due in `next_in` seconds."""
 
     readied: int = 0
     reaped: int = 0
@@ -174,7 +176,7 @@ class Broker(Protocol):
 
     @property
     def console(self) -> Console:
-        """The operations of the command line."""
+        """Return the operations of the command line."""
         ...
 
     async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]: ...
@@ -196,9 +198,9 @@ class Broker(Protocol):
     def listen(self, topics: Sequence[str]) -> Nudges: ...
 
     def sibling(self) -> Broker:
-        """Return another broker of the same store, with its own connections, for another thread."""
+        """Return another broker of the same store, with separate connections, for another thread."""
         ...
 
     async def close(self) -> None:
-        """Close connections, threads and files. A second call does nothing; a sibling is closed separately."""
+        """Close connections, threads and files. A second call does nothing. A sibling is closed separately."""
         ...

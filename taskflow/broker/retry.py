@@ -1,4 +1,4 @@
-"""Repeats a call until the store answers it."""
+"""Repeats a call to the store until it is answered."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ async def retry(
     draw: Callable[[], float] | None = None,
     give_up_at: float = math.inf,
 ) -> T:
-    """Await `call` until it raises no `on`, and return its result.
+    """Call `call` until it does not raise `on`, and return its result.
 
-    `note` is called with each failure and the number of failures in a row; an error that it raises ends the loop. If the next try would
-    begin after `give_up_at`, an instant of the monotonic clock, the last failure is raised.
+    `note` is called with each failure and the number of consecutive failures; an error that it raises ends the loop. If the next attempt
+    would
+    begin after `give_up_at`, a time of the monotonic clock, the last failure is raised.
     """
     retries = Retries(pauses, draw)
     while True:

@@ -39,10 +39,10 @@ _Open = Callable[[SplitResult, dict[str, str], Seams | None, Rules | None], Brok
 
 
 def connect(url: str, *, seams: Seams | None = None, rules: Rules | None = None) -> Broker:
-    """Return the broker for a URL. Opens no connection.
+    """Return the broker for a URL, without opening a connection.
 
-    Raises BrokerUrlError naming the wrong part, and ConfigurationError for a broker that this version does not have. Neither message
-    shows a password.
+    Raises BrokerUrlError naming the wrong part, and ConfigurationError for a broker that this version lacks. Neither message shows a
+    password.
     """
     if not isinstance(url, str):
         raise BrokerUrlError(f"a broker URL must be text, such as sqlite:///taskflow.db, got {type(url).__name__}")
@@ -54,7 +54,7 @@ def connect(url: str, *, seams: Seams | None = None, rules: Rules | None = None)
 def masked(url: str) -> str:
     """Return the URL for messages, with `***` in place of its password and of unknown parameters.
 
-    If the URL is malformed, only its scheme is shown: any other part of it may belong to the password.
+    For a malformed URL only the scheme is returned, because any other part may belong to the password.
     """
     try:
         scheme, parts = _parsed(url)
@@ -73,7 +73,7 @@ def _unparsed(url: str) -> str:
 
 
 def _may_hold_password(scheme: str, parts: SplitResult, hosts: str) -> bool:
-    """Return True if a part that is to be shown may belong to a password in which `/`, `?` or `:` is not written as %2F, %3F or %3A."""
+    """Return True if a part to be shown may belong to a password in which `/`, `?` or `:` is not written as %2F, %3F or %3A."""
     if scheme == "sqlite":
         return bool(parts.netloc)
     if "@" in parts.path + parts.query or not all(_HOST.fullmatch(host) for host in unquote(hosts).split(",")):
@@ -82,7 +82,7 @@ def _may_hold_password(scheme: str, parts: SplitResult, hosts: str) -> bool:
 
 
 def _shown_user(scheme: str, userinfo: str) -> str:
-    """Return the user for messages. For Redis, a user without a password is hidden too: often it is the password in the wrong place."""
+    """Return the user for messages. Redis users without a password are hidden too: often they are passwords in the wrong place."""
     name, colon, _ = userinfo.partition(":")
     if not userinfo:
         return ""
@@ -96,7 +96,7 @@ def _shown_user(scheme: str, userinfo: str) -> str:
 
 def _open_memory(parts: SplitResult, options: dict[str, str], seams: Seams | None, rules: Rules | None) -> Broker:
     if parts.netloc or parts.path:
-        raise BrokerUrlError("broker URL memory:// goes on after it: it has neither host nor path")
+        raise BrokerUrlError("broker URL memory:// must end there: it has neither host nor path")
     from taskflow.broker.memory import MemoryBroker
 
     return MemoryBroker(seams=seams, rules=rules)
@@ -150,7 +150,7 @@ def _parsed(url: str) -> tuple[str, SplitResult]:
     _check_characters(url)
     scheme = _scheme(url)
     parts = _split(url)
-    for shown in (parts.netloc.rpartition("@")[2], parts.path, parts.query):  # a password may hold any character that is written as %xx
+    for shown in (parts.netloc.rpartition("@")[2], parts.path, parts.query):  # a password may contain any character written as %xx
         _check_characters(unquote(shown))
     return scheme, parts
 
@@ -168,30 +168,30 @@ def _check_characters(text: str) -> None:
 def _scheme(url: str) -> str:
     scheme, separator, _ = url.partition("://")
     if not separator or not _SCHEME.fullmatch(scheme):
-        raise BrokerUrlError("broker URL has no scheme: it reads like sqlite:///taskflow.db")
+        raise BrokerUrlError("broker URL has no scheme: expected a URL such as sqlite:///taskflow.db")
     scheme = scheme.lower()
     if scheme in _LATER:
         raise ConfigurationError(f"{scheme}:// brokers are not part of this version of taskflow: use redis:// or sqlite:///taskflow.db")
     if scheme not in SCHEMES:
         near = nearest(scheme, SCHEMES)
-        hint = f"did you mean {near[0]}://?" if near else f"there are {', '.join(f'{known}://' for known in SCHEMES)}"
-        raise BrokerUrlError(f"broker URL of unknown scheme {scheme!r}: {hint}")
+        hint = f"did you mean {near[0]}://?" if near else f"known schemes are {', '.join(f'{known}://' for known in SCHEMES)}"
+        raise BrokerUrlError(f"broker URL has the unknown scheme {scheme!r}: {hint}")
     return scheme
 
 
 def _split(url: str) -> SplitResult:
     parts: SplitResult | None = None
-    with suppress(ValueError):  # its message may quote the password: it is not kept as the cause
+    with suppress(ValueError):  # the exception's message may quote the password, so it is not kept as the cause
         parts = urlsplit(_with_one_host(url))
     if parts is None:
         raise BrokerUrlError(f"broker URL {_unparsed(url)} has a malformed host; {IN_PASSWORDS}")
     if parts.fragment or url.endswith("#"):
-        raise BrokerUrlError(f"broker URL {_unparsed(url)} has a '#': in a name or a password # is written %23")
+        raise BrokerUrlError(f"broker URL {_unparsed(url)} has a '#': in a name or a password, write # as %23")
     return parts
 
 
 def _with_one_host(url: str) -> str:
-    """Write brackets in a list of hosts as %5B and %5D, because urlsplit() refuses postgresql://[::1]:5432,db2/app."""
+    """Write the brackets in a list of hosts as %5B and %5D, because urlsplit() rejects postgresql://[::1]:5432,db2/app."""
     scheme, separator, rest = url.partition("://")
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
     hosts = authority.rpartition("@")[2]
@@ -204,7 +204,7 @@ def _with_one_host(url: str) -> str:
 def _flag(options: dict[str, str], name: str, default: str) -> bool:
     value = options.get(name, default)
     if value not in ("0", "1"):
-        raise BrokerUrlError(f"broker URL has {name}={value!r}: it is 0 or 1")
+        raise BrokerUrlError(f"broker URL has {name}={value!r}: expected 0 or 1")
     return value == "1"
 
 
@@ -212,8 +212,8 @@ _AS_LIBPQ_HAS_THEM: Final = {"sslmode": "tls", "sslrootcert": "tls_ca"}
 
 
 def _options(parts: SplitResult, known: tuple[str, ...]) -> dict[str, str]:
-    if "@" in parts.query:  # it may be a part of the password, and is not repeated
-        raise BrokerUrlError(f"broker URL has an '@' behind its '?'; {IN_PASSWORDS}")
+    if "@" in parts.query:  # it may be part of the password, so the message does not repeat it
+        raise BrokerUrlError(f"broker URL has an '@' after its '?'; {IN_PASSWORDS}")
     options: dict[str, str] = {}
     for name, value in parse_qsl(parts.query, keep_blank_values=True):
         if name not in known:
@@ -225,21 +225,23 @@ def _options(parts: SplitResult, known: tuple[str, ...]) -> dict[str, str]:
         options[name] = value
     namespace = options.get("namespace", DEFAULT_NAMESPACE)
     if not QUEUE_NAME.fullmatch(namespace):
-        raise BrokerUrlError(f"broker URL has the namespace {namespace!r}: it has 1 to 100 of the characters A-Z a-z 0-9 _ . -")
+        raise BrokerUrlError(f"broker URL has the namespace {namespace!r}: expected 1 to 100 of the characters A-Z a-z 0-9 _ . -")
     return options
 
 
 def _shown(parts: SplitResult) -> str:
-    """Return the URL as it was written: geturl() drops slashes if there is no host. Hides all before an `@`, which may be a password."""
+    """Return the URL as written, because geturl() drops slashes if there is no host. All before an `@` is hidden: it may be a password."""
     return f"{parts.scheme}://{'***' if parts.netloc and '@' in parts.netloc + parts.path else parts.netloc + parts.path}"
 
 
 def _path(parts: SplitResult) -> Path:
     if parts.netloc:
         raise BrokerUrlError(
-            f"broker URL {_shown(parts)!r} names a host: a file has three slashes, sqlite:///queue.db, or four, sqlite:////var/queue.db"
+            f"broker URL {_shown(parts)!r} names a host: write three slashes before a file, sqlite:///queue.db, or four, sqlite:////var/queue.db"
         )
     path = unquote(parts.path.removeprefix("/"))
     if not path or path == ":memory:" or path.endswith("/"):
-        raise BrokerUrlError(f"broker URL {_shown(parts)!r} names no file, as sqlite:///taskflow.db does; for tests there is memory://")
+        raise BrokerUrlError(
+            f"broker URL {_shown(parts)!r} names no file: write sqlite:///taskflow.db for example, or use memory:// in tests"
+        )
     return Path(path)

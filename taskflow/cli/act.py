@@ -1,4 +1,4 @@
-"""`taskflow retry | cancel | purge | pause | resume`: change what is in a store."""
+"""`taskflow retry | cancel | purge | pause | resume`: change the jobs and queues of a store."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from taskflow.model.ids import id_text
 from taskflow.model.record import ENDED, LIVE, WAITING, Status
 
 PAGE: Final = 500
-# The statuses that each command acts on: DEFAULTS without --status, with it any of POSSIBLE.
+# The statuses that each command acts on: DEFAULTS without --status, else any of POSSIBLE.
 DEFAULTS: Final = {"retry": {Status.FAILED}, "cancel": LIVE, "purge": ENDED}
 POSSIBLE: Final = {"retry": {Status.FAILED, Status.CANCELLED}, "cancel": LIVE, "purge": ENDED | WAITING}
 
 
 @dataclass(frozen=True)
 class ActionResult:
-    """The number of jobs that were changed, of running ones that were asked to stop, and of those that were not, by reason."""
+    """The number of changed jobs, of running ones that were asked to stop, and of unchanged ones by reason."""
 
     count: int = 0
     asked: int = 0
@@ -58,7 +58,8 @@ async def _act(app: App, arguments: argparse.Namespace) -> int:
 
 
 async def _pause(console: Console, arguments: argparse.Namespace) -> int:
-    """Pause queues. A queue may be paused before its first job, but more often its name is mistyped: stderr says if it is unknown."""
+    """Pause queues. A queue may be paused before its first job, but usually its name is mistyped: a message on stderr says that it is
+    unknown."""
     try:
         names = [check_queue(name) for name in arguments.names]
     except ValueError as error:
@@ -110,8 +111,9 @@ def _print_done(command: str, done: ActionResult) -> None:
 
 
 async def _count(console: Console, job_filter: JobFilter) -> int:
-    """Count the jobs that the filter selects. The queues' own counts suffice for live jobs; those of ended jobs include some that are no
-    longer kept."""
+    """Count the jobs that the filter selects. The counts of the queues suffice for live jobs; those of ended jobs include some that are no
+    longer kept.
+    """
     if LIVE.issuperset(job_filter.statuses) and job_filter == JobFilter(queue=job_filter.queue, statuses=job_filter.statuses):
         queues = [queue for queue in await console.queues() if job_filter.queue in (None, queue.name)]
         return sum(queue.counts[status] for queue in queues for status in job_filter.statuses)
@@ -124,7 +126,7 @@ def _checked_filter(arguments: argparse.Namespace) -> JobFilter:
     for status in job_filter.statuses:
         if status not in POSSIBLE[command]:
             able = ", ".join(sorted(POSSIBLE[command]))
-            raise ConfigurationError(f"{command} --status {status}: it can be done to jobs that are {able}")
+            raise ConfigurationError(f"{command} --status {status}: allowed statuses are {able}")
     return job_filter
 
 
@@ -157,11 +159,11 @@ async def _apply(broker: Broker, command: str, ids: Sequence[bytes]) -> ActionRe
     return ActionResult(len(ids) - len(refused) - asked, asked, refused)
 
 
-UNKNOWN: Final = "it is unknown, or no longer kept"
+UNKNOWN: Final = "it is unknown or no longer kept"
 
 
 def _uncancelled(status: Status | None) -> str:
-    return UNKNOWN if status is None else f"it has {status} already" if status is not Status.CANCELLED else "it was cancelled before"
+    return UNKNOWN if status is None else f"it has already {status}" if status is not Status.CANCELLED else "it was already cancelled"
 
 
 async def _pages(console: Console, job_filter: JobFilter) -> AsyncIterator[list[bytes]]:

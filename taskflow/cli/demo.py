@@ -1,5 +1,7 @@
-"""`taskflow demo`: the main job on real input. Python files of this machine become jobs in a SQLite file;
-a worker in another process does them; the summary is computed from the stored results."""
+"""`taskflow demo`: real jobs on real input. Python files of this machine become jobs in a SQLite file, a worker in another process runs
+them, and
+the summary is computed from the stored results.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,7 @@ BATCH: Final = 200
 def run(arguments: argparse.Namespace) -> int:
     files = list(islice(source_files(), arguments.limit))
     if not files:
-        raise TaskflowError("there is no .py file to be read: this Python has no standard library on disk")
+        raise TaskflowError("found no readable .py file: this Python has no standard library on disk")
     return asyncio.run(_demo(files, _a_fresh_file(arguments.folder)))
 
 
@@ -48,7 +50,7 @@ async def _demo(files: list[str], file: Path) -> int:
     try:
         began = time.monotonic()
         handles = await enqueue(index.bind(path, fails_once=number == 0) for number, path in enumerate(files))
-        print(f"{len(handles):,} Python files of this machine are queued in {file}, {time.monotonic() - began:.2f} s")
+        print(f"{len(handles):,} Python files queued in {file}, {time.monotonic() - began:.2f} s")
         with _worker(url) as worker:
             began = time.monotonic()
             await _watch(app, len(handles), worker)
@@ -61,7 +63,8 @@ async def _demo(files: list[str], file: Path) -> int:
 
 
 def _a_fresh_file(given: str | None) -> Path:
-    """Return the path of a new file in that folder, or in a temporary one: demo.db, or demo-2.db after an earlier demo. The file stays."""
+    """Return the path of a new file in that folder, or in a temporary one: demo.db, or demo-2.db after an earlier demo. The file is
+    kept."""
     try:
         folder = Path(given if given is not None else tempfile.mkdtemp(prefix="taskflow-demo-")).absolute()
         folder.mkdir(parents=True, exist_ok=True)
@@ -74,12 +77,12 @@ def _a_fresh_file(given: str | None) -> Path:
             number += 1
     except OSError as error:
         where = f"--folder {given}" if given is not None else "no temporary folder"
-        raise BrokerRefused(f"{where}: {error.strerror}; name a folder that can be made and written, by --folder") from error
+        raise BrokerRefused(f"{where}: {error.strerror}; name a writable folder with --folder") from error
 
 
 # --- the worker -----------------------------------------------------------------------------------------------------
 
-# Appended to the path, so that the package is found in a clone where nothing is installed.
+# Appended to the path, so that the package is found in a clone that is not installed.
 _START: Final = "import sys; sys.path.append(sys.argv.pop(1)); from taskflow.cli.main import program; raise SystemExit(program())"
 
 
@@ -101,13 +104,13 @@ def _worker(url: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 async def _watch(app: App, total: int, worker: subprocess.Popen[bytes]) -> None:
-    """Wait until all jobs have ended, and ask for the queue's counts ten times a second.
+    """Wait until all jobs have ended, and show the queue's counts ten times a second.
 
-    Raises TaskflowError if the worker ends before.
+    Raises TaskflowError if the worker ends before that.
     """
     bar = Bar(total)
     while True:
-        code = worker.poll()  # before the count, so that the count includes all that it did
+        code = worker.poll()  # polled before the count, so that the count includes all its work
         queues = await app.broker().console.queues()
         done = sum(queue.counts[status] for queue in queues if queue.name == index.queue for status in ENDED)
         bar.show(done)
@@ -117,7 +120,9 @@ async def _watch(app: App, total: int, worker: subprocess.Popen[bytes]) -> None:
         if code is not None:
             bar.close()
             how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-            raise TaskflowError(f"the worker has ended too soon ({how}): {done:,} of {total:,} jobs are done, the others wait for another")
+            raise TaskflowError(
+                f"the worker ended too early ({how}): {done:,} of {total:,} jobs are done, the others wait for another worker"
+            )
         await asyncio.sleep(0.1)
 
 
@@ -151,14 +156,14 @@ async def _summarize(handles: list[JobHandle[SourceFile]], took: float) -> int:
 
 def _tell_next(url: str, failed_once: str) -> None:
     command, broker = _as_called(), f"--broker {shlex.quote(url)}"
-    print("\nThe queue is kept. To go on:")
+    print("\nThe queue is kept. Try next:")
     print(f"  {command} status {broker}")
     print(f"  {command} jobs {broker} --limit 10")
     print(f"  {command} jobs {failed_once} {broker}    # the one that failed once")
 
 
 def _as_called() -> str:
-    """Return the command line by which the user can call this command again from the same folder."""
+    """Return the command line with which the user can call this command again from the same folder."""
     script = sys.argv[0]
     if Path(script).name != "taskflow":
         return f"{shlex.quote(sys.executable)} -m taskflow"

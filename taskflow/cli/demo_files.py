@@ -13,16 +13,16 @@ _INSTALLED: Final = ("site-packages", "dist-packages")
 
 
 def source_files() -> Iterator[str]:
-    """Return the paths of readable files: this Python's standard library, its installed packages, then those of other Pythons.
+    """Yield the paths of readable files: this Python's standard library, its installed packages, then those of other Pythons.
 
-    The order is always the same: folder by folder from the top, names sorted.
+    The order is always the same: folder by folder from the top, with sorted names.
     """
     for root in dict.fromkeys(os.path.realpath(root) for root in _roots()):
         yield from _within(root)
 
 
 def _roots() -> Iterator[str]:
-    """Return the folders to search. None lies in another one, as far as `_within` descends."""
+    """Yield the folders to search. None contains another one, as far as `_within` descends."""
     yield from (sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
     for prefix in (sys.base_prefix, "/usr/local", "/usr"):
         for library in sorted(Path(prefix, "lib").glob("python3*")):
@@ -33,5 +33,5 @@ def _within(root: str) -> Iterator[str]:
     for folder, subfolders, names in os.walk(root):
         subfolders[:] = sorted(set(subfolders) - {*_INSTALLED, "__pycache__"})
         for path in (os.path.join(folder, name) for name in sorted(names) if name.endswith(".py")):
-            if os.access(path, os.R_OK):  # neither another user's private file nor a broken link
+            if os.access(path, os.R_OK):  # skips other users' private files and broken links
                 yield path

@@ -28,7 +28,7 @@ class SourceFile:
 @job(name="taskflow.demo.index", queue="demo", retry=Backoff(base=0.5), keep_result=3600)
 def index(ctx: JobContext, path: str, *, fails_once: bool = False) -> SourceFile:
     if fails_once and ctx.attempt == 1:
-        raise OSError(f"{path}: this attempt fails on purpose, to be retried before your eyes")
+        raise OSError(f"{path}: this attempt fails on purpose, to show a retry")
     content = Path(path).read_bytes()
     definitions, imports = _parsed(content)
     return SourceFile(path, hashlib.sha256(content).hexdigest(), content.count(b"\n"), definitions, imports)

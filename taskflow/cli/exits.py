@@ -17,12 +17,12 @@ class Exit(IntEnum):
 
 
 MEANINGS: Final = {
-    Exit.OK: "all went well",
-    Exit.FAILED: "a job failed, or a check did",
-    Exit.USAGE: "the command was written wrongly, or what it names cannot be imported",
+    Exit.OK: "success",
+    Exit.FAILED: "a job or a check failed",
+    Exit.USAGE: "the command line is wrong, or a module cannot be imported",
     Exit.BROKER: "the broker cannot be reached, or refuses",
-    Exit.NOT_FOUND: "what was asked for is not there",
-    Exit.STALLED: "a job has blocked the worker's event loop for as long as --stall-limit says",
+    Exit.NOT_FOUND: "the requested job, queue or file does not exist",
+    Exit.STALLED: "a job has blocked the worker's event loop for --stall-limit seconds",
     Exit.FORCED: "ended by force after the grace time",
 }
 

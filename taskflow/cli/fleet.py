@@ -1,4 +1,4 @@
-"""The health of a supervisor's workers, as they report it. The supervisor answers for all of them."""
+"""The health of a supervisor's workers, from their reports. The supervisor answers for all of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LOOKED_AT_EVERY: Final = 0.2
 SAID_EVERY: Final = 1.0
 """Seconds between two reports. A change is reported at once."""
 SILENT_AFTER: Final = 10.0
-"""Seconds without a report after which a worker counts as dead: C code may hold its interpreter, for example."""
+"""Seconds without a report after which a worker counts as dead, for example because C code holds its interpreter."""
 
 _WORD: Final = "vitals"
 
@@ -32,8 +32,8 @@ class WorkerReport(NamedTuple):
 class Fleet:
     """The health of all workers. The supervisor writes it; the thread that answers health probes reads it.
 
-    The fleet is live and ready while one worker is. The supervisor replaces the others itself: a probe that ended the supervisor for one
-    of them would end the runs of all.
+    The fleet is live and ready while one worker is. The supervisor replaces the others itself: a failed probe would end the supervisor, and
+    with it the runs of all workers.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""`--health-port`: /live and /ready over HTTP. A separate thread answers, also while the event loop is blocked."""
+"""`--health-port`: serves /live and /ready over HTTP. A separate thread answers, even while the event loop is blocked."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ LARGEST_REQUEST: Final = 8_192
 WITHIN: Final = 2.0
 """Seconds for a request and its answer."""
 MOST_AT_ONCE: Final = 64
-"""Connections at one time. One more replaces the oldest, see `HealthServer._close_oldest_of_busiest`."""
+"""The maximum number of open connections. One more replaces the oldest, see `HealthServer._close_oldest_of_busiest`."""
 ACCEPTED_AT_ONCE: Final = 8
-"""Connections that are accepted before the open ones are read. It is small, so that a flood of them replaces none before it is read."""
+"""The number of connections to accept before the open ones are read. It is small, so that a flood of connections replaces none before it is
+read."""
 UNACCEPTED: Final = 128
-"""Connections that may wait to be accepted."""
+"""The maximum number of connections that wait to be accepted."""
 
 STARTED_WITHIN: Final = 5.0
 ENDED_WITHIN: Final = 5.0
@@ -49,12 +50,12 @@ def listener(host: str, port: int) -> socket.socket:
 
 
 class HealthServer:
-    """Answers GET and HEAD for the paths in `asks`: 200 if the finding is good, else 503."""
+    """Answers GET and HEAD for the paths in `asks`: 200 if the sign is good, else 503."""
 
     def __init__(self, listener: socket.socket, asks: Mapping[str, Ask]) -> None:
         self._listener = listener
         self._asks = asks
-        self._open: dict[asyncio.StreamWriter, asyncio.Task[None]] = {}  # the oldest first
+        self._open: dict[asyncio.StreamWriter, asyncio.Task[None]] = {}  # ordered by age, the oldest first
         self._end: Callable[[], None] = lambda: None
         self._thread: threading.Thread | None = None
 
@@ -84,12 +85,12 @@ class HealthServer:
         loop, ending = asyncio.get_running_loop(), asyncio.Event()
 
         def end() -> None:
-            with contextlib.suppress(RuntimeError):  # it has ended itself
+            with contextlib.suppress(RuntimeError):  # the thread has ended by itself
                 loop.call_soon_threadsafe(ending.set)
 
         self._end = end
         server = await asyncio.start_server(self._admit, sock=self._listener, limit=LARGEST_REQUEST, backlog=ACCEPTED_AT_ONCE)
-        self._listener.listen(UNACCEPTED)  # asyncio has one number for both
+        self._listener.listen(UNACCEPTED)  # asyncio uses one number for both
         is_serving.set()
         await ending.wait()
         loop.remove_reader(self._listener)  # closing the server fails for connections that are accepted but not admitted
@@ -110,17 +111,18 @@ class HealthServer:
             async with asyncio.timeout(WITHIN):
                 writer.write(await self._answer_to(reader))
                 writer.write_eof()
-                while await reader.read(LARGEST_REQUEST):  # a close with unread input would discard the answer
+                while await reader.read(LARGEST_REQUEST):  # closing with unread input would discard the answer
                     pass
                 writer.close()
                 await writer.wait_closed()
         except (TimeoutError, OSError, asyncio.IncompleteReadError):
             return
         finally:
-            writer.transport.abort()  # does nothing if it is closed
+            writer.transport.abort()  # has no effect if it is closed
 
     def _close_oldest_of_busiest(self) -> None:
-        """Close the oldest connection of the client that has most of them. A client that holds many thus keeps no other one out."""
+        """Close the oldest connection of the client that has most of them, so that a client with many connections keeps no other one
+        out."""
         clients = [(writer.get_extra_info("peername") or (None,))[0] for writer in self._open]
         [(busiest, _)] = Counter(clients).most_common(1)
         oldest = next(writer for writer, client in zip(self._open, clients, strict=True) if client == busiest)

@@ -39,7 +39,7 @@ class Hears(Protocol):
 
 
 class HealthReport:
-    """A context manager around the whole life of a worker. Before `show` the worker counts as starting: live, but not ready.
+    """A context manager around the whole life of a worker. Before `show`, the worker counts as starting: live, but not ready.
 
     With a `line` to a supervisor, the worker reports to it, and the supervisor answers the probes.
     """
@@ -51,7 +51,7 @@ class HealthReport:
         self._server: HealthServer | None = None
         if arguments.health_port is not None and line is None:
             asks = {"/live": self._live, "/ready": self._ready}
-            from taskflow.cli.health import HealthServer, listener  # most workers do not need this import
+            from taskflow.cli.health import HealthServer, listener  # imported here, because most workers do not need it
 
             self._server = HealthServer(listener(arguments.health_host, arguments.health_port), asks)
         self.notifier = SystemdNotifier.from_environment(os.environ, self._live) if line is None else None
@@ -77,7 +77,7 @@ class HealthReport:
         self._asked = asked
 
     def note_event(self, event: WorkerEvent) -> None:
-        """Subscribe this to the worker's events."""
+        """Handle an event. Subscribe this method to the worker's events."""
         if self.notifier is not None:
             self.notifier.note_event(event)
 
@@ -97,7 +97,7 @@ class HealthReport:
 
 
 class FleetHealthReport(HealthReport):
-    """Surrounds a supervisor's life, and answers for all of its workers."""
+    """A context manager around a supervisor's life, which answers for all of its workers."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         super().__init__(arguments)
@@ -105,7 +105,7 @@ class FleetHealthReport(HealthReport):
         self.show(self._fleet)
 
     def note(self, pid: int, news: str | Ending) -> None:
-        """Take in a report of a worker, or the way in which it ended."""
+        """Handle a report of a worker, or its end."""
         had_worked = self._fleet.has_worked
         self._fleet.note(pid, news)
         if self.notifier is not None and self._fleet.has_worked and not had_worked:

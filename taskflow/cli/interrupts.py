@@ -7,11 +7,11 @@ import os
 import signal
 
 CALLBACKS = ("cb", "remove")
-"""The functions that the import system calls when a weak reference dies."""
+"""Functions that the import system calls when a weak reference dies."""
 
 
 class Told(KeyboardInterrupt):
-    """A signal has arrived before there is anything to wind down."""
+    """Raised by a signal that arrives before the worker has started."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -19,13 +19,15 @@ class Told(KeyboardInterrupt):
 
 
 class Interrupts:
-    """Remembers a Ctrl-C, and raises it as Python does.
+    """Remembers a Ctrl-C, and raises it again if it was lost.
 
-    The interpreter drops an exception that is raised in one of its own callbacks, of which imports have many. The Ctrl-C would be lost, and
-    the worker would start. So the remembered signal is raised again as soon as it can be handled. A second one ends the process at once.
+    The interpreter drops an exception that is raised in one of its own callbacks, and imports run many of them. Without this class the
+    Ctrl-C
+    would be lost, and the worker would start. A second Ctrl-C ends the process at once.
 
-    A SIGTERM ends a process without our help. But for process 1 of a container, the kernel drops signals without a handler. There a SIGTERM
-    is handled like a Ctrl-C.
+    SIGTERM normally ends a process by itself. But if the process is process 1 of a container, the kernel drops signals without a handler.
+    There
+    a SIGTERM is handled like a Ctrl-C.
     """
 
     def __init__(self) -> None:
@@ -33,7 +35,7 @@ class Interrupts:
         self._before: dict[int, object] = {}
 
     def watch(self) -> None:
-        """Handle the signals from now on, unless other code does already."""
+        """Start handling the signals, unless other code already handles them."""
         if _thread.get_ident() == _main_thread:
             for number in (signal.SIGINT, signal.SIGTERM) if os.getpid() == 1 else (signal.SIGINT,):
                 if (before := signal.getsignal(number)) in (signal.default_int_handler, signal.SIG_DFL):
@@ -41,7 +43,7 @@ class Interrupts:
                     signal.signal(number, self._handle)
 
     def raise_again(self) -> None:
-        """Raise a signal again that has arrived and may have been lost."""
+        """Raise the exception of a signal that has arrived and may have been lost."""
         if self._number:
             raise Told(self._number)
 
@@ -58,7 +60,7 @@ class Interrupts:
         self._number = number
         code = getattr(frame, "f_code", None)
         if code is not None and code.co_name in CALLBACKS and code.co_filename.startswith("<frozen importlib"):
-            return  # there the exception would be dropped, and printed as an error of ours
+            return  # in these, the interpreter would drop the exception, and print it as an error of taskflow
         raise Told(number)
 
 

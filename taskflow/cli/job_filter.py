@@ -1,4 +1,4 @@
-"""Makes a `JobFilter` from the options that several commands share, and checks ids and filters."""
+"""Creates a `JobFilter` from the options that several commands share, and checks ids and filters."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def filter_of(arguments: argparse.Namespace, default: Iterable[Status] = ()) -> 
 
 
 def ids_or_filters(arguments: argparse.Namespace) -> None:
-    """Refuse ids and filters together: one of them would be silently ignored."""
+    """Reject ids and filters together, because one of them would be silently ignored."""
     if arguments.ids and (flags := [*_filters(arguments), *["--all"] * arguments.all]):
         raise ConfigurationError(f"{arguments.command} takes ids or filters, not both: leave out {flags[0]}, or the ids")
 
@@ -67,7 +67,7 @@ def ids_of(texts: Iterable[str]) -> list[bytes]:
 
 
 async def doubt_queue(console: Console, name: str | None) -> bool:
-    """Return False if the store does not know the queue. Then stderr says so, and suggests a similar name."""
+    """Return False if the store does not know the queue, and print that to stderr with a suggestion."""
     if name is None:
         return True
     known = [queue.name for queue in await console.queues()]

@@ -1,4 +1,4 @@
-"""Writes JSON for programs, safe to show on a terminal."""
+"""Writes JSON that is safe to show on a terminal."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from typing import Any
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
-    """Return JSON in ASCII without control characters: `json` escapes all of them but DEL."""
+    """Return JSON in ASCII without control characters: `json` escapes all of them except DEL."""
     return json.dumps(value, indent=indent, default=str).replace("\x7f", "\\u007f")

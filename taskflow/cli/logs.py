@@ -1,4 +1,4 @@
-"""The worker's log on stderr, as text or as JSON lines. A job's own lines carry its ids."""
+"""Writes the worker's log to stderr, as text or as JSON lines. A job's own lines have its ids."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ FIELDS: Final = ("job", "job_id", "attempt", "queue")
 
 
 MOST_UNREAD: Final = 10_000
-"""Lines that may wait for a slow reader; more are dropped."""
+"""The maximum number of lines that wait for a slow reader; more are dropped."""
 
 LONGEST_STACK: Final = 65_536
-"""Characters of a traceback or a stack. The middle of a longer one is left out."""
+"""The maximum length of a traceback or a stack in characters. The middle of a longer one is left out."""
 
 WRITTEN_WITHIN: Final = 0.5
-"""Seconds for the last lines at the end."""
+"""Seconds to write the last lines when the process ends."""
 
 
 @contextmanager
 def logging_to_stderr(
     level: str, form: str, *filters: Callable[[logging.LogRecord], bool], handler: logging.Handler | None = None
 ) -> Iterator[None]:
-    """Log to stderr inside the block, warnings included, by that `handler`. Afterwards the loggers are as before."""
+    """Log to stderr inside the block, including warnings, with `handler` if given. Afterwards the loggers are as before."""
     handler = handler or logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines() if form == "json" else TextLines())
     for each in filters:
@@ -76,7 +76,7 @@ class Unhurried(logging.Handler):
 
     def _write(self) -> None:
         while (line := self._lines.get()) is not None:
-            with suppress(OSError, ValueError):  # nobody reads stderr any more, or it does not exist
+            with suppress(OSError, ValueError):  # the reader of stderr is gone, or there is no stderr
                 sys.stderr.write(line)
                 sys.stderr.flush()
 
@@ -86,7 +86,7 @@ class TextLines(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)-7s %(message)s")
 
     def format(self, record: logging.LogRecord) -> str:
-        """Format a record as one line, whatever the message holds. An error and a stack follow it, indented."""
+        """Format a record as one line, whatever the message contains. An error and a stack follow, indented."""
         line = copy.copy(record)
         line.msg, line.args = one_line(_message(record)), None
         if not (line.exc_info or line.exc_text or line.stack_info):
@@ -100,7 +100,8 @@ class TextLines(logging.Formatter):
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line: time (UTC), level, logger, message, the job's fields, and the stack and the error if there are any."""
+    """Formats a record as one JSON object per line: time (UTC), level, logger, message, the job's fields, and the stack and the error if
+    there are any."""
 
     def format(self, record: logging.LogRecord) -> str:
         shown: dict[str, Any] = {
@@ -123,8 +124,8 @@ def _details(formatter: logging.Formatter, record: logging.LogRecord) -> dict[st
 def _traceback(formatter: logging.Formatter, info: Any) -> str:
     try:
         return formatter.formatException(info)
-    except Exception:  # the error's own code, which formatting calls
-        from taskflow.worker.failures import failure_of  # a supervisor need not load it
+    except Exception:  # formatting runs the error's own code, which may raise
+        from taskflow.worker.failures import failure_of  # imported here, because a supervisor need not load it
 
         return "" if info[1] is None else failure_of(info[1], attempt=1).traceback
 
@@ -136,7 +137,7 @@ def _bounded(text: str, most: int) -> str:
 def _message(record: logging.LogRecord) -> str:
     try:
         return record.getMessage()
-    except Exception as error:  # a user's line whose arguments do not fit is logged all the same
+    except Exception as error:  # a user's line is logged even if its arguments do not fit
         with suppress(Exception):
             return f"{record.msg!r}, and its arguments do not fit: {error}"
         return f"a message that cannot be shown, of {record.name}"

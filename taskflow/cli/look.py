@@ -1,4 +1,4 @@
-"""`taskflow status | queues | jobs`: show what the store holds."""
+"""`taskflow status | queues | jobs`: show the content of a store."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def _status(app: App, arguments: argparse.Namespace) -> int:
     print(f"workers  {len(workers)}")
     for worker in workers:
         dying = ", dying" if worker.is_dying else ""
-        print(f"  {one_line(worker.session.name)}: {worker.leases} leased, beat {worker.seconds_since_beat:.0f} s ago{dying}")
+        print(f"  {one_line(worker.session.name)}: {worker.leases} leased, heartbeat {worker.seconds_since_beat:.0f} s ago{dying}")
     _print_queues(queues)
     return Exit.OK
 
@@ -94,7 +94,7 @@ VIEWS: Final = {"status": _status, "queues": _queues, "jobs": _jobs}
 
 def _print_record(job_id: bytes, record: Record | None) -> None:
     if record is None:
-        print(f"taskflow: no job {id_text(job_id)} is known, or no longer", file=sys.stderr)
+        print(f"taskflow: job {id_text(job_id)} is unknown or no longer kept", file=sys.stderr)
         return
     for name, value in _record_json(record).items():
         if name not in ("errors", "unreadable") and value not in (None, {}, [], False, ""):
@@ -114,7 +114,7 @@ def _print_queues(queues: list[QueueRecord]) -> None:
 
 
 def _row(record: Record) -> str:
-    """Return a line for a job, as wide as the terminal."""
+    """Return the line of a job, cut to the width of the terminal."""
     job_id = id_text(record.id)
     room = max(20, columns() - len(job_id) - 13) if sys.stdout.isatty() else MAX_CHARACTERS
     return f"{job_id}  {_colored(record.status):9}  {one_line(f'{record.queue:12}  {record.job}  {_brief(record)}'.rstrip(), room)}"
@@ -148,7 +148,7 @@ def _worker_json(worker: SessionRecord) -> dict[str, Any]:
 
 
 def _record_json(record: Record) -> dict[str, Any]:
-    """Return a record for JSON. Arguments and results are left out: they may hold what a log or a screen must not show."""
+    """Return a record for JSON, without arguments and results, because logs and screens must not show secrets."""
     fields = {
         name: getattr(record, name)
         for name in Record.__struct_fields__
@@ -174,7 +174,7 @@ def _colored(status: Status) -> str:
 
 
 def _is_for_people() -> bool:
-    """Return True for a terminal with colours, unless its owner wants none (https://no-color.org)."""
+    """Return True for a terminal with colours, unless its user disables them (https://no-color.org)."""
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 

@@ -1,4 +1,4 @@
-"""The event loop of a worker's process. It goes on whatever jobs do to it, for example if one stops it."""
+"""Runs the event loop of a worker's process, and restarts it if a job stops it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ T = TypeVar("T")
 
 
 def run_through(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> T:
-    """Run the loop until `work` ends, also if a job stops it before: by `loop.stop()`, or by an exit raised in a task or a callback, which
-    asyncio passes on. In the task itself the exit stays a failure like others, raised to whoever awaits it."""
+    """Run the loop until `work` ends, even if a job stops the loop earlier: with `loop.stop()`, or with an exit raised in a task or a
+    callback, which
+    asyncio passes on. In the task itself, the exit remains an ordinary failure, raised where the task is awaited.
+    """
     task = OwnTask(work, loop=loop)
     while True:
         try:
@@ -41,11 +43,11 @@ def create_own(work: Coroutine[Any, Any, T]) -> OwnTask[T]:
 class OwnTask(asyncio.Task[T]):
     """A task of the command. A job that cancels all tasks does not cancel it.
 
-    Code outside of jobs can, for example a task group in the application's lifespan in which a task failed.
+    Code outside of jobs can cancel it, for example a task group in the application's lifespan in which a task failed.
     """
 
     def cancel(self, msg: Any | None = None) -> bool:
         if running.get() is not None and asyncio.current_task(self.get_loop()) is not None:
-            log_safely(log.error, "a job has cancelled a task of the worker; it goes on")
+            log_safely(log.error, "a job tried to cancel a task of the worker; the task continues")
             return False
         return super().cancel(msg)

@@ -8,22 +8,22 @@ import os
 import sys
 import time
 
-TYPE_CHECKING = False  # NoReturn would load typing, and a Ctrl-C meanwhile would print our frames
+TYPE_CHECKING = False  # NoReturn would load typing, and a Ctrl-C meanwhile would print taskflow's frames
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Final
 
 
-# Seconds for Python to end: it would wait without limit for threads and processes that jobs have left behind.
+# Seconds that Python may take to exit, because it would wait without limit for threads and processes that jobs have left behind.
 LEFT_BEHIND: Final = 5.0
-# Seconds more for the message about that, and for buffered output.
+# More seconds for the message about that, and for buffered output.
 SAID_WITHIN: Final = 0.5
 
 
 def program() -> int:
-    """The main program of the process: run `main`, then end the process with its code, whatever keeps Python from it.
+    """Run `main` as the main program, then end the process with its code, even if something keeps Python from exiting.
 
-    Where `main` does not handle a Ctrl-C, it ends the process silently: Python's own handler would print a traceback of our frames.
+    A Ctrl-C that `main` does not handle ends the process silently, because Python's handler would print a traceback of taskflow's frames.
     """
     if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
         _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
@@ -39,8 +39,10 @@ def program() -> int:
 
 
 def _bound_the_end(code: int) -> None:
-    """Start two threads that end the process late: one warns, one kills. Two, because the reader of the warning may be gone. Both start
-    now, because later the system may have no thread."""
+    """Start two threads that end the process late: one warns, one kills. There are two because the reader of the warning may be gone. Both
+    start
+    now, because later the system may have no thread left.
+    """
     try:
         _thread.start_new_thread(say_what_keeps_it, (LEFT_BEHIND,))
         _thread.start_new_thread(_end_by_force, (code,))
@@ -65,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _with_interrupts(argv)
     except KeyboardInterrupt as told:
         return 128 + int(getattr(told, "number", _signal.SIGINT))
-    except BrokenPipeError:  # the reader of our output is gone, for example `head`
+    except BrokenPipeError:  # the reader of the output is gone, for example `head`
         _forget_output()
         return 0
     except Exception as error:
@@ -73,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _with_interrupts(argv: Sequence[str] | None) -> int:
-    """Run it so that no Ctrl-C is lost."""
+    """Run the command so that no Ctrl-C is lost."""
     from taskflow.cli.interrupts import interrupts
 
     interrupts.watch()
@@ -83,7 +85,7 @@ def _with_interrupts(argv: Sequence[str] | None) -> int:
         sys.stdout.flush()
         return code
     except Exception:
-        interrupts.raise_again()  # C code that loads a module turns the raised exception into an error of its own
+        interrupts.raise_again()  # C code that loads a module turns the raised exception into another error
         raise
     finally:
         interrupts.forget()
@@ -94,10 +96,10 @@ def _make_output_safe() -> None:
     import os
     from io import TextIOWrapper
 
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  # the process's own, to its end
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  # kept open until the process ends
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as Python's own stderr does
+        sys.stdout.reconfigure(errors="backslashreplace")  # like Python's own stderr
 
 
 def _run(argv: Sequence[str] | None) -> int:
@@ -117,13 +119,15 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 def _is_process_1(argv: list[str]) -> bool:
-    """Return True if the worker is process 1 itself: its command line is this command, and no other program imports us. systemd expects
-    notifications only from its service's own process."""
+    """Return True if the worker is process 1 itself: its command line is this command, and no other program imports taskflow. systemd
+    expects
+    notifications only from its service's own process.
+    """
     return os.getpid() == 1 and argv == sys.orig_argv[len(sys.orig_argv) - len(argv) :] and "NOTIFY_SOCKET" not in os.environ
 
 
 def _forget_output() -> None:
-    """Discard output, because Python flushes it again at its end, which must not fail again."""
+    """Discard the output. Python flushes it again when it exits, which must not fail again."""
     import os
 
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -143,7 +147,7 @@ def _explain(error: Exception) -> int:
 
     if not isinstance(error, TaskflowError | OSError):
         raise error
-    if not isinstance(error, TaskflowError):  # usually our output cannot be written: the store's errors are taskflow's own
+    if not isinstance(error, TaskflowError):  # usually the output cannot be written: errors of the store are errors of taskflow
         _write_or_forget_output()
     print(f"taskflow: {message(str(error) or type(error).__name__)}", file=sys.stderr)
     if isinstance(error, BrokerError):

@@ -1,4 +1,4 @@
-"""`taskflow migrate`: brings the store's tables to the version that this taskflow uses."""
+"""`taskflow migrate`: migrates the store's tables to the version that this taskflow uses."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _print_plan(upgrade: Upgrade) -> None:
     if not upgrade.migrations:
         _print_done(upgrade)
         return
-    print(f"{one_line(upgrade.place)} {f'is of version {upgrade.version}' if upgrade.version else 'is not there yet'}; pending:")
+    print(f"{one_line(upgrade.place)} {f'has version {upgrade.version}' if upgrade.version else 'does not exist yet'}; pending:")
     for migration in upgrade.migrations:
         print(f"  {migration.version}  {migration.description}")
     print("to apply: taskflow migrate; to see the SQL: taskflow migrate --sql")
@@ -47,4 +47,4 @@ def _print_done(upgrade: Upgrade) -> None:
     elif upgrade.version:
         print(f"{place}: version {upgrade.version} -> {upgrade.target}")
     else:
-        print(f"{place}: made, version {upgrade.target}")
+        print(f"{place}: created, version {upgrade.target}")

@@ -18,12 +18,12 @@ from taskflow.worker.failures import failure_of
 
 
 class TargetFailed(Exception):
-    """A module could not be imported; what the user needs to see has been printed."""
+    """A module could not be imported. The message for the user has already been printed."""
 
 
 def import_targets(names: Iterable[str], *, all_submodules: bool) -> None:
-    """Import the modules, with the current folder first on the path. Raises TargetFailed after printing the user's traceback without our
-    frames."""
+    """Import the modules, with the current folder first on the path. Raises TargetFailed after printing the user's traceback without
+    taskflow's frames."""
     if sys.path[:1] != [os.getcwd()]:
         sys.path.insert(0, os.getcwd())
     for name in names:
@@ -34,7 +34,7 @@ def import_targets(names: Iterable[str], *, all_submodules: bool) -> None:
 
 
 def packages_of(names: Iterable[str]) -> list[str]:
-    """Return those modules that have submodules."""
+    """Return the modules that have submodules."""
     return [name for name in names if hasattr(sys.modules.get(name), "__path__")]
 
 
@@ -45,11 +45,11 @@ def _import(name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
             raise _shown(name, error) from error  # the module exists; one that it imports does not
-        print(f"taskflow: there is no module {name!r} here{_hint(name)}", file=sys.stderr)
+        print(f"taskflow: found no module {name!r}{_hint(name)}", file=sys.stderr)
         raise TargetFailed(name) from error
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # also SystemExit, or an exception class of the module
+    except BaseException as error:  # includes SystemExit, or an exception class of the module
         raise _shown(name, error) from error
 
 
@@ -69,13 +69,13 @@ def _shown(name: str, error: BaseException) -> TargetFailed:
 
 def _hint(name: str) -> str:
     if name.endswith(".py") or "/" in name:
-        return f"; a module is named with dots: {name.removesuffix('.py').strip('./').replace('/', '.')}"
+        return f"; write the module's name with dots: {name.removesuffix('.py').strip('./').replace('/', '.')}"
     near = nearest(name, _modules_here())
     return f"; did you mean {near[0]}?" if near else f"; looked in {os.getcwd()} and where Python is installed"
 
 
 def _modules_here() -> list[str]:
-    """Return dotted names of the files in the current folder and two levels below."""
+    """Return the dotted names of the files in the current folder and two levels below."""
     here = Path.cwd()
     files = [file for pattern in ("*.py", "*/*.py", "*/*/*.py") for file in here.glob(pattern)]
     return [".".join(file.relative_to(here).with_suffix("").parts).removesuffix(".__init__") for file in files]

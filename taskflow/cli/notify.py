@@ -30,7 +30,7 @@ class SystemdNotifier:
 
     `address`   the value of NOTIFY_SOCKET
     `watchdog`  seconds within which systemd expects a sign of life; None if it expects none
-    `live`      asked before each sign of life: a blocked worker sends none, and systemd ends it
+    `live`      called before each sign of life: a blocked worker sends none, and systemd ends it
     """
 
     def __init__(self, address: str, watchdog: float | None, live: Callable[[], VitalSign]) -> None:
@@ -47,7 +47,7 @@ class SystemdNotifier:
 
     @classmethod
     def from_environment(cls, environment: MutableMapping[str, str], live: Callable[[], VitalSign]) -> Self | None:
-        """Return None without NOTIFY_SOCKET. Removes the variables, as sd_notify(3) advises: programs that jobs start are not the
+        """Return None without NOTIFY_SOCKET. Removes the variables, as sd_notify(3) advises, because programs that jobs start are not the
         worker."""
         address, microseconds, pid = (environment.pop(name, "") for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"))
         if not address:
@@ -69,7 +69,7 @@ class SystemdNotifier:
                 return
 
     def ready(self, status: str) -> None:
-        """Report `status`, and, the first time, that the worker has started."""
+        """Report `status`, and the first time that the worker has started."""
         self._status = f"STATUS={status}"
         self._told.put((*(["READY=1"] if not self._is_ready else []), self._status))
         self._is_ready = True
@@ -101,7 +101,7 @@ class SystemdNotifier:
             self._send(*told)
 
     def _give_sign(self) -> float:
-        """Send a sign of life if the worker is alive. Return the seconds until the next."""
+        """Send a sign of life if the worker is alive. Return the seconds until the next one."""
         found, period = self._live(), self._period or AGAIN
         if not found.is_well:
             self._is_unwell = True

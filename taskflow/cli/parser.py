@@ -15,14 +15,13 @@ from taskflow.cli.exits import TABLE
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
 
-# The shortest ttl in seconds: a quarter of it lies between two heartbeats.
+# The shortest ttl in seconds. A heartbeat is sent every quarter of it.
 SHORTEST_TTL: Final = 1.0
 STATUSES: Final = ("held", "scheduled", "ready", "running", "succeeded", "failed", "cancelled")
 
 
 class Formatter(argparse.HelpFormatter):
-    """Formats help for a fixed width. By default argparse would load shutil, and with it archive modules, for every flag that is
-    declared."""
+    """Formats help for a fixed width. argparse's default loads shutil, and with it archive modules, for every declared flag."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, width=columns() - 2)
@@ -44,7 +43,7 @@ def columns() -> int:
 
 
 class Parser(argparse.ArgumentParser):
-    """Suggests the command or flag that an unknown one may stand for.
+    """Suggests the intended command or flag for an unknown one.
 
     Flags cannot be abbreviated, because a later version's flags could change the meaning of an abbreviation.
     """
@@ -55,7 +54,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **{"formatter_class": Formatter, **given})
 
     def print_help(self, file: SupportsWrite[str] | None = None) -> None:
-        """Print the help. Unlike argparse's own, it reports an error if that cannot be written."""
+        """Print the help. Unlike argparse's own method, it reports an error if that cannot be written."""
         print(self.format_help(), end="", file=file)
         if file is None:
             sys.stdout.flush()
@@ -64,14 +63,14 @@ class Parser(argparse.ArgumentParser):
         known, unknown = super().parse_known_args(args, namespace)
         if unknown and self.commands:
             command = self.commands[known.command]
-            flags = [flag[2:] for action in command._actions for flag in action.option_strings]  # the dashes would make all similar
+            flags = [flag[2:] for action in command._actions for flag in action.option_strings]  # the dashes would make all of them similar
             hint = _hint(unknown[0].removeprefix("--"), flags, "--")
             command.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         return known, unknown
 
     def error(self, message: str) -> NoReturn:
-        """Print the usage and the message on stderr and exit with 2, as argparse does."""
-        message = re.sub(r"://\S*", "://***", message)  # hide the password of a broker URL in the wrong place
+        """Print the usage and the message to stderr and exit with 2, like argparse."""
+        message = re.sub(r"://\S*", "://***", message)  # hides the password of a broker URL in the wrong place
         slip = re.search(r"COMMAND: invalid choice: '([^']*)'", message)
         super().error(message + _hint(slip[1], self.commands) if slip else message)
 
@@ -90,83 +89,73 @@ def a_parser() -> Parser:
         epilog=f"exit codes:\n{TABLE}",
         formatter_class=AsWritten,
     )
-    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and end")
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     parser.commands = commands.choices
-    _worker(commands.add_parser("worker", help="run the jobs of modules", description="Run the jobs that the modules declare."))
-    _demo(
-        commands.add_parser(
-            "demo",
-            help="index this machine's Python files, as jobs",
-            description="Index the Python files of this machine, the standard library's first, a job for each; a worker does them.",
-        )
-    )
-    _status(commands.add_parser("status", help="the store at a glance", description="Queues, workers and totals."))
-    _doctor(
-        commands.add_parser(
-            "doctor",
-            help="whether jobs are safe in the store",
-            description="Looks at the store's settings; exit 1 when there is a problem.",
-        )
-    )
-    _migrate(
-        commands.add_parser(
-            "migrate",
-            help="bring the store's tables to this version",
-            description="Bring the tables of PostgreSQL or SQLite to the version that this taskflow needs. Other stores need none.",
-        )
-    )
-    _queues(commands.add_parser("queues", help="queues and their counts", description="Every queue with its counts."))
-    _jobs(
-        commands.add_parser(
-            "jobs", help="list jobs, or show some", description="List jobs, the newest first, or show those with the given ids."
-        )
-    )
-    _retry(
-        commands.add_parser("retry", help="run failed or cancelled jobs again", description="Failed and cancelled jobs become ready again.")
-    )
-    _cancel(commands.add_parser("cancel", help="cancel jobs", description="What waits is cancelled at once, what runs is asked to stop."))
-    _purge(
-        commands.add_parser(
-            "purge", help="drop jobs", description="Drop ended jobs, cancel and drop waiting ones; what runs is left alone."
-        )
-    )
-    for verb, meaning in (("pause", "claim nothing more of queues"), ("resume", "end a pause")):
-        _pause(commands.add_parser(verb, help=meaning, description=f"{meaning[0].upper()}{meaning[1:]}."), verb)
+
+    def command(name: str, module: str, summary: str, description: str, **defaults: Any) -> Parser:
+        added = commands.add_parser(name, help=summary, description=description)
+        added.set_defaults(module=module, **defaults)
+        return added
+
+    _worker(command("worker", "worker", "run the jobs of modules", "Run the jobs that the modules declare.", line=None))
+    index = "Index the Python files of this machine with one job per file, starting with the standard library."
+    _demo(command("demo", "demo", "index this machine's Python files as jobs", index))
+    _reads(command("status", "look", "show a summary of the store", "Show queues, workers and totals."))
+    examine = "Check the store's settings. Exits with 1 if there is a problem."
+    _reads(command("doctor", "doctor", "check whether jobs are safe in the store", examine))
+    bring = "Migrate the tables of PostgreSQL or SQLite to the version that this taskflow needs."
+    _migrate(command("migrate", "migrate", "migrate the store's tables to this version", bring))
+    _reads(command("queues", "look", "list queues and their counts", "List every queue with its counts."))
+    browse = "List jobs, newest first, or show those with the given ids."
+    _jobs(command("jobs", "look", "list jobs, or show given ones", browse, all=False))
+    again = "Make failed and cancelled jobs ready again."
+    _acts(command("retry", "act", "run failed or cancelled jobs again", again), default="failed")
+    stop = "Cancel waiting jobs at once, and ask running ones to stop."
+    _acts(command("cancel", "act", "cancel jobs", stop), default="held, scheduled, ready and running")
+    drop = "Drop ended jobs; cancel and drop waiting ones. Running jobs are not affected."
+    _acts(command("purge", "act", "drop jobs", drop, ids=[]), default="ended", with_ids=False)
+    for verb, meaning in (("pause", "stop claiming jobs from queues"), ("resume", "end a pause")):
+        _pause(command(verb, "act", meaning, f"{meaning[0].upper()}{meaning[1:]}."), verb)
     return parser
 
 
 def _worker(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(module="worker", line=None)
     parser.add_argument("modules", nargs="+", metavar="MODULE", help="a module that declares jobs, for example app.tasks")
-    parser.add_argument("--all-submodules", action="store_true", help="of packages, import every module")
+    parser.add_argument("--all-submodules", action="store_true", help="import every module of packages")
     _broker(parser)
-    parser.add_argument("--queues", metavar="Q[=W],...", help="a,b: strictly in that order; a=3,b=1: weighted; every queue by default")
-    parser.add_argument("--concurrency", type=_positive, default=100, metavar="N", help="jobs at one time (default: 100)")
-    parser.add_argument("--drain", action="store_true", help="end when the queues are empty; 1 if a job that it ran has failed")
+    parser.add_argument("--queues", metavar="Q[=W],...", help="a,b: in strict order; a=3,b=1: weighted (default: every queue)")
     parser.add_argument(
-        "--drain-horizon", type=_seconds, default=60.0, metavar="S", help="with --drain, wait for what is due in S seconds (60)"
+        "--concurrency", type=_positive, default=100, metavar="N", help="the number of jobs to run at the same time (default: 100)"
+    )
+    parser.add_argument("--drain", action="store_true", help="exit when the queues are empty, with 1 if a job has failed")
+    parser.add_argument(
+        "--drain-horizon", type=_seconds, default=60.0, metavar="S", help="with --drain, wait for jobs due within S seconds (default: 60)"
     )
     parser.add_argument(
         "--grace", type=_seconds, default=25.0, metavar="S", help="seconds that runs have to finish when stopping (default: 25)"
     )
     parser.add_argument(
-        "--ttl", type=_ttl, default=20.0, metavar="S", help="seconds without a sign of life after which others take its jobs (default: 20)"
+        "--ttl",
+        type=_ttl,
+        default=20.0,
+        metavar="S",
+        help="seconds without a heartbeat after which other workers take its jobs (default: 20)",
     )
     parser.add_argument(
         "--start-timeout",
         type=_seconds,
         default=30.0,
         metavar="S",
-        help="seconds to wait, at the start, for a broker that does not answer; then the process ends with 3 (default: 30; 0: at once)",
+        help="seconds to wait at the start for a broker that does not answer; then exit with 3 (default: 30; 0: at once)",
     )
     parser.add_argument(
         "--stall-limit",
         type=_seconds,
         default=300.0,
         metavar="S",
-        help="seconds for which a job may block the event loop; after that the process ends with 5, and others take its jobs "
-        "(default: 300; 0: never)",
+        help="seconds for which a job may block the event loop; then exit with 5, and other workers take its jobs "
+        "(default: 300; 0: no limit)",
     )
     _health(parser)
     _supervised(parser)
@@ -180,78 +169,50 @@ def _health(parser: argparse.ArgumentParser) -> None:
         "--health-host",
         default="127.0.0.1",
         metavar="HOST",
-        help="the address for it (default: 127.0.0.1, this machine alone; in a container 0.0.0.0 or ::, or no probe reaches it)",
+        help="the address to listen on (default: 127.0.0.1, for this machine only; a container needs 0.0.0.0 or ::)",
     )
 
 
 def _supervised(parser: argparse.ArgumentParser) -> None:
-    """Flags that put a supervisor above the worker."""
-    group = parser.add_argument_group("under a supervisor", "It replaces workers that die. SIGHUP replaces them one by one.")
+    """Add the flags that start a supervisor."""
+    group = parser.add_argument_group("under a supervisor", "The supervisor replaces workers that die. SIGHUP replaces them one by one.")
     group.add_argument(
-        "--processes", action=_Supervise, type=_positive, metavar="N", help="N worker processes, each with --concurrency jobs"
+        "--processes", action=_Supervise, type=_positive, metavar="N", help="run N worker processes, each with --concurrency jobs"
     )
     group.add_argument("--max-jobs", action=_Supervise, type=_positive, metavar="N", help="replace a worker that has run N jobs")
     group.add_argument(
-        "--max-memory", action=_Supervise, type=_size, metavar="BYTES", help="replace a worker that takes more memory: 512M, 1G"
+        "--max-memory",
+        action=_Supervise,
+        type=_size,
+        metavar="BYTES",
+        help="replace a worker that uses more memory, for example 512M or 1G",
     )
-    group.add_argument("--reload", action=_Supervise, nargs=0, default=False, help="replace workers when a Python file here changes")
+    group.add_argument(
+        "--reload", action=_Supervise, nargs=0, default=False, help="replace workers when a Python file in this folder changes"
+    )
 
 
 def _demo(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(module="demo")
-    parser.add_argument("--folder", metavar="DIR", help="where the queue's file goes and stays (default: a new temporary folder)")
-    parser.add_argument("--limit", type=_positive, default=3000, metavar="N", help="no more than the first N files (default: 3000)")
-
-
-def _status(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(module="look")
-    _reads(parser)
-
-
-def _doctor(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(module="doctor")
-    _reads(parser)
+    parser.add_argument("--folder", metavar="DIR", help="the folder for the queue's file, which is kept (default: a new temporary folder)")
+    parser.add_argument("--limit", type=_positive, default=3000, metavar="N", help="use at most N files (default: 3000)")
 
 
 def _migrate(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(module="migrate")
     instead = parser.add_mutually_exclusive_group()
-    instead.add_argument("--plan", action="store_true", help="only say what is pending")
+    instead.add_argument("--plan", action="store_true", help="only list pending migrations")
     instead.add_argument("--sql", action="store_true", help="only print the SQL, for an administrator to run")
     _broker(parser)
 
 
-def _queues(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(module="look")
-    _reads(parser)
-
-
 def _jobs(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(module="look", all=False)
-    parser.add_argument("ids", nargs="*", metavar="ID", help="show these, with their errors")
+    parser.add_argument("ids", nargs="*", metavar="ID", help="show these jobs with their errors")
     _filter_options(parser)
-    parser.add_argument("--limit", type=_positive, default=50, metavar="N", help="at most N (default: 50)")
-    parser.add_argument("--before", metavar="ID", help="those older than this one: the next page")
+    parser.add_argument("--limit", type=_positive, default=50, metavar="N", help="list at most N jobs (default: 50)")
+    parser.add_argument("--before", metavar="ID", help="list jobs older than this one: the next page")
     _reads(parser)
-
-
-def _retry(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(module="act")
-    _acts(parser, default="failed")
-
-
-def _cancel(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(module="act")
-    _acts(parser, default="held, scheduled, ready and running")
-
-
-def _purge(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(module="act", ids=[])
-    _acts(parser, default="ended", with_ids=False)
 
 
 def _pause(parser: argparse.ArgumentParser, verb: str) -> None:
-    parser.set_defaults(module="act")
     parser.add_argument("names", nargs="+", metavar="QUEUE", help=f"the queues to {verb}")
     _broker(parser)
 
@@ -263,31 +224,33 @@ def _reads(parser: argparse.ArgumentParser) -> None:
 
 def _acts(parser: argparse.ArgumentParser, *, default: str, with_ids: bool = True) -> None:
     if with_ids:
-        parser.add_argument("ids", nargs="*", metavar="ID", help="these jobs, or those that the filters choose")
+        parser.add_argument("ids", nargs="*", metavar="ID", help="these jobs, instead of filters")
     _filter_options(parser, default)
-    parser.add_argument("--all", action="store_true", help=f"instead of ids and filters: all that are {default}")
-    parser.add_argument("--dry-run", action="store_true", help="only say how many it would be")
+    parser.add_argument("--all", action="store_true", help=f"all jobs that are {default}, instead of ids and filters")
+    parser.add_argument("--dry-run", action="store_true", help="only print how many jobs would be affected")
     _broker(parser)
 
 
 def _filter_options(parser: argparse.ArgumentParser, default: str = "all") -> None:
-    parser.add_argument("--queue", metavar="Q", help="only of this queue")
-    parser.add_argument("--job", metavar="NAME", help="only of this job type")
-    parser.add_argument("--status", action="append", choices=STATUSES, help=f"only with this status; may be repeated (default: {default})")
-    parser.add_argument("--ended-before", type=_seconds, metavar="S", help="only those that ended S seconds ago or earlier")
-    parser.add_argument("--poison", action="store_true", help="only those that ended as poison")
+    parser.add_argument("--queue", metavar="Q", help="only jobs of this queue")
+    parser.add_argument("--job", metavar="NAME", help="only jobs of this type")
+    parser.add_argument(
+        "--status", action="append", choices=STATUSES, help=f"only jobs with this status; may be repeated (default: {default})"
+    )
+    parser.add_argument("--ended-before", type=_seconds, metavar="S", help="only jobs that ended at least S seconds ago")
+    parser.add_argument("--poison", action="store_true", help="only jobs that ended as poison")
 
 
 def _broker(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--broker",
         metavar="URL",
-        help="where the jobs wait (default: TASKFLOW_BROKER, which keeps a password off the command line, else sqlite:///taskflow.db)",
+        help="the broker's URL (default: TASKFLOW_BROKER, which keeps passwords off the command line, else sqlite:///taskflow.db)",
     )
 
 
 class _Supervise(argparse.Action):
-    """Any of these flags asks for a supervisor. Without them the command is the worker itself."""
+    """Enables the supervisor if one of its flags is given. Without them the command is the worker itself."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
         namespace.module = "supervise"
@@ -295,7 +258,7 @@ class _Supervise(argparse.Action):
 
 
 class _Version(argparse.Action):
-    """Looks up the version only when it is asked for."""
+    """Looks up the version only when it is requested."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from importlib.metadata import version
@@ -337,5 +300,5 @@ def _seconds(text: str) -> float:
 def _ttl(text: str) -> float:
     seconds = _seconds(text)
     if seconds < SHORTEST_TTL:
-        raise argparse.ArgumentTypeError(f"{text!r} is too short: a busy machine would be taken for a dead one; {SHORTEST_TTL:g} or more")
+        raise argparse.ArgumentTypeError(f"{text!r} is too short: a busy worker would be declared dead; use {SHORTEST_TTL:g} or more")
     return seconds

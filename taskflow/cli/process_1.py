@@ -1,7 +1,7 @@
 """`taskflow worker` as process 1 of a container without a supervisor: the worker is a child of this process.
 
-Process 1 reaps orphans. The worker could not do that: it cannot tell an orphan from a process that a job, or a library's C code, has
-started and waits for. This module imports nothing of the worker, and stays as small as Python itself.
+Process 1 reaps orphans. The worker could not do that, because it cannot distinguish an orphan from a process that a job, or a library's C
+code, has started and waits for. This module imports nothing of the worker, and stays as small as Python itself.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Final
 from taskflow.cli.interrupts import interrupts
 from taskflow.cli.reexec import command_of, environment_of
 
-# Signals of the kernel for faults of this process, and those by which a terminal stops and continues processes.
+# Signals of the kernel for faults of this process, and those with which a terminal stops and continues processes.
 NOT_PASSED_ON: Final = frozenset(
     (
         *(signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD),
@@ -30,13 +30,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the worker and pass signals on to it. Return its exit code, 128+n if signal n ended it."""
     wakes = _wakes()
     interrupts.raise_again()
-    # With its own session, the worker gets a terminal's Ctrl-C only from here, and not twice.
+    # In a separate session, the worker gets a terminal's Ctrl-C only from here, and not twice.
     command = command_of(arguments.argv)
     worker = os.posix_spawn(command[0], command, environment_of(arguments.broker), setsid=True)
     while True:
         for number in os.read(wakes, 4096):
             if number != signal.SIGCHLD:
-                os.kill(worker, number)  # not reaped yet, so the pid is still its own
+                os.kill(worker, number)  # not reaped yet, so no other process can have the pid
         if (code := _reap(worker)) is not None:
             return code
 
@@ -47,8 +47,8 @@ def _wakes() -> int:
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     for number in (signal.SIGCHLD, *sorted(signal.valid_signals() - NOT_PASSED_ON)):
-        if signal.getsignal(number) != signal.SIG_IGN:  # SIGHUP under nohup: the worker inherits that
-            with suppress(OSError, ValueError):  # used by the C library itself
+        if signal.getsignal(number) != signal.SIG_IGN:  # SIGHUP is ignored under nohup, and the worker inherits that
+            with suppress(OSError, ValueError):  # signals that the C library uses
                 signal.signal(number, _note)
     return reader
 

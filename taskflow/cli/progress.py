@@ -1,4 +1,4 @@
-"""Shows progress: a bar on a terminal, a line from time to time elsewhere."""
+"""Shows progress: as a bar on a terminal, elsewhere as a line from time to time."""
 
 from __future__ import annotations
 

@@ -7,13 +7,13 @@ import sys
 from typing import Final
 
 _BROKER: Final = "TASKFLOW_BROKER_FLAG"
-"""The environment variable for the value of `--broker`: every user of the machine can read a command line, and a password in it."""
+"""The environment variable for the value of `--broker`. Every user of the machine can read a command line, and a password in it."""
 
 
 def command_of(argv: list[str]) -> list[str]:
-    """Return the command line of this process with the same options of Python, or `python -m taskflow` if another program called us.
+    """Return the command line of this process with the same options of Python, or `python -m taskflow` if another program called it.
 
-    Without `--broker`, see `environment_of`.
+    It lacks `--broker`, see `environment_of`.
     """
     how = sys.orig_argv[1 : len(sys.orig_argv) - len(argv)]
     if argv != sys.orig_argv[len(sys.orig_argv) - len(argv) :] or argv != sys.argv[1:]:
@@ -27,7 +27,7 @@ def environment_of(broker: str | None) -> dict[str, str]:
 
 
 def take_broker(given: str | None) -> str | None:
-    """Return the value of `--broker`, also in a process started with `environment_of`. Removes it from the environment."""
+    """Return the value of `--broker`, or the one in the environment of a process started with `environment_of`, and remove that."""
     return os.environ.pop(_BROKER, None) or given
 
 

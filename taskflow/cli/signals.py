@@ -24,18 +24,18 @@ from taskflow.worker.worker import Worker
 
 log: Final = logging.getLogger("taskflow.worker")
 
-# After the grace time, winding down takes at most this many times `last_words`: for runs to react, for settlements, for the keeper's last
-# heartbeat, and for the leave.
+# After the grace time, winding down takes at most this many times `last_words`: for runs to react, for settlements, for the last
+# heartbeat, and for leaving the session.
 WORDS_AT_MOST: Final = 4
-# Runs that were cut off have had that time. This is for the rest, in seconds.
+# Seconds for the rest. Runs that were cut off have already had their time.
 AFTER_FORCE: Final = 1.0
 
 
 class LastResort:
-    """Ends the process from a separate thread if the rest does not end in time.
+    """Ends the process from a separate thread if it does not end in time.
 
-    The cause may be a run that swallows every cancellation, a thread that never returns, or a blocked loop. Leaving the block turns this
-    off. The exit code is `Exit.FORCED`, or that of the work if it has ended before.
+    The cause may be a run that swallows every cancellation, a thread that never returns, or a blocked loop. Leaving the block disables
+    this. The exit code is `Exit.FORCED`, or that of the work if it has already ended.
     """
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class LastResort:
         self._deadlines.put(time.monotonic() + seconds)
 
     def come_to(self, code: int, within: float) -> None:
-        """Note that the work has ended with `code`. End the process with it after `within` seconds."""
+        """End the process after `within` seconds with `code`, because the work has ended with that code."""
         self._code = code
         self.end_within(within)
 
@@ -95,9 +95,11 @@ class Signals:
 
     - While modules are imported, the first signal raises `Told`. While the worker starts, it cancels the start. In both cases the second
       ends the process.
-    - From `begin` on, the handler only takes note and wakes the loop: an exception at an arbitrary bytecode would do more harm.
-    - The handler is Python's own and not the loop's, so that a third signal works while a job blocks the loop. It stays to the end.
-      `anyio.open_signal_receiver` cannot do this: it installs the loop's handlers, hears nothing before the loop runs or while a job blocks
+    - After `begin`, the handler only records the signal and wakes the loop, because an exception at an arbitrary bytecode would do more
+      harm.
+    - The handler is Python's own and not the loop's, so that a third signal works while a job blocks the loop. It stays until the end.
+      `anyio.open_signal_receiver` cannot do this: it installs the loop's handlers, receives nothing before the loop runs or while a job
+      blocks
       it, and restores the system's handlers when it ends.
     - A closing terminal sends several SIGHUPs. They count as one first signal.
     """
@@ -117,17 +119,17 @@ class Signals:
         self._number = 0
         self._told = 0
         for number in HANDLED:
-            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # under nohup it stays ignored
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # under nohup, SIGHUP stays ignored
                 signal.signal(number, self._handle)
-        interrupts.raise_again()  # a signal that arrived while modules were imported, and was lost in a callback of the interpreter
+        interrupts.raise_again()  # raises a signal that arrived while modules were imported, and was lost in a callback of the interpreter
 
     def begin(self) -> None:
-        """Raise no exception from now on: the event loop, which is created next, handles the signals."""
+        """Raise no exception from now on. The event loop, which is created next, handles the signals."""
         self._has_begun = True
 
     @property
     def has_come(self) -> bool:
-        """Return True after a signal. It may have caused a failed import: C code can turn the exception into another error."""
+        """Return True after a signal. It may have caused a failed import, because C code can turn the exception into another error."""
         return self._count > 0
 
     @property
@@ -138,7 +140,7 @@ class Signals:
     async def start(self, starting: Awaitable[object]) -> bool:
         """Await `starting` in the worker's loop. Return False if the first signal cancelled it."""
         self._loop, self._start = asyncio.get_running_loop(), asyncio.current_task()
-        self._loop.call_soon(self._tell)  # of a signal that arrived before the loop existed
+        self._loop.call_soon(self._tell)  # for a signal that arrived before the loop existed
         try:
             await starting
         except asyncio.CancelledError:
@@ -192,4 +194,4 @@ class Signals:
                 self._worker.hurry()
 
 
-keep_handlers_from_forks(lambda handler: isinstance(getattr(handler, "__self__", None), Signals))  # once in the life of this process
+keep_handlers_from_forks(lambda handler: isinstance(getattr(handler, "__self__", None), Signals))  # needed only once per process

@@ -15,8 +15,12 @@ DUMPED_WITHIN: Final = 2.0
 
 
 def end_stalled(is_told: bool) -> None:
-    """End the process. Called from the thread that noticed the stall. The stacks are in the log, unless the loop hangs there: then Python's
-    own fault handler writes them, which takes no lock. The process ends whether or not anybody reads them."""
+    """End the process. Called from the thread that noticed the stall.
+
+    The log has the stacks, unless the loop hangs there. Then Python's own fault handler writes them, because it takes no lock. The process
+    ends
+    even if the output has no reader.
+    """
     if not is_told:
         with suppress(RuntimeError):  # the system cannot start another thread
             start_thread(_dump, "taskflow-dump").join(DUMPED_WITHIN)
@@ -24,8 +28,10 @@ def end_stalled(is_told: bool) -> None:
 
 
 def show_stacks_when_killed() -> None:
-    """Write the stacks of all threads before a fatal signal ends the process, even while C code holds the interpreter: SIGSEGV, and
-    SIGABRT, by which systemd's watchdog ends a silent worker. Does nothing if the application has arranged this itself."""
+    """Write the stacks of all threads before a fatal signal ends the process, even while C code holds the interpreter: SIGSEGV, or SIGABRT,
+    with
+    which systemd's watchdog ends a silent worker. Does nothing if the application has set this up.
+    """
     if not faulthandler.is_enabled():
         with suppress(OSError, ValueError):  # there is no stderr
             faulthandler.enable(file=sys.stderr.fileno(), all_threads=True)

@@ -14,7 +14,7 @@ from taskflow.model.errors import BrokerRefused
 
 
 def with_store(arguments: argparse.Namespace, work: Callable[[App, argparse.Namespace], Awaitable[int]]) -> int:
-    """Do the work of a command with the store that it names. Return the exit code."""
+    """Run a command with the store that its options name. Return the exit code."""
     app = default_app()
     app.flag(broker=arguments.broker)
 
@@ -28,10 +28,10 @@ def with_store(arguments: argparse.Namespace, work: Callable[[App, argparse.Name
 
 
 def what_is_there(app: App) -> Broker:
-    """Return the application's broker. Raises BrokerRefused for a file that does not exist yet: looking creates none."""
+    """Return the application's broker. Raises BrokerRefused for a file that does not exist yet, because reading must not create one."""
     broker = app.broker()  # raises for a wrong URL
     url = urlsplit(app.broker_url())
     file = os.path.realpath(unquote(url.path.removeprefix("/")))
     if url.scheme == "sqlite" and not os.path.exists(file) and os.path.isdir(os.path.dirname(file)):
-        raise BrokerRefused(f"there is no file {file}: the first job creates it; if the jobs are elsewhere, name the store by --broker")
+        raise BrokerRefused(f"{file} does not exist: the first job creates it; if the jobs are elsewhere, use --broker")
     return broker

@@ -22,7 +22,7 @@ from taskflow.worker.supervisor_state import Plan
 
 
 def run(arguments: argparse.Namespace) -> int:
-    address = os.environ.pop(SUPERVISED, None)  # the processes that jobs start must not inherit it
+    address = os.environ.pop(SUPERVISED, None)  # processes that jobs start must not inherit it
     if address is None:
         return _supervise(arguments)
     die_before_parent()
@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _supervise(arguments: argparse.Namespace) -> int:
     arguments.collector.settle()
     if arguments.reload and arguments.drain:
-        raise ConfigurationError("--reload and --drain: a drained worker has nothing to reload; leave one of them out")
+        raise ConfigurationError("--reload and --drain exclude each other: a drained worker has nothing to reload")
     watch = _a_watch() if arguments.reload else None
     plan = Plan(
         processes=arguments.processes or 1,
@@ -59,7 +59,7 @@ def _workers_of(arguments: argparse.Namespace) -> tuple[list[str], dict[str, str
 
 
 def _a_watch() -> FileWatch:
-    """Watch the Python files in the current folder and below, except those of virtual environments and the like."""
+    """Return a watch on the Python files in the current folder and below, except those of virtual environments and similar folders."""
     try:
         watchfiles = importlib.import_module("watchfiles")
     except ImportError as error:
@@ -76,4 +76,4 @@ def _a_watch() -> FileWatch:
 
 
 DEBOUNCE: Final = 400
-"""Milliseconds in which an editor, or a checkout of another branch, writes several files."""
+"""Milliseconds in which an editor, or a checkout of another branch, may write several files."""

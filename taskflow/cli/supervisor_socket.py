@@ -21,7 +21,7 @@ log: Final = logging.getLogger("taskflow.worker")
 
 
 MAX_LINE: Final = 2_000
-"""The longest line, in characters."""
+"""The maximum length of a line, in characters."""
 
 NoteDeath = Callable[[bytes, str], None]
 
@@ -49,7 +49,7 @@ class SupervisorSocket:
         self._watch: threading.Thread = start_thread(self._listen, "taskflow-line")
 
     def say(self, words: str) -> None:
-        """Send a line. Does not wait: a supervisor that is stopped or gone delays nobody."""
+        """Send a line without waiting, so that a supervisor that is stopped or gone delays nothing."""
         try:
             self._end.send(f"{one_line(words, MAX_LINE)}\n".encode(), socket.MSG_DONTWAIT)
         except OSError:
@@ -63,12 +63,14 @@ class SupervisorSocket:
                 self.say(f"session {session.hex()}")
 
     async def retired(self) -> None:
-        """Wait until this worker must claim nothing more and end after its runs. Another worker takes its slot meanwhile."""
+        """Wait until this worker must stop claiming and end after its runs. Another worker takes its slot meanwhile."""
         await asyncio.shield(asyncio.wrap_future(self._retired))
 
     def hear_of_deaths(self, note: NoteDeath) -> None:
-        """Call `note`, from any thread, with the session and cause of each dead process. The broker must be told, and after that the
-        supervisor."""
+        """Call `note`, from any thread, with the session and cause of each dead process. The caller reports them to the broker, and then to
+        the
+        supervisor.
+        """
         with self._lock:
             self._note_death = note
             deaths, self._deaths = self._deaths, []
@@ -80,7 +82,7 @@ class SupervisorSocket:
             return
         self._runs_left -= 1
         if self._runs_left == 0:
-            log.info("this worker has run as many jobs as it may (--max-jobs): another one takes over; the runs of this one still finish")
+            log.info("this worker has run its number of jobs (--max-jobs): another one takes over, and the runs of this one still finish")
             self._retire()
 
     def _retire(self) -> None:
@@ -93,7 +95,7 @@ class SupervisorSocket:
         self._retired.set_result(None)
 
     def _listen(self) -> None:
-        """Read what the supervisor sends, see RETIRE. If the kernel does not end this process with the supervisor, its closed socket
+        """Read what the supervisor sends, see RETIRE. If the kernel does not end this process with the supervisor, the closed socket
         does."""
         rest = b""
         while True:
@@ -118,7 +120,7 @@ class SupervisorSocket:
 
 
 def _die_with(supervisor: int) -> None:
-    """End this process with the supervisor, which is the parent, or was it until a moment ago."""
+    """End this process with the supervisor, which is the parent, or was until a moment ago."""
     end_with_parent()
     if os.getppid() != supervisor:
         os.kill(os.getpid(), signal.SIGKILL)

@@ -24,15 +24,15 @@ def print_users(error: BaseException) -> None:
     """Print the error and its causes to stderr, each with the frames in the user's own files."""
     try:
         shown = "".join(_of(traceback.TracebackException.from_exception(error)).format())
-    except Exception:  # the error's own code, which formatting calls
+    except Exception:  # formatting runs the error's own code, which may raise
         shown = failure_of(error, attempt=1).traceback
     print(indented(shown), file=sys.stderr)
 
 
 def is_ours(error: BaseException) -> bool:
-    """Return True for an error of taskflow itself: one of its own errors, or a bug, which has passed through no code but taskflow's.
+    """Return True for an error of taskflow: one of its own errors, or a bug, which has passed through no other code.
 
-    An error that has passed through the user's code is the user's, also if asyncio raised it there.
+    An error that has passed through the user's code is the user's, even if asyncio raised it there.
     """
     files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
     if isinstance(error, TaskflowError) and files and _is_machinery(files[-1]):

@@ -101,10 +101,10 @@ def _no_job(modules: list[str], *, all_submodules: bool) -> str:
 
 
 def _announce(app: App, options: WorkerOptions) -> None:
-    app.broker()  # a wrong URL is refused here
+    app.broker()  # raises for a wrong URL
     url = app.broker_url()
     log.info("broker %s, namespace %s", masked(url), dict(parse_qsl(urlsplit(url).query)).get("namespace", DEFAULT_NAMESPACE))
-    log.info("queues: %s; %d jobs at one time", options.queues, options.concurrency)
+    log.info("queues: %s; concurrency: %d", options.queues, options.concurrency)
     log.info("jobs: %s", ", ".join(job.name for job in app.registry))
 
 
@@ -118,11 +118,11 @@ def _run(shift: Shift) -> int:
         if not shift.has_ended:  # the event loop has failed
             shift.note_event(Broken(str(error)))
         if isinstance(error, asyncio.CancelledError):
-            log.error("code that it called has cancelled this worker's own task: it has wound down")
+            log.error("the worker has wound down, because code that it called cancelled its task")
             return Exit.FAILED
         if is_ours(error):
             raise
-        print_users(error)  # also in the application's lifespan, which may exit
+        print_users(error)  # includes errors of the application's lifespan, which may exit
         return Exit.FAILED
 
 
@@ -162,7 +162,7 @@ class Shift:
         self._is_draining = is_draining
 
     def note_event(self, event: WorkerEvent) -> None:
-        """End the process if a job has closed our descriptors: to go on could write to files of others."""
+        """End the process if a job has closed our descriptors, because continuing could write to files of others."""
         if isinstance(event, Broken):
             log.critical("this worker exits now (%s); its jobs run elsewhere after %g s without a heartbeat", event.why, self._options.ttl)
             self._last_resort.end_now()
@@ -180,7 +180,7 @@ class Shift:
                     obituaries.begin(self._line)
                 is_drained = await self._until_told(worker)
                 if not is_drained and self._line is not None:
-                    self._line.say("leaving")  # whatever the reason
+                    self._line.say("leaving")  # sent whatever the reason is
             obituaries.end()
             if self._is_draining and (self._line is None or (self._line.is_first and not self._line.is_leaving)):
                 await self._tell_what_is_left()
@@ -189,7 +189,7 @@ class Shift:
             with anyio.move_on_after(self._options.last_words, shield=True):
                 await self._app.close()
             self.has_ended = True
-            # Next, tasks and threads that jobs have left behind are ended, and may not cooperate.
+            # The tasks and threads that jobs have left behind are ended next, and may not cooperate.
             self._last_resort.come_to(code, AFTER_FORCE if worker.has_forced else self._options.last_words)
         return self._told(code, is_drained=is_drained)
 
@@ -201,7 +201,7 @@ class Shift:
         return Exit.FAILED if self._is_draining and (worker.tally.failed or worker.tally.set_aside) else Exit.OK
 
     def _told(self, code: int, *, is_drained: bool) -> int:
-        """Report the code to the supervisor now: a signal during Python's shutdown would change the exit status and must not count."""
+        """Report the code to the supervisor now. A signal during Python's shutdown would change the exit status, and must not count."""
         if self._line is not None:
             self._line.say(f"{'drained' if is_drained else 'ended'} {code:d}")
         return code
@@ -212,7 +212,7 @@ class Shift:
 
     async def _start(self, worker: Worker, stack: AsyncExitStack) -> None:
         await stack.enter_async_context(worker)
-        with contextlib.suppress(BrokerError):  # the broker went away again, and this is only a hint
+        with contextlib.suppress(BrokerError):  # the broker is unavailable again, and this is only a hint
             await self._doubt_queues()
         self._collector.settle()
 
@@ -233,8 +233,8 @@ class Shift:
         return drained in done
 
     async def _doubt_queues(self) -> None:
-        """Warn about queues that no job here names and that the store does not know. They may be used later; more often it is a slip of the
-        pen."""
+        """Warn about queues that no job here names and that the store does not know. They may be used later, but usually they are typing
+        errors."""
         if not self._options.queues.names:
             return
         known = {job.queue for job in self._app.registry} | {queue.name for queue in await self._queues()}
@@ -242,7 +242,7 @@ class Shift:
             if name not in known:
                 near = nearest(name, known)
                 log.warning(
-                    "queue %s is unknown: no job was ever in it, and no job here names it%s",
+                    "queue %s is unknown: it never had a job, and no job here names it%s",
                     name,
                     f"; did you mean {near[0]}?" if near else "",
                 )
@@ -265,7 +265,7 @@ class Shift:
 
 
 class Obituaries:
-    """Reports the deaths of other workers to the broker, as the supervisor noticed them. Runs beside the work, because the broker may be
+    """Reports the deaths of other workers to the broker, as the supervisor noticed them. It runs beside the work, because the broker may be
     slow."""
 
     def __init__(self, app: App) -> None:
@@ -275,7 +275,7 @@ class Obituaries:
 
     def begin(self, line: SupervisorSocket) -> None:
         def note(session: bytes, cause: str) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: other workers report it
+            with contextlib.suppress(RuntimeError):  # the loop is closed: other workers report the death
                 self._loop.call_soon_threadsafe(self._tell, line, session, cause)
 
         line.hear_of_deaths(note)
@@ -295,6 +295,7 @@ class Obituaries:
 
 
 async def _retire(worker: Worker, line: SupervisorSocket) -> None:
-    """Retire when the supervisor says so. A job that is longer than the grace time finishes here too, while another worker takes over."""
+    """Retire when the supervisor requests it. A job that is longer than the grace time also finishes here, while another worker takes
+    over."""
     await line.retired()
     await worker.finish()

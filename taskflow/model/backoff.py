@@ -6,9 +6,9 @@ import sys
 
 import msgspec
 
+from taskflow.model.printable import shown
 from taskflow.model.rules import DAY, LONGEST
 from taskflow.model.seams import Chance
-from taskflow.model.shown import shown
 
 
 class Backoff(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,8 +14,8 @@ import msgspec
 from taskflow.model.backoff import Backoff
 from taskflow.model.clock import to_seconds
 from taskflow.model.job_schema import FIELDS, OPAQUE, PRIORITIES, SentAndShown, check_headers
+from taskflow.model.printable import shown
 from taskflow.model.rules import LONGEST
-from taskflow.model.shown import shown
 from taskflow.model.stored import Unreadable, unpacked
 
 QUEUE_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,100}")

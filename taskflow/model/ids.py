@@ -7,8 +7,8 @@ import uuid
 from typing import Final
 
 from taskflow.model.errors import InvalidJobId
+from taskflow.model.printable import shown
 from taskflow.model.seams import Seams
-from taskflow.model.shown import shown
 
 MAX_SHARD: Final = 0xFFF
 MAX_KEY_BYTES: Final = 200

@@ -14,8 +14,8 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from taskflow.model.backoff import Backoff
+from taskflow.model.printable import shown
 from taskflow.model.rules import LONGEST
-from taskflow.model.shown import shown
 from taskflow.model.stored import maybe, number, whole
 
 DEFAULT_QUEUE: Final = "default"

@@ -7,6 +7,8 @@ from typing import Final
 MAX_CHARACTERS: Final = 16_384
 """The maximum length of a log line, and of an error that is printed, in characters."""
 
+MOST_SHOWN: Final = 200
+
 INDENT: Final = "    "
 
 _HARMLESS: Final = frozenset("\u00a0\u2007\u200c\u200d\u202f\u3000")
@@ -38,6 +40,16 @@ def indented(text: object, most: int | None = None) -> str:
 def message(text: object, most: int = MAX_CHARACTERS) -> str:
     """Return the text of an error: the first line as it is, the others indented, all of them escaped."""
     return indented(text, most).removeprefix(INDENT)
+
+
+def shown(value: object) -> str:
+    """Return the value's repr, cut at 200 characters. If the repr fails (an int of 5,000 digits, a broken __repr__), return the type's
+    name."""
+    try:
+        text = repr(value)
+    except Exception:
+        return f"<{type(value).__name__}>"
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 
 def _escaped(text: str) -> str:

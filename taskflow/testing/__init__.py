@@ -1,1 +1,1 @@
-"""Layer 5: what users test their jobs with. `plugin` is pytest's way in."""
+"""Layer 5: tools for users' tests. `plugin` has the pytest fixture."""

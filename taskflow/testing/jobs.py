@@ -1,4 +1,4 @@
-"""Jobs in memory under a virtual clock, run through the real executor."""
+"""Jobs in memory with a virtual clock, run by the real executor."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from taskflow.worker.threads import Threads
 P = ParamSpec("P")
 
 CONCURRENCY: Final = 100
-# Limits of runs in one call, and of instants at which something falls due in one advance: more is an endless loop.
+# Limits of runs in one call, and of due times in one advance: more means an endless loop.
 MOST_RUNS = 50_000
 MOST_STEPS = 100_000
 # Seconds for runs to end when a test gives up.
@@ -43,7 +43,7 @@ LAST_WORDS: Final = 1.0
 
 @contextmanager
 def jobs_in_memory(app: App | None = None) -> Iterator[TaskflowJobs]:
-    """The fixture as a context manager, for test runners other than pytest."""
+    """Open the fixture as a context manager, for test runners other than pytest."""
     app = app or default_app()
     seams = Seams(clock=ManualClock(datetime.now(UTC)))
     broker = connect("memory://", seams=seams)
@@ -52,7 +52,7 @@ def jobs_in_memory(app: App | None = None) -> Iterator[TaskflowJobs]:
 
 
 class TaskflowJobs:
-    """The jobs that the code under test has sent, and the means to run them and to let time pass."""
+    """The jobs that the tested code has sent, and methods to run them and to advance the time."""
 
     def __init__(self, app: App, broker: Broker, seams: Seams) -> None:
         assert isinstance(seams.clock, ManualClock)
@@ -63,7 +63,7 @@ class TaskflowJobs:
 
     @property
     def now(self) -> datetime:
-        """The virtual time, aware, in UTC: the real time at the beginning of the test, plus what `advance` has added."""
+        """The virtual time, aware, in UTC: the real time at the start of the test, plus what `advance` has added."""
         return instant_of(self._clock.wall())
 
     async def enqueued(self, job: Declared[..., Any] | None = None) -> list[Record]:
@@ -82,9 +82,9 @@ class TaskflowJobs:
             raise AssertionError(f"{job.name} was enqueued; {self._waiting()}")
 
     async def run_all(self, *, raises: bool = True) -> int:
-        """Run ready jobs, and those that become ready by that, until there are none. Return the number of runs.
+        """Run ready jobs, and those that become ready meanwhile, until none is left. Return the number of runs.
 
-        Jobs run through the real executor, with decoding, middleware, lifespan and retries. Jobs that wait for a time do not run: see
+        Jobs run in the real executor, with decoding, middleware, lifespan and retries. Jobs that wait for a time do not run: see
         `advance`. Jobs with ``runs_in="process"`` run in this process: they see what a test has patched, and have `ctx.state`.
 
         At the end, a job that has failed for good raises its JobFailed here; several raise an ExceptionGroup. With ``raises=False`` none is
@@ -97,14 +97,15 @@ class TaskflowJobs:
     async def advance(
         self, seconds: float = 0.0, *, minutes: float = 0.0, hours: float = 0.0, days: float = 0.0, raises: bool = True
     ) -> int:
-        """Let time pass, and run each job that falls due at its time. Return the number of runs.
+        """Advance the virtual time, and run each job when it is due. Return the number of runs.
 
-        Other effects of time happen too: a result is dropped when `keep_result` (default 300 s) has passed since its job ended, and
-        `status()` is None then, as in production. Raises ValueError for a negative time, and otherwise the same errors as `run_all`.
+        Time has its other effects too: a result is dropped `keep_result` (default 300 s) after its job has ended, and `status()` is then
+        None, as in
+        production. Raises ValueError for a negative time, and otherwise the same errors as `run_all`.
         """
         span = timedelta(seconds=seconds, minutes=minutes, hours=hours, days=days)
         if span < timedelta():
-            raise ValueError(f"advance() by {span.total_seconds():g} s: time moves on only")
+            raise ValueError(f"advance() by {span.total_seconds():g} s: time only moves forward")
         async with self._at_work(raises=raises) as work:
             await self._pass_time(self.now + span, work)
         return work.runs.total()
@@ -194,7 +195,7 @@ class _Work:
 
 
 class _Pass:
-    """One run of all ready jobs, as a worker with its own session."""
+    """One run of all ready jobs, like a worker with its own session."""
 
     def __init__(self, broker: Broker, work: _Work) -> None:
         self._broker = broker
@@ -245,7 +246,7 @@ class _Pass:
 
     async def _run(self, holding: HeldLease) -> None:
         settlement = await self._work.executor.run(holding)
-        # Virtual time stands still while a job runs: its real duration would put its start before it was sent.
+        # Virtual time does not pass while a job runs: its real duration would put its start before it was sent.
         await self._broker.settle([msgspec.structs.replace(settlement, ran_for=0.0)])
         if isinstance(settlement.verdict, Failed | Discarded):
             self._work.ended_badly.append(settlement.id)
@@ -262,12 +263,12 @@ class _Pass:
 def _endless(after: str, runs: Counter[str]) -> AssertionError:
     [(job, count)] = runs.most_common(1)
     return AssertionError(
-        f"after {after} there is still something to run, {count:,} of {job}: does it send itself, or snooze for (almost) no time?"
+        f"jobs are still ready after {after}, {count:,} of them {job}: does it send itself, or snooze for (almost) no time?"
     )
 
 
 def _finished(coroutine: Any) -> Any:
-    """Return the value of a coroutine that never waits, like those of the memory broker: assertions need no await."""
+    """Return the value of a coroutine that never waits, like those of the memory broker, so that assertions need no await."""
     try:
         coroutine.send(None)
     except StopIteration as done:

@@ -1,4 +1,4 @@
-"""The pytest plugin with the fixture `taskflow_jobs`. Imports nothing of taskflow before a test requests it."""
+"""The pytest plugin with the fixture `taskflow_jobs`. It imports nothing of taskflow before a test requests the fixture."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def taskflow_jobs() -> Iterator[TaskflowJobs]:
-    """Send jobs to memory, under a clock that the test controls. What the test configures is undone after it."""
+    """Send jobs to memory, with a clock that the test controls. Settings changed by the test are restored after it."""
     from taskflow.testing.jobs import jobs_in_memory
 
     with jobs_in_memory() as jobs:

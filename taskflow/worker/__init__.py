@@ -1,1 +1,1 @@
-"""Layer 4: take, run, settle."""
+"""Layer 4: claiming, running and settling jobs."""

@@ -1,4 +1,4 @@
-"""The timeouts of runs: one table and one timer for all of them, because a timer for each would cost more than a short run."""
+"""The timeouts of runs: one table and one timer for all, because a timer for each would cost more than a short run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Final
 from taskflow.worker.lease_table import HeldLease
 
 SWEPT_EVERY: Final = 0.01
-"""Minimum seconds between two scans. A run may learn of its timeout this much late; in return ten thousand long runs are cheap."""
+"""Minimum seconds between two scans. A timeout may be detected this much late; in return, ten thousand long runs are cheap."""
 
 
 class Deadlines:
@@ -24,21 +24,21 @@ class Deadlines:
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, holding: HeldLease, seconds: float) -> None:
-        """The deadline is `seconds` from now."""
+        """Set the deadline to `seconds` from now."""
         loop = asyncio.get_running_loop()
         due_at = self._due_at[holding] = loop.time() + seconds
         if due_at < self._looks_at:
             self._look_at(loop, due_at)
 
     def remove(self, holding: HeldLease) -> None:
-        """Remove a deadline. The timer stays, because the next run most likely needs it no sooner."""
+        """Remove a deadline. The timer stays, because the next run is unlikely to need it sooner."""
         self._due_at.pop(holding, None)
 
     def _look_at(self, loop: asyncio.AbstractEventLoop, instant: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
         self._looks_at = instant
-        # Without a context of its own, the timer would keep the run's context variables long after the run has ended.
+        # Without a separate context, the timer would keep the run's context variables long after the run has ended.
         self._timer = loop.call_at(instant, self._look, context=contextvars.Context())
 
     def _look(self) -> None:

@@ -12,7 +12,7 @@ from taskflow.model.retry import Pauses
 from taskflow.model.session import Beat
 
 PATIENCE: Final = 5.0
-"""Seconds."""
+"""Seconds to wait for the broker."""
 
 PAUSES: Final = Pauses(0.1, 0.5)
 
@@ -20,8 +20,8 @@ PAUSES: Final = Pauses(0.1, 0.5)
 async def tell_death(broker: Broker, session_id: bytes, cause: str) -> bool:
     """Report that the session's process is dead. Each of its leases becomes a crash with that cause ("signal SIGSEGV").
 
-    Return False if the broker does not answer within `PATIENCE` or refuses. Then upkeep declares the session dead, without a cause.
-    Raises no error of the broker. A repeated report does no harm.
+    Return False if the broker refuses or does not answer within `PATIENCE`. Then upkeep declares the session dead, without a cause.
+    Broker errors are not raised. A repeated report does no harm.
     """
     try:
         async with asyncio.timeout(PATIENCE):

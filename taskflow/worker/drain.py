@@ -17,11 +17,11 @@ from taskflow.worker.executor import PARKED_ON
 from taskflow.worker.options import WorkerOptions
 
 LOOKED_AT: Final = 1_000
-"""Scheduled jobs of a queue that are searched for parked ones. To search more at each look would load the store."""
+"""The number of scheduled jobs per queue that are searched for parked ones. Searching more would load the store."""
 
 
 class Drain:
-    """Looks at the worker's queues one after the other."""
+    """Checks the worker's queues one after the other."""
 
     def __init__(self, broker: Broker, registry: Registry, options: WorkerOptions) -> None:
         self._broker = broker
@@ -32,13 +32,12 @@ class Drain:
         self._began_at: datetime | None = None
 
     async def note_begin(self, session: bytes) -> None:
-        """Note when the store registered the session: a job that the store sets aside after that is a failure of this drain."""
+        """Record when the store registered the session: a job that the store sets aside after that is a failure of this drain."""
         workers = await self._broker.console.workers()
         self._began_at = next((worker.registered_at for worker in workers if worker.session.id == session), None)
 
     async def set_aside(self) -> int:
-        """Count the jobs that the store has set aside since `note_begin` because it could not read them. Looks at the newest failed
-        jobs."""
+        """Count the jobs that the store has set aside as unreadable since `note_begin`. Looks at the newest failed jobs."""
         if self._began_at is None:
             return 0
         failed = await self._broker.console.browse(JobFilter(statuses=(Status.FAILED,)), limit=LOOKED_AT)
@@ -47,7 +46,7 @@ class Drain:
     async def is_over(self) -> bool:
         """Return True if no job of the queues is READY or RUNNING anywhere, and none that this worker can run is due within the horizon.
 
-        Jobs in a paused queue are left there: no worker may take them.
+        Jobs in a paused queue are ignored, because no worker may claim them.
         """
         for queue in await self.queues():
             if queue.counts[Status.RUNNING] or (queue.counts[Status.READY] and not queue.is_paused):
@@ -57,11 +56,11 @@ class Drain:
         return True
 
     async def queues(self) -> list[QueueRecord]:
-        """Return the queues that the worker works on."""
+        """Return the worker's queues."""
         return [queue for queue in await self._broker.console.queues() if not self._names or queue.name in self._names]
 
     async def parked(self, queue: QueueRecord) -> Counter[str]:
-        """Count by name the jobs that wait for a worker that knows their name, among the newest scheduled ones."""
+        """Count, by name, the jobs that wait for a worker that knows their name, among the newest scheduled ones."""
         if not queue.counts[Status.SCHEDULED]:
             return Counter()
         return Counter(record.job for record in await self._scheduled(queue) if not self._can_run(record))
@@ -74,15 +73,15 @@ class Drain:
         if queue.counts[Status.SCHEDULED] > LOOKED_AT or await self._waits_still(queue):
             return True
         scheduled = await self._scheduled(queue)
-        if len(scheduled) != queue.counts[Status.SCHEDULED]:  # a job has become ready meanwhile, or is new
+        if len(scheduled) != queue.counts[Status.SCHEDULED]:  # a job has become ready in the meantime, or is new
             return True
-        # The first record gives the store's time, by which jobs are due.
+        # The first record gives the store's time, which decides when jobs are due.
         until = min(record.due_at for record in scheduled).timestamp() + self._horizon - queue.next_due_in
         self._awaited = self._first_of(record for record in scheduled if record.due_at.timestamp() <= until)
         return self._awaited is not None
 
     async def _waits_still(self, queue: QueueRecord) -> bool:
-        """Look again at a job that an earlier look found, which is cheaper than a new search."""
+        """Check a job again that an earlier search found, which is cheaper than a new search."""
         awaited = self._awaited
         if awaited is None or awaited.queue != queue.name:
             return False
@@ -106,7 +105,7 @@ class Drain:
             job.codec.decode_arguments(record.payload or b"")
         except PARKED_ON:
             return False
-        except CodecError:  # it will fail, and that is an end too
+        except CodecError:  # the job will fail, so it ends too
             pass
         return True
 

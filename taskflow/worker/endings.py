@@ -1,4 +1,4 @@
-"""Finds the cause of a process's end: an exit code, a signal or a lack of memory. For workers and their child processes."""
+"""Finds out why a process ended: an exit code, a signal or a lack of memory. Used for workers and their child processes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 FORGOTTEN_AFTER: Final = 5.0
-"""Seconds between two looks at the counters. An increase before the last look but one is no longer taken for a cause."""
+"""Seconds between two checks of the counters. An increase before the last check but one does not count as a cause."""
 
 
 class Want(Enum):
-    """Says if the kernel killed a process for lack of memory. The kernel counts its kills, but does not say which processes."""
+    """Whether the kernel killed a process for lack of memory. The kernel counts its kills, but does not say which processes."""
 
     NO = "{}"
     PERHAPS = "{}, perhaps for lack of memory: the kernel has killed processes for it on this machine"
@@ -33,7 +33,7 @@ class Ending(NamedTuple):
 
     @property
     def cause(self) -> str:
-        """The cause in words, also for the record of lost jobs: "SIGSEGV", "exit code 7", "out of memory (SIGKILL)"."""
+        """The cause in words, as in the records of lost jobs: "SIGSEGV", "exit code 7", "out of memory (SIGKILL)"."""
         if self.status >= 0:
             return f"exit code {self.status}"
         try:
@@ -44,10 +44,11 @@ class Ending(NamedTuple):
 
 
 class OutOfMemory:
-    """Counts the kernel's out-of-memory kills in the cgroups of this process, which are those of its child processes too.
+    """Counts the kernel's out-of-memory kills in the cgroups of this process, which its child processes share.
 
-    The counter is `memory.events` in version 2 and `memory.oom_control` in version 1. Before Linux 4.13 `memory.failcnt` must do: it counts
-    how often the limit was hit. Without cgroups the count for the whole machine allows a guess. Without that, no kill is ever found.
+    The counter is `memory.events` in version 2 and `memory.oom_control` in version 1. Before Linux 4.13, `memory.failcnt` is used instead,
+    which
+    counts how often the limit was hit. Without cgroups, the count for the whole machine allows a guess. Without that, no kill is detected.
     """
 
     def __init__(self, cgroups: Path = Path("/sys/fs/cgroup"), proc: Path = Path("/proc")) -> None:
@@ -62,7 +63,7 @@ class OutOfMemory:
         self._older = self._newer = self._read()
 
     def look(self, now: float) -> None:
-        """Call this regularly: an increase that is older than two looks is no longer taken for a cause."""
+        """Check the counters. Call this regularly: an increase older than two checks does not count as a cause."""
         if now - self._looked_at >= FORGOTTEN_AFTER:
             self._looked_at = now
             self._older, self._newer = self._newer, self._read()
@@ -80,7 +81,7 @@ class OutOfMemory:
 
 
 def _counters(cgroups: Path, memberships: Path) -> Iterator[Path]:
-    """Yield the files that may hold the counter. In a container, the cgroup path may be the host's view of what is the root here."""
+    """Yield the files that may contain the counter. In a container, the cgroup path may be the host's path of what is the root here."""
     folders = _folders(memberships)
     if "" in folders:
         for mount in (".", "unified"):

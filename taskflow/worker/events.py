@@ -15,7 +15,7 @@ from taskflow.model.verdict import Failed, Verdict
 log: Final = logging.getLogger("taskflow.worker")
 
 
-# Every event has gc=False: events are created by the thousand and never form a cycle, so the collector can ignore them.
+# Every event has gc=False: thousands are created and they never form a cycle, so the collector can skip them.
 class WorkerEvent(msgspec.Struct, frozen=True, gc=False):
     """The base class of all events."""
 
@@ -37,7 +37,7 @@ class Ended(WorkerEvent, frozen=True):
 class Printed(WorkerEvent, frozen=True):
     """A child process has written a line. `stream` is "stdout" or "stderr". `lease` is that of the run, None between two runs.
 
-    Sent from a separate thread, because the loop may be busy. The lines of a run come before its `Ended`.
+    Sent from a separate thread, because the loop may be busy. The lines of a run precede its `Ended`.
     """
 
     lease: Lease | None
@@ -53,7 +53,7 @@ class LeaseLost(WorkerEvent, frozen=True):
 
 
 class NotCounted(WorkerEvent, frozen=True):
-    """The store refused the verdict that `Ended` announced: the job belonged to another worker by then, or had ended."""
+    """The store refused the verdict that `Ended` announced: by then the job belonged to another worker, or had ended."""
 
     lease: Lease
     verdict: Verdict
@@ -61,7 +61,8 @@ class NotCounted(WorkerEvent, frozen=True):
 
 class OnTrial(WorkerEvent, frozen=True):
     """The job's worker died during its last run. After the first crash up to ten such jobs run together, later one runs alone. No other job
-    starts here for `seconds`, or until they end."""
+    starts here for `seconds`, or until they end.
+    """
 
     lease: Lease
     seconds: float
@@ -118,7 +119,7 @@ class SessionEnded(WorkerEvent, frozen=True):
 class PartFailed(WorkerEvent, frozen=True):
     """A part of the worker, named like "Fetcher.run", has failed with an unexpected error.
 
-    The session goes on, and the part starts again after `pause` seconds.
+    The session continues, and the part starts again after `pause` seconds.
     """
 
     part: str
@@ -149,7 +150,7 @@ class BrokerTrouble(WorkerEvent, frozen=True):
 
 
 class BrokerBack(WorkerEvent, frozen=True):
-    """The broker answers the call again."""
+    """The broker answers this kind of call again."""
 
     doing: str
 
@@ -163,7 +164,7 @@ class NotLeft(WorkerEvent, frozen=True):
 
 
 class WindingDown(WorkerEvent, frozen=True):
-    """The worker claims no more jobs. `running` is how many still run, for at most `grace` seconds."""
+    """The worker claims no more jobs. `running` is the number of runs, which have at most `grace` seconds."""
 
     running: int
     grace: float
@@ -181,7 +182,7 @@ class StillRunning(WorkerEvent, frozen=True):
 
 
 class Broken(WorkerEvent, frozen=True):
-    """A job has closed file descriptors of the worker. What is written to them may end up in another file.
+    """A job has closed file descriptors of the worker. Data written to them may end up in another file.
 
     Sent from the thread that notices it, because the loop may no longer run.
     """
@@ -192,7 +193,7 @@ class Broken(WorkerEvent, frozen=True):
 class LoopStalled(WorkerEvent, frozen=True):
     """The worker's event loop has made no progress for `seconds`: code in it does not return.
 
-    `lease` is that of the job whose code it is, None if it is no job's. `stack` holds the lines of that code.
+    `lease` is that of the blocking job, or None if no job's code blocks. `stack` holds the lines of that code.
     Sent after 1 s, 10 s and 100 s. This event and the next four are sent from a separate thread, because the loop cannot send them.
     """
 
@@ -224,7 +225,7 @@ class InterpreterHeld(WorkerEvent, frozen=True):
     No heartbeat was sent in that time. After more than `ttl` seconds the leases have lapsed.
 
     `is_computed`  True if C code computed and kept the interpreter lock: `lease` and `stack` are those of the thread that computed most.
-                   False if the process was stopped, or C code waited with the lock: they are those of the loop.
+                   False if the process was stopped, or if C code waited while it held the lock: they are those of the loop.
     """
 
     lease: Lease | None
@@ -237,7 +238,7 @@ class InterpreterHeld(WorkerEvent, frozen=True):
 class StalledForGood(WorkerEvent, frozen=True):
     """The loop has made no progress for `stall_limit` seconds. The worker stops its heartbeat, so that other workers take its jobs.
 
-    `stacks` holds the stacks of all threads. The `taskflow worker` command then ends its process; an application goes on.
+    `stacks` holds the stacks of all threads. The `taskflow worker` command then ends its process; an application continues.
     """
 
     lease: Lease | None
@@ -249,7 +250,7 @@ Subscriber = Callable[[WorkerEvent], None]
 
 
 class Events:
-    """Calls every subscriber, in the order of subscription. If one raises, that is logged and the worker goes on."""
+    """Calls every subscriber, in the order of subscription. If one raises, the error is logged and the worker continues."""
 
     def __init__(self, *subscribers: Subscriber) -> None:
         self._subscribers = subscribers

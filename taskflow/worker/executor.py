@@ -1,4 +1,4 @@
-"""Turns a lease into a settlement. It knows no broker: the same code runs in a worker, in child processes and in tests."""
+"""Turns a lease into a settlement. It does not depend on a broker: the same code runs in a worker, in child processes and in tests."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ WINDING_DOWN: Final = "winding down"
 LOST: Final = "lost"
 
 PARKED_ON: Final = (NewerFormat, UnknownArgument, MissingArgument)
-"""Raised by a payload of another version of the application or of taskflow: the sender checked its arguments."""
+"""Errors of a payload from another version of the application or of taskflow: the sender had checked its arguments."""
 
-WAYS_OUT: Final = "deploy the code that sent it, or, if that was removed, cancel it (taskflow cancel)"
+WAYS_OUT: Final = "deploy the code that sent it, or cancel it if that code was removed (taskflow cancel)"
 
 PARK_FOR_AT_MOST: Final = 7 * DAY
 PARK_SHORTEST: Final = 5.0
@@ -55,7 +55,7 @@ PARK_LONGEST: Final = 300.0
 
 
 class Executor:
-    """Runs a job: finds it, decodes its arguments, calls it, judges the outcome, and encodes the result."""
+    """Runs a job: finds it, decodes its arguments, calls it, decides the verdict, and encodes the result."""
 
     def __init__(
         self,
@@ -69,8 +69,10 @@ class Executor:
         is_cut_short: Callable[[], bool] = lambda: False,
     ) -> None:
         """Without `children`, jobs for child processes run in this process, as in tests and in a child. Without `threads`, `_invoke` must
-        call plain functions itself. `is_cut_short()` is true while the worker's own block is being cancelled: runs that are cancelled with
-        it, as `asyncio.run` does at its end, are handed back."""
+        call plain
+        functions itself. `is_cut_short()` is true while the worker's own block is being cancelled: runs that are cancelled with it, as
+        `asyncio.run` does at its end, are handed back.
+        """
         self._registry = registry
         self._layers = [layer for layer in middleware if type(layer).run is not Middleware.run]
         self._threads = threads
@@ -81,7 +83,7 @@ class Executor:
         self._deadlines = Deadlines(lambda holding: holding.ask_to_stop(TIMED_OUT))
 
     async def run(self, holding: HeldLease) -> Settlement:
-        """Turn whatever the run does into a verdict.
+        """Run the job and turn any outcome into a verdict.
 
         Raises nothing, except GeneratorExit when the coroutine is closed: then `close` makes the settlement.
         """
@@ -95,7 +97,7 @@ class Executor:
         return self._settlement(holding, verdict, begun)
 
     def close(self, holding: HeldLease, error: GeneratorExit) -> Settlement:
-        """Settle a run whose coroutine was closed and cannot report it itself: a future raised GeneratorExit."""
+        """Settle a run whose coroutine was closed, and so cannot report it: a future raised GeneratorExit."""
         verdict = self._judge(holding, self._registry.get(holding.lease.envelope.job), error)
         return self._settlement(holding, verdict, holding.started or time.monotonic())
 
@@ -112,8 +114,8 @@ class Executor:
         )
 
     def _verdict(self, holding: HeldLease) -> Verdict | Coroutine[Any, Any, Verdict]:
-        """Return a verdict without a run if there is one, or else the coroutine that runs the job. A wrapping coroutine would cost every
-        job a call."""
+        """Return a verdict if the job need not run, or else the coroutine that runs it. A wrapping coroutine would add a call to every
+        job."""
         lease = holding.lease
         if lease.unreadable:
             return Failed(_unreadable(lease))
@@ -131,8 +133,8 @@ class Executor:
         return self._run(holding, job, partial(self._call, holding, job, args, kwargs))
 
     async def _verdict_of_child(self, holding: HeldLease, job: AnyJob, children: Children) -> Verdict:
-        """Run the job in a child process, which gets the payload and returns a verdict. Middleware and the timeout begin with its turn
-        there."""
+        """Run the job in a child process, which receives the payload and returns a verdict. Middleware and the timeout start when a child
+        is available."""
         try:
             turn = await _turn(holding, job, children)
         except BaseException as error:
@@ -154,13 +156,13 @@ class Executor:
         lease = holding.lease
         if lease.parked_for >= PARK_FOR_AT_MOST:
             return Failed(RunError("taskflow.NeverKnown", f"waited 7 days for {waiting_for}", "", lease.attempt))
-        # Wait as long again as it has waited already: exponential, without a counter.
+        # Park it for as long as it has waited already: exponential back-off without a counter.
         return Parked(waiting_for, min(PARK_LONGEST, max(PARK_SHORTEST, lease.parked_for)))
 
     async def _run(self, holding: HeldLease, job: AnyJob, call: RunNext) -> Verdict:
-        """Run the job and its middleware with a context, a way to be stopped, and a timeout.
+        """Run the job and its middleware with a context, a way to stop it, and a timeout.
 
-        A lease that was asked to stop does not begin. Nor does an expired one: it is handed back, and the store cancels it.
+        A lease that was asked to stop does not start. Neither does an expired one: it is handed back, and the store cancels it.
         """
         if holding.why_stopped is not None or (holding.begins_by is not None and holding.is_too_late):
             return _not_begun(holding)
@@ -174,7 +176,7 @@ class Executor:
             self._deadlines.add(holding, timeout)
         try:
             return await chain(context)
-        except BaseException as error:  # raised by middleware
+        except BaseException as error:  # middleware raised it
             return self._judge(holding, job, error)
         finally:
             if alone is not None:
@@ -188,7 +190,7 @@ class Executor:
         try:
             value = await self._invoke(holding, job, (context, *args) if job.takes_context else args, kwargs)
             if holding.why_stopped == TIMED_OUT and isinstance(job, SyncJob):
-                raise _timeout_of(holding)  # an async function that swallows our cancellation and returns has succeeded
+                raise _timeout_of(holding)  # the async function swallowed our cancellation and returned, so it has succeeded
         except BaseException as error:
             if holding.in_thread is not None and self._threads is not None:
                 self._threads.give_up(holding.in_thread)
@@ -198,7 +200,7 @@ class Executor:
         try:
             return Succeeded(job.codec.encode_result(value))
         except BaseException as error:
-            # The run's effects have happened: another attempt would repeat them and fail the same way.
+            # The run has had its effects: another attempt would repeat them and fail in the same way.
             return Failed(unencodable(error, context.attempt))
 
     def _invoke(self, holding: HeldLease, job: AnyJob, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Awaitable[Any]:
@@ -216,11 +218,11 @@ class Executor:
         """Turn a raised error into a verdict. Never raises, although it calls code of the error's class and of the job's policy."""
         try:
             return self._decide(holding, job, error)
-        except BaseException as broken:  # `error` is the new error's context, so the traceback shows it too
+        except BaseException as broken:  # `error` is the context of the new error, so the traceback shows it too
             return Failed(failure_of(broken, holding.lease.attempt))
 
     def _decide(self, holding: HeldLease, job: AnyJob | None, error: BaseException) -> Verdict:
-        """Ask the job's own signal first, then the reason why the run was stopped, then the job's policy."""
+        """Check for the job's own signal first, then for the reason why the run was stopped, then apply the job's policy."""
         match error:
             case NeverBegun():
                 return _not_begun(holding)
@@ -232,9 +234,9 @@ class Executor:
                 return Cancelled(reason)
         why = holding.why_stopped
         if why in (WINDING_DOWN, LOST) or (why is None and _is_being_cancelled() and self._is_cut_short()):
-            return HandedBack()  # whatever the error is: it may be a connection that our cancellation cut, which is no failure of the job
+            return HandedBack()  # whatever the error is: our cancellation may have cut a connection, which is not a failure of the job
         if why == CANCELLED:
-            return Cancelled(CANCELLED)  # likewise: it would not run again either
+            return Cancelled(CANCELLED)  # any error here, too: the job would not run again
         if isinstance(error, asyncio.CancelledError) and why is not None:
             error = _timeout_of(holding)
         if job is None:
@@ -245,7 +247,7 @@ class Executor:
         lease, policy = holding.lease, job.policy
         noted = failure_of(error, lease.attempt, job.function)
         asked = isinstance(error, Retry)
-        # SystemExit, KeyboardInterrupt and a cancellation that is not ours are failures like others
+        # SystemExit, KeyboardInterrupt and cancellations by other code are ordinary failures
         is_retried = asked or isinstance(error, (ChildFailed, *policy.retry_on)) or not isinstance(error, Exception)
         if lease.is_last_attempt or isinstance(error, policy.discard_on) or not is_retried:
             return Failed(noted)
@@ -266,12 +268,12 @@ def _is_being_cancelled() -> bool:
 
 
 def _not_begun(holding: HeldLease) -> Verdict:
-    """Return the verdict of a run that was stopped before its function was called: it uses no attempt."""
+    """Return the verdict of a run that was stopped before its function was called. It uses no attempt."""
     return Cancelled(CANCELLED) if holding.why_stopped == CANCELLED else HandedBack(counts=False)
 
 
 async def _turn(holding: HeldLease, job: AnyJob, children: Children) -> Turn:
-    """Wait for a child process. A run that is stopped meanwhile counts as not begun."""
+    """Wait for a child process. A run that is stopped meanwhile counts as not started."""
     task = asyncio.current_task()
     assert task is not None
 
@@ -288,8 +290,10 @@ async def _turn(holding: HeldLease, job: AnyJob, children: Children) -> Turn:
 
 
 def _stop(holding: HeldLease, context: JobContext, task: asyncio.Task[Any] | None, threads: Threads | None) -> None:
-    """Stop the run. A function in a thread can only be told to stop: its lease and slot stay until it ends. If it has not begun, it never
-    begins. Middleware around it is cancelled."""
+    """Stop the run. A function in a thread can only be asked to stop: its lease and slot remain occupied until it ends. If it has not
+    started, it never
+    does. Middleware around it is cancelled.
+    """
     context.cancelled.set()
     if holding.in_thread is None:
         if task is not None:

@@ -1,4 +1,4 @@
-"""Describes a raised error as the text that stores keep. Nothing here raises, whatever the error's own code does."""
+"""Describes a raised error as the text that stores keep. Functions here never raise, whatever the error's own code does."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from taskflow.model.errors import DecodeError, EncodeError
 from taskflow.model.verdict import RunError
 from taskflow.worker.children.death import ChildFailed
 
-# An error's metaclass may hide or break these attributes. So may `error.__class__`, which `isinstance` reads: ask `type(error)`.
+# An error's metaclass may hide or break these attributes. So may `error.__class__`, which `isinstance` reads: use `type(error)`.
 _MODULE: Final = type.__dict__["__module__"]
 _QUALNAME: Final = type.__dict__["__qualname__"]
 
 
 def failure_of(error: BaseException, attempt: int, function: Callable[..., Any] | None = None) -> RunError:
-    """Describe `error`. The traceback begins in `function` where that is given and on the stack."""
+    """Describe `error`. The traceback begins in `function` if that is given and on the stack."""
     is_ours = issubclass(type(error), (DecodeError, EncodeError)) and error.__cause__ is None
     shown = "" if is_ours else _traceback(error, function)
     return RunError(_type_name(type(error)), _message(error), shown, attempt)
 
 
 def unencodable(error: BaseException, attempt: int) -> RunError:
-    """Describe why a result cannot be encoded, as an EncodeError whatever `error` is."""
+    """Describe why a result cannot be encoded, always as an EncodeError."""
     if issubclass(type(error), EncodeError):
         return failure_of(error, attempt)
     message = f"the result cannot be encoded: {_type_name(type(error))}: {_message(error)}"
@@ -44,18 +44,18 @@ def _message(error: BaseException) -> str:
 
 
 def _traceback(error: BaseException, function: Callable[..., Any] | None) -> str:
-    """Format the traceback from the job's own first line on: our frames above it tell the user nothing."""
+    """Format the traceback, starting with the job's first line, because taskflow's frames above it do not help the user."""
     frames = error.__traceback__
     try:
         return _formatted(error, function)
     except BaseException as broken:
-        # Formatting reads the error's attributes, which are the user's code. The frames alone are not.
+        # Formatting reads the error's attributes, which run the user's code. The frames alone do not.
         lines = traceback.format_tb(frames)
         return "".join([*lines, f"<the error itself cannot be formatted: {_type_name(type(broken))}: {_message(broken)}>\n"])
 
 
 def _formatted(error: BaseException, function: Callable[..., Any] | None) -> str:
-    if isinstance(error, ChildFailed):  # its notes have what happened in the child; the frames here add nothing
+    if isinstance(error, ChildFailed):  # its notes describe what happened in the child, and the frames here add nothing
         return "".join(traceback.format_exception_only(error))
     code = getattr(inspect.unwrap(function), "__code__", None) if function is not None else None
     frames = error.__traceback__

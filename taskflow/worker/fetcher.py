@@ -1,4 +1,4 @@
-"""Claims jobs as there is room for them, and waits for a nudge when there are no more."""
+"""Claims jobs while there is room for them, and waits for a nudge when there are none."""
 
 from __future__ import annotations
 
@@ -22,52 +22,57 @@ from taskflow.worker.events import BrokerBack, BrokerTrouble, Events
 from taskflow.worker.queues import QueueChoice
 
 LOOK_AGAIN: Final = 5.0
-"""Nudges are hints and may be missed: who has had none for so many seconds looks again, unless a beat has told that there is nothing."""
+"""Seconds without a nudge after which the fetcher claims again, because nudges may be lost, unless a heartbeat has reported that there is
+no work."""
 
 BELIEVED_FOR: Final = 1.4
-"""Times as long what a beat has told is gone by. An idle session beats every 6.7 s, if its ttl is 20."""
+"""The factor by which a heartbeat's report is trusted longer than `LOOK_AGAIN`. An idle session with a ttl of 20 s sends one every 6.7
+s."""
 
 LONGEST_REST: Final = 60.0
-"""Seconds after which a claim is made whatever beats tell."""
+"""Seconds after which a claim is made whatever the heartbeats report."""
 
 MANY: Final = 8
-"""Of jobs that come so fast that a claim brings more than this part of what there is room for, the next are there, most likely, before a
-nudge tells so. Of fewer, every second claim would find nothing."""
+"""If a claim fills more than 1/MANY of the room, jobs arrive so fast that the next claim is made without a nudge. With fewer jobs, every
+second
+claim would find nothing.
+"""
 
 PAUSES: Final = Pauses(0.05, 2.0)
 
 
 class LeaseSink(Protocol):
-    """Where the leases of a claim go."""
+    """Receives the leases of a claim."""
 
     def room(self) -> int:
-        """How many leases to claim now."""
+        """Return the number of leases to claim now."""
         ...
 
     async def wait_for_room(self) -> None:
-        """Return as soon as there may be some. Look first, then wait."""
+        """Return when there may be room. Check first, then wait."""
         ...
 
     def take(self, leases: Sequence[Lease], claimed_at: float) -> None:
-        """Leases have come that were asked for at `claimed_at`. They begin when the loop gets to it, or at `begin_taken`."""
+        """Take the leases of a claim that was sent at `claimed_at`. They start in a later turn of the loop, or at `begin_taken`."""
         ...
 
     def begin_taken(self) -> None:
-        """Begin it now."""
+        """Start the taken leases now."""
         ...
 
     def give_back(self, leases: Sequence[Lease], claimed_at: float) -> None: ...
 
     def lose(self, why: str) -> None:
-        """The session is dead."""
+        """Handle the death of the session."""
         ...
 
 
 class Fetcher:
-    """One claim under way at a time, numbered: a claim whose answer was lost is asked again under its number.
+    """Makes one claim at a time, numbered: a claim whose answer was lost is repeated with the same number.
 
-    `answered_at` is when one was answered last, `full_at` until when there was last no room for any: of the monotonic clock, None before
-    the first. What comes later than `too_old` seconds after it was asked for goes back.
+    `answered_at` is the time of the last answer, and `full_at` the last time without room; both are of the monotonic clock, and None before
+    the
+    first. Leases that arrive later than `too_old` seconds after their request are handed back.
     """
 
     def __init__(
@@ -100,26 +105,26 @@ class Fetcher:
             self._sink.lose(str(error))
 
     async def stop(self, within: float) -> None:
-        """Claim nothing more. Wait at most `within` seconds for a claim that is under way.
+        """Stop claiming. Wait at most `within` seconds for a claim that is under way.
 
-        It is answered in a moment, or never. To cancel it would leave its leases to nobody for a while.
+        It is answered in a moment, or never. If it were cancelled, its leases would belong to no worker for a while.
         """
         self._is_stopping = True
         with anyio.move_on_after(within):
             await self._answered.wait()
 
     def heed(self, outlook: Outlook, asked_at: float) -> None:
-        """What a beat was told that asked then."""
+        """Apply the outlook of a heartbeat that was sent at `asked_at`."""
         self._nothing_since = -math.inf if outlook.is_ready else asked_at
         if not self._is_waiting:
             return
         if not outlook.is_ready:
             self.answered_at = asked_at
-        elif time.monotonic() - self._looked_at >= LOOK_AGAIN:  # else it is in a queue of others', most likely
+        elif time.monotonic() - self._looked_at >= LOOK_AGAIN:  # otherwise the work is probably in a queue of other workers
             self._nudge()
 
     def look(self) -> None:
-        """There is something to claim, as it seems."""
+        """Claim again, because there may be work."""
         if self._is_waiting:
             self._nudge()
 
@@ -134,21 +139,21 @@ class Fetcher:
         try:
             leases = await self._claim(self._queues.order(), limit)
             self.answered_at = time.monotonic()
-            # An answer that was long under way may be taken for a ghost's any moment, and run elsewhere.
+            # The leases of a slow answer may already count as ghosts, and run elsewhere.
             take = self._sink.take if self.answered_at - asked_at < self._too_old else self._sink.give_back
             take(leases, asked_at)
         finally:
             self._answered.set()
         if len(leases) == limit:
             return
-        if leases:  # that was all: what came begins before more is asked for
+        if leases:  # no more jobs are ready: start these before claiming again
             self._sink.begin_taken()
             await asyncio.sleep(0)
-        if not leases or (len(leases) * MANY <= limit and nudges.is_prompt):  # what has come since then has nudged
+        if not leases or (len(leases) * MANY <= limit and nudges.is_prompt):  # a job that arrived since the claim has sent a nudge
             await self._rest(nudges)
 
     async def _rest(self, nudges: Nudges) -> None:
-        """Until there may be something to claim."""
+        """Wait until there may be something to claim."""
         longest, pause = time.monotonic() + LONGEST_REST, LOOK_AGAIN
         self._is_waiting = True
         try:
@@ -175,8 +180,8 @@ class Fetcher:
                 if self._is_stopping:
                     return []
             except Exception:
-                # The same request would get the same answer. After the next one the store takes this one's leases for ghosts, and gives
-                # them back without counting that.
+                # The same request would get the same answer. After the next request, the store treats these leases as ghosts and gives
+                # them back without counting a hand-back.
                 self.request = number
                 raise
             else:

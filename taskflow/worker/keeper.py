@@ -1,4 +1,4 @@
-"""Sends the session's heartbeat from a separate thread and connection: a job that blocks the loop keeps its lease."""
+"""Sends the session's heartbeat from a separate thread and connection, so that a job that blocks the event loop keeps its lease."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ Args = TypeVarTuple("Args")
 
 BEATS_PER_TTL: Final = 4
 IDLE_BEATS_PER_TTL: Final = 3
-"""Of a session that holds nothing: each is also its look at what there is to do."""
+"""The heartbeats per ttl of a session without leases. Each of them also checks for work."""
 
 PAUSES: Final = Pauses(0.1, 0.5)
 
 PROGRESS_EVERY: Final = 1.0
-"""Seconds between two beats for the sake of progress."""
+"""Minimum seconds between two heartbeats that are sent to report progress."""
 
 STOPS_WITHIN: Final = 5.0
-# What a loop's selector says when its number has been closed, and when it stands for something else since.
+# The errors of a loop's selector if its descriptor has been closed, or has since been reused.
 LOST_DESCRIPTORS: Final = (errno.EBADF, errno.EINVAL)
 
 
 class BeatListener(Protocol):
-    """What hears a keeper. It is called in its own loop, and from other threads only for `request`."""
+    """Receives the answers to heartbeats. It is called in its own event loop; only `request` is called from another thread."""
 
     @property
     def request(self) -> int:
@@ -48,23 +48,24 @@ class BeatListener(Protocol):
         ...
 
     def heed(self, answer: BeatAnswer, asked_at: float) -> None:
-        """A beat that was sent at `asked_at` has this answer."""
+        """Apply the answer to a heartbeat that was sent at `asked_at`."""
         ...
 
     def lose(self, why: str) -> None:
-        """The session is dead, or has not beaten for its whole ttl and must be considered dead."""
+        """Handle the loss of the session: it is dead, or has sent no heartbeat for its whole ttl."""
         ...
 
     def note_dropped(self, claim: ClaimId, why: str) -> None:
-        """The report of that claim cannot be written."""
+        """Handle a report of this claim that cannot be written."""
         ...
 
 
 class Keeper:
-    """Beats from `start` until it is stopped.
+    """Sends heartbeats from `start` until it is stopped.
 
-    `beaten_at` is when a beat was answered last, None before the first; `tried_at` when one was tried last, whatever came of it:
-    both of the monotonic clock, for any thread to read.
+    `beaten_at` is the time of the last answer, None before the first; `tried_at` is the time of the last attempt, successful or not. Both
+    are of
+    the monotonic clock, and any thread may read them.
     """
 
     def __init__(
@@ -85,18 +86,18 @@ class Keeper:
         lease_table.on_news = self.beat_soon
 
     def start(self, broker: Broker) -> None:
-        """`broker` is the keeper's own connection, which it closes."""
+        """Start the thread. `broker` is a separate connection, which the keeper closes."""
         self._broker = broker
         self._start_thread(self._keep, "taskflow-keeper")
 
     async def stop(self) -> None:
-        """End the thread. Wait for a beat that is under way, but for a store that is away not longer than `STOPS_WITHIN`."""
+        """End the thread. Wait for a heartbeat that is under way, but at most `STOPS_WITHIN` seconds."""
         self._stop_beating()
         with anyio.move_on_after(STOPS_WITHIN):
             await self._ended.wait()
 
     def fall_silent(self, why: str) -> None:
-        """Send no more beats. The session is lost as soon as the loop hears of it. From any thread."""
+        """Send no more heartbeats. The session is lost as soon as the event loop handles this. From any thread."""
         self._stop_beating()
         self._in_loop(self._listener.lose, why)
 
@@ -105,21 +106,21 @@ class Keeper:
         self.beat_now()
 
     def beat_now(self) -> None:
-        """There may be something to hear; from any thread."""
+        """Send a heartbeat now, because its answer may bring news. From any thread."""
         self._is_urgent = True
         self._nudges.nudge()
 
     def beat_soon(self) -> None:
-        """There is progress to tell: beat now, but not within `PROGRESS_EVERY` seconds of the last beat. From any thread."""
+        """Send a heartbeat to report progress, but not within `PROGRESS_EVERY` seconds of the last one. From any thread."""
         self._nudges.nudge()
 
     def _keep(self) -> None:
         try:
             asyncio.run(self._main())
-        except BaseException as error:  # whatever ends the thread: a session without a keeper must not go on
+        except BaseException as error:  # any error ends the thread, and a session without heartbeats must not continue
             if isinstance(error, OSError) and error.errno in LOST_DESCRIPTORS:
                 self._events.tell(Broken(str(error)))
-            self._in_loop(self._listener.lose, f"nobody beats for it any more: {type(error).__name__}: {error}")
+            self._in_loop(self._listener.lose, f"its heartbeat thread has failed: {type(error).__name__}: {error}")
         finally:
             self._in_loop(self._ended.set)
 
@@ -135,7 +136,7 @@ class Keeper:
 
     async def _beat_on(self) -> None:
         interval = self._session.ttl / BEATS_PER_TTL
-        beaten_at, retries = time.monotonic(), Retries(PAUSES.at_most(interval))  # registered just now
+        beaten_at, retries = time.monotonic(), Retries(PAUSES.at_most(interval))  # the session was just registered
         while not self._stopping.is_set():
             if self._loop.is_closed():
                 await self._leave()
@@ -150,13 +151,13 @@ class Keeper:
             except SessionLost as error:
                 self._in_loop(self._listener.lose, str(error))
                 return
-            except Exception as error:  # a refusal too: a right that was taken away, a migration; or a bug
+            except Exception as error:  # includes refusals (a revoked right, a migration) and bugs
                 if isinstance(error, OSError) and error.errno in LOST_DESCRIPTORS:
                     raise
                 why = str(error) if isinstance(error, BrokerError) else f"{type(error).__name__}: {error}"
                 self.tried_at = time.monotonic()
                 if self.tried_at - beaten_at > self._session.ttl:
-                    self._in_loop(self._listener.lose, f"no beat has reached the broker for {self._session.ttl:g} s: {why}")
+                    self._in_loop(self._listener.lose, f"no heartbeat has reached the broker for {self._session.ttl:g} s: {why}")
                     return
                 pause = retries.failed()
                 self._in_loop(self._events.tell, BrokerTrouble("a beat", why, retries.failures))
@@ -170,12 +171,12 @@ class Keeper:
         self._is_urgent = False
 
     def _a_beat(self) -> Beat:
-        seen = self._listener.request  # first: a claim that is answered between the two is then younger than what was seen
+        seen = self._listener.request  # read first, so that a claim answered in between is younger than `seen`
         claims = self._lease_table.claims()
         return Beat(session=self._session.id, claims=claims, seen=seen, looks=not claims)
 
     async def _send(self, beat: Beat, reports: tuple[Report, ...]) -> BeatAnswer:
-        """Send the beat with the reports. A report that cannot be written is dropped, and costs no other job its report or its lease."""
+        """Send the heartbeat with the reports. A report that cannot be written is dropped, without affecting other reports or leases."""
         try:
             answer = await self._broker.beat(msgspec.structs.replace(beat, reports=reports) if reports else beat)
         except (BrokerUnavailable, SessionLost):
@@ -192,6 +193,7 @@ class Keeper:
         return answer
 
     async def _leave(self) -> None:
-        """The loop that the runs were in is closed, without a winding down: their jobs go to others now, not when this process ends."""
+        """End the session, because the loop of its runs was closed without winding down: other workers get the jobs now, not when this
+        process ends."""
         with contextlib.suppress(BrokerError):
             await self._broker.beat(Beat(session=self._session.id, leaving=True))

@@ -1,4 +1,4 @@
-"""The leases of a worker, each from its claim to the answer to its settlement. The heartbeat reports them."""
+"""The leases of a worker, each from its claim to the answer to its settlement. Heartbeats report them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,17 @@ NOTHING_YET: Final = object()
 
 
 class HeldLease:
-    """One lease. `why_stopped` says why its run is being cancelled, once it is; `is_offered` that its settlement is on its way,
-    `is_held_up` that somebody's transaction has kept the store from it. `in_thread` is the outcome of its plain function, while that is
-    called in a thread.
+    """One lease.
 
-    `taken_at`, `begins_by`, `started` and `asked_at` are of the monotonic clock: when it came, when no run may begin any more, when its run
-    began, when that was asked to stop.
-    `reminders` counts how often it was told that the run has not stopped; `reported` is the progress that a beat has told last;
-    `on_report` is called, from any thread, when the run has reported progress.
+    `why_stopped`  the reason why its run is being cancelled
+    `is_offered`   True once its settlement has been offered
+    `is_held_up`   True if another program's transaction has blocked its settlement
+    `in_thread`    the outcome of its plain function, while it is called in a thread
+    `taken_at`, `begins_by`, `started`, `asked_at`   when it arrived, after when no run may start, when its run started, and when that was
+                   asked to stop; of the monotonic clock
+    `reminders`    the number of reports that the run has not stopped
+    `reported`     the progress in the last heartbeat
+    `on_report`    is called, from any thread, when the run has reported progress
     """
 
     __slots__ = (
@@ -66,7 +69,7 @@ class HeldLease:
         return self.begins_by is not None and time.monotonic() >= self.begins_by
 
     def ask_to_stop(self, why: str) -> None:
-        """Cancel the run, once; the first reason stands."""
+        """Cancel the run, once. The first reason counts."""
         if self.why_stopped is None:
             self.why_stopped = why
             self.asked_at = time.monotonic()
@@ -74,14 +77,14 @@ class HeldLease:
                 self.stop()
 
     def report(self, progress: Progress) -> None:
-        """Keep the run's progress for the next beat and for the settlement; from any thread."""
+        """Keep the run's progress for the next heartbeat and for the settlement. From any thread."""
         self.progress = progress
         if self.on_report is not None:
             self.on_report()
 
 
 class Intake(Enum):
-    """Whether a lease table takes new leases, and begins those that wait."""
+    """Whether a lease table takes new leases, and starts waiting ones."""
 
     OPEN = "open"
     ON_TRIAL = "on trial"
@@ -92,9 +95,9 @@ class Intake(Enum):
 
 
 class LeaseTable:
-    """Written by the worker's loop, read by its keeper's thread: reads take a copy in one step.
+    """The leases of a worker. The worker's loop writes it, and the heartbeat thread reads it: reads take a copy in one step.
 
-    `on_news` is called, from any thread, when a run has reported progress that no beat has taken yet.
+    `on_news` is called, from any thread, when a run has reported progress that no heartbeat contains yet.
     """
 
     def __init__(self) -> None:
@@ -102,7 +105,7 @@ class LeaseTable:
         self._intake = Intake.OPEN
         self.on_news: Callable[[], None] = lambda: None
         self._has_news = False
-        self._on_report = self._note_news  # bound once, not for each holding
+        self._on_report = self._note_news  # bound once, not for each lease
         self._changed = asyncio.Event()
 
     def __len__(self) -> int:
@@ -131,14 +134,14 @@ class LeaseTable:
     # --- the leases -------------------------------------------------------------------------------------
 
     def add(self, lease: Lease, claimed_at: float) -> HeldLease:
-        """`claimed_at` is when the claim was sent: what the store has said of its time was true after that."""
+        """Add a lease. `claimed_at` is when the claim was sent: the store's answer about the remaining time was given after that."""
         begins_by = None if lease.expires_in is None else claimed_at + lease.expires_in
         holding = self._held[lease.claim] = HeldLease(lease, time.monotonic(), begins_by)
         holding.on_report = self._on_report
         return holding
 
     def remove(self, claims: Iterable[ClaimId]) -> None:
-        """Only once the store has answered their settlements, or the leases are lost."""
+        """Remove leases. Only after the store has answered their settlements, or if they are lost."""
         for claim in claims:
             self._held.pop(claim, None)
         self.nudge()
@@ -147,35 +150,35 @@ class LeaseTable:
         return self._held.get(claim)
 
     def holds(self, holding: HeldLease) -> bool:
-        """Return False once it has been answered or lost."""
+        """Return False once it has been settled or lost."""
         return self._held.get(holding.lease.claim) is holding
 
     def all(self) -> list[HeldLease]:
         return list(self._held.values())
 
     def held_by(self, run: JobContext) -> HeldLease | None:
-        """Return the lease of a run, as long as it is held; from any thread."""
+        """Return the lease of a run while it is held. From any thread."""
         for holding in self.all():
             if holding.lease.epoch == run.epoch and id_text(holding.lease.envelope.id) == run.job_id:
                 return holding
         return None
 
     def unanswered(self) -> list[HeldLease]:
-        """Return those whose settlements were offered, and not answered yet."""
+        """Return the leases whose settlements were offered but not answered yet."""
         return [holding for holding in self.all() if holding.is_offered]
 
     def do_not_end(self, asked_before: float) -> bool:
-        """All that is left was asked to stop, by a timeout or a cancellation, before that instant."""
+        """Return True if all runs were asked to stop, by a timeout or a cancellation, before `asked_before`."""
         return all(holding.asked_at is not None and holding.asked_at <= asked_before for holding in self.all())
 
     # --- waiting ----------------------------------------------------------------------------------------
 
     def nudge(self) -> None:
-        """Whoever waits for a change is to look again."""
+        """Make those that wait for a change check again."""
         self._changed.set()
 
     async def wait_for_change(self, timeout: float | None = None) -> None:
-        """Until a lease has left, a run has ended, or somebody nudges, or `timeout` seconds have passed. Look first, then wait."""
+        """Wait until a lease was removed, a run has ended, `nudge` was called, or `timeout` seconds have passed. Check first, then wait."""
         self._changed.clear()
         if timeout is None:
             await self._changed.wait()
@@ -192,8 +195,8 @@ class LeaseTable:
         return tuple(self._held)
 
     def reports(self) -> tuple[Report, ...]:
-        """Report the runs that have begun or reported progress, as far as no beat has carried it."""
-        self._has_news = False  # first: what is reported from now on asks for a beat again
+        """Return reports of the runs whose start or progress no heartbeat contains yet."""
+        self._has_news = False  # cleared first, so that later progress asks for a heartbeat again
         now = time.monotonic()
         reports: list[Report] = []
         for holding in self.all():
@@ -203,7 +206,7 @@ class LeaseTable:
         return tuple(reports)
 
     def reported(self, reports: Iterable[Report]) -> None:
-        """A beat has carried these, or dropped them."""
+        """Record that these reports were sent, or dropped."""
         for report in reports:
             if (holding := self._held.get(report.claim)) is not None:
                 holding.reported = report.progress

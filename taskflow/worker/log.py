@@ -19,8 +19,8 @@ from taskflow.worker.stalls import LOOK
 log: Final = logging.getLogger("taskflow.worker")
 _parks: Final = ParkLog()
 
-BLOCKING: Final = "Make it a plain function, which runs in a thread, or use what can be awaited"
-IN_PROCESS: Final = 'With runs_in="process" it has an interpreter of its own'
+BLOCKING: Final = "Make it a plain function, which runs in a thread, or use async libraries"
+IN_PROCESS: Final = 'With runs_in="process" it gets a separate interpreter'
 
 OUTLASTED: Final = "each time its worker was stopped, or lost the store, before it ended. Give workers a longer --grace, or split the job"
 
@@ -128,7 +128,7 @@ def _lapsed(seconds: float, ttl: float) -> str:
 
 
 def _may_lapse(seconds: float, ttl: float) -> bool:
-    """Return True if the ttl may have passed. The last heartbeat was up to one interval earlier, and the stall began up to one look
+    """Return True if the ttl may have passed. The last heartbeat was up to one interval earlier, and the stall began up to one check
     earlier."""
     return seconds + LOOK > ttl - ttl / BEATS_PER_TTL
 
@@ -179,14 +179,14 @@ def _say(level: int, lease: Lease, words: str, traceback: str = "") -> None:
     if not traceback:
         log.log(level, "%s %s", _name(lease), words, extra=_fields(lease))
         return
-    # The error is text already, perhaps from a child process: formatters print `exc_text` where they would format `exc_info`.
+    # The error is already text, perhaps from a child process: formatters print `exc_text` instead of formatting `exc_info`.
     record = log.makeRecord(log.name, level, __file__, 0, "%s %s", (_name(lease), words), None, extra=_fields(lease))
     record.exc_text = traceback
     log.handle(record)
 
 
 def _say_where(level: int, lease: Lease | None, words: str, stack: str) -> None:
-    """Log the message with the stack below it, as logging's `stack_info` does."""
+    """Log the message with the stack below it, like logging's `stack_info`."""
     if log.isEnabledFor(level):
         name, fields = (_name(lease), _fields(lease)) if lease else ("code outside of jobs", None)
         log.handle(log.makeRecord(log.name, level, __file__, 0, "%s %s", (name, words), None, extra=fields, sinfo=stack or None))

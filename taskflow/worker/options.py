@@ -18,7 +18,7 @@ MOST_CONCURRENCY: Final = 100_000
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerOptions:
-    """`concurrency`    the most jobs that run at a time
+    """`concurrency`    the maximum number of running jobs
     `grace`          seconds that runs have to finish when the worker winds down
     `last_words`     seconds after `grace` for cancelled runs to stop, and to send their verdicts to the broker
     `ttl`            seconds without a heartbeat after which other workers may take the jobs
@@ -28,8 +28,8 @@ class WorkerOptions:
     `children`       options of the child processes
     `stall_limit`    seconds that a job may block the event loop; then the worker stops its heartbeat, so that others take its jobs.
                      0 disables
-    `on_stall_limit` called then, from a thread, with False if the subscribers did not take `StalledForGood` in time: the log may be
-                     where the loop hangs
+    `on_stall_limit` called then, from a thread. The argument is False if the subscribers did not take `StalledForGood` in time, because
+                     the loop may hang in the log
     """
 
     queues: QueueChoice = field(default_factory=QueueChoice)
@@ -47,11 +47,11 @@ class WorkerOptions:
 
     def __post_init__(self) -> None:
         if not _is_number(self.concurrency, int) or not 1 <= self.concurrency <= MOST_CONCURRENCY:
-            raise ConfigurationError(f"concurrency={self.concurrency!r}: a worker runs 1 to {MOST_CONCURRENCY:,} jobs at one time, an int")
+            raise ConfigurationError(f"concurrency={self.concurrency!r}: expected an int from 1 to {MOST_CONCURRENCY:,}")
         for name in ("grace", "last_words", "ttl", "start_timeout", "drain_horizon", "stall_limit"):
             seconds = getattr(self, name)
             if not _is_number(seconds, int | float) or not 0 <= seconds < float("inf"):
-                raise ConfigurationError(f"{name}={seconds!r}: it is a number of seconds, 0 or more")
+                raise ConfigurationError(f"{name}={seconds!r}: expected seconds, 0 or more")
 
 
 def _is_number(given: object, kind: type[int] | UnionType) -> bool:

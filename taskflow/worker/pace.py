@@ -1,32 +1,34 @@
-"""Measures how fast runs end here and how long they take. This decides how many leases a worker may hold in reserve."""
+"""Measures how fast runs end here and how long they take, to decide how many leases a worker may hold in reserve."""
 
 from __future__ import annotations
 
 from typing import Final
 
 STARTS_WITHIN: Final = 0.02
-"""Seconds within which a reserved lease should start. A queue whose median run takes longer has no reserve: another worker could begin its
-jobs meanwhile."""
+"""Seconds within which a reserved lease should start. A queue whose median run takes longer has no reserve, because another worker could
+start its
+jobs meanwhile.
+"""
 
 MEASURED_OVER: Final = 0.01
 """Seconds over which ends are counted, unless there are `ENDS_NEEDED`."""
 
 ENDS_NEEDED: Final = 50
 MOMENT: Final = 0.001
-"""`ENDS_NEEDED` ends within `MOMENT` seconds suffice to know the pace, so that the claim after a burst is large enough."""
+"""If `ENDS_NEEDED` runs end within this many seconds, the pace is known, so the claim after a burst is large enough."""
 
 REMEMBERED: Final = 16
-"""Runs by which a queue's median is judged: this many more short ones than long ones, or the reverse, outweigh all before."""
+"""The weight of a queue's history: this many more short runs than long ones, or the reverse, outweigh all earlier ones."""
 
 FADES_AFTER: Final = 60.0
-"""Seconds after which a queue in which no run ends no longer counts, on top of the time of its last run. It may never be used again."""
+"""Seconds, besides the duration of its last run, after which a queue in which no run ends no longer counts. It may never be used again."""
 
 QUEUES: Final = 1_000
-"""If more queues than this are seen (names may be generated), all statistics are dropped."""
+"""If there are more queues than this (names may be generated), all statistics are dropped."""
 
 
 class Pace:
-    """The pace of one session. Instants are of the monotonic clock."""
+    """The pace of one session. Times are of the monotonic clock."""
 
     def __init__(self, now: float) -> None:
         self._since = now
@@ -38,7 +40,7 @@ class Pace:
         self._fades_at = now
 
     def note(self, queue: str, ran_for: float) -> None:
-        """Note that a run has ended."""
+        """Record the end of a run."""
         self._ended += 1
         leaning = self._leanings.get(queue, 0)
         if ran_for > STARTS_WITHIN:
@@ -63,7 +65,7 @@ class Pace:
             del self._slow_until[queue], self._leanings[queue]
 
     def _lean(self, queue: str, leaning: int, ran_for: float) -> None:
-        """Note a short or long run of a queue. A leaning above 0 means that most of its runs are long."""
+        """Record a short or long run of a queue. A leaning above 0 means that most of its runs are long."""
         if len(self._leanings) >= QUEUES and queue not in self._leanings:
             self._leanings.clear()
             self._slow_until.clear()

@@ -8,17 +8,17 @@ INTERVAL: Final = 60.0
 """Seconds between two lines of one name."""
 
 MOST_NAMES: Final = 1_000
-"""Names that are counted separately; all others share one line."""
+"""The maximum number of names that are counted separately; all others share one line."""
 
 
 class ParkLog:
-    """Decides which parked run has a line. A line also counts the runs without one since the last line of that name."""
+    """Decides which parked run gets a line. A line also counts the runs without one since the last line of that name."""
 
     def __init__(self) -> None:
         self._names: dict[str, tuple[float, int]] = {}
 
     def count(self, name: str, now: float) -> int | None:
-        """Return how many runs of that name were parked without a line since the last one; None if this run has no line either."""
+        """Return how many runs of that name were parked without a line since the last one, or None if this run gets no line either."""
         if name not in self._names and len(self._names) >= MOST_NAMES:
             name = ""
         since, unsaid = self._names.get(name, (now - INTERVAL, 0))
@@ -27,6 +27,6 @@ class ParkLog:
             return None
         self._names[name] = now, 0
         if not name:
-            # Forget names whose last line is older than an interval. Jobs that are still parked come back within 5 minutes.
+            # Forget names whose last line is older than an interval. Jobs that are still parked return within 5 minutes.
             self._names = {name: (since, unsaid) for name, (since, unsaid) in self._names.items() if now - since < INTERVAL}
         return unsaid

@@ -22,13 +22,13 @@ class Phase(IntEnum):
 
     WORKING = 0
     FINISHING = 1
-    """It claims nothing more; what it holds ends by itself."""
+    """It claims nothing more. Its runs end by themselves."""
 
     WINDING_DOWN = 2
-    """What runs has the grace time."""
+    """Its runs have the grace time."""
 
     STOPPING = 3
-    """The grace time is over; what still runs is cancelled and handed back, then the session leaves."""
+    """The grace time is over. Remaining runs are cancelled and handed back, then the session leaves."""
 
     LOST = 4
     """The store, or the worker itself, has declared the session dead. Other workers may run its jobs."""

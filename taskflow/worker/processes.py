@@ -27,8 +27,8 @@ SUPERVISED: Final = "TASKFLOW_SUPERVISED"
 """The environment variable that tells a worker its supervisor: the descriptor of its socket, its pid, and the worker's slot."""
 
 RETIRE: Final = b"retire\n"
-"""A supervisor's message to a worker. The other one is ``died SESSION CAUSE``: the worker reports it to the broker and answers ``told
-SESSION``."""
+"""The supervisor's message that a worker should retire. The other message is ``died SESSION CAUSE``: the worker reports it to the broker
+and answers ``told SESSION``."""
 
 WEIGH_EVERY: Final = 1.0
 LONGEST_LINE: Final = 4096
@@ -42,11 +42,11 @@ _STOPPED: Final = frozenset("Tt")
 MAX_DEATHS: Final = 100
 REPORT_AGAIN_AFTER: Final = 5.0
 DROPPED_AFTER: Final = 300.0
-"""Seconds after which a death is no longer reported: by then the session has lapsed anyway."""
+"""Seconds after which a death is no longer reported, because by then the session has lapsed anyway."""
 
 
 class Onlooker(Protocol):
-    """Gets the same reports as the supervisor: from its workers, and that it is told to stop."""
+    """Receives the same reports as the supervisor: those of its workers, and that it is asked to stop."""
 
     def note(self, pid: int, news: str | Ending) -> None: ...
     def stop(self) -> None: ...
@@ -63,8 +63,8 @@ def supervise(
 ) -> int:
     """Keep the plan's workers running, each a process that runs `command`, until all have ended for good. Return the exit code.
 
-    Without `environment` they get this process's. `on_crash` is called at once when a worker dies. Living workers report its death to the
-    broker; if there is none, the next one does.
+    The workers get `environment`, or else that of this process. `on_crash` is called at once when a worker dies. Living workers report the
+    death to the broker; if there is none, the next one does.
     """
     with Wakes() as wakes, Processes(command, wakes, environment) as processes:
         if watch is not None:
@@ -108,11 +108,11 @@ def _pass_on(supervisor: Supervisor, wakes: Wakes, processes: Processes, onlooke
 
 
 CHANGED: Final = 0
-"""No signal has this number."""
+"""Means that files have changed. No signal has this number."""
 
 
 class Wakes:
-    """Turns signals and changes of files into bytes in a pipe, which can be waited for. The handlers do nothing else, so they interrupt
+    """Turns signals and file changes into bytes in a pipe that can be waited for. The handlers do nothing else, so they interrupt
     nothing."""
 
     def __init__(self) -> None:
@@ -133,17 +133,18 @@ class Wakes:
             return b""
 
     def note_change(self) -> None:
-        """Note a change of files. From any thread."""
+        """Record that files have changed. From any thread."""
         os.write(self._writer, bytes([CHANGED]))
 
     def has_lost_terminal(self) -> bool:
-        """Return True if the terminal on which this started is gone. Then a SIGHUP only reports that, and requests no restart."""
+        """Return True if the terminal that started this process is gone. Then a SIGHUP only reports that, and does not request a
+        restart."""
         return self._had_terminal and not _has_terminal()
 
     def __enter__(self) -> Self:
         signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP):
-            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # under nohup it stays ignored
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # under nohup, SIGHUP stays ignored
                 self._before[number] = signal.signal(number, _note)
         return self
 
@@ -168,7 +169,8 @@ def _has_terminal() -> bool:
 
 
 class Processes:
-    """The worker processes. Each has its own session, so that a Ctrl-C in the terminal reaches only the supervisor, which passes it on."""
+    """The worker processes. Each has a separate session, so that a Ctrl-C in the terminal reaches only the supervisor, which passes it
+    on."""
 
     def __init__(self, command: Sequence[str], wakes: Wakes, environment: Mapping[str, str] | None = None) -> None:
         self._command = list(command)
@@ -194,7 +196,7 @@ class Processes:
         return pid
 
     def signal(self, pid: int, number: int) -> None:
-        if pid in self._sockets:  # not reaped, so its pid is still its own
+        if pid in self._sockets:  # not reaped yet, so no other process can have its pid
             os.kill(pid, number)
 
     def retire(self, pid: int) -> bool:
@@ -222,7 +224,8 @@ class Processes:
 
     def news(self) -> Iterator[tuple[int, str | Ending]]:
         """Yield the workers' reports and the ends of processes, which are reaped: workers after their last report, and orphans if this is
-        process 1."""
+        process 1.
+        """
         for pid, worker_socket in self._sockets.items():
             for line in self._listen(worker_socket):
                 self._note_line(worker_socket, line)
@@ -252,7 +255,7 @@ class Processes:
     def _listen(self, worker_socket: WorkerSocket) -> list[str]:
         lines = worker_socket.take()
         if worker_socket.is_closed:
-            self._unregister(worker_socket)  # otherwise its end would wake us again and again
+            self._unregister(worker_socket)  # otherwise its end would wake the loop again and again
         return lines
 
     def _forget(self, worker_socket: WorkerSocket) -> None:
@@ -267,7 +270,7 @@ class Processes:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Close the sockets. If a bug left workers running, they see that and end."""
+        """Close the sockets. If a bug has left workers running, they notice that and end."""
         self._selector.close()
         for worker_socket in self._sockets.values():
             worker_socket.close()
@@ -322,7 +325,7 @@ class WorkerSocket:
         return self._end.fileno()
 
     def take(self) -> list[str]:
-        """Return the lines that have arrived. Does not wait."""
+        """Return the lines that have arrived, without waiting."""
         while not self.is_closed and (chunk := self._read()) is not None:
             self._rest += chunk
             self.is_closed = not chunk or len(self._rest) > LONGEST_LINE * 16
@@ -344,7 +347,7 @@ class WorkerSocket:
             return self._end.recv(LONGEST_LINE)
         except BlockingIOError:
             return None
-        except OSError:  # the other end closed with unread data
+        except OSError:  # the other end closed it with unread data
             return b""
 
 

@@ -1,10 +1,10 @@
-"""Jobs that crashed: their last run took down its worker, or ran beside the one that did. Nobody knows which job it was.
+"""Runs jobs that crashed: their last run took down its worker, or ran beside the one that did. It is unknown which job it was.
 
-If the guilty job ran among others, it would take them down each time, and they would be counted as crashed as often as it. So suspects
-run separately: a few at a time after their first crash, then one at a time, the least suspicious first. Before a trial, runs that had
-begun may end, and all other leases are handed back, so that they are not lost with the worker. Nothing is claimed until the jobs on trial
-have survived for a while; the time grows with the crashes. If one more crash would make a job poison, it has the worker to itself for its
-whole run, within a limit: if that kills the worker, no other job is blamed.
+If the guilty job ran among others, it would take them down each time, and they would count as crashed as often as it does. So suspects
+run separately: a few at a time after their first crash, then one at a time, the least suspicious first. Before a trial, started runs may
+end, and all other leases are handed back, so that they are not lost with the worker. Nothing is claimed until the jobs on trial have
+survived for a while; the time grows with the crashes. If one more crash would make a job poison, it has the worker to itself for its
+whole run, within a limit. If it then kills the worker, no other job is blamed.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from taskflow.worker.lease_table import HeldLease, LeaseTable
 
 
 class Trial(NamedTuple):
-    """`together`     the number of jobs that run at one time
-    `probation`    seconds after which other jobs may begin beside them
-    `until_alone`  seconds to wait for earlier runs to end and for the store to take back the rest. Runs that go on share the risk"""
+    """`together`     the number of jobs that run at the same time
+    `probation`    seconds after which other jobs may start beside them
+    `until_alone`  seconds to wait for earlier runs to end and for the store to take back the rest. Runs that continue share the risk
+    """
 
     together: int
     probation: float
@@ -30,9 +31,9 @@ class Trial(NamedTuple):
 
 
 TRIALS: Final = {
-    # Of a hundred neighbours of the guilty job, this clears most in seconds: a job that kills its worker usually does so at once.
+    # This clears most of a hundred neighbours of the guilty job in seconds, because a job that kills its worker usually does so at once.
     1: Trial(10, 0.5, 2.0),
-    # It may be a job that runs out of memory after a while.
+    # The job may run out of memory after a while.
     2: Trial(1, 10.0, 10.0),
 }
 LAST: Final = Trial(1, 300.0, 30.0)
@@ -64,7 +65,7 @@ class Quarantine:
         self._has_some.set()
 
     def take_all(self) -> list[HeldLease]:
-        """Return the leases that have not begun, chosen or not. They will not begin any more."""
+        """Return the leases that have not started, chosen or not. They will not start any more."""
         taken = self._held([*self._chosen, *self._waiting])
         self._chosen, self._waiting = [], []
         return taken
@@ -81,8 +82,9 @@ class Quarantine:
                 self._lease_table.end_trial()
 
     def _choose(self) -> Trial | None:
-        """Choose the leases to try now, and hand back the rest. If other code cancels `run` after that, it begins again and chooses
-        anew."""
+        """Choose the leases to try now, and hand back the rest. If other code cancels `run` after that, it starts again and chooses
+        anew.
+        """
         waiting = sorted(self.take_all(), key=_crashes)
         if not waiting:
             return None
@@ -104,7 +106,7 @@ class Quarantine:
             await self._lease_table.wait_for_change(left)
 
     def _held(self, waiting: list[HeldLease]) -> list[HeldLease]:
-        """Return those leases that have not been lost meanwhile."""
+        """Return the leases that have not been lost meanwhile."""
         return [holding for holding in waiting if self._lease_table.holds(holding)]
 
 

@@ -10,9 +10,9 @@ from taskflow.model.seams import Chance
 
 
 class QueueChoice:
-    """``a,b`` is strict, ``a=3,b=1`` is weighted; without names it is every queue in turn.
+    """``a,b`` is a strict order, ``a=3,b=1`` is weighted; without names, the worker takes all queues in turn.
 
-    With weights, each queue comes first in its share of the claims, so that none starves.
+    With weights, each queue is first in its share of the claims, so that none starves.
     """
 
     def __init__(self, weights: Mapping[str, int | None] | None = None, chance: Chance = random.Random()) -> None:  # noqa: B008  # a default chance
@@ -21,11 +21,11 @@ class QueueChoice:
         self._weights = {name: weight for name, weight in weights.items() if weight is not None}
         self._chance = chance
         if self._weights and len(self._weights) != len(weights):
-            raise ValueError(f"queues {', '.join(weights)}: give every queue a weight (a=3,b=1), or none (a,b: strictly in that order)")
+            raise ValueError(f"queues {', '.join(weights)}: give every queue a weight (a=3,b=1), or none (a,b: in strict order)")
 
     @classmethod
     def parse(cls, text: str) -> QueueChoice:
-        """Parse the text of `--queues`. Raises ValueError that names the wrong part."""
+        """Parse the text of `--queues`. Raises ValueError, naming the wrong part."""
         weights: dict[str, int | None] = {}
         for part in text.split(","):
             name, separator, weight = part.strip().partition("=")
@@ -38,8 +38,10 @@ class QueueChoice:
         return cls(weights)
 
     def order(self) -> Sequence[str]:
-        """Return the queues in the order of this claim. With weights it is a draw without replacement (Efraimidis and Spirakis 2006: the
-        largest of u ** (1 / weight) comes first)."""
+        """Return the queues in the order of this claim. With weights it is a random order without replacement: the largest u ** (1 /
+        weight) is first
+        (Efraimidis and Spirakis 2006).
+        """
         if not self._weights:
             return self.names
         return sorted(self.names, key=lambda name: self._chance.random() ** (1 / self._weights[name]), reverse=True)

@@ -1,4 +1,4 @@
-"""The runs of a session: decides which lease begins when, from its claim to its settlement."""
+"""The runs of a session: decides which lease starts when, from its claim to its settlement."""
 
 from __future__ import annotations
 
@@ -20,14 +20,16 @@ from taskflow.worker.settler import Settler
 from taskflow.worker.threads import Threads
 
 PORTION: Final = 0.002
-"""Seconds for which jobs are begun in a row before the loop does something else."""
+"""Seconds for which jobs are started without a break, before the loop does something else."""
 
 PATIENCE: Final = 0.1
-"""Seconds that a lease may wait in reserve. Then it is handed back, because another worker could begin it."""
+"""Seconds that a lease may wait in reserve. Then it is handed back, because another worker could start it."""
 
 AHEAD: Final = 3
-"""The reserve and the leases that await their settlement's answer may each be this many times the slots. A cycle of two hundred jobs costs
-less per job than one of a hundred, mostly in the store. In longer cycles worker and store wait for each other more than they save."""
+"""The reserve, and the leases that await their settlement's answer, may each be this many times the slots. A cycle of two hundred jobs
+costs less
+per job than one of a hundred, mostly in the store. In longer cycles, worker and store wait for each other more than they save.
+"""
 
 SLOW: Final = 0.5
 
@@ -41,11 +43,11 @@ CUT_OFF_WITHIN: Final = 1.0
 
 
 class Runs:
-    """A slot for each run, and a small reserve, so that no slot waits for a round trip: a claim is under way while other jobs run and
+    """Manages a slot for each run, and a small reserve, so that no slot waits for a round trip: the next claim is made while jobs run and
     settle.
 
-    `slots` limits the runs at one time. If the worker is killed, more leases are affected: those that await the answer to their settlement,
-    and the reserve. Each of the two is limited to the runs that end within 20 ms, and to `AHEAD` times `slots`; the former may always be as
+    `slots` limits the running jobs. If the worker is killed, more leases are affected: those that await the answer to their settlement, and
+    the reserve. Each of the two is limited to the runs that end within 20 ms, and to `AHEAD` times `slots`; the former may always be as
     many as `slots`. If jobs take longer than 20 ms, at most twice `slots` are leased.
     """
 
@@ -71,8 +73,10 @@ class Runs:
 
     @property
     def free(self) -> int:
-        """Return the slots in which a run could begin. From any thread. A plain function that was left behind, here or in an earlier
-        session, occupies its slot, because its thread is still busy."""
+        """Return the number of free slots. From any thread. A plain function that was given up, here or in an earlier session, occupies its
+        slot, because
+        its thread is still busy.
+        """
         if not self._lease_table.is_open:
             return 0
         unanswered = len(self._lease_table) - len(self._reserve) - self._slots
@@ -89,7 +93,7 @@ class Runs:
         return self._threads.left_behind >= self._slots
 
     def room(self) -> int:
-        """Return how many leases to claim now. Slots are filled at once; the reserve is filled when half of it is used, in full round
+        """Return the number of leases to claim now. Slots are filled at once. The reserve is filled when half of it is used, in full round
         trips."""
         if not self._lease_table.is_open:
             return 0
@@ -105,12 +109,12 @@ class Runs:
     # --- leases that wait -------------------------------------------------------------------------------
 
     def add(self, leases: Iterable[Lease], claimed_at: float) -> None:
-        """Queue leases. They begin in order as slots become free."""
+        """Queue leases. They start in order as slots become free."""
         self._reserve.extend([self._lease_table.add(lease, claimed_at) for lease in leases])
         self._lease_table.nudge()
 
     def give_back_reserve(self) -> None:
-        """Hand the reserve back to other workers. It does not count as a hand-back after which a job waits."""
+        """Hand the reserve back to other workers, without counting a hand-back."""
         while self._reserve:
             self.give_back(self._reserve.popleft())
 
@@ -118,12 +122,12 @@ class Runs:
         self._settler.offer(holding, settlement_of(holding.lease, HandedBack(counts=False)))
 
     def drop_reserve(self) -> None:
-        """Forget the reserve: it already belongs to others."""
+        """Forget the reserve, because it already belongs to other workers."""
         self._lease_table.remove([holding.lease.claim for holding in self._reserve])
         self._reserve.clear()
 
     def ask_to_stop(self, holding: HeldLease, why: str) -> None:
-        """Stop the lease's run. A lease that has not begun never begins; if it was to be cancelled, it is settled at once."""
+        """Stop the lease's run. A lease that has not started never does; if it was to be cancelled, it is settled at once."""
         holding.ask_to_stop(why)
         if holding in self._reserve:
             self._reserve.remove(holding)
@@ -131,7 +135,7 @@ class Runs:
                 self._settler.offer(holding, settlement_of(holding.lease, Cancelled(CANCELLED)))
 
     async def run(self) -> None:
-        """Begin waiting leases as slots become free."""
+        """Start waiting leases as slots become free."""
         while True:
             self._look_ahead()
             while self.free and self._reserve:
@@ -142,7 +146,7 @@ class Runs:
             await self._lease_table.wait_for_change(PATIENCE if self._reserve else None)
 
     def begin_waiting(self) -> None:
-        """Begin as many as there are free slots, and as fit into `PORTION` seconds."""
+        """Start as many as there are free slots, and as fit into `PORTION` seconds."""
         until = time.monotonic() + PORTION
         for _ in range(min(self.free, len(self._reserve))):
             self.begin(self._reserve.popleft())
@@ -168,7 +172,7 @@ class Runs:
             if task is not None and self.under_way.get(task) is holding:  # otherwise the loop is gone, and its coroutines are closed
                 settlement = self._executor.close(holding, closed)
         finally:
-            self._end(holding, settlement or settlement_of(holding.lease, HandedBack()))  # a cancellation may pass the executor
+            self._end(holding, settlement or settlement_of(holding.lease, HandedBack()))  # a cancellation may bypass the executor
 
     def _end(self, holding: HeldLease, settlement: Settlement) -> None:
         lease, ran_for = holding.lease, settlement.ran_for
@@ -189,9 +193,9 @@ class Runs:
     # --- runs that were asked to stop -------------------------------------------------------------------
 
     async def stop_all(self, why: str) -> None:
-        """Ask all runs to stop. After `last_words` seconds cut off those that go on, so that their jobs are given back.
+        """Ask all runs to stop. After `last_words` seconds cut off the remaining ones, so that their jobs are handed back.
 
-        A function in a thread goes on until it ends.
+        A function in a thread runs until it ends.
         """
         for holding in list(self.under_way.values()):
             holding.ask_to_stop(why)
@@ -207,10 +211,10 @@ class Runs:
             await asyncio.wait(list(self.under_way), timeout=patience)
 
     async def watch(self) -> None:
-        """Report runs that go on `last_words` seconds after they were asked to stop, and again more and more rarely.
+        """Report runs that continue `last_words` seconds after they were asked to stop, and again at growing intervals.
 
         A thread, or a job that swallows its cancellation, would otherwise go unnoticed. Each check also nudges, so that the fetcher looks
-        for free slots, and vitals can tell.
+        for free slots, and the vitals show it.
         """
         patience = max(SHORTEST_LOOK, self._last_words)
         while True:
@@ -228,5 +232,5 @@ class Runs:
 
 
 def settlement_of(lease: Lease, verdict: Verdict) -> Settlement:
-    """Return the settlement of a run that never began, or of which nothing is known."""
+    """Return the settlement of a run that never started, or of which nothing is known."""
     return Settlement(id=lease.envelope.id, epoch=lease.epoch, claim=lease.claim, verdict=verdict)

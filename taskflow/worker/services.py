@@ -1,4 +1,4 @@
-"""The services of a session: tasks that run for as long as a block lasts, whatever happens to them."""
+"""The services of a session: tasks that run until their block ends, whatever happens to them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Service = Callable[[], Coroutine[Any, Any, None]]
 
 PAUSES: Final = Pauses(0.1, 30.0)
 HEALTHY_AFTER: Final = 60.0
-"""Seconds after which a service that fails starts again with the shortest pause."""
+"""Seconds after which a failed service starts again with the shortest pause."""
 
 
 class Group:
@@ -36,7 +36,7 @@ class Group:
         self._group.start_soon(lambda: call, name=name)
 
     def close(self) -> None:
-        """Close the calls whose tasks were cancelled before their first step: anyio never awaits them, of which Python would warn."""
+        """Close the calls whose tasks were cancelled before their first step. anyio never awaits them, and Python would warn about that."""
         for call in self._calls:
             if inspect.getcoroutinestate(call) == inspect.CORO_CREATED:
                 call.close()
@@ -44,10 +44,11 @@ class Group:
 
 @asynccontextmanager
 async def a_group() -> AsyncIterator[Group]:
-    """Open a task group that the block ends by itself: its tasks are cancelled then, and awaited.
+    """Open a task group that the end of the block closes: its tasks are then cancelled and awaited.
 
-    A job may cancel every task there is. anyio's group then ends the block too, in silence, as if the group had been cancelled on purpose.
-    This one raises CancelledError instead, so that the task that walks through the session stops, and starts again where it was.
+    A job may cancel every existing task. anyio's group would then end the block without an error, as if the group had been cancelled on
+    purpose.
+    This one raises CancelledError instead. So the task that walks through the session stops, and starts again where it was.
     """
     has_ended = False
     tasks = anyio.create_task_group()
@@ -64,10 +65,11 @@ async def a_group() -> AsyncIterator[Group]:
 
 
 class Services:
-    """Starts services, each of which goes on: without one of them the worker would be alive and do nothing.
+    """Starts services and restarts each one that ends, because without one of them the worker would be alive and do nothing.
 
-    A service that somebody else has cancelled starts again at once: a job may cancel every task there is. One that has failed starts again
-    after a growing pause, and the session lives on: a bug here, or one odd row, must not cost the other jobs their leases.
+    A service that other code has cancelled starts again at once, because a job may cancel every existing task. A failed service starts
+    again
+    after a growing pause. The session continues: a bug here, or one bad row, must not cost the other jobs their leases.
     `on_end` is called whenever a service ends.
     """
 
@@ -78,14 +80,14 @@ class Services:
 
     @asynccontextmanager
     async def running(self, *services: Service) -> AsyncIterator[None]:
-        """Run them for as long as the block lasts."""
+        """Run the services until the block ends."""
         tasks = list[asyncio.Task[Any]]()
         async with a_group() as group:
             for service in services:
                 group.start(self._run(service, tasks), service.__qualname__)
             try:
                 yield
-            finally:  # at once: anyio passes over a task that is about to run, and one that is woken in each turn of the loop always is
+            finally:  # at once: anyio skips a task that is about to run, and one that is woken in each turn of the loop always is
                 for task in tasks:
                     task.cancel()
 
@@ -104,7 +106,7 @@ class Services:
                 if anyio.current_effective_deadline() == -math.inf:  # its group ends
                     raise
                 pause = 0.0
-            except (GeneratorExit, KeyboardInterrupt, SystemExit):  # for whoever runs the loop
+            except (GeneratorExit, KeyboardInterrupt, SystemExit):  # meant for the caller that runs the loop
                 raise
             except BaseException as error:
                 if time.monotonic() - began_at > pause + HEALTHY_AFTER:

@@ -46,20 +46,22 @@ from taskflow.worker.upkeep import Upkeep
 from taskflow.worker.vitals import Signs
 
 LAST_CLAIM: Final = 1.0
-"""Seconds that the answer of a claim is waited for when the worker winds down."""
+"""Seconds to wait for the answer to a claim when the worker winds down."""
 
 DEAF_LOOK: Final = 1.0
-"""Seconds between two looks at runs that do not end when they are asked to."""
+"""Seconds between two checks of runs that do not end when they are asked to."""
 
 _RULES: Final = Rules()
 
 
 class WorkerSession:
-    """One session. After it a worker that goes on begins another.
+    """One session. If the worker continues after it, the worker begins another one.
 
-    `begin` registers it, and `run` lives it: one walk through the phases. `finish`, `wind_down`, `hurry`, `lose` and `settle_by` only say
-    where that walk goes next. `has_forced` is true if runs had to be cancelled. `all_ended` is set when a session that finishes holds
-    nothing more, `runs_stopped` when no run goes on here but in threads.
+    `begin` registers it, and `run` walks through its phases. `finish`, `wind_down`, `hurry`, `lose` and `settle_by` only decide the next
+    step of
+    that walk. `has_forced` is True if runs had to be cancelled. `all_ended` is set when a finishing session has no leases left,
+    `runs_stopped`
+    when no run continues here except in threads.
     """
 
     def __init__(self, broker: Broker, executor: Executor, threads: Threads, options: WorkerOptions, seams: Seams, events: Events) -> None:
@@ -77,7 +79,7 @@ class WorkerSession:
         self._lease_table = LeaseTable()
         self._settler = Settler(broker, self._lease_table, events)
         self._runs = Runs(options, threads, self._lease_table, executor, self._settler, events)
-        too_old = options.ttl / 4  # half the ghost time, which is half the ttl
+        too_old = options.ttl / 4  # half of the ghost age, which is half of the ttl
         self._fetcher = Fetcher(broker, self.session.id, options.queues, self, too_old, events, seams.chance)
         self._upkeep = Upkeep(broker, seams.chance, events, on_ready=self._fetcher.look)
         self._quarantine = Quarantine(self._lease_table, self._runs, events)
@@ -87,13 +89,13 @@ class WorkerSession:
     # --- its life ---------------------------------------------------------------------------------------
 
     async def begin(self) -> None:
-        """Raises what the broker raises when it cannot be reached."""
+        """Register the session, and start its heartbeat. Raises the errors of the broker."""
         await self._broker.register(self.session)
         self._events.tell(SessionOpened(self.session.name, self.session.id))
         self._keeper.start(self._broker.sibling())
 
     async def run(self) -> None:
-        """Live to the end. A call after a cancellation goes on in the phase where the cancelled one was."""
+        """Run the session to its end. If this was cancelled, the next call continues in the same phase."""
         if self.phase is Phase.ENDED:
             return
         async with self._services.running(self._settler.run, self._settler.run_held_up, self._hear_of_stops):
@@ -107,10 +109,10 @@ class WorkerSession:
         self._enter(Phase.ENDED)
 
     async def _work(self) -> None:
-        """Until no run goes on."""
+        """Return when no run continues."""
         async with self._services.running(self._runs.watch):
             async with self._services.running(self._upkeep.run):
-                # The fetcher first of all: somebody may have waited for this worker.
+                # The fetcher is first, because a caller may be waiting for this worker.
                 async with self._services.running(self._fetcher.run, self._runs.run, self._quarantine.run):
                     await self.until(Phase.FINISHING)
                     if self.phase is not Phase.LOST:
@@ -123,7 +125,7 @@ class WorkerSession:
         self.runs_stopped.set()
 
     def _part_with_what_waits(self) -> None:
-        """Leases that have not begun go back. If the session is lost, they are another worker's already."""
+        """Hand back leases that have not started. If the session is lost, they already belong to other workers."""
         waiting = self._quarantine.take_all()
         if self.phase is Phase.LOST:
             self._lease_table.remove([holding.lease.claim for holding in waiting])
@@ -133,7 +135,7 @@ class WorkerSession:
             self._runs.give_back(holding)
         self._runs.give_back_reserve()
         for holding in self._runs.under_way.values():
-            if holding.started is None and holding.stop is not None:  # it waits for a child process still, and need not wait here
+            if holding.started is None and holding.stop is not None:  # it still waits for a child process, and need not wait any longer
                 holding.ask_to_stop(WINDING_DOWN)
 
     async def _finish_runs(self) -> None:
@@ -156,8 +158,9 @@ class WorkerSession:
         """Offer the verdicts until the store has answered.
 
         A session that winds down waits at most `last_words` for that; the store learns of the rest when the session lapses. A past session
-        waits until `settle_by`, or for ever: only the store knows whether its verdicts still count. When the worker ends, runs that go on
-        against their cancellation are not waited for: the leave hands their jobs back.
+        waits until `settle_by`, or for ever, because only the store knows whether its verdicts still count. When the worker ends, it does
+        not wait
+        for runs that ignore their cancellation: leaving the session hands their jobs back.
         """
         if self._settles_until is None and self._grace_ends_at is not None:
             self._settles_until = time.monotonic() + self._options.last_words
@@ -167,10 +170,11 @@ class WorkerSession:
                 break
             await self._lease_table.wait_for_change(left)
         if untold := tuple(holding.lease for holding in self._lease_table.unanswered() if holding.started is not None):
-            self._events.tell(VerdictsLost(untold, "the broker has not answered by the worker's end"))
+            self._events.tell(VerdictsLost(untold, "the broker did not answer before the worker ended"))
 
     async def _leave(self) -> None:
-        """Hand back what is still leased. A claim on its way may have leased jobs to a session that is lost, unknown to the store."""
+        """Leave, and hand back the remaining leases. A claim under way may have leased jobs to a lost session that the store still
+        considers alive."""
         is_past, within = self._grace_ends_at is None, self._options.last_words
         if is_past and self._runs.under_way:
             return
@@ -180,7 +184,7 @@ class WorkerSession:
         with anyio.move_on_after(within) as waiting:
             try:
                 await self._broker.beat(Beat(session=self.session.id, leaving=True))
-            except SessionLost:  # it holds nothing any more
+            except SessionLost:  # it has no leases any more
                 pass
             except Exception as raised:
                 error = raised
@@ -190,11 +194,11 @@ class WorkerSession:
     # --- where it goes next -----------------------------------------------------------------------------
 
     def finish(self) -> None:
-        """Claim nothing more, and let runs end."""
+        """Stop claiming, and let runs end."""
         self._enter(Phase.FINISHING)
 
     def wind_down(self) -> None:
-        """Claim nothing more, let runs end for the grace time, cancel and hand back the rest, and leave."""
+        """Stop claiming, let runs end for the grace time, cancel and hand back the rest, and leave."""
         if self.phase < Phase.WINDING_DOWN:
             self._grace_ends_at = time.monotonic() + self._options.grace
             self._enter(Phase.WINDING_DOWN)
@@ -206,24 +210,24 @@ class WorkerSession:
             self._enter(Phase.STOPPING)
 
     def lose(self, why: str) -> None:
-        """The session is dead, or must be considered dead: cancel the runs, since others may run these jobs already."""
+        """Cancel the runs, because the session is dead, or must be considered dead, and other workers may run its jobs."""
         if self.phase < Phase.LOST:
             is_followed = self.phase < Phase.WINDING_DOWN
-            self._lease_table.close()  # nothing begins any more
+            self._lease_table.close()  # nothing starts any more
             self._enter(Phase.LOST)
             self._events.tell(SessionEnded(self.session.name, why, is_followed))
 
     def fall_silent(self, why: str) -> None:
-        """From any thread: send no more heartbeats. The session is lost as soon as the loop hears of it."""
+        """Send no more heartbeats. The session is lost as soon as the event loop handles this. From any thread."""
         self._keeper.fall_silent(why)
 
     def settle_by(self, instant: float) -> None:
-        """Offer verdicts until that instant of the monotonic clock, and no longer."""
+        """Offer verdicts until this time of the monotonic clock, and no longer."""
         self._settles_until = instant
         self._lease_table.nudge()
 
     def look_again(self) -> None:
-        """There may be room for more than there was."""
+        """Check for room again."""
         self._lease_table.nudge()
 
     async def until(self, phase: Phase) -> None:
@@ -241,12 +245,12 @@ class WorkerSession:
 
     @property
     def age(self) -> float:
-        """Seconds since it was made."""
+        """The age of the session in seconds."""
         return time.monotonic() - self._made_at
 
     @property
     def slow(self) -> tuple[HeldLease, float] | None:
-        """The last run that took a while, and when it ended."""
+        """The last run that took long, and when it ended."""
         return self._runs.slow
 
     def holding_of(self, run: JobContext) -> HeldLease | None:
@@ -275,7 +279,7 @@ class WorkerSession:
         await self._lease_table.wait_for_change()
 
     def take(self, leases: Sequence[Lease], claimed_at: float) -> None:
-        """Begin the other runs before those in quarantine; nothing waits while these are tried."""
+        """Start the other runs before those in quarantine. Nothing waits while these are tried."""
         if self.phase >= Phase.WINDING_DOWN:
             self.give_back(leases, claimed_at)
             return
@@ -312,7 +316,7 @@ class WorkerSession:
             if (holding := self._lease_table.get(claim)) is not None:
                 self._runs.ask_to_stop(holding, CANCELLED)
         for claim in answer.lost:
-            # Not when its settlement is under way: that took it off the session, and its answer follows.
+            # Ignored while its settlement is under way: that ended the lease, and the answer will follow.
             if (holding := self._lease_table.get(claim)) is not None and not holding.is_offered:
                 self._events.tell(LeaseLost(holding.lease))
                 self._runs.ask_to_stop(holding, LOST)
@@ -323,7 +327,7 @@ class WorkerSession:
             self._events.tell(ReportDropped(holding.lease, why))
 
     async def _hear_of_stops(self) -> None:
-        """The next heartbeat tells which runs to stop: send it at once then."""
+        """Send a heartbeat at once after a nudge: its answer names the runs to stop."""
         with self._broker.listen([topics.session(self.session.id)]) as nudges:
             while True:
                 await nudges.wait()

@@ -1,4 +1,4 @@
-"""Sends the verdicts to the broker, in as few round trips as possible."""
+"""Sends verdicts to the broker, in as few round trips as possible."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ UNWRITABLE: Final = "taskflow.VerdictNotWritable"
 
 
 class Settler:
-    """Group commit without a timer: what comes while a batch is under way gathers into the next.
+    """Group commit without a timer: settlements that arrive while a batch is under way form the next one.
 
-    A settlement is offered until the store has answered it or its lease is lost: it is worse to lose a job than to run it twice. Those that
-    somebody's transaction holds up in the store are offered again apart, by `run_held_up`: the others do not wait for them.
-    `waiting_since` is since when no batch has been answered although one is to be, of the monotonic clock; None when nothing waits.
+    A settlement is offered until the store has answered it or its lease is lost, because losing a job is worse than running it twice. If
+    another
+    program's transaction holds up settlements in the store, `run_held_up` offers them again separately, and the others do not wait.
+    `waiting_since` is the time of the monotonic clock since when a batch has not been answered; None if nothing waits.
     """
 
     def __init__(self, broker: Broker, lease_table: LeaseTable, events: Events) -> None:
@@ -43,12 +44,12 @@ class Settler:
         self.waiting_since: float | None = None
 
     def offer(self, holding: HeldLease, settlement: Settlement) -> None:
-        """Settle it; what was lost meanwhile is only told of, since the store would answer STALE."""
+        """Queue the settlement. If its lease was lost, only an event is sent, because the store would answer STALE."""
         if not self._lease_table.holds(holding):
             self._tell_stale(holding.lease, settlement)
             return
         holding.is_offered = True
-        if not self._inbox:  # else it has been told, or will look again
+        if not self._inbox:  # otherwise `run` has been woken, or will check again
             self._arrived.set()
         self._inbox.append(settlement)
 
@@ -58,7 +59,7 @@ class Settler:
             self._arrived.clear()
             while self._inbox:
                 await self._settle_some(self._inbox)
-            self.waiting_since = None  # what waited may have been lost meanwhile
+            self.waiting_since = None  # the waiting settlements may have been lost meanwhile
 
     async def run_held_up(self) -> None:
         while True:
@@ -73,12 +74,12 @@ class Settler:
         batch = self._take(waiting)
         try:
             await self._settle(batch)
-        except BaseException:  # not always the end: see `Services`. What had been settled is not taken again.
+        except BaseException:  # may not be the end: see `Services`. Settlements that were answered are not queued again.
             self._put_back(batch)
             raise
 
     def _take(self, waiting: deque[Settlement]) -> list[Settlement]:
-        """What is still ours to settle: a lease that was lost meanwhile is no longer in the lease table."""
+        """Remove and return the next settlements, without those whose leases were lost."""
         taken = [waiting.popleft() for _ in range(min(MAX_BATCH, len(waiting)))]
         return [settlement for settlement in taken if self._lease_table.get(settlement.claim) is not None]
 
@@ -107,7 +108,7 @@ class Settler:
         self._lease_table.remove([settlement.claim for settlement in batch])
 
     def _without_held_up(self, batch: list[Settlement], answers: list[Settled]) -> list[Settlement]:
-        """What has been answered for good; stale ones are told of."""
+        """Return the settlements with a final answer, and send an event for each stale one."""
         answered: list[Settlement] = []
         for settlement, answer in zip(batch, answers, strict=True):
             holding = self._lease_table.get(settlement.claim)
@@ -121,7 +122,7 @@ class Settler:
         return answered
 
     def _set_aside(self, settlement: Settlement, event: WorkerEvent) -> None:
-        """Offer it again apart from the others, and tell the event of it once."""
+        """Queue the settlement separately from the others, and send the event once."""
         if (holding := self._lease_table.get(settlement.claim)) is not None:
             if not holding.is_held_up:
                 self._events.tell(event)
@@ -130,7 +131,7 @@ class Settler:
             self._some_are_held_up.set()
 
     def _tell_stale(self, lease: Lease, settlement: Settlement) -> None:
-        if not isinstance(settlement.verdict, HandedBack):  # whoever has the job now has it back already
+        if not isinstance(settlement.verdict, HandedBack):  # for a hand-back it makes no difference: the job is already elsewhere
             self._events.tell(NotCounted(lease, settlement.verdict))
 
     async def _offer_again(self, batch: list[Settlement], error: Exception) -> None:
@@ -140,13 +141,13 @@ class Settler:
         await asyncio.sleep(pause)
 
     async def _settle_apart(self, batch: list[Settlement], error: Exception) -> None:
-        """Something in the batch cannot be written. It must not stand in the way of its neighbours: it alone fails, and says why."""
+        """Settle a batch of which something cannot be written one by one, so that only the unwritable settlement fails."""
         if len(batch) > 1:
             for settlement in batch:
                 await self._settle([settlement])
             return
         [unwritable] = batch
-        if unwritable.progress is not None:  # it may be that alone, which is no reason to fail the job
+        if unwritable.progress is not None:  # only the progress may be unwritable, which is no reason to fail the job
             await self._settle([msgspec.structs.replace(unwritable, progress=None)])
             return
         if isinstance(unwritable.verdict, Failed) and unwritable.verdict.error.type == UNWRITABLE:

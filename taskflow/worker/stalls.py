@@ -21,14 +21,14 @@ RARER: Final = 10
 """A stall is reported again when it has lasted this many times as long."""
 
 TELLING: Final = 2.0
-"""Seconds that subscribers may take: the loop may be blocked in the very log that should report it."""
+"""Seconds that subscribers may take, because the loop may be blocked in the very log that should report it."""
 
 
 class Standstill:
     """Measures how long something has stayed the same.
 
-    Time that the watching thread did not live through itself does not count: if the process was stopped, or had no interpreter, its loop
-    is not blocked.
+    Time during which the watching thread did not run does not count: if the process was stopped, or had no interpreter, its loop is not
+    blocked.
     """
 
     def __init__(self, read: Callable[[], object]) -> None:
@@ -37,7 +37,7 @@ class Standstill:
         self.seconds = 0.0
 
     def look(self, passed: float) -> bool:
-        """Look, `passed` seconds after the last look. Return True if something has changed since."""
+        """Check, `passed` seconds after the last check. Return True if something has changed since."""
         seen = self._read()
         if seen != self._seen:
             self._seen, self.seconds = seen, 0.0
@@ -47,38 +47,39 @@ class Standstill:
 
 
 class Watched(Protocol):
-    """What the watch asks and calls, from its own thread: the sessions of a worker."""
+    """The sessions of a worker, as the watch sees them. It calls these methods from its own thread."""
 
     @property
     def slow(self) -> tuple[HeldLease, float] | None:
-        """The last run that took a while, and when it ended."""
+        """The last run that took long, and when it ended."""
         ...
 
     @property
     def beats(self) -> object:
-        """Changes with every heartbeat that is answered, and with every session."""
+        """Changes with every answered heartbeat, and with every session."""
         ...
 
     def holding_of(self, run: JobContext) -> HeldLease | None:
-        """What a run holds, None when that is settled."""
+        """Return the lease of a run, or None if it is settled."""
         ...
 
     def note_silence(self) -> None:
-        """Nobody has beaten for the session although the watch has seen time pass for longer than its ttl."""
+        """Handle a heartbeat thread that is silent: the watch has seen more than the ttl pass without a heartbeat."""
         ...
 
     def give_up(self, *, is_told: bool) -> None:
-        """The loop stands still for good. `is_told` is whether the event could be told."""
+        """Handle a loop that is blocked for good. `is_told` is True if the subscribers took the event."""
         ...
 
 
 class StallWatch:
-    """Watches the loop in which it was started. Its thread never logs and never waits for the loop, so neither can block it.
+    """Watches the event loop in which it was started. Its thread never logs and never waits for the loop, so neither can block it.
 
-    `stall_limit`  seconds without progress of the loop after which it calls `watched.give_up`; 0 is never
+    `stall_limit`  seconds without progress of the loop after which it calls `watched.give_up`; 0 disables
     `ttl`          of the sessions, in seconds
-    `stalled_for`  seconds without progress of the loop, 0.0 when it moves; `looked_at` of the monotonic clock, to see whether it is alive
-    `blocker`      the lease of the job that is told to block it
+    `stalled_for`  seconds without progress of the loop, 0.0 when it runs; `looked_at` is of the monotonic clock, and shows that the watch
+    runs
+    `blocker`      the lease of the job that was reported to block it
     """
 
     def __init__(self, watched: Watched, events: Events, start_thread: StartThread, *, stall_limit: float, ttl: float) -> None:
@@ -131,16 +132,18 @@ class StallWatch:
             self._look_at_keeper(passed)
 
     def _look_back(self, passed: float, before: dict[int, float], waited: float) -> None:
-        """Say why this look comes much too late. In `waited` seconds this thread had no processor.
+        """Find out why this check is much too late. For `waited` seconds this thread had no processor.
 
-        A thread that computed for long held the interpreter, also on a busy machine. Python code would have given it up within milliseconds
-        of its own time. This thread asks for the interpreter every few milliseconds and waits for a processor each time: so `waited` proves
-        a lack of processors only if no thread of this process computed.
+        A thread that computed for long held the interpreter, also on a busy machine, because Python code releases it within milliseconds of
+        its
+        own time. This thread asks for the interpreter every few milliseconds and waits for a processor each time. So `waited` proves a lack
+        of
+        processors only if no thread of this process computed.
         """
         spent = {thread: seconds - before.get(thread, 0.0) for thread, seconds in self._computed.items()}
         thread = max(spent, key=lambda one: spent[one], default=self._thread)
-        # If the process was stopped, a thread may have computed between the look before and the stop, for less than `LOOK`. While this
-        # thread had no processor, the other one had less of it too.
+        # If the process was stopped, a thread may have computed for less than `LOOK` before that. While this thread had no processor,
+        # the other one had less of it too.
         is_computed = spent.get(thread, 0.0) >= min(max((passed - waited) / 5, LOOK / 2), 2 * LOOK)
         if is_computed:
             lease, lines = self._run_since(thread, passed)
@@ -152,10 +155,10 @@ class StallWatch:
         self._tell(lambda: InterpreterHeld(lease, passed - LOOK, self._ttl, is_computed, stacks.shown(lines)))
 
     def _run_since(self, thread: int, passed: float) -> tuple[Lease | None, list[stacks.Line]]:
-        """Return the lease of the run that held the interpreter in `thread`, and the lines where it is.
+        """Return the lease of the run that held the interpreter in `thread`, and its current lines.
 
-        A run is named if it was there for at least half of the time that this look is late, or if it took long and ended in that time.
-        After the call of C code the thread may have gone on to another run; its lines would then be wrong, and are left out.
+        A run is named if it was there for at least half of the time by which this check is late, or if it took long and ended in that time.
+        After a call of C code, the thread may have continued with another run. Its lines would then be wrong, and are left out.
         """
         holding, slow = self._holding_in(thread), self._watched.slow
         late = passed - LOOK
@@ -190,14 +193,15 @@ class StallWatch:
         self._watched.give_up(is_told=self._tell(lambda: StalledForGood(lease, lasted, stacks.shown_all(threads))))
 
     def _look_at_keeper(self, passed: float) -> None:
-        """Check that heartbeats are sent. The keeper reports a lapse itself at the ttl; if it does not, its thread is dead or hangs."""
+        """Check that heartbeats are sent. The heartbeat thread reports a lapse itself at the ttl; if it does not, it is dead or hangs."""
         self._beats.look(passed)
         if self._beats.seconds > self._ttl + 2 * FIRST_TOLD:
             self._beats.seconds = 0.0
             self._watched.note_silence()
 
     def _lease_on_loop(self) -> Lease | None:
-        """Return the lease of the job whose code the loop's thread is in. A plain function has a thread of its own, and blocks no loop."""
+        """Return the lease of the job whose code the loop's thread executes. A plain function runs in another thread, and blocks no
+        loop."""
         holding = self._holding_in(self._thread)
         return holding.lease if holding is not None and holding.in_thread is None else None
 
@@ -206,7 +210,7 @@ class StallWatch:
         return self._watched.holding_of(run) if run is not None else None
 
     def _tell(self, make: Callable[[], WorkerEvent]) -> bool:
-        """Tell the subscribers, in a thread that may hang, because this one must not. Return True if it was done in time."""
+        """Call the subscribers, in a thread that may hang, because this one must not. Return True if they returned in time."""
         try:
             teller = self._start_thread(lambda: self._events.tell(make()), "taskflow-tells")
         except RuntimeError:  # the system cannot start another thread
@@ -216,7 +220,7 @@ class StallWatch:
 
 
 def _clocks() -> tuple[float, dict[int, float]]:
-    """Read the monotonic clock and those of the threads together: no long call of C code may come between the two."""
+    """Read the monotonic clock and those of the threads together, so that no long call of C code can run between the two."""
     while True:
         begun_at, computed, now = time.monotonic(), stacks.seconds_computed(), time.monotonic()
         if now - begun_at < LOOK:

@@ -1,4 +1,4 @@
-"""The sessions of a worker: one after another, each from its start to its end."""
+"""The sessions of a worker, one after another, each from its start to its end."""
 
 from __future__ import annotations
 
@@ -25,20 +25,21 @@ from taskflow.worker.vitals import Signs
 
 PAUSES: Final = Pauses(0.1, 5.0)
 EARLY: Final = 10.0
-"""A session that ends within so many seconds of its start has ended early: what ended it will most likely end the next one too."""
+"""A session that ends within this many seconds has ended early: the cause will most likely end the next one too."""
 
 EARLY_PAUSES: Final = Pauses(0.25, 30.0)
 
 RESTART_PAUSES: Final = Pauses(0.01, 1.0)
 MOST_RESTARTS: Final = 20
-"""Times that a worker which winds down goes on after its task was cancelled."""
+"""How many times a worker that winds down continues after its task was cancelled."""
 
 
 class Succession:
-    """`present` is the session that works, None between two; `past` are lost ones whose verdicts are still being offered.
+    """`present` is the working session, None between two; `past` are lost sessions that still offer their verdicts.
 
-    One task walks from session to session, and each session is a task of its group. Somebody else may cancel them, a job that cancels every
-    task there is for example: then the walk starts again where it was. `phase` is the worker's own.
+    One task walks from session to session, and each session is a task of its group. Other code may cancel them, for example a job that
+    cancels
+    every existing task: then the walk starts again where it was. `phase` is the worker's own.
     """
 
     def __init__(self, make: Callable[[], WorkerSession], options: WorkerOptions, events: Events, chance: Chance) -> None:
@@ -62,9 +63,9 @@ class Succession:
     # --- asked by the worker ----------------------------------------------------------------------------
 
     async def begin(self) -> None:
-        """Begin the first session. Wait for a broker that does not answer, if the options say so."""
+        """Begin the first session. Wait for a broker that does not answer, if the options allow it."""
         timeout = self._options.start_timeout
-        self._beginning = anyio.CancelScope()  # the first one loads anyio's part for asyncio: before jobs are claimed, not after
+        self._beginning = anyio.CancelScope()  # loads anyio's asyncio backend before jobs are claimed, not after
 
         def note(error: Exception, times: int) -> None:
             if timeout and times == 1:
@@ -74,7 +75,7 @@ class Succession:
         self._start()
 
     async def finish(self) -> None:
-        """Let the present session claim nothing more. Return when everything has ended here and the broker knows."""
+        """Let the present session stop claiming. Return when everything has ended here and the broker knows."""
         self._enter(Phase.FINISHING)
         if (present := self.present) is not None:
             await present.all_ended.wait()
@@ -93,7 +94,7 @@ class Succession:
         self._lead()
 
     async def end(self) -> bool:
-        """After `wind_down`: return when all sessions have ended; True if runs had to be cancelled for that."""
+        """Return when all sessions have ended, after `wind_down`. The result is True if runs had to be cancelled."""
         await self.has_ended.wait()
         if self._error is not None:
             raise self._error
@@ -107,7 +108,7 @@ class Succession:
         self._lead()
 
     def _lead(self) -> None:
-        """The present session follows the worker's phase."""
+        """Bring the present session to the worker's phase."""
         if self.present is not None:
             if self.phase is Phase.FINISHING:
                 self.present.finish()
@@ -160,7 +161,7 @@ class Succession:
                 await asyncio.sleep(self._early_ends.failed())
             else:
                 self._early_ends.succeeded()
-            # On any error, no thread left for a keeper for example: to give up would be to live on and do nothing.
+            # Any error, such as no thread left for the heartbeat: if it gave up, the worker would be alive and do nothing.
             self.present = await retry(self._begin, PAUSES, on=Exception, note=self._note_trouble, draw=self._chance.random)
         if self.present is not None:
             group.start(self._live(self.present), "taskflow-session")
@@ -180,7 +181,7 @@ class Succession:
         self._events.tell(BrokerTrouble("a new session", str(error) or type(error).__name__, times))
 
     async def _end_all(self) -> None:
-        """The present session ends first. Past ones offer their verdicts meanwhile, for `last_words` seconds at least."""
+        """End the present session first. Meanwhile past ones offer their verdicts, for at least `last_words` seconds."""
         while self.phase is not Phase.WINDING_DOWN:
             self._moved.clear()
             await self._moved.wait()
@@ -203,13 +204,13 @@ class Succession:
 
     @property
     def beats(self) -> object:
-        """Changes with every heartbeat that is answered, and with every session."""
+        """Changes with every answered heartbeat, and with every session."""
         present = self.present
         return object() if present is None else (present, present.signs().beaten_at)
 
     @property
     def slow(self) -> tuple[HeldLease, float] | None:
-        """The last run that took a while, and when it ended. What held up the interpreter may have cost the session too."""
+        """The last run that took long, and when it ended. A run that held the interpreter may have cost the session too."""
         found = [session.slow for session in (self.present, self._lost) if session is not None and session.slow is not None]
         return max(found, key=lambda one: one[1], default=None)
 
@@ -218,11 +219,11 @@ class Succession:
 
     def note_silence(self) -> None:
         if (present := self.present) is not None:
-            present.fall_silent("its keeper has not beaten for longer than the ttl")
+            present.fall_silent("its heartbeat thread has sent nothing for longer than the ttl")
 
     def give_up(self, *, is_told: bool) -> None:
-        """Others take its jobs when the ttl is over; should the loop ever move again, it goes on under a new session."""
+        """Stop the heartbeat, so that others take the jobs after the ttl. If the loop ever runs again, it continues with a new session."""
         if (present := self.present) is not None:
-            present.fall_silent(f"the event loop stood still for {self._options.stall_limit:g} s")
+            present.fall_silent(f"the event loop was blocked for {self._options.stall_limit:g} s")
         if self._options.on_stall_limit is not None:
             self._options.on_stall_limit(is_told)

@@ -1,6 +1,6 @@
 """Decides how many worker processes there should be, from reports and the time. A `ProcessControl` carries out the decisions.
 
-A worker starts, reports that its modules are `loaded`, opens a `session`, and works. When it is told to leave, its slot is free for the
+A worker starts, reports that its modules are `loaded`, opens a `session`, and works. When it is asked to leave, its slot is free for the
 next worker. A worker that has run its number of jobs, or has grown too large, retires: its slot is free too, and its runs have as much
 time as they need. A worker that ends in any other way has crashed, and is replaced after a pause.
 """
@@ -20,23 +20,23 @@ from taskflow.worker.supervisor_state import Plan, Replacement, WorkerProcess, W
 
 log: Final = logging.getLogger("taskflow.supervisor")
 
-# Seconds between two signals to a worker, so that it does not take them for one.
+# Seconds between two signals to a worker, so that it does not treat them as one.
 SPACING: Final = 4 * SAME_SIGNAL
-# The first worker starts alone, so that an error of the application is reported once. The others wait for its session, or, if that takes
-# long, this many seconds after its modules were loaded.
+# The first worker starts alone, so that an error of the application is reported once. The others wait for its session, or for this many
+# seconds after its modules were loaded.
 LOADED_PATIENCE: Final = 2.0
-# After the grace time a worker ends by itself. Without C code that keeps its interpreter, it has done so after this many seconds.
+# After the grace time a worker ends by itself. It has done so after this many seconds, unless C code holds its interpreter.
 FORCED_AFTER: Final = 30.0
 IDLE: Final = 5.0
 SILENT_AFTER: Final = 10.0
-"""Seconds. A worker reports every second; one that was silent for less than this may have waited for a processor."""
+"""A worker reports every second. One that is silent for less than this many seconds may have waited for a processor."""
 GONE_WITHIN: Final = 120.0
-"""Seconds for a worker to exit after its session has left: Python may take time to end, and so may threads that jobs have left behind."""
+"""Seconds for a worker to exit after its session has left. Python, and threads that jobs have left behind, may take time to end."""
 KILLED_AFTER: Final = 5.0
 """Seconds for an aborted worker to write its stacks and exit."""
 DOUBTED_AFTER: Final = 60.0
 MANY_RETIRING: Final = 3
-# The exit code of a worker that cut off its runs.
+# The exit code of a worker that cut off runs.
 FORCED: Final = 124
 ENDS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
 # Exit codes of a worker that cannot start: a failed lifespan, an application that cannot be imported, a broker that does not answer.
@@ -61,7 +61,7 @@ class ProcessControl(Protocol):
         ...
 
     def retire(self, pid: int) -> bool:
-        """Tell a worker to claim nothing more, and to end after its runs. Return False if it cannot be told."""
+        """Ask a worker to stop claiming, and to end after its runs. Return False if it cannot be reached."""
         ...
 
     def is_stopped(self, pid: int) -> bool:
@@ -70,7 +70,7 @@ class ProcessControl(Protocol):
 
 
 class Supervisor:
-    """Report events to it, then call `act`, which returns how many seconds it may be left alone. It is done when `code` is not None."""
+    """Report events to it, then call `act`, which returns the seconds until it must be called again. It is done when `code` is not None."""
 
     def __init__(
         self, plan: Plan, processes: ProcessControl, on_crash: OnCrash = log_crash, clock: Callable[[], float] = time.monotonic
@@ -95,7 +95,7 @@ class Supervisor:
     # --- events -----------------------------------------------------------------------------------------
 
     def stop(self, number: int) -> None:
-        """Note a SIGTERM or SIGINT: the first winds down, the second cancels the runs, the third ends everything at once."""
+        """Handle a SIGTERM or SIGINT: the first winds down, the second cancels the runs, the third ends everything at once."""
         now = self._clock()
         if now - self._stopped_at < SAME_SIGNAL:
             return
@@ -110,7 +110,7 @@ class Supervisor:
             log.warning("%s again: cancelling the runs", name)
 
     def hang_up(self) -> None:
-        """Note that the terminal is gone. Several SIGHUPs may say so: together they count as one first signal."""
+        """Handle the loss of the terminal. Several SIGHUPs may report it: together they count as one first signal."""
         if not self._stops:
             self.stop(signal.SIGHUP)
 
@@ -123,7 +123,7 @@ class Supervisor:
         self._is_rolling = True
 
     def reload(self) -> None:
-        """Replace all workers now. Their runs finish, and they begin nothing new."""
+        """Replace all workers now. Their runs finish, but they start no new ones."""
         self._generation += 1
         self._may_crowd = self._is_rolling = False
         self._change = None
@@ -133,7 +133,7 @@ class Supervisor:
             slot.no_start, slot.failures, slot.may_start_at = None, 0, float("-inf")
 
     def note_report(self, pid: int, line: str) -> None:
-        """Note a worker's report: ``loaded``, ``session ID``, ``retiring``, ``leaving``, ``ended CODE`` or ``drained CODE``."""
+        """Handle a worker's report: ``loaded``, ``session ID``, ``retiring``, ``leaving``, ``ended CODE`` or ``drained CODE``."""
         worker = self._workers.get(pid)
         if worker is None:
             return
@@ -152,7 +152,7 @@ class Supervisor:
                 worker.has_drained = how == "drained"
 
     def weighed(self, pid: int, size: int) -> None:
-        """Note how many bytes of memory a worker uses."""
+        """Handle a measurement of the memory that a worker uses, in bytes."""
         worker, most = self._workers.get(pid), self._plan.max_memory
         if worker is None or worker.is_leaving or worker.works_since is None or most is None or size <= most:
             return
@@ -165,22 +165,22 @@ class Supervisor:
             log.warning("it worked for only %.0f s, like the one before; the next one starts in %g s", worked_for, pause)
 
     def ended(self, pid: int, ending: Ending) -> None:
-        """Note the end of a process. Process 1 of a container also reaps processes that are no workers."""
+        """Handle the end of a process. Process 1 of a container also reaps processes that are not workers."""
         worker = self._workers.pop(pid, None)
         if worker is None:
-            log.debug("process %d, which is no worker, has ended: %s", pid, ending.cause)
+            log.debug("process %d, which is not a worker, has ended: %s", pid, ending.cause)
             return
         if worker.exit_code is not None and -ending.status in (*ENDS, *([signal.SIGABRT] if worker.aborted_at is not None else ())):
-            ending = Ending(worker.exit_code)  # the signal came while Python was already ending, or refused to
+            ending = Ending(worker.exit_code)  # the signal arrived while Python was already ending, or refused to
         self._note_end(worker, ending)
-        if worker.exit_code is None:  # also with code 0: a job has ended the process, and with it the other runs
+        if worker.exit_code is None:  # even with code 0: a job has ended the process, and with it the other runs
             for session in worker.sessions:
                 self._on_crash(session, ending.cause)
 
     # --- actions ----------------------------------------------------------------------------------------
 
     def act(self) -> float:
-        """Do what is due. Return the seconds until more may be due, if no event comes before."""
+        """Do what is due. Return the seconds until more may be due, if no event arrives before."""
         if not self._stops:
             self._fill_slots()
             self._roll_on()
@@ -242,19 +242,19 @@ class Supervisor:
             self._give_up_rolling("no process can be started")
 
     def _doubt(self, change: Replacement) -> None:
-        """Warn about a new worker that does not begin to work: it may load a lot, or wait for something that never comes."""
+        """Warn about a new worker that does not begin to work. It may load a lot, or wait for something that never happens."""
         if change.new.works_since is None and not change.is_doubted and self._clock() >= change.began_at + DOUBTED_AFTER:
             change.is_doubted = True
             log.warning(
                 "worker %d has not begun to work within %g s (it imports the application, or starts its lifespan): the rolling restart "
-                "waits for it; to give up the restart, end this worker",
+                "waits for it; to cancel the restart, end this worker",
                 change.new.pid,
                 DOUBTED_AFTER,
             )
 
     def _end_the_silent(self) -> None:
-        """End workers that are silent. C code that never releases the interpreter blocks everything in its process, the stall watch
-        included."""
+        """End workers that are silent. C code that never releases the interpreter blocks everything in its process, including the stall
+        watch."""
         now = self._clock()
         for worker in self._workers.values():
             limit = self._silent_for(worker)
@@ -290,7 +290,7 @@ class Supervisor:
                 self._processes.signal(worker.pid, self._signal_for(worker))
 
     def _signal_for(self, worker: WorkerProcess) -> int:
-        """Return the signal for a worker, which counts up to two. While it loads Python, a SIGINT would appear as an error of ours."""
+        """Return the signal for a worker, which counts up to two. While it loads Python, a SIGINT would look like an error of taskflow."""
         return signal.SIGINT if self._number == signal.SIGINT and worker.loaded_at is not None else signal.SIGTERM
 
     def _forced_at(self, worker: WorkerProcess) -> float:
@@ -332,7 +332,7 @@ class Supervisor:
             log.warning("%d workers of process %d have been replaced and still run their jobs", retiring, worker.slot + 1)
 
     def _note_leaving(self, worker: WorkerProcess) -> None:
-        """Note that a worker winds down. Another program may have signalled it."""
+        """Record that a worker winds down. Another program may have signalled it."""
         worker.is_leaving = True
         if not worker.signals_sent:
             worker.signals_sent, worker.signalled_at = 1, self._clock()
@@ -351,14 +351,14 @@ class Supervisor:
         elif worker.works_since is None and ending.status in NO_STARTS and (self._plan.is_reloading or not self._has_worked):
             slot.no_start = ending
             if self._plan.is_reloading:
-                log.error("the application cannot be started (%s): waiting for the next change of a file", ending.cause)
+                log.error("the application cannot start (%s): waiting for a file to change", ending.cause)
         else:
             pause = slot.note_death(worker.has_worked_for(self._clock()), self._clock())
             when = f"in {pause:g} s" if pause else "now"
             log.error("worker %d has ended: %s; another one starts %s", worker.pid, ending.cause, when)
 
     def _note_stopped(self, worker: WorkerProcess, ending: Ending) -> None:
-        """Note the end of a worker after a signal. A worker that was still starting while others worked does not count."""
+        """Handle the end of a worker after a signal. A worker that was still starting while others worked does not count."""
         if worker.works_since is not None or not self._has_worked:
             by_us = worker.works_since is None and ending.code == 128 + signal.SIGTERM
             self._codes.append(128 + self._number if by_us or self._stops > 2 else ending.code)
@@ -372,7 +372,7 @@ class Supervisor:
             log.warning("worker %d died while it wound down: %s", worker.pid, ending.cause)
 
     def _give_up_rolling(self, why: str) -> None:
-        log.error("giving up the rolling restart, the other workers go on: %s", why)
+        log.error("giving up the rolling restart; the other workers continue: %s", why)
         self._is_rolling, self._change = False, None
 
     def _judge(self) -> None:

@@ -8,7 +8,7 @@ from typing import Final
 from taskflow.model.retry import Pauses
 from taskflow.worker.endings import Ending
 
-# Seconds of work after which a worker counts as healthy, and its earlier crashes do not count any more.
+# Seconds of work after which a worker counts as healthy, and its earlier crashes no longer count.
 HEALTHY_AFTER: Final = 30.0
 PAUSES: Final = Pauses(1.0, 30.0)
 
@@ -34,10 +34,10 @@ class Plan:
 class WorkerProcess:
     """A worker process.
 
-    `signals_sent`  the number of signals it has got
+    `signals_sent`  the number of signals sent to it
     `exit_code`     set once its session has left
-    `is_leaving`    it begins no more runs
-    `is_retiring`   its runs have as much time as they need, unless it is signalled
+    `is_leaving`    True if it starts no more runs
+    `is_retiring`   True if its runs have as much time as they need, unless it is signalled
     """
 
     pid: int
@@ -61,7 +61,7 @@ class WorkerProcess:
 
 @dataclass(eq=False)
 class WorkerSlot:
-    """One of the plan's workers: a process, and after it the next one. `failures` counts deaths in a row of workers that were not
+    """One of the plan's workers: a process, and after it the next one. `failures` counts consecutive deaths of workers that were not
     healthy."""
 
     failures: int = 0
@@ -70,7 +70,7 @@ class WorkerSlot:
     no_start: Ending | None = None
 
     def note_death(self, worked_for: float, now: float) -> float:
-        """Return the seconds until the next worker may start: 0, then 1, 2, 4 and so on."""
+        """Record a death. Return the seconds until the next worker may start: 0, then 1, 2, 4 and so on."""
         self.failures = 1 if worked_for >= HEALTHY_AFTER else self.failures + 1
         pause = 0.0 if self.failures == 1 else PAUSES.after(self.failures - 1)
         self.may_start_at = now + pause
@@ -79,7 +79,7 @@ class WorkerSlot:
 
 @dataclass(eq=False)
 class Replacement:
-    """One step of a rolling restart: `new` works before `old` is told to leave. The next step waits until `old` has ended."""
+    """One step of a rolling restart: `new` works before `old` is asked to leave. The next step waits until `old` has ended."""
 
     old: WorkerProcess
     new: WorkerProcess

@@ -1,5 +1,7 @@
-"""Threads for plain functions. They take calls from one deque and return results to the loop in bundles, because a hop per job costs too
-much."""
+"""Threads for plain functions. They take calls from one deque and return results to the loop in bundles, because a switch between threads
+for each
+job costs too much.
+"""
 
 from __future__ import annotations
 
@@ -49,8 +51,8 @@ class Threads:
     def run(self, function: Callable[[], Any]) -> asyncio.Future[Any]:
         """Call the function in a thread, with this task's context variables. Return a future for its outcome.
 
-        If the future is cancelled, a function that has not begun never begins. A running function cannot be stopped: call `give_up` then.
-        Raises RuntimeError if the system has no thread for it.
+        If the future is cancelled, a function that has not started never does. A running function cannot be stopped: call `give_up` then.
+        Raises RuntimeError if the system cannot start a thread for it.
         """
         outcome: asyncio.Future[Any] = self._loop.create_future()
         work = _ThreadCall(function, contextvars.copy_context(), outcome)
@@ -63,12 +65,12 @@ class Threads:
         return outcome
 
     def take_back(self, outcome: asyncio.Future[Any]) -> None:
-        """Take the function back if no thread has begun it. Its outcome is then NeverBegun."""
+        """Take the function back if no thread has started it. Its outcome is then NeverBegun."""
         if not outcome.done() and self._withdraw(outcome):
             outcome.set_exception(NeverBegun())
 
     def give_up(self, outcome: asyncio.Future[Any]) -> None:
-        """Note that nobody waits for a cancelled call. Its thread is not free until the function ends."""
+        """Record that no caller waits for a cancelled call. Its thread is not free until the function ends."""
         if outcome.cancelled() and not self._withdraw(outcome):
             self.left_behind += 1
 
@@ -88,10 +90,10 @@ class Threads:
         return False
 
     def _call_one(self) -> None:
-        """Have a thread take the call, unless one is being woken: that one wakes the next if it finds more than one call.
+        """Wake a thread for the call, unless one is being woken: that one wakes the next if it finds more than one call.
 
-        So functions that wait get a thread each, while one or two threads work off a bundle of short ones. If each call woke a thread, they
-        would fight for the interpreter, at several times the cost of the work.
+        So functions that wait get a thread each, while one or two threads handle a bundle of short ones. If each call woke a thread, they
+        would compete for the interpreter, at several times the cost of the work.
         """
         if self._is_one_coming:
             return
@@ -120,7 +122,7 @@ class Threads:
                 self._call_one()
             value, error = None, None
             try:
-                if not work.outcome.cancelled():  # otherwise its owner has ended, and the call must not begin after that
+                if not work.outcome.cancelled():  # otherwise the caller's block has ended, and the call must not start any more
                     value = work.scope.run(work.function)
             except BaseException as raised:
                 error = raised
@@ -136,8 +138,10 @@ class Threads:
                     return None
 
     def _has_more(self) -> bool:
-        """Wait for a call, and return False if none comes. A call is added first and announced after: so it is seen here, or the thread is
-        idle."""
+        """Wait for a call, and return False if none arrives. A call is added first and announced later, so either it is seen here, or the
+        thread is
+        idle.
+        """
         with self._wake:
             is_late = False
             while not self._waiting:
@@ -151,13 +155,13 @@ class Threads:
             return True
 
     def _deliver(self, outcome: asyncio.Future[Any], value: Any, error: BaseException | None) -> None:
-        """Hand all outcomes so far to the loop, in one call."""
+        """Pass all outcomes so far to the loop, in one call."""
         self._done.append((outcome, value, error))
         if not self._is_delivering:
             self._is_delivering = True
             try:
                 self._loop.call_soon_threadsafe(self._take_in)
-            except RuntimeError:  # the loop is closed, so nobody waits
+            except RuntimeError:  # the loop is closed, so nothing waits
                 self._done.clear()
 
     def _take_in(self) -> None:
@@ -179,7 +183,7 @@ class NeverBegun(Exception):
 
 
 class RaisedInThread(Exception):
-    """Carries an error that a future cannot: it refuses StopIteration, and GeneratorExit would close the awaiting coroutine."""
+    """Wraps an error that a future rejects: StopIteration, or GeneratorExit, which would close the awaiting coroutine."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__(f"{type(error).__name__} was raised by the job's function")
@@ -187,5 +191,5 @@ class RaisedInThread(Exception):
 
 
 def carried(error: BaseException) -> BaseException:
-    """Return what a future takes in place of `error`."""
+    """Return the error that a future accepts in place of `error`."""
     return RaisedInThread(error) if issubclass(type(error), (StopIteration, GeneratorExit)) else error

@@ -17,12 +17,16 @@ from taskflow.model.session import Outlook
 from taskflow.worker.events import BrokerTrouble, Events
 
 LIMIT: Final = 250
-"""Moves of one call while jobs fall due. These jobs wait for the call, and so do claims of the jobs that the previous call made ready."""
+"""The maximum number of moves in one call while jobs fall due. These jobs wait for the call, and so do claims of the jobs that the previous
+call
+made ready.
+"""
 
 PORTIONS: Final = ((100, 50), (500, 250))
 BREATH: Final = 0.01
-"""Work that nobody waits for, mostly dropping old results, is done in small portions, `BREATH` seconds apart, so that claims find the
-server free. The first hundred portions have 50 moves, the next ones 250, so that no more is added than dropped."""
+"""Work that no job waits for, mostly dropping old results, is done in small portions, `BREATH` seconds apart, so that claims find the
+server free. The first hundred portions have 50 moves, the next ones 250, so that no more is added than dropped.
+"""
 
 LONGEST_PAUSE: Final = 5.0
 PAUSES: Final = Pauses(0.5, LONGEST_PAUSE)
@@ -30,7 +34,7 @@ BELIEVED_FOR: Final = 1.4 * LONGEST_PAUSE
 """Seconds for which a heartbeat's outlook is trusted."""
 
 LONGEST_REST: Final = 60.0
-"""Seconds after which upkeep is called whatever the heartbeats' outlook says."""
+"""Seconds after which upkeep is called whatever the heartbeats report."""
 
 SHORT: Final = 2.0
 UNANNOUNCED: Final = 0.1
@@ -38,14 +42,14 @@ UNANNOUNCED: Final = 0.1
 earlier."""
 
 MOMENT: Final = 0.001
-"""Seconds before another try if a timer fired slightly early and nothing was due yet."""
+"""Seconds before another attempt if a timer fired slightly early and nothing was due yet."""
 
-# Minimum seconds between two calls. Each job that is due soon nudges, and a flood of them must not become a flood of calls.
+# Minimum seconds between two calls. Each job that is due soon nudges, and a flood of nudges must not cause a flood of calls.
 AT_LEAST: Final = 0.005
 
 
 class Upkeep:
-    """`on_ready` is called when upkeep has made jobs ready."""
+    """Calls the store's upkeep. `on_ready` is called when upkeep has made jobs ready."""
 
     def __init__(self, broker: Broker, chance: Chance, events: Events, on_ready: Callable[[], None] = lambda: None) -> None:
         self._broker = broker
@@ -70,11 +74,11 @@ class Upkeep:
                     await asyncio.sleep(AT_LEAST)
 
     def note_work(self) -> None:
-        """Note that jobs run here: when they end, there is more to do."""
+        """Record that jobs run here: when they end, there is more to do."""
         self._is_at_rest = False
 
     def heed(self, outlook: Outlook, asked_at: float) -> None:
-        """Take in the outlook of a heartbeat that was sent at `asked_at`."""
+        """Apply the outlook of a heartbeat that was sent at `asked_at`."""
         self._told_at, self._due_at = asked_at, asked_at + outlook.due_in
         if self._due_at < self._next_at - UNANNOUNCED:
             self._forget_due()
@@ -86,7 +90,8 @@ class Upkeep:
             self._when_due = None
 
     async def _wait(self, nudges: Nudges, pause: float) -> bool:
-        """Return True after a nudge. If the last call did nothing and the heartbeats report no work, the next call is put off."""
+        """Wait for the next call; return True after a nudge. If the last call did nothing and the heartbeats report no work, the call is
+        postponed."""
         began_at = time.monotonic()
         self._next_at = began_at + pause
         while not await nudges.wait(pause):
@@ -127,6 +132,6 @@ class Upkeep:
         return next((moves for number, moves in PORTIONS if self._portions < number), LIMIT)
 
     def _until_next(self, next_in: float) -> float:
-        # Workers that get the same time spread their calls. They call early, because a planned job may be due then. A short time means that
-        # this worker is alone or that something is due: then it is kept.
+        # Workers that get the same time spread their calls. They call early, because a planned job may be due then. A short time means
+        # that this worker is alone or that something is due: then it is not changed.
         return min(next_in * (1.0 - 0.2 * self._chance.random()) if next_in > SHORT else next_in, LONGEST_PAUSE)

@@ -1,4 +1,4 @@
-"""Tells whether a worker is alive and ready. Any thread may ask, also while the event loop is blocked."""
+"""Reports whether a worker is alive and ready. Any thread may ask, even while the event loop is blocked."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from taskflow.model.envelope import Lease
 from taskflow.model.ids import id_text
 
 LATE: Final = 12.0
-"""Seconds without an answer after which the broker counts as away: a little more than two of the fetcher's looks for jobs or room."""
+"""Seconds without an answer after which the broker counts as unavailable: slightly more than two of the fetcher's checks for jobs or
+room."""
 
 BLIND: Final = 5.0
 """Seconds after which the thread that watches the others counts as dead."""
 
 
 class Signs(NamedTuple):
-    """The signs of one session: instants of the monotonic clock, or None for never. `free` and `running` count slots.
+    """The signs of life of one session: times of the monotonic clock, or None for never. `free` and `running` count slots.
 
     `beaten_at`, `claimed_at`  the broker's last answer to a heartbeat and to a claim
-    `full_at`                  the last time that there was no room to claim for, which is checked every few seconds
+    `full_at`                  the last time without room to claim for, which is checked every few seconds
     `tried_at`                 the last attempt to send a heartbeat
-    `settling_since`           since when a verdict has waited for its settlement
+    `settling_since`           the time since which a verdict has waited for its settlement
     `left_behind`              threads whose functions were given up; `is_stuck` if they take every slot
     """
 
@@ -41,7 +42,7 @@ class Signs(NamedTuple):
 
 @dataclass(frozen=True)
 class VitalSign:
-    """`why` is for people, `facts` for programs: numbers and text. A dataclass, because web frameworks can return it as it is."""
+    """`why` is for people, `facts` (numbers and text) for programs. It is a dataclass because web frameworks can return one as it is."""
 
     is_well: bool
     why: str
@@ -49,7 +50,7 @@ class VitalSign:
 
 
 class Seen(Protocol):
-    """What the stall watch has seen, see `StallWatch`."""
+    """The observations of the stall watch, see `StallWatch`."""
 
     @property
     def stalled_for(self) -> float: ...
@@ -69,8 +70,10 @@ class Vitals:
         self.is_winding_down = False
 
     def live(self) -> VitalSign:
-        """Return whether the loop and the keeper's thread move. Says nothing about the broker: restarting the process would not bring it
-        back."""
+        """Return whether the event loop and the heartbeat thread run. It says nothing about the broker, because restarting the process
+        would not bring it
+        back.
+        """
         seen, signs, now = self._seen(), self._signs(), time.monotonic()
         if seen is None:
             return VitalSign(True, self._without_watch())
@@ -85,7 +88,7 @@ class Vitals:
         return VitalSign(True, "the event loop and the heartbeat thread move", facts)
 
     def ready(self) -> VitalSign:
-        """Return whether the worker is alive and the broker has lately answered its heartbeats, claims and settlements."""
+        """Return whether the worker is alive and the broker has recently answered its heartbeats, claims and settlements."""
         live = self.live()
         if not live.is_well:
             return live
@@ -113,10 +116,10 @@ class Vitals:
             "left_behind": signs.left_behind,
         }
         if signs.is_stuck:
-            return VitalSign(False, f"nothing can begin: functions that were given up go on in all {signs.left_behind} slots", facts)
+            return VitalSign(False, f"no job can start: functions that were given up still run in all {signs.left_behind} slots", facts)
         if beaten is None or beaten > max(LATE, self._ttl / 2):
             return VitalSign(False, _not_for("a beat", beaten), facts)
-        # With every slot taken it need not claim. But the runs must be settled when they end.
+        # With every slot taken it need not claim, but the runs must be settled when they end.
         full = _since(signs.full_at, now)
         waited = claimed if claimed is None or full is None else min(claimed, full)
         if waited is None or (signs.free and waited > LATE):

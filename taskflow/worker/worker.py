@@ -1,4 +1,4 @@
-"""A worker: it runs jobs, in one session after another, until its block ends."""
+"""A worker runs jobs, in one session after another, until its block ends."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ FAILURES: Final = (Failed, Discarded)
 
 
 class RunCounts:
-    """Counts the runs of a worker. It subscribes to the worker's events.
+    """Counts the runs of a worker, by its events.
 
     `runs`       all runs
     `ended`      runs that ended their job, without those whose verdict the store refused
@@ -53,7 +53,7 @@ class RunCounts:
         self.set_aside = 0
 
     def __call__(self, event: WorkerEvent) -> None:
-        if type(event) is Ended:  # of all events by far the most
+        if type(event) is Ended:  # by far the most frequent event
             self.runs += 1
             verdict = event.verdict
             self.ended += verdict.is_final
@@ -119,7 +119,9 @@ class Worker:
                 'Put code that only the command must run under `if __name__ == "__main__":`'
             )
         if self._was_entered:
-            raise ConfigurationError("this Worker was entered before, and is good for one `async with` block: make another Worker()")
+            raise ConfigurationError(
+                "this Worker was entered before, and can be used for only one `async with` block: create another Worker()"
+            )
         self._was_entered = True
         self._host = asyncio.current_task()
         self._host_cancels = self._host.cancelling() if self._host is not None else 0
@@ -140,7 +142,7 @@ class Worker:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        # The lifespan ends in the task that began it, and outside of our scope: task groups and scopes of its own want that.
+        # The lifespan must end in the task that began it, and outside of our scope, because it may contain task groups and scopes.
         try:
             await self._wind_down()
         except BaseException as interrupted:
@@ -149,7 +151,7 @@ class Worker:
         await self._close_rest(error)
 
     async def _close_rest(self, error: BaseException | None) -> None:
-        """What the lifespan's exit raises must not hide `error`, by which the block has ended."""
+        """Exit the lifespan and the rest. An error of the lifespan's exit must not hide `error`, which ended the block."""
         try:
             await self._stack.aclose()
         except Exception:
@@ -164,14 +166,15 @@ class Worker:
     async def finish(self) -> None:
         """Claim no more jobs. Return when all runs here have ended and the broker has their verdicts, however long that takes.
 
-        If the session is lost, its runs are cancelled: their jobs belong to other workers. If this call is cancelled, the end of the block
+        If the session is lost, its runs are cancelled, because their jobs belong to other workers. If this call is cancelled, the end of
+        the block
         winds down as usual.
         """
         self.vitals.is_winding_down = True
         await self._sessions.finish()
 
     async def drained(self) -> None:
-        """Return when the queues hold no READY or RUNNING job, and no job SCHEDULED within the horizon.
+        """Return when the queues have no READY or RUNNING job, and no job SCHEDULED within the horizon.
 
         Jobs in a paused queue and parked jobs stay there. While the broker does not answer, the worker asks again.
         """
@@ -214,12 +217,14 @@ class Worker:
             watch.stop()
 
     def _is_cancelled(self) -> bool:
-        """The task in which the block runs has been cancelled."""
+        """Return True if the task that runs the block has been cancelled."""
         return self._host is not None and self._host.cancelling() > self._host_cancels
 
     async def _wind_down(self) -> None:
-        """Not to be stopped half-way: that would leave a session that beats and works nothing. A cancellation of this task cuts the grace
-        time short; the rest is bounded. A scope of anyio around this would cancel every await again, hence the shield."""
+        """Wind down without being stopped half-way: that would leave a session that sends heartbeats but runs nothing. A cancellation of
+        this task
+        ends the grace time early; the rest is bounded. A scope of anyio around this would cancel every await again, so it is shielded.
+        """
         interrupted: BaseException | None = None
         self.vitals.is_winding_down = True
         self._sessions.wind_down()

@@ -50,8 +50,8 @@ def test_retry_by_id_tells_of_each_that_it_cannot(cli: Cli, stock: Stock) -> Non
     said = cli("retry", stock.failed, stock.succeeded, stock.running, code=1)
     assert said.out == "retried 1\n"
     assert said.err.splitlines() == [
-        f"taskflow: {stock.succeeded} was not retried: it has succeeded, and its payload is gone",
-        f"taskflow: {stock.running} was not retried: it has not ended",
+        f"taskflow: {stock.succeeded} was not retried: it succeeded, so its payload is gone",
+        f"taskflow: {stock.running} was not retried: it has not ended yet",
     ]
     said = cli("retry", stock.poison, NOBODY, code=4)
     assert said.out == "retried 1\n"
@@ -99,7 +99,7 @@ def test_cancel_takes_what_the_filters_choose(cli: Cli, stock: Stock) -> None:
 def test_cancel_by_id_tells_of_each_that_it_cannot(cli: Cli, stock: Stock) -> None:
     said = cli("cancel", stock.scheduled, stock.failed, stock.running, code=1)
     assert said.out == "cancelled 1, asked 1 running to stop\n"
-    assert said.err == f"taskflow: {stock.failed} was not cancelled: it has failed already\n"
+    assert said.err == f"taskflow: {stock.failed} was not cancelled: it has already failed\n"
     assert f"{NOBODY} was not cancelled: it is unknown" in cli("cancel", NOBODY, code=4).err
 
 
@@ -180,7 +180,7 @@ def test_a_dry_run_by_id_counts_those_that_it_could_be_done_to(cli: Cli, stock: 
 @pytest.mark.parametrize(("command", "status"), [("retry", "succeeded"), ("retry", "ready"), ("cancel", "failed"), ("purge", "running")])
 def test_what_cannot_be_done_to_a_status_is_refused(cli: Cli, stock: Stock, command: str, status: str) -> None:
     before = everything(cli)
-    assert f"{command} --status {status}: it can be done to jobs that are" in cli(command, "--status", status, code=2).err
+    assert f"{command} --status {status}: allowed statuses are" in cli(command, "--status", status, code=2).err
     assert everything(cli) == before
 
 
@@ -215,7 +215,7 @@ def test_nothing_is_done_to_all_jobs_unasked(cli: Cli, stock: Stock, command: li
 
 @pytest.mark.parametrize("command", [["retry", "--all"], ["cancel", "--queue", "mail"], ["purge", "--all"], ["cancel", NOBODY]])
 def test_a_file_that_is_not_there_is_not_made_to_be_acted_on(cli: Cli, command: list[str]) -> None:
-    assert f"there is no file {cli.folder}/queue.db" in cli(*command, code=3).err
+    assert f"{cli.folder}/queue.db does not exist" in cli(*command, code=3).err
     assert list(cli.folder.iterdir()) == []
 
 

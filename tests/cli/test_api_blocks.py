@@ -129,7 +129,7 @@ def test_weights_and_concurrency_as_written(cli: Cli, tasks: Any) -> None:
         tasks.send_welcome_email.options(queue=queue).delay_sync(tasks.WelcomeEmail("user_123", queue))
     said = cli("worker", "app.tasks", "--queues", "mail=3,default=1", "--concurrency", "200", "--drain")
     assert sorted(tasks.sent) == ["default", "mail"]
-    assert "queues: mail=3, default=1; 200 jobs at one time" in said.err
+    assert "queues: mail=3, default=1; concurrency: 200" in said.err
 
 
 def test_several_processes_reloaded_as_written(shell: Shell) -> None:

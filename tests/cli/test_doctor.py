@@ -24,7 +24,7 @@ def test_a_file_is_sound(cli: Cli) -> None:
 
     assert "file: " in said.out
     assert "queue.db" in said.out
-    assert "persistence: an enqueue and an outcome are on the disk" in said.out
+    assert "persistence: enqueues and outcomes are on disk" in said.out
 
 
 @pytest.mark.parametrize(
@@ -41,12 +41,12 @@ def test_a_disk_without_room_is_a_problem(cli: Cli, monkeypatch: pytest.MonkeyPa
     told = cli.json("doctor", "--broker", "sqlite:///queue.db?shared=1", code=int(level == "problem"))
 
     [room] = [finding for finding in told["findings"] if finding["topic"] == "room"]
-    assert room == {"topic": "room", "level": level, "says": f"{free * MIB:,} bytes are free on its disk"}
+    assert room == {"topic": "room", "level": level, "says": f"{free * MIB:,} bytes free on its disk"}
 
 
 @pytest.mark.parametrize(
     ("maxmemory", "level", "says"),
-    [(1.05, "problem", "bytes in use"), (2.0, "ok", "bytes in use"), (0.0, "note", "the system may kill a full server")],
+    [(1.05, "problem", "bytes in use"), (2.0, "ok", "bytes in use"), (0.0, "note", "the system may kill the server")],
     ids=["nearly full", "half full", "without a bound"],
 )
 def test_the_memory_of_a_server(cli: Cli, maxmemory: float, level: str, says: str) -> None:
@@ -73,9 +73,9 @@ def test_a_server_without_persistence_is_a_problem(cli: Cli) -> None:
 @pytest.mark.parametrize(
     ("appendfsync", "options", "level", "says"),
     [
-        ("everysec", "", "note", "a power cut may lose the last second or more"),
-        ("everysec", "?durability=fsync", "ok", "survives a power cut"),
-        ("always", "", "ok", "survives a power cut"),
+        ("everysec", "", "note", "a power failure may lose the last second or more"),
+        ("everysec", "?durability=fsync", "ok", "survives a power failure"),
+        ("always", "", "ok", "survives a power failure"),
     ],
 )
 def test_an_append_only_file(cli: Cli, appendfsync: str, options: str, level: str, says: str) -> None:

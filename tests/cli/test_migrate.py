@@ -1,4 +1,4 @@
-"""`taskflow migrate`: what it says, and how it ends. What it does: test_migrations.py in tests/stores/postgres and tests/stores/sqlite."""
+"""`taskflow migrate`: what it says, and how it ends. What it does: test_migrations.py in tests/stores, and in the folders of the stores."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def test_it_makes_what_is_not_there(cli: Cli) -> None:
     server = shared_postgres()
     url = server.url(server.new_database()) + "?namespace=shop"
 
-    assert "schema 'shop' is not there yet; pending:\n  1  The tables.\n" in cli("migrate", "--plan", "--broker", url).out
-    assert cli("migrate", "--broker", f"{url}&migrate=0").out == f"schema 'shop': made, version {VERSION}\n"
+    assert "schema 'shop' does not exist yet; pending:\n  1  The tables.\n" in cli("migrate", "--plan", "--broker", url).out
+    assert cli("migrate", "--broker", f"{url}&migrate=0").out == f"schema 'shop': created, version {VERSION}\n"
 
 
 def test_a_plan_changes_nothing(cli: Cli, url: str) -> None:
@@ -40,7 +40,7 @@ def test_a_plan_changes_nothing(cli: Cli, url: str) -> None:
     for _ in range(2):
         said = cli("migrate", "--plan", "--broker", url)
         assert said.out == (
-            f"schema 'taskflow' is of version {VERSION}; pending:\n  {NEXT}  {DESCRIPTION}\n"
+            f"schema 'taskflow' has version {VERSION}; pending:\n  {NEXT}  {DESCRIPTION}\n"
             "to apply: taskflow migrate; to see the SQL: taskflow migrate --sql\n"
         )
 
@@ -68,10 +68,10 @@ def test_an_sqlite_file(cli: Cli) -> None:
     planned, printed = cli("migrate", "--plan", "--broker", "sqlite:///queue.db"), cli("migrate", "--sql", "--broker", "sqlite:///queue.db")
 
     assert "queue.db" in refused.err
-    assert planned.out.startswith(f"{place} is not there yet; pending:\n  1  The tables.\n")
+    assert planned.out.startswith(f"{place} does not exist yet; pending:\n  1  The tables.\n")
     assert printed.out.startswith(f"-- taskflow, {place}: from version 0 to 1.")
     assert list(cli.folder.iterdir()) == []
-    assert cli("migrate", "--broker", "sqlite:///queue.db?migrate=0").out == f"{place}: made, version 1\n"
+    assert cli("migrate", "--broker", "sqlite:///queue.db?migrate=0").out == f"{place}: created, version 1\n"
     assert cli("migrate", "--broker", "sqlite:///queue.db").out == f"{place} is up to date (version 1)\n"
     assert "workers  0" in cli("status", "--broker", "sqlite:///queue.db?migrate=0").out
 
@@ -87,7 +87,7 @@ def test_a_server_that_does_not_answer(cli: Cli, flags: list[str]) -> None:
 
 def test_the_option_of_the_url_is_0_or_1(cli: Cli) -> None:
     for place in ("postgresql://host/app", "sqlite:///queue.db"):
-        assert "broker URL has migrate='no': it is 0 or 1" in cli("status", "--broker", f"{place}?migrate=no", code=2).err
+        assert "broker URL has migrate='no': expected 0 or 1" in cli("status", "--broker", f"{place}?migrate=no", code=2).err
 
 
 def test_who_may_not_make_a_schema(cli: Cli) -> None:

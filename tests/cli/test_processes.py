@@ -390,7 +390,7 @@ def test_a_broken_application_is_not_rolled_out(tasks: Shell) -> None:
     supervised = workers(tasks, 2)
     tasks.write("tasks.py", "def f(:")
     supervised.signal(signal.SIGHUP)
-    supervised.wait_for("giving up the rolling restart, the other workers go on: the new worker .* did not start .exit code 2.")
+    supervised.wait_for("giving up the rolling restart; the other workers continue: the new worker .* did not start .exit code 2.")
     assert all(map(is_alive, pids(supervised)[:2]))
     tasks.write("tasks.py", TASKS)
     supervised.signal(signal.SIGHUP)
@@ -522,7 +522,7 @@ def test_a_changed_file_is_loaded_and_a_broken_one_is_waited_for(shell: Shell) -
     until(lambda: shell.ledger() == ["one"], supervised)
     shell.write("tasks.py", "def f(:")
     supervised.wait_for("SyntaxError: invalid syntax")
-    supervised.wait_for("waiting for the next change of a file")
+    supervised.wait_for("waiting for a file to change")
     shell.write("tasks.py", VERSION.format("two"))
     supervised.wait_for("working as", times=4)
     shell.send("tell.bind()")
@@ -544,7 +544,7 @@ def test_without_watchfiles_it_says_how_to_install_it(tasks: Shell) -> None:
 def test_to_reload_what_drains_makes_no_sense(tasks: Shell) -> None:
     supervised = tasks.taskflow("worker", "tasks", "--reload", "--drain")
     ended_clearly(supervised, [2])
-    assert "leave one of them out" in supervised.said
+    assert "exclude each other" in supervised.said
 
 
 # --- process 1 -----------------------------------------------------------------------------------------------------------

@@ -31,11 +31,11 @@ def test_in_the_first_half_second(brief: Stage, processes: list[str]) -> None:
 
 @pytest.mark.parametrize("new_store", ["redis", "postgres"], indirect=True)
 def test_on_a_server_too(shell: Shell, new_store: Callable[[], str]) -> None:
-    """In the first half second, and in the midst of work; a supervisor with two workers."""
+    """In the first half second, and in the midst of work; a supervisor with two workers. Each way to stop them comes once."""
     stage = Stage(shell, *BRIEF, new_store=new_store)
     flags = ("--concurrency", "4", "--processes", "2")
-    at_its_start = stage.stop_all(stops(range(0, 501, 100)), *flags)
-    at_work = stage.stop_all(stops(range(0, 181, 60)), *flags, once="working as")
+    at_its_start = stage.stop_all(stops(range(0, 501, 250)), *flags)
+    at_work = stage.stop_all(stops(range(0, 181, 90), turn=3), *flags, once="working as")
     for stopped in (*at_its_start, *at_work):
         nothing_is_lost(stopped, 80)
         had_time(stopped)

@@ -102,7 +102,7 @@ def test_the_first_lines_tell_where_and_what(cli: Cli, tasks: Any) -> None:
     told = [line.split("INFO", 1)[1].strip() for line in said.err.splitlines()]
     assert told[:3] == [
         "broker sqlite:///queue.db, namespace taskflow",
-        "queues: mail=3, default=1; 7 jobs at one time",
+        "queues: mail=3, default=1; concurrency: 7",
         "jobs: app.tasks.discard, app.tasks.fail, app.tasks.meet, app.tasks.note, app.tasks.recover, app.tasks.send",
     ]
     assert told[3].startswith("working as ")
@@ -145,7 +145,7 @@ def test_so_many_jobs_run_at_one_time_and_no_more(cli: Cli, tasks: Any) -> None:
 def test_a_queue_that_nobody_knows_is_doubted_and_worked(cli: Cli, tasks: Any) -> None:
     """It may come yet."""
     said = cli("worker", "app.tasks", "--queues", "mial", "--drain")
-    assert "queue mial is unknown: no job was ever in it, and no job here names it; did you mean mail?" in said.err
+    assert "queue mial is unknown: it never had a job, and no job here names it; did you mean mail?" in said.err
     tasks.note.options(queue="own").delay_sync()
     assert "no job here names it" not in cli("worker", "app.tasks", "--queues", "own,mail", "--drain").err
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+import os
 import signal
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from tests.stores.scene import until
 from tests.support import child
 from tests.support.failpoints import Act, FailingBroker, Failpoint, When
 from tests.support.fileclock import FileClock
+from tests.support.forks import run_in_fork
 from tests.support.homes import BROKERS, Home, Power
 from tests.support.world import World
 
@@ -112,17 +113,17 @@ async def survivor(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncItera
     clock.close()
 
 
-def _start(survivor: Survivor, folder: Path, point: Failpoint) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "tests.support.child", survivor.home.place, str(folder / "clock"), str(point)]
-    return subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+def _program(survivor: Survivor, folder: Path, point: Failpoint) -> str:
+    return (
+        f"import asyncio\nfrom tests.support import child\nasyncio.run(child.main{survivor.home.place, str(folder / 'clock'), str(point)})"
+    )
 
 
 @pytest.mark.parametrize("point", [Failpoint(*point, Act.KILL) for point in POINTS], ids=named)
 async def test_a_killed_process_loses_nothing(tmp_path: Path, survivor: Survivor, point: Failpoint) -> None:
     """SIGKILL at each verb: what it was told is added is there, what it had leased runs again, and what it had settled does not."""
-    with _start(survivor, tmp_path, point) as process:
-        said, _ = process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGKILL
+    code, said = run_in_fork(_program(survivor, tmp_path, point), ROOT, os.environ)
+    assert code == -signal.SIGKILL, said
     await until(survivor.home.is_at_rest)
 
     await survivor.take_over()
@@ -130,18 +131,28 @@ async def test_a_killed_process_loses_nothing(tmp_path: Path, survivor: Survivor
     await _check_the_ledger(survivor, said.splitlines())
 
 
+_THROUGH_PIPES = "import sys\nsys.stdout, sys.stdin = open({!r}, 'w'), open({!r})\n"
+
+
 @pytest.mark.parametrize("point", [Failpoint(*point, Act.PAUSE) for point in POINTS if point[1] is not When.DURING], ids=named)
 async def test_a_process_held_up_settles_nothing_twice(tmp_path: Path, survivor: Survivor, point: Failpoint) -> None:
     """It stands still at each verb until it was reaped and another has done its work; then it goes on, and does no harm."""
-    with _start(survivor, tmp_path, point) as process:
-        assert process.stdout is not None
-        before = list(iter(process.stdout.readline, "paused\n"))
+    pipes = [tmp_path / "said", tmp_path / "told"]
+    for pipe in pipes:
+        os.mkfifo(pipe)
+    program = _THROUGH_PIPES.format(*map(str, pipes)) + _program(survivor, tmp_path, point)
+    running = asyncio.create_task(asyncio.to_thread(run_in_fork, program, ROOT, os.environ))
+    await asyncio.sleep(0)
+    with pipes[0].open() as heard, pipes[1].open("w") as tell:
+        said = list(iter(heard.readline, "paused\n"))
         await survivor.take_over()
-        rest, _ = process.communicate("go on\n", timeout=60)
-    assert process.returncode == 0
+        tell.write("go on\n")
+        tell.flush()
+        said += heard
+    assert await running == (0, "")
     await survivor.take_over()
 
-    said = [line.strip() for line in before] + rest.splitlines()
+    said = [line.strip() for line in said]
     assert said[-1] == ("done" if point.verb == "register" and point.when is When.BEFORE else "lost")
     await _check_the_ledger(survivor, said)
 

@@ -107,7 +107,7 @@ def test_an_exit_in_what_a_job_has_started_is_that_jobs_failure_and_nobody_elses
 def test_a_worker_goes_on_after_a_job_that_cancels_every_task_of_its_loop(tasks: Shell) -> None:
     tasks.send("cancel_everything.bind()")
     worker = tasks.worker()
-    worker.wait_for("it goes on")
+    worker.wait_for("the task continues")
     goes_on(tasks, worker)
 
 

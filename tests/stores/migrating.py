@@ -1,4 +1,13 @@
-"""The stores whose tables have versions: how the suite of migrations makes tables of this version, and lets taskflow know the next one."""
+"""The stores whose tables have versions, for the suite of migrations. Each driver has
+
+version, newer       the version of this taskflow, and the one that it knows inside `next_version`
+description          what the migration between them says of itself
+run_again            what a script says on tables that have the newer version already
+nowhere              returns the URL of a store that is not there yet
+of_this_version      returns the URL of a new store with tables of this version, also inside `next_version`
+shape                returns what the tables are, without what they hold
+run                  runs a script on the store, or raises ScriptFailed
+"""
 
 from __future__ import annotations
 
@@ -7,11 +16,10 @@ import os
 import shutil
 import sqlite3
 import subprocess
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Final
 from unittest.mock import patch
 
 import asyncpg
@@ -26,52 +34,18 @@ from tests.stores.sqlite.support import connected
 from tests.support.postgres import shared_postgres
 
 
-class MigratingDriver(ABC):
-    name: ClassVar[str]
-    version: ClassVar[int]
-    newer: ClassVar[int]
-    description: ClassVar[str]
-    """What the migration to the next version says of itself."""
-
-    run_again: ClassVar[str]
-    """What a script says on tables that have the newer version already."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    @abstractmethod
-    def nowhere(self) -> str:
-        """Return the URL of a store that is not there yet."""
-
-    @abstractmethod
-    def of_this_version(self) -> str:
-        """Return the URL of a new store with tables of this version, also inside `next_version`."""
-
-    @abstractmethod
-    def next_version(self) -> AbstractContextManager[None]:
-        """Inside, taskflow knows one version more."""
-
-    @abstractmethod
-    def shape(self, url: str) -> Any:
-        """Return what the tables are, without what they hold."""
-
-    @abstractmethod
-    def run(self, url: str, script: str) -> None:
-        """Run a script on the store. Raises ScriptFailed."""
-
-
 class ScriptFailed(Exception):
     pass
 
 
-class SqliteDriver(MigratingDriver):
+class SqliteDriver:
     name = "sqlite"
     version, newer, description = sqlite.PRESENT, sqlite.FUTURE, sqlite.DESCRIPTION
     run_again = "constraint failed|already exists"
     _this: Final = of_sqlite.script(of_sqlite.MIGRATIONS.after(0, "tables"), Statements("taskflow"))
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
+        self._folder = folder
         self._numbers = itertools.count()
 
     def nowhere(self) -> str:
@@ -103,10 +77,13 @@ def _path(url: str) -> Path:
     return Path(url.removeprefix("sqlite:///").partition("?")[0])
 
 
-class PostgresDriver(MigratingDriver):
+class PostgresDriver:
     name = "postgres"
     version, newer, description = postgres.VERSION, postgres.NEXT, postgres.DESCRIPTION
     run_again = "let `taskflow migrate --sql` print this script anew"
+
+    def __init__(self, _: Path) -> None:
+        """It needs no folder."""
 
     def nowhere(self) -> str:
         return shared_postgres().url(shared_postgres().new_database())
@@ -146,3 +123,6 @@ class PsqlDriver(PostgresDriver):
 
 def _database(url: str) -> str:
     return url.rpartition("/")[2].partition("?")[0]
+
+
+MigratingDriver = SqliteDriver | PostgresDriver

@@ -174,8 +174,8 @@ async def test_what_is_pending_is_told_before_it_is_done(driver: MigratingDriver
 @made
 async def test_who_is_told_not_to_migrate_says_what_to_do(driver: MigratingDriver, make: str) -> None:
     """Nothing is changed; it works once somebody has migrated."""
-    stands = f"is of version {driver.version}" if make == "of_this_version" else "is not there"
-    says = rf"{stands}, this taskflow needs version {driver.newer}, and must not migrate by itself \(migrate=0\): run `taskflow migrate`"
+    stands = f"has version {driver.version}" if make == "of_this_version" else "does not exist"
+    says = rf"{stands}, this taskflow needs version {driver.newer}, and may not migrate it \(migrate=0\): run `taskflow migrate`"
     async with a_broker(f"{getattr(driver, make)()}?migrate=0") as broker:
         plan = await broker.pending()
         with pytest.raises(BrokerRefused, match=says):
@@ -195,7 +195,7 @@ async def test_newer_tables_are_refused_by_all(driver: MigratingDriver, options:
             await broker.migrate()
     async with a_broker(url + options) as broker:
         for ask in (lambda: broker.enqueue([an_envelope()]), broker.pending, broker.migrate, broker.sql):
-            with pytest.raises(BrokerRefused, match=f"of version {driver.newer}, this (one|taskflow) knows {driver.version}"):
+            with pytest.raises(BrokerRefused, match=f"version {driver.newer}, (this one|but this taskflow) knows {driver.version}"):
                 await ask()
 
 

@@ -12,7 +12,7 @@ from tests.cli.inprocess import Cli
 from tests.stores.refusals import SECRET, WRONG, exits_by_broker, locked_postgres
 from tests.support.servers import HOST, RedisServer, free_port
 
-REFUSES: Final = {"redis": "does not take this user and password", "postgres": "refuses: .*password"}
+REFUSES: Final = {"redis": "rejects this user and password", "postgres": "refuses: .*password"}
 LACKS_TLS: Final = {"redis": "over TLS does not answer", "postgres": "offers no TLS, which tls=require"}
 NAMES: Final = {"redis": "Redis", "postgres": "PostgreSQL"}
 

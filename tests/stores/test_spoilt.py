@@ -65,7 +65,7 @@ async def test_options_that_cannot_be_read_spoil_their_own_job(world: World, spo
 
 ODD: Final[dict[str, Stored]] = {
     "absent": None,
-    "no UTF-8": b"\xff\xc1",
+    "not UTF-8": b"\xff\xc1",
     "empty": b"",
     "one": 1,
     "the first instant": 0,

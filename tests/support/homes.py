@@ -228,15 +228,15 @@ class RedisHome(Home):
         strays = self._stray_bodies()
         self._forget()
         self._client.close()
-        assert not strays, f"large payloads whose jobs do not name them: {strays}"
+        assert not strays, f"large payloads or results whose jobs do not name them: {strays}"
 
     def _stray_bodies(self) -> list[bytes]:
-        """Large payloads that stay, of jobs that have none, or are gone."""
+        """Large payloads and results that stay, of jobs that have none, or are gone."""
         from taskflow.broker.redis.fields import ID_BYTES, MARK
 
-        ids = [key[-ID_BYTES:] for key in self._keys() if key[:-ID_BYTES].endswith(b"}:b:") and self._client.ttl(key) == -1]
-        jobs: dict[bytes, Any] = {job_id: self._client.get(self.prefix + b"j:" + job_id) for job_id in ids}
-        return [job_id for job_id, stored in jobs.items() if MARK not in (stored or b"")]
+        apart = [key for key in self._keys() if key[:-ID_BYTES].endswith((b"}:b:", b"}:o:")) and self._client.ttl(key) == -1]
+        jobs: dict[bytes, Any] = {key: self._client.get(self.prefix + b"j:" + key[-ID_BYTES:]) for key in apart}
+        return [key for key, stored in jobs.items() if MARK not in (stored or b"")]
 
     def _keys(self) -> list[bytes]:
         return list(self._client.scan_iter(match=f"{{{self.namespace}:*}}:*", count=1_000))
@@ -291,6 +291,16 @@ class PostgresHome(Home):
         self._is_spoilt = True
         return PostgresSpoiler(self.server.dsn, self.namespace)
 
+    async def waiting(self, broker: Broker, queue: str) -> int:
+        from taskflow.broker.postgres import PostgresBroker
+
+        assert isinstance(broker, PostgresBroker)
+        while broker.listener.is_looking_again:  # noqa: ASYNC110 - nobody announces it
+            await asyncio.sleep(0.005)
+        query = f"SELECT count(*) FROM {self._table('idle')} WHERE topic IN ('queue:{queue}', 'queues')"
+        there = await asyncio.to_thread(self._asked, f"SELECT to_regclass('{self._table('idle')}') IS NOT NULL")
+        return int(await asyncio.to_thread(self._asked, query)) if there else 0
+
     def save(self) -> dict[str, str]:
         return {table: str(self._asked(f"SELECT json_agg(t) FROM {self._table(table)} AS t") or "[]") for table in _TABLES}
 
@@ -305,10 +315,11 @@ class PostgresHome(Home):
     def remove(self) -> None:
         if self._is_spoilt:
             self._execute(f'DROP SCHEMA IF EXISTS "{self.namespace}" CASCADE')
-        elif self._asked(f"SELECT to_regclass('{self._table('meta')}')") is not None:
-            self._empty()
-            self._execute(f"INSERT INTO {self._table('meta')} (name, value) VALUES ('version', {VERSION})")
-            self._emptied.append(self.namespace)
+            return
+        meta = self._table("meta")
+        emptied = f"TRUNCATE {', '.join(map(self._table, _TABLES))}; INSERT INTO {meta} (name, value) VALUES ('version', {VERSION});"
+        self._execute(f"DO $$ BEGIN IF to_regclass('{meta}') IS NOT NULL THEN {emptied} END IF; END $$")
+        self._emptied.append(self.namespace)
 
     def _empty(self) -> None:
         self._execute("TRUNCATE " + ", ".join(map(self._table, _TABLES)))
@@ -335,7 +346,7 @@ class NewestPostgresHome(PostgresHome):
 
 
 _SCHEMAS: Final[dict[tuple[str, Rules], list[str]]] = {}
-_TABLES: Final = ("meta", "sessions", "requests", "jobs", "paused", "marks", "tally", "totals", "awaited")
+_TABLES: Final = ("meta", "sessions", "requests", "jobs", "paused", "marks", "tally", "totals", "awaited", "idle")
 
 
 class _connected:  # noqa: N801 - reads as a word in a with statement

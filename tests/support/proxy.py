@@ -408,16 +408,32 @@ class _Link:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _to_server(self, writer: asyncio.StreamWriter) -> None:
-        async for data in _chunks(self._reader):
-            for request in () if self._is_lost() else self._dialect.requests(data):
+        """The time on the way counts from the arrival, so that requests that are sent together arrive together."""
+        arrived: asyncio.Queue[tuple[float, Request] | None] = asyncio.Queue()
+        receiving = asyncio.create_task(self._receive(arrived))
+        try:
+            while (item := await arrived.get()) is not None:
                 if not self._sends_no_more and not self._is_lost():
-                    await self._send(request, writer)
+                    await self._send(*item, writer)
+            await receiving
+        finally:
+            receiving.cancel()
         # The server does not hear of a client's end while the road is closed.
         await self._road.wait()
 
-    async def _send(self, request: Request, writer: asyncio.StreamWriter) -> None:
+    async def _receive(self, arrived: asyncio.Queue[tuple[float, Request] | None]) -> None:
+        try:
+            async for data in _chunks(self._reader):
+                now = asyncio.get_running_loop().time()
+                for request in () if self._is_lost() else self._dialect.requests(data):
+                    arrived.put_nowait((now, request))
+        finally:
+            arrived.put_nowait(None)
+
+    async def _send(self, arrived_at: float, request: Request, writer: asyncio.StreamWriter) -> None:
         fate = self._proxy.fate_of(request.words) if request.words else PASS
-        await asyncio.sleep(self._proxy.latency + (fate.seconds if fate.kind is Kind.DELAY else 0.0))
+        waits_until = arrived_at + self._proxy.latency
+        await asyncio.sleep(waits_until - asyncio.get_running_loop().time() + (fate.seconds if fate.kind is Kind.DELAY else 0.0))
         self._sends_no_more = fate in (DROP_COMMAND, DROP_REPLY, BLACKHOLE)
         if fate in (DROP_COMMAND, BLACKHOLE):
             await self._lose(fate)

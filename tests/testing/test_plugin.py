@@ -157,7 +157,7 @@ async def test_the_clock_starts_at_the_real_time(taskflow_jobs: TaskflowJobs) ->
 @pytest.mark.parametrize("back", [{"seconds": -5}, {"days": 1, "hours": -25}])
 async def test_time_does_not_go_back(taskflow_jobs: TaskflowJobs, back: dict[str, Any]) -> None:
     before = taskflow_jobs.now
-    with pytest.raises(ValueError, match=r"advance\(\) by -.* time moves on only"):
+    with pytest.raises(ValueError, match=r"advance\(\) by -.* time only moves forward"):
         await taskflow_jobs.advance(**back)
     assert taskflow_jobs.now == before
 
@@ -190,7 +190,7 @@ async def test_a_job_that_has_no_end_is_named(taskflow_jobs: TaskflowJobs, monke
     monkeypatch.setattr(testing_jobs, "MOST_RUNS", 500)
     await send.delay(Mail("a"))
     await never_sated.delay(how)
-    with pytest.raises(AssertionError, match=r"500 runs .* \d\d\d of tests\.plugin\.never_sated: does it send itself, or snooze"):
+    with pytest.raises(AssertionError, match=r"500 runs, \d\d\d of them tests\.plugin\.never_sated: does it send itself, or snooze"):
         await taskflow_jobs.run_all()
 
 

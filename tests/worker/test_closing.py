@@ -216,7 +216,7 @@ async def test_a_worker_that_is_entered_twice_is_refused(broker: Broker) -> None
         with pytest.raises(ConfigurationError, match="this Worker was entered before"):
             await worker.__aenter__()
         assert await (await simple.delay()).result(10) is None
-    with pytest.raises(ConfigurationError, match="make another Worker"):
+    with pytest.raises(ConfigurationError, match="create another Worker"):
         await worker.__aenter__()
     assert await broker.console.workers() == []
 

@@ -433,7 +433,7 @@ def test_a_new_worker_that_cannot_start_leaves_the_old_ones(caplog: pytest.LogCa
     office.ends(3, status=2)
     office.act(60.0)
     assert (office.alive, office.sent, office.code) == ({1, 2}, [], None)
-    assert "giving up the rolling restart, the other workers go on: the new worker 3 did not start (exit code 2)" in caplog.text
+    assert "giving up the rolling restart; the other workers continue: the new worker 3 did not start (exit code 2)" in caplog.text
     office.does(office.supervisor.roll)
     assert office.started == 4
 
@@ -625,7 +625,7 @@ def test_what_cannot_start_waits_for_the_next_change(caplog: pytest.LogCaptureFi
     office.ends(3, status=2)
     office.act(3600.0)
     assert (office.started, office.code) == (3, None)
-    assert caplog.text.count("waiting for the next change of a file") == 1
+    assert caplog.text.count("waiting for a file to change") == 1
     office.does(office.supervisor.reload)
     office.works(4)
     assert office.started == 5

@@ -1,4 +1,4 @@
-"""The broker within one process: heap and dict, nothing clever. It is the readable specification of all others."""
+"""The broker within one process, made of heaps and dicts. It is the readable specification of all others."""
 
 from taskflow.broker.memory.broker import MemoryBroker
 

@@ -1,4 +1,4 @@
-"""The memory broker: the store behind a lock, for any thread and any event loop of one process."""
+"""The memory broker: its store behind a lock, for all threads and event loops of one process."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def _verb(verb: Callable[Concatenate[MemoryStore, P], T]) -> Callable[Concatenat
 
 
 class MemoryBroker:
-    """Jobs in this process's memory: for tests, and for work that may be lost with the process.
+    """Keeps jobs in this process's memory: for tests, and for jobs that may be lost with the process.
 
-    `capacity` is the most live jobs that it takes; None for no limit.
+    `capacity` is the maximum number of live jobs; None means no limit.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class MemoryBroker:
         return self.flag.listen(topics)
 
     def sibling(self) -> MemoryBroker:
-        """Return this broker: it has no connection that a thread could wait for."""
+        """Return this broker, because it has no connection that a thread could wait for."""
         return self
 
     async def close(self) -> None:

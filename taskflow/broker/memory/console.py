@@ -17,7 +17,7 @@ from taskflow.model.transitions import Event
 
 
 class MemoryStore(UpkeepStore):
-    """The whole store: the verbs, their upkeep, and what an operator sees and does."""
+    """The complete store: the verbs, upkeep, and the console."""
 
     def queue_records(self) -> list[QueueRecord]:
         names = sorted(set(self.counts) | self.paused)
@@ -33,11 +33,11 @@ class MemoryStore(UpkeepStore):
         ]
 
     def _count(self, queue: str, status: Status) -> int:
-        """Get the counts without adding an entry for a queue that is only paused."""
+        """Return the count without adding an entry for a queue that is only paused."""
         return self.counts[queue][status] if queue in self.counts else 0
 
     def _oldest_ready_for(self, queue: str) -> float | None:
-        """Find the oldest ready job. It need not be the first, which has the highest priority."""
+        """Return the age of the oldest ready job. It may not be first, because the first has the highest priority."""
         due = [entry[1] for entry in self.ready.get(queue, ()) if self.is_ready(entry)]
         return to_seconds(self.now - min(due)) if due else None
 
@@ -107,5 +107,7 @@ class MemoryStore(UpkeepStore):
 
     def findings(self) -> list[Finding]:
         return [
-            Finding("persistence", "note", "jobs are in this process's memory, and end with it: for tests, and for work that may be lost")
+            Finding(
+                "persistence", "note", "jobs are in this process's memory and end with it: use it for tests, and for jobs that may be lost"
+            )
         ]

@@ -18,14 +18,14 @@ from taskflow.model.verdict import RunError
 
 
 class Fence(msgspec.Struct, frozen=True, gc=False):
-    """Identifies one lease, also if the store has lost its latest changes and counts epochs again."""
+    """Identifies one lease, even if the store has lost its latest changes and assigns the same epochs again."""
 
     epoch: int
     claim: ClaimId
 
 
 Entry = tuple[int, int, int, bytes]
-"""A job's place among the ready jobs of its queue, and its id."""
+"""The place of a job among the ready jobs of its queue, and its id."""
 
 
 _as_sent: Final = attrgetter(*AS_SENT)
@@ -34,8 +34,7 @@ _as_sent: Final = attrgetter(*AS_SENT)
 class StoredJob(JobState, gc=False, eq=False, kw_only=True):
     """An envelope and its state. `entry` is its latest entry among the ready jobs.
 
-    The garbage collector skips it, because it would scan everything that is stored again and again. No reference leads from a job back to
-    it.
+    The garbage collector skips these objects, because it would scan all stored jobs again and again. They are never part of a cycle.
     """
 
     envelope: Envelope
@@ -70,7 +69,7 @@ class StoredJob(JobState, gc=False, eq=False, kw_only=True):
 
     @property
     def place(self) -> tuple[int, int, int]:
-        """Its place among the ready jobs of its queue: the smallest is claimed first."""
+        """Return the place among the ready jobs of its queue. The smallest is claimed first."""
         return (-self.priority, self.due_at, self.seq)
 
     def is_expired(self, now: int) -> bool:

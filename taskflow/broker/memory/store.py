@@ -1,4 +1,4 @@
-"""The verbs of the memory broker, as plain methods. Small ones say the rules: what each decides is what the contract names."""
+"""The verbs of the memory broker as small plain methods, which follow the clauses of the contract."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from taskflow.model.verdict import Settled, Settlement, Succeeded
 
 
 class SessionState:
-    """A session and what it holds. `answer` is the memory of its last claim."""
+    """A session and its leases. `answer` holds the leases of its last claim."""
 
     def __init__(self, session: Session, now: int, steady: int, boot_id: str) -> None:
         self.session = session
@@ -63,7 +63,9 @@ class Store(MemoryTransitions):
         if self._capacity is not None:
             fresh = sum(envelope.id not in self.jobs for envelope in envelopes)
             if fresh and self.live_count() + fresh > self._capacity:
-                raise StoreFull(f"the memory broker holds {self.live_count()} live jobs of at most {self._capacity}: let workers catch up")
+                raise StoreFull(
+                    f"the memory broker is full: it has {self.live_count()} live jobs of at most {self._capacity}; let workers catch up"
+                )
         return [self._enqueue_one(envelope) for envelope in envelopes]
 
     def _enqueue_one(self, envelope: Envelope) -> Added | Refused:
@@ -134,7 +136,8 @@ class Store(MemoryTransitions):
         return job.to_lease(self.now)
 
     def _answer_again(self, state: SessionState, request: int) -> list[Lease]:
-        """The leases of the last request that are still the session's; none for an older one, whose asker has moved on."""
+        """Return the leases of the last request that the session still has. An older request gets none, because its sender no longer
+        waits."""
         if request < state.request:
             return []
         now = self.now
@@ -142,7 +145,7 @@ class Store(MemoryTransitions):
         return [job.to_lease(now) for job, fence in jobs if job is not None and self._holds(job, fence)]
 
     def _holds(self, job: StoredJob, fence: Fence) -> bool:
-        """The fence. Every settlement goes by it."""
+        """Return True if the fence is that of the job's current lease."""
         return job.status is Status.RUNNING and job.epoch == fence.epoch and job.claim == fence.claim
 
     def _spare_after_outage(self) -> None:

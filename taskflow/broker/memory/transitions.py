@@ -1,4 +1,4 @@
-"""The jobs of a memory store, their order, keys and moves. Not locked: its owner is."""
+"""The jobs of a memory store, their order, keys and moves. The caller holds the lock."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from taskflow.model.verdict import append_error, unpack_errors
 
 
 class MemoryTransitions:
-    """Heaps are cleaned lazily: an entry counts only while it still says where its job stands, one of the ready jobs while it is the job's
-    last."""
+    """Applies moves to stored jobs. Heaps are cleaned lazily: an entry counts only while the job's state matches it. An entry among the
+    ready
+    jobs must also be the job's latest.
+    """
 
     def __init__(self, clock: Clock, rules: Rules) -> None:
         self.clock = clock
@@ -45,9 +47,9 @@ class MemoryTransitions:
     # --- moves: every change of status goes through here --------------------------------------------
 
     def move(self, job: StoredJob, event: Event, to: Status | None) -> None:
-        """Change the status, and count the move. Raises AssertionError for an illegal one."""
+        """Change the status, and count the move. Raises AssertionError for an illegal move."""
         if to not in MOVES.get((job.status, event), ()):
-            raise AssertionError(f"{id_text(job.id)}: {job.status} may not become {to} by {event}")
+            raise AssertionError(f"{id_text(job.id)}: {job.status} cannot become {to} by {event}")
         counts = self.counts[job.queue]
         if job.status is not None:
             counts[job.status] -= 1
@@ -57,7 +59,7 @@ class MemoryTransitions:
         self.totals[job.queue][event] += 1
 
     def add(self, job: StoredJob, behind: StoredJob | None) -> None:
-        """Take in a new job; `behind` is the running holder of its key, for whose end it waits."""
+        """Store a new job. `behind` is the running holder of its key; the new job waits for its end."""
         self.jobs[job.id] = job
         if behind is not None:
             job.awaits += 1
@@ -72,7 +74,7 @@ class MemoryTransitions:
         return self._seq
 
     def enter(self, job: StoredJob, event: Event) -> None:
-        """Make a job wait: held, scheduled or ready, by what it awaits and its due time."""
+        """Make a job HELD, SCHEDULED or READY, depending on the jobs that it awaits and its due time."""
         status = transitions.place(job.awaits, job.due_at, self.now)
         if status is Status.READY:
             self.make_ready(job, event)
@@ -99,7 +101,7 @@ class MemoryTransitions:
     # --- keys and joins ---------------------------------------------------------------------------------
 
     def holders(self, key: bytes | None) -> tuple[StoredJob | None, StoredJob | None]:
-        """The waiting and the running live job of a key."""
+        """Return the waiting and the running job with a key."""
         if key is None:
             return None, None
         live = self.keys.get(key, ())
@@ -136,11 +138,11 @@ class MemoryTransitions:
     # --- the end of a run ----------------------------------------------------------------------------------------
 
     def release_lease(self, job: StoredJob) -> None:
-        """The one place where a lease ends."""
+        """End the job's lease. Every lease ends here."""
         job.claim = None
 
     def finish(self, job: StoredJob, event: Event, status: Status, reason: str | None = None, *, keep: float | None = None) -> None:
-        """End a job, free its key, and release the jobs that await it. `keep` is in seconds, None for the status's own time."""
+        """End a job, free its key, and release the jobs that await it. `keep` is in seconds; None means the default of the status."""
         now = self.now
         self.move(job, event, status)
         self.release_lease(job)
@@ -159,7 +161,7 @@ class MemoryTransitions:
     def requeue(self, job: StoredJob, plan: Plan) -> None:
         """Make a job wait again after a run, unless its cancellation or a replacement ends it.
 
-        Without a due time it is READY where it stood, also when the wall clock has been set back before its due time meanwhile.
+        Without a due time the job is READY in its old place, even if the wall clock has been set back before its due time.
         """
         successor = self.waiting_behind(job)
         plan = transitions.requeue(plan, job.cancel_requested, None if successor is None else successor.id)
@@ -174,7 +176,7 @@ class MemoryTransitions:
             self.enter(job, plan.event)
 
     def apply(self, job: StoredJob, plan: Plan, *, keep: float | None = None) -> None:
-        """Apply the plan of a run's end to its job. `keep` is in seconds, None for the status's own time."""
+        """Apply the plan that follows a run to its job. `keep` is in seconds; None means the default of the status."""
         job.failures, job.crashes, job.snoozes, job.hand_backs, job.parked_at = plan.counters
         job.waiting_for = plan.waiting_for
         job.is_poison = plan.is_poison
@@ -195,7 +197,7 @@ class MemoryTransitions:
         self.apply(job, plan)
 
     def bury(self, job: StoredJob) -> None:
-        """Drop all of an ended job except its id and fence: a client may still resend a call that names it."""
+        """Drop everything of an ended job except its id and fence, because a client may still resend a call that names it."""
         assert job.ended_at is not None
         self.move(job, Event.DROP, None)
         job.payload = job.result = None
@@ -205,7 +207,7 @@ class MemoryTransitions:
     # --- looking ---------------------------------------------------------------------------------------------
 
     def take_ready(self, queue: str, limit: int) -> list[StoredJob]:
-        """The first of a queue that may run now, taken out of its heap."""
+        """Remove and return the first jobs of a queue that may run now."""
         now, heap = self.now, self.ready[queue]
         taken, passed_over = list[StoredJob](), list[Entry]()
         while len(taken) < limit and (job := self.first_ready(queue)) is not None:
@@ -219,7 +221,7 @@ class MemoryTransitions:
         return taken
 
     def first_ready(self, queue: str) -> StoredJob | None:
-        """The head of a queue; entries that no longer say where their job stands are taken off."""
+        """Return the first ready job of a queue, and remove outdated entries before it."""
         heap = self.ready[queue]
         while heap:
             if self.is_ready(heap[0]):
@@ -228,7 +230,7 @@ class MemoryTransitions:
         return None
 
     def is_ready(self, entry: Entry) -> bool:
-        """Whether it says where its job stands."""
+        """Return True if the entry is current."""
         job = self.jobs.get(entry[-1])
         return job is not None and job.entry is entry and job.status is Status.READY
 

@@ -1,4 +1,4 @@
-"""Maintenance of the memory broker: readies due jobs, releases dead sessions, ends expired jobs, drops what was kept long enough."""
+"""Upkeep of the memory broker: readies due jobs, reaps dead sessions, ends expired jobs, and drops jobs past their keep."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ class UpkeepStore(Store):
         return Outlook(is_ready=bool(self.ready_queues()), due_in=0.0 if is_dying else min(waits, default=math.inf))
 
     def _next_in(self) -> float:
-        """Return the seconds until the next call: each of n sessions calls once in n turns, sooner if a job is due or a session lapses."""
+        """Return the seconds until the next call. Each of n sessions calls every n-th time; a call is earlier if a job is due or a session
+        lapses."""
         return min([self.rules.upkeep_every * max(1, len(self._living_ones())), *self._waits()])
 
     def _waits(self) -> list[float]:
@@ -67,7 +68,8 @@ class UpkeepStore(Store):
     # --- dead sessions ------------------------------------------------------------------------------------
 
     def _reap(self) -> int:
-        """Mark lapsed sessions dead before their leases are released, so that a claim in between is refused and no lease is forgotten."""
+        """Release the leases of lapsed sessions. A session is marked dead first, so that a claim in between is refused and no lease is
+        forgotten."""
         lapsed = [state for state in self._living_ones() if self._has_lapsed(state)]
         for state in lapsed:
             self._kill(state)
@@ -77,7 +79,7 @@ class UpkeepStore(Store):
         return self._is_of_another_boot(state) or self.steady - state.beat_at > state.ttl
 
     def _is_of_another_boot(self, state: SessionState) -> bool:
-        """Return True if the machine was restarted since: its workers are gone, and their steady times mean nothing now."""
+        """Return True if the machine has rebooted since. The session's worker is gone, and its steady times are meaningless."""
         return state.boot_id != self.clock.boot_id()
 
     def _release_leases(self, limit: int) -> int:
@@ -109,7 +111,7 @@ class UpkeepStore(Store):
         return moved
 
     def _drop(self, limit: int) -> int:
-        """Reduce jobs past their keep to their ids, and delete ids that no call can resend."""
+        """Reduce jobs past their keep to their ids, and delete ids that no call can resend any more."""
         now, moved = self.now, self._drop_over_cap(limit)
         while self.fading and self.fading[0][0] <= now and moved < limit:
             job = self.jobs.get(heapq.heappop(self.fading)[1])
@@ -127,7 +129,7 @@ class UpkeepStore(Store):
 
     def _drop_over_cap(self, limit: int) -> int:
         moved = 0
-        for queue, are_failed in sorted(self.kept):  # by queue, failed ones after the others
+        for queue, are_failed in sorted(self.kept):  # by queue, with the failed jobs of each after the others
             statuses = (Status.FAILED,) if are_failed else (Status.SUCCEEDED, Status.CANCELLED)
             while (job := self._oldest_kept(queue, are_failed)) is not None and moved < limit:
                 if sum(self.counts[queue][status] for status in statuses) <= self.rules.kept_per_queue:
@@ -138,7 +140,7 @@ class UpkeepStore(Store):
         return moved
 
     def _oldest_kept(self, queue: str, are_failed: bool) -> StoredJob | None:
-        """Return the oldest kept job. Drops entries of jobs that are gone or live again."""
+        """Return the oldest kept job, and remove entries of jobs that are gone or live again."""
         oldest = self.kept[queue, are_failed]
         while oldest:
             ended_at, _, job_id = oldest[0]

@@ -1,4 +1,4 @@
-"""Limits of stored values. SQL refers to them as P.LATEST and so on, and its domains refuse larger values."""
+"""Limits of stored values. SQL refers to them as P.LATEST and so on, and its domains reject larger values."""
 
 from __future__ import annotations
 
@@ -7,20 +7,29 @@ from typing import Final
 from taskflow.model.stored import LATEST
 
 MOST_BYTES: Final = 1 << 20
-"""Bytes of a small stored value. A longer one is not fetched."""
+"""The maximum size of a small stored value in bytes. A longer one is not fetched."""
 
 MOST_PAYLOAD_BYTES: Final = 1 << 26
-"""Bytes of a payload or a result. A longer one is not fetched."""
+"""The maximum size of a payload or a result in bytes. A longer one is not fetched."""
 
 MOST_JOINS: Final = 16_384
-"""Jobs that one job's end may release."""
+"""The maximum number of jobs that one job's end may release."""
+
+
+NOTED_FOR: Final = 90_000_000
+"""Microseconds for which a listener's note counts. A listener writes it anew every minute."""
+
+MOST_TOLD_BYTES: Final = 5_000
+"""Bytes of a record that is sent with the news of a job's end. A notification has at most 8,000, of base64."""
 
 
 def literals() -> dict[str, str]:
-    """Return each name in the SQL with its value."""
+    """Return the value of each name in the SQL."""
     return {
         "P.LATEST": str(LATEST),
         "P.MOST_BYTES": str(MOST_BYTES),
         "P.MOST_PAYLOAD_BYTES": str(MOST_PAYLOAD_BYTES),
         "P.MOST_JOINED_BYTES": str(16 * MOST_JOINS),
+        "P.NOTED_FOR": str(NOTED_FOR),
+        "P.MOST_TOLD_BYTES": str(MOST_TOLD_BYTES),
     }

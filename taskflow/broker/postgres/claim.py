@@ -1,4 +1,4 @@
-"""Leases from the rows of claim(): see claim.sql."""
+"""Decodes the rows of claim() as leases: see claim.sql."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def leases_of(rows: Sequence[Row], session: bytes, request: int) -> list[Lease]:
     """Return the leases in the order of their numbers."""
     try:
         leases = [_sound_lease(row, session, request) for row in rows]
-    except Exception:  # whatever a decoder raises
+    except Exception:  # decoders may raise anything
         leases = [_lease_of(row, session, request) for row in rows]
     leases.sort(key=_number)
     return leases
@@ -25,7 +25,7 @@ def leases_of(rows: Sequence[Row], session: bytes, request: int) -> list[Lease]:
 
 def _lease_of(row: Row, session: bytes, request: int) -> Lease:
     if not isinstance(row, BareRow):
-        with contextlib.suppress(Exception):  # whatever a decoder raises
+        with contextlib.suppress(Exception):  # decoders may raise anything
             return _sound_lease(row, session, request)
     return _spoilt_lease(row, session, request)
 
@@ -49,9 +49,9 @@ def _sound_lease(row: Row, session: bytes, request: int) -> Lease:
 
 
 def _spoilt_lease(row: Row, session: bytes, request: int) -> Lease:
-    """Return a lease with the fields that can be read.
+    """Return a lease with the readable fields.
 
-    Its worker ends the job as FAILED. The columns' domains keep ids and counters sound.
+    Its worker ends the job as FAILED. The domains of the columns keep ids and counters sound.
     """
     job, reader = fields_of(_JobRow, row), reader_of(row)
     extras: dict[str, Any] = reader.read("extras", job.extras, extras_of, {})

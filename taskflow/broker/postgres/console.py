@@ -1,4 +1,4 @@
-"""The console of the Postgres broker."""
+"""The console of the PostgreSQL broker."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any, Final, Protocol
 
 import asyncpg
 
-from taskflow.broker import topics as names
 from taskflow.broker.console import Finding, JobFilter, Metrics, QueueRecord, Redone
 from taskflow.broker.postgres import rows
 from taskflow.broker.postgres.session import record_of_session
@@ -17,13 +16,11 @@ from taskflow.model.session import SessionRecord
 
 
 class Calls(Protocol):
-    """The part of the broker that the console uses."""
+    """The methods of the broker that the console uses."""
 
     async def call(self, name: str, *arguments: Any, columns: str = "*") -> list[asyncpg.Record]: ...
 
     async def call_one(self, name: str, *arguments: Any) -> asyncpg.Record: ...
-
-    def tell(self, topics: Sequence[str]) -> None: ...
 
     async def trouble_with_listening(self) -> str | None: ...
 
@@ -33,7 +30,7 @@ class Calls(Protocol):
 
 
 class PostgresConsole:
-    """See `taskflow.broker.console.Console`."""
+    """Implements `taskflow.broker.console.Console`."""
 
     def __init__(self, broker: Calls) -> None:
         self._broker = broker
@@ -69,8 +66,7 @@ class PostgresConsole:
         await self._broker.call("pause", queue)
 
     async def resume(self, queue: str) -> None:
-        await self._broker.call("resume", queue)
-        self._broker.tell([names.queue(queue)])
+        await self._broker.call_one("resume", queue)
 
     async def metrics(self) -> Metrics:
         totals: dict[str, dict[str, int]] = {}
@@ -87,17 +83,17 @@ class PostgresConsole:
             Finding(
                 "persistence",
                 "ok" if risk is None else "problem",
-                "what is answered is on the disk" if risk is None else risk,
+                "changes are on disk before they are answered" if risk is None else risk,
             ),
-            Finding("wake-ups", "ok", "notifications are heard") if trouble is None else Finding("wake-ups", "note", trouble),
-            Finding("room", "ok", f"the queue takes {row['size']:,} bytes"),
+            Finding("wake-ups", "ok", "notifications arrive") if trouble is None else Finding("wake-ups", "note", trouble),
+            Finding("room", "ok", f"the tables take {row['size']:,} bytes"),
         ]
 
 
 _RISKS: Final = {
-    "fsync": "fsync is off: a crash of the machine may lose or spoil everything",
-    "full_page_writes": "full_page_writes is off: a crash of the machine may spoil everything, unless its file system writes whole pages",
-    "synchronous_commit": "synchronous_commit is off: a crash of the server may lose what was answered in its last moments",
+    "fsync": "fsync is off: a crash of the machine may lose or damage everything",
+    "full_page_writes": "full_page_writes is off: a crash of the machine may damage everything, unless its file system writes whole pages",
+    "synchronous_commit": "synchronous_commit is off: a crash of the server may lose the latest changes, although they were answered",
 }
 
 

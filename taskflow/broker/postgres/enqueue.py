@@ -1,4 +1,4 @@
-"""Envelopes as columns of enqueue(), and its answers: see enqueue.sql."""
+"""Packs envelopes as the arguments of enqueue(), and decodes its answers: see enqueue.sql."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any, Final
 
 from taskflow.broker.postgres.columns import SENT
 from taskflow.broker.postgres.packing import one_of_all, unless_void
-from taskflow.broker.protocol import Added, Refused
 from taskflow.model.clock import to_microseconds
 from taskflow.model.envelope import Envelope, pack_extras
 from taskflow.model.job_schema import AS_SENT
@@ -18,7 +17,7 @@ from taskflow.model.stored import LATEST
 def envelope_columns(envelopes: Sequence[Envelope]) -> list[list[Any]]:
     """Return the columns of `columns.SENT`.
 
-    A column without any value is empty: unnest() fills it with NULL, which costs less than sending a NULL for each row.
+    A column without any value is an empty array: unnest() fills it with NULL, which costs less than sending a NULL for each row.
     """
     columns: dict[str, list[Any]] = {
         "queue": [envelope.queue for envelope in envelopes],
@@ -42,19 +41,9 @@ _AS_SENT: Final = {name: attrgetter(name) for name in AS_SENT}
 
 
 def columns_of_calls(envelopes: Sequence[Envelope]) -> list[list[Any]]:
-    """Return columns for enqueue(), with a single element if all values are alike."""
+    """Return the arguments of enqueue(). A column is a single element if all its values are equal."""
     columns = zip(SENT, envelope_columns(envelopes), strict=True)
     return [one_of_all(column) if name in _MOSTLY_ALIKE else column for name, column in columns]
 
 
 _MOSTLY_ALIKE: Final = frozenset({"queue", "job", "priority", "conflict"})
-
-
-def added_or_refused(envelope: Envelope, answer: bytes) -> Added | Refused:
-    match answer[:1]:
-        case b"i":
-            return Refused(envelope.id, envelope.id, "id")
-        case b"k":
-            return Refused(envelope.id, answer[1:], "key")
-        case _:
-            return Added(envelope.id, answer[1:] or None)

@@ -1,4 +1,4 @@
-"""Checks the marks after a verb that took long: its jobs may lie behind the marks by which others read. See marks.sql."""
+"""Checks the marks after a slow verb, whose jobs may lie behind the marks where other sessions start reading. See marks.sql."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from typing import Final
 from taskflow.model.errors import BrokerError
 
 LATE_AFTER: Final = 0.25
-"""Seconds. No mark goes beyond half a second ago, so this leaves as much for the commit itself."""
+"""Seconds. No mark advances beyond half a second ago, so half of that remains for the commit itself."""
 
 NOT_AT_ONCE: Final = 1.0
-"""Delay before a routine look; a worker that has just started has more urgent queries."""
+"""Seconds before a routine check. A worker that has just started has more urgent queries."""
 
 AT_MOST_EVERY: Final = 1.0
-"""Seconds between two looks of one process. If all verbs take long on a server, more looks do not help it."""
+"""Minimum seconds between two checks of one process. If all verbs on a server are slow, more checks do not help."""
 
 AFTER_FAILURE: Final = 30.0
-"""Seconds until the next look after a failed one, which may have taken longer than the server allows."""
+"""Seconds until the next check after a failed one, which may have taken longer than the server allows."""
 
 CLOSED_WITHIN: Final = 2.0
 
 
 class LateCommits:
-    """Runs one look at a time. Late commits during a look are found by the next one."""
+    """Runs one check at a time. Late commits during a check are found by the next one."""
 
     def __init__(self, look: Callable[[], Awaitable[None]]) -> None:
         self._look = look
@@ -36,7 +36,7 @@ class LateCommits:
         self._when_due: asyncio.TimerHandle | None = None
 
     def after(self, seconds: float) -> None:
-        """Note that a verb has made jobs ready, and how long it took."""
+        """Record that a verb has made jobs ready, and how many seconds it took."""
         if seconds >= LATE_AFTER:
             self.want()
 
@@ -52,8 +52,10 @@ class LateCommits:
             self._task = asyncio.create_task(self._run())
 
     async def close(self) -> None:
-        """Wait briefly for a look under way: the server would go on with it on an abandoned connection. The same for a look that is due,
-        because the store counts on this process."""
+        """Wait briefly for a running check, because the server would continue it on an abandoned connection. A check that is due runs
+        first, because
+        the store relies on this process.
+        """
         if self._when_due is not None:
             self.want()
         if self._is_idle.is_set():
@@ -76,7 +78,7 @@ class LateCommits:
             self._is_idle.clear()
             try:
                 await self._look()
-            except BrokerError:  # upkeep asks for another one every ten seconds
+            except BrokerError:  # upkeep requests another check every ten seconds
                 self._is_idle.set()
                 await asyncio.sleep(AFTER_FAILURE)
             finally:

@@ -1,7 +1,7 @@
-"""Migrates a schema to the version that this taskflow works with: its tables step by step, then all functions anew.
+"""Migrates a schema to the version of this taskflow: its tables step by step, then all functions.
 
-All is one transaction. It waits for verbs that have begun; verbs that begin later wait for it. While another transaction holds the tables,
-the migration waits at most LOCKED_WITHIN at a time.
+Everything is one transaction. It waits for verbs that have begun; verbs that begin later wait for it. While another transaction holds the
+tables, the migration waits at most LOCKED_WITHIN at a time.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from taskflow.model.errors import BrokerRefused, BrokerUnavailable
 from taskflow.model.rules import Rules
 
 LOCKED_WITHIN: Final = 2.0
-"""Seconds for which a migration waits for the tables, and verbs wait behind it. Less than a verb's patience: see ANSWER_WITHIN."""
+"""Seconds that a migration waits for the tables while verbs wait behind it. Shorter than the time limit of a verb: see ANSWER_WITHIN."""
 
 MOST_TRIES: Final = 3
 PAUSE: Final = 1.0
-"""Seconds between two attempts, for the verbs that have waited behind it."""
+"""Seconds between two attempts, so that verbs that waited behind the migration can run."""
 
-# The advisory lock of a migration: a number that no other program should use.
+# The key of the advisory lock of migrations: a number that no other program should use.
 _TURN: Final = 0x7461_736B_666C_6F77
 
-_TABLES: Final = ("meta", "sessions", "requests", "paused", "marks", "jobs", "tally", "totals", "awaited")
+_TABLES: Final = ("meta", "sessions", "requests", "paused", "marks", "jobs", "tally", "totals", "awaited", "idle")
 """Tables in the order in which most verbs use them."""
 
 _HELD_UP: Final = (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError, asyncpg.QueryCanceledError)
 
-# Errors of a verb during which a migration took place: the old function met new tables, or a function that is gone.
+# Errors of a verb during which a migration took place: an old function met new tables, or the function is gone.
 _OVERTAKEN: Final = frozenset({"0A000", "42703", "42804", "42883", "42P01", "42P13", "XX000"})
 
 
 MIGRATIONS: Final = Migrations(texts.FOLDER / "schema")
 
 VERSION: Final = MIGRATIONS.newest
-"""The version that this taskflow works with."""
+"""The version that this taskflow needs."""
 
 
 def was_overtaken(error: BaseException) -> bool:
@@ -52,20 +52,23 @@ def was_dropped(error: BaseException) -> bool:
 
 
 async def pending(connection: asyncpg.Connection, schema: str, place: str) -> Upgrade:
-    """Return what the schema lacks. Raises BrokerRefused if it is newer than this taskflow, or not taskflow's. `place` names the server."""
+    """Return the pending migrations. Raises BrokerRefused if the schema is newer than this taskflow, or not its own. `place` names the
+    server."""
     version = await _version(connection, schema)
     if version is None:
-        raise BrokerRefused(f"the schema {schema!r} of PostgreSQL at {place} has a table meta without a version: it is not taskflow's")
+        raise BrokerRefused(
+            f"the schema {schema!r} of PostgreSQL at {place} has a table meta without a version: it belongs to another program"
+        )
     if version > VERSION:
         raise BrokerRefused(
-            f"the schema {schema!r} of PostgreSQL at {place} is of version {version}, this taskflow knows {VERSION}: update it"
+            f"the schema {schema!r} of PostgreSQL at {place} has version {version}, but this taskflow knows {VERSION}: upgrade taskflow"
         )
     return MIGRATIONS.after(version, f"schema {schema!r}")
 
 
 async def upgrade(connection: asyncpg.Connection, schema: str, rules: Rules, place: str, trusted: str | None) -> Upgrade:
-    """Bring the schema to VERSION, unless another process has done so meanwhile. `trusted`: see ownership."""
-    async with connection.transaction(isolation="read_committed"):  # sees what others have done while it waited for its turn
+    """Bring the schema to VERSION, unless another process has done so meanwhile. `trusted`: see `ownership`."""
+    async with connection.transaction(isolation="read_committed"):  # sees the changes that others made while it waited for the lock
         await connection.execute(_MY_TURN)
         found = await pending(connection, schema, place)
         if not found.migrations:
@@ -75,14 +78,16 @@ async def upgrade(connection: asyncpg.Connection, schema: str, rules: Rules, pla
             await _lock(connection, schema, place, found)
         if not found.version:
             await connection.execute(_making(schema))
-        await ownership.check(connection, schema, place, trusted)  # another process may have created the schema meanwhile
+        await ownership.check(
+            connection, schema, place, trusted
+        )  # checked again, because another process may have created the schema meanwhile
         await connection.execute(_AS_ITS_OWNER.replace("%schema", schema))
         await connection.execute(_changes(found, schema, rules))
         return found
 
 
 def script(found: Upgrade, schema: str, rules: Rules) -> str:
-    """Return `upgrade` as a script for psql. It does nothing to a schema of another version."""
+    """Return the migration as a script for psql. It does nothing to a schema of another version."""
     if not found.migrations:
         return f"-- {found.place} is up to date (version {found.version})\n"
     begun = f"{_LIMITS}\n{_locking(schema)}\n{_NO_LIMITS}" if found.version else _making(schema)
@@ -103,9 +108,9 @@ def script(found: Upgrade, schema: str, rules: Rules) -> str:
 
 
 async def _version(connection: asyncpg.Connection, schema: str) -> int | None:
-    """Return 0 if there is nothing yet, None if there is something else.
+    """Return the version, 0 if there are no tables yet, or None if the tables are not taskflow's.
 
-    This reads the catalog itself: to_regclass() uses a cache, which misses changes that others made while it waited for a lock.
+    This reads the catalog itself, because to_regclass() uses a cache that misses changes made while it waited for a lock.
     """
     found = await connection.fetchval(
         "SELECT true FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace WHERE nspname = $1 AND relname = 'meta'", schema
@@ -120,7 +125,7 @@ async def _version(connection: asyncpg.Connection, schema: str) -> int | None:
 
 
 async def _check_owner(connection: asyncpg.Connection, schema: str, place: str, found: Upgrade) -> None:
-    """Check the rights before others must wait: a role that may not change the tables could still lock them."""
+    """Check the rights before other sessions must wait. A role that may not change the tables could still lock them."""
     owner = await connection.fetchval(
         "SELECT pg_get_userbyid(relowner) FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace "
         "WHERE nspname = $1 AND relname = ANY ($2) AND NOT pg_has_role(relowner, 'USAGE') LIMIT 1",
@@ -129,7 +134,7 @@ async def _check_owner(connection: asyncpg.Connection, schema: str, place: str, 
     )
     if owner is not None:
         raise BrokerRefused(
-            f"the schema {schema!r} of PostgreSQL at {place} is of version {found.version}, this taskflow needs {VERSION}, "
+            f"the schema {schema!r} of PostgreSQL at {place} has version {found.version}, but this taskflow needs {VERSION}, "
             f"and this user may not change its tables: run `taskflow migrate` as their owner, {owner}"
         )
 
@@ -137,24 +142,25 @@ async def _check_owner(connection: asyncpg.Connection, schema: str, place: str, 
 async def _lock(connection: asyncpg.Connection, schema: str, place: str, found: Upgrade) -> None:
     """Lock all tables at once, so that a verb ends with the functions and tables with which it began."""
     for tries in range(1, MOST_TRIES + 1):
-        await connection.execute("SAVEPOINT locking")  # the advisory lock stays if this fails
+        await connection.execute("SAVEPOINT locking")  # the advisory lock survives a rollback to this
         try:
             await connection.execute(f"{_LIMITS}\n{_locking(schema)}\n{_NO_LIMITS}\nRELEASE SAVEPOINT locking")
             return
         except _HELD_UP as error:
-            # Released too: otherwise all that follows would belong to the savepoint, with its own xmin. See _MARK_FUNCTIONS.
+            # Released here, because otherwise everything that follows would belong to the savepoint, with a separate xmin. See
+            # _MARK_FUNCTIONS.
             await connection.execute("ROLLBACK TO SAVEPOINT locking; RELEASE SAVEPOINT locking")
             holder = await _holder(connection, schema)
             if tries == MOST_TRIES:
                 raise BrokerUnavailable(
                     f"the schema {schema!r} of PostgreSQL at {place} could not be migrated from version {found.version} to {VERSION}: "
-                    f"{holder} holds locks on its tables; end it, or wait for its end, and try again"
+                    f"{holder} holds locks on its tables; end it or wait for it, then try again"
                 ) from error
         await asyncio.sleep(PAUSE)
 
 
 async def _holder(connection: asyncpg.Connection, schema: str) -> str:
-    """Name the owner of the oldest transaction that holds locks on our tables."""
+    """Return a name for the oldest transaction that holds locks on our tables."""
     row = await connection.fetchrow(
         "SELECT activity.pid, application_name, extract(epoch FROM clock_timestamp() - xact_start)::bigint AS lasts FROM pg_locks "
         "JOIN pg_class ON pg_class.oid = relation JOIN pg_namespace ON pg_namespace.oid = relnamespace "
@@ -173,7 +179,7 @@ async def _holder(connection: asyncpg.Connection, schema: str) -> str:
 
 # --- the statements --------------------------------------------------------------------------------------------------
 
-# Whatever the role's or the database's limits are: the turn may come late, and a large table takes long to change.
+# Overrides limits of the role or the database: the lock may be granted late, and changing a large table takes long.
 _MY_TURN: Final = f"""\
 SET LOCAL lock_timeout = 0;
 SET LOCAL statement_timeout = 0;
@@ -181,7 +187,7 @@ SET LOCAL idle_in_transaction_session_timeout = 0;
 SET LOCAL search_path = pg_catalog, pg_temp; -- no function of somebody's takes the place of one that is meant
 SELECT pg_advisory_xact_lock({_TURN});"""
 
-# The statement is limited too, because the lock's limit applies to each table separately.
+# The statement has a limit too, because the limit of a lock applies to each table separately.
 _LIMITS: Final = f"""\
 SET LOCAL lock_timeout = {round(LOCKED_WITHIN * 1000)};
 SET LOCAL statement_timeout = {round(LOCKED_WITHIN * 1000)};"""
@@ -230,7 +236,7 @@ $$;"""
 
 
 def _changes(found: Upgrade, schema: str, rules: Rules) -> str:
-    """Drop the functions first: an old one must not keep a table or a type from being changed."""
+    """Return the SQL of the changes. Functions are dropped first, because an old one could keep a table or a type from being changed."""
     dropped = _of_ours(_DROP_FUNCTIONS, schema) if found.version else ""
     tables = (texts.filled(MIGRATIONS.text(migration.version), schema, rules) for migration in found.migrations)
     functions = (texts.filled(text, schema, rules) for text in texts.functions())
@@ -240,7 +246,7 @@ def _changes(found: Upgrade, schema: str, rules: Rules) -> str:
 
 _UNCHECKED: Final = "SET LOCAL check_function_bodies = off; -- they call each other"
 
-# The right to create a schema is needed even if it exists.
+# CREATE SCHEMA needs the right to create schemas, even with IF NOT EXISTS.
 _MAKE_SCHEMA: Final = """\
 DO $$
 BEGIN
@@ -261,7 +267,7 @@ BEGIN
     END IF;
 END
 $$;"""
-"""Act as the schema's owner, so that everything belongs to it whichever member migrates."""
+"""Makes the owner of the schema the current role, so that every object belongs to it, whichever member migrates."""
 
 
 def _making(schema: str) -> str:
@@ -275,7 +281,7 @@ def _of_ours(text: str, schema: str) -> str:
 _MARK: Final = "taskflow made it, and drops it when the schema is migrated"
 """The comment on each of our functions. A function without it is not ours, whatever its name."""
 
-# This transaction creates no functions but ours.
+# This transaction creates only functions of taskflow.
 _MARK_FUNCTIONS: Final = """\
 DO $$
 DECLARE
@@ -288,7 +294,7 @@ BEGIN
 END
 $$;"""
 
-# All of our functions, with the triggers by which our tables call them: their parameters or results may change. The enqueue() of
+# All functions of taskflow, with the triggers that call them, because their parameters or results may change. The function enqueue() of
 # sending.sql stays, because rights and triggers of users depend on it.
 _DROP_FUNCTIONS: Final = """\
 DO $$

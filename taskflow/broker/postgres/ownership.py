@@ -1,7 +1,7 @@
-"""Checks who owns a schema. Our functions run with the rights of their caller, so everybody who could replace one must be trusted.
+"""Checks who owns a schema. Our functions run with the rights of their caller, so every role that could replace one must be trusted.
 
-Trusted are the role itself, roles that it is a member of, superusers, the owner of the database, and the role that `owner=` in the broker
-URL names. A role that was only granted rights works with a schema whose owner is one of these.
+Trusted roles are the role itself, roles that it is a member of, superusers, the owner of the database, and the role in `owner=` of the
+broker URL. A role that was only granted rights may use a schema whose owner is one of these.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ async def check(connection: asyncpg.Connection, schema: str, place: str, trusted
     if found["is_granted"]:
         remedy = "revoke that right"
     else:
-        remedy = f"add owner={role} to the broker URL if you trust that role; if not, drop the schema"
+        remedy = f"add owner={role} to the broker URL if you trust that role, or drop the schema"
     raise BrokerRefused(
         f"the schema {schema!r} of PostgreSQL at {place} is not safe to use: {role} {found['how']}, and could have functions run as "
         f"{found['as_whom']}; {remedy}"
     )
 
 
-# Membership is read from the catalog: pg_has_role() is true for a superuser whatever the role.
+# Membership is read from the catalog, because pg_has_role() is true for a superuser with any role.
 FIRST_STRANGER: Final = """
 WITH RECURSIVE mine (oid) AS (
     SELECT oid FROM pg_catalog.pg_roles WHERE rolname = current_user

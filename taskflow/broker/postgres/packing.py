@@ -1,4 +1,4 @@
-"""Packs values and columns for the functions."""
+"""Packs values and columns for the SQL functions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def unless_void(column: list[T | None]) -> list[T | None]:
 
 
 def one_of_all(column: list[T]) -> list[T]:
-    """Return a single element if all are the same."""
+    """Return a single element if all elements are equal."""
     return column[:1] if column and column.count(column[0]) == len(column) else column
 
 
@@ -44,5 +44,6 @@ def utf8(text: str) -> bytes:
 
 
 def text_for(name: str) -> str:
-    """Return the name with what PostgreSQL's text cannot hold (a lone surrogate, a NUL) written out. A machine's name may be any bytes."""
+    """Return the name with characters that PostgreSQL's text cannot store (a lone surrogate, a NUL) escaped. A machine's name may be any
+    bytes."""
     return name.encode(errors="backslashreplace").decode().replace("\0", "\\x00")

@@ -10,7 +10,7 @@ import asyncpg
 from taskflow.model.errors import BrokerError, BrokerRefused, BrokerUnavailable, SessionLost
 
 ERRORS: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
-"""The driver's errors; the third one if a connection breaks while it is used. A timeout is an OSError."""
+"""The errors of the driver; the third is raised if a connection breaks while it is used. A timeout is an OSError."""
 
 _LOST: Final = "TF001"
 
@@ -19,29 +19,30 @@ _PASSING_CLASSES: Final = ("08", "53", "57", "40", "55")
 _PASSING: Final = frozenset({"25006", "25P03", "XX000"})
 
 
-# A prepared statement is missing, or exists already: behind a pooler it belonged to another connection of the server.
+# A prepared statement is missing or exists already: behind a pooler, it belonged to another connection of the server.
 _OF_A_POOLER: Final = ("26000", "42P05")
 
 
 class NoRoom(BrokerUnavailable):
-    """The disk is full. `enqueue` raises StoreFull. For all other verbs the store is away until there is space, so that no session ends."""
+    """The disk is full. `enqueue` raises StoreFull. Other verbs treat it as BrokerUnavailable until there is space, so that no session
+    ends."""
 
 
 class Unsuitable(ConnectionError):
-    """The server cannot be used with this URL, and another try would fail alike. The message follows the server's name."""
+    """The server cannot be used with this URL, and another attempt would fail again. The message follows the server's name."""
 
 
 def of_connecting(error: Exception, tls: str, within: float) -> Exception:
-    """Return the error to raise for one of the driver's while it connected."""
+    """Return the error to raise for an error of the driver while it connected."""
     if isinstance(error, TimeoutError):
-        return TimeoutError(f"nothing came within {within:g} s")
+        return TimeoutError(f"no answer within {within:g} s")
     if isinstance(error, ssl.SSLCertVerificationError):
         return Unsuitable(
-            f"shows a certificate that does not fit: {error.verify_message}; give its authority's file as tls_ca= in the broker URL, "
-            "and the host as the certificate names it"
+            f"has an invalid certificate: {error.verify_message}; set tls_ca= in the broker URL to the file of its authority, "
+            "and use the host name of the certificate"
         )
     if isinstance(error, ConnectionError) and _NO_TLS in str(error):
-        if tls == "prefer":  # the driver goes on without TLS if a PostgreSQL server offers none
+        if tls == "prefer":  # the driver continues without TLS if a PostgreSQL server offers none
             return Unsuitable("does not speak PostgreSQL: check host and port in the broker URL")
         return Unsuitable(f"offers no TLS, which tls={tls} in the broker URL requires, or does not speak PostgreSQL")
     if isinstance(error, asyncpg.ConnectionDoesNotExistError | ConnectionResetError):
@@ -50,11 +51,11 @@ def of_connecting(error: Exception, tls: str, within: float) -> Exception:
 
 
 _NO_TLS: Final = "rejected SSL upgrade"
-"""Return True for the driver's message about an answer to its TLS request that is neither a yes nor an acceptable no."""
+"""The driver's message for an answer to its TLS request that is neither acceptance nor an acceptable refusal."""
 
 
 def in_our_words(error: Exception, place: str, schema: str = "", role: str | None = None) -> BrokerError:
-    """Return the error to raise from it. `place` names the server, without secrets; `schema` and `role` are for advice on rights."""
+    """Return the error to raise instead. `place` names the server, without secrets; `schema` and `role` are for advice on rights."""
     if isinstance(error, BrokerError):
         return error
     if isinstance(error, Unsuitable):
@@ -67,21 +68,21 @@ def in_our_words(error: Exception, place: str, schema: str = "", role: str | Non
     if state == "53100":
         return NoRoom(f"PostgreSQL at {place} has no room: {error}")
     if state in _OF_A_POOLER:
-        return BrokerRefused(f"PostgreSQL at {place} is behind a pooler that takes no prepared statements: add pooled=1 to the broker URL")
+        return BrokerRefused(f"PostgreSQL at {place} is behind a pooler without prepared statements: add pooled=1 to the broker URL")
     if isinstance(error, asyncpg.LockNotAvailableError):
         return BrokerUnavailable(
-            f"PostgreSQL at {place}: another open transaction holds what is needed here ({error}), a key for example: "
+            f"PostgreSQL at {place}: another open transaction holds a lock that is needed here ({error}), on a key for example: "
             "find it in pg_stat_activity (state 'idle in transaction'), and end it"
         )
     if may_pass(error):
-        return BrokerUnavailable(f"PostgreSQL at {place} cannot do it now: {error}")
+        return BrokerUnavailable(f"PostgreSQL at {place} cannot run this now: {error}")
     if isinstance(error, asyncpg.InsufficientPrivilegeError) and schema:
         return BrokerRefused(f"PostgreSQL at {place} refuses: {error}. {_advice(error, schema, role)}")
     return BrokerRefused(f"PostgreSQL at {place} refuses: {error}")
 
 
 def _advice(error: Exception, schema: str, role: str | None) -> str:
-    """Return the statements that grant a role what it needs, for somebody who may grant it."""
+    """Return the statements with which an administrator grants a role the missing rights."""
     to = f'TO "{role}"' if role else "TO the role in the broker URL"
     if "for database" in str(error):
         return f"Let the owner of the database make the schema (`taskflow migrate`), or run: GRANT CREATE ON DATABASE the_database {to};"
@@ -106,7 +107,7 @@ def was_held_up(error: BaseException) -> bool:
 
 
 def was_about_a_value(error: BaseException) -> bool:
-    """Return True if a value is too large for its column, or for a sum with stored ones. Another try would fail alike."""
+    """Return True if a value is too large for its column, or for a sum with stored values. Another attempt would fail again."""
     state = getattr(error.__cause__, "sqlstate", None) or ""
     return state[:2] in ("22", "54") or state in ("23502", "23514")
 
@@ -117,29 +118,31 @@ def is_no_utf8(error: BaseException) -> bool:
 
 
 def is_read_only(error: Exception) -> bool:
-    """Return True if the server behind the connection is no longer a primary: the statement has had no effect."""
+    """Return True if the server is no longer a primary. The statement has had no effect."""
     return isinstance(error, asyncpg.PostgresError) and error.sqlstate == "25006"
 
 
 def is_stale(error: Exception) -> bool:
-    """Return True if the connection's session still uses a function that a migration has dropped: it looked the function up at that moment.
-    The statement has had no effect; another connection works."""
+    """Return True if the session looked up a function just as a migration dropped it. The statement has had no effect; another connection
+    works."""
     return isinstance(error, asyncpg.PostgresError) and error.sqlstate == "XX000" and "cache lookup failed" in str(error)
 
 
 def was_cancelled(error: BaseException) -> bool:
-    """Return True if the server ended the statement (its statement_timeout, or an operator). It had no effect, and the connection is still
-    good. Its session keeps its plans, so a second try there takes less time."""
+    """Return True if the server cancelled the statement (by its statement_timeout, or an operator). It had no effect, and the connection
+    still works. Its session
+    keeps its plans, so a second attempt there takes less time.
+    """
     return isinstance(error, asyncpg.QueryCanceledError)
 
 
 def is_lost(error: Exception) -> bool:
-    """Return True if the network to the server failed, and most likely the other connections with it."""
+    """Return True if the network to the server failed, and most likely the other connections too."""
     return not isinstance(error, asyncpg.PostgresError) or isinstance(error, asyncpg.PostgresConnectionError)
 
 
 def is_cut(error: Exception) -> bool:
-    """Return True if the connection was probably gone before the statement arrived, or if two verbs got in each other's way."""
+    """Return True if the connection was probably gone before the statement arrived, or if two verbs used it at the same time."""
     if isinstance(error, TimeoutError | Unsuitable):
         return False
     if isinstance(error, asyncpg.PostgresError):

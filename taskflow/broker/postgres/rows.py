@@ -1,12 +1,14 @@
-"""Rows as records. A row may be spoilt: a field that cannot be read spoils its own job, and no other.
+"""Decodes rows as records. An unreadable field affects only its own job.
 
-A row is decoded at full speed first, and field by field only if that raised.
+A row is decoded at full speed first, and field by field only if that raises.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from struct import Struct
 from typing import Any, Final
 
 import msgspec
@@ -14,7 +16,7 @@ import msgspec
 from taskflow.broker.postgres.bounds import MOST_BYTES, MOST_PAYLOAD_BYTES
 from taskflow.model import record
 from taskflow.model.envelope import unpack_extras
-from taskflow.model.job_schema import DEFAULT_QUEUE, FIELDS
+from taskflow.model.job_schema import BY_NAME, DEFAULT_QUEUE, FIELDS
 from taskflow.model.record import BY_CODE, Record, Status
 from taskflow.model.stored import FULL_SPEED, FieldReader, text
 
@@ -23,7 +25,8 @@ Row = Any
 
 
 def reader_of(row: Row) -> FieldReader:
-    """Return a reader that knows the values that the server did not send: a line names a column and what stands in it."""
+    """Return a reader that reports the values that the server did not send. Each line of `unreadable` names a column and describes its
+    value."""
     reader = FieldReader()
     for line in (row["unreadable"] or "").splitlines():
         column, _, stored = line.partition("\t")
@@ -34,14 +37,15 @@ def reader_of(row: Row) -> FieldReader:
 # --- records --------------------------------------------------------------------------------------------------
 
 _SHOWN: Final = tuple(field for field in FIELDS if field.name == "extras" or field.name in Record.__struct_fields__)
-_SIZED: Final = {
+SIZED: Final = {
     field.name: MOST_PAYLOAD_BYTES if field.kind.most > MOST_BYTES else MOST_BYTES
     for field in _SHOWN
     if field.kind.type is not int and field.kind.least != field.kind.most
 }
-"""Maps columns to the most bytes that are fetched of them."""
+"""The columns of limited size, with the maximum number of bytes that are fetched."""
 
-_COLUMNS: Final = (*(field.name for field in _SHOWN if field.name not in _SIZED), "job", *_SIZED, "unreadable")
+RECORD: Final = (*(field.name for field in _SHOWN if field.name not in SIZED), "job", *SIZED)
+"""The columns of a record."""
 
 
 def _if_too_long(column: str, most: int) -> str:
@@ -50,20 +54,43 @@ def _if_too_long(column: str, most: int) -> str:
 
 RECORD_COLUMNS: Final = ", ".join(
     (
-        *_COLUMNS[: -len(_SIZED) - 1],
-        *(f"CASE WHEN octet_length({column}) <= {most} THEN {column} END AS {column}" for column, most in _SIZED.items()),
-        f"nullif(concat_ws(E'\\n', {', '.join(_if_too_long(column, most) for column, most in _SIZED.items())}), '') AS unreadable",
+        *RECORD[: -len(SIZED)],
+        *(f"CASE WHEN octet_length({column}) <= {most} THEN {column} END AS {column}" for column, most in SIZED.items()),
+        f"nullif(concat_ws(E'\\n', {', '.join(_if_too_long(column, most) for column, most in SIZED.items())}), '') AS unreadable",
     )
 )
-"""The columns that `record_of` takes. A value that is too long is not fetched, but reported."""
+"""The columns that `record_of` needs. A value that is too long is not fetched, but reported."""
 
-_JobRow: Any = msgspec.defstruct("_JobRow", _COLUMNS)
+_JobRow: Any = msgspec.defstruct("_JobRow", (*RECORD, "unreadable"))
+
+_DECODERS: Final[list[Callable[[bytes], Any]]] = [
+    bytes.decode if name in ("queue", "job") or BY_NAME[name].kind.type is str
+    else bytes if BY_NAME[name].kind.type is bytes
+    else partial(int.from_bytes, signed=True)
+    for name in RECORD
+]  # fmt: skip
+
+
+def record_told(packed: bytes) -> Record | None:
+    """Return the record that came with the news of a job's end: see tell_ended() in wakeups.sql. None if it cannot be read."""
+    values, at = list[Any](), 4  # the number of columns; of each its type, its length and its bytes
+    try:
+        for decode in _DECODERS:
+            _, length = _HEAD.unpack_from(packed, at)
+            at += _HEAD.size + max(0, length)
+            values.append(None if length < 0 else decode(packed[at - length : at]))
+        return _record_of(_JobRow(*values, None), FULL_SPEED)
+    except Exception:  # whatever a decoder raises
+        return None
+
+
+_HEAD: Final = Struct(">Ii")
 
 
 def record_of(row: Row) -> Record:
     job = fields_of(_JobRow, row)
     if job.unreadable is None and not isinstance(row, BareRow):
-        with contextlib.suppress(Exception):  # whatever a decoder raises
+        with contextlib.suppress(Exception):  # decoders may raise anything
             return _record_of(job, FULL_SPEED)
     return _record_of(job, reader_of(row))
 
@@ -89,7 +116,7 @@ def extras_of(stored: bytes | None) -> dict[str, Any]:
 
 def name(stored: Any) -> str:
     if isinstance(stored, _NotUtf8):
-        raise ValueError("it is no UTF-8")
+        raise ValueError("it is not UTF-8")
     return text(stored)
 
 
@@ -97,10 +124,11 @@ def name(stored: Any) -> str:
 
 
 class BareRow(dict[str, Any]):
-    """A row whose text came as bytes, by a statement of `bare`: a database in SQL_ASCII holds any bytes. It is never treated as sound."""
+    """A row whose text was fetched as bytes by a statement of `bare`, because a database in SQL_ASCII may contain any bytes. It never
+    counts as sound."""
 
     def __iter__(self) -> Iterator[str]:
-        raise TypeError("it is read by the names of its columns")
+        raise TypeError("read it by the names of its columns")
 
     @classmethod
     def of(cls, row: Row) -> BareRow:
@@ -108,7 +136,7 @@ class BareRow(dict[str, Any]):
 
 
 class _NotUtf8(str):
-    """Decode text; bytes that are not UTF-8 are written out."""
+    """A text that was decoded from bytes that are not UTF-8; these are escaped."""
 
 
 def _text_of(raw: bytes | None) -> str | None:
@@ -121,12 +149,13 @@ def _text_of(raw: bytes | None) -> str | None:
 
 
 def fields_of(kind: Any, row: Row) -> Any:
-    """Return the row as a struct of its columns."""
+    """Return the columns of a row as a struct."""
     return kind(**{column: row[column] for column in kind.__struct_fields__})
 
 
 def bare(statement: str, columns: Sequence[tuple[str, str]]) -> str:
-    """Return a statement for the same rows with text as bytes, given the columns' names and types. `bare` lists those columns."""
+    """Return a statement for the same rows with text as bytes, given the columns' names and types. Its column `bare` lists those
+    columns."""
     names = [column for column, kind in columns if kind == "text"]
     shown = (f"convert_to({column}, 'SQL_ASCII') AS {column}" if column in names else column for column, _ in columns)
     listed = ", ".join(f"'{column}'" for column in names)

@@ -1,4 +1,4 @@
-"""Sessions and heartbeats as arguments of the functions in session.sql, and their answers."""
+"""Packs sessions and heartbeats as arguments of the functions in session.sql, and decodes their answers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def beat_columns(beat: Beat) -> list[Any]:
 
 
 def beat_answer(beat: Beat, row: Row) -> BeatAnswer:
-    """Decode the answer of beat() to a session that is not lost."""
+    """Decode the answer of beat() for a session that is not lost."""
     held, stopping, due_in = set(row["held"] or ()), set(row["stopping"] or ()), row["due_in"]
     return BeatAnswer(
         lost=tuple(claim for place, claim in enumerate(beat.claims, 1) if place not in held),

@@ -1,4 +1,4 @@
-"""Settlements as columns of the functions in settle.sql, and the calls of these functions."""
+"""Packs settlements as arguments of the functions in settle.sql, and calls these functions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Final, Protocol, cast
 from taskflow.broker.postgres.enqueue import envelope_columns
 from taskflow.broker.postgres.packing import NO_CLAIM, can_be, one_of_all, pack, pack_progress, unless_void, utf8
 from taskflow.broker.postgres.refusals import was_held_up
-from taskflow.broker.verdict_parts import SUCCEEDED, parts_of
+from taskflow.broker.script_values import SUCCEEDED, parts_of
 from taskflow.model.clock import to_microseconds
 from taskflow.model.envelope import ClaimId
 from taskflow.model.errors import BrokerError
@@ -17,11 +17,11 @@ from taskflow.model.rules import LONGEST
 from taskflow.model.verdict import RunError, Settled, Settlement, Succeeded, is_plain_success
 
 ID_BYTES: Final = 16
-"""Bytes of a job's id, and of a session's."""
+"""The length of a job's id, and of a session's, in bytes."""
 
 
 class SettleCalls(Protocol):
-    """The part of the broker that a settlement needs."""
+    """The methods of the broker that a settlement needs."""
 
     async def call(self, name: str, *arguments: Any) -> list[Any]: ...
 
@@ -33,7 +33,7 @@ class SettleCalls(Protocol):
 
 
 class Settling:
-    """Settle plain successes first, then the others."""
+    """Settles plain successes first, then the others."""
 
     def __init__(self, calls: SettleCalls) -> None:
         self._calls = calls
@@ -47,7 +47,7 @@ class Settling:
         return [Settled.OK if settlement.id in done else next(answers) for settlement in settlements]
 
     async def _succeed(self, settlements: Sequence[Settlement]) -> Set[bytes]:
-        """Settle plain successes in their own transaction, so that no other settlement delays them. Return the ids that are done."""
+        """Settle plain successes in a separate transaction, so that no other settlement delays them. Return the ids that are done."""
         plain = [settlement for settlement in settlements if _can_be_all_at_once(settlement)]
         ids = {settlement.id for settlement in plain}
         if not plain or len({settlement.id for settlement in settlements}) < len(settlements):
@@ -56,7 +56,7 @@ class Settling:
             [row] = await self._calls.call("succeed", self._calls.wall(), *success_columns(plain))
         except BrokerError as error:
             if was_held_up(error):
-                return frozenset()  # settle() finds out which of them
+                return frozenset()  # settle() finds out which one fails
             raise
         done = ids if row["done"] is None else set(row["done"])
         if done:
@@ -64,7 +64,8 @@ class Settling:
         return done
 
     async def _settle_others(self, settlements: Sequence[Settlement]) -> list[Settled]:
-        """Settle all together, or without those whose key or row is locked by another program: the others do not wait for it."""
+        """Settle all together. If another program locks the key or row of some, settle the rest without them, so that these need not
+        wait."""
         answers = await self._together(settlements)
         if answers is not None:
             return answers
@@ -74,7 +75,7 @@ class Settling:
         return [Settled.HELD_UP if settlement.id in held_up else next(rest) for settlement in settlements]
 
     async def _together(self, settlements: Sequence[Settlement]) -> list[Settled] | None:
-        """Settle one; return None if another program's transaction has held it up."""
+        """Settle together; return None if another program's transaction has held up one of them."""
         if not settlements:
             return []
         try:
@@ -86,14 +87,14 @@ class Settling:
         return [Settled.OK if is_ok else Settled.STALE for is_ok in row["answers"]]
 
     async def _held_up(self, settlements: Sequence[Settlement]) -> Set[bytes]:
-        """Return the ids of those whose job, or whose follow-up's key, another program has locked at this moment."""
+        """Return the ids of settlements whose job, or whose follow-up's key, another program has locked at this moment."""
         following = [(each.id, envelope.key) for each in settlements for envelope in each.follow_ups if envelope.key is not None]
         ids, keys = [job_id for job_id, _ in following], [key for _, key in following]
         return {row["held_up"] for row in await self._calls.call("held_up", [each.id for each in settlements], ids, keys)}
 
 
 def _can_be_all_at_once(settlement: Settlement) -> bool:
-    """Return True if `succeed` takes it, which cuts ids out of one text."""
+    """Return True if `succeed` can settle it, which splits one text into ids."""
     return is_plain_success(settlement) and len(settlement.id) == len(settlement.claim.session) == ID_BYTES
 
 
@@ -103,8 +104,11 @@ def is_possible(settlement: Settlement) -> bool:
 
 
 def success_columns(settlements: Sequence[Settlement]) -> list[Any]:
-    """Return columns of plain successes, see settle.sql: ids, fences, ran_for, keep_for, results. The driver takes a third of a microsecond
-    for each element of an array, and twice that for text or bytes."""
+    """Return the arguments of succeed(), see settle.sql: ids, fences, ran_for, keep_for, results.
+
+    They are few long values, because the driver takes a third of a microsecond for each element of an array, and twice that for text or
+    bytes.
+    """
     return [
         b"".join([settlement.id for settlement in settlements]),
         b"".join([_fence(settlement.epoch, settlement.claim) for settlement in settlements]),
@@ -127,7 +131,8 @@ _CLAIM: Final = Struct(">qi")
 
 
 def settlement_columns(settlements: Sequence[Settlement]) -> list[list[Any]]:
-    """Return columns, see settle.sql: settlements; follow-ups, each with the place of its settlement, from 1; progress."""
+    """Return the arguments of settle(), see settle.sql: settlements; follow-ups, each with the place of its settlement, from 1;
+    progress."""
     rows = [_settlement_row(settlement) for settlement in settlements]
     follow_ups = [(place, envelope) for place, settlement in enumerate(settlements, 1) for envelope in settlement.follow_ups]
     return [

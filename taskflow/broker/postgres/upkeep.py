@@ -1,4 +1,4 @@
-"""The answer of upkeep(): see upkeep.sql."""
+"""Decodes the answer of upkeep(): see upkeep.sql."""
 
 from __future__ import annotations
 

@@ -18,7 +18,8 @@
 -- meta             hash    layout; the last seq, number of a name and of a session; pulse: the last       connect, enqueue, names, session,
 --                          heartbeat of any session; the shortest ttl; where checks of indexes go on      reindex
 -- names, texts     hash    "q:" and a queue's, "j:" and a job type's name -> its number; the reverse      names
--- j:ID, b:ID       string  the job; its payload or result, if that is large                               jobs, enqueue, claim, settle
+-- j:ID, b:ID, o:ID string  the job; its payload; its result, if these are large                           jobs, enqueue, claim, settle
+-- o:FENCE          string  a large result until its settlement arrives: see large_payloads.py             -
 -- r:QUEUE:PRIORITY list    ready jobs in order: see ready_lists.lua                                       ready_lists
 -- z:QUEUE:PRIORITY zset    ready jobs that came out of order, score 0                                     ready_lists
 -- p:QUEUE          zset    the priorities of ready jobs, score -priority                                  enqueue, transitions
@@ -61,7 +62,7 @@ else
   steady = tonumber(string.sub(ARGV[1], colon + 1))
 end
 
--- The most values for one command. The unpack of Lua has room for 8,000.
+-- The maximum number of values in one command. Lua's unpack has room for 8,000.
 local MOST = 2000
 
 -- Sends a command with any number of values, MOST at a time.

@@ -1,6 +1,6 @@
 """The Redis broker. Each verb calls one Lua script, which the server runs atomically.
 
-The scripts hold the rules. A verb's Lua file, and the Python file that packs its arguments, have the name of its room: enqueue.lua and
+The rules are in the scripts. The Lua file of a verb, and the Python file that packs its arguments, have the same name: enqueue.lua and
 enqueue.py, claim.lua and claim.py.
 """
 
@@ -14,7 +14,6 @@ from typing import Any, Final
 
 from taskflow.broker import topics as names
 from taskflow.broker.console import Finding
-from taskflow.broker.fence_validation import settle_possible
 from taskflow.broker.listener import ID_BYTES
 from taskflow.broker.nudges import Nudges
 from taskflow.broker.per_loop import PerLoop
@@ -25,17 +24,18 @@ from taskflow.broker.redis.connect.pool import ConnectionPool
 from taskflow.broker.redis.connect.server import RedisTarget
 from taskflow.broker.redis.connect.server_info import ServerInfo
 from taskflow.broker.redis.console import RedisConsole
-from taskflow.broker.redis.enqueue import added_or_refused, pack_envelopes, pack_plain
+from taskflow.broker.redis.enqueue import pack_envelopes, pack_plain
 from taskflow.broker.redis.errors import WrongType, not_permitted
 from taskflow.broker.redis.fields import LAYOUT
 from taskflow.broker.redis.jobs import records_of
-from taskflow.broker.redis.large_payloads import LargePayloads, is_large
+from taskflow.broker.redis.large_payloads import LargePayloads, is_large, is_large_result, is_reference
 from taskflow.broker.redis.packing import pack
 from taskflow.broker.redis.scripts import Scripts, smallest_calls
 from taskflow.broker.redis.session import beat_answer, pack_beat, pack_session
-from taskflow.broker.redis.settle import is_possible, pack_settlements, portions, settled_of
+from taskflow.broker.redis.settle import PackedSettlements, is_possible, pack_settlements, portions, settled_of
 from taskflow.broker.redis.upkeep import read_upkeep
 from taskflow.broker.redis.wakeups import RedisListener, channel
+from taskflow.broker.script_values import added_or_refused, settle_possible
 from taskflow.model import wording
 from taskflow.model.clock import Clock
 from taskflow.model.envelope import Envelope, Lease, check_queue
@@ -48,20 +48,24 @@ from taskflow.model.verdict import Settled, Settlement
 log: Final = logging.getLogger("taskflow")
 
 REINDEXED_BY_OTHERS_IN: Final = 0.5
-"""Seconds before a caller tries again while another caller reindexes. The server answers nobody meanwhile."""
+"""Seconds before a caller tries again while another caller reindexes. The server answers no one meanwhile."""
 
 MOST_REINDEXINGS: Final = 10
-"""How often one call waits for a reindexing, its own or another caller's, before it raises the error."""
+"""How many times one call waits for a reindexing, its own or another caller's, before it raises the error."""
 
 REINDEXED_WITHIN: Final = 120.0
 """Seconds, enough for about twelve million jobs."""
 
 MOST_AT_ONCE: Final = 500
-"""Jobs that one claim or one upkeep moves, in about four milliseconds of the server's time. A caller that gets so many asks again."""
+"""The maximum number of jobs that one claim or one upkeep moves, in about 4 ms of the server's time. A caller that gets this many calls
+again."""
+
+_LACKING: Final = b"LACKING"
+"""The reply of a script if a payload or a result that was sent ahead is gone."""
 
 
 class RedisBroker:
-    """Jobs in a Redis or Valkey server. See `taskflow.broker.protocol.Broker`.
+    """Keeps jobs in a Redis or Valkey server. See `taskflow.broker.protocol.Broker`.
 
     `namespace`  every key begins with "{namespace:0}:", so that several applications can share a server
     `clock`      replaces the server's clock, for tests
@@ -92,15 +96,15 @@ class RedisBroker:
     async def enqueue(self, envelopes: Sequence[Envelope]) -> list[Added | Refused]:
         try:
             answers = await self._add(envelopes)
-            if answers == b"LACKING":  # the job of an earlier, resent call ended after the payload was sent: send both again
+            if answers == _LACKING:  # the call was resent, and its job ended after the payload was sent: send both again
                 answers = await self._add(envelopes)
-            if answers == b"LACKING":
+            if answers == _LACKING:
                 raise (await self.server_info()).lacking(str(self.server))
         except StoreFull:
             if not await self._are_known(envelopes):
                 raise
-            return [Refused(envelope.id, envelope.id, "id") for envelope in envelopes]  # a resent call, whose jobs are stored
-        if answers is None:  # all were simply added
+            return [Refused(envelope.id, envelope.id, "id") for envelope in envelopes]  # the call was resent, and its jobs are stored
+        if answers is None:  # all were added without conflicts
             return [Added(envelope.id) for envelope in envelopes]
         return [added_or_refused(*pair) for pair in zip(envelopes, answers, strict=True)]
 
@@ -128,7 +132,7 @@ class RedisBroker:
         leases, is_armed = read_claim(reply)
         if is_armed:
             listener.armed(topics, times)
-        else:  # more jobs may be ready, and an earlier wake-up may have been used up meanwhile: the next to wait asks the server
+        else:  # more jobs may be ready, and an earlier wake-up may be used up: the next waiter asks the server
             listener.forget(topics)
         return await self._large_payloads.with_payloads(leases)
 
@@ -139,21 +143,37 @@ class RedisBroker:
         return beat_answer(beat, reply)
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
-        """Settle in portions, so that no call holds the server for long. A settlement that fails does not affect the others."""
+        """Settle in portions, so that no call occupies the server for long. A settlement that fails does not affect the others."""
         return await settle_possible(self._settle, settlements, is_possible)
 
     async def _settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
         answers: list[Settled] = []
         for portion in portions(settlements):
-            packed, order = pack_settlements(portion)
-            answers += settled_of(await self.call("settle", packed), order)
+            packed = pack_settlements(portion, is_large_result)
+            reply = await (self._settle_large(portion, packed) if packed.ahead else self.call("settle", packed.packed))
+            answers += settled_of(reply, packed.order)
         return answers
+
+    async def _settle_large(self, portion: Sequence[Settlement], packed: PackedSettlements) -> bytes:
+        """Send large results ahead. If the server has no room for them beside the payloads, or has lost one, they go with the call."""
+        ahead = self._large_payloads.results_ahead(packed.ahead)
+        try:
+            reply: bytes = await self.call("settle", packed.packed, ahead=ahead)
+        except StoreFull:
+            reply = _LACKING
+        if reply == _LACKING:
+            inline = pack_settlements(portion, is_reference)
+            again = [("UNLINK", *(key for _, key, *_ in ahead)), *self._large_payloads.results_ahead(inline.ahead)]
+            reply = await self.call("settle", inline.packed, ahead=again)
+        if reply == _LACKING:
+            raise (await self.server_info()).lacking(str(self.server))
+        return reply
 
     async def cancel(self, ids: Sequence[bytes]) -> list[Status | None]:
         return [BY_CODE.get(code) for code in await self.call("cancel", pack([list(ids)]))]
 
     async def read(self, ids: Sequence[bytes]) -> list[Record | None]:
-        """Read jobs. If this loop listens for the end of one that has not ended, the same call asks the server for that wake-up."""
+        """Read jobs. If this loop listens for the end of a job that has not ended, the same call requests that wake-up from the server."""
         listener = self._per_loop.here().listener
         ended = {job_id: record for job_id in ids if (record := listener.take_ended(job_id)) is not None}
         records = ended | await self._read([job_id for job_id in ids if job_id not in ended], listener) if len(ended) < len(ids) else ended
@@ -192,18 +212,18 @@ class RedisBroker:
         await self._per_loop.close()
 
     async def server_info(self) -> ServerInfo:
-        """Return what the server reports in INFO now."""
+        """Return the server's current INFO."""
         return ServerInfo.of(await self._per_loop.here().pool.ask("INFO"))
 
     async def _are_known(self, envelopes: Sequence[Envelope]) -> bool:
-        """Return True if all are stored. The payloads sent ahead for those that are not are deleted."""
+        """Return True if all are stored. The payloads sent ahead for the others are deleted."""
         ids = [envelope.id for envelope in envelopes]
         return bool(await self.call("known", pack([ids]), on_disk=self.server.fsync) == len(ids))
 
     # --- calls ------------------------------------------------------------------------------------------------------
 
     def call(self, name: str, arguments: bytes, *, ahead: Sequence[Command] = (), on_disk: bool = False) -> Coroutine[Any, Any, Any]:
-        """Return a script's reply. The first call checks the server; a key of a wrong type is mended, and the call repeated."""
+        """Return a script's reply. The first call checks the server. If a key has a wrong type, it is mended and the call is repeated."""
         return (self._check_and_run if self._server_info is None else self._run_and_mend)(name, arguments, ahead, on_disk)
 
     async def _check_and_run(self, name: str, arguments: bytes, ahead: Sequence[Command], on_disk: bool) -> Any:
@@ -219,14 +239,14 @@ class RedisBroker:
         return await self._run(name, arguments, ahead, on_disk)
 
     async def _reindex(self, error: WrongType) -> None:
-        """Let one of all callers that found the wrong type reindex; the others wait and try again, since it takes long."""
+        """Let one of the callers that found the wrong type reindex. The others wait and try again, because it takes long."""
         spared = pack([int(1_000 * REINDEXED_BY_OTHERS_IN)])
         pool = self._per_loop.here().pool
         aside = await pool.run(self._scripts["reindex"], self._prefix, self._time(), spared, within=REINDEXED_WITHIN)
         if aside is None:
             await asyncio.sleep(REINDEXED_BY_OTHERS_IN)
             return
-        log.error("%s; %d key(s) put aside under %sbad:, and all indexes made anew from the jobs", error, aside, self._prefix)
+        log.error("%s; moved %d key(s) to %sbad:, and rebuilt all indexes from the jobs", error, aside, self._prefix)
 
     def _run(self, name: str, arguments: bytes, ahead: Sequence[Command] = (), on_disk: bool = False) -> Coroutine[Any, Any, Any]:
         pool = self._per_loop.here().pool
@@ -247,7 +267,7 @@ class RedisBroker:
         server_info.check(str(self.server), may_evict=self.server.evicting)
         if self.server.fsync and not server_info.has_aof:
             raise BrokerRefused(
-                f"{server_info.name} at {self.server} has no append-only file, which durability=fsync asks to wait for: set appendonly yes"
+                f"{server_info.name} at {self.server} has no append-only file, which durability=fsync requires: set appendonly yes"
             )
         own = [channel(self._prefix, "0" * 2 * ID_BYTES).decode()] * 3
         if denied := await self._run("permitted", pack([smallest_calls(own)])):
@@ -255,8 +275,8 @@ class RedisBroker:
         layout = await self._run_and_mend("layout", pack([LAYOUT]))
         if int(layout) != LAYOUT:
             raise BrokerRefused(
-                f"{server_info.name} at {self.server} has jobs of another version of taskflow under {self._prefix}: they have layout "
-                f"{int(layout)}, and this version reads {LAYOUT}. Use that version, or another ?namespace= in the broker URL"
+                f"{server_info.name} at {self.server} has jobs of another version of taskflow under {self._prefix}: their layout is "
+                f"{int(layout)}, but this version reads {LAYOUT}. Use that version, or another ?namespace= in the broker URL"
             )
         self._server_info = server_info
 

@@ -1,4 +1,4 @@
-"""Leases from the reply of the script `claim`. Plain jobs arrive in the fixed layout of `fields`, all others as msgpack arrays."""
+"""Decodes leases from the reply of the script `claim`. Plain jobs arrive in the fixed layout of `fields`, all others as msgpack arrays."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from taskflow.model.record import CODES, Status
 class Claimed(NamedTuple):
     leases: list[Lease]
     is_armed: bool
-    """True if the server will send the session a wake-up for new jobs, which it does if it found fewer than the session wanted."""
+    """True if the server will wake the session when new jobs arrive, because it found fewer than the session wanted."""
 
 
 def read_claim(reply: Sequence[bytes]) -> Claimed:
@@ -28,7 +28,7 @@ def read_claim(reply: Sequence[bytes]) -> Claimed:
         if stored[0] == _RUNNING:
             try:
                 leases.append(_plain_lease(reply[i], stored, names))
-            except Exception:  # RecursionError, OverflowError, KeyError and msgpack's own errors included
+            except Exception:  # includes RecursionError, OverflowError, KeyError and msgpack's own errors
                 leases.append(lease_of(reply[i], _fields_of(stored), names, wall))
         else:
             leases.append(lease_of(reply[i], unpack(stored), names, wall))

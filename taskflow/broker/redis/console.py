@@ -17,17 +17,17 @@ from taskflow.model.record import BY_CODE, CODES, ENDED, Record, Status
 from taskflow.model.session import SessionRecord
 
 PAGE: Final = 500
-"""Jobs that one script looks at, in a few milliseconds of the server's time."""
+"""The number of jobs that one script reads, in a few milliseconds of the server's time."""
 
 
 PURGED_AT_ONCE: Final = 200
 
 
 class RedisConsole:
-    """See `taskflow.broker.console.Console`.
+    """Implements `taskflow.broker.console.Console`.
 
-    No index holds all jobs: it would add a third to the size of each. `browse` scans the keys, a thousand at a time, or only the indexes
-    of the statuses in the filter.
+    No index contains all jobs, because it would add a third to the size of each. `browse` scans the keys, a thousand at a time, or only the
+    indexes of the statuses in the filter.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class RedisConsole:
             reply = await self._call("browse", pack([ids, _filter(job_filter), limit - len(found)]))
             records = await self._large_payloads.in_records(records_of(reply)[0])
             found += [records[job_id] for job_id in ids if job_id in records]
-            for job_id in reversed(ids):  # those beyond the limit belong to the next page
+            for job_id in reversed(ids):  # ids beyond the limit belong to the next page
                 if len(found) == limit and job_id < found[-1].id:
                     heapq.heappush(newest, _Newest(job_id))
         self._rest = {(job_filter, found[-1].id): newest} if found else {}
@@ -75,7 +75,7 @@ class RedisConsole:
         return [Redone[answer.decode()] for answer in await self._call("redo", pack([list(ids)]))]
 
     async def purge(self, job_filter: JobFilter, *, limit: int = 1_000) -> int:
-        """Delete by pages. The ids of an index are all read before the first is deleted, because deletion moves the others."""
+        """Delete by pages. All ids of an index are read before the first is deleted, because deleting moves the others."""
         purged = await self._purge_all(job_filter, limit)
         if purged:
             await self._call("sweep", pack([]))
@@ -181,7 +181,7 @@ def _statuses(job_filter: JobFilter) -> frozenset[Status]:
 
 
 def _filter(job_filter: JobFilter) -> list[object]:
-    """Return the filter as `matching` in console.lua takes it."""
+    """Return the filter in the form that `matching` in console.lua expects."""
     return [
         job_filter.queue or False,
         job_filter.job or False,

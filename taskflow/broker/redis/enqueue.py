@@ -1,4 +1,4 @@
-"""Envelopes as arguments of the scripts in enqueue.lua, and the answers of these."""
+"""Packs envelopes as arguments of the scripts in enqueue.lua, and decodes their answers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
-from taskflow.broker.protocol import Added, Refused
 from taskflow.broker.redis.fields import AS_SENT
 from taskflow.broker.redis.large_payloads import is_large, reference_to
 from taskflow.broker.redis.packing import Item, pack
@@ -14,7 +13,9 @@ from taskflow.model.clock import to_microseconds
 from taskflow.model.envelope import Envelope, is_plain, pack_extras
 
 MOST_PLAIN: Final = 2_000
-"""Envelopes in one call of the script `enqueue`: one command adds them all, and Lua passes at most 8,000 values to a command."""
+"""The maximum number of envelopes in one call of the script `enqueue`. One command adds them all, and Lua passes at most 8,000 values to a
+command.
+"""
 
 _MOST_EXTRAS: Final = 0xFFFF
 
@@ -29,7 +30,8 @@ class PlainJobs(NamedTuple):
 
 
 def pack_plain(envelopes: Sequence[Envelope]) -> PlainJobs | None:
-    """Pack envelopes for the script `enqueue`. Return None if one of them is not plain: `add` then takes all, so that their order stays."""
+    """Pack envelopes for the script `enqueue`. Return None if one of them is not plain: then `add` adds all, so that they keep their
+    order."""
     if not 0 < len(envelopes) <= MOST_PLAIN:
         return None
     runs, last_kind, large = list[list[Any]](), None, list[Envelope]()
@@ -56,7 +58,7 @@ def pack_plain(envelopes: Sequence[Envelope]) -> PlainJobs | None:
 
 
 class Texts:
-    """The distinct names of queues and jobs in a call. Each is sent once; jobs refer to it by its place."""
+    """The distinct names of queues and jobs in a call. Each is sent once; jobs refer to it by its position."""
 
     def __init__(self) -> None:
         self._places: dict[str, int] = {}
@@ -76,7 +78,7 @@ def pack_envelopes(envelopes: Sequence[Envelope]) -> bytes:
 
 
 def job_item(envelope: Envelope, texts: Texts, *, apart: bool = False) -> Item:
-    """Return the item that `add_job` in enqueue.lua takes. If `apart`, it holds a reference in place of the payload."""
+    """Return the item that `add_job` in enqueue.lua expects. If `apart`, it has a reference in place of the payload."""
     return (
         envelope.id,
         texts.place("q:" + envelope.queue),
@@ -93,14 +95,3 @@ def job_item(envelope: Envelope, texts: Texts, *, apart: bool = False) -> Item:
 
 
 _as_sent: Final = attrgetter(*AS_SENT)
-
-
-def added_or_refused(envelope: Envelope, answer: bytes) -> Added | Refused:
-    """Decode the answer of the script `add` for one envelope."""
-    match answer[:1]:
-        case b"i":
-            return Refused(envelope.id, envelope.id, "id")
-        case b"k":
-            return Refused(envelope.id, answer[1:], "key")
-        case _:
-            return Added(envelope.id, answer[1:] or None)

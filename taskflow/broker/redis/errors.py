@@ -10,7 +10,7 @@ from redis import exceptions
 
 from taskflow.model.errors import BrokerError, BrokerRefused, BrokerUnavailable, StoreFull
 
-# The first words of errors that usually pass soon, and the driver's errors that no longer have theirs.
+# The first words of errors that usually pass soon, and driver errors that lack these words.
 _PASSING: Final = frozenset({"READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "NOREPLICAS", "MISCONF", "BUSY", "UNKILLABLE"})
 
 _PASSING_ERRORS: Final = (exceptions.ReadOnlyError, exceptions.MasterDownError, exceptions.ClusterDownError, exceptions.TryAgainError)
@@ -29,11 +29,11 @@ def broker_error(error: Exception, place: str) -> BrokerError:
     if isinstance(error, BrokerError):
         return error
     if isinstance(error, exceptions.AuthenticationError | exceptions.AuthorizationError):
-        return BrokerRefused(f"Redis at {place} does not take this user and password: {error}")
+        return BrokerRefused(f"Redis at {place} rejects this user and password: {error}")
     if isinstance(error, exceptions.NoPermissionError):
         return not_permitted(str(error), place)
     if isinstance(error, _PASSING_ERRORS):
-        return BrokerUnavailable(f"Redis at {place} cannot do it now: {error}")
+        return BrokerUnavailable(f"Redis at {place} cannot run this now: {error}")
     if isinstance(error, exceptions.ResponseError):
         return _of_answer(str(error), place)
     if _is_about_certificates(error):
@@ -42,12 +42,12 @@ def broker_error(error: Exception, place: str) -> BrokerError:
 
 
 def full(place: str) -> StoreFull:
-    return StoreFull(f"Redis at {place} has used up its maxmemory, and takes no new jobs: let workers catch up, or raise it")
+    return StoreFull(f"Redis at {place} has reached its maxmemory and refuses new jobs: let workers catch up, or raise maxmemory")
 
 
 def not_permitted(what: str, place: str) -> BrokerRefused:
     return BrokerRefused(
-        f"Redis at {place} does not let this user do what taskflow needs: {what}; see the ACL in docs/how-to/configure-a-broker.md"
+        f"Redis at {place} denies this user rights that taskflow needs: {what}; see the ACL in docs/how-to/configure-a-broker.md"
     )
 
 
@@ -56,18 +56,18 @@ def _of_answer(text: str, place: str) -> BrokerError:
         return full(place)
     word = text.split(" ", 1)[0].strip("-:")
     if word in _PASSING or any(f"{passing} " in text[:60] for passing in _PASSING):
-        return BrokerUnavailable(f"Redis at {place} cannot do it now: {text}")
+        return BrokerUnavailable(f"Redis at {place} cannot run this now: {text}")
     if "WRONGTYPE" in text or any(sign in text for sign in _SPOILT):
-        return WrongType(f"Redis at {place} holds a value of taskflow's that something else has changed: {_OF_SCRIPT.sub('', text)}")
+        return WrongType(f"Redis at {place} has a value of taskflow that another program has changed: {_OF_SCRIPT.sub('', text)}")
     if word in ("NOAUTH", "WRONGPASS", "ERR") and "AUTH" in text.upper():
-        return BrokerRefused(f"Redis at {place} does not take this user and password: {text}")
+        return BrokerRefused(f"Redis at {place} rejects this user and password: {text}")
     if "NOPERM" in text or "ACL failure" in text:
         return not_permitted(text, place)
     return BrokerRefused(f"Redis at {place} refuses: {text}")
 
 
 _OF_SCRIPT: Final = re.compile(r"^(ERR )?(user_script:\d+: )?(WRONGTYPE )?| script: [0-9a-f]{40}, on @user_script:\d+\.$")
-"""The texts that the server adds to an error of a script, before and after it."""
+"""The texts that the server adds before and after an error of a script."""
 
 
 def _is_about_certificates(error: BaseException | None) -> bool:

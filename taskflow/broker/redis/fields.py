@@ -1,7 +1,7 @@
-"""The stored form of a job: the order of its fields, which the scripts and Python share.
+"""The stored form of a job: the order of its fields, which scripts and Python share.
 
 The order follows a job's life, because the array ends after the last field that is set: a job that waits for its first run has eight.
-Never renumber: stores hold these numbers.
+Never renumber the fields: stores contain these numbers.
 """
 
 from __future__ import annotations
@@ -11,29 +11,31 @@ from typing import Final
 
 from taskflow.model.job_schema import AS_SENT as STORED_AS_SENT, FIELDS as SCHEMA
 
-LAYOUT: Final = 3
-"""The version of the fields and keys. Stores hold it, and a store with another one is refused. Raise it with every change that an older
-version would misread."""
+LAYOUT: Final = 4
+"""The version of the fields and keys. A store with another version is refused. Raise it with every change that an older version would
+misread."""
 
 FIELDS: Final = tuple(field.name for field in SCHEMA if field.name != "id")
-"""The order of the array. `due_at` is absent if it is `created_at`; `claim` is the session (16 bytes), request (6) and number (2);
-`settled` is the epoch (4 bytes) and the claim; `spoilt` is msgpack of the number of the field, the problem and the first bytes."""
+"""The order of the array. `due_at` is absent if it equals `created_at`. `claim` is the session (16 bytes), request (6) and number (2).
+`settled` is the epoch (4 bytes) and the claim. `spoilt` is msgpack of the field's number, the problem and the first bytes.
+"""
 
 AS_SENT: Final = tuple(field for field in FIELDS if field in STORED_AS_SENT and field != "payload")
-"""The fields that end the item of a job for the script `add`."""
+"""The fields at the end of a job's item for the script `add`."""
 
 _WAITING: Final = {
     "status": 1,
     "priority": 1,  # signed
     "queue": 4,
     "name": 4,
-    "due": 8,  # when it was created, for what was not planned
+    "due": 8,  # the creation time, unless a time was planned
     "seq": 6,
     "created": 8,
 }
 _RUNNING: Final = {"status": 1, "epoch": 4, "session": 16, "request": 6, "number": 2, "claimed": 8, "claimed_steady": 8}
-"""The fixed layout of plain jobs. They wait for their first run, are in it, or have succeeded in it, and have no fields but these.
-Scripts cut and join such a record as a string, instead of unpacking, changing and packing an array.
+"""The fixed layout of plain jobs that wait for their first run, are in it, or have succeeded in it. They have no other fields. Scripts cut
+and
+join such a record as a string, instead of unpacking, changing and packing an array.
 
 READY, SCHEDULED   the fields of _WAITING, extras (after their length in 2 bytes), payload (after its length in 4)
 RUNNING            the fields of _RUNNING, worker (after its length in 2 bytes), and all as it was while it waited
@@ -63,8 +65,8 @@ SPANS: Final = _EACH | {
 }
 
 MARK: Final = b"\xff@"
-"""A large payload is stored apart, under b:ID. Its job holds a reference: this mark, and the payload's length in 4 bytes. So no script
-reads the payload: Lua reads every byte of each string it makes, and would make about six copies until the job has ended.
+"""A large payload is stored separately, under b:ID, and a large result under o:ID. The job holds a reference: this mark, and the length in
+4 bytes. So no script reads them: Lua reads every byte of each string it makes, and would make about six copies until the job has ended.
 
 An older version takes a reference for a payload of a newer version, and leaves the job to others: see `codec.payload`.
 """

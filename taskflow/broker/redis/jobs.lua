@@ -1,14 +1,14 @@
 -- Stored jobs. A script reads each once, changes it in memory, and writes all changed jobs at its end.
 
 -- === part read_jobs ========================================================================================
-local cache, changed, dropped = {}, {}, {}
+local cache, changed = {}, {}
 
 -- --- reading and writing ------------------------------------------------------------------------------
 
 -- Fields that hold strings. All others hold numbers.
 local STRINGS = { F.strings }
 
--- Numbers are whole, from 0 to these limits, which keys, the fixed layout and Lua's numbers have room for.
+-- Numbers are whole, from 0 to these limits, for which keys, the fixed layout and Lua's numbers have room.
 local MOST_OF = { [F.status] = S.GONE, [F.queue] = 4294967295, [F.name] = 4294967295, [F.priority] = 127, [F.seq] = 281474976710655,
   [F.epoch] = 4294967294 }
 local MOST_ELSEWHERE = 2 ^ 62
@@ -89,7 +89,7 @@ end
 local function unpacked(stored)
   local first = string.byte(stored)
   if first and first >= S.SCHEDULED and first <= S.SUCCEEDED then
-    return of_layout(stored) or error('it is cut off, or goes on after its end')
+    return of_layout(stored) or error('it is too short or too long')
   end
   local job, more = cmsgpack.unpack(stored)
   local fields = first - 144
@@ -97,7 +97,7 @@ local function unpacked(stored)
     fields = struct.unpack('>I2', stored, 2)
   end
   if type(job) ~= 'table' or more ~= nil or #job ~= fields then
-    error('it is no array of fields')
+    error('it is not an array of fields')
   end
   return job
 end
@@ -253,10 +253,13 @@ local function packed(job)
     job[F.seq], job[F.created_at], #extras) .. extras .. struct.pack('>I4', #payload) .. payload
 end
 
--- Deletes a payload stored apart only after the job is written: if a step in between fails, the job must run again.
+-- Ids whose payloads and results, stored apart, are to be deleted. That happens only after the job is written: if a step in between fails,
+-- the job must run again.
+local payloads_dropped, results_dropped = {}, {}
+
 local function drop_payload(id, job)
   if size_apart(job[F.payload]) then
-    dropped[#dropped + 1] = id
+    payloads_dropped[#payloads_dropped + 1] = id
   end
   job[F.payload] = false
 end
@@ -273,8 +276,9 @@ local function write_jobs()
     values[#values + 1] = packed(job)
   end
   set_all(values)
-  drop_payloads(dropped)
-  changed, dropped = {}, {}
+  unlink_all('b:', payloads_dropped)
+  unlink_all('o:', results_dropped)
+  changed, payloads_dropped, results_dropped = {}, {}, {}
 end
 
 -- "01890a5d-ac96-774b-bcce-b302099a8057"

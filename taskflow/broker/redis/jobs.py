@@ -1,4 +1,4 @@
-"""Decodes stored jobs into leases and records. A field that cannot be read has its default."""
+"""Decodes stored jobs as leases and records. A field that cannot be read gets its default."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class Names(dict[int, str]):
     """The names of queues and jobs by their numbers."""
 
     def __missing__(self, number: int) -> str:
-        raise ValueError(f"the number {number} stands for no text, or for one that is no UTF-8")
+        raise ValueError(f"the number {number} stands for no text, or for one that is not UTF-8")
 
 
 class Head(NamedTuple):
     """The first part of the replies of `read`, `browse` and `claim`.
 
-    `names`     names of queues and jobs by their numbers, without those that cannot be read
-    `is_armed`  whether the session will get a wake-up for new jobs
+    `names`     the names of queues and jobs by number, without those that cannot be read
+    `is_armed`  True if the session will get a wake-up for new jobs
     """
 
     wall: int
@@ -70,15 +70,15 @@ def records_of(reply: Sequence[bytes]) -> tuple[dict[bytes, Record], Names]:
 def ended_record(job_id: bytes, stored: bytes, names: Names | None) -> Record | None:
     """Return the record of an ended job from its stored form.
 
-    Return None if it cannot be read, is no longer kept, or has a payload that is stored apart: the waiter then reads the job.
+    Return None if it cannot be read, is no longer kept, or has a payload or a result that is stored apart: the waiter then reads the job.
     """
     if names is None or not stored:
         return None
     try:
         fields = succeeded_fields(stored) if stored[0] == CODES[Status.SUCCEEDED] else unpack(stored)
         job = _job(fields)
-        is_whole = job.fade_at > job.ended_at and not (job.payload and is_reference(job.payload))
-        return _record(job_id, fields, names) if is_whole else None
+        is_whole = not any(is_reference(value) for value in (job.payload, job.result) if value)
+        return _record(job_id, fields, names) if is_whole and job.fade_at > job.ended_at else None
     except Exception:  # whatever a decoder raises
         return None
 
@@ -124,11 +124,12 @@ def _job(fields: list[Any]) -> Any:
 
 
 UNKNOWN: Final = "?"
-"""Stands for the name of a queue or job that cannot be read."""
+"""Replaces the name of a queue or job that cannot be read."""
 
 
 def shown(stored: bytes) -> str:
-    """Return the name of a worker or a queue for display. Bytes that are not UTF-8 are escaped: a worker's name makes no job unreadable."""
+    """Return the name of a worker or a queue for display. Bytes that are not UTF-8 are escaped: a bad worker's name makes no job
+    unreadable."""
     try:
         return text(stored)
     except UnicodeDecodeError:
@@ -145,12 +146,12 @@ def _read_spoilt(packed: bytes) -> tuple[str, str, bytes]:
     try:
         number, problem, raw = unpack(packed)
         return column_of(whole(number)), text(problem), octets(raw)
-    except Exception:  # msgpack's own errors included
+    except Exception:  # includes msgpack's own errors
         return "record", "it cannot be read", packed
 
 
 def _reader_of(job: Any) -> FieldReader:
-    """Return a reader that knows the field for which the job was set aside."""
+    """Return a reader that reports the field for which the job was set aside."""
     reader = FieldReader()
     if job.spoilt is not None:
         column, problem, raw = _read_spoilt(job.spoilt)
@@ -163,7 +164,7 @@ def lease_of(job_id: bytes, fields: list[Any], names: Names, wall: int) -> Lease
     if job.spoilt is None:
         try:
             return _lease(job_id, job, names, wall, FULL_SPEED)
-        except Exception:  # RecursionError, OverflowError and msgpack's own errors included
+        except Exception:  # includes RecursionError, OverflowError and msgpack's own errors
             pass
     return _lease(job_id, job, names, wall, _reader_of(job))
 
@@ -192,7 +193,7 @@ _NOT_LEASED: Final[Sequence[tuple[str, Callable[[Any], Any]]]] = (
     ("waiting_for", maybe_text),
     ("errors", unpack_errors),
 )
-"""Fields that are read with a lease all the same: a job of which one is damaged is not run."""
+"""Fields that a lease does not contain, but that are read with it: a job with a damaged one must not run."""
 
 
 def _record(job_id: bytes, fields: list[Any], names: Names) -> Record:

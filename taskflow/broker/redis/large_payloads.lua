@@ -1,7 +1,7 @@
--- Payloads stored apart from their jobs (fields.py). They are sent ahead of the call, and expire unless the call keeps them.
+-- Payloads and results stored apart from their jobs (fields.py). They are sent ahead of the call, and expire unless the call keeps them.
 
 -- === part large_payloads ===================================================================================
--- Returns the size of a payload stored apart, under b:ID, to which the job has a reference (fields.py); nil for any other payload.
+-- Returns the size of a payload stored under b:ID, or a result under o:ID, to which the job has a reference (fields.py); nil for any other.
 local function size_apart(payload)
   if payload and #payload == 6 and string.sub(payload, 1, 2) == L.mark then
     return struct.unpack('>I4', payload, 3)
@@ -31,11 +31,12 @@ local function keep_payloads(ids)
   end
 end
 
-local function drop_payloads(ids)
+-- Deletes the keys of these ids: 'b:' payloads, 'o:' results, 'j:' jobs.
+local function unlink_all(kind, ids)
   for first = 1, #ids, MOST do
     local keys = {}
     for i = first, math.min(first + MOST - 1, #ids) do
-      keys[#keys + 1] = P .. 'b:' .. ids[i]
+      keys[#keys + 1] = P .. kind .. ids[i]
     end
     call('UNLINK', unpack(keys))
   end

@@ -1,12 +1,14 @@
-"""Large payloads, which are stored apart from their jobs, and which no script reads: see `fields.MARK`.
+"""Large payloads and results are stored apart from their jobs, and no script reads them: see `fields.MARK`.
 
-They are sent ahead of the call that adds their jobs. They expire unless that call keeps them, so that a call that never arrives leaves
-none behind. Claims and reads return references, and this module fetches the payloads.
+They are sent ahead of the call that adds or settles their jobs. They expire unless that call keeps them, so that a call that never arrives
+leaves none behind. Claims and reads return references, and this module fetches the bytes.
+
+A result is first stored under its settlement's fence, which no other lease has: a worker that has lost its lease replaces nobody's result.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, TypeVar
 
 from msgspec.structs import replace
@@ -20,25 +22,37 @@ from taskflow.model.record import Record
 from taskflow.model.stored import MAX_RAW, Unreadable
 
 INLINE: Final = 512
-"""Bytes of a payload that stays in its job. To add, claim and settle a job with a kilobyte takes the server some 17 µs so, and 12 apart;
-with ten, 110 and 23. But a lone job begins a round trip later. Measured with `redis-payload` of benchmarks/, and adding in bulk."""
+"""Payloads of up to this many bytes stay in their jobs. A separate payload saves server time: adding, claiming and settling a
+job takes 17 µs with 1 KB inline and 12 µs apart; with 10 KB, 110 µs and 23 µs. But a lone job then starts one round trip later. Measured
+with `redis-payload` of benchmarks/, adding in bulk.
+"""
+
+INLINE_RESULT: Final = 2_048
+"""Results of up to this many bytes stay in their jobs. A separate result saves server time: settling and reading a job takes 39 µs with
+2 KB inline and 25 µs apart; with 10 KB, 125 µs and 38 µs. But a caller that waits for the job gets an inline result with the message of
+its end, and makes two round trips for a separate one.
+"""
 
 EXPIRES_IN: Final = 600
-"""Seconds after which a payload expires unless its call has arrived."""
+"""Seconds after which a payload or a result expires unless its call has arrived."""
 
 FETCHED_AT_ONCE: Final = 4 * 1024 * 1024
-"""Bytes of payloads in one command, about."""
+"""The approximate maximum of payload bytes in one command."""
 
 AROUND_EACH: Final = 32
-"""An upper bound for the bytes of a reply beside each payload."""
+"""An upper bound for the bytes of a reply besides the payload."""
 
 REFERENCE_BYTES: Final = len(MARK) + 4
 
 
 def is_large(payload: bytes) -> bool:
-    """Return True if the payload must be stored apart: it is large, or looks like a reference, as no payload of our codec does."""
+    """Return True if the payload must be stored apart: it is large, or looks like a reference, which no payload of our codec does."""
     size = len(payload)  # runs for every job, so it calls no function
     return size > INLINE or (size == REFERENCE_BYTES and payload.startswith(MARK))
+
+
+def is_large_result(result: bytes) -> bool:
+    return len(result) > INLINE_RESULT or is_reference(result)
 
 
 def reference_to(payload: bytes) -> bytes:
@@ -54,23 +68,28 @@ def size_in(reference: bytes) -> int:
 
 
 class LargePayloads:
-    """Large payloads of the jobs under one prefix."""
+    """The large payloads and results of the jobs under one prefix."""
 
     def __init__(self, pool: Callable[[], ConnectionPool], prefix: str) -> None:
         """`pool` returns the connections of the running event loop."""
         self._pool = pool
-        self._prefix = f"{prefix}b:".encode()
+        self._prefixes = {"payload": f"{prefix}b:".encode(), "result": f"{prefix}o:".encode()}
 
     def ahead(self, large: Iterable[Envelope]) -> list[Command]:
         """Return the commands that store payloads. A resent call does not replace stored ones (NX)."""
-        return [("SET", self._prefix + envelope.id, envelope.payload, "NX", "EX", EXPIRES_IN) for envelope in large]
+        prefix = self._prefixes["payload"]
+        return [("SET", prefix + envelope.id, envelope.payload, "NX", "EX", EXPIRES_IN) for envelope in large]
+
+    def results_ahead(self, results: Mapping[bytes, bytes]) -> list[Command]:
+        """Return the commands that store results by the fences of their settlements. The script `settle` moves them to the jobs' keys."""
+        return [("SET", self._prefixes["result"] + fence, result, "EX", EXPIRES_IN) for fence, result in results.items()]
 
     async def with_payloads(self, leases: list[Lease]) -> list[Lease]:
         """Return the leases with payloads in place of references."""
         references = {
             lease.envelope.id: payload
             for lease in leases
-            if len(payload := lease.envelope.payload) == REFERENCE_BYTES and is_reference(payload)  # hardly ever called
+            if len(payload := lease.envelope.payload) == REFERENCE_BYTES and is_reference(payload)  # rarely true
         }
         if not references:
             return leases
@@ -83,22 +102,28 @@ class LargePayloads:
         return leases
 
     async def in_records(self, records: dict[bytes, Record]) -> dict[bytes, Record]:
-        """Return the records with payloads in place of references, or without if the payload is gone, as after a success."""
-        references = {job_id: record.payload for job_id, record in records.items() if record.payload and is_reference(record.payload)}
-        if not references:
-            return records
-        payloads: dict[bytes, bytes] = {}
-        problems: dict[bytes, Unreadable] = {}
-        for ids in _portions(references):
-            await self._fetch_each(ids, [size_in(references[job_id]) for job_id in ids], payloads, problems)
-        whole = {job_id: replace(records[job_id], payload=payloads.get(job_id)) for job_id in references}
-        return records | whole | {job_id: _noted(whole[job_id], problems[job_id]) for job_id in payloads.keys() & problems.keys()}
+        """Return the records with payloads and results in place of references. A payload that is gone, as after a success, is None."""
+        whole = dict(records)
+        for column in self._prefixes:
+            references = {job_id: value for job_id, record in records.items() if (value := getattr(record, column)) and is_reference(value)}
+            values: dict[bytes, bytes] = {}
+            problems: dict[bytes, Unreadable] = {}
+            for ids in _portions(references):
+                await self._fetch_each(column, ids, [size_in(references[job_id]) for job_id in ids], values, problems)
+            for job_id in references:
+                if column == "payload" and job_id not in values:
+                    whole[job_id] = replace(whole[job_id], payload=None)
+                    continue
+                read = replace(whole[job_id], **{column: values.get(job_id, b"")})
+                whole[job_id] = _noted(read, problems[job_id]) if job_id in problems else read
+        return whole
 
     async def _fetch(self, references: dict[bytes, bytes]) -> tuple[dict[bytes, bytes], dict[bytes, Unreadable]]:
-        """Return the payloads that are there, and what is wrong with any payload.
+        """Return the payloads that exist, and the problem of any other.
 
-        One command brings a whole portion. If more bytes arrive than the references say, or none in time, or a payload is not as long as
-        its reference says, the payloads are fetched one by one, each up to a byte beyond its length.
+        One command fetches a whole portion. If the reply is longer than the references say or late, or a payload does not have the length
+        in its
+        reference, the payloads are fetched one by one, each up to one byte beyond its length.
         """
         payloads: dict[bytes, bytes] = {}
         problems: dict[bytes, Unreadable] = {}
@@ -106,34 +131,34 @@ class LargePayloads:
             sizes = [size_in(references[job_id]) for job_id in ids]
             try:
                 most = sum(sizes) + AROUND_EACH * (len(sizes) + 1)
-                found = await self._pool().ask("MGET", *(self._prefix + job_id for job_id in ids), most=most)
-            except (TooLong, BrokerUnavailable):  # a server that copies half a gigabyte may not answer in time, or cut the connection
+                found = await self._pool().ask("MGET", *(self._prefixes["payload"] + job_id for job_id in ids), most=most)
+            except (TooLong, BrokerUnavailable):  # a server that copies half a gigabyte may answer late or cut the connection
                 found = []
             if None not in found and [*map(len, found)] == sizes:
                 payloads.update(zip(ids, found, strict=True))
             else:
-                await self._fetch_each(ids, sizes, payloads, problems)
+                await self._fetch_each("payload", ids, sizes, payloads, problems)
         return payloads, problems
 
     async def _fetch_each(
-        self, ids: Sequence[bytes], sizes: Sequence[int], payloads: dict[bytes, bytes], problems: dict[bytes, Unreadable]
+        self, column: str, ids: Sequence[bytes], sizes: Sequence[int], values: dict[bytes, bytes], problems: dict[bytes, Unreadable]
     ) -> None:
-        asked = [("GETRANGE", self._prefix + job_id, 0, size) for job_id, size in zip(ids, sizes, strict=True)]
-        for job_id, size, payload in zip(ids, sizes, await self._pool().ask_each(asked), strict=True):
-            problem = _problem(payload, size)
+        asked = [("GETRANGE", self._prefixes[column] + job_id, 0, size) for job_id, size in zip(ids, sizes, strict=True)]
+        for job_id, size, value in zip(ids, sizes, await self._pool().ask_each(asked), strict=True):
+            problem = _problem(value, size)
             if problem:
-                problems[job_id] = Unreadable("payload", problem, (payload or b"")[:MAX_RAW])
-            if payload != b"":
-                payloads[job_id] = payload or b""
+                problems[job_id] = Unreadable(column, problem, (value or b"")[:MAX_RAW])
+            if value != b"":
+                values[job_id] = value or b""
 
 
-def _problem(payload: bytes | None, size: int) -> str:
-    """Describe what is wrong with the bytes of a payload of `size` bytes: None if its key is no string, empty if it is not there."""
-    if payload is None:
+def _problem(value: bytes | None, size: int) -> str:
+    """Return what is wrong with a value of `size` bytes. None means that its key is not a string, an empty value that it is missing."""
+    if value is None:
         return "its key is not a string"
-    if not payload:
+    if not value:
         return "it is gone from the server"
-    got = len(payload) if len(payload) <= size else "more"
+    got = len(value) if len(value) <= size else "more"
     return "" if got == size else f"expected {size} bytes, got {got}"
 
 

@@ -1,4 +1,4 @@
-"""msgpack as the scripts use it, and the claims, ids and progress that several verbs pack."""
+"""Packs msgpack for the scripts, and the claims, ids and progress that several verbs share."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ MOST_NUMBERS: Final = 1 << 16
 
 
 def pack(arguments: Sequence[object]) -> bytes:
-    """Pack bytes as strings, the only kind that Lua knows. Text may hold lone surrogates, as messages of exceptions do."""
+    """Pack arguments with bytes as strings, the only kind that Lua has. Text may contain lone surrogates, like messages of exceptions."""
     packed = msgpack.packb(arguments, use_bin_type=False, unicode_errors="surrogatepass")
     assert packed is not None
     return bytes(packed)
 
 
 def unpack(packed: bytes) -> Any:
-    """Return strings as bytes."""
+    """Unpack a value, with strings as bytes."""
     return msgpack.unpackb(packed, raw=True, strict_map_key=False)
 
 

@@ -68,7 +68,7 @@ local function check_scheduled_and_running()
     end
   end
   if call('ZCARD', P .. 'due') < scheduled or leases < running then
-    request_reindex('scheduled or running jobs stand nowhere')
+    request_reindex('scheduled or running jobs are in no index')
   end
 end
 
@@ -76,7 +76,7 @@ local function check_indexes()
   local counts, is_last = next_of('counts')
   each_count(counts, function(queue, status, number)
     if status == S.READY and length_of_ready(queue) < number then
-      request_reindex('ready jobs stand nowhere')
+      request_reindex('ready jobs are in no list')
     end
   end)
   if is_last then
@@ -126,8 +126,11 @@ local SETS = { held = 1, paused = 1, x = 1 }
 local LISTS = { r = 1 }
 local MADE_ANEW = { r = 1, z = 1, p = 1, y = 1, l = 1, x = 1, due = 1, exp = 1, fade = 1, held = 1, ready = 1, crowded = 1, k = 1, counts = 1 }
 
+-- Kinds of keys that are named by references in these fields.
+local APART = { b = F.payload, o = F.result }
+
 local function expected(kind)
-  return (kind == 'j' or kind == 'b') and 'string' or ZSETS[kind] and 'zset' or HASHES[kind] and 'hash' or SETS[kind] and 'set' or LISTS[kind] and 'list'
+  return (kind == 'j' or APART[kind]) and 'string' or ZSETS[kind] and 'zset' or HASHES[kind] and 'hash' or SETS[kind] and 'set' or LISTS[kind] and 'list'
 end
 
 local function all_keys()
@@ -147,9 +150,9 @@ end
 
 -- --- keys ---------------------------------------------------------------------------------------------
 
--- Moves wrong keys, deletes all indexes. Returns the ids of all jobs, the number of keys moved, and the ids of payloads stored apart.
+-- Moves wrong keys, deletes all indexes. Returns the ids of all jobs, the number of keys moved, and the names of keys of payloads and results.
 local function clear()
-  local ids, aside, bodies = {}, 0, {}
+  local ids, aside, apart = {}, 0, {}
   for _, key in ipairs(all_keys()) do
     local name = string.sub(key, #P + 1)
     local kind = string.match(name, '^(%l+)')
@@ -160,26 +163,27 @@ local function clear()
     elseif wanted and call('TYPE', key).ok ~= wanted then
       aside = aside + 1
       call('RENAME', key, P .. 'bad:' .. string.format('%.0f', wall) .. ':' .. aside .. ':' .. name)
-    elseif kind == 'b' and #name == 18 then
-      bodies[#bodies + 1] = string.sub(name, 3)
+    elseif APART[kind] and #name == 18 then
+      apart[#apart + 1] = name
     elseif not is_bad and MADE_ANEW[kind] then
       call('UNLINK', key)
     end
   end
-  return ids, aside, bodies
+  return ids, aside, apart
 end
 
--- Lets payloads that belong to no job expire. They are not deleted at once: their call may be on its way.
-local function let_strays_fade(bodies)
-  for _, id in ipairs(bodies) do
-    local job = load(id)
-    if not (job and size_apart(job[F.payload])) and not (job and job[F.spoilt]) and call('PTTL', P .. 'b:' .. id) == -1 then
-      call('PEXPIRE', P .. 'b:' .. id, R.repeat_for / 1000)
+-- Lets payloads and results that belong to no job expire. They are not deleted at once: a payload's call may be on its way.
+local function let_strays_fade(apart)
+  for _, name in ipairs(apart) do
+    local job = load(string.sub(name, 3))
+    local is_named = job and (job[F.spoilt] or size_apart(job[APART[string.sub(name, 1, 1)]]))
+    if not is_named and call('PTTL', P .. name) == -1 then
+      call('PEXPIRE', P .. name, R.repeat_for / 1000)
     end
   end
 end
 
--- Deletes fields of a hash whose values should be numbers, and are not.
+-- Deletes fields of a hash whose values should be numbers but are not.
 local function drop_what_is_no_number(name)
   local stored = call('HGETALL', P .. name)
   for i = 1, #stored, 2 do
@@ -318,7 +322,7 @@ if call('PTTL', mending) >= 0 then
 end
 call('SET', mending, 1, 'PX', spared)
 
-local ids, aside, bodies = clear()
+local ids, aside, apart = clear()
 local instead = mend_names()
 prefetch(ids)
 local jobs, seq = {}, tonumber(call('HGET', P .. 'meta', 'seq')) or 0
@@ -343,7 +347,7 @@ for _, id in ipairs(ids) do
     seq = math.max(seq, job[F.seq])
   end
 end
-let_strays_fade(bodies)
+let_strays_fade(apart)
 call('HSET', P .. 'meta', 'seq', seq)
 call('HSET', P .. 'counts', 'whole', 1)
 table.sort(jobs, function(one, other)

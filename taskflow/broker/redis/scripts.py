@@ -1,7 +1,7 @@
-"""The Lua scripts, put together from the parts in the Lua files beside this one.
+"""The Lua scripts, assembled from the parts in the Lua files beside this one.
 
 A line ``-- === part NAME ===`` or ``-- === script NAME ===`` in a Lua file begins a section. A script consists of the parts that `_PARTS`
-names, and its own section. Names of fields, statuses, events, words and rules (F.x, S.x, E.x, W.x, R.x) are replaced by their values.
+lists, and its own section. Names of fields, statuses, events, words and rules (F.x, S.x, E.x, W.x, R.x) are replaced by their values.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from taskflow.model.rules import Rules
 
 
 class Script(NamedTuple):
-    """A script's text, and the hash by which the server runs it once it has seen the text."""
+    """A script's text, and the hash with which the server runs it once it has seen the text."""
 
     name: str
     text: bytes
@@ -42,7 +42,7 @@ _PARTS: Final[Mapping[str, tuple[str, ...]]] = {
     "add": (*_TRANSITIONS, "add_all"),
     "known": ("base", "large_payloads", "read_jobs"),
     "claim": ("base", *_NAMES, *_COUNTS, "is_before", "peek"),
-    "settle": ("base", "names", *_COUNTS, "tell_ended"),
+    "settle": ("base", "names", *_COUNTS, "tell_ended", "results"),
     "register": ("base", "sessions"),
     "beat": (*_TRANSITIONS, "sessions", "leases", "end_leases", "due_in", "lost_indexes"),
     "upkeep": (*_TRANSITIONS, "unreadable", "sessions", "leases", "end_leases", "due_in", "lost_indexes", "listeners"),
@@ -62,15 +62,16 @@ _PARTS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 """The parts of each script, in order."""
 
-# The server makes a part's functions anew in each call: those of all parts take longer than a plain job does. Parts that only some jobs
-# need are therefore made by `the_rest()`, which the script calls for such a job.
+# The server creates a part's functions anew in each call, and creating all of them takes longer than a plain job does. So `the_rest()`
+# creates the parts that only some jobs need; the script calls it for such a job.
 _REST: Final[Mapping[str, tuple[str, ...]]] = {
     "enqueue": (*_NAMES, "intern", "large_payloads", "nudge", "enqueue_rest"),
     "claim": ("large_payloads", "read_jobs", "leases", "nudge", "claim_others"),
     "settle": ("texts_of", "intern", *_QUEUES, "nudge", "wake_listeners", *_CHANGE_JOBS, "add_all", "settle_others"),
 }
 
-# When the server's memory is full, it refuses scripts without the flag allow-oom: new jobs are refused, all else goes on.
+# When its memory is full, the server refuses scripts without the flag allow-oom. So it refuses new jobs, and everything else still
+# works.
 _REFUSED_WHEN_FULL: Final = frozenset({"enqueue", "add"})
 
 _SECTION: Final = re.compile(r"^-- === (?:part|script) (\w+) =*\n", re.MULTILINE)
@@ -82,10 +83,10 @@ _ARGUMENTS_NEEDED: Final[Mapping[int, str]] = {
     2: "HDEL HEXISTS HGET HMGET HSCAN LINDEX MSET MSETNX PEXPIRE PUBLISH RENAME RPUSH SADD SET SISMEMBER SREM ZREM ZSCORE",
     3: "GETRANGE HINCRBY HSET HSETNX LRANGE LTRIM ZADD ZRANGE ZRANGEBYSCORE ZREMRANGEBYRANK ZREMRANGEBYSCORE",
 }
-"""Every command that taskflow sends, by the number of arguments it needs at least."""
+"""Every command that taskflow sends, by the minimum number of arguments."""
 
 _RUN_SCRIPT: Final = ("EVAL", "EVALSHA")
-"""Three arguments with one key: the number of keys stands before the key."""
+"""They need three arguments for one key, because the number of keys precedes the key."""
 
 _SENT: Final = (*_RUN_SCRIPT, "SUBSCRIBE", "PING", "SCAN", "INFO", "SET", "MGET", "GETRANGE")
 
@@ -93,7 +94,7 @@ _SENT: Final = (*_RUN_SCRIPT, "SUBSCRIBE", "PING", "SCAN", "INFO", "SET", "MGET"
 class Scripts(Mapping[str, Script]):
     """The scripts for a store with these rules, by name.
 
-    Each is put together on first use, in a millisecond or two: all at once would add a fifth of the driver's import to a worker's start.
+    Each is assembled when first used, in a millisecond or two: all at once would add a fifth of the driver's import to a worker's start.
     The files are read now, before an upgrade can replace them.
     """
 
@@ -115,12 +116,12 @@ class Scripts(Mapping[str, Script]):
         return len(_PARTS)
 
     def commands(self) -> set[str]:
-        """Return the name of every command that taskflow sends, from a script or outside."""
+        """Return the name of every command that taskflow sends, from a script or directly."""
         return {*_SENT, *(name for script in self.values() for name in _COMMAND.findall(script.text.decode()))}
 
 
 def smallest_calls(names: Sequence[str]) -> list[list[str]]:
-    """Return each command with as few arguments as it can have, for ACL checks. `names` serve as its keys and channels."""
+    """Return each command with the fewest arguments it can have, for ACL checks. `names` serve as its keys and channels."""
     whole = [[command, *names[:needed]] for needed, commands in _ARGUMENTS_NEEDED.items() for command in commands.split()]
     return sorted([*whole, *([command, "", "1", names[0]] for command in _RUN_SCRIPT)])
 
@@ -142,9 +143,9 @@ def _text_of(sections: Iterable[str]) -> str:
 
 @cache
 def _sections() -> dict[str, str]:
-    """Return the sections of all Lua files by their names, without comments."""
+    """Return the sections of all Lua files by name, without comments."""
     found: dict[str, str] = {}
-    for file in Path(__file__).parent.glob("*.lua"):  # importlib.resources would take a fiftieth of a worker's start to load
+    for file in Path(__file__).parent.glob("*.lua"):  # loading importlib.resources would take a fiftieth of a worker's start
         _, *parts = _SECTION.split(file.read_text(encoding="utf-8"))
         found |= zip(parts[::2], map(_without_comments, parts[1::2]), strict=True)
     return found
@@ -172,5 +173,5 @@ def _numbers(fields: Iterable[str]) -> str:
 
 
 def _text(text: str) -> str:
-    """Return a Lua string literal. The texts are printable ASCII; Lua escapes quotes and backslashes as Python does."""
+    """Return a Lua string literal. The texts are printable ASCII; Lua escapes quotes and backslashes like Python."""
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

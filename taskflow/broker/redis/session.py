@@ -1,4 +1,4 @@
-"""Sessions and heartbeats as arguments of the scripts in session.lua, and the replies of these."""
+"""Packs sessions and heartbeats as arguments of the scripts in session.lua, and decodes their replies."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from taskflow.model.envelope import ClaimId
 from taskflow.model.session import Beat, BeatAnswer, Outlook, Session, SessionRecord, session_record_of
 
 LONGEST_NAME: Final = 250
-"""Characters of a worker's name that are kept: each of its jobs holds them."""
+"""The maximum length of a worker's name, because each of its jobs contains it."""
 
 
 def pack_session(session: Session) -> bytes:
@@ -57,7 +57,7 @@ def _claims_in(packed: bytes, session: bytes) -> set[ClaimId]:
 
 
 def session_records(packed: bytes) -> list[SessionRecord]:
-    """Decode the reply of the script `workers`. A field that cannot be read has its default."""
+    """Decode the reply of the script `workers`. A field that cannot be read gets its default."""
     return sorted(map(_session_record, unpack(packed) or ()), key=lambda record: (record.session.name, record.session.id))
 
 

@@ -1,16 +1,42 @@
+-- === part results ==========================================================================================
+-- Results that were sent ahead under o:FENCE, and belong to settled jobs from now on: fences and ids in turn.
+local results = {}
+
+local function note_result(fence, id)
+  results[#results + 1] = fence
+  results[#results + 1] = id
+end
+
+-- Called as soon as the jobs are written: no job then names a result that is not there.
+local function keep_results()
+  for i = 1, #results, 2 do
+    local key = P .. 'o:' .. results[i + 1]
+    call('RENAME', P .. 'o:' .. results[i], key)
+    call('PERSIST', key)
+  end
+  results = {}
+end
+
 -- === script settle =========================================================================================
 -- Settles runs.
 --
 -- arguments  plain successes in columns, by session and keep: session, keep (microseconds), ids, fences (epoch, 4 bytes, and claim),
 --            claims without the session (8 bytes), and duration, keep and result in the fixed layout; settlements of any kind; the texts
---            of the queues and names of follow-ups
+--            of the queues and names of follow-ups; the fences of large results, which were sent ahead
 --            a settlement: id, epoch, claim, kind, duration, keep (microseconds), value, error, after, follow-ups, progress
 --            a kind: 1 succeeded (value: result), 2 failed (error; value: reason), 3 discarded (value: reason), 4 cancelled
 --            (value: reason), 5 retried (error, after), 6 snoozed (after), 7 parked (value: what it waits for; after), 8 handed back
 --            (value: whether it counts); an error: type, message, traceback, attempt
--- reply      a string with a byte for each settlement, columns first: "o" for OK, "s" for STALE
+-- reply      a string with a byte for each settlement, columns first: "o" for OK, "s" for STALE; "LACKING" if a result is gone, and nothing
+--            was settled
 
-local groups, others, texts = given[1], given[2], given[3]
+local groups, others, texts, ahead = given[1], given[2], given[3], {}
+for i, fence in ipairs(given[4]) do
+  ahead[i] = P .. 'o:' .. fence
+end
+if #ahead > 0 and call('EXISTS', unpack(ahead)) < #ahead then
+  return redis.status_reply('LACKING')
+end
 local answers, others_at = {}, {}
 local now, is_succeeded = struct.pack('>I8', wall), string.char(S.SUCCEEDED)
 local values, bodies = {}, {}
@@ -77,6 +103,9 @@ local function settle_group(session, keep_for, ids, fences, tails, outcomes)
       if is_apart then
         bodies[#bodies + 1] = P .. 'b:' .. id
       end
+      if #outcome == 26 and sub(outcome, 21, 22) == L.mark then
+        note_result(fences[i], id)
+      end
       answers[#answers + 1] = 'o'
     else
       local epoch, claim = struct.unpack('>I4c24', fences[i])
@@ -93,6 +122,7 @@ for _, group in ipairs(groups) do
   settle_group(unpack(group))
 end
 set_all(values)
+keep_results()
 if #bodies > 0 then -- last: if a step fails, the jobs must run again
   call('UNLINK', unpack(bodies))
 end
@@ -134,6 +164,9 @@ local apply_verdict = {
   function(id, job, settlement)
     drop_payload(id, job)
     set(job, F.result, settlement[7])
+    if size_apart(settlement[7]) then
+      note_result(job[F.settled], id)
+    end
     finish(id, job, E.SUCCEED, S.SUCCEEDED, false, settlement[6])
   end,
   function(id, job, settlement)
@@ -200,6 +233,8 @@ local function settle_all(settlements, texts)
   for i, settlement in ipairs(settlements) do
     answers[i] = settle(settlement, texts)
   end
+  write_jobs()
+  keep_results()
   flush()
   return answers
 end

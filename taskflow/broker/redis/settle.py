@@ -1,48 +1,54 @@
-"""Settlements as arguments of the script `settle`, and its answers.
+"""Packs settlements as arguments of the script `settle`, and decodes its answers.
 
-Plain successes go in columns, since most settlements are such; all others go as items.
+Plain successes are packed in columns, because most settlements are of this kind; all others are items.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from taskflow.broker.redis.enqueue import Texts, job_item
 from taskflow.broker.redis.fields import SESSION_BYTES, TAIL_BYTES
+from taskflow.broker.redis.large_payloads import INLINE_RESULT, REFERENCE_BYTES, reference_to
 from taskflow.broker.redis.packing import Item, can_be, pack, pack_claim, pack_progress
-from taskflow.broker.verdict_parts import SUCCEEDED, parts_of
+from taskflow.broker.script_values import SUCCEEDED, parts_of
 from taskflow.model.clock import to_microseconds
 from taskflow.model.verdict import Settled, Settlement, Succeeded, is_plain_success
 
 MOST_SETTLED: Final = 200
-"""Settlements in one call of the script."""
+"""The maximum number of settlements in one call of the script."""
 
 MOST_BYTES_SETTLED: Final = 1024 * 1024
-"""Bytes of results in one call of the script, beyond which no further settlement is added."""
+"""Once the results in a call have this many bytes, no further settlement is added."""
 
 MOST_RESULT: Final = 60 * 1024 * 1024
-"""Bytes. No script reads a record beyond 64 MiB."""
+"""The maximum size of a result in bytes. No script reads a record beyond 64 MiB."""
 
 MOST_EPOCHS: Final = 1 << 32
 
+IsApart = Callable[[bytes], bool]
+"""Returns True if a result must be sent ahead."""
+
 
 class PackedSettlements(NamedTuple):
-    """`order` holds, for each answer of the script, the place of its settlement."""
+    """`order` holds the position of the settlement for each answer of the script."""
 
     packed: bytes
     order: Sequence[int]
+    ahead: dict[bytes, bytes]
+    """Results that must be sent ahead, by the fences of their settlements: see `large_payloads`."""
 
 
 def is_possible(settlement: Settlement) -> bool:
-    """Return True if a store could have given out this fence. Any other is stale, and too large for the script."""
+    """Return True if a store could have issued this fence. Any other is stale, and too large for the script."""
     claim = settlement.claim
     return len(claim.session) == SESSION_BYTES and can_be(claim, claim.session) and 0 <= settlement.epoch < MOST_EPOCHS
 
 
 def portions(settlements: Sequence[Settlement]) -> Iterator[list[Settlement]]:
-    """Yield the settlements in portions for one call each, so that no call holds the server for long."""
+    """Yield the settlements in portions for one call each, so that no call occupies the server for long."""
     portion, size = list[Settlement](), 0
     for settlement in settlements:
         if portion and (len(portion) == MOST_SETTLED or size >= MOST_BYTES_SETTLED):
@@ -54,21 +60,27 @@ def portions(settlements: Sequence[Settlement]) -> Iterator[list[Settlement]]:
         yield portion
 
 
-def pack_settlements(settlements: Sequence[Settlement]) -> PackedSettlements:
-    """Pack plain successes in columns, by session and keep. The script settles these first, so a job that occurs twice goes as items."""
+def pack_settlements(settlements: Sequence[Settlement], is_apart: IsApart) -> PackedSettlements:
+    """Pack plain successes in columns, by session and keep. The script settles these first, so a job that occurs twice is packed as
+    items.
+
+    A reference replaces each result for which `is_apart` is true.
+    """
     texts, columns, others = Texts(), dict[tuple[bytes, float], _Columns](), list[int]()
+    ahead: dict[bytes, bytes] = {}
     are_distinct = len({settlement.id for settlement in settlements}) == len(settlements)
     for place, settlement in enumerate(settlements):
         if are_distinct and is_plain_success(settlement):
             group = settlement.claim.session, settlement.keep_for
             if (of_group := columns.get(group)) is None:
                 of_group = columns[group] = _Columns([], [], [], [], [])
-            _add_success(of_group, place, settlement)
+            _add_success(of_group, place, settlement, is_apart, ahead)
         else:
             others.append(place)
     named = [[session, to_microseconds(keep_for), *of_group[1:]] for (session, keep_for), of_group in columns.items()]
-    packed = pack([named, [_settlement_item(settlements[place], texts) for place in others], texts.all()])
-    return PackedSettlements(packed, [place for of_group in columns.values() for place in of_group.places] + others)
+    items = [_settlement_item(settlements[place], texts, is_apart, ahead) for place in others]
+    packed = pack([named, items, texts.all(), list(ahead)])
+    return PackedSettlements(packed, [place for of_group in columns.values() for place in of_group.places] + others, ahead)
 
 
 def settled_of(answers: bytes, order: Sequence[int]) -> list[Settled]:
@@ -81,6 +93,16 @@ def settled_of(answers: bytes, order: Sequence[int]) -> list[Settled]:
 
 
 _OK: Final = ord("o")
+
+
+def _as_sent(result: bytes, fence: bytes, is_apart: IsApart, ahead: dict[bytes, bytes]) -> bytes:
+    """Return what goes to the script: the result, or a reference to it after adding it to `ahead`."""
+    if len(result) > MOST_RESULT:
+        raise ValueError(f"Redis allows results of at most {MOST_RESULT:,} bytes, got {len(result):,}")
+    if not is_apart(result):
+        return result
+    ahead[fence] = result
+    return reference_to(result)
 
 
 # --- plain successes ----------------------------------------------------------------------------------------------
@@ -98,13 +120,13 @@ _FENCE: Final = struct.Struct(">I16sQ")
 _OUTCOME: Final = struct.Struct(">QQI")
 
 
-def _add_success(columns: _Columns, place: int, settlement: Settlement) -> None:
+def _add_success(columns: _Columns, place: int, settlement: Settlement, is_apart: IsApart, ahead: dict[bytes, bytes]) -> None:
     session, request, number = settlement.claim
     assert isinstance(settlement.verdict, Succeeded)
     result = settlement.verdict.result
-    if len(result) > MOST_RESULT:  # tested here to save a function call for each job
-        _check_result(result)
     fence = _FENCE.pack(settlement.epoch, session, request << 16 | number)
+    if (size := len(result)) > INLINE_RESULT or size == REFERENCE_BYTES:  # checked inline to save a function call for each job
+        result = _as_sent(result, fence, is_apart, ahead)
     columns.places.append(place)
     columns.ids.append(settlement.id)
     columns.fences.append(fence)
@@ -116,12 +138,12 @@ def _add_success(columns: _Columns, place: int, settlement: Settlement) -> None:
 # --- settlements of any kind --------------------------------------------------------------------------------------
 
 
-def _settlement_item(settlement: Settlement, texts: Texts) -> Item:
-    """See settle.lua. Payloads of follow-ups go with them, whatever their size."""
+def _settlement_item(settlement: Settlement, texts: Texts, is_apart: IsApart, ahead: dict[bytes, bytes]) -> Item:
+    """Return the item of a settlement, see settle.lua. It contains the payloads of follow-ups, whatever their size."""
     kind, value, error, after = parts_of(settlement.verdict)
     if isinstance(value, bytes):
-        _check_result(value)
-    keep_for = to_microseconds(settlement.keep_for) if kind == SUCCEEDED else 0  # for all others the store's rules decide
+        value = _as_sent(value, settlement.epoch.to_bytes(4) + pack_claim(settlement.claim), is_apart, ahead)
+    keep_for = to_microseconds(settlement.keep_for) if kind == SUCCEEDED else 0  # for all others, the store's rules decide
     return (
         settlement.id,
         settlement.epoch,
@@ -135,8 +157,3 @@ def _settlement_item(settlement: Settlement, texts: Texts) -> Item:
         [job_item(follow_up, texts) for follow_up in settlement.follow_ups] or False,
         pack_progress(settlement.progress),
     )
-
-
-def _check_result(result: bytes) -> None:
-    if len(result) > MOST_RESULT:
-        raise ValueError(f"Redis keeps results of up to {MOST_RESULT:,} bytes, got {len(result):,}")

@@ -1,4 +1,4 @@
-"""The reply of the script `upkeep`."""
+"""Decodes the reply of the script `upkeep`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def read_upkeep(reply: Sequence[Any], prefix: str) -> Upkept:
     readied, reaped, released, expired, dropped, next_in, aside = reply
     for i in range(0, len(aside), 3):
         log.error(
-            "the record of job %s cannot be read (%s: %s): it has failed; its bytes are kept under %sbad:j: until it is purged",
+            "the record of job %s cannot be read (%s: %s): marked as failed; its bytes are kept under %sbad:j: until it is purged",
             id_text(aside[i]),
             column_of(aside[i + 1]),
             aside[i + 2].decode(errors="replace"),

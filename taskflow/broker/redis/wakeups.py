@@ -24,7 +24,7 @@ PING_EVERY: Final = 25.0
 """Seconds without a message after which the subscription sends PING."""
 
 PONG_WITHIN: Final = 3.0
-"""Seconds for the answer to PING, or to SUBSCRIBE."""
+"""Seconds for the answer to PING or SUBSCRIBE."""
 
 
 class RedisListener(Listener):

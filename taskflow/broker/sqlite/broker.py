@@ -1,9 +1,9 @@
-"""The SQLite broker: passes verbs to the writer's thread, and wake-ups back."""
+"""The SQLite broker: sends verbs to the writer's thread, and passes on wake-ups."""
 
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures.thread  # noqa: F401  # close() needs it, when another version may have been installed in its place
+import concurrent.futures.thread  # noqa: F401  # imported for close(), because another version may be installed in its place by then
 import os
 import weakref
 from collections.abc import Callable, Sequence
@@ -39,15 +39,15 @@ from taskflow.model.verdict import Settled, Settlement
 T = TypeVar("T")
 
 _TIMEOUT: Final = 4.0
-"""Less than an application's own patience with an enqueue (5 s): the broker's error names the lock's owner."""
+"""Shorter than the default `enqueue_timeout` (5 s), so that the broker's error, which names the lock's owner, is raised first."""
 
 
 class SqliteBroker:
-    """Jobs in a file, for all processes of one machine. See `taskflow.broker.protocol.Broker`.
+    """Keeps jobs in a file, for all processes of one machine. See `taskflow.broker.protocol.Broker`.
 
-    `path`       of the file, which is created if it is missing; its folder must exist
+    `path`       the file, which is created if it is missing; its folder must exist
     `namespace`  the prefix of the tables: several applications may share a file
-    `shared`     adopt a file that has tables of other programs
+    `shared`     whether a file with tables of other programs may be used
     `migrates`   True: the first verb creates the tables, or brings them to this version. False: verbs are refused until `migrate` is called
     `timeout`    the longest wait in seconds for a lock that another process holds
     `room`       limits for the number of jobs and the disk space
@@ -67,7 +67,7 @@ class SqliteBroker:
         timeout: float = _TIMEOUT,
         room: Room | None = None,
     ) -> None:
-        # Made absolute now, so that a later change of folder does not matter.
+        # Made absolute now, so that a later change of the working directory does not matter.
         real = os.path.realpath(os.fspath(path))
         self._store = StoreFile(real, check_queue(namespace), shared, timeout, room or Room(), migrates)
         self._seams = seams or Seams()
@@ -158,7 +158,7 @@ class SqliteBroker:
         self._is_closed = True
         parts, self._parts = self._parts, None
         if parts is not None:
-            await asyncio.to_thread(parts.close)  # waits for accepted verbs, and for the file
+            await asyncio.to_thread(parts.close)  # waits for accepted verbs, and for the file to be closed
 
     async def _call(self, durability: Durability, verb: Callable[[Transitions], T]) -> T:
         return await self._running().writer.call(durability, verb)
@@ -171,7 +171,7 @@ class SqliteBroker:
             return await self._call(Durability.NORMAL, verb)
 
     async def _alone(self, store: StoreFile, verb: Callable[[Transactions], T]) -> T:
-        """Run a migration beside the writer, which would migrate the file when it opens it."""
+        """Run a migration without the writer, which would migrate the file when it opens it."""
 
         def run() -> T:
             with forks.transactions:
@@ -180,7 +180,7 @@ class SqliteBroker:
         return await asyncio.to_thread(run)
 
     def _running(self) -> _Parts:
-        """Return the parts of this process. A forked child creates its own, and leaves its parent's alone."""
+        """Return this process's writer and listener. A forked child creates its own and does not touch its parent's."""
         if self._is_closed:
             raise BrokerUnavailable(wording.CLOSED)
         parts = self._parts

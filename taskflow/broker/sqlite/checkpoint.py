@@ -1,9 +1,9 @@
-"""Checkpoints: carries the write-ahead log over into the file, one process at a time.
+"""Checkpoints: copy the write-ahead log into the file, one process at a time.
 
 SQLite before 3.51.3 can corrupt a file if one connection begins a checkpoint while another's commit restarts the log
-(https://sqlite.org/wal.html#walresetbug), and distributions ship older versions. So `wal_autocheckpoint` is off, a lock on a side file
-keeps checkpoints of different connections apart, and the mode is RESTART or TRUNCATE: these hold the write lock, so that no commit can
-restart the log meanwhile. (PASSIVE would not hold it.)
+(https://sqlite.org/wal.html#walresetbug), and distributions ship older versions. So `wal_autocheckpoint` is off, and a lock on a side file
+allows one checkpoint at a time. The mode is RESTART or TRUNCATE: these hold the write lock, so that no commit can restart the log
+meanwhile. (PASSIVE would not hold it.)
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ from taskflow.broker.sqlite.store_file import LOG, LOG_LIMIT, MIB, SIDE, SMALL_L
 
 MOST_COMMITS: Final = 128
 MOST_CHANGES: Final = 3_000
-"""Commits, or changed rows, after which a connection makes a checkpoint: some 4 MiB of log."""
+"""The number of commits, or of changed rows, after which a connection makes a checkpoint: about 4 MiB of log."""
 
 SMALL: Final = 2 * MIB
-"""Bytes. A log that has never been larger is left alone."""
+"""A log that has never been larger than this many bytes is not truncated."""
 
 _PATIENCE_MS: Final = 100
 
 
 class Checkpointer:
-    """Belongs to one connection and its thread. `after_commit` is called after every commit.
+    """Makes the checkpoints of one connection, in its thread. Call `after_commit` after every commit.
 
-    After a checkpoint the log begins again in the same file, so its size says little: that is why changes are counted. To truncate it each
-    time would be simpler, but a flush takes twice as long while the file grows. So it is truncated only if it is larger than it should be.
+    After a checkpoint the log starts again in the same file, so its size says little. That is why changes are counted. Truncating it each
+    time
+    would be simpler, but a flush takes twice as long while the file grows. So it is truncated only if it has become too large.
     """
 
     def __init__(self, connection: sqlite3.Connection, store: StoreFile) -> None:
@@ -61,7 +62,7 @@ class Checkpointer:
         self._commits = 0
         self._changes = self._connection.total_changes
         try:
-            # flock, not lockf: POSIX locks belong to the process, and would not keep two brokers of one process apart.
+            # flock, not lockf: POSIX locks belong to the process, so they would not separate two brokers in one process.
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             return False
@@ -77,7 +78,7 @@ class Checkpointer:
             fcntl.flock(self._lock, fcntl.LOCK_UN)
 
     def close(self) -> None:
-        """Make no more checkpoints."""
+        """Stop making checkpoints."""
         if self._lock >= 0:
             os.close(self._lock)
         self._lock = -1

@@ -1,4 +1,4 @@
-"""claim: turns ready jobs into leases."""
+"""The verb claim: turns ready jobs into leases."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _RUNNING: Final = CODES[Status.RUNNING]
 def claim(transitions: Transitions, session: bytes, request: int, queues: Sequence[str], limit: int) -> list[Lease]:
     taken = _take(transitions, session, request)
     if not taken:
-        row = living(transitions, session)  # mended, if it was unsound
+        row = living(transitions, session)  # mends the row if it is unsound
         if row.request >= request:
             return _answer_again(transitions, row, request)
         taken = _take(transitions, session, request)
@@ -44,11 +44,11 @@ def _take(transitions: Transitions, session: bytes, request: int) -> list[tuple[
 
 
 FAR_BEHIND: Final = 1_000
-"""Numbers that no worker can be behind: the stored request number is wrong."""
+"""No worker can be this many requests behind: the stored request number must be wrong."""
 
 
 def _answer_again(transitions: Transitions, row: SessionRow, request: int) -> list[Lease]:
-    """Return the leases of the last request that the session still holds. An older request gets none."""
+    """Return the leases of the last request that the session still has. An older request gets none."""
     if request + FAR_BEHIND < row.request:
         raise SessionLost(wording.SESSION_LOST)
     if request < row.request:
@@ -58,14 +58,14 @@ def _answer_again(transitions: Transitions, row: SessionRow, request: int) -> li
 
 
 class _Queue(msgspec.Struct, array_like=True, frozen=True):
-    """`ready` counts its ready jobs, expired ones included. If that is unknown, it is larger than any limit."""
+    """A queue to claim from. `ready` counts its ready jobs, including expired ones. If that is unknown, it is larger than any limit."""
 
     number: int
     ready: int = sys.maxsize
 
 
 def _order(transitions: Transitions, queues: Sequence[str], request: int, limit: int) -> Iterable[_Queue]:
-    """Return the queues to look into."""
+    """Return the queues to look into, in order."""
     if queues:
         return [_Queue(number) for name in dict.fromkeys(queues) if (number := transitions.queues.find(name)) is not None]
     if transitions.tally.has_moved(_READY):
@@ -74,11 +74,11 @@ def _order(transitions: Transitions, queues: Sequence[str], request: int, limit:
 
 
 _LEAST_QUEUES: Final = 32
-"""Queues that are read at once."""
+"""The number of queues to read at once."""
 
 
 def _ready_queues(transitions: Transitions, request: int, limit: int) -> Iterator[_Queue]:
-    """Yield ready queues in turn, starting with another one at each request. Reads no more of them than are used."""
+    """Yield ready queues in turn, starting with another one at each request. Reads only as many as are used."""
     count, found = _some_ready_queues(transitions, limit, request)
     yield from found
     first = request % max(1, count)
@@ -99,9 +99,9 @@ _QUEUES: Final = msgspec.json.Decoder(list[_Queue])
 
 
 class _Ready(msgspec.Struct, array_like=True):
-    """A job to be leased, in the form of `told_of_ready`; a plain one has only the first five fields. Id and payload come separately.
+    """A job to be leased, as `told_of_ready` returns it; a plain job has only the first five fields. Id and payload are separate.
 
-    If `payload_bytes` is below zero, its row must be read by itself: a value may be unsound, or its payload is long.
+    If `payload_bytes` is negative, the row must be read separately: a value may be unsound, or the payload is long.
     """
 
     queue: int
@@ -126,7 +126,7 @@ class _Ready(msgspec.Struct, array_like=True):
 
     @property
     def bytes_to_fetch(self) -> int:
-        """Bytes of its payload to fetch if it is read by itself: a payload that is too long is not fetched."""
+        """The bytes of the payload to fetch if it is read separately: a payload that is too long is not fetched."""
         size = self.payload_bytes if self.payload_bytes >= 0 else -1 - self.payload_bytes
         return size if size <= MOST_BYTES else 0
 
@@ -146,8 +146,12 @@ _queue: Final = attrgetter("queue")
 
 
 def _find(transitions: Transitions, order: Iterable[_Queue], limit: int) -> list[_Ready]:
-    """Return the first jobs of each queue, in the order of the queues. One statement reads all queues that are wanted whole: each
-    statement releases the interpreter lock, and the event loop's thread then keeps it until it sleeps."""
+    """Return the first jobs of each queue, in the order of the queues.
+
+    One statement reads all queues that are taken entirely. Each statement releases the interpreter lock, and the event loop's thread then
+    keeps
+    it until it sleeps.
+    """
     longest = max(_SHORT, min(_LONG, MOST_BYTES // max(1, limit)))
     found, together, expected = list[_Ready](), list[_Queue](), 0
     for queue in order:
@@ -168,14 +172,14 @@ def _find(transitions: Transitions, order: Iterable[_Queue], limit: int) -> list
 
 
 MOST_BYTES: Final = 64 << 20
-"""Bytes of payloads in one answer; the next request gets the rest."""
+"""The maximum size of the payloads in one answer. The next request gets the rest."""
 
 _LONG, _SHORT = 65_536, 4_096
-"""Bytes up to which a payload is fetched together with others: the first for a claim of a few jobs, the second for a claim of many."""
+"""The maximum size of a payload that is fetched together with others: the first for a claim of a few jobs, the second for many."""
 
 
 def _all_ready(transitions: Transitions, queues: Sequence[_Queue], limit: int, longest: int) -> list[_Ready]:
-    """Return all ready jobs of queues that have at most `limit` in all."""
+    """Return all ready jobs of queues that have at most `limit` jobs together."""
     if len(queues) < 2:
         return [ready for queue in queues for ready in _first_ready(transitions, queue, limit, longest)]
     replies = transitions.fetch_rows("all_ready_jobs", [(queue.number,) for queue in queues], longest, longest, longest, transitions.now)
@@ -186,7 +190,7 @@ def _all_ready(transitions: Transitions, queues: Sequence[_Queue], limit: int, l
 
 
 def _first_ready(transitions: Transitions, queue: _Queue, limit: int, longest: int) -> list[_Ready]:
-    """Return the first ready jobs of a queue, none if it is paused."""
+    """Return the first ready jobs of a queue, or none if it is paused."""
     if limit < 1:
         return []
     [reply] = transitions.connection.execute(
@@ -203,7 +207,7 @@ def _unpacked(packed: str, ids: bytes | None, payloads: bytes | None) -> list[_R
             end = start + size
             ready.id, ready.payload = next(each_id), payloads[start:end]
             start = end
-        else:  # epoch and failures say what of it has come along
+        else:  # epoch and failures show what was fetched
             if ready.epoch:
                 next(each_id)
             if ready.failures:
@@ -212,7 +216,7 @@ def _unpacked(packed: str, ids: bytes | None, payloads: bytes | None) -> list[_R
 
 
 def _in_order(found: list[_Ready]) -> list[_Ready]:
-    """Sort the jobs of one queue, since aggregates promise no order."""
+    """Sort the jobs of one queue, because aggregates guarantee no order."""
     found.sort(key=_place if any(map(_due_at, found)) else _plain_place)
     return found
 
@@ -221,7 +225,7 @@ def _in_order(found: list[_Ready]) -> list[_Ready]:
 
 
 def _lease_all(transitions: Transitions, session: bytes, worker: str | bytes, request: int, found: list[_Ready]) -> list[Lease]:
-    """Lease the jobs in order. A job that must be read by itself is left out if its mended row is no longer ready."""
+    """Lease the jobs in order. A job that must be read separately is left out if its mended row is no longer ready."""
     names = {number: name for number in set(map(_name, found)) if isinstance(name := transitions.job_names.read(number), str)}
     queues = {number: transitions.queues.name(number) for number in set(map(_queue, found))}
     packed, taken, leases, cached, size = pack_claims(session, request, len(found)), list[_Ready](), list[Lease](), list[CachedLease](), 0
@@ -238,7 +242,7 @@ def _lease_all(transitions: Transitions, session: bytes, worker: str | bytes, re
                 continue
         taken.append(ready)
         leases.append(lease)
-        if not (ready.key or ready.is_joined):  # no key or join depends on its end
+        if not (ready.key or ready.is_joined):  # no key or join depends on the job's end
             fence = pack_fence(lease.epoch, packed[number])
             cached.append(CachedLease(lease.envelope.id, claim, lease.epoch, fence, ready.seq, ready.queue))
     rows = list(zip(map(_seq, taken), packed, strict=False))
@@ -250,7 +254,7 @@ def _lease_all(transitions: Transitions, session: bytes, worker: str | bytes, re
 
 
 def _lease_told(transitions: Transitions, ready: _Ready, name: str | None, queue: str, claim: ClaimId) -> Lease | None:
-    """Return the lease; None if the job must be read by itself, or has a name or options that cannot be read."""
+    """Return the lease, or None if the job must be read separately or has an unreadable name or options."""
     if name is None or ready.payload_bytes < 0:
         return None
     if ready.due_at is None:
@@ -273,12 +277,12 @@ def _lease_told(transitions: Transitions, ready: _Ready, name: str | None, queue
 
 
 def _lease_read(transitions: Transitions, ready: _Ready, claim: ClaimId) -> Lease | None:
-    """Return the lease; None if the mended row is no longer ready in its queue."""
+    """Return the lease, or None if the mended row is no longer ready in its queue."""
     job = transitions.job_by_seq(ready.seq)
     if job is None or job.status is not Status.READY or job.queue != ready.queue:
         return None
     job.epoch += 1
-    ready.is_joined = int(job.key is not None or job.joins is not None)  # the key was not among the fields
+    ready.is_joined = int(job.key is not None or job.joins is not None)  # the fields did not include the key
     return _lease_of(transitions, job, claim)
 
 

@@ -1,4 +1,4 @@
-"""Lists of the columns of jobs as the statements of this folder name them: @sent, @sound and so on. They are made from the job schema."""
+"""Lists of the columns of jobs for the statements in this folder: @sent, @sound and so on. They are made from the job schema."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def lists() -> dict[str, str]:
 
 
 def name_of(column: str) -> str:
-    """Return the name in the file."""
+    """Return the name of a column in the file."""
     return "status" if column == "code" else column
 
 
@@ -36,8 +36,8 @@ def _is_sized(field: Field) -> bool:
 
 
 def _fetched(column: str) -> str:
-    """Return SQL for a column, with the negative length in place of a value that is too long. (A blob's length is known without its
-    bytes.)"""
+    """Return SQL for a column, with the negative length in place of a value that is too long. (SQLite knows a blob's length without reading
+    it.)"""
     name = name_of(column)
     field = BY_NAME[name]
     return f"iif(length({name}) > {field.kind.most}, -length({name}), {name})" if _is_sized(field) else name

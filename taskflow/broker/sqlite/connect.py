@@ -1,4 +1,4 @@
-"""Opens the file: adopts it and brings its tables to this version, or refuses it with one clear error."""
+"""Opens the file: creates or migrates its tables, or raises one clear error."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CACHE_KIB: Final = 16_384
 
 
 def open_file(store: StoreFile, sql: Statements) -> tuple[sqlite3.Connection, Upgrade]:
-    """Open a connection to the namespace's tables, and bring these to this version.
+    """Open a connection to the namespace's tables, and bring them to this version.
 
     Raises BrokerRefused or BrokerUnavailable, naming the file and what to do. The connection belongs to the calling thread.
     """
@@ -34,12 +34,12 @@ def open_file(store: StoreFile, sql: Statements) -> tuple[sqlite3.Connection, Up
     try:
         make_private(store.path)
     except OSError as error:
-        raise BrokerUnavailable(f"{store.path} cannot be made: {error}") from error
+        raise BrokerUnavailable(f"{store.path} cannot be created: {error}") from error
     return _connect(store, lambda connection: _prepare(connection, store, sql))
 
 
 def look(store: StoreFile, sql: Statements) -> Upgrade:
-    """Return what the tables lack. Changes nothing: a missing file stays missing."""
+    """Return the pending migrations. Changes nothing: a missing file stays missing."""
     _check_path(store)
     if not os.path.exists(store.path):
         return upgrade_from(0, store)
@@ -64,7 +64,7 @@ def _connect(store: StoreFile, begin: Callable[[sqlite3.Connection], T]) -> tupl
 
 
 def _text(raw: bytes) -> str | bytes:
-    """Return text that is not UTF-8 as bytes. By default sqlite3 fails, and with it the whole fetch."""
+    """Return text that is not UTF-8 as bytes. By default sqlite3 raises, and the whole fetch fails."""
     try:
         return raw.decode()
     except UnicodeDecodeError:
@@ -72,10 +72,10 @@ def _text(raw: bytes) -> str | bytes:
 
 
 def _prepare(connection: sqlite3.Connection, store: StoreFile, sql: Statements) -> Upgrade:
-    found = _look(connection, store, sql)  # before anything is written: a file that is refused stays as it is
+    found = _look(connection, store, sql)  # before anything is written, so that a refused file stays unchanged
     found.refuse_unless(store.migrates)
     _use_wal(connection, store)
-    # Checkpoints are ours to make: see checkpoint.py.
+    # taskflow makes the checkpoints: see checkpoint.py.
     connection.execute(pragma("wal_autocheckpoint", 0))
     connection.execute(pragma("cache_size", -_CACHE_KIB))
     connection.execute("PRAGMA temp_store=MEMORY")
@@ -92,7 +92,7 @@ def _look(connection: sqlite3.Connection, store: StoreFile, sql: Statements) -> 
 
 
 def _check_path(store: StoreFile) -> None:
-    """Name the cause of errors that SQLite reports only as "unable to open database file"."""
+    """Raise an error with the cause, where SQLite reports only "unable to open database file"."""
     path, folder = store.path, os.path.dirname(store.path)
     if not os.path.exists(folder):
         raise BrokerRefused(f"{path}: its folder {folder} does not exist: create it, or correct the path")
@@ -104,14 +104,14 @@ def _check_path(store: StoreFile) -> None:
         _check_kind(path)
         _check_access(path, os.R_OK, f"{path} cannot be read")
         _check_access(path, os.W_OK, f"{path} is read-only")
-    _check_access(folder, os.W_OK | os.X_OK, f"{path}: its folder {folder}, where SQLite keeps files beside it, is read-only")
+    _check_access(folder, os.W_OK | os.X_OK, f"{path}: its folder {folder}, where SQLite keeps its other files, is read-only")
 
 
 def _check_kind(path: str) -> None:
     mode = os.stat(path).st_mode
     for kind, is_one in _NO_FILES.items():
         if is_one(mode):
-            raise BrokerRefused(f"{path} is a {kind}, and no file: name a file, which is made when it is not there")
+            raise BrokerRefused(f"{path} is a {kind}, not a file: name a file, which is created if it is missing")
 
 
 _NO_FILES: Final[Mapping[str, Callable[[int], bool]]] = {
@@ -123,7 +123,7 @@ _NO_FILES: Final[Mapping[str, Callable[[int], bool]]] = {
 
 def _check_access(path: str, mode: int, problem: str) -> None:
     if not os.access(path, mode, effective_ids=os.access in os.supports_effective_ids):
-        raise BrokerRefused(f"{problem} for {whoami()}: give it read and write access, or use another place")
+        raise BrokerRefused(f"{problem} for {whoami()}: give it read and write access, or use another path")
 
 
 # --- the tables ---------------------------------------------------------------------------------------------------
@@ -136,23 +136,22 @@ def _check_tables(connection: sqlite3.Connection, store: StoreFile, sql: Stateme
     strangers = sorted(there - tables_of_namespaces(there))
     if strangers:
         raise BrokerRefused(
-            f"{store.path} holds tables of another program ({', '.join(strangers[:3])}{', ...' if strangers[3:] else ''}): "
-            "use another file, or add ?shared=1 to keep jobs beside them"
+            f"{store.path} contains tables of another program ({', '.join(strangers[:3])}{', ...' if strangers[3:] else ''}): "
+            "use another file, or add ?shared=1 to share this one"
         )
 
 
 def _check_encoding(connection: sqlite3.Connection, store: StoreFile) -> None:
-    """Refuse UTF-16: `group_concat`, which joins payloads, treats bytes as text and would change them."""
+    """Reject UTF-16: `group_concat`, which joins payloads, treats bytes as text and would change them."""
     [(encoding,)] = connection.execute("PRAGMA encoding")
     if encoding != "UTF-8":
         raise BrokerRefused(
-            f"{store.path} keeps its text in {encoding}, and jobs need UTF-8: "
-            "this cannot be changed in a file that has tables, so use another one"
+            f"{store.path} has the encoding {encoding}, but jobs need UTF-8: a file that has tables cannot be converted, so use another one"
         )
 
 
 def _use_wal(connection: sqlite3.Connection, store: StoreFile) -> None:
-    """Retry the change of mode: unlike other statements, it does not wait for other connections."""
+    """Switch to WAL mode, with retries: unlike other statements, this one does not wait for other connections."""
     deadline = time.monotonic() + store.timeout
     while True:
         try:
@@ -163,5 +162,5 @@ def _use_wal(connection: sqlite3.Connection, store: StoreFile) -> None:
                 raise
             time.sleep(0.01)
     if mode != "wal":
-        raise BrokerRefused(f"{store.path}: its file system cannot do SQLite's write-ahead log (a network drive?): use a local one")
-    connection.execute("PRAGMA schema_version").fetchone()  # the first read makes the log's index, which wal_files.py records
+        raise BrokerRefused(f"{store.path}: its file system does not support SQLite's write-ahead log (a network drive?): use a local one")
+    connection.execute("PRAGMA schema_version").fetchone()  # the first read creates the log's index, which wal_files.py records

@@ -30,19 +30,19 @@ ID_AFTER_ALL: Final = b"\xff" * 17
 
 
 class CallStore(Protocol):
-    """How a broker runs a verb."""
+    """Runs a verb on the broker."""
 
     async def __call__(self, durability: Durability, verb: Callable[[Transitions], T]) -> T: ...
 
 
 class Look(Protocol):
-    """How a broker runs a verb that only reads."""
+    """Runs a read-only verb on the broker."""
 
     async def __call__(self, verb: Callable[[Transitions], T]) -> T: ...
 
 
 class SqliteConsole:
-    """See `taskflow.broker.console.Console`."""
+    """Implements `taskflow.broker.console.Console`."""
 
     def __init__(self, call: CallStore, look: Look) -> None:
         self._call = call
@@ -86,7 +86,7 @@ def queue_records(transitions: Transitions) -> list[QueueRecord]:
 
 
 def _queue_record(transitions: Transitions, number: int, name: Any, is_paused: Any, *stored: Any) -> QueueRecord:
-    """Make a record. A name that is not text is shown as a Python literal; a count that is not a number counts as 0."""
+    """Return a record. A name that is not text is shown as a Python literal; a count that is not a number becomes 0."""
     counts = [count if isinstance(count, int) else 0 for count in stored]
     return QueueRecord(
         name=str(name),
@@ -113,13 +113,13 @@ def browse(transitions: Transitions, job_filter: JobFilter, before: bytes | None
         return []
     page = (*parameters, ID_AFTER_ALL if before is None else before, max(0, limit))
     jobs = transitions.jobs("browse", *page)
-    if transitions.has_mended:  # mending may have changed ids, and with them the order
+    if transitions.has_mended:  # mending may have changed ids, and so the order
         jobs = transitions.jobs("browse", *page)
     return [transitions.record(job) for job in jobs if job.status is not None]
 
 
 def _parameters(transitions: Transitions, job_filter: JobFilter) -> tuple[object, ...] | None:
-    """Return the first parameters of `browse` and `to_purge`; None if a name is unknown, so that nothing can match."""
+    """Return the first parameters of `browse` and `to_purge`, or None if a name is unknown, so that nothing can match."""
     queue = None if job_filter.queue is None else transitions.queues.find(job_filter.queue)
     job = None if job_filter.job is None else transitions.job_names.find(job_filter.job)
     if (job_filter.queue is not None and queue is None) or (job_filter.job is not None and job is None):
@@ -146,9 +146,9 @@ def examine(transitions: Transitions) -> list[Finding]:
     size = pages * page_size
     return [
         Finding("file", "ok", f"{path}: {size:,} bytes, SQLite {sqlite3.sqlite_version}"),
-        Finding("persistence", "ok", "an enqueue and an outcome are on the disk before they are answered"),
+        Finding("persistence", "ok", "enqueues and outcomes are on disk before they are answered"),
         _permissions(path),
-        Finding("room", "ok" if free > max(size, _LITTLE_ROOM) else "problem", f"{free:,} bytes are free on its disk"),
+        Finding("room", "ok" if free > max(size, _LITTLE_ROOM) else "problem", f"{free:,} bytes free on its disk"),
     ]
 
 

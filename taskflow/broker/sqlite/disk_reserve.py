@@ -1,4 +1,4 @@
-"""Disk space reserved for settlements: on a full disk even a DELETE fails, because it must be written to the log first."""
+"""Disk space reserved for settlements. On a full disk even a DELETE fails, because it is first written to the log."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from taskflow.broker.sqlite.store_file import RESERVE, StoreFile
 
 
 class DiskReserve:
-    """A file beside the database that occupies the reserve. While it is missing, new jobs are refused.
+    """A file beside the database that occupies the reserve. New jobs are refused while it is missing.
 
-    Several processes share it. A process that finds the disk full deletes it; a process that wants to enqueue must restore it first.
+    Several processes share it. A process that finds the disk full deletes the file; a process that enqueues must restore it first.
     """
 
     def __init__(self, store: StoreFile) -> None:
@@ -32,7 +32,7 @@ class DiskReserve:
         return True
 
     def restore(self, free_inside: int) -> bool:
-        """Restore the file if as much again stays free, on the disk or inside the database: the last space is for settlements too."""
+        """Restore the file if as much space again stays free, on the disk or inside the database. That space is for settlements too."""
         if self.is_there():
             return True
         try:
@@ -43,19 +43,19 @@ class DiskReserve:
 
     @property
     def needs(self) -> int:
-        """Bytes that must be free before it can be restored."""
+        """The bytes that must be free before the file can be restored."""
         return 2 * self._size
 
     def most_bytes(self) -> int | None:
-        """Return the size up to which new jobs may grow the file, so that the log can still be carried over; None for no limit.
+        """Return the size up to which new jobs may grow the file, so that the log can still be copied into it; None for no limit.
 
-        Free pages inside the file count as space: it need not grow for them.
+        Free pages inside the file count as space, because using them does not grow it.
         """
         try:
             if not self._store.is_scarce():
                 return None
             return os.stat(self._store.path).st_size + max(0, self._store.free_room() - self._size) // 2
-        except OSError:  # the file is gone: the next call reports that
+        except OSError:  # the file is gone: the next call reports it
             return None
 
     def _make(self) -> bool:
@@ -69,7 +69,7 @@ class DiskReserve:
 
 
 def _allocate(file: int, size: int) -> None:
-    """Allocate space on the disk, not only a length."""
+    """Allocate disk space, not only a length."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file, 0, size)
     else:

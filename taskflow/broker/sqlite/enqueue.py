@@ -1,4 +1,4 @@
-"""enqueue: envelopes as one batch, but those with a key or something to await one by one."""
+"""The verb enqueue: adds envelopes as one batch, except those with a key or a dependency, which are added one by one."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def _check_room(transitions: Transitions, wanted: int, capacity: int) -> None:
     transitions.tally.flush()
     [(live,)] = transitions.connection.execute(transitions.sql["live_count"])
     if wanted and live + wanted > capacity:
-        raise StoreFull(f"the store holds {live} live jobs of at most {capacity}: let workers catch up")
+        raise StoreFull(f"the store is full: it has {live} live jobs of at most {capacity}; let workers catch up")
 
 
 def add_all(transitions: Transitions, envelopes: Iterable[Envelope]) -> list[Added | Refused]:
-    """Add envelopes in order: neighbours of the same kind are added together."""
+    """Add envelopes in order. Consecutive envelopes of the same kind are added together."""
     answers = list[Added | Refused]()
     for stand_alone, grouped in groupby(envelopes, _stands_alone):
         alike = list(grouped)
@@ -50,7 +50,7 @@ def _last_seq(transitions: Transitions) -> int:
 
 
 def _stands_alone(envelope: Envelope) -> bool:
-    """Return True if the job has none of `row.TIES`: no other job matters to it as it is added."""
+    """Return True if the job has none of `row.TIES`, so that adding it concerns no other job."""
     return envelope.key is None and envelope.awaits <= 0
 
 
@@ -69,7 +69,7 @@ def _add_together(transitions: Transitions, envelopes: list[Envelope]) -> list[A
     for row in rows:
         job_id = row[_ID]
         if job_id in fresh:
-            fresh.discard(job_id)  # so that an id that occurs twice in a batch is refused the second time
+            fresh.discard(job_id)  # so that a second occurrence of an id in a batch is refused
             _count_in_all(transitions, [row])
             answers.append(Added(job_id))
         else:

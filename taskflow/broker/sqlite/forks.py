@@ -1,7 +1,7 @@
-"""A fork waits until no transaction of this process is under way.
+"""Makes a fork wait until no transaction of this process is running.
 
-SQLite keeps a process's locks on a file in a table in memory. A child that is forked during a transaction inherits the entry, and finds the
-file locked for ever. See https://sqlite.org/howtocorrupt.html, section 2.6.
+SQLite keeps a process's file locks in a table in memory. A child forked during a transaction inherits the entry, and finds the file locked
+for ever. See https://sqlite.org/howtocorrupt.html, section 2.6.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import threading
 from typing import Final
 
 MAX_WAIT: Final = 5.0
-"""Seconds that a fork waits at most: longer than a transaction waits for the lock of another process."""
+"""The longest wait of a fork in seconds, longer than a transaction waits for another process's lock."""
 
 
 class _Gate:
-    """Entered around transactions, by any number of threads."""
+    """A gate that transactions pass, in any number of threads. A fork waits until none is inside."""
 
     def __init__(self) -> None:
         self._open_anew()
@@ -28,7 +28,7 @@ class _Gate:
 
     def __exit__(self, *error: object) -> None:
         with self._changed:
-            self._inside.discard(threading.get_ident())  # a child of a fork from inside is new
+            self._inside.discard(threading.get_ident())  # does nothing in a child that was forked inside the gate
             if self._is_forking:
                 self._changed.notify_all()
 
@@ -43,7 +43,7 @@ class _Gate:
             self._changed.notify_all()
 
     def after_in_child(self) -> None:
-        """Make the lock anew: none of the threads that were inside, or held it, exists in the child."""
+        """Replace the lock in a forked child, which lacks the threads that held it or were inside."""
         self._open_anew()
 
     def _open_anew(self) -> None:

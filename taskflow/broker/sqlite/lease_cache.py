@@ -1,4 +1,4 @@
-"""Leases that this connection gave out, so that their settlement need not look them up."""
+"""Caches leases that this connection granted, so that settling them needs no look-up."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from taskflow.model.envelope import ClaimId
 from taskflow.model.verdict import Settlement
 
 _MOST: Final = 20_000
-"""Cached leases, more than a worker holds. Most of the older ones were settled through another connection, or lost."""
+"""The maximum number of cached leases, more than a worker has. Most older ones were settled through another connection, or lost."""
 
 
 class CachedLease(msgspec.Struct, frozen=True, gc=False):
-    """The lease of a job that no other job waits for, by a key or a join. `fence` is its claim and epoch as a settlement is stored."""
+    """The lease of a job that no key or join ties to another. `fence` is claim and epoch in the form that a settlement stores."""
 
     id: bytes
     claim: ClaimId
@@ -31,7 +31,7 @@ class StaleCache(Exception):
 
 
 class LeaseCache:
-    """Leases by the id of their job. Each was true when it was written; call `forget` after a rollback."""
+    """Leases by job id, each as it was when it was written. Call `forget` after a rollback."""
 
     def __init__(self) -> None:
         self._by_id: dict[bytes, CachedLease] = {}

@@ -1,6 +1,6 @@
-"""Finds the process that holds a lock on a store's files, as the kernel reports it (Linux), so that an operator need not search for it.
+"""Finds the process that holds a lock on a store's files, so that an operator need not search for it (Linux only).
 
-This only reads /proc. If a process that uses the store opened and closed the file beside the log (`-shm`), it would drop its own locks.
+It only reads /proc. If a process that uses the store opened and closed the file beside the log (`-shm`), it would drop its own locks.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _LOCKS: Final = Path("/proc/locks")
 _PROCESSES: Final = Path("/proc")
 
 _STOPPED: Final = "T"
-"""The state of a process that a signal has stopped (proc_pid_status(5)). A process stopped by a debugger has another state."""
+"""The state of a process stopped by a signal (proc_pid_status(5)). A process stopped by a debugger has another state."""
 
 _WRITER: Final = 120
 """The byte of the log's index that a writer locks (https://sqlite.org/walformat.html, section 2.3)."""
@@ -26,7 +26,7 @@ _WRITER: Final = 120
 
 @dataclass(frozen=True, slots=True)
 class LockOwner:
-    """A process that keeps others from writing. `name` is the kernel's, cut to 15 characters."""
+    """A process that blocks writers. `name` is the kernel's name for it, cut to 15 characters."""
 
     pid: int
     name: str
@@ -35,24 +35,24 @@ class LockOwner:
     def __str__(self) -> str:
         who = f"process {self.pid} ({self.name})"
         if self.pid == os.getpid():
-            return f"{who}, this one"
+            return f"{who}, which is this process"
         return f"{who}, which is stopped" if self.is_stopped else who
 
 
 def locked_by(store: StoreFile, *endings: str) -> str:
-    """Return the words for an error: which process holds the lock beyond the timeout, and what to do about it."""
+    """Return the end of an error message: which process has held the lock beyond the timeout, and what to do about it."""
     holder = holder_of(store, *endings)
     if holder is not None and holder.is_stopped:
-        remedy = f"let it go on (kill -CONT {holder.pid}), or end it (kill -KILL {holder.pid}): then its jobs run elsewhere"
+        remedy = f"continue it (kill -CONT {holder.pid}), or kill it (kill -KILL {holder.pid}), and its jobs run elsewhere"
     else:
-        remedy = "look for a program that keeps a transaction open on it (a database browser, a backup), and end it"
+        remedy = "find a program with an open transaction on it (a database browser, a backup), and stop it"
     return f"is locked by {holder or 'another process'}, for longer than {store.timeout:g} s: {remedy}"
 
 
 def holder_of(store: StoreFile, *endings: str) -> LockOwner | None:
-    """Return a process with an exclusive lock on the file or one beside it, stopped ones first; None if it is unknown.
+    """Return a process with an exclusive lock on the file or one beside it, stopped processes first; None if it is unknown.
 
-    A process outside this container, or one that has released the lock meanwhile, is not found.
+    A process outside this container, or one that has just released the lock, is not found.
     """
     files = {found: ending for ending in endings if (found := store.identity(ending)) is not None}
     try:
@@ -63,8 +63,8 @@ def holder_of(store: StoreFile, *endings: str) -> LockOwner | None:
 
 
 def _writers(files: Mapping[tuple[int, int], str]) -> Iterator[int]:
-    """Parse lines such as `1: POSIX  ADVISORY  WRITE 4711 fe:00:1234 120 120` (proc_locks(5)). A line with `->` waits for the lock above
-    it."""
+    """Parse lines such as `1: POSIX  ADVISORY  WRITE 4711 fe:00:1234 120 120` (proc_locks(5)). A line with `->` is a process waiting for
+    the lock in the line above."""
     for line in _LOCKS.read_text().splitlines():
         match line.split():
             case [_, "POSIX" | "FLOCK" | "OFDLCK", _, "WRITE", pid, file, first, last] if (ending := files.get(_file(file))) is not None:

@@ -1,4 +1,4 @@
-"""Brings a namespace's tables to the version that this taskflow works with: numbered scripts, in one transaction under the write lock."""
+"""Migrates a namespace's tables with numbered scripts, in one transaction with the write lock."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from taskflow.broker.sqlite.store_file import StoreFile
 from taskflow.model.errors import BrokerError, BrokerRefused
 
 MIGRATIONS: Final = Migrations(Path(__file__).parent / "schema")
-"""Each changes tables or indexes, not only rows: SQLite then compiles all statements anew, so other processes notice the migration."""
+"""Each migration changes tables or indexes, not only rows. SQLite then recompiles all statements, so other processes notice it."""
 
 _TABLES: Final = frozenset({"meta", "queues", "job_names", "totals", "sessions", "jobs", "oversized"})
 
 
 def pending(connection: sqlite3.Connection, store: StoreFile, sql: Statements) -> Upgrade:
-    """Return what the tables lack. Raises BrokerRefused if they are newer than this taskflow, or not taskflow's."""
+    """Return the pending migrations. Raises BrokerRefused if the tables are newer than this taskflow, or do not belong to taskflow."""
     is_there = tables_of(store.namespace) & {name for (name,) in connection.execute(sql["tables"])}
     return upgrade_from(version_of(connection, store, sql) if is_there else 0, store)
 
@@ -29,10 +29,10 @@ def upgrade_from(version: int, store: StoreFile) -> Upgrade:
 
 
 def upgrade(connection: sqlite3.Connection, store: StoreFile, sql: Statements) -> Upgrade:
-    """Apply what is pending, and return it."""
+    """Apply the pending migrations, and return them."""
     connection.execute("BEGIN IMMEDIATE")
     try:
-        found = pending(connection, store, sql)  # again: another process may have been first
+        found = pending(connection, store, sql)  # checked again, because another process may have been first
         for statement in _changes(found, sql):
             connection.execute(statement)
         connection.execute("COMMIT")
@@ -44,7 +44,7 @@ def upgrade(connection: sqlite3.Connection, store: StoreFile, sql: Statements) -
 
 
 def script(found: Upgrade, sql: Statements) -> str:
-    """Return what `upgrade` does, as a text for the `sqlite3` program. It fails on tables of another version."""
+    """Return the migrations as a script for the `sqlite3` program. The script fails on tables of another version."""
     if not found.migrations:
         return f"-- {found.place} is up to date (version {found.version})\n"
     head = f"-- taskflow, {found.place}: from version {found.version} to {found.target}."
@@ -57,7 +57,7 @@ def tables_of(namespace: str) -> set[str]:
 
 
 def tables_of_namespaces(there: set[str]) -> set[str]:
-    """Return those tables that belong to a complete namespace of taskflow."""
+    """Return the tables that belong to a complete namespace of taskflow."""
     prefixes = {name.removesuffix("job_names") for name in there if name.endswith("_job_names")}
     whole = [{prefix + name for name in _TABLES} for prefix in prefixes]
     return set().union(*(tables for tables in whole if tables <= there))
@@ -68,7 +68,7 @@ def _changes(found: Upgrade, sql: Statements) -> Iterator[str]:
         begun = ""
         for part in sql.placed(MIGRATIONS.text(migration.version)).split(";")[:-1]:
             begun += part + ";"
-            if sqlite3.complete_statement(begun):  # a trigger's body has semicolons too
+            if sqlite3.complete_statement(begun):  # a trigger's body contains semicolons too
                 yield begun.strip()
                 begun = ""
     if found.migrations:
@@ -86,16 +86,18 @@ def version_of(connection: sqlite3.Connection, store: StoreFile, sql: Statements
     [version] = row
     if not isinstance(version, int):
         raise BrokerRefused(
-            f"{store.path}: namespace {store.namespace!r} says of its tables that they are of version {version!r}, which is no number: "
-            "it cannot be read by this version of taskflow, so use another file or a backup"
+            f"{store.path}: the tables of namespace {store.namespace!r} have version {version!r}, which is not a number: "
+            "use another file or a backup"
         )
     if version > MIGRATIONS.newest:
         raise BrokerRefused(
             f"{store.path}: namespace {store.namespace!r} was made by a newer taskflow "
-            f"(tables of version {version}, this one knows {MIGRATIONS.newest}): upgrade taskflow here, or use another file"
+            f"(table version {version}, this one knows {MIGRATIONS.newest}): upgrade taskflow, or use another file"
         )
     return version
 
 
 def _not_ours(store: StoreFile) -> BrokerError:
-    return BrokerRefused(f"{store.path}: the tables of namespace {store.namespace!r} are not taskflow's: use another namespace or file")
+    return BrokerRefused(
+        f"{store.path}: the tables of namespace {store.namespace!r} belong to another program: use another namespace or file"
+    )

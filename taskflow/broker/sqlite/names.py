@@ -1,4 +1,4 @@
-"""Rows hold queues and job names as small numbers. A number is never used for another name."""
+"""Maps the names of queues and jobs to small numbers, which rows contain. A number is never used for another name."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from taskflow.model.stored import FieldReader, Unreadable, text
 
 
 class Names:
-    """One table of names, and a cache of it. Call `forget` after a rollback, which removes new numbers.
+    """One table of names, with a cache. Call `forget` after a rollback, which removes new numbers.
 
-    `check` returns a name that it allows, and raises ValueError for any other.
+    `check` returns a valid name, and raises ValueError for any other.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Names:
         return None if row is None else self._learn(name, row[0])
 
     def name(self, number: int) -> str:
-        """Return a name, or a substitute with its number if the stored name cannot be read."""
+        """Return the name, or a substitute with its number if the stored name cannot be read."""
         name = self.read(number)
         return name if isinstance(name, str) else f"unreadable-{number}"
 
@@ -68,7 +68,7 @@ class Names:
         self._names.clear()
 
     def forget_if_dropped(self, drops: int) -> None:
-        """Empty the cache if names were dropped since. `drops` counts how often that has happened in the store."""
+        """Empty the cache if names were dropped since. `drops` counts the drops in the store."""
         if drops != self._drops:
             self.forget()
             self._drops = drops

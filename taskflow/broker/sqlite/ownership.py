@@ -1,5 +1,6 @@
-"""Decides which files beside the store may be used. Another user who can write in its folder may have put others there, such as a link to a
-file of somebody else."""
+"""Decides which files beside the store may be used. Another user with write access to its folder could have created them, for example as
+links to other people's files.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +13,14 @@ from taskflow.broker.sqlite.store_file import INDEX, JOURNAL, LOG, RESERVE, SIDE
 from taskflow.model.errors import BrokerError, BrokerRefused
 
 PRIVATE: Final = 0o600
-"""The rights of a new file: only its owner may use it. To share a store, one user must give it wider rights; files beside it follow."""
+"""The mode of a new file: only its owner may use it. To share a store, change its mode; the files beside it follow."""
 
 _LINKED: Final = (errno.ELOOP, errno.EMLINK)
-"""The errors of O_NOFOLLOW for a link, on Linux and on BSD."""
+"""The errors that O_NOFOLLOW causes for a link, on Linux and on BSD."""
 
 
 def make_private(path: str) -> None:
-    """Make the store's file if it is missing: SQLite would let everybody read it."""
+    """Create the store's file if it is missing. SQLite would make it readable for all users."""
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, PRIVATE))
     except FileExistsError:
@@ -27,7 +28,7 @@ def make_private(path: str) -> None:
 
 
 def open_beside(store: StoreFile, ending: str, flags: int) -> int:
-    """Open a plain file beside the store. Raises OSError, and BrokerRefused for a link, a file that is not plain, or another user's."""
+    """Open a regular file beside the store. Raises OSError, and BrokerRefused for a link, a special file, or another user's file."""
     path = store.beside(ending)
     try:
         file = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, PRIVATE)
@@ -39,7 +40,7 @@ def open_beside(store: StoreFile, ending: str, flags: int) -> int:
 
 
 def open_folder_beside(store: StoreFile, ending: str) -> int:
-    """Open a folder beside the store, likewise."""
+    """Open a folder beside the store, with the same checks."""
     path = store.beside(ending)
     return _checked(store, path, os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW), is_folder=True)
 
@@ -55,7 +56,7 @@ def _checked(store: StoreFile, path: str, descriptor: int, *, is_folder: bool) -
 
 
 def check_beside(store: StoreFile) -> None:
-    """Raise BrokerRefused if something beside the store is not what a broker or SQLite makes there."""
+    """Raise BrokerRefused if something beside the store is not of the kind that a broker or SQLite creates there."""
     for ending in (LOG, INDEX, JOURNAL, SIDE, RESERVE, WAKE):
         path = store.beside(ending)
         try:
@@ -70,13 +71,13 @@ def _check(store: StoreFile, path: str, found: os.stat_result, *, is_folder: boo
     if stat.S_ISLNK(mode):
         raise _refusal(path, "is a link")
     if not (stat.S_ISDIR(mode) if is_folder else stat.S_ISREG(mode)):
-        raise _refusal(path, "is no folder" if is_folder else "is no plain file")
+        raise _refusal(path, "is not a folder" if is_folder else "is not a regular file")
     if not _is_trusted(store, found.st_uid):
         raise _refusal(path, f"belongs to uid {found.st_uid}")
 
 
 def _is_trusted(store: StoreFile, owner: int) -> bool:
-    """Return True for us, root, the store's owner, and for anybody if the store's own rights let others write it."""
+    """Return True for this user, root, the store's owner, and for any user if the store's mode lets others write to it."""
     if owner in (os.geteuid(), 0):
         return True
     try:
@@ -88,5 +89,5 @@ def _is_trusted(store: StoreFile, owner: int) -> bool:
 
 def _refusal(path: str, what: str) -> BrokerError:
     return BrokerRefused(
-        f"{path} {what}: somebody else may have put it there; remove it, and keep the store in a folder that only you can write to"
+        f"{path} {what}: another user may have put it there; remove it, and keep the store in a folder that only you can write to"
     )

@@ -1,4 +1,4 @@
-"""Translates sqlite3's errors. None of them leaves this package."""
+"""Translates the errors of sqlite3. None of them leaves this package."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from taskflow.model.errors import BrokerRefused, BrokerUnavailable, StoreFull, T
 from taskflow.model.job_schema import LARGE
 
 LARGEST_VALUE: Final = 1_000_000_000
-"""The most bytes in one value or row, in the usual build of SQLite (https://sqlite.org/limits.html)."""
+"""The maximum size of a value or row in the usual build of SQLite, in bytes (https://sqlite.org/limits.html)."""
 
 LARGEST_PAYLOAD: Final = LARGE
-"""The most bytes of a payload or a result. A longer value in a row counts as damaged, and is not fetched."""
+"""The maximum size of a payload or a result, in bytes. A longer value in a row counts as damaged and is not fetched."""
 
 
 def check_payloads(envelopes: Iterable[Envelope]) -> None:
@@ -25,21 +25,20 @@ def check_payloads(envelopes: Iterable[Envelope]) -> None:
     for envelope in envelopes:
         if len(envelope.payload) > LARGEST_PAYLOAD:
             raise TooLarge(
-                f"job {envelope.job} was not sent: it has a payload of {len(envelope.payload):,} bytes, "
-                f"and SQLite takes at most {LARGEST_PAYLOAD:,}; send a reference to the data"
+                f"job {envelope.job} was not sent: its payload has {len(envelope.payload):,} bytes, "
+                f"but SQLite allows at most {LARGEST_PAYLOAD:,}; send a reference to the data"
             )
 
 
 def check_result(result: bytes) -> bytes:
-    """Return the result. Raises TooLarge if it is longer than what is read back."""
+    """Return the result. Raises TooLarge if it is longer than what can be read back."""
     if len(result) > LARGEST_PAYLOAD:
-        raise TooLarge(f"a result of {len(result):,} bytes: SQLite takes at most {LARGEST_PAYLOAD:,}; keep a reference to the data")
+        raise TooLarge(f"a result of {len(result):,} bytes: SQLite allows at most {LARGEST_PAYLOAD:,}; return a reference to the data")
     return result
 
 
 def is_full(error: BaseException) -> bool:
-    """Return True for a full disk. That includes some I/O errors: the WAL's shared memory is a file too, and cannot say why it did not
-    grow."""
+    """Return True for a full disk. This includes some I/O errors, because SQLite cannot tell why the WAL's shared memory did not grow."""
     if not isinstance(error, sqlite3.Error):
         return isinstance(error, StoreFull)
     return _code(error) == sqlite3.SQLITE_FULL or getattr(error, "sqlite_errorcode", 0) in _NO_ROOM
@@ -67,7 +66,7 @@ def is_about_the_file(error: BaseException) -> bool:
 def in_our_words(error: sqlite3.Error, store: StoreFile) -> TaskflowError:
     """Return the error to raise instead, which names the file and what to do.
 
-    A value that is too large is not a BrokerError: the store is well, and another try is of no use.
+    A value that is too large is not a BrokerError: the store works, and another attempt is useless.
     """
     path = store.path
     code = _code(error)
@@ -76,23 +75,23 @@ def in_our_words(error: sqlite3.Error, store: StoreFile) -> TaskflowError:
     if is_busy(error):
         return BrokerUnavailable(f"{path} {locked_by(store, '', INDEX)}")
     if code == sqlite3.SQLITE_TOOBIG:
-        return TooLarge(f"{path}: SQLite holds no value of more than {LARGEST_VALUE:,} bytes ({error}): keep a reference to the data")
+        return TooLarge(f"{path}: SQLite allows no value above {LARGEST_VALUE:,} bytes ({error}): use a reference to the data")
     if code == sqlite3.SQLITE_NOTADB:
         return BrokerRefused(f"{path} is not an SQLite database: name another file, or move this one away")
     if code == sqlite3.SQLITE_CORRUPT:
         return BrokerRefused(
-            f"{path} is damaged ({error}): stop all that uses it, keep a copy, then restore a backup or try `sqlite3 FILE .recover`"
+            f"{path} is damaged ({error}): stop everything that uses it, keep a copy, then restore a backup or try `sqlite3 FILE .recover`"
         )
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH):
         return BrokerRefused(f"{path} cannot be written by {whoami()} ({error}): give it write access to the file and its folder")
     if code == sqlite3.SQLITE_CANTOPEN:
-        return BrokerUnavailable(f"{path} cannot be opened by {whoami()} ({error}): see that its folder is there and may be written")
+        return BrokerUnavailable(f"{path} cannot be opened by {whoami()} ({error}): check that its folder exists and is writable")
     if code == sqlite3.SQLITE_IOERR:
-        return BrokerUnavailable(f"{path}: the disk does not answer as it should ({error}): see to the disk, or to the file's removal")
+        return BrokerUnavailable(f"{path}: the disk failed ({error}): check the disk, and whether the file was removed")
     if isinstance(error, sqlite3.IntegrityError):
-        return BrokerRefused(f"{path}: a rule of the store stopped this step, which is a bug in taskflow: please report it ({error})")
+        return BrokerRefused(f"{path}: a constraint of the store failed, which is a bug in taskflow: please report it ({error})")
     if code == sqlite3.SQLITE_ERROR:
-        return BrokerRefused(f"{path}: its tables are not as this version of taskflow makes them ({error})")
+        return BrokerRefused(f"{path}: its tables do not fit this version of taskflow ({error})")
     return BrokerUnavailable(f"{path}: {error}")
 
 
@@ -101,5 +100,5 @@ def whoami() -> str:
 
 
 def _code(error: sqlite3.Error) -> int:
-    """Return the primary result code; the byte above it tells variants apart (https://sqlite.org/rescode.html)."""
+    """Return the primary result code. The byte above it distinguishes variants (https://sqlite.org/rescode.html)."""
     return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF

@@ -1,4 +1,4 @@
-"""A job as a row of the table, and what of it goes out: records and leases."""
+"""A job as a row of the table, and the records and leases made from it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CLAIM_BYTES: Final = _ID_BYTES + _CLAIM_TAIL.size
 
 
 class JobRow(JobState):
-    """One row of the table, in the order of `COLUMNS`; `schema/` says what they hold. Changed here, then saved."""
+    """One row of the table, in the order of `COLUMNS`; `schema/` describes them. Rows are changed here and then saved."""
 
     code: int | None = None
     queue: int = 0
@@ -48,7 +48,7 @@ class JobRow(JobState):
 
     @property
     def status(self) -> Status | None:
-        """None for a dropped job."""
+        """The status, or None for a dropped job."""
         return None if self.code is None else BY_CODE[self.code]
 
     def is_kept(self, now: int) -> bool:
@@ -62,10 +62,10 @@ class JobRow(JobState):
 COLUMNS: Final = JobRow.__struct_fields__
 
 _FIXED: Final = frozenset({"seq", "id", "queue", "name", "priority", "created_at", "key", "extras", "spoilt", "result", "payload"})
-"""Columns that `save_job` leaves alone, or treats apart."""
+"""Columns that `save_job` does not change, or treats separately."""
 
 LEFT_ALONE: Final = frozenset({"seq", "extras", "result", "payload"})
-"""Columns that no statement decides by: an unsound value stays where it is."""
+"""Columns that no statement depends on: an unsound value stays where it is."""
 
 CHANGING: Final = tuple(column for column in COLUMNS if column not in _FIXED)
 MENDED: Final = tuple(column for column in COLUMNS if column not in LEFT_ALONE)
@@ -74,22 +74,22 @@ OF_RUN: Final = (
     "waiting_for", "is_poison", "ended_at", "fade_at",
 )  # fmt: skip
 TIES: Final = ("key", "awaits")
-"""What ties a new job to others. Jobs without them are added together, with the columns of `SENT`."""
+"""The fields that tie a new job to others. Jobs without them are added together, with the columns of `SENT`."""
 
 SENT_AS_IS: Final = tuple(field for field in AS_SENT if field not in TIES)
 SENT: Final = ("code", "queue", "name", "created_at", "due_at", "expires_at", "extras", "joins", *SENT_AS_IS)
 
 changing_columns: Final = attrgetter(*CHANGING, "result", "code", "seq")
-"""The columns that `save_job` takes."""
+"""Returns the parameters of `save_job`."""
 
 columns_of_run: Final = attrgetter("seq", *OF_RUN)
-"""The columns that `save_runs` takes."""
+"""Returns the parameters of `save_runs`."""
 
 all_columns: Final = attrgetter(*COLUMNS[1:])
-"""The columns that `add_job` takes."""
+"""Returns the parameters of `add_job`."""
 
 mended_columns: Final = attrgetter(*MENDED, "seq")
-"""The columns that `mend_job` takes."""
+"""Returns the parameters of `mend_job`."""
 
 
 def record_of(job: JobRow, queue: str, name: str | Unreadable) -> Record:
@@ -100,7 +100,7 @@ def record_of(job: JobRow, queue: str, name: str | Unreadable) -> Record:
 
 
 def lease_of(job: JobRow, queue: str, name: str | Unreadable, claim: ClaimId, now: int) -> Lease:
-    """Return the lease of that claim, as it was given or is given now. `epoch` is the job's own."""
+    """Return the lease of this claim, new or repeated. `epoch` is the job's own."""
     reader = _Opaque(job)
     payload = reader.read("payload", job.payload, octets, b"")
     envelope = Envelope(
@@ -110,7 +110,7 @@ def lease_of(job: JobRow, queue: str, name: str | Unreadable, claim: ClaimId, no
 
 
 class _Opaque(FieldReader):
-    """Reads what no statement decides by. What was found before, when the row was mended, comes first."""
+    """Reads the fields that no statement depends on. Problems found earlier, when the row was mended, are listed first."""
 
     def __init__(self, job: JobRow) -> None:
         super().__init__()
@@ -148,12 +148,12 @@ def unpack_spoilt(packed: Any) -> tuple[Unreadable, ...]:
 
 
 def pack_claim(claim: ClaimId) -> bytes:
-    """Pack a claim into 28 bytes that sort as the claim does: session, then request, then number."""
+    """Pack a claim into 28 bytes that sort like claims: by session, then request, then number."""
     return claim.session + _CLAIM_TAIL.pack(claim.request, claim.number)
 
 
 def pack_claims(session: bytes, request: int, count: int) -> list[bytes]:
-    """Pack the first `number` claims of a request."""
+    """Pack the first `count` claims of a request."""
     head, pack = session + _CLAIM_HEAD.pack(request), _CLAIM_NUMBER.pack
     return [head + pack(number) for number in range(count)]
 
@@ -164,7 +164,7 @@ def unpack_claim(packed: bytes) -> ClaimId:
 
 
 def claims_of(session: bytes, request: int | None = None) -> tuple[bytes, bytes]:
-    """Return the least and the greatest claim that the session can have, in all or by that request."""
+    """Return the least and the greatest claim that the session can have, in total or for one request."""
     first, last = (0, 0xFFFF_FFFF_FFFF_FFFF) if request is None else (request, request)
     return session + _CLAIM_TAIL.pack(first, 0), session + _CLAIM_TAIL.pack(last, 0xFFFF_FFFF)
 
@@ -200,7 +200,7 @@ def pack_progress(progress: Progress | None) -> bytes | None:
 
 
 def storable(told: str) -> str | bytes:
-    """Return text as SQLite can store it. Text that has no UTF-8 form (a lone surrogate in an exception's message) becomes bytes."""
+    """Return text that SQLite can store. Text without a UTF-8 form (a lone surrogate in an exception's message) becomes bytes."""
     try:
         told.encode()
     except UnicodeEncodeError:

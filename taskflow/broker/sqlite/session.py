@@ -1,4 +1,4 @@
-"""register, beat, and the records of sessions."""
+"""The verbs register and beat, and the records of sessions."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class SessionRow(msgspec.Struct, frozen=True):
         return self.is_of_another_boot(boot_id) or steady - self.beat_at > self.ttl
 
     def is_of_another_boot(self, boot_id: str) -> bool:
-        """Return True if the machine was restarted since: the session's worker is gone, and its steady times mean nothing now."""
+        """Return True if the machine has rebooted since. The session's worker is gone, and its steady times are meaningless."""
         return self.boot_id != boot_id
 
 
@@ -56,7 +56,8 @@ def session_rows(transitions: Transitions, statement: str, *parameters: object) 
 
 
 def _session(transitions: Transitions, row: tuple[Any, ...]) -> SessionRow | None:
-    """Read a row. An unsound value takes a default, which is written if the transaction may write. Return None if the id is unsound."""
+    """Return a row as a session, or None if its id is unsound. Other unsound values get a default, which is written if the transaction may
+    write."""
     reader, readings = FieldReader(), _readings(transitions)
     columns = zip(SessionRow.__struct_fields__, row, strict=True)
     session = SessionRow(*(reader.read(column, stored, *readings[column]) for column, stored in columns))
@@ -98,7 +99,7 @@ def _read_boot_id(stored: Any) -> str:
 
 
 MOST_REQUESTS: Final = 1 << 40
-"""Larger than any request number of a real session."""
+"""Larger than the request number of any real session."""
 
 
 # --- register ----------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""settle, cancel, read."""
+"""The verbs settle, cancel and read."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from taskflow.model.verdict import Settled, Settlement, Succeeded
 
 
 def settle(transitions: Transitions, settlements: Sequence[Settlement]) -> list[Settled]:
-    """Settle runs that concern no other job as a batch, and the others one by one. Their order makes no difference."""
+    """Settle runs that concern no other job as a batch, and the others one by one. The order makes no difference."""
     if len({settlement.id for settlement in settlements}) < len(settlements):
-        # The second of a kind is a repeat, and finds what the first has left.
+        # Settlements of one kind later in the batch are repeats, and find what the first one left.
         return [_settle_one(transitions, settlement) for settlement in settlements]
     if _settle_cached(transitions, settlements):
         return [Settled.OK] * len(settlements)
@@ -38,14 +38,14 @@ def settle(transitions: Transitions, settlements: Sequence[Settlement]) -> list[
 
 
 def _settle_cached(transitions: Transitions, settlements: Sequence[Settlement]) -> bool:
-    """Settle all without a look-up if all are successes of lone runs that this connection leased itself; otherwise settle none.
+    """Settle all without a look-up if all are successes of lone runs that this connection leased. Otherwise settle none.
 
     Raises StaleCache if one of these leases has been lost.
     """
     rows, queues = list[tuple[object, ...]](), list[int]()
     for settlement in settlements:
         cached = transitions.lease_cache.find(settlement)
-        # `is_plain_success`, without the call: a job has few
+        # `is_plain_success` inlined, because a function call per job is too slow
         if cached is None or type(settlement.verdict) is not Succeeded or settlement.follow_ups or settlement.progress is not None:
             return False
         rows.append((cached.seq, *_success(transitions.now, settlement, settlement.verdict, cached.fence)))
@@ -69,7 +69,7 @@ def _success(now: int, settlement: Settlement, verdict: Succeeded, fence: bytes)
 
 
 def _settle_lone_runs(transitions: Transitions, settlements: Sequence[Settlement]) -> list[bool]:
-    """Settle the lone runs that hold their fence and have neither follow-ups nor progress. Return which they were."""
+    """Settle the lone runs that match their fence and have neither follow-ups nor progress. Return True for each that was settled."""
     claims = {
         number: pack_claim(settlement.claim)
         for number, settlement in enumerate(settlements)

@@ -1,6 +1,6 @@
-"""Which rows are sound. A row with a value that no broker could have stored is read with care, and then mended by `Transitions`.
+"""Detects unsound rows, which have a value that no broker could have stored. They are read carefully, and `Transitions` mends them.
 
-SQLite takes any value in any column, and anybody who can write the file can change it.
+SQLite accepts any value in any column, and anyone who can write to the file can change it.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _SUCCEEDED: Final = CODES[Status.SUCCEEDED]
 _FAILED: Final = CODES[Status.FAILED]
 
 _KEPT: Final = 65_536
-"""Bytes of a replaced value that are kept."""
+"""The bytes of a replaced value that are kept."""
 
 
 def _decoder(field: Field) -> Callable[[Any], Any]:
-    """Return a function that returns a sound value itself, and raises ValueError or TypeError for any other."""
+    """Return a function that returns a sound value unchanged, and raises ValueError or TypeError for any other."""
     kind, least, most = field.kind
 
     def decode(stored: Any) -> Any:
@@ -48,7 +48,7 @@ def _decoder(field: Field) -> Callable[[Any], Any]:
 
 
 def _is_oversized(field: Field, stored: Any) -> bool:
-    """Return True for a value whose negative length came in place of its bytes: see `columns`."""
+    """Return True for a negative length in place of a value that was too long: see `columns`."""
     return field.kind.type is not int and type(stored) is int and stored < -SMALL
 
 
@@ -61,12 +61,12 @@ _LENGTHS: Final = tuple((at, kind.least, kind.most) for at, kind in enumerate(_K
 _TEXTS: Final = tuple(at for at, kind in enumerate(_KINDS) if kind.type is str)
 
 _sound_kinds: Final = set[tuple[type, ...]]()
-"""Types that whole rows were seen to have: there are a few dozen sets of them."""
+"""The combinations of types that sound rows had so far. There are a few dozen of them."""
 _MOST_KINDS: Final = 1_000
 
 
 def is_sound(row: tuple[Any, ...]) -> bool:
-    """Return True if the row is as a broker writes it. False may also mean that it takes a closer look."""
+    """Return True if the row is as a broker writes it. False may also mean that the row needs a closer look."""
     if tuple(map(type, row)) not in _sound_kinds:
         return False
     for at, least, most in _BOUNDS:
@@ -82,7 +82,7 @@ _CODE, _AWAITS, _CLAIM, _ENDED_AT, _FADE_AT = map(COLUMNS.index, ("code", "await
 
 
 def _contradiction(code: int | None, awaits: int, claim: bytes | None, ended_at: int | None, fade_at: int | None) -> str | None:
-    """Return the name of a column that contradicts another one."""
+    """Return the name of a column that contradicts another one, or None."""
     if (code == _RUNNING) != (claim is not None):
         return "claim"
     is_ended = code is None or code >= _SUCCEEDED
@@ -96,18 +96,18 @@ def _contradiction(code: int | None, awaits: int, claim: bytes | None, ended_at:
 
 
 class Closely(NamedTuple):
-    """A job after a closer look. If `is_mended`, it differs from its row, which must be written anew."""
+    """A job after a closer look. If `is_mended`, it differs from its row, which must be written again."""
 
     job: JobRow
     is_mended: bool
     oversized: tuple[str, ...] = ()
-    """Columns whose values are too long for the row."""
+    """The columns whose values are too long for the row."""
 
 
 def look_closely(row: tuple[Any, ...], now: int, also: Unreadable | None = None) -> Closely:
-    """Read a row value by value. An unsound value takes a default, and is noted in `spoilt` with its bytes. So is `also`.
+    """Read a row value by value. An unsound value gets a default, and `spoilt` lists it with its bytes. `also` is added to that list.
 
-    A job that waits with an unsound value becomes READY: its next lease says what cannot be read, and its worker ends it FAILED.
+    A waiting job with an unsound value becomes READY. Its next lease lists the unreadable values, and its worker ends it as FAILED.
     """
     reader, raw = FieldReader(), dict(zip(COLUMNS, row, strict=True))
     values = {name: reader.read(name, raw[name], decode, _default(name, raw, now)) for name, decode in _DECODERS.items()}
@@ -129,7 +129,7 @@ def look_closely(row: tuple[Any, ...], now: int, also: Unreadable | None = None)
 
 
 def _default(name: str, raw: dict[str, Any], now: int) -> Any:
-    if name == "id":  # one that can be named: any other would do
+    if name == "id":  # any other id that can be named would do
         return hashlib.sha256(repr((raw["seq"], raw["id"])).encode(errors="replace")).digest()[:16]
     if name in ("created_at", "due_at"):
         return now
@@ -140,7 +140,7 @@ def _known(job: JobRow) -> dict[str, Unreadable]:
     """Return the problems that an earlier look found."""
     try:
         return {} if job.spoilt is None else {each.column: each for each in unpack_spoilt(job.spoilt)}
-    except Exception:  # then it is noted anew
+    except Exception:  # the closer look finds it again
         return {}
 
 
@@ -151,7 +151,7 @@ def _raw(stored: Any) -> bytes:
 
 
 def _remember_kinds(row: tuple[Any, ...]) -> None:
-    """Remember these types as sound. Not with texts kept as bytes: only a closer look tells if they are."""
+    """Remember these types as sound, unless a text is stored as bytes: those need a closer look each time."""
     if len(_sound_kinds) < _MOST_KINDS and not any(type(row[at]) is bytes for at in _TEXTS):
         _sound_kinds.add(tuple(map(type, row)))
 

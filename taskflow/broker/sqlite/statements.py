@@ -1,8 +1,8 @@
-"""The SQL statements of this folder by name, for one namespace, and ways to run them for many rows. No other module contains SQL text.
+"""The SQL statements of this folder by name, for one namespace, and functions that run them for many rows. No other module contains SQL.
 
-sqlite3 releases the interpreter lock at every step of a statement: for every row of an `executemany` and every row fetched. Beside a
-busy event loop each release may cost a thread switch. Claiming and settling a hundred jobs row by row took 440 µs per job, with single
-steps 40 µs; on an idle loop both took 11 µs. So rows go in as VALUES lists and come out as one row of aggregates.
+sqlite3 releases the interpreter lock at every step of a statement: for every row of an `executemany`, and every row fetched. With a
+busy event loop, each release may cost a thread switch. Claiming and settling a hundred jobs row by row took 440 µs per job, in single
+steps 40 µs; with an idle loop both took 11 µs. So rows are passed as VALUES lists and returned as one row of aggregates.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _REPEATED: Final = re.compile(r"(\((?:\?, )*\?\)) \.\.\.")
 
 
 class Statements:
-    """Every statement of the folder by its name; "~x" in it has become the namespace's table x."""
+    """Every statement of the folder by its name. "~x" in it is replaced by the namespace's table x."""
 
     def __init__(self, namespace: str) -> None:
         self._prefix = table_prefix(namespace)
@@ -36,14 +36,14 @@ class Statements:
         return self._texts[name]
 
     def placed(self, script: str) -> str:
-        """Return a script that is not in this folder, for the namespace and without comments."""
+        """Return a script from outside this folder, for the namespace and without comments."""
         return self._of_namespace(_COMMENT.sub("", script))
 
     def _of_namespace(self, text: str) -> str:
         return text.replace('"~', f'"{self._prefix}')
 
     def of_rows(self, name: str, number: int) -> str:
-        """Return a statement that ends with a list "(?, ?), ..." of that many rows."""
+        """Return a statement that ends with a list "(?, ?), ..." of this many rows."""
         known = self._of_rows.get((name, number))
         if known is None:
             known = _REPEATED.sub(lambda row: ", ".join([row[1]] * number), self._texts[name])
@@ -54,14 +54,14 @@ class Statements:
 def table_prefix(namespace: str) -> str:
     """Return the prefix of the namespace's table names.
 
-    SQLite treats "A" and "a" as the same name, and reserves names that begin with "sqlite": a "^" tells them apart.
+    SQLite treats "A" and "a" as the same name, and reserves names that begin with "sqlite". A "^" makes them different.
     """
     marked = re.sub("[A-Z]", lambda upper: "^" + upper[0].lower(), namespace)
     return ("^^" if marked.startswith("sqlite") else "") + marked + "_"
 
 
 def pragma(name: str, value: int) -> str:
-    """Return a PRAGMA with its value in the text, because it takes no parameters."""
+    """Return a PRAGMA with its value in the text, because a PRAGMA accepts no parameters."""
     return f"PRAGMA {name}={value:d}"
 
 
@@ -79,14 +79,14 @@ def _texts() -> dict[str, str]:
 # --- many rows ---------------------------------------------------------------------------------------------------
 
 _MOST_ROWS: Final = 256
-"""Run the rows in one statement. Lists have lengths of powers of two, so that a few prepared statements serve every number."""
+"""The most rows in one statement. The lengths are powers of two, so that a few prepared statements serve every number."""
 
 
 def execute_rows(
     connection: sqlite3.Connection, sql: Statements, name: str, rows: Sequence[tuple[object, ...]], shared: tuple[object, ...] = ()
 ) -> int:
-    """Run a statement that joins a list with a table; parameters that all rows share follow them. Return the number of changed rows."""
-    before = connection.total_changes  # a cursor's rowcount does not count statements that begin with WITH
+    """Run a statement that joins a list with a table; the parameters `shared` by all rows follow. Return the number of changed rows."""
+    before = connection.total_changes  # a cursor's rowcount does not count the rows of statements that begin with WITH
     for chunk in _filled_up(rows):
         connection.execute(sql.of_rows(name, len(chunk)), (*chain.from_iterable(chunk), *shared))
     return connection.total_changes - before
@@ -95,7 +95,7 @@ def execute_rows(
 def fetch_rows(
     connection: sqlite3.Connection, sql: Statements, name: str, rows: Sequence[tuple[object, ...]], shared: tuple[object, ...] = ()
 ) -> list[tuple[Any, ...]]:
-    """Like `execute_rows`, but return all rows of the reply."""
+    """Run a statement like `execute_rows`, and return all rows of its result."""
     found = list[tuple[Any, ...]]()
     for chunk in _filled_up(rows):
         found += connection.execute(sql.of_rows(name, len(chunk)), (*chain.from_iterable(chunk), *shared))
@@ -111,7 +111,7 @@ def insert_rows(connection: sqlite3.Connection, sql: Statements, name: str, rows
 
 
 def _filled_up(rows: Sequence[tuple[object, ...]]) -> Iterator[Sequence[tuple[object, ...]]]:
-    """Fill the list up with rows of NULLs, which equal nothing and therefore join nothing."""
+    """Fill the list up with rows of NULLs, which equal nothing and so join nothing."""
     for start in range(0, len(rows), _MOST_ROWS):
         chunk = rows[start : start + _MOST_ROWS]
         missing = (1 << (len(chunk) - 1).bit_length()) - len(chunk)

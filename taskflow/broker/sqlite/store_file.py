@@ -12,35 +12,35 @@ MIB: Final = 1 << 20
 
 LOG: Final = "-wal"
 INDEX: Final = "-shm"
-"""The files that SQLite keeps beside it while it is in use: the log, and the log's index, which holds the write lock."""
+"""The suffixes of files that SQLite keeps beside the store: the log, and the log's index, which has the write lock."""
 
 JOURNAL: Final = "-journal"
-"""A rollback journal, beside a file that has no log yet. SQLite writes it back into the file when it finds it."""
+"""The suffix of a rollback journal, which belongs to a file without a log. SQLite writes it back into the file when it finds it."""
 
 SIDE: Final = "-checkpoint"
 RESERVE: Final = "-reserve"
 WAKE: Final = "-wake"
-"""The files that taskflow keeps beside it: see wal_files.py, checkpoint.py, disk_reserve.py and wakeups.py."""
+"""The suffixes of files that taskflow keeps beside it: see wal_files.py, checkpoint.py, disk_reserve.py and wakeups.py."""
 
 LOG_LIMIT: Final = 6 * MIB
-"""Bytes of the write-ahead log beyond which it is carried over into the file and truncated."""
+"""The size of the write-ahead log in bytes beyond which it is copied into the file and truncated."""
 
 
 SMALL_LOG_LIMIT: Final = MIB
-"""The same for a disk that is nearly full, where the reserve must suffice to carry it over."""
+"""The same for a nearly full disk, where the reserve must be enough to copy it."""
 
 _AMPLE: Final = 64 * MIB
 
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """Limits of the space that a store may take.
+    """The limits of the space that a store may take.
 
-    `disk_reserve` bytes reserved beside the file and given up when the disk is full, so that settlements still find space: as much as the
+    `disk_reserve` bytes reserved beside the file, and released when the disk is full so that settlements still find space: as much as the
     log
-                 may take when it is carried over into the file, and as much again; 0 for none
-    `max_pages`  pages of the file beyond which `enqueue` is refused; None for no limit but the disk
-    `capacity`   live jobs beyond which `enqueue` is refused; None for no limit
+                   may take when it is copied into the file, and as much again; 0 for none
+    `max_pages`    pages of the file beyond which `enqueue` is refused; None for no limit except the disk
+    `capacity`     live jobs beyond which `enqueue` is refused; None for no limit
     """
 
     disk_reserve: int = 2 * SMALL_LOG_LIMIT
@@ -52,7 +52,7 @@ class Room:
 class StoreFile:
     """`path` is absolute and not a link. `timeout` is the longest wait in seconds for another process's lock.
 
-    If `migrates` is false, a file whose tables are missing or older is refused.
+    If `migrates` is False, a file whose tables are missing or older is refused.
     """
 
     path: str
@@ -66,7 +66,8 @@ class StoreFile:
         return self.path + ending
 
     def share(self, path: str | int) -> None:
-        """Give a file of ours the rights of the store's file, as SQLite does. While that is missing, only its owner gets rights."""
+        """Give a file of taskflow the mode of the store's file, as SQLite does. While the store is missing, only the file's owner has
+        access."""
         with contextlib.suppress(OSError):
             mode = stat.S_IMODE(os.stat(self.path).st_mode) & 0o666 if os.path.exists(self.path) else 0o600
             is_folder = os.path.isdir(path)
@@ -78,11 +79,11 @@ class StoreFile:
         return disk.f_bavail * disk.f_frsize
 
     def is_scarce(self) -> bool:
-        """Return True if the disk is nearly full: another program may take the rest at any time."""
+        """Return True if the disk is nearly full, so that another program may take the rest at any time."""
         return self.room.disk_reserve > 0 and self.free_room() < _AMPLE
 
     def identity(self, ending: str = "") -> tuple[int, int] | None:
-        """Return what tells this file, or one beside it, from a later one of the same name; None if it is missing."""
+        """Return what distinguishes this file, or one beside it, from a later file of the same name; None if it is missing."""
         try:
             found = os.stat(self.beside(ending))
         except OSError:

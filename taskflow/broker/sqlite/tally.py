@@ -1,4 +1,4 @@
-"""Counts of each queue: collected in memory during a transaction, written once at its end."""
+"""Counts of each queue: collected in memory during a transaction and written once at its end."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _CODES: Final = sorted(CODES.values())
 
 
 class Tally:
-    """Counts that are not written yet. Call `flush` before you read counts from the tables."""
+    """Counts that are not written yet. Call `flush` before reading counts from the tables."""
 
     def __init__(self, connection: sqlite3.Connection, sql: Statements) -> None:
         self._connection = connection
@@ -23,7 +23,7 @@ class Tally:
         self._must_recount = False
 
     def recount(self) -> None:
-        """Count the jobs anew at the next flush, because the stored counts may be wrong."""
+        """Make the next flush count all jobs, because the stored counts may be wrong."""
         self._must_recount = True
 
     def move(self, queue: int, event: str, before: int | None, after: int | None, number: int = 1) -> None:
@@ -37,7 +37,7 @@ class Tally:
         self._events[queue, event] += number
 
     def has_moved(self, status: int) -> bool:
-        """Return True if a job entered or left that status and this is not written yet."""
+        """Return True if a job entered or left this status and this is not written yet."""
         return any(code == status for _, code in self._moves)
 
     def flush(self) -> None:
@@ -51,7 +51,7 @@ class Tally:
         self.forget()
 
     def _count(self, changes: list[tuple[int, ...]]) -> bool:
-        """Return False if a count would fall below zero: another program has changed a job's status."""
+        """Return False if a count would become negative, because another program has changed a job's status."""
         try:
             execute_rows(self._connection, self._sql, "count_moves", changes)
         except sqlite3.IntegrityError:

@@ -1,4 +1,5 @@
-"""Runs a group of verbs in one transaction. If it fails, runs each by itself, so that an error reaches only its own caller."""
+"""Runs a group of verbs in one transaction. If it fails, each verb runs separately, so that only the caller of a failing verb gets the
+error."""
 
 from __future__ import annotations
 
@@ -35,7 +36,7 @@ _NAP: Final = 0.000_5
 _LONG_NAP: Final = 0.005
 _MANY_NAPS: Final = 400
 _LEAST_NAPS: Final = 50
-"""Pauses in seconds, and how many: short ones for the length of some transactions, then longer ones that cost nothing."""
+"""Pauses in seconds, and their number: short ones for the length of some transactions, then longer ones that use little CPU."""
 
 
 class Durability(IntEnum):
@@ -45,16 +46,17 @@ class Durability(IntEnum):
     """Nothing is written, and no write lock is taken."""
 
     NORMAL = 1
-    """The log is written but not flushed: claims, heartbeats, upkeep. A killed process loses nothing. A power cut may lose the last of
-    these, but nothing before a flush: a leased job is READY again, and its worker, gone with the power, cannot settle it, because the next
-    claim has another claim id. So a flush would gain nothing, at several times the cost."""
+    """The log is written but not flushed: claims, heartbeats, upkeep. If the process is killed, nothing is lost.
+
+    A power failure may lose the latest of these, but nothing before a flush. A leased job is then READY again. Its worker, which lost power
+    too, cannot settle it, because the next claim has another claim id. So a flush would gain nothing, and cost several times as much.
+    """
 
     FULL = 2
-    """The log is flushed before the answer: settlements, cancellations and operations of the console. An answer means that it is on the
-    disk."""
+    """The log is flushed before the answer: settlements, cancellations and operations of the console."""
 
     FULL_AND_NEW = 3
-    """Flushed likewise, and refused when the disk is full, because it adds jobs. All other verbs go on."""
+    """The log is flushed, and the verb is refused when the disk is full, because it adds jobs. All other verbs still work."""
 
 
 @dataclass(eq=False, slots=True)
@@ -74,7 +76,7 @@ class Announce(Protocol):
 
 
 class Transactions:
-    """Belongs to the writer's thread. Opens the file at the first call, and again after it was lost."""
+    """Runs groups for the writer's thread. Opens the file at the first call, and again after it was lost."""
 
     def __init__(self, store: StoreFile, clock: Clock, rules: Rules, announce: Announce) -> None:
         self.store = store
@@ -98,7 +100,7 @@ class Transactions:
             self._announce(announcement, file.transitions)
 
     def close(self) -> None:
-        """Close the file. Foreign files beside it are removed first: until then the connection keeps inodes from being reused."""
+        """Close the file. Foreign files beside it are removed first, because the open connection keeps inodes from being reused."""
         file, self._file = self._file, None
         if file is None:
             return
@@ -109,20 +111,20 @@ class Transactions:
             file.close()
 
     def abandon(self) -> None:
-        """In a forked child: keep the parent's connection for ever, because even closing it could harm the file."""
+        """Keep the parent's connection open for ever in a forked child, because even closing it could damage the file."""
         if self._file is not None:
-            import ctypes  # ten milliseconds that only such a child needs
+            import ctypes  # takes 10 ms, and only such a child needs it
 
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._file.transitions.connection))
 
     def migrate(self) -> Upgrade:
-        """Bring the file to this version, and close it. For the calling thread, like `pending`."""
+        """Migrate the file to this version, and close it. Runs in the calling thread, like `pending`."""
         upgrade = self._opened().upgrade
         self.close()
         return upgrade
 
     def pending(self) -> Upgrade:
-        """Return what `migrate` would do. Changes nothing."""
+        """Return the migrations that `migrate` would apply. Changes nothing."""
         with own_wal_files(self.store):
             check_beside(self.store)
             return look(self.store, self._sql)
@@ -154,14 +156,14 @@ class Transactions:
             return file
 
     def _admits(self, file: _File, work: Work) -> bool:
-        """Refuse new jobs while the disk reserve is gone: the room that is left belongs to settlements."""
+        """Refuse new jobs while the disk reserve is missing: the remaining space is for settlements."""
         if work.durability is not Durability.FULL_AND_NEW or self._disk_reserve.is_there() or self._disk_reserve.restore(0):
             return True
-        file.checkpoint("TRUNCATE")  # space that the log has taken is free again
+        file.checkpoint("TRUNCATE")  # frees the space that the log has taken
         if self._disk_reserve.restore(file.free_inside()):
             return True
-        needed = f"new jobs need {self._disk_reserve.needs / MIB:g} MiB free on it, or half of that and as much inside the file"
-        work.error = StoreFull(f"{self.store.path}: the disk is full, {needed}: let workers catch up, or make room on the disk")
+        needed = f"new jobs need {self._disk_reserve.needs / MIB:g} MiB free on it, or half of that there and half inside the file"
+        work.error = StoreFull(f"{self.store.path}: the disk is full, {needed}: let workers catch up, or free space on the disk")
         return False
 
     # --- groups ----------------------------------------------------------------------------------------------------
@@ -175,7 +177,7 @@ class Transactions:
         if is_busy(error):
             _refuse(group, self._in_our_words(error))
             return
-        if isinstance(error, BrokerRefused):  # of the whole file
+        if isinstance(error, BrokerRefused):  # the error concerns the whole file
             self.close()
             _refuse(group, error)
             return
@@ -186,10 +188,11 @@ class Transactions:
             self._run_alone(file, work)
 
     def _attempt(self, file: _File, group: Sequence[Work]) -> BaseException | None:
-        """Attempt the group again and again while another process holds the lock, for as long as a call may wait in all.
+        """Attempt the group again while another process holds the lock, for as long as a call may wait in total.
 
-        SQLite's own waiting is not used: its pauses grow to 100 ms, and beside a process that takes the lock again at once, they may find
-        it free only after seconds. With short pauses two busy processes share the file (measured: 57,000 jobs/s instead of 800).
+        SQLite's own waiting is not used. Its pauses grow to 100 ms, so if another process takes the lock again at once, it may be found
+        free only
+        after seconds. With short pauses two busy processes share the file (measured: 57,000 jobs/s instead of 800).
         """
         deadline = min(work.accepted_at for work in group) + self.store.timeout
         naps = 0
@@ -211,7 +214,7 @@ class Transactions:
             self.close()
 
     def _scrub_all(self, file: _File) -> bool:
-        """Mend all rows: one that another program changed may violate a constraint. Return False if that fails."""
+        """Mend all rows, because one that another program changed may violate a constraint. Return False if that fails."""
         file.transitions.scrubbed = Scrubbed()
         while True:
             scrubbing = Work(scrub, Durability.NORMAL, time.monotonic())
@@ -221,13 +224,13 @@ class Transactions:
                 return True
 
     def _run_on_disk_reserve(self, file: _File, work: Work) -> BaseException | None:
-        """Give up the reserve and attempt the verb again. After the checkpoint the log begins anew, so only the file needs to grow."""
+        """Release the reserve and attempt the verb again. The log starts again after the checkpoint, so only the file needs to grow."""
         self._disk_reserve.release()
         file.checkpoint("RESTART")
         error = self._attempt(file, [work])
         if error is None or not is_full(error):
             return error
-        full = BrokerUnavailable(f"{self.store.path}: the disk is full, and so is the reserve: make room on the disk")
+        full = BrokerUnavailable(f"{self.store.path}: the disk is full, and so is the reserve: free space on the disk")
         full.__cause__ = error
         return full
 
@@ -255,13 +258,13 @@ class _File:
         self._has_compiled = True
         self._connection.set_authorizer(self._note_compilation)
         [(self._page_size,)] = transitions.connection.execute("PRAGMA page_size")
-        self._connection.execute(pragma("busy_timeout", 0)).fetchall()  # the caller of `attempt` waits
+        self._connection.execute(pragma("busy_timeout", 0)).fetchall()  # the caller of `attempt` waits instead
 
     def attempt(self, group: Sequence[Work]) -> BaseException | None:
         """Run all of them in one transaction. Return None, or the error that rolled it back."""
         try:
             self._begin(group)
-        except Exception as error:  # nothing has begun, so all caches are still true
+        except Exception as error:  # nothing has begun, so all caches are still correct
             return error
         try:
             may_write = any(work.durability is not Durability.READ for work in group)
@@ -297,7 +300,7 @@ class _File:
         self._connection.execute("BEGIN IMMEDIATE")
 
     def _run(self, work: Work, may_write: bool) -> None:
-        """Run a verb. A refusal changes nothing and is an answer like others; any other error undoes the whole group."""
+        """Run a verb. A refusal changes nothing and is an answer like any other; any other error rolls back the whole group."""
         self.transitions.begin(may_write=may_write)
         work.answer = work.error = None
         try:
@@ -308,19 +311,19 @@ class _File:
     # --- the tables' version -----------------------------------------------------------------------------------------
 
     def _note_compilation(self, action: int, *_: object) -> int:
-        """Note that SQLite compiled a statement: it does so at first use, and for all statements after another process changed the
+        """Record that SQLite compiled a statement. It does so at first use, and for all statements after another process changed the
         tables."""
-        self._has_compiled |= action != sqlite3.SQLITE_PRAGMA  # compiled at every use
+        self._has_compiled |= action != sqlite3.SQLITE_PRAGMA  # a PRAGMA is compiled at every use
         return sqlite3.SQLITE_OK
 
     def _check_version(self) -> None:
-        """Raise BrokerRefused if another process has migrated the tables. Costs nothing while they stay as they are."""
+        """Raise BrokerRefused if another process has migrated the tables. Costs nothing while they do not change."""
         if self._has_compiled:
             version_of(self._connection, self._store, self.transitions.sql)
             self._has_compiled = False
 
     def _refusal(self) -> BrokerRefused | None:
-        """Return why an attempt failed, if a migration is the cause."""
+        """Return the refusal if a migration is the cause of a failed attempt, else None."""
         try:
             self._check_version()
         except BrokerRefused as refusal:
@@ -334,7 +337,7 @@ class _File:
         try:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
-        except sqlite3.Error:  # SQLite has rolled back by itself
+        except sqlite3.Error:  # SQLite has already rolled back
             return
 
     def close(self) -> None:

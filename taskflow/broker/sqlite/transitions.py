@@ -1,7 +1,7 @@
 """The jobs of a store as one transaction sees them: their moves, keys and joins, one job at a time.
 
-The rules are those of `memory/transitions.py`. Partial indexes take the place of its heaps. Verbs that can treat a batch as one do so
-beside it and count their moves in the same tally.
+The rules are those of `memory/transitions.py`. Partial indexes take the place of its heaps. Verbs that can handle a batch as one do so
+themselves, and count their moves in the same tally.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ _QUEUE: Final = COLUMNS.index("queue")
 
 @dataclass
 class Scrubbed:
-    """How far upkeep has looked through the jobs, and the names that it has seen in use since it began at the start."""
+    """The progress of upkeep's scan of all jobs, and the names that it has found in use since it started."""
 
     seq: int = -(1 << 63)
     names: set[object] = field(default_factory=set)
 
 
 class Unsound(Exception):
-    """A row must be mended, which a transaction that only reads cannot do: the verb is to be run again in one that writes."""
+    """A row must be mended, which a read-only transaction cannot do. The verb must run again in one that writes."""
 
 
 class Transitions:
-    """Lives as long as its connection; `begin` once a verb, `flush` before a commit, `forget` after a rollback."""
+    """Applies moves to stored jobs, for one connection. Call `begin` once a verb, `flush` before a commit, `forget` after a rollback."""
 
     def __init__(self, connection: sqlite3.Connection, sql: Statements, clock: Clock, rules: Rules) -> None:
         self.connection = connection
@@ -73,7 +73,7 @@ class Transitions:
         self.now = self.steady = 0
 
     def begin(self, *, may_write: bool) -> None:
-        """Read the clocks once for a verb, inside the transaction, so that a later commit has a later time."""
+        """Read the clocks once per verb, inside the transaction, so that a later commit has a later time."""
         self.may_write = may_write
         self.has_mended = False
         self.now = self.clock.wall()
@@ -108,7 +108,7 @@ class Transitions:
         return [self._job(row) for row in rows]
 
     def leased(self, statement: str, *parameters: object) -> list[JobRow]:
-        """Jobs found by their claims, without those whose claims were unsound: these are ready again."""
+        """Return jobs by their claims. Jobs whose claims were unsound are READY again, and are left out."""
         return [job for job in self.jobs(statement, *parameters) if job.claim is not None]
 
     def save(self, job: JobRow) -> None:
@@ -119,7 +119,8 @@ class Transitions:
 
     @contextmanager
     def saving_together(self) -> Iterator[None]:
-        """For runs that concern no other job, of which only what `save_runs` writes changes: they are saved at the end, in one step."""
+        """Save the runs at the end of the block, in one step. Only for runs that concern no other job and change nothing but what
+        `save_runs` writes."""
         put_off = self._put_off = list[JobRow]()
         try:
             yield
@@ -146,7 +147,7 @@ class Transitions:
     # --- unsound rows -------------------------------------------------------------------------------------------
 
     def _job(self, row: tuple[Any, ...]) -> JobRow:
-        """A row as a job, mended if it is unsound. Raises Unsound if it cannot be mended here."""
+        """Return a row as a job, mended if it is unsound. Raises Unsound if it cannot be mended here."""
         if is_sound(row) and self.queues.has(row[_QUEUE]):
             return JobRow(*row)
         job, is_mended, oversized = look_closely(row, self.now, self._strange_queue(row[_QUEUE]))
@@ -176,13 +177,13 @@ class Transitions:
     def move(self, job: JobRow, event: Event, to: Status | None) -> None:
         """Change the status, and count the move. The caller saves the job. Raises AssertionError for an illegal move."""
         if to not in MOVES.get((job.status, event), ()):
-            raise AssertionError(f"{id_text(job.id)}: {job.status} may not become {to} by {event}")
+            raise AssertionError(f"{id_text(job.id)}: {job.status} cannot become {to} by {event}")
         code = None if to is None else CODES[to]
         self.tally.move(job.queue, event, job.code, code)
         job.code = code
 
     def add(self, job: JobRow, behind: JobRow | None) -> None:
-        """Take in a new job; `behind` is the running holder of its key, for whose end it waits."""
+        """Store a new job. `behind` is the running holder of its key; the new job waits for its end."""
         if behind is not None:
             job.awaits += 1
             job.behind = behind.id
@@ -191,7 +192,7 @@ class Transitions:
         self.connection.execute(self.sql["add_job"], all_columns(job))
 
     def enter(self, job: JobRow, event: Event) -> None:
-        """Wait in the place that its due time and what it awaits give it."""
+        """Make a job HELD, SCHEDULED or READY, depending on the jobs that it awaits and its due time."""
         self._place(job, event)
         self.save(job)
 
@@ -205,7 +206,7 @@ class Transitions:
             self.announcement.add_due(job.due_at)
 
     def make_ready(self, job: JobRow, event: Event) -> None:
-        """The caller saves the job."""
+        """Make a job READY. The caller saves it."""
         self.move(job, event, Status.READY)
         self.announce_ready(job.queue)
 
@@ -227,7 +228,7 @@ class Transitions:
     # --- keys and joins -----------------------------------------------------------------------------------------
 
     def holders(self, key: bytes | None) -> tuple[JobRow | None, JobRow | None]:
-        """The waiting and the running live job of a key."""
+        """Return the waiting and the running job with a key."""
         if key is None:
             return None, None
         return self._first("waiting_holder", key), self._first("running_holder", key)
@@ -257,11 +258,11 @@ class Transitions:
     # --- the end of a run ----------------------------------------------------------------------------------------
 
     def release_lease(self, job: JobRow) -> None:
-        """The one place where a lease ends. The caller saves the job."""
+        """End the job's lease. Every lease ends here. The caller saves the job."""
         job.claim = None
 
     def finish(self, job: JobRow, event: Event, status: Status, reason: str | None = None, *, keep: float | None = None) -> None:
-        """End a job, free its key, and release the jobs that await it. `keep` is in seconds, None for the status's own time."""
+        """End a job, free its key, and release the jobs that await it. `keep` is in seconds; None means the default of the status."""
         self.move(job, event, status)
         self.release_lease(job)
         joined, job.joins = job.joined_ids(), None
@@ -278,7 +279,7 @@ class Transitions:
     def requeue(self, job: JobRow, plan: Plan) -> None:
         """Make a job wait again after a run, unless its cancellation or a replacement ends it.
 
-        Without a due time it is READY where it stood, also when the wall clock has been set back before its due time meanwhile.
+        Without a due time the job is READY in its old place, even if the wall clock has been set back before its due time.
         """
         successor = self.waiting_behind(job)
         plan = transitions.requeue(plan, text_of(job.cancel_requested), None if successor is None else successor.id)
@@ -294,7 +295,7 @@ class Transitions:
             self.enter(job, plan.event)
 
     def apply(self, job: JobRow, plan: Plan, *, keep: float | None = None) -> None:
-        """Apply the plan of a run's end to its job. `keep` is in seconds, None for the status's own time."""
+        """Apply the plan that follows a run to its job. `keep` is in seconds; None means the default of the status."""
         job.failures, job.crashes, job.snoozes, job.hand_backs, job.parked_at = plan.counters
         job.waiting_for = None if plan.waiting_for is None else storable(plan.waiting_for)
         job.is_poison = int(plan.is_poison)
@@ -314,7 +315,7 @@ class Transitions:
         self.apply(job, plan)
 
     def bury(self, job: JobRow) -> None:
-        """Drop all of an ended job except its id and fence: a client may still resend a call that names it."""
+        """Drop everything of an ended job except its id and fence, because a client may still resend a call that names it."""
         assert job.ended_at is not None
         self.move(job, Event.DROP, None)
         self.connection.execute(self.sql["bury_job"], (job.ended_at + to_microseconds(self.rules.repeat_for), job.seq))

@@ -1,4 +1,4 @@
-"""upkeep: readies due jobs, reaps dead sessions, ends expired jobs, drops kept ones, and mends unsound rows."""
+"""The verb upkeep: readies due jobs, reaps dead sessions, ends expired jobs, drops jobs past their keep, and mends unsound rows."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from taskflow.model.session import Outlook
 from taskflow.model.transitions import Event
 
 MOST_FORGOTTEN: Final = 1_000
-"""Ids that one call forgets at most, besides its moves. If a call forgets that many, the next one follows at once: more may become due
-each second than a call every two seconds forgets."""
+"""The maximum number of ids that one call forgets, besides its moves. If a call reaches it, the next call follows at once, because calls
+every two seconds might not keep up.
+"""
 
 
 def upkeep(transitions: Transitions, limit: int) -> Upkept:
@@ -51,7 +52,8 @@ def outlook(transitions: Transitions) -> Outlook:
 
 
 def _next_in(transitions: Transitions) -> float:
-    """Return the seconds until the next call: each of n sessions calls once in n turns, sooner if a job is due or a session lapses."""
+    """Return the seconds until the next call. Each of n sessions calls every n-th time; a call is earlier if a job is due or a session
+    lapses."""
     living = session_rows(transitions, "living_sessions")
     return min([transitions.rules.upkeep_every * max(1, len(living)), *_waits(transitions, living)])
 
@@ -66,7 +68,7 @@ def _waits(transitions: Transitions, living: list[SessionRow]) -> list[float]:
 
 
 def _sound(transitions: Transitions, instant: Any) -> int | None:
-    """Treat an unsound instant as due now, so that upkeep finds it."""
+    """Return a sound time. An unsound one is treated as due now, so that upkeep finds it."""
     return instant if instant is None or type(instant) is int else transitions.now
 
 
@@ -85,7 +87,7 @@ def _ready_due(transitions: Transitions, limit: int) -> int:
 
 
 def _reap(transitions: Transitions) -> int:
-    """Mark lapsed sessions dead before their leases are released, so that a claim in between is refused."""
+    """Release the leases of lapsed sessions. A session is marked dead first, so that a claim in between is refused."""
     boot_id = transitions.clock.boot_id()
     lapsed = [row for row in session_rows(transitions, "living_sessions") if row.has_lapsed(transitions.steady, boot_id)]
     for row in lapsed:
@@ -132,7 +134,7 @@ def _expire(transitions: Transitions, limit: int) -> int:
 
 
 def _drop(transitions: Transitions, limit: int) -> tuple[int, int]:
-    """Reduce jobs past their keep to their ids, and delete ids that no call can resend. Return the number of each."""
+    """Reduce jobs past their keep to their ids, and delete ids that no call can resend any more. Return the number of each."""
     moved = _drop_over_cap(transitions, limit)
     left = max(0, limit - moved)
     faded = transitions.connection.execute(transitions.sql["faded_jobs"], (transitions.now, left)).fetchall()
@@ -155,7 +157,7 @@ def _drop_all_faded(transitions: Transitions, number: int) -> int:
 
 
 def _drop_first_faded(transitions: Transitions, number: int) -> int:
-    """Drop the first faded jobs, which use up the limit. Of the ids, delete only those older than the last of these jobs."""
+    """Drop the first faded jobs, up to the limit. Of the ids, delete only those older than the last of these jobs."""
     [(fade_at, last_id)] = transitions.connection.execute(transitions.sql["last_faded_job"], (transitions.now, number - 1))
     transitions.connection.execute(transitions.sql["bury_faded_jobs"], (_known_for(transitions), transitions.now, number))
     return transitions.connection.execute(transitions.sql["forget_jobs_before"], (fade_at, last_id, last_id, MOST_FORGOTTEN)).rowcount
@@ -187,19 +189,19 @@ def _known_for(transitions: Transitions) -> int:
 # --- unsound rows ----------------------------------------------------------------------------------------------
 
 FEW_NAMES: Final = 256
-"""Names of jobs that are kept, used or not: dropping one and adding it again would cost more than to keep it."""
+"""Names of jobs that are kept even if unused: dropping one and adding it again would cost more."""
 
 SCRUBBED_AT_ONCE: Final = 500
-"""Jobs that one call looks at, in about 2 ms."""
+"""The number of jobs that one call checks, in about 2 ms."""
 
 
 def scrub(transitions: Transitions) -> bool:
-    """Look at the next jobs. Return True at the end of all of them; the next call begins again."""
+    """Check the next jobs. Return True after the last one; the next call starts again."""
     place = transitions.scrubbed
     row = transitions.connection.execute(transitions.sql["some_jobs"], (place.seq, SCRUBBED_AT_ONCE)).fetchone()
     last, number, unsound, orphans, names = row
     for seq in json.loads(unsound):
-        transitions.job_by_seq(seq)  # mended on the way
+        transitions.job_by_seq(seq)  # reading the job mends it
     for seq in json.loads(orphans):
         job = transitions.job_by_seq(seq)
         if job is not None and job.claim is not None:
@@ -215,7 +217,7 @@ def scrub(transitions: Transitions) -> bool:
 
 
 def _drop_names(transitions: Transitions, used: Set[object]) -> None:
-    """Drop names that no job has, as after a purge. All jobs have been looked at by now, new ones last."""
+    """Drop names that no job has, for example after a purge. All jobs have been checked by now, new ones last."""
     numbers = {number for (number,) in transitions.connection.execute(transitions.sql["job_name_numbers"])}
     unused = numbers - used
     if len(numbers) <= FEW_NAMES or not unused:

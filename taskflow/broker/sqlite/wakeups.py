@@ -1,7 +1,7 @@
 """Receives wake-ups from other processes: after a commit, a sender finds whom it concerns in the folder beside the file.
 
 Measured alternatives: polling `data_version` every 4 ms costs 4 % of a core, and inotify on the log fires before the commit is visible.
-Programs other than taskflow that write to the file send no datagram; for them `data_version` is checked once a second.
+Other programs that write to the file send no datagram; for them `data_version` is checked once a second.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class SocketListener:
             return nudges
 
     def _bind(self) -> socket.socket | None:
-        """Bind the socket. If the file system has no sockets, the file is checked more often instead."""
+        """Bind the socket. If the file system does not support sockets, the file is checked more often instead."""
         name = f"{os.getpid()}-{os.urandom(6).hex()}"
         try:
             bound = self._folder.bind(name)
@@ -196,7 +196,7 @@ class SocketListener:
             self._pass_on(mark.nudged_for)
 
     def _is_done(self) -> bool:
-        """Return True if nobody listens any more. The next listener starts another thread."""
+        """Return True if there are no listeners any more. The next one starts another thread."""
         with self._lock:
             if self._flag.is_heard:
                 if self._files is not None and not self._files.awaited:
@@ -218,7 +218,7 @@ class SocketListener:
         self._folder.close()
 
     def _end_receive(self) -> None:
-        """End the wait for a datagram by sending one: neither closing nor shutting down the socket ends it."""
+        """End the wait for a datagram by sending one, because neither closing nor shutting down the socket ends it."""
         if self.name is not None:
             with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
                 sender.setblocking(False)

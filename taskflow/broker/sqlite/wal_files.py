@@ -1,9 +1,9 @@
-"""Keeps the log and its index from being used for another file that has taken the store's name.
+"""Prevents SQLite from using the log and its index for another file that has taken the store's name.
 
-After `mv backup.db queue.db` SQLite would replay the former file's log onto the backup, which ruins it. So every opening records, in the
-side file that also keeps checkpoints apart, which file the log and the index belong to. Every later opening or closing reads that record
-under the side file's lock, and removes a log or an index of another file. A process that still works on the former file has all of them
-open and keeps them: when its connection is closed, SQLite leaves the names alone (SQLITE_FCNTL_HAS_MOVED).
+After `mv backup.db queue.db`, SQLite would replay the former file's log onto the backup and ruin it. So every opening records in the side
+file which file the log and the index belong to. Every later opening or closing reads that record under the side file's lock, and removes a
+log or an index of another file. A process that still works on the former file has all of them open and keeps them: when its connection is
+closed, SQLite does not remove the names (SQLITE_FCNTL_HAS_MOVED).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _RECORD: Final = struct.Struct(">6Q")
 """Device and inode of the file, its log, and its index."""
 
 _NOTHING: Final = (0,) * 6
-"""Belongs to no file. A record that outlived its files would be taken for that of new ones that the system gave the same inodes."""
+"""The record of no file. An outdated record would match new files to which the system gave the same inodes."""
 
 
 @contextmanager
@@ -42,12 +42,12 @@ def own_wal_files(store: StoreFile) -> Iterator[None]:
         yield
     finally:
         if side is not None:
-            fcntl.flock(side, fcntl.LOCK_UN)  # here, because a process forked meanwhile holds the descriptor too
+            fcntl.flock(side, fcntl.LOCK_UN)  # unlocked here, because a process forked meanwhile has the descriptor too
             os.close(side)
 
 
 def record_wal_files(store: StoreFile) -> None:
-    """Record after an opening which files belong together. If that fails (a full disk, another user's side file), skip it."""
+    """Record after an opening which files belong together. A failure (a full disk, another user's side file) is ignored."""
     found = (store.identity(), store.identity(LOG), store.identity(INDEX))
     _write(store, [number for one in found if one is not None for number in one] if None not in found else _NOTHING)
 
@@ -64,7 +64,7 @@ def _write(store: StoreFile, record: Sequence[int]) -> None:
 def _open_side(store: StoreFile) -> int | None:
     try:
         return open_beside(store, SIDE, os.O_RDONLY)
-    except (FileNotFoundError, NotADirectoryError):  # the file was not opened yet, or all was removed
+    except (FileNotFoundError, NotADirectoryError):  # the file was not opened yet, or everything was removed
         return None
     except OSError as error:
         raise BrokerUnavailable(f"{store.path}: {error}") from error
@@ -84,7 +84,7 @@ def _lock(side: int, store: StoreFile) -> None:
 
 
 def _remove_foreign_files(side: int, store: StoreFile) -> None:
-    """Remove both or neither: a new one was made by a process that uses the other one too."""
+    """Remove both or neither, because a process that created one of them also uses the other."""
     noted = os.pread(side, _RECORD.size, 0)
     if len(noted) < _RECORD.size:
         return
@@ -103,4 +103,4 @@ def _remove(store: StoreFile, path: str) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise BrokerUnavailable(f"{store.path} was replaced, and {path} is the former file's: remove it ({error})") from error
+        raise BrokerUnavailable(f"{store.path} was replaced, but {path} belongs to the former file: remove it ({error})") from error

@@ -1,6 +1,6 @@
 """The thread that owns a broker's connection, and group commit.
 
-Callers of any loop and thread put verbs into a queue. The thread takes all that are there, runs them in one transaction and answers them
+Callers in any loop or thread put verbs into a queue. The thread takes all queued verbs, runs them in one transaction and answers them
 together; meanwhile the next ones gather. There is no timer: an idle store has groups of one verb, a busy one has large groups.
 """
 
@@ -25,19 +25,20 @@ from taskflow.model.seams import StartThread
 T = TypeVar("T")
 
 MOST_IN_A_GROUP: Final = 128
-"""Verbs that share a commit. More would not make it cheaper, and would delay the first one."""
+"""The maximum number of verbs that share a commit. More would not make it cheaper, and would delay the first one."""
 
 
 @dataclass(eq=False, slots=True)
 class WriteCall(Work):
-    """A verb and its caller. Until it is delivered, only the thread uses the outcome."""
+    """A verb and its caller. Only the thread uses the outcome until it is delivered."""
 
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[Any]
 
 
 class Writer:
-    """Started by its first call. Belongs to one process: a forked child creates its own and leaves this one alone."""
+    """Runs verbs in a thread, started by the first call. It belongs to one process: a forked child creates its own and does not touch this
+    one."""
 
     def __init__(self, transactions: Transactions, start_thread: StartThread) -> None:
         self.pid = os.getpid()
@@ -63,7 +64,7 @@ class Writer:
             self._queue.put(call)
 
     def close(self) -> threading.Thread | None:
-        """Refuse further calls; accepted ones still run. Return the thread that ends then, if there is one."""
+        """Refuse further calls; accepted ones still run. Return the thread that then ends, if there is one."""
         if self.pid != os.getpid():
             return None
         with self._lock:
@@ -73,7 +74,7 @@ class Writer:
         return self._thread
 
     def close_and_wait(self) -> None:
-        """Close at the interpreter's end, or if the broker was dropped without being closed."""
+        """Close when the interpreter exits, or when the broker is garbage-collected without being closed."""
         thread = self.close()
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout=self._transactions.store.timeout)
@@ -85,7 +86,7 @@ class Writer:
             while group := self._next_group():
                 self._run(group)
                 _deliver(group)
-                del group  # not to be kept while idle: verbs hold payloads and their broker
+                del group  # verbs hold payloads and their broker, so an idle thread must not keep them
         finally:
             with forks.transactions:
                 self._transactions.close()
@@ -94,12 +95,12 @@ class Writer:
         try:
             with forks.transactions:
                 self._transactions.run(group)
-        except Exception as error:  # a bug, or no memory: no caller may wait for ever because of it
+        except Exception as error:  # a bug, or no memory: fail the callers, so that none waits for ever
             for call in group:
                 call.error = error
 
     def _next_group(self) -> list[WriteCall]:
-        """Wait for verbs and return all that are there; an empty group means that the thread must end."""
+        """Wait for verbs and return all that are queued. An empty group means that the thread must end."""
         group = list[WriteCall]()
         call = self._queue.get()
         while call is not None:
@@ -111,7 +112,7 @@ class Writer:
             except queue.Empty:
                 return group
         if group:
-            self._queue.put(None)  # put it back: nothing follows it
+            self._queue.put(None)  # put back, so that the next call ends the thread
         return group
 
 
@@ -123,13 +124,13 @@ def _deliver(group: list[WriteCall]) -> None:
     for loop, calls in by_loop.items():
         try:
             loop.call_soon_threadsafe(_answer, calls)
-        except RuntimeError:  # the loop is closed, so nobody waits for the answers
+        except RuntimeError:  # the loop is closed, so nothing waits for the answers
             continue
 
 
 def _answer(calls: list[WriteCall]) -> None:
     for call in calls:
-        if call.future.done():  # cancelled
+        if call.future.done():  # the caller was cancelled
             continue
         if call.error is not None:
             call.future.set_exception(call.error)

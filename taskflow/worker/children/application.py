@@ -1,4 +1,4 @@
-"""The user's application in a child process: its modules are imported once, by the names by which the worker imported them."""
+"""The user's application in a child process: its modules are imported once, under the names that the worker used."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MAIN = "__mp_main__"
 
 
 class Application:
-    """Imports modules. An import that fails is reported to the run that needs the module."""
+    """Imports modules. A failed import is reported to the run that needs the module."""
 
     def __init__(self, hello: Hello) -> None:
         self._failures: dict[str, CallRefused] = {}
@@ -38,14 +38,14 @@ class Application:
         return not self._failures
 
     def load(self, wanted: Import) -> None:
-        """Import the modules. Goes on past one that fails."""
+        """Import the modules, and continue after one that fails."""
         try:
             with default_app().importing(wanted.module):
                 if wanted.main is None:
                     importlib.import_module(wanted.module)
                 else:
                     _load_main(wanted.main)
-        except BaseException as error:  # also SystemExit, or an exception class of the module
+        except BaseException as error:  # includes SystemExit, or an exception class of the module
             failure = failure_of(error, 1)
             why = f"{wanted.main or wanted.module} cannot be imported in a child process: {failure.type}: {failure.message}"
             self._failures[wanted.module] = CallRefused(why, failure.traceback)
@@ -53,11 +53,11 @@ class Application:
     def find(self, name: str, module: str) -> AnyJob | CallRefused:
         self._log_to_stderr()
         default_app().read_settings()
-        if module in self._failures:  # it may have declared the job before it failed
+        if module in self._failures:  # the module may have declared the job before it failed
             return self._failures[module]
         return default_app().registry.get(name) or CallRefused(
-            f"{module}, imported in a child process, declares no job {name!r}: declare it where the import comes by, "
-            'not inside a function, nor under `if __name__ == "__main__":`',
+            f"{module}, imported in a child process, declares no job {name!r}: declare it at module level, "
+            'not inside a function or under `if __name__ == "__main__":`',
             "",
         )
 
@@ -77,7 +77,7 @@ def _load_main(main: str) -> None:
 
 
 class NoState:
-    """Stands for `ctx.state`, which the worker's lifespan has created and which exists only in the worker's process."""
+    """Replaces `ctx.state`, which the worker's lifespan created and which exists only in the worker's process."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -96,6 +96,6 @@ class NoState:
 
 def _say_so() -> NoReturn:
     raise TaskflowError(
-        'ctx.state is what the lifespan has made in the worker\'s process, and a job with runs_in="process" runs in another: '
-        "open what it needs in the job itself, or once in its module"
+        'ctx.state exists only in the worker\'s process, and a job with runs_in="process" runs in another: '
+        "create what it needs in the job itself, or once in its module"
     )

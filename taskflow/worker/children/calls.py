@@ -21,7 +21,8 @@ class _Call(NamedTuple):
 
 class MainThreadCalls:
     """Runs one call after the other. Async functions share one event loop of the main thread, so that objects bound to it stay valid. Plain
-    functions run outside of it, and may have loops of their own."""
+    functions run outside of it, and may have event loops themselves.
+    """
 
     def __init__(self) -> None:
         self._asked: SimpleQueue[_Call | None] = SimpleQueue()
@@ -39,11 +40,11 @@ class MainThreadCalls:
         return self.run(lambda: self._runner.run(function(), context=contextvars.copy_context()))
 
     def end(self) -> None:
-        """End after the present call."""
+        """End after the current call."""
         self._asked.put(None)
 
     def make(self) -> None:
-        """Make calls in the main thread until `end`."""
+        """Run calls in the main thread until `end`."""
         with self._runner:
             while (call := self._asked.get()) is not None:
                 _make(call)
@@ -55,7 +56,7 @@ def _make(call: _Call) -> None:
         value = call.scope.run(call.function)
     except BaseException as raised:
         error = carried(raised)
-    with contextlib.suppress(RuntimeError):  # the other thread's loop is closed, so nobody waits
+    with contextlib.suppress(RuntimeError):  # the other thread's loop is closed, so nothing waits
         call.loop.call_soon_threadsafe(_settle, call.outcome, value, error)
 
 

@@ -1,7 +1,7 @@
 """The main program of a child process: imports the application once, then runs the jobs that its worker sends, one after the other.
 
-The main thread calls the jobs' functions, plain and async, because some libraries insist on it. A second thread has an event loop for the
-rest: it reads from the worker, decodes, judges and encodes with the worker's own executor, and notices when the worker is gone.
+The main thread calls the jobs' functions, because some libraries require it. A second thread has an event loop for the rest: it reads from
+the worker, decodes arguments and encodes results with the worker's executor, and notices when the worker is gone.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from taskflow.worker.children.system import (
 from taskflow.worker.children.wire import CallRefused, Hello, Import, Message, Ready, Run, RunEnded, Unpacker, pack
 from taskflow.worker.lease_table import HeldLease
 
-# Seconds for the interpreter to end after the last job.
+# Seconds that the interpreter has to exit after the last job.
 _GOODBYE: Final = 4.0
 
 
@@ -45,9 +45,9 @@ def main(descriptor: int) -> None:
     for number in HANDLED:
         signal.signal(number, _leave_it_to_the_worker)
     keep_handlers_from_forks(lambda handler: handler is _leave_it_to_the_worker)
-    faulthandler.enable(all_threads=False)  # the crash of this process belongs in the log and in the job's error
-    for stream in (sys.stdout, sys.stderr):  # print at once, while the job runs
-        stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]  # nobody has changed them yet
+    faulthandler.enable(all_threads=False)  # shows a crash of this process in the log and in the job's error
+    for stream in (sys.stdout, sys.stderr):  # prints at once, while the job runs
+        stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]  # no code has replaced them yet
     calls = MainThreadCalls()
     conversation = Conversation(socket.socket(fileno=descriptor), calls)
     threading.Thread(target=conversation.hold, name="taskflow-child", daemon=True).start()
@@ -55,8 +55,10 @@ def main(descriptor: int) -> None:
 
 
 def _leave_it_to_the_worker(number: int, frame: object) -> None:
-    """Do nothing: whoever winds down a service may signal all its processes, and the worker lets runs end. Unlike an ignored signal, a
-    handler does not pass to the programs that are started here."""
+    """Do nothing. A service manager may signal all processes of a service, but the worker lets runs end. Unlike an ignored signal, a
+    handler is not
+    inherited by programs that are started here.
+    """
 
 
 class Conversation:
@@ -70,7 +72,7 @@ class Conversation:
     def hold(self) -> None:
         try:
             asyncio.run(self._hold())
-        except BaseException:  # a job has closed this thread's descriptors, or it is our own bug: the worker gets the last lines of stderr
+        except BaseException:  # a job has closed this thread's descriptors, or taskflow has a bug: the worker gets the last lines of stderr
             traceback.print_exc()
             os._exit(os.EX_SOFTWARE)
         end_now()
@@ -80,7 +82,7 @@ class Conversation:
         heard: asyncio.Queue[Message] = asyncio.Queue()
         async with asyncio.TaskGroup() as group:
             answering = group.create_task(self._answer_each(heard))
-            unpacker = Unpacker(sys.maxsize)  # the worker is trusted, and has limits of its own
+            unpacker = Unpacker(sys.maxsize)  # the worker is trusted, and has its own limits
             while received := await reader.read(1 << 16):
                 for message in unpacker.feed(received):
                     self._is_busy = True
@@ -121,7 +123,7 @@ class Conversation:
 
 
 def _flush() -> None:
-    """Write out what was printed, so that the worker reads it before the answer."""
+    """Flush the output, so that the worker reads it before the answer."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):  # a job may have replaced or closed the stream
             stream.flush()

@@ -1,4 +1,4 @@
-"""Errors of a child process that did not carry out a run."""
+"""Errors of a child process that did not finish a run."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ from taskflow.model.errors import TaskflowError
 
 
 class ChildFailed(TaskflowError):
-    """The child did not start, or does not find the job.
+    """The child did not start, or did not find the job.
 
     It is not an error of the job, so `retry_on` does not apply: the run is a failed attempt, and is retried with the job's back-off until
-    its last attempt. Nor is it a crash, as a lost lease is: the worker lives, knows the cause and reports it. A job that kills every child
-    must use up its attempts and have the causes in its history.
+    its last attempt. It is not a crash like a lost lease either, because the worker lives, and knows and reports the cause. So a job that
+    kills
+    every child uses up its attempts, and its history shows the causes.
     """
 
-    __module__ = "taskflow"  # the name under which a job's record shows it
+    __module__ = "taskflow"  # the name that a job's record shows
 
 
 class CannotStart(ChildFailed):
-    """The system has no descriptor, process or thread left. That may pass, and no code of the application has run."""
+    """The system has no descriptor, process or thread left. This may pass, and no code of the application has run."""
 
     __module__ = "taskflow"
 

@@ -1,4 +1,4 @@
-"""The worker's executor as a child process uses it: functions are called in the main thread, and progress goes to the worker."""
+"""The worker's executor in a child process: functions are called in the main thread, and progress is sent to the worker."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from taskflow.worker.children.wire import Message, Reported
 from taskflow.worker.executor import Executor
 from taskflow.worker.lease_table import HeldLease
 
-# Seconds between two reports of progress: a job may report each of a million items.
+# Seconds between two reports of progress, because a job may report each of a million items.
 PACE: Final = 0.05
 
 Say = Callable[[Message], None]
 
 
 class ChildExecutor(Executor):
-    """Leaves middleware and the timeout to the worker."""
+    """Runs jobs without middleware and timeout, which the worker handles."""
 
     def __init__(self, calls: MainThreadCalls, say: Say, state: Any) -> None:
         super().__init__(default_app().registry, middleware=(), threads=None, seams=Seams(), state=state)
@@ -49,7 +49,7 @@ class ChildExecutor(Executor):
 
 
 class _Paced:
-    """Sends the latest progress of one run, from any thread, at most once per `PACE` seconds."""
+    """Sends the latest progress of one run, from any thread, at most once every `PACE` seconds."""
 
     def __init__(self, say: Say) -> None:
         self._say = say
@@ -74,7 +74,7 @@ class _Paced:
         self._loop.call_at(self._said_at + PACE, self._tell)
 
     def _tell(self) -> None:
-        self._is_under_way = False  # first, so that a report from now on sends itself
+        self._is_under_way = False  # assigned first, so that a report from now on sends itself
         latest, self._latest = self._latest, None
         if latest is not None and not self._has_ended:
             self._said_at = self._loop.time()

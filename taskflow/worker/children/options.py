@@ -14,12 +14,13 @@ MEBIBYTE: Final = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class ChildOptions:
-    """`at_once`       children at one time; None is the number of cores that this process may use
+    """`at_once`       the maximum number of running children; None means the number of cores that this process may use
     `most_runs`     runs after which a child is replaced
     `most_growth`   bytes of memory that a child may grow by after its start, before it is replaced
     `idle_for`      seconds without work after which a child ends
     `start_within`  seconds for a child to import the application, and for the system to have room for one
-    `goodbye`       seconds for a child to end by itself before it is killed"""
+    `goodbye`       seconds for a child to end by itself before it is killed
+    """
 
     at_once: int | None = None
     most_runs: int = 100
@@ -32,7 +33,7 @@ class ChildOptions:
         for name, least in (("at_once", 1), ("most_runs", 1), ("most_growth", 0), ("idle_for", 0), ("start_within", 0), ("goodbye", 0)):
             value = getattr(self, name)
             if value is not None and not value >= least:
-                raise ConfigurationError(f"{name}={value!r}: it is {least} or more")
+                raise ConfigurationError(f"{name}={value!r}: expected {least} or more")
 
     @property
     def slots(self) -> int:

@@ -1,4 +1,5 @@
-"""Reads what a child process prints: a pipe each for stdout and stderr, emptied by a thread, so that no child waits for a busy loop."""
+"""Reads the output of a child process from one pipe each for stdout and stderr. A thread does it, so that no child waits for a busy event
+loop."""
 
 from __future__ import annotations
 
@@ -17,15 +18,15 @@ from taskflow.model.seams import StartThread
 from taskflow.worker.events import Printed
 
 LONGEST_LINE: Final = 8_192
-"""Characters. A longer line is reported in pieces."""
+"""The maximum length of a line in characters. A longer line is reported in pieces."""
 
 MOST_OF_A_RUN: Final = 1 << 20
-"""Characters that are reported for one run. The rest is counted and dropped."""
+"""The maximum number of characters that are reported for one run. The rest is counted and dropped."""
 
 LAST_LINES: Final = 40
-"""Characters of stderr that are added to the error of a run whose child died."""
+"""The number of characters of stderr that are added to the error of a run whose child died."""
 
-# Bytes that a pipe holds: the most that Linux allows without privileges. By default it is 64 KiB.
+# The size of a pipe in bytes: the most that Linux allows without privileges. The default is 64 KiB.
 _ROOM: Final = 1 << 20
 _AT_ONCE: Final = 1 << 16
 
@@ -46,16 +47,16 @@ class Output:
         start_thread(self._empty, "taskflow-output")
 
     def begin(self, lease: Lease) -> None:
-        """What is read from now on belongs to this run."""
+        """Attribute everything that is read from now on to this run."""
         with self._lock:
             for stream in self._streams.values():
                 stream.begin(lease)
 
     def end(self) -> None:
-        """End the run. All that it has printed is reported when this returns."""
+        """End the run. Everything that it printed has been reported when this returns."""
         with self._lock:
             for descriptor, stream in self._streams.items():
-                # At most as much as the pipe holds: a program that the job started may print for ever.
+                # At most the size of the pipe, because a program that the job started may print for ever.
                 for _ in range(_ROOM // _AT_ONCE):
                     if descriptor not in self._open or not self._read(descriptor):
                         break
@@ -63,7 +64,7 @@ class Output:
 
     @property
     def last_lines(self) -> str:
-        """Return the last lines that the run has written to stderr, also after its end."""
+        """Return the last lines that the run wrote to stderr, also after its end."""
         return "\n".join(self._errors.last_lines)
 
     def _empty(self) -> None:
@@ -82,7 +83,7 @@ class Output:
                 os.close(descriptor)
 
     def _read(self, descriptor: int) -> bool:
-        """Read once. Return True if there was something. Needs the lock."""
+        """Read once. Return True if there was something. The caller holds the lock."""
         try:
             received = os.read(descriptor, _AT_ONCE)
         except BlockingIOError:
@@ -144,6 +145,6 @@ class _Stream:
 
 
 def _widen(descriptor: int) -> None:
-    """Enlarge the pipe: while a job holds the interpreter for long, the reading thread cannot run."""
+    """Enlarge the pipe, because the reading thread cannot run while a job holds the interpreter for long."""
     with contextlib.suppress(OSError, AttributeError):  # not allowed, or not Linux
         fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, _ROOM)

@@ -1,4 +1,4 @@
-"""The child processes of a worker: as many as there are cores, started on demand and used again."""
+"""The child processes of a worker: as many as there are cores, started on demand and reused."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ log: Final = logging.getLogger("taskflow.worker")
 
 START_PAUSES: Final = Pauses(0.1, 2.0)
 
-# Seconds within which a killed child is seen to be gone, unless the system itself holds it up.
+# Seconds within which a killed child is usually gone, unless the system itself is stuck.
 _UNTIL_GONE: Final = 5.0
 
 
 class Children:
-    """At most `options.slots` children work at one time; other runs wait for a turn. Belongs to one event loop."""
+    """A pool of at most `options.slots` running children; other runs wait for a turn. Belongs to one event loop."""
 
     def __init__(self, app: App, options: ChildOptions, *, modules: tuple[str, ...], tell: Tell, start_thread: StartThread) -> None:
         self._app = app
@@ -49,7 +49,7 @@ class Children:
         self._alive: set[Child] = set()
 
     async def turn(self, job: AnyJob) -> Turn:
-        """Wait for a slot and a child that is ready. Raises ChildFailed if none gets ready."""
+        """Wait for a slot and a child that is ready. Raises ChildFailed if none becomes ready."""
         await self._slots.acquire()
         child = None
         try:
@@ -77,7 +77,7 @@ class Children:
             await asyncio.wait([child.ended for child in self._alive], timeout=_UNTIL_GONE)
 
     def _warm(self) -> Child | None:
-        """Return the idle child that has waited the shortest time, so that the others can end."""
+        """Return the idle child that has waited for the shortest time, so that the others can end."""
         while self._idle:
             child, timer = self._idle.popitem()
             timer.cancel()
@@ -86,7 +86,7 @@ class Children:
         return None
 
     async def _start(self) -> Child:
-        """Start a child. A machine that is short of resources for a moment must not cost a job an attempt."""
+        """Start a child. If the machine is briefly short of resources, try again, so that this costs no job an attempt."""
         nursery = Nursery(self._hello(), self._options, self._tell, self._start_thread)
         give_up_at = time.monotonic() + self._options.start_within
         child = await retry(lambda: Child.start(nursery), START_PAUSES, on=CannotStart, note=self._note_shortage, give_up_at=give_up_at)
@@ -139,7 +139,7 @@ class Turn:
         self._give_back = give_back
 
     async def run(self, lease: Lease, report: OnProgress) -> Verdict:
-        """Run the job. Raises ChildFailed. If it is cancelled, it kills the child and returns when that is gone."""
+        """Run the job. Raises ChildFailed. If this is cancelled, it kills the child and returns when the child is gone."""
         envelope = msgspec.structs.replace(lease.envelope, timeout=None)  # the worker enforces the timeout
         try:
             return await self._child.run(msgspec.structs.replace(lease, envelope=envelope), self._module, report)

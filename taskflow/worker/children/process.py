@@ -1,4 +1,4 @@
-"""One child process, as the worker sees it."""
+"""One child process, from the worker's side."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from taskflow.worker.children.output import Output, Tell
 from taskflow.worker.children.spawn import WIRE, Process, spawn
 from taskflow.worker.endings import OutOfMemory
 
-# Never a fork of the worker, which has threads, connections and locks: a fresh interpreter with the same path.
+# A new interpreter with the same path, never a fork: the worker has threads, connections and locks.
 _BOOT: Final = "import sys; sys.path[:] = sys.argv[2:]; from taskflow.worker.children.child import main; main(int(sys.argv[1]))"
 
-# Seconds within which a child that closed its connection is seen to be dead, and for which its last output is read then.
+# Seconds within which a child that closed its connection should die, and for which its last output is then read.
 _UNTIL_DEAD: Final = 1.0
 _LAST_WORDS: Final = 0.2
 
@@ -45,9 +45,9 @@ class Nursery(msgspec.Struct, frozen=True):
 
 
 class Child(asyncio.Protocol):
-    """One interpreter, which runs one job at a time. Belongs to the loop that started it; `ended` is set to its exit code.
+    """One interpreter, which runs one job at a time. Belongs to the event loop that started it. `ended` is set to its exit code.
 
-    It leads its own session and process group: a Ctrl-C in the worker's terminal does not reach it, and killing it also kills what it has
+    It has its own session and process group: a Ctrl-C in the worker's terminal does not reach it, and killing it also kills what it
     started.
     """
 
@@ -71,8 +71,8 @@ class Child(asyncio.Protocol):
 
     @classmethod
     async def start(cls, nursery: Nursery) -> Self:
-        """Start a child and have it import the worker's modules, as far as that succeeds. Raises ChildFailed. If cancelled, it leaves no
-        process."""
+        """Start a child and make it import the worker's modules, as far as they can be imported. Raises ChildFailed. If cancelled, it
+        leaves no process."""
         try:
             ours, theirs = socket.socketpair()
         except OSError as error:
@@ -94,8 +94,7 @@ class Child(asyncio.Protocol):
         return child
 
     async def prepare(self, module: str, main: str | None) -> None:
-        """Have it import the job's module, once, as far as that succeeds. Raises ChildFailed. A caller that cancels this must kill the
-        child."""
+        """Make the child import the job's module, once. Raises ChildFailed. A caller that cancels this must kill the child."""
         if module not in self._modules:
             self._memory_at_first = await self._get_ready(wire.Import(module, main))
             self._modules.add(module)
@@ -123,13 +122,13 @@ class Child(asyncio.Protocol):
         raise self._out_of_turn(answer)
 
     def retire(self) -> None:
-        """Let it end by itself soon."""
+        """Make the child end by itself soon."""
         self._is_retired = self.is_spent = True
         self._hang_up()
         self._loop.call_later(self._nursery.options.goodbye, self.kill)
 
     def kill(self) -> None:
-        """Kill it and what it has started. It is gone when `ended` is set."""
+        """Kill the child and what it started. It is gone when `ended` is set."""
         self.is_spent = True
         if not self.ended.done():
             self._kill_group()
@@ -139,7 +138,7 @@ class Child(asyncio.Protocol):
     # --- messages --------------------------------------------------------------------------------------
 
     async def _get_ready(self, message: wire.Hello | wire.Import) -> int:
-        """Return how much memory it uses after its imports."""
+        """Return the memory that the child uses after its imports."""
         patience = self._nursery.options.start_within
         try:
             async with asyncio.timeout(patience):
@@ -148,7 +147,7 @@ class Child(asyncio.Protocol):
             self.kill()
             what = ", ".join(message.modules) if isinstance(message, wire.Hello) else message.module
             raise ChildFailed(
-                f"a child process has not imported {what or 'taskflow'} within {patience:g} s, and was killed: make its imports faster"
+                f"a child process did not import {what or 'taskflow'} within {patience:g} s and was killed: make its imports faster"
             ) from None
         if not isinstance(answer, wire.Ready):
             raise self._out_of_turn(answer)
@@ -178,12 +177,12 @@ class Child(asyncio.Protocol):
 
     def _out_of_turn(self, message: wire.Message) -> ChildDied:
         self.kill()
-        return ChildDied(f"the child process (pid {self.pid}) spoke out of turn ({message.kind}), and was killed")
+        return ChildDied(f"the child process (pid {self.pid}) sent an unexpected message ({type(message).__name__}) and was killed")
 
     # --- asyncio.Protocol --------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by its class
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's transport does not inherit from this class
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -208,7 +207,7 @@ class Child(asyncio.Protocol):
         self.is_spent = True
         if not self._answer.done():
             self._answer.set_exception(why)
-            self._answer.exception()  # asyncio would complain about an exception that nobody awaits
+            self._answer.exception()  # otherwise asyncio reports an exception that was never retrieved
 
     def _hang_up(self) -> None:
         if self._transport is not None:
@@ -217,7 +216,7 @@ class Child(asyncio.Protocol):
     # --- its end -------------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
-        """Wait for its end by pidfd, not by the closed connection, which a forked process may keep open."""
+        """Wait for the child's end with a pidfd, because a forked process may keep the connection open."""
         try:
             descriptor = os.pidfd_open(self.pid)
         except (AttributeError, OSError):  # not Linux, or not allowed
@@ -228,7 +227,7 @@ class Child(asyncio.Protocol):
     def _note_end_of(self, descriptor: int) -> None:
         self._loop.remove_reader(descriptor)
         os.close(descriptor)
-        if not self._is_retired:  # before the pid is released: it may be another process's after that
+        if not self._is_retired:  # done before the pid is released, because another process may get it after that
             self._kill_group()
         self._note_end(self._process.wait())
 
@@ -239,14 +238,14 @@ class Child(asyncio.Protocol):
     def _wait_for_it(self) -> None:
         try:
             self._nursery.start_thread(self._wait_in_a_thread, "taskflow-child")
-        except RuntimeError as error:  # without the thread nobody would see its end: it must not begin
+        except RuntimeError as error:  # without this thread the child's end would go unnoticed, so the child must not start
             self.kill()
             self._note_end(self._process.wait())
             raise _cannot_start(error) from error
 
     def _wait_in_a_thread(self) -> None:
         code = self._process.wait()
-        with contextlib.suppress(RuntimeError):  # the loop is closed, so nobody waits
+        with contextlib.suppress(RuntimeError):  # the loop is closed, so nothing waits
             self._loop.call_soon_threadsafe(self._note_end, code)
 
     def _note_end(self, code: int) -> None:
@@ -294,7 +293,7 @@ def _cannot_start(error: Exception) -> CannotStart:
 
 
 def _flags() -> list[str]:
-    """Return the flags of this interpreter that change what code does: -O, -W, -X."""
+    """Return the flags of this interpreter that change the behaviour of code: -O, -W, -X."""
     optimized = [f"-{'O' * sys.flags.optimize}"] if sys.flags.optimize else []
     extended = [f"-X{name}" if value is True else f"-X{name}={value}" for name, value in sys._xoptions.items()]
     return [*optimized, *(f"-W{option}" for option in sys.warnoptions), *extended]

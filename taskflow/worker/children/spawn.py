@@ -1,6 +1,6 @@
 """Starts a child process with one system call that waits for nothing.
 
-`subprocess` forks and then reads a pipe until the new program is loaded. If a job forks in a thread at that moment, the fork has the other
+`subprocess` forks and then reads a pipe until the new program is loaded. If a job in a thread forks at that moment, its fork has the other
 end of that pipe, and the worker's event loop would wait for it.
 """
 
@@ -13,7 +13,7 @@ import signal
 from typing import Final
 
 WIRE: Final = 3
-"""The child's descriptor of the wire to the worker."""
+"""The child's descriptor of the socket to the worker."""
 
 _DEFAULTS: Final = (signal.SIGPIPE, signal.SIGXFSZ)
 """Signals that Python ignores and other programs do not."""
@@ -25,13 +25,15 @@ class Process:
         self._has_ended = False
 
     def wait(self) -> int:
-        """Wait for its end. Return its exit code, or the negative number of a signal; 0 if a job has reaped all children of this
-        process."""
+        """Wait for the end of the process. Return its exit code, or the negative number of a signal; 0 if a job has reaped all children of
+        this
+        process.
+        """
         try:
             status = os.waitpid(self.pid, 0)[1]
         except ChildProcessError:
             status = 0
-        self._has_ended = True  # from now on its pid may be another process's
+        self._has_ended = True  # from now on, another process may have its pid
         return os.waitstatus_to_exitcode(status)
 
     def kill(self) -> None:
@@ -41,8 +43,8 @@ class Process:
 
 
 def spawn(command: list[str], *, wire: int, stdout: int, stderr: int) -> Process:
-    """Start a program in a session of its own, with these descriptors and no others that were not meant to be inherited. The descriptors
-    stay the caller's. Raises OSError."""
+    """Start a program in a new session, with these descriptors and other inheritable ones. The caller keeps its descriptors. Raises
+    OSError."""
     with contextlib.ExitStack() as stack:
         moved = [_above_the_childs(descriptor, stack) for descriptor in (stdout, stderr, wire)]
         actions = [
@@ -57,7 +59,8 @@ def spawn(command: list[str], *, wire: int, stdout: int, stderr: int) -> Process
 
 
 def _above_the_childs(descriptor: int, stack: contextlib.ExitStack) -> int:
-    """Return a copy of the descriptor with a higher number: a worker without a stdout, for example, may have one of the child's three."""
+    """Return a copy of the descriptor with a higher number. A worker without stdout, for example, may have one of the child's three
+    numbers."""
     moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, WIRE + 1)
     stack.callback(os.close, moved)
     return moved

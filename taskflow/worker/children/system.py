@@ -1,4 +1,4 @@
-"""System calls of a child process: it ends with its worker however that ends, and measures its memory."""
+"""System calls of a child process: to end with its worker, however that ends, and to measure its memory."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ _PR_SET_PDEATHSIG: Final = 1
 @cache
 def _library() -> Any:
     """Return the C library that the interpreter has loaded."""
-    import ctypes  # a worker without children does not need it
+    import ctypes  # imported here because a worker without children does not need it
 
     return ctypes.CDLL(None)
 
 
 def end_with_parent() -> None:
-    """Have the system kill this process when the thread that started it ends, even while C code holds the interpreter.
+    """Make the system kill this process when the thread that started it ends, even while C code holds the interpreter.
 
-    That is the thread of the worker's event loop, which outlives its children. If the worker was already dead, or on a system other than
-    Linux, the child notices the closed connection.
+    That thread is the worker's event loop, which outlives its children. If the worker was already dead, or on a system other than Linux,
+    the
+    child notices the closed connection.
     """
     if sys.platform == "linux":
         _library().prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
@@ -37,24 +38,24 @@ _OUT_OF_MEMORY: Final = Path("/proc/self/oom_score_adj")
 
 
 def die_before_parent() -> None:
-    """When memory runs out, have Linux kill this process and what it starts rather than its parent, which reports the death.
+    """Make Linux kill this process and what it starts before its parent when memory runs out, because the parent reports the death.
 
-    https://man7.org/linux/man-pages/man5/proc_pid_oom_score_adj.5.html: 100 counts as a tenth of the memory there is.
+    https://man7.org/linux/man-pages/man5/proc_pid_oom_score_adj.5.html: 100 counts as a tenth of the total memory.
     """
     with contextlib.suppress(OSError, ValueError):  # another system, or no /proc
         _OUT_OF_MEMORY.write_text(str(min(1_000, int(_OUT_OF_MEMORY.read_text()) + 100)))
 
 
 SAME_SIGNAL: Final = 0.05
-"""Seconds. Some parents send a signal to the process and to its group (`timeout`, `npm`): signals within this time count as one."""
+"""Some parents send a signal to the process and to its group (`timeout`, `npm`): signals within this many seconds count as one."""
 
 HANDLED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-"""Signals for which a worker and its children have handlers."""
+"""The signals that a worker and its children handle."""
 
 
 def keep_handlers_from_forks(is_ours: Callable[[object], bool]) -> None:
-    """Restore the defaults of these signals in processes that jobs fork. Our handlers would keep such a process from ever ending by them:
-    what they notify does not exist there. Nor may a fork write signals into the loop's pipe.
+    """Restore the default actions of these signals in processes that jobs fork. With our handlers such a process would never end by them,
+    because what they notify does not exist there. A fork must not write signals into the event loop's pipe either.
 
     This includes SIGINT, which Python turns into a KeyboardInterrupt: a process forked in a thread may never see it.
     """
@@ -77,7 +78,7 @@ def end_now() -> NoReturn:
 
 
 def flush_native() -> None:
-    """Write out what C code has printed: the C library buffers it if stdout is not a terminal."""
+    """Flush the output of C code, which the C library buffers if stdout is not a terminal."""
     _library().fflush(None)
 
 

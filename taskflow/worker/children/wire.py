@@ -1,6 +1,6 @@
 """The messages between a worker and its child, over a socket: a length in 4 bytes, big-endian, then msgpack.
 
-Arguments and results travel as the payloads of the store: the child decodes and encodes them by the annotations.
+Arguments and results are sent as stored payloads: the child decodes and encodes them by the annotations.
 
     worker   Hello; then any number of Import and Run, each after the answer to the last one. To end the child, it closes the socket
     child    to Hello and Import: Ready; to Run: any number of Reported, then RunEnded or CallRefused
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 import msgpack
 import msgspec
@@ -19,29 +19,29 @@ from taskflow.model.envelope import Lease
 from taskflow.model.verdict import Cancelled, Discarded, Failed, HandedBack, Parked, Retried, Snoozed, Succeeded, Verdict
 
 BESIDES: Final = 1 << 20
-"""Bytes of a message besides a payload: names, headers, an error, and room to spare."""
+"""The bytes of a message besides a payload: names, headers, an error, and some reserve."""
 
 _LENGTH: Final = struct.Struct(">I")
 _VERDICTS: Final = {kind.__name__: kind for kind in (Cancelled, Discarded, Failed, HandedBack, Parked, Retried, Snoozed, Succeeded)}
 
 
 class Garbled(Exception):
-    """The bytes are no message: a job has written to a descriptor that is not its own."""
+    """The bytes are not a message: a job has written to a descriptor that is not its own."""
 
 
 class Message(msgspec.Struct, frozen=True):
-    kind: ClassVar[str]
+    """The base class. A message goes under the name of its class."""
 
 
 class Hello(Message, frozen=True, kw_only=True):
     """`modules`         the modules that the worker imports
     `arguments`       the worker's sys.argv, which an application may read
-    `settings`        the worker's settings that hold here too
-    `is_reachable`    whether the worker's broker can be reached from another process
-    `has_lifespan`    whether the worker has a lifespan, whose state does not exist here
-    `log_level`       of the root logger"""
+    `settings`        the worker's settings that also apply here
+    `is_reachable`    True if another process can reach the worker's broker
+    `has_lifespan`    True if the worker has a lifespan, whose state does not exist here
+    `log_level`       of the root logger
+    """
 
-    kind = "hello"
     modules: tuple[str, ...]
     arguments: tuple[str, ...]
     settings: dict[str, Any]
@@ -54,7 +54,6 @@ class Import(Message, frozen=True):
     """The module that declares a job. If it is the worker's main module, `main` says how to import it: a module's name or a file's absolute
     path."""
 
-    kind = "import"
     module: str
     main: str | None = None
 
@@ -62,22 +61,19 @@ class Import(Message, frozen=True):
 class Run(Message, frozen=True):
     """`module` is the module that declares the job."""
 
-    kind = "run"
     lease: Lease
     module: str
 
 
 class Ready(Message, frozen=True):
-    """All imports that can succeed have been made. `memory` is the child's, in bytes."""
+    """All imports that can succeed are done. `memory` is the child's, in bytes."""
 
-    kind = "ready"
     memory: int
 
 
 class Reported(Message, frozen=True):
-    """ctx.progress()"""
+    """Progress that the job reported."""
 
-    kind = "reported"
     fraction: float
     note: str
 
@@ -85,21 +81,19 @@ class Reported(Message, frozen=True):
 class RunEnded(Message, frozen=True):
     """The verdict of the run. `is_whole` is True if every import succeeded."""
 
-    kind = "ended"
     verdict: Verdict
     memory: int
     is_whole: bool
 
 
 class CallRefused(Message, frozen=True):
-    """The job was not found: `why`, and the traceback. A fresh child may find it."""
+    """The job was not found: `why`, and the traceback. A new child may find it."""
 
-    kind = "refused"
     why: str
     traceback: str
 
 
-_MESSAGES: Final = {message.kind: message for message in (Hello, Import, Run, Ready, Reported, RunEnded, CallRefused)}
+_MESSAGES: Final = {message.__name__: message for message in (Hello, Import, Run, Ready, Reported, RunEnded, CallRefused)}
 
 
 def pack(message: Message) -> bytes:
@@ -107,14 +101,14 @@ def pack(message: Message) -> bytes:
     fields = {name: getattr(message, name) for name in message.__struct_fields__}
     if isinstance(message, RunEnded):
         fields["verdict"] = [type(message.verdict).__name__, message.verdict]
-    # An error's message may hold half of a surrogate pair, which UTF-8 cannot express.
-    body = msgpack.packb([message.kind, msgspec.to_builtins(fields, builtin_types=(bytes,))], unicode_errors="surrogatepass")
+    # the message of an error may contain half of a surrogate pair, which UTF-8 cannot express
+    body = msgpack.packb([type(message).__name__, msgspec.to_builtins(fields, builtin_types=(bytes,))], unicode_errors="surrogatepass")
     assert body is not None
     return _LENGTH.pack(len(body)) + bytes(body)
 
 
 class Unpacker:
-    """Puts messages together from the bytes that arrive. Raises Garbled, also for a message of more than `most` bytes."""
+    """Assembles messages from the received bytes. Raises Garbled, also for a message of more than `most` bytes."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -142,7 +136,7 @@ class Unpacker:
 def _read(body: bytes) -> Message:
     try:
         kind, fields = msgpack.unpackb(body, unicode_errors="surrogatepass")
-        if kind == RunEnded.kind:
+        if kind == RunEnded.__name__:
             name, of_verdict = fields["verdict"]
             fields["verdict"] = msgspec.convert(of_verdict, _VERDICTS[name])
             return RunEnded(**fields)

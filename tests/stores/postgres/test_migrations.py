@@ -257,7 +257,9 @@ async def test_somebody_elses_table_meta_is_refused() -> None:
     database = server.new_database()
     server.execute("CREATE SCHEMA taskflow; CREATE TABLE taskflow.meta (name text, value text)", database)
     async with a_broker(server.url(database)) as broker:
-        with pytest.raises(BrokerRefused, match=r"'taskflow' of PostgreSQL at .* has a table meta without a version: it is not taskflow's"):
+        with pytest.raises(
+            BrokerRefused, match=r"'taskflow' of PostgreSQL at .* has a table meta without a version: it belongs to another program"
+        ):
             await broker.enqueue([an_envelope()])
 
 

@@ -41,7 +41,7 @@ async def test_a_pooler_without_prepared_statements_says_what_the_url_lacks() ->
     """As soon as a statement meets a connection of the server's that knows it by another name, or not at all."""
     with PgBouncer(shared_postgres(), pool_size=2) as bouncer:
         broker = connect(bouncer.url(shared_postgres().new_database()))
-        with pytest.raises(BrokerRefused, match=r"takes no prepared statements: add pooled=1 to the broker URL"):
+        with pytest.raises(BrokerRefused, match=r"without prepared statements: add pooled=1 to the broker URL"):
             await many_jobs_are_done(broker)
         await broker.close()
 

@@ -58,7 +58,9 @@ async def test_a_sender_whose_key_a_transaction_has_is_told_so(broker: Broker, s
     app = default_app()
     with app.using(broker):
         app.configure(enqueue_timeout=4.0)
-        with pytest.raises(BrokerUnavailable, match=r"another open transaction holds what is needed here \(.*\), a key for example"):
+        with pytest.raises(
+            BrokerUnavailable, match=r"another open transaction holds a lock that is needed here \(.*\), on a key for example"
+        ):
             await sent.options(key="k").delay()
 
     await stranger.execute("ROLLBACK")

@@ -45,9 +45,10 @@ class RedisSpoiler:
         for field, stored in zip(FIELDS, fields, strict=False):
             if stored is not False:
                 yield Value(f"jobs.{field}", ("field", owner, field), stored)
-        payload = self._client.get(self._prefix + b"b:" + owner)
-        if payload is not None:
-            yield Value("jobs.payload apart", ("string", b"b:" + owner), payload)
+        for column, kind in (("payload", b"b:"), ("result", b"o:")):
+            apart = self._client.get(self._prefix + kind + owner)
+            if apart is not None:
+                yield Value(f"jobs.{column} apart", ("string", kind + owner), apart)
         yield from self._of_names(fields)
         yield from self._of_indexes(owner)
 

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import struct
 from collections.abc import Iterator
 from typing import Any, Final
 
-import msgpack
 import pytest
 import redis
 
 from taskflow import Status
-from taskflow.broker.redis.fields import FIELDS
 from taskflow.worker import fetcher
 from tests.stores.redis.scene import Scene
-from tests.stores.scene import until
 from tests.support.servers import Found, RedisServer, redis_binaries
 
 PREFIX: Final = b"{taskflow:0}:"
@@ -140,35 +136,6 @@ async def test_who_is_cut_off_while_mending_keeps_nobody_from_it(scene: Scene, c
         await scene.until_done(within=8)
 
 
-@pytest.mark.parametrize(
-    "spoilt", ["of another type", "no msgpack", "no array", "another array", "empty", "cut off", "cut short", "too long"]
-)
-async def test_a_job_that_does_not_read_as_one_is_put_aside(scene: Scene, client: redis.Redis, spoilt: str) -> None:
-    """Its neighbours are done, in the same claim and in the next ones."""
-    await scene.send(range(BATCH))
-    key = PREFIX + b"j:" + bytes.fromhex(scene.handles[BATCH // 2].id.replace("-", ""))
-    whole = client.get(key)
-    assert isinstance(whole, bytes)
-    values = {"no msgpack": b"\xc1", "no array": b"\x07", "another array": b"\x92\xa1a\xa1b", "empty": b"", "cut off": whole[:-8]}
-    values |= {"cut short": whole[:20], "too long": whole + b"x"}
-    if spoilt == "of another type":
-        spoil(client, key)
-    else:
-        client.set(key, values[spoilt])
-    async with scene.worker():
-        others = [number for number in range(BATCH) if number != BATCH // 2]
-        await scene.until_done(others)
-        await scene.send(range(BATCH, 2 * BATCH))
-        await scene.until_done(range(BATCH, 2 * BATCH))
-        await until(lambda: has_failed(scene, BATCH // 2))
-        assert scene.runs[BATCH // 2] == 0
-
-
-async def has_failed(scene: Scene, number: int) -> bool:
-    [record] = await scene.records([number])
-    return record is not None and record.status is Status.FAILED and record.unreadable != ()
-
-
 async def test_jobs_deleted_under_the_worker_are_gone_and_nothing_else(scene: Scene, client: redis.Redis) -> None:
     """Ready ones and running ones: neither claim, beat nor settle stumbles."""
     async with scene.worker(concurrency=10):
@@ -184,28 +151,3 @@ async def test_jobs_deleted_under_the_worker_are_gone_and_nothing_else(scene: Sc
         await scene.send(range(BATCH, 2 * BATCH))
         await scene.until_done([number for number in range(2 * BATCH) if number not in deleted])
         assert await scene.told(deleted) == {"gone": len(deleted)}
-
-
-def as_array(stored: bytes) -> list[Any]:
-    """A job that waits for its first run, from the fixed layout."""
-    status, priority, queue, name, _, seq, created, extras = struct.unpack_from(">BbIIQ6sQH", stored)
-    payload = stored[struct.calcsize(">BbIIQ6sQH") + extras + 4 :]
-    return [status, queue, name, priority, int.from_bytes(seq), created, False, payload]
-
-
-@pytest.mark.parametrize("field", ["queue", "name", "priority", "seq", "due_at", "claim", "expires_at", "key", "joins", "errors"])
-async def test_a_job_one_of_whose_fields_is_of_a_wrong_type_stops_nobody(scene: Scene, client: redis.Redis, field: str) -> None:
-    """What was written there comes back as it may: the others are done."""
-    await scene.send(range(BATCH))
-    key = PREFIX + b"j:" + bytes.fromhex(scene.handles[0].id.replace("-", ""))
-    whole = client.get(key)
-    assert isinstance(whole, bytes)
-    job = as_array(whole)
-    place = FIELDS.index(field)
-    job += [False] * (place + 1 - len(job))
-    job[place] = {b"not": [b"ours"]}
-    client.set(key, msgpack.packb(job, use_bin_type=False) or b"")
-    async with scene.worker():
-        await scene.until_done(range(1, BATCH))
-        await scene.send(range(BATCH, 2 * BATCH))
-        await scene.until_done(range(BATCH, 2 * BATCH))

@@ -89,6 +89,19 @@ async def test_a_large_payload_costs_two_commands_more(world: World, client: red
     assert {name: commands for name, (_, commands) in whole.items() if commands > most[name]} == {}
 
 
+async def test_a_large_result_costs_three_commands_more(world: World, client: redis.Redis) -> None:
+    """One that brings it and two that keep it; one looks whether all are there."""
+    session = await world.a_session(ttl=1_000.0)
+    await add(world, 2 * BATCH + 1)
+    leases = await world.claim(session)
+    await world.settle(*(succeeded(lease) for lease in leases[BATCH:]))
+    few = await commands_of(client, lambda: world.settle(succeeded(leases[0], bytes(10_000))))
+    many = await commands_of(client, lambda: world.settle(*(succeeded(lease, bytes(10_000)) for lease in leases[1:BATCH])))
+    assert few[0] == many[0] == 1
+    assert few[1] <= MOST["settle"] + 4
+    assert many[1] <= MOST["settle"] + 1 + 3 * BATCH
+
+
 MOST: Final = {"enqueue": 12 + 5, "claim": 24, "settle": 14, "upkeep": 40}
 
 

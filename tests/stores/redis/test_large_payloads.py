@@ -108,7 +108,7 @@ async def test_no_job_is_there_without_its_payload(world: World, monkeypatch: py
     envelopes = [world.an_envelope(), world.an_envelope(payload=LARGE, **fields)]
     with monkeypatch.context() as patch:
         patch.setattr(LargePayloads, "ahead", lambda self, large: [])
-        with pytest.raises(BrokerUnavailable, match="has lost a payload before its job was there: send it again"):
+        with pytest.raises(BrokerUnavailable, match="lost a payload before its job was stored: send it again"):
             await world.enqueue(*envelopes)
     assert [await world.read(envelope) for envelope in envelopes] == [None, None]
     assert await world.enqueue(*envelopes) == [Added(envelope.id) for envelope in envelopes]

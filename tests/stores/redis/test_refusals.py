@@ -60,7 +60,7 @@ def locked() -> Iterator[RedisServer]:
 
 
 def test_an_unknown_user(locked: RedisServer, cli: Cli) -> None:
-    exits_by_broker(cli, f"redis://app:{WRONG}@{HOST}:{locked.port}/0", f"{HOST}:{locked.port} does not take this user and password")
+    exits_by_broker(cli, f"redis://app:{WRONG}@{HOST}:{locked.port}/0", f"{HOST}:{locked.port} rejects this user and password")
 
 
 @contextmanager
@@ -119,7 +119,7 @@ def id_of(scene: Scene, number: int) -> bytes:
 def test_a_user_who_may_not_do_what_is_needed(denied: str, cli: Cli) -> None:
     """Told at the start, not by a worker that does nothing."""
     with with_user(*OF_THE_PAGE, denied) as url:
-        exits_by_broker(cli, url, "does not let this user do what taskflow needs.*configure-a-broker")
+        exits_by_broker(cli, url, "denies this user rights that taskflow needs.*configure-a-broker")
 
 
 @pytest.mark.parametrize("found", redis_binaries(), ids=lambda found: found.name)
@@ -129,7 +129,7 @@ async def test_every_kind_of_server_says_what_a_user_may_not_do(found: Found, de
     with with_user(*OF_THE_PAGE, denied, binary=found.path) as url:
         for _ in range(2):
             broker = connect(url)
-            with pytest.raises(BrokerRefused, match="does not let this user do what taskflow needs"):
+            with pytest.raises(BrokerRefused, match="denies this user rights that taskflow needs"):
                 await broker.read([bytes(16)])
             await broker.close()
 
@@ -234,6 +234,6 @@ def test_a_store_that_another_version_keeps_in_another_layout(server: RedisServe
     """It is left alone, and the message says what to do; another namespace of the same server is another store."""
     with server.client() as client:
         client.hset("{taskflow:0}:meta", "layout", 99)
-        exits_by_broker(cli, server.url, r"another version of taskflow under \{taskflow:0\}:", r"layout 99", r"namespace=")
+        exits_by_broker(cli, server.url, r"another version of taskflow under \{taskflow:0\}:", r"layout is 99", r"namespace=")
         assert client.keys("*") == [b"{taskflow:0}:meta"]
     cli("queues", "--broker", f"{server.url}?namespace=other")

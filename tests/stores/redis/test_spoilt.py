@@ -100,6 +100,10 @@ DECIDED: Final = {
     "crashes that are a text": ("crashes", b"many"),
     "an expiry that is a list": ("expires_at", [1]),
     "one field too many": ("spoilt", b"\xc1"),
+    **{
+        f"a map for its {field}": (field, {b"not": [b"ours"]})
+        for field in ("queue", "name", "priority", "seq", "due_at", "claim", "expires_at", "key", "joins", "errors")
+    },
 }
 """Fields that scripts decide by."""
 
@@ -127,30 +131,34 @@ async def test_a_job_that_no_script_can_move_is_set_aside_as_failed(world: World
     assert client.exists(key(world, "bad:j:", spoilt.id)) == 0
 
 
-WHOLE: Final = {
+WHOLE: Final[dict[str, Any]] = {
     "empty": b"",
     "no msgpack": b"\xc1",
     "a map": b"\x81\xa1a\xa1b",
+    "a number": b"\x07",
+    "an array of texts": b"\x92\xa1a\xa1b",
     "cut off": b"\x02\x00\x00\x00",
+    "cut short": lambda whole: whole[:20],
+    "too long": lambda whole: whole + b"x",
     "eighty megabytes": 80_000_000,
     "of another type": None,
 }
 
 
 @pytest.mark.parametrize("stored", WHOLE.values(), ids=WHOLE)
-async def test_a_record_that_is_none_is_set_aside_by_whichever_verb_finds_it(
-    world: World, client: redis.Redis, stored: bytes | int | None
-) -> None:
+async def test_a_record_that_is_none_is_set_aside_by_whichever_verb_finds_it(world: World, client: redis.Redis, stored: Any) -> None:
     sound = await world.running()
     for find in ("claim", "read", "browse", "cancel", "retry", "purge"):
         spoilt = await world.add()
-        client.delete(key(world, "j:", spoilt.id))
+        record = key(world, "j:", spoilt.id)
+        whole = client.get(record)
+        client.delete(record)
         if stored is None:
-            client.hset(key(world, "j:", spoilt.id), "not", "ours")
+            client.hset(record, "not", "ours")
         elif isinstance(stored, int):
-            client.setrange(key(world, "j:", spoilt.id), stored - 1, b"\0")
+            client.setrange(record, stored - 1, b"\0")
         else:
-            client.set(key(world, "j:", spoilt.id), stored)
+            client.set(record, stored(whole) if callable(stored) else stored)
         if find == "claim":
             assert await world.claim(await world.a_session()) == []
         elif find == "browse":
@@ -539,6 +547,6 @@ async def test_what_is_mended_is_logged_in_plain_words(world: World, client: red
 
     said = "\n".join(record.getMessage() for record in caplog.records)
     assert f"the record of job {id_text(spoilt.id)} cannot be read (status: " in said
-    assert "something else has changed: the counts of jobs have been lost; " in said
-    assert "something else has changed: Operation against a key holding the wrong kind of value; " in said
+    assert "another program has changed: the counts of jobs have been lost; " in said
+    assert "another program has changed: Operation against a key holding the wrong kind of value; " in said
     assert "user_script" not in said

@@ -83,7 +83,7 @@ async def test_what_is_of_another_kind_is_refused(broker: SqliteBroker, path: Pa
     """A pipe would keep whoever opens it waiting."""
     os.mkfifo(path.with_name(path.name + ending))
 
-    with pytest.raises(BrokerRefused, match=r"is no (plain file|folder)"):
+    with pytest.raises(BrokerRefused, match=r"is not a (regular file|folder)"):
         await broker.enqueue([an_envelope()])
 
 

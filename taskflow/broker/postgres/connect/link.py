@@ -18,7 +18,7 @@ from taskflow.model import wording
 from taskflow.model.errors import BrokerError, BrokerUnavailable
 
 MOST_CONNECTIONS: Final = 8
-"""Connections in use by one loop at a time. Further calls wait for one of them."""
+"""The maximum number of connections that one loop uses at a time. Further calls wait."""
 
 MOST_TRIES: Final = 5
 
@@ -26,12 +26,11 @@ MOST_TRIES: Final = 5
 class Link:
     """Reuses connections. A connection that failed, or was left in the middle of an answer, is dropped.
 
-    Of several addresses it prefers the one that was the primary's last. If another one becomes the primary, it drops connections to the
-    rest.
+    Of several addresses it prefers the last primary. If another address becomes the primary, connections to the others are dropped.
     """
 
     def __init__(self, server: PostgresTarget, before_the_end: Callable[[], Awaitable[None]] | None = None, *, schema: str = "") -> None:
-        """`before_the_end` is awaited when the loop ends, while there are still connections; `schema` is for messages."""
+        """`before_the_end` is awaited when the loop ends, while connections are still open; `schema` is for messages."""
         self.server = server
         self._schema = schema
         self._before_the_end = before_the_end
@@ -45,11 +44,11 @@ class Link:
         self._end: AsyncGenerator[None] | None = None
 
     async def fetch(self, statement: str, *arguments: Any, within: float = ANSWER_WITHIN) -> list[asyncpg.Record]:
-        """Return the rows of a statement. It may be sent twice, as any verb may."""
+        """Return the rows of a statement. It may be sent twice, like any verb."""
         try:
             return await self._fetch(statement, arguments, within)
         except ERRORS as error:
-            if isinstance(error, ValueError):  # a value that the column's type cannot express: no store will ever take it
+            if isinstance(error, ValueError):  # the column's type cannot express this value, so no store will ever accept it
                 raise
             raise self.in_our_words(error) from error
 
@@ -67,7 +66,7 @@ class Link:
         return in_our_words(error, str(self.server), self._schema, self.server.user)
 
     async def open(self, *, for_listening: bool = False) -> asyncpg.Connection:
-        """Return a connection for the caller alone, who must drop it."""
+        """Return a connection for the exclusive use of the caller, who must drop it."""
         if self._is_closed:
             raise BrokerUnavailable(wording.CLOSED)
         if self._end is None:
@@ -84,13 +83,13 @@ class Link:
         return connection
 
     def lay_down(self, connection: asyncpg.Connection) -> None:
-        """Take in a connection that was opened for a caller and is unchanged, for any other call. Not if there are several addresses:
-        another one may be the primary by now."""
+        """Make an unchanged connection, opened for one caller, available to others. Not if there are several addresses: another one may be
+        the primary by now."""
         if not self._is_closed and not self.server.others:
             self._idle.append(connection)
 
     def has(self, connection: asyncpg.Connection) -> bool:
-        """Return True if the connection is here, unused."""
+        """Return True if the connection is here and unused."""
         return connection in self._idle
 
     async def close(self) -> None:
@@ -111,7 +110,7 @@ class Link:
                     return rows
                 except ERRORS as error:
                     if is_read_only(error):
-                        self._drop_idle()  # no longer a primary: the other connections lead to the same server
+                        self._drop_idle()  # no longer a primary, and the other connections lead to the same server
                     is_to_be_tried = (
                         is_cut(error)
                         or is_stale(error)
@@ -121,12 +120,14 @@ class Link:
                     if tries == MOST_TRIES or not is_to_be_tried:
                         raise
                     if is_lost(error) or is_stale(error):
-                        self._drop_idle()  # the server was away, or migrated: the other connections are gone or stale too
+                        self._drop_idle()  # the server was away or migrated, so the other connections are gone or stale too
         raise AssertionError("unreachable")
 
     async def _take_up(self, statement: str, last: asyncpg.Connection | None = None) -> asyncpg.Connection:
-        """Return `last` if it is idle; else a connection that has run the same statement, and few others. A session plans all that a
-        statement calls at its first run, which takes the server ten times as long as the call itself."""
+        """Return `last` if it is idle, else a connection that has run the same statement and few others. A session plans the statement at
+        its first run,
+        which takes the server ten times as long as the call itself.
+        """
         while self._idle:
             connection = last if last in self._idle else min(self._idle, key=partial(self._strangeness, statement))
             self._idle.remove(connection)
@@ -170,7 +171,7 @@ class Link:
         return sorted(self.server.places, key=lambda place: place != self._primary)
 
     def _move_to(self, place: Address) -> None:
-        """Use another address from now on. Listeners elsewhere would get no notifications from there."""
+        """Use another address from now on. Listeners at other addresses would get no notifications from it."""
         self._primary = place
         self._drop_idle()
         for connection in list(self._listening):
@@ -181,7 +182,8 @@ class Link:
             drop(self._idle.pop())
 
     async def _until_the_loop_ends(self) -> AsyncGenerator[None]:
-        """Close all connections when the loop ends: asyncio.run() and its like finish asynchronous generators before they close a loop."""
+        """Close all connections when the loop ends: asyncio.run() and similar functions finish asynchronous generators before they close a
+        loop."""
         try:
             yield
         finally:

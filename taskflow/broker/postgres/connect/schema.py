@@ -20,14 +20,14 @@ from taskflow.model.rules import Rules
 OLDEST_SERVER: Final = 140_000
 
 MADE_WITHIN: Final = 30.0
-"""Seconds for the first use, including a migration. A longer migration is for `taskflow migrate`, which has no limit."""
+"""Seconds for the first use, including a migration. A longer migration needs `taskflow migrate`, which has no limit."""
 
 
 async def prepare(link: Link, schema: str, rules: Rules, *, migrates: bool) -> None:
-    """Leave a schema that this version can work with.
+    """Create, migrate or check the schema, so that this version can work with it.
 
     Raises BrokerRefused if a newer version made it, if the server is too old, if a role that is not trusted could change it, or if a
-    migration is pending and `migrates` is false.
+    migration is pending and `migrates` is False.
     """
     async with _opened(link, within=MADE_WITHIN) as connection:
         found = await _look(connection, link, schema)
@@ -35,7 +35,7 @@ async def prepare(link: Link, schema: str, rules: Rules, *, migrates: bool) -> N
         if found.migrations:
             await _upgrade(connection, link, schema, rules)
         else:
-            link.lay_down(connection)  # the first verb would open another one, which takes 3 ms of a worker's start, and load all again
+            link.lay_down(connection)  # the first verb reuses it: a new one takes 3 ms of a worker's start, and loads everything again
 
 
 async def pending(link: Link, schema: str) -> Upgrade:
@@ -53,7 +53,8 @@ async def _upgrade(connection: asyncpg.Connection, link: Link, schema: str, rule
 
 
 async def _look(connection: asyncpg.Connection, link: Link, schema: str) -> Upgrade:
-    """Check the schema, in a transaction without the role's or the database's limits: the first statements of a connection take longest."""
+    """Check the schema, in a transaction without the limits of the role or the database: the first statements of a connection take
+    longest."""
     place = str(link.server)
     await connection.execute("BEGIN; SET LOCAL idle_in_transaction_session_timeout = 0; SET LOCAL statement_timeout = 0")
     await ownership.check(connection, schema, place, link.server.owner)

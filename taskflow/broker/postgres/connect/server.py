@@ -1,4 +1,4 @@
-"""The address of a server, and how to connect to it."""
+"""The address of a server, and connecting to it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from taskflow.broker.postgres.refusals import ERRORS, Unsuitable, may_pass, of_c
 log: Final = logging.getLogger("taskflow")
 
 ANSWER_WITHIN: Final = 4.0
-"""Seconds for one statement. Less than an application's patience with an enqueue (5 s), so that its error comes from here."""
+"""Seconds for one statement. Shorter than the default `enqueue_timeout` (5 s), so that this error is raised first."""
 
 CONNECT_WITHIN: Final = 3.0
 """Seconds to connect, however many addresses there are."""
@@ -49,10 +49,10 @@ class Address(NamedTuple):
 class PostgresTarget(msgspec.Struct, frozen=True, kw_only=True):
     """One database. `password` is never shown.
 
-    `others`     further addresses if there are standbys: one of all is the primary's, and which one may change
-    `listen_at`  where to listen for wake-ups if the rest goes through a pooler that loses them; of several addresses the primary's
+    `others`     further addresses if there are standbys: one of all is the primary, and this may change
+    `listen_at`  where to listen for wake-ups if the other connections use a pooler that loses them; of several addresses, the primary's
     `tls`        "disable", "prefer", "require", "verify-ca" or "verify-full", as in libpq
-    `is_pooled`  a pooler in between takes no prepared statements
+    `is_pooled`  True if a pooler in between does not support prepared statements
     `owner`      a role that is trusted with the schema, besides those that `ownership` lists
     """
 
@@ -68,7 +68,7 @@ class PostgresTarget(msgspec.Struct, frozen=True, kw_only=True):
     is_pooled: bool = False
     owner: str | None = None
 
-    def __rich_repr__(self) -> list[tuple[str, Any]]:  # the default repr of the struct shows the password
+    def __rich_repr__(self) -> list[tuple[str, Any]]:  # the struct's default repr would show the password
         return [("at", str(self))]
 
     def __repr__(self) -> str:
@@ -86,7 +86,7 @@ class PostgresTarget(msgspec.Struct, frozen=True, kw_only=True):
         return self.listen_at or self.places
 
     async def connect(self, places: Sequence[Address]) -> tuple[asyncpg.Connection, Address]:
-        """Connect to the only address, or to the primary, beginning with the likeliest one. Return the connection and its address."""
+        """Connect to the only address, or to the primary, trying the likeliest first. Return the connection and its address."""
         if len(places) == 1:
             return await self._connect_to(places[0]), places[0]
         return await _Search(self, places).run()
@@ -114,7 +114,7 @@ class PostgresTarget(msgspec.Struct, frozen=True, kw_only=True):
             )
         except ERRORS as error:
             raise of_connecting(error, self.tls, CONNECT_WITHIN) from error
-        with contextlib.suppress(AttributeError, LookupError):  # a driver that does it otherwise asks
+        with contextlib.suppress(AttributeError, LookupError):  # other versions of the driver query the types
             connection.get_settings().register_data_types(_ARRAYS)
         return connection
 
@@ -131,7 +131,7 @@ class PostgresTarget(msgspec.Struct, frozen=True, kw_only=True):
 
 @cache
 def _checked_by_the_system() -> ssl.SSLContext:
-    """Return a TLS context with the machine's authorities. Made once: reading them takes longer than connecting."""
+    """Return a TLS context with the machine's authorities. It is created once, because reading them takes longer than connecting."""
     return ssl.create_default_context()
 
 
@@ -162,16 +162,16 @@ def drop(connection: asyncpg.Connection) -> None:
 
 
 def is_only_read(connection: asyncpg.Connection) -> bool:
-    """Return True if the server said, with its last answer, that it is read-only: what was read there may be long out of date."""
+    """Return True if the server's last answer said that it is read-only. Anything read there may be long out of date."""
     settings = connection.get_settings()
     return "on" in (getattr(settings, "default_transaction_read_only", ""), getattr(settings, "in_hot_standby", ""))
 
 
 class _Search:
-    """Find the primary among several addresses.
+    """Finds the primary among several addresses.
 
-    Each address gets a head start before the next is tried beside it, so that one that does not answer costs only a fraction of the
-    patience. The driver would try one after the other, and never reach the second.
+    Each address gets a head start before the next one is tried in parallel, so that one that does not answer costs only a fraction of the
+    time. The driver tries them in sequence, and would never reach the second.
     """
 
     def __init__(self, server: PostgresTarget, places: Sequence[Address]) -> None:
@@ -201,7 +201,7 @@ class _Search:
             self._trying[asyncio.create_task(self._server.connect_to_primary(place))] = place
 
     async def _first_to_succeed(self) -> tuple[asyncpg.Connection, Address] | None:
-        """Return the first connection. Return None if another address should be tried."""
+        """Return the first connection, or None if another address should be tried."""
         timeout = self._head_start if self._untried else None
         done, _ = await asyncio.wait(self._trying, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
@@ -213,7 +213,7 @@ class _Search:
         return None
 
     def _failure(self) -> Exception:
-        """Combine the errors: if all addresses refuse, the call is refused; if one may soon work, the store is away."""
+        """Combine the errors. If all addresses refuse, the call is refused. If one may soon work, the store is unavailable."""
         failures = list(self._failures.values())
         if not self._trying and not any(may_pass(error) for error in failures):
             return failures[0]

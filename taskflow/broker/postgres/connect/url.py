@@ -1,4 +1,4 @@
-"""Parses the server out of a broker URL."""
+"""Reads the server from a broker URL."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ def server_of(parts: SplitResult, options: Mapping[str, str]) -> PostgresTarget:
     """Return the database of ``postgresql://user:password@host:5432/app?tls=require``. Raises BrokerUrlError, which shows no password."""
     tls = options.get("tls", "verify-full" if "tls_ca" in options else "prefer")
     if tls not in _TLS:
-        raise BrokerUrlError(f"broker URL has tls={tls!r}: it is one of {', '.join(_TLS)}")
+        raise BrokerUrlError(f"broker URL has tls={tls!r}: expected one of {', '.join(_TLS)}")
     if tls == "verify-ca" and "tls_ca" not in options:
         raise BrokerUrlError(
-            "broker URL has tls=verify-ca without tls_ca=, a file of authorities: with those of the system use verify-full"
+            "broker URL has tls=verify-ca without tls_ca=, a file of authorities; to use the system's, write tls=verify-full"
         )
     pooled = options.get("pooled", "0")
     if pooled not in ("0", "1"):
-        raise BrokerUrlError(f"broker URL has pooled={pooled!r}: it is 0 or 1")
-    if "@" in parts.path:  # a part of the password may have been taken for an address
-        raise BrokerUrlError(f"broker URL has an '@' behind its address; {IN_PASSWORDS}")
+        raise BrokerUrlError(f"broker URL has pooled={pooled!r}: expected 0 or 1")
+    if "@" in parts.path:  # the URL parser may have taken a part of the password for an address
+        raise BrokerUrlError(f"broker URL has an '@' after its address; {IN_PASSWORDS}")
     first, *others = _places(parts.netloc.rpartition("@")[2])
     return PostgresTarget(
         host=first.host,
@@ -47,24 +47,24 @@ def server_of(parts: SplitResult, options: Mapping[str, str]) -> PostgresTarget:
 
 
 def _places(text: str) -> list[Address]:
-    """Parse ``db1:5432,db2`` or ``[::1]:5432``. Messages do not repeat it: if the password has a '/', it is a part of that."""
+    """Parse ``db1:5432,db2`` or ``[::1]:5432``. Messages do not repeat it, because it may be part of a password with a '/'."""
     hosts = [_split(host) for host in text.split(",")]
     if len(hosts) > 1 and not all(host for host, _ in hosts):
-        raise BrokerUrlError(f"broker URL has a list of hosts with an empty one: it reads like db1:5432,db2:5432; {IN_PASSWORDS}")
+        raise BrokerUrlError(f"broker URL has an empty host in its list: expected hosts such as db1:5432,db2:5432; {IN_PASSWORDS}")
     return [Address(host or "localhost", _port(port) if port else DEFAULT_PORT) for host, port in hosts]
 
 
 def _split(text: str) -> tuple[str, str]:
-    """Return host and port as they are written."""
+    """Return host and port as written."""
     found = _HOST.fullmatch(unquote(text))
     if found is None:
-        raise BrokerUrlError(f"broker URL has a malformed host, or a port that is no number up to 65535; {IN_PASSWORDS}")
+        raise BrokerUrlError(f"broker URL has a malformed host, or a port that is not a number up to 65535; {IN_PASSWORDS}")
     return found["bracketed"] or found["plain"] or "", found["port"] or ""
 
 
 def _port(text: str) -> int:
     if int(text) > _HIGHEST_PORT:
-        raise BrokerUrlError(f"broker URL has a port that is no number up to 65535; {IN_PASSWORDS}")
+        raise BrokerUrlError(f"broker URL has a port that is not a number up to 65535; {IN_PASSWORDS}")
     return int(text)
 
 
@@ -72,5 +72,5 @@ def _listen(text: str) -> tuple[Address, ...]:
     found = [_HOST.fullmatch(host) for host in text.split(",")]
     places = [(host["bracketed"] or host["plain"], host["port"]) for host in found if host is not None]
     if len(places) < len(found) or not all(host and port and int(port) <= _HIGHEST_PORT for host, port in places):
-        raise BrokerUrlError(f"broker URL has listen={text!r}: it is a host and a port, as in listen=db.internal:5432, or several of them")
+        raise BrokerUrlError(f"broker URL has listen={text!r}: expected one or more hosts with ports, as in listen=db.internal:5432")
     return tuple(Address(host, int(port)) for host, port in places)

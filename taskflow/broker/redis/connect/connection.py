@@ -1,7 +1,7 @@
 """One connection to a server, for commands or for a subscription.
 
-The driver opens it, with its addresses, passwords and TLS. From then on, if hiredis is installed, this module packs commands and parses
-replies directly on the transport. The driver's streams would double the time of a process that sends one command at a time.
+The driver opens it, including addresses, passwords and TLS. If hiredis is installed, this module then packs commands and parses replies
+directly on the transport. With the driver's streams, a process that sends one command at a time would need twice as long.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ class DriverConnection:
         self.is_lost = False
 
     async def ask(self, commands: Sequence[Command], within: float, most: int | None = None) -> list[Any]:
-        """Return a reply for each command; an error of the server is a reply. Raise any other error, TimeoutError after `within` seconds.
+        """Return a reply for each command; an error of the server is a reply. Raise any other error, and TimeoutError after `within`
+        seconds.
 
         After such an error the connection is lost. With `most`, raise TooLong as soon as more bytes arrive. The driver's parser cannot stop
         there, so it raises TooLong at once.
@@ -99,7 +100,7 @@ class DriverSubscription:
         self._on_message = on_message
 
     async def subscribe(self, *channels: bytes) -> None:
-        """Return when the server has confirmed."""
+        """Return when the server has confirmed the subscription."""
         await self.send("SUBSCRIBE", *channels)
         for _ in channels:
             await self._connection.read_response(disable_decoding=True)
@@ -110,7 +111,7 @@ class DriverSubscription:
             self._on_message(await self._connection.read_response(disable_decoding=True))
 
     async def send(self, *command: Any) -> None:
-        """Send a command. Its reply goes to `on_message`, as every message does."""
+        """Send a command. Its reply is passed to `on_message`, like every message."""
         await self._connection.send_command(*command, check_health=False)
 
     async def drop(self) -> None:
@@ -123,7 +124,7 @@ _UNFINISHED: Final = object()
 
 
 class _Direct(asyncio.Protocol, ABC):
-    """Takes the transport over from the driver's streams, which it still informs of the end.
+    """Takes the transport over from the driver's streams, which it still notifies of the end.
 
     `_take` is called with each reply, `_fail` with the error that ended the connection.
     """
@@ -150,7 +151,7 @@ class _Direct(asyncio.Protocol, ABC):
         try:
             while (reply := self._reader.gets()) is not _UNFINISHED:
                 self._take(reply)
-        except exceptions.RedisError as error:  # not a reply: what follows cannot be parsed either
+        except exceptions.RedisError as error:  # not a reply, so what follows cannot be parsed either
             self._fail(error)
             self._transport.abort()
 

@@ -41,12 +41,12 @@ class ConnectionPool:
         """Run a script, and return its reply.
 
         `ahead`    commands to send before it in the same write; if one fails, the call fails
-        `on_disk`  wait until the server has written the changes to disk; raise BrokerUnavailable if that takes long
+        `on_disk`  wait until the server has written the changes to disk; raise BrokerUnavailable if that takes too long
         """
         after = (_ON_DISK,) if on_disk else ()
         try:
             return await self._ask((*ahead, ("EVALSHA", script.sha, 1, *arguments), *after), within)
-        except exceptions.NoScriptError:  # after a restart or SCRIPT FLUSH: EVAL loads the script again
+        except exceptions.NoScriptError:  # after a restart or SCRIPT FLUSH, EVAL loads the script again
             return await self._ask_or_raise((*ahead, ("EVAL", script.text, 1, *arguments), *after), within)
         except ERRORS as error:
             raise broker_error(error, str(self.server)) from error
@@ -56,7 +56,7 @@ class ConnectionPool:
         return await self._ask_or_raise((command,), within, most=most)
 
     async def ask_each(self, commands: Sequence[Command], within: float = ANSWER_WITHIN) -> list[Any]:
-        """Return the reply to each command, None for a key of a wrong type."""
+        """Return the reply to each command, or None for a key of a wrong type."""
         replies = await self._ask_or_raise(commands, within, each=True)
         errors = [reply for reply in replies if isinstance(reply, Exception) and "WRONGTYPE" not in str(reply)]
         if errors:
@@ -70,7 +70,7 @@ class ConnectionPool:
             raise broker_error(error, str(self.server)) from error
 
     async def open(self) -> AbstractConnection:
-        """Return a new connection for the caller alone, who must drop it."""
+        """Return a new connection for the exclusive use of the caller, who must drop it."""
         if self._is_closed:
             raise BrokerUnavailable(wording.CLOSED)
         if self._end is None:
@@ -92,13 +92,13 @@ class ConnectionPool:
             await self._end.aclose()
 
     def abandon(self) -> None:
-        """Close without awaiting anything: the event loop is gone, or belongs to another process."""
+        """Close without awaiting anything: the event loop has ended, or belongs to another process."""
         self._is_closed = True
 
     # --- one command ------------------------------------------------------------------------------------------
 
     async def _ask(self, commands: Sequence[Command], within: float, *, each: bool = False, most: int | None = None) -> Any:
-        """Return the reply to the last command before WAITAOF, or to `each`.
+        """Return the reply to the last command before WAITAOF, or with `each` the replies to all.
 
         If the connection was cut meanwhile, send once more on a new one: every verb may be sent twice.
         """
@@ -131,7 +131,8 @@ class ConnectionPool:
         return reply
 
     async def _until_the_loop_ends(self) -> AsyncGenerator[None]:
-        """Close all connections when the loop ends: asyncio.run() and its like finish asynchronous generators before they close a loop."""
+        """Close all connections when the loop ends: asyncio.run() and similar functions finish asynchronous generators before they close a
+        loop."""
         try:
             yield
         finally:
@@ -141,7 +142,8 @@ class ConnectionPool:
 
 
 def _is_cut(error: Exception) -> bool:
-    """Return True if the connection was probably gone before the command reached the server: neither an answer nor a timeout."""
+    """Return True if the connection was probably gone before the command reached the server: the error is neither an answer nor a
+    timeout."""
     is_answer = isinstance(error, exceptions.ResponseError | exceptions.AuthenticationError | exceptions.BusyLoadingError)
     is_silence = isinstance(error, TimeoutError | exceptions.TimeoutError)
     return not is_answer and not is_silence
@@ -158,5 +160,5 @@ def _reply_among(commands: Sequence[Command], replies: list[Any]) -> Any:
     if commands[-1] is not _ON_DISK:
         return replies[-1]
     if not replies[-1][0]:
-        return BrokerUnavailable(f"the server has not written it to its disk within {ON_DISK_WITHIN / 1000:g} s")
+        return BrokerUnavailable(f"the server did not write the changes to its disk within {ON_DISK_WITHIN / 1000:g} s")
     return replies[-2]

@@ -20,7 +20,7 @@ from taskflow.model.errors import BrokerRefused, BrokerUrlError
 from taskflow.model.wording import IN_PASSWORDS
 
 ANSWER_WITHIN: Final = 3.0
-"""Seconds for one command. Less than the timeout of an enqueue (5 s), which can so be sent once more."""
+"""Seconds for one command. Short enough to send it again within the default `enqueue_timeout` (5 s)."""
 
 CONNECT_WITHIN: Final = 2.0
 
@@ -34,8 +34,9 @@ _KEEPALIVE: Final = {
 
 
 def _about() -> dict[str, Any]:
-    """Return the name and version for CLIENT LIST. For each connection, the driver would parse its distribution's metadata, which blocks
-    the event loop for some milliseconds."""
+    """Return the name and version for CLIENT LIST. The driver would parse its distribution's metadata for each connection, which blocks the
+    event loop for some milliseconds.
+    """
     try:
         from redis.driver_info import DriverInfo  # newer versions of the driver
     except ImportError:
@@ -49,10 +50,10 @@ _ABOUT: Final = _about()
 class RedisTarget(msgspec.Struct, frozen=True, kw_only=True):
     """One server. `password` is never shown.
 
-    `path`      of a unix socket, instead of host and port
-    `tls`       speak TLS; `ca_file`, `cert_file`, `key_file` as paths; `check_hostname` and the certificate's chain unless told otherwise
-    `fsync`     every enqueue waits until the server has it on its disk (WAITAOF)
-    `evicting`  start although the server evicts keys when its memory is full, and with them jobs
+    `path`      a unix socket, instead of host and port
+    `tls`       use TLS; `ca_file`, `cert_file`, `key_file` are paths; `check_hostname` False disables the check of the host name
+    `fsync`     every enqueue waits until the server has written it to disk (WAITAOF)
+    `evicting`  accept a server that evicts keys, and with them jobs, when its memory is full
     """
 
     host: str = "localhost"
@@ -69,11 +70,11 @@ class RedisTarget(msgspec.Struct, frozen=True, kw_only=True):
     fsync: bool = False
     evicting: bool = False
 
-    def __rich_repr__(self) -> list[tuple[str, Any]]:  # the struct's own has the password too
+    def __rich_repr__(self) -> list[tuple[str, Any]]:  # the struct's default repr would show the password
         return [("at", str(self))]
 
     def __repr__(self) -> str:
-        user = f" as {self.username!r}" if self.password else ""  # a name alone is more often a password in the wrong place
+        user = f" as {self.username!r}" if self.password else ""  # a user without a password is often a password in the wrong place
         return f"<RedisTarget {self} {self.db}{user}>"
 
     def __str__(self) -> str:
@@ -82,8 +83,10 @@ class RedisTarget(msgspec.Struct, frozen=True, kw_only=True):
     def connection(self) -> AbstractConnection:
         """Return a connection that is not connected yet.
 
-        No retries: the driver would resend a command up to ten times, and a script could run twice. The pool resends, where it is safe.
-        No timeouts: the pool limits a command as a whole. RESP2: it parses strings, numbers and arrays fastest, and scripts return these.
+        The driver does not retry, because it would resend a command up to ten times, and a script could run twice. The pool resends where
+        it is
+        safe. There are no timeouts, because the pool limits a command as a whole. RESP2 is parsed fastest for the replies that scripts
+        return.
         """
         common: dict[str, Any] = {
             "db": self.db,
@@ -114,7 +117,7 @@ class RedisTarget(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def _check_files(self) -> None:
-        """Raise if a file is missing: the driver would report a missing server."""
+        """Raise if a file is missing, because the driver would report a missing server."""
         for file in (self.ca_file, self.cert_file, self.key_file):
             if file is not None and not os.path.isfile(file):
                 raise BrokerRefused(f"no TLS with Redis at {self.host}:{self.port}: the broker URL names {file}, which is not a file")
@@ -126,7 +129,7 @@ class RedisTarget(msgspec.Struct, frozen=True, kw_only=True):
 def server_of(parts: SplitResult, options: Mapping[str, str]) -> RedisTarget:
     """Return the server of ``redis://user:password@host:6379/0?durability=fsync``. Raise BrokerUrlError, which shows no password."""
     if parts.scheme != "rediss" and (tls := next((name for name in options if name.startswith("tls_")), None)):
-        raise BrokerUrlError(f"broker URL has {tls}= without TLS: it begins with rediss://")
+        raise BrokerUrlError(f"broker URL has {tls}= without TLS: write rediss://")
     return RedisTarget(
         host=parts.hostname or "localhost",
         port=_port(parts),
@@ -144,20 +147,20 @@ def server_of(parts: SplitResult, options: Mapping[str, str]) -> RedisTarget:
 
 
 def _port(parts: SplitResult) -> int:
-    with suppress(ValueError):  # its message may quote a part of the password, so it is not the cause of our error
+    with suppress(ValueError):  # its message may quote a part of the password, so it is not kept as the cause
         return 6379 if parts.port is None else parts.port
-    raise BrokerUrlError(f"broker URL has a port that is no number up to 65535; {IN_PASSWORDS}")
+    raise BrokerUrlError(f"broker URL has a port that is not a number up to 65535; {IN_PASSWORDS}")
 
 
 def _db(path: str) -> int:
     number = path.strip("/")
     if number and not number.isdecimal():
-        raise BrokerUrlError(f"broker URL has a database that is no number, as in redis://localhost:6379/0; {IN_PASSWORDS}")
+        raise BrokerUrlError(f"broker URL has a database that is not a number, as in redis://localhost:6379/0; {IN_PASSWORDS}")
     return int(number or 0)
 
 
 def _choice(options: Mapping[str, str], name: str, allowed: tuple[str, ...], default: str) -> str:
     value = options.get(name, default)
     if value not in allowed:
-        raise BrokerUrlError(f"broker URL has {name}={value!r}: it is {' or '.join(allowed)}")
+        raise BrokerUrlError(f"broker URL has {name}={value!r}: expected {' or '.join(allowed)}")
     return value

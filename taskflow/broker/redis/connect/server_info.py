@@ -1,4 +1,4 @@
-"""What INFO reports about a server, and whether jobs are safe on it."""
+"""Reads what INFO reports about a server, and checks whether jobs are safe on it."""
 
 from __future__ import annotations
 
@@ -56,15 +56,15 @@ class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
         if self.role != "master":
             raise BrokerRefused(f"{self.name} at {place} is a read-only replica: name the primary in the broker URL")
         if self.is_cluster:
-            raise BrokerRefused(f"{self.name} at {place} is a node of a Cluster, which redis:// does not speak to")
+            raise BrokerRefused(f"{self.name} at {place} is a node of a Redis Cluster, which taskflow does not support")
         if self.evicts and not may_evict:
             raise BrokerRefused(
-                f"{self.name} at {place} has maxmemory-policy {self.policy}: when its memory is full it throws jobs away. "
+                f"{self.name} at {place} has maxmemory-policy {self.policy}: it deletes jobs when its memory is full. "
                 "Set it to noeviction, or add ?evicting=1 to the broker URL if jobs may be lost"
             )
 
     def findings(self, place: str, *, settings: dict[str, str], is_fsync: bool) -> list[Finding]:
-        """Return findings for `taskflow doctor`. `settings` holds what CONFIG GET returned: managed servers may return nothing."""
+        """Return findings for `taskflow doctor`. `settings` are from CONFIG GET, and may be empty on a managed server."""
         return [
             Finding("server", "ok" if self.version >= OLDEST else "problem", f"{self.name} at {place}"),
             self._eviction(),
@@ -75,14 +75,12 @@ class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     def _eviction(self) -> Finding:
         if self.evicts:
-            return Finding("eviction", "problem", f"maxmemory-policy is {self.policy}: a full server throws jobs away; set noeviction")
-        return Finding("eviction", "ok", f"maxmemory-policy is {self.policy}: a full server refuses new jobs, and loses none")
+            return Finding("eviction", "problem", f"maxmemory-policy is {self.policy}: a full server deletes jobs; set noeviction")
+        return Finding("eviction", "ok", f"maxmemory-policy is {self.policy}: a full server refuses new jobs and loses none")
 
     def _room(self) -> Finding:
         if not self.maxmemory:
-            return Finding(
-                "room", "note", f"{self.used_memory:,} bytes in use; there is no maxmemory, so that the system may kill a full server"
-            )
+            return Finding("room", "note", f"{self.used_memory:,} bytes in use; maxmemory is not set, so the system may kill the server")
         is_tight = self.used_memory > _LITTLE_ROOM * self.maxmemory
         return Finding("room", "problem" if is_tight else "ok", f"{self.used_memory:,} of {self.maxmemory:,} bytes in use")
 
@@ -90,33 +88,34 @@ class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
         if self.has_aof:
             how = settings.get("appendfsync", "everysec")
             if how == "always" or is_fsync:
-                return Finding(
-                    "persistence", "ok", f"append-only file, appendfsync {how}: what was answered to an enqueue survives a power cut"
-                )
+                return Finding("persistence", "ok", f"append-only file, appendfsync {how}: an answered enqueue survives a power failure")
             return Finding(
                 "persistence",
                 "note",
-                f"append-only file, appendfsync {how}: a power cut may lose the last second or more; see ?durability=fsync",
+                f"append-only file, appendfsync {how}: a power failure may lose the last second or more; see ?durability=fsync",
             )
         if settings.get("save", ""):
             return Finding(
-                "persistence", "problem", f"snapshots only (save {settings['save']}): a crash loses all since the last; set appendonly yes"
+                "persistence",
+                "problem",
+                f"snapshots only (save {settings['save']}): a crash loses everything since the last one; set appendonly yes",
             )
-        return Finding("persistence", "problem", "no append-only file: when the server ends, jobs end with it; set appendonly yes")
+        return Finding("persistence", "problem", "no append-only file: jobs are lost when the server stops; set appendonly yes")
 
     def _replication(self) -> Finding:
         if not self.replicas:
-            return Finding("replication", "note", "no replica: when the machine is lost, jobs are lost with it")
-        return Finding("replication", "ok", f"{self.replicas} replica(s); a failover may lose what they had not got yet")
+            return Finding("replication", "note", "no replica: jobs are lost with the machine")
+        return Finding("replication", "ok", f"{self.replicas} replica(s); a failover may lose changes that they have not received")
 
     @property
     def evicts(self) -> bool:
-        """Return True if the server may delete jobs. Policies of the kind volatile-* delete only keys that expire: ours are large payloads
-        that wait for their call, and without its payload a call has no effect."""
+        """Return True if the server may delete jobs. Policies of the kind volatile-* delete only keys that expire: in taskflow these are
+        large payloads and results that wait for their call, and without them a call has no effect.
+        """
         return self.policy.startswith("allkeys-")
 
     def lacking(self, place: str) -> BrokerError:
-        """Return the error for a payload that was sent ahead and was gone before its call."""
+        """Return the error for a payload that was sent ahead and was gone before its call arrived."""
         if self.maxmemory and self.policy != "noeviction":
             return full(place)
-        return BrokerUnavailable(f"Redis at {place} has lost a payload before its job was there: send it again")
+        return BrokerUnavailable(f"Redis at {place} lost a payload before its job was stored: send it again")

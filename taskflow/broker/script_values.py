@@ -1,0 +1,66 @@
+"""Verdicts and answers as the scripts of Redis and the functions of PostgreSQL exchange them: see `enqueue` and `settle` in Lua and SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, NamedTuple
+
+from taskflow.broker.protocol import Added, Refused
+from taskflow.model import verdict as verdicts
+from taskflow.model.clock import to_microseconds
+from taskflow.model.envelope import Envelope
+
+SUCCEEDED: Final = 1
+
+
+class VerdictParts(NamedTuple):
+    """`value` is a result, a reason, what a parked job waits for, or whether a hand-back counts; `after` is in microseconds."""
+
+    kind: int
+    value: bytes | str | bool | None = None
+    error: verdicts.RunError | None = None
+    after: int | None = None
+
+
+def parts_of(verdict: verdicts.Verdict) -> VerdictParts:
+    match verdict:
+        case verdicts.Succeeded(result):
+            return VerdictParts(SUCCEEDED, result)
+        case verdicts.Failed(error):
+            return VerdictParts(2, f"{error.type}: {error.message}", error)
+        case verdicts.Discarded(reason):
+            return VerdictParts(3, reason)
+        case verdicts.Cancelled(reason):
+            return VerdictParts(4, reason)
+        case verdicts.Retried(error, after):
+            return VerdictParts(5, None, error, to_microseconds(after))
+        case verdicts.Snoozed(after):
+            return VerdictParts(6, after=to_microseconds(after))
+        case verdicts.Parked(waiting_for, after):
+            return VerdictParts(7, waiting_for, after=to_microseconds(after))
+        case verdicts.HandedBack(counts):
+            return VerdictParts(8, counts)
+        case _:
+            raise TypeError(f"{verdict!r} is not a verdict that a store knows")
+
+
+def added_or_refused(envelope: Envelope, answer: bytes) -> Added | Refused:
+    match answer[:1]:
+        case b"i":
+            return Refused(envelope.id, envelope.id, "id")
+        case b"k":
+            return Refused(envelope.id, answer[1:], "key")
+        case _:
+            return Added(envelope.id, answer[1:] or None)
+
+
+async def settle_possible(
+    settle: Callable[[Sequence[verdicts.Settlement]], Awaitable[list[verdicts.Settled]]],
+    settlements: Sequence[verdicts.Settlement],
+    is_possible: Callable[[verdicts.Settlement], bool],
+) -> list[verdicts.Settled]:
+    """Settle those whose fence a store could have issued. The others are STALE, and their numbers may not fit into a column."""
+    if all(map(is_possible, settlements)):
+        return await settle(settlements)
+    answers = iter(await settle([settlement for settlement in settlements if is_possible(settlement)]))
+    return [next(answers) if is_possible(settlement) else verdicts.Settled.STALE for settlement in settlements]
