@@ -209,10 +209,10 @@ async def test_users_who_share_a_store_nudge_each_other(broker: SqliteBroker, pa
     for folder in [path.parent, *path.parent.parents]:
         if folder.owner() == "root" and folder != Path("/") and not folder.stat().st_mode & 0o001:
             folder.chmod(folder.stat().st_mode | 0o011)
-    await broker.enqueue([an_envelope()])
     path.parent.chmod(0o777)
-    for file in path.parent.glob("queue.db*"):
-        file.chmod(0o666)
+    path.touch()
+    path.chmod(0o666)  # and the files beside it follow
+    await broker.enqueue([an_envelope()])
     async with idle(path, 1) as [worker]:
         Path(f"{path}-wake").chmod(mode)
         for file in Path(f"{path}-wake").iterdir():
