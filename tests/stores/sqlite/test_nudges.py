@@ -8,7 +8,6 @@ import contextlib
 import os
 import shutil
 import signal
-import stat
 import subprocess
 import sys
 import textwrap
@@ -28,7 +27,7 @@ from taskflow.broker.sqlite.store_watch import StoreWatch
 from taskflow.broker.sqlite.wake_folder import WAITING, Listeners
 from taskflow.model.record import Status
 from taskflow.model.session import Beat
-from tests.stores.sqlite.support import NOBODY, Open, an_envelope, envelopes, registered, run_script, succeeded, unmeasured
+from tests.stores.sqlite.support import Open, an_envelope, envelopes, registered, run_script, succeeded, unmeasured
 
 IDLE = textwrap.dedent("""
     import asyncio, os, sys
@@ -186,39 +185,6 @@ async def test_a_folder_that_is_replaced_is_marked_anew(broker: SqliteBroker, op
         os.mkdir(f"{path}-wake", 0o700)
         await other.claim(session.id, 2, [], 1)
         assert [mark.state for mark in Listeners(files(path)).marks.values()] == [WAITING]
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="to become another user takes root")
-@pytest.mark.parametrize("mode", [0o777, 0o1777], ids=["a folder for all", "a sticky one"])
-async def test_users_who_share_a_store_nudge_each_other(broker: SqliteBroker, path: Path, mode: int) -> None:
-    """In a sticky folder nobody may rename another user's mark; its owner is nudged all the same."""
-    script = """
-        import asyncio, os, sys
-        from taskflow.broker.sqlite import SqliteBroker
-        from taskflow.model.envelope import Envelope
-
-        os.setuid(int(sys.argv[2]))
-
-        async def main():
-            broker = SqliteBroker(sys.argv[1])
-            await broker.enqueue([Envelope(id=os.urandom(16), job="work", payload=b"")])
-            await broker.close()
-
-        asyncio.run(main())
-    """
-    for folder in [path.parent, *path.parent.parents]:
-        if folder.owner() == "root" and folder != Path("/") and not folder.stat().st_mode & 0o001:
-            folder.chmod(folder.stat().st_mode | 0o011)
-    path.parent.chmod(0o777)
-    path.touch()
-    path.chmod(0o666)  # and the files beside it follow
-    await broker.enqueue([an_envelope()])
-    async with idle(path, 1) as [worker]:
-        Path(f"{path}-wake").chmod(mode)
-        for file in Path(f"{path}-wake").iterdir():
-            assert stat.S_IMODE(file.stat().st_mode) == 0o666
-        run_script(script, path, NOBODY, env=unmeasured())
-        assert await worker.is_nudged(1.0)
 
 
 def test_a_child_leaves_its_parents_files_alone(path: Path) -> None:
