@@ -199,7 +199,11 @@ class Folder:
         return descriptor
 
     def has(self, file: str) -> bool:
-        return os.access(file, os.F_OK, dir_fd=self._descriptor or self._opened(), follow_symlinks=False)
+        try:
+            os.stat(file, dir_fd=self._descriptor or self._opened(), follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
 
     def rename(self, before: str, after: str) -> None:
         """Raises FileNotFoundError if somebody else has renamed or removed it."""
