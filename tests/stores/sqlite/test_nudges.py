@@ -148,7 +148,6 @@ async def test_a_stopped_process_loses_its_nudge_to_another(broker: SqliteBroker
     async with idle(path, 2) as [first, second]:
         first.process.send_signal(signal.SIGSTOP)
         await broker.enqueue([an_envelope()])
-        await broker.beat(Beat(session=session.id, looks=True))
         assert not await second.is_nudged()
 
         await broker.beat(Beat(session=session.id, looks=True))
@@ -306,6 +305,20 @@ async def test_two_senders_at_once_nudge_two_listeners(open_broker: Open, monkey
     with first.listen([topics.ANY_QUEUE]) as first_nudges, second.listen([topics.ANY_QUEUE]) as second_nudges:
         await asyncio.gather(one.enqueue([an_envelope()]), other.enqueue([an_envelope()]))
         assert all(await asyncio.gather(first_nudges.wait(0.5), second_nudges.wait(0.5)))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["....", ".0.1-0.1", "w.0.1-0.1", f"n.{'0' * 16}.1-{'0' * 12}.", f"x.{'0' * 16}.1-{'0' * 12}.", "j.", "j.x", "j.1-0", "w", "\udcff.j."],
+)
+async def test_other_files_in_the_folder_stay_there(broker: SqliteBroker, open_broker: Open, path: Path, name: str) -> None:
+    other = open_broker()
+    with other.listen([topics.ANY_QUEUE]) as nudges:
+        Path(f"{path}-wake", name).touch()
+        await broker.enqueue([an_envelope()])
+        assert await nudges.wait(0.5)
+        await broker.upkeep(10)
+        assert len(files(path)) == 3
 
 
 # --- due times and sessions ---------------------------------------------------------------------------------------------------
