@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import shutil
 import signal
@@ -25,7 +26,9 @@ from taskflow.broker.sqlite import SqliteBroker, wake_sender, wakeups
 from taskflow.broker.sqlite.listener_files import ListenerFiles
 from taskflow.broker.sqlite.store_watch import StoreWatch
 from taskflow.broker.sqlite.wake_folder import WAITING, Listeners
+from taskflow.model.clock import ManualClock
 from taskflow.model.record import Status
+from taskflow.model.seams import Seams
 from taskflow.model.session import Beat
 from tests.stores.sqlite.support import Open, an_envelope, envelopes, registered, run_script, succeeded, unmeasured
 
@@ -454,3 +457,34 @@ async def test_a_nudge_is_two_renamed_files(broker: SqliteBroker, open_broker: O
             await worker.claim(session.id, request, [], 1)
             await broker.enqueue([an_envelope()])
         assert renamed == []
+
+
+@pytest.mark.parametrize("number", [1, 20])
+@pytest.mark.usefixtures("only_nudges_count")
+async def test_a_lone_job_is_claimed_once_however_many_workers_are_idle(open_broker: Open, number: int) -> None:
+    claims, seams = 0, Seams(clock=ManualClock())  # no nudge is ever old
+
+    async def work(own: SqliteBroker, waiting: asyncio.Event) -> None:
+        nonlocal claims
+        session = await registered(own)
+        with own.listen([topics.ANY_QUEUE]) as nudges:
+            for request in itertools.count(1):
+                leases = await own.claim(session.id, request, [], 10)
+                claims += 1
+                await own.settle([succeeded(lease) for lease in leases])
+                waiting.set()
+                await nudges.wait()
+
+    async with asyncio.TaskGroup() as group:
+        are_waiting = [asyncio.Event() for _ in range(number)]
+        workers = [group.create_task(work(open_broker(seams=seams), is_waiting)) for is_waiting in are_waiting]
+        await asyncio.gather(*(is_waiting.wait() for is_waiting in are_waiting))
+        claims, broker = 0, open_broker(seams=seams)
+        for _ in range(10):
+            job = an_envelope()
+            with broker.listen([topics.job(job.id)]) as nudges:
+                await broker.enqueue([job])
+                assert await nudges.wait(5)
+        assert claims == 10
+        for worker in workers:
+            worker.cancel()
